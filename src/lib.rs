@@ -1,0 +1,4 @@
+//! dtorrent: a bridge between torrent clients and message brokers.
+
+pub mod model;
+pub mod port;

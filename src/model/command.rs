@@ -1,0 +1,218 @@
+//! Commands and their results.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{File, InfoHash, Peer, ServerName, Timestamp, Torrent, Tracker};
+
+/// The sender's name for a command: 1–128 bytes, no control characters.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CommandId(String);
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an id has 1 to 128 bytes and no control characters")]
+pub struct InvalidCommandId;
+
+impl CommandId {
+    pub fn parse(text: &str) -> Result<Self, InvalidCommandId> {
+        let is_right = (1..=128).contains(&text.len()) && !text.chars().any(char::is_control);
+        is_right.then(|| Self(text.to_owned())).ok_or(InvalidCommandId)
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for CommandId {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+macro_rules! verbs {
+    ($($name:ident = $text:literal),* $(,)?) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum Verb { $($name),* }
+
+        impl Verb {
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text),* }
+            }
+        }
+    };
+}
+
+verbs! {
+    Pause = "pause", Resume = "resume", Start = "start", Stop = "stop", Delete = "delete", Add = "add",
+    Recheck = "recheck", Announce = "announce", Label = "label", Priority = "priority",
+    Get = "get", List = "list",
+}
+
+impl Verb {
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|verb| verb.as_str() == text)
+    }
+}
+
+/// One thing to do to a client. Values are checked: a label has no control characters,
+/// a directory is absolute and below the allowed roots.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    Pause(InfoHash),
+    Resume(InfoHash),
+    Start(InfoHash),
+    Stop(InfoHash),
+    Delete(InfoHash),
+    Recheck(InfoHash),
+    Announce(InfoHash),
+    Label(InfoHash, String),
+    /// 0 off, 1 low, 2 normal, 3 high.
+    Priority(InfoHash, u8),
+    Add(Add),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Add {
+    pub hash: InfoHash,
+    pub source: AddSource,
+    pub start: bool,
+    pub label: Option<String>,
+    pub directory: Option<String>,
+    pub priority: Option<u8>,
+}
+
+#[derive(Clone, PartialEq)]
+pub enum AddSource {
+    /// A magnet link, `magnet:?…`, in its own words.
+    Magnet(String),
+    /// The bytes of a .torrent file.
+    Torrent(Bytes),
+}
+
+impl fmt::Debug for AddSource {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Magnet(link) => write!(out, "Magnet({link:?})"),
+            Self::Torrent(bytes) => write!(out, "Torrent({} bytes)", bytes.len()),
+        }
+    }
+}
+
+/// Which details of a torrent are asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    pub files: bool,
+    pub trackers: bool,
+    pub peers: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutcomeStatus {
+    /// Done, and the effect was seen.
+    Ok,
+    /// Some torrents yes, some no; the rows say which.
+    Partial,
+    Error,
+    /// Its time to live was over before it could be done.
+    Expired,
+    /// Not done, on principle: the rights, or a retained message.
+    Refused,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    UnknownServer,
+    UnknownHash,
+    BadRequest,
+    Forbidden,
+    Precondition,
+    ClientOffline,
+    ClientFault,
+    Unconfirmed,
+    Retained,
+    TooLarge,
+    Unsupported,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct CommandError {
+    pub code: ErrorCode,
+    pub message: String,
+    /// The same command may well succeed later.
+    pub retryable: bool,
+}
+
+impl CommandError {
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        let retryable = matches!(code, ErrorCode::ClientOffline | ErrorCode::Unconfirmed);
+        Self { code, message: message.into(), retryable }
+    }
+}
+
+/// The result for one torrent.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    pub hash: InfoHash,
+    pub status: OutcomeStatus,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<CommandError>,
+    /// For `get` and `list`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub torrent: Option<Torrent>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files: Option<Vec<File>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trackers: Option<Vec<Tracker>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peers: Option<Vec<Peer>>,
+}
+
+impl Row {
+    pub fn ok(hash: InfoHash) -> Self {
+        Self { hash, status: OutcomeStatus::Ok, error: None, torrent: None, files: None, trackers: None, peers: None }
+    }
+
+    pub fn failed(hash: InfoHash, error: CommandError) -> Self {
+        Self { status: OutcomeStatus::Error, error: Some(error), ..Self::ok(hash) }
+    }
+}
+
+/// The result of a command, in its JSON shape.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Outcome {
+    pub schema: &'static str,
+    pub id: CommandId,
+    /// As it was written, also where there is no such verb.
+    pub verb: String,
+    /// `null` on the bridge's own result topic.
+    pub server: Option<ServerName>,
+    pub status: OutcomeStatus,
+    pub time: Timestamp,
+    pub took_ms: u64,
+    pub results: Vec<Row>,
+    pub error: Option<CommandError>,
+    /// For `list`: which part of how many.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub page: Option<Page>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Page {
+    /// How many torrents the filter matches.
+    pub total: u64,
+    /// From 0.
+    pub page: u64,
+    pub page_size: u64,
+}
+
+pub const RESULT_SCHEMA: &str = "dtorrent.result/1";

@@ -1,0 +1,174 @@
+//! The event: what happened, as every sink gets it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{CommandId, Epoch, InfoHash, Rev, Seq, ServerName, Timestamp, Torrent};
+
+pub const EVENT_SCHEMA: &str = "dtorrent.event/1";
+
+/// One field before and after.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    pub from: Value,
+    pub to: Value,
+}
+
+/// Every changed field, by its JSON name.
+pub type Changes = BTreeMap<String, Change>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Entity {
+    Torrent,
+    Server,
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident = $text:literal of $entity:ident),* $(,)?) => {
+        /// What happened. The order is the order of events of one torrent in one tick.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum Kind { $($(#[$doc])* $name),* }
+
+        impl Kind {
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text),* }
+            }
+
+            pub fn entity(self) -> Entity {
+                match self { $(Self::$name => Entity::$entity),* }
+            }
+        }
+    };
+}
+
+kinds! {
+    JournalReset = "journal_reset" of Server,
+    ServerOnline = "server_online" of Server,
+    ServerRestarted = "server_restarted" of Server,
+    Removed = "removed" of Torrent,
+    Added = "added" of Torrent,
+    /// A magnet link learned what it is.
+    Metadata = "metadata" of Torrent,
+    Renamed = "renamed" of Torrent,
+    Moved = "moved" of Torrent,
+    LabelChanged = "label_changed" of Torrent,
+    PriorityChanged = "priority_changed" of Torrent,
+    Checking = "checking" of Torrent,
+    Checked = "checked" of Torrent,
+    Started = "started" of Torrent,
+    Resumed = "resumed" of Torrent,
+    Unfinished = "unfinished" of Torrent,
+    Finished = "finished" of Torrent,
+    Stalled = "stalled" of Torrent,
+    Unstalled = "unstalled" of Torrent,
+    Paused = "paused" of Torrent,
+    Stopped = "stopped" of Torrent,
+    Error = "error" of Torrent,
+    ErrorCleared = "error_cleared" of Torrent,
+    SnapshotDone = "snapshot_done" of Server,
+    ServerOffline = "server_offline" of Server,
+    /// The only one that is conflated, has no `seq` and is in no journal.
+    Updated = "updated" of Torrent,
+}
+
+impl Kind {
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|kind| kind.as_str() == text)
+    }
+}
+
+/// Why an event is told now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cause {
+    Observed,
+    /// The effect of a command that came through this bridge.
+    Command,
+    /// It happened while the bridge was down.
+    Recovered,
+    /// First sight of a server.
+    Snapshot,
+}
+
+/// The name of an event, never used for two.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EventId {
+    /// `home-7f3a9c21-000000004182`
+    Journal { server: ServerName, epoch: Epoch, seq: Seq },
+    /// `home-7f3a9c21-u000000009001`
+    Updated { server: ServerName, epoch: Epoch, rev: Rev },
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Journal { server, epoch, seq } => write!(out, "{server}-{epoch}-{:012}", seq.0),
+            Self::Updated { server, epoch, rev } => write!(out, "{server}-{epoch}-u{:012}", rev.0),
+        }
+    }
+}
+
+impl Serialize for EventId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// An event in its JSON shape.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Event {
+    pub schema: &'static str,
+    pub entity: Entity,
+    pub event_type: Kind,
+    pub id: EventId,
+    /// `null` for `updated`.
+    pub seq: Option<Seq>,
+    pub time: Timestamp,
+    pub server: ServerName,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hash: Option<InfoHash>,
+    pub cause: Cause,
+    pub command_id: Option<CommandId>,
+    /// What the observation that showed this event found changed in the torrent.
+    pub changes: Changes,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub torrent: Option<Arc<Torrent>>,
+}
+
+impl Event {
+    /// The bytes that go on every wire.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("an event is plain JSON")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_server_epoch_and_a_number_of_twelve_digits() {
+        let server = ServerName::parse("home").unwrap();
+        let epoch = Epoch(0x7f3a_9c21);
+        let journal = EventId::Journal { server: server.clone(), epoch, seq: Seq(4182) };
+        assert_eq!(journal.to_string(), "home-7f3a9c21-000000004182");
+        let updated = EventId::Updated { server, epoch, rev: Rev(9001) };
+        assert_eq!(updated.to_string(), "home-7f3a9c21-u000000009001");
+    }
+
+    #[test]
+    fn the_text_of_a_kind_is_its_json() {
+        for kind in Kind::ALL {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
+            assert_eq!(Kind::parse(kind.as_str()), Some(*kind));
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What a client answers: listings for the watcher, details for who asks about one torrent.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::{InfoHash, ServerStats, Timestamp, Torrent};
+
+/// One look at all torrents of a server.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// What tells one run of the client from the next (a process id, say); `None` if it has no such thing.
+    pub run: Option<String>,
+    /// The answer was read to its end and agrees with what the client says of its own size.
+    ///
+    /// Only then does absence of a torrent mean anything.
+    pub complete: bool,
+    pub torrents: BTreeMap<InfoHash, Observed>,
+    pub stats: ServerStats,
+}
+
+/// A torrent as one look showed it, with the facts behind it that the world does not see.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observed {
+    pub torrent: Torrent,
+    pub facts: Facts,
+}
+
+/// What an adapter knows of a torrent beyond its JSON shape.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Facts {
+    /// Another value means that the torrent was erased and loaded again, or its client restarted.
+    pub load: Option<String>,
+    /// All content is here by the client's last word, also while that is being checked again.
+    pub complete: bool,
+    /// Known to be a torrent, no longer a bare magnet link.
+    pub has_metadata: bool,
+    /// Payload bytes received since it was loaded, all time where the client keeps that.
+    pub received_bytes: u64,
+    /// Payload bytes moved both ways; only ever compared with an earlier value.
+    pub moved_bytes: u64,
+}
+
+/// More about one torrent than a listing holds. A part that was not asked for is `None`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Details {
+    pub observed: Observed,
+    pub files: Option<Vec<File>>,
+    pub trackers: Option<Vec<Tracker>>,
+    pub peers: Option<Vec<Peer>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct File {
+    /// The last component of `path`.
+    pub name: String,
+    /// Relative to the torrent's directory, components joined by `/`.
+    pub path: String,
+    pub length: u64,
+    /// Percent, rounded down to 0.1.
+    pub progress: f64,
+    /// 0 off, 1 normal, 2 high.
+    pub priority: Option<u8>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Tracker {
+    pub url: String,
+    pub kind: Option<&'static str>,
+    pub enabled: bool,
+    pub seeds: Option<u64>,
+    pub leeches: Option<u64>,
+    pub succeeded: Option<u64>,
+    pub failed: Option<u64>,
+    pub last_announce_at: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Peer {
+    pub address: String,
+    pub port: Option<u16>,
+    pub client: Option<String>,
+    /// Percent of the torrent that it has.
+    pub progress: Option<f64>,
+    pub encrypted: Option<bool>,
+    pub incoming: Option<bool>,
+    /// Bytes that we got from it.
+    pub downloaded: Option<u64>,
+}

@@ -1,0 +1,31 @@
+//! The words of dtorrent: torrents, events, commands and their JSON shapes.
+//!
+//! Everything here is a plain value. Ids are parsed once, where they come in, so that a
+//! [`ServerName`] or an [`InfoHash`] in hand is a valid one and may be written into a topic.
+//!
+//! Pure: no clock, no I/O, no async.
+
+mod command;
+mod event;
+mod filter;
+mod ids;
+mod listing;
+mod server;
+mod text;
+mod time;
+mod told;
+mod torrent;
+
+pub use command::{
+    Action, Add, AddSource, CommandError, CommandId, ErrorCode, InvalidCommandId, Outcome, OutcomeStatus, Page, Parts,
+    RESULT_SCHEMA, Row, Verb,
+};
+pub use event::{Cause, Change, Changes, EVENT_SCHEMA, Entity, Event, EventId, Kind};
+pub use filter::{Filter, InvalidFilter};
+pub use ids::{Epoch, InfoHash, InvalidInfoHash, InvalidServerName, Rev, Seq, ServerName, SinkName};
+pub use listing::{Details, Facts, File, Listing, Observed, Peer, Tracker};
+pub use server::{LastFinished, ServerStats, Stats};
+pub use text::printable;
+pub use time::Timestamp;
+pub use told::{Committed, Completion, Entry, Fact, Memory, Run, ServerState, Tick, Told, ToldTorrent};
+pub use torrent::{Extra, Status, Torrent, eta_seconds, progress, ratio};

@@ -1,0 +1,62 @@
+//! What is known of a server as a whole.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Status, Timestamp, Torrent};
+
+/// What the client says of itself in a listing. Rates and limits in bytes per second.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServerStats {
+    /// The client's kind and version, `rTorrent 0.9.8`.
+    pub client: Option<String>,
+    pub download_rate: Option<u64>,
+    pub upload_rate: Option<u64>,
+    /// 0 is "no limit".
+    pub download_limit: Option<u64>,
+    pub upload_limit: Option<u64>,
+    /// Bytes in this run of the client.
+    pub downloaded: Option<u64>,
+    pub uploaded: Option<u64>,
+    /// Free bytes where the client puts new downloads.
+    pub free_disk: Option<u64>,
+}
+
+/// The body of `{p}/{s}/stats`: [`ServerStats`] with what the torrents add up to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    #[serde(flatten)]
+    pub server: ServerStats,
+    pub torrents: u64,
+    /// How many torrents have each status; every status is there.
+    pub by_status: BTreeMap<Status, u64>,
+    pub errors: u64,
+    pub stalled: u64,
+    pub last_finished: Option<LastFinished>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LastFinished {
+    pub hash: super::InfoHash,
+    pub name: String,
+    pub time: Timestamp,
+}
+
+impl Stats {
+    pub fn of<'a>(
+        server: ServerStats,
+        torrents: impl Iterator<Item = &'a Torrent>,
+        last_finished: Option<LastFinished>,
+    ) -> Self {
+        let by_status = Status::ALL.into_iter().map(|status| (status, 0)).collect();
+        let mut stats = Self { server, last_finished, by_status, ..Self::default() };
+        for torrent in torrents {
+            stats.torrents += 1;
+            *stats.by_status.entry(torrent.status).or_default() += 1;
+            stats.errors += u64::from(torrent.error);
+            stats.stalled += u64::from(torrent.stalled);
+        }
+        stats
+    }
+}

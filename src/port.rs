@@ -1,0 +1,378 @@
+//! The seams between the engine and what it is plugged into.
+//!
+//! The engine (diff, watch, deliver, commands) and the adapters (clients, sinks, store) know this
+//! file and the model, never each other. Adapters say what went wrong in the terms of these error
+//! types; whether to try again is the engine's decision alone, so no adapter retries.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{
+    Action, CommandId, Committed, Details, Entry, Epoch, EventId, InfoHash, Listing, OutcomeStatus, Parts, Rev, Seq,
+    ServerName, ServerState, SinkName, Tick, Timestamp, Told, Verb,
+};
+
+// --- torrent clients -----------------------------------------------------------------------------
+
+/// One torrent program, as the engine sees it.
+///
+/// An implementation keeps at most one exchange under way, ends each within its own deadline, and
+/// is shared by a watcher and a worker.
+#[async_trait]
+pub trait TorrentClient: Send + Sync {
+    /// Reads all torrents.
+    ///
+    /// # Errors
+    /// An answer that cannot be trusted as a whole is an error, never a short listing.
+    async fn list(&self) -> Result<Listing, ClientError>;
+
+    /// Reads one torrent as it is now; `None` if the client has no such torrent.
+    async fn get(&self, hash: InfoHash, parts: Parts) -> Result<Option<Details>, ClientError>;
+
+    /// Asks for `action`. Whether it took effect is for the next look to show.
+    ///
+    /// Safe to call for what is already so. Waits, within its deadline, for what the client must
+    /// not be asked at the moment.
+    async fn apply(&self, action: &Action) -> Result<Applied, ClientError>;
+}
+
+/// How far an action got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// Asked for; the effect is to be looked for in the listing.
+    Asked,
+    /// The client was read again and showed the effect, which a listing may never show
+    /// (a re-check that is over at once, an announce).
+    Seen,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// Nobody answers at the address.
+    #[error("cannot reach {address}")]
+    Unreachable { address: String, source: Box<dyn std::error::Error + Send + Sync> },
+    /// What was asked for may still have been done.
+    #[error("no complete answer within {limit:?}")]
+    Timeout { limit: Duration },
+    #[error("access denied: {reason}")]
+    Unauthorized { reason: String },
+    /// The answer is not what a client of this kind says; nothing of it is believed.
+    #[error("answer not understood: {reason}")]
+    Protocol { reason: String },
+    /// The client refused, in its own words.
+    #[error("the client refused: {message}")]
+    Fault { message: String },
+    /// The client has no such torrent.
+    #[error("the client has no torrent {0}")]
+    UnknownHash(InfoHash),
+    /// It cannot be done in the torrent's present state; says what would have to be different.
+    #[error("{reason}")]
+    Precondition { reason: String },
+    #[error("this client cannot {what}")]
+    Unsupported { what: String },
+}
+
+// --- sinks ---------------------------------------------------------------------------------------
+
+/// A receiver of events: a broker or a webhook.
+#[async_trait]
+pub trait Sink: Send + Sync {
+    /// One attempt to connect. Trying again is the dispatcher's business, never the library's.
+    async fn connect(&self) -> Result<Connected, DeliverError>;
+
+    /// The name under which the far side keeps this delivery until it is cleared; `None` if it keeps nothing.
+    ///
+    /// The dispatcher writes it down before the delivery is first sent.
+    fn kept_as(&self, delivery: &Delivery) -> Option<String>;
+
+    /// Names in the registry that are the sink's own (its status, say) and are not cleared as leftovers.
+    fn is_own(&self, name: &str) -> bool;
+}
+
+/// One connection: what sends on it, and what makes it run.
+pub struct Connected {
+    pub link: Box<dyn Link>,
+    /// Runs the connection and ends, with the reason, when it is over. Nothing moves unless it is polled.
+    pub drive: BoxFuture<'static, DeliverError>,
+}
+
+/// One connection to a sink. The first failure ends it, and all that was under way fails with it.
+#[async_trait]
+pub trait Link: Send {
+    /// How many deliveries may be under way at once.
+    fn depth(&self) -> usize;
+
+    /// Sends in call order. The future ends when the far side has taken responsibility, or the link is over.
+    ///
+    /// Never waits itself: the caller keeps to `depth`.
+    fn send(&mut self, delivery: Delivery) -> BoxFuture<'static, Result<(), DeliverError>>;
+
+    /// Says goodbye in the sink's own way; `drive` has to be polled meanwhile.
+    async fn close(self: Box<Self>) -> Result<(), DeliverError>;
+}
+
+/// Something for a sink. Bodies are the bytes on the wire.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Delivery {
+    /// A journal entry.
+    Event(Entry),
+    /// The conflated event.
+    Updated {
+        server: ServerName,
+        hash: InfoHash,
+        id: EventId,
+        time: Timestamp,
+        body: Bytes,
+    },
+    /// The torrent as told. `keep`: whoever comes later shall see it too.
+    State {
+        server: ServerName,
+        hash: InfoHash,
+        body: Bytes,
+        keep: bool,
+    },
+    Files {
+        server: ServerName,
+        hash: InfoHash,
+        body: Bytes,
+    },
+    ServerStatus {
+        server: ServerName,
+        is_online: bool,
+    },
+    Stats {
+        server: ServerName,
+        body: Bytes,
+    },
+    /// Version, servers, limits.
+    Info {
+        body: Bytes,
+    },
+    Health {
+        body: Bytes,
+    },
+    /// The result of a command; `server` is `None` for one to the bridge itself.
+    Result {
+        server: Option<ServerName>,
+        body: Bytes,
+        reply: Option<ReplyTo>,
+    },
+    /// Take back what is kept under this name.
+    Clear {
+        name: String,
+    },
+}
+
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeliverError {
+    /// The far side is not there or the connection broke: everything unacknowledged is to be sent again.
+    #[error("{reason}")]
+    Unavailable { reason: String, retry_after: Option<Duration> },
+    /// The far side will never take this one.
+    #[error("rejected: {reason}")]
+    Rejected { reason: String },
+}
+
+impl DeliverError {
+    pub fn unavailable(reason: impl Into<String>) -> Self {
+        Self::Unavailable { reason: reason.into(), retry_after: None }
+    }
+}
+
+// --- commands ------------------------------------------------------------------------------------
+
+/// Where commands come from.
+#[async_trait]
+pub trait CommandSource: Send {
+    /// Waits for the next command, connecting first if there is no connection (one attempt).
+    ///
+    /// Cancel-safe: a message is handed over whole or comes again.
+    ///
+    /// # Errors
+    /// The connection could not be made or is over; the next call makes a new one.
+    async fn next(&mut self) -> Result<Incoming, DeliverError>;
+}
+
+/// A message that wants to be a command. Nothing in it is checked yet.
+pub struct Incoming {
+    pub address: CommandAddress,
+    pub body: Bytes,
+    /// The broker kept it for whoever comes: it is never carried out.
+    pub is_retained: bool,
+    /// How much longer its sender wants it done; `None` for no word about that.
+    pub expires_in: Option<Duration>,
+    pub reply: Option<ReplyTo>,
+    /// Tells the source that the command is safe in the log; until then it comes again.
+    pub ack: Box<dyn FnOnce() + Send>,
+}
+
+/// The words of a topic, not checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandAddress {
+    /// `None`: the bridge itself.
+    pub server: Option<String>,
+    pub hash: Option<String>,
+    pub verb: String,
+}
+
+/// Where the sender of a command wants its answer, besides the result topic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplyTo {
+    pub topic: String,
+    pub correlation: Option<Vec<u8>>,
+}
+
+// --- the store -----------------------------------------------------------------------------------
+
+/// The durable state: told, journal, cursors, the registry of what sinks keep, the command log.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Not there yet: a server begins empty, at seq 0.
+    async fn load(&self, server: &ServerName) -> Result<Loaded, StoreError>;
+
+    /// Commits one tick: what it tells, and that it was told.
+    ///
+    /// When this returns `Ok`, the journal entries of the tick are on stable storage; a tick without
+    /// any is written but not synced. Not cancel-safe: a dropped call may or may not have committed.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] if the journal or the disk has no room; nothing was written then.
+    async fn commit(&self, tick: Tick) -> Result<Committed, StoreError>;
+
+    /// Journal entries after `after`, oldest first, at most `limit`.
+    async fn read(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<Entry>, StoreError>;
+
+    /// How far a sink has got with each server.
+    async fn progress(&self, sink: &SinkName) -> Result<BTreeMap<ServerName, Progress>, StoreError>;
+
+    /// Notes how far a sink has got. Not synced: after a power cut it may be an earlier note.
+    async fn settle(&self, sink: &SinkName, progress: BTreeMap<ServerName, Progress>) -> Result<(), StoreError>;
+
+    /// Puts an entry aside that a sink will never take, with the reason; synced.
+    async fn bury(&self, sink: &SinkName, entry: &Entry, reason: &str) -> Result<(), StoreError>;
+
+    /// The names that a sink's far side keeps something under, or may do so.
+    async fn registry(&self, sink: &SinkName) -> Result<Vec<String>, StoreError>;
+    /// Writes names down, synced, before anything is first sent under them.
+    async fn register(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError>;
+    /// Crosses names out whose clearing was acknowledged.
+    async fn unregister(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError>;
+
+    /// Writes a command down, synced. An id of the last 24 hours is not written again.
+    async fn log_command(&self, command: LoggedCommand) -> Result<Admission, StoreError>;
+    /// Notes, synced, that its actions are about to be asked for.
+    async fn start_command(&self, server: Option<&ServerName>, id: &CommandId) -> Result<(), StoreError>;
+    /// Writes its result down, synced; `status` for the statistics.
+    async fn finish_command(
+        &self,
+        server: Option<&ServerName>,
+        id: &CommandId,
+        status: OutcomeStatus,
+        result: Bytes,
+    ) -> Result<(), StoreError>;
+    /// Commands without a result, oldest first.
+    async fn open_commands(&self) -> Result<Vec<LoggedCommand>, StoreError>;
+    /// Results that a sink has not taken yet, oldest first, at most `limit`.
+    async fn unsent_results(&self, sink: &SinkName, limit: u16) -> Result<Vec<UnsentResult>, StoreError>;
+    async fn result_sent(&self, number: i64) -> Result<(), StoreError>;
+
+    /// What an operator wants to know of the journal.
+    async fn usage(&self) -> Result<Usage, StoreError>;
+}
+
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub epoch: Epoch,
+    pub told: Told,
+    pub state: ServerState,
+    /// The newest journal entry.
+    pub last_seq: Seq,
+    /// The store is new or had to be made anew: what was told before is lost.
+    pub is_new: bool,
+}
+
+/// How far one sink has got with one server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Every entry up to here is acknowledged, buried or filtered out.
+    pub cursor: Seq,
+    /// Every state up to here is acknowledged.
+    pub sent_rev: Rev,
+}
+
+/// A command as it is written down: enough to carry it out after a crash.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoggedCommand {
+    pub id: CommandId,
+    pub server: Option<ServerName>,
+    /// The sink that it came by.
+    pub origin: SinkName,
+    pub hash: Option<InfoHash>,
+    /// `None`: it was refused at the door; only its result is to be kept.
+    pub verb: Option<Verb>,
+    pub body: Bytes,
+    pub received_at: Timestamp,
+    pub expires_at: Timestamp,
+    pub reply: Option<ReplyTo>,
+    /// Its actions may have been asked for before a crash.
+    pub is_started: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Admission {
+    New,
+    /// Being carried out; its one result is still to come.
+    Running,
+    /// Done before: the result that was given then is sent again, to this reply address.
+    Answered,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct UnsentResult {
+    pub number: i64,
+    pub server: Option<ServerName>,
+    pub body: Bytes,
+    pub reply: Option<ReplyTo>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub journal_entries: u64,
+    pub journal_bytes: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// No room. Nothing was written, and the same call may succeed later.
+    #[error("no room for the journal: {reason}")]
+    Full { reason: String },
+    #[error("the state is damaged: {reason}")]
+    Corrupt { reason: String },
+    #[error("cannot use the state")]
+    Io(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+// --- time ----------------------------------------------------------------------------------------
+
+/// Wall time. Durations are measured with tokio's monotonic clock, which tests can pause.
+pub trait Clock: Send + Sync {
+    fn now(&self) -> Timestamp;
+}
+
+/// The clock of the machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millis(jiff::Timestamp::now().as_millisecond())
+    }
+}
