@@ -14,7 +14,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::model::{Committed, Epoch, InfoHash, Seq, ServerName, ServerState, ServerStats, Told, Torrent};
+use crate::model::{Committed, Epoch, InfoHash, Seq, ServerName, ServerState, ServerStats, SinkName, Told, Torrent};
 use crate::port::Delivery;
 
 /// How many side messages (files, results of look-ups) wait for a slow sink; the oldest go first.
@@ -23,7 +23,7 @@ const SIDE_MESSAGES_MAX: usize = 1024;
 /// What is known of all servers.
 pub struct Board {
     servers: BTreeMap<ServerName, ServerBoard>,
-    desks: Vec<Arc<Desk>>,
+    desks: BTreeMap<SinkName, Arc<Desk>>,
 }
 
 /// What is known of one server.
@@ -57,12 +57,21 @@ pub struct PollReport {
 }
 
 impl Board {
-    pub fn new(servers: BTreeMap<ServerName, Content>, desks: Vec<Arc<Desk>>) -> Self {
+    pub fn new(servers: BTreeMap<ServerName, Content>, sinks: impl IntoIterator<Item = SinkName>) -> Self {
         let servers = servers
             .into_iter()
             .map(|(name, content)| (name, ServerBoard { content: RwLock::new(content), poke: Notify::new() }))
             .collect();
+        let desks = sinks.into_iter().map(|name| (name, Arc::default())).collect();
         Self { servers, desks }
+    }
+
+    pub fn desk(&self, sink: &SinkName) -> Option<&Arc<Desk>> {
+        self.desks.get(sink)
+    }
+
+    pub fn desks(&self) -> impl Iterator<Item = (&SinkName, &Arc<Desk>)> {
+        self.desks.iter()
     }
 
     pub fn names(&self) -> impl Iterator<Item = &ServerName> {
@@ -88,21 +97,31 @@ impl Board {
                 content.state = state;
             }
             for (hash, told) in committed.told {
-                let before = match told {
-                    Some(told) => content.told.insert(hash, told),
-                    None => content.told.remove(&hash),
+                let (before, not_before) = match told {
+                    Some(told) => {
+                        let not_before = told.last_seq;
+                        (content.told.insert(hash, told), not_before)
+                    }
+                    None => (content.told.remove(&hash), committed.last_seq),
                 };
-                changed.push((hash, before.map(|before| before.torrent), committed.last_seq));
+                changed.push((hash, before.map(|before| before.torrent), not_before));
             }
         });
-        for desk in &self.desks {
+        for desk in self.desks.values() {
             desk.lay(name, &changed);
+        }
+    }
+
+    /// Wakes every sink: something that it reads from the board itself has changed.
+    pub fn wake(&self) {
+        for desk in self.desks.values() {
+            desk.laid.notify_one();
         }
     }
 
     /// Something for every sink that is neither journal nor state; sinks that are away may miss it.
     pub fn tell_aside(&self, delivery: &Delivery) {
-        for desk in &self.desks {
+        for desk in self.desks.values() {
             desk.lay_aside(delivery.clone());
         }
     }
@@ -124,16 +143,43 @@ impl ServerBoard {
 pub struct Laid {
     /// The picture before the oldest change on the desk; `None` if there was no such torrent.
     pub before: Option<Arc<Torrent>>,
-    /// The journal as far as it was written at the newest change: the state comes after it.
+    /// The newest journal entry about it: the state comes after that.
     pub not_before: Seq,
+}
+
+/// How delivery to one sink goes, for health and metrics.
+#[derive(Clone, Debug, Default)]
+pub struct SinkReport {
+    pub is_connected: bool,
+    /// Why it is not.
+    pub failure: Option<String>,
+    /// Journal entries not settled.
+    pub lag_entries: u64,
+    /// Since when there has been a lag.
+    pub behind_since: Option<Instant>,
+    /// Torrents of which it has an old picture.
+    pub dirty: u64,
+    pub delivered: u64,
+    pub rejected: u64,
+}
+
+impl SinkReport {
+    pub fn backlog(&mut self, lag_entries: u64, dirty: u64) {
+        self.lag_entries = lag_entries;
+        self.dirty = dirty;
+        self.behind_since = (lag_entries > 0).then(|| self.behind_since.unwrap_or_else(Instant::now));
+    }
 }
 
 /// Where changes wait for one sink. At most one per torrent, whatever happens to it.
 #[derive(Default)]
 pub struct Desk {
     tray: Mutex<Tray>,
+    report: Mutex<SinkReport>,
     /// Woken when something was laid.
     pub laid: Notify,
+    /// Woken when the result of a command that came by this sink was written down.
+    pub answered: Notify,
 }
 
 /// What lay on a desk.
@@ -167,6 +213,15 @@ impl Desk {
             tray.aside.push_back(delivery);
         }
         self.laid.notify_one();
+    }
+
+    /// For the sink's dispatcher only.
+    pub fn report(&self, write: impl FnOnce(&mut SinkReport)) {
+        write(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub fn last_report(&self) -> SinkReport {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Takes everything off the desk.

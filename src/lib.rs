@@ -1,6 +1,10 @@
 //! dtorrent: a bridge between torrent clients and message brokers.
 
 pub mod board;
+pub mod commands;
+pub mod deliver;
 pub mod diff;
 pub mod model;
 pub mod port;
+pub mod repeat;
+pub mod watch;

@@ -37,7 +37,12 @@ pub fn first_sight(seen: &Observed, context: Context) -> (Torrent, Memory) {
 }
 
 /// Compares a look with what was told; `is_due` says whether small changes are to be told, too.
-pub fn compare(told: &ToldTorrent, seen: &Observed, context: Context, is_due: impl Fn(&Torrent, &Torrent) -> bool) -> Finding {
+pub fn compare(
+    told: &ToldTorrent,
+    seen: &Observed,
+    context: Context,
+    is_due: impl Fn(&Torrent, &Torrent) -> bool,
+) -> Finding {
     let before = &told.memory;
     let is_resolved = !before.has_metadata && seen.facts.has_metadata;
     let is_other_load = matches!((&before.load, &seen.facts.load), (Some(old), Some(new)) if old != new);

@@ -21,10 +21,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            trust: TrustLimits { failures_max: 3, settle: Duration::from_secs(30) },
-            dry: Duration::from_secs(60),
-        }
+        Self { trust: TrustLimits { failures_max: 3, settle: Duration::from_secs(30) }, dry: Duration::from_secs(60) }
     }
 }
 
@@ -128,13 +125,7 @@ impl Observer {
     }
 
     fn empty_tick(&self, now: Moment) -> Tick {
-        Tick {
-            server: self.server.clone(),
-            time: now.time,
-            facts: Vec::new(),
-            changes: BTreeMap::new(),
-            state: None,
-        }
+        Tick { server: self.server.clone(), time: now.time, facts: Vec::new(), changes: BTreeMap::new(), state: None }
     }
 
     fn cause(&self, state: &ServerState) -> Cause {
@@ -194,8 +185,7 @@ impl Observer {
         };
         let recent = self.recent.entry(hash).or_insert(fresh);
         let has_moved = facts.moved_bytes > recent.moved_bytes;
-        let is_receiving =
-            facts.received_bytes != recent.received_bytes || seen.torrent.download_rate.unwrap_or(0) > 0;
+        let is_receiving = facts.received_bytes != recent.received_bytes || seen.torrent.download_rate.unwrap_or(0) > 0;
         recent.moved_bytes = facts.moved_bytes;
         recent.received_bytes = facts.received_bytes;
         if is_receiving || seen.torrent.status != Status::Downloading {

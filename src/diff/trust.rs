@@ -90,9 +90,9 @@ mod tests {
     }
 
     fn run(polls: &[(u64, Poll)]) -> Trust {
-        polls.iter().fold(Trust::START, |trust, (second, poll)| {
-            trust.after(*poll, Duration::from_secs(*second), &LIMITS)
-        })
+        polls
+            .iter()
+            .fold(Trust::START, |trust, (second, poll)| trust.after(*poll, Duration::from_secs(*second), &LIMITS))
     }
 
     #[test]
