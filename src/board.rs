@@ -56,6 +56,13 @@ pub struct PollReport {
     pub polls: u64,
 }
 
+impl PollReport {
+    /// The last poll was answered.
+    pub fn is_answering(&self) -> bool {
+        self.last_success.is_some() && self.failure.is_none()
+    }
+}
+
 impl Board {
     pub fn new(servers: BTreeMap<ServerName, Content>, sinks: impl IntoIterator<Item = SinkName>) -> Self {
         let servers = servers
