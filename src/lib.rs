@@ -8,3 +8,4 @@ pub mod model;
 pub mod port;
 pub mod repeat;
 pub mod watch;
+pub mod store;
