@@ -9,3 +9,8 @@ pub mod port;
 pub mod repeat;
 pub mod watch;
 pub mod store;
+pub mod cli;
+pub mod config;
+pub mod model;
+pub mod port;
+pub mod telemetry;
