@@ -4,6 +4,7 @@ pub mod board;
 pub mod commands;
 pub mod deliver;
 pub mod diff;
+pub mod demo;
 pub mod model;
 pub mod port;
 pub mod repeat;
