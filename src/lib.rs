@@ -1,17 +1,18 @@
 //! dtorrent: a bridge between torrent clients and message brokers.
 
+//APP
 pub mod board;
+pub mod cli;
 pub mod commands;
+pub mod config;
 pub mod deliver;
-pub mod diff;
 pub mod demo;
+pub mod diff;
+pub mod http;
 pub mod model;
 pub mod port;
 pub mod repeat;
-pub mod watch;
 pub mod store;
-pub mod cli;
-pub mod config;
-pub mod model;
-pub mod port;
+pub mod supervise;
 pub mod telemetry;
+pub mod watch;

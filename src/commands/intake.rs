@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::queue::Queue;
 use super::request::{BODY_BYTES_MAX, Envelope, Request, TTL};
 use crate::board::Board;
 use crate::deliver::backoff::Backoff;
@@ -39,7 +39,8 @@ pub struct IntakeSettings {
 pub struct Intake {
     pub settings: IntakeSettings,
     pub source: Box<dyn CommandSource>,
-    pub workers: BTreeMap<ServerName, mpsc::Sender<LoggedCommand>>,
+    /// Of the servers that this sink may command.
+    pub queues: BTreeMap<ServerName, Arc<Queue>>,
     pub store: Arc<dyn Store>,
     pub board: Arc<Board>,
     pub clock: Arc<dyn Clock>,
@@ -170,7 +171,7 @@ impl Intake {
         hash: &Option<Result<InfoHash, crate::model::InvalidInfoHash>>,
         verb: Option<Verb>,
     ) -> Option<(OutcomeStatus, CommandError)> {
-        let known = |server: &ServerName| self.workers.contains_key(server);
+        let known = |server: &ServerName| self.queues.contains_key(server);
         match server {
             None => {
                 let message = "this version takes no commands to the bridge itself";
@@ -248,13 +249,9 @@ impl Intake {
 
     /// Gives the command to its server's worker; a refusal if that has too much to do.
     fn hand_on(&self, command: &LoggedCommand) -> Option<(OutcomeStatus, CommandError)> {
-        let worker = command.server.as_ref().and_then(|server| self.workers.get(server))?;
-        let error = worker.try_send(command.clone()).err()?;
-        let message = match error {
-            mpsc::error::TrySendError::Full(_) => "too many commands are waiting",
-            mpsc::error::TrySendError::Closed(_) => "the bridge is stopping",
-        };
-        let mut error = CommandError::new(ErrorCode::ClientOffline, message);
+        let queue = command.server.as_ref().and_then(|server| self.queues.get(server))?;
+        queue.push(command.clone()).err()?;
+        let mut error = CommandError::new(ErrorCode::ClientOffline, "too many commands are waiting");
         error.retryable = true;
         Some((OutcomeStatus::Refused, error))
     }

@@ -11,11 +11,13 @@
 
 pub mod expect;
 mod intake;
+mod queue;
 mod request;
 mod source;
 mod worker;
 
 pub use intake::{Intake, IntakeSettings};
+pub use queue::Queue;
 pub use request::{BODY_BYTES_MAX, Envelope, Request};
 pub use source::{Sources, SourcesSettings};
 pub use worker::{Worker, WorkerParts};

@@ -4,19 +4,18 @@
 //! Each waits until its client is there (or its time is over), says what it expects, asks, and waits
 //! until the watcher has seen it. The client's own answer proves nothing: rTorrent says 0 to everything.
 
-use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use serde_json::{Map, Value};
-use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::expect::{Effect, Expectations, Ticket};
+use super::queue::Queue;
 use super::request::{AddRequest, Request, Target, What};
 use super::source::Sources;
 use crate::board::Board;
@@ -43,10 +42,10 @@ pub struct WorkerParts {
     pub sources: Sources,
 }
 
+/// Runs the commands of one server; see the module.
 pub struct Worker {
-    parts: WorkerParts,
-    queue: mpsc::Receiver<LoggedCommand>,
-    waiting: VecDeque<LoggedCommand>,
+    pub parts: Arc<WorkerParts>,
+    pub queue: Arc<Queue>,
 }
 
 /// What was done, before it is wrapped into a result.
@@ -74,89 +73,34 @@ impl Done {
     }
 }
 
-/// Which torrents a command holds while it runs.
-enum Claim {
-    These(Vec<InfoHash>),
-    /// Not known before it runs: it goes alone.
-    All,
-}
-
 impl Worker {
-    /// `open` are the commands that a former life of the bridge did not answer.
-    pub fn new(parts: WorkerParts, queue: mpsc::Receiver<LoggedCommand>, open: Vec<LoggedCommand>) -> Self {
-        Self { parts, queue, waiting: open.into() }
-    }
-
     /// Carries out commands until `stop`; those under way are dropped then and go on at the next start.
     ///
     /// # Errors
     /// Only a store that cannot be used any more.
-    pub async fn run(mut self, stop: CancellationToken) -> Result<(), StoreError> {
-        let parts = &self.parts;
+    pub async fn run(self, stop: CancellationToken) -> Result<(), StoreError> {
+        let Self { parts, queue } = &self;
+        queue.begin();
         let mut running = FuturesUnordered::new();
-        let mut held: HashSet<InfoHash> = HashSet::new();
-        let mut is_closed = false;
         loop {
             while running.len() < PARALLEL_MAX
-                && let Some((command, claim)) = take_next(&mut self.waiting, &held, running.is_empty())
+                && let Some(command) = queue.next()
             {
-                let hashes = match &claim {
-                    Claim::These(hashes) => hashes.clone(),
-                    Claim::All => Vec::new(),
-                };
-                held.extend(&hashes);
-                let goes_alone = matches!(claim, Claim::All);
-                running.push(async move { (hashes, parts.carry_out(command).await) });
-                if goes_alone {
-                    break;
-                }
+                running.push(async move {
+                    let id = command.id.clone();
+                    (id, parts.carry_out(command).await)
+                });
             }
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                Some((hashes, result)) = running.next(), if !running.is_empty() => {
+                Some((id, result)) = running.next(), if !running.is_empty() => {
                     result?;
-                    held.retain(|hash| !hashes.contains(hash));
+                    queue.done(&id);
                 }
-                command = self.queue.recv(), if !is_closed => match command {
-                    Some(command) => self.waiting.push_back(command),
-                    None => is_closed = true,
-                },
+                () = queue.arrived.notified() => {}
             }
         }
-    }
-}
-
-/// The first command that no earlier one, running or waiting, stands in the way of.
-fn take_next(
-    waiting: &mut VecDeque<LoggedCommand>,
-    held: &HashSet<InfoHash>,
-    nothing_runs: bool,
-) -> Option<(LoggedCommand, Claim)> {
-    let mut wanted_before: HashSet<InfoHash> = HashSet::new();
-    for position in 0..waiting.len() {
-        match claim_of(&waiting[position]) {
-            Claim::All if position == 0 && nothing_runs => {
-                return waiting.remove(position).map(|command| (command, Claim::All));
-            }
-            Claim::All => return None,
-            Claim::These(hashes) => {
-                if hashes.iter().all(|hash| !held.contains(hash) && !wanted_before.contains(hash)) {
-                    return waiting.remove(position).map(|command| (command, Claim::These(hashes)));
-                }
-                wanted_before.extend(hashes);
-            }
-        }
-    }
-    None
-}
-
-fn claim_of(command: &LoggedCommand) -> Claim {
-    let Some(verb) = command.verb else { return Claim::These(Vec::new()) };
-    match Request::parse(verb, command.hash, &command.body) {
-        Ok(Request { what: What::List { .. } | What::Add(_), .. }) | Err(_) => Claim::These(Vec::new()),
-        Ok(Request { target: Target::These(hashes), .. }) => Claim::These(hashes),
-        Ok(Request { target: Target::Matching(_) | Target::Server, .. }) => Claim::All,
     }
 }
 
