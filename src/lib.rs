@@ -1,6 +1,6 @@
 //! dtorrent: a bridge between torrent clients and message brokers.
 
-//APP
+
 pub mod board;
 pub mod cli;
 pub mod commands;
