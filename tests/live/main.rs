@@ -1,0 +1,3 @@
+//! Tests against the real programs, on loopback.
+
+mod rtorrent_client;
