@@ -9,6 +9,7 @@ pub mod deliver;
 pub mod demo;
 pub mod diff;
 pub mod http;
+pub mod clients;
 pub mod model;
 pub mod port;
 pub mod repeat;

@@ -2,3 +2,6 @@
 //! `DTORRENT_LIVE=required` makes that an error.
 
 mod mqtt_link;
+//! Tests against the real programs, on loopback.
+
+mod rtorrent_client;
