@@ -29,7 +29,7 @@ use crate::model::{EVENT_SCHEMA, Kind, RESULT_SCHEMA, ServerName, ServerStats, S
 use crate::port::{Clock, LoggedCommand, Store, SystemClock, TorrentClient};
 use crate::sinks::mqtt::{self, MqttSink};
 use crate::store::{Options, Recovery, SqliteStore};
-use crate::supervise::Group;
+use crate::supervise::{Group, for_ever};
 use crate::telemetry::metrics::{self, Metrics};
 use crate::watch::{FilesWanted, Watcher};
 
@@ -63,6 +63,8 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
     let mut left = Group::new();
     bridge.spawn_servers(&mut left);
     bridge.spawn_intakes(&mut left);
+    let kept_up = metrics.clone();
+    for_ever("metrics", async move { kept_up.upkeep().await });
     let page = listener.map(|listener| {
         let shown: Arc<dyn http::Observed> =
             Arc::new(Shown { board: Arc::clone(&bridge.board), store: Arc::clone(&sqlite), metrics });

@@ -22,8 +22,8 @@ pub struct Context {
     pub is_receiving: bool,
     /// Nothing has come for long enough to call a downloading torrent stalled.
     pub is_dry: bool,
-    /// The client has not restarted since the torrent was told.
-    pub is_same_run: bool,
+    /// How often the client has restarted, see [`crate::model::ServerState`].
+    pub generation: u64,
 }
 
 /// The picture and the memory of a torrent that is seen for the first time.
@@ -32,7 +32,7 @@ pub fn first_sight(seen: &Observed, context: Context) -> (Torrent, Memory) {
     torrent.playing |= context.has_moved;
     torrent.stalled = false;
     let nothing = Memory { received_bytes: seen.facts.received_bytes, ..Memory::default() };
-    let memory = remember(&nothing, &seen.facts, torrent.status);
+    let memory = remember(&nothing, &seen.facts, torrent.status, context.generation);
     (torrent, memory)
 }
 
@@ -46,12 +46,13 @@ pub fn compare(
     let before = &told.memory;
     let is_resolved = !before.has_metadata && seen.facts.has_metadata;
     let is_other_load = matches!((&before.load, &seen.facts.load), (Some(old), Some(new)) if old != new);
-    if is_other_load && context.is_same_run && !is_resolved {
+    // After a restart every torrent has been loaded anew, and that says nothing.
+    if is_other_load && before.generation == context.generation && !is_resolved {
         let (torrent, memory) = first_sight(seen, context);
         return Finding::Replaced(torrent, memory);
     }
     let torrent = picture(&told.torrent, seen, context);
-    let memory = remember(before, &seen.facts, torrent.status);
+    let memory = remember(before, &seen.facts, torrent.status, context.generation);
     let kinds = happened(&told.torrent, before, &torrent, &seen.facts, is_resolved);
     // The memory is written with the next thing that is told; until then the look after this one
     // finds the same again. A new load alone changes nothing that could be told.
@@ -64,7 +65,7 @@ pub fn compare(
 
 /// The load of a torrent decides about "replaced", so a changed one must not be forgotten.
 fn needs_writing(before: &Memory, after: &Memory) -> bool {
-    let Memory { load, has_metadata, received_bytes: _, completion, run } = before;
+    let Memory { load, generation: _, has_metadata, received_bytes: _, completion, run } = before;
     *load != after.load || *has_metadata != after.has_metadata || *completion != after.completion || *run != after.run
 }
 
@@ -88,10 +89,11 @@ fn picture(told: &Torrent, seen: &Observed, context: Context) -> Torrent {
     torrent
 }
 
-fn remember(before: &Memory, facts: &Facts, status: Status) -> Memory {
+fn remember(before: &Memory, facts: &Facts, status: Status, generation: u64) -> Memory {
     let is_checking = status == Status::Checking;
     Memory {
         load: facts.load.clone().or_else(|| before.load.clone()),
+        generation,
         has_metadata: facts.has_metadata,
         received_bytes: if is_checking { before.received_bytes } else { facts.received_bytes },
         completion: if is_checking { before.completion } else { completion(facts) },

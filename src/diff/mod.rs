@@ -18,3 +18,6 @@ mod worth;
 
 pub use observer::{Limits, Moment, Observer};
 pub use trust::Trust;
+
+#[cfg(test)]
+mod tests;

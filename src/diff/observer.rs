@@ -43,6 +43,8 @@ pub struct Observer {
     missing: BTreeMap<InfoHash, Cause>,
     /// What is found by the first look happened while nobody watched.
     has_looked: bool,
+    /// The client was away since it answered last, or may have been.
+    was_away: bool,
 }
 
 /// Of each torrent, only in memory.
@@ -63,6 +65,7 @@ impl Observer {
             recent: HashMap::new(),
             missing: BTreeMap::new(),
             has_looked: false,
+            was_away: true,
         }
     }
 
@@ -73,6 +76,7 @@ impl Observer {
     /// The poll failed. Only the server may be told of as offline.
     pub fn failed(&mut self, state: &ServerState, now: Moment) -> Tick {
         self.trust = self.trust.after(Poll::Failed, now.at, &self.limits.trust);
+        self.was_away = true;
         let mut tick = self.empty_tick(now);
         if self.trust.is_offline(&self.limits.trust) && state.is_online {
             tick.facts.push(server_fact(Kind::ServerOffline, Cause::Observed));
@@ -86,7 +90,8 @@ impl Observer {
     /// The tick holds the whole difference between `told` and what is seen. It is to be committed
     /// before the next look; if that cannot be, `told` stays and the next look finds the same again.
     pub fn looked(&mut self, told: &Told, state: &ServerState, listing: &Listing, now: Moment) -> Tick {
-        let is_other_run = listing.run.is_some() && listing.run != state.run;
+        let is_other_run = self.is_other_run(told, state, listing);
+        let generation = state.generation + u64::from(is_other_run && state.run.is_some());
         let poll = Poll::Answered {
             is_other_run,
             torrents: listing.torrents.len(),
@@ -95,18 +100,18 @@ impl Observer {
         self.trust = self.trust.after(poll, now.at, &self.limits.trust);
         let cause = self.cause(state);
         let mut tick = self.empty_tick(now);
-        self.tell_of_server(&mut tick, state, listing, is_other_run);
+        self.tell_of_server(&mut tick, state, listing, generation);
         let mut torrents = Vec::new();
         self.find_removed(told, listing, cause, &mut tick, &mut torrents);
-        let is_same_run = !is_other_run;
         for (hash, seen) in &listing.torrents {
-            let context = self.remember(*hash, seen, is_same_run, now.at);
+            let context = self.remember(*hash, seen, generation, now.at);
             self.tell_of_torrent(*hash, told.get(hash), seen, context, cause, now.at, &mut tick, &mut torrents);
         }
         torrents.sort_by_key(|(hash, fact)| (*hash, fact.kind));
         tick.facts.extend(torrents.into_iter().map(|(_, fact)| fact));
         self.finish_snapshot(&mut tick, state, told, listing);
         self.has_looked = true;
+        self.was_away = false;
         tick
     }
 
@@ -136,18 +141,37 @@ impl Observer {
         }
     }
 
-    fn tell_of_server(&self, tick: &mut Tick, state: &ServerState, listing: &Listing, is_other_run: bool) {
+    /// Whether this is not the run of the client that was told of.
+    ///
+    /// Another name of the run says so. The same name does not say the contrary: then a client that
+    /// was away, and all of whose torrents were loaded anew, was restarted.
+    fn is_other_run(&self, told: &Told, state: &ServerState, listing: &Listing) -> bool {
+        if listing.run != state.run {
+            return listing.run.is_some();
+        }
+        let mut loads = told.iter().filter_map(|(hash, told)| {
+            let seen = listing.torrents.get(hash)?;
+            Some((told.memory.load.as_ref()?, seen.facts.load.as_ref()?, told.memory.generation))
+        });
+        let mut has_any = false;
+        let all_changed = loads.all(|(told, seen, generation)| {
+            has_any = true;
+            told != seen && generation == state.generation
+        });
+        self.was_away && has_any && all_changed
+    }
+
+    fn tell_of_server(&self, tick: &mut Tick, state: &ServerState, listing: &Listing, generation: u64) {
         let cause = if self.has_looked || !state.is_known { Cause::Observed } else { Cause::Recovered };
         if !state.is_online {
             tick.facts.push(server_fact(Kind::ServerOnline, Cause::Observed));
         }
-        if is_other_run && state.run.is_some() {
+        if generation != state.generation {
             tick.facts.push(server_fact(Kind::ServerRestarted, cause));
         }
-        if !state.is_online || is_other_run {
-            let run = listing.run.clone().or_else(|| state.run.clone());
-            tick.state = Some(ServerState { is_online: true, run, is_known: state.is_known });
-        }
+        let run = listing.run.clone().or_else(|| state.run.clone());
+        let now = ServerState { is_known: state.is_known, is_online: true, run, generation };
+        tick.state = (now != *state).then_some(now);
     }
 
     /// Believes an absence when it is the second in a row of complete listings of a steady server.
@@ -175,7 +199,7 @@ impl Observer {
     }
 
     /// Notes what moved, and says what that means for this look.
-    fn remember(&mut self, hash: InfoHash, seen: &Observed, is_same_run: bool, at: Duration) -> Context {
+    fn remember(&mut self, hash: InfoHash, seen: &Observed, generation: u64, at: Duration) -> Context {
         let facts = &seen.facts;
         let fresh = Recent {
             moved_bytes: facts.moved_bytes,
@@ -192,7 +216,7 @@ impl Observer {
             recent.received_at = at;
         }
         let is_dry = at.saturating_sub(recent.received_at) >= self.limits.dry;
-        Context { has_moved, is_receiving, is_dry, is_same_run }
+        Context { has_moved, is_receiving, is_dry, generation }
     }
 
     #[allow(clippy::too_many_arguments)] // one place, called once: a struct would only rename the list
@@ -239,8 +263,8 @@ impl Observer {
         let has_looked_before = self.has_looked;
         if !state.is_known && has_looked_before && is_whole {
             tick.facts.push(server_fact(Kind::SnapshotDone, Cause::Snapshot));
-            let run = listing.run.clone();
-            tick.state = Some(ServerState { is_known: true, is_online: true, run });
+            let now = tick.state.take().unwrap_or_else(|| state.clone());
+            tick.state = Some(ServerState { is_known: true, ..now });
         }
     }
 }

@@ -9,13 +9,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// A moment of wall time in milliseconds since 1970, UTC.
 ///
 /// Its text is RFC 3339 with exactly three decimals and `Z`, in JSON as elsewhere:
-/// `2026-11-22T06:25:01.114Z`. Times outside the years 0001–9999 are clamped to them.
+/// `2026-11-22T06:25:01.114Z`. Times before the year 1 and after 9999 are clamped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
-/// The bounds within which the calendar of RFC 3339 has four digits for a year.
+/// Within the years of four digits, with a day to spare for any zone.
 const MIN_MILLIS: i64 = -62_135_596_800_000;
-const MAX_MILLIS: i64 = 253_402_207_200_999;
+const MAX_MILLIS: i64 = 253_402_207_199_999;
 
 impl Timestamp {
     pub fn from_millis(millis: i64) -> Self {

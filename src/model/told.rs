@@ -28,6 +28,9 @@ pub struct ToldTorrent {
 pub struct Memory {
     /// See [`super::Facts::load`].
     pub load: Option<String>,
+    /// The generation of the client in which `load` was seen; see [`ServerState`].
+    #[serde(default)]
+    pub generation: u64,
     pub has_metadata: bool,
     pub received_bytes: u64,
     pub completion: Completion,
@@ -65,6 +68,10 @@ pub struct ServerState {
     pub is_online: bool,
     /// The run of the client that answered last.
     pub run: Option<String>,
+    /// How many restarts of the client were noticed. A run may have the name of an earlier one: in
+    /// a container the process id is the same each time.
+    #[serde(default)]
+    pub generation: u64,
 }
 
 /// Everything that one look at a server has to tell, in order. It is committed whole or not at all.

@@ -1,0 +1,463 @@
+//! Looks, one after another, and what each tells.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::{Limits, Moment, Observer};
+use crate::model::*;
+
+fn hash(name: &str) -> InfoHash {
+    InfoHash::V1([name.as_bytes()[0]; 20])
+}
+
+/// A torrent of 1000 bytes in words: `a downloading 40%`, `b seeding label=x load=2 error`.
+fn seen(words: &str) -> Observed {
+    let mut words = words.split_whitespace();
+    let name = words.next().unwrap();
+    let status = words.next().unwrap();
+    let status: Status = serde_json::from_value(status.into()).unwrap();
+    let mut torrent = Torrent {
+        hash: hash(name),
+        name: name.to_owned(),
+        server: ServerName::parse("home").unwrap(),
+        active: false,
+        downloaded: if status == Status::Seeding { 1000 } else { 0 },
+        uploaded: 0,
+        length: 1000,
+        path: None,
+        progress: 0.0,
+        ratio: None,
+        finished: false,
+        playing: false,
+        extra: Extra::new(),
+        status,
+        error: false,
+        message: Some(String::new()),
+        stalled: false,
+        download_rate: Some(0),
+        upload_rate: Some(0),
+        left: Some(0),
+        eta: None,
+        peers: Some(0),
+        seeds: Some(0),
+        label: Some(String::new()),
+        directory: Some("/d".to_owned()),
+        private: Some(false),
+        priority: Some(2),
+        tracker: None,
+        added_at: None,
+        started_at: None,
+        finished_at: None,
+        size_files: Some(1),
+    };
+    let mut facts = Facts { load: Some("1".to_owned()), has_metadata: status != Status::Metadata, ..Facts::default() };
+    for word in words {
+        match word.split_once('=') {
+            Some(("label", label)) => torrent.label = Some(label.to_owned()),
+            Some(("load", load)) => facts.load = Some(load.to_owned()),
+            Some(("received", bytes)) => facts.received_bytes = bytes.parse().unwrap(),
+            Some(("name", name)) => torrent.name = name.to_owned(),
+            Some(("dir", dir)) => torrent.directory = Some(dir.to_owned()),
+            Some(("priority", priority)) => torrent.priority = priority.parse().ok(),
+            Some(("peers", peers)) => torrent.peers = peers.parse().ok(),
+            Some(("rate", rate)) => torrent.download_rate = rate.parse().ok(),
+            None if word == "error" => torrent.error = true,
+            None if word.ends_with('%') => {
+                torrent.downloaded = word.trim_end_matches('%').parse::<u64>().unwrap() * 10;
+            }
+            _ => panic!("{word}"),
+        }
+    }
+    facts.complete = torrent.downloaded == 1000;
+    torrent.progress = progress(torrent.downloaded, 1000);
+    torrent.finished = facts.complete && status != Status::Checking;
+    facts.moved_bytes = facts.received_bytes;
+    Observed { torrent, facts }
+}
+
+fn listing(torrents: &str) -> Listing {
+    let (torrents, run, complete) = match torrents.split_once('@') {
+        Some((torrents, "cut")) => (torrents, "7", false),
+        Some((torrents, run)) => (torrents, run, true),
+        None => (torrents, "7", true),
+    };
+    let torrents = torrents.split(',').filter(|words| !words.trim().is_empty()).map(|words| {
+        let observed = seen(words);
+        (observed.torrent.hash, observed)
+    });
+    Listing { run: Some(run.to_owned()), complete, torrents: torrents.collect(), stats: ServerStats::default() }
+}
+
+/// A server with its observer, and a store that always has room.
+struct World {
+    observer: Observer,
+    told: Told,
+    state: ServerState,
+    rev: u64,
+    second: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            observer: Observer::new(ServerName::parse("home").unwrap(), Limits::default()),
+            told: Told::new(),
+            state: ServerState::default(),
+            rev: 0,
+            second: 0,
+        }
+    }
+
+    /// A server whose first snapshot was told.
+    fn knowing(torrents: &str) -> Self {
+        let mut world = Self::new();
+        world.look(torrents);
+        world.look(torrents);
+        assert!(world.state.is_known);
+        world
+    }
+
+    fn now(&self) -> Moment {
+        let at = Duration::from_secs(self.second);
+        Moment { time: Timestamp::from_seconds(1_000_000 + self.second as i64), at }
+    }
+
+    fn tick(&mut self, torrents: &str) -> Tick {
+        match torrents {
+            "failed" => self.observer.failed(&self.state, self.now()),
+            torrents => self.observer.looked(&self.told, &self.state, &listing(torrents), self.now()),
+        }
+    }
+
+    /// Looks and commits. Returns the events in short: `finished a`, with `!cause` if not observed.
+    fn look(&mut self, torrents: &str) -> String {
+        self.second += 1;
+        let tick = self.tick(torrents);
+        self.commit(&tick);
+        said(&tick)
+    }
+
+    fn commit(&mut self, tick: &Tick) {
+        let mut committed = Committed::default();
+        for (hash, change) in &tick.changes {
+            self.rev += 1;
+            let told = change.clone().map(|(torrent, memory)| ToldTorrent {
+                torrent,
+                rev: Rev(self.rev),
+                last_seq: Seq(0),
+                changed_at: tick.time,
+                memory,
+            });
+            match &told {
+                Some(told) => self.told.insert(*hash, told.clone()),
+                None => self.told.remove(hash),
+            };
+            committed.told.insert(*hash, told);
+        }
+        if let Some(state) = &tick.state {
+            self.state = state.clone();
+        }
+        self.observer.committed(&committed, self.now().at);
+    }
+
+    fn restart_bridge(&mut self) {
+        self.observer = Observer::new(ServerName::parse("home").unwrap(), Limits::default());
+    }
+}
+
+fn said(tick: &Tick) -> String {
+    let events = tick.facts.iter().map(|fact| {
+        let name = fact.torrent.as_ref().map(|torrent| format!(" {}", torrent.name)).unwrap_or_default();
+        let cause = match fact.cause {
+            Cause::Observed => "",
+            Cause::Snapshot => " !snapshot",
+            Cause::Recovered => " !recovered",
+            Cause::Command => " !command",
+        };
+        format!("{}{name}{cause}", fact.kind.as_str())
+    });
+    events.collect::<Vec<_>>().join(", ")
+}
+
+#[test]
+fn diff_tells_each_change_once() {
+    //  told                              seen                              expected
+    for (told, seen, expected) in [
+        ("a downloading 40%", "a downloading 40%", ""),
+        ("a downloading 40%", "a seeding", "finished a"),
+        ("a seeding", "a downloading 90%", "unfinished a"),
+        ("a downloading 40%", "a paused 40%", "paused a"),
+        ("a paused 40%", "a downloading 40%", "resumed a"),
+        ("a downloading 40%", "a stopped 40%", "stopped a"),
+        ("a stopped 40%", "a downloading 40%", "started a"),
+        ("a stopped 40%", "a queued 40%", "started a"),
+        ("a queued 40%", "a downloading 40%", ""),
+        ("a paused 40%", "a stopped 40%", "stopped a"),
+        ("a downloading 40%", "a stopped 100%", "finished a, stopped a"),
+        ("a seeding", "a seeding error", "error a"),
+        ("a seeding error", "a seeding", "error_cleared a"),
+        ("a seeding", "a seeding label=x", "label_changed a"),
+        ("a seeding", "a seeding priority=3", "priority_changed a"),
+        ("a seeding", "a seeding dir=/e", "moved a"),
+        ("a seeding", "a seeding name=b", "renamed b"),
+        ("a metadata", "a downloading 0% load=2 name=b dir=/e", "metadata b"),
+        ("a seeding", "a checking 10%", "checking a"),
+        ("a downloading 40%", "a downloading 40%, b seeding", "added b"),
+        ("a seeding, b seeding", "a seeding", ""), // once proves nothing
+        ("a seeding", "a seeding load=2", "removed a, added a"),
+        ("a seeding, b stopped 0%", "a paused 100%, b downloading 0%", "paused a, started b"),
+    ] {
+        assert_eq!(World::knowing(told).look(seen), expected, "{told} → {seen}");
+    }
+}
+
+#[test]
+fn the_first_snapshot_is_told_as_such_and_then_over() {
+    let mut world = World::new();
+    assert_eq!(world.look("a seeding, b downloading 1%"), "server_online, added a !snapshot, added b !snapshot");
+    assert_eq!(world.look("a seeding, b downloading 1%, c stopped 0%"), "added c !snapshot");
+    assert_eq!(world.look("a seeding, b downloading 1%, c stopped 0%"), "snapshot_done !snapshot");
+    assert_eq!(world.look("a seeding, b downloading 1%, c stopped 0%, d seeding"), "added d");
+}
+
+#[test]
+fn a_torrent_is_gone_when_two_complete_listings_lack_it() {
+    let mut world = World::knowing("a seeding, b seeding");
+    assert_eq!(world.look("a seeding"), "");
+    assert_eq!(world.look("a seeding"), "removed b");
+    assert_eq!(world.look("a seeding"), "");
+    let mut world = World::knowing("a seeding, b seeding");
+    for torrents in ["a seeding", "a seeding, b seeding", "a seeding", "failed", "a seeding @cut", "a seeding"] {
+        assert_eq!(world.look(torrents), "", "{torrents}: not two complete ones in a row");
+    }
+    assert_eq!(world.look("a seeding"), "removed b");
+}
+
+#[test]
+fn a_failed_poll_between_two_that_lack_a_torrent_does_not_count_as_either() {
+    let mut world = World::knowing("a seeding, b seeding");
+    assert_eq!(world.look("a seeding"), "");
+    assert_eq!(world.look("failed"), "");
+    assert_eq!(world.look("a seeding"), "removed b", "the same run answered twice without it");
+}
+
+#[test]
+fn rechecking_a_complete_torrent_is_not_finished() {
+    let mut world = World::knowing("a seeding");
+    assert_eq!(world.look("a checking 0%"), "checking a");
+    let told = Arc::clone(&world.told[&hash("a")].torrent);
+    assert_eq!((told.downloaded, told.progress, told.finished), (1000, 100.0, true), "what is here is not unlearned");
+    assert_eq!(world.look("a checking 50%"), "");
+    assert_eq!(world.look("a seeding"), "checked a");
+}
+
+#[test]
+fn a_torrent_added_complete_is_not_finished_even_if_its_first_check_was_seen() {
+    let mut world = World::knowing("b seeding");
+    assert_eq!(world.look("b seeding, a checking 0% received=5"), "added a");
+    assert_eq!(world.look("b seeding, a checking 50% received=5"), "");
+    assert_eq!(world.look("b seeding, a seeding received=5"), "checked a");
+    let mut world = World::knowing("b seeding");
+    assert_eq!(world.look("b seeding, a checking 0%"), "added a");
+    assert_eq!(
+        world.look("b seeding, a seeding received=1000"),
+        "checked a, finished a",
+        "it was downloaded meanwhile"
+    );
+}
+
+#[test]
+fn a_check_that_finds_a_download_complete_is_finished() {
+    let mut world = World::knowing("a downloading 90%");
+    assert_eq!(world.look("a checking 10%"), "checking a");
+    world.restart_bridge();
+    assert_eq!(world.look("a seeding"), "checked a !recovered, finished a !recovered");
+}
+
+#[test]
+fn a_check_that_starts_a_paused_torrent_says_so() {
+    let mut world = World::knowing("a paused 40%");
+    assert_eq!(world.look("a checking 10%"), "checking a");
+    assert_eq!(world.look("a downloading 40%"), "checked a, resumed a");
+}
+
+#[test]
+fn what_happened_while_the_bridge_was_down_is_recovered_and_what_comes_then_is_observed() {
+    let mut world = World::knowing("a downloading 40%, b seeding, c seeding");
+    world.restart_bridge();
+    assert_eq!(world.look("a seeding, c seeding, d seeding"), "finished a !recovered, added d !recovered");
+    assert_eq!(world.look("a seeding, d seeding"), "removed b !recovered", "first missed when it came back");
+    assert_eq!(world.look("a seeding, d seeding, e seeding"), "removed c, added e");
+}
+
+#[test]
+fn a_restarted_client_that_still_loads_its_session_loses_nothing() {
+    let mut world = World::knowing("a seeding, b seeding");
+    assert_eq!(world.look("@8"), "server_restarted");
+    assert_eq!(world.look("@8"), "");
+    assert_eq!(world.look("a seeding load=9, b seeding load=9 @8"), "", "another load, but another run, too");
+    assert_eq!(world.look("a seeding load=9 @8"), "");
+    assert_eq!(world.look("a seeding load=9 @8"), "removed b");
+}
+
+#[test]
+fn a_client_in_a_container_restarts_under_the_same_process_id() {
+    let mut world = World::knowing("a seeding, b seeding");
+    assert_eq!(world.look("failed"), "");
+    assert_eq!(world.look("a seeding load=8, b seeding load=9"), "server_restarted");
+    assert_eq!(world.look("a seeding load=8, b seeding load=9"), "");
+    assert_eq!(world.look("a seeding load=8, b seeding load=7"), "removed b, added b", "loaded again in one run");
+    world.restart_bridge();
+    assert_eq!(world.look("a seeding load=1, b seeding load=2"), "server_restarted !recovered");
+}
+
+#[test]
+fn what_is_missing_after_a_restart_has_settled_is_gone() {
+    let mut world = World::knowing("a seeding, b seeding");
+    assert_eq!(world.look("a seeding load=2 @8"), "server_restarted");
+    world.second += 40;
+    assert_eq!(world.look("a seeding load=2 @8"), "", "settled now, and missed for the first time");
+    assert_eq!(world.look("a seeding load=2 @8"), "removed b");
+}
+
+#[test]
+fn a_server_is_offline_once_and_back_once() {
+    let mut world = World::knowing("a seeding");
+    let said: Vec<String> = (0..5).map(|_| world.look("failed")).collect();
+    assert_eq!(said, ["", "", "server_offline", "", ""]);
+    assert_eq!(world.look("a seeding"), "server_online");
+    assert_eq!(world.look("failed"), "");
+    assert_eq!(world.look("a seeding"), "");
+}
+
+#[test]
+fn a_dry_download_stalls_after_a_minute_and_stays_so_until_bytes_come() {
+    let mut world = World::knowing("a downloading 40% received=400");
+    let mut stalled_at = None;
+    for _ in 0..100 {
+        match world.look("a downloading 40% received=400").as_str() {
+            "" => {}
+            "stalled a" if stalled_at.is_none() => stalled_at = Some(world.second),
+            other => panic!("{other}"),
+        }
+    }
+    assert!((60..=63).contains(&stalled_at.unwrap()), "{stalled_at:?}");
+    world.restart_bridge();
+    assert_eq!(world.look("a downloading 40% received=400"), "", "a new bridge does not forget it");
+    assert_eq!(world.look("a downloading 41% received=410"), "unstalled a");
+}
+
+#[test]
+fn what_could_not_be_written_is_told_by_the_next_look() {
+    let mut world = World::knowing("a downloading 40%, b seeding");
+    world.second += 1;
+    let lost = world.tick("a seeding, b seeding, c seeding");
+    assert_eq!(said(&lost), "finished a, added c");
+    assert_eq!(world.look("a seeding, b seeding, c seeding"), "finished a, added c");
+}
+
+#[test]
+fn numbers_that_flow_are_told_every_few_seconds_and_the_last_ones_always() {
+    let mut world = World::knowing("a downloading 10% rate=5000 received=100");
+    let mut told_at = Vec::new();
+    for percent in 11..31 {
+        world.second += 1;
+        let words = format!("a downloading {percent}% rate=5000 received={percent}0");
+        let tick = world.tick(&words);
+        if !tick.changes.is_empty() {
+            told_at.push(world.second);
+        }
+        world.commit(&tick);
+    }
+    assert!(told_at.windows(2).all(|pair| pair[1] - pair[0] >= 5), "{told_at:?}");
+    assert!(told_at.len() >= 3, "{told_at:?}");
+    for _ in 0..7 {
+        world.look("a stopped 30% received=300");
+    }
+    let seen = listing("a stopped 30% received=300");
+    assert_eq!(*world.told[&hash("a")].torrent, seen.torrents[&hash("a")].torrent, "exact when it is at rest");
+}
+
+fn any_words() -> impl Strategy<Value = String> {
+    let status =
+        prop::sample::select(vec!["checking", "downloading", "seeding", "paused", "stopped", "queued", "metadata"]);
+    let torrent =
+        (status, 0_u8..=100, any::<bool>(), 1_u8..3, 0_u8..3).prop_map(|(status, percent, error, load, label)| {
+            let percent = if status == "seeding" { 100 } else { percent };
+            let error = if error { " error" } else { "" };
+            format!("{status} {percent}%{error} load={load} label=l{label}")
+        });
+    prop::collection::vec(prop::option::of(torrent), 4).prop_map(|torrents| {
+        let named = torrents.into_iter().zip(["a", "b", "c", "d"]);
+        named.filter_map(|(words, name)| words.map(|words| format!("{name} {words}"))).collect::<Vec<_>>().join(",")
+    })
+}
+
+proptest! {
+    /// The same look twice tells nothing the second time (but what removal and calm need time for).
+    #[test]
+    fn a_look_at_what_was_told_tells_nothing(words in any_words()) {
+        let mut world = World::knowing(&words);
+        world.look(&words);
+        prop_assert_eq!(world.look(&words), "");
+    }
+
+    /// Whatever is seen on the way: when a picture stands still, it is what was told (I7).
+    #[test]
+    fn told_becomes_what_is_seen(steps in prop::collection::vec(any_words(), 1..8)) {
+        let mut world = World::new();
+        for words in &steps {
+            world.look(words);
+        }
+        let last = steps.last().unwrap();
+        for _ in 0..10 {
+            world.look(last);
+        }
+        let seen = listing(last).torrents;
+        let told: BTreeMap<_, _> = world.told.iter().map(|(hash, told)| (*hash, told.torrent.status)).collect();
+        let statuses: BTreeMap<_, _> = seen.iter().map(|(hash, seen)| (*hash, seen.torrent.status)).collect();
+        prop_assert_eq!(told, statuses);
+        for (hash, seen) in &seen {
+            let told = &world.told[hash].torrent;
+            prop_assert_eq!((told.error, &told.label), (seen.torrent.error, &seen.torrent.label));
+            if seen.torrent.status != Status::Checking {
+                prop_assert_eq!(&**told, &seen.torrent);
+            }
+        }
+    }
+
+    /// The chain of `changes` of a torrent leads from each picture to the next.
+    #[test]
+    fn changes_lead_from_picture_to_picture(steps in prop::collection::vec(any_words(), 2..8)) {
+        let mut world = World::new();
+        let mut pictures: BTreeMap<InfoHash, serde_json::Value> = BTreeMap::new();
+        for words in &steps {
+            world.second += 1;
+            let tick = world.tick(words);
+            for fact in &tick.facts {
+                let Some(torrent) = &fact.torrent else { continue };
+                let now = serde_json::to_value(&**torrent).unwrap();
+                match fact.kind {
+                    Kind::Removed => drop(pictures.remove(&torrent.hash)),
+                    Kind::Added => drop(pictures.insert(torrent.hash, now)),
+                    _ => {
+                        let Some(picture) = pictures.get_mut(&torrent.hash) else { continue };
+                        for (key, change) in &fact.changes {
+                            picture[key] = change.to.clone();
+                        }
+                        prop_assert_eq!(&*picture, &now);
+                    }
+                }
+            }
+            for (hash, change) in &tick.changes {
+                if let Some((torrent, _)) = change {
+                    pictures.insert(*hash, serde_json::to_value(&**torrent).unwrap());
+                }
+            }
+            world.commit(&tick);
+        }
+    }
+}
