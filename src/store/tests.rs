@@ -641,6 +641,65 @@ async fn a_full_disk_refuses_commits_and_then_goes_on() {
     assert_eq!(seqs(&store, &home).await, (1..=last.0 + 1).collect::<Vec<_>>());
 }
 
+/// A file system of its own and of this many bytes; `None` where we may not mount one.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(bytes: u64) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let size = format!("size={bytes}");
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder.path());
+        mount.status().is_ok_and(|status| status.success()).then_some(Self(folder))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let done = std::process::Command::new("umount").arg("--lazy").arg(self.0.path()).status();
+        assert!(done.is_ok_and(|status| status.success()), "{} is still mounted", self.0.path().display());
+    }
+}
+
+#[tokio::test]
+async fn a_disk_filled_by_others_refuses_every_write_until_there_is_room() {
+    let Some(disk) = SmallDisk::mount(4 << 20) else {
+        eprintln!("skipped: no right to mount a small disk; the test before it uses SQLite's own limit");
+        return;
+    };
+    let folder = disk.0.path().join("data");
+    let ballast = disk.0.path().join("ballast");
+    let (store, _) = open(&folder);
+    let (home, mqtt) = (server("home"), sink("mqtt"));
+    store.commit(added(&home, 1)).await.unwrap();
+    for round in 0..3u64 {
+        let before = store.load(&home).await.unwrap();
+        assert!(std::fs::write(&ballast, vec![1; 5 << 20]).is_err(), "the disk has to be full");
+        // What is left of the last page of the file system may still take something.
+        let mut last = before.last_seq;
+        let refused = loop {
+            match store.commit(added(&home, 1)).await {
+                Ok(committed) => last = committed.last_seq,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(refused, StoreError::Full { .. }), "{refused:?}");
+        let settled = store.settle(&mqtt, [(home.clone(), at(1, 1))].into()).await;
+        assert!(matches!(settled, Ok(()) | Err(StoreError::Full { .. })), "{settled:?}");
+        let logged = store.log_command(command(&"x".repeat(100), "mqtt", before.told[&hash(1)].changed_at)).await;
+        assert!(logged.is_err() || round > 0, "{logged:?}");
+        assert_eq!(seqs(&store, &home).await, (1..=last.0).collect::<Vec<_>>());
+
+        std::fs::remove_file(&ballast).unwrap();
+        assert_eq!(store.commit(added(&home, 1)).await.unwrap().last_seq.0, last.0 + 1);
+    }
+    drop(store);
+    let (store, recovery) = open(&folder);
+    assert_eq!(recovery, Recovery::default());
+    let last = store.load(&home).await.unwrap().last_seq.0;
+    assert_eq!(seqs(&store, &home).await, (1..=last).collect::<Vec<_>>());
+}
+
 #[tokio::test]
 async fn commits_that_come_together_stand_and_fall_alone() {
     let folder = tempfile::tempdir().unwrap();
