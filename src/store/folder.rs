@@ -79,16 +79,16 @@ impl Folder {
         }
     }
 
-    /// The bytes of the database, `None` if there is none; and whether a change log lies there.
-    pub fn sizes(&self) -> io::Result<(Option<u64>, bool)> {
+    /// The bytes of the database and of its change log, `None` for what is not there.
+    pub fn sizes(&self) -> io::Result<[Option<u64>; 2]> {
         let database = self.database();
-        let size = match fs::metadata(&database) {
-            Ok(metadata) => Some(metadata.len()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(e) => return Err(e),
-        };
         let [log, _] = Self::companions(&database);
-        Ok((size, log.try_exists()?))
+        let size = |path: &Path| match fs::metadata(path) {
+            Ok(metadata) => Ok(Some(metadata.len())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        };
+        Ok([size(&database)?, size(&log)?])
     }
 
     /// Renames the database and its companions, so that a fresh one can be made; returns the new name.

@@ -16,16 +16,20 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::model::{EVENT_SCHEMA, Entry, Epoch, Event, EventId, Fact, Rev, Seq, Tick};
+use bytes::Bytes;
+
+use crate::model::{EVENT_SCHEMA, Entry, Epoch, Event, EventId, Fact, Rev, Seq, ServerName, Tick, Timestamp};
 
 mod commands;
 mod folder;
 mod journal;
+mod memory;
 mod schema;
 mod sinks;
 mod sqlite;
 mod thread;
 
+pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
 
 /// How long an id of a command is remembered, from when it came.
@@ -61,6 +65,19 @@ pub struct Recovery {
     pub found: Option<String>,
     /// Where that file is now.
     pub moved_to: Option<PathBuf>,
+}
+
+/// An entry that a sink would not take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The event's, as it stands in the body.
+    pub id: String,
+    pub server: ServerName,
+    pub seq: Seq,
+    pub reason: String,
+    /// When it was buried.
+    pub time: Timestamp,
+    pub body: Bytes,
 }
 
 /// The journal entry that tells `fact`.

@@ -110,11 +110,13 @@ pub(super) fn open(folder: &Folder, now: Timestamp) -> Result<(Connection, Epoch
     let was_clean = folder.take_clean_mark().map_err(io)?;
     let mut recovery = Recovery { was_clean, ..Recovery::default() };
 
-    let found = match folder.sizes().map_err(io)? {
-        (None | Some(0), false) if !was_used => Found::Nothing,
-        (None, has_log) => Found::Lost { reason: "the file is gone".to_owned(), is_file: has_log },
-        (Some(0), _) => Found::Lost { reason: "the file is empty".to_owned(), is_file: true },
-        (Some(_), _) => look(&folder.database(), was_used, was_clean)?,
+    let [size, log_size] = folder.sizes().map_err(io)?;
+    let has_log = log_size.is_some_and(|bytes| bytes > 0);
+    let found = match size {
+        None | Some(0) if !was_used && !has_log => Found::Nothing,
+        None => Found::Lost { reason: "the file is gone".to_owned(), is_file: has_log },
+        Some(0) => Found::Lost { reason: "the file is empty".to_owned(), is_file: true },
+        Some(_) => look(&folder.database(), was_used, was_clean)?,
     };
     let mut connection = match found {
         Found::Usable(connection) => connection,

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::DeadLetter;
 use super::journal::{from_sql, to_sql, unreadable};
 use super::thread::{Db, Failure};
-use crate::model::{Entry, Rev, Seq, ServerName, SinkName};
+use crate::model::{Entry, Rev, Seq, ServerName, SinkName, Timestamp};
 use crate::port::Progress;
 
 pub(super) fn progress(db: &Db, sink: &SinkName) -> Result<BTreeMap<ServerName, Progress>, Failure> {
@@ -52,6 +53,22 @@ pub(super) fn bury(db: &Db, sink: &SinkName, entry: &Entry, reason: &str) -> Res
         body,
     ))?;
     Ok(())
+}
+
+pub(super) fn dead_letters(db: &Db, sink: &SinkName) -> Result<Vec<DeadLetter>, Failure> {
+    let sql = "SELECT id, server, seq, reason, time, body FROM dead_letters WHERE sink = ?1 ORDER BY number";
+    let mut statement = db.connection.prepare_cached(sql)?;
+    let rows = statement.query_map([sink.as_str()], |row| {
+        Ok(DeadLetter {
+            id: row.get(0)?,
+            server: ServerName::parse(row.get_ref(1)?.as_str()?).map_err(|e| unreadable(e.into()))?,
+            seq: Seq(from_sql(row.get(2)?)),
+            reason: row.get(3)?,
+            time: Timestamp::from_millis(row.get(4)?),
+            body: row.get::<_, Vec<u8>>(5)?.into(),
+        })
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
 pub(super) fn registry(db: &Db, sink: &SinkName) -> Result<Vec<String>, Failure> {

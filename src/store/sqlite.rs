@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::folder::Folder;
 use super::thread::{Db, Failure, Mode, Writer};
-use super::{Options, Recovery, commands, journal, schema, sinks};
+use super::{DeadLetter, Options, Recovery, commands, journal, schema, sinks};
 use crate::model::{CommandId, Committed, Entry, OutcomeStatus, Seq, ServerName, SinkName, Tick};
 use crate::port::{Admission, Clock, Loaded, LoggedCommand, Progress, Store, StoreError, UnsentResult, Usage};
 
@@ -18,7 +18,7 @@ use crate::port::{Admission, Clock, Loaded, LoggedCommand, Progress, Store, Stor
 /// Dropping it without [`close`](Self::close) is as safe as a crash: the next open checks the file.
 /// Its calls are not cancel-safe: what a dropped call asked for may or may not be done.
 pub struct SqliteStore {
-    writer: Writer,
+    pub(super) writer: Writer,
 }
 
 impl SqliteStore {
@@ -45,6 +45,12 @@ impl SqliteStore {
     pub async fn declare_sinks(&self, sinks: &[SinkName]) -> Result<(), StoreError> {
         let sinks = sinks.to_vec();
         self.write(Mode::Synced, move |db| sinks::declare(db, &sinks)).await
+    }
+
+    /// What a sink would not take, oldest first, with the reasons.
+    pub async fn dead_letters(&self, sink: &SinkName) -> Result<Vec<DeadLetter>, StoreError> {
+        let sink = sink.clone();
+        self.read(move |db| sinks::dead_letters(db, &sink)).await
     }
 
     /// Ends the store in good order, so that the next open need not check it. Every later call fails.

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
@@ -324,6 +325,7 @@ impl Db {
         if is_blocked {
             tracing::debug!("another program reads the state; its change log stays for the next start");
         }
+        self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map(drop)?;
         self.folder.mark_clean().map_err(|error| StoreError::Io(error.into()))?;
         Ok(())
     }

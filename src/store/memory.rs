@@ -1,0 +1,351 @@
+//! The store in memory: for tests, and for library users who want no folder.
+//!
+//! It answers as [`SqliteStore`](super::SqliteStore) does, only that the state ends with it. The
+//! bounds are the same, so it may be `Full` too.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{COMMAND_MEMORY, COMMANDS_MAX, DeadLetter, Options, entry};
+use crate::model::{
+    CommandId, Committed, Entry, Epoch, OutcomeStatus, Rev, Seq, ServerName, ServerState, SinkName, Tick, Timestamp,
+    Told, ToldTorrent,
+};
+use crate::port::{
+    Admission, Clock, Loaded, LoggedCommand, Progress, ReplyTo, Store, StoreError, SystemClock, UnsentResult, Usage,
+};
+
+pub struct MemoryStore {
+    options: Options,
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+}
+
+struct State {
+    epoch: Epoch,
+    was_new: bool,
+    servers: BTreeMap<ServerName, Server>,
+    progress: BTreeMap<(ServerName, SinkName), Progress>,
+    dead_letters: Vec<(SinkName, DeadLetter)>,
+    retained: BTreeMap<SinkName, BTreeSet<String>>,
+    commands: Vec<Command>,
+    results: BTreeMap<i64, (SinkName, UnsentResult)>,
+    last_result: i64,
+}
+
+#[derive(Default)]
+struct Server {
+    told: Told,
+    state: ServerState,
+    journal: BTreeMap<Seq, Entry>,
+    journal_bytes: u64,
+    last_seq: Seq,
+    last_rev: Rev,
+}
+
+struct Command {
+    logged: LoggedCommand,
+    result: Option<Bytes>,
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new(Options::default(), Arc::new(SystemClock))
+    }
+}
+
+impl MemoryStore {
+    pub fn new(options: Options, clock: Arc<dyn Clock>) -> Self {
+        let state = State {
+            epoch: Epoch(rand::random()),
+            was_new: true,
+            servers: BTreeMap::new(),
+            progress: BTreeMap::new(),
+            dead_letters: Vec::new(),
+            retained: BTreeMap::new(),
+            commands: Vec::new(),
+            results: BTreeMap::new(),
+            last_result: 0,
+        };
+        Self { options, clock, state: Mutex::new(state) }
+    }
+
+    /// As [`SqliteStore::declare_sinks`](super::SqliteStore::declare_sinks).
+    pub fn declare_sinks(&self, sinks: &[SinkName]) {
+        let mut state = self.state();
+        state.progress.retain(|(_, sink), _| sinks.contains(sink));
+        state.results.retain(|_, (sink, _)| sinks.contains(sink));
+    }
+
+    /// As [`SqliteStore::dead_letters`](super::SqliteStore::dead_letters).
+    pub fn dead_letters(&self, sink: &SinkName) -> Vec<DeadLetter> {
+        let state = self.state();
+        state.dead_letters.iter().filter(|(of, _)| of == sink).map(|(_, letter)| letter.clone()).collect()
+    }
+
+    /// Becomes like a file that is opened (again): same epoch, and new only if nothing is in it.
+    #[cfg(test)]
+    pub(super) fn reopen(&self, epoch: Epoch) {
+        let mut state = self.state();
+        state.epoch = epoch;
+        state.was_new = state.servers.is_empty();
+    }
+
+    /// Nothing in here panics half-way through a change, so what a panicking holder left is whole.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn usage(&self) -> Usage {
+        let mut usage = Usage::default();
+        for server in self.servers.values() {
+            usage.journal_entries += server.journal.len() as u64;
+            usage.journal_bytes += server.journal_bytes;
+        }
+        usage
+    }
+
+    /// Lets the oldest entry go that every sink has, if `may_go` says so of it.
+    fn trim_one(&mut self, may_go: impl Fn(&Entry) -> bool) -> bool {
+        let Self { servers, progress, .. } = self;
+        let oldest = servers.iter().filter_map(|(name, server)| {
+            let (seq, entry) = server.journal.first_key_value()?;
+            let is_held = progress.iter().any(|((of, _), progress)| of == name && progress.cursor < *seq);
+            (!is_held).then_some((entry.time, name))
+        });
+        let Some((_, name)) = oldest.min_by_key(|(time, _)| *time) else {
+            return false;
+        };
+        let name = name.clone();
+        let server = servers.get_mut(&name).expect("it was just there");
+        match server.journal.first_entry() {
+            Some(first) if may_go(first.get()) => {
+                server.journal_bytes -= first.remove().body.len() as u64;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn command(&mut self, server: Option<&ServerName>, id: &CommandId) -> Option<&mut Command> {
+        self.commands.iter_mut().find(|c| c.logged.server.as_ref() == server && c.logged.id == *id)
+    }
+
+    fn queue_result(&mut self, sink: SinkName, server: Option<ServerName>, body: Bytes, reply: Option<ReplyTo>) {
+        self.last_result += 1;
+        let number = self.last_result;
+        self.results.insert(number, (sink, UnsentResult { number, server, body, reply }));
+    }
+
+    fn forget_commands(&mut self, now: Timestamp) {
+        let is_old = |command: &Command| {
+            command.result.is_some()
+                && u128::from(now.millis_since(command.logged.received_at)) >= COMMAND_MEMORY.as_millis()
+        };
+        self.commands.retain(|command| !is_old(command));
+        let finished = self.commands.iter().filter(|command| command.result.is_some()).count();
+        let mut excess = finished.saturating_sub(COMMANDS_MAX as usize);
+        self.commands.retain(|command| {
+            let goes = excess > 0 && command.result.is_some();
+            excess -= usize::from(goes);
+            !goes
+        });
+    }
+}
+
+fn unknown(id: &CommandId) -> StoreError {
+    StoreError::Io(format!("command {id} is not in the log").into())
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn load(&self, server: &ServerName) -> Result<Loaded, StoreError> {
+        let state = self.state();
+        let epoch = state.epoch;
+        Ok(match state.servers.get(server) {
+            Some(Server { told, state, last_seq, .. }) => {
+                Loaded { epoch, told: told.clone(), state: state.clone(), last_seq: *last_seq, is_new: false }
+            }
+            None => {
+                let (told, server_state) = Default::default();
+                Loaded { epoch, told, state: server_state, last_seq: Seq(0), is_new: state.was_new }
+            }
+        })
+    }
+
+    async fn commit(&self, tick: Tick) -> Result<Committed, StoreError> {
+        let mut state = self.state();
+        let (epoch, max) = (state.epoch, self.options.journal_bytes_max);
+
+        let known = state.servers.get(&tick.server);
+        let mut rev = known.map_or(Rev(0), |server| server.last_rev);
+        let mut seq = known.map_or(Seq(0), |server| server.last_seq);
+        let mut revs = BTreeMap::new();
+        for hash in tick.changes.keys() {
+            rev.0 += 1;
+            revs.insert(*hash, rev);
+        }
+        let told_rev = |hash| known.and_then(|server| server.told.get(&hash)).map(|told| told.rev);
+        let mut newest = BTreeMap::new();
+        let mut entries = Vec::new();
+        for fact in &tick.facts {
+            seq.0 += 1;
+            let hash = fact.torrent.as_ref().map(|torrent| torrent.hash);
+            newest.extend(hash.map(|hash| (hash, seq)));
+            let rev = hash.and_then(|hash| revs.get(&hash).copied().or_else(|| told_rev(hash)));
+            entries.push(entry(&tick, fact, epoch, seq, rev.unwrap_or_default()));
+        }
+
+        let bytes: u64 = entries.iter().map(|entry| entry.body.len() as u64).sum();
+        while bytes > 0 && state.usage().journal_bytes > 0 && state.usage().journal_bytes + bytes > max {
+            if !state.trim_one(|_| true) {
+                let reason = format!("{} bytes wait for sinks, {max} are allowed", state.usage().journal_bytes);
+                return Err(StoreError::Full { reason });
+            }
+        }
+
+        let server = state.servers.entry(tick.server.clone()).or_default();
+        (server.last_rev, server.last_seq) = (rev, seq);
+        server.journal_bytes += bytes;
+        server.journal.extend(entries.into_iter().map(|entry| (entry.seq, entry)));
+        server.state = tick.state.unwrap_or_else(|| server.state.clone());
+        let mut told = BTreeMap::new();
+        for (hash, change) in tick.changes {
+            let before = server.told.remove(&hash);
+            let now = change.map(|(torrent, memory)| {
+                let last_seq = newest.get(&hash).copied().or(before.map(|told| told.last_seq)).unwrap_or_default();
+                ToldTorrent { torrent, rev: revs[&hash], last_seq, changed_at: tick.time, memory }
+            });
+            server.told.extend(now.clone().map(|told| (hash, told)));
+            told.insert(hash, now);
+        }
+        for (hash, seq) in newest {
+            if let Some(known) = server.told.get_mut(&hash)
+                && !told.contains_key(&hash)
+            {
+                known.last_seq = seq;
+                told.insert(hash, Some(known.clone()));
+            }
+        }
+
+        while state.usage().journal_bytes > max / 2 && state.trim_one(|_| true) {}
+        let now = self.clock.now();
+        let age_max = self.options.journal_age_max.as_millis();
+        while state.trim_one(|entry| u128::from(now.millis_since(entry.time)) > age_max) {}
+        Ok(Committed { last_seq: seq, told })
+    }
+
+    async fn read(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<Entry>, StoreError> {
+        let state = self.state();
+        let Some(server) = state.servers.get(server) else {
+            return Ok(Vec::new());
+        };
+        let later = server.journal.range(Seq(after.0.saturating_add(1))..);
+        Ok(later.take(usize::from(limit)).map(|(_, entry)| entry.clone()).collect())
+    }
+
+    async fn progress(&self, sink: &SinkName) -> Result<BTreeMap<ServerName, Progress>, StoreError> {
+        let state = self.state();
+        let mine = state.progress.iter().filter(|((_, of), _)| of == sink);
+        Ok(mine.map(|((server, _), progress)| (server.clone(), *progress)).collect())
+    }
+
+    async fn settle(&self, sink: &SinkName, progress: BTreeMap<ServerName, Progress>) -> Result<(), StoreError> {
+        let notes = progress.into_iter().map(|(server, progress)| ((server, sink.clone()), progress));
+        self.state().progress.extend(notes);
+        Ok(())
+    }
+
+    async fn bury(&self, sink: &SinkName, entry: &Entry, reason: &str) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let Entry { server, seq, id, body, .. } = entry;
+        let id = id.to_string();
+        if !state.dead_letters.iter().any(|(of, letter)| of == sink && letter.id == id) {
+            let (server, seq, reason, body) = (server.clone(), *seq, reason.to_owned(), body.clone());
+            let letter = DeadLetter { id, server, seq, reason, time: self.clock.now(), body };
+            state.dead_letters.push((sink.clone(), letter));
+        }
+        Ok(())
+    }
+
+    async fn registry(&self, sink: &SinkName) -> Result<Vec<String>, StoreError> {
+        Ok(self.state().retained.get(sink).into_iter().flatten().cloned().collect())
+    }
+
+    async fn register(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
+        self.state().retained.entry(sink.clone()).or_default().extend(names);
+        Ok(())
+    }
+
+    async fn unregister(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let kept = state.retained.entry(sink.clone()).or_default();
+        names.iter().for_each(|name| drop(kept.take(name)));
+        Ok(())
+    }
+
+    async fn log_command(&self, command: LoggedCommand) -> Result<Admission, StoreError> {
+        let mut state = self.state();
+        state.forget_commands(self.clock.now());
+        match state.command(command.server.as_ref(), &command.id).map(|known| known.result.clone()) {
+            Some(Some(result)) => {
+                state.queue_result(command.origin, command.server, result, command.reply);
+                Ok(Admission::Answered)
+            }
+            Some(None) => Ok(Admission::Running),
+            None => {
+                state.commands.push(Command { logged: command, result: None });
+                Ok(Admission::New)
+            }
+        }
+    }
+
+    async fn start_command(&self, server: Option<&ServerName>, id: &CommandId) -> Result<(), StoreError> {
+        let mut state = self.state();
+        state.command(server, id).ok_or_else(|| unknown(id))?.logged.is_started = true;
+        Ok(())
+    }
+
+    async fn finish_command(
+        &self,
+        server: Option<&ServerName>,
+        id: &CommandId,
+        _status: OutcomeStatus,
+        result: Bytes,
+    ) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let command = state.command(server, id).ok_or_else(|| unknown(id))?;
+        if command.result.is_none() {
+            command.result = Some(result.clone());
+            command.logged.body = Bytes::new();
+            let LoggedCommand { origin, server, reply, .. } = command.logged.clone();
+            state.queue_result(origin, server, result, reply);
+        }
+        Ok(())
+    }
+
+    async fn open_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {
+        let state = self.state();
+        Ok(state.commands.iter().filter(|c| c.result.is_none()).map(|c| c.logged.clone()).collect())
+    }
+
+    async fn unsent_results(&self, sink: &SinkName, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
+        let state = self.state();
+        let mine = state.results.values().filter(|(of, _)| of == sink).map(|(_, result)| result.clone());
+        Ok(mine.take(usize::from(limit)).collect())
+    }
+
+    async fn result_sent(&self, number: i64) -> Result<(), StoreError> {
+        self.state().results.remove(&number);
+        Ok(())
+    }
+
+    async fn usage(&self) -> Result<Usage, StoreError> {
+        Ok(self.state().usage())
+    }
+}

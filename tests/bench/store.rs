@@ -1,0 +1,106 @@
+//! How many journal entries a second reach the disk, beside a bare file that does the same.
+//!
+//! Both write the same bytes in the same batches and sync each batch, in turns, so that a disk
+//! that is slow today is slow for both. `cargo bench --bench store`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dtorrent::model::{
+    Cause, Changes, Extra, Fact, InfoHash, Kind, Memory, Seq, ServerName, Status, Tick, Timestamp, Torrent, progress,
+};
+use dtorrent::port::{Store, SystemClock};
+use dtorrent::store::{Options, SqliteStore};
+
+const ENTRIES: usize = 20_000;
+
+fn torrent(server: &ServerName, number: usize) -> Arc<Torrent> {
+    let mut hash = [0; 20];
+    hash[..8].copy_from_slice(&(number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+    Arc::new(Torrent {
+        hash: InfoHash::V1(hash),
+        name: format!("debian-{number}-amd64-netinst.iso"),
+        server: server.clone(),
+        active: true,
+        downloaded: 400_000_000,
+        uploaded: 0,
+        length: 659_554_304,
+        path: None,
+        progress: progress(400_000_000, 659_554_304),
+        ratio: Some(0.0),
+        finished: false,
+        playing: true,
+        extra: Extra::new(),
+        status: Status::Downloading,
+        error: false,
+        message: None,
+        stalled: false,
+        download_rate: Some(1_048_576),
+        upload_rate: Some(0),
+        left: Some(259_554_304),
+        eta: Some(248),
+        peers: Some(31),
+        seeds: Some(12),
+        label: Some("linux".to_owned()),
+        directory: Some("/downloads".to_owned()),
+        private: Some(false),
+        priority: Some(2),
+        tracker: Some("tracker.example.org".to_owned()),
+        added_at: Some(Timestamp::from_seconds(1_795_000_000)),
+        started_at: Some(Timestamp::from_seconds(1_795_000_000)),
+        finished_at: None,
+        size_files: Some(1),
+    })
+}
+
+fn tick(server: &ServerName, numbers: std::ops::Range<usize>) -> Tick {
+    let torrents: Vec<_> = numbers.map(|number| torrent(server, number)).collect();
+    let fact = |torrent: &Arc<Torrent>| Fact {
+        kind: Kind::Started,
+        cause: Cause::Observed,
+        command_id: None,
+        changes: Changes::new(),
+        torrent: Some(torrent.clone()),
+    };
+    let facts = torrents.iter().map(fact).collect();
+    let changes: BTreeMap<_, _> = torrents.iter().map(|t| (t.hash, Some((t.clone(), Memory::default())))).collect();
+    Tick { server: server.clone(), time: Timestamp::from_seconds(1_795_328_701), facts, changes, state: None }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    println!("{:>6} {:>16} {:>16} {:>7} {:>14}", "batch", "store events/s", "file events/s", "ratio", "commit p50 ms");
+    for batch in [1, 10, 100, 1_000] {
+        let folder = tempfile::tempdir_in(".")?; // not on a tmpfs, where a sync costs nothing
+        let (store, _) = SqliteStore::open(folder.path(), Options::default(), Arc::new(SystemClock))?;
+        let server = ServerName::parse("home")?;
+        let mut file = File::create(folder.path().join("bare"))?;
+        let entries = if batch == 1 { ENTRIES / 20 } else { ENTRIES };
+        let (mut in_store, mut in_file) = (Duration::ZERO, Duration::ZERO);
+        let mut commits = Vec::new();
+        let mut last = Seq(0);
+        for first in (0..entries).step_by(batch) {
+            let tick = tick(&server, first..first + batch);
+            let started = Instant::now();
+            let committed = store.commit(tick).await?;
+            commits.push(started.elapsed());
+            in_store += started.elapsed();
+            let written = store.read(&server, last, u16::try_from(batch)?).await?;
+            last = committed.last_seq;
+            let bytes: Vec<u8> = written.iter().flat_map(|entry| entry.body.to_vec()).collect();
+            let started = Instant::now();
+            file.write_all(&bytes)?;
+            file.sync_data()?;
+            in_file += started.elapsed();
+        }
+        store.close().await?;
+        commits.sort();
+        let [of_store, of_file] = [in_store, in_file].map(|time| entries as f64 / time.as_secs_f64());
+        let p50 = commits[commits.len() / 2].as_secs_f64() * 1_000.0;
+        println!("{batch:>6} {of_store:>16.0} {of_file:>16.0} {:>7.3} {p50:>14.2}", of_store / of_file);
+    }
+    Ok(())
+}
