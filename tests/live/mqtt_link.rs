@@ -661,6 +661,7 @@ async fn nothing_of_5000_is_lost_when_the_broker_is_killed_again_and_again() {
                 }
             }
         }
+        assert!(kills.is_empty());
         // mosquitto passes on before it acknowledges.
         let missing: Vec<_> = (1..=COUNT).filter(|seq| !arrived.contains(seq)).collect();
         assert!(missing.is_empty(), "{version:?}: missing {missing:?}");

@@ -98,7 +98,10 @@ impl Line {
         if self.client.publish(message).is_err()
             && let Some(ticket) = queue.waiting.pop_back()
         {
-            ticket.settle(Err(DeliverError::unavailable("more is under way than was agreed")));
+            // What is handed over after it must not overtake it.
+            let error = DeliverError::unavailable("more is under way than was agreed");
+            queue.over = Some(error.clone());
+            ticket.settle(Err(error));
         }
         Ok(settled)
     }
