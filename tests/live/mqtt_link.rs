@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
-use std::io::{BufRead as _, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -48,10 +47,11 @@ impl Mosquitto {
         // Started by root it would become another user, who cannot read the temporary folder.
         let config = format!("user root\n{config}").replace("{port}", &port.to_string()).replace("{dir}", dir);
         let file = folder.path().join("mosquitto.conf");
-        std::fs::write(&file, config).unwrap();
+        std::fs::write(&file, &config).unwrap();
         let child = run_mosquitto(&file)?;
         let broker = Self { child, folder, port };
-        broker.wait_until_it_listens();
+        let ports = config.lines().filter_map(|line| line.strip_prefix("listener ")?.split(' ').next()?.parse().ok());
+        ports.for_each(|port| broker.wait_until_it_listens(port));
         Some(broker)
     }
 
@@ -59,10 +59,11 @@ impl Mosquitto {
         Self::start("listener {port} 127.0.0.1\nallow_anonymous true\n")
     }
 
-    fn wait_until_it_listens(&self) {
+    fn wait_until_it_listens(&self, port: u16) {
         let begin = std::time::Instant::now();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(begin.elapsed() < SOON, "mosquitto does not listen on {}", self.port);
+        while !listens(port) {
+            let log = || std::fs::read_to_string(self.path("mosquitto.log")).unwrap_or_default();
+            assert!(begin.elapsed() < SOON, "mosquitto does not listen on {port}: {}", log());
             std::thread::yield_now();
         }
     }
@@ -80,9 +81,20 @@ impl Mosquitto {
         self.child.wait().unwrap();
     }
 
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").arg(signal).arg(self.child.id().to_string()).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// How often the log says this.
+    fn said(&self, text: &str) -> usize {
+        let log = std::fs::read_to_string(self.path("mosquitto.log")).unwrap();
+        log.lines().filter(|line| line.contains(text)).count()
+    }
+
     fn start_again(&mut self) {
         self.child = run_mosquitto(&self.path("mosquitto.conf")).unwrap();
-        self.wait_until_it_listens();
+        self.wait_until_it_listens(self.port);
     }
 
     fn settings(&self) -> Settings {
@@ -110,6 +122,12 @@ fn run_mosquitto(config: &Path) -> Option<Child> {
             None
         }
     }
+}
+
+/// A connection to a port of the range that the system gives to callers may meet itself.
+fn listens(port: u16) -> bool {
+    TcpStream::connect(("127.0.0.1", port))
+        .is_ok_and(|stream| stream.local_addr().ok().map(|own| own.port()) != Some(port))
 }
 
 fn free_port() -> u16 {
@@ -188,7 +206,8 @@ impl Live {
     /// The connection breaks without a goodbye.
     async fn cut(self) {
         self.drive.abort();
-        self.drive.await.unwrap_err();
+        // It was aborted, or had ended by itself.
+        self.drive.await.ok();
     }
 }
 
@@ -203,24 +222,21 @@ struct Observer {
 
 impl Observer {
     async fn new(port: u16, filters: &[&str]) -> Self {
-        Self::with(port, filters, |_| {}).await
+        Self::at(QoS::AtLeastOnce, port, filters).await
     }
 
     #[allow(clippy::disallowed_methods)]
-    async fn with(port: u16, filters: &[&str], change: impl FnOnce(&mut MqttOptions)) -> Self {
+    async fn at(qos: QoS, port: u16, filters: &[&str]) -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let id = format!("observer-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let mut options = MqttOptions::new(id, "127.0.0.1", port);
         let mut properties = ConnectProperties::new();
         properties.max_packet_size = Some(32 << 20);
         options.set_connect_properties(properties);
-        change(&mut options);
         let (client, mut events) = AsyncClient::new(options, 100);
         let (tell, seen) = mpsc::channel(100_000);
-        let filters: Vec<_> = filters
-            .iter()
-            .map(|path| Filter { preserve_retain: true, ..Filter::new(*path, QoS::AtLeastOnce) })
-            .collect();
+        let filters: Vec<_> =
+            filters.iter().map(|path| Filter { preserve_retain: true, ..Filter::new(*path, qos) }).collect();
         let (ready, is_ready) = tokio::sync::oneshot::channel();
         let mut ready = Some(ready);
         if filters.is_empty() {
@@ -242,7 +258,13 @@ impl Observer {
                         }
                     }
                     Ok(_) => {}
-                    Err(_) => return,
+                    Err(_) => break,
+                }
+            }
+            // rumqttc keeps back what it had read before the end.
+            for event in std::mem::take(&mut events.state.events) {
+                if let Event::Incoming(Packet::Publish(publish)) = event {
+                    tell.send(publish).await.ok();
                 }
             }
         });
@@ -320,4 +342,775 @@ async fn what_is_acknowledged_has_arrived_in_both_versions() {
         }
         live.close().await;
     }
+}
+
+#[tokio::test]
+async fn an_event_carries_the_attributes_of_a_cloud_event_on_mqtt_5() {
+    let broker = broker_or_skip!(Mosquitto::open());
+    let mut observer = Observer::new(broker.port, &["dtorrent/home/#"]).await;
+    let sink = MqttSink::new(broker.settings()).unwrap();
+    let mut live = Live::connect(&sink).await;
+    live.send(event(4182)).await.unwrap();
+    let updated = Delivery::Updated {
+        server: home(),
+        hash: hash(),
+        id: EventId::Updated { server: home(), epoch: Epoch(1), rev: Rev(9) },
+        time: Timestamp::from_millis(0),
+        body: Bytes::from_static(b"{}"),
+    };
+    live.send(updated).await.unwrap();
+
+    let publish = observer.next().await;
+    assert_eq!(publish.qos, QoS::AtLeastOnce);
+    let properties = publish.properties.unwrap();
+    assert_eq!(properties.content_type.as_deref(), Some("application/json"));
+    assert_eq!(properties.payload_format_indicator, Some(1));
+    let attributes: BTreeMap<_, _> = properties.user_properties.into_iter().collect();
+    let expected = [
+        ("specversion", "1.0"),
+        ("id", "home-7f3a9c21-000000004182"),
+        ("source", "dtorrent/main/home"),
+        ("type", "dtorrent.torrent.finished"),
+        ("subject", HASH),
+        ("time", "2026-11-22T06:25:01.114Z"),
+    ];
+    assert_eq!(attributes, expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
+
+    let publish = observer.next_on(&format!("dtorrent/home/torrent/{HASH}/event/updated")).await;
+    assert_eq!(publish.qos, QoS::AtMostOnce);
+    let id = publish.properties.unwrap().user_properties.into_iter().find(|(name, _)| name == "id");
+    assert_eq!(id.unwrap().1, "home-00000001-u000000000009");
+    live.close().await;
+}
+
+#[tokio::test]
+async fn what_is_kept_greets_a_late_subscriber_until_it_is_cleared() {
+    let broker = broker_or_skip!(Mosquitto::open());
+    for version in versions() {
+        let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
+        let mut live = Live::connect(&sink).await;
+        let kept = [
+            state("{}"),
+            Delivery::ServerStatus { server: home(), is_online: true },
+            Delivery::Stats { server: home(), body: Bytes::from_static(b"{}") },
+            Delivery::Info { body: Bytes::from_static(b"{}") },
+        ];
+        let passing = [
+            event(1),
+            Delivery::Files { server: home(), hash: hash(), body: Bytes::from_static(b"{}") },
+            Delivery::Health { body: Bytes::from_static(b"{}") },
+            Delivery::Result { server: Some(home()), body: Bytes::from_static(b"{}"), reply: None },
+        ];
+        let mut names: BTreeSet<String> = kept.iter().map(|delivery| sink.kept_as(delivery).unwrap()).collect();
+        for delivery in kept.into_iter().chain(passing) {
+            live.send(delivery).await.unwrap();
+        }
+        let mut late = Observer::new(broker.port, &["dtorrent/#"]).await;
+        let own = "dtorrent/bridge/main/status";
+        assert!(sink.is_own(own) && sink.is_own("dtorrent/bridge/main/info") && !sink.is_own("dtorrent/home/status"));
+        let mut greeted = BTreeSet::new();
+        for _ in 0..=names.len() {
+            let publish = late.next().await;
+            assert!(publish.retain);
+            greeted.insert(String::from_utf8(publish.topic.to_vec()).unwrap());
+        }
+        names.insert(own.into());
+        assert_eq!(greeted, names);
+        for name in names {
+            live.send(Delivery::Clear { name }).await.unwrap();
+        }
+        // The bridge contradicts whoever clears its status; everything else is gone.
+        late.wait_for(own, "online").await;
+        let mut later = Observer::new(broker.port, &["dtorrent/#"]).await;
+        assert_eq!(later.next().await.topic, own);
+        live.send(event(2)).await.unwrap();
+        assert_eq!(later.next().await.payload, r#"{"seq":2}"#, "nothing else was kept");
+        live.close().await;
+    }
+}
+
+#[tokio::test]
+async fn with_retain_none_the_broker_keeps_no_state() {
+    let broker = broker_or_skip!(Mosquitto::open());
+    let mut observer = Observer::new(broker.port, &["dtorrent/home/#"]).await;
+    let sink = MqttSink::new(Settings { retain: false, ..broker.settings() }).unwrap();
+    assert_eq!(sink.kept_as(&state("{}")), None);
+    let mut live = Live::connect(&sink).await;
+    live.send(state("{}")).await.unwrap();
+    assert!(!observer.next().await.retain);
+    live.close().await;
+}
+
+#[tokio::test]
+async fn a_result_goes_to_its_topic_and_to_whoever_asked() {
+    let broker = broker_or_skip!(Mosquitto::open());
+    let mut observer = Observer::new(broker.port, &["dtorrent/home/#", "answers/#"]).await;
+    for version in versions() {
+        let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
+        let mut live = Live::connect(&sink).await;
+        let reply = Some(ReplyTo { topic: "answers/7".into(), correlation: Some(vec![0, 255, 7]) });
+        let body = Bytes::from_static(br#"{"status":"ok"}"#);
+        live.send(Delivery::Result { server: Some(home()), body: body.clone(), reply }).await.unwrap();
+        let (first, second) = (observer.next().await, observer.next().await);
+        assert_eq!((&first.topic[..], &second.topic[..]), (&b"dtorrent/home/result"[..], &b"answers/7"[..]));
+        assert_eq!((&first.payload, &second.payload), (&body, &body));
+        if version == Version::V5 {
+            assert_eq!(second.properties.unwrap().correlation_data.unwrap(), &[0, 255, 7][..]);
+        }
+        // A topic that cannot be published to costs the copy, not the result.
+        for topic in ["answers/#", "dtorrent/home/command/delete", ""] {
+            let reply = Some(ReplyTo { topic: topic.into(), correlation: None });
+            live.send(Delivery::Result { server: Some(home()), body: body.clone(), reply }).await.unwrap();
+            assert_eq!(observer.next().await.topic, "dtorrent/home/result", "and nothing on {topic}");
+        }
+        live.close().await;
+    }
+}
+
+#[tokio::test]
+async fn depth_leaves_room_for_our_own_status_in_what_the_broker_allows() {
+    let broker =
+        broker_or_skip!(Mosquitto::start("max_inflight_messages 7\nlistener {port} 127.0.0.1\nallow_anonymous true\n"));
+    for (version, depth) in [(Version::V5, 5), (Version::V311, 98)] {
+        let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
+        let mut live = Live::connect(&sink).await;
+        assert_eq!(live.link.depth(), depth, "{version:?}");
+        // As much as may be under way, handed over at once; the last is far beyond what the broker allows.
+        let sent: Vec<_> = (0..depth as u64).map(|seq| live.link.send(event(seq))).collect();
+        for sent in sent {
+            timeout(SOON, sent).await.unwrap().unwrap();
+        }
+        live.close().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_large_is_rejected_and_the_rest_flows() {
+    let announced =
+        broker_or_skip!(Mosquitto::start("max_packet_size 20000\nlistener {port} 127.0.0.1\nallow_anonymous true\n"));
+    let silent = broker_or_skip!(Mosquitto::start(
+        "message_size_limit 20000\nlistener {port} 127.0.0.1\nallow_anonymous true\n"
+    ));
+    let large = || state(vec![b'x'; 30_000]);
+    // Known beforehand: not even sent.
+    let sink = MqttSink::new(announced.settings()).unwrap();
+    let mut live = Live::connect(&sink).await;
+    let sent: Vec<_> = [event(1), large(), event(2)].map(|delivery| live.link.send(delivery)).into();
+    let verdicts: Vec<_> = futures_util::future::join_all(sent).await;
+    assert!(matches!(verdicts[..], [Ok(()), Err(DeliverError::Rejected { .. }), Ok(())]), "{verdicts:?}");
+    live.close().await;
+    // Never announced: the broker refuses with a code that ends the connection, and the culprit is named.
+    let sink = MqttSink::new(silent.settings()).unwrap();
+    let mut live = Live::connect(&sink).await;
+    let sent: Vec<_> = [event(1), large(), event(2)].map(|delivery| live.link.send(delivery)).into();
+    let verdicts: Vec<_> = futures_util::future::join_all(sent).await;
+    assert!(matches!(verdicts[1], Err(DeliverError::Rejected { .. })), "{verdicts:?}");
+    assert!(!matches!(verdicts[2], Err(DeliverError::Rejected { .. })), "{verdicts:?}");
+    live.cut().await;
+    // More than we send to anybody, in both versions.
+    let open = broker_or_skip!(Mosquitto::open());
+    for version in versions() {
+        let sink = MqttSink::new(Settings { version, ..open.settings() }).unwrap();
+        let mut live = Live::connect(&sink).await;
+        let verdict = live.send(state(vec![b'x'; 17 << 20])).await;
+        assert!(matches!(verdict, Err(DeliverError::Rejected { .. })), "{verdict:?}");
+        live.send(state(vec![b'x'; 15 << 20])).await.unwrap();
+        live.close().await;
+    }
+}
+
+// --- status --------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_broken_connection_leaves_offline_and_a_goodbye_does_too() {
+    let broker = broker_or_skip!(Mosquitto::open());
+    let topic = "dtorrent/bridge/main/status";
+    for version in versions() {
+        let mut observer = Observer::new(broker.port, &["dtorrent/bridge/#"]).await;
+        let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
+        let live = Live::connect(&sink).await;
+        observer.wait_for(topic, "online").await;
+        live.cut().await;
+        observer.wait_for(topic, "offline").await;
+        let live = Live::connect(&sink).await;
+        observer.wait_for(topic, "online").await;
+        live.close().await;
+        observer.wait_for(topic, "offline").await;
+        let mut late = Observer::new(broker.port, &["dtorrent/bridge/#"]).await;
+        let kept = late.next().await;
+        assert!(kept.retain && kept.payload == "offline");
+    }
+}
+
+#[tokio::test]
+async fn online_has_the_last_word_over_a_late_will() {
+    let broker = broker_or_skip!(Mosquitto::open());
+    let topic = "dtorrent/bridge/main/status";
+    for version in versions() {
+        let mut observer = Observer::new(broker.port, &["dtorrent/bridge/#"]).await;
+        let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
+        let live = Live::connect(&sink).await;
+        // What a broker does when it notices late that an earlier connection is gone.
+        observer.publish(topic, "offline", true, PublishProperties::default()).await;
+        observer.wait_for(topic, "offline").await;
+        observer.wait_for(topic, "online").await;
+        // A second connection with our name throws the first out; its will comes while the second is up.
+        let second = Live::connect(&sink).await;
+        timeout(SOON, live.drive).await.expect("the first ends").unwrap();
+        observer.publish("dtorrent/bridge/main/mark", "", false, PublishProperties::default()).await;
+        let mut last = None;
+        loop {
+            let publish = observer.next().await;
+            if publish.topic == topic {
+                last = Some(publish.payload);
+            } else if last.as_deref() == Some(b"online") {
+                break;
+            } else {
+                observer.publish("dtorrent/bridge/main/mark", "", false, PublishProperties::default()).await;
+            }
+        }
+        second.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_broker_without_retained_messages_or_acknowledgements_gets_what_it_can_take() {
+    let common = "listener {port} 127.0.0.1\nallow_anonymous true\n";
+    for lack in ["retain_available false\n", "max_qos 0\n"] {
+        let broker = broker_or_skip!(Mosquitto::start(&format!("{common}{lack}")));
+        let mut observer = Observer::new(broker.port, &["dtorrent/#"]).await;
+        let sink = MqttSink::new(Settings { version: Version::V5, ..broker.settings() }).unwrap();
+        let mut live = Live::connect(&sink).await;
+        live.send(event(1)).await.unwrap();
+        live.send(state("{}")).await.unwrap();
+        live.send(Delivery::Clear { name: "dtorrent/home/stats".into() }).await.unwrap();
+        observer.wait_for(&format!("dtorrent/home/torrent/{HASH}/state"), "{}").await;
+        live.cut().await;
+        observer.wait_for("dtorrent/bridge/main/status", "offline").await;
+        Live::connect(&sink).await.close().await;
+    }
+}
+
+// --- loss ----------------------------------------------------------------------------------------
+
+/// Sends like a dispatcher: in order, at most `depth` under way, from the first unacknowledged after a failure.
+struct Lane {
+    next: u64,
+    under_way: FuturesOrdered<BoxFuture<'static, Result<(), DeliverError>>>,
+    acknowledged: u64,
+}
+
+#[tokio::test]
+async fn nothing_of_5000_is_lost_when_the_broker_is_killed_again_and_again() {
+    const COUNT: u64 = 5_000;
+    let mut broker =
+        broker_or_skip!(Mosquitto::start("listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n"));
+    for version in versions() {
+        let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
+        let mut arrived = BTreeSet::new();
+        let mut order_of_first = Vec::new();
+        let mut kills = VecDeque::from([700, 2_100, 3_900]);
+        let mut lane = Lane { next: 1, under_way: FuturesOrdered::new(), acknowledged: 0 };
+        while lane.acknowledged < COUNT {
+            // With QoS 0 nothing waits in the broker for the observer's acknowledgements, to die with it.
+            let mut observer = Observer::at(QoS::AtMostOnce, broker.port, &["dtorrent/home/#"]).await;
+            let Connected { mut link, drive } = sink.connect().await.unwrap();
+            let mut drive = drive;
+            lane.next = lane.acknowledged + 1;
+            let broken = loop {
+                while lane.next <= COUNT && lane.under_way.len() < link.depth() {
+                    lane.under_way.push_back(link.send(event(lane.next)));
+                    lane.next += 1;
+                }
+                tokio::select! {
+                    error = &mut drive => break Some(error),
+                    Some(verdict) = lane.under_way.next() => match verdict {
+                        Ok(()) => lane.acknowledged += 1,
+                        Err(error) => break Some(error),
+                    },
+                    else => break None,
+                }
+                if kills.front().is_some_and(|kill| lane.acknowledged >= *kill) {
+                    kills.pop_front();
+                    broker.kill();
+                }
+                if lane.acknowledged == COUNT {
+                    break None;
+                }
+            };
+            if let Some(error) = broken {
+                assert!(matches!(error, DeliverError::Unavailable { .. }), "{error:?}");
+                // All that was under way fails with it, none hangs.
+                while let Some(verdict) = timeout(SOON, lane.under_way.next()).await.expect("a verdict for each") {
+                    match verdict {
+                        Ok(()) => lane.acknowledged += 1,
+                        Err(error) => {
+                            assert!(matches!(error, DeliverError::Unavailable { .. }), "{error:?}");
+                            lane.under_way = FuturesOrdered::new();
+                        }
+                    }
+                }
+                // What the dead broker had passed on is in the observer's channel; it is closed by now.
+                while let Ok(Some(publish)) = timeout(SOON, observer.seen.recv()).await {
+                    note(&publish, &mut arrived, &mut order_of_first);
+                }
+                broker.start_again();
+            } else {
+                while !arrived.contains(&COUNT) {
+                    note(&observer.next().await, &mut arrived, &mut order_of_first);
+                }
+            }
+        }
+        assert!(kills.is_empty());
+        // mosquitto passes on before it acknowledges.
+        let missing: Vec<_> = (1..=COUNT).filter(|seq| !arrived.contains(seq)).collect();
+        assert!(missing.is_empty(), "{version:?}: missing {missing:?}");
+        assert!(order_of_first.is_sorted(), "{version:?}: first deliveries are in order");
+    }
+}
+
+fn note(publish: &Publish, arrived: &mut BTreeSet<u64>, order_of_first: &mut Vec<u64>) {
+    let body: serde_json::Value = serde_json::from_slice(&publish.payload).unwrap();
+    let seq = body["seq"].as_u64().unwrap();
+    if arrived.insert(seq) {
+        order_of_first.push(seq);
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_falls_silent_ends_the_link_and_fails_what_is_under_way() {
+    let broker = broker_or_skip!(Mosquitto::open());
+    for version in versions() {
+        let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
+        let Connected { mut link, drive } = sink.connect().await.unwrap();
+        broker.signal("-STOP");
+        let sent = link.send(event(1));
+        // The clock runs as soon as nothing else does: the keep-alive takes a minute of it.
+        tokio::time::pause();
+        let (verdict, reason) = tokio::join!(sent, drive);
+        tokio::time::resume();
+        broker.signal("-CONT");
+        assert!(matches!(verdict, Err(DeliverError::Unavailable { .. })), "{verdict:?}");
+        assert!(reason.to_string().contains("does not answer"), "{reason}");
+        let late = link.send(event(2)).await;
+        assert!(matches!(late, Err(DeliverError::Unavailable { .. })), "{late:?}");
+        assert!(link.close().await.is_err(), "there is nobody to say goodbye to");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_says_nothing_is_given_up_after_the_deadline() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("mqtt://127.0.0.1:{}", listener.local_addr().unwrap().port());
+    let error = MqttSink::new(settings(&url)).unwrap().connect().await.err().unwrap();
+    assert!(error.to_string().contains("no connection within 10s"), "{error}");
+}
+
+// --- rules and versions --------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_forbidden_topic_is_rejected_on_mqtt_5_while_others_flow() {
+    let broker = broker_or_skip!(Mosquitto::start_in(
+        tempfile::tempdir().unwrap(),
+        free_port(),
+        "listener {port} 127.0.0.1\nallow_anonymous true\nacl_file {dir}/acl\n",
+        |dir| {
+            let rules = "topic readwrite dtorrent/bridge/#\ntopic readwrite dtorrent/home/status\ntopic read #\n";
+            std::fs::write(dir.join("acl"), rules).unwrap();
+        },
+    ));
+    let sink = MqttSink::new(Settings { version: Version::V5, ..broker.settings() }).unwrap();
+    let mut live = Live::connect(&sink).await;
+    for _ in 0..30 {
+        let denied = live.link.send(event(1));
+        let allowed = live.link.send(Delivery::ServerStatus { server: home(), is_online: true });
+        let verdict = timeout(SOON, denied).await.unwrap();
+        assert!(
+            matches!(&verdict, Err(DeliverError::Rejected { reason }) if reason.contains("not allow")),
+            "{verdict:?}"
+        );
+        timeout(SOON, allowed).await.unwrap().unwrap();
+    }
+    live.close().await;
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_named_as_the_fault() {
+    let broker = broker_or_skip!(Mosquitto::start_in(
+        tempfile::tempdir().unwrap(),
+        free_port(),
+        "listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {dir}/passwords\n",
+        |dir| {
+            std::fs::write(dir.join("passwords"), "bridge:right\n").unwrap();
+            let hashed = Command::new("mosquitto_passwd").arg("-U").arg(dir.join("passwords")).status().unwrap();
+            assert!(hashed.success());
+        },
+    ));
+    for version in [Version::V5, Version::V311, Version::Auto] {
+        let with = |password: &str| Settings {
+            version,
+            username: Some("bridge".into()),
+            password: Some(password.into()),
+            ..broker.settings()
+        };
+        let error = MqttSink::new(with("wrong")).unwrap().connect().await.err().expect("a refusal").to_string();
+        assert!(error.contains("`password`") && !error.contains("wrong"), "{error}");
+        Live::connect(&MqttSink::new(with("right")).unwrap()).await.close().await;
+    }
+}
+
+#[tokio::test]
+async fn nobody_at_the_address_is_unavailable() {
+    let sink = MqttSink::new(settings(&format!("mqtt://127.0.0.1:{}", free_port()))).unwrap();
+    let error = sink.connect().await.err().unwrap();
+    assert!(matches!(&error, DeliverError::Unavailable { reason, .. } if reason.contains("refused")), "{error:?}");
+}
+
+/// How a broker of old answers to MQTT 5.
+#[derive(Clone, Copy, Debug)]
+enum Refusal {
+    Says,
+    HangsUp,
+}
+
+/// Stands before a mosquitto and turns MQTT 5 away; 3.1.1 goes through. Counts those it turned away.
+#[allow(clippy::disallowed_methods)]
+async fn turn_5_away(broker_port: u16, refusal: Refusal) -> (u16, Arc<AtomicUsize>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let turned_away = Arc::new(AtomicUsize::new(0));
+    let count = turned_away.clone();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let count = count.clone();
+            tokio::spawn(async move {
+                // Type, a length of one or two bytes, then the name "MQTT" with its length, then the level.
+                let mut connect = vec![0; 4096];
+                let read = client.read(&mut connect).await.unwrap();
+                let name = connect.windows(6).position(|bytes| bytes == b"\0\x04MQTT").unwrap();
+                if connect[name + 6] == 5 {
+                    count.fetch_add(1, Ordering::Relaxed);
+                    if let Refusal::Says = refusal {
+                        client.write_all(&[0x20, 0x02, 0x00, 0x01]).await.unwrap();
+                    }
+                    return;
+                }
+                let mut broker = tokio::net::TcpStream::connect(("127.0.0.1", broker_port)).await.unwrap();
+                broker.write_all(&connect[..read]).await.unwrap();
+                tokio::io::copy_bidirectional(&mut client, &mut broker).await.ok();
+            });
+        }
+    });
+    (port, turned_away)
+}
+
+#[tokio::test]
+async fn auto_falls_back_to_3_1_1_when_the_broker_does_not_know_5() {
+    let broker = broker_or_skip!(Mosquitto::open());
+    for refusal in [Refusal::Says, Refusal::HangsUp] {
+        let (port, turned_away) = turn_5_away(broker.port, refusal).await;
+        let sink = MqttSink::new(settings(&format!("mqtt://127.0.0.1:{port}"))).unwrap();
+        for _ in 0..2 {
+            let mut live = Live::connect(&sink).await;
+            live.send(event(1)).await.unwrap();
+            assert_eq!(live.link.depth(), 98, "3.1.1 knows no receive maximum");
+            live.close().await;
+        }
+        let asked = turned_away.load(Ordering::Relaxed);
+        assert!(matches!((refusal, asked), (Refusal::Says, 1..=2) | (Refusal::HangsUp, 2)), "{refusal:?} {asked}");
+        let strict = Settings { version: Version::V5, ..settings(&format!("mqtt://127.0.0.1:{port}")) };
+        assert!(MqttSink::new(strict).unwrap().connect().await.is_err());
+    }
+}
+
+// --- transports ----------------------------------------------------------------------------------
+
+/// Makes an authority and two certificates in `dir`: `server` for 127.0.0.1 and localhost, and `client`.
+fn make_certificates(dir: &Path) {
+    let openssl = |arguments: &str| {
+        let output = Command::new("openssl").args(arguments.split(' ')).current_dir(dir).output().expect("openssl");
+        assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(&format!("req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=authority"));
+    std::fs::write(dir.join("server.ext"), "subjectAltName=IP:127.0.0.1,DNS:localhost\n").unwrap();
+    std::fs::write(dir.join("client.ext"), "extendedKeyUsage=clientAuth\n").unwrap();
+    for name in ["server", "client"] {
+        openssl(&format!("req {key} -keyout {name}.key -out {name}.csr -subj /CN={name}"));
+        openssl(&format!(
+            "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile {name}.ext -out {name}.pem"
+        ));
+    }
+}
+
+#[tokio::test]
+async fn tls_with_a_client_certificate_lets_us_in_and_faults_are_named() {
+    let broker = broker_or_skip!(Mosquitto::start_in(
+        tempfile::tempdir().unwrap(),
+        free_port(),
+        "listener {port} 127.0.0.1\nallow_anonymous true\nrequire_certificate true\n\
+         cafile {dir}/ca.pem\ncertfile {dir}/server.pem\nkeyfile {dir}/server.key\n",
+        make_certificates,
+    ));
+    let client = || ClientCert { cert_pem: broker.read("client.pem"), key_pem: broker.read("client.key").into() };
+    for version in versions() {
+        for host in ["127.0.0.1", "localhost"] {
+            let good = Settings {
+                version,
+                ca_pem: Some(broker.read("ca.pem")),
+                client_cert: Some(client()),
+                ..settings(&format!("mqtts://{host}:{}", broker.port))
+            };
+            let mut live = Live::connect(&MqttSink::new(good).unwrap()).await;
+            live.send(event(1)).await.unwrap();
+            live.close().await;
+        }
+        let url = format!("mqtts://127.0.0.1:{}", broker.port);
+        let stranger = Settings { version, ca_pem: Some(broker.read("client.pem")), ..settings(&url) };
+        let error = MqttSink::new(stranger).unwrap().connect().await.err().unwrap().to_string();
+        assert!(error.contains("`ca_file`"), "{error}");
+        let nobody = Settings { version, ca_pem: Some(broker.read("ca.pem")), ..settings(&url) };
+        let error = MqttSink::new(nobody).unwrap().connect().await.err().unwrap().to_string();
+        assert!(error.contains("`cert_file`"), "{error}");
+    }
+    let mixed = ClientCert { cert_pem: broker.read("client.pem"), key_pem: broker.read("server.key").into() };
+    let no_key = ClientCert { cert_pem: broker.read("client.pem"), key_pem: broker.read("client.pem").into() };
+    for (client_cert, expected) in [(mixed, "do not fit together"), (no_key, "`key_file`")] {
+        let wrong = Settings {
+            ca_pem: Some(broker.read("ca.pem")),
+            client_cert: Some(client_cert),
+            ..settings(&format!("mqtts://127.0.0.1:{}", broker.port))
+        };
+        let error = MqttSink::new(wrong).err().unwrap().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn websockets_carry_the_same_with_and_without_tls() {
+    // mosquitto 2.0.11 stops when it has no listener but WebSockets.
+    let (ws, wss) = (free_port(), free_port());
+    let config = format!(
+        "listener {{port}} 127.0.0.1\nlistener {ws} 127.0.0.1\nprotocol websockets\n\
+         listener {wss} 127.0.0.1\nprotocol websockets\n\
+         cafile {{dir}}/ca.pem\ncertfile {{dir}}/server.pem\nkeyfile {{dir}}/server.key\nallow_anonymous true\n"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let broker = broker_or_skip!(Mosquitto::start_in(folder, free_port(), &config, make_certificates));
+    for version in versions() {
+        let url = format!("ws://127.0.0.1:{ws}/mqtt");
+        let mut live = Live::connect(&MqttSink::new(Settings { version, ..settings(&url) }).unwrap()).await;
+        live.send(event(1)).await.unwrap();
+        live.send(state(vec![b'x'; 200_000])).await.unwrap();
+        live.close().await;
+        let url = format!("wss://localhost:{wss}");
+        let ca_pem = Some(broker.read("ca.pem"));
+        let mut live = Live::connect(&MqttSink::new(Settings { version, ca_pem, ..settings(&url) }).unwrap()).await;
+        live.send(event(1)).await.unwrap();
+        live.close().await;
+    }
+}
+
+// --- commands ------------------------------------------------------------------------------------
+
+async fn next(commands: &mut MqttCommands) -> Incoming {
+    match timeout(SOON, commands.next()).await.expect("a command in time") {
+        Ok(incoming) => incoming,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Keeps the source going until the broker's log says something for the `count`th time.
+async fn until_said(broker: &Mosquitto, commands: &mut MqttCommands, text: &str, count: usize) {
+    let begin = tokio::time::Instant::now();
+    while broker.said(text) < count {
+        assert!(begin.elapsed() < SOON, "`{text}` was said {} times of {count}", broker.said(text));
+        match timeout(Duration::from_millis(5), commands.next()).await {
+            Err(_) => {}
+            Ok(Ok(incoming)) => panic!("unexpected {:?}", incoming.address),
+            Ok(Err(error)) => panic!("{error}"),
+        }
+    }
+}
+
+async fn until_subscribed(broker: &Mosquitto, commands: &mut MqttCommands, instance: &str, count: usize) {
+    until_said(broker, commands, &format!("Sending SUBACK to dtorrent-{instance}-commands"), count).await;
+}
+
+async fn until_acknowledged(broker: &Mosquitto, commands: &mut MqttCommands, instance: &str, count: usize) {
+    until_said(broker, commands, &format!("Received PUBACK from dtorrent-{instance}-commands"), count).await;
+}
+
+/// Sends a mark and sees that nothing else comes before it.
+async fn nothing_else_comes(sender: &Observer, commands: &mut MqttCommands) {
+    sender.publish("dtorrent/home/command/mark", "", false, Default::default()).await;
+    let incoming = next(commands).await;
+    assert_eq!(words(&incoming), "home mark");
+    (incoming.ack)();
+}
+
+fn words(incoming: &Incoming) -> String {
+    let mut words = String::new();
+    for word in [&incoming.address.server, &incoming.address.hash].into_iter().flatten() {
+        write!(words, "{word} ").unwrap();
+    }
+    words + &incoming.address.verb
+}
+
+#[tokio::test]
+async fn a_command_comes_with_all_that_is_known_of_it() {
+    let broker = broker_or_skip!(Mosquitto::open());
+    let sender = Observer::new(broker.port, &[]).await;
+    let mut commands = MqttCommands::new(broker.settings()).unwrap();
+    until_subscribed(&broker, &mut commands, "main", 1).await;
+    let properties = |topic: &str| PublishProperties {
+        message_expiry_interval: Some(300),
+        response_topic: Some(topic.to_owned()),
+        correlation_data: Some(Bytes::from_static(b"\x00\xff")),
+        ..Default::default()
+    };
+    let topic = format!("dtorrent/home/torrent/{HASH}/command/pause");
+    sender.publish(&topic, "{}", false, properties("answers/1")).await;
+    let incoming = next(&mut commands).await;
+    assert_eq!(words(&incoming), format!("home {HASH} pause"));
+    assert_eq!(incoming.body, "{}");
+    assert_eq!(incoming.reply, Some(ReplyTo { topic: "answers/1".into(), correlation: Some(vec![0, 255]) }));
+    assert!(!incoming.is_retained);
+    assert!(
+        incoming.expires_in.is_some_and(|left| left <= Duration::from_secs(300) && left > Duration::from_secs(280))
+    );
+    (incoming.ack)();
+    // A response topic that would be a command of ours is not answered on.
+    sender.publish("dtorrent/home/command/add", "x", false, properties("dtorrent/home/command/delete")).await;
+    let incoming = next(&mut commands).await;
+    assert_eq!((words(&incoming).as_str(), incoming.reply), ("home add", None));
+    (incoming.ack)();
+    sender.publish("dtorrent/bridge/main/command/resync", "", false, Default::default()).await;
+    // Neither another bridge's nor another server's.
+    sender.publish("dtorrent/bridge/other/command/resync", "", false, Default::default()).await;
+    sender.publish("dtorrent/attic/command/add", "", false, Default::default()).await;
+    let incoming = next(&mut commands).await;
+    assert_eq!((words(&incoming).as_str(), incoming.expires_in, &incoming.reply), ("resync", None, &None));
+    (incoming.ack)();
+    nothing_else_comes(&sender, &mut commands).await;
+}
+
+#[tokio::test]
+async fn an_unacknowledged_command_comes_again_and_an_acknowledged_one_does_not() {
+    let broker = broker_or_skip!(Mosquitto::open());
+    let sender = Observer::new(broker.port, &[]).await;
+    for (version, instance) in versions().into_iter().zip(["new", "old"]) {
+        let settings = || Settings { version, instance: instance.into(), ..broker.settings() };
+        let mut commands = MqttCommands::new(settings()).unwrap();
+        until_subscribed(&broker, &mut commands, instance, 1).await;
+        for verb in ["pause", "resume", "stop"] {
+            sender.publish(&format!("dtorrent/home/command/{verb}"), "{}", false, Default::default()).await;
+        }
+        let pause = next(&mut commands).await;
+        let resume = next(&mut commands).await;
+        let stop = next(&mut commands).await;
+        assert_eq!([words(&pause), words(&resume), words(&stop)], ["home pause", "home resume", "home stop"]);
+        (pause.ack)();
+        (stop.ack)();
+        until_acknowledged(&broker, &mut commands, instance, 2).await;
+        drop(commands);
+        // An acknowledgement after the end of its connection is lost without harm.
+        (resume.ack)();
+        // What comes while we are away is kept too.
+        sender.publish("dtorrent/home/command/announce", "{}", false, Default::default()).await;
+        let mut commands = MqttCommands::new(settings()).unwrap();
+        let resume = next(&mut commands).await;
+        let announce = next(&mut commands).await;
+        assert_eq!([words(&resume), words(&announce)], ["home resume", "home announce"]);
+        (resume.ack)();
+        (announce.ack)();
+        until_acknowledged(&broker, &mut commands, instance, 4).await;
+        drop(commands);
+        let mut commands = MqttCommands::new(settings()).unwrap();
+        nothing_else_comes(&sender, &mut commands).await;
+        // The other session would keep the next round's commands as well.
+        until_acknowledged(&broker, &mut commands, instance, 5).await;
+    }
+}
+
+#[tokio::test]
+async fn a_retained_command_is_marked_as_one_live_or_stored() {
+    let broker = broker_or_skip!(Mosquitto::open());
+    let sender = Observer::new(broker.port, &[]).await;
+    sender.publish("dtorrent/home/command/stored", "{}", true, Default::default()).await;
+    let mut commands = MqttCommands::new(broker.settings()).unwrap();
+    let incoming = next(&mut commands).await;
+    assert!(incoming.is_retained && words(&incoming) == "home stored");
+    (incoming.ack)();
+    sender.publish("dtorrent/home/command/live", "{}", true, Default::default()).await;
+    let incoming = next(&mut commands).await;
+    assert!(incoming.is_retained && words(&incoming) == "home live");
+    (incoming.ack)();
+    until_acknowledged(&broker, &mut commands, "main", 2).await;
+    drop(commands);
+    // The subscription is not new, so the broker does not tell of them again.
+    let mut commands = MqttCommands::new(broker.settings()).unwrap();
+    nothing_else_comes(&sender, &mut commands).await;
+    // MQTT 3.1.1 marks what is stored.
+    let settings = Settings { version: Version::V311, instance: "old".into(), ..broker.settings() };
+    let mut commands = MqttCommands::new(settings).unwrap();
+    let incoming = next(&mut commands).await;
+    assert!(incoming.is_retained);
+}
+
+#[tokio::test]
+async fn a_command_larger_than_we_take_does_not_come_for_ever() {
+    let broker = broker_or_skip!(Mosquitto::open());
+    let sender = Observer::new(broker.port, &[]).await;
+    for (version, instance) in versions().into_iter().zip(["new", "old"]) {
+        let settings = Settings { version, instance: instance.into(), ..broker.settings() };
+        let mut commands = MqttCommands::new(settings).unwrap();
+        until_subscribed(&broker, &mut commands, instance, 1).await;
+        let body = Bytes::from(vec![b'x'; 11 << 20]);
+        sender.publish("dtorrent/home/command/add", body.clone(), false, Default::default()).await;
+        let incoming = next(&mut commands).await;
+        assert_eq!(incoming.body.len(), body.len(), "a torrent of some MiB is a body like any other");
+        (incoming.ack)();
+        sender.publish("dtorrent/home/command/add", vec![b'x'; 20 << 20], false, Default::default()).await;
+        sender.publish("dtorrent/home/command/pause", "{}", false, Default::default()).await;
+        if version == Version::V311 {
+            // The broker cannot be told our limit: the connection ends, and the next takes it to refuse it.
+            assert!(timeout(SOON, commands.next()).await.unwrap().is_err());
+            let incoming = next(&mut commands).await;
+            assert_eq!(incoming.body.len(), 20 << 20);
+            (incoming.ack)();
+        }
+        let incoming = next(&mut commands).await;
+        assert_eq!(words(&incoming), "home pause");
+        (incoming.ack)();
+        nothing_else_comes(&sender, &mut commands).await;
+    }
+}
+
+#[tokio::test]
+async fn a_caller_who_stops_waiting_loses_no_command() {
+    let broker = broker_or_skip!(Mosquitto::open());
+    let sender = Observer::new(broker.port, &[]).await;
+    let mut commands = MqttCommands::new(broker.settings()).unwrap();
+    until_subscribed(&broker, &mut commands, "main", 1).await;
+    let mut seen = Vec::new();
+    for number in 0..200 {
+        sender.publish(&format!("dtorrent/home/command/v{number}"), "{}", false, Default::default()).await;
+    }
+    let mut rounds = 0_u32;
+    while seen.len() < 200 {
+        rounds += 1;
+        assert!(rounds < 1_000_000, "got {seen:?}");
+        tokio::select! {
+            biased;
+            incoming = commands.next() => {
+                let incoming = incoming.unwrap_or_else(|error| panic!("{error}"));
+                seen.push(incoming.address.verb.clone());
+                (incoming.ack)();
+            }
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    let expected: Vec<_> = (0..200).map(|number| format!("v{number}")).collect();
+    assert_eq!(seen, expected);
 }

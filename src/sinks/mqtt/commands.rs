@@ -68,8 +68,7 @@ impl MqttCommands {
                 let (broker, has_subscribed) = (self.broker.clone(), self.has_subscribed);
                 let packet_bytes_max = std::mem::replace(&mut self.packet_bytes_max, wire::PACKET_BYTES_MAX);
                 self.state = State::Connecting(Box::pin(async move {
-                    let connect = |protocol| handshake(&broker, protocol, has_subscribed, packet_bytes_max);
-                    broker.attempt(connect).await
+                    broker.attempt(|protocol| handshake(&broker, protocol, has_subscribed, packet_bytes_max)).await
                 }));
                 Ok(None)
             }
@@ -164,7 +163,7 @@ async fn handshake(
         protocol,
         client_id: format!("dtorrent-{}-commands", broker.settings.instance),
         session: Some(SESSION_KEPT),
-        will_topic: None,
+        will: None,
         packet_bytes_max,
         channel: CHANNEL,
         receive_max: Some(RECEIVE_MAX),
@@ -181,7 +180,7 @@ async fn handshake(
         let filters = broker.topics.subscriptions(&broker.settings.servers);
         client.subscribe(filters.iter().cloned()).map_err(|_| Ended::new(End::Other, "given up"))?;
         let answers = loop {
-            match events.next().await? {
+            match events.next().await.map_err(Ended::once_connected)? {
                 Event::Subscribed(answers) => break answers,
                 Event::Received(received) if early.len() < CHANNEL => early.push_back(*received),
                 Event::Received(_) => {

@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::model::SinkName;
 use crate::port::{DeliverError, Delivery, Link};
@@ -43,6 +43,7 @@ type Verdict = Result<(), DeliverError>;
 #[derive(Clone)]
 struct Line {
     client: Client,
+    granted: Granted,
     queue: Arc<Mutex<Queue>>,
 }
 
@@ -75,22 +76,47 @@ impl Line {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hand_over(&self, message: Message) -> oneshot::Receiver<Verdict> {
+    /// Queues a message; where it goes is known at once, what comes of it later.
+    ///
+    /// # Errors
+    /// The broker would not take it, so it is not sent at all.
+    fn hand_over(&self, mut message: Message) -> Result<oneshot::Receiver<Verdict>, DeliverError> {
+        let packet_bytes = self.check(&message).map_err(|reason| DeliverError::Rejected { reason })?;
+        message.route.is_retained &= self.granted.can_retain;
+        if !self.granted.can_acknowledge {
+            message.route.qos = Qos::AtMostOnce;
+        }
         let (settle, settled) = oneshot::channel();
-        let ticket = Ticket { packet_bytes: self.client.packet_bytes(&message), settle };
+        let ticket = Ticket { packet_bytes, settle };
         let mut queue = self.queue();
         if let Some(over) = &queue.over {
             ticket.settle(Err(over.clone()));
-            return settled;
+            return Ok(settled);
         }
         // Ticket and message under one lock, so that the two queues agree.
         queue.waiting.push_back(ticket);
         if self.client.publish(message).is_err()
             && let Some(ticket) = queue.waiting.pop_back()
         {
-            ticket.settle(Err(DeliverError::unavailable("more is under way than was agreed")));
+            // What is handed over after it must not overtake it.
+            let error = DeliverError::unavailable("more is under way than was agreed");
+            queue.over = Some(error.clone());
+            ticket.settle(Err(error));
         }
-        settled
+        Ok(settled)
+    }
+
+    /// Returns the size of the packet in bytes, or why it cannot be sent.
+    fn check(&self, message: &Message) -> Result<usize, String> {
+        check_topic(&message.route.topic).map_err(|error| format!("not a topic to publish to: {error}"))?;
+        let (bytes, limit) = (self.client.packet_bytes(message), self.granted.packet_bytes_max);
+        if bytes > limit as usize {
+            return Err(format!("{bytes} bytes are more than the {limit} that may be sent at once"));
+        }
+        if message.correlation.as_ref().is_some_and(|data| data.len() > usize::from(u16::MAX)) {
+            return Err("the correlation data is longer than MQTT can say".to_owned());
+        }
+        Ok(bytes)
     }
 }
 
@@ -109,45 +135,30 @@ pub(super) struct Voice {
 pub(super) struct MqttLink {
     voice: Voice,
     line: Line,
-    granted: Granted,
 }
 
 impl MqttLink {
-    /// Makes the message what this broker takes.
-    fn admit(&self, mut message: Message) -> Result<Message, DeliverError> {
-        let rejected = |reason: String| Err(DeliverError::Rejected { reason });
-        if let Err(error) = check_topic(&message.route.topic) {
-            return rejected(format!("not a topic to publish to: {error}"));
-        }
-        let (bytes, limit) = (self.line.client.packet_bytes(&message), self.granted.packet_bytes_max);
-        if bytes > limit as usize {
-            return rejected(format!("{bytes} bytes are more than the {limit} that may be sent at once"));
-        }
-        message.route.is_retained &= self.granted.can_retain;
-        if !self.granted.can_acknowledge {
-            message.route.qos = Qos::AtMostOnce;
-        }
-        Ok(message)
-    }
-
-    fn hand_over(&self, message: Message) -> Result<oneshot::Receiver<Verdict>, DeliverError> {
-        self.admit(message).map(|message| self.line.hand_over(message))
+    /// Wherever a reply topic comes from, it is looked at again here, the last place that can.
+    fn hand_over_copy(&self, copy: Message) -> Result<oneshot::Receiver<Verdict>, DeliverError> {
+        let checked = self.voice.topics.check_reply(&copy.route.topic);
+        checked.map_err(|error| DeliverError::Rejected { reason: format!("not a topic to answer on: {error}") })?;
+        self.line.hand_over(copy)
     }
 }
 
 #[async_trait]
 impl Link for MqttLink {
     fn depth(&self) -> usize {
-        usize::from(DEPTH_MAX.min(self.granted.receive_max).saturating_sub(RESERVE).max(1))
+        usize::from(DEPTH_MAX.min(self.line.granted.receive_max).saturating_sub(RESERVE).max(1))
     }
 
     fn send(&mut self, delivery: Delivery) -> BoxFuture<'static, Verdict> {
-        if matches!(delivery, Delivery::Clear { .. }) && !self.granted.can_retain {
+        if matches!(delivery, Delivery::Clear { .. }) && !self.line.granted.can_retain {
             return Box::pin(async { Ok(()) });
         }
         let (message, copy) = message::messages(&self.voice.topics, &self.voice.instance, delivery);
-        let sent = self.hand_over(message);
-        let copied = copy.map(|copy| self.hand_over(copy));
+        let sent = self.line.hand_over(message);
+        let copied = copy.map(|copy| self.hand_over_copy(copy));
         let sink = self.voice.sink.clone();
         Box::pin(async move {
             outcome(sent?).await?;
@@ -173,8 +184,8 @@ impl Link for MqttLink {
             queue.left = Some(left);
         }
         let goodbye = async {
-            let offline = self.admit(Message::bridge_status(&self.voice.topics, false))?;
-            outcome(self.line.hand_over(offline)).await?;
+            let offline = Message::bridge_status(&self.voice.topics, false);
+            outcome(self.line.hand_over(offline)?).await?;
             if self.line.client.disconnect().is_err() || has_left.await.is_err() {
                 return Err(DeliverError::unavailable("the connection ended before the goodbye"));
             }
@@ -193,7 +204,6 @@ pub(super) struct Driver {
     voice: Voice,
     line: Line,
     events: EventLoop,
-    granted: Granted,
     /// Written and not yet acknowledged, by packet id.
     under_way: HashMap<u16, Ticket>,
     status_topic: String,
@@ -214,7 +224,7 @@ impl Driver {
         };
         let mut driver = Self {
             status_topic: voice.topics.bridge_status(),
-            line: Line { client, queue: Arc::default() },
+            line: Line { client, granted, queue: Arc::default() },
             under_way: HashMap::new(),
             contradicted_at: None,
             contradict_at: None,
@@ -222,7 +232,6 @@ impl Driver {
             is_listening: false,
             voice,
             events,
-            granted,
         };
         driver.complain();
         driver.say_online().await?;
@@ -231,23 +240,22 @@ impl Driver {
     }
 
     pub(super) fn link(&self) -> MqttLink {
-        MqttLink { voice: self.voice.clone(), line: self.line.clone(), granted: self.granted }
+        MqttLink { voice: self.voice.clone(), line: self.line.clone() }
     }
 
     fn complain(&self) {
         let sink = &self.voice.sink;
-        if !self.granted.can_retain {
+        if !self.line.granted.can_retain {
             warn!(%sink, "the broker keeps no retained messages: who comes later sees no state and no status");
         }
-        if !self.granted.can_acknowledge {
+        if !self.line.granted.can_acknowledge {
             warn!(%sink, "the broker acknowledges nothing (QoS 0 only): what is written counts as delivered");
         }
     }
 
     async fn say_online(&mut self) -> Result<(), Ended> {
-        let online = self.link().admit(Message::bridge_status(&self.voice.topics, true));
-        let online = online.map_err(|error| Ended::new(End::Other, error.to_string()))?;
-        let mut settled = self.line.hand_over(online);
+        let online = Message::bridge_status(&self.voice.topics, true);
+        let mut settled = self.line.hand_over(online).map_err(|error| Ended::new(End::Other, error.to_string()))?;
         loop {
             match settled.try_recv() {
                 Ok(Ok(())) => return Ok(()),
@@ -288,7 +296,7 @@ impl Driver {
             }
         };
         let event = tokio::select! {
-            event = self.events.next() => Some(event?),
+            event = self.events.next() => Some(event.map_err(Ended::once_connected)?),
             () = due => None,
         };
         match event {
@@ -370,10 +378,8 @@ impl Driver {
             ),
             _ => {}
         }
-        if let Ok(online) = self.link().admit(Message::bridge_status(&self.voice.topics, true)) {
-            // Not waited for: if it is lost, so is the connection.
-            drop(self.line.hand_over(online));
-        }
+        // Not waited for: if it is lost, so is the connection.
+        drop(self.line.hand_over(Message::bridge_status(&self.voice.topics, true)));
     }
 
     fn end(&mut self, ended: Ended) -> DeliverError {
@@ -382,7 +388,6 @@ impl Driver {
         }
         let error = DeliverError::from(ended);
         self.fail_all(&error);
-        info!(sink = %self.voice.sink, reason = %error, "the connection to the broker is over");
         error
     }
 

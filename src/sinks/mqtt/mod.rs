@@ -33,7 +33,7 @@ pub use tls::TlsError;
 
 use link::{Driver, Voice};
 use topics::Topics;
-use wire::{Client, End, Ended, EventLoop, Opening, Protocol};
+use wire::{Client, End, Ended, EventLoop, Opening, Protocol, Will};
 
 /// Within this a connection stands and has said `online`, or the attempt has failed.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -66,6 +66,14 @@ impl Broker {
     /// A broker that does not know MQTT 5 says so, or only hangs up. That it said so is remembered; one that
     /// hung up may merely have been about to stop, so it is asked again the next time.
     async fn attempt<T, F>(&self, connect: impl Fn(Protocol) -> F) -> Result<T, Ended>
+    where
+        F: Future<Output = Result<T, Ended>>,
+    {
+        let connected = self.attempt_versions(connect).await;
+        connected.map_err(|ended| Ended { reason: format!("{}: {}", self.settings.url, ended.reason), ..ended })
+    }
+
+    async fn attempt_versions<T, F>(&self, connect: impl Fn(Protocol) -> F) -> Result<T, Ended>
     where
         F: Future<Output = Result<T, Ended>>,
     {
@@ -112,13 +120,20 @@ impl MqttSink {
     }
 
     async fn handshake(&self, protocol: Protocol) -> Result<Driver, Ended> {
+        match self.say_hello(protocol, false).await {
+            Err(ended) if ended.kind == End::WillRefused => self.say_hello(protocol, true).await,
+            result => result,
+        }
+    }
+
+    async fn say_hello(&self, protocol: Protocol, has_plain_will: bool) -> Result<Driver, Ended> {
         let Settings { name, instance, .. } = &self.broker.settings;
         let topics = self.broker.topics.clone();
         let (client, events) = self.broker.open(&Opening {
             protocol,
             client_id: format!("dtorrent-{instance}"),
             session: None,
-            will_topic: Some(topics.bridge_status()),
+            will: Some(Will { topic: topics.bridge_status(), is_plain: has_plain_will }),
             packet_bytes_max: wire::PACKET_BYTES_MAX,
             channel: link::CHANNEL,
             receive_max: None,

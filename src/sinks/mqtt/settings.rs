@@ -346,6 +346,19 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_broker_url_that_is_taken_reads_back_and_no_error_tells_a_secret(rest in "[ -~]{0,40}", scheme in "mqtts?|wss?") {
+            if let Ok(url) = BrokerUrl::parse(&format!("{scheme}://{rest}")) {
+                proptest::prop_assert_eq!(BrokerUrl::parse(&url.to_string()), Ok(url));
+            }
+            if let Err(error) = BrokerUrl::parse(&format!("{scheme}://user:hunter2@{rest}")) {
+                let told = format!("{error} {error:?}");
+                proptest::prop_assert!(!told.contains("hunter2"));
+            }
+        }
+    }
+
     #[test]
     fn a_prefix_is_one_or_more_levels_that_are_no_wildcards() {
         for good in ["dtorrent", "a/b", "Haus/Keller 1/tørrent", &"x".repeat(200)] {

@@ -47,13 +47,19 @@ pub struct Opening {
     pub client_id: String,
     /// The broker keeps subscriptions and what comes for them while we are away, this long.
     pub session: Option<Duration>,
-    /// Said in our place, retained, when the connection breaks.
-    pub will_topic: Option<String>,
+    /// What is said in our place when the connection breaks.
+    pub will: Option<Will>,
     pub packet_bytes_max: u32,
     /// How many requests may wait to be written.
     pub channel: usize,
     /// How many unacknowledged messages the broker may send; MQTT 3.1.1 cannot say so.
     pub receive_max: Option<u16>,
+}
+
+/// `offline`, to a topic. A plain one is not retained and not acknowledged.
+pub struct Will {
+    pub topic: String,
+    pub is_plain: bool,
 }
 
 /// What the broker granted.
@@ -77,6 +83,8 @@ pub struct Ended {
 pub enum End {
     /// The broker said that it does not speak this version.
     VersionRefused,
+    /// The broker keeps no retained messages, or acknowledges none, and so refuses the last will.
+    WillRefused,
     /// The other side closed the connection without a word.
     Closed,
     /// The broker took offence at the size of something we sent.
@@ -91,6 +99,12 @@ pub enum End {
 impl Ended {
     pub fn new(kind: End, reason: impl Into<String>) -> Self {
         Self { kind, reason: reason.into() }
+    }
+
+    /// A broker that hangs up after it has let us in does not do so over the version.
+    pub fn once_connected(self) -> Self {
+        let kind = if self.kind == End::Closed { End::Other } else { self.kind };
+        Self { kind, ..self }
     }
 }
 
@@ -209,8 +223,9 @@ fn options_311(settings: &Settings, tls: Option<&Arc<ClientConfig>>, opening: &O
     if let Some((username, password)) = credentials(settings) {
         options.set_credentials(username, password);
     }
-    if let Some(topic) = &opening.will_topic {
-        options.set_last_will(v4::LastWill::new(topic, OFFLINE, Qos4::AtLeastOnce, true));
+    if let Some(Will { topic, is_plain }) = &opening.will {
+        let qos = if *is_plain { Qos4::AtMostOnce } else { Qos4::AtLeastOnce };
+        options.set_last_will(v4::LastWill::new(topic, OFFLINE, qos, !is_plain));
     }
     options
 }
@@ -230,8 +245,9 @@ fn options_5(settings: &Settings, tls: Option<&Arc<ClientConfig>>, opening: &Ope
     if let Some((username, password)) = credentials(settings) {
         options.set_credentials(username, password);
     }
-    if let Some(topic) = &opening.will_topic {
-        options.set_last_will(packet5::LastWill::new(topic, OFFLINE, Qos5::AtLeastOnce, true, None));
+    if let Some(Will { topic, is_plain }) = &opening.will {
+        let qos = if *is_plain { Qos5::AtMostOnce } else { Qos5::AtLeastOnce };
+        options.set_last_will(packet5::LastWill::new(topic, OFFLINE, qos, !is_plain, None));
     }
     options
 }
@@ -516,6 +532,9 @@ fn ended_5(error: v5::ConnectionError) -> Ended {
             Code::BadClientId | Code::ClientIdentifierNotValid => Ended::new(End::Other, BAD_CLIENT_ID),
             Code::BadUserNamePassword => Ended::new(End::Other, BAD_PASSWORD),
             Code::NotAuthorized => Ended::new(End::Other, NOT_AUTHORIZED),
+            Code::RetainNotSupported | Code::QoSNotSupported => {
+                Ended::new(End::WillRefused, format!("the broker refuses our last will: {code:?}"))
+            }
             Code::QuotaExceeded | Code::ConnectionRateExceeded | Code::ServerBusy => {
                 Ended::new(End::Quota, format!("the broker has no room for us now: {code:?}"))
             }
@@ -560,6 +579,10 @@ const TAKEN_OVER: &str = "another connection uses our client id: give each bridg
 
 fn io_ended(error: &std::io::Error) -> Ended {
     use std::io::ErrorKind;
+    // With TLS 1.3 a server says only after the handshake that it wants another certificate.
+    if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        return rustls_ended(error);
+    }
     match error.kind() {
         ErrorKind::UnexpectedEof
         | ErrorKind::ConnectionReset
@@ -572,22 +595,29 @@ fn io_ended(error: &std::io::Error) -> Ended {
 }
 
 fn tls_ended(error: &v4::TlsError) -> Ended {
-    let rustls = match error {
-        v4::TlsError::TLS(error) => Some(error),
-        v4::TlsError::Io(io) => io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()),
-        _ => None,
-    };
-    let mend = match rustls {
-        Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)) => {
+    match error {
+        v4::TlsError::TLS(error) => rustls_ended(error),
+        v4::TlsError::Io(error) => io_ended(error),
+        error => Ended::new(End::Other, format!("TLS: {error}")),
+    }
+}
+
+fn rustls_ended(error: &rustls::Error) -> Ended {
+    use rustls::{AlertDescription as Alert, CertificateError as Certificate, Error};
+    let mend = match error {
+        Error::InvalidCertificate(Certificate::UnknownIssuer) => {
             ": nobody we trust vouches for the broker; set `ca_file` to its authority's certificate"
         }
-        Some(rustls::Error::InvalidCertificate(
-            rustls::CertificateError::NotValidForName | rustls::CertificateError::NotValidForNameContext { .. },
-        )) => ": the certificate is for another name than the one in `url`",
-        Some(rustls::Error::AlertReceived(
-            rustls::AlertDescription::CertificateRequired | rustls::AlertDescription::HandshakeFailure,
-        )) => ": the broker wants a certificate of ours; set `cert_file` and `key_file`",
+        Error::InvalidCertificate(Certificate::NotValidForName | Certificate::NotValidForNameContext { .. }) => {
+            ": the certificate is for another name than the one in `url`"
+        }
+        Error::AlertReceived(Alert::CertificateRequired | Alert::HandshakeFailure) => {
+            ": the broker wants a certificate of ours; set `cert_file` and `key_file`"
+        }
+        Error::AlertReceived(Alert::UnknownCA | Alert::BadCertificate | Alert::CertificateUnknown) => {
+            ": the broker does not accept our certificate; check `cert_file`"
+        }
         _ => "",
     };
-    Ended::new(End::Other, format!("TLS: {}{mend}", rustls.map_or_else(|| error.to_string(), ToString::to_string)))
+    Ended::new(End::Other, format!("TLS: {error}{mend}"))
 }
