@@ -208,3 +208,484 @@ async fn an_empty_rtorrent_is_listed_over_the_unix_socket() {
     assert_eq!(listing.stats.download_limit, Some(0));
     assert_eq!(listing.stats.download_rate, Some(0));
 }
+
+#[tokio::test]
+async fn a_listing_is_the_same_over_tcp_and_through_nginx() {
+    let port = free_port();
+    let host = || "127.0.0.1".to_owned();
+    let listen = format!("network.scgi.open_port = 127.0.0.1:{port}");
+    let Some(server) = start_on(&listen, |_| Endpoint::Scgi { host: host(), port }) else { return };
+    let direct = server.client();
+    let (hash, file) = metafile(b"over the wire", &[7; 40_000], TRACKER);
+    direct.apply(&Action::Add(adding(hash, file, false))).await.unwrap();
+    let over_tcp = list_until(&direct, "the torrent", |listing| !listing.torrents.is_empty()).await;
+    assert!(over_tcp.complete);
+
+    let Some(nginx) = Nginx::start(port) else { return };
+    let over_http = RtorrentClient::new(nginx.settings("/RPC2", "tester")).unwrap().list().await.unwrap();
+    assert_eq!(over_http.torrents, over_tcp.torrents);
+    assert_eq!((over_http.complete, over_http.run), (true, over_tcp.run));
+
+    let wrong_user = RtorrentClient::new(nginx.settings("/RPC2", "stranger")).unwrap().list().await.unwrap_err();
+    assert!(matches!(&wrong_user, ClientError::Unauthorized { .. }), "{wrong_user}");
+    let said = RtorrentClient::new(nginx.settings("/nothing", "tester")).unwrap().list().await.unwrap_err().to_string();
+    assert!(said.contains("/RPC2") && !said.contains("secret"), "{said}");
+    drop(server);
+    let said = RtorrentClient::new(nginx.settings("/RPC2", "tester")).unwrap().list().await.unwrap_err().to_string();
+    assert!(said.contains("is it running"), "{said}");
+}
+
+struct Nginx {
+    process: Child,
+    _folder: TempDir,
+    port: u16,
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        let _gone = self.process.kill().is_ok();
+        let _reaped = self.process.wait().is_ok();
+    }
+}
+
+impl Nginx {
+    /// A web server with basic authentication before the SCGI of this port.
+    fn start(scgi_port: u16) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, port) = (folder.path().display().to_string(), free_port());
+        // tester:secret
+        std::fs::write(folder.path().join("users"), "tester:{PLAIN}secret\n").unwrap();
+        std::fs::write(
+            folder.path().join("nginx.conf"),
+            format!(
+                "daemon off; master_process off; pid {path}/pid; error_log {path}/error.log; events {{}}\n\
+                 http {{ access_log off; client_body_temp_path {path}; proxy_temp_path {path}; fastcgi_temp_path {path};\n\
+                 uwsgi_temp_path {path}; scgi_temp_path {path};\n\
+                 server {{ listen 127.0.0.1:{port}; auth_basic x; auth_basic_user_file {path}/users;\n\
+                 location /RPC2 {{ include /etc/nginx/scgi_params; scgi_pass 127.0.0.1:{scgi_port}; }} }} }}\n"
+            ),
+        )
+        .unwrap();
+        let started = Command::new("nginx")
+            .args(["-c", &format!("{path}/nginx.conf"), "-p", &path])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let Ok(process) = started else {
+            eprintln!("SKIPPED: nginx cannot be started");
+            return None;
+        };
+        let nginx = Self { process, _folder: folder, port };
+        let deadline = Instant::now() + PATIENCE;
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(Instant::now() < deadline, "nginx does not listen");
+            std::thread::yield_now();
+        }
+        Some(nginx)
+    }
+
+    fn settings(&self, path: &str, user: &str) -> Settings {
+        let endpoint = Endpoint::parse(&format!("http://127.0.0.1:{}{path}", self.port)).unwrap();
+        Settings { username: Some(user.to_owned()), password: Some("secret".to_owned().into()), ..settings(endpoint) }
+    }
+}
+
+#[tokio::test]
+async fn names_that_are_no_xml_do_not_spoil_the_listing() {
+    let Some(server) = start() else { return };
+    let client = server.client();
+    let names: &[&[u8]] = &[
+        b"plain",
+        "Ünï ☃".as_bytes(),
+        "crab 🦀 name".as_bytes(),
+        b"caf\xe9",
+        b"esc\x1b[31m\x01",
+        b"ctrl\x01 and \xff",
+        b"<b>&amp; \"q\" 'a' &nope; ]]> &",
+        b"carriage\rreturn\r\nfeed",
+        b" blanks ",
+    ];
+    let mut hashes = Vec::new();
+    for (place, name) in names.iter().enumerate() {
+        let (hash, file) = metafile(name, &[place as u8; 100], TRACKER);
+        client.apply(&Action::Add(adding(hash, file, false))).await.unwrap();
+        hashes.push(hash);
+    }
+    let listing = list_until(&client, "all names", |listing| listing.torrents.len() == names.len()).await;
+    assert!(listing.complete);
+    let name = |place: usize| torrent(&listing, hashes[place]).name.as_str();
+    assert_eq!(name(0), "plain");
+    assert_eq!(name(1), "Ünï ☃");
+    assert!(name(2).starts_with("crab ") && name(2).ends_with(" name"));
+    assert!(name(3).starts_with("caf"));
+    assert_eq!(name(4), "esc\u{1b}[31m\u{1}");
+    assert_eq!(name(6), "<b>&amp; \"q\" 'a' &nope; ]]> &");
+    assert!(name(7).starts_with("carriage") && name(7).ends_with("feed"));
+    assert_eq!(name(8), " blanks ");
+    for hash in hashes {
+        let details = client.get(hash, Parts { files: true, ..Parts::default() }).await.unwrap().unwrap();
+        assert_eq!(details.observed, listing.torrents[&hash]);
+        assert_eq!(details.files.unwrap().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn extra_columns_are_read_and_unknown_ones_are_null() {
+    let Some(server) = start() else { return };
+    let mut settings = server.settings();
+    for (name, column) in [
+        ("throttle", "d.throttle_name="),
+        ("ratio", "d.ratio="),
+        ("tag", "d.custom=my-tag"),
+        ("fork", "d.down.sequential="),
+    ] {
+        settings.extra.insert(name.to_owned(), ExtraColumn::parse(column).unwrap());
+    }
+    let client = RtorrentClient::new(settings).unwrap();
+    let (hash, file) = metafile(b"extra", &[1; 10], TRACKER);
+    client.apply(&Action::Add(adding(hash, file, false))).await.unwrap();
+    server.call("d.custom.set", &[&hash.to_string(), "my-tag", "blue &amp; red"]);
+    let listing = client.list().await.unwrap();
+    let extra = serde_json::to_string(&torrent(&listing, hash).extra).unwrap();
+    assert_eq!(extra, r#"{"fork":null,"ratio":0,"tag":"blue & red","throttle":""}"#);
+    let details = client.get(hash, Parts::default()).await.unwrap().unwrap();
+    assert_eq!(details.observed.torrent.extra, torrent(&listing, hash).extra);
+}
+
+#[tokio::test]
+async fn rule_9_a_restarted_rtorrent_is_another_run_and_the_same_torrents_are_loaded_anew() {
+    let Some(mut server) = start() else { return };
+    let client = server.client();
+    let (hash, file) = metafile(b"stays", &[1; 10], TRACKER);
+    client.apply(&Action::Add(adding(hash, file, false))).await.unwrap();
+    let before = client.list().await.unwrap();
+    // Modern versions write the session on a thread of its own.
+    let session = server.folder.path().join(format!("session/{}.torrent.rtorrent", hash.to_string().to_uppercase()));
+    let deadline = Instant::now() + PATIENCE;
+    while !std::fs::read(&session).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains("addtime")) {
+        assert!(Instant::now() < deadline, "the session is never written");
+        tokio::task::yield_now().await;
+    }
+
+    server.restart();
+    let after = list_until(&client, "the session", |listing| !listing.torrents.is_empty()).await;
+    assert_ne!(after.run, before.run);
+    assert_ne!(after.torrents[&hash].facts.load, before.torrents[&hash].facts.load);
+    assert_eq!(after.torrents[&hash].torrent.tracker.as_deref(), Some("127.0.0.1"));
+    assert!(after.torrents[&hash].torrent.added_at.is_some(), "the time of adding outlives a restart");
+    assert_eq!(after.torrents[&hash].torrent.added_at, before.torrents[&hash].torrent.added_at);
+}
+
+impl Rtorrent {
+    /// Kills it, as a crash would, and starts it again on the same session.
+    fn restart(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        let path = self.folder.path().to_path_buf();
+        for name in ["rtorrent.lock", "session/rtorrent.lock"] {
+            let _absent = std::fs::remove_file(path.join(name)).is_err();
+        }
+        self.process = Command::new(program().unwrap())
+            .args(["-n", "-o", &format!("import={}/rc", path.display())])
+            .current_dir(&path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while !self.is_listening() {
+            assert!(Instant::now() < deadline, "rTorrent does not come back");
+            std::thread::yield_now();
+        }
+    }
+}
+
+// --- commands ------------------------------------------------------------------------------------
+
+/// A torrent whose content lies where rTorrent looks for it, added and started: it seeds.
+async fn seeding(server: &Rtorrent, client: &RtorrentClient, name: &str, content: &[u8]) -> InfoHash {
+    std::fs::write(server.downloads().join(name), content).unwrap();
+    let (hash, file) = metafile(name.as_bytes(), content, TRACKER);
+    client.apply(&Action::Add(adding(hash, file, true))).await.unwrap();
+    status_is(client, hash, Status::Seeding).await;
+    hash
+}
+
+async fn status_is(client: &RtorrentClient, hash: InfoHash, status: Status) -> Listing {
+    list_until(client, status.as_str(), |listing| {
+        listing.torrents.get(&hash).is_some_and(|observed| observed.torrent.status == status)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_torrent_goes_through_its_whole_life() {
+    let Some(server) = start() else { return };
+    let client = RtorrentClient::new(Settings { timeout: Duration::from_secs(15), ..server.settings() }).unwrap();
+    let hash = seeding(&server, &client, "whole life", &[3; 100_000]).await;
+    let listing = client.list().await.unwrap();
+    let seen = torrent(&listing, hash);
+    assert!(seen.finished && seen.active && !seen.playing, "{seen:#?}");
+    assert_eq!((seen.length, seen.downloaded, seen.progress, seen.left), (100_000, 100_000, 100.0, Some(0)));
+    assert_eq!((seen.ratio, seen.size_files, seen.tracker.as_deref()), (Some(0.0), Some(1), Some("127.0.0.1")));
+    assert_eq!(seen.directory.as_deref(), server.downloads().to_str());
+    assert!(seen.added_at.is_some() && seen.started_at.is_some(), "{seen:#?}");
+    assert!(listing.stats.free_disk.is_some_and(|free| free > 0), "{:?}", listing.stats);
+
+    client.apply(&Action::Pause(hash)).await.unwrap();
+    status_is(&client, hash, Status::Paused).await;
+    client.apply(&Action::Pause(hash)).await.unwrap();
+    client.apply(&Action::Resume(hash)).await.unwrap();
+    status_is(&client, hash, Status::Seeding).await;
+    client.apply(&Action::Stop(hash)).await.unwrap();
+    let stopped = status_is(&client, hash, Status::Stopped).await;
+    assert!(torrent(&stopped, hash).finished && !torrent(&stopped, hash).active);
+    let refused = client.apply(&Action::Pause(hash)).await.unwrap_err();
+    assert!(matches!(&refused, ClientError::Precondition { reason } if reason.contains("stopped")), "{refused}");
+    let refused = client.apply(&Action::Announce(hash)).await.unwrap_err();
+    assert!(matches!(&refused, ClientError::Precondition { .. }), "{refused}");
+    client.apply(&Action::Start(hash)).await.unwrap();
+    status_is(&client, hash, Status::Seeding).await;
+
+    client.apply(&Action::Delete(hash)).await.unwrap();
+    list_until(&client, "its end", |listing| listing.complete && listing.torrents.is_empty()).await;
+    assert!(server.downloads().join("whole life").try_exists().unwrap(), "its data stays");
+    for action in [Action::Pause(hash), Action::Delete(hash), Action::Label(hash, "x".to_owned())] {
+        let error = client.apply(&action).await.unwrap_err();
+        assert!(matches!(error, ClientError::UnknownHash(unknown) if unknown == hash), "{error}");
+    }
+    assert_eq!(client.get(hash, Parts::default()).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_closed_torrent_that_wants_to_run_is_started_again() {
+    let Some(server) = start() else { return };
+    let client = server.client();
+    let hash = seeding(&server, &client, "closed", &[3; 1000]).await;
+    server.call("d.close", &[&hash.to_string()]);
+    status_is(&client, hash, Status::Queued).await;
+    client.apply(&Action::Start(hash)).await.unwrap();
+    status_is(&client, hash, Status::Seeding).await;
+}
+
+#[tokio::test]
+async fn a_recheck_is_seen_and_leaves_a_paused_torrent_paused() {
+    let Some(server) = start() else { return };
+    let client = server.client();
+    let hash = seeding(&server, &client, "checked", &[3; 1_000_000]).await;
+    assert_eq!(client.apply(&Action::Recheck(hash)).await.unwrap(), Applied::Seen);
+    status_is(&client, hash, Status::Seeding).await;
+    client.apply(&Action::Pause(hash)).await.unwrap();
+    status_is(&client, hash, Status::Paused).await;
+    assert_eq!(client.apply(&Action::Recheck(hash)).await.unwrap(), Applied::Seen);
+    status_is(&client, hash, Status::Paused).await;
+    let answer = server.call("d.state", &[&hash.to_string()]);
+    assert!(answer.contains("<i8>1</i8>"), "still wants to run: {answer}");
+}
+
+#[tokio::test]
+async fn rule_3_what_is_hash_checked_is_not_stopped_before_the_check_is_over() {
+    let Some(server) = start() else { return };
+    let is_legacy = server.call("system.api_version", &[""]).contains("<string>10<");
+    let client = server.client();
+    let hasty = RtorrentClient::new(Settings { timeout: Duration::from_millis(500), ..server.settings() }).unwrap();
+    hasty.list().await.unwrap();
+    // A sparse file, and enough of it that the check takes a while.
+    const PIECES: usize = 65_536;
+    let content = std::fs::File::create(server.downloads().join("large")).unwrap();
+    content.set_len((PIECES * PIECE) as u64).unwrap();
+    let (hash, file) = metafile_of_pieces(b"large", PIECES, Sha1::digest([0; PIECE]).into());
+    client.apply(&Action::Add(adding(hash, file, true))).await.unwrap();
+    // The first check is a quick one; the one that is asked for reads everything.
+    list_until(&client, "the first check", |listing| listing.torrents[&hash].torrent.active).await;
+    assert_eq!(client.apply(&Action::Recheck(hash)).await.unwrap(), Applied::Seen);
+    for action in [Action::Pause(hash), Action::Stop(hash), Action::Delete(hash)] {
+        if is_legacy || matches!(action, Action::Pause(_)) {
+            let refused = hasty.apply(&action).await.unwrap_err();
+            assert!(matches!(&refused, ClientError::Precondition { reason } if reason.contains("check")), "{refused}");
+        }
+    }
+    assert_eq!(hasty.apply(&Action::Recheck(hash)).await.unwrap(), Applied::Seen, "already so");
+    status_is(&client, hash, Status::Checking).await;
+    client.apply(&Action::Stop(hash)).await.unwrap();
+    status_is(&client, hash, Status::Stopped).await;
+}
+
+#[tokio::test]
+async fn rule_4_an_old_rtorrent_survives_a_storm_of_announces() {
+    let Some(server) = start() else { return };
+    let is_legacy = server.call("system.api_version", &[""]).contains("<string>10<");
+    let hasty = RtorrentClient::new(Settings { timeout: Duration::from_secs(2), ..server.settings() }).unwrap();
+    let hash = seeding(&server, &hasty, "storm", &[3; 1000]).await;
+    let mut refused = 0;
+    for _ in 0..6 {
+        match hasty.apply(&Action::Announce(hash)).await {
+            Ok(applied) => assert_eq!(applied, Applied::Seen),
+            Err(ClientError::Precondition { reason }) => {
+                assert!(reason.contains("ten seconds"), "{reason}");
+                refused += 1;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!(refused, if is_legacy { 3 } else { 0 });
+    assert!(hasty.list().await.unwrap().complete);
+}
+
+#[tokio::test]
+async fn rule_7_a_label_is_text_and_comes_back_as_it_was() {
+    let Some(server) = start() else { return };
+    let client = server.client();
+    let (hash, file) = metafile(b"labelled", &[1; 10], TRACKER);
+    client.apply(&Action::Add(adding(hash, file, false))).await.unwrap();
+    let proof = server.folder.path().join("executed");
+    let evil = format!("$execute.nothrow=touch,{}", proof.display());
+    for label in ["linux", "a, b; \"c\" \\ <&>", "Ünï ☃", "crab 🦀", "50% off", "100%41", "", evil.as_str()] {
+        client.apply(&Action::Label(hash, label.to_owned())).await.unwrap();
+        let listing = client.list().await.unwrap();
+        assert_eq!(torrent(&listing, hash).label.as_deref(), Some(label));
+    }
+    assert!(!proof.try_exists().unwrap());
+}
+
+#[tokio::test]
+async fn rule_10_a_priority_outside_its_range_is_not_sent() {
+    let Some(server) = start() else { return };
+    let client = server.client();
+    let (hash, file) = metafile(b"important", &[1; 10], TRACKER);
+    client.apply(&Action::Add(adding(hash, file, false))).await.unwrap();
+    for priority in 0..=3 {
+        client.apply(&Action::Priority(hash, priority)).await.unwrap();
+        assert_eq!(torrent(&client.list().await.unwrap(), hash).priority, Some(priority));
+    }
+    let refused = client.apply(&Action::Priority(hash, 9)).await.unwrap_err();
+    assert!(matches!(refused, ClientError::Precondition { .. }), "{refused}");
+    assert_eq!(torrent(&client.list().await.unwrap(), hash).priority, Some(3));
+}
+
+#[tokio::test]
+async fn a_torrent_is_added_with_all_that_belongs_to_it() {
+    let Some(server) = start() else { return };
+    let client = server.client();
+    let directory = server.folder.path().join("else where, \"here\"");
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::write(directory.join("dressed"), [5; 50_000]).unwrap();
+    let (hash, file) = metafile(b"dressed", &[5; 50_000], TRACKER);
+    let add = Add {
+        label: Some("the $label".to_owned()),
+        directory: Some(directory.to_str().unwrap().to_owned()),
+        priority: Some(3),
+        ..adding(hash, file, true)
+    };
+    client.apply(&Action::Add(add.clone())).await.unwrap();
+    let listing = status_is(&client, hash, Status::Seeding).await;
+    let seen = torrent(&listing, hash);
+    assert_eq!(seen.label.as_deref(), Some("the $label"));
+    assert_eq!(seen.directory.as_deref(), directory.to_str());
+    assert_eq!(seen.priority, Some(3));
+    assert!(seen.added_at.is_some());
+    client.apply(&Action::Add(add)).await.expect("again is no error");
+}
+
+#[tokio::test]
+async fn what_rtorrent_does_not_take_is_reported() {
+    let Some(server) = start() else { return };
+    let client = server.client();
+    let (hash, _) = metafile(b"x", &[1; 10], TRACKER);
+    let error = client.apply(&Action::Add(adding(hash, Bytes::from_static(b"d4:infoe"), true))).await.unwrap_err();
+    assert!(matches!(&error, ClientError::Fault { message } if message.contains("did not appear")), "{error}");
+}
+
+#[tokio::test]
+async fn a_torrent_file_over_the_limit_of_a_request_is_added() {
+    let Some(server) = start() else { return };
+    let client = server.client();
+    // 30,000 pieces make a file of 600 kB, and a request of 800 kB.
+    let (hash, file) = metafile_of_pieces(b"large", 30_000, [0x5a; 20]);
+    client.apply(&Action::Add(adding(hash, file, false))).await.unwrap();
+    assert!(client.list().await.unwrap().torrents.contains_key(&hash));
+}
+
+/// A .torrent file whose pieces are all alike.
+fn metafile_of_pieces(name: &[u8], pieces: usize, piece: [u8; 20]) -> (InfoHash, Bytes) {
+    let mut info = format!("d6:lengthi{}e4:name{}:", pieces * PIECE, name.len()).into_bytes();
+    info.extend_from_slice(name);
+    info.extend_from_slice(format!("12:piece lengthi{PIECE}e6:pieces{}:", pieces * 20).as_bytes());
+    info.extend_from_slice(&piece.repeat(pieces));
+    info.push(b'e');
+    let hash = InfoHash::V1(Sha1::digest(&info).into());
+    let mut file = format!("d8:announce{}:{TRACKER}4:info", TRACKER.len()).into_bytes();
+    file.extend_from_slice(&info);
+    file.push(b'e');
+    (hash, file.into())
+}
+
+#[tokio::test]
+async fn a_magnet_link_is_added_with_all_that_belongs_to_it() {
+    let Some(server) = start() else { return };
+    let client = server.client();
+    let hash: InfoHash = "aabbccddeeff00112233445566778899aabbccdd".parse().unwrap();
+    let directory = server.folder.path().join("for magnets");
+    std::fs::create_dir(&directory).unwrap();
+    let link = format!("magnet:?xt=urn:btih:{hash}&dn=$execute.throw=id&tr=http%3A%2F%2F127.0.0.1%3A1%2Fannounce");
+    let add = Add {
+        hash,
+        source: AddSource::Magnet(link),
+        start: true,
+        label: Some("$a, \"b\" 🦀".to_owned()),
+        directory: Some(directory.to_str().unwrap().to_owned()),
+        priority: Some(1),
+    };
+    let odd = Add { directory: Some("/tmp/a\"b".to_owned()), ..add.clone() };
+    let error = client.apply(&Action::Add(odd)).await.unwrap_err();
+    assert!(matches!(error, ClientError::Unsupported { .. }), "{error}");
+
+    client.apply(&Action::Add(add)).await.unwrap();
+    let listing = status_is(&client, hash, Status::Metadata).await;
+    let observed = &listing.torrents[&hash];
+    assert!(!observed.facts.has_metadata && !observed.torrent.finished && observed.torrent.progress == 0.0);
+    assert_eq!(observed.torrent.label.as_deref(), Some("$a, \"b\" 🦀"));
+    assert_eq!((observed.torrent.priority, observed.torrent.path.as_deref()), (Some(1), None));
+    assert!(observed.torrent.directory.as_deref().unwrap().starts_with(directory.to_str().unwrap()));
+    let error = client.apply(&Action::Recheck(hash)).await.unwrap_err();
+    assert!(matches!(error, ClientError::Precondition { .. }), "{error}");
+    client.apply(&Action::Delete(hash)).await.unwrap();
+    list_until(&client, "its end", |listing| listing.torrents.is_empty()).await;
+}
+
+#[tokio::test]
+async fn one_torrent_is_read_with_its_parts() {
+    let Some(server) = start() else { return };
+    let client = server.client();
+    let hash = seeding(&server, &client, "parts", &[3; 100_000]).await;
+    let parts = Parts { files: true, trackers: true, peers: true };
+    let details = client.get(hash, parts).await.unwrap().unwrap();
+    assert_eq!(details.observed.torrent.status, Status::Seeding);
+    let files = details.files.unwrap();
+    assert_eq!((files[0].name.as_str(), files[0].length, files[0].progress), ("parts", 100_000, 100.0));
+    assert_eq!(files[0].priority, Some(1));
+    let trackers = details.trackers.unwrap();
+    assert_eq!((trackers[0].url.as_str(), trackers[0].kind, trackers[0].enabled), (TRACKER, Some("http"), true));
+    assert_eq!(details.peers.unwrap(), []);
+}
+
+#[tokio::test]
+async fn many_torrents_are_listed_whole_with_their_trackers() {
+    let Some(server) = start() else { return };
+    let client = server.client();
+    let mut hashes = Vec::new();
+    for number in 0..150_u32 {
+        let announce = format!("http://tracker-{}.example:1/announce", number % 7);
+        let (hash, file) = metafile(format!("torrent {number}").as_bytes(), &number.to_be_bytes(), &announce);
+        client.apply(&Action::Add(adding(hash, file, false))).await.unwrap();
+        hashes.push((hash, format!("tracker-{}.example", number % 7)));
+    }
+    // A client of its own knows nothing yet and asks for the trackers of all at once.
+    let listing = server.client().list().await.unwrap();
+    assert!(listing.complete);
+    for (hash, host) in hashes {
+        assert_eq!(torrent(&listing, hash).tracker.as_deref(), Some(host.as_str()));
+        assert_eq!(client.get(hash, Parts::default()).await.unwrap().unwrap().observed, listing.torrents[&hash]);
+    }
+}

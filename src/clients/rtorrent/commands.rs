@@ -1,16 +1,546 @@
-//! Carrying out actions.
+//! Carrying out actions, each as rTorrent wants it and old versions survive it.
+//!
+//! The row of the torrent is read first, in the same turn, and decides what is asked for. Two things
+//! are waited for within the deadline of an action, and then refused with the reason:
+//! - versions before 0.15.4 can hang for ever when a torrent that is hash-checked is stopped,
+//!   paused, closed, erased or checked again;
+//! - versions before 0.15.2 abort on ten announces of one torrent within ten seconds, and each start
+//!   and stop is one.
+//!
+//! A re-check un-pauses a torrent. One that was paused is paused again as soon as the check is over:
+//! at once if that is soon, else after the listing that shows it. That is forgotten if the bridge ends
+//! meanwhile.
+//!
+//! Text from outside is only ever a typed argument, which rTorrent stores as it is. The commands that
+//! go with a magnet link, which must be there before it is resolved, are made of numbers,
+//! percent-encoded text, and a directory of harmless letters.
 
-use super::{RtorrentClient, Turn};
-use crate::model::{Action, Listing};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::calls::{Call, Value};
+use super::map::{self, Raw};
+use super::probe::{BackEnd, Probe};
+use super::{RtorrentClient, Turn, xmlrpc};
+use crate::model::{Action, Add, AddSource, InfoHash, Listing, Status};
 use crate::port::{Applied, ClientError};
 
-#[derive(Default)]
-pub(super) struct Memory {}
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// A loaded torrent is there within a millisecond or two, unless rTorrent is busy.
+const APPEARS_WITHIN: Duration = Duration::from_secs(5);
+/// How long a re-check of a paused torrent is waited for before the listings take over.
+const CHECKED_WITHIN: Duration = Duration::from_secs(2);
+/// How long an announce may take to show.
+const ANNOUNCED_WITHIN: Duration = Duration::from_secs(3);
+/// What xmlrpc-c takes in one request unless it is told otherwise.
+const REQUEST_BYTES_DEFAULT: usize = 512 << 10;
+/// How rTorrent says that a command that went with a torrent failed; the torrent is a ghost then.
+const CREATION_FAILED: &str = "Command on torrent creation failed";
 
-pub(super) async fn pause_again(_: &Turn<'_>, _: &Listing) -> Result<(), ClientError> {
+#[derive(Default)]
+pub(super) struct Memory {
+    announces: Announces,
+    /// Torrents that a re-check un-pauses.
+    pause_again: BTreeSet<InfoHash>,
+}
+
+pub(super) async fn apply(client: &RtorrentClient, action: &Action) -> Result<Applied, ClientError> {
+    let job = |hash: InfoHash| {
+        client.memory().commands.pause_again.remove(&hash);
+        Job { client, hash, deadline: Instant::now() + client.settings.timeout }
+    };
+    match action {
+        Action::Pause(hash) => job(*hash).run("paused", Rest::Always, pause).await,
+        Action::Resume(hash) | Action::Start(hash) => job(*hash).start().await,
+        Action::Stop(hash) => job(*hash).run("stopped", Rest::IfLegacy, stop).await,
+        Action::Delete(hash) => job(*hash).run("deleted", Rest::IfLegacy, delete).await,
+        Action::Recheck(hash) => job(*hash).recheck().await,
+        Action::Announce(hash) => job(*hash).announce().await,
+        Action::Label(hash, label) => job(*hash).label(label).await,
+        Action::Priority(hash, priority) => job(*hash).priority(*priority).await,
+        Action::Add(add) => job(add.hash).add(add).await,
+    }
+}
+
+/// Pauses what a re-check has un-paused, once it is over.
+pub(super) async fn pause_again(turn: &Turn<'_>, listing: &Listing) -> Result<(), ClientError> {
+    let waiting = turn.client.memory().commands.pause_again.clone();
+    for hash in waiting {
+        let observed = listing.torrents.get(&hash);
+        if observed.is_some_and(|observed| observed.torrent.status == Status::Checking) {
+            continue;
+        }
+        let is_active = observed.is_some_and(|observed| observed.torrent.active);
+        if is_active {
+            if turn.client.memory().commands.announces.wait(hash, Instant::now()).is_some() {
+                continue;
+            }
+            turn.client.memory().commands.announces.note(hash, Instant::now());
+            match turn.ask_about(hash, &[Call::on(hash, "d.pause")]).await {
+                Ok(_) | Err(ClientError::UnknownHash(_) | ClientError::Fault { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        turn.client.memory().commands.pause_again.remove(&hash);
+    }
     Ok(())
 }
 
-pub(super) async fn apply(_: &RtorrentClient, _: &Action) -> Result<Applied, ClientError> {
-    Err(ClientError::Unsupported { what: "do anything yet".to_owned() })
+// --- what to ask for, by what the torrent is ------------------------------------------------------
+
+/// `None` if it is so already.
+type Decision = Result<Option<Vec<&'static str>>, String>;
+
+fn pause(raw: &Raw) -> Decision {
+    match raw {
+        Raw { is_active: true, .. } => Ok(Some(vec!["d.pause"])),
+        Raw { state: true, is_open: true, .. } => Ok(None),
+        Raw { state: true, .. } => {
+            Err("it waits for its turn; only what runs can be paused, stop it instead".to_owned())
+        }
+        Raw { .. } => Err("it is stopped; only what runs can be paused".to_owned()),
+    }
+}
+
+fn start(raw: &Raw) -> Decision {
+    Ok(match raw {
+        Raw { is_active: true, .. } => None,
+        // It goes on by itself when the check is over.
+        Raw { state: true, hashing: 1.., .. } => None,
+        // Start does nothing for what wants to run already, even where it does not run.
+        Raw { state: true, hashing_failed: true, .. } => Some(vec!["d.stop", "d.start"]),
+        Raw { state: true, .. } => Some(vec!["d.resume"]),
+        Raw { .. } => Some(vec!["d.start"]),
+    })
+}
+
+fn stop(raw: &Raw) -> Decision {
+    let is_stopped = !(raw.state || raw.is_active || raw.is_open);
+    Ok((!is_stopped).then(|| vec!["d.stop", "d.close"]))
+}
+
+fn delete(_: &Raw) -> Decision {
+    Ok(Some(vec!["d.stop", "d.close", "d.erase"]))
+}
+
+fn recheck(raw: &Raw) -> Decision {
+    match raw {
+        Raw { hashing: 1.., .. } => Ok(None),
+        Raw { is_meta: true, .. } => Err("a magnet link has nothing to check before it is resolved".to_owned()),
+        Raw { .. } => Ok(Some(vec!["d.check_hash"])),
+    }
+}
+
+fn announce(raw: &Raw) -> Decision {
+    if raw.is_active {
+        Ok(Some(vec!["d.tracker_announce"]))
+    } else {
+        Err("it does not run, so no tracker is asked; start it first".to_owned())
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// Not while it is hashed: it would not hold, or not be safe.
+    Always,
+    /// Not while it is hashed, where that can hang rTorrent.
+    IfLegacy,
+    Never,
+}
+
+// --- one action -----------------------------------------------------------------------------------
+
+struct Job<'a> {
+    client: &'a RtorrentClient,
+    hash: InfoHash,
+    deadline: Instant,
+}
+
+/// The torrent as it was read in the turn that is still held.
+struct Ready<'a> {
+    turn: Turn<'a>,
+    probe: Arc<Probe>,
+    raw: Raw,
+}
+
+impl<'a> Job<'a> {
+    fn call(&self, method: &'static str) -> Call {
+        Call::on(self.hash, method)
+    }
+
+    async fn look(&self) -> Result<Ready<'a>, ClientError> {
+        if matches!(self.hash, InfoHash::V2(_)) {
+            return Err(ClientError::UnknownHash(self.hash));
+        }
+        let turn = self.client.turn().await;
+        let probe = turn.probe().await?;
+        let (raw, _) = turn.read(self.hash, Vec::new()).await?.ok_or(ClientError::UnknownHash(self.hash))?;
+        Ok(Ready { turn, probe, raw })
+    }
+
+    /// Waits, without the turn.
+    async fn wait(&self, time: Duration, why_not: impl FnOnce() -> String) -> Result<(), ClientError> {
+        let then = Instant::now() + time;
+        if then > self.deadline {
+            return Err(ClientError::Precondition { reason: why_not() });
+        }
+        tokio::time::sleep_until(then).await;
+        Ok(())
+    }
+
+    /// Reads the torrent until it may be asked for what its row demands; `None` if it is so already.
+    ///
+    /// Announces are counted here, so what is handed out must be asked for.
+    async fn decide(
+        &self,
+        done: &str,
+        rest: Rest,
+        decision: impl Fn(&Raw) -> Decision,
+    ) -> Result<(Ready<'a>, Option<Vec<Call>>), ClientError> {
+        loop {
+            let ready = self.look().await?;
+            let is_legacy = ready.probe.is_legacy;
+            let wanted = decision(&ready.raw).map_err(|reason| ClientError::Precondition { reason })?;
+            let Some(methods) = wanted else { return Ok((ready, None)) };
+            let must_rest = rest == Rest::Always || (rest == Rest::IfLegacy && is_legacy);
+            if ready.raw.hashing != 0 && must_rest {
+                let version = ready.probe.version.clone();
+                drop(ready);
+                let why_not = || {
+                    let danger =
+                        if is_legacy { format!(" (rTorrent {version} can hang for ever)") } else { String::new() };
+                    format!(
+                        "it is being checked and cannot be {done} meanwhile{danger}; try again when the check is over"
+                    )
+                };
+                self.wait(LOOK_AGAIN, why_not).await?;
+                continue;
+            }
+            if is_legacy {
+                let now = Instant::now();
+                let wait = self.client.memory().commands.announces.wait(self.hash, now);
+                if let Some(wait) = wait {
+                    drop(ready);
+                    let why_not = || {
+                        "its trackers were asked three times within ten seconds, more could abort this rTorrent; \
+                         try again in ten seconds"
+                            .to_owned()
+                    };
+                    self.wait(wait, why_not).await?;
+                    continue;
+                }
+                self.client.memory().commands.announces.note(self.hash, now);
+            }
+            return Ok((ready, Some(methods.into_iter().map(|method| self.call(method)).collect())));
+        }
+    }
+
+    async fn run(&self, done: &str, rest: Rest, decision: impl Fn(&Raw) -> Decision) -> Result<Applied, ClientError> {
+        if let (ready, Some(calls)) = self.decide(done, rest, decision).await? {
+            ready.turn.ask_about(self.hash, &calls).await?;
+        }
+        Ok(Applied::Asked)
+    }
+
+    async fn start(&self) -> Result<Applied, ClientError> {
+        let (ready, calls) = self.decide("started", Rest::Always, start).await?;
+        let Some(mut calls) = calls else { return Ok(Applied::Asked) };
+        calls.push(Call::column(self.hash, "d.state", None));
+        let values = ready.turn.ask_about(self.hash, &calls).await?;
+        if values.last().and_then(Value::int) == Some(0) {
+            // In the view of the started, though it is not: start does nothing for those.
+            ready.turn.ask_about(self.hash, &[self.call("d.stop"), self.call("d.start")]).await?;
+        }
+        Ok(Applied::Asked)
+    }
+
+    async fn recheck(&self) -> Result<Applied, ClientError> {
+        let (ready, calls) = self.decide("checked again", Rest::Always, recheck).await?;
+        let Some(mut calls) = calls else { return Ok(Applied::Seen) };
+        let was_paused = ready.raw.state && ready.raw.is_open && !ready.raw.is_active;
+        calls.push(Call::column(self.hash, "d.hashing", None));
+        let values = ready.turn.ask_about(self.hash, &calls).await?;
+        drop(ready);
+        let is_seen = values.last().and_then(Value::int).is_some_and(|hashing| hashing != 0);
+        if was_paused {
+            self.client.memory().commands.pause_again.insert(self.hash);
+            self.pause_when_checked().await?;
+        }
+        Ok(if is_seen { Applied::Seen } else { Applied::Asked })
+    }
+
+    async fn pause_when_checked(&self) -> Result<(), ClientError> {
+        let until = self.deadline.min(Instant::now() + CHECKED_WITHIN);
+        while Instant::now() < until {
+            let Ready { turn, raw, .. } = self.look().await?;
+            let is_over = raw.hashing == 0;
+            let may_ask = self.client.memory().commands.announces.wait(self.hash, Instant::now()).is_none();
+            if is_over && raw.is_active && may_ask {
+                self.client.memory().commands.announces.note(self.hash, Instant::now());
+                turn.ask_about(self.hash, &[self.call("d.pause")]).await?;
+            }
+            if is_over && may_ask {
+                self.client.memory().commands.pause_again.remove(&self.hash);
+                return Ok(());
+            }
+            drop(turn);
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        Ok(())
+    }
+
+    async fn announce(&self) -> Result<Applied, ClientError> {
+        let trackers = [
+            "t.is_enabled=",
+            "t.type=",
+            "t.is_busy=",
+            "t.success_counter=",
+            "t.failed_counter=",
+            "t.activity_time_last=",
+        ]
+        .iter()
+        .fold(self.call("t.multicall").text(""), |call, column| call.text(*column));
+        let (ready, calls) = self.decide("announced", Rest::Never, announce).await?;
+        let before = ready.turn.ask_about(self.hash, std::slice::from_ref(&trackers)).await?;
+        let [before] = before.as_slice() else { return Ok(Applied::Asked) };
+        let is_asked =
+            |row: &Value| matches!(row.array(), [on, kind, ..] if on.int() == Some(1) && kind.int() != Some(3));
+        if !before.array().iter().any(is_asked) {
+            let reason = "it has no tracker that is switched on".to_owned();
+            return Err(ClientError::Precondition { reason });
+        }
+        let mut calls = calls.unwrap_or_default();
+        calls.push(trackers.clone());
+        let mut values = ready.turn.ask_about(self.hash, &calls).await?;
+        drop(ready);
+        let until = self.deadline.min(Instant::now() + ANNOUNCED_WITHIN);
+        loop {
+            // Busy, or a counter or a time has moved.
+            if values.last().is_some_and(|after| is_announced(before, after)) {
+                return Ok(Applied::Seen);
+            }
+            if Instant::now() >= until {
+                return Ok(Applied::Asked);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+            let turn = self.client.turn().await;
+            values = turn.ask_about(self.hash, std::slice::from_ref(&trackers)).await?;
+        }
+    }
+
+    async fn label(&self, label: &str) -> Result<Applied, ClientError> {
+        let ready = self.look().await?;
+        let calls = [self.call("d.custom1.set").text(map::encode_label(label)), self.call("d.save_full_session")];
+        ready.turn.ask_about(self.hash, &calls).await?;
+        Ok(Applied::Asked)
+    }
+
+    async fn priority(&self, priority: u8) -> Result<Applied, ClientError> {
+        check_priority(priority)?;
+        let ready = self.look().await?;
+        let mut calls = self.priority_calls(priority);
+        calls.push(self.call("d.save_full_session"));
+        ready.turn.ask_about(self.hash, &calls).await?;
+        Ok(Applied::Asked)
+    }
+
+    fn priority_calls(&self, priority: u8) -> Vec<Call> {
+        vec![self.call("d.priority.set").int(priority.into()), self.call("d.update_priorities")]
+    }
+
+    // --- adding ---
+
+    async fn add(&self, add: &Add) -> Result<Applied, ClientError> {
+        if let Some(priority) = add.priority {
+            check_priority(priority)?;
+        }
+        if let Some(directory) = &add.directory {
+            let is_right = directory.starts_with('/') && !directory.chars().any(char::is_control);
+            if !is_right {
+                let reason = "the directory has to be an absolute path without control characters".to_owned();
+                return Err(ClientError::Precondition { reason });
+            }
+        }
+        if matches!(self.hash, InfoHash::V2(_)) {
+            return Err(ClientError::Unsupported { what: "load a torrent that is only of version 2".to_owned() });
+        }
+        let turn = self.client.turn().await;
+        let probe = turn.probe().await?;
+        // A second load is ignored by rTorrent, and the commands that go with it too.
+        if turn.read(self.hash, Vec::new()).await?.is_some() {
+            return Ok(Applied::Asked);
+        }
+        let time = turn.ask(&[Call::global("system.time_seconds")]).await?;
+        let now = time.first().and_then(|time| time.as_ref().ok()?.int());
+        match &add.source {
+            AddSource::Magnet(link) => {
+                let load = magnet_call(link, add, now)?;
+                turn.ask_about(self.hash, &[load]).await?;
+                drop(turn);
+                self.appears().await?;
+            }
+            AddSource::Torrent(bytes) => {
+                let load = [Call::global("load.raw").bytes(bytes.clone())];
+                make_room(&turn, &probe, xmlrpc::write(&load).len()).await?;
+                turn.ask_about(self.hash, &load).await?;
+                drop(turn);
+                self.appears().await?;
+                let dressed = self.dress(add, now).await;
+                if let Err(ClientError::Fault { .. }) = dressed {
+                    self.erase().await?;
+                }
+                dressed?;
+            }
+        }
+        Ok(Applied::Asked)
+    }
+
+    /// Every load answers 0, whatever became of it: only the torrent itself tells.
+    async fn appears(&self) -> Result<(), ClientError> {
+        let until = self.deadline.min(Instant::now() + APPEARS_WITHIN);
+        let raw = loop {
+            match self.look().await {
+                Ok(Ready { raw, .. }) => break raw,
+                Err(ClientError::UnknownHash(_)) if Instant::now() < until => {}
+                Err(ClientError::UnknownHash(_)) => {
+                    let message =
+                        "the torrent did not appear: rTorrent takes none without content, with a `/` in its name, \
+                                   or, in many versions, without a tracker while DHT is off"
+                            .to_owned();
+                    return Err(ClientError::Fault { message });
+                }
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        };
+        if raw.hashing_failed && raw.message.starts_with(CREATION_FAILED) {
+            self.erase().await?;
+            let message = crate::model::printable(raw.message.as_bytes());
+            return Err(ClientError::Fault { message });
+        }
+        Ok(())
+    }
+
+    async fn erase(&self) -> Result<(), ClientError> {
+        let turn = self.client.turn().await;
+        turn.ask_about(self.hash, &[self.call("d.erase")]).await.map(drop)
+    }
+
+    /// What belongs to a torrent that was loaded stopped; then starts it.
+    async fn dress(&self, add: &Add, now: Option<i64>) -> Result<(), ClientError> {
+        let mut calls = Vec::new();
+        if let Some(directory) = &add.directory {
+            calls.push(self.call("d.directory.set").text(directory));
+        }
+        if let Some(label) = &add.label {
+            calls.push(self.call("d.custom1.set").text(map::encode_label(label)));
+        }
+        if let Some(now) = now {
+            calls.push(self.call("d.custom.set").text("addtime").text(now.to_string()));
+        }
+        if let Some(priority) = add.priority {
+            calls.extend(self.priority_calls(priority));
+        }
+        calls.push(self.call("d.save_full_session"));
+        if add.start {
+            calls.push(self.call("d.start"));
+        }
+        let turn = self.client.turn().await;
+        turn.ask_about(self.hash, &calls).await.map(drop)
+    }
+}
+
+fn check_priority(priority: u8) -> Result<(), ClientError> {
+    if priority <= 3 {
+        return Ok(());
+    }
+    // rTorrent would take it modulo 4.
+    Err(ClientError::Precondition { reason: format!("a priority is 0, 1, 2 or 3, not {priority}") })
+}
+
+fn is_announced(before: &Value, after: &Value) -> bool {
+    before.array().len() != after.array().len()
+        || before.array().iter().zip(after.array()).any(|(before, after)| match after.array() {
+            [_, _, is_busy, ..] => is_busy.int() == Some(1) || before != after,
+            _ => false,
+        })
+}
+
+/// xmlrpc-c refuses large requests unless it is told how large they may be.
+async fn make_room(turn: &Turn<'_>, probe: &Probe, request_bytes: usize) -> Result<(), ClientError> {
+    if probe.back_end == BackEnd::TinyXml2 || request_bytes <= REQUEST_BYTES_DEFAULT {
+        return Ok(());
+    }
+    let wanted = i64::try_from(request_bytes + 4096).unwrap_or(i64::MAX);
+    let limits = turn.ask(&[Call::global("network.xmlrpc.size_limit")]).await?;
+    let limit = limits.first().and_then(|limit| limit.as_ref().ok()?.int());
+    if limit.is_some_and(|limit| limit < wanted) {
+        let results = turn.ask(&[Call::global("network.xmlrpc.size_limit.set").int(wanted)]).await?;
+        if let Some(Err(fault)) = results.first() {
+            return Err(turn.client.fault(fault));
+        }
+    }
+    Ok(())
+}
+
+/// Loads a magnet link, with what has to be said of the torrent that it will become.
+///
+/// rTorrent replaces the placeholder when the link is resolved and forgets what was set on it, but runs
+/// these commands again. They are code, so nothing from outside is in them as it came.
+fn magnet_call(link: &str, add: &Add, now: Option<i64>) -> Result<Call, ClientError> {
+    let is_link = link.starts_with("magnet:?") && !link.chars().any(|c| c.is_control() || c.is_whitespace());
+    if !is_link {
+        let reason = "a magnet link begins with `magnet:?` and has no blanks".to_owned();
+        return Err(ClientError::Precondition { reason });
+    }
+    let load = Call::global(if add.start { "load.start" } else { "load.normal" });
+    let mut call = load.text(link);
+    if let Some(directory) = &add.directory {
+        if !directory.chars().all(|c| c.is_alphanumeric() || "/._-+ ".contains(c)) {
+            let what =
+                "put a magnet link into a directory whose name has other signs than letters, digits, blanks and ._-+; \
+                        add its .torrent file instead"
+                    .to_owned();
+            return Err(ClientError::Unsupported { what });
+        }
+        call = call.text(format!("d.directory.set=\"{directory}\""));
+    }
+    if let Some(label) = &add.label {
+        call = call.text(format!("d.custom1.set={}", map::encode_fully(label)));
+    }
+    if let Some(now) = now {
+        call = call.text(format!("d.custom.set=addtime,{now}"));
+    }
+    if let Some(priority) = add.priority {
+        call = call.text(format!("d.priority.set={priority}"));
+    }
+    Ok(call)
+}
+
+// --- announces ------------------------------------------------------------------------------------
+
+const ANNOUNCES_MAX: usize = 3;
+const ANNOUNCES_WITHIN: Duration = Duration::from_secs(10);
+
+/// When each torrent was made to announce, within the last ten seconds.
+#[derive(Default)]
+struct Announces(HashMap<InfoHash, VecDeque<Instant>>);
+
+impl Announces {
+    /// How long to wait before the next; `None` if it may be now.
+    fn wait(&mut self, hash: InfoHash, now: Instant) -> Option<Duration> {
+        self.0.retain(|_, times| {
+            times.retain(|time| now.duration_since(*time) < ANNOUNCES_WITHIN);
+            !times.is_empty()
+        });
+        let times = self.0.get(&hash).filter(|times| times.len() >= ANNOUNCES_MAX)?;
+        times.front().map(|first| (*first + ANNOUNCES_WITHIN).saturating_duration_since(now))
+    }
+
+    fn note(&mut self, hash: InfoHash, now: Instant) {
+        self.0.entry(hash).or_default().push_back(now);
+    }
 }
