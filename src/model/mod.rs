@@ -5,17 +5,20 @@
 //!
 //! Pure: no clock, no I/O, no async.
 
+mod bencode;
 mod command;
 mod event;
 mod filter;
 mod ids;
 mod listing;
+mod metainfo;
 mod server;
 mod text;
 mod time;
 mod told;
 mod torrent;
 
+pub use bencode::NotBencoded;
 pub use command::{
     Action, Add, AddSource, CommandError, CommandId, ErrorCode, InvalidCommandId, Outcome, OutcomeStatus, Page, Parts,
     RESULT_SCHEMA, Row, Verb,
@@ -24,6 +27,7 @@ pub use event::{Cause, Change, Changes, EVENT_SCHEMA, Entity, Event, EventId, Ki
 pub use filter::{Filter, InvalidFilter};
 pub use ids::{Epoch, InfoHash, InvalidInfoHash, InvalidServerName, Rev, Seq, ServerName, SinkName};
 pub use listing::{Details, Facts, File, Listing, Observed, Peer, Tracker};
+pub use metainfo::{InvalidMagnet, InvalidMetainfo, MAGNET_BYTES_MAX, Magnet, Metainfo, MetainfoBuilder, TorrentFile};
 pub use server::{LastFinished, ServerStats, Stats};
 pub use text::printable;
 pub use time::Timestamp;

@@ -1,0 +1,224 @@
+//! Bencoding, read in place: a value is the span of bytes that it was read from.
+//!
+//! Input comes from strangers. So nothing here recurses, lengths are checked before they are used,
+//! and a value in hand has been read to its end once: going through it again cannot fail. Spans are
+//! exact, which an info-hash needs. Dictionary keys may come in any order; a key that stands twice
+//! is an error where it is asked for, because programs disagree on which one counts.
+
+/// Deeper nesting than this is refused. A file tree takes two levels a folder.
+const DEPTH_MAX: usize = 100;
+
+/// Why bytes are not bencoding, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not bencoded at byte {at}: {what}")]
+pub struct NotBencoded {
+    pub at: usize,
+    pub what: &'static str,
+}
+
+/// A whole value, known to be well formed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Value<'a>(&'a [u8]);
+
+impl<'a> Value<'a> {
+    /// Reads the value at the start of `input`; what follows it is left alone.
+    pub fn parse(input: &'a [u8]) -> Result<Self, NotBencoded> {
+        Ok(Self(&input[..end_of_value(input)?]))
+    }
+
+    /// The bytes that it was read from.
+    pub fn span(self) -> &'a [u8] {
+        self.0
+    }
+
+    pub fn text(self) -> Option<&'a [u8]> {
+        let length = usize::try_from(digits(self.0)?.0).ok()?;
+        Some(&self.0[self.0.len() - length..])
+    }
+
+    pub fn number(self) -> Option<i64> {
+        let inner = self.0.strip_prefix(b"i")?.strip_suffix(b"e")?;
+        std::str::from_utf8(inner).ok()?.parse().ok()
+    }
+
+    pub fn list(self) -> Option<impl Iterator<Item = Value<'a>>> {
+        self.0.starts_with(b"l").then(|| Values(&self.0[1..self.0.len() - 1]))
+    }
+
+    /// Key and value pairs, in the order in which they stand.
+    pub fn dictionary(self) -> Option<impl Iterator<Item = (&'a [u8], Value<'a>)>> {
+        if !self.0.starts_with(b"d") {
+            return None;
+        }
+        let mut values = Values(&self.0[1..self.0.len() - 1]);
+        Some(std::iter::from_fn(move || Some((values.next()?.text()?, values.next()?))))
+    }
+}
+
+/// Values one after the other, up to the end of the bytes.
+struct Values<'a>(&'a [u8]);
+
+impl<'a> Iterator for Values<'a> {
+    type Item = Value<'a>;
+
+    fn next(&mut self) -> Option<Value<'a>> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let (value, rest) = self.0.split_at(end_of_value(self.0).ok()?);
+        self.0 = rest;
+        Some(Value(value))
+    }
+}
+
+/// A container that is open while a value is read, and what may come next in it.
+#[derive(Clone, Copy, PartialEq)]
+enum Open {
+    List,
+    Key,
+    ValueOfKey,
+}
+
+/// Finds where the value at the start of `input` ends.
+fn end_of_value(input: &[u8]) -> Result<usize, NotBencoded> {
+    let mut open: Vec<Open> = Vec::new();
+    let mut at = 0;
+    loop {
+        let wrong = |what| NotBencoded { at, what };
+        let byte = *input.get(at).ok_or(wrong("the end is missing"))?;
+        match byte {
+            b'e' => {
+                match open.pop() {
+                    Some(Open::List | Open::Key) => at += 1,
+                    Some(Open::ValueOfKey) => return Err(wrong("a key without a value")),
+                    None => return Err(wrong("an end of nothing")),
+                };
+            }
+            b'0'..=b'9' => {
+                let (length, digits) = digits(&input[at..]).ok_or(wrong("a length that is no number"))?;
+                if input.get(at + digits) != Some(&b':') {
+                    return Err(wrong("a length without a colon"));
+                }
+                let rest = input.len() - at - digits - 1;
+                let length = usize::try_from(length).ok().filter(|length| *length <= rest);
+                at += digits + 1 + length.ok_or(wrong("a text longer than the input"))?;
+            }
+            _ if open.last() == Some(&Open::Key) => return Err(wrong("a key that is no text")),
+            b'i' => {
+                let length = input[at..].iter().take(22).position(|byte| *byte == b'e');
+                let end = at + length.ok_or(wrong("a number without an end"))? + 1;
+                Value(&input[at..end]).number().ok_or(wrong("a number that is none"))?;
+                at = end;
+            }
+            b'l' | b'd' if open.len() == DEPTH_MAX => return Err(wrong("nested too deeply")),
+            b'l' | b'd' => {
+                open.push(if byte == b'l' { Open::List } else { Open::Key });
+                at += 1;
+                continue;
+            }
+            _ => return Err(wrong("no value begins like this")),
+        }
+        match open.last_mut() {
+            None => return Ok(at),
+            Some(Open::List) => {}
+            Some(turn @ Open::Key) => *turn = Open::ValueOfKey,
+            Some(turn @ Open::ValueOfKey) => *turn = Open::Key,
+        }
+    }
+}
+
+/// Reads a decimal number: its value, and how many digits it has.
+fn digits(input: &[u8]) -> Option<(u64, usize)> {
+    let count = input.iter().take(20).take_while(|byte| byte.is_ascii_digit()).count();
+    let number = std::str::from_utf8(&input[..count]).ok()?.parse().ok()?;
+    Some((number, count))
+}
+
+/// Appends a text.
+pub fn write_text(out: &mut Vec<u8>, text: &[u8]) {
+    out.extend_from_slice(format!("{}:", text.len()).as_bytes());
+    out.extend_from_slice(text);
+}
+
+/// Appends a number.
+pub fn write_number(out: &mut Vec<u8>, number: u64) {
+    out.extend_from_slice(format!("i{number}e").as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_value_is_its_exact_span() {
+        for (input, span) in [
+            ("i42e", "i42e"),
+            ("i-7exyz", "i-7e"),
+            ("4:spam", "4:spam"),
+            ("0:", "0:"),
+            ("le", "le"),
+            ("de", "de"),
+            ("l4:spami1eld1:ai2eeee5", "l4:spami1eld1:ai2eeee"),
+            ("d1:bi1e1:ai2ee", "d1:bi1e1:ai2ee"),
+        ] {
+            assert_eq!(Value::parse(input.as_bytes()).unwrap().span(), span.as_bytes(), "{input}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_bencoded_is_an_error_that_says_where() {
+        for (input, at) in [
+            ("", 0),
+            ("e", 0),
+            ("x", 0),
+            ("i", 0),
+            ("ie", 0),
+            ("i1.5e", 0),
+            ("i99999999999999999999e", 0),
+            ("5:spam", 0),
+            ("18446744073709551615:x", 0),
+            ("99999999999999999999999:x", 0),
+            ("4spam", 0),
+            ("l", 1),
+            ("li1e", 4),
+            ("di1e1:ae", 1),
+            ("d1:ae", 4),
+            ("d1:a", 4),
+            ("dle", 1),
+        ] {
+            assert_eq!(Value::parse(input.as_bytes()).unwrap_err().at, at, "{input}");
+        }
+    }
+
+    #[test]
+    fn two_hundred_thousand_nested_lists_are_an_error() {
+        for (open, close) in [("l", "e"), ("d1:a", "e")] {
+            let nested = |depth: usize| format!("{}i1e{}", open.repeat(depth), close.repeat(depth));
+            assert!(Value::parse(nested(200_000).as_bytes()).is_err());
+            assert!(Value::parse(nested(DEPTH_MAX).as_bytes()).is_ok());
+            assert!(Value::parse(nested(DEPTH_MAX + 1).as_bytes()).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(input in prop::collection::vec(any::<u8>(), 0..200)) {
+            walk(&input);
+        }
+
+        #[test]
+        fn bytes_that_look_like_bencoding_never_panic(input in "[0-9:ilde-]{0,60}") {
+            walk(input.as_bytes());
+        }
+    }
+
+    fn walk(input: &[u8]) {
+        let Ok(value) = Value::parse(input) else { return };
+        value.text();
+        value.number();
+        value.list().map(Iterator::count);
+        value.dictionary().map(Iterator::count);
+    }
+}

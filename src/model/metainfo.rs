@@ -1,0 +1,546 @@
+//! Torrent files and magnet links: what they are called and what they hold.
+//!
+//! Both come from strangers. A [`Metainfo`] in hand has an info-hash made from the very bytes it
+//! was read from, and file paths that stay below the folder they are put into. Bytes that follow
+//! the torrent are ignored, as clients do; unknown keys are too.
+//!
+//! Whether a client can load it (version 2, say) is for others to know.
+
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+use url::Url;
+
+use super::InfoHash;
+use super::bencode::{NotBencoded, Value, write_number, write_text};
+
+/// What a .torrent file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Metainfo {
+    /// SHA-1 of the `info` bytes, if it has pieces of version 1.
+    pub v1: Option<InfoHash>,
+    /// SHA-256 of the same bytes, if it is of version 2 (a hybrid has both).
+    pub v2: Option<InfoHash>,
+    /// Bytes that are not UTF-8 are replaced; control characters stay.
+    pub name: String,
+    pub private: bool,
+    /// Host of the first tracker.
+    pub tracker: Option<String>,
+    /// Bytes of content, padding not counted.
+    pub length: u64,
+    pub piece_length: u32,
+    /// The SHA-1 of each piece, 20 bytes apiece; empty if there is no version 1.
+    pub pieces: Vec<u8>,
+    /// In the order of the content. A torrent of one file has one, under its name.
+    pub files: Vec<TorrentFile>,
+    /// The files are in a folder of the torrent's name.
+    pub is_folder: bool,
+}
+
+/// A file in a torrent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TorrentFile {
+    /// Names of folders and of the file, as bytes: none is empty, `.` or `..`, or holds `/` or NUL.
+    pub path: Vec<Vec<u8>>,
+    pub length: u64,
+    /// Zeros between two files, never on disk.
+    pub is_padding: bool,
+}
+
+/// Why something is no torrent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidMetainfo {
+    #[error("no torrent: {0}")]
+    NotBencoded(#[from] NotBencoded),
+    #[error("no torrent: `{key}` {what}")]
+    Key { key: &'static str, what: &'static str },
+}
+
+fn wrong(key: &'static str, what: &'static str) -> InvalidMetainfo {
+    InvalidMetainfo::Key { key, what }
+}
+
+/// The value of a key; an error if `dictionary` is none or has the key twice.
+fn lookup<'a>(dictionary: Value<'a>, key: &'static str) -> Result<Option<Value<'a>>, InvalidMetainfo> {
+    let pairs = dictionary.dictionary().ok_or(wrong(key, "is looked for in what is no dictionary"))?;
+    let mut found = pairs.filter(|(name, _)| *name == key.as_bytes()).map(|(_, value)| value);
+    let value = found.next();
+    if found.next().is_some() {
+        return Err(wrong(key, "is there twice"));
+    }
+    Ok(value)
+}
+
+fn size(dictionary: Value<'_>, key: &'static str) -> Result<u64, InvalidMetainfo> {
+    let number = lookup(dictionary, key)?.ok_or(wrong(key, "is missing"))?.number();
+    number.and_then(|number| u64::try_from(number).ok()).ok_or(wrong(key, "is no size"))
+}
+
+/// Checks one name of a path.
+fn component(bytes: &[u8], key: &'static str) -> Result<Vec<u8>, InvalidMetainfo> {
+    if matches!(bytes, b"" | b"." | b"..") || bytes.iter().any(|byte| matches!(byte, b'/' | 0)) {
+        return Err(wrong(key, "is no name for a file"));
+    }
+    Ok(bytes.to_owned())
+}
+
+impl Metainfo {
+    /// Reads a .torrent file.
+    pub fn parse(bytes: &[u8]) -> Result<Self, InvalidMetainfo> {
+        let root = Value::parse(bytes)?;
+        let info = lookup(root, "info")?.ok_or(wrong("info", "is missing"))?;
+        let raw_name = lookup(info, "name")?.and_then(Value::text).ok_or(wrong("name", "is missing"))?;
+        let raw_name = component(raw_name, "name")?;
+        let piece_length = u32::try_from(size(info, "piece length")?).ok().filter(|length| *length > 0);
+        let piece_length = piece_length.ok_or(wrong("piece length", "is out of range"))?;
+        let pieces = lookup(info, "pieces")?.map(|value| value.text().ok_or(wrong("pieces", "is no text")));
+        let pieces = pieces.transpose()?;
+        let is_v2 = lookup(info, "meta version")?.and_then(Value::number) == Some(2);
+
+        let list = lookup(info, "files")?;
+        let (files, is_folder) = match (pieces, list) {
+            (Some(_), Some(list)) => (listed_files(list)?, true),
+            (Some(_), None) => {
+                let length = size(info, "length")?;
+                (vec![TorrentFile { path: vec![raw_name.clone()], length, is_padding: false }], false)
+            }
+            (None, _) if is_v2 => {
+                let tree = lookup(info, "file tree")?.ok_or(wrong("file tree", "is missing"))?;
+                let files = tree_files(tree)?;
+                let is_folder = files.len() != 1 || files[0].path != [raw_name.clone()];
+                (files, is_folder)
+            }
+            (None, _) => return Err(wrong("pieces", "is missing")),
+        };
+        let sum = |padding_too: bool| {
+            let counted = files.iter().filter(|file| padding_too || !file.is_padding);
+            counted.map(|file| file.length).try_fold(0, u64::checked_add).ok_or(wrong("length", "is too much"))
+        };
+        let (length, length_with_padding) = (sum(false)?, sum(true)?);
+        if length == 0 {
+            return Err(wrong("length", "adds up to nothing"));
+        }
+        if let Some(pieces) = pieces
+            && Some(pieces.len() as u64) != length_with_padding.div_ceil(u64::from(piece_length)).checked_mul(20)
+        {
+            return Err(wrong("pieces", "does not fit the length"));
+        }
+        Ok(Self {
+            v1: pieces.map(|_| InfoHash::V1(Sha1::digest(info.span()).into())),
+            v2: is_v2.then(|| InfoHash::V2(Sha256::digest(info.span()).into())),
+            name: String::from_utf8_lossy(&raw_name).into_owned(),
+            private: lookup(info, "private")?.and_then(Value::number) == Some(1),
+            tracker: first_tracker(root)?,
+            length,
+            piece_length,
+            pieces: pieces.unwrap_or_default().to_owned(),
+            files,
+            is_folder,
+        })
+    }
+
+    /// The hash under which a client shows it: of version 1 where there is one.
+    pub fn client_hash(&self) -> InfoHash {
+        self.v1.or(self.v2).expect("`parse` gives a torrent of one version at least")
+    }
+}
+
+fn listed_files(list: Value<'_>) -> Result<Vec<TorrentFile>, InvalidMetainfo> {
+    let mut files = Vec::new();
+    for file in list.list().ok_or(wrong("files", "is no list"))? {
+        let path = lookup(file, "path")?.and_then(Value::list).ok_or(wrong("path", "is missing"))?;
+        let path: Vec<Vec<u8>> = path
+            .map(|name| component(name.text().ok_or(wrong("path", "is no text"))?, "path"))
+            .collect::<Result<_, _>>()?;
+        if path.is_empty() {
+            return Err(wrong("path", "is empty"));
+        }
+        let attributes = lookup(file, "attr")?.and_then(Value::text).unwrap_or_default();
+        files.push(TorrentFile { path, length: size(file, "length")?, is_padding: attributes.contains(&b'p') });
+    }
+    Ok(files)
+}
+
+/// The files of version 2: a tree of dictionaries, each file a dictionary under an empty name.
+fn tree_files(tree: Value<'_>) -> Result<Vec<TorrentFile>, InvalidMetainfo> {
+    let mut files = Vec::new();
+    let mut path: Vec<Vec<u8>> = Vec::new();
+    let mut folders = vec![entries(tree)?];
+    while let Some(folder) = folders.last_mut() {
+        match folder.next() {
+            None => {
+                folders.pop();
+                path.pop();
+            }
+            Some((b"", file)) if !path.is_empty() => {
+                let length = size(file, "length")?;
+                files.push(TorrentFile { path: path.clone(), length, is_padding: false });
+            }
+            Some((name, below)) => {
+                path.push(component(name, "file tree")?);
+                folders.push(entries(below)?);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// The entries of one folder of a file tree.
+fn entries<'a>(folder: Value<'a>) -> Result<impl Iterator<Item = (&'a [u8], Value<'a>)>, InvalidMetainfo> {
+    folder.dictionary().ok_or(wrong("file tree", "is no dictionary"))
+}
+
+fn first_tracker(root: Value<'_>) -> Result<Option<String>, InvalidMetainfo> {
+    let tiers = lookup(root, "announce-list")?.and_then(Value::list).into_iter().flatten();
+    let listed = tiers.filter_map(Value::list).flatten();
+    let mut all = lookup(root, "announce")?.into_iter().chain(listed).filter_map(Value::text);
+    Ok(all.find_map(|url| Url::parse(std::str::from_utf8(url).ok()?).ok()?.host_str().map(str::to_owned)))
+}
+
+/// What a magnet link says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Magnet {
+    pub v1: Option<InfoHash>,
+    pub v2: Option<InfoHash>,
+    pub name: Option<String>,
+}
+
+/// A magnet link may be as long as this.
+pub const MAGNET_BYTES_MAX: usize = 64 * 1024;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no magnet link: {0}")]
+pub struct InvalidMagnet(&'static str);
+
+impl Magnet {
+    /// Reads `magnet:?xt=urn:btih:…`; the scheme in lower case, as clients want it.
+    pub fn parse(link: &str) -> Result<Self, InvalidMagnet> {
+        if link.len() > MAGNET_BYTES_MAX {
+            return Err(InvalidMagnet("it is longer than 64 KiB"));
+        }
+        let query = link.strip_prefix("magnet:?").ok_or(InvalidMagnet("it does not begin with `magnet:?`"))?;
+        if link.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            return Err(InvalidMagnet("it has blanks or control characters in it"));
+        }
+        let mut magnet = Self { v1: None, v2: None, name: None };
+        for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            let is_topic = key == "xt" || key.starts_with("xt.");
+            if is_topic && let Some(hash) = value.strip_prefix("urn:btih:") {
+                magnet.v1 = magnet.v1.or(Some(btih(hash)?));
+            } else if is_topic && let Some(hash) = value.strip_prefix("urn:btmh:") {
+                magnet.v2 = magnet.v2.or(Some(btmh(hash)?));
+            } else if key == "dn" && magnet.name.is_none() {
+                magnet.name = Some(value.into_owned());
+            }
+        }
+        if magnet.v1.is_none() && magnet.v2.is_none() {
+            return Err(InvalidMagnet("it has no `xt=urn:btih:` or `xt=urn:btmh:`"));
+        }
+        Ok(magnet)
+    }
+
+    /// The hash under which a client shows it: of version 1 where there is one.
+    pub fn client_hash(&self) -> InfoHash {
+        self.v1.or(self.v2).expect("`parse` gives a link with one hash at least")
+    }
+}
+
+fn btih(text: &str) -> Result<InfoHash, InvalidMagnet> {
+    let error = InvalidMagnet("its hash is not 40 hex digits or 32 letters of base32");
+    match text.len() {
+        40 => InfoHash::from_hex(text.as_bytes()).map_err(|_| error),
+        32 => {
+            let bytes = data_encoding::BASE32.decode(text.to_ascii_uppercase().as_bytes()).map_err(|_| error)?;
+            Ok(InfoHash::V1(bytes.try_into().map_err(|_| error)?))
+        }
+        _ => Err(error),
+    }
+}
+
+fn btmh(text: &str) -> Result<InfoHash, InvalidMagnet> {
+    let error = InvalidMagnet("its hash of version 2 is not `1220` and 64 hex digits");
+    let hex = text.strip_prefix("1220").filter(|hex| hex.len() == 64).ok_or(error)?;
+    InfoHash::from_hex(hex.as_bytes()).map_err(|_| error)
+}
+
+/// Makes a .torrent file of version 1 from content that is read once, piece by piece.
+///
+/// Names are bytes and are not checked, so that tests can make what no honest program would.
+pub struct MetainfoBuilder {
+    name: Vec<u8>,
+    piece_length: u32,
+    trackers: Vec<String>,
+    private: bool,
+    /// `None` for a single file.
+    files: Option<Vec<(Vec<Vec<u8>>, u64)>>,
+    length: u64,
+    piece: Sha1,
+    pieces: Vec<u8>,
+}
+
+impl MetainfoBuilder {
+    /// A torrent of one file. `piece_length` is above 0, by custom a power of two from 16 KiB.
+    pub fn single(name: impl Into<Vec<u8>>, piece_length: u32) -> Self {
+        assert!(piece_length > 0, "a piece has a length");
+        Self {
+            name: name.into(),
+            piece_length,
+            trackers: Vec::new(),
+            private: false,
+            files: None,
+            length: 0,
+            piece: Sha1::new(),
+            pieces: Vec::new(),
+        }
+    }
+
+    /// A torrent of a folder; [`Self::file`] begins each file in it.
+    pub fn folder(name: impl Into<Vec<u8>>, piece_length: u32) -> Self {
+        Self { files: Some(Vec::new()), ..Self::single(name, piece_length) }
+    }
+
+    pub fn private(mut self) -> Self {
+        self.private = true;
+        self
+    }
+
+    /// Adds a tracker, in a tier of its own.
+    pub fn tracker(mut self, url: impl Into<String>) -> Self {
+        self.trackers.push(url.into());
+        self
+    }
+
+    /// Begins the next file of a folder.
+    pub fn file<T: Into<Vec<u8>>>(mut self, path: impl IntoIterator<Item = T>) -> Self {
+        let files = self.files.as_mut().expect("only a folder has several files");
+        files.push((path.into_iter().map(Into::into).collect(), 0));
+        self
+    }
+
+    /// Adds content to the file that was begun last.
+    pub fn content(mut self, mut bytes: &[u8]) -> Self {
+        if let Some(files) = &mut self.files {
+            files.last_mut().expect("a file was begun").1 += bytes.len() as u64;
+        }
+        while !bytes.is_empty() {
+            let in_piece = self.length % u64::from(self.piece_length);
+            let room = usize::try_from(u64::from(self.piece_length) - in_piece).unwrap_or(usize::MAX);
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.piece.update(now);
+            self.length += now.len() as u64;
+            if self.length.is_multiple_of(u64::from(self.piece_length)) {
+                self.pieces.extend_from_slice(&self.piece.finalize_reset());
+            }
+            bytes = later;
+        }
+        self
+    }
+
+    /// The bytes of the .torrent file.
+    pub fn build(mut self) -> Vec<u8> {
+        if !self.length.is_multiple_of(u64::from(self.piece_length)) {
+            self.pieces.extend_from_slice(&self.piece.finalize_reset());
+        }
+        let mut out = b"d".to_vec();
+        if let Some(first) = self.trackers.first() {
+            write_text(&mut out, b"announce");
+            write_text(&mut out, first.as_bytes());
+        }
+        if self.trackers.len() > 1 {
+            write_text(&mut out, b"announce-list");
+            out.push(b'l');
+            for tracker in &self.trackers {
+                out.push(b'l');
+                write_text(&mut out, tracker.as_bytes());
+                out.push(b'e');
+            }
+            out.push(b'e');
+        }
+        write_text(&mut out, b"info");
+        self.write_info(&mut out);
+        out.push(b'e');
+        out
+    }
+
+    fn write_info(&self, out: &mut Vec<u8>) {
+        out.push(b'd');
+        match &self.files {
+            Some(files) => {
+                write_text(out, b"files");
+                out.push(b'l');
+                for (path, length) in files {
+                    out.push(b'd');
+                    write_text(out, b"length");
+                    write_number(out, *length);
+                    write_text(out, b"path");
+                    out.push(b'l');
+                    path.iter().for_each(|name| write_text(out, name));
+                    out.extend_from_slice(b"ee");
+                }
+                out.push(b'e');
+            }
+            None => {
+                write_text(out, b"length");
+                write_number(out, self.length);
+            }
+        }
+        write_text(out, b"name");
+        write_text(out, &self.name);
+        write_text(out, b"piece length");
+        write_number(out, u64::from(self.piece_length));
+        write_text(out, b"pieces");
+        write_text(out, &self.pieces);
+        if self.private {
+            write_text(out, b"private");
+            write_number(out, 1);
+        }
+        out.push(b'e');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A torrent whose hash was computed by another program (`sha1sum` over the `info` bytes).
+    const KNOWN: &[u8] = b"d8:announce29:http://tracker.example:80/ann4:infod6:lengthi5e4:name5:hello12:piece lengthi16384e6:pieces20:aaaaaaaaaaaaaaaaaaaaee";
+
+    #[test]
+    fn the_info_hash_is_that_of_the_very_bytes() {
+        let metainfo = Metainfo::parse(KNOWN).unwrap();
+        assert_eq!(metainfo.client_hash().to_string(), "961d86b2d565bb5cfd7d6481f22e4d3ff541c806");
+        assert_eq!(metainfo.tracker.as_deref(), Some("tracker.example"));
+        assert_eq!((metainfo.name.as_str(), metainfo.length, metainfo.private), ("hello", 5, false));
+
+        // Keys out of order are hashed as they stand.
+        let unsorted =
+            b"d4:infod4:name1:x6:pieces20:aaaaaaaaaaaaaaaaaaaa12:piece lengthi16384e6:lengthi5e7:unknownleee";
+        let info = &unsorted[7..unsorted.len() - 1];
+        let expected = InfoHash::V1(Sha1::digest(info).into());
+        assert_eq!(Metainfo::parse(unsorted).unwrap().v1, Some(expected));
+    }
+
+    #[test]
+    fn a_torrent_of_version_two_alone_has_the_longer_hash() {
+        let root = "x".repeat(32);
+        let tree = format!("d3:dird5:a.txtd0:d6:lengthi7e11:pieces root32:{root}eeee");
+        let info = format!("d9:file tree{tree}12:meta versioni2e4:name3:top12:piece lengthi16384ee");
+        let metainfo = Metainfo::parse(format!("d4:info{info}e").as_bytes()).unwrap();
+        assert_eq!(metainfo.v1, None);
+        assert_eq!(metainfo.client_hash(), InfoHash::V2(Sha256::digest(info.as_bytes()).into()));
+        assert_eq!(metainfo.files[0].path, [b"dir".to_vec(), b"a.txt".to_vec()]);
+        assert_eq!((metainfo.length, metainfo.is_folder), (7, true));
+    }
+
+    #[test]
+    fn a_path_that_leaves_its_folder_is_no_torrent() {
+        for name in ["..", ".", "", "/etc", "a/b", "a\0b"] {
+            let single = MetainfoBuilder::single(name, 16384).content(b"x").build();
+            assert!(Metainfo::parse(&single).is_err(), "name {name:?}");
+            let folder = MetainfoBuilder::folder("ok", 16384).file(["sub", name]).content(b"x").build();
+            assert!(Metainfo::parse(&folder).is_err(), "path {name:?}");
+        }
+        let nothing: [&str; 0] = [];
+        assert!(Metainfo::parse(&MetainfoBuilder::folder("ok", 1).file(nothing).content(b"x").build()).is_err());
+    }
+
+    #[test]
+    fn what_does_not_add_up_is_no_torrent() {
+        for (what, bytes) in [
+            ("empty", "".to_owned()),
+            ("html", "<html>".to_owned()),
+            ("a list", "le".to_owned()),
+            ("no info", "de".to_owned()),
+            ("info is a number", "d4:infoi1ee".to_owned()),
+            ("no content", "d4:infod6:lengthi0e4:name1:x12:piece lengthi1e6:pieces0:ee".to_owned()),
+            ("negative length", "d4:infod6:lengthi-1e4:name1:x12:piece lengthi1e6:pieces0:ee".to_owned()),
+            ("too few pieces", "d4:infod6:lengthi9e4:name1:x12:piece lengthi1e6:pieces0:ee".to_owned()),
+            ("no piece length", "d4:infod6:lengthi9e4:name1:x12:piece lengthi0e6:pieces0:ee".to_owned()),
+            ("info twice", format!("d4:infode{}", std::str::from_utf8(&KNOWN[1..]).unwrap())),
+        ] {
+            assert!(Metainfo::parse(bytes.as_bytes()).is_err(), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_not_utf8_is_shown_as_well_as_can_be() {
+        let bytes = MetainfoBuilder::single(&b"caf\xe9 \xf0\x9f\xa6\x80"[..], 16384).content(b"x").private().build();
+        let metainfo = Metainfo::parse(&bytes).unwrap();
+        assert_eq!(metainfo.name, "caf\u{fffd} 🦀");
+        assert!(metainfo.private);
+    }
+
+    #[test]
+    fn a_magnet_link_is_read_in_all_its_spellings() {
+        let hex = "ABCDEF0123456789abcdef0123456789ABCDEF01";
+        let lower = hex.to_lowercase();
+        let base32 = data_encoding::BASE32.encode(hex.parse::<InfoHash>().unwrap().as_bytes());
+        let v2 = "0123456789abcdef".repeat(4);
+        for (link, hash, name) in [
+            (format!("magnet:?xt=urn:btih:{hex}"), &lower, None),
+            (format!("magnet:?xt=urn:btih:{base32}&dn=a+b%20c&tr=http%3A%2F%2Fx"), &lower, Some("a b c")),
+            (format!("magnet:?dn=x&xt=urn:btih:{}", base32.to_lowercase()), &lower, Some("x")),
+            (format!("magnet:?xt=urn:btmh:1220{v2}"), &v2, None),
+            (format!("magnet:?xt.1=urn:btmh:1220{v2}&xt.2=urn%3Abtih%3A{hex}"), &lower, None),
+        ] {
+            let magnet = Magnet::parse(&link).unwrap();
+            assert_eq!((&magnet.client_hash().to_string(), magnet.name.as_deref()), (hash, name), "{link}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_magnet_link_is_refused() {
+        let hash = "a".repeat(40);
+        for link in [
+            "".to_owned(),
+            format!("http://x/?xt=urn:btih:{hash}"),
+            format!("MAGNET:?xt=urn:btih:{hash}"),
+            "magnet:?dn=x".to_owned(),
+            "magnet:?xt=urn:btih:".to_owned(),
+            "magnet:?xt=urn:btih:zz".to_owned(),
+            format!("magnet:?xt=urn:btih:{}", "1".repeat(32)),
+            format!("magnet:?xt=urn:btmh:1220{hash}"),
+            format!("magnet:?xt=urn:btih:{hash}\n"),
+            format!("magnet:?xt=urn:btih:{hash}&dn={}", "x".repeat(MAGNET_BYTES_MAX)),
+        ] {
+            assert!(Magnet::parse(&link).is_err(), "{}", &link[..link.len().min(80)]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_are_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), text in ".{0,200}") {
+            drop(Metainfo::parse(&bytes));
+            drop(Magnet::parse(&text));
+            drop(Magnet::parse(&format!("magnet:?{text}")));
+        }
+
+        #[test]
+        fn a_torrent_with_one_byte_changed_is_never_a_panic(at in 0..KNOWN.len(), byte in any::<u8>()) {
+            let mut bytes = KNOWN.to_vec();
+            bytes[at] = byte;
+            drop(Metainfo::parse(&bytes));
+        }
+
+        #[test]
+        fn what_was_built_reads_back(
+            name in "[a-zA-Z0-9 äß🦀]{1,20}",
+            contents in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..5000), 1..5),
+            piece_length in 1u32..3000,
+        ) {
+            let mut builder = MetainfoBuilder::folder(name.clone(), piece_length).tracker("udp://one.example:6969/announce");
+            for (number, content) in contents.iter().enumerate() {
+                builder = builder.file(["sub".to_owned(), format!("file {number}")]).content(content);
+            }
+            let metainfo = Metainfo::parse(&builder.build()).unwrap();
+            let all = contents.concat();
+            let pieces: Vec<u8> = all.chunks(piece_length as usize).flat_map(Sha1::digest).collect();
+            prop_assert_eq!(metainfo.pieces, pieces);
+            prop_assert_eq!((metainfo.name, metainfo.length), (name, all.len() as u64));
+            prop_assert_eq!(metainfo.files.len(), contents.len());
+            prop_assert_eq!(metainfo.tracker.as_deref(), Some("one.example"));
+        }
+    }
+}
