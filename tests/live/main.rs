@@ -2,6 +2,4 @@
 //! `DTORRENT_LIVE=required` makes that an error.
 
 mod mqtt_link;
-//! Tests against the real programs, on loopback.
-
 mod rtorrent_client;
