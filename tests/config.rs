@@ -103,21 +103,21 @@ x.toml:2: colour: is no key of dtorrent; known here: brokers, data_dir, http, in
 x.toml:4: log.level: `loud` is not known here; write "error" or "warn" or "info" or "debug" or "trace" or "off"
 x.toml:6: http.listen: `somewhere` is no address to listen on; write an address and a port, "127.0.0.1:8787", or "off"
 x.toml:7: servers.Home: `Home` is no server name; use a-z, 0-9, _ and -, at most 63, the first a letter or digit; `bridge` is reserved
-x.toml:10: servers.a.url: `ftp://host` is no address of an rTorrent; write unix:///path/of/rpc.sock, scgi://host:port or http(s)://host[:port]/RPC2
+x.toml:10: servers.a.url: `ftp` is no way to reach rTorrent; write `unix:///path/to/rpc.sock`, `scgi://host:5000` or `http://host/RPC2`
 x.toml:11: servers.a.pasword: is no key of dtorrent; did you mean `password`? Known here: ca_file, client, extra, hooks, interval, password, password_file, roots, sweep, timeout, url, username
 x.toml:12: servers.a.interval: `100ms` is too short; write 250ms to 1h with a unit, as "1s" or "500ms"
 x.toml:13: servers.a.timeout: is a number, not a text; write timeout = "…", in quotes
 x.toml:14: servers.a.hooks: is not in this version yet; write hooks = false
 x.toml:15: servers.a.roots: `downloads` is no absolute path; write folders from / on, without `..`
 x.toml:15: servers.a.roots: `/a/../b` is no absolute path; write folders from / on, without `..`
-x.toml:16: servers.a.extra: `execute=` is no column; write a getter of a download, as { throttle = "d.throttle_name=", tag = "d.custom=tag" }
+x.toml:16: servers.a.extra: `execute=`: `execute` is not among the values that can be read (like `d.throttle_name=`, `d.ratio=`, `d.custom2=` or `d.custom=my-tag`); commands and expensive ones are left out on purpose
 x.toml:17: servers.b.url: is missing; write url = "unix:///path/of/rpc.sock", scgi://host:port or http(s)://host/RPC2
 x.toml:18: servers.b.client: is not in this version yet; write client = "rtorrent"
 x.toml:19: brokers.home.key_file: is missing; cert_file needs the key of the certificate: write both or none
-x.toml:21: brokers.home.url: holds a login; write username and password (or password_file) as keys of their own
+x.toml:21: brokers.home.url: the broker's URL contains a user name or password; move them to `username` and `password_file`
 x.toml:22: brokers.home.password: is a number, not a text; write password = "…", in quotes
 x.toml:23: brokers.home.version: `4` is not known here; write "auto" or "5" or "3.1.1"
-x.toml:24: brokers.home.prefix: `a/+` is no topic to start with; write levels joined by `/`, as "home/torrents": none empty, no + or #, not $… , at most 200 bytes
+x.toml:24: brokers.home.prefix: the prefix contains `+` or `#`, which are wildcards in MQTT; use other letters
 x.toml:25: brokers.home.servers: `c*` is no server; known: *, a, b
 x.toml:25: brokers.home.servers: leaves no server; name at least one, or leave the key out for all
 x.toml:26: brokers.home.events: `done` is no kind of event; known: *, KINDS

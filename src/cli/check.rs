@@ -32,7 +32,7 @@ fn summary(loaded: &Loaded) -> String {
     let Loaded { config, file } = loaded;
     let Config { instance, data_dir, log: _, http, servers, brokers } = config;
     let file = file.as_ref().map_or("none, the environment says it all".to_owned(), |path| path.display().to_string());
-    let listen = http.listen.map_or("off".to_owned(), |listen| format!("http://{listen}/"));
+    let listen = http.listen.map_or("off".to_owned(), |listen| listen.to_string());
     let mut lines = vec![
         ("config".to_owned(), file),
         ("instance".to_owned(), instance.clone()),
@@ -47,7 +47,7 @@ fn summary(loaded: &Loaded) -> String {
         lines.push((format!("broker {name}"), describe(broker)));
     }
     if brokers.is_empty() {
-        lines.push(("broker".to_owned(), "none: only the HTTP pages show what happens".to_owned()));
+        lines.push(("broker".to_owned(), "none: what happens is told nowhere but on /metrics".to_owned()));
     }
     let width = lines.iter().map(|(what, _)| what.chars().count()).max().unwrap_or(0);
     let mut text = String::new();

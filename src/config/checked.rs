@@ -16,7 +16,9 @@ use secrecy::{SecretSlice, SecretString};
 
 use super::read::{Fault, Table};
 use super::secret::secret;
+use crate::clients::rtorrent::settings::{Endpoint, ExtraColumn};
 use crate::model::{Kind, ServerName, SinkName, Verb};
+use crate::sinks::mqtt::settings::{BrokerUrl, Prefix};
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -84,7 +86,7 @@ pub struct Broker {
     pub events: EventFilter,
     pub retain: Retain,
     pub commands: Rights,
-    /// Where a `reply_to` in a command's body may point: topics that are one of these or below one.
+    /// Where a `reply_to` in a command's body may point: topics below one of these.
     pub reply_prefixes: Vec<String>,
 }
 
@@ -267,7 +269,7 @@ fn broker(table: Table<'_>, names: &[ServerName]) -> Option<Broker> {
     let version = table.parsed("version", |text| {
         choice(text, &[("auto", MqttVersion::Auto), ("5", MqttVersion::V5), ("3.1.1", MqttVersion::V311)])
     });
-    let prefix = table.parsed("prefix", |text| topic(text).map(|()| text.to_owned()));
+    let prefix = table.parsed("prefix", prefix);
     let servers = patterns(&table, "servers", names.iter().map(ServerName::as_str), "server");
     let servers = names.iter().filter(|name| servers.contains(name.as_str())).cloned().collect();
     let events = patterns(&table, "events", Kind::ALL.iter().map(|kind| kind.as_str()), "kind of event");
@@ -419,7 +421,8 @@ fn not_yet(right: &str) -> Fault {
 /// What another parser says, `wrong: right` or `wrong; right`.
 fn told(error: &impl std::fmt::Display) -> Fault {
     let text = error.to_string();
-    let (wrong, right) = text.split_once(": ").or_else(|| text.split_once("; ")).unwrap_or((&text, "see the manual"));
+    let (wrong, right) =
+        text.split_once(": ").or_else(|| text.split_once("; ")).unwrap_or((&text, "see docs/configuration.md"));
     Fault::new(wrong, right)
 }
 
@@ -503,38 +506,28 @@ fn certificates(table: &Table<'_>, key: &'static str) -> Option<Vec<u8>> {
     })
 }
 
-// --- checks that have a better home in the adapters ----------------------------------------------
+// --- what the adapters know best -----------------------------------------------------------------
 
-/// The address of an rTorrent.
 fn endpoint(text: &str) -> Result<String, Fault> {
-    let right = "write unix:///path/of/rpc.sock, scgi://host:port or http(s)://host[:port]/RPC2";
-    let url = address(text, right)?;
-    match url.scheme() {
-        "unix" if url.path().len() > 1 && url.host().is_none() => Ok(text.to_owned()),
-        "scgi" if url.host().is_some() && url.port().is_some() => Ok(text.to_owned()),
-        "http" | "https" if url.host().is_some() => Ok(text.to_owned()),
-        _ => Err(Fault::new(format!("`{text}` is no address of an rTorrent"), right)),
-    }
+    Endpoint::parse(text).map(|_| text.to_owned()).map_err(|error| told(&error))
 }
 
-/// The address of an MQTT broker.
 fn broker_url(text: &str) -> Result<String, Fault> {
-    let right = "write mqtt://host:port, mqtts://host:port, ws://host:port/path or wss://host:port/path";
-    let url = address(text, right)?;
-    let is_known = ["mqtt", "mqtts", "ws", "wss"].contains(&url.scheme());
-    if !is_known || url.host_str().is_none_or(str::is_empty) {
-        return Err(Fault::new(format!("`{text}` is no address of a broker"), right));
-    }
-    Ok(text.to_owned())
+    BrokerUrl::parse(text).map(|_| text.to_owned()).map_err(|error| told(&error))
 }
 
-/// A URL without a login; one with a login is not shown, for that may be a password.
-fn address(text: &str, right: &str) -> Result<url::Url, Fault> {
-    if text.split(['/', '?', '#']).nth(2).is_some_and(|authority| authority.contains('@')) {
-        let right = "write username and password (or password_file) as keys of their own";
-        return Err(Fault::new("holds a login", right));
+fn prefix(text: &str) -> Result<String, Fault> {
+    Prefix::parse(text).map(|prefix| prefix.as_str().to_owned()).map_err(|error| told(&error))
+}
+
+fn extra_column(name: &str, column: &str) -> Result<(), Fault> {
+    if name.is_empty() || name.len() > 64 || name.chars().any(char::is_control) {
+        return Err(Fault::new(format!("`{name}` is no name for a column"), "use 1 to 64 bytes of text"));
     }
-    url::Url::parse(text).map_err(|error| Fault::new(format!("is no URL: {error}"), right))
+    ExtraColumn::parse(column).map(drop).map_err(|error| {
+        let Fault { wrong, right } = told(&error);
+        Fault::new(format!("`{column}`: {wrong}"), right)
+    })
 }
 
 /// One or more levels of a topic that may be published to.
@@ -548,20 +541,4 @@ fn topic(text: &str) -> Result<(), Fault> {
             "write levels joined by `/`, as \"home/torrents\": none empty, no + or #, not $… , at most 200 bytes";
         Fault::new(format!("`{text}` is no topic to start with"), right)
     })
-}
-
-/// A column that the listing asks rTorrent for.
-fn extra_column(name: &str, column: &str) -> Result<(), Fault> {
-    let right = "write a getter of a download, as { throttle = \"d.throttle_name=\", tag = \"d.custom=tag\" }";
-    if name.is_empty() || name.len() > 64 || name.chars().any(char::is_control) {
-        return Err(Fault::new(format!("`{name}` is no name for a column"), "use 1 to 64 bytes of text"));
-    }
-    let (method, argument) = column.split_once('=').unwrap_or((column, "\0"));
-    let is_getter = method.strip_prefix("d.").is_some_and(|rest| {
-        !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'.')
-    });
-    if !is_getter || argument.chars().any(|c| c.is_control() || "$;(){}\"\\,=".contains(c)) {
-        return Err(Fault::new(format!("`{column}` is no column"), right));
-    }
-    Ok(())
 }

@@ -5,13 +5,15 @@ use std::net::IpAddr;
 use url::{Host, Url};
 
 use super::checked::Config;
+use crate::clients::rtorrent::settings::Endpoint;
+use crate::sinks::mqtt::settings::BrokerUrl;
 
 /// Things in a valid config that its owner should know of, one sentence each.
 pub fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     for (name, server) in &config.servers {
         let is_http = server.url.starts_with("http");
-        if server.url.starts_with("scgi:") && !is_local(&server.url) {
+        if Endpoint::parse(&server.url).is_ok_and(|endpoint| endpoint.is_open_to_the_network()) {
             warnings.push(format!(
                 "servers.{name}.url: SCGI has no login, and whoever reaches that port can run programs there; \
                  use a unix socket, or http(s) with a login"
@@ -26,7 +28,7 @@ pub fn warnings(config: &Config) -> Vec<String> {
         }
     }
     for (name, broker) in &config.brokers {
-        let is_clear = broker.url.starts_with("mqtt:") || broker.url.starts_with("ws:");
+        let is_clear = BrokerUrl::parse(&broker.url).is_ok_and(|url| !url.transport.is_encrypted());
         if is_clear && broker.password.is_some() && !is_local(&broker.url) {
             warnings.push(format!("brokers.{name}.url: the password crosses the network in clear; use mqtts or wss"));
         }

@@ -1,0 +1,32 @@
+# dtorrent: `make demo` shows it, `make test` checks it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.PHONY: help build demo test peers
+
+help: ## what can be made
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+build: ## the program, optimised
+	cargo build --release --locked
+
+demo: ## a broker, two rTorrents and the bridge, on this machine, for a while
+	@scripts/install-peers.sh build-essential rtorrent mosquitto
+	@cargo build --locked
+	@target/debug/dtorrent demo
+
+# Everything below has one set of features, so that the dependencies are compiled once.
+test: peers ## format, lints, every test with the real programs
+	@cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
+	@cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
+	cargo fmt --check
+	cargo clippy --locked --all-targets --all-features -- -D warnings
+	if cargo nextest --version >/dev/null 2>&1; then \
+	    DTORRENT_LIVE=required cargo nextest run --locked --all-features; \
+	    cargo test --locked --all-features --doc; \
+	else \
+	    DTORRENT_LIVE=required cargo test --locked --all-features -- --test-threads=4; \
+	fi
+
+peers: ## the programs that it is tested with
+	@scripts/install-peers.sh

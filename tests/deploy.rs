@@ -1,0 +1,187 @@
+//! What `deploy/` hands out works: the broker's config starts a broker, its roles hold, the unit is one.
+
+#![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
+
+/// The broker and its tools.
+const PEERS: [&str; 4] = ["mosquitto", "mosquitto_passwd", "mosquitto_pub", "mosquitto_sub"];
+
+/// Whether a program is there. The absence of a peer is an error where everything has to be tested.
+fn is_here(program: &str) -> bool {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let here = std::env::split_paths(&folders)
+        .chain(["/usr/sbin".into()])
+        .any(|folder| folder.join(program).try_exists().unwrap_or(false));
+    let is_required = std::env::var("DTORRENT_LIVE").is_ok_and(|value| value == "required");
+    assert!(
+        here || !is_required || !PEERS.contains(&program),
+        "{program} is missing, and DTORRENT_LIVE=required says that it has to be here"
+    );
+    if !here {
+        eprintln!("skipped: {program} is missing");
+    }
+    here
+}
+
+fn program(name: &str) -> Command {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = Command::new(name);
+    command.env("PATH", format!("{path}:/usr/sbin")).stdin(Stdio::null());
+    command
+}
+
+/// A broker that is gone when this is.
+struct Broker {
+    child: Child,
+    port: u16,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let _was_gone = self.child.kill().is_err();
+        let _was_gone = self.child.wait().is_err();
+    }
+}
+
+impl Broker {
+    /// Starts mosquitto with the config of the compose stack; only the paths and the port are other ones.
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        for user in ["bridge", "reader", "commander"] {
+            let create: &[&str] = if user == "bridge" { &["-c"] } else { &[] };
+            let made = program("mosquitto_passwd").args(create).args(["-b", &at("passwords"), user, user]).status();
+            assert!(made.unwrap().success());
+        }
+        fs::create_dir(folder.path().join("data")).unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let config = fs::read_to_string(format!("{DEPLOY}/mosquitto/mosquitto.conf")).unwrap();
+        let mut adapted = config.clone();
+        for (from, to) in [
+            ("listener 1883", format!("listener {port} 127.0.0.1\nuser root")),
+            ("/run/secrets/mosquitto_passwords", at("passwords")),
+            ("/mosquitto/config/acl", format!("{DEPLOY}/mosquitto/acl")),
+            ("/mosquitto/data/", at("data/")),
+        ] {
+            assert!(adapted.contains(from), "{from} is not in\n{config}");
+            adapted = adapted.replace(from, &to);
+        }
+        fs::write(folder.path().join("mosquitto.conf"), adapted).unwrap();
+        let log = fs::File::create(folder.path().join("log")).unwrap();
+        let mut command = program("mosquitto");
+        let mut child = command.args(["-c", &at("mosquitto.conf")]).stderr(log).stdout(Stdio::null()).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            let said = fs::read_to_string(folder.path().join("log")).unwrap();
+            assert!(child.try_wait().unwrap().is_none(), "mosquitto ended: {said}");
+            assert!(Instant::now() < deadline, "mosquitto does not listen: {said}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Self { child, port, _folder: folder }
+    }
+
+    fn client(&self, name: &str, user: &str, more: &[&str]) -> Output {
+        let port = self.port.to_string();
+        program(name).args(["-h", "127.0.0.1", "-p", &port, "-u", user, "-P", user]).args(more).output().unwrap()
+    }
+
+    /// Publishes retained and says whether a reader finds it there.
+    fn takes(&self, user: &str, topic: &str) -> bool {
+        let sent = self.client("mosquitto_pub", user, &["-V", "5", "-q", "1", "-r", "-t", topic, "-m", user]);
+        let found = self.client("mosquitto_sub", "reader", &["-t", topic, "-C", "1", "-W", "1", "-F", "%p"]);
+        let _cleared = self.client("mosquitto_pub", "bridge", &["-q", "1", "-r", "-t", topic, "-n"]);
+        sent.status.success() && found.stdout == format!("{user}\n").as_bytes()
+    }
+}
+
+#[test]
+fn the_roles_of_the_broker_hold() {
+    if !PEERS.into_iter().all(is_here) {
+        return;
+    }
+    let broker = Broker::start();
+    let state = "dtorrent/home/torrent/3f78000000000000000000000000000000000000/state";
+    let one = "dtorrent/home/torrent/3f78000000000000000000000000000000000000/command/pause";
+    for (user, topic, is_taken) in [
+        ("bridge", state, true),
+        ("bridge", "dtorrent/bridge/main/status", true),
+        ("bridge", "elsewhere", false),
+        ("reader", state, false),
+        ("reader", "dtorrent/home/command/pause", false),
+        ("commander", "dtorrent/home/command/pause", true),
+        ("commander", one, true),
+        ("commander", "dtorrent/bridge/main/command/resync", true),
+        ("commander", state, false),
+        ("commander", "dtorrent/home/status", false),
+    ] {
+        assert_eq!(broker.takes(user, topic), is_taken, "{user} on {topic}");
+    }
+    let port = broker.port.to_string();
+    let nobody = program("mosquitto_pub").args(["-h", "127.0.0.1", "-p", &port, "-t", "x", "-n"]).output().unwrap();
+    assert!(!nobody.status.success(), "nobody gets in without a login");
+}
+
+#[test]
+fn a_retained_state_of_a_thousand_torrents_and_more_reaches_a_new_reader() {
+    if !PEERS.into_iter().all(is_here) {
+        return;
+    }
+    let broker = Broker::start();
+    let port = broker.port.to_string();
+    let count = 1500;
+    // One client, one message a line: the topic is the same, so each needs a publish of its own.
+    for chunk in (0..count).collect::<Vec<u32>>().chunks(100) {
+        let children: Vec<Child> = chunk
+            .iter()
+            .map(|number| {
+                let topic = format!("dtorrent/home/torrent/{number:040x}/state");
+                let login = ["-h", "127.0.0.1", "-p", &port, "-u", "bridge", "-P", "bridge"];
+                program("mosquitto_pub").args(login).args(["-q", "1", "-r", "-t", &topic, "-m", "{}"]).spawn().unwrap()
+            })
+            .collect();
+        for mut child in children {
+            assert!(child.wait().unwrap().success());
+        }
+    }
+    let all = count.to_string();
+    let found =
+        broker.client("mosquitto_sub", "reader", &["-q", "1", "-t", "dtorrent/#", "-C", &all, "-W", "20", "-F", "%t"]);
+    assert_eq!(String::from_utf8(found.stdout).unwrap().lines().count(), count as usize);
+}
+
+#[test]
+fn systemd_understands_the_unit() {
+    if !is_here("systemd-analyze") {
+        return;
+    }
+    // The program is where the unit will look for it only once it is installed: any other one will do here.
+    let folder = tempfile::tempdir().unwrap();
+    let unit = fs::read_to_string(format!("{DEPLOY}/dtorrent.service")).unwrap();
+    let adapted = folder.path().join("dtorrent.service");
+    fs::write(&adapted, unit.replace("/usr/local/bin/dtorrent", "/bin/true")).unwrap();
+    let output = program("systemd-analyze").arg("verify").arg(&adapted).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!said.contains("dtorrent.service"), "{said}");
+}
+
+#[test]
+fn every_variable_that_is_handed_to_the_program_is_an_option() {
+    let keys = dtorrent::config::keys();
+    for file in ["compose.yaml", "Dockerfile", "dtorrent.service"] {
+        let text = fs::read_to_string(Path::new(DEPLOY).join(file)).unwrap();
+        let names =
+            text.split(|c: char| !c.is_ascii_uppercase() && c != '_').filter(|word| word.starts_with("DTORRENT_"));
+        for name in names {
+            let key = name.trim_start_matches("DTORRENT_").to_lowercase().replace("__home__", ".*.").replace("__", ".");
+            assert!(keys.contains(&key), "{name} in {file}");
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The pages say the truth: every option, kind, verb, code and field of the code is in them.
+
+#![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use dtorrent::config;
+use dtorrent::model::{
+    Cause, Change, Changes, CommandError, CommandId, EVENT_SCHEMA, Entity, Epoch, ErrorCode, Event, EventId, Extra,
+    InfoHash, Kind, LastFinished, Outcome, OutcomeStatus, Page, RESULT_SCHEMA, Row, Seq, ServerName, ServerStats,
+    Stats, Status, Timestamp, Torrent, Verb,
+};
+use serde_json::Value;
+
+const REFERENCE: &str = include_str!("../docs/reference.md");
+const CONFIGURATION: &str = include_str!("../docs/configuration.md");
+
+#[track_caller]
+fn assert_named(page: &str, names: impl IntoIterator<Item = impl AsRef<str>>) {
+    let missing: Vec<String> = names
+        .into_iter()
+        .map(|name| name.as_ref().to_owned())
+        .filter(|name| !page.contains(&format!("`{name}`")))
+        .collect();
+    assert!(missing.is_empty(), "not in the page: {missing:?}");
+}
+
+fn hash() -> InfoHash {
+    "3f78000000000000000000000000000000000000".parse().unwrap()
+}
+
+fn torrent() -> Torrent {
+    Torrent {
+        hash: hash(),
+        name: String::new(),
+        server: ServerName::parse("home").unwrap(),
+        active: true,
+        downloaded: 0,
+        uploaded: 0,
+        length: 0,
+        path: None,
+        progress: 0.0,
+        ratio: None,
+        finished: false,
+        playing: false,
+        extra: Extra::new(),
+        status: Status::Seeding,
+        error: false,
+        message: None,
+        stalled: false,
+        download_rate: None,
+        upload_rate: None,
+        left: None,
+        eta: None,
+        peers: None,
+        seeds: None,
+        label: None,
+        directory: None,
+        private: None,
+        priority: None,
+        tracker: None,
+        added_at: None,
+        started_at: None,
+        finished_at: None,
+        size_files: None,
+    }
+}
+
+/// The keys of an object, and of the objects in it that are ours.
+fn keys(value: &Value) -> Vec<String> {
+    let object = value.as_object().unwrap();
+    object.keys().cloned().collect()
+}
+
+#[test]
+fn every_field_of_a_torrent_is_explained() {
+    assert_named(REFERENCE, keys(&serde_json::to_value(torrent()).unwrap()));
+    assert_named(REFERENCE, Status::ALL.iter().map(|status| status.as_str()));
+}
+
+#[test]
+fn every_field_and_every_kind_of_an_event_is_explained() {
+    let server = ServerName::parse("home").unwrap();
+    let change = Change { from: Value::Null, to: Value::Null };
+    let event = Event {
+        schema: EVENT_SCHEMA,
+        entity: Entity::Torrent,
+        event_type: Kind::Finished,
+        id: EventId::Journal { server: server.clone(), epoch: Epoch(1), seq: Seq(1) },
+        seq: Some(Seq(1)),
+        time: Timestamp::from_millis(0),
+        server,
+        hash: Some(hash()),
+        cause: Cause::Command,
+        command_id: None,
+        changes: Changes::from([("status".to_owned(), change.clone())]),
+        torrent: Some(Arc::new(torrent())),
+    };
+    assert_named(REFERENCE, keys(&serde_json::to_value(event).unwrap()));
+    assert_named(REFERENCE, keys(&serde_json::to_value(change).unwrap()));
+    assert_named(REFERENCE, Kind::ALL.iter().map(|kind| kind.as_str()));
+    for cause in [Cause::Observed, Cause::Command, Cause::Recovered, Cause::Snapshot] {
+        assert_named(REFERENCE, [serde_json::to_value(cause).unwrap().as_str().unwrap()]);
+    }
+    assert_named(REFERENCE, [EVENT_SCHEMA]);
+}
+
+#[test]
+fn every_field_of_the_statistics_is_explained() {
+    let last = LastFinished { hash: hash(), name: String::new(), time: Timestamp::from_millis(0) };
+    let stats = Stats::of(ServerStats::default(), std::iter::empty(), Some(last));
+    assert_named(REFERENCE, keys(&serde_json::to_value(stats).unwrap()));
+}
+
+#[test]
+fn every_verb_field_and_code_of_commands_is_explained() {
+    let codes = [
+        ErrorCode::UnknownServer,
+        ErrorCode::UnknownHash,
+        ErrorCode::BadRequest,
+        ErrorCode::Forbidden,
+        ErrorCode::Precondition,
+        ErrorCode::ClientOffline,
+        ErrorCode::ClientFault,
+        ErrorCode::Unconfirmed,
+        ErrorCode::Retained,
+        ErrorCode::TooLarge,
+        ErrorCode::Unsupported,
+    ];
+    assert_named(REFERENCE, codes.map(|code| serde_json::to_value(code).unwrap().as_str().unwrap().to_owned()));
+    let statuses = [
+        OutcomeStatus::Ok,
+        OutcomeStatus::Partial,
+        OutcomeStatus::Error,
+        OutcomeStatus::Expired,
+        OutcomeStatus::Refused,
+    ];
+    assert_named(REFERENCE, statuses.map(|status| serde_json::to_value(status).unwrap().as_str().unwrap().to_owned()));
+    assert_named(REFERENCE, Verb::ALL.iter().map(|verb| verb.as_str()));
+    let error = CommandError::new(ErrorCode::BadRequest, "");
+    let row = Row {
+        error: Some(error.clone()),
+        torrent: Some(torrent()),
+        files: Some(Vec::new()),
+        trackers: Some(Vec::new()),
+        peers: Some(Vec::new()),
+        ..Row::ok(hash())
+    };
+    assert_named(REFERENCE, keys(&serde_json::to_value(&row).unwrap()));
+    for key in keys(&serde_json::to_value(error).unwrap()) {
+        assert!(REFERENCE.contains(&format!("\"{key}\"")), "{key}");
+    }
+    let outcome = Outcome {
+        schema: RESULT_SCHEMA,
+        id: CommandId::parse("1").unwrap(),
+        verb: "list".to_owned(),
+        server: None,
+        status: OutcomeStatus::Ok,
+        time: Timestamp::from_millis(0),
+        took_ms: 0,
+        results: vec![row],
+        error: None,
+        page: Some(Page { total: 0, page: 0, page_size: 0 }),
+    };
+    for key in keys(&serde_json::to_value(outcome).unwrap()) {
+        let is_named = REFERENCE.contains(&format!("`{key}`")) || REFERENCE.contains(&format!("\"{key}\":"));
+        assert!(is_named, "{key} of a result");
+    }
+}
+
+#[test]
+fn every_option_is_explained() {
+    let names = config::keys().into_iter().filter_map(|key| key.rsplit('.').next().map(str::to_owned));
+    let tables = ["log", "http", "servers", "brokers", "home_assistant"];
+    assert_named(CONFIGURATION, names.filter(|name| !tables.contains(&name.as_str())));
+    for heading in ["`[log]`", "`[http]`", "`[servers.NAME]`", "`[brokers.NAME]`", "`[brokers.NAME.home_assistant]`"] {
+        assert!(CONFIGURATION.contains(heading), "{heading}");
+    }
+}
+
+/// Every TOML block in the pages that holds a server is a config, but for the files that it names.
+#[test]
+fn the_configs_in_the_pages_are_right() {
+    let mut count = 0;
+    for (path, text) in pages() {
+        let blocks = text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+        for block in blocks.filter(|block| block.contains("[servers.")) {
+            let lines = block.lines().filter(|line| !line.contains("_file"));
+            let block: String = lines.map(|line| format!("{line}\n")).collect();
+            if let Err(errors) = config::parse(&path, block.as_bytes()) {
+                panic!("{errors}\n{block}");
+            }
+            count += 1;
+        }
+    }
+    assert!(count >= 2, "the README has one, nginx.md has one");
+}
+
+#[test]
+fn no_link_between_the_pages_is_broken() {
+    for (path, text) in pages() {
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if target.starts_with("http") {
+                continue;
+            }
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let aim = if file.is_empty() { path.clone() } else { path.parent().unwrap().join(file) };
+            assert!(aim.try_exists().unwrap(), "{target} in {}", path.display());
+            if !anchor.is_empty() {
+                let headings = fs::read_to_string(&aim).unwrap().to_lowercase();
+                let heading = format!("# {}\n", anchor.replace('-', " "));
+                assert!(headings.contains(&heading), "{target} in {}", path.display());
+            }
+        }
+    }
+}
+
+fn pages() -> BTreeMap<PathBuf, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut paths = vec![root.join("README.md"), root.join("CHANGELOG.md")];
+    for folder in ["docs", "docs/decisions", "deploy"] {
+        let entries = fs::read_dir(root.join(folder)).unwrap();
+        paths.extend(
+            entries.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "md")),
+        );
+    }
+    paths.into_iter().map(|path| (path.clone(), fs::read_to_string(&path).unwrap())).collect()
+}
