@@ -1,0 +1,14 @@
+//! The real binary among real programs: what the contract promises, seen from outside.
+//!
+//! Everything runs on loopback ports in temporary folders. A test waits for conditions, with a
+//! deadline, and says what it heard last.
+#![allow(clippy::unwrap_used)] // all of it is tests
+
+mod adding;
+mod commands;
+mod downloads;
+mod first_sight;
+mod harness;
+mod oddities;
+mod outages;
+mod transports;
