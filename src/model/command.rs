@@ -4,8 +4,9 @@ use std::fmt;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::{File, InfoHash, Peer, ServerName, Timestamp, Torrent, Tracker};
+use super::{InfoHash, ServerName, Timestamp};
 
 /// The sender's name for a command: 1–128 bytes, no control characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -166,20 +167,14 @@ pub struct Row {
     pub status: OutcomeStatus,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<CommandError>,
-    /// For `get` and `list`.
+    /// For `get` and `list`: the torrent, with `files`, `trackers` and `peers` where they were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub torrent: Option<Torrent>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub files: Option<Vec<File>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub trackers: Option<Vec<Tracker>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub peers: Option<Vec<Peer>>,
+    pub torrent: Option<Value>,
 }
 
 impl Row {
     pub fn ok(hash: InfoHash) -> Self {
-        Self { hash, status: OutcomeStatus::Ok, error: None, torrent: None, files: None, trackers: None, peers: None }
+        Self { hash, status: OutcomeStatus::Ok, error: None, torrent: None }
     }
 
     pub fn failed(hash: InfoHash, error: CommandError) -> Self {

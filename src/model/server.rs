@@ -33,6 +33,7 @@ pub struct Stats {
     pub by_status: BTreeMap<Status, u64>,
     pub errors: u64,
     pub stalled: u64,
+    /// Of the torrents that are still there.
     pub last_finished: Option<LastFinished>,
 }
 
@@ -44,19 +45,23 @@ pub struct LastFinished {
 }
 
 impl Stats {
-    pub fn of<'a>(
-        server: ServerStats,
-        torrents: impl Iterator<Item = &'a Torrent>,
-        last_finished: Option<LastFinished>,
-    ) -> Self {
+    pub fn of<'a>(server: ServerStats, torrents: impl Iterator<Item = &'a Torrent>) -> Self {
         let by_status = Status::ALL.into_iter().map(|status| (status, 0)).collect();
-        let mut stats = Self { server, last_finished, by_status, ..Self::default() };
+        let mut stats = Self { server, by_status, ..Self::default() };
+        let mut last_finished: Option<(Timestamp, &Torrent)> = None;
         for torrent in torrents {
             stats.torrents += 1;
             *stats.by_status.entry(torrent.status).or_default() += 1;
             stats.errors += u64::from(torrent.error);
             stats.stalled += u64::from(torrent.stalled);
+            if let Some(time) = torrent.finished_at
+                && last_finished.is_none_or(|(latest, _)| time > latest)
+            {
+                last_finished = Some((time, torrent));
+            }
         }
+        stats.last_finished =
+            last_finished.map(|(time, torrent)| LastFinished { hash: torrent.hash, name: torrent.name.clone(), time });
         stats
     }
 }

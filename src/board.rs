@@ -1,0 +1,238 @@
+//! The board: what was told of each server, for everyone in the process to read.
+//!
+//! Only the watcher of a server writes on its part, after the commit, so nothing stands here that
+//! is not in the store. Each sink has a [`Desk`] on which changes are laid; a change that is not
+//! fetched in time is not lost, the desk then holds the oldest picture and the board the newest.
+//!
+//! Locks here are held for the time of a look-up, never across an await.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::model::{Committed, Epoch, InfoHash, Seq, ServerName, ServerState, ServerStats, SinkName, Told, Torrent};
+use crate::port::Delivery;
+
+/// How many side messages (files, results of look-ups) wait for a slow sink; the oldest go first.
+const SIDE_MESSAGES_MAX: usize = 1024;
+
+/// What is known of all servers.
+pub struct Board {
+    servers: BTreeMap<ServerName, ServerBoard>,
+    desks: BTreeMap<SinkName, Arc<Desk>>,
+}
+
+/// What is known of one server.
+pub struct ServerBoard {
+    content: RwLock<Content>,
+    /// Wakes its watcher; carries nothing.
+    pub poke: Notify,
+}
+
+/// What stands on one server's board.
+pub struct Content {
+    pub epoch: Epoch,
+    pub told: Told,
+    pub state: ServerState,
+    pub last_seq: Seq,
+    pub stats: ServerStats,
+    /// The body of the stats message, as of a few seconds ago.
+    pub stats_body: Bytes,
+    pub poll: PollReport,
+}
+
+/// How polling goes, for health and metrics.
+#[derive(Clone, Debug, Default)]
+pub struct PollReport {
+    pub last_success: Option<Instant>,
+    pub duration: Duration,
+    /// Why the last poll failed; `None` if it did not.
+    pub failure: Option<String>,
+    pub failures: u64,
+    pub polls: u64,
+}
+
+impl PollReport {
+    /// The last poll was answered.
+    pub fn is_answering(&self) -> bool {
+        self.last_success.is_some() && self.failure.is_none()
+    }
+}
+
+impl Board {
+    pub fn new(servers: BTreeMap<ServerName, Content>, sinks: impl IntoIterator<Item = SinkName>) -> Self {
+        let servers = servers
+            .into_iter()
+            .map(|(name, content)| (name, ServerBoard { content: RwLock::new(content), poke: Notify::new() }))
+            .collect();
+        let desks = sinks.into_iter().map(|name| (name, Arc::default())).collect();
+        Self { servers, desks }
+    }
+
+    pub fn desk(&self, sink: &SinkName) -> Option<&Arc<Desk>> {
+        self.desks.get(sink)
+    }
+
+    pub fn desks(&self) -> impl Iterator<Item = (&SinkName, &Arc<Desk>)> {
+        self.desks.iter()
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &ServerName> {
+        self.servers.keys()
+    }
+
+    pub fn server(&self, name: &ServerName) -> Option<&ServerBoard> {
+        self.servers.get(name)
+    }
+
+    /// Reads one server's part; `None` if there is no such server.
+    pub fn read<T>(&self, name: &ServerName, read: impl FnOnce(&Content) -> T) -> Option<T> {
+        self.server(name).map(|server| server.read(read))
+    }
+
+    /// Writes down what a commit told, and lays it on every desk.
+    pub fn tell(&self, name: &ServerName, committed: Committed, state: Option<ServerState>) {
+        let Some(server) = self.server(name) else { return };
+        let mut changed = Vec::with_capacity(committed.told.len());
+        server.write(|content| {
+            content.last_seq = committed.last_seq;
+            if let Some(state) = state {
+                content.state = state;
+            }
+            for (hash, told) in committed.told {
+                let (before, not_before) = match told {
+                    Some(told) => {
+                        let not_before = told.last_seq;
+                        (content.told.insert(hash, told), not_before)
+                    }
+                    None => (content.told.remove(&hash), committed.last_seq),
+                };
+                changed.push((hash, before.map(|before| before.torrent), not_before));
+            }
+        });
+        for desk in self.desks.values() {
+            desk.lay(name, &changed);
+        }
+    }
+
+    /// Wakes every sink: something that it reads from the board itself has changed.
+    pub fn wake(&self) {
+        for desk in self.desks.values() {
+            desk.laid.notify_one();
+        }
+    }
+
+    /// Something for every sink that is neither journal nor state; sinks that are away may miss it.
+    pub fn tell_aside(&self, delivery: &Delivery) {
+        for desk in self.desks.values() {
+            desk.lay_aside(delivery.clone());
+        }
+    }
+}
+
+impl ServerBoard {
+    pub fn read<T>(&self, read: impl FnOnce(&Content) -> T) -> T {
+        read(&self.content.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// For its watcher only.
+    pub fn write(&self, write: impl FnOnce(&mut Content)) {
+        write(&mut self.content.write().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// A change of one torrent that a sink has not dealt with yet.
+#[derive(Clone, Debug)]
+pub struct Laid {
+    /// The picture before the oldest change on the desk; `None` if there was no such torrent.
+    pub before: Option<Arc<Torrent>>,
+    /// The newest journal entry about it: the state comes after that.
+    pub not_before: Seq,
+}
+
+/// How delivery to one sink goes, for health and metrics.
+#[derive(Clone, Debug, Default)]
+pub struct SinkReport {
+    pub is_connected: bool,
+    /// Why it is not.
+    pub failure: Option<String>,
+    /// Journal entries not settled.
+    pub lag_entries: u64,
+    /// Since when there has been a lag.
+    pub behind_since: Option<Instant>,
+    /// Torrents of which it has an old picture.
+    pub dirty: u64,
+    pub delivered: u64,
+    pub rejected: u64,
+}
+
+impl SinkReport {
+    pub fn backlog(&mut self, lag_entries: u64, dirty: u64) {
+        self.lag_entries = lag_entries;
+        self.dirty = dirty;
+        self.behind_since = (lag_entries > 0).then(|| self.behind_since.unwrap_or_else(Instant::now));
+    }
+}
+
+/// Where changes wait for one sink. At most one per torrent, whatever happens to it.
+#[derive(Default)]
+pub struct Desk {
+    tray: Mutex<Tray>,
+    report: Mutex<SinkReport>,
+    /// Woken when something was laid.
+    pub laid: Notify,
+    /// Woken when the result of a command that came by this sink was written down.
+    pub answered: Notify,
+}
+
+/// What lay on a desk.
+#[derive(Default)]
+pub struct Tray {
+    pub changed: BTreeMap<ServerName, BTreeMap<InfoHash, Laid>>,
+    pub aside: VecDeque<Delivery>,
+}
+
+impl Desk {
+    fn lay(&self, server: &ServerName, changed: &[(InfoHash, Option<Arc<Torrent>>, Seq)]) {
+        {
+            let mut tray = self.tray.lock().unwrap_or_else(PoisonError::into_inner);
+            let of_server = tray.changed.entry(server.clone()).or_default();
+            for (hash, before, not_before) in changed {
+                of_server
+                    .entry(*hash)
+                    .and_modify(|laid| laid.not_before = *not_before)
+                    .or_insert_with(|| Laid { before: before.clone(), not_before: *not_before });
+            }
+        }
+        self.laid.notify_one();
+    }
+
+    fn lay_aside(&self, delivery: Delivery) {
+        {
+            let mut tray = self.tray.lock().unwrap_or_else(PoisonError::into_inner);
+            if tray.aside.len() >= SIDE_MESSAGES_MAX {
+                tray.aside.pop_front();
+            }
+            tray.aside.push_back(delivery);
+        }
+        self.laid.notify_one();
+    }
+
+    /// For the sink's dispatcher only.
+    pub fn report(&self, write: impl FnOnce(&mut SinkReport)) {
+        write(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub fn last_report(&self) -> SinkReport {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes everything off the desk.
+    pub fn take(&self) -> Tray {
+        std::mem::take(&mut *self.tray.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

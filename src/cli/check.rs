@@ -1,0 +1,65 @@
+//! `dtorrent check`: everything that is wrong with the config, or what it comes to.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use clap::Args;
+
+use super::{Exit, Options, tell};
+use crate::config::{self, Broker, Config, Loaded};
+use crate::model::printable;
+
+#[derive(Debug, Args)]
+pub struct Arguments {}
+
+pub fn run(options: Options, arguments: &Arguments) -> Exit {
+    let Arguments {} = arguments;
+    let loaded = match options.load_or_tell() {
+        Ok(loaded) => loaded,
+        Err(exit) => return exit,
+    };
+    for warning in config::warnings(&loaded.config) {
+        tell(&format!("warning: {}", printable(warning.as_bytes())));
+    }
+    match std::io::stdout().write_all(summary(&loaded).as_bytes()) {
+        Ok(()) => Exit::Done,
+        Err(_) => Exit::Failed,
+    }
+}
+
+/// One line for each thing that will run; no secret.
+fn summary(loaded: &Loaded) -> String {
+    let Loaded { config, file } = loaded;
+    let Config { instance, data_dir, log: _, http, servers, brokers } = config;
+    let file = file.as_ref().map_or("none, the environment says it all".to_owned(), |path| path.display().to_string());
+    let listen = http.listen.map_or("off".to_owned(), |listen| format!("http://{listen}/"));
+    let mut lines = vec![
+        ("config".to_owned(), file),
+        ("instance".to_owned(), instance.clone()),
+        ("state".to_owned(), data_dir.display().to_string()),
+        ("http".to_owned(), listen),
+    ];
+    for (name, server) in servers {
+        let interval = humantime::format_duration(server.interval);
+        lines.push((format!("server {name}"), format!("{}, every {interval}", server.url)));
+    }
+    for (name, broker) in brokers {
+        lines.push((format!("broker {name}"), describe(broker)));
+    }
+    if brokers.is_empty() {
+        lines.push(("broker".to_owned(), "none: only the HTTP pages show what happens".to_owned()));
+    }
+    let width = lines.iter().map(|(what, _)| what.chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    for (what, line) in &lines {
+        writeln!(text, "{what:width$}  {}", printable(line.as_bytes())).expect("a String takes everything");
+    }
+    text
+}
+
+fn describe(broker: &Broker) -> String {
+    let servers: Vec<&str> = broker.servers.iter().map(|name| name.as_str()).collect();
+    let commands: Vec<&str> = broker.commands.iter().collect();
+    let commands = if commands.is_empty() { "none, read-only".to_owned() } else { commands.join(" ") };
+    format!("{}, topics {}/…, servers {}; commands: {commands}", broker.url, broker.prefix, servers.join(" "))
+}

@@ -1,0 +1,116 @@
+//! The command line: what was asked for, and the code that it ends with.
+//!
+//! One file per subcommand. Messages for people go to stderr, data to stdout.
+
+mod check;
+mod health;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::config::{self, ConfigErrors, Flag, Loaded, Sources};
+
+#[derive(Debug, Parser)]
+#[command(name = "dtorrent", version, about, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Read the config, tell everything that is wrong with it, or what it comes to
+    Check(check::Arguments),
+    /// Ask the running bridge whether it is alive: exit code 0 or 1
+    Health,
+}
+
+/// How the config is found, and what the command line says in its place.
+#[derive(Clone, Debug, Args)]
+pub struct Options {
+    /// Read this file [default: $DTORRENT_CONFIG, ./dtorrent.toml, the user's, /etc/dtorrent/dtorrent.toml]
+    #[arg(long, short, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Keep the durable state here, whatever the config says
+    #[arg(long, global = true, value_name = "FOLDER")]
+    data_dir: Option<String>,
+    /// Serve HTTP here, whatever the config says: ADDRESS:PORT or `off`
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// error, warn, info, debug, trace or off, whatever the config says
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// pretty or json, whatever the config says
+    #[arg(long, global = true, value_name = "FORMAT")]
+    log_format: Option<String>,
+}
+
+impl Options {
+    pub fn load(self) -> Result<Loaded, ConfigErrors> {
+        let Self { config, data_dir, listen, log_level, log_format } = self;
+        let flags = [
+            ("--data-dir", "data_dir", data_dir),
+            ("--listen", "http.listen", listen),
+            ("--log-level", "log.level", log_level),
+            ("--log-format", "log.format", log_format),
+        ];
+        let flags = flags.into_iter().filter_map(|(name, key, text)| Some(Flag::flag(name, key, text?))).collect();
+        config::load(&Sources::of_process(config, flags))
+    }
+
+    /// The config, or the exit code after all that is wrong with it was told.
+    fn load_or_tell(self) -> Result<Loaded, Exit> {
+        self.load().map_err(|errors| {
+            let count = errors.0.len();
+            let faults = if count == 1 { "1 fault".to_owned() } else { format!("{count} faults") };
+            tell(&format!("{errors}\n{faults} in the config"));
+            Exit::Usage
+        })
+    }
+}
+
+/// How the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Done,
+    Failed,
+    /// The command line or the config is wrong.
+    Usage,
+    /// Somebody who has to be reached is not.
+    Unreachable,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::Unreachable => 3,
+        })
+    }
+}
+
+impl Cli {
+    pub fn run(self) -> Exit {
+        let Self { options, command } = self;
+        match command {
+            Some(Command::Check(arguments)) => check::run(options, &arguments),
+            Some(Command::Health) => health::run(options),
+            None => {
+                tell(&Self::command().render_help().to_string());
+                Exit::Usage
+            }
+        }
+    }
+}
+
+/// Says something to a person. If stderr is gone there is nobody to say it to.
+fn tell(text: &str) {
+    let _nobody_listens = writeln!(std::io::stderr(), "{text}").is_err();
+}

@@ -1,0 +1,6 @@
+//! Adapters that speak to torrent programs.
+//!
+//! Each implements [`crate::port::TorrentClient`] and knows nothing of the engine. None of them
+//! tries anything again: whether and when is the engine's decision.
+
+pub mod rtorrent;

@@ -1,0 +1,264 @@
+//! What we say to rTorrent, and the pieces of what it says back.
+//!
+//! [`METHODS`] is everything that this program can ever ask an rTorrent to do. There is no
+//! `execute`, no `method.set_key`, no import, no `f.*` of a single file among them: these run
+//! programs, crash old versions, or both. Text from outside travels as typed arguments, which
+//! rTorrent stores as they are, never as a piece of a command.
+
+use std::borrow::Cow;
+
+use crate::model::InfoHash;
+
+/// All that we can ask for, besides the readers of columns.
+const METHODS: &[&str] = &[
+    "d.check_hash",
+    "d.close",
+    "d.custom",
+    "d.custom.set",
+    "d.custom1.set",
+    "d.directory.set",
+    "d.erase",
+    "d.free_diskspace",
+    "d.multicall2",
+    "d.pause",
+    "d.priority.set",
+    "d.resume",
+    "d.save_full_session",
+    "d.start",
+    "d.stop",
+    "d.tracker_announce",
+    "d.update_priorities",
+    "directory.default",
+    "f.multicall",
+    "load.normal",
+    "load.raw",
+    "load.start",
+    "network.xmlrpc.size_limit",
+    "network.xmlrpc.size_limit.set",
+    "p.multicall",
+    "system.api_version",
+    "system.client_version",
+    "system.library_version",
+    "system.listMethods",
+    "system.pid",
+    "system.time_seconds",
+    "t.multicall",
+    "throttle.global_down.max_rate",
+    "throttle.global_down.rate",
+    "throttle.global_down.total",
+    "throttle.global_up.max_rate",
+    "throttle.global_up.rate",
+    "throttle.global_up.total",
+    "view.size",
+];
+
+/// One request; several travel together.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Call {
+    pub method: &'static str,
+    pub params: Vec<Param>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Param {
+    Text(String),
+    Int(i64),
+    Bytes(bytes::Bytes),
+}
+
+impl Call {
+    /// A call about rTorrent as a whole: its target, always the first argument, is empty.
+    pub(super) fn global(method: &'static str) -> Self {
+        assert!(METHODS.contains(&method), "{method} is not among what may be asked");
+        Self { method, params: vec![Param::Text(String::new())] }
+    }
+
+    /// A call about one torrent.
+    pub(super) fn on(hash: InfoHash, method: &'static str) -> Self {
+        assert!(METHODS.contains(&method), "{method} is not among what may be asked");
+        Self::of_torrent(hash, method)
+    }
+
+    /// The reader of a column, for one torrent.
+    pub(super) fn column(hash: InfoHash, method: &'static str, key: Option<&str>) -> Self {
+        assert!(method.starts_with("d.") && !method.ends_with(".set"), "{method} is no reader of a torrent");
+        let call = Self::of_torrent(hash, method);
+        if let Some(key) = key { call.text(key) } else { call }
+    }
+
+    fn of_torrent(hash: InfoHash, method: &'static str) -> Self {
+        // Upper case is what every version answers with itself.
+        Self { method, params: vec![Param::Text(hash.to_string().to_ascii_uppercase())] }
+    }
+
+    pub(super) fn text(mut self, text: impl Into<String>) -> Self {
+        self.params.push(Param::Text(text.into()));
+        self
+    }
+
+    pub(super) fn int(mut self, number: i64) -> Self {
+        self.params.push(Param::Int(number));
+        self
+    }
+
+    pub(super) fn bytes(mut self, bytes: bytes::Bytes) -> Self {
+        self.params.push(Param::Bytes(bytes));
+        self
+    }
+}
+
+/// One value of a row. Text is as it came: mostly UTF-8, not always.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Cell<'a> {
+    Int(i64),
+    Text(Cow<'a, [u8]>),
+    Null,
+}
+
+impl Cell<'_> {
+    /// The number, also where it is written as text.
+    pub(super) fn int(&self) -> Option<i64> {
+        match self {
+            Self::Int(number) => Some(*number),
+            Self::Text(text) => std::str::from_utf8(text).ok()?.trim().parse().ok(),
+            Self::Null => None,
+        }
+    }
+
+    /// Text, with what is not UTF-8 replaced.
+    pub(super) fn text(&self) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
+            Self::Int(_) | Self::Null => None,
+        }
+    }
+}
+
+/// rTorrent's refusal of one call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fault {
+    pub code: i64,
+    pub text: String,
+}
+
+impl Fault {
+    /// Each version has its own code and words for a torrent that is not there.
+    pub(super) fn is_unknown_hash(&self) -> bool {
+        let text = self.text.to_ascii_lowercase();
+        text.contains("info-hash") && (text.contains("not find") || text.contains("not found"))
+    }
+}
+
+/// A value of any shape, for answers that are small.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    Int(i64),
+    Text(String),
+    Array(Vec<Value>),
+    Struct(Vec<(String, Value)>),
+    Null,
+}
+
+impl Value {
+    pub(super) fn int(&self) -> Option<i64> {
+        match self {
+            Self::Int(number) => Some(*number),
+            Self::Text(text) => text.trim().parse().ok(),
+            _ => None,
+        }
+    }
+
+    pub(super) fn str(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Where a number may come as text or the other way round.
+    pub(super) fn to_text(&self) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(text.clone()),
+            Self::Int(number) => Some(number.to_string()),
+            _ => None,
+        }
+    }
+
+    pub(super) fn array(&self) -> &[Value] {
+        match self {
+            Self::Array(values) => values,
+            _ => &[],
+        }
+    }
+
+    pub(super) fn as_cell(&self) -> Option<Cell<'_>> {
+        match self {
+            Self::Int(number) => Some(Cell::Int(*number)),
+            Self::Text(text) => Some(Cell::Text(Cow::Borrowed(text.as_bytes()))),
+            Self::Null => Some(Cell::Null),
+            Self::Array(_) | Self::Struct(_) => None,
+        }
+    }
+
+    /// The fault that a struct with these two members is.
+    pub(super) fn as_fault(&self) -> Option<Fault> {
+        let Self::Struct(members) = self else { return None };
+        let member = |wanted: &str| members.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
+        Some(Fault { code: member("faultCode")?.int()?, text: member("faultString")?.to_text()? })
+    }
+}
+
+/// Takes the parts of an answer to several calls as they are read. `call` counts from 0.
+pub trait Answers {
+    fn scalar(&mut self, call: usize, cell: Cell<'_>);
+    fn row(&mut self, call: usize, cells: &[Cell<'_>]);
+    /// A row that cannot be read; the others can.
+    fn broken_row(&mut self, call: usize);
+    fn fault(&mut self, call: usize, fault: Fault);
+}
+
+/// Why an answer as a whole cannot be read.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Unreadable {
+    /// The request as a whole was refused.
+    Refused(Fault),
+    /// At this byte there is something else than there should be.
+    Malformed { at: usize, expected: &'static str },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: InfoHash = InfoHash::V1([0xab; 20]);
+
+    #[test]
+    fn rule_5_no_file_is_ever_asked_for_by_a_bare_hash() {
+        assert!(METHODS.iter().filter(|method| method.starts_with("f.")).eq(&["f.multicall"]));
+        assert!(std::panic::catch_unwind(|| Call::on(HASH, "f.path")).is_err());
+        assert!(std::panic::catch_unwind(|| Call::column(HASH, "f.path", None)).is_err());
+    }
+
+    #[test]
+    fn rule_8_nothing_that_we_can_say_runs_a_program_or_hooks_an_event() {
+        let harmless = |method: &&str| {
+            !["execute", "method.", "schedule", "import", "try_import", "log."]
+                .iter()
+                .any(|bad| method.starts_with(bad))
+        };
+        assert!(METHODS.iter().all(harmless));
+        assert!(std::panic::catch_unwind(|| Call::global("execute.throw")).is_err());
+    }
+
+    #[test]
+    fn a_missing_torrent_is_known_in_the_words_of_every_version() {
+        for (code, text, expected) in [
+            (-501, "Could not find info-hash.", true),
+            (-503, "invalid parameters: info-hash not found", true),
+            (-503, "Could not find view.", false),
+            (-501, "Unsupported target type found.", false),
+        ] {
+            assert_eq!(Fault { code, text: text.to_owned() }.is_unknown_hash(), expected, "{text}");
+        }
+    }
+}

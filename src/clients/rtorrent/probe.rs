@@ -1,0 +1,157 @@
+//! What an rTorrent is: its version, its generation, and what it knows.
+//!
+//! Versions lie (forks call themselves 0.9.8), so whether a command exists is looked up in the
+//! server's own list, and its generation follows from its API version.
+
+use std::collections::BTreeSet;
+
+use super::calls::{Call, Value};
+use super::map::{COLUMNS, Field};
+use super::transport::Dialect;
+use super::{ExtraColumns, Turn, jsonrpc, xmlrpc};
+use crate::port::ClientError;
+
+/// From 0.15.4 on, whose API version is 14, calls run on rTorrent's main thread. Before, stopping a
+/// torrent that is hash-checked can hang it for ever, and many announces in a row abort it.
+const API_VERSION_MODERN: i64 = 14;
+
+#[derive(Clone, Debug)]
+pub(super) struct Probe {
+    pub version: String,
+    pub pid: Option<i64>,
+    pub is_legacy: bool,
+    pub back_end: BackEnd,
+    pub has_json: bool,
+    /// How many torrents it had.
+    pub count: u64,
+    /// As it is configured, which need not be an absolute path.
+    pub default_directory: String,
+    /// The columns that it has; `None` if it does not tell.
+    columns: Option<BTreeSet<&'static str>>,
+}
+
+/// The XML library that it is built with; they differ in what they refuse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BackEnd {
+    XmlrpcC,
+    TinyXml2,
+}
+
+impl BackEnd {
+    fn of(answer: &[u8]) -> Self {
+        if answer.starts_with(b"<?xml version=\"1.0\"?><methodResponse>") { Self::TinyXml2 } else { Self::XmlrpcC }
+    }
+}
+
+impl Probe {
+    fn has(&self, method: &'static str) -> bool {
+        self.columns.as_ref().is_none_or(|columns| columns.contains(method))
+    }
+
+    /// The columns to read here: one that a server lacks would fail the whole listing.
+    pub(super) fn fields(&self, extra: &ExtraColumns) -> Vec<Field> {
+        let own = COLUMNS.iter().copied().map(Field::Own);
+        let extra = extra.values().cloned().enumerate().map(|(place, column)| Field::Extra(place, column));
+        // Without a list only what every version has can be asked for, and `extra` is not that.
+        let is_known = |field: &Field| match field {
+            Field::Own(column) => self.has(column.method),
+            Field::Extra(_, column) => self.columns.is_some() && self.has(column.method()),
+        };
+        own.chain(extra).filter(is_known).collect()
+    }
+}
+
+pub(super) async fn look(turn: &Turn<'_>) -> Result<Probe, ClientError> {
+    let calls = [
+        Call::global("system.client_version"),
+        Call::global("system.api_version"),
+        Call::global("system.pid"),
+        Call::global("view.size").text("main"),
+        Call::global("directory.default"),
+        Call::global("system.listMethods"),
+    ];
+    let limit = turn.client.settings.timeout;
+    let answer = turn.exchange(Dialect::Xml, &xmlrpc::write(&calls), limit).await?;
+    let results = xmlrpc::read(&answer).map_err(|reason| turn.client.unreadable(reason))?;
+    let [version, api_version, pid, count, directory, methods] = results.as_slice() else {
+        return Err(ClientError::Protocol { reason: "system.multicall did not answer each call".to_owned() });
+    };
+    // A command that is not allowed here says so in words that the user can act on.
+    let version = version.as_ref().map_err(|fault| turn.client.fault(fault))?;
+    let api_version = api_version.as_ref().ok().and_then(Value::int);
+    let columns = methods.as_ref().ok().map(|methods| {
+        let names: BTreeSet<&str> = methods.array().iter().filter_map(Value::str).collect();
+        let ours = COLUMNS.iter().map(|column| column.method);
+        let extra = turn.client.settings.extra.values().map(|column| column.method());
+        ours.chain(extra).filter(|method| names.contains(method)).collect()
+    });
+    Ok(Probe {
+        version: version.to_text().unwrap_or_default(),
+        pid: pid.as_ref().ok().and_then(Value::int),
+        is_legacy: api_version.is_none_or(|version| version < API_VERSION_MODERN),
+        back_end: BackEnd::of(&answer),
+        has_json: speaks_json(turn).await?,
+        count: count.as_ref().ok().and_then(Value::int).and_then(|count| u64::try_from(count).ok()).unwrap_or(0),
+        default_directory: directory.as_ref().ok().and_then(Value::to_text).unwrap_or_default(),
+        columns,
+    })
+}
+
+/// Old versions take the question for bad XML, and say so in XML.
+async fn speaks_json(turn: &Turn<'_>) -> Result<bool, ClientError> {
+    struct Heard(bool);
+    impl super::calls::Answers for Heard {
+        fn scalar(&mut self, _: usize, cell: super::calls::Cell<'_>) {
+            self.0 = cell.int().is_some();
+        }
+        fn row(&mut self, _: usize, _: &[super::calls::Cell<'_>]) {}
+        fn broken_row(&mut self, _: usize) {}
+        fn fault(&mut self, _: usize, _: super::calls::Fault) {}
+    }
+    let Some(body) = jsonrpc::write(&[Call::global("view.size").text("main")]) else { return Ok(false) };
+    match turn.exchange(Dialect::Json, &body, turn.client.settings.timeout).await {
+        Ok(answer) => {
+            let mut heard = Heard(false);
+            Ok(jsonrpc::scan(&answer, &mut heard).is_ok() && heard.0)
+        }
+        // A proxy or a server that closes on what it does not know.
+        Err(ClientError::Protocol { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_back_end_is_told_by_the_first_bytes() {
+        for (answer, expected) in [
+            (&b"<?xml version=\"1.0\" encoding=\"UTF-8\"?>\r\n<methodResponse>"[..], BackEnd::XmlrpcC),
+            (b"<?xml version=\"1.0\"?><methodResponse><params>", BackEnd::TinyXml2),
+        ] {
+            assert_eq!(BackEnd::of(answer), expected);
+        }
+    }
+
+    #[test]
+    fn a_column_that_the_server_lacks_is_not_asked_for() {
+        let mut probe = Probe {
+            version: String::new(),
+            pid: None,
+            is_legacy: true,
+            back_end: BackEnd::XmlrpcC,
+            has_json: false,
+            count: 0,
+            default_directory: String::new(),
+            columns: Some(BTreeSet::from(["d.name", "d.ratio"])),
+        };
+        let column = super::super::settings::ExtraColumn::parse;
+        let extra = [("a", "d.down.sequential="), ("b", "d.ratio=")];
+        let extra = extra.map(|(name, text)| (name.to_owned(), column(text).unwrap())).into();
+        let commands = |probe: &Probe| probe.fields(&extra).iter().map(Field::command).collect::<Vec<_>>();
+        assert_eq!(commands(&probe), ["d.name=", "d.ratio="]);
+        probe.columns = None;
+        assert_eq!(commands(&probe).len(), COLUMNS.len(), "without a list only what everybody has");
+    }
+}

@@ -1,0 +1,355 @@
+//! How to reach an rTorrent, and which columns to read besides our own.
+//!
+//! Everything a user writes is parsed here once. An [`Endpoint`] holds no credentials, so that it
+//! may be shown anywhere; an [`ExtraColumn`] is one of a fixed list of readers, so that it can
+//! never make rTorrent do something: rTorrent would *execute* whatever stands in a column.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use url::Url;
+
+use crate::model::ServerName;
+
+pub struct Settings {
+    pub server: ServerName,
+    pub endpoint: Endpoint,
+    /// For HTTP basic authentication.
+    pub username: Option<String>,
+    pub password: Option<SecretString>,
+    /// The only authorities to trust with `https`, as PEM; the system's if there are none.
+    pub ca_pem: Option<Vec<u8>>,
+    /// For one exchange. Listings of many torrents get a little more.
+    pub timeout: Duration,
+    /// More columns, by the names that they shall have in `extra`.
+    pub extra: BTreeMap<String, ExtraColumn>,
+}
+
+/// Where rTorrent listens. Its text is an address without credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    Unix(PathBuf),
+    Scgi { host: String, port: u16 },
+    Http(Url),
+}
+
+const FORMS: &str = "write `unix:///path/to/rpc.sock`, `scgi://host:5000` or `http://host/RPC2`";
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidEndpoint {
+    #[error("this is no address; {FORMS}")]
+    NotAnAddress,
+    #[error("`{0}` is no way to reach rTorrent; {FORMS}")]
+    Scheme(String),
+    #[error("a unix socket needs an absolute path and no host, with three slashes: `unix:///path/to/rpc.sock`")]
+    UnixPath,
+    #[error("SCGI needs a host and a port and nothing else: `scgi://host:5000`")]
+    Scgi,
+    #[error("take user and password out of the address: they belong into `username` and `password_file`")]
+    Credentials,
+    #[error("an http address has a host, a path (mostly `/RPC2`) and no `#`: `http://host/RPC2`")]
+    Http,
+}
+
+impl Endpoint {
+    /// Reads `unix:///path`, `scgi://host:port` or `http(s)://host[:port]/path`.
+    ///
+    /// # Errors
+    /// Say what would be right, and never repeat the text: it may hold a password.
+    pub fn parse(text: &str) -> Result<Self, InvalidEndpoint> {
+        if let Some(path) = text.strip_prefix("unix://") {
+            let is_path = path.starts_with('/') && path.len() > 1 && !path.contains('\0');
+            return is_path.then(|| Self::Unix(PathBuf::from(path))).ok_or(InvalidEndpoint::UnixPath);
+        }
+        let url = Url::parse(text).map_err(|_| InvalidEndpoint::NotAnAddress)?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(InvalidEndpoint::Credentials);
+        }
+        match url.scheme() {
+            "unix" => Err(InvalidEndpoint::UnixPath),
+            "scgi" => {
+                let is_bare = matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
+                match (url.host_str(), url.port()) {
+                    (Some(host), Some(port)) if is_bare && !host.is_empty() && port != 0 => {
+                        // The brackets of an IPv6 address are the URL's, not the socket's.
+                        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+                        Ok(Self::Scgi { host, port })
+                    }
+                    _ => Err(InvalidEndpoint::Scgi),
+                }
+            }
+            "http" | "https" if url.host_str().is_some() && url.fragment().is_none() => Ok(Self::Http(url)),
+            "http" | "https" => Err(InvalidEndpoint::Http),
+            other => Err(InvalidEndpoint::Scheme(other.chars().take(20).collect())),
+        }
+    }
+
+    /// SCGI has no password, and whoever can connect can run programs: only this machine should.
+    pub fn is_open_to_the_network(&self) -> bool {
+        match self {
+            Self::Scgi { host, .. } => {
+                let is_loopback = host.parse::<IpAddr>().map_or(host == "localhost", |address| address.is_loopback());
+                !is_loopback
+            }
+            Self::Unix(_) | Self::Http(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(out, "unix://{}", path.display()),
+            Self::Scgi { host, port } if host.contains(':') => write!(out, "scgi://[{host}]:{port}"),
+            Self::Scgi { host, port } => write!(out, "scgi://{host}:{port}"),
+            Self::Http(url) => {
+                // A query may hold a token.
+                let mut shown = url.clone();
+                shown.set_query(None);
+                write!(out, "{shown}")
+            }
+        }
+    }
+}
+
+/// One more column of a listing: a reader of one field, or `d.custom=KEY`.
+///
+/// Made by [`ExtraColumn::parse`] alone, so its text is safe to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExtraColumn {
+    method: &'static str,
+    /// For `d.custom`.
+    key: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidColumn {
+    #[error("the key of `d.custom=` has the letters A-Z a-z 0-9 _ . - and at least one: `d.custom=my-tag`")]
+    Key,
+    #[error("only one value can be read, without an argument: write it like `d.throttle_name=`")]
+    Argument,
+    #[error(
+        "`{0}` is not among the values that can be read (like `d.throttle_name=`, `d.ratio=`, `d.custom2=` or `d.custom=my-tag`); \
+         commands and expensive ones are left out on purpose"
+    )]
+    NotAReader(String),
+}
+
+/// What can be read of a torrent at the cost of a field. Everything else is refused: an action
+/// (`d.erase`), a setter, what faults on some torrents and with them fails the listing
+/// (`d.custom.items`), and what is expensive (`d.bitfield`, `d.chunks_seen`, `d.free_diskspace`).
+const READERS: &[&str] = &[
+    "d.accepting_seeders",
+    "d.base_filename",
+    "d.base_path",
+    "d.bytes_done",
+    "d.chunk_size",
+    "d.chunks_hashed",
+    "d.complete",
+    "d.completed_bytes",
+    "d.completed_chunks",
+    "d.connection_current",
+    "d.connection_leech",
+    "d.connection_seed",
+    "d.creation_date",
+    "d.custom1",
+    "d.custom2",
+    "d.custom3",
+    "d.custom4",
+    "d.custom5",
+    "d.directory",
+    "d.directory_base",
+    "d.down.rate",
+    "d.down.sequential",
+    "d.down.total",
+    "d.downloads_max",
+    "d.downloads_min",
+    "d.group",
+    "d.group.name",
+    "d.hash",
+    "d.hashing",
+    "d.hashing_failed",
+    "d.ignore_commands",
+    "d.incomplete",
+    "d.is_active",
+    "d.is_hash_checked",
+    "d.is_hash_checking",
+    "d.is_meta",
+    "d.is_multi_file",
+    "d.is_not_partially_done",
+    "d.is_open",
+    "d.is_partially_done",
+    "d.is_pex_active",
+    "d.is_private",
+    "d.left_bytes",
+    "d.load_date",
+    "d.loaded_file",
+    "d.local_id",
+    "d.max_file_size",
+    "d.max_size_pex",
+    "d.message",
+    "d.mode",
+    "d.name",
+    "d.peer_exchange",
+    "d.peers_accounted",
+    "d.peers_complete",
+    "d.peers_connected",
+    "d.peers_max",
+    "d.peers_min",
+    "d.peers_not_connected",
+    "d.priority",
+    "d.priority_str",
+    "d.ratio",
+    "d.size_bytes",
+    "d.size_chunks",
+    "d.size_files",
+    "d.size_pex",
+    "d.skip.rate",
+    "d.skip.total",
+    "d.state",
+    "d.state_changed",
+    "d.state_counter",
+    "d.throttle_name",
+    "d.tied_to_file",
+    "d.timestamp.finished",
+    "d.timestamp.last_active",
+    "d.timestamp.started",
+    "d.tracker_focus",
+    "d.tracker_numwant",
+    "d.tracker_size",
+    "d.up.rate",
+    "d.up.total",
+    "d.uploads_max",
+    "d.uploads_min",
+    "d.wanted_chunks",
+];
+
+impl ExtraColumn {
+    /// Reads `d.throttle_name=` or `d.custom=tag`; the `=` of a bare name may be left out.
+    pub fn parse(text: &str) -> Result<Self, InvalidColumn> {
+        let (name, argument) = text.split_once('=').unwrap_or((text, ""));
+        if name == "d.custom" {
+            let is_key = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'.' | b'-');
+            return if !argument.is_empty() && argument.bytes().all(is_key) {
+                Ok(Self { method: "d.custom", key: Some(argument.to_owned()) })
+            } else {
+                Err(InvalidColumn::Key)
+            };
+        }
+        let Some(method) = READERS.iter().find(|reader| **reader == name) else {
+            let shown = name.chars().filter(|c| !c.is_control()).take(60).collect();
+            return Err(InvalidColumn::NotAReader(shown));
+        };
+        if argument.is_empty() { Ok(Self { method, key: None }) } else { Err(InvalidColumn::Argument) }
+    }
+
+    /// The name of the command behind it, to be looked for in what the server knows.
+    pub(super) fn method(&self) -> &'static str {
+        self.method
+    }
+
+    /// The argument of that command besides the torrent.
+    pub(super) fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+}
+
+impl fmt::Display for ExtraColumn {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}={}", self.method, self.key.as_deref().unwrap_or(""))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_read_in_three_forms_and_shown_the_same() {
+        for text in [
+            "unix:///run/rtorrent/rpc.sock",
+            "scgi://localhost:5000",
+            "scgi://[::1]:5000",
+            "http://host/RPC2",
+            "https://host:8443/some/RPC2",
+        ] {
+            assert_eq!(Endpoint::parse(text).unwrap().to_string(), text);
+        }
+        assert_eq!(Endpoint::parse("http://host/RPC2?token=x").unwrap().to_string(), "http://host/RPC2");
+    }
+
+    #[test]
+    fn a_wrong_address_is_refused_with_what_would_be_right_and_without_its_password() {
+        for (text, needle) in [
+            ("", "unix:///path"),
+            ("/run/rpc.sock", "unix:///path"),
+            ("unix://run/rpc.sock", "three slashes"),
+            ("unix:/run/rpc.sock", "three slashes"),
+            ("scgi://host", "scgi://host:5000"),
+            ("scgi://host:5000/RPC2", "nothing else"),
+            ("ftp://host/", "ftp"),
+            ("http://u:hunter2@host/RPC2", "password_file"),
+            ("scgi://u:hunter2@host:5000", "password_file"),
+        ] {
+            let said = Endpoint::parse(text).unwrap_err().to_string();
+            assert!(said.contains(needle) && !said.contains("hunter2"), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn plain_scgi_to_another_machine_is_known_as_such() {
+        for (text, expected) in [
+            ("unix:///x", false),
+            ("scgi://127.0.0.1:1", false),
+            ("scgi://[::1]:1", false),
+            ("scgi://localhost:1", false),
+            ("scgi://10.0.0.7:1", true),
+            ("scgi://seedbox:1", true),
+            ("http://seedbox/RPC2", false),
+        ] {
+            assert_eq!(Endpoint::parse(text).unwrap().is_open_to_the_network(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn rule_7_a_column_is_one_of_a_fixed_list_of_readers_and_executes_nothing() {
+        for (text, shown) in [
+            ("d.throttle_name=", "d.throttle_name="),
+            ("d.throttle_name", "d.throttle_name="),
+            ("d.custom=my-tag_1.x", "d.custom=my-tag_1.x"),
+            ("d.custom5=", "d.custom5="),
+        ] {
+            assert_eq!(ExtraColumn::parse(text).unwrap().to_string(), shown);
+        }
+        for bad in [
+            "",
+            "=",
+            "d.erase=",
+            "d.start=",
+            "d.priority.set=3",
+            "d.custom=",
+            "d.custom=a,b",
+            "d.custom=$execute.capture={id}",
+            "d.custom=\"x\"",
+            "d.custom=a b",
+            "d.custom=ä",
+            "d.custom.items=",
+            "d.bitfield=",
+            "d.chunks_seen=",
+            "d.free_diskspace=",
+            "d.throttle_name=x",
+            "d.throttle_name=$d.erase=",
+            "execute.throw=rm",
+            "cat=$d.name=",
+            "d.name=\n",
+            " d.name=",
+            "system.pid=",
+        ] {
+            assert!(ExtraColumn::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

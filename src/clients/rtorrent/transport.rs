@@ -1,0 +1,463 @@
+//! One exchange with rTorrent: bytes out, bytes in, over SCGI or HTTP.
+//!
+//! rTorrent stands still while somebody does not read his answer, so an answer is read as fast as it
+//! comes, into memory, up to a limit; and a call that is given up closes its connection, which sets
+//! rTorrent free. A connection carries one exchange. What an answer means is not known here, only
+//! that it is whole: as long as its header said.
+
+use std::io::{self, ErrorKind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use reqwest::StatusCode;
+use reqwest::header::{self, HeaderValue};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use secrecy::ExposeSecret as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Instant;
+
+use super::settings::{Endpoint, Settings};
+use crate::model::printable;
+use crate::port::ClientError;
+
+/// More than this is not held in memory. rTorrent itself aborts at 100 MiB.
+pub(super) const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// A reply header has about 80 bytes.
+const REPLY_HEADER_BYTES_MAX: usize = 4096;
+
+/// Past this the connection is refused by a machine that drops packets, not by a busy one.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dialect {
+    Xml,
+    Json,
+}
+
+impl Dialect {
+    fn content_type(self) -> &'static str {
+        match self {
+            // `application/xml` is closed without an answer by modern rTorrents.
+            Self::Xml => "text/xml",
+            Self::Json => "application/json",
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SetupError {
+    #[error("ca_file holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)")]
+    NoCertificate,
+    #[error("ca_file holds a certificate that cannot be used: {0}")]
+    BadCertificate(String),
+    #[error("this system has no trusted certificates: install ca-certificates, or name a ca_file")]
+    NoTrust,
+    #[error("username and password are for http and https: SCGI has no sign-on")]
+    CredentialsWithoutHttp,
+    #[error("the user name or password cannot be sent over HTTP")]
+    BadCredentials,
+    #[error("cannot make an HTTP client: {0}")]
+    Http(String),
+}
+
+#[derive(Debug)]
+pub(super) struct Transport {
+    address: String,
+    road: Road,
+}
+
+#[derive(Debug)]
+enum Road {
+    Unix(PathBuf),
+    Tcp { host: String, port: u16 },
+    Http { client: reqwest::Client, url: url::Url, authorization: Option<HeaderValue> },
+}
+
+impl Transport {
+    pub(super) fn new(settings: &Settings) -> Result<Self, SetupError> {
+        let has_credentials = settings.username.is_some() || settings.password.is_some();
+        let road = match &settings.endpoint {
+            Endpoint::Unix(_) | Endpoint::Scgi { .. } if has_credentials => {
+                return Err(SetupError::CredentialsWithoutHttp);
+            }
+            Endpoint::Unix(path) => Road::Unix(path.clone()),
+            Endpoint::Scgi { host, port } => Road::Tcp { host: host.clone(), port: *port },
+            Endpoint::Http(url) => Road::Http {
+                client: http_client(settings.ca_pem.as_deref())?,
+                url: url.clone(),
+                authorization: has_credentials.then(|| authorization(settings)).transpose()?,
+            },
+        };
+        Ok(Self { address: printable(settings.endpoint.to_string().as_bytes()), road })
+    }
+
+    /// Sends one request and reads its whole answer, the header taken off.
+    pub(super) async fn exchange(
+        &self,
+        dialect: Dialect,
+        body: &[u8],
+        limit: Duration,
+    ) -> Result<Vec<u8>, ClientError> {
+        let deadline = Instant::now() + limit;
+        let exchange = async {
+            match &self.road {
+                Road::Unix(path) => {
+                    let mut stream = self.connect(limit, UnixStream::connect(path)).await?;
+                    self.scgi(&mut stream, dialect, body).await
+                }
+                Road::Tcp { host, port } => {
+                    let mut stream = self.connect(limit, TcpStream::connect((host.as_str(), *port))).await?;
+                    self.scgi(&mut stream, dialect, body).await
+                }
+                Road::Http { client, url, authorization } => {
+                    let mut request = client
+                        .post(url.clone())
+                        .header(header::CONTENT_TYPE, dialect.content_type())
+                        .body(body.to_vec());
+                    if let Some(value) = authorization {
+                        request = request.header(header::AUTHORIZATION, value.clone());
+                    }
+                    self.http(request, body.len()).await
+                }
+            }
+        };
+        tokio::time::timeout_at(deadline, exchange).await.map_err(|_| ClientError::Timeout { limit })?
+    }
+
+    async fn connect<S>(
+        &self,
+        limit: Duration,
+        connecting: impl Future<Output = io::Result<S>>,
+    ) -> Result<S, ClientError> {
+        let connected = tokio::time::timeout(limit.min(CONNECT_LIMIT), connecting).await;
+        let error = match connected {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => error,
+            Err(_) => io::Error::new(ErrorKind::TimedOut, "no answer to the attempt to connect"),
+        };
+        let mend = match error.kind() {
+            ErrorKind::NotFound => {
+                "there is no such socket: is rTorrent running, with network.scgi.open_local set to this path?"
+            }
+            ErrorKind::PermissionDenied => {
+                "not allowed to write to the socket: give this user (or a common group) write permission on it"
+            }
+            ErrorKind::ConnectionRefused => "nobody listens there: is rTorrent running?",
+            ErrorKind::TimedOut => "no answer to the attempt to connect: is the host right, and no firewall between?",
+            _ => return Err(self.unreachable(error)),
+        };
+        Err(self.unreachable(io::Error::new(error.kind(), mend)))
+    }
+
+    fn unreachable(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
+        ClientError::Unreachable { address: self.address.clone(), source: source.into() }
+    }
+
+    fn protocol(&self, reason: impl std::fmt::Display) -> ClientError {
+        ClientError::Protocol { reason: format!("{}: {reason}", self.address) }
+    }
+
+    async fn scgi(
+        &self,
+        stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+        dialect: Dialect,
+        body: &[u8],
+    ) -> Result<Vec<u8>, ClientError> {
+        let broken = |error: io::Error| {
+            self.protocol(format_args!(
+                "the connection broke ({}); rTorrent closes it without a word when a request is too large or not SCGI",
+                error.kind()
+            ))
+        };
+        stream.write_all(&scgi_header(dialect, body.len())).await.map_err(broken)?;
+        stream.write_all(body).await.map_err(broken)?;
+        stream.flush().await.map_err(broken)?;
+
+        let mut answer = Vec::with_capacity(16 << 10);
+        let (body_at, length) = loop {
+            if stream.read_buf(&mut answer).await.map_err(broken)? == 0 {
+                let reason = if answer.is_empty() {
+                    "the connection was closed without an answer: does rTorrent's SCGI listen there, and not HTTP?"
+                } else {
+                    "the answer ends within its header"
+                };
+                return Err(self.protocol(reason));
+            }
+            match reply_header(&answer) {
+                Ok(Some(found)) => break found,
+                Ok(None) if answer.len() < REPLY_HEADER_BYTES_MAX => {}
+                Ok(None) => return Err(self.protocol("the answer does not begin with a header")),
+                Err(reason) => return Err(self.protocol(reason)),
+            }
+        };
+        if length > ANSWER_BYTES_MAX {
+            return Err(self.protocol(format_args!("the answer has {length} bytes, the limit is {ANSWER_BYTES_MAX}")));
+        }
+        answer.drain(..body_at);
+        answer.reserve(length.saturating_sub(answer.len()));
+        while answer.len() < length {
+            if stream.read_buf(&mut answer).await.map_err(broken)? == 0 {
+                return Err(self.protocol(format_args!("the answer ends after {} of {length} bytes", answer.len())));
+            }
+        }
+        if answer.len() > length {
+            return Err(self.protocol("the answer is longer than its header says"));
+        }
+        Ok(answer)
+    }
+
+    async fn http(&self, request: reqwest::RequestBuilder, sent_bytes: usize) -> Result<Vec<u8>, ClientError> {
+        let mut response = request.send().await.map_err(|error| self.http_error(error))?;
+        self.check_status(response.status(), sent_bytes)?;
+        let content_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        if content_type.is_some_and(|kind| kind.starts_with("text/html")) {
+            return Err(self.protocol("the answer is a web page, not rTorrent's: is the path right (mostly `/RPC2`)?"));
+        }
+        let mut answer = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.http_error(error))? {
+            if answer.len() + chunk.len() > ANSWER_BYTES_MAX {
+                return Err(self.protocol(format_args!("the answer has more than {ANSWER_BYTES_MAX} bytes")));
+            }
+            answer.extend_from_slice(&chunk);
+        }
+        Ok(answer)
+    }
+
+    fn http_error(&self, error: reqwest::Error) -> ClientError {
+        let error = error.without_url();
+        let is_about_answer = error.is_body() || error.is_decode();
+        if is_about_answer { self.protocol(printable(chain(&error).as_bytes())) } else { self.unreachable(error) }
+    }
+
+    fn check_status(&self, status: StatusCode, sent_bytes: usize) -> Result<(), ClientError> {
+        let reason = match status.as_u16() {
+            200 => return Ok(()),
+            401 | 403 => {
+                let reason = format!("{} answers {status}: check username and password", self.address);
+                return Err(ClientError::Unauthorized { reason });
+            }
+            300..=399 => "redirects are not followed: write the address that it leads to".to_owned(),
+            404 => "there is nothing at this path: it is mostly `/RPC2`".to_owned(),
+            413 => format!("the web server refuses {sent_bytes} bytes: raise its client_max_body_size"),
+            502 => "the web server got nothing from rTorrent: is it running, and is scgi_pass right?".to_owned(),
+            504 => "rTorrent was too slow for the web server (scgi_read_timeout); what was asked may still be done"
+                .to_owned(),
+            _ => "this is not an answer of rTorrent's".to_owned(),
+        };
+        Err(self.protocol(format_args!("HTTP {status}: {reason}")))
+    }
+}
+
+/// The text of an error with those of its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |cause| cause.source())
+        .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+fn http_client(ca_pem: Option<&[u8]>) -> Result<reqwest::Client, SetupError> {
+    let mut roots = rustls::RootCertStore::empty();
+    if let Some(pem) = ca_pem {
+        for certificate in CertificateDer::pem_slice_iter(pem) {
+            let certificate = certificate.map_err(|error| SetupError::BadCertificate(error.to_string()))?;
+            roots.add(certificate).map_err(|error| SetupError::BadCertificate(error.to_string()))?;
+        }
+        if roots.is_empty() {
+            return Err(SetupError::NoCertificate);
+        }
+    } else {
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    }
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| SetupError::Http(error.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .http1_only()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .connect_timeout(CONNECT_LIMIT)
+        .pool_max_idle_per_host(1)
+        .build()
+        .map_err(|error| SetupError::Http(chain(&error)))
+}
+
+fn authorization(settings: &Settings) -> Result<HeaderValue, SetupError> {
+    let user = settings.username.as_deref().unwrap_or("");
+    let password = settings.password.as_ref().map_or("", |password| password.expose_secret());
+    let mut value = HeaderValue::try_from(format!("Basic {}", BASE64.encode(format!("{user}:{password}"))))
+        .map_err(|_| SetupError::BadCredentials)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// The netstring before a body. `CONTENT_LENGTH` must come first, and the block stay below 2000 bytes.
+fn scgi_header(dialect: Dialect, body_bytes: usize) -> Vec<u8> {
+    let block = format!("CONTENT_LENGTH\0{body_bytes}\0SCGI\x001\0CONTENT_TYPE\0{}\0", dialect.content_type());
+    format!("{}:{block},", block.len()).into_bytes()
+}
+
+/// Where the body begins and how long it is; `None` while the header is not whole.
+///
+/// # Errors
+/// It is no header of rTorrent's, or does not say the length.
+pub fn reply_header(bytes: &[u8]) -> Result<Option<(usize, usize)>, String> {
+    const FIRST: &[u8] = b"Status: ";
+    let seen = bytes.len().min(FIRST.len());
+    if bytes[..seen] != FIRST[..seen] {
+        let shown = printable(&bytes[..bytes.len().min(40)]);
+        return Err(format!(
+            "the answer begins with `{shown}`, not with the header of SCGI: is it another program's port?"
+        ));
+    }
+    let Some(end) = memchr::memmem::find(bytes, b"\r\n\r\n") else { return Ok(None) };
+    let header = String::from_utf8_lossy(&bytes[..end]);
+    let mut lines = header.split("\r\n");
+    let status = lines.next().and_then(|line| line.strip_prefix("Status: ")).unwrap_or("").trim();
+    if status.split(' ').next() != Some("200") {
+        return Err(format!("the answer has the status `{}`", printable(status.as_bytes())));
+    }
+    let length = lines
+        .filter_map(|line| line.split_once(':'))
+        .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+        .and_then(|(_, value)| value.trim().parse().ok())
+        .ok_or("the header of the answer does not say its length")?;
+    Ok(Some((end + 4, length)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::io::{DuplexStream, duplex};
+
+    use super::*;
+
+    fn transport() -> Transport {
+        Transport { address: "unix:///test".to_owned(), road: Road::Unix("/test".into()) }
+    }
+
+    const ANSWER: &[u8] = b"Status: 200 OK\r\nContent-Type: text/xml\r\nContent-Length: 11\r\n\r\nhello world";
+
+    /// Reads the request, answers with these bytes, closes.
+    async fn answer_with(mut far: DuplexStream, bytes: &[u8]) {
+        let mut request = vec![0; 4096];
+        while !request.ends_with(b"?") {
+            let mut part = [0; 512];
+            let read = far.read(&mut part).await.unwrap();
+            request.extend_from_slice(&part[..read]);
+        }
+        far.write_all(bytes).await.unwrap();
+    }
+
+    async fn exchange(answer: &[u8]) -> Result<Vec<u8>, ClientError> {
+        let (mut near, far) = duplex(64);
+        let transport = transport();
+        let (result, ()) = tokio::join!(
+            async {
+                let result = transport.scgi(&mut near, Dialect::Xml, b"?").await;
+                drop(near);
+                result
+            },
+            async {
+                // The reader may have gone at the first wrong byte.
+                let _gone = tokio::time::timeout(Duration::from_secs(5), answer_with(far, answer)).await.is_err();
+            }
+        );
+        result
+    }
+
+    #[test]
+    fn the_header_begins_with_the_length_and_is_short() {
+        let header = scgi_header(Dialect::Xml, 5);
+        let block = b"CONTENT_LENGTH\x005\0SCGI\x001\0CONTENT_TYPE\0text/xml\0";
+        assert_eq!(header, [b"48:".as_slice(), block, b","].concat());
+        assert_eq!(block.len(), 48);
+        assert!(scgi_header(Dialect::Json, usize::MAX).len() < 2000);
+    }
+
+    #[tokio::test]
+    async fn a_whole_answer_is_read() {
+        assert_eq!(exchange(ANSWER).await.unwrap(), b"hello world");
+    }
+
+    #[tokio::test]
+    async fn an_answer_cut_at_any_byte_is_an_error() {
+        for cut in 0..ANSWER.len() {
+            let result = exchange(&ANSWER[..cut]).await;
+            assert!(matches!(result, Err(ClientError::Protocol { .. })), "cut at {cut}: {result:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn rule_1_an_answer_larger_than_every_buffer_is_read_while_it_is_sent() {
+        let body = vec![b'x'; 3 << 20];
+        let mut answer = format!("Status: 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
+        answer.extend_from_slice(&body);
+        assert_eq!(exchange(&answer).await.unwrap().len(), body.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rule_1_an_exchange_that_is_given_up_closes_its_connection() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let transport = Transport { address: String::new(), road: Road::Unix(path) };
+        let limit = Duration::from_secs(3);
+        let (result, read) = tokio::join!(transport.exchange(Dialect::Xml, b"?", limit), async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).await.unwrap()
+        });
+        assert!(matches!(result, Err(ClientError::Timeout { limit: said }) if said == limit));
+        assert!(read > 0);
+    }
+
+    #[tokio::test]
+    async fn rule_2_an_answer_over_the_limit_is_not_read() {
+        let answer = format!("Status: 200 OK\r\nContent-Length: {}\r\n\r\n", ANSWER_BYTES_MAX + 1);
+        let said = exchange(answer.as_bytes()).await.unwrap_err().to_string();
+        assert!(said.contains("limit"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_scgi_is_named_without_its_control_characters() {
+        for answer in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"\x1b[31mred\x00", b"Status: 500 x\x1b\r\n\r\n"] {
+            let said = exchange(answer).await.unwrap_err().to_string();
+            assert!(said.contains("unix:///test") && !said.chars().any(char::is_control), "{said}");
+        }
+    }
+
+    #[test]
+    fn each_http_status_says_what_to_mend() {
+        for (status, needle) in [(401, "password"), (413, "client_max_body_size"), (502, "scgi_pass"), (504, "slow")] {
+            let status = StatusCode::from_u16(status).unwrap();
+            let said = transport().check_status(status, 7).unwrap_err().to_string();
+            assert!(said.contains(needle) && said.contains("unix:///test"), "{said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_missing_socket_is_named_with_what_to_mend() {
+        let transport = Transport { address: "unix:///nowhere".to_owned(), road: Road::Unix("/nowhere/x".into()) };
+        let error = transport.exchange(Dialect::Xml, b"", Duration::from_secs(5)).await.unwrap_err();
+        let said = chain(&error);
+        assert!(said.contains("unix:///nowhere") && said.contains("is rTorrent running"), "{said}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_at_all_make_the_header_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _either = reply_header(&bytes).is_ok();
+            let _either = reply_header(&[b"Status: 200 OK\r\n", bytes.as_slice(), b"\r\n\r\n"].concat()).is_ok();
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! What commands in flight are expected to do, and which event is whose effect.
+//!
+//! A worker says what it is about to ask for *before* it asks, so that an event which the next look
+//! shows carries the command's name, however fast it comes. Whether the effect is there is judged only by looks
+//! that began *after* the client was asked: an older one may show the state of before.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use crate::model::{Action, Cause, CommandId, InfoHash, Kind, Listing, Observed, Status, Tick, Told};
+
+/// What a look has to show for an action to count as done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    Paused,
+    Running,
+    Stopped,
+    Gone,
+    Added {
+        label: Option<String>,
+        priority: Option<u8>,
+        start: bool,
+    },
+    Label(String),
+    Priority(u8),
+    /// The client has shown it already; one more look gives its events their name.
+    Rechecked,
+    Announced,
+}
+
+impl Effect {
+    /// Whose torrent an action changes, and how that shows.
+    pub fn of(action: &Action) -> (InfoHash, Self) {
+        match action {
+            Action::Pause(hash) => (*hash, Self::Paused),
+            Action::Resume(hash) | Action::Start(hash) => (*hash, Self::Running),
+            Action::Stop(hash) => (*hash, Self::Stopped),
+            Action::Delete(hash) => (*hash, Self::Gone),
+            Action::Recheck(hash) => (*hash, Self::Rechecked),
+            Action::Announce(hash) => (*hash, Self::Announced),
+            Action::Label(hash, label) => (*hash, Self::Label(label.clone())),
+            Action::Priority(hash, priority) => (*hash, Self::Priority(*priority)),
+            Action::Add(add) => {
+                (add.hash, Self::Added { label: add.label.clone(), priority: add.priority, start: add.start })
+            }
+        }
+    }
+
+    /// Whether there is nothing to do. Less is certain here than after asking: a torrent that is
+    /// being checked may or may not run afterwards.
+    pub fn is_already(&self, seen: Option<&Observed>) -> bool {
+        match self {
+            Self::Rechecked | Self::Announced => false,
+            Self::Running => self.shows(seen) && seen.is_some_and(|seen| seen.torrent.status != Status::Checking),
+            // An add of what is there changes nothing, whatever label it came with.
+            Self::Added { .. } => seen.is_some(),
+            Self::Paused | Self::Stopped | Self::Gone | Self::Label(_) | Self::Priority(_) => self.shows(seen),
+        }
+    }
+
+    /// Whether a look that began after asking shows it.
+    pub fn shows(&self, seen: Option<&Observed>) -> bool {
+        let Some(seen) = seen else { return *self == Self::Gone };
+        let torrent = &seen.torrent;
+        match self {
+            Self::Gone => false,
+            Self::Paused => torrent.status == Status::Paused,
+            Self::Running => !matches!(torrent.status, Status::Paused | Status::Stopped),
+            Self::Stopped => torrent.status == Status::Stopped,
+            Self::Added { label, priority, start } => {
+                (label.is_none() || torrent.label == *label)
+                    && (priority.is_none() || torrent.priority == *priority)
+                    && (!start || torrent.status != Status::Stopped)
+            }
+            Self::Label(label) => torrent.label.as_ref() == Some(label),
+            Self::Priority(priority) => torrent.priority == Some(*priority),
+            Self::Rechecked | Self::Announced => true,
+        }
+    }
+
+    fn explains(&self, kind: Kind) -> bool {
+        let kinds: &[Kind] = match self {
+            Self::Paused => &[Kind::Paused, Kind::Unstalled],
+            Self::Running => &[Kind::Started, Kind::Resumed, Kind::Checking, Kind::Checked, Kind::ErrorCleared],
+            Self::Stopped => &[Kind::Stopped, Kind::Unstalled],
+            Self::Gone => &[Kind::Removed, Kind::Stopped],
+            Self::Added { .. } => {
+                &[Kind::Added, Kind::LabelChanged, Kind::PriorityChanged, Kind::Checking, Kind::Checked, Kind::Started]
+            }
+            Self::Label(_) => &[Kind::LabelChanged],
+            Self::Priority(_) => &[Kind::PriorityChanged],
+            Self::Rechecked => &[Kind::Checking, Kind::Checked, Kind::Resumed, Kind::Paused],
+            Self::Announced => &[],
+        };
+        kinds.contains(&kind)
+    }
+}
+
+/// The expectations of one server.
+#[derive(Default)]
+pub struct Expectations {
+    book: Mutex<Book>,
+}
+
+#[derive(Default)]
+struct Book {
+    looks: u64,
+    tickets: u64,
+    waiting: Vec<Waiting>,
+}
+
+struct Waiting {
+    ticket: u64,
+    command: CommandId,
+    hash: InfoHash,
+    effect: Effect,
+    /// Judged by looks with a higher number; `None` until the client was asked.
+    asked_in_look: Option<u64>,
+    shown: Option<oneshot::Sender<()>>,
+}
+
+/// A place in the book; dropping it takes the expectation back.
+pub struct Ticket<'a> {
+    expectations: &'a Expectations,
+    number: u64,
+    shown: oneshot::Receiver<()>,
+}
+
+impl Expectations {
+    /// Enters what `command` is about to do to `hash`.
+    pub fn expect(&self, command: &CommandId, hash: InfoHash, effect: Effect) -> Ticket<'_> {
+        let (sender, shown) = oneshot::channel();
+        let mut book = self.book();
+        book.tickets += 1;
+        let number = book.tickets;
+        let command = command.clone();
+        book.waiting.push(Waiting { ticket: number, command, hash, effect, asked_in_look: None, shown: Some(sender) });
+        Ticket { expectations: self, number, shown }
+    }
+
+    /// A look begins; returns its number.
+    pub fn begin_look(&self) -> u64 {
+        let mut book = self.book();
+        book.looks += 1;
+        book.looks
+    }
+
+    /// Gives events that a command explains its name.
+    pub fn mark(&self, tick: &mut Tick) {
+        let book = self.book();
+        for fact in &mut tick.facts {
+            let Some(hash) = fact.torrent.as_ref().map(|torrent| torrent.hash) else { continue };
+            let explains = |waiting: &&Waiting| waiting.hash == hash && waiting.effect.explains(fact.kind);
+            if let Some(waiting) = book.waiting.iter().find(explains) {
+                fact.cause = Cause::Command;
+                fact.command_id = Some(waiting.command.clone());
+            }
+        }
+    }
+
+    /// Answers whoever waits for what this look, now told, shows.
+    pub fn judge(&self, look: u64, listing: &Listing, told: &Told) {
+        let mut book = self.book();
+        for waiting in &mut book.waiting {
+            let is_asked = waiting.asked_in_look.is_some_and(|asked| asked < look);
+            let seen = listing.torrents.get(&waiting.hash);
+            let is_gone_in_word = waiting.effect != Effect::Gone || !told.contains_key(&waiting.hash);
+            if is_asked
+                && is_gone_in_word
+                && waiting.effect.shows(seen)
+                && let Some(shown) = waiting.shown.take()
+            {
+                // Refused only if the wait timed out this instant: then nobody is interested.
+                let _nobody_waits = shown.send(());
+            }
+        }
+    }
+
+    /// Whether somebody waits for a look.
+    pub fn is_waiting(&self) -> bool {
+        self.book().waiting.iter().any(|waiting| waiting.asked_in_look.is_some() && waiting.shown.is_some())
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ticket<'_> {
+    /// The client was asked: looks that begin from now on count.
+    pub fn asked(&self) {
+        let mut book = self.expectations.book();
+        let looks = book.looks;
+        if let Some(waiting) = book.waiting.iter_mut().find(|waiting| waiting.ticket == self.number) {
+            waiting.asked_in_look = Some(looks);
+        }
+    }
+
+    /// Waits until a look shows the effect. Cancel-safe.
+    pub async fn shown(&mut self) {
+        if (&mut self.shown).await.is_err() {
+            // The book gives an answer or keeps the sender as long as the ticket lives.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.expectations.book().waiting.retain(|waiting| waiting.ticket != self.number);
+    }
+}

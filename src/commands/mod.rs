@@ -1,0 +1,23 @@
+//! Commands: taken in, written down, carried out once, answered when their effect was seen.
+//!
+//! ```text
+//! broker ─► intake: may it? what is it? ─► command log ─► ack ─► worker of the server ─► client
+//!                    └─ no: a result at once                        │  looks, asks, waits for the watcher
+//! sink ◄── its dispatcher ◄── result in the command log ◄───────────┘
+//! ```
+//!
+//! Whatever comes in a body is data. It is parsed into a [`request::Request`] whose values are
+//! checked, and only those reach a client.
+
+pub mod expect;
+mod intake;
+mod queue;
+mod request;
+mod source;
+mod worker;
+
+pub use intake::{Intake, IntakeSettings};
+pub use queue::Queue;
+pub use request::{BODY_BYTES_MAX, Envelope, Request};
+pub use source::{Sources, SourcesSettings};
+pub use worker::{Worker, WorkerParts};

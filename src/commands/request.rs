@@ -1,0 +1,459 @@
+//! What a command's body says. Pure.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::model::{CommandError, CommandId, ErrorCode, Filter, InfoHash, Parts, Status, Verb};
+
+/// A larger body is refused unread.
+pub const BODY_BYTES_MAX: usize = 10 * 1024 * 1024;
+
+/// How long a command may wait to be carried out if its sender says nothing.
+pub const TTL: Duration = Duration::from_secs(5 * 60);
+const TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+const HASHES_MAX: usize = 10_000;
+const PAGE_SIZE: u64 = 200;
+const PAGE_SIZE_MAX: u64 = 1000;
+const LABEL_BYTES_MAX: usize = 255;
+
+/// What every command may say, read before anything else so that even a malformed one is answered
+/// under its id.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Envelope {
+    pub id: Option<CommandId>,
+    pub ttl: Option<Duration>,
+    pub reply_to: Option<String>,
+}
+
+/// A command that can be carried out.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub target: Target,
+    pub what: What,
+    pub if_status: Option<Vec<Status>>,
+    pub dry_run: bool,
+}
+
+/// Which torrents are meant.
+#[derive(Clone, Debug)]
+pub enum Target {
+    These(Vec<InfoHash>),
+    Matching(Filter),
+    /// None in particular.
+    Server,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum What {
+    Pause,
+    Resume,
+    Start,
+    Stop,
+    Delete,
+    Recheck,
+    Announce,
+    Label(String),
+    Priority(u8),
+    Get(Parts),
+    List { fields: Option<Vec<String>>, page: u64, page_size: u64 },
+    Add(AddRequest),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct AddRequest {
+    pub content: Content,
+    pub start: bool,
+    pub label: Option<String>,
+    pub directory: Option<String>,
+    pub priority: Option<u8>,
+}
+
+/// Where the torrent to add is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Content {
+    Magnet(String),
+    Url(String),
+    Torrent(Bytes),
+    /// A path on this machine.
+    File(String),
+}
+
+fn bad(message: impl Into<String>) -> CommandError {
+    CommandError::new(ErrorCode::BadRequest, message)
+}
+
+impl Envelope {
+    /// Reads what can be read; the error is for the first thing that is wrong.
+    pub fn read(body: &[u8]) -> (Self, Result<(), CommandError>) {
+        let Ok(Some(object)) = object(body) else { return (Self::default(), Ok(())) };
+        let mut envelope = Self::default();
+        let mut check = || {
+            if let Some(id) = text(&object, "id")? {
+                envelope.id = Some(CommandId::parse(id).map_err(|error| bad(format!("id: {error}")))?);
+            }
+            envelope.reply_to = text(&object, "reply_to")?.map(str::to_owned);
+            if let Some(ttl) = text(&object, "ttl")? {
+                let ttl: Duration = humantime::parse_duration(ttl)
+                    .map_err(|error| bad(format!("ttl: {error}; a duration like \"300s\" or \"5m\" is right")))?;
+                envelope.ttl = Some(ttl.min(TTL_MAX));
+            }
+            Ok(())
+        };
+        let result = check();
+        (envelope, result)
+    }
+}
+
+/// The body as an object: `None` for an empty one, an error if it is something else.
+fn object(body: &[u8]) -> Result<Option<Map<String, Value>>, CommandError> {
+    if body.iter().all(u8::is_ascii_whitespace) {
+        return Ok(None);
+    }
+    match serde_json::from_slice(body) {
+        Ok(Value::Object(object)) => Ok(Some(object)),
+        Ok(_) => Err(bad("the body is not a JSON object; an object like {\"id\": \"1\"} or nothing is right")),
+        Err(error) => Err(bad(format!("the body is no JSON: {error}"))),
+    }
+}
+
+fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>, CommandError> {
+    match object.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(bad(format!("{key} is not a text"))),
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct NoArguments {}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeleteArguments {
+    #[serde(default)]
+    data: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LabelArguments {
+    label: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PriorityArguments {
+    priority: u8,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GetArguments {
+    #[serde(default)]
+    files: bool,
+    #[serde(default)]
+    trackers: bool,
+    #[serde(default)]
+    peers: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListArguments {
+    fields: Option<Vec<String>>,
+    #[serde(default)]
+    page: u64,
+    page_size: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AddArguments {
+    magnet: Option<String>,
+    url: Option<String>,
+    torrent: Option<String>,
+    file: Option<String>,
+    start: Option<bool>,
+    label: Option<String>,
+    directory: Option<String>,
+    priority: Option<u8>,
+}
+
+impl Request {
+    /// Reads a body. `hash` is the torrent that the command's own topic names.
+    ///
+    /// # Errors
+    /// What is wrong with the first wrong thing, and what would be right.
+    pub fn parse(verb: Verb, hash: Option<InfoHash>, body: &[u8]) -> Result<Self, CommandError> {
+        if verb == Verb::Add
+            && let Some(content) = bare_content(body)?
+        {
+            let add = AddRequest { content, start: true, label: None, directory: None, priority: None };
+            return Self { target: Target::Server, what: What::Add(add), if_status: None, dry_run: false }
+                .checked_target(verb, hash);
+        }
+        let mut object = object(body)?.unwrap_or_default();
+        for key in ["id", "ttl", "reply_to"] {
+            object.remove(key);
+        }
+        let target = take_target(&mut object, hash)?;
+        let if_status = take_statuses(&mut object)?;
+        let dry_run = match object.remove("dry_run") {
+            None | Some(Value::Null) => false,
+            Some(Value::Bool(dry_run)) => dry_run,
+            Some(_) => return Err(bad("dry_run is true or false")),
+        };
+        let what = what(verb, object)?;
+        Self { target, what, if_status, dry_run }.checked_target(verb, hash)
+    }
+
+    /// Torrents have to be named where torrents are meant, and nowhere else.
+    fn checked_target(self, verb: Verb, hash: Option<InfoHash>) -> Result<Self, CommandError> {
+        let name = verb.as_str();
+        match (verb, &self.target, hash) {
+            (Verb::Add | Verb::List, _, Some(_)) => {
+                Err(bad(format!("{name} is a command to a server, not to a torrent")))
+            }
+            (Verb::Add, Target::Server, None) => Ok(self),
+            (Verb::Add, _, None) => Err(bad("add takes no hashes and no filter")),
+            (Verb::List, Target::These(_), None) => Err(bad("list takes a filter, no hashes")),
+            (Verb::List, _, None) => Ok(self),
+            (_, Target::Server, None) => {
+                Err(bad(format!("{name} to a server needs \"hashes\" or \"filter\" to say which torrents")))
+            }
+            _ => Ok(self),
+        }
+    }
+}
+
+fn take_target(object: &mut Map<String, Value>, hash: Option<InfoHash>) -> Result<Target, CommandError> {
+    let hashes = object.remove("hashes").filter(|value| !value.is_null());
+    let filter = object.remove("filter").filter(|value| !value.is_null());
+    match (hash, hashes, filter) {
+        (Some(hash), None, None) => Ok(Target::These(vec![hash])),
+        (Some(_), ..) => Err(bad("the topic names the torrent, so hashes and filter have no place here")),
+        (None, Some(_), Some(_)) => Err(bad("hashes or filter, not both")),
+        (None, None, None) => Ok(Target::Server),
+        (None, None, Some(filter)) => {
+            Filter::from_json(filter).map(Target::Matching).map_err(|error| bad(error.to_string()))
+        }
+        (None, Some(hashes), None) => {
+            let mut hashes: Vec<InfoHash> =
+                serde_json::from_value(hashes).map_err(|error| bad(format!("hashes: {error}")))?;
+            if hashes.len() > HASHES_MAX {
+                return Err(CommandError::new(ErrorCode::TooLarge, format!("more than {HASHES_MAX} hashes")));
+            }
+            hashes.sort_unstable();
+            hashes.dedup();
+            Ok(Target::These(hashes))
+        }
+    }
+}
+
+fn take_statuses(object: &mut Map<String, Value>) -> Result<Option<Vec<Status>>, CommandError> {
+    let statuses = match object.remove("if_status") {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::Array(statuses)) => statuses,
+        Some(status) => vec![status],
+    };
+    serde_json::from_value(Value::Array(statuses)).map(Some).map_err(|error| bad(format!("if_status: {error}")))
+}
+
+fn arguments<T: DeserializeOwned>(object: Map<String, Value>) -> Result<T, CommandError> {
+    serde_json::from_value(Value::Object(object)).map_err(|error| bad(error.to_string()))
+}
+
+fn what(verb: Verb, object: Map<String, Value>) -> Result<What, CommandError> {
+    let plain = |what| arguments::<NoArguments>(object.clone()).map(|NoArguments {}| what);
+    match verb {
+        Verb::Pause => plain(What::Pause),
+        Verb::Resume => plain(What::Resume),
+        Verb::Start => plain(What::Start),
+        Verb::Stop => plain(What::Stop),
+        Verb::Recheck => plain(What::Recheck),
+        Verb::Announce => plain(What::Announce),
+        Verb::Delete => match arguments(object)? {
+            DeleteArguments { data: false } => Ok(What::Delete),
+            DeleteArguments { data: true } => {
+                let message = "deleting data is not in this version; without \"data\" the torrent alone is removed";
+                Err(CommandError::new(ErrorCode::Unsupported, message))
+            }
+        },
+        Verb::Label => arguments(object).and_then(|LabelArguments { label }| checked_label(label)).map(What::Label),
+        Verb::Priority => {
+            arguments(object).and_then(|PriorityArguments { priority }| checked_priority(priority)).map(What::Priority)
+        }
+        Verb::Get => {
+            let GetArguments { files, trackers, peers } = arguments(object)?;
+            Ok(What::Get(Parts { files, trackers, peers }))
+        }
+        Verb::List => {
+            let ListArguments { fields, page, page_size } = arguments(object)?;
+            let page_size = page_size.unwrap_or(PAGE_SIZE);
+            if !(1..=PAGE_SIZE_MAX).contains(&page_size) {
+                return Err(bad(format!("page_size is 1 to {PAGE_SIZE_MAX}")));
+            }
+            Ok(What::List { fields, page, page_size })
+        }
+        Verb::Add => add(arguments(object)?).map(What::Add),
+    }
+}
+
+fn checked_label(label: String) -> Result<String, CommandError> {
+    if label.len() > LABEL_BYTES_MAX || label.chars().any(char::is_control) {
+        return Err(bad(format!("a label has at most {LABEL_BYTES_MAX} bytes and no control characters")));
+    }
+    Ok(label)
+}
+
+/// rTorrent takes any number modulo 4, so the range is for us to keep.
+fn checked_priority(priority: u8) -> Result<u8, CommandError> {
+    if priority > 3 {
+        return Err(bad("priority is 0 (off), 1 (low), 2 (normal) or 3 (high)"));
+    }
+    Ok(priority)
+}
+
+/// A body that is itself what is to be added: a link, or the bytes of a .torrent file.
+fn bare_content(body: &[u8]) -> Result<Option<Content>, CommandError> {
+    // A bencoded dictionary begins with `d` and the length of its first key.
+    if body.first() == Some(&b'd') && body.get(1).is_some_and(u8::is_ascii_digit) {
+        return Ok(Some(Content::Torrent(Bytes::copy_from_slice(body))));
+    }
+    let Ok(text) = std::str::from_utf8(body) else {
+        return Err(bad("the body is neither a .torrent file nor a link nor a JSON object"));
+    };
+    let link = text.trim();
+    if is_magnet(link) {
+        return Ok(Some(Content::Magnet(link.to_owned())));
+    }
+    Ok(is_url(link).then(|| Content::Url(link.to_owned())))
+}
+
+fn is_magnet(link: &str) -> bool {
+    link.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("magnet:?"))
+}
+
+fn is_url(link: &str) -> bool {
+    ["http://", "https://"]
+        .iter()
+        .any(|scheme| link.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme)))
+}
+
+fn add(arguments: AddArguments) -> Result<AddRequest, CommandError> {
+    let AddArguments { magnet, url, torrent, file, start, label, directory, priority } = arguments;
+    let content = match (magnet, url, torrent, file) {
+        (Some(magnet), None, None, None) if is_magnet(&magnet) => Content::Magnet(magnet),
+        (Some(_), None, None, None) => return Err(bad("magnet: a link that begins with `magnet:?` is right")),
+        (None, Some(url), None, None) if is_url(&url) => Content::Url(url),
+        (None, Some(_), None, None) => return Err(bad("url: a link that begins with http:// or https:// is right")),
+        (None, None, Some(torrent), None) => {
+            let bytes = BASE64.decode(torrent.trim()).map_err(|error| bad(format!("torrent is no base64: {error}")))?;
+            Content::Torrent(bytes.into())
+        }
+        (None, None, None, Some(file)) => Content::File(file),
+        _ => return Err(bad("add takes exactly one of magnet, url, torrent (base64) and file")),
+    };
+    Ok(AddRequest {
+        content,
+        start: start.unwrap_or(true),
+        label: label.map(checked_label).transpose()?,
+        directory,
+        priority: priority.map(checked_priority).transpose()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HASH: &str = "abcdef0123456789abcdef0123456789abcdef01";
+
+    fn parse(verb: &str, on_torrent: bool, body: &str) -> Result<What, String> {
+        let hash = on_torrent.then(|| HASH.parse().unwrap());
+        Request::parse(Verb::parse(verb).unwrap(), hash, body.as_bytes())
+            .map(|request| request.what)
+            .map_err(|error| error.message)
+    }
+
+    #[test]
+    fn what_is_right_is_read() {
+        assert_eq!(parse("pause", true, ""), Ok(What::Pause));
+        assert_eq!(parse("pause", true, " {\"id\": \"1\", \"ttl\": \"5m\"} "), Ok(What::Pause));
+        assert_eq!(parse("stop", false, r#"{"filter": {"status": "seeding", "name": "*.iso"}}"#), Ok(What::Stop));
+        assert_eq!(parse("label", true, r#"{"label": "$x; \"y\""}"#), Ok(What::Label("$x; \"y\"".into())));
+        assert_eq!(parse("priority", true, r#"{"priority": 3}"#), Ok(What::Priority(3)));
+        assert_eq!(parse("list", false, ""), Ok(What::List { fields: None, page: 0, page_size: 200 }));
+        let Ok(What::Add(add)) = parse("add", false, "magnet:?xt=urn:btih:x\n") else { panic!() };
+        assert_eq!(add.content, Content::Magnet("magnet:?xt=urn:btih:x".into()));
+        let Ok(What::Add(add)) = parse("add", false, "d4:infode") else { panic!() };
+        assert_eq!(add.content, Content::Torrent(Bytes::from_static(b"d4:infode")));
+        let Ok(What::Add(add)) = parse("add", false, r#"{"torrent": "ZGU=", "start": false}"#) else { panic!() };
+        assert_eq!((add.content, add.start), (Content::Torrent(Bytes::from_static(b"de")), false));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (verb, on_torrent, body, expected) in [
+            ("pause", false, "", "needs \"hashes\" or \"filter\""),
+            ("pause", true, "pause!", "no JSON"),
+            ("pause", true, "[]", "not a JSON object"),
+            ("pause", true, r#"{"wait": 1}"#, "unknown field `wait`"),
+            ("pause", true, r#"{"filter": {}}"#, "the topic names the torrent"),
+            ("pause", false, r#"{"hashes": ["xyz"]}"#, "hashes: "),
+            ("pause", false, r#"{"filter": {"status": "asleep"}}"#, "unknown variant `asleep`"),
+            ("pause", true, r#"{"if_status": "asleep"}"#, "if_status: "),
+            ("label", true, "", "missing field `label`"),
+            ("label", true, r#"{"label": 5}"#, "invalid type"),
+            ("label", true, r#"{"label": "a\u0007"}"#, "no control characters"),
+            ("priority", true, r#"{"priority": 4}"#, "priority is 0"),
+            ("priority", true, r#"{"priority": -1}"#, "invalid value"),
+            ("delete", true, r#"{"data": true}"#, "not in this version"),
+            ("add", true, r#"{"magnet": "magnet:?x"}"#, "to a server"),
+            ("add", false, r#"{"magnet": "http://x"}"#, "magnet: "),
+            ("add", false, r#"{"url": "file:///etc/passwd"}"#, "url: "),
+            ("add", false, r#"{"torrent": "***"}"#, "no base64"),
+            ("add", false, r#"{"magnet": "magnet:?x", "url": "http://x"}"#, "exactly one"),
+            ("add", false, "", "exactly one"),
+            ("list", false, r#"{"page_size": 0}"#, "page_size"),
+            ("list", true, "", "to a server"),
+        ] {
+            let error = parse(verb, on_torrent, body).expect_err(body);
+            assert!(error.contains(expected), "{verb} {body}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_command_still_has_its_id() {
+        let (envelope, result) = Envelope::read(br#"{"id": "7", "ttl": "soon", "x": }"#);
+        assert_eq!((envelope.id, result), (None, Ok(())), "no JSON: the request says so");
+        let (envelope, result) = Envelope::read(br#"{"id": "7", "ttl": "soon"}"#);
+        assert_eq!(envelope.id.unwrap().as_str(), "7");
+        assert!(result.unwrap_err().message.starts_with("ttl: "));
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_makes_the_parser_panic(body in prop::collection::vec(any::<u8>(), 0..200), verb in 0..Verb::ALL.len()) {
+            drop(Envelope::read(&body));
+            drop(Request::parse(Verb::ALL[verb], None, &body));
+        }
+
+        #[test]
+        fn no_json_makes_the_parser_panic(key in "[a-z_]{1,8}|hashes|filter|priority|page", value in "[0-9a-z\\[\\]{}\":,.-]{0,20}", verb in 0..Verb::ALL.len()) {
+            let body = format!("{{\"{key}\": {value}}}");
+            drop(Envelope::read(body.as_bytes()));
+            drop(Request::parse(Verb::ALL[verb], None, body.as_bytes()));
+        }
+    }
+}

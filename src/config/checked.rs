@@ -1,0 +1,567 @@
+//! The config as the rest of the program sees it: names parsed, secrets read, defaults filled in.
+//!
+//! Whoever holds a [`Config`] holds a valid one. The functions below read one table each and name
+//! every key that the table may have; faults are collected by [`Table`], so one reading finds all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use globset::Glob;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use secrecy::{SecretSlice, SecretString};
+
+use super::read::{Fault, Table};
+use super::secret::secret;
+use crate::model::{Kind, ServerName, SinkName, Verb};
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// A slug: it is a level of the bridge's own topics.
+    pub instance: String,
+    pub data_dir: PathBuf,
+    pub log: Log,
+    pub http: Http,
+    /// At least one.
+    pub servers: BTreeMap<ServerName, Server>,
+    pub brokers: BTreeMap<SinkName, Broker>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// `None`: say nothing.
+    pub level: Option<tracing::Level>,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Pretty,
+    Json,
+}
+
+#[derive(Clone, Debug)]
+pub struct Http {
+    /// `None`: off.
+    pub listen: Option<SocketAddr>,
+    pub token: Option<SecretString>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// As it was written; without a password.
+    pub url: String,
+    pub username: Option<String>,
+    pub password: Option<SecretString>,
+    /// At least one certificate.
+    pub ca_pem: Option<Vec<u8>>,
+    pub interval: Duration,
+    /// Never shorter than `interval`.
+    pub sweep: Duration,
+    pub timeout: Duration,
+    /// Absolute, without `..`.
+    pub roots: Vec<PathBuf>,
+    /// Column expressions by the user's names for them.
+    pub extra: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Broker {
+    /// As it was written; without a password.
+    pub url: String,
+    pub username: Option<String>,
+    pub password: Option<SecretString>,
+    /// At least one certificate.
+    pub ca_pem: Option<Vec<u8>>,
+    pub client_auth: Option<ClientAuth>,
+    pub version: MqttVersion,
+    pub prefix: String,
+    /// Which servers it gets, in order; at least one.
+    pub servers: Vec<ServerName>,
+    pub events: EventFilter,
+    pub retain: Retain,
+    pub commands: Rights,
+    /// Where a `reply_to` in a command's body may point: topics that are one of these or below one.
+    pub reply_prefixes: Vec<String>,
+}
+
+/// The certificate by which the bridge shows who it is.
+#[derive(Clone, Debug)]
+pub struct ClientAuth {
+    pub cert_pem: Vec<u8>,
+    pub key_pem: SecretSlice<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MqttVersion {
+    /// 5, and 3.1.1 if the broker does not know that.
+    Auto,
+    V5,
+    V311,
+}
+
+/// Which states of torrents a broker keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retain {
+    /// All up to 500 on a server; above, those that are worth it.
+    Auto,
+    All,
+    None,
+}
+
+/// Which kinds of events a sink gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventFilter(BTreeSet<Kind>);
+
+impl EventFilter {
+    pub fn all() -> Self {
+        Self(Kind::ALL.iter().copied().collect())
+    }
+
+    pub fn allows(&self, kind: Kind) -> bool {
+        self.0.contains(&kind)
+    }
+}
+
+/// Which verbs are accepted from a sink, and the rights that go beyond a verb (`delete_data`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rights(BTreeSet<&'static str>);
+
+impl Rights {
+    pub fn allows(&self, verb: &str) -> bool {
+        self.0.contains(verb)
+    }
+
+    /// Read-only: no command is accepted.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &'static str> {
+        self.0.iter().copied()
+    }
+}
+
+/// Verbs that a config may name though this version does not carry them out, and rights that are no verbs.
+const MORE_RIGHTS: [&str; 8] =
+    ["delete_data", "file_priority", "limits", "log_level", "move", "resync", "rpc", "throttle"];
+
+fn rights() -> impl Iterator<Item = &'static str> {
+    Verb::ALL.iter().map(|verb| verb.as_str()).chain(MORE_RIGHTS)
+}
+
+pub const INTERVAL_MIN: Duration = Duration::from_millis(250);
+const HOUR: Duration = Duration::from_secs(3600);
+
+// --- the tables ----------------------------------------------------------------------------------
+
+/// Reads the whole config. What it returns is only to be used if no fault was noted.
+pub(super) fn config(root: Table<'_>) -> Config {
+    let instance = root.parsed("instance", slug).unwrap_or_else(|| "main".to_owned());
+    let data_dir = root.parsed("data_dir", folder).unwrap_or_else(|| PathBuf::from("data"));
+    let log = log(root.table("log"));
+    let http = http(root.table("http"));
+    let mut names = Vec::new();
+    let mut servers = BTreeMap::new();
+    for (name, table) in root.named("servers") {
+        let name = ServerName::parse(&name).map_err(|error| table.fault_here(told(&error))).ok();
+        names.extend(name.clone());
+        servers.extend(name.zip(server(table)));
+    }
+    let mut brokers = BTreeMap::new();
+    for (name, table) in root.named("brokers") {
+        let name = SinkName::parse(&name).map_err(|error| table.fault_here(told(&error))).ok();
+        brokers.extend(name.zip(broker(table, &names)));
+    }
+    for (_, table) in root.named("webhooks") {
+        table.fault_here(Fault::new("webhooks are not in this version yet", "leave this table out"));
+    }
+    root.finish();
+    Config { instance, data_dir, log, http, servers, brokers }
+}
+
+fn log(table: Table<'_>) -> Log {
+    let level = table.parsed("level", |text| {
+        choice(
+            text,
+            &[
+                ("error", Some(tracing::Level::ERROR)),
+                ("warn", Some(tracing::Level::WARN)),
+                ("info", Some(tracing::Level::INFO)),
+                ("debug", Some(tracing::Level::DEBUG)),
+                ("trace", Some(tracing::Level::TRACE)),
+                ("off", None),
+            ],
+        )
+    });
+    let format =
+        table.parsed("format", |text| choice(text, &[("pretty", LogFormat::Pretty), ("json", LogFormat::Json)]));
+    table.finish();
+    Log { level: level.unwrap_or(Some(tracing::Level::INFO)), format: format.unwrap_or(LogFormat::Pretty) }
+}
+
+fn http(table: Table<'_>) -> Http {
+    let default = SocketAddr::from(([127, 0, 0, 1], 8787));
+    let listen = table.parsed("listen", listener).unwrap_or(Some(default));
+    let token = secret(&table, "token", "token_file");
+    table.finish();
+    Http { listen, token }
+}
+
+fn server(table: Table<'_>) -> Option<Server> {
+    table.parsed("client", |text| match text {
+        "rtorrent" => Ok(()),
+        "exec" => Err(not_yet("write client = \"rtorrent\"")),
+        _ => Err(bad_choice(text, &["rtorrent"])),
+    });
+    let url = required(
+        &table,
+        "url",
+        endpoint,
+        "write url = \"unix:///path/of/rpc.sock\", scgi://host:port or http(s)://host/RPC2",
+    );
+    let (username, password) = login(&table);
+    let ca_pem = certificates(&table, "ca_file");
+    let interval = duration(&table, "interval", INTERVAL_MIN, HOUR).unwrap_or(Duration::from_secs(1));
+    let sweep = duration(&table, "sweep", INTERVAL_MIN, 24 * HOUR).unwrap_or(Duration::from_secs(30)).max(interval);
+    let timeout = duration(&table, "timeout", Duration::from_millis(100), HOUR).unwrap_or(Duration::from_secs(10));
+    if table.boolean("hooks") == Some(true) {
+        table.fault("hooks", not_yet("write hooks = false"));
+    }
+    let roots = table.texts("roots").unwrap_or_default();
+    let roots = roots.iter().filter_map(|text| root(text).map_err(|fault| table.fault("roots", fault)).ok()).collect();
+    let mut extra = BTreeMap::new();
+    for (name, column) in table.named_texts("extra") {
+        match extra_column(&name, &column) {
+            Ok(()) => {
+                extra.insert(name, column);
+            }
+            Err(fault) => table.fault("extra", fault),
+        }
+    }
+    table.finish();
+    Some(Server { url: url?, username, password, ca_pem, interval, sweep, timeout, roots, extra })
+}
+
+fn broker(table: Table<'_>, names: &[ServerName]) -> Option<Broker> {
+    let kind = required(
+        &table,
+        "kind",
+        |text| match text {
+            "mqtt" => Ok(()),
+            "nats" => Err(not_yet("write kind = \"mqtt\", or leave this broker out")),
+            _ => Err(bad_choice(text, &["mqtt"])),
+        },
+        "write kind = \"mqtt\"",
+    );
+    if kind.is_none() && table.has("kind") {
+        return None; // Another kind has other keys: what they mean cannot be said.
+    }
+    let url = required(&table, "url", broker_url, "write url = \"mqtt://host:1883\"");
+    let (username, password) = login(&table);
+    let ca_pem = certificates(&table, "ca_file");
+    let client_auth = client_auth(&table);
+    let version = table.parsed("version", |text| {
+        choice(text, &[("auto", MqttVersion::Auto), ("5", MqttVersion::V5), ("3.1.1", MqttVersion::V311)])
+    });
+    let prefix = table.parsed("prefix", |text| topic(text).map(|()| text.to_owned()));
+    let servers = patterns(&table, "servers", names.iter().map(ServerName::as_str), "server");
+    let servers = names.iter().filter(|name| servers.contains(name.as_str())).cloned().collect();
+    let events = patterns(&table, "events", Kind::ALL.iter().map(|kind| kind.as_str()), "kind of event");
+    let events = EventFilter(events.iter().filter_map(|kind| Kind::parse(kind)).collect());
+    let retain = table
+        .parsed("retain", |text| choice(text, &[("auto", Retain::Auto), ("all", Retain::All), ("none", Retain::None)]));
+    let commands = commands(&table);
+    let reply_prefixes = table.texts("reply_prefixes").unwrap_or_default();
+    for prefix in &reply_prefixes {
+        if let Err(fault) = topic(prefix) {
+            table.fault("reply_prefixes", fault);
+        }
+    }
+    home_assistant(table.table("home_assistant"));
+    table.finish();
+    kind?;
+    Some(Broker {
+        url: url?,
+        username,
+        password,
+        ca_pem,
+        client_auth,
+        version: version.unwrap_or(MqttVersion::Auto),
+        prefix: prefix.unwrap_or_else(|| "dtorrent".to_owned()),
+        servers,
+        events,
+        retain: retain.unwrap_or(Retain::Auto),
+        commands,
+        reply_prefixes,
+    })
+}
+
+/// Its keys are known, so that a config can be written for the next version; it cannot be switched on.
+fn home_assistant(table: Table<'_>) {
+    if table.boolean("enabled") == Some(true) {
+        table.fault("enabled", not_yet("write enabled = false"));
+    }
+    table.parsed("discovery_prefix", topic);
+    table.whole("slots", 0..=50);
+    table.finish();
+}
+
+fn login(table: &Table<'_>) -> (Option<String>, Option<SecretString>) {
+    let username = table.text("username");
+    let password = secret(table, "password", "password_file");
+    if password.is_some() && !table.has("username") {
+        table.missing("username", "a password goes with a username: write both");
+    }
+    (username, password)
+}
+
+fn client_auth(table: &Table<'_>) -> Option<ClientAuth> {
+    match (table.has("cert_file"), table.has("key_file")) {
+        (true, false) => table.missing("key_file", "cert_file needs the key of the certificate: write both or none"),
+        (false, true) => table.missing("cert_file", "key_file needs the certificate of the key: write both or none"),
+        _ => {}
+    }
+    let cert_pem = certificates(table, "cert_file");
+    let key_pem = table.parsed("key_file", |path| {
+        let bytes = read(path)?;
+        PrivateKeyDer::from_pem_slice(&bytes)
+            .map_err(|_| Fault::new(format!("`{path}` holds no private key"), "name a key file in PEM form"))?;
+        Ok(SecretSlice::from(bytes))
+    });
+    Some(ClientAuth { cert_pem: cert_pem?, key_pem: key_pem? })
+}
+
+fn commands(table: &Table<'_>) -> Rights {
+    let Some(words) = table.texts("commands") else {
+        return Rights(rights().filter(|right| !["delete_data", "rpc"].contains(right)).collect());
+    };
+    let mut allowed = BTreeSet::new();
+    for word in &words {
+        let (is_taken, name) = word.strip_prefix('-').map_or((false, word.as_str()), |name| (true, name));
+        let Some(right) = rights().find(|right| *right == name || (name == "*" && !is_taken)) else {
+            let list: Vec<&str> = rights().collect();
+            let right = format!("known: *, {}; a `-` before one takes it away", list.join(", "));
+            table.fault("commands", Fault::new(format!("`{word}` is no command"), right));
+            continue;
+        };
+        match (is_taken, name) {
+            (false, "*") => allowed.extend(rights()),
+            (false, _) => {
+                allowed.insert(right);
+            }
+            (true, _) if allowed.is_empty() => {
+                let wrong = format!("`{word}` takes away from nothing");
+                table.fault("commands", Fault::new(wrong, format!("write [\"*\", \"{word}\"], or [] for read-only")));
+            }
+            (true, _) => {
+                allowed.remove(right);
+            }
+        }
+    }
+    Rights(allowed)
+}
+
+/// Which of `all` the patterns under `key` choose; `*` matches anything, a `-` before one takes away.
+fn patterns<'n>(
+    table: &Table<'_>,
+    key: &'static str,
+    all: impl Iterator<Item = &'n str> + Clone,
+    what: &str,
+) -> BTreeSet<&'n str> {
+    let Some(words) = table.texts(key) else { return all.collect() };
+    let mut chosen = BTreeSet::new();
+    for word in &words {
+        let (is_taken, pattern) = word.strip_prefix('-').map_or((false, word.as_str()), |pattern| (true, pattern));
+        let matcher = Glob::new(pattern).ok().map(|glob| glob.compile_matcher());
+        let matching: Vec<&str> =
+            all.clone().filter(|name| matcher.as_ref().is_some_and(|matcher| matcher.is_match(name))).collect();
+        if matching.is_empty() && pattern != "*" {
+            let list: Vec<&str> = all.clone().collect();
+            let right = format!("known: *, {}", list.join(", "));
+            table.fault(key, Fault::new(format!("`{word}` is no {what}"), right));
+        }
+        for name in matching {
+            if is_taken {
+                chosen.remove(name)
+            } else {
+                chosen.insert(name)
+            };
+        }
+    }
+    if chosen.is_empty() && key == "servers" && all.clone().next().is_some() {
+        table.fault(key, Fault::new("leaves no server", "name at least one, or leave the key out for all"));
+    }
+    chosen
+}
+
+// --- single values -------------------------------------------------------------------------------
+
+fn required<T>(
+    table: &Table<'_>,
+    key: &'static str,
+    parse: impl FnOnce(&str) -> Result<T, Fault>,
+    right: &str,
+) -> Option<T> {
+    if !table.has(key) {
+        table.missing(key, right);
+    }
+    table.parsed(key, parse)
+}
+
+fn not_yet(right: &str) -> Fault {
+    Fault::new("is not in this version yet", right)
+}
+
+/// What another parser says, `wrong: right` or `wrong; right`.
+fn told(error: &impl std::fmt::Display) -> Fault {
+    let text = error.to_string();
+    let (wrong, right) = text.split_once(": ").or_else(|| text.split_once("; ")).unwrap_or((&text, "see the manual"));
+    Fault::new(wrong, right)
+}
+
+fn bad_choice(text: &str, known: &[&str]) -> Fault {
+    let known: Vec<String> = known.iter().map(|word| format!("\"{word}\"")).collect();
+    Fault::new(format!("`{text}` is not known here"), format!("write {}", known.join(" or ")))
+}
+
+fn choice<T: Copy>(text: &str, known: &[(&str, T)]) -> Result<T, Fault> {
+    let found = known.iter().find(|(word, _)| *word == text);
+    found.map(|(_, value)| *value).ok_or_else(|| {
+        let words: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
+        bad_choice(text, &words)
+    })
+}
+
+fn slug(text: &str) -> Result<String, Fault> {
+    SinkName::parse(text).map(|name| name.as_str().to_owned()).map_err(|_| {
+        let right = "use a-z, 0-9, _ and -, at most 63, the first a letter or digit; `bridge` is reserved";
+        Fault::new(format!("`{text}` is no instance name"), right)
+    })
+}
+
+fn folder(text: &str) -> Result<PathBuf, Fault> {
+    if text.is_empty() || text.contains('\0') {
+        return Err(Fault::new("is no path", "write data_dir = \"data\""));
+    }
+    Ok(PathBuf::from(text))
+}
+
+fn listener(text: &str) -> Result<Option<SocketAddr>, Fault> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+    numeric.as_deref().unwrap_or(text).parse().map(Some).map_err(|_| {
+        let right = "write an address and a port, \"127.0.0.1:8787\", or \"off\"";
+        Fault::new(format!("`{text}` is no address to listen on"), right)
+    })
+}
+
+fn duration(table: &Table<'_>, key: &'static str, min: Duration, max: Duration) -> Option<Duration> {
+    table.parsed(key, |text| {
+        let right = format!(
+            "write {} to {} with a unit, as \"1s\" or \"500ms\"",
+            humantime::format_duration(min),
+            humantime::format_duration(max)
+        );
+        let duration = humantime::parse_duration(text).ok();
+        match duration {
+            None => Err(Fault::new(format!("`{text}` is no duration"), right)),
+            Some(duration) if duration < min => Err(Fault::new(format!("`{text}` is too short"), right)),
+            Some(duration) if duration > max => Err(Fault::new(format!("`{text}` is too long"), right)),
+            Some(duration) => Ok(duration),
+        }
+    })
+}
+
+fn root(text: &str) -> Result<PathBuf, Fault> {
+    let path = Path::new(text);
+    if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) || text.contains('\0') {
+        let right = "write folders from / on, without `..`";
+        return Err(Fault::new(format!("`{text}` is no absolute path"), right));
+    }
+    Ok(path.to_owned())
+}
+
+fn read(path: &str) -> Result<Vec<u8>, Fault> {
+    let right = "name a file that this user may read; a relative path starts at the working directory";
+    fs::read(path).map_err(|error| Fault::new(format!("`{path}` cannot be read: {error}"), right))
+}
+
+fn certificates(table: &Table<'_>, key: &'static str) -> Option<Vec<u8>> {
+    table.parsed(key, |path| {
+        let bytes = read(path)?;
+        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+        match certificates {
+            Ok(found) if !found.is_empty() => Ok(bytes),
+            _ => Err(Fault::new(format!("`{path}` holds no certificate"), "name a certificate file in PEM form")),
+        }
+    })
+}
+
+// --- checks that have a better home in the adapters ----------------------------------------------
+
+/// The address of an rTorrent.
+fn endpoint(text: &str) -> Result<String, Fault> {
+    let right = "write unix:///path/of/rpc.sock, scgi://host:port or http(s)://host[:port]/RPC2";
+    let url = address(text, right)?;
+    match url.scheme() {
+        "unix" if url.path().len() > 1 && url.host().is_none() => Ok(text.to_owned()),
+        "scgi" if url.host().is_some() && url.port().is_some() => Ok(text.to_owned()),
+        "http" | "https" if url.host().is_some() => Ok(text.to_owned()),
+        _ => Err(Fault::new(format!("`{text}` is no address of an rTorrent"), right)),
+    }
+}
+
+/// The address of an MQTT broker.
+fn broker_url(text: &str) -> Result<String, Fault> {
+    let right = "write mqtt://host:port, mqtts://host:port, ws://host:port/path or wss://host:port/path";
+    let url = address(text, right)?;
+    let is_known = ["mqtt", "mqtts", "ws", "wss"].contains(&url.scheme());
+    if !is_known || url.host_str().is_none_or(str::is_empty) {
+        return Err(Fault::new(format!("`{text}` is no address of a broker"), right));
+    }
+    Ok(text.to_owned())
+}
+
+/// A URL without a login; one with a login is not shown, for that may be a password.
+fn address(text: &str, right: &str) -> Result<url::Url, Fault> {
+    if text.split(['/', '?', '#']).nth(2).is_some_and(|authority| authority.contains('@')) {
+        let right = "write username and password (or password_file) as keys of their own";
+        return Err(Fault::new("holds a login", right));
+    }
+    url::Url::parse(text).map_err(|error| Fault::new(format!("is no URL: {error}"), right))
+}
+
+/// One or more levels of a topic that may be published to.
+fn topic(text: &str) -> Result<(), Fault> {
+    let is_right = text.split('/').all(|level| !level.is_empty())
+        && !text.starts_with('$')
+        && text.len() <= 200
+        && !text.chars().any(|c| c.is_control() || c == '+' || c == '#');
+    is_right.then_some(()).ok_or_else(|| {
+        let right =
+            "write levels joined by `/`, as \"home/torrents\": none empty, no + or #, not $… , at most 200 bytes";
+        Fault::new(format!("`{text}` is no topic to start with"), right)
+    })
+}
+
+/// A column that the listing asks rTorrent for.
+fn extra_column(name: &str, column: &str) -> Result<(), Fault> {
+    let right = "write a getter of a download, as { throttle = \"d.throttle_name=\", tag = \"d.custom=tag\" }";
+    if name.is_empty() || name.len() > 64 || name.chars().any(char::is_control) {
+        return Err(Fault::new(format!("`{name}` is no name for a column"), "use 1 to 64 bytes of text"));
+    }
+    let (method, argument) = column.split_once('=').unwrap_or((column, "\0"));
+    let is_getter = method.strip_prefix("d.").is_some_and(|rest| {
+        !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'.')
+    });
+    if !is_getter || argument.chars().any(|c| c.is_control() || "$;(){}\"\\,=".contains(c)) {
+        return Err(Fault::new(format!("`{column}` is no column"), right));
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! The layers over the file: environment variables and command-line flags.
+//!
+//! Each variable and each flag is a layer of its own, so that figment remembers for every value
+//! which one it came from. The value stays the text that was given: what it should be (a list, a
+//! number) is decided where it is read, by the key. Guessing from the text would turn a password
+//! `12345` into a number and ` 007 ` into 7.
+
+use std::ffi::OsString;
+
+use figment::value::{Dict, Map, Tag, Value};
+use figment::{Metadata, Profile, Provider};
+
+use super::error::{ConfigError, Place};
+
+const PREFIX: &str = "DTORRENT_";
+
+/// Variables with our prefix that are no keys of the config.
+const NO_KEYS: [&str; 2] = ["DTORRENT_CONFIG", "DTORRENT_LIVE"];
+
+/// Kubernetes sets these for a service called `dtorrent`; none of them is meant for us.
+const OF_KUBERNETES: [&str; 2] = ["DTORRENT_SERVICE_", "DTORRENT_PORT"];
+
+/// Deeper than any key.
+const DEPTH_MAX: usize = 8;
+
+/// One text for one key, as a layer for figment.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    path: Vec<String>,
+    text: String,
+    /// What figment calls it; [`place`] reads it back.
+    name: String,
+}
+
+const FLAG: &str = "flag ";
+
+impl Layer {
+    pub fn flag(name: &str, key: &str, text: String) -> Self {
+        Self { path: key.split('.').map(str::to_owned).collect(), text, name: format!("{FLAG}{name}") }
+    }
+}
+
+/// The place that a layer of this module stands for.
+pub fn place(metadata: &Metadata) -> Place {
+    match metadata.name.strip_prefix(FLAG) {
+        Some(flag) => Place::Flag(flag.to_owned()),
+        None => Place::Variable(metadata.name.to_string()),
+    }
+}
+
+/// The layers of all variables that name a key, in the order of their names.
+///
+/// A part of a name means the key of `below` (the layers under this one) that is the same but for
+/// case and for `-`, which a shell does not let into the name of a variable.
+pub fn layers(variables: &[(OsString, OsString)], below: &Dict) -> (Vec<Layer>, Vec<ConfigError>) {
+    let mut layers = Vec::new();
+    let mut errors = Vec::new();
+    for (name, text) in variables {
+        let name = name.to_string_lossy().into_owned();
+        let Some(parts) = key_parts(&name) else { continue };
+        let mut fault = |wrong: &str, right: &str| {
+            let place = Place::Variable(name.clone());
+            errors.push(ConfigError { place, key: String::new(), wrong: wrong.to_owned(), right: right.to_owned() });
+        };
+        if parts.iter().any(String::is_empty) || parts.len() > DEPTH_MAX {
+            fault("names no key", "write DTORRENT_ and the parts of the key, joined by two underscores");
+            continue;
+        }
+        let Some(text) = text.to_str() else {
+            fault("is no UTF-8", "set it to text");
+            continue;
+        };
+        layers.push(Layer { path: as_below(&parts, below), text: text.to_owned(), name });
+    }
+    layers.sort_by(|a, b| a.name.cmp(&b.name));
+    (layers, errors)
+}
+
+fn key_parts(variable: &str) -> Option<Vec<String>> {
+    let is_foreign = NO_KEYS.contains(&variable) || OF_KUBERNETES.iter().any(|start| variable.starts_with(start));
+    let rest = variable.strip_prefix(PREFIX).filter(|_| !is_foreign)?;
+    Some(rest.split("__").map(str::to_lowercase).collect())
+}
+
+fn as_below(parts: &[String], below: &Dict) -> Vec<String> {
+    let same = |key: &str, part: &str| key.to_lowercase() == part;
+    let alike = |key: &str, part: &str| key.to_lowercase().replace('-', "_") == part;
+    let mut here = Some(below);
+    let mut path = Vec::new();
+    for part in parts {
+        let keys = || here.into_iter().flat_map(|dict| dict.keys());
+        let exact = keys().find(|key| *key == part);
+        let found =
+            exact.or_else(|| keys().find(|key| same(key, part))).or_else(|| keys().find(|key| alike(key, part)));
+        let key = found.unwrap_or(part).clone();
+        here = here.and_then(|dict| dict.get(&key)).and_then(Value::as_dict);
+        path.push(key);
+    }
+    path
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.name.clone())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        let leaf = Value::String(Tag::Default, self.text.clone());
+        let tree = self
+            .path
+            .iter()
+            .rev()
+            .fold(leaf, |inner, key| Value::Dict(Tag::Default, Dict::from([(key.clone(), inner)])));
+        Ok(Profile::Default.collect(tree.into_dict().unwrap_or_default()))
+    }
+}

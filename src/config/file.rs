@@ -1,0 +1,193 @@
+//! The config file as it is written: TOML text into a tree of values, with the line of each.
+//!
+//! All syntax errors are found at once. What the keys mean is not known here: that is
+//! [`super::checked`]'s. A syntax error is told by its message and line only, because the text of
+//! the line may hold a secret.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use figment::value::{Dict, Empty, Map, Num, Tag, Value};
+use figment::{Metadata, Profile, Provider};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::error::{ConfigError, Place};
+
+/// A config of this size is a mistake: it is not read.
+const FILE_BYTES_MAX: usize = 1 << 20;
+
+/// A file that could be read, as a layer for figment.
+#[derive(Clone, Debug)]
+pub struct File {
+    path: PathBuf,
+    values: Dict,
+    lines: Lines,
+}
+
+/// The line of each key, by the path of the key.
+#[derive(Clone, Debug, Default)]
+pub struct Lines(BTreeMap<Vec<String>, usize>);
+
+impl Lines {
+    /// The line of this key, or of the nearest table around it.
+    pub fn of(&self, path: &[String]) -> Option<usize> {
+        (0..=path.len()).rev().find_map(|length| self.0.get(&path[..length]).copied())
+    }
+}
+
+impl File {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// It cannot be read, is no UTF-8, is too large, or is no TOML.
+    pub fn read(path: &Path) -> Result<Self, Vec<ConfigError>> {
+        let bytes = std::fs::read(path).map_err(|error| {
+            let right = "give the path of a file that this user may read";
+            vec![file_error(path, None, format!("cannot be read: {error}"), right)]
+        })?;
+        Self::parse(path, &bytes)
+    }
+
+    /// Takes `bytes` as the content of the file at `path`; the path is only for messages.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, Vec<ConfigError>> {
+        if bytes.len() > FILE_BYTES_MAX {
+            let wrong = format!("has {} bytes", bytes.len());
+            return Err(vec![file_error(path, None, wrong, "a config has at most 1 MiB; is this the right file?")]);
+        }
+        let text = std::str::from_utf8(bytes).map_err(|error| {
+            let line = line_of(bytes, error.valid_up_to());
+            vec![file_error(path, Some(line), "is no UTF-8 here".to_owned(), "save the file as UTF-8")]
+        })?;
+        let (table, errors) = DeTable::parse_recoverable(text);
+        if !errors.is_empty() {
+            let mut errors: Vec<ConfigError> = errors.iter().map(|error| syntax_error(path, bytes, error)).collect();
+            errors.sort_by_key(|error| error.place.line());
+            return Err(errors);
+        }
+        let mut lines = Lines::default();
+        let values = dict(table.get_ref(), bytes, &mut Vec::new(), &mut lines);
+        Ok(Self { path: path.to_owned(), values, lines })
+    }
+
+    pub fn lines(&self) -> &Lines {
+        &self.lines
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Provider for File {
+    fn metadata(&self) -> Metadata {
+        Metadata::from("config file", self.path.as_path())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Profile::Default.collect(self.values.clone()))
+    }
+}
+
+fn file_error(path: &Path, line: Option<usize>, wrong: String, right: &str) -> ConfigError {
+    let place = Place::File { path: path.to_owned(), line };
+    ConfigError { place, key: String::new(), wrong, right: right.to_owned() }
+}
+
+fn syntax_error(path: &Path, bytes: &[u8], error: &toml::de::Error) -> ConfigError {
+    let line = error.span().map(|span| line_of(bytes, span.start));
+    file_error(path, line, format!("is no TOML: {}", error.message()), "mend the syntax (https://toml.io)")
+}
+
+fn line_of(bytes: &[u8], offset: usize) -> usize {
+    let before = &bytes[..offset.min(bytes.len())];
+    memchr::memchr_iter(b'\n', before).count() + 1
+}
+
+fn dict(table: &DeTable<'_>, bytes: &[u8], path: &mut Vec<String>, lines: &mut Lines) -> Dict {
+    let mut dict = Dict::new();
+    for (key, value) in table {
+        path.push(key.get_ref().to_string());
+        note(lines, path, key.span(), bytes);
+        dict.insert(key.get_ref().to_string(), plain(value, bytes, path, lines));
+        path.pop();
+    }
+    dict
+}
+
+fn note(lines: &mut Lines, path: &[String], span: Range<usize>, bytes: &[u8]) {
+    lines.0.insert(path.to_vec(), line_of(bytes, span.start));
+}
+
+fn plain(value: &Spanned<DeValue<'_>>, bytes: &[u8], path: &mut Vec<String>, lines: &mut Lines) -> Value {
+    let tag = Tag::Default;
+    match value.get_ref() {
+        DeValue::String(text) => Value::String(tag, text.to_string()),
+        DeValue::Integer(digits) => match i64::from_str_radix(digits.as_str(), digits.radix()) {
+            Ok(number) => Value::Num(tag, Num::I64(number)),
+            // No key takes a number of this size, so that it is none is all that has to be known.
+            Err(_) => Value::Num(tag, Num::F64(f64::INFINITY)),
+        },
+        DeValue::Float(digits) => Value::Num(tag, Num::F64(digits.as_str().parse().unwrap_or(f64::NAN))),
+        DeValue::Boolean(is_true) => Value::Bool(tag, *is_true),
+        // No key takes a date.
+        DeValue::Datetime(_) => Value::Empty(tag, Empty::Unit),
+        DeValue::Array(items) => {
+            let mut values = Vec::new();
+            for (index, item) in items.iter().enumerate() {
+                path.push(index.to_string());
+                note(lines, path, item.span(), bytes);
+                values.push(plain(item, bytes, path, lines));
+                path.pop();
+            }
+            Value::Array(tag, values)
+        }
+        DeValue::Table(table) => Value::Dict(tag, dict(table, bytes, path, lines)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(toml: &[u8]) -> Vec<String> {
+        match File::parse(Path::new("x.toml"), toml) {
+            Ok(_) => Vec::new(),
+            Err(errors) => errors.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    #[test]
+    fn each_syntax_error_has_its_line_and_none_shows_the_text() {
+        let errors = texts(b"a = 1\n[servers.home]\npassword = sesame\nurl = \"x\n[y\n");
+        assert!(errors.len() > 1, "{errors:?}");
+        assert!(errors[0].starts_with("x.toml:3: is no TOML:"), "{errors:?}");
+        assert!(!errors.iter().any(|error| error.contains("sesame")), "{errors:?}");
+    }
+
+    #[test]
+    fn what_is_no_text_or_too_large_is_refused() {
+        assert_eq!(texts(b"a = 1\n\xff"), ["x.toml:2: is no UTF-8 here; save the file as UTF-8"]);
+        assert!(texts(&vec![b'\n'; FILE_BYTES_MAX + 1])[0].contains("at most 1 MiB"));
+    }
+
+    #[test]
+    fn depth_does_not_exhaust_the_stack() {
+        for toml in ["a.".repeat(100_000) + "a = 1", "a = ".to_owned() + &"[".repeat(100_000), "[a.".repeat(50_000)] {
+            assert!(!texts(toml.as_bytes()).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_value_has_the_line_of_its_key_or_of_the_table_around_it() {
+        let file = File::parse(Path::new("x"), b"\n[a]\nb = [\n 1,\n 2]\n").unwrap();
+        for (path, line) in [("a", 2), ("a.b", 3), ("a.b.1", 5), ("a.missing", 2)] {
+            let path: Vec<String> = path.split('.').map(str::to_owned).collect();
+            assert_eq!(file.lines().of(&path), Some(line), "{path:?}");
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! Handing over to the sinks, at each one's own pace.
+//!
+//! A [`Dispatcher`] owns one sink. Two things are owed to it: the journal, entry by entry from its
+//! cursor on ([`lane`]), and the present of each torrent that it has an old picture of ([`dirty`]).
+//! Whatever fails, everything unacknowledged is sent again, in order, on the next connection.
+
+pub mod backoff;
+pub mod dirty;
+mod dispatch;
+pub mod lane;
+pub mod retention;
+
+pub use dispatch::{Dispatcher, DispatcherSettings, Reporter};

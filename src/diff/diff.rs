@@ -1,0 +1,159 @@
+//! One torrent, as told and as seen: what has happened to it.
+
+use crate::model::{Completion, Facts, Kind, Memory, Observed, Run, Status, ToldTorrent, Torrent};
+
+/// What a look at one torrent means.
+#[derive(Debug, PartialEq)]
+pub enum Finding {
+    /// As told before, or not worth telling yet.
+    Same,
+    /// It was erased and loaded again since: `removed`, then `added`.
+    Replaced(Torrent, Memory),
+    /// It is to be told anew, by these events; by `updated` alone if there are none.
+    Changed(Vec<Kind>, Torrent, Memory),
+}
+
+/// What the watcher adds to a look from its own memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Context {
+    /// Bytes moved since the last look.
+    pub has_moved: bool,
+    /// Bytes of it are coming in.
+    pub is_receiving: bool,
+    /// Nothing has come for long enough to call a downloading torrent stalled.
+    pub is_dry: bool,
+    /// The client has not restarted since the torrent was told.
+    pub is_same_run: bool,
+}
+
+/// The picture and the memory of a torrent that is seen for the first time.
+pub fn first_sight(seen: &Observed, context: Context) -> (Torrent, Memory) {
+    let mut torrent = seen.torrent.clone();
+    torrent.playing |= context.has_moved;
+    torrent.stalled = false;
+    let nothing = Memory { received_bytes: seen.facts.received_bytes, ..Memory::default() };
+    let memory = remember(&nothing, &seen.facts, torrent.status);
+    (torrent, memory)
+}
+
+/// Compares a look with what was told; `is_due` says whether small changes are to be told, too.
+pub fn compare(
+    told: &ToldTorrent,
+    seen: &Observed,
+    context: Context,
+    is_due: impl Fn(&Torrent, &Torrent) -> bool,
+) -> Finding {
+    let before = &told.memory;
+    let is_resolved = !before.has_metadata && seen.facts.has_metadata;
+    let is_other_load = matches!((&before.load, &seen.facts.load), (Some(old), Some(new)) if old != new);
+    if is_other_load && context.is_same_run && !is_resolved {
+        let (torrent, memory) = first_sight(seen, context);
+        return Finding::Replaced(torrent, memory);
+    }
+    let torrent = picture(&told.torrent, seen, context);
+    let memory = remember(before, &seen.facts, torrent.status);
+    let kinds = happened(&told.torrent, before, &torrent, &seen.facts, is_resolved);
+    // The memory is written with the next thing that is told; until then the look after this one
+    // finds the same again. A new load alone changes nothing that could be told.
+    if !kinds.is_empty() || is_due(&told.torrent, &torrent) || needs_writing(before, &memory) {
+        Finding::Changed(kinds, torrent, memory)
+    } else {
+        Finding::Same
+    }
+}
+
+/// The load of a torrent decides about "replaced", so a changed one must not be forgotten.
+fn needs_writing(before: &Memory, after: &Memory) -> bool {
+    let Memory { load, has_metadata, received_bytes: _, completion, run } = before;
+    *load != after.load || *has_metadata != after.has_metadata || *completion != after.completion || *run != after.run
+}
+
+/// The torrent as it is to be told if anything is told.
+///
+/// While its content is checked, what is here counts up from nothing, which says how far the check
+/// is and not what is here. Until it ends, the last known numbers stand.
+fn picture(told: &Torrent, seen: &Observed, context: Context) -> Torrent {
+    let mut torrent = seen.torrent.clone();
+    torrent.playing |= context.has_moved;
+    torrent.stalled =
+        torrent.status == Status::Downloading && !context.is_receiving && (told.stalled || context.is_dry);
+    if torrent.status == Status::Checking && torrent.length == told.length {
+        torrent.downloaded = told.downloaded;
+        torrent.progress = told.progress;
+        torrent.left = told.left;
+        torrent.ratio = told.ratio;
+        torrent.finished = told.finished;
+        torrent.finished_at = told.finished_at;
+    }
+    torrent
+}
+
+fn remember(before: &Memory, facts: &Facts, status: Status) -> Memory {
+    let is_checking = status == Status::Checking;
+    Memory {
+        load: facts.load.clone().or_else(|| before.load.clone()),
+        has_metadata: facts.has_metadata,
+        received_bytes: if is_checking { before.received_bytes } else { facts.received_bytes },
+        completion: if is_checking { before.completion } else { completion(facts) },
+        run: run_at_rest(status).unwrap_or(before.run),
+    }
+}
+
+fn completion(facts: &Facts) -> Completion {
+    if facts.complete && facts.has_metadata { Completion::Complete } else { Completion::Incomplete }
+}
+
+/// Whether it runs; unknown while it is checked, for then a client shows what it does after the check.
+fn run_at_rest(status: Status) -> Option<Run> {
+    match status {
+        Status::Checking => None,
+        Status::Stopped => Some(Run::Stopped),
+        Status::Paused => Some(Run::Paused),
+        Status::Downloading | Status::Seeding | Status::Metadata | Status::Queued => Some(Run::Running),
+    }
+}
+
+/// The events between two pictures, in the order in which they are told.
+fn happened(told: &Torrent, before: &Memory, now: &Torrent, facts: &Facts, is_resolved: bool) -> Vec<Kind> {
+    let mut kinds = Vec::new();
+    let mut tell = |kind, is_so| {
+        if is_so {
+            kinds.push(kind);
+        }
+    };
+    // A magnet link that learned what it is has another name and place by that alone.
+    tell(Kind::Metadata, is_resolved);
+    tell(Kind::Renamed, told.name != now.name && !is_resolved);
+    tell(Kind::Moved, is_other_value(&told.directory, &now.directory) && !is_resolved);
+    tell(Kind::LabelChanged, is_other_value(&told.label, &now.label));
+    tell(Kind::PriorityChanged, is_other_value(&told.priority, &now.priority));
+    tell(Kind::Checking, told.status != Status::Checking && now.status == Status::Checking);
+    tell(Kind::Checked, told.status == Status::Checking && now.status != Status::Checking);
+    if let Some(run) = run_at_rest(now.status) {
+        let is_start = before.run == Run::Stopped && run == Run::Running;
+        tell(Kind::Started, is_start);
+        tell(Kind::Resumed, before.run == Run::Paused && run == Run::Running);
+        tell(Kind::Paused, matches!(before.run, Run::Running | Run::Stopped) && run == Run::Paused);
+        tell(Kind::Stopped, matches!(before.run, Run::Running | Run::Paused) && run == Run::Stopped);
+        let is_complete = completion(facts) == Completion::Complete;
+        let is_finished = match before.completion {
+            Completion::Incomplete => is_complete,
+            // Checked ever since it was first seen: finished only if what is here was received meanwhile.
+            Completion::Unknown => is_complete && facts.received_bytes > before.received_bytes,
+            Completion::Complete => false,
+        };
+        tell(Kind::Finished, is_finished);
+        tell(Kind::Unfinished, before.completion == Completion::Complete && !is_complete);
+    }
+    tell(Kind::Stalled, !told.stalled && now.stalled);
+    tell(Kind::Unstalled, told.stalled && !now.stalled);
+    tell(Kind::Error, !told.error && now.error);
+    tell(Kind::ErrorCleared, told.error && !now.error);
+    kinds.sort_unstable();
+    kinds
+}
+
+/// Known before and now, and different: learning a value is no event.
+fn is_other_value<T: PartialEq>(told: &Option<T>, now: &Option<T>) -> bool {
+    matches!((told, now), (Some(told), Some(now)) if told != now)
+}

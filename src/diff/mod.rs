@@ -1,0 +1,20 @@
+//! From looks at a server to what is to be told of it.
+//!
+//! [`Observer`] takes one poll after another, good or failed, together with what the world was told
+//! so far, and makes of each a [`Tick`](crate::model::Tick). What holds:
+//!
+//! - a failed poll tells nothing of any torrent; absence counts only in complete listings of a
+//!   steady server, two in a row (I2);
+//! - every look is compared with what was *told*, not with the look before it. So a change too
+//!   small to tell now is not lost, it grows; and a tick that could not be written is told by the next;
+//! - the same input makes the same tick.
+//!
+//! Pure: time comes in as an argument, nothing is read or sent.
+
+mod diff;
+mod observer;
+mod trust;
+mod worth;
+
+pub use observer::{Limits, Moment, Observer};
+pub use trust::Trust;

@@ -1,0 +1,260 @@
+//! What is kept in mind of one server between two looks, and the tick that a look makes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::diff::{Context, Finding, compare, first_sight};
+use super::trust::{Poll, Trust, TrustLimits};
+use super::worth;
+use crate::model::{
+    Cause, Changes, Committed, Fact, InfoHash, Kind, Listing, Memory, Observed, ServerName, ServerState, Status, Tick,
+    Timestamp, Told, ToldTorrent, Torrent,
+};
+
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub trust: TrustLimits,
+    /// A downloading torrent that got nothing for so long is stalled.
+    pub dry: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { trust: TrustLimits { failures_max: 3, settle: Duration::from_secs(30) }, dry: Duration::from_secs(60) }
+    }
+}
+
+/// A point in time by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    pub time: Timestamp,
+    /// Monotonic, from any fixed point.
+    pub at: Duration,
+}
+
+/// Watches one server, by the answers of its client alone.
+pub struct Observer {
+    server: ServerName,
+    limits: Limits,
+    trust: Trust,
+    recent: HashMap<InfoHash, Recent>,
+    /// Absent from the last complete listing, with the cause that its removal will have.
+    missing: BTreeMap<InfoHash, Cause>,
+    /// What is found by the first look happened while nobody watched.
+    has_looked: bool,
+}
+
+/// Of each torrent, only in memory.
+#[derive(Clone, Copy, Debug)]
+struct Recent {
+    moved_bytes: u64,
+    received_bytes: u64,
+    received_at: Duration,
+    told_at: Duration,
+}
+
+impl Observer {
+    pub fn new(server: ServerName, limits: Limits) -> Self {
+        Self {
+            server,
+            limits,
+            trust: Trust::START,
+            recent: HashMap::new(),
+            missing: BTreeMap::new(),
+            has_looked: false,
+        }
+    }
+
+    pub fn trust(&self) -> Trust {
+        self.trust
+    }
+
+    /// The poll failed. Only the server may be told of as offline.
+    pub fn failed(&mut self, state: &ServerState, now: Moment) -> Tick {
+        self.trust = self.trust.after(Poll::Failed, now.at, &self.limits.trust);
+        let mut tick = self.empty_tick(now);
+        if self.trust.is_offline(&self.limits.trust) && state.is_online {
+            tick.facts.push(server_fact(Kind::ServerOffline, Cause::Observed));
+            tick.state = Some(ServerState { is_online: false, ..state.clone() });
+        }
+        tick
+    }
+
+    /// The client answered.
+    ///
+    /// The tick holds the whole difference between `told` and what is seen. It is to be committed
+    /// before the next look; if that cannot be, `told` stays and the next look finds the same again.
+    pub fn looked(&mut self, told: &Told, state: &ServerState, listing: &Listing, now: Moment) -> Tick {
+        let is_other_run = listing.run.is_some() && listing.run != state.run;
+        let poll = Poll::Answered {
+            is_other_run,
+            torrents: listing.torrents.len(),
+            nothing_missing: told.keys().all(|hash| listing.torrents.contains_key(hash)),
+        };
+        self.trust = self.trust.after(poll, now.at, &self.limits.trust);
+        let cause = self.cause(state);
+        let mut tick = self.empty_tick(now);
+        self.tell_of_server(&mut tick, state, listing, is_other_run);
+        let mut torrents = Vec::new();
+        self.find_removed(told, listing, cause, &mut tick, &mut torrents);
+        let is_same_run = !is_other_run;
+        for (hash, seen) in &listing.torrents {
+            let context = self.remember(*hash, seen, is_same_run, now.at);
+            self.tell_of_torrent(*hash, told.get(hash), seen, context, cause, now.at, &mut tick, &mut torrents);
+        }
+        torrents.sort_by_key(|(hash, fact)| (*hash, fact.kind));
+        tick.facts.extend(torrents.into_iter().map(|(_, fact)| fact));
+        self.finish_snapshot(&mut tick, state, told, listing);
+        self.has_looked = true;
+        tick
+    }
+
+    /// The tick is on disk: what it told counts as told from now on.
+    pub fn committed(&mut self, committed: &Committed, at: Duration) {
+        for (hash, told) in &committed.told {
+            match (told, self.recent.get_mut(hash)) {
+                (None, _) => {
+                    self.recent.remove(hash);
+                    self.missing.remove(hash);
+                }
+                (Some(_), Some(recent)) => recent.told_at = at,
+                (Some(_), None) => {}
+            }
+        }
+    }
+
+    fn empty_tick(&self, now: Moment) -> Tick {
+        Tick { server: self.server.clone(), time: now.time, facts: Vec::new(), changes: BTreeMap::new(), state: None }
+    }
+
+    fn cause(&self, state: &ServerState) -> Cause {
+        match (state.is_known, self.has_looked) {
+            (false, _) => Cause::Snapshot,
+            (true, false) => Cause::Recovered,
+            (true, true) => Cause::Observed,
+        }
+    }
+
+    fn tell_of_server(&self, tick: &mut Tick, state: &ServerState, listing: &Listing, is_other_run: bool) {
+        let cause = if self.has_looked || !state.is_known { Cause::Observed } else { Cause::Recovered };
+        if !state.is_online {
+            tick.facts.push(server_fact(Kind::ServerOnline, Cause::Observed));
+        }
+        if is_other_run && state.run.is_some() {
+            tick.facts.push(server_fact(Kind::ServerRestarted, cause));
+        }
+        if !state.is_online || is_other_run {
+            let run = listing.run.clone().or_else(|| state.run.clone());
+            tick.state = Some(ServerState { is_online: true, run, is_known: state.is_known });
+        }
+    }
+
+    /// Believes an absence when it is the second in a row of complete listings of a steady server.
+    fn find_removed(
+        &mut self,
+        told: &Told,
+        listing: &Listing,
+        cause: Cause,
+        tick: &mut Tick,
+        torrents: &mut Vec<(InfoHash, Fact)>,
+    ) {
+        if !listing.complete || !self.trust.believes_absence() {
+            self.missing.clear();
+            return;
+        }
+        let before = std::mem::take(&mut self.missing);
+        for (hash, last) in told.iter().filter(|(hash, _)| !listing.torrents.contains_key(hash)) {
+            let first_cause = before.get(hash).copied();
+            self.missing.insert(*hash, first_cause.unwrap_or(cause));
+            if let Some(cause) = first_cause {
+                torrents.push((*hash, removed(last, cause)));
+                tick.changes.insert(*hash, None);
+            }
+        }
+    }
+
+    /// Notes what moved, and says what that means for this look.
+    fn remember(&mut self, hash: InfoHash, seen: &Observed, is_same_run: bool, at: Duration) -> Context {
+        let facts = &seen.facts;
+        let fresh = Recent {
+            moved_bytes: facts.moved_bytes,
+            received_bytes: facts.received_bytes,
+            received_at: at,
+            told_at: Duration::ZERO,
+        };
+        let recent = self.recent.entry(hash).or_insert(fresh);
+        let has_moved = facts.moved_bytes > recent.moved_bytes;
+        let is_receiving = facts.received_bytes != recent.received_bytes || seen.torrent.download_rate.unwrap_or(0) > 0;
+        recent.moved_bytes = facts.moved_bytes;
+        recent.received_bytes = facts.received_bytes;
+        if is_receiving || seen.torrent.status != Status::Downloading {
+            recent.received_at = at;
+        }
+        let is_dry = at.saturating_sub(recent.received_at) >= self.limits.dry;
+        Context { has_moved, is_receiving, is_dry, is_same_run }
+    }
+
+    #[allow(clippy::too_many_arguments)] // one place, called once: a struct would only rename the list
+    fn tell_of_torrent(
+        &self,
+        hash: InfoHash,
+        told: Option<&ToldTorrent>,
+        seen: &Observed,
+        context: Context,
+        cause: Cause,
+        at: Duration,
+        tick: &mut Tick,
+        torrents: &mut Vec<(InfoHash, Fact)>,
+    ) {
+        let Some(last) = told else {
+            let (torrent, memory) = first_sight(seen, context);
+            torrents.push((hash, added(Arc::new(torrent), memory, cause, hash, tick)));
+            return;
+        };
+        let told_at = self.recent.get(&hash).map_or(Duration::ZERO, |recent| recent.told_at);
+        let since = at.saturating_sub(told_at);
+        match compare(last, seen, context, |told, seen| worth::is_worth_telling(told, seen, since)) {
+            Finding::Same => {}
+            Finding::Replaced(torrent, memory) => {
+                torrents.push((hash, removed(last, cause)));
+                torrents.push((hash, added(Arc::new(torrent), memory, cause, hash, tick)));
+            }
+            Finding::Changed(kinds, torrent, memory) => {
+                let changes = last.torrent.changes_to(&torrent);
+                let torrent = Arc::new(torrent);
+                torrents.extend(kinds.into_iter().map(|kind| {
+                    let changes = changes.clone();
+                    (hash, Fact { kind, cause, command_id: None, changes, torrent: Some(Arc::clone(&torrent)) })
+                }));
+                tick.changes.insert(hash, Some((torrent, memory)));
+            }
+        }
+    }
+
+    /// The first snapshot is over when a look shows nothing that was not told: a client that still
+    /// loads its session goes on being announced as part of it.
+    fn finish_snapshot(&self, tick: &mut Tick, state: &ServerState, told: &Told, listing: &Listing) {
+        let is_whole = listing.complete && listing.torrents.keys().all(|hash| told.contains_key(hash));
+        let has_looked_before = self.has_looked;
+        if !state.is_known && has_looked_before && is_whole {
+            tick.facts.push(server_fact(Kind::SnapshotDone, Cause::Snapshot));
+            let run = listing.run.clone();
+            tick.state = Some(ServerState { is_known: true, is_online: true, run });
+        }
+    }
+}
+
+fn server_fact(kind: Kind, cause: Cause) -> Fact {
+    Fact { kind, cause, command_id: None, changes: Changes::new(), torrent: None }
+}
+
+fn removed(last: &ToldTorrent, cause: Cause) -> Fact {
+    let torrent = Some(Arc::clone(&last.torrent));
+    Fact { kind: Kind::Removed, cause, command_id: None, changes: Changes::new(), torrent }
+}
+
+fn added(torrent: Arc<Torrent>, memory: Memory, cause: Cause, hash: InfoHash, tick: &mut Tick) -> Fact {
+    tick.changes.insert(hash, Some((Arc::clone(&torrent), memory)));
+    Fact { kind: Kind::Added, cause, command_id: None, changes: Changes::new(), torrent: Some(torrent) }
+}

@@ -1,0 +1,128 @@
+//! How far the answers of one server can be believed.
+
+use std::time::Duration;
+
+/// How far the answers of one server can be believed.
+///
+/// ```text
+///        answer, same run          n-th failure
+/// Lost ───────────────────► Steady ────────────► Lost
+///  │ ▲                       ▲  │
+///  │ └─ failure ─┐    settled│  │ answer of another run
+///  └──────────► Settling ────┘◄─┘
+///   answer of another run
+/// ```
+///
+/// A client that has just started answers before it has loaded its session: 0.9.8 blocks until
+/// then, 0.15.7 and later say "no torrents" first. While it settles, what is missing may still turn up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    Lost { failures: u32 },
+    Settling { since: Duration, torrents: usize },
+    Steady { failures: u32 },
+}
+
+/// What a poll gave, as far as trust is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Poll {
+    Failed,
+    Answered {
+        /// Another run of the client than the one that answered last, or the first answer ever.
+        is_other_run: bool,
+        torrents: usize,
+        /// Every torrent that the world knows of is there.
+        nothing_missing: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrustLimits {
+    /// So many failures in a row, and the server is called offline.
+    pub failures_max: u32,
+    /// A restarted client with torrents missing settles at least so long.
+    pub settle: Duration,
+}
+
+impl Trust {
+    pub const START: Self = Self::Lost { failures: 0 };
+
+    /// `at` is monotonic time, from any fixed moment.
+    pub fn after(self, poll: Poll, at: Duration, limits: &TrustLimits) -> Self {
+        match (self, poll) {
+            (Self::Lost { failures }, Poll::Failed) => Self::Lost { failures: failures.saturating_add(1) },
+            (Self::Settling { .. }, Poll::Failed) => Self::Lost { failures: 1 },
+            (Self::Steady { failures }, Poll::Failed) if failures + 1 >= limits.failures_max => {
+                Self::Lost { failures: failures + 1 }
+            }
+            (Self::Steady { failures }, Poll::Failed) => Self::Steady { failures: failures + 1 },
+            (_, Poll::Answered { nothing_missing: true, .. }) => Self::Steady { failures: 0 },
+            (_, Poll::Answered { is_other_run: true, torrents, .. }) => Self::Settling { since: at, torrents },
+            (Self::Settling { since, torrents: before }, Poll::Answered { torrents, .. }) => {
+                if before == torrents && at.saturating_sub(since) >= limits.settle {
+                    Self::Steady { failures: 0 }
+                } else {
+                    Self::Settling { since, torrents }
+                }
+            }
+            (Self::Lost { .. } | Self::Steady { .. }, Poll::Answered { .. }) => Self::Steady { failures: 0 },
+        }
+    }
+
+    /// Whether an answer of now may prove that a torrent is gone.
+    pub fn believes_absence(self) -> bool {
+        matches!(self, Self::Steady { .. })
+    }
+
+    /// Whether the failures are enough to say that nobody is there.
+    pub fn is_offline(self, limits: &TrustLimits) -> bool {
+        matches!(self, Self::Lost { failures } if failures >= limits.failures_max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: TrustLimits = TrustLimits { failures_max: 3, settle: Duration::from_secs(30) };
+
+    fn answered(is_other_run: bool, torrents: usize, nothing_missing: bool) -> Poll {
+        Poll::Answered { is_other_run, torrents, nothing_missing }
+    }
+
+    fn run(polls: &[(u64, Poll)]) -> Trust {
+        polls
+            .iter()
+            .fold(Trust::START, |trust, (second, poll)| trust.after(*poll, Duration::from_secs(*second), &LIMITS))
+    }
+
+    #[test]
+    fn one_failed_poll_does_not_lose_a_steady_server_and_the_third_does() {
+        let steady = (0, answered(false, 3, false));
+        assert_eq!(run(&[steady, (1, Poll::Failed)]), Trust::Steady { failures: 1 });
+        assert_eq!(run(&[steady, (1, Poll::Failed), (2, answered(false, 3, false))]), Trust::Steady { failures: 0 });
+        let lost = run(&[steady, (1, Poll::Failed), (2, Poll::Failed), (3, Poll::Failed)]);
+        assert!(lost.is_offline(&LIMITS), "{lost:?}");
+    }
+
+    #[test]
+    fn a_server_that_never_answered_is_offline_after_three_tries() {
+        assert!(!run(&[(0, Poll::Failed), (1, Poll::Failed)]).is_offline(&LIMITS));
+        assert!(run(&[(0, Poll::Failed), (1, Poll::Failed), (2, Poll::Failed)]).is_offline(&LIMITS));
+    }
+
+    #[test]
+    fn a_restarted_server_settles_until_it_is_whole_or_has_had_its_time() {
+        let restarted = (0, answered(true, 0, false));
+        assert!(!run(&[restarted]).believes_absence());
+        assert!(!run(&[restarted, (1, answered(false, 0, false))]).believes_absence());
+        assert!(run(&[restarted, (1, answered(false, 3, true))]).believes_absence(), "whole again");
+        assert!(!run(&[restarted, (31, answered(false, 2, false))]).believes_absence(), "still growing");
+        assert!(run(&[restarted, (31, answered(false, 2, false)), (32, answered(false, 2, false))]).believes_absence());
+    }
+
+    #[test]
+    fn the_same_run_that_answers_again_is_believed_at_once() {
+        let back = run(&[(0, Poll::Failed), (1, Poll::Failed), (2, Poll::Failed), (3, answered(false, 2, false))]);
+        assert!(back.believes_absence());
+    }
+}

@@ -1,0 +1,37 @@
+//! Saying a repeated failure when it starts, at growing distances, and when it ends.
+
+/// Counts failures in a row and decides which of them are worth a line in the log.
+#[derive(Debug, Default)]
+pub struct Repeat {
+    failures: u32,
+}
+
+impl Repeat {
+    /// Counts a failure; `Some(n)` if the n-th one is to be logged: 1, 10, 100, then each 1,000.
+    pub fn failed(&mut self) -> Option<u32> {
+        self.failures = self.failures.saturating_add(1);
+        let is_worth_a_line = matches!(self.failures, 1 | 10 | 100) || self.failures.is_multiple_of(1000);
+        is_worth_a_line.then_some(self.failures)
+    }
+
+    /// It works again; `Some(n)` after n failures.
+    pub fn ended(&mut self) -> Option<u32> {
+        let failures = std::mem::take(&mut self.failures);
+        (failures > 0).then_some(failures)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Repeat;
+
+    #[test]
+    fn a_failure_is_said_when_it_starts_rarely_and_when_it_ends() {
+        let mut repeat = Repeat::default();
+        assert_eq!(repeat.ended(), None);
+        let said: Vec<u32> = (0..2500).filter_map(|_| repeat.failed()).collect();
+        assert_eq!(said, [1, 10, 100, 1000, 2000]);
+        assert_eq!(repeat.ended(), Some(2500));
+        assert_eq!(repeat.failed(), Some(1));
+    }
+}

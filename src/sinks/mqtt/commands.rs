@@ -1,0 +1,212 @@
+//! Commands from a broker, on a connection whose session the broker keeps.
+//!
+//! What must hold: a command is acknowledged to the broker only when the caller says that it is safe,
+//! and comes again until then; what comes is passed on with all that is known of it (kept, expiring,
+//! where to answer) and judged by nobody here.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use tracing::{debug, info, warn};
+
+use crate::model::SinkName;
+use crate::port::{CommandAddress, CommandSource, DeliverError, Incoming, ReplyTo};
+
+use super::settings::Settings;
+use super::wire::{self, Client, End, Ended, Event, EventLoop, Opening, Protocol, Receipt, Received};
+use super::{Broker, TlsError};
+
+/// How long a broker keeps commands for a bridge that is away. They have a time to live of their own.
+const SESSION_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// How many unacknowledged commands the broker may send.
+const RECEIVE_MAX: u16 = 20;
+/// Acknowledgements and subscriptions that wait to be written.
+const CHANNEL: usize = 1_000;
+
+/// A broker as a source of commands.
+pub struct MqttCommands {
+    broker: Arc<Broker>,
+    state: State,
+    /// This run has subscribed, so a session that is still there holds exactly our filters.
+    has_subscribed: bool,
+    /// Larger for one connection after something came that was larger than we take.
+    packet_bytes_max: u32,
+}
+
+enum State {
+    Away,
+    /// Kept here, so that a caller who stops waiting does not stop the attempt.
+    Connecting(BoxFuture<'static, Result<Session, Ended>>),
+    Connected(Session),
+}
+
+struct Session {
+    client: Client,
+    events: EventLoop,
+    /// What came before the subscriptions were answered.
+    early: VecDeque<Received>,
+}
+
+impl MqttCommands {
+    /// # Errors
+    /// The certificates or the key cannot be used. Nothing is reached yet.
+    pub fn new(settings: Settings) -> Result<Self, TlsError> {
+        Ok(Self::of(Arc::new(Broker::new(settings)?)))
+    }
+
+    pub(super) fn of(broker: Arc<Broker>) -> Self {
+        Self { broker, state: State::Away, has_subscribed: false, packet_bytes_max: wire::PACKET_BYTES_MAX }
+    }
+
+    /// Moves on by one step. Cancel-safe: all that lasts is in `self`.
+    async fn step(&mut self) -> Result<Option<Received>, Ended> {
+        match &mut self.state {
+            State::Away => {
+                let (broker, has_subscribed) = (self.broker.clone(), self.has_subscribed);
+                let packet_bytes_max = std::mem::replace(&mut self.packet_bytes_max, wire::PACKET_BYTES_MAX);
+                self.state = State::Connecting(Box::pin(async move {
+                    let connect = |protocol| handshake(&broker, protocol, has_subscribed, packet_bytes_max);
+                    broker.attempt(connect).await
+                }));
+                Ok(None)
+            }
+            State::Connecting(connecting) => {
+                let session = connecting.await?;
+                self.has_subscribed = true;
+                self.state = State::Connected(session);
+                Ok(None)
+            }
+            State::Connected(session) => {
+                if let Some(received) = session.early.pop_front() {
+                    return Ok(Some(received));
+                }
+                match session.events.next().await? {
+                    Event::Received(received) => Ok(Some(*received)),
+                    _ => Ok(None),
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, ended: Ended) -> DeliverError {
+        self.state = State::Away;
+        if ended.kind == End::ReceivedTooLarge {
+            // It would come again for ever. Taken whole once, it is refused with an answer by those who judge.
+            warn!(sink = %self.broker.settings.name, reason = ended.reason, "a command is too large: taking it once to refuse it");
+            self.packet_bytes_max = wire::PROTOCOL_BYTES_MAX;
+        }
+        ended.into()
+    }
+
+    /// Makes a message a command; `None` if it is none of ours.
+    fn incoming(&self, received: Received, client: &Client) -> Option<Incoming> {
+        let Received { topic, body, is_retained, expires_in, response_topic, correlation, receipt } = received;
+        let Some(address) = self.broker.topics.command(&topic).filter(|address| self.is_for_us(address)) else {
+            // A subscription of an earlier configuration, which the broker still keeps.
+            debug!(sink = %self.broker.settings.name, "a message that is no command for this bridge");
+            acknowledge(client, receipt);
+            return None;
+        };
+        let reply = response_topic.and_then(|topic| match self.broker.topics.check_reply(&topic) {
+            Ok(()) => Some(ReplyTo { topic, correlation: correlation.map(|data| data.to_vec()) }),
+            Err(error) => {
+                info!(sink = %self.broker.settings.name, %error, "not answering on the response topic of a command");
+                None
+            }
+        });
+        let client = client.clone();
+        let ack = Box::new(move || acknowledge(&client, receipt));
+        Some(Incoming { address, body, is_retained, expires_in, reply, ack })
+    }
+
+    fn is_for_us(&self, address: &CommandAddress) -> bool {
+        let servers = &self.broker.settings.servers;
+        address.server.as_deref().is_none_or(|name| servers.iter().any(|server| server.as_str() == name))
+    }
+}
+
+/// The connection may be over: then the command comes again, and is known by its id.
+fn acknowledge(client: &Client, receipt: Receipt) {
+    if client.acknowledge(receipt).is_err() {
+        debug!("a command could not be acknowledged and will come again");
+    }
+}
+
+#[async_trait]
+impl CommandSource for MqttCommands {
+    async fn next(&mut self) -> Result<Incoming, DeliverError> {
+        loop {
+            let received = match self.step().await {
+                Ok(received) => received,
+                Err(ended) => return Err(self.ended(ended)),
+            };
+            if let (Some(received), State::Connected(session)) = (received, &self.state)
+                && let Some(incoming) = self.incoming(received, &session.client)
+            {
+                return Ok(incoming);
+            }
+        }
+    }
+}
+
+/// Connects and makes sure of the subscriptions. What comes meanwhile is kept in order.
+async fn handshake(
+    broker: &Broker,
+    protocol: Protocol,
+    has_subscribed: bool,
+    packet_bytes_max: u32,
+) -> Result<Session, Ended> {
+    let sink = &broker.settings.name;
+    let (client, mut events) = broker.open(&Opening {
+        protocol,
+        client_id: format!("dtorrent-{}-commands", broker.settings.instance),
+        session: Some(SESSION_KEPT),
+        will_topic: None,
+        packet_bytes_max,
+        channel: CHANNEL,
+        receive_max: Some(RECEIVE_MAX),
+    });
+    let granted = loop {
+        if let Event::Connected(granted) = events.next().await? {
+            break granted;
+        }
+    };
+    let mut early = VecDeque::new();
+    // MQTT 3.1.1 sends what is kept again with each subscription, so there only when it is needed. A session
+    // of an earlier run may hold other filters.
+    if protocol == Protocol::V5 || !granted.is_session_present || !has_subscribed {
+        let filters = broker.topics.subscriptions(&broker.settings.servers);
+        client.subscribe(filters.iter().cloned()).map_err(|_| Ended::new(End::Other, "given up"))?;
+        let answers = loop {
+            match events.next().await? {
+                Event::Subscribed(answers) => break answers,
+                Event::Received(received) if early.len() < CHANNEL => early.push_back(*received),
+                Event::Received(_) => {
+                    return Err(Ended::new(End::Other, "the broker does not answer to subscriptions"));
+                }
+                _ => {}
+            }
+        };
+        check_subscriptions(sink, &filters, answers)?;
+    }
+    info!(%sink, ?protocol, resumed = granted.is_session_present, "taking commands");
+    Ok(Session { client, events, early })
+}
+
+/// Some filters may be forbidden; without any there is nothing to wait for.
+fn check_subscriptions(sink: &SinkName, filters: &[String], answers: Vec<Option<String>>) -> Result<(), Ended> {
+    let refused: Vec<_> = filters.iter().zip(answers).filter_map(|(filter, answer)| Some((filter, answer?))).collect();
+    if let [(filter, refusal), ..] = &refused[..]
+        && refused.len() == filters.len()
+    {
+        let reason = format!("the broker does not let us subscribe to commands, {filter} for one: {refusal}");
+        return Err(Ended::new(End::Other, reason));
+    }
+    for (filter, refusal) in refused {
+        warn!(%sink, filter, refusal, "the broker does not let us subscribe to some commands");
+    }
+    Ok(())
+}

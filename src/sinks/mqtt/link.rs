@@ -1,0 +1,416 @@
+//! One connection that publishes: what is sent on it, and what makes it run.
+//!
+//! What must hold:
+//! - messages go out in the order of `send`, and each is settled by its own acknowledgement: rumqttc
+//!   tells packet ids in the order in which it was handed messages, so a queue of tickets beside its
+//!   channel says whose each id is (I3, I5);
+//! - the first error ends the link: everything unsettled fails, and nothing is sent again here;
+//! - while the link is up, the last word on the bridge's status topic is `online`. A will of an earlier
+//!   connection may come late, so the link listens to that topic and contradicts;
+//! - the lock is held for a few instructions and never while anything is awaited.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use crate::model::SinkName;
+use crate::port::{DeliverError, Delivery, Link};
+
+use super::message::{self, Message, ONLINE};
+use super::topics::{Qos, Topics, check_topic};
+use super::wire::{Answer, Client, End, Ended, Event, EventLoop, Granted};
+
+/// How many deliveries may be under way where the broker does not ask for less.
+const DEPTH_MAX: u16 = 100;
+/// Of what the broker lets be under way, this is for our own status.
+const RESERVE: u16 = 2;
+/// A delivery is at most two messages; the rest is our own.
+pub(super) const CHANNEL: usize = 2 * DEPTH_MAX as usize + 16;
+/// At most this often a late `offline` is contradicted.
+const CONTRADICT_EVERY: Duration = Duration::from_secs(5);
+/// How long a goodbye may take.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(3);
+
+type Verdict = Result<(), DeliverError>;
+
+/// What link and driver share.
+#[derive(Clone)]
+struct Line {
+    client: Client,
+    queue: Arc<Mutex<Queue>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// Handed over and not yet written, in order.
+    waiting: VecDeque<Ticket>,
+    /// Why nothing more can be sent.
+    over: Option<DeliverError>,
+    is_leaving: bool,
+    /// Told when our DISCONNECT was written.
+    left: Option<oneshot::Sender<()>>,
+}
+
+/// Who waits for a message to be settled.
+struct Ticket {
+    packet_bytes: usize,
+    settle: oneshot::Sender<Verdict>,
+}
+
+impl Ticket {
+    fn settle(self, verdict: Verdict) {
+        // An error means that nobody waits any more, which is their choice.
+        self.settle.send(verdict).ok();
+    }
+}
+
+impl Line {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hand_over(&self, message: Message) -> oneshot::Receiver<Verdict> {
+        let (settle, settled) = oneshot::channel();
+        let ticket = Ticket { packet_bytes: self.client.packet_bytes(&message), settle };
+        let mut queue = self.queue();
+        if let Some(over) = &queue.over {
+            ticket.settle(Err(over.clone()));
+            return settled;
+        }
+        // Ticket and message under one lock, so that the two queues agree.
+        queue.waiting.push_back(ticket);
+        if self.client.publish(message).is_err()
+            && let Some(ticket) = queue.waiting.pop_back()
+        {
+            ticket.settle(Err(DeliverError::unavailable("more is under way than was agreed")));
+        }
+        settled
+    }
+}
+
+async fn outcome(settled: oneshot::Receiver<Verdict>) -> Verdict {
+    settled.await.unwrap_or_else(|_| Err(DeliverError::unavailable("the connection was given up")))
+}
+
+/// What it takes to know what a delivery is on this broker.
+#[derive(Clone)]
+pub(super) struct Voice {
+    pub sink: SinkName,
+    pub instance: String,
+    pub topics: Topics,
+}
+
+pub(super) struct MqttLink {
+    voice: Voice,
+    line: Line,
+    granted: Granted,
+}
+
+impl MqttLink {
+    /// Makes the message what this broker takes.
+    fn admit(&self, mut message: Message) -> Result<Message, DeliverError> {
+        let rejected = |reason: String| Err(DeliverError::Rejected { reason });
+        if let Err(error) = check_topic(&message.route.topic) {
+            return rejected(format!("not a topic to publish to: {error}"));
+        }
+        let (bytes, limit) = (self.line.client.packet_bytes(&message), self.granted.packet_bytes_max);
+        if bytes > limit as usize {
+            return rejected(format!("{bytes} bytes are more than the {limit} that may be sent at once"));
+        }
+        message.route.is_retained &= self.granted.can_retain;
+        if !self.granted.can_acknowledge {
+            message.route.qos = Qos::AtMostOnce;
+        }
+        Ok(message)
+    }
+
+    fn hand_over(&self, message: Message) -> Result<oneshot::Receiver<Verdict>, DeliverError> {
+        self.admit(message).map(|message| self.line.hand_over(message))
+    }
+}
+
+#[async_trait]
+impl Link for MqttLink {
+    fn depth(&self) -> usize {
+        usize::from(DEPTH_MAX.min(self.granted.receive_max).saturating_sub(RESERVE).max(1))
+    }
+
+    fn send(&mut self, delivery: Delivery) -> BoxFuture<'static, Verdict> {
+        if matches!(delivery, Delivery::Clear { .. }) && !self.granted.can_retain {
+            return Box::pin(async { Ok(()) });
+        }
+        let (message, copy) = message::messages(&self.voice.topics, &self.voice.instance, delivery);
+        let sent = self.hand_over(message);
+        let copied = copy.map(|copy| self.hand_over(copy));
+        let sink = self.voice.sink.clone();
+        Box::pin(async move {
+            outcome(sent?).await?;
+            match copied {
+                None => Ok(()),
+                Some(copied) => match async { outcome(copied?).await }.await {
+                    // The answer stands on the result topic; whoever asked for a copy chose where to.
+                    Err(DeliverError::Rejected { reason }) => {
+                        warn!(%sink, reason, "the copy of a result was not taken");
+                        Ok(())
+                    }
+                    verdict => verdict,
+                },
+            }
+        })
+    }
+
+    async fn close(self: Box<Self>) -> Verdict {
+        let (left, has_left) = oneshot::channel();
+        {
+            let mut queue = self.line.queue();
+            queue.is_leaving = true;
+            queue.left = Some(left);
+        }
+        let goodbye = async {
+            let offline = self.admit(Message::bridge_status(&self.voice.topics, false))?;
+            outcome(self.line.hand_over(offline)).await?;
+            if self.line.client.disconnect().is_err() || has_left.await.is_err() {
+                return Err(DeliverError::unavailable("the connection ended before the goodbye"));
+            }
+            Ok(())
+        };
+        // Without an acknowledged `offline` there is no DISCONNECT either: then the will says it.
+        match tokio::time::timeout(GOODBYE_WITHIN, goodbye).await {
+            Ok(verdict) => verdict,
+            Err(_) => Err(DeliverError::unavailable("the broker did not take our goodbye in time")),
+        }
+    }
+}
+
+/// Moves the connection on and settles what was sent.
+pub(super) struct Driver {
+    voice: Voice,
+    line: Line,
+    events: EventLoop,
+    granted: Granted,
+    /// Written and not yet acknowledged, by packet id.
+    under_way: HashMap<u16, Ticket>,
+    status_topic: String,
+    contradicted_at: Option<Instant>,
+    /// Something else than `online` was said of us and is to be contradicted then.
+    contradict_at: Option<Instant>,
+    contradictions: u32,
+    is_listening: bool,
+}
+
+impl Driver {
+    /// Connects, says `online` and listens to what others say of us.
+    pub(super) async fn connect(voice: Voice, client: Client, mut events: EventLoop) -> Result<Self, Ended> {
+        let granted = loop {
+            if let Event::Connected(granted) = events.next().await? {
+                break granted;
+            }
+        };
+        let mut driver = Self {
+            status_topic: voice.topics.bridge_status(),
+            line: Line { client, queue: Arc::default() },
+            under_way: HashMap::new(),
+            contradicted_at: None,
+            contradict_at: None,
+            contradictions: 0,
+            is_listening: false,
+            voice,
+            events,
+            granted,
+        };
+        driver.complain();
+        driver.say_online().await?;
+        driver.listen().await?;
+        Ok(driver)
+    }
+
+    pub(super) fn link(&self) -> MqttLink {
+        MqttLink { voice: self.voice.clone(), line: self.line.clone(), granted: self.granted }
+    }
+
+    fn complain(&self) {
+        let sink = &self.voice.sink;
+        if !self.granted.can_retain {
+            warn!(%sink, "the broker keeps no retained messages: who comes later sees no state and no status");
+        }
+        if !self.granted.can_acknowledge {
+            warn!(%sink, "the broker acknowledges nothing (QoS 0 only): what is written counts as delivered");
+        }
+    }
+
+    async fn say_online(&mut self) -> Result<(), Ended> {
+        let online = self.link().admit(Message::bridge_status(&self.voice.topics, true));
+        let online = online.map_err(|error| Ended::new(End::Other, error.to_string()))?;
+        let mut settled = self.line.hand_over(online);
+        loop {
+            match settled.try_recv() {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => {
+                    warn!(sink = %self.voice.sink, %error, "nobody is told that the bridge is online");
+                    return Ok(());
+                }
+                Err(oneshot::error::TryRecvError::Empty) => self.step().await?,
+                Err(oneshot::error::TryRecvError::Closed) => return Err(Ended::new(End::Other, "given up")),
+            }
+        }
+    }
+
+    async fn listen(&mut self) -> Result<(), Ended> {
+        let topic = std::iter::once(self.status_topic.clone());
+        self.line.client.subscribe(topic).map_err(|_| Ended::new(End::Other, "given up"))?;
+        while !self.is_listening {
+            self.step().await?;
+        }
+        Ok(())
+    }
+
+    /// Runs until the connection is over, and says why.
+    pub(super) async fn run(mut self) -> DeliverError {
+        loop {
+            if let Err(ended) = self.step().await {
+                return self.end(ended);
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Result<(), Ended> {
+        let contradict_at = self.contradict_at;
+        let due = async move {
+            match contradict_at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let event = tokio::select! {
+            event = self.events.next() => Some(event?),
+            () = due => None,
+        };
+        match event {
+            Some(event) => self.on(event),
+            None => {
+                self.contradict();
+                Ok(())
+            }
+        }
+    }
+
+    fn on(&mut self, event: Event) -> Result<(), Ended> {
+        match event {
+            Event::Written(id) => self.written(id),
+            Event::Acknowledged(id, answer) => self.acknowledged(id, answer),
+            Event::Subscribed(answers) => {
+                self.is_listening = true;
+                if let Some(refusal) = answers.into_iter().flatten().next() {
+                    warn!(sink = %self.voice.sink, topic = %self.status_topic, refusal, "cannot watch over our own status");
+                }
+                Ok(())
+            }
+            Event::Received(received) => {
+                if received.topic == self.status_topic && &received.body[..] != ONLINE {
+                    let earliest = self.contradicted_at.map_or_else(Instant::now, |at| at + CONTRADICT_EVERY);
+                    self.contradict_at.get_or_insert(earliest);
+                }
+                Ok(())
+            }
+            Event::Left => {
+                if let Some(left) = self.line.queue().left.take() {
+                    left.send(()).ok();
+                }
+                Err(Ended::new(End::Other, "closed"))
+            }
+            Event::Connected(_) | Event::Other => Ok(()),
+        }
+    }
+
+    fn written(&mut self, id: u16) -> Result<(), Ended> {
+        let Some(ticket) = self.line.queue().waiting.pop_front() else {
+            return Err(Ended::new(End::Other, "more was written than was handed over"));
+        };
+        match id {
+            0 => ticket.settle(Ok(())),
+            id => drop(self.under_way.insert(id, ticket)),
+        }
+        Ok(())
+    }
+
+    fn acknowledged(&mut self, id: u16, answer: Answer) -> Result<(), Ended> {
+        let Some(ticket) = self.under_way.remove(&id) else {
+            return Err(Ended::new(End::Other, "the broker acknowledged what was not sent"));
+        };
+        match answer {
+            Answer::Taken => ticket.settle(Ok(())),
+            Answer::Refused(reason) => ticket.settle(Err(DeliverError::Rejected { reason: reason.to_owned() })),
+            // To go on would deliver what follows before this one.
+            Answer::NotNow(reason) => {
+                self.under_way.insert(id, ticket);
+                return Err(Ended::new(End::Quota, reason));
+            }
+        }
+        Ok(())
+    }
+
+    fn contradict(&mut self) {
+        self.contradict_at = None;
+        if self.line.queue().is_leaving {
+            return;
+        }
+        self.contradicted_at = Some(Instant::now());
+        self.contradictions += 1;
+        match self.contradictions {
+            1 => debug!(sink = %self.voice.sink, "a late last will said `offline`: saying `online` again"),
+            2 => warn!(
+                sink = %self.voice.sink, instance = %self.voice.instance,
+                "somebody keeps saying that this bridge is offline: does another use the same `instance`?"
+            ),
+            _ => {}
+        }
+        if let Ok(online) = self.link().admit(Message::bridge_status(&self.voice.topics, true)) {
+            // Not waited for: if it is lost, so is the connection.
+            drop(self.line.hand_over(online));
+        }
+    }
+
+    fn end(&mut self, ended: Ended) -> DeliverError {
+        if ended.kind == End::SentTooLarge {
+            self.reject_largest();
+        }
+        let error = DeliverError::from(ended);
+        self.fail_all(&error);
+        info!(sink = %self.voice.sink, reason = %error, "the connection to the broker is over");
+        error
+    }
+
+    /// A broker that hangs up over the size of a packet does not say which one it was. Sent again, it would
+    /// be the end of the next connection too.
+    fn reject_largest(&mut self) {
+        let largest = self.under_way.iter().max_by_key(|(_, ticket)| ticket.packet_bytes).map(|(id, _)| *id);
+        if let Some(ticket) = largest.and_then(|id| self.under_way.remove(&id)) {
+            let reason = format!("{} bytes are more than the broker takes", ticket.packet_bytes);
+            ticket.settle(Err(DeliverError::Rejected { reason }));
+        }
+    }
+
+    fn fail_all(&mut self, error: &DeliverError) {
+        let waiting = {
+            let mut queue = self.line.queue();
+            queue.over.get_or_insert_with(|| error.clone());
+            queue.left = None;
+            std::mem::take(&mut queue.waiting)
+        };
+        for ticket in self.under_way.drain().map(|(_, ticket)| ticket).chain(waiting) {
+            ticket.settle(Err(error.clone()));
+        }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.fail_all(&DeliverError::unavailable("the connection was given up"));
+    }
+}

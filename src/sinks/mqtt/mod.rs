@@ -1,0 +1,147 @@
+//! MQTT: events out, commands in, over MQTT 5 or 3.1.1.
+//!
+//! Two connections to one broker. The first publishes ([`MqttSink`]); it begins anew each time and
+//! carries the last will. The second takes commands ([`MqttCommands`]); the broker keeps its session,
+//! so that a command that comes while the bridge is away is there when it is back.
+//!
+//! rumqttc is used for one connection at a time. Its own reconnecting drops what was under way, so
+//! after the first error client and event loop are thrown away, and whoever holds the unacknowledged
+//! messages sends them again.
+
+mod commands;
+mod link;
+mod message;
+pub mod settings;
+mod tls;
+pub mod topics;
+mod wire;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustls::ClientConfig;
+use tracing::info;
+
+use crate::port::{Connected, DeliverError, Delivery, Sink};
+
+pub use commands::MqttCommands;
+pub use settings::{BrokerUrl, ClientCert, Prefix, Settings, Version};
+pub use tls::TlsError;
+
+use link::{Driver, Voice};
+use topics::Topics;
+use wire::{Client, End, Ended, EventLoop, Opening, Protocol};
+
+/// Within this a connection stands and has said `online`, or the attempt has failed.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+
+/// What both connections to a broker have in common.
+struct Broker {
+    settings: Settings,
+    topics: Topics,
+    tls: Option<Arc<ClientConfig>>,
+    /// The broker said that it does not speak MQTT 5.
+    refuses_5: AtomicBool,
+}
+
+impl Broker {
+    fn new(settings: Settings) -> Result<Self, TlsError> {
+        let tls = match settings.url.transport.is_encrypted() {
+            true => Some(tls::client_config(settings.ca_pem.as_deref(), settings.client_cert.as_ref())?),
+            false => None,
+        };
+        let topics = Topics::new(settings.prefix.clone(), &*settings.instance, settings.retain);
+        Ok(Self { settings, topics, tls, refuses_5: AtomicBool::new(false) })
+    }
+
+    fn open(&self, opening: &Opening) -> (Client, EventLoop) {
+        wire::open(&self.settings, self.tls.as_ref(), opening)
+    }
+
+    /// Makes one attempt, with `auto` in the newest version that the broker speaks.
+    ///
+    /// A broker that does not know MQTT 5 says so, or only hangs up. That it said so is remembered; one that
+    /// hung up may merely have been about to stop, so it is asked again the next time.
+    async fn attempt<T, F>(&self, connect: impl Fn(Protocol) -> F) -> Result<T, Ended>
+    where
+        F: Future<Output = Result<T, Ended>>,
+    {
+        let is_auto = self.settings.version == Version::Auto;
+        let only_311 = self.settings.version == Version::V311 || is_auto && self.refuses_5.load(Ordering::Relaxed);
+        if only_311 {
+            return within_deadline(connect(Protocol::V311)).await;
+        }
+        let refusal = match within_deadline(connect(Protocol::V5)).await {
+            Err(ended) if is_auto && matches!(ended.kind, End::VersionRefused | End::Closed) => ended,
+            result => return result,
+        };
+        let connected = within_deadline(connect(Protocol::V311)).await?;
+        let was_known = refusal.kind == End::VersionRefused && self.refuses_5.swap(true, Ordering::Relaxed);
+        if !was_known {
+            info!(sink = %self.settings.name, reason = refusal.reason, "no MQTT 5 with this broker: using 3.1.1");
+        }
+        Ok(connected)
+    }
+}
+
+async fn within_deadline<T>(connecting: impl Future<Output = Result<T, Ended>>) -> Result<T, Ended> {
+    match tokio::time::timeout(CONNECT_WITHIN, connecting).await {
+        Ok(result) => result,
+        Err(_) => Err(Ended::new(End::Other, format!("no connection within {CONNECT_WITHIN:?}"))),
+    }
+}
+
+/// A broker as a receiver of events.
+pub struct MqttSink {
+    broker: Arc<Broker>,
+}
+
+impl MqttSink {
+    /// # Errors
+    /// The certificates or the key cannot be used. Nothing is reached yet.
+    pub fn new(settings: Settings) -> Result<Self, TlsError> {
+        Ok(Self { broker: Arc::new(Broker::new(settings)?) })
+    }
+
+    /// The commands that come by this broker, on a connection of their own.
+    pub fn commands(&self) -> MqttCommands {
+        MqttCommands::of(self.broker.clone())
+    }
+
+    async fn handshake(&self, protocol: Protocol) -> Result<Driver, Ended> {
+        let Settings { name, instance, .. } = &self.broker.settings;
+        let topics = self.broker.topics.clone();
+        let (client, events) = self.broker.open(&Opening {
+            protocol,
+            client_id: format!("dtorrent-{instance}"),
+            session: None,
+            will_topic: Some(topics.bridge_status()),
+            packet_bytes_max: wire::PACKET_BYTES_MAX,
+            channel: link::CHANNEL,
+            receive_max: None,
+        });
+        let driver =
+            Driver::connect(Voice { sink: name.clone(), instance: instance.clone(), topics }, client, events).await?;
+        info!(sink = %name, broker = %self.broker.settings.url, ?protocol, "connected");
+        Ok(driver)
+    }
+}
+
+#[async_trait]
+impl Sink for MqttSink {
+    async fn connect(&self) -> Result<Connected, DeliverError> {
+        let driver = self.broker.attempt(|protocol| self.handshake(protocol)).await.map_err(DeliverError::from)?;
+        Ok(Connected { link: Box::new(driver.link()), drive: Box::pin(driver.run()) })
+    }
+
+    fn kept_as(&self, delivery: &Delivery) -> Option<String> {
+        self.broker.topics.kept_as(delivery)
+    }
+
+    fn is_own(&self, name: &str) -> bool {
+        self.broker.topics.is_own(name)
+    }
+}

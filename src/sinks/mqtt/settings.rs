@@ -1,0 +1,379 @@
+//! What a user says about one MQTT broker, parsed and checked.
+//!
+//! Whoever holds a [`Settings`] holds values that may go into a topic or onto the network as they
+//! are. Every parser says what is wrong and what would be right, and never repeats a text that may
+//! hold a password.
+//!
+//! Pure: reading files and the network are left to others.
+
+use std::fmt;
+
+use secrecy::{SecretSlice, SecretString};
+use url::Url;
+
+use crate::model::{InvalidServerName, ServerName, SinkName};
+
+/// One broker, and what it gets.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub name: SinkName,
+    /// Checked by [`parse_instance`].
+    pub instance: String,
+    pub url: BrokerUrl,
+    pub username: Option<String>,
+    pub password: Option<SecretString>,
+    /// Instead of the certificate authorities that the machine trusts.
+    pub ca_pem: Option<Vec<u8>>,
+    pub client_cert: Option<ClientCert>,
+    pub version: Version,
+    pub prefix: Prefix,
+    /// The servers whose events go here and whose commands are taken from here.
+    pub servers: Vec<ServerName>,
+    /// `false`: the broker keeps no torrent's state, whatever the delivery says.
+    pub retain: bool,
+}
+
+/// A certificate chain and its key, both PEM.
+#[derive(Clone, Debug)]
+pub struct ClientCert {
+    pub cert_pem: Vec<u8>,
+    pub key_pem: SecretSlice<u8>,
+}
+
+/// Which MQTT to speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Version {
+    /// 5, and 3.1.1 if the broker does not know it.
+    #[default]
+    Auto,
+    V5,
+    V311,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no such MQTT version here: use \"auto\", \"5\" or \"3.1.1\"")]
+pub struct InvalidVersion;
+
+impl Version {
+    pub fn parse(text: &str) -> Result<Self, InvalidVersion> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "5" | "5.0" => Ok(Self::V5),
+            "3.1.1" => Ok(Self::V311),
+            _ => Err(InvalidVersion),
+        }
+    }
+}
+
+/// Checks the name of this bridge, which is a level of its topics and part of its client ids.
+///
+/// # Errors
+/// The same letters as for a server are allowed; the text of the error fits here too.
+pub fn parse_instance(text: &str) -> Result<String, InvalidServerName> {
+    ServerName::parse(text).map(|name| name.as_str().to_owned())
+}
+
+/// The first levels of every topic: `dtorrent`, or several as `home/dtorrent`.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Prefix(String);
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidPrefix {
+    #[error("the prefix is empty: leave it out for `dtorrent`, or name at least one level")]
+    Empty,
+    #[error("the prefix is longer than {} bytes", Prefix::BYTES_MAX)]
+    TooLong,
+    #[error("the prefix has an empty level: no `/` at its ends and no `//`")]
+    EmptyLevel,
+    #[error("the prefix contains `+` or `#`, which are wildcards in MQTT: use other letters")]
+    Wildcard,
+    #[error("the prefix begins with `$`, which brokers keep for themselves: begin with a letter")]
+    Reserved,
+    #[error("the prefix contains a control character: use printable ones")]
+    Control,
+}
+
+impl Prefix {
+    /// Leaves room for the longest topic below it in what a broker takes anywhere.
+    pub const BYTES_MAX: usize = 200;
+
+    pub fn parse(text: &str) -> Result<Self, InvalidPrefix> {
+        if text.is_empty() {
+            return Err(InvalidPrefix::Empty);
+        }
+        if text.len() > Self::BYTES_MAX {
+            return Err(InvalidPrefix::TooLong);
+        }
+        if text.split('/').any(str::is_empty) {
+            return Err(InvalidPrefix::EmptyLevel);
+        }
+        if text.contains(['+', '#']) {
+            return Err(InvalidPrefix::Wildcard);
+        }
+        if text.starts_with('$') {
+            return Err(InvalidPrefix::Reserved);
+        }
+        if text.chars().any(char::is_control) {
+            return Err(InvalidPrefix::Control);
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for Prefix {
+    fn default() -> Self {
+        Self("dtorrent".to_owned())
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Prefix {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+/// How the bytes travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    Tcp,
+    Tls,
+    WebSocket,
+    SecureWebSocket,
+}
+
+impl Transport {
+    pub fn is_encrypted(self) -> bool {
+        matches!(self, Self::Tls | Self::SecureWebSocket)
+    }
+
+    fn scheme(self) -> &'static str {
+        match self {
+            Self::Tcp => "mqtt",
+            Self::Tls => "mqtts",
+            Self::WebSocket => "ws",
+            Self::SecureWebSocket => "wss",
+        }
+    }
+
+    fn default_port(self) -> u16 {
+        match self {
+            Self::Tcp => 1883,
+            Self::Tls => 8883,
+            Self::WebSocket => 80,
+            Self::SecureWebSocket => 443,
+        }
+    }
+}
+
+/// Where a broker is. Holds no user name and no password, so it may be shown.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct BrokerUrl {
+    pub transport: Transport,
+    /// A name or an address; one of IPv6 without brackets.
+    pub host: String,
+    pub port: u16,
+    /// Of a WebSocket only; begins with `/`.
+    pub path: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidBrokerUrl {
+    #[error(
+        "the broker's URL has no scheme that is known here: write mqtt://host, mqtts://host, ws://host/path or wss://host/path"
+    )]
+    Scheme,
+    #[error("the broker's URL names no host: write it as mqtt://host:1883")]
+    NoHost,
+    #[error(
+        "the host in the broker's URL is not a plain name or address: letters, digits, `.`, `-` and `_`, or [IPv6]"
+    )]
+    Host,
+    #[error("the port in the broker's URL is not a number from 1 to 65535")]
+    Port,
+    #[error("the broker's URL contains a user name or password: move them to `username` and `password_file`")]
+    Credentials,
+    #[error("the broker's URL has a path, which only ws:// and wss:// know: remove what follows the port")]
+    Path,
+    #[error("the broker's URL has a `?` or `#` part, which MQTT does not know: remove it")]
+    Query,
+    #[error("the broker's URL cannot be read: write it as mqtt://host:1883")]
+    Unreadable,
+}
+
+impl BrokerUrl {
+    /// Reads `mqtt://host[:1883]`, `mqtts://host[:8883]`, `ws://host[:80][/path]` or `wss://host[:443][/path]`.
+    ///
+    /// Where a WebSocket has no path it is `/mqtt`, as most brokers expect.
+    pub fn parse(text: &str) -> Result<Self, InvalidBrokerUrl> {
+        let transport = match text.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).as_deref() {
+            Some("mqtt" | "tcp") => Transport::Tcp,
+            Some("mqtts" | "ssl") => Transport::Tls,
+            Some("ws") => Transport::WebSocket,
+            Some("wss") => Transport::SecureWebSocket,
+            _ => return Err(InvalidBrokerUrl::Scheme),
+        };
+        let url = Url::parse(text).map_err(|error| match error {
+            url::ParseError::EmptyHost => InvalidBrokerUrl::NoHost,
+            url::ParseError::InvalidPort => InvalidBrokerUrl::Port,
+            url::ParseError::IdnaError
+            | url::ParseError::InvalidIpv4Address
+            | url::ParseError::InvalidIpv6Address
+            | url::ParseError::InvalidDomainCharacter => InvalidBrokerUrl::Host,
+            _ => InvalidBrokerUrl::Unreadable,
+        })?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(InvalidBrokerUrl::Credentials);
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(InvalidBrokerUrl::Query);
+        }
+        Ok(Self {
+            transport,
+            host: host(&url)?,
+            port: port(&url, transport)?,
+            path: path(&url, transport, text.ends_with('/'))?,
+        })
+    }
+
+    /// The host as it stands in a URL.
+    fn host_in_url(&self) -> String {
+        if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() }
+    }
+}
+
+fn host(url: &Url) -> Result<String, InvalidBrokerUrl> {
+    let host = url.host_str().unwrap_or_default();
+    if host.is_empty() {
+        return Err(InvalidBrokerUrl::NoHost);
+    }
+    if let Some(v6) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        return v6.parse::<std::net::Ipv6Addr>().map(|v6| v6.to_string()).map_err(|_| InvalidBrokerUrl::Host);
+    }
+    let is_plain = host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+    if is_plain { Ok(host.to_ascii_lowercase()) } else { Err(InvalidBrokerUrl::Host) }
+}
+
+fn port(url: &Url, transport: Transport) -> Result<u16, InvalidBrokerUrl> {
+    match url.port() {
+        Some(0) => Err(InvalidBrokerUrl::Port),
+        port => Ok(port.unwrap_or(transport.default_port())),
+    }
+}
+
+fn path(url: &Url, transport: Transport, ends_with_slash: bool) -> Result<Option<String>, InvalidBrokerUrl> {
+    match (transport, url.path()) {
+        (Transport::Tcp | Transport::Tls, "" | "/") => Ok(None),
+        (Transport::Tcp | Transport::Tls, _) => Err(InvalidBrokerUrl::Path),
+        (Transport::WebSocket | Transport::SecureWebSocket, "" | "/") if !ends_with_slash => {
+            Ok(Some("/mqtt".to_owned()))
+        }
+        (Transport::WebSocket | Transport::SecureWebSocket, path) => Ok(Some(path.to_owned())),
+    }
+}
+
+impl fmt::Display for BrokerUrl {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.as_deref().unwrap_or_default();
+        write!(out, "{}://{}:{}{path}", self.transport.scheme(), self.host_in_url(), self.port)
+    }
+}
+
+impl fmt::Debug for BrokerUrl {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_url_shows_every_default_and_reads_back() {
+        for (text, shown) in [
+            ("mqtt://localhost", "mqtt://localhost:1883"),
+            ("mqtt://localhost:1884/", "mqtt://localhost:1884"),
+            ("MQTT://Broker.Example", "mqtt://broker.example:1883"),
+            ("tcp://10.0.0.1", "mqtt://10.0.0.1:1883"),
+            ("mqtts://broker.example", "mqtts://broker.example:8883"),
+            ("mqtt://[::1]:1883", "mqtt://[::1]:1883"),
+            ("ws://host", "ws://host:80/mqtt"),
+            ("ws://host:9001/", "ws://host:9001/"),
+            ("wss://host/a/b", "wss://host:443/a/b"),
+            ("wss://[fe80::1]:8084", "wss://[fe80::1]:8084/mqtt"),
+        ] {
+            let url = BrokerUrl::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!(url.to_string(), shown);
+            assert_eq!(BrokerUrl::parse(shown).unwrap(), url);
+        }
+    }
+
+    #[test]
+    fn a_wrong_broker_url_is_told_what_would_be_right() {
+        use InvalidBrokerUrl as Wrong;
+        for (text, expected) in [
+            ("", Wrong::Scheme),
+            ("localhost", Wrong::Scheme),
+            ("localhost:1883", Wrong::Scheme),
+            ("http://host", Wrong::Scheme),
+            ("mqtt://", Wrong::NoHost),
+            ("mqtt://:1883", Wrong::NoHost),
+            ("mqtt://host:port", Wrong::Port),
+            ("mqtt://host:0", Wrong::Port),
+            ("mqtt://host:70000", Wrong::Port),
+            ("mqtt://[::1", Wrong::Host),
+            ("mqtt://bröker", Wrong::Host),
+            ("mqtt://user:secret@host", Wrong::Credentials),
+            ("mqtt://user@host", Wrong::Credentials),
+            ("ws://:secret@host/mqtt", Wrong::Credentials),
+            ("mqtt://host/topic", Wrong::Path),
+            ("mqtts://host?x=1", Wrong::Query),
+            ("ws://host/mqtt#x", Wrong::Query),
+        ] {
+            assert_eq!(BrokerUrl::parse(text), Err(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_one_or_more_levels_that_are_no_wildcards() {
+        for good in ["dtorrent", "a/b", "Haus/Keller 1/tørrent", &"x".repeat(200)] {
+            assert_eq!(Prefix::parse(good).unwrap().as_str(), good);
+        }
+        for (bad, expected) in [
+            ("", InvalidPrefix::Empty),
+            ("/a", InvalidPrefix::EmptyLevel),
+            ("a/", InvalidPrefix::EmptyLevel),
+            ("a//b", InvalidPrefix::EmptyLevel),
+            ("a/+", InvalidPrefix::Wildcard),
+            ("a#", InvalidPrefix::Wildcard),
+            ("$SYS", InvalidPrefix::Reserved),
+            ("a\0b", InvalidPrefix::Control),
+            ("a\n", InvalidPrefix::Control),
+            (&"x".repeat(201), InvalidPrefix::TooLong),
+        ] {
+            assert_eq!(Prefix::parse(bad), Err(expected), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_instance_and_a_version_are_read() {
+        assert_eq!(parse_instance("main").as_deref(), Ok("main"));
+        assert!(parse_instance("a/b").is_err());
+        assert_eq!(Version::parse("auto"), Ok(Version::Auto));
+        assert_eq!(Version::parse("5"), Ok(Version::V5));
+        assert_eq!(Version::parse("3.1.1"), Ok(Version::V311));
+        assert_eq!(Version::parse("4"), Err(InvalidVersion));
+    }
+}

@@ -1,0 +1,91 @@
+//! The TLS side of a broker connection: whom to trust, and who we are.
+
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+use secrecy::ExposeSecret;
+
+use super::settings::ClientCert;
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TlsError {
+    #[error("`ca_file` is not a PEM file of certificates: it begins with -----BEGIN CERTIFICATE-----")]
+    CaUnreadable(#[source] rustls::pki_types::pem::Error),
+    #[error("`ca_file` holds no certificate that can be used")]
+    CaEmpty,
+    #[error("the machine trusts no certificate authority: install ca-certificates, or set `ca_file`")]
+    NoNativeRoots,
+    #[error("`cert_file` is not a PEM file with a certificate")]
+    CertUnreadable,
+    #[error("`key_file` is not a PEM file with an unencrypted private key")]
+    KeyUnreadable,
+    #[error("the certificate and the key of the client do not fit together")]
+    ClientAuth(#[source] rustls::Error),
+    #[error("TLS cannot be set up")]
+    Setup(#[source] rustls::Error),
+}
+
+/// Makes what both connections to a broker use.
+pub fn client_config(ca_pem: Option<&[u8]>, client_cert: Option<&ClientCert>) -> Result<Arc<ClientConfig>, TlsError> {
+    let roots = match ca_pem {
+        Some(pem) => own_roots(pem)?,
+        None => native_roots()?,
+    };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Setup)?
+        .with_root_certificates(roots);
+    let config = match client_cert {
+        Some(client) => {
+            let (chain, key) = identity(client)?;
+            builder.with_client_auth_cert(chain, key).map_err(TlsError::ClientAuth)?
+        }
+        None => builder.with_no_client_auth(),
+    };
+    Ok(Arc::new(config))
+}
+
+fn own_roots(pem: &[u8]) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(TlsError::CaUnreadable)?;
+        roots.add(certificate).map_err(|_| TlsError::CaEmpty)?;
+    }
+    if roots.is_empty() { Err(TlsError::CaEmpty) } else { Ok(roots) }
+}
+
+fn native_roots() -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    // A few unusable ones among the many of a machine are normal.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() { Err(TlsError::NoNativeRoots) } else { Ok(roots) }
+}
+
+fn identity(client: &ClientCert) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+    let chain = CertificateDer::pem_slice_iter(&client.cert_pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| TlsError::CertUnreadable)?;
+    if chain.is_empty() {
+        return Err(TlsError::CertUnreadable);
+    }
+    let key = PrivateKeyDer::from_pem_slice(client.key_pem.expose_secret()).map_err(|_| TlsError::KeyUnreadable)?;
+    Ok((chain, key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_certificate_is_refused_by_the_name_of_its_option() {
+        let broken = b"-----BEGIN CERTIFICATE-----\nnot base64 !\n-----END CERTIFICATE-----\n";
+        let text = |ca: &[u8]| client_config(Some(ca), None).unwrap_err().to_string();
+        assert!(text(b"").contains("`ca_file` holds no certificate"));
+        assert!(text(b"garbage").contains("`ca_file` holds no certificate"));
+        assert!(text(broken).contains("`ca_file` is not a PEM file"));
+    }
+}

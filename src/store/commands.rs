@@ -1,0 +1,161 @@
+//! The command log: what came, what was begun, what was answered, and which answers are to be sent.
+//!
+//! An id is remembered for a day from when it came; without a result it stays until it has one.
+
+use rusqlite::{OptionalExtension, Row};
+
+use super::journal::{hash_from_sql, to_sql, unreadable};
+use super::thread::{Db, Failure};
+use super::{COMMAND_MEMORY, COMMANDS_MAX};
+use crate::model::{CommandId, InfoHash, OutcomeStatus, ServerName, SinkName, Timestamp, Verb};
+use crate::port::{Admission, LoggedCommand, ReplyTo, StoreError, UnsentResult};
+
+/// As it stands in the table, where the bridge itself is ''.
+fn key(server: Option<&ServerName>) -> &str {
+    server.map_or("", ServerName::as_str)
+}
+
+fn server_from_sql(name: &str) -> rusqlite::Result<Option<ServerName>> {
+    let parse = |name| ServerName::parse(name).map_err(|e| unreadable(e.into()));
+    (!name.is_empty()).then(|| parse(name)).transpose()
+}
+
+fn reply_to_sql(reply: Option<&ReplyTo>) -> Option<String> {
+    reply.map(|reply| serde_json::to_string(reply).expect("a reply address is plain JSON"))
+}
+
+fn reply_from_sql(text: Option<&str>) -> rusqlite::Result<Option<ReplyTo>> {
+    text.map(|text| serde_json::from_str(text).map_err(|e| unreadable(e.into()))).transpose()
+}
+
+/// The moment before which a finished command has to have come to be forgotten now.
+fn forgotten_before(db: &Db) -> i64 {
+    db.clock.now().as_millis().saturating_sub(COMMAND_MEMORY.as_millis() as i64)
+}
+
+pub(super) fn log(db: &Db, command: &LoggedCommand) -> Result<Admission, Failure> {
+    let LoggedCommand { id, server, origin, hash, verb, body, received_at, expires_at, reply, is_started } = command;
+    let server = key(server.as_ref());
+    let sql = "DELETE FROM commands WHERE server = ?1 AND id = ?2 AND result IS NOT NULL AND received_at <= ?3";
+    db.connection.prepare_cached(sql)?.execute((server, id.as_str(), forgotten_before(db)))?;
+
+    let mut statement = db.connection.prepare_cached("SELECT result FROM commands WHERE server = ?1 AND id = ?2")?;
+    let known = statement.query_row((server, id.as_str()), |row| row.get::<_, Option<Vec<u8>>>(0)).optional()?;
+    let reply = reply_to_sql(reply.as_ref());
+    match known {
+        Some(Some(result)) => {
+            queue_result(db, origin.as_str(), server, &result, reply.as_deref())?;
+            Ok(Admission::Answered)
+        }
+        Some(None) => Ok(Admission::Running),
+        None => {
+            let sql = "INSERT INTO commands (server, id, origin, hash, verb, body, received_at, expires_at, reply, \
+                       is_started) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+            let body: &[u8] = body;
+            db.connection.prepare_cached(sql)?.execute((
+                server,
+                id.as_str(),
+                origin.as_str(),
+                hash.as_ref().map(InfoHash::as_bytes),
+                verb.map(Verb::as_str),
+                body,
+                received_at.as_millis(),
+                expires_at.as_millis(),
+                reply,
+                is_started,
+            ))?;
+            Ok(Admission::New)
+        }
+    }
+}
+
+fn queue_result(db: &Db, sink: &str, server: &str, result: &[u8], reply: Option<&str>) -> Result<(), Failure> {
+    let sql = "INSERT INTO results (sink, server, body, reply) VALUES (?1, ?2, ?3, ?4)";
+    db.connection.prepare_cached(sql)?.execute((sink, server, result, reply))?;
+    Ok(())
+}
+
+fn unknown(id: &CommandId) -> Failure {
+    StoreError::Io(format!("command {id} is not in the log").into()).into()
+}
+
+pub(super) fn start(db: &Db, server: Option<&ServerName>, id: &CommandId) -> Result<(), Failure> {
+    let sql = "UPDATE commands SET is_started = 1 WHERE server = ?1 AND id = ?2";
+    match db.connection.prepare_cached(sql)?.execute((key(server), id.as_str()))? {
+        0 => Err(unknown(id)),
+        _ => Ok(()),
+    }
+}
+
+/// The first result is the one that counts; another one changes nothing.
+pub(super) fn finish(
+    db: &Db,
+    server: Option<&ServerName>,
+    id: &CommandId,
+    status: OutcomeStatus,
+    result: &[u8],
+) -> Result<(), Failure> {
+    let server = key(server);
+    let sql = "SELECT origin, reply, result IS NOT NULL FROM commands WHERE server = ?1 AND id = ?2";
+    let mut statement = db.connection.prepare_cached(sql)?;
+    let read = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?, row.get(2)?));
+    let (origin, reply, is_finished) =
+        statement.query_row((server, id.as_str()), read).optional()?.ok_or_else(|| unknown(id))?;
+    if is_finished {
+        return Ok(());
+    }
+    let status = serde_json::to_value(status).expect("a status is plain JSON");
+    let sql = "UPDATE commands SET status = ?3, result = ?4, body = x'' WHERE server = ?1 AND id = ?2";
+    db.connection.prepare_cached(sql)?.execute((server, id.as_str(), status.as_str(), result))?;
+    queue_result(db, &origin, server, result, reply.as_deref())
+}
+
+pub(super) fn open(db: &Db) -> Result<Vec<LoggedCommand>, Failure> {
+    let sql = "SELECT id, server, origin, hash, verb, body, received_at, expires_at, reply, is_started \
+               FROM commands WHERE result IS NULL ORDER BY number";
+    let mut statement = db.connection.prepare_cached(sql)?;
+    let rows = statement.query_map([], |row| {
+        Ok(LoggedCommand {
+            id: CommandId::parse(row.get_ref(0)?.as_str()?).map_err(|e| unreadable(e.into()))?,
+            server: server_from_sql(row.get_ref(1)?.as_str()?)?,
+            origin: SinkName::parse(row.get_ref(2)?.as_str()?).map_err(|e| unreadable(e.into()))?,
+            hash: row.get_ref(3)?.as_blob_or_null()?.map(hash_from_sql).transpose()?,
+            verb: row.get_ref(4)?.as_str_or_null()?.and_then(Verb::parse),
+            body: row.get::<_, Vec<u8>>(5)?.into(),
+            received_at: Timestamp::from_millis(row.get(6)?),
+            expires_at: Timestamp::from_millis(row.get(7)?),
+            reply: reply_from_sql(row.get_ref(8)?.as_str_or_null()?)?,
+            is_started: row.get(9)?,
+        })
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+pub(super) fn unsent(db: &Db, sink: &SinkName, limit: u16) -> Result<Vec<UnsentResult>, Failure> {
+    let sql = "SELECT number, server, body, reply FROM results WHERE sink = ?1 ORDER BY number LIMIT ?2";
+    let mut statement = db.connection.prepare_cached(sql)?;
+    let rows = statement.query_map((sink.as_str(), limit), |row| {
+        Ok(UnsentResult {
+            number: row.get(0)?,
+            server: server_from_sql(row.get_ref(1)?.as_str()?)?,
+            body: row.get::<_, Vec<u8>>(2)?.into(),
+            reply: reply_from_sql(row.get_ref(3)?.as_str_or_null()?)?,
+        })
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+pub(super) fn sent(db: &Db, number: i64) -> Result<(), Failure> {
+    db.connection.prepare_cached("DELETE FROM results WHERE number = ?1")?.execute([number])?;
+    Ok(())
+}
+
+/// Forgets finished commands that are older than a day, and the oldest of too many.
+pub(super) fn trim(db: &Db) -> Result<(), Failure> {
+    let sql = "DELETE FROM commands WHERE result IS NOT NULL AND received_at <= ?1";
+    db.connection.execute(sql, [forgotten_before(db)])?;
+    let sql = "DELETE FROM commands WHERE number IN (SELECT number FROM commands WHERE result IS NOT NULL \
+               ORDER BY received_at DESC, number DESC LIMIT -1 OFFSET ?1)";
+    db.connection.execute(sql, [to_sql(COMMANDS_MAX)])?;
+    Ok(())
+}

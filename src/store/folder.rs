@@ -1,0 +1,131 @@
+//! The data folder: who may use it, and what its last user left.
+//!
+//! Two empty files beside the database speak of the last run. `dtorrent.used` is made with the
+//! database and stays: where it is and the database is not, a state was lost. `dtorrent.clean` is
+//! there only between a clean close and the next open. (Removing a file needs no room on the
+//! disk, so a full disk cannot make a crash look clean.)
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use crate::model::Timestamp;
+use crate::port::StoreError;
+
+pub(super) struct Folder {
+    path: PathBuf,
+    /// Held as long as the folder is in use.
+    _lock: File,
+}
+
+impl Folder {
+    /// Makes the folder if it is missing and takes it for this process.
+    pub fn lock(path: &Path) -> Result<Self, StoreError> {
+        let at = |what: &str, source: io::Error| {
+            let text = format!("{what} {}: {source}", path.display());
+            StoreError::Io(io::Error::new(source.kind(), text).into())
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| at("make the data folder", e))?;
+        let lock_path = path.join("dtorrent.lock");
+        let lock = File::options().create(true).truncate(false).write(true).open(lock_path);
+        let lock = lock.map_err(|e| at("make the lock file in", e))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => {
+                let text = format!("another bridge uses the data folder {}", path.display());
+                Err(StoreError::Io(io::Error::new(io::ErrorKind::WouldBlock, text).into()))
+            }
+            Err(TryLockError::Error(e)) => Err(at("lock the data folder", e)),
+        }
+    }
+
+    pub fn database(&self) -> PathBuf {
+        self.path.join("dtorrent.sqlite3")
+    }
+
+    /// The database's own companions: its log of changes, and the index of that.
+    fn companions(database: &Path) -> [PathBuf; 2] {
+        ["-wal", "-shm"].map(|suffix| with_suffix(database, suffix))
+    }
+
+    fn used_mark(&self) -> PathBuf {
+        self.path.join("dtorrent.used")
+    }
+
+    fn clean_mark(&self) -> PathBuf {
+        self.path.join("dtorrent.clean")
+    }
+
+    pub fn was_used(&self) -> io::Result<bool> {
+        self.used_mark().try_exists()
+    }
+
+    pub fn mark_used(&self) -> io::Result<()> {
+        self.make(&self.used_mark())
+    }
+
+    pub fn mark_clean(&self) -> io::Result<()> {
+        self.make(&self.clean_mark())
+    }
+
+    /// Takes the clean mark away and says whether it was there.
+    pub fn take_clean_mark(&self) -> io::Result<bool> {
+        match fs::remove_file(self.clean_mark()) {
+            Ok(()) => self.sync().map(|()| true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The bytes of the database, `None` if there is none; and whether a change log lies there.
+    pub fn sizes(&self) -> io::Result<(Option<u64>, bool)> {
+        let database = self.database();
+        let size = match fs::metadata(&database) {
+            Ok(metadata) => Some(metadata.len()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(e),
+        };
+        let [log, _] = Self::companions(&database);
+        Ok((size, log.try_exists()?))
+    }
+
+    /// Renames the database and its companions, so that a fresh one can be made; returns the new name.
+    pub fn move_aside(&self, now: Timestamp) -> io::Result<PathBuf> {
+        let database = self.database();
+        let base = with_suffix(&database, &format!(".corrupt-{}", now.to_string().replace(':', "")));
+        let mut target = base.clone();
+        let mut number = 1;
+        while target.try_exists()? || Self::companions(&target)[0].try_exists()? {
+            number += 1;
+            target = with_suffix(&base, &format!(".{number}"));
+        }
+        let pairs = Self::companions(&database).into_iter().zip(Self::companions(&target));
+        for (from, to) in pairs.chain([(database, target.clone())]) {
+            match fs::rename(&from, &to) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.sync()?;
+        Ok(target)
+    }
+
+    fn make(&self, path: &Path) -> io::Result<()> {
+        File::create(path)?.sync_all()?;
+        self.sync()
+    }
+
+    /// Makes new and vanished names durable.
+    fn sync(&self) -> io::Result<()> {
+        File::open(&self.path)?.sync_all()
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}

@@ -1,0 +1,333 @@
+//! Told and journal in SQL: the commit of a tick, and what of the journal may go.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use rusqlite::types::Type;
+use rusqlite::{Connection, OptionalExtension, Row};
+
+use super::thread::{Db, Failure};
+use crate::model::{
+    Committed, Entry, Epoch, EventId, InfoHash, Kind, Rev, Seq, ServerName, Tick, Timestamp, Told, ToldTorrent,
+};
+use crate::port::{Loaded, StoreError, Usage};
+
+/// Revisions are reserved on disk in blocks of this many.
+const REV_BLOCK: u64 = 10_000;
+/// At most this many entries go at once, so that no commit waits long for trimming.
+const TRIM_BATCH: u64 = 512;
+
+/// What is known of a server without asking the disk.
+pub(super) struct Numbers {
+    id: i64,
+    rev_used: u64,
+    /// Durable: no other run has used or will use what lies between.
+    rev_reserved: u64,
+}
+
+pub(super) fn to_sql(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+pub(super) fn from_sql(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+pub(super) fn hash_from_sql(bytes: &[u8]) -> rusqlite::Result<InfoHash> {
+    if let Ok(v1) = <[u8; 20]>::try_from(bytes) {
+        return Ok(InfoHash::V1(v1));
+    }
+    let v2 = <[u8; 32]>::try_from(bytes);
+    v2.map(InfoHash::V2).map_err(|_| unreadable("an info-hash has 20 or 32 bytes".into()))
+}
+
+pub(super) fn unreadable(error: Box<dyn std::error::Error + Send + Sync>) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, Type::Blob, error)
+}
+
+pub(super) fn numbers(connection: &Connection) -> Result<HashMap<ServerName, Numbers>, Failure> {
+    let mut statement = connection.prepare("SELECT name, id, rev_reserved FROM servers")?;
+    let rows = statement.query_map([], |row| {
+        let name = ServerName::parse(&row.get::<_, String>(0)?).map_err(|e| unreadable(e.into()))?;
+        let rev_reserved = from_sql(row.get(2)?);
+        // Which of the reserved ones were used is not known, so none of them is used again.
+        Ok((name, Numbers { id: row.get(1)?, rev_used: rev_reserved, rev_reserved }))
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// Not within a transaction: what is remembered of it must not be rolled back.
+pub(super) fn reserve(db: &mut Db, server: &ServerName, count: u64) -> Result<(), Failure> {
+    let used = match db.servers.get(server) {
+        Some(known) if known.rev_used + count <= known.rev_reserved => return Ok(()),
+        Some(known) => known.rev_used,
+        None => 0,
+    };
+    let reserved = used + count.max(REV_BLOCK);
+    let id = db.transaction(true, |db| {
+        let sql = "INSERT INTO servers (name, rev_reserved) VALUES (?1, ?2) \
+                   ON CONFLICT (name) DO UPDATE SET rev_reserved = ?2 RETURNING id";
+        let mut statement = db.connection.prepare_cached(sql)?;
+        Ok(statement.query_row((server.as_str(), to_sql(reserved)), |row| row.get(0))?)
+    })?;
+    db.servers.insert(server.clone(), Numbers { id, rev_used: used, rev_reserved: reserved });
+    Ok(())
+}
+
+/// Gives back what was reserved and not used; nothing may be committed after it.
+pub(super) fn release(db: &mut Db) -> Result<(), Failure> {
+    for numbers in db.servers.values() {
+        let sql = "UPDATE servers SET rev_reserved = ?1 WHERE id = ?2";
+        db.connection.execute(sql, (to_sql(numbers.rev_used), numbers.id))?;
+    }
+    Ok(())
+}
+
+pub(super) fn load(db: &Db, server: &ServerName) -> Result<Loaded, Failure> {
+    let sql = "SELECT id, state, last_seq, is_used FROM servers WHERE name = ?1";
+    let mut statement = db.connection.prepare_cached(sql)?;
+    let row = statement
+        .query_row([server.as_str()], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, Option<String>>(1)?, row.get::<_, i64>(2)?, row.get(3)?))
+        })
+        .optional()?;
+    let Some((id, state, last_seq, true)) = row else {
+        let (epoch, is_new) = (db.epoch, db.was_new);
+        return Ok(Loaded { epoch, told: Told::new(), state: Default::default(), last_seq: Seq(0), is_new });
+    };
+    let state = state.map(|state| serde_json::from_str(&state).map_err(Failure::corrupt)).transpose()?;
+    let sql = "SELECT hash, rev, last_seq, changed_at, torrent, memory FROM told WHERE server = ?1";
+    let mut statement = db.connection.prepare_cached(sql)?;
+    let told = statement.query_map([id], told_from_row)?.collect::<rusqlite::Result<_>>();
+    Ok(Loaded {
+        epoch: db.epoch,
+        told: told.map_err(damaged)?,
+        state: state.unwrap_or_default(),
+        last_seq: Seq(from_sql(last_seq)),
+        is_new: false,
+    })
+}
+
+/// A row that was read but makes no sense is damage, not a failed read.
+fn damaged(error: rusqlite::Error) -> Failure {
+    match error {
+        rusqlite::Error::FromSqlConversionFailure(_, _, reason) => Failure::corrupt(reason),
+        other => other.into(),
+    }
+}
+
+fn told_from_row(row: &Row<'_>) -> rusqlite::Result<(InfoHash, ToldTorrent)> {
+    let hash = hash_from_sql(row.get_ref(0)?.as_blob()?)?;
+    let told = ToldTorrent {
+        rev: Rev(from_sql(row.get(1)?)),
+        last_seq: Seq(from_sql(row.get(2)?)),
+        changed_at: Timestamp::from_millis(row.get(3)?),
+        torrent: Arc::new(serde_json::from_str(row.get_ref(4)?.as_str()?).map_err(|e| unreadable(e.into()))?),
+        memory: serde_json::from_str(row.get_ref(5)?.as_str()?).map_err(|e| unreadable(e.into()))?,
+    };
+    Ok((hash, told))
+}
+
+pub(super) fn commit(db: &mut Db, tick: &Tick) -> Result<Committed, Failure> {
+    let numbers = db.servers.get_mut(&tick.server).expect("revisions were reserved, so the server is known");
+    let id = numbers.id;
+    let mut revs = BTreeMap::new();
+    for hash in tick.changes.keys() {
+        numbers.rev_used += 1;
+        revs.insert(*hash, Rev(numbers.rev_used));
+    }
+    assert!(numbers.rev_used <= numbers.rev_reserved, "a revision that is not reserved could be given twice");
+
+    let mut last_seq = {
+        let mut statement = db.connection.prepare_cached("SELECT last_seq FROM servers WHERE id = ?1")?;
+        Seq(from_sql(statement.query_row([id], |row| row.get(0))?))
+    };
+    let mut entries = Vec::with_capacity(tick.facts.len());
+    let mut newest: BTreeMap<InfoHash, Seq> = BTreeMap::new();
+    for fact in &tick.facts {
+        last_seq.0 += 1;
+        let rev = match fact.torrent.as_ref().map(|torrent| torrent.hash) {
+            Some(hash) => {
+                newest.insert(hash, last_seq);
+                match revs.get(&hash) {
+                    Some(rev) => *rev,
+                    None => told_rev(&db.connection, id, hash)?,
+                }
+            }
+            None => Rev(0),
+        };
+        entries.push(super::entry(tick, fact, db.epoch, last_seq, rev));
+    }
+
+    let bytes: u64 = entries.iter().map(|entry| entry.body.len() as u64).sum();
+    if bytes > 0 {
+        make_room(db, bytes)?;
+        append(&db.connection, id, &entries)?;
+    }
+    let told = tell(&db.connection, id, tick, &revs, &newest)?;
+
+    let state = tick.state.as_ref().map(|state| serde_json::to_string(state).expect("a state is plain JSON"));
+    let sql = "UPDATE servers SET last_seq = ?2, state = coalesce(?3, state), is_used = 1, \
+               journal_entries = journal_entries + ?4, journal_bytes = journal_bytes + ?5 WHERE id = ?1";
+    let mut statement = db.connection.prepare_cached(sql)?;
+    statement.execute((id, to_sql(last_seq.0), state, to_sql(entries.len() as u64), to_sql(bytes)))?;
+    Ok(Committed { last_seq, told })
+}
+
+fn told_rev(connection: &Connection, server: i64, hash: InfoHash) -> Result<Rev, Failure> {
+    let mut statement = connection.prepare_cached("SELECT rev FROM told WHERE server = ?1 AND hash = ?2")?;
+    let rev = statement.query_row((server, hash.as_bytes()), |row| row.get(0)).optional()?;
+    Ok(Rev(rev.map_or(0, from_sql)))
+}
+
+fn append(connection: &Connection, server: i64, entries: &[Entry]) -> Result<(), Failure> {
+    let sql = "INSERT INTO journal (server, seq, kind, hash, rev, time, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+    let mut statement = connection.prepare_cached(sql)?;
+    for Entry { server: _, seq, id: _, kind, hash, rev, time, body } in entries {
+        let hash = hash.as_ref().map(InfoHash::as_bytes);
+        let body: &[u8] = body;
+        statement.execute((server, to_sql(seq.0), kind.as_str(), hash, to_sql(rev.0), time.as_millis(), body))?;
+    }
+    Ok(())
+}
+
+/// Writes what is told from now on, and returns all of it that is different.
+fn tell(
+    connection: &Connection,
+    server: i64,
+    tick: &Tick,
+    revs: &BTreeMap<InfoHash, Rev>,
+    newest: &BTreeMap<InfoHash, Seq>,
+) -> Result<BTreeMap<InfoHash, Option<ToldTorrent>>, Failure> {
+    let mut told = BTreeMap::new();
+    let sql = "INSERT INTO told (server, hash, rev, last_seq, changed_at, torrent, memory) \
+               VALUES (?1, ?2, ?3, coalesce(?4, 0), ?5, ?6, ?7) ON CONFLICT (server, hash) DO UPDATE SET \
+               rev = ?3, last_seq = coalesce(?4, last_seq), changed_at = ?5, torrent = ?6, memory = ?7 \
+               RETURNING last_seq";
+    let mut upsert = connection.prepare_cached(sql)?;
+    let mut delete = connection.prepare_cached("DELETE FROM told WHERE server = ?1 AND hash = ?2")?;
+    for (hash, change) in &tick.changes {
+        let Some((torrent, memory)) = change else {
+            delete.execute((server, hash.as_bytes()))?;
+            told.insert(*hash, None);
+            continue;
+        };
+        let rev = revs[hash];
+        let seq = newest.get(hash).map(|seq| to_sql(seq.0));
+        let torrent_json = serde_json::to_string(torrent).expect("a torrent is plain JSON");
+        let memory_json = serde_json::to_string(memory).expect("a memory is plain JSON");
+        let values = (server, hash.as_bytes(), to_sql(rev.0), seq, tick.time.as_millis(), torrent_json, memory_json);
+        let last_seq = Seq(from_sql(upsert.query_row(values, |row| row.get(0))?));
+        let (torrent, memory) = (torrent.clone(), memory.clone());
+        told.insert(*hash, Some(ToldTorrent { torrent, rev, last_seq, changed_at: tick.time, memory }));
+    }
+    // An entry about a torrent whose picture stays: only that the entry has to arrive first is new.
+    let sql = "UPDATE told SET last_seq = ?3 WHERE server = ?1 AND hash = ?2 \
+               RETURNING hash, rev, last_seq, changed_at, torrent, memory";
+    let mut note = connection.prepare_cached(sql)?;
+    for (hash, seq) in newest.iter().filter(|(hash, _)| !tick.changes.contains_key(hash)) {
+        let row = note.query_row((server, hash.as_bytes(), to_sql(seq.0)), told_from_row).optional();
+        told.extend(row.map_err(damaged)?.map(|(hash, torrent)| (hash, Some(torrent))));
+    }
+    Ok(told)
+}
+
+pub(super) fn read(db: &Db, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<Entry>, Failure> {
+    let Some(Numbers { id, .. }) = db.servers.get(server) else {
+        return Ok(Vec::new());
+    };
+    let sql = "SELECT seq, kind, hash, rev, time, body FROM journal WHERE server = ?1 AND seq > ?2 \
+               ORDER BY seq LIMIT ?3";
+    let mut statement = db.connection.prepare_cached(sql)?;
+    let rows = statement.query_map((id, to_sql(after.0), limit), |row| entry_from_row(row, server, db.epoch))?;
+    rows.collect::<rusqlite::Result<_>>().map_err(damaged)
+}
+
+fn entry_from_row(row: &Row<'_>, server: &ServerName, epoch: Epoch) -> rusqlite::Result<Entry> {
+    let seq = Seq(from_sql(row.get(0)?));
+    let kind = row.get_ref(1)?.as_str()?;
+    Ok(Entry {
+        server: server.clone(),
+        seq,
+        id: EventId::Journal { server: server.clone(), epoch, seq },
+        kind: Kind::parse(kind).ok_or_else(|| unreadable(format!("an entry of the unknown kind `{kind}`").into()))?,
+        hash: row.get_ref(2)?.as_blob_or_null()?.map(hash_from_sql).transpose()?,
+        rev: Rev(from_sql(row.get(3)?)),
+        time: Timestamp::from_millis(row.get(4)?),
+        body: row.get::<_, Vec<u8>>(5)?.into(),
+    })
+}
+
+pub(super) fn usage(connection: &Connection) -> Result<Usage, Failure> {
+    let sql = "SELECT coalesce(sum(journal_entries), 0), coalesce(sum(journal_bytes), 0) FROM servers";
+    let mut statement = connection.prepare_cached(sql)?;
+    Ok(statement.query_row([], |row| {
+        Ok(Usage { journal_entries: from_sql(row.get(0)?), journal_bytes: from_sql(row.get(1)?) })
+    })?)
+}
+
+/// Lets go what every sink has until `bytes` more fit, or says `Full`.
+///
+/// An empty journal takes a tick that is larger than the budget: otherwise nothing ever would.
+fn make_room(db: &Db, bytes: u64) -> Result<(), Failure> {
+    let max = db.options.journal_bytes_max;
+    loop {
+        let kept = usage(&db.connection)?.journal_bytes;
+        if kept == 0 || kept + bytes <= max {
+            return Ok(());
+        }
+        if trim(&db.connection, kept + bytes - max, None)? == 0 {
+            let reason = format!("{kept} bytes wait for sinks, {max} are allowed (journal budget)");
+            return Err(StoreError::Full { reason }.into());
+        }
+    }
+}
+
+/// Lets go a batch of what may go: above half the budget, and what is too old. Returns how many went.
+pub(super) fn trim_batch(db: &Db, with_old: bool) -> Result<u64, Failure> {
+    let excess = usage(&db.connection)?.journal_bytes.saturating_sub(db.options.journal_bytes_max / 2);
+    if excess > 0 {
+        return trim(&db.connection, excess, None);
+    }
+    if !with_old {
+        return Ok(0);
+    }
+    let age = u64::try_from(db.options.journal_age_max.as_millis()).unwrap_or(u64::MAX);
+    let before = db.clock.now().as_millis().saturating_sub(to_sql(age));
+    trim(&db.connection, 0, Some(before))
+}
+
+/// Deletes at most a batch of the oldest entries that every sink has: as many as hold `excess` bytes,
+/// and those from before `before`. Returns how many.
+fn trim(connection: &Connection, excess: u64, before: Option<i64>) -> Result<u64, Failure> {
+    let sql = "SELECT s.id, j.time, coalesce((SELECT min(cursor) FROM progress WHERE server = s.name), \
+               9223372036854775807) AS floor FROM servers s JOIN journal j ON j.server = s.id AND j.seq = \
+               (SELECT min(seq) FROM journal WHERE server = s.id) WHERE j.seq <= floor ORDER BY j.time, s.id LIMIT 1";
+    let mut statement = connection.prepare_cached(sql)?;
+    let oldest = statement.query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(2)?))).optional()?;
+    let Some((server, floor)) = oldest else {
+        return Ok(0);
+    };
+    let sql = "SELECT seq, time, length(body) FROM journal WHERE server = ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query((server, floor, to_sql(TRIM_BATCH)))?;
+    let (mut last, mut count, mut bytes) = (0, 0, 0);
+    while let Some(row) = rows.next()? {
+        let (seq, time, length) = (row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?);
+        let may_go = bytes < excess || before.is_some_and(|before| time < before);
+        if !may_go {
+            break;
+        }
+        last = seq;
+        count += 1;
+        bytes += from_sql(length);
+    }
+    drop(rows);
+    if count > 0 {
+        connection.execute("DELETE FROM journal WHERE server = ?1 AND seq <= ?2", (server, last))?;
+        let sql = "UPDATE servers SET journal_entries = journal_entries - ?2, journal_bytes = journal_bytes - ?3 \
+                   WHERE id = ?1";
+        connection.execute(sql, (server, to_sql(count), to_sql(bytes)))?;
+    }
+    Ok(count)
+}

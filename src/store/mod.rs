@@ -1,0 +1,90 @@
+//! The durable state: what was told, the journal, how far each sink got, the command log.
+//!
+//! Two implementations of [`Store`](crate::port::Store): [`SqliteStore`], one file in the data
+//! folder, and [`MemoryStore`], for tests and for library users without a folder. One suite of
+//! tests runs on both, and random operations have to give the same answers on both.
+//!
+//! What holds on both:
+//! - a tick is there whole or not at all (I1), and its entries have gap-free numbers from 1;
+//! - an entry's body is rendered once, in the commit, and is the same bytes ever after (I6);
+//! - no id is given twice, whatever is killed (revisions are reserved ahead, with an fsync);
+//! - an entry that a sink has yet to get is never trimmed (I4); too many of those is `Full`.
+//!
+//! A sink holds back what lies after the cursor it has noted. So a sink notes one for a server,
+//! if only the one it starts from, before it counts on the entries that follow.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::model::{EVENT_SCHEMA, Entry, Epoch, Event, EventId, Fact, Rev, Seq, Tick};
+
+mod commands;
+mod folder;
+mod journal;
+mod schema;
+mod sinks;
+mod sqlite;
+mod thread;
+
+pub use sqlite::SqliteStore;
+
+/// How long an id of a command is remembered, from when it came.
+const COMMAND_MEMORY: Duration = Duration::from_secs(24 * 60 * 60);
+/// More finished commands than this are not remembered; the oldest go.
+const COMMANDS_MAX: u64 = 100_000;
+
+/// How much is kept.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Bodies of journal entries. Above half of it, entries go that every sink has; above the whole, `Full`.
+    pub journal_bytes_max: u64,
+    /// Entries that every sink has go when they are older.
+    pub journal_age_max: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { journal_bytes_max: 256 << 20, journal_age_max: Duration::from_secs(30 * 24 * 60 * 60) }
+    }
+}
+
+/// What opening a store found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// There is no state of an earlier run: a first start, or a loss.
+    pub is_new: bool,
+    /// There once was a state, and it is gone or could not be used.
+    pub lost: bool,
+    /// The last run closed the store.
+    pub was_clean: bool,
+    /// What was wrong with the file that was found, for people.
+    pub found: Option<String>,
+    /// Where that file is now.
+    pub moved_to: Option<PathBuf>,
+}
+
+/// The journal entry that tells `fact`.
+fn entry(tick: &Tick, fact: &Fact, epoch: Epoch, seq: Seq, rev: Rev) -> Entry {
+    let Fact { kind, cause, command_id, changes, torrent } = fact;
+    let id = EventId::Journal { server: tick.server.clone(), epoch, seq };
+    let hash = torrent.as_ref().map(|torrent| torrent.hash);
+    let event = Event {
+        schema: EVENT_SCHEMA,
+        entity: kind.entity(),
+        event_type: *kind,
+        id: id.clone(),
+        seq: Some(seq),
+        time: tick.time,
+        server: tick.server.clone(),
+        hash,
+        cause: *cause,
+        command_id: command_id.clone(),
+        changes: changes.clone(),
+        torrent: torrent.clone(),
+    };
+    let body = event.to_json().into();
+    Entry { server: tick.server.clone(), seq, id, kind: *kind, hash, rev, time: tick.time, body }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,253 @@
+//! The file's format: what makes it ours, its tables, and how a file is opened, checked and made.
+//!
+//! A step of `STEPS` is never changed once released: a new format is one more step, and
+//! `user_version` counts the steps that a file has been through.
+
+use std::path::Path;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+
+use super::Recovery;
+use super::folder::Folder;
+use super::thread::Failure;
+use crate::model::{Epoch, Timestamp};
+use crate::port::StoreError;
+
+/// "dTor": what `file` and `PRAGMA application_id` show of our files.
+const APPLICATION_ID: i64 = 0x6454_6f72;
+
+/// Numbers are not given twice: entries and revisions are numbered by `servers`, and the rest
+/// by AUTOINCREMENT, without which the highest number is given again after its row is gone.
+const STEPS: &[&str] = &["
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
+    CREATE TABLE servers (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        name TEXT NOT NULL UNIQUE,
+        state TEXT,                                 -- NULL: nothing is known of it
+        last_seq INTEGER NOT NULL DEFAULT 0,
+        rev_reserved INTEGER NOT NULL DEFAULT 0,    -- revisions up to here may have been used
+        is_used INTEGER NOT NULL DEFAULT 0,         -- a tick was committed
+        journal_entries INTEGER NOT NULL DEFAULT 0, -- what the journal holds of it now
+        journal_bytes INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE TABLE told (
+        server INTEGER NOT NULL REFERENCES servers,
+        hash BLOB NOT NULL,
+        rev INTEGER NOT NULL,
+        last_seq INTEGER NOT NULL,
+        changed_at INTEGER NOT NULL,                -- times are milliseconds since 1970
+        torrent TEXT NOT NULL,
+        memory TEXT NOT NULL,
+        UNIQUE (server, hash)
+    ) STRICT;
+    CREATE TABLE journal (
+        server INTEGER NOT NULL REFERENCES servers,
+        seq INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        hash BLOB,
+        rev INTEGER NOT NULL,
+        time INTEGER NOT NULL,
+        body BLOB NOT NULL,
+        UNIQUE (server, seq)
+    ) STRICT;
+    CREATE TABLE progress (
+        sink TEXT NOT NULL,
+        server TEXT NOT NULL,
+        cursor INTEGER NOT NULL,
+        sent_rev INTEGER NOT NULL,
+        PRIMARY KEY (sink, server)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX progress_of_server ON progress (server, cursor);
+    CREATE TABLE dead_letters (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        sink TEXT NOT NULL,
+        id TEXT NOT NULL,
+        server TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        reason TEXT NOT NULL,
+        time INTEGER NOT NULL,                      -- when it was buried
+        body BLOB NOT NULL,
+        UNIQUE (sink, id)
+    ) STRICT;
+    CREATE TABLE retained (
+        sink TEXT NOT NULL,
+        name TEXT NOT NULL,
+        PRIMARY KEY (sink, name)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE commands (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        server TEXT NOT NULL,                       -- '' is the bridge itself
+        id TEXT NOT NULL,
+        origin TEXT NOT NULL,
+        hash BLOB,
+        verb TEXT,
+        body BLOB NOT NULL,                         -- emptied when it has its result
+        received_at INTEGER NOT NULL,
+        expires_at INTEGER NOT NULL,
+        reply TEXT,
+        is_started INTEGER NOT NULL,
+        status TEXT,
+        result BLOB,
+        UNIQUE (server, id)
+    ) STRICT;
+    CREATE INDEX open_commands ON commands (number) WHERE result IS NULL;
+    CREATE INDEX finished_commands ON commands (received_at) WHERE result IS NOT NULL;
+    CREATE TABLE results (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        sink TEXT NOT NULL,
+        server TEXT NOT NULL,
+        body BLOB NOT NULL,
+        reply TEXT
+    ) STRICT;
+    CREATE INDEX results_of_sink ON results (sink, number);
+"];
+
+/// Opens the folder's database, or makes one where there is none that can be used.
+pub(super) fn open(folder: &Folder, now: Timestamp) -> Result<(Connection, Epoch, Recovery), StoreError> {
+    let io = |error: std::io::Error| StoreError::Io(error.into());
+    let was_used = folder.was_used().map_err(io)?;
+    let was_clean = folder.take_clean_mark().map_err(io)?;
+    let mut recovery = Recovery { was_clean, ..Recovery::default() };
+
+    let found = match folder.sizes().map_err(io)? {
+        (None | Some(0), false) if !was_used => Found::Nothing,
+        (None, has_log) => Found::Lost { reason: "the file is gone".to_owned(), is_file: has_log },
+        (Some(0), _) => Found::Lost { reason: "the file is empty".to_owned(), is_file: true },
+        (Some(_), _) => look(&folder.database(), was_used, was_clean)?,
+    };
+    let mut connection = match found {
+        Found::Usable(connection) => connection,
+        Found::Nothing => connect(&folder.database())?,
+        Found::Lost { reason, is_file } => {
+            recovery.lost = true;
+            recovery.found = Some(reason);
+            if is_file {
+                recovery.moved_to = Some(folder.move_aside(now).map_err(io)?);
+            }
+            connect(&folder.database())?
+        }
+    };
+    migrate(&mut connection, recovery.lost).map_err(Failure::into_write_error)?;
+    if !was_used {
+        folder.mark_used().map_err(io)?;
+    }
+    let (epoch, is_new, was_lost) = meta(&connection).map_err(Failure::into_read_error)?;
+    recovery.is_new = is_new;
+    recovery.lost |= is_new && was_lost;
+    Ok((connection, epoch, recovery))
+}
+
+enum Found {
+    Nothing,
+    Usable(Connection),
+    /// A file that is ours and whole is not there.
+    Lost {
+        reason: String,
+        is_file: bool,
+    },
+}
+
+/// Opens a file that is there and judges it. Only damage is `Lost`; what may pass is an error.
+fn look(database: &Path, was_used: bool, was_clean: bool) -> Result<Found, StoreError> {
+    let lost = |reason: String| Ok(Found::Lost { reason, is_file: true });
+    let judged = connect(database).and_then(|connection| {
+        let verdict = judge(&connection, was_used, was_clean).map_err(Failure::into_read_error)?;
+        Ok((connection, verdict))
+    });
+    match judged {
+        Ok((connection, Verdict::Good)) => Ok(Found::Usable(connection)),
+        Ok((_, Verdict::Bad(reason))) => lost(reason),
+        Ok((_, Verdict::Newer(version))) => Err(StoreError::Corrupt {
+            reason: format!(
+                "{} was written by a newer dtorrent (format {version}, this one knows {}): use that one, or another data_dir",
+                database.display(),
+                STEPS.len()
+            ),
+        }),
+        Err(StoreError::Corrupt { reason }) => lost(reason),
+        Err(error) => Err(error),
+    }
+}
+
+enum Verdict {
+    Good,
+    Bad(String),
+    Newer(i64),
+}
+
+fn judge(connection: &Connection, was_used: bool, was_clean: bool) -> Result<Verdict, Failure> {
+    let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+    let tables = number("SELECT count(*) FROM sqlite_schema")?;
+    if tables == 0 && !was_used {
+        return Ok(Verdict::Good); // killed while it was being made: nothing was ever in it
+    }
+    if number("PRAGMA application_id")? != APPLICATION_ID {
+        return Ok(Verdict::Bad("the file is a database of another program".to_owned()));
+    }
+    let version = number("PRAGMA user_version")?;
+    if version > STEPS.len() as i64 {
+        return Ok(Verdict::Newer(version));
+    }
+    if !was_clean {
+        let word: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        if word != "ok" {
+            return Ok(Verdict::Bad(word));
+        }
+    }
+    Ok(match meta(connection) {
+        Ok(_) => Verdict::Good,
+        Err(Failure::Sql(rusqlite::Error::QueryReturnedNoRows)) => Verdict::Bad("the file has no epoch".to_owned()),
+        Err(error) => return Err(error),
+    })
+}
+
+fn connect(database: &Path) -> Result<Connection, StoreError> {
+    let open = || -> Result<Connection, Failure> {
+        let connection = Connection::open(database)?;
+        // A damaged file keeps its change log as it was found; `close` empties it.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        connection.busy_timeout(std::time::Duration::from_secs(5))?;
+        connection.set_prepared_statement_cache_capacity(64);
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?; // before the first page is written
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        connection.pragma_update(None, "wal_autocheckpoint", 4_000)?;
+        Ok(connection)
+    };
+    open().map_err(Failure::into_read_error)
+}
+
+/// Takes the file through the steps it has not seen; a file without any is made ours first.
+fn migrate(connection: &mut Connection, lost: bool) -> Result<(), Failure> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let done: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let done = usize::try_from(done).unwrap_or(0);
+    for step in STEPS.iter().skip(done) {
+        transaction.execute_batch(step)?;
+    }
+    if done == 0 {
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        let epoch = i64::from(rand::random::<u32>());
+        transaction.execute("INSERT INTO meta VALUES ('epoch', ?1), ('lost', ?2)", (epoch, lost))?;
+    }
+    if done < STEPS.len() {
+        transaction.pragma_update(None, "user_version", STEPS.len() as i64)?;
+    }
+    Ok(transaction.commit()?)
+}
+
+/// The epoch, whether nothing was committed yet, and whether an earlier state was lost before this one.
+fn meta(connection: &Connection) -> Result<(Epoch, bool, bool), Failure> {
+    let sql = "SELECT value, NOT EXISTS (SELECT 1 FROM servers WHERE is_used), \
+               (SELECT value FROM meta WHERE key = 'lost') FROM meta WHERE key = 'epoch'";
+    let (epoch, is_new, lost) =
+        connection.query_row(sql, [], |row| Ok((row.get::<_, u32>(0)?, row.get(1)?, row.get(2)?)))?;
+    Ok((Epoch(epoch), is_new, lost))
+}
+
+/// Whether the file itself is damaged, as opposed to what it stands on.
+pub(super) fn is_damage(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+}

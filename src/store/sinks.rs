@@ -1,0 +1,77 @@
+//! What is kept for each sink: its cursors, its dead letters, the names it keeps something under.
+
+use std::collections::BTreeMap;
+
+use super::journal::{from_sql, to_sql, unreadable};
+use super::thread::{Db, Failure};
+use crate::model::{Entry, Rev, Seq, ServerName, SinkName};
+use crate::port::Progress;
+
+pub(super) fn progress(db: &Db, sink: &SinkName) -> Result<BTreeMap<ServerName, Progress>, Failure> {
+    let sql = "SELECT server, cursor, sent_rev FROM progress WHERE sink = ?1";
+    let mut statement = db.connection.prepare_cached(sql)?;
+    let rows = statement.query_map([sink.as_str()], |row| {
+        let server = ServerName::parse(&row.get::<_, String>(0)?).map_err(|e| unreadable(e.into()))?;
+        Ok((server, Progress { cursor: Seq(from_sql(row.get(1)?)), sent_rev: Rev(from_sql(row.get(2)?)) }))
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+pub(super) fn settle(db: &Db, sink: &SinkName, progress: &BTreeMap<ServerName, Progress>) -> Result<(), Failure> {
+    let sql = "INSERT OR REPLACE INTO progress (sink, server, cursor, sent_rev) VALUES (?1, ?2, ?3, ?4)";
+    let mut statement = db.connection.prepare_cached(sql)?;
+    for (server, Progress { cursor, sent_rev }) in progress {
+        statement.execute((sink.as_str(), server.as_str(), to_sql(cursor.0), to_sql(sent_rev.0)))?;
+    }
+    Ok(())
+}
+
+/// Forgets the cursors and the results waiting of every sink that is not among these.
+pub(super) fn declare(db: &Db, sinks: &[SinkName]) -> Result<(), Failure> {
+    let names = serde_json::to_string(sinks).expect("names are plain JSON");
+    for table in ["progress", "results"] {
+        let sql = format!("DELETE FROM {table} WHERE sink NOT IN (SELECT value FROM json_each(?1))");
+        db.connection.execute(&sql, [&names])?;
+    }
+    Ok(())
+}
+
+/// An entry that was buried before (its cursor was not noted yet) keeps its first grave.
+pub(super) fn bury(db: &Db, sink: &SinkName, entry: &Entry, reason: &str) -> Result<(), Failure> {
+    let sql = "INSERT INTO dead_letters (sink, id, server, seq, reason, time, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
+               ON CONFLICT (sink, id) DO NOTHING";
+    let body: &[u8] = &entry.body;
+    let now = db.clock.now().as_millis();
+    db.connection.prepare_cached(sql)?.execute((
+        sink.as_str(),
+        entry.id.to_string(),
+        entry.server.as_str(),
+        to_sql(entry.seq.0),
+        reason,
+        now,
+        body,
+    ))?;
+    Ok(())
+}
+
+pub(super) fn registry(db: &Db, sink: &SinkName) -> Result<Vec<String>, Failure> {
+    let mut statement = db.connection.prepare_cached("SELECT name FROM retained WHERE sink = ?1 ORDER BY name")?;
+    let names = statement.query_map([sink.as_str()], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    Ok(names)
+}
+
+pub(super) fn register(db: &Db, sink: &SinkName, names: &[String]) -> Result<(), Failure> {
+    let mut statement = db.connection.prepare_cached("INSERT OR IGNORE INTO retained (sink, name) VALUES (?1, ?2)")?;
+    for name in names {
+        statement.execute((sink.as_str(), name))?;
+    }
+    Ok(())
+}
+
+pub(super) fn unregister(db: &Db, sink: &SinkName, names: &[String]) -> Result<(), Failure> {
+    let mut statement = db.connection.prepare_cached("DELETE FROM retained WHERE sink = ?1 AND name = ?2")?;
+    for name in names {
+        statement.execute((sink.as_str(), name))?;
+    }
+    Ok(())
+}

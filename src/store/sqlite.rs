@@ -1,0 +1,156 @@
+//! The store in one SQLite file.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::folder::Folder;
+use super::thread::{Db, Failure, Mode, Writer};
+use super::{Options, Recovery, commands, journal, schema, sinks};
+use crate::model::{CommandId, Committed, Entry, OutcomeStatus, Seq, ServerName, SinkName, Tick};
+use crate::port::{Admission, Clock, Loaded, LoggedCommand, Progress, Store, StoreError, UnsentResult, Usage};
+
+/// The store of a data folder, which it holds locked.
+///
+/// Dropping it without [`close`](Self::close) is as safe as a crash: the next open checks the file.
+/// Its calls are not cancel-safe: what a dropped call asked for may or may not be done.
+pub struct SqliteStore {
+    writer: Writer,
+}
+
+impl SqliteStore {
+    /// Locks the folder (made if it is missing), and opens, checks or makes the database in it.
+    ///
+    /// A damaged file is moved aside, not deleted, and a fresh one made; `Recovery` says so.
+    /// Blocks: after an unclean stop the whole file is read once.
+    ///
+    /// # Errors
+    /// Another process uses the folder; the file was written by a newer version; or the folder
+    /// cannot be used.
+    pub fn open(data_dir: &Path, options: Options, clock: Arc<dyn Clock>) -> Result<(Self, Recovery), StoreError> {
+        let folder = Folder::lock(data_dir)?;
+        let (connection, epoch, recovery) = schema::open(&folder, clock.now())?;
+        let db = Db::new(connection, epoch, recovery.is_new, options, clock, folder)?;
+        let writer = Writer::start(db).map_err(|error| StoreError::Io(error.into()))?;
+        Ok((Self { writer }, recovery))
+    }
+
+    /// Says which sinks there are: what is held for others is given up.
+    ///
+    /// Cursors and unsent results of other sinks go; their dead letters stay, and so do the names
+    /// they keep something under, until those are cleared.
+    pub async fn declare_sinks(&self, sinks: &[SinkName]) -> Result<(), StoreError> {
+        let sinks = sinks.to_vec();
+        self.write(Mode::Synced, move |db| sinks::declare(db, &sinks)).await
+    }
+
+    /// Ends the store in good order, so that the next open need not check it. Every later call fails.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        self.write(Mode::Close, Db::close).await
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnMut(&mut Db) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.writer.ask(Mode::Read, None, work).await
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        mode: Mode,
+        work: impl FnMut(&mut Db) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.writer.ask(mode, None, work).await
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn load(&self, server: &ServerName) -> Result<Loaded, StoreError> {
+        let server = server.clone();
+        self.read(move |db| journal::load(db, &server)).await
+    }
+
+    async fn commit(&self, tick: Tick) -> Result<Committed, StoreError> {
+        let mode = if tick.facts.is_empty() { Mode::Lazy } else { Mode::Synced };
+        let revs = (tick.server.clone(), tick.changes.len() as u64);
+        self.writer.ask(mode, Some(revs), move |db| journal::commit(db, &tick)).await
+    }
+
+    async fn read(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<Entry>, StoreError> {
+        let server = server.clone();
+        self.read(move |db| journal::read(db, &server, after, limit)).await
+    }
+
+    async fn progress(&self, sink: &SinkName) -> Result<BTreeMap<ServerName, Progress>, StoreError> {
+        let sink = sink.clone();
+        self.read(move |db| sinks::progress(db, &sink)).await
+    }
+
+    async fn settle(&self, sink: &SinkName, progress: BTreeMap<ServerName, Progress>) -> Result<(), StoreError> {
+        let sink = sink.clone();
+        self.write(Mode::Lazy, move |db| sinks::settle(db, &sink, &progress)).await
+    }
+
+    async fn bury(&self, sink: &SinkName, entry: &Entry, reason: &str) -> Result<(), StoreError> {
+        let (sink, entry, reason) = (sink.clone(), entry.clone(), reason.to_owned());
+        self.write(Mode::Synced, move |db| sinks::bury(db, &sink, &entry, &reason)).await
+    }
+
+    async fn registry(&self, sink: &SinkName) -> Result<Vec<String>, StoreError> {
+        let sink = sink.clone();
+        self.read(move |db| sinks::registry(db, &sink)).await
+    }
+
+    async fn register(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
+        let sink = sink.clone();
+        self.write(Mode::Synced, move |db| sinks::register(db, &sink, &names)).await
+    }
+
+    async fn unregister(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
+        let sink = sink.clone();
+        // A name that comes back after a power cut is only cleared once more.
+        self.write(Mode::Lazy, move |db| sinks::unregister(db, &sink, &names)).await
+    }
+
+    async fn log_command(&self, command: LoggedCommand) -> Result<Admission, StoreError> {
+        self.write(Mode::Synced, move |db| commands::log(db, &command)).await
+    }
+
+    async fn start_command(&self, server: Option<&ServerName>, id: &CommandId) -> Result<(), StoreError> {
+        let (server, id) = (server.cloned(), id.clone());
+        self.write(Mode::Synced, move |db| commands::start(db, server.as_ref(), &id)).await
+    }
+
+    async fn finish_command(
+        &self,
+        server: Option<&ServerName>,
+        id: &CommandId,
+        status: OutcomeStatus,
+        result: Bytes,
+    ) -> Result<(), StoreError> {
+        let (server, id) = (server.cloned(), id.clone());
+        self.write(Mode::Synced, move |db| commands::finish(db, server.as_ref(), &id, status, &result)).await
+    }
+
+    async fn open_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {
+        self.read(|db| commands::open(db)).await
+    }
+
+    async fn unsent_results(&self, sink: &SinkName, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
+        let sink = sink.clone();
+        self.read(move |db| commands::unsent(db, &sink, limit)).await
+    }
+
+    async fn result_sent(&self, number: i64) -> Result<(), StoreError> {
+        self.write(Mode::Lazy, move |db| commands::sent(db, number)).await
+    }
+
+    async fn usage(&self) -> Result<Usage, StoreError> {
+        self.read(|db| journal::usage(&db.connection)).await
+    }
+}

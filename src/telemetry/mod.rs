@@ -1,0 +1,191 @@
+//! What the program says while it runs: log lines on stderr, for people or for machines.
+//!
+//! Names of torrents and texts of trackers come from anybody, and a log is read in a terminal. So
+//! control characters of a value never reach it, and a value never begins a line of its own.
+//! (tracing-subscriber does that for messages, not for fields.)
+
+use std::error::Error;
+use std::fmt::{self, Debug};
+use std::io::{self, IsTerminal as _, Write};
+
+use anyhow::anyhow;
+use tracing::Level;
+use tracing::field::{Field, Visit};
+use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::format::{FormatFields, Writer};
+use tracing_subscriber::fmt::{MakeWriter, layer};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer as _, Registry};
+
+use crate::config::{Log, LogFormat};
+use crate::model::printable;
+
+/// Starts the log. To be called once.
+///
+/// # Errors
+/// Somebody else has started one.
+pub fn start(log: Log) -> anyhow::Result<()> {
+    let layer = match log.format {
+        LogFormat::Pretty => pretty(is_coloured(), io::stderr).boxed(),
+        LogFormat::Json => json(io::stderr).boxed(),
+    };
+    let started = tracing_subscriber::registry().with(layer.with_filter(filter(log.level))).try_init();
+    started.map_err(|error| anyhow!("start the log: {error}"))
+}
+
+/// Our own words at `level`; those of libraries only if they warn.
+fn filter(level: Option<Level>) -> Targets {
+    let level = level.map_or(LevelFilter::OFF, LevelFilter::from_level);
+    Targets::new().with_target("dtorrent", level).with_default(level.min(LevelFilter::WARN))
+}
+
+fn is_coloured() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+fn pretty<W>(is_coloured: bool, writer: W) -> impl tracing_subscriber::Layer<Registry> + Send + Sync
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    layer().fmt_fields(PrintableFields).with_ansi(is_coloured).with_writer(writer)
+}
+
+fn json<W>(writer: W) -> impl tracing_subscriber::Layer<Registry> + Send + Sync
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    layer().json().flatten_event(true).with_writer(Printable(writer))
+}
+
+/// Writes `key=value`, with each value made printable.
+struct PrintableFields;
+
+impl<'w> FormatFields<'w> for PrintableFields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
+        let mut visitor = PrintableVisitor { writer, is_first: true, result: Ok(()) };
+        fields.record(&mut visitor);
+        visitor.result
+    }
+}
+
+struct PrintableVisitor<'w> {
+    writer: Writer<'w>,
+    is_first: bool,
+    result: fmt::Result,
+}
+
+impl PrintableVisitor<'_> {
+    fn write(&mut self, field: &Field, text: &str) {
+        let separator = if std::mem::take(&mut self.is_first) { "" } else { " " };
+        let text = printable(text.as_bytes());
+        self.result = self.result.and_then(|()| match field.name() {
+            "message" => write!(self.writer, "{separator}{text}"),
+            name => write!(self.writer, "{separator}{name}={text}"),
+        });
+    }
+}
+
+impl Visit for PrintableVisitor<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.write(field, &format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" { self.write(field, value) } else { self.record_debug(field, &value) }
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
+        let causes = std::iter::successors(Some(value), |error| Error::source(*error));
+        let texts: Vec<String> = causes.map(ToString::to_string).collect();
+        self.write(field, &texts.join(": "));
+    }
+}
+
+/// Takes the control characters out of a line that JSON leaves in: DEL and those above 0x7f.
+struct Printable<W>(W);
+
+impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for Printable<W> {
+    type Writer = Printable<W::Writer>;
+
+    fn make_writer(&'w self) -> Self::Writer {
+        Printable(self.0.make_writer())
+    }
+}
+
+impl<W: Write> Write for Printable<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(bytes);
+        let is_bad = |c: char| c.is_control() && c != '\n';
+        if text.contains(is_bad) {
+            self.0.write_all(text.replace(is_bad, "\u{fffd}").as_bytes())?;
+        } else {
+            self.0.write_all(bytes)?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    type AnyLayer = Box<dyn tracing_subscriber::Layer<Registry> + Send + Sync>;
+
+    const EVIL: &str = "a\x1b[31m\u{9b}31m\x7f\r\n2026-11-22 ERROR all is lost";
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn written(make: impl FnOnce(Lines) -> AnyLayer) -> String {
+        let lines = Lines::default();
+        let subscriber =
+            tracing_subscriber::registry().with(make(lines.clone()).with_filter(filter(Some(Level::INFO))));
+        tracing::subscriber::with_default(subscriber, || {
+            let _span = tracing::info_span!("poll", server = EVIL, label = %EVIL).entered();
+            let error = io::Error::other(EVIL);
+            tracing::info!(text = EVIL, shown = %EVIL, debug = ?EVIL, error = &error as &dyn Error, "{EVIL}");
+            tracing::debug!("too quiet");
+            tracing::info!(target: "rumqttc::client", "too chatty");
+        });
+        String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn no_value_reaches_the_terminal_with_control_characters_or_begins_a_line() {
+        let writers: [fn(Lines) -> AnyLayer; 2] =
+            [|lines| pretty(false, move || lines.clone()).boxed(), |lines| json(move || lines.clone()).boxed()];
+        for writer in writers {
+            let text = written(writer);
+            let line = text.strip_suffix('\n').unwrap();
+            assert!(!line.chars().any(char::is_control), "{text:?}");
+            assert!(text.contains("all is lost") && !text.contains("too "), "{text}");
+        }
+    }
+
+    #[test]
+    fn json_is_one_object_a_line() {
+        let text = written(|lines| json(move || lines.clone()).boxed());
+        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(line["level"], "INFO");
+        assert!(line["message"].as_str().unwrap().starts_with("a\x1b"), "escaped on the wire, whole for a machine");
+    }
+}

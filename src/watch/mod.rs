@@ -1,0 +1,269 @@
+//! The watcher: looks at one server again and again, and has what it found written down and told.
+//!
+//! One look at a time. A look is: list → diff against what was told → commit → board. It is never
+//! broken off half-way, so `told` and journal agree. What a look cannot commit (no room) stays
+//! untold, and the next look finds it again.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::board::{Board, ServerBoard};
+use crate::commands::expect::Expectations;
+use crate::diff::{Limits, Moment, Observer};
+use crate::model::{Cause, Changes, Fact, File, InfoHash, Kind, Listing, Parts, ServerName, Stats, Tick, Torrent};
+use crate::port::{ClientError, Clock, Delivery, Store, StoreError, TorrentClient};
+use crate::repeat::Repeat;
+
+/// Between two looks, however slow the client is and however much somebody waits for an effect.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+/// The stats message is made anew at most this often.
+const STATS_EACH: Duration = Duration::from_secs(5);
+
+pub struct Watcher {
+    pub server: ServerName,
+    pub interval: Duration,
+    pub client: Arc<dyn TorrentClient>,
+    pub store: Arc<dyn Store>,
+    pub board: Arc<Board>,
+    pub clock: Arc<dyn Clock>,
+    pub expectations: Arc<Expectations>,
+    pub files: Arc<FilesWanted>,
+    /// The history of this folder is lost: that is the first thing to tell.
+    pub is_history_lost: bool,
+}
+
+/// What a running watcher keeps between looks.
+struct State {
+    observer: Observer,
+    start: Instant,
+    failures: Repeat,
+    full: Repeat,
+    stats_made: Option<Instant>,
+    is_history_lost: bool,
+}
+
+impl Watcher {
+    /// Looks until `stop`; a look under way is finished first.
+    ///
+    /// # Errors
+    /// Only a store that cannot be used any more.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), StoreError> {
+        let Some(board) = self.board.server(&self.server) else { return Ok(()) };
+        let mut state = State {
+            observer: Observer::new(self.server.clone(), Limits::default()),
+            start: Instant::now(),
+            failures: Repeat::default(),
+            full: Repeat::default(),
+            stats_made: None,
+            is_history_lost: self.is_history_lost,
+        };
+        loop {
+            let took = self.look(&mut state, board).await?;
+            let pause = if self.expectations.is_waiting() { took } else { self.interval.saturating_sub(took) };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                () = board.poke.notified() => {}
+                () = tokio::time::sleep(pause.max(SHORTEST_PAUSE)) => {}
+            }
+        }
+    }
+
+    /// One look, told and written down. Returns how long the client took.
+    async fn look(&self, state: &mut State, board: &ServerBoard) -> Result<Duration, StoreError> {
+        let look = self.expectations.begin_look();
+        let began = Instant::now();
+        let answer = self.client.list().await;
+        let took = began.elapsed();
+        let now = Moment { time: self.clock.now(), at: state.start.elapsed() };
+        self.report_poll(state, board, &answer, took);
+        let mut tick = board.read(|content| match &answer {
+            Ok(listing) => state.observer.looked(&content.told, &content.state, listing, now),
+            Err(_) => state.observer.failed(&content.state, now),
+        });
+        if state.is_history_lost && answer.is_ok() {
+            tick.facts.insert(0, journal_reset());
+        }
+        self.expectations.mark(&mut tick);
+        let is_told = self.tell(state, tick, now.at).await?;
+        if let Ok(listing) = &answer {
+            state.is_history_lost &= !is_told;
+            self.make_stats(state, board, listing);
+            board.read(|content| self.expectations.judge(look, listing, &content.told));
+        }
+        Ok(took)
+    }
+
+    /// Commits a tick and puts it on the board. `false` if there was no room.
+    async fn tell(&self, state: &mut State, tick: Tick, at: Duration) -> Result<bool, StoreError> {
+        if tick.is_empty() {
+            return Ok(true);
+        }
+        let server_state = tick.state.clone();
+        let said: Vec<(Kind, Option<Arc<Torrent>>)> =
+            tick.facts.iter().map(|fact| (fact.kind, fact.torrent.clone())).collect();
+        match self.store.commit(tick).await {
+            Ok(committed) => {
+                if let Some(times) = state.full.ended() {
+                    info!(server = %self.server, times, "there is room again, what happened meanwhile is told now");
+                }
+                state.observer.committed(&committed, at);
+                self.board.tell(&self.server, committed, server_state);
+                for (kind, torrent) in said {
+                    debug!(server = %self.server, kind = kind.as_str(), "told");
+                    let Some(torrent) = torrent else { continue };
+                    if matches!(kind, Kind::Added | Kind::Metadata | Kind::Finished) {
+                        self.files.want(torrent.hash);
+                    }
+                }
+                Ok(true)
+            }
+            Err(StoreError::Full { reason }) => {
+                metrics::counter!("dtorrent_commits_full_total", "server" => self.server.to_string()).increment(1);
+                if let Some(times) = state.full.failed() {
+                    error!(server = %self.server, times, reason, "events cannot be written down; they are held back");
+                }
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn report_poll(
+        &self,
+        state: &mut State,
+        board: &ServerBoard,
+        answer: &Result<Listing, ClientError>,
+        took: Duration,
+    ) {
+        let failure = answer.as_ref().err().map(|error| with_causes(error));
+        match &failure {
+            None => {
+                if let Some(times) = state.failures.ended() {
+                    info!(server = %self.server, times, "the client answers again");
+                }
+            }
+            Some(failure) => {
+                if let Some(times) = state.failures.failed() {
+                    warn!(server = %self.server, times, failure, "the client does not answer, trying on");
+                }
+            }
+        }
+        let result = if failure.is_none() { "ok" } else { "failed" };
+        let labels = [("server", self.server.to_string()), ("result", result.to_owned())];
+        metrics::counter!("dtorrent_polls_total", &labels).increment(1);
+        metrics::histogram!("dtorrent_poll_duration_seconds", "server" => self.server.to_string()).record(took);
+        board.write(|content| {
+            content.poll.polls += 1;
+            content.poll.duration = took;
+            if failure.is_none() {
+                content.poll.last_success = Some(Instant::now());
+            } else {
+                content.poll.failures += 1;
+            }
+            content.poll.failure = failure;
+            if let Ok(listing) = answer {
+                content.stats = listing.stats.clone();
+            }
+        });
+    }
+
+    fn make_stats(&self, state: &mut State, board: &ServerBoard, listing: &Listing) {
+        if state.stats_made.is_some_and(|made| made.elapsed() < STATS_EACH) {
+            return;
+        }
+        state.stats_made = Some(Instant::now());
+        let body = board.read(|content| {
+            let stats = Stats::of(listing.stats.clone(), content.told.values().map(|told| &*told.torrent));
+            for (status, count) in &stats.by_status {
+                let labels = [("server", self.server.to_string()), ("status", status.as_str().to_owned())];
+                metrics::gauge!("dtorrent_torrents", &labels).set(*count as f64);
+            }
+            Bytes::from(serde_json::to_vec(&stats).expect("stats are plain JSON"))
+        });
+        if board.read(|content| content.stats_body != body) {
+            board.write(|content| content.stats_body = body);
+            self.board.wake();
+        }
+    }
+}
+
+fn journal_reset() -> Fact {
+    Fact { kind: Kind::JournalReset, cause: Cause::Observed, command_id: None, changes: Changes::new(), torrent: None }
+}
+
+/// The error with what lies behind it, in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Torrents whose list of files is to be read and passed on; each at most once.
+#[derive(Default)]
+pub struct FilesWanted {
+    hashes: std::sync::Mutex<BTreeSet<InfoHash>>,
+    wanted: tokio::sync::Notify,
+}
+
+#[derive(Serialize)]
+struct FilesBody<'a> {
+    hash: InfoHash,
+    files: &'a [File],
+}
+
+impl FilesWanted {
+    pub fn want(&self, hash: InfoHash) {
+        self.hashes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(hash);
+        self.wanted.notify_one();
+    }
+
+    fn next(&self) -> Option<InfoHash> {
+        self.hashes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_first()
+    }
+
+    /// Reads and passes on until `stop`, one torrent at a time and at most a tenth of the time, so
+    /// that a large first snapshot does not keep the client busy.
+    pub async fn run(
+        &self,
+        server: ServerName,
+        client: Arc<dyn TorrentClient>,
+        board: Arc<Board>,
+        stop: CancellationToken,
+    ) {
+        let parts = Parts { files: true, ..Parts::default() };
+        while !stop.is_cancelled() {
+            let Some(hash) = self.next() else {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = self.wanted.notified() => continue,
+                }
+            };
+            let began = Instant::now();
+            match client.get(hash, parts).await {
+                Ok(Some(details)) => {
+                    let files = details.files.unwrap_or_default();
+                    let body = serde_json::to_vec(&FilesBody { hash, files: &files }).expect("files are plain JSON");
+                    board.tell_aside(&Delivery::Files { server: server.clone(), hash, body: Bytes::from(body) });
+                }
+                Ok(None) => {}
+                Err(error) => debug!(%server, %hash, error = with_causes(&error), "files could not be read"),
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(began.elapsed() * 9) => {}
+            }
+        }
+    }
+}

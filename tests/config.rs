@@ -1,0 +1,410 @@
+//! The config as its users meet it: what is refused, in which words, and which layer wins.
+
+#![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use dtorrent::config::{self, Config, ConfigErrors, Flag, Loaded, LogFormat, Retain, Sources};
+use dtorrent::model::{Kind, Verb};
+use proptest::prelude::*;
+use secrecy::ExposeSecret;
+
+const SERVER: &str = "[servers.home]\nurl = \"unix:///run/rtorrent.sock\"\n";
+const BROKER: &str = "[brokers.home]\nkind = \"mqtt\"\nurl = \"mqtt://localhost\"\n";
+
+fn parse(toml: &str) -> Result<Config, ConfigErrors> {
+    config::parse(Path::new("x.toml"), toml.as_bytes())
+}
+
+fn parsed(toml: &str) -> Config {
+    parse(toml).unwrap_or_else(|errors| panic!("{errors}\nin\n{toml}"))
+}
+
+/// Loads `toml` (nothing if empty) under these variables and flags.
+fn load(toml: &str, variables: &[(&str, &str)], flags: Vec<Flag>) -> Result<Loaded, ConfigErrors> {
+    let folder = tempfile::tempdir().unwrap();
+    if !toml.is_empty() {
+        fs::write(folder.path().join("dtorrent.toml"), toml).unwrap();
+    }
+    let variables = variables.iter().map(|(name, text)| (OsString::from(name), OsString::from(text))).collect();
+    config::load(&Sources { file: None, flags, variables, folder: folder.path().to_owned() })
+}
+
+fn loaded(toml: &str, variables: &[(&str, &str)]) -> Config {
+    load(toml, variables, Vec::new()).unwrap_or_else(|errors| panic!("{errors}\nin\n{toml}\n{variables:?}")).config
+}
+
+fn faults(toml: &str, variables: &[(&str, &str)]) -> Vec<String> {
+    match load(toml, variables, Vec::new()) {
+        Ok(_) => panic!("nothing wrong was found in\n{toml}\n{variables:?}"),
+        Err(errors) => errors.0.iter().map(ToString::to_string).collect(),
+    }
+}
+
+#[test]
+fn a_server_with_an_address_is_a_whole_config() {
+    let config = parsed(SERVER);
+    let server = config.servers.values().next().unwrap();
+    assert_eq!(config.instance, "main");
+    assert_eq!(config.data_dir, Path::new("data"));
+    assert_eq!(config.http.listen.unwrap().to_string(), "127.0.0.1:8787");
+    assert_eq!(config.log.level, Some(tracing::Level::INFO));
+    assert_eq!(server.interval, Duration::from_secs(1));
+    assert_eq!(server.sweep, Duration::from_secs(30));
+    assert_eq!(server.timeout, Duration::from_secs(10));
+    assert!(server.roots.is_empty() && server.extra.is_empty() && config.brokers.is_empty());
+}
+
+#[test]
+fn each_fault_is_told_at_once_with_line_key_and_mend() {
+    let toml = r#"instance = "Main"
+colour = "red"
+[log]
+level = "loud"
+[http]
+listen = "somewhere"
+[servers.Home]
+url = "unix:///x"
+[servers.a]
+url = "ftp://host"
+pasword = "sesame"
+interval = "100ms"
+timeout = 5
+hooks = true
+roots = ["downloads", "/a/../b"]
+extra = { x = "execute=" }
+[servers.b]
+client = "exec"
+[brokers.home]
+kind = "mqtt"
+url = "mqtt://me:sesame@host"
+password = 12345
+version = "4"
+prefix = "a/+"
+servers = ["c*"]
+events = ["done"]
+commands = ["*", "-explode"]
+cert_file = "/nonexistent.pem"
+[brokers.home.home_assistant]
+enabled = true
+[brokers.bus]
+kind = "nats"
+jetstream = true
+[webhooks.x]
+url = "https://example.org"
+"#;
+    let errors = parse(toml).unwrap_err().to_string();
+    let expected = r#"
+x.toml:1: instance: `Main` is no instance name; use a-z, 0-9, _ and -, at most 63, the first a letter or digit; `bridge` is reserved
+x.toml:2: colour: is no key of dtorrent; known here: brokers, data_dir, http, instance, log, servers, webhooks
+x.toml:4: log.level: `loud` is not known here; write "error" or "warn" or "info" or "debug" or "trace" or "off"
+x.toml:6: http.listen: `somewhere` is no address to listen on; write an address and a port, "127.0.0.1:8787", or "off"
+x.toml:7: servers.Home: `Home` is no server name; use a-z, 0-9, _ and -, at most 63, the first a letter or digit; `bridge` is reserved
+x.toml:10: servers.a.url: `ftp://host` is no address of an rTorrent; write unix:///path/of/rpc.sock, scgi://host:port or http(s)://host[:port]/RPC2
+x.toml:11: servers.a.pasword: is no key of dtorrent; did you mean `password`? Known here: ca_file, client, extra, hooks, interval, password, password_file, roots, sweep, timeout, url, username
+x.toml:12: servers.a.interval: `100ms` is too short; write 250ms to 1h with a unit, as "1s" or "500ms"
+x.toml:13: servers.a.timeout: is a number, not a text; write timeout = "…", in quotes
+x.toml:14: servers.a.hooks: is not in this version yet; write hooks = false
+x.toml:15: servers.a.roots: `downloads` is no absolute path; write folders from / on, without `..`
+x.toml:15: servers.a.roots: `/a/../b` is no absolute path; write folders from / on, without `..`
+x.toml:16: servers.a.extra: `execute=` is no column; write a getter of a download, as { throttle = "d.throttle_name=", tag = "d.custom=tag" }
+x.toml:17: servers.b.url: is missing; write url = "unix:///path/of/rpc.sock", scgi://host:port or http(s)://host/RPC2
+x.toml:18: servers.b.client: is not in this version yet; write client = "rtorrent"
+x.toml:19: brokers.home.key_file: is missing; cert_file needs the key of the certificate: write both or none
+x.toml:21: brokers.home.url: holds a login; write username and password (or password_file) as keys of their own
+x.toml:22: brokers.home.password: is a number, not a text; write password = "…", in quotes
+x.toml:23: brokers.home.version: `4` is not known here; write "auto" or "5" or "3.1.1"
+x.toml:24: brokers.home.prefix: `a/+` is no topic to start with; write levels joined by `/`, as "home/torrents": none empty, no + or #, not $… , at most 200 bytes
+x.toml:25: brokers.home.servers: `c*` is no server; known: *, a, b
+x.toml:25: brokers.home.servers: leaves no server; name at least one, or leave the key out for all
+x.toml:26: brokers.home.events: `done` is no kind of event; known: *, KINDS
+x.toml:27: brokers.home.commands: `-explode` is no command; known: *, pause, resume, start, stop, delete, add, recheck, announce, label, priority, get, list, delete_data, file_priority, limits, log_level, move, resync, rpc, throttle; a `-` before one takes it away
+x.toml:28: brokers.home.cert_file: `/nonexistent.pem` cannot be read: No such file or directory (os error 2); name a file that this user may read; a relative path starts at the working directory
+x.toml:30: brokers.home.home_assistant.enabled: is not in this version yet; write enabled = false
+x.toml:32: brokers.bus.kind: is not in this version yet; write kind = "mqtt", or leave this broker out
+x.toml:34: webhooks.x: webhooks are not in this version yet; leave this table out
+"#;
+    let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
+    let expected = expected.trim().replace("KINDS", &kinds.join(", "));
+    assert_eq!(errors, expected);
+    assert!(!errors.contains("sesame") && !errors.contains("12345"));
+}
+
+#[test]
+fn types_are_told_apart() {
+    for (toml, expected) in [
+        ("servers = 1", "servers: is a number, not a table; write [servers] and its keys below"),
+        ("servers.home = \"x\"", "servers.home: is a text, not a table; write [servers.home] and its keys below"),
+        ("log = []", "log: is a list, not a table; write [log] and its keys below"),
+        ("data_dir = 2026-11-22", "data_dir: is a date, not a text; write data_dir = \"…\", in quotes"),
+        ("data_dir = 99999999999999999999", "data_dir: is a number, not a text; write data_dir = \"…\", in quotes"),
+        ("servers.home.roots = \"/x\"", "roots: is a text, not a list; write roots = [\"…\", \"…\"]"),
+        ("servers.home.roots = [1]", "roots: holds something that is no text; write roots = [\"…\", \"…\"]"),
+        ("servers.home.hooks = \"no\"", "hooks: is a text, not true or false; write hooks = true or hooks = false"),
+        ("servers.home.extra = 1", "extra: is a number, not a table"),
+        ("servers.home.extra.x = 1", "extra.x: is a number, not a text"),
+    ] {
+        let errors = parse(toml).unwrap_err().to_string();
+        assert!(errors.contains(expected), "{toml}: {errors}");
+    }
+}
+
+#[test]
+fn without_anything_it_says_what_is_missing() {
+    let text = faults("", &[("XDG_CONFIG_HOME", "/nonexistent/xdg")]).join("\n");
+    for part in ["no file was found", "/nonexistent/xdg/dtorrent/dtorrent.toml", "[servers.NAME]", "/etc/dtorrent/"] {
+        assert!(text.contains(part), "{text}");
+    }
+    let text = faults("[log]\n", &[]).join("\n");
+    assert!(text.contains("dtorrent.toml: no server is given"), "{text}");
+    let text = faults("", &[("DTORRENT_CONFIG", "/nonexistent.toml")]).join("\n");
+    assert!(text.starts_with("/nonexistent.toml: cannot be read"), "{text}");
+}
+
+#[test]
+fn the_file_is_looked_for_in_order() {
+    let here = tempfile::tempdir().unwrap();
+    let xdg = tempfile::tempdir().unwrap();
+    let write = |path: &Path, name: &str| {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, format!("instance = \"{name}\"\n{SERVER}")).unwrap();
+    };
+    let (flag, variable) = (here.path().join("flag.toml"), here.path().join("variable.toml"));
+    write(&flag, "flag");
+    write(&variable, "variable");
+    write(&xdg.path().join("dtorrent/dtorrent.toml"), "xdg");
+    let mut sources = Sources { folder: here.path().to_owned(), ..Sources::default() };
+    sources.variables.push(("XDG_CONFIG_HOME".into(), xdg.path().into()));
+    let instance = |sources: &Sources| config::load(sources).unwrap().config.instance;
+    assert_eq!(instance(&sources), "xdg");
+    write(&here.path().join("dtorrent.toml"), "here");
+    assert_eq!(instance(&sources), "here");
+    sources.variables.push(("DTORRENT_CONFIG".into(), variable.into()));
+    assert_eq!(instance(&sources), "variable");
+    sources.file = Some(flag);
+    assert_eq!(instance(&sources), "flag");
+}
+
+#[test]
+fn flags_win_over_the_environment_over_the_file_over_defaults() {
+    let toml = format!("[log]\nlevel = \"warn\"\nformat = \"json\"\n[http]\nlisten = \"off\"\n{SERVER}");
+    let variables = [("DTORRENT_LOG__LEVEL", "debug"), ("DTORRENT_HTTP__LISTEN", "127.0.0.1:1")];
+    let flags = vec![Flag::flag("--listen", "http.listen", "127.0.0.1:2".to_owned())];
+    let config = load(&toml, &variables, flags).unwrap().config;
+    assert_eq!(config.instance, "main");
+    assert_eq!(config.log.format, LogFormat::Json);
+    assert_eq!(config.log.level, Some(tracing::Level::DEBUG));
+    assert_eq!(config.http.listen.unwrap().port(), 2);
+    let flags = vec![Flag::flag("--listen", "http.listen", "x".to_owned())];
+    let errors = load(SERVER, &[], flags).unwrap_err().to_string();
+    assert!(errors.starts_with("flag --listen: http.listen: `x` is no address"), "{errors}");
+}
+
+#[test]
+fn the_environment_alone_is_enough() {
+    let config = loaded(
+        "",
+        &[
+            ("DTORRENT_SERVERS__HOME__URL", "scgi://localhost:5000"),
+            ("DTORRENT_SERVERS__HOME__ROOTS", "/a, /b c"),
+            ("DTORRENT_SERVERS__HOME__HOOKS", "false"),
+            ("DTORRENT_SERVERS__HOME__EXTRA__THROTTLE", "d.throttle_name="),
+            ("DTORRENT_BROKERS__BUS__KIND", "mqtt"),
+            ("DTORRENT_BROKERS__BUS__URL", "mqtt://x"),
+            ("DTORRENT_BROKERS__BUS__COMMANDS", "[]"),
+            ("DTORRENT_BROKERS__BUS__VERSION", "5"),
+            ("DTORRENT_BROKERS__BUS__HOME_ASSISTANT__SLOTS", "3"),
+            ("DTORRENT_LIVE", "required"),
+            ("DTORRENT_PORT_8787_TCP", "tcp://10.0.0.1:8787"),
+            ("DTORRENT_SERVICE_HOST", "10.0.0.1"),
+            ("OTHER", "x"),
+        ],
+    );
+    let server = config.servers.values().next().unwrap();
+    assert_eq!(server.roots, [Path::new("/a"), Path::new("/b c")]);
+    assert_eq!(server.extra["throttle"], "d.throttle_name=");
+    assert!(config.brokers.values().next().unwrap().commands.is_empty());
+}
+
+#[test]
+fn a_text_from_the_environment_stays_as_it_is() {
+    for text in ["12345", "true", " 007 ", "{a=b}", "[1]", "\"12345\"", "1.0", "a,b", "  "] {
+        let config = loaded(
+            &format!("{SERVER}{BROKER}"),
+            &[("DTORRENT_BROKERS__HOME__USERNAME", text), ("DTORRENT_BROKERS__HOME__PASSWORD", text)],
+        );
+        let broker = config.brokers.values().next().unwrap();
+        assert_eq!(broker.username.as_deref(), Some(text));
+        assert_eq!(broker.password.as_ref().unwrap().expose_secret(), text);
+    }
+}
+
+#[test]
+fn a_variable_finds_the_name_in_the_file_whatever_its_case() {
+    let toml = "[servers.seed-box]\nurl = \"unix:///x\"\nextra = { My-Tag = \"d.custom=a\" }\n";
+    let config = loaded(
+        toml,
+        &[
+            ("DTORRENT_SERVERS__SEED_BOX__URL", "unix:///y"),
+            ("DTORRENT_SERVERS__SEED_BOX__EXTRA__MY_TAG", "d.custom=b"),
+        ],
+    );
+    assert_eq!(config.servers.len(), 1);
+    let server = config.servers.values().next().unwrap();
+    assert_eq!((server.url.as_str(), server.extra["My-Tag"].as_str()), ("unix:///y", "d.custom=b"));
+}
+
+#[test]
+fn a_fault_from_the_environment_names_the_variable() {
+    for (name, text, expected) in [
+        (
+            "DTORRENT_SERVERS__HOME__INTERVAL",
+            "5",
+            "INTERVAL: servers.home.interval: `5` is no duration; write 250ms to",
+        ),
+        ("DTORRENT_SERVERS__HOME__HOOKS", "x", "HOOKS: servers.home.hooks: is neither true nor false; set it to"),
+        ("DTORRENT_SERVERS__HOME__URI", "x", "URI: servers.home.uri: is no key of dtorrent; did you mean `url`?"),
+        (
+            "DTORRENT_SERVERS__HOME",
+            "x",
+            "HOME: servers.home: is a text, not a table; write [servers.home] and its keys",
+        ),
+        ("DTORRENT_COLOUR", "x", "COLOUR: colour: is no key of dtorrent; known here:"),
+        ("DTORRENT_LOG__", "x", "LOG__: names no key; write"),
+        ("DTORRENT_", "x", "DTORRENT_: names no key; write"),
+        ("DTORRENT_HTTP__TOKEN", "", "TOKEN: http.token: is empty; write the secret"),
+    ] {
+        let errors = faults(SERVER, &[(name, text)]);
+        let found =
+            errors.iter().any(|e| e.starts_with(&format!("environment variable {name}: ")) && e.contains(expected));
+        assert!(found, "{name}={text}: {errors:#?}");
+    }
+}
+
+#[test]
+fn a_secret_comes_from_its_file_without_the_line_break() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("secret");
+    let secret = |content: &[u8]| {
+        fs::write(&path, content).unwrap();
+        let config = parse(&format!("[http]\ntoken_file = \"{}\"\n{SERVER}", path.display()));
+        config.map(|config| config.http.token.unwrap().expose_secret().to_owned()).map_err(|errors| errors.to_string())
+    };
+    for (content, expected) in [("sesame\n", "sesame"), (" s e \r\n", " s e "), ("a\nb\n", "a\nb"), ("x", "x")] {
+        assert_eq!(secret(content.as_bytes()).as_deref(), Ok(expected));
+    }
+    assert!(secret(b"\n").unwrap_err().contains("is empty"));
+    let not_text = secret(b"sesame\xff").unwrap_err();
+    assert!(not_text.contains("x.toml:2: http.token_file") && !not_text.contains("sesame"), "{not_text}");
+}
+
+#[test]
+fn a_secret_given_twice_is_a_fault_unless_a_higher_layer_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("secret");
+    fs::write(&path, "from-file").unwrap();
+    let path = path.to_str().unwrap();
+    let in_file = format!("[http]\ntoken_file = \"{path}\"\n");
+    let errors = parse(&format!("{in_file}token = \"x\"\n{SERVER}")).unwrap_err().to_string();
+    assert_eq!(errors, "x.toml:2: http.token_file: and `token` are both given; keep one of them");
+    let config = loaded(&format!("{in_file}{SERVER}"), &[("DTORRENT_HTTP__TOKEN", "from-env")]);
+    assert_eq!(config.http.token.unwrap().expose_secret(), "from-env");
+    let config = loaded(&format!("[http]\ntoken = \"x\"\n{SERVER}"), &[("DTORRENT_HTTP__TOKEN_FILE", path)]);
+    assert_eq!(config.http.token.unwrap().expose_secret(), "from-file");
+}
+
+#[test]
+fn no_secret_is_in_a_debug_text() {
+    let toml = format!("[http]\ntoken = \"sesame\"\n{SERVER}{BROKER}username = \"u\"\npassword = \"sesame\"\n");
+    let config = parsed(&toml);
+    assert!(!format!("{config:?} {config:#?}").contains("sesame"));
+}
+
+#[test]
+fn rights_are_given_with_a_star_and_taken_with_a_minus() {
+    let rights =
+        |commands: &str| parsed(&format!("{SERVER}{BROKER}{commands}")).brokers.into_values().next().unwrap().commands;
+    let default = rights("");
+    assert!(Verb::ALL.iter().all(|verb| default.allows(verb.as_str())));
+    assert!(!default.allows("delete_data") && !default.allows("rpc") && !default.allows("*") && !default.is_empty());
+    assert_eq!(default, rights(r#"commands = ["*", "-delete_data", "-rpc"]"#));
+    assert!(rights(r#"commands = ["*"]"#).allows("delete_data"));
+    assert!(rights("commands = []").is_empty());
+    let some = rights(r#"commands = ["pause", "resume"]"#);
+    assert_eq!(some.iter().collect::<Vec<_>>(), ["pause", "resume"]);
+    let errors = parse(&format!("{SERVER}{BROKER}commands = [\"-rpc\"]")).unwrap_err().to_string();
+    assert!(errors.contains("`-rpc` takes away from nothing; write [\"*\", \"-rpc\"]"), "{errors}");
+}
+
+#[test]
+fn servers_and_events_are_chosen_by_patterns() {
+    let toml = "[servers.a1]\nurl = 'unix:///x'\n[servers.a2]\nurl = 'unix:///x'\n[servers.b]\nurl = 'unix:///x'\n";
+    let broker = |more: &str| parsed(&format!("{toml}{BROKER}{more}")).brokers.into_values().next().unwrap();
+    for (servers, expected) in
+        [("", "a1 a2 b"), ("'*'", "a1 a2 b"), ("'a*'", "a1 a2"), ("'b','a2'", "a2 b"), ("'*','-a?'", "b")]
+    {
+        let line = if servers.is_empty() { String::new() } else { format!("servers = [{servers}]") };
+        let names: Vec<String> = broker(&line).servers.iter().map(ToString::to_string).collect();
+        assert_eq!(names.join(" "), expected, "{servers}");
+    }
+    let events = broker("events = ['*', '-updated']\nretain = 'none'");
+    assert!(events.events.allows(Kind::Finished) && !events.events.allows(Kind::Updated));
+    assert_eq!(events.retain, Retain::None);
+    let events = broker("events = ['finished', 'server_*']").events;
+    assert!(events.allows(Kind::ServerOnline) && events.allows(Kind::Finished) && !events.allows(Kind::Added));
+}
+
+#[test]
+fn what_is_likely_a_mistake_is_a_warning() {
+    for (toml, expected) in [
+        ("[servers.x]\nurl = 'scgi://10.0.0.1:5000'", "servers.x.url: SCGI has no login"),
+        ("[servers.x]\nurl = 'scgi://127.0.0.1:5000'", ""),
+        ("[servers.x]\nurl = 'http://h/RPC2'\nusername = 'u'\npassword = 'p'", "in clear"),
+        ("[servers.x]\nurl = 'unix:///x'\nusername = 'u'\npassword = 'p'", "nothing reads them"),
+        ("http.listen = '0.0.0.0:80'\n[servers.x]\nurl = 'unix:///x'", "open to the network"),
+        ("[servers.x]\nurl = 'unix:///x'", ""),
+    ] {
+        let warnings = config::warnings(&parsed(toml)).join("\n");
+        assert!(warnings.contains(expected) && (warnings.is_empty() == expected.is_empty()), "{toml}: {warnings}");
+    }
+}
+
+#[test]
+fn certificates_are_looked_at() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ca.pem");
+    fs::write(&path, "no certificate").unwrap();
+    let toml = format!("{SERVER}ca_file = \"{}\"\n", path.display());
+    assert!(parse(&toml).unwrap_err().to_string().contains("holds no certificate; name a certificate file"));
+}
+
+fn toml_like() -> impl Strategy<Value = String> {
+    let keys = config::keys().into_iter().map(|key| key.replace('*', "home")).collect::<Vec<_>>();
+    let value = prop_oneof![
+        Just("true".to_owned()),
+        "[0-9]{1,3}(ms|s|h)?",
+        Just("'mqtt'".to_owned()),
+        "'[a-z0-9:/*$ -]{0,12}'",
+        "\\['[a-z*-]{0,9}', [1'x]{1,3}\\]",
+        "\\{ [a-z]{1,2} = 'd\\.x=' \\}",
+    ];
+    let line = (proptest::sample::select(keys), value).prop_map(|(key, value)| format!("{key} = {value}\n"));
+    proptest::collection::vec(line, 0..8).prop_map(|lines| lines.concat())
+}
+
+proptest! {
+    #[test]
+    fn no_file_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), toml in toml_like()) {
+        let _checked = config::parse(Path::new("x"), &bytes).is_ok();
+        let _checked = config::parse(Path::new("x"), toml.as_bytes()).map_err(|errors| errors.to_string()).is_ok();
+    }
+
+    #[test]
+    fn no_environment_makes_it_panic(name in "DTORRENT_[A-Z_*.]{0,30}", text in ".{0,20}") {
+        let sources = Sources { variables: vec![(name.into(), text.into())], folder: "/nonexistent".into(), ..Sources::default() };
+        let _checked = config::load(&sources).map_err(|errors| errors.to_string()).is_ok();
+    }
+}
