@@ -89,3 +89,12 @@ impl Default for Group {
         Self::new()
     }
 }
+
+/// Runs something beside all else until the process ends.
+#[allow(clippy::disallowed_methods)] // the one place where it is allowed
+pub fn for_ever(name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(async move {
+        task.await;
+        debug!(task = name, "ended");
+    });
+}

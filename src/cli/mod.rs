@@ -3,13 +3,15 @@
 //! One file per subcommand. Messages for people go to stderr, data to stdout.
 
 mod check;
+mod demo;
 mod health;
+mod run;
 
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, ConfigErrors, Flag, Loaded, Sources};
 
@@ -24,6 +26,10 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the bridge (also without a word)
+    Run,
+    /// Show everything on this machine: a broker, two rTorrents that move data, the bridge between
+    Demo,
     /// Read the config, tell everything that is wrong with it, or what it comes to
     Check(check::Arguments),
     /// Ask the running bridge whether it is alive: exit code 0 or 1
@@ -51,6 +57,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// This file and nothing else from the command line.
+    fn of_file(config: PathBuf) -> Self {
+        Self { config: Some(config), data_dir: None, listen: None, log_level: None, log_format: None }
+    }
+
     pub fn load(self) -> Result<Loaded, ConfigErrors> {
         let Self { config, data_dir, listen, log_level, log_format } = self;
         let flags = [
@@ -102,10 +113,8 @@ impl Cli {
         match command {
             Some(Command::Check(arguments)) => check::run(options, &arguments),
             Some(Command::Health) => health::run(options),
-            None => {
-                tell(&Self::command().render_help().to_string());
-                Exit::Usage
-            }
+            Some(Command::Demo) => demo::run(),
+            Some(Command::Run) | None => run::run(options),
         }
     }
 }

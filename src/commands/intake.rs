@@ -27,18 +27,20 @@ use crate::repeat::Repeat;
 /// How long to wait before a command is offered to a full disk again.
 const FULL_EACH: Duration = Duration::from_secs(1);
 
-pub struct IntakeSettings {
+/// Takes what comes from one source to its door.
+pub struct Intake {
+    pub source: Box<dyn CommandSource>,
+    pub door: Door,
+}
+
+/// Decides what becomes of a message.
+pub struct Door {
     /// The sink whose commands these are.
     pub origin: SinkName,
     /// Whether a verb is accepted from this sink.
     pub allows: Box<dyn Fn(&str) -> bool + Send + Sync>,
     /// Below these topics a body's `reply_to` may point.
     pub reply_prefixes: Vec<String>,
-}
-
-pub struct Intake {
-    pub settings: IntakeSettings,
-    pub source: Box<dyn CommandSource>,
     /// Of the servers that this sink may command.
     pub queues: BTreeMap<ServerName, Arc<Queue>>,
     pub store: Arc<dyn Store>,
@@ -79,11 +81,11 @@ impl Intake {
                 Ok(incoming) => {
                     backoff.reset();
                     repeat.ended();
-                    self.take(incoming, &stop).await?;
+                    self.door.take(incoming, &stop).await?;
                 }
                 Err(error) => {
                     if let Some(times) = repeat.failed() {
-                        warn!(sink = %self.settings.origin, times, %error, "no commands from here, trying on");
+                        warn!(sink = %self.door.origin, times, %error, "no commands from here, trying on");
                     }
                     tokio::select! {
                         () = stop.cancelled() => return Ok(()),
@@ -93,14 +95,16 @@ impl Intake {
             }
         }
     }
+}
 
+impl Door {
     async fn take(&self, incoming: Incoming, stop: &CancellationToken) -> Result<(), StoreError> {
         let Incoming { address, body, is_retained, expires_in, reply, ack } = incoming;
         let taken = self.read(address, body, is_retained, expires_in, reply);
         // A full disk keeps the message at the broker until there is room.
         while let Err(error) = self.log(&taken).await {
             let StoreError::Full { reason } = error else { return Err(error) };
-            warn!(sink = %self.settings.origin, reason, "a command waits for room on the disk");
+            warn!(sink = %self.origin, reason, "a command waits for room on the disk");
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(FULL_EACH) => {}
@@ -150,7 +154,7 @@ impl Intake {
         let command = LoggedCommand {
             id: envelope.id.unwrap_or_else(made_up_id),
             server: server.and_then(Result::ok),
-            origin: self.settings.origin.clone(),
+            origin: self.origin.clone(),
             hash: hash.and_then(Result::ok),
             verb: verb.filter(|_| refusal.is_none()),
             body: if refusal.is_none() { body } else { Bytes::new() },
@@ -191,7 +195,7 @@ impl Intake {
             let message = format!("no such command; there are {}", known.join(", "));
             return Some(failed(CommandError::new(ErrorCode::Unsupported, message)));
         }
-        if !(self.settings.allows)(&address.verb) {
+        if !(self.allows)(&address.verb) {
             return Some(refused(ErrorCode::Forbidden, "the config does not accept this command from this broker"));
         }
         None
@@ -202,7 +206,7 @@ impl Intake {
         let is_below = |prefix: &String| {
             topic.strip_prefix(prefix.trim_end_matches('/')).is_some_and(|rest| rest.starts_with('/'))
         };
-        is_topic && self.settings.reply_prefixes.iter().any(is_below)
+        is_topic && self.reply_prefixes.iter().any(is_below)
     }
 
     /// Writes the command down, with its result if it is refused, and hands it on if it is not.
@@ -257,7 +261,7 @@ impl Intake {
     }
 
     fn wake_sink(&self) {
-        if let Some(desk) = self.board.desk(&self.settings.origin) {
+        if let Some(desk) = self.board.desk(&self.origin) {
             desk.answered.notify_one();
         }
     }

@@ -16,7 +16,7 @@ mod request;
 mod source;
 mod worker;
 
-pub use intake::{Intake, IntakeSettings};
+pub use intake::{Door, Intake};
 pub use queue::Queue;
 pub use request::{BODY_BYTES_MAX, Envelope, Request};
 pub use source::{Sources, SourcesSettings};

@@ -4,6 +4,8 @@
 //! control characters of a value never reach it, and a value never begins a line of its own.
 //! (tracing-subscriber does that for messages, not for fields.)
 
+pub mod metrics;
+
 use std::error::Error;
 use std::fmt::{self, Debug};
 use std::io::{self, IsTerminal as _, Write};

@@ -26,6 +26,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// The stats message is made anew at most this often.
 const STATS_EACH: Duration = Duration::from_secs(5);
 
+#[derive(Clone)]
 pub struct Watcher {
     pub server: ServerName,
     pub interval: Duration,
@@ -118,6 +119,8 @@ impl Watcher {
                 self.board.tell(&self.server, committed, server_state);
                 for (kind, torrent) in said {
                     debug!(server = %self.server, kind = kind.as_str(), "told");
+                    let labels = [("server", self.server.to_string()), ("kind", kind.as_str().to_owned())];
+                    metrics::counter!("dtorrent_events_total", &labels).increment(1);
                     let Some(torrent) = torrent else { continue };
                     if matches!(kind, Kind::Added | Kind::Metadata | Kind::Finished) {
                         self.files.want(torrent.hash);

@@ -1,0 +1,469 @@
+//! The composition root: a checked config in, a running bridge out.
+//!
+//! The only place that knows both the engine and the adapters. It starts from the right (store,
+//! sinks) to the left (servers), and stops from the left to the right, so that nothing is told
+//! that nobody is there to take.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::board::{Board, Content, PollReport};
+use crate::clients::rtorrent::RtorrentClient;
+use crate::clients::rtorrent::settings as rtorrent;
+use crate::commands::expect::Expectations;
+use crate::commands::{BODY_BYTES_MAX, Door, Intake, Queue, Sources, SourcesSettings, Worker, WorkerParts};
+use crate::config::{Broker, Config, MqttVersion, Server};
+use crate::deliver::retention::Retain;
+use crate::deliver::{Dispatcher, DispatcherSettings, Reporter};
+use crate::http;
+use crate::model::{EVENT_SCHEMA, Kind, RESULT_SCHEMA, ServerName, ServerStats, SinkName};
+use crate::port::{Clock, LoggedCommand, Store, SystemClock, TorrentClient};
+use crate::sinks::mqtt::{self, MqttSink};
+use crate::store::{Options, Recovery, SqliteStore};
+use crate::supervise::Group;
+use crate::telemetry::metrics::{self, Metrics};
+use crate::watch::{FilesWanted, Watcher};
+
+/// What stops in how much time, so that all of it is over within ten seconds.
+const STOP_LEFT_WITHIN: Duration = Duration::from_millis(2500);
+const STOP_RIGHT_WITHIN: Duration = Duration::from_millis(6500);
+
+/// Runs the bridge until `stop`, then flushes and says goodbye.
+///
+/// # Errors
+/// What makes it impossible to start, or a store that cannot be used any more. An unreachable
+/// client or broker is neither: the bridge stays up and tries on.
+pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> anyhow::Result<()> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let listener = match config.http.listen {
+        Some(listen) => Some(http::bind(listen).await.with_context(|| format!("listen on {listen}"))?),
+        None => None,
+    };
+    let (sqlite, recovery) = open_store(&config, Arc::clone(&clock))?;
+    let sqlite = Arc::new(sqlite);
+    let bridge = Bridge::build(&config, Arc::clone(&sqlite), &recovery, clock).await?;
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        instance = config.instance,
+        servers = config.servers.len(),
+        brokers = config.brokers.len(),
+        "dtorrent is up"
+    );
+    let mut right = Group::new();
+    bridge.spawn_sinks(&mut right);
+    let mut left = Group::new();
+    bridge.spawn_servers(&mut left);
+    bridge.spawn_intakes(&mut left);
+    let page = listener.map(|listener| {
+        let shown: Arc<dyn http::Observed> =
+            Arc::new(Shown { board: Arc::clone(&bridge.board), store: Arc::clone(&sqlite), metrics });
+        http::serve(listener, shown, stop.clone())
+    });
+    let page = async {
+        match page {
+            Some(page) => page.await.context("serve HTTP"),
+            None => {
+                stop.cancelled().await;
+                Ok(())
+            }
+        }
+    };
+    let ended = tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        result = page => result,
+        error = left.failed() => Err(anyhow::Error::new(error).context("keep the state")),
+        error = right.failed() => Err(anyhow::Error::new(error).context("keep the state")),
+    };
+    info!("stopping");
+    let left = left.stop(STOP_LEFT_WITHIN).await;
+    let right = right.stop(STOP_RIGHT_WITHIN).await;
+    let closed = sqlite.close().await;
+    ended?;
+    left.and(right).and(closed).context("keep the state")
+}
+
+fn open_store(config: &Config, clock: Arc<dyn Clock>) -> anyhow::Result<(SqliteStore, Recovery)> {
+    let (store, recovery) = SqliteStore::open(&config.data_dir, Options::default(), clock)
+        .with_context(|| format!("open the state in {}", config.data_dir.display()))?;
+    if let Some(found) = &recovery.found {
+        let moved_to = recovery.moved_to.as_ref().map(|path| path.display().to_string());
+        warn!(found, moved_to, "the state could not be used as it was");
+    }
+    if recovery.lost {
+        warn!("what was told before is lost: all torrents are announced again, in a new epoch");
+    }
+    Ok((store, recovery))
+}
+
+/// Everything that runs, built and not yet running.
+struct Bridge {
+    board: Arc<Board>,
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    servers: BTreeMap<ServerName, ServerParts>,
+    sinks: BTreeMap<SinkName, SinkParts>,
+    reporter: Arc<dyn Reporter>,
+}
+
+struct ServerParts {
+    interval: Duration,
+    worker: Arc<WorkerParts>,
+    queue: Arc<Queue>,
+    files: Arc<FilesWanted>,
+    is_history_lost: bool,
+}
+
+struct SinkParts {
+    sink: Arc<MqttSink>,
+    broker: Broker,
+}
+
+impl Bridge {
+    async fn build(
+        config: &Config,
+        sqlite: Arc<SqliteStore>,
+        recovery: &Recovery,
+        clock: Arc<dyn Clock>,
+    ) -> anyhow::Result<Self> {
+        let names: Vec<SinkName> = config.brokers.keys().cloned().collect();
+        sqlite.declare_sinks(&names).await.context("note the sinks")?;
+        let store: Arc<dyn Store> = sqlite;
+        let mut contents = BTreeMap::new();
+        for name in config.servers.keys() {
+            let content = load(&*store, name).await.with_context(|| format!("load the state of {name}"))?;
+            contents.insert(name.clone(), content);
+        }
+        let board = Arc::new(Board::new(contents, names));
+        let mut open = store.open_commands().await.context("read the command log")?;
+        let mut servers = BTreeMap::new();
+        for (name, server) in &config.servers {
+            let (of_server, rest) = open.into_iter().partition(|command| command.server.as_ref() == Some(name));
+            open = rest;
+            let parts = build_server(name, server, of_server, &store, &board, &clock, recovery.lost)
+                .with_context(|| format!("set up server {name}"))?;
+            servers.insert(name.clone(), parts);
+        }
+        let mut sinks = BTreeMap::new();
+        for (name, broker) in &config.brokers {
+            let settings =
+                mqtt_settings(name, &config.instance, broker).with_context(|| format!("set up broker {name}"))?;
+            let sink = MqttSink::new(settings).with_context(|| format!("set up broker {name}"))?;
+            sinks.insert(name.clone(), SinkParts { sink: Arc::new(sink), broker: broker.clone() });
+        }
+        let reporter = Arc::new(Reports {
+            board: Arc::clone(&board),
+            clock: Arc::clone(&clock),
+            instance: config.instance.clone(),
+            start: Instant::now(),
+        });
+        Ok(Self { board, store, clock, servers, sinks, reporter })
+    }
+
+    fn spawn_sinks(&self, group: &mut Group) {
+        for (name, SinkParts { sink, broker }) in &self.sinks {
+            let Some(desk) = self.board.desk(name).cloned() else { continue };
+            let (sink, broker, name) = (Arc::clone(sink), broker.clone(), name.clone());
+            let (store, board) = (Arc::clone(&self.store), Arc::clone(&self.board));
+            let (clock, reporter) = (Arc::clone(&self.clock), Arc::clone(&self.reporter));
+            group.spawn(format!("sink {name}"), move |stop| {
+                let settings = DispatcherSettings {
+                    name: name.clone(),
+                    servers: broker.servers.clone(),
+                    events: Kind::ALL.iter().copied().filter(|kind| broker.events.allows(*kind)).collect(),
+                    retain: retain(&broker),
+                };
+                let dispatcher = Dispatcher::new(
+                    settings,
+                    sink.clone(),
+                    Arc::clone(&store),
+                    Arc::clone(&board),
+                    Arc::clone(&desk),
+                    Arc::clone(&clock),
+                    Arc::clone(&reporter),
+                );
+                async move { dispatcher.await?.run(stop).await }
+            });
+        }
+    }
+
+    fn spawn_servers(&self, group: &mut Group) {
+        for (name, parts) in &self.servers {
+            let ServerParts { interval, worker, queue, files, is_history_lost } = parts;
+            let watcher = Watcher {
+                server: name.clone(),
+                interval: *interval,
+                client: Arc::clone(&worker.client),
+                store: Arc::clone(&self.store),
+                board: Arc::clone(&self.board),
+                clock: Arc::clone(&self.clock),
+                expectations: Arc::clone(&worker.expectations),
+                files: Arc::clone(files),
+                is_history_lost: *is_history_lost,
+            };
+            group.spawn(format!("watcher {name}"), move |stop| watcher.clone().run(stop));
+            let (worker, queue) = (Arc::clone(worker), Arc::clone(queue));
+            let client = Arc::clone(&worker.client);
+            group.spawn(format!("worker {name}"), move |stop| {
+                Worker { parts: Arc::clone(&worker), queue: Arc::clone(&queue) }.run(stop)
+            });
+            let (files, board, server) = (Arc::clone(files), Arc::clone(&self.board), name.clone());
+            group.spawn(format!("files {name}"), move |stop| {
+                let (files, client) = (Arc::clone(&files), Arc::clone(&client));
+                let (board, server) = (Arc::clone(&board), server.clone());
+                async move {
+                    files.run(server, client, board, stop).await;
+                    Ok(())
+                }
+            });
+        }
+    }
+
+    fn spawn_intakes(&self, group: &mut Group) {
+        for (name, SinkParts { sink, broker }) in &self.sinks {
+            if broker.commands.is_empty() {
+                continue;
+            }
+            let queues: BTreeMap<ServerName, Arc<Queue>> = broker
+                .servers
+                .iter()
+                .filter_map(|server| Some((server.clone(), Arc::clone(&self.servers.get(server)?.queue))))
+                .collect();
+            let (sink, broker, name) = (Arc::clone(sink), broker.clone(), name.clone());
+            let (store, board, clock) = (Arc::clone(&self.store), Arc::clone(&self.board), Arc::clone(&self.clock));
+            group.spawn(format!("commands {name}"), move |stop| {
+                let rights = broker.commands.clone();
+                let door = Door {
+                    origin: name.clone(),
+                    allows: Box::new(move |verb| rights.allows(verb)),
+                    reply_prefixes: broker.reply_prefixes.clone(),
+                    queues: queues.clone(),
+                    store: Arc::clone(&store),
+                    board: Arc::clone(&board),
+                    clock: Arc::clone(&clock),
+                };
+                Intake { source: Box::new(sink.commands()), door }.run(stop)
+            });
+        }
+    }
+}
+
+async fn load(store: &dyn Store, server: &ServerName) -> Result<Content, crate::port::StoreError> {
+    let loaded = store.load(server).await?;
+    Ok(Content {
+        epoch: loaded.epoch,
+        told: loaded.told,
+        state: loaded.state,
+        last_seq: loaded.last_seq,
+        stats: ServerStats::default(),
+        stats_body: Bytes::new(),
+        poll: PollReport::default(),
+    })
+}
+
+fn build_server(
+    name: &ServerName,
+    server: &Server,
+    open: Vec<LoggedCommand>,
+    store: &Arc<dyn Store>,
+    board: &Arc<Board>,
+    clock: &Arc<dyn Clock>,
+    is_history_lost: bool,
+) -> anyhow::Result<ServerParts> {
+    let worker = WorkerParts {
+        server: name.clone(),
+        client: build_client(name, server)?,
+        store: Arc::clone(store),
+        board: Arc::clone(board),
+        clock: Arc::clone(clock),
+        expectations: Arc::new(Expectations::default()),
+        sources: Sources::new(SourcesSettings { roots: server.roots.clone() }).context("set up HTTP")?,
+    };
+    Ok(ServerParts {
+        interval: server.interval,
+        worker: Arc::new(worker),
+        queue: Arc::new(Queue::new(open)),
+        files: Arc::new(FilesWanted::default()),
+        is_history_lost,
+    })
+}
+
+/// The adapter for one server of the config.
+pub fn build_client(name: &ServerName, server: &Server) -> anyhow::Result<Arc<dyn TorrentClient>> {
+    let extra = server
+        .extra
+        .iter()
+        .map(|(key, column)| Ok((key.clone(), rtorrent::ExtraColumn::parse(column)?)))
+        .collect::<anyhow::Result<_>>()?;
+    let settings = rtorrent::Settings {
+        server: name.clone(),
+        endpoint: rtorrent::Endpoint::parse(&server.url)?,
+        username: server.username.clone(),
+        password: server.password.clone(),
+        ca_pem: server.ca_pem.clone(),
+        timeout: server.timeout,
+        extra,
+    };
+    Ok(Arc::new(RtorrentClient::new(settings)?))
+}
+
+/// The settings of one broker of the config.
+pub fn mqtt_settings(name: &SinkName, instance: &str, broker: &Broker) -> anyhow::Result<mqtt::Settings> {
+    Ok(mqtt::Settings {
+        name: name.clone(),
+        instance: instance.to_owned(),
+        url: mqtt::BrokerUrl::parse(&broker.url)?,
+        username: broker.username.clone(),
+        password: broker.password.clone(),
+        ca_pem: broker.ca_pem.clone(),
+        client_cert: broker
+            .client_auth
+            .as_ref()
+            .map(|auth| mqtt::ClientCert { cert_pem: auth.cert_pem.clone(), key_pem: auth.key_pem.clone() }),
+        version: match broker.version {
+            MqttVersion::Auto => mqtt::Version::Auto,
+            MqttVersion::V5 => mqtt::Version::V5,
+            MqttVersion::V311 => mqtt::Version::V311,
+        },
+        prefix: mqtt::Prefix::parse(&broker.prefix)?,
+        servers: broker.servers.clone(),
+        retain: retain(broker) != Retain::None,
+    })
+}
+
+fn retain(broker: &Broker) -> Retain {
+    match broker.retain {
+        crate::config::Retain::Auto => Retain::Auto,
+        crate::config::Retain::All => Retain::All,
+        crate::config::Retain::None => Retain::None,
+    }
+}
+
+/// The bodies of the bridge's own messages.
+struct Reports {
+    board: Arc<Board>,
+    clock: Arc<dyn Clock>,
+    instance: String,
+    start: Instant,
+}
+
+impl Reporter for Reports {
+    fn info(&self) -> Bytes {
+        let servers: Vec<&ServerName> = self.board.names().collect();
+        let sinks: Vec<&SinkName> = self.board.desks().map(|(name, _)| name).collect();
+        let body = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "instance": self.instance,
+            "servers": servers,
+            "sinks": sinks,
+            "schemas": [EVENT_SCHEMA, RESULT_SCHEMA],
+            "limits": {"command_bytes": BODY_BYTES_MAX},
+        });
+        Bytes::from(body.to_string())
+    }
+
+    fn health(&self) -> Bytes {
+        let servers: BTreeMap<&ServerName, Value> =
+            self.board.names().map(|name| (name, server_health(&self.board, name))).collect();
+        let sinks: BTreeMap<&SinkName, Value> = self
+            .board
+            .desks()
+            .map(|(name, desk)| {
+                let report = desk.last_report();
+                let lag_seconds = report.behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
+                let body = json!({
+                    "connected": report.is_connected,
+                    "problem": report.failure,
+                    "lag_entries": report.lag_entries,
+                    "lag_seconds": rounded(lag_seconds),
+                    "dirty": report.dirty,
+                    "delivered": report.delivered,
+                    "rejected": report.rejected,
+                });
+                (name, body)
+            })
+            .collect();
+        let body = json!({
+            "time": self.clock.now(),
+            "uptime_seconds": self.start.elapsed().as_secs(),
+            "memory_bytes": metrics::resident_bytes(),
+            "servers": servers,
+            "sinks": sinks,
+        });
+        Bytes::from(body.to_string())
+    }
+}
+
+fn server_health(board: &Board, name: &ServerName) -> Value {
+    let read = board.read(name, |content| {
+        let poll = &content.poll;
+        json!({
+            "online": content.state.is_online,
+            "problem": poll.failure,
+            "poll_age_seconds": poll.last_success.map(|at| rounded(at.elapsed().as_secs_f64())),
+            "poll_seconds": rounded(poll.duration.as_secs_f64()),
+            "polls": poll.polls,
+            "polls_failed": poll.failures,
+            "torrents": content.told.len(),
+        })
+    });
+    read.unwrap_or(Value::Null)
+}
+
+fn rounded(seconds: f64) -> f64 {
+    (seconds * 1000.0).round() / 1000.0
+}
+
+/// What the HTTP pages ask for.
+struct Shown {
+    board: Arc<Board>,
+    store: Arc<SqliteStore>,
+    metrics: Metrics,
+}
+
+#[async_trait]
+impl http::Observed for Shown {
+    fn readiness(&self) -> (bool, Value) {
+        let mut is_ready = true;
+        let mut servers = BTreeMap::new();
+        for name in self.board.names() {
+            let problem = self.board.read(name, |content| match &content.poll {
+                poll if poll.is_answering() => None,
+                poll => Some(poll.failure.clone().unwrap_or_else(|| "not polled yet".to_owned())),
+            });
+            let problem = problem.flatten();
+            is_ready &= problem.is_none();
+            servers.insert(name.as_str(), json!({"ready": problem.is_none(), "problem": problem}));
+        }
+        let mut sinks = BTreeMap::new();
+        for (name, desk) in self.board.desks() {
+            let report = desk.last_report();
+            is_ready &= report.is_connected;
+            let problem =
+                (!report.is_connected).then(|| report.failure.unwrap_or_else(|| "not connected yet".to_owned()));
+            sinks.insert(name.as_str(), json!({"ready": report.is_connected, "problem": problem}));
+        }
+        (is_ready, json!({"ready": is_ready, "servers": servers, "sinks": sinks}))
+    }
+
+    async fn metrics(&self) -> String {
+        for (name, desk) in self.board.desks() {
+            metrics::note_sink(name, &desk.last_report());
+        }
+        for name in self.board.names() {
+            self.board.read(name, |content| metrics::note_poll(name, &content.poll));
+        }
+        if let Ok(usage) = self.store.usage().await {
+            metrics::note_usage(usage);
+        }
+        self.metrics.render()
+    }
+}
