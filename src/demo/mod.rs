@@ -218,16 +218,18 @@ fn line(topic: &str, payload: &[u8]) -> Option<String> {
     }
     let event: Value = serde_json::from_slice(payload).ok()?;
     let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
-    let kind = text("event_type");
-    let name = event["torrent"]["name"].as_str().unwrap_or_default();
-    let time = text("time").get(11..19).unwrap_or_default().to_owned();
-    let detail = match (kind.as_str(), text("cause").as_str()) {
+    let (time, server, kind) = (text("time"), text("server"), text("event_type"));
+    let time = time.get(11..19).unwrap_or_default();
+    let Some(name) = event["torrent"]["name"].as_str() else {
+        return Some(format!("{time} {server} {kind}"));
+    };
+    let how = match (kind.as_str(), text("cause").as_str()) {
         ("updated", _) => return None,
         (_, "command") => " (by a command)",
         (_, "snapshot") => " (was there)",
         _ => "",
     };
-    Some(format!("{time} {server} {kind} {name}{detail}", server = text("server")))
+    Some(format!("{time} {server} {kind} {name}{how}"))
 }
 
 fn say(text: &str) -> anyhow::Result<()> {
