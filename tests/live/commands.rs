@@ -54,7 +54,6 @@ async fn each_verb_is_ok_only_when_rtorrent_shows_it() {
         ("label", json!({"label": "linux"}), &[("d.custom1", "linux")], Some("label_changed")),
         ("priority", json!({"priority": 3}), &[("d.priority", "3")], Some("priority_changed")),
         ("recheck", json!({}), &[("d.complete", "1"), ("d.hashing", "0")], None),
-        ("announce", json!({}), &[], None),
     ]
     .into_iter()
     .enumerate()
@@ -78,6 +77,9 @@ async fn each_verb_is_ok_only_when_rtorrent_shows_it() {
     }
     let finished = world.heard.events("home").iter().any(|event| event["event_type"] == "finished");
     assert!(!finished, "a re-check of a complete torrent is no `finished`");
+
+    let result = world.heard.command(&format!("home/torrent/{hash}/command/announce"), Value::Null).await;
+    assert_eq!((&result["status"], &result["error"]["code"]), (&json!("error"), &json!("precondition")), "no tracker");
 
     let result = world.heard.command(&format!("home/torrent/{hash}/command/delete"), json!({"id": "away"})).await;
     assert_eq!(result["status"], "ok", "{result}");
