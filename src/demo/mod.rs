@@ -12,7 +12,9 @@ pub mod rtorrent;
 
 use std::collections::HashMap;
 use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -43,16 +45,41 @@ where
     F: Future<Output = anyhow::Result<()>>,
 {
     let folder = tempfile::Builder::new().prefix("dtorrent-demo-").tempdir().context("make a temporary folder")?;
-    let result = tokio::select! {
-        stage = Stage::set(folder.path()) => stage,
-        () = stop.cancelled() => return folder.close().context("remove the temporary folder"),
+    let broom = Broom::wait_beside(folder.path())?;
+    let stage = tokio::select! {
+        stage = Stage::set(folder.path()) => stage.map(Some),
+        () = stop.cancelled() => Ok(None),
     };
-    let result = match result {
-        Ok(stage) => stage.perform(stop, bridge).await,
+    let result = match stage {
+        Ok(Some(stage)) => stage.perform(stop, bridge).await,
+        Ok(None) => Ok(()),
         Err(error) => Err(error),
     };
     let removed = folder.close().context("remove the temporary folder");
+    drop(broom);
     result.and(removed)
+}
+
+/// Removes the folder also when we are killed: a shell that waits for the end of its input, which we hold.
+struct Broom(Child);
+
+impl Broom {
+    fn wait_beside(folder: &Path) -> anyhow::Result<Self> {
+        let mut shell = Command::new("sh");
+        // The programs in the folder die with us; what they still write then is swept in a second go.
+        shell.args(["-c", "cat; rm -rf -- \"$1\" || { sleep 1; rm -rf -- \"$1\"; }", "sh"]).arg(folder);
+        shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        shell.spawn().map(Self).context("start sh")
+    }
+}
+
+impl Drop for Broom {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        if let Err(error) = self.0.wait() {
+            tracing::warn!(%error, "cannot wait for the shell that removes the folder");
+        }
+    }
 }
 
 /// The programs and what they play with.
@@ -218,16 +245,18 @@ fn line(topic: &str, payload: &[u8]) -> Option<String> {
     }
     let event: Value = serde_json::from_slice(payload).ok()?;
     let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
-    let kind = text("event_type");
-    let name = event["torrent"]["name"].as_str().unwrap_or_default();
-    let time = text("time").get(11..19).unwrap_or_default().to_owned();
-    let detail = match (kind.as_str(), text("cause").as_str()) {
+    let (time, server, kind) = (text("time"), text("server"), text("event_type"));
+    let time = time.get(11..19).unwrap_or_default();
+    let Some(name) = event["torrent"]["name"].as_str() else {
+        return Some(format!("{time} {server} {kind}"));
+    };
+    let how = match (kind.as_str(), text("cause").as_str()) {
         ("updated", _) => return None,
         (_, "command") => " (by a command)",
         (_, "snapshot") => " (was there)",
         _ => "",
     };
-    Some(format!("{time} {server} {kind} {name}{detail}", server = text("server")))
+    Some(format!("{time} {server} {kind} {name}{how}"))
 }
 
 fn say(text: &str) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -86,6 +87,7 @@ impl Process {
         };
         command.args(arguments).envs(environment.iter().copied()).stdin(Stdio::null());
         command.stdout(output.try_clone().context("share the log")?).stderr(output);
+        command.process_group(0); // Ctrl-C at the terminal is for us: we end them, in order
         let child = command.spawn().with_context(|| format!("start {name}"))?;
         Ok(Self { name, child, log: log.to_owned(), ended: None })
     }

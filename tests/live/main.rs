@@ -1,6 +1,18 @@
-//! Against real programs, started in temporary folders on free ports. A missing one skips aloud;
+//! The real binary among real programs: what the contract promises, seen from outside.
+//!
+//! Everything runs on loopback ports in temporary folders. A test waits for conditions, with a
+//! deadline, and says what it heard last. Where a program is missing a test is skipped aloud;
 //! `DTORRENT_LIVE=required` makes that an error.
 #![allow(clippy::unwrap_used, reason = "a helper of a test that fails is a test that fails")]
+#![allow(clippy::unwrap_used)] // all of it is tests
 
+mod adding;
+mod commands;
+mod downloads;
+mod first_sight;
+mod harness;
 mod mqtt_link;
+mod oddities;
+mod outages;
 mod rtorrent_client;
+mod transports;

@@ -1,0 +1,309 @@
+//! Commands over MQTT: `ok` means that rTorrent shows it, and each gets one result.
+
+use std::collections::BTreeSet;
+
+use dtorrent::demo::content::Content;
+use dtorrent::model::InfoHash;
+use rumqttc::v5::mqttbytes::v5::PublishProperties;
+use serde_json::{Value, json};
+
+use crate::harness::recorder::{Command, Message};
+use crate::harness::{Setup, World, can_run};
+
+/// A world with complete, seeding torrents.
+async fn seeding(count: u64) -> (World, Vec<InfoHash>) {
+    let mut world = World::new(Setup::default()).await;
+    let mut hashes = Vec::new();
+    for number in 1..=count {
+        let content = Content::file(&format!("seed-{number}.iso"), 200_000, number);
+        content.write_to(&world.home.downloads).unwrap();
+        hashes.push(world.home.load(&content.torrent, true).await.unwrap());
+    }
+    for hash in &hashes {
+        world.home.shows(*hash, "d.complete", "1").await.unwrap();
+        world.home.shows(*hash, "d.is_active", "1").await.unwrap();
+    }
+    world.start_bridge().await;
+    (world, hashes)
+}
+
+fn rows(result: &Value) -> BTreeSet<String> {
+    let rows = result["results"].as_array().expect("results are a list");
+    rows.iter().map(|row| row["hash"].as_str().unwrap().to_owned()).collect()
+}
+
+fn texts(hashes: &[InfoHash]) -> BTreeSet<String> {
+    hashes.iter().map(InfoHash::to_string).collect()
+}
+
+#[tokio::test]
+async fn each_verb_is_ok_only_when_rtorrent_shows_it() {
+    if !can_run() {
+        return;
+    }
+    let (world, hashes) = seeding(1).await;
+    let hash = hashes[0];
+    for (number, (verb, body, shown, event)) in [
+        ("pause", json!({}), &[("d.is_active", "0"), ("d.state", "1")][..], Some("paused")),
+        ("resume", json!({}), &[("d.is_active", "1")], Some("resumed")),
+        ("stop", json!({}), &[("d.state", "0"), ("d.is_active", "0")], Some("stopped")),
+        ("start", json!({}), &[("d.state", "1"), ("d.is_active", "1")], Some("started")),
+        ("label", json!({"label": "linux & <co>, \"x\""}), &[], Some("label_changed")),
+        ("label", json!({"label": "🦀 ünï"}), &[], Some("label_changed")),
+        ("label", json!({"label": "$execute={touch,/tmp/never}"}), &[], Some("label_changed")),
+        ("label", json!({"label": "linux"}), &[("d.custom1", "linux")], Some("label_changed")),
+        ("priority", json!({"priority": 3}), &[("d.priority", "3")], Some("priority_changed")),
+        ("recheck", json!({}), &[("d.complete", "1"), ("d.hashing", "0")], None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mark = world.heard.mark();
+        let id = format!("verb-{number}");
+        let mut body = body;
+        body["id"] = json!(id);
+        let result = world.heard.command(&format!("home/torrent/{hash}/command/{verb}"), body).await;
+        for (column, value) in shown {
+            assert_eq!(world.home.get(hash, column).await.unwrap(), *value, "{column} when {verb} was {result}");
+        }
+        assert_eq!(result["status"], "ok", "{verb}: {result}");
+        assert_eq!(result["schema"], "dtorrent.result/1");
+        assert_eq!((&result["verb"], &result["server"]), (&json!(verb), &json!("home")));
+        assert_eq!(result["results"], json!([{"hash": hash, "status": "ok"}]), "{verb}");
+        if let Some(kind) = event {
+            let event = world.heard.event_after(mark, "home", kind, hash).await;
+            assert_eq!((&event["cause"], &event["command_id"]), (&json!("command"), &json!(id)), "{event}");
+        }
+    }
+    let finished = world.heard.events("home").iter().any(|event| event["event_type"] == "finished");
+    assert!(!finished, "a re-check of a complete torrent is no `finished`");
+
+    let result = world.heard.command(&format!("home/torrent/{hash}/command/announce"), Value::Null).await;
+    assert_eq!((&result["status"], &result["error"]["code"]), (&json!("error"), &json!("precondition")), "no tracker");
+
+    let result = world.heard.command(&format!("home/torrent/{hash}/command/delete"), json!({"id": "away"})).await;
+    assert_eq!(result["status"], "ok", "{result}");
+    assert!(world.home.hashes().await.unwrap().is_empty());
+    let removed = world.heard.event("home", "removed", hash).await;
+    assert_eq!((&removed["cause"], &removed["command_id"]), (&json!("command"), &json!("away")));
+    assert!(world.home.downloads.join("seed-1.iso").is_file(), "the data stays");
+    world.heard.assert_gap_free("home");
+}
+
+#[tokio::test]
+async fn many_torrents_are_meant_by_hashes_or_by_a_filter() {
+    if !can_run() {
+        return;
+    }
+    let (world, hashes) = seeding(3).await;
+    let two = &hashes[..2];
+    let body = json!({"hashes": two, "id": "two"});
+    let result = world.heard.command("home/command/pause", body).await;
+    assert_eq!((&result["status"], rows(&result)), (&json!("ok"), texts(two)), "{result}");
+    for (hash, active) in hashes.iter().zip(["0", "0", "1"]) {
+        assert_eq!(world.home.get(*hash, "d.is_active").await.unwrap(), active);
+    }
+    for hash in two {
+        let event = world.heard.event("home", "paused", *hash).await;
+        assert_eq!(event["command_id"], "two");
+    }
+
+    let body = json!({"filter": {"status": "paused", "name": "SEED-*.iso"}});
+    let result = world.heard.command("home/command/resume", body).await;
+    assert_eq!((&result["status"], rows(&result)), (&json!("ok"), texts(two)), "{result}");
+    assert_eq!(world.home.get(hashes[0], "d.is_active").await.unwrap(), "1");
+
+    let unknown = "ab".repeat(20);
+    let body = json!({"hashes": [hashes[2], unknown], "label": "x"});
+    let result = world.heard.command("home/command/label", body).await;
+    assert_eq!(result["status"], "partial", "{result}");
+    let bad = result["results"].as_array().unwrap().iter().find(|row| row["hash"] == unknown.as_str()).unwrap();
+    assert_eq!((&bad["status"], &bad["error"]["code"]), (&json!("error"), &json!("unknown_hash")), "{bad}");
+    assert_eq!(world.home.get(hashes[2], "d.custom1").await.unwrap(), "x");
+}
+
+#[tokio::test]
+async fn get_and_list_answer_with_torrents() {
+    if !can_run() {
+        return;
+    }
+    let (world, hashes) = seeding(3).await;
+    let topic = format!("home/torrent/{}/command/get", hashes[0]);
+    let result = world.heard.command(&topic, json!({"files": true, "trackers": true, "peers": true})).await;
+    assert_eq!(result["status"], "ok", "{result}");
+    let text = result.to_string();
+    let file = json!({"name": "seed-1.iso", "path": "seed-1.iso", "length": 200_000, "progress": 100.0, "priority": 1});
+    assert!(text.contains(&file["name"].to_string()), "{text}");
+    let row = &result["results"][0];
+    let files = if row["files"].is_array() { &row["files"] } else { &row["torrent"]["files"] };
+    assert_eq!(*files, json!([file]), "{text}");
+    assert_eq!(row["torrent"]["hash"], json!(hashes[0]), "{text}");
+
+    let result = world.heard.command("home/command/list", json!({"page_size": 2, "page": 0})).await;
+    assert_eq!((result["status"].as_str(), rows(&result).len()), (Some("ok"), 2), "{result}");
+    assert_eq!(result["total"], 3, "{result}");
+    let result = world.heard.command("home/command/list", json!({"page_size": 2, "page": 1})).await;
+    assert_eq!(rows(&result).len(), 1, "{result}");
+    let result = world.heard.command("home/command/list", json!({"filter": {"name": "seed-2*"}})).await;
+    assert_eq!(rows(&result), texts(&hashes[1..2]), "{result}");
+    let result = world.heard.command("home/command/list", json!({"filter": {"status": "stopped"}})).await;
+    assert_eq!((result["status"].as_str(), rows(&result).len()), (Some("ok"), 0), "{result}");
+}
+
+#[tokio::test]
+async fn a_result_comes_on_the_response_topic_too_with_its_correlation() {
+    if !can_run() {
+        return;
+    }
+    let (world, hashes) = seeding(1).await;
+    let topic = format!("dtorrent/home/torrent/{}/command/pause", hashes[0]);
+    let mut command = Command::new(&topic, r#"{"id": "asked"}"#);
+    command.properties = PublishProperties {
+        response_topic: Some("my/answers".to_owned()),
+        correlation_data: Some(b"\x00\xff42".to_vec().into()),
+        ..PublishProperties::default()
+    };
+    world.heard.send(command).await;
+    let find = |all: &[Message]| all.iter().find(|m| m.topic == "my/answers").cloned();
+    let answer = world.heard.wait_for("an answer on my/answers", find).await;
+    assert_eq!(answer.properties.correlation_data.as_deref(), Some(&b"\x00\xff42"[..]));
+    assert_eq!((&answer.json()["id"], &answer.json()["status"]), (&json!("asked"), &json!("ok")));
+    assert_eq!(world.heard.result("asked").await, answer.json(), "the same on the result topic");
+}
+
+#[tokio::test]
+async fn each_malformed_command_gets_exactly_one_result_with_a_code() {
+    if !can_run() {
+        return;
+    }
+    let (world, hashes) = seeding(1).await;
+    let one = format!("dtorrent/home/torrent/{}/command", hashes[0]);
+    let unknown = "ab".repeat(20);
+    let outside = json!({"file": "/etc/passwd"}).to_string();
+    let around = json!({"file": format!("{}/../../x.torrent", world.home.downloads.display())}).to_string();
+    let large = format!("{{\"id\": \"large\", \"label\": \"{}\"}}", "x".repeat(11 << 20));
+    for (what, topic, body, codes) in [
+        ("no JSON", format!("{one}/pause"), "{\"id\": ", &["bad_request"][..]),
+        ("a list", format!("{one}/pause"), "[1]", &["bad_request"]),
+        ("an unknown key", format!("{one}/pause"), "{\"speed\": 1}", &["bad_request"]),
+        ("an unknown verb", format!("{one}/explode"), "", &["unsupported", "bad_request"]),
+        ("an unknown hash", format!("dtorrent/home/torrent/{unknown}/command/pause"), "", &["unknown_hash"]),
+        ("no hash", "dtorrent/home/torrent/xyz/command/pause".to_owned(), "", &["bad_request", "unknown_hash"]),
+        ("a label that is a number", format!("{one}/label"), "{\"label\": 5}", &["bad_request"]),
+        ("no label", format!("{one}/label"), "{}", &["bad_request"]),
+        ("a priority of 9", format!("{one}/priority"), "{\"priority\": 9}", &["bad_request"]),
+        ("nobody meant", "dtorrent/home/command/pause".to_owned(), "", &["bad_request"]),
+        (
+            "an unknown status",
+            "dtorrent/home/command/pause".to_owned(),
+            "{\"filter\": {\"status\": \"x\"}}",
+            &["bad_request"],
+        ),
+        ("nothing to add", "dtorrent/home/command/add".to_owned(), "{}", &["bad_request"]),
+        ("a file outside", "dtorrent/home/command/add".to_owned(), &outside, &["forbidden"]),
+        ("a file around the corner", "dtorrent/home/command/add".to_owned(), &around, &["forbidden"]),
+        (
+            "no right to it",
+            "dtorrent/home/command/rpc".to_owned(),
+            "{\"method\": \"system.pid\"}",
+            &["forbidden", "unsupported"],
+        ),
+        ("11 MiB", format!("{one}/label"), &large, &["too_large"]),
+    ] {
+        let mark = world.heard.mark();
+        world.heard.send(Command::new(&topic, body)).await;
+        let is_result = |m: &&Message| m.topic == "dtorrent/home/result";
+        let result = world
+            .heard
+            .wait_for(&format!("a result of {what}"), |all| all[mark..].iter().find(is_result).cloned())
+            .await
+            .json();
+        let row_code = &result["results"][0]["error"]["code"];
+        let code = if result["error"].is_null() { row_code } else { &result["error"]["code"] };
+        assert!(codes.iter().any(|wanted| *code == *wanted), "{what}: {result}");
+        assert!(matches!(result["status"].as_str(), Some("error" | "refused")), "{what}: {result}");
+        // A good command after it: its result is the only other one.
+        let topic = format!("home/torrent/{}/command/get", hashes[0]);
+        world.heard.command(&topic, Value::Null).await;
+        let results = world.heard.since(mark).into_iter().filter(|m| m.topic == "dtorrent/home/result").count();
+        assert_eq!(results, 2, "{what}");
+    }
+    // Nobody hears of a server that there is not.
+    world.heard.assert_gap_free("home");
+}
+
+/// Waits until an id was answered so often.
+async fn answers(world: &World, id: &str, count: usize) {
+    let is_answer = |m: &&Message| m.topic.ends_with("/result") && m.json()["id"] == id;
+    let what = format!("{count} answers to {id}");
+    world.heard.wait_for(&what, |all| (all.iter().filter(is_answer).count() >= count).then_some(())).await;
+}
+
+#[tokio::test]
+async fn the_same_id_is_executed_once_and_answered_the_same_again() {
+    if !can_run() {
+        return;
+    }
+    let (mut world, hashes) = seeding(1).await;
+    let hash = hashes[0];
+    let pause = format!("dtorrent/home/torrent/{hash}/command/pause");
+    let resume = format!("home/torrent/{hash}/command/resume");
+    world.heard.send(Command::new(&pause, r#"{"id": "once"}"#)).await;
+    let first = world.heard.result("once").await;
+    assert_eq!(first["status"], "ok", "{first}");
+    assert_eq!(world.heard.command(&resume, Value::Null).await["status"], "ok");
+
+    world.heard.send(Command::new(&pause, r#"{"id": "once"}"#)).await;
+    answers(&world, "once", 2).await;
+    assert_eq!(world.heard.results("once"), [first.clone(), first.clone()]);
+    assert_eq!(world.home.get(hash, "d.is_active").await.unwrap(), "1", "it was not paused again");
+
+    // Nor by the next bridge.
+    world.bridge().stop().await;
+    world.bridge().start_again();
+    world.heard.send(Command::new(&pause, r#"{"id": "once"}"#)).await;
+    answers(&world, "once", 3).await;
+    assert_eq!(world.heard.results("once"), [first.clone(), first.clone(), first]);
+    assert_eq!(world.home.get(hash, "d.is_active").await.unwrap(), "1");
+    let events = world.heard.assert_gap_free("home");
+    assert_eq!(events.iter().filter(|event| event["event_type"] == "paused").count(), 1);
+}
+
+#[tokio::test]
+async fn a_retained_command_is_refused_live_and_from_the_store() {
+    if !can_run() {
+        return;
+    }
+    let (mut world, hashes) = seeding(1).await;
+    let topic = format!("dtorrent/home/torrent/{}/command/pause", hashes[0]);
+    let retained = |body: &str| Command { retain: true, ..Command::new(&topic, body) };
+    world.heard.send(retained(r#"{"id": "live"}"#)).await;
+    let result = world.heard.result("live").await;
+    assert_eq!((&result["status"], &result["error"]["code"]), (&json!("refused"), &json!("retained")), "{result}");
+
+    // One that lies at the broker when the bridge comes.
+    world.bridge().stop().await;
+    world.heard.send(retained(r#"{"id": "stored"}"#)).await;
+    world.bridge().start_again();
+    let result = world.heard.result("stored").await;
+    assert_eq!((&result["status"], &result["error"]["code"]), (&json!("refused"), &json!("retained")), "{result}");
+    assert_eq!(world.home.get(hashes[0], "d.is_active").await.unwrap(), "1");
+}
+
+#[tokio::test]
+async fn a_command_that_comes_while_the_bridge_is_down_is_done_when_it_is_back() {
+    if !can_run() {
+        return;
+    }
+    let (mut world, hashes) = seeding(1).await;
+    let topic = format!("dtorrent/home/torrent/{}/command/stop", hashes[0]);
+    world.bridge().process().kill().unwrap();
+    world.heard.send(Command::new(&topic, r#"{"id": "waiting"}"#)).await;
+    world.bridge().start_again();
+    let result = world.heard.result("waiting").await;
+    assert_eq!(result["status"], "ok", "{result}");
+    assert_eq!(world.home.get(hashes[0], "d.state").await.unwrap(), "0");
+    let event = world.heard.event("home", "stopped", hashes[0]).await;
+    assert_eq!(event["command_id"], "waiting", "{event}");
+    world.heard.assert_gap_free("home");
+}

@@ -1,0 +1,136 @@
+//! What is told when the bridge comes, and when it comes back.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use dtorrent::demo::content::Content;
+use rumqttc::v5::mqttbytes::QoS;
+use tokio::time::Instant;
+
+use crate::harness::recorder::Recorder;
+use crate::harness::{Setup, World, can_run};
+
+fn contents(count: u64) -> Vec<Content> {
+    (1..=count).map(|number| Content::file(&format!("file-{number}"), 50_000, number)).collect()
+}
+
+#[tokio::test]
+async fn torrents_at_first_sight_are_added_once_and_their_states_are_kept() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let contents = contents(3);
+    for content in &contents {
+        world.home.load(&content.torrent, false).await.unwrap();
+    }
+    world.start_bridge().await;
+
+    let events = world.heard.assert_gap_free("home");
+    let added: Vec<_> = events.iter().filter(|event| event["event_type"] == "added").collect();
+    let hashes: BTreeSet<_> = added.iter().map(|event| event["hash"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(hashes, contents.iter().map(|content| content.hash.to_string()).collect());
+    assert_eq!(added.len(), 3, "each once");
+    assert!(added.iter().all(|event| event["cause"] == "snapshot"), "{added:?}");
+    assert_eq!(events.last().unwrap()["event_type"], "snapshot_done");
+
+    // Whoever comes later finds the states and the status, and no event.
+    world
+        .heard
+        .wait_for("three states", |all| (all.iter().filter(|m| m.topic.ends_with("/state")).count() >= 3).then_some(()))
+        .await;
+    let late = Recorder::listen(world.broker.port).await;
+    for content in &contents {
+        let topic = format!("dtorrent/home/torrent/{}/state", content.hash);
+        let state =
+            late.wait_for(&topic, |all| all.iter().find(|m| m.topic == topic && m.retain).cloned()).await.json();
+        assert_eq!((&state["name"], &state["status"]), (&content.name.as_str().into(), &"stopped".into()), "{state}");
+        assert_eq!(state["length"], 50_000);
+        assert!(state.get("files").is_none(), "a state has no files");
+    }
+    late.last_word("dtorrent/home/status", "online").await;
+    late.last_word("dtorrent/bridge/main/status", "online").await;
+    assert!(late.all().iter().all(|message| !message.topic.contains("/event/")), "an event was retained");
+}
+
+#[tokio::test]
+async fn a_torrent_that_is_loaded_is_added_at_the_next_beat() {
+    if !can_run() {
+        return;
+    }
+    let setup = Setup { server: "interval = \"1s\"".to_owned(), ..Setup::default() };
+    let world = World::running(setup).await;
+    let content = Content::file("newcomer", 50_000, 1);
+    let loaded_at = Instant::now();
+    world.home.load(&content.torrent, false).await.unwrap();
+    let event = world.heard.event("home", "added", content.hash).await;
+    // A beat of one second, and half of one for the look, the commit and the broker. The second
+    // after that is for a machine that does other work too.
+    let all = world.heard.all();
+    let message = all.iter().find(|message| message.topic.ends_with("/event/added")).unwrap();
+    let took = message.at.duration_since(loaded_at);
+    assert!(took < Duration::from_millis(1500 + 1000), "it took {took:?}");
+    assert_eq!(event["cause"], "observed");
+    assert_eq!(event["torrent"]["finished"], false);
+
+    world.home.act(content.hash, "d.erase", &[]).await.unwrap();
+    world.heard.event("home", "removed", content.hash).await;
+    // What is gone is cleared, after it was told.
+    let topic = format!("dtorrent/home/torrent/{}/state", content.hash);
+    world.heard.last_word(&topic, "").await;
+    world.heard.assert_gap_free("home");
+}
+
+#[tokio::test]
+async fn a_restart_announces_nothing_again_and_tells_what_happened_meanwhile() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let contents = contents(3);
+    let [stays, goes, comes] = &contents[..] else { unreachable!() };
+    world.home.load(&stays.torrent, false).await.unwrap();
+    world.home.load(&goes.torrent, false).await.unwrap();
+    world.start_bridge().await;
+    world.bridge().stop().await;
+    let mark = world.heard.mark();
+    world.home.act(goes.hash, "d.erase", &[]).await.unwrap();
+    world.home.load(&comes.torrent, false).await.unwrap();
+    world.bridge().start_again();
+
+    let added = world.heard.event_after(mark, "home", "added", comes.hash).await;
+    assert_eq!(added["cause"], "recovered");
+    let removed = world.heard.event_after(mark, "home", "removed", goes.hash).await;
+    assert_eq!(removed["cause"], "recovered");
+    let topic = format!("dtorrent/home/torrent/{}/state", goes.hash);
+    world.heard.last_word(&topic, "").await;
+    let events = world.heard.assert_gap_free("home");
+    let of_stays = events.iter().filter(|event| event["hash"] == stays.hash.to_string().as_str());
+    assert_eq!(of_stays.count(), 1, "what stayed is not announced again");
+    let snapshots = events.iter().filter(|event| event["event_type"] == "snapshot_done");
+    assert_eq!(snapshots.count(), 1, "there is one first sight");
+}
+
+#[tokio::test]
+async fn an_event_carries_its_cloudevents_attributes() {
+    if !can_run() {
+        return;
+    }
+    let world = World::running(Setup::default()).await;
+    let content = Content::file("with properties", 50_000, 1);
+    world.home.load(&content.torrent, false).await.unwrap();
+    let event = world.heard.event("home", "added", content.hash).await;
+    let message = world.heard.all().into_iter().find(|m| m.topic.ends_with("/event/added")).unwrap();
+    let attribute = |name: &str| {
+        let found = message.properties.user_properties.iter().find(|(key, _)| key == name);
+        found.map(|(_, value)| value.clone()).unwrap_or_default()
+    };
+    assert_eq!(attribute("specversion"), "1.0");
+    assert_eq!(attribute("id"), event["id"].as_str().unwrap());
+    assert_eq!(attribute("time"), event["time"].as_str().unwrap());
+    for name in ["type", "source", "subject"] {
+        assert!(!attribute(name).is_empty(), "{name} is missing");
+    }
+    assert!(message.properties.content_type.as_deref().is_some_and(|kind| kind.starts_with("application/json")));
+    assert_eq!((message.retain, message.qos), (false, QoS::AtLeastOnce));
+}

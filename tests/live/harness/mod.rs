@@ -1,0 +1,115 @@
+//! Real programs around the real binary, in a temporary folder on free ports, gone on drop.
+
+pub mod bridge;
+pub mod certificates;
+pub mod nginx;
+pub mod recorder;
+
+use std::path::PathBuf;
+
+use dtorrent::demo::mosquitto::{self, Mosquitto};
+use dtorrent::demo::process::find;
+use dtorrent::demo::rtorrent::{self, Rtorrent};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use self::bridge::Bridge;
+use self::recorder::Recorder;
+
+/// Whether the programs of the live tests are here. If not, the test is skipped aloud, or fails where
+/// `DTORRENT_LIVE=required` says that they have to be.
+pub fn can_run() -> bool {
+    let programs = [("rtorrent", "rtorrent"), ("mosquitto", "mosquitto"), ("nginx", "nginx"), ("openssl", "openssl")];
+    let missing = programs.into_iter().find_map(|(program, package)| find(program, package).err());
+    let Some(missing) = missing else { return true };
+    let is_required = std::env::var("DTORRENT_LIVE").is_ok_and(|value| value == "required");
+    assert!(!is_required, "{missing}");
+    eprintln!("SKIPPED: {missing}");
+    false
+}
+
+/// What differs from the usual: one broker, one server `home`, polled four times a second.
+#[derive(Clone, Default)]
+pub struct Setup {
+    pub broker: mosquitto::Options,
+    pub rtorrent: rtorrent::Options,
+    /// More lines for `[servers.…]`; `interval` is there unless it is given here.
+    pub server: String,
+    /// More lines for `[brokers.b]`; `url` is there unless it is given here.
+    pub sink: String,
+}
+
+/// A broker, rTorrents, and a consumer; the bridge is started by the test.
+pub struct World {
+    pub heard: Recorder,
+    pub bridge: Option<Bridge>,
+    pub home: Rtorrent,
+    pub broker: Mosquitto,
+    pub folder: PathBuf,
+    setup: Setup,
+    _folder: TempDir,
+}
+
+impl World {
+    pub async fn new(setup: Setup) -> Self {
+        let temporary = tempfile::Builder::new().prefix("dt-live-").tempdir().unwrap();
+        let folder = temporary.path().to_owned();
+        let broker = Mosquitto::start(&folder.join("broker"), &setup.broker).await.unwrap();
+        let home = Rtorrent::start(&folder.join("home"), &setup.rtorrent).await.unwrap();
+        let heard = Recorder::listen(broker.port).await;
+        Self { heard, bridge: None, home, broker, folder, setup, _folder: temporary }
+    }
+
+    /// One with its bridge running, and the first snapshot told.
+    pub async fn running(setup: Setup) -> Self {
+        let mut world = Self::new(setup).await;
+        world.start_bridge().await;
+        world
+    }
+
+    /// Starts the bridge for `home`, and waits until the first snapshot is told.
+    pub async fn start_bridge(&mut self) {
+        let url = self.home.url();
+        self.start_bridge_for(&[("home", &url)]).await;
+    }
+
+    pub async fn start_bridge_for(&mut self, servers: &[(&str, &str)]) {
+        let config = self.write_config(servers);
+        self.bridge = Some(Bridge::start(&config));
+        for (server, _) in servers {
+            self.heard.server_event_after(0, server, "snapshot_done").await;
+        }
+    }
+
+    fn write_config(&self, servers: &[(&str, &str)]) -> PathBuf {
+        let quoted = |text: &str| Value::from(text).to_string();
+        let Setup { server: server_lines, sink, .. } = &self.setup;
+        let mut text = format!(
+            "data_dir = {}\n[log]\nlevel = \"debug\"\n[http]\nlisten = \"off\"\n",
+            quoted(&self.folder.join("data").to_string_lossy())
+        );
+        for (name, url) in servers {
+            text += &format!(
+                "[servers.{name}]\nclient = \"rtorrent\"\nurl = {}\nroots = [{}]\n",
+                quoted(url),
+                quoted(&self.home.downloads.to_string_lossy())
+            );
+            if !server_lines.contains("interval") {
+                text += "interval = \"250ms\"\n";
+            }
+            text += &format!("{server_lines}\n");
+        }
+        text += "[brokers.b]\nkind = \"mqtt\"\n";
+        if !sink.contains("url") {
+            text += &format!("url = {}\n", quoted(&self.broker.url()));
+        }
+        text += &format!("{sink}\n");
+        let config = self.folder.join("dtorrent.toml");
+        std::fs::write(&config, text).unwrap();
+        config
+    }
+
+    pub fn bridge(&mut self) -> &mut Bridge {
+        self.bridge.as_mut().expect("the test has started it")
+    }
+}

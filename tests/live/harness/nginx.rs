@@ -1,0 +1,56 @@
+//! An nginx in front of an rTorrent, as people have it: `/RPC2`, a password, TLS.
+
+use std::path::Path;
+
+use dtorrent::demo::process::{Process, find, free_port};
+use dtorrent::demo::rtorrent::{Address, Rtorrent};
+use tokio::net::TcpStream;
+
+use super::certificates::{Certificates, openssl};
+
+pub struct Nginx {
+    pub port: u16,
+    _process: Process,
+}
+
+impl Nginx {
+    /// Passes `/RPC2` on for user `u` with password `p`, over TLS if there are certificates.
+    pub async fn start(folder: &Path, rtorrent: &Rtorrent, certificates: Option<&Certificates>) -> Self {
+        std::fs::create_dir_all(folder).unwrap();
+        let port = free_port().unwrap();
+        let passwords = folder.join("passwords");
+        let hash = openssl(&["passwd", "-apr1", "p"]);
+        std::fs::write(&passwords, format!("u:{}\n", hash.trim())).unwrap();
+        let target = match &rtorrent.rpc.address {
+            Address::Unix(socket) => format!("unix:{}", socket.display()),
+            Address::Tcp(address) => address.to_string(),
+        };
+        let (ssl, tls) = match certificates {
+            Some(Certificates { server, server_key, .. }) => {
+                (" ssl", format!("ssl_certificate {}; ssl_certificate_key {};", server.display(), server_key.display()))
+            }
+            None => ("", String::new()),
+        };
+        let folder_text = folder.display();
+        let text = format!(
+            "daemon off; master_process off; pid {folder_text}/pid; error_log stderr;\n\
+             events {{}}\n\
+             http {{\n\
+               access_log off; client_body_temp_path {folder_text}/body; proxy_temp_path {folder_text}/proxy;\n\
+               fastcgi_temp_path {folder_text}/fastcgi; uwsgi_temp_path {folder_text}/uwsgi; scgi_temp_path {folder_text}/scgi;\n\
+               server {{ listen 127.0.0.1:{port}{ssl}; {tls}\n\
+                 location /RPC2 {{\n\
+                   auth_basic rtorrent; auth_basic_user_file {passwords};\n\
+                   include /etc/nginx/scgi_params; scgi_pass {target};\n\
+             }} }} }}\n",
+            passwords = passwords.display(),
+        );
+        let config = folder.join("nginx.conf");
+        std::fs::write(&config, text).unwrap();
+        let arguments = ["-p", &folder.to_string_lossy(), "-c", &config.to_string_lossy(), "-e", "stderr"];
+        let nginx = find("nginx", "nginx").unwrap();
+        let mut process = Process::start(&nginx, &arguments, &folder.join("nginx.log")).unwrap();
+        process.ready(async || TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await.unwrap();
+        Self { port, _process: process }
+    }
+}

@@ -1,0 +1,246 @@
+//! A consumer at the broker: remembers everything that it hears, and sends commands.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dtorrent::model::InfoHash;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{Filter, Packet, PublishProperties};
+use rumqttc::v5::{AsyncClient, Event, MqttOptions};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Far more than anything takes on an idle machine; what is waited for comes at once.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[derive(Clone, Debug)]
+pub struct Message {
+    pub at: Instant,
+    pub topic: String,
+    pub payload: Bytes,
+    /// As it was published: the subscription asks for that.
+    pub retain: bool,
+    pub qos: QoS,
+    pub properties: PublishProperties,
+}
+
+impl Message {
+    /// The body as JSON; null if it is none.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.payload).unwrap_or_default()
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.payload).into_owned()
+    }
+}
+
+pub struct Recorder {
+    heard: Arc<Mutex<Vec<Message>>>,
+    news: watch::Receiver<()>,
+    client: AsyncClient,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A command that a test sends: where to, and the body.
+pub struct Command<'a> {
+    pub topic: &'a str,
+    pub body: Vec<u8>,
+    pub retain: bool,
+    pub properties: PublishProperties,
+}
+
+impl<'a> Command<'a> {
+    pub fn new(topic: &'a str, body: impl Into<Vec<u8>>) -> Self {
+        Self { topic, body: body.into(), retain: false, properties: PublishProperties::default() }
+    }
+}
+
+impl Recorder {
+    /// Connects, subscribes to everything, and returns when the broker has agreed.
+    #[allow(clippy::disallowed_methods)] // a test's own task
+    pub async fn listen(port: u16) -> Self {
+        let name = format!("recorder-{}", rand::random::<u32>());
+        let mut options = MqttOptions::new(name, "127.0.0.1", port);
+        options.set_max_packet_size(Some(64 << 20)).set_keep_alive(Duration::from_secs(30));
+        let (client, mut connection) = AsyncClient::new(options, 100);
+        let (wake, mut news) = watch::channel(());
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let (all, subscriber) = (Arc::clone(&heard), client.clone());
+        let task = tokio::spawn(async move {
+            loop {
+                match connection.poll().await {
+                    Ok(Event::Incoming(Packet::ConnAck(_))) => {
+                        let filter = Filter { preserve_retain: true, ..Filter::new("#", QoS::AtLeastOnce) };
+                        subscriber.try_subscribe_many([filter]).expect("the queue has room for a subscription");
+                    }
+                    Ok(Event::Incoming(Packet::SubAck(_))) => wake.send_replace(()),
+                    Ok(Event::Incoming(Packet::Publish(publish))) => {
+                        all.lock().unwrap().push(Message {
+                            at: Instant::now(),
+                            topic: String::from_utf8_lossy(&publish.topic).into_owned(),
+                            payload: publish.payload,
+                            retain: publish.retain,
+                            qos: publish.qos,
+                            properties: publish.properties.unwrap_or_default(),
+                        });
+                        wake.send_replace(());
+                    }
+                    Ok(_) => {}
+                    // The broker is away: it is part of some tests.
+                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            }
+        });
+        tokio::time::timeout(PATIENCE, news.changed()).await.expect("the broker answers").unwrap();
+        Self { heard, news, client, task }
+    }
+
+    /// Everything so far.
+    pub fn all(&self) -> Vec<Message> {
+        self.heard.lock().unwrap().clone()
+    }
+
+    /// Where the record is now, for [`Self::since`].
+    pub fn mark(&self) -> usize {
+        self.heard.lock().unwrap().len()
+    }
+
+    pub fn since(&self, mark: usize) -> Vec<Message> {
+        self.heard.lock().unwrap()[mark..].to_vec()
+    }
+
+    /// Waits until `find` finds something in all that was heard.
+    pub async fn wait_for<T>(&self, what: &str, mut find: impl FnMut(&[Message]) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        let mut news = self.news.clone();
+        loop {
+            news.mark_unchanged();
+            if let Some(found) = find(&self.heard.lock().unwrap()) {
+                return found;
+            }
+            if tokio::time::timeout_at(deadline, news.changed()).await.is_err() {
+                panic!("waited for {what} in vain; heard last:\n{}", self.last_heard());
+            }
+        }
+    }
+
+    fn last_heard(&self) -> String {
+        let all = self.all();
+        let last = all.iter().skip(all.len().saturating_sub(25));
+        let lines = last.map(|message| {
+            let text: String = message.text().chars().take(300).collect();
+            format!("  {}{} {text}\n", message.topic, if message.retain { " (retained)" } else { "" })
+        });
+        lines.collect()
+    }
+
+    /// All events of a server but `updated`, in the order in which they came.
+    pub fn events(&self, server: &str) -> Vec<Value> {
+        events_in(&self.all(), server)
+    }
+
+    /// Waits for an event of a torrent.
+    pub async fn event(&self, server: &str, kind: &str, hash: InfoHash) -> Value {
+        self.event_after(0, server, kind, hash).await
+    }
+
+    /// The same, among what came after `mark`.
+    pub async fn event_after(&self, mark: usize, server: &str, kind: &str, hash: InfoHash) -> Value {
+        let topic = format!("dtorrent/{server}/torrent/{hash}/event/{kind}");
+        self.wait_for(&topic, |all| all[mark..].iter().find(|m| m.topic == topic).map(Message::json)).await
+    }
+
+    /// Waits for an event of a server, among what came after `mark`.
+    pub async fn server_event_after(&self, mark: usize, server: &str, kind: &str) -> Value {
+        let topic = format!("dtorrent/{server}/event/{kind}");
+        self.wait_for(&topic, |all| all[mark..].iter().find(|m| m.topic == topic).map(Message::json)).await
+    }
+
+    /// Waits until the last word on a topic is `text`.
+    pub async fn last_word(&self, topic: &str, text: &str) {
+        let what = format!("{topic} to say {text}");
+        self.wait_for(&what, |all| {
+            let last = all.iter().rev().find(|message| message.topic == topic)?;
+            (last.payload == text.as_bytes()).then_some(())
+        })
+        .await;
+    }
+
+    /// Sends a message.
+    pub async fn send(&self, command: Command<'_>) {
+        let Command { topic, body, retain, properties } = command;
+        self.client.publish_with_properties(topic, QoS::AtLeastOnce, retain, body, properties).await.unwrap();
+    }
+
+    /// Sends a command below `dtorrent/` with an id of its own, and waits for its result.
+    pub async fn command(&self, topic: &str, mut body: Value) -> Value {
+        if body.is_null() {
+            body = json!({});
+        }
+        if body["id"].is_null() {
+            body["id"] = json!(format!("test-{:016x}", rand::random::<u64>()));
+        }
+        let id = body["id"].as_str().unwrap().to_owned();
+        self.send(Command::new(&format!("dtorrent/{topic}"), body.to_string())).await;
+        self.result(&id).await
+    }
+
+    /// Waits for the result with this id.
+    pub async fn result(&self, id: &str) -> Value {
+        self.wait_for(&format!("the result of {id}"), |all| results_in(all, id).into_iter().next()).await
+    }
+
+    /// All results with this id on result topics.
+    pub fn results(&self, id: &str) -> Vec<Value> {
+        results_in(&self.all(), id)
+    }
+
+    /// Checks as a consumer would that nothing of a server is missing, and returns its events.
+    ///
+    /// One epoch, numbers without a gap from 1, first deliveries in order, and the same body for
+    /// the same id whenever it comes again.
+    pub fn assert_gap_free(&self, server: &str) -> Vec<Value> {
+        let mut bodies: BTreeMap<String, Value> = BTreeMap::new();
+        let mut first_deliveries = Vec::new();
+        for event in self.events(server) {
+            let id = event["id"].as_str().expect("an event has an id").to_owned();
+            match bodies.get(&id) {
+                Some(known) => assert_eq!(*known, event, "one id, two bodies"),
+                None => {
+                    let expected = first_deliveries.len() as u64 + 1;
+                    assert_eq!(event["seq"], expected, "a gap or a change of order on {server} at {event}");
+                    assert!(id.ends_with(&format!("-{expected:012}")), "{id}");
+                    bodies.insert(id, event.clone());
+                    first_deliveries.push(event);
+                }
+            }
+        }
+        first_deliveries
+    }
+}
+
+pub fn events_in(messages: &[Message], server: &str) -> Vec<Value> {
+    let of_torrents = format!("dtorrent/{server}/torrent/");
+    let of_server = format!("dtorrent/{server}/event/");
+    let events = messages.iter().filter(|message| {
+        let topic = &message.topic;
+        let is_event = topic.starts_with(&of_server) || (topic.starts_with(&of_torrents) && topic.contains("/event/"));
+        is_event && !topic.ends_with("/updated")
+    });
+    events.map(Message::json).collect()
+}
+
+fn results_in(messages: &[Message], id: &str) -> Vec<Value> {
+    let on_topic = messages.iter().filter(|message| message.topic.ends_with("/result"));
+    on_topic.map(Message::json).filter(|result| result["id"] == id).collect()
+}

@@ -1,0 +1,116 @@
+//! Ends, good and bad, of the bridge, of rTorrent and of the broker.
+
+use dtorrent::demo::content::Content;
+use serde_json::json;
+
+use crate::harness::{Setup, World, can_run};
+
+const STATUS: &str = "dtorrent/bridge/main/status";
+
+#[tokio::test]
+async fn a_stopped_bridge_says_offline_and_a_killed_one_has_it_said() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::running(Setup::default()).await;
+    world.heard.last_word(STATUS, "online").await;
+    world.bridge().stop().await;
+    world.heard.last_word(STATUS, "offline").await;
+    world.bridge().start_again();
+    world.heard.last_word(STATUS, "online").await;
+    world.bridge().process().kill().unwrap();
+    world.heard.last_word(STATUS, "offline").await;
+    world.bridge().start_again();
+    world.heard.last_word(STATUS, "online").await;
+    for message in world.heard.all().iter().filter(|message| message.topic == STATUS) {
+        assert!(message.retain, "{message:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_killed_rtorrent_goes_offline_and_comes_back_without_a_storm() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    for number in 1..=20 {
+        let hash = world.home.load(&Content::file(&format!("n{number}"), 20_000, number).torrent, false).await.unwrap();
+        world.home.act(hash, "d.save_full_session", &[]).await.unwrap();
+    }
+    world.start_bridge().await;
+    let mark = world.heard.mark();
+    world.home.process().kill().unwrap();
+    world.heard.server_event_after(mark, "home", "server_offline").await;
+    world.heard.last_word("dtorrent/home/status", "offline").await;
+    world.home.start_again().await.unwrap();
+    world.heard.server_event_after(mark, "home", "server_online").await;
+    world.heard.server_event_after(mark, "home", "server_restarted").await;
+    world.heard.last_word("dtorrent/home/status", "online").await;
+    // Something new is seen after it all, so everything before it has been told.
+    let newcomer = world.home.load(&Content::file("newcomer", 20_000, 99).torrent, false).await.unwrap();
+    world.heard.event_after(mark, "home", "added", newcomer).await;
+    let events = world.heard.assert_gap_free("home");
+    let count = |kind: &str| events.iter().filter(|event| event["event_type"] == kind).count();
+    assert_eq!((count("removed"), count("added"), count("server_offline")), (0, 21, 1), "{events:?}");
+}
+
+#[tokio::test]
+async fn a_frozen_rtorrent_removes_nothing() {
+    if !can_run() {
+        return;
+    }
+    let setup = Setup { server: "timeout = \"1s\"".to_owned(), ..Setup::default() };
+    let mut world = World::new(setup).await;
+    world.home.load(&Content::file("x", 20_000, 1).torrent, false).await.unwrap();
+    world.start_bridge().await;
+    let mark = world.heard.mark();
+    world.home.process().pause().unwrap();
+    world.heard.server_event_after(mark, "home", "server_offline").await;
+    world.home.process().unpause().unwrap();
+    world.heard.server_event_after(mark, "home", "server_online").await;
+    let events = world.heard.assert_gap_free("home");
+    assert!(events.iter().all(|event| event["event_type"] != "removed" && event["event_type"] != "server_restarted"));
+}
+
+#[tokio::test]
+async fn what_happens_while_the_broker_is_away_is_told_when_it_is_back() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let hash = world.home.load(&Content::file("x", 20_000, 1).torrent, false).await.unwrap();
+    world.start_bridge().await;
+    // The broker forgets everything, and so do we: what comes now is what a consumer finds afterwards.
+    world.broker.process().kill().unwrap();
+    let newcomer = world.home.load(&Content::file("y", 20_000, 2).torrent, false).await.unwrap();
+    world.home.act(hash, "d.erase", &[]).await.unwrap();
+    world.broker.start_again().await.unwrap();
+    world.heard.event("home", "added", newcomer).await;
+    world.heard.event("home", "removed", hash).await;
+    world.heard.last_word(STATUS, "online").await;
+    let late = crate::harness::recorder::Recorder::listen(world.broker.port).await;
+    let topic = format!("dtorrent/home/torrent/{newcomer}/state");
+    late.wait_for(&topic, |all| all.iter().any(|m| m.topic == topic && m.retain).then_some(())).await;
+    late.last_word("dtorrent/home/status", "online").await;
+}
+
+#[tokio::test]
+async fn a_bridge_killed_again_and_again_loses_no_event() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::running(Setup::default()).await;
+    let mut hashes = Vec::new();
+    for number in 1..=4 {
+        let content = Content::file(&format!("n{number}"), 20_000, number);
+        hashes.push(world.home.load(&content.torrent, false).await.unwrap());
+        world.bridge().process().kill().unwrap();
+        world.bridge().start_again();
+    }
+    for hash in hashes {
+        world.heard.event("home", "added", hash).await;
+    }
+    let events = world.heard.assert_gap_free("home");
+    assert_eq!(events.iter().filter(|event| event["event_type"] == "added").count(), 4);
+    assert!(events.iter().all(|event| event["cause"] != json!("command")));
+}

@@ -1,0 +1,120 @@
+//! The other roads: through a web server, over TLS, MQTT 3.1.1, WebSocket.
+
+use dtorrent::demo::content::Content;
+use dtorrent::demo::mosquitto::{Mosquitto, Options, Tls};
+use serde_json::json;
+
+use crate::harness::certificates::Certificates;
+use crate::harness::nginx::Nginx;
+use crate::harness::recorder::Recorder;
+use crate::harness::{Setup, World, can_run};
+
+/// Goes once through everything that a road has to carry.
+async fn works(world: &World, heard: &Recorder) {
+    let content = Content::file("travels ☃", 50_000, 1);
+    world.home.load(&content.torrent, false).await.unwrap();
+    heard.event("home", "added", content.hash).await;
+    let topic = format!("home/torrent/{}/command/label", content.hash);
+    let result = heard.command(&topic, json!({"label": "arrived"})).await;
+    assert_eq!(result["status"], "ok", "{result}");
+    assert_eq!(world.home.get(content.hash, "d.custom1").await.unwrap(), "arrived");
+    let topic = format!("dtorrent/home/torrent/{}/state", content.hash);
+    heard
+        .wait_for("the new state", |all| {
+            all.iter().any(|m| m.topic == topic && m.json()["label"] == "arrived").then_some(())
+        })
+        .await;
+    heard.assert_gap_free("home");
+}
+
+#[tokio::test]
+async fn rtorrent_is_reached_through_nginx_with_a_password() {
+    if !can_run() {
+        return;
+    }
+    let setup = Setup { server: "username = \"u\"\npassword = \"p\"".to_owned(), ..Setup::default() };
+    let mut world = World::new(setup).await;
+    let nginx = Nginx::start(&world.folder.join("nginx"), &world.home, None).await;
+    world.start_bridge_for(&[("home", &format!("http://127.0.0.1:{}/RPC2", nginx.port))]).await;
+    works(&world, &world.heard).await;
+}
+
+#[tokio::test]
+async fn rtorrent_is_reached_through_nginx_over_tls() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let certificates = Certificates::make(folder.path());
+    let server = format!("username = \"u\"\npassword = \"p\"\nca_file = \"{}\"", certificates.ca.display());
+    let mut world = World::new(Setup { server, ..Setup::default() }).await;
+    let nginx = Nginx::start(&world.folder.join("nginx"), &world.home, Some(&certificates)).await;
+    world.start_bridge_for(&[("home", &format!("https://localhost:{}/RPC2", nginx.port))]).await;
+    works(&world, &world.heard).await;
+}
+
+#[tokio::test]
+async fn rtorrent_is_reached_over_a_port() {
+    if !can_run() {
+        return;
+    }
+    let rtorrent = dtorrent::demo::rtorrent::Options {
+        listen: dtorrent::demo::rtorrent::Listen::Tcp,
+        ..dtorrent::demo::rtorrent::Options::default()
+    };
+    let world = World::running(Setup { rtorrent, ..Setup::default() }).await;
+    works(&world, &world.heard).await;
+}
+
+/// Lets the bridge use one listener of a broker, and us a second, plain one.
+async fn over(folder: tempfile::TempDir, options: Options, scheme: &str, sink: &str) {
+    let plain = dtorrent::demo::process::free_port().unwrap();
+    let options = Options { lines: vec![format!("listener {plain} 127.0.0.1")], ..options };
+    let broker = Mosquitto::start(&folder.path().join("second"), &options).await.unwrap();
+    let sink =
+        format!("url = \"{scheme}://localhost:{}{}\"\n{sink}", broker.port, if scheme == "ws" { "/mqtt" } else { "" });
+    let mut world = World::new(Setup { sink, ..Setup::default() }).await;
+    world.heard = Recorder::listen(plain).await;
+    world.start_bridge().await;
+    works(&world, &world.heard).await;
+}
+
+#[tokio::test]
+async fn the_broker_is_reached_over_tls_with_a_client_certificate() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let Certificates { ca, server, server_key, client, client_key } = Certificates::make(folder.path());
+    let sink = format!(
+        "ca_file = \"{}\"\ncert_file = \"{}\"\nkey_file = \"{}\"",
+        ca.display(),
+        client.display(),
+        client_key.display()
+    );
+    let tls = Tls { ca, certificate: server, key: server_key, client_certificates: true };
+    over(folder, Options { tls: Some(tls), ..Options::default() }, "mqtts", &sink).await;
+}
+
+#[tokio::test]
+async fn the_broker_is_reached_over_websocket() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    over(folder, Options { websockets: true, ..Options::default() }, "ws", "").await;
+}
+
+#[tokio::test]
+async fn the_broker_is_spoken_to_in_mqtt_3() {
+    if !can_run() {
+        return;
+    }
+    let world = World::running(Setup { sink: "version = \"3.1.1\"".to_owned(), ..Setup::default() }).await;
+    works(&world, &world.heard).await;
+    assert!(
+        world.heard.all().iter().all(|message| {
+            message.topic.ends_with("/command/label") || message.properties.user_properties.is_empty()
+        })
+    );
+}
