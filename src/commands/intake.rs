@@ -254,7 +254,7 @@ impl Door {
     /// Gives the command to its server's worker; a refusal if that has too much to do.
     fn hand_on(&self, command: &LoggedCommand) -> Option<(OutcomeStatus, CommandError)> {
         let queue = command.server.as_ref().and_then(|server| self.queues.get(server))?;
-        queue.push(command.clone()).err()?;
+        let _too_many = queue.push(command.clone()).err()?;
         let mut error = CommandError::new(ErrorCode::ClientOffline, "too many commands are waiting");
         error.retryable = true;
         Some((OutcomeStatus::Refused, error))

@@ -34,6 +34,10 @@ enum Claim {
     All,
 }
 
+/// So many commands wait already that no more are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooMany;
+
 impl Queue {
     /// `open` are the commands that a former life of the bridge did not answer.
     pub fn new(open: impl IntoIterator<Item = LoggedCommand>) -> Self {
@@ -43,11 +47,11 @@ impl Queue {
 
     /// # Errors
     /// Too many wait already.
-    pub fn push(&self, command: LoggedCommand) -> Result<(), LoggedCommand> {
+    pub fn push(&self, command: LoggedCommand) -> Result<(), TooMany> {
         {
             let mut open = self.open();
             if open.len() >= COMMANDS_MAX {
-                return Err(command);
+                return Err(TooMany);
             }
             open.push_back(Open::waiting(command));
         }

@@ -451,7 +451,7 @@ impl Dispatcher {
                 if let Some(after) = owed.lane.wants_after(written) {
                     owed.lane.fill(self.store.read(server, after, READ_MAX).await?);
                 }
-                let Some(entry) = owed.lane.next() else { continue };
+                let Some(entry) = owed.lane.depart() else { continue };
                 has_more = true;
                 if self.settings.events.contains(&entry.kind) {
                     batch.push((Delivery::Event(entry.clone()), Sent::Entry(Box::new(entry))));

@@ -45,7 +45,7 @@ impl Lane {
     }
 
     /// The next entry to send; it counts as under way from now on.
-    pub fn next(&mut self) -> Option<Entry> {
+    pub fn depart(&mut self) -> Option<Entry> {
         let entry = self.waiting.pop_front()?;
         self.under_way.push_back((entry.seq, false));
         Some(entry)
@@ -107,7 +107,7 @@ mod tests {
                     0 => if let Some(after) = lane.wants_after(written) {
                         lane.fill((after.0 + 1..=written.0.min(after.0 + 5)).map(entry).collect());
                     },
-                    1 => if let Some(sent) = lane.next() {
+                    1 => if let Some(sent) = lane.depart() {
                         if first_deliveries.last().is_none_or(|last| *last < sent.seq) {
                             first_deliveries.push(sent.seq);
                         }

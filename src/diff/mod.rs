@@ -11,7 +11,7 @@
 //!
 //! Pure: time comes in as an argument, nothing is read or sent.
 
-mod diff;
+mod compare;
 mod observer;
 mod trust;
 mod worth;

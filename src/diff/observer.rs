@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::diff::{Context, Finding, compare, first_sight};
+use super::compare::{Context, Finding, compare, first_sight};
 use super::trust::{Poll, Trust, TrustLimits};
 use super::worth;
 use crate::model::{

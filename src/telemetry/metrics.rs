@@ -54,7 +54,7 @@ impl Metrics {
         let buckets = [0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
         let handle = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &buckets)
-            .and_then(|builder| builder.install_recorder().map_err(Into::into))
+            .and_then(|builder| builder.install_recorder())
             .context("start the metrics")?;
         for (name, shape, meaning) in ALL {
             match shape {

@@ -4,7 +4,6 @@
 //! deadline, and says what it heard last. Where a program is missing a test is skipped aloud;
 //! `DTORRENT_LIVE=required` makes that an error.
 #![allow(clippy::unwrap_used, reason = "a helper of a test that fails is a test that fails")]
-#![allow(clippy::unwrap_used)] // all of it is tests
 
 mod adding;
 mod commands;
