@@ -1,9 +1,10 @@
 //! Data that really moves.
 
 use dtorrent::demo::content::Content;
-use dtorrent::demo::rtorrent::{Options, Rtorrent};
+use dtorrent::demo::rtorrent::{Argument, Options, Rtorrent};
 use serde_json::json;
 
+use crate::harness::recorder::Message;
 use crate::harness::{Setup, World, can_run};
 
 #[tokio::test]
@@ -11,10 +12,10 @@ async fn a_download_is_finished_once_and_a_recheck_does_not_finish_it_again() {
     if !can_run() {
         return;
     }
-    let rtorrent = Options { download_limit: 300, ..Options::default() };
+    let rtorrent = Options { download_limit: 60, ..Options::default() };
     let world = World::running(Setup { rtorrent, ..Setup::default() }).await;
     let seeder = Rtorrent::start(&world.folder.join("seeder"), &Options::default()).await.unwrap();
-    let content = Content::folder("album", &[("one.flac", 500_000), ("more/two.flac", 400_000)], 3);
+    let content = Content::folder("album", &[("one.flac", 900_000), ("more/two.flac", 400_000)], 3);
     let hash = content.hash;
     content.write_to(&seeder.downloads).unwrap();
     seeder.load(&content.torrent, true).await.unwrap();
@@ -24,6 +25,18 @@ async fn a_download_is_finished_once_and_a_recheck_does_not_finish_it_again() {
     world.home.add_peer(hash, seeder.port).await.unwrap();
     let added = world.heard.event("home", "added", hash).await;
     assert_eq!(added["torrent"]["finished"], false);
+    // On the way there it is told how far it has got.
+    let topic = format!("dtorrent/home/torrent/{hash}/state");
+    let is_halfway =
+        |m: &&Message| m.topic == topic && m.json()["progress"].as_f64().is_some_and(|p| p > 0.0 && p < 100.0);
+    let halfway = world.heard.wait_for("a state between 0 and 100 %", |all| all.iter().find(is_halfway).cloned()).await;
+    assert_eq!((&halfway.json()["status"], &halfway.json()["playing"]), (&json!("downloading"), &json!(true)));
+    world
+        .home
+        .rpc
+        .call("throttle.global_down.max_rate.set_kb", &[Argument::Text(""), Argument::Text("0")])
+        .await
+        .unwrap();
     let finished = world.heard.event("home", "finished", hash).await;
     assert_eq!((&finished["cause"], &finished["torrent"]["progress"]), (&json!("observed"), &json!(100.0)));
     assert_eq!(finished["torrent"]["finished"], true);
@@ -31,14 +44,8 @@ async fn a_download_is_finished_once_and_a_recheck_does_not_finish_it_again() {
     for (path, bytes) in &content.files {
         assert_eq!(std::fs::read(world.home.downloads.join(path)).unwrap(), *bytes);
     }
-    // On the way there it was told how far it had got, with times between that mean something.
-    let topic = format!("dtorrent/home/torrent/{hash}/state");
-    let states = world.heard.all().into_iter().filter(|m| m.topic == topic).map(|m| m.json()["progress"].as_f64());
-    assert!(states.flatten().any(|progress| progress > 0.0 && progress < 100.0), "no state between 0 and 100");
     let files = format!("dtorrent/home/torrent/{hash}/files");
-    let has_files = |m: &&crate::harness::recorder::Message| {
-        m.topic == files && m.json()["files"].as_array().is_some_and(|list| list.len() == 2)
-    };
+    let has_files = |m: &&Message| m.topic == files && m.json()["files"].as_array().is_some_and(|list| list.len() == 2);
     world.heard.wait_for("its files", |all| all.iter().any(|m| has_files(&m)).then_some(())).await;
 
     let recheck = world.heard.command(&format!("home/torrent/{hash}/command/recheck"), json!({})).await;

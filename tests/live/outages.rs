@@ -1,8 +1,12 @@
 //! Ends, good and bad, of the bridge, of rTorrent and of the broker.
 
+use std::time::Duration;
+
 use dtorrent::demo::content::Content;
 use serde_json::json;
+use tokio::time::Instant;
 
+use crate::harness::recorder::{Command, Recorder};
 use crate::harness::{Setup, World, can_run};
 
 const STATUS: &str = "dtorrent/bridge/main/status";
@@ -88,7 +92,7 @@ async fn what_happens_while_the_broker_is_away_is_told_when_it_is_back() {
     world.heard.event("home", "added", newcomer).await;
     world.heard.event("home", "removed", hash).await;
     world.heard.last_word(STATUS, "online").await;
-    let late = crate::harness::recorder::Recorder::listen(world.broker.port).await;
+    let late = Recorder::listen(world.broker.port).await;
     let topic = format!("dtorrent/home/torrent/{newcomer}/state");
     late.wait_for(&topic, |all| all.iter().any(|m| m.topic == topic && m.retain).then_some(())).await;
     late.last_word("dtorrent/home/status", "online").await;
@@ -101,16 +105,72 @@ async fn a_bridge_killed_again_and_again_loses_no_event() {
     }
     let mut world = World::running(Setup::default()).await;
     let mut hashes = Vec::new();
-    for number in 1..=4 {
+    for number in 1..=60 {
         let content = Content::file(&format!("n{number}"), 20_000, number);
         hashes.push(world.home.load(&content.torrent, false).await.unwrap());
-        world.bridge().process().kill().unwrap();
-        world.bridge().start_again();
+        if number % 12 == 0 {
+            // Somewhere in the middle of telling of the last ones.
+            world.heard.event("home", "added", hashes[hashes.len() - 12]).await;
+            world.bridge().process().kill().unwrap();
+            world.bridge().start_again();
+        }
     }
     for hash in hashes {
         world.heard.event("home", "added", hash).await;
     }
     let events = world.heard.assert_gap_free("home");
-    assert_eq!(events.iter().filter(|event| event["event_type"] == "added").count(), 4);
-    assert!(events.iter().all(|event| event["cause"] != json!("command")));
+    assert_eq!(events.iter().filter(|event| event["event_type"] == "added").count(), 60);
+}
+
+#[tokio::test]
+async fn a_command_waits_for_an_rtorrent_that_is_away_until_its_time_is_over() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let hash = world.home.load(&Content::file("x", 20_000, 1).torrent, false).await.unwrap();
+    world.home.act(hash, "d.save_full_session", &[]).await.unwrap();
+    world.start_bridge().await;
+    world.home.process().kill().unwrap();
+    world.heard.server_event_after(0, "home", "server_offline").await;
+
+    let topic = format!("home/torrent/{hash}/command/label");
+    let expired = world.heard.command(&topic, json!({"label": "too late", "ttl": "1s"})).await;
+    assert_eq!(expired["status"], "expired", "{expired}");
+
+    let full = format!("dtorrent/{topic}");
+    world.heard.send(Command::new(&full, r#"{"label": "in time", "id": "patient"}"#)).await;
+    world.home.start_again().await.unwrap();
+    let done = world.heard.result("patient").await;
+    assert_eq!(done["status"], "ok", "{done}");
+    assert_eq!(world.home.get(hash, "d.custom1").await.unwrap().replace("%20", " "), "in time");
+    world.heard.assert_gap_free("home");
+}
+
+#[tokio::test]
+async fn the_bridge_ends_in_time_although_nobody_answers_it() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::running(Setup::default()).await;
+    world.home.process().pause().unwrap();
+    world.broker.process().pause().unwrap();
+    let asked_at = Instant::now();
+    world.bridge().stop().await;
+    // Ten seconds are promised; two more are for a machine that does other work too.
+    assert!(asked_at.elapsed() < Duration::from_secs(12), "it took {:?}", asked_at.elapsed());
+}
+
+#[tokio::test]
+async fn a_broker_that_is_away_does_not_hold_up_another() {
+    if !can_run() {
+        return;
+    }
+    let sink = "[brokers.away]\nkind = \"mqtt\"\nurl = \"mqtt://127.0.0.1:1\"".to_owned();
+    let world = World::running(Setup { sink, ..Setup::default() }).await;
+    let hash = world.home.load(&Content::file("x", 20_000, 1).torrent, false).await.unwrap();
+    world.heard.event("home", "added", hash).await;
+    let result = world.heard.command(&format!("home/torrent/{hash}/command/label"), json!({"label": "x"})).await;
+    assert_eq!(result["status"], "ok", "{result}");
+    world.heard.assert_gap_free("home");
 }

@@ -118,3 +118,22 @@ async fn the_broker_is_spoken_to_in_mqtt_3() {
         })
     );
 }
+
+#[tokio::test]
+async fn the_broker_wants_a_password_and_keeps_to_its_list_of_rights() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "s3cret\n").unwrap();
+    let broker = Options {
+        users: vec![("bridge".to_owned(), "s3cret".to_owned())],
+        acl: Some("topic readwrite #\nuser bridge\ntopic readwrite dtorrent/#\n".to_owned()),
+        lines: vec!["allow_anonymous true".to_owned()], // for us, who listen
+        ..Options::default()
+    };
+    let sink = format!("username = \"bridge\"\npassword_file = \"{}\"", secret.display());
+    let world = World::running(Setup { broker, sink, ..Setup::default() }).await;
+    works(&world, &world.heard).await;
+}

@@ -35,7 +35,7 @@ pub struct Setup {
     pub rtorrent: rtorrent::Options,
     /// More lines for `[servers.…]`; `interval` is there unless it is given here.
     pub server: String,
-    /// More lines for `[brokers.b]`; `url` is there unless it is given here.
+    /// More lines for `[brokers.b]` and what follows it; `url` is there unless they begin with it.
     pub sink: String,
 }
 
@@ -100,7 +100,7 @@ impl World {
             text += &format!("{server_lines}\n");
         }
         text += "[brokers.b]\nkind = \"mqtt\"\n";
-        if !sink.contains("url") {
+        if !sink.starts_with("url") {
             text += &format!("url = {}\n", quoted(&self.broker.url()));
         }
         text += &format!("{sink}\n");

@@ -225,7 +225,28 @@ impl Recorder {
                 }
             }
         }
+        self.assert_states_follow_events(server);
         first_deliveries
+    }
+
+    /// Checks that no state is shown before the event that led to it, nor taken back before `removed`.
+    fn assert_states_follow_events(&self, server: &str) {
+        let prefix = format!("dtorrent/{server}/torrent/");
+        let mut present: BTreeMap<String, bool> = BTreeMap::new();
+        for message in self.all() {
+            let Some((hash, rest)) = message.topic.strip_prefix(&prefix).and_then(|rest| rest.split_once('/')) else {
+                continue;
+            };
+            match (rest, message.payload.is_empty()) {
+                ("event/added", _) => drop(present.insert(hash.to_owned(), true)),
+                ("event/removed", _) => drop(present.insert(hash.to_owned(), false)),
+                ("state", is_cleared) => {
+                    let is_present = present.get(hash).copied().unwrap_or(false);
+                    assert_eq!(is_present, !is_cleared, "the state of {hash} and what was told of it disagree");
+                }
+                _ => {}
+            }
+        }
     }
 }
 
