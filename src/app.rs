@@ -299,7 +299,7 @@ fn build_server(
 }
 
 /// The adapter for one server of the config.
-pub fn build_client(name: &ServerName, server: &Server) -> anyhow::Result<Arc<dyn TorrentClient>> {
+fn build_client(name: &ServerName, server: &Server) -> anyhow::Result<Arc<dyn TorrentClient>> {
     let extra = server
         .extra
         .iter()
@@ -318,7 +318,7 @@ pub fn build_client(name: &ServerName, server: &Server) -> anyhow::Result<Arc<dy
 }
 
 /// The settings of one broker of the config.
-pub fn mqtt_settings(name: &SinkName, instance: &str, broker: &Broker) -> anyhow::Result<mqtt::Settings> {
+fn mqtt_settings(name: &SinkName, instance: &str, broker: &Broker) -> anyhow::Result<mqtt::Settings> {
     Ok(mqtt::Settings {
         name: name.clone(),
         instance: instance.to_owned(),
@@ -347,6 +347,29 @@ fn retain(broker: &Broker) -> Retain {
         crate::config::Retain::All => Retain::All,
         crate::config::Retain::None => Retain::None,
     }
+}
+
+/// Reaches every server and broker once. Returns, by name, what answered or why nobody did.
+pub async fn reach(config: &Config) -> Vec<(String, anyhow::Result<String>)> {
+    let mut found = Vec::new();
+    for (name, server) in &config.servers {
+        found.push((format!("server {name}"), reach_server(name, server).await));
+    }
+    for (name, broker) in &config.brokers {
+        found.push((format!("broker {name}"), reach_broker(name, &config.instance, broker).await));
+    }
+    found
+}
+
+async fn reach_server(name: &ServerName, server: &Server) -> anyhow::Result<String> {
+    let listing = build_client(name, server)?.list().await?;
+    let client = listing.stats.client.unwrap_or_else(|| "a client".to_owned());
+    Ok(format!("{client} with {} torrents", listing.torrents.len()))
+}
+
+async fn reach_broker(name: &SinkName, instance: &str, broker: &Broker) -> anyhow::Result<String> {
+    MqttSink::new(mqtt_settings(name, instance, broker)?)?.probe().await?;
+    Ok("lets us in".to_owned())
 }
 
 /// The bodies of the bridge's own messages.

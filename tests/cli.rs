@@ -103,3 +103,19 @@ fn health_without_a_bridge_fails_and_without_an_address_cannot_be_asked() {
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     assert!(text(&output.stderr).contains("http.listen is off"));
 }
+
+#[test]
+fn check_connect_names_each_one_that_nobody_answers_for() {
+    let free = |()| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (server, broker) = (free(()), free(()));
+    let folder = folder_with(&format!(
+        "[servers.home]\nurl = \"scgi://127.0.0.1:{server}\"\n[brokers.bus]\nkind = \"mqtt\"\nurl = \"mqtt://127.0.0.1:{broker}\"\n"
+    ));
+    let output = dtorrent(folder.path(), &["check", "--connect"]);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    for start in ["server home: ", "broker bus: "] {
+        assert!(stderr.lines().any(|line| line.starts_with(start)), "{start} in {stderr}");
+    }
+    assert!(stderr.contains(&server.to_string()), "{stderr}");
+}

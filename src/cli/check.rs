@@ -6,14 +6,19 @@ use std::io::Write as _;
 use clap::Args;
 
 use super::{Exit, Options, tell};
+use crate::app;
 use crate::config::{self, Broker, Config, Loaded};
 use crate::model::printable;
 
 #[derive(Debug, Args)]
-pub struct Arguments {}
+pub struct Arguments {
+    /// Reach every server and every broker, too
+    #[arg(long)]
+    connect: bool,
+}
 
 pub fn run(options: Options, arguments: &Arguments) -> Exit {
-    let Arguments {} = arguments;
+    let Arguments { connect } = arguments;
     let loaded = match options.load_or_tell() {
         Ok(loaded) => loaded,
         Err(exit) => return exit,
@@ -21,10 +26,32 @@ pub fn run(options: Options, arguments: &Arguments) -> Exit {
     for warning in config::warnings(&loaded.config) {
         tell(&format!("warning: {}", printable(warning.as_bytes())));
     }
-    match std::io::stdout().write_all(summary(&loaded).as_bytes()) {
-        Ok(()) => Exit::Done,
-        Err(_) => Exit::Failed,
+    if std::io::stdout().write_all(summary(&loaded).as_bytes()).is_err() {
+        return Exit::Failed;
     }
+    if *connect { reach_all(&loaded.config) } else { Exit::Done }
+}
+
+/// Says of each server and broker whether it can be reached, and if not, why.
+fn reach_all(config: &Config) -> Exit {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tell(&format!("dtorrent check: start the runtime: {error}"));
+            return Exit::Failed;
+        }
+    };
+    let mut exit = Exit::Done;
+    for (what, result) in runtime.block_on(app::reach(config)) {
+        match result {
+            Ok(found) => tell(&format!("{what}: {found}")),
+            Err(error) => {
+                tell(&format!("{what}: {}", printable(format!("{error:#}").as_bytes())));
+                exit = Exit::Unreachable;
+            }
+        }
+    }
+    exit
 }
 
 /// One line for each thing that will run; no secret.

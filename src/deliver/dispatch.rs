@@ -171,8 +171,9 @@ impl Dispatcher {
             };
             let failure = match attempt {
                 Ok(connected) => {
-                    let failures = repeat.ended().unwrap_or(0);
-                    info!(sink = %name, failures, "connected");
+                    if let Some(failures) = repeat.ended() {
+                        info!(sink = %name, failures, "connected again");
+                    }
                     let since = Instant::now();
                     self.desk.report(|report| {
                         report.is_connected = true;
@@ -191,7 +192,9 @@ impl Dispatcher {
                 }
                 Err(failure) => failure,
             };
-            if let Some(times) = repeat.failed() {
+            if !stop.is_cancelled()
+                && let Some(times) = repeat.failed()
+            {
                 warn!(sink = %name, times, error = %failure, "not connected, trying on");
             }
             self.desk.report(|report| {

@@ -194,7 +194,7 @@ impl Stage {
              \n    mosquitto_pub -h {client} -p {port} -n -t {torrent}/command/resume\
              \n    mosquitto_sub -h {client} -p {port} -v -t dtorrent/leecher/result\n\
              \n\
-             The status page is at http://{page}/, the configuration in {config}.\n\
+             Whether all is well is told at http://{page}/readyz; the configuration in {config}.\n\
              Ctrl-C ends the demo and leaves nothing behind. What happens now:\n",
             name = longest.name,
             config = config.display(),

@@ -33,7 +33,7 @@ pub use tls::TlsError;
 
 use link::{Driver, Voice};
 use topics::Topics;
-use wire::{Client, End, Ended, EventLoop, Opening, Protocol, Will};
+use wire::{Client, End, Ended, Event, EventLoop, Opening, Protocol, Will};
 
 /// Within this a connection stands and has said `online`, or the attempt has failed.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -117,6 +117,31 @@ impl MqttSink {
     /// The commands that come by this broker, on a connection of their own.
     pub fn commands(&self) -> MqttCommands {
         MqttCommands::of(self.broker.clone())
+    }
+
+    /// Connects and leaves again, under another client id and without a word to anybody, so that a
+    /// bridge that runs is not disturbed.
+    pub async fn probe(&self) -> Result<(), DeliverError> {
+        let client_id = format!("dtorrent-{}-probe-{:08x}", self.broker.settings.instance, rand::random::<u32>());
+        let greet = |protocol| {
+            let (client, mut events) = self.broker.open(&Opening {
+                protocol,
+                client_id: client_id.clone(),
+                session: None,
+                will: None,
+                packet_bytes_max: wire::PACKET_BYTES_MAX,
+                channel: link::CHANNEL,
+                receive_max: None,
+            });
+            async move {
+                while !matches!(events.next().await?, Event::Connected(_)) {}
+                if client.disconnect().is_ok() {
+                    while !matches!(events.next().await?, Event::Left) {}
+                }
+                Ok(())
+            }
+        };
+        self.broker.attempt(greet).await.map_err(DeliverError::from)
     }
 
     async fn handshake(&self, protocol: Protocol) -> Result<Driver, Ended> {
