@@ -1,4 +1,81 @@
 //! dtorrent: a bridge between torrent clients and message brokers.
+//!
+//! ```text
+//!  torrent clients          dtorrent (one process)                                   message world
+//!
+//!                     watch          diff           store          deliver       sinks
+//!  rTorrent  ◄─list── Watcher ─────► Observer ────► told+journal ► Dispatcher ══► MQTT broker
+//!            ◄─apply─ Worker ◄────── queue ◄─────── command log ◄─ Door ◄════════ commands
+//!                     commands
+//! ```
+//!
+//! A watcher looks at each server again and again and compares what it sees with what the world was
+//! *told*. What is different is committed in one transaction: the new picture, and the events that tell
+//! it. Only then is it sent, to each sink at its own pace. There are two ways out. The *journal* holds
+//! every event but `updated`, without a gap, and each sink gets each entry, in order, at least once.
+//! `updated` and state are *conflated*: a sink that was away hears the present, not the past.
+//!
+//! # Rooms
+//!
+//! | room | what it is |
+//! |---|---|
+//! | [`model`] | the words: torrents, events, commands, with their JSON. Pure |
+//! | [`port`] | the seams: client, sink, link, command source, store, clock |
+//! | [`diff`] | from looks to what is to be told. Pure |
+//! | [`watch`], [`deliver`], [`commands`] | the engine: looking, handing over, carrying out |
+//! | [`board`] | what was told, for all in the process to read |
+//! | [`clients`], [`sinks`], [`store`], [`http`] | adapters; they know the seams and never each other |
+//! | [`config`], [`telemetry`] | leaves |
+//! | [`app`], [`supervise`], [`cli`], [`demo`] | what puts it together, keeps it up, and is asked for |
+//!
+//! `tests/architecture.rs` fails on an arrow that points wrong.
+//!
+//! # What holds
+//!
+//! - **I1** What the world was told and the events that tell it are committed together, or neither is.
+//! - **I2** A failed poll tells nothing. Absence counts only in complete listings, two in a row.
+//! - **I3** An event is sent only after it is on stable storage. Queued is not delivered.
+//! - **I4** Each sink acknowledges each event, or it is put aside with a reason. Nothing else ends it.
+//! - **I5** Per sink and server, first deliveries are in the order of `seq`.
+//! - **I6** A redelivery has the same id and the same bytes. No id ever names two events.
+//! - **I7** When the world is quiet, what each sink shows is what was told is what the client has.
+//! - **I8** Only `updated`, state and stats are conflated.
+//! - **I9** Each queue, buffer, window, retry and file has a bound and a stated consequence.
+//! - **I10** One writer: a lock on the data folder.
+//! - **I11** Only a watcher makes events. A command pokes it; the watcher looks.
+//! - **I12** A command's id is carried out once and answered the same again, also over a crash.
+//! - **I13** A failing server or sink degrades itself only. A failing store stops the process.
+//! - **I14** Secrets are in no log, event or error. What comes in is data.
+//!
+//! # Example
+//!
+//! Reading an rTorrent as the watcher does:
+//!
+//! ```no_run
+//! use std::collections::BTreeMap;
+//! use std::time::Duration;
+//!
+//! use dtorrent::clients::rtorrent::RtorrentClient;
+//! use dtorrent::clients::rtorrent::settings::{Endpoint, Settings};
+//! use dtorrent::model::ServerName;
+//! use dtorrent::port::TorrentClient as _;
+//!
+//! # async fn example() -> anyhow::Result<()> {
+//! let client = RtorrentClient::new(Settings {
+//!     server: ServerName::parse("home")?,
+//!     endpoint: Endpoint::parse("unix:///run/rtorrent/rpc.sock")?,
+//!     username: None,
+//!     password: None,
+//!     ca_pem: None,
+//!     timeout: Duration::from_secs(10),
+//!     extra: BTreeMap::new(),
+//! })?;
+//! for (hash, seen) in client.list().await?.torrents {
+//!     println!("{hash} {} {}", seen.torrent.status.as_str(), seen.torrent.name);
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod app;
 pub mod board;

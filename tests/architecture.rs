@@ -1,4 +1,4 @@
-//! The house as `docs/architecture.md` draws it, held by reading the source.
+//! The house as `src/lib.rs` draws it, held by reading the source.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
