@@ -13,5 +13,7 @@ mod harness;
 mod mqtt_link;
 mod oddities;
 mod outages;
+mod retained;
+mod rights;
 mod rtorrent_client;
 mod transports;
