@@ -3,6 +3,7 @@
 pub mod bridge;
 pub mod certificates;
 pub mod nginx;
+pub mod proxy;
 pub mod recorder;
 
 use std::path::PathBuf;
@@ -79,6 +80,11 @@ impl World {
         for (server, _) in servers {
             self.heard.server_event_after(0, server, "snapshot_done").await;
         }
+    }
+
+    /// Another address of the broker, for the bridge that is started next.
+    pub fn use_broker_at(&mut self, url: &str) {
+        self.setup.sink = format!("url = \"{url}\"\n{}", self.setup.sink);
     }
 
     fn write_config(&self, servers: &[(&str, &str)]) -> PathBuf {
