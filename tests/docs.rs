@@ -110,9 +110,10 @@ fn every_field_and_every_kind_of_an_event_is_explained() {
 
 #[test]
 fn every_field_of_the_statistics_is_explained() {
-    let last = LastFinished { hash: hash(), name: String::new(), time: Timestamp::from_millis(0) };
-    let stats = Stats::of(ServerStats::default(), std::iter::empty(), Some(last));
+    let stats = Stats::of(ServerStats::default(), std::iter::empty());
     assert_named(REFERENCE, keys(&serde_json::to_value(stats).unwrap()));
+    let last = LastFinished { hash: hash(), name: String::new(), time: Timestamp::from_millis(0) };
+    assert_named(REFERENCE, keys(&serde_json::to_value(last).unwrap()));
 }
 
 #[test]
@@ -141,14 +142,8 @@ fn every_verb_field_and_code_of_commands_is_explained() {
     assert_named(REFERENCE, statuses.map(|status| serde_json::to_value(status).unwrap().as_str().unwrap().to_owned()));
     assert_named(REFERENCE, Verb::ALL.iter().map(|verb| verb.as_str()));
     let error = CommandError::new(ErrorCode::BadRequest, "");
-    let row = Row {
-        error: Some(error.clone()),
-        torrent: Some(torrent()),
-        files: Some(Vec::new()),
-        trackers: Some(Vec::new()),
-        peers: Some(Vec::new()),
-        ..Row::ok(hash())
-    };
+    let row =
+        Row { error: Some(error.clone()), torrent: Some(serde_json::to_value(torrent()).unwrap()), ..Row::ok(hash()) };
     assert_named(REFERENCE, keys(&serde_json::to_value(&row).unwrap()));
     for key in keys(&serde_json::to_value(error).unwrap()) {
         assert!(REFERENCE.contains(&format!("\"{key}\"")), "{key}");
@@ -178,6 +173,15 @@ fn every_option_is_explained() {
     assert_named(CONFIGURATION, names.filter(|name| !tables.contains(&name.as_str())));
     for heading in ["`[log]`", "`[http]`", "`[servers.NAME]`", "`[brokers.NAME]`", "`[brokers.NAME.home_assistant]`"] {
         assert!(CONFIGURATION.contains(heading), "{heading}");
+    }
+}
+
+#[test]
+fn every_metric_that_is_spoken_of_is_one() {
+    let page = include_str!("../docs/operations.md");
+    let words = page.split(|c: char| !c.is_ascii_lowercase() && c != '_');
+    for name in words.filter(|word| word.starts_with("dtorrent_")) {
+        assert!(dtorrent::telemetry::metrics::ALL.iter().any(|(known, ..)| *known == name), "{name}");
     }
 }
 

@@ -1,5 +1,7 @@
 //! `dtorrent run`: the bridge.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -8,6 +10,9 @@ use super::{Exit, Options, tell};
 use crate::config::{self, Config};
 use crate::telemetry::{self, metrics::Metrics};
 use crate::{app, supervise};
+
+/// Whoever signals a process and its group sends two that mean one.
+const SAME_SIGNAL: Duration = Duration::from_millis(500);
 
 pub fn run(options: Options) -> Exit {
     let loaded = match options.load_or_tell() {
@@ -43,17 +48,18 @@ pub fn stop_by_signal() -> anyhow::Result<CancellationToken> {
     let stop = CancellationToken::new();
     let asked = stop.clone();
     supervise::for_ever("signals", async move {
-        let mut times = 0;
+        let mut first: Option<Instant> = None;
         loop {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            times += 1;
-            if times > 1 {
-                std::process::exit(1);
-            }
             asked.cancel();
+            match first {
+                None => first = Some(Instant::now()),
+                Some(first) if first.elapsed() > SAME_SIGNAL => std::process::exit(1),
+                Some(_) => {}
+            }
         }
     });
     Ok(stop)

@@ -1,7 +1,7 @@
 //! Which change is worth telling now.
 //!
 //! A moving torrent differs at every look. What people wait for (status, label, error, …) is told at
-//! once; numbers that flow are told every few seconds, and only when they differ visibly. When a
+//! once; numbers that flow are told every two seconds at most, and only when they differ visibly. When a
 //! torrent comes to rest, its last numbers are always told: then what the world knows is exact.
 
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::model::Torrent;
 
 /// Flowing numbers of one torrent are told at most this often.
-const PAUSE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_secs(2);
 
 /// Whether `seen` is to be told to those who know `told`, `since` ago.
 pub fn is_worth_telling(told: &Torrent, seen: &Torrent, since: Duration) -> bool {
