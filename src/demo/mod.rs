@@ -57,7 +57,7 @@ where
     };
     let removed = folder.close().context("remove the temporary folder");
     drop(broom);
-    result.and(removed)
+    result.and(removed).and_then(|()| say("Stopped; nothing is left behind."))
 }
 
 /// Removes the folder also when we are killed: a shell that waits for the end of its input, which we hold.

@@ -8,6 +8,7 @@
 mod adding;
 mod bad_network;
 mod commands;
+mod demo;
 mod downloads;
 mod first_sight;
 mod harness;
