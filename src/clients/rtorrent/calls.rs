@@ -226,6 +226,41 @@ pub enum Unreadable {
     Malformed { at: usize, expected: &'static str },
 }
 
+/// Keeps all that it is told.
+#[cfg(test)]
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Heard {
+    pub scalars: Vec<(usize, Cell<'static>)>,
+    pub rows: Vec<(usize, Vec<Cell<'static>>)>,
+    pub broken: usize,
+    pub faults: Vec<(usize, Fault)>,
+}
+
+#[cfg(test)]
+fn owned(cell: &Cell<'_>) -> Cell<'static> {
+    match cell {
+        Cell::Int(number) => Cell::Int(*number),
+        Cell::Text(text) => Cell::Text(Cow::Owned(text.to_vec())),
+        Cell::Null => Cell::Null,
+    }
+}
+
+#[cfg(test)]
+impl Answers for Heard {
+    fn scalar(&mut self, call: usize, cell: Cell<'_>) {
+        self.scalars.push((call, owned(&cell)));
+    }
+    fn row(&mut self, call: usize, cells: &[Cell<'_>]) {
+        self.rows.push((call, cells.iter().map(owned).collect()));
+    }
+    fn broken_row(&mut self, _: usize) {
+        self.broken += 1;
+    }
+    fn fault(&mut self, call: usize, fault: Fault) {
+        self.faults.push((call, fault));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

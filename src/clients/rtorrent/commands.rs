@@ -37,6 +37,9 @@ const CHECKED_WITHIN: Duration = Duration::from_secs(2);
 const ANNOUNCED_WITHIN: Duration = Duration::from_secs(3);
 /// What xmlrpc-c takes in one request unless it is told otherwise.
 const REQUEST_BYTES_DEFAULT: usize = 512 << 10;
+/// Modern versions save each torrent that they load on a thread of its own, and a save that is asked for
+/// meanwhile can be overtaken by it: on disk is then what was before. Seen on 0.16.20.
+const SAVED_WITHIN: Duration = Duration::from_millis(300);
 /// How rTorrent says that a command that went with a torrent failed; the torrent is a ghost then.
 const CREATION_FAILED: &str = "Command on torrent creation failed";
 
@@ -65,28 +68,29 @@ pub(super) async fn apply(client: &RtorrentClient, action: &Action) -> Result<Ap
     }
 }
 
-/// Pauses what a re-check has un-paused, once it is over.
-pub(super) async fn pause_again(turn: &Turn<'_>, listing: &Listing) -> Result<(), ClientError> {
+/// Pauses what a re-check has un-paused, once it is over; what fails is tried after the next listing.
+pub(super) async fn pause_again(turn: &Turn<'_>, listing: &Listing) {
     let waiting = turn.client.memory().commands.pause_again.clone();
     for hash in waiting {
         let observed = listing.torrents.get(&hash);
         if observed.is_some_and(|observed| observed.torrent.status == Status::Checking) {
             continue;
         }
-        let is_active = observed.is_some_and(|observed| observed.torrent.active);
-        if is_active {
+        if observed.is_some_and(|observed| observed.torrent.active) {
             if turn.client.memory().commands.announces.wait(hash, Instant::now()).is_some() {
                 continue;
             }
             turn.client.memory().commands.announces.note(hash, Instant::now());
             match turn.ask_about(hash, &[Call::on(hash, "d.pause")]).await {
-                Ok(_) | Err(ClientError::UnknownHash(_) | ClientError::Fault { .. }) => {}
-                Err(error) => return Err(error),
+                Ok(_) | Err(ClientError::UnknownHash(_)) => {}
+                Err(error) => {
+                    tracing::warn!(server = %turn.client.settings.server, %hash, %error, "not paused again after a check");
+                    return;
+                }
             }
         }
         turn.client.memory().commands.pause_again.remove(&hash);
     }
-    Ok(())
 }
 
 // --- what to ask for, by what the torrent is ------------------------------------------------------
@@ -393,6 +397,11 @@ impl<'a> Job<'a> {
                     self.erase().await?;
                 }
                 dressed?;
+                if !probe.is_legacy {
+                    tokio::time::sleep(SAVED_WITHIN).await;
+                    let turn = self.client.turn().await;
+                    turn.ask_about(self.hash, &[self.call("d.save_full_session")]).await?;
+                }
             }
         }
         Ok(Applied::Asked)
@@ -542,5 +551,125 @@ impl Announces {
 
     fn note(&mut self, hash: InfoHash, now: Instant) {
         self.0.entry(hash).or_default().push_back(now);
+    }
+}
+#[cfg(test)]
+mod tests {
+    use super::super::calls::Param;
+    use super::*;
+
+    const HASH: InfoHash = InfoHash::V1([1; 20]);
+
+    #[test]
+    fn each_action_asks_for_what_the_state_of_the_torrent_needs() {
+        let stopped = Raw::default();
+        let open = Raw { is_open: true, ..Raw::default() };
+        let queued = Raw { state: true, ..Raw::default() };
+        let paused = Raw { state: true, is_open: true, ..Raw::default() };
+        let running = Raw { is_active: true, ..paused.clone() };
+        let checking = Raw { hashing: 3, ..paused.clone() };
+        let failed = Raw { hashing_failed: true, ..queued.clone() };
+        let magnet = Raw { is_meta: true, ..running.clone() };
+        type Action = fn(&Raw) -> Decision;
+        let table: &[(&str, Action, &Raw, Option<&str>)] = &[
+            ("pause running", pause, &running, Some("d.pause")),
+            ("pause paused", pause, &paused, Some("")),
+            ("pause stopped", pause, &stopped, None),
+            ("pause queued", pause, &queued, None),
+            ("start running", start, &running, Some("")),
+            ("start paused", start, &paused, Some("d.resume")),
+            ("start queued", start, &queued, Some("d.resume")),
+            ("start stopped", start, &stopped, Some("d.start")),
+            ("start checking", start, &checking, Some("")),
+            ("start failed", start, &failed, Some("d.stop d.start")),
+            ("stop running", stop, &running, Some("d.stop d.close")),
+            ("stop open", stop, &open, Some("d.stop d.close")),
+            ("stop stopped", stop, &stopped, Some("")),
+            ("delete stopped", delete, &stopped, Some("d.stop d.close d.erase")),
+            ("recheck stopped", recheck, &stopped, Some("d.check_hash")),
+            ("recheck checking", recheck, &checking, Some("")),
+            ("recheck magnet", recheck, &magnet, None),
+            ("announce running", announce, &running, Some("d.tracker_announce")),
+            ("announce stopped", announce, &stopped, None),
+        ];
+        for (what, action, raw, expected) in table {
+            let decided = action(raw).ok().map(|methods| methods.unwrap_or_default().join(" "));
+            assert_eq!(decided.as_deref(), *expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn rule_4_a_fourth_announce_waits_for_the_first_to_be_ten_seconds_old() {
+        let mut announces = Announces::default();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        for second in [0, 1, 2] {
+            assert_eq!(announces.wait(HASH, at(second)), None);
+            announces.note(HASH, at(second));
+        }
+        assert_eq!(announces.wait(HASH, at(3)), Some(Duration::from_secs(7)));
+        assert_eq!(announces.wait(InfoHash::V1([2; 20]), at(3)), None, "another torrent");
+        assert_eq!(announces.wait(HASH, at(10)), None);
+        announces.note(HASH, at(10));
+        assert_eq!(announces.wait(HASH, at(10)), Some(Duration::from_secs(1)));
+        assert_eq!(announces.wait(HASH, at(30)), None);
+        assert!(announces.0.is_empty(), "nothing is kept for longer than it counts");
+    }
+
+    #[test]
+    fn rule_7_the_commands_of_a_magnet_link_hold_nothing_that_could_run() {
+        let link = "magnet:?xt=urn:btih:0101010101010101010101010101010101010101";
+        let add = Add {
+            hash: HASH,
+            source: AddSource::Magnet(link.to_owned()),
+            start: true,
+            label: Some("$execute={x}, \"q\"; 🦀".to_owned()),
+            directory: Some("/downloads/a b/Ünï-1.x".to_owned()),
+            priority: Some(2),
+        };
+        let call = magnet_call(link, &add, Some(1_700_000_000)).unwrap();
+        assert_eq!(call.method, "load.start");
+        let texts = call.params.iter().map(|param| match param {
+            Param::Text(text) => text.as_str(),
+            Param::Int(_) | Param::Bytes(_) => panic!("only text"),
+        });
+        let texts = texts.collect::<Vec<_>>();
+        assert_eq!(
+            texts,
+            [
+                "",
+                link,
+                "d.directory.set=\"/downloads/a b/Ünï-1.x\"",
+                "d.custom1.set=%24execute%3D%7Bx%7D%2C%20%22q%22%3B%20%F0%9F%A6%80",
+                "d.custom.set=addtime,1700000000",
+                "d.priority.set=2",
+            ]
+        );
+        for bad in ["/a\"b", "/a\\b", "/$a", "/a,b", "/a;b", "/a{b}", "/a'b", "/a=b", "/a(b)"] {
+            let add = Add { directory: Some(bad.to_owned()), ..add.clone() };
+            let error = magnet_call(link, &add, None).unwrap_err();
+            assert!(matches!(error, ClientError::Unsupported { .. }), "{bad}");
+        }
+        for bad in ["", "http://x/", "MAGNET:?xt=", "magnet:?xt=\n", "/etc/passwd", "$cat=magnet:?"] {
+            assert!(magnet_call(bad, &add, None).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn rule_10_a_priority_is_checked_here_because_rtorrent_takes_it_modulo_four() {
+        for (priority, is_right) in [(0, true), (3, true), (4, false), (9, false), (255, false)] {
+            assert_eq!(check_priority(priority).is_ok(), is_right, "{priority}");
+        }
+    }
+
+    #[test]
+    fn an_announce_shows_as_a_busy_tracker_or_a_moved_counter() {
+        let tracker = |is_busy, failed| {
+            let row = [1, 1, is_busy, 0, failed, 0].map(Value::Int).to_vec();
+            Value::Array(vec![Value::Array(row)])
+        };
+        assert!(!is_announced(&tracker(0, 1), &tracker(0, 1)));
+        assert!(is_announced(&tracker(0, 1), &tracker(1, 1)));
+        assert!(is_announced(&tracker(0, 1), &tracker(0, 2)));
     }
 }

@@ -146,3 +146,73 @@ impl<'de> Deserialize<'de> for Cell<'de> {
         deserializer.deserialize_any(CellVisitor)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::calls::Heard;
+    use super::*;
+
+    fn heard(text: &str) -> Result<Heard, Unreadable> {
+        let mut heard = Heard::default();
+        scan(text.as_bytes(), &mut heard).map(|()| heard)
+    }
+
+    fn text(text: &'static str) -> Cell<'static> {
+        Cell::Text(Cow::Borrowed(text.as_bytes()))
+    }
+
+    const ANSWER: &str = r#"[{"id":0,"jsonrpc":"2.0","result":16910},
+        {"id":1,"jsonrpc":"2.0","result":[["AB","a \"q\" 🦀\u0001",-7],["CD","",9223372036854775807]]},
+        {"error":{"code":-32601,"message":"method not found: d.nope"},"id":2,"jsonrpc":"2.0"}]"#;
+
+    #[test]
+    fn a_batch_is_read_like_its_xml() {
+        let heard = heard(ANSWER).unwrap();
+        assert_eq!(heard.scalars, [(0, Cell::Int(16910))]);
+        let rows = [
+            (1, vec![text("AB"), text("a \"q\" 🦀\u{1}"), Cell::Int(-7)]),
+            (1, vec![text("CD"), text(""), Cell::Int(i64::MAX)]),
+        ];
+        assert_eq!(heard.rows, rows);
+        assert_eq!(heard.faults, [(2, Fault { code: -32601, text: "method not found: d.nope".to_owned() })]);
+    }
+
+    #[test]
+    fn an_answer_that_is_refused_as_a_whole_is_no_listing() {
+        let refused = heard(r#"{"error":{"code":-32700,"message":"invalid UTF-8 byte"},"id":null,"jsonrpc":"2.0"}"#);
+        assert!(matches!(refused, Err(Unreadable::Refused(Fault { code: -32700, .. }))), "{refused:?}");
+    }
+
+    #[test]
+    fn a_row_that_cannot_be_read_is_lost_alone() {
+        let heard = heard(r#"[{"id":1,"result":[["AB",1],["CD",[1]],7,["EF",1.5],["GH",2]]}]"#).unwrap();
+        assert_eq!((heard.rows.len(), heard.broken), (2, 3));
+    }
+
+    #[test]
+    fn an_answer_cut_at_any_byte_is_an_error() {
+        for cut in (0..ANSWER.len()).filter(|cut| ANSWER.is_char_boundary(*cut)) {
+            assert!(heard(&ANSWER[..cut]).is_err(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_short_request_is_filled_up() {
+        let body = write(&[Call::global("system.pid")]).unwrap();
+        assert!(body.len() >= REQUEST_BYTES_MIN);
+        let request: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(request[0]["method"], "system.pid");
+        assert_eq!(request[0]["params"], serde_json::json!([""]));
+        assert_eq!(write(&[Call::global("load.raw").bytes(bytes::Bytes::new())]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_at_all_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _either = scan(&bytes, &mut Heard::default()).is_ok();
+            let _either = scan(&[b"[{\"id\":1,\"result\":[", bytes.as_slice(), b"]}]"].concat(), &mut Heard::default()).is_ok();
+        }
+    }
+}

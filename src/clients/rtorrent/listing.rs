@@ -168,7 +168,7 @@ async fn read(turn: &Turn<'_>, probe: &Probe, dialect: Dialect) -> Result<Option
         let answer = turn.exchange(dialect, &body, limit).await?;
         bytes += answer.len();
         let reader = PartReader::new(part, place, settings.extra.len(), raws);
-        let (result, reader) = decode(dialect, answer, reader).await;
+        let (result, reader) = decode(dialect, answer, reader).await?;
         match result {
             Ok(()) => {}
             Err(Unreadable::Refused(_)) if dialect == Dialect::Json => return Ok(None),
@@ -223,7 +223,11 @@ fn calls(part: &[Field], is_first: bool) -> Vec<Call> {
     calls
 }
 
-async fn decode(dialect: Dialect, answer: Vec<u8>, mut reader: PartReader) -> (Result<(), Unreadable>, PartReader) {
+async fn decode(
+    dialect: Dialect,
+    answer: Vec<u8>,
+    mut reader: PartReader,
+) -> Result<(Result<(), Unreadable>, PartReader), ClientError> {
     let is_long = answer.len() >= BLOCKING_BYTES;
     let work = move || {
         let result = match dialect {
@@ -233,12 +237,11 @@ async fn decode(dialect: Dialect, answer: Vec<u8>, mut reader: PartReader) -> (R
         (result, reader)
     };
     if !is_long {
-        return work();
+        return Ok(work());
     }
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| ClientError::Protocol { reason: format!("the listing was not read to its end: {error}") })
 }
 
 /// Puts the rows of one part of a listing where they belong.
@@ -413,4 +416,120 @@ async fn free_disk(turn: &Turn<'_>, probe: &Probe, raws: &BTreeMap<InfoHash, Raw
     let free = results.first().and_then(|result| result.as_ref().ok()?.int()).and_then(|free| u64::try_from(free).ok());
     turn.client.memory().listing.free_disk = Some((Instant::now(), free));
     Ok(free)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::super::map::COLUMNS;
+    use super::*;
+
+    fn fields() -> Vec<Field> {
+        COLUMNS.iter().copied().map(Field::Own).collect()
+    }
+
+    fn text(text: &'static str) -> Cell<'static> {
+        Cell::Text(Cow::Borrowed(text.as_bytes()))
+    }
+
+    #[test]
+    fn rule_2_no_answer_can_get_near_the_size_that_aborts_rtorrent() {
+        for (count, row_bytes, expected) in
+            [(0, 1600, 1), (5_000, 1600, 1), (20_000, 1600, 1), (50_000, 1600, 3), (69_000, 1600, 4), (u64::MAX, 1, 32)]
+        {
+            let parts = deal_out(&fields(), count, row_bytes);
+            assert_eq!(parts.len(), expected, "{count} of {row_bytes}");
+            let mut dealt: Vec<String> = parts.iter().flatten().map(Field::command).collect();
+            let mut all: Vec<String> = fields().iter().map(Field::command).collect();
+            dealt.sort();
+            all.sort();
+            assert_eq!(dealt, all, "each column once");
+        }
+    }
+
+    const A: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+    const B: &str = "BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB";
+
+    fn named(names: &[&str]) -> Vec<Field> {
+        fields().into_iter().filter(|field| names.contains(&field.method())).collect()
+    }
+
+    #[test]
+    fn the_parts_of_a_listing_are_put_together_by_hash() {
+        let mut first = PartReader::new(named(&["d.name"]), 0, 0, BTreeMap::new());
+        first.row(1, &[text(A), text("one")]);
+        first.row(1, &[text(B), text("two")]);
+        let mut second = PartReader::new(named(&["d.size_bytes"]), 1, 0, first.raws);
+        second.row(1, &[text(B), Cell::Int(2)]);
+        assert_eq!((second.rows, second.broken), (1, 0));
+        let raws: Vec<_> = second.raws.values().map(|raw| (raw.name.as_str(), raw.size_bytes, raw.parts)).collect();
+        assert_eq!(raws, [("one", 0, 1), ("two", 2, 2)], "what is not in every part can be told by its count");
+    }
+
+    #[test]
+    fn a_row_that_makes_no_sense_is_counted_and_left_out() {
+        let good = [text(A), text("one"), Cell::Int(5)];
+        for bad in [
+            &[text("no hash"), text("one"), Cell::Int(5)][..],
+            &[Cell::Int(1), text("one"), Cell::Int(5)],
+            &[text(B), text("one")],
+            &[text(B), text("one"), Cell::Int(5), Cell::Int(5)],
+            &[text(B), Cell::Int(5), text("one")],
+            &[],
+        ] {
+            let mut reader = PartReader::new(named(&["d.name", "d.size_bytes"]), 0, 0, BTreeMap::new());
+            reader.row(1, &good);
+            reader.row(1, bad);
+            assert_eq!((reader.rows, reader.broken, reader.raws.len()), (1, 1, 1), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_torrent_that_is_listed_twice_is_not_believed() {
+        let mut reader = PartReader::new(named(&["d.name"]), 0, 0, BTreeMap::new());
+        reader.row(1, &[text(A), text("one")]);
+        reader.row(1, &[text(A), text("two")]);
+        assert_eq!((reader.rows, reader.broken), (1, 1));
+    }
+
+    #[test]
+    fn without_its_size_a_listing_is_a_fault_and_without_a_rate_it_is_not() {
+        let fault = Fault { code: -507, text: "not allowed".to_owned() };
+        for (call, is_fatal) in [(0, false), (1, true), (2, true), (3, false)] {
+            let mut reader = PartReader::new(Vec::new(), 0, 0, BTreeMap::new());
+            reader.fault(call, fault.clone());
+            assert_eq!(reader.fault.is_some(), is_fatal, "call {call}");
+        }
+    }
+
+    /// Answers as they came from the programs; each folder says how they were recorded.
+    #[test]
+    fn recorded_listings_are_read_alike_whatever_the_back_end() {
+        let read = |dialect, answer: &[u8]| {
+            let answer = answer.to_vec();
+            let mut reader = PartReader::new(fields(), 0, 0, BTreeMap::new());
+            let result = match dialect {
+                Dialect::Xml => xmlrpc::scan(&answer, &mut reader),
+                Dialect::Json => jsonrpc::scan(&answer, &mut reader),
+            };
+            result.unwrap();
+            assert_eq!((reader.rows, reader.broken, reader.numbers.view_size), (3, 0, Some(3)));
+            reader
+        };
+        let old = read(Dialect::Xml, include_bytes!("../../../tests/fixtures/rtorrent/0.9.8/listing.xml"));
+        let tiny = read(Dialect::Xml, include_bytes!("../../../tests/fixtures/rtorrent/0.16.20/listing.xml"));
+        let json = read(Dialect::Json, include_bytes!("../../../tests/fixtures/rtorrent/0.16.20/listing.json"));
+        let kept = |reader: &PartReader| -> Vec<_> {
+            let of = |(hash, raw): (&InfoHash, &Raw)| {
+                (*hash, raw.name.clone(), raw.custom1.clone(), raw.size_bytes, raw.state, raw.addtime, raw.priority)
+            };
+            reader.raws.iter().map(of).collect()
+        };
+        assert_eq!(kept(&tiny), kept(&json));
+        assert_eq!(kept(&old), kept(&tiny));
+        let seen: Vec<_> = old.raws.values().map(|raw| (raw.name.as_str(), raw.custom1.as_str())).collect();
+        assert!(seen.contains(&("<b> & \"q\" \u{1}", "a, b")), "{seen:?}");
+        assert!(seen.contains(&("Ünï ☃", "")), "{seen:?}");
+    }
 }

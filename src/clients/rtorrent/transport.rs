@@ -379,8 +379,8 @@ mod tests {
     fn the_header_begins_with_the_length_and_is_short() {
         let header = scgi_header(Dialect::Xml, 5);
         let block = b"CONTENT_LENGTH\x005\0SCGI\x001\0CONTENT_TYPE\0text/xml\0";
-        assert_eq!(header, [b"48:".as_slice(), block, b","].concat());
-        assert_eq!(block.len(), 48);
+        assert_eq!(header, [b"46:".as_slice(), block, b","].concat());
+        assert_eq!(block.len(), 46);
         assert!(scgi_header(Dialect::Json, usize::MAX).len() < 2000);
     }
 

@@ -629,3 +629,254 @@ impl<'a> Tree<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::calls::Heard;
+    use super::*;
+    use crate::model::InfoHash;
+
+    /// Puts rows into the answer of a `system.multicall` of a number, a listing, a fault.
+    fn answer(style: Style, rows: &str) -> Vec<u8> {
+        let (prolog, space, code) = match style {
+            Style::XmlrpcC => ("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\r\n", "\r\n", "i4"),
+            Style::TinyXml2 => ("<?xml version=\"1.0\"?>", "", "i8"),
+        };
+        let spaced = |text: &str| text.replace('~', space);
+        let head = "<methodResponse>~<params>~<param><value><array><data>~\
+                    <value><array><data>~<value><i8>4711</i8></value>~</data></array></value>~\
+                    <value><array><data>~<value><array><data>~";
+        let tail = format!(
+            "</data></array></value>~</data></array></value>~\
+             <value><struct>~<member><name>faultCode</name>~<value><{code}>-506</{code}></value></member>~\
+             <member><name>faultString</name>~<value><string>Method 'x' not defined</string></value></member>~\
+             </struct></value>~</data></array></value></param>~</params>~</methodResponse>"
+        );
+        format!("{prolog}{}{rows}{}", spaced(head), spaced(&tail)).into_bytes()
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Style {
+        XmlrpcC,
+        TinyXml2,
+    }
+
+    fn row(cells: &str) -> String {
+        format!("<value><array><data>{cells}</data></array></value>")
+    }
+
+    fn heard(bytes: &[u8]) -> Result<Heard, Unreadable> {
+        let mut heard = Heard::default();
+        scan(bytes, &mut heard).map(|()| heard)
+    }
+
+    fn texts(bytes: &[u8]) -> Vec<Option<String>> {
+        heard(bytes).unwrap().rows.iter().flat_map(|(_, cells)| cells.iter().map(Cell::text)).collect()
+    }
+
+    #[test]
+    fn a_request_types_every_value_and_names_the_method_first() {
+        let hash = InfoHash::V1([0xab; 20]);
+        let calls = [
+            Call::global("view.size").text("main"),
+            Call::on(hash, "d.custom1.set").text("a<&>\u{1f980}"),
+            Call::on(hash, "d.priority.set").int(3),
+            Call::on(hash, "d.custom1.set").text("tab\there"),
+            Call::global("load.raw").bytes(bytes::Bytes::from_static(b"\xff")),
+        ];
+        let text = String::from_utf8(write(&calls)).unwrap();
+        assert!(text.contains("<member><name>methodName</name><value><string>view.size</string></value></member><member><name>params</name><value><array><data><value><string></string></value><value><string>main</string></value>"));
+        assert!(text.contains(&format!("<value><string>{}</string></value>", "AB".repeat(20))));
+        assert!(text.contains("<base64>YTwmPvCfpoA=</base64>"), "beyond the basic plane: {text}");
+        assert!(text.contains("<i8>3</i8>") && text.contains("<base64>/w==</base64>"));
+        assert!(text.contains("<base64>dGFiCWhlcmU=</base64>"));
+    }
+
+    #[test]
+    fn rule_6_nothing_untyped_or_empty_is_ever_sent() {
+        let calls = [Call::global("load.normal").text("").int(0), Call::global("system.listMethods")];
+        let text = String::from_utf8(write(&calls)).unwrap();
+        for bad in ["<value/>", "<value></value>", "<!--", "<methodName></methodName>", "<methodName/>"] {
+            assert!(!text.contains(bad), "{bad}");
+        }
+        assert!(text.matches("<value>").count() == text.matches("</value>").count());
+        assert!(text.contains("<string></string>"), "an empty text has its type");
+    }
+
+    #[test]
+    fn text_is_taken_as_it_comes() {
+        for (written, expected) in [
+            ("<value><string>plain</string></value>", "plain"),
+            ("<value>untyped</value>", "untyped"),
+            ("<value></value>", ""),
+            ("<value/>", ""),
+            ("<value><string/></value>", ""),
+            ("<value><string></string></value>", ""),
+            ("<value><string>  blanks </string></value>", "  blanks "),
+            ("<value><string>&lt;b&gt; &amp;amp; &quot;q&quot; &apos;</string></value>", "<b> &amp; \"q\" '"),
+            ("<value><string>&#65;&#x42;&#0;&#xd800;&#x1f;</string></value>", "AB\u{fffd}\u{fffd}\u{1f}"),
+            ("<value><string>a & b &nope; &; &#; &#xzz; R&D</string></value>", "a & b &nope; &; &#; &#xzz; R&D"),
+            ("<value><string>\u{1}\u{1b}[31m\r\n</string></value>", "\u{1}\u{1b}[31m\r\n"),
+            ("<value><string>Ünï 🦀</string></value>", "Ünï 🦀"),
+            ("<value><base64>Y2Fm\r\n6Q==</base64></value>", "caf\u{fffd}"),
+            ("<value>\r\n<string>x</string>\r\n</value>", "x"),
+        ] {
+            for style in [Style::XmlrpcC, Style::TinyXml2] {
+                let bytes = answer(style, &row(written));
+                assert_eq!(texts(&bytes), [Some(expected.to_owned())], "{written}");
+                let values = read(&bytes).unwrap();
+                let expected = Value::Array(vec![Value::Array(vec![Value::Text(expected.to_owned())])]);
+                assert_eq!(values[1], Ok(expected), "{written}");
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_have_sixty_four_bits_and_several_names() {
+        for written in ["i8", "i4", "int", "ex:i8", "boolean"] {
+            let bytes =
+                answer(Style::TinyXml2, &row(&format!("<value><{written}> -9223372036854775808 </{written}></value>")));
+            assert_eq!(heard(&bytes).unwrap().rows, [(1, vec![Cell::Int(i64::MIN)])], "{written}");
+        }
+    }
+
+    #[test]
+    fn a_fault_of_one_call_leaves_the_others() {
+        let heard = heard(&answer(Style::XmlrpcC, "")).unwrap();
+        assert_eq!(heard.scalars, [(0, Cell::Int(4711))]);
+        assert_eq!(heard.faults, [(2, Fault { code: -506, text: "Method 'x' not defined".to_owned() })]);
+        assert!(heard.rows.is_empty());
+    }
+
+    #[test]
+    fn a_refused_request_is_a_fault_and_no_listing() {
+        let text = "<?xml version=\"1.0\"?><methodResponse><fault><value><struct><member><name>faultCode</name><value><i8>-503</i8></value></member><member><name>faultString</name><value><string>Call XML not a proper XML-RPC call.</string></value></member></struct></value></fault></methodResponse>";
+        let fault = Fault { code: -503, text: "Call XML not a proper XML-RPC call.".to_owned() };
+        assert_eq!(heard(text.as_bytes()), Err(Unreadable::Refused(fault.clone())));
+        assert_eq!(read(text.as_bytes()), Err(Unreadable::Refused(fault)));
+    }
+
+    #[test]
+    fn a_row_that_cannot_be_read_is_lost_alone() {
+        let good = row("<value><i8>1</i8></value><value><string>a</string></value>");
+        for bad in [
+            row("<value><i8>many</i8></value>"),
+            row("<value><i8>1</i4></value>"),
+            row("<value><odd>1</odd></value>"),
+            row("<value><i8>1</i8>"),
+            row("junk"),
+            row("<value><struct></struct></value>"),
+            "<value><array></array></value>".to_owned(),
+        ] {
+            let heard = heard(&answer(Style::TinyXml2, &format!("{good}{bad}{good}"))).unwrap();
+            assert_eq!((heard.rows.len(), heard.broken), (2, 1), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_answer_cut_at_any_byte_is_an_error() {
+        for style in [Style::XmlrpcC, Style::TinyXml2] {
+            let bytes =
+                answer(style, &row("<value><string>a &amp; b</string></value><value><i8>7</i8></value>").repeat(3));
+            assert!(heard(&bytes).is_ok() && read(&bytes).is_ok());
+            for cut in 0..bytes.len() {
+                assert!(heard(&bytes[..cut]).is_err(), "scan, cut at {cut}");
+                assert!(read(&bytes[..cut]).is_err(), "read, cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn arrays_are_not_followed_for_ever() {
+        let deep = "<value><array><data>".repeat(100_000);
+        assert!(read(format!("<methodResponse><params><param>{deep}").as_bytes()).is_err());
+        assert!(heard(format!("<methodResponse><params><param>{deep}").as_bytes()).is_err());
+    }
+
+    fn escaped(raw: &[u8], is_careless: bool) -> Vec<u8> {
+        raw.iter().fold(Vec::new(), |mut text, byte| {
+            match byte {
+                b'<' => text.extend_from_slice(b"&lt;"),
+                b'>' => text.extend_from_slice(b"&gt;"),
+                b'&' if !is_careless => text.extend_from_slice(b"&amp;"),
+                byte => text.push(*byte),
+            }
+            text
+        })
+    }
+
+    fn any_cell() -> impl Strategy<Value = Vec<u8>> {
+        let likely = prop_oneof![
+            any::<u8>(),
+            Just(b'&'),
+            Just(b';'),
+            Just(b'#'),
+            Just(b'x'),
+            Just(b'\r'),
+            Just(b' '),
+            Just(b'1'),
+            Just(0xff),
+            Just(0xc3)
+        ];
+        let text = (proptest::collection::vec(likely, 0..12), any::<bool>(), any::<bool>()).prop_map(
+            |(raw, is_careless, is_typed)| {
+                let text = escaped(&raw, is_careless);
+                let tags: [&[u8]; 2] = if is_typed { [b"<string>", b"</string>"] } else { [b"", b""] };
+                [b"<value>", tags[0], &text, tags[1], b"</value>"].concat()
+            },
+        );
+        let number = any::<i64>().prop_map(|number| format!("<value><i8>{number}</i8></value>").into_bytes());
+        prop_oneof![text, number]
+    }
+
+    proptest! {
+        #[test]
+        fn both_readers_see_the_same_rows(
+            rows in proptest::collection::vec(proptest::collection::vec(any_cell(), 0..5), 0..5),
+            is_tiny in any::<bool>(),
+        ) {
+            const MARK: &str = "ROWS";
+            let style = if is_tiny { Style::TinyXml2 } else { Style::XmlrpcC };
+            let frame = answer(style, MARK);
+            let at = memmem::find(&frame, MARK.as_bytes()).unwrap();
+            let space: &[u8] = if is_tiny { b"" } else { b"\r\n" };
+            let rows: Vec<u8> = rows
+                .iter()
+                .flat_map(|cells| [b"<value><array><data>", space, &cells.join(space), b"</data></array></value>"].concat())
+                .collect();
+            let bytes = [&frame[..at], &rows, &frame[at + MARK.len()..]].concat();
+
+            let scanned = heard(&bytes).unwrap();
+            prop_assert_eq!(scanned.broken, 0);
+            let scanned: Vec<Value> = scanned
+                .rows
+                .iter()
+                .map(|(_, cells)| {
+                    let value = |cell: &Cell<'_>| cell.text().map_or_else(|| Value::Int(cell.int().unwrap()), Value::Text);
+                    Value::Array(cells.iter().map(value).collect())
+                })
+                .collect();
+            prop_assert_eq!(&Ok(Value::Array(scanned)), &read(&bytes).unwrap()[1]);
+        }
+
+        #[test]
+        fn no_bytes_at_all_make_a_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _either = heard(&bytes).is_ok();
+            let _either = read(&bytes).is_ok();
+        }
+
+        #[test]
+        fn no_damage_to_an_answer_makes_a_reader_panic(at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>()) {
+            let mut bytes = answer(Style::XmlrpcC, &row("<value><string>a &amp; b</string></value><value><i8>7</i8></value>"));
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            let _either = heard(&bytes).is_ok();
+            let _either = read(&bytes).is_ok();
+            bytes.drain(at..at.max(cut.index(bytes.len())));
+            let _either = heard(&bytes).is_ok();
+            let _either = read(&bytes).is_ok();
+        }
+    }
+}
