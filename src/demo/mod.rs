@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -44,6 +44,10 @@ where
     B: FnOnce(PathBuf, CancellationToken) -> F,
     F: Future<Output = anyhow::Result<()>>,
 {
+    let needed = [("mosquitto", "mosquitto"), ("rtorrent", "rtorrent")];
+    let missing = needed.iter().filter_map(|(program, package)| process::find(program, package).err());
+    let missing: Vec<_> = missing.map(|missing| missing.to_string()).collect();
+    ensure!(missing.is_empty(), "{}", missing.join("\n"));
     let folder = tempfile::Builder::new().prefix("dtorrent-demo-").tempdir().context("make a temporary folder")?;
     let broom = Broom::wait_beside(folder.path())?;
     let stage = tokio::select! {
@@ -57,7 +61,7 @@ where
     };
     let removed = folder.close().context("remove the temporary folder");
     drop(broom);
-    result.and(removed)
+    result.and(removed).and_then(|()| say("Stopped; nothing is left behind."))
 }
 
 /// Removes the folder also when we are killed: a shell that waits for the end of its input, which we hold.
@@ -94,9 +98,6 @@ struct Stage {
 
 impl Stage {
     async fn set(folder: &Path) -> anyhow::Result<Self> {
-        for (program, package) in [("mosquitto", "mosquitto"), ("rtorrent", "rtorrent")] {
-            process::find(program, package)?;
-        }
         let broker = Mosquitto::start(&folder.join("broker"), &mosquitto::Options::default()).await?;
         let seeder = Rtorrent::start(&folder.join("seeder"), &rtorrent::Options::default()).await?;
         let slow = rtorrent::Options { download_limit: LEECHER_KIB_PER_SECOND, ..rtorrent::Options::default() };

@@ -6,12 +6,16 @@
 #![allow(clippy::unwrap_used, reason = "a helper of a test that fails is a test that fails")]
 
 mod adding;
+mod bad_network;
 mod commands;
+mod demo;
 mod downloads;
 mod first_sight;
 mod harness;
 mod mqtt_link;
 mod oddities;
 mod outages;
+mod retained;
+mod rights;
 mod rtorrent_client;
 mod transports;

@@ -120,6 +120,9 @@ async fn a_bridge_killed_again_and_again_loses_no_event() {
     }
     let events = world.heard.assert_gap_free("home");
     assert_eq!(events.iter().filter(|event| event["event_type"] == "added").count(), 60);
+    // The wills of those that were killed do not have the last word.
+    let late = Recorder::listen(world.broker.port).await;
+    late.last_word(STATUS, "online").await;
 }
 
 #[tokio::test]

@@ -1,0 +1,67 @@
+//! Connections that break at any time: nothing is lost, nothing is believed by halves.
+
+use std::net::SocketAddr;
+
+use dtorrent::demo::content::Content;
+use dtorrent::demo::rtorrent::{Address, Listen, Options};
+use serde_json::json;
+
+use crate::harness::proxy::Proxy;
+use crate::harness::{Setup, World, can_run};
+
+#[tokio::test]
+async fn a_connection_to_the_broker_that_is_cut_again_and_again_loses_nothing() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let proxy = Proxy::to(SocketAddr::from(([127, 0, 0, 1], world.broker.port))).await;
+    world.use_broker_at(&format!("mqtt://{}", proxy.address));
+    world.start_bridge().await;
+    let mut hashes = Vec::new();
+    for number in 1..=90 {
+        let content = Content::file(&format!("n{number}"), 20_000, number);
+        hashes.push(world.home.load(&content.torrent, false).await.unwrap());
+        if number % 15 == 0 {
+            world.heard.event("home", "added", hashes[hashes.len() - 15]).await;
+            proxy.cut();
+        }
+    }
+    for hash in &hashes {
+        world.heard.event("home", "added", *hash).await;
+    }
+    world.heard.last_word("dtorrent/bridge/main/status", "online").await;
+    // Commands get through again as well.
+    let result = world.heard.command(&format!("home/torrent/{}/command/label", hashes[0]), json!({"label": "x"})).await;
+    assert_eq!(result["status"], "ok", "{result}");
+    let events = world.heard.assert_gap_free("home");
+    assert_eq!(events.iter().filter(|event| event["event_type"] == "added").count(), hashes.len());
+}
+
+#[tokio::test]
+async fn an_answer_of_rtorrent_that_is_cut_anywhere_removes_nothing() {
+    if !can_run() {
+        return;
+    }
+    let rtorrent = Options { listen: Listen::Tcp, ..Options::default() };
+    let mut world = World::new(Setup { rtorrent, ..Setup::default() }).await;
+    for number in 1..=30 {
+        world.home.load(&Content::file(&format!("n{number}"), 20_000, number).torrent, false).await.unwrap();
+    }
+    let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
+    let proxy = Proxy::to(address).await;
+    world.start_bridge_for(&[("home", &format!("scgi://{}", proxy.address))]).await;
+    // In the header, in the first rows, in the middle, near the end.
+    for bytes in [0, 20, 90, 3_000, 12_000, 25_000] {
+        let mark = world.heard.mark();
+        proxy.truncate_answers(bytes);
+        world.heard.server_event_after(mark, "home", "server_offline").await;
+        proxy.truncate_answers(u64::MAX);
+        world.heard.server_event_after(mark, "home", "server_online").await;
+    }
+    let newcomer = world.home.load(&Content::file("newcomer", 20_000, 99).torrent, false).await.unwrap();
+    world.heard.event("home", "added", newcomer).await;
+    let events = world.heard.assert_gap_free("home");
+    let count = |kind: &str| events.iter().filter(|event| event["event_type"] == kind).count();
+    assert_eq!((count("added"), count("removed"), count("server_restarted")), (31, 0, 0), "{events:#?}");
+}

@@ -1,0 +1,72 @@
+//! `dtorrent demo`, as a person meets it.
+
+use std::path::Path;
+
+use dtorrent::demo::process::{PATIENCE, Process};
+use tokio::time::{Duration, Instant};
+
+use crate::harness::can_run;
+
+/// Starts it with `folder` for temporary files, and waits until it tells of a finished download.
+async fn running(folder: &Path, log: &Path) -> Process {
+    let program = Path::new(env!("CARGO_BIN_EXE_dtorrent"));
+    let environment = [("TMPDIR", &*folder.to_string_lossy())];
+    let mut demo = Process::start_with(program, &["demo"], &environment, log).unwrap();
+    demo.ready(async || std::fs::read_to_string(log).unwrap_or_default().contains("leecher finished")).await.unwrap();
+    demo
+}
+
+/// Waits until there is nothing in `folder`.
+async fn emptied(folder: &Path) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let left: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "left behind: {left:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The programs whose command line speaks of `folder`.
+fn programs_in(folder: &Path) -> Vec<String> {
+    let folder = folder.to_string_lossy();
+    let all =
+        std::fs::read_dir("/proc").unwrap().filter_map(|entry| std::fs::read(entry.ok()?.path().join("cmdline")).ok());
+    all.map(|line| String::from_utf8_lossy(&line).replace('\0', " ")).filter(|line| line.contains(&*folder)).collect()
+}
+
+#[tokio::test]
+async fn the_demo_shows_events_and_ends_on_ctrl_c_without_a_trace() {
+    if !can_run() {
+        return;
+    }
+    let (folder, logs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut demo = running(folder.path(), &logs.path().join("log")).await;
+    let said = demo.output();
+    assert!(said.contains("mosquitto_sub -h 127.0.0.1 -p") && said.contains("/command/pause"), "{said}");
+    assert!(said.contains("bridge is online") && said.contains("leecher added podcast-042.ogg"), "{said}");
+    demo.signal("INT").unwrap();
+    let status = demo.wait(PATIENCE).await.unwrap();
+    assert_eq!(status.code(), Some(0), "{}", demo.output());
+    emptied(folder.path()).await;
+    assert_eq!(programs_in(folder.path()), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_killed_demo_leaves_nothing_behind_either() {
+    if !can_run() {
+        return;
+    }
+    let (folder, logs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut demo = running(folder.path(), &logs.path().join("log")).await;
+    assert!(programs_in(folder.path()).len() >= 3, "a broker and two rTorrents run");
+    demo.kill().unwrap();
+    emptied(folder.path()).await;
+    let deadline = Instant::now() + PATIENCE;
+    while !programs_in(folder.path()).is_empty() {
+        assert!(Instant::now() < deadline, "still there: {:?}", programs_in(folder.path()));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,72 @@
+//! What the broker keeps for whoever comes later: neither too much nor what is gone.
+
+use dtorrent::demo::content::Content;
+use dtorrent::demo::rtorrent::{Options, Rtorrent};
+use serde_json::json;
+
+use crate::harness::recorder::Recorder;
+use crate::harness::{Setup, World, can_run};
+
+#[tokio::test]
+async fn of_many_torrents_only_so_many_states_are_kept() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    const COUNT: u64 = 520;
+    for number in 1..=COUNT {
+        world.home.load(&Content::file(&format!("n{number}"), 100, number).torrent, false).await.unwrap();
+    }
+    world.start_bridge().await;
+    let added = world.heard.assert_gap_free("home").into_iter().filter(|event| event["event_type"] == "added").count();
+    assert_eq!(added as u64, COUNT);
+    // A command and its state come after all that was under way.
+    let last = Content::file("n1", 100, 1).hash;
+    world.heard.command(&format!("home/torrent/{last}/command/label"), json!({"label": "last"})).await;
+    world.heard.event("home", "label_changed", last).await;
+    let late = Recorder::listen(world.broker.port).await;
+    late.last_word("dtorrent/home/status", "online").await;
+    let kept = late.all().iter().filter(|m| m.retain && m.topic.ends_with("/state")).count();
+    assert!((1..=500).contains(&kept), "{kept} states are retained");
+}
+
+#[tokio::test]
+async fn what_was_kept_for_a_server_that_left_the_config_is_cleared() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let attic = Rtorrent::start(&world.folder.join("attic"), &Options::default()).await.unwrap();
+    let hash = attic.load(&Content::file("forgotten", 20_000, 1).torrent, false).await.unwrap();
+    let (home_url, attic_url) = (world.home.url(), attic.url());
+    world.start_bridge_for(&[("home", &home_url), ("attic", &attic_url)]).await;
+    let state = format!("dtorrent/attic/torrent/{hash}/state");
+    world.heard.wait_for(&state, |all| all.iter().any(|m| m.topic == state).then_some(())).await;
+    world.bridge().stop().await;
+    world.start_bridge_for(&[("home", &home_url)]).await;
+    for topic in [&state, "dtorrent/attic/status", "dtorrent/attic/stats"] {
+        world.heard.last_word(topic, "").await;
+    }
+}
+
+#[tokio::test]
+async fn info_and_stats_are_kept_and_say_what_is_there() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    world.home.load(&Content::file("one", 20_000, 1).torrent, false).await.unwrap();
+    world.start_bridge().await;
+    let topic = "dtorrent/home/stats";
+    let has_one =
+        |message: &crate::harness::recorder::Message| message.topic == topic && message.json()["torrents"] == 1;
+    let stats = world.heard.wait_for("stats of one torrent", |all| all.iter().find(|m| has_one(m)).cloned()).await;
+    assert!(stats.retain);
+    let stats = stats.json();
+    assert_eq!((&stats["by_status"]["stopped"], &stats["by_status"]["seeding"]), (&json!(1), &json!(0)), "{stats}");
+    assert!(stats["free_disk"].is_u64() || stats["free_disk"].is_null(), "{stats}");
+    let topic = "dtorrent/bridge/main/info";
+    let info = world.heard.wait_for(topic, |all| all.iter().find(|m| m.topic == topic).cloned()).await;
+    assert!(info.retain);
+    assert_eq!(info.json()["version"], env!("CARGO_PKG_VERSION"));
+}

@@ -1,0 +1,76 @@
+//! What a command may not do, or not now.
+
+use dtorrent::demo::content::Content;
+use dtorrent::model::InfoHash;
+use serde_json::{Value, json};
+
+use crate::harness::{Setup, World, can_run};
+
+async fn with_one_torrent(sink: &str) -> (World, InfoHash) {
+    let mut world = World::new(Setup { sink: sink.to_owned(), ..Setup::default() }).await;
+    let content = Content::file("guarded.iso", 50_000, 1);
+    content.write_to(&world.home.downloads).unwrap();
+    let hash = world.home.load(&content.torrent, true).await.unwrap();
+    world.home.shows(hash, "d.complete", "1").await.unwrap();
+    world.start_bridge().await;
+    (world, hash)
+}
+
+/// The code of a result, wherever it stands.
+fn code(result: &Value) -> &Value {
+    if result["error"].is_null() { &result["results"][0]["error"]["code"] } else { &result["error"]["code"] }
+}
+
+#[tokio::test]
+async fn data_is_not_deleted_without_the_right_to_it() {
+    if !can_run() {
+        return;
+    }
+    let (world, hash) = with_one_torrent("").await;
+    let result = world.heard.command(&format!("home/torrent/{hash}/command/delete"), json!({"data": true})).await;
+    assert!(["forbidden", "unsupported"].contains(&code(&result).as_str().unwrap_or_default()), "{result}");
+    assert_eq!(world.home.hashes().await.unwrap(), [hash], "nothing is half done");
+    assert!(world.home.downloads.join("guarded.iso").is_file());
+}
+
+#[tokio::test]
+async fn a_broker_without_commands_is_read_only() {
+    if !can_run() {
+        return;
+    }
+    let (world, hash) = with_one_torrent("commands = [\"list\"]").await;
+    let result = world.heard.command(&format!("home/torrent/{hash}/command/pause"), Value::Null).await;
+    assert_eq!((&result["status"], code(&result)), (&json!("refused"), &json!("forbidden")), "{result}");
+    assert_eq!(world.home.get(hash, "d.is_active").await.unwrap(), "1");
+    assert_eq!(world.heard.command("home/command/list", Value::Null).await["status"], "ok");
+}
+
+#[tokio::test]
+async fn a_condition_that_does_not_hold_and_a_dry_run_change_nothing() {
+    if !can_run() {
+        return;
+    }
+    let (world, hash) = with_one_torrent("").await;
+    let topic = format!("home/torrent/{hash}/command/pause");
+    let result = world.heard.command(&topic, json!({"if_status": "downloading"})).await;
+    assert_eq!(code(&result), "precondition", "{result}");
+    let result = world.heard.command(&topic, json!({"dry_run": true})).await;
+    assert_eq!(result["status"], "ok", "{result}");
+    assert_eq!(world.home.get(hash, "d.is_active").await.unwrap(), "1");
+    let result = world.heard.command(&topic, json!({"if_status": "seeding"})).await;
+    assert_eq!(result["status"], "ok", "{result}");
+    assert_eq!(world.home.get(hash, "d.is_active").await.unwrap(), "0");
+    world.heard.assert_gap_free("home");
+}
+
+#[tokio::test]
+async fn an_unknown_command_to_the_bridge_itself_is_answered_too() {
+    if !can_run() {
+        return;
+    }
+    let (world, _) = with_one_torrent("").await;
+    let result = world.heard.command("bridge/main/command/explode", Value::Null).await;
+    assert_eq!(result["status"], "error", "{result}");
+    let all = world.heard.all();
+    assert!(all.iter().any(|m| m.topic == "dtorrent/bridge/main/result" && m.json()["id"] == result["id"]));
+}
