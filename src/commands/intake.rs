@@ -102,16 +102,19 @@ impl Door {
         let Incoming { address, body, is_retained, expires_in, reply, ack } = incoming;
         let taken = self.read(address, body, is_retained, expires_in, reply);
         // A full disk keeps the message at the broker until there is room.
-        while let Err(error) = self.log(&taken).await {
-            let StoreError::Full { reason } = error else { return Err(error) };
-            warn!(sink = %self.origin, reason, "a command waits for room on the disk");
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(FULL_EACH) => {}
-            }
+        if self.log(&taken, stop).await? {
+            ack();
         }
-        ack();
         Ok(())
+    }
+
+    /// What was to be written has no room on the disk: waits a while. `true` if the bridge stops instead.
+    async fn stops_before_there_is_room(&self, reason: String, stop: &CancellationToken) -> bool {
+        warn!(sink = %self.origin, reason, "a command waits for room on the disk");
+        tokio::select! {
+            () = stop.cancelled() => true,
+            () = tokio::time::sleep(FULL_EACH) => false,
+        }
     }
 
     /// Judges a message. Cheap checks first; the body is not touched if it is too large.
@@ -210,19 +213,29 @@ impl Door {
     }
 
     /// Writes the command down, with its result if it is refused, and hands it on if it is not.
-    async fn log(&self, taken: &Taken) -> Result<(), StoreError> {
+    /// `false` if the bridge stops before it is all written.
+    async fn log(&self, taken: &Taken, stop: &CancellationToken) -> Result<bool, StoreError> {
         let Taken { command, verb_text, refusal } = taken;
         let LoggedCommand { id, server, origin, .. } = command;
-        match self.store.log_command(command.clone()).await? {
+        let admission = loop {
+            let reason = match self.store.log_command(command.clone()).await {
+                Err(StoreError::Full { reason }) => reason,
+                result => break result?,
+            };
+            if self.stops_before_there_is_room(reason, stop).await {
+                return Ok(false);
+            }
+        };
+        match admission {
             Admission::New => {}
             Admission::Running => {
                 info!(sink = %origin, %id, verb = verb_text, "the command came again and is being carried out");
-                return Ok(());
+                return Ok(true);
             }
             Admission::Answered => {
                 info!(sink = %origin, %id, verb = verb_text, "the command came again and is answered as before");
                 self.wake_sink();
-                return Ok(());
+                return Ok(true);
             }
         }
         let refusal = match refusal {
@@ -245,10 +258,15 @@ impl Door {
                 page: None,
             };
             let body = Bytes::from(serde_json::to_vec(&outcome).expect("an outcome is plain JSON"));
-            self.store.finish_command(server.as_ref(), id, status, body).await?;
+            while let Err(error) = self.store.finish_command(server.as_ref(), id, status, body.clone()).await {
+                let StoreError::Full { reason } = error else { return Err(error) };
+                if self.stops_before_there_is_room(reason, stop).await {
+                    return Ok(false);
+                }
+            }
             self.wake_sink();
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Gives the command to its server's worker; a refusal if that has too much to do.

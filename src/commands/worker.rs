@@ -31,6 +31,8 @@ const PARALLEL_MAX: usize = 16;
 const SHOW_MAX: Duration = Duration::from_secs(15);
 /// How often a worker looks whether an absent client is back.
 const OFFLINE_EACH: Duration = Duration::from_millis(250);
+/// How often it is tried whether the disk has room again.
+const FULL_EACH: Duration = Duration::from_secs(1);
 
 pub struct WorkerParts {
     pub server: ServerName,
@@ -149,9 +151,25 @@ impl WorkerParts {
             match self.store.finish_command(server, &command.id, status, body.clone()).await {
                 Err(StoreError::Full { reason }) => {
                     warn!(server = %self.server, id = %command.id, reason, "a result waits for room on the disk");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    tokio::time::sleep(FULL_EACH).await;
                 }
                 other => return other,
+            }
+        }
+    }
+
+    /// Notes that it is begun, once there is room for that; `false` if its time is over before.
+    async fn start(&self, command: &LoggedCommand) -> Result<bool, StoreError> {
+        loop {
+            match self.store.start_command(command.server.as_ref(), &command.id).await {
+                Err(StoreError::Full { reason }) => {
+                    warn!(server = %self.server, id = %command.id, reason, "a command waits for room on the disk");
+                }
+                result => return result.map(|()| true),
+            }
+            tokio::time::sleep(FULL_EACH).await;
+            if self.clock.now() >= command.expires_at {
+                return Ok(false);
             }
         }
     }
@@ -180,8 +198,10 @@ impl WorkerParts {
             Ok(actions) => actions,
             Err(done) => return Ok(*done),
         };
-        if !request.dry_run {
-            self.store.start_command(command.server.as_ref(), &command.id).await?;
+        if !request.dry_run && !self.start(command).await? {
+            let message = "there was no room on the disk to note that it begins, until its time to live was over";
+            let error = CommandError::new(ErrorCode::ClientOffline, message);
+            return Ok(Done { status: OutcomeStatus::Expired, rows: Vec::new(), error: Some(error), page: None });
         }
         Ok(self.perform(command, &request, actions).await)
     }

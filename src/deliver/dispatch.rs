@@ -7,16 +7,16 @@
 //! ```
 //!
 //! One connection lives inside one future ([`Dispatcher::serve`]), polled beside the link's own
-//! `drive`. When the link dies that future is dropped wherever it stands. That is safe: what it
-//! leaves behind is only what [`Dispatcher::go_back`] forgets, cursors move on acknowledgement alone,
-//! and a name is in the registry before anything is sent under it.
+//! `drive`. When the link dies the verdicts that came before are taken in, and the rest is owed again:
+//! [`Dispatcher::go_back`] forgets it, cursors move on acknowledgement alone, and a name is in the
+//! registry before anything is sent under it.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -38,8 +38,9 @@ use crate::repeat::Repeat;
 const READ_MAX: u16 = 256;
 /// Results read from the command log at once.
 const RESULTS_MAX: u16 = 64;
-/// Cursors are noted at this distance: after a crash so much may come twice.
+/// Cursors are noted at this distance, or after so many events: after a crash so much may come twice.
 const SETTLE_EACH: Duration = Duration::from_secs(1);
+const SETTLE_AFTER: u32 = 100;
 const HEALTH_EACH: Duration = Duration::from_secs(30);
 /// Which states are kept is chosen anew at this distance.
 const CHOOSE_EACH: Duration = Duration::from_secs(60);
@@ -73,9 +74,13 @@ pub struct Dispatcher {
     /// Names whose clearing is under way, unless something is kept there again.
     clearing: HashSet<String>,
     results_under_way: HashSet<i64>,
+    /// What is done and could not be noted for want of room on the disk; tried again each second.
+    unwritten: VecDeque<Note>,
     has_said_info: bool,
     /// The cursors have moved since they were noted.
     is_unsettled: bool,
+    /// Events settled since then.
+    settled: u32,
 }
 
 /// What one server owes to the sink.
@@ -96,6 +101,12 @@ enum Sent {
     Cleared { name: String },
     Result { number: i64 },
     Other,
+}
+
+/// What the end of a delivery means to the store.
+enum Note {
+    Bury { entry: Box<Entry>, reason: String },
+    ResultSent { number: i64 },
 }
 
 type Arrival = (Sent, Result<(), DeliverError>);
@@ -149,8 +160,10 @@ impl Dispatcher {
             aside: VecDeque::new(),
             clearing: HashSet::new(),
             results_under_way: HashSet::new(),
+            unwritten: VecDeque::new(),
             has_said_info: false,
             is_unsettled: false,
+            settled: 0,
         };
         dispatcher.mark_unsent();
         Ok(dispatcher)
@@ -229,14 +242,26 @@ impl Dispatcher {
 
     async fn live(&mut self, connected: Connected, stop: &CancellationToken) -> Result<End, StoreError> {
         let Connected { link, mut drive } = connected;
-        tokio::select! {
-            failure = &mut drive => Ok(End::Failed(failure)),
-            end = self.serve(link, stop) => end,
+        let over = CancellationToken::new();
+        let mut serve = std::pin::pin!(self.serve(link, stop, &over));
+        let failure = tokio::select! {
+            failure = &mut drive => failure,
+            end = &mut serve => return end,
+        };
+        over.cancel();
+        match serve.await? {
+            End::Stopped => Ok(End::Stopped),
+            End::Failed(_) => Ok(End::Failed(failure)),
         }
     }
 
-    /// Serves one link. Dropped when the link dies; see the module's words on that.
-    async fn serve(&mut self, mut link: Box<dyn Link>, stop: &CancellationToken) -> Result<End, StoreError> {
+    /// Serves one link until it is over; see the module's words on that.
+    async fn serve(
+        &mut self,
+        mut link: Box<dyn Link>,
+        stop: &CancellationToken,
+        over: &CancellationToken,
+    ) -> Result<End, StoreError> {
         self.begin_link().await?;
         let mut under_way = UnderWay::new();
         let mut settle_beat = beat(SETTLE_EACH);
@@ -259,18 +284,40 @@ impl Dispatcher {
             tokio::select! {
                 Some((sent, result)) = under_way.next(), if !under_way.is_empty() => {
                     if let Err(failure) = self.arrived(sent, result).await? {
+                        self.take_last_verdicts(&mut under_way).await?;
                         return Ok(End::Failed(failure));
                     }
+                    if self.settled >= SETTLE_AFTER {
+                        self.note_progress().await?;
+                    }
+                }
+                () = over.cancelled() => {
+                    self.take_last_verdicts(&mut under_way).await?;
+                    return Ok(End::Failed(DeliverError::unavailable("the connection is over")));
                 }
                 () = self.desk.laid.notified() => {}
                 () = self.desk.answered.notified() => may_have_results = true,
-                _ = settle_beat.tick() => self.note_progress().await?,
+                _ = settle_beat.tick() => {
+                    self.write_notes().await?;
+                    self.note_progress().await?;
+                }
                 _ = health_beat.tick() => self.aside.push_back(Delivery::Health { body: self.reporter.health() }),
                 _ = choose_beat.tick() => self.choose_kept(),
                 () = stop.cancelled(), if flush_until.is_none() => flush_until = Some(Instant::now() + FLUSH_MAX),
                 () = tokio::time::sleep_until(flush_until.unwrap_or_else(Instant::now)), if flush_until.is_some() => {}
             }
         }
+    }
+
+    /// What the far side has said before the link was over counts, above all a refusal: one that is not
+    /// noted would be the end of the next link, too.
+    async fn take_last_verdicts(&mut self, under_way: &mut UnderWay) -> Result<(), StoreError> {
+        while let Some(Some((sent, result))) = under_way.next().now_or_never() {
+            if matches!(result, Ok(()) | Err(DeliverError::Rejected { .. })) {
+                drop(self.arrived(sent, result).await?);
+            }
+        }
+        Ok(())
     }
 
     /// Everything that is kept is said again: a broker that came back may have forgotten it, or an
@@ -549,16 +596,14 @@ impl Dispatcher {
             Some(_) => report.rejected += 1,
         });
         match sent {
-            Sent::Entry(entry) => {
-                if let Some(reason) = &rejected {
+            Sent::Entry(entry) => match rejected {
+                Some(reason) => {
                     warn!(%sink, id = %entry.id, reason, "an event was rejected and put aside");
-                    self.store.bury(sink, &entry, reason).await?;
+                    self.unwritten.push_back(Note::Bury { entry, reason });
+                    self.write_notes().await?;
                 }
-                if let Some(owed) = self.lanes.get_mut(&entry.server) {
-                    settle_entry(owed, &self.board, &entry);
-                    self.is_unsettled = true;
-                }
-            }
+                None => self.settle_entry(&entry),
+            },
             Sent::State { server, hash } => {
                 if let Some(reason) = &rejected {
                     warn!(%sink, %server, %hash, reason, "a state was rejected");
@@ -573,17 +618,20 @@ impl Dispatcher {
                     warn!(%sink, reason, "a kept message could not be cleared");
                 }
                 if self.clearing.remove(&name) {
-                    self.registry.remove(&name);
-                    self.store.unregister(sink, vec![name]).await?;
+                    match self.store.unregister(sink, vec![name.clone()]).await {
+                        Ok(()) => drop(self.registry.remove(&name)),
+                        // It stays noted, and is cleared once more on the next link.
+                        Err(StoreError::Full { reason }) => debug!(%sink, reason, "cannot note a clearing now"),
+                        Err(error) => return Err(error),
+                    }
                 }
             }
             Sent::Result { number } => {
                 if let Some(reason) = &rejected {
                     warn!(%sink, reason, "a result was rejected and is lost");
                 }
-                self.store.result_sent(number).await?;
-                self.results_under_way.remove(&number);
-                self.desk.answered.notify_one();
+                self.unwritten.push_back(Note::ResultSent { number });
+                self.write_notes().await?;
             }
             Sent::Other => {
                 if let Some(reason) = &rejected {
@@ -594,6 +642,43 @@ impl Dispatcher {
         Ok(Ok(()))
     }
 
+    /// Writes down what could not be written before. On a full disk it stays: the cursor does not pass an
+    /// event that is not buried, and what comes after it flows on.
+    async fn write_notes(&mut self) -> Result<(), StoreError> {
+        while let Some(note) = self.unwritten.front() {
+            let sink = &self.settings.name;
+            let written = match note {
+                Note::Bury { entry, reason } => self.store.bury(sink, entry, reason).await,
+                Note::ResultSent { number } => self.store.result_sent(*number).await,
+            };
+            match written {
+                Ok(()) => {}
+                Err(StoreError::Full { reason }) => {
+                    debug!(%sink, reason, waiting = self.unwritten.len(), "cannot note what was delivered now");
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+            match self.unwritten.pop_front() {
+                Some(Note::Bury { entry, .. }) => self.settle_entry(&entry),
+                Some(Note::ResultSent { number }) => {
+                    self.results_under_way.remove(&number);
+                    self.desk.answered.notify_one();
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn settle_entry(&mut self, entry: &Entry) {
+        if let Some(owed) = self.lanes.get_mut(&entry.server) {
+            settle_entry(owed, &self.board, entry);
+            self.is_unsettled = true;
+            self.settled += 1;
+        }
+    }
+
     /// The link is over: what is not settled is owed again.
     fn go_back(&mut self) {
         for owed in self.lanes.values_mut() {
@@ -602,10 +687,17 @@ impl Dispatcher {
         }
         self.aside.clear();
         self.clearing.clear();
+        // What is not buried is refused again; a result that arrived is not sent again.
+        self.unwritten.retain(|note| matches!(note, Note::ResultSent { .. }));
         self.results_under_way.clear();
+        self.results_under_way.extend(self.unwritten.iter().filter_map(|note| match note {
+            Note::ResultSent { number } => Some(*number),
+            Note::Bury { .. } => None,
+        }));
     }
 
     async fn note_progress(&mut self) -> Result<(), StoreError> {
+        self.settled = 0;
         if !std::mem::take(&mut self.is_unsettled) {
             return Ok(());
         }
