@@ -132,7 +132,7 @@ impl Soak {
                 self.done.kills += 1;
                 self.world.bridge().start_again(); // kills it first
             }
-            17 => {
+            17 if !self.is_away => {
                 self.done.broker_kills += 1;
                 self.forgetful.process().kill().unwrap();
                 self.is_away = true;

@@ -4,6 +4,7 @@
 //! step was done; nothing here waits for a length of time.
 
 mod broker;
+mod consumer;
 mod kills;
 mod life;
 mod outside;
