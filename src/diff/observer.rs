@@ -69,10 +69,6 @@ impl Observer {
         }
     }
 
-    pub fn trust(&self) -> Trust {
-        self.trust
-    }
-
     /// The poll failed. Only the server may be told of as offline.
     pub fn failed(&mut self, state: &ServerState, now: Moment) -> Tick {
         self.trust = self.trust.after(Poll::Failed, now.at, &self.limits.trust);
