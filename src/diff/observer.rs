@@ -86,10 +86,13 @@ impl Observer {
     /// The tick holds the whole difference between `told` and what is seen. It is to be committed
     /// before the next look; if that cannot be, `told` stays and the next look finds the same again.
     pub fn looked(&mut self, told: &Told, state: &ServerState, listing: &Listing, now: Moment) -> Tick {
-        let is_other_run = self.is_other_run(told, state, listing);
+        let loads = Loads::of(told, state, listing);
+        let is_other_run = self.is_other_run(state, listing, loads);
+        // Back from somewhere, and empty: its session may not be loaded yet.
+        let is_doubtful = self.was_away && listing.torrents.is_empty() && !told.is_empty();
         let generation = state.generation + u64::from(is_other_run && state.run.is_some());
         let poll = Poll::Answered {
-            is_other_run,
+            is_other_run: is_other_run || is_doubtful,
             torrents: listing.torrents.len(),
             nothing_missing: told.keys().all(|hash| listing.torrents.contains_key(hash)),
         };
@@ -107,7 +110,7 @@ impl Observer {
         tick.facts.extend(torrents.into_iter().map(|(_, fact)| fact));
         self.finish_snapshot(&mut tick, state, told, listing);
         self.has_looked = true;
-        self.was_away = false;
+        self.was_away &= is_doubtful;
         tick
     }
 
@@ -139,22 +142,14 @@ impl Observer {
 
     /// Whether this is not the run of the client that was told of.
     ///
-    /// Another name of the run says so. The same name does not say the contrary: then a client that
-    /// was away, and all of whose torrents were loaded anew, was restarted.
-    fn is_other_run(&self, told: &Told, state: &ServerState, listing: &Listing) -> bool {
+    /// Another name of the run says so. The same name does not say the contrary: in a container it
+    /// stays. Then a client all of whose torrents were loaded anew was restarted; one torrent alone
+    /// may have been loaded again by somebody, if the client was there all the time.
+    fn is_other_run(&self, state: &ServerState, listing: &Listing, loads: Loads) -> bool {
         if listing.run != state.run {
             return listing.run.is_some();
         }
-        let mut loads = told.iter().filter_map(|(hash, told)| {
-            let seen = listing.torrents.get(hash)?;
-            Some((told.memory.load.as_ref()?, seen.facts.load.as_ref()?, told.memory.generation))
-        });
-        let mut has_any = false;
-        let all_changed = loads.all(|(told, seen, generation)| {
-            has_any = true;
-            told != seen && generation == state.generation
-        });
-        self.was_away && has_any && all_changed
+        loads.changed == loads.compared && loads.changed > if self.was_away { 0 } else { 1 }
     }
 
     fn tell_of_server(&self, tick: &mut Tick, state: &ServerState, listing: &Listing, generation: u64) {
@@ -262,6 +257,28 @@ impl Observer {
             let now = tick.state.take().unwrap_or_else(|| state.clone());
             tick.state = Some(ServerState { is_known: true, ..now });
         }
+    }
+}
+
+/// How many torrents, told in this generation of the client, could be compared by what marks a load
+/// of them, and of how many that has changed.
+#[derive(Clone, Copy)]
+struct Loads {
+    compared: usize,
+    changed: usize,
+}
+
+impl Loads {
+    fn of(told: &Told, state: &ServerState, listing: &Listing) -> Self {
+        let mut loads = Self { compared: 0, changed: 0 };
+        for (hash, told) in told.iter().filter(|(_, told)| told.memory.generation == state.generation) {
+            let seen = listing.torrents.get(hash).and_then(|seen| seen.facts.load.as_ref());
+            if let (Some(before), Some(seen)) = (&told.memory.load, seen) {
+                loads.compared += 1;
+                loads.changed += usize::from(before != seen);
+            }
+        }
+        loads
     }
 }
 

@@ -32,6 +32,7 @@ pub struct Memory {
     #[serde(default)]
     pub generation: u64,
     pub has_metadata: bool,
+    /// What had been received when it was found incomplete; a download is what came after that.
     pub received_bytes: u64,
     pub completion: Completion,
     pub run: Run,
