@@ -191,6 +191,8 @@ pub struct World {
     /// How many torrents a client that started has loaded; `None` for all.
     loaded: Option<usize>,
     run: u64,
+    /// A restarted client bears the name of its former run, as a process in a container does.
+    pub keeps_its_name: bool,
     loads: u64,
     lives: Vec<Life>,
     /// Every action that had an effect or was asked for in vain, in order.
@@ -342,7 +344,8 @@ impl World {
         if self.mood == Mood::Forgetful {
             self.mood = Mood::Well;
         }
-        Listing { run: Some(self.run.to_string()), complete, torrents, stats }
+        let run = if self.keeps_its_name { 1 } else { self.run };
+        Listing { run: Some(run.to_string()), complete, torrents, stats }
     }
 
     fn perform(&mut self, action: &Action) -> Result<Applied, ClientError> {
@@ -400,6 +403,7 @@ impl Simulator {
             torrents: BTreeMap::new(),
             loaded: None,
             run: 1,
+            keeps_its_name: false,
             loads: 0,
             lives: Vec::new(),
             asked: Vec::new(),

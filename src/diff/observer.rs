@@ -93,7 +93,7 @@ impl Observer {
         let is_other_run = self.is_other_run(told, state, listing);
         let generation = state.generation + u64::from(is_other_run && state.run.is_some());
         let poll = Poll::Answered {
-            is_other_run,
+            may_be_loading: is_other_run || self.may_be_loading(told, state, listing),
             torrents: listing.torrents.len(),
             nothing_missing: told.keys().all(|hash| listing.torrents.contains_key(hash)),
         };
@@ -161,6 +161,14 @@ impl Observer {
         self.was_away && has_any && all_changed
     }
 
+    /// Whether a client of which no other run was seen may load its session all the same: it did so
+    /// in front of the bridge's former life, or it was away and has nothing of what was told (a
+    /// restarted one may bear the name of its former run, and has nothing to know it by yet).
+    fn may_be_loading(&self, told: &Told, state: &ServerState, listing: &Listing) -> bool {
+        let has_nothing = !told.is_empty() && !told.keys().any(|hash| listing.torrents.contains_key(hash));
+        (!self.has_looked && state.is_settling) || (self.was_away && has_nothing)
+    }
+
     fn tell_of_server(&self, tick: &mut Tick, state: &ServerState, listing: &Listing, generation: u64) {
         let cause = if self.has_looked || !state.is_known { Cause::Observed } else { Cause::Recovered };
         if !state.is_online {
@@ -170,7 +178,8 @@ impl Observer {
             tick.facts.push(server_fact(Kind::ServerRestarted, cause));
         }
         let run = listing.run.clone().or_else(|| state.run.clone());
-        let now = ServerState { is_known: state.is_known, is_online: true, run, generation };
+        let is_settling = !self.trust.believes_absence();
+        let now = ServerState { is_known: state.is_known, is_online: true, run, generation, is_settling };
         tick.state = (now != *state).then_some(now);
     }
 

@@ -49,7 +49,6 @@ pub struct BrokerState {
 }
 
 pub struct Arrived {
-    pub connection: u64,
     pub delivery: Delivery,
 }
 
@@ -84,10 +83,6 @@ impl Broker {
         self.change(|state| state.connection = 0);
     }
 
-    pub fn connections(&self) -> u64 {
-        lock(&self.state).connections
-    }
-
     /// Somebody publishes a command.
     pub fn publish(&self, address: CommandAddress, body: Bytes) {
         self.change(|state| {
@@ -98,8 +93,9 @@ impl Broker {
         self.has_commands.notify_one();
     }
 
+    /// There are commands that the bridge has not seen yet.
     pub fn has_waiting_commands(&self) -> bool {
-        !lock(&self.state).commands.is_empty()
+        lock(&self.state).commands.iter().any(|waiting| !waiting.is_given)
     }
 
     /// The bridge is gone: what it did not acknowledge comes again.
@@ -142,7 +138,7 @@ impl Broker {
             _ if route.is_retained => drop(state.kept.insert(route.topic, Bytes::new())),
             _ => {}
         }
-        state.arrived.push(Arrived { connection, delivery });
+        state.arrived.push(Arrived { delivery });
         Ok(())
     }
 }

@@ -95,7 +95,7 @@ impl Run {
         let options = Options { journal_bytes_max, ..Options::default() };
         let interval = Duration::from_millis(1000 + dice.below(1500));
         let disk = Disk::new(stage.clone(), options);
-        let mut run = Self {
+        let run = Self {
             stage,
             clients,
             sinks,
@@ -111,6 +111,8 @@ impl Run {
             lied: BTreeMap::new(),
         };
         for server in &servers {
+            let keeps_its_name = run.stage.dice.percent(25);
+            run.clients[server].change(|world| world.keeps_its_name = keeps_its_name);
             for _ in 0..run.stage.dice.below(4) {
                 run.add(server);
             }
@@ -315,7 +317,12 @@ impl Run {
         let moods = [Mood::Away, Mood::Hanging, Mood::Garbled, Mood::Short, Mood::Forgetful];
         match dice.below(10) {
             0 | 1 => {
-                client.change(|world| world.restart());
+                client.change(|world| {
+                    world.restart();
+                    if world.keeps_its_name {
+                        world.mood = Mood::Away;
+                    }
+                });
                 self.loading.insert(server.clone(), Instant::now());
                 self.stage.note(|| format!("{server}: restarts"));
             }
