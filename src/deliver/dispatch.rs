@@ -566,7 +566,10 @@ impl Dispatcher {
                     until_there_is_room("a dead letter", || self.store.bury(sink, &entry, reason)).await?;
                 }
                 if let Some(owed) = self.lanes.get_mut(&entry.server) {
-                    settle_entry(owed, &self.board, &entry);
+                    owed.lane.settle(entry.seq);
+                    if rejected.is_none() {
+                        learn_from(owed, &self.board, &entry);
+                    }
                     self.is_unsettled = true;
                 }
             }
@@ -621,6 +624,8 @@ impl Dispatcher {
         if !std::mem::take(&mut self.is_unsettled) {
             return Ok(());
         }
+        // What lies on the desk is not sent either.
+        self.collect();
         let mut progress = BTreeMap::new();
         for (server, owed) in &mut self.lanes {
             if owed.dirty.is_empty() {
@@ -671,9 +676,8 @@ impl ServerLane {
     }
 }
 
-/// The sink has the entry, or will never have it: what it knows of the torrent moves on.
-fn settle_entry(owed: &mut ServerLane, board: &Board, entry: &Entry) {
-    owed.lane.settle(entry.seq);
+/// The sink has the entry: what it knows of the torrent moves on.
+fn learn_from(owed: &mut ServerLane, board: &Board, entry: &Entry) {
     let Some(hash) = entry.hash else { return };
     if !owed.dirty.owes(&hash) {
         return;

@@ -279,6 +279,14 @@ fn updates_are_a_chain(plan: &SinkPlan, run: &Run) -> Verdict {
                     _ => continue,
                 },
                 Delivery::Updated { server, hash, body, .. } => (server, *hash, body),
+                // One whose `added` was refused is known by its state first.
+                Delivery::State { server, hash, body, .. } => {
+                    let known = pictures.entry((server.clone(), *hash)).or_default();
+                    if known.is_empty() {
+                        known.push(serde_json::from_slice(body).expect("a state is a JSON object"));
+                    }
+                    continue;
+                }
                 _ => continue,
             };
             let mut event: Value = serde_json::from_slice(body).expect("an event is JSON");

@@ -134,6 +134,9 @@ impl Run {
             self.pass(pause).await?;
             self.act().await;
         }
+        if self.clients.values().any(|client| client.change(|world| world.keeps_its_name && world.is_loading())) {
+            self.pass(Duration::from_secs(7)).await?;
+        }
         self.calm_down().await;
         let began = Instant::now();
         let mut quiet = 0;
@@ -314,6 +317,12 @@ impl Run {
     fn act_on_client(&mut self, server: &ServerName) {
         let dice = &self.stage.dice;
         let client = &self.clients[server];
+        // A restart that takes no time and shows in nothing cannot be known as one.
+        let is_away = client.change(|world| world.keeps_its_name && world.is_loading())
+            && self.loading.get(server).is_some_and(|began| began.elapsed() < Duration::from_secs(6));
+        if is_away {
+            return;
+        }
         let moods = [Mood::Away, Mood::Hanging, Mood::Garbled, Mood::Short, Mood::Forgetful];
         match dice.below(10) {
             0 | 1 => {
