@@ -157,13 +157,14 @@ impl Observer {
             return listing.run.is_some();
         }
         let mut loads = told.iter().filter_map(|(hash, told)| {
-            let seen = listing.torrents.get(hash)?;
-            Some((told.memory.load.as_ref()?, seen.facts.load.as_ref()?, told.memory.generation))
+            // One that was not seen since the last restart has nothing to compare.
+            let told = Some(&told.memory).filter(|memory| memory.generation == state.generation)?;
+            Some((told.load.as_ref()?, listing.torrents.get(hash)?.facts.load.as_ref()?))
         });
         let mut has_any = false;
-        let all_changed = loads.all(|(told, seen, generation)| {
+        let all_changed = loads.all(|(told, seen)| {
             has_any = true;
-            told != seen && generation == state.generation
+            told != seen
         });
         self.was_away && has_any && all_changed
     }

@@ -275,8 +275,12 @@ fn updates_are_a_chain(plan: &SinkPlan, run: &Run) -> Verdict {
         for arrived in &state.arrived {
             let (server, hash, body) = match &arrived.delivery {
                 Delivery::Event(entry) => match entry.hash {
-                    Some(hash) if entry.kind != Kind::Removed => (&entry.server, hash, &entry.body),
-                    _ => continue,
+                    Some(hash) if entry.kind == Kind::Removed => {
+                        pictures.remove(&(entry.server.clone(), hash));
+                        continue;
+                    }
+                    Some(hash) => (&entry.server, hash, &entry.body),
+                    None => continue,
                 },
                 Delivery::Updated { server, hash, body, .. } => (server, *hash, body),
                 // One whose `added` was refused is known by its state first.
