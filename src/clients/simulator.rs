@@ -477,12 +477,7 @@ impl TorrentClient for Simulator {
                 priority: Some(1),
             };
             let files = parts.files.then(|| vec![file]);
-            Details {
-                files,
-                trackers: parts.trackers.then(Vec::new),
-                peers: parts.peers.then(Vec::new),
-                observed,
-            }
+            Details { files, trackers: parts.trackers.then(Vec::new), peers: parts.peers.then(Vec::new), observed }
         }))
     }
 

@@ -85,7 +85,12 @@ fn told_lives(server: &ServerName, entries: &BTreeMap<Seq, Entry>) -> Result<Vec
         let Some(hash) = entry.hash else { continue };
         let is_present = present.contains_key(&hash);
         if is_present == (entry.kind == Kind::Added) {
-            return Err(format!("I1: {server} {}: {:?} of {} makes no sense", entry.seq.0, entry.kind, short(Some(hash))));
+            return Err(format!(
+                "I1: {server} {}: {:?} of {} makes no sense",
+                entry.seq.0,
+                entry.kind,
+                short(Some(hash))
+            ));
         }
         match entry.kind {
             Kind::Added => {
@@ -101,8 +106,7 @@ fn told_lives(server: &ServerName, entries: &BTreeMap<Seq, Entry>) -> Result<Vec
 }
 
 fn journal_leads_to_told(server: &ServerName, lives: &[ToldLife], told: &BTreeSet<InfoHash>) -> Verdict {
-    let replayed: BTreeSet<InfoHash> =
-        lives.iter().filter(|life| life.until.is_none()).map(|life| life.hash).collect();
+    let replayed: BTreeSet<InfoHash> = lives.iter().filter(|life| life.until.is_none()).map(|life| life.hash).collect();
     if replayed == *told {
         return Ok(());
     }
@@ -126,7 +130,10 @@ fn told_lives_are_true(server: &ServerName, told: &[ToldLife], lives: &[Life]) -
         }
         let Some(until) = told.until else { continue };
         if !of_hash().any(|life| life.until.is_some_and(|gone| told.from <= gone && gone <= until)) {
-            return Err(format!("I2: {server}: {hash} was said to be gone at {until} and had not left since {}", told.from));
+            return Err(format!(
+                "I2: {server}: {hash} was said to be gone at {until} and had not left since {}",
+                told.from
+            ));
         }
     }
     Ok(())
@@ -144,7 +151,10 @@ fn finished_comes_once(server: &ServerName, told: &[ToldLife], lives: &[Life]) -
         let may_be_either = life.finished_at == Some(told.from) || told.until.is_some();
         let expected = usize::from(is_finished_later);
         if told.finished != expected && !(may_be_either && told.finished <= 1) {
-            return Err(format!("{server}: {hash}, added at {}, finished {} times, truly {expected}", told.from, told.finished));
+            return Err(format!(
+                "{server}: {hash}, added at {}, finished {} times, truly {expected}",
+                told.from, told.finished
+            ));
         }
     }
     Ok(())
@@ -250,7 +260,10 @@ fn states_came_after_their_events(plan: &SinkPlan, chronicle: &Chronicle) -> Ver
                     _ => continue,
                 };
                 let Some(not_before) = not_before else {
-                    return Err(format!("I1: {name} got a state of {server} {} that was never told", short(Some(hash))));
+                    return Err(format!(
+                        "I1: {name} got a state of {server} {} that was never told",
+                        short(Some(hash))
+                    ));
                 };
                 let missing = entries.range(..=not_before).find(|(seq, entry)| {
                     let is_wanted = entry.hash == Some(hash) && plan.events.contains(&entry.kind);
@@ -304,7 +317,9 @@ fn updates_are_a_chain(plan: &SinkPlan, run: &Run) -> Verdict {
                 let newest = if run.is_rough { known.len() } else { 1 };
                 if !known.iter().rev().take(newest).any(|picture| leads_here(&picture)) {
                     let hash = short(Some(hash));
-                    return Err(format!("I8: {name} cannot follow an update of {server} {hash}: {changes:?} to {torrent:?}"));
+                    return Err(format!(
+                        "I8: {name} cannot follow an update of {server} {hash}: {changes:?} to {torrent:?}"
+                    ));
                 }
             }
             if known.last() != Some(&torrent) {
@@ -349,7 +364,9 @@ fn commands_are_done_once(run: &Run) -> Verdict {
             let mut times: BTreeMap<InfoHash, usize> = BTreeMap::new();
             for (_, action) in &asked {
                 match (verb, action) {
-                    ("pause", Action::Pause(hash)) | ("resume", Action::Resume(hash)) | ("delete", Action::Delete(hash)) => {
+                    ("pause", Action::Pause(hash))
+                    | ("resume", Action::Resume(hash))
+                    | ("delete", Action::Delete(hash)) => {
                         *times.entry(*hash).or_default() += 1;
                     }
                     _ => {}
@@ -362,7 +379,9 @@ fn commands_are_done_once(run: &Run) -> Verdict {
                 let sent = run.sent.iter().filter(is_it).count();
                 if times > sent * lives {
                     let hash = short(Some(hash));
-                    return Err(format!("I12: {verb} {hash} was sent {sent} times, done {times} times in {lives} lives"));
+                    return Err(format!(
+                        "I12: {verb} {hash} was sent {sent} times, done {times} times in {lives} lives"
+                    ));
                 }
             }
         }

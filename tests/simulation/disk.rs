@@ -11,9 +11,7 @@ use bytes::Bytes;
 use dtorrent::model::{
     CommandId, Committed, Entry, Epoch, InfoHash, OutcomeStatus, Rev, Seq, ServerName, SinkName, Tick,
 };
-use dtorrent::port::{
-    Admission, Clock, Loaded, LoggedCommand, Progress, Store, StoreError, UnsentResult, Usage,
-};
+use dtorrent::port::{Admission, Clock, Loaded, LoggedCommand, Progress, Store, StoreError, UnsentResult, Usage};
 use dtorrent::store::{Image, MemoryStore, Options};
 
 use super::stage::{Stage, lock};
@@ -136,9 +134,9 @@ impl DiskStore {
         let new = self.inner.read(server, last.unwrap_or_default(), u16::MAX).await.expect("memory can be read");
         let mut chronicle = lock(&self.disk.chronicle);
         for entry in new {
-            self.disk.stage.note(|| {
-                format!("journal {}: {} {:?} {}", entry.seq.0, entry.server, entry.kind, short(entry.hash))
-            });
+            self.disk
+                .stage
+                .note(|| format!("journal {}: {} {:?} {}", entry.seq.0, entry.server, entry.kind, short(entry.hash)));
             chronicle.entries.entry(server.clone()).or_default().insert(entry.seq, entry);
         }
         for (hash, told) in &committed.told {

@@ -6,9 +6,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use bytes::Bytes;
 use dtorrent::model::{InfoHash, Kind, Seq, ServerName, SinkName};
-use dtorrent::port::{
-    CommandAddress, CommandSource, Connected, DeliverError, Delivery, Incoming, Link, Sink,
-};
+use dtorrent::port::{CommandAddress, CommandSource, Connected, DeliverError, Delivery, Incoming, Link, Sink};
 use dtorrent::sinks::mqtt::Prefix;
 use dtorrent::sinks::mqtt::topics::Topics;
 use futures_util::future::BoxFuture;
@@ -146,7 +144,9 @@ impl Broker {
 /// For the trace.
 fn said(delivery: &Delivery) -> String {
     match delivery {
-        Delivery::Event(entry) => format!("event {} {:?} {} {}", entry.seq.0, entry.kind, entry.server, short(entry.hash)),
+        Delivery::Event(entry) => {
+            format!("event {} {:?} {} {}", entry.seq.0, entry.kind, entry.server, short(entry.hash))
+        }
         Delivery::Updated { id, hash, .. } => format!("updated {} {id}", short(Some(*hash))),
         Delivery::State { server, hash, keep, .. } => format!("state {server} {} keep={keep}", short(Some(*hash))),
         Delivery::Result { body, .. } => format!("result {}", String::from_utf8_lossy(body)),
@@ -175,7 +175,8 @@ impl Sink for Reached {
         });
         let number = number.ok_or_else(|| DeliverError::unavailable("nobody listens"))?;
         broker.stage.note(|| format!("{} is connected, {number}", broker.name));
-        let wire = Arc::new(Wire { broker: Arc::clone(broker), number, queue: Mutex::default(), filled: Notify::new() });
+        let wire =
+            Arc::new(Wire { broker: Arc::clone(broker), number, queue: Mutex::default(), filled: Notify::new() });
         let link = Box::new(Connection { wire: Arc::clone(&wire) });
         Ok(Connected { link, drive: Box::pin(async move { wire.carry().await }) })
     }

@@ -63,10 +63,8 @@ impl Run {
         let dice = &stage.dice;
         let names = ["home", "attic"].map(|name| ServerName::parse(name).unwrap());
         let count = if dice.percent(60) { 1 } else { 2 };
-        let clients: BTreeMap<_, _> = names[..count]
-            .iter()
-            .map(|name| (name.clone(), Simulator::new(name.clone(), stage.clone())))
-            .collect();
+        let clients: BTreeMap<_, _> =
+            names[..count].iter().map(|name| (name.clone(), Simulator::new(name.clone(), stage.clone()))).collect();
         let servers: Vec<ServerName> = clients.keys().cloned().collect();
         let retains = [Retain::All, Retain::Auto, Retain::None];
         let some = |kinds: &[Kind]| kinds.iter().copied().collect::<BTreeSet<_>>();

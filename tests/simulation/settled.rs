@@ -18,6 +18,9 @@ pub async fn open(run: &Run) -> Vec<String> {
     for server in run.clients.keys() {
         told_is_the_truth(run, bridge, server, &mut open).await;
     }
+    if !open.is_empty() {
+        return open;
+    }
     for plan in &run.sinks {
         shown_is_told(run, bridge, plan, &mut open).await;
         all_entries_are_there(run, plan, &mut open);
