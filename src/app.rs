@@ -29,6 +29,7 @@ use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, 
 use crate::http;
 use crate::model::{EVENT_SCHEMA, Kind, RESULT_SCHEMA, ServerName, ServerStats, SinkName};
 use crate::port::{Clock, LoggedCommand, Store, SystemClock, TorrentClient};
+use crate::repeat::until_there_is_room;
 use crate::sinks::mqtt::{self, MqttSink};
 use crate::store::{Options, Recovery, SqliteStore};
 use crate::supervise::{Group, for_ever};
@@ -148,7 +149,8 @@ impl Bridge {
         }
         let board = Arc::new(Board::new(contents, sinks.keys().cloned()));
         for (sink, servers) in &sinks {
-            note_start(&*store, &board, sink, servers).await.with_context(|| format!("note where {sink} begins"))?;
+            let note = || note_start(&*store, &board, sink, servers);
+            until_there_is_room("a start", note).await.with_context(|| format!("note where {sink} begins"))?;
         }
         let mut open = open_jobs(&*store).await.context("read the command log")?;
         let mut servers = BTreeMap::new();

@@ -104,11 +104,13 @@ impl Door {
     async fn take(&self, incoming: Incoming, stop: &CancellationToken) -> Result<(), StoreError> {
         let Incoming { address, body, is_retained, expires_in, reply, ack } = incoming;
         let taken = self.read(address, body, is_retained, expires_in, reply);
-        // A full disk keeps the message at the broker until there is room.
+        // A full disk keeps the message at the broker until there is room. Writing is never broken
+        // off: a message without an id that comes again would be another command.
         while let Err(error) = self.log(&taken).await {
             let StoreError::Full { reason } = error else { return Err(error) };
             warn!(sink = %self.origin, reason, "a command waits for room on the disk");
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(FULL_EACH) => {}
             }

@@ -8,12 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::expect::{Effect, Expectations, Ticket};
 use super::queue::{Job, Queue};
@@ -25,7 +24,7 @@ use crate::model::{
     ServerName, Status, Torrent,
 };
 use crate::port::{Answer, Applied, ClientError, Clock, Delivery, LoggedCommand, Store, StoreError, TorrentClient};
-use crate::repeat::Repeat;
+use crate::repeat::until_there_is_room;
 
 /// Commands under way at once.
 const PARALLEL_MAX: usize = 16;
@@ -33,8 +32,6 @@ const PARALLEL_MAX: usize = 16;
 const SHOW_MAX: Duration = Duration::from_secs(15);
 /// How often a worker looks whether an absent client is back.
 const OFFLINE_EACH: Duration = Duration::from_millis(250);
-/// How long to wait before something is written to a full disk again.
-const FULL_EACH: Duration = Duration::from_secs(1);
 
 pub struct WorkerParts {
     pub server: ServerName,
@@ -156,29 +153,11 @@ impl WorkerParts {
         };
         let body = Bytes::from(serde_json::to_vec(&outcome).expect("an outcome is plain JSON"));
         let (server, answer) = (command.server.as_ref(), Answer { status, body });
-        self.when_there_is_room(|| self.store.finish_command(server, &command.id, answer.clone())).await?;
+        until_there_is_room("a result", || self.store.finish_command(server, &command.id, answer.clone())).await?;
         if let Some(desk) = self.board.desk(&command.origin) {
             desk.answered.notify_one();
         }
         Ok(())
-    }
-
-    /// Writes something down, however long the disk is full.
-    async fn when_there_is_room<'a>(
-        &'a self,
-        write: impl Fn() -> BoxFuture<'a, Result<(), StoreError>>,
-    ) -> Result<(), StoreError> {
-        let mut repeat = Repeat::default();
-        loop {
-            let reason = match write().await {
-                Err(StoreError::Full { reason }) => reason,
-                other => return other,
-            };
-            if let Some(times) = repeat.failed() {
-                warn!(server = %self.server, times, reason, "a command waits for room on the disk");
-            }
-            tokio::time::sleep(FULL_EACH).await;
-        }
     }
 
     async fn attempt(&self, command: &LoggedCommand, request: &Request) -> Result<Done, StoreError> {
@@ -215,7 +194,7 @@ impl WorkerParts {
         };
         if !request.dry_run {
             let server = command.server.as_ref();
-            self.when_there_is_room(|| self.store.start_command(server, &command.id)).await?;
+            until_there_is_room("a command", || self.store.start_command(server, &command.id)).await?;
         }
         Ok(self.perform(command, request, actions).await)
     }

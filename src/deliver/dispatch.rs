@@ -30,7 +30,7 @@ use super::dirty::{DirtySet, Known};
 use super::lane::Lane;
 use super::registry::Registry;
 use super::retention::{Kept, Retain};
-use crate::board::{Board, Desk};
+use crate::board::{Board, Desk, Tray};
 use crate::model::{CommandError, Entry, ErrorCode, InfoHash, Kind, OutcomeStatus, Rev, ServerName, SinkName, Torrent};
 use crate::port::{Clock, Connected, DeliverError, Delivery, Link, Progress, Sink, Store, StoreError, UnsentResult};
 use crate::repeat::Repeat;
@@ -86,10 +86,14 @@ pub struct Dispatcher {
     pub(super) substitutes: Vec<UnsentResult>,
     /// Taken by the sink, which could not be written down yet.
     unnoted_results: BTreeSet<i64>,
+    /// In the registry, and not written down yet.
+    unnoted_names: Vec<String>,
     pub(super) owes_info: bool,
     pub(super) owes_health: bool,
     /// The cursors have moved since they were noted.
     pub(super) is_unsettled: bool,
+    /// Where a wait gets its random part from, in 0..1.
+    jitter: Box<dyn FnMut() -> f64 + Send + Sync>,
 }
 
 /// What one server owes to the sink.
@@ -164,12 +168,19 @@ impl Dispatcher {
             results_under_way: HashSet::new(),
             substitutes: Vec::new(),
             unnoted_results: BTreeSet::new(),
+            unnoted_names: Vec::new(),
             owes_info: false,
             owes_health: false,
             is_unsettled: false,
+            jitter: Box::new(rand::random),
         };
         dispatcher.mark_unsent();
         Ok(dispatcher)
+    }
+
+    /// For a run that can be repeated: waits take their random part, in 0..1, from here.
+    pub fn with_jitter(self, jitter: impl FnMut() -> f64 + Send + Sync + 'static) -> Self {
+        Self { jitter: Box::new(jitter), ..self }
     }
 
     /// Delivers until `stop`, then flushes for a few seconds and says goodbye.
@@ -183,6 +194,7 @@ impl Dispatcher {
         self.register(self.parts.sink.own_names()).await?;
         while !stop.is_cancelled() {
             let attempt = tokio::select! {
+                biased;
                 () = stop.cancelled() => break,
                 attempt = self.parts.sink.connect() => attempt,
             };
@@ -216,7 +228,8 @@ impl Dispatcher {
                 DeliverError::Unavailable { retry_after, .. } => retry_after.unwrap_or_default(),
                 DeliverError::Rejected { .. } => Duration::ZERO,
             };
-            self.wait(backoff.next(rand::random()).max(asked), &stop).await;
+            let wait = backoff.next((self.jitter)()).max(asked);
+            self.wait(wait, &stop).await;
         }
         self.parts.desk.report(|report| report.is_connected = false);
         self.note_progress().await
@@ -237,6 +250,7 @@ impl Dispatcher {
         let until = Instant::now() + wait;
         loop {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep_until(until) => return,
                 () = self.parts.desk.laid.notified() => {}
@@ -252,6 +266,7 @@ impl Dispatcher {
         let Connected { link, mut drive } = connected;
         let mut serve = std::pin::pin!(self.serve(link, stop));
         let failure = tokio::select! {
+            biased;
             failure = &mut drive => failure,
             end = &mut serve => return end,
         };
@@ -282,19 +297,21 @@ impl Dispatcher {
                     Err(failure) => End::Failed(failure),
                 });
             }
+            // What is rare comes first, so that a fast sink cannot keep it waiting.
             tokio::select! {
-                Some(arrival) = under_way.next(), if !under_way.is_empty() => {
-                    if let Err(failure) = self.arrivals(arrival, &mut under_way).await? {
-                        return Ok(End::Failed(failure));
-                    }
-                }
-                () = self.parts.desk.laid.notified() => {}
-                () = self.parts.desk.answered.notified() => may_have_results = true,
+                biased;
                 _ = settle_beat.tick() => self.note_progress().await?,
                 _ = health_beat.tick() => self.owes_health = true,
                 _ = choose_beat.tick() => self.choose_kept(),
                 () = stop.cancelled(), if flush_until.is_none() => flush_until = Some(Instant::now() + FLUSH_MAX),
                 () = tokio::time::sleep_until(flush_until.unwrap_or_else(Instant::now)), if flush_until.is_some() => {}
+                () = self.parts.desk.laid.notified() => {}
+                () = self.parts.desk.answered.notified() => may_have_results = true,
+                Some(arrival) = under_way.next(), if !under_way.is_empty() => {
+                    if let Err(failure) = self.arrivals(arrival, &mut under_way).await? {
+                        return Ok(End::Failed(failure));
+                    }
+                }
             }
         }
     }
@@ -305,6 +322,8 @@ impl Dispatcher {
         first: Arrival,
         under_way: &mut UnderWay,
     ) -> Result<Result<(), DeliverError>, StoreError> {
+        // An entry's own change may still lie there, and has to be owed before the entry is settled.
+        self.collect();
         let mut outcome = Ok(());
         let mut next = Some(first);
         while let Some((sent, result)) = next {
@@ -347,10 +366,8 @@ impl Dispatcher {
                 if let Some(reason) = &rejected {
                     warn!(%sink, reason, "a kept message could not be cleared");
                 }
-                if self.registry.cleared(&name) {
-                    // What stays on disk for want of room is cleared once more after a restart.
-                    self.unless_full(self.parts.store.unregister(&sink, vec![name]).await)?;
-                }
+                self.registry.cleared(name);
+                self.note_names().await?;
             }
             Sent::Result { result, is_substitute } => {
                 self.result_arrived(*result, rejected, is_substitute).await?;
@@ -371,19 +388,23 @@ impl Dispatcher {
         rejected: Option<String>,
     ) -> Result<Result<(), DeliverError>, StoreError> {
         let sink = &self.parts.settings.name;
-        if let Some(reason) = rejected {
-            warn!(%sink, id = %entry.id, reason, "an event was rejected and is put aside");
-            match self.parts.store.bury(sink, &entry, &reason).await {
-                Ok(()) => {}
-                Err(StoreError::Full { reason }) => {
-                    let reason = format!("a rejected event cannot be put aside: {reason}");
-                    return Ok(Err(DeliverError::Unavailable { reason, retry_after: Some(HELPLESS_RETRY) }));
-                }
-                Err(error) => return Err(error),
+        let Some(reason) = rejected else {
+            self.learn_from(&entry);
+            self.settle_entry(&entry);
+            return Ok(Ok(()));
+        };
+        warn!(%sink, id = %entry.id, reason, "an event was rejected and is put aside");
+        match self.parts.store.bury(sink, &entry, &reason).await {
+            Ok(()) => {
+                self.settle_entry(&entry);
+                Ok(Ok(()))
             }
+            Err(StoreError::Full { reason }) => {
+                let reason = format!("a rejected event cannot be put aside: {reason}");
+                Ok(Err(DeliverError::Unavailable { reason, retry_after: Some(HELPLESS_RETRY) }))
+            }
+            Err(error) => Err(error),
         }
-        self.settle_entry(&entry);
-        Ok(Ok(()))
     }
 
     /// A result that the sink will not take is replaced, once, by a short one that says so.
@@ -407,6 +428,25 @@ impl Dispatcher {
         Ok(())
     }
 
+    /// Without room a state is sent all the same, and its name is noted later.
+    async fn note_names(&mut self) -> Result<(), StoreError> {
+        let (sink, store) = (&self.parts.settings.name, &self.parts.store);
+        if !self.unnoted_names.is_empty() {
+            let written = store.register(sink, self.unnoted_names.clone()).await;
+            if self.unless_full(written)?.is_some() {
+                self.unnoted_names.clear();
+            }
+        }
+        let names = self.registry.to_cross_out();
+        if !names.is_empty() {
+            let written = store.unregister(sink, names).await;
+            if self.unless_full(written)?.is_some() {
+                self.registry.crossed_out();
+            }
+        }
+        Ok(())
+    }
+
     async fn note_results(&mut self) -> Result<(), StoreError> {
         while let Some(number) = self.unnoted_results.first().copied() {
             if self.unless_full(self.parts.store.result_sent(number).await)?.is_none() {
@@ -418,11 +458,17 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// The sink has the entry, or will never have it: what it knows of the torrent moves on.
+    /// The lane goes on behind the entry.
     pub(super) fn settle_entry(&mut self, entry: &Entry) {
         self.is_unsettled = true;
+        if let Some(owed) = self.lanes.get_mut(&entry.server) {
+            owed.lane.settle(entry.seq);
+        }
+    }
+
+    /// The sink has the entry: what it knows of the torrent moves on.
+    fn learn_from(&mut self, entry: &Entry) {
         let Some(owed) = self.lanes.get_mut(&entry.server) else { return };
-        owed.lane.settle(entry.seq);
         let Some(hash) = entry.hash.filter(|hash| owed.dirty.owes(hash)) else { return };
         let told = self.parts.board.read(&entry.server, |content| content.told.get(&hash).cloned()).flatten();
         let known = match told {
@@ -439,12 +485,9 @@ impl Dispatcher {
         if unknown.is_empty() {
             return Ok(());
         }
-        let written = self.parts.store.register(&self.parts.settings.name, unknown.clone()).await;
-        // Without room a state is sent all the same: a leftover is the smaller harm.
-        if self.unless_full(written)?.is_some() {
-            self.registry.add(unknown);
-        }
-        Ok(())
+        self.registry.add(unknown.clone());
+        self.unnoted_names.extend(unknown);
+        self.note_names().await
     }
 
     /// `None` if there is no room to write it down now.
@@ -472,6 +515,7 @@ impl Dispatcher {
     }
 
     async fn note_progress(&mut self) -> Result<(), StoreError> {
+        self.note_names().await?;
         self.note_results().await?;
         if !self.is_unsettled {
             return Ok(());
@@ -493,6 +537,10 @@ impl Dispatcher {
     /// Takes in what lies on the desk.
     fn collect(&mut self) {
         let tray = self.parts.desk.take();
+        self.take_in(tray);
+    }
+
+    pub(super) fn take_in(&mut self, tray: Tray) {
         let of_ours = tray.aside.into_iter().filter(|delivery| match delivery {
             Delivery::Files { server, .. } => self.lanes.contains_key(server),
             _ => true,

@@ -33,7 +33,7 @@ impl Dispatcher {
         for (server, owed) in &mut self.lanes {
             self.parts.board.read(server, |content| {
                 for (hash, told) in content.told.iter().filter(|(hash, _)| owed.kept.contains(hash)) {
-                    owed.dirty.mark(*hash, Known::Picture(Arc::clone(&told.torrent)), told.last_seq);
+                    owed.dirty.mark(*hash, Known::Present, told.last_seq);
                 }
             });
         }
@@ -72,7 +72,7 @@ impl Dispatcher {
                 let before = std::mem::replace(&mut owed.kept, kept);
                 for (hash, told) in &content.told {
                     if owed.kept.contains(hash) != before.contains(hash) {
-                        owed.dirty.mark(*hash, Known::Picture(Arc::clone(&told.torrent)), told.last_seq);
+                        owed.dirty.mark(*hash, Known::Present, told.last_seq);
                     }
                 }
             });
@@ -202,6 +202,7 @@ impl Dispatcher {
                 if self.parts.settings.events.contains(&entry.kind) {
                     batch.push((Delivery::Event(entry.clone()), Sent::Entry(Box::new(entry))));
                 } else {
+                    // The sink does not hear of it, so what it knows of the torrent stays.
                     self.settle_entry(&entry);
                 }
             }
@@ -222,10 +223,21 @@ impl Dispatcher {
         for server in servers {
             // A state is up to three messages: the update, the clearing of a kept copy, the state.
             while batch.len() < free {
+                let Some(owed) = self.lanes.get(&server) else { break };
+                let Some(hash) = owed.dirty.peek(owed.lane.cursor()) else { break };
+                // The picture and what lies on the desk are read in one: no change is between them.
+                let desk = &self.parts.desk;
+                let read = self
+                    .parts
+                    .board
+                    .read(&server, |content| (desk.take(), content.epoch, content.told.get(&hash).cloned()));
+                let Some((tray, epoch, told)) = read else { break };
+                self.take_in(tray);
                 let Some(owed) = self.lanes.get_mut(&server) else { break };
+                if owed.dirty.peek(owed.lane.cursor()) != Some(hash) {
+                    continue;
+                }
                 let Some((hash, known)) = owed.dirty.next(owed.lane.cursor()) else { break };
-                let read = self.parts.board.read(&server, |content| (content.epoch, content.told.get(&hash).cloned()));
-                let Some((epoch, told)) = read else { break };
                 let keep = owed.kept.contains(&hash);
                 match told {
                     Some(told) => {
@@ -287,7 +299,7 @@ impl Dispatcher {
 /// What `updated` has to say to a sink that knows this much; `None` if nothing.
 fn changes_for(known: &Known, told: &Torrent) -> Option<Changes> {
     match known {
-        Known::Nothing => None,
+        Known::Nothing | Known::Present => None,
         Known::Forgotten => Some(Changes::new()),
         Known::Picture(picture) => Some(picture.changes_to(told)).filter(|changes| !changes.is_empty()),
     }

@@ -15,6 +15,8 @@ pub struct Registry {
     leftover: BTreeSet<String>,
     /// Their clearing is under way.
     clearing: HashSet<String>,
+    /// Cleared, and to be crossed out on disk.
+    cleared: BTreeSet<String>,
 }
 
 impl Registry {
@@ -41,6 +43,7 @@ impl Registry {
     pub fn keep(&mut self, name: &str) {
         self.leftover.remove(name);
         self.clearing.remove(name);
+        self.cleared.remove(name);
     }
 
     /// Plans to clear everything but these.
@@ -61,9 +64,23 @@ impl Registry {
         self.clearing.insert(name.to_owned());
     }
 
-    /// Its clearing was acknowledged. Returns whether it is to be crossed out on disk.
-    pub fn cleared(&mut self, name: &str) -> bool {
-        self.clearing.remove(name) && self.names.remove(name)
+    /// Its clearing was acknowledged.
+    pub fn cleared(&mut self, name: String) {
+        if self.clearing.remove(&name) {
+            self.cleared.insert(name);
+        }
+    }
+
+    /// What is to be crossed out on disk.
+    pub fn to_cross_out(&self) -> Vec<String> {
+        self.cleared.iter().cloned().collect()
+    }
+
+    /// All of that is crossed out.
+    pub fn crossed_out(&mut self) {
+        for name in std::mem::take(&mut self.cleared) {
+            self.names.remove(&name);
+        }
     }
 
     /// The connection is over: nothing is known of what was under way.
@@ -90,7 +107,11 @@ mod tests {
         registry.keep_only(&HashSet::from(["b".to_owned()]));
         let cleared: Vec<String> = std::iter::from_fn(|| registry.next_leftover()).collect();
         assert_eq!(cleared, ["a", "c"]);
-        assert!(registry.cleared("a") && !registry.knows("a"));
+        registry.cleared("a".to_owned());
+        assert_eq!(registry.to_cross_out(), ["a"]);
+        assert!(registry.knows("a"), "it may still be on disk");
+        registry.crossed_out();
+        assert!(!registry.knows("a"));
         assert!(registry.knows("b") && registry.knows("c"), "not acknowledged yet");
     }
 
@@ -101,9 +122,12 @@ mod tests {
         registry.keep("a");
         assert_eq!(registry.next_leftover().as_deref(), Some("b"));
         registry.keep("b");
-        assert!(!registry.cleared("b") && registry.knows("b"));
+        registry.cleared("b".to_owned());
         assert_eq!(registry.next_leftover().as_deref(), Some("c"));
+        registry.cleared("c".to_owned());
+        registry.keep("c");
         assert_eq!(registry.next_leftover(), None);
+        assert!(registry.to_cross_out().is_empty());
     }
 
     #[test]
@@ -111,6 +135,7 @@ mod tests {
         let mut registry = registry();
         registry.clear("a");
         registry.go_back();
-        assert!(!registry.cleared("a") && registry.knows("a"));
+        registry.cleared("a".to_owned());
+        assert!(registry.to_cross_out().is_empty());
     }
 }
