@@ -98,6 +98,7 @@ impl Bridge {
                 events: plan.events.clone(),
                 retain: plan.retain,
             };
+            Dispatcher::begin(&settings, &*store, &board).await.unwrap();
             let sink = Arc::new(Reached(plan.broker.clone()));
             let desk = board.desk(&plan.broker.name).unwrap().clone();
             let dispatcher = Dispatcher::new(
