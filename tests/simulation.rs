@@ -21,10 +21,14 @@ mod simulation {
 }
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use simulation::scenario::Run;
 
 const SEEDS: u64 = 2_000;
+/// More failures than these tell nothing new.
+const FAILURES_MAX: usize = 10;
 
 /// Seeds that once showed a fault.
 const REGRESSIONS: &[u64] = &[];
@@ -53,6 +57,37 @@ fn from_env(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text}")))
 }
 
+/// The first seeds that fail, a few of them at most. Each core plays its own.
+fn failing(seeds: &[u64]) -> Vec<u64> {
+    let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let play_some = || {
+        while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(wrong) = verdict(*seed) {
+                eprintln!("seed {seed}: {}", wrong.chars().take(300).collect::<String>());
+                let mut failures = failures.lock().unwrap();
+                failures.push(*seed);
+                if failures.len() >= FAILURES_MAX {
+                    next.store(seeds.len(), Ordering::Relaxed);
+                }
+            }
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    std::thread::scope(|scope| (0..cores).for_each(|_| drop(scope.spawn(play_some))));
+    let mut failures = failures.into_inner().unwrap();
+    failures.sort_unstable();
+    failures
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    for seed in 0..20 {
+        let (first, second) = (play(seed, true).1, play(seed, true).1);
+        let differs = first.iter().zip(&second).find(|(first, second)| first != second);
+        assert!(differs.is_none() && first.len() == second.len(), "seed {seed}: {differs:?}");
+    }
+}
+
 #[test]
 fn whatever_goes_wrong_the_promise_is_kept() {
     if let Some(seed) = from_env("DTORRENT_SEED") {
@@ -61,16 +96,7 @@ fn whatever_goes_wrong_the_promise_is_kept() {
         return verdict.unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
     }
     let seeds = from_env("DTORRENT_SEEDS").unwrap_or(SEEDS);
-    let mut failures = Vec::new();
-    for seed in REGRESSIONS.iter().copied().chain(0..seeds) {
-        if let Err(wrong) = verdict(seed) {
-            eprintln!("seed {seed}: {}", wrong.chars().take(300).collect::<String>());
-            failures.push(seed);
-        }
-        if failures.len() >= 10 {
-            break;
-        }
-    }
+    let failures = failing(&REGRESSIONS.iter().copied().chain(0..seeds).collect::<Vec<_>>());
     if let Some(seed) = failures.first() {
         let (again, trace) = play(*seed, true);
         let again = again.err().unwrap_or_else(|| "did not fail again: something is random beside the seed".to_owned());

@@ -195,7 +195,10 @@ impl Dispatcher {
                 }
                 let written = self.parts.board.read(server, |content| content.last_seq).unwrap_or_default();
                 if let Some(after) = owed.lane.wants_after(written) {
-                    owed.lane.fill(self.parts.store.read(server, after, READ_MAX).await?);
+                    let mut entries = self.parts.store.read(server, after, READ_MAX).await?;
+                    // What is not on the board yet would be followed by the state from before it.
+                    entries.retain(|entry| entry.seq <= written);
+                    owed.lane.fill(entries);
                 }
                 let Some(entry) = owed.lane.depart() else { continue };
                 has_more = true;

@@ -14,7 +14,7 @@ pub enum Finding {
 }
 
 /// What the watcher adds to a look from its own memory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Context {
     /// Bytes moved since the last look.
     pub has_moved: bool,
@@ -24,6 +24,8 @@ pub struct Context {
     pub is_dry: bool,
     /// How often the client has restarted, see [`crate::model::ServerState`].
     pub generation: u64,
+    /// It has been loading its session until now: every load may be new.
+    pub was_loading: bool,
 }
 
 /// The picture and the memory of a torrent that is seen for the first time.
@@ -47,7 +49,8 @@ pub fn compare(
     let is_resolved = !before.has_metadata && seen.facts.has_metadata;
     let is_other_load = matches!((&before.load, &seen.facts.load), (Some(old), Some(new)) if old != new);
     // After a restart every torrent has been loaded anew, and that says nothing.
-    if is_other_load && before.generation == context.generation && !is_resolved {
+    let is_same_run = before.generation == context.generation && !context.was_loading;
+    if is_other_load && is_same_run && !is_resolved {
         let (torrent, memory) = first_sight(seen, context);
         return Finding::Replaced(torrent, memory);
     }

@@ -93,6 +93,7 @@ impl Observer {
         let loads = Loads::of(told, state, listing);
         let is_other_run = self.is_other_run(state, listing, loads);
         let generation = state.generation + u64::from(is_other_run && state.run.is_some());
+        let was_loading = matches!(self.trust, Trust::Settling { .. }) || (!self.has_looked && state.is_settling);
         let poll = Poll::Answered {
             may_be_loading: is_other_run || self.may_be_loading(told, state, listing),
             torrents: listing.torrents.len(),
@@ -105,7 +106,7 @@ impl Observer {
         let mut torrents = Vec::new();
         self.find_removed(told, listing, cause, &mut tick, &mut torrents);
         for (hash, seen) in &listing.torrents {
-            let context = self.remember(*hash, seen, generation, now.at);
+            let context = Context { generation, was_loading, ..self.remember(*hash, seen, now.at) };
             self.tell_of_torrent(*hash, told.get(hash), seen, context, cause, now.at, &mut tick, &mut torrents);
         }
         torrents.sort_by_key(|(hash, fact)| (*hash, fact.kind));
@@ -204,7 +205,7 @@ impl Observer {
     }
 
     /// Notes what moved, and says what that means for this look.
-    fn remember(&mut self, hash: InfoHash, seen: &Observed, generation: u64, at: Duration) -> Context {
+    fn remember(&mut self, hash: InfoHash, seen: &Observed, at: Duration) -> Context {
         let facts = &seen.facts;
         let fresh = Recent {
             moved_bytes: facts.moved_bytes,
@@ -221,7 +222,7 @@ impl Observer {
             recent.received_at = at;
         }
         let is_dry = at.saturating_sub(recent.received_at) >= self.limits.dry;
-        Context { has_moved, is_receiving, is_dry, generation }
+        Context { has_moved, is_receiving, is_dry, ..Context::default() }
     }
 
     #[allow(clippy::too_many_arguments)] // one place, called once: a struct would only rename the list

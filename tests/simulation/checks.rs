@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 use dtorrent::clients::simulator::Life;
-use dtorrent::model::{Action, Entry, EventId, InfoHash, Kind, Seq, ServerName, Timestamp};
+use dtorrent::model::{Action, Entry, EventId, InfoHash, Kind, Rev, Seq, ServerName, Timestamp};
 use dtorrent::port::Delivery;
 use serde_json::{Map, Value};
 
@@ -235,23 +235,33 @@ fn events_came_in_order(plan: &SinkPlan, chronicle: &Chronicle, run: &Run) -> Ve
     Ok(())
 }
 
-/// I7: no state before the events that led to it.
+/// I7: no state before the events that led to it, and none from before an event that came.
 fn states_came_after_their_events(plan: &SinkPlan, chronicle: &Chronicle) -> Verdict {
     let name = &plan.broker.name;
     for server in &plan.servers {
         let Some(entries) = chronicle.entries.get(server) else { continue };
         let mut seen = BTreeSet::new();
+        let mut newest: BTreeMap<InfoHash, Rev> = BTreeMap::new();
         plan.broker.change(|state| {
             for arrived in &state.arrived {
                 let (hash, not_before) = match &arrived.delivery {
                     Delivery::Event(entry) if entry.server == *server => {
                         seen.insert(entry.seq);
+                        if let Some(hash) = entry.hash {
+                            let newest = newest.entry(hash).or_default();
+                            *newest = entry.rev.max(*newest);
+                        }
                         continue;
                     }
                     Delivery::State { server: of, hash, body, .. } if of == server => {
                         let told = chronicle.told.get(&(server.clone(), *hash)).into_iter().flatten();
-                        let like_this = told.filter(|told| told.body == *body).map(|told| told.last_seq);
-                        (*hash, like_this.min())
+                        let like_this: Vec<_> = told.filter(|told| told.body == *body).collect();
+                        let rev = like_this.iter().map(|told| told.rev).max();
+                        if rev.is_some() && rev.as_ref() < newest.get(hash) {
+                            let hash = short(Some(*hash));
+                            return Err(format!("I7: {name} got a state of {server} {hash} from before its events"));
+                        }
+                        (*hash, like_this.iter().map(|told| told.last_seq).min())
                     }
                     Delivery::Updated { server: of, hash, id: EventId::Updated { rev, .. }, .. } if of == server => {
                         let told = chronicle.told.get(&(server.clone(), *hash)).into_iter().flatten();

@@ -151,6 +151,10 @@ impl Run {
 
     async fn start(&mut self) {
         self.stage.live_again();
+        // A bridge that has no room to note where its sinks begin waits for some before it runs.
+        if *lock(&self.disk.room) == Room::None {
+            *lock(&self.disk.room) = Room::NoneForTheJournal;
+        }
         let servers: Vec<ServerName> = self.clients.keys().cloned().collect();
         let store = self.disk.open(self.left.take(), &servers).await;
         let bridge = Bridge::start(&self.stage, store, &self.clients, &self.sinks, self.interval).await;
@@ -173,6 +177,10 @@ impl Run {
         self.is_rough = true;
         self.restarts += 1;
         self.sinks.iter().for_each(|plan| plan.broker.bridge_is_gone());
+        // Whatever befell the bridge may have befallen a broker, too.
+        if self.stage.dice.percent(25) {
+            self.act_on_sinks();
+        }
         let down = if self.stage.dice.percent(50) { 500 } else { 15_000 };
         self.down_until = Some(Instant::now() + self.stage.dice.millis(down));
     }
@@ -223,9 +231,14 @@ impl Run {
             50..=63 => self.act_on_client(&server),
             64..=75 => self.act_on_sinks(),
             76..=80 => self.act_on_disk(),
-            81..=92 => self.send_command(&server),
+            81..=91 => self.send_command(&server),
             _ => self.act_on_bridge().await,
         }
+    }
+
+    /// The bridge dies between two of its next steps.
+    fn crash_soon(&self, steps: u64) {
+        self.stage.crash_in(1 + self.stage.dice.below(steps));
     }
 
     fn add(&self, server: &ServerName) {
@@ -256,7 +269,15 @@ impl Run {
         let dice = &self.stage.dice;
         let what = dice.below(24);
         if what < 4 {
-            return self.add(server);
+            self.add(server);
+            // What is new is told and kept in many steps.
+            if dice.percent(10) {
+                self.crash_soon(40);
+            }
+            return;
+        }
+        if what == 4 && dice.percent(30) {
+            self.crash_soon(40);
         }
         self.clients[server].change(|world| {
             let hashes: Vec<InfoHash> = world.torrents().keys().copied().collect();
@@ -344,9 +365,12 @@ impl Run {
                 world.latency = dice.millis(300);
                 world.deadline = Duration::from_secs(1 + dice.below(5));
                 let mut mood = dice.pick(&moods).unwrap();
-                // One lie at a time: what two complete listings in a row lack counts as gone.
+                // One lie at a time: what two complete listings in a row lack counts as gone. And none
+                // from a client that restarts under its old name: its rows are all it is known by.
                 if mood == Mood::Forgetful {
-                    if self.lied.get(server).is_some_and(|at| at.elapsed() < Duration::from_secs(60)) {
+                    if world.keeps_its_name
+                        || self.lied.get(server).is_some_and(|at| at.elapsed() < Duration::from_secs(60))
+                    {
                         mood = Mood::Well;
                     } else {
                         self.lied.insert(server.clone(), Instant::now());
@@ -398,7 +422,7 @@ impl Run {
             0 => self.end(End::Stop).await,
             1 => self.end(End::Crash).await,
             2 => self.end(End::PowerCut).await,
-            _ => self.stage.crash_in(1 + self.stage.dice.below(60)),
+            _ => self.crash_soon(60),
         }
     }
 
