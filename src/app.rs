@@ -20,13 +20,16 @@ use crate::board::{Board, Content, PollReport};
 use crate::clients::rtorrent::RtorrentClient;
 use crate::clients::rtorrent::settings as rtorrent;
 use crate::commands::expect::Expectations;
-use crate::commands::{BODY_BYTES_MAX, Door, Intake, Queue, Sources, SourcesSettings, Worker, WorkerParts};
+use crate::commands::{
+    BODY_BYTES_MAX, Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts,
+};
 use crate::config::{Broker, Config, MqttVersion, Server};
 use crate::deliver::retention::Retain;
-use crate::deliver::{Dispatcher, DispatcherSettings, Reporter};
+use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::http;
 use crate::model::{EVENT_SCHEMA, Kind, RESULT_SCHEMA, ServerName, ServerStats, SinkName};
 use crate::port::{Clock, LoggedCommand, Store, SystemClock, TorrentClient};
+use crate::repeat::until_there_is_room;
 use crate::sinks::mqtt::{self, MqttSink};
 use crate::store::{Options, Recovery, SqliteStore};
 use crate::supervise::{Group, for_ever};
@@ -100,7 +103,7 @@ fn open_store(config: &Config, clock: Arc<dyn Clock>) -> anyhow::Result<(SqliteS
         let moved_to = recovery.moved_to.as_ref().map(|path| path.display().to_string());
         warn!(found, moved_to, "the state could not be used as it was");
     }
-    if recovery.lost {
+    if recovery.lost && recovery.is_new {
         warn!("what was told before is lost: all torrents are announced again, in a new epoch");
     }
     Ok((store, recovery))
@@ -136,19 +139,23 @@ impl Bridge {
         recovery: &Recovery,
         clock: Arc<dyn Clock>,
     ) -> anyhow::Result<Self> {
-        let names: Vec<SinkName> = config.brokers.keys().cloned().collect();
-        sqlite.declare_sinks(&names).await.context("note the sinks")?;
+        let sinks = config.brokers.iter().map(|(name, broker)| (name.clone(), broker.servers.clone())).collect();
+        sqlite.declare_sinks(&sinks).await.context("note the sinks")?;
         let store: Arc<dyn Store> = sqlite;
         let mut contents = BTreeMap::new();
         for name in config.servers.keys() {
             let content = load(&*store, name).await.with_context(|| format!("load the state of {name}"))?;
             contents.insert(name.clone(), content);
         }
-        let board = Arc::new(Board::new(contents, names));
-        let mut open = store.open_commands().await.context("read the command log")?;
+        let board = Arc::new(Board::new(contents, sinks.keys().cloned()));
+        for (sink, servers) in &sinks {
+            let note = || note_start(&*store, &board, sink, servers);
+            until_there_is_room("a start", note).await.with_context(|| format!("note where {sink} begins"))?;
+        }
+        let mut open = open_jobs(&*store).await.context("read the command log")?;
         let mut servers = BTreeMap::new();
         for (name, server) in &config.servers {
-            let (of_server, rest) = open.into_iter().partition(|command| command.server.as_ref() == Some(name));
+            let (of_server, rest) = open.into_iter().partition(|job| job.command.server.as_ref() == Some(name));
             open = rest;
             let parts = build_server(name, server, of_server, &store, &board, &clock, recovery.lost)
                 .with_context(|| format!("set up server {name}"))?;
@@ -183,16 +190,16 @@ impl Bridge {
                     events: Kind::ALL.iter().copied().filter(|kind| broker.events.allows(*kind)).collect(),
                     retain: retain(&broker),
                 };
-                let dispatcher = Dispatcher::new(
+                let parts = DispatcherParts {
                     settings,
-                    sink.clone(),
-                    Arc::clone(&store),
-                    Arc::clone(&board),
-                    Arc::clone(&desk),
-                    Arc::clone(&clock),
-                    Arc::clone(&reporter),
-                );
-                async move { dispatcher.await?.run(stop).await }
+                    sink: sink.clone(),
+                    store: Arc::clone(&store),
+                    board: Arc::clone(&board),
+                    desk: Arc::clone(&desk),
+                    clock: Arc::clone(&clock),
+                    reporter: Arc::clone(&reporter),
+                };
+                async move { Dispatcher::new(parts).await?.run(stop).await }
             });
         }
     }
@@ -271,10 +278,20 @@ async fn load(store: &dyn Store, server: &ServerName) -> Result<Content, crate::
     })
 }
 
+/// The commands that a former life of the bridge did not answer. Only what could be read was written down.
+async fn open_jobs(store: &dyn Store) -> Result<Vec<Job>, crate::port::StoreError> {
+    let open = store.open_commands().await?;
+    let job = |command: LoggedCommand| {
+        let request = Request::parse(command.verb?, command.hash, &command.body).ok()?;
+        Some(Job { command, request })
+    };
+    Ok(open.into_iter().filter_map(job).collect())
+}
+
 fn build_server(
     name: &ServerName,
     server: &Server,
-    open: Vec<LoggedCommand>,
+    open: Vec<Job>,
     store: &Arc<dyn Store>,
     board: &Arc<Board>,
     clock: &Arc<dyn Clock>,

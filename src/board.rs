@@ -4,7 +4,8 @@
 //! is not in the store. Each sink has a [`Desk`] on which changes are laid; a change that is not
 //! fetched in time is not lost, the desk then holds the oldest picture and the board the newest.
 //!
-//! Locks here are held for the time of a look-up, never across an await.
+//! Locks here are held for the time of a look-up, never across an await; a desk's inside a board's,
+//! never the other way.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -97,8 +98,8 @@ impl Board {
     /// Writes down what a commit told, and lays it on every desk.
     pub fn tell(&self, name: &ServerName, committed: Committed, state: Option<ServerState>) {
         let Some(server) = self.server(name) else { return };
-        let mut changed = Vec::with_capacity(committed.told.len());
         server.write(|content| {
+            let mut changed = Vec::with_capacity(committed.told.len());
             content.last_seq = committed.last_seq;
             if let Some(state) = state {
                 content.state = state;
@@ -113,10 +114,11 @@ impl Board {
                 };
                 changed.push((hash, before.map(|before| before.torrent), not_before));
             }
+            // Under the same lock: whoever reads the board finds on the desk what led there.
+            for desk in self.desks.values() {
+                desk.lay(name, &changed);
+            }
         });
-        for desk in self.desks.values() {
-            desk.lay(name, &changed);
-        }
     }
 
     /// Wakes every sink: something that it reads from the board itself has changed.

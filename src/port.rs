@@ -91,8 +91,8 @@ pub trait Sink: Send + Sync {
     /// The dispatcher writes it down before the delivery is first sent.
     fn kept_as(&self, delivery: &Delivery) -> Option<String>;
 
-    /// Names in the registry that are the sink's own (its status, say) and are not cleared as leftovers.
-    fn is_own(&self, name: &str) -> bool;
+    /// Names that the sink keeps something under by itself: its status, say.
+    fn own_names(&self) -> Vec<String>;
 }
 
 /// One connection: what sends on it, and what makes it run.
@@ -256,6 +256,9 @@ pub trait Store: Send + Sync {
     async fn settle(&self, sink: &SinkName, progress: BTreeMap<ServerName, Progress>) -> Result<(), StoreError>;
 
     /// Puts an entry aside that a sink will never take, with the reason; synced.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] also if too many of the sink's entries lie there already.
     async fn bury(&self, sink: &SinkName, entry: &Entry, reason: &str) -> Result<(), StoreError>;
 
     /// The names that a sink's far side keeps something under, or may do so.
@@ -265,17 +268,17 @@ pub trait Store: Send + Sync {
     /// Crosses names out whose clearing was acknowledged.
     async fn unregister(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError>;
 
-    /// Writes a command down, synced. An id of the last 24 hours is not written again.
-    async fn log_command(&self, command: LoggedCommand) -> Result<Admission, StoreError>;
+    /// Writes a command down, synced; one that is refused at the door with its answer, at once.
+    /// An id of the last 24 hours is not written again.
+    async fn log_command(&self, command: LoggedCommand, answer: Option<Answer>) -> Result<Admission, StoreError>;
     /// Notes, synced, that its actions are about to be asked for.
     async fn start_command(&self, server: Option<&ServerName>, id: &CommandId) -> Result<(), StoreError>;
-    /// Writes its result down, synced; `status` for the statistics.
+    /// Writes its result down, synced.
     async fn finish_command(
         &self,
         server: Option<&ServerName>,
         id: &CommandId,
-        status: OutcomeStatus,
-        result: Bytes,
+        answer: Answer,
     ) -> Result<(), StoreError>;
     /// Commands without a result, oldest first.
     async fn open_commands(&self) -> Result<Vec<LoggedCommand>, StoreError>;
@@ -323,6 +326,13 @@ pub struct LoggedCommand {
     pub reply: Option<ReplyTo>,
     /// Its actions may have been asked for before a crash.
     pub is_started: bool,
+}
+
+/// The result of a command, in the bytes that are sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    pub status: OutcomeStatus,
+    pub body: Bytes,
 }
 
 #[derive(Clone, Debug, PartialEq)]

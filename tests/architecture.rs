@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Which rooms a room may use. Whatever is not named here may not be used.
 const ARROWS: &[(&str, &[&str])] = &[
     ("model", &[]),
-    ("repeat", &[]),
+    ("repeat", &["port"]),
     ("port", &["model"]),
     ("board", &["model", "port"]),
     // the engine
@@ -43,6 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "http",
             "config",
             "telemetry",
+            "repeat",
             "supervise",
         ],
     ),

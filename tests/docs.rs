@@ -250,7 +250,7 @@ fn every_test_that_a_page_names_as_a_proof_is_in_the_tree() {
         }
     }
     let page = include_str!("../docs/delivery.md");
-    let is_test = |name: &&str| name.matches('_').count() > 3 && !name.contains(|c: char| c == ' ' || c == '/');
+    let is_test = |name: &&str| name.matches('_').count() > 3 && !name.contains([' ', '/']);
     let named: Vec<&str> = page.split('`').skip(1).step_by(2).filter(is_test).collect();
     assert!(named.len() > 40, "the page names its proofs: {named:?}");
     let missing: Vec<_> = named.iter().filter(|name| !sources.contains(&format!("fn {name}()"))).collect();

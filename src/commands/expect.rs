@@ -47,18 +47,6 @@ impl Effect {
         }
     }
 
-    /// Whether there is nothing to do. Less is certain here than after asking: a torrent that is
-    /// being checked may or may not run afterwards.
-    pub fn is_already(&self, seen: Option<&Observed>) -> bool {
-        match self {
-            Self::Rechecked | Self::Announced => false,
-            Self::Running => self.shows(seen) && seen.is_some_and(|seen| seen.torrent.status != Status::Checking),
-            // An add of what is there changes nothing, whatever label it came with.
-            Self::Added { .. } => seen.is_some(),
-            Self::Paused | Self::Stopped | Self::Gone | Self::Label(_) | Self::Priority(_) => self.shows(seen),
-        }
-    }
-
     /// Whether a look that began after asking shows it.
     pub fn shows(&self, seen: Option<&Observed>) -> bool {
         let Some(seen) = seen else { return *self == Self::Gone };

@@ -11,16 +11,16 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::queue::Queue;
+use super::queue::{Job, Queue};
 use super::request::{BODY_BYTES_MAX, Envelope, Request, TTL};
 use crate::board::Board;
 use crate::deliver::backoff::Backoff;
 use crate::model::{
-    CommandError, CommandId, ErrorCode, InfoHash, Outcome, OutcomeStatus, RESULT_SCHEMA, ServerName, SinkName, Verb,
-    printable,
+    CommandError, CommandId, ErrorCode, InfoHash, InvalidInfoHash, InvalidServerName, Outcome, OutcomeStatus,
+    RESULT_SCHEMA, ServerName, SinkName, Verb, printable,
 };
 use crate::port::{
-    Admission, Clock, CommandAddress, CommandSource, Incoming, LoggedCommand, ReplyTo, Store, StoreError,
+    Admission, Answer, Clock, CommandAddress, CommandSource, Incoming, LoggedCommand, ReplyTo, Store, StoreError,
 };
 use crate::repeat::Repeat;
 
@@ -52,8 +52,11 @@ pub struct Door {
 struct Taken {
     command: LoggedCommand,
     verb_text: String,
-    refusal: Option<(OutcomeStatus, CommandError)>,
+    /// What it says, or why it is not carried out.
+    verdict: Result<Request, Refusal>,
 }
+
+type Refusal = (OutcomeStatus, CommandError);
 
 fn refused(code: ErrorCode, message: impl Into<String>) -> (OutcomeStatus, CommandError) {
     (OutcomeStatus::Refused, CommandError::new(code, message))
@@ -101,20 +104,19 @@ impl Door {
     async fn take(&self, incoming: Incoming, stop: &CancellationToken) -> Result<(), StoreError> {
         let Incoming { address, body, is_retained, expires_in, reply, ack } = incoming;
         let taken = self.read(address, body, is_retained, expires_in, reply);
-        // A full disk keeps the message at the broker until there is room.
-        if self.log(&taken, stop).await? {
-            ack();
+        // A full disk keeps the message at the broker until there is room. Writing is never broken
+        // off: a message without an id that comes again would be another command.
+        while let Err(error) = self.log(&taken).await {
+            let StoreError::Full { reason } = error else { return Err(error) };
+            warn!(sink = %self.origin, reason, "a command waits for room on the disk");
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(FULL_EACH) => {}
+            }
         }
+        ack();
         Ok(())
-    }
-
-    /// What was to be written has no room on the disk: waits a while. `true` if the bridge stops instead.
-    async fn stops_before_there_is_room(&self, reason: String, stop: &CancellationToken) -> bool {
-        warn!(sink = %self.origin, reason, "a command waits for room on the disk");
-        tokio::select! {
-            () = stop.cancelled() => true,
-            () = tokio::time::sleep(FULL_EACH) => false,
-        }
     }
 
     /// Judges a message. Cheap checks first; the body is not touched if it is too large.
@@ -135,23 +137,18 @@ impl Door {
         let verb = Verb::parse(&address.verb);
         let ttl = envelope.ttl.unwrap_or(TTL).min(expires_in.unwrap_or(Duration::MAX));
         let reply_to = envelope.reply_to.as_deref();
-        let refusal = if is_retained {
-            Some(refused(ErrorCode::Retained, "a retained command is never carried out; publish it without retain"))
+        let verdict = if is_retained {
+            Err(refused(ErrorCode::Retained, "a retained command is never carried out; publish it without retain"))
         } else if is_too_large {
             let message = format!("a body of more than {BODY_BYTES_MAX} bytes is not read");
-            Some(failed(CommandError::new(ErrorCode::TooLarge, message)))
+            Err(failed(CommandError::new(ErrorCode::TooLarge, message)))
         } else if let Err(error) = envelope_is_right {
-            Some(failed(error))
-        } else if let Some(refusal) = self.wrong_address(&address, &server, &hash, verb) {
-            Some(refusal)
+            Err(failed(error))
         } else if reply_to.is_some_and(|topic| !self.may_reply_to(topic)) {
-            Some(refused(ErrorCode::Forbidden, "reply_to: the config allows no answers to that topic"))
-        } else if let Some(verb) = verb
-            && let Err(error) = Request::parse(verb, hash.clone().and_then(Result::ok), &body)
-        {
-            Some(failed(error))
+            Err(refused(ErrorCode::Forbidden, "reply_to: the config allows no answers to that topic"))
         } else {
-            None
+            self.addressed(&server, &hash, verb, body.len())
+                .and_then(|(verb, hash)| Request::parse(verb, hash, &body).map_err(failed))
         };
         let allowed_reply_to = reply_to.filter(|topic| self.may_reply_to(topic));
         let command = LoggedCommand {
@@ -159,8 +156,8 @@ impl Door {
             server: server.and_then(Result::ok),
             origin: self.origin.clone(),
             hash: hash.and_then(Result::ok),
-            verb: verb.filter(|_| refusal.is_none()),
-            body: if refusal.is_none() { body } else { Bytes::new() },
+            verb,
+            body: if verdict.is_ok() { body } else { Bytes::new() },
             received_at: now,
             expires_at: now.plus_millis(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
             reply: reply
@@ -168,40 +165,43 @@ impl Door {
             is_started: false,
         };
         let verb_text = printable(address.verb.as_bytes());
-        Taken { command, verb_text, refusal }
+        Taken { command, verb_text, verdict }
     }
 
-    fn wrong_address(
+    /// The verb and the torrent, if server, torrent and verb are such that it may be carried out.
+    fn addressed(
         &self,
-        address: &CommandAddress,
-        server: &Option<Result<ServerName, crate::model::InvalidServerName>>,
-        hash: &Option<Result<InfoHash, crate::model::InvalidInfoHash>>,
+        server: &Option<Result<ServerName, InvalidServerName>>,
+        hash: &Option<Result<InfoHash, InvalidInfoHash>>,
         verb: Option<Verb>,
-    ) -> Option<(OutcomeStatus, CommandError)> {
-        let known = |server: &ServerName| self.queues.contains_key(server);
-        match server {
-            None => {
-                let message = "this version takes no commands to the bridge itself";
-                return Some(failed(CommandError::new(ErrorCode::Unsupported, message)));
-            }
-            Some(Ok(server)) if known(server) => {}
-            Some(_) => {
-                let message = "no server of that name is configured for this broker";
-                return Some(failed(CommandError::new(ErrorCode::UnknownServer, message)));
-            }
-        }
-        if let Some(Err(error)) = hash {
-            return Some(failed(CommandError::new(ErrorCode::BadRequest, error.to_string())));
-        }
-        if verb.is_none() {
+        body_bytes: usize,
+    ) -> Result<(Verb, Option<InfoHash>), Refusal> {
+        let error = |code, message: &str| Err(failed(CommandError::new(code, message)));
+        let queue = match server {
+            None => return error(ErrorCode::Unsupported, "this version takes no commands to the bridge itself"),
+            Some(server) => server.as_ref().ok().and_then(|server| self.queues.get(server)),
+        };
+        let Some(queue) = queue else {
+            return error(ErrorCode::UnknownServer, "no server of that name is configured for this broker");
+        };
+        let hash = match hash {
+            Some(Err(invalid)) => return error(ErrorCode::BadRequest, &invalid.to_string()),
+            Some(Ok(hash)) => Some(*hash),
+            None => None,
+        };
+        let Some(verb) = verb else {
             let known: Vec<&str> = Verb::ALL.iter().map(|verb| verb.as_str()).collect();
-            let message = format!("no such command; there are {}", known.join(", "));
-            return Some(failed(CommandError::new(ErrorCode::Unsupported, message)));
+            return error(ErrorCode::Unsupported, &format!("no such command; there are {}", known.join(", ")));
+        };
+        if !(self.allows)(verb.as_str()) {
+            return Err(refused(ErrorCode::Forbidden, "the config does not accept this command from this broker"));
         }
-        if !(self.allows)(&address.verb) {
-            return Some(refused(ErrorCode::Forbidden, "the config does not accept this command from this broker"));
+        if !queue.has_room(body_bytes) {
+            let mut error = CommandError::new(ErrorCode::ClientOffline, "too many commands are waiting");
+            error.retryable = true;
+            return Err((OutcomeStatus::Refused, error));
         }
-        None
+        Ok((verb, hash))
     }
 
     fn may_reply_to(&self, topic: &str) -> bool {
@@ -213,69 +213,48 @@ impl Door {
     }
 
     /// Writes the command down, with its result if it is refused, and hands it on if it is not.
-    /// `false` if the bridge stops before it is all written.
-    async fn log(&self, taken: &Taken, stop: &CancellationToken) -> Result<bool, StoreError> {
-        let Taken { command, verb_text, refusal } = taken;
+    async fn log(&self, taken: &Taken) -> Result<(), StoreError> {
+        let Taken { command, verb_text, verdict } = taken;
         let LoggedCommand { id, server, origin, .. } = command;
-        let admission = loop {
-            let reason = match self.store.log_command(command.clone()).await {
-                Err(StoreError::Full { reason }) => reason,
-                result => break result?,
-            };
-            if self.stops_before_there_is_room(reason, stop).await {
-                return Ok(false);
-            }
-        };
-        match admission {
+        let answer = verdict.as_ref().err().map(|refusal| self.answer(command, verb_text, refusal));
+        match self.store.log_command(command.clone(), answer).await? {
             Admission::New => {}
             Admission::Running => {
                 info!(sink = %origin, %id, verb = verb_text, "the command came again and is being carried out");
-                return Ok(true);
+                return Ok(());
             }
             Admission::Answered => {
                 info!(sink = %origin, %id, verb = verb_text, "the command came again and is answered as before");
                 self.wake_sink();
-                return Ok(true);
+                return Ok(());
             }
         }
-        let refusal = match refusal {
-            Some(refusal) => Some(refusal.clone()),
-            None => self.hand_on(command),
-        };
-        if let Some((status, error)) = refusal {
-            info!(sink = %origin, %id, verb = verb_text, code = ?error.code, error = error.message, "command refused");
-            let now = self.clock.now();
-            let outcome = Outcome {
-                schema: RESULT_SCHEMA,
-                id: id.clone(),
-                verb: verb_text.clone(),
-                server: server.clone(),
-                status,
-                time: now,
-                took_ms: now.millis_since(command.received_at),
-                results: Vec::new(),
-                error: Some(error),
-                page: None,
-            };
-            let body = Bytes::from(serde_json::to_vec(&outcome).expect("an outcome is plain JSON"));
-            while let Err(error) = self.store.finish_command(server.as_ref(), id, status, body.clone()).await {
-                let StoreError::Full { reason } = error else { return Err(error) };
-                if self.stops_before_there_is_room(reason, stop).await {
-                    return Ok(false);
-                }
-            }
-            self.wake_sink();
+        match (verdict, server.as_ref().and_then(|server| self.queues.get(server))) {
+            (Ok(request), Some(queue)) => queue.push(Job { command: command.clone(), request: request.clone() }),
+            _ => self.wake_sink(),
         }
-        Ok(true)
+        Ok(())
     }
 
-    /// Gives the command to its server's worker; a refusal if that has too much to do.
-    fn hand_on(&self, command: &LoggedCommand) -> Option<(OutcomeStatus, CommandError)> {
-        let queue = command.server.as_ref().and_then(|server| self.queues.get(server))?;
-        let _too_many = queue.push(command.clone()).err()?;
-        let mut error = CommandError::new(ErrorCode::ClientOffline, "too many commands are waiting");
-        error.retryable = true;
-        Some((OutcomeStatus::Refused, error))
+    fn answer(&self, command: &LoggedCommand, verb_text: &str, refusal: &Refusal) -> Answer {
+        let LoggedCommand { id, server, origin, received_at, .. } = command;
+        let (status, error) = refusal;
+        info!(sink = %origin, %id, verb = verb_text, code = ?error.code, error = error.message, "command refused");
+        let now = self.clock.now();
+        let outcome = Outcome {
+            schema: RESULT_SCHEMA,
+            id: id.clone(),
+            verb: verb_text.to_owned(),
+            server: server.clone(),
+            status: *status,
+            time: now,
+            took_ms: now.millis_since(*received_at),
+            results: Vec::new(),
+            error: Some(error.clone()),
+            page: None,
+        };
+        let body = Bytes::from(serde_json::to_vec(&outcome).expect("an outcome is plain JSON"));
+        Answer { status: *status, body }
     }
 
     fn wake_sink(&self) {

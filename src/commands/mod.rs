@@ -17,7 +17,7 @@ mod source;
 mod worker;
 
 pub use intake::{Door, Intake};
-pub use queue::Queue;
+pub use queue::{Job, Queue};
 pub use request::{BODY_BYTES_MAX, Envelope, Request};
 pub use source::{Sources, SourcesSettings};
 pub use worker::{Worker, WorkerParts};

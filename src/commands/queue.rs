@@ -12,8 +12,9 @@ use super::request::{Request, Target, What};
 use crate::model::{CommandId, InfoHash};
 use crate::port::LoggedCommand;
 
-/// More than this many wait for nobody: they are refused.
+/// More than this many, or with more bytes, wait for nobody: they are refused.
 const COMMANDS_MAX: usize = 1000;
+const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Stands beside the command log, which has the same commands on disk.
 #[derive(Default)]
@@ -22,64 +23,64 @@ pub struct Queue {
     pub arrived: Notify,
 }
 
+/// A command, and what it says.
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub command: LoggedCommand,
+    pub request: Request,
+}
+
 struct Open {
-    command: LoggedCommand,
-    claim: Claim,
+    job: Job,
     is_running: bool,
 }
 
 /// Which torrents a command holds while it runs.
-enum Claim {
-    These(Vec<InfoHash>),
+enum Claim<'a> {
+    These(&'a [InfoHash]),
     All,
 }
 
-/// So many commands wait already that no more are taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooMany;
-
 impl Queue {
     /// `open` are the commands that a former life of the bridge did not answer.
-    pub fn new(open: impl IntoIterator<Item = LoggedCommand>) -> Self {
+    pub fn new(open: impl IntoIterator<Item = Job>) -> Self {
         let open = open.into_iter().map(Open::waiting).collect();
         Self { open: Mutex::new(open), arrived: Notify::new() }
     }
 
-    /// # Errors
-    /// Too many wait already.
-    pub fn push(&self, command: LoggedCommand) -> Result<(), TooMany> {
-        {
-            let mut open = self.open();
-            if open.len() >= COMMANDS_MAX {
-                return Err(TooMany);
-            }
-            open.push_back(Open::waiting(command));
-        }
+    /// Whether one more command is taken, with a body of so many bytes.
+    pub fn has_room(&self, body_bytes: usize) -> bool {
+        let open = self.open();
+        let bytes: usize = open.iter().map(|open| open.job.command.body.len()).sum();
+        open.len() < COMMANDS_MAX && bytes + body_bytes <= BODY_BYTES_MAX
+    }
+
+    pub fn push(&self, job: Job) {
+        self.open().push_back(Open::waiting(job));
         self.arrived.notify_one();
-        Ok(())
     }
 
     /// A worker begins: what an earlier one left half done may have reached the client.
     pub fn begin(&self) {
         for open in self.open().iter_mut().filter(|open| open.is_running) {
             open.is_running = false;
-            open.command.is_started = true;
+            open.job.command.is_started = true;
         }
     }
 
     /// The first command that no earlier one, running or waiting, stands in the way of.
-    pub fn next(&self) -> Option<LoggedCommand> {
+    pub fn next(&self) -> Option<Job> {
         let mut open = self.open();
         let mut held: HashSet<InfoHash> = HashSet::new();
         for (place, one) in open.iter_mut().enumerate() {
-            match &one.claim {
+            match claim(&one.job.request) {
                 Claim::All if place > 0 || one.is_running => return None,
                 Claim::These(hashes) if one.is_running || hashes.iter().any(|hash| held.contains(hash)) => {
                     held.extend(hashes);
                 }
                 Claim::All | Claim::These(_) => {
                     one.is_running = true;
-                    return Some(one.command.clone());
+                    return Some(one.job.clone());
                 }
             }
         }
@@ -88,7 +89,7 @@ impl Queue {
 
     /// The command has its result.
     pub fn done(&self, id: &CommandId) {
-        self.open().retain(|open| open.command.id != *id);
+        self.open().retain(|open| open.job.command.id != *id);
     }
 
     fn open(&self) -> MutexGuard<'_, VecDeque<Open>> {
@@ -97,19 +98,16 @@ impl Queue {
 }
 
 impl Open {
-    fn waiting(command: LoggedCommand) -> Self {
-        let claim = claim_of(&command);
-        Self { command, claim, is_running: false }
+    fn waiting(job: Job) -> Self {
+        Self { job, is_running: false }
     }
 }
 
-fn claim_of(command: &LoggedCommand) -> Claim {
-    let nothing = Claim::These(Vec::new());
-    let Some(verb) = command.verb else { return nothing };
-    match Request::parse(verb, command.hash, &command.body) {
-        Ok(Request { what: What::List { .. } | What::Add(_), .. }) | Err(_) => nothing,
-        Ok(Request { target: Target::These(hashes), .. }) => Claim::These(hashes),
-        Ok(Request { target: Target::Matching(_) | Target::Server, .. }) => Claim::All,
+fn claim(request: &Request) -> Claim<'_> {
+    match request {
+        Request { what: What::List { .. } | What::Add(_), .. } => Claim::These(&[]),
+        Request { target: Target::These(hashes), .. } => Claim::These(hashes),
+        Request { target: Target::Matching(_) | Target::Server, .. } => Claim::All,
     }
 }
 
@@ -120,23 +118,26 @@ mod tests {
     use super::*;
     use crate::model::{ServerName, SinkName, Timestamp, Verb};
 
-    fn command(id: &str, verb: Verb, hash: Option<u8>, body: &str) -> LoggedCommand {
-        LoggedCommand {
+    fn command(id: &str, verb: Verb, hash: Option<u8>, body: &str) -> Job {
+        let hash = hash.map(|n| InfoHash::V1([n; 20]));
+        let request = Request::parse(verb, hash, body.as_bytes()).unwrap();
+        let command = LoggedCommand {
             id: CommandId::parse(id).unwrap(),
             server: Some(ServerName::parse("home").unwrap()),
             origin: SinkName::parse("bus").unwrap(),
-            hash: hash.map(|n| InfoHash::V1([n; 20])),
+            hash,
             verb: Some(verb),
             body: Bytes::copy_from_slice(body.as_bytes()),
             received_at: Timestamp::from_millis(0),
             expires_at: Timestamp::from_millis(1),
             reply: None,
             is_started: false,
-        }
+        };
+        Job { command, request }
     }
 
     fn next(queue: &Queue) -> Option<String> {
-        queue.next().map(|command| command.id.to_string())
+        queue.next().map(|job| job.command.id.to_string())
     }
 
     #[test]
@@ -170,17 +171,19 @@ mod tests {
     #[test]
     fn what_ran_when_a_worker_failed_runs_again_and_knows_it() {
         let queue = Queue::new([command("delete", Verb::Delete, Some(1), "")]);
-        assert!(!queue.next().unwrap().is_started);
+        assert!(!queue.next().unwrap().command.is_started);
         queue.begin();
-        assert!(queue.next().unwrap().is_started);
+        assert!(queue.next().unwrap().command.is_started);
     }
 
     #[test]
-    fn a_full_queue_refuses() {
+    fn a_full_queue_has_no_room() {
         let queue = Queue::default();
+        assert!(queue.has_room(BODY_BYTES_MAX) && !queue.has_room(BODY_BYTES_MAX + 1));
         for n in 0..COMMANDS_MAX {
-            queue.push(command(&n.to_string(), Verb::List, None, "")).unwrap();
+            assert!(queue.has_room(0));
+            queue.push(command(&n.to_string(), Verb::List, None, ""));
         }
-        assert!(queue.push(command("one more", Verb::List, None, "")).is_err());
+        assert!(!queue.has_room(0));
     }
 }

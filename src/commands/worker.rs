@@ -12,18 +12,19 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::expect::{Effect, Expectations, Ticket};
-use super::queue::Queue;
-use super::request::{AddRequest, Request, Target, What};
+use super::queue::{Job, Queue};
+use super::request::{Request, Target, What};
 use super::source::Sources;
 use crate::board::Board;
 use crate::model::{
-    Action, CommandError, Details, ErrorCode, InfoHash, Outcome, OutcomeStatus, Page, Parts, RESULT_SCHEMA, Row,
+    Action, Add, CommandError, Details, ErrorCode, InfoHash, Outcome, OutcomeStatus, Page, Parts, RESULT_SCHEMA, Row,
     ServerName, Status, Torrent,
 };
-use crate::port::{Applied, ClientError, Clock, Delivery, LoggedCommand, Store, StoreError, TorrentClient};
+use crate::port::{Answer, Applied, ClientError, Clock, Delivery, LoggedCommand, Store, StoreError, TorrentClient};
+use crate::repeat::until_there_is_room;
 
 /// Commands under way at once.
 const PARALLEL_MAX: usize = 16;
@@ -31,8 +32,6 @@ const PARALLEL_MAX: usize = 16;
 const SHOW_MAX: Duration = Duration::from_secs(15);
 /// How often a worker looks whether an absent client is back.
 const OFFLINE_EACH: Duration = Duration::from_millis(250);
-/// How often it is tried whether the disk has room again.
-const FULL_EACH: Duration = Duration::from_secs(1);
 
 pub struct WorkerParts {
     pub server: ServerName,
@@ -75,6 +74,22 @@ impl Done {
     }
 }
 
+/// Why a client did not take an action.
+enum Asking {
+    Unreachable(CommandError),
+    Refused(CommandError),
+}
+
+impl Asking {
+    fn of(error: ClientError) -> Self {
+        let refusal = command_error(&error);
+        match error {
+            ClientError::Unreachable { .. } => Self::Unreachable(refusal),
+            _ => Self::Refused(refusal),
+        }
+    }
+}
+
 impl Worker {
     /// Carries out commands until `stop`; those under way are dropped then and go on at the next start.
     ///
@@ -86,11 +101,11 @@ impl Worker {
         let mut running = FuturesUnordered::new();
         loop {
             while running.len() < PARALLEL_MAX
-                && let Some(command) = queue.next()
+                && let Some(job) = queue.next()
             {
                 running.push(async move {
-                    let id = command.id.clone();
-                    (id, parts.carry_out(command).await)
+                    let result = parts.carry_out(&job).await;
+                    (job.command.id, result)
                 });
             }
             tokio::select! {
@@ -108,8 +123,8 @@ impl Worker {
 
 impl WorkerParts {
     /// From the log to the result in the log.
-    async fn carry_out(&self, command: LoggedCommand) -> Result<(), StoreError> {
-        let done = self.attempt(&command).await?;
+    async fn carry_out(&self, Job { command, request }: &Job) -> Result<(), StoreError> {
+        let done = self.attempt(command, request).await?;
         let now = self.clock.now();
         let took_ms = now.millis_since(command.received_at);
         let verb = command.verb.map_or("", |verb| verb.as_str());
@@ -137,85 +152,74 @@ impl WorkerParts {
             page,
         };
         let body = Bytes::from(serde_json::to_vec(&outcome).expect("an outcome is plain JSON"));
-        self.finish(&command, status, body).await?;
+        let (server, answer) = (command.server.as_ref(), Answer { status, body });
+        until_there_is_room("a result", || self.store.finish_command(server, &command.id, answer.clone())).await?;
         if let Some(desk) = self.board.desk(&command.origin) {
             desk.answered.notify_one();
         }
         Ok(())
     }
 
-    /// Writes the result down, however long the disk is full.
-    async fn finish(&self, command: &LoggedCommand, status: OutcomeStatus, body: Bytes) -> Result<(), StoreError> {
-        let server = command.server.as_ref();
-        loop {
-            match self.store.finish_command(server, &command.id, status, body.clone()).await {
-                Err(StoreError::Full { reason }) => {
-                    warn!(server = %self.server, id = %command.id, reason, "a result waits for room on the disk");
-                    tokio::time::sleep(FULL_EACH).await;
-                }
-                other => return other,
-            }
-        }
-    }
-
-    /// Notes that it is begun, once there is room for that; `false` if its time is over before.
-    async fn start(&self, command: &LoggedCommand) -> Result<bool, StoreError> {
-        loop {
-            match self.store.start_command(command.server.as_ref(), &command.id).await {
-                Err(StoreError::Full { reason }) => {
-                    warn!(server = %self.server, id = %command.id, reason, "a command waits for room on the disk");
-                }
-                result => return result.map(|()| true),
-            }
-            tokio::time::sleep(FULL_EACH).await;
-            if self.clock.now() >= command.expires_at {
-                return Ok(false);
-            }
-        }
-    }
-
-    async fn attempt(&self, command: &LoggedCommand) -> Result<Done, StoreError> {
-        let request = match command.verb.map(|verb| Request::parse(verb, command.hash, &command.body)) {
-            Some(Ok(request)) => request,
-            Some(Err(error)) => return Ok(Done::failed(error)),
-            None => {
-                let message = "the log of this command cannot be read; send it again under another id";
-                return Ok(Done::failed(CommandError::new(ErrorCode::BadRequest, message)));
-            }
-        };
-        if let What::List { fields, page, page_size } = &request.what {
-            return Ok(self.list(&request.target, fields.as_deref(), *page, *page_size));
-        }
-        if !self.wait_for_client(command).await {
+    async fn attempt(&self, command: &LoggedCommand, request: &Request) -> Result<Done, StoreError> {
+        let expired = || {
             let message = "its time to live was over before it could be done";
             let error = CommandError::new(ErrorCode::ClientOffline, message);
-            return Ok(Done { status: OutcomeStatus::Expired, rows: Vec::new(), error: Some(error), page: None });
-        }
-        if let What::Get(parts) = &request.what {
-            return Ok(self.get(&self.torrents(&request.target), *parts).await);
-        }
-        let actions = match self.actions(&request).await {
-            Ok(actions) => actions,
-            Err(done) => return Ok(*done),
+            Done { status: OutcomeStatus::Expired, rows: Vec::new(), error: Some(error), page: None }
         };
-        if !request.dry_run && !self.start(command).await? {
-            let message = "there was no room on the disk to note that it begins, until its time to live was over";
-            let error = CommandError::new(ErrorCode::ClientOffline, message);
-            return Ok(Done { status: OutcomeStatus::Expired, rows: Vec::new(), error: Some(error), page: None });
+        loop {
+            if !self.wait_for_client(command, request).await {
+                return Ok(expired());
+            }
+            let done = match &request.what {
+                What::List { fields, page, page_size } => {
+                    return Ok(self.list(&request.target, fields.as_deref(), *page, *page_size));
+                }
+                What::Get(parts) => self.get(&self.torrents(&request.target), *parts).await,
+                _ => self.act(command, request).await?,
+            };
+            if let Some(done) = done {
+                return Ok(done);
+            }
+            // Nobody was there after all, and nothing was asked: the watcher will notice, too.
+            self.poke();
+            tokio::time::sleep(OFFLINE_EACH).await;
         }
-        Ok(self.perform(command, &request, actions).await)
     }
 
-    /// Whether the client is there before the command's time is over.
-    async fn wait_for_client(&self, command: &LoggedCommand) -> bool {
+    /// `None` if the client could not be reached and nothing was asked of it.
+    async fn act(&self, command: &LoggedCommand, request: &Request) -> Result<Option<Done>, StoreError> {
+        let actions = match self.actions(request).await {
+            Ok(actions) => actions,
+            Err(error) => return Ok(Some(Done::failed(error))),
+        };
+        if !request.dry_run {
+            let server = command.server.as_ref();
+            until_there_is_room("a command", || self.store.start_command(server, &command.id)).await?;
+        }
+        Ok(self.perform(command, request, actions).await)
+    }
+
+    /// Whether the client is there before the command's time is over. A list is of what was told,
+    /// so for that it need not be there now.
+    async fn wait_for_client(&self, command: &LoggedCommand, request: &Request) -> bool {
+        let is_list = matches!(request.what, What::List { .. });
         loop {
             if self.clock.now() >= command.expires_at {
                 return false;
             }
-            if self.board.read(&self.server, |content| content.poll.is_answering()) == Some(true) {
+            let is_there = self
+                .board
+                .read(&self.server, |content| content.poll.is_answering() || is_list && content.state.is_known);
+            if is_there == Some(true) {
                 return true;
             }
             tokio::time::sleep(OFFLINE_EACH).await;
+        }
+    }
+
+    fn poke(&self) {
+        if let Some(server) = self.board.server(&self.server) {
+            server.poke.notify_one();
         }
     }
 
@@ -234,13 +238,9 @@ impl WorkerParts {
     }
 
     /// What the client is to be asked for, torrent by torrent.
-    async fn actions(&self, request: &Request) -> Result<Vec<Action>, Box<Done>> {
+    async fn actions(&self, request: &Request) -> Result<Vec<Action>, CommandError> {
         if let What::Add(add) = &request.what {
-            return self
-                .add_action(add)
-                .await
-                .map(|action| vec![action])
-                .map_err(|error| Box::new(Done::failed(error)));
+            return Ok(vec![Action::Add(self.sources.resolve(add).await?)]);
         }
         let action = |hash| match &request.what {
             What::Pause => Some(Action::Pause(hash)),
@@ -257,12 +257,10 @@ impl WorkerParts {
         Ok(self.torrents(&request.target).into_iter().filter_map(action).collect())
     }
 
-    async fn add_action(&self, add: &AddRequest) -> Result<Action, CommandError> {
-        self.sources.resolve(add).await.map(Action::Add)
-    }
-
     /// Asks for all, then waits for all: a hundred torrents need no more looks than one.
-    async fn perform(&self, command: &LoggedCommand, request: &Request, actions: Vec<Action>) -> Done {
+    ///
+    /// `None` if the client could not be reached and nothing was asked of it.
+    async fn perform(&self, command: &LoggedCommand, request: &Request, actions: Vec<Action>) -> Option<Done> {
         let mut rows = Vec::with_capacity(actions.len());
         let mut asked: Vec<(InfoHash, bool, Ticket<'_>)> = Vec::new();
         for action in actions {
@@ -275,26 +273,18 @@ impl WorkerParts {
                 rows.push(Row::ok(hash));
                 continue;
             }
-            if matches!(action, Action::Add(_)) && self.is_there(hash).await {
-                rows.push(Row::ok(hash));
-                continue;
-            }
             let ticket = self.expectations.expect(&command.id, hash, effect);
-            match self.client.apply(&action).await {
-                Ok(applied) => {
+            match self.ask(command, &action).await {
+                Ok(Some(applied)) => {
                     ticket.asked();
                     asked.push((hash, applied == Applied::Seen, ticket));
                 }
-                // A delete that a crash interrupted has done its work.
-                Err(ClientError::UnknownHash(_)) if command.is_started && matches!(action, Action::Delete(_)) => {
-                    rows.push(Row::ok(hash));
-                }
-                Err(error) => rows.push(Row::failed(hash, command_error(&error))),
+                Ok(None) => rows.push(Row::ok(hash)),
+                Err(Asking::Unreachable(_)) if rows.is_empty() && asked.is_empty() => return None,
+                Err(Asking::Unreachable(error) | Asking::Refused(error)) => rows.push(Row::failed(hash, error)),
             }
         }
-        if let Some(server) = self.board.server(&self.server) {
-            server.poke.notify_one();
-        }
+        self.poke();
         let is_add = matches!(request.what, What::Add(_));
         let until = Instant::now() + SHOW_MAX;
         for (hash, is_seen, mut ticket) in asked {
@@ -302,7 +292,47 @@ impl WorkerParts {
             rows.push(if is_shown { Row::ok(hash) } else { Row::failed(hash, unconfirmed(is_add)) });
         }
         rows.sort_by_key(|row| row.hash);
-        Done::rows(rows)
+        Some(Done::rows(rows))
+    }
+
+    /// Asks the client for one action. `None`: it is as it should be already.
+    async fn ask(&self, command: &LoggedCommand, action: &Action) -> Result<Option<Applied>, Asking> {
+        if let Action::Add(add) = action
+            && let Some(details) = self.client.get(add.hash, Parts::default()).await.map_err(Asking::of)?
+        {
+            return self.ask_for_rest(command, add, &details).await;
+        }
+        match self.client.apply(action).await {
+            Ok(applied) => Ok(Some(applied)),
+            // A delete that a crash interrupted has done its work.
+            Err(ClientError::UnknownHash(_)) if command.is_started && matches!(action, Action::Delete(_)) => Ok(None),
+            Err(error) => Err(Asking::of(error)),
+        }
+    }
+
+    /// What is to be added is there. If this command has loaded it and was interrupted, the rest is
+    /// done now; a torrent of somebody else is left alone, and only fine if it is as was asked.
+    async fn ask_for_rest(
+        &self,
+        command: &LoggedCommand,
+        add: &Add,
+        details: &Details,
+    ) -> Result<Option<Applied>, Asking> {
+        let (hash, effect) = Effect::of(&Action::Add(add.clone()));
+        if effect.shows(Some(&details.observed)) {
+            return Ok(None);
+        }
+        if !command.is_started {
+            let message = "the torrent is already there, not as this command wants it, and is left alone";
+            return Err(Asking::Refused(CommandError::new(ErrorCode::Precondition, message)));
+        }
+        let label = add.label.clone().map(|label| Action::Label(hash, label));
+        let priority = add.priority.map(|priority| Action::Priority(hash, priority));
+        let start = add.start.then_some(Action::Start(hash));
+        for action in [label, priority, start].into_iter().flatten() {
+            self.client.apply(&action).await.map_err(Asking::of)?;
+        }
+        Ok(Some(Applied::Asked))
     }
 
     /// What the command itself demands of a torrent before anything is asked.
@@ -319,20 +349,18 @@ impl WorkerParts {
         }
     }
 
-    async fn is_there(&self, hash: InfoHash) -> bool {
-        matches!(self.client.get(hash, Parts::default()).await, Ok(Some(_)))
-    }
-
-    async fn get(&self, hashes: &[InfoHash], parts: Parts) -> Done {
+    /// `None` if the client could not be reached.
+    async fn get(&self, hashes: &[InfoHash], parts: Parts) -> Option<Done> {
         let mut rows = Vec::with_capacity(hashes.len());
         for hash in hashes {
             rows.push(match self.client.get(*hash, parts).await {
                 Ok(Some(details)) => self.detailed_row(*hash, details),
                 Ok(None) => Row::failed(*hash, command_error(&ClientError::UnknownHash(*hash))),
+                Err(ClientError::Unreachable { .. }) if rows.is_empty() => return None,
                 Err(error) => Row::failed(*hash, command_error(&error)),
             });
         }
-        Done::rows(rows)
+        Some(Done::rows(rows))
     }
 
     fn detailed_row(&self, hash: InfoHash, details: Details) -> Row {

@@ -173,10 +173,17 @@ pub(super) fn config(root: Table<'_>) -> Config {
         names.extend(name.clone());
         servers.extend(name.zip(server(table)));
     }
-    let mut brokers = BTreeMap::new();
+    let mut brokers: BTreeMap<SinkName, Broker> = BTreeMap::new();
     for (name, table) in root.named("brokers") {
         let name = SinkName::parse(&name).map_err(|error| table.fault_here(told(&error))).ok();
-        brokers.extend(name.zip(broker(table, &names)));
+        let Some((name, broker)) = name.zip(broker(table, &names)) else { continue };
+        let is_same = |one: &Broker| (&one.url, &one.prefix) == (&broker.url, &broker.prefix);
+        if let Some((other, _)) = brokers.iter().find(|(_, one)| is_same(one)) {
+            let wrong =
+                format!("{name} and {other} are the same broker with the same prefix: each would speak for the other");
+            root.fault("brokers", Fault::new(wrong, "one table for each broker and prefix"));
+        }
+        brokers.insert(name, broker);
     }
     for (_, table) in root.named("webhooks") {
         table.fault_here(Fault::new("webhooks are not in this version yet", "leave this table out"));

@@ -23,6 +23,8 @@ pub enum Known {
     /// There is none for it.
     Nothing,
     Picture(Arc<Torrent>),
+    /// What is told: the state alone is to be said again.
+    Present,
     /// What it knew is forgotten: the bridge was started anew.
     Forgotten,
 }
@@ -50,6 +52,9 @@ impl DirtySet {
     pub fn mark(&mut self, hash: InfoHash, known: Known, not_before: Seq) {
         match self.owed.get_mut(&hash) {
             Some(owed) => {
+                if owed.known == Known::Present {
+                    owed.known = known;
+                }
                 let is_ready = self.ready.remove(&(owed.not_before, hash));
                 owed.not_before = owed.not_before.max(not_before);
                 owed.is_stale = owed.under_way.is_some();
@@ -76,12 +81,14 @@ impl DirtySet {
         self.owed.contains_key(hash)
     }
 
-    /// The next torrent whose state may go, with what the sink knows of it.
+    /// The next torrent whose state may go.
+    pub fn peek(&self, cursor: Seq) -> Option<InfoHash> {
+        self.ready.first().filter(|(not_before, _)| *not_before <= cursor).map(|(_, hash)| *hash)
+    }
+
+    /// Takes the next torrent whose state may go, with what the sink knows of it.
     pub fn next(&mut self, cursor: Seq) -> Option<(InfoHash, Known)> {
-        let (not_before, hash) = *self.ready.first()?;
-        if not_before > cursor {
-            return None;
-        }
+        let hash = self.peek(cursor)?;
         self.ready.pop_first();
         let known = self.owed.get(&hash).map(|owed| owed.known.clone())?;
         Some((hash, known))
@@ -151,6 +158,15 @@ mod tests {
         assert_eq!(dirty.next(Seq(4)).unwrap().0, hash(2));
         assert_eq!(dirty.next(Seq(4)), None);
         assert_eq!(dirty.next(Seq(5)).unwrap().0, hash(1));
+    }
+
+    #[test]
+    fn a_state_that_is_only_said_again_becomes_an_update_when_it_changes() {
+        let mut dirty = DirtySet::default();
+        dirty.mark(hash(1), Known::Present, Seq(0));
+        dirty.mark(hash(1), Known::Forgotten, Seq(0));
+        dirty.mark(hash(1), Known::Present, Seq(0));
+        assert_eq!(dirty.next(Seq(0)), Some((hash(1), Known::Forgotten)));
     }
 
     #[test]

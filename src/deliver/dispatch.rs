@@ -1,51 +1,55 @@
 //! The dispatcher: everything that one sink is owed, sent until it is taken.
 //!
 //! ```text
-//! connect ──► say what is kept (status, info, stats) ──► results, journal, states, side messages ─┐
+//! connect ──► say what is kept (status, info, stats) ──► results, journal, side messages, states ─┐
 //!    ▲                                                                                            │
 //!    └──────────── any failure: everything unacknowledged is owed again, backoff ◄────────────────┘
 //! ```
 //!
 //! One connection lives inside one future ([`Dispatcher::serve`]), polled beside the link's own
-//! `drive`. When the link dies the verdicts that came before are taken in, and the rest is owed again:
-//! [`Dispatcher::go_back`] forgets it, cursors move on acknowledgement alone, and a name is in the
-//! registry before anything is sent under it.
+//! `drive`. When the link dies that future reads what has already become of its deliveries, and is
+//! dropped. That is safe: what it leaves behind is only what [`Dispatcher::go_back`] forgets, cursors
+//! move on acknowledgement alone, and a name is in the registry before anything is sent under it.
+//!
+//! A disk without room stops nothing here: what cannot be noted now is noted later.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, FutureExt as _};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::backoff::Backoff;
 use super::dirty::{DirtySet, Known};
 use super::lane::Lane;
+use super::registry::Registry;
 use super::retention::{Kept, Retain};
-use crate::board::{Board, Desk};
-use crate::model::{
-    Cause, Changes, EVENT_SCHEMA, Entity, Entry, Event, EventId, InfoHash, Kind, Rev, Seq, ServerName, SinkName,
-    Torrent,
-};
-use crate::port::{Clock, Connected, DeliverError, Delivery, Link, Progress, Sink, Store, StoreError};
+use crate::board::{Board, Desk, Tray};
+use crate::model::{CommandError, Entry, ErrorCode, InfoHash, Kind, OutcomeStatus, Rev, ServerName, SinkName, Torrent};
+use crate::port::{Clock, Connected, DeliverError, Delivery, Link, Progress, Sink, Store, StoreError, UnsentResult};
 use crate::repeat::Repeat;
 
-/// Entries read from the journal at once.
-const READ_MAX: u16 = 256;
-/// Results read from the command log at once.
-const RESULTS_MAX: u16 = 64;
-/// Cursors are noted at this distance, or after so many events: after a crash so much may come twice.
+/// Cursors are noted at this distance: after a crash so much may come twice.
 const SETTLE_EACH: Duration = Duration::from_secs(1);
-const SETTLE_AFTER: u32 = 100;
 const HEALTH_EACH: Duration = Duration::from_secs(30);
 /// Which states are kept is chosen anew at this distance.
 const CHOOSE_EACH: Duration = Duration::from_secs(60);
 /// How long a stopping bridge goes on delivering.
 const FLUSH_MAX: Duration = Duration::from_secs(5);
+/// How long a connection that is over may take to say what became of its deliveries.
+const LAST_WORDS_MAX: Duration = Duration::from_millis(250);
+/// A connection that stood so long was a good one: the next attempt comes soon.
+const GOOD_AFTER: Duration = Duration::from_secs(10);
+/// While a person is needed (no room for dead letters), a sink is tried this seldom.
+const HELPLESS_RETRY: Duration = Duration::from_secs(30);
+/// Side messages that wait for a slow link; the oldest go first.
+const ASIDE_MAX: usize = 1024;
 
 pub struct DispatcherSettings {
     pub name: SinkName,
@@ -60,57 +64,60 @@ pub trait Reporter: Send + Sync {
     fn health(&self) -> Bytes;
 }
 
+/// What a dispatcher works with.
+pub struct DispatcherParts {
+    pub settings: DispatcherSettings,
+    pub sink: Arc<dyn Sink>,
+    pub store: Arc<dyn Store>,
+    pub board: Arc<Board>,
+    pub desk: Arc<Desk>,
+    pub clock: Arc<dyn Clock>,
+    pub reporter: Arc<dyn Reporter>,
+}
+
 pub struct Dispatcher {
-    settings: DispatcherSettings,
-    sink: Arc<dyn Sink>,
-    store: Arc<dyn Store>,
-    board: Arc<Board>,
-    desk: Arc<Desk>,
-    clock: Arc<dyn Clock>,
-    reporter: Arc<dyn Reporter>,
-    lanes: BTreeMap<ServerName, ServerLane>,
-    registry: HashSet<String>,
-    aside: VecDeque<Delivery>,
-    /// Names whose clearing is under way, unless something is kept there again.
-    clearing: HashSet<String>,
-    results_under_way: HashSet<i64>,
-    /// What is done and could not be noted for want of room on the disk; tried again each second.
-    unwritten: VecDeque<Note>,
-    has_said_info: bool,
+    pub(super) parts: DispatcherParts,
+    pub(super) lanes: BTreeMap<ServerName, ServerLane>,
+    pub(super) registry: Registry,
+    pub(super) aside: VecDeque<Delivery>,
+    /// Not to be read from the store again.
+    pub(super) results_under_way: HashSet<i64>,
+    /// Short results in place of those that the sink would not take.
+    pub(super) substitutes: Vec<UnsentResult>,
+    /// Taken by the sink, which could not be written down yet.
+    unnoted_results: BTreeSet<i64>,
+    /// In the registry, and not written down yet.
+    unnoted_names: Vec<String>,
+    pub(super) owes_info: bool,
+    pub(super) owes_health: bool,
     /// The cursors have moved since they were noted.
-    is_unsettled: bool,
-    /// Events settled since then.
-    settled: u32,
+    pub(super) is_unsettled: bool,
+    /// Where a wait gets its random part from, in 0..1.
+    jitter: Box<dyn FnMut() -> f64 + Send + Sync>,
 }
 
 /// What one server owes to the sink.
-struct ServerLane {
-    lane: Lane,
-    dirty: DirtySet,
-    kept: Kept,
+pub(super) struct ServerLane {
+    pub lane: Lane,
+    pub dirty: DirtySet,
+    pub kept: Kept,
     sent_rev: Rev,
     /// What was said on this connection.
-    said_online: Option<bool>,
-    said_stats: Bytes,
+    pub said_online: Option<bool>,
+    pub said_stats: Bytes,
 }
 
 /// What a delivery was, for when it has arrived.
-enum Sent {
+pub(super) enum Sent {
     Entry(Box<Entry>),
     State { server: ServerName, hash: InfoHash },
     Cleared { name: String },
-    Result { number: i64 },
+    Result { result: Box<UnsentResult>, is_substitute: bool },
     Other,
 }
 
-/// What the end of a delivery means to the store.
-enum Note {
-    Bury { entry: Box<Entry>, reason: String },
-    ResultSent { number: i64 },
-}
-
 type Arrival = (Sent, Result<(), DeliverError>);
-type UnderWay = FuturesUnordered<BoxFuture<'static, Arrival>>;
+pub(super) type UnderWay = FuturesUnordered<BoxFuture<'static, Arrival>>;
 
 /// Why serving a link ended.
 enum End {
@@ -119,54 +126,61 @@ enum End {
     Failed(DeliverError),
 }
 
+/// Notes where a sink begins with servers that are new to it: with the present.
+///
+/// To be called before the first event of this life, so that neither a crash nor a slow start makes
+/// an old sink a new one.
+pub async fn note_start(
+    store: &dyn Store,
+    board: &Board,
+    sink: &SinkName,
+    servers: &[ServerName],
+) -> Result<(), StoreError> {
+    let noted = store.progress(sink).await?;
+    let is_new = |server: &&ServerName| !noted.contains_key(*server);
+    let begun: BTreeMap<ServerName, Progress> =
+        servers.iter().filter(is_new).map(|server| (server.clone(), present(board, server))).collect();
+    if begun.is_empty() { Ok(()) } else { store.settle(sink, begun).await }
+}
+
+fn present(board: &Board, server: &ServerName) -> Progress {
+    let read = board.read(server, |content| Progress {
+        cursor: content.last_seq,
+        sent_rev: content.told.values().map(|told| told.rev).max().unwrap_or_default(),
+    });
+    read.unwrap_or_default()
+}
+
 impl Dispatcher {
-    /// Reads how far the sink has got. A server that is new to it begins with the present.
-    #[allow(clippy::too_many_arguments)] // composition happens once, in app
-    pub async fn new(
-        settings: DispatcherSettings,
-        sink: Arc<dyn Sink>,
-        store: Arc<dyn Store>,
-        board: Arc<Board>,
-        desk: Arc<Desk>,
-        clock: Arc<dyn Clock>,
-        reporter: Arc<dyn Reporter>,
-    ) -> Result<Self, StoreError> {
+    /// Reads how far the sink has got; see [`note_start`].
+    pub async fn new(parts: DispatcherParts) -> Result<Self, StoreError> {
+        let DispatcherParts { settings, store, board, .. } = &parts;
         let noted = store.progress(&settings.name).await?;
-        let mut lanes = BTreeMap::new();
-        let mut begun = BTreeMap::new();
-        for server in &settings.servers {
-            let (last_seq, newest) = board
-                .read(server, |content| {
-                    (content.last_seq, content.told.values().map(|told| told.rev).max().unwrap_or_default())
-                })
-                .unwrap_or_default();
-            let progress = *noted.get(server).unwrap_or(&Progress { cursor: last_seq, sent_rev: newest });
-            begun.insert(server.clone(), progress);
-            lanes.insert(server.clone(), ServerLane::new(progress));
-        }
-        // Noted before the first event, so that a crash does not make an old sink a new one.
-        store.settle(&settings.name, begun).await?;
-        let registry = store.registry(&settings.name).await?.into_iter().collect();
+        let progress = |server: &ServerName| *noted.get(server).unwrap_or(&present(board, server));
+        let lanes = settings.servers.iter().map(|server| (server.clone(), ServerLane::new(progress(server))));
+        let lanes = lanes.collect();
+        let registry = Registry::new(store.registry(&settings.name).await?);
         let mut dispatcher = Self {
-            settings,
-            sink,
-            store,
-            board,
-            desk,
-            clock,
-            reporter,
+            parts,
             lanes,
             registry,
             aside: VecDeque::new(),
-            clearing: HashSet::new(),
             results_under_way: HashSet::new(),
-            unwritten: VecDeque::new(),
-            has_said_info: false,
+            substitutes: Vec::new(),
+            unnoted_results: BTreeSet::new(),
+            unnoted_names: Vec::new(),
+            owes_info: false,
+            owes_health: false,
             is_unsettled: false,
-            settled: 0,
+            jitter: Box::new(rand::random),
         };
         dispatcher.mark_unsent();
         Ok(dispatcher)
+    }
+
+    /// For a run that can be repeated: waits take their random part, in 0..1, from here.
+    pub fn with_jitter(self, jitter: impl FnMut() -> f64 + Send + Sync + 'static) -> Self {
+        Self { jitter: Box::new(jitter), ..self }
     }
 
     /// Delivers until `stop`, then flushes for a few seconds and says goodbye.
@@ -176,26 +190,22 @@ impl Dispatcher {
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), StoreError> {
         let mut backoff = Backoff::default();
         let mut repeat = Repeat::default();
-        let name = self.settings.name.clone();
+        // Before the first connection: a broker may have to speak in our place at any time.
+        self.register(self.parts.sink.own_names()).await?;
         while !stop.is_cancelled() {
             let attempt = tokio::select! {
+                biased;
                 () = stop.cancelled() => break,
-                attempt = self.sink.connect() => attempt,
+                attempt = self.parts.sink.connect() => attempt,
             };
             let failure = match attempt {
                 Ok(connected) => {
-                    if let Some(failures) = repeat.ended() {
-                        info!(sink = %name, failures, "connected again");
-                    }
                     let since = Instant::now();
-                    self.desk.report(|report| {
-                        report.is_connected = true;
-                        report.failure = None;
-                    });
+                    self.say_connected(repeat.ended());
                     let end = self.live(connected, &stop).await?;
-                    self.go_back();
                     self.note_progress().await?;
-                    if since.elapsed() > Duration::from_secs(10) {
+                    self.go_back();
+                    if since.elapsed() > GOOD_AFTER {
                         backoff.reset();
                     }
                     match end {
@@ -208,9 +218,9 @@ impl Dispatcher {
             if !stop.is_cancelled()
                 && let Some(times) = repeat.failed()
             {
-                warn!(sink = %name, times, error = %failure, "not connected, trying on");
+                warn!(sink = %self.parts.settings.name, times, error = %failure, "not connected, trying on");
             }
-            self.desk.report(|report| {
+            self.parts.desk.report(|report| {
                 report.is_connected = false;
                 report.failure = Some(failure.to_string());
             });
@@ -218,11 +228,21 @@ impl Dispatcher {
                 DeliverError::Unavailable { retry_after, .. } => retry_after.unwrap_or_default(),
                 DeliverError::Rejected { .. } => Duration::ZERO,
             };
-            let wait = backoff.next(rand::random()).max(asked);
+            let wait = backoff.next((self.jitter)()).max(asked);
             self.wait(wait, &stop).await;
         }
-        self.desk.report(|report| report.is_connected = false);
+        self.parts.desk.report(|report| report.is_connected = false);
         self.note_progress().await
+    }
+
+    fn say_connected(&self, failures: Option<u32>) {
+        if let Some(failures) = failures {
+            info!(sink = %self.parts.settings.name, failures, "connected again");
+        }
+        self.parts.desk.report(|report| {
+            report.is_connected = true;
+            report.failure = None;
+        });
     }
 
     /// Waits, and takes in meanwhile what is laid on the desk.
@@ -230,9 +250,10 @@ impl Dispatcher {
         let until = Instant::now() + wait;
         loop {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep_until(until) => return,
-                () = self.desk.laid.notified() => {}
+                () = self.parts.desk.laid.notified() => {}
             }
             self.collect();
             self.aside.clear();
@@ -240,28 +261,23 @@ impl Dispatcher {
         }
     }
 
+    /// Runs one connection to its end.
     async fn live(&mut self, connected: Connected, stop: &CancellationToken) -> Result<End, StoreError> {
         let Connected { link, mut drive } = connected;
-        let over = CancellationToken::new();
-        let mut serve = std::pin::pin!(self.serve(link, stop, &over));
+        let mut serve = std::pin::pin!(self.serve(link, stop));
         let failure = tokio::select! {
+            biased;
             failure = &mut drive => failure,
             end = &mut serve => return end,
         };
-        over.cancel();
-        match serve.await? {
-            End::Stopped => Ok(End::Stopped),
-            End::Failed(_) => Ok(End::Failed(failure)),
+        match timeout(LAST_WORDS_MAX, serve).await {
+            Ok(end) => end,
+            Err(_) => Ok(End::Failed(failure)),
         }
     }
 
-    /// Serves one link until it is over; see the module's words on that.
-    async fn serve(
-        &mut self,
-        mut link: Box<dyn Link>,
-        stop: &CancellationToken,
-        over: &CancellationToken,
-    ) -> Result<End, StoreError> {
+    /// Serves one link. Dropped when the link is over; see the module's words on that.
+    async fn serve(&mut self, mut link: Box<dyn Link>, stop: &CancellationToken) -> Result<End, StoreError> {
         self.begin_link().await?;
         let mut under_way = UnderWay::new();
         let mut settle_beat = beat(SETTLE_EACH);
@@ -281,131 +297,257 @@ impl Dispatcher {
                     Err(failure) => End::Failed(failure),
                 });
             }
+            // What is rare comes first, so that a fast sink cannot keep it waiting.
             tokio::select! {
-                Some((sent, result)) = under_way.next(), if !under_way.is_empty() => {
-                    if let Err(failure) = self.arrived(sent, result).await? {
-                        self.take_last_verdicts(&mut under_way).await?;
-                        return Ok(End::Failed(failure));
-                    }
-                    if self.settled >= SETTLE_AFTER {
-                        self.note_progress().await?;
-                    }
-                }
-                () = over.cancelled() => {
-                    self.take_last_verdicts(&mut under_way).await?;
-                    return Ok(End::Failed(DeliverError::unavailable("the connection is over")));
-                }
-                () = self.desk.laid.notified() => {}
-                () = self.desk.answered.notified() => may_have_results = true,
-                _ = settle_beat.tick() => {
-                    self.write_notes().await?;
-                    self.note_progress().await?;
-                }
-                _ = health_beat.tick() => self.aside.push_back(Delivery::Health { body: self.reporter.health() }),
+                biased;
+                _ = settle_beat.tick() => self.note_progress().await?,
+                _ = health_beat.tick() => self.owes_health = true,
                 _ = choose_beat.tick() => self.choose_kept(),
                 () = stop.cancelled(), if flush_until.is_none() => flush_until = Some(Instant::now() + FLUSH_MAX),
                 () = tokio::time::sleep_until(flush_until.unwrap_or_else(Instant::now)), if flush_until.is_some() => {}
+                () = self.parts.desk.laid.notified() => {}
+                () = self.parts.desk.answered.notified() => may_have_results = true,
+                Some(arrival) = under_way.next(), if !under_way.is_empty() => {
+                    if let Err(failure) = self.arrivals(arrival, &mut under_way).await? {
+                        return Ok(End::Failed(failure));
+                    }
+                }
             }
         }
     }
 
-    /// What the far side has said before the link was over counts, above all a refusal: one that is not
-    /// noted would be the end of the next link, too.
-    async fn take_last_verdicts(&mut self, under_way: &mut UnderWay) -> Result<(), StoreError> {
-        while let Some(Some((sent, result))) = under_way.next().now_or_never() {
-            if matches!(result, Ok(()) | Err(DeliverError::Rejected { .. })) {
-                drop(self.arrived(sent, result).await?);
+    /// Deals with an arrival and all others that are in already; the inner error ends the link.
+    async fn arrivals(
+        &mut self,
+        first: Arrival,
+        under_way: &mut UnderWay,
+    ) -> Result<Result<(), DeliverError>, StoreError> {
+        // An entry's own change may still lie there, and has to be owed before the entry is settled.
+        self.collect();
+        let mut outcome = Ok(());
+        let mut next = Some(first);
+        while let Some((sent, result)) = next {
+            // One that failed with its link must not hide another that was taken or rejected.
+            if let Err(failure) = self.arrived(sent, result).await? {
+                outcome = Err(failure);
+            }
+            next = under_way.next().now_or_never().flatten();
+        }
+        Ok(outcome)
+    }
+
+    async fn arrived(
+        &mut self,
+        sent: Sent,
+        result: Result<(), DeliverError>,
+    ) -> Result<Result<(), DeliverError>, StoreError> {
+        let rejected = match result {
+            Ok(()) => None,
+            Err(DeliverError::Rejected { reason }) => Some(reason),
+            Err(failure) => return Ok(Err(failure)),
+        };
+        self.parts.desk.report(|report| match &rejected {
+            None => report.delivered += 1,
+            Some(_) => report.rejected += 1,
+        });
+        let sink = self.parts.settings.name.clone();
+        match sent {
+            Sent::Entry(entry) => return self.entry_arrived(*entry, rejected).await,
+            Sent::State { server, hash } => {
+                if let Some(reason) = &rejected {
+                    warn!(%sink, %server, %hash, reason, "a state was rejected");
+                }
+                if let Some(owed) = self.lanes.get_mut(&server) {
+                    owed.dirty.settled(hash);
+                    self.is_unsettled = true;
+                }
+            }
+            Sent::Cleared { name } => {
+                if let Some(reason) = &rejected {
+                    warn!(%sink, reason, "a kept message could not be cleared");
+                }
+                self.registry.cleared(name);
+                self.note_names().await?;
+            }
+            Sent::Result { result, is_substitute } => {
+                self.result_arrived(*result, rejected, is_substitute).await?;
+            }
+            Sent::Other => {
+                if let Some(reason) = &rejected {
+                    warn!(%sink, reason, "a message was rejected");
+                }
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// A rejected entry is put aside before the lane goes on; without room for that the sink waits.
+    async fn entry_arrived(
+        &mut self,
+        entry: Entry,
+        rejected: Option<String>,
+    ) -> Result<Result<(), DeliverError>, StoreError> {
+        let sink = &self.parts.settings.name;
+        let Some(reason) = rejected else {
+            self.learn_from(&entry);
+            self.settle_entry(&entry);
+            return Ok(Ok(()));
+        };
+        warn!(%sink, id = %entry.id, reason, "an event was rejected and is put aside");
+        match self.parts.store.bury(sink, &entry, &reason).await {
+            Ok(()) => {
+                self.settle_entry(&entry);
+                Ok(Ok(()))
+            }
+            Err(StoreError::Full { reason }) => {
+                let reason = format!("a rejected event cannot be put aside: {reason}");
+                Ok(Err(DeliverError::Unavailable { reason, retry_after: Some(HELPLESS_RETRY) }))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A result that the sink will not take is replaced, once, by a short one that says so.
+    async fn result_arrived(
+        &mut self,
+        result: UnsentResult,
+        rejected: Option<String>,
+        is_substitute: bool,
+    ) -> Result<(), StoreError> {
+        let sink = &self.parts.settings.name;
+        if let Some(reason) = rejected {
+            warn!(%sink, reason, "a result was rejected");
+            if !is_substitute && let Some(body) = too_large(&result.body, &reason) {
+                self.substitutes.push(UnsentResult { body, ..result });
+                return Ok(());
+            }
+        }
+        self.unnoted_results.insert(result.number);
+        self.note_results().await?;
+        self.parts.desk.answered.notify_one();
+        Ok(())
+    }
+
+    /// Without room a state is sent all the same, and its name is noted later.
+    async fn note_names(&mut self) -> Result<(), StoreError> {
+        let (sink, store) = (&self.parts.settings.name, &self.parts.store);
+        if !self.unnoted_names.is_empty() {
+            let written = store.register(sink, self.unnoted_names.clone()).await;
+            if self.unless_full(written)?.is_some() {
+                self.unnoted_names.clear();
+            }
+        }
+        let names = self.registry.to_cross_out();
+        if !names.is_empty() {
+            let written = store.unregister(sink, names).await;
+            if self.unless_full(written)?.is_some() {
+                self.registry.crossed_out();
             }
         }
         Ok(())
     }
 
-    /// Everything that is kept is said again: a broker that came back may have forgotten it, or an
-    /// older copy of it may have come back with the broker.
-    async fn begin_link(&mut self) -> Result<(), StoreError> {
-        self.collect();
+    async fn note_results(&mut self) -> Result<(), StoreError> {
+        while let Some(number) = self.unnoted_results.first().copied() {
+            if self.unless_full(self.parts.store.result_sent(number).await)?.is_none() {
+                return Ok(());
+            }
+            self.unnoted_results.pop_first();
+            self.results_under_way.remove(&number);
+        }
+        Ok(())
+    }
+
+    /// The lane goes on behind the entry.
+    pub(super) fn settle_entry(&mut self, entry: &Entry) {
+        self.is_unsettled = true;
+        if let Some(owed) = self.lanes.get_mut(&entry.server) {
+            owed.lane.settle(entry.seq);
+        }
+    }
+
+    /// The sink has the entry: what it knows of the torrent moves on.
+    fn learn_from(&mut self, entry: &Entry) {
+        let Some(owed) = self.lanes.get_mut(&entry.server) else { return };
+        let Some(hash) = entry.hash.filter(|hash| owed.dirty.owes(hash)) else { return };
+        let told = self.parts.board.read(&entry.server, |content| content.told.get(&hash).cloned()).flatten();
+        let known = match told {
+            _ if entry.kind == Kind::Removed => Known::Nothing,
+            Some(told) if told.rev == entry.rev => Known::Picture(told.torrent),
+            _ => picture_in(entry).map_or(Known::Forgotten, Known::Picture),
+        };
+        owed.dirty.learned(hash, known);
+    }
+
+    /// Writes names down that are not in the registry yet.
+    pub(super) async fn register(&mut self, names: Vec<String>) -> Result<(), StoreError> {
+        let unknown = self.registry.unknown(names);
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        self.registry.add(unknown.clone());
+        self.unnoted_names.extend(unknown);
+        self.note_names().await
+    }
+
+    /// `None` if there is no room to write it down now.
+    fn unless_full<T>(&self, result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+        match result {
+            Ok(done) => Ok(Some(done)),
+            Err(StoreError::Full { reason }) => {
+                debug!(sink = %self.parts.settings.name, reason, "a note has to wait for room");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The link is over: what is not settled is owed again.
+    fn go_back(&mut self) {
+        for owed in self.lanes.values_mut() {
+            owed.lane.go_back();
+            owed.dirty.go_back();
+        }
         self.aside.clear();
-        self.has_said_info = false;
-        let now = self.clock.now();
+        self.registry.go_back();
+        self.substitutes.clear();
+        self.results_under_way = self.unnoted_results.iter().copied().collect();
+    }
+
+    async fn note_progress(&mut self) -> Result<(), StoreError> {
+        self.note_names().await?;
+        self.note_results().await?;
+        if !self.is_unsettled {
+            return Ok(());
+        }
+        // A change that still lies on the desk is not sent, however empty the dirty set.
+        self.collect();
+        let mut progress = BTreeMap::new();
         for (server, owed) in &mut self.lanes {
-            owed.said_online = None;
-            owed.said_stats = Bytes::new();
-            self.board.read(server, |content| {
-                owed.kept = Kept::choose(&content.told, self.settings.retain, now);
-                for (hash, told) in content.told.iter().filter(|(hash, _)| owed.kept.contains(hash)) {
-                    let known = Known::Picture(Arc::clone(&told.torrent));
-                    if !owed.dirty.owes(hash) {
-                        owed.dirty.mark(*hash, known, told.last_seq);
-                    }
-                }
-            });
+            if owed.dirty.is_empty() {
+                owed.sent_rev = present(&self.parts.board, server).sent_rev.max(owed.sent_rev);
+            }
+            progress.insert(server.clone(), Progress { cursor: owed.lane.cursor(), sent_rev: owed.sent_rev });
         }
-        self.clear_leftovers();
-        let names = self.names_of_kept();
-        self.register(names).await
-    }
-
-    /// What the registry has and nobody wants any more is taken back.
-    fn clear_leftovers(&mut self) {
-        let mut wanted: HashSet<String> = self.names_of_kept().into_iter().collect();
-        wanted.extend(self.lanes.keys().flat_map(|server| {
-            let status = Delivery::ServerStatus { server: server.clone(), is_online: false };
-            let stats = Delivery::Stats { server: server.clone(), body: Bytes::new() };
-            [self.sink.kept_as(&status), self.sink.kept_as(&stats)].into_iter().flatten()
-        }));
-        let leftovers = self.registry.iter().filter(|name| !wanted.contains(*name) && !self.sink.is_own(name));
-        self.aside.extend(leftovers.map(|name| Delivery::Clear { name: name.clone() }));
-    }
-
-    fn names_of_kept(&self) -> Vec<String> {
-        let mut names = Vec::new();
-        for (server, owed) in &self.lanes {
-            self.board.read(server, |content| {
-                let kept = content.told.keys().filter(|hash| owed.kept.contains(hash));
-                names.extend(kept.filter_map(|hash| self.name_of_state(server, *hash)));
-            });
-        }
-        names
-    }
-
-    fn name_of_state(&self, server: &ServerName, hash: InfoHash) -> Option<String> {
-        self.sink.kept_as(&Delivery::State { server: server.clone(), hash, body: Bytes::new(), keep: true })
-    }
-
-    /// Chooses anew which states are kept; those that came in or fell out are owed.
-    fn choose_kept(&mut self) {
-        let now = self.clock.now();
-        for (server, owed) in &mut self.lanes {
-            self.board.read(server, |content| {
-                let kept = Kept::choose(&content.told, self.settings.retain, now);
-                if kept == owed.kept {
-                    return;
-                }
-                let before = std::mem::replace(&mut owed.kept, kept);
-                for (hash, told) in &content.told {
-                    if owed.kept.contains(hash) != before.contains(hash) && !owed.dirty.owes(hash) {
-                        owed.dirty.mark(*hash, Known::Picture(Arc::clone(&told.torrent)), told.last_seq);
-                    }
-                }
-            });
-        }
-    }
-
-    /// After a start: what was told after the last note may never have arrived.
-    fn mark_unsent(&mut self) {
-        for (server, owed) in &mut self.lanes {
-            self.board.read(server, |content| {
-                for (hash, told) in content.told.iter().filter(|(_, told)| told.rev > owed.sent_rev) {
-                    owed.dirty.mark(*hash, Known::Forgotten, told.last_seq);
-                }
-            });
-        }
+        let noted = self.parts.store.settle(&self.parts.settings.name, progress).await;
+        self.is_unsettled = self.unless_full(noted)?.is_none();
+        Ok(())
     }
 
     /// Takes in what lies on the desk.
     fn collect(&mut self) {
-        let tray = self.desk.take();
-        self.aside.extend(tray.aside);
+        let tray = self.parts.desk.take();
+        self.take_in(tray);
+    }
+
+    pub(super) fn take_in(&mut self, tray: Tray) {
+        let of_ours = tray.aside.into_iter().filter(|delivery| match delivery {
+            Delivery::Files { server, .. } => self.lanes.contains_key(server),
+            _ => true,
+        });
+        self.aside.extend(of_ours);
+        let excess = self.aside.len().saturating_sub(ASIDE_MAX);
+        self.aside.drain(..excess);
         let mut has_other_torrents = false;
         for (server, changed) in tray.changed {
             let Some(owed) = self.lanes.get_mut(&server) else { continue };
@@ -420,321 +562,14 @@ impl Dispatcher {
         }
     }
 
-    /// Fills the window of the link with what is owed, most urgent first.
-    async fn fill(
-        &mut self,
-        link: &mut dyn Link,
-        under_way: &mut UnderWay,
-        may_have_results: &mut bool,
-    ) -> Result<(), StoreError> {
-        loop {
-            let free = link.depth().saturating_sub(under_way.len());
-            let mut batch = Vec::new();
-            self.pick_status(free, &mut batch);
-            if batch.len() < free && std::mem::take(may_have_results) {
-                self.pick_results(free, &mut batch).await?;
-            }
-            self.pick_entries(free, &mut batch).await?;
-            self.pick_states(free, &mut batch);
-            while batch.len() < free
-                && let Some(delivery) = self.aside.pop_front()
-            {
-                batch.push(match delivery {
-                    Delivery::Clear { name } => self.clear(name),
-                    delivery => (delivery, Sent::Other),
-                });
-            }
-            if batch.is_empty() {
-                return Ok(());
-            }
-            let names = batch.iter().filter_map(|(delivery, _)| self.sink.kept_as(delivery)).collect();
-            self.register(names).await?;
-            for (delivery, sent) in batch {
-                let arrival = link.send(delivery);
-                under_way.push(Box::pin(async move { (sent, arrival.await) }));
-            }
-        }
-    }
-
-    fn pick_status(&mut self, free: usize, batch: &mut Vec<(Delivery, Sent)>) {
-        if free > 0 && !std::mem::replace(&mut self.has_said_info, true) {
-            batch.push((Delivery::Info { body: self.reporter.info() }, Sent::Other));
-        }
-        for (server, owed) in &mut self.lanes {
-            let Some((is_online, stats)) =
-                self.board.read(server, |content| (content.state.is_online, content.stats_body.clone()))
-            else {
-                continue;
-            };
-            if batch.len() < free && owed.said_online != Some(is_online) {
-                owed.said_online = Some(is_online);
-                batch.push((Delivery::ServerStatus { server: server.clone(), is_online }, Sent::Other));
-            }
-            if batch.len() < free && !stats.is_empty() && owed.said_stats != stats {
-                owed.said_stats = stats.clone();
-                batch.push((Delivery::Stats { server: server.clone(), body: stats }, Sent::Other));
-            }
-        }
-    }
-
-    /// Results that are written down and not under way.
-    async fn pick_results(&mut self, free: usize, batch: &mut Vec<(Delivery, Sent)>) -> Result<(), StoreError> {
-        for result in self.store.unsent_results(&self.settings.name, RESULTS_MAX).await? {
-            if batch.len() < free && self.results_under_way.insert(result.number) {
-                let sent = Sent::Result { number: result.number };
-                batch.push((Delivery::Result { server: result.server, body: result.body, reply: result.reply }, sent));
-            }
-        }
-        Ok(())
-    }
-
-    /// Journal entries, the servers taking turns.
-    async fn pick_entries(&mut self, free: usize, batch: &mut Vec<(Delivery, Sent)>) -> Result<(), StoreError> {
-        let mut has_more = true;
-        while has_more && batch.len() < free {
-            has_more = false;
-            for (server, owed) in &mut self.lanes {
-                if batch.len() >= free {
-                    break;
-                }
-                let written = self.board.read(server, |content| content.last_seq).unwrap_or_default();
-                if let Some(after) = owed.lane.wants_after(written) {
-                    owed.lane.fill(self.store.read(server, after, READ_MAX).await?);
-                }
-                let Some(entry) = owed.lane.depart() else { continue };
-                has_more = true;
-                if self.settings.events.contains(&entry.kind) {
-                    batch.push((Delivery::Event(entry.clone()), Sent::Entry(Box::new(entry))));
-                } else {
-                    settle_entry(owed, &self.board, &entry);
-                    self.is_unsettled = true;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn pick_states(&mut self, free: usize, batch: &mut Vec<(Delivery, Sent)>) {
-        let now = self.clock.now();
-        let wants_updates = self.settings.events.contains(&Kind::Updated);
-        let servers: Vec<ServerName> = self.lanes.keys().cloned().collect();
-        for server in servers {
-            // A state is up to three messages: the update, the clearing of a kept copy, the state.
-            while batch.len() < free {
-                let Some(owed) = self.lanes.get_mut(&server) else { break };
-                let Some((hash, known)) = owed.dirty.next(owed.lane.cursor()) else { break };
-                let now_told = self.board.read(&server, |content| (content.epoch, content.told.get(&hash).cloned()));
-                let Some((epoch, told)) = now_told else { break };
-                let keep = owed.kept.contains(&hash);
-                let picture = told.as_ref().map_or(Known::Nothing, |told| Known::Picture(Arc::clone(&told.torrent)));
-                owed.dirty.sent(hash, picture);
-                let name = self.name_of_state(&server, hash).filter(|name| self.registry.contains(name));
-                if let Some(told) = &told {
-                    if wants_updates && let Some(changes) = changes_for(&known, &told.torrent) {
-                        let id = EventId::Updated { server: server.clone(), epoch, rev: told.rev };
-                        let body = updated(&server, hash, &id, now, changes, &told.torrent);
-                        let delivery = Delivery::Updated { server: server.clone(), hash, id, time: now, body };
-                        batch.push((delivery, Sent::Other));
-                    }
-                    match name {
-                        Some(name) if keep => drop(self.clearing.remove(&name)),
-                        Some(name) => batch.push(self.clear(name)),
-                        None => {}
-                    }
-                    let body = Bytes::from(serde_json::to_vec(&*told.torrent).expect("a torrent is plain JSON"));
-                    let delivery = Delivery::State { server: server.clone(), hash, body, keep };
-                    batch.push((delivery, Sent::State { server: server.clone(), hash }));
-                } else {
-                    batch.extend(name.map(|name| self.clear(name)));
-                    if let Some(owed) = self.lanes.get_mut(&server) {
-                        owed.dirty.settled(hash);
-                    }
-                }
-            }
-        }
-    }
-
-    fn clear(&mut self, name: String) -> (Delivery, Sent) {
-        self.clearing.insert(name.clone());
-        (Delivery::Clear { name: name.clone() }, Sent::Cleared { name })
-    }
-
-    /// Writes names down that are not in the registry yet.
-    async fn register(&mut self, names: Vec<String>) -> Result<(), StoreError> {
-        let new: Vec<String> = names.into_iter().filter(|name| !self.registry.contains(name)).collect();
-        if new.is_empty() {
-            return Ok(());
-        }
-        match self.store.register(&self.settings.name, new.clone()).await {
-            Ok(()) => {
-                self.registry.extend(new);
-                Ok(())
-            }
-            // On a full disk a state may be sent without its note: a leftover is the smaller harm.
-            Err(StoreError::Full { reason }) => {
-                warn!(sink = %self.settings.name, reason, "cannot note what the broker keeps");
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Deals with the end of one delivery; the inner error ends the link.
-    async fn arrived(
-        &mut self,
-        sent: Sent,
-        result: Result<(), DeliverError>,
-    ) -> Result<Result<(), DeliverError>, StoreError> {
-        let rejected = match result {
-            Ok(()) => None,
-            Err(DeliverError::Rejected { reason }) => Some(reason),
-            Err(failure) => return Ok(Err(failure)),
-        };
-        let sink = &self.settings.name;
-        self.desk.report(|report| match &rejected {
-            None => report.delivered += 1,
-            Some(_) => report.rejected += 1,
-        });
-        match sent {
-            Sent::Entry(entry) => match rejected {
-                Some(reason) => {
-                    warn!(%sink, id = %entry.id, reason, "an event was rejected and put aside");
-                    self.unwritten.push_back(Note::Bury { entry, reason });
-                    self.write_notes().await?;
-                }
-                None => self.settle_entry(&entry),
-            },
-            Sent::State { server, hash } => {
-                if let Some(reason) = &rejected {
-                    warn!(%sink, %server, %hash, reason, "a state was rejected");
-                }
-                if let Some(owed) = self.lanes.get_mut(&server) {
-                    owed.dirty.settled(hash);
-                    self.is_unsettled = true;
-                }
-            }
-            Sent::Cleared { name } => {
-                if let Some(reason) = &rejected {
-                    warn!(%sink, reason, "a kept message could not be cleared");
-                }
-                if self.clearing.remove(&name) {
-                    match self.store.unregister(sink, vec![name.clone()]).await {
-                        Ok(()) => drop(self.registry.remove(&name)),
-                        // It stays noted, and is cleared once more on the next link.
-                        Err(StoreError::Full { reason }) => debug!(%sink, reason, "cannot note a clearing now"),
-                        Err(error) => return Err(error),
-                    }
-                }
-            }
-            Sent::Result { number } => {
-                if let Some(reason) = &rejected {
-                    warn!(%sink, reason, "a result was rejected and is lost");
-                }
-                self.unwritten.push_back(Note::ResultSent { number });
-                self.write_notes().await?;
-            }
-            Sent::Other => {
-                if let Some(reason) = &rejected {
-                    warn!(%sink, reason, "a message was rejected");
-                }
-            }
-        }
-        Ok(Ok(()))
-    }
-
-    /// Writes down what could not be written before. On a full disk it stays: the cursor does not pass an
-    /// event that is not buried, and what comes after it flows on.
-    async fn write_notes(&mut self) -> Result<(), StoreError> {
-        while let Some(note) = self.unwritten.front() {
-            let sink = &self.settings.name;
-            let written = match note {
-                Note::Bury { entry, reason } => self.store.bury(sink, entry, reason).await,
-                Note::ResultSent { number } => self.store.result_sent(*number).await,
-            };
-            match written {
-                Ok(()) => {}
-                Err(StoreError::Full { reason }) => {
-                    debug!(%sink, reason, waiting = self.unwritten.len(), "cannot note what was delivered now");
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
-            }
-            match self.unwritten.pop_front() {
-                Some(Note::Bury { entry, .. }) => self.settle_entry(&entry),
-                Some(Note::ResultSent { number }) => {
-                    self.results_under_way.remove(&number);
-                    self.desk.answered.notify_one();
-                }
-                None => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn settle_entry(&mut self, entry: &Entry) {
-        if let Some(owed) = self.lanes.get_mut(&entry.server) {
-            settle_entry(owed, &self.board, entry);
-            self.is_unsettled = true;
-            self.settled += 1;
-        }
-    }
-
-    /// The link is over: what is not settled is owed again.
-    fn go_back(&mut self) {
-        for owed in self.lanes.values_mut() {
-            owed.lane.go_back();
-            owed.dirty.go_back();
-        }
-        self.aside.clear();
-        self.clearing.clear();
-        // What is not buried is refused again; a result that arrived is not sent again.
-        self.unwritten.retain(|note| matches!(note, Note::ResultSent { .. }));
-        self.results_under_way.clear();
-        self.results_under_way.extend(self.unwritten.iter().filter_map(|note| match note {
-            Note::ResultSent { number } => Some(*number),
-            Note::Bury { .. } => None,
-        }));
-    }
-
-    async fn note_progress(&mut self) -> Result<(), StoreError> {
-        self.settled = 0;
-        if !std::mem::take(&mut self.is_unsettled) {
-            return Ok(());
-        }
-        let mut progress = BTreeMap::new();
-        for (server, owed) in &mut self.lanes {
-            if owed.dirty.is_empty() {
-                let newest = self.board.read(server, |content| content.told.values().map(|told| told.rev).max());
-                owed.sent_rev = newest.flatten().unwrap_or(owed.sent_rev).max(owed.sent_rev);
-            }
-            progress.insert(server.clone(), Progress { cursor: owed.lane.cursor(), sent_rev: owed.sent_rev });
-        }
-        match self.store.settle(&self.settings.name, progress).await {
-            Err(StoreError::Full { reason }) => {
-                debug!(sink = %self.settings.name, reason, "cannot note the cursor now");
-                self.is_unsettled = true;
-                Ok(())
-            }
-            other => other,
-        }
-    }
-
-    fn owes_nothing(&self) -> bool {
-        self.aside.is_empty()
-            && self.lanes.iter().all(|(server, owed)| {
-                let written = self.board.read(server, |content| content.last_seq).unwrap_or_default();
-                owed.lane.is_drained(written) && owed.dirty.is_empty()
-            })
-    }
-
     fn report_backlog(&self) {
         let mut lag_entries = 0;
         for (server, owed) in &self.lanes {
-            let written = self.board.read(server, |content| content.last_seq).unwrap_or_default();
+            let written = self.parts.board.read(server, |content| content.last_seq).unwrap_or_default();
             lag_entries += written.0.saturating_sub(owed.lane.cursor().0);
         }
         let dirty = self.lanes.values().map(|owed| owed.dirty.len() as u64).sum();
-        self.desk.report(|report| report.backlog(lag_entries, dirty));
+        self.parts.desk.report(|report| report.backlog(lag_entries, dirty));
     }
 }
 
@@ -749,22 +584,10 @@ impl ServerLane {
             said_stats: Bytes::new(),
         }
     }
-}
 
-/// The sink has the entry, or will never have it: what it knows of the torrent moves on.
-fn settle_entry(owed: &mut ServerLane, board: &Board, entry: &Entry) {
-    owed.lane.settle(entry.seq);
-    let Some(hash) = entry.hash else { return };
-    if !owed.dirty.owes(&hash) {
-        return;
+    pub fn sent_rev(&self) -> Rev {
+        self.sent_rev
     }
-    let told = board.read(&entry.server, |content| content.told.get(&hash).cloned()).flatten();
-    let known = match told {
-        _ if entry.kind == Kind::Removed => Known::Nothing,
-        Some(told) if told.rev == entry.rev => Known::Picture(told.torrent),
-        _ => picture_in(entry).map_or(Known::Forgotten, Known::Picture),
-    };
-    owed.dirty.learned(hash, known);
 }
 
 /// The torrent as the entry shows it, from its bytes.
@@ -776,38 +599,15 @@ fn picture_in(entry: &Entry) -> Option<Arc<Torrent>> {
     serde_json::from_slice::<Body>(&entry.body).ok().map(|body| Arc::new(body.torrent))
 }
 
-/// What `updated` has to say to a sink that knows this much; `None` if nothing.
-fn changes_for(known: &Known, told: &Torrent) -> Option<Changes> {
-    match known {
-        Known::Nothing => None,
-        Known::Forgotten => Some(Changes::new()),
-        Known::Picture(picture) => Some(picture.changes_to(told)).filter(|changes| !changes.is_empty()),
-    }
-}
-
-fn updated(
-    server: &ServerName,
-    hash: InfoHash,
-    id: &EventId,
-    time: crate::model::Timestamp,
-    changes: Changes,
-    torrent: &Arc<Torrent>,
-) -> Bytes {
-    let event = Event {
-        schema: EVENT_SCHEMA,
-        entity: Entity::Torrent,
-        event_type: Kind::Updated,
-        id: id.clone(),
-        seq: None::<Seq>,
-        time,
-        server: server.clone(),
-        hash: Some(hash),
-        cause: Cause::Observed,
-        command_id: None,
-        changes,
-        torrent: Some(Arc::clone(torrent)),
-    };
-    Bytes::from(event.to_json())
+/// The same result without what made it too large.
+fn too_large(body: &[u8], reason: &str) -> Option<Bytes> {
+    let mut outcome: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let fields = outcome.as_object_mut()?;
+    let message = format!("the result itself was refused by the broker ({reason}); ask for fewer torrents or fields");
+    fields.insert("status".to_owned(), serde_json::to_value(OutcomeStatus::Error).ok()?);
+    fields.insert("results".to_owned(), serde_json::Value::Array(Vec::new()));
+    fields.insert("error".to_owned(), serde_json::to_value(CommandError::new(ErrorCode::TooLarge, message)).ok()?);
+    Some(Bytes::from(outcome.to_string()))
 }
 
 fn beat(each: Duration) -> tokio::time::Interval {

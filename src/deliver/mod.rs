@@ -8,6 +8,8 @@ pub mod backoff;
 pub mod dirty;
 mod dispatch;
 pub mod lane;
+mod pick;
+pub mod registry;
 pub mod retention;
 
-pub use dispatch::{Dispatcher, DispatcherSettings, Reporter};
+pub use dispatch::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};

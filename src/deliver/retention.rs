@@ -35,15 +35,19 @@ impl Kept {
         }
     }
 
-    /// Chooses by policy. Of more than [`AUTO_MAX`] that matter the ones that changed last are kept.
-    pub fn choose(told: &Told, retain: Retain, now: Timestamp) -> Self {
+    /// Chooses by policy. Of more than [`AUTO_MAX`] that matter those stay that were kept `before`,
+    /// then those come that changed last: a topic that comes and goes helps nobody.
+    pub fn choose(told: &Told, retain: Retain, now: Timestamp, before: &Self) -> Self {
         match retain {
             Retain::All => Self::All,
             Retain::None => Self::None,
             Retain::Auto if told.len() <= AUTO_MAX => Self::All,
             Retain::Auto => {
                 let mut chosen: Vec<_> = told.iter().filter(|(_, told)| matters(told, now)).collect();
-                chosen.sort_by_key(|(hash, told)| (std::cmp::Reverse(told.changed_at), **hash));
+                chosen.sort_by_key(|(hash, told)| {
+                    let was_kept = matches!(before, Self::These(these) if these.contains(hash));
+                    (!was_kept, std::cmp::Reverse(told.changed_at), **hash)
+                });
                 Self::These(chosen.into_iter().take(AUTO_MAX).map(|(hash, _)| *hash).collect())
             }
         }
@@ -55,4 +59,62 @@ fn matters(told: &ToldTorrent, now: Timestamp) -> bool {
     let is_working = matches!(torrent.status, Status::Downloading | Status::Metadata | Status::Checking);
     let is_moving = torrent.playing || torrent.download_rate.unwrap_or(0) > 0 || torrent.upload_rate.unwrap_or(0) > 0;
     is_working || is_moving || !torrent.finished || torrent.error || now.millis_since(told.changed_at) < DAY_MILLIS
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::{Memory, Rev, Seq, Torrent};
+
+    /// So many torrents that all matter, each changed a second after the one before.
+    fn told(count: u16) -> Told {
+        let torrent = |n: u16| {
+            let mut hash = [0; 20];
+            hash[..2].copy_from_slice(&n.to_be_bytes());
+            let json = serde_json::json!({
+                "hash": InfoHash::V1(hash), "name": "a", "server": "home", "active": true, "downloaded": 0, "uploaded": 0,
+                "length": 1, "progress": 0.0, "finished": false, "playing": false, "extra": {},
+                "status": "downloading", "error": false, "stalled": false
+            });
+            let torrent: Torrent = serde_json::from_value(json).unwrap();
+            let changed_at = Timestamp::from_seconds(i64::from(n));
+            let memory = Memory::default();
+            (
+                torrent.hash,
+                ToldTorrent { torrent: Arc::new(torrent), rev: Rev(1), last_seq: Seq(1), changed_at, memory },
+            )
+        };
+        (0..count).map(torrent).collect()
+    }
+
+    #[test]
+    fn up_to_500_all_are_kept_and_above_500_of_those_that_matter() {
+        let now = Timestamp::from_seconds(1_000_000);
+        let choose = |count, retain| Kept::choose(&told(count), retain, now, &Kept::None);
+        assert_eq!(choose(500, Retain::Auto), Kept::All);
+        assert_eq!(choose(501, Retain::All), Kept::All);
+        assert_eq!(choose(1, Retain::None), Kept::None);
+        let Kept::These(these) = choose(501, Retain::Auto) else { panic!() };
+        assert_eq!(these.len(), AUTO_MAX);
+        assert!(!these.contains(told(1).keys().next().unwrap()), "the one that changed first is left out");
+        let mut seeds = told(600);
+        for told in seeds.values_mut() {
+            let torrent = Torrent { status: Status::Seeding, finished: true, ..(*told.torrent).clone() };
+            told.torrent = Arc::new(torrent);
+        }
+        assert_eq!(Kept::choose(&seeds, Retain::Auto, now, &Kept::None), Kept::These(HashSet::new()));
+    }
+
+    #[test]
+    fn what_is_kept_is_not_ousted_by_what_changed_a_moment_later() {
+        let now = Timestamp::from_seconds(1_000_000);
+        let mut told = told(600);
+        let before = Kept::choose(&told, Retain::Auto, now, &Kept::None);
+        for told in told.values_mut() {
+            told.changed_at = Timestamp::from_seconds(10_000 - told.changed_at.as_millis() / 1000);
+        }
+        assert_eq!(Kept::choose(&told, Retain::Auto, now, &before), before);
+    }
 }

@@ -14,7 +14,7 @@ pub enum Finding {
 }
 
 /// What the watcher adds to a look from its own memory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Context {
     /// Bytes moved since the last look.
     pub has_moved: bool,
@@ -24,6 +24,8 @@ pub struct Context {
     pub is_dry: bool,
     /// How often the client has restarted, see [`crate::model::ServerState`].
     pub generation: u64,
+    /// It has been loading its session until now: every load may be new.
+    pub was_loading: bool,
 }
 
 /// The picture and the memory of a torrent that is seen for the first time.
@@ -32,7 +34,7 @@ pub fn first_sight(seen: &Observed, context: Context) -> (Torrent, Memory) {
     torrent.playing |= context.has_moved;
     torrent.stalled = false;
     let nothing = Memory { received_bytes: seen.facts.received_bytes, ..Memory::default() };
-    let memory = remember(&nothing, &seen.facts, torrent.status, context.generation);
+    let memory = remember(&nothing, &seen.facts, &torrent, context.generation);
     (torrent, memory)
 }
 
@@ -47,12 +49,13 @@ pub fn compare(
     let is_resolved = !before.has_metadata && seen.facts.has_metadata;
     let is_other_load = matches!((&before.load, &seen.facts.load), (Some(old), Some(new)) if old != new);
     // After a restart every torrent has been loaded anew, and that says nothing.
-    if is_other_load && before.generation == context.generation && !is_resolved {
+    let is_same_run = before.generation == context.generation && !context.was_loading;
+    if is_other_load && is_same_run && !is_resolved {
         let (torrent, memory) = first_sight(seen, context);
         return Finding::Replaced(torrent, memory);
     }
     let torrent = picture(&told.torrent, seen, context);
-    let memory = remember(before, &seen.facts, torrent.status, context.generation);
+    let memory = remember(before, &seen.facts, &torrent, context.generation);
     let kinds = happened(&told.torrent, before, &torrent, &seen.facts, is_resolved);
     // The memory is written with the next thing that is told; until then the look after this one
     // finds the same again. A new load alone changes nothing that could be told.
@@ -89,15 +92,18 @@ fn picture(told: &Torrent, seen: &Observed, context: Context) -> Torrent {
     torrent
 }
 
-fn remember(before: &Memory, facts: &Facts, status: Status, generation: u64) -> Memory {
-    let is_checking = status == Status::Checking;
+fn remember(before: &Memory, facts: &Facts, now: &Torrent, generation: u64) -> Memory {
+    let is_checking = now.status == Status::Checking;
+    let was_incomplete = before.completion == Completion::Incomplete;
+    // What has come and is not checked yet belongs to the download that is under way.
+    let received_bytes = facts.received_bytes.min(now.downloaded);
     Memory {
         load: facts.load.clone().or_else(|| before.load.clone()),
         generation,
         has_metadata: facts.has_metadata,
-        received_bytes: if is_checking { before.received_bytes } else { facts.received_bytes },
+        received_bytes: if is_checking || was_incomplete { before.received_bytes } else { received_bytes },
         completion: if is_checking { before.completion } else { completion(facts) },
-        run: run_at_rest(status).unwrap_or(before.run),
+        run: run_at_rest(now.status).unwrap_or(before.run),
     }
 }
 
@@ -139,9 +145,10 @@ fn happened(told: &Torrent, before: &Memory, now: &Torrent, facts: &Facts, is_re
         tell(Kind::Stopped, matches!(before.run, Run::Running | Run::Paused) && run == Run::Stopped);
         let is_complete = completion(facts) == Completion::Complete;
         let is_finished = match before.completion {
-            Completion::Incomplete => is_complete,
-            // Checked ever since it was first seen: finished only if what is here was received meanwhile.
-            Completion::Unknown => is_complete && facts.received_bytes > before.received_bytes,
+            // Data that somebody put there and a check found is no download.
+            Completion::Incomplete | Completion::Unknown => {
+                is_complete && facts.received_bytes != before.received_bytes
+            }
             Completion::Complete => false,
         };
         tell(Kind::Finished, is_finished);

@@ -17,7 +17,6 @@ mod trust;
 mod worth;
 
 pub use observer::{Limits, Moment, Observer};
-pub use trust::Trust;
 
 #[cfg(test)]
 mod tests;

@@ -43,8 +43,10 @@ pub struct Observer {
     missing: BTreeMap<InfoHash, Cause>,
     /// What is found by the first look happened while nobody watched.
     has_looked: bool,
-    /// The client was away since it answered last, or may have been.
+    /// The client was away, or may have been, since it last had something to know its run by.
     was_away: bool,
+    /// The last look had something to know the run by; `was_away` ends when that is written down.
+    is_back: bool,
 }
 
 /// Of each torrent, only in memory.
@@ -66,17 +68,15 @@ impl Observer {
             missing: BTreeMap::new(),
             has_looked: false,
             was_away: true,
+            is_back: false,
         }
-    }
-
-    pub fn trust(&self) -> Trust {
-        self.trust
     }
 
     /// The poll failed. Only the server may be told of as offline.
     pub fn failed(&mut self, state: &ServerState, now: Moment) -> Tick {
         self.trust = self.trust.after(Poll::Failed, now.at, &self.limits.trust);
         self.was_away = true;
+        self.is_back = false;
         let mut tick = self.empty_tick(now);
         if self.trust.is_offline(&self.limits.trust) && state.is_online {
             tick.facts.push(server_fact(Kind::ServerOffline, Cause::Observed));
@@ -90,10 +90,12 @@ impl Observer {
     /// The tick holds the whole difference between `told` and what is seen. It is to be committed
     /// before the next look; if that cannot be, `told` stays and the next look finds the same again.
     pub fn looked(&mut self, told: &Told, state: &ServerState, listing: &Listing, now: Moment) -> Tick {
-        let is_other_run = self.is_other_run(told, state, listing);
+        let loads = Loads::of(told, state, listing);
+        let is_other_run = self.is_other_run(state, listing, loads);
         let generation = state.generation + u64::from(is_other_run && state.run.is_some());
+        let was_loading = matches!(self.trust, Trust::Settling { .. }) || (!self.has_looked && state.is_settling);
         let poll = Poll::Answered {
-            is_other_run,
+            may_be_loading: is_other_run || self.may_be_loading(told, state, listing),
             torrents: listing.torrents.len(),
             nothing_missing: told.keys().all(|hash| listing.torrents.contains_key(hash)),
         };
@@ -104,19 +106,22 @@ impl Observer {
         let mut torrents = Vec::new();
         self.find_removed(told, listing, cause, &mut tick, &mut torrents);
         for (hash, seen) in &listing.torrents {
-            let context = self.remember(*hash, seen, generation, now.at);
+            let context = Context { generation, was_loading, ..self.remember(*hash, seen, now.at) };
             self.tell_of_torrent(*hash, told.get(hash), seen, context, cause, now.at, &mut tick, &mut torrents);
         }
         torrents.sort_by_key(|(hash, fact)| (*hash, fact.kind));
         tick.facts.extend(torrents.into_iter().map(|(_, fact)| fact));
         self.finish_snapshot(&mut tick, state, told, listing);
         self.has_looked = true;
-        self.was_away = false;
+        // A restart that could not be written down is to be found again.
+        self.is_back = self.trust.believes_absence() || !has_nothing_of(told, listing);
+        self.was_away &= !(self.is_back && tick.is_empty());
         tick
     }
 
     /// The tick is on disk: what it told counts as told from now on.
     pub fn committed(&mut self, committed: &Committed, at: Duration) {
+        self.was_away &= !self.is_back;
         for (hash, told) in &committed.told {
             match (told, self.recent.get_mut(hash)) {
                 (None, _) => {
@@ -143,22 +148,22 @@ impl Observer {
 
     /// Whether this is not the run of the client that was told of.
     ///
-    /// Another name of the run says so. The same name does not say the contrary: then a client that
-    /// was away, and all of whose torrents were loaded anew, was restarted.
-    fn is_other_run(&self, told: &Told, state: &ServerState, listing: &Listing) -> bool {
+    /// Another name of the run says so. The same name does not say the contrary: in a container it
+    /// stays. Then a client all of whose torrents were loaded anew was restarted; one torrent alone
+    /// may have been loaded again by somebody, if the client was there all the time.
+    fn is_other_run(&self, state: &ServerState, listing: &Listing, loads: Loads) -> bool {
         if listing.run != state.run {
             return listing.run.is_some();
         }
-        let mut loads = told.iter().filter_map(|(hash, told)| {
-            let seen = listing.torrents.get(hash)?;
-            Some((told.memory.load.as_ref()?, seen.facts.load.as_ref()?, told.memory.generation))
-        });
-        let mut has_any = false;
-        let all_changed = loads.all(|(told, seen, generation)| {
-            has_any = true;
-            told != seen && generation == state.generation
-        });
-        self.was_away && has_any && all_changed
+        loads.changed == loads.compared && loads.changed > if self.was_away { 0 } else { 1 }
+    }
+
+    /// Whether a client of which no other run was seen may load its session all the same: it did so
+    /// in front of the bridge's former life, or it was away and has nothing of what was told (a
+    /// restarted one may bear the name of its former run, and has nothing to know it by yet).
+    fn may_be_loading(&self, told: &Told, state: &ServerState, listing: &Listing) -> bool {
+        let is_settling = matches!(self.trust, Trust::Settling { .. });
+        (!self.has_looked && state.is_settling) || (self.was_away && !is_settling && has_nothing_of(told, listing))
     }
 
     fn tell_of_server(&self, tick: &mut Tick, state: &ServerState, listing: &Listing, generation: u64) {
@@ -170,7 +175,8 @@ impl Observer {
             tick.facts.push(server_fact(Kind::ServerRestarted, cause));
         }
         let run = listing.run.clone().or_else(|| state.run.clone());
-        let now = ServerState { is_known: state.is_known, is_online: true, run, generation };
+        let is_settling = !self.trust.believes_absence();
+        let now = ServerState { is_known: state.is_known, is_online: true, run, generation, is_settling };
         tick.state = (now != *state).then_some(now);
     }
 
@@ -199,7 +205,7 @@ impl Observer {
     }
 
     /// Notes what moved, and says what that means for this look.
-    fn remember(&mut self, hash: InfoHash, seen: &Observed, generation: u64, at: Duration) -> Context {
+    fn remember(&mut self, hash: InfoHash, seen: &Observed, at: Duration) -> Context {
         let facts = &seen.facts;
         let fresh = Recent {
             moved_bytes: facts.moved_bytes,
@@ -216,7 +222,7 @@ impl Observer {
             recent.received_at = at;
         }
         let is_dry = at.saturating_sub(recent.received_at) >= self.limits.dry;
-        Context { has_moved, is_receiving, is_dry, generation }
+        Context { has_moved, is_receiving, is_dry, ..Context::default() }
     }
 
     #[allow(clippy::too_many_arguments)] // one place, called once: a struct would only rename the list
@@ -267,6 +273,32 @@ impl Observer {
             tick.state = Some(ServerState { is_known: true, ..now });
         }
     }
+}
+
+/// How many torrents, told in this generation of the client, could be compared by what marks a load
+/// of them, and of how many that has changed.
+#[derive(Clone, Copy)]
+struct Loads {
+    compared: usize,
+    changed: usize,
+}
+
+impl Loads {
+    fn of(told: &Told, state: &ServerState, listing: &Listing) -> Self {
+        let mut loads = Self { compared: 0, changed: 0 };
+        for (hash, told) in told.iter().filter(|(_, told)| told.memory.generation == state.generation) {
+            let seen = listing.torrents.get(hash).and_then(|seen| seen.facts.load.as_ref());
+            if let (Some(before), Some(seen)) = (&told.memory.load, seen) {
+                loads.compared += 1;
+                loads.changed += usize::from(before != seen);
+            }
+        }
+        loads
+    }
+}
+
+fn has_nothing_of(told: &Told, listing: &Listing) -> bool {
+    !told.is_empty() && !told.keys().any(|hash| listing.torrents.contains_key(hash))
 }
 
 fn server_fact(kind: Kind, cause: Cause) -> Fact {

@@ -54,7 +54,10 @@ fn seen(words: &str) -> Observed {
         size_files: Some(1),
     };
     let mut facts = Facts { load: Some("1".to_owned()), has_metadata: status != Status::Metadata, ..Facts::default() };
+    facts.received_bytes = 1;
+    let mut is_received = false;
     for word in words {
+        is_received |= word.starts_with("received=");
         match word.split_once('=') {
             Some(("label", label)) => torrent.label = Some(label.to_owned()),
             Some(("load", load)) => facts.load = Some(load.to_owned()),
@@ -70,6 +73,9 @@ fn seen(words: &str) -> Observed {
             }
             _ => panic!("{word}"),
         }
+    }
+    if !is_received && status != Status::Checking {
+        facts.received_bytes = torrent.downloaded;
     }
     facts.complete = torrent.downloaded == 1000;
     torrent.progress = progress(torrent.downloaded, 1000);
@@ -278,6 +284,16 @@ fn a_check_that_finds_a_download_complete_is_finished() {
 }
 
 #[test]
+fn content_that_somebody_put_there_is_no_download() {
+    let mut world = World::knowing("a stopped 0%");
+    assert_eq!(world.look("a checking 10% received=0"), "checking a");
+    assert_eq!(world.look("a stopped 100% received=0"), "checked a");
+    let mut world = World::knowing("b seeding");
+    assert_eq!(world.look("b seeding, a downloading 99% received=1000"), "added a");
+    assert_eq!(world.look("b seeding, a seeding received=1000"), "finished a", "all had come, and was not checked yet");
+}
+
+#[test]
 fn a_check_that_starts_a_paused_torrent_says_so() {
     let mut world = World::knowing("a paused 40%");
     assert_eq!(world.look("a checking 10%"), "checking a");
@@ -312,6 +328,11 @@ fn a_client_in_a_container_restarts_under_the_same_process_id() {
     assert_eq!(world.look("a seeding load=8, b seeding load=7"), "removed b, added b", "loaded again in one run");
     world.restart_bridge();
     assert_eq!(world.look("a seeding load=1, b seeding load=2"), "server_restarted !recovered");
+    assert_eq!(world.look("a seeding load=3, b seeding load=4"), "server_restarted", "between two looks");
+    assert_eq!(world.look("failed"), "");
+    assert_eq!(world.look(""), "", "back, and its session is not loaded yet");
+    assert_eq!(world.look(""), "");
+    assert_eq!(world.look("a seeding load=5, b seeding load=6"), "server_restarted");
 }
 
 #[test]
@@ -414,6 +435,7 @@ proptest! {
         }
         let last = steps.last().unwrap();
         for _ in 0..10 {
+            world.second += 4;
             world.look(last);
         }
         let seen = listing(last).torrents;

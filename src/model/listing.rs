@@ -35,7 +35,7 @@ pub struct Facts {
     pub complete: bool,
     /// Known to be a torrent, no longer a bare magnet link.
     pub has_metadata: bool,
-    /// Payload bytes received since it was loaded, all time where the client keeps that.
+    /// Payload bytes received, all time; what is `downloaded` where the client does not count.
     pub received_bytes: u64,
     /// Payload bytes moved both ways; only ever compared with an earlier value.
     pub moved_bytes: u64,

@@ -6,9 +6,9 @@ use rusqlite::{OptionalExtension, Row};
 
 use super::journal::{hash_from_sql, to_sql, unreadable};
 use super::thread::{Db, Failure};
-use super::{COMMAND_MEMORY, COMMANDS_MAX};
-use crate::model::{CommandId, InfoHash, OutcomeStatus, ServerName, SinkName, Timestamp, Verb};
-use crate::port::{Admission, LoggedCommand, ReplyTo, StoreError, UnsentResult};
+use super::{ANSWERS_BYTES_MAX, COMMAND_MEMORY, COMMANDS_MAX};
+use crate::model::{CommandId, InfoHash, ServerName, SinkName, Timestamp, Verb};
+use crate::port::{Admission, Answer, LoggedCommand, ReplyTo, StoreError, UnsentResult};
 
 /// As it stands in the table, where the bridge itself is ''.
 fn key(server: Option<&ServerName>) -> &str {
@@ -33,7 +33,7 @@ fn forgotten_before(db: &Db) -> i64 {
     db.clock.now().as_millis().saturating_sub(COMMAND_MEMORY.as_millis() as i64)
 }
 
-pub(super) fn log(db: &Db, command: &LoggedCommand) -> Result<Admission, Failure> {
+pub(super) fn log(db: &Db, command: &LoggedCommand, answer: Option<&Answer>) -> Result<Admission, Failure> {
     let LoggedCommand { id, server, origin, hash, verb, body, received_at, expires_at, reply, is_started } = command;
     let server = key(server.as_ref());
     let sql = "DELETE FROM commands WHERE server = ?1 AND id = ?2 AND result IS NOT NULL AND received_at <= ?3";
@@ -64,6 +64,9 @@ pub(super) fn log(db: &Db, command: &LoggedCommand) -> Result<Admission, Failure
                 reply,
                 is_started,
             ))?;
+            if let Some(answer) = answer {
+                finish(db, command.server.as_ref(), id, answer)?;
+            }
             Ok(Admission::New)
         }
     }
@@ -88,13 +91,9 @@ pub(super) fn start(db: &Db, server: Option<&ServerName>, id: &CommandId) -> Res
 }
 
 /// The first result is the one that counts; another one changes nothing.
-pub(super) fn finish(
-    db: &Db,
-    server: Option<&ServerName>,
-    id: &CommandId,
-    status: OutcomeStatus,
-    result: &[u8],
-) -> Result<(), Failure> {
+pub(super) fn finish(db: &Db, server: Option<&ServerName>, id: &CommandId, answer: &Answer) -> Result<(), Failure> {
+    let Answer { status, body: result } = answer;
+    let result: &[u8] = result;
     let server = key(server);
     let sql = "SELECT origin, reply, result IS NOT NULL FROM commands WHERE server = ?1 AND id = ?2";
     let mut statement = db.connection.prepare_cached(sql)?;
@@ -157,5 +156,8 @@ pub(super) fn trim(db: &Db) -> Result<(), Failure> {
     let sql = "DELETE FROM commands WHERE number IN (SELECT number FROM commands WHERE result IS NOT NULL \
                ORDER BY received_at DESC, number DESC LIMIT -1 OFFSET ?1)";
     db.connection.execute(sql, [to_sql(COMMANDS_MAX)])?;
+    let sql = "DELETE FROM commands WHERE number IN (SELECT number FROM (SELECT number, sum(length(result)) OVER \
+               (ORDER BY number DESC) AS bytes FROM commands WHERE result IS NOT NULL) WHERE bytes > ?1)";
+    db.connection.execute(sql, [to_sql(ANSWERS_BYTES_MAX)])?;
     Ok(())
 }

@@ -17,7 +17,16 @@ use crate::port::StoreError;
 pub(super) struct Folder {
     path: PathBuf,
     /// Held as long as the folder is in use.
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Folder {
+    /// Closing the file would not do: a child process that is just being started has it open too.
+    fn drop(&mut self) {
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(%error, "the data folder could not be unlocked");
+        }
+    }
 }
 
 impl Folder {
@@ -32,7 +41,7 @@ impl Folder {
         let lock = File::options().create(true).truncate(false).write(true).open(lock_path);
         let lock = lock.map_err(|e| at("make the lock file in", e))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Ok(()) => Ok(Self { path: path.to_owned(), lock }),
             Err(TryLockError::WouldBlock) => {
                 let text = format!("another bridge uses the data folder {}", path.display());
                 Err(StoreError::Io(io::Error::new(io::ErrorKind::WouldBlock, text).into()))

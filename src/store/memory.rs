@@ -1,7 +1,8 @@
 //! The store in memory: for tests, and for library users who want no folder.
 //!
 //! It answers as [`SqliteStore`](super::SqliteStore) does, only that the state ends with it. The
-//! bounds are the same, so it may be `Full` too.
+//! bounds are the same, so it may be `Full` too. What is in it at one moment can be taken as an
+//! [`Image`] and opened again, as a file is after a crash.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,14 +10,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{COMMAND_MEMORY, COMMANDS_MAX, DeadLetter, Options, entry};
+use super::{
+    ANSWERS_BYTES_MAX, COMMAND_MEMORY, COMMANDS_MAX, DEAD_LETTERS_MAX, DeadLetter, Options, entry,
+    too_many_dead_letters,
+};
 use crate::model::{
-    CommandId, Committed, Entry, Epoch, OutcomeStatus, Rev, Seq, ServerName, ServerState, SinkName, Tick, Timestamp,
-    Told, ToldTorrent,
+    CommandId, Committed, Entry, Epoch, Rev, Seq, ServerName, ServerState, SinkName, Tick, Timestamp, Told, ToldTorrent,
 };
 use crate::port::{
-    Admission, Clock, Loaded, LoggedCommand, Progress, ReplyTo, Store, StoreError, SystemClock, UnsentResult, Usage,
+    Admission, Answer, Clock, Loaded, LoggedCommand, Progress, ReplyTo, Store, StoreError, SystemClock, UnsentResult,
+    Usage,
 };
+
+/// Revisions begin at a multiple of this in each life of a store.
+const REV_BLOCK: u64 = 10_000;
 
 pub struct MemoryStore {
     options: Options,
@@ -24,6 +31,11 @@ pub struct MemoryStore {
     state: Mutex<State>,
 }
 
+/// Everything that a store holds at one moment.
+#[derive(Clone)]
+pub struct Image(State);
+
+#[derive(Clone)]
 struct State {
     epoch: Epoch,
     was_new: bool,
@@ -36,7 +48,7 @@ struct State {
     last_result: i64,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Server {
     told: Told,
     state: ServerState,
@@ -46,6 +58,7 @@ struct Server {
     last_rev: Rev,
 }
 
+#[derive(Clone)]
 struct Command {
     logged: LoggedCommand,
     result: Option<Bytes>,
@@ -59,8 +72,13 @@ impl Default for MemoryStore {
 
 impl MemoryStore {
     pub fn new(options: Options, clock: Arc<dyn Clock>) -> Self {
+        Self::with_epoch(Epoch(rand::random()), options, clock)
+    }
+
+    /// A new store of an epoch that the caller answers for: no other store may have had it.
+    pub fn with_epoch(epoch: Epoch, options: Options, clock: Arc<dyn Clock>) -> Self {
         let state = State {
-            epoch: Epoch(rand::random()),
+            epoch,
             was_new: true,
             servers: BTreeMap::new(),
             progress: BTreeMap::new(),
@@ -73,11 +91,28 @@ impl MemoryStore {
         Self { options, clock, state: Mutex::new(state) }
     }
 
+    /// Opens what an earlier store held, which may have been longer ago than its last write.
+    ///
+    /// As with a file, no revision is given again that was given after the image was taken, as long
+    /// as those were fewer than a block.
+    pub fn open(image: Image, options: Options, clock: Arc<dyn Clock>) -> Self {
+        let Image(mut state) = image;
+        state.was_new = state.servers.is_empty();
+        for server in state.servers.values_mut() {
+            server.last_rev = Rev((server.last_rev.0 / REV_BLOCK + 1) * REV_BLOCK);
+        }
+        Self { options, clock, state: Mutex::new(state) }
+    }
+
+    pub fn image(&self) -> Image {
+        Image(self.state().clone())
+    }
+
     /// As [`SqliteStore::declare_sinks`](super::SqliteStore::declare_sinks).
-    pub fn declare_sinks(&self, sinks: &[SinkName]) {
+    pub fn declare_sinks(&self, sinks: &BTreeMap<SinkName, Vec<ServerName>>) {
         let mut state = self.state();
-        state.progress.retain(|(_, sink), _| sinks.contains(sink));
-        state.results.retain(|_, (sink, _)| sinks.contains(sink));
+        state.progress.retain(|(server, sink), _| sinks.get(sink).is_some_and(|servers| servers.contains(server)));
+        state.results.retain(|_, (sink, _)| sinks.contains_key(sink));
     }
 
     /// As [`SqliteStore::dead_letters`](super::SqliteStore::dead_letters).
@@ -142,6 +177,17 @@ impl State {
         self.results.insert(number, (sink, UnsentResult { number, server, body, reply }));
     }
 
+    fn finish(&mut self, server: Option<&ServerName>, id: &CommandId, answer: Answer) -> Result<(), StoreError> {
+        let command = self.command(server, id).ok_or_else(|| unknown(id))?;
+        if command.result.is_none() {
+            command.result = Some(answer.body.clone());
+            command.logged.body = Bytes::new();
+            let LoggedCommand { origin, server, reply, .. } = command.logged.clone();
+            self.queue_result(origin, server, answer.body, reply);
+        }
+        Ok(())
+    }
+
     fn forget_commands(&mut self, now: Timestamp) {
         let is_old = |command: &Command| {
             command.result.is_some()
@@ -155,7 +201,18 @@ impl State {
             excess -= usize::from(goes);
             !goes
         });
+        let mut bytes: u64 = self.commands.iter().filter_map(|command| command.result.as_ref()).map(length).sum();
+        self.commands.retain(|command| {
+            let length = command.result.as_ref().map_or(0, length);
+            let goes = bytes > ANSWERS_BYTES_MAX && command.result.is_some();
+            bytes -= if goes { length } else { 0 };
+            !goes
+        });
     }
+}
+
+fn length(bytes: &Bytes) -> u64 {
+    bytes.len() as u64
 }
 
 fn unknown(id: &CommandId) -> StoreError {
@@ -265,6 +322,9 @@ impl Store for MemoryStore {
         let mut state = self.state();
         let Entry { server, seq, id, body, .. } = entry;
         let id = id.to_string();
+        if state.dead_letters.iter().filter(|(of, _)| of == sink).count() as u64 >= DEAD_LETTERS_MAX {
+            return Err(too_many_dead_letters());
+        }
         if !state.dead_letters.iter().any(|(of, letter)| of == sink && letter.id == id) {
             let (server, seq, reason, body) = (server.clone(), *seq, reason.to_owned(), body.clone());
             let letter = DeadLetter { id, server, seq, reason, time: self.clock.now(), body };
@@ -289,7 +349,7 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn log_command(&self, command: LoggedCommand) -> Result<Admission, StoreError> {
+    async fn log_command(&self, command: LoggedCommand, answer: Option<Answer>) -> Result<Admission, StoreError> {
         let mut state = self.state();
         state.forget_commands(self.clock.now());
         match state.command(command.server.as_ref(), &command.id).map(|known| known.result.clone()) {
@@ -299,7 +359,11 @@ impl Store for MemoryStore {
             }
             Some(None) => Ok(Admission::Running),
             None => {
+                let (server, id) = (command.server.clone(), command.id.clone());
                 state.commands.push(Command { logged: command, result: None });
+                if let Some(answer) = answer {
+                    state.finish(server.as_ref(), &id, answer)?;
+                }
                 Ok(Admission::New)
             }
         }
@@ -315,18 +379,9 @@ impl Store for MemoryStore {
         &self,
         server: Option<&ServerName>,
         id: &CommandId,
-        _status: OutcomeStatus,
-        result: Bytes,
+        answer: Answer,
     ) -> Result<(), StoreError> {
-        let mut state = self.state();
-        let command = state.command(server, id).ok_or_else(|| unknown(id))?;
-        if command.result.is_none() {
-            command.result = Some(result.clone());
-            command.logged.body = Bytes::new();
-            let LoggedCommand { origin, server, reply, .. } = command.logged.clone();
-            state.queue_result(origin, server, result, reply);
-        }
-        Ok(())
+        self.state().finish(server, id, answer)
     }
 
     async fn open_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {

@@ -19,6 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::model::{EVENT_SCHEMA, Entry, Epoch, Event, EventId, Fact, Rev, Seq, ServerName, Tick, Timestamp};
+use crate::port::StoreError;
 
 mod commands;
 mod folder;
@@ -29,11 +30,15 @@ mod sinks;
 mod sqlite;
 mod thread;
 
-pub use memory::MemoryStore;
+pub use memory::{Image, MemoryStore};
 pub use sqlite::SqliteStore;
 
 /// How long an id of a command is remembered, from when it came.
 const COMMAND_MEMORY: Duration = Duration::from_secs(24 * 60 * 60);
+/// More than this lie aside for no sink: it stops, and a person has to look.
+const DEAD_LETTERS_MAX: u64 = 10_000;
+/// The answers that are remembered take no more bytes than this; the oldest go.
+const ANSWERS_BYTES_MAX: u64 = 64 << 20;
 /// More finished commands than this are not remembered; the oldest go.
 const COMMANDS_MAX: u64 = 100_000;
 
@@ -57,7 +62,7 @@ impl Default for Options {
 pub struct Recovery {
     /// There is no state of an earlier run: a first start, or a loss.
     pub is_new: bool,
-    /// There once was a state, and it is gone or could not be used.
+    /// This epoch began because an earlier state was gone or could not be used; now or in an earlier run.
     pub lost: bool,
     /// The last run closed the store.
     pub was_clean: bool,
@@ -78,6 +83,10 @@ pub struct DeadLetter {
     /// When it was buried.
     pub time: Timestamp,
     pub body: Bytes,
+}
+
+fn too_many_dead_letters() -> StoreError {
+    StoreError::Full { reason: format!("{DEAD_LETTERS_MAX} events lie aside for this sink") }
 }
 
 /// The journal entry that tells `fact`.

@@ -136,7 +136,7 @@ pub(super) fn open(folder: &Folder, now: Timestamp) -> Result<(Connection, Epoch
     }
     let (epoch, is_new, was_lost) = meta(&connection).map_err(Failure::into_read_error)?;
     recovery.is_new = is_new;
-    recovery.lost |= is_new && was_lost;
+    recovery.lost |= was_lost;
     Ok((connection, epoch, recovery))
 }
 

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::DeadLetter;
 use super::journal::{from_sql, to_sql, unreadable};
 use super::thread::{Db, Failure};
+use super::{DEAD_LETTERS_MAX, DeadLetter, too_many_dead_letters};
 use crate::model::{Entry, Rev, Seq, ServerName, SinkName, Timestamp};
 use crate::port::Progress;
 
@@ -27,18 +27,26 @@ pub(super) fn settle(db: &Db, sink: &SinkName, progress: &BTreeMap<ServerName, P
     Ok(())
 }
 
-/// Forgets the cursors and the results waiting of every sink that is not among these.
-pub(super) fn declare(db: &Db, sinks: &[SinkName]) -> Result<(), Failure> {
-    let names = serde_json::to_string(sinks).expect("names are plain JSON");
-    for table in ["progress", "results"] {
-        let sql = format!("DELETE FROM {table} WHERE sink NOT IN (SELECT value FROM json_each(?1))");
-        db.connection.execute(&sql, [&names])?;
-    }
+/// Forgets the cursors of all pairs that are not among these, and the results waiting for other sinks.
+pub(super) fn declare(db: &Db, sinks: &BTreeMap<SinkName, Vec<ServerName>>) -> Result<(), Failure> {
+    // Names have no blanks, so a pair is one text.
+    let pairs = sinks.iter().flat_map(|(sink, servers)| servers.iter().map(move |server| format!("{sink} {server}")));
+    let pairs = serde_json::to_string(&pairs.collect::<Vec<_>>()).expect("names are plain JSON");
+    let sql = "DELETE FROM progress WHERE sink || ' ' || server NOT IN (SELECT value FROM json_each(?1))";
+    db.connection.execute(sql, [pairs])?;
+    let names = serde_json::to_string(&sinks.keys().collect::<Vec<_>>()).expect("names are plain JSON");
+    let sql = "DELETE FROM results WHERE sink NOT IN (SELECT value FROM json_each(?1))";
+    db.connection.execute(sql, [names])?;
     Ok(())
 }
 
 /// An entry that was buried before (its cursor was not noted yet) keeps its first grave.
 pub(super) fn bury(db: &Db, sink: &SinkName, entry: &Entry, reason: &str) -> Result<(), Failure> {
+    let sql = "SELECT count(*) FROM dead_letters WHERE sink = ?1";
+    let count: i64 = db.connection.prepare_cached(sql)?.query_row([sink.as_str()], |row| row.get(0))?;
+    if from_sql(count) >= DEAD_LETTERS_MAX {
+        return Err(too_many_dead_letters().into());
+    }
     let sql = "INSERT INTO dead_letters (sink, id, server, seq, reason, time, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
                ON CONFLICT (sink, id) DO NOTHING";
     let body: &[u8] = &entry.body;

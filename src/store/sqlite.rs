@@ -5,13 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 
 use super::folder::Folder;
 use super::thread::{Db, Failure, Mode, Writer};
 use super::{DeadLetter, Options, Recovery, commands, journal, schema, sinks};
-use crate::model::{CommandId, Committed, Entry, OutcomeStatus, Seq, ServerName, SinkName, Tick};
-use crate::port::{Admission, Clock, Loaded, LoggedCommand, Progress, Store, StoreError, UnsentResult, Usage};
+use crate::model::{CommandId, Committed, Entry, Seq, ServerName, SinkName, Tick};
+use crate::port::{Admission, Answer, Clock, Loaded, LoggedCommand, Progress, Store, StoreError, UnsentResult, Usage};
 
 /// The store of a data folder, which it holds locked.
 ///
@@ -38,12 +37,12 @@ impl SqliteStore {
         Ok((Self { writer }, recovery))
     }
 
-    /// Says which sinks there are: what is held for others is given up.
+    /// Says which sinks there are and what servers each gets: what is held for others is given up.
     ///
-    /// Cursors and unsent results of other sinks go; their dead letters stay, and so do the names
-    /// they keep something under, until those are cleared.
-    pub async fn declare_sinks(&self, sinks: &[SinkName]) -> Result<(), StoreError> {
-        let sinks = sinks.to_vec();
+    /// Cursors of other pairs and unsent results of other sinks go; their dead letters stay, and so
+    /// do the names they keep something under, until those are cleared.
+    pub async fn declare_sinks(&self, sinks: &BTreeMap<SinkName, Vec<ServerName>>) -> Result<(), StoreError> {
+        let sinks = sinks.clone();
         self.write(Mode::Synced, move |db| sinks::declare(db, &sinks)).await
     }
 
@@ -123,8 +122,8 @@ impl Store for SqliteStore {
         self.write(Mode::Lazy, move |db| sinks::unregister(db, &sink, &names)).await
     }
 
-    async fn log_command(&self, command: LoggedCommand) -> Result<Admission, StoreError> {
-        self.write(Mode::Synced, move |db| commands::log(db, &command)).await
+    async fn log_command(&self, command: LoggedCommand, answer: Option<Answer>) -> Result<Admission, StoreError> {
+        self.write(Mode::Synced, move |db| commands::log(db, &command, answer.as_ref())).await
     }
 
     async fn start_command(&self, server: Option<&ServerName>, id: &CommandId) -> Result<(), StoreError> {
@@ -136,11 +135,10 @@ impl Store for SqliteStore {
         &self,
         server: Option<&ServerName>,
         id: &CommandId,
-        status: OutcomeStatus,
-        result: Bytes,
+        answer: Answer,
     ) -> Result<(), StoreError> {
         let (server, id) = (server.cloned(), id.clone());
-        self.write(Mode::Synced, move |db| commands::finish(db, server.as_ref(), &id, status, &result)).await
+        self.write(Mode::Synced, move |db| commands::finish(db, server.as_ref(), &id, &answer)).await
     }
 
     async fn open_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {

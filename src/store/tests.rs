@@ -175,7 +175,13 @@ async fn what_is_told_carries_its_revision_and_its_newest_entry() {
         let one = committed.told[&hash(1)].clone().unwrap();
         assert_eq!((one.rev, one.last_seq, one.changed_at.as_millis() - START), (Rev(3), Seq(3), 2_000));
 
-        let state = ServerState { is_known: true, is_online: true, run: Some("4711".to_owned()), generation: 3 };
+        let state = ServerState {
+            is_known: true,
+            is_online: true,
+            run: Some("4711".to_owned()),
+            generation: 3,
+            is_settling: true,
+        };
         let facts = vec![fact(Kind::Removed, Some(torrent(&home, 2, 0)))];
         let removal =
             Tick { facts, changes: [(hash(2), None)].into(), state: Some(state.clone()), ..tick(&home, 4_000) };
@@ -254,9 +260,9 @@ async fn a_command_is_done_once_a_day_and_answered_whenever_it_comes() {
         let (home, mqtt, bus) = (server("home"), sink("mqtt"), sink("bus"));
         let first = command("c1", "mqtt", clock.now());
         let to_bridge = LoggedCommand { server: None, hash: None, verb: None, reply: None, ..first.clone() };
-        assert_eq!(store.log_command(first.clone()).await.unwrap(), Admission::New);
-        assert_eq!(store.log_command(first.clone()).await.unwrap(), Admission::Running);
-        assert_eq!(store.log_command(to_bridge.clone()).await.unwrap(), Admission::New);
+        assert_eq!(store.log_command(first.clone(), None).await.unwrap(), Admission::New);
+        assert_eq!(store.log_command(first.clone(), None).await.unwrap(), Admission::Running);
+        assert_eq!(store.log_command(to_bridge.clone(), None).await.unwrap(), Admission::New);
         assert_eq!(store.open_commands().await.unwrap(), [first.clone(), to_bridge.clone()]);
 
         store.start_command(Some(&home), &first.id).await.unwrap();
@@ -264,10 +270,19 @@ async fn a_command_is_done_once_a_day_and_answered_whenever_it_comes() {
         assert_eq!(store.open_commands().await.unwrap(), [started, to_bridge]);
 
         let done = Bytes::from_static(b"{\"status\":\"ok\"}");
-        store.finish_command(Some(&home), &first.id, OutcomeStatus::Ok, done.clone()).await.unwrap();
+        store
+            .finish_command(Some(&home), &first.id, Answer { status: OutcomeStatus::Ok, body: done.clone() })
+            .await
+            .unwrap();
         let other = Bytes::from_static(b"another");
-        store.finish_command(Some(&home), &first.id, OutcomeStatus::Error, other.clone()).await.unwrap();
-        store.finish_command(None, &first.id, OutcomeStatus::Refused, other.clone()).await.unwrap();
+        store
+            .finish_command(Some(&home), &first.id, Answer { status: OutcomeStatus::Error, body: other.clone() })
+            .await
+            .unwrap();
+        store
+            .finish_command(None, &first.id, Answer { status: OutcomeStatus::Refused, body: other.clone() })
+            .await
+            .unwrap();
         assert!(store.open_commands().await.unwrap().is_empty());
         let unsent = store.unsent_results(&mqtt, 10).await.unwrap();
         let shown: Vec<_> = unsent.iter().map(|u| (u.server.clone(), u.body.clone(), u.reply.clone())).collect();
@@ -278,15 +293,15 @@ async fn a_command_is_done_once_a_day_and_answered_whenever_it_comes() {
 
         clock.forward(Duration::from_secs(24 * 3600 - 1));
         let again = LoggedCommand { reply: None, ..command("c1", "bus", clock.now()) };
-        assert_eq!(store.log_command(again.clone()).await.unwrap(), Admission::Answered);
+        assert_eq!(store.log_command(again.clone(), None).await.unwrap(), Admission::Answered);
         let unsent = store.unsent_results(&bus, 10).await.unwrap();
         assert_eq!((&unsent[0].body, &unsent[0].reply), (&done, &None));
 
         clock.forward(Duration::from_secs(1));
-        assert_eq!(store.log_command(again).await.unwrap(), Admission::New);
+        assert_eq!(store.log_command(again, None).await.unwrap(), Admission::New);
         let nobody = CommandId::parse("nobody").unwrap();
         assert!(store.start_command(Some(&home), &nobody).await.is_err());
-        assert!(store.finish_command(None, &nobody, OutcomeStatus::Ok, done).await.is_err());
+        assert!(store.finish_command(None, &nobody, Answer { status: OutcomeStatus::Ok, body: done }).await.is_err());
     })
     .await;
 }
@@ -418,10 +433,16 @@ async fn cursors_and_results_of_sinks_that_are_gone_are_given_up() {
         store.bury(sink, entry, "413").await.unwrap();
         store.bury(sink, entry, "again").await.unwrap();
         let command = command(sink.as_str(), sink.as_str(), entry.time);
-        store.log_command(command.clone()).await.unwrap();
-        store.finish_command(Some(&home), &command.id, OutcomeStatus::Ok, Bytes::new()).await.unwrap();
+        store.log_command(command.clone(), None).await.unwrap();
+        store
+            .finish_command(Some(&home), &command.id, Answer { status: OutcomeStatus::Ok, body: Bytes::new() })
+            .await
+            .unwrap();
     }
-    store.declare_sinks(std::slice::from_ref(&here)).await.unwrap();
+    let other = server("other");
+    store.settle(&here, [(other.clone(), at(1, 1))].into()).await.unwrap();
+    store.declare_sinks(&[(here.clone(), vec![home.clone()])].into()).await.unwrap();
+    assert!(!store.progress(&here).await.unwrap().contains_key(&other), "a server that it no longer gets");
     for (sink, held) in [(&here, 1), (&gone, 0)] {
         assert_eq!(store.progress(sink).await.unwrap().len(), held);
         assert_eq!(store.unsent_results(sink, 9).await.unwrap().len(), held);
@@ -510,7 +531,8 @@ async fn a_file_that_cannot_be_used_is_moved_aside_and_said() {
         store.commit(added(&server("home"), 1)).await.unwrap();
         drop(store);
         let (_, recovery) = open(folder.path());
-        assert!(!recovery.lost && !recovery.is_new, "{name}: said once");
+        assert!(recovery.found.is_none() && !recovery.is_new, "{name}: found once");
+        assert!(recovery.lost, "{name}: a server that comes later has lost its history all the same");
     }
 }
 
@@ -686,7 +708,7 @@ async fn a_disk_filled_by_others_refuses_every_write_until_there_is_room() {
         assert!(matches!(refused, StoreError::Full { .. }), "{refused:?}");
         let settled = store.settle(&mqtt, [(home.clone(), at(1, 1))].into()).await;
         assert!(matches!(settled, Ok(()) | Err(StoreError::Full { .. })), "{settled:?}");
-        let logged = store.log_command(command(&"x".repeat(100), "mqtt", before.told[&hash(1)].changed_at)).await;
+        let logged = store.log_command(command(&"x".repeat(100), "mqtt", before.told[&hash(1)].changed_at), None).await;
         assert!(logged.is_err() || round > 0, "{logged:?}");
         assert_eq!(seqs(&store, &home).await, (1..=last.0).collect::<Vec<_>>());
 
@@ -810,7 +832,13 @@ mod model {
                     true => fact(Kind::Started, Some(torrent(&server, *number, 1))),
                     false => fact(Kind::ServerOnline, None),
                 });
-                let state = state.map(|is_online| ServerState { is_known: true, is_online, run: None, generation: 0 });
+                let state = state.map(|is_online| ServerState {
+                    is_known: true,
+                    is_online,
+                    run: None,
+                    generation: 0,
+                    is_settling: false,
+                });
                 let facts = facts.collect();
                 let changes =
                     changes.iter().map(|(number, downloaded)| (hash(*number), downloaded.map(|d| told(*number, d))));
@@ -837,7 +865,7 @@ mod model {
                 let base = command("x", "x", Timestamp::from_millis(START));
                 let (server, origin) = (server.map(nth_server), nth_sink(origin));
                 let logged = LoggedCommand { id: id(number), server, origin, ..base };
-                format!("{:?}", store.log_command(logged).await)
+                format!("{:?}", store.log_command(logged, None).await)
             }
             Step::Start { server, id: number } => {
                 let server = server.map(nth_server);
@@ -846,7 +874,16 @@ mod model {
             Step::Finish { server, id: number, result } => {
                 let server = server.map(nth_server);
                 let result = vec![result].into();
-                format!("{:?}", store.finish_command(server.as_ref(), &id(number), OutcomeStatus::Ok, result).await)
+                format!(
+                    "{:?}",
+                    store
+                        .finish_command(
+                            server.as_ref(),
+                            &id(number),
+                            Answer { status: OutcomeStatus::Ok, body: result }
+                        )
+                        .await
+                )
             }
             Step::Sent { number } => format!("{:?}", store.result_sent(number).await),
             Step::Declare { .. } | Step::Reopen => unreachable!("not a step of the seam"),
@@ -885,7 +922,8 @@ mod model {
                     memory.reopen(epoch);
                 }
                 Step::Declare { sinks } => {
-                    let sinks: Vec<_> = sinks.iter().copied().map(nth_sink).collect();
+                    let servers = vec![nth_server(0)];
+                    let sinks = sinks.iter().map(|sink| (nth_sink(*sink), servers.clone())).collect();
                     memory.declare_sinks(&sinks);
                     file.declare_sinks(&sinks).await.unwrap();
                 }

@@ -17,7 +17,7 @@ use tracing::{debug, error, info, warn};
 use crate::board::{Board, ServerBoard};
 use crate::commands::expect::Expectations;
 use crate::diff::{Limits, Moment, Observer};
-use crate::model::{Cause, Changes, Fact, File, InfoHash, Kind, Listing, Parts, ServerName, Stats, Tick, Torrent};
+use crate::model::{Cause, Changes, Fact, File, InfoHash, Kind, Listing, Parts, Seq, ServerName, Stats, Tick, Torrent};
 use crate::port::{ClientError, Clock, Delivery, Store, StoreError, TorrentClient};
 use crate::repeat::Repeat;
 
@@ -36,7 +36,7 @@ pub struct Watcher {
     pub clock: Arc<dyn Clock>,
     pub expectations: Arc<Expectations>,
     pub files: Arc<FilesWanted>,
-    /// The history of this folder is lost: that is the first thing to tell.
+    /// This epoch began by a loss: that is the first thing to tell.
     pub is_history_lost: bool,
 }
 
@@ -47,7 +47,6 @@ struct State {
     failures: Repeat,
     full: Repeat,
     stats_made: Option<Instant>,
-    is_history_lost: bool,
 }
 
 impl Watcher {
@@ -63,7 +62,6 @@ impl Watcher {
             failures: Repeat::default(),
             full: Repeat::default(),
             stats_made: None,
-            is_history_lost: self.is_history_lost,
         };
         loop {
             let took = self.look(&mut state, board).await?;
@@ -84,28 +82,28 @@ impl Watcher {
         let answer = self.client.list().await;
         let took = began.elapsed();
         let now = Moment { time: self.clock.now(), at: state.start.elapsed() };
-        self.report_poll(state, board, &answer, took);
         let mut tick = board.read(|content| match &answer {
             Ok(listing) => state.observer.looked(&content.told, &content.state, listing, now),
             Err(_) => state.observer.failed(&content.state, now),
         });
-        if state.is_history_lost && answer.is_ok() {
+        if self.is_history_lost && answer.is_ok() && board.read(|content| content.last_seq) == Seq(0) {
             tick.facts.insert(0, journal_reset());
         }
         self.expectations.mark(&mut tick);
-        let is_told = self.tell(state, tick, now.at).await?;
+        self.tell(state, tick, now.at).await?;
+        // "It answers" may be read only when what it answered stands on the board.
+        self.report_poll(state, board, &answer, took);
         if let Ok(listing) = &answer {
-            state.is_history_lost &= !is_told;
             self.make_stats(state, board, listing);
             board.read(|content| self.expectations.judge(look, listing, &content.told));
         }
         Ok(took)
     }
 
-    /// Commits a tick and puts it on the board. `false` if there was no room.
-    async fn tell(&self, state: &mut State, tick: Tick, at: Duration) -> Result<bool, StoreError> {
+    /// Commits a tick and puts it on the board. Without room nothing is told, and the next look finds it again.
+    async fn tell(&self, state: &mut State, tick: Tick, at: Duration) -> Result<(), StoreError> {
         if tick.is_empty() {
-            return Ok(true);
+            return Ok(());
         }
         let server_state = tick.state.clone();
         let said: Vec<(Kind, Option<Arc<Torrent>>)> =
@@ -126,14 +124,14 @@ impl Watcher {
                         self.files.want(torrent.hash);
                     }
                 }
-                Ok(true)
+                Ok(())
             }
             Err(StoreError::Full { reason }) => {
                 metrics::counter!("dtorrent_commits_full_total", "server" => self.server.to_string()).increment(1);
                 if let Some(times) = state.full.failed() {
                     error!(server = %self.server, times, reason, "events cannot be written down; they are held back");
                 }
-                Ok(false)
+                Ok(())
             }
             Err(error) => Err(error),
         }

@@ -59,8 +59,6 @@ pub enum SetupError {
     BadCertificate(String),
     #[error("this system has no trusted certificates: install ca-certificates, or name a ca_file")]
     NoTrust,
-    #[error("username and password are for http and https: SCGI has no sign-on")]
-    CredentialsWithoutHttp,
     #[error("the user name or password cannot be sent over HTTP")]
     BadCredentials,
     #[error("cannot make an HTTP client: {0}")]
@@ -84,9 +82,6 @@ impl Transport {
     pub(super) fn new(settings: &Settings) -> Result<Self, SetupError> {
         let has_credentials = settings.username.is_some() || settings.password.is_some();
         let road = match &settings.endpoint {
-            Endpoint::Unix(_) | Endpoint::Scgi { .. } if has_credentials => {
-                return Err(SetupError::CredentialsWithoutHttp);
-            }
             Endpoint::Unix(path) => Road::Unix(path.clone()),
             Endpoint::Scgi { host, port } => Road::Tcp { host: host.clone(), port: *port },
             Endpoint::Http(url) => Road::Http {

@@ -161,7 +161,7 @@ async fn handshake(
     let sink = &broker.settings.name;
     let (client, mut events) = broker.open(&Opening {
         protocol,
-        client_id: format!("dtorrent-{}-commands", broker.settings.instance),
+        client_id: format!("dtorrent-{}-{}-commands", broker.settings.instance, broker.settings.name),
         session: Some(SESSION_KEPT),
         will: None,
         packet_bytes_max,

@@ -178,7 +178,7 @@ impl MqttSink {
         let topics = self.broker.topics.clone();
         let (client, events) = self.broker.open(&Opening {
             protocol,
-            client_id: format!("dtorrent-{instance}"),
+            client_id: format!("dtorrent-{instance}-{name}"),
             session: None,
             will: Some(Will { topic: topics.bridge_status(), is_plain: has_plain_will }),
             packet_bytes_max: wire::PACKET_BYTES_MAX,
@@ -214,7 +214,7 @@ impl Sink for MqttSink {
         self.broker.topics.kept_as(delivery)
     }
 
-    fn is_own(&self, name: &str) -> bool {
-        self.broker.topics.is_own(name)
+    fn own_names(&self) -> Vec<String> {
+        self.broker.topics.own()
     }
 }

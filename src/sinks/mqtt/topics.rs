@@ -108,9 +108,9 @@ impl Topics {
         route.is_retained.then_some(route.topic)
     }
 
-    /// Whether `topic` is kept for the bridge itself, so that it is no leftover of a server or torrent.
-    pub fn is_own(&self, topic: &str) -> bool {
-        topic == self.bridge("status") || topic == self.bridge("info")
+    /// What is kept for the bridge itself, so that it is no leftover of a server or torrent.
+    pub fn own(&self) -> Vec<String> {
+        vec![self.bridge("status"), self.bridge("info")]
     }
 
     /// What to subscribe to for the commands of these servers and of the bridge.

@@ -236,7 +236,7 @@ async fn what_a_broker_refuses_is_parked_with_the_reason_while_all_else_flows() 
     let parked: Value = serde_json::from_str(body).unwrap();
     assert_eq!((&parked["event_type"], &parked["hash"]), (&json!("added"), &json!(refused.hash.to_string())));
     assert!(reason.contains("not allow"), "{reason}");
-    world.bridge().says("an event was rejected and put aside").await;
+    world.bridge().says("an event was rejected and is put aside").await;
     assert!(world.bridge().log().contains("does not allow this user to publish to the topic"));
     // A consumer sees that one is missing, and which.
     let seqs: Vec<u64> = world.heard.events("home").iter().map(|event| event["seq"].as_u64().unwrap()).collect();

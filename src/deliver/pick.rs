@@ -1,0 +1,334 @@
+//! What is sent next: the window of a link, filled with what is owed, most urgent first.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::dirty::Known;
+use super::dispatch::{Dispatcher, Sent, UnderWay};
+use super::retention::Kept;
+use crate::model::{
+    Cause, Changes, EVENT_SCHEMA, Entity, Event, EventId, InfoHash, Kind, ServerName, Timestamp, ToldTorrent, Torrent,
+};
+use crate::port::{Delivery, Link, StoreError};
+
+/// Entries read from the journal at once.
+const READ_MAX: u16 = 256;
+/// Results read from the command log at once.
+const RESULTS_MAX: u16 = 64;
+
+type Batch = Vec<(Delivery, Sent)>;
+
+impl Dispatcher {
+    /// Everything that is kept is said again: a broker that came back may have forgotten it, or an
+    /// older copy of it may have come back with the broker.
+    pub(super) async fn begin_link(&mut self) -> Result<(), StoreError> {
+        self.owes_info = true;
+        for owed in self.lanes.values_mut() {
+            owed.said_online = None;
+            owed.said_stats = Bytes::new();
+        }
+        self.choose_kept();
+        for (server, owed) in &mut self.lanes {
+            self.parts.board.read(server, |content| {
+                for (hash, told) in content.told.iter().filter(|(hash, _)| owed.kept.contains(hash)) {
+                    owed.dirty.mark(*hash, Known::Present, told.last_seq);
+                }
+            });
+        }
+        let states = self.names_of_states();
+        let mut wanted: HashSet<String> = self.parts.sink.own_names().into_iter().chain(states.clone()).collect();
+        for server in self.lanes.keys() {
+            let status = Delivery::ServerStatus { server: server.clone(), is_online: false };
+            let stats = Delivery::Stats { server: server.clone(), body: Bytes::new() };
+            wanted.extend([status, stats].iter().filter_map(|delivery| self.parts.sink.kept_as(delivery)));
+        }
+        self.registry.keep_only(&wanted);
+        self.register(states).await
+    }
+
+    /// After a start: what was told after the last note may never have arrived.
+    pub(super) fn mark_unsent(&mut self) {
+        for (server, owed) in &mut self.lanes {
+            let sent_rev = owed.sent_rev();
+            self.parts.board.read(server, |content| {
+                for (hash, told) in content.told.iter().filter(|(_, told)| told.rev > sent_rev) {
+                    owed.dirty.mark(*hash, Known::Forgotten, told.last_seq);
+                }
+            });
+        }
+    }
+
+    /// Chooses which states are kept; those that came in or fell out are owed.
+    pub(super) fn choose_kept(&mut self) {
+        let now = self.parts.clock.now();
+        for (server, owed) in &mut self.lanes {
+            self.parts.board.read(server, |content| {
+                let kept = Kept::choose(&content.told, self.parts.settings.retain, now, &owed.kept);
+                if kept == owed.kept {
+                    return;
+                }
+                let before = std::mem::replace(&mut owed.kept, kept);
+                for (hash, told) in &content.told {
+                    if owed.kept.contains(hash) != before.contains(hash) {
+                        owed.dirty.mark(*hash, Known::Present, told.last_seq);
+                    }
+                }
+            });
+        }
+    }
+
+    fn names_of_states(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for (server, owed) in &self.lanes {
+            self.parts.board.read(server, |content| {
+                let kept = content.told.keys().filter(|hash| owed.kept.contains(hash));
+                names.extend(kept.filter_map(|hash| self.name_of_state(server, *hash)));
+            });
+        }
+        names
+    }
+
+    fn name_of_state(&self, server: &ServerName, hash: InfoHash) -> Option<String> {
+        self.parts.sink.kept_as(&Delivery::State { server: server.clone(), hash, body: Bytes::new(), keep: true })
+    }
+
+    /// Whether nothing is left that a stopping bridge should wait for.
+    pub(super) fn owes_nothing(&self) -> bool {
+        self.aside.is_empty()
+            && self.substitutes.is_empty()
+            && !self.registry.has_leftovers()
+            && self.lanes.iter().all(|(server, owed)| {
+                let written = self.parts.board.read(server, |content| content.last_seq).unwrap_or_default();
+                owed.lane.is_drained(written) && owed.dirty.is_empty()
+            })
+    }
+
+    /// Sends as much as the link may have under way.
+    pub(super) async fn fill(
+        &mut self,
+        link: &mut dyn Link,
+        under_way: &mut UnderWay,
+        may_have_results: &mut bool,
+    ) -> Result<(), StoreError> {
+        loop {
+            let free = link.depth().saturating_sub(under_way.len());
+            let mut batch = Batch::new();
+            self.pick_status(free, &mut batch);
+            if batch.len() < free && std::mem::take(may_have_results) {
+                self.pick_results(free, &mut batch).await?;
+            }
+            self.pick_substitutes(free, &mut batch);
+            // States and side messages are not shut out by a long journal, nor by each other.
+            self.pick_entries(free - free / 4, &mut batch).await?;
+            self.pick_aside(free - free / 8, &mut batch);
+            self.pick_states(free, &mut batch);
+            self.pick_entries(free, &mut batch).await?;
+            self.pick_leftovers(free, &mut batch);
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let names: Vec<String> =
+                batch.iter().filter_map(|(delivery, _)| self.parts.sink.kept_as(delivery)).collect();
+            self.register(names).await?;
+            for (delivery, sent) in batch {
+                let arrival = link.send(delivery);
+                under_way.push(Box::pin(async move { (sent, arrival.await) }));
+            }
+        }
+    }
+
+    fn pick_status(&mut self, free: usize, batch: &mut Batch) {
+        if free > batch.len() && std::mem::take(&mut self.owes_info) {
+            batch.push((Delivery::Info { body: self.parts.reporter.info() }, Sent::Other));
+        }
+        for (server, owed) in &mut self.lanes {
+            let read = |content: &crate::board::Content| (content.state.is_online, content.stats_body.clone());
+            let Some((is_online, stats)) = self.parts.board.read(server, read) else { continue };
+            if batch.len() < free && owed.said_online != Some(is_online) {
+                owed.said_online = Some(is_online);
+                batch.push((Delivery::ServerStatus { server: server.clone(), is_online }, Sent::Other));
+            }
+            if batch.len() < free && !stats.is_empty() && owed.said_stats != stats {
+                owed.said_stats = stats.clone();
+                batch.push((Delivery::Stats { server: server.clone(), body: stats }, Sent::Other));
+            }
+        }
+        if free > batch.len() && std::mem::take(&mut self.owes_health) {
+            batch.push((Delivery::Health { body: self.parts.reporter.health() }, Sent::Other));
+        }
+    }
+
+    /// Results that are written down and not under way.
+    async fn pick_results(&mut self, free: usize, batch: &mut Batch) -> Result<(), StoreError> {
+        for result in self.parts.store.unsent_results(&self.parts.settings.name, RESULTS_MAX).await? {
+            if batch.len() < free && self.results_under_way.insert(result.number) {
+                let (server, body, reply) = (result.server.clone(), result.body.clone(), result.reply.clone());
+                let sent = Sent::Result { result: Box::new(result), is_substitute: false };
+                batch.push((Delivery::Result { server, body, reply }, sent));
+            }
+        }
+        Ok(())
+    }
+
+    fn pick_substitutes(&mut self, free: usize, batch: &mut Batch) {
+        while batch.len() < free
+            && let Some(result) = self.substitutes.pop()
+        {
+            let (server, body, reply) = (result.server.clone(), result.body.clone(), result.reply.clone());
+            let sent = Sent::Result { result: Box::new(result), is_substitute: true };
+            batch.push((Delivery::Result { server, body, reply }, sent));
+        }
+    }
+
+    /// Journal entries, the servers taking turns.
+    async fn pick_entries(&mut self, free: usize, batch: &mut Batch) -> Result<(), StoreError> {
+        let servers: Vec<ServerName> = self.lanes.keys().cloned().collect();
+        let mut has_more = true;
+        while has_more && batch.len() < free {
+            has_more = false;
+            for server in &servers {
+                let Some(owed) = self.lanes.get_mut(server) else { continue };
+                if batch.len() >= free {
+                    break;
+                }
+                let written = self.parts.board.read(server, |content| content.last_seq).unwrap_or_default();
+                if let Some(after) = owed.lane.wants_after(written) {
+                    let mut entries = self.parts.store.read(server, after, READ_MAX).await?;
+                    // What is not on the board yet would be followed by the state from before it.
+                    entries.retain(|entry| entry.seq <= written);
+                    owed.lane.fill(entries);
+                }
+                let Some(entry) = owed.lane.depart() else { continue };
+                has_more = true;
+                if self.parts.settings.events.contains(&entry.kind) {
+                    batch.push((Delivery::Event(entry.clone()), Sent::Entry(Box::new(entry))));
+                } else {
+                    // The sink does not hear of it, so what it knows of the torrent stays.
+                    self.settle_entry(&entry);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pick_aside(&mut self, free: usize, batch: &mut Batch) {
+        while batch.len() < free
+            && let Some(delivery) = self.aside.pop_front()
+        {
+            batch.push((delivery, Sent::Other));
+        }
+    }
+
+    fn pick_states(&mut self, free: usize, batch: &mut Batch) {
+        let servers: Vec<ServerName> = self.lanes.keys().cloned().collect();
+        for server in servers {
+            // A state is up to three messages: the update, the clearing of a kept copy, the state.
+            while batch.len() < free {
+                let Some(owed) = self.lanes.get(&server) else { break };
+                let Some(hash) = owed.dirty.peek(owed.lane.cursor()) else { break };
+                // The picture and what lies on the desk are read in one: no change is between them.
+                let desk = &self.parts.desk;
+                let read = self
+                    .parts
+                    .board
+                    .read(&server, |content| (desk.take(), content.epoch, content.told.get(&hash).cloned()));
+                let Some((tray, epoch, told)) = read else { break };
+                self.take_in(tray);
+                let Some(owed) = self.lanes.get_mut(&server) else { break };
+                if owed.dirty.peek(owed.lane.cursor()) != Some(hash) {
+                    continue;
+                }
+                let Some((hash, known)) = owed.dirty.next(owed.lane.cursor()) else { break };
+                let keep = owed.kept.contains(&hash);
+                match told {
+                    Some(told) => {
+                        owed.dirty.sent(hash, Known::Picture(Arc::clone(&told.torrent)));
+                        let id = EventId::Updated { server: server.clone(), epoch, rev: told.rev };
+                        self.pick_update(&server, hash, id, &known, &told, batch);
+                        match self.name_of_state(&server, hash) {
+                            Some(name) if keep => self.registry.keep(&name),
+                            _ => self.clear_state(&server, hash, batch),
+                        }
+                        let body = Bytes::from(serde_json::to_vec(&*told.torrent).expect("a torrent is plain JSON"));
+                        let delivery = Delivery::State { server: server.clone(), hash, body, keep };
+                        batch.push((delivery, Sent::State { server: server.clone(), hash }));
+                    }
+                    None => {
+                        owed.dirty.sent(hash, Known::Nothing);
+                        owed.dirty.settled(hash);
+                        self.clear_state(&server, hash, batch);
+                    }
+                }
+            }
+        }
+    }
+
+    fn pick_update(
+        &self,
+        server: &ServerName,
+        hash: InfoHash,
+        id: EventId,
+        known: &Known,
+        told: &ToldTorrent,
+        batch: &mut Batch,
+    ) {
+        if !self.parts.settings.events.contains(&Kind::Updated) {
+            return;
+        }
+        let Some(changes) = changes_for(known, &told.torrent) else { return };
+        let time = self.parts.clock.now();
+        let body = updated(server, hash, &id, time, changes, &told.torrent);
+        batch.push((Delivery::Updated { server: server.clone(), hash, id, time, body }, Sent::Other));
+    }
+
+    fn clear_state(&mut self, server: &ServerName, hash: InfoHash, batch: &mut Batch) {
+        if let Some(name) = self.name_of_state(server, hash).filter(|name| self.registry.knows(name)) {
+            self.registry.clear(&name);
+            batch.push((Delivery::Clear { name: name.clone() }, Sent::Cleared { name }));
+        }
+    }
+
+    fn pick_leftovers(&mut self, free: usize, batch: &mut Batch) {
+        while batch.len() < free
+            && let Some(name) = self.registry.next_leftover()
+        {
+            batch.push((Delivery::Clear { name: name.clone() }, Sent::Cleared { name }));
+        }
+    }
+}
+
+/// What `updated` has to say to a sink that knows this much; `None` if nothing.
+fn changes_for(known: &Known, told: &Torrent) -> Option<Changes> {
+    match known {
+        Known::Nothing | Known::Present => None,
+        Known::Forgotten => Some(Changes::new()),
+        Known::Picture(picture) => Some(picture.changes_to(told)).filter(|changes| !changes.is_empty()),
+    }
+}
+
+fn updated(
+    server: &ServerName,
+    hash: InfoHash,
+    id: &EventId,
+    time: Timestamp,
+    changes: Changes,
+    torrent: &Arc<Torrent>,
+) -> Bytes {
+    let event = Event {
+        schema: EVENT_SCHEMA,
+        entity: Entity::Torrent,
+        event_type: Kind::Updated,
+        id: id.clone(),
+        seq: None,
+        time,
+        server: server.clone(),
+        hash: Some(hash),
+        cause: Cause::Observed,
+        command_id: None,
+        changes,
+        torrent: Some(Arc::clone(torrent)),
+    };
+    Bytes::from(event.to_json())
+}
