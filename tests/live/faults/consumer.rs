@@ -35,7 +35,7 @@ struct Consumer {
 
 impl Drop for Consumer {
     fn drop(&mut self) {
-        for child in [&mut self.source, &mut self.consumer] {
+        for child in [&mut self.consumer, &mut self.source] {
             child.kill().and_then(|()| child.wait()).unwrap();
         }
     }

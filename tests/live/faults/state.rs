@@ -365,6 +365,7 @@ async fn a_read_only_folder_is_named_at_the_start_and_served_when_it_can_be_writ
     let mut world = World::new(Setup::default()).await;
     let Some(disk) = small_disk(&world) else { return };
     let hash = world.home.load(&Content::file("x", 1_000, 1).torrent, false).await.unwrap();
+    world.home.load(&Content::file("y", 1_000, 2).torrent, false).await.unwrap();
     world.start_bridge().await;
     world.bridge().stop().await;
     // (A file system with a file open for writing cannot be made read-only.)

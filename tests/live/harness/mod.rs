@@ -110,7 +110,7 @@ impl World {
 
     /// A proxy before the broker, for the bridge that is started next. Who listens is not behind it.
     pub async fn proxy_broker(&mut self) -> Proxy {
-        let proxy = Proxy::to_port(self.broker.port).await;
+        let proxy = Proxy::to_broker(self.broker.port).await;
         self.use_broker_at(&format!("mqtt://{}", proxy.address));
         proxy
     }

@@ -28,6 +28,8 @@ pub enum Way {
 
 pub const PUBLISH: u8 = 3;
 pub const PUBACK: u8 = 4;
+/// No packet has this type.
+const NONE: u8 = 0;
 
 pub struct Proxy {
     pub address: SocketAddr,
@@ -70,8 +72,17 @@ impl Drop for Proxy {
 }
 
 impl Proxy {
-    #[allow(clippy::disallowed_methods)] // a test's own tasks, gone with its runtime
     pub async fn to(target: SocketAddr) -> Self {
+        Self::start(target, false).await
+    }
+
+    /// To a broker on this machine. Only whole packets are passed on, so that they can be told apart.
+    pub async fn to_broker(port: u16) -> Self {
+        Self::start(SocketAddr::from(([127, 0, 0, 1], port)), true).await
+    }
+
+    #[allow(clippy::disallowed_methods)] // a test's own tasks, gone with its runtime
+    async fn start(target: SocketAddr, is_mqtt: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (cut, cuts) = watch::channel(());
@@ -91,18 +102,14 @@ impl Proxy {
                 tokio::spawn(async move {
                     let Ok(far) = TcpStream::connect(target).await else { return };
                     tokio::select! {
-                        () = pass(near, far, request_way, answer_way, counted) => {}
+                        biased; // what is cut passes nothing on, though its way may be free by now
                         _ = cuts.changed() => {}
+                        () = pass(near, far, request_way, answer_way, counted, is_mqtt) => {}
                     }
                 });
             }
         });
         Self { address, cut, requests, answers, shared, task }
-    }
-
-    /// To a port of this machine.
-    pub async fn to_port(port: u16) -> Self {
-        Self::to(SocketAddr::from(([127, 0, 0, 1], port))).await
     }
 
     /// Cuts all connections there are, without a goodbye.
@@ -147,18 +154,19 @@ async fn pass(
     request_way: watch::Receiver<Way>,
     answer_way: watch::Receiver<Way>,
     counted: Counted,
+    is_mqtt: bool,
 ) {
     let (from_near, to_near) = near.into_split();
     let (from_far, to_far) = far.into_split();
     let forward = async {
-        if relay(from_near, to_far, request_way).await {
+        if relay(from_near, to_far, request_way, is_mqtt).await {
             drop(counted);
             std::future::pending::<()>().await;
         }
     };
     tokio::select! {
         () = forward => {}
-        _ = relay(from_far, to_near, answer_way) => {}
+        _ = relay(from_far, to_near, answer_way, is_mqtt) => {}
     }
 }
 
@@ -167,11 +175,13 @@ async fn relay(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut way: watch::Receiver<Way>,
+    is_mqtt: bool,
 ) -> bool {
     let (mut passed, mut kept, mut has_ended) = (0, BytesMut::new(), false);
     loop {
         let current = way.borrow_and_update().clone();
         let may_go = match &current {
+            Way::Pass if is_mqtt && !has_ended => before_packet(&kept, NONE),
             Way::Pass => kept.len(),
             Way::Bytes(limit) => kept.len().min(usize::try_from(limit.saturating_sub(passed)).unwrap_or(usize::MAX)),
             Way::Hold | Way::Say(_) => 0,
