@@ -56,6 +56,9 @@ pub struct DispatcherSettings {
     pub servers: Vec<ServerName>,
     pub events: BTreeSet<Kind>,
     pub retain: Retain,
+    /// The last life of the bridge ended in order: what it noted as told is what this sink was sent.
+    /// After a power cut a sink may know more than the store.
+    pub ended_in_order: bool,
 }
 
 /// Tells what is to be said of the bridge itself.
@@ -101,6 +104,8 @@ pub(super) struct ServerLane {
     pub lane: Lane,
     pub dirty: DirtySet,
     pub kept: Kept,
+    /// Torrents of which the sink may know more than the store does.
+    doubted: HashSet<InfoHash>,
     sent_rev: Rev,
     /// What was said on this connection.
     pub said_online: Option<bool>,
@@ -174,6 +179,12 @@ impl Dispatcher {
             is_unsettled: false,
             jitter: Box::new(rand::random),
         };
+        if !dispatcher.parts.settings.ended_in_order {
+            for (server, owed) in &mut dispatcher.lanes {
+                let told = dispatcher.parts.board.read(server, |content| content.told.keys().copied().collect());
+                owed.doubted = told.unwrap_or_default();
+            }
+        }
         dispatcher.mark_unsent();
         Ok(dispatcher)
     }
@@ -469,6 +480,7 @@ impl Dispatcher {
     /// The sink has the entry: what it knows of the torrent moves on.
     fn learn_from(&mut self, entry: &Entry) {
         let Some(owed) = self.lanes.get_mut(&entry.server) else { return };
+        entry.hash.map(|hash| owed.doubted.remove(&hash));
         let Some(hash) = entry.hash.filter(|hash| owed.dirty.owes(hash)) else { return };
         let told = self.parts.board.read(&entry.server, |content| content.told.get(&hash).cloned()).flatten();
         let known = match told {
@@ -553,7 +565,11 @@ impl Dispatcher {
             let Some(owed) = self.lanes.get_mut(&server) else { continue };
             for (hash, laid) in changed {
                 has_other_torrents |= laid.before.is_none();
-                let known = laid.before.map_or(Known::Nothing, Known::Picture);
+                let known = match laid.before {
+                    None => Known::Nothing,
+                    Some(_) if owed.doubted.remove(&hash) => Known::Forgotten,
+                    Some(before) => Known::Picture(before),
+                };
                 owed.dirty.mark(hash, known, laid.not_before);
             }
         }
@@ -579,6 +595,7 @@ impl ServerLane {
             lane: Lane::new(progress.cursor),
             dirty: DirtySet::default(),
             kept: Kept::None,
+            doubted: HashSet::new(),
             sent_rev: progress.sent_rev,
             said_online: None,
             said_stats: Bytes::new(),
