@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help build demo test peers
+.PHONY: help build demo test soak peers
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -27,6 +27,10 @@ test: peers ## format, lints, every test with the real programs
 	else \
 	    DTORRENT_LIVE=required cargo test --locked --all-features -- --test-threads=4; \
 	fi
+
+MINUTES ?= 10
+soak: peers ## kills the bridge and a broker at random, and counts what is lost
+	SOAK_MINUTES=$(MINUTES) cargo test --locked --all-features --test soak
 
 peers: ## the programs that it is tested with
 	@scripts/install-peers.sh

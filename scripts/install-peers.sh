@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what dtorrent is built and tested with besides Rust, if it is missing: a C compiler (for SQLite and
-# ring), rTorrent, mosquitto, nginx, openssl.
+# ring), rTorrent, mosquitto, nginx, openssl, faketime, Python.
 # Where it may not install, it says what is missing and fails.
 #
 #   scripts/install-peers.sh [PACKAGE…]       all that the tests need, or only these
@@ -14,6 +14,8 @@ declare -A program_of=(
     [mosquitto-clients]=mosquitto_pub
     [nginx-light]=nginx
     [openssl]=openssl
+    [faketime]=faketime
+    [python3]=python3
 )
 
 PATH="$PATH:/usr/sbin:/sbin"

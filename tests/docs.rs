@@ -233,3 +233,26 @@ fn pages() -> BTreeMap<PathBuf, String> {
     }
     paths.into_iter().map(|path| (path.clone(), fs::read_to_string(&path).unwrap())).collect()
 }
+
+/// Whoever names a test as a proof names one that is there.
+#[test]
+fn every_test_that_a_page_names_as_a_proof_is_in_the_tree() {
+    let mut sources = String::new();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                sources += &fs::read_to_string(path).unwrap();
+            }
+        }
+    }
+    let page = include_str!("../docs/delivery.md");
+    let is_test = |name: &&str| name.matches('_').count() > 3 && !name.contains(|c: char| c == ' ' || c == '/');
+    let named: Vec<&str> = page.split('`').skip(1).step_by(2).filter(is_test).collect();
+    assert!(named.len() > 40, "the page names its proofs: {named:?}");
+    let missing: Vec<_> = named.iter().filter(|name| !sources.contains(&format!("fn {name}()"))).collect();
+    assert!(missing.is_empty(), "no such test: {missing:?}");
+}

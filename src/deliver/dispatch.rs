@@ -35,8 +35,9 @@ use crate::model::{CommandError, Entry, ErrorCode, InfoHash, Kind, OutcomeStatus
 use crate::port::{Clock, Connected, DeliverError, Delivery, Link, Progress, Sink, Store, StoreError, UnsentResult};
 use crate::repeat::Repeat;
 
-/// Cursors are noted at this distance: after a crash so much may come twice.
+/// Cursors are noted at this distance, or after so many events: after a crash so much may come twice.
 const SETTLE_EACH: Duration = Duration::from_secs(1);
+const SETTLE_AFTER: u32 = 100;
 const HEALTH_EACH: Duration = Duration::from_secs(30);
 /// Which states are kept is chosen anew at this distance.
 const CHOOSE_EACH: Duration = Duration::from_secs(60);
@@ -95,6 +96,8 @@ pub struct Dispatcher {
     pub(super) owes_health: bool,
     /// The cursors have moved since they were noted.
     pub(super) is_unsettled: bool,
+    /// Events settled since then.
+    settled: u32,
     /// Where a wait gets its random part from, in 0..1.
     jitter: Box<dyn FnMut() -> f64 + Send + Sync>,
 }
@@ -177,6 +180,7 @@ impl Dispatcher {
             owes_info: false,
             owes_health: false,
             is_unsettled: false,
+            settled: 0,
             jitter: Box::new(rand::random),
         };
         if !dispatcher.parts.settings.ended_in_order {
@@ -321,6 +325,9 @@ impl Dispatcher {
                 Some(arrival) = under_way.next(), if !under_way.is_empty() => {
                     if let Err(failure) = self.arrivals(arrival, &mut under_way).await? {
                         return Ok(End::Failed(failure));
+                    }
+                    if self.settled >= SETTLE_AFTER {
+                        self.note_progress().await?;
                     }
                 }
             }
@@ -472,6 +479,7 @@ impl Dispatcher {
     /// The lane goes on behind the entry.
     pub(super) fn settle_entry(&mut self, entry: &Entry) {
         self.is_unsettled = true;
+        self.settled += 1;
         if let Some(owed) = self.lanes.get_mut(&entry.server) {
             owed.lane.settle(entry.seq);
         }
@@ -543,6 +551,7 @@ impl Dispatcher {
         }
         let noted = self.parts.store.settle(&self.parts.settings.name, progress).await;
         self.is_unsettled = self.unless_full(noted)?.is_none();
+        self.settled = 0;
         Ok(())
     }
 

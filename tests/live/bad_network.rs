@@ -1,7 +1,5 @@
 //! Connections that break at any time: nothing is lost, nothing is believed by halves.
 
-use std::net::SocketAddr;
-
 use dtorrent::demo::content::Content;
 use dtorrent::demo::rtorrent::{Address, Listen, Options};
 use serde_json::json;
@@ -15,7 +13,7 @@ async fn a_connection_to_the_broker_that_is_cut_again_and_again_loses_nothing() 
         return;
     }
     let mut world = World::new(Setup::default()).await;
-    let proxy = Proxy::to(SocketAddr::from(([127, 0, 0, 1], world.broker.port))).await;
+    let proxy = Proxy::to_port(world.broker.port).await;
     world.use_broker_at(&format!("mqtt://{}", proxy.address));
     world.start_bridge().await;
     let mut hashes = Vec::new();

@@ -18,12 +18,13 @@ mod wire;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use rustls::ClientConfig;
-use tracing::info;
+use tokio::time::Instant;
+use tracing::{info, warn};
 
 use crate::port::{Connected, DeliverError, Delivery, Sink};
 
@@ -37,6 +38,11 @@ use wire::{Client, End, Ended, Event, EventLoop, Opening, Protocol, Will};
 
 /// Within this a connection stands and has said `online`, or the attempt has failed.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+
+/// A connection that is closed sooner, though the broker let us in at once, is one of a row.
+const SHORT: Duration = Duration::from_secs(60);
+/// So many of them in a row look like two bridges that take one client id from each other.
+const ROW: u32 = 4;
 
 /// What both connections to a broker have in common.
 struct Broker {
@@ -55,6 +61,20 @@ impl Broker {
         };
         let topics = Topics::new(settings.prefix.clone(), &*settings.instance, settings.retain);
         Ok(Self { settings, topics, tls, refuses_5: AtomicBool::new(false) })
+    }
+
+    /// Two bridges with one client id take the line from each other, and older brokers do not say so.
+    fn suspect_a_namesake(&self, row: &AtomicU32, lived: Duration, end: &DeliverError) {
+        let DeliverError::Unavailable { reason, .. } = end else { return };
+        let is_of_the_row = lived < SHORT && (reason == wire::CLOSED || reason == wire::TAKEN_OVER);
+        if !is_of_the_row {
+            row.store(0, Ordering::Relaxed);
+        } else if row.fetch_add(1, Ordering::Relaxed) + 1 == ROW {
+            warn!(
+                sink = %self.settings.name, instance = %self.settings.instance,
+                "the broker lets us in and hangs up again and again: does another bridge use the same `instance`?"
+            );
+        }
     }
 
     fn open(&self, opening: &Opening) -> (Client, EventLoop) {
@@ -105,13 +125,15 @@ async fn within_deadline<T>(connecting: impl Future<Output = Result<T, Ended>>) 
 /// A broker as a receiver of events.
 pub struct MqttSink {
     broker: Arc<Broker>,
+    /// Short connections that the broker ended, since the last long one or failed attempt.
+    closed_in_a_row: Arc<AtomicU32>,
 }
 
 impl MqttSink {
     /// # Errors
     /// The certificates or the key cannot be used. Nothing is reached yet.
     pub fn new(settings: Settings) -> Result<Self, TlsError> {
-        Ok(Self { broker: Arc::new(Broker::new(settings)?) })
+        Ok(Self { broker: Arc::new(Broker::new(settings)?), closed_in_a_row: Arc::default() })
     }
 
     /// The commands that come by this broker, on a connection of their own.
@@ -173,8 +195,19 @@ impl MqttSink {
 #[async_trait]
 impl Sink for MqttSink {
     async fn connect(&self) -> Result<Connected, DeliverError> {
-        let driver = self.broker.attempt(|protocol| self.handshake(protocol)).await.map_err(DeliverError::from)?;
-        Ok(Connected { link: Box::new(driver.link()), drive: Box::pin(driver.run()) })
+        let connected = self.broker.attempt(|protocol| self.handshake(protocol)).await;
+        if connected.is_err() {
+            self.closed_in_a_row.store(0, Ordering::Relaxed);
+        }
+        let driver = connected.map_err(DeliverError::from)?;
+        let link = Box::new(driver.link());
+        let (broker, row, since) = (self.broker.clone(), Arc::clone(&self.closed_in_a_row), Instant::now());
+        let drive = async move {
+            let end = driver.run().await;
+            broker.suspect_a_namesake(&row, since.elapsed(), &end);
+            end
+        };
+        Ok(Connected { link, drive: Box::pin(drive) })
     }
 
     fn kept_as(&self, delivery: &Delivery) -> Option<String> {

@@ -569,13 +569,13 @@ fn ended_5(error: v5::ConnectionError) -> Ended {
     }
 }
 
-const CLOSED: &str = "the broker closed the connection";
+pub const CLOSED: &str = "the broker closed the connection";
 const SILENT: &str = "the broker does not answer";
 const SENT_TOO_LARGE: &str = "the broker finds a message too large";
 const BAD_PASSWORD: &str = "the broker refuses the user name or password: check `username` and `password`";
 const NOT_AUTHORIZED: &str = "the broker does not let us in: check `username`, `password` and its access rules";
 const BAD_CLIENT_ID: &str = "the broker refuses our client id: try a shorter `instance`";
-const TAKEN_OVER: &str = "another connection uses our client id: give each bridge its own `instance`";
+pub const TAKEN_OVER: &str = "another connection uses our client id: give each bridge its own `instance`";
 
 fn io_ended(error: &std::io::Error) -> Ended {
     use std::io::ErrorKind;

@@ -1,8 +1,10 @@
 //! The real binary, with a configuration of the test's.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use dtorrent::demo::process::Process;
+use dtorrent::demo::process::{PATIENCE, Process};
+use tokio::time::Instant;
 
 pub struct Bridge {
     config: PathBuf,
@@ -19,6 +21,26 @@ impl Bridge {
 
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    /// Waits until the log says something.
+    pub async fn says(&mut self, text: &str) {
+        self.says_again(0, text).await;
+    }
+
+    /// Waits until the log says something more than so many times.
+    pub async fn says_again(&mut self, times: usize, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.times_said(text) <= times {
+            assert!(Instant::now() < deadline, "the bridge does not say: {text}");
+            assert!(self.process.ended().unwrap().is_none(), "the bridge has ended and did not say: {text}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// How often the log says something.
+    pub fn times_said(&self, text: &str) -> usize {
+        self.log().matches(text).count()
     }
 
     /// SIGTERM; it has to end well.

@@ -2,6 +2,7 @@
 
 pub mod bridge;
 pub mod certificates;
+pub mod ledger;
 pub mod nginx;
 pub mod proxy;
 pub mod recorder;
@@ -16,6 +17,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use self::bridge::Bridge;
+use self::ledger::Ledger;
+use self::proxy::Proxy;
 use self::recorder::Recorder;
 
 /// Whether the programs of the live tests are here. If not, the test is skipped aloud, or fails where
@@ -89,12 +92,35 @@ impl World {
         self.setup.sink = format!("url = \"{url}\"\n{}", self.setup.sink);
     }
 
-    fn write_config(&self, servers: &[(&str, &str)]) -> PathBuf {
+    /// Starts the bridge for `home` and waits for nothing: neither client nor broker need to be there.
+    pub fn launch_bridge(&mut self) {
+        let url = self.home.url();
+        let config = self.write_config(&[("home", &url)]);
+        self.bridge = Some(Bridge::start(&config));
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    /// What the bridge has written down.
+    pub fn ledger(&self) -> Ledger {
+        Ledger::of(&self.data_dir())
+    }
+
+    /// A proxy before the broker, for the bridge that is started next. Who listens is not behind it.
+    pub async fn proxy_broker(&mut self) -> Proxy {
+        let proxy = Proxy::to_port(self.broker.port).await;
+        self.use_broker_at(&format!("mqtt://{}", proxy.address));
+        proxy
+    }
+
+    pub fn write_config(&self, servers: &[(&str, &str)]) -> PathBuf {
         let quoted = |text: &str| Value::from(text).to_string();
         let Setup { server: server_lines, sink, .. } = &self.setup;
         let mut text = format!(
             "data_dir = {}\n[log]\nlevel = \"debug\"\n[http]\nlisten = \"off\"\n",
-            quoted(&self.folder.join("data").to_string_lossy())
+            quoted(&self.data_dir().to_string_lossy())
         );
         for (name, url) in servers {
             text += &format!(
@@ -119,5 +145,16 @@ impl World {
 
     pub fn bridge(&mut self) -> &mut Bridge {
         self.bridge.as_mut().expect("the test has started it")
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.broker.process().output();
+            let is_telling = |line: &&str| !["PUBLISH", "PUBACK", "PING"].iter().any(|packet| line.contains(packet));
+            let lines: Vec<_> = log.lines().filter(is_telling).collect();
+            eprintln!("--- the broker said:\n{}\n---", lines[lines.len().saturating_sub(20)..].join("\n"));
+        }
     }
 }

@@ -1,19 +1,66 @@
-//! A bad network: a TCP proxy that cuts connections, or answers in the middle.
+//! A bad network: a TCP proxy that cuts, holds back, refuses, or puts other words into a mouth.
+//!
+//! Each direction has its [`Way`], which may be changed while connections live. What is held back is
+//! kept, not lost: neither side learns of anything, as with a line that went dead without a word.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+
+/// What becomes of the bytes of one direction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    Pass,
+    /// Of each connection so many bytes get through, then it is closed.
+    Bytes(u64),
+    /// Nothing gets through, and nothing is closed.
+    Hold,
+    /// The first MQTT packet of this type, and all that follows it, is held back.
+    HoldPackets(u8),
+    /// This is said instead of whatever comes, then the connection is closed.
+    Say(Bytes),
+}
+
+pub const PUBLISH: u8 = 3;
+pub const PUBACK: u8 = 4;
 
 pub struct Proxy {
     pub address: SocketAddr,
     cut: watch::Sender<()>,
-    /// Of each answer only so many bytes get through.
-    answer_bytes: Arc<AtomicU64>,
+    requests: watch::Sender<Way>,
+    answers: watch::Sender<Way>,
+    shared: Arc<Shared>,
     task: tokio::task::JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// Whoever comes is closed at once.
+    is_refusing: AtomicBool,
+    open: AtomicUsize,
+    most_open: AtomicUsize,
+}
+
+/// A connection that is open, as long as its near side is.
+struct Counted(Arc<Shared>);
+
+impl Counted {
+    fn new(shared: &Arc<Shared>) -> Self {
+        let open = shared.open.fetch_add(1, Ordering::SeqCst) + 1;
+        shared.most_open.fetch_max(open, Ordering::SeqCst);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Drop for Proxy {
@@ -28,22 +75,34 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (cut, cuts) = watch::channel(());
-        let answer_bytes = Arc::new(AtomicU64::new(u64::MAX));
-        let limit = Arc::clone(&answer_bytes);
+        let (requests, request_way) = watch::channel(Way::Pass);
+        let (answers, answer_way) = watch::channel(Way::Pass);
+        let shared = Arc::new(Shared::default());
+        let of_task = Arc::clone(&shared);
         let task = tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                let (mut cuts, limit) = (cuts.clone(), Arc::clone(&limit));
+                if of_task.is_refusing.load(Ordering::SeqCst) {
+                    continue;
+                }
+                let mut cuts = cuts.clone();
                 cuts.mark_unchanged();
+                let (request_way, answer_way) = (request_way.clone(), answer_way.clone());
+                let counted = Counted::new(&of_task);
                 tokio::spawn(async move {
                     let Ok(far) = TcpStream::connect(target).await else { return };
                     tokio::select! {
-                        () = pass(near, far, &limit) => {}
+                        () = pass(near, far, request_way, answer_way, counted) => {}
                         _ = cuts.changed() => {}
                     }
                 });
             }
         });
-        Self { address, cut, answer_bytes, task }
+        Self { address, cut, requests, answers, shared, task }
+    }
+
+    /// To a port of this machine.
+    pub async fn to_port(port: u16) -> Self {
+        Self::to(SocketAddr::from(([127, 0, 0, 1], port))).await
     }
 
     /// Cuts all connections there are, without a goodbye.
@@ -51,36 +110,119 @@ impl Proxy {
         self.cut.send_replace(());
     }
 
+    /// Cuts all connections and lets nobody in until [`Self::admit`].
+    pub fn refuse(&self) {
+        self.shared.is_refusing.store(true, Ordering::SeqCst);
+        self.cut();
+    }
+
+    pub fn admit(&self) {
+        self.shared.is_refusing.store(false, Ordering::SeqCst);
+    }
+
+    /// What becomes of what the near side sends, from now on.
+    pub fn requests(&self, way: Way) {
+        self.requests.send_replace(way);
+    }
+
+    /// What becomes of what the far side sends, from now on.
+    pub fn answers(&self, way: Way) {
+        self.answers.send_replace(way);
+    }
+
     /// Lets only so many bytes of each connection's answers through from now on, then closes it.
     pub fn truncate_answers(&self, bytes: u64) {
-        self.answer_bytes.store(bytes, Ordering::Relaxed);
+        self.answers(Way::Bytes(bytes));
+    }
+
+    /// How many connections were open at the same time, at most.
+    pub fn most_open(&self) -> usize {
+        self.shared.most_open.load(Ordering::SeqCst)
     }
 }
 
-async fn pass(near: TcpStream, far: TcpStream, limit: &AtomicU64) {
-    let (mut from_near, mut to_near) = near.into_split();
-    let (mut from_far, mut to_far) = far.into_split();
+async fn pass(
+    near: TcpStream,
+    far: TcpStream,
+    request_way: watch::Receiver<Way>,
+    answer_way: watch::Receiver<Way>,
+    counted: Counted,
+) {
+    let (from_near, to_near) = near.into_split();
+    let (from_far, to_far) = far.into_split();
     let forward = async {
-        drop(tokio::io::copy(&mut from_near, &mut to_far).await);
-        drop(to_far.shutdown().await);
-        std::future::pending::<()>().await;
-    };
-    let back = async {
-        let mut passed = 0;
-        let mut buffer = vec![0; 16 * 1024];
-        loop {
-            let length = from_far.read(&mut buffer).await.unwrap_or(0);
-            let room = limit.load(Ordering::Relaxed).saturating_sub(passed);
-            let allowed = length.min(usize::try_from(room).unwrap_or(usize::MAX));
-            passed += allowed as u64;
-            let is_over = length == 0 || allowed < length;
-            if to_near.write_all(&buffer[..allowed]).await.is_err() || is_over {
-                return;
-            }
+        if relay(from_near, to_far, request_way).await {
+            drop(counted);
+            std::future::pending::<()>().await;
         }
     };
     tokio::select! {
         () = forward => {}
-        () = back => {}
+        _ = relay(from_far, to_near, answer_way) => {}
     }
+}
+
+/// Moves bytes until one side ends, which is `true`, or the way says that it is over.
+async fn relay(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut way: watch::Receiver<Way>,
+) -> bool {
+    let (mut passed, mut kept, mut has_ended) = (0, BytesMut::new(), false);
+    loop {
+        let current = way.borrow_and_update().clone();
+        let may_go = match &current {
+            Way::Pass => kept.len(),
+            Way::Bytes(limit) => kept.len().min(usize::try_from(limit.saturating_sub(passed)).unwrap_or(usize::MAX)),
+            Way::Hold | Way::Say(_) => 0,
+            Way::HoldPackets(kind) => before_packet(&kept, *kind),
+        };
+        if to.write_all(&kept[..may_go]).await.is_err() {
+            return false;
+        }
+        kept.advance(may_go);
+        passed += may_go as u64;
+        let is_over = match &current {
+            Way::Bytes(limit) => passed >= *limit && (!kept.is_empty() || has_ended),
+            Way::Say(words) if !kept.is_empty() => {
+                drop(to.write_all(words).await);
+                true
+            }
+            _ => false,
+        };
+        if is_over {
+            return false;
+        }
+        if has_ended && kept.is_empty() {
+            drop(to.shutdown().await);
+            return true;
+        }
+        tokio::select! {
+            read = from.read_buf(&mut kept), if !has_ended => has_ended = read.unwrap_or(0) == 0,
+            changed = way.changed() => if changed.is_err() { return false },
+        }
+    }
+}
+
+/// How many bytes lie before the first MQTT packet of this type; only whole packets count.
+fn before_packet(bytes: &[u8], kind: u8) -> usize {
+    let mut start = 0;
+    while let Some(length) = packet_length(&bytes[start..]) {
+        if bytes[start] >> 4 == kind || start + length > bytes.len() {
+            break;
+        }
+        start += length;
+    }
+    start
+}
+
+fn packet_length(bytes: &[u8]) -> Option<usize> {
+    let mut length = 0;
+    for (index, byte) in bytes.get(1..)?.iter().take(4).enumerate() {
+        length |= usize::from(byte & 0x7f) << (7 * index);
+        if byte & 0x80 == 0 {
+            return Some(length + index + 2);
+        }
+    }
+    None
 }

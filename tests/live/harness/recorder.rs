@@ -41,6 +41,7 @@ impl Message {
 pub struct Recorder {
     heard: Arc<Mutex<Vec<Message>>>,
     news: watch::Receiver<()>,
+    subscriptions: watch::Receiver<usize>,
     client: AsyncClient,
     task: tokio::task::JoinHandle<()>,
 }
@@ -73,7 +74,8 @@ impl Recorder {
         let mut options = MqttOptions::new(name, "127.0.0.1", port);
         options.set_max_packet_size(Some(64 << 20)).set_keep_alive(Duration::from_secs(30));
         let (client, mut connection) = AsyncClient::new(options, 100);
-        let (wake, mut news) = watch::channel(());
+        let (wake, news) = watch::channel(());
+        let (subscribed, subscriptions) = watch::channel(0);
         let heard = Arc::new(Mutex::new(Vec::new()));
         let (all, subscriber) = (Arc::clone(&heard), client.clone());
         let task = tokio::spawn(async move {
@@ -83,7 +85,7 @@ impl Recorder {
                         let filter = Filter { preserve_retain: true, ..Filter::new("#", QoS::AtLeastOnce) };
                         subscriber.try_subscribe_many([filter]).expect("the queue has room for a subscription");
                     }
-                    Ok(Event::Incoming(Packet::SubAck(_))) => wake.send_replace(()),
+                    Ok(Event::Incoming(Packet::SubAck(_))) => subscribed.send_modify(|count| *count += 1),
                     Ok(Event::Incoming(Packet::Publish(publish))) => {
                         all.lock().unwrap().push(Message {
                             at: Instant::now(),
@@ -101,8 +103,21 @@ impl Recorder {
                 }
             }
         });
-        tokio::time::timeout(PATIENCE, news.changed()).await.expect("the broker answers").unwrap();
-        Self { heard, news, client, task }
+        let recorder = Self { heard, news, subscriptions, client, task };
+        recorder.subscribed(1).await;
+        recorder
+    }
+
+    /// Waits until it has subscribed so many times: what comes to the broker from then on is heard.
+    pub async fn subscribed(&self, times: usize) {
+        let mut subscriptions = self.subscriptions.clone();
+        let enough = subscriptions.wait_for(|count| *count >= times);
+        tokio::time::timeout(PATIENCE, enough).await.expect("the broker lets us subscribe").unwrap();
+    }
+
+    /// How many times it has subscribed.
+    pub fn subscriptions(&self) -> usize {
+        *self.subscriptions.borrow()
     }
 
     /// Everything so far.
@@ -120,8 +135,18 @@ impl Recorder {
     }
 
     /// Waits until `find` finds something in all that was heard.
-    pub async fn wait_for<T>(&self, what: &str, mut find: impl FnMut(&[Message]) -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
+    pub async fn wait_for<T>(&self, what: &str, find: impl FnMut(&[Message]) -> Option<T>) -> T {
+        self.wait_within(PATIENCE, what, find).await
+    }
+
+    /// The same, for what takes longer than anything else.
+    pub async fn wait_within<T>(
+        &self,
+        patience: Duration,
+        what: &str,
+        mut find: impl FnMut(&[Message]) -> Option<T>,
+    ) -> T {
+        let deadline = Instant::now() + patience;
         let mut news = self.news.clone();
         loop {
             news.mark_unchanged();
@@ -210,23 +235,35 @@ impl Recorder {
     /// One epoch, numbers without a gap from 1, first deliveries in order, and the same body for
     /// the same id whenever it comes again.
     pub fn assert_gap_free(&self, server: &str) -> Vec<Value> {
+        let mut epochs = self.assert_gap_free_epochs(server);
+        assert!(epochs.len() <= 1, "the history was lost");
+        self.assert_states_follow_events(server);
+        epochs.pop().unwrap_or_default()
+    }
+
+    /// The same for each epoch of a server, in the order in which they began.
+    pub fn assert_gap_free_epochs(&self, server: &str) -> Vec<Vec<Value>> {
         let mut bodies: BTreeMap<String, Value> = BTreeMap::new();
-        let mut first_deliveries = Vec::new();
+        let mut epochs: Vec<(String, Vec<Value>)> = Vec::new();
         for event in self.events(server) {
             let id = event["id"].as_str().expect("an event has an id").to_owned();
-            match bodies.get(&id) {
-                Some(known) => assert_eq!(*known, event, "one id, two bodies"),
-                None => {
-                    let expected = first_deliveries.len() as u64 + 1;
-                    assert_eq!(event["seq"], expected, "a gap or a change of order on {server} at {event}");
-                    assert!(id.ends_with(&format!("-{expected:012}")), "{id}");
-                    bodies.insert(id, event.clone());
-                    first_deliveries.push(event);
-                }
+            if let Some(known) = bodies.get(&id) {
+                assert_eq!(*known, event, "one id, two bodies");
+                continue;
             }
+            let (epoch, number) = id.rsplit_once('-').expect("an id ends with a number");
+            if epochs.last().is_none_or(|(last, _)| last != epoch) {
+                assert!(epochs.iter().all(|(before, _)| before != epoch), "{epoch} is over, and goes on at {event}");
+                epochs.push((epoch.to_owned(), Vec::new()));
+            }
+            let (_, events) = epochs.last_mut().expect("there is one now");
+            let expected = events.len() as u64 + 1;
+            assert_eq!(event["seq"], expected, "a gap or a change of order on {server} at {event}");
+            assert_eq!(number, format!("{expected:012}"), "{id}");
+            bodies.insert(id, event.clone());
+            events.push(event);
         }
-        self.assert_states_follow_events(server);
-        first_deliveries
+        epochs.into_iter().map(|(_, events)| events).collect()
     }
 
     /// Checks that no state is shown before the event that led to it, nor taken back before `removed`.

@@ -1,0 +1,401 @@
+//! The broker: away at the start, away for long, forgetful, killed, silent, choosy, slow.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use dtorrent::demo::content::Content;
+use dtorrent::demo::mosquitto::{self, Mosquitto};
+use dtorrent::demo::rtorrent::Argument;
+use serde_json::{Value, json};
+
+use super::{count, label_all, load_many, patient_broker, wait_for_newcomer};
+use crate::harness::bridge::Bridge;
+use crate::harness::proxy::{PUBACK, Way};
+use crate::harness::recorder::{Command, Message, Recorder};
+use crate::harness::{Setup, World, can_run};
+
+const STATUS: &str = "dtorrent/bridge/main/status";
+
+/// Ten thousand events take their time on a machine that does other work too.
+const LONG: Duration = Duration::from_secs(60);
+
+/// Kills the broker, which remembers nothing, and starts another on its port. The bridge is let in when
+/// the one who listens is there again.
+async fn replace_broker(world: &mut World, proxy: &crate::harness::proxy::Proxy) {
+    let times = world.heard.subscriptions();
+    let connections = world.bridge().times_said("connected sink=b");
+    world.broker.process().kill().unwrap();
+    proxy.refuse();
+    world.broker.start_again().await.unwrap();
+    world.heard.subscribed(times + 1).await;
+    proxy.answers(Way::Pass);
+    proxy.admit();
+    world.bridge().says_again(connections, "connected sink=b").await;
+}
+
+#[tokio::test]
+async fn a_broker_that_is_down_at_the_start_gets_everything_when_it_comes() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let proxy = world.proxy_broker().await;
+    let hash = world.home.load(&Content::file("x", 1_000, 1).torrent, false).await.unwrap();
+    proxy.refuse();
+    world.launch_bridge();
+    world.bridge().says("not connected, trying on").await;
+    world.ledger().until("the first snapshot is written down", |ledger| ledger.last_seq("home") >= 3).await;
+    world.home.act(hash, "d.erase", &[]).await.unwrap();
+    world.ledger().until("the removal is written down", |ledger| ledger.last_seq("home") >= 4).await;
+    proxy.admit();
+    world.heard.event("home", "removed", hash).await;
+    world.heard.last_word(STATUS, "online").await;
+    assert_eq!(super::kinds_of(&world.heard.assert_gap_free("home"), hash), ["added", "removed"]);
+}
+
+#[tokio::test]
+async fn ten_thousand_events_of_a_long_outage_come_in_order_and_updates_are_one_for_each() {
+    if !can_run() {
+        return;
+    }
+    let server = "extra = { note = \"d.custom2=\" }".to_owned();
+    let mut world = World::new(Setup { broker: patient_broker(), server, ..Setup::default() }).await;
+    let proxy = world.proxy_broker().await;
+    let hashes = load_many(&world.home, 0, 500).await;
+    world.start_bridge().await;
+    let is_noted = |all: &[Message]| all.iter().filter(|m| m.topic.ends_with("/state")).count() >= 500;
+    world.heard.wait_for("all states", |all| is_noted(all).then_some(())).await;
+    let mark = world.heard.mark();
+    replace_broker(&mut world, &proxy).await;
+    proxy.refuse();
+    let before = world.ledger().last_seq("home");
+    for round in 1..=20 {
+        label_all(&world.home, &format!("l{round}")).await;
+        // What only `updated` tells of: one of these is all that is to come.
+        let note = format!("d.custom2.set=n{round}");
+        let arguments = ["", "main", &note].map(Argument::Text);
+        world.home.rpc.call("d.multicall2", &arguments).await.unwrap();
+        world.ledger().until("all is written down", |ledger| ledger.last_seq("home") >= before + round * 500).await;
+    }
+    let memory = resident_kib(world.bridge().process().pid());
+    proxy.admit();
+    let last = format!("-{:012}", before + 10_000);
+    let is_last = |m: &Message| m.topic.ends_with("/label_changed") && m.text().contains(&last);
+    let news = |all: &[Message]| all.iter().rev().take(200).any(is_last).then_some(());
+    world.heard.wait_within(LONG, "the last event", news).await;
+    let is_shown = |all: &[Message]| {
+        let shown = all[mark..].iter().filter(|m| m.topic.ends_with("/state") && m.text().contains("\"n20\""));
+        shown.count() >= 500
+    };
+    world.heard.wait_within(LONG, "all states", |all| is_shown(all).then_some(())).await;
+    let events = world.heard.assert_gap_free("home");
+    assert_eq!(count(&events, "label_changed"), 10_000);
+    let mut updates: BTreeMap<String, usize> = BTreeMap::new();
+    for message in world.heard.since(mark).iter().filter(|message| message.topic.ends_with("/event/updated")) {
+        let update = message.json();
+        *updates.entry(message.topic.clone()).or_default() += 1;
+        assert_eq!(update["torrent"]["extra"]["note"], "n20", "{update}");
+        // From what this broker last got: it had each label one by one, and of the note nothing.
+        let change = &update["changes"]["extra"];
+        assert!(change.is_null() || change["to"]["note"] == "n20", "{update}");
+    }
+    assert!(updates.values().all(|times| *times <= 2), "an update came more than twice: {updates:?}");
+    assert!(memory < 300_000, "{memory} KiB for a backlog of 10,000 events");
+    let topic = format!("home/torrent/{}/command/label", hashes[0]);
+    let result = world.heard.command(&topic, json!({"label": "x"})).await;
+    assert_eq!(result["status"], "ok", "commands work again: {result}");
+}
+
+/// What a process holds in memory.
+fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_broker_that_forgot_everything_has_it_all_again_within_seconds() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup { broker: patient_broker(), ..Setup::default() }).await;
+    let proxy = world.proxy_broker().await;
+    let hashes = load_many(&world.home, 0, 100).await;
+    world.start_bridge().await;
+    for _ in 0..3 {
+        replace_broker(&mut world, &proxy).await;
+        let back_at = tokio::time::Instant::now();
+        let mut wanted: Vec<String> = hashes.iter().map(|hash| format!("dtorrent/home/torrent/{hash}/state")).collect();
+        wanted.extend(
+            ["bridge/main/status", "bridge/main/info", "home/status", "home/stats"].map(|t| format!("dtorrent/{t}")),
+        );
+        // Who comes now finds it.
+        let late = Recorder::listen(world.broker.port).await;
+        for topic in &wanted {
+            late.wait_for(topic, |all| all.iter().any(|m| m.topic == *topic && m.retain).then_some(())).await;
+        }
+        assert!(back_at.elapsed() < Duration::from_secs(5), "it took {:?}", back_at.elapsed());
+        let topic = format!("home/torrent/{}/command/label", hashes[0]);
+        let result = world.heard.command(&topic, json!({"label": format!("l{:?}", back_at)})).await;
+        assert_eq!(result["status"], "ok", "commands work again: {result}");
+    }
+    world.heard.assert_gap_free("home");
+}
+
+#[tokio::test]
+async fn a_broker_killed_with_messages_under_way_gets_them_again() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup { broker: patient_broker(), ..Setup::default() }).await;
+    let proxy = world.proxy_broker().await;
+    world.start_bridge().await;
+    for round in 0..5 {
+        // Sent, arrived, and nobody has said so: then the broker is killed.
+        proxy.answers(Way::HoldPackets(PUBACK));
+        let mark = world.heard.mark();
+        let hashes = load_many(&world.home, round * 30, 30).await;
+        let is_sent = |m: &Message| m.topic.starts_with("dtorrent/home/torrent/");
+        world.heard.wait_for("something under way", |all| all[mark..].iter().any(is_sent).then_some(())).await;
+        replace_broker(&mut world, &proxy).await;
+        for hash in hashes {
+            world.heard.event("home", "added", hash).await;
+        }
+    }
+    wait_for_newcomer(&world).await;
+    let events = world.heard.assert_gap_free("home");
+    assert_eq!((count(&events, "added"), count(&events, "removed")), (151, 0));
+    world.heard.last_word(STATUS, "online").await;
+}
+
+#[tokio::test]
+async fn a_line_that_goes_dead_without_a_word_is_given_up_and_made_anew() {
+    if !can_run() {
+        return;
+    }
+    // The broker's word on the keep-alive counts on MQTT 5, so that this takes seconds.
+    let mut broker = patient_broker();
+    broker.lines.push("max_keepalive 10".to_owned());
+    let mut world = World::new(Setup { broker, ..Setup::default() }).await;
+    let proxy = world.proxy_broker().await;
+    world.start_bridge().await;
+    proxy.requests(Way::Hold);
+    proxy.answers(Way::Hold);
+    let hash = world.home.load(&Content::file("x", 1_000, 1).torrent, false).await.unwrap();
+    let times = world.bridge().times_said("not connected, trying on");
+    let patience = Duration::from_secs(45);
+    let dead_at = tokio::time::Instant::now();
+    while world.bridge().times_said("not connected, trying on") == times {
+        assert!(dead_at.elapsed() < patience, "it is not noticed");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // Those that hung stay so; new ones get through.
+    proxy.cut();
+    proxy.requests(Way::Pass);
+    proxy.answers(Way::Pass);
+    world.heard.event("home", "added", hash).await;
+    world.heard.last_word(STATUS, "online").await;
+    let topic = format!("home/torrent/{hash}/command/label");
+    let patient = Command::new(&format!("dtorrent/{topic}"), r#"{"label": "x", "id": "patient"}"#).topic.to_owned();
+    world.heard.send(Command::new(&patient, r#"{"label": "x", "id": "patient"}"#)).await;
+    let result = world
+        .heard
+        .wait_within(patience, "the result", |all| {
+            all.iter().map(Message::json).find(|m| m["id"] == "patient" && m["status"].is_string())
+        })
+        .await;
+    assert_eq!(result["status"], "ok", "{result}");
+    world.heard.assert_gap_free("home");
+}
+
+#[tokio::test]
+async fn what_a_broker_refuses_is_parked_with_the_reason_while_all_else_flows() {
+    if !can_run() {
+        return;
+    }
+    let refused = Content::file("refused", 1_000, 1);
+    let allowed = Content::file("allowed", 1_000, 2);
+    // (There is no `deny` in the rules of this version: everything else is named.)
+    let rules = format!(
+        "topic read #\n\
+         topic readwrite dtorrent/bridge/#\n\
+         topic readwrite dtorrent/home/+\n\
+         topic readwrite dtorrent/home/event/#\n\
+         topic readwrite dtorrent/home/torrent/{hash}/#\n\
+         topic readwrite dtorrent/+/torrent/+/command/#\n",
+        hash = allowed.hash
+    );
+    let broker = mosquitto::Options { acl: Some(rules), ..patient_broker() };
+    let mut world = World::running(Setup { broker, ..Setup::default() }).await;
+    world.home.load(&refused.torrent, false).await.unwrap();
+    world.ledger().until("it is parked", |ledger| !ledger.dead_letters("b").is_empty()).await;
+    world.home.load(&allowed.torrent, false).await.unwrap();
+    world.heard.event("home", "added", allowed.hash).await;
+    let letters = world.ledger().dead_letters("b");
+    let [(body, reason)] = &letters[..] else { panic!("one is parked: {letters:?}") };
+    let parked: Value = serde_json::from_str(body).unwrap();
+    assert_eq!((&parked["event_type"], &parked["hash"]), (&json!("added"), &json!(refused.hash.to_string())));
+    assert!(reason.contains("not allow"), "{reason}");
+    world.bridge().says("an event was rejected and put aside").await;
+    assert!(world.bridge().log().contains("does not allow this user to publish to the topic"));
+    // A consumer sees that one is missing, and which.
+    let seqs: Vec<u64> = world.heard.events("home").iter().map(|event| event["seq"].as_u64().unwrap()).collect();
+    let missing: Vec<u64> = (1..=*seqs.last().unwrap()).filter(|seq| !seqs.contains(seq)).collect();
+    assert_eq!(missing, [parked["seq"].as_u64().unwrap()]);
+    // After a restart it stays parked, and is not tried again.
+    world.bridge().stop().await;
+    world.bridge().start_again();
+    world.home.act(allowed.hash, "d.erase", &[]).await.unwrap();
+    world.heard.event("home", "removed", allowed.hash).await;
+    assert_eq!(world.ledger().dead_letters("b").len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_too_large_for_a_broker_is_parked_whether_it_said_so_or_not() {
+    if !can_run() {
+        return;
+    }
+    for limit in ["max_packet_size 2500", "message_size_limit 2500"] {
+        let mut broker = patient_broker();
+        broker.lines.push(limit.to_owned());
+        let world = World::running(Setup { broker, ..Setup::default() }).await;
+        let large = world.home.load(&Content::file("large", 1_000, 1).torrent, false).await.unwrap();
+        world.heard.event("home", "added", large).await;
+        // In rTorrent anything is a label, also what the bridge would not set.
+        let label = "x".repeat(2_000);
+        world.home.act(large, "d.custom1.set", &[Argument::Text(&label)]).await.unwrap();
+        world.ledger().until("it is parked", |ledger| !ledger.dead_letters("b").is_empty()).await;
+        world.home.act(large, "d.custom1.set", &[Argument::Text("short")]).await.unwrap();
+        let small = world.home.load(&Content::file("small", 1_000, 2).torrent, false).await.unwrap();
+        world.heard.event("home", "added", small).await;
+        let letters = world.ledger().dead_letters("b");
+        assert!(
+            letters.iter().all(|(body, reason)| body.len() > 2_000 && reason.contains("bytes")),
+            "{limit}: {letters:?}"
+        );
+        assert!(
+            (1..=2).contains(&letters.len()),
+            "{limit}: the change to it, and perhaps the one from it: {letters:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_takes_one_at_a_time_gets_all_in_order() {
+    if !can_run() {
+        return;
+    }
+    let lines = ["max_inflight_messages 1", "max_queued_messages 100000"].map(str::to_owned).into();
+    let broker = mosquitto::Options { lines, ..mosquitto::Options::default() };
+    let world = World::running(Setup { broker, ..Setup::default() }).await;
+    load_many(&world.home, 0, 100).await;
+    wait_for_newcomer(&world).await;
+    assert_eq!(count(&world.heard.assert_gap_free("home"), "added"), 101);
+}
+
+#[tokio::test]
+async fn a_will_that_comes_late_does_not_have_the_last_word() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let proxy = world.proxy_broker().await;
+    world.start_bridge().await;
+    for _ in 0..3 {
+        // The bridge is gone and its line lives on: the broker learns of the end when the next one comes.
+        proxy.requests(Way::Hold);
+        proxy.answers(Way::Hold);
+        world.bridge().process().kill().unwrap();
+        let mark = world.heard.mark();
+        // The next one speaks to the broker itself; what hung is cut after it has said `online`.
+        let direct = world.folder.join("direct").join("dtorrent.toml");
+        std::fs::create_dir_all(direct.parent().unwrap()).unwrap();
+        let text = std::fs::read_to_string(world.folder.join("dtorrent.toml")).unwrap();
+        let proxied = format!("mqtt://{}", proxy.address);
+        std::fs::write(&direct, text.replace(&proxied, &world.broker.url())).unwrap();
+        let mut next = Bridge::start(&direct);
+        let is_online = |m: &Message| m.topic == STATUS && m.payload == "online";
+        world.heard.wait_for("online", |all| all[mark..].iter().any(is_online).then_some(())).await;
+        proxy.cut();
+        // Somebody's will, later still.
+        let mark = world.heard.mark();
+        world.heard.send(Command { retain: true, ..Command::new(STATUS, "offline") }).await;
+        world.heard.wait_for("online", |all| all[mark..].iter().any(is_online).then_some(())).await;
+        let late = Recorder::listen(world.broker.port).await;
+        late.last_word(STATUS, "online").await;
+        next.stop().await;
+        proxy.requests(Way::Pass);
+        proxy.answers(Way::Pass);
+        let mark = world.heard.mark();
+        world.bridge().start_again();
+        world.heard.wait_for("online", |all| all[mark..].iter().any(is_online).then_some(())).await;
+    }
+}
+
+#[tokio::test]
+async fn two_bridges_of_one_instance_are_named_once_and_slow_down() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::running(Setup::default()).await;
+    let text = std::fs::read_to_string(world.folder.join("dtorrent.toml")).unwrap();
+    let config = world.folder.join("second").join("dtorrent.toml");
+    std::fs::create_dir(config.parent().unwrap()).unwrap();
+    let data = |name: &str| world.folder.join(name).to_string_lossy().into_owned();
+    std::fs::write(&config, text.replace(&data("data"), &data("second-data"))).unwrap();
+    let second = Bridge::start(&config);
+    let begun = tokio::time::Instant::now();
+    let named = "the same `instance`";
+    while world.bridge().times_said(named) == 0 || second.log().matches(named).count() == 0 {
+        assert!(begun.elapsed() < LONG, "it is not said:\n{}", second.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // At growing distances, and no more than one line about it on each side.
+    let is_wordy = |log: &str| log.matches(named).count() > 1 || log.matches("connected sink=b").count() > 12;
+    assert!(!is_wordy(&world.bridge().log()) && !is_wordy(&second.log()), "{}", second.log());
+    // When one leaves, the other is whole again.
+    drop(second);
+    wait_for_newcomer(&world).await;
+    let late = Recorder::listen(world.broker.port).await;
+    late.last_word(STATUS, "online").await;
+}
+
+#[tokio::test]
+async fn one_broker_of_two_that_hangs_is_not_felt_by_the_other() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut hanging = Mosquitto::start(folder.path(), &patient_broker()).await.unwrap();
+    let sink = format!("[brokers.c]\nkind = \"mqtt\"\nurl = \"{}\"", hanging.url());
+    let mut world = World::new(Setup { broker: patient_broker(), sink, ..Setup::default() }).await;
+    let at_other = Recorder::listen(hanging.port).await;
+    load_many(&world.home, 0, 200).await;
+    world.start_bridge().await;
+    at_other.server_event_after(0, "home", "snapshot_done").await;
+    let memory = resident_kib(world.bridge().process().pid());
+    hanging.process().pause().unwrap();
+    let before = world.ledger().last_seq("home");
+    let mut slowest = Duration::ZERO;
+    for round in 1..=20 {
+        label_all(&world.home, &format!("l{round}")).await;
+        world.ledger().until("all is written down", |ledger| ledger.last_seq("home") >= before + round * 200).await;
+        let written_at = tokio::time::Instant::now();
+        let last = format!("-{:012}", before + round * 200);
+        let is_there = |m: &Message| m.topic.ends_with("/label_changed") && m.text().contains(&last);
+        world.heard.wait_for("the last of a round", |all| all.iter().rev().take(800).any(is_there).then_some(())).await;
+        slowest = slowest.max(written_at.elapsed());
+    }
+    assert!(slowest < Duration::from_secs(2), "the other waited {slowest:?}");
+    let now = resident_kib(world.bridge().process().pid());
+    assert!(now < memory + 100_000, "{memory} KiB before, {now} KiB with 4,000 events waiting");
+    hanging.process().unpause().unwrap();
+    let last = before + 4_000;
+    at_other
+        .wait_within(LONG, "the last event", |all| {
+            all.iter().rev().any(|m| m.topic.ends_with("/label_changed") && m.json()["seq"] == last).then_some(())
+        })
+        .await;
+    at_other.assert_gap_free("home");
+    world.heard.assert_gap_free("home");
+}

@@ -1,0 +1,161 @@
+//! `kill -9` of the bridge, at each step on the way of an event.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dtorrent::demo::content::Content;
+use dtorrent::model::InfoHash;
+use serde_json::Value;
+
+use super::{count, kinds_of, load_many, patient_broker, wait_for_newcomer};
+use crate::harness::proxy::{PUBACK, PUBLISH, Way};
+use crate::harness::recorder::{Message, events_in};
+use crate::harness::{Setup, World, can_run};
+
+/// How often each event came.
+fn deliveries(world: &World) -> BTreeMap<String, usize> {
+    let mut deliveries = BTreeMap::new();
+    for event in world.heard.events("home") {
+        *deliveries.entry(event["id"].as_str().unwrap().to_owned()).or_default() += 1;
+    }
+    deliveries
+}
+
+#[tokio::test]
+async fn killed_before_the_commit_it_tells_after_the_restart() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::running(Setup::default()).await;
+    let written = world.ledger().last_seq("home");
+    // It cannot have seen this: it stands still.
+    world.bridge().process().pause().unwrap();
+    let hash = world.home.load(&Content::file("x", 1_000, 1).torrent, false).await.unwrap();
+    world.bridge().process().kill().unwrap();
+    assert_eq!(world.ledger().last_seq("home"), written);
+    world.bridge().start_again();
+    let added = world.heard.event("home", "added", hash).await;
+    assert_eq!(added["cause"], "recovered", "{added}");
+    assert_eq!(kinds_of(&world.heard.assert_gap_free("home"), hash), ["added"]);
+}
+
+#[tokio::test]
+async fn killed_between_commit_and_publish_it_sends_what_it_has_written_down() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let proxy = world.proxy_broker().await;
+    world.start_bridge().await;
+    proxy.requests(Way::HoldPackets(PUBLISH));
+    let written = world.ledger().last_seq("home");
+    let hash = world.home.load(&Content::file("x", 1_000, 1).torrent, false).await.unwrap();
+    world.ledger().until("the event is written down", |ledger| ledger.last_seq("home") == written + 1).await;
+    world.bridge().process().kill().unwrap();
+    proxy.cut();
+    proxy.requests(Way::Pass);
+    assert!(world.heard.events("home").iter().all(|event| event["event_type"] != "added"), "it got through");
+    world.bridge().start_again();
+    let added = world.heard.event("home", "added", hash).await;
+    assert_eq!((&added["seq"], &added["cause"]), (&Value::from(written + 1), &Value::from("observed")), "{added}");
+    assert_eq!(kinds_of(&world.heard.assert_gap_free("home"), hash), ["added"]);
+}
+
+#[tokio::test]
+async fn killed_between_publish_and_acknowledgement_it_sends_the_same_again() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let proxy = world.proxy_broker().await;
+    world.start_bridge().await;
+    proxy.answers(Way::HoldPackets(PUBACK));
+    let hash = world.home.load(&Content::file("x", 1_000, 1).torrent, false).await.unwrap();
+    let first = world.heard.event("home", "added", hash).await;
+    let seq = first["seq"].as_u64().unwrap();
+    let mark = world.heard.mark();
+    world.bridge().process().kill().unwrap();
+    proxy.cut();
+    proxy.answers(Way::Pass);
+    assert!(world.ledger().cursor("b", "home") < seq, "nobody has acknowledged it");
+    world.bridge().start_again();
+    let again = world.heard.event_after(mark, "home", "added", hash).await;
+    assert_eq!(first, again, "the same id and the same body");
+    world.heard.assert_gap_free("home");
+}
+
+#[tokio::test]
+async fn killed_between_acknowledgement_and_cursor_it_repeats_and_skips_nothing() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup { broker: patient_broker(), ..Setup::default() }).await;
+    let proxy = world.proxy_broker().await;
+    world.start_bridge().await;
+    // The cursor is noted each second; a kill right after an arrival, again and again, comes before that.
+    let mut unnoted = 0;
+    for round in 0..5 {
+        let hashes = load_many(&world.home, round * 10, 10).await;
+        let last = world.heard.event("home", "added", *hashes.iter().max().unwrap()).await;
+        world.bridge().process().kill().unwrap();
+        unnoted += usize::from(world.ledger().cursor("b", "home") < last["seq"].as_u64().unwrap());
+        world.bridge().start_again();
+    }
+    assert!(unnoted > 0, "the cursor was noted before each of the kills");
+    wait_for_newcomer(&world).await;
+    let events = world.heard.assert_gap_free("home");
+    assert_eq!((count(&events, "added"), count(&events, "removed")), (51, 0));
+    assert!(deliveries(&world).values().any(|times| *times > 1), "something has to come twice");
+    drop(proxy);
+}
+
+#[tokio::test]
+async fn killed_fifty_times_under_load_it_loses_nothing_and_keeps_the_order() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::running(Setup { broker: patient_broker(), ..Setup::default() }).await;
+    let mut alive = Vec::new();
+    let (mut added, mut gone) = (0, Vec::new());
+    let mut mark = 0;
+    for round in 0..50_u64 {
+        let newest = load_many(&world.home, round * 8, 8).await;
+        let (event, state) = (format!("{}/event/added", newest[7]), format!("{}/state", newest[0]));
+        alive.extend(newest);
+        added += 8;
+        for hash in alive.drain(..alive.len() / 4).collect::<Vec<_>>() {
+            world.home.act(hash, "d.erase", &[]).await.unwrap();
+            gone.push(hash);
+        }
+        // In the middle of whatever it does: at its first word, at the event, at the state, by turns.
+        let is_word = |message: &&Message| match round % 3 {
+            0 => message.topic == "dtorrent/bridge/main/status" && message.payload == "online",
+            1 => message.topic.ends_with(&event),
+            _ => message.topic.ends_with(&state),
+        };
+        world.heard.wait_for("a word", |all| all[mark..].iter().find(is_word).map(|_| ())).await;
+        world.bridge().process().kill().unwrap();
+        mark = world.heard.mark();
+        world.bridge().start_again();
+    }
+    wait_for_newcomer(&world).await;
+    // Who was told to be there is told to be gone. What came and went between two looks is not told at all.
+    let kinds = |all: &[Message]| {
+        let mut kinds: BTreeMap<InfoHash, Vec<Value>> = BTreeMap::new();
+        let mut seen = BTreeSet::new();
+        for event in events_in(all, "home") {
+            if let (Some(hash), true) = (event["hash"].as_str(), seen.insert(event["id"].to_string())) {
+                kinds.entry(hash.parse().unwrap()).or_default().push(event["event_type"].clone());
+            }
+        }
+        kinds
+    };
+    let all_are_gone = |kinds: BTreeMap<InfoHash, Vec<Value>>| {
+        gone.iter().all(|hash| kinds.get(hash).is_none_or(|kinds| *kinds == ["added", "removed"])).then_some(kinds)
+    };
+    let kinds = world.heard.wait_for("the last removed", |all| all_are_gone(kinds(all))).await;
+    assert!(alive.iter().all(|hash| kinds[hash] == ["added"]), "{kinds:#?}");
+    let unseen = gone.iter().filter(|hash| !kinds.contains_key(hash)).count();
+    assert!(unseen < added / 2, "{unseen} of {added} were never seen: the kills come too fast to prove anything");
+    let events = world.heard.assert_gap_free("home");
+    println!("50 kills: {} events, {} deliveries", events.len(), deliveries(&world).values().sum::<usize>());
+}

@@ -1,0 +1,195 @@
+//! The life of a torrent at awkward moments: each event once, none invented.
+
+use dtorrent::demo::content::Content;
+use dtorrent::demo::rtorrent::{Argument, Options, Rtorrent, rpc_hash};
+use serde_json::json;
+
+use super::{kinds_of, wait_for_newcomer};
+use crate::harness::recorder::Message;
+use crate::harness::{Setup, World, can_run};
+
+/// Another rTorrent, which has the content.
+async fn seeder(world: &World, content: &Content) -> Rtorrent {
+    let seeder = Rtorrent::start(&world.folder.join("seeder"), &Options::default()).await.unwrap();
+    content.write_to(&seeder.downloads).unwrap();
+    seeder.load(&content.torrent, true).await.unwrap();
+    seeder.shows(content.hash, "d.complete", "1").await.unwrap();
+    seeder
+}
+
+/// Downloads it while the bridge is not looking.
+async fn download(world: &World, content: &Content, seeder: &Rtorrent) {
+    world.home.act(content.hash, "d.start", &[]).await.unwrap();
+    world.home.shows(content.hash, "d.is_active", "1").await.unwrap();
+    world.home.add_peer(content.hash, seeder.port).await.unwrap();
+    world.home.shows(content.hash, "d.complete", "1").await.unwrap();
+}
+
+#[tokio::test]
+async fn finished_while_the_bridge_was_down_is_told_once_as_recovered() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::running(Setup::default()).await;
+    let content = Content::file("x", 200_000, 1);
+    let seeder = seeder(&world, &content).await;
+    world.home.load(&content.torrent, false).await.unwrap();
+    world.heard.event("home", "added", content.hash).await;
+    world.bridge().process().kill().unwrap();
+    download(&world, &content, &seeder).await;
+    world.bridge().start_again();
+    let finished = world.heard.event("home", "finished", content.hash).await;
+    assert_eq!(finished["cause"], "recovered", "{finished}");
+    // Once is once, whatever happens to the bridge afterwards.
+    world.bridge().process().kill().unwrap();
+    world.bridge().start_again();
+    wait_for_newcomer(&world).await;
+    let kinds = kinds_of(&world.heard.assert_gap_free("home"), content.hash);
+    assert_eq!(kinds, ["added", "started", "finished"]);
+}
+
+#[tokio::test]
+async fn finished_and_stopped_between_two_looks_are_both_told() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::running(Setup::default()).await;
+    let content = Content::file("x", 200_000, 1);
+    let seeder = seeder(&world, &content).await;
+    world.home.load(&content.torrent, true).await.unwrap();
+    world.heard.event("home", "added", content.hash).await;
+    world.bridge().process().pause().unwrap();
+    download(&world, &content, &seeder).await;
+    world.home.shows(content.hash, "d.hashing", "0").await.unwrap();
+    world.home.act(content.hash, "d.stop", &[]).await.unwrap();
+    world.home.act(content.hash, "d.close", &[]).await.unwrap();
+    world.bridge().process().unpause().unwrap();
+    world.heard.event("home", "stopped", content.hash).await;
+    world.heard.event("home", "finished", content.hash).await;
+    wait_for_newcomer(&world).await;
+    let mut kinds = kinds_of(&world.heard.assert_gap_free("home"), content.hash);
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["added", "finished", "stopped"]);
+}
+
+#[tokio::test]
+async fn a_check_of_what_was_there_already_finishes_nothing() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::running(Setup::default()).await;
+    // Large enough to be seen while it is checked.
+    let content = Content::file("large", 60 << 20, 1);
+    content.write_to(&world.home.downloads).unwrap();
+    world.home.load(&content.torrent, true).await.unwrap();
+    let state = format!("dtorrent/home/torrent/{}/state", content.hash);
+    let is_seeding = |m: &Message| m.topic == state && m.json()["status"] == "seeding";
+    world.heard.wait_for("seeding", |all| all.iter().any(is_seeding).then_some(())).await;
+    // From 0 to 100 % again, also over a restart of the bridge in the middle.
+    for is_killed in [false, true] {
+        world.home.act(content.hash, "d.check_hash", &[]).await.unwrap();
+        if is_killed {
+            world.bridge().process().kill().unwrap();
+            world.bridge().start_again();
+        }
+        world.home.shows(content.hash, "d.hashing", "0").await.unwrap();
+        world.home.shows(content.hash, "d.complete", "1").await.unwrap();
+    }
+    wait_for_newcomer(&world).await;
+    let kinds = kinds_of(&world.heard.assert_gap_free("home"), content.hash);
+    let others: Vec<_> =
+        kinds.iter().filter(|kind| !["added", "checking", "checked"].contains(&kind.as_str())).collect();
+    assert!(others.is_empty(), "{kinds:?}");
+    assert_eq!(kinds.iter().filter(|kind| *kind == "added").count(), 1);
+}
+
+#[tokio::test]
+async fn removed_and_added_again_between_two_looks_is_both() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::running(Setup::default()).await;
+    let content = Content::file("x", 20_000, 1);
+    for round in 1..=3 {
+        world.bridge().process().pause().unwrap();
+        if round > 1 {
+            world.home.act(content.hash, "d.erase", &[]).await.unwrap();
+        }
+        world.home.load(&content.torrent, false).await.unwrap();
+        world.bridge().process().unpause().unwrap();
+        let is_added = |m: &&Message| m.topic.ends_with(&format!("{}/event/added", content.hash));
+        let times = |all: &[Message]| (all.iter().filter(is_added).count() >= round).then_some(());
+        world.heard.wait_for("added", times).await;
+    }
+    wait_for_newcomer(&world).await;
+    let kinds = kinds_of(&world.heard.assert_gap_free("home"), content.hash);
+    assert_eq!(kinds, ["added", "removed", "added", "removed", "added"]);
+}
+
+#[tokio::test]
+async fn a_magnet_link_that_learns_what_it_is_is_the_same_torrent() {
+    if !can_run() {
+        return;
+    }
+    let world = World::running(Setup::default()).await;
+    let content = Content::file("from a magnet", 200_000, 1);
+    let seeder = seeder(&world, &content).await;
+    let link = format!("magnet:?xt=urn:btih:{}&dn=wanted", rpc_hash(content.hash));
+    world.home.rpc.call("load.start", &[Argument::Text(""), Argument::Text(&link)]).await.unwrap();
+    let added = world.heard.event("home", "added", content.hash).await;
+    assert_eq!(added["torrent"]["status"], "metadata", "{added}");
+    // It asks the peer for what it is, is erased, and a new one with the same hash comes in.
+    world.home.add_peer(content.hash, seeder.port).await.unwrap();
+    let metadata = world.heard.event("home", "metadata", content.hash).await;
+    assert_eq!(metadata["torrent"]["name"], "from a magnet", "{metadata}");
+    world.home.add_peer(content.hash, seeder.port).await.unwrap();
+    world.heard.event("home", "finished", content.hash).await;
+    wait_for_newcomer(&world).await;
+    let mut kinds = kinds_of(&world.heard.assert_gap_free("home"), content.hash);
+    // It really checks, before and after.
+    kinds.retain(|kind| kind != "checking" && kind != "checked");
+    assert_eq!(kinds, ["added", "metadata", "finished"]);
+}
+
+#[tokio::test]
+async fn content_that_is_missing_at_the_start_is_told_as_it_is() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let content = Content::file("gone", 300_000, 1);
+    content.write_to(&world.home.downloads).unwrap();
+    world.home.load(&content.torrent, true).await.unwrap();
+    world.home.shows(content.hash, "d.complete", "1").await.unwrap();
+    world.home.act(content.hash, "d.save_full_session", &[]).await.unwrap();
+    world.start_bridge().await;
+    let mark = world.heard.mark();
+    world.home.process().kill().unwrap();
+    content.remove_from(&world.home.downloads).unwrap();
+    world.home.start_again().await.unwrap();
+    world.heard.server_event_after(mark, "home", "server_restarted").await;
+    // What rTorrent says of it is what is told: that it is not whole, and no more than once.
+    world
+        .heard
+        .wait_for("a word on it", |all| {
+            let is_word = |m: &&Message| {
+                m.topic.contains(&content.hash.to_string())
+                    && m.topic.contains("/event/")
+                    && !m.topic.ends_with("/updated")
+            };
+            all[mark..].iter().find(is_word).map(|_| ())
+        })
+        .await;
+    wait_for_newcomer(&world).await;
+    let kinds = kinds_of(&world.heard.assert_gap_free("home"), content.hash);
+    let state = world
+        .heard
+        .all()
+        .into_iter()
+        .rev()
+        .find(|m| m.topic == format!("dtorrent/home/torrent/{}/state", content.hash))
+        .unwrap()
+        .json();
+    assert!(!kinds.iter().any(|kind| kind == "removed" || kind == "finished"), "{kinds:?} {state}");
+    assert_eq!(state["finished"], json!(false), "{kinds:?} {state}");
+}

@@ -1,0 +1,77 @@
+//! Faults: what is promised (docs/delivery.md), with everything killed, cut, full or hung meanwhile.
+//!
+//! Where a fault has to strike at one point, the proxy holds a packet back or the ledger tells that a
+//! step was done; nothing here waits for a length of time.
+
+mod broker;
+mod consumer;
+mod kills;
+mod life;
+mod outside;
+mod rtorrent;
+mod state;
+
+use std::collections::BTreeSet;
+
+use dtorrent::demo::content::Content;
+use dtorrent::demo::mosquitto;
+use dtorrent::demo::rtorrent::{Argument, Rtorrent};
+use dtorrent::model::InfoHash;
+use serde_json::Value;
+
+use crate::harness::World;
+use crate::harness::recorder::{Message, events_in};
+
+/// A broker that drops nothing on the way to the one who listens, however much comes at once.
+fn patient_broker() -> mosquitto::Options {
+    let lines = ["max_inflight_messages 5000", "max_queued_messages 100000"].map(str::to_owned).into();
+    mosquitto::Options { lines, ..mosquitto::Options::default() }
+}
+
+/// Loads torrents `first..first + count`, without waiting for each.
+async fn load_many(rtorrent: &Rtorrent, first: u64, count: u64) -> Vec<InfoHash> {
+    let mut hashes = Vec::new();
+    for number in first..first + count {
+        let content = Content::file(&format!("n{number}"), 1_000, number);
+        rtorrent.rpc.call("load.raw", &[Argument::Text(""), Argument::Bytes(&content.torrent)]).await.unwrap();
+        hashes.push(content.hash);
+    }
+    rtorrent
+        .until("all to be loaded", async || {
+            let there: BTreeSet<InfoHash> = rtorrent.hashes().await?.into_iter().collect();
+            Ok(hashes.iter().all(|hash| there.contains(hash)))
+        })
+        .await
+        .unwrap();
+    hashes
+}
+
+/// Gives all torrents a label at once.
+async fn label_all(rtorrent: &Rtorrent, label: &str) {
+    let column = format!("d.custom1.set={label}");
+    let arguments = ["", "main", &column].map(Argument::Text);
+    rtorrent.rpc.call("d.multicall2", &arguments).await.unwrap();
+}
+
+/// Loads one more torrent and waits until it is told: then everything before it has been told, too.
+async fn wait_for_newcomer(world: &World) -> InfoHash {
+    let content = Content::file("newcomer", 1_000, 1 << 40);
+    world.home.load(&content.torrent, false).await.unwrap();
+    world.heard.event("home", "added", content.hash).await;
+    let last = world.ledger().last_seq("home");
+    let is_last = |event: &Value| event["seq"].as_u64() >= Some(last);
+    let newest = |all: &[Message]| events_in(&all[all.len().saturating_sub(1000)..], "home").iter().any(is_last);
+    world.heard.wait_for("the last event", |all| newest(all).then_some(())).await;
+    content.hash
+}
+
+fn count(events: &[Value], kind: &str) -> usize {
+    events.iter().filter(|event| event["event_type"] == kind).count()
+}
+
+/// What was told of one torrent, in order.
+fn kinds_of(events: &[Value], hash: InfoHash) -> Vec<String> {
+    let hash = hash.to_string();
+    let of_torrent = events.iter().filter(|event| event["hash"] == hash.as_str());
+    of_torrent.map(|event| event["event_type"].as_str().unwrap().to_owned()).collect()
+}

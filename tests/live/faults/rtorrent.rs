@@ -1,0 +1,196 @@
+//! rTorrent: restarted, blocked, cut off, talking nonsense, out of connections.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use dtorrent::demo::content::Content;
+use dtorrent::demo::rtorrent::{Address, Listen, Options, rpc_hash};
+use tokio::net::TcpStream;
+
+use super::{count, load_many, wait_for_newcomer};
+use crate::harness::proxy::{Proxy, Way};
+use crate::harness::{Setup, World, can_run};
+
+/// rTorrent behind a proxy, with so many torrents.
+async fn behind_a_proxy(torrents: u64, server: &str) -> (World, Proxy) {
+    let rtorrent = Options { listen: Listen::Tcp, ..Options::default() };
+    let mut world = World::new(Setup { rtorrent, server: server.to_owned(), ..Setup::default() }).await;
+    load_many(&world.home, 0, torrents).await;
+    let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
+    let proxy = Proxy::to(address).await;
+    world.start_bridge_for(&[("home", &format!("scgi://{}", proxy.address))]).await;
+    (world, proxy)
+}
+
+/// Nothing was removed or restarted, and each outage told of once.
+async fn assert_only_outages(world: &World, torrents: usize, outages: usize) {
+    wait_for_newcomer(world).await;
+    let events = world.heard.assert_gap_free("home");
+    let counts = ["added", "removed", "server_restarted", "server_offline"].map(|kind| count(&events, kind));
+    assert_eq!(counts, [torrents + 1, 0, 0, outages], "{events:#?}");
+    assert_eq!(count(&events, "server_online"), outages + 1);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_nonsense_is_an_outage_and_nothing_else() {
+    if !can_run() {
+        return;
+    }
+    let (world, proxy) = behind_a_proxy(5, "timeout = \"2s\"").await;
+    let page = "<html><body><h1>502 Bad Gateway</h1></body></html>";
+    let empty = "<?xml version=\"1.0\"?><methodResponse><params><param><value><array><data></data></array></value></param></params></methodResponse>";
+    let fault = "<?xml version=\"1.0\"?><methodResponse><fault><value><struct><member><name>faultCode</name><value><i4>-506</i4></value></member>\
+                 <member><name>faultString</name><value><string>Method not defined</string></value></member></struct></value></fault></methodResponse>";
+    let scgi = |length: usize, body: &str| {
+        format!("Status: 200 OK\r\nContent-Type: text/xml\r\nContent-Length: {length}\r\n\r\n{body}")
+    };
+    let answers = [
+        scgi(page.len(), page),
+        scgi(fault.len(), fault),
+        scgi(empty.len(), empty),
+        scgi(empty.len() + 7, empty),
+        scgi(empty.len() - 7, empty),
+        scgi(usize::MAX, empty),
+        format!("HTTP/1.1 502 Bad Gateway\r\n\r\n{page}"),
+        page.to_owned(),
+        "\r\n\r\n".to_owned(),
+    ];
+    let outages = answers.len();
+    for answer in answers {
+        let mark = world.heard.mark();
+        proxy.answers(Way::Say(Bytes::from(answer)));
+        world.heard.server_event_after(mark, "home", "server_offline").await;
+        proxy.answers(Way::Pass);
+        world.heard.server_event_after(mark, "home", "server_online").await;
+    }
+    assert_only_outages(&world, 5, outages).await;
+}
+
+#[tokio::test]
+async fn a_blocked_rtorrent_is_asked_once_at_a_time_and_loses_nothing() {
+    if !can_run() {
+        return;
+    }
+    let (mut world, proxy) = behind_a_proxy(5, "timeout = \"500ms\"").await;
+    for _ in 0..2 {
+        let mark = world.heard.mark();
+        world.home.process().pause().unwrap();
+        world.heard.server_event_after(mark, "home", "server_offline").await;
+        let failed = world.bridge().times_said("does not answer");
+        assert_eq!(failed, 1.max(failed), "it is said when it begins");
+        world.home.process().unpause().unwrap();
+        world.heard.server_event_after(mark, "home", "server_online").await;
+    }
+    assert_eq!(proxy.most_open(), 1, "one poll in flight");
+    assert_only_outages(&world, 5, 2).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_stalls_in_the_middle_is_given_up_in_time() {
+    if !can_run() {
+        return;
+    }
+    let (world, proxy) = behind_a_proxy(5, "timeout = \"500ms\"").await;
+    let mark = world.heard.mark();
+    proxy.answers(Way::Hold);
+    world.heard.server_event_after(mark, "home", "server_offline").await;
+    proxy.answers(Way::Pass);
+    world.heard.server_event_after(mark, "home", "server_online").await;
+    assert_eq!(proxy.most_open(), 1, "one poll in flight");
+    assert_only_outages(&world, 5, 1).await;
+}
+
+#[tokio::test]
+async fn an_rtorrent_out_of_connections_is_offline_until_it_has_some() {
+    if !can_run() {
+        return;
+    }
+    let rtorrent = Options { listen: Listen::Tcp, ..Options::default() };
+    let mut world = World::new(Setup { rtorrent, server: "timeout = \"2s\"".to_owned(), ..Setup::default() }).await;
+    load_many(&world.home, 0, 5).await;
+    world.start_bridge().await;
+    let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
+    let mark = world.heard.mark();
+    let mut greedy = Vec::new();
+    for _ in 0..130 {
+        greedy.push(TcpStream::connect(address).await.unwrap());
+    }
+    world.heard.server_event_after(mark, "home", "server_offline").await;
+    drop(greedy);
+    world.heard.server_event_after(mark, "home", "server_online").await;
+    assert_only_outages(&world, 5, 1).await;
+}
+
+#[tokio::test]
+async fn killed_in_the_middle_of_an_answer_and_loading_its_session_slowly_it_removes_nothing() {
+    if !can_run() {
+        return;
+    }
+    let (mut world, proxy) = behind_a_proxy(40, "").await;
+    let hashes = world.home.hashes().await.unwrap();
+    for hash in &hashes {
+        world.home.act(*hash, "d.save_full_session", &[]).await.unwrap();
+    }
+    let mark = world.heard.mark();
+    proxy.truncate_answers(5_000);
+    world.home.process().kill().unwrap();
+    // A session that is still loading, as newer versions show it: at first nothing, then a part, then all.
+    let session = world.folder.join("home").join("session");
+    let aside = world.folder.join("aside");
+    std::fs::create_dir(&aside).unwrap();
+    let files = |hash| ["", ".libtorrent_resume", ".rtorrent"].map(|end| format!("{}.torrent{end}", rpc_hash(hash)));
+    for hash in &hashes {
+        for file in files(*hash) {
+            std::fs::rename(session.join(&file), aside.join(&file)).unwrap();
+        }
+    }
+    world.heard.server_event_after(mark, "home", "server_offline").await;
+    world.home.start_again().await.unwrap();
+    proxy.truncate_answers(u64::MAX);
+    world.heard.server_event_after(mark, "home", "server_online").await;
+    let restarted = world.heard.server_event_after(mark, "home", "server_restarted").await;
+    for (number, hash) in hashes.iter().enumerate() {
+        let torrent = std::fs::read(aside.join(&files(*hash)[0])).unwrap();
+        world.home.load(&torrent, false).await.unwrap();
+        if number % 10 == 0 {
+            // It has looked at a part.
+            let content = Content::file(&format!("seen{number}"), 1_000, 1_000 + number as u64);
+            world.home.load(&content.torrent, false).await.unwrap();
+            world.heard.event("home", "added", content.hash).await;
+        }
+    }
+    wait_for_newcomer(&world).await;
+    let events = world.heard.assert_gap_free("home");
+    let counts = ["added", "removed", "server_restarted", "server_offline"].map(|kind| count(&events, kind));
+    assert_eq!(counts, [45, 0, 1, 1], "{restarted} {events:#?}");
+}
+
+#[tokio::test]
+async fn a_thousand_come_and_go_at_once_each_told_once() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::running(Setup { broker: super::patient_broker(), ..Setup::default() }).await;
+    let long = Duration::from_secs(60);
+    let all_told = async |world: &World, kind: &'static str| {
+        let end = format!("/event/{kind}");
+        let is_all = |all: &[crate::harness::recorder::Message]| {
+            (all.iter().filter(|m| m.topic.ends_with(&end)).count() >= 1_000).then_some(())
+        };
+        world.heard.wait_within(long, kind, is_all).await;
+    };
+    // While it looks at none of them: so all come in one look.
+    world.bridge().process().pause().unwrap();
+    let hashes = load_many(&world.home, 0, 1_000).await;
+    world.bridge().process().unpause().unwrap();
+    all_told(&world, "added").await;
+    world.bridge().process().pause().unwrap();
+    for hash in &hashes {
+        world.home.act(*hash, "d.erase", &[]).await.unwrap();
+    }
+    world.bridge().process().unpause().unwrap();
+    all_told(&world, "removed").await;
+    let events = world.heard.assert_gap_free("home");
+    assert_eq!((count(&events, "added"), count(&events, "removed")), (1_000, 1_000));
+    assert!(hashes.iter().all(|hash| super::kinds_of(&events, *hash) == ["added", "removed"]));
+}

@@ -1,0 +1,383 @@
+//! The data folder: torn, rotten, emptied, deleted, full, locked, from the future.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process;
+
+use dtorrent::demo::content::Content;
+use dtorrent::demo::process::PATIENCE;
+use serde_json::{Value, json};
+
+use super::{count, kinds_of, label_all, load_many, wait_for_newcomer};
+use crate::harness::bridge::Bridge;
+use crate::harness::proxy::{PUBLISH, Way};
+use crate::harness::recorder::{Command, Message, Recorder};
+use crate::harness::{Setup, World, can_run};
+
+fn database(world: &World) -> PathBuf {
+    world.data_dir().join("dtorrent.sqlite3")
+}
+
+fn change_log(world: &World) -> PathBuf {
+    world.data_dir().join("dtorrent.sqlite3-wal")
+}
+
+/// Files of the folder that were moved aside.
+fn moved_aside(world: &World) -> usize {
+    let names = fs::read_dir(world.data_dir()).unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter(|name| name.to_string_lossy().contains("sqlite3.corrupt-")).count()
+}
+
+#[tokio::test]
+async fn a_last_record_that_is_torn_is_cut_off_and_told_anew() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let proxy = world.proxy_broker().await;
+    load_many(&world.home, 0, 5).await;
+    world.start_bridge().await;
+    let written = world.ledger().last_seq("home");
+    // A power cut in the middle of a write: what was not whole on the disk was not sent to anybody.
+    proxy.requests(Way::HoldPackets(PUBLISH));
+    let hash = world.home.load(&Content::file("torn", 1_000, 77).torrent, false).await.unwrap();
+    world.ledger().until("the event is written down", |ledger| ledger.last_seq("home") == written + 1).await;
+    world.bridge().process().kill().unwrap();
+    proxy.cut();
+    proxy.requests(Way::Pass);
+    let log = File::options().write(true).open(change_log(&world)).unwrap();
+    log.set_len(log.metadata().unwrap().len() - 1_000).unwrap();
+    assert_eq!(world.ledger().last_seq("home"), written, "the last commit is gone");
+    world.bridge().start_again();
+    let added = world.heard.event("home", "added", hash).await;
+    assert_eq!((&added["seq"], &added["cause"]), (&json!(written + 1), &json!("recovered")), "{added}");
+    let events = world.heard.assert_gap_free("home");
+    assert_eq!((count(&events, "added"), count(&events, "removed"), count(&events, "journal_reset")), (6, 0, 0));
+}
+
+/// The bridge starts anew after its state was spoilt while it was killed, and says so.
+async fn history_is_lost_by(spoil: impl Fn(&World)) {
+    let mut world = World::new(Setup::default()).await;
+    load_many(&world.home, 0, 5).await;
+    world.start_bridge().await;
+    world.bridge().process().kill().unwrap();
+    spoil(&world);
+    let mark = world.heard.mark();
+    world.bridge().start_again();
+    world.heard.server_event_after(mark, "home", "snapshot_done").await;
+    wait_for_newcomer(&world).await;
+    let epochs = world.heard.assert_gap_free_epochs("home");
+    let [_, again] = &epochs[..] else { panic!("there should be two epochs: {epochs:#?}") };
+    assert_eq!(again[0]["event_type"], "journal_reset", "the first word of the new epoch");
+    assert_eq!((count(again, "added"), count(again, "removed"), count(again, "journal_reset")), (6, 0, 1));
+    let snapshots = again.iter().filter(|event| event["cause"] == "snapshot" && event["event_type"] == "added");
+    assert_eq!(snapshots.count(), 5, "what was there is known to have been there");
+    assert!(world.bridge().log().contains("what was told before is lost"), "it is not said");
+    // Once is enough.
+    world.bridge().stop().await;
+    let mark = world.heard.mark();
+    world.bridge().start_again();
+    world.home.act(kinds_anchor(again), "d.erase", &[]).await.unwrap();
+    world.heard.event_after(mark, "home", "removed", kinds_anchor(again)).await;
+    assert_eq!(world.heard.assert_gap_free_epochs("home").len(), 2);
+}
+
+/// Any torrent that was told of.
+fn kinds_anchor(events: &[Value]) -> dtorrent::model::InfoHash {
+    events.iter().find_map(|event| event["hash"].as_str()).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_state_that_is_rotten_is_moved_aside_and_a_new_epoch_says_so() {
+    if !can_run() {
+        return;
+    }
+    history_is_lost_by(|world| {
+        // Checked in: the change log goes into the file, then a bit of each page turns over.
+        let connection = rusqlite::Connection::open(database(world)).unwrap();
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+        drop(connection);
+        let file = File::options().read(true).write(true).open(database(world)).unwrap();
+        for page in 1..file.metadata().unwrap().len() / 4096 {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, page * 4096).unwrap();
+            file.write_all_at(&[byte[0] ^ 0x40], page * 4096).unwrap();
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_state_that_is_empty_is_moved_aside_and_a_new_epoch_says_so() {
+    if !can_run() {
+        return;
+    }
+    history_is_lost_by(|world| {
+        fs::remove_file(change_log(world)).unwrap();
+        File::create(database(world)).unwrap();
+        assert_eq!(moved_aside(world), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_state_that_is_deleted_is_missed_and_a_new_epoch_says_so() {
+    if !can_run() {
+        return;
+    }
+    history_is_lost_by(|world| {
+        for file in [database(world), change_log(world)] {
+            fs::remove_file(file).unwrap();
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_bit_that_turns_over_in_the_change_log_stops_nobody() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    load_many(&world.home, 0, 5).await;
+    world.start_bridge().await;
+    world.bridge().process().kill().unwrap();
+    let log = File::options().read(true).write(true).open(change_log(&world)).unwrap();
+    let middle = log.metadata().unwrap().len() / 2;
+    let mut byte = [0];
+    log.read_exact_at(&mut byte, middle).unwrap();
+    log.write_all_at(&[byte[0] ^ 1], middle).unwrap();
+    let mark = world.heard.mark();
+    world.bridge().start_again();
+    let newcomer = world.home.load(&Content::file("newcomer", 1_000, 99).torrent, false).await.unwrap();
+    world.heard.event_after(mark, "home", "added", newcomer).await;
+    assert!(world.heard.events("home").iter().all(|event| event["event_type"] != "removed"));
+}
+
+#[tokio::test]
+async fn a_folder_that_is_gone_is_a_first_start_in_a_new_epoch() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    load_many(&world.home, 0, 5).await;
+    world.start_bridge().await;
+    world.bridge().process().kill().unwrap();
+    fs::remove_dir_all(world.data_dir()).unwrap();
+    let mark = world.heard.mark();
+    world.bridge().start_again();
+    world.heard.server_event_after(mark, "home", "snapshot_done").await;
+    let epochs = world.heard.assert_gap_free_epochs("home");
+    assert_eq!(epochs.len(), 2);
+    let added = epochs[1].iter().filter(|event| event["event_type"] == "added");
+    assert_eq!(added.filter(|event| event["cause"] == "snapshot").count(), 5);
+}
+
+#[tokio::test]
+async fn a_state_of_a_newer_version_is_refused_and_left_alone() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::running(Setup::default()).await;
+    world.bridge().stop().await;
+    let connection = rusqlite::Connection::open(database(&world)).unwrap();
+    connection.pragma_update(None, "user_version", 999).unwrap();
+    drop(connection);
+    let before = fs::read(database(&world)).unwrap();
+    world.bridge().start_again();
+    let status = world.bridge().process().wait(PATIENCE).await.unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert!(world.bridge().log().contains("written by a newer dtorrent"), "it does not say why");
+    assert!(before == fs::read(database(&world)).unwrap(), "the file was touched");
+    assert_eq!(moved_aside(&world), 0);
+    // The newer one goes on where it was.
+    let connection = rusqlite::Connection::open(database(&world)).unwrap();
+    connection.pragma_update(None, "user_version", 1).unwrap();
+    drop(connection);
+    world.bridge().start_again();
+    wait_for_newcomer(&world).await;
+    assert_eq!(count(&world.heard.assert_gap_free("home"), "journal_reset"), 0);
+}
+
+#[tokio::test]
+async fn a_second_bridge_on_the_same_folder_refuses_and_the_first_goes_on() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::running(Setup::default()).await;
+    let config = world.folder.join("second").join("dtorrent.toml");
+    fs::create_dir(config.parent().unwrap()).unwrap();
+    fs::copy(world.folder.join("dtorrent.toml"), &config).unwrap();
+    let mut second = Bridge::start(&config);
+    let status = second.process().wait(PATIENCE).await.unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert!(second.log().contains("another bridge uses the data folder"), "it does not say why:\n{}", second.log());
+    wait_for_newcomer(&world).await;
+    world.heard.assert_gap_free("home");
+    let late = Recorder::listen(world.broker.port).await;
+    late.last_word("dtorrent/bridge/main/status", "online").await;
+    let said = world.heard.all().into_iter().filter(|message| message.topic == "dtorrent/bridge/main/status");
+    assert_eq!(said.map(|message| message.text()).collect::<Vec<_>>(), ["online"], "the first was disturbed");
+    world.bridge().stop().await;
+}
+
+/// A file system of its own; `None` where we may not mount one.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(folder: &Path) -> Option<Self> {
+        fs::create_dir_all(folder).unwrap();
+        let status =
+            process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"]).arg(folder).status();
+        status.is_ok_and(|status| status.success()).then(|| Self(folder.to_owned()))
+    }
+
+    /// Until nothing more goes in.
+    fn fill(&self) {
+        assert!(fs::write(self.0.join("ballast"), vec![1; 25 << 20]).is_err(), "the disk has to be full");
+    }
+
+    fn free(&self) {
+        fs::remove_file(self.0.join("ballast")).unwrap();
+    }
+
+    fn remount(&self, how: &str) {
+        let status = process::Command::new("mount").args(["-o", how]).arg(&self.0).status();
+        assert!(status.is_ok_and(|status| status.success()), "cannot remount");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let done = process::Command::new("umount").arg("--lazy").arg(&self.0).status();
+        assert!(done.is_ok_and(|status| status.success()), "{} is still mounted", self.0.display());
+    }
+}
+
+fn small_disk(world: &World) -> Option<SmallDisk> {
+    let disk = SmallDisk::mount(&world.data_dir());
+    if disk.is_none() {
+        eprintln!("SKIPPED: no right to mount a small disk");
+    }
+    disk
+}
+
+#[tokio::test]
+async fn on_a_full_disk_it_goes_on_looking_and_tells_it_all_when_there_is_room() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let Some(disk) = small_disk(&world) else { return };
+    let hashes = load_many(&world.home, 0, 30).await;
+    world.start_bridge().await;
+    disk.fill();
+    // What is left of pages that were taken before may still hold a few.
+    let mut number = 0;
+    while !world.bridge().log().contains("events cannot be written down") {
+        number += 1;
+        label_all(&world.home, &format!("full{number}")).await;
+        assert!(world.bridge().process().ended().unwrap().is_none(), "it has ended:\n{}", world.bridge().log());
+        assert!(number < 5_000, "the disk does not get full");
+    }
+    // A command waits, and the rest of life goes on at the client.
+    let topic = format!("dtorrent/home/torrent/{}/command/priority", hashes[0]);
+    let body = r#"{"priority": 3, "id": "on a full disk"}"#;
+    world.heard.send(Command::new(&topic, body)).await;
+    world.home.act(hashes[1], "d.erase", &[]).await.unwrap();
+    let newcomer = world.home.load(&Content::file("y", 1_000, 99).torrent, false).await.unwrap();
+    label_all(&world.home, "last").await;
+    world.bridge().says("a command waits for room on the disk").await;
+    assert!(world.heard.events("home").iter().all(|event| event["event_type"] != "removed"), "told and not written");
+    disk.free();
+    world.heard.event("home", "added", newcomer).await;
+    world.heard.event("home", "removed", hashes[1]).await;
+    let result = world.heard.result("on a full disk").await;
+    assert_eq!(result["status"], "ok", "{result}");
+    let state = format!("dtorrent/home/torrent/{}/state", hashes[2]);
+    let is_last = |all: &[Message]| {
+        all.iter().rev().find(|message| message.topic == state).filter(|m| m.json()["label"] == "last").map(|_| ())
+    };
+    world.heard.wait_for("the last label", is_last).await;
+    world.bridge().says("there is room again").await;
+    let events = world.heard.assert_gap_free("home");
+    assert_eq!((count(&events, "added"), count(&events, "removed"), count(&events, "journal_reset")), (31, 1, 0));
+    assert!(world.bridge().process().ended().unwrap().is_none());
+    world.bridge().stop().await;
+}
+
+#[tokio::test]
+async fn a_disk_that_fills_up_at_any_step_of_a_command_or_a_dead_letter_ends_nothing() {
+    if !can_run() {
+        return;
+    }
+    let mut broker = super::patient_broker();
+    broker.users = vec![("bridge".to_owned(), "p".to_owned())];
+    broker.lines.push("allow_anonymous true".to_owned());
+    broker.acl = Some("topic readwrite #\nuser bridge\ntopic readwrite dtorrent/bridge/#\ntopic readwrite dtorrent/home/result\ntopic readwrite dtorrent/home/command/#\n".to_owned());
+    let sink = "username = \"bridge\"\npassword = \"p\"".to_owned();
+    let mut world = World::new(Setup { broker, sink, ..Setup::default() }).await;
+    let Some(disk) = small_disk(&world) else { return };
+    let hashes = load_many(&world.home, 0, 10).await;
+    world.launch_bridge();
+    world.heard.last_word("dtorrent/bridge/main/status", "online").await;
+    for round in 0..4 {
+        // Commands, some of them refused, and events that the broker will not have; then the disk is full.
+        let mut ids = Vec::new();
+        for number in 0..12 {
+            let id = format!("{round}-{number}");
+            let mut body = json!({"hashes": [hashes[number % 10]], "label": id, "id": id});
+            if number % 4 == 3 {
+                body["label"] = json!(7);
+            }
+            world.heard.send(Command::new("dtorrent/home/command/label", body.to_string())).await;
+            ids.push(id);
+        }
+        if round % 2 == 0 {
+            world.heard.result(&ids[0]).await;
+        }
+        disk.fill();
+        let sign = format!("full-{round}");
+        let body = json!({"hashes": [hashes[0]], "label": sign, "id": sign}).to_string();
+        let waited = world.bridge().times_said("waits for room on the disk");
+        world.heard.send(Command::new("dtorrent/home/command/label", body)).await;
+        world.bridge().says_again(waited, "waits for room on the disk").await;
+        disk.free();
+        for id in ids.iter().chain([&sign]) {
+            let result = world.heard.result(id).await;
+            let wanted = if result["error"].is_null() { "ok" } else { "bad_request" };
+            assert!(result["status"] == wanted || result["error"]["code"] == wanted, "{result}");
+            assert_eq!(world.heard.results(id).len(), 1, "{result}");
+        }
+    }
+    world.bridge().stop().await;
+    let letters = world.ledger().dead_letters("b");
+    let last = world.ledger().last_seq("home");
+    assert_eq!((letters.len() as u64, world.ledger().cursor("b", "home")), (last, last), "all were refused");
+}
+
+#[tokio::test]
+async fn a_read_only_folder_is_named_at_the_start_and_served_when_it_can_be_written() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let Some(disk) = small_disk(&world) else { return };
+    let hash = world.home.load(&Content::file("x", 1_000, 1).torrent, false).await.unwrap();
+    world.start_bridge().await;
+    world.bridge().stop().await;
+    // (A file system with a file open for writing cannot be made read-only.)
+    disk.remount("remount,ro");
+    world.bridge().start_again();
+    let status = world.bridge().process().wait(PATIENCE).await.unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert!(world.bridge().log().to_lowercase().contains("read-only"), "it does not say why");
+    disk.remount("remount,rw");
+    world.bridge().start_again();
+    world.home.act(hash, "d.erase", &[]).await.unwrap();
+    world.heard.event("home", "removed", hash).await;
+    let events = world.heard.assert_gap_free("home");
+    assert_eq!(kinds_of(&events, hash), ["added", "removed"]);
+    world.bridge().stop().await;
+}
