@@ -307,3 +307,16 @@ async fn a_command_that_comes_while_the_bridge_is_down_is_done_when_it_is_back()
     assert_eq!(event["command_id"], "waiting", "{event}");
     world.heard.assert_gap_free("home");
 }
+
+#[tokio::test]
+async fn a_pattern_of_many_braces_is_refused_and_the_bridge_lives_on() {
+    if !can_run() {
+        return;
+    }
+    let world = World::running(Setup::default()).await;
+    let pattern = "{".repeat(200_000) + &"}".repeat(200_000);
+    let result = world.heard.command("home/command/list", json!({"filter": {"name": pattern}})).await;
+    assert_eq!(result["error"]["code"], "bad_request", "{result}");
+    let result = world.heard.command("home/command/list", json!({})).await;
+    assert_eq!(result["status"], "ok", "{result}");
+}
