@@ -23,7 +23,7 @@ use crate::commands::expect::Expectations;
 use crate::commands::{BODY_BYTES_MAX, Door, Intake, Queue, Sources, SourcesSettings, Worker, WorkerParts};
 use crate::config::{Broker, Config, MqttVersion, Server};
 use crate::deliver::retention::Retain;
-use crate::deliver::{Dispatcher, DispatcherSettings, Reporter};
+use crate::deliver::{Dispatcher, DispatcherSettings, Reporter, note_beginnings};
 use crate::http;
 use crate::model::{EVENT_SCHEMA, Kind, RESULT_SCHEMA, ServerName, ServerStats, SinkName};
 use crate::port::{Clock, LoggedCommand, Store, SystemClock, TorrentClient};
@@ -159,6 +159,7 @@ impl Bridge {
             let settings =
                 mqtt_settings(name, &config.instance, broker).with_context(|| format!("set up broker {name}"))?;
             let sink = MqttSink::new(settings).with_context(|| format!("set up broker {name}"))?;
+            note_beginnings(name, &broker.servers, &*store, &board).await.context("note where the sinks begin")?;
             sinks.insert(name.clone(), SinkParts { sink: Arc::new(sink), broker: broker.clone() });
         }
         let reporter = Arc::new(Reports {

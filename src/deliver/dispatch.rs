@@ -108,6 +108,31 @@ enum End {
     Failed(DeliverError),
 }
 
+/// Notes where a sink begins on each of its servers: where it was, or at the present if one is new to it.
+///
+/// To be done before the first look: what is told before a new sink has begun would never reach it, and a
+/// crash would make an old sink a new one.
+pub async fn note_beginnings(
+    sink: &SinkName,
+    servers: &[ServerName],
+    store: &dyn Store,
+    board: &Board,
+) -> Result<BTreeMap<ServerName, Progress>, StoreError> {
+    let noted = store.progress(sink).await?;
+    let mut begun = BTreeMap::new();
+    for server in servers {
+        let (last_seq, newest) = board
+            .read(server, |content| {
+                (content.last_seq, content.told.values().map(|told| told.rev).max().unwrap_or_default())
+            })
+            .unwrap_or_default();
+        let progress = *noted.get(server).unwrap_or(&Progress { cursor: last_seq, sent_rev: newest });
+        begun.insert(server.clone(), progress);
+    }
+    store.settle(sink, begun.clone()).await?;
+    Ok(begun)
+}
+
 impl Dispatcher {
     /// Reads how far the sink has got. A server that is new to it begins with the present.
     #[allow(clippy::too_many_arguments)] // composition happens once, in app
@@ -120,21 +145,8 @@ impl Dispatcher {
         clock: Arc<dyn Clock>,
         reporter: Arc<dyn Reporter>,
     ) -> Result<Self, StoreError> {
-        let noted = store.progress(&settings.name).await?;
-        let mut lanes = BTreeMap::new();
-        let mut begun = BTreeMap::new();
-        for server in &settings.servers {
-            let (last_seq, newest) = board
-                .read(server, |content| {
-                    (content.last_seq, content.told.values().map(|told| told.rev).max().unwrap_or_default())
-                })
-                .unwrap_or_default();
-            let progress = *noted.get(server).unwrap_or(&Progress { cursor: last_seq, sent_rev: newest });
-            begun.insert(server.clone(), progress);
-            lanes.insert(server.clone(), ServerLane::new(progress));
-        }
-        // Noted before the first event, so that a crash does not make an old sink a new one.
-        store.settle(&settings.name, begun).await?;
+        let begun = note_beginnings(&settings.name, &settings.servers, &*store, &board).await?;
+        let lanes = begun.into_iter().map(|(server, progress)| (server, ServerLane::new(progress))).collect();
         let registry = store.registry(&settings.name).await?.into_iter().collect();
         let mut dispatcher = Self {
             settings,
@@ -722,4 +734,39 @@ fn beat(each: Duration) -> tokio::time::Interval {
     let mut beat = interval(each);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     beat
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::board::{Content, PollReport};
+    use crate::model::{Epoch, ServerState, ServerStats, Told};
+    use crate::port::SystemClock;
+    use crate::store::{MemoryStore, Options};
+
+    #[tokio::test]
+    async fn what_is_told_after_a_sink_has_begun_is_owed_to_it_however_late_it_starts() {
+        let server = ServerName::parse("home").unwrap();
+        let [early, late] = ["early", "late"].map(|name| SinkName::parse(name).unwrap());
+        let board = |last_seq| {
+            let content = Content {
+                epoch: Epoch(1),
+                told: Told::default(),
+                state: ServerState::default(),
+                last_seq: Seq(last_seq),
+                stats: ServerStats::default(),
+                stats_body: Bytes::new(),
+                poll: PollReport::default(),
+            };
+            Board::new(BTreeMap::from([(server.clone(), content)]), [early.clone(), late.clone()])
+        };
+        let servers = [server.clone()];
+        let store = MemoryStore::new(Options::default(), Arc::new(SystemClock));
+        note_beginnings(&early, &servers, &store, &board(0)).await.unwrap();
+        let (looked, mut cursors) = (board(7), Vec::new());
+        for sink in [&early, &late] {
+            cursors.push(note_beginnings(sink, &servers, &store, &looked).await.unwrap()[&server].cursor);
+        }
+        assert_eq!(cursors, [Seq(0), Seq(7)]);
+    }
 }

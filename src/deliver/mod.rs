@@ -10,4 +10,4 @@ mod dispatch;
 pub mod lane;
 pub mod retention;
 
-pub use dispatch::{Dispatcher, DispatcherSettings, Reporter};
+pub use dispatch::{Dispatcher, DispatcherSettings, Reporter, note_beginnings};
