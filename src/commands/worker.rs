@@ -61,6 +61,12 @@ impl Done {
         Self { status: OutcomeStatus::Error, rows: Vec::new(), error: Some(error), page: None }
     }
 
+    fn expired() -> Self {
+        let message = "its time to live was over before it could be done";
+        let error = CommandError::new(ErrorCode::ClientOffline, message);
+        Self { status: OutcomeStatus::Expired, ..Self::failed(error) }
+    }
+
     fn rows(rows: Vec<Row>) -> Self {
         let failures = rows.iter().filter(|row| row.status != OutcomeStatus::Ok).count();
         let first_error = rows.iter().find_map(|row| row.error.clone());
@@ -165,13 +171,14 @@ impl WorkerParts {
                 return Ok(Done::failed(CommandError::new(ErrorCode::BadRequest, message)));
             }
         };
+        if self.clock.now() >= command.expires_at {
+            return Ok(Done::expired());
+        }
         if let What::List { fields, page, page_size } = &request.what {
             return Ok(self.list(&request.target, fields.as_deref(), *page, *page_size));
         }
         if !self.wait_for_client(command).await {
-            let message = "its time to live was over before it could be done";
-            let error = CommandError::new(ErrorCode::ClientOffline, message);
-            return Ok(Done { status: OutcomeStatus::Expired, rows: Vec::new(), error: Some(error), page: None });
+            return Ok(Done::expired());
         }
         if let What::Get(parts) = &request.what {
             return Ok(self.get(&self.torrents(&request.target), *parts).await);

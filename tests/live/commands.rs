@@ -320,3 +320,13 @@ async fn a_pattern_of_many_braces_is_refused_and_the_bridge_lives_on() {
     let result = world.heard.command("home/command/list", json!({})).await;
     assert_eq!(result["status"], "ok", "{result}");
 }
+
+#[tokio::test]
+async fn an_expired_question_is_not_answered_either() {
+    if !can_run() {
+        return;
+    }
+    let world = World::running(Setup::default()).await;
+    let result = world.heard.command("home/command/list", json!({"ttl": "0s"})).await;
+    assert_eq!(result["status"], "expired", "{result}");
+}
