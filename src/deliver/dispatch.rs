@@ -11,7 +11,7 @@
 //! leaves behind is only what [`Dispatcher::go_back`] forgets, cursors move on acknowledgement alone,
 //! and a name is in the registry before anything is sent under it.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ use super::retention::{Kept, Retain};
 use crate::board::{Board, Desk};
 use crate::model::{
     Cause, Changes, EVENT_SCHEMA, Entity, Entry, Event, EventId, InfoHash, Kind, Rev, Seq, ServerName, SinkName,
-    Torrent,
+    Torrent, without_rows,
 };
 use crate::port::{Clock, Connected, DeliverError, Delivery, Link, Progress, Sink, Store, StoreError};
 use crate::repeat::Repeat;
@@ -73,6 +73,8 @@ pub struct Dispatcher {
     /// Names whose clearing is under way, unless something is kept there again.
     clearing: HashSet<String>,
     results_under_way: HashSet<i64>,
+    /// Results that were rejected, with the reason: each is told once more, without its rows.
+    results_rejected: HashMap<i64, String>,
     has_said_info: bool,
     /// The cursors have moved since they were noted.
     is_unsettled: bool,
@@ -161,6 +163,7 @@ impl Dispatcher {
             aside: VecDeque::new(),
             clearing: HashSet::new(),
             results_under_way: HashSet::new(),
+            results_rejected: HashMap::new(),
             has_said_info: false,
             is_unsettled: false,
         };
@@ -447,7 +450,11 @@ impl Dispatcher {
         for result in self.store.unsent_results(&self.settings.name, RESULTS_MAX).await? {
             if batch.len() < free && self.results_under_way.insert(result.number) {
                 let sent = Sent::Result { number: result.number };
-                batch.push((Delivery::Result { server: result.server, body: result.body, reply: result.reply }, sent));
+                let body = match self.results_rejected.get(&result.number) {
+                    None => result.body,
+                    Some(reason) => without_rows(&result.body, reason).into(),
+                };
+                batch.push((Delivery::Result { server: result.server, body, reply: result.reply }, sent));
             }
         }
         Ok(())
@@ -590,10 +597,18 @@ impl Dispatcher {
                 }
             }
             Sent::Result { number } => {
-                if let Some(reason) = &rejected {
-                    warn!(%sink, reason, "a result was rejected and is lost");
+                let was_rejected = self.results_rejected.remove(&number).is_some();
+                match rejected {
+                    Some(reason) if !was_rejected => {
+                        warn!(%sink, reason, "a result was rejected, it is told without its rows");
+                        self.results_rejected.insert(number, reason);
+                    }
+                    Some(reason) => {
+                        warn!(%sink, reason, "a result was rejected and is lost");
+                        self.store.result_sent(number).await?;
+                    }
+                    None => self.store.result_sent(number).await?,
                 }
-                self.store.result_sent(number).await?;
                 self.results_under_way.remove(&number);
                 self.desk.answered.notify_one();
             }

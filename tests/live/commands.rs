@@ -330,3 +330,18 @@ async fn an_expired_question_is_not_answered_either() {
     let result = world.heard.command("home/command/list", json!({"ttl": "0s"})).await;
     assert_eq!(result["status"], "expired", "{result}");
 }
+
+#[tokio::test]
+async fn a_result_that_the_broker_does_not_take_is_told_without_its_rows() {
+    if !can_run() {
+        return;
+    }
+    let mut setup = Setup::default();
+    setup.broker.lines.push("max_packet_size 4000".to_owned());
+    let world = World::running(setup).await;
+    let hashes: Vec<String> = (0..100).map(|n| format!("{n:040x}")).collect();
+    let result = world.heard.command("home/command/get", json!({"id": "large", "hashes": &hashes[..60]})).await;
+    assert_eq!((&result["status"], &result["results"]), (&json!("error"), &json!([])), "{result}");
+    assert_eq!(result["error"]["code"], "too_large", "{result}");
+    assert_eq!(world.heard.results("large").len(), 1);
+}
