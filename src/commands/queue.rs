@@ -14,6 +14,8 @@ use crate::port::LoggedCommand;
 
 /// More than this many wait for nobody: they are refused.
 const COMMANDS_MAX: usize = 1000;
+/// Nor do bodies of more than this together, which are held in memory: about a hundred large .torrent files.
+const BODIES_BYTES_MAX: usize = 128 * 1024 * 1024;
 
 /// Stands beside the command log, which has the same commands on disk.
 #[derive(Default)]
@@ -50,7 +52,8 @@ impl Queue {
     pub fn push(&self, command: LoggedCommand) -> Result<(), TooMany> {
         {
             let mut open = self.open();
-            if open.len() >= COMMANDS_MAX {
+            let bodies_bytes: usize = open.iter().map(|open| open.command.body.len()).sum();
+            if open.len() >= COMMANDS_MAX || bodies_bytes + command.body.len() > BODIES_BYTES_MAX {
                 return Err(TooMany);
             }
             open.push_back(Open::waiting(command));
@@ -182,5 +185,14 @@ mod tests {
             queue.push(command(&n.to_string(), Verb::List, None, "")).unwrap();
         }
         assert!(queue.push(command("one more", Verb::List, None, "")).is_err());
+    }
+
+    #[test]
+    fn bodies_of_an_absent_client_do_not_fill_the_memory() {
+        let queue = Queue::default();
+        let large = "x".repeat(BODIES_BYTES_MAX / 12);
+        let taken = (0..20).filter(|n| queue.push(command(&n.to_string(), Verb::Add, None, &large)).is_ok()).count();
+        assert_eq!(taken, 12);
+        assert!(queue.push(command("small", Verb::Pause, Some(1), "")).is_ok(), "there is room for a small one");
     }
 }
