@@ -31,7 +31,7 @@ use super::lane::Lane;
 use super::registry::Registry;
 use super::retention::{Kept, Retain};
 use crate::board::{Board, Desk, Tray};
-use crate::model::{CommandError, Entry, ErrorCode, InfoHash, Kind, OutcomeStatus, Rev, ServerName, SinkName, Torrent};
+use crate::model::{Entry, InfoHash, Kind, Rev, ServerName, SinkName, Torrent, without_rows};
 use crate::port::{Clock, Connected, DeliverError, Delivery, Link, Progress, Sink, Store, StoreError, UnsentResult};
 use crate::repeat::Repeat;
 
@@ -435,7 +435,8 @@ impl Dispatcher {
         let sink = &self.parts.settings.name;
         if let Some(reason) = rejected {
             warn!(%sink, reason, "a result was rejected");
-            if !is_substitute && let Some(body) = too_large(&result.body, &reason) {
+            if !is_substitute {
+                let body = Bytes::from(without_rows(&result.body, &reason));
                 self.substitutes.push(UnsentResult { body, ..result });
                 return Ok(());
             }
@@ -623,17 +624,6 @@ fn picture_in(entry: &Entry) -> Option<Arc<Torrent>> {
         torrent: Torrent,
     }
     serde_json::from_slice::<Body>(&entry.body).ok().map(|body| Arc::new(body.torrent))
-}
-
-/// The same result without what made it too large.
-fn too_large(body: &[u8], reason: &str) -> Option<Bytes> {
-    let mut outcome: serde_json::Value = serde_json::from_slice(body).ok()?;
-    let fields = outcome.as_object_mut()?;
-    let message = format!("the result itself was refused by the broker ({reason}); ask for fewer torrents or fields");
-    fields.insert("status".to_owned(), serde_json::to_value(OutcomeStatus::Error).ok()?);
-    fields.insert("results".to_owned(), serde_json::Value::Array(Vec::new()));
-    fields.insert("error".to_owned(), serde_json::to_value(CommandError::new(ErrorCode::TooLarge, message)).ok()?);
-    Some(Bytes::from(outcome.to_string()))
 }
 
 fn beat(each: Duration) -> tokio::time::Interval {
