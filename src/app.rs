@@ -117,6 +117,7 @@ struct Bridge {
     servers: BTreeMap<ServerName, ServerParts>,
     sinks: BTreeMap<SinkName, SinkParts>,
     reporter: Arc<dyn Reporter>,
+    ended_in_order: bool,
 }
 
 struct ServerParts {
@@ -174,10 +175,11 @@ impl Bridge {
             instance: config.instance.clone(),
             start: Instant::now(),
         });
-        Ok(Self { board, store, clock, servers, sinks, reporter })
+        Ok(Self { board, store, clock, servers, sinks, reporter, ended_in_order: recovery.was_clean })
     }
 
     fn spawn_sinks(&self, group: &mut Group) {
+        let ended_in_order = self.ended_in_order;
         for (name, SinkParts { sink, broker }) in &self.sinks {
             let Some(desk) = self.board.desk(name).cloned() else { continue };
             let (sink, broker, name) = (Arc::clone(sink), broker.clone(), name.clone());
@@ -189,6 +191,7 @@ impl Bridge {
                     servers: broker.servers.clone(),
                     events: Kind::ALL.iter().copied().filter(|kind| broker.events.allows(*kind)).collect(),
                     retain: retain(&broker),
+                    ended_in_order,
                 };
                 let parts = DispatcherParts {
                     settings,

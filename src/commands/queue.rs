@@ -16,6 +16,9 @@ use crate::port::LoggedCommand;
 const COMMANDS_MAX: usize = 1000;
 const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// A link may drip for half a minute: so many are fetched at once, and leave room for other commands.
+const ADDS_MAX: usize = 8;
+
 /// Stands beside the command log, which has the same commands on disk.
 #[derive(Default)]
 pub struct Queue {
@@ -72,7 +75,12 @@ impl Queue {
     pub fn next(&self) -> Option<Job> {
         let mut open = self.open();
         let mut held: HashSet<InfoHash> = HashSet::new();
+        let is_add = |one: &Open| matches!(one.job.request.what, What::Add(_));
+        let no_more_adds = open.iter().filter(|one| one.is_running && is_add(one)).count() >= ADDS_MAX;
         for (place, one) in open.iter_mut().enumerate() {
+            if no_more_adds && is_add(one) {
+                continue;
+            }
             match claim(&one.job.request) {
                 Claim::All if place > 0 || one.is_running => return None,
                 Claim::These(hashes) if one.is_running || hashes.iter().any(|hash| held.contains(hash)) => {
@@ -166,6 +174,15 @@ mod tests {
         queue.done(&CommandId::parse("pause 1").unwrap());
         assert_eq!(next(&queue).as_deref(), Some("stop all"));
         assert_eq!(next(&queue), None);
+    }
+
+    #[test]
+    fn links_that_drip_do_not_hold_up_others() {
+        let add = |n: usize| command(&n.to_string(), Verb::Add, None, r#"{"url": "http://slow.example/"}"#);
+        let queue = Queue::new((0..20).map(add).chain([command("pause", Verb::Pause, Some(1), "")]));
+        let begun: Vec<String> = std::iter::from_fn(|| next(&queue)).collect();
+        assert_eq!(begun.len(), ADDS_MAX + 1);
+        assert_eq!(begun.last().map(String::as_str), Some("pause"));
     }
 
     #[test]

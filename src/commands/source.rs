@@ -71,7 +71,7 @@ impl Sources {
 
     /// A directory on the client's machine: absolute, without `..`, below a root.
     ///
-    /// Where that folder is on this machine too, links in it are followed before it is compared.
+    /// As far as that folder is on this machine too, links in it are followed before it is compared.
     fn checked_directory(&self, directory: &str) -> Result<String, CommandError> {
         let path = Path::new(directory);
         let is_plain = path.is_absolute()
@@ -81,10 +81,10 @@ impl Sources {
             let message = "directory: an absolute path without `..` and control characters is right";
             return Err(refuse(ErrorCode::BadRequest, message));
         }
-        let resolved = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let resolved = resolved_start(path).ok_or_else(|| self.outside_roots("directory"))?;
         let is_below = |path: &Path| self.roots.iter().any(|root| path.starts_with(root));
         let is_below_resolved =
-            self.roots.iter().any(|root| resolved.starts_with(root.canonicalize().as_deref().unwrap_or(root)));
+            self.roots.iter().any(|root| resolved.starts_with(resolved_start(root).as_deref().unwrap_or(root)));
         if is_below(path) && is_below_resolved {
             Ok(directory.to_owned())
         } else {
@@ -148,6 +148,21 @@ impl Sources {
         }
         Ok(body.freeze())
     }
+}
+
+/// As much of a path as is there, its links followed, with the rest of it behind; `None` if a link leads nowhere.
+fn resolved_start(path: &Path) -> Option<PathBuf> {
+    for start in path.ancestors() {
+        if let Ok(resolved) = start.canonicalize() {
+            let rest = path.strip_prefix(start).expect("an ancestor is a prefix");
+            return Some(resolved.join(rest));
+        }
+        // There is something, so its end is elsewhere, and whoever makes that decides where.
+        if start.symlink_metadata().is_ok_and(|found| found.is_symlink()) {
+            return None;
+        }
+    }
+    Some(path.to_owned())
 }
 
 /// A link may hold a passkey, so it is in no message.
@@ -216,6 +231,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().canonicalize().unwrap();
         std::os::unix::fs::symlink("/etc", root.join("link")).unwrap();
+        std::os::unix::fs::symlink(folder.path().with_extension("not-there"), root.join("dangling")).unwrap();
         let sources = sources(&[&root]);
         let below = root.join("films/new").display().to_string();
         assert_eq!(sources.checked_directory(&below), Ok(below));
@@ -225,6 +241,9 @@ mod tests {
             &format!("{}/../x", root.display()),
             &format!("{}x", root.display()),
             &root.join("link").display().to_string(),
+            &root.join("link/not/there/yet").display().to_string(),
+            &root.join("dangling").display().to_string(),
+            &root.join("dangling/new").display().to_string(),
             &format!("{}/a\nb", root.display()),
         ] {
             assert!(sources.checked_directory(bad).is_err(), "{bad}");

@@ -4,7 +4,6 @@
 //! every key that the table may have; faults are collected by [`Table`], so one reading finds all.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -499,7 +498,8 @@ fn root(text: &str) -> Result<PathBuf, Fault> {
 
 fn read(path: &str) -> Result<Vec<u8>, Fault> {
     let right = "name a file that this user may read; a relative path starts at the working directory";
-    fs::read(path).map_err(|error| Fault::new(format!("`{path}` cannot be read: {error}"), right))
+    super::file::read_limited(Path::new(path))
+        .map_err(|error| Fault::new(format!("`{path}` cannot be read: {error}"), right))
 }
 
 fn certificates(table: &Table<'_>, key: &'static str) -> Option<Vec<u8>> {

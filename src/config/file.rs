@@ -5,6 +5,7 @@
 //! the line may hold a secret.
 
 use std::collections::BTreeMap;
+use std::io::{self, ErrorKind, Read as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -37,13 +38,23 @@ impl Lines {
     }
 }
 
+/// Reads a file that is small by its nature. One without an end (a device) is not read to it.
+pub(super) fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > FILE_BYTES_MAX {
+        return Err(io::Error::new(ErrorKind::FileTooLarge, "it has more than 1 MiB; is this the right file?"));
+    }
+    Ok(bytes)
+}
+
 impl File {
     /// Reads a file.
     ///
     /// # Errors
     /// It cannot be read, is no UTF-8, is too large, or is no TOML.
     pub fn read(path: &Path) -> Result<Self, Vec<ConfigError>> {
-        let bytes = std::fs::read(path).map_err(|error| {
+        let bytes = read_limited(path).map_err(|error| {
             let right = "give the path of a file that this user may read";
             vec![file_error(path, None, format!("cannot be read: {error}"), right)]
         })?;
@@ -159,6 +170,12 @@ mod tests {
             Ok(_) => Vec::new(),
             Err(errors) => errors.iter().map(ToString::to_string).collect(),
         }
+    }
+
+    #[test]
+    fn a_file_without_an_end_is_not_read_to_it() {
+        let error = read_limited(Path::new("/dev/zero")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::FileTooLarge);
     }
 
     #[test]

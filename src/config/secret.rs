@@ -1,6 +1,5 @@
 //! Secrets: given in place or as the name of a file, and never shown.
 
-use std::fs;
 use std::path::Path;
 
 use secrecy::SecretString;
@@ -37,7 +36,8 @@ pub fn secret(table: &Table<'_>, key: &'static str, file_key: &'static str) -> O
 fn read(path: &Path) -> Result<String, Fault> {
     let right = "name a file that this user may read, with the secret as its only line";
     let fault = |wrong: String| Fault::new(format!("`{}` {wrong}", path.display()), right);
-    let mut text = fs::read_to_string(path).map_err(|error| fault(format!("cannot be read: {error}")))?;
+    let bytes = super::file::read_limited(path).map_err(|error| fault(format!("cannot be read: {error}")))?;
+    let mut text = String::from_utf8(bytes).map_err(|_| fault("is no UTF-8".to_owned()))?;
     let end = text.trim_end_matches(['\n', '\r']).len();
     text.truncate(end);
     if text.is_empty() {

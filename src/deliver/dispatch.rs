@@ -31,12 +31,13 @@ use super::lane::Lane;
 use super::registry::Registry;
 use super::retention::{Kept, Retain};
 use crate::board::{Board, Desk, Tray};
-use crate::model::{CommandError, Entry, ErrorCode, InfoHash, Kind, OutcomeStatus, Rev, ServerName, SinkName, Torrent};
+use crate::model::{Entry, InfoHash, Kind, Rev, ServerName, SinkName, Torrent, without_rows};
 use crate::port::{Clock, Connected, DeliverError, Delivery, Link, Progress, Sink, Store, StoreError, UnsentResult};
 use crate::repeat::Repeat;
 
-/// Cursors are noted at this distance: after a crash so much may come twice.
+/// Cursors are noted at this distance, or after so many events: after a crash so much may come twice.
 const SETTLE_EACH: Duration = Duration::from_secs(1);
+const SETTLE_AFTER: u32 = 100;
 const HEALTH_EACH: Duration = Duration::from_secs(30);
 /// Which states are kept is chosen anew at this distance.
 const CHOOSE_EACH: Duration = Duration::from_secs(60);
@@ -56,6 +57,9 @@ pub struct DispatcherSettings {
     pub servers: Vec<ServerName>,
     pub events: BTreeSet<Kind>,
     pub retain: Retain,
+    /// The last life of the bridge ended in order: what it noted as told is what this sink was sent.
+    /// After a power cut a sink may know more than the store.
+    pub ended_in_order: bool,
 }
 
 /// Tells what is to be said of the bridge itself.
@@ -92,6 +96,8 @@ pub struct Dispatcher {
     pub(super) owes_health: bool,
     /// The cursors have moved since they were noted.
     pub(super) is_unsettled: bool,
+    /// Events settled since then.
+    settled: u32,
     /// Where a wait gets its random part from, in 0..1.
     jitter: Box<dyn FnMut() -> f64 + Send + Sync>,
 }
@@ -101,6 +107,8 @@ pub(super) struct ServerLane {
     pub lane: Lane,
     pub dirty: DirtySet,
     pub kept: Kept,
+    /// Torrents of which the sink may know more than the store does.
+    doubted: HashSet<InfoHash>,
     sent_rev: Rev,
     /// What was said on this connection.
     pub said_online: Option<bool>,
@@ -172,8 +180,15 @@ impl Dispatcher {
             owes_info: false,
             owes_health: false,
             is_unsettled: false,
+            settled: 0,
             jitter: Box::new(rand::random),
         };
+        if !dispatcher.parts.settings.ended_in_order {
+            for (server, owed) in &mut dispatcher.lanes {
+                let told = dispatcher.parts.board.read(server, |content| content.told.keys().copied().collect());
+                owed.doubted = told.unwrap_or_default();
+            }
+        }
         dispatcher.mark_unsent();
         Ok(dispatcher)
     }
@@ -311,6 +326,9 @@ impl Dispatcher {
                     if let Err(failure) = self.arrivals(arrival, &mut under_way).await? {
                         return Ok(End::Failed(failure));
                     }
+                    if self.settled >= SETTLE_AFTER {
+                        self.note_progress().await?;
+                    }
                 }
             }
         }
@@ -417,7 +435,8 @@ impl Dispatcher {
         let sink = &self.parts.settings.name;
         if let Some(reason) = rejected {
             warn!(%sink, reason, "a result was rejected");
-            if !is_substitute && let Some(body) = too_large(&result.body, &reason) {
+            if !is_substitute {
+                let body = Bytes::from(without_rows(&result.body, &reason));
                 self.substitutes.push(UnsentResult { body, ..result });
                 return Ok(());
             }
@@ -461,6 +480,7 @@ impl Dispatcher {
     /// The lane goes on behind the entry.
     pub(super) fn settle_entry(&mut self, entry: &Entry) {
         self.is_unsettled = true;
+        self.settled += 1;
         if let Some(owed) = self.lanes.get_mut(&entry.server) {
             owed.lane.settle(entry.seq);
         }
@@ -469,6 +489,7 @@ impl Dispatcher {
     /// The sink has the entry: what it knows of the torrent moves on.
     fn learn_from(&mut self, entry: &Entry) {
         let Some(owed) = self.lanes.get_mut(&entry.server) else { return };
+        entry.hash.map(|hash| owed.doubted.remove(&hash));
         let Some(hash) = entry.hash.filter(|hash| owed.dirty.owes(hash)) else { return };
         let told = self.parts.board.read(&entry.server, |content| content.told.get(&hash).cloned()).flatten();
         let known = match told {
@@ -531,6 +552,7 @@ impl Dispatcher {
         }
         let noted = self.parts.store.settle(&self.parts.settings.name, progress).await;
         self.is_unsettled = self.unless_full(noted)?.is_none();
+        self.settled = 0;
         Ok(())
     }
 
@@ -553,7 +575,11 @@ impl Dispatcher {
             let Some(owed) = self.lanes.get_mut(&server) else { continue };
             for (hash, laid) in changed {
                 has_other_torrents |= laid.before.is_none();
-                let known = laid.before.map_or(Known::Nothing, Known::Picture);
+                let known = match laid.before {
+                    None => Known::Nothing,
+                    Some(_) if owed.doubted.remove(&hash) => Known::Forgotten,
+                    Some(before) => Known::Picture(before),
+                };
                 owed.dirty.mark(hash, known, laid.not_before);
             }
         }
@@ -579,6 +605,7 @@ impl ServerLane {
             lane: Lane::new(progress.cursor),
             dirty: DirtySet::default(),
             kept: Kept::None,
+            doubted: HashSet::new(),
             sent_rev: progress.sent_rev,
             said_online: None,
             said_stats: Bytes::new(),
@@ -597,17 +624,6 @@ fn picture_in(entry: &Entry) -> Option<Arc<Torrent>> {
         torrent: Torrent,
     }
     serde_json::from_slice::<Body>(&entry.body).ok().map(|body| Arc::new(body.torrent))
-}
-
-/// The same result without what made it too large.
-fn too_large(body: &[u8], reason: &str) -> Option<Bytes> {
-    let mut outcome: serde_json::Value = serde_json::from_slice(body).ok()?;
-    let fields = outcome.as_object_mut()?;
-    let message = format!("the result itself was refused by the broker ({reason}); ask for fewer torrents or fields");
-    fields.insert("status".to_owned(), serde_json::to_value(OutcomeStatus::Error).ok()?);
-    fields.insert("results".to_owned(), serde_json::Value::Array(Vec::new()));
-    fields.insert("error".to_owned(), serde_json::to_value(CommandError::new(ErrorCode::TooLarge, message)).ok()?);
-    Some(Bytes::from(outcome.to_string()))
 }
 
 fn beat(each: Duration) -> tokio::time::Interval {

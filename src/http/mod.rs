@@ -1,5 +1,7 @@
 //! What the bridge shows over HTTP: whether it lives, whether it is ready, and its metrics.
 
+mod door;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +38,8 @@ pub async fn serve(listener: TcpListener, observed: Arc<dyn Observed>, stop: Can
         .route("/metrics", get(metrics))
         .with_state(observed);
     let ended = stop.clone();
-    let server = axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await });
+    let server =
+        axum::serve(door::Door::new(listener), router).with_graceful_shutdown(async move { stop.cancelled().await });
     tokio::select! {
         result = server => result,
         () = async { ended.cancelled().await; tokio::time::sleep(Duration::from_millis(500)).await } => Ok(()),

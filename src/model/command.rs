@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{InfoHash, ServerName, Timestamp};
 
@@ -211,3 +211,46 @@ pub struct Page {
 }
 
 pub const RESULT_SCHEMA: &str = "dtorrent.result/1";
+
+/// What is sent in place of a result that the receiver would not take: the same without its rows.
+///
+/// What was asked for with `get` and `list` has not arrived then, so that is an error; what another
+/// command did stays as it was. A `body` that is no result gives a plain error.
+pub fn without_rows(body: &[u8], reason: &str) -> Vec<u8> {
+    let mut outcome: serde_json::Map<String, Value> = serde_json::from_slice(body).unwrap_or_default();
+    let is_question = matches!(outcome.get("verb").and_then(Value::as_str), None | Some("get" | "list"));
+    if is_question {
+        outcome.insert("status".to_owned(), json!(OutcomeStatus::Error));
+    }
+    let message = format!("the whole result was not taken: {reason}; ask for less at once");
+    outcome.insert("results".to_owned(), json!([]));
+    outcome.insert("error".to_owned(), json!(CommandError::new(ErrorCode::TooLarge, message)));
+    Value::Object(outcome).to_string().into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_without_its_rows_says_so_and_still_says_what_was_done() {
+        let outcome = |verb: &str| Outcome {
+            schema: RESULT_SCHEMA,
+            id: CommandId::parse("7").unwrap(),
+            verb: verb.to_owned(),
+            server: None,
+            status: OutcomeStatus::Ok,
+            time: Timestamp::from_millis(0),
+            took_ms: 5,
+            results: vec![Row::ok(InfoHash::V1([1; 20]))],
+            error: None,
+            page: None,
+        };
+        for (verb, status) in [("list", "error"), ("get", "error"), ("pause", "ok")] {
+            let body = serde_json::to_vec(&outcome(verb)).unwrap();
+            let told: Value = serde_json::from_slice(&without_rows(&body, "too much")).unwrap();
+            assert_eq!((&told["id"], &told["status"], &told["results"]), (&json!("7"), &json!(status), &json!([])));
+            assert_eq!(told["error"]["code"], "too_large", "{told}");
+        }
+    }
+}

@@ -147,7 +147,13 @@ impl Metainfo {
 
 fn listed_files(list: Value<'_>) -> Result<Vec<TorrentFile>, InvalidMetainfo> {
     let mut files = Vec::new();
+    let mut written_before = Vec::new();
     for file in list.list().ok_or(wrong("files", "is no list"))? {
+        let written = written_paths(file);
+        if written.iter().any(|path| written_before.iter().any(|before: &Vec<&[u8]>| path.starts_with(before))) {
+            return Err(wrong("files", "has a file twice in a row, or one within the other"));
+        }
+        written_before = written;
         let path = lookup(file, "path")?.and_then(Value::list).ok_or(wrong("path", "is missing"))?;
         let path: Vec<Vec<u8>> = path
             .map(|name| component(name.text().ok_or(wrong("path", "is no text"))?, "path"))
@@ -159,6 +165,17 @@ fn listed_files(list: Value<'_>) -> Result<Vec<TorrentFile>, InvalidMetainfo> {
         files.push(TorrentFile { path, length: size(file, "length")?, is_padding: attributes.contains(&b'p') });
     }
     Ok(files)
+}
+
+/// All that may be taken for the path of a file: `path`, and the same in other encodings (`path.utf-8`).
+///
+/// rTorrent aborts (`verify_file_list() 3`) if the path of a file begins with the whole path of the one before
+/// it. Far apart the same is harmless, and is found in honest torrents: padding files are named by length.
+fn written_paths(file: Value<'_>) -> Vec<Vec<&[u8]>> {
+    let entries = file.dictionary().into_iter().flatten();
+    let paths = entries.filter(|(key, _)| *key == b"path" || key.starts_with(b"path."));
+    let paths = paths.filter_map(|(_, path)| Some(path.list()?.filter_map(Value::text).collect::<Vec<_>>()));
+    paths.filter(|path| !path.is_empty()).collect()
 }
 
 /// The files of version 2: a tree of dictionaries, each file a dictionary under an empty name.
@@ -406,6 +423,26 @@ mod tests {
 
     /// A torrent whose hash was computed by another program (`sha1sum` over the `info` bytes).
     const KNOWN: &[u8] = b"d8:announce29:http://tracker.example:80/ann4:infod6:lengthi5e4:name5:hello12:piece lengthi16384e6:pieces20:aaaaaaaaaaaaaaaaaaaaee";
+
+    #[test]
+    fn files_that_would_abort_rtorrent_are_refused() {
+        let built = |paths: &[&[&str]]| {
+            let folder = MetainfoBuilder::folder("f", 16 << 10);
+            let content =
+                |torrent: MetainfoBuilder, path: &&[&str]| torrent.file(path.iter().copied()).content(b"12345");
+            paths.iter().fold(folder, content).build()
+        };
+        for bad in [&[&["a"][..], &["a"]][..], &[&["a"], &["a", "b"]], &[&["z"], &["a", "b"], &["a", "b"]]] {
+            let error = Metainfo::parse(&built(bad)).unwrap_err();
+            assert!(error.to_string().contains("twice in a row"), "{bad:?}: {error}");
+        }
+        for good in [&[&["a"][..], &["ab"]][..], &[&["a", "b"], &["a", "c"]], &[&["a"], &["b"], &["a"]]] {
+            assert!(Metainfo::parse(&built(good)).is_ok(), "{good:?}");
+        }
+        let other_encoding = b"d4:infod5:filesld6:lengthi1e4:pathl1:aeed6:lengthi1e4:pathl1:be10:path.utf-8l1:aeee\
+            4:name1:f12:piece lengthi16384e6:pieces20:aaaaaaaaaaaaaaaaaaaaee";
+        assert!(Metainfo::parse(other_encoding).unwrap_err().to_string().contains("twice in a row"));
+    }
 
     #[test]
     fn the_info_hash_is_that_of_the_very_bytes() {

@@ -21,7 +21,7 @@ mod torrent;
 pub use bencode::NotBencoded;
 pub use command::{
     Action, Add, AddSource, CommandError, CommandId, ErrorCode, InvalidCommandId, Outcome, OutcomeStatus, Page, Parts,
-    RESULT_SCHEMA, Row, Verb,
+    RESULT_SCHEMA, Row, Verb, without_rows,
 };
 pub use event::{Cause, Change, Changes, EVENT_SCHEMA, Entity, Event, EventId, Kind};
 pub use filter::{Filter, InvalidFilter};

@@ -40,7 +40,11 @@ pub fn start(log: Log) -> anyhow::Result<()> {
 /// Our own words at `level`; those of libraries only if they warn.
 fn filter(level: Option<Level>) -> Targets {
     let level = level.map_or(LevelFilter::OFF, LevelFilter::from_level);
-    Targets::new().with_target("dtorrent", level).with_default(level.min(LevelFilter::WARN))
+    Targets::new()
+        .with_target("dtorrent", level)
+        // Its errors reach us and are told by us; a broker could have it write a line for each byte it sends.
+        .with_target("rumqttc", LevelFilter::OFF)
+        .with_default(level.min(LevelFilter::WARN))
 }
 
 fn is_coloured() -> bool {

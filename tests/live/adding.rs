@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use base64::Engine as _;
 use dtorrent::demo::content::Content;
+use dtorrent::model::MetainfoBuilder;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -76,6 +77,21 @@ async fn a_torrent_is_added_in_each_way() {
         world.heard.event("home", "added", content.hash).await;
     }
     world.heard.assert_gap_free("home");
+}
+
+#[tokio::test]
+async fn a_torrent_that_would_abort_rtorrent_does_not_reach_it() {
+    if !can_run() {
+        return;
+    }
+    let world = World::running(Setup::default()).await;
+    for paths in [[&["a"][..], &["a"]], [&["a"], &["a", "b"]]] {
+        let folder = MetainfoBuilder::folder("twice", 16 << 10);
+        let torrent = paths.iter().fold(folder, |torrent, path| torrent.file(path.iter().copied()).content(b"12345"));
+        let result = world.heard.command("home/command/add", json!({"torrent": base64(&torrent.build())})).await;
+        assert_eq!(result["error"]["code"], "bad_request", "{result}");
+    }
+    assert!(world.home.hashes().await.unwrap().is_empty(), "rTorrent lives and has none of them");
 }
 
 #[tokio::test]

@@ -307,3 +307,41 @@ async fn a_command_that_comes_while_the_bridge_is_down_is_done_when_it_is_back()
     assert_eq!(event["command_id"], "waiting", "{event}");
     world.heard.assert_gap_free("home");
 }
+
+#[tokio::test]
+async fn a_pattern_of_many_braces_is_refused_and_the_bridge_lives_on() {
+    if !can_run() {
+        return;
+    }
+    let world = World::running(Setup::default()).await;
+    let pattern = "{".repeat(200_000) + &"}".repeat(200_000);
+    let result = world.heard.command("home/command/list", json!({"filter": {"name": pattern}})).await;
+    assert_eq!(result["error"]["code"], "bad_request", "{result}");
+    let result = world.heard.command("home/command/list", json!({})).await;
+    assert_eq!(result["status"], "ok", "{result}");
+}
+
+#[tokio::test]
+async fn an_expired_question_is_not_answered_either() {
+    if !can_run() {
+        return;
+    }
+    let world = World::running(Setup::default()).await;
+    let result = world.heard.command("home/command/list", json!({"ttl": "0s"})).await;
+    assert_eq!(result["status"], "expired", "{result}");
+}
+
+#[tokio::test]
+async fn a_result_that_the_broker_does_not_take_is_told_without_its_rows() {
+    if !can_run() {
+        return;
+    }
+    let mut setup = Setup::default();
+    setup.broker.lines.push("max_packet_size 4000".to_owned());
+    let world = World::running(setup).await;
+    let hashes: Vec<String> = (0..100).map(|n| format!("{n:040x}")).collect();
+    let result = world.heard.command("home/command/get", json!({"id": "large", "hashes": &hashes[..60]})).await;
+    assert_eq!((&result["status"], &result["results"]), (&json!("error"), &json!([])), "{result}");
+    assert_eq!(result["error"]["code"], "too_large", "{result}");
+    assert_eq!(world.heard.results("large").len(), 1);
+}

@@ -98,6 +98,7 @@ impl Bridge {
                 servers: plan.servers.clone(),
                 events: plan.events.clone(),
                 retain: plan.retain,
+                ended_in_order: false,
             };
             let sink = Arc::new(Reached(plan.broker.clone()));
             let desk = board.desk(&plan.broker.name).unwrap().clone();

@@ -31,6 +31,8 @@ const PART_BYTES_MAX: usize = 32 << 20;
 const ROW_BYTES_AT_FIRST: usize = 1600;
 /// A listing of many takes its time: about this for a torrent, many times what was measured.
 const TIME_PER_TORRENT: Duration = Duration::from_millis(1);
+/// And never more than this beyond the timeout, whatever number a server claims to have.
+const TIME_FOR_TORRENTS_MAX: Duration = Duration::from_secs(120);
 /// From here on an answer is taken apart beside the other tasks.
 const BLOCKING_BYTES: usize = 1 << 20;
 /// So many torrents are asked for their trackers one by one (each costs a walk over the list).
@@ -151,7 +153,7 @@ async fn read(turn: &Turn<'_>, probe: &Probe, dialect: Dialect) -> Result<Option
             memory.row_bytes.filter(|(of, _)| *of == dialect).map_or(ROW_BYTES_AT_FIRST, |(_, bytes)| bytes);
         (memory.count.unwrap_or(probe.count), row_bytes)
     };
-    let limit = settings.timeout + TIME_PER_TORRENT.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));
+    let limit = settings.timeout + time_for(count);
     let parts = deal_out(&fields, count, row_bytes);
     let parts_count = parts.len();
 
@@ -199,6 +201,11 @@ async fn read(turn: &Turn<'_>, probe: &Probe, dialect: Dialect) -> Result<Option
         turn.client.memory().listing.row_bytes = Some((dialect, row_bytes.max(1)));
     }
     Ok(Some(Seen { raws, numbers: first_numbers.unwrap_or_default(), complete }))
+}
+
+/// What a listing of so many torrents may take beyond the timeout of a small one.
+fn time_for(count: u64) -> Duration {
+    TIME_PER_TORRENT.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX)).min(TIME_FOR_TORRENTS_MAX)
 }
 
 /// Deals the columns out to as many exchanges as keep each answer small.
@@ -268,8 +275,14 @@ impl PartReader {
         let mut raw = match self.raws.remove(&hash) {
             Some(raw) if raw.parts == self.place => raw,
             None if self.place == 0 => Raw { extra: vec![None; self.extra], ..Raw::default() },
-            // Twice in one part, which no rTorrent does; or it came between two parts.
-            Some(_) | None => return None,
+            // Twice in one part, which no rTorrent does: what was read first stays, for another load
+            // of a torrent would say that it was removed and added.
+            Some(raw) => {
+                self.raws.insert(hash, raw);
+                return None;
+            }
+            // It came between two parts.
+            None => return None,
         };
         if cells.len() != self.fields.len() {
             return None;
@@ -425,6 +438,13 @@ mod tests {
     use super::super::map::COLUMNS;
     use super::*;
 
+    #[test]
+    fn a_server_that_claims_to_have_countless_torrents_gets_no_endless_deadline() {
+        assert_eq!(time_for(0), Duration::ZERO);
+        assert_eq!(time_for(20_000), Duration::from_secs(20));
+        assert_eq!(time_for(u64::MAX), TIME_FOR_TORRENTS_MAX);
+    }
+
     fn fields() -> Vec<Field> {
         COLUMNS.iter().copied().map(Field::Own).collect()
     }
@@ -490,7 +510,9 @@ mod tests {
         let mut reader = PartReader::new(named(&["d.name"]), 0, 0, BTreeMap::new());
         reader.row(1, &[text(A), text("one")]);
         reader.row(1, &[text(A), text("two")]);
-        assert_eq!((reader.rows, reader.broken), (1, 1));
+        reader.row(1, &[text(A), text("three")]);
+        assert_eq!((reader.rows, reader.broken), (1, 2));
+        assert!(reader.raws.values().map(|raw| &raw.name).eq(["one"]), "what was read first stays");
     }
 
     #[test]

@@ -1,0 +1,116 @@
+//! The port, with a limit on how many are let in at once and on how long each may stay.
+//!
+//! Without one, whoever reaches the port can hold connections open until this process may open no
+//! more files, and then neither clients nor brokers are reached either.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::serve::Listener;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Sleep;
+
+/// Others wait until one of these has left.
+const VISITORS_MAX: usize = 64;
+/// All requests of a connection together; every answer is made in much less.
+const VISIT_MAX: Duration = Duration::from_secs(30);
+
+pub(super) struct Door {
+    listener: TcpListener,
+    places: Arc<Semaphore>,
+}
+
+impl Door {
+    pub(super) fn new(listener: TcpListener) -> Self {
+        Self { listener, places: Arc::new(Semaphore::new(VISITORS_MAX)) }
+    }
+}
+
+impl Listener for Door {
+    type Io = Visitor;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Visitor, SocketAddr) {
+        let place = Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
+        let (stream, address) = Listener::accept(&mut self.listener).await;
+        (Visitor { stream, leaves: Box::pin(tokio::time::sleep(VISIT_MAX)), _place: place }, address)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// A connection that ends by itself.
+pub(super) struct Visitor {
+    stream: TcpStream,
+    leaves: Pin<Box<Sleep>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Visitor {
+    /// The stream, unless the visit has lasted long enough.
+    fn stream(&mut self, context: &mut Context<'_>) -> io::Result<Pin<&mut TcpStream>> {
+        match self.leaves.as_mut().poll(context) {
+            Poll::Ready(()) => Err(ErrorKind::TimedOut.into()),
+            Poll::Pending => Ok(Pin::new(&mut self.stream)),
+        }
+    }
+}
+
+impl AsyncRead for Visitor {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.stream(context)?.poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Visitor {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.stream(context)?.poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream(context)?.poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream(context)?.poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_visitors_take_only_so_many_places_and_have_to_leave() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut door = Door::new(listener);
+        let mut idle = Vec::new();
+        let mut inside = Vec::new();
+        for _ in 0..VISITORS_MAX {
+            idle.push(TcpStream::connect(address).await.unwrap());
+            inside.push(door.accept().await.0);
+        }
+        let mut late = TcpStream::connect(address).await.unwrap();
+        late.write_all(b"x").await.unwrap();
+        assert_eq!(door.places.available_permits(), 0, "the next one waits");
+        let told_to_leave = inside.pop().unwrap().read_u8().await.unwrap_err();
+        assert_eq!(told_to_leave.kind(), ErrorKind::TimedOut);
+        let (mut visitor, _) = door.accept().await;
+        assert_eq!(visitor.read_u8().await.unwrap(), b'x');
+    }
+}
