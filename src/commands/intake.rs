@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -24,6 +25,8 @@ use crate::port::{
 };
 use crate::repeat::Repeat;
 
+/// A connection that stood so long was a good one: the next attempt comes soon.
+const GOOD_AFTER: Duration = Duration::from_secs(1);
 /// How long to wait before a command is offered to a full disk again.
 const FULL_EACH: Duration = Duration::from_secs(1);
 
@@ -75,6 +78,7 @@ impl Intake {
         let mut backoff = Backoff::default();
         let mut repeat = Repeat::default();
         loop {
+            let since = Instant::now();
             let incoming = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
@@ -87,6 +91,9 @@ impl Intake {
                     self.door.take(incoming, &stop).await?;
                 }
                 Err(error) => {
+                    if since.elapsed() > GOOD_AFTER {
+                        backoff.reset();
+                    }
                     if let Some(times) = repeat.failed() {
                         warn!(sink = %self.door.origin, times, %error, "no commands from here, trying on");
                     }

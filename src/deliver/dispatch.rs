@@ -46,7 +46,7 @@ const FLUSH_MAX: Duration = Duration::from_secs(5);
 /// How long a connection that is over may take to say what became of its deliveries.
 const LAST_WORDS_MAX: Duration = Duration::from_millis(250);
 /// A connection that stood so long was a good one: the next attempt comes soon.
-const GOOD_AFTER: Duration = Duration::from_secs(10);
+const GOOD_AFTER: Duration = Duration::from_secs(1);
 /// While a person is needed (no room for dead letters), a sink is tried this seldom.
 const HELPLESS_RETRY: Duration = Duration::from_secs(30);
 /// Side messages that wait for a slow link; the oldest go first.

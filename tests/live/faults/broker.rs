@@ -123,6 +123,7 @@ async fn a_broker_that_forgot_everything_has_it_all_again_within_seconds() {
     let hashes = load_many(&world.home, 0, 100).await;
     world.start_bridge().await;
     for _ in 0..3 {
+        let listened = world.bridge().times_said("taking commands");
         replace_broker(&mut world, &proxy).await;
         let back_at = tokio::time::Instant::now();
         let mut wanted: Vec<String> = hashes.iter().map(|hash| format!("dtorrent/home/torrent/{hash}/state")).collect();
@@ -135,6 +136,9 @@ async fn a_broker_that_forgot_everything_has_it_all_again_within_seconds() {
             late.wait_for(topic, |all| all.iter().any(|m| m.topic == *topic && m.retain).then_some(())).await;
         }
         assert!(back_at.elapsed() < Duration::from_secs(5), "it took {:?}", back_at.elapsed());
+        // A broker that forgot who listens throws away what comes before he listens again.
+        world.bridge().says_again(listened, "taking commands").await;
+        assert!(back_at.elapsed() < Duration::from_secs(8), "it took {:?}", back_at.elapsed());
         let topic = format!("home/torrent/{}/command/label", hashes[0]);
         let result = world.heard.command(&topic, json!({"label": format!("l{:?}", back_at)})).await;
         assert_eq!(result["status"], "ok", "commands work again: {result}");
