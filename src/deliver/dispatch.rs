@@ -497,7 +497,7 @@ impl Dispatcher {
             Some(told) if told.rev == entry.rev => Known::Picture(told.torrent),
             _ => picture_in(entry).map_or(Known::Forgotten, Known::Picture),
         };
-        owed.dirty.learned(hash, known);
+        owed.dirty.learned(hash, known, entry.seq);
     }
 
     /// Writes names down that are not in the registry yet.

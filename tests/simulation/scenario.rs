@@ -130,7 +130,7 @@ impl Run {
                 _ => self.stage.dice.millis(3000),
             };
             self.pass(pause).await?;
-            self.act().await;
+            self.act().await?;
         }
         if self.clients.values().any(|client| client.change(|world| world.keeps_its_name && world.is_loading())) {
             self.pass(Duration::from_secs(7)).await?;
@@ -223,17 +223,45 @@ impl Run {
         self.loading.retain(|_, began| began.elapsed() < LOADING_MAX);
     }
 
-    async fn act(&mut self) {
+    async fn act(&mut self) -> Result<(), String> {
         let servers: Vec<ServerName> = self.clients.keys().cloned().collect();
         let server = servers[usize::try_from(self.stage.dice.below(servers.len() as u64)).unwrap()].clone();
         match self.stage.dice.below(100) {
-            0..=49 => self.act_on_torrents(&server),
+            0..=46 => self.act_on_torrents(&server),
+            47..=49 => self.be_struck_while_telling(&server).await?,
             50..=63 => self.act_on_client(&server),
             64..=75 => self.act_on_sinks(),
             76..=80 => self.act_on_disk(),
             81..=91 => self.send_command(&server),
             _ => self.act_on_bridge().await,
         }
+        Ok(())
+    }
+
+    /// The bridge dies while it tells of a torrent that is gone when it is back, and the brokers are
+    /// back even later: whatever it has not noted by then, nobody will know.
+    async fn be_struck_while_telling(&mut self, server: &ServerName) -> Result<(), String> {
+        if self.bridge.is_none() {
+            return Ok(());
+        }
+        let lives = self.restarts;
+        let before = self.clients[server].change(|world| world.torrents().clone());
+        self.add(server);
+        self.crash_soon(40);
+        self.pass(Duration::from_secs(2)).await?;
+        if self.restarts == lives {
+            return Ok(());
+        }
+        self.clients[server].change(|world| {
+            let new: Vec<InfoHash> =
+                world.torrents().keys().filter(|hash| !before.contains_key(hash)).copied().collect();
+            new.iter().for_each(|hash| drop(world.remove(hash)));
+        });
+        self.sinks.iter().for_each(|plan| plan.broker.change(|state| state.is_down = true));
+        self.stage.note(|| "struck".to_owned());
+        self.pass(Duration::from_secs(4 + self.stage.dice.below(8))).await?;
+        self.sinks.iter().for_each(|plan| plan.broker.change(|state| state.is_down = false));
+        Ok(())
     }
 
     /// The bridge dies between two of its next steps.

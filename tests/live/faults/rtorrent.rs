@@ -170,7 +170,7 @@ async fn a_thousand_come_and_go_at_once_each_told_once() {
     if !can_run() {
         return;
     }
-    let mut world = World::running(Setup { broker: super::patient_broker(), ..Setup::default() }).await;
+    let world = World::running(Setup { broker: super::patient_broker(), ..Setup::default() }).await;
     let long = Duration::from_secs(60);
     let all_told = async |world: &World, kind: &'static str| {
         let end = format!("/event/{kind}");
@@ -179,16 +179,13 @@ async fn a_thousand_come_and_go_at_once_each_told_once() {
         };
         world.heard.wait_within(long, kind, is_all).await;
     };
-    // While it looks at none of them: so all come in one look.
-    world.bridge().process().pause().unwrap();
+    // (The bridge is not held still meanwhile: it might be in the middle of an answer, and a 0.9.8
+    // whose answer nobody reads stands still itself.)
     let hashes = load_many(&world.home, 0, 1_000).await;
-    world.bridge().process().unpause().unwrap();
     all_told(&world, "added").await;
-    world.bridge().process().pause().unwrap();
     for hash in &hashes {
         world.home.act(*hash, "d.erase", &[]).await.unwrap();
     }
-    world.bridge().process().unpause().unwrap();
     all_told(&world, "removed").await;
     let events = world.heard.assert_gap_free("home");
     assert_eq!((count(&events, "added"), count(&events, "removed")), (1_000, 1_000));
