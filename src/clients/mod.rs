@@ -4,3 +4,4 @@
 //! tries anything again: whether and when is the engine's decision.
 
 pub mod rtorrent;
+pub mod simulator;

@@ -1,0 +1,548 @@
+//! A torrent client that is only imagined: a script moves its torrents, and it answers like a real one.
+//!
+//! It serves tests and benchmarks, and users who want to try automations without a torrent. What a
+//! real client does wrong it does on demand: it restarts and loads its session bit by bit, hangs,
+//! answers nonsense, leaves rows out with and without saying so.
+//!
+//! A listing shows the world as it is when the answer is complete, not when it was asked for. Beside
+//! the world stands what truly happened in it ([`Life`]), for tests to compare with what was told.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::model::{
+    Action, Details, Extra, Facts, File, InfoHash, Listing, Observed, Parts, ServerName, ServerStats, Status,
+    Timestamp, Torrent, eta_seconds, progress, ratio,
+};
+use crate::port::{Applied, ClientError, Clock, TorrentClient};
+
+/// An imagined client. Clones show the same world.
+#[derive(Clone)]
+pub struct Simulator {
+    server: ServerName,
+    world: Arc<Mutex<World>>,
+}
+
+/// How the client answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mood {
+    #[default]
+    Well,
+    /// Nobody listens.
+    Away,
+    /// Every exchange ends by its deadline; what was asked for is done all the same.
+    Hanging,
+    /// What it answers makes no sense; what was asked for is not done.
+    Garbled,
+    /// Listings lack every other torrent, and say so.
+    Short,
+    /// The next listing lacks every other torrent and calls itself complete; then it is well again.
+    Forgetful,
+}
+
+/// What the client is told to do when it is not asked to check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drive {
+    Stopped,
+    Paused,
+    Running,
+}
+
+/// A torrent in the imagined client.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Imagined {
+    pub name: String,
+    pub length: u64,
+    /// Bytes that are here.
+    pub done: u64,
+    pub received: u64,
+    pub uploaded: u64,
+    pub drive: Drive,
+    /// Bytes of the content that the check under way has seen; `None` if there is no check.
+    pub checked: Option<u64>,
+    pub has_metadata: bool,
+    pub error: Option<String>,
+    pub label: String,
+    pub directory: String,
+    pub priority: u8,
+    pub download_rate: u64,
+    pub upload_rate: u64,
+    pub peers: u64,
+    /// Another one with each time it is loaded.
+    pub load: u64,
+    pub added_at: Timestamp,
+    pub finished_at: Option<Timestamp>,
+}
+
+impl Imagined {
+    /// Running, with nothing of it here.
+    pub fn new(name: impl Into<String>, length: u64) -> Self {
+        Self {
+            name: name.into(),
+            length,
+            done: 0,
+            received: 0,
+            uploaded: 0,
+            drive: Drive::Running,
+            checked: None,
+            has_metadata: true,
+            error: None,
+            label: String::new(),
+            directory: "/downloads".to_owned(),
+            priority: 2,
+            download_rate: 0,
+            upload_rate: 0,
+            peers: 0,
+            load: 0,
+            added_at: Timestamp::from_millis(0),
+            finished_at: None,
+        }
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.has_metadata && self.done == self.length
+    }
+
+    pub fn status(&self) -> Status {
+        match (self.checked, self.drive) {
+            (Some(_), _) => Status::Checking,
+            (None, Drive::Stopped) => Status::Stopped,
+            (None, Drive::Paused) => Status::Paused,
+            (None, Drive::Running) if !self.has_metadata => Status::Metadata,
+            (None, Drive::Running) if self.is_complete() => Status::Seeding,
+            (None, Drive::Running) => Status::Downloading,
+        }
+    }
+
+    fn observed(&self, server: &ServerName, hash: InfoHash) -> Observed {
+        let status = self.status();
+        let downloaded = self.checked.unwrap_or(self.done);
+        let left = self.length - downloaded;
+        let facts = Facts {
+            load: Some(self.load.to_string()),
+            complete: self.is_complete(),
+            has_metadata: self.has_metadata,
+            received_bytes: self.received,
+            moved_bytes: self.received + self.uploaded,
+        };
+        let torrent = Torrent {
+            hash,
+            name: self.name.clone(),
+            server: server.clone(),
+            active: matches!(status, Status::Downloading | Status::Seeding | Status::Metadata),
+            downloaded,
+            uploaded: self.uploaded,
+            length: self.length,
+            path: None,
+            progress: progress(downloaded, self.length),
+            ratio: ratio(self.uploaded, downloaded),
+            finished: self.is_complete() && self.checked.is_none(),
+            playing: self.download_rate + self.upload_rate > 0,
+            extra: Extra::new(),
+            status,
+            error: self.error.is_some(),
+            message: Some(self.error.clone().unwrap_or_default()),
+            stalled: false,
+            download_rate: Some(self.download_rate),
+            upload_rate: Some(self.upload_rate),
+            left: Some(left),
+            eta: eta_seconds(left, self.download_rate),
+            peers: Some(self.peers),
+            seeds: Some(self.peers / 2),
+            label: Some(self.label.clone()),
+            directory: Some(self.directory.clone()),
+            private: Some(false),
+            priority: Some(self.priority),
+            tracker: None,
+            added_at: Some(self.added_at),
+            started_at: None,
+            finished_at: self.finished_at,
+            size_files: Some(1),
+        };
+        Observed { torrent, facts }
+    }
+}
+
+/// One stay of a torrent in the client, as it truly was.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Life {
+    pub hash: InfoHash,
+    pub from: Timestamp,
+    /// `None` while it is there.
+    pub until: Option<Timestamp>,
+    /// Its content was there from the beginning.
+    pub was_complete: bool,
+    /// When its last byte came in.
+    pub finished_at: Option<Timestamp>,
+}
+
+/// What the client has, and what happens to it.
+pub struct World {
+    clock: Arc<dyn Clock>,
+    pub mood: Mood,
+    /// How long an answer takes.
+    pub latency: Duration,
+    /// After this a caller has given up.
+    pub deadline: Duration,
+    torrents: BTreeMap<InfoHash, Imagined>,
+    /// How many torrents a client that started has loaded; `None` for all.
+    loaded: Option<usize>,
+    run: u64,
+    /// A restarted client bears the name of its former run, as a process in a container does.
+    pub keeps_its_name: bool,
+    loads: u64,
+    lives: Vec<Life>,
+    /// Every action that had an effect or was asked for in vain, in order.
+    asked: Vec<(Timestamp, Action)>,
+}
+
+impl World {
+    pub fn torrents(&self) -> &BTreeMap<InfoHash, Imagined> {
+        &self.torrents
+    }
+
+    /// For scripts that change a torrent in ways that have no method here.
+    pub fn torrent_mut(&mut self, hash: &InfoHash) -> Option<&mut Imagined> {
+        self.torrents.get_mut(hash)
+    }
+
+    pub fn lives(&self) -> &[Life] {
+        &self.lives
+    }
+
+    pub fn asked(&self) -> &[(Timestamp, Action)] {
+        &self.asked
+    }
+
+    /// Loads a torrent; one that is there already stays.
+    pub fn add(&mut self, hash: InfoHash, torrent: Imagined) {
+        if self.torrents.contains_key(&hash) {
+            return;
+        }
+        let now = self.clock.now();
+        self.loads += 1;
+        let was_complete = torrent.is_complete();
+        self.lives.push(Life { hash, from: now, until: None, was_complete, finished_at: None });
+        self.torrents.insert(hash, Imagined { load: self.loads, added_at: now, ..torrent });
+    }
+
+    pub fn remove(&mut self, hash: &InfoHash) -> Option<Imagined> {
+        let torrent = self.torrents.remove(hash)?;
+        let now = self.clock.now();
+        if let Some(life) = self.life_mut(hash) {
+            life.until = Some(now);
+        }
+        Some(torrent)
+    }
+
+    /// Erased and loaded again at once, with what is here of its content.
+    pub fn reload(&mut self, hash: &InfoHash) {
+        if let Some(torrent) = self.remove(hash) {
+            self.add(*hash, Imagined { received: 0, uploaded: 0, checked: None, ..torrent });
+        }
+    }
+
+    /// Receives so much of it, at this rate; does nothing to one that is not downloading.
+    pub fn receive(&mut self, hash: &InfoHash, bytes: u64, rate: u64) {
+        let now = self.clock.now();
+        let Some(torrent) = self.torrents.get_mut(hash).filter(|torrent| torrent.status() == Status::Downloading)
+        else {
+            return;
+        };
+        let bytes = bytes.min(torrent.length - torrent.done);
+        torrent.done += bytes;
+        torrent.received += bytes;
+        torrent.download_rate = rate;
+        if torrent.is_complete() {
+            torrent.download_rate = 0;
+            torrent.finished_at = Some(now);
+            if let Some(life) = self.life_mut(hash) {
+                life.finished_at = Some(now);
+            }
+        }
+    }
+
+    /// Begins to check what is here.
+    pub fn begin_check(&mut self, hash: &InfoHash) {
+        if let Some(torrent) = self.torrents.get_mut(hash).filter(|torrent| torrent.has_metadata) {
+            torrent.checked = Some(0);
+            (torrent.download_rate, torrent.upload_rate) = (0, 0);
+        }
+    }
+
+    /// The check under way ends and finds everything as it should be.
+    pub fn end_check(&mut self, hash: &InfoHash) {
+        if let Some(torrent) = self.torrents.get_mut(hash) {
+            torrent.checked = None;
+        }
+    }
+
+    /// A magnet link learns what it is, which loads it anew.
+    pub fn resolve(&mut self, hash: &InfoHash, name: &str, length: u64) {
+        self.loads += 1;
+        let load = self.loads;
+        if let Some(torrent) = self.torrents.get_mut(hash).filter(|torrent| !torrent.has_metadata) {
+            *torrent = Imagined { name: name.to_owned(), length, has_metadata: true, load, ..torrent.clone() };
+        }
+    }
+
+    /// Puts every rate to 0.
+    pub fn rest(&mut self) {
+        for torrent in self.torrents.values_mut() {
+            (torrent.download_rate, torrent.upload_rate) = (0, 0);
+        }
+    }
+
+    /// The client starts anew and has loaded nothing of its session yet.
+    pub fn restart(&mut self) {
+        self.run += 1;
+        self.loaded = Some(0);
+        for torrent in self.torrents.values_mut() {
+            self.loads += 1;
+            torrent.load = self.loads;
+            (torrent.download_rate, torrent.upload_rate) = (0, 0);
+        }
+    }
+
+    /// So much of the session is loaded now; `None`: all of it.
+    pub fn load_session(&mut self, loaded: Option<usize>) {
+        self.loaded = loaded.filter(|loaded| *loaded < self.torrents.len());
+    }
+
+    pub fn is_loading(&self) -> bool {
+        self.loaded.is_some()
+    }
+
+    fn life_mut(&mut self, hash: &InfoHash) -> Option<&mut Life> {
+        self.lives.iter_mut().rev().find(|life| life.hash == *hash)
+    }
+
+    fn visible(&self) -> impl Iterator<Item = (&InfoHash, &Imagined)> {
+        self.torrents.iter().take(self.loaded.unwrap_or(usize::MAX))
+    }
+
+    fn is_visible(&self, hash: &InfoHash) -> bool {
+        self.visible().any(|(visible, _)| visible == hash)
+    }
+
+    fn listing(&mut self, server: &ServerName) -> Listing {
+        let has_gaps = matches!(self.mood, Mood::Short | Mood::Forgetful);
+        let shown = self.visible().enumerate().filter(|(place, _)| !has_gaps || place % 2 == 0);
+        let torrents: BTreeMap<_, _> =
+            shown.map(|(_, (hash, torrent))| (*hash, torrent.observed(server, *hash))).collect();
+        let sum = |rate: fn(&Imagined) -> u64| Some(self.torrents.values().map(rate).sum());
+        let stats = ServerStats {
+            client: Some("Simulator".to_owned()),
+            download_rate: sum(|torrent| torrent.download_rate),
+            upload_rate: sum(|torrent| torrent.upload_rate),
+            ..ServerStats::default()
+        };
+        let complete = self.mood != Mood::Short;
+        if self.mood == Mood::Forgetful {
+            self.mood = Mood::Well;
+        }
+        let run = if self.keeps_its_name { 1 } else { self.run };
+        Listing { run: Some(run.to_string()), complete, torrents, stats }
+    }
+
+    fn perform(&mut self, action: &Action) -> Result<Applied, ClientError> {
+        self.asked.push((self.clock.now(), action.clone()));
+        let hash = match action {
+            Action::Pause(hash) | Action::Resume(hash) | Action::Start(hash) | Action::Stop(hash) => hash,
+            Action::Delete(hash) | Action::Recheck(hash) | Action::Announce(hash) => hash,
+            Action::Label(hash, _) | Action::Priority(hash, _) => hash,
+            Action::Add(add) => {
+                let torrent = Imagined {
+                    has_metadata: false,
+                    drive: if add.start { Drive::Running } else { Drive::Stopped },
+                    label: add.label.clone().unwrap_or_default(),
+                    priority: add.priority.unwrap_or(2),
+                    ..Imagined::new(format!("{}.meta", add.hash), 0)
+                };
+                self.add(add.hash, torrent);
+                return Ok(Applied::Asked);
+            }
+        };
+        if !self.is_visible(hash) {
+            return Err(ClientError::UnknownHash(*hash));
+        }
+        match action {
+            Action::Delete(hash) => drop(self.remove(hash)),
+            Action::Recheck(hash) => self.begin_check(hash),
+            Action::Announce(_) => return Ok(Applied::Seen),
+            action => {
+                let torrent = self.torrents.get_mut(hash).expect("what is visible is there");
+                match action {
+                    Action::Pause(_) => torrent.drive = Drive::Paused,
+                    Action::Resume(_) | Action::Start(_) => torrent.drive = Drive::Running,
+                    Action::Stop(_) => torrent.drive = Drive::Stopped,
+                    Action::Label(_, label) => torrent.label.clone_from(label),
+                    Action::Priority(_, priority) => torrent.priority = *priority,
+                    _ => {}
+                }
+                if torrent.drive != Drive::Running {
+                    (torrent.download_rate, torrent.upload_rate) = (0, 0);
+                }
+            }
+        }
+        Ok(Applied::Asked)
+    }
+}
+
+impl Simulator {
+    /// A client without torrents that answers at once.
+    pub fn new(server: ServerName, clock: Arc<dyn Clock>) -> Self {
+        let world = World {
+            clock,
+            mood: Mood::Well,
+            latency: Duration::ZERO,
+            deadline: Duration::from_secs(10),
+            torrents: BTreeMap::new(),
+            loaded: None,
+            run: 1,
+            keeps_its_name: false,
+            loads: 0,
+            lives: Vec::new(),
+            asked: Vec::new(),
+        };
+        Self { server, world: Arc::new(Mutex::new(world)) }
+    }
+
+    /// A client with so many torrents, a tenth of them downloading: for benchmarks.
+    pub fn populated(server: ServerName, clock: Arc<dyn Clock>, count: u32) -> Self {
+        let simulator = Self::new(server, clock);
+        simulator.change(|world| {
+            for number in 0..count {
+                let mut bytes = [0; 20];
+                bytes[..4].copy_from_slice(&number.wrapping_mul(0x9e37_79b9).to_be_bytes());
+                bytes[16..].copy_from_slice(&number.to_be_bytes());
+                let length = 1 << 30;
+                let done = if number.is_multiple_of(10) { length / 2 } else { length };
+                world.add(
+                    InfoHash::V1(bytes),
+                    Imagined { done, received: done, ..Imagined::new(format!("torrent {number}"), length) },
+                );
+            }
+        });
+        simulator
+    }
+
+    /// Looks at the world or changes it.
+    pub fn change<T>(&self, change: impl FnOnce(&mut World) -> T) -> T {
+        change(&mut self.world.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits as long as an answer takes, and says how the client fails if it does.
+    async fn exchange(&self) -> Result<(), ClientError> {
+        let (mood, latency, deadline) = self.change(|world| (world.mood, world.latency, world.deadline));
+        let wait = if mood == Mood::Hanging { deadline } else { latency };
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+        match mood {
+            Mood::Well | Mood::Short | Mood::Forgetful => Ok(()),
+            Mood::Away => {
+                let source = Box::new(std::io::Error::from(std::io::ErrorKind::ConnectionRefused));
+                Err(ClientError::Unreachable { address: "the simulator".to_owned(), source })
+            }
+            Mood::Hanging => Err(ClientError::Timeout { limit: deadline }),
+            Mood::Garbled => Err(ClientError::Protocol { reason: "the simulator is garbled".to_owned() }),
+        }
+    }
+}
+
+#[async_trait]
+impl TorrentClient for Simulator {
+    async fn list(&self) -> Result<Listing, ClientError> {
+        self.exchange().await?;
+        Ok(self.change(|world| world.listing(&self.server)))
+    }
+
+    async fn get(&self, hash: InfoHash, parts: Parts) -> Result<Option<Details>, ClientError> {
+        self.exchange().await?;
+        let observed = self.change(|world| {
+            let torrent = world.visible().find(|(visible, _)| **visible == hash);
+            torrent.map(|(hash, torrent)| torrent.observed(&self.server, *hash))
+        });
+        Ok(observed.map(|observed| {
+            let Torrent { name, length, progress, .. } = &observed.torrent;
+            let file = File {
+                name: name.clone(),
+                path: name.clone(),
+                length: *length,
+                progress: *progress,
+                priority: Some(1),
+            };
+            let files = parts.files.then(|| vec![file]);
+            Details { files, trackers: parts.trackers.then(Vec::new), peers: parts.peers.then(Vec::new), observed }
+        }))
+    }
+
+    async fn apply(&self, action: &Action) -> Result<Applied, ClientError> {
+        match self.exchange().await {
+            Ok(()) => self.change(|world| world.perform(action)),
+            Err(timeout @ ClientError::Timeout { .. }) => {
+                // Nobody hears how it went, but the test does, from `asked`.
+                drop(self.change(|world| world.perform(action)));
+                Err(timeout)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::port::SystemClock;
+
+    fn hash(number: u8) -> InfoHash {
+        InfoHash::V1([number; 20])
+    }
+
+    fn simulator() -> Simulator {
+        let simulator = Simulator::new(ServerName::parse("home").unwrap(), Arc::new(SystemClock));
+        simulator.change(|world| {
+            for number in 1..=3 {
+                world.add(hash(number), Imagined::new("x", 100));
+            }
+        });
+        simulator
+    }
+
+    #[tokio::test]
+    async fn a_restarted_client_is_another_run_that_shows_what_it_has_loaded() {
+        let simulator = simulator();
+        let before = simulator.list().await.unwrap();
+        simulator.change(World::restart);
+        let after = simulator.list().await.unwrap();
+        assert_ne!(before.run, after.run);
+        assert_eq!((before.torrents.len(), after.torrents.len(), after.complete), (3, 0, true));
+        simulator.change(|world| world.load_session(None));
+        let loaded = simulator.list().await.unwrap();
+        assert_ne!(loaded.torrents[&hash(1)].facts.load, before.torrents[&hash(1)].facts.load);
+    }
+
+    #[tokio::test]
+    async fn a_short_listing_says_so_and_a_forgetful_one_comes_once() {
+        let simulator = simulator();
+        simulator.change(|world| world.mood = Mood::Short);
+        let short = simulator.list().await.unwrap();
+        assert_eq!((short.torrents.len(), short.complete), (2, false));
+        simulator.change(|world| world.mood = Mood::Forgetful);
+        let forgetful = simulator.list().await.unwrap();
+        assert_eq!((forgetful.torrents.len(), forgetful.complete), (2, true));
+        assert_eq!(simulator.list().await.unwrap().torrents.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_of_a_hanging_client_is_done_without_an_answer() {
+        let simulator = simulator();
+        simulator.change(|world| (world.mood, world.deadline) = (Mood::Hanging, Duration::ZERO));
+        assert!(matches!(simulator.apply(&Action::Delete(hash(1))).await, Err(ClientError::Timeout { .. })));
+        simulator.change(|world| assert!(world.lives()[0].until.is_some()));
+    }
+}
