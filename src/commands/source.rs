@@ -25,6 +25,7 @@ pub struct SourcesSettings {
 }
 
 /// Resolves add requests of one server.
+#[derive(Clone)]
 pub struct Sources {
     roots: Vec<PathBuf>,
     http: reqwest::Client,

@@ -68,7 +68,7 @@ pub struct Dispatcher {
     clock: Arc<dyn Clock>,
     reporter: Arc<dyn Reporter>,
     lanes: BTreeMap<ServerName, ServerLane>,
-    registry: HashSet<String>,
+    registry: BTreeSet<String>,
     aside: VecDeque<Delivery>,
     /// Names whose clearing is under way, unless something is kept there again.
     clearing: HashSet<String>,
@@ -76,6 +76,8 @@ pub struct Dispatcher {
     has_said_info: bool,
     /// The cursors have moved since they were noted.
     is_unsettled: bool,
+    /// Where a wait gets its random part from, in 0..1.
+    jitter: Box<dyn FnMut() -> f64 + Send>,
 }
 
 /// What one server owes to the sink.
@@ -151,9 +153,15 @@ impl Dispatcher {
             results_under_way: HashSet::new(),
             has_said_info: false,
             is_unsettled: false,
+            jitter: Box::new(rand::random),
         };
         dispatcher.mark_unsent();
         Ok(dispatcher)
+    }
+
+    /// For a run that can be repeated: waits take their random part, in 0..1, from here.
+    pub fn with_jitter(self, jitter: impl FnMut() -> f64 + Send + 'static) -> Self {
+        Self { jitter: Box::new(jitter), ..self }
     }
 
     /// Delivers until `stop`, then flushes for a few seconds and says goodbye.
@@ -166,6 +174,7 @@ impl Dispatcher {
         let name = self.settings.name.clone();
         while !stop.is_cancelled() {
             let attempt = tokio::select! {
+                biased;
                 () = stop.cancelled() => break,
                 attempt = self.sink.connect() => attempt,
             };
@@ -202,7 +211,7 @@ impl Dispatcher {
                 DeliverError::Unavailable { retry_after, .. } => retry_after.unwrap_or_default(),
                 DeliverError::Rejected { .. } => Duration::ZERO,
             };
-            let wait = backoff.next(rand::random()).max(asked);
+            let wait = backoff.next((self.jitter)()).max(asked);
             self.wait(wait, &stop).await;
         }
         self.desk.report(|report| report.is_connected = false);
@@ -214,6 +223,7 @@ impl Dispatcher {
         let until = Instant::now() + wait;
         loop {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep_until(until) => return,
                 () = self.desk.laid.notified() => {}
@@ -227,6 +237,7 @@ impl Dispatcher {
     async fn live(&mut self, connected: Connected, stop: &CancellationToken) -> Result<End, StoreError> {
         let Connected { link, mut drive } = connected;
         tokio::select! {
+            biased;
             failure = &mut drive => Ok(End::Failed(failure)),
             end = self.serve(link, stop) => end,
         }
@@ -253,19 +264,21 @@ impl Dispatcher {
                     Err(failure) => End::Failed(failure),
                 });
             }
+            // What is rare comes first, so that a fast sink cannot keep it waiting.
             tokio::select! {
-                Some((sent, result)) = under_way.next(), if !under_way.is_empty() => {
-                    if let Err(failure) = self.arrived(sent, result).await? {
-                        return Ok(End::Failed(failure));
-                    }
-                }
-                () = self.desk.laid.notified() => {}
-                () = self.desk.answered.notified() => may_have_results = true,
+                biased;
                 _ = settle_beat.tick() => self.note_progress().await?,
                 _ = health_beat.tick() => self.aside.push_back(Delivery::Health { body: self.reporter.health() }),
                 _ = choose_beat.tick() => self.choose_kept(),
                 () = stop.cancelled(), if flush_until.is_none() => flush_until = Some(Instant::now() + FLUSH_MAX),
                 () = tokio::time::sleep_until(flush_until.unwrap_or_else(Instant::now)), if flush_until.is_some() => {}
+                () = self.desk.laid.notified() => {}
+                () = self.desk.answered.notified() => may_have_results = true,
+                Some((sent, result)) = under_way.next(), if !under_way.is_empty() => {
+                    if let Err(failure) = self.arrived(sent, result).await? {
+                        return Ok(End::Failed(failure));
+                    }
+                }
             }
         }
     }

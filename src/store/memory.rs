@@ -1,7 +1,8 @@
 //! The store in memory: for tests, and for library users who want no folder.
 //!
 //! It answers as [`SqliteStore`](super::SqliteStore) does, only that the state ends with it. The
-//! bounds are the same, so it may be `Full` too.
+//! bounds are the same, so it may be `Full` too. What is in it at one moment can be taken as an
+//! [`Image`] and opened again, as a file is after a crash.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,12 +19,20 @@ use crate::port::{
     Admission, Clock, Loaded, LoggedCommand, Progress, ReplyTo, Store, StoreError, SystemClock, UnsentResult, Usage,
 };
 
+/// Revisions begin at a multiple of this in each life of a store.
+const REV_BLOCK: u64 = 10_000;
+
 pub struct MemoryStore {
     options: Options,
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
 }
 
+/// Everything that a store holds at one moment.
+#[derive(Clone)]
+pub struct Image(State);
+
+#[derive(Clone)]
 struct State {
     epoch: Epoch,
     was_new: bool,
@@ -36,7 +45,7 @@ struct State {
     last_result: i64,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Server {
     told: Told,
     state: ServerState,
@@ -46,6 +55,7 @@ struct Server {
     last_rev: Rev,
 }
 
+#[derive(Clone)]
 struct Command {
     logged: LoggedCommand,
     result: Option<Bytes>,
@@ -59,8 +69,13 @@ impl Default for MemoryStore {
 
 impl MemoryStore {
     pub fn new(options: Options, clock: Arc<dyn Clock>) -> Self {
+        Self::with_epoch(Epoch(rand::random()), options, clock)
+    }
+
+    /// A new store of an epoch that the caller answers for: no other store may have had it.
+    pub fn with_epoch(epoch: Epoch, options: Options, clock: Arc<dyn Clock>) -> Self {
         let state = State {
-            epoch: Epoch(rand::random()),
+            epoch,
             was_new: true,
             servers: BTreeMap::new(),
             progress: BTreeMap::new(),
@@ -71,6 +86,23 @@ impl MemoryStore {
             last_result: 0,
         };
         Self { options, clock, state: Mutex::new(state) }
+    }
+
+    /// Opens what an earlier store held, which may have been longer ago than its last write.
+    ///
+    /// As with a file, no revision is given again that was given after the image was taken, as long
+    /// as those were fewer than a block.
+    pub fn open(image: Image, options: Options, clock: Arc<dyn Clock>) -> Self {
+        let Image(mut state) = image;
+        state.was_new = state.servers.is_empty();
+        for server in state.servers.values_mut() {
+            server.last_rev = Rev((server.last_rev.0 / REV_BLOCK + 1) * REV_BLOCK);
+        }
+        Self { options, clock, state: Mutex::new(state) }
+    }
+
+    pub fn image(&self) -> Image {
+        Image(self.state().clone())
     }
 
     /// As [`SqliteStore::declare_sinks`](super::SqliteStore::declare_sinks).

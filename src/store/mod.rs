@@ -29,7 +29,7 @@ mod sinks;
 mod sqlite;
 mod thread;
 
-pub use memory::MemoryStore;
+pub use memory::{Image, MemoryStore};
 pub use sqlite::SqliteStore;
 
 /// How long an id of a command is remembered, from when it came.
