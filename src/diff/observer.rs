@@ -43,8 +43,10 @@ pub struct Observer {
     missing: BTreeMap<InfoHash, Cause>,
     /// What is found by the first look happened while nobody watched.
     has_looked: bool,
-    /// The client was away since it answered last, or may have been.
+    /// The client was away, or may have been, since it last had something to know its run by.
     was_away: bool,
+    /// The last look had something to know the run by; `was_away` ends when that is written down.
+    is_back: bool,
 }
 
 /// Of each torrent, only in memory.
@@ -66,6 +68,7 @@ impl Observer {
             missing: BTreeMap::new(),
             has_looked: false,
             was_away: true,
+            is_back: false,
         }
     }
 
@@ -77,6 +80,7 @@ impl Observer {
     pub fn failed(&mut self, state: &ServerState, now: Moment) -> Tick {
         self.trust = self.trust.after(Poll::Failed, now.at, &self.limits.trust);
         self.was_away = true;
+        self.is_back = false;
         let mut tick = self.empty_tick(now);
         if self.trust.is_offline(&self.limits.trust) && state.is_online {
             tick.facts.push(server_fact(Kind::ServerOffline, Cause::Observed));
@@ -93,7 +97,7 @@ impl Observer {
         let is_other_run = self.is_other_run(told, state, listing);
         let generation = state.generation + u64::from(is_other_run && state.run.is_some());
         let poll = Poll::Answered {
-            is_other_run,
+            may_be_loading: is_other_run || self.may_be_loading(told, state, listing),
             torrents: listing.torrents.len(),
             nothing_missing: told.keys().all(|hash| listing.torrents.contains_key(hash)),
         };
@@ -111,12 +115,15 @@ impl Observer {
         tick.facts.extend(torrents.into_iter().map(|(_, fact)| fact));
         self.finish_snapshot(&mut tick, state, told, listing);
         self.has_looked = true;
-        self.was_away = false;
+        // A restart that could not be written down is to be found again.
+        self.is_back = self.trust.believes_absence() || !has_nothing_of(told, listing);
+        self.was_away &= !(self.is_back && tick.is_empty());
         tick
     }
 
     /// The tick is on disk: what it told counts as told from now on.
     pub fn committed(&mut self, committed: &Committed, at: Duration) {
+        self.was_away &= !self.is_back;
         for (hash, told) in &committed.told {
             match (told, self.recent.get_mut(hash)) {
                 (None, _) => {
@@ -150,15 +157,24 @@ impl Observer {
             return listing.run.is_some();
         }
         let mut loads = told.iter().filter_map(|(hash, told)| {
-            let seen = listing.torrents.get(hash)?;
-            Some((told.memory.load.as_ref()?, seen.facts.load.as_ref()?, told.memory.generation))
+            // One that was not seen since the last restart has nothing to compare.
+            let told = Some(&told.memory).filter(|memory| memory.generation == state.generation)?;
+            Some((told.load.as_ref()?, listing.torrents.get(hash)?.facts.load.as_ref()?))
         });
         let mut has_any = false;
-        let all_changed = loads.all(|(told, seen, generation)| {
+        let all_changed = loads.all(|(told, seen)| {
             has_any = true;
-            told != seen && generation == state.generation
+            told != seen
         });
         self.was_away && has_any && all_changed
+    }
+
+    /// Whether a client of which no other run was seen may load its session all the same: it did so
+    /// in front of the bridge's former life, or it was away and has nothing of what was told (a
+    /// restarted one may bear the name of its former run, and has nothing to know it by yet).
+    fn may_be_loading(&self, told: &Told, state: &ServerState, listing: &Listing) -> bool {
+        let is_settling = matches!(self.trust, Trust::Settling { .. });
+        (!self.has_looked && state.is_settling) || (self.was_away && !is_settling && has_nothing_of(told, listing))
     }
 
     fn tell_of_server(&self, tick: &mut Tick, state: &ServerState, listing: &Listing, generation: u64) {
@@ -170,7 +186,8 @@ impl Observer {
             tick.facts.push(server_fact(Kind::ServerRestarted, cause));
         }
         let run = listing.run.clone().or_else(|| state.run.clone());
-        let now = ServerState { is_known: state.is_known, is_online: true, run, generation };
+        let is_settling = !self.trust.believes_absence();
+        let now = ServerState { is_known: state.is_known, is_online: true, run, generation, is_settling };
         tick.state = (now != *state).then_some(now);
     }
 
@@ -267,6 +284,10 @@ impl Observer {
             tick.state = Some(ServerState { is_known: true, ..now });
         }
     }
+}
+
+fn has_nothing_of(told: &Told, listing: &Listing) -> bool {
+    !told.is_empty() && !told.keys().any(|hash| listing.torrents.contains_key(hash))
 }
 
 fn server_fact(kind: Kind, cause: Cause) -> Fact {

@@ -315,6 +315,29 @@ fn a_client_in_a_container_restarts_under_the_same_process_id() {
 }
 
 #[test]
+fn a_bridge_that_starts_while_a_client_loads_its_session_loses_nothing() {
+    let mut world = World::knowing("a seeding, b seeding");
+    assert_eq!(world.look("a seeding load=2 @8"), "server_restarted");
+    world.restart_bridge();
+    for _ in 0..3 {
+        assert_eq!(world.look("a seeding load=2 @8"), "");
+    }
+    assert_eq!(world.look("a seeding load=2, b seeding load=2 @8"), "");
+}
+
+#[test]
+fn a_client_that_was_away_and_shows_nothing_under_its_old_name_may_be_loading() {
+    let mut world = World::knowing("a seeding, b seeding");
+    assert_eq!(world.look("failed"), "");
+    for _ in 0..3 {
+        assert_eq!(world.look(""), "");
+    }
+    // What was known of its run lasts until a look with something to compare is written down.
+    let _full = world.tick("a seeding load=2, b seeding load=2");
+    assert_eq!(world.look("a seeding load=2, b seeding load=2"), "server_restarted");
+}
+
+#[test]
 fn what_is_missing_after_a_restart_has_settled_is_gone() {
     let mut world = World::knowing("a seeding, b seeding");
     assert_eq!(world.look("a seeding load=2 @8"), "server_restarted");

@@ -7,18 +7,19 @@ use std::time::Duration;
 /// ```text
 ///        answer, same run          n-th failure
 /// Lost ───────────────────► Steady ────────────► Lost
-///  │ ▲                       ▲  │
-///  │ └─ failure ─┐    settled│  │ answer of another run
+///  │                         ▲  │
+///  │                  settled│  │ answer of another run
 ///  └──────────► Settling ────┘◄─┘
 ///   answer of another run
 /// ```
 ///
 /// A client that has just started answers before it has loaded its session: 0.9.8 blocks until
 /// then, 0.15.7 and later say "no torrents" first. While it settles, what is missing may still turn up.
+/// A failure does not end that, it only begins its time anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
     Lost { failures: u32 },
-    Settling { since: Duration, torrents: usize },
+    Settling { since: Duration, torrents: usize, failures: u32 },
     Steady { failures: u32 },
 }
 
@@ -27,8 +28,9 @@ pub enum Trust {
 pub enum Poll {
     Failed,
     Answered {
-        /// Another run of the client than the one that answered last, or the first answer ever.
-        is_other_run: bool,
+        /// It may still load its session: this is another run of the client than the one that
+        /// answered last, or the first answer ever.
+        may_be_loading: bool,
         torrents: usize,
         /// Every torrent that the world knows of is there.
         nothing_missing: bool,
@@ -50,18 +52,22 @@ impl Trust {
     pub fn after(self, poll: Poll, at: Duration, limits: &TrustLimits) -> Self {
         match (self, poll) {
             (Self::Lost { failures }, Poll::Failed) => Self::Lost { failures: failures.saturating_add(1) },
-            (Self::Settling { .. }, Poll::Failed) => Self::Lost { failures: 1 },
+            (Self::Settling { torrents, failures, .. }, Poll::Failed) => {
+                Self::Settling { since: at, torrents, failures: failures.saturating_add(1) }
+            }
             (Self::Steady { failures }, Poll::Failed) if failures + 1 >= limits.failures_max => {
                 Self::Lost { failures: failures + 1 }
             }
             (Self::Steady { failures }, Poll::Failed) => Self::Steady { failures: failures + 1 },
             (_, Poll::Answered { nothing_missing: true, .. }) => Self::Steady { failures: 0 },
-            (_, Poll::Answered { is_other_run: true, torrents, .. }) => Self::Settling { since: at, torrents },
-            (Self::Settling { since, torrents: before }, Poll::Answered { torrents, .. }) => {
+            (_, Poll::Answered { may_be_loading: true, torrents, .. }) => {
+                Self::Settling { since: at, torrents, failures: 0 }
+            }
+            (Self::Settling { since, torrents: before, .. }, Poll::Answered { torrents, .. }) => {
                 if before == torrents && at.saturating_sub(since) >= limits.settle {
                     Self::Steady { failures: 0 }
                 } else {
-                    Self::Settling { since, torrents }
+                    Self::Settling { since, torrents, failures: 0 }
                 }
             }
             (Self::Lost { .. } | Self::Steady { .. }, Poll::Answered { .. }) => Self::Steady { failures: 0 },
@@ -75,7 +81,7 @@ impl Trust {
 
     /// Whether the failures are enough to say that nobody is there.
     pub fn is_offline(self, limits: &TrustLimits) -> bool {
-        matches!(self, Self::Lost { failures } if failures >= limits.failures_max)
+        matches!(self, Self::Lost { failures } | Self::Settling { failures, .. } if failures >= limits.failures_max)
     }
 }
 
@@ -85,8 +91,8 @@ mod tests {
 
     const LIMITS: TrustLimits = TrustLimits { failures_max: 3, settle: Duration::from_secs(30) };
 
-    fn answered(is_other_run: bool, torrents: usize, nothing_missing: bool) -> Poll {
-        Poll::Answered { is_other_run, torrents, nothing_missing }
+    fn answered(may_be_loading: bool, torrents: usize, nothing_missing: bool) -> Poll {
+        Poll::Answered { may_be_loading, torrents, nothing_missing }
     }
 
     fn run(polls: &[(u64, Poll)]) -> Trust {
@@ -118,6 +124,15 @@ mod tests {
         assert!(run(&[restarted, (1, answered(false, 3, true))]).believes_absence(), "whole again");
         assert!(!run(&[restarted, (31, answered(false, 2, false))]).believes_absence(), "still growing");
         assert!(run(&[restarted, (31, answered(false, 2, false)), (32, answered(false, 2, false))]).believes_absence());
+    }
+
+    #[test]
+    fn a_failure_while_the_session_loads_proves_nothing() {
+        let failed = [(0, answered(true, 0, false)), (20, Poll::Failed), (35, answered(false, 0, false))];
+        assert!(!run(&failed).believes_absence(), "its time began anew");
+        let and_on = [failed[0], failed[1], failed[2], (51, answered(false, 0, false))];
+        assert!(run(&and_on).believes_absence());
+        assert!(run(&[failed[0], (1, Poll::Failed), (2, Poll::Failed), (3, Poll::Failed)]).is_offline(&LIMITS));
     }
 
     #[test]

@@ -175,7 +175,13 @@ async fn what_is_told_carries_its_revision_and_its_newest_entry() {
         let one = committed.told[&hash(1)].clone().unwrap();
         assert_eq!((one.rev, one.last_seq, one.changed_at.as_millis() - START), (Rev(3), Seq(3), 2_000));
 
-        let state = ServerState { is_known: true, is_online: true, run: Some("4711".to_owned()), generation: 3 };
+        let state = ServerState {
+            is_known: true,
+            is_online: true,
+            run: Some("4711".to_owned()),
+            generation: 3,
+            is_settling: true,
+        };
         let facts = vec![fact(Kind::Removed, Some(torrent(&home, 2, 0)))];
         let removal =
             Tick { facts, changes: [(hash(2), None)].into(), state: Some(state.clone()), ..tick(&home, 4_000) };
@@ -810,7 +816,13 @@ mod model {
                     true => fact(Kind::Started, Some(torrent(&server, *number, 1))),
                     false => fact(Kind::ServerOnline, None),
                 });
-                let state = state.map(|is_online| ServerState { is_known: true, is_online, run: None, generation: 0 });
+                let state = state.map(|is_online| ServerState {
+                    is_known: true,
+                    is_online,
+                    run: None,
+                    generation: 0,
+                    is_settling: false,
+                });
                 let facts = facts.collect();
                 let changes =
                     changes.iter().map(|(number, downloaded)| (hash(*number), downloaded.map(|d| told(*number, d))));
