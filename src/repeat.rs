@@ -1,4 +1,36 @@
-//! Saying a repeated failure when it starts, at growing distances, and when it ends.
+//! Trying again: until there is room on the disk; and saying a repeated failure when it starts, at
+//! growing distances, and when it ends.
+
+use std::time::Duration;
+
+use tracing::warn;
+
+use crate::port::StoreError;
+
+/// How long to wait before a full store is asked again.
+const ROOM_EACH: Duration = Duration::from_secs(1);
+
+/// Asks the store for the same write until it has room. `who` waits meanwhile, for the log.
+///
+/// # Errors
+/// Everything but [`StoreError::Full`].
+pub async fn until_there_is_room<T, F>(who: &str, write: impl Fn() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let mut repeat = Repeat::default();
+    loop {
+        match write().await {
+            Err(StoreError::Full { reason }) => {
+                if let Some(times) = repeat.failed() {
+                    warn!(who, times, reason, "no room on the disk, waiting for some");
+                }
+                tokio::time::sleep(ROOM_EACH).await;
+            }
+            other => return other,
+        }
+    }
+}
 
 /// Counts failures in a row and decides which of them are worth a line in the log.
 #[derive(Debug, Default)]

@@ -22,7 +22,7 @@ use crate::model::{
 use crate::port::{
     Admission, Clock, CommandAddress, CommandSource, Incoming, LoggedCommand, ReplyTo, Store, StoreError,
 };
-use crate::repeat::Repeat;
+use crate::repeat::{Repeat, until_there_is_room};
 
 /// How long to wait before a command is offered to a full disk again.
 const FULL_EACH: Duration = Duration::from_secs(1);
@@ -215,6 +215,7 @@ impl Door {
         let LoggedCommand { id, server, origin, .. } = command;
         match self.store.log_command(command.clone()).await? {
             Admission::New => {}
+            Admission::Running if refusal.is_some() && self.is_refused_already(command).await? => {}
             Admission::Running => {
                 info!(sink = %origin, %id, verb = verb_text, "the command came again and is being carried out");
                 return Ok(());
@@ -245,10 +246,18 @@ impl Door {
                 page: None,
             };
             let body = Bytes::from(serde_json::to_vec(&outcome).expect("an outcome is plain JSON"));
-            self.store.finish_command(server.as_ref(), id, status, body).await?;
+            let finish = || self.store.finish_command(server.as_ref(), id, status, body.clone());
+            until_there_is_room("a result", finish).await?;
             self.wake_sink();
         }
         Ok(())
+    }
+
+    /// The same refusal was logged before, and a crash came between it and its result.
+    async fn is_refused_already(&self, command: &LoggedCommand) -> Result<bool, StoreError> {
+        let open = self.store.open_commands().await?;
+        let is_it = |open: &LoggedCommand| open.id == command.id && open.server == command.server;
+        Ok(open.iter().any(|open| is_it(open) && open.verb.is_none()))
     }
 
     /// Gives the command to its server's worker; a refusal if that has too much to do.

@@ -12,7 +12,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::expect::{Effect, Expectations, Ticket};
 use super::queue::Queue;
@@ -24,6 +24,7 @@ use crate::model::{
     ServerName, Status, Torrent,
 };
 use crate::port::{Applied, ClientError, Clock, Delivery, LoggedCommand, Store, StoreError, TorrentClient};
+use crate::repeat::until_there_is_room;
 
 /// Commands under way at once.
 const PARALLEL_MAX: usize = 16;
@@ -135,25 +136,12 @@ impl WorkerParts {
             page,
         };
         let body = Bytes::from(serde_json::to_vec(&outcome).expect("an outcome is plain JSON"));
-        self.finish(&command, status, body).await?;
+        let finish = || self.store.finish_command(command.server.as_ref(), &command.id, status, body.clone());
+        until_there_is_room("a result", finish).await?;
         if let Some(desk) = self.board.desk(&command.origin) {
             desk.answered.notify_one();
         }
         Ok(())
-    }
-
-    /// Writes the result down, however long the disk is full.
-    async fn finish(&self, command: &LoggedCommand, status: OutcomeStatus, body: Bytes) -> Result<(), StoreError> {
-        let server = command.server.as_ref();
-        loop {
-            match self.store.finish_command(server, &command.id, status, body.clone()).await {
-                Err(StoreError::Full { reason }) => {
-                    warn!(server = %self.server, id = %command.id, reason, "a result waits for room on the disk");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-                other => return other,
-            }
-        }
     }
 
     async fn attempt(&self, command: &LoggedCommand) -> Result<Done, StoreError> {
@@ -181,7 +169,8 @@ impl WorkerParts {
             Err(done) => return Ok(*done),
         };
         if !request.dry_run {
-            self.store.start_command(command.server.as_ref(), &command.id).await?;
+            let start = || self.store.start_command(command.server.as_ref(), &command.id);
+            until_there_is_room("a command", start).await?;
         }
         Ok(self.perform(command, &request, actions).await)
     }

@@ -32,7 +32,7 @@ use crate::model::{
     Torrent,
 };
 use crate::port::{Clock, Connected, DeliverError, Delivery, Link, Progress, Sink, Store, StoreError};
-use crate::repeat::Repeat;
+use crate::repeat::{Repeat, until_there_is_room};
 
 /// Entries read from the journal at once.
 const READ_MAX: u16 = 256;
@@ -136,7 +136,7 @@ impl Dispatcher {
             lanes.insert(server.clone(), ServerLane::new(progress));
         }
         // Noted before the first event, so that a crash does not make an old sink a new one.
-        store.settle(&settings.name, begun).await?;
+        until_there_is_room("a cursor", || store.settle(&settings.name, begun.clone())).await?;
         let registry = store.registry(&settings.name).await?.into_iter().collect();
         let mut dispatcher = Self {
             settings,
@@ -528,18 +528,10 @@ impl Dispatcher {
         if new.is_empty() {
             return Ok(());
         }
-        match self.store.register(&self.settings.name, new.clone()).await {
-            Ok(()) => {
-                self.registry.extend(new);
-                Ok(())
-            }
-            // On a full disk a state may be sent without its note: a leftover is the smaller harm.
-            Err(StoreError::Full { reason }) => {
-                warn!(sink = %self.settings.name, reason, "cannot note what the broker keeps");
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
+        let register = || self.store.register(&self.settings.name, new.clone());
+        until_there_is_room("the list of what is kept", register).await?;
+        self.registry.extend(new);
+        Ok(())
     }
 
     /// Deals with the end of one delivery; the inner error ends the link.
@@ -562,7 +554,7 @@ impl Dispatcher {
             Sent::Entry(entry) => {
                 if let Some(reason) = &rejected {
                     warn!(%sink, id = %entry.id, reason, "an event was rejected and put aside");
-                    self.store.bury(sink, &entry, reason).await?;
+                    until_there_is_room("a dead letter", || self.store.bury(sink, &entry, reason)).await?;
                 }
                 if let Some(owed) = self.lanes.get_mut(&entry.server) {
                     settle_entry(owed, &self.board, &entry);
@@ -584,14 +576,15 @@ impl Dispatcher {
                 }
                 if self.clearing.remove(&name) {
                     self.registry.remove(&name);
-                    self.store.unregister(sink, vec![name]).await?;
+                    let cross_out = || self.store.unregister(sink, vec![name.clone()]);
+                    until_there_is_room("the list of what is kept", cross_out).await?;
                 }
             }
             Sent::Result { number } => {
                 if let Some(reason) = &rejected {
                     warn!(%sink, reason, "a result was rejected and is lost");
                 }
-                self.store.result_sent(number).await?;
+                until_there_is_room("a result", || self.store.result_sent(number)).await?;
                 self.results_under_way.remove(&number);
                 self.desk.answered.notify_one();
             }
