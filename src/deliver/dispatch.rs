@@ -469,7 +469,8 @@ impl Dispatcher {
                 if self.settings.events.contains(&entry.kind) {
                     batch.push((Delivery::Event(entry.clone()), Sent::Entry(Box::new(entry))));
                 } else {
-                    settle_entry(owed, &self.board, &entry);
+                    // The sink does not hear of it, so what it knows of the torrent stays.
+                    owed.lane.settle(entry.seq);
                     self.is_unsettled = true;
                 }
             }
@@ -557,7 +558,10 @@ impl Dispatcher {
                     until_there_is_room("a dead letter", || self.store.bury(sink, &entry, reason)).await?;
                 }
                 if let Some(owed) = self.lanes.get_mut(&entry.server) {
-                    settle_entry(owed, &self.board, &entry);
+                    owed.lane.settle(entry.seq);
+                    if rejected.is_none() {
+                        learn_from(owed, &self.board, &entry);
+                    }
                     self.is_unsettled = true;
                 }
             }
@@ -662,9 +666,8 @@ impl ServerLane {
     }
 }
 
-/// The sink has the entry, or will never have it: what it knows of the torrent moves on.
-fn settle_entry(owed: &mut ServerLane, board: &Board, entry: &Entry) {
-    owed.lane.settle(entry.seq);
+/// The sink has the entry: what it knows of the torrent moves on.
+fn learn_from(owed: &mut ServerLane, board: &Board, entry: &Entry) {
     let Some(hash) = entry.hash else { return };
     if !owed.dirty.owes(&hash) {
         return;
