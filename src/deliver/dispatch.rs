@@ -616,6 +616,8 @@ impl Dispatcher {
         if !std::mem::take(&mut self.is_unsettled) {
             return Ok(());
         }
+        // What lies on the desk is not sent either.
+        self.collect();
         let mut progress = BTreeMap::new();
         for (server, owed) in &mut self.lanes {
             if owed.dirty.is_empty() {
