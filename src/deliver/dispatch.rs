@@ -70,6 +70,8 @@ pub struct Dispatcher {
     lanes: BTreeMap<ServerName, ServerLane>,
     registry: BTreeSet<String>,
     aside: VecDeque<Delivery>,
+    /// Names of what is kept and nobody wants any more, unless it is wanted again before its turn.
+    leftovers: BTreeSet<String>,
     /// Names whose clearing is under way, unless something is kept there again.
     clearing: HashSet<String>,
     results_under_way: HashSet<i64>,
@@ -149,6 +151,7 @@ impl Dispatcher {
             lanes,
             registry,
             aside: VecDeque::new(),
+            leftovers: BTreeSet::new(),
             clearing: HashSet::new(),
             results_under_way: HashSet::new(),
             has_said_info: false,
@@ -303,13 +306,13 @@ impl Dispatcher {
                 }
             });
         }
-        self.clear_leftovers();
+        self.find_leftovers();
         let names = self.names_of_kept();
         self.register(names).await
     }
 
-    /// What the registry has and nobody wants any more is taken back.
-    fn clear_leftovers(&mut self) {
+    /// What the registry has and nobody wants any more is to be taken back.
+    fn find_leftovers(&mut self) {
         let mut wanted: HashSet<String> = self.names_of_kept().into_iter().collect();
         wanted.extend(self.lanes.keys().flat_map(|server| {
             let status = Delivery::ServerStatus { server: server.clone(), is_online: false };
@@ -317,7 +320,7 @@ impl Dispatcher {
             [self.sink.kept_as(&status), self.sink.kept_as(&stats)].into_iter().flatten()
         }));
         let leftovers = self.registry.iter().filter(|name| !wanted.contains(*name) && !self.sink.is_own(name));
-        self.aside.extend(leftovers.map(|name| Delivery::Clear { name: name.clone() }));
+        self.leftovers = leftovers.cloned().collect();
     }
 
     fn names_of_kept(&self) -> Vec<String> {
@@ -402,10 +405,12 @@ impl Dispatcher {
             while batch.len() < free
                 && let Some(delivery) = self.aside.pop_front()
             {
-                batch.push(match delivery {
-                    Delivery::Clear { name } => self.clear(name),
-                    delivery => (delivery, Sent::Other),
-                });
+                batch.push((delivery, Sent::Other));
+            }
+            while batch.len() < free
+                && let Some(name) = self.leftovers.pop_first()
+            {
+                batch.push(self.clear(name));
             }
             if batch.is_empty() {
                 return Ok(());
@@ -501,7 +506,10 @@ impl Dispatcher {
                         batch.push((delivery, Sent::Other));
                     }
                     match name {
-                        Some(name) if keep => drop(self.clearing.remove(&name)),
+                        Some(name) if keep => {
+                            self.clearing.remove(&name);
+                            self.leftovers.remove(&name);
+                        }
                         Some(name) => batch.push(self.clear(name)),
                         None => {}
                     }
@@ -638,6 +646,7 @@ impl Dispatcher {
 
     fn owes_nothing(&self) -> bool {
         self.aside.is_empty()
+            && self.leftovers.is_empty()
             && self.lanes.iter().all(|(server, owed)| {
                 let written = self.board.read(server, |content| content.last_seq).unwrap_or_default();
                 owed.lane.is_drained(written) && owed.dirty.is_empty()
