@@ -87,6 +87,14 @@ impl DirtySet {
         Some((hash, known))
     }
 
+    /// The state offered last may not go yet.
+    pub fn hold(&mut self, hash: InfoHash, not_before: Seq) {
+        if let Some(owed) = self.owed.get_mut(&hash) {
+            owed.not_before = owed.not_before.max(not_before);
+            self.ready.insert((owed.not_before, hash));
+        }
+    }
+
     /// The state offered last is under way; the sink will know this picture.
     pub fn sent(&mut self, hash: InfoHash, picture: Known) {
         if let Some(owed) = self.owed.get_mut(&hash) {
@@ -151,6 +159,16 @@ mod tests {
         assert_eq!(dirty.next(Seq(4)).unwrap().0, hash(2));
         assert_eq!(dirty.next(Seq(4)), None);
         assert_eq!(dirty.next(Seq(5)).unwrap().0, hash(1));
+    }
+
+    #[test]
+    fn a_state_that_is_held_is_offered_again_after_its_events() {
+        let mut dirty = DirtySet::default();
+        dirty.mark(hash(1), Known::Nothing, Seq(0));
+        dirty.next(Seq(0)).unwrap();
+        dirty.hold(hash(1), Seq(2));
+        assert_eq!(dirty.next(Seq(1)), None);
+        assert_eq!(dirty.next(Seq(2)).unwrap().0, hash(1));
     }
 
     #[test]

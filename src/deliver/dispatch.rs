@@ -467,7 +467,10 @@ impl Dispatcher {
                 }
                 let written = self.board.read(server, |content| content.last_seq).unwrap_or_default();
                 if let Some(after) = owed.lane.wants_after(written) {
-                    owed.lane.fill(self.store.read(server, after, READ_MAX).await?);
+                    let mut entries = self.store.read(server, after, READ_MAX).await?;
+                    // What is not on the board yet would be followed by the state from before it.
+                    entries.retain(|entry| entry.seq <= written);
+                    owed.lane.fill(entries);
                 }
                 let Some(entry) = owed.lane.depart() else { continue };
                 has_more = true;
@@ -484,6 +487,8 @@ impl Dispatcher {
     }
 
     fn pick_states(&mut self, free: usize, batch: &mut Vec<(Delivery, Sent)>) {
+        // The board may have moved on while entries were read.
+        self.collect();
         let now = self.clock.now();
         let wants_updates = self.settings.events.contains(&Kind::Updated);
         let servers: Vec<ServerName> = self.lanes.keys().cloned().collect();
@@ -494,6 +499,11 @@ impl Dispatcher {
                 let Some((hash, known)) = owed.dirty.next(owed.lane.cursor()) else { break };
                 let now_told = self.board.read(&server, |content| (content.epoch, content.told.get(&hash).cloned()));
                 let Some((epoch, told)) = now_told else { break };
+                // Told this instant and not on the desk yet: its entries go first.
+                if let Some(told) = told.as_ref().filter(|told| told.last_seq > owed.lane.cursor()) {
+                    owed.dirty.hold(hash, told.last_seq);
+                    continue;
+                }
                 let keep = owed.kept.contains(&hash);
                 let picture = told.as_ref().map_or(Known::Nothing, |told| Known::Picture(Arc::clone(&told.torrent)));
                 owed.dirty.sent(hash, picture);
