@@ -124,21 +124,8 @@ impl Dispatcher {
         clock: Arc<dyn Clock>,
         reporter: Arc<dyn Reporter>,
     ) -> Result<Self, StoreError> {
-        let noted = store.progress(&settings.name).await?;
-        let mut lanes = BTreeMap::new();
-        let mut begun = BTreeMap::new();
-        for server in &settings.servers {
-            let (last_seq, newest) = board
-                .read(server, |content| {
-                    (content.last_seq, content.told.values().map(|told| told.rev).max().unwrap_or_default())
-                })
-                .unwrap_or_default();
-            let progress = *noted.get(server).unwrap_or(&Progress { cursor: last_seq, sent_rev: newest });
-            begun.insert(server.clone(), progress);
-            lanes.insert(server.clone(), ServerLane::new(progress));
-        }
-        // Noted before the first event, so that a crash does not make an old sink a new one.
-        until_there_is_room("a cursor", || store.settle(&settings.name, begun.clone())).await?;
+        let begun = Self::begin(&settings, &*store, &board).await?;
+        let lanes = begun.into_iter().map(|(server, progress)| (server, ServerLane::new(progress))).collect();
         let registry = store.registry(&settings.name).await?.into_iter().collect();
         let mut dispatcher = Self {
             settings,
@@ -160,6 +147,31 @@ impl Dispatcher {
         };
         dispatcher.mark_unsent();
         Ok(dispatcher)
+    }
+
+    /// Notes where a sink begins with each server that is new to it: with the present.
+    ///
+    /// To be called before the watchers run: what they commit after it is owed to the sink, and that
+    /// it is cannot be lost, for the commit syncs what was noted before it.
+    pub async fn begin(
+        settings: &DispatcherSettings,
+        store: &dyn Store,
+        board: &Board,
+    ) -> Result<BTreeMap<ServerName, Progress>, StoreError> {
+        let mut progress = store.progress(&settings.name).await?;
+        progress.retain(|server, _| settings.servers.contains(server));
+        let noted = progress.len();
+        for server in &settings.servers {
+            let present = board.read(server, |content| Progress {
+                cursor: content.last_seq,
+                sent_rev: content.told.values().map(|told| told.rev).max().unwrap_or_default(),
+            });
+            progress.entry(server.clone()).or_insert_with(|| present.unwrap_or_default());
+        }
+        if progress.len() > noted {
+            until_there_is_room("a cursor", || store.settle(&settings.name, progress.clone())).await?;
+        }
+        Ok(progress)
     }
 
     /// For a run that can be repeated: waits take their random part, in 0..1, from here.
