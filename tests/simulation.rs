@@ -1,0 +1,108 @@
+//! The whole program on imagined clients, brokers and a disk, with everything going wrong.
+//!
+//! Each seed is one run of some simulated minutes, the same each time. Crashes come between any two
+//! steps, power cuts take what was not synced. Afterwards every journal entry, every state and every
+//! command is held against what truly happened; the numbers in brackets are the invariants of
+//! `docs/architecture.md`.
+//!
+//! - `DTORRENT_SEEDS=20000` runs more than usual,
+//! - `DTORRENT_SEED=17` runs one and prints what happened in it.
+
+#![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
+
+mod simulation {
+    pub mod bridge;
+    pub mod checks;
+    pub mod disk;
+    pub mod far_side;
+    pub mod scenario;
+    pub mod settled;
+    pub mod stage;
+}
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use simulation::scenario::Run;
+
+const SEEDS: u64 = 2_000;
+/// More failures than these tell nothing new.
+const FAILURES_MAX: usize = 10;
+
+/// Seeds that once showed a fault.
+const REGRESSIONS: &[u64] = &[];
+
+/// Plays one seed. Returns what was wrong, and what happened if it was traced.
+fn play(seed: u64, is_traced: bool) -> (Result<(), String>, Vec<String>) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+    runtime.block_on(async {
+        let mut run = Run::new(seed, is_traced).await;
+        let stage = run.stage.clone();
+        let played = run.play().await;
+        (played, stage.trace())
+    })
+}
+
+fn verdict(seed: u64) -> Result<(), String> {
+    match catch_unwind(AssertUnwindSafe(|| play(seed, false).0)) {
+        Ok(verdict) => verdict,
+        Err(_told_by_the_panic_hook) => Err("panicked".to_owned()),
+    }
+}
+
+fn from_env(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text}")))
+}
+
+/// The first seeds that fail, a few of them at most. Each core plays its own.
+fn failing(seeds: &[u64]) -> Vec<u64> {
+    let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let play_some = || {
+        while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(wrong) = verdict(*seed) {
+                eprintln!("seed {seed}: {}", wrong.chars().take(300).collect::<String>());
+                let mut failures = failures.lock().unwrap();
+                failures.push(*seed);
+                if failures.len() >= FAILURES_MAX {
+                    next.store(seeds.len(), Ordering::Relaxed);
+                }
+            }
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    std::thread::scope(|scope| (0..cores).for_each(|_| drop(scope.spawn(play_some))));
+    let mut failures = failures.into_inner().unwrap();
+    failures.sort_unstable();
+    failures
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    for seed in 0..20 {
+        let (first, second) = (play(seed, true).1, play(seed, true).1);
+        let differs = first.iter().zip(&second).find(|(first, second)| first != second);
+        assert!(differs.is_none() && first.len() == second.len(), "seed {seed}: {differs:?}");
+    }
+}
+
+#[test]
+fn whatever_goes_wrong_the_promise_is_kept() {
+    if let Some(seed) = from_env("DTORRENT_SEED") {
+        let (verdict, trace) = play(seed, true);
+        println!("{}", trace.join("\n"));
+        return verdict.unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+    }
+    let seeds = from_env("DTORRENT_SEEDS").unwrap_or(SEEDS);
+    let failures = failing(&REGRESSIONS.iter().copied().chain(0..seeds).collect::<Vec<_>>());
+    if let Some(seed) = failures.first() {
+        let (again, trace) = play(*seed, true);
+        let again = again.err().unwrap_or_else(|| "did not fail again: something is random beside the seed".to_owned());
+        panic!(
+            "{}\nseed {seed}: {again}\nalone: DTORRENT_SEED={seed} cargo test --test simulation -- --nocapture",
+            trace.join("\n")
+        );
+    }
+}

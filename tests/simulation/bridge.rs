@@ -1,0 +1,199 @@
+//! The whole program, wired as `app` wires it, on a disk, clients and brokers that are imagined.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dtorrent::board::{Board, Content, PollReport};
+use dtorrent::clients::simulator::Simulator;
+use dtorrent::commands::expect::Expectations;
+use dtorrent::commands::{Door, Intake, Queue, Sources, SourcesSettings, Worker, WorkerParts};
+use dtorrent::deliver::retention::Retain;
+use dtorrent::deliver::{Dispatcher, DispatcherSettings, Reporter};
+use dtorrent::model::{Kind, ServerName, ServerStats};
+use dtorrent::port::{Clock, Store, StoreError, TorrentClient};
+use dtorrent::watch::{FilesWanted, Watcher};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::disk::DiskStore;
+use super::far_side::{Broker, Commands, Reached};
+use super::stage::Stage;
+
+/// One sink, as a config would describe it.
+#[derive(Clone)]
+pub struct SinkPlan {
+    pub broker: Arc<Broker>,
+    pub servers: Vec<ServerName>,
+    pub events: BTreeSet<Kind>,
+    pub retain: Retain,
+    pub takes_commands: bool,
+}
+
+/// One running bridge.
+pub struct Bridge {
+    pub board: Arc<Board>,
+    pub store: Arc<DiskStore>,
+    left: JoinSet<Result<(), StoreError>>,
+    right: JoinSet<Result<(), StoreError>>,
+    stop_left: CancellationToken,
+    stop_right: CancellationToken,
+}
+
+struct NothingToReport;
+
+impl Reporter for NothingToReport {
+    fn info(&self) -> Bytes {
+        Bytes::from_static(b"{}")
+    }
+    fn health(&self) -> Bytes {
+        Bytes::from_static(b"{}")
+    }
+}
+
+/// Setting up HTTP takes long and nothing here fetches anything: one is enough.
+fn sources() -> Sources {
+    static SOURCES: OnceLock<Sources> = OnceLock::new();
+    let make = || {
+        let _already = rustls::crypto::ring::default_provider().install_default().is_err();
+        Sources::new(SourcesSettings { roots: Vec::new() }).unwrap()
+    };
+    SOURCES.get_or_init(make).clone()
+}
+
+impl Bridge {
+    pub async fn start(
+        stage: &Arc<Stage>,
+        store: Arc<DiskStore>,
+        clients: &BTreeMap<ServerName, Simulator>,
+        sinks: &[SinkPlan],
+        interval: Duration,
+    ) -> Self {
+        let clock: Arc<dyn Clock> = stage.clone();
+        let dyn_store: Arc<dyn Store> = store.clone();
+        let mut contents = BTreeMap::new();
+        for server in clients.keys() {
+            let loaded = store.load(server).await.unwrap();
+            let content = Content {
+                epoch: loaded.epoch,
+                told: loaded.told,
+                state: loaded.state,
+                last_seq: loaded.last_seq,
+                stats: ServerStats::default(),
+                stats_body: Bytes::new(),
+                poll: PollReport::default(),
+            };
+            contents.insert(server.clone(), content);
+        }
+        let board = Arc::new(Board::new(contents, sinks.iter().map(|plan| plan.broker.name.clone())));
+        let mut open = store.open_commands().await.unwrap();
+        let (mut left, mut right) = (JoinSet::new(), JoinSet::new());
+        let (stop_left, stop_right) = (CancellationToken::new(), CancellationToken::new());
+
+        for plan in sinks {
+            let settings = DispatcherSettings {
+                name: plan.broker.name.clone(),
+                servers: plan.servers.clone(),
+                events: plan.events.clone(),
+                retain: plan.retain,
+            };
+            Dispatcher::begin(&settings, &*store, &board).await.unwrap();
+            let sink = Arc::new(Reached(plan.broker.clone()));
+            let desk = board.desk(&plan.broker.name).unwrap().clone();
+            let dispatcher = Dispatcher::new(
+                settings,
+                sink,
+                dyn_store.clone(),
+                board.clone(),
+                desk,
+                clock.clone(),
+                Arc::new(NothingToReport),
+            );
+            let (stage, stop) = (stage.clone(), stop_right.clone());
+            right.spawn(async move {
+                let jitter = move || stage.dice.fraction();
+                dispatcher.await?.with_jitter(jitter).run(stop).await
+            });
+        }
+
+        let mut queues = BTreeMap::new();
+        for (server, client) in clients {
+            let (of_server, rest) = open.into_iter().partition(|command| command.server.as_ref() == Some(server));
+            open = rest;
+            let queue = Arc::new(Queue::new(of_server));
+            queues.insert(server.clone(), queue.clone());
+            let client: Arc<dyn TorrentClient> = Arc::new(client.clone());
+            let expectations = Arc::new(Expectations::default());
+            let files = Arc::new(FilesWanted::default());
+            let watcher = Watcher {
+                server: server.clone(),
+                interval,
+                client: client.clone(),
+                store: dyn_store.clone(),
+                board: board.clone(),
+                clock: clock.clone(),
+                expectations: expectations.clone(),
+                files: files.clone(),
+                is_history_lost: false,
+            };
+            left.spawn(watcher.run(stop_left.clone()));
+            let parts = Arc::new(WorkerParts {
+                server: server.clone(),
+                client: client.clone(),
+                store: dyn_store.clone(),
+                board: board.clone(),
+                clock: clock.clone(),
+                expectations,
+                sources: sources(),
+            });
+            left.spawn(Worker { parts, queue }.run(stop_left.clone()));
+            let (server, board, stop) = (server.clone(), board.clone(), stop_left.clone());
+            left.spawn(async move {
+                files.run(server, client, board, stop).await;
+                Ok(())
+            });
+        }
+
+        for plan in sinks.iter().filter(|plan| plan.takes_commands) {
+            let door = Door {
+                origin: plan.broker.name.clone(),
+                allows: Box::new(|_| true),
+                reply_prefixes: Vec::new(),
+                queues: queues.clone(),
+                store: dyn_store.clone(),
+                board: board.clone(),
+                clock: clock.clone(),
+            };
+            left.spawn(Intake { source: Box::new(Commands(plan.broker.clone())), door }.run(stop_left.clone()));
+        }
+        Self { board, store, left, right, stop_left, stop_right }
+    }
+
+    /// Waits until a task ends by itself, which none may do, and says how it ended.
+    pub async fn ended(&mut self) -> String {
+        let ended = tokio::select! {
+            biased;
+            Some(ended) = self.left.join_next() => ended,
+            Some(ended) = self.right.join_next() => ended,
+        };
+        format!("a task of the bridge ended by itself: {ended:?}")
+    }
+
+    /// Ends wherever it stands.
+    pub async fn kill(mut self) -> Arc<DiskStore> {
+        self.left.shutdown().await;
+        self.right.shutdown().await;
+        self.store
+    }
+
+    /// Stops as on a signal, left side first, each within its time.
+    pub async fn stop(mut self) -> Arc<DiskStore> {
+        for (stop, tasks, seconds) in [(&self.stop_left, &mut self.left, 3), (&self.stop_right, &mut self.right, 7)] {
+            stop.cancel();
+            let ended = async { while tasks.join_next().await.is_some() {} };
+            let _in_time = tokio::time::timeout(Duration::from_secs(seconds), ended).await.is_ok();
+        }
+        self.kill().await
+    }
+}

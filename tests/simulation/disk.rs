@@ -1,0 +1,268 @@
+//! A disk: the store in memory with what a real one does wrong, and the chronicle of what it took.
+//!
+//! What is documented as synced survives everything. Of the writes since then a power cut leaves
+//! some first part, perhaps none. A disk may be full, for the journal or for everything.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use dtorrent::model::{
+    CommandId, Committed, Entry, Epoch, InfoHash, OutcomeStatus, Rev, Seq, ServerName, SinkName, Tick,
+};
+use dtorrent::port::{Admission, Clock, Loaded, LoggedCommand, Progress, Store, StoreError, UnsentResult, Usage};
+use dtorrent::store::{Image, MemoryStore, Options};
+
+use super::stage::{Stage, lock};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    Enough,
+    /// Commits are refused.
+    NoneForTheJournal,
+    /// Every write is refused.
+    None,
+}
+
+/// What was told of one torrent at one revision.
+pub struct ToldOnce {
+    pub rev: Rev,
+    pub last_seq: Seq,
+    pub body: Bytes,
+}
+
+/// What the disk has taken, whatever became of it later. The truth that sinks are compared with.
+#[derive(Default)]
+pub struct Chronicle {
+    pub entries: BTreeMap<ServerName, BTreeMap<Seq, Entry>>,
+    pub told: HashMap<(ServerName, InfoHash), Vec<ToldOnce>>,
+    /// From where each sink began.
+    pub began: BTreeMap<(SinkName, ServerName), Seq>,
+    /// Entries that a power cut took; none of them was ever acknowledged to the bridge.
+    pub lost: usize,
+}
+
+/// Carries the state over crashes. One store at a time is open on it.
+pub struct Disk {
+    stage: Arc<Stage>,
+    options: Options,
+    pub room: Mutex<Room>,
+    pub chronicle: Mutex<Chronicle>,
+    pub buried: Mutex<Vec<(SinkName, ServerName, Seq)>>,
+}
+
+pub struct DiskStore {
+    disk: Arc<Disk>,
+    inner: MemoryStore,
+    /// What a power cut would leave, if that is not everything.
+    floor: Mutex<Option<Image>>,
+}
+
+impl Disk {
+    pub fn new(stage: Arc<Stage>, options: Options) -> Arc<Self> {
+        Arc::new(Self {
+            stage,
+            options,
+            room: Mutex::new(Room::Enough),
+            chronicle: Mutex::default(),
+            buried: Mutex::default(),
+        })
+    }
+
+    /// Opens the disk, empty or with what an earlier life left on it.
+    pub async fn open(self: &Arc<Self>, left: Option<Image>, servers: &[ServerName]) -> Arc<DiskStore> {
+        let clock: Arc<dyn Clock> = self.stage.clone();
+        let inner = match left {
+            Some(image) => MemoryStore::open(image, self.options.clone(), clock),
+            None => MemoryStore::with_epoch(Epoch(0x7f3a_9c21), self.options.clone(), clock),
+        };
+        for server in servers {
+            let loaded = inner.load(server).await.expect("a store in memory can be read");
+            let mut chronicle = lock(&self.chronicle);
+            let Chronicle { entries, lost, .. } = &mut *chronicle;
+            *lost += entries.entry(server.clone()).or_default().split_off(&Seq(loaded.last_seq.0 + 1)).len();
+        }
+        Arc::new(DiskStore { disk: Arc::clone(self), inner, floor: Mutex::new(None) })
+    }
+}
+
+impl DiskStore {
+    /// What a crash of the bridge leaves, or of the machine.
+    pub fn left(&self, is_power_cut: bool) -> Image {
+        let floor = lock(&self.floor).take().filter(|_| is_power_cut);
+        floor.unwrap_or_else(|| self.inner.image())
+    }
+
+    pub fn inner(&self) -> &MemoryStore {
+        &self.inner
+    }
+
+    fn room_for(&self, is_journal: bool) -> Result<(), StoreError> {
+        match *lock(&self.disk.room) {
+            Room::None => Err(StoreError::Full { reason: "the disk is full".to_owned() }),
+            Room::NoneForTheJournal if is_journal => Err(StoreError::Full { reason: "no room".to_owned() }),
+            Room::NoneForTheJournal | Room::Enough => Ok(()),
+        }
+    }
+
+    /// Before a write that is not synced: a power cut may take it and any of those before it.
+    fn risk(&self) {
+        let mut floor = lock(&self.floor);
+        if floor.is_none() || self.disk.stage.dice.percent(25) {
+            *floor = Some(self.inner.image());
+        }
+    }
+
+    fn synced(&self) {
+        *lock(&self.floor) = None;
+    }
+
+    async fn before_write(&self) -> Result<(), StoreError> {
+        self.disk.stage.step().await;
+        self.room_for(false)
+    }
+
+    async fn after_synced_write(&self) {
+        self.synced();
+        self.disk.stage.step().await;
+    }
+
+    /// Writes down for the test what was committed.
+    async fn record(&self, server: &ServerName, committed: &Committed) {
+        let last = lock(&self.disk.chronicle).entries.get(server).and_then(|entries| entries.keys().last().copied());
+        let new = self.inner.read(server, last.unwrap_or_default(), u16::MAX).await.expect("memory can be read");
+        let mut chronicle = lock(&self.disk.chronicle);
+        for entry in new {
+            self.disk
+                .stage
+                .note(|| format!("journal {}: {} {:?} {}", entry.seq.0, entry.server, entry.kind, short(entry.hash)));
+            chronicle.entries.entry(server.clone()).or_default().insert(entry.seq, entry);
+        }
+        for (hash, told) in &committed.told {
+            let Some(told) = told else { continue };
+            let body = Bytes::from(serde_json::to_vec(&*told.torrent).expect("a torrent is plain JSON"));
+            let once = ToldOnce { rev: told.rev, last_seq: told.last_seq, body };
+            chronicle.told.entry((server.clone(), *hash)).or_default().push(once);
+        }
+    }
+}
+
+pub fn short(hash: Option<InfoHash>) -> String {
+    hash.map(|hash| hash.to_string()[..2].to_owned()).unwrap_or_default()
+}
+
+#[async_trait]
+impl Store for DiskStore {
+    async fn load(&self, server: &ServerName) -> Result<Loaded, StoreError> {
+        self.inner.load(server).await
+    }
+
+    async fn commit(&self, tick: Tick) -> Result<Committed, StoreError> {
+        self.disk.stage.step().await;
+        self.room_for(true)?;
+        let server = tick.server.clone();
+        let is_synced = !tick.facts.is_empty();
+        if !is_synced {
+            self.risk();
+        }
+        let committed = self.inner.commit(tick).await?;
+        self.record(&server, &committed).await;
+        if is_synced {
+            self.synced();
+        }
+        self.disk.stage.step().await;
+        Ok(committed)
+    }
+
+    async fn read(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<Entry>, StoreError> {
+        self.disk.stage.step().await;
+        self.inner.read(server, after, limit).await
+    }
+
+    async fn progress(&self, sink: &SinkName) -> Result<BTreeMap<ServerName, Progress>, StoreError> {
+        self.inner.progress(sink).await
+    }
+
+    async fn settle(&self, sink: &SinkName, progress: BTreeMap<ServerName, Progress>) -> Result<(), StoreError> {
+        self.before_write().await?;
+        self.risk();
+        {
+            let mut chronicle = lock(&self.disk.chronicle);
+            for (server, progress) in &progress {
+                chronicle.began.entry((sink.clone(), server.clone())).or_insert(progress.cursor);
+            }
+        }
+        self.inner.settle(sink, progress).await
+    }
+
+    async fn bury(&self, sink: &SinkName, entry: &Entry, reason: &str) -> Result<(), StoreError> {
+        self.before_write().await?;
+        self.inner.bury(sink, entry, reason).await?;
+        lock(&self.disk.buried).push((sink.clone(), entry.server.clone(), entry.seq));
+        self.after_synced_write().await;
+        Ok(())
+    }
+
+    async fn registry(&self, sink: &SinkName) -> Result<Vec<String>, StoreError> {
+        self.inner.registry(sink).await
+    }
+
+    async fn register(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
+        self.before_write().await?;
+        self.inner.register(sink, names).await?;
+        self.after_synced_write().await;
+        Ok(())
+    }
+
+    async fn unregister(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
+        self.before_write().await?;
+        self.risk();
+        self.inner.unregister(sink, names).await
+    }
+
+    async fn log_command(&self, command: LoggedCommand) -> Result<Admission, StoreError> {
+        self.before_write().await?;
+        let admission = self.inner.log_command(command).await?;
+        self.after_synced_write().await;
+        Ok(admission)
+    }
+
+    async fn start_command(&self, server: Option<&ServerName>, id: &CommandId) -> Result<(), StoreError> {
+        self.before_write().await?;
+        self.inner.start_command(server, id).await?;
+        self.after_synced_write().await;
+        Ok(())
+    }
+
+    async fn finish_command(
+        &self,
+        server: Option<&ServerName>,
+        id: &CommandId,
+        status: OutcomeStatus,
+        result: Bytes,
+    ) -> Result<(), StoreError> {
+        self.before_write().await?;
+        self.inner.finish_command(server, id, status, result).await?;
+        self.after_synced_write().await;
+        Ok(())
+    }
+
+    async fn open_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {
+        self.inner.open_commands().await
+    }
+
+    async fn unsent_results(&self, sink: &SinkName, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
+        self.inner.unsent_results(sink, limit).await
+    }
+
+    async fn result_sent(&self, number: i64) -> Result<(), StoreError> {
+        self.before_write().await?;
+        self.risk();
+        self.inner.result_sent(number).await
+    }
+
+    async fn usage(&self) -> Result<Usage, StoreError> {
+        self.inner.usage().await
+    }
+}
