@@ -609,9 +609,10 @@ impl Dispatcher {
                     warn!(%sink, reason, "a kept message could not be cleared");
                 }
                 if self.clearing.remove(&name) {
-                    self.registry.remove(&name);
                     let cross_out = || self.store.unregister(sink, vec![name.clone()]);
                     until_there_is_room("the list of what is kept", cross_out).await?;
+                    // Not before: the link may die meanwhile, and the name is to be cleared again then.
+                    self.registry.remove(&name);
                 }
             }
             Sent::Result { number } => {
