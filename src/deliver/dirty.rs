@@ -30,6 +30,8 @@ pub enum Known {
 #[derive(Debug)]
 struct Owed {
     known: Known,
+    /// The entry that taught this.
+    learned_from: Seq,
     not_before: Seq,
     /// The picture that is under way to the sink, if one is.
     under_way: Option<Known>,
@@ -58,16 +60,19 @@ impl DirtySet {
                 }
             }
             None => {
-                self.owed.insert(hash, Owed { known, not_before, under_way: None, is_stale: false });
+                self.owed
+                    .insert(hash, Owed { known, learned_from: Seq(0), not_before, under_way: None, is_stale: false });
                 self.ready.insert((not_before, hash));
             }
         }
     }
 
-    /// A journal entry about the torrent was settled: the sink knows that picture now.
-    pub fn learned(&mut self, hash: InfoHash, known: Known) {
-        if let Some(owed) = self.owed.get_mut(&hash) {
+    /// The sink has the journal entry `seq` about the torrent, and knows that picture now. It may be
+    /// heard of a later entry first: that one counts.
+    pub fn learned(&mut self, hash: InfoHash, known: Known, seq: Seq) {
+        if let Some(owed) = self.owed.get_mut(&hash).filter(|owed| owed.learned_from < seq) {
             owed.known = known;
+            owed.learned_from = seq;
         }
     }
 
@@ -169,6 +174,15 @@ mod tests {
         dirty.hold(hash(1), Seq(2));
         assert_eq!(dirty.next(Seq(1)), None);
         assert_eq!(dirty.next(Seq(2)).unwrap().0, hash(1));
+    }
+
+    #[test]
+    fn the_newest_entry_counts_whichever_is_heard_of_first() {
+        let mut dirty = DirtySet::default();
+        dirty.mark(hash(1), Known::Nothing, Seq(0));
+        dirty.learned(hash(1), Known::Forgotten, Seq(2));
+        dirty.learned(hash(1), Known::Nothing, Seq(1));
+        assert_eq!(dirty.next(Seq(2)), Some((hash(1), Known::Forgotten)));
     }
 
     #[test]

@@ -712,7 +712,7 @@ fn learn_from(owed: &mut ServerLane, board: &Board, entry: &Entry) {
         Some(told) if told.rev == entry.rev => Known::Picture(told.torrent),
         _ => picture_in(entry).map_or(Known::Forgotten, Known::Picture),
     };
-    owed.dirty.learned(hash, known);
+    owed.dirty.learned(hash, known, entry.seq);
 }
 
 /// The torrent as the entry shows it, from its bytes.
