@@ -107,7 +107,10 @@ impl Observer {
         self.tell_of_server(&mut tick, state, listing, generation);
         let mut torrents = Vec::new();
         self.find_removed(told, listing, cause, &mut tick, &mut torrents);
-        for (hash, seen) in &listing.torrents {
+        // What is new waits until it is known which run shows it: told now, it would be taken for
+        // something that was there before a restart, and had not been loaded anew by it.
+        let is_undecided = self.was_away && !self.trust.believes_absence() && has_nothing_of(told, listing);
+        for (hash, seen) in listing.torrents.iter().filter(|_| is_other_run || !is_undecided) {
             let context = self.remember(*hash, seen, generation, now.at);
             self.tell_of_torrent(*hash, told.get(hash), seen, context, cause, now.at, &mut tick, &mut torrents);
         }
@@ -116,7 +119,7 @@ impl Observer {
         self.finish_snapshot(&mut tick, state, told, listing);
         self.has_looked = true;
         // A restart that could not be written down is to be found again.
-        self.is_back = self.trust.believes_absence() || !has_nothing_of(told, listing);
+        self.is_back = is_other_run || !is_undecided;
         self.was_away &= !(self.is_back && tick.is_empty());
         tick
     }
