@@ -27,7 +27,7 @@ use crate::config::{Broker, Config, MqttVersion, Server};
 use crate::deliver::retention::Retain;
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::http;
-use crate::model::{EVENT_SCHEMA, Kind, RESULT_SCHEMA, ServerName, ServerStats, SinkName};
+use crate::model::{EVENT_SCHEMA, Kind, RESULT_SCHEMA, ServerName, ServerStats, SinkName, Timestamp};
 use crate::port::{Clock, LoggedCommand, Store, SystemClock, TorrentClient};
 use crate::repeat::until_there_is_room;
 use crate::sinks::mqtt::{self, MqttSink};
@@ -36,6 +36,8 @@ use crate::supervise::{Group, for_ever};
 use crate::telemetry::metrics::{self, Metrics};
 use crate::watch::{FilesWanted, Watcher};
 
+/// How exactly it is known, after a crash, since when nobody took commands.
+const NOTE_ALIVE_EACH: Duration = Duration::from_secs(10);
 /// What stops in how much time, so that all of it is over within ten seconds.
 const STOP_LEFT_WITHIN: Duration = Duration::from_millis(2500);
 const STOP_RIGHT_WITHIN: Duration = Duration::from_millis(6500);
@@ -66,6 +68,13 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
     let mut left = Group::new();
     bridge.spawn_servers(&mut left);
     bridge.spawn_intakes(&mut left);
+    let alive = Arc::clone(&sqlite);
+    for_ever("alive", async move {
+        loop {
+            alive.note_alive();
+            tokio::time::sleep(NOTE_ALIVE_EACH).await;
+        }
+    });
     let kept_up = metrics.clone();
     for_ever("metrics", async move { kept_up.upkeep().await });
     let page = listener.map(|listener| {
@@ -118,6 +127,7 @@ struct Bridge {
     sinks: BTreeMap<SinkName, SinkParts>,
     reporter: Arc<dyn Reporter>,
     ended_in_order: bool,
+    last_alive: Option<Timestamp>,
 }
 
 struct ServerParts {
@@ -169,13 +179,14 @@ impl Bridge {
             let sink = MqttSink::new(settings).with_context(|| format!("set up broker {name}"))?;
             sinks.insert(name.clone(), SinkParts { sink: Arc::new(sink), broker: broker.clone() });
         }
+        let (ended_in_order, last_alive) = (recovery.was_clean, recovery.last_alive);
         let reporter = Arc::new(Reports {
             board: Arc::clone(&board),
             clock: Arc::clone(&clock),
             instance: config.instance.clone(),
             start: Instant::now(),
         });
-        Ok(Self { board, store, clock, servers, sinks, reporter, ended_in_order: recovery.was_clean })
+        Ok(Self { board, store, clock, servers, sinks, reporter, ended_in_order, last_alive })
     }
 
     fn spawn_sinks(&self, group: &mut Group) {
@@ -240,6 +251,7 @@ impl Bridge {
     }
 
     fn spawn_intakes(&self, group: &mut Group) {
+        let away_since = self.last_alive;
         for (name, SinkParts { sink, broker }) in &self.sinks {
             if broker.commands.is_empty() {
                 continue;
@@ -262,7 +274,7 @@ impl Bridge {
                     board: Arc::clone(&board),
                     clock: Arc::clone(&clock),
                 };
-                Intake { source: Box::new(sink.commands()), door }.run(stop)
+                Intake { source: Box::new(sink.commands()), door, away_since }.run(stop)
             });
         }
     }

@@ -206,6 +206,8 @@ pub struct Incoming {
     pub body: Bytes,
     /// The broker kept it for whoever comes: it is never carried out.
     pub is_retained: bool,
+    /// It may have waited at the broker while nobody took it. How long, the broker does not tell.
+    pub may_have_waited: bool,
     /// How much longer its sender wants it done; `None` for no word about that.
     pub expires_in: Option<Duration>,
     pub reply: Option<ReplyTo>,

@@ -18,7 +18,7 @@ use crate::board::Board;
 use crate::deliver::backoff::Backoff;
 use crate::model::{
     CommandError, CommandId, ErrorCode, InfoHash, InvalidInfoHash, InvalidServerName, Outcome, OutcomeStatus,
-    RESULT_SCHEMA, ServerName, SinkName, Verb, printable,
+    RESULT_SCHEMA, ServerName, SinkName, Timestamp, Verb, printable,
 };
 use crate::port::{
     Admission, Answer, Clock, CommandAddress, CommandSource, Incoming, LoggedCommand, ReplyTo, Store, StoreError,
@@ -34,6 +34,8 @@ const FULL_EACH: Duration = Duration::from_secs(1);
 pub struct Intake {
     pub source: Box<dyn CommandSource>,
     pub door: Door,
+    /// Since when nobody took commands, as far as is known; `None`: never before.
+    pub away_since: Option<Timestamp>,
 }
 
 /// Decides what becomes of a message.
@@ -88,11 +90,16 @@ impl Intake {
                 Ok(incoming) => {
                     backoff.reset();
                     repeat.ended();
-                    self.door.take(incoming, &stop).await?;
+                    if !incoming.may_have_waited {
+                        self.away_since = None;
+                    }
+                    self.door.take(incoming, self.away_since, &stop).await?;
                 }
                 Err(error) => {
                     if since.elapsed() > GOOD_AFTER {
                         backoff.reset();
+                        // It stood until now, or nearly so.
+                        self.away_since = Some(self.door.clock.now());
                     }
                     if let Some(times) = repeat.failed() {
                         warn!(sink = %self.door.origin, times, %error, "no commands from here, trying on");
@@ -108,9 +115,16 @@ impl Intake {
 }
 
 impl Door {
-    async fn take(&self, incoming: Incoming, stop: &CancellationToken) -> Result<(), StoreError> {
-        let Incoming { address, body, is_retained, expires_in, reply, ack } = incoming;
-        let taken = self.read(address, body, is_retained, expires_in, reply);
+    async fn take(
+        &self,
+        incoming: Incoming,
+        away_since: Option<Timestamp>,
+        stop: &CancellationToken,
+    ) -> Result<(), StoreError> {
+        let Incoming { address, body, is_retained, may_have_waited, expires_in, reply, ack } = incoming;
+        // A broker that lets messages expire has counted the time that this one waited.
+        let waited = away_since.filter(|_| may_have_waited && expires_in.is_none());
+        let taken = self.read(address, body, is_retained, waited, expires_in, reply);
         // A full disk keeps the message at the broker until there is room. Writing is never broken
         // off: a message without an id that comes again would be another command.
         while let Err(error) = self.log(&taken).await {
@@ -132,10 +146,12 @@ impl Door {
         address: CommandAddress,
         body: Bytes,
         is_retained: bool,
+        waited_since: Option<Timestamp>,
         expires_in: Option<Duration>,
         reply: Option<ReplyTo>,
     ) -> Taken {
         let now = self.clock.now();
+        let waited_at_most = Duration::from_millis(waited_since.map_or(0, |since| now.millis_since(since)));
         let is_too_large = body.len() > BODY_BYTES_MAX;
         let (envelope, envelope_is_right) =
             if is_too_large { (Envelope::default(), Ok(())) } else { Envelope::read(&body) };
@@ -151,6 +167,9 @@ impl Door {
             Err(failed(CommandError::new(ErrorCode::TooLarge, message)))
         } else if let Err(error) = envelope_is_right {
             Err(failed(error))
+        } else if waited_at_most > ttl {
+            let message = "it may have waited at the broker for longer than its time to live";
+            Err((OutcomeStatus::Expired, CommandError::new(ErrorCode::ClientOffline, message)))
         } else if reply_to.is_some_and(|topic| !self.may_reply_to(topic)) {
             Err(refused(ErrorCode::Forbidden, "reply_to: the config allows no answers to that topic"))
         } else {

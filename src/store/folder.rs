@@ -10,6 +10,7 @@ use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
 
 use crate::model::Timestamp;
 use crate::port::StoreError;
@@ -18,6 +19,16 @@ pub(super) struct Folder {
     path: PathBuf,
     /// Held as long as the folder is in use.
     lock: File,
+}
+
+/// Says by the age of the lock file that the folder is in use: that costs no write of its own.
+pub(super) struct AliveMark(File);
+
+impl AliveMark {
+    pub fn note(&self, now: Timestamp) -> io::Result<()> {
+        let millis = u64::try_from(now.as_millis()).unwrap_or(0);
+        self.0.set_modified(UNIX_EPOCH + Duration::from_millis(millis))
+    }
 }
 
 impl Drop for Folder {
@@ -48,6 +59,17 @@ impl Folder {
             }
             Err(TryLockError::Error(e)) => Err(at("lock the data folder", e)),
         }
+    }
+
+    /// When somebody last noted that he uses the folder; see [`AliveMark`].
+    pub fn last_alive(&self) -> io::Result<Timestamp> {
+        let modified = self.lock.metadata()?.modified()?;
+        let since = modified.duration_since(UNIX_EPOCH).map_err(io::Error::other)?;
+        Ok(Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    pub fn alive_mark(&self) -> io::Result<AliveMark> {
+        self.lock.try_clone().map(AliveMark)
     }
 
     pub fn database(&self) -> PathBuf {

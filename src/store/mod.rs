@@ -66,6 +66,8 @@ pub struct Recovery {
     pub lost: bool,
     /// The last run closed the store.
     pub was_clean: bool,
+    /// When the folder was last known to be in use; `None` for a new one.
+    pub last_alive: Option<Timestamp>,
     /// What was wrong with the file that was found, for people.
     pub found: Option<String>,
     /// Where that file is now.

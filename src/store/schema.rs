@@ -108,7 +108,8 @@ pub(super) fn open(folder: &Folder, now: Timestamp) -> Result<(Connection, Epoch
     let io = |error: std::io::Error| StoreError::Io(error.into());
     let was_used = folder.was_used().map_err(io)?;
     let was_clean = folder.take_clean_mark().map_err(io)?;
-    let mut recovery = Recovery { was_clean, ..Recovery::default() };
+    let last_alive = was_used.then(|| folder.last_alive()).transpose().map_err(io)?;
+    let mut recovery = Recovery { was_clean, last_alive, ..Recovery::default() };
 
     let [size, log_size] = folder.sizes().map_err(io)?;
     let has_log = log_size.is_some_and(|bytes| bytes > 0);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::folder::Folder;
+use super::folder::{AliveMark, Folder};
 use super::thread::{Db, Failure, Mode, Writer};
 use super::{DeadLetter, Options, Recovery, commands, journal, schema, sinks};
 use crate::model::{CommandId, Committed, Entry, Seq, ServerName, SinkName, Tick};
@@ -18,6 +18,8 @@ use crate::port::{Admission, Answer, Clock, Loaded, LoggedCommand, Progress, Sto
 /// Its calls are not cancel-safe: what a dropped call asked for may or may not be done.
 pub struct SqliteStore {
     pub(super) writer: Writer,
+    alive: AliveMark,
+    clock: Arc<dyn Clock>,
 }
 
 impl SqliteStore {
@@ -32,9 +34,12 @@ impl SqliteStore {
     pub fn open(data_dir: &Path, options: Options, clock: Arc<dyn Clock>) -> Result<(Self, Recovery), StoreError> {
         let folder = Folder::lock(data_dir)?;
         let (connection, epoch, recovery) = schema::open(&folder, clock.now())?;
-        let db = Db::new(connection, epoch, recovery.is_new, options, clock, folder)?;
+        let alive = folder.alive_mark().map_err(|error| StoreError::Io(error.into()))?;
+        let db = Db::new(connection, epoch, recovery.is_new, options, Arc::clone(&clock), folder)?;
         let writer = Writer::start(db).map_err(|error| StoreError::Io(error.into()))?;
-        Ok((Self { writer }, recovery))
+        let store = Self { writer, alive, clock };
+        store.note_alive();
+        Ok((store, recovery))
     }
 
     /// Says which sinks there are and what servers each gets: what is held for others is given up.
@@ -52,8 +57,16 @@ impl SqliteStore {
         self.read(move |db| sinks::dead_letters(db, &sink)).await
     }
 
+    /// Notes that the folder is in use now: the next life wants to know how long nobody was there.
+    pub fn note_alive(&self) {
+        if let Err(error) = self.alive.note(self.clock.now()) {
+            tracing::debug!(%error, "the time could not be noted");
+        }
+    }
+
     /// Ends the store in good order, so that the next open need not check it. Every later call fails.
     pub async fn close(&self) -> Result<(), StoreError> {
+        self.note_alive();
         self.write(Mode::Close, Db::close).await
     }
 

@@ -126,6 +126,11 @@ async fn on_each(options: Options, test: impl AsyncFn(&dyn Store, &HandClock)) {
 
 // --- on every store ------------------------------------------------------------------------------
 
+/// Nothing was found but a folder that was in use when the test began.
+fn after_a_kill() -> Recovery {
+    Recovery { last_alive: Some(Timestamp::from_millis(START)), ..Recovery::default() }
+}
+
 #[tokio::test]
 async fn entries_are_numbered_without_gaps_and_say_their_own_names() {
     on_each(Options::default(), async |store, _| {
@@ -392,7 +397,10 @@ async fn what_was_committed_is_there_after_a_restart() {
     assert!(matches!(store.load(&home).await, Err(StoreError::Io(_))));
 
     let (store, recovery) = open(folder.path());
-    assert_eq!(recovery, Recovery { was_clean: true, ..Recovery::default() });
+    assert_eq!(
+        recovery,
+        Recovery { was_clean: true, last_alive: Some(Timestamp::from_millis(START)), ..Recovery::default() }
+    );
     let after = store.load(&home).await.unwrap();
     assert_eq!((after.told, after.last_seq, after.epoch), (before.told, before.last_seq, before.epoch));
     assert_eq!(store.read(&home, Seq(0), 10).await.unwrap(), entries);
@@ -596,7 +604,7 @@ async fn a_torn_change_log_loses_its_torn_end_only() {
             std::fs::copy(folder.path().join(name), other.path().join(name)).unwrap();
         }
         let (store, recovery) = open(other.path());
-        assert_eq!(recovery, Recovery::default(), "cut {cut}");
+        assert_eq!(Recovery { last_alive: None, ..recovery }, Recovery::default(), "cut {cut}");
         let loaded = store.load(&home).await.unwrap();
         let kept = seqs(&store, &home).await;
         assert_eq!(kept, (1..=loaded.last_seq.0).collect::<Vec<_>>());
@@ -717,7 +725,7 @@ async fn a_disk_filled_by_others_refuses_every_write_until_there_is_room() {
     }
     drop(store);
     let (store, recovery) = open(&folder);
-    assert_eq!(recovery, Recovery::default());
+    assert_eq!(recovery, after_a_kill());
     let last = store.load(&home).await.unwrap().last_seq.0;
     assert_eq!(seqs(&store, &home).await, (1..=last).collect::<Vec<_>>());
 }
@@ -1006,7 +1014,7 @@ async fn a_kill_loses_nothing_that_was_answered_and_no_number_comes_again() {
         assert!(told >= 20, "the child ended by itself after {told}");
 
         let (store, recovery) = open(folder.path());
-        assert_eq!(recovery, Recovery::default());
+        assert_eq!(recovery, after_a_kill());
         let loaded = store.load(&home).await.unwrap();
         assert!(loaded.last_seq.0 >= last_seq, "{:?} after {last_seq}", loaded.last_seq);
         assert_eq!(seqs(&store, &home).await, (1..=loaded.last_seq.0).collect::<Vec<_>>());

@@ -322,6 +322,30 @@ async fn a_pattern_of_many_braces_is_refused_and_the_bridge_lives_on() {
 }
 
 #[tokio::test]
+async fn a_command_that_waited_at_the_broker_longer_than_its_time_is_not_carried_out() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let hash = world.home.load(&Content::file("x", 20_000, 1).torrent, false).await.unwrap();
+    world.start_bridge().await;
+    world.bridge().stop().await;
+    let topic = format!("dtorrent/home/torrent/{hash}/command/label");
+    for (id, ttl) in [("late", "1h"), ("patient", "23h")] {
+        let body = json!({"id": id, "label": id, "ttl": ttl}).to_string();
+        world.heard.send(Command::new(&topic, body)).await;
+    }
+    // The folder says that nobody was there for two hours.
+    let lock = std::fs::File::options().write(true).open(world.data_dir().join("dtorrent.lock")).unwrap();
+    let stopped = lock.metadata().unwrap().modified().unwrap();
+    lock.set_modified(stopped - std::time::Duration::from_secs(2 * 60 * 60)).unwrap();
+    world.bridge().start_again();
+    assert_eq!(world.heard.result("late").await["status"], "expired");
+    assert_eq!(world.heard.result("patient").await["status"], "ok");
+    assert_eq!(world.home.get(hash, "d.custom1").await.unwrap(), "patient");
+}
+
+#[tokio::test]
 async fn an_expired_question_is_not_answered_either() {
     if !can_run() {
         return;

@@ -170,7 +170,10 @@ impl Bridge {
                 board: board.clone(),
                 clock: clock.clone(),
             };
-            left.spawn(Intake { source: Box::new(Commands(plan.broker.clone())), door }.run(stop_left.clone()));
+            left.spawn(
+                Intake { source: Box::new(Commands(plan.broker.clone())), door, away_since: None }
+                    .run(stop_left.clone()),
+            );
         }
         Self { board, store, left, right, stop_left, stop_right }
     }

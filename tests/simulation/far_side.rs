@@ -310,7 +310,15 @@ impl CommandSource for Commands {
                     from.change(|state| state.commands.retain(|waiting| waiting.number != number));
                 }
             });
-            return Ok(Incoming { address, body, is_retained: false, expires_in: None, reply: None, ack });
+            return Ok(Incoming {
+                address,
+                body,
+                is_retained: false,
+                may_have_waited: false,
+                expires_in: None,
+                reply: None,
+                ack,
+            });
         }
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::model::SinkName;
@@ -23,6 +24,9 @@ use super::{Broker, TlsError};
 const SESSION_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// How many unacknowledged commands the broker may send.
 const RECEIVE_MAX: u16 = 20;
+/// What waited at the broker comes without a pause longer than this, and all of it within that.
+const CAUGHT_UP_AFTER: Duration = Duration::from_millis(300);
+const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(10);
 /// Acknowledgements and subscriptions that wait to be written.
 const CHANNEL: usize = 1_000;
 
@@ -48,6 +52,8 @@ struct Session {
     events: EventLoop,
     /// What came before the subscriptions were answered.
     early: VecDeque<Received>,
+    /// Until then the broker may hand out what waited for us. It does not say where that ends: a pause does.
+    catching_up_until: Option<Instant>,
 }
 
 impl MqttCommands {
@@ -82,7 +88,18 @@ impl MqttCommands {
                 if let Some(received) = session.early.pop_front() {
                     return Ok(Some(received));
                 }
-                match session.events.next().await? {
+                let event = match session.catching_up_until {
+                    None => session.events.next().await,
+                    Some(until) => {
+                        let pause = until.min(Instant::now() + CAUGHT_UP_AFTER);
+                        let Ok(event) = tokio::time::timeout_at(pause, session.events.next()).await else {
+                            session.catching_up_until = None;
+                            return Ok(None);
+                        };
+                        event
+                    }
+                };
+                match event? {
                     Event::Received(received) => Ok(Some(*received)),
                     _ => Ok(None),
                 }
@@ -101,7 +118,9 @@ impl MqttCommands {
     }
 
     /// Makes a message a command; `None` if it is none of ours.
-    fn incoming(&self, received: Received, client: &Client) -> Option<Incoming> {
+    fn incoming(&self, received: Received, session: &Session) -> Option<Incoming> {
+        let Session { client, catching_up_until, .. } = session;
+        let may_have_waited = catching_up_until.is_some();
         let Received { topic, body, is_retained, expires_in, response_topic, correlation, receipt } = received;
         let Some(address) = self.broker.topics.command(&topic).filter(|address| self.is_for_us(address)) else {
             // A subscription of an earlier configuration, which the broker still keeps.
@@ -118,7 +137,7 @@ impl MqttCommands {
         });
         let client = client.clone();
         let ack = Box::new(move || acknowledge(&client, receipt));
-        Some(Incoming { address, body, is_retained, expires_in, reply, ack })
+        Some(Incoming { address, body, is_retained, may_have_waited, expires_in, reply, ack })
     }
 
     fn is_for_us(&self, address: &CommandAddress) -> bool {
@@ -143,7 +162,7 @@ impl CommandSource for MqttCommands {
                 Err(ended) => return Err(self.ended(ended)),
             };
             if let (Some(received), State::Connected(session)) = (received, &self.state)
-                && let Some(incoming) = self.incoming(received, &session.client)
+                && let Some(incoming) = self.incoming(received, session)
             {
                 return Ok(incoming);
             }
@@ -192,7 +211,8 @@ async fn handshake(
         check_subscriptions(sink, &filters, answers)?;
     }
     info!(%sink, ?protocol, resumed = granted.is_session_present, "taking commands");
-    Ok(Session { client, events, early })
+    let catching_up_until = granted.is_session_present.then(|| Instant::now() + CAUGHT_UP_WITHIN);
+    Ok(Session { client, events, early, catching_up_until })
 }
 
 /// Some filters may be forbidden; without any there is nothing to wait for.
