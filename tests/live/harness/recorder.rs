@@ -279,6 +279,11 @@ impl Recorder {
                 ("event/removed", _) => drop(present.insert(hash.to_owned(), false)),
                 ("state", is_cleared) => {
                     let is_present = present.get(hash).copied().unwrap_or(false);
+                    // Of many torrents not every state is kept; one that is no longer kept is taken back.
+                    let are_many = present.values().filter(|is_present| **is_present).count() > 500;
+                    if are_many && is_present && is_cleared {
+                        continue;
+                    }
                     assert_eq!(is_present, !is_cleared, "the state of {hash} and what was told of it disagree");
                 }
                 _ => {}
