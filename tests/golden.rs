@@ -1,0 +1,195 @@
+//! What goes over the wire and to the terminal, letter by letter, in `tests/golden/`.
+//!
+//! `BLESS=1` writes the files anew; a person reads the difference.
+
+#![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
+
+use std::fmt::Write as _;
+use std::fs;
+use std::process::Command;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dtorrent::model::*;
+use dtorrent::port::{Delivery, ReplyTo};
+use dtorrent::sinks::mqtt::{Prefix, topics::Topics};
+use serde::Serialize;
+use serde_json::json;
+
+fn is_golden(name: &str, text: &str) {
+    let path = format!("tests/golden/{name}");
+    let text = format!("{}\n", text.trim_end());
+    if std::env::var_os("BLESS").is_some() {
+        fs::write(&path, &text).unwrap();
+    }
+    let golden = fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(text, golden, "{path} says otherwise; BLESS=1 writes it anew");
+}
+
+fn pretty(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value).unwrap()
+}
+
+fn home() -> ServerName {
+    ServerName::parse("home").unwrap()
+}
+
+fn hash() -> InfoHash {
+    "3f786850e387550fdab836ed7e6dc881de23001b".parse().unwrap()
+}
+
+fn time() -> Timestamp {
+    Timestamp::from_millis(1_795_328_701_114)
+}
+
+fn torrent() -> Torrent {
+    Torrent {
+        hash: hash(),
+        name: "Ünï ☃ 🦀 \u{1}<&>\"".to_owned(),
+        server: home(),
+        active: true,
+        downloaded: 1_500,
+        uploaded: 500,
+        length: 1_500,
+        path: Some("/watch/x.torrent".to_owned()),
+        progress: progress(1_500, 1_500),
+        ratio: ratio(500, 1_500),
+        finished: true,
+        playing: true,
+        extra: Extra::from([("throttle".to_owned(), json!("slow")), ("absent".to_owned(), json!(null))]),
+        status: Status::Seeding,
+        error: false,
+        message: Some(String::new()),
+        stalled: false,
+        download_rate: Some(0),
+        upload_rate: Some(1_000_000_000_000),
+        left: Some(0),
+        eta: None,
+        peers: Some(3),
+        seeds: Some(0),
+        label: Some("linux".to_owned()),
+        directory: Some("/downloads".to_owned()),
+        private: Some(false),
+        priority: Some(2),
+        tracker: Some("tracker.example".to_owned()),
+        added_at: Some(time()),
+        started_at: Some(time()),
+        finished_at: None,
+        size_files: Some(1),
+    }
+}
+
+fn event(event_type: Kind, id: EventId, seq: Option<Seq>) -> Event {
+    let is_torrents = event_type.entity() == Entity::Torrent;
+    let change = Change { from: json!("downloading"), to: json!("seeding") };
+    Event {
+        schema: EVENT_SCHEMA,
+        entity: event_type.entity(),
+        event_type,
+        id,
+        seq,
+        time: time(),
+        server: home(),
+        hash: is_torrents.then(hash),
+        cause: Cause::Observed,
+        command_id: None,
+        changes: if is_torrents { Changes::from([("status".to_owned(), change)]) } else { Changes::new() },
+        torrent: is_torrents.then(|| Arc::new(torrent())),
+    }
+}
+
+#[test]
+fn events_look_as_ever() {
+    let epoch = Epoch(0x7f3a_9c21);
+    let journal = EventId::Journal { server: home(), epoch, seq: Seq(4182) };
+    let caused = Event {
+        cause: Cause::Command,
+        command_id: Some(CommandId::parse("9b1c").unwrap()),
+        ..event(Kind::Finished, journal.clone(), Some(Seq(4182)))
+    };
+    is_golden("event-finished.json", &pretty(&caused));
+    is_golden("event-server-online.json", &pretty(&event(Kind::ServerOnline, journal, Some(Seq(4182)))));
+    let updated = EventId::Updated { server: home(), epoch, rev: Rev(9001) };
+    is_golden("event-updated.json", &pretty(&event(Kind::Updated, updated, None)));
+}
+
+#[test]
+fn a_state_and_statistics_look_as_ever() {
+    is_golden("torrent.json", &pretty(&torrent()));
+    let server = ServerStats { client: Some("rTorrent 0.9.8".to_owned()), ..ServerStats::default() };
+    let finished = Torrent { finished_at: Some(time()), ..torrent() };
+    is_golden("stats.json", &pretty(&Stats::of(server, [&torrent(), &finished].into_iter())));
+}
+
+#[test]
+fn results_look_as_ever() {
+    let outcome = |verb: Verb, status, results, error, page| Outcome {
+        schema: RESULT_SCHEMA,
+        id: CommandId::parse("9b1c").unwrap(),
+        verb: verb.as_str().to_owned(),
+        server: Some(home()),
+        status,
+        time: time(),
+        took_ms: 41,
+        results,
+        error,
+        page,
+    };
+    let unknown = CommandError::new(ErrorCode::UnknownHash, "the client has no torrent of that hash");
+    let rows = vec![Row::ok(hash()), Row::failed(InfoHash::V2([7; 32]), unknown.clone())];
+    let partial = outcome(Verb::Pause, OutcomeStatus::Partial, rows, Some(unknown), None);
+    is_golden("result-partial.json", &pretty(&partial));
+    let listed = vec![Row { torrent: Some(json!({"name": "x"})), ..Row::ok(hash()) }];
+    let page = Page { total: 1, page: 0, page_size: 200 };
+    let list = outcome(Verb::List, OutcomeStatus::Ok, listed, None, Some(page));
+    is_golden("result-list.json", &pretty(&list));
+    let body = without_rows(&serde_json::to_vec(&list).unwrap(), "the packet is too large");
+    is_golden("result-too-large.json", &pretty(&serde_json::from_slice::<serde_json::Value>(&body).unwrap()));
+}
+
+#[test]
+fn topics_are_as_ever() {
+    let topics = Topics::new(Prefix::parse("dtorrent").unwrap(), "main", true);
+    let (server, hash, body) = (home(), hash(), Bytes::new());
+    let id = EventId::Journal { server: home(), epoch: Epoch(1), seq: Seq(1) };
+    let entry = |kind: Kind| {
+        let hash = (kind.entity() == Entity::Torrent).then_some(hash);
+        let (server, id, body) = (server.clone(), id.clone(), body.clone());
+        Delivery::Event(Entry { server, seq: Seq(1), id, kind, hash, rev: Rev(1), time: time(), body })
+    };
+    let mut deliveries: Vec<Delivery> =
+        Kind::ALL.iter().filter(|kind| **kind != Kind::Updated).map(|k| entry(*k)).collect();
+    deliveries.extend([
+        Delivery::Updated { server: server.clone(), hash, id: id.clone(), time: time(), body: body.clone() },
+        Delivery::State { server: server.clone(), hash, body: body.clone(), keep: true },
+        Delivery::State { server: server.clone(), hash, body: body.clone(), keep: false },
+        Delivery::Files { server: server.clone(), hash, body: body.clone() },
+        Delivery::ServerStatus { server: server.clone(), is_online: true },
+        Delivery::Stats { server: server.clone(), body: body.clone() },
+        Delivery::Info { body: body.clone() },
+        Delivery::Health { body: body.clone() },
+        Delivery::Result { server: Some(server), body: body.clone(), reply: None::<ReplyTo> },
+        Delivery::Result { server: None, body, reply: None },
+    ]);
+    let mut lines = String::new();
+    for delivery in &deliveries {
+        let route = topics.route(delivery);
+        let retained = if route.is_retained { " retained" } else { "" };
+        writeln!(lines, "{} {:?}{retained}", route.topic, route.qos).unwrap();
+    }
+    is_golden("topics.txt", &lines);
+}
+
+#[test]
+fn help_is_as_ever() {
+    let mut text = String::new();
+    for arguments in
+        [&["--help"][..], &["run", "--help"], &["demo", "--help"], &["check", "--help"], &["health", "--help"]]
+    {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_dtorrent")).args(arguments).env("COLUMNS", "100").output().unwrap();
+        writeln!(text, "$ dtorrent {}\n{}", arguments.join(" "), String::from_utf8(output.stdout).unwrap()).unwrap();
+    }
+    let text: Vec<&str> = text.lines().map(str::trim_end).collect();
+    is_golden("help.txt", &text.join("\n"));
+}
