@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -70,6 +71,9 @@ impl MqttCommands {
     /// Moves on by one step. Cancel-safe: all that lasts is in `self`.
     async fn step(&mut self) -> Result<Option<Received>, Ended> {
         match &mut self.state {
+            State::Away if self.broker.has_namesake.load(Ordering::Relaxed) => {
+                Err(Ended::new(End::Other, "another bridge of this instance is online there"))
+            }
             State::Away => {
                 let (broker, has_subscribed) = (self.broker.clone(), self.has_subscribed);
                 let packet_bytes_max = std::mem::replace(&mut self.packet_bytes_max, wire::PACKET_BYTES_MAX);

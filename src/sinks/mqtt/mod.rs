@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use rustls::ClientConfig;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -44,6 +45,11 @@ const SHORT: Duration = Duration::from_secs(60);
 /// So many of them in a row look like two bridges that take one client id from each other.
 const ROW: u32 = 4;
 
+/// What is kept under a topic comes at once, if something is.
+const KEPT_WITHIN: Duration = Duration::from_secs(2);
+/// How often a bridge that waits for its namesake looks whether he is gone.
+const NAMESAKE_RETRY: Duration = Duration::from_secs(10);
+
 /// What both connections to a broker have in common.
 struct Broker {
     settings: Settings,
@@ -51,6 +57,8 @@ struct Broker {
     tls: Option<Arc<ClientConfig>>,
     /// The broker said that it does not speak MQTT 5.
     refuses_5: AtomicBool,
+    /// Another bridge of our name is online there, so both our connections stay away.
+    has_namesake: AtomicBool,
 }
 
 impl Broker {
@@ -60,7 +68,7 @@ impl Broker {
             false => None,
         };
         let topics = Topics::new(settings.prefix.clone(), &*settings.instance, settings.retain);
-        Ok(Self { settings, topics, tls, refuses_5: AtomicBool::new(false) })
+        Ok(Self { settings, topics, tls, refuses_5: AtomicBool::new(false), has_namesake: AtomicBool::new(false) })
     }
 
     /// Two bridges with one client id take the line from each other, and older brokers do not say so.
@@ -144,6 +152,24 @@ impl MqttSink {
     /// Connects and leaves again, under another client id and without a word to anybody, so that a
     /// bridge that runs is not disturbed.
     pub async fn probe(&self) -> Result<(), DeliverError> {
+        self.look(None).await.map(|_| ())
+    }
+
+    /// While we are not connected somebody is `online` in our name: then the line is left to him. Only
+    /// asked when the line was taken from us again and again.
+    async fn has_namesake(&self) -> Result<bool, DeliverError> {
+        let status = self.look(Some(self.broker.topics.bridge_status())).await?;
+        let has_namesake = status.as_deref() == Some(b"online");
+        if has_namesake && !self.broker.has_namesake.swap(has_namesake, Ordering::Relaxed) {
+            let Settings { name, instance, .. } = &self.broker.settings;
+            warn!(sink = %name, instance, "another bridge is online in this name: waiting until it is gone");
+        }
+        self.broker.has_namesake.store(has_namesake, Ordering::Relaxed);
+        Ok(has_namesake)
+    }
+
+    /// Connects under a name of its own, reads what is kept under a topic, and leaves.
+    async fn look(&self, topic: Option<String>) -> Result<Option<Bytes>, DeliverError> {
         let client_id = format!("dtorrent-{}-probe-{:08x}", self.broker.settings.instance, rand::random::<u32>());
         let greet = |protocol| {
             let (client, mut events) = self.broker.open(&Opening {
@@ -155,12 +181,28 @@ impl MqttSink {
                 channel: link::CHANNEL,
                 receive_max: None,
             });
+            let topic = topic.clone();
             async move {
                 while !matches!(events.next().await?, Event::Connected(_)) {}
+                let mut kept = None;
+                if let Some(topic) = topic
+                    && client.subscribe([topic].into_iter()).is_ok()
+                {
+                    let listen = async {
+                        loop {
+                            if let Event::Received(received) = events.next().await? {
+                                return Ok::<_, Ended>(received.body);
+                            }
+                        }
+                    };
+                    if let Ok(body) = tokio::time::timeout(KEPT_WITHIN, listen).await {
+                        kept = Some(body?);
+                    }
+                }
                 if client.disconnect().is_ok() {
                     while !matches!(events.next().await?, Event::Left) {}
                 }
-                Ok(())
+                Ok(kept)
             }
         };
         self.broker.attempt(greet).await.map_err(DeliverError::from)
@@ -195,6 +237,14 @@ impl MqttSink {
 #[async_trait]
 impl Sink for MqttSink {
     async fn connect(&self) -> Result<Connected, DeliverError> {
+        if self.closed_in_a_row.load(Ordering::Relaxed) >= ROW {
+            if self.has_namesake().await? {
+                let instance = &self.broker.settings.instance;
+                let reason = format!("another bridge is online as instance `{instance}`: give one of them another");
+                return Err(DeliverError::Unavailable { reason, retry_after: Some(NAMESAKE_RETRY) });
+            }
+            self.closed_in_a_row.store(0, Ordering::Relaxed);
+        }
         let connected = self.broker.attempt(|protocol| self.handshake(protocol)).await;
         if connected.is_err() {
             self.closed_in_a_row.store(0, Ordering::Relaxed);
