@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help build demo test soak peers
+.PHONY: help build demo test soak bench peers
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -31,6 +31,9 @@ test: peers ## format, lints, every test with the real programs
 MINUTES ?= 10
 soak: peers ## kills the bridge and a broker at random, and counts what is lost
 	SOAK_MINUTES=$(MINUTES) cargo test --locked --all-features --test soak
+
+bench: peers ## how fast events reach the disk and a broker; docs/benchmarks.md explains the figures
+	cargo bench --locked --all-features --bench store --bench drain
 
 peers: ## the programs that it is tested with
 	@scripts/install-peers.sh

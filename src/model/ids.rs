@@ -124,7 +124,12 @@ impl FromStr for InfoHash {
 
 impl fmt::Display for InfoHash {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.as_bytes().iter().try_for_each(|byte| write!(out, "{byte:02x}"))
+        // In one piece: it stands in every topic, id and body.
+        let bytes = self.as_bytes();
+        let mut text = [0; 64];
+        let text = &mut text[..2 * bytes.len()];
+        data_encoding::HEXLOWER.encode_mut(bytes, text);
+        out.write_str(std::str::from_utf8(text).expect("hex digits are ASCII"))
     }
 }
 

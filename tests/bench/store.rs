@@ -3,58 +3,21 @@
 //! Both write the same bytes in the same batches and sync each batch, in turns, so that a disk
 //! that is slow today is slow for both. `cargo bench --bench store`.
 
+mod sample;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dtorrent::model::{
-    Cause, Changes, Extra, Fact, InfoHash, Kind, Memory, Seq, ServerName, Status, Tick, Timestamp, Torrent, progress,
-};
+use dtorrent::model::{Cause, Changes, Fact, Kind, Memory, Seq, ServerName, Tick, Timestamp, Torrent};
 use dtorrent::port::{Store, SystemClock};
 use dtorrent::store::{Options, SqliteStore};
 
-const ENTRIES: usize = 20_000;
+use crate::sample::torrent;
 
-fn torrent(server: &ServerName, number: usize) -> Arc<Torrent> {
-    let mut hash = [0; 20];
-    hash[..8].copy_from_slice(&(number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
-    Arc::new(Torrent {
-        hash: InfoHash::V1(hash),
-        name: format!("debian-{number}-amd64-netinst.iso"),
-        server: server.clone(),
-        active: true,
-        downloaded: 400_000_000,
-        uploaded: 0,
-        length: 659_554_304,
-        path: None,
-        progress: progress(400_000_000, 659_554_304),
-        ratio: Some(0.0),
-        finished: false,
-        playing: true,
-        extra: Extra::new(),
-        status: Status::Downloading,
-        error: false,
-        message: None,
-        stalled: false,
-        download_rate: Some(1_048_576),
-        upload_rate: Some(0),
-        left: Some(259_554_304),
-        eta: Some(248),
-        peers: Some(31),
-        seeds: Some(12),
-        label: Some("linux".to_owned()),
-        directory: Some("/downloads".to_owned()),
-        private: Some(false),
-        priority: Some(2),
-        tracker: Some("tracker.example.org".to_owned()),
-        added_at: Some(Timestamp::from_seconds(1_795_000_000)),
-        started_at: Some(Timestamp::from_seconds(1_795_000_000)),
-        finished_at: None,
-        size_files: Some(1),
-    })
-}
+const ENTRIES: usize = 20_000;
 
 fn tick(server: &ServerName, numbers: std::ops::Range<usize>) -> Tick {
     let torrents: Vec<_> = numbers.map(|number| torrent(server, number)).collect();

@@ -1,0 +1,256 @@
+//! How fast a backlog reaches a broker, beside a bare publisher of the same library.
+//!
+//! The store holds a journal. In each round one new sink is owed all of it: the dispatcher reads it from
+//! the disk and sends it to a real mosquitto with QoS 1, through the adapter that the program uses. Then the
+//! bare publisher sends the same bodies, from memory, to the same topics of the same broker, with as many
+//! under way, and counts PUBACKs. Both begin before they connect and end with the last acknowledgement;
+//! they take turns, so that a machine that is busy is busy for both. `cargo bench --bench drain`.
+
+mod sample;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use bytes::Bytes;
+use dtorrent::board::{Board, Content, PollReport};
+use dtorrent::deliver::retention::Retain;
+use dtorrent::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter};
+use dtorrent::demo::mosquitto::{self, Mosquitto};
+use dtorrent::model::{
+    Cause, Changes, Fact, InfoHash, Kind, Memory, Rev, Seq, ServerName, ServerStats, SinkName, Tick, Timestamp, Torrent,
+};
+use dtorrent::port::{Delivery, Progress, Store, SystemClock};
+use dtorrent::sinks::mqtt::topics::Topics;
+use dtorrent::sinks::mqtt::{BrokerUrl, MqttSink, Prefix, Settings, Version};
+use dtorrent::store::{Options, SqliteStore};
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::{AsyncClient, Event, Incoming, MqttOptions};
+use tokio_util::sync::CancellationToken;
+
+const ENTRIES: usize = 10_000;
+const TORRENTS: usize = 20;
+const ROUNDS: usize = 7;
+/// The bridge has at most so many under way, and keeps two of what the broker grants for its own status.
+const DEPTH_MAX: u16 = 100;
+const RESERVE: u16 = 2;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir_in(".")?; // not on a tmpfs: the journal is read from where it would lie
+    let bench = Bench::begin(folder.path()).await?;
+    println!(
+        "{ENTRIES} entries of {TORRENTS} torrents, {} bytes each, QoS 1, MQTT 5, {ROUNDS} rounds",
+        bench.mean_bytes()
+    );
+    println!("{:>26} {:>7} {:>16} {:>14} {:>7}", "mosquitto", "window", "bridge events/s", "bare events/s", "ratio");
+    let wider = format!("max_inflight_messages {DEPTH_MAX}");
+    for (number, line) in [None, Some(wider)].into_iter().enumerate() {
+        let shown = line.clone().unwrap_or_else(|| "as it comes".to_owned());
+        // A broker that wrote a line about each message would be what is measured.
+        let lines = line.into_iter().chain(["log_dest none".to_owned()]).collect();
+        let options = mosquitto::Options { lines, ..mosquitto::Options::default() };
+        let broker = Mosquitto::start(&folder.path().join(format!("mosquitto-{number}")), &options).await?;
+        let (mut bridge, mut bare, mut ratios, mut window) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for round in 0..=ROUNDS {
+            let of_bridge = bench.bridge(&sink(number, round)?, &broker).await?;
+            let (of_bare, granted) = bench.bare(&broker).await?;
+            window = granted;
+            if round > 0 {
+                // The first one warms up.
+                bridge.push(of_bridge);
+                bare.push(of_bare);
+                ratios.push(of_bridge / of_bare);
+            }
+        }
+        let [bridge, bare, ratio] = [bridge, bare, ratios].map(median);
+        println!("{shown:>26} {window:>7} {bridge:>16.0} {bare:>14.0} {ratio:>7.2}");
+    }
+    bench.store.close().await?;
+    Ok(())
+}
+
+fn sink(broker: usize, round: usize) -> anyhow::Result<SinkName> {
+    Ok(SinkName::parse(&format!("sink-{broker}-{round}"))?)
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
+
+struct Bench {
+    server: ServerName,
+    store: Arc<SqliteStore>,
+    /// What the bridge will have sent: topics and bodies.
+    messages: Vec<(String, Bytes)>,
+}
+
+impl Bench {
+    async fn begin(folder: &std::path::Path) -> anyhow::Result<Self> {
+        let server = ServerName::parse("home")?;
+        let (store, _) = SqliteStore::open(&folder.join("data"), Options::default(), Arc::new(SystemClock))?;
+        let sinks: Vec<SinkName> =
+            (0..2).flat_map(|broker| (0..=ROUNDS).map(move |round| sink(broker, round))).collect::<Result<_, _>>()?;
+        store.declare_sinks(&sinks.iter().map(|sink| (sink.clone(), vec![server.clone()])).collect()).await?;
+        for sink in &sinks {
+            // Owed all that will be written.
+            store.settle(sink, [(server.clone(), Progress { cursor: Seq(0), sent_rev: Rev(0) })].into()).await?;
+        }
+        let kinds = [Kind::Paused, Kind::Resumed, Kind::Stalled, Kind::Unstalled];
+        for kind in kinds.into_iter().cycle().take(ENTRIES / TORRENTS) {
+            store.commit(tick(&server, kind)).await?;
+        }
+        let topics = Topics::new(Prefix::default(), "main", true);
+        let mut messages = Vec::new();
+        for after in (0..ENTRIES as u64).step_by(1_000) {
+            for entry in store.read(&server, Seq(after), 1_000).await? {
+                let body = entry.body.clone();
+                messages.push((topics.route(&Delivery::Event(entry)).topic, body));
+            }
+        }
+        ensure!(messages.len() == ENTRIES, "the journal holds {} entries", messages.len());
+        Ok(Self { server, store: Arc::new(store), messages })
+    }
+
+    fn mean_bytes(&self) -> usize {
+        self.messages.iter().map(|(_, body)| body.len()).sum::<usize>() / self.messages.len()
+    }
+
+    /// Events a second of the bridge.
+    async fn bridge(&self, name: &SinkName, broker: &Mosquitto) -> anyhow::Result<f64> {
+        let store: Arc<dyn Store> = self.store.clone();
+        let loaded = store.load(&self.server).await?;
+        let content = Content {
+            epoch: loaded.epoch,
+            told: loaded.told,
+            state: loaded.state,
+            last_seq: loaded.last_seq,
+            stats: ServerStats::default(),
+            stats_body: Bytes::new(),
+            poll: PollReport::default(),
+        };
+        let board = Arc::new(Board::new(BTreeMap::from([(self.server.clone(), content)]), [name.clone()]));
+        let desk = board.desk(name).cloned().expect("made for this sink");
+        let sink = MqttSink::new(Settings {
+            name: name.clone(),
+            instance: "main".to_owned(),
+            url: BrokerUrl::parse(&broker.url())?,
+            username: None,
+            password: None,
+            ca_pem: None,
+            client_cert: None,
+            version: Version::Auto,
+            prefix: Prefix::default(),
+            servers: vec![self.server.clone()],
+            retain: true,
+        })?;
+        let settings = DispatcherSettings {
+            name: name.clone(),
+            servers: vec![self.server.clone()],
+            events: Kind::ALL.iter().copied().collect::<BTreeSet<_>>(),
+            retain: Retain::Auto,
+            ended_in_order: true,
+        };
+        let parts = DispatcherParts {
+            settings,
+            sink: Arc::new(sink),
+            store,
+            board,
+            desk: Arc::clone(&desk),
+            clock: Arc::new(SystemClock),
+            reporter: Arc::new(Silent),
+        };
+        let dispatcher = Dispatcher::new(parts).await?;
+        let stop = CancellationToken::new();
+        let started = Instant::now();
+        let drained = async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                let report = desk.last_report();
+                if report.delivered >= ENTRIES as u64 && report.lag_entries == 0 {
+                    let took = started.elapsed();
+                    stop.cancel();
+                    return took;
+                }
+            }
+        };
+        #[allow(clippy::disallowed_methods, reason = "the program runs it as a task of its own as well")]
+        let running = tokio::spawn(dispatcher.run(stop.clone()));
+        let took = tokio::time::timeout(Duration::from_secs(120), drained).await?;
+        running.await??;
+        let noted = self.store.progress(name).await?;
+        let cursor = noted.get(&self.server).map(|progress| progress.cursor);
+        ensure!(cursor == Some(Seq(ENTRIES as u64)), "the cursor stands at {cursor:?}");
+        Ok(ENTRIES as f64 / took.as_secs_f64())
+    }
+
+    /// Events a second of a bare publisher, and how many it had under way.
+    async fn bare(&self, broker: &Mosquitto) -> anyhow::Result<(f64, u16)> {
+        let messages = self.messages.clone();
+        let port = broker.port;
+        #[allow(clippy::disallowed_methods, reason = "beside what runs as a task of its own")]
+        tokio::spawn(async move { publish(messages, port).await }).await?
+    }
+}
+
+async fn publish(messages: Vec<(String, Bytes)>, port: u16) -> anyhow::Result<(f64, u16)> {
+    let mut options = MqttOptions::new("bare", "127.0.0.1", port);
+    let mut network = options.network_options();
+    network.set_tcp_nodelay(true);
+    options.set_network_options(network);
+    let (count, started) = (messages.len(), Instant::now());
+    let (client, mut events) = AsyncClient::new(options, usize::from(DEPTH_MAX));
+    let mut messages = messages.into_iter();
+    let (mut window, mut under_way, mut acknowledged) = (0, 0, 0);
+    while acknowledged < count {
+        while under_way < window
+            && let Some((topic, body)) = messages.next()
+        {
+            client.try_publish(topic, QoS::AtLeastOnce, false, body)?;
+            under_way += 1;
+        }
+        match events.poll().await? {
+            Event::Incoming(Incoming::ConnAck(granted)) => {
+                let granted = granted.properties.and_then(|properties| properties.receive_max).unwrap_or(u16::MAX);
+                window = DEPTH_MAX.min(granted).saturating_sub(RESERVE);
+            }
+            Event::Incoming(Incoming::PubAck(_)) => {
+                under_way -= 1;
+                acknowledged += 1;
+            }
+            _ => {}
+        }
+    }
+    Ok((count as f64 / started.elapsed().as_secs_f64(), window))
+}
+
+/// The same change of every torrent.
+fn tick(server: &ServerName, kind: Kind) -> Tick {
+    let torrents: Vec<Arc<Torrent>> = (0..TORRENTS).map(|number| sample::torrent(server, number)).collect();
+    let fact = |torrent: &Arc<Torrent>| Fact {
+        kind,
+        cause: Cause::Observed,
+        command_id: None,
+        changes: Changes::new(),
+        torrent: Some(Arc::clone(torrent)),
+    };
+    let facts = torrents.iter().map(fact).collect();
+    let told = |torrent: Arc<Torrent>| (torrent.hash, Some((torrent, Memory::default())));
+    let changes: BTreeMap<InfoHash, _> = torrents.iter().cloned().map(told).collect();
+    Tick { server: server.clone(), time: Timestamp::from_seconds(1_795_328_701), facts, changes, state: None }
+}
+
+/// Has nothing to say of the bridge itself.
+struct Silent;
+
+impl Reporter for Silent {
+    fn info(&self) -> Bytes {
+        Bytes::from_static(b"{}")
+    }
+
+    fn health(&self) -> Bytes {
+        Bytes::from_static(b"{}")
+    }
+}
