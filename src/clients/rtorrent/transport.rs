@@ -57,8 +57,6 @@ pub enum SetupError {
     NoCertificate,
     #[error("ca_file holds a certificate that cannot be used: {0}")]
     BadCertificate(String),
-    #[error("this system has no trusted certificates: install ca-certificates, or name a ca_file")]
-    NoTrust,
     #[error("the user name or password cannot be sent over HTTP")]
     BadCredentials,
     #[error("cannot make an HTTP client: {0}")]
