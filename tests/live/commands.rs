@@ -1,9 +1,10 @@
 //! Commands over MQTT: `ok` means that rTorrent shows it, and each gets one result.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use dtorrent::demo::content::Content;
-use dtorrent::model::InfoHash;
+use dtorrent::model::{InfoHash, MetainfoBuilder};
 use rumqttc::v5::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
 
@@ -338,11 +339,30 @@ async fn a_command_that_waited_at_the_broker_longer_than_its_time_is_not_carried
     // The folder says that nobody was there for two hours.
     let lock = std::fs::File::options().write(true).open(world.data_dir().join("dtorrent.lock")).unwrap();
     let stopped = lock.metadata().unwrap().modified().unwrap();
-    lock.set_modified(stopped - std::time::Duration::from_secs(2 * 60 * 60)).unwrap();
+    lock.set_modified(stopped - Duration::from_secs(2 * 60 * 60)).unwrap();
     world.bridge().start_again();
     assert_eq!(world.heard.result("late").await["status"], "expired");
     assert_eq!(world.heard.result("patient").await["status"], "ok");
     assert_eq!(world.home.get(hash, "d.custom1").await.unwrap(), "patient");
+}
+
+#[tokio::test]
+async fn an_announce_is_ok_when_the_tracker_is_asked() {
+    if !can_run() {
+        return;
+    }
+    let tracker = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/announce", tracker.local_addr().unwrap());
+    let torrent = MetainfoBuilder::single("announced", 16_384).tracker(url).content(&[7; 40_000]).build();
+    let mut world = World::new(Setup::default()).await;
+    let hash = world.home.load(&torrent, true).await.unwrap();
+    world.home.shows(hash, "d.is_active", "1").await.unwrap();
+    let asked = async || drop(tokio::time::timeout(Duration::from_secs(20), tracker.accept()).await.unwrap().unwrap());
+    asked().await; // when it was started
+    world.start_bridge().await;
+    let result = world.heard.command(&format!("home/torrent/{hash}/command/announce"), Value::Null).await;
+    assert_eq!(result["status"], "ok", "{result}");
+    asked().await;
 }
 
 #[tokio::test]
