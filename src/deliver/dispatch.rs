@@ -47,8 +47,6 @@ const FLUSH_MAX: Duration = Duration::from_secs(5);
 const LAST_WORDS_MAX: Duration = Duration::from_millis(250);
 /// A connection that stood so long was a good one: the next attempt comes soon.
 const GOOD_AFTER: Duration = Duration::from_secs(1);
-/// While a person is needed (no room for dead letters), a sink is tried this seldom.
-const HELPLESS_RETRY: Duration = Duration::from_secs(30);
 /// Side messages that wait for a slow link; the oldest go first.
 const ASIDE_MAX: usize = 1024;
 
@@ -88,6 +86,10 @@ pub struct Dispatcher {
     pub(super) results_under_way: HashSet<i64>,
     /// Short results in place of those that the sink would not take.
     pub(super) substitutes: Vec<UnsentResult>,
+    /// Rejected events that could not be put aside yet, and why they were rejected. While there are any, no
+    /// other event is sent.
+    pub(super) unburied: VecDeque<(Box<Entry>, String)>,
+    burial: Repeat,
     /// Taken by the sink, which could not be written down yet.
     unnoted_results: BTreeSet<i64>,
     /// In the registry, and not written down yet.
@@ -175,6 +177,8 @@ impl Dispatcher {
             aside: VecDeque::new(),
             results_under_way: HashSet::new(),
             substitutes: Vec::new(),
+            unburied: VecDeque::new(),
+            burial: Repeat::default(),
             unnoted_results: BTreeSet::new(),
             unnoted_names: Vec::new(),
             owes_info: false,
@@ -370,7 +374,17 @@ impl Dispatcher {
         });
         let sink = self.parts.settings.name.clone();
         match sent {
-            Sent::Entry(entry) => return self.entry_arrived(*entry, rejected).await,
+            Sent::Entry(entry) => match rejected {
+                None => {
+                    self.learn_from(&entry);
+                    self.settle_entry(&entry);
+                }
+                Some(reason) => {
+                    warn!(%sink, id = %entry.id, reason, "an event was rejected and is put aside");
+                    self.unburied.push_back((entry, reason));
+                    self.bury().await?;
+                }
+            },
             Sent::State { server, hash } => {
                 if let Some(reason) = &rejected {
                     warn!(%sink, %server, %hash, reason, "a state was rejected");
@@ -399,30 +413,29 @@ impl Dispatcher {
         Ok(Ok(()))
     }
 
-    /// A rejected entry is put aside before the lane goes on; without room for that the sink waits.
-    async fn entry_arrived(
-        &mut self,
-        entry: Entry,
-        rejected: Option<String>,
-    ) -> Result<Result<(), DeliverError>, StoreError> {
-        let sink = &self.parts.settings.name;
-        let Some(reason) = rejected else {
-            self.learn_from(&entry);
-            self.settle_entry(&entry);
-            return Ok(Ok(()));
-        };
-        warn!(%sink, id = %entry.id, reason, "an event was rejected and is put aside");
-        match self.parts.store.bury(sink, &entry, &reason).await {
-            Ok(()) => {
-                self.settle_entry(&entry);
-                Ok(Ok(()))
+    /// A rejected entry is put aside before the lane goes on; without room for that the lane waits.
+    async fn bury(&mut self) -> Result<(), StoreError> {
+        let sink = self.parts.settings.name.clone();
+        while let Some((entry, reason)) = self.unburied.pop_front() {
+            match self.parts.store.bury(&sink, &entry, &reason).await {
+                Ok(()) => self.settle_entry(&entry),
+                Err(StoreError::Full { reason: full }) => {
+                    self.unburied.push_front((entry, reason));
+                    if let Some(times) = self.burial.failed() {
+                        warn!(%sink, times, reason = full, "a rejected event cannot be put aside, the sink's events wait");
+                    }
+                    let problem = format!("a rejected event cannot be put aside: {full}");
+                    self.parts.desk.report(|report| report.failure = Some(problem));
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
             }
-            Err(StoreError::Full { reason }) => {
-                let reason = format!("a rejected event cannot be put aside: {reason}");
-                Ok(Err(DeliverError::Unavailable { reason, retry_after: Some(HELPLESS_RETRY) }))
-            }
-            Err(error) => Err(error),
         }
+        if self.burial.ended().is_some() {
+            info!(%sink, "rejected events are put aside again");
+            self.parts.desk.report(|report| report.failure = None);
+        }
+        Ok(())
     }
 
     /// A result that the sink will not take is replaced, once, by a short one that says so.
@@ -532,12 +545,14 @@ impl Dispatcher {
         self.aside.clear();
         self.registry.go_back();
         self.substitutes.clear();
+        self.unburied.clear();
         self.results_under_way = self.unnoted_results.iter().copied().collect();
     }
 
     async fn note_progress(&mut self) -> Result<(), StoreError> {
         self.note_names().await?;
         self.note_results().await?;
+        self.bury().await?;
         if !self.is_unsettled {
             return Ok(());
         }

@@ -185,7 +185,7 @@ impl Dispatcher {
     /// Journal entries, the servers taking turns.
     async fn pick_entries(&mut self, free: usize, batch: &mut Batch) -> Result<(), StoreError> {
         let servers: Vec<ServerName> = self.lanes.keys().cloned().collect();
-        let mut has_more = true;
+        let mut has_more = self.unburied.is_empty();
         while has_more && batch.len() < free {
             has_more = false;
             for server in &servers {
