@@ -28,7 +28,7 @@ use crate::deliver::retention::Retain;
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::http;
 use crate::model::{EVENT_SCHEMA, Kind, RESULT_SCHEMA, ServerName, ServerStats, SinkName, Timestamp};
-use crate::port::{Clock, LoggedCommand, Store, SystemClock, TorrentClient};
+use crate::port::{Clock, LoggedCommand, Store, StoreError, SystemClock, TorrentClient};
 use crate::repeat::until_there_is_room;
 use crate::sinks::mqtt::{self, MqttSink};
 use crate::store::{Options, Recovery, SqliteStore};
@@ -100,7 +100,14 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
     info!("stopping");
     let left = left.stop(STOP_LEFT_WITHIN).await;
     let right = right.stop(STOP_RIGHT_WITHIN).await;
-    let closed = sqlite.close().await;
+    // Without room only the tidying fails: what was written down stays, the rest is found again at the next look.
+    let closed = sqlite.close().await.or_else(|error| match error {
+        StoreError::Full { reason } => {
+            warn!(reason, "the state is left as it is: there is no room to put it in order");
+            Ok(())
+        }
+        other => Err(other),
+    });
     ended?;
     left.and(right).and(closed).context("keep the state")
 }
@@ -280,7 +287,7 @@ impl Bridge {
     }
 }
 
-async fn load(store: &dyn Store, server: &ServerName) -> Result<Content, crate::port::StoreError> {
+async fn load(store: &dyn Store, server: &ServerName) -> Result<Content, StoreError> {
     let loaded = store.load(server).await?;
     Ok(Content {
         epoch: loaded.epoch,
@@ -294,7 +301,7 @@ async fn load(store: &dyn Store, server: &ServerName) -> Result<Content, crate::
 }
 
 /// The commands that a former life of the bridge did not answer. Only what could be read was written down.
-async fn open_jobs(store: &dyn Store) -> Result<Vec<Job>, crate::port::StoreError> {
+async fn open_jobs(store: &dyn Store) -> Result<Vec<Job>, StoreError> {
     let open = store.open_commands().await?;
     let job = |command: LoggedCommand| {
         let request = Request::parse(command.verb?, command.hash, &command.body).ok()?;
