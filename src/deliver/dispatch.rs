@@ -15,6 +15,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -58,6 +59,10 @@ pub struct DispatcherSettings {
     /// The last life of the bridge ended in order: what it noted as told is what this sink was sent.
     /// After a power cut a sink may know more than the store.
     pub ended_in_order: bool,
+    /// The store had not heard of this sink before.
+    pub is_new: bool,
+    /// There was no store: what the sink keeps of our servers is then of an earlier epoch.
+    pub is_first_life: bool,
 }
 
 /// Tells what is to be said of the bridge itself.
@@ -81,6 +86,10 @@ pub struct Dispatcher {
     pub(super) parts: DispatcherParts,
     pub(super) lanes: BTreeMap<ServerName, ServerLane>,
     pub(super) registry: Registry,
+    /// It may keep what is not in the registry.
+    owes_search: bool,
+    /// Found there, and left alone until their servers' torrents are known.
+    pub(super) found: BTreeMap<ServerName, Vec<String>>,
     pub(super) aside: VecDeque<Delivery>,
     /// Not to be read from the store again.
     pub(super) results_under_way: HashSet<i64>,
@@ -139,18 +148,21 @@ enum End {
 /// Notes where a sink begins with servers that are new to it: with the present.
 ///
 /// To be called before the first event of this life, so that neither a crash nor a slow start makes
-/// an old sink a new one.
+/// an old sink a new one. Returns whether nothing was noted of the sink at all.
 pub async fn note_start(
     store: &dyn Store,
     board: &Board,
     sink: &SinkName,
     servers: &[ServerName],
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let noted = store.progress(sink).await?;
     let is_new = |server: &&ServerName| !noted.contains_key(*server);
     let begun: BTreeMap<ServerName, Progress> =
         servers.iter().filter(is_new).map(|server| (server.clone(), present(board, server))).collect();
-    if begun.is_empty() { Ok(()) } else { store.settle(sink, begun).await }
+    if !begun.is_empty() {
+        store.settle(sink, begun).await?;
+    }
+    Ok(noted.is_empty())
 }
 
 fn present(board: &Board, server: &ServerName) -> Progress {
@@ -171,6 +183,8 @@ impl Dispatcher {
         let lanes = lanes.collect();
         let registry = Registry::new(store.registry(&settings.name).await?);
         let mut dispatcher = Self {
+            owes_search: parts.settings.is_new,
+            found: BTreeMap::new(),
             parts,
             lanes,
             registry,
@@ -215,7 +229,7 @@ impl Dispatcher {
             let attempt = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                attempt = self.parts.sink.connect() => attempt,
+                attempt = self.attempt() => attempt?,
             };
             let failure = match attempt {
                 Ok(connected) => {
@@ -252,6 +266,39 @@ impl Dispatcher {
         }
         self.parts.desk.report(|report| report.is_connected = false);
         self.note_progress().await
+    }
+
+    /// Cancel-safe: a search that was not finished is begun anew.
+    async fn attempt(&mut self) -> Result<Result<Connected, DeliverError>, StoreError> {
+        let mut search = Ok(());
+        if self.owes_search {
+            match self.parts.sink.find_kept(&self.parts.settings.servers).await {
+                Ok(found) => self.take_over(found).await?,
+                Err(failure) => search = Err(failure),
+            }
+        }
+        let connected = self.parts.sink.connect().await;
+        if let (Err(error), Ok(_)) = (search, &connected) {
+            warn!(sink = %self.parts.settings.name, %error, "what the sink keeps from earlier could not be looked for");
+            self.owes_search = false;
+        }
+        Ok(connected)
+    }
+
+    /// What is kept there in our names is ours to clear.
+    async fn take_over(&mut self, found: BTreeMap<ServerName, Vec<String>>) -> Result<(), StoreError> {
+        let is_news = |names: &Vec<String>| names.iter().any(|name| !self.registry.knows(name));
+        for (server, _) in found.iter().filter(|(_, names)| self.parts.settings.is_first_life && is_news(names)) {
+            warn!(sink = %self.parts.settings.name, %server, "the sink knows this server from a state that is lost");
+            if let Some(board) = self.parts.board.server(server) {
+                board.owes_reset.store(true, Ordering::Relaxed);
+                board.poke.notify_one();
+            }
+        }
+        self.register(found.values().flatten().cloned().collect()).await?;
+        self.found = found;
+        self.owes_search = false;
+        Ok(())
     }
 
     fn say_connected(&self, failures: Option<u32>) {

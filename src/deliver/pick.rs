@@ -38,14 +38,29 @@ impl Dispatcher {
             });
         }
         let states = self.names_of_states();
-        let mut wanted: HashSet<String> = self.parts.sink.own_names().into_iter().chain(states.clone()).collect();
+        self.plan_clearing(&states);
+        self.register(states).await
+    }
+
+    /// What nobody wants any more is to be cleared. What was found is, when it is known what there is.
+    fn plan_clearing(&mut self, states: &[String]) {
+        let board = &self.parts.board;
+        self.found.retain(|server, _| board.read(server, |content| content.state.is_known) == Some(false));
+        let found = self.found.values().flatten();
+        let mut wanted: HashSet<String> =
+            self.parts.sink.own_names().into_iter().chain(found.chain(states).cloned()).collect();
         for server in self.lanes.keys() {
             let status = Delivery::ServerStatus { server: server.clone(), is_online: false };
             let stats = Delivery::Stats { server: server.clone(), body: Bytes::new() };
             wanted.extend([status, stats].iter().filter_map(|delivery| self.parts.sink.kept_as(delivery)));
         }
         self.registry.keep_only(&wanted);
-        self.register(states).await
+    }
+
+    /// A server whose kept names were found has shown what it has.
+    fn is_any_found_known(&self) -> bool {
+        let is_known = |server| self.parts.board.read(server, |content| content.state.is_known) == Some(true);
+        self.found.keys().any(is_known)
     }
 
     /// After a start: what was told after the last note may never have arrived.
@@ -291,6 +306,9 @@ impl Dispatcher {
     }
 
     fn pick_leftovers(&mut self, free: usize, batch: &mut Batch) {
+        if self.is_any_found_known() {
+            self.plan_clearing(&self.names_of_states());
+        }
         while batch.len() < free
             && let Some(name) = self.registry.next_leftover()
         {

@@ -152,22 +152,75 @@ async fn a_bit_that_turns_over_in_the_change_log_is_missed_and_a_new_epoch_says_
 }
 
 #[tokio::test]
-async fn a_folder_that_is_gone_is_a_first_start_in_a_new_epoch() {
+async fn a_folder_that_is_gone_is_known_by_what_the_broker_keeps() {
+    if !can_run() {
+        return;
+    }
+    for version in ["5", "3.1.1"] {
+        let setup = Setup { sink: format!("version = \"{version}\""), ..Setup::default() };
+        let mut world = World::new(setup).await;
+        let hashes = load_many(&world.home, 0, 5).await;
+        world.start_bridge().await;
+        let state_of = |hash| format!("dtorrent/home/torrent/{hash}/state");
+        world
+            .heard
+            .wait_for("the last state", |all| {
+                hashes.iter().all(|hash| all.iter().any(|message| message.topic == state_of(*hash))).then_some(())
+            })
+            .await;
+        assert_eq!(count(&world.heard.events("home"), "journal_reset"), 0, "a first start is no loss");
+        world.bridge().process().kill().unwrap();
+        fs::remove_dir_all(world.data_dir()).unwrap();
+        world.home.act(hashes[0], "d.erase", &[]).await.unwrap();
+        let mark = world.heard.mark();
+        world.bridge().start_again();
+        world.heard.server_event_after(mark, "home", "journal_reset").await;
+        world.heard.server_event_after(mark, "home", "snapshot_done").await;
+        // What went meanwhile is taken back, what is there stays.
+        let is_cleared = |all: &[Message]| {
+            all[mark..]
+                .iter()
+                .any(|message| message.topic == state_of(hashes[0]) && message.payload.is_empty())
+                .then_some(())
+        };
+        world.heard.wait_for("the clearing", is_cleared).await;
+        let emptied = world.heard.all()[mark..].iter().filter(|message| message.payload.is_empty()).count();
+        assert_eq!(emptied, 1, "only what is gone");
+        wait_for_newcomer(&world).await;
+        let epochs = world.heard.assert_gap_free_epochs("home");
+        assert_eq!(epochs.len(), 2);
+        let is_snapshot = |event: &&Value| event["event_type"] == "added" && event["cause"] == "snapshot";
+        assert_eq!(epochs[1].iter().filter(is_snapshot).count(), 4);
+        assert_eq!(count(&epochs[1], "journal_reset"), 1);
+        // Once is enough.
+        world.bridge().stop().await;
+        world.bridge().start_again();
+        world.heard.last_word("dtorrent/bridge/main/status", "online").await;
+        assert_eq!(count(&world.heard.events("home"), "journal_reset"), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_broker_under_another_name_loses_what_was_kept_for_torrents_that_went() {
     if !can_run() {
         return;
     }
     let mut world = World::new(Setup::default()).await;
-    load_many(&world.home, 0, 5).await;
+    let hashes = load_many(&world.home, 0, 3).await;
     world.start_bridge().await;
-    world.bridge().process().kill().unwrap();
-    fs::remove_dir_all(world.data_dir()).unwrap();
+    world.bridge().stop().await;
+    world.home.act(hashes[0], "d.erase", &[]).await.unwrap();
     let mark = world.heard.mark();
+    let config = world.data_dir().with_file_name("dtorrent.toml");
+    let renamed = fs::read_to_string(&config).unwrap().replace("[brokers.b]", "[brokers.renamed]");
+    fs::write(&config, renamed).unwrap();
     world.bridge().start_again();
-    world.heard.server_event_after(mark, "home", "snapshot_done").await;
-    let epochs = world.heard.assert_gap_free_epochs("home");
-    assert_eq!(epochs.len(), 2);
-    let added = epochs[1].iter().filter(|event| event["event_type"] == "added");
-    assert_eq!(added.filter(|event| event["cause"] == "snapshot").count(), 5);
+    let topic = format!("dtorrent/home/torrent/{}/state", hashes[0]);
+    let is_cleared = |all: &[Message]| {
+        all[mark..].iter().any(|message| message.topic == topic && message.payload.is_empty()).then_some(())
+    };
+    world.heard.wait_for("the clearing", is_cleared).await;
+    assert_eq!(count(&world.heard.events("home"), "journal_reset"), 0, "the state is all there");
 }
 
 #[tokio::test]
