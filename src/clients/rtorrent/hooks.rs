@@ -4,8 +4,8 @@
 //! a torrent were there (see [`super::calls::ring_command`]). It is not kept over a restart of rTorrent.
 //!
 //! Versions before 0.15.4 can crash when the hooks of an event are changed while one of them runs a
-//! program: they let go of their lock in the middle of going through them. (Seen on 0.9.8, as one crash in
-//! ten seconds of changes; hooks of *other* events were changed 150,000 times meanwhile, and nothing came of it.) What somebody's hook runs cannot be known from its text, so
+//! program: they let go of their lock in the middle of going through them. (Seen on 0.9.8, twice in a
+//! few minutes of changes; those of *other* events were changed more than 100,000 times meanwhile, and nothing came of it.) What somebody's hook runs cannot be known from its text, so
 //! on those versions an event that has hooks besides rTorrent's own and a bridge's is left alone, both
 //! when hooks are set and when they are taken away. What is left behind then rings where nobody listens.
 
