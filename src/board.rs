@@ -8,6 +8,7 @@
 //! never the other way.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub struct ServerBoard {
     pub poke: Notify,
     /// Rung by the client itself, if it is hooked.
     pub bell: Bell,
+    /// A sink knows of an earlier epoch of this server: its watcher has to say that another began.
+    pub owes_reset: AtomicBool,
 }
 
 /// What stands on one server's board.
@@ -138,12 +141,7 @@ impl Bell {
 
 impl Board {
     pub fn new(servers: BTreeMap<ServerName, Content>, sinks: impl IntoIterator<Item = SinkName>) -> Self {
-        let servers = servers
-            .into_iter()
-            .map(|(name, content)| {
-                (name, ServerBoard { content: RwLock::new(content), poke: Notify::new(), bell: Bell::default() })
-            })
-            .collect();
+        let servers = servers.into_iter().map(|(name, content)| (name, ServerBoard::new(content))).collect();
         let desks = sinks.into_iter().map(|name| (name, Arc::default())).collect();
         Self { servers, desks }
     }
@@ -211,6 +209,11 @@ impl Board {
 }
 
 impl ServerBoard {
+    fn new(content: Content) -> Self {
+        let (poke, bell) = (Notify::new(), Bell::default());
+        Self { content: RwLock::new(content), poke, bell, owes_reset: AtomicBool::new(false) }
+    }
+
     pub fn read<T>(&self, read: impl FnOnce(&Content) -> T) -> T {
         read(&self.content.read().unwrap_or_else(PoisonError::into_inner))
     }
