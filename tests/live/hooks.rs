@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use crate::harness::recorder::Message;
 use crate::harness::{Setup, World, can_run};
 
 const EVENTS: [&str; 7] = ["inserted_new", "erased", "finished", "paused", "resumed", "hash_done", "closed"];
@@ -102,12 +103,15 @@ async fn assert_heard(world: &World, mark: usize, content: &Content) {
     }
 }
 
-/// A complete torrent that runs.
+/// A complete torrent that runs, and was told as one: paused before that, it would have been checked only.
 async fn running_torrent(world: &World) -> Content {
     let content = Content::file("here", 50_000, 1);
     content.write_to(&world.home.downloads).unwrap();
     world.home.load(&content.torrent, true).await.unwrap();
-    world.home.shows(content.hash, "d.complete", "1").await.unwrap();
+    let topic = format!("dtorrent/home/torrent/{}/state", content.hash);
+    let is_seeding =
+        |all: &[Message]| all.iter().any(|m| m.topic == topic && m.json()["status"] == "seeding").then_some(());
+    world.heard.wait_for("a seeding state", is_seeding).await;
     content
 }
 
@@ -220,7 +224,6 @@ async fn nobody_is_heard_without_the_secret_and_a_flood_with_it_does_not_wear_rt
     let mut world = World::running(ports.setup()).await;
     world.bridge().says(SET).await;
     let content = running_torrent(&world).await;
-    world.heard.event("home", "added", content.hash).await;
     assert_heard(&world, 0, &content).await;
     let right = format!("{}{}", path(&world.home, "paused").await, content.hash);
     let secret = right.split('/').nth(1).unwrap().to_owned();
@@ -269,7 +272,6 @@ async fn visitors_of_the_bell_who_do_not_leave_are_sent_away() {
     let mut world = World::running(ports.setup()).await;
     world.bridge().says(SET).await;
     let content = running_torrent(&world).await;
-    world.heard.event("home", "added", content.hash).await;
     let mut silent = Vec::new();
     let mut dripping = Vec::new();
     for _ in 0..100 {
