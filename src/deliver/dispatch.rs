@@ -31,7 +31,7 @@ use super::caution::{Caution, Item};
 use super::dirty::{DirtySet, Known};
 use super::lane::Lane;
 use super::registry::Registry;
-use super::retention::{Kept, Retain};
+use super::retention::{self, Kept, Retain};
 use crate::board::{Board, Desk, Tray};
 use crate::model::{Entry, InfoHash, Kind, Rev, ServerName, SinkName, Torrent, without_rows};
 use crate::port::{Clock, Connected, DeliverError, Delivery, Link, Progress, Sink, Store, StoreError, UnsentResult};
@@ -685,6 +685,10 @@ impl Dispatcher {
                 };
                 owed.dirty.mark(hash, known, laid.not_before);
             }
+            // So many went that there is room for all the others.
+            let count = self.parts.board.read(&server, |content| content.told.len());
+            has_other_torrents |=
+                matches!(owed.kept, Kept::These(_)) && count.is_some_and(|count| count <= retention::AUTO_MAX);
         }
         if has_other_torrents {
             self.choose_kept();
