@@ -31,6 +31,7 @@ for line in sys.stdin:
         del torrents[params["hash"]]
     else:
         torrents[params["hash"]]["active"] = method == "resume"
+        torrents[params["hash"]]["status"] = "paused" if method == "pause" else None
     if method in methods[1:]:
         with open(path, "w") as file:
             json.dump(list(torrents.values()), file)

@@ -110,9 +110,10 @@ impl Suite<'_> {
             Ok(second) if second.run != first.run => Verdict::Broken("it calls its run by another name".to_owned()),
             Ok(second) => {
                 let load = |seen: &Observed| seen.facts.load.clone();
-                let differing = first.torrents.iter().find(|(hash, seen)| {
-                    second.torrents.get(hash).is_some_and(|again| load(again) != load(seen))
-                });
+                let differing = first
+                    .torrents
+                    .iter()
+                    .find(|(hash, seen)| second.torrents.get(hash).is_some_and(|again| load(again) != load(seen)));
                 match differing {
                     Some((hash, _)) => Verdict::Broken(format!("{hash} has another `load`, as if it were added anew")),
                     None => Verdict::Met,

@@ -119,10 +119,7 @@ struct Told {
 ///
 /// # Errors
 /// It is no list.
-pub fn listing(
-    server: &ServerName,
-    result: Value,
-) -> Result<(BTreeMap<InfoHash, Observed>, Option<String>), String> {
+pub fn listing(server: &ServerName, result: Value) -> Result<(BTreeMap<InfoHash, Observed>, Option<String>), String> {
     let Value::Array(rows) = result else { return Err("`list`: the result is no array of torrents".to_owned()) };
     let mut torrents = BTreeMap::new();
     let mut complaint = None;

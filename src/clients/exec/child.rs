@@ -117,12 +117,9 @@ impl Child {
                         return Err(Failure::Nonsense(format!("a line of more than {LINE_BYTES_MAX} bytes")));
                     }
                 },
-                remark = remarks.next(), if !remarks.is_over => match remark {
-                    Ok(Some(remark)) => {
-                        let remark = printable(&remark);
-                        warn!(%server, remark, "the client program says");
-                    }
-                    Ok(None) | Err(TooLong) => {}
+                remark = remarks.next(), if !remarks.is_over => if let Ok(Some(remark)) = remark {
+                    let remark = printable(&remark);
+                    warn!(%server, remark, "the client program says");
                 },
             }
         }

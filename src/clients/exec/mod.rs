@@ -113,9 +113,7 @@ impl ExecClient {
         let program = &self.settings.command[0];
         match failure {
             Failure::Silent => ClientError::Timeout { limit: self.settings.timeout },
-            Failure::NotStarted(source) => {
-                ClientError::Unreachable { address: program.clone(), source: source.into() }
-            }
+            Failure::NotStarted(source) => ClientError::Unreachable { address: program.clone(), source: source.into() },
             Failure::Ended(how) => ClientError::Unreachable { address: program.clone(), source: how.into() },
             Failure::Nonsense(reason) => ClientError::Protocol { reason: format!("{program}: `{method}`: {reason}") },
             Failure::Refused { code: METHOD_NOT_FOUND, .. } | Failure::Unsupported => {
@@ -130,7 +128,9 @@ impl ExecClient {
         let mut last = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
         if *last != complaint {
             match &complaint {
-                Some(reason) => warn!(server = %self.settings.server, reason, "a torrent cannot be read and is left out"),
+                Some(reason) => {
+                    warn!(server = %self.settings.server, reason, "a torrent cannot be read and is left out")
+                }
                 None => warn!(server = %self.settings.server, "all torrents can be read again"),
             }
             *last = complaint;
@@ -214,10 +214,9 @@ impl TorrentClient for ExecClient {
                 let details = answer::details(&self.settings.server, hash, result);
                 details.map(Some).map_err(|reason| self.protocol(reason))
             }
-            Err(ClientError::Unsupported { .. }) => Ok(self
-                .one(hash)
-                .await?
-                .map(|observed| Details { observed, files: None, trackers: None, peers: None })),
+            Err(ClientError::Unsupported { .. }) => {
+                Ok(self.one(hash).await?.map(|observed| Details { observed, files: None, trackers: None, peers: None }))
+            }
             Err(error) => Err(error),
         }
     }
