@@ -14,7 +14,7 @@ use crate::harness::recorder::Message;
 use crate::harness::{Setup, World, can_run};
 
 /// So long a stop may take; the promise is ten seconds, the rest is for a machine that does other work too.
-const STOP: Duration = Duration::from_secs(20);
+const STOP: Duration = Duration::from_secs(15);
 
 #[tokio::test]
 async fn asked_to_stop_in_the_middle_of_a_burst_it_flushes_and_says_goodbye() {
