@@ -4,8 +4,10 @@
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
+#[allow(dead_code, reason = "shared with the benches")]
 #[path = "bench/listing.rs"]
 mod listing;
+#[allow(dead_code, reason = "shared with the benches")]
 #[path = "bench/peer.rs"]
 mod peer;
 #[allow(dead_code, reason = "shared with the benches")]

@@ -120,6 +120,16 @@ pub async fn large() -> anyhow::Result<Vec<Line>> {
     let folder = tempfile::tempdir_in(".")?;
     let stage = Stage::set(folder.path(), TORRENTS, 0).await?;
     let answer = raw_exchange(&stage.home.rpc, &listing_request(COLUMNS)).await?;
+    let config = Config::new(
+        &folder.path().join("bridge"),
+        vec![("home".to_owned(), stage.home.url())],
+        "mqtt://127.0.0.1:1".to_owned(),
+    );
+    let mut bridge = Bridge::start(&config)?;
+    bridge
+        .until("all to be told", async |bridge| Ok(bridge.metric("dtorrent_torrents", &[]).await? as usize == TORRENTS))
+        .await?;
+    bridge.stop().await?;
     Ok(vec![Line {
         what: format!("answer of a real rTorrent with {TORRENTS}, all columns"),
         figure: format!("{} MB", short(answer.len() as f64 / 1e6)),

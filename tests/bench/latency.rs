@@ -49,7 +49,7 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
         figure: format!("p50 {}, p99 {}", millis(bridge_p50), millis(bridge_p99)),
         baseline: format!("a raw loop: p50 {}, p99 {}", millis(loop_p50), millis(loop_p99)),
         measured: Measured::at_most(bridge_p99.as_secs_f64() * 1e3, allowed.as_secs_f64() * 1e3, " ms"),
-        reason: "a change that just missed a look waits for the next, and that takes its time",
+        reason: "a change that just missed a look waits for the next; that, the commit and the way out take the rest",
     }];
     let hooked = Config { server_lines: "hooks = true".to_owned(), folder: folder.path().join("hooked"), ..config };
     if hooked.is_taken()? {

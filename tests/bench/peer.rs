@@ -187,7 +187,7 @@ impl Desk {
                 true
             }
             "d.multicall2" => {
-                let columns: Vec<&str> = arguments.iter().skip(2).map(column).collect();
+                let columns: Vec<&str> = arguments.iter().skip(2).map(|argument| column(argument)).collect();
                 rows(out, |out| write_xml_rows(out, &columns, 0..self.count))
             }
             // All are at rest: none is what anybody filters for.
@@ -232,7 +232,7 @@ impl Desk {
 }
 
 /// A column as it stands in a request; `cat="$t.multicall=…"` asks for the trackers in one text.
-fn column(argument: &String) -> &str {
+fn column(argument: &str) -> &str {
     if argument.starts_with("cat=") { "cat" } else { argument }
 }
 

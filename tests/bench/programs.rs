@@ -148,12 +148,20 @@ pub fn cpu(pid: u32) -> anyhow::Result<Duration> {
     Ok(Duration::from_millis(10) * (user + system))
 }
 
-/// Memory in RAM now and at most so far, in bytes.
-pub fn memory(pid: u32) -> anyhow::Result<(u64, u64)> {
+/// Memory of a process in RAM, in bytes.
+pub struct Resident {
+    pub now: u64,
+    pub at_most: u64,
+    /// Pages of files, nearly all of the program's own: shared, and taken back when somebody needs the room.
+    pub of_files: u64,
+}
+
+pub fn memory(pid: u32) -> anyhow::Result<Resident> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let bytes = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+        kib.map(|kib| kib * 1024).with_context(|| format!("no {name} in /proc/…/status"))
     };
-    bytes("VmRSS:").zip(bytes("VmHWM:")).context("read /proc/…/status")
+    Ok(Resident { now: bytes("VmRSS:")?, at_most: bytes("VmHWM:")?, of_files: bytes("RssFile:")? })
 }
