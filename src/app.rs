@@ -4,7 +4,7 @@
 //! sinks) to the left (servers), and stops from the left to the right, so that nothing is told
 //! that nobody is there to take.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -127,6 +127,7 @@ struct Bridge {
     sinks: BTreeMap<SinkName, SinkParts>,
     reporter: Arc<dyn Reporter>,
     ended_in_order: bool,
+    is_first_life: bool,
     last_alive: Option<Timestamp>,
 }
 
@@ -141,6 +142,8 @@ struct ServerParts {
 struct SinkParts {
     sink: Arc<MqttSink>,
     broker: Broker,
+    /// The store had not heard of it before.
+    is_new: bool,
 }
 
 impl Bridge {
@@ -159,9 +162,13 @@ impl Bridge {
             contents.insert(name.clone(), content);
         }
         let board = Arc::new(Board::new(contents, sinks.keys().cloned()));
+        let mut new_sinks = BTreeSet::new();
         for (sink, servers) in &sinks {
             let note = || note_start(&*store, &board, sink, servers);
-            until_there_is_room("a start", note).await.with_context(|| format!("note where {sink} begins"))?;
+            let is_new = until_there_is_room("a start", note).await;
+            if is_new.with_context(|| format!("note where {sink} begins"))? {
+                new_sinks.insert(sink.clone());
+            }
         }
         let mut open = open_jobs(&*store).await.context("read the command log")?;
         let mut servers = BTreeMap::new();
@@ -177,7 +184,8 @@ impl Bridge {
             let settings =
                 mqtt_settings(name, &config.instance, broker).with_context(|| format!("set up broker {name}"))?;
             let sink = MqttSink::new(settings).with_context(|| format!("set up broker {name}"))?;
-            sinks.insert(name.clone(), SinkParts { sink: Arc::new(sink), broker: broker.clone() });
+            let is_new = new_sinks.contains(name);
+            sinks.insert(name.clone(), SinkParts { sink: Arc::new(sink), broker: broker.clone(), is_new });
         }
         let (ended_in_order, last_alive) = (recovery.was_clean, recovery.last_alive);
         let reporter = Arc::new(Reports {
@@ -186,12 +194,14 @@ impl Bridge {
             instance: config.instance.clone(),
             start: Instant::now(),
         });
-        Ok(Self { board, store, clock, servers, sinks, reporter, ended_in_order, last_alive })
+        let is_first_life = recovery.is_new && !recovery.lost;
+        Ok(Self { board, store, clock, servers, sinks, reporter, ended_in_order, is_first_life, last_alive })
     }
 
     fn spawn_sinks(&self, group: &mut Group) {
-        let ended_in_order = self.ended_in_order;
-        for (name, SinkParts { sink, broker }) in &self.sinks {
+        let (ended_in_order, is_first_life) = (self.ended_in_order, self.is_first_life);
+        for (name, SinkParts { sink, broker, is_new }) in &self.sinks {
+            let is_new = *is_new;
             let Some(desk) = self.board.desk(name).cloned() else { continue };
             let (sink, broker, name) = (Arc::clone(sink), broker.clone(), name.clone());
             let (store, board) = (Arc::clone(&self.store), Arc::clone(&self.board));
@@ -203,6 +213,8 @@ impl Bridge {
                     events: Kind::ALL.iter().copied().filter(|kind| broker.events.allows(*kind)).collect(),
                     retain: retain(&broker),
                     ended_in_order,
+                    is_new,
+                    is_first_life,
                 };
                 let parts = DispatcherParts {
                     settings,
@@ -252,7 +264,7 @@ impl Bridge {
 
     fn spawn_intakes(&self, group: &mut Group) {
         let away_since = self.last_alive;
-        for (name, SinkParts { sink, broker }) in &self.sinks {
+        for (name, SinkParts { sink, broker, .. }) in &self.sinks {
             if broker.commands.is_empty() {
                 continue;
             }

@@ -8,6 +8,7 @@
 //! never the other way.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ pub struct ServerBoard {
     content: RwLock<Content>,
     /// Wakes its watcher; carries nothing.
     pub poke: Notify,
+    /// A sink knows of an earlier epoch of this server: its watcher has to say that another began.
+    pub owes_reset: AtomicBool,
 }
 
 /// What stands on one server's board.
@@ -66,10 +69,7 @@ impl PollReport {
 
 impl Board {
     pub fn new(servers: BTreeMap<ServerName, Content>, sinks: impl IntoIterator<Item = SinkName>) -> Self {
-        let servers = servers
-            .into_iter()
-            .map(|(name, content)| (name, ServerBoard { content: RwLock::new(content), poke: Notify::new() }))
-            .collect();
+        let servers = servers.into_iter().map(|(name, content)| (name, ServerBoard::new(content))).collect();
         let desks = sinks.into_iter().map(|name| (name, Arc::default())).collect();
         Self { servers, desks }
     }
@@ -137,6 +137,10 @@ impl Board {
 }
 
 impl ServerBoard {
+    fn new(content: Content) -> Self {
+        Self { content: RwLock::new(content), poke: Notify::new(), owes_reset: AtomicBool::new(false) }
+    }
+
     pub fn read<T>(&self, read: impl FnOnce(&Content) -> T) -> T {
         read(&self.content.read().unwrap_or_else(PoisonError::into_inner))
     }

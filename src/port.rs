@@ -93,6 +93,14 @@ pub trait Sink: Send + Sync {
 
     /// Names that the sink keeps something under by itself: its status, say.
     fn own_names(&self) -> Vec<String>;
+
+    /// Under which names the far side keeps something of these servers already.
+    ///
+    /// Asked once of a sink that is new to the store: the state may have been lost, or the sink may have
+    /// had another name. A sink that cannot tell, or keeps nothing, has found nothing.
+    async fn find_kept(&self, _servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
+        Ok(BTreeMap::new())
+    }
 }
 
 /// One connection: what sends on it, and what makes it run.

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -86,11 +87,12 @@ impl Watcher {
             Ok(listing) => state.observer.looked(&content.told, &content.state, listing, now),
             Err(_) => state.observer.failed(&content.state, now),
         });
-        if self.is_history_lost && answer.is_ok() && board.read(|content| content.last_seq) == Seq(0) {
+        let is_first = self.is_history_lost && board.read(|content| content.last_seq) == Seq(0);
+        if answer.is_ok() && (is_first || board.owes_reset.load(Ordering::Relaxed)) {
             tick.facts.insert(0, journal_reset());
         }
         self.expectations.mark(&mut tick);
-        self.tell(state, tick, now.at).await?;
+        self.tell(state, board, tick, now.at).await?;
         // "It answers" may be read only when what it answered stands on the board.
         self.report_poll(state, board, &answer, took);
         if let Ok(listing) = &answer {
@@ -101,7 +103,7 @@ impl Watcher {
     }
 
     /// Commits a tick and puts it on the board. Without room nothing is told, and the next look finds it again.
-    async fn tell(&self, state: &mut State, tick: Tick, at: Duration) -> Result<(), StoreError> {
+    async fn tell(&self, state: &mut State, board: &ServerBoard, tick: Tick, at: Duration) -> Result<(), StoreError> {
         if tick.is_empty() {
             return Ok(());
         }
@@ -114,6 +116,9 @@ impl Watcher {
                     info!(server = %self.server, times, "there is room again, what happened meanwhile is told now");
                 }
                 state.observer.committed(&committed, at);
+                if said.iter().any(|(kind, _)| *kind == Kind::JournalReset) {
+                    board.owes_reset.store(false, Ordering::Relaxed);
+                }
                 self.board.tell(&self.server, committed, server_state);
                 for (kind, torrent) in said {
                     debug!(server = %self.server, kind = kind.as_str(), "told");
