@@ -55,7 +55,7 @@ pub async fn picture(stage: &Stage, broker: &Mosquitto, configs: &[Config], torr
             millis(Duration::from_secs_f64(median(of_bare)))
         ),
         measured: Measured::at_most(median(ratios), 1.3, "×"),
-        reason: "it writes all down and syncs before it sends",
+        reason: "all are written down and synced in one commit before the first is sent; trackers are a second listing",
     })
 }
 
