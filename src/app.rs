@@ -28,7 +28,7 @@ use crate::deliver::retention::Retain;
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::http;
 use crate::model::{EVENT_SCHEMA, Kind, RESULT_SCHEMA, ServerName, ServerStats, SinkName, Timestamp};
-use crate::port::{Clock, LoggedCommand, Store, SystemClock, TorrentClient};
+use crate::port::{Clock, LoggedCommand, Scope, Store, SystemClock, TorrentClient};
 use crate::repeat::until_there_is_room;
 use crate::sinks::mqtt::{self, MqttSink};
 use crate::store::{Options, Recovery, SqliteStore};
@@ -132,6 +132,7 @@ struct Bridge {
 
 struct ServerParts {
     interval: Duration,
+    sweep: Duration,
     worker: Arc<WorkerParts>,
     queue: Arc<Queue>,
     files: Arc<FilesWanted>,
@@ -220,10 +221,11 @@ impl Bridge {
 
     fn spawn_servers(&self, group: &mut Group) {
         for (name, parts) in &self.servers {
-            let ServerParts { interval, worker, queue, files, is_history_lost } = parts;
+            let ServerParts { interval, sweep, worker, queue, files, is_history_lost } = parts;
             let watcher = Watcher {
                 server: name.clone(),
                 interval: *interval,
+                sweep: *sweep,
                 client: Arc::clone(&worker.client),
                 store: Arc::clone(&self.store),
                 board: Arc::clone(&self.board),
@@ -323,6 +325,7 @@ fn build_server(
     };
     Ok(ServerParts {
         interval: server.interval,
+        sweep: server.sweep,
         worker: Arc::new(worker),
         queue: Arc::new(Queue::new(open)),
         files: Arc::new(FilesWanted::default()),
@@ -394,7 +397,7 @@ pub async fn reach(config: &Config) -> Vec<(String, anyhow::Result<String>)> {
 }
 
 async fn reach_server(name: &ServerName, server: &Server) -> anyhow::Result<String> {
-    let listing = build_client(name, server)?.list().await?;
+    let listing = build_client(name, server)?.list(Scope::Full).await?;
     let client = listing.stats.client.unwrap_or_else(|| "a client".to_owned());
     Ok(format!("{client} with {} torrents", listing.torrents.len()))
 }
@@ -469,6 +472,9 @@ fn server_health(board: &Board, name: &ServerName) -> Value {
             "poll_seconds": rounded(poll.duration.as_secs_f64()),
             "polls": poll.polls,
             "polls_failed": poll.failures,
+            "polls_full": poll.full,
+            "interval_seconds": rounded(poll.interval.as_secs_f64()),
+            "sweep_seconds": rounded(poll.sweep.as_secs_f64()),
             "torrents": content.told.len(),
         })
     });

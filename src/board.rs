@@ -7,7 +7,7 @@
 //! Locks here are held for the time of a look-up, never across an await; a desk's inside a board's,
 //! never the other way.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -21,6 +21,9 @@ use crate::port::Delivery;
 /// How many side messages (files, results of look-ups) wait for a slow sink; the oldest go first.
 const SIDE_MESSAGES_MAX: usize = 1024;
 
+/// How many torrents can be named to a watcher; a client looks at all long before.
+const NAMED_MAX: usize = 1024;
+
 /// What is known of all servers.
 pub struct Board {
     servers: BTreeMap<ServerName, ServerBoard>,
@@ -32,6 +35,8 @@ pub struct ServerBoard {
     content: RwLock<Content>,
     /// Wakes its watcher; carries nothing.
     pub poke: Notify,
+    /// Torrents to be looked at first, by whatever woke the watcher.
+    named: Mutex<BTreeSet<InfoHash>>,
 }
 
 /// What stands on one server's board.
@@ -55,6 +60,12 @@ pub struct PollReport {
     pub failure: Option<String>,
     pub failures: u64,
     pub polls: u64,
+    /// Of the polls, those that read all torrents.
+    pub full: u64,
+    /// From one look to the next, as it is now.
+    pub interval: Duration,
+    /// From one full picture to the next at most, as it is now.
+    pub sweep: Duration,
 }
 
 impl PollReport {
@@ -68,7 +79,7 @@ impl Board {
     pub fn new(servers: BTreeMap<ServerName, Content>, sinks: impl IntoIterator<Item = SinkName>) -> Self {
         let servers = servers
             .into_iter()
-            .map(|(name, content)| (name, ServerBoard { content: RwLock::new(content), poke: Notify::new() }))
+            .map(|(name, content)| (name, ServerBoard::new(content)))
             .collect();
         let desks = sinks.into_iter().map(|name| (name, Arc::default())).collect();
         Self { servers, desks }
@@ -137,6 +148,25 @@ impl Board {
 }
 
 impl ServerBoard {
+    fn new(content: Content) -> Self {
+        Self { content: RwLock::new(content), poke: Notify::new(), named: Mutex::default() }
+    }
+
+    /// Wakes its watcher and names a torrent to look at. Beyond a number, names make no difference.
+    pub fn poke_about(&self, hash: InfoHash) {
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        if named.len() < NAMED_MAX {
+            named.insert(hash);
+        }
+        drop(named);
+        self.poke.notify_one();
+    }
+
+    /// For its watcher only: the torrents that were named since it last asked.
+    pub fn take_named(&self) -> BTreeSet<InfoHash> {
+        std::mem::take(&mut *self.named.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     pub fn read<T>(&self, read: impl FnOnce(&Content) -> T) -> T {
         read(&self.content.read().unwrap_or_else(PoisonError::into_inner))
     }

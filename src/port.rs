@@ -4,7 +4,7 @@
 //! file and the model, never each other. Adapters say what went wrong in the terms of these error
 //! types; whether to try again is the engine's decision alone, so no adapter retries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -25,11 +25,14 @@ use crate::model::{
 /// is shared by a watcher and a worker.
 #[async_trait]
 pub trait TorrentClient: Send + Sync {
-    /// Reads all torrents.
+    /// Reads all torrents, or those that may have changed since the last call.
+    ///
+    /// A client asked for changes may always answer with all, and has to when it cannot know what
+    /// changed: after a failure, in another run, when torrents came or went.
     ///
     /// # Errors
     /// An answer that cannot be trusted as a whole is an error, never a short listing.
-    async fn list(&self) -> Result<Listing, ClientError>;
+    async fn list(&self, scope: Scope<'_>) -> Result<Listing, ClientError>;
 
     /// Reads one torrent as it is now; `None` if the client has no such torrent.
     async fn get(&self, hash: InfoHash, parts: Parts) -> Result<Option<Details>, ClientError>;
@@ -39,6 +42,16 @@ pub trait TorrentClient: Send + Sync {
     /// Safe to call for what is already so. Waits, within its deadline, for what the client must
     /// not be asked at the moment.
     async fn apply(&self, action: &Action) -> Result<Applied, ClientError>;
+}
+
+/// What a look is to show.
+#[derive(Clone, Copy, Debug)]
+pub enum Scope<'a> {
+    Full,
+    /// At least what moves or has changed its state, as far as the client can tell cheaply, and these.
+    Changed {
+        named: &'a BTreeSet<InfoHash>,
+    },
 }
 
 /// How far an action got.

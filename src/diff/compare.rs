@@ -66,6 +66,11 @@ pub fn compare(
     }
 }
 
+/// Whether the world was told all that a look shows, if nothing moves any more.
+pub fn is_told_whole(told: &Torrent, seen: &Observed, context: Context) -> bool {
+    picture(told, seen, Context { has_moved: false, ..context }) == *told
+}
+
 /// The load of a torrent decides about "replaced", so a changed one must not be forgotten.
 fn needs_writing(before: &Memory, after: &Memory) -> bool {
     let Memory { load, generation: _, has_metadata, received_bytes: _, completion, run } = before;

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::compare::{Context, Finding, compare, first_sight};
+use super::compare::{Context, Finding, compare, first_sight, is_told_whole};
 use super::trust::{Poll, Trust, TrustLimits};
 use super::worth;
 use crate::model::{
-    Cause, Changes, Committed, Fact, InfoHash, Kind, Listing, Memory, Observed, ServerName, ServerState, Status, Tick,
+    Cause, Changes, Committed, Covers, Fact, InfoHash, Kind, Listing, Memory, Observed, ServerName, ServerState, Status, Tick,
     Timestamp, Told, ToldTorrent, Torrent,
 };
 
@@ -39,6 +39,9 @@ pub struct Observer {
     limits: Limits,
     trust: Trust,
     recent: HashMap<InfoHash, Recent>,
+    /// What the last look showed of torrents about which there is more to tell without anything new:
+    /// numbers held back for a moment, a movement that has ended, a download that may be stalling.
+    unsettled: BTreeMap<InfoHash, Observed>,
     /// Absent from the last complete listing, with the cause that its removal will have.
     missing: BTreeMap<InfoHash, Cause>,
     /// What is found by the first look happened while nobody watched.
@@ -47,6 +50,10 @@ pub struct Observer {
     was_away: bool,
     /// The last look had something to know the run by; `was_away` ends when that is written down.
     is_back: bool,
+    /// The last tick that had something to tell is not on disk yet.
+    is_untold: bool,
+    /// A listing of changes came when it could not be believed.
+    is_in_doubt: bool,
 }
 
 /// Of each torrent, only in memory.
@@ -65,11 +72,21 @@ impl Observer {
             limits,
             trust: Trust::START,
             recent: HashMap::new(),
+            unsettled: BTreeMap::new(),
             missing: BTreeMap::new(),
             has_looked: false,
             was_away: true,
             is_back: false,
+            is_untold: false,
+            is_in_doubt: false,
         }
+    }
+
+    /// Whether only a full listing will do: while the server is not known and steady, to confirm
+    /// that a torrent is gone, and to find again what could not be written down.
+    pub fn needs_all(&self, state: &ServerState) -> bool {
+        let is_steady = self.trust == Trust::Steady { failures: 0 } && self.has_looked && !self.was_away;
+        !is_steady || !state.is_known || self.is_untold || self.is_in_doubt || !self.missing.is_empty()
     }
 
     /// The poll failed. Only the server may be told of as offline.
@@ -90,6 +107,45 @@ impl Observer {
     /// The tick holds the whole difference between `told` and what is seen. It is to be committed
     /// before the next look; if that cannot be, `told` stays and the next look finds the same again.
     pub fn looked(&mut self, told: &Told, state: &ServerState, listing: &Listing, now: Moment) -> Tick {
+        let tick = match listing.covers {
+            Covers::All => self.looked_at_all(told, state, listing, now),
+            Covers::Changed => self.looked_at_some(told, state, listing, now),
+        };
+        self.is_untold = !tick.is_empty();
+        tick
+    }
+
+    /// Of the torrents that the listing does not speak of, only what is unsettled is looked at, as it
+    /// was seen last.
+    fn looked_at_some(&mut self, told: &Told, state: &ServerState, listing: &Listing, now: Moment) -> Tick {
+        let mut tick = self.empty_tick(now);
+        if self.needs_all(state) || listing.run != state.run {
+            self.is_in_doubt = true;
+            return tick;
+        }
+        let mut torrents = Vec::new();
+        let mut seen_last = std::mem::take(&mut self.unsettled);
+        seen_last.retain(|hash, _| !listing.torrents.contains_key(hash));
+        for (hash, seen) in listing.torrents.iter().chain(&seen_last) {
+            let context = Context { generation: state.generation, ..self.remember(*hash, seen, now.at) };
+            self.tell_of_torrent(
+                *hash,
+                told.get(hash),
+                seen,
+                context,
+                Cause::Observed,
+                now.at,
+                &mut tick,
+                &mut torrents,
+            );
+        }
+        add_in_order(&mut tick, torrents);
+        tick
+    }
+
+    fn looked_at_all(&mut self, told: &Told, state: &ServerState, listing: &Listing, now: Moment) -> Tick {
+        self.is_in_doubt = false;
+        self.unsettled.clear();
         let loads = Loads::of(told, state, listing);
         let is_other_run = self.is_other_run(state, listing, loads);
         let generation = state.generation + u64::from(is_other_run && state.run.is_some());
@@ -109,8 +165,7 @@ impl Observer {
             let context = Context { generation, was_loading, ..self.remember(*hash, seen, now.at) };
             self.tell_of_torrent(*hash, told.get(hash), seen, context, cause, now.at, &mut tick, &mut torrents);
         }
-        torrents.sort_by_key(|(hash, fact)| (*hash, fact.kind));
-        tick.facts.extend(torrents.into_iter().map(|(_, fact)| fact));
+        add_in_order(&mut tick, torrents);
         self.finish_snapshot(&mut tick, state, told, listing);
         self.has_looked = true;
         // A restart that could not be written down is to be found again.
@@ -122,11 +177,13 @@ impl Observer {
     /// The tick is on disk: what it told counts as told from now on.
     pub fn committed(&mut self, committed: &Committed, at: Duration) {
         self.was_away &= !self.is_back;
+        self.is_untold = false;
         for (hash, told) in &committed.told {
             match (told, self.recent.get_mut(hash)) {
                 (None, _) => {
                     self.recent.remove(hash);
                     self.missing.remove(hash);
+                    self.unsettled.remove(hash);
                 }
                 (Some(_), Some(recent)) => recent.told_at = at,
                 (Some(_), None) => {}
@@ -227,7 +284,7 @@ impl Observer {
 
     #[allow(clippy::too_many_arguments)] // one place, called once: a struct would only rename the list
     fn tell_of_torrent(
-        &self,
+        &mut self,
         hash: InfoHash,
         told: Option<&ToldTorrent>,
         seen: &Observed,
@@ -239,18 +296,21 @@ impl Observer {
     ) {
         let Some(last) = told else {
             let (torrent, memory) = first_sight(seen, context);
+            self.note_unsettled(hash, &torrent, seen, context);
             torrents.push((hash, added(Arc::new(torrent), memory, cause, hash, tick)));
             return;
         };
         let told_at = self.recent.get(&hash).map_or(Duration::ZERO, |recent| recent.told_at);
         let since = at.saturating_sub(told_at);
         match compare(last, seen, context, |told, seen| worth::is_worth_telling(told, seen, since)) {
-            Finding::Same => {}
+            Finding::Same => self.note_unsettled(hash, &last.torrent, seen, context),
             Finding::Replaced(torrent, memory) => {
+                self.note_unsettled(hash, &torrent, seen, context);
                 torrents.push((hash, removed(last, cause)));
                 torrents.push((hash, added(Arc::new(torrent), memory, cause, hash, tick)));
             }
             Finding::Changed(kinds, torrent, memory) => {
+                self.note_unsettled(hash, &torrent, seen, context);
                 let changes = last.torrent.changes_to(&torrent);
                 let torrent = Arc::new(torrent);
                 torrents.extend(kinds.into_iter().map(|kind| {
@@ -259,6 +319,14 @@ impl Observer {
                 }));
                 tick.changes.insert(hash, Some((torrent, memory)));
             }
+        }
+    }
+
+    /// Keeps in mind what a look showed, if time alone will make more of it to tell.
+    fn note_unsettled(&mut self, hash: InfoHash, told: &Torrent, seen: &Observed, context: Context) {
+        let may_stall = seen.torrent.status == Status::Downloading && !told.stalled;
+        if may_stall || !is_told_whole(told, seen, context) {
+            self.unsettled.insert(hash, seen.clone());
         }
     }
 
@@ -295,6 +363,12 @@ impl Loads {
         }
         loads
     }
+}
+
+/// Events of one tick are in the order of hash and kind.
+fn add_in_order(tick: &mut Tick, mut torrents: Vec<(InfoHash, Fact)>) {
+    torrents.sort_by_key(|(hash, fact)| (*hash, fact.kind));
+    tick.facts.extend(torrents.into_iter().map(|(_, fact)| fact));
 }
 
 fn has_nothing_of(told: &Told, listing: &Listing) -> bool {

@@ -94,7 +94,8 @@ fn listing(torrents: &str) -> Listing {
         let observed = seen(words);
         (observed.torrent.hash, observed)
     });
-    Listing { run: Some(run.to_owned()), complete, torrents: torrents.collect(), stats: ServerStats::default() }
+    let covers = Covers::All;
+    Listing { covers, run: Some(run.to_owned()), complete, torrents: torrents.collect(), stats: ServerStats::default() }
 }
 
 /// A server with its observer, and a store that always has room.

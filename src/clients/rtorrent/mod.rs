@@ -4,6 +4,7 @@
 //! - one exchange at a time, each with a deadline, each answer read as fast as it comes and to its
 //!   end ([`transport`]);
 //! - a listing is split before its answer gets large ([`listing`]);
+//! - between two full listings only what can have changed is asked for ([`quick`]);
 //! - everything that can be asked for stands in one list, and text from outside is never part of a
 //!   command ([`calls`]);
 //! - old versions are not asked to stop what they are hash-checking, nor to announce too often
@@ -24,6 +25,7 @@ pub mod jsonrpc;
 mod listing;
 mod map;
 mod probe;
+mod quick;
 pub mod settings;
 #[doc(hidden)]
 pub mod transport;
@@ -44,7 +46,7 @@ use self::settings::Settings;
 pub use self::transport::SetupError;
 use self::transport::{Dialect, Transport};
 use crate::model::{Action, Details, File, InfoHash, Listing, Parts, Peer, Timestamp, Tracker, printable, progress};
-use crate::port::{Applied, ClientError, TorrentClient};
+use crate::port::{Applied, ClientError, Scope, TorrentClient};
 
 /// One rTorrent.
 pub struct RtorrentClient {
@@ -60,6 +62,7 @@ pub struct RtorrentClient {
 struct Memory {
     probe: Option<Arc<Probe>>,
     listing: listing::Memory,
+    quick: quick::Memory,
     commands: commands::Memory,
 }
 
@@ -167,9 +170,9 @@ fn column_call(hash: InfoHash, field: &Field) -> Call {
 
 #[async_trait]
 impl TorrentClient for RtorrentClient {
-    async fn list(&self) -> Result<Listing, ClientError> {
+    async fn list(&self, scope: Scope<'_>) -> Result<Listing, ClientError> {
         let turn = self.turn().await;
-        let listing = listing::list(&turn).await?;
+        let listing = listing::list(&turn, scope).await?;
         commands::pause_again(&turn, &listing).await;
         Ok(listing)
     }
