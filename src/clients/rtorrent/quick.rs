@@ -7,12 +7,13 @@
 //!   started or stopped (`started`), runs or does not (`active`), was completed (`complete`). A size that
 //!   moved otherwise than the rows explain, another process id, a torrent or a load of one that is
 //!   not known: then all are read, in the same look.
-//! - What moves bytes is in `active`, and is asked for only while any bytes move at all, by rTorrent's
-//!   own counters. What is hash-checked is in `hashing`.
+//! - What moves bytes is in `active`, and is asked for at each look while any bytes move at all, by
+//!   rTorrent's own counters; else [`ROWS_EACH_LOOK`] of them at a time on average, for no counter is known to
+//!   count everything. What is hash-checked is in `hashing`.
 //! - What has left these is read once more by its name, so that its last numbers are known.
 //! - One torrent that stops while another starts leaves every size as it was. That is found by the time
-//!   of the last change of state, which is tried on all torrents; so that it does not weigh, [`ROWS_EACH_LOOK`]
-//!   of them at a time on average: the fewer torrents, the more often.
+//!   of the last change of state, which is tried on all torrents, as many at a time on average: the fewer
+//!   torrents, the more often.
 //!
 //! Label, priority, directory, message and the numbers of idle torrents betray themselves by nothing:
 //! they wait for the full listing, unless they are named. Views go stale, so the full listing, too,
@@ -56,6 +57,7 @@ pub(super) struct Memory {
     /// By rTorrent's clock: up to then every change of state is known.
     states_known_at: Option<i64>,
     looks_since_states: u64,
+    looks_since_moving: u64,
     lean: u32,
 }
 
@@ -139,6 +141,7 @@ impl Memory {
         self.last = self.last.filter(|_| seen.complete);
         self.states_known_at = seen.numbers.time;
         self.looks_since_states = 0;
+        self.looks_since_moving = 0;
     }
 
     fn note(&mut self, numbers: Numbers, raws: &BTreeMap<InfoHash, Raw>) {
@@ -203,7 +206,7 @@ pub(super) async fn look(
     let mut fields = probe.fields(&turn.client.settings.extra);
     fields.retain(|field| !field.is_lasting());
     let Some(mut answer) = exchange(turn, probe, &ask, &fields).await? else { return Ok(None) };
-    let asked_states = ask.states_since.is_some();
+    let (mut asked_moving, asked_states) = (ask.moving, ask.states_since.is_some());
     let states_known_at = answer.numbers.time;
     let again = Ask {
         moving: !ask.moving && moved(&before) != moved(&answer.numbers),
@@ -212,6 +215,7 @@ pub(super) async fn look(
     };
     if again != Ask::default() {
         ask = again;
+        asked_moving |= ask.moving;
         if ask.named.len() > NAMED_MAX {
             return Ok(None);
         }
@@ -226,6 +230,7 @@ pub(super) async fn look(
     memory.note(answer.numbers, &answer.raws);
     memory.has_moved = moved(&before) != moved(&answer.numbers);
     memory.looks_since_states += 1;
+    memory.looks_since_moving = if asked_moving { 0 } else { memory.looks_since_moving + 1 };
     if asked_states {
         memory.states_known_at = states_known_at;
         memory.looks_since_states = 0;
@@ -249,10 +254,11 @@ fn first_ask(
     let fits = |rows: u64| {
         usize::try_from(rows).unwrap_or(usize::MAX).saturating_mul(row_bytes) <= PART_BYTES_MAX
     };
-    let is_due = quick.looks_since_states + 1 >= count.div_ceil(ROWS_EACH_LOOK);
-    let states_since = quick.states_known_at.filter(|_| is_due && fits(count) && probe.has_filtered);
+    let is_due = |looks: u64, rows: u64| rows > 0 && looks + 1 >= rows.div_ceil(ROWS_EACH_LOOK);
+    let are_states_due = is_due(quick.looks_since_states, count);
+    let states_since = quick.states_known_at.filter(|_| are_states_due && fits(count) && probe.has_filtered);
     let ask = Ask {
-        moving: quick.has_moved || !quick.moving.is_empty(),
+        moving: quick.has_moved || !quick.moving.is_empty() || is_due(quick.looks_since_moving, active),
         states_since: states_since.map(|time| time - TIME_MARGIN_SECONDS),
         named: named.iter().filter(|hash| matches!(hash, InfoHash::V1(_))).copied().collect(),
     };
