@@ -77,10 +77,7 @@ impl PollReport {
 
 impl Board {
     pub fn new(servers: BTreeMap<ServerName, Content>, sinks: impl IntoIterator<Item = SinkName>) -> Self {
-        let servers = servers
-            .into_iter()
-            .map(|(name, content)| (name, ServerBoard::new(content)))
-            .collect();
+        let servers = servers.into_iter().map(|(name, content)| (name, ServerBoard::new(content))).collect();
         let desks = sinks.into_iter().map(|name| (name, Arc::default())).collect();
         Self { servers, desks }
     }

@@ -8,8 +8,8 @@ use super::compare::{Context, Finding, compare, first_sight, is_told_whole};
 use super::trust::{Poll, Trust, TrustLimits};
 use super::worth;
 use crate::model::{
-    Cause, Changes, Committed, Covers, Fact, InfoHash, Kind, Listing, Memory, Observed, ServerName, ServerState, Status, Tick,
-    Timestamp, Told, ToldTorrent, Torrent,
+    Cause, Changes, Committed, Covers, Fact, InfoHash, Kind, Listing, Memory, Observed, ServerName, ServerState,
+    Status, Tick, Timestamp, Told, ToldTorrent, Torrent,
 };
 
 #[derive(Clone, Copy, Debug)]

@@ -19,11 +19,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+use self::pace::{Pace, Reason};
 use crate::board::{Board, ServerBoard};
 use crate::commands::expect::Expectations;
 use crate::diff::{Limits, Moment, Observer};
-use self::pace::{Pace, Reason};
-use crate::model::{Cause, Changes, Covers, Fact, File, InfoHash, Kind, Listing, Parts, Seq, ServerName, Stats, Tick, Torrent};
+use crate::model::{
+    Cause, Changes, Covers, Fact, File, InfoHash, Kind, Listing, Parts, Seq, ServerName, Stats, Tick, Torrent,
+};
 use crate::port::{ClientError, Clock, Delivery, Scope, Store, StoreError, TorrentClient};
 use crate::repeat::Repeat;
 

@@ -5,12 +5,17 @@
 //! which come less often if they take long; one for all other looks, which may be overdrawn for a
 //! moment (a torrent was added, all are read again) and is then paid back by longer pauses.
 //!
+//! Where a full picture costs nothing to speak of, it is taken more often than it has to be: a server
+//! with some hundred torrents is read whole at each beat.
+//!
 //! Pure: the clock is the watcher's.
 
 use std::time::Duration;
 
 /// One part in so many of the client's time, for each of the two.
 const SHARE: u32 = 20;
+/// One part in so many may go into full pictures that need not be yet.
+const SHARE_TO_SPARE: u32 = 400;
 /// So much of the client's time may be overdrawn before looks become rarer.
 const OVERDRAFT: Duration = Duration::from_secs(3);
 
@@ -42,9 +47,10 @@ impl Pace {
         Self { interval, sweep, debt, at: debt, swept_at: None, sweep_took: debt }
     }
 
-    /// From one full picture to the next: as configured, or longer if one takes long.
+    /// From one full picture to the next: as configured, or longer if one takes long, or sooner if it
+    /// takes no time.
     pub fn sweep(&self) -> Duration {
-        self.sweep.max(self.sweep_took * SHARE)
+        self.sweep.min(self.sweep_took * SHARE_TO_SPARE).max(self.sweep_took * SHARE).max(self.interval)
     }
 
     /// Whether a look at `at` has to be full, so that one at the next beat is not too late.
@@ -57,12 +63,11 @@ impl Pace {
         self.debt = self.debt.saturating_sub(at.saturating_sub(self.at) / SHARE);
         self.at = at;
         if is_full {
-            self.swept_at = Some(at);
+            (self.swept_at, self.sweep_took) = (Some(at), took);
         }
         match reason {
-            Reason::Sweep if is_full => self.sweep_took = took,
-            Reason::Sweep | Reason::Tick => self.debt += took,
-            Reason::Free => {}
+            Reason::Sweep | Reason::Free => {}
+            Reason::Tick => self.debt += took,
         }
         let beat = self.interval.saturating_sub(took);
         if reason == Reason::Free { beat } else { beat.max(self.debt.saturating_sub(OVERDRAFT) * SHARE) }
@@ -107,6 +112,16 @@ mod tests {
         assert!((598..=602).contains(&looks), "{looks}");
         assert!((20..=21).contains(&sweeps.get()), "{}", sweeps.get());
         assert_eq!(pace.sweep(), ms(30_000));
+    }
+
+    #[test]
+    fn a_client_with_few_torrents_is_read_whole_at_each_beat() {
+        let mut pace = Pace::new(ms(1000), ms(30_000));
+        pace.looked(Reason::Free, true, ms(2), ms(1000));
+        assert!(pace.is_sweep_due(ms(2000)));
+        pace.looked(Reason::Sweep, true, ms(20), ms(2000));
+        assert!(!pace.is_sweep_due(ms(3000)));
+        assert_eq!(pace.sweep(), ms(8000), "no more often than it is nothing to speak of");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use dtorrent::clients::rtorrent::RtorrentClient;
 use dtorrent::clients::rtorrent::settings::{Endpoint, ExtraColumn, Settings};
-use dtorrent::model::{Action, Add, AddSource, InfoHash, Listing, Parts, ServerName, Status, Torrent};
+use dtorrent::model::{Action, Add, AddSource, Covers, InfoHash, Listing, Parts, ServerName, Status, Torrent};
 use dtorrent::port::{Applied, ClientError, Scope, TorrentClient as _};
 use sha1::{Digest as _, Sha1};
 use tempfile::TempDir;
@@ -230,12 +230,23 @@ async fn a_listing_is_the_same_over_tcp_and_through_nginx() {
     assert_eq!(over_http.torrents, over_tcp.torrents);
     assert_eq!((over_http.complete, over_http.run), (true, over_tcp.run));
 
-    let wrong_user = RtorrentClient::new(nginx.settings("/RPC2", "stranger")).unwrap().list(Scope::Full).await.unwrap_err();
+    let wrong_user =
+        RtorrentClient::new(nginx.settings("/RPC2", "stranger")).unwrap().list(Scope::Full).await.unwrap_err();
     assert!(matches!(&wrong_user, ClientError::Unauthorized { .. }), "{wrong_user}");
-    let said = RtorrentClient::new(nginx.settings("/nothing", "tester")).unwrap().list(Scope::Full).await.unwrap_err().to_string();
+    let said = RtorrentClient::new(nginx.settings("/nothing", "tester"))
+        .unwrap()
+        .list(Scope::Full)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(said.contains("/RPC2") && !said.contains("secret"), "{said}");
     drop(server);
-    let said = RtorrentClient::new(nginx.settings("/RPC2", "tester")).unwrap().list(Scope::Full).await.unwrap_err().to_string();
+    let said = RtorrentClient::new(nginx.settings("/RPC2", "tester"))
+        .unwrap()
+        .list(Scope::Full)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(said.contains("is it running"), "{said}");
 }
 
@@ -723,5 +734,116 @@ async fn many_torrents_are_listed_whole_with_their_trackers() {
     for (hash, host) in hashes {
         assert_eq!(torrent(&listing, hash).tracker.as_deref(), Some(host.as_str()));
         assert_eq!(client.get(hash, Parts::default()).await.unwrap().unwrap().observed, listing.torrents[&hash]);
+    }
+}
+
+// --- two speeds ----------------------------------------------------------------------------------
+
+async fn changes(client: &RtorrentClient, named: &[InfoHash]) -> Listing {
+    client.list(Scope::Changed { named: &named.iter().copied().collect() }).await.unwrap()
+}
+
+/// Writes the file anew each time, for rTorrent deletes it with the torrent.
+fn load_one_of_many(server: &Rtorrent, number: u16) -> InfoHash {
+    let (hash, file) = metafile(format!("many {number:05}").as_bytes(), &number.to_be_bytes(), TRACKER);
+    let path = server.folder.path().join(format!("{number}.torrent"));
+    std::fs::write(&path, file).unwrap();
+    server.call("load.normal", &["", path.to_str().unwrap()]);
+    hash
+}
+
+/// Loads so many tiny torrents past the client; waits until they are there.
+async fn populate(server: &Rtorrent, client: &RtorrentClient, count: u16) -> Vec<InfoHash> {
+    let hashes = (0..count).map(|number| load_one_of_many(server, number)).collect();
+    list_until(client, "all of them", |listing| listing.torrents.len() == usize::from(count)).await;
+    hashes
+}
+
+#[tokio::test]
+async fn a_quick_look_at_a_thousand_torrents_reads_none_of_them_and_misses_none() {
+    let Some(server) = start() else { return };
+    let client = server.client();
+    let hashes = populate(&server, &client, 1000).await;
+    for _ in 0..2 {
+        // What was loaded a moment ago has changed a moment ago.
+        let deadline = Instant::now() + PATIENCE;
+        while !changes(&client, &[]).await.torrents.is_empty() {
+            assert!(Instant::now() < deadline, "they never come to rest");
+            tokio::time::sleep(BEAT).await;
+        }
+    }
+    for _ in 0..20 {
+        let quick = changes(&client, &[]).await;
+        assert_eq!((quick.covers, quick.torrents.len()), (Covers::Changed, 0));
+    }
+    let named = changes(&client, &[hashes[3], hashes[990]]).await;
+    assert_eq!((named.covers, named.torrents.len()), (Covers::Changed, 2));
+    assert_eq!(torrent(&named, hashes[3]).name, "many 00003", "whole, though the name was not read again");
+
+    server.call("d.erase", &[&hashes[7].to_string()]);
+    let erased = changes(&client, &[]).await;
+    assert_eq!((erased.covers, erased.complete, erased.torrents.len()), (Covers::All, true, 999));
+    // One goes, another comes: there are as many as before.
+    server.call("d.erase", &[&hashes[8].to_string()]);
+    load_one_of_many(&server, 7);
+    let swapped = changes(&client, &[]).await;
+    assert_eq!((swapped.covers, swapped.torrents.len()), (Covers::All, 999));
+    assert!(swapped.torrents.contains_key(&hashes[7]) && !swapped.torrents.contains_key(&hashes[8]));
+    // The same one is loaded again.
+    let before = swapped.torrents[&hashes[9]].facts.load.clone();
+    server.call("d.erase", &[&hashes[9].to_string()]);
+    load_one_of_many(&server, 9);
+    let again = changes(&client, &[]).await;
+    assert_eq!(again.covers, Covers::All);
+    assert_ne!(again.torrents[&hashes[9]].facts.load, before);
+    // A start is seen by the look after it.
+    std::fs::write(server.downloads().join("many 00010"), 10_u16.to_be_bytes()).unwrap();
+    server.call("d.start", &[&hashes[10].to_string()]);
+    let started = changes(&client, &[]).await;
+    assert_ne!(torrent(&started, hashes[10]).status, Status::Stopped);
+}
+
+#[tokio::test]
+async fn whatever_is_done_behind_its_back_a_sweep_knows_it_all() {
+    let Some(server) = start() else { return };
+    let watching = server.client();
+    let hashes = populate(&server, &watching, 40).await;
+    let mut dice: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut roll = |sides: u64| {
+        dice ^= dice << 13;
+        dice ^= dice >> 7;
+        dice ^= dice << 17;
+        dice % sides
+    };
+    for round in 0..12 {
+        for _ in 0..6 {
+            let number = usize::try_from(roll(40)).unwrap();
+            let hash = hashes[number].to_string();
+            match roll(8) {
+                0 => drop(server.call("d.custom1.set", &[&hash, &format!("label{}", roll(3))])),
+                1 => drop(server.call("d.priority.set", &[&hash, &roll(4).to_string()])),
+                2 => drop(server.call("d.start", &[&hash])),
+                3 => drop(server.call("d.stop", &[&hash])),
+                4 => drop(server.call("d.pause", &[&hash])),
+                5 => drop(server.call("d.erase", &[&hash])),
+                6 => drop(load_one_of_many(&server, u16::try_from(number).unwrap())),
+                _ => drop(server.call("d.directory.set", &[&hash, &format!("/tmp/{}", roll(3))])),
+            }
+            if roll(2) == 0 {
+                changes(&watching, &[]).await;
+            }
+        }
+        // The torrents are tiny and checked at once, but not at the same instant for two lookers.
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let swept = watching.list(Scope::Full).await.unwrap();
+            let truth = server.client().list(Scope::Full).await.unwrap();
+            assert_eq!((swept.covers, swept.complete), (Covers::All, true));
+            if swept.torrents == truth.torrents {
+                break;
+            }
+            assert!(Instant::now() < deadline, "round {round}: {:#?}\n{:#?}", swept.torrents, truth.torrents);
+            tokio::time::sleep(BEAT).await;
+        }
     }
 }

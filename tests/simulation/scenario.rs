@@ -113,7 +113,10 @@ impl Run {
         };
         for server in &servers {
             let keeps_its_name = run.stage.dice.percent(25);
-            run.clients[server].change(|world| world.keeps_its_name = keeps_its_name);
+            run.clients[server].change(|world| {
+                world.keeps_its_name = keeps_its_name;
+                world.latency = run.stage.dice.millis(150);
+            });
             for _ in 0..run.stage.dice.below(4) {
                 run.add(server);
             }

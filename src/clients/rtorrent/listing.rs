@@ -83,7 +83,11 @@ pub(super) async fn list(turn: &Turn<'_>, scope: Scope<'_>) -> Result<Listing, C
         },
         Scope::Full if turn.client.memory().quick.is_lean_enough(&probe) => {
             let mut seen = read_all(turn, &probe, Reading::Lean).await?;
-            if turn.client.memory().quick.complete(&mut seen) { seen } else { read_all(turn, &probe, Reading::Whole).await? }
+            if turn.client.memory().quick.complete(&mut seen) {
+                seen
+            } else {
+                read_all(turn, &probe, Reading::Whole).await?
+            }
         }
         Scope::Full => read_all(turn, &probe, Reading::Whole).await?,
     };
@@ -124,13 +128,7 @@ async fn read_all(turn: &Turn<'_>, probe: &Probe, reading: Reading) -> Result<Se
     }
 }
 
-fn listing(
-    turn: &Turn<'_>,
-    probe: &Probe,
-    seen: Seen,
-    hosts: &Hosts,
-    free_disk: Option<u64>,
-) -> Listing {
+fn listing(turn: &Turn<'_>, probe: &Probe, seen: Seen, hosts: &Hosts, free_disk: Option<u64>) -> Listing {
     let Seen { raws, numbers, complete, covers, .. } = seen;
     let settings = &turn.client.settings;
     let observe = |(hash, raw): (InfoHash, Raw)| {
@@ -228,12 +226,7 @@ impl Numbers {
 }
 
 /// `None` if this dialect is refused, which only JSON can be.
-async fn read(
-    turn: &Turn<'_>,
-    probe: &Probe,
-    dialect: Dialect,
-    reading: Reading,
-) -> Result<Option<Seen>, ClientError> {
+async fn read(turn: &Turn<'_>, probe: &Probe, dialect: Dialect, reading: Reading) -> Result<Option<Seen>, ClientError> {
     let settings = &turn.client.settings;
     let mut fields = probe.fields(&settings.extra);
     if reading == Reading::Lean {

@@ -125,6 +125,24 @@ async fn speaks_json(turn: &Turn<'_>) -> Result<bool, ClientError> {
 }
 
 #[cfg(test)]
+impl Probe {
+    /// One that tells nothing of itself.
+    pub(super) fn of_tests(has_filtered: bool) -> Self {
+        Self {
+            version: String::new(),
+            pid: None,
+            is_legacy: true,
+            back_end: BackEnd::XmlrpcC,
+            has_json: false,
+            has_filtered,
+            count: 0,
+            default_directory: String::new(),
+            columns: None,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -140,17 +158,7 @@ mod tests {
 
     #[test]
     fn a_column_that_the_server_lacks_is_not_asked_for() {
-        let mut probe = Probe {
-            version: String::new(),
-            pid: None,
-            is_legacy: true,
-            back_end: BackEnd::XmlrpcC,
-            has_json: false,
-            has_filtered: false,
-            count: 0,
-            default_directory: String::new(),
-            columns: Some(BTreeSet::from(["d.name", "d.ratio"])),
-        };
+        let mut probe = Probe { columns: Some(BTreeSet::from(["d.name", "d.ratio"])), ..Probe::of_tests(false) };
         let column = super::super::settings::ExtraColumn::parse;
         let extra = [("a", "d.down.sequential="), ("b", "d.ratio=")];
         let extra = extra.map(|(name, text)| (name.to_owned(), column(text).unwrap())).into();

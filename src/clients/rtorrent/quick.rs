@@ -240,20 +240,14 @@ pub(super) async fn look(
 }
 
 /// What to begin with: the numbers of the last look, the question, and what was moving then.
-fn first_ask(
-    turn: &Turn<'_>,
-    probe: &Probe,
-    named: &BTreeSet<InfoHash>,
-) -> Option<(Numbers, Ask, BTreeSet<InfoHash>)> {
+fn first_ask(turn: &Turn<'_>, probe: &Probe, named: &BTreeSet<InfoHash>) -> Option<(Numbers, Ask, BTreeSet<InfoHash>)> {
     let memory = turn.client.memory();
     let quick = &memory.quick;
     let before = quick.last.filter(|last| last.pid == probe.pid)?;
     let [count, _, active, _] = before.views;
     let (count, active) = (count?, active?);
     let row_bytes = memory.listing.row_bytes.map_or(ROW_BYTES_AT_FIRST, |(_, bytes)| bytes);
-    let fits = |rows: u64| {
-        usize::try_from(rows).unwrap_or(usize::MAX).saturating_mul(row_bytes) <= PART_BYTES_MAX
-    };
+    let fits = |rows: u64| usize::try_from(rows).unwrap_or(usize::MAX).saturating_mul(row_bytes) <= PART_BYTES_MAX;
     let is_due = |looks: u64, rows: u64| rows > 0 && looks + 1 >= rows.div_ceil(ROWS_EACH_LOOK);
     let are_states_due = is_due(quick.looks_since_states, count);
     let states_since = quick.states_known_at.filter(|_| are_states_due && fits(count) && probe.has_filtered);
@@ -290,12 +284,7 @@ impl Memory {
 }
 
 /// One exchange; `None` if something that was named is gone, or JSON is refused.
-async fn exchange(
-    turn: &Turn<'_>,
-    probe: &Probe,
-    ask: &Ask,
-    fields: &[Field],
-) -> Result<Option<Answer>, ClientError> {
+async fn exchange(turn: &Turn<'_>, probe: &Probe, ask: &Ask, fields: &[Field]) -> Result<Option<Answer>, ClientError> {
     let is_json = probe.has_json && turn.client.memory().listing.json_refused_by != Some(probe.pid);
     let dialect = if is_json { Dialect::Json } else { Dialect::Xml };
     let calls = ask.calls(probe, fields);
@@ -393,5 +382,165 @@ impl Answers for Answer {
         } else if call == Numbers::ROWS || call >= Numbers::CALLS {
             self.fault.get_or_insert(fault);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::*;
+
+    const A: InfoHash = InfoHash::V1([0xaa; 20]);
+
+    fn fields() -> Vec<Field> {
+        let mut fields = Probe::of_tests(true).fields(&BTreeMap::new());
+        fields.retain(|field| !field.is_lasting());
+        fields
+    }
+
+    /// Each call that lists, in short: its method, view, predicate.
+    fn listings(ask: &Ask, probe: &Probe) -> Vec<String> {
+        let text = |param: &super::super::calls::Param| match param {
+            super::super::calls::Param::Text(text) => text.clone(),
+            other => panic!("{other:?}"),
+        };
+        let calls = ask.calls(probe, &fields());
+        let listings = calls.iter().filter(|call| call.method.starts_with("d.multicall"));
+        let words = |call: &Call| {
+            let until = call.params.iter().position(|param| text(param) == "d.hash=").unwrap();
+            let params: Vec<String> = call.params[1..until].iter().map(text).collect();
+            format!("{} {}", call.method, params.join(" "))
+        };
+        listings.map(words).collect()
+    }
+
+    #[test]
+    fn nothing_is_tried_on_all_torrents_unless_it_is_due() {
+        let filtered = Probe::of_tests(true);
+        assert_eq!(listings(&Ask::default(), &filtered), ["d.multicall2 hashing"]);
+        let ask = Ask { moving: true, ..Ask::default() };
+        let moving = "d.multicall.filtered active or=d.up.rate=,d.down.rate=";
+        assert_eq!(listings(&ask, &filtered), ["d.multicall2 hashing", moving]);
+        let ask = Ask { states_since: Some(1_700_000_000), ..Ask::default() };
+        let states = "d.multicall.filtered main greater=d.state_changed=,value=1700000000";
+        assert_eq!(listings(&ask, &filtered), ["d.multicall2 hashing", states]);
+    }
+
+    #[test]
+    fn without_predicates_all_that_runs_is_read() {
+        let ask = Ask { moving: true, ..Ask::default() };
+        assert_eq!(listings(&ask, &Probe::of_tests(false)), ["d.multicall2 hashing", "d.multicall2 active"]);
+    }
+
+    #[test]
+    fn a_torrent_is_named_by_a_target_and_never_in_a_predicate() {
+        let ask = Ask { moving: true, states_since: Some(5), named: BTreeSet::from([A]) };
+        let calls = ask.calls(&Probe::of_tests(true), &fields());
+        let hash = "AA".repeat(20);
+        let mut targeted = 0;
+        for call in &calls {
+            for (place, param) in call.params.iter().enumerate() {
+                if format!("{param:?}").contains(&hash) {
+                    assert_eq!((place, format!("{param:?}")), (0, format!("Text(\"{hash}\")")));
+                    targeted += 1;
+                }
+            }
+        }
+        assert_eq!(targeted, fields().len(), "each column once");
+    }
+
+    #[test]
+    fn what_a_load_never_changes_is_not_asked_for_and_the_rest_is() {
+        let asked: Vec<String> = fields().iter().map(Field::command).collect();
+        for lasting in ["d.name=", "d.size_bytes=", "d.custom=addtime", "d.loaded_file="] {
+            assert!(!asked.contains(&lasting.to_owned()), "{lasting}");
+        }
+        for needed in ["d.local_id=", "d.custom1=", "d.message=", "d.timestamp.finished=", "d.tracker_size="] {
+            assert!(asked.contains(&needed.to_owned()), "{needed}");
+        }
+    }
+
+    /// A torrent in short: `r` wants to run, `a` does, `c` is complete.
+    fn raw(words: &str, load: &str) -> Raw {
+        let has = |letter| words.contains(letter);
+        let name = "name".to_owned();
+        Raw {
+            name,
+            state: has('r'),
+            is_active: has('a'),
+            complete: has('c'),
+            local_id: load.to_owned(),
+            ..Raw::default()
+        }
+    }
+
+    fn numbers(views: [u64; 4]) -> Numbers {
+        Numbers { pid: Some(7), views: views.map(Some), ..Numbers::default() }
+    }
+
+    #[test]
+    fn sizes_that_the_rows_do_not_explain_betray_what_was_not_seen() {
+        //   known, seen (None: no row), sizes before, sizes now (all, started, active, complete)
+        for (known, seen, before, now, expected) in [
+            ("ra", None, [9, 5, 4, 3], [9, 5, 4, 3], true),
+            ("ra", Some("ra"), [9, 5, 4, 3], [9, 5, 4, 3], true),
+            ("ra", Some("rac"), [9, 5, 4, 3], [9, 5, 4, 4], true),
+            ("ra", Some(""), [9, 5, 4, 3], [9, 4, 3, 3], true),
+            ("", Some("ra"), [9, 5, 4, 3], [9, 6, 5, 3], true),
+            ("ra", Some(""), [9, 5, 4, 3], [9, 5, 4, 3], false),
+            ("ra", None, [9, 5, 4, 3], [10, 5, 4, 3], false),
+            ("ra", None, [9, 5, 4, 3], [8, 4, 3, 3], false),
+            ("ra", None, [9, 5, 4, 3], [9, 6, 4, 3], false),
+            ("ra", None, [9, 5, 4, 3], [9, 5, 3, 3], false),
+            ("ra", Some("ra"), [9, 5, 4, 3], [9, 5, 4, 4], false),
+        ] {
+            let mut memory = Memory { known: HashMap::from([(A, Known::of(&raw(known, "1")))]), ..Memory::default() };
+            let mut answer = Answer::new(&fields(), 0, &BTreeSet::new(), 0);
+            answer.numbers = numbers(now);
+            answer.raws.extend(seen.map(|seen| (A, Raw { name: String::new(), ..raw(seen, "1") })));
+            let is_explained = memory.explain(&numbers(before), &mut answer);
+            assert_eq!(is_explained, expected, "{known} {seen:?} {before:?} {now:?}");
+            assert!(!expected || answer.raws.values().all(|raw| raw.name == "name"), "what is known is added");
+        }
+    }
+
+    #[test]
+    fn another_load_another_process_or_an_unreadable_row_is_never_explained() {
+        let memory = || Memory { known: HashMap::from([(A, Known::of(&raw("ra", "1")))]), ..Memory::default() };
+        let answer = |load: &str| {
+            let mut answer = Answer::new(&fields(), 0, &BTreeSet::new(), 0);
+            answer.numbers = numbers([1, 1, 1, 0]);
+            answer.raws.insert(A, raw("ra", load));
+            answer
+        };
+        let before = numbers([1, 1, 1, 0]);
+        assert!(memory().explain(&before, &mut answer("1")));
+        assert!(!memory().explain(&before, &mut answer("2")));
+        assert!(!memory().explain(&before, &mut answer("")));
+        assert!(!memory().explain(&Numbers { pid: Some(8), ..before }, &mut answer("1")));
+        assert!(!Memory::default().explain(&before, &mut answer("1")));
+        let mut broken = answer("1");
+        broken.row(1, &[Cell::Text(Cow::Borrowed(b"no hash"))]);
+        assert!(!memory().explain(&before, &mut broken));
+    }
+
+    #[test]
+    fn values_of_what_was_named_are_put_together_by_their_place() {
+        let (fields, names) = (fields(), 20);
+        let mut answer = Answer::new(&fields, names, &BTreeSet::from([A, InfoHash::V1([0xbb; 20])]), 0);
+        let place = fields.iter().position(|field| field.method() == "d.custom1").unwrap();
+        for (torrent, label) in [(0, "one"), (1, "two")] {
+            let call = names + torrent * fields.len() + place;
+            answer.scalar(call, Cell::Text(Cow::Borrowed(label.as_bytes())));
+        }
+        assert_eq!(answer.broken, 0);
+        answer.scalar(names, Cell::Null);
+        assert_eq!(answer.broken, 1);
+        let answer = answer.with_named();
+        assert!(answer.raws.values().map(|raw| raw.custom1.as_str()).eq(["one", "two"]));
+        let mut gone = Answer::new(&fields, names, &BTreeSet::from([A]), 0);
+        gone.fault(names + 3, Fault { code: -501, text: "Could not find info-hash.".to_owned() });
+        assert!(!gone.is_nothing_gone && gone.fault.is_none());
     }
 }
