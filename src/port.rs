@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Action, CommandId, Committed, Details, Entry, Epoch, EventId, InfoHash, Listing, OutcomeStatus, Parts, Rev, Seq,
+    Action, CommandId, Committed, Details, Entry, Epoch, EventId, File, InfoHash, Listing, OutcomeStatus, Parts, Rev, Seq,
     ServerName, ServerState, SinkName, Tick, Timestamp, Told, Verb,
 };
 
@@ -36,6 +36,14 @@ pub trait TorrentClient: Send + Sync {
 
     /// Reads one torrent as it is now; `None` if the client has no such torrent.
     async fn get(&self, hash: InfoHash, parts: Parts) -> Result<Option<Details>, ClientError>;
+
+    /// Reads the files of one torrent; `None` if the client has no such torrent.
+    ///
+    /// For clients to which that is less than everything about it.
+    async fn files(&self, hash: InfoHash) -> Result<Option<Vec<File>>, ClientError> {
+        let parts = Parts { files: true, ..Parts::default() };
+        Ok(self.get(hash, parts).await?.map(|details| details.files.unwrap_or_default()))
+    }
 
     /// Asks for `action`. Whether it took effect is for the next look to show.
     ///

@@ -24,7 +24,7 @@ use crate::board::{Board, ServerBoard};
 use crate::commands::expect::Expectations;
 use crate::diff::{Limits, Moment, Observer};
 use crate::model::{
-    Cause, Changes, Covers, Fact, File, InfoHash, Kind, Listing, Parts, Seq, ServerName, Stats, Tick, Torrent,
+    Cause, Changes, Covers, Fact, File, InfoHash, Kind, Listing, Seq, ServerName, Stats, Tick, Torrent,
 };
 use crate::port::{ClientError, Clock, Delivery, Scope, Store, StoreError, TorrentClient};
 use crate::repeat::Repeat;
@@ -285,7 +285,6 @@ impl FilesWanted {
         board: Arc<Board>,
         stop: CancellationToken,
     ) {
-        let parts = Parts { files: true, ..Parts::default() };
         while !stop.is_cancelled() {
             let Some(hash) = self.next() else {
                 tokio::select! {
@@ -294,9 +293,8 @@ impl FilesWanted {
                 }
             };
             let began = Instant::now();
-            match client.get(hash, parts).await {
-                Ok(Some(details)) => {
-                    let files = details.files.unwrap_or_default();
+            match client.files(hash).await {
+                Ok(Some(files)) => {
                     let body = serde_json::to_vec(&FilesBody { hash, files: &files }).expect("files are plain JSON");
                     board.tell_aside(&Delivery::Files { server: server.clone(), hash, body: Bytes::from(body) });
                 }

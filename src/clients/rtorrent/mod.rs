@@ -187,7 +187,7 @@ impl TorrentClient for RtorrentClient {
         };
         let mut calls = vec![multicall("t.multicall", TRACKER_COLUMNS)];
         if parts.files {
-            calls.push(multicall("f.multicall", FILE_COLUMNS));
+            calls.push(files_call(hash));
         }
         if parts.peers {
             calls.push(multicall("p.multicall", PEER_COLUMNS));
@@ -201,6 +201,18 @@ impl TorrentClient for RtorrentClient {
         let names = self.settings.extra.keys().cloned();
         let observed = map::observed(&self.settings.server, hash, raw, host, names);
         Ok(Some(Details { observed, files, trackers: parts.trackers.then_some(trackers), peers }))
+    }
+
+    async fn files(&self, hash: InfoHash) -> Result<Option<Vec<File>>, ClientError> {
+        if matches!(hash, InfoHash::V2(_)) {
+            return Ok(None);
+        }
+        // Each call with a torrent as its target is a walk over the list of all: one, not forty.
+        match self.turn().await.ask_about(hash, &[files_call(hash)]).await {
+            Ok(values) => Ok(Some(values.first().map(rows).unwrap_or_default().filter_map(file).collect())),
+            Err(ClientError::UnknownHash(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     async fn apply(&self, action: &Action) -> Result<Applied, ClientError> {
@@ -222,6 +234,10 @@ const TRACKER_COLUMNS: &[&str] = &[
 ];
 
 const FILE_COLUMNS: &[&str] = &["f.path=", "f.size_bytes=", "f.completed_chunks=", "f.size_chunks=", "f.priority="];
+
+fn files_call(hash: InfoHash) -> Call {
+    FILE_COLUMNS.iter().fold(Call::on(hash, "f.multicall").text(""), |call, column| call.text(*column))
+}
 
 const PEER_COLUMNS: &[&str] = &[
     "p.address=",
