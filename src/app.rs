@@ -4,7 +4,7 @@
 //! sinks) to the left (servers), and stops from the left to the right, so that nothing is told
 //! that nobody is there to take.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +12,12 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::board::{Board, Content, PollReport};
+use crate::board::{Board, Content, HookReport, PollReport};
 use crate::clients::rtorrent::RtorrentClient;
 use crate::clients::rtorrent::settings as rtorrent;
 use crate::commands::expect::Expectations;
@@ -27,14 +28,17 @@ use crate::config::{Broker, Config, MqttVersion, Server};
 use crate::deliver::retention::Retain;
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::http;
-use crate::model::{EVENT_SCHEMA, Kind, RESULT_SCHEMA, ServerName, ServerStats, SinkName, Timestamp};
-use crate::port::{Clock, LoggedCommand, Scope, Store, SystemClock, TorrentClient};
+use crate::model::{
+    BellAddress, BellSecret, EVENT_SCHEMA, Hook, HookKey, Kind, RESULT_SCHEMA, Ring, ServerName, ServerStats, SinkName,
+    Timestamp,
+};
+use crate::port::{Clock, HookWish, Hooks, LoggedCommand, Scope, Store, SystemClock, TorrentClient};
 use crate::repeat::until_there_is_room;
 use crate::sinks::mqtt::{self, MqttSink};
 use crate::store::{Options, Recovery, SqliteStore};
 use crate::supervise::{Group, for_ever};
 use crate::telemetry::metrics::{self, Metrics};
-use crate::watch::{FilesWanted, Watcher};
+use crate::watch::{FilesWanted, HookKeeper, Watcher};
 
 /// How exactly it is known, after a crash, since when nobody took commands.
 const NOTE_ALIVE_EACH: Duration = Duration::from_secs(10);
@@ -53,6 +57,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
         Some(listen) => Some(http::bind(listen).await.with_context(|| format!("listen on {listen}"))?),
         None => None,
     };
+    let bell = hang_bell(&config).await?;
     let (sqlite, recovery) = open_store(&config, Arc::clone(&clock))?;
     let sqlite = Arc::new(sqlite);
     let bridge = Bridge::build(&config, Arc::clone(&sqlite), &recovery, clock).await?;
@@ -68,6 +73,11 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
     let mut left = Group::new();
     bridge.spawn_servers(&mut left);
     bridge.spawn_intakes(&mut left);
+    let bell = bell.map(|Bell { listener, secret, hooks }| {
+        bridge.spawn_hooks(&mut left, hooks);
+        let board = Arc::clone(&bridge.board);
+        http::answer_bell(listener, secret, move |ring| rung(&board, &ring), stop.clone())
+    });
     let alive = Arc::clone(&sqlite);
     for_ever("alive", async move {
         loop {
@@ -82,18 +92,12 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
             Arc::new(Shown { board: Arc::clone(&bridge.board), store: Arc::clone(&sqlite), metrics });
         http::serve(listener, shown, stop.clone())
     });
-    let page = async {
-        match page {
-            Some(page) => page.await.context("serve HTTP"),
-            None => {
-                stop.cancelled().await;
-                Ok(())
-            }
-        }
-    };
+    let page = served_until(page, &stop);
+    let bell = served_until(bell, &stop);
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(()),
-        result = page => result,
+        result = page => result.context("serve HTTP"),
+        result = bell => result.context("answer hooks"),
         error = left.failed() => Err(anyhow::Error::new(error).context("keep the state")),
         error = right.failed() => Err(anyhow::Error::new(error).context("keep the state")),
     };
@@ -103,6 +107,56 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
     let closed = sqlite.close().await;
     ended?;
     left.and(right).and(closed).context("keep the state")
+}
+
+/// Waits for what is served; for `stop` if nothing is.
+async fn served_until(
+    serving: Option<impl Future<Output = std::io::Result<()>>>,
+    stop: &CancellationToken,
+) -> std::io::Result<()> {
+    match serving {
+        Some(serving) => serving.await,
+        None => {
+            stop.cancelled().await;
+            Ok(())
+        }
+    }
+}
+
+/// Where clients ring, and what each of them is to be told.
+struct Bell {
+    listener: TcpListener,
+    secret: BellSecret,
+    hooks: BTreeMap<ServerName, Hook>,
+}
+
+/// `None` if no client is to ring.
+async fn hang_bell(config: &Config) -> anyhow::Result<Option<Bell>> {
+    let hooked = || config.servers.iter().filter(|(_, server)| server.hooks.is_wanted);
+    if hooked().next().is_none() {
+        return Ok(None);
+    }
+    let listen = config.http.hooks_listen;
+    let listener = http::bind(listen).await.with_context(|| format!("listen for hooks on {listen}"))?;
+    let here = listener.local_addr().context("listen for hooks")?;
+    let secret = BellSecret::new(rand::random());
+    let hook = |(name, server): (&ServerName, &Server)| {
+        let address = match &server.hooks.address {
+            Some(address) => address.clone(),
+            None => BellAddress::parse(&here.to_string())?,
+        };
+        let key = HookKey::new(&config.instance, name)?;
+        anyhow::Ok((name.clone(), Hook { key, address, secret: secret.clone(), server: name.clone() }))
+    };
+    let hooks = hooked().map(hook).collect::<anyhow::Result<_>>().context("set up hooks")?;
+    Ok(Some(Bell { listener, secret, hooks }))
+}
+
+/// Passes on what somebody rang; nothing else is believed of it.
+fn rung(board: &Board, ring: &Ring) {
+    if let Some(server) = board.server(&ring.server) {
+        server.bell.ring(ring.hash);
+    }
 }
 
 fn open_store(config: &Config, clock: Arc<dyn Clock>) -> anyhow::Result<(SqliteStore, Recovery)> {
@@ -127,6 +181,7 @@ struct Bridge {
     sinks: BTreeMap<SinkName, SinkParts>,
     reporter: Arc<dyn Reporter>,
     ended_in_order: bool,
+    is_first_life: bool,
     last_alive: Option<Timestamp>,
 }
 
@@ -142,6 +197,8 @@ struct ServerParts {
 struct SinkParts {
     sink: Arc<MqttSink>,
     broker: Broker,
+    /// The store had not heard of it before.
+    is_new: bool,
 }
 
 impl Bridge {
@@ -160,9 +217,13 @@ impl Bridge {
             contents.insert(name.clone(), content);
         }
         let board = Arc::new(Board::new(contents, sinks.keys().cloned()));
+        let mut new_sinks = BTreeSet::new();
         for (sink, servers) in &sinks {
             let note = || note_start(&*store, &board, sink, servers);
-            until_there_is_room("a start", note).await.with_context(|| format!("note where {sink} begins"))?;
+            let is_new = until_there_is_room("a start", note).await;
+            if is_new.with_context(|| format!("note where {sink} begins"))? {
+                new_sinks.insert(sink.clone());
+            }
         }
         let mut open = open_jobs(&*store).await.context("read the command log")?;
         let mut servers = BTreeMap::new();
@@ -178,7 +239,8 @@ impl Bridge {
             let settings =
                 mqtt_settings(name, &config.instance, broker).with_context(|| format!("set up broker {name}"))?;
             let sink = MqttSink::new(settings).with_context(|| format!("set up broker {name}"))?;
-            sinks.insert(name.clone(), SinkParts { sink: Arc::new(sink), broker: broker.clone() });
+            let is_new = new_sinks.contains(name);
+            sinks.insert(name.clone(), SinkParts { sink: Arc::new(sink), broker: broker.clone(), is_new });
         }
         let (ended_in_order, last_alive) = (recovery.was_clean, recovery.last_alive);
         let reporter = Arc::new(Reports {
@@ -187,12 +249,14 @@ impl Bridge {
             instance: config.instance.clone(),
             start: Instant::now(),
         });
-        Ok(Self { board, store, clock, servers, sinks, reporter, ended_in_order, last_alive })
+        let is_first_life = recovery.is_new && !recovery.lost;
+        Ok(Self { board, store, clock, servers, sinks, reporter, ended_in_order, is_first_life, last_alive })
     }
 
     fn spawn_sinks(&self, group: &mut Group) {
-        let ended_in_order = self.ended_in_order;
-        for (name, SinkParts { sink, broker }) in &self.sinks {
+        let (ended_in_order, is_first_life) = (self.ended_in_order, self.is_first_life);
+        for (name, SinkParts { sink, broker, is_new }) in &self.sinks {
+            let is_new = *is_new;
             let Some(desk) = self.board.desk(name).cloned() else { continue };
             let (sink, broker, name) = (Arc::clone(sink), broker.clone(), name.clone());
             let (store, board) = (Arc::clone(&self.store), Arc::clone(&self.board));
@@ -204,6 +268,8 @@ impl Bridge {
                     events: Kind::ALL.iter().copied().filter(|kind| broker.events.allows(*kind)).collect(),
                     retain: retain(&broker),
                     ended_in_order,
+                    is_new,
+                    is_first_life,
                 };
                 let parts = DispatcherParts {
                     settings,
@@ -252,9 +318,24 @@ impl Bridge {
         }
     }
 
+    fn spawn_hooks(&self, group: &mut Group, hooks: BTreeMap<ServerName, Hook>) {
+        for (name, hook) in hooks {
+            let Some(parts) = self.servers.get(&name) else { continue };
+            let client = Arc::clone(&parts.worker.client);
+            let keeper = HookKeeper { server: name.clone(), client, board: Arc::clone(&self.board), hook };
+            group.spawn(format!("hooks {name}"), move |stop| {
+                let keeper = keeper.clone();
+                async move {
+                    keeper.run(stop).await;
+                    Ok(())
+                }
+            });
+        }
+    }
+
     fn spawn_intakes(&self, group: &mut Group) {
         let away_since = self.last_alive;
-        for (name, SinkParts { sink, broker }) in &self.sinks {
+        for (name, SinkParts { sink, broker, .. }) in &self.sinks {
             if broker.commands.is_empty() {
                 continue;
             }
@@ -388,7 +469,7 @@ fn retain(broker: &Broker) -> Retain {
 pub async fn reach(config: &Config) -> Vec<(String, anyhow::Result<String>)> {
     let mut found = Vec::new();
     for (name, server) in &config.servers {
-        found.push((format!("server {name}"), reach_server(name, server).await));
+        found.push((format!("server {name}"), reach_server(name, &config.instance, server).await));
     }
     for (name, broker) in &config.brokers {
         found.push((format!("broker {name}"), reach_broker(name, &config.instance, broker).await));
@@ -396,10 +477,31 @@ pub async fn reach(config: &Config) -> Vec<(String, anyhow::Result<String>)> {
     found
 }
 
-async fn reach_server(name: &ServerName, server: &Server) -> anyhow::Result<String> {
-    let listing = build_client(name, server)?.list(Scope::Full).await?;
-    let client = listing.stats.client.unwrap_or_else(|| "a client".to_owned());
-    Ok(format!("{client} with {} torrents", listing.torrents.len()))
+async fn reach_server(name: &ServerName, instance: &str, server: &Server) -> anyhow::Result<String> {
+    let client = build_client(name, server)?;
+    let listing = client.list(Scope::Full).await?;
+    let kind = listing.stats.client.unwrap_or_else(|| "a client".to_owned());
+    let found = format!("{kind} with {} torrents", listing.torrents.len());
+    if !server.hooks.is_wanted {
+        return Ok(found);
+    }
+    let key = HookKey::new(instance, name)?;
+    Ok(match client.hooks(HookWish::Look(&key)).await {
+        Ok(hooks) => format!("{found}; {}", describe_hooks(&hooks)),
+        Err(error) => format!("{found}; hooks cannot be set: {error}"),
+    })
+}
+
+fn describe_hooks(hooks: &Hooks) -> String {
+    let Hooks { ringing, left_alone, changed: _ } = hooks;
+    let set = match ringing.as_slice() {
+        [] => "no hook is set now".to_owned(),
+        events => format!("hooks are set for {}", events.join(" ")),
+    };
+    if left_alone.is_empty() {
+        return set;
+    }
+    format!("{set}; never for {}, where others hang hooks that may run programs", left_alone.join(" "))
 }
 
 async fn reach_broker(name: &SinkName, instance: &str, broker: &Broker) -> anyhow::Result<String> {
@@ -478,7 +580,22 @@ fn server_health(board: &Board, name: &ServerName) -> Value {
             "torrents": content.told.len(),
         })
     });
-    read.unwrap_or(Value::Null)
+    let mut health = read.unwrap_or(Value::Null);
+    let report = board.server(name).map(|server| server.bell.last_report()).unwrap_or_default();
+    if let (Some(health), Some(hooks)) = (health.as_object_mut(), hooks_health(&report)) {
+        health.insert("hooks".to_owned(), hooks);
+    }
+    health
+}
+
+/// `None` where no hooks are wanted, or it is too early to say.
+fn hooks_health(report: &HookReport) -> Option<Value> {
+    let HookReport { hooks, problem, pokes } = report;
+    if hooks.is_none() && problem.is_none() {
+        return None;
+    }
+    let Hooks { ringing, left_alone, changed: _ } = hooks.clone().unwrap_or_default();
+    Some(json!({"events": ringing, "left_alone": left_alone, "problem": problem, "pokes": pokes}))
 }
 
 fn rounded(seconds: f64) -> f64 {
@@ -523,6 +640,9 @@ impl http::Observed for Shown {
         }
         for name in self.board.names() {
             self.board.read(name, |content| metrics::note_poll(name, &content.poll));
+            if let Some(server) = self.board.server(name) {
+                metrics::note_hooks(name, &server.bell.last_report());
+            }
         }
         if let Ok(usage) = self.store.usage().await {
             metrics::note_usage(usage);

@@ -15,6 +15,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,10 +27,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::backoff::Backoff;
+use super::caution::{Caution, Item};
 use super::dirty::{DirtySet, Known};
 use super::lane::Lane;
 use super::registry::Registry;
-use super::retention::{Kept, Retain};
+use super::retention::{self, Kept, Retain};
 use crate::board::{Board, Desk, Tray};
 use crate::model::{Entry, InfoHash, Kind, Rev, ServerName, SinkName, Torrent, without_rows};
 use crate::port::{Clock, Connected, DeliverError, Delivery, Link, Progress, Sink, Store, StoreError, UnsentResult};
@@ -58,6 +60,10 @@ pub struct DispatcherSettings {
     /// The last life of the bridge ended in order: what it noted as told is what this sink was sent.
     /// After a power cut a sink may know more than the store.
     pub ended_in_order: bool,
+    /// The store had not heard of this sink before.
+    pub is_new: bool,
+    /// There was no store: what the sink keeps of our servers is then of an earlier epoch.
+    pub is_first_life: bool,
 }
 
 /// Tells what is to be said of the bridge itself.
@@ -81,6 +87,10 @@ pub struct Dispatcher {
     pub(super) parts: DispatcherParts,
     pub(super) lanes: BTreeMap<ServerName, ServerLane>,
     pub(super) registry: Registry,
+    /// It may keep what is not in the registry.
+    owes_search: bool,
+    /// Found there, and left alone until their servers' torrents are known.
+    pub(super) found: BTreeMap<ServerName, Vec<String>>,
     pub(super) aside: VecDeque<Delivery>,
     /// Not to be read from the store again.
     pub(super) results_under_way: HashSet<i64>,
@@ -94,6 +104,9 @@ pub struct Dispatcher {
     unnoted_results: BTreeSet<i64>,
     /// In the registry, and not written down yet.
     unnoted_names: Vec<String>,
+    pub(super) caution: Caution,
+    /// Something waits for the far side's answer.
+    is_busy: bool,
     pub(super) owes_info: bool,
     pub(super) owes_health: bool,
     /// The cursors have moved since they were noted.
@@ -126,6 +139,19 @@ pub(super) enum Sent {
     Other,
 }
 
+impl Sent {
+    /// By what it is known again on another connection.
+    pub fn item(&self) -> Option<Item> {
+        match self {
+            Self::Entry(entry) => Some(Item::Entry(entry.server.clone(), entry.seq)),
+            Self::State { server, hash } => Some(Item::State(server.clone(), *hash)),
+            Self::Cleared { name } => Some(Item::Clearing(name.clone())),
+            Self::Result { result, .. } => Some(Item::Result(result.number)),
+            Self::Other => None,
+        }
+    }
+}
+
 type Arrival = (Sent, Result<(), DeliverError>);
 pub(super) type UnderWay = FuturesUnordered<BoxFuture<'static, Arrival>>;
 
@@ -139,18 +165,21 @@ enum End {
 /// Notes where a sink begins with servers that are new to it: with the present.
 ///
 /// To be called before the first event of this life, so that neither a crash nor a slow start makes
-/// an old sink a new one.
+/// an old sink a new one. Returns whether nothing was noted of the sink at all.
 pub async fn note_start(
     store: &dyn Store,
     board: &Board,
     sink: &SinkName,
     servers: &[ServerName],
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let noted = store.progress(sink).await?;
     let is_new = |server: &&ServerName| !noted.contains_key(*server);
     let begun: BTreeMap<ServerName, Progress> =
         servers.iter().filter(is_new).map(|server| (server.clone(), present(board, server))).collect();
-    if begun.is_empty() { Ok(()) } else { store.settle(sink, begun).await }
+    if !begun.is_empty() {
+        store.settle(sink, begun).await?;
+    }
+    Ok(noted.is_empty())
 }
 
 fn present(board: &Board, server: &ServerName) -> Progress {
@@ -171,6 +200,8 @@ impl Dispatcher {
         let lanes = lanes.collect();
         let registry = Registry::new(store.registry(&settings.name).await?);
         let mut dispatcher = Self {
+            owes_search: parts.settings.is_new,
+            found: BTreeMap::new(),
             parts,
             lanes,
             registry,
@@ -181,6 +212,8 @@ impl Dispatcher {
             burial: Repeat::default(),
             unnoted_results: BTreeSet::new(),
             unnoted_names: Vec::new(),
+            caution: Caution::default(),
+            is_busy: false,
             owes_info: false,
             owes_health: false,
             is_unsettled: false,
@@ -215,7 +248,7 @@ impl Dispatcher {
             let attempt = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                attempt = self.parts.sink.connect() => attempt,
+                attempt = self.attempt() => attempt?,
             };
             let failure = match attempt {
                 Ok(connected) => {
@@ -224,12 +257,17 @@ impl Dispatcher {
                     let end = self.live(connected, &stop).await?;
                     self.note_progress().await?;
                     self.go_back();
-                    if since.elapsed() > GOOD_AFTER {
-                        backoff.reset();
-                    }
+                    let is_good = since.elapsed() > GOOD_AFTER;
                     match end {
                         End::Stopped => break,
-                        End::Failed(failure) => failure,
+                        End::Failed(failure) => {
+                            self.note_end(&failure, since.elapsed());
+                            // While a culprit is looked for, each connection is a step forward.
+                            if is_good || self.caution.has_suspect() {
+                                backoff.reset();
+                            }
+                            failure
+                        }
                     }
                 }
                 Err(failure) => failure,
@@ -252,6 +290,50 @@ impl Dispatcher {
         }
         self.parts.desk.report(|report| report.is_connected = false);
         self.note_progress().await
+    }
+
+    /// Cancel-safe: a search that was not finished is begun anew.
+    async fn attempt(&mut self) -> Result<Result<Connected, DeliverError>, StoreError> {
+        let mut search = Ok(());
+        if self.owes_search {
+            match self.parts.sink.find_kept(&self.parts.settings.servers).await {
+                Ok(found) => self.take_over(found).await?,
+                Err(failure) => search = Err(failure),
+            }
+        }
+        let connected = self.parts.sink.connect().await;
+        if let (Err(error), Ok(_)) = (search, &connected) {
+            warn!(sink = %self.parts.settings.name, %error, "what the sink keeps from earlier could not be looked for");
+            self.owes_search = false;
+        }
+        Ok(connected)
+    }
+
+    /// What is kept there in our names is ours to clear.
+    async fn take_over(&mut self, found: BTreeMap<ServerName, Vec<String>>) -> Result<(), StoreError> {
+        let is_news = |names: &Vec<String>| names.iter().any(|name| !self.registry.knows(name));
+        for (server, _) in found.iter().filter(|(_, names)| self.parts.settings.is_first_life && is_news(names)) {
+            warn!(sink = %self.parts.settings.name, %server, "the sink knows this server from a state that is lost");
+            if let Some(board) = self.parts.board.server(server) {
+                board.owes_reset.store(true, Ordering::Relaxed);
+                board.poke.notify_one();
+            }
+        }
+        self.register(found.values().flatten().cloned().collect()).await?;
+        self.found = found;
+        self.owes_search = false;
+        Ok(())
+    }
+
+    /// A far side that gives a reason to wait is not one that will not say what it does not take.
+    fn note_end(&mut self, failure: &DeliverError, lived: Duration) {
+        let was_one_at_a_time = self.caution.is_one_at_a_time();
+        let is_wordless = matches!(failure, DeliverError::Unavailable { retry_after: None, .. });
+        self.caution.ended(lived, self.is_busy && is_wordless);
+        self.is_busy = false;
+        if self.caution.is_one_at_a_time() && !was_one_at_a_time {
+            warn!(sink = %self.parts.settings.name, "the line breaks again and again: from now on one thing at a time");
+        }
     }
 
     fn say_connected(&self, failures: Option<u32>) {
@@ -307,6 +389,7 @@ impl Dispatcher {
         loop {
             self.collect();
             self.fill(link.as_mut(), &mut under_way, &mut may_have_results).await?;
+            self.is_busy = !under_way.is_empty();
             self.report_backlog();
             if let Some(until) = flush_until
                 && (Instant::now() >= until || (under_way.is_empty() && self.owes_nothing()))
@@ -368,6 +451,11 @@ impl Dispatcher {
             Err(DeliverError::Rejected { reason }) => Some(reason),
             Err(failure) => return Ok(Err(failure)),
         };
+        if self.caution.is_one_at_a_time()
+            && let Some(item) = sent.item()
+        {
+            self.caution.answered(&item);
+        }
         self.parts.desk.report(|report| match &rejected {
             None => report.delivered += 1,
             Some(_) => report.rejected += 1,
@@ -597,6 +685,10 @@ impl Dispatcher {
                 };
                 owed.dirty.mark(hash, known, laid.not_before);
             }
+            // So many went that there is room for all the others.
+            let count = self.parts.board.read(&server, |content| content.told.len());
+            has_other_torrents |=
+                matches!(owed.kept, Kept::These(_)) && count.is_some_and(|count| count <= retention::AUTO_MAX);
         }
         if has_other_torrents {
             self.choose_kept();

@@ -11,7 +11,7 @@ use super::retention::Kept;
 use crate::model::{
     Cause, Changes, EVENT_SCHEMA, Entity, Event, EventId, InfoHash, Kind, ServerName, Timestamp, ToldTorrent, Torrent,
 };
-use crate::port::{Delivery, Link, StoreError};
+use crate::port::{DeliverError, Delivery, Link, StoreError};
 
 /// Entries read from the journal at once.
 const READ_MAX: u16 = 256;
@@ -38,14 +38,29 @@ impl Dispatcher {
             });
         }
         let states = self.names_of_states();
-        let mut wanted: HashSet<String> = self.parts.sink.own_names().into_iter().chain(states.clone()).collect();
+        self.plan_clearing(&states);
+        self.register(states).await
+    }
+
+    /// What nobody wants any more is to be cleared. What was found is, when it is known what there is.
+    fn plan_clearing(&mut self, states: &[String]) {
+        let board = &self.parts.board;
+        self.found.retain(|server, _| board.read(server, |content| content.state.is_known) == Some(false));
+        let found = self.found.values().flatten();
+        let mut wanted: HashSet<String> =
+            self.parts.sink.own_names().into_iter().chain(found.chain(states).cloned()).collect();
         for server in self.lanes.keys() {
             let status = Delivery::ServerStatus { server: server.clone(), is_online: false };
             let stats = Delivery::Stats { server: server.clone(), body: Bytes::new() };
             wanted.extend([status, stats].iter().filter_map(|delivery| self.parts.sink.kept_as(delivery)));
         }
         self.registry.keep_only(&wanted);
-        self.register(states).await
+    }
+
+    /// A server whose kept names were found has shown what it has.
+    fn is_any_found_known(&self) -> bool {
+        let is_known = |server| self.parts.board.read(server, |content| content.state.is_known) == Some(true);
+        self.found.keys().any(is_known)
     }
 
     /// After a start: what was told after the last note may never have arrived.
@@ -113,7 +128,8 @@ impl Dispatcher {
         may_have_results: &mut bool,
     ) -> Result<(), StoreError> {
         loop {
-            let free = link.depth().saturating_sub(under_way.len());
+            let window = if self.caution.is_one_at_a_time() { 1 } else { link.depth() };
+            let free = window.saturating_sub(under_way.len());
             let mut batch = Batch::new();
             self.pick_status(free, &mut batch);
             if batch.len() < free && std::mem::take(may_have_results) {
@@ -133,10 +149,26 @@ impl Dispatcher {
                 batch.iter().filter_map(|(delivery, _)| self.parts.sink.kept_as(delivery)).collect();
             self.register(names).await?;
             for (delivery, sent) in batch {
-                let arrival = link.send(delivery);
+                let arrival = match self.condemned(&sent) {
+                    Some(reason) => Box::pin(async { Err(DeliverError::Rejected { reason }) }),
+                    None => link.send(delivery),
+                };
                 under_way.push(Box::pin(async move { (sent, arrival.await) }));
             }
         }
+    }
+
+    /// Why this is not sent any more; else it is noted as sent.
+    fn condemned(&mut self, sent: &Sent) -> Option<String> {
+        if !self.caution.is_one_at_a_time() {
+            return None;
+        }
+        let item = sent.item()?;
+        let deaths = self.caution.condemns(&item);
+        if deaths.is_none() {
+            self.caution.sent(item);
+        }
+        deaths.map(|deaths| format!("{deaths} connections in a row ended, without a word, when it was sent alone"))
     }
 
     fn pick_status(&mut self, free: usize, batch: &mut Batch) {
@@ -291,6 +323,9 @@ impl Dispatcher {
     }
 
     fn pick_leftovers(&mut self, free: usize, batch: &mut Batch) {
+        if self.is_any_found_known() {
+            self.plan_clearing(&self.names_of_states());
+        }
         while batch.len() < free
             && let Some(name) = self.registry.next_leftover()
         {

@@ -53,7 +53,7 @@ pub struct Observer {
     /// The last tick that had something to tell is not on disk yet.
     is_untold: bool,
     /// A listing of changes came when it could not be believed.
-    is_in_doubt: bool,
+    was_not_believed: bool,
 }
 
 /// Of each torrent, only in memory.
@@ -78,7 +78,7 @@ impl Observer {
             was_away: true,
             is_back: false,
             is_untold: false,
-            is_in_doubt: false,
+            was_not_believed: false,
         }
     }
 
@@ -86,7 +86,7 @@ impl Observer {
     /// that a torrent is gone, and to find again what could not be written down.
     pub fn needs_all(&self, state: &ServerState) -> bool {
         let is_steady = self.trust == Trust::Steady { failures: 0 } && self.has_looked && !self.was_away;
-        !is_steady || !state.is_known || self.is_untold || self.is_in_doubt || !self.missing.is_empty()
+        !is_steady || !state.is_known || self.is_untold || self.was_not_believed || !self.missing.is_empty()
     }
 
     /// The poll failed. Only the server may be told of as offline.
@@ -120,7 +120,7 @@ impl Observer {
     fn looked_at_some(&mut self, told: &Told, state: &ServerState, listing: &Listing, now: Moment) -> Tick {
         let mut tick = self.empty_tick(now);
         if self.needs_all(state) || listing.run != state.run {
-            self.is_in_doubt = true;
+            self.was_not_believed = true;
             return tick;
         }
         let mut torrents = Vec::new();
@@ -144,7 +144,7 @@ impl Observer {
     }
 
     fn looked_at_all(&mut self, told: &Told, state: &ServerState, listing: &Listing, now: Moment) -> Tick {
-        self.is_in_doubt = false;
+        self.was_not_believed = false;
         self.unsettled.clear();
         let loads = Loads::of(told, state, listing);
         let is_other_run = self.is_other_run(state, listing, loads);
@@ -189,6 +189,11 @@ impl Observer {
                 (Some(_), None) => {}
             }
         }
+    }
+
+    /// Something was missing from the last look: one more tells whether it is gone.
+    pub fn is_in_doubt(&self) -> bool {
+        !self.missing.is_empty()
     }
 
     fn empty_tick(&self, now: Moment) -> Tick {

@@ -1,24 +1,40 @@
 //! The data folder: who may use it, and what its last user left.
 //!
-//! Two empty files beside the database speak of the last run. `dtorrent.used` is made with the
-//! database and stays: where it is and the database is not, a state was lost. `dtorrent.clean` is
-//! there only between a clean close and the next open. (Removing a file needs no room on the
-//! disk, so a full disk cannot make a crash look clean.)
+//! Two files beside the database speak of the last run. `dtorrent.used` is made with the database
+//! and stays: where it is and the database is not, a state was lost. It also says how many synced
+//! commits the database has had: with fewer than that, a part of them was lost (SQLite takes a change
+//! log that is damaged in its middle for one that ends there). `dtorrent.clean` is there only between a
+//! clean close and the next open. (Removing a file needs no room on the disk, so a full disk cannot make
+//! a crash look clean.)
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::model::Timestamp;
+use crate::model::{Epoch, Timestamp};
 use crate::port::StoreError;
 
 pub(super) struct Folder {
     path: PathBuf,
     /// Held as long as the folder is in use.
     lock: File,
+}
+
+/// Where the count of synced commits is noted. It is not synced itself: what a power cut takes of it
+/// makes it older, which is no alarm.
+pub(super) struct CommitMark {
+    file: File,
+    epoch: Epoch,
+}
+
+impl CommitMark {
+    /// As many bytes each time, so that it needs no room on a full disk.
+    pub fn note(&self, commits: u64) -> io::Result<()> {
+        self.file.write_all_at(format!("{:010} {commits:020}\n", self.epoch.0).as_bytes(), 0)
+    }
 }
 
 /// Says by the age of the lock file that the folder is in use: that costs no write of its own.
@@ -95,6 +111,20 @@ impl Folder {
 
     pub fn mark_used(&self) -> io::Result<()> {
         self.make(&self.used_mark())
+    }
+
+    /// How many synced commits a database of this epoch has had at least; 0 where nothing is noted of it.
+    pub fn commits_noted(&self, epoch: Epoch) -> io::Result<u64> {
+        let text = fs::read(self.used_mark())?;
+        let mut words = std::str::from_utf8(&text).unwrap_or_default().split_ascii_whitespace();
+        let of = words.next().and_then(|word| word.parse().ok());
+        let commits = words.next().filter(|word| word.len() == 20).and_then(|word| word.parse().ok());
+        Ok(commits.filter(|_| of == Some(epoch.0)).unwrap_or(0))
+    }
+
+    pub fn commit_mark(&self, epoch: Epoch) -> io::Result<CommitMark> {
+        let file = File::options().write(true).open(self.used_mark())?;
+        Ok(CommitMark { file, epoch })
     }
 
     pub fn mark_clean(&self) -> io::Result<()> {

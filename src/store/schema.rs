@@ -19,7 +19,8 @@ const APPLICATION_ID: i64 = 0x6454_6f72;
 
 /// Numbers are not given twice: entries and revisions are numbered by `servers`, and the rest
 /// by AUTOINCREMENT, without which the highest number is given again after its row is gone.
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
     CREATE TABLE servers (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -101,10 +102,15 @@ const STEPS: &[&str] = &["
         reply TEXT
     ) STRICT;
     CREATE INDEX results_of_sink ON results (sink, number);
-"];
+",
+    // Counts the synced commits, see `CommitMark`.
+    "
+    INSERT INTO meta VALUES ('commits', 0);
+",
+];
 
 /// Opens the folder's database, or makes one where there is none that can be used.
-pub(super) fn open(folder: &Folder, now: Timestamp) -> Result<(Connection, Epoch, Recovery), StoreError> {
+pub(super) fn open(folder: &Folder, now: Timestamp) -> Result<(Connection, Meta, Recovery), StoreError> {
     let io = |error: std::io::Error| StoreError::Io(error.into());
     let was_used = folder.was_used().map_err(io)?;
     let was_clean = folder.take_clean_mark().map_err(io)?;
@@ -117,7 +123,7 @@ pub(super) fn open(folder: &Folder, now: Timestamp) -> Result<(Connection, Epoch
         None | Some(0) if !was_used && !has_log => Found::Nothing,
         None => Found::Lost { reason: "the file is gone".to_owned(), is_file: has_log },
         Some(0) => Found::Lost { reason: "the file is empty".to_owned(), is_file: true },
-        Some(_) => look(&folder.database(), was_used, was_clean)?,
+        Some(_) => look(folder, was_used, was_clean)?,
     };
     let mut connection = match found {
         Found::Usable(connection) => connection,
@@ -135,10 +141,10 @@ pub(super) fn open(folder: &Folder, now: Timestamp) -> Result<(Connection, Epoch
     if !was_used {
         folder.mark_used().map_err(io)?;
     }
-    let (epoch, is_new, was_lost) = meta(&connection).map_err(Failure::into_read_error)?;
-    recovery.is_new = is_new;
-    recovery.lost |= was_lost;
-    Ok((connection, epoch, recovery))
+    let meta = meta(&connection).map_err(Failure::into_read_error)?;
+    recovery.is_new = meta.is_new;
+    recovery.lost |= meta.was_lost;
+    Ok((connection, meta, recovery))
 }
 
 enum Found {
@@ -152,10 +158,18 @@ enum Found {
 }
 
 /// Opens a file that is there and judges it. Only damage is `Lost`; what may pass is an error.
-fn look(database: &Path, was_used: bool, was_clean: bool) -> Result<Found, StoreError> {
+fn look(folder: &Folder, was_used: bool, was_clean: bool) -> Result<Found, StoreError> {
+    let database = &folder.database();
     let lost = |reason: String| Ok(Found::Lost { reason, is_file: true });
     let judged = connect(database).and_then(|connection| {
-        let verdict = judge(&connection, was_used, was_clean).map_err(Failure::into_read_error)?;
+        let mut verdict = judge(&connection, was_used, was_clean).map_err(Failure::into_read_error)?;
+        if was_used && matches!(verdict, Verdict::Good) {
+            let Meta { epoch, commits, .. } = meta(&connection).map_err(Failure::into_read_error)?;
+            let noted = folder.commits_noted(epoch).map_err(|error| StoreError::Io(error.into()))?;
+            if commits < noted {
+                verdict = Verdict::Bad(format!("the newest changes are gone: {commits} commits of {noted} are there"));
+            }
+        }
         Ok((connection, verdict))
     });
     match judged {
@@ -241,13 +255,24 @@ fn migrate(connection: &mut Connection, lost: bool) -> Result<(), Failure> {
     Ok(transaction.commit()?)
 }
 
-/// The epoch, whether nothing was committed yet, and whether an earlier state was lost before this one.
-fn meta(connection: &Connection) -> Result<(Epoch, bool, bool), Failure> {
-    let sql = "SELECT value, NOT EXISTS (SELECT 1 FROM servers WHERE is_used), \
-               (SELECT value FROM meta WHERE key = 'lost') FROM meta WHERE key = 'epoch'";
-    let (epoch, is_new, lost) =
-        connection.query_row(sql, [], |row| Ok((row.get::<_, u32>(0)?, row.get(1)?, row.get(2)?)))?;
-    Ok((Epoch(epoch), is_new, lost))
+pub(super) struct Meta {
+    pub epoch: Epoch,
+    /// Synced ones.
+    pub commits: u64,
+    /// No tick was committed yet.
+    pub is_new: bool,
+    /// An earlier state was lost before this one.
+    was_lost: bool,
+}
+
+fn meta(connection: &Connection) -> Result<Meta, Failure> {
+    let sql = "SELECT (SELECT value FROM meta WHERE key = 'lost'), NOT EXISTS (SELECT 1 FROM servers WHERE is_used), \
+               coalesce((SELECT value FROM meta WHERE key = 'commits'), 0), value FROM meta WHERE key = 'epoch'";
+    let read = |row: &rusqlite::Row<'_>| {
+        let (was_lost, is_new, epoch) = (row.get(0)?, row.get(1)?, Epoch(row.get(3)?));
+        Ok(Meta { epoch, commits: row.get::<_, i64>(2)?.unsigned_abs(), is_new, was_lost })
+    };
+    Ok(connection.query_row(sql, [], read)?)
 }
 
 /// Whether the file itself is damaged, as opposed to what it stands on.

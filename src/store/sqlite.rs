@@ -33,9 +33,9 @@ impl SqliteStore {
     /// cannot be used.
     pub fn open(data_dir: &Path, options: Options, clock: Arc<dyn Clock>) -> Result<(Self, Recovery), StoreError> {
         let folder = Folder::lock(data_dir)?;
-        let (connection, epoch, recovery) = schema::open(&folder, clock.now())?;
+        let (connection, meta, recovery) = schema::open(&folder, clock.now())?;
         let alive = folder.alive_mark().map_err(|error| StoreError::Io(error.into()))?;
-        let db = Db::new(connection, epoch, recovery.is_new, options, Arc::clone(&clock), folder)?;
+        let db = Db::new(connection, meta, options, Arc::clone(&clock), folder)?;
         let writer = Writer::start(db).map_err(|error| StoreError::Io(error.into()))?;
         let store = Self { writer, alive, clock };
         store.note_alive();

@@ -594,15 +594,11 @@ async fn a_flipped_bit_is_found_or_harmless_but_never_a_panic() {
 async fn a_torn_change_log_loses_its_torn_end_only() {
     let (folder, epoch) = used_folder(false).await;
     let home = server("home");
-    let log = folder.path().join("dtorrent.sqlite3-wal");
-    let whole = std::fs::read(&log).unwrap();
     let mut before = 100;
     for cut in [1, 3_000, 30_000, 300_000] {
-        std::fs::write(&log, &whole[..whole.len() - cut]).unwrap();
-        let other = tempfile::tempdir().unwrap();
-        for name in ["dtorrent.sqlite3", "dtorrent.sqlite3-wal", "dtorrent.used"] {
-            std::fs::copy(folder.path().join(name), other.path().join(name)).unwrap();
-        }
+        // A power cut: what is torn was never synced, so it was not counted either.
+        let other = torn_copy(folder.path(), cut);
+        std::fs::write(other.path().join("dtorrent.used"), "").unwrap();
         let (store, recovery) = open(other.path());
         assert_eq!(Recovery { last_alive: None, ..recovery }, Recovery::default(), "cut {cut}");
         let loaded = store.load(&home).await.unwrap();
@@ -611,6 +607,55 @@ async fn a_torn_change_log_loses_its_torn_end_only() {
         assert_eq!((loaded.told.len() as u64, loaded.epoch), (loaded.last_seq.0, epoch));
         assert!(loaded.last_seq.0 < before || cut == 3_000, "cut {cut}: {:?}", loaded.last_seq);
         before = loaded.last_seq.0;
+    }
+}
+
+#[tokio::test]
+async fn a_synced_commit_that_is_gone_is_missed_and_ends_the_epoch() {
+    let (folder, epoch) = used_folder(false).await;
+    for cut in [1, 30_000] {
+        let other = torn_copy(folder.path(), cut);
+        let (store, recovery) = open(other.path());
+        let found = recovery.found.unwrap();
+        assert!(recovery.lost && found.contains("the newest changes are gone"), "{found}");
+        assert!(recovery.moved_to.is_some());
+        assert_ne!(store.load(&server("home")).await.unwrap().epoch, epoch, "else numbers would be given again");
+    }
+    // What is noted of another epoch says nothing of this one, and what cannot be read says nothing.
+    for note in ["4294967295 00000000000000009999", "no number", "1 2", ""] {
+        let other = torn_copy(folder.path(), 0);
+        std::fs::write(other.path().join("dtorrent.used"), note).unwrap();
+        let (store, recovery) = open(other.path());
+        assert_eq!(recovery.found, None, "{note:?}");
+        assert_eq!(store.load(&server("home")).await.unwrap().epoch, epoch);
+    }
+}
+
+/// The folder without the last `cut` bytes of its change log.
+fn torn_copy(folder: &Path, cut: usize) -> tempfile::TempDir {
+    let other = tempfile::tempdir().unwrap();
+    for name in ["dtorrent.sqlite3", "dtorrent.sqlite3-wal", "dtorrent.used"] {
+        std::fs::copy(folder.join(name), other.path().join(name)).unwrap();
+    }
+    change(&other.path().join("dtorrent.sqlite3-wal"), |bytes| bytes.truncate(bytes.len() - cut));
+    other
+}
+
+#[tokio::test]
+async fn a_file_of_an_older_version_is_brought_up_to_date_with_all_that_is_in_it() {
+    let (folder, epoch) = used_folder(true).await;
+    let connection = rusqlite::Connection::open(folder.path().join("dtorrent.sqlite3")).unwrap();
+    connection.execute("DELETE FROM meta WHERE key = 'commits'", []).unwrap();
+    connection.pragma_update(None, "user_version", 1).unwrap();
+    drop(connection);
+    std::fs::write(folder.path().join("dtorrent.used"), "").unwrap();
+    let home = server("home");
+    for commits in [100, 101_u8] {
+        let (store, recovery) = open(folder.path());
+        assert_eq!((recovery.found, recovery.is_new), (None, false));
+        let loaded = store.load(&home).await.unwrap();
+        assert_eq!((loaded.epoch, loaded.last_seq, loaded.told.len()), (epoch, Seq(commits.into()), commits.into()));
+        store.commit(added(&home, commits + 1)).await.unwrap();
     }
 }
 

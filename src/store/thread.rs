@@ -16,7 +16,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
-use super::folder::Folder;
+use super::folder::{CommitMark, Folder};
 use super::{Options, commands, journal, schema};
 use crate::model::{Epoch, ServerName, Timestamp};
 use crate::port::{Clock, StoreError};
@@ -39,6 +39,9 @@ pub(super) struct Db {
     pub tidied_at: Option<Timestamp>,
     folder: Folder,
     is_synced: bool,
+    /// Synced ones, and where their count is noted.
+    commits: u64,
+    commit_mark: CommitMark,
 }
 
 /// Why a request failed, before it is known what that means to the caller.
@@ -209,15 +212,28 @@ fn serve(mut db: Db, mut waiting: mpsc::Receiver<Request>) {
 impl Db {
     pub fn new(
         connection: Connection,
-        epoch: Epoch,
-        was_new: bool,
+        meta: schema::Meta,
         options: Options,
         clock: Arc<dyn Clock>,
         folder: Folder,
     ) -> Result<Self, StoreError> {
         let servers = journal::numbers(&connection).map_err(Failure::into_read_error)?;
         let is_synced = true; // as `schema::open` left it
-        Ok(Self { connection, epoch, options, clock, was_new, servers, tidied_at: None, folder, is_synced })
+        let schema::Meta { epoch, commits, is_new: was_new, .. } = meta;
+        let commit_mark = folder.commit_mark(epoch).map_err(|error| StoreError::Io(error.into()))?;
+        Ok(Self {
+            connection,
+            epoch,
+            options,
+            clock,
+            was_new,
+            servers,
+            tidied_at: None,
+            folder,
+            is_synced,
+            commits,
+            commit_mark,
+        })
     }
 
     fn write(&mut self, mut group: Vec<Request>) {
@@ -275,11 +291,22 @@ impl Db {
         }
         self.connection.execute_batch("BEGIN IMMEDIATE")?;
         let done = work(self).and_then(|value| {
+            if is_synced {
+                let mut statement =
+                    self.connection.prepare_cached("UPDATE meta SET value = ?1 WHERE key = 'commits'")?;
+                statement.execute([journal::to_sql(self.commits + 1)])?;
+            }
             self.connection.execute_batch("COMMIT")?;
             Ok(value)
         });
         if done.is_err() && !self.connection.is_autocommit() {
             self.connection.execute_batch("ROLLBACK")?;
+        }
+        if done.is_ok() && is_synced {
+            self.commits += 1;
+            if let Err(error) = self.commit_mark.note(self.commits) {
+                tracing::debug!(%error, "the number of commits could not be noted");
+            }
         }
         done
     }

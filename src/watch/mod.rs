@@ -7,10 +7,12 @@
 //! broken off half-way, so `told` and journal agree. What a look cannot commit (no room) stays
 //! untold, and the next look finds it again.
 
+mod hooks;
 mod pace;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use self::pace::{Pace, Reason};
-use crate::board::{Board, ServerBoard};
+use crate::board::{Board, Named, ServerBoard};
 use crate::commands::expect::Expectations;
 use crate::diff::{Limits, Moment, Observer};
 use crate::model::{
@@ -28,6 +30,8 @@ use crate::model::{
 };
 use crate::port::{ClientError, Clock, Delivery, Scope, Store, StoreError, TorrentClient};
 use crate::repeat::Repeat;
+
+pub use self::hooks::HookKeeper;
 
 /// Between two looks, however slow the client is and however much somebody waits for an effect.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
@@ -60,8 +64,12 @@ struct State {
     /// What the stats are made of has changed since.
     are_stats_old: bool,
     pace: Pace,
-    /// To be looked at until a look has succeeded.
+    /// To be looked at, until a look has succeeded.
     named: BTreeSet<InfoHash>,
+    /// More were named than can be looked at one by one.
+    are_many_named: bool,
+    /// The run of the client that answered the last look, if it did.
+    run: Option<Option<String>>,
 }
 
 impl Watcher {
@@ -80,28 +88,36 @@ impl Watcher {
             are_stats_old: true,
             pace: Pace::new(self.interval, self.sweep),
             named: BTreeSet::new(),
+            are_many_named: false,
+            run: None,
         };
+        let mut is_poked = false;
         loop {
             let (took, pause) = self.look(&mut state, board).await?;
-            let pause = if self.expectations.is_waiting() { took } else { pause };
-            let pause = pause.max(SHORTEST_PAUSE);
+            // Who was woken for a torrent that is missing is not to sleep before it is known to be gone.
+            let is_urgent = self.expectations.is_waiting() || (is_poked && state.observer.is_in_doubt());
+            let pause = if is_urgent { took } else { pause }.max(SHORTEST_PAUSE);
             board.write(|content| content.poll.interval = took + pause);
-            tokio::select! {
+            is_poked = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                () = board.poke.notified() => {}
-                () = tokio::time::sleep(pause) => {}
-            }
+                () = board.poke.notified() => true,
+                () = tokio::time::sleep(pause) => false,
+            };
         }
     }
 
     /// One look, told and written down. Returns how long the client took, and how long to leave it alone.
     async fn look(&self, state: &mut State, board: &ServerBoard) -> Result<(Duration, Duration), StoreError> {
         let look = self.expectations.begin_look();
-        state.named.append(&mut board.take_named());
+        match board.bell.take_named() {
+            Named::These(mut hashes) => state.named.append(&mut hashes),
+            Named::Many => state.are_many_named = true,
+        }
         self.expectations.awaited(&mut state.named);
         let (needs_all, is_first) =
             board.read(|content| (state.observer.needs_all(&content.state), !content.state.is_known));
+        let needs_all = needs_all || state.are_many_named;
         let is_sweep = state.pace.is_sweep_due(state.start.elapsed());
         let scope = if needs_all || is_sweep { Scope::Full } else { Scope::Changed { named: &state.named } };
         let began = Instant::now();
@@ -120,24 +136,27 @@ impl Watcher {
             Ok(listing) => state.observer.looked(&content.told, &content.state, listing, now),
             Err(_) => state.observer.failed(&content.state, now),
         });
-        if self.is_history_lost && answer.is_ok() && board.read(|content| content.last_seq) == Seq(0) {
+        let is_first = self.is_history_lost && board.read(|content| content.last_seq) == Seq(0);
+        if answer.is_ok() && (is_first || board.owes_reset.load(Ordering::Relaxed)) {
             tick.facts.insert(0, journal_reset());
         }
         self.expectations.mark(&mut tick);
         state.are_stats_old |= !tick.is_empty();
-        self.tell(state, tick, now.at).await?;
+        self.tell(state, board, tick, now.at).await?;
         // "It answers" may be read only when what it answered stands on the board.
         self.report_poll(state, board, &answer, took);
+        note_run(state, board, &answer);
         if let Ok(listing) = &answer {
             self.make_stats(state, board, listing);
             state.named.clear();
+            state.are_many_named = false;
             board.read(|content| self.expectations.judge(look, listing, &content.told));
         }
         Ok((took, pause))
     }
 
     /// Commits a tick and puts it on the board. Without room nothing is told, and the next look finds it again.
-    async fn tell(&self, state: &mut State, tick: Tick, at: Duration) -> Result<(), StoreError> {
+    async fn tell(&self, state: &mut State, board: &ServerBoard, tick: Tick, at: Duration) -> Result<(), StoreError> {
         if tick.is_empty() {
             return Ok(());
         }
@@ -150,6 +169,9 @@ impl Watcher {
                     info!(server = %self.server, times, "there is room again, what happened meanwhile is told now");
                 }
                 state.observer.committed(&committed, at);
+                if said.iter().any(|(kind, _)| *kind == Kind::JournalReset) {
+                    board.owes_reset.store(false, Ordering::Relaxed);
+                }
                 self.board.tell(&self.server, committed, server_state);
                 for (kind, torrent) in said {
                     debug!(server = %self.server, kind = kind.as_str(), "told");
@@ -236,6 +258,15 @@ impl Watcher {
             self.board.wake();
         }
     }
+}
+
+/// Tells who hangs hooks that the client is not the one that answered the look before.
+fn note_run(state: &mut State, board: &ServerBoard, answer: &Result<Listing, ClientError>) {
+    let run = answer.as_ref().ok().map(|listing| listing.run.clone());
+    if run.is_some() && run != state.run {
+        board.bell.client_is_new.notify_one();
+    }
+    state.run = run;
 }
 
 fn journal_reset() -> Fact {

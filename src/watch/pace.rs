@@ -14,8 +14,10 @@ use std::time::Duration;
 
 /// One part in so many of the client's time, for each of the two.
 const SHARE: u32 = 20;
-/// One part in so many may go into full pictures that need not be yet.
-const SHARE_TO_SPARE: u32 = 400;
+/// A full picture that takes so long may be taken at once again; one of ten times that, a tenth as much of the
+/// time. So a hundred torrents are read at each beat, a thousand each few seconds, and beyond some
+/// thousands the configured sweep is what counts.
+const NOTHING: Duration = Duration::from_micros(200);
 /// So much of the client's time may be overdrawn before looks become rarer.
 const OVERDRAFT: Duration = Duration::from_secs(3);
 
@@ -50,7 +52,10 @@ impl Pace {
     /// From one full picture to the next: as configured, or longer if one takes long, or sooner if it
     /// takes no time.
     pub fn sweep(&self) -> Duration {
-        self.sweep.min(self.sweep_took * SHARE_TO_SPARE).max(self.sweep_took * SHARE).max(self.interval)
+        self.sweep
+            .min(self.sweep_took.mul_f64(self.sweep_took.div_duration_f64(NOTHING)))
+            .max(self.sweep_took * SHARE)
+            .max(self.interval)
     }
 
     /// Whether a look at `at` has to be full, so that one at the next beat is not too late.
@@ -119,7 +124,7 @@ mod tests {
         let mut pace = Pace::new(ms(1000), ms(30_000));
         pace.looked(Reason::Free, true, ms(2), ms(1000));
         assert!(pace.is_sweep_due(ms(2000)));
-        pace.looked(Reason::Sweep, true, ms(20), ms(2000));
+        pace.looked(Reason::Sweep, true, ms(40), ms(2000));
         assert!(!pace.is_sweep_due(ms(3000)));
         assert_eq!(pace.sweep(), ms(8000), "no more often than it is nothing to speak of");
     }

@@ -152,6 +152,8 @@ impl Bench {
             events: Kind::ALL.iter().copied().collect::<BTreeSet<_>>(),
             retain: Retain::Auto,
             ended_in_order: true,
+            is_new: false,
+            is_first_life: false,
         };
         let parts = DispatcherParts {
             settings,

@@ -100,6 +100,8 @@ impl Bridge {
                 events: plan.events.clone(),
                 retain: plan.retain,
                 ended_in_order: false,
+                is_new: false,
+                is_first_life: false,
             };
             let sink = Arc::new(Reached(plan.broker.clone()));
             let desk = board.desk(&plan.broker.name).unwrap().clone();

@@ -38,8 +38,10 @@ use crate::port::ClientError;
 
 /// More than these are not read by name; all are, instead.
 const NAMED_MAX: usize = 32;
-/// On so many torrents at each look, on average, a predicate may be tried that concerns all.
-const ROWS_EACH_LOOK: u64 = 1000;
+/// A predicate that concerns all may be tried at each look up to so many torrents.
+const ROWS_AT_ONCE: u64 = 1000;
+/// Of more, on so many at each look, on average.
+const ROWS_EACH_LOOK: u64 = 500;
 /// rTorrent's clock has whole seconds, and what happens within a call may bear the one before.
 const TIME_MARGIN_SECONDS: i64 = 2;
 /// Every so many full listings one is whole.
@@ -248,7 +250,8 @@ fn first_ask(turn: &Turn<'_>, probe: &Probe, named: &BTreeSet<InfoHash>) -> Opti
     let (count, active) = (count?, active?);
     let row_bytes = memory.listing.row_bytes.map_or(ROW_BYTES_AT_FIRST, |(_, bytes)| bytes);
     let fits = |rows: u64| usize::try_from(rows).unwrap_or(usize::MAX).saturating_mul(row_bytes) <= PART_BYTES_MAX;
-    let is_due = |looks: u64, rows: u64| rows > 0 && looks + 1 >= rows.div_ceil(ROWS_EACH_LOOK);
+    let is_due =
+        |looks: u64, rows: u64| rows > 0 && (rows <= ROWS_AT_ONCE || looks + 1 >= rows.div_ceil(ROWS_EACH_LOOK));
     let are_states_due = is_due(quick.looks_since_states, count);
     let states_since = quick.states_known_at.filter(|_| are_states_due && fits(count) && probe.has_filtered);
     let ask = Ask {

@@ -18,6 +18,7 @@ use crate::model::SinkName;
 use crate::port::{CommandAddress, CommandSource, DeliverError, Incoming, ReplyTo};
 
 use super::settings::Settings;
+use super::topics::Qos;
 use super::wire::{self, Client, End, Ended, Event, EventLoop, Opening, Protocol, Receipt, Received};
 use super::{Broker, TlsError};
 
@@ -201,7 +202,7 @@ async fn handshake(
     // of an earlier run may hold other filters.
     if protocol == Protocol::V5 || !granted.is_session_present || !has_subscribed {
         let filters = broker.topics.subscriptions(&broker.settings.servers);
-        client.subscribe(filters.iter().cloned()).map_err(|_| Ended::new(End::Other, "given up"))?;
+        client.subscribe(filters.iter().cloned(), Qos::AtLeastOnce).map_err(|_| Ended::new(End::Other, "given up"))?;
         let answers = loop {
             match events.next().await.map_err(Ended::once_connected)? {
                 Event::Subscribed(answers) => break answers,

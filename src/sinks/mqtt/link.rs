@@ -271,7 +271,7 @@ impl Driver {
 
     async fn listen(&mut self) -> Result<(), Ended> {
         let topic = std::iter::once(self.status_topic.clone());
-        self.line.client.subscribe(topic).map_err(|_| Ended::new(End::Other, "given up"))?;
+        self.line.client.subscribe(topic, Qos::AtLeastOnce).map_err(|_| Ended::new(End::Other, "given up"))?;
         while !self.is_listening {
             self.step().await?;
         }

@@ -16,6 +16,7 @@ mod tls;
 pub mod topics;
 mod wire;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -27,6 +28,7 @@ use rustls::ClientConfig;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::model::ServerName;
 use crate::port::{Connected, DeliverError, Delivery, Sink};
 
 pub use commands::MqttCommands;
@@ -34,7 +36,7 @@ pub use settings::{BrokerUrl, ClientCert, Prefix, Settings, Version};
 pub use tls::TlsError;
 
 use link::{Driver, Voice};
-use topics::Topics;
+use topics::{Qos, Topics};
 use wire::{Client, End, Ended, Event, EventLoop, Opening, Protocol, Will};
 
 /// Within this a connection stands and has said `online`, or the attempt has failed.
@@ -45,8 +47,11 @@ const SHORT: Duration = Duration::from_secs(60);
 /// So many of them in a row look like two bridges that take one client id from each other.
 const ROW: u32 = 4;
 
-/// What is kept under a topic comes at once, if something is.
-const KEPT_WITHIN: Duration = Duration::from_secs(2);
+/// What is kept comes at once, before the answer to a later subscription. Brokers that fetch it meanwhile
+/// are given so long from one message to the next.
+const KEPT_PAUSE: Duration = Duration::from_millis(100);
+/// So many kept names are taken in; a server has fewer torrents.
+const KEPT_MAX: usize = 200_000;
 /// How often a bridge that waits for its namesake looks whether he is gone.
 const NAMESAKE_RETRY: Duration = Duration::from_secs(10);
 
@@ -123,6 +128,38 @@ impl Broker {
     }
 }
 
+async fn read_kept(
+    client: &Client,
+    events: &mut EventLoop,
+    filters: Vec<String>,
+) -> Result<Vec<(String, Bytes)>, Ended> {
+    let given_up = |_| Ended::new(End::Other, "given up");
+    client.subscribe(filters.clone().into_iter(), Qos::AtMostOnce).map_err(given_up)?;
+    // The answer to this one comes behind what the first has brought.
+    client.subscribe(filters.into_iter().take(1), Qos::AtMostOnce).map_err(given_up)?;
+    let mut answers = 0;
+    let mut kept: Vec<(String, Bytes)> = Vec::new();
+    loop {
+        let event = match answers {
+            0 | 1 => events.next().await,
+            _ => match tokio::time::timeout(KEPT_PAUSE, events.next()).await {
+                Ok(event) => event,
+                Err(_) => return Ok(kept),
+            },
+        };
+        match event? {
+            Event::Subscribed(_) => answers += 1,
+            Event::Received(received) if received.is_retained => {
+                kept.push((received.topic, received.body));
+                if kept.len() >= KEPT_MAX {
+                    return Ok(kept);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
 async fn within_deadline<T>(connecting: impl Future<Output = Result<T, Ended>>) -> Result<T, Ended> {
     match tokio::time::timeout(CONNECT_WITHIN, connecting).await {
         Ok(result) => result,
@@ -152,14 +189,14 @@ impl MqttSink {
     /// Connects and leaves again, under another client id and without a word to anybody, so that a
     /// bridge that runs is not disturbed.
     pub async fn probe(&self) -> Result<(), DeliverError> {
-        self.look(None).await.map(|_| ())
+        self.look(Vec::new()).await.map(|_| ())
     }
 
     /// While we are not connected somebody is `online` in our name: then the line is left to him. Only
     /// asked when the line was taken from us again and again.
     async fn has_namesake(&self) -> Result<bool, DeliverError> {
-        let status = self.look(Some(self.broker.topics.bridge_status())).await?;
-        let has_namesake = status.as_deref() == Some(b"online");
+        let status = self.look(vec![self.broker.topics.bridge_status()]).await?;
+        let has_namesake = status.iter().any(|(_, body)| body == "online");
         if has_namesake && !self.broker.has_namesake.swap(has_namesake, Ordering::Relaxed) {
             let Settings { name, instance, .. } = &self.broker.settings;
             warn!(sink = %name, instance, "another bridge is online in this name: waiting until it is gone");
@@ -168,8 +205,8 @@ impl MqttSink {
         Ok(has_namesake)
     }
 
-    /// Connects under a name of its own, reads what is kept under a topic, and leaves.
-    async fn look(&self, topic: Option<String>) -> Result<Option<Bytes>, DeliverError> {
+    /// Connects under a name of its own, reads what is kept under these topics, and leaves.
+    async fn look(&self, filters: Vec<String>) -> Result<Vec<(String, Bytes)>, DeliverError> {
         let client_id = format!("dtorrent-{}-probe-{:08x}", self.broker.settings.instance, rand::random::<u32>());
         let greet = |protocol| {
             let (client, mut events) = self.broker.open(&Opening {
@@ -181,24 +218,13 @@ impl MqttSink {
                 channel: link::CHANNEL,
                 receive_max: None,
             });
-            let topic = topic.clone();
+            let filters = filters.clone();
             async move {
                 while !matches!(events.next().await?, Event::Connected(_)) {}
-                let mut kept = None;
-                if let Some(topic) = topic
-                    && client.subscribe([topic].into_iter()).is_ok()
-                {
-                    let listen = async {
-                        loop {
-                            if let Event::Received(received) = events.next().await? {
-                                return Ok::<_, Ended>(received.body);
-                            }
-                        }
-                    };
-                    if let Ok(body) = tokio::time::timeout(KEPT_WITHIN, listen).await {
-                        kept = Some(body?);
-                    }
-                }
+                let kept = match filters.is_empty() {
+                    true => Vec::new(),
+                    false => read_kept(&client, &mut events, filters).await?,
+                };
                 if client.disconnect().is_ok() {
                     while !matches!(events.next().await?, Event::Left) {}
                 }
@@ -266,5 +292,16 @@ impl Sink for MqttSink {
 
     fn own_names(&self) -> Vec<String> {
         self.broker.topics.own()
+    }
+
+    async fn find_kept(&self, servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
+        let topics = &self.broker.topics;
+        let mut found: BTreeMap<ServerName, Vec<String>> = BTreeMap::new();
+        for (topic, _) in self.look(servers.iter().flat_map(|server| topics.kept_of(server)).collect()).await? {
+            if let Some(server) = topics.server_of_kept(&topic).filter(|server| servers.contains(server)) {
+                found.entry(server).or_default().push(topic);
+            }
+        }
+        Ok(found)
     }
 }

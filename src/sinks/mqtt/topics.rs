@@ -6,7 +6,7 @@
 //!
 //! Pure: no I/O.
 
-use crate::model::ServerName;
+use crate::model::{InfoHash, ServerName};
 use crate::port::{CommandAddress, Delivery};
 
 use super::settings::Prefix;
@@ -113,6 +113,25 @@ impl Topics {
         vec![self.bridge("status"), self.bridge("info")]
     }
 
+    /// Filters for everything that is kept of a server.
+    pub fn kept_of(&self, server: &ServerName) -> [String; 3] {
+        ["status", "stats", "torrent/+/state"].map(|below| format!("{}/{server}/{below}", self.prefix))
+    }
+
+    /// Whose this is, if it is a topic under which something of a server is kept.
+    pub fn server_of_kept(&self, topic: &str) -> Option<ServerName> {
+        let below = topic.strip_prefix(self.prefix.as_str())?.strip_prefix('/')?;
+        let (server, below) = below.split_once('/')?;
+        let server = ServerName::parse(server).ok()?;
+        let is_kept = match below.split('/').collect::<Vec<_>>()[..] {
+            ["status" | "stats"] => true,
+            // As we write it, else it is not ours.
+            ["torrent", hash, "state"] => hash.parse::<InfoHash>().is_ok_and(|parsed| parsed.to_string() == hash),
+            _ => false,
+        };
+        is_kept.then_some(server)
+    }
+
     /// What to subscribe to for the commands of these servers and of the bridge.
     pub fn subscriptions(&self, servers: &[ServerName]) -> Vec<String> {
         let prefix = &self.prefix;
@@ -189,7 +208,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::{Entry, Epoch, EventId, InfoHash, Kind, Rev, Seq, Timestamp};
+    use crate::model::{Entry, Epoch, EventId, Kind, Rev, Seq, Timestamp};
 
     const HASH: &str = "3f786850e387550fdab836ed7e6dc881de23001b";
 
@@ -268,6 +287,21 @@ mod tests {
         let topics = Topics::new(Prefix::default(), "main", false);
         let kept: Vec<_> = golden().iter().filter_map(|(delivery, ..)| topics.kept_as(delivery)).collect();
         assert_eq!(kept, ["dtorrent/home/status", "dtorrent/home/stats", "dtorrent/bridge/main/info"]);
+    }
+
+    #[test]
+    fn what_is_kept_of_a_server_is_known_by_its_topic_and_nothing_else_is() {
+        for (_, topic, _) in golden() {
+            let is_servers = ["/state", "/stats", "/status"].iter().any(|word| topic.ends_with(word));
+            let server = is_servers.then(|| ServerName::parse(topic.split('/').nth(1).unwrap()).unwrap());
+            assert_eq!(topics().server_of_kept(&topic), server, "{topic}");
+        }
+        for other in ["dtorrent/home/torrent/3F78/state", "dtorrent/Home/status", "x/home/status", "dtorrent/home", ""]
+        {
+            assert_eq!(topics().server_of_kept(other), None, "{other}");
+        }
+        let upper = format!("dtorrent/home/torrent/{}/state", HASH.to_uppercase());
+        assert_eq!(topics().server_of_kept(&upper), None);
     }
 
     #[test]

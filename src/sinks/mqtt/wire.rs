@@ -284,17 +284,25 @@ impl Client {
 
     /// Subscribes with QoS 1. On MQTT 5 a kept message comes once per new subscription, marked, and a live
     /// one keeps the mark it was published with.
-    pub fn subscribe(&self, filters: impl Iterator<Item = String>) -> Result<(), NotHandedOver> {
+    pub fn subscribe(&self, filters: impl Iterator<Item = String>, qos: Qos) -> Result<(), NotHandedOver> {
         match self {
             Self::V311(client) => {
-                let filters = filters.map(|path| v4::SubscribeFilter::new(path, Qos4::AtLeastOnce));
+                let qos = match qos {
+                    Qos::AtMostOnce => Qos4::AtMostOnce,
+                    Qos::AtLeastOnce => Qos4::AtLeastOnce,
+                };
+                let filters = filters.map(|path| v4::SubscribeFilter::new(path, qos));
                 client.try_subscribe_many(filters).map_err(|_| NotHandedOver)
             }
             Self::V5(client) => {
+                let qos = match qos {
+                    Qos::AtMostOnce => Qos5::AtMostOnce,
+                    Qos::AtLeastOnce => Qos5::AtLeastOnce,
+                };
                 let filters = filters.map(|path| packet5::Filter {
                     preserve_retain: true,
                     retain_forward_rule: packet5::RetainForwardRule::OnNewSubscribe,
-                    ..packet5::Filter::new(path, Qos5::AtLeastOnce)
+                    ..packet5::Filter::new(path, qos)
                 });
                 client.try_subscribe_many(filters).map_err(|_| NotHandedOver)
             }

@@ -41,6 +41,7 @@ async fn a_last_record_that_is_torn_is_cut_off_and_told_anew() {
     let written = world.ledger().last_seq("home");
     // A power cut in the middle of a write: what was not whole on the disk was not sent to anybody.
     proxy.requests(Way::HoldPackets(PUBLISH));
+    let counted = fs::read(world.data_dir().join("dtorrent.used")).unwrap();
     let hash = world.home.load(&Content::file("torn", 1_000, 77).torrent, false).await.unwrap();
     world.ledger().until("the event is written down", |ledger| ledger.last_seq("home") == written + 1).await;
     world.bridge().process().kill().unwrap();
@@ -48,6 +49,7 @@ async fn a_last_record_that_is_torn_is_cut_off_and_told_anew() {
     proxy.requests(Way::Pass);
     let log = File::options().write(true).open(change_log(&world)).unwrap();
     log.set_len(log.metadata().unwrap().len() - 1_000).unwrap();
+    fs::write(world.data_dir().join("dtorrent.used"), counted).unwrap(); // done only when a commit is whole
     assert_eq!(world.ledger().last_seq("home"), written, "the last commit is gone");
     world.bridge().start_again();
     let added = world.heard.event("home", "added", hash).await;
@@ -135,43 +137,112 @@ async fn a_state_that_is_deleted_is_missed_and_a_new_epoch_says_so() {
 }
 
 #[tokio::test]
-async fn a_bit_that_turns_over_in_the_change_log_stops_nobody() {
+async fn a_bit_that_turns_over_in_the_change_log_is_missed_and_a_new_epoch_says_so() {
     if !can_run() {
         return;
     }
-    let mut world = World::new(Setup::default()).await;
-    load_many(&world.home, 0, 5).await;
-    world.start_bridge().await;
-    world.bridge().process().kill().unwrap();
-    let log = File::options().read(true).write(true).open(change_log(&world)).unwrap();
-    let middle = log.metadata().unwrap().len() / 2;
-    let mut byte = [0];
-    log.read_exact_at(&mut byte, middle).unwrap();
-    log.write_all_at(&[byte[0] ^ 1], middle).unwrap();
-    let mark = world.heard.mark();
-    world.bridge().start_again();
-    let newcomer = world.home.load(&Content::file("newcomer", 1_000, 99).torrent, false).await.unwrap();
-    world.heard.event_after(mark, "home", "added", newcomer).await;
-    assert!(world.heard.events("home").iter().all(|event| event["event_type"] != "removed"));
+    history_is_lost_by(|world| {
+        let log = File::options().read(true).write(true).open(change_log(world)).unwrap();
+        let middle = log.metadata().unwrap().len() / 2;
+        let mut byte = [0];
+        log.read_exact_at(&mut byte, middle).unwrap();
+        log.write_all_at(&[byte[0] ^ 1], middle).unwrap();
+    })
+    .await;
 }
 
 #[tokio::test]
-async fn a_folder_that_is_gone_is_a_first_start_in_a_new_epoch() {
+async fn a_folder_that_is_gone_is_known_by_what_the_broker_keeps() {
+    if !can_run() {
+        return;
+    }
+    for version in ["5", "3.1.1"] {
+        let setup = Setup { sink: format!("version = \"{version}\""), ..Setup::default() };
+        let mut world = World::new(setup).await;
+        let hashes = load_many(&world.home, 0, 5).await;
+        world.start_bridge().await;
+        let state_of = |hash| format!("dtorrent/home/torrent/{hash}/state");
+        world
+            .heard
+            .wait_for("the last state", |all| {
+                hashes.iter().all(|hash| all.iter().any(|message| message.topic == state_of(*hash))).then_some(())
+            })
+            .await;
+        assert_eq!(count(&world.heard.events("home"), "journal_reset"), 0, "a first start is no loss");
+        world.bridge().process().kill().unwrap();
+        fs::remove_dir_all(world.data_dir()).unwrap();
+        world.home.act(hashes[0], "d.erase", &[]).await.unwrap();
+        let mark = world.heard.mark();
+        world.bridge().start_again();
+        world.heard.server_event_after(mark, "home", "journal_reset").await;
+        world.heard.server_event_after(mark, "home", "snapshot_done").await;
+        // What went meanwhile is taken back, what is there stays.
+        let is_cleared = |all: &[Message]| {
+            all[mark..]
+                .iter()
+                .any(|message| message.topic == state_of(hashes[0]) && message.payload.is_empty())
+                .then_some(())
+        };
+        world.heard.wait_for("the clearing", is_cleared).await;
+        let emptied = world.heard.all()[mark..].iter().filter(|message| message.payload.is_empty()).count();
+        assert_eq!(emptied, 1, "only what is gone");
+        wait_for_newcomer(&world).await;
+        let epochs = world.heard.assert_gap_free_epochs("home");
+        assert_eq!(epochs.len(), 2);
+        let is_snapshot = |event: &&Value| event["event_type"] == "added" && event["cause"] == "snapshot";
+        assert_eq!(epochs[1].iter().filter(is_snapshot).count(), 4);
+        assert_eq!(count(&epochs[1], "journal_reset"), 1);
+        // Once is enough.
+        world.bridge().stop().await;
+        world.bridge().start_again();
+        world.heard.last_word("dtorrent/bridge/main/status", "online").await;
+        assert_eq!(count(&world.heard.events("home"), "journal_reset"), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_broker_under_another_name_loses_what_was_kept_for_torrents_that_went() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let hashes = load_many(&world.home, 0, 3).await;
+    world.start_bridge().await;
+    world.bridge().stop().await;
+    world.home.act(hashes[0], "d.erase", &[]).await.unwrap();
+    let mark = world.heard.mark();
+    let config = world.data_dir().with_file_name("dtorrent.toml");
+    let renamed = fs::read_to_string(&config).unwrap().replace("[brokers.b]", "[brokers.renamed]");
+    fs::write(&config, renamed).unwrap();
+    world.bridge().start_again();
+    let topic = format!("dtorrent/home/torrent/{}/state", hashes[0]);
+    let is_cleared = |all: &[Message]| {
+        all[mark..].iter().any(|message| message.topic == topic && message.payload.is_empty()).then_some(())
+    };
+    world.heard.wait_for("the clearing", is_cleared).await;
+    assert_eq!(count(&world.heard.events("home"), "journal_reset"), 0, "the state is all there");
+}
+
+#[tokio::test]
+async fn a_state_of_the_first_version_is_brought_up_to_date() {
     if !can_run() {
         return;
     }
     let mut world = World::new(Setup::default()).await;
     load_many(&world.home, 0, 5).await;
     world.start_bridge().await;
-    world.bridge().process().kill().unwrap();
-    fs::remove_dir_all(world.data_dir()).unwrap();
-    let mark = world.heard.mark();
+    world.bridge().stop().await;
+    // The first version did not count its commits.
+    let connection = rusqlite::Connection::open(database(&world)).unwrap();
+    connection.execute("DELETE FROM meta WHERE key = 'commits'", []).unwrap();
+    connection.pragma_update(None, "user_version", 1).unwrap();
+    drop(connection);
+    File::create(world.data_dir().join("dtorrent.used")).unwrap();
     world.bridge().start_again();
-    world.heard.server_event_after(mark, "home", "snapshot_done").await;
-    let epochs = world.heard.assert_gap_free_epochs("home");
-    assert_eq!(epochs.len(), 2);
-    let added = epochs[1].iter().filter(|event| event["event_type"] == "added");
-    assert_eq!(added.filter(|event| event["cause"] == "snapshot").count(), 5);
+    wait_for_newcomer(&world).await;
+    let events = world.heard.assert_gap_free("home");
+    assert_eq!((count(&events, "added"), count(&events, "journal_reset")), (6, 0));
+    assert_eq!(moved_aside(&world), 0);
 }
 
 #[tokio::test]
@@ -182,6 +253,7 @@ async fn a_state_of_a_newer_version_is_refused_and_left_alone() {
     let mut world = World::running(Setup::default()).await;
     world.bridge().stop().await;
     let connection = rusqlite::Connection::open(database(&world)).unwrap();
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
     connection.pragma_update(None, "user_version", 999).unwrap();
     drop(connection);
     let before = fs::read(database(&world)).unwrap();
@@ -193,7 +265,7 @@ async fn a_state_of_a_newer_version_is_refused_and_left_alone() {
     assert_eq!(moved_aside(&world), 0);
     // The newer one goes on where it was.
     let connection = rusqlite::Connection::open(database(&world)).unwrap();
-    connection.pragma_update(None, "user_version", 1).unwrap();
+    connection.pragma_update(None, "user_version", version).unwrap();
     drop(connection);
     world.bridge().start_again();
     wait_for_newcomer(&world).await;
