@@ -33,7 +33,7 @@ use crate::model::{
     BellAddress, BellSecret, EVENT_SCHEMA, Hook, HookKey, Kind, RESULT_SCHEMA, Ring, ServerName, ServerStats, SinkName,
     Timestamp,
 };
-use crate::port::{Clock, HookWish, Hooks, LoggedCommand, Store, StoreError, SystemClock, TorrentClient};
+use crate::port::{Clock, HookWish, Hooks, LoggedCommand, Scope, Store, StoreError, SystemClock, TorrentClient};
 use crate::repeat::until_there_is_room;
 use crate::sinks::mqtt::{self, MqttSink};
 use crate::store::{Options, Recovery, SqliteStore};
@@ -196,6 +196,7 @@ struct Bridge {
 
 struct ServerParts {
     interval: Duration,
+    sweep: Duration,
     worker: Arc<WorkerParts>,
     queue: Arc<Queue>,
     files: Arc<FilesWanted>,
@@ -295,10 +296,11 @@ impl Bridge {
 
     fn spawn_servers(&self, group: &mut Group) {
         for (name, parts) in &self.servers {
-            let ServerParts { interval, worker, queue, files, is_history_lost } = parts;
+            let ServerParts { interval, sweep, worker, queue, files, is_history_lost } = parts;
             let watcher = Watcher {
                 server: name.clone(),
                 interval: *interval,
+                sweep: *sweep,
                 client: Arc::clone(&worker.client),
                 store: Arc::clone(&self.store),
                 board: Arc::clone(&self.board),
@@ -413,6 +415,7 @@ fn build_server(
     };
     Ok(ServerParts {
         interval: server.interval,
+        sweep: server.sweep,
         worker: Arc::new(worker),
         queue: Arc::new(Queue::new(open)),
         files: Arc::new(FilesWanted::default()),
@@ -493,7 +496,7 @@ pub async fn reach(config: &Config) -> Vec<(String, anyhow::Result<String>)> {
 
 async fn reach_server(name: &ServerName, instance: &str, server: &Server) -> anyhow::Result<String> {
     let client = build_client(name, server)?;
-    let listing = client.list().await?;
+    let listing = client.list(Scope::Full).await?;
     let kind = listing.stats.client.unwrap_or_else(|| "a client".to_owned());
     let found = format!("{kind} with {} torrents", listing.torrents.len());
     if !server.rtorrent().is_some_and(|server| server.hooks.is_wanted) {
@@ -588,6 +591,9 @@ fn server_health(board: &Board, name: &ServerName) -> Value {
             "poll_seconds": rounded(poll.duration.as_secs_f64()),
             "polls": poll.polls,
             "polls_failed": poll.failures,
+            "polls_full": poll.full,
+            "interval_seconds": rounded(poll.interval.as_secs_f64()),
+            "sweep_seconds": rounded(poll.sweep.as_secs_f64()),
             "torrents": content.told.len(),
         })
     });
