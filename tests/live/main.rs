@@ -14,6 +14,7 @@ mod faults;
 mod first_sight;
 mod harness;
 mod mqtt_link;
+mod nats;
 mod oddities;
 mod outages;
 mod retained;
