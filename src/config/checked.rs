@@ -298,12 +298,8 @@ fn broker(table: Table<'_>, names: &[ServerName], instance: &str) -> Option<Brok
         true => nats_broker(&table, username.as_deref(), password.as_ref(), instance).map(BrokerKind::Nats),
         false => Some(mqtt_broker(&table)),
     };
-    let reply_prefixes = table.texts("reply_prefixes").unwrap_or_default();
-    for prefix in &reply_prefixes {
-        if let Err(fault) = topic(prefix) {
-            table.fault("reply_prefixes", fault);
-        }
-    }
+    // A request on NATS has its reply subject with it.
+    let reply_prefixes = if is_nats { Vec::new() } else { reply_prefixes(&table) };
     table.finish();
     let kind = kind?;
     let url = match &kind {
@@ -333,6 +329,16 @@ fn mqtt_broker(table: &Table<'_>) -> BrokerKind {
         .parsed("retain", |text| choice(text, &[("auto", Retain::Auto), ("all", Retain::All), ("none", Retain::None)]));
     home_assistant(table.table("home_assistant"));
     BrokerKind::Mqtt { version: version.unwrap_or(MqttVersion::Auto), retain: retain.unwrap_or(Retain::Auto) }
+}
+
+fn reply_prefixes(table: &Table<'_>) -> Vec<String> {
+    let prefixes = table.texts("reply_prefixes").unwrap_or_default();
+    for prefix in &prefixes {
+        if let Err(fault) = topic(prefix) {
+            table.fault("reply_prefixes", fault);
+        }
+    }
+    prefixes
 }
 
 /// NATS keeps five copies at most.

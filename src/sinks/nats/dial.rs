@@ -90,7 +90,7 @@ impl std::fmt::Display for Complaint {
 }
 
 impl Line {
-    /// Makes one attempt at each of the servers.
+    /// Makes one attempt at each of the servers, in this order.
     ///
     /// `capacity`: so many messages of a subscription wait to be taken.
     pub async fn connect(
@@ -107,6 +107,7 @@ impl Line {
             .name(format!("dtorrent {} {purpose}", settings.instance))
             .max_reconnects(servers.len())
             .ignore_discovered_servers()
+            .retain_servers_order()
             .connection_timeout(CONNECT_WITHIN)
             .ping_interval(PING_EACH)
             .request_timeout(Some(ANSWER_WITHIN))

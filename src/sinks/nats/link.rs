@@ -288,7 +288,8 @@ impl Driver {
             },
             () = tokio::time::sleep_until(deadline), if is_due => match &self.ending {
                 Some(_) => Ok(()),
-                None => Err(Ended::other(format!("no answer from the server within {ANSWER_WITHIN:?}"))),
+                // Where others listen on a subject too, the server does not say that a stream is gone.
+                None => Err(Ended::other(format!("no answer within {ANSWER_WITHIN:?}: the server is gone, or the stream"))),
             },
             Some(job) = self.jobs.recv(), if may_take => self.take(job).await,
         }

@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use rand::seq::SliceRandom as _;
 use rustls::ClientConfig;
 use tracing::{info, warn};
 
@@ -60,9 +61,11 @@ impl System {
         Ok(Self { settings, subjects, tls, siblings: Mutex::default() })
     }
 
+    /// Those of the config first, in any order: their names are the ones that certificates are made for.
     fn urls(&self) -> Vec<ServerUrl> {
         let siblings = self.siblings.lock().unwrap_or_else(PoisonError::into_inner);
         let mut urls = self.settings.urls.clone();
+        urls.shuffle(&mut rand::rng());
         urls.extend(siblings.iter().filter(|url| !self.settings.urls.contains(url)).cloned());
         urls
     }

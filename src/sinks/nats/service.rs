@@ -51,7 +51,7 @@ enum State {
     Away,
     /// Kept here, so that a caller who stops waiting does not stop the attempt.
     Connecting(BoxFuture<'static, Result<Session, Ended>>),
-    Connected(Session),
+    Connected(Box<Session>),
 }
 
 struct Session {
@@ -89,7 +89,7 @@ impl NatsCommands {
             State::Connecting(connecting) => {
                 let session = connecting.await?;
                 info!(sink = %self.system.settings.name, endpoints = self.endpoints.len(), "taking commands");
-                self.state = State::Connected(session);
+                self.state = State::Connected(Box::new(session));
                 Ok(None)
             }
             State::Connected(session) => {

@@ -360,7 +360,7 @@ mod tests {
             assert!(wrong.contains(told), "{key}: {wrong}");
         };
         check("storage", json!("memory"), "storage is memory");
-        check("subjects", json!(["dtorrent.*.event.>"]), "does not catch dtorrent.*.torrent.*.event.added");
+        check("subjects", json!(["dtorrent.*.event.>"]), "does not catch dtorrent.*.torrent.*.event.");
         check("subjects", json!(["dtorrent.>"]), "dtorrent.> catches dtorrent.*.torrent.*.event.updated");
         check("retention", json!("workqueue"), "retention is workqueue");
         check("duplicate_window", json!(120_000_000_000_u64), "duplicate window is 2m");

@@ -136,12 +136,15 @@ impl NatsServer {
     }
 }
 
-/// Asks JetStream's API; the answer may be an error.
+/// Asks JetStream's API; the answer may be an error. Asked again if none comes, as from a cluster without a leader.
 pub async fn api(client: &Client, subject: &str, body: Value) -> Value {
     let body = if body.is_null() { String::new() } else { body.to_string() };
-    let request = async_nats::Request::new().payload(Bytes::from(body)).timeout(Some(PATIENCE));
-    let answer = client.send_request(format!("$JS.API.{subject}"), request).await.unwrap();
-    serde_json::from_slice(&answer.payload).unwrap()
+    until(&format!("$JS.API.{subject} is answered"), async || {
+        let request = async_nats::Request::new().payload(Bytes::from(body.clone())).timeout(Some(PATIENCE / 4));
+        let answer = client.send_request(format!("$JS.API.{subject}"), request).await.ok()?;
+        serde_json::from_slice(&answer.payload).ok()
+    })
+    .await
 }
 
 /// The last value of a key of the bucket: `None` if there is none or it was deleted.
@@ -289,7 +292,7 @@ pub fn body(message: &Message) -> Value {
 
 /// Waits until a look shows what is wanted, and returns it.
 pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + 2 * PATIENCE;
     loop {
         if let Some(found) = look().await {
             return found;
