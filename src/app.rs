@@ -12,11 +12,12 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::board::{Board, Content, PollReport};
+use crate::board::{Board, Content, HookReport, PollReport};
 use crate::clients::rtorrent::RtorrentClient;
 use crate::clients::rtorrent::settings as rtorrent;
 use crate::commands::expect::Expectations;
@@ -27,15 +28,20 @@ use crate::config::{Broker, BrokerKind, Config, MqttVersion, Nats, Server};
 use crate::deliver::retention::Retain;
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::http;
-use crate::model::{EVENT_SCHEMA, Kind, RESULT_SCHEMA, Seq, ServerName, ServerStats, SinkName, Timestamp};
-use crate::port::{Clock, CommandSource, DeliverError, LoggedCommand, Sink, Store, SystemClock, TorrentClient};
+use crate::model::{
+    BellAddress, BellSecret, EVENT_SCHEMA, Hook, HookKey, Kind, RESULT_SCHEMA, Ring, Seq, ServerName, ServerStats,
+    SinkName, Timestamp,
+};
+use crate::port::{
+    Clock, CommandSource, DeliverError, HookWish, Hooks, LoggedCommand, Sink, Store, SystemClock, TorrentClient,
+};
 use crate::repeat::until_there_is_room;
 use crate::sinks::mqtt::{self, MqttSink};
 use crate::sinks::nats::{self, NatsSink};
 use crate::store::{Options, Recovery, SqliteStore};
 use crate::supervise::{Group, for_ever};
 use crate::telemetry::metrics::{self, Metrics};
-use crate::watch::{FilesWanted, Watcher};
+use crate::watch::{FilesWanted, HookKeeper, Watcher};
 
 /// How exactly it is known, after a crash, since when nobody took commands.
 const NOTE_ALIVE_EACH: Duration = Duration::from_secs(10);
@@ -54,6 +60,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
         Some(listen) => Some(http::bind(listen).await.with_context(|| format!("listen on {listen}"))?),
         None => None,
     };
+    let bell = hang_bell(&config).await?;
     let (sqlite, recovery) = open_store(&config, Arc::clone(&clock))?;
     let sqlite = Arc::new(sqlite);
     let bridge = Bridge::build(&config, Arc::clone(&sqlite), &recovery, clock).await?;
@@ -69,6 +76,11 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
     let mut left = Group::new();
     bridge.spawn_servers(&mut left);
     bridge.spawn_intakes(&mut left);
+    let bell = bell.map(|Bell { listener, secret, hooks }| {
+        bridge.spawn_hooks(&mut left, hooks);
+        let board = Arc::clone(&bridge.board);
+        http::answer_bell(listener, secret, move |ring| rung(&board, &ring), stop.clone())
+    });
     let alive = Arc::clone(&sqlite);
     for_ever("alive", async move {
         loop {
@@ -83,18 +95,12 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
             Arc::new(Shown { board: Arc::clone(&bridge.board), store: Arc::clone(&sqlite), metrics });
         http::serve(listener, shown, stop.clone())
     });
-    let page = async {
-        match page {
-            Some(page) => page.await.context("serve HTTP"),
-            None => {
-                stop.cancelled().await;
-                Ok(())
-            }
-        }
-    };
+    let page = served_until(page, &stop);
+    let bell = served_until(bell, &stop);
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(()),
-        result = page => result,
+        result = page => result.context("serve HTTP"),
+        result = bell => result.context("answer hooks"),
         error = left.failed() => Err(anyhow::Error::new(error).context("keep the state")),
         error = right.failed() => Err(anyhow::Error::new(error).context("keep the state")),
     };
@@ -104,6 +110,56 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
     let closed = sqlite.close().await;
     ended?;
     left.and(right).and(closed).context("keep the state")
+}
+
+/// Waits for what is served; for `stop` if nothing is.
+async fn served_until(
+    serving: Option<impl Future<Output = std::io::Result<()>>>,
+    stop: &CancellationToken,
+) -> std::io::Result<()> {
+    match serving {
+        Some(serving) => serving.await,
+        None => {
+            stop.cancelled().await;
+            Ok(())
+        }
+    }
+}
+
+/// Where clients ring, and what each of them is to be told.
+struct Bell {
+    listener: TcpListener,
+    secret: BellSecret,
+    hooks: BTreeMap<ServerName, Hook>,
+}
+
+/// `None` if no client is to ring.
+async fn hang_bell(config: &Config) -> anyhow::Result<Option<Bell>> {
+    let hooked = || config.servers.iter().filter(|(_, server)| server.hooks.is_wanted);
+    if hooked().next().is_none() {
+        return Ok(None);
+    }
+    let listen = config.http.hooks_listen;
+    let listener = http::bind(listen).await.with_context(|| format!("listen for hooks on {listen}"))?;
+    let here = listener.local_addr().context("listen for hooks")?;
+    let secret = BellSecret::new(rand::random());
+    let hook = |(name, server): (&ServerName, &Server)| {
+        let address = match &server.hooks.address {
+            Some(address) => address.clone(),
+            None => BellAddress::parse(&here.to_string())?,
+        };
+        let key = HookKey::new(&config.instance, name)?;
+        anyhow::Ok((name.clone(), Hook { key, address, secret: secret.clone(), server: name.clone() }))
+    };
+    let hooks = hooked().map(hook).collect::<anyhow::Result<_>>().context("set up hooks")?;
+    Ok(Some(Bell { listener, secret, hooks }))
+}
+
+/// Passes on what somebody rang; nothing else is believed of it.
+fn rung(board: &Board, ring: &Ring) {
+    if let Some(server) = board.server(&ring.server) {
+        server.bell.ring(ring.hash);
+    }
 }
 
 fn open_store(config: &Config, clock: Arc<dyn Clock>) -> anyhow::Result<(SqliteStore, Recovery)> {
@@ -316,6 +372,21 @@ impl Bridge {
         }
     }
 
+    fn spawn_hooks(&self, group: &mut Group, hooks: BTreeMap<ServerName, Hook>) {
+        for (name, hook) in hooks {
+            let Some(parts) = self.servers.get(&name) else { continue };
+            let client = Arc::clone(&parts.worker.client);
+            let keeper = HookKeeper { server: name.clone(), client, board: Arc::clone(&self.board), hook };
+            group.spawn(format!("hooks {name}"), move |stop| {
+                let keeper = keeper.clone();
+                async move {
+                    keeper.run(stop).await;
+                    Ok(())
+                }
+            });
+        }
+    }
+
     fn spawn_intakes(&self, group: &mut Group) {
         let away_since = self.last_alive;
         for (name, SinkParts { sink, broker, .. }) in &self.sinks {
@@ -479,7 +550,7 @@ fn retain(broker: &Broker) -> Retain {
 pub async fn reach(config: &Config) -> Vec<(String, anyhow::Result<String>)> {
     let mut found = Vec::new();
     for (name, server) in &config.servers {
-        found.push((format!("server {name}"), reach_server(name, server).await));
+        found.push((format!("server {name}"), reach_server(name, &config.instance, server).await));
     }
     for (name, broker) in &config.brokers {
         found.push((format!("broker {name}"), reach_broker(name, &config.instance, broker).await));
@@ -487,10 +558,31 @@ pub async fn reach(config: &Config) -> Vec<(String, anyhow::Result<String>)> {
     found
 }
 
-async fn reach_server(name: &ServerName, server: &Server) -> anyhow::Result<String> {
-    let listing = build_client(name, server)?.list().await?;
-    let client = listing.stats.client.unwrap_or_else(|| "a client".to_owned());
-    Ok(format!("{client} with {} torrents", listing.torrents.len()))
+async fn reach_server(name: &ServerName, instance: &str, server: &Server) -> anyhow::Result<String> {
+    let client = build_client(name, server)?;
+    let listing = client.list().await?;
+    let kind = listing.stats.client.unwrap_or_else(|| "a client".to_owned());
+    let found = format!("{kind} with {} torrents", listing.torrents.len());
+    if !server.hooks.is_wanted {
+        return Ok(found);
+    }
+    let key = HookKey::new(instance, name)?;
+    Ok(match client.hooks(HookWish::Look(&key)).await {
+        Ok(hooks) => format!("{found}; {}", describe_hooks(&hooks)),
+        Err(error) => format!("{found}; hooks cannot be set: {error}"),
+    })
+}
+
+fn describe_hooks(hooks: &Hooks) -> String {
+    let Hooks { ringing, left_alone, changed: _ } = hooks;
+    let set = match ringing.as_slice() {
+        [] => "no hook is set now".to_owned(),
+        events => format!("hooks are set for {}", events.join(" ")),
+    };
+    if left_alone.is_empty() {
+        return set;
+    }
+    format!("{set}; never for {}, where others hang hooks that may run programs", left_alone.join(" "))
 }
 
 async fn reach_broker(name: &SinkName, instance: &str, broker: &Broker) -> anyhow::Result<String> {
@@ -568,7 +660,22 @@ fn server_health(board: &Board, name: &ServerName) -> Value {
             "torrents": content.told.len(),
         })
     });
-    read.unwrap_or(Value::Null)
+    let mut health = read.unwrap_or(Value::Null);
+    let report = board.server(name).map(|server| server.bell.last_report()).unwrap_or_default();
+    if let (Some(health), Some(hooks)) = (health.as_object_mut(), hooks_health(&report)) {
+        health.insert("hooks".to_owned(), hooks);
+    }
+    health
+}
+
+/// `None` where no hooks are wanted, or it is too early to say.
+fn hooks_health(report: &HookReport) -> Option<Value> {
+    let HookReport { hooks, problem, pokes } = report;
+    if hooks.is_none() && problem.is_none() {
+        return None;
+    }
+    let Hooks { ringing, left_alone, changed: _ } = hooks.clone().unwrap_or_default();
+    Some(json!({"events": ringing, "left_alone": left_alone, "problem": problem, "pokes": pokes}))
 }
 
 fn rounded(seconds: f64) -> f64 {
@@ -613,6 +720,9 @@ impl http::Observed for Shown {
         }
         for name in self.board.names() {
             self.board.read(name, |content| metrics::note_poll(name, &content.poll));
+            if let Some(server) = self.board.server(name) {
+                metrics::note_hooks(name, &server.bell.last_report());
+            }
         }
         if let Ok(usage) = self.store.usage().await {
             metrics::note_usage(usage);

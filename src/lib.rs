@@ -42,7 +42,7 @@
 //! - **I8** Only `updated`, state and stats are conflated.
 //! - **I9** Each queue, buffer, window, retry and file has a bound and a stated consequence.
 //! - **I10** One writer: a lock on the data folder.
-//! - **I11** Only a watcher makes events. A command pokes it; the watcher looks.
+//! - **I11** Only a watcher makes events. A command or a hook pokes it; the watcher looks.
 //! - **I12** A command's id is carried out once and answered the same again, also over a crash.
 //! - **I13** A failing server or sink degrades itself only. A failing store stops the process.
 //! - **I14** Secrets are in no log, event or error. What comes in is data.

@@ -21,7 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("clients", &["model", "port"]),
     ("sinks", &["model", "port"]),
     ("store", &["model", "port"]),
-    ("http", &[]),
+    ("http", &["model"]),
     // leaves; a config asks the adapters how their own settings are read
     ("config", &["model", "clients", "sinks"]),
     ("telemetry", &["model", "port", "board", "config"]),

@@ -68,7 +68,8 @@ fn summary(loaded: &Loaded) -> String {
     ];
     for (name, server) in servers {
         let interval = humantime::format_duration(server.interval);
-        lines.push((format!("server {name}"), format!("{}, every {interval}", server.url)));
+        let hooks = if server.hooks.is_wanted { " and when it rings" } else { "" };
+        lines.push((format!("server {name}"), format!("{}, every {interval}{hooks}", server.url)));
     }
     for (name, broker) in brokers {
         lines.push((format!("broker {name}"), describe(broker)));

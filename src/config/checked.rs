@@ -16,7 +16,7 @@ use secrecy::{SecretSlice, SecretString};
 use super::read::{Fault, Table};
 use super::secret::secret;
 use crate::clients::rtorrent::settings::{Endpoint, ExtraColumn};
-use crate::model::{Kind, ServerName, SinkName, Verb};
+use crate::model::{BellAddress, Kind, ServerName, SinkName, Verb};
 use crate::sinks::mqtt::settings::{BrokerUrl, Prefix};
 use crate::sinks::nats::settings as nats;
 
@@ -49,6 +49,8 @@ pub enum LogFormat {
 pub struct Http {
     /// `None`: off.
     pub listen: Option<SocketAddr>,
+    /// Where clients ring; port 0 is any that is free.
+    pub hooks_listen: SocketAddr,
     pub token: Option<SecretString>,
 }
 
@@ -64,10 +66,19 @@ pub struct Server {
     /// Never shorter than `interval`.
     pub sweep: Duration,
     pub timeout: Duration,
+    pub hooks: Hooks,
     /// Absolute, without `..`.
     pub roots: Vec<PathBuf>,
     /// Column expressions by the user's names for them.
     pub extra: BTreeMap<String, String>,
+}
+
+/// Whether a client rings by itself, and where.
+#[derive(Clone, Debug)]
+pub struct Hooks {
+    pub is_wanted: bool,
+    /// `None`: where we listen.
+    pub address: Option<BellAddress>,
 }
 
 #[derive(Clone, Debug)]
@@ -186,7 +197,7 @@ pub(super) fn config(root: Table<'_>) -> Config {
     for (name, table) in root.named("servers") {
         let name = ServerName::parse(&name).map_err(|error| table.fault_here(told(&error))).ok();
         names.extend(name.clone());
-        servers.extend(name.zip(server(table)));
+        servers.extend(name.zip(server(table, &http)));
     }
     let mut brokers: BTreeMap<SinkName, Broker> = BTreeMap::new();
     for (name, table) in root.named("brokers") {
@@ -230,12 +241,21 @@ fn log(table: Table<'_>) -> Log {
 fn http(table: Table<'_>) -> Http {
     let default = SocketAddr::from(([127, 0, 0, 1], 8787));
     let listen = table.parsed("listen", listener).unwrap_or(Some(default));
+    let hooks_listen = table.parsed("hooks_listen", |text| match listener(text) {
+        Ok(Some(listen)) => Ok(listen),
+        Ok(None) | Err(_) => {
+            let right =
+                "write an address and a port, \"127.0.0.1:0\" (0: any that is free); `hooks` of a server is on or off";
+            Err(Fault::new(format!("`{text}` is no address to listen on"), right))
+        }
+    });
     let token = secret(&table, "token", "token_file");
     table.finish();
-    Http { listen, token }
+    let hooks_listen = hooks_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
+    Http { listen, hooks_listen, token }
 }
 
-fn server(table: Table<'_>) -> Option<Server> {
+fn server(table: Table<'_>, http: &Http) -> Option<Server> {
     table.parsed("client", |text| match text {
         "rtorrent" => Ok(()),
         "exec" => Err(not_yet("write client = \"rtorrent\"")),
@@ -252,9 +272,7 @@ fn server(table: Table<'_>) -> Option<Server> {
     let interval = duration(&table, "interval", INTERVAL_MIN, HOUR).unwrap_or(Duration::from_secs(1));
     let sweep = duration(&table, "sweep", INTERVAL_MIN, 24 * HOUR).unwrap_or(Duration::from_secs(30)).max(interval);
     let timeout = duration(&table, "timeout", Duration::from_millis(100), HOUR).unwrap_or(Duration::from_secs(10));
-    if table.boolean("hooks") == Some(true) {
-        table.fault("hooks", not_yet("write hooks = false"));
-    }
+    let hooks = hooks(&table, http.hooks_listen);
     let roots = table.texts("roots").unwrap_or_default();
     let roots = roots.iter().filter_map(|text| root(text).map_err(|fault| table.fault("roots", fault)).ok()).collect();
     let mut extra = BTreeMap::new();
@@ -267,7 +285,22 @@ fn server(table: Table<'_>) -> Option<Server> {
         }
     }
     table.finish();
-    Some(Server { url: url?, username, password, ca_pem, interval, sweep, timeout, roots, extra })
+    Some(Server { url: url?, username, password, ca_pem, interval, sweep, timeout, hooks, roots, extra })
+}
+
+fn hooks(table: &Table<'_>, listen: SocketAddr) -> Hooks {
+    let is_wanted = table.boolean("hooks") == Some(true);
+    let address = table.parsed("hooks_address", |text| BellAddress::parse(text).map_err(|error| told(&error)));
+    let is_anywhere = listen.ip().is_unspecified();
+    if is_wanted && is_anywhere && address.is_none() && !table.has("hooks_address") {
+        let right = "http.hooks_listen says no address to ring at: write hooks_address = \"host:port\", as the client reaches it";
+        table.missing("hooks_address", right);
+    }
+    if is_wanted && address.is_some() && listen.port() == 0 {
+        let wrong = "points at a port that is another one with each start";
+        table.fault("hooks_address", Fault::new(wrong, "write http.hooks_listen with a port that is not 0"));
+    }
+    Hooks { is_wanted, address }
 }
 
 fn broker(table: Table<'_>, names: &[ServerName], instance: &str) -> Option<Broker> {

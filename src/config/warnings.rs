@@ -24,6 +24,19 @@ pub fn warnings(config: &Config) -> Vec<String> {
             warnings
                 .push(format!("servers.{name}: username, password and ca_file are for http(s); nothing reads them"));
         }
+        let is_far = Endpoint::parse(&server.url).is_ok_and(|endpoint| endpoint.is_open_to_the_network())
+            || (is_http && !is_local(&server.url));
+        if server.hooks.is_wanted
+            && server.hooks.address.is_none()
+            && config.http.hooks_listen.ip().is_loopback()
+            && is_far
+        {
+            warnings.push(format!(
+                "servers.{name}.hooks: rTorrent is on another machine and would ring at its own {}; \
+                 write http.hooks_listen and hooks_address as it reaches them",
+                config.http.hooks_listen.ip()
+            ));
+        }
         if server.url.starts_with("http:") && server.password.is_some() && !is_local(&server.url) {
             warnings.push(format!("servers.{name}.url: the password crosses the network in clear; use https"));
         }

@@ -13,6 +13,7 @@ mod downloads;
 mod faults;
 mod first_sight;
 mod harness;
+mod hooks;
 mod mqtt_link;
 mod nats;
 mod oddities;

@@ -288,6 +288,35 @@ async fn what_is_too_large_for_a_broker_is_parked_whether_it_said_so_or_not() {
     }
 }
 
+/// In MQTT 3.1.1 a broker has no word for a packet that is too large: it hangs up.
+#[tokio::test]
+async fn what_a_broker_only_hangs_up_over_is_found_and_parked_and_the_rest_flows_in_order() {
+    if !can_run() {
+        return;
+    }
+    let mut broker = patient_broker();
+    broker.lines.push("max_packet_size 2500".to_owned());
+    let sink = "version = \"3.1.1\"".to_owned();
+    let mut world = World::new(Setup { broker, sink, ..Setup::default() }).await;
+    let hashes = load_many(&world.home, 0, 3).await;
+    world.start_bridge().await;
+    world.home.act(hashes[1], "d.custom1.set", &[Argument::Text(&"x".repeat(2_000))]).await.unwrap();
+    world.ledger().until("the large one is written down", |ledger| ledger.last_seq("home") > 5).await;
+    let small = world.home.load(&Content::file("small", 1_000, 9).torrent, false).await.unwrap();
+    world
+        .heard
+        .wait_within(Duration::from_secs(60), "the one behind it", |all| {
+            let topic = format!("dtorrent/home/torrent/{small}/event/added");
+            all.iter().any(|message| message.topic == topic).then_some(())
+        })
+        .await;
+    world.home.act(hashes[1], "d.custom1.set", &[Argument::Text("short")]).await.unwrap();
+    let letters = world.ledger().dead_letters("b");
+    assert!(!letters.is_empty() && letters.iter().all(|(body, _)| body.len() > 2_000), "{letters:?}");
+    assert!(letters[0].1.contains("without a word"), "{letters:?}");
+    world.bridge().says("from now on one thing at a time").await;
+}
+
 #[tokio::test]
 async fn a_broker_that_takes_one_at_a_time_gets_all_in_order() {
     if !can_run() {
