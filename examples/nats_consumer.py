@@ -32,7 +32,7 @@ async def main(url, count):
                 sys.exit(f"{last[epoch] + 1} of {epoch} is missing")
             if seq > last.get(epoch, 0):
                 last[epoch] = seq
-                name = event["torrent"]["name"] if event["torrent"] else ""
+                name = event["torrent"]["name"] if "torrent" in event else ""
                 print(event["server"], seq, event["event_type"], name, flush=True)
             await message.ack()
             count -= 1

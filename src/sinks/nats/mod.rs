@@ -110,9 +110,14 @@ impl NatsSink {
         NatsCommands::of(Arc::clone(&self.system), clock)
     }
 
-    /// Connects and leaves again without a word to anybody; stream and bucket are not made for that.
+    /// Connects, looks at stream and bucket if they are there, and leaves again without a word to anybody.
     pub async fn probe(&self) -> Result<(), DeliverError> {
-        self.system.dial("probe", link::ANSWERS).await.map(drop).map_err(DeliverError::from)
+        let System { settings, subjects, .. } = &*self.system;
+        let mut line = self.system.dial("probe", link::ANSWERS).await?;
+        if settings.jetstream {
+            stream::look(&mut line, settings, subjects).await?;
+        }
+        Ok(())
     }
 
     fn note(&self, found: &Found) {

@@ -9,14 +9,16 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_nats::{Message as Received, Subscriber};
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{SelectAll, select_all};
+use futures_util::{FutureExt as _, StreamExt as _};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::System;
@@ -29,6 +31,8 @@ const NAME: &str = "dtorrent";
 const QUEUE: &str = "q";
 /// So many requests of an endpoint wait to be taken; what is more is lost, and said aloud.
 const WAITING_MAX: usize = 256;
+/// At most this often it is said that some are lost.
+const TOO_SLOW_EACH: Duration = Duration::from_secs(10);
 /// How a subscription is told from the others.
 type Source = Option<usize>;
 
@@ -39,6 +43,8 @@ pub struct NatsCommands {
     id: String,
     started: Timestamp,
     endpoints: Vec<Endpoint>,
+    /// When it was said last that requests are lost.
+    too_slow_at: Option<Instant>,
 }
 
 struct Endpoint {
@@ -59,6 +65,8 @@ struct Session {
     requests: SelectAll<BoxedRequests>,
     /// Monitoring answers that are still to be written.
     answers: VecDeque<(String, Value)>,
+    /// Why nothing more will come.
+    over: Option<Ended>,
 }
 
 type BoxedRequests = futures_util::stream::BoxStream<'static, (Source, Received)>;
@@ -73,7 +81,7 @@ impl NatsCommands {
         let endpoints = endpoints.into_iter().map(|(name, subject)| Endpoint { name, subject, requests: 0 }).collect();
         let id = format!("{:016x}", rand::random::<u64>());
         let started = clock.now();
-        Self { system, state: State::Away, id, started, endpoints }
+        Self { system, state: State::Away, id, started, endpoints, too_slow_at: None }
     }
 
     /// Moves on by one step. Cancel-safe: all that lasts is in `self`.
@@ -93,29 +101,16 @@ impl NatsCommands {
                 Ok(None)
             }
             State::Connected(session) => {
-                while let Some((reply, body)) = session.answers.front() {
-                    let sent = session.line.client.publish(reply.clone(), Bytes::from(body.to_string())).await;
-                    session.answers.pop_front();
-                    if let Err(error) = sent {
-                        debug!(%error, "a monitoring answer was not sent");
-                    }
+                session.answer().await;
+                if let Some(over) = &session.over {
+                    // What was received before is taken all the same.
+                    let rest = session.requests.next().now_or_never().flatten();
+                    return rest.map_or_else(|| Err(over.clone()), |received| Ok(Some(received)));
                 }
                 tokio::select! {
                     biased;
                     word = session.line.word() => {
-                        match word? {
-                            Word::Denied(complaint) => warn!(
-                                sink = %self.system.settings.name, %complaint, "some requests cannot be heard or answered"
-                            ),
-                            Word::TooSlow => warn!(
-                                sink = %self.system.settings.name,
-                                "requests come faster than they are taken, some are lost without an answer"
-                            ),
-                            Word::LameDuck if self.system.has_others() => {
-                                return Err(Ended::other("the server was about to stop (lame duck mode)"));
-                            }
-                            Word::LameDuck | Word::Other => {}
-                        }
+                        self.on_word(word);
                         Ok(None)
                     }
                     received = session.requests.next() => match received {
@@ -124,6 +119,31 @@ impl NatsCommands {
                     },
                 }
             }
+        }
+    }
+
+    fn on_word(&mut self, word: Result<Word, Ended>) {
+        let sink = &self.system.settings.name;
+        let over = match word {
+            Err(over) => over,
+            Ok(Word::LameDuck) if self.system.has_others() => {
+                Ended::other("the server was about to stop (lame duck mode)")
+            }
+            Ok(Word::Denied(complaint)) => {
+                warn!(%sink, %complaint, "some requests cannot be heard or answered");
+                return;
+            }
+            Ok(Word::TooSlow) => {
+                if self.too_slow_at.is_none_or(|at| at.elapsed() > TOO_SLOW_EACH) {
+                    self.too_slow_at = Some(Instant::now());
+                    warn!(%sink, "requests come faster than they are taken, some are lost without an answer");
+                }
+                return;
+            }
+            Ok(Word::LameDuck | Word::Other) => return,
+        };
+        if let State::Connected(session) = &mut self.state {
+            session.over = Some(over);
         }
     }
 
@@ -249,6 +269,14 @@ impl Session {
             }
         }
         client.flush().await.map_err(|error| Ended::other(error.to_string()))?;
-        Ok(Self { line, requests: select_all(all), answers: VecDeque::new() })
+        Ok(Self { line, requests: select_all(all), answers: VecDeque::new(), over: None })
+    }
+
+    async fn answer(&mut self) {
+        while let Some((reply, body)) = self.answers.pop_front() {
+            if let Err(error) = self.line.client.publish(reply, Bytes::from(body.to_string())).await {
+                debug!(%error, "a monitoring answer was not sent");
+            }
+        }
     }
 }

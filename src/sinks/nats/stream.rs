@@ -47,6 +47,17 @@ pub async fn ensure(line: &mut Line, settings: &Settings, subjects: &Subjects) -
     Ok(found)
 }
 
+/// Looks at those that are there, and makes none.
+pub async fn look(line: &mut Line, settings: &Settings, subjects: &Subjects) -> Result<(), Ended> {
+    if let Some(stream) = read(line, STREAM).await? {
+        check_stream(&stream, subjects, settings.replicas).map_err(Ended::refused)?;
+    }
+    if let Some(bucket) = read(line, BUCKET_STREAM).await? {
+        check_bucket(&bucket, settings.replicas).map_err(Ended::refused)?;
+    }
+    Ok(())
+}
+
 async fn ensure_one(line: &mut Line, name: &str, wanted: Value) -> Result<Config, Ended> {
     if let Some(there) = read(line, name).await? {
         return Ok(there);

@@ -189,6 +189,13 @@ async fn a_stream_or_bucket_of_somebody_else_is_explained_and_left_alone() {
         ] {
             world.bridge().says(why).await;
         }
+        let config = world.folder.join("dtorrent.toml");
+        let check = std::process::Command::new(env!("CARGO_BIN_EXE_dtorrent"))
+            .args(["check", "--connect", "--config", config.to_str().unwrap()])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&[check.stdout, check.stderr].concat()).into_owned();
+        assert!(said.contains("its storage is memory") && check.status.code() == Some(3), "{said}");
         let there = api(&ear.client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await;
         assert_eq!(there["config"]["storage"], "memory");
         let bucket = json!({"name": "KV_dtorrent_state", "subjects": ["$KV.dtorrent_state.>"], "storage": "file",
