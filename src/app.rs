@@ -18,13 +18,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::board::{Board, Content, HookReport, PollReport};
+use crate::clients::exec::{self, ExecClient};
 use crate::clients::rtorrent::RtorrentClient;
 use crate::clients::rtorrent::settings as rtorrent;
 use crate::commands::expect::Expectations;
 use crate::commands::{
     BODY_BYTES_MAX, Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts,
 };
-use crate::config::{Broker, BrokerKind, Config, MqttVersion, Nats, Server};
+use crate::config::{Broker, BrokerKind, Client, Config, MqttVersion, Nats, Rtorrent, Server};
 use crate::deliver::retention::Retain;
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::http;
@@ -33,7 +34,8 @@ use crate::model::{
     SinkName, Timestamp,
 };
 use crate::port::{
-    Clock, CommandSource, DeliverError, HookWish, Hooks, LoggedCommand, Sink, Store, SystemClock, TorrentClient,
+    Clock, CommandSource, DeliverError, HookWish, Hooks, LoggedCommand, Sink, Store, StoreError, SystemClock,
+    TorrentClient,
 };
 use crate::repeat::until_there_is_room;
 use crate::sinks::mqtt::{self, MqttSink};
@@ -107,7 +109,14 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
     info!("stopping");
     let left = left.stop(STOP_LEFT_WITHIN).await;
     let right = right.stop(STOP_RIGHT_WITHIN).await;
-    let closed = sqlite.close().await;
+    // Without room only the tidying fails: what was written down stays, the rest is found again at the next look.
+    let closed = sqlite.close().await.or_else(|error| match error {
+        StoreError::Full { reason } => {
+            warn!(reason, "the state is left as it is: there is no room to put it in order");
+            Ok(())
+        }
+        other => Err(other),
+    });
     ended?;
     left.and(right).and(closed).context("keep the state")
 }
@@ -135,7 +144,8 @@ struct Bell {
 
 /// `None` if no client is to ring.
 async fn hang_bell(config: &Config) -> anyhow::Result<Option<Bell>> {
-    let hooked = || config.servers.iter().filter(|(_, server)| server.hooks.is_wanted);
+    let rtorrents = || config.servers.iter().filter_map(|(name, server)| Some((name, server.rtorrent()?)));
+    let hooked = || rtorrents().filter(|(_, server)| server.hooks.is_wanted);
     if hooked().next().is_none() {
         return Ok(None);
     }
@@ -143,7 +153,7 @@ async fn hang_bell(config: &Config) -> anyhow::Result<Option<Bell>> {
     let listener = http::bind(listen).await.with_context(|| format!("listen for hooks on {listen}"))?;
     let here = listener.local_addr().context("listen for hooks")?;
     let secret = BellSecret::new(rand::random());
-    let hook = |(name, server): (&ServerName, &Server)| {
+    let hook = |(name, server): (&ServerName, &Rtorrent)| {
         let address = match &server.hooks.address {
             Some(address) => address.clone(),
             None => BellAddress::parse(&here.to_string())?,
@@ -418,7 +428,7 @@ impl Bridge {
     }
 }
 
-async fn load(store: &dyn Store, server: &ServerName) -> Result<Content, crate::port::StoreError> {
+async fn load(store: &dyn Store, server: &ServerName) -> Result<Content, StoreError> {
     let loaded = store.load(server).await?;
     Ok(Content {
         epoch: loaded.epoch,
@@ -432,7 +442,7 @@ async fn load(store: &dyn Store, server: &ServerName) -> Result<Content, crate::
 }
 
 /// The commands that a former life of the bridge did not answer. Only what could be read was written down.
-async fn open_jobs(store: &dyn Store) -> Result<Vec<Job>, crate::port::StoreError> {
+async fn open_jobs(store: &dyn Store) -> Result<Vec<Job>, StoreError> {
     let open = store.open_commands().await?;
     let job = |command: LoggedCommand| {
         let request = Request::parse(command.verb?, command.hash, &command.body).ok()?;
@@ -470,21 +480,29 @@ fn build_server(
 
 /// The adapter for one server of the config.
 fn build_client(name: &ServerName, server: &Server) -> anyhow::Result<Arc<dyn TorrentClient>> {
-    let extra = server
-        .extra
-        .iter()
-        .map(|(key, column)| Ok((key.clone(), rtorrent::ExtraColumn::parse(column)?)))
-        .collect::<anyhow::Result<_>>()?;
-    let settings = rtorrent::Settings {
-        server: name.clone(),
-        endpoint: rtorrent::Endpoint::parse(&server.url)?,
-        username: server.username.clone(),
-        password: server.password.clone(),
-        ca_pem: server.ca_pem.clone(),
-        timeout: server.timeout,
-        extra,
-    };
-    Ok(Arc::new(RtorrentClient::new(settings)?))
+    let (server_name, timeout) = (name.clone(), server.timeout);
+    Ok(match &server.client {
+        Client::Rtorrent(rtorrent) => {
+            Arc::new(RtorrentClient::new(rtorrent_settings(server_name, rtorrent, timeout)?)?)
+        }
+        Client::Exec { command } => {
+            Arc::new(ExecClient::new(exec::Settings { server: server_name, command: command.clone(), timeout }))
+        }
+    })
+}
+
+fn rtorrent_settings(server: ServerName, of: &Rtorrent, timeout: Duration) -> anyhow::Result<rtorrent::Settings> {
+    let Rtorrent { url, username, password, ca_pem, hooks: _, extra } = of;
+    let column = |(key, column): (&String, &String)| Ok((key.clone(), rtorrent::ExtraColumn::parse(column)?));
+    Ok(rtorrent::Settings {
+        server,
+        endpoint: rtorrent::Endpoint::parse(url)?,
+        username: username.clone(),
+        password: password.clone(),
+        ca_pem: ca_pem.clone(),
+        timeout,
+        extra: extra.iter().map(column).collect::<anyhow::Result<_>>()?,
+    })
 }
 
 /// The settings of one broker of the config.
@@ -563,7 +581,7 @@ async fn reach_server(name: &ServerName, instance: &str, server: &Server) -> any
     let listing = client.list().await?;
     let kind = listing.stats.client.unwrap_or_else(|| "a client".to_owned());
     let found = format!("{kind} with {} torrents", listing.torrents.len());
-    if !server.hooks.is_wanted {
+    if !server.rtorrent().is_some_and(|server| server.hooks.is_wanted) {
         return Ok(found);
     }
     let key = HookKey::new(instance, name)?;

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use dtorrent::config::{self, BrokerKind, Config, ConfigErrors, Flag, Loaded, LogFormat, Retain, Sources};
+use dtorrent::config::{self, BrokerKind, Client, Config, ConfigErrors, Flag, Loaded, LogFormat, Retain, Sources};
 use dtorrent::model::{Kind, Verb};
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
@@ -55,7 +55,7 @@ fn a_server_with_an_address_is_a_whole_config() {
     assert_eq!(server.interval, Duration::from_secs(1));
     assert_eq!(server.sweep, Duration::from_secs(30));
     assert_eq!(server.timeout, Duration::from_secs(10));
-    assert!(server.roots.is_empty() && server.extra.is_empty() && config.brokers.is_empty());
+    assert!(server.roots.is_empty() && server.rtorrent().unwrap().extra.is_empty() && config.brokers.is_empty());
 }
 
 #[test]
@@ -118,8 +118,7 @@ x.toml:16: servers.a.hooks_address: `bridge` is no address with a port; write `h
 x.toml:17: servers.a.roots: `downloads` is no absolute path; write folders from / on, without `..`
 x.toml:17: servers.a.roots: `/a/../b` is no absolute path; write folders from / on, without `..`
 x.toml:18: servers.a.extra: `execute=`: `execute` is not among the values that can be read (like `d.throttle_name=`, `d.ratio=`, `d.custom2=` or `d.custom=my-tag`); commands and expensive ones are left out on purpose
-x.toml:19: servers.b.url: is missing; write url = "unix:///path/of/rpc.sock", scgi://host:port or http(s)://host/RPC2
-x.toml:20: servers.b.client: is not in this version yet; write client = "rtorrent"
+x.toml:19: servers.b.command: is missing; write command = ["./my-client", "an argument"]; there is no shell
 x.toml:21: brokers.home.key_file: is missing; cert_file needs the key of the certificate: write both or none
 x.toml:23: brokers.home.url: the broker's URL contains a user name or password; move them to `username` and `password_file`
 x.toml:24: brokers.home.password: is a number, not a text; write password = "…", in quotes
@@ -161,7 +160,7 @@ fn hooks_need_an_address_that_a_client_can_ring_at() {
         match parse(&toml) {
             Ok(config) => {
                 assert_eq!(expected, "", "{toml}");
-                assert!(config.servers.values().all(|server| server.hooks.is_wanted));
+                assert!(config.servers.values().all(|server| server.rtorrent().unwrap().hooks.is_wanted));
             }
             Err(errors) => assert!(!expected.is_empty() && errors.to_string().contains(expected), "{toml}\n{errors}"),
         }
@@ -260,7 +259,7 @@ fn the_environment_alone_is_enough() {
     );
     let server = config.servers.values().next().unwrap();
     assert_eq!(server.roots, [Path::new("/a"), Path::new("/b c")]);
-    assert_eq!(server.extra["throttle"], "d.throttle_name=");
+    assert_eq!(server.rtorrent().unwrap().extra["throttle"], "d.throttle_name=");
     assert!(config.brokers.values().next().unwrap().commands.is_empty());
 }
 
@@ -288,7 +287,7 @@ fn a_variable_finds_the_name_in_the_file_whatever_its_case() {
         ],
     );
     assert_eq!(config.servers.len(), 1);
-    let server = config.servers.values().next().unwrap();
+    let server = config.servers.values().next().unwrap().rtorrent().unwrap();
     assert_eq!((server.url.as_str(), server.extra["My-Tag"].as_str()), ("unix:///y", "d.custom=b"));
 }
 
@@ -482,4 +481,26 @@ fn a_nats_system_is_one_server_or_a_list_and_has_one_login() {
     }
     let told = parse(&format!("instance = \"event\"\n{}", bus("url = \"nats://a\""))).unwrap_err().to_string();
     assert!(told.contains("its subjects would look like events"), "{told}");
+}
+
+#[test]
+fn a_program_as_a_client_needs_its_command_and_nothing_of_rtorrents() {
+    for (lines, expected) in [
+        ("client = 'exec'\ncommand = ['./c', 'a b']", ""),
+        ("client = 'exec'\ncommand = []", "servers.x.command: no program is named"),
+        ("client = 'exec'\ncommand = ['']", "servers.x.command: no program is named"),
+        ("client = 'exec'\ncommand = './c'", "servers.x.command: "),
+        ("client = 'exec'\ncommand = ['./c']\nurl = 'unix:///x'", "servers.x.url: is no key"),
+        ("url = 'unix:///x'\ncommand = ['./c']", "servers.x.command: is no key"),
+        ("client = 'deluge'\nurl = 'unix:///x'", "`deluge` is not known here"),
+    ] {
+        match parse(&format!("[servers.x]\n{lines}\n")) {
+            Ok(config) => {
+                assert_eq!(expected, "", "{lines}");
+                let Client::Exec { command } = &config.servers.values().next().unwrap().client else { panic!() };
+                assert_eq!(*command, ["./c", "a b"]);
+            }
+            Err(errors) => assert!(!expected.is_empty() && errors.to_string().contains(expected), "{lines}\n{errors}"),
+        }
+    }
 }

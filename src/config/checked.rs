@@ -56,19 +56,43 @@ pub struct Http {
 
 #[derive(Clone, Debug)]
 pub struct Server {
+    pub client: Client,
+    pub interval: Duration,
+    /// Never shorter than `interval`.
+    pub sweep: Duration,
+    pub timeout: Duration,
+    /// Absolute, without `..`.
+    pub roots: Vec<PathBuf>,
+}
+
+impl Server {
+    pub fn rtorrent(&self) -> Option<&Rtorrent> {
+        match &self.client {
+            Client::Rtorrent(rtorrent) => Some(rtorrent),
+            Client::Exec { .. } => None,
+        }
+    }
+}
+
+/// What speaks to the torrent program, and what it has to know for that.
+#[derive(Clone, Debug)]
+pub enum Client {
+    Rtorrent(Box<Rtorrent>),
+    Exec {
+        /// The program and its arguments; at least the program.
+        command: Vec<String>,
+    },
+}
+
+#[derive(Clone, Debug)]
+pub struct Rtorrent {
     /// As it was written; without a password.
     pub url: String,
     pub username: Option<String>,
     pub password: Option<SecretString>,
     /// At least one certificate.
     pub ca_pem: Option<Vec<u8>>,
-    pub interval: Duration,
-    /// Never shorter than `interval`.
-    pub sweep: Duration,
-    pub timeout: Duration,
     pub hooks: Hooks,
-    /// Absolute, without `..`.
-    pub roots: Vec<PathBuf>,
     /// Column expressions by the user's names for them.
     pub extra: BTreeMap<String, String>,
 }
@@ -256,25 +280,42 @@ fn http(table: Table<'_>) -> Http {
 }
 
 fn server(table: Table<'_>, http: &Http) -> Option<Server> {
-    table.parsed("client", |text| match text {
-        "rtorrent" => Ok(()),
-        "exec" => Err(not_yet("write client = \"rtorrent\"")),
-        _ => Err(bad_choice(text, &["rtorrent"])),
-    });
+    let is_exec = table.parsed("client", |text| choice(text, &[("rtorrent", false), ("exec", true)])).unwrap_or(false);
+    let client = if is_exec { exec(&table) } else { rtorrent(&table, http) };
+    let interval = duration(&table, "interval", INTERVAL_MIN, HOUR).unwrap_or(Duration::from_secs(1));
+    let sweep = duration(&table, "sweep", INTERVAL_MIN, 24 * HOUR).unwrap_or(Duration::from_secs(30)).max(interval);
+    let timeout = duration(&table, "timeout", Duration::from_millis(100), HOUR).unwrap_or(Duration::from_secs(10));
+    let roots = table.texts("roots").unwrap_or_default();
+    let roots = roots.iter().filter_map(|text| root(text).map_err(|fault| table.fault("roots", fault)).ok()).collect();
+    table.finish();
+    Some(Server { client: client?, interval, sweep, timeout, roots })
+}
+
+fn exec(table: &Table<'_>) -> Option<Client> {
+    const RIGHT: &str = "write command = [\"./my-client\", \"an argument\"]; there is no shell";
+    let Some(command) = table.texts("command") else {
+        if !table.has("command") {
+            table.missing("command", RIGHT);
+        }
+        return None;
+    };
+    if command.first().is_none_or(String::is_empty) {
+        table.fault("command", Fault::new("no program is named", RIGHT));
+        return None;
+    }
+    Some(Client::Exec { command })
+}
+
+fn rtorrent(table: &Table<'_>, http: &Http) -> Option<Client> {
     let url = required(
-        &table,
+        table,
         "url",
         endpoint,
         "write url = \"unix:///path/of/rpc.sock\", scgi://host:port or http(s)://host/RPC2",
     );
-    let (username, password) = login(&table);
-    let ca_pem = certificates(&table, "ca_file");
-    let interval = duration(&table, "interval", INTERVAL_MIN, HOUR).unwrap_or(Duration::from_secs(1));
-    let sweep = duration(&table, "sweep", INTERVAL_MIN, 24 * HOUR).unwrap_or(Duration::from_secs(30)).max(interval);
-    let timeout = duration(&table, "timeout", Duration::from_millis(100), HOUR).unwrap_or(Duration::from_secs(10));
-    let hooks = hooks(&table, http.hooks_listen);
-    let roots = table.texts("roots").unwrap_or_default();
-    let roots = roots.iter().filter_map(|text| root(text).map_err(|fault| table.fault("roots", fault)).ok()).collect();
+    let (username, password) = login(table);
+    let ca_pem = certificates(table, "ca_file");
+    let hooks = hooks(table, http.hooks_listen);
     let mut extra = BTreeMap::new();
     for (name, column) in table.named_texts("extra") {
         match extra_column(&name, &column) {
@@ -284,8 +325,7 @@ fn server(table: Table<'_>, http: &Http) -> Option<Server> {
             Err(fault) => table.fault("extra", fault),
         }
     }
-    table.finish();
-    Some(Server { url: url?, username, password, ca_pem, interval, sweep, timeout, hooks, roots, extra })
+    Some(Client::Rtorrent(Box::new(Rtorrent { url: url?, username, password, ca_pem, hooks, extra })))
 }
 
 fn hooks(table: &Table<'_>, listen: SocketAddr) -> Hooks {

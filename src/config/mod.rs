@@ -28,8 +28,8 @@ use figment::Figment;
 use figment::value::Value;
 
 pub use checked::{
-    Broker, BrokerKind, ClientAuth, Config, EventFilter, Http, INTERVAL_MIN, Log, LogFormat, MqttVersion, Nats, Retain,
-    Rights, Server,
+    Broker, BrokerKind, Client, ClientAuth, Config, EventFilter, Http, INTERVAL_MIN, Log, LogFormat, MqttVersion, Nats,
+    Retain, Rights, Rtorrent, Server,
 };
 pub use env::Layer as Flag;
 pub use error::{ConfigError, ConfigErrors, Place};

@@ -12,7 +12,8 @@ use crate::sinks::nats::settings::Login;
 /// Things in a valid config that its owner should know of, one sentence each.
 pub fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
-    for (name, server) in &config.servers {
+    let rtorrents = config.servers.iter().filter_map(|(name, server)| Some((name, server.rtorrent()?)));
+    for (name, server) in rtorrents {
         let is_http = server.url.starts_with("http");
         if Endpoint::parse(&server.url).is_ok_and(|endpoint| endpoint.is_open_to_the_network()) {
             warnings.push(format!(

@@ -10,6 +10,7 @@ mod bad_network;
 mod commands;
 mod demo;
 mod downloads;
+mod exec;
 mod faults;
 mod first_sight;
 mod harness;

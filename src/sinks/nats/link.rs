@@ -194,6 +194,26 @@ impl Ticket {
     }
 }
 
+/// Since when answers are due of each kind. They come from different places: one may be silent, as a stream
+/// without a leader, while the others answer.
+#[derive(Clone, Copy)]
+struct Silence {
+    events: Instant,
+    states: Instant,
+    heard: Instant,
+}
+
+impl Silence {
+    fn begin() -> Self {
+        let now = Instant::now();
+        Self { events: now, states: now, heard: now }
+    }
+
+    fn of_stored(&mut self, is_event: bool) -> &mut Instant {
+        if is_event { &mut self.events } else { &mut self.states }
+    }
+}
+
 /// Moves the connection on and settles what was sent.
 pub(super) struct Driver {
     voice: Voice,
@@ -215,7 +235,7 @@ pub(super) struct Driver {
     echo: Option<u64>,
     /// We may not send ourselves an echo, so what is written counts as heard.
     is_mute: bool,
-    answered_at: Instant,
+    silence: Silence,
     ending: Option<(Ended, Instant)>,
 }
 
@@ -241,7 +261,7 @@ impl Driver {
             unheard: VecDeque::new(),
             echo: None,
             is_mute: false,
-            answered_at: Instant::now(),
+            silence: Silence::begin(),
             ending: None,
         };
         let online = Message::bridge_status(&driver.voice.subjects, true);
@@ -270,18 +290,36 @@ impl Driver {
         }
     }
 
+    /// How many events and how many states JetStream has not answered for.
+    fn stored_due(&self) -> (usize, usize) {
+        (self.events_under_way, self.under_way.len() - self.events_under_way)
+    }
+
+    /// Until when an answer has to come, if one is due.
+    fn deadline(&self) -> Option<Instant> {
+        let Silence { events, states, heard } = self.silence;
+        let (events_due, states_due) = self.stored_due();
+        let due = [(events_due, events), (states_due, states), (self.unheard.len(), heard)];
+        let since = due.into_iter().filter(|(count, _)| *count > 0).map(|(_, since)| since).min()?;
+        Some(self.ending.as_ref().map_or(since + ANSWER_WITHIN, |(_, until)| *until))
+    }
+
     async fn step(&mut self) -> Result<(), Ended> {
-        let is_due = !self.under_way.is_empty() || !self.unheard.is_empty();
+        let due = self.deadline();
+        let is_due = due.is_some();
         if let Some((ended, until)) = &self.ending
             && (!is_due || Instant::now() >= *until)
         {
             return Err(ended.clone());
         }
-        let deadline = self.ending.as_ref().map_or(self.answered_at + ANSWER_WITHIN, |(_, until)| *until);
+        let deadline = due.unwrap_or_else(Instant::now);
         let may_take = self.ending.is_none();
         tokio::select! {
             biased;
-            word = self.line.word() => self.on_word(word?),
+            word = self.line.word() => {
+                self.on_word(word?)?;
+                self.release().await
+            }
             answer = self.answers.next() => match answer {
                 Some(answer) => self.on_answer(&answer).await,
                 None => Err(Ended::other("the connection broke")),
@@ -345,15 +383,16 @@ impl Driver {
     }
 
     async fn on_answer(&mut self, answer: &Received) -> Result<(), Ended> {
-        self.answered_at = Instant::now();
         let Some(token) = answer.subject.rsplit('.').next() else { return Ok(()) };
         if let Some(number) = token.strip_prefix('e') {
             let number = number.parse().unwrap_or_default();
+            self.silence.heard = Instant::now();
             self.heard_up_to(number);
             self.echo = None;
             return self.echo_if_due().await;
         }
         let Some(ticket) = token.parse().ok().and_then(|number| self.take_ticket(number)) else { return Ok(()) };
+        *self.silence.of_stored(ticket.is_event) = Instant::now();
         let has_no_responder = answer.status == Some(StatusCode::NO_RESPONDERS);
         match read_answer(has_no_responder, &answer.payload) {
             Answer::Stored { is_duplicate: true } if ticket.is_first && ticket.is_event => {
@@ -406,9 +445,6 @@ impl Driver {
     }
 
     async fn take(&mut self, job: Job) -> Result<(), Ended> {
-        if self.under_way.is_empty() && self.unheard.is_empty() {
-            self.answered_at = Instant::now();
-        }
         let mut next = Some(job);
         while let Some(job) = next {
             let waits = self.voice.may_refuse_one && is_stored_event(&job.message);
@@ -442,11 +478,19 @@ impl Driver {
         let ticket = Ticket { subject: subject.clone(), settle, is_event, is_first };
         let reply = match surety {
             Surety::Stored => {
+                let (events_due, states_due) = self.stored_due();
+                let due = if is_event { events_due } else { states_due };
+                if due == 0 {
+                    *self.silence.of_stored(is_event) = Instant::now();
+                }
                 self.events_under_way += usize::from(is_event);
                 self.under_way.insert(number, ticket);
                 Some(format!("{}.{number}", self.inbox))
             }
             Surety::Heard => {
+                if self.unheard.is_empty() {
+                    self.silence.heard = Instant::now();
+                }
                 self.unheard.push_back((number, ticket));
                 None
             }

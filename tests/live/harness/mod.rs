@@ -2,6 +2,7 @@
 
 pub mod bridge;
 pub mod certificates;
+pub mod disk;
 pub mod ledger;
 pub mod nats;
 pub mod nginx;
