@@ -136,13 +136,17 @@ impl NatsServer {
     }
 }
 
+/// What JetStream answers while a leader is being chosen.
+const UNAVAILABLE: u32 = 10008;
+
 /// Asks JetStream's API; the answer may be an error. Asked again if none comes, as from a cluster without a leader.
 pub async fn api(client: &Client, subject: &str, body: Value) -> Value {
     let body = if body.is_null() { String::new() } else { body.to_string() };
     until(&format!("$JS.API.{subject} is answered"), async || {
         let request = async_nats::Request::new().payload(Bytes::from(body.clone())).timeout(Some(PATIENCE / 4));
         let answer = client.send_request(format!("$JS.API.{subject}"), request).await.ok()?;
-        serde_json::from_slice(&answer.payload).ok()
+        let answer: Value = serde_json::from_slice(&answer.payload).ok()?;
+        (answer["error"]["err_code"] != UNAVAILABLE).then_some(answer)
     })
     .await
 }
@@ -167,7 +171,7 @@ pub async fn stored(client: &Client) -> Vec<(String, String, Value)> {
     let mut all = Vec::new();
     for seq in first.max(1)..=last {
         let answer = api(client, "STREAM.MSG.GET.DTORRENT_EVENTS", json!({"seq": seq})).await;
-        let Some(message) = decoded(&answer) else { continue };
+        let message = decoded(&answer).unwrap_or_else(|| panic!("{seq} of {}: {answer}", info["state"]));
         let id = message.headers.as_ref().and_then(|headers| headers.get("Nats-Msg-Id")).unwrap().to_string();
         all.push((message.subject.to_string(), id, serde_json::from_slice(&message.payload).unwrap_or_default()));
     }
