@@ -16,6 +16,7 @@ mod first_sight;
 mod harness;
 mod hooks;
 mod mqtt_link;
+mod nats;
 mod oddities;
 mod outages;
 mod retained;
