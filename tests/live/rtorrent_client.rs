@@ -807,7 +807,8 @@ async fn a_quick_look_at_a_thousand_torrents_reads_none_of_them_and_misses_none(
 async fn whatever_is_done_behind_its_back_a_sweep_knows_it_all() {
     let Some(server) = start() else { return };
     let watching = server.client();
-    let hashes = populate(&server, &watching, 40).await;
+    // So many that a sweep leaves out what it knows.
+    let hashes = populate(&server, &watching, 510).await;
     let mut dice: u64 = 0x9e37_79b9_7f4a_7c15;
     let mut roll = |sides: u64| {
         dice ^= dice << 13;
