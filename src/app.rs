@@ -18,23 +18,28 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::board::{Board, Content, HookReport, PollReport};
+use crate::clients::exec::{self, ExecClient};
 use crate::clients::rtorrent::RtorrentClient;
 use crate::clients::rtorrent::settings as rtorrent;
 use crate::commands::expect::Expectations;
 use crate::commands::{
     BODY_BYTES_MAX, Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts,
 };
-use crate::config::{Broker, Config, MqttVersion, Server};
+use crate::config::{Broker, BrokerKind, Client, Config, MqttVersion, Nats, Rtorrent, Server};
 use crate::deliver::retention::Retain;
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::http;
 use crate::model::{
-    BellAddress, BellSecret, EVENT_SCHEMA, Hook, HookKey, Kind, RESULT_SCHEMA, Ring, ServerName, ServerStats, SinkName,
-    Timestamp,
+    BellAddress, BellSecret, EVENT_SCHEMA, Hook, HookKey, Kind, RESULT_SCHEMA, Ring, Seq, ServerName, ServerStats,
+    SinkName, Timestamp,
 };
-use crate::port::{Clock, HookWish, Hooks, LoggedCommand, Scope, Store, SystemClock, TorrentClient};
+use crate::port::{
+    Clock, CommandSource, DeliverError, HookWish, Hooks, LoggedCommand, Scope, Sink, Store, StoreError, SystemClock,
+    TorrentClient,
+};
 use crate::repeat::until_there_is_room;
 use crate::sinks::mqtt::{self, MqttSink};
+use crate::sinks::nats::{self, NatsSink};
 use crate::store::{Options, Recovery, SqliteStore};
 use crate::supervise::{Group, for_ever};
 use crate::telemetry::metrics::{self, Metrics};
@@ -104,7 +109,14 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
     info!("stopping");
     let left = left.stop(STOP_LEFT_WITHIN).await;
     let right = right.stop(STOP_RIGHT_WITHIN).await;
-    let closed = sqlite.close().await;
+    // Without room only the tidying fails: what was written down stays, the rest is found again at the next look.
+    let closed = sqlite.close().await.or_else(|error| match error {
+        StoreError::Full { reason } => {
+            warn!(reason, "the state is left as it is: there is no room to put it in order");
+            Ok(())
+        }
+        other => Err(other),
+    });
     ended?;
     left.and(right).and(closed).context("keep the state")
 }
@@ -132,7 +144,8 @@ struct Bell {
 
 /// `None` if no client is to ring.
 async fn hang_bell(config: &Config) -> anyhow::Result<Option<Bell>> {
-    let hooked = || config.servers.iter().filter(|(_, server)| server.hooks.is_wanted);
+    let rtorrents = || config.servers.iter().filter_map(|(name, server)| Some((name, server.rtorrent()?)));
+    let hooked = || rtorrents().filter(|(_, server)| server.hooks.is_wanted);
     if hooked().next().is_none() {
         return Ok(None);
     }
@@ -140,7 +153,7 @@ async fn hang_bell(config: &Config) -> anyhow::Result<Option<Bell>> {
     let listener = http::bind(listen).await.with_context(|| format!("listen for hooks on {listen}"))?;
     let here = listener.local_addr().context("listen for hooks")?;
     let secret = BellSecret::new(rand::random());
-    let hook = |(name, server): (&ServerName, &Server)| {
+    let hook = |(name, server): (&ServerName, &Rtorrent)| {
         let address = match &server.hooks.address {
             Some(address) => address.clone(),
             None => BellAddress::parse(&here.to_string())?,
@@ -194,8 +207,59 @@ struct ServerParts {
     is_history_lost: bool,
 }
 
+/// A broker of either kind.
+#[derive(Clone)]
+enum Reached {
+    Mqtt(Arc<MqttSink>),
+    Nats(Arc<NatsSink>),
+}
+
+impl Reached {
+    /// `before`: the newest journal entry of each server when this run began.
+    fn new(
+        name: &SinkName,
+        instance: &str,
+        broker: &Broker,
+        before: BTreeMap<ServerName, Seq>,
+    ) -> anyhow::Result<Self> {
+        Ok(match &broker.kind {
+            BrokerKind::Mqtt { version, retain } => {
+                let settings = mqtt_settings(name, instance, broker, *version, *retain)?;
+                Self::Mqtt(Arc::new(MqttSink::new(settings)?))
+            }
+            BrokerKind::Nats(nats) => {
+                Self::Nats(Arc::new(NatsSink::new(nats_settings(name, instance, broker, nats)?, before)?))
+            }
+        })
+    }
+
+    fn sink(&self) -> Arc<dyn Sink> {
+        match self {
+            Self::Mqtt(sink) => sink.clone(),
+            Self::Nats(sink) => sink.clone(),
+        }
+    }
+
+    /// `None`: nothing is to be taken from there.
+    fn commands(&self, broker: &Broker, clock: &Arc<dyn Clock>) -> Option<Box<dyn CommandSource>> {
+        match self {
+            Self::Mqtt(_) if broker.commands.is_empty() => None,
+            Self::Mqtt(sink) => Some(Box::new(sink.commands())),
+            // Also one that is read-only shows that it is there.
+            Self::Nats(sink) => Some(Box::new(sink.commands(&**clock))),
+        }
+    }
+
+    async fn probe(&self) -> Result<(), DeliverError> {
+        match self {
+            Self::Mqtt(sink) => sink.probe().await,
+            Self::Nats(sink) => sink.probe().await,
+        }
+    }
+}
+
 struct SinkParts {
-    sink: Arc<MqttSink>,
+    sink: Reached,
     broker: Broker,
     /// The store had not heard of it before.
     is_new: bool,
@@ -236,15 +300,17 @@ impl Bridge {
         }
         let mut sinks = BTreeMap::new();
         for (name, broker) in &config.brokers {
-            let settings =
-                mqtt_settings(name, &config.instance, broker).with_context(|| format!("set up broker {name}"))?;
-            let sink = MqttSink::new(settings).with_context(|| format!("set up broker {name}"))?;
+            let last_seq = |server: &ServerName| board.read(server, |content| content.last_seq).unwrap_or_default();
+            let before = broker.servers.iter().map(|server| (server.clone(), last_seq(server))).collect();
+            let sink = Reached::new(name, &config.instance, broker, before);
+            let sink = sink.with_context(|| format!("set up broker {name}"))?;
             let is_new = new_sinks.contains(name);
-            sinks.insert(name.clone(), SinkParts { sink: Arc::new(sink), broker: broker.clone(), is_new });
+            sinks.insert(name.clone(), SinkParts { sink, broker: broker.clone(), is_new });
         }
         let (ended_in_order, last_alive) = (recovery.was_clean, recovery.last_alive);
         let reporter = Arc::new(Reports {
             board: Arc::clone(&board),
+            sinks: sinks.iter().map(|(name, parts)| (name.clone(), parts.sink.sink())).collect(),
             clock: Arc::clone(&clock),
             instance: config.instance.clone(),
             start: Instant::now(),
@@ -258,7 +324,7 @@ impl Bridge {
         for (name, SinkParts { sink, broker, is_new }) in &self.sinks {
             let is_new = *is_new;
             let Some(desk) = self.board.desk(name).cloned() else { continue };
-            let (sink, broker, name) = (Arc::clone(sink), broker.clone(), name.clone());
+            let (sink, broker, name) = (sink.sink(), broker.clone(), name.clone());
             let (store, board) = (Arc::clone(&self.store), Arc::clone(&self.board));
             let (clock, reporter) = (Arc::clone(&self.clock), Arc::clone(&self.reporter));
             group.spawn(format!("sink {name}"), move |stop| {
@@ -336,7 +402,7 @@ impl Bridge {
     fn spawn_intakes(&self, group: &mut Group) {
         let away_since = self.last_alive;
         for (name, SinkParts { sink, broker, .. }) in &self.sinks {
-            if broker.commands.is_empty() {
+            if sink.commands(broker, &self.clock).is_none() {
                 continue;
             }
             let queues: BTreeMap<ServerName, Arc<Queue>> = broker
@@ -344,7 +410,7 @@ impl Bridge {
                 .iter()
                 .filter_map(|server| Some((server.clone(), Arc::clone(&self.servers.get(server)?.queue))))
                 .collect();
-            let (sink, broker, name) = (Arc::clone(sink), broker.clone(), name.clone());
+            let (sink, broker, name) = (sink.clone(), broker.clone(), name.clone());
             let (store, board, clock) = (Arc::clone(&self.store), Arc::clone(&self.board), Arc::clone(&self.clock));
             group.spawn(format!("commands {name}"), move |stop| {
                 let rights = broker.commands.clone();
@@ -357,13 +423,14 @@ impl Bridge {
                     board: Arc::clone(&board),
                     clock: Arc::clone(&clock),
                 };
-                Intake { source: Box::new(sink.commands()), door, away_since }.run(stop)
+                let source = sink.commands(&broker, &clock).expect("looked at above");
+                Intake { source, door, away_since }.run(stop)
             });
         }
     }
 }
 
-async fn load(store: &dyn Store, server: &ServerName) -> Result<Content, crate::port::StoreError> {
+async fn load(store: &dyn Store, server: &ServerName) -> Result<Content, StoreError> {
     let loaded = store.load(server).await?;
     Ok(Content {
         epoch: loaded.epoch,
@@ -377,7 +444,7 @@ async fn load(store: &dyn Store, server: &ServerName) -> Result<Content, crate::
 }
 
 /// The commands that a former life of the bridge did not answer. Only what could be read was written down.
-async fn open_jobs(store: &dyn Store) -> Result<Vec<Job>, crate::port::StoreError> {
+async fn open_jobs(store: &dyn Store) -> Result<Vec<Job>, StoreError> {
     let open = store.open_commands().await?;
     let job = |command: LoggedCommand| {
         let request = Request::parse(command.verb?, command.hash, &command.body).ok()?;
@@ -416,25 +483,39 @@ fn build_server(
 
 /// The adapter for one server of the config.
 fn build_client(name: &ServerName, server: &Server) -> anyhow::Result<Arc<dyn TorrentClient>> {
-    let extra = server
-        .extra
-        .iter()
-        .map(|(key, column)| Ok((key.clone(), rtorrent::ExtraColumn::parse(column)?)))
-        .collect::<anyhow::Result<_>>()?;
-    let settings = rtorrent::Settings {
-        server: name.clone(),
-        endpoint: rtorrent::Endpoint::parse(&server.url)?,
-        username: server.username.clone(),
-        password: server.password.clone(),
-        ca_pem: server.ca_pem.clone(),
-        timeout: server.timeout,
-        extra,
-    };
-    Ok(Arc::new(RtorrentClient::new(settings)?))
+    let (server_name, timeout) = (name.clone(), server.timeout);
+    Ok(match &server.client {
+        Client::Rtorrent(rtorrent) => {
+            Arc::new(RtorrentClient::new(rtorrent_settings(server_name, rtorrent, timeout)?)?)
+        }
+        Client::Exec { command } => {
+            Arc::new(ExecClient::new(exec::Settings { server: server_name, command: command.clone(), timeout }))
+        }
+    })
+}
+
+fn rtorrent_settings(server: ServerName, of: &Rtorrent, timeout: Duration) -> anyhow::Result<rtorrent::Settings> {
+    let Rtorrent { url, username, password, ca_pem, hooks: _, extra } = of;
+    let column = |(key, column): (&String, &String)| Ok((key.clone(), rtorrent::ExtraColumn::parse(column)?));
+    Ok(rtorrent::Settings {
+        server,
+        endpoint: rtorrent::Endpoint::parse(url)?,
+        username: username.clone(),
+        password: password.clone(),
+        ca_pem: ca_pem.clone(),
+        timeout,
+        extra: extra.iter().map(column).collect::<anyhow::Result<_>>()?,
+    })
 }
 
 /// The settings of one broker of the config.
-fn mqtt_settings(name: &SinkName, instance: &str, broker: &Broker) -> anyhow::Result<mqtt::Settings> {
+fn mqtt_settings(
+    name: &SinkName,
+    instance: &str,
+    broker: &Broker,
+    version: MqttVersion,
+    retain: crate::config::Retain,
+) -> anyhow::Result<mqtt::Settings> {
     Ok(mqtt::Settings {
         name: name.clone(),
         instance: instance.to_owned(),
@@ -446,22 +527,43 @@ fn mqtt_settings(name: &SinkName, instance: &str, broker: &Broker) -> anyhow::Re
             .client_auth
             .as_ref()
             .map(|auth| mqtt::ClientCert { cert_pem: auth.cert_pem.clone(), key_pem: auth.key_pem.clone() }),
-        version: match broker.version {
+        version: match version {
             MqttVersion::Auto => mqtt::Version::Auto,
             MqttVersion::V5 => mqtt::Version::V5,
             MqttVersion::V311 => mqtt::Version::V311,
         },
         prefix: mqtt::Prefix::parse(&broker.prefix)?,
         servers: broker.servers.clone(),
-        retain: retain(broker) != Retain::None,
+        retain: retain != crate::config::Retain::None,
     })
 }
 
+fn nats_settings(name: &SinkName, instance: &str, broker: &Broker, nats: &Nats) -> anyhow::Result<nats::Settings> {
+    let Nats { urls, login, jetstream, replicas } = nats;
+    Ok(nats::Settings {
+        name: name.clone(),
+        instance: instance.to_owned(),
+        urls: urls.iter().map(|url| Ok(nats::ServerUrl::parse(url)?)).collect::<anyhow::Result<_>>()?,
+        login: login.clone(),
+        ca_pem: broker.ca_pem.clone(),
+        client_cert: broker
+            .client_auth
+            .as_ref()
+            .map(|auth| nats::ClientCert { cert_pem: auth.cert_pem.clone(), key_pem: auth.key_pem.clone() }),
+        prefix: nats::Prefix::parse(&broker.prefix)?,
+        servers: broker.servers.clone(),
+        jetstream: *jetstream,
+        replicas: *replicas,
+        takes_commands: !broker.commands.is_empty(),
+    })
+}
+
+/// Which states a sink keeps. A bucket has room for any number of torrents.
 fn retain(broker: &Broker) -> Retain {
-    match broker.retain {
-        crate::config::Retain::Auto => Retain::Auto,
-        crate::config::Retain::All => Retain::All,
-        crate::config::Retain::None => Retain::None,
+    match &broker.kind {
+        BrokerKind::Mqtt { retain: crate::config::Retain::Auto, .. } => Retain::Auto,
+        BrokerKind::Mqtt { retain: crate::config::Retain::All, .. } | BrokerKind::Nats(_) => Retain::All,
+        BrokerKind::Mqtt { retain: crate::config::Retain::None, .. } => Retain::None,
     }
 }
 
@@ -482,7 +584,7 @@ async fn reach_server(name: &ServerName, instance: &str, server: &Server) -> any
     let listing = client.list(Scope::Full).await?;
     let kind = listing.stats.client.unwrap_or_else(|| "a client".to_owned());
     let found = format!("{kind} with {} torrents", listing.torrents.len());
-    if !server.hooks.is_wanted {
+    if !server.rtorrent().is_some_and(|server| server.hooks.is_wanted) {
         return Ok(found);
     }
     let key = HookKey::new(instance, name)?;
@@ -505,13 +607,14 @@ fn describe_hooks(hooks: &Hooks) -> String {
 }
 
 async fn reach_broker(name: &SinkName, instance: &str, broker: &Broker) -> anyhow::Result<String> {
-    MqttSink::new(mqtt_settings(name, instance, broker)?)?.probe().await?;
+    Reached::new(name, instance, broker, BTreeMap::new())?.probe().await?;
     Ok("lets us in".to_owned())
 }
 
 /// The bodies of the bridge's own messages.
 struct Reports {
     board: Arc<Board>,
+    sinks: BTreeMap<SinkName, Arc<dyn Sink>>,
     clock: Arc<dyn Clock>,
     instance: String,
     start: Instant,
@@ -549,6 +652,7 @@ impl Reporter for Reports {
                     "dirty": report.dirty,
                     "delivered": report.delivered,
                     "rejected": report.rejected,
+                    "notes": self.sinks.get(name).map(|sink| sink.notes()).unwrap_or_default(),
                 });
                 (name, body)
             })

@@ -26,6 +26,7 @@
 //! | [`board`] | what was told, for all in the process to read |
 //! | [`clients`], [`sinks`], [`store`], [`http`] | adapters; they know the seams and never each other |
 //! | [`config`], [`telemetry`] | leaves |
+//! | [`testing`] | what the engine expects of a client, to be tried on one's own |
 //! | [`app`], [`supervise`], [`cli`], [`demo`] | what puts it together, keeps it up, and is asked for |
 //!
 //! `tests/architecture.rs` fails on an arrow that points wrong.
@@ -94,4 +95,5 @@ pub mod sinks;
 pub mod store;
 pub mod supervise;
 pub mod telemetry;
+pub mod testing;
 pub mod watch;

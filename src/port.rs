@@ -151,6 +151,11 @@ pub trait Sink: Send + Sync {
     async fn find_kept(&self, _servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
         Ok(BTreeMap::new())
     }
+
+    /// What its users should know of how it delivers, one sentence each; shown with its health.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// One connection: what sends on it, and what makes it run.

@@ -47,7 +47,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "supervise",
         ],
     ),
-    ("cli", &["model", "config", "telemetry", "supervise", "demo", "app"]),
+    ("testing", &["model", "port"]),
+    ("cli", &["model", "config", "telemetry", "supervise", "demo", "app", "clients", "testing"]),
     ("main", &["cli"]),
     ("lib", &[]),
 ];
@@ -59,9 +60,13 @@ const PURE: &[&str] = &[
     "src/deliver/lane.rs",
     "src/deliver/dirty.rs",
     "src/deliver/backoff.rs",
+    "src/deliver/caution.rs",
     "src/deliver/retention.rs",
     "src/commands/request.rs",
     "src/sinks/mqtt/topics.rs",
+    "src/sinks/nats/answer.rs",
+    "src/sinks/nats/message.rs",
+    "src/sinks/nats/subjects.rs",
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {

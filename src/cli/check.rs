@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{Exit, Options, tell};
 use crate::app;
-use crate::config::{self, Broker, Config, Loaded};
+use crate::config::{self, Broker, BrokerKind, Client, Config, Loaded};
 use crate::model::printable;
 
 #[derive(Debug, Args)]
@@ -68,8 +68,12 @@ fn summary(loaded: &Loaded) -> String {
     ];
     for (name, server) in servers {
         let interval = humantime::format_duration(server.interval);
-        let hooks = if server.hooks.is_wanted { " and when it rings" } else { "" };
-        lines.push((format!("server {name}"), format!("{}, every {interval}{hooks}", server.url)));
+        let (what, hooks) = match &server.client {
+            Client::Rtorrent(rtorrent) if rtorrent.hooks.is_wanted => (rtorrent.url.clone(), " and when it rings"),
+            Client::Rtorrent(rtorrent) => (rtorrent.url.clone(), ""),
+            Client::Exec { command } => (format!("the program {}", printable(command.join(" ").as_bytes())), ""),
+        };
+        lines.push((format!("server {name}"), format!("{what}, every {interval}{hooks}")));
     }
     for (name, broker) in brokers {
         lines.push((format!("broker {name}"), describe(broker)));
@@ -89,5 +93,10 @@ fn describe(broker: &Broker) -> String {
     let servers: Vec<&str> = broker.servers.iter().map(|name| name.as_str()).collect();
     let commands: Vec<&str> = broker.commands.iter().collect();
     let commands = if commands.is_empty() { "none, read-only".to_owned() } else { commands.join(" ") };
-    format!("{}, topics {}/…, servers {}; commands: {commands}", broker.url, broker.prefix, servers.join(" "))
+    let names = match &broker.kind {
+        BrokerKind::Mqtt { .. } => format!("topics {}/…", broker.prefix),
+        BrokerKind::Nats(nats) if nats.jetstream => format!("subjects {}.…, stored by JetStream", broker.prefix),
+        BrokerKind::Nats(_) => format!("subjects {}.…, stored by nobody", broker.prefix),
+    };
+    format!("{}, {names}, servers {}; commands: {commands}", broker.url, servers.join(" "))
 }

@@ -3,6 +3,7 @@
 //! One file per subcommand. Messages for people go to stderr, data to stdout.
 
 mod check;
+mod client;
 mod demo;
 mod health;
 mod run;
@@ -32,6 +33,9 @@ enum Command {
     Demo,
     /// Read the config, tell everything that is wrong with it, or what it comes to
     Check(check::Arguments),
+    /// For a client of your own (`client = "exec"`)
+    #[command(subcommand)]
+    Client(client::Arguments),
     /// Ask the running bridge whether it is alive: exit code 0 or 1
     Health,
 }
@@ -112,6 +116,7 @@ impl Cli {
         let Self { options, command } = self;
         match command {
             Some(Command::Check(arguments)) => check::run(options, &arguments),
+            Some(Command::Client(arguments)) => client::run(arguments),
             Some(Command::Health) => health::run(options),
             Some(Command::Demo) => demo::run(),
             Some(Command::Run) | None => run::run(options),
