@@ -228,7 +228,8 @@ impl Observer {
     /// in front of the bridge's former life, or it was away and has nothing of what was told (a
     /// restarted one may bear the name of its former run, and has nothing to know it by yet).
     fn may_be_loading_for(&self, state: &ServerState, loads: Loads, now: Moment) -> Option<Duration> {
-        if let Some(since) = state.settling_since.filter(|_| !self.has_looked) {
+        // With nothing to know it by it may be yet another run, which has only begun.
+        if let Some(since) = state.settling_since.filter(|_| !self.has_looked && !loads.has_nothing()) {
             return Some(Duration::from_millis(now.time.millis_since(since)));
         }
         let is_settling = matches!(self.trust, Trust::Settling { .. });
