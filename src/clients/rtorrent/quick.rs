@@ -51,6 +51,8 @@ const ROWS_EACH_LOOK: u64 = 500;
 const TIME_MARGIN_SECONDS: i64 = 2;
 /// Every so many full listings one is whole.
 const LEAN_MAX: u32 = 9;
+/// With up to so many torrents all are: there is nothing to be saved.
+const WHOLE_UP_TO: u64 = 500;
 
 #[derive(Default)]
 pub(super) struct Memory {
@@ -142,7 +144,9 @@ impl Known {
 impl Memory {
     /// Whether what does not change need not be read again.
     pub(super) fn is_lean_enough(&self, probe: &Probe) -> bool {
-        self.lean < LEAN_MAX && self.last.is_some_and(|last| last.pid == probe.pid && last.pid.is_some())
+        let is_worth_it = |last: &Numbers| last.count() > Some(WHOLE_UP_TO);
+        self.lean < LEAN_MAX
+            && self.last.is_some_and(|last| last.pid == probe.pid && last.pid.is_some() && is_worth_it(&last))
     }
 
     /// Adds what is known to a lean listing; false if a torrent is not known as it is now.
