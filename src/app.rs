@@ -21,13 +21,13 @@ use crate::clients::rtorrent::RtorrentClient;
 use crate::clients::rtorrent::settings as rtorrent;
 use crate::commands::expect::Expectations;
 use crate::commands::{
-    BODY_BYTES_MAX, Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts,
+    BODY_BYTES_MAX, BridgeWorker, Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts,
 };
 use crate::config::{Broker, Config, MqttVersion, Server};
 use crate::deliver::retention::Retain;
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::http;
-use crate::model::{EVENT_SCHEMA, Kind, RESULT_SCHEMA, ServerName, ServerStats, SinkName, Timestamp};
+use crate::model::{CommandId, EVENT_SCHEMA, Kind, RESULT_SCHEMA, ServerName, ServerStats, SinkName, Timestamp};
 use crate::port::{Clock, LoggedCommand, Store, SystemClock, TorrentClient};
 use crate::repeat::until_there_is_room;
 use crate::sinks::mqtt::{self, MqttSink};
@@ -126,6 +126,7 @@ struct Bridge {
     servers: BTreeMap<ServerName, ServerParts>,
     sinks: BTreeMap<SinkName, SinkParts>,
     reporter: Arc<dyn Reporter>,
+    worker: BridgeWorker,
     ended_in_order: bool,
     is_first_life: bool,
     last_alive: Option<Timestamp>,
@@ -188,6 +189,13 @@ impl Bridge {
             sinks.insert(name.clone(), SinkParts { sink: Arc::new(sink), broker: broker.clone(), is_new });
         }
         let (ended_in_order, last_alive) = (recovery.was_clean, recovery.last_alive);
+        let worker = BridgeWorker {
+            queue: Arc::new(Queue::new(open.into_iter().filter(|job| job.command.server.is_none()))),
+            store: Arc::clone(&store),
+            board: Arc::clone(&board),
+            clock: Arc::clone(&clock),
+            set_log_level: Arc::new(crate::telemetry::set_level),
+        };
         let reporter = Arc::new(Reports {
             board: Arc::clone(&board),
             clock: Arc::clone(&clock),
@@ -195,7 +203,7 @@ impl Bridge {
             start: Instant::now(),
         });
         let is_first_life = recovery.is_new && !recovery.lost;
-        Ok(Self { board, store, clock, servers, sinks, reporter, ended_in_order, is_first_life, last_alive })
+        Ok(Self { board, store, clock, servers, sinks, reporter, worker, ended_in_order, is_first_life, last_alive })
     }
 
     fn spawn_sinks(&self, group: &mut Group) {
@@ -263,6 +271,8 @@ impl Bridge {
     }
 
     fn spawn_intakes(&self, group: &mut Group) {
+        let worker = self.worker.clone();
+        group.spawn("worker of the bridge".to_owned(), move |stop| worker.clone().run(stop));
         let away_since = self.last_alive;
         for (name, SinkParts { sink, broker, .. }) in &self.sinks {
             if broker.commands.is_empty() {
@@ -275,6 +285,7 @@ impl Bridge {
                 .collect();
             let (sink, broker, name) = (Arc::clone(sink), broker.clone(), name.clone());
             let (store, board, clock) = (Arc::clone(&self.store), Arc::clone(&self.board), Arc::clone(&self.clock));
+            let bridge = Arc::clone(&self.worker.queue);
             group.spawn(format!("commands {name}"), move |stop| {
                 let rights = broker.commands.clone();
                 let door = Door {
@@ -282,6 +293,7 @@ impl Bridge {
                     allows: Box::new(move |verb| rights.allows(verb)),
                     reply_prefixes: broker.reply_prefixes.clone(),
                     queues: queues.clone(),
+                    bridge: Arc::clone(&bridge),
                     store: Arc::clone(&store),
                     board: Arc::clone(&board),
                     clock: Arc::clone(&clock),
@@ -310,7 +322,7 @@ async fn open_jobs(store: &dyn Store) -> Result<Vec<Job>, crate::port::StoreErro
     let open = store.open_commands().await?;
     let job = |command: LoggedCommand| {
         let request = Request::parse(command.verb?, command.hash, &command.body).ok()?;
-        Some(Job { command, request })
+        Some(Job { command, request, user: None })
     };
     Ok(open.into_iter().filter_map(job).collect())
 }
@@ -357,6 +369,11 @@ fn build_client(name: &ServerName, server: &Server) -> anyhow::Result<Arc<dyn To
         ca_pem: server.ca_pem.clone(),
         timeout: server.timeout,
         extra,
+        rpc: server
+            .rpc
+            .iter()
+            .map(|method| Ok(rtorrent::AllowedMethod::parse(method)?))
+            .collect::<anyhow::Result<_>>()?,
     };
     Ok(Arc::new(RtorrentClient::new(settings)?))
 }
@@ -484,7 +501,12 @@ fn server_health(board: &Board, name: &ServerName) -> Value {
             "torrents": content.told.len(),
         })
     });
-    read.unwrap_or(Value::Null)
+    let mut health = read.unwrap_or(Value::Null);
+    if let (Some(server), Some(health)) = (board.server(name), health.as_object_mut()) {
+        let check = |(id, (read, total)): (&CommandId, &(u64, u64))| json!({"command_id": id, "read_bytes": read, "total_bytes": total});
+        health.insert("checking".to_owned(), server.checks().iter().map(check).collect());
+    }
+    health
 }
 
 fn rounded(seconds: f64) -> f64 {

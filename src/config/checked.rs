@@ -15,7 +15,7 @@ use secrecy::{SecretSlice, SecretString};
 
 use super::read::{Fault, Table};
 use super::secret::secret;
-use crate::clients::rtorrent::settings::{Endpoint, ExtraColumn};
+use crate::clients::rtorrent::settings::{AllowedMethod, Endpoint, ExtraColumn};
 use crate::model::{Kind, ServerName, SinkName, Verb};
 use crate::sinks::mqtt::settings::{BrokerUrl, Prefix};
 
@@ -67,6 +67,8 @@ pub struct Server {
     pub roots: Vec<PathBuf>,
     /// Column expressions by the user's names for them.
     pub extra: BTreeMap<String, String>,
+    /// Methods of the client that the command `rpc` may call.
+    pub rpc: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -146,9 +148,8 @@ impl Rights {
     }
 }
 
-/// Verbs that a config may name though this version does not carry them out, and rights that are no verbs.
-const MORE_RIGHTS: [&str; 8] =
-    ["delete_data", "file_priority", "limits", "log_level", "move", "resync", "rpc", "throttle"];
+/// Rights that are no verbs.
+const MORE_RIGHTS: [&str; 1] = ["delete_data"];
 
 fn rights() -> impl Iterator<Item = &'static str> {
     Verb::ALL.iter().map(|verb| verb.as_str()).chain(MORE_RIGHTS)
@@ -250,8 +251,14 @@ fn server(table: Table<'_>) -> Option<Server> {
             Err(fault) => table.fault("extra", fault),
         }
     }
+    let rpc = table.texts("rpc").unwrap_or_default();
+    for method in &rpc {
+        if let Err(error) = AllowedMethod::parse(method) {
+            table.fault("rpc", told(&error));
+        }
+    }
     table.finish();
-    Some(Server { url: url?, username, password, ca_pem, interval, sweep, timeout, roots, extra })
+    Some(Server { url: url?, username, password, ca_pem, interval, sweep, timeout, roots, extra, rpc })
 }
 
 fn broker(table: Table<'_>, names: &[ServerName]) -> Option<Broker> {

@@ -154,6 +154,7 @@ fn settings(endpoint: Endpoint) -> Settings {
         ca_pem: None,
         timeout: Duration::from_secs(10),
         extra: BTreeMap::new(),
+        rpc: Vec::new(),
     }
 }
 
@@ -193,7 +194,15 @@ fn metafile(name: &[u8], content: &[u8], announce: &str) -> (InfoHash, Bytes) {
 const TRACKER: &str = "http://127.0.0.1:1/announce";
 
 fn adding(hash: InfoHash, bytes: Bytes, start: bool) -> Add {
-    Add { hash, source: AddSource::Torrent(bytes), start, label: None, directory: None, priority: None }
+    Add {
+        hash,
+        source: AddSource::Torrent(bytes),
+        start,
+        label: None,
+        directory: None,
+        priority: None,
+        is_checked: false,
+    }
 }
 
 fn torrent(listing: &Listing, hash: InfoHash) -> &Torrent {
@@ -542,7 +551,7 @@ async fn rule_3_what_is_hash_checked_is_not_stopped_before_the_check_is_over() {
     assert_eq!(client.apply(&Action::Recheck(hash)).await.unwrap(), Applied::Seen);
     if is_legacy {
         let refused = hasty.apply(&Action::Stop(hash)).await.unwrap_err();
-        assert!(matches!(&refused, ClientError::Precondition { reason } if reason.contains("check")), "{refused}");
+        assert!(matches!(&refused, ClientError::Busy { reason } if reason.contains("check")), "{refused}");
     }
     client.apply(&Action::Stop(hash)).await.unwrap();
     status_is(&client, hash, Status::Stopped).await;
@@ -558,7 +567,7 @@ async fn rule_4_an_old_rtorrent_survives_a_storm_of_announces() {
     for _ in 0..6 {
         match hasty.apply(&Action::Announce(hash)).await {
             Ok(applied) => assert_eq!(applied, Applied::Seen),
-            Err(ClientError::Precondition { reason }) => {
+            Err(ClientError::Busy { reason }) => {
                 assert!(reason.contains("ten seconds"), "{reason}");
                 refused += 1;
             }
@@ -672,6 +681,7 @@ async fn a_magnet_link_is_added_with_all_that_belongs_to_it() {
         label: Some("$a, \"b\" 🦀".to_owned()),
         directory: Some(directory.to_str().unwrap().to_owned()),
         priority: Some(1),
+        is_checked: false,
     };
     let odd = Add { directory: Some("/tmp/a\"b".to_owned()), ..add.clone() };
     let error = client.apply(&Action::Add(odd)).await.unwrap_err();

@@ -126,7 +126,7 @@ impl Bridge {
         for (server, client) in clients {
             let of_server = open.iter().filter(|command| command.server.as_ref() == Some(server)).map(|command| {
                 let request = Request::parse(command.verb.unwrap(), command.hash, &command.body).unwrap();
-                Job { command: command.clone(), request }
+                Job { command: command.clone(), request, user: None }
             });
             let queue = Arc::new(Queue::new(of_server));
             queues.insert(server.clone(), queue.clone());
@@ -168,6 +168,7 @@ impl Bridge {
                 allows: Box::new(|_| true),
                 reply_prefixes: Vec::new(),
                 queues: queues.clone(),
+                bridge: Arc::new(Queue::default()),
                 store: dyn_store.clone(),
                 board: board.clone(),
                 clock: clock.clone(),
