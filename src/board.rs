@@ -19,10 +19,13 @@ use tokio::time::Instant;
 use crate::model::{
     CommandId, Committed, Epoch, InfoHash, Seq, ServerName, ServerState, ServerStats, SinkName, Told, Torrent,
 };
-use crate::port::Delivery;
+use crate::port::{Delivery, Hooks};
 
 /// How many side messages (files, results of look-ups) wait for a slow sink; the oldest go first.
 const SIDE_MESSAGES_MAX: usize = 1024;
+
+/// How many torrents can be named to a watcher at once; of more, it looks at all anyway.
+const NAMED_MAX: usize = 256;
 
 /// What is known of all servers.
 pub struct Board {
@@ -35,6 +38,8 @@ pub struct ServerBoard {
     content: RwLock<Content>,
     /// Wakes its watcher; carries nothing.
     pub poke: Notify,
+    /// Rung by the client itself, if it is hooked.
+    pub bell: Bell,
     /// A sink knows of an earlier epoch of this server: its watcher has to say that another began.
     pub owes_reset: AtomicBool,
     /// Content that commands are checking, and how far that is: read and all bytes.
@@ -86,6 +91,73 @@ impl PollReport {
     /// The last poll was answered.
     pub fn is_answering(&self) -> bool {
         self.last_success.is_some() && self.failure.is_none()
+    }
+}
+
+/// The bell of one server, which its client rings when something happens in it.
+///
+/// Whoever rings is believed nothing. The hashes are what a look may begin with.
+#[derive(Default)]
+pub struct Bell {
+    /// Wakes who answers the bell; rings in the meantime are one.
+    pub rung: Notify,
+    /// Wakes who hangs hooks: the client answers, and did not or was another before.
+    pub client_is_new: Notify,
+    named: Mutex<Named>,
+    report: Mutex<HookReport>,
+}
+
+/// Which torrents were named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Named {
+    These(BTreeSet<InfoHash>),
+    /// More than it pays to look at one by one.
+    Many,
+}
+
+impl Default for Named {
+    fn default() -> Self {
+        Self::These(BTreeSet::new())
+    }
+}
+
+/// How it is with the hooks of a client, for health and metrics.
+#[derive(Clone, Debug, Default)]
+pub struct HookReport {
+    /// `None` until it is known; always, if no hooks are wanted.
+    pub hooks: Option<Hooks>,
+    /// Why it could not be seen to, last time.
+    pub problem: Option<String>,
+    pub pokes: u64,
+}
+
+impl Bell {
+    /// Somebody rang, and named a torrent.
+    pub fn ring(&self, hash: InfoHash) {
+        self.report(|report| report.pokes += 1);
+        {
+            let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Named::These(hashes) = &mut *named {
+                hashes.insert(hash);
+                if hashes.len() > NAMED_MAX {
+                    *named = Named::Many;
+                }
+            }
+        }
+        self.rung.notify_one();
+    }
+
+    /// What was named since it was asked last. For the watcher only.
+    pub fn take_named(&self) -> Named {
+        std::mem::take(&mut *self.named.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn report(&self, write: impl FnOnce(&mut HookReport)) {
+        write(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub fn last_report(&self) -> HookReport {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -163,6 +235,7 @@ impl ServerBoard {
         Self {
             content: RwLock::new(content),
             poke: Notify::new(),
+            bell: Bell::default(),
             owes_reset: AtomicBool::new(false),
             checks: Mutex::default(),
         }

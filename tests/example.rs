@@ -10,8 +10,17 @@ use dtorrent::config;
 const EXAMPLE: &str = include_str!("../config/dtorrent.example.toml");
 
 /// Options that have no default: the example shows their form.
-const NO_DEFAULT: [&str; 8] =
-    ["token", "token_file", "username", "password", "password_file", "ca_file", "cert_file", "key_file"];
+const NO_DEFAULT: [&str; 9] = [
+    "hooks_address",
+    "token",
+    "token_file",
+    "username",
+    "password",
+    "password_file",
+    "ca_file",
+    "cert_file",
+    "key_file",
+];
 
 fn parse(toml: &str) -> config::Config {
     config::parse(Path::new("dtorrent.example.toml"), toml.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"))

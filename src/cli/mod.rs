@@ -3,6 +3,7 @@
 //! One file per subcommand. Messages for people go to stderr, data to stdout.
 
 mod check;
+mod client;
 mod demo;
 mod health;
 mod make_torrent;
@@ -35,6 +36,9 @@ enum Command {
     Check(check::Arguments),
     /// Make a .torrent file of a file or a folder
     MakeTorrent(make_torrent::Arguments),
+    /// For a client of your own (`client = "exec"`)
+    #[command(subcommand)]
+    Client(client::Arguments),
     /// Ask the running bridge whether it is alive: exit code 0 or 1
     Health,
 }
@@ -116,6 +120,7 @@ impl Cli {
         match command {
             Some(Command::Check(arguments)) => check::run(options, &arguments),
             Some(Command::MakeTorrent(arguments)) => make_torrent::run(&arguments),
+            Some(Command::Client(arguments)) => client::run(arguments),
             Some(Command::Health) => health::run(options),
             Some(Command::Demo) => demo::run(),
             Some(Command::Run) | None => run::run(options),

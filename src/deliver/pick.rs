@@ -11,7 +11,7 @@ use super::retention::Kept;
 use crate::model::{
     Cause, Changes, EVENT_SCHEMA, Entity, Event, EventId, InfoHash, Kind, ServerName, Timestamp, ToldTorrent, Torrent,
 };
-use crate::port::{Delivery, Link, StoreError};
+use crate::port::{DeliverError, Delivery, Link, StoreError};
 
 /// Entries read from the journal at once.
 const READ_MAX: u16 = 256;
@@ -128,7 +128,8 @@ impl Dispatcher {
         may_have_results: &mut bool,
     ) -> Result<(), StoreError> {
         loop {
-            let free = link.depth().saturating_sub(under_way.len());
+            let window = if self.caution.is_one_at_a_time() { 1 } else { link.depth() };
+            let free = window.saturating_sub(under_way.len());
             let mut batch = Batch::new();
             self.pick_status(free, &mut batch);
             if batch.len() < free && std::mem::take(may_have_results) {
@@ -148,10 +149,26 @@ impl Dispatcher {
                 batch.iter().filter_map(|(delivery, _)| self.parts.sink.kept_as(delivery)).collect();
             self.register(names).await?;
             for (delivery, sent) in batch {
-                let arrival = link.send(delivery);
+                let arrival = match self.condemned(&sent) {
+                    Some(reason) => Box::pin(async { Err(DeliverError::Rejected { reason }) }),
+                    None => link.send(delivery),
+                };
                 under_way.push(Box::pin(async move { (sent, arrival.await) }));
             }
         }
+    }
+
+    /// Why this is not sent any more; else it is noted as sent.
+    fn condemned(&mut self, sent: &Sent) -> Option<String> {
+        if !self.caution.is_one_at_a_time() {
+            return None;
+        }
+        let item = sent.item()?;
+        let deaths = self.caution.condemns(&item);
+        if deaths.is_none() {
+            self.caution.sent(item);
+        }
+        deaths.map(|deaths| format!("{deaths} connections in a row ended, without a word, when it was sent alone"))
     }
 
     fn pick_status(&mut self, free: usize, batch: &mut Batch) {

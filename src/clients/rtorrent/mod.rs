@@ -7,7 +7,8 @@
 //! - everything that can be asked for stands in one list, and text from outside is never part of a
 //!   command ([`calls`]);
 //! - old versions are not asked to stop what they are hash-checking, nor to announce too often
-//!   ([`commands`]).
+//!   ([`commands`]);
+//! - nor to change the hooks of an event that may run programs ([`hooks`]).
 //!
 //! What a server can do is found out at the first exchange, after any failure, and whenever its
 //! process id changes. That id is the `run` of a listing. A container that restarts may keep it;
@@ -20,6 +21,7 @@
 pub mod calls;
 mod commands;
 mod handover;
+mod hooks;
 #[doc(hidden)]
 pub mod jsonrpc;
 mod listing;
@@ -50,7 +52,7 @@ use self::transport::{Dialect, Transport};
 use crate::model::{
     Action, Details, File, InfoHash, Limits, Listing, Parts, Peer, Timestamp, Tracker, printable, progress,
 };
-use crate::port::{Applied, ClientError, TorrentClient};
+use crate::port::{Applied, ClientError, HookWish, Hooks, TorrentClient};
 
 /// One rTorrent.
 pub struct RtorrentClient {
@@ -228,6 +230,10 @@ impl TorrentClient for RtorrentClient {
 
     async fn call(&self, method: &str, params: &[Json]) -> Result<Json, ClientError> {
         settings_of_all::call(&self.turn().await, method, params).await
+    }
+
+    async fn hooks(&self, wish: HookWish<'_>) -> Result<Hooks, ClientError> {
+        hooks::hooks(&self.turn().await, wish).await
     }
 }
 
