@@ -52,7 +52,7 @@ pub struct Request {
 #[derive(Clone, Debug)]
 pub enum Target {
     These(Vec<InfoHash>),
-    Matching(Filter),
+    Matching(Box<Filter>),
     /// None in particular.
     Server,
 }
@@ -360,9 +360,9 @@ fn take_target(object: &mut Map<String, Value>, hash: Option<InfoHash>) -> Resul
         (Some(_), ..) => Err(bad("the topic names the torrent, so hashes and filter have no place here")),
         (None, Some(_), Some(_)) => Err(bad("hashes or filter, not both")),
         (None, None, None) => Ok(Target::Server),
-        (None, None, Some(filter)) => {
-            Filter::from_json(filter).map(Target::Matching).map_err(|error| bad(error.to_string()))
-        }
+        (None, None, Some(filter)) => Filter::from_json(filter)
+            .map(|filter| Target::Matching(Box::new(filter)))
+            .map_err(|error| bad(error.to_string())),
         (None, Some(hashes), None) => {
             let mut hashes: Vec<InfoHash> =
                 serde_json::from_value(hashes).map_err(|error| bad(format!("hashes: {error}")))?;
