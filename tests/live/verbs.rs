@@ -373,3 +373,79 @@ async fn who_asked_is_in_the_log_with_what_became_of_it() {
     assert_eq!(result["status"], "error");
     world.bridge().says("id=odd").await;
 }
+
+#[tokio::test]
+async fn hundreds_of_torrents_are_asked_for_together() {
+    if !can_run() {
+        return;
+    }
+    const COUNT: u64 = 350;
+    let mut world = World::new(Setup::default()).await;
+    let mut hashes = Vec::new();
+    for n in 0..COUNT {
+        let content = Content::file(&format!("many-{n}"), 100, n);
+        hashes.push(world.home.load(&content.torrent, false).await.unwrap());
+    }
+    world.start_bridge().await;
+    let unknown: InfoHash = "ab".repeat(20).parse().unwrap();
+    let with_unknown: Vec<InfoHash> = hashes.iter().copied().chain([unknown]).collect();
+    let body = json!({"hashes": with_unknown, "label": "all of them"});
+    let result = world.heard.command("home/command/label", body).await;
+    let rows = result["results"].as_array().unwrap();
+    assert_eq!((&result["status"], rows.len()), (&json!("partial"), COUNT as usize + 1), "{}", result["error"]);
+    let failed: Vec<&Value> = rows.iter().filter(|row| row["status"] != "ok").collect();
+    assert_eq!((failed.len(), &failed[0]["hash"]), (1, &json!(unknown)));
+    for hash in hashes.iter().step_by(50) {
+        assert_eq!(world.home.get(*hash, "d.custom1").await.unwrap(), "all of them");
+    }
+    for (verb, column, value) in [("start", "d.state", "1"), ("stop", "d.state", "0")] {
+        let body = json!({"filter": {"label": "all of them"}});
+        let result = world.heard.command(&format!("home/command/{verb}"), body).await;
+        assert_eq!(result["status"], "ok", "{verb}: {}", result["error"]);
+        assert_eq!(result["results"].as_array().unwrap().len(), COUNT as usize);
+        for hash in hashes.iter().step_by(50) {
+            assert_eq!(world.home.get(*hash, column).await.unwrap(), value);
+        }
+    }
+    let body = json!({"hashes": hashes, "files": true});
+    let result = world.heard.command("home/command/get", body).await;
+    let row = &result["results"][0]["torrent"];
+    assert_eq!((&result["status"], row["files"].as_array().map(Vec::len)), (&json!("ok"), Some(1)));
+    let result = world.heard.command("home/command/delete", json!({"filter": {}})).await;
+    assert_eq!(result["status"], "ok", "{}", result["error"]);
+    assert!(world.home.hashes().await.unwrap().is_empty());
+    world.heard.assert_gap_free("home");
+}
+
+#[tokio::test]
+async fn a_command_waits_while_the_torrent_is_hashed_and_says_so() {
+    if !can_run() {
+        return;
+    }
+    use sha1::Digest as _;
+    const PIECE: usize = 64 << 10;
+    const PIECES: usize = 65_536;
+    let hash: [u8; 20] = sha1::Sha1::digest([0; PIECE]).into();
+    let mut torrent =
+        format!("d4:infod6:lengthi{}e4:name5:large12:piece lengthi{PIECE}e6:pieces{}:", PIECE * PIECES, 20 * PIECES);
+    let mut bytes = std::mem::take(&mut torrent).into_bytes();
+    bytes.extend(hash.repeat(PIECES));
+    bytes.extend_from_slice(b"ee");
+    let mut world = World::new(Setup { server: "timeout = \"1500ms\"".to_owned(), ..Setup::default() }).await;
+    let content = std::fs::File::create(world.home.downloads.join("large")).unwrap();
+    content.set_len((PIECE * PIECES) as u64).unwrap();
+    world
+        .home
+        .rpc
+        .call("network.xmlrpc.size_limit.set", &[rtorrent::Argument::Text(""), rtorrent::Argument::Text("8M")])
+        .await
+        .unwrap();
+    let hash = world.home.load(&bytes, false).await.unwrap();
+    world.start_bridge().await;
+    world.home.act(hash, "d.check_hash", &[]).await.unwrap();
+    let result = world.heard.command(&topic(hash, "stop"), json!({"id": "patient"})).await;
+    assert_eq!(result["status"], "ok", "{result}");
+    assert_eq!(world.home.get(hash, "d.is_open").await.unwrap(), "0");
+    assert_eq!(world.home.get(hash, "d.hashing").await.unwrap(), "0");
+    world.bridge().says("a command waits").await;
+}
