@@ -4,7 +4,7 @@
 //! file and the model, never each other. Adapters say what went wrong in the terms of these error
 //! types; whether to try again is the engine's decision alone, so no adapter retries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::model::{
-    Action, CommandId, Committed, Details, Entry, Epoch, EventId, Hook, HookKey, InfoHash, Limits, Listing,
+    Action, CommandId, Committed, Details, Entry, Epoch, EventId, File, Hook, HookKey, InfoHash, Limits, Listing,
     OutcomeStatus, Parts, Rev, Seq, ServerName, ServerState, SinkName, Tick, Timestamp, Told, Verb,
 };
 
@@ -26,14 +26,25 @@ use crate::model::{
 /// is shared by a watcher and a worker.
 #[async_trait]
 pub trait TorrentClient: Send + Sync {
-    /// Reads all torrents.
+    /// Reads all torrents, or those that may have changed since the last call.
+    ///
+    /// A client asked for changes may always answer with all, and has to when it cannot know what
+    /// changed: after a failure, in another run, when torrents came or went.
     ///
     /// # Errors
     /// An answer that cannot be trusted as a whole is an error, never a short listing.
-    async fn list(&self) -> Result<Listing, ClientError>;
+    async fn list(&self, scope: Scope<'_>) -> Result<Listing, ClientError>;
 
     /// Reads one torrent as it is now; `None` if the client has no such torrent.
     async fn get(&self, hash: InfoHash, parts: Parts) -> Result<Option<Details>, ClientError>;
+
+    /// Reads the files of one torrent; `None` if the client has no such torrent.
+    ///
+    /// For clients to which that is less than everything about it.
+    async fn files(&self, hash: InfoHash) -> Result<Option<Vec<File>>, ClientError> {
+        let parts = Parts { files: true, ..Parts::default() };
+        Ok(self.get(hash, parts).await?.map(|details| details.files.unwrap_or_default()))
+    }
 
     /// Asks for `action`. Whether it took effect is for the next look to show.
     ///
@@ -80,6 +91,16 @@ pub trait TorrentClient: Send + Sync {
     async fn hooks(&self, _wish: HookWish<'_>) -> Result<Hooks, ClientError> {
         Err(ClientError::Unsupported { what: "tell of events by itself".to_owned() })
     }
+}
+
+/// What a look is to show.
+#[derive(Clone, Copy, Debug)]
+pub enum Scope<'a> {
+    Full,
+    /// At least what moves or has changed its state, as far as the client can tell cheaply, and these.
+    Changed {
+        named: &'a BTreeSet<InfoHash>,
+    },
 }
 
 /// How far an action got.
@@ -166,6 +187,11 @@ pub trait Sink: Send + Sync {
     /// had another name. A sink that cannot tell, or keeps nothing, has found nothing.
     async fn find_kept(&self, _servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
         Ok(BTreeMap::new())
+    }
+
+    /// What its users should know of how it delivers, one sentence each; shown with its health.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
     }
 }
 

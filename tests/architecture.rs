@@ -64,6 +64,9 @@ const PURE: &[&str] = &[
     "src/deliver/retention.rs",
     "src/commands/request.rs",
     "src/sinks/mqtt/topics.rs",
+    "src/sinks/nats/answer.rs",
+    "src/sinks/nats/message.rs",
+    "src/sinks/nats/subjects.rs",
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {

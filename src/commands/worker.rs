@@ -31,7 +31,7 @@ use crate::model::{
     Action, Add, CommandError, Deleted, Details, ErrorCode, InfoHash, Listing, Page, Parts, Row, Seq, ServerName,
     Status, Torrent,
 };
-use crate::port::{Applied, ClientError, Clock, Delivery, LoggedCommand, Store, StoreError, TorrentClient};
+use crate::port::{Applied, ClientError, Clock, Delivery, LoggedCommand, Scope, Store, StoreError, TorrentClient};
 use crate::repeat::until_there_is_room;
 
 /// How long an effect may take to show after the client was asked.
@@ -446,7 +446,7 @@ impl Work<'_> {
     /// Removes the files first, and then the torrent: interrupted in between, it is still there to go on with.
     async fn delete_with_data(&self) -> Attempt<Done> {
         let hashes = self.torrents()?;
-        let listing = self.parts.client.list().await?;
+        let listing = self.parts.client.list(Scope::Full).await?;
         if !self.request.dry_run {
             self.note_start().await?;
         }
@@ -494,7 +494,7 @@ impl Work<'_> {
 
     async fn move_with_data(&self, directory: &str) -> Attempt<Done> {
         let hashes = self.torrents()?;
-        let listing = self.parts.client.list().await?;
+        let listing = self.parts.client.list(Scope::Full).await?;
         if !self.request.dry_run {
             self.note_start().await?;
         }

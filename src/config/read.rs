@@ -220,6 +220,14 @@ impl<'a> Table<'a> {
         }
     }
 
+    /// A text, or a list of texts.
+    pub fn one_or_more(&self, key: &'static str) -> Option<Vec<String>> {
+        match self.ask(key)? {
+            Value::String(_, text) if !self.is_text_from_outside(key) => Some(vec![text.clone()]),
+            _ => self.texts(key),
+        }
+    }
+
     fn texts_of(&self, key: &str, items: &[Value], right: &str) -> Option<Vec<String>> {
         let texts: Vec<String> = items.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect();
         if texts.len() < items.len() {

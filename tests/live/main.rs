@@ -18,6 +18,7 @@ mod first_sight;
 mod harness;
 mod hooks;
 mod mqtt_link;
+mod nats;
 mod oddities;
 mod outages;
 mod retained;

@@ -14,7 +14,7 @@ use super::map::Raw;
 use super::transport::Dialect;
 use super::{FILE_COLUMNS, PEER_COLUMNS, RtorrentClient, TRACKER_COLUMNS, Turn, file, peer, rows, tracker, xmlrpc};
 use crate::model::{Action, Details, InfoHash, Observed, Parts};
-use crate::port::{Applied, ClientError, TorrentClient as _};
+use crate::port::{Applied, ClientError, Scope, TorrentClient as _};
 
 type Outcome = Result<Applied, ClientError>;
 
@@ -194,7 +194,7 @@ pub(super) async fn get(
     hashes: &[InfoHash],
     parts: Parts,
 ) -> Result<Vec<Option<Details>>, ClientError> {
-    let mut listing = client.list().await?;
+    let mut listing = client.list(Scope::Full).await?;
     let mut found: Vec<Option<Details>> = hashes.iter().map(|hash| listing.torrents.remove(hash).map(bare)).collect();
     if !(parts.files || parts.trackers || parts.peers) {
         return Ok(found);

@@ -12,7 +12,6 @@ mod commands;
 mod link;
 mod message;
 pub mod settings;
-mod tls;
 pub mod topics;
 mod wire;
 
@@ -30,10 +29,11 @@ use tracing::{info, warn};
 
 use crate::model::ServerName;
 use crate::port::{Connected, DeliverError, Delivery, Sink};
+use crate::sinks::tls;
 
+pub use crate::sinks::tls::{ClientCert, TlsError};
 pub use commands::MqttCommands;
-pub use settings::{BrokerUrl, ClientCert, Prefix, Settings, Version};
-pub use tls::TlsError;
+pub use settings::{BrokerUrl, Prefix, Settings, Version};
 
 use link::{Driver, Voice};
 use topics::{Qos, Topics};

@@ -8,10 +8,11 @@
 
 use std::fmt;
 
-use secrecy::{SecretSlice, SecretString};
+use secrecy::SecretString;
 use url::Url;
 
 use crate::model::{InvalidServerName, ServerName, SinkName};
+use crate::sinks::tls::ClientCert;
 
 /// One broker, and what it gets.
 #[derive(Clone, Debug)]
@@ -31,13 +32,6 @@ pub struct Settings {
     pub servers: Vec<ServerName>,
     /// `false`: the broker keeps no torrent's state, whatever the delivery says.
     pub retain: bool,
-}
-
-/// A certificate chain and its key, both PEM.
-#[derive(Clone, Debug)]
-pub struct ClientCert {
-    pub cert_pem: Vec<u8>,
-    pub key_pem: SecretSlice<u8>,
 }
 
 /// Which MQTT to speak.
