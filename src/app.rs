@@ -23,15 +23,15 @@ use crate::clients::rtorrent::RtorrentClient;
 use crate::clients::rtorrent::settings as rtorrent;
 use crate::commands::expect::Expectations;
 use crate::commands::{
-    BODY_BYTES_MAX, Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts,
+    BODY_BYTES_MAX, BridgeWorker, Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts,
 };
 use crate::config::{Broker, BrokerKind, Client, Config, MqttVersion, Nats, Rtorrent, Server};
 use crate::deliver::retention::Retain;
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::http;
 use crate::model::{
-    BellAddress, BellSecret, EVENT_SCHEMA, Hook, HookKey, Kind, RESULT_SCHEMA, Ring, Seq, ServerName, ServerStats,
-    SinkName, Timestamp,
+    BellAddress, BellSecret, CommandId, EVENT_SCHEMA, Hook, HookKey, Kind, RESULT_SCHEMA, Ring, Seq, ServerName,
+    ServerStats, SinkName, Timestamp,
 };
 use crate::port::{
     Clock, CommandSource, DeliverError, HookWish, Hooks, LoggedCommand, Scope, Sink, Store, StoreError, SystemClock,
@@ -193,6 +193,7 @@ struct Bridge {
     servers: BTreeMap<ServerName, ServerParts>,
     sinks: BTreeMap<SinkName, SinkParts>,
     reporter: Arc<dyn Reporter>,
+    worker: BridgeWorker,
     ended_in_order: bool,
     is_first_life: bool,
     last_alive: Option<Timestamp>,
@@ -308,6 +309,13 @@ impl Bridge {
             sinks.insert(name.clone(), SinkParts { sink, broker: broker.clone(), is_new });
         }
         let (ended_in_order, last_alive) = (recovery.was_clean, recovery.last_alive);
+        let worker = BridgeWorker {
+            queue: Arc::new(Queue::new(open.into_iter().filter(|job| job.command.server.is_none()))),
+            store: Arc::clone(&store),
+            board: Arc::clone(&board),
+            clock: Arc::clone(&clock),
+            set_log_level: Arc::new(crate::telemetry::set_level),
+        };
         let reporter = Arc::new(Reports {
             board: Arc::clone(&board),
             sinks: sinks.iter().map(|(name, parts)| (name.clone(), parts.sink.sink())).collect(),
@@ -316,7 +324,7 @@ impl Bridge {
             start: Instant::now(),
         });
         let is_first_life = recovery.is_new && !recovery.lost;
-        Ok(Self { board, store, clock, servers, sinks, reporter, ended_in_order, is_first_life, last_alive })
+        Ok(Self { board, store, clock, servers, sinks, reporter, worker, ended_in_order, is_first_life, last_alive })
     }
 
     fn spawn_sinks(&self, group: &mut Group) {
@@ -400,6 +408,8 @@ impl Bridge {
     }
 
     fn spawn_intakes(&self, group: &mut Group) {
+        let worker = self.worker.clone();
+        group.spawn("worker of the bridge".to_owned(), move |stop| worker.clone().run(stop));
         let away_since = self.last_alive;
         for (name, SinkParts { sink, broker, .. }) in &self.sinks {
             if sink.commands(broker, &self.clock).is_none() {
@@ -412,6 +422,7 @@ impl Bridge {
                 .collect();
             let (sink, broker, name) = (sink.clone(), broker.clone(), name.clone());
             let (store, board, clock) = (Arc::clone(&self.store), Arc::clone(&self.board), Arc::clone(&self.clock));
+            let bridge = Arc::clone(&self.worker.queue);
             group.spawn(format!("commands {name}"), move |stop| {
                 let rights = broker.commands.clone();
                 let door = Door {
@@ -419,6 +430,7 @@ impl Bridge {
                     allows: Box::new(move |verb| rights.allows(verb)),
                     reply_prefixes: broker.reply_prefixes.clone(),
                     queues: queues.clone(),
+                    bridge: Arc::clone(&bridge),
                     store: Arc::clone(&store),
                     board: Arc::clone(&board),
                     clock: Arc::clone(&clock),
@@ -448,7 +460,7 @@ async fn open_jobs(store: &dyn Store) -> Result<Vec<Job>, StoreError> {
     let open = store.open_commands().await?;
     let job = |command: LoggedCommand| {
         let request = Request::parse(command.verb?, command.hash, &command.body).ok()?;
-        Some(Job { command, request })
+        Some(Job { command, request, user: None })
     };
     Ok(open.into_iter().filter_map(job).collect())
 }
@@ -495,7 +507,7 @@ fn build_client(name: &ServerName, server: &Server) -> anyhow::Result<Arc<dyn To
 }
 
 fn rtorrent_settings(server: ServerName, of: &Rtorrent, timeout: Duration) -> anyhow::Result<rtorrent::Settings> {
-    let Rtorrent { url, username, password, ca_pem, hooks: _, extra } = of;
+    let Rtorrent { url, username, password, ca_pem, hooks: _, extra, rpc } = of;
     let column = |(key, column): (&String, &String)| Ok((key.clone(), rtorrent::ExtraColumn::parse(column)?));
     Ok(rtorrent::Settings {
         server,
@@ -505,6 +517,7 @@ fn rtorrent_settings(server: ServerName, of: &Rtorrent, timeout: Duration) -> an
         ca_pem: ca_pem.clone(),
         timeout,
         extra: extra.iter().map(column).collect::<anyhow::Result<_>>()?,
+        rpc: rpc.iter().map(|method| Ok(rtorrent::AllowedMethod::parse(method)?)).collect::<anyhow::Result<_>>()?,
     })
 }
 
@@ -685,6 +698,10 @@ fn server_health(board: &Board, name: &ServerName) -> Value {
         })
     });
     let mut health = read.unwrap_or(Value::Null);
+    if let (Some(server), Some(health)) = (board.server(name), health.as_object_mut()) {
+        let check = |(id, (read, total)): (&CommandId, &(u64, u64))| json!({"command_id": id, "read_bytes": read, "total_bytes": total});
+        health.insert("checking".to_owned(), server.checks().iter().map(check).collect());
+    }
     let report = board.server(name).map(|server| server.bell.last_report()).unwrap_or_default();
     if let (Some(health), Some(hooks)) = (health.as_object_mut(), hooks_health(&report)) {
         health.insert("hooks".to_owned(), hooks);

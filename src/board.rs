@@ -9,14 +9,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::model::{Committed, Epoch, InfoHash, Seq, ServerName, ServerState, ServerStats, SinkName, Told, Torrent};
+use crate::model::{
+    CommandId, Committed, Epoch, InfoHash, Seq, ServerName, ServerState, ServerStats, SinkName, Told, Torrent,
+};
 use crate::port::{Delivery, Hooks};
 
 /// How many side messages (files, results of look-ups) wait for a slow sink; the oldest go first.
@@ -40,6 +42,26 @@ pub struct ServerBoard {
     pub bell: Bell,
     /// A sink knows of an earlier epoch of this server: its watcher has to say that another began.
     pub owes_reset: AtomicBool,
+    /// Content that commands are checking, and how far that is: read and all bytes.
+    checks: Mutex<BTreeMap<CommandId, (u64, u64)>>,
+}
+
+/// A check of content under way; over when it is dropped.
+pub struct Checking<'a> {
+    server: &'a ServerBoard,
+    command: CommandId,
+}
+
+impl Checking<'_> {
+    pub fn progress(&self, read_bytes: u64, total_bytes: u64) {
+        self.server.checks().insert(self.command.clone(), (read_bytes, total_bytes));
+    }
+}
+
+impl Drop for Checking<'_> {
+    fn drop(&mut self) {
+        self.server.checks().remove(&self.command);
+    }
 }
 
 /// What stands on one server's board.
@@ -216,8 +238,22 @@ impl Board {
 
 impl ServerBoard {
     fn new(content: Content) -> Self {
-        let (poke, bell) = (Notify::new(), Bell::default());
-        Self { content: RwLock::new(content), poke, bell, owes_reset: AtomicBool::new(false) }
+        Self {
+            content: RwLock::new(content),
+            poke: Notify::new(),
+            bell: Bell::default(),
+            owes_reset: AtomicBool::new(false),
+            checks: Mutex::default(),
+        }
+    }
+
+    /// A command checks content; how far it is stands here as long as what is returned.
+    pub fn begin_check(&self, command: &CommandId) -> Checking<'_> {
+        Checking { server: self, command: command.clone() }
+    }
+
+    pub fn checks(&self) -> MutexGuard<'_, BTreeMap<CommandId, (u64, u64)>> {
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn read<T>(&self, read: impl FnOnce(&Content) -> T) -> T {
@@ -279,6 +315,12 @@ pub struct Desk {
 pub struct Tray {
     pub changed: BTreeMap<ServerName, BTreeMap<InfoHash, Laid>>,
     pub aside: VecDeque<Delivery>,
+    /// From where on the events of a server are to be sent again.
+    pub rewinds: BTreeMap<ServerName, Seq>,
+    /// Whose present is to be asserted again.
+    pub again: BTreeSet<ServerName>,
+    /// The present of everything is, and what is said of the bridge itself.
+    pub all_again: bool,
 }
 
 impl Desk {
@@ -303,6 +345,28 @@ impl Desk {
                 tray.aside.pop_front();
             }
             tray.aside.push_back(delivery);
+        }
+        self.laid.notify_one();
+    }
+
+    /// Has the events of a server sent again, from this one on.
+    pub fn rewind(&self, server: &ServerName, from: Seq) {
+        {
+            let mut tray = self.tray.lock().unwrap_or_else(PoisonError::into_inner);
+            let noted = tray.rewinds.entry(server.clone()).or_insert(from);
+            *noted = from.min(*noted);
+        }
+        self.laid.notify_one();
+    }
+
+    /// Has the present of one server asserted again, or that of everything.
+    pub fn ask_again(&self, server: Option<&ServerName>) {
+        {
+            let mut tray = self.tray.lock().unwrap_or_else(PoisonError::into_inner);
+            match server {
+                Some(server) => drop(tray.again.insert(server.clone())),
+                None => tray.all_again = true,
+            }
         }
         self.laid.notify_one();
     }

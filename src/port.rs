@@ -11,9 +11,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::model::{
-    Action, CommandId, Committed, Details, Entry, Epoch, EventId, File, Hook, HookKey, InfoHash, Listing,
+    Action, CommandId, Committed, Details, Entry, Epoch, EventId, File, Hook, HookKey, InfoHash, Limits, Listing,
     OutcomeStatus, Parts, Rev, Seq, ServerName, ServerState, SinkName, Tick, Timestamp, Told, Verb,
 };
 
@@ -49,7 +50,40 @@ pub trait TorrentClient: Send + Sync {
     ///
     /// Safe to call for what is already so. Waits, within its deadline, for what the client must
     /// not be asked at the moment.
+    ///
+    /// # Errors
+    /// [`ClientError::Busy`] if that takes longer: nothing was asked then.
     async fn apply(&self, action: &Action) -> Result<Applied, ClientError>;
+
+    /// Asks for several actions, with as few exchanges as it can; for each its answer.
+    ///
+    /// Does not wait for what must not be asked now: that is busy.
+    async fn apply_all(&self, actions: &[Action]) -> Vec<Result<Applied, ClientError>> {
+        let mut answers = Vec::with_capacity(actions.len());
+        for action in actions {
+            answers.push(self.apply(action).await);
+        }
+        answers
+    }
+
+    /// Reads several torrents, with as few exchanges as it can; `None` for one that it does not have.
+    async fn get_all(&self, hashes: &[InfoHash], parts: Parts) -> Result<Vec<Option<Details>>, ClientError> {
+        let mut found = Vec::with_capacity(hashes.len());
+        for hash in hashes {
+            found.push(self.get(*hash, parts).await?);
+        }
+        Ok(found)
+    }
+
+    /// Sets the limits of all torrents together, and reads them back.
+    async fn set_limits(&self, _limits: Limits) -> Result<(), ClientError> {
+        Err(ClientError::Unsupported { what: "limit its rates".to_owned() })
+    }
+
+    /// Calls one of the methods that its config allows.
+    async fn call(&self, _method: &str, _params: &[Value]) -> Result<Value, ClientError> {
+        Err(ClientError::Unsupported { what: "be called in its own words".to_owned() })
+    }
 
     /// Has the client ring a bell of ours when something happens in it, or leave off; says how it is then.
     ///
@@ -124,6 +158,9 @@ pub enum ClientError {
     /// It cannot be done in the torrent's present state; says what would have to be different.
     #[error("{reason}")]
     Precondition { reason: String },
+    /// It must not be asked now, and may be later; nothing was asked.
+    #[error("{reason}")]
+    Busy { reason: String },
     #[error("this client cannot {what}")]
     Unsupported { what: String },
 }
@@ -274,6 +311,8 @@ pub struct Incoming {
     /// How much longer its sender wants it done; `None` for no word about that.
     pub expires_in: Option<Duration>,
     pub reply: Option<ReplyTo>,
+    /// Who the sender says it is; not proven, for the log alone.
+    pub user: Option<String>,
     /// Tells the source that the command is safe in the log; until then it comes again.
     pub ack: Box<dyn FnOnce() + Send>,
 }

@@ -111,7 +111,7 @@ x.toml:6: http.listen: `somewhere` is no address to listen on; write an address 
 x.toml:7: http.hooks_listen: `off` is no address to listen on; write an address and a port, "127.0.0.1:0" (0: any that is free); `hooks` of a server is on or off
 x.toml:8: servers.Home: `Home` is no server name; use a-z, 0-9, _ and -, at most 63, the first a letter or digit; `bridge` is reserved
 x.toml:11: servers.a.url: `ftp` is no way to reach rTorrent; write `unix:///path/to/rpc.sock`, `scgi://host:5000` or `http://host/RPC2`
-x.toml:12: servers.a.pasword: is no key of dtorrent; did you mean `password`? Known here: ca_file, client, extra, hooks, hooks_address, interval, password, password_file, roots, sweep, timeout, url, username
+x.toml:12: servers.a.pasword: is no key of dtorrent; did you mean `password`? Known here: ca_file, client, extra, hooks, hooks_address, interval, password, password_file, roots, rpc, sweep, timeout, url, username
 x.toml:13: servers.a.interval: `100ms` is too short; write 250ms to 1h with a unit, as "1s" or "500ms"
 x.toml:14: servers.a.timeout: is a number, not a text; write timeout = "…", in quotes
 x.toml:16: servers.a.hooks_address: `bridge` is no address with a port; write `host:8788`, `10.0.0.5:8788` or `[fd00::5]:8788`
@@ -127,7 +127,7 @@ x.toml:26: brokers.home.prefix: the prefix contains `+` or `#`, which are wildca
 x.toml:27: brokers.home.servers: `c*` is no server; known: *, a, b
 x.toml:27: brokers.home.servers: leaves no server; name at least one, or leave the key out for all
 x.toml:28: brokers.home.events: `done` is no kind of event; known: *, KINDS
-x.toml:29: brokers.home.commands: `-explode` is no command; known: *, pause, resume, start, stop, delete, add, recheck, announce, label, priority, get, list, delete_data, file_priority, limits, log_level, move, resync, rpc, throttle; a `-` before one takes it away
+x.toml:29: brokers.home.commands: `-explode` is no command; known: *, pause, resume, start, stop, delete, add, recheck, announce, label, priority, get, list, move, throttle, file_priority, limits, resync, rpc, log_level, delete_data; a `-` before one takes it away
 x.toml:30: brokers.home.cert_file: `/nonexistent.pem` cannot be read: No such file or directory (os error 2); name a file that this user may read; a relative path starts at the working directory
 x.toml:32: brokers.home.home_assistant.enabled: is not in this version yet; write enabled = false
 x.toml:35: brokers.bus.url: the URL contains a user name, password or token; move them to `username` and `password_file`
@@ -362,7 +362,7 @@ fn rights_are_given_with_a_star_and_taken_with_a_minus() {
     let rights =
         |commands: &str| parsed(&format!("{SERVER}{BROKER}{commands}")).brokers.into_values().next().unwrap().commands;
     let default = rights("");
-    assert!(Verb::ALL.iter().all(|verb| default.allows(verb.as_str())));
+    assert!(Verb::ALL.iter().all(|verb| default.allows(verb.as_str()) == (*verb != Verb::Rpc)));
     assert!(!default.allows("delete_data") && !default.allows("rpc") && !default.allows("*") && !default.is_empty());
     assert_eq!(default, rights(r#"commands = ["*", "-delete_data", "-rpc"]"#));
     assert!(rights(r#"commands = ["*"]"#).allows("delete_data"));

@@ -141,6 +141,7 @@ async fn rule_2_a_hundred_thousand_torrents_come_in_answers_far_from_what_aborts
         ca_pem: None,
         timeout: Duration::from_secs(60),
         extra: BTreeMap::new(),
+        rpc: Vec::new(),
     })
     .unwrap();
     let listing = client.list(Scope::Full).await.unwrap();

@@ -159,6 +159,7 @@ fn every_verb_field_and_code_of_commands_is_explained() {
         results: vec![row],
         error: None,
         page: Some(Page { total: 0, page: 0, page_size: 0 }),
+        value: Some(Value::Null),
     };
     for key in keys(&serde_json::to_value(outcome).unwrap()) {
         let is_named = REFERENCE.contains(&format!("`{key}`")) || REFERENCE.contains(&format!("\"{key}\":"));

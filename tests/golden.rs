@@ -136,6 +136,7 @@ fn results_look_as_ever() {
         results,
         error,
         page,
+        value: None,
     };
     let unknown = CommandError::new(ErrorCode::UnknownHash, "the client has no torrent of that hash");
     let rows = vec![Row::ok(hash()), Row::failed(InfoHash::V2([7; 32]), unknown.clone())];
@@ -210,9 +211,14 @@ fn subjects_are_as_ever_and_the_topics_with_dots() {
 #[test]
 fn help_is_as_ever() {
     let mut text = String::new();
-    for arguments in
-        [&["--help"][..], &["run", "--help"], &["demo", "--help"], &["check", "--help"], &["health", "--help"]]
-    {
+    for arguments in [
+        &["--help"][..],
+        &["run", "--help"],
+        &["demo", "--help"],
+        &["check", "--help"],
+        &["make-torrent", "--help"],
+        &["health", "--help"],
+    ] {
         let output =
             Command::new(env!("CARGO_BIN_EXE_dtorrent")).args(arguments).env("COLUMNS", "100").output().unwrap();
         writeln!(text, "$ dtorrent {}\n{}", arguments.join(" "), String::from_utf8(output.stdout).unwrap()).unwrap();

@@ -6,6 +6,7 @@ mod check;
 mod client;
 mod demo;
 mod health;
+mod make_torrent;
 mod run;
 
 use std::io::Write as _;
@@ -33,6 +34,8 @@ enum Command {
     Demo,
     /// Read the config, tell everything that is wrong with it, or what it comes to
     Check(check::Arguments),
+    /// Make a .torrent file of a file or a folder
+    MakeTorrent(make_torrent::Arguments),
     /// For a client of your own (`client = "exec"`)
     #[command(subcommand)]
     Client(client::Arguments),
@@ -116,6 +119,7 @@ impl Cli {
         let Self { options, command } = self;
         match command {
             Some(Command::Check(arguments)) => check::run(options, &arguments),
+            Some(Command::MakeTorrent(arguments)) => make_torrent::run(&arguments),
             Some(Command::Client(arguments)) => client::run(arguments),
             Some(Command::Health) => health::run(options),
             Some(Command::Demo) => demo::run(),

@@ -425,7 +425,10 @@ impl World {
         let hash = match action {
             Action::Pause(hash) | Action::Resume(hash) | Action::Start(hash) | Action::Stop(hash) => hash,
             Action::Delete(hash) | Action::Recheck(hash) | Action::Announce(hash) => hash,
-            Action::Label(hash, _) | Action::Priority(hash, _) => hash,
+            Action::Label(hash, _) | Action::Priority(hash, _) | Action::Hold(hash) => hash,
+            Action::Move(..) | Action::Throttle(..) | Action::FilePriority(..) => {
+                return Err(ClientError::Unsupported { what: "do that".to_owned() });
+            }
             Action::Add(add) => {
                 let torrent = Imagined {
                     has_metadata: false,
@@ -450,7 +453,7 @@ impl World {
                 match action {
                     Action::Pause(_) => torrent.drive = Drive::Paused,
                     Action::Resume(_) | Action::Start(_) => torrent.drive = Drive::Running,
-                    Action::Stop(_) => torrent.drive = Drive::Stopped,
+                    Action::Stop(_) | Action::Hold(_) => torrent.drive = Drive::Stopped,
                     Action::Label(_, label) => torrent.label.clone_from(label),
                     Action::Priority(_, priority) => torrent.priority = *priority,
                     _ => {}
@@ -554,7 +557,13 @@ impl TorrentClient for Simulator {
                 priority: Some(1),
             };
             let files = parts.files.then(|| vec![file]);
-            Details { files, trackers: parts.trackers.then(Vec::new), peers: parts.peers.then(Vec::new), observed }
+            Details {
+                is_folder: None,
+                files,
+                trackers: parts.trackers.then(Vec::new),
+                peers: parts.peers.then(Vec::new),
+                observed,
+            }
         }))
     }
 

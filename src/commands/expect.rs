@@ -4,12 +4,12 @@
 //! shows carries the command's name, however fast it comes. Whether the effect is there is judged only by looks
 //! that began *after* the client was asked: an older one may show the state of before.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use crate::model::{Action, Cause, CommandId, Covers, InfoHash, Kind, Listing, Observed, Status, Tick, Told};
+use crate::model::{Action, Add, Cause, CommandId, Covers, InfoHash, Kind, Listing, Observed, Status, Tick, Told};
 
 /// What a look has to show for an action to count as done.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,12 +22,18 @@ pub enum Effect {
         label: Option<String>,
         priority: Option<u8>,
         start: bool,
+        is_checked: bool,
     },
     Label(String),
     Priority(u8),
     /// The client has shown it already; one more look gives its events their name.
     Rechecked,
     Announced,
+    /// Its content is in this folder, or in one of its own below that.
+    Moved(String),
+    /// What follows is the client's word alone, as for [`Self::Rechecked`].
+    Throttled,
+    FilesChosen,
 }
 
 impl Effect {
@@ -38,12 +44,18 @@ impl Effect {
             Action::Resume(hash) | Action::Start(hash) => (*hash, Self::Running),
             Action::Stop(hash) => (*hash, Self::Stopped),
             Action::Delete(hash) => (*hash, Self::Gone),
+            Action::Hold(hash) => (*hash, Self::Stopped),
+            Action::Move(hash, directory) => (*hash, Self::Moved(directory.clone())),
+            Action::Throttle(hash, _) => (*hash, Self::Throttled),
+            Action::FilePriority(hash, ..) => (*hash, Self::FilesChosen),
             Action::Recheck(hash) => (*hash, Self::Rechecked),
             Action::Announce(hash) => (*hash, Self::Announced),
             Action::Label(hash, label) => (*hash, Self::Label(label.clone())),
             Action::Priority(hash, priority) => (*hash, Self::Priority(*priority)),
             Action::Add(add) => {
-                (add.hash, Self::Added { label: add.label.clone(), priority: add.priority, start: add.start })
+                let Add { hash, label, priority, start, is_checked, .. } = add;
+                let (label, priority, start, is_checked) = (label.clone(), *priority, *start, *is_checked);
+                (*hash, Self::Added { label, priority, start, is_checked })
             }
         }
     }
@@ -57,14 +69,16 @@ impl Effect {
             Self::Paused => torrent.status == Status::Paused,
             Self::Running => !matches!(torrent.status, Status::Paused | Status::Stopped),
             Self::Stopped => torrent.status == Status::Stopped,
-            Self::Added { label, priority, start } => {
+            Self::Added { label, priority, start, is_checked } => {
                 (label.is_none() || torrent.label == *label)
                     && (priority.is_none() || torrent.priority == *priority)
                     && (!start || torrent.status != Status::Stopped)
+                    && (!is_checked || torrent.finished)
             }
             Self::Label(label) => torrent.label.as_ref() == Some(label),
             Self::Priority(priority) => torrent.priority == Some(*priority),
-            Self::Rechecked | Self::Announced => true,
+            Self::Moved(directory) => torrent.directory.as_deref().is_some_and(|now| is_at_or_below(now, directory)),
+            Self::Rechecked | Self::Announced | Self::Throttled | Self::FilesChosen => true,
         }
     }
 
@@ -81,9 +95,26 @@ impl Effect {
             Self::Priority(_) => &[Kind::PriorityChanged],
             Self::Rechecked => &[Kind::Checking, Kind::Checked, Kind::Resumed, Kind::Paused],
             Self::Announced => &[],
+            Self::Moved(_) => &[
+                Kind::Moved,
+                Kind::Stopped,
+                Kind::Started,
+                Kind::Paused,
+                Kind::Resumed,
+                Kind::Checking,
+                Kind::Checked,
+                Kind::Unstalled,
+            ],
+            Self::Throttled => &[Kind::Paused, Kind::Resumed],
+            Self::FilesChosen => &[Kind::Finished, Kind::Unfinished],
         };
         kinds.contains(&kind)
     }
+}
+
+fn is_at_or_below(path: &str, directory: &str) -> bool {
+    let rest = path.strip_prefix(directory.trim_end_matches('/'));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The expectations of one server.
@@ -96,11 +127,11 @@ pub struct Expectations {
 struct Book {
     looks: u64,
     tickets: u64,
-    waiting: Vec<Waiting>,
+    /// By ticket, so the oldest first.
+    waiting: BTreeMap<u64, Waiting>,
 }
 
 struct Waiting {
-    ticket: u64,
     command: CommandId,
     hash: InfoHash,
     effect: Effect,
@@ -124,7 +155,7 @@ impl Expectations {
         book.tickets += 1;
         let number = book.tickets;
         let command = command.clone();
-        book.waiting.push(Waiting { ticket: number, command, hash, effect, asked_in_look: None, shown: Some(sender) });
+        book.waiting.insert(number, Waiting { command, hash, effect, asked_in_look: None, shown: Some(sender) });
         Ticket { expectations: self, number, shown }
     }
 
@@ -138,10 +169,14 @@ impl Expectations {
     /// Gives events that a command explains its name.
     pub fn mark(&self, tick: &mut Tick) {
         let book = self.book();
+        let mut by_hash: HashMap<InfoHash, Vec<&Waiting>> = HashMap::new();
+        for waiting in book.waiting.values() {
+            by_hash.entry(waiting.hash).or_default().push(waiting);
+        }
         for fact in &mut tick.facts {
             let Some(hash) = fact.torrent.as_ref().map(|torrent| torrent.hash) else { continue };
-            let explains = |waiting: &&Waiting| waiting.hash == hash && waiting.effect.explains(fact.kind);
-            if let Some(waiting) = book.waiting.iter().find(explains) {
+            let mut of_torrent = by_hash.get(&hash).into_iter().flatten();
+            if let Some(waiting) = of_torrent.find(|waiting| waiting.effect.explains(fact.kind)) {
                 fact.cause = Cause::Command;
                 fact.command_id = Some(waiting.command.clone());
             }
@@ -151,7 +186,7 @@ impl Expectations {
     /// Answers whoever waits for what this look, now told, shows.
     pub fn judge(&self, look: u64, listing: &Listing, told: &Told) {
         let mut book = self.book();
-        for waiting in &mut book.waiting {
+        for waiting in book.waiting.values_mut() {
             let is_asked = waiting.asked_in_look.is_some_and(|asked| asked < look);
             let seen = listing.torrents.get(&waiting.hash);
             let is_spoken_of = seen.is_some() || listing.covers == Covers::All;
@@ -170,13 +205,13 @@ impl Expectations {
 
     /// Whether somebody waits for a look.
     pub fn is_waiting(&self) -> bool {
-        self.book().waiting.iter().any(|waiting| waiting.asked_in_look.is_some() && waiting.shown.is_some())
+        self.book().waiting.values().any(|waiting| waiting.asked_in_look.is_some() && waiting.shown.is_some())
     }
 
     /// The torrents whose change somebody waits for.
     pub fn awaited(&self, into: &mut BTreeSet<InfoHash>) {
         let book = self.book();
-        let open = book.waiting.iter().filter(|waiting| waiting.asked_in_look.is_some() && waiting.shown.is_some());
+        let open = book.waiting.values().filter(|waiting| waiting.asked_in_look.is_some() && waiting.shown.is_some());
         into.extend(open.map(|waiting| waiting.hash));
     }
 
@@ -190,7 +225,7 @@ impl Ticket<'_> {
     pub fn asked(&self) {
         let mut book = self.expectations.book();
         let looks = book.looks;
-        if let Some(waiting) = book.waiting.iter_mut().find(|waiting| waiting.ticket == self.number) {
+        if let Some(waiting) = book.waiting.get_mut(&self.number) {
             waiting.asked_in_look = Some(looks);
         }
     }
@@ -206,6 +241,6 @@ impl Ticket<'_> {
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        self.expectations.book().waiting.retain(|waiting| waiting.ticket != self.number);
+        self.expectations.book().waiting.remove(&self.number);
     }
 }

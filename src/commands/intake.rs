@@ -8,17 +8,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::bridge;
+use super::outcome::{self, Asker, Done};
 use super::queue::{Job, Queue};
 use super::request::{BODY_BYTES_MAX, Envelope, Request, TTL};
 use crate::board::Board;
 use crate::deliver::backoff::Backoff;
 use crate::model::{
-    CommandError, CommandId, ErrorCode, InfoHash, InvalidInfoHash, InvalidServerName, Outcome, OutcomeStatus,
-    RESULT_SCHEMA, ServerName, SinkName, Timestamp, Verb, printable,
+    CommandError, CommandId, ErrorCode, InfoHash, InvalidInfoHash, InvalidServerName, OutcomeStatus, ServerName,
+    SinkName, Timestamp, Verb, printable,
 };
 use crate::port::{
     Admission, Answer, Clock, CommandAddress, CommandSource, Incoming, LoggedCommand, ReplyTo, Store, StoreError,
@@ -29,6 +32,8 @@ use crate::repeat::Repeat;
 const GOOD_AFTER: Duration = Duration::from_secs(1);
 /// How long to wait before a command is offered to a full disk again.
 const FULL_EACH: Duration = Duration::from_secs(1);
+/// So many messages are written down together.
+const TOGETHER_MAX: usize = 64;
 
 /// Takes what comes from one source to its door.
 pub struct Intake {
@@ -48,6 +53,8 @@ pub struct Door {
     pub reply_prefixes: Vec<String>,
     /// Of the servers that this sink may command.
     pub queues: BTreeMap<ServerName, Arc<Queue>>,
+    /// Of commands to the bridge itself.
+    pub bridge: Arc<Queue>,
     pub store: Arc<dyn Store>,
     pub board: Arc<Board>,
     pub clock: Arc<dyn Clock>,
@@ -57,6 +64,7 @@ pub struct Door {
 struct Taken {
     command: LoggedCommand,
     verb_text: String,
+    user: Option<String>,
     /// What it says, or why it is not carried out.
     verdict: Result<Request, Refusal>,
 }
@@ -90,10 +98,14 @@ impl Intake {
                 Ok(incoming) => {
                     backoff.reset();
                     repeat.ended();
-                    if !incoming.may_have_waited {
-                        self.away_since = None;
+                    let mut all = vec![self.noted(incoming)];
+                    // What is there already shares a write with it. An error comes again with the next look.
+                    while all.len() < TOGETHER_MAX
+                        && let Some(Ok(incoming)) = self.source.next().now_or_never()
+                    {
+                        all.push(self.noted(incoming));
                     }
-                    self.door.take(incoming, self.away_since, &stop).await?;
+                    self.door.take(all, &stop).await?;
                 }
                 Err(error) => {
                     if since.elapsed() > GOOD_AFTER {
@@ -114,30 +126,47 @@ impl Intake {
     }
 }
 
+impl Intake {
+    /// With the time since when it may have waited.
+    fn noted(&mut self, incoming: Incoming) -> (Incoming, Option<Timestamp>) {
+        if !incoming.may_have_waited {
+            self.away_since = None;
+        }
+        (incoming, self.away_since)
+    }
+}
+
 impl Door {
-    async fn take(
-        &self,
-        incoming: Incoming,
-        away_since: Option<Timestamp>,
-        stop: &CancellationToken,
-    ) -> Result<(), StoreError> {
-        let Incoming { address, body, is_retained, may_have_waited, expires_in, reply, ack } = incoming;
+    /// Takes messages in their order; those that came together are written down together.
+    async fn take(&self, all: Vec<(Incoming, Option<Timestamp>)>, stop: &CancellationToken) -> Result<(), StoreError> {
+        let (taken, acks): (Vec<Taken>, Vec<_>) =
+            all.into_iter().map(|(incoming, away_since)| self.judge(incoming, away_since)).unzip();
+        let writes = taken.iter().map(|taken| self.log(taken));
+        let written = futures_util::future::join_all(writes).await;
+        for ((taken, ack), mut written) in taken.iter().zip(acks).zip(written) {
+            // A full disk keeps the message at the broker until there is room. Writing is never broken
+            // off: a message without an id that comes again would be another command.
+            while let Err(StoreError::Full { reason }) = written {
+                warn!(sink = %self.origin, reason, "a command waits for room on the disk");
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(FULL_EACH) => {}
+                }
+                written = self.log(taken).await;
+            }
+            self.hand_on(taken, written?);
+            ack();
+        }
+        Ok(())
+    }
+
+    fn judge(&self, incoming: Incoming, away_since: Option<Timestamp>) -> (Taken, Box<dyn FnOnce() + Send>) {
+        let Incoming { address, body, is_retained, may_have_waited, expires_in, reply, user, ack } = incoming;
         // A broker that lets messages expire has counted the time that this one waited.
         let waited = away_since.filter(|_| may_have_waited && expires_in.is_none());
-        let taken = self.read(address, body, is_retained, waited, expires_in, reply);
-        // A full disk keeps the message at the broker until there is room. Writing is never broken
-        // off: a message without an id that comes again would be another command.
-        while let Err(error) = self.log(&taken).await {
-            let StoreError::Full { reason } = error else { return Err(error) };
-            warn!(sink = %self.origin, reason, "a command waits for room on the disk");
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(FULL_EACH) => {}
-            }
-        }
-        ack();
-        Ok(())
+        let taken = Taken { user, ..self.read(address, body, is_retained, waited, expires_in, reply) };
+        (taken, ack)
     }
 
     /// Judges a message. Cheap checks first; the body is not touched if it is too large.
@@ -173,8 +202,10 @@ impl Door {
         } else if reply_to.is_some_and(|topic| !self.may_reply_to(topic)) {
             Err(refused(ErrorCode::Forbidden, "reply_to: the config allows no answers to that topic"))
         } else {
-            self.addressed(&server, &hash, verb, body.len())
+            self.addressed(&server, &hash, verb)
                 .and_then(|(verb, hash)| Request::parse(verb, hash, &body).map_err(failed))
+                .and_then(|request| self.with_rights(request))
+                .and_then(|request| self.with_room(&server, request, body.len()))
         };
         let allowed_reply_to = reply_to.filter(|topic| self.may_reply_to(topic));
         let command = LoggedCommand {
@@ -191,7 +222,7 @@ impl Door {
             is_started: false,
         };
         let verb_text = printable(address.verb.as_bytes());
-        Taken { command, verb_text, verdict }
+        Taken { command, verb_text, user: None, verdict }
     }
 
     /// The verb and the torrent, if server, torrent and verb are such that it may be carried out.
@@ -200,14 +231,13 @@ impl Door {
         server: &Option<Result<ServerName, InvalidServerName>>,
         hash: &Option<Result<InfoHash, InvalidInfoHash>>,
         verb: Option<Verb>,
-        body_bytes: usize,
     ) -> Result<(Verb, Option<InfoHash>), Refusal> {
         let error = |code, message: &str| Err(failed(CommandError::new(code, message)));
         let queue = match server {
-            None => return error(ErrorCode::Unsupported, "this version takes no commands to the bridge itself"),
+            None => Some(&self.bridge),
             Some(server) => server.as_ref().ok().and_then(|server| self.queues.get(server)),
         };
-        let Some(queue) = queue else {
+        if queue.is_none() {
             return error(ErrorCode::UnknownServer, "no server of that name is configured for this broker");
         };
         let hash = match hash {
@@ -219,15 +249,40 @@ impl Door {
             let known: Vec<&str> = Verb::ALL.iter().map(|verb| verb.as_str()).collect();
             return error(ErrorCode::Unsupported, &format!("no such command; there are {}", known.join(", ")));
         };
+        if server.is_none() && !bridge::VERBS.contains(&verb) {
+            return error(ErrorCode::Unsupported, "the bridge itself takes resync and log_level; this is for a server");
+        }
         if !(self.allows)(verb.as_str()) {
             return Err(refused(ErrorCode::Forbidden, "the config does not accept this command from this broker"));
         }
-        if !queue.has_room(body_bytes) {
-            let mut error = CommandError::new(ErrorCode::ClientOffline, "too many commands are waiting");
-            error.retryable = true;
-            return Err((OutcomeStatus::Refused, error));
-        }
         Ok((verb, hash))
+    }
+
+    /// Some of what a verb can do needs a right of its own.
+    fn with_rights(&self, request: Request) -> Result<Request, Refusal> {
+        match request.what.extra_right() {
+            Some(right) if !(self.allows)(right) => {
+                Err(refused(ErrorCode::Forbidden, format!("the config does not give this broker the right to {right}")))
+            }
+            _ => Ok(request),
+        }
+    }
+
+    /// A queue that is full, or has enough for these torrents, takes no more.
+    fn with_room(
+        &self,
+        server: &Option<Result<ServerName, InvalidServerName>>,
+        request: Request,
+        body_bytes: usize,
+    ) -> Result<Request, Refusal> {
+        let server = server.as_ref().and_then(|server| server.as_ref().ok());
+        let queue = server.map_or(Some(&self.bridge), |server| self.queues.get(server));
+        if queue.is_some_and(|queue| queue.has_room(&request, body_bytes)) {
+            return Ok(request);
+        }
+        let mut error = CommandError::new(ErrorCode::ClientOffline, "too many commands are waiting");
+        error.retryable = true;
+        Err((OutcomeStatus::Refused, error))
     }
 
     fn may_reply_to(&self, topic: &str) -> bool {
@@ -238,47 +293,45 @@ impl Door {
         is_topic && self.reply_prefixes.iter().any(is_below)
     }
 
-    /// Writes the command down, with its result if it is refused, and hands it on if it is not.
-    async fn log(&self, taken: &Taken) -> Result<(), StoreError> {
-        let Taken { command, verb_text, verdict } = taken;
+    /// Writes the command down, with its result if it is refused.
+    async fn log(&self, taken: &Taken) -> Result<Admission, StoreError> {
+        let Taken { command, verb_text, user, verdict } = taken;
+        let answer = verdict.as_ref().err().map(|refusal| self.answer(command, verb_text, user.as_deref(), refusal));
+        self.store.log_command(command.clone(), answer).await
+    }
+
+    /// Hands on what is to be done.
+    fn hand_on(&self, taken: &Taken, admission: Admission) {
+        let Taken { command, verb_text, user, verdict } = taken;
         let LoggedCommand { id, server, origin, .. } = command;
-        let answer = verdict.as_ref().err().map(|refusal| self.answer(command, verb_text, refusal));
-        match self.store.log_command(command.clone(), answer).await? {
+        match admission {
             Admission::New => {}
             Admission::Running => {
-                info!(sink = %origin, %id, verb = verb_text, "the command came again and is being carried out");
-                return Ok(());
+                return info!(sink = %origin, %id, verb = verb_text, "the command came again and is being carried out");
             }
             Admission::Answered => {
                 info!(sink = %origin, %id, verb = verb_text, "the command came again and is answered as before");
-                self.wake_sink();
-                return Ok(());
+                return self.wake_sink();
             }
         }
-        match (verdict, server.as_ref().and_then(|server| self.queues.get(server))) {
-            (Ok(request), Some(queue)) => queue.push(Job { command: command.clone(), request: request.clone() }),
+        let queue = match server {
+            None => Some(&self.bridge),
+            Some(server) => self.queues.get(server),
+        };
+        match (verdict, queue) {
+            (Ok(request), Some(queue)) => {
+                queue.push(Job { command: command.clone(), request: request.clone(), user: user.clone() });
+            }
             _ => self.wake_sink(),
         }
-        Ok(())
     }
 
-    fn answer(&self, command: &LoggedCommand, verb_text: &str, refusal: &Refusal) -> Answer {
-        let LoggedCommand { id, server, origin, received_at, .. } = command;
+    fn answer(&self, command: &LoggedCommand, verb_text: &str, user: Option<&str>, refusal: &Refusal) -> Answer {
         let (status, error) = refusal;
-        info!(sink = %origin, %id, verb = verb_text, code = ?error.code, error = error.message, "command refused");
         let now = self.clock.now();
-        let outcome = Outcome {
-            schema: RESULT_SCHEMA,
-            id: id.clone(),
-            verb: verb_text.to_owned(),
-            server: server.clone(),
-            status: *status,
-            time: now,
-            took_ms: now.millis_since(*received_at),
-            results: Vec::new(),
-            error: Some(error.clone()),
-            page: None,
-        };
+        let done = Done { status: *status, ..Done::failed(error.clone()) };
+        let outcome = outcome::outcome(command, verb_text, now.millis_since(command.received_at), now, done);
+        outcome::audit(command, verb_text, &Asker { user }, &outcome);
         let body = Bytes::from(serde_json::to_vec(&outcome).expect("an outcome is plain JSON"));
         Answer { status: *status, body }
     }

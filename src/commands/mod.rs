@@ -9,13 +9,19 @@
 //! Whatever comes in a body is data. It is parsed into a [`request::Request`] whose values are
 //! checked, and only those reach a client.
 
+mod bridge;
 pub mod expect;
+mod files;
 mod intake;
+mod outcome;
 mod queue;
 mod request;
+mod roots;
 mod source;
+mod verify;
 mod worker;
 
+pub use bridge::{BridgeWorker, SetLogLevel};
 pub use intake::{Door, Intake};
 pub use queue::{Job, Queue};
 pub use request::{BODY_BYTES_MAX, Envelope, Request};

@@ -13,8 +13,10 @@ use crate::model::{CommandId, InfoHash};
 use crate::port::LoggedCommand;
 
 /// More than this many, or with more bytes, wait for nobody: they are refused.
-const COMMANDS_MAX: usize = 1000;
+pub(super) const COMMANDS_MAX: usize = 1000;
 const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Of these so many are for one torrent, and so many for torrents that are not known yet.
+const SAME_MAX: usize = 100;
 
 /// A link may drip for half a minute: so many are fetched at once, and leave room for other commands.
 const ADDS_MAX: usize = 8;
@@ -31,11 +33,15 @@ pub struct Queue {
 pub struct Job {
     pub command: LoggedCommand,
     pub request: Request,
+    /// Who its sender says it is, for the log; forgotten when the bridge ends.
+    pub user: Option<String>,
 }
 
 struct Open {
     job: Job,
     is_running: bool,
+    /// What a filter came to, once it is known.
+    narrowed: Option<Vec<InfoHash>>,
 }
 
 /// Which torrents a command holds while it runs.
@@ -52,10 +58,22 @@ impl Queue {
     }
 
     /// Whether one more command is taken, with a body of so many bytes.
-    pub fn has_room(&self, body_bytes: usize) -> bool {
+    ///
+    /// One torrent has a part of the room, and those whose torrents are not known have one: whoever floods
+    /// them leaves the others theirs.
+    pub fn has_room(&self, request: &Request, body_bytes: usize) -> bool {
         let open = self.open();
         let bytes: usize = open.iter().map(|open| open.job.command.body.len()).sum();
-        open.len() < COMMANDS_MAX && bytes + body_bytes <= BODY_BYTES_MAX
+        let of_kind = match claim_of(request) {
+            Claim::All => open.iter().filter(|open| matches!(claim_of(&open.job.request), Claim::All)).count(),
+            Claim::These([hash]) => {
+                let is_same =
+                    |open: &&Open| matches!(claim_of(&open.job.request), Claim::These([other]) if other == hash);
+                open.iter().filter(is_same).count()
+            }
+            Claim::These(_) => 0,
+        };
+        open.len() < COMMANDS_MAX && of_kind < SAME_MAX && bytes + body_bytes <= BODY_BYTES_MAX
     }
 
     pub fn push(&self, job: Job) {
@@ -67,6 +85,7 @@ impl Queue {
     pub fn begin(&self) {
         for open in self.open().iter_mut().filter(|open| open.is_running) {
             open.is_running = false;
+            open.narrowed = None;
             open.job.command.is_started = true;
         }
     }
@@ -81,18 +100,26 @@ impl Queue {
             if no_more_adds && is_add(one) {
                 continue;
             }
-            match claim(&one.job.request) {
+            match claim(one) {
                 Claim::All if place > 0 || one.is_running => return None,
                 Claim::These(hashes) if one.is_running || hashes.iter().any(|hash| held.contains(hash)) => {
                     held.extend(hashes);
+                    continue;
                 }
-                Claim::All | Claim::These(_) => {
-                    one.is_running = true;
-                    return Some(one.job.clone());
-                }
+                Claim::All | Claim::These(_) => {}
             }
+            one.is_running = true;
+            return Some(one.job.clone());
         }
         None
+    }
+
+    /// A command whose torrents were not known goes on with these, and stands in the way of no others.
+    pub fn narrow(&self, id: &CommandId, hashes: &[InfoHash]) {
+        for open in self.open().iter_mut().filter(|open| open.job.command.id == *id) {
+            open.narrowed = Some(hashes.to_vec());
+        }
+        self.arrived.notify_one();
     }
 
     /// The command has its result.
@@ -107,13 +134,20 @@ impl Queue {
 
 impl Open {
     fn waiting(job: Job) -> Self {
-        Self { job, is_running: false }
+        Self { job, is_running: false, narrowed: None }
     }
 }
 
-fn claim(request: &Request) -> Claim<'_> {
+fn claim(open: &Open) -> Claim<'_> {
+    if let Some(hashes) = &open.narrowed {
+        return Claim::These(hashes);
+    }
+    claim_of(&open.job.request)
+}
+
+fn claim_of(request: &Request) -> Claim<'_> {
     match request {
-        Request { what: What::List { .. } | What::Add(_), .. } => Claim::These(&[]),
+        Request { what, .. } if !what.needs_torrents() => Claim::These(&[]),
         Request { target: Target::These(hashes), .. } => Claim::These(hashes),
         Request { target: Target::Matching(_) | Target::Server, .. } => Claim::All,
     }
@@ -141,7 +175,7 @@ mod tests {
             reply: None,
             is_started: false,
         };
-        Job { command, request }
+        Job { command, request, user: None }
     }
 
     fn next(queue: &Queue) -> Option<String> {
@@ -177,6 +211,18 @@ mod tests {
     }
 
     #[test]
+    fn a_filter_that_is_known_lets_others_pass() {
+        let queue = Queue::new([
+            command("stop", Verb::Stop, None, r#"{"filter": {}}"#),
+            command("pause 2", Verb::Pause, Some(2), ""),
+        ]);
+        assert_eq!(next(&queue).as_deref(), Some("stop"));
+        assert_eq!(next(&queue), None);
+        queue.narrow(&CommandId::parse("stop").unwrap(), &[InfoHash::V1([1; 20])]);
+        assert_eq!(next(&queue).as_deref(), Some("pause 2"));
+    }
+
+    #[test]
     fn links_that_drip_do_not_hold_up_others() {
         let add = |n: usize| command(&n.to_string(), Verb::Add, None, r#"{"url": "http://slow.example/"}"#);
         let queue = Queue::new((0..20).map(add).chain([command("pause", Verb::Pause, Some(1), "")]));
@@ -196,11 +242,21 @@ mod tests {
     #[test]
     fn a_full_queue_has_no_room() {
         let queue = Queue::default();
-        assert!(queue.has_room(BODY_BYTES_MAX) && !queue.has_room(BODY_BYTES_MAX + 1));
-        for n in 0..COMMANDS_MAX {
-            assert!(queue.has_room(0));
+        let has_room = |job: &Job, bytes| queue.has_room(&job.request, bytes);
+        let list = command("list", Verb::List, None, "");
+        let pause = |n| command("pause", Verb::Pause, Some(n), "");
+        let stop = command("stop", Verb::Stop, None, r#"{"filter": {}}"#);
+        assert!(has_room(&list, BODY_BYTES_MAX) && !has_room(&list, BODY_BYTES_MAX + 1));
+        for n in 0..SAME_MAX {
+            assert!(has_room(&pause(1), 0) && has_room(&stop, 0));
+            queue.push(command(&format!("pause {n}"), Verb::Pause, Some(1), ""));
+            queue.push(command(&format!("stop {n}"), Verb::Stop, None, r#"{"filter": {}}"#));
+        }
+        assert!(!has_room(&pause(1), 0) && !has_room(&stop, 0) && has_room(&pause(2), 0));
+        for n in 2 * SAME_MAX..COMMANDS_MAX {
+            assert!(has_room(&list, 0));
             queue.push(command(&n.to_string(), Verb::List, None, ""));
         }
-        assert!(!queue.has_room(0));
+        assert!(!has_room(&list, 0) && !has_room(&pause(2), 0));
     }
 }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::model::{CommandError, CommandId, ErrorCode, Filter, InfoHash, Parts, Status, Verb};
+use crate::model::{CommandError, CommandId, ErrorCode, Filter, InfoHash, Limits, Parts, Seq, Status, Verb};
 
 /// A larger body is refused unread.
 pub const BODY_BYTES_MAX: usize = 10 * 1024 * 1024;
@@ -18,10 +18,17 @@ pub const BODY_BYTES_MAX: usize = 10 * 1024 * 1024;
 pub const TTL: Duration = Duration::from_secs(5 * 60);
 const TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-const HASHES_MAX: usize = 10_000;
+pub(super) const HASHES_MAX: usize = 10_000;
 const PAGE_SIZE: u64 = 200;
 const PAGE_SIZE_MAX: u64 = 1000;
 const LABEL_BYTES_MAX: usize = 255;
+/// `get` reads each of them apart.
+pub(super) const GET_MAX: usize = 1000;
+/// What rTorrent takes; a gigabyte a second.
+const LIMIT_MAX: u64 = 1 << 30;
+const FILES_MAX: usize = 50_000;
+const PARAMS_MAX: usize = 16;
+const PARAM_BYTES_MAX: usize = 4096;
 
 /// What every command may say, read before anything else so that even a malformed one is answered
 /// under its id.
@@ -45,7 +52,7 @@ pub struct Request {
 #[derive(Clone, Debug)]
 pub enum Target {
     These(Vec<InfoHash>),
-    Matching(Filter),
+    Matching(Box<Filter>),
     /// None in particular.
     Server,
 }
@@ -56,13 +63,38 @@ pub enum What {
     Resume,
     Start,
     Stop,
-    Delete,
+    Delete {
+        data: bool,
+    },
     Recheck,
     Announce,
     Label(String),
     Priority(u8),
+    Move {
+        directory: String,
+        data: bool,
+    },
+    Throttle(String),
+    FilePriority {
+        files: Vec<u32>,
+        priority: u8,
+    },
+    Limits(Limits),
+    /// Without a number: the present is asserted again.
+    Resync {
+        from_seq: Option<Seq>,
+    },
+    Rpc {
+        method: String,
+        params: Vec<Value>,
+    },
+    LogLevel(String),
     Get(Parts),
-    List { fields: Option<Vec<String>>, page: u64, page_size: u64 },
+    List {
+        fields: Option<Vec<String>>,
+        page: u64,
+        page_size: u64,
+    },
     Add(AddRequest),
 }
 
@@ -73,6 +105,33 @@ pub struct AddRequest {
     pub label: Option<String>,
     pub directory: Option<String>,
     pub priority: Option<u8>,
+    /// A path on this machine where its content is already.
+    pub data_file: Option<String>,
+}
+
+impl What {
+    /// Without a torrent there is nothing to do it to.
+    pub(super) fn needs_torrents(&self) -> bool {
+        !matches!(
+            self,
+            Self::Add(_)
+                | Self::List { .. }
+                | Self::Limits(_)
+                | Self::Resync { .. }
+                | Self::Rpc { .. }
+                | Self::LogLevel(_)
+        )
+    }
+
+    /// It asks, and changes nothing.
+    pub fn is_question(&self) -> bool {
+        matches!(self, Self::Get(_) | Self::List { .. })
+    }
+
+    /// The right that it needs beyond its verb.
+    pub fn extra_right(&self) -> Option<&'static str> {
+        matches!(self, Self::Delete { data: true }).then_some("delete_data")
+    }
 }
 
 /// Where the torrent to add is.
@@ -156,6 +215,54 @@ struct PriorityArguments {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct MoveArguments {
+    directory: String,
+    #[serde(default)]
+    data: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ThrottleArguments {
+    throttle: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FilePriorityArguments {
+    files: Vec<u32>,
+    priority: u8,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LimitsArguments {
+    download_limit: Option<u64>,
+    upload_limit: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ResyncArguments {
+    from_seq: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RpcArguments {
+    method: String,
+    #[serde(default)]
+    params: Vec<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogLevelArguments {
+    level: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct GetArguments {
     #[serde(default)]
     files: bool,
@@ -185,6 +292,7 @@ struct AddArguments {
     label: Option<String>,
     directory: Option<String>,
     priority: Option<u8>,
+    data_file: Option<String>,
 }
 
 impl Request {
@@ -196,7 +304,8 @@ impl Request {
         if verb == Verb::Add
             && let Some(content) = bare_content(body)?
         {
-            let add = AddRequest { content, start: true, label: None, directory: None, priority: None };
+            let add =
+                AddRequest { content, start: true, label: None, directory: None, priority: None, data_file: None };
             return Self { target: Target::Server, what: What::Add(add), if_status: None, dry_run: false }
                 .checked_target(verb, hash);
         }
@@ -212,6 +321,12 @@ impl Request {
             Some(_) => return Err(bad("dry_run is true or false")),
         };
         let what = what(verb, object)?;
+        if let (What::Get(_), Target::These(hashes)) = (&what, &target)
+            && hashes.len() > GET_MAX
+        {
+            let message = format!("get takes {GET_MAX} hashes at most; list has pages");
+            return Err(CommandError::new(ErrorCode::TooLarge, message));
+        }
         Self { target, what, if_status, dry_run }.checked_target(verb, hash)
     }
 
@@ -219,13 +334,16 @@ impl Request {
     fn checked_target(self, verb: Verb, hash: Option<InfoHash>) -> Result<Self, CommandError> {
         let name = verb.as_str();
         match (verb, &self.target, hash) {
-            (Verb::Add | Verb::List, _, Some(_)) => {
+            (Verb::FilePriority, _, None) => {
+                Err(bad("file_priority is a command to one torrent: publish it on that torrent's topic"))
+            }
+            (_, _, Some(_)) if !self.what.needs_torrents() => {
                 Err(bad(format!("{name} is a command to a server, not to a torrent")))
             }
-            (Verb::Add, Target::Server, None) => Ok(self),
-            (Verb::Add, _, None) => Err(bad("add takes no hashes and no filter")),
             (Verb::List, Target::These(_), None) => Err(bad("list takes a filter, no hashes")),
             (Verb::List, _, None) => Ok(self),
+            (_, Target::Server, None) if !self.what.needs_torrents() => Ok(self),
+            (_, _, None) if !self.what.needs_torrents() => Err(bad(format!("{name} takes no hashes and no filter"))),
             (_, Target::Server, None) => {
                 Err(bad(format!("{name} to a server needs \"hashes\" or \"filter\" to say which torrents")))
             }
@@ -242,9 +360,9 @@ fn take_target(object: &mut Map<String, Value>, hash: Option<InfoHash>) -> Resul
         (Some(_), ..) => Err(bad("the topic names the torrent, so hashes and filter have no place here")),
         (None, Some(_), Some(_)) => Err(bad("hashes or filter, not both")),
         (None, None, None) => Ok(Target::Server),
-        (None, None, Some(filter)) => {
-            Filter::from_json(filter).map(Target::Matching).map_err(|error| bad(error.to_string()))
-        }
+        (None, None, Some(filter)) => Filter::from_json(filter)
+            .map(|filter| Target::Matching(Box::new(filter)))
+            .map_err(|error| bad(error.to_string())),
         (None, Some(hashes), None) => {
             let mut hashes: Vec<InfoHash> =
                 serde_json::from_value(hashes).map_err(|error| bad(format!("hashes: {error}")))?;
@@ -280,17 +398,21 @@ fn what(verb: Verb, object: Map<String, Value>) -> Result<What, CommandError> {
         Verb::Stop => plain(What::Stop),
         Verb::Recheck => plain(What::Recheck),
         Verb::Announce => plain(What::Announce),
-        Verb::Delete => match arguments(object)? {
-            DeleteArguments { data: false } => Ok(What::Delete),
-            DeleteArguments { data: true } => {
-                let message = "deleting data is not in this version; without \"data\" the torrent alone is removed";
-                Err(CommandError::new(ErrorCode::Unsupported, message))
-            }
-        },
+        Verb::Delete => arguments(object).map(|DeleteArguments { data }| What::Delete { data }),
         Verb::Label => arguments(object).and_then(|LabelArguments { label }| checked_label(label)).map(What::Label),
         Verb::Priority => {
             arguments(object).and_then(|PriorityArguments { priority }| checked_priority(priority)).map(What::Priority)
         }
+        Verb::Move => arguments(object).map(|MoveArguments { directory, data }| What::Move { directory, data }),
+        Verb::Throttle => arguments(object).and_then(throttle),
+        Verb::FilePriority => arguments(object).and_then(file_priority),
+        Verb::Limits => arguments(object).and_then(limits),
+        Verb::Resync => {
+            let ResyncArguments { from_seq } = arguments(object)?;
+            Ok(What::Resync { from_seq: from_seq.map(Seq) })
+        }
+        Verb::Rpc => arguments(object).and_then(rpc),
+        Verb::LogLevel => arguments(object).map(|LogLevelArguments { level }| What::LogLevel(level)),
         Verb::Get => {
             let GetArguments { files, trackers, peers } = arguments(object)?;
             Ok(What::Get(Parts { files, trackers, peers }))
@@ -305,6 +427,51 @@ fn what(verb: Verb, object: Map<String, Value>) -> Result<What, CommandError> {
         }
         Verb::Add => add(arguments(object)?).map(What::Add),
     }
+}
+
+fn throttle(ThrottleArguments { throttle }: ThrottleArguments) -> Result<What, CommandError> {
+    if throttle.len() > 64 || throttle.chars().any(char::is_control) {
+        return Err(bad("the name of a throttle group has at most 64 bytes and no control characters"));
+    }
+    Ok(What::Throttle(throttle))
+}
+
+fn file_priority(arguments: FilePriorityArguments) -> Result<What, CommandError> {
+    let FilePriorityArguments { mut files, priority } = arguments;
+    if priority > 2 {
+        return Err(bad("the priority of a file is 0 (off), 1 (normal) or 2 (high)"));
+    }
+    if !(1..=FILES_MAX).contains(&files.len()) {
+        return Err(bad(format!("files is a list of 1 to {FILES_MAX} places in the torrent, from 0")));
+    }
+    files.sort_unstable();
+    files.dedup();
+    Ok(What::FilePriority { files, priority })
+}
+
+fn limits(LimitsArguments { download_limit, upload_limit }: LimitsArguments) -> Result<What, CommandError> {
+    let limits = Limits { download: download_limit, upload: upload_limit };
+    if limits == Limits::default() {
+        return Err(bad("limits takes download_limit, upload_limit or both, in bytes per second"));
+    }
+    if [download_limit, upload_limit].into_iter().flatten().any(|limit| limit > LIMIT_MAX) {
+        return Err(bad(format!("a limit is 0 (none) to {LIMIT_MAX} bytes per second")));
+    }
+    Ok(What::Limits(limits))
+}
+
+/// Only the shape: which methods may be called is for the server's config to say.
+fn rpc(RpcArguments { method, params }: RpcArguments) -> Result<What, CommandError> {
+    let is_scalar = |param: &Value| match param {
+        Value::String(text) => text.len() <= PARAM_BYTES_MAX,
+        Value::Number(number) => number.is_i64(),
+        _ => false,
+    };
+    if params.len() > PARAMS_MAX || !params.iter().all(is_scalar) {
+        let right = format!("at most {PARAMS_MAX} texts (of {PARAM_BYTES_MAX} bytes at most) and whole numbers");
+        return Err(bad(format!("params is a list of {right}")));
+    }
+    Ok(What::Rpc { method, params })
 }
 
 fn checked_label(label: String) -> Result<String, CommandError> {
@@ -349,7 +516,7 @@ fn is_url(link: &str) -> bool {
 }
 
 fn add(arguments: AddArguments) -> Result<AddRequest, CommandError> {
-    let AddArguments { magnet, url, torrent, file, start, label, directory, priority } = arguments;
+    let AddArguments { magnet, url, torrent, file, start, label, directory, priority, data_file } = arguments;
     let content = match (magnet, url, torrent, file) {
         (Some(magnet), None, None, None) if is_magnet(&magnet) => Content::Magnet(magnet),
         (Some(_), None, None, None) => return Err(bad("magnet: a link that begins with `magnet:?` is right")),
@@ -362,8 +529,12 @@ fn add(arguments: AddArguments) -> Result<AddRequest, CommandError> {
         (None, None, None, Some(file)) => Content::File(file),
         _ => return Err(bad("add takes exactly one of magnet, url, torrent (base64) and file")),
     };
+    if data_file.is_some() && matches!(content, Content::Magnet(_)) {
+        return Err(bad("data_file needs the torrent itself: a magnet link does not say what its content is"));
+    }
     Ok(AddRequest {
         content,
+        data_file,
         start: start.unwrap_or(true),
         label: label.map(checked_label).transpose()?,
         directory,
@@ -418,7 +589,26 @@ mod tests {
             ("label", true, r#"{"label": "a\u0007"}"#, "no control characters"),
             ("priority", true, r#"{"priority": 4}"#, "priority is 0"),
             ("priority", true, r#"{"priority": -1}"#, "invalid value"),
-            ("delete", true, r#"{"data": true}"#, "not in this version"),
+            ("delete", true, r#"{"data": 1}"#, "invalid type"),
+            ("move", true, "{}", "missing field `directory`"),
+            ("throttle", true, r#"{"throttle": 5}"#, "invalid type"),
+            ("file_priority", true, r#"{"files": [], "priority": 1}"#, "files is a list"),
+            ("file_priority", true, r#"{"files": [0], "priority": 3}"#, "priority of a file"),
+            (
+                "file_priority",
+                false,
+                r#"{"hashes": ["abcdef0123456789abcdef0123456789abcdef01"], "files": [0], "priority": 1}"#,
+                "one torrent",
+            ),
+            ("limits", false, "", "limits takes"),
+            ("limits", false, r#"{"download_limit": -1}"#, "invalid value"),
+            ("limits", false, r#"{"download_limit": 99999999999}"#, "a limit is 0"),
+            ("limits", true, r#"{"download_limit": 1}"#, "to a server"),
+            ("limits", false, r#"{"filter": {}, "download_limit": 1}"#, "no hashes and no filter"),
+            ("rpc", false, r#"{"method": "x", "params": [[]]}"#, "params is a list"),
+            ("rpc", false, r#"{"method": "x", "params": [1e99]}"#, "params is a list"),
+            ("resync", false, r#"{"from_seq": "1"}"#, "invalid type"),
+            ("add", false, r#"{"magnet": "magnet:?x", "data_file": "/x"}"#, "data_file needs"),
             ("add", true, r#"{"magnet": "magnet:?x"}"#, "to a server"),
             ("add", false, r#"{"magnet": "http://x"}"#, "magnet: "),
             ("add", false, r#"{"url": "file:///etc/passwd"}"#, "url: "),

@@ -5,16 +5,21 @@
 //! reach by link-local addresses (cloud metadata services live there).
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use tracing::info;
 
 use super::request::{AddRequest, BODY_BYTES_MAX, Content};
-use crate::model::{Add, AddSource, CommandError, ErrorCode, Magnet, Metainfo};
+use super::roots::Roots;
+use super::verify;
+use crate::model::{
+    Add, AddSource, CommandError, ErrorCode, InvalidMetainfo, Magnet, Metainfo, with_resume_data, without_resume_data,
+};
 
 const FETCH_MAX: Duration = Duration::from_secs(30);
 const REDIRECTS_MAX: usize = 5;
@@ -27,7 +32,7 @@ pub struct SourcesSettings {
 /// Resolves add requests of one server.
 #[derive(Clone)]
 pub struct Sources {
-    roots: Vec<PathBuf>,
+    pub(super) roots: Roots,
     http: reqwest::Client,
 }
 
@@ -50,59 +55,58 @@ impl Sources {
             .dns_resolver(Arc::new(GuardedResolver))
             .user_agent(concat!("dtorrent/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        Ok(Self { roots: settings.roots, http })
+        Ok(Self { roots: Roots::new(settings.roots), http })
     }
 
-    /// Makes of a request what a client can be asked for.
-    pub async fn resolve(&self, request: &AddRequest) -> Result<Add, CommandError> {
-        let AddRequest { content, start, label, directory, priority } = request;
-        let directory = directory.as_deref().map(|directory| self.checked_directory(directory)).transpose()?;
-        let (hash, source) = match content {
+    /// Makes of a request what a client can be asked for. `progress` hears how far a check of content is.
+    pub async fn resolve(&self, request: &AddRequest, progress: impl FnMut(u64, u64)) -> Result<Add, CommandError> {
+        let AddRequest { content, start, label, directory, priority, data_file } = request;
+        if let Some(directory) = directory {
+            self.roots.check_directory(directory)?;
+        }
+        let torrent = match content {
             Content::Magnet(link) => {
                 let magnet = Magnet::parse(link).map_err(|error| refuse(ErrorCode::BadRequest, error.to_string()))?;
-                (magnet.client_hash(), AddSource::Magnet(link.clone()))
+                return Ok(Add {
+                    hash: magnet.client_hash(),
+                    source: AddSource::Magnet(link.clone()),
+                    start: *start,
+                    label: label.clone(),
+                    directory: directory.clone(),
+                    priority: *priority,
+                    is_checked: false,
+                });
             }
-            Content::Torrent(bytes) => with_hash(bytes.clone())?,
-            Content::Url(url) => with_hash(self.fetch(url).await?)?,
-            Content::File(path) => with_hash(self.read_file(path).await?)?,
+            Content::Torrent(bytes) => bytes.clone(),
+            Content::Url(url) => self.fetch(url).await?,
+            Content::File(path) => self.read_file(path).await?,
         };
-        Ok(Add { hash, source, start: *start, label: label.clone(), directory, priority: *priority })
-    }
-
-    /// A directory on the client's machine: absolute, without `..`, below a root.
-    ///
-    /// As far as that folder is on this machine too, links in it are followed before it is compared.
-    fn checked_directory(&self, directory: &str) -> Result<String, CommandError> {
-        let path = Path::new(directory);
-        let is_plain = path.is_absolute()
-            && path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
-            && !directory.chars().any(char::is_control);
-        if !is_plain {
-            let message = "directory: an absolute path without `..` and control characters is right";
-            return Err(refuse(ErrorCode::BadRequest, message));
-        }
-        let resolved = resolved_start(path).ok_or_else(|| self.outside_roots("directory"))?;
-        let is_below = |path: &Path| self.roots.iter().any(|root| path.starts_with(root));
-        let is_below_resolved =
-            self.roots.iter().any(|root| resolved.starts_with(resolved_start(root).as_deref().unwrap_or(root)));
-        if is_below(path) && is_below_resolved {
-            Ok(directory.to_owned())
-        } else {
-            Err(self.outside_roots("directory"))
-        }
+        let metainfo = Metainfo::parse(&torrent).map_err(no_torrent)?;
+        let (torrent, directory) = match data_file {
+            None => (without_resume_data(&torrent).map_err(no_torrent)?.into(), directory.clone()),
+            Some(data_file) => {
+                let (torrent, parent) = self.check_data(&torrent, &metainfo, data_file, progress).await?;
+                if directory.as_ref().is_some_and(|directory| Path::new(directory) != Path::new(&parent)) {
+                    let message = format!("data_file is in {parent}, so that is its directory");
+                    return Err(refuse(ErrorCode::BadRequest, message));
+                }
+                (torrent, Some(parent))
+            }
+        };
+        Ok(Add {
+            hash: metainfo.client_hash(),
+            source: AddSource::Torrent(torrent),
+            start: *start,
+            label: label.clone(),
+            directory,
+            priority: *priority,
+            is_checked: data_file.is_some(),
+        })
     }
 
     async fn read_file(&self, path: &str) -> Result<Bytes, CommandError> {
         let unreadable = |error: std::io::Error| refuse(ErrorCode::BadRequest, format!("file: {error}"));
-        // The answer for a path outside is the same whether there is such a file or not.
-        let resolved = tokio::fs::canonicalize(path).await.map_err(|_| self.outside_roots("file"))?;
-        let is_below = self.roots.iter().any(|root| {
-            let root = root.canonicalize().unwrap_or_else(|_| root.clone());
-            resolved.starts_with(root)
-        });
-        if !is_below {
-            return Err(self.outside_roots("file"));
-        }
+        let resolved = self.roots.find("file", path)?;
         let found = tokio::fs::metadata(&resolved).await.map_err(unreadable)?;
         if !found.is_file() {
             return Err(refuse(ErrorCode::BadRequest, "file: not a regular file"));
@@ -113,14 +117,29 @@ impl Sources {
         tokio::fs::read(&resolved).await.map(Bytes::from).map_err(unreadable)
     }
 
-    fn outside_roots(&self, key: &str) -> CommandError {
-        let roots: Vec<String> = self.roots.iter().map(|root| root.display().to_string()).collect();
-        let message = if roots.is_empty() {
-            format!("{key}: this server has no `roots` in the config, so no path may be named")
-        } else {
-            format!("{key}: not found below the allowed folders ({})", roots.join(", "))
+    /// Checks content that is there already, and says of the torrent that it is complete.
+    async fn check_data(
+        &self,
+        torrent: &Bytes,
+        metainfo: &Metainfo,
+        data_file: &str,
+        progress: impl FnMut(u64, u64),
+    ) -> Result<(Bytes, String), CommandError> {
+        if metainfo.v1.is_none() {
+            info!(name = metainfo.name, "of version 2 alone: it is checked, and may be refused by the client");
+        }
+        let place = self.roots.find("data_file", data_file)?;
+        let directory = Path::new(data_file).parent().and_then(Path::to_str).map(str::to_owned);
+        let directory = directory.filter(|_| place.file_name().is_some_and(|name| *name == *metainfo.name));
+        let Some(directory) = directory else {
+            let message =
+                format!("data_file: the torrent calls it {:?}, so its path has to end in that", metainfo.name);
+            return Err(refuse(ErrorCode::Precondition, message));
         };
-        refuse(ErrorCode::Forbidden, message)
+        let checked = verify::check(metainfo, &place, &self.roots, progress).await?;
+        let pieces = metainfo.pieces.len() as u64 / 20;
+        let torrent = with_resume_data(torrent, pieces, &checked).map_err(no_torrent)?;
+        Ok((torrent.into(), directory))
     }
 
     async fn fetch(&self, url: &str) -> Result<Bytes, CommandError> {
@@ -150,21 +169,6 @@ impl Sources {
     }
 }
 
-/// As much of a path as is there, its links followed, with the rest of it behind; `None` if a link leads nowhere.
-fn resolved_start(path: &Path) -> Option<PathBuf> {
-    for start in path.ancestors() {
-        if let Ok(resolved) = start.canonicalize() {
-            let rest = path.strip_prefix(start).expect("an ancestor is a prefix");
-            return Some(resolved.join(rest));
-        }
-        // There is something, so its end is elsewhere, and whoever makes that decides where.
-        if start.symlink_metadata().is_ok_and(|found| found.is_symlink()) {
-            return None;
-        }
-    }
-    Some(path.to_owned())
-}
-
 /// A link may hold a passkey, so it is in no message.
 fn without_url(error: reqwest::Error) -> String {
     let error = error.without_url();
@@ -178,9 +182,8 @@ fn too_large() -> CommandError {
     refuse(ErrorCode::TooLarge, format!("a .torrent file of more than {BODY_BYTES_MAX} bytes is not taken"))
 }
 
-fn with_hash(bytes: Bytes) -> Result<(crate::model::InfoHash, AddSource), CommandError> {
-    let metainfo = Metainfo::parse(&bytes).map_err(|error| refuse(ErrorCode::BadRequest, error.to_string()))?;
-    Ok((metainfo.client_hash(), AddSource::Torrent(bytes)))
+fn no_torrent(error: InvalidMetainfo) -> CommandError {
+    refuse(ErrorCode::BadRequest, error.to_string())
 }
 
 fn is_allowed_host(url: &url::Url) -> bool {
@@ -224,46 +227,6 @@ mod tests {
     fn sources(roots: &[&Path]) -> Sources {
         let _already = rustls::crypto::ring::default_provider().install_default().is_err();
         Sources::new(SourcesSettings { roots: roots.iter().map(|root| root.to_path_buf()).collect() }).unwrap()
-    }
-
-    #[test]
-    fn a_directory_is_below_a_root_or_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path().canonicalize().unwrap();
-        std::os::unix::fs::symlink("/etc", root.join("link")).unwrap();
-        std::os::unix::fs::symlink(folder.path().with_extension("not-there"), root.join("dangling")).unwrap();
-        let sources = sources(&[&root]);
-        let below = root.join("films/new").display().to_string();
-        assert_eq!(sources.checked_directory(&below), Ok(below));
-        for bad in [
-            "films",
-            "/etc",
-            &format!("{}/../x", root.display()),
-            &format!("{}x", root.display()),
-            &root.join("link").display().to_string(),
-            &root.join("link/not/there/yet").display().to_string(),
-            &root.join("dangling").display().to_string(),
-            &root.join("dangling/new").display().to_string(),
-            &format!("{}/a\nb", root.display()),
-        ] {
-            assert!(sources.checked_directory(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_file_outside_the_roots_is_not_read_whether_it_is_there_or_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path().canonicalize().unwrap();
-        std::os::unix::fs::symlink("/etc/passwd", root.join("link")).unwrap();
-        std::fs::write(root.join("a.torrent"), b"x").unwrap();
-        let sources = sources(&[&root]);
-        let path = |name: &str| root.join(name).display().to_string();
-        assert_eq!(sources.read_file(&path("a.torrent")).await.unwrap(), "x");
-        let mut refusals = Vec::new();
-        for bad in [&path("link"), "/etc/passwd", "/no/such", &path("../x")] {
-            refusals.push(sources.read_file(bad).await.unwrap_err());
-        }
-        assert!(refusals.iter().all(|refusal| *refusal == refusals[0]), "{refusals:?}");
     }
 
     #[tokio::test]

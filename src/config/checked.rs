@@ -15,7 +15,7 @@ use secrecy::{SecretSlice, SecretString};
 
 use super::read::{Fault, Table};
 use super::secret::secret;
-use crate::clients::rtorrent::settings::{Endpoint, ExtraColumn};
+use crate::clients::rtorrent::settings::{AllowedMethod, Endpoint, ExtraColumn};
 use crate::model::{BellAddress, Kind, ServerName, SinkName, Verb};
 use crate::sinks::mqtt::settings::{BrokerUrl, Prefix};
 use crate::sinks::nats::settings as nats;
@@ -95,6 +95,8 @@ pub struct Rtorrent {
     pub hooks: Hooks,
     /// Column expressions by the user's names for them.
     pub extra: BTreeMap<String, String>,
+    /// Methods of the client that the command `rpc` may call.
+    pub rpc: Vec<String>,
 }
 
 /// Whether a client rings by itself, and where.
@@ -197,9 +199,8 @@ impl Rights {
     }
 }
 
-/// Verbs that a config may name though this version does not carry them out, and rights that are no verbs.
-const MORE_RIGHTS: [&str; 8] =
-    ["delete_data", "file_priority", "limits", "log_level", "move", "resync", "rpc", "throttle"];
+/// Rights that are no verbs.
+const MORE_RIGHTS: [&str; 1] = ["delete_data"];
 
 fn rights() -> impl Iterator<Item = &'static str> {
     Verb::ALL.iter().map(|verb| verb.as_str()).chain(MORE_RIGHTS)
@@ -325,7 +326,13 @@ fn rtorrent(table: &Table<'_>, http: &Http) -> Option<Client> {
             Err(fault) => table.fault("extra", fault),
         }
     }
-    Some(Client::Rtorrent(Box::new(Rtorrent { url: url?, username, password, ca_pem, hooks, extra })))
+    let rpc = table.texts("rpc").unwrap_or_default();
+    for method in &rpc {
+        if let Err(error) = AllowedMethod::parse(method) {
+            table.fault("rpc", told(&error));
+        }
+    }
+    Some(Client::Rtorrent(Box::new(Rtorrent { url: url?, username, password, ca_pem, hooks, extra, rpc })))
 }
 
 fn hooks(table: &Table<'_>, listen: SocketAddr) -> Hooks {

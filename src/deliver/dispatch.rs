@@ -33,7 +33,7 @@ use super::lane::Lane;
 use super::registry::Registry;
 use super::retention::{self, Kept, Retain};
 use crate::board::{Board, Desk, Tray};
-use crate::model::{Entry, InfoHash, Kind, Rev, ServerName, SinkName, Torrent, without_rows};
+use crate::model::{Entry, InfoHash, Kind, Rev, Seq, ServerName, SinkName, Told, Torrent, without_rows};
 use crate::port::{Clock, Connected, DeliverError, Delivery, Link, Progress, Sink, Store, StoreError, UnsentResult};
 use crate::repeat::Repeat;
 
@@ -128,6 +128,8 @@ pub(super) struct ServerLane {
     /// What was said on this connection.
     pub said_online: Option<bool>,
     pub said_stats: Bytes,
+    /// Somebody wants the events from here on once more.
+    pub rewind: Option<Seq>,
 }
 
 /// What a delivery was, for when it has arrived.
@@ -677,6 +679,18 @@ impl Dispatcher {
         self.aside.extend(of_ours);
         let excess = self.aside.len().saturating_sub(ASIDE_MAX);
         self.aside.drain(..excess);
+        for (server, from) in tray.rewinds {
+            if let Some(owed) = self.lanes.get_mut(&server) {
+                owed.rewind = Some(owed.rewind.map_or(from, |noted| noted.min(from)));
+            }
+        }
+        self.owes_info |= tray.all_again;
+        self.owes_health |= tray.all_again;
+        for (server, owed) in &mut self.lanes {
+            if tray.all_again || tray.again.contains(server) {
+                self.parts.board.read(server, |content| owed.assert_again(&content.told));
+            }
+        }
         let mut has_other_torrents = false;
         for (server, changed) in tray.changed {
             let Some(owed) = self.lanes.get_mut(&server) else { continue };
@@ -720,6 +734,16 @@ impl ServerLane {
             sent_rev: progress.sent_rev,
             said_online: None,
             said_stats: Bytes::new(),
+            rewind: None,
+        }
+    }
+
+    /// What was said of the server is said again, and so is every torrent.
+    fn assert_again(&mut self, told: &Told) {
+        self.said_online = None;
+        self.said_stats = Bytes::new();
+        for (hash, told) in told {
+            self.dirty.mark(*hash, Known::Present, told.last_seq);
         }
     }
 

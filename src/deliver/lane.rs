@@ -64,6 +64,17 @@ impl Lane {
         self.cursor != before
     }
 
+    /// Goes back to before `from`, once nothing is under way: an acknowledgement from before would count for the
+    /// second time that an entry is sent. Returns whether it has.
+    pub fn rewind(&mut self, from: Seq) -> bool {
+        if !self.under_way.is_empty() {
+            return false;
+        }
+        self.cursor = self.cursor.min(Seq(from.0.saturating_sub(1)));
+        self.go_back();
+        true
+    }
+
     /// The connection is over: what is not settled is to be sent again.
     pub fn go_back(&mut self) {
         self.waiting.clear();

@@ -225,6 +225,13 @@ impl Dispatcher {
                 if batch.len() >= free {
                     break;
                 }
+                if let Some(from) = owed.rewind {
+                    if !owed.lane.rewind(from) {
+                        continue;
+                    }
+                    owed.rewind = None;
+                    self.is_unsettled = true;
+                }
                 let written = self.parts.board.read(server, |content| content.last_seq).unwrap_or_default();
                 if let Some(after) = owed.lane.wants_after(written) {
                     let mut entries = self.parts.store.read(server, after, READ_MAX).await?;

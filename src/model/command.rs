@@ -53,7 +53,8 @@ macro_rules! verbs {
 verbs! {
     Pause = "pause", Resume = "resume", Start = "start", Stop = "stop", Delete = "delete", Add = "add",
     Recheck = "recheck", Announce = "announce", Label = "label", Priority = "priority",
-    Get = "get", List = "list",
+    Get = "get", List = "list", Move = "move", Throttle = "throttle", FilePriority = "file_priority",
+    Limits = "limits", Resync = "resync", Rpc = "rpc", LogLevel = "log_level",
 }
 
 impl Verb {
@@ -76,7 +77,22 @@ pub enum Action {
     Label(InfoHash, String),
     /// 0 off, 1 low, 2 normal, 3 high.
     Priority(InfoHash, u8),
+    /// Stopped and closed, so that its files may be touched; it remembers whether it ran.
+    Hold(InfoHash),
+    /// Its content is looked for in this folder from now on. It goes on as before, also as before a hold.
+    Move(InfoHash, String),
+    /// A group of torrents that share a limit; empty for the global one.
+    Throttle(InfoHash, String),
+    /// Files by their place in the torrent; 0 off, 1 normal, 2 high.
+    FilePriority(InfoHash, Vec<u32>, u8),
     Add(Add),
+}
+
+/// Limits for all torrents of a server together, bytes per second; 0 for none, `None` to leave one as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub download: Option<u64>,
+    pub upload: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -87,6 +103,8 @@ pub struct Add {
     pub label: Option<String>,
     pub directory: Option<String>,
     pub priority: Option<u8>,
+    /// All of its content is there and was checked: the client has to find it complete.
+    pub is_checked: bool,
 }
 
 #[derive(Clone, PartialEq)]
@@ -170,11 +188,32 @@ pub struct Row {
     /// For `get` and `list`: the torrent, with `files`, `trackers` and `peers` where they were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub torrent: Option<Value>,
+    /// For `delete` with `data`: what became of its files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deleted: Option<Deleted>,
+}
+
+/// What became of the files of a torrent that was deleted with its content.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Deleted {
+    /// Paths, the first thousand.
+    pub files: Vec<String>,
+    /// How many there were.
+    pub count: u64,
+    pub bytes: u64,
+    /// What stays, and why; a thousand at most.
+    pub left: Vec<Left>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Left {
+    pub path: String,
+    pub reason: String,
 }
 
 impl Row {
     pub fn ok(hash: InfoHash) -> Self {
-        Self { hash, status: OutcomeStatus::Ok, error: None, torrent: None }
+        Self { hash, status: OutcomeStatus::Ok, error: None, torrent: None, deleted: None }
     }
 
     pub fn failed(hash: InfoHash, error: CommandError) -> Self {
@@ -199,6 +238,9 @@ pub struct Outcome {
     /// For `list`: which part of how many.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub page: Option<Page>,
+    /// For `rpc`: what the client answered. For `resync`: which events are sent again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<Value>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -245,6 +287,7 @@ mod tests {
             results: vec![Row::ok(InfoHash::V1([1; 20]))],
             error: None,
             page: None,
+            value: None,
         };
         for (verb, status) in [("list", "error"), ("get", "error"), ("pause", "ok")] {
             let body = serde_json::to_vec(&outcome(verb)).unwrap();

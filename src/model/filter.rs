@@ -2,19 +2,50 @@
 
 use globset::{Glob, GlobMatcher};
 use serde::Deserialize;
+use serde_json::Value;
 
-use super::{Status, Torrent};
+use super::{Status, Timestamp, Torrent};
 
 /// A longer pattern is refused. Each opening brace of a glob is a level of recursion, and its automaton
 /// costs about a kilobyte a letter: without a limit one pattern overflows the stack or fills the memory.
 const NAME_PATTERN_BYTES_MAX: usize = 1000;
 
 /// Conditions on torrents; all that are given must hold. Without any it matches everything.
+///
+/// What a torrent does not say (a ratio before the first byte, an age that nobody noted) meets no condition.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    status: Option<Status>,
+    status: Option<Vec<Status>>,
     label: Option<String>,
     name: Option<GlobMatcher>,
+    tracker: Option<GlobMatcher>,
+    private: Option<bool>,
+    ratio: Range<f64>,
+    size_bytes: Range<u64>,
+    age_millis: Range<u64>,
+}
+
+/// From the one to the other, both included; `None` for no end.
+#[derive(Clone, Copy, Debug)]
+struct Range<T> {
+    min: Option<T>,
+    max: Option<T>,
+}
+
+impl<T> Default for Range<T> {
+    fn default() -> Self {
+        Self { min: None, max: None }
+    }
+}
+
+impl<T: PartialOrd + Copy> Range<T> {
+    fn holds(&self, value: Option<T>) -> bool {
+        match (self.min, self.max, value) {
+            (None, None, _) => true,
+            (min, max, Some(value)) => min.is_none_or(|min| value >= min) && max.is_none_or(|max| value <= max),
+            (_, _, None) => false,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,35 +55,106 @@ pub struct InvalidFilter(String);
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
-    status: Option<Status>,
+    status: Option<Value>,
     label: Option<String>,
     name: Option<String>,
+    tracker: Option<String>,
+    private: Option<bool>,
+    #[serde(default)]
+    ratio: WrittenRange,
+    #[serde(default)]
+    size: WrittenRange,
+    #[serde(default)]
+    age: WrittenRange,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenRange {
+    min: Option<Value>,
+    max: Option<Value>,
+}
+
+impl WrittenRange {
+    fn parse<T>(self, key: &str, parse: impl Fn(&Value) -> Option<T>, right: &str) -> Result<Range<T>, InvalidFilter> {
+        let one = |value: Option<Value>| match value {
+            None => Ok(None),
+            Some(value) => parse(&value).map(Some).ok_or_else(|| InvalidFilter(format!("{key}: {right} is right"))),
+        };
+        Ok(Range { min: one(self.min)?, max: one(self.max)? })
+    }
 }
 
 impl Filter {
-    /// Reads `{"status": "seeding", "label": "linux", "name": "*.iso"}`; `name` is a glob, case counts not.
+    /// Reads `{"status": "seeding", "label": "linux", "name": "*.iso"}` and more of the kind: `tracker` (a glob as
+    /// `name`; case counts not), `private`, and with `min` and `max` `ratio`, `size` and `age`.
     ///
     /// # Errors
     /// An unknown key, an unknown status, or a glob that cannot be read or is too long.
-    pub fn from_json(value: serde_json::Value) -> Result<Self, InvalidFilter> {
-        let written: Written = serde_json::from_value(value).map_err(|error| InvalidFilter(error.to_string()))?;
-        if written.name.as_ref().is_some_and(|pattern| pattern.len() > NAME_PATTERN_BYTES_MAX) {
-            return Err(InvalidFilter(format!("name: a pattern has at most {NAME_PATTERN_BYTES_MAX} bytes")));
-        }
-        let name = written
-            .name
-            .map(|pattern| globset::GlobBuilder::new(&pattern).case_insensitive(true).build())
-            .transpose()
-            .map_err(|error| InvalidFilter(format!("name: {error}")))?;
-        let name = name.as_ref().map(Glob::compile_matcher);
-        Ok(Self { status: written.status, label: written.label, name })
+    pub fn from_json(value: Value) -> Result<Self, InvalidFilter> {
+        let Written { status, label, name, tracker, private, ratio, size, age } =
+            serde_json::from_value(value).map_err(|error| InvalidFilter(error.to_string()))?;
+        let statuses = status.map(|status| match status {
+            Value::Array(statuses) => Value::Array(statuses),
+            status => Value::Array(vec![status]),
+        });
+        let status = statuses.map(serde_json::from_value).transpose();
+        Ok(Self {
+            status: status.map_err(|error| InvalidFilter(format!("status: {error}")))?,
+            label,
+            name: name.map(|pattern| glob("name", &pattern)).transpose()?,
+            tracker: tracker.map(|pattern| glob("tracker", &pattern)).transpose()?,
+            private,
+            ratio: ratio.parse("ratio", Value::as_f64, "a number like 1.5")?,
+            size_bytes: size.parse("size", bytes, "a number of bytes, or a text like \"700MiB\"")?,
+            age_millis: age.parse("age", millis, "a duration like \"7days\" or \"12h\"")?,
+        })
     }
 
-    pub fn matches(&self, torrent: &Torrent) -> bool {
-        self.status.is_none_or(|status| torrent.status == status)
-            && self.label.as_ref().is_none_or(|label| torrent.label.as_ref() == Some(label))
-            && self.name.as_ref().is_none_or(|name| name.is_match(&torrent.name))
+    /// `now` is what the age of a torrent is measured from.
+    pub fn matches(&self, torrent: &Torrent, now: Timestamp) -> bool {
+        let Self { status, label, name, tracker, private, ratio, size_bytes, age_millis } = self;
+        status.as_ref().is_none_or(|statuses| statuses.contains(&torrent.status))
+            && label.as_ref().is_none_or(|label| torrent.label.as_ref() == Some(label))
+            && name.as_ref().is_none_or(|name| name.is_match(&torrent.name))
+            && tracker.as_ref().is_none_or(|glob| torrent.tracker.as_ref().is_some_and(|host| glob.is_match(host)))
+            && private.is_none_or(|private| torrent.private == Some(private))
+            && ratio.holds(torrent.ratio)
+            && size_bytes.holds(Some(torrent.length))
+            && age_millis.holds(torrent.added_at.map(|added_at| now.millis_since(added_at)))
     }
+}
+
+fn glob(key: &str, pattern: &str) -> Result<GlobMatcher, InvalidFilter> {
+    if pattern.len() > NAME_PATTERN_BYTES_MAX {
+        return Err(InvalidFilter(format!("{key}: a pattern has at most {NAME_PATTERN_BYTES_MAX} bytes")));
+    }
+    let glob = globset::GlobBuilder::new(pattern).case_insensitive(true).build();
+    glob.as_ref().map(Glob::compile_matcher).map_err(|error| InvalidFilter(format!("{key}: {error}")))
+}
+
+fn bytes(value: &Value) -> Option<u64> {
+    let Some(text) = value.as_str() else { return value.as_u64() };
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit.trim() {
+        "" | "B" => 1,
+        "kB" | "KB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+fn millis(value: &Value) -> Option<u64> {
+    let duration = humantime::parse_duration(value.as_str()?).ok()?;
+    u64::try_from(duration.as_millis()).ok()
 }
 
 #[cfg(test)]
@@ -60,6 +162,76 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::model::{Extra, InfoHash, ServerName};
+
+    const DAY: i64 = 24 * 60 * 60 * 1000;
+
+    fn torrent() -> Torrent {
+        let text = json!({
+            "hash": InfoHash::V1([1; 20]), "name": "Some.ISO", "server": ServerName::parse("home").unwrap(),
+            "active": true, "downloaded": 0, "uploaded": 0, "length": 1 << 30, "path": null, "progress": 0.0,
+            "ratio": 1.5, "finished": false, "playing": false, "extra": Extra::new(), "status": "seeding",
+            "error": false, "message": null, "stalled": false, "download_rate": null, "upload_rate": null,
+            "left": null, "eta": null, "peers": null, "seeds": null, "label": "linux", "directory": null,
+            "private": true, "priority": null, "tracker": "tracker.example.org",
+            "added_at": Timestamp::from_millis(0), "started_at": null, "finished_at": null, "size_files": null,
+        });
+        serde_json::from_value(text).unwrap()
+    }
+
+    #[test]
+    fn every_condition_that_is_given_has_to_hold() {
+        for (filter, expected) in [
+            (json!({}), true),
+            (json!({"status": "seeding"}), true),
+            (json!({"status": ["paused", "seeding"]}), true),
+            (json!({"status": "paused"}), false),
+            (json!({"label": "linux", "name": "*.iso"}), true),
+            (json!({"label": "Linux"}), false),
+            (json!({"tracker": "*.example.org"}), true),
+            (json!({"tracker": "example.org"}), false),
+            (json!({"private": false}), false),
+            (json!({"ratio": {"min": 1.5}}), true),
+            (json!({"ratio": {"min": 1, "max": 1.4}}), false),
+            (json!({"size": {"min": "1GiB", "max": 1_073_741_824}}), true),
+            (json!({"size": {"max": "1GB"}}), false),
+            (json!({"age": {"min": "9days", "max": "11days"}}), true),
+            (json!({"age": {"min": "11days"}}), false),
+        ] {
+            let is_matched =
+                Filter::from_json(filter.clone()).unwrap().matches(&torrent(), Timestamp::from_millis(10 * DAY));
+            assert_eq!(is_matched, expected, "{filter}");
+        }
+        let unknown = Torrent { ratio: None, tracker: None, added_at: None, private: None, ..torrent() };
+        for filter in [
+            json!({"ratio": {"max": 9}}),
+            json!({"tracker": "*"}),
+            json!({"age": {"max": "9years"}}),
+            json!({"private": false}),
+        ] {
+            assert!(
+                !Filter::from_json(filter.clone()).unwrap().matches(&unknown, Timestamp::from_millis(1)),
+                "{filter}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        for (filter, expected) in [
+            (json!({"colour": "red"}), "unknown field"),
+            (json!({"status": "asleep"}), "unknown variant `asleep`"),
+            (json!({"size": {"min": "big"}}), "size: "),
+            (json!({"size": {"min": -1}}), "size: "),
+            (json!({"size": {"min": "99999999999TiB"}}), "size: "),
+            (json!({"age": {"max": 5}}), "age: "),
+            (json!({"ratio": {"least": 5}}), "unknown field"),
+            (json!({"name": "[a"}), "name: "),
+        ] {
+            let error = Filter::from_json(filter.clone()).unwrap_err().to_string();
+            assert!(error.contains(expected), "{filter}: {error}");
+        }
+    }
 
     #[test]
     fn no_pattern_of_a_stranger_exhausts_the_stack_or_the_memory() {

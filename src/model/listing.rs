@@ -57,6 +57,8 @@ pub struct Facts {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Details {
     pub observed: Observed,
+    /// Its files are in a folder of its own; `None` if the client does not say.
+    pub is_folder: Option<bool>,
     pub files: Option<Vec<File>>,
     pub trackers: Option<Vec<Tracker>>,
     pub peers: Option<Vec<Peer>>,

@@ -6,6 +6,8 @@
 //!
 //! Whether a client can load it (version 2, say) is for others to know.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use url::Url;
@@ -34,6 +36,9 @@ pub struct Metainfo {
     pub files: Vec<TorrentFile>,
     /// The files are in a folder of the torrent's name.
     pub is_folder: bool,
+    /// For version 2: the hashes of the pieces of a file, 32 bytes apiece, by the file's root. Files of one
+    /// piece have none: the root says it all.
+    pub layers: BTreeMap<[u8; 32], Vec<u8>>,
 }
 
 /// A file in a torrent.
@@ -44,6 +49,8 @@ pub struct TorrentFile {
     pub length: u64,
     /// Zeros between two files, never on disk.
     pub is_padding: bool,
+    /// For version 2: the root of its tree of hashes; a file of no bytes has none.
+    pub root: Option<[u8; 32]>,
 }
 
 /// Why something is no torrent.
@@ -102,7 +109,7 @@ impl Metainfo {
             (Some(_), Some(list)) => (listed_files(list)?, true),
             (Some(_), None) => {
                 let length = size(info, "length")?;
-                (vec![TorrentFile { path: vec![raw_name.clone()], length, is_padding: false }], false)
+                (vec![TorrentFile { path: vec![raw_name.clone()], length, is_padding: false, root: None }], false)
             }
             (None, _) if is_v2 => {
                 let tree = lookup(info, "file tree")?.ok_or(wrong("file tree", "is missing"))?;
@@ -134,6 +141,7 @@ impl Metainfo {
             length,
             piece_length,
             pieces: pieces.unwrap_or_default().to_owned(),
+            layers: layers(root, &files, piece_length)?,
             files,
             is_folder,
         })
@@ -143,6 +151,55 @@ impl Metainfo {
     pub fn client_hash(&self) -> InfoHash {
         self.v1.or(self.v2).expect("`parse` gives a torrent of one version at least")
     }
+}
+
+/// The hashes of the pieces of the files that have more than one, each list proven by the root of its file.
+fn layers(
+    torrent: Value<'_>,
+    files: &[TorrentFile],
+    piece_length: u32,
+) -> Result<BTreeMap<[u8; 32], Vec<u8>>, InvalidMetainfo> {
+    let large = files.iter().filter(|file| file.length > u64::from(piece_length));
+    let roots: BTreeSet<[u8; 32]> = large.filter_map(|file| file.root).collect();
+    let mut layers = BTreeMap::new();
+    if roots.is_empty() {
+        return Ok(layers);
+    }
+    if !piece_length.is_power_of_two() || piece_length < MERKLE_BLOCK_BYTES {
+        return Err(wrong("piece length", "is no power of two from 16 KiB on"));
+    }
+    let listed = lookup(torrent, "piece layers")?.and_then(Value::dictionary);
+    for (root, hashes) in listed.into_iter().flatten() {
+        let hashes = hashes.text().ok_or(wrong("piece layers", "is no text"))?;
+        let Some(root) = <[u8; 32]>::try_from(root).ok().filter(|root| roots.contains(root)) else { continue };
+        let (hashes_each, rest) = hashes.as_chunks::<32>();
+        let padding = merkle_root(&[], (piece_length / MERKLE_BLOCK_BYTES) as usize, [0; 32]);
+        if !rest.is_empty() || merkle_root(hashes_each, hashes_each.len().next_power_of_two(), padding) != root {
+            return Err(wrong("piece layers", "does not fit the root of its file"));
+        }
+        layers.insert(root, hashes.to_owned());
+    }
+    if layers.len() < roots.len() {
+        return Err(wrong("piece layers", "lacks a file"));
+    }
+    Ok(layers)
+}
+
+/// What version 2 hashes at the bottom of its trees.
+pub const MERKLE_BLOCK_BYTES: u32 = 16 << 10;
+
+/// The root of a tree whose leaves are `hashes`, filled up with `padding` to `width`, a power of two.
+pub fn merkle_root(hashes: &[[u8; 32]], width: usize, padding: [u8; 32]) -> [u8; 32] {
+    let mut level = hashes.to_vec();
+    let (mut width, mut padding) = (width, padding);
+    while width > 1 {
+        let pair =
+            |left: &[u8; 32], right: &[u8; 32]| Sha256::new().chain_update(left).chain_update(right).finalize().into();
+        level = level.chunks(2).map(|two| pair(&two[0], two.get(1).unwrap_or(&padding))).collect();
+        padding = pair(&padding, &padding);
+        width /= 2;
+    }
+    level.first().copied().unwrap_or(padding)
 }
 
 fn listed_files(list: Value<'_>) -> Result<Vec<TorrentFile>, InvalidMetainfo> {
@@ -162,7 +219,8 @@ fn listed_files(list: Value<'_>) -> Result<Vec<TorrentFile>, InvalidMetainfo> {
             return Err(wrong("path", "is empty"));
         }
         let attributes = lookup(file, "attr")?.and_then(Value::text).unwrap_or_default();
-        files.push(TorrentFile { path, length: size(file, "length")?, is_padding: attributes.contains(&b'p') });
+        let is_padding = attributes.contains(&b'p');
+        files.push(TorrentFile { path, length: size(file, "length")?, is_padding, root: None });
     }
     Ok(files)
 }
@@ -191,7 +249,12 @@ fn tree_files(tree: Value<'_>) -> Result<Vec<TorrentFile>, InvalidMetainfo> {
             }
             Some((b"", file)) if !path.is_empty() => {
                 let length = size(file, "length")?;
-                files.push(TorrentFile { path: path.clone(), length, is_padding: false });
+                let root = lookup(file, "pieces root")?.and_then(Value::text).map(<[u8; 32]>::try_from);
+                let root = root.transpose().map_err(|_| wrong("pieces root", "is no hash"))?;
+                if root.is_none() && length > 0 {
+                    return Err(wrong("pieces root", "is missing"));
+                }
+                files.push(TorrentFile { path: path.clone(), length, is_padding: false, root });
             }
             Some((name, below)) => {
                 path.push(component(name, "file tree")?);
@@ -212,6 +275,51 @@ fn first_tracker(root: Value<'_>) -> Result<Option<String>, InvalidMetainfo> {
     let listed = tiers.filter_map(Value::list).flatten();
     let mut all = lookup(root, "announce")?.into_iter().chain(listed).filter_map(Value::text);
     Ok(all.find_map(|url| Url::parse(std::str::from_utf8(url).ok()?).ok()?.host_str().map(str::to_owned)))
+}
+
+/// The torrent without what clients write into one for themselves: with `libtorrent_resume` in it, rTorrent
+/// would believe a stranger which pieces are here.
+pub fn without_resume_data(torrent: &[u8]) -> Result<Vec<u8>, InvalidMetainfo> {
+    rewritten(torrent, None)
+}
+
+/// The same, with the word of one who has checked every piece: rTorrent finds it complete, and need not hash.
+///
+/// `files` are the size on disk and the time of the last change, in seconds, of each file in order.
+pub fn with_resume_data(torrent: &[u8], pieces: u64, files: &[(u64, u64)]) -> Result<Vec<u8>, InvalidMetainfo> {
+    let mut resume = b"d".to_vec();
+    write_text(&mut resume, b"bitfield");
+    write_number(&mut resume, pieces);
+    write_text(&mut resume, b"files");
+    resume.push(b'l');
+    for (length, changed) in files {
+        resume.push(b'd');
+        write_text(&mut resume, b"completed");
+        write_number(&mut resume, *length);
+        write_text(&mut resume, b"mtime");
+        write_number(&mut resume, *changed);
+        write_text(&mut resume, b"priority");
+        write_number(&mut resume, 1);
+        resume.push(b'e');
+    }
+    resume.extend_from_slice(b"ee");
+    rewritten(torrent, Some(&resume))
+}
+
+fn rewritten(torrent: &[u8], resume: Option<&[u8]>) -> Result<Vec<u8>, InvalidMetainfo> {
+    const KEY: &[u8] = b"libtorrent_resume";
+    let pairs = Value::parse(torrent)?.dictionary().ok_or(wrong("info", "is looked for in what is no dictionary"))?;
+    let mut entries: Vec<(&[u8], &[u8])> = pairs.map(|(key, value)| (key, value.span())).collect();
+    entries.retain(|(key, _)| ![KEY, b"rtorrent"].contains(key));
+    entries.extend(resume.map(|resume| (KEY, resume)));
+    entries.sort_by_key(|(key, _)| *key);
+    let mut out = b"d".to_vec();
+    for (key, value) in entries {
+        write_text(&mut out, key);
+        out.extend_from_slice(value);
+    }
+    out.push(b'e');
+    Ok(out)
 }
 
 /// What a magnet link says.

@@ -9,6 +9,7 @@ pub mod metrics;
 use std::error::Error;
 use std::fmt::{self, Debug};
 use std::io::{self, IsTerminal as _, Write};
+use std::sync::OnceLock;
 
 use anyhow::anyhow;
 use tracing::Level;
@@ -19,7 +20,7 @@ use tracing_subscriber::fmt::format::{FormatFields, Writer};
 use tracing_subscriber::fmt::{MakeWriter, layer};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{Layer as _, Registry};
+use tracing_subscriber::{Layer as _, Registry, reload};
 
 use crate::config::{Log, LogFormat};
 use crate::model::printable;
@@ -29,12 +30,35 @@ use crate::model::printable;
 /// # Errors
 /// Somebody else has started one.
 pub fn start(log: Log) -> anyhow::Result<()> {
+    let (filter, handle) = reload::Layer::new(filter(log.level));
     let layer = match log.format {
         LogFormat::Pretty => pretty(is_coloured(), io::stderr).boxed(),
         LogFormat::Json => json(io::stderr).boxed(),
     };
-    let started = tracing_subscriber::registry().with(layer.with_filter(filter(log.level))).try_init();
-    started.map_err(|error| anyhow!("start the log: {error}"))
+    let started = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
+    started.map_err(|error| anyhow!("start the log: {error}"))?;
+    LEVEL.set(handle).map_err(|_| anyhow!("the log was started before"))
+}
+
+/// How to change the level of the log that runs.
+static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
+
+/// Says more or less from now on, until the next start.
+///
+/// # Errors
+/// What would be right.
+pub fn set_level(level: &str) -> Result<(), String> {
+    let level = match level {
+        "off" => None,
+        "error" => Some(Level::ERROR),
+        "warn" => Some(Level::WARN),
+        "info" => Some(Level::INFO),
+        "debug" => Some(Level::DEBUG),
+        "trace" => Some(Level::TRACE),
+        _ => return Err("level is error, warn, info, debug, trace or off".to_owned()),
+    };
+    let handle = LEVEL.get().ok_or("no log was started")?;
+    handle.reload(filter(level)).map_err(|error| error.to_string())
 }
 
 /// Our own words at `level`; those of libraries only if they warn.

@@ -177,6 +177,7 @@ impl Suite<'_> {
             label: None,
             directory: None,
             priority: None,
+            is_checked: false,
         });
         let added = self.effect(&add, |listing| listing.torrents.contains_key(&hash)).await;
         let is_added = added == Verdict::Met;

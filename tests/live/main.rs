@@ -6,8 +6,10 @@
 #![allow(clippy::unwrap_used, reason = "a helper of a test that fails is a test that fails")]
 
 mod adding;
+mod attack;
 mod bad_network;
 mod commands;
+mod content;
 mod demo;
 mod downloads;
 mod exec;
@@ -23,3 +25,4 @@ mod retained;
 mod rights;
 mod rtorrent_client;
 mod transports;
+mod verbs;

@@ -154,6 +154,7 @@ fn settings(endpoint: Endpoint) -> Settings {
         ca_pem: None,
         timeout: Duration::from_secs(10),
         extra: BTreeMap::new(),
+        rpc: Vec::new(),
     }
 }
 
@@ -193,7 +194,15 @@ fn metafile(name: &[u8], content: &[u8], announce: &str) -> (InfoHash, Bytes) {
 const TRACKER: &str = "http://127.0.0.1:1/announce";
 
 fn adding(hash: InfoHash, bytes: Bytes, start: bool) -> Add {
-    Add { hash, source: AddSource::Torrent(bytes), start, label: None, directory: None, priority: None }
+    Add {
+        hash,
+        source: AddSource::Torrent(bytes),
+        start,
+        label: None,
+        directory: None,
+        priority: None,
+        is_checked: false,
+    }
 }
 
 fn torrent(listing: &Listing, hash: InfoHash) -> &Torrent {
@@ -564,7 +573,7 @@ async fn a_stop_is_refused(client: &RtorrentClient, hasty: &RtorrentClient, hash
     let deadline = Instant::now() + PATIENCE;
     loop {
         match hasty.apply(&Action::Stop(hash)).await {
-            Err(ClientError::Precondition { reason }) if reason.contains("check") => return,
+            Err(ClientError::Busy { reason }) if reason.contains("check") => return,
             Err(ClientError::Timeout { .. }) => {}
             Ok(_) => {
                 client.apply(&Action::Start(hash)).await.unwrap();
@@ -586,7 +595,7 @@ async fn rule_4_an_old_rtorrent_survives_a_storm_of_announces() {
     for _ in 0..6 {
         match hasty.apply(&Action::Announce(hash)).await {
             Ok(applied) => assert_eq!(applied, Applied::Seen),
-            Err(ClientError::Precondition { reason }) => {
+            Err(ClientError::Busy { reason }) => {
                 assert!(reason.contains("ten seconds"), "{reason}");
                 refused += 1;
             }
@@ -700,6 +709,7 @@ async fn a_magnet_link_is_added_with_all_that_belongs_to_it() {
         label: Some("$a, \"b\" 🦀".to_owned()),
         directory: Some(directory.to_str().unwrap().to_owned()),
         priority: Some(1),
+        is_checked: false,
     };
     let odd = Add { directory: Some("/tmp/a\"b".to_owned()), ..add.clone() };
     let error = client.apply(&Action::Add(odd)).await.unwrap_err();

@@ -8,7 +8,9 @@ use bytes::Bytes;
 use dtorrent::board::{Board, Content, PollReport};
 use dtorrent::clients::simulator::Simulator;
 use dtorrent::commands::expect::Expectations;
-use dtorrent::commands::{Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts};
+use dtorrent::commands::{
+    BridgeWorker, Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts,
+};
 use dtorrent::deliver::retention::Retain;
 use dtorrent::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use dtorrent::model::{Kind, ServerName, ServerStats};
@@ -127,7 +129,7 @@ impl Bridge {
         for (server, client) in clients {
             let of_server = open.iter().filter(|command| command.server.as_ref() == Some(server)).map(|command| {
                 let request = Request::parse(command.verb.unwrap(), command.hash, &command.body).unwrap();
-                Job { command: command.clone(), request }
+                Job { command: command.clone(), request, user: None }
             });
             let queue = Arc::new(Queue::new(of_server));
             queues.insert(server.clone(), queue.clone());
@@ -164,12 +166,26 @@ impl Bridge {
             });
         }
 
+        let of_bridge = open.iter().filter(|command| command.server.is_none()).map(|command| {
+            let request = Request::parse(command.verb.unwrap(), command.hash, &command.body).unwrap();
+            Job { command: command.clone(), request, user: None }
+        });
+        let worker = BridgeWorker {
+            queue: Arc::new(Queue::new(of_bridge)),
+            store: dyn_store.clone(),
+            board: board.clone(),
+            clock: clock.clone(),
+            set_log_level: Arc::new(|_| Ok(())),
+        };
+        let of_bridge = worker.queue.clone();
+        left.spawn(worker.run(stop_left.clone()));
         for plan in sinks.iter().filter(|plan| plan.takes_commands) {
             let door = Door {
                 origin: plan.broker.name.clone(),
                 allows: Box::new(|_| true),
                 reply_prefixes: Vec::new(),
                 queues: queues.clone(),
+                bridge: of_bridge.clone(),
                 store: dyn_store.clone(),
                 board: board.clone(),
                 clock: clock.clone(),

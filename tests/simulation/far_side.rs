@@ -317,6 +317,7 @@ impl CommandSource for Commands {
                 may_have_waited: false,
                 expires_in: None,
                 reply: None,
+                user: None,
                 ack,
             });
         }

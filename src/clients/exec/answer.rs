@@ -167,7 +167,7 @@ pub fn details(server: &ServerName, hash: InfoHash, result: Value) -> Result<Det
         priority: told.priority,
     };
     let files = files.map(|files| files.into_iter().map(file).collect());
-    Ok(Details { observed, files, trackers: None, peers: None })
+    Ok(Details { observed, is_folder: None, files, trackers: None, peers: None })
 }
 
 fn observed(server: &ServerName, row: Value) -> Result<Observed, String> {

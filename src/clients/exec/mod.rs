@@ -216,9 +216,13 @@ impl TorrentClient for ExecClient {
                 let details = answer::details(&self.settings.server, hash, result);
                 details.map(Some).map_err(|reason| self.protocol(reason))
             }
-            Err(ClientError::Unsupported { .. }) => {
-                Ok(self.one(hash).await?.map(|observed| Details { observed, files: None, trackers: None, peers: None }))
-            }
+            Err(ClientError::Unsupported { .. }) => Ok(self.one(hash).await?.map(|observed| Details {
+                observed,
+                is_folder: None,
+                files: None,
+                trackers: None,
+                peers: None,
+            })),
             Err(error) => Err(error),
         }
     }
@@ -235,6 +239,9 @@ impl TorrentClient for ExecClient {
             Action::Label(hash, label) => ("label", json!({"hash": hash, "label": label})),
             Action::Priority(hash, priority) => ("priority", json!({"hash": hash, "priority": priority})),
             Action::Add(add) => ("add", params_of_add(add)),
+            Action::Hold(_) | Action::Move(..) | Action::Throttle(..) | Action::FilePriority(..) => {
+                return Err(ClientError::Unsupported { what: "do that: a program has no method for it".to_owned() });
+            }
         };
         self.call(method, Some(params)).await?;
         // A program has no listing that would show these.
@@ -244,7 +251,7 @@ impl TorrentClient for ExecClient {
 }
 
 fn params_of_add(add: &Add) -> Value {
-    let Add { hash, source, start, label, directory, priority } = add;
+    let Add { hash, source, start, label, directory, priority, is_checked: _ } = add;
     let (key, value) = match source {
         AddSource::Magnet(link) => ("magnet", link.clone()),
         AddSource::Torrent(bytes) => ("torrent", BASE64.encode(bytes)),

@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 
+use super::settings::AllowedMethod;
 use crate::model::{Hook, HookKey, InfoHash};
 
 /// All that we can ask for, besides the readers of columns.
@@ -27,6 +28,7 @@ const METHODS: &[&str] = &[
     "d.save_full_session",
     "d.start",
     "d.stop",
+    "d.throttle_name.set",
     "d.tracker_announce",
     "d.update_priorities",
     "directory.default",
@@ -45,18 +47,24 @@ const METHODS: &[&str] = &[
     "system.time_seconds",
     "t.multicall",
     "throttle.global_down.max_rate",
+    "throttle.global_down.max_rate.set",
     "throttle.global_down.rate",
     "throttle.global_down.total",
     "throttle.global_up.max_rate",
+    "throttle.global_up.max_rate.set",
     "throttle.global_up.rate",
     "throttle.global_up.total",
+    "throttle.up.max",
     "view.size",
 ];
+
+/// What can be asked of one file, which is named by its torrent and its place and never otherwise.
+const FILE_METHODS: &[&str] = &["f.priority.set"];
 
 /// One request; several travel together.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Call {
-    pub method: &'static str,
+    pub method: Cow<'static, str>,
     pub params: Vec<Param>,
 }
 
@@ -71,7 +79,7 @@ impl Call {
     /// A call about rTorrent as a whole: its target, always the first argument, is empty.
     pub(super) fn global(method: &'static str) -> Self {
         assert!(METHODS.contains(&method), "{method} is not among what may be asked");
-        Self { method, params: vec![Param::Text(String::new())] }
+        Self { method: method.into(), params: vec![Param::Text(String::new())] }
     }
 
     /// A call about one torrent.
@@ -87,15 +95,30 @@ impl Call {
         if let Some(key) = key { call.text(key) } else { call }
     }
 
+    /// A call about one file of a torrent.
+    pub(super) fn on_file(hash: InfoHash, file: u32, method: &'static str) -> Self {
+        assert!(FILE_METHODS.contains(&method), "{method} is not among what may be asked of a file");
+        let target = format!("{}:f{file}", hash.to_string().to_ascii_uppercase());
+        Self { method: method.into(), params: vec![Param::Text(target)] }
+    }
+
+    /// A call of a method that the config allows, as whoever wrote that wants it.
+    pub(super) fn allowed(method: &AllowedMethod, params: Vec<Param>) -> Self {
+        Self { method: method.as_str().to_owned().into(), params }
+    }
+
     /// All hooks of an event of downloads, by their keys.
     pub(super) fn hooks_of(event: &'static str) -> Self {
-        Self { method: "method.get", params: vec![Param::Text(String::new()), Param::Text(download_event(event))] }
+        Self {
+            method: "method.get".into(),
+            params: vec![Param::Text(String::new()), Param::Text(download_event(event))],
+        }
     }
 
     /// Hangs our hook to an event of downloads, in place of what hangs there by this key, or takes that away.
     pub(super) fn set_hook(event: &'static str, key: &HookKey, hook: Option<&Hook>) -> Self {
         let params = vec![Param::Text(String::new()), Param::Text(download_event(event))];
-        let call = Self { method: "method.set_key", params }.text(key.as_str());
+        let call = Self { method: "method.set_key".into(), params }.text(key.as_str());
         match hook {
             Some(hook) => call.text(ring_command(event, hook)),
             None => call,
@@ -104,7 +127,7 @@ impl Call {
 
     fn of_torrent(hash: InfoHash, method: &'static str) -> Self {
         // Upper case is what every version answers with itself.
-        Self { method, params: vec![Param::Text(hash.to_string().to_ascii_uppercase())] }
+        Self { method: method.into(), params: vec![Param::Text(hash.to_string().to_ascii_uppercase())] }
     }
 
     pub(super) fn text(mut self, text: impl Into<String>) -> Self {
@@ -299,7 +322,11 @@ mod tests {
     #[test]
     fn rule_5_no_file_is_ever_asked_for_by_a_bare_hash() {
         assert!(METHODS.iter().filter(|method| method.starts_with("f.")).eq(&["f.multicall"]));
+        assert!(FILE_METHODS.iter().all(|method| !METHODS.contains(method)));
+        let call = Call::on_file(HASH, 7, "f.priority.set");
+        assert_eq!(call.params, [Param::Text(format!("{}:f7", "AB".repeat(20)))]);
         assert!(std::panic::catch_unwind(|| Call::on(HASH, "f.path")).is_err());
+        assert!(std::panic::catch_unwind(|| Call::on(HASH, "f.priority.set")).is_err());
         assert!(std::panic::catch_unwind(|| Call::column(HASH, "f.path", None)).is_err());
     }
 

@@ -22,6 +22,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::calls::{Call, Value};
+use super::handover::Handover;
 use super::map::{self, Raw};
 use super::probe::{BackEnd, Probe};
 use super::{RtorrentClient, Turn, xmlrpc};
@@ -31,6 +32,12 @@ use crate::port::{Applied, ClientError};
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// A loaded torrent is there within a millisecond or two, unless rTorrent is busy.
 const APPEARS_WITHIN: Duration = Duration::from_secs(5);
+/// The same for one that rTorrent fetches.
+const HANDED_OVER_WITHIN: Duration = Duration::from_secs(30);
+/// What a torrent is told to remember while it is held: whether it ran.
+const HELD: &str = "dtorrent_held";
+/// So many files are asked for together.
+const FILES_BATCH: usize = 500;
 /// How long a re-check of a paused torrent is waited for before the listings take over.
 const CHECKED_WITHIN: Duration = Duration::from_secs(2);
 /// How long an announce may take to show.
@@ -64,8 +71,59 @@ pub(super) async fn apply(client: &RtorrentClient, action: &Action) -> Result<Ap
         Action::Announce(hash) => job(*hash).announce().await,
         Action::Label(hash, label) => job(*hash).label(label).await,
         Action::Priority(hash, priority) => job(*hash).priority(*priority).await,
+        Action::Hold(hash) => job(*hash).hold().await,
+        Action::Move(hash, directory) => job(*hash).relocate(directory).await,
+        Action::Throttle(hash, group) => job(*hash).throttle(group).await,
+        Action::FilePriority(hash, files, priority) => job(*hash).file_priority(files, *priority).await,
         Action::Add(add) => job(add.hash).add(add).await,
     }
+}
+
+/// How an action that can be asked for together with others finds out what to ask for.
+pub(super) enum Planned {
+    Calls(Vec<Call>),
+    Decided { decision: fn(&Raw) -> Decision, rest: Rest },
+}
+
+/// `None` for what needs several exchanges of its own.
+pub(super) fn plan_of(action: &Action) -> Option<(InfoHash, Planned)> {
+    let decided = |hash: &InfoHash, decision, rest| Some((*hash, Planned::Decided { decision, rest }));
+    match action {
+        Action::Pause(hash) => decided(hash, pause, Rest::Always),
+        Action::Resume(hash) | Action::Start(hash) => decided(hash, start, Rest::Always),
+        Action::Stop(hash) => decided(hash, stop, Rest::IfLegacy),
+        Action::Delete(hash) => decided(hash, delete, Rest::IfLegacy),
+        Action::Label(hash, label) => Some((*hash, Planned::Calls(label_calls(*hash, label)))),
+        Action::Priority(hash, priority) if *priority <= 3 => {
+            Some((*hash, Planned::Calls(priority_calls(*hash, *priority))))
+        }
+        _ => None,
+    }
+}
+
+impl Memory {
+    /// A new command about a torrent: what an earlier one wanted does not count any more.
+    pub(super) fn forget_pause(&mut self, hash: InfoHash) {
+        self.pause_again.remove(&hash);
+    }
+
+    /// Whether it may announce now; if so that counts.
+    pub(super) fn may_announce(&mut self, hash: InfoHash, now: Instant) -> bool {
+        let may = self.announces.wait(hash, now).is_none();
+        if may {
+            self.announces.note(hash, now);
+        }
+        may
+    }
+}
+
+fn label_calls(hash: InfoHash, label: &str) -> Vec<Call> {
+    vec![Call::on(hash, "d.custom1.set").text(map::encode_label(label)), Call::on(hash, "d.save_full_session")]
+}
+
+fn priority_calls(hash: InfoHash, priority: u8) -> Vec<Call> {
+    let set = Call::on(hash, "d.priority.set").int(priority.into());
+    vec![set, Call::on(hash, "d.update_priorities"), Call::on(hash, "d.save_full_session")]
 }
 
 /// Pauses what a re-check has un-paused, once it is over; what fails is tried after the next listing.
@@ -99,7 +157,7 @@ pub(super) async fn pause_again(turn: &Turn<'_>, listing: &Listing) {
 // --- what to ask for, by what the torrent is ------------------------------------------------------
 
 /// `None` if it is so already.
-type Decision = Result<Option<Vec<&'static str>>, String>;
+pub(super) type Decision = Result<Option<Vec<&'static str>>, String>;
 
 fn pause(raw: &Raw) -> Decision {
     match raw {
@@ -133,6 +191,17 @@ fn delete(_: &Raw) -> Decision {
     Ok(Some(vec!["d.stop", "d.close", "d.erase"]))
 }
 
+fn hold(raw: &Raw) -> Decision {
+    if raw.is_meta {
+        return Err("a magnet link has no content before it is resolved".to_owned());
+    }
+    Ok((raw.state || raw.is_active || raw.is_open).then(|| vec!["d.stop", "d.close"]))
+}
+
+fn pause_to_change(raw: &Raw) -> Decision {
+    Ok(raw.is_active.then(|| vec!["d.pause"]))
+}
+
 fn recheck(raw: &Raw) -> Decision {
     match raw {
         Raw { hashing: 1.., .. } => Ok(None),
@@ -150,7 +219,7 @@ fn announce(raw: &Raw) -> Decision {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Rest {
+pub(super) enum Rest {
     /// Not while it is hashed: it would not hold, or not be safe.
     Always,
     /// Not while it is hashed, where that can hang rTorrent.
@@ -192,7 +261,7 @@ impl<'a> Job<'a> {
     async fn wait(&self, time: Duration, why_not: impl FnOnce() -> String) -> Result<(), ClientError> {
         let then = Instant::now() + time;
         if then > self.deadline {
-            return Err(ClientError::Precondition { reason: why_not() });
+            return Err(ClientError::Busy { reason: why_not() });
         }
         tokio::time::sleep_until(then).await;
         Ok(())
@@ -340,22 +409,148 @@ impl<'a> Job<'a> {
 
     async fn label(&self, label: &str) -> Result<Applied, ClientError> {
         let ready = self.look().await?;
-        let calls = [self.call("d.custom1.set").text(map::encode_label(label)), self.call("d.save_full_session")];
-        ready.turn.ask_about(self.hash, &calls).await?;
+        ready.turn.ask_about(self.hash, &label_calls(self.hash, label)).await?;
         Ok(Applied::Asked)
     }
 
     async fn priority(&self, priority: u8) -> Result<Applied, ClientError> {
         check_priority(priority)?;
         let ready = self.look().await?;
-        let mut calls = self.priority_calls(priority);
-        calls.push(self.call("d.save_full_session"));
-        ready.turn.ask_about(self.hash, &calls).await?;
+        ready.turn.ask_about(self.hash, &priority_calls(self.hash, priority)).await?;
         Ok(Applied::Asked)
     }
 
-    fn priority_calls(&self, priority: u8) -> Vec<Call> {
-        vec![self.call("d.priority.set").int(priority.into()), self.call("d.update_priorities")]
+    /// Stops and closes it, and writes into it how it was.
+    async fn hold(&self) -> Result<Applied, ClientError> {
+        let (ready, calls) = self.decide("held", Rest::Always, hold).await?;
+        let Some(calls) = calls else { return Ok(Applied::Seen) };
+        let Raw { state, is_active, is_open, .. } = ready.raw;
+        let was = match (state, is_active, is_open) {
+            (false, false, _) => "stopped",
+            (true, false, true) => "paused",
+            _ => "running",
+        };
+        let mut all = Vec::new();
+        // What stands there is of a command that was interrupted, and still true.
+        if ready.turn.ask_about(self.hash, &[self.held()]).await?.first().and_then(Value::str).is_none_or(str::is_empty)
+        {
+            all.extend([self.call("d.custom.set").text(HELD).text(was), self.call("d.save_full_session")]);
+        }
+        all.extend(calls);
+        all.push(Call::column(self.hash, "d.is_open", None));
+        let values = ready.turn.ask_about(self.hash, &all).await?;
+        match values.last().and_then(Value::int) {
+            Some(0) => Ok(Applied::Seen),
+            _ => Err(ClientError::Fault { message: "it did not close its files".to_owned() }),
+        }
+    }
+
+    fn held(&self) -> Call {
+        Call::column(self.hash, "d.custom", Some(HELD))
+    }
+
+    /// Has it look for its content elsewhere. On a torrent that is open rTorrent would close it without a word.
+    async fn relocate(&self, directory: &str) -> Result<Applied, ClientError> {
+        check_directory(directory)?;
+        self.hold().await?;
+        let ready = self.look().await?;
+        let calls = [
+            self.call("d.directory.set").text(directory),
+            self.call("d.save_full_session"),
+            Call::column(self.hash, "d.directory", None),
+            self.held(),
+        ];
+        let values = ready.turn.ask_about(self.hash, &calls).await?;
+        let [_, _, now, was] = values.as_slice() else { return Ok(Applied::Asked) };
+        let now = now.str().unwrap_or_default();
+        let is_there = now
+            .strip_prefix(directory.trim_end_matches('/'))
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        if !is_there {
+            return Err(ClientError::Fault {
+                message: format!("its directory is {:?} after it was set", crate::model::printable(now.as_bytes())),
+            });
+        }
+        let was = was.str().unwrap_or_default().to_owned();
+        let mut calls = vec![self.call("d.custom.set").text(HELD).text(""), self.call("d.save_full_session")];
+        if was != "stopped" && !was.is_empty() {
+            self.client.memory().commands.announces.note(self.hash, Instant::now());
+            calls.insert(0, self.call("d.start"));
+        }
+        ready.turn.ask_about(self.hash, &calls).await?;
+        drop(ready);
+        if was == "paused" {
+            self.client.memory().commands.pause_again.insert(self.hash);
+            self.pause_when_checked().await?;
+        }
+        Ok(Applied::Seen)
+    }
+
+    /// Puts it into a group that has a limit of its own.
+    async fn throttle(&self, group: &str) -> Result<Applied, ClientError> {
+        if !matches!(group, "" | "NULL") {
+            let turn = self.client.turn().await;
+            let limit = turn.ask(&[Call::global("throttle.up.max").text(group)]).await?;
+            // Unknown names are taken without a word.
+            if limit.first().and_then(|limit| limit.as_ref().ok()?.int()).is_none_or(|limit| limit < 0) {
+                let reason = "rTorrent has no throttle group of this name; its config makes one".to_owned();
+                return Err(ClientError::Precondition { reason });
+            }
+        }
+        // Not while it runs. To it a pause and a resume are two announces.
+        let (ready, calls) = self.decide("throttled", Rest::Always, pause_to_change).await?;
+        let mut all = calls.unwrap_or_default();
+        let must_resume = !all.is_empty();
+        all.push(self.call("d.throttle_name.set").text(group));
+        if must_resume {
+            all.push(self.call("d.resume"));
+            self.client.memory().commands.announces.note(self.hash, Instant::now());
+        }
+        all.extend([self.call("d.save_full_session"), Call::column(self.hash, "d.throttle_name", None)]);
+        let answers = ready.turn.ask(&all).await?;
+        if let Some(fault) = answers.iter().find_map(|answer| answer.as_ref().err()) {
+            return Err(if fault.is_unknown_hash() {
+                ClientError::UnknownHash(self.hash)
+            } else {
+                self.client.fault(fault)
+            });
+        }
+        let now = answers.last().and_then(|answer| answer.as_ref().ok()?.str());
+        if now.unwrap_or_default() == group {
+            return Ok(Applied::Seen);
+        }
+        Err(ClientError::Fault { message: "the throttle group is another one after it was set".to_owned() })
+    }
+
+    async fn file_priority(&self, files: &[u32], priority: u8) -> Result<Applied, ClientError> {
+        if priority > 2 {
+            return Err(ClientError::Precondition { reason: "the priority of a file is 0, 1 or 2".to_owned() });
+        }
+        let ready = self.look().await?;
+        let count = ready.raw.size_files;
+        if let Some(file) = files.iter().find(|file| u64::from(**file) >= count) {
+            let reason = format!("it has no file {file}: it has {count}, counted from 0");
+            return Err(ClientError::Precondition { reason });
+        }
+        for batch in files.chunks(FILES_BATCH) {
+            let call = |file: &u32| Call::on_file(self.hash, *file, "f.priority.set").int(priority.into());
+            ready.turn.ask_about(self.hash, &batch.iter().map(call).collect::<Vec<_>>()).await?;
+        }
+        let calls = [
+            self.call("d.update_priorities"),
+            self.call("d.save_full_session"),
+            self.call("f.multicall").text("").text("f.priority="),
+        ];
+        let values = ready.turn.ask_about(self.hash, &calls).await?;
+        let now = values.last().map(Value::array).unwrap_or_default();
+        let is_set = |file: &u32| {
+            let row = usize::try_from(*file).ok().and_then(|file| now.get(file)).map(Value::array);
+            row.and_then(|row| row.first()?.int()) == Some(priority.into())
+        };
+        if files.iter().all(is_set) {
+            return Ok(Applied::Seen);
+        }
+        Err(ClientError::Fault { message: "the priority of a file is another one after it was set".to_owned() })
     }
 
     // --- adding ---
@@ -365,11 +560,7 @@ impl<'a> Job<'a> {
             check_priority(priority)?;
         }
         if let Some(directory) = &add.directory {
-            let is_right = directory.starts_with('/') && !directory.chars().any(char::is_control);
-            if !is_right {
-                let reason = "the directory has to be an absolute path without control characters".to_owned();
-                return Err(ClientError::Precondition { reason });
-            }
+            check_directory(directory)?;
         }
         if matches!(self.hash, InfoHash::V2(_)) {
             return Err(ClientError::Unsupported { what: "load a torrent that is only of version 2".to_owned() });
@@ -387,14 +578,20 @@ impl<'a> Job<'a> {
                 let load = magnet_call(link, add, now)?;
                 turn.ask_about(self.hash, &[load]).await?;
                 drop(turn);
-                self.appears().await?;
+                self.appears(APPEARS_WITHIN).await?;
             }
             AddSource::Torrent(bytes) => {
                 let load = [Call::global("load.raw").bytes(bytes.clone())];
-                make_room(&turn, &probe, xmlrpc::write(&load).len()).await?;
-                turn.ask_about(self.hash, &load).await?;
-                drop(turn);
-                self.appears().await?;
+                let request_bytes = xmlrpc::write(&load).len();
+                if request_bytes > probe.request_bytes_max() {
+                    drop(turn);
+                    self.hand_over(bytes).await?;
+                } else {
+                    make_room(&turn, &probe, request_bytes).await?;
+                    turn.ask_about(self.hash, &load).await?;
+                    drop(turn);
+                    self.appears(APPEARS_WITHIN).await?;
+                }
                 let dressed = self.dress(add, now).await;
                 if let Err(ClientError::Fault { .. }) = dressed {
                     self.erase().await?;
@@ -410,9 +607,23 @@ impl<'a> Job<'a> {
         Ok(Applied::Asked)
     }
 
+    /// A torrent that is too large for one request is fetched by rTorrent itself, from us.
+    async fn hand_over(&self, torrent: &bytes::Bytes) -> Result<(), ClientError> {
+        let handover = Handover::new(&self.client.settings.endpoint, torrent.clone()).await?;
+        let load = [Call::global("load.normal").text(handover.url())];
+        let load_and_wait = async {
+            self.client.turn().await.ask_about(self.hash, &load).await?;
+            self.appears(HANDED_OVER_WITHIN).await
+        };
+        tokio::select! {
+            appeared = load_and_wait => appeared,
+            () = handover.serve() => Err(ClientError::Fault { message: "rTorrent could not be served".to_owned() }),
+        }
+    }
+
     /// Every load answers 0, whatever became of it: only the torrent itself tells.
-    async fn appears(&self) -> Result<(), ClientError> {
-        let until = self.deadline.min(Instant::now() + APPEARS_WITHIN);
+    async fn appears(&self, within: Duration) -> Result<(), ClientError> {
+        let until = Instant::now() + within;
         let raw = loop {
             match self.look().await {
                 Ok(Ready { raw, .. }) => break raw,
@@ -454,15 +665,26 @@ impl<'a> Job<'a> {
             calls.push(self.call("d.custom.set").text("addtime").text(now.to_string()));
         }
         if let Some(priority) = add.priority {
-            calls.extend(self.priority_calls(priority));
+            calls.extend(priority_calls(self.hash, priority));
         }
         calls.push(self.call("d.save_full_session"));
         if add.start {
             calls.push(self.call("d.start"));
+        } else if add.is_checked {
+            // Only what is started looks at what it was told of its content; what is not has to read it.
+            calls.push(self.call("d.check_hash"));
         }
         let turn = self.client.turn().await;
         turn.ask_about(self.hash, &calls).await.map(drop)
     }
+}
+
+fn check_directory(directory: &str) -> Result<(), ClientError> {
+    if directory.starts_with('/') && !directory.chars().any(char::is_control) {
+        return Ok(());
+    }
+    let reason = "the directory has to be an absolute path without control characters".to_owned();
+    Err(ClientError::Precondition { reason })
 }
 
 fn check_priority(priority: u8) -> Result<(), ClientError> {
@@ -589,6 +811,9 @@ mod tests {
             ("stop open", stop, &open, Some("d.stop d.close")),
             ("stop stopped", stop, &stopped, Some("")),
             ("delete stopped", delete, &stopped, Some("d.stop d.close d.erase")),
+            ("hold running", hold, &running, Some("d.stop d.close")),
+            ("hold stopped", hold, &stopped, Some("")),
+            ("hold magnet", hold, &magnet, None),
             ("recheck stopped", recheck, &stopped, Some("d.check_hash")),
             ("recheck checking", recheck, &checking, Some("")),
             ("recheck magnet", recheck, &magnet, None),
@@ -629,6 +854,7 @@ mod tests {
             label: Some("$execute={x}, \"q\"; 🦀".to_owned()),
             directory: Some("/downloads/a b/Ünï-1.x".to_owned()),
             priority: Some(2),
+            is_checked: false,
         };
         let call = magnet_call(link, &add, Some(1_700_000_000)).unwrap();
         assert_eq!(call.method, "load.start");

@@ -19,7 +19,7 @@ const REQUEST_BYTES_MIN: usize = 200;
 struct Request<'a> {
     jsonrpc: &'static str,
     id: usize,
-    method: &'static str,
+    method: &'a str,
     params: Vec<Argument<'a>>,
 }
 

@@ -21,14 +21,17 @@
 #[doc(hidden)]
 pub mod calls;
 mod commands;
+mod handover;
 mod hooks;
 #[doc(hidden)]
 pub mod jsonrpc;
 mod listing;
+mod many;
 mod map;
 mod probe;
 mod quick;
 pub mod settings;
+mod settings_of_all;
 #[doc(hidden)]
 pub mod transport;
 #[doc(hidden)]
@@ -39,6 +42,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde_json::Value as Json;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::calls::{Call, Fault, Unreadable, Value};
@@ -47,7 +51,9 @@ use self::probe::Probe;
 use self::settings::Settings;
 pub use self::transport::SetupError;
 use self::transport::{Dialect, Transport};
-use crate::model::{Action, Details, File, InfoHash, Listing, Parts, Peer, Timestamp, Tracker, printable, progress};
+use crate::model::{
+    Action, Details, File, InfoHash, Limits, Listing, Parts, Peer, Timestamp, Tracker, printable, progress,
+};
 use crate::port::{Applied, ClientError, HookWish, Hooks, Scope, TorrentClient};
 
 /// One rTorrent.
@@ -187,7 +193,7 @@ impl TorrentClient for RtorrentClient {
         let multicall = |method, columns: &[&str]| {
             columns.iter().fold(Call::on(hash, method).text(""), |call, column| call.text(*column))
         };
-        let mut calls = vec![multicall("t.multicall", TRACKER_COLUMNS)];
+        let mut calls = vec![Call::column(hash, "d.is_multi_file", None), multicall("t.multicall", TRACKER_COLUMNS)];
         if parts.files {
             calls.push(files_call(hash));
         }
@@ -196,13 +202,14 @@ impl TorrentClient for RtorrentClient {
         }
         let Some((raw, rest)) = turn.read(hash, calls).await? else { return Ok(None) };
         let mut rest = rest.into_iter();
+        let is_folder = rest.next().as_ref().and_then(Value::int).map(|number| number != 0);
         let trackers: Vec<Tracker> = rest.next().as_ref().map(rows).unwrap_or_default().filter_map(tracker).collect();
         let files = parts.files.then(|| rest.next().as_ref().map(rows).unwrap_or_default().filter_map(file).collect());
         let peers = parts.peers.then(|| rest.next().as_ref().map(rows).unwrap_or_default().filter_map(peer).collect());
         let host = map::tracker_host(trackers.iter().map(|tracker| (tracker.enabled, tracker.url.as_str())));
         let names = self.settings.extra.keys().cloned();
         let observed = map::observed(&self.settings.server, hash, raw, host, names);
-        Ok(Some(Details { observed, files, trackers: parts.trackers.then_some(trackers), peers }))
+        Ok(Some(Details { observed, is_folder, files, trackers: parts.trackers.then_some(trackers), peers }))
     }
 
     async fn files(&self, hash: InfoHash) -> Result<Option<Vec<File>>, ClientError> {
@@ -219,6 +226,25 @@ impl TorrentClient for RtorrentClient {
 
     async fn apply(&self, action: &Action) -> Result<Applied, ClientError> {
         commands::apply(self, action).await
+    }
+
+    async fn apply_all(&self, actions: &[Action]) -> Vec<Result<Applied, ClientError>> {
+        many::apply(self, actions).await
+    }
+
+    async fn get_all(&self, hashes: &[InfoHash], parts: Parts) -> Result<Vec<Option<Details>>, ClientError> {
+        if let [hash] = hashes {
+            return Ok(vec![self.get(*hash, parts).await?]);
+        }
+        many::get(self, hashes, parts).await
+    }
+
+    async fn set_limits(&self, limits: Limits) -> Result<(), ClientError> {
+        settings_of_all::set_limits(&self.turn().await, limits).await
+    }
+
+    async fn call(&self, method: &str, params: &[Json]) -> Result<Json, ClientError> {
+        settings_of_all::call(&self.turn().await, method, params).await
     }
 
     async fn hooks(&self, wish: HookWish<'_>) -> Result<Hooks, ClientError> {

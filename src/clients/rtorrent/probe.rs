@@ -46,6 +46,12 @@ impl BackEnd {
 }
 
 impl Probe {
+    /// More than this no setting lets through: 2 MiB before version 0.10, 16 MiB since.
+    pub(super) fn request_bytes_max(&self) -> usize {
+        let is_oldest = self.version.starts_with("0.9.");
+        (if is_oldest { 2 << 20 } else { 16 << 20 }) - (64 << 10)
+    }
+
     fn has(&self, method: &'static str) -> bool {
         self.columns.as_ref().is_none_or(|columns| columns.contains(method))
     }

@@ -27,6 +27,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// More columns, by the names that they shall have in `extra`.
     pub extra: BTreeMap<String, ExtraColumn>,
+    /// What the command `rpc` may call.
+    pub rpc: Vec<AllowedMethod>,
 }
 
 /// Where rTorrent listens. Its text is an address without credentials.
@@ -264,9 +266,188 @@ impl fmt::Display for ExtraColumn {
     }
 }
 
+/// A method that somebody on a broker may call, because the config says so.
+///
+/// Made by [`AllowedMethod::parse`] alone, which refuses what no config should give away: whatever runs a
+/// program or takes a command for an argument, reads or writes files, changes where rTorrent listens, or
+/// can crash an old version in a careless hand. For most of these there is a command that takes care.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllowedMethod(String);
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidMethod {
+    #[error("`{0}` is no name of a method: letters, digits, `_` and at least one dot, as `system.client_version`")]
+    NotAName(String),
+    #[error("`{0}` is not to be called from a broker; there are commands for what is safe of that")]
+    Dangerous(String),
+}
+
+/// What begins like this reads and sets numbers and texts, but for the exceptions below.
+const RPC_ROOMS: &[&str] = &[
+    "d.",
+    "dht.",
+    "f.",
+    "network.",
+    "p.",
+    "pieces.",
+    "protocol.",
+    "session.",
+    "system.",
+    "t.",
+    "throttle.",
+    "trackers.",
+    "view.",
+];
+
+/// Takes commands for arguments, touches files or who may connect, deletes, or needs the care of a verb.
+const RPC_DANGEROUS: &[&str] = &[
+    "d.add_to_hash_table",
+    "d.check_hash",
+    "d.close",
+    "d.create_link",
+    "d.delete_link",
+    "d.delete_tied",
+    "d.directory",
+    "d.erase",
+    "d.initialize_logs",
+    "d.multicall",
+    "d.open",
+    "d.pause",
+    "d.resume",
+    "d.start",
+    "d.state",
+    "d.stop",
+    "d.tied_to_file",
+    "d.tracker.",
+    "d.tracker_announce",
+    "d.try_",
+    "d.update_priorities",
+    "d.views.",
+    "f.multicall",
+    "f.frozen_path",
+    "network.bind_address.set",
+    "network.local_address.set",
+    "network.proxy_address",
+    "network.rpc.",
+    "network.scgi.",
+    "network.xmlrpc.",
+    "p.multicall",
+    "session.path.set",
+    "session.name.set",
+    "session.use_lock",
+    "system.cwd",
+    "system.daemon",
+    "system.env",
+    "system.file",
+    "system.multicall",
+    "system.shutdown",
+    "system.umask",
+    "t.multicall",
+    "view.add",
+    "view.event",
+    "view.filter",
+    "view.persistent",
+    "view.set",
+    "view.sort",
+    "d.multicall2",
+];
+
+impl AllowedMethod {
+    /// # Errors
+    /// It is no name, or dangerous.
+    pub fn parse(text: &str) -> Result<Self, InvalidMethod> {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+        if text.len() > 100 || !text.contains('.') || !text.chars().all(is_name) {
+            return Err(InvalidMethod::NotAName(text.chars().take(100).collect()));
+        }
+        let is_harmless_reader = ["d.directory", "d.directory_base", "d.state", "d.tied_to_file", "session.path"]
+            .contains(&text)
+            || ["d.state_changed", "d.state_counter", "system.cwd", "d.is_open", "system.file.allocate"]
+                .contains(&text);
+        let is_dangerous = RPC_DANGEROUS.iter().any(|bad| text.starts_with(bad)) || text.contains("multicall");
+        let is_in_a_room = RPC_ROOMS.iter().any(|room| text.starts_with(room));
+        if !is_in_a_room || (is_dangerous && !is_harmless_reader) {
+            return Err(InvalidMethod::Dangerous(text.to_owned()));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_no_config_should_give_away_is_refused() {
+        for good in [
+            "system.client_version",
+            "throttle.global_down.max_rate.set",
+            "d.ratio",
+            "d.state",
+            "d.directory",
+            "d.custom.set",
+            "pieces.memory.current",
+            "view.size",
+            "t.is_enabled.set",
+            "dht.statistics",
+        ] {
+            assert!(AllowedMethod::parse(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "x",
+            "execute.throw",
+            "execute2",
+            "method.insert",
+            "method.set_key",
+            "schedule2",
+            "import",
+            "try_import",
+            "load.normal",
+            "load.raw",
+            "log.open_file",
+            "system.multicall",
+            "d.multicall2",
+            "d.multicall.filtered",
+            "f.multicall",
+            "cat",
+            "if",
+            "branch",
+            "print",
+            "d.erase",
+            "d.stop",
+            "d.close",
+            "d.check_hash",
+            "d.tracker_announce",
+            "d.directory.set",
+            "d.directory_base.set",
+            "d.tied_to_file.set",
+            "d.delete_tied",
+            "session.path.set",
+            "system.shutdown.normal",
+            "system.cwd.set",
+            "system.env",
+            "network.scgi.open_port",
+            "view.filter",
+            "view.event_added",
+            "file.append",
+            "d.ratio=",
+            "d.ratio;x",
+            "d.\n",
+            "group.x.y",
+            "network.xmlrpc.size_limit.set",
+            "d.state.set",
+            "choke_group.insert",
+            "ratio.enable",
+            "event.download.finished",
+        ] {
+            assert!(AllowedMethod::parse(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn an_address_is_read_in_three_forms_and_shown_the_same() {

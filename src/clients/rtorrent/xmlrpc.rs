@@ -35,7 +35,7 @@ pub(super) fn write(calls: &[Call]) -> Vec<u8> {
         out.push_str(method);
         out.push_str("</string></value></member><member><name>params</name><value><array><data>");
         // The methods of the back end itself take no target.
-        let is_introspection = *method == "system.listMethods";
+        let is_introspection = method == "system.listMethods";
         for param in params.iter().skip(usize::from(is_introspection)) {
             out.push_str("<value>");
             write_param(&mut out, param);

@@ -126,7 +126,7 @@ impl MqttCommands {
     fn incoming(&self, received: Received, session: &Session) -> Option<Incoming> {
         let Session { client, catching_up_until, .. } = session;
         let may_have_waited = catching_up_until.is_some();
-        let Received { topic, body, is_retained, expires_in, response_topic, correlation, receipt } = received;
+        let Received { topic, body, is_retained, expires_in, response_topic, correlation, user, receipt } = received;
         let Some(address) = self.broker.topics.command(&topic).filter(|address| self.is_for_us(address)) else {
             // A subscription of an earlier configuration, which the broker still keeps.
             debug!(sink = %self.broker.settings.name, "a message that is no command for this bridge");
@@ -142,7 +142,7 @@ impl MqttCommands {
         });
         let client = client.clone();
         let ack = Box::new(move || acknowledge(&client, receipt));
-        Some(Incoming { address, body, is_retained, may_have_waited, expires_in, reply, ack })
+        Some(Incoming { address, body, is_retained, may_have_waited, expires_in, reply, user, ack })
     }
 
     fn is_for_us(&self, address: &CommandAddress) -> bool {

@@ -147,6 +147,8 @@ pub struct Received {
     pub expires_in: Option<Duration>,
     pub response_topic: Option<String>,
     pub correlation: Option<Bytes>,
+    /// The user property `user`.
+    pub user: Option<String>,
     pub receipt: Receipt,
 }
 
@@ -432,6 +434,7 @@ fn event_311(event: v4::Event) -> Event {
             expires_in: None,
             response_topic: None,
             correlation: None,
+            user: None,
         })),
         v4::Event::Outgoing(outgoing) => outgoing_event(&outgoing),
         v4::Event::Incoming(_) => Event::Other,
@@ -478,6 +481,7 @@ fn received_5(publish: packet5::Publish) -> Event {
         expires_in: properties.message_expiry_interval.map(|seconds| Duration::from_secs(seconds.into())),
         response_topic: properties.response_topic,
         correlation: properties.correlation_data,
+        user: properties.user_properties.into_iter().find(|(name, _)| name == "user").map(|(_, user)| user),
         receipt: Receipt(publish.pkid),
     }))
 }

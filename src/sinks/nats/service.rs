@@ -224,6 +224,7 @@ impl NatsCommands {
             may_have_waited: false,
             expires_in: None,
             reply,
+            user: None,
             // Nobody keeps a request: what is lost before it is in the log is not answered either.
             ack: Box::new(|| {}),
         })

@@ -1,0 +1,226 @@
+//! `dtorrent make-torrent`: a .torrent file of what is here.
+//!
+//! Of version 1, which every client can load. Files come in the order of their names, so that the same
+//! content makes the same torrent wherever it lies. Links are followed to files and not to folders.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Args;
+use url::Url;
+
+use super::{Exit, tell};
+use crate::model::{Metainfo, MetainfoBuilder};
+
+/// Pieces that a torrent should have about: fewer are lost at a time, more make it large.
+const PIECES_WANTED: u64 = 1500;
+const PIECE_MIN: u64 = 16 << 10;
+const PIECE_MAX: u64 = 16 << 20;
+const FILES_MAX: usize = 100_000;
+/// What other programs take as a .torrent file.
+const TORRENT_BYTES_MAX: usize = 10 << 20;
+
+#[derive(Clone, Debug, Args)]
+pub struct Arguments {
+    /// The file or folder to make a torrent of
+    path: PathBuf,
+    /// Write it here [default: the name of PATH with .torrent, in this folder; - for stdout]
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// A tracker; again for more, each in a tier of its own
+    #[arg(long, short, value_name = "URL")]
+    tracker: Vec<String>,
+    /// Only the trackers may tell of peers
+    #[arg(long)]
+    private: bool,
+    /// KiB, a power of two from 16 to 16384 [default: chosen by the size]
+    #[arg(long, value_name = "KIB")]
+    piece_length: Option<u64>,
+    /// Write over a file that is there
+    #[arg(long)]
+    force: bool,
+}
+
+pub fn run(arguments: &Arguments) -> Exit {
+    match make(arguments) {
+        Ok(said) => {
+            tell(&said);
+            Exit::Done
+        }
+        Err(error) => {
+            tell(&format!("{error:#}"));
+            Exit::Failed
+        }
+    }
+}
+
+struct Source {
+    /// Below the torrent's folder; of a single file its name.
+    path: Vec<Vec<u8>>,
+    file: PathBuf,
+    length: u64,
+}
+
+fn make(arguments: &Arguments) -> anyhow::Result<String> {
+    let Arguments { path, output, tracker, private, piece_length, force } = arguments;
+    for url in tracker {
+        let parsed = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https" | "udp"));
+        ensure!(parsed.is_some(), "{url:?} is no tracker: an address with http, https or udp is right");
+    }
+    let whole = path.canonicalize().with_context(|| format!("read {}", path.display()))?;
+    let name = whole.file_name().context("the root of the file system has no name")?;
+    let is_folder = whole.is_dir();
+    let output = output.clone().unwrap_or_else(|| {
+        let mut file = name.to_owned();
+        file.push(".torrent");
+        PathBuf::from(file)
+    });
+    let is_stdout = output.as_os_str() == "-";
+    ensure!(
+        is_stdout || *force || output.symlink_metadata().is_err(),
+        "{} is there already; --force writes over it",
+        output.display()
+    );
+
+    let mut sources = Vec::new();
+    if is_folder {
+        collect(&whole, &mut Vec::new(), &mut sources)?;
+    } else {
+        let length = whole.metadata().context("look at the file")?.len();
+        sources.push(Source { path: vec![name.as_bytes().to_vec()], file: whole.clone(), length });
+    }
+    let total: u64 = sources.iter().map(|source| source.length).sum();
+    ensure!(total > 0, "there is nothing in {}", path.display());
+    let piece_bytes = match piece_length {
+        None => chosen_piece_bytes(total),
+        Some(kib) if kib.is_power_of_two() && (PIECE_MIN..=PIECE_MAX).contains(&kib.saturating_mul(1024)) => kib * 1024,
+        Some(_) => bail!("--piece-length is a power of two from 16 to 16384 (KiB)"),
+    };
+    let piece_bytes = u32::try_from(piece_bytes).context("a piece is too long")?;
+    let mut builder = if is_folder {
+        MetainfoBuilder::folder(name.as_bytes(), piece_bytes)
+    } else {
+        MetainfoBuilder::single(name.as_bytes(), piece_bytes)
+    };
+    if *private {
+        builder = builder.private();
+    }
+    builder = tracker.iter().fold(builder, |builder, url| builder.tracker(url.as_str()));
+    for source in &sources {
+        if is_folder {
+            builder = builder.file(source.path.iter().cloned());
+        }
+        builder = add_content(builder, source)?;
+    }
+    let torrent = builder.build();
+    ensure!(
+        torrent.len() <= TORRENT_BYTES_MAX,
+        "the torrent has {} bytes, more than programs take: choose longer pieces",
+        torrent.len()
+    );
+    let metainfo = Metainfo::parse(&torrent).context("this would be no torrent")?;
+    if is_stdout {
+        std::io::stdout().write_all(&torrent).context("write to stdout")?;
+    } else {
+        fs::write(&output, &torrent).with_context(|| format!("write {}", output.display()))?;
+    }
+    let (hash, files, pieces) = (metainfo.client_hash(), sources.len(), metainfo.pieces.len() / 20);
+    Ok(format!("{}: {hash}, {files} files, {total} bytes in {pieces} pieces of {piece_bytes}", output.display()))
+}
+
+/// The files below a folder, by name.
+fn collect(folder: &Path, path: &mut Vec<Vec<u8>>, sources: &mut Vec<Source>) -> anyhow::Result<()> {
+    let read = || format!("read {}", folder.display());
+    let mut names: Vec<_> = Vec::new();
+    for entry in fs::read_dir(folder).with_context(read)? {
+        names.push(entry.with_context(read)?.file_name());
+    }
+    names.sort();
+    for name in names {
+        let file = folder.join(&name);
+        let found = file.symlink_metadata().with_context(|| format!("look at {}", file.display()))?;
+        path.push(name.as_bytes().to_vec());
+        if found.is_dir() {
+            ensure!(path.len() < 64, "{}: folders are nested too deeply", file.display());
+            collect(&file, path, sources)?;
+        } else {
+            let target = file.metadata().with_context(|| format!("look at {}", file.display()))?;
+            ensure!(target.is_file(), "{} is no file", file.display());
+            ensure!(sources.len() < FILES_MAX, "more than {FILES_MAX} files");
+            sources.push(Source { path: path.clone(), length: target.len(), file });
+        }
+        path.pop();
+    }
+    Ok(())
+}
+
+fn add_content(mut builder: MetainfoBuilder, source: &Source) -> anyhow::Result<MetainfoBuilder> {
+    let read = || format!("read {}", source.file.display());
+    let mut file = fs::File::open(&source.file).with_context(read)?;
+    let mut buffer = vec![0; 1 << 20];
+    let mut read_bytes = 0;
+    loop {
+        let length = file.read(&mut buffer).with_context(read)?;
+        if length == 0 {
+            break;
+        }
+        read_bytes += length as u64;
+        builder = builder.content(&buffer[..length]);
+    }
+    ensure!(read_bytes == source.length, "{} changed while it was read", source.file.display());
+    Ok(builder)
+}
+
+fn chosen_piece_bytes(total: u64) -> u64 {
+    (total / PIECES_WANTED).max(1).next_power_of_two().clamp(PIECE_MIN, PIECE_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_as_long_as_it_takes_for_about_fifteen_hundred() {
+        for (total, expected) in [(1, PIECE_MIN), (100 << 20, 128 << 10), (4 << 30, 4 << 20), (1 << 50, PIECE_MAX)] {
+            assert_eq!(chosen_piece_bytes(total), expected, "{total}");
+        }
+    }
+
+    #[test]
+    fn a_folder_becomes_a_torrent_in_the_order_of_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let content = folder.path().join("my folder");
+        fs::create_dir_all(content.join("sub")).unwrap();
+        for (name, bytes) in [("b", "1234"), ("a", "56"), ("sub/c", "7")] {
+            fs::write(content.join(name), bytes).unwrap();
+        }
+        let output = folder.path().join("x.torrent");
+        let arguments = Arguments {
+            path: content.clone(),
+            output: Some(output.clone()),
+            tracker: vec!["http://one.example/announce".into(), "udp://two.example:1".into()],
+            private: true,
+            piece_length: Some(32),
+            force: false,
+        };
+        make(&arguments).unwrap();
+        let metainfo = Metainfo::parse(&fs::read(&output).unwrap()).unwrap();
+        let paths: Vec<String> =
+            metainfo.files.iter().map(|file| String::from_utf8(file.path.join(&b'/')).unwrap()).collect();
+        assert_eq!(paths, ["a", "b", "sub/c"]);
+        assert_eq!((metainfo.name.as_str(), metainfo.piece_length, metainfo.length), ("my folder", 32 << 10, 7));
+        assert_eq!((metainfo.private, metainfo.tracker.as_deref()), (true, Some("one.example")));
+        assert!(make(&arguments).unwrap_err().to_string().contains("--force"));
+        for wrong in [
+            Arguments { piece_length: Some(33), force: true, ..arguments.clone() },
+            Arguments { piece_length: Some(u64::MAX), force: true, ..arguments.clone() },
+            Arguments { tracker: vec!["ftp://x".into()], force: true, ..arguments.clone() },
+            Arguments { path: folder.path().join("none"), force: true, ..arguments.clone() },
+        ] {
+            assert!(make(&wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! The files of a torrent on this machine: which they are, removing them, moving them.
+//!
+//! A torrent's paths come from strangers and its folder from whoever added it, so:
+//! - the folder of each file is resolved through all links first, and has to lie below a root; the file
+//!   itself is never followed: a link is removed, not what it points to;
+//! - a root itself, a folder where a file should be, and what another disk is mounted on are left alone;
+//! - folders are only ever removed when they are empty;
+//! - a file that another torrent has too is nobody's to remove (the caller asks [`Plan::claimed_by`]).
+//!
+//! Everything here blocks.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs::{self, Metadata};
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use super::roots::Roots;
+use crate::model::{CommandError, Deleted, ErrorCode, File, Left};
+
+/// So many paths are listed in a result.
+const LISTED_MAX: usize = 1000;
+const COPY_BYTES: usize = 1 << 20;
+
+fn refuse(code: ErrorCode, message: impl Into<String>) -> CommandError {
+    CommandError::new(code, message)
+}
+
+/// The files of one torrent that are there.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// Resolved, each with its size.
+    files: Vec<(PathBuf, u64)>,
+    /// The folders that are the torrent's own.
+    folders: BTreeSet<PathBuf>,
+    /// The torrent's folder, resolved.
+    base: PathBuf,
+}
+
+impl Plan {
+    /// Finds the files of a torrent whose content is in `directory`. What is not there is left out.
+    pub fn of(roots: &Roots, directory: &str, files: &[File], is_folder: bool) -> Result<Self, CommandError> {
+        let directory = Path::new(directory);
+        if !super::roots::is_plain(directory) {
+            return Err(refuse(ErrorCode::Precondition, "the client does not say in which absolute folder it is"));
+        }
+        let mut plan = Self { files: Vec::new(), folders: BTreeSet::new(), base: PathBuf::new() };
+        let mut folders: HashMap<PathBuf, Option<PathBuf>> = HashMap::new();
+        let mut resolve =
+            |folder: &Path| folders.entry(folder.to_owned()).or_insert_with(|| folder.canonicalize().ok()).clone();
+        plan.base = resolve(directory).unwrap_or_else(|| directory.to_owned());
+        for file in files {
+            let relative = Path::new(&file.path);
+            let is_inside = relative.components().all(|part| matches!(part, Component::Normal(_)));
+            let name = relative.file_name().filter(|_| is_inside && !file.path.contains(['\0', '\u{fffd}']));
+            let Some(name) = name else {
+                return Err(refuse(ErrorCode::Precondition, format!("{:?} is no path to be sure of", file.path)));
+            };
+            let written = directory.join(relative);
+            let Some(folder) = written.parent().and_then(&mut resolve) else {
+                is_told_exactly(&file.path)?;
+                continue;
+            };
+            let path = folder.join(name);
+            if !roots.has_below(&path) {
+                return Err(roots.outside("its content"));
+            }
+            match path.symlink_metadata() {
+                Ok(found) if found.is_dir() => {
+                    return Err(refuse(ErrorCode::Precondition, format!("{} is a folder", path.display())));
+                }
+                Ok(found) if !(found.is_file() || found.is_symlink()) => {
+                    return Err(refuse(ErrorCode::Precondition, format!("{} is no plain file", path.display())));
+                }
+                Ok(found) if is_mounted(&folder, &found) => {
+                    return Err(refuse(ErrorCode::Precondition, format!("{} is mounted there", path.display())));
+                }
+                Ok(found) => plan.files.push((path, if found.is_symlink() { 0 } else { found.len() })),
+                Err(error) if error.kind() == ErrorKind::NotFound => is_told_exactly(&file.path)?,
+                Err(error) => {
+                    return Err(refuse(ErrorCode::Precondition, format!("{}: {error}", path.display())));
+                }
+            }
+            if is_folder {
+                let own = folder.ancestors().take_while(|folder| folder.starts_with(&plan.base));
+                plan.folders.extend(own.filter(|folder| roots.has_below(folder)).map(Path::to_owned));
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Whether a torrent with content in this folder could have one of the files.
+    pub fn may_share(&self, directory: &Path) -> bool {
+        let paths = self.files.iter().map(|(path, _)| path);
+        let Ok(directory) = directory.canonicalize() else { return false };
+        paths.into_iter().any(|path| path.starts_with(&directory))
+    }
+
+    /// The first of the files that is another torrent's too.
+    pub fn claimed_by(&self, directory: &Path, files: &[File]) -> Option<&Path> {
+        let exact: HashSet<&Path> = self.files.iter().map(|(path, _)| path.as_path()).collect();
+        let is_vague = |path: &Path| path.as_os_str().as_encoded_bytes().contains(&b'?');
+        let ours_are_vague = exact.iter().any(|path| is_vague(path));
+        let mut folders: HashMap<PathBuf, Option<PathBuf>> = HashMap::new();
+        for file in files {
+            let written = directory.join(&file.path);
+            let (Some(folder), Some(name)) = (written.parent(), written.file_name()) else { continue };
+            let folder = folders.entry(folder.to_owned()).or_insert_with(|| folder.canonicalize().ok());
+            let Some(other) = folder.as_ref().map(|folder| folder.join(name)) else { continue };
+            if let Some(path) = exact.get(other.as_path()) {
+                return Some(path);
+            }
+            if (ours_are_vague || is_vague(&other))
+                && let Some(path) = exact.iter().find(|path| could_be(path, &other))
+            {
+                return Some(path);
+            }
+        }
+        None
+    }
+
+    /// What [`Self::remove`] would do.
+    pub fn preview(&self) -> Deleted {
+        let mut deleted = Deleted::default();
+        self.files.iter().for_each(|(path, bytes)| note(&mut deleted, path, *bytes));
+        deleted
+    }
+
+    /// Removes the files, and the folders that are empty then.
+    pub fn remove(&self) -> Deleted {
+        let mut deleted = Deleted::default();
+        for (path, bytes) in &self.files {
+            let is_where_it_was =
+                path.parent().is_some_and(|folder| folder.canonicalize().is_ok_and(|now| now == folder));
+            let removed = if is_where_it_was { fs::remove_file(path) } else { Err(ErrorKind::NotFound.into()) };
+            match removed {
+                Ok(()) => note(&mut deleted, path, *bytes),
+                Err(error) => leave(&mut deleted, path, &error),
+            }
+        }
+        self.remove_folders(&mut deleted);
+        deleted
+    }
+
+    fn remove_folders(&self, deleted: &mut Deleted) {
+        // The deepest first.
+        for folder in self.folders.iter().rev() {
+            let (Some(parent), Ok(found)) = (folder.parent(), folder.symlink_metadata()) else { continue };
+            if !found.is_dir() || is_mounted(parent, &found) {
+                continue;
+            }
+            match fs::remove_dir(folder) {
+                Err(error) if error.kind() != ErrorKind::NotFound => leave(deleted, folder, &error),
+                _ => {}
+            }
+        }
+    }
+
+    /// Moves the files below `to`, as they lie below the torrent's folder. May be called again after it was
+    /// interrupted.
+    ///
+    /// # Errors
+    /// Nothing is lost: each file is whole at the old or at the new place.
+    pub fn move_to(&self, to: &Path, is_repeated: bool) -> Result<(), CommandError> {
+        let pairs: Vec<(&Path, PathBuf, u64)> = self
+            .files
+            .iter()
+            .filter_map(|(path, bytes)| Some((path.as_path(), to.join(path.strip_prefix(&self.base).ok()?), *bytes)))
+            .collect();
+        if pairs.len() < self.files.len() {
+            return Err(refuse(ErrorCode::Precondition, "a link leads one of its files out of its folder"));
+        }
+        for (from, new, bytes) in &pairs {
+            match new.symlink_metadata() {
+                // Copied whole before an interruption: only the old one is still to go.
+                Ok(found) if is_repeated && found.is_file() && found.len() == *bytes => {
+                    fs::remove_file(from).map_err(|error| failed(from, &error))?;
+                }
+                Ok(_) => {
+                    let message = format!("{} is there already and is left alone", new.display());
+                    return Err(refuse(ErrorCode::Precondition, message));
+                }
+                Err(_) => {}
+            }
+        }
+        for (from, new, _) in pairs.iter().filter(|(from, ..)| from.symlink_metadata().is_ok()) {
+            move_file(from, new).map_err(|error| failed(from, &error))?;
+        }
+        self.remove_folders(&mut Deleted::default());
+        Ok(())
+    }
+}
+
+fn failed(path: &Path, error: &io::Error) -> CommandError {
+    refuse(ErrorCode::ClientFault, format!("{}: {error}", path.display()))
+}
+
+/// rTorrent with xmlrpc-c puts `?` for each byte that it cannot say: a file that is not there by that name
+/// may be there by another.
+fn is_told_exactly(path: &str) -> Result<(), CommandError> {
+    if path.contains('?') {
+        let message = format!("{path:?} is not there, and may not be its exact name: remove its files by hand");
+        return Err(refuse(ErrorCode::Precondition, message));
+    }
+    Ok(())
+}
+
+fn could_be(path: &Path, other: &Path) -> bool {
+    let (path, other) = (path.as_os_str().as_encoded_bytes(), other.as_os_str().as_encoded_bytes());
+    path.len() == other.len() && path.iter().zip(other).all(|(a, b)| a == b || *a == b'?' || *b == b'?')
+}
+
+/// Whether what was found in `folder` is on another disk than that.
+fn is_mounted(folder: &Path, found: &Metadata) -> bool {
+    folder.metadata().map_or(true, |folder| folder.dev() != found.dev())
+}
+
+fn note(deleted: &mut Deleted, path: &Path, bytes: u64) {
+    deleted.count += 1;
+    deleted.bytes += bytes;
+    if deleted.files.len() < LISTED_MAX {
+        deleted.files.push(path.display().to_string());
+    }
+}
+
+fn leave(deleted: &mut Deleted, path: &Path, error: &io::Error) {
+    if deleted.left.len() < LISTED_MAX {
+        deleted.left.push(Left { path: path.display().to_string(), reason: error.to_string() });
+    }
+}
+
+fn move_file(from: &Path, to: &Path) -> io::Result<()> {
+    let folder = to.parent().ok_or(ErrorKind::InvalidInput)?;
+    fs::create_dir_all(folder)?;
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == ErrorKind::CrossesDevices => {}
+        other => return other,
+    }
+    let found = from.symlink_metadata()?;
+    if !found.is_file() {
+        return Err(io::Error::other("a link is not moved to another disk"));
+    }
+    let mut name = to.file_name().ok_or(ErrorKind::InvalidInput)?.to_owned();
+    name.push(".dtorrent-part");
+    let part = folder.join(name);
+    copy(from, &part, &found)?;
+    fs::rename(&part, to)?;
+    fs::File::open(folder)?.sync_all()?;
+    fs::remove_file(from)
+}
+
+fn copy(from: &Path, to: &Path, found: &Metadata) -> io::Result<()> {
+    let (mut source, mut target) = (fs::File::open(from)?, fs::File::create(to)?);
+    let mut buffer = vec![0; COPY_BYTES];
+    loop {
+        let length = source.read(&mut buffer)?;
+        if length == 0 {
+            break;
+        }
+        target.write_all(&buffer[..length])?;
+    }
+    target.set_permissions(found.permissions())?;
+    // The client knows by this that it need not check it.
+    target.set_modified(found.modified()?)?;
+    target.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(path: &str) -> File {
+        let name = path.rsplit('/').next().unwrap().to_owned();
+        File { name, path: path.to_owned(), length: 1, progress: 100.0, priority: Some(1) }
+    }
+
+    fn text(path: &Path) -> &str {
+        path.to_str().unwrap()
+    }
+
+    fn folder_with(files: &[&str]) -> (tempfile::TempDir, PathBuf, Roots) {
+        let temporary = tempfile::tempdir().unwrap();
+        let root = temporary.path().canonicalize().unwrap();
+        for path in files {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, b"x").unwrap();
+        }
+        (temporary, root.clone(), Roots::new(vec![root]))
+    }
+
+    #[test]
+    fn files_go_and_then_the_folders_that_are_empty() {
+        let (_folder, root, roots) = folder_with(&["t/a", "t/sub/b", "t/sub2/c", "t/sub2/mine"]);
+        let files = [file("a"), file("sub/b"), file("sub2/c"), file("never-was-there")];
+        let deleted = Plan::of(&roots, text(&root.join("t")), &files, true).unwrap().remove();
+        assert_eq!((deleted.count, deleted.bytes), (3, 3));
+        assert_eq!(deleted.left.len(), 2, "sub2 and t are not empty: {:?}", deleted.left);
+        assert!(!root.join("t/sub").try_exists().unwrap() && root.join("t/sub2/mine").is_file());
+    }
+
+    #[test]
+    fn a_root_and_the_folder_of_a_single_file_stay() {
+        let (_folder, root, roots) = folder_with(&["a", "sub/b"]);
+        Plan::of(&roots, text(&root), &[file("a"), file("sub/b")], true).unwrap().remove();
+        assert!(root.is_dir() && !root.join("sub").try_exists().unwrap());
+        let (_folder, root, roots) = folder_with(&["films/a"]);
+        Plan::of(&roots, text(&root.join("films")), &[file("a")], false).unwrap().remove();
+        assert!(root.join("films").is_dir());
+    }
+
+    #[test]
+    fn nothing_outside_is_touched_and_no_link_is_followed() {
+        let (_outer, outside, _) = folder_with(&["secret", "sub/x"]);
+        let (_folder, root, roots) = folder_with(&["t/a"]);
+        std::os::unix::fs::symlink(&outside, root.join("t/link")).unwrap();
+        std::os::unix::fs::symlink(outside.join("secret"), root.join("t/leaf")).unwrap();
+        let t = root.join("t");
+        for bad in ["link/secret", "../t/a", "/etc/passwd", "", ".", "a\0b", "caf\u{fffd}", "link/sub/x"] {
+            assert!(Plan::of(&roots, text(&t), &[file("a"), file(bad)], true).is_err(), "{bad:?}");
+        }
+        for bad in ["", "t", "/etc", text(&outside), &format!("{}/../x", root.display())] {
+            assert!(Plan::of(&roots, bad, &[file("passwd"), file("secret")], true).is_err(), "{bad:?}");
+        }
+        assert!(Plan::of(&roots, text(&root), &[file("t")], false).is_err(), "a folder is no file");
+        let deleted = Plan::of(&roots, text(&t), &[file("leaf")], true).unwrap().remove();
+        assert_eq!((deleted.count, outside.join("secret").is_file()), (1, true), "the link went, not its target");
+    }
+
+    #[test]
+    fn a_name_that_may_be_another_one_is_refused() {
+        let (_folder, root, roots) = folder_with(&["what?"]);
+        assert!(Plan::of(&roots, text(&root), &[file("caf?")], false).is_err());
+        assert!(Plan::of(&roots, text(&root), &[file("what?")], false).is_ok());
+    }
+
+    #[test]
+    fn a_file_of_another_torrent_is_known_by_any_way_to_it() {
+        let (_folder, root, roots) = folder_with(&["t/sub/a"]);
+        std::os::unix::fs::symlink(root.join("t"), root.join("other")).unwrap();
+        let plan = Plan::of(&roots, text(&root.join("t")), &[file("sub/a")], true).unwrap();
+        for (directory, path) in [("t", "sub/a"), ("other/sub", "a"), ("", "t/sub/a"), ("t", "sub/?")] {
+            let directory = root.join(directory);
+            assert!(plan.may_share(&directory));
+            assert!(plan.claimed_by(&directory, &[file("zzz"), file(path)]).is_some(), "{path}");
+        }
+        assert!(plan.claimed_by(&root.join("t"), &[file("sub/b"), file("a")]).is_none());
+        assert!(!plan.may_share(Path::new("/etc")));
+    }
+
+    #[test]
+    fn moving_goes_on_after_an_interruption_and_overwrites_nothing() {
+        let (_folder, root, roots) = folder_with(&["t/a", "t/sub/b", "new/t/a"]);
+        let (old, new) = (root.join("t"), root.join("new/t"));
+        let files = [file("a"), file("sub/b")];
+        let plan = Plan::of(&roots, text(&old), &files, true).unwrap();
+        assert!(plan.move_to(&new, false).is_err());
+        assert!(old.join("sub/b").is_file(), "nothing was begun");
+        plan.move_to(&new, true).unwrap();
+        assert!(new.join("a").is_file() && new.join("sub/b").is_file() && !old.try_exists().unwrap());
+        // Once more, when all is done.
+        Plan::of(&roots, text(&old), &files, true).unwrap().move_to(&new, true).unwrap();
+    }
+}

@@ -1,0 +1,348 @@
+//! Content that is said to be there already: read, and compared with its torrent piece by piece.
+//!
+//! The first piece that differs ends it, with its file and number. Read a little at a time, so that
+//! it can be given up between two of them.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+use tokio::task::spawn_blocking;
+use tokio::time::Instant;
+use tracing::info;
+
+use super::roots::Roots;
+use crate::model::{CommandError, ErrorCode, MERKLE_BLOCK_BYTES, Metainfo, TorrentFile, merkle_root};
+
+/// So many bytes are read before others have their turn.
+const STEP_BYTES: u64 = 16 << 20;
+const SAY_EACH: Duration = Duration::from_secs(10);
+
+/// What a client may be told of each file: its size, and when it was changed last, in seconds.
+pub(super) type Checked = Vec<(u64, u64)>;
+
+fn refuse(message: impl Into<String>) -> CommandError {
+    CommandError::new(ErrorCode::Precondition, message)
+}
+
+/// Compares what is at `place` (the file, or the torrent's folder) with the torrent. `progress` hears how many
+/// bytes of how many were read.
+pub(super) async fn check(
+    metainfo: &Metainfo,
+    place: &Path,
+    roots: &Roots,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<Checked, CommandError> {
+    let mut files = Vec::with_capacity(metainfo.files.len());
+    let mut checked = Vec::with_capacity(metainfo.files.len());
+    for file in &metainfo.files {
+        let path = path_of(metainfo, file, place);
+        checked.push(if file.is_padding { (file.length, 0) } else { look_at(&path, file, roots)? });
+        files.push(Part { path, length: file.length, is_padding: file.is_padding, root: file.root });
+    }
+    let total = metainfo.length;
+    let mut reader = Reader::new(metainfo, files);
+    let mut said = Instant::now();
+    while !reader.is_done() {
+        let (back, step) = spawn_blocking(move || {
+            let step = reader.step();
+            (reader, step)
+        })
+        .await
+        .map_err(|_| refuse("the check could not be done"))?;
+        reader = back;
+        step?;
+        progress(reader.read_bytes, total);
+        if said.elapsed() >= SAY_EACH {
+            said = Instant::now();
+            info!(name = metainfo.name, read_bytes = reader.read_bytes, total_bytes = total, "checking content");
+        }
+    }
+    Ok(checked)
+}
+
+fn path_of(metainfo: &Metainfo, file: &TorrentFile, place: &Path) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt as _;
+    if !metainfo.is_folder {
+        return place.to_owned();
+    }
+    place.join(file.path.iter().map(|name| Path::new(std::ffi::OsStr::from_bytes(name))).collect::<PathBuf>())
+}
+
+/// Size and time of a file that is where it should be.
+fn look_at(path: &Path, file: &TorrentFile, roots: &Roots) -> Result<(u64, u64), CommandError> {
+    let missing = |error: io::Error| refuse(format!("data_file: {}: {error}", path.display()));
+    let resolved = path.canonicalize().map_err(missing)?;
+    if !roots.has_below(&resolved) {
+        return Err(roots.outside("data_file"));
+    }
+    let found = resolved.metadata().map_err(missing)?;
+    if !found.is_file() || found.len() != file.length {
+        let message = format!("data_file: {} is no file of {} bytes", path.display(), file.length);
+        return Err(refuse(message));
+    }
+    let changed = found.modified().map_err(missing)?.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok((found.len(), changed.as_secs()))
+}
+
+struct Part {
+    path: PathBuf,
+    length: u64,
+    is_padding: bool,
+    root: Option<[u8; 32]>,
+}
+
+/// Reads the files one after the other and hashes them as their version wants it.
+struct Reader {
+    parts: Vec<Part>,
+    at: usize,
+    open: Option<File>,
+    /// Bytes read of the file that is open.
+    in_part: u64,
+    read_bytes: u64,
+    piece_length: u64,
+    /// Of version 1; empty if there is none.
+    pieces: Vec<u8>,
+    piece: Sha1,
+    in_piece: u64,
+    number: usize,
+    layers: std::collections::BTreeMap<[u8; 32], Vec<u8>>,
+    /// Of version 2: the hashes of the blocks of the piece under way.
+    blocks: Vec<[u8; 32]>,
+}
+
+impl Reader {
+    fn new(metainfo: &Metainfo, parts: Vec<Part>) -> Self {
+        Self {
+            parts,
+            at: 0,
+            open: None,
+            in_part: 0,
+            read_bytes: 0,
+            piece_length: metainfo.piece_length.into(),
+            pieces: metainfo.pieces.clone(),
+            piece: Sha1::new(),
+            in_piece: 0,
+            number: 0,
+            layers: metainfo.layers.clone(),
+            blocks: Vec::new(),
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.at == self.parts.len()
+    }
+
+    /// Reads on for a while.
+    fn step(&mut self) -> Result<(), CommandError> {
+        let until = self.read_bytes + STEP_BYTES;
+        let mut buffer = vec![0; MERKLE_BLOCK_BYTES as usize];
+        while !self.is_done() && self.read_bytes < until {
+            let (length, is_padding) = (self.parts[self.at].length, self.parts[self.at].is_padding);
+            if self.in_part == length {
+                self.end_part()?;
+                continue;
+            }
+            let wanted = (length - self.in_part).min(buffer.len() as u64);
+            let wanted = usize::try_from(wanted).expect("no more than the buffer has");
+            let chunk = &mut buffer[..wanted];
+            if is_padding {
+                chunk.fill(0);
+            } else {
+                self.read(chunk)?;
+                self.read_bytes += wanted as u64;
+            }
+            self.in_part += wanted as u64;
+            if self.pieces.is_empty() { self.add_v2(chunk)? } else { self.add_v1(chunk)? }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, chunk: &mut [u8]) -> Result<(), CommandError> {
+        let path = &self.parts[self.at].path;
+        let failed = |error: io::Error| refuse(format!("data_file: {}: {error}", path.display()));
+        if self.open.is_none() {
+            self.open = Some(File::open(path).map_err(failed)?);
+        }
+        self.open.as_mut().map_or(Ok(()), |file| file.read_exact(chunk)).map_err(failed)
+    }
+
+    fn end_part(&mut self) -> Result<(), CommandError> {
+        if self.pieces.is_empty() && !self.blocks.is_empty() {
+            self.end_piece_v2()?;
+        }
+        self.open = None;
+        self.in_part = 0;
+        self.at += 1;
+        if self.pieces.is_empty() {
+            self.number = 0;
+        } else if self.is_done() && self.in_piece > 0 {
+            self.at -= 1;
+            self.end_piece_v1()?;
+            self.at += 1;
+        }
+        Ok(())
+    }
+
+    fn add_v1(&mut self, mut chunk: &[u8]) -> Result<(), CommandError> {
+        while !chunk.is_empty() {
+            let room = usize::try_from(self.piece_length - self.in_piece).unwrap_or(usize::MAX);
+            let (now, later) = chunk.split_at(room.min(chunk.len()));
+            self.piece.update(now);
+            self.in_piece += now.len() as u64;
+            if self.in_piece == self.piece_length {
+                self.end_piece_v1()?;
+            }
+            chunk = later;
+        }
+        Ok(())
+    }
+
+    fn end_piece_v1(&mut self) -> Result<(), CommandError> {
+        let hash: [u8; 20] = self.piece.finalize_reset().into();
+        let expected = self.pieces.get(self.number * 20..self.number * 20 + 20);
+        self.judge(expected == Some(&hash[..]))?;
+        self.in_piece = 0;
+        self.number += 1;
+        Ok(())
+    }
+
+    fn add_v2(&mut self, chunk: &[u8]) -> Result<(), CommandError> {
+        self.blocks.push(Sha256::digest(chunk).into());
+        if self.blocks.len() as u64 * u64::from(MERKLE_BLOCK_BYTES) == self.piece_length {
+            self.end_piece_v2()?;
+        }
+        Ok(())
+    }
+
+    fn end_piece_v2(&mut self) -> Result<(), CommandError> {
+        let part = &self.parts[self.at];
+        let is_right = part.root.is_some_and(|root| {
+            let width = (self.piece_length / u64::from(MERKLE_BLOCK_BYTES)).max(1) as usize;
+            match self.layers.get(&root) {
+                Some(layer) => {
+                    layer.get(self.number * 32..self.number * 32 + 32)
+                        == Some(&merkle_root(&self.blocks, width, [0; 32])[..])
+                }
+                // All of it is one piece.
+                None => merkle_root(&self.blocks, self.blocks.len().next_power_of_two(), [0; 32]) == root,
+            }
+        });
+        self.judge(is_right)?;
+        self.blocks.clear();
+        self.number += 1;
+        Ok(())
+    }
+
+    /// The piece under way ends in the file at hand.
+    fn judge(&self, is_right: bool) -> Result<(), CommandError> {
+        if is_right {
+            return Ok(());
+        }
+        let (path, piece) = (self.parts[self.at].path.display(), self.number);
+        Err(refuse(format!("data_file: {path} is not what the torrent says: piece {piece} differs")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::MetainfoBuilder;
+
+    fn check_now(metainfo: &Metainfo, place: &Path, root: &Path) -> Result<u64, String> {
+        let roots = Roots::new(vec![root.to_owned()]);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let mut read = 0;
+        runtime.block_on(check(metainfo, place, &roots, |bytes, _| read = bytes)).map_err(|error| error.message)?;
+        Ok(read)
+    }
+
+    #[test]
+    fn the_first_piece_that_differs_is_named_with_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        let contents = [vec![1_u8; 40_000], vec![], vec![2; 5_000], vec![3; 70_000]];
+        let mut builder = MetainfoBuilder::folder("t", 16_384);
+        std::fs::create_dir(root.join("t")).unwrap();
+        for (n, content) in contents.iter().enumerate() {
+            builder = builder.file([n.to_string()]).content(content);
+            std::fs::write(root.join("t").join(n.to_string()), content).unwrap();
+        }
+        let metainfo = Metainfo::parse(&builder.build()).unwrap();
+        assert_eq!(check_now(&metainfo, &root.join("t"), &root), Ok(115_000));
+        let mut changed = contents[3].clone();
+        changed[30_000] ^= 1;
+        std::fs::write(root.join("t/3"), &changed).unwrap();
+        let error = check_now(&metainfo, &root.join("t"), &root).unwrap_err();
+        assert!(error.contains("t/3 ") && error.contains("piece 4 differs"), "{error}");
+        std::fs::write(root.join("t/3"), &changed[1..]).unwrap();
+        assert!(check_now(&metainfo, &root.join("t"), &root).unwrap_err().contains("no file of 70000 bytes"));
+        std::fs::remove_file(root.join("t/3")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", root.join("t/3")).unwrap();
+        assert!(check_now(&metainfo, &root.join("t"), &root).unwrap_err().contains("not found below"));
+    }
+
+    /// A torrent of version 2 alone, made by its rules.
+    fn version_two(files: &[(&str, &[u8])], piece_length: u32) -> Vec<u8> {
+        let text = |out: &mut Vec<u8>, text: &[u8]| {
+            out.extend_from_slice(format!("{}:", text.len()).as_bytes());
+            out.extend_from_slice(text);
+        };
+        let (mut tree, mut layers) = (b"d".to_vec(), b"d".to_vec());
+        let per_piece = (piece_length / MERKLE_BLOCK_BYTES) as usize;
+        let mut all_layers = std::collections::BTreeMap::new();
+        for (name, content) in files {
+            let blocks: Vec<[u8; 32]> =
+                content.chunks(MERKLE_BLOCK_BYTES as usize).map(|block| Sha256::digest(block).into()).collect();
+            let root = merkle_root(&blocks, blocks.len().next_power_of_two().max(1), [0; 32]);
+            let root = if blocks.len() > per_piece {
+                let pieces: Vec<[u8; 32]> =
+                    blocks.chunks(per_piece).map(|piece| merkle_root(piece, per_piece, [0; 32])).collect();
+                let padding = merkle_root(&[], per_piece, [0; 32]);
+                let root = merkle_root(&pieces, pieces.len().next_power_of_two(), padding);
+                all_layers.insert(root, pieces.concat());
+                root
+            } else {
+                root
+            };
+            text(&mut tree, name.as_bytes());
+            tree.extend_from_slice(format!("d0:d6:lengthi{}e11:pieces root", content.len()).as_bytes());
+            text(&mut tree, &root);
+            tree.extend_from_slice(b"ee");
+        }
+        tree.push(b'e');
+        for (root, pieces) in all_layers {
+            text(&mut layers, &root);
+            text(&mut layers, &pieces);
+        }
+        layers.push(b'e');
+        let mut out = b"d4:infod9:file tree".to_vec();
+        out.extend_from_slice(&tree);
+        out.extend_from_slice(
+            format!("12:meta versioni2e4:name1:t12:piece lengthi{piece_length}ee12:piece layers").as_bytes(),
+        );
+        out.extend_from_slice(&layers);
+        out.push(b'e');
+        out
+    }
+
+    #[test]
+    fn version_two_is_checked_by_its_trees() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        std::fs::create_dir(root.join("t")).unwrap();
+        let (small, large) = (vec![7_u8; 20_000], (0..300_000_u32).map(|n| n as u8).collect::<Vec<u8>>());
+        let metainfo = Metainfo::parse(&version_two(&[("a", &small), ("b", &large)], 65_536)).unwrap();
+        std::fs::write(root.join("t/a"), &small).unwrap();
+        std::fs::write(root.join("t/b"), &large).unwrap();
+        assert_eq!(check_now(&metainfo, &root.join("t"), &root), Ok(320_000));
+        let mut changed = large.clone();
+        changed[270_000] ^= 1;
+        std::fs::write(root.join("t/b"), &changed).unwrap();
+        let error = check_now(&metainfo, &root.join("t"), &root).unwrap_err();
+        assert!(error.contains("t/b ") && error.contains("piece 4 differs"), "{error}");
+    }
+}

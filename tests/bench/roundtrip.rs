@@ -1,0 +1,149 @@
+//! How long a `pause` takes from the command to its result, beside the same asked of rTorrent itself.
+//!
+//! The real program between a real mosquitto and a real rTorrent that seeds so many torrents. A result says that
+//! the watcher has seen the effect, so a round trip has a listing of all torrents in it; the raw call
+//! has none, and is followed by one reading of one torrent. An old rTorrent may not announce a torrent more than three times in
+//! ten seconds, so each torrent is paused once. `cargo bench --bench roundtrip`.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use dtorrent::demo::content::Content;
+use dtorrent::demo::mosquitto::{self, Mosquitto};
+use dtorrent::demo::process::Process;
+use dtorrent::demo::rtorrent::{self, Rtorrent};
+use dtorrent::model::InfoHash;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::{AsyncClient, Event, EventLoop, Incoming, MqttOptions};
+use serde_json::{Value, json};
+
+/// Torrents on the server, and how many of them are paused one by one, each way.
+const ROUNDS: [(usize, usize); 2] = [(60, 30), (5_000, 100)];
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    println!("{:>9} {:>22} {:>9} {:>9} {:>9}", "torrents", "", "p50 ms", "p99 ms", "samples");
+    for (count, samples) in ROUNDS {
+        round(count, samples).await?;
+    }
+    Ok(())
+}
+
+async fn round(count: usize, samples: usize) -> anyhow::Result<()> {
+    let folder = tempfile::tempdir_in(".")?;
+    // A socket has a short name.
+    let short = tempfile::Builder::new().prefix("dt-bench-").tempdir()?;
+    let options = mosquitto::Options { lines: vec!["log_dest none".to_owned()], ..mosquitto::Options::default() };
+    let broker = Mosquitto::start(&folder.path().join("broker"), &options).await?;
+    let home = Rtorrent::start(&short.path().join("home"), &rtorrent::Options::default()).await?;
+    let mut hashes = Vec::with_capacity(count);
+    for number in 0..count {
+        let content = Content::file(&format!("bench-{number}"), 64, number as u64);
+        content.write_to(&home.downloads)?;
+        home.rpc
+            .call("load.raw_start", &[rtorrent::Argument::Text(""), rtorrent::Argument::Bytes(&content.torrent)])
+            .await?;
+        hashes.push(content.hash);
+    }
+    let last = *hashes.last().context("there are torrents")?;
+    home.shows(last, "d.is_active", "1").await?;
+    let mut bridge = start(folder.path(), &home, &broker)?;
+    let mut client = Client::connect(broker.port).await?;
+    client.until_known(count).await?;
+
+    let (mut raw, mut whole) = (Vec::new(), Vec::new());
+    for pair in hashes.chunks(2).take(samples) {
+        let [one, other] = pair else { break };
+        let began = Instant::now();
+        home.act(*one, "d.pause", &[]).await?;
+        ensure!(home.get(*one, "d.is_active").await? == "0", "rTorrent does not show it");
+        raw.push(began.elapsed());
+        let began = Instant::now();
+        let result = client.ask(&format!("torrent/{other}/command/pause"), json!({})).await?;
+        whole.push(began.elapsed());
+        ensure!(result["status"] == "ok", "{result}");
+    }
+    say(count, "raw call and reading", &mut raw);
+    say(count, "command to result", &mut whole);
+    let rest: Vec<InfoHash> = hashes.iter().skip(2 * samples).copied().collect();
+    if !rest.is_empty() {
+        let began = Instant::now();
+        let result = client.ask("command/pause", json!({"hashes": rest, "ttl": "10m"})).await?;
+        ensure!(result["status"] == "ok", "{}", result["error"]);
+        say(count, &format!("one for {}", rest.len()), &mut [began.elapsed()]);
+    }
+    bridge.terminate().await?;
+    Ok(())
+}
+
+fn say(count: usize, what: &str, times: &mut [Duration]) {
+    times.sort();
+    let at = |part: usize| times[(times.len() * part / 100).min(times.len() - 1)].as_secs_f64() * 1000.0;
+    println!("{count:>9} {what:>22} {:>9.1} {:>9.1} {:>9}", at(50), at(99), times.len());
+}
+
+fn start(folder: &Path, home: &Rtorrent, broker: &Mosquitto) -> anyhow::Result<Process> {
+    let config = folder.join("dtorrent.toml");
+    let text = format!(
+        "data_dir = {:?}\n[log]\nlevel = \"warn\"\n[http]\nlisten = \"off\"\n[servers.home]\nurl = {:?}\n[brokers.b]\nkind = \"mqtt\"\nurl = {:?}\n",
+        folder.join("data"),
+        home.url(),
+        broker.url()
+    );
+    std::fs::write(&config, text)?;
+    let program = Path::new(env!("CARGO_BIN_EXE_dtorrent"));
+    Process::start(program, &["run", "--config", &config.to_string_lossy()], &folder.join("log"))
+}
+
+struct Client {
+    client: AsyncClient,
+    events: EventLoop,
+    asked: usize,
+}
+
+impl Client {
+    async fn connect(port: u16) -> anyhow::Result<Self> {
+        let mut options = MqttOptions::new("bench", "127.0.0.1", port);
+        options.set_max_packet_size(Some(64 << 20));
+        let (client, events) = AsyncClient::new(options, 100);
+        client.subscribe("dtorrent/+/result", QoS::AtLeastOnce).await?;
+        let mut connected = Self { client, events, asked: 0 };
+        while !matches!(connected.events.poll().await?, Event::Incoming(Incoming::SubAck(_))) {}
+        Ok(connected)
+    }
+
+    async fn ask(&mut self, below: &str, body: Value) -> anyhow::Result<Value> {
+        self.ask_within(Duration::from_secs(300), below, body).await
+    }
+
+    async fn ask_within(&mut self, limit: Duration, below: &str, mut body: Value) -> anyhow::Result<Value> {
+        self.asked += 1;
+        let id = format!("bench-{}", self.asked);
+        body["id"] = json!(id);
+        self.client.publish(format!("dtorrent/home/{below}"), QoS::AtLeastOnce, false, body.to_string()).await?;
+        let answer = async {
+            loop {
+                if let Event::Incoming(Incoming::Publish(publish)) = self.events.poll().await? {
+                    let result: Value = serde_json::from_slice(&publish.payload)?;
+                    if result["id"] == id.as_str() {
+                        return anyhow::Ok(result);
+                    }
+                }
+            }
+        };
+        tokio::time::timeout(limit, answer).await.context("no result")?
+    }
+
+    async fn until_known(&mut self, count: usize) -> anyhow::Result<()> {
+        for _ in 0..300 {
+            let body = json!({"page_size": 1, "filter": {"status": "seeding"}, "ttl": "1s"});
+            // Whoever asks before the bridge listens gets no answer.
+            let answer = self.ask_within(Duration::from_secs(1), "command/list", body).await;
+            if answer.is_ok_and(|result| result["total"] == count) {
+                return Ok(());
+            }
+        }
+        bail!("the bridge does not know {count} torrents that seed")
+    }
+}
