@@ -23,11 +23,11 @@ use crate::commands::expect::Expectations;
 use crate::commands::{
     BODY_BYTES_MAX, Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts,
 };
-use crate::config::{Broker, Config, MqttVersion, Server};
+use crate::config::{self, Broker, Config, MqttVersion, Server};
 use crate::deliver::retention::Retain;
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::http;
-use crate::model::{EVENT_SCHEMA, Kind, RESULT_SCHEMA, ServerName, ServerStats, SinkName, Timestamp};
+use crate::model::{EVENT_SCHEMA, Kind, RESULT_SCHEMA, ServerName, ServerStats, SinkName, Timestamp, Verb};
 use crate::port::{Clock, LoggedCommand, Store, SystemClock, TorrentClient};
 use crate::repeat::until_there_is_room;
 use crate::sinks::mqtt::{self, MqttSink};
@@ -382,7 +382,23 @@ fn mqtt_settings(name: &SinkName, instance: &str, broker: &Broker) -> anyhow::Re
         prefix: mqtt::Prefix::parse(&broker.prefix)?,
         servers: broker.servers.clone(),
         retain: retain(broker) != Retain::None,
+        home_assistant: broker.home_assistant.as_ref().map(|wanted| home_assistant(wanted, broker)),
     })
+}
+
+fn home_assistant(wanted: &config::HomeAssistant, broker: &Broker) -> mqtt::HomeAssistant {
+    let config::HomeAssistant { discovery_prefix, slots, torrents, torrents_max, alternative, normal } = wanted;
+    let limits = |(download, upload)| mqtt::Limits { download, upload };
+    mqtt::HomeAssistant {
+        discovery_prefix: discovery_prefix.clone(),
+        slots: *slots,
+        torrents: torrents.clone(),
+        torrents_max: *torrents_max,
+        alternative: alternative.map(limits),
+        normal: limits(*normal),
+        // Only what this version carries out becomes a button.
+        verbs: broker.commands.iter().filter(|verb| Verb::parse(verb).is_some()).map(str::to_owned).collect(),
+    }
 }
 
 fn retain(broker: &Broker) -> Retain {

@@ -62,6 +62,12 @@ const PURE: &[&str] = &[
     "src/deliver/retention.rs",
     "src/commands/request.rs",
     "src/sinks/mqtt/topics.rs",
+    "src/sinks/mqtt/homeassistant/commands.rs",
+    "src/sinks/mqtt/homeassistant/documents.rs",
+    "src/sinks/mqtt/homeassistant/entities.rs",
+    "src/sinks/mqtt/homeassistant/names.rs",
+    "src/sinks/mqtt/homeassistant/pace.rs",
+    "src/sinks/mqtt/homeassistant/slots.rs",
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {

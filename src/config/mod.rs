@@ -28,7 +28,8 @@ use figment::Figment;
 use figment::value::Value;
 
 pub use checked::{
-    Broker, ClientAuth, Config, EventFilter, Http, INTERVAL_MIN, Log, LogFormat, MqttVersion, Retain, Rights, Server,
+    Broker, ClientAuth, Config, EventFilter, HomeAssistant, Http, INTERVAL_MIN, Log, LogFormat, MqttVersion, Retain,
+    Rights, Server,
 };
 pub use env::Layer as Flag;
 pub use error::{ConfigError, ConfigErrors, Place};

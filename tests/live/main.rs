@@ -13,6 +13,7 @@ mod downloads;
 mod faults;
 mod first_sight;
 mod harness;
+mod homeassistant;
 mod mqtt_link;
 mod oddities;
 mod outages;

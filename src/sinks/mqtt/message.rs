@@ -61,7 +61,8 @@ pub fn messages(topics: &Topics, instance: &str, delivery: Delivery) -> (Message
         | Delivery::Files { body, .. }
         | Delivery::Stats { body, .. }
         | Delivery::Info { body }
-        | Delivery::Health { body } => (Message::json(route, body), None),
+        | Delivery::Health { body }
+        | Delivery::Shown { body, .. } => (Message::json(route, body), None),
         Delivery::ServerStatus { is_online, .. } => {
             (Message { is_text: true, ..Message::bytes(route, status(is_online)) }, None)
         }

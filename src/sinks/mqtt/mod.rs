@@ -9,6 +9,7 @@
 //! messages sends them again.
 
 mod commands;
+pub mod homeassistant;
 mod link;
 mod message;
 pub mod settings;
@@ -29,13 +30,16 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::model::ServerName;
-use crate::port::{Connected, DeliverError, Delivery, Sink};
+use crate::port::{Companion, Connected, DeliverError, Delivery, Sink};
 
 pub use commands::MqttCommands;
+pub use homeassistant::{HomeAssistant, Limits};
 pub use settings::{BrokerUrl, ClientCert, Prefix, Settings, Version};
 pub use tls::TlsError;
 
-use link::{Driver, Voice};
+use homeassistant::names::{Device, Names};
+use homeassistant::{Companionship, Presence};
+use link::{Birth, Driver, Voice};
 use topics::{Qos, Topics};
 use wire::{Client, End, Ended, Event, EventLoop, Opening, Protocol, Will};
 
@@ -64,6 +68,8 @@ struct Broker {
     refuses_5: AtomicBool,
     /// Another bridge of our name is online there, so both our connections stay away.
     has_namesake: AtomicBool,
+    /// Of Home Assistant, if there is one.
+    presence: Arc<Presence>,
 }
 
 impl Broker {
@@ -73,7 +79,20 @@ impl Broker {
             false => None,
         };
         let topics = Topics::new(settings.prefix.clone(), &*settings.instance, settings.retain);
-        Ok(Self { settings, topics, tls, refuses_5: AtomicBool::new(false), has_namesake: AtomicBool::new(false) })
+        Ok(Self {
+            settings,
+            topics,
+            tls,
+            refuses_5: AtomicBool::new(false),
+            has_namesake: AtomicBool::new(false),
+            presence: Arc::default(),
+        })
+    }
+
+    fn home_assistant_names(&self) -> Option<Names> {
+        let Settings { prefix, instance, home_assistant, .. } = &self.settings;
+        let discovery_prefix = home_assistant.as_ref()?.discovery_prefix.clone();
+        Some(Names { prefix: prefix.clone(), instance: instance.clone(), discovery_prefix })
     }
 
     /// Two bridges with one client id take the line from each other, and older brokers do not say so.
@@ -253,8 +272,10 @@ impl MqttSink {
             channel: link::CHANNEL,
             receive_max: None,
         });
-        let driver =
-            Driver::connect(Voice { sink: name.clone(), instance: instance.clone(), topics }, client, events).await?;
+        let birth = self.broker.home_assistant_names();
+        let birth = birth.map(|names| Birth { topic: names.birth(), presence: Arc::clone(&self.broker.presence) });
+        let voice = Voice { sink: name.clone(), instance: instance.clone(), topics, birth };
+        let driver = Driver::connect(voice, client, events).await?;
         info!(sink = %name, broker = %self.broker.settings.url, ?protocol, "connected");
         Ok(driver)
     }
@@ -294,10 +315,31 @@ impl Sink for MqttSink {
         self.broker.topics.own()
     }
 
+    fn companion(&self) -> Option<Box<dyn Companion>> {
+        let (settings, names) = (&self.broker.settings, self.broker.home_assistant_names()?);
+        let wanted = settings.home_assistant.clone()?;
+        let presence = Arc::clone(&self.broker.presence);
+        Some(Box::new(Companionship::new(wanted, names, &settings.servers, presence)))
+    }
+
     async fn find_kept(&self, servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
         let topics = &self.broker.topics;
         let mut found: BTreeMap<ServerName, Vec<String>> = BTreeMap::new();
-        for (topic, _) in self.look(servers.iter().flat_map(|server| topics.kept_of(server)).collect()).await? {
+        let names = self.broker.home_assistant_names();
+        let discovery = names.as_ref().map(Names::all_discovery);
+        let filters = servers.iter().flat_map(|server| topics.kept_of(server)).chain(discovery).collect();
+        for (topic, _) in self.look(filters).await? {
+            // Those of the servers that are there are said anew.
+            if let Some(Device::Server(server) | Device::Torrent(server, _)) =
+                names.as_ref().and_then(|names| names.device_of(&topic)).filter(|device| match device {
+                    Device::Bridge => false,
+                    Device::Server(server) => !servers.contains(server),
+                    Device::Torrent(..) => true,
+                })
+            {
+                found.entry(server).or_default().push(topic);
+                continue;
+            }
             if let Some(server) = topics.server_of_kept(&topic).filter(|server| servers.contains(server)) {
                 found.entry(server).or_default().push(topic);
             }

@@ -11,6 +11,7 @@ use std::fmt;
 use secrecy::{SecretSlice, SecretString};
 use url::Url;
 
+use super::homeassistant::HomeAssistant;
 use crate::model::{InvalidServerName, ServerName, SinkName};
 
 /// One broker, and what it gets.
@@ -31,6 +32,8 @@ pub struct Settings {
     pub servers: Vec<ServerName>,
     /// `false`: the broker keeps no torrent's state, whatever the delivery says.
     pub retain: bool,
+    /// `None`: Home Assistant gets nothing of its own.
+    pub home_assistant: Option<HomeAssistant>,
 }
 
 /// A certificate chain and its key, both PEM.
