@@ -421,6 +421,29 @@ pub async fn reach(config: &Config) -> Vec<(String, anyhow::Result<String>)> {
     found
 }
 
+/// Clears all that each broker keeps in the name of this instance; says how many topics that were, or why
+/// it could not be done.
+///
+/// # Errors
+/// The state cannot be opened: another process uses it, for one.
+pub async fn purge(config: &Config) -> anyhow::Result<Vec<(SinkName, anyhow::Result<usize>)>> {
+    let (store, _) = open_store(config, Arc::new(SystemClock))?;
+    let mut purged = Vec::new();
+    for (name, broker) in &config.brokers {
+        purged.push((name.clone(), purge_broker(name, &config.instance, broker, &store).await));
+    }
+    store.close().await.context("keep the state")?;
+    Ok(purged)
+}
+
+async fn purge_broker(name: &SinkName, instance: &str, broker: &Broker, store: &SqliteStore) -> anyhow::Result<usize> {
+    let names = store.registry(name).await.context("read what is kept")?;
+    let count = MqttSink::new(mqtt_settings(name, instance, broker)?)?.purge(names.clone()).await?;
+    store.unregister(name, names).await.context("note what is cleared")?;
+    store.memorize(name, "{}".to_owned()).await.context("note what is cleared")?;
+    Ok(count)
+}
+
 async fn reach_server(name: &ServerName, server: &Server) -> anyhow::Result<String> {
     let listing = build_client(name, server)?.list().await?;
     let client = listing.stats.client.unwrap_or_else(|| "a client".to_owned());

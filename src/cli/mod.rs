@@ -5,6 +5,7 @@
 mod check;
 mod demo;
 mod health;
+mod purge;
 mod run;
 
 use std::io::Write as _;
@@ -32,6 +33,8 @@ enum Command {
     Demo,
     /// Read the config, tell everything that is wrong with it, or what it comes to
     Check(check::Arguments),
+    /// Take back every retained topic and discovery message of this instance; the bridge must be stopped
+    Purge,
     /// Ask the running bridge whether it is alive: exit code 0 or 1
     Health,
 }
@@ -112,6 +115,7 @@ impl Cli {
         let Self { options, command } = self;
         match command {
             Some(Command::Check(arguments)) => check::run(options, &arguments),
+            Some(Command::Purge) => purge::run(options),
             Some(Command::Health) => health::run(options),
             Some(Command::Demo) => demo::run(),
             Some(Command::Run) | None => run::run(options),

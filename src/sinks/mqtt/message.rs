@@ -40,6 +40,13 @@ impl Message {
     }
 }
 
+impl Message {
+    /// Takes back what is kept there.
+    pub fn cleared(topic: String) -> Self {
+        Self::bytes(Route { topic, qos: Qos::AtLeastOnce, is_retained: true }, Bytes::new())
+    }
+}
+
 fn status(is_online: bool) -> Bytes {
     Bytes::from_static(if is_online { ONLINE } else { OFFLINE })
 }
