@@ -229,7 +229,7 @@ async def main(dtorrent):
             hass.bus.async_listen(name, lambda event: seen.append((event.event_type, dict(event.data))))
 
         await until("both devices", lambda: {"dTorrent main", "dTorrent home"} <= devices(hass).keys())
-        quiet = ("last_result", "last_finished", "slot_", "ratio", "free_space")
+        quiet = ("last_result", "last_finished", "slot_", "ratio", "free_space", "time_left")
         await until("no entity without a state", lambda: bad_states(hass, quiet) == [] or "; ".join(bad_states(hass, quiet)))
         home = devices(hass)["dTorrent home"]
         assert home.via_device_id == devices(hass)["dTorrent main"].id

@@ -1,10 +1,25 @@
 //! What Home Assistant gets: devices that appear, tell what is, and are taken back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
+use dtorrent::board::{Board, Content as BoardContent, PollReport};
+use dtorrent::clients::simulator::Simulator;
+use dtorrent::deliver::retention::Retain;
+use dtorrent::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter};
 use dtorrent::demo::content::Content;
+use dtorrent::demo::mosquitto::{self, Mosquitto};
 use dtorrent::demo::rtorrent::{Options, Rtorrent};
+use dtorrent::model::{Kind, ServerName, ServerStats, SinkName};
+use dtorrent::port::{Clock, Store, SystemClock};
+use dtorrent::sinks::mqtt::{BrokerUrl, HomeAssistant, Limits, MqttSink, Prefix, Settings, Version};
+use dtorrent::store::MemoryStore;
+use dtorrent::watch::Watcher;
 use serde_json::{Value, json};
+
+use tokio_util::sync::CancellationToken;
 
 use crate::harness::recorder::{Command, Message, Recorder};
 use crate::harness::{Setup, World, can_run};
@@ -160,4 +175,215 @@ async fn a_slot_s_switch_pauses_its_torrent_and_the_buttons_pause_and_resume_all
     let mark = world.heard.mark();
     world.heard.send(Command::new(&topic, "nonsense")).await;
     message(&world.heard, mark, "dtorrent/home/result", |result| result["error"]["code"] == "unsupported").await;
+}
+
+/// The engine with an imagined client and a real broker.
+struct Imagined {
+    heard: Recorder,
+    client: Simulator,
+    stop: CancellationToken,
+    _broker: Mosquitto,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Imagined {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Has nothing to say of the bridge itself.
+struct Silent;
+
+impl Reporter for Silent {
+    fn info(&self) -> Bytes {
+        Bytes::from_static(b"{}")
+    }
+
+    fn health(&self) -> Bytes {
+        Bytes::from_static(b"{}")
+    }
+}
+
+impl Imagined {
+    #[allow(clippy::disallowed_methods)] // a test's own tasks
+    async fn with(torrents: u32) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let broker = Mosquitto::start(folder.path(), &mosquitto::Options::default()).await.unwrap();
+        let heard = Recorder::listen(broker.port).await;
+        let (server, sink) = (ServerName::parse("home").unwrap(), SinkName::parse("b").unwrap());
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let client = Simulator::populated(server.clone(), Arc::clone(&clock), torrents);
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let loaded = store.load(&server).await.unwrap();
+        let content = BoardContent {
+            epoch: loaded.epoch,
+            told: loaded.told,
+            state: loaded.state,
+            last_seq: loaded.last_seq,
+            stats: ServerStats::default(),
+            stats_body: Bytes::new(),
+            poll: PollReport::default(),
+        };
+        let board = Arc::new(Board::new(BTreeMap::from([(server.clone(), content)]), [sink.clone()]));
+        let home_assistant = HomeAssistant {
+            discovery_prefix: "homeassistant".to_owned(),
+            slots: 10,
+            torrents: None,
+            torrents_max: 20,
+            alternative: None,
+            normal: Limits::default(),
+            verbs: ["pause", "resume"].map(str::to_owned).into(),
+        };
+        let settings = Settings {
+            name: sink.clone(),
+            instance: "main".to_owned(),
+            url: BrokerUrl::parse(&broker.url()).unwrap(),
+            username: None,
+            password: None,
+            ca_pem: None,
+            client_cert: None,
+            version: Version::Auto,
+            prefix: Prefix::default(),
+            servers: vec![server.clone()],
+            retain: true,
+            home_assistant: Some(home_assistant),
+        };
+        let parts = DispatcherParts {
+            settings: DispatcherSettings {
+                name: sink.clone(),
+                servers: vec![server.clone()],
+                events: Kind::ALL.iter().copied().collect(),
+                retain: Retain::None,
+                ended_in_order: true,
+                is_new: false,
+                is_first_life: false,
+            },
+            sink: Arc::new(MqttSink::new(settings).unwrap()),
+            store: Arc::clone(&store),
+            board: Arc::clone(&board),
+            desk: board.desk(&sink).cloned().unwrap(),
+            clock: Arc::clone(&clock),
+            reporter: Arc::new(Silent),
+        };
+        let watcher = Watcher {
+            server,
+            interval: Duration::from_millis(250),
+            client: Arc::new(client.clone()),
+            store,
+            board,
+            clock,
+            expectations: Arc::default(),
+            files: Arc::default(),
+            is_history_lost: false,
+        };
+        let stop = CancellationToken::new();
+        tokio::spawn(Dispatcher::new(parts).await.unwrap().run(stop.clone()));
+        tokio::spawn(watcher.run(stop.clone()));
+        Self { heard, client, stop, _broker: broker, _folder: folder }
+    }
+
+    /// All topics that Home Assistant has something to do with, when all slots are told.
+    async fn topics(&self, torrents: u32) -> BTreeSet<String> {
+        let counts = "dtorrent/home/homeassistant/counts";
+        message(&self.heard, 0, counts, |counts| counts["all"] == torrents).await;
+        message(&self.heard, 0, "dtorrent/home/homeassistant/slot/10", |slot| slot["hash"].is_string()).await;
+        message(&self.heard, 0, "dtorrent/home/homeassistant/list", |list| list["total"] == torrents).await;
+        device(&self.heard, 0, "home").await;
+        let ours = |topic: &String| topic.contains("homeassistant") && !topic.ends_with("/event");
+        self.heard.all().into_iter().map(|message| message.topic).filter(ours).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_torrents_make_no_more_entities_than_ten() {
+    if !can_run() {
+        return;
+    }
+    let (few, many) = (Imagined::with(10).await, Imagined::with(10_000).await);
+    assert_eq!(few.topics(10).await, many.topics(10_000).await);
+    let components = async |of: &Imagined| device(&of.heard, 0, "home").await["components"].clone();
+    assert_eq!(components(&few).await, components(&many).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_200_moving_torrents_home_assistant_is_told_a_few_changes_a_second() {
+    if !can_run() {
+        return;
+    }
+    let world = Imagined::with(200).await;
+    world.topics(200).await;
+    let (mark, since) = (world.heard.mark(), tokio::time::Instant::now());
+    let hashes: Vec<_> = world.client.change(|world| world.torrents().keys().copied().collect());
+    // Moves all of them until the rates were told five times more.
+    let moved = async {
+        for round in 1u64.. {
+            world.client.change(|world| {
+                for (n, hash) in (0u64..).zip(&hashes) {
+                    world.receive(hash, 1_000 + n, 1_000_000 + (n * round * 7_919) % 1_000_000);
+                }
+            });
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let topic = "dtorrent/home/homeassistant/rates";
+    let told = world.heard.wait_within(Duration::from_secs(180), "rates", |all| {
+        (all[mark..].iter().filter(|message| message.topic == topic).count() >= 4).then_some(())
+    });
+    tokio::select! {
+        () = moved => unreachable!(),
+        () = told => {}
+    }
+    let seconds = since.elapsed().as_secs_f64();
+    let documents = world.heard.since(mark).into_iter().filter(|m| m.topic.contains("/homeassistant/"));
+    let mut last: BTreeMap<String, Value> = BTreeMap::new();
+    let mut changes = 0;
+    for message in documents.filter(|message| !message.topic.ends_with("/event")) {
+        let body = message.json();
+        let before = last.insert(message.topic.clone(), body.clone()).unwrap_or_default();
+        let entities = if message.topic.contains("/slot/") { 3 } else { 17 };
+        changes += body.as_object().unwrap().iter().filter(|(k, v)| before.get(*k) != Some(*v)).count().min(entities);
+    }
+    // What was saved up before may be spent now.
+    assert!((changes as f64) < 5.0 * seconds + 50.0, "{changes} changes in {seconds} s");
+}
+
+#[tokio::test]
+async fn purge_takes_back_everything_that_was_ever_sent() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(enabled()).await;
+    world.home.load(&Content::file("one", 20_000, 1).torrent, false).await.unwrap();
+    world.start_bridge().await;
+    device(&world.heard, 0, "home").await;
+    message(&world.heard, 0, "dtorrent/home/homeassistant/slot/10", |_| true).await;
+    let config = world.folder.join("dtorrent.toml");
+    let purge = || {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_dtorrent"));
+        command.arg("purge").arg("--config").arg(&config);
+        command
+    };
+    let refused = purge().output().await.unwrap();
+    assert_eq!(refused.status.code(), Some(1), "the bridge runs: {refused:?}");
+    world.bridge().stop().await;
+    let done = purge().output().await.unwrap();
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+    let late = Recorder::listen(world.broker.port).await;
+    late.send(Command::new("marker", "x")).await;
+    late.last_word("marker", "x").await;
+    let left: Vec<String> = late.all().into_iter().filter(|m| m.retain).map(|m| m.topic).collect();
+    assert_eq!(left, [""; 0], "something is still kept");
+    // A store that is lost, too: what is at the broker is found there.
+    world.bridge().start_again();
+    world.heard.last_word("dtorrent/bridge/main/status", "online").await;
+    world.bridge().stop().await;
+    std::fs::remove_dir_all(world.data_dir()).unwrap();
+    let again = purge().output().await.unwrap();
+    assert_eq!(again.status.code(), Some(0), "{again:?}");
+    let late = Recorder::listen(world.broker.port).await;
+    late.send(Command::new("marker", "x")).await;
+    late.last_word("marker", "x").await;
+    let left: Vec<String> = late.all().into_iter().filter(|m| m.retain).map(|m| m.topic).collect();
+    assert_eq!(left, [""; 0], "something is still kept");
 }

@@ -657,3 +657,6 @@ impl Companion for Companionship {
         Arc::clone(&self.presence.news)
     }
 }
+
+#[cfg(test)]
+mod tests;

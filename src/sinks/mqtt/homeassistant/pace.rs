@@ -103,8 +103,9 @@ mod tests {
         let mut pace = Pace::default();
         assert!((0..40).all(|_| pace.allows(1, Haste::Now, Duration::ZERO)));
         assert!(!pace.allows(1, Haste::Now, Duration::ZERO));
-        assert!(!pace.allows(1, Haste::Drift, Duration::from_secs(1)), "drift waits until the debt is paid");
-        assert!(pace.allows(1, Haste::Now, Duration::from_secs(1)));
+        assert!((0..40).all(|_| pace.allows(1, Haste::Now, Duration::from_secs(1))));
+        assert!(!pace.allows(1, Haste::Drift, Duration::from_secs(3)), "drift waits until the debt is paid");
+        assert!(pace.allows(1, Haste::Drift, Duration::from_secs(30)));
         assert!(told(1000, Haste::Now, 600) < 3_000);
     }
 

@@ -147,12 +147,12 @@ mod tests {
         };
         check("", 0, "---");
         check("ss", 0, "10-");
-        check("sssde", 10, "430"); // a place of three becomes free; 0 and 1 are equal but for their age
-        check("sssdu", 20, "43-".replace('-', "1").as_str().replace('1', "0").as_str());
-        check("ussdu", 30, "430");
-        check("ussds", 40, "430"); // 4 rests, and keeps its place for a while
-        check("usuds", 200, "230");
-        check("usu..", 210, "210");
+        check("sssde", 10, "134");
+        check("sssdu", 20, "134");
+        check("ussdu", 30, "034"); // what moves comes before what rests
+        check("ussds", 40, "034"); // 4 rests, and keeps its place for a while
+        check("usuds", 200, "032");
+        check("usu..", 210, "012");
     }
 
     #[test]
