@@ -89,7 +89,7 @@ events = ["done"]
 commands = ["*", "-explode"]
 cert_file = "/nonexistent.pem"
 [brokers.home.home_assistant]
-enabled = true
+normal_upload = "fast"
 [brokers.bus]
 kind = "nats"
 jetstream = true
@@ -123,7 +123,7 @@ x.toml:25: brokers.home.servers: leaves no server; name at least one, or leave t
 x.toml:26: brokers.home.events: `done` is no kind of event; known: *, KINDS
 x.toml:27: brokers.home.commands: `-explode` is no command; known: *, pause, resume, start, stop, delete, add, recheck, announce, label, priority, get, list, delete_data, file_priority, limits, log_level, move, resync, rpc, throttle; a `-` before one takes it away
 x.toml:28: brokers.home.cert_file: `/nonexistent.pem` cannot be read: No such file or directory (os error 2); name a file that this user may read; a relative path starts at the working directory
-x.toml:30: brokers.home.home_assistant.enabled: is not in this version yet; write enabled = false
+x.toml:30: brokers.home.home_assistant.normal_upload: `fast` is no rate; write bytes a second with a unit, as "500kB" or "2MiB"; "0" is no limit
 x.toml:32: brokers.bus.kind: is not in this version yet; write kind = "mqtt", or leave this broker out
 x.toml:34: webhooks.x: webhooks are not in this version yet; leave this table out
 "#;
@@ -407,4 +407,35 @@ proptest! {
         let sources = Sources { variables: vec![(name.into(), text.into())], folder: "/nonexistent".into(), ..Sources::default() };
         let _checked = config::load(&sources).map_err(|errors| errors.to_string()).is_ok();
     }
+}
+
+#[test]
+fn home_assistant_is_off_unless_enabled_and_has_its_defaults() {
+    let table = |lines: &str| format!("{SERVER}{BROKER}[brokers.home.home_assistant]\n{lines}\n");
+    let of = |toml: &str| parsed(toml).brokers.into_values().next().unwrap().home_assistant;
+    assert!(of(&format!("{SERVER}{BROKER}")).is_none());
+    assert!(of(&table("slots = 5")).is_none());
+    let plain = of(&table("enabled = true")).unwrap();
+    assert_eq!((plain.discovery_prefix.as_str(), plain.slots, plain.torrents_max), ("homeassistant", 10, 20));
+    assert!(plain.torrents.is_none() && plain.alternative.is_none());
+    let lines =
+        "enabled = true\ntorrents = { label = \"ha\" }\nalternative_upload = \"500kB\"\nnormal_download = \"2MiB\"";
+    let full = of(&table(lines)).unwrap();
+    assert!(full.torrents.is_some());
+    assert_eq!((full.alternative, full.normal), (Some((0, 500_000)), (2 << 20, 0)));
+    for (lines, fault) in [
+        ("slots = 51", "slots"),
+        ("torrents = { colour = \"red\" }", "torrents"),
+        ("discovery_prefix = \"a/+\"", "discovery_prefix"),
+        ("alternative_upload = \"-5kB\"", "is no rate"),
+    ] {
+        let errors = parse(&table(lines)).unwrap_err().to_string();
+        assert!(errors.contains(fault), "{errors}");
+    }
+    let twice = format!(
+        "{}[brokers.other]\nkind = \"mqtt\"\nurl = \"mqtt://localhost\"\nprefix = \"x\"\n\
+         [brokers.other.home_assistant]\nenabled = true\n",
+        table("enabled = true")
+    );
+    assert!(parse(&twice).unwrap_err().to_string().contains("the same devices"));
 }

@@ -10,8 +10,18 @@ use dtorrent::config;
 const EXAMPLE: &str = include_str!("../config/dtorrent.example.toml");
 
 /// Options that have no default: the example shows their form.
-const NO_DEFAULT: [&str; 8] =
-    ["token", "token_file", "username", "password", "password_file", "ca_file", "cert_file", "key_file"];
+const NO_DEFAULT: [&str; 10] = [
+    "token",
+    "token_file",
+    "username",
+    "password",
+    "password_file",
+    "ca_file",
+    "cert_file",
+    "key_file",
+    "alternative_download",
+    "alternative_upload",
+];
 
 fn parse(toml: &str) -> config::Config {
     config::parse(Path::new("dtorrent.example.toml"), toml.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"))
@@ -49,7 +59,7 @@ fn every_option_is_in_the_example_and_nothing_else() {
     fn collect(table: &toml::Table, path: &str, keys: &mut BTreeSet<String>) {
         for (key, value) in table {
             let key = if key == "home" { format!("{path}*") } else { format!("{path}{key}") };
-            match value.as_table().filter(|_| !key.ends_with(".extra")) {
+            match value.as_table().filter(|_| !key.ends_with(".extra") && !key.ends_with(".torrents")) {
                 Some(table) => collect(table, &format!("{key}."), keys),
                 None => {
                     keys.insert(key);
