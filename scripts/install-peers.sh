@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what dtorrent is built and tested with besides Rust, if it is missing: a C compiler (for SQLite and
-# ring), rTorrent, mosquitto, nginx, openssl, faketime, Python.
+# ring), rTorrent, mosquitto, nginx, openssl, faketime, Python, and what makes and mounts a disk.
 # Where it may not install, it says what is missing and fails.
 #
 #   scripts/install-peers.sh [PACKAGE…]       all that the tests need, or only these
@@ -15,6 +15,8 @@ declare -A program_of=(
     [nginx-light]=nginx
     [openssl]=openssl
     [faketime]=faketime
+    [e2fsprogs]=mkfs.ext4
+    [mount]=mount
     [python3]=python3
 )
 

@@ -12,29 +12,34 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::board::{Board, Content, PollReport};
+use crate::board::{Board, Content, HookReport, PollReport};
+use crate::clients::exec::{self, ExecClient};
 use crate::clients::rtorrent::RtorrentClient;
 use crate::clients::rtorrent::settings as rtorrent;
 use crate::commands::expect::Expectations;
 use crate::commands::{
     BODY_BYTES_MAX, Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts,
 };
-use crate::config::{self, Broker, Config, MqttVersion, Server};
+use crate::config::{self, Broker, Client, Config, MqttVersion, Rtorrent, Server};
 use crate::deliver::retention::Retain;
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::http;
-use crate::model::{EVENT_SCHEMA, Kind, RESULT_SCHEMA, ServerName, ServerStats, SinkName, Timestamp, Verb};
-use crate::port::{Clock, LoggedCommand, Store, SystemClock, TorrentClient};
+use crate::model::{
+    BellAddress, BellSecret, EVENT_SCHEMA, Hook, HookKey, Kind, RESULT_SCHEMA, Ring, ServerName, ServerStats, SinkName,
+    Timestamp, Verb,
+};
+use crate::port::{Clock, HookWish, Hooks, LoggedCommand, Store, StoreError, SystemClock, TorrentClient};
 use crate::repeat::until_there_is_room;
 use crate::sinks::mqtt::{self, MqttSink};
 use crate::store::{Options, Recovery, SqliteStore};
 use crate::supervise::{Group, for_ever};
 use crate::telemetry::metrics::{self, Metrics};
-use crate::watch::{FilesWanted, Watcher};
+use crate::watch::{FilesWanted, HookKeeper, Watcher};
 
 /// How exactly it is known, after a crash, since when nobody took commands.
 const NOTE_ALIVE_EACH: Duration = Duration::from_secs(10);
@@ -53,6 +58,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
         Some(listen) => Some(http::bind(listen).await.with_context(|| format!("listen on {listen}"))?),
         None => None,
     };
+    let bell = hang_bell(&config).await?;
     let (sqlite, recovery) = open_store(&config, Arc::clone(&clock))?;
     let sqlite = Arc::new(sqlite);
     let bridge = Bridge::build(&config, Arc::clone(&sqlite), &recovery, clock).await?;
@@ -68,6 +74,11 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
     let mut left = Group::new();
     bridge.spawn_servers(&mut left);
     bridge.spawn_intakes(&mut left);
+    let bell = bell.map(|Bell { listener, secret, hooks }| {
+        bridge.spawn_hooks(&mut left, hooks);
+        let board = Arc::clone(&bridge.board);
+        http::answer_bell(listener, secret, move |ring| rung(&board, &ring), stop.clone())
+    });
     let alive = Arc::clone(&sqlite);
     for_ever("alive", async move {
         loop {
@@ -82,27 +93,79 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
             Arc::new(Shown { board: Arc::clone(&bridge.board), store: Arc::clone(&sqlite), metrics });
         http::serve(listener, shown, stop.clone())
     });
-    let page = async {
-        match page {
-            Some(page) => page.await.context("serve HTTP"),
-            None => {
-                stop.cancelled().await;
-                Ok(())
-            }
-        }
-    };
+    let page = served_until(page, &stop);
+    let bell = served_until(bell, &stop);
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(()),
-        result = page => result,
+        result = page => result.context("serve HTTP"),
+        result = bell => result.context("answer hooks"),
         error = left.failed() => Err(anyhow::Error::new(error).context("keep the state")),
         error = right.failed() => Err(anyhow::Error::new(error).context("keep the state")),
     };
     info!("stopping");
     let left = left.stop(STOP_LEFT_WITHIN).await;
     let right = right.stop(STOP_RIGHT_WITHIN).await;
-    let closed = sqlite.close().await;
+    // Without room only the tidying fails: what was written down stays, the rest is found again at the next look.
+    let closed = sqlite.close().await.or_else(|error| match error {
+        StoreError::Full { reason } => {
+            warn!(reason, "the state is left as it is: there is no room to put it in order");
+            Ok(())
+        }
+        other => Err(other),
+    });
     ended?;
     left.and(right).and(closed).context("keep the state")
+}
+
+/// Waits for what is served; for `stop` if nothing is.
+async fn served_until(
+    serving: Option<impl Future<Output = std::io::Result<()>>>,
+    stop: &CancellationToken,
+) -> std::io::Result<()> {
+    match serving {
+        Some(serving) => serving.await,
+        None => {
+            stop.cancelled().await;
+            Ok(())
+        }
+    }
+}
+
+/// Where clients ring, and what each of them is to be told.
+struct Bell {
+    listener: TcpListener,
+    secret: BellSecret,
+    hooks: BTreeMap<ServerName, Hook>,
+}
+
+/// `None` if no client is to ring.
+async fn hang_bell(config: &Config) -> anyhow::Result<Option<Bell>> {
+    let rtorrents = || config.servers.iter().filter_map(|(name, server)| Some((name, server.rtorrent()?)));
+    let hooked = || rtorrents().filter(|(_, server)| server.hooks.is_wanted);
+    if hooked().next().is_none() {
+        return Ok(None);
+    }
+    let listen = config.http.hooks_listen;
+    let listener = http::bind(listen).await.with_context(|| format!("listen for hooks on {listen}"))?;
+    let here = listener.local_addr().context("listen for hooks")?;
+    let secret = BellSecret::new(rand::random());
+    let hook = |(name, server): (&ServerName, &Rtorrent)| {
+        let address = match &server.hooks.address {
+            Some(address) => address.clone(),
+            None => BellAddress::parse(&here.to_string())?,
+        };
+        let key = HookKey::new(&config.instance, name)?;
+        anyhow::Ok((name.clone(), Hook { key, address, secret: secret.clone(), server: name.clone() }))
+    };
+    let hooks = hooked().map(hook).collect::<anyhow::Result<_>>().context("set up hooks")?;
+    Ok(Some(Bell { listener, secret, hooks }))
+}
+
+/// Passes on what somebody rang; nothing else is believed of it.
+fn rung(board: &Board, ring: &Ring) {
+    if let Some(server) = board.server(&ring.server) {
+        server.bell.ring(ring.hash);
+    }
 }
 
 fn open_store(config: &Config, clock: Arc<dyn Clock>) -> anyhow::Result<(SqliteStore, Recovery)> {
@@ -262,6 +325,21 @@ impl Bridge {
         }
     }
 
+    fn spawn_hooks(&self, group: &mut Group, hooks: BTreeMap<ServerName, Hook>) {
+        for (name, hook) in hooks {
+            let Some(parts) = self.servers.get(&name) else { continue };
+            let client = Arc::clone(&parts.worker.client);
+            let keeper = HookKeeper { server: name.clone(), client, board: Arc::clone(&self.board), hook };
+            group.spawn(format!("hooks {name}"), move |stop| {
+                let keeper = keeper.clone();
+                async move {
+                    keeper.run(stop).await;
+                    Ok(())
+                }
+            });
+        }
+    }
+
     fn spawn_intakes(&self, group: &mut Group) {
         let away_since = self.last_alive;
         for (name, SinkParts { sink, broker, .. }) in &self.sinks {
@@ -292,7 +370,7 @@ impl Bridge {
     }
 }
 
-async fn load(store: &dyn Store, server: &ServerName) -> Result<Content, crate::port::StoreError> {
+async fn load(store: &dyn Store, server: &ServerName) -> Result<Content, StoreError> {
     let loaded = store.load(server).await?;
     Ok(Content {
         epoch: loaded.epoch,
@@ -306,7 +384,7 @@ async fn load(store: &dyn Store, server: &ServerName) -> Result<Content, crate::
 }
 
 /// The commands that a former life of the bridge did not answer. Only what could be read was written down.
-async fn open_jobs(store: &dyn Store) -> Result<Vec<Job>, crate::port::StoreError> {
+async fn open_jobs(store: &dyn Store) -> Result<Vec<Job>, StoreError> {
     let open = store.open_commands().await?;
     let job = |command: LoggedCommand| {
         let request = Request::parse(command.verb?, command.hash, &command.body).ok()?;
@@ -344,21 +422,29 @@ fn build_server(
 
 /// The adapter for one server of the config.
 fn build_client(name: &ServerName, server: &Server) -> anyhow::Result<Arc<dyn TorrentClient>> {
-    let extra = server
-        .extra
-        .iter()
-        .map(|(key, column)| Ok((key.clone(), rtorrent::ExtraColumn::parse(column)?)))
-        .collect::<anyhow::Result<_>>()?;
-    let settings = rtorrent::Settings {
-        server: name.clone(),
-        endpoint: rtorrent::Endpoint::parse(&server.url)?,
-        username: server.username.clone(),
-        password: server.password.clone(),
-        ca_pem: server.ca_pem.clone(),
-        timeout: server.timeout,
-        extra,
-    };
-    Ok(Arc::new(RtorrentClient::new(settings)?))
+    let (server_name, timeout) = (name.clone(), server.timeout);
+    Ok(match &server.client {
+        Client::Rtorrent(rtorrent) => {
+            Arc::new(RtorrentClient::new(rtorrent_settings(server_name, rtorrent, timeout)?)?)
+        }
+        Client::Exec { command } => {
+            Arc::new(ExecClient::new(exec::Settings { server: server_name, command: command.clone(), timeout }))
+        }
+    })
+}
+
+fn rtorrent_settings(server: ServerName, of: &Rtorrent, timeout: Duration) -> anyhow::Result<rtorrent::Settings> {
+    let Rtorrent { url, username, password, ca_pem, hooks: _, extra } = of;
+    let column = |(key, column): (&String, &String)| Ok((key.clone(), rtorrent::ExtraColumn::parse(column)?));
+    Ok(rtorrent::Settings {
+        server,
+        endpoint: rtorrent::Endpoint::parse(url)?,
+        username: username.clone(),
+        password: password.clone(),
+        ca_pem: ca_pem.clone(),
+        timeout,
+        extra: extra.iter().map(column).collect::<anyhow::Result<_>>()?,
+    })
 }
 
 /// The settings of one broker of the config.
@@ -413,7 +499,7 @@ fn retain(broker: &Broker) -> Retain {
 pub async fn reach(config: &Config) -> Vec<(String, anyhow::Result<String>)> {
     let mut found = Vec::new();
     for (name, server) in &config.servers {
-        found.push((format!("server {name}"), reach_server(name, server).await));
+        found.push((format!("server {name}"), reach_server(name, &config.instance, server).await));
     }
     for (name, broker) in &config.brokers {
         found.push((format!("broker {name}"), reach_broker(name, &config.instance, broker).await));
@@ -444,10 +530,31 @@ async fn purge_broker(name: &SinkName, instance: &str, broker: &Broker, store: &
     Ok(count)
 }
 
-async fn reach_server(name: &ServerName, server: &Server) -> anyhow::Result<String> {
-    let listing = build_client(name, server)?.list().await?;
-    let client = listing.stats.client.unwrap_or_else(|| "a client".to_owned());
-    Ok(format!("{client} with {} torrents", listing.torrents.len()))
+async fn reach_server(name: &ServerName, instance: &str, server: &Server) -> anyhow::Result<String> {
+    let client = build_client(name, server)?;
+    let listing = client.list().await?;
+    let kind = listing.stats.client.unwrap_or_else(|| "a client".to_owned());
+    let found = format!("{kind} with {} torrents", listing.torrents.len());
+    if !server.rtorrent().is_some_and(|server| server.hooks.is_wanted) {
+        return Ok(found);
+    }
+    let key = HookKey::new(instance, name)?;
+    Ok(match client.hooks(HookWish::Look(&key)).await {
+        Ok(hooks) => format!("{found}; {}", describe_hooks(&hooks)),
+        Err(error) => format!("{found}; hooks cannot be set: {error}"),
+    })
+}
+
+fn describe_hooks(hooks: &Hooks) -> String {
+    let Hooks { ringing, left_alone, changed: _ } = hooks;
+    let set = match ringing.as_slice() {
+        [] => "no hook is set now".to_owned(),
+        events => format!("hooks are set for {}", events.join(" ")),
+    };
+    if left_alone.is_empty() {
+        return set;
+    }
+    format!("{set}; never for {}, where others hang hooks that may run programs", left_alone.join(" "))
 }
 
 async fn reach_broker(name: &SinkName, instance: &str, broker: &Broker) -> anyhow::Result<String> {
@@ -523,7 +630,22 @@ fn server_health(board: &Board, name: &ServerName) -> Value {
             "torrents": content.told.len(),
         })
     });
-    read.unwrap_or(Value::Null)
+    let mut health = read.unwrap_or(Value::Null);
+    let report = board.server(name).map(|server| server.bell.last_report()).unwrap_or_default();
+    if let (Some(health), Some(hooks)) = (health.as_object_mut(), hooks_health(&report)) {
+        health.insert("hooks".to_owned(), hooks);
+    }
+    health
+}
+
+/// `None` where no hooks are wanted, or it is too early to say.
+fn hooks_health(report: &HookReport) -> Option<Value> {
+    let HookReport { hooks, problem, pokes } = report;
+    if hooks.is_none() && problem.is_none() {
+        return None;
+    }
+    let Hooks { ringing, left_alone, changed: _ } = hooks.clone().unwrap_or_default();
+    Some(json!({"events": ringing, "left_alone": left_alone, "problem": problem, "pokes": pokes}))
 }
 
 fn rounded(seconds: f64) -> f64 {
@@ -568,6 +690,9 @@ impl http::Observed for Shown {
         }
         for name in self.board.names() {
             self.board.read(name, |content| metrics::note_poll(name, &content.poll));
+            if let Some(server) = self.board.server(name) {
+                metrics::note_hooks(name, &server.bell.last_report());
+            }
         }
         if let Ok(usage) = self.store.usage().await {
             metrics::note_usage(usage);

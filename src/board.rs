@@ -7,7 +7,7 @@
 //! Locks here are held for the time of a look-up, never across an await; a desk's inside a board's,
 //! never the other way.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -17,10 +17,13 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::model::{Committed, Epoch, InfoHash, Seq, ServerName, ServerState, ServerStats, SinkName, Told, Torrent};
-use crate::port::Delivery;
+use crate::port::{Delivery, Hooks};
 
 /// How many side messages (files, results of look-ups) wait for a slow sink; the oldest go first.
 const SIDE_MESSAGES_MAX: usize = 1024;
+
+/// How many torrents can be named to a watcher at once; of more, it looks at all anyway.
+const NAMED_MAX: usize = 256;
 
 /// What is known of all servers.
 pub struct Board {
@@ -33,6 +36,8 @@ pub struct ServerBoard {
     content: RwLock<Content>,
     /// Wakes its watcher; carries nothing.
     pub poke: Notify,
+    /// Rung by the client itself, if it is hooked.
+    pub bell: Bell,
     /// A sink knows of an earlier epoch of this server: its watcher has to say that another began.
     pub owes_reset: AtomicBool,
 }
@@ -64,6 +69,73 @@ impl PollReport {
     /// The last poll was answered.
     pub fn is_answering(&self) -> bool {
         self.last_success.is_some() && self.failure.is_none()
+    }
+}
+
+/// The bell of one server, which its client rings when something happens in it.
+///
+/// Whoever rings is believed nothing. The hashes are what a look may begin with.
+#[derive(Default)]
+pub struct Bell {
+    /// Wakes who answers the bell; rings in the meantime are one.
+    pub rung: Notify,
+    /// Wakes who hangs hooks: the client answers, and did not or was another before.
+    pub client_is_new: Notify,
+    named: Mutex<Named>,
+    report: Mutex<HookReport>,
+}
+
+/// Which torrents were named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Named {
+    These(BTreeSet<InfoHash>),
+    /// More than it pays to look at one by one.
+    Many,
+}
+
+impl Default for Named {
+    fn default() -> Self {
+        Self::These(BTreeSet::new())
+    }
+}
+
+/// How it is with the hooks of a client, for health and metrics.
+#[derive(Clone, Debug, Default)]
+pub struct HookReport {
+    /// `None` until it is known; always, if no hooks are wanted.
+    pub hooks: Option<Hooks>,
+    /// Why it could not be seen to, last time.
+    pub problem: Option<String>,
+    pub pokes: u64,
+}
+
+impl Bell {
+    /// Somebody rang, and named a torrent.
+    pub fn ring(&self, hash: InfoHash) {
+        self.report(|report| report.pokes += 1);
+        {
+            let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Named::These(hashes) = &mut *named {
+                hashes.insert(hash);
+                if hashes.len() > NAMED_MAX {
+                    *named = Named::Many;
+                }
+            }
+        }
+        self.rung.notify_one();
+    }
+
+    /// What was named since it was asked last. For the watcher only.
+    pub fn take_named(&self) -> Named {
+        std::mem::take(&mut *self.named.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn report(&self, write: impl FnOnce(&mut HookReport)) {
+        write(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub fn last_report(&self) -> HookReport {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -138,7 +210,8 @@ impl Board {
 
 impl ServerBoard {
     fn new(content: Content) -> Self {
-        Self { content: RwLock::new(content), poke: Notify::new(), owes_reset: AtomicBool::new(false) }
+        let (poke, bell) = (Notify::new(), Bell::default());
+        Self { content: RwLock::new(content), poke, bell, owes_reset: AtomicBool::new(false) }
     }
 
     pub fn read<T>(&self, read: impl FnOnce(&Content) -> T) -> T {

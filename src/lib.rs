@@ -26,6 +26,7 @@
 //! | [`board`] | what was told, for all in the process to read |
 //! | [`clients`], [`sinks`], [`store`], [`http`] | adapters; they know the seams and never each other |
 //! | [`config`], [`telemetry`] | leaves |
+//! | [`testing`] | what the engine expects of a client, to be tried on one's own |
 //! | [`app`], [`supervise`], [`cli`], [`demo`] | what puts it together, keeps it up, and is asked for |
 //!
 //! `tests/architecture.rs` fails on an arrow that points wrong.
@@ -42,7 +43,7 @@
 //! - **I8** Only `updated`, state and stats are conflated.
 //! - **I9** Each queue, buffer, window, retry and file has a bound and a stated consequence.
 //! - **I10** One writer: a lock on the data folder.
-//! - **I11** Only a watcher makes events. A command pokes it; the watcher looks.
+//! - **I11** Only a watcher makes events. A command or a hook pokes it; the watcher looks.
 //! - **I12** A command's id is carried out once and answered the same again, also over a crash.
 //! - **I13** A failing server or sink degrades itself only. A failing store stops the process.
 //! - **I14** Secrets are in no log, event or error. What comes in is data.
@@ -94,4 +95,5 @@ pub mod sinks;
 pub mod store;
 pub mod supervise;
 pub mod telemetry;
+pub mod testing;
 pub mod watch;

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::model::{
-    Action, CommandId, Committed, Details, Entry, Epoch, EventId, InfoHash, Listing, OutcomeStatus, Parts, Rev, Seq,
-    ServerName, ServerState, ServerStats, SinkName, Tick, Timestamp, Told, Verb,
+    Action, CommandId, Committed, Details, Entry, Epoch, EventId, Hook, HookKey, InfoHash, Listing, OutcomeStatus,
+    Parts, Rev, Seq, ServerName, ServerState, ServerStats, SinkName, Tick, Timestamp, Told, Verb,
 };
 
 // --- torrent clients -----------------------------------------------------------------------------
@@ -41,6 +41,13 @@ pub trait TorrentClient: Send + Sync {
     /// Safe to call for what is already so. Waits, within its deadline, for what the client must
     /// not be asked at the moment.
     async fn apply(&self, action: &Action) -> Result<Applied, ClientError>;
+
+    /// Has the client ring a bell of ours when something happens in it, or leave off; says how it is then.
+    ///
+    /// What is so already is not asked for again. A client that has no such thing needs not know of it.
+    async fn hooks(&self, _wish: HookWish<'_>) -> Result<Hooks, ClientError> {
+        Err(ClientError::Unsupported { what: "tell of events by itself".to_owned() })
+    }
 }
 
 /// How far an action got.
@@ -51,6 +58,28 @@ pub enum Applied {
     /// The client was read again and showed the effect, which a listing may never show
     /// (a re-check that is over at once, an announce).
     Seen,
+}
+
+/// What is to become of our hooks in a client.
+#[derive(Clone, Copy, Debug)]
+pub enum HookWish<'a> {
+    /// Only say how it is.
+    Look(&'a HookKey),
+    /// Ring there from now on, and nowhere else by this key.
+    Set(&'a Hook),
+    /// Ring no more.
+    Take(&'a HookKey),
+}
+
+/// How a client is hooked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hooks {
+    /// The events that ring, in the client's words.
+    pub ringing: Vec<&'static str>,
+    /// The events that must not be touched: what else hangs there makes it dangerous.
+    pub left_alone: Vec<&'static str>,
+    /// How many were changed just now.
+    pub changed: usize,
 }
 
 #[derive(Debug, thiserror::Error)]

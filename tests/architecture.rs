@@ -21,7 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("clients", &["model", "port"]),
     ("sinks", &["model", "port"]),
     ("store", &["model", "port"]),
-    ("http", &[]),
+    ("http", &["model"]),
     // leaves; a config asks the adapters how their own settings are read
     ("config", &["model", "clients", "sinks"]),
     ("telemetry", &["model", "port", "board", "config"]),
@@ -47,7 +47,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "supervise",
         ],
     ),
-    ("cli", &["model", "config", "telemetry", "supervise", "demo", "app"]),
+    ("testing", &["model", "port"]),
+    ("cli", &["model", "config", "telemetry", "supervise", "demo", "app", "clients", "testing"]),
     ("main", &["cli"]),
     ("lib", &[]),
 ];
@@ -59,6 +60,7 @@ const PURE: &[&str] = &[
     "src/deliver/lane.rs",
     "src/deliver/dirty.rs",
     "src/deliver/backoff.rs",
+    "src/deliver/caution.rs",
     "src/deliver/retention.rs",
     "src/commands/request.rs",
     "src/sinks/mqtt/topics.rs",

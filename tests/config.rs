@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use dtorrent::config::{self, Config, ConfigErrors, Flag, Loaded, LogFormat, Retain, Sources};
+use dtorrent::config::{self, Client, Config, ConfigErrors, Flag, Loaded, LogFormat, Retain, Sources};
 use dtorrent::model::{Kind, Verb};
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
@@ -55,7 +55,7 @@ fn a_server_with_an_address_is_a_whole_config() {
     assert_eq!(server.interval, Duration::from_secs(1));
     assert_eq!(server.sweep, Duration::from_secs(30));
     assert_eq!(server.timeout, Duration::from_secs(10));
-    assert!(server.roots.is_empty() && server.extra.is_empty() && config.brokers.is_empty());
+    assert!(server.roots.is_empty() && server.rtorrent().unwrap().extra.is_empty() && config.brokers.is_empty());
 }
 
 #[test]
@@ -66,6 +66,7 @@ colour = "red"
 level = "loud"
 [http]
 listen = "somewhere"
+hooks_listen = "off"
 [servers.Home]
 url = "unix:///x"
 [servers.a]
@@ -74,6 +75,7 @@ pasword = "sesame"
 interval = "100ms"
 timeout = 5
 hooks = true
+hooks_address = "bridge"
 roots = ["downloads", "/a/../b"]
 extra = { x = "execute=" }
 [servers.b]
@@ -102,35 +104,59 @@ x.toml:1: instance: `Main` is no instance name; use a-z, 0-9, _ and -, at most 6
 x.toml:2: colour: is no key of dtorrent; known here: brokers, data_dir, http, instance, log, servers, webhooks
 x.toml:4: log.level: `loud` is not known here; write "error" or "warn" or "info" or "debug" or "trace" or "off"
 x.toml:6: http.listen: `somewhere` is no address to listen on; write an address and a port, "127.0.0.1:8787", or "off"
-x.toml:7: servers.Home: `Home` is no server name; use a-z, 0-9, _ and -, at most 63, the first a letter or digit; `bridge` is reserved
-x.toml:10: servers.a.url: `ftp` is no way to reach rTorrent; write `unix:///path/to/rpc.sock`, `scgi://host:5000` or `http://host/RPC2`
-x.toml:11: servers.a.pasword: is no key of dtorrent; did you mean `password`? Known here: ca_file, client, extra, hooks, interval, password, password_file, roots, sweep, timeout, url, username
-x.toml:12: servers.a.interval: `100ms` is too short; write 250ms to 1h with a unit, as "1s" or "500ms"
-x.toml:13: servers.a.timeout: is a number, not a text; write timeout = "…", in quotes
-x.toml:14: servers.a.hooks: is not in this version yet; write hooks = false
-x.toml:15: servers.a.roots: `downloads` is no absolute path; write folders from / on, without `..`
-x.toml:15: servers.a.roots: `/a/../b` is no absolute path; write folders from / on, without `..`
-x.toml:16: servers.a.extra: `execute=`: `execute` is not among the values that can be read (like `d.throttle_name=`, `d.ratio=`, `d.custom2=` or `d.custom=my-tag`); commands and expensive ones are left out on purpose
-x.toml:17: servers.b.url: is missing; write url = "unix:///path/of/rpc.sock", scgi://host:port or http(s)://host/RPC2
-x.toml:18: servers.b.client: is not in this version yet; write client = "rtorrent"
-x.toml:19: brokers.home.key_file: is missing; cert_file needs the key of the certificate: write both or none
-x.toml:21: brokers.home.url: the broker's URL contains a user name or password; move them to `username` and `password_file`
-x.toml:22: brokers.home.password: is a number, not a text; write password = "…", in quotes
-x.toml:23: brokers.home.version: `4` is not known here; write "auto" or "5" or "3.1.1"
-x.toml:24: brokers.home.prefix: the prefix contains `+` or `#`, which are wildcards in MQTT; use other letters
-x.toml:25: brokers.home.servers: `c*` is no server; known: *, a, b
-x.toml:25: brokers.home.servers: leaves no server; name at least one, or leave the key out for all
-x.toml:26: brokers.home.events: `done` is no kind of event; known: *, KINDS
-x.toml:27: brokers.home.commands: `-explode` is no command; known: *, pause, resume, start, stop, delete, add, recheck, announce, label, priority, get, list, delete_data, file_priority, limits, log_level, move, resync, rpc, throttle; a `-` before one takes it away
-x.toml:28: brokers.home.cert_file: `/nonexistent.pem` cannot be read: No such file or directory (os error 2); name a file that this user may read; a relative path starts at the working directory
-x.toml:30: brokers.home.home_assistant.normal_upload: `fast` is no rate; write bytes a second with a unit, as "500kB" or "2MiB"; "0" is no limit
-x.toml:32: brokers.bus.kind: is not in this version yet; write kind = "mqtt", or leave this broker out
-x.toml:34: webhooks.x: webhooks are not in this version yet; leave this table out
+x.toml:7: http.hooks_listen: `off` is no address to listen on; write an address and a port, "127.0.0.1:0" (0: any that is free); `hooks` of a server is on or off
+x.toml:8: servers.Home: `Home` is no server name; use a-z, 0-9, _ and -, at most 63, the first a letter or digit; `bridge` is reserved
+x.toml:11: servers.a.url: `ftp` is no way to reach rTorrent; write `unix:///path/to/rpc.sock`, `scgi://host:5000` or `http://host/RPC2`
+x.toml:12: servers.a.pasword: is no key of dtorrent; did you mean `password`? Known here: ca_file, client, extra, hooks, hooks_address, interval, password, password_file, roots, sweep, timeout, url, username
+x.toml:13: servers.a.interval: `100ms` is too short; write 250ms to 1h with a unit, as "1s" or "500ms"
+x.toml:14: servers.a.timeout: is a number, not a text; write timeout = "…", in quotes
+x.toml:16: servers.a.hooks_address: `bridge` is no address with a port; write `host:8788`, `10.0.0.5:8788` or `[fd00::5]:8788`
+x.toml:17: servers.a.roots: `downloads` is no absolute path; write folders from / on, without `..`
+x.toml:17: servers.a.roots: `/a/../b` is no absolute path; write folders from / on, without `..`
+x.toml:18: servers.a.extra: `execute=`: `execute` is not among the values that can be read (like `d.throttle_name=`, `d.ratio=`, `d.custom2=` or `d.custom=my-tag`); commands and expensive ones are left out on purpose
+x.toml:19: servers.b.command: is missing; write command = ["./my-client", "an argument"]; there is no shell
+x.toml:21: brokers.home.key_file: is missing; cert_file needs the key of the certificate: write both or none
+x.toml:23: brokers.home.url: the broker's URL contains a user name or password; move them to `username` and `password_file`
+x.toml:24: brokers.home.password: is a number, not a text; write password = "…", in quotes
+x.toml:25: brokers.home.version: `4` is not known here; write "auto" or "5" or "3.1.1"
+x.toml:26: brokers.home.prefix: the prefix contains `+` or `#`, which are wildcards in MQTT; use other letters
+x.toml:27: brokers.home.servers: `c*` is no server; known: *, a, b
+x.toml:27: brokers.home.servers: leaves no server; name at least one, or leave the key out for all
+x.toml:28: brokers.home.events: `done` is no kind of event; known: *, KINDS
+x.toml:29: brokers.home.commands: `-explode` is no command; known: *, pause, resume, start, stop, delete, add, recheck, announce, label, priority, get, list, delete_data, file_priority, limits, log_level, move, resync, rpc, throttle; a `-` before one takes it away
+x.toml:30: brokers.home.cert_file: `/nonexistent.pem` cannot be read: No such file or directory (os error 2); name a file that this user may read; a relative path starts at the working directory
+x.toml:32: brokers.home.home_assistant.normal_upload: `fast` is no rate; write bytes a second with a unit, as "500kB" or "2MiB"; "0" is no limit
+x.toml:34: brokers.bus.kind: is not in this version yet; write kind = "mqtt", or leave this broker out
+x.toml:36: webhooks.x: webhooks are not in this version yet; leave this table out
 "#;
     let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
     let expected = expected.trim().replace("KINDS", &kinds.join(", "));
     assert_eq!(errors, expected);
     assert!(!errors.contains("sesame") && !errors.contains("12345"));
+}
+
+#[test]
+fn hooks_need_an_address_that_a_client_can_ring_at() {
+    let server = "[servers.x]\nurl = 'unix:///x'\nhooks = true\n";
+    for (http, address, expected) in [
+        ("", "", ""),
+        ("hooks_listen = '127.0.0.1:8788'", "", ""),
+        ("hooks_listen = 'localhost:8788'", "hooks_address = 'bridge:8788'", ""),
+        ("hooks_listen = '0.0.0.0:8788'", "hooks_address = 'bridge:8788'", ""),
+        ("hooks_listen = '0.0.0.0:8788'", "", "servers.x.hooks_address: is missing"),
+        ("hooks_listen = '[::]:8788'", "", "servers.x.hooks_address: is missing"),
+        ("", "hooks_address = 'bridge:8788'", "servers.x.hooks_address: points at a port that is another one"),
+        ("", "hooks_address = 'bridge/x:1'", "servers.x.hooks_address: `bridge/x:1` is no address with a port"),
+    ] {
+        let toml = format!("[http]\n{http}\n{server}{address}");
+        match parse(&toml) {
+            Ok(config) => {
+                assert_eq!(expected, "", "{toml}");
+                assert!(config.servers.values().all(|server| server.rtorrent().unwrap().hooks.is_wanted));
+            }
+            Err(errors) => assert!(!expected.is_empty() && errors.to_string().contains(expected), "{toml}\n{errors}"),
+        }
+    }
 }
 
 #[test]
@@ -225,7 +251,7 @@ fn the_environment_alone_is_enough() {
     );
     let server = config.servers.values().next().unwrap();
     assert_eq!(server.roots, [Path::new("/a"), Path::new("/b c")]);
-    assert_eq!(server.extra["throttle"], "d.throttle_name=");
+    assert_eq!(server.rtorrent().unwrap().extra["throttle"], "d.throttle_name=");
     assert!(config.brokers.values().next().unwrap().commands.is_empty());
 }
 
@@ -253,7 +279,7 @@ fn a_variable_finds_the_name_in_the_file_whatever_its_case() {
         ],
     );
     assert_eq!(config.servers.len(), 1);
-    let server = config.servers.values().next().unwrap();
+    let server = config.servers.values().next().unwrap().rtorrent().unwrap();
     assert_eq!((server.url.as_str(), server.extra["My-Tag"].as_str()), ("unix:///y", "d.custom=b"));
 }
 
@@ -362,6 +388,13 @@ fn what_is_likely_a_mistake_is_a_warning() {
     for (toml, expected) in [
         ("[servers.x]\nurl = 'scgi://10.0.0.1:5000'", "servers.x.url: SCGI has no login"),
         ("[servers.x]\nurl = 'scgi://127.0.0.1:5000'", ""),
+        ("[servers.x]\nurl = 'scgi://127.0.0.1:5000'\nhooks = true", ""),
+        ("[servers.x]\nurl = 'https://h/RPC2'\nhooks = true", "servers.x.hooks: rTorrent is on another machine"),
+        (
+            "[http]\nhooks_listen = '10.0.0.2:8788'\n[servers.x]\nurl = 'https://h/RPC2'\nhooks = true\n\
+             hooks_address = 'bridge:8788'",
+            "",
+        ),
         ("[servers.x]\nurl = 'http://h/RPC2'\nusername = 'u'\npassword = 'p'", "in clear"),
         ("[servers.x]\nurl = 'unix:///x'\nusername = 'u'\npassword = 'p'", "nothing reads them"),
         ("http.listen = '0.0.0.0:80'\n[servers.x]\nurl = 'unix:///x'", "open to the network"),
@@ -410,32 +443,23 @@ proptest! {
 }
 
 #[test]
-fn home_assistant_is_off_unless_enabled_and_has_its_defaults() {
-    let table = |lines: &str| format!("{SERVER}{BROKER}[brokers.home.home_assistant]\n{lines}\n");
-    let of = |toml: &str| parsed(toml).brokers.into_values().next().unwrap().home_assistant;
-    assert!(of(&format!("{SERVER}{BROKER}")).is_none());
-    assert!(of(&table("slots = 5")).is_none());
-    let plain = of(&table("enabled = true")).unwrap();
-    assert_eq!((plain.discovery_prefix.as_str(), plain.slots, plain.torrents_max), ("homeassistant", 10, 20));
-    assert!(plain.torrents.is_none() && plain.alternative.is_none());
-    let lines =
-        "enabled = true\ntorrents = { label = \"ha\" }\nalternative_upload = \"500kB\"\nnormal_download = \"2MiB\"";
-    let full = of(&table(lines)).unwrap();
-    assert!(full.torrents.is_some());
-    assert_eq!((full.alternative, full.normal), (Some((0, 500_000)), (2 << 20, 0)));
-    for (lines, fault) in [
-        ("slots = 51", "slots"),
-        ("torrents = { colour = \"red\" }", "torrents"),
-        ("discovery_prefix = \"a/+\"", "discovery_prefix"),
-        ("alternative_upload = \"-5kB\"", "is no rate"),
+fn a_program_as_a_client_needs_its_command_and_nothing_of_rtorrents() {
+    for (lines, expected) in [
+        ("client = 'exec'\ncommand = ['./c', 'a b']", ""),
+        ("client = 'exec'\ncommand = []", "servers.x.command: no program is named"),
+        ("client = 'exec'\ncommand = ['']", "servers.x.command: no program is named"),
+        ("client = 'exec'\ncommand = './c'", "servers.x.command: "),
+        ("client = 'exec'\ncommand = ['./c']\nurl = 'unix:///x'", "servers.x.url: is no key"),
+        ("url = 'unix:///x'\ncommand = ['./c']", "servers.x.command: is no key"),
+        ("client = 'deluge'\nurl = 'unix:///x'", "`deluge` is not known here"),
     ] {
-        let errors = parse(&table(lines)).unwrap_err().to_string();
-        assert!(errors.contains(fault), "{errors}");
+        match parse(&format!("[servers.x]\n{lines}\n")) {
+            Ok(config) => {
+                assert_eq!(expected, "", "{lines}");
+                let Client::Exec { command } = &config.servers.values().next().unwrap().client else { panic!() };
+                assert_eq!(*command, ["./c", "a b"]);
+            }
+            Err(errors) => assert!(!expected.is_empty() && errors.to_string().contains(expected), "{lines}\n{errors}"),
+        }
     }
-    let twice = format!(
-        "{}[brokers.other]\nkind = \"mqtt\"\nurl = \"mqtt://localhost\"\nprefix = \"x\"\n\
-         [brokers.other.home_assistant]\nenabled = true\n",
-        table("enabled = true")
-    );
-    assert!(parse(&twice).unwrap_err().to_string().contains("the same devices"));
 }

@@ -10,7 +10,11 @@ use dtorrent::config;
 const EXAMPLE: &str = include_str!("../config/dtorrent.example.toml");
 
 /// Options that have no default: the example shows their form.
-const NO_DEFAULT: [&str; 10] = [
+const NO_DEFAULT: [&str; 12] = [
+    "alternative_download",
+    "alternative_upload",
+    "command",
+    "hooks_address",
     "token",
     "token_file",
     "username",
@@ -19,8 +23,6 @@ const NO_DEFAULT: [&str; 10] = [
     "ca_file",
     "cert_file",
     "key_file",
-    "alternative_download",
-    "alternative_upload",
 ];
 
 fn parse(toml: &str) -> config::Config {

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{Exit, Options, tell};
 use crate::app;
-use crate::config::{self, Broker, Config, Loaded};
+use crate::config::{self, Broker, Client, Config, Loaded};
 use crate::model::printable;
 
 #[derive(Debug, Args)]
@@ -68,7 +68,12 @@ fn summary(loaded: &Loaded) -> String {
     ];
     for (name, server) in servers {
         let interval = humantime::format_duration(server.interval);
-        lines.push((format!("server {name}"), format!("{}, every {interval}", server.url)));
+        let (what, hooks) = match &server.client {
+            Client::Rtorrent(rtorrent) if rtorrent.hooks.is_wanted => (rtorrent.url.clone(), " and when it rings"),
+            Client::Rtorrent(rtorrent) => (rtorrent.url.clone(), ""),
+            Client::Exec { command } => (format!("the program {}", printable(command.join(" ").as_bytes())), ""),
+        };
+        lines.push((format!("server {name}"), format!("{what}, every {interval}{hooks}")));
     }
     for (name, broker) in brokers {
         lines.push((format!("broker {name}"), describe(broker)));

@@ -3,6 +3,7 @@
 //! One file per subcommand. Messages for people go to stderr, data to stdout.
 
 mod check;
+mod client;
 mod demo;
 mod health;
 mod purge;
@@ -35,6 +36,9 @@ enum Command {
     Check(check::Arguments),
     /// Take back every retained topic and discovery message of this instance; the bridge must be stopped
     Purge,
+    /// For a client of your own (`client = "exec"`)
+    #[command(subcommand)]
+    Client(client::Arguments),
     /// Ask the running bridge whether it is alive: exit code 0 or 1
     Health,
 }
@@ -116,6 +120,7 @@ impl Cli {
         match command {
             Some(Command::Check(arguments)) => check::run(options, &arguments),
             Some(Command::Purge) => purge::run(options),
+            Some(Command::Client(arguments)) => client::run(arguments),
             Some(Command::Health) => health::run(options),
             Some(Command::Demo) => demo::run(),
             Some(Command::Run) | None => run::run(options),

@@ -16,7 +16,7 @@ use secrecy::{SecretSlice, SecretString};
 use super::read::{Fault, Table};
 use super::secret::secret;
 use crate::clients::rtorrent::settings::{Endpoint, ExtraColumn};
-use crate::model::{Filter, Kind, ServerName, SinkName, Verb};
+use crate::model::{BellAddress, Filter, Kind, ServerName, SinkName, Verb};
 use crate::sinks::mqtt::settings::{BrokerUrl, Prefix};
 
 #[derive(Clone, Debug)]
@@ -48,25 +48,60 @@ pub enum LogFormat {
 pub struct Http {
     /// `None`: off.
     pub listen: Option<SocketAddr>,
+    /// Where clients ring; port 0 is any that is free.
+    pub hooks_listen: SocketAddr,
     pub token: Option<SecretString>,
 }
 
 #[derive(Clone, Debug)]
 pub struct Server {
-    /// As it was written; without a password.
-    pub url: String,
-    pub username: Option<String>,
-    pub password: Option<SecretString>,
-    /// At least one certificate.
-    pub ca_pem: Option<Vec<u8>>,
+    pub client: Client,
     pub interval: Duration,
     /// Never shorter than `interval`.
     pub sweep: Duration,
     pub timeout: Duration,
     /// Absolute, without `..`.
     pub roots: Vec<PathBuf>,
+}
+
+impl Server {
+    pub fn rtorrent(&self) -> Option<&Rtorrent> {
+        match &self.client {
+            Client::Rtorrent(rtorrent) => Some(rtorrent),
+            Client::Exec { .. } => None,
+        }
+    }
+}
+
+/// What speaks to the torrent program, and what it has to know for that.
+#[derive(Clone, Debug)]
+pub enum Client {
+    Rtorrent(Box<Rtorrent>),
+    Exec {
+        /// The program and its arguments; at least the program.
+        command: Vec<String>,
+    },
+}
+
+#[derive(Clone, Debug)]
+pub struct Rtorrent {
+    /// As it was written; without a password.
+    pub url: String,
+    pub username: Option<String>,
+    pub password: Option<SecretString>,
+    /// At least one certificate.
+    pub ca_pem: Option<Vec<u8>>,
+    pub hooks: Hooks,
     /// Column expressions by the user's names for them.
     pub extra: BTreeMap<String, String>,
+}
+
+/// Whether a client rings by itself, and where.
+#[derive(Clone, Debug)]
+pub struct Hooks {
+    pub is_wanted: bool,
+    /// `None`: where we listen.
+    pub address: Option<BellAddress>,
 }
 
 #[derive(Clone, Debug)]
@@ -186,7 +221,7 @@ pub(super) fn config(root: Table<'_>) -> Config {
     for (name, table) in root.named("servers") {
         let name = ServerName::parse(&name).map_err(|error| table.fault_here(told(&error))).ok();
         names.extend(name.clone());
-        servers.extend(name.zip(server(table)));
+        servers.extend(name.zip(server(table, &http)));
     }
     let mut brokers: BTreeMap<SinkName, Broker> = BTreeMap::new();
     for (name, table) in root.named("brokers") {
@@ -237,33 +272,57 @@ fn log(table: Table<'_>) -> Log {
 fn http(table: Table<'_>) -> Http {
     let default = SocketAddr::from(([127, 0, 0, 1], 8787));
     let listen = table.parsed("listen", listener).unwrap_or(Some(default));
+    let hooks_listen = table.parsed("hooks_listen", |text| match listener(text) {
+        Ok(Some(listen)) => Ok(listen),
+        Ok(None) | Err(_) => {
+            let right =
+                "write an address and a port, \"127.0.0.1:0\" (0: any that is free); `hooks` of a server is on or off";
+            Err(Fault::new(format!("`{text}` is no address to listen on"), right))
+        }
+    });
     let token = secret(&table, "token", "token_file");
     table.finish();
-    Http { listen, token }
+    let hooks_listen = hooks_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
+    Http { listen, hooks_listen, token }
 }
 
-fn server(table: Table<'_>) -> Option<Server> {
-    table.parsed("client", |text| match text {
-        "rtorrent" => Ok(()),
-        "exec" => Err(not_yet("write client = \"rtorrent\"")),
-        _ => Err(bad_choice(text, &["rtorrent"])),
-    });
+fn server(table: Table<'_>, http: &Http) -> Option<Server> {
+    let is_exec = table.parsed("client", |text| choice(text, &[("rtorrent", false), ("exec", true)])).unwrap_or(false);
+    let client = if is_exec { exec(&table) } else { rtorrent(&table, http) };
+    let interval = duration(&table, "interval", INTERVAL_MIN, HOUR).unwrap_or(Duration::from_secs(1));
+    let sweep = duration(&table, "sweep", INTERVAL_MIN, 24 * HOUR).unwrap_or(Duration::from_secs(30)).max(interval);
+    let timeout = duration(&table, "timeout", Duration::from_millis(100), HOUR).unwrap_or(Duration::from_secs(10));
+    let roots = table.texts("roots").unwrap_or_default();
+    let roots = roots.iter().filter_map(|text| root(text).map_err(|fault| table.fault("roots", fault)).ok()).collect();
+    table.finish();
+    Some(Server { client: client?, interval, sweep, timeout, roots })
+}
+
+fn exec(table: &Table<'_>) -> Option<Client> {
+    const RIGHT: &str = "write command = [\"./my-client\", \"an argument\"]; there is no shell";
+    let Some(command) = table.texts("command") else {
+        if !table.has("command") {
+            table.missing("command", RIGHT);
+        }
+        return None;
+    };
+    if command.first().is_none_or(String::is_empty) {
+        table.fault("command", Fault::new("no program is named", RIGHT));
+        return None;
+    }
+    Some(Client::Exec { command })
+}
+
+fn rtorrent(table: &Table<'_>, http: &Http) -> Option<Client> {
     let url = required(
-        &table,
+        table,
         "url",
         endpoint,
         "write url = \"unix:///path/of/rpc.sock\", scgi://host:port or http(s)://host/RPC2",
     );
-    let (username, password) = login(&table);
-    let ca_pem = certificates(&table, "ca_file");
-    let interval = duration(&table, "interval", INTERVAL_MIN, HOUR).unwrap_or(Duration::from_secs(1));
-    let sweep = duration(&table, "sweep", INTERVAL_MIN, 24 * HOUR).unwrap_or(Duration::from_secs(30)).max(interval);
-    let timeout = duration(&table, "timeout", Duration::from_millis(100), HOUR).unwrap_or(Duration::from_secs(10));
-    if table.boolean("hooks") == Some(true) {
-        table.fault("hooks", not_yet("write hooks = false"));
-    }
-    let roots = table.texts("roots").unwrap_or_default();
-    let roots = roots.iter().filter_map(|text| root(text).map_err(|fault| table.fault("roots", fault)).ok()).collect();
+    let (username, password) = login(table);
+    let ca_pem = certificates(table, "ca_file");
+    let hooks = hooks(table, http.hooks_listen);
     let mut extra = BTreeMap::new();
     for (name, column) in table.named_texts("extra") {
         match extra_column(&name, &column) {
@@ -273,8 +332,22 @@ fn server(table: Table<'_>) -> Option<Server> {
             Err(fault) => table.fault("extra", fault),
         }
     }
-    table.finish();
-    Some(Server { url: url?, username, password, ca_pem, interval, sweep, timeout, roots, extra })
+    Some(Client::Rtorrent(Box::new(Rtorrent { url: url?, username, password, ca_pem, hooks, extra })))
+}
+
+fn hooks(table: &Table<'_>, listen: SocketAddr) -> Hooks {
+    let is_wanted = table.boolean("hooks") == Some(true);
+    let address = table.parsed("hooks_address", |text| BellAddress::parse(text).map_err(|error| told(&error)));
+    let is_anywhere = listen.ip().is_unspecified();
+    if is_wanted && is_anywhere && address.is_none() && !table.has("hooks_address") {
+        let right = "http.hooks_listen says no address to ring at: write hooks_address = \"host:port\", as the client reaches it";
+        table.missing("hooks_address", right);
+    }
+    if is_wanted && address.is_some() && listen.port() == 0 {
+        let wrong = "points at a port that is another one with each start";
+        table.fault("hooks_address", Fault::new(wrong, "write http.hooks_listen with a port that is not 0"));
+    }
+    Hooks { is_wanted, address }
 }
 
 fn broker(table: Table<'_>, names: &[ServerName]) -> Option<Broker> {

@@ -11,7 +11,8 @@ use crate::sinks::mqtt::settings::BrokerUrl;
 /// Things in a valid config that its owner should know of, one sentence each.
 pub fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
-    for (name, server) in &config.servers {
+    let rtorrents = config.servers.iter().filter_map(|(name, server)| Some((name, server.rtorrent()?)));
+    for (name, server) in rtorrents {
         let is_http = server.url.starts_with("http");
         if Endpoint::parse(&server.url).is_ok_and(|endpoint| endpoint.is_open_to_the_network()) {
             warnings.push(format!(
@@ -22,6 +23,19 @@ pub fn warnings(config: &Config) -> Vec<String> {
         if !is_http && (server.username.is_some() || server.ca_pem.is_some()) {
             warnings
                 .push(format!("servers.{name}: username, password and ca_file are for http(s); nothing reads them"));
+        }
+        let is_far = Endpoint::parse(&server.url).is_ok_and(|endpoint| endpoint.is_open_to_the_network())
+            || (is_http && !is_local(&server.url));
+        if server.hooks.is_wanted
+            && server.hooks.address.is_none()
+            && config.http.hooks_listen.ip().is_loopback()
+            && is_far
+        {
+            warnings.push(format!(
+                "servers.{name}.hooks: rTorrent is on another machine and would ring at its own {}; \
+                 write http.hooks_listen and hooks_address as it reaches them",
+                config.http.hooks_listen.ip()
+            ));
         }
         if server.url.starts_with("http:") && server.password.is_some() && !is_local(&server.url) {
             warnings.push(format!("servers.{name}.url: the password crosses the network in clear; use https"));

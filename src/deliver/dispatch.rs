@@ -28,10 +28,11 @@ use tracing::{debug, info, warn};
 
 use super::backoff::Backoff;
 use super::beside::Beside;
+use super::caution::{Caution, Item};
 use super::dirty::{DirtySet, Known};
 use super::lane::Lane;
 use super::registry::Registry;
-use super::retention::{Kept, Retain};
+use super::retention::{self, Kept, Retain};
 use crate::board::{Board, Desk, Tray};
 use crate::model::{Entry, InfoHash, Kind, Rev, ServerName, SinkName, Torrent, without_rows};
 use crate::port::{Clock, Connected, DeliverError, Delivery, Link, Progress, Sink, Store, StoreError, UnsentResult};
@@ -105,6 +106,9 @@ pub struct Dispatcher {
     unnoted_results: BTreeSet<i64>,
     /// In the registry, and not written down yet.
     unnoted_names: Vec<String>,
+    pub(super) caution: Caution,
+    /// Something waits for the far side's answer.
+    is_busy: bool,
     pub(super) owes_info: bool,
     pub(super) owes_health: bool,
     /// The cursors have moved since they were noted.
@@ -136,6 +140,20 @@ pub(super) enum Sent {
     Result { result: Box<UnsentResult>, is_substitute: bool },
     Shown { topic: String },
     Other,
+}
+
+impl Sent {
+    /// By what it is known again on another connection.
+    pub fn item(&self) -> Option<Item> {
+        match self {
+            Self::Entry(entry) => Some(Item::Entry(entry.server.clone(), entry.seq)),
+            Self::State { server, hash } => Some(Item::State(server.clone(), *hash)),
+            Self::Cleared { name } => Some(Item::Clearing(name.clone())),
+            Self::Result { result, .. } => Some(Item::Result(result.number)),
+            Self::Shown { topic } => Some(Item::Shown(topic.clone())),
+            Self::Other => None,
+        }
+    }
 }
 
 type Arrival = (Sent, Result<(), DeliverError>);
@@ -203,6 +221,8 @@ impl Dispatcher {
             burial: Repeat::default(),
             unnoted_results: BTreeSet::new(),
             unnoted_names: Vec::new(),
+            caution: Caution::default(),
+            is_busy: false,
             owes_info: false,
             owes_health: false,
             is_unsettled: false,
@@ -247,12 +267,17 @@ impl Dispatcher {
                     self.note_progress().await?;
                     self.note_memory(true).await?;
                     self.go_back();
-                    if since.elapsed() > GOOD_AFTER {
-                        backoff.reset();
-                    }
+                    let is_good = since.elapsed() > GOOD_AFTER;
                     match end {
                         End::Stopped => break,
-                        End::Failed(failure) => failure,
+                        End::Failed(failure) => {
+                            self.note_end(&failure, since.elapsed());
+                            // While a culprit is looked for, each connection is a step forward.
+                            if is_good || self.caution.has_suspect() {
+                                backoff.reset();
+                            }
+                            failure
+                        }
                     }
                 }
                 Err(failure) => failure,
@@ -310,6 +335,17 @@ impl Dispatcher {
         Ok(())
     }
 
+    /// A far side that gives a reason to wait is not one that will not say what it does not take.
+    fn note_end(&mut self, failure: &DeliverError, lived: Duration) {
+        let was_one_at_a_time = self.caution.is_one_at_a_time();
+        let is_wordless = matches!(failure, DeliverError::Unavailable { retry_after: None, .. });
+        self.caution.ended(lived, self.is_busy && is_wordless);
+        self.is_busy = false;
+        if self.caution.is_one_at_a_time() && !was_one_at_a_time {
+            warn!(sink = %self.parts.settings.name, "the line breaks again and again: from now on one thing at a time");
+        }
+    }
+
     fn say_connected(&self, failures: Option<u32>) {
         if let Some(failures) = failures {
             info!(sink = %self.parts.settings.name, failures, "connected again");
@@ -363,6 +399,7 @@ impl Dispatcher {
         loop {
             self.collect();
             self.fill(link.as_mut(), &mut under_way, &mut may_have_results).await?;
+            self.is_busy = !under_way.is_empty();
             self.report_backlog();
             if let Some(until) = flush_until
                 && (Instant::now() >= until || (under_way.is_empty() && self.owes_nothing()))
@@ -372,7 +409,7 @@ impl Dispatcher {
                     Err(failure) => End::Failed(failure),
                 });
             }
-            let beside = self.beside.as_ref().filter(|_| under_way.len() < link.depth());
+            let beside = self.beside.as_ref().filter(|_| under_way.len() < self.window(link.as_ref()));
             let due = async move {
                 match beside {
                     Some(beside) => beside.due().await,
@@ -432,6 +469,11 @@ impl Dispatcher {
             Err(DeliverError::Rejected { reason }) => Some(reason),
             Err(failure) => return Ok(Err(failure)),
         };
+        if self.caution.is_one_at_a_time()
+            && let Some(item) = sent.item()
+        {
+            self.caution.answered(&item);
+        }
         self.parts.desk.report(|report| match &rejected {
             None => report.delivered += 1,
             Some(_) => report.rejected += 1,
@@ -675,6 +717,10 @@ impl Dispatcher {
                 };
                 owed.dirty.mark(hash, known, laid.not_before);
             }
+            // So many went that there is room for all the others.
+            let count = self.parts.board.read(&server, |content| content.told.len());
+            has_other_torrents |=
+                matches!(owed.kept, Kept::These(_)) && count.is_some_and(|count| count <= retention::AUTO_MAX);
         }
         if has_other_torrents {
             self.choose_kept();

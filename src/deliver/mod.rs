@@ -6,6 +6,7 @@
 
 pub mod backoff;
 mod beside;
+pub mod caution;
 pub mod dirty;
 mod dispatch;
 pub mod lane;

@@ -11,7 +11,7 @@ use super::retention::Kept;
 use crate::model::{
     Cause, Changes, EVENT_SCHEMA, Entity, Event, EventId, InfoHash, Kind, ServerName, Timestamp, ToldTorrent, Torrent,
 };
-use crate::port::{Delivery, Link, StoreError};
+use crate::port::{DeliverError, Delivery, Link, StoreError};
 
 /// Entries read from the journal at once.
 const READ_MAX: u16 = 256;
@@ -124,6 +124,11 @@ impl Dispatcher {
             })
     }
 
+    /// How much may be under way.
+    pub(super) fn window(&self, link: &dyn Link) -> usize {
+        if self.caution.is_one_at_a_time() { 1 } else { link.depth() }
+    }
+
     /// Sends as much as the link may have under way.
     pub(super) async fn fill(
         &mut self,
@@ -132,7 +137,7 @@ impl Dispatcher {
         may_have_results: &mut bool,
     ) -> Result<(), StoreError> {
         loop {
-            let free = link.depth().saturating_sub(under_way.len());
+            let free = self.window(link).saturating_sub(under_way.len());
             let mut batch = Batch::new();
             self.pick_status(free, &mut batch);
             if batch.len() < free && std::mem::take(may_have_results) {
@@ -154,10 +159,26 @@ impl Dispatcher {
             self.register(names).await?;
             self.note_memory(false).await?;
             for (delivery, sent) in batch {
-                let arrival = link.send(delivery);
+                let arrival = match self.condemned(&sent) {
+                    Some(reason) => Box::pin(async { Err(DeliverError::Rejected { reason }) }),
+                    None => link.send(delivery),
+                };
                 under_way.push(Box::pin(async move { (sent, arrival.await) }));
             }
         }
+    }
+
+    /// Why this is not sent any more; else it is noted as sent.
+    fn condemned(&mut self, sent: &Sent) -> Option<String> {
+        if !self.caution.is_one_at_a_time() {
+            return None;
+        }
+        let item = sent.item()?;
+        let deaths = self.caution.condemns(&item);
+        if deaths.is_none() {
+            self.caution.sent(item);
+        }
+        deaths.map(|deaths| format!("{deaths} connections in a row ended, without a word, when it was sent alone"))
     }
 
     fn pick_status(&mut self, free: usize, batch: &mut Batch) {

@@ -18,7 +18,7 @@ use anyhow::{Context, bail, ensure};
 use tokio::time::Instant;
 
 /// How long a program may take to start or to end. They need far less; a loaded machine does not.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// A program is not on this machine.

@@ -134,6 +134,11 @@ impl Observer {
         }
     }
 
+    /// Something was missing from the last look: one more tells whether it is gone.
+    pub fn is_in_doubt(&self) -> bool {
+        !self.missing.is_empty()
+    }
+
     fn empty_tick(&self, now: Moment) -> Tick {
         Tick { server: self.server.clone(), time: now.time, facts: Vec::new(), changes: BTreeMap::new(), state: None }
     }

@@ -1,4 +1,4 @@
-//! The port, with a limit on how many are let in at once and on how long each may stay.
+//! A port, with a limit on how many are let in at once, how long each may stay, and how much it may say.
 //!
 //! Without one, whoever reaches the port can hold connections open until this process may open no
 //! more files, and then neither clients nor brokers are reached either.
@@ -16,19 +16,26 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 
-/// Others wait until one of these has left.
-const VISITORS_MAX: usize = 64;
-/// All requests of a connection together; every answer is made in much less.
-const VISIT_MAX: Duration = Duration::from_secs(30);
+/// What is granted to visitors.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Visit {
+    /// Others wait until one of these has left.
+    pub visitors: usize,
+    /// For all requests of a connection together.
+    pub time: Duration,
+    /// Of all requests of a connection together.
+    pub bytes: usize,
+}
 
 pub(super) struct Door {
     listener: TcpListener,
     places: Arc<Semaphore>,
+    visit: Visit,
 }
 
 impl Door {
-    pub(super) fn new(listener: TcpListener) -> Self {
-        Self { listener, places: Arc::new(Semaphore::new(VISITORS_MAX)) }
+    pub(super) fn new(listener: TcpListener, visit: Visit) -> Self {
+        Self { listener, places: Arc::new(Semaphore::new(visit.visitors)), visit }
     }
 }
 
@@ -39,7 +46,9 @@ impl Listener for Door {
     async fn accept(&mut self) -> (Visitor, SocketAddr) {
         let place = Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
         let (stream, address) = Listener::accept(&mut self.listener).await;
-        (Visitor { stream, leaves: Box::pin(tokio::time::sleep(VISIT_MAX)), _place: place }, address)
+        let Visit { visitors: _, time, bytes } = self.visit;
+        let leaves = Box::pin(tokio::time::sleep(time));
+        (Visitor { stream, leaves, bytes_left: bytes, _place: place }, address)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -51,6 +60,7 @@ impl Listener for Door {
 pub(super) struct Visitor {
     stream: TcpStream,
     leaves: Pin<Box<Sleep>>,
+    bytes_left: usize,
     _place: OwnedSemaphorePermit,
 }
 
@@ -70,7 +80,13 @@ impl AsyncRead for Visitor {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.stream(context)?.poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let poll = self.stream(context)?.poll_read(context, buffer);
+        match self.bytes_left.checked_sub(buffer.filled().len() - before) {
+            Some(left) => self.bytes_left = left,
+            None => return Poll::Ready(Err(ErrorKind::FileTooLarge.into())),
+        }
+        poll
     }
 }
 
@@ -94,14 +110,16 @@ mod tests {
 
     use super::*;
 
+    const VISIT: Visit = Visit { visitors: 8, time: Duration::from_secs(30), bytes: 100 };
+
     #[tokio::test(start_paused = true)]
     async fn idle_visitors_take_only_so_many_places_and_have_to_leave() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut door = Door::new(listener);
+        let mut door = Door::new(listener, VISIT);
         let mut idle = Vec::new();
         let mut inside = Vec::new();
-        for _ in 0..VISITORS_MAX {
+        for _ in 0..VISIT.visitors {
             idle.push(TcpStream::connect(address).await.unwrap());
             inside.push(door.accept().await.0);
         }
@@ -112,5 +130,18 @@ mod tests {
         assert_eq!(told_to_leave.kind(), ErrorKind::TimedOut);
         let (mut visitor, _) = door.accept().await;
         assert_eq!(visitor.read_u8().await.unwrap(), b'x');
+    }
+
+    #[tokio::test]
+    async fn a_visitor_who_says_too_much_is_not_listened_to() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut door = Door::new(listener, VISIT);
+        let mut talker = TcpStream::connect(address).await.unwrap();
+        let mut visitor = door.accept().await.0;
+        talker.write_all(&[b'x'; 100]).await.unwrap();
+        visitor.read_exact(&mut [0; 100]).await.unwrap();
+        talker.write_all(b"x").await.unwrap();
+        assert_eq!(visitor.read_u8().await.unwrap_err().kind(), ErrorKind::FileTooLarge);
     }
 }

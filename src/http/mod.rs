@@ -1,5 +1,7 @@
-//! What the bridge shows over HTTP: whether it lives, whether it is ready, and its metrics.
+//! What the bridge shows over HTTP: whether it lives, whether it is ready, and its metrics; and, on a port
+//! of its own, the bell for clients.
 
+mod bell;
 mod door;
 
 use std::net::SocketAddr;
@@ -15,6 +17,12 @@ use axum::routing::get;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+pub use self::bell::answer_bell;
+use self::door::{Door, Visit};
+
+/// All requests of a connection together; every answer is made in much less.
+const VISIT: Visit = Visit { visitors: 64, time: Duration::from_secs(30), bytes: 1 << 20 };
 
 /// Whom the pages ask.
 #[async_trait]
@@ -39,7 +47,7 @@ pub async fn serve(listener: TcpListener, observed: Arc<dyn Observed>, stop: Can
         .with_state(observed);
     let ended = stop.clone();
     let server =
-        axum::serve(door::Door::new(listener), router).with_graceful_shutdown(async move { stop.cancelled().await });
+        axum::serve(Door::new(listener, VISIT), router).with_graceful_shutdown(async move { stop.cancelled().await });
     tokio::select! {
         result = server => result,
         () = async { ended.cancelled().await; tokio::time::sleep(Duration::from_millis(500)).await } => Ok(()),

@@ -9,6 +9,7 @@ mod bencode;
 mod command;
 mod event;
 mod filter;
+mod hook;
 mod ids;
 mod listing;
 mod metainfo;
@@ -25,6 +26,7 @@ pub use command::{
 };
 pub use event::{Cause, Change, Changes, EVENT_SCHEMA, Entity, Event, EventId, Kind};
 pub use filter::{Filter, InvalidFilter};
+pub use hook::{BellAddress, BellSecret, Hook, HookKey, InvalidBellAddress, Ring};
 pub use ids::{Epoch, InfoHash, InvalidInfoHash, InvalidServerName, Rev, Seq, ServerName, SinkName};
 pub use listing::{Details, Facts, File, Listing, Observed, Peer, Tracker};
 pub use metainfo::{InvalidMagnet, InvalidMetainfo, MAGNET_BYTES_MAX, Magnet, Metainfo, MetainfoBuilder, TorrentFile};

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::board::{PollReport, SinkReport};
+use crate::board::{HookReport, PollReport, SinkReport};
 use crate::model::{ServerName, SinkName};
 use crate::port::Usage;
 
@@ -30,6 +30,8 @@ pub const ALL: &[(&str, Shape, &str)] = &[
     ("dtorrent_commits_full_total", Shape::Counter, "Looks whose events could not be written down for want of room"),
     ("dtorrent_journal_entries", Shape::Gauge, "Events kept on disk"),
     ("dtorrent_journal_bytes", Shape::Gauge, "Bytes of the events kept on disk"),
+    ("dtorrent_hooked_events", Shape::Gauge, "Kinds of events for which a client rings by itself (`hooks`)"),
+    ("dtorrent_hook_pokes_total", Shape::Counter, "How often a client rang"),
     ("dtorrent_sink_connected", Shape::Gauge, "1 if a sink is connected"),
     ("dtorrent_sink_lag_entries", Shape::Gauge, "Events that a sink has not taken yet"),
     ("dtorrent_sink_lag_seconds", Shape::Gauge, "Since when a sink has been behind"),
@@ -97,6 +99,13 @@ pub fn note_poll(server: &ServerName, poll: &PollReport) {
     if let Some(last) = poll.last_success {
         gauge!("dtorrent_poll_age_seconds", "server" => server.to_string()).set(last.elapsed().as_secs_f64());
     }
+}
+
+pub fn note_hooks(server: &ServerName, report: &HookReport) {
+    let server = server.to_string();
+    let hooked = report.hooks.as_ref().map_or(0, |hooks| hooks.ringing.len());
+    gauge!("dtorrent_hooked_events", "server" => server.clone()).set(hooked as f64);
+    counter!("dtorrent_hook_pokes_total", "server" => server).absolute(report.pokes);
 }
 
 pub fn note_usage(usage: Usage) {

@@ -4,6 +4,8 @@
 //! broken off half-way, so `told` and journal agree. What a look cannot commit (no room) stays
 //! untold, and the next look finds it again.
 
+mod hooks;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,6 +23,8 @@ use crate::diff::{Limits, Moment, Observer};
 use crate::model::{Cause, Changes, Fact, File, InfoHash, Kind, Listing, Parts, Seq, ServerName, Stats, Tick, Torrent};
 use crate::port::{ClientError, Clock, Delivery, Store, StoreError, TorrentClient};
 use crate::repeat::Repeat;
+
+pub use self::hooks::HookKeeper;
 
 /// Between two looks, however slow the client is and however much somebody waits for an effect.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
@@ -48,6 +52,8 @@ struct State {
     failures: Repeat,
     full: Repeat,
     stats_made: Option<Instant>,
+    /// The run of the client that answered the last look, if it did.
+    run: Option<Option<String>>,
 }
 
 impl Watcher {
@@ -63,22 +69,28 @@ impl Watcher {
             failures: Repeat::default(),
             full: Repeat::default(),
             stats_made: None,
+            run: None,
         };
+        let mut is_poked = false;
         loop {
             let took = self.look(&mut state, board).await?;
-            let pause = if self.expectations.is_waiting() { took } else { self.interval.saturating_sub(took) };
-            tokio::select! {
+            // Who was woken for a torrent that is missing is not to sleep before it is known to be gone.
+            let is_urgent = self.expectations.is_waiting() || (is_poked && state.observer.is_in_doubt());
+            let pause = if is_urgent { took } else { self.interval.saturating_sub(took) };
+            is_poked = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                () = board.poke.notified() => {}
-                () = tokio::time::sleep(pause.max(SHORTEST_PAUSE)) => {}
-            }
+                () = board.poke.notified() => true,
+                () = tokio::time::sleep(pause.max(SHORTEST_PAUSE)) => false,
+            };
         }
     }
 
     /// One look, told and written down. Returns how long the client took.
     async fn look(&self, state: &mut State, board: &ServerBoard) -> Result<Duration, StoreError> {
         let look = self.expectations.begin_look();
+        // All torrents are looked at, those that the bell named among them.
+        board.bell.take_named();
         let began = Instant::now();
         let answer = self.client.list().await;
         let took = began.elapsed();
@@ -95,6 +107,7 @@ impl Watcher {
         self.tell(state, board, tick, now.at).await?;
         // "It answers" may be read only when what it answered stands on the board.
         self.report_poll(state, board, &answer, took);
+        note_run(state, board, &answer);
         if let Ok(listing) = &answer {
             self.make_stats(state, board, listing);
             board.read(|content| self.expectations.judge(look, listing, &content.told));
@@ -199,6 +212,15 @@ impl Watcher {
             self.board.wake();
         }
     }
+}
+
+/// Tells who hangs hooks that the client is not the one that answered the look before.
+fn note_run(state: &mut State, board: &ServerBoard, answer: &Result<Listing, ClientError>) {
+    let run = answer.as_ref().ok().map(|listing| listing.run.clone());
+    if run.is_some() && run != state.run {
+        board.bell.client_is_new.notify_one();
+    }
+    state.run = run;
 }
 
 fn journal_reset() -> Fact {

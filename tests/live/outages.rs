@@ -160,8 +160,8 @@ async fn the_bridge_ends_in_time_although_nobody_answers_it() {
     world.broker.process().pause().unwrap();
     let asked_at = Instant::now();
     world.bridge().stop().await;
-    // Ten seconds are promised; two more are for a machine that does other work too.
-    assert!(asked_at.elapsed() < Duration::from_secs(12), "it took {:?}", asked_at.elapsed());
+    // Ten seconds are promised; the rest is for a machine that does other work too.
+    assert!(asked_at.elapsed() < Duration::from_secs(15), "it took {:?}", asked_at.elapsed());
 }
 
 #[tokio::test]

@@ -1,10 +1,12 @@
 //! What the broker keeps for whoever comes later: neither too much nor what is gone.
 
+use std::collections::BTreeSet;
+
 use dtorrent::demo::content::Content;
 use dtorrent::demo::rtorrent::{Options, Rtorrent};
 use serde_json::json;
 
-use crate::harness::recorder::Recorder;
+use crate::harness::recorder::{Message, Recorder};
 use crate::harness::{Setup, World, can_run};
 
 #[tokio::test]
@@ -28,6 +30,21 @@ async fn of_many_torrents_only_so_many_states_are_kept() {
     late.last_word("dtorrent/home/status", "online").await;
     let kept = late.all().iter().filter(|m| m.retain && m.topic.ends_with("/state")).count();
     assert!((1..=500).contains(&kept), "{kept} states are retained");
+    // When so many went that there is room for all, the others come in at once.
+    for number in 1..=COUNT - 490 {
+        world.home.act(Content::file(&format!("n{number}"), 100, number).hash, "d.erase", &[]).await.unwrap();
+    }
+    let kept_now = |all: &[Message]| {
+        let mut kept = BTreeSet::new();
+        for message in all.iter().filter(|message| message.topic.ends_with("/state")) {
+            match message.payload.is_empty() {
+                true => kept.remove(&message.topic),
+                false => kept.insert(message.topic.clone()),
+            };
+        }
+        (kept.len() == 490).then_some(())
+    };
+    late.wait_for("all that is left", kept_now).await;
 }
 
 #[tokio::test]

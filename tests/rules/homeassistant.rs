@@ -294,10 +294,13 @@ fn values(component: &Map<String, Value>, name: &str, faults: &mut Vec<String>) 
                 faults.push("a rate that only increases".to_owned());
             }
         }
-        Some("timestamp" | "enum") if name == "sensor" => {
-            if unit.is_some() || state_class.is_some() || component.contains_key("suggested_display_precision") {
-                faults.push(format!("unit, state class or precision with {class:?}"));
-            }
+        Some("timestamp" | "enum")
+            if name == "sensor"
+                && (unit.is_some()
+                    || state_class.is_some()
+                    || component.contains_key("suggested_display_precision")) =>
+        {
+            faults.push(format!("unit, state class or precision with {class:?}"));
         }
         _ => {}
     }

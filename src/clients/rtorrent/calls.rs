@@ -1,13 +1,13 @@
 //! What we say to rTorrent, and the pieces of what it says back.
 //!
-//! [`METHODS`] is everything that this program can ever ask an rTorrent to do. There is no
-//! `execute`, no `method.set_key`, no import, no `f.*` of a single file among them: these run
-//! programs, crash old versions, or both. Text from outside travels as typed arguments, which
+//! [`METHODS`] is everything that this program can ever ask an rTorrent to do, besides hooking an event
+//! of a download ([`Call::set_hook`]). There is no `execute`, no import, no `f.*` of a single file
+//! among them: these run programs, crash old versions, or both. Text from outside travels as typed arguments, which
 //! rTorrent stores as they are, never as a piece of a command.
 
 use std::borrow::Cow;
 
-use crate::model::InfoHash;
+use crate::model::{Hook, HookKey, InfoHash};
 
 /// All that we can ask for, besides the readers of columns.
 const METHODS: &[&str] = &[
@@ -86,6 +86,21 @@ impl Call {
         if let Some(key) = key { call.text(key) } else { call }
     }
 
+    /// All hooks of an event of downloads, by their keys.
+    pub(super) fn hooks_of(event: &'static str) -> Self {
+        Self { method: "method.get", params: vec![Param::Text(String::new()), Param::Text(download_event(event))] }
+    }
+
+    /// Hangs our hook to an event of downloads, in place of what hangs there by this key, or takes that away.
+    pub(super) fn set_hook(event: &'static str, key: &HookKey, hook: Option<&Hook>) -> Self {
+        let params = vec![Param::Text(String::new()), Param::Text(download_event(event))];
+        let call = Self { method: "method.set_key", params }.text(key.as_str());
+        match hook {
+            Some(hook) => call.text(ring_command(event, hook)),
+            None => call,
+        }
+    }
+
     fn of_torrent(hash: InfoHash, method: &'static str) -> Self {
         // Upper case is what every version answers with itself.
         Self { method, params: vec![Param::Text(hash.to_string().to_ascii_uppercase())] }
@@ -105,6 +120,18 @@ impl Call {
         self.params.push(Param::Bytes(bytes));
         self
     }
+}
+
+fn download_event(event: &'static str) -> String {
+    format!("event.download.{event}")
+}
+
+/// What a hook of ours runs: rTorrent asks for the address by itself, as if a torrent were there.
+///
+/// It starts no program and waits for nothing; answered 404, or not at all, it leaves nothing behind. All
+/// of it is ours or checked letter by letter, but for the hash, which rTorrent puts in itself.
+pub(super) fn ring_command(event: &'static str, hook: &Hook) -> String {
+    format!("load.normal=\"$cat={},$d.hash=\"", hook.url(event))
 }
 
 /// One value of a row. Text is as it came: mostly UTF-8, not always.
@@ -264,6 +291,7 @@ impl Answers for Heard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{BellAddress, BellSecret, ServerName};
 
     const HASH: InfoHash = InfoHash::V1([0xab; 20]);
 
@@ -275,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn rule_8_nothing_that_we_can_say_runs_a_program_or_hooks_an_event() {
+    fn rule_8_nothing_that_we_can_say_runs_a_program() {
         let harmless = |method: &&str| {
             !["execute", "method.", "schedule", "import", "try_import", "log."]
                 .iter()
@@ -283,6 +311,25 @@ mod tests {
         };
         assert!(METHODS.iter().all(harmless));
         assert!(std::panic::catch_unwind(|| Call::global("execute.throw")).is_err());
+        assert!(std::panic::catch_unwind(|| Call::global("method.set_key")).is_err());
+    }
+
+    #[test]
+    fn a_hook_asks_for_our_address_and_nothing_else() {
+        let server = ServerName::parse("home").unwrap();
+        let hook = Hook {
+            key: HookKey::new("main", &server).unwrap(),
+            address: BellAddress::parse("127.0.0.1:4711").unwrap(),
+            secret: BellSecret::new([0x5a; 16]),
+            server,
+        };
+        let Call { method, params } = Call::set_hook("paused", &hook.key, Some(&hook));
+        let address = format!("http://127.0.0.1:4711/{}/home/paused/", "5a".repeat(16));
+        let expected =
+            ["", "event.download.paused", "zz_dtorrent.main.home", &format!("load.normal=\"$cat={address},$d.hash=\"")];
+        assert_eq!(method, "method.set_key");
+        assert_eq!(params, expected.map(|text| Param::Text(text.to_owned())));
+        assert_eq!(Call::set_hook("paused", &hook.key, None).params, params[..3]);
     }
 
     #[test]

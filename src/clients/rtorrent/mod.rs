@@ -7,7 +7,8 @@
 //! - everything that can be asked for stands in one list, and text from outside is never part of a
 //!   command ([`calls`]);
 //! - old versions are not asked to stop what they are hash-checking, nor to announce too often
-//!   ([`commands`]).
+//!   ([`commands`]);
+//! - nor to change the hooks of an event that may run programs ([`hooks`]).
 //!
 //! What a server can do is found out at the first exchange, after any failure, and whenever its
 //! process id changes. That id is the `run` of a listing. A container that restarts may keep it;
@@ -19,6 +20,7 @@
 #[doc(hidden)]
 pub mod calls;
 mod commands;
+mod hooks;
 #[doc(hidden)]
 pub mod jsonrpc;
 mod listing;
@@ -44,7 +46,7 @@ use self::settings::Settings;
 pub use self::transport::SetupError;
 use self::transport::{Dialect, Transport};
 use crate::model::{Action, Details, File, InfoHash, Listing, Parts, Peer, Timestamp, Tracker, printable, progress};
-use crate::port::{Applied, ClientError, TorrentClient};
+use crate::port::{Applied, ClientError, HookWish, Hooks, TorrentClient};
 
 /// One rTorrent.
 pub struct RtorrentClient {
@@ -202,6 +204,10 @@ impl TorrentClient for RtorrentClient {
 
     async fn apply(&self, action: &Action) -> Result<Applied, ClientError> {
         commands::apply(self, action).await
+    }
+
+    async fn hooks(&self, wish: HookWish<'_>) -> Result<Hooks, ClientError> {
+        hooks::hooks(&self.turn().await, wish).await
     }
 }
 

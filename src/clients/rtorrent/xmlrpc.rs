@@ -561,6 +561,7 @@ impl<'a> Tree<'a> {
         let value = match piece {
             Piece::Start("array") => Value::Array(self.array(depth)?),
             Piece::Start("struct") => Value::Struct(self.members(depth)?),
+            Piece::Empty("struct") => Value::Struct(Vec::new()),
             Piece::Empty(kind) => self.scalar(kind, String::new())?,
             Piece::Start(kind) => {
                 let text = self.text()?;
@@ -748,6 +749,18 @@ mod tests {
         assert_eq!(heard.scalars, [(0, Cell::Int(4711))]);
         assert_eq!(heard.faults, [(2, Fault { code: -506, text: "Method 'x' not defined".to_owned() })]);
         assert!(heard.rows.is_empty());
+    }
+
+    #[test]
+    fn a_struct_without_members_may_be_one_tag() {
+        for written in ["<struct/>", "<struct></struct>"] {
+            let text =
+                "<?xml version=\"1.0\"?><methodResponse><params><param><value><array><data><value><array><data><value>"
+                    .to_owned()
+                    + written
+                    + "</value></data></array></value></data></array></value></param></params></methodResponse>";
+            assert_eq!(read(text.as_bytes()), Ok(vec![Ok(Value::Struct(Vec::new()))]), "{written}");
+        }
     }
 
     #[test]

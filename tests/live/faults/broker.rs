@@ -17,7 +17,10 @@ use crate::harness::{Setup, World, can_run};
 const STATUS: &str = "dtorrent/bridge/main/status";
 
 /// Ten thousand events take their time on a machine that does other work too.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(120);
+
+/// What takes two or three on an idle machine, and what would take a minute or for ever if it went wrong.
+const SECONDS: Duration = Duration::from_secs(20);
 
 /// Kills the broker, which remembers nothing, and starts another on its port. The bridge is let in when
 /// the one who listens is there again.
@@ -139,10 +142,10 @@ async fn a_broker_that_forgot_everything_has_it_all_again_within_seconds() {
         for topic in &wanted {
             late.wait_for(topic, |all| all.iter().any(|m| m.topic == *topic && m.retain).then_some(())).await;
         }
-        assert!(back_at.elapsed() < Duration::from_secs(5), "it took {:?}", back_at.elapsed());
+        assert!(back_at.elapsed() < SECONDS, "it took {:?}", back_at.elapsed());
         // A broker that forgot who listens throws away what comes before he listens again.
         world.bridge().says_again(listened, "taking commands").await;
-        assert!(back_at.elapsed() < Duration::from_secs(8), "it took {:?}", back_at.elapsed());
+        assert!(back_at.elapsed() < SECONDS, "it took {:?}", back_at.elapsed());
         let topic = format!("home/torrent/{}/command/label", hashes[0]);
         let result = world.heard.command(&topic, json!({"label": format!("l{:?}", back_at)})).await;
         assert_eq!(result["status"], "ok", "commands work again: {result}");
@@ -288,6 +291,106 @@ async fn what_is_too_large_for_a_broker_is_parked_whether_it_said_so_or_not() {
     }
 }
 
+/// Other access rules, for those who are connected too.
+async fn set_rules(world: &mut World, rules: &str) {
+    let reread = |world: &mut World| world.broker.process().output().matches("Reloading config").count();
+    std::fs::write(world.folder.join("broker").join("acl"), rules).unwrap();
+    let before = reread(world);
+    world.broker.process().signal("HUP").unwrap();
+    let begun = tokio::time::Instant::now();
+    while reread(world) == before {
+        assert!(begun.elapsed() < LONG, "the broker does not read its rules again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_cannot_take_an_event_now_is_waited_for_and_gets_all_in_order() {
+    if !can_run() {
+        return;
+    }
+    // All at the same time, as a broker that has no room is left alone for half a minute.
+    tokio::join!(
+        is_waited_for(0x97, "a quota of the broker is used up"),
+        is_waited_for(0x80, "the broker could not take a message, and gives no reason"),
+        is_waited_for(0x83, "the broker could not take a message, and gives no reason"),
+    );
+}
+
+/// This mosquitto has no quota that says so. It does refuse by its rules, which may change, and the proxy gives
+/// another reason for it.
+async fn is_waited_for(reason: u8, words: &str) {
+    const NOT_AUTHORIZED: u8 = 0x87;
+    let anybody = "topic readwrite #\nuser bridge\ntopic readwrite dtorrent/bridge/#\n";
+    let open = format!("{anybody}topic readwrite dtorrent/home/#\n");
+    let closed = format!("{anybody}topic read dtorrent/home/#\n");
+    let mut broker = patient_broker();
+    broker.users = vec![("bridge".to_owned(), "p".to_owned())];
+    broker.acl = Some(open.clone());
+    broker.lines.push("allow_anonymous true".to_owned());
+    let sink = "username = \"bridge\"\npassword = \"p\"".to_owned();
+    let mut world = World::new(Setup { broker, sink, ..Setup::default() }).await;
+    let proxy = world.proxy_broker().await;
+    let early = load_many(&world.home, 0, 20).await;
+    world.start_bridge().await;
+    proxy.answers(Way::Reason { instead_of: NOT_AUTHORIZED, say: reason });
+    set_rules(&mut world, &closed).await;
+    let (mark, before) = (world.heard.mark(), world.ledger().last_seq("home"));
+    let waits = world.bridge().times_said(words);
+    load_many(&world.home, 20, 20).await;
+    world.bridge().says_again(waits, words).await;
+    let written = async |world: &World, count: u64| {
+        world.ledger().until("all is written down", |ledger| ledger.last_seq("home") == before + count).await;
+    };
+    written(&world, 20).await;
+    label_all(&world.home, "later").await;
+    written(&world, 20 + 40).await;
+    world.home.act(early[0], "d.erase", &[]).await.unwrap();
+    written(&world, 20 + 40 + 1).await;
+    let told = world.heard.since(mark).into_iter().filter(|message| message.topic.contains("/event/")).count();
+    assert_eq!(told, 0, "the broker has taken something");
+    // (Nobody is at it while the rules change: it would take the end of a row, and not its beginning.)
+    proxy.refuse();
+    set_rules(&mut world, &open).await;
+    proxy.admit();
+    world.heard.event("home", "removed", early[0]).await;
+    wait_for_newcomer(&world).await;
+    let events = world.heard.assert_gap_free("home");
+    let counts = ["added", "label_changed", "removed"].map(|kind| count(&events, kind));
+    assert_eq!(counts, [41, 40, 1], "something is missing");
+    assert!(world.ledger().dead_letters("b").is_empty(), "nothing was refused for good");
+    assert!(world.bridge().process().ended().unwrap().is_none());
+}
+
+/// In MQTT 3.1.1 a broker has no word for a packet that is too large: it hangs up.
+#[tokio::test]
+async fn what_a_broker_only_hangs_up_over_is_found_and_parked_and_the_rest_flows_in_order() {
+    if !can_run() {
+        return;
+    }
+    let mut broker = patient_broker();
+    broker.lines.push("max_packet_size 2500".to_owned());
+    let sink = "version = \"3.1.1\"".to_owned();
+    let mut world = World::new(Setup { broker, sink, ..Setup::default() }).await;
+    let hashes = load_many(&world.home, 0, 3).await;
+    world.start_bridge().await;
+    world.home.act(hashes[1], "d.custom1.set", &[Argument::Text(&"x".repeat(2_000))]).await.unwrap();
+    world.ledger().until("the large one is written down", |ledger| ledger.last_seq("home") > 5).await;
+    let small = world.home.load(&Content::file("small", 1_000, 9).torrent, false).await.unwrap();
+    world
+        .heard
+        .wait_within(Duration::from_secs(60), "the one behind it", |all| {
+            let topic = format!("dtorrent/home/torrent/{small}/event/added");
+            all.iter().any(|message| message.topic == topic).then_some(())
+        })
+        .await;
+    world.home.act(hashes[1], "d.custom1.set", &[Argument::Text("short")]).await.unwrap();
+    let letters = world.ledger().dead_letters("b");
+    assert!(!letters.is_empty() && letters.iter().all(|(body, _)| body.len() > 2_000), "{letters:?}");
+    assert!(letters[0].1.contains("without a word"), "{letters:?}");
+    world.bridge().says("from now on one thing at a time").await;
+}
+
 #[tokio::test]
 async fn a_broker_that_takes_one_at_a_time_gets_all_in_order() {
     if !can_run() {
@@ -403,7 +506,7 @@ async fn one_broker_of_two_that_hangs_is_not_felt_by_the_other() {
         world.heard.wait_for("the last of a round", |all| all.iter().rev().take(800).any(is_there).then_some(())).await;
         slowest = slowest.max(written_at.elapsed());
     }
-    assert!(slowest < Duration::from_secs(2), "the other waited {slowest:?}");
+    assert!(slowest < SECONDS, "the other waited {slowest:?}");
     let now = resident_kib(world.bridge().process().pid());
     assert!(now < memory + 100_000, "{memory} KiB before, {now} KiB with 4,000 events waiting");
     hanging.process().unpause().unwrap();

@@ -14,7 +14,7 @@ use crate::harness::recorder::Message;
 use crate::harness::{Setup, World, can_run};
 
 /// So long a stop may take; the promise is ten seconds, the rest is for a machine that does other work too.
-const STOP: Duration = Duration::from_secs(12);
+const STOP: Duration = Duration::from_secs(15);
 
 #[tokio::test]
 async fn asked_to_stop_in_the_middle_of_a_burst_it_flushes_and_says_goodbye() {
@@ -112,7 +112,7 @@ async fn a_clock_that_jumps_an_hour_changes_neither_order_nor_pace() {
         for hash in &hashes {
             world.heard.event("home", "added", *hash).await;
         }
-        assert!(jumped_at.elapsed() < Duration::from_secs(5), "at {offset} it took {:?}", jumped_at.elapsed());
+        assert!(jumped_at.elapsed() < PATIENCE, "at {offset} it took {:?}", jumped_at.elapsed());
         let label = serde_json::json!({"label": offset});
         let topic = format!("home/torrent/{}/command/label", hashes[0]);
         let result = world.heard.command(&topic, label).await;

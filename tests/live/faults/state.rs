@@ -2,8 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
-use std::process;
+use std::path::PathBuf;
 
 use dtorrent::demo::content::Content;
 use dtorrent::demo::process::PATIENCE;
@@ -11,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::{count, kinds_of, label_all, load_many, wait_for_newcomer};
 use crate::harness::bridge::Bridge;
+use crate::harness::disk::{FailingDisk, SmallDisk};
 use crate::harness::proxy::{PUBLISH, Way};
 use crate::harness::recorder::{Command, Message, Recorder};
 use crate::harness::{Setup, World, can_run};
@@ -294,54 +294,13 @@ async fn a_second_bridge_on_the_same_folder_refuses_and_the_first_goes_on() {
     world.bridge().stop().await;
 }
 
-/// A file system of its own; `None` where we may not mount one.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(folder: &Path) -> Option<Self> {
-        fs::create_dir_all(folder).unwrap();
-        let status =
-            process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"]).arg(folder).status();
-        status.is_ok_and(|status| status.success()).then(|| Self(folder.to_owned()))
-    }
-
-    /// Until nothing more goes in.
-    fn fill(&self) {
-        assert!(fs::write(self.0.join("ballast"), vec![1; 25 << 20]).is_err(), "the disk has to be full");
-    }
-
-    fn free(&self) {
-        fs::remove_file(self.0.join("ballast")).unwrap();
-    }
-
-    fn remount(&self, how: &str) {
-        let status = process::Command::new("mount").args(["-o", how]).arg(&self.0).status();
-        assert!(status.is_ok_and(|status| status.success()), "cannot remount");
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let done = process::Command::new("umount").arg("--lazy").arg(&self.0).status();
-        assert!(done.is_ok_and(|status| status.success()), "{} is still mounted", self.0.display());
-    }
-}
-
-fn small_disk(world: &World) -> Option<SmallDisk> {
-    let disk = SmallDisk::mount(&world.data_dir());
-    if disk.is_none() {
-        eprintln!("SKIPPED: no right to mount a small disk");
-    }
-    disk
-}
-
 #[tokio::test]
 async fn on_a_full_disk_it_goes_on_looking_and_tells_it_all_when_there_is_room() {
     if !can_run() {
         return;
     }
     let mut world = World::new(Setup::default()).await;
-    let Some(disk) = small_disk(&world) else { return };
+    let Some(disk) = SmallDisk::mount(&world.data_dir()) else { return };
     let hashes = load_many(&world.home, 0, 30).await;
     world.start_bridge().await;
     disk.fill();
@@ -390,7 +349,7 @@ async fn a_disk_that_fills_up_at_any_step_of_a_command_or_a_dead_letter_ends_not
     broker.acl = Some("topic readwrite #\nuser bridge\ntopic readwrite dtorrent/bridge/#\ntopic readwrite dtorrent/home/result\ntopic readwrite dtorrent/home/command/#\n".to_owned());
     let sink = "username = \"bridge\"\npassword = \"p\"".to_owned();
     let mut world = World::new(Setup { broker, sink, ..Setup::default() }).await;
-    let Some(disk) = small_disk(&world) else { return };
+    let Some(disk) = SmallDisk::mount(&world.data_dir()) else { return };
     let hashes = load_many(&world.home, 0, 10).await;
     world.launch_bridge();
     world.heard.last_word("dtorrent/bridge/main/status", "online").await;
@@ -435,7 +394,7 @@ async fn a_read_only_folder_is_named_at_the_start_and_served_when_it_can_be_writ
         return;
     }
     let mut world = World::new(Setup::default()).await;
-    let Some(disk) = small_disk(&world) else { return };
+    let Some(disk) = SmallDisk::mount(&world.data_dir()) else { return };
     let hash = world.home.load(&Content::file("x", 1_000, 1).torrent, false).await.unwrap();
     world.home.load(&Content::file("y", 1_000, 2).torrent, false).await.unwrap();
     world.start_bridge().await;
@@ -452,5 +411,63 @@ async fn a_read_only_folder_is_named_at_the_start_and_served_when_it_can_be_writ
     world.heard.event("home", "removed", hash).await;
     let events = world.heard.assert_gap_free("home");
     assert_eq!(kinds_of(&events, hash), ["added", "removed"]);
+    world.bridge().stop().await;
+}
+
+#[tokio::test]
+async fn on_a_disk_that_becomes_read_only_it_goes_on_looking_and_tells_it_all_from_one_that_is_not() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let Some(disk) = FailingDisk::mount(&world.folder.join("disk"), &world.data_dir()) else { return };
+    let hashes = load_many(&world.home, 0, 10).await;
+    world.start_bridge().await;
+    let mut newcomers = Vec::new();
+    for (round, is_killed) in [false, true].into_iter().enumerate() {
+        let first = world.home.load(&Content::file("first", 1_000, 100 + round as u64).torrent, false).await.unwrap();
+        world.heard.event("home", "added", first).await;
+        let (mark, written) = (world.heard.mark(), world.ledger().last_seq("home"));
+        disk.fail();
+        let held = world.bridge().times_said("events cannot be written down");
+        let second = world.home.load(&Content::file("second", 1_000, 200 + round as u64).torrent, false).await.unwrap();
+        world.home.act(hashes[round], "d.erase", &[]).await.unwrap();
+        let (id, label) = (format!("held {round}"), format!("last{round}"));
+        label_all(&world.home, &label).await;
+        let topic = format!("dtorrent/home/torrent/{}/command/priority", hashes[5]);
+        let waited = world.bridge().times_said("a command waits for room on the disk");
+        world.heard.send(Command::new(&topic, json!({"priority": 3 - round, "id": id}).to_string())).await;
+        world.bridge().says_again(waited, "a command waits for room on the disk").await;
+        // It is said at the first look and at the tenth: it looks on.
+        world.bridge().says_again(held + 1, "events cannot be written down").await;
+        assert!(world.bridge().log().contains("readonly") || world.bridge().log().contains("disk I/O error"));
+        let told = world.heard.since(mark).into_iter().map(|message| message.topic);
+        let told: Vec<_> = told.filter(|topic| topic.contains("/event/") || topic.ends_with("/result")).collect();
+        assert!(told.is_empty(), "told and not written: {told:?}");
+        assert_eq!(world.ledger().last_seq("home"), written);
+        // It cannot be made writable under those who use it.
+        if is_killed {
+            world.bridge().process().kill().unwrap();
+        } else {
+            world.bridge().stop().await;
+        }
+        disk.mend();
+        world.bridge().start_again();
+        let added = world.heard.event("home", "added", second).await;
+        assert_eq!(added["cause"], "recovered", "{added}");
+        world.heard.event("home", "removed", hashes[round]).await;
+        let result = world.heard.result(&id).await;
+        assert_eq!(result["status"], "ok", "{result}");
+        let state = format!("dtorrent/home/torrent/{}/state", hashes[9]);
+        let is_last = |all: &[Message]| {
+            all.iter().rev().find(|m| m.topic == state).filter(|m| m.json()["label"] == label.as_str()).map(|_| ())
+        };
+        world.heard.wait_for("the last label", is_last).await;
+        assert_eq!(world.heard.results(&id).len(), 1, "one command, one result");
+        newcomers.extend([first, second]);
+    }
+    let events = world.heard.assert_gap_free("home");
+    assert_eq!((count(&events, "added"), count(&events, "removed"), count(&events, "journal_reset")), (14, 2, 0));
+    assert!(newcomers.iter().all(|hash| kinds_of(&events, *hash)[0] == "added"));
     world.bridge().stop().await;
 }

@@ -2,6 +2,7 @@
 
 pub mod bridge;
 pub mod certificates;
+pub mod disk;
 pub mod ledger;
 pub mod nginx;
 pub mod proxy;
@@ -41,6 +42,8 @@ pub struct Setup {
     pub rtorrent: rtorrent::Options,
     /// More lines for `[servers.…]`; `interval` is there unless it is given here.
     pub server: String,
+    /// Lines for `[http]`; it is off without.
+    pub http: String,
     /// More lines for `[brokers.b]` and what follows it; `url` is there unless they begin with it.
     pub sink: String,
 }
@@ -117,10 +120,11 @@ impl World {
 
     pub fn write_config(&self, servers: &[(&str, &str)]) -> PathBuf {
         let quoted = |text: &str| Value::from(text).to_string();
-        let Setup { server: server_lines, sink, .. } = &self.setup;
+        let Setup { server: server_lines, sink, http, .. } = &self.setup;
         let mut text = format!(
-            "data_dir = {}\n[log]\nlevel = \"debug\"\n[http]\nlisten = \"off\"\n",
-            quoted(&self.data_dir().to_string_lossy())
+            "data_dir = {}\n[log]\nlevel = \"debug\"\n[http]\n{}\n",
+            quoted(&self.data_dir().to_string_lossy()),
+            if http.is_empty() { "listen = \"off\"" } else { http }
         );
         for (name, url) in servers {
             text += &format!(

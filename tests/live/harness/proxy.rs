@@ -24,6 +24,11 @@ pub enum Way {
     HoldPackets(u8),
     /// This is said instead of whatever comes, then the connection is closed.
     Say(Bytes),
+    /// A PUBACK of MQTT 5 that gives the one reason gives the other. What the broker did is as it was.
+    Reason {
+        instead_of: u8,
+        say: u8,
+    },
 }
 
 pub const PUBLISH: u8 = 3;
@@ -44,6 +49,7 @@ pub struct Proxy {
 struct Shared {
     /// Whoever comes is closed at once.
     is_refusing: AtomicBool,
+    opened: AtomicUsize,
     open: AtomicUsize,
     most_open: AtomicUsize,
 }
@@ -53,6 +59,7 @@ struct Counted(Arc<Shared>);
 
 impl Counted {
     fn new(shared: &Arc<Shared>) -> Self {
+        shared.opened.fetch_add(1, Ordering::SeqCst);
         let open = shared.open.fetch_add(1, Ordering::SeqCst) + 1;
         shared.most_open.fetch_max(open, Ordering::SeqCst);
         Self(Arc::clone(shared))
@@ -98,6 +105,10 @@ impl Proxy {
                 let mut cuts = cuts.clone();
                 cuts.mark_unchanged();
                 let (request_way, answer_way) = (request_way.clone(), answer_way.clone());
+                // One that was closed before this one was opened is not to count as open any more.
+                for _ in 0..10 {
+                    tokio::task::yield_now().await;
+                }
                 let counted = Counted::new(&of_task);
                 tokio::spawn(async move {
                     let Ok(far) = TcpStream::connect(target).await else { return };
@@ -142,9 +153,19 @@ impl Proxy {
         self.answers(Way::Bytes(bytes));
     }
 
+    /// How many connections were opened.
+    pub fn opened(&self) -> usize {
+        self.shared.opened.load(Ordering::SeqCst)
+    }
+
     /// How many connections were open at the same time, at most.
     pub fn most_open(&self) -> usize {
         self.shared.most_open.load(Ordering::SeqCst)
+    }
+
+    /// Counts from now on.
+    pub fn forget_most_open(&self) {
+        self.shared.most_open.store(self.shared.open.load(Ordering::SeqCst), Ordering::SeqCst);
     }
 }
 
@@ -182,11 +203,15 @@ async fn relay(
         let current = way.borrow_and_update().clone();
         let may_go = match &current {
             Way::Pass if is_mqtt && !has_ended => before_packet(&kept, NONE),
+            Way::Reason { .. } => before_packet(&kept, NONE),
             Way::Pass => kept.len(),
             Way::Bytes(limit) => kept.len().min(usize::try_from(limit.saturating_sub(passed)).unwrap_or(usize::MAX)),
             Way::Hold | Way::Say(_) => 0,
             Way::HoldPackets(kind) => before_packet(&kept, *kind),
         };
+        if let Way::Reason { instead_of, say } = current {
+            reword(&mut kept[..may_go], instead_of, say);
+        }
         if to.write_all(&kept[..may_go]).await.is_err() {
             return false;
         }
@@ -224,6 +249,18 @@ fn before_packet(bytes: &[u8], kind: u8) -> usize {
         start += length;
     }
     start
+}
+
+/// Changes the reason of each PUBACK that has this one.
+fn reword(packets: &mut [u8], instead_of: u8, say: u8) {
+    let mut start = 0;
+    while let Some(length) = packet_length(&packets[start..]) {
+        let packet = &mut packets[start..start + length];
+        if packet[0] >> 4 == PUBACK && packet.get(4) == Some(&instead_of) {
+            packet[4] = say;
+        }
+        start += length;
+    }
 }
 
 fn packet_length(bytes: &[u8]) -> Option<usize> {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dtorrent::demo::process::PATIENCE;
 use dtorrent::model::InfoHash;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Filter, Packet, PublishProperties};
@@ -12,9 +13,6 @@ use rumqttc::v5::{AsyncClient, Event, MqttOptions};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
-
-/// Far more than anything takes on an idle machine; what is waited for comes at once.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Debug)]
 pub struct Message {

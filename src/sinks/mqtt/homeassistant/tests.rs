@@ -152,7 +152,7 @@ fn shake(played: &mut Played, tenth: u64) {
         torrent.download_rate = Some(n * 7_919 % 1_000_000);
         torrent.upload_rate = Some(n * 104_729 % 10_000 * (n % 2));
         torrent.progress = (n % 1000) as f64 / 10.0;
-        torrent.stalled = n % 13 == 0;
+        torrent.stalled = n.is_multiple_of(13);
         told.torrent = Arc::new(torrent);
     }
     played.stats.download_rate = Some(tenth * 7_919 % 10_000_000);

@@ -1,0 +1,400 @@
+//! A client that is a program of the user's, in any language.
+//!
+//! The program is started without a shell, in a process group of its own, and speaks JSON-RPC 2.0 over its
+//! standard input and output, one message a line. What it writes to standard error goes to our log.
+//!
+//! ```text
+//! → {"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocol":1,"server":"attic"}}
+//! ← {"jsonrpc":"2.0","id":1,"result":{"protocol":1,"run":"4711","methods":["list","pause","resume"]}}
+//! → {"jsonrpc":"2.0","id":2,"method":"list"}
+//! ← {"jsonrpc":"2.0","id":2,"result":[{"hash":"…","name":"…","length":1,"active":true, … }]}
+//! → {"jsonrpc":"2.0","id":3,"method":"pause","params":{"hash":"…"}}
+//! ← {"jsonrpc":"2.0","id":3,"result":null}
+//! ```
+//!
+//! What must hold: one exchange at a time; each ends within the deadline; a program that hangs, ends, writes a
+//! line that is too long or answers what makes no sense is killed with its whole group, and started again by
+//! a later call, not too soon. Nothing of a wrong answer is believed.
+
+mod answer;
+mod child;
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::model::{Action, Add, AddSource, Details, InfoHash, Listing, Observed, Parts, ServerName, ServerStats};
+use crate::port::{Applied, ClientError, TorrentClient};
+
+use child::{Child, Failure};
+
+/// The protocol spoken here.
+const PROTOCOL: u64 = 1;
+/// JSON-RPC 2.0, section 5.1.
+const METHOD_NOT_FOUND: i64 = -32601;
+/// A program that ended is started again at the earliest after this, doubled each time until [`RESTART_MAX`].
+const RESTART_FIRST: Duration = Duration::from_millis(500);
+const RESTART_MAX: Duration = Duration::from_secs(30);
+/// A program that lived so long begins again at [`RESTART_FIRST`].
+const LIVED_WELL: Duration = Duration::from_secs(60);
+
+/// How the program is started.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub server: ServerName,
+    /// The program and its arguments; never given to a shell.
+    pub command: Vec<String>,
+    /// For each answer, the start of the program included.
+    pub timeout: Duration,
+}
+
+/// See the module.
+pub struct ExecClient {
+    settings: Settings,
+    running: tokio::sync::Mutex<Running>,
+    /// Why the last listing left torrents out, so that it is said once.
+    complaint: Mutex<Option<String>>,
+}
+
+/// The program, and when it may be started again.
+#[derive(Default)]
+struct Running {
+    child: Option<Started>,
+    not_before: Option<Instant>,
+    failures: u32,
+}
+
+struct Started {
+    child: Child,
+    since: Instant,
+    /// What it calls its run; its process id where it says nothing.
+    run: String,
+    name: Option<String>,
+    /// `None`: it did not say, all are tried.
+    methods: Option<Vec<String>>,
+}
+
+impl ExecClient {
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, running: tokio::sync::Mutex::default(), complaint: Mutex::default() }
+    }
+
+    /// One exchange; the program is started if it does not run.
+    async fn call(&self, method: &str, params: Option<Value>) -> Result<(Value, Speaker), ClientError> {
+        let mut running = self.running.lock().await;
+        let limit = self.settings.timeout;
+        let exchange = async {
+            let started = running.started(&self.settings).await?;
+            if started.methods.as_ref().is_some_and(|methods| !methods.iter().any(|known| known == method)) {
+                return Err(Failure::Unsupported);
+            }
+            let result = started.child.call(method, params).await?;
+            Ok((result, Speaker { run: started.run.clone(), name: started.name.clone() }))
+        };
+        let outcome = match tokio::time::timeout(limit, exchange).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Failure::Silent),
+        };
+        outcome.map_err(|failure| {
+            if failure.ends_the_child() {
+                running.ended();
+            }
+            self.explain(method, failure)
+        })
+    }
+
+    fn explain(&self, method: &str, failure: Failure) -> ClientError {
+        let program = &self.settings.command[0];
+        match failure {
+            Failure::Silent => ClientError::Timeout { limit: self.settings.timeout },
+            Failure::NotStarted(source) => ClientError::Unreachable { address: program.clone(), source: source.into() },
+            Failure::Ended(how) => ClientError::Unreachable { address: program.clone(), source: how.into() },
+            Failure::Nonsense(reason) => ClientError::Protocol { reason: format!("{program}: `{method}`: {reason}") },
+            Failure::Refused { code: METHOD_NOT_FOUND, .. } | Failure::Unsupported => {
+                ClientError::Unsupported { what: method.to_owned() }
+            }
+            Failure::Refused { message, .. } => ClientError::Fault { message },
+        }
+    }
+
+    /// Says once why torrents are left out of listings, and once that none are any more.
+    fn complain(&self, complaint: Option<String>) {
+        let mut last = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != complaint {
+            match &complaint {
+                Some(reason) => {
+                    warn!(server = %self.settings.server, reason, "a torrent cannot be read and is left out")
+                }
+                None => warn!(server = %self.settings.server, "all torrents can be read again"),
+            }
+            *last = complaint;
+        }
+    }
+
+    fn protocol(&self, reason: String) -> ClientError {
+        ClientError::Protocol { reason: format!("{}: {reason}", self.settings.command[0]) }
+    }
+
+    async fn one(&self, hash: InfoHash) -> Result<Option<Observed>, ClientError> {
+        Ok(self.list().await?.torrents.remove(&hash))
+    }
+}
+
+/// Who answered.
+struct Speaker {
+    run: String,
+    name: Option<String>,
+}
+
+impl Running {
+    async fn started(&mut self, settings: &Settings) -> Result<&mut Started, Failure> {
+        if self.child.is_none() {
+            if let Some(wait) = self.not_before.and_then(|at| at.checked_duration_since(Instant::now())) {
+                let how = format!("it ended {} times, next start in {} s", self.failures, wait.as_secs() + 1);
+                return Err(Failure::Ended(how));
+            }
+            let mut child = Child::start(&settings.command, &settings.server).map_err(Failure::NotStarted)?;
+            let hello = json!({"protocol": PROTOCOL, "server": settings.server});
+            let id = child.id();
+            let (hello, child) = match child.call("initialize", Some(hello)).await {
+                Ok(hello) => (answer::hello(&hello).map_err(Failure::Nonsense)?, child),
+                Err(Failure::Refused { .. }) => (answer::Hello::default(), child),
+                Err(failure) => {
+                    self.note_failure(Duration::ZERO);
+                    return Err(failure);
+                }
+            };
+            let answer::Hello { run, name, methods } = hello;
+            let run = run.unwrap_or_else(|| id.to_string());
+            self.child = Some(Started { child, since: Instant::now(), run, name, methods });
+        }
+        Ok(self.child.as_mut().expect("it was started above"))
+    }
+
+    /// The program is gone, or has to go.
+    fn ended(&mut self) {
+        if let Some(Started { since, .. }) = self.child.take() {
+            self.note_failure(since.elapsed());
+        } else if self.not_before.is_none_or(|at| at <= Instant::now()) {
+            self.note_failure(Duration::ZERO);
+        }
+    }
+
+    fn note_failure(&mut self, lived: Duration) {
+        self.failures = if lived >= LIVED_WELL { 1 } else { self.failures.saturating_add(1) };
+        let wait = RESTART_FIRST.saturating_mul(1 << (self.failures - 1).min(16)).min(RESTART_MAX);
+        self.not_before = Some(Instant::now() + wait);
+    }
+}
+
+#[async_trait]
+impl TorrentClient for ExecClient {
+    async fn list(&self) -> Result<Listing, ClientError> {
+        let (result, speaker) = self.call("list", None).await?;
+        let (torrents, complaint) =
+            answer::listing(&self.settings.server, result).map_err(|reason| self.protocol(reason))?;
+        let complete = complaint.is_none();
+        self.complain(complaint);
+        let stats = ServerStats { client: speaker.name, ..ServerStats::default() };
+        Ok(Listing { run: Some(speaker.run), complete, torrents, stats })
+    }
+
+    async fn get(&self, hash: InfoHash, parts: Parts) -> Result<Option<Details>, ClientError> {
+        let Parts { files, trackers, peers } = parts;
+        let params = json!({"hash": hash, "files": files, "trackers": trackers, "peers": peers});
+        match self.call("get", Some(params)).await {
+            Ok((Value::Null, _)) => Ok(None),
+            Ok((result, _)) => {
+                let details = answer::details(&self.settings.server, hash, result);
+                details.map(Some).map_err(|reason| self.protocol(reason))
+            }
+            Err(ClientError::Unsupported { .. }) => {
+                Ok(self.one(hash).await?.map(|observed| Details { observed, files: None, trackers: None, peers: None }))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn apply(&self, action: &Action) -> Result<Applied, ClientError> {
+        let (method, params) = match action {
+            Action::Pause(hash) => ("pause", json!({"hash": hash})),
+            Action::Resume(hash) => ("resume", json!({"hash": hash})),
+            Action::Start(hash) => ("start", json!({"hash": hash})),
+            Action::Stop(hash) => ("stop", json!({"hash": hash})),
+            Action::Delete(hash) => ("remove", json!({"hash": hash})),
+            Action::Recheck(hash) => ("recheck", json!({"hash": hash})),
+            Action::Announce(hash) => ("announce", json!({"hash": hash})),
+            Action::Label(hash, label) => ("label", json!({"hash": hash, "label": label})),
+            Action::Priority(hash, priority) => ("priority", json!({"hash": hash, "priority": priority})),
+            Action::Add(add) => ("add", params_of_add(add)),
+        };
+        self.call(method, Some(params)).await?;
+        // A program has no listing that would show these.
+        let is_over = matches!(action, Action::Announce(_) | Action::Recheck(_));
+        Ok(if is_over { Applied::Seen } else { Applied::Asked })
+    }
+}
+
+fn params_of_add(add: &Add) -> Value {
+    let Add { hash, source, start, label, directory, priority } = add;
+    let (key, value) = match source {
+        AddSource::Magnet(link) => ("magnet", link.clone()),
+        AddSource::Torrent(bytes) => ("torrent", BASE64.encode(bytes)),
+    };
+    json!({"hash": hash, key: value, "start": start, "label": label, "directory": directory, "priority": priority})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::conformance::{self, Finding, Verdict};
+
+    /// A client whose program is these lines of shell.
+    fn shell(script: &str) -> ExecClient {
+        let command = ["sh", "-c", script, "client"].map(str::to_owned).to_vec();
+        client(command, Duration::from_secs(20))
+    }
+
+    fn client(command: Vec<String>, timeout: Duration) -> ExecClient {
+        ExecClient::new(Settings { server: ServerName::parse("attic").unwrap(), command, timeout })
+    }
+
+    fn example(name: &str, argument: &std::path::Path) -> Vec<String> {
+        let program = format!("{}/examples/{name}", env!("CARGO_MANIFEST_DIR"));
+        vec![program, argument.to_string_lossy().into_owned()]
+    }
+
+    const HASH: &str = "3f786850e387550fdab836ed7e6dc881de23001b";
+
+    fn torrents_file(folder: &tempfile::TempDir) -> std::path::PathBuf {
+        let path = folder.path().join("torrents.json");
+        let torrent = json!({"hash": HASH, "name": "n", "length": 10, "active": true,
+            "downloaded": 4, "uploaded": 2, "path": null});
+        std::fs::write(&path, json!([torrent]).to_string()).unwrap();
+        path
+    }
+
+    fn is_running(process: &str) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/stat", process.trim()));
+        status.is_ok_and(|status| !status.contains(") Z "))
+    }
+
+    #[tokio::test]
+    async fn twenty_lines_of_python_meet_every_expectation() {
+        let folder = tempfile::tempdir().unwrap();
+        let client = client(example("client.py", &torrents_file(&folder)), Duration::from_secs(20));
+        let options = conformance::Options { may_act_on: HASH.parse().ok(), ..Default::default() };
+        let findings = conformance::client(&client, &options).await;
+        let short: Vec<_> = findings.iter().filter(|finding| finding.verdict != Verdict::Met).collect();
+        let [Finding { verdict: Verdict::Missing(what), .. }] = short[..] else { panic!("{short:#?}") };
+        assert_eq!(what, "the files are not told", "without `get` it answers from the list");
+        assert_eq!(findings.len(), 11);
+        assert_eq!(client.list().await.unwrap().stats.client.as_deref(), Some("twenty lines"));
+    }
+
+    #[tokio::test]
+    async fn a_shell_script_is_enough_to_be_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a \"quoted\" one"), "12345").unwrap();
+        let client = client(example("client.sh", folder.path()), Duration::from_secs(20));
+        let findings = conformance::client(&client, &conformance::Options::default()).await;
+        assert!(findings.iter().all(|finding| !matches!(finding.verdict, Verdict::Broken(_))), "{findings:#?}");
+        let torrents = client.list().await.unwrap().torrents;
+        let seen = &torrents.values().next().unwrap().torrent;
+        assert_eq!((seen.name.as_str(), seen.length, seen.finished), ("a quoted one", 5, true));
+        let error = client.apply(&Action::Pause(seen.hash)).await.unwrap_err();
+        assert!(matches!(error, ClientError::Unsupported { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_hangs_is_killed_with_all_that_it_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let note = folder.path().join("pids");
+        let script = format!("sleep 1000 & echo $$ $! > {}; wait", note.display());
+        let command = ["sh", "-c", &script].map(str::to_owned).to_vec();
+        let client = client(command, Duration::from_secs(1));
+        let error = client.list().await.unwrap_err();
+        assert!(matches!(error, ClientError::Timeout { .. }), "{error}");
+        let pids = std::fs::read_to_string(&note).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while pids.split_whitespace().any(is_running) {
+            assert!(Instant::now() < deadline, "one of {pids} still runs");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_ends_is_started_again_and_not_too_soon() {
+        let folder = tempfile::tempdir().unwrap();
+        let note = folder.path().join("starts");
+        let client = shell(&format!("echo x >> {}; exit 3", note.display()));
+        let mut reasons = Vec::new();
+        for _ in 0..20 {
+            let ClientError::Unreachable { source, .. } = client.list().await.unwrap_err() else { panic!() };
+            reasons.push(source.to_string());
+        }
+        assert!(reasons[0].contains("exit status: 3") || reasons[0].contains("pipe"), "{reasons:?}");
+        assert!(reasons[19].contains("next start in"), "{reasons:?}");
+        let starts = std::fs::read_to_string(&note).unwrap().lines().count();
+        assert!((1..5).contains(&starts), "{starts} starts");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while std::fs::read_to_string(&note).unwrap().lines().count() == starts {
+            assert!(Instant::now() < deadline, "it is not started again");
+            client.list().await.unwrap_err();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_answer_is_a_protocol_error_and_ends_the_program() {
+        for (script, reason) in [
+            ("read l; echo hello", "no JSON-RPC message"),
+            (r#"read l; echo '{"id":99,"result":1}'"#, "was not made"),
+            (r#"read l; echo '{"id":1,"result":{"protocol":9}}'"#, "protocol 9"),
+            ("read l; head -c 17000000 /dev/zero; sleep 1000", "a line of more than"),
+            (r#"read l; echo '{"id":1,"result":null}'; read l; echo '{"id":2,"result":{}}'"#, "no array"),
+        ] {
+            let client = shell(script);
+            let error = client.list().await.unwrap_err();
+            assert!(matches!(error, ClientError::Protocol { .. }), "{script}: {error}");
+            assert!(error.to_string().contains(reason), "{script}: {error}");
+        }
+        let nobody = client(vec!["/nobody/is/here".to_owned()], Duration::from_secs(20));
+        assert!(matches!(nobody.list().await.unwrap_err(), ClientError::Unreachable { .. }));
+    }
+
+    #[tokio::test]
+    async fn much_noise_on_the_standard_error_is_no_hindrance() {
+        let client = shell(
+            r#"head -c 1000000 /dev/zero | tr '\0' 'x' >&2; echo >&2; echo "a word" >&2
+            read l; echo '{"id":1,"error":{"code":-32601,"message":"what?"}}'
+            read l; echo '{"method":"note"}'; echo '{"id":2,"result":[]}'; read l"#,
+        );
+        let listing = client.list().await.unwrap();
+        assert!(listing.complete && listing.torrents.is_empty() && listing.run.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_program_that_was_started_again_is_another_run() {
+        let client = shell(
+            r#"read l; echo '{"id":1,"result":{"protocol":1}}'; read l; echo '{"id":2,"result":[]}'; read l; exit"#,
+        );
+        let first = client.list().await.unwrap().run;
+        client.list().await.unwrap_err();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let second = loop {
+            match client.list().await {
+                Ok(listing) => break listing.run,
+                Err(_) => assert!(Instant::now() < deadline),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        assert_ne!(first, second);
+    }
+}

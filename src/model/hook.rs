@@ -1,0 +1,253 @@
+//! The bell at our door: how a client is told to ring it, and what ringing says.
+//!
+//! A client that can do so asks `http://ADDRESS/SECRET/SERVER/EVENT/HASH` when something happens in it.
+//! The address stands in a command of the client's, so it is made of letters that no client reads as
+//! anything else: names, digits, dots and hyphens. Who rings is believed nothing: the hash says which
+//! torrent to look at first, and the event is not read at all.
+
+use std::fmt;
+
+use super::{InfoHash, InvalidServerName, ServerName};
+
+/// Where the bell hangs, as a client reaches it: a name or an IP address, and a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BellAddress {
+    host: String,
+    port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{}` is no address with a port: write `host:8788`, `10.0.0.5:8788` or `[fd00::5]:8788`", .0.escape_default())]
+pub struct InvalidBellAddress(String);
+
+impl BellAddress {
+    pub fn parse(text: &str) -> Result<Self, InvalidBellAddress> {
+        let invalid = || InvalidBellAddress(text.chars().take(80).collect());
+        let (host, port) = text.rsplit_once(':').ok_or_else(invalid)?;
+        let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let is_host = match in_brackets {
+            Some(host) => host.contains(':') && host.bytes().all(|b| b.is_ascii_hexdigit() || b == b':' || b == b'.'),
+            None => {
+                let is_edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
+                is_edge(host.bytes().next())
+                    && is_edge(host.bytes().last())
+                    && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
+            }
+        };
+        let is_number = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+        match port.parse() {
+            Ok(port) if port > 0 && is_number && is_host && host.len() <= 253 => {
+                Ok(Self { host: host.to_owned(), port })
+            }
+            _ => Err(invalid()),
+        }
+    }
+}
+
+impl fmt::Display for BellAddress {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}:{}", self.host, self.port)
+    }
+}
+
+/// What has to stand in the path for anybody to be heard; another one with each start.
+#[derive(Clone)]
+pub struct BellSecret(String);
+
+impl BellSecret {
+    /// From 16 random bytes.
+    pub fn new(random: [u8; 16]) -> Self {
+        Self(data_encoding::HEXLOWER.encode(&random))
+    }
+
+    /// Takes as long for any text of the right length.
+    fn is(&self, text: &str) -> bool {
+        let (ours, theirs) = (self.0.as_bytes(), text.as_bytes());
+        ours.len() == theirs.len() && ours.iter().zip(theirs).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+    }
+}
+
+impl fmt::Debug for BellSecret {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("[secret]")
+    }
+}
+
+/// The name under which a client keeps our hooks: the same in each life of a bridge, so that hooks of
+/// an earlier one are found and replaced; another one for each bridge and server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookKey(String);
+
+impl HookKey {
+    /// What every key of this program begins with. Hooks run in the order of their keys: ours come late.
+    pub const PREFIX: &str = "zz_dtorrent.";
+
+    /// # Errors
+    /// The instance is no slug.
+    pub fn new(instance: &str, server: &ServerName) -> Result<Self, InvalidServerName> {
+        let instance = ServerName::parse(instance)?;
+        // No slug has a dot, so no two pairs make the same key.
+        Ok(Self(format!("{}{instance}.{server}", Self::PREFIX)))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What one client is told: where to ring, and under which name to keep that.
+#[derive(Clone, Debug)]
+pub struct Hook {
+    pub key: HookKey,
+    pub address: BellAddress,
+    pub secret: BellSecret,
+    pub server: ServerName,
+}
+
+impl Hook {
+    /// The address to ask for an event; the hash is to follow. `event` is a word of ours.
+    pub fn url(&self, event: &'static str) -> String {
+        let Self { key: _, address, secret, server } = self;
+        format!("http://{address}/{}/{server}/{event}/", secret.0)
+    }
+}
+
+/// Somebody who knows the secret rang.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ring {
+    pub server: ServerName,
+    /// What to look at first. A hint.
+    pub hash: InfoHash,
+}
+
+impl Ring {
+    /// Reads the path of a request; `None` if it is not one that a hook asks for.
+    pub fn parse(path: &str, secret: &BellSecret) -> Option<Self> {
+        let mut parts = path.strip_prefix('/')?.split('/');
+        let (theirs, server, event, hash) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let is_ours = secret.is(theirs) && !event.is_empty() && parts.next().is_none();
+        if !is_ours {
+            return None;
+        }
+        Some(Self { server: ServerName::parse(server).ok()?, hash: InfoHash::from_hex(hash.as_bytes()).ok()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HASH: &str = "ABCDEF0123456789abcdef0123456789ABCDEF01";
+
+    fn secret() -> BellSecret {
+        BellSecret::new([0xa5; 16])
+    }
+
+    fn hook(address: &str, server: &str) -> Hook {
+        let server = ServerName::parse(server).unwrap();
+        let key = HookKey::new("main", &server).unwrap();
+        Hook { key, address: BellAddress::parse(address).unwrap(), secret: secret(), server }
+    }
+
+    #[test]
+    fn an_address_is_made_of_letters_that_mean_nothing_in_a_command() {
+        for good in ["127.0.0.1:1", "bridge:8788", "a-b.example.org:65535", "[::1]:80", "[fd00::5]:8788"] {
+            assert_eq!(BellAddress::parse(good).unwrap().to_string(), good);
+        }
+        for bad in [
+            "",
+            ":80",
+            "host",
+            "host:",
+            "host:0",
+            "host:65536",
+            "host:+80",
+            "ho st:80",
+            "host/x:80",
+            "a$b:80",
+            "a,b:80",
+            "a\":80",
+            "a;b:80",
+            "a=b:80",
+            "a(b):80",
+            "{a}:80",
+            "-a:80",
+            "a.:80",
+            "::1:80",
+            "[::1:80",
+            "[]:80",
+            "[a]:80",
+            "http://host:80",
+            "me@host:80",
+            "ä:80",
+            "host:80\n",
+        ] {
+            assert!(BellAddress::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_bridge_and_server_has_a_key_of_its_own() {
+        let key = |instance, server| HookKey::new(instance, &ServerName::parse(server).unwrap()).unwrap();
+        assert_eq!(key("main", "home").as_str(), "zz_dtorrent.main.home");
+        assert_ne!(key("a_b", "c"), key("a", "b_c"));
+        assert!(HookKey::new("a.b", &ServerName::parse("c").unwrap()).is_err());
+    }
+
+    #[test]
+    fn what_a_hook_asks_for_is_understood() {
+        let url = hook("127.0.0.1:4711", "seed-box_2").url("paused");
+        let path = url.strip_prefix("http://127.0.0.1:4711").unwrap();
+        let ring = Ring::parse(&format!("{path}{HASH}"), &secret()).unwrap();
+        assert_eq!((ring.server.as_str(), ring.hash.to_string()), ("seed-box_2", HASH.to_lowercase()));
+    }
+
+    #[test]
+    fn nobody_is_heard_who_does_not_say_all_of_it() {
+        let right = "a5".repeat(16);
+        let heard = |path: String| Ring::parse(&path, &secret()).is_some();
+        assert!(heard(format!("/{right}/home/paused/{HASH}")));
+        for wrong in [
+            String::new(),
+            "/".to_owned(),
+            format!("/{right}"),
+            format!("{right}/home/paused/{HASH}"),
+            format!("/{right}/home/paused"),
+            format!("/{right}/home/paused/"),
+            format!("/{right}/home//{HASH}"),
+            format!("/{right}/home/paused/{HASH}/"),
+            format!("/{right}/Home/paused/{HASH}"),
+            format!("/{right}/home/paused/{}", &HASH[1..]),
+            format!("/{}/home/paused/{HASH}", "a6".repeat(16)),
+            format!("/{}/home/paused/{HASH}", &right[1..]),
+            format!("//home/paused/{HASH}"),
+        ] {
+            assert!(!heard(wrong.clone()), "{wrong}");
+        }
+        assert_eq!(format!("{:?}", secret()), "[secret]");
+    }
+
+    proptest! {
+        #[test]
+        fn any_path_is_read_without_a_panic(path in ".*") {
+            prop_assert_eq!(Ring::parse(&path, &secret()), None);
+        }
+
+        #[test]
+        fn any_end_of_a_path_is_read_without_a_panic(rest in "(/[a-z0-9_]{0,4}){0,4}|.*") {
+            if let Some(ring) = Ring::parse(&format!("/{}{rest}", secret().0), &secret()) {
+                prop_assert!(rest.contains(ring.server.as_str()));
+            }
+        }
+
+        #[test]
+        fn any_text_taken_for_an_address_stays_as_it_is(text in ".*|[a-z.:0-9-]{1,12}:[0-9]{1,6}") {
+            if let Ok(address) = BellAddress::parse(&text) {
+                prop_assert!(address.to_string().bytes().all(|b| b.is_ascii_alphanumeric() || b"[]:.-".contains(&b)));
+                prop_assert_eq!(BellAddress::parse(&address.to_string()), Ok(address));
+            }
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! What the engine expects of a [`TorrentClient`], tried out on one.
+//!
+//! Looking is tried on whatever torrents there are. Acting is tried on a torrent of our own, a magnet link that
+//! nobody shares, which is added and removed again; on others only what is asked for by
+//! [`Options::may_act_on`].
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::model::{Action, Add, AddSource, InfoHash, Listing, Observed, Parts, Status};
+use crate::port::{ClientError, TorrentClient};
+
+/// How often the listing is read again while an effect is waited for.
+const LOOK_EACH: Duration = Duration::from_millis(200);
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// A torrent that may be paused and resumed.
+    pub may_act_on: Option<InfoHash>,
+    /// How long an effect may take to show.
+    pub patience: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { may_act_on: None, patience: Duration::from_secs(10) }
+    }
+}
+
+/// What came of one expectation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Met,
+    /// The client says that it cannot do this, or there was nothing to try it on: no fault, but something
+    /// that will not work.
+    Missing(String),
+    Broken(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What is expected, in a sentence.
+    pub expectation: &'static str,
+    pub verdict: Verdict,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.verdict {
+            Verdict::Met => write!(out, "ok       {}", self.expectation),
+            Verdict::Missing(what) => write!(out, "missing  {}: {what}", self.expectation),
+            Verdict::Broken(what) => write!(out, "BROKEN   {}: {what}", self.expectation),
+        }
+    }
+}
+
+/// Tries everything and returns what was found, in order. Takes up to the patience for each effect.
+pub async fn client(client: &dyn TorrentClient, options: &Options) -> Vec<Finding> {
+    let mut suite = Suite { client, options, findings: Vec::new() };
+    let Some(listing) = suite.listing().await else { return suite.findings };
+    suite.torrents_make_sense(&listing);
+    suite.details(&listing).await;
+    suite.unknown_torrents().await;
+    suite.adding_and_removing(&listing).await;
+    suite.pausing().await;
+    suite.findings
+}
+
+struct Suite<'a> {
+    client: &'a dyn TorrentClient,
+    options: &'a Options,
+    findings: Vec<Finding>,
+}
+
+/// A hash that no torrent has: of no content that anybody could share.
+fn nobodys() -> InfoHash {
+    InfoHash::V1(rand::random())
+}
+
+impl Suite<'_> {
+    fn note(&mut self, expectation: &'static str, verdict: Verdict) {
+        self.findings.push(Finding { expectation, verdict });
+    }
+
+    async fn listing(&mut self) -> Option<Listing> {
+        const EXPECTED: &str = "`list` answers with every torrent";
+        match self.client.list().await {
+            Ok(listing) if listing.complete => {
+                self.note(EXPECTED, Verdict::Met);
+                self.two_agree(&listing).await;
+                Some(listing)
+            }
+            Ok(_) => {
+                self.note(EXPECTED, Verdict::Broken("some torrents make no sense, see the log".to_owned()));
+                None
+            }
+            Err(error) => {
+                self.note(EXPECTED, Verdict::Broken(with_causes(&error)));
+                None
+            }
+        }
+    }
+
+    async fn two_agree(&mut self, first: &Listing) {
+        let verdict = match self.client.list().await {
+            Err(error) => Verdict::Broken(with_causes(&error)),
+            Ok(second) if second.run != first.run => Verdict::Broken("it calls its run by another name".to_owned()),
+            Ok(second) => {
+                let load = |seen: &Observed| seen.facts.load.clone();
+                let differing = first
+                    .torrents
+                    .iter()
+                    .find(|(hash, seen)| second.torrents.get(hash).is_some_and(|again| load(again) != load(seen)));
+                match differing {
+                    Some((hash, _)) => Verdict::Broken(format!("{hash} has another `load`, as if it were added anew")),
+                    None => Verdict::Met,
+                }
+            }
+        };
+        self.note("a second `list` is of the same run and the same torrents", verdict);
+    }
+
+    fn torrents_make_sense(&mut self, listing: &Listing) {
+        let wrong = listing.torrents.values().find_map(|seen| nonsense(seen).map(|what| (seen.torrent.hash, what)));
+        let verdict = match wrong {
+            Some((hash, what)) => Verdict::Broken(format!("{hash}: {what}")),
+            None if listing.torrents.is_empty() => Verdict::Missing("there is no torrent to look at".to_owned()),
+            None => Verdict::Met,
+        };
+        self.note("what a torrent says of itself fits together", verdict);
+    }
+
+    async fn details(&mut self, listing: &Listing) {
+        const EXPECTED: &str = "`get` answers for a torrent of the list";
+        let Some(hash) = listing.torrents.keys().next().copied() else {
+            return self.note(EXPECTED, Verdict::Missing("there is no torrent to ask for".to_owned()));
+        };
+        let parts = Parts { files: true, ..Parts::default() };
+        let verdict = match self.client.get(hash, parts).await {
+            Ok(Some(details)) if details.files.is_none() => Verdict::Missing("the files are not told".to_owned()),
+            Ok(Some(_)) => Verdict::Met,
+            Ok(None) => Verdict::Broken(format!("{hash} is listed, and then there is no such torrent")),
+            Err(ClientError::Unsupported { what }) => Verdict::Missing(format!("it has no `{what}`")),
+            Err(error) => Verdict::Broken(with_causes(&error)),
+        };
+        self.note(EXPECTED, verdict);
+    }
+
+    async fn unknown_torrents(&mut self) {
+        let hash = nobodys();
+        let verdict = match self.client.get(hash, Parts::default()).await {
+            Ok(None) | Err(ClientError::UnknownHash(_) | ClientError::Fault { .. }) => Verdict::Met,
+            Ok(Some(_)) => Verdict::Broken("it tells of a torrent that does not exist".to_owned()),
+            Err(error) => Verdict::Broken(with_causes(&error)),
+        };
+        self.note("`get` of a torrent that is not there says so", verdict);
+        let verdict = match self.client.apply(&Action::Pause(hash)).await {
+            Err(ClientError::Unsupported { what }) => Verdict::Missing(format!("it has no `{what}`")),
+            Err(_) => Verdict::Met,
+            Ok(_) => Verdict::Broken("it says nothing, so whoever asks is told `unconfirmed` much later".to_owned()),
+        };
+        self.note("`pause` of a torrent that is not there is refused", verdict);
+    }
+
+    async fn adding_and_removing(&mut self, listing: &Listing) {
+        const ADDED: &str = "what `add` adds is listed";
+        const TWICE: &str = "`add` of what is there changes nothing";
+        const REMOVED: &str = "what `remove` removes is not listed any more, and nothing else is gone";
+        let hash = nobodys();
+        let add = Action::Add(Add {
+            hash,
+            source: AddSource::Magnet(format!("magnet:?xt=urn:btih:{hash}&dn=dtorrent-conformance")),
+            start: false,
+            label: None,
+            directory: None,
+            priority: None,
+        });
+        let added = self.effect(&add, |listing| listing.torrents.contains_key(&hash)).await;
+        let is_added = added == Verdict::Met;
+        self.note(ADDED, added);
+        if !is_added {
+            let reason = || Verdict::Missing("nothing could be added".to_owned());
+            self.note(TWICE, reason());
+            return self.note(REMOVED, reason());
+        }
+        let twice = match self.client.apply(&add).await {
+            Ok(_) | Err(ClientError::Fault { .. } | ClientError::Precondition { .. }) => Verdict::Met,
+            Err(error) => Verdict::Broken(with_causes(&error)),
+        };
+        self.note(TWICE, twice);
+        let others: BTreeSet<InfoHash> = listing.torrents.keys().copied().collect();
+        let removed = self
+            .effect(&Action::Delete(hash), |listing| {
+                !listing.torrents.contains_key(&hash) && others.iter().all(|other| listing.torrents.contains_key(other))
+            })
+            .await;
+        self.note(REMOVED, removed);
+    }
+
+    async fn pausing(&mut self) {
+        const PAUSED: &str = "a paused torrent is not active";
+        const RESUMED: &str = "a resumed torrent is active, or wants to be";
+        let Some(hash) = self.options.may_act_on else {
+            let reason = || Verdict::Missing("no torrent was named that may be paused (--torrent)".to_owned());
+            self.note(PAUSED, reason());
+            return self.note(RESUMED, reason());
+        };
+        let is_active = |listing: &Listing| listing.torrents.get(&hash).map(|seen| seen.torrent.active);
+        let wants = |listing: &Listing| {
+            let status = listing.torrents.get(&hash).map(|seen| seen.torrent.status);
+            matches!(status, Some(Status::Queued | Status::Checking))
+        };
+        let paused = self.effect(&Action::Pause(hash), |listing| is_active(listing) == Some(false)).await;
+        self.note(PAUSED, paused);
+        let resumed =
+            self.effect(&Action::Resume(hash), |listing| is_active(listing) == Some(true) || wants(listing)).await;
+        self.note(RESUMED, resumed);
+    }
+
+    /// Does something and waits until a listing shows it.
+    async fn effect(&self, action: &Action, is_shown: impl Fn(&Listing) -> bool) -> Verdict {
+        match self.client.apply(action).await {
+            Ok(_) => {}
+            Err(ClientError::Unsupported { what }) => return Verdict::Missing(format!("it has no `{what}`")),
+            Err(error) => return Verdict::Broken(with_causes(&error)),
+        }
+        let deadline = Instant::now() + self.options.patience;
+        loop {
+            match self.client.list().await {
+                Ok(listing) if is_shown(&listing) => return Verdict::Met,
+                Ok(_) if Instant::now() < deadline => tokio::time::sleep(LOOK_EACH).await,
+                Ok(_) => return Verdict::Broken(format!("not within {:?}", self.options.patience)),
+                Err(error) => return Verdict::Broken(with_causes(&error)),
+            }
+        }
+    }
+}
+
+fn nonsense(seen: &Observed) -> Option<String> {
+    let torrent = &seen.torrent;
+    if torrent.length > 0 && torrent.downloaded > torrent.length {
+        return Some(format!("{} bytes of {} are downloaded", torrent.downloaded, torrent.length));
+    }
+    if torrent.finished && torrent.downloaded < torrent.length && torrent.left != Some(0) {
+        return Some("it is finished, and bytes are missing".to_owned());
+    }
+    if torrent.status == Status::Stopped && torrent.active {
+        return Some("it is active and stopped at once".to_owned());
+    }
+    if torrent.name.is_empty() {
+        return Some("it has no name".to_owned());
+    }
+    None
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

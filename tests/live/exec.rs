@@ -1,0 +1,98 @@
+//! A client that is a program of the user's, watched by the real bridge.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::harness::recorder::Command;
+use crate::harness::{Setup, World, can_run};
+
+const HASH: &str = "3f786850e387550fdab836ed7e6dc881de23001b";
+
+/// A bridge that also watches `attic`: the example, and the file that holds its torrents.
+async fn with_attic() -> (World, PathBuf) {
+    let folder = tempfile::tempdir().unwrap().keep();
+    let path = folder.join("torrents.json");
+    write(&path, &json!([torrent(HASH)]));
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/client.py");
+    let sink = format!(
+        "[servers.attic]\nclient = \"exec\"\ncommand = [{program:?}, {:?}]\ninterval = \"250ms\"\n",
+        path.to_string_lossy()
+    );
+    let world = World::running(Setup { sink, ..Setup::default() }).await;
+    world.heard.server_event_after(0, "attic", "snapshot_done").await;
+    (world, path)
+}
+
+fn torrent(hash: &str) -> Value {
+    json!({"hash": hash, "name": "n", "length": 10, "active": true, "downloaded": 4, "uploaded": 2, "path": null})
+}
+
+/// Whole or not at all, for the program may read it at any time.
+fn write(path: &PathBuf, torrents: &Value) {
+    let draft = path.with_extension("new");
+    fs::write(&draft, torrents.to_string()).unwrap();
+    fs::rename(draft, path).unwrap();
+}
+
+#[tokio::test]
+async fn a_program_is_watched_and_commanded_like_any_client() {
+    if !can_run() {
+        return;
+    }
+    let (mut world, path) = with_attic().await;
+    let hash = HASH.parse().unwrap();
+    let added = world.heard.event("attic", "added", hash).await;
+    assert_eq!((&added["torrent"]["progress"], &added["cause"]), (&json!(40.0), &json!("snapshot")));
+    let result = world.heard.command(&format!("attic/torrent/{HASH}/command/pause"), json!({})).await;
+    assert_eq!(result["status"], "ok", "{result}");
+    let paused = world.heard.event("attic", "paused", hash).await;
+    assert_eq!(paused["cause"], "command");
+    let result = world.heard.command(&format!("attic/torrent/{HASH}/command/priority"), json!({"priority": 1})).await;
+    assert_eq!(result["results"][0]["error"]["code"], "unsupported", "{result}");
+    let magnet = "magnet:?xt=urn:btih:0123456789abcdef0123456789abcdef01234567";
+    let result = world.heard.command("attic/command/add", json!({"magnet": magnet})).await;
+    assert_eq!(result["status"], "ok", "{result}");
+    // Changed by others, and finished.
+    let mut torrents: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    torrents[0]["downloaded"] = json!(10);
+    write(&path, &torrents);
+    world.heard.event("attic", "finished", hash).await;
+    let result = world.heard.command(&format!("attic/torrent/{HASH}/command/delete"), json!({})).await;
+    assert_eq!(result["status"], "ok", "{result}");
+    world.heard.event("attic", "removed", hash).await;
+    world.heard.assert_gap_free("attic");
+    world.bridge().stop().await;
+    fs::remove_dir_all(path.parent().unwrap()).unwrap();
+}
+
+#[tokio::test]
+async fn a_program_that_fails_is_offline_and_comes_back_without_a_false_word() {
+    if !can_run() {
+        return;
+    }
+    let (mut world, path) = with_attic().await;
+    let hash = HASH.parse().unwrap();
+    world.heard.event("attic", "added", hash).await;
+    // It cannot read this, and ends.
+    let torrents = fs::read(&path).unwrap();
+    fs::write(&path, "{").unwrap();
+    world.heard.server_event_after(0, "attic", "server_offline").await;
+    world.heard.last_word("dtorrent/attic/status", "offline").await;
+    // The other server does not notice.
+    let body = json!({"id": "while it is away", "ttl": "300s"}).to_string();
+    world.heard.send(Command::new(&format!("dtorrent/attic/torrent/{HASH}/command/pause"), body)).await;
+    world.heard.command("home/command/list", json!({})).await;
+    fs::write(&path, &torrents).unwrap();
+    world.heard.last_word("dtorrent/attic/status", "online").await;
+    let result = world.heard.result("while it is away").await;
+    assert_eq!(result["status"], "ok", "{result}");
+    let events = world.heard.assert_gap_free("attic");
+    for (kind, count) in [("added", 1), ("removed", 0), ("server_offline", 1)] {
+        assert_eq!(events.iter().filter(|event| event["event_type"] == kind).count(), count, "{kind}");
+    }
+    world.bridge().says("JSONDecodeError").await;
+    world.bridge().stop().await;
+    fs::remove_dir_all(path.parent().unwrap()).unwrap();
+}

@@ -1,0 +1,331 @@
+//! Hooks: rTorrent itself wakes the bridge, and neither is harmed when the other is gone or rings like mad.
+//!
+//! The interval is a minute, three times what a test waits for anything: what is heard was rung for.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use dtorrent::demo::content::Content;
+use dtorrent::demo::process::free_port;
+use dtorrent::demo::rtorrent::{Argument, Options, Rtorrent};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::harness::recorder::Message;
+use crate::harness::{Setup, World, can_run};
+
+const EVENTS: [&str; 7] = ["inserted_new", "erased", "finished", "paused", "resumed", "hash_done", "closed"];
+const KEY: &str = "zz_dtorrent.main.home";
+const SET: &str = "the client rings by itself";
+
+/// Polled once a minute, with pages and the bell at ports that the test knows.
+struct Ports {
+    pages: SocketAddr,
+    bell: SocketAddr,
+}
+
+impl Ports {
+    fn free() -> Self {
+        let [pages, bell] = [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], free_port().unwrap())));
+        Self { pages, bell }
+    }
+
+    fn setup(&self) -> Setup {
+        let http = format!("listen = \"{}\"\nhooks_listen = \"{}\"", self.pages, self.bell);
+        Setup { http, ..hooked("60s") }
+    }
+
+    /// A figure of the bridge's metrics.
+    async fn metric(&self, name: &str) -> u64 {
+        let page = ask(self.pages, "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+        let line = page.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {page}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
+    async fn polls(&self) -> u64 {
+        self.metric("dtorrent_polls_total{server=\"home\",result=\"ok\"}").await
+    }
+
+    async fn pokes(&self) -> u64 {
+        self.metric("dtorrent_hook_pokes_total").await
+    }
+}
+
+fn hooked(interval: &str) -> Setup {
+    Setup { server: format!("interval = \"{interval}\"\nhooks = true"), ..Setup::default() }
+}
+
+/// What is answered to a request, as far as it comes.
+async fn ask(address: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // A connection may be cut: what was said before that counts.
+    drop(stream.read_to_end(&mut answer).await);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+async fn ring(bell: SocketAddr, path: &str) -> String {
+    ask(bell, &format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n")).await
+}
+
+async fn method(rtorrent: &Rtorrent, method: &str, arguments: &[&str]) -> Vec<String> {
+    let arguments: Vec<_> = arguments.iter().map(|text| Argument::Text(text)).collect();
+    rtorrent.rpc.call(method, &arguments).await.unwrap()
+}
+
+/// The events that our hook hangs at.
+async fn hooked_events(rtorrent: &Rtorrent) -> Vec<&'static str> {
+    let mut found = Vec::new();
+    for event in EVENTS {
+        let answer = method(rtorrent, "method.has_key", &["", &format!("event.download.{event}"), KEY]).await;
+        found.extend((answer == ["1"]).then_some(event));
+    }
+    found
+}
+
+/// The path that our hook asks for, up to the hash.
+async fn path(rtorrent: &Rtorrent, event: &str) -> String {
+    let commands = method(rtorrent, "method.get", &["", &format!("event.download.{event}")]).await;
+    let ours: Vec<_> = commands.iter().filter(|command| command.contains("http://")).collect();
+    assert_eq!(ours.len(), 1, "{commands:?}");
+    let (_, after) = ours[0].split_once("http://").unwrap();
+    let (url, _) = after.split_once(",$d.hash=").unwrap();
+    url[url.find('/').unwrap()..].to_owned()
+}
+
+/// Pauses and resumes, and hears of both.
+async fn assert_heard(world: &World, mark: usize, content: &Content) {
+    for (action, kind) in [("d.pause", "paused"), ("d.resume", "resumed")] {
+        world.home.act(content.hash, action, &[]).await.unwrap();
+        world.heard.event_after(mark, "home", kind, content.hash).await;
+    }
+}
+
+/// A complete torrent that runs, and was told as one: paused before that, it would have been checked only.
+async fn running_torrent(world: &World) -> Content {
+    let content = Content::file("here", 50_000, 1);
+    content.write_to(&world.home.downloads).unwrap();
+    world.home.load(&content.torrent, true).await.unwrap();
+    let topic = format!("dtorrent/home/torrent/{}/state", content.hash);
+    let is_seeding =
+        |all: &[Message]| all.iter().any(|m| m.topic == topic && m.json()["status"] == "seeding").then_some(());
+    world.heard.wait_for("a seeding state", is_seeding).await;
+    content
+}
+
+#[tokio::test]
+async fn what_is_done_behind_our_back_is_heard_long_before_the_next_look() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::running(hooked("60s")).await;
+    world.bridge().says(SET).await;
+    assert_eq!(hooked_events(&world.home).await, EVENTS);
+    let seeder = Rtorrent::start(&world.folder.join("seeder"), &Options::default()).await.unwrap();
+    let content = Content::file("download", 300_000, 3);
+    let hash = content.hash;
+    content.write_to(&seeder.downloads).unwrap();
+    seeder.load(&content.torrent, true).await.unwrap();
+    seeder.shows(hash, "d.complete", "1").await.unwrap();
+
+    world.home.load(&content.torrent, false).await.unwrap();
+    world.heard.event("home", "added", hash).await;
+    world.home.act(hash, "d.start", &[]).await.unwrap();
+    world.heard.event("home", "started", hash).await;
+    world.home.add_peer(hash, seeder.port).await.unwrap();
+    let finished = world.heard.event("home", "finished", hash).await;
+    assert_eq!((&finished["cause"], &finished["torrent"]["finished"]), (&"observed".into(), &true.into()));
+    assert_heard(&world, 0, &content).await;
+    world.home.act(hash, "d.stop", &[]).await.unwrap();
+    world.heard.event("home", "stopped", hash).await;
+    world.home.act(hash, "d.erase", &[]).await.unwrap();
+    world.heard.event("home", "removed", hash).await;
+    world.heard.assert_gap_free("home");
+}
+
+#[tokio::test]
+async fn a_restarted_rtorrent_is_hooked_again() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::running(hooked("1s")).await;
+    world.bridge().says(SET).await;
+    world.home.process().kill().unwrap();
+    world.home.start_again().await.unwrap();
+    let all = async || Ok(hooked_events(&world.home).await == EVENTS);
+    world.home.until("hooks in the new one", all).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_bridge_that_is_stopped_takes_its_hooks_back() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::running(hooked("60s")).await;
+    world.bridge().says(SET).await;
+    let foreign = ["", "event.download.paused", "zz_other", "print=hello"];
+    method(&world.home, "method.set_key", &foreign).await;
+    world.bridge().stop().await;
+    // (What hangs beside a stranger's hook is left, as rule 8 wants it.)
+    assert_eq!(hooked_events(&world.home).await, ["paused"]);
+    method(&world.home, "method.set_key", &foreign[..3]).await;
+    world.bridge().start_again();
+    world.bridge().says_again(1, SET).await;
+    assert_eq!(hooked_events(&world.home).await, EVENTS);
+    world.bridge().stop().await;
+    assert_eq!(hooked_events(&world.home).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn the_hooks_of_a_bridge_that_was_killed_harm_nobody_and_the_next_one_replaces_them() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::running(hooked("60s")).await;
+    world.bridge().says(SET).await;
+    let content = running_torrent(&world).await;
+    let first_path = path(&world.home, "paused").await;
+    world.bridge().process().kill().unwrap();
+
+    let pid = world.home.process().pid();
+    let open_files = || std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let (files_before, kib_before) = (open_files(), resident_kib(pid));
+    for _ in 0..500 {
+        for action in ["d.pause", "d.resume"] {
+            world.home.act(content.hash, action, &[]).await.unwrap();
+        }
+    }
+    let is_over = async || Ok(open_files() <= files_before + 2);
+    world.home.until("no file open for the asking", is_over).await.unwrap();
+    let kib = resident_kib(pid);
+    assert!(kib < kib_before + (16 << 10), "1,000 events made {kib_before} KiB to {kib} KiB");
+
+    world.bridge().start_again();
+    world.bridge().says_again(1, SET).await;
+    assert_ne!(path(&world.home, "paused").await, first_path, "another secret");
+    let mark = world.heard.mark();
+    assert_heard(&world, mark, &content).await;
+}
+
+fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test]
+async fn nobody_is_heard_without_the_secret_and_a_flood_with_it_does_not_wear_rtorrent_out() {
+    if !can_run() {
+        return;
+    }
+    let ports = Ports::free();
+    let mut world = World::running(ports.setup()).await;
+    world.bridge().says(SET).await;
+    let content = running_torrent(&world).await;
+    assert_heard(&world, 0, &content).await;
+    let right = format!("{}{}", path(&world.home, "paused").await, content.hash);
+    let secret = right.split('/').nth(1).unwrap().to_owned();
+
+    // Quiet: what happened has been looked at.
+    let mut pokes = ports.pokes().await;
+    assert!(pokes > 0);
+    let wrong = [
+        right.replacen(&secret, &"0".repeat(32), 1),
+        right.replacen(&secret, "", 1),
+        right.replacen("/home/", "/other/", 1),
+        right.replacen("/home/", "/ho%6de/", 1),
+        right[..right.len() - 1].to_owned(),
+        "/".to_owned(),
+    ];
+    let expected = ring(ports.bell, &right).await;
+    assert!(expected.starts_with("HTTP/1.1 404 "), "{expected}");
+    pokes += 1;
+    for path in &wrong {
+        let answer = ring(ports.bell, path).await;
+        assert_eq!(answer.lines().next(), expected.lines().next(), "{path}");
+    }
+    assert!(ask(ports.bell, "\x16\x03\x01 nonsense\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
+    assert_eq!(ports.pokes().await, pokes, "nobody was heard");
+
+    let (polls, began) = (ports.polls().await, Instant::now());
+    for _ in 0..100 {
+        let rings = (0..100).map(|_| ring(ports.bell, &right));
+        futures_util::future::join_all(rings).await;
+    }
+    assert_eq!(ports.pokes().await, pokes + 10_000, "all were answered");
+    let polls = ports.polls().await - polls;
+    let allowed = began.elapsed().as_millis() / 100 + 2;
+    assert!(polls >= 1 && u128::from(polls) <= allowed, "{polls} looks where {allowed} are allowed");
+    // And it says still what happens.
+    let mark = world.heard.mark();
+    assert_heard(&world, mark, &content).await;
+}
+
+#[tokio::test]
+async fn visitors_of_the_bell_who_do_not_leave_are_sent_away() {
+    if !can_run() {
+        return;
+    }
+    let ports = Ports::free();
+    let mut world = World::running(ports.setup()).await;
+    world.bridge().says(SET).await;
+    let content = running_torrent(&world).await;
+    let mut silent = Vec::new();
+    let mut dripping = Vec::new();
+    for _ in 0..100 {
+        silent.push(TcpStream::connect(ports.bell).await.unwrap());
+        dripping.push(TcpStream::connect(ports.bell).await.unwrap());
+    }
+    let drip = async {
+        while !dripping.is_empty() {
+            let mut kept = Vec::new();
+            for mut stream in dripping.drain(..) {
+                if stream.write_all(b"G").await.is_ok() {
+                    kept.push(stream);
+                }
+            }
+            dripping = kept;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::join!(drip, assert_heard(&world, 0, &content));
+    for mut stream in silent {
+        let mut rest = Vec::new();
+        drop(stream.read_to_end(&mut rest).await);
+        assert!(rest.is_empty());
+    }
+    let endless = format!("GET /{} HTTP/1.1\r\n", "x".repeat(1 << 20));
+    let mut talker = TcpStream::connect(ports.bell).await.unwrap();
+    let said = talker.write_all(endless.as_bytes()).await;
+    let mut answer = Vec::new();
+    drop(talker.read_to_end(&mut answer).await);
+    assert!(said.is_err() || !answer.starts_with(b"HTTP/1.1 404"), "{}", String::from_utf8_lossy(&answer));
+}
+
+#[tokio::test]
+async fn an_event_with_somebody_elses_hook_is_left_alone() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(hooked("60s")).await;
+    let foreign = ["", "event.download.finished", "notify", "execute.nothrow=true"];
+    method(&world.home, "method.set_key", &foreign).await;
+    world.start_bridge().await;
+    world.bridge().says(SET).await;
+    let ours: Vec<_> = EVENTS.into_iter().filter(|event| *event != "finished").collect();
+    assert_eq!(hooked_events(&world.home).await, ours);
+    let config = world.folder.join("dtorrent.toml");
+    let check = std::process::Command::new(env!("CARGO_BIN_EXE_dtorrent"))
+        .args(["check", "--connect", "--config", &config.to_string_lossy()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&check.stderr).into_owned();
+    let expected = format!("hooks are set for {}; never for finished, where others hang hooks", ours.join(" "));
+    assert!(check.status.success() && said.contains(&expected), "{said}");
+    world.bridge().stop().await;
+    assert_eq!(hooked_events(&world.home).await, [""; 0]);
+    let left = method(&world.home, "method.has_key", &foreign[..3]).await;
+    assert_eq!(left, ["1"]);
+}
