@@ -32,8 +32,9 @@ MINUTES ?= 10
 soak: peers ## kills the bridge and a broker at random, and counts what is lost
 	SOAK_MINUTES=$(MINUTES) cargo test --locked --all-features --test soak
 
-bench: peers ## how fast events reach the disk and a broker; docs/benchmarks.md explains the figures
-	cargo bench --locked --all-features --bench store --bench drain
+ONLY ?=
+bench: peers ## what it costs, beside what it would cost at least; docs/benchmarks.md explains the figures
+	cargo bench --locked --all-features --bench ratios -- $(ONLY)
 
 test-home-assistant: peers ## Home Assistant itself against the bridge; downloads some 600 MB on the first run
 	tests/home-assistant/run.sh

@@ -4,9 +4,7 @@
 //! the disk and sends it to a real mosquitto with QoS 1, through the adapter that the program uses. Then the
 //! bare publisher sends the same bodies, from memory, to the same topics of the same broker, with as many
 //! under way, and counts PUBACKs. Both begin before they connect and end with the last acknowledgement;
-//! they take turns, so that a machine that is busy is busy for both. `cargo bench --bench drain`.
-
-mod sample;
+//! they take turns, so that a machine that is busy is busy for both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -29,6 +27,9 @@ use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::{AsyncClient, Event, Incoming, MqttOptions};
 use tokio_util::sync::CancellationToken;
 
+use crate::sample;
+use crate::table::{Line, Measured, median};
+
 const ENTRIES: usize = 10_000;
 const TORRENTS: usize = 20;
 const ROUNDS: usize = 7;
@@ -36,21 +37,16 @@ const ROUNDS: usize = 7;
 const DEPTH_MAX: u16 = 100;
 const RESERVE: u16 = 2;
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+pub async fn run() -> anyhow::Result<Vec<Line>> {
     let folder = tempfile::tempdir_in(".")?; // not on a tmpfs: the journal is read from where it would lie
     let bench = Bench::begin(folder.path()).await?;
-    println!(
-        "{ENTRIES} entries of {TORRENTS} torrents, {} bytes each, QoS 1, MQTT 5, {ROUNDS} rounds",
-        bench.mean_bytes()
-    );
-    println!("{:>26} {:>7} {:>16} {:>14} {:>7}", "mosquitto", "window", "bridge events/s", "bare events/s", "ratio");
+    let mut lines = Vec::new();
     let wider = format!("max_inflight_messages {DEPTH_MAX}");
     for (number, line) in [None, Some(wider)].into_iter().enumerate() {
-        let shown = line.clone().unwrap_or_else(|| "as it comes".to_owned());
+        let shown = line.clone().unwrap_or_else(|| "mosquitto as it comes".to_owned());
         // A broker that wrote a line about each message would be what is measured.
-        let lines = line.into_iter().chain(["log_dest none".to_owned()]).collect();
-        let options = mosquitto::Options { lines, ..mosquitto::Options::default() };
+        let options = line.into_iter().chain(["log_dest none".to_owned()]).collect();
+        let options = mosquitto::Options { lines: options, ..mosquitto::Options::default() };
         let broker = Mosquitto::start(&folder.path().join(format!("mosquitto-{number}")), &options).await?;
         let (mut bridge, mut bare, mut ratios, mut window) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for round in 0..=ROUNDS {
@@ -65,19 +61,20 @@ async fn main() -> anyhow::Result<()> {
             }
         }
         let [bridge, bare, ratio] = [bridge, bare, ratios].map(median);
-        println!("{shown:>26} {window:>7} {bridge:>16.0} {bare:>14.0} {ratio:>7.2}");
+        lines.push(Line {
+            what: format!("events to a broker, {shown}, {window} under way"),
+            figure: format!("{bridge:.0}/s"),
+            baseline: format!("a bare publisher, {} bytes each: {bare:.0}/s", bench.mean_bytes()),
+            measured: Measured::at_least(ratio, 0.5, "×"),
+            reason: "",
+        });
     }
     bench.store.close().await?;
-    Ok(())
+    Ok(lines)
 }
 
 fn sink(broker: usize, round: usize) -> anyhow::Result<SinkName> {
     Ok(SinkName::parse(&format!("sink-{broker}-{round}"))?)
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
 }
 
 struct Bench {
@@ -198,7 +195,7 @@ impl Bench {
     }
 }
 
-async fn publish(messages: Vec<(String, Bytes)>, port: u16) -> anyhow::Result<(f64, u16)> {
+pub async fn publish(messages: Vec<(String, Bytes)>, port: u16) -> anyhow::Result<(f64, u16)> {
     let mut options = MqttOptions::new("bare", "127.0.0.1", port);
     let mut network = options.network_options();
     network.set_tcp_nodelay(true);

@@ -1,9 +1,7 @@
 //! How many journal entries a second reach the disk, beside a bare file that does the same.
 //!
 //! Both write the same bytes in the same batches and sync each batch, in turns, so that a disk
-//! that is slow today is slow for both. `cargo bench --bench store`.
-
-mod sample;
+//! that is slow today is slow for both.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,6 +14,7 @@ use dtorrent::port::{Store, SystemClock};
 use dtorrent::store::{Options, SqliteStore};
 
 use crate::sample::torrent;
+use crate::table::{Line, Measured};
 
 const ENTRIES: usize = 20_000;
 
@@ -33,9 +32,8 @@ fn tick(server: &ServerName, numbers: std::ops::Range<usize>) -> Tick {
     Tick { server: server.clone(), time: Timestamp::from_seconds(1_795_328_701), facts, changes, state: None }
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
-    println!("{:>6} {:>16} {:>16} {:>7} {:>14}", "batch", "store events/s", "file events/s", "ratio", "commit p50 ms");
+pub async fn run() -> anyhow::Result<Vec<Line>> {
+    let mut lines = Vec::new();
     for batch in [1, 10, 100, 1_000] {
         let folder = tempfile::tempdir_in(".")?; // not on a tmpfs, where a sync costs nothing
         let (store, _) = SqliteStore::open(folder.path(), Options::default(), Arc::new(SystemClock))?;
@@ -63,7 +61,13 @@ async fn main() -> anyhow::Result<()> {
         commits.sort();
         let [of_store, of_file] = [in_store, in_file].map(|time| entries as f64 / time.as_secs_f64());
         let p50 = commits[commits.len() / 2].as_secs_f64() * 1_000.0;
-        println!("{batch:>6} {of_store:>16.0} {of_file:>16.0} {:>7.3} {p50:>14.2}", of_store / of_file);
+        lines.push(Line {
+            what: format!("events to the disk, {batch} a tick"),
+            figure: format!("{of_store:.0}/s, a commit takes {p50:.2} ms"),
+            baseline: format!("the same bytes into a file: {of_file:.0}/s"),
+            measured: Measured::told(of_store / of_file, "×"),
+            reason: "",
+        });
     }
-    Ok(())
+    Ok(lines)
 }

@@ -6,8 +6,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{Deserializer, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::calls::{Answers, Call, Cell, Fault, Param, Unreadable};
@@ -55,14 +55,6 @@ pub(super) fn write(calls: &[Call]) -> Option<Vec<u8>> {
 }
 
 #[derive(Deserialize)]
-struct Response<'a> {
-    id: Option<usize>,
-    #[serde(borrow)]
-    result: Option<&'a RawValue>,
-    error: Option<ErrorObject>,
-}
-
-#[derive(Deserialize)]
 struct ErrorObject {
     code: i64,
     #[serde(default)]
@@ -80,70 +72,255 @@ fn malformed(error: &serde_json::Error, expected: &'static str) -> Unreadable {
     Unreadable::Malformed { at: error.column(), expected }
 }
 
-/// Reads the answer to several calls, as [`super::xmlrpc::scan`] does.
+/// Reads the answer to several calls, as [`super::xmlrpc::scan`] does: once over the bytes, row by row.
 pub fn scan(bytes: &[u8], answers: &mut impl Answers) -> Result<(), Unreadable> {
     if bytes.trim_ascii_start().starts_with(b"{") {
-        let refusal: Response<'_> =
+        #[derive(Deserialize)]
+        struct Refusal {
+            error: Option<ErrorObject>,
+        }
+        let refusal: Refusal =
             serde_json::from_slice(bytes).map_err(|error| malformed(&error, "a batch of answers"))?;
         let fault = refusal.error.ok_or(Unreadable::Malformed { at: 0, expected: "a batch of answers" })?;
         return Err(Unreadable::Refused(fault.into_fault()));
     }
-    let responses: Vec<Response<'_>> =
-        serde_json::from_slice(bytes).map_err(|error| malformed(&error, "a batch of answers"))?;
-    for (place, Response { id, result, error }) in responses.into_iter().enumerate() {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let read = json.deserialize_seq(Batch(answers)).and_then(|()| json.end());
+    read.map_err(|error| malformed(&error, "a batch of answers"))
+}
+
+// --- serde's visitors, one for each thing that an answer is made of ------------------------------
+
+struct Batch<'s, A>(&'s mut A);
+
+impl<'de, A: Answers> Visitor<'de> for Batch<'_, A> {
+    type Value = ();
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("a list of answers")
+    }
+
+    fn visit_seq<S: SeqAccess<'de>>(self, mut responses: S) -> Result<(), S::Error> {
+        let mut place = 0;
+        while responses.next_element_seed(Response { place, answers: &mut *self.0 })?.is_some() {
+            place += 1;
+        }
+        Ok(())
+    }
+}
+
+/// The answer to one call, which is that of its place unless it says which.
+struct Response<'s, A> {
+    place: usize,
+    answers: &'s mut A,
+}
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "lowercase")]
+enum Member {
+    Id,
+    Result,
+    Error,
+    #[serde(other)]
+    Other,
+}
+
+impl<'de, A: Answers> DeserializeSeed<'de> for Response<'_, A> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, A: Answers> Visitor<'de> for Response<'_, A> {
+    type Value = ();
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("an answer")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut members: M) -> Result<(), M::Error> {
+        let Self { place, answers } = self;
+        let (mut id, mut error, mut outcome, mut waiting) = (None, None, Outcome::Cell(Cell::Null), None);
+        while let Some(member) = members.next_key()? {
+            match (member, id) {
+                (Member::Id, _) => id = members.next_value::<Option<usize>>()?,
+                (Member::Error, _) => error = members.next_value::<Option<ErrorObject>>()?,
+                (Member::Result, Some(call)) => {
+                    outcome = members.next_value_seed(ResultOf { call, answers: &mut *answers })?;
+                }
+                // rTorrent says first which call it answers. From anybody else the result waits for that.
+                (Member::Result, None) => waiting = members.next_value::<Option<&'de RawValue>>()?,
+                (Member::Other, _) => drop(members.next_value::<IgnoredAny>()?),
+            }
+        }
         let call = id.unwrap_or(place);
         if let Some(error) = error {
             answers.fault(call, error.into_fault());
-            continue;
+            return Ok(());
         }
-        let result = result.map_or("null", RawValue::get);
-        if result.starts_with('[') {
-            let rows: Vec<&RawValue> = serde_json::from_str(result).map_err(|error| malformed(&error, "rows"))?;
-            for row in rows {
-                match serde_json::from_str::<Vec<Cell<'_>>>(row.get()) {
-                    Ok(cells) => answers.row(call, &cells),
-                    Err(_) => answers.broken_row(call),
-                }
-            }
-        } else {
-            let cell = serde_json::from_str(result).map_err(|error| malformed(&error, "a value"))?;
+        if let Some(waiting) = waiting {
+            let mut json = serde_json::Deserializer::from_str(waiting.get());
+            let result = ResultOf { call, answers: &mut *answers }.deserialize(&mut json);
+            outcome = result.map_err(serde::de::Error::custom)?;
+        }
+        if let Outcome::Cell(cell) = outcome {
             answers.scalar(call, cell);
         }
+        Ok(())
     }
-    Ok(())
 }
 
-impl<'de> Deserialize<'de> for Cell<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct CellVisitor;
+/// What a result was.
+enum Outcome<'de> {
+    Cell(Cell<'de>),
+    /// Rows, which have been handed out.
+    Rows,
+}
 
-        impl<'de> Visitor<'de> for CellVisitor {
-            type Value = Cell<'de>;
+struct ResultOf<'s, A> {
+    call: usize,
+    answers: &'s mut A,
+}
+
+/// What a value in a row was.
+enum Piece<'de> {
+    Cell(Cell<'de>),
+    /// No plain value.
+    Odd,
+}
+
+/// The plain values, by the name of what they become.
+macro_rules! plain_values {
+    ($made:path) => {
+        fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
+            Ok($made(Cell::Int(number)))
+        }
+        fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
+            Ok($made(Cell::Int(i64::try_from(number).unwrap_or(i64::MAX))))
+        }
+        fn visit_bool<E>(self, is: bool) -> Result<Self::Value, E> {
+            Ok($made(Cell::Int(i64::from(is))))
+        }
+        fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+            Ok($made(Cell::Text(Cow::Borrowed(text.as_bytes()))))
+        }
+        fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+            Ok($made(Cell::Text(Cow::Owned(text.as_bytes().to_vec()))))
+        }
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok($made(Cell::Null))
+        }
+    };
+}
+
+impl<'de, A: Answers> DeserializeSeed<'de> for ResultOf<'_, A> {
+    type Value = Outcome<'de>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de, A: Answers> Visitor<'de> for ResultOf<'_, A> {
+    type Value = Outcome<'de>;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("text, a whole number, or rows")
+    }
+
+    plain_values!(Outcome::Cell);
+
+    fn visit_seq<S: SeqAccess<'de>>(self, mut rows: S) -> Result<Self::Value, S::Error> {
+        let mut cells = Vec::with_capacity(48);
+        while let Some(is_whole) = rows.next_element_seed(RowInto(&mut cells))? {
+            if is_whole {
+                self.answers.row(self.call, &cells);
+            } else {
+                self.answers.broken_row(self.call);
+            }
+            cells.clear();
+        }
+        Ok(Outcome::Rows)
+    }
+}
+
+/// Reads a row; `false` if it is none, or holds something else than plain values.
+struct RowInto<'s, 'de>(&'s mut Vec<Cell<'de>>);
+
+impl<'de> DeserializeSeed<'de> for RowInto<'_, 'de> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+/// A row that is no list: whatever it is, it is stepped over.
+macro_rules! no_row {
+    ($($visit:ident($kind:ty)),*) => {
+        $(fn $visit<E>(self, _: $kind) -> Result<bool, E> {
+            Ok(false)
+        })*
+    };
+}
+
+impl<'de> Visitor<'de> for RowInto<'_, 'de> {
+    type Value = bool;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("a row")
+    }
+
+    no_row!(visit_i64(i64), visit_u64(u64), visit_f64(f64), visit_bool(bool), visit_str(&str));
+
+    fn visit_unit<E>(self) -> Result<bool, E> {
+        Ok(false)
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, members: M) -> Result<bool, M::Error> {
+        IgnoredAny.visit_map(members).map(|_| false)
+    }
+
+    fn visit_seq<S: SeqAccess<'de>>(self, mut row: S) -> Result<bool, S::Error> {
+        while let Some(piece) = row.next_element()? {
+            match piece {
+                Piece::Cell(cell) => self.0.push(cell),
+                Piece::Odd => return IgnoredAny.visit_seq(row).map(|_| false),
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl<'de> Deserialize<'de> for Piece<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PieceVisitor;
+
+        impl<'de> Visitor<'de> for PieceVisitor {
+            type Value = Piece<'de>;
 
             fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-                out.write_str("text or a whole number")
+                out.write_str("anything")
             }
-            fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
-                Ok(Cell::Int(number))
+
+            plain_values!(Piece::Cell);
+
+            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+                Ok(Piece::Odd)
             }
-            fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
-                Ok(Cell::Int(i64::try_from(number).unwrap_or(i64::MAX)))
+
+            fn visit_seq<S: SeqAccess<'de>>(self, values: S) -> Result<Self::Value, S::Error> {
+                IgnoredAny.visit_seq(values).map(|_| Piece::Odd)
             }
-            fn visit_bool<E>(self, is: bool) -> Result<Self::Value, E> {
-                Ok(Cell::Int(i64::from(is)))
-            }
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Cell::Text(Cow::Borrowed(text.as_bytes())))
-            }
-            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Cell::Text(Cow::Owned(text.as_bytes().to_vec())))
-            }
-            fn visit_unit<E>(self) -> Result<Self::Value, E> {
-                Ok(Cell::Null)
+
+            fn visit_map<M: MapAccess<'de>>(self, members: M) -> Result<Self::Value, M::Error> {
+                IgnoredAny.visit_map(members).map(|_| Piece::Odd)
             }
         }
 
-        deserializer.deserialize_any(CellVisitor)
+        deserializer.deserialize_any(PieceVisitor)
     }
 }
 
@@ -189,6 +366,14 @@ mod tests {
     fn a_row_that_cannot_be_read_is_lost_alone() {
         let heard = heard(r#"[{"id":1,"result":[["AB",1],["CD",[1]],7,["EF",1.5],["GH",2]]}]"#).unwrap();
         assert_eq!((heard.rows.len(), heard.broken), (2, 3));
+    }
+
+    #[test]
+    fn an_answer_that_says_late_what_it_answers_is_read_too() {
+        let late = heard(r#"[{"result":[["AB",1],[{}]],"id":7,"jsonrpc":"2.0"},{"result":5}]"#).unwrap();
+        assert_eq!((late.rows, late.broken), (vec![(7, vec![text("AB"), Cell::Int(1)])], 1));
+        assert_eq!(late.scalars, [(1, Cell::Int(5))]);
+        assert!(heard(r#"[{"id":1,"result":{"a":1}}]"#).is_err(), "neither a value nor rows");
     }
 
     #[test]

@@ -1,0 +1,251 @@
+//! Reading a listing, and comparing it with what was told: no network, no disk.
+
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use dtorrent::clients::rtorrent::calls::{Answers, Cell, Fault};
+use dtorrent::clients::rtorrent::{jsonrpc, xmlrpc};
+use dtorrent::diff::{Limits, Moment, Observer};
+use dtorrent::model::{
+    Committed, Completion, Facts, Listing, Memory, Observed, Rev, Run, Seq, ServerName, ServerState, ServerStats,
+    Timestamp, Told, ToldTorrent, Torrent,
+};
+use serde::Deserialize;
+
+use crate::listing::{COLUMNS, dirty_xml, json, xml};
+use crate::sample;
+use crate::table::{Line, Measured, median, millis};
+
+const TORRENTS: usize = 10_000;
+const ROUNDS: usize = 9;
+
+pub fn run() -> anyhow::Result<Vec<Line>> {
+    let clean = xml(COLUMNS, TORRENTS);
+    let dirty = dirty_xml(COLUMNS, TORRENTS);
+    let dirty_text = String::from_utf8_lossy(&dirty).into_owned();
+    let json = json(COLUMNS, TORRENTS);
+    let clean_text = std::str::from_utf8(&clean)?;
+    let mut lines = vec![
+        beside(
+            &format!("decode {TORRENTS} × {}, XML", COLUMNS.len()),
+            "bare quick-xml events",
+            0.5,
+            || typed(|rows| xmlrpc::scan(&clean, rows).is_ok()),
+            || events(clean_text),
+        )?,
+        beside(
+            "the same, control characters, no UTF-8, references",
+            "bare quick-xml events",
+            0.5,
+            || typed(|rows| xmlrpc::scan(&dirty, rows).is_ok()),
+            || events(&dirty_text),
+        )?,
+        beside(
+            "the same, JSON",
+            "serde_json into typed rows",
+            1.2,
+            || typed(|rows| jsonrpc::scan(&json, rows).is_ok()),
+            || typed_by_serde(&json),
+        )?,
+    ];
+    lines.extend(diffs(|| typed(|rows| xmlrpc::scan(&clean, rows).is_ok()))?);
+    Ok(lines)
+}
+
+/// Both in turns; the ratio is the median of the rounds' ratios.
+fn beside(
+    what: &str,
+    bare: &str,
+    bar: f64,
+    mut ours: impl FnMut() -> usize,
+    mut theirs: impl FnMut() -> usize,
+) -> anyhow::Result<Line> {
+    let (mut of_ours, mut of_theirs, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..=ROUNDS {
+        let (ours, theirs) = (timed(&mut ours)?, timed(&mut theirs)?);
+        if round > 0 {
+            of_ours.push(ours.as_secs_f64());
+            of_theirs.push(theirs.as_secs_f64());
+            ratios.push(ours.as_secs_f64() / theirs.as_secs_f64());
+        }
+    }
+    Ok(Line {
+        what: what.to_owned(),
+        figure: millis(Duration::from_secs_f64(median(of_ours))),
+        baseline: format!("{bare}: {}", millis(Duration::from_secs_f64(median(of_theirs)))),
+        measured: Measured::at_most(median(ratios), bar, "×"),
+        reason: "",
+    })
+}
+
+fn timed(work: &mut impl FnMut() -> usize) -> anyhow::Result<Duration> {
+    let began = Instant::now();
+    let rows = black_box(work());
+    let took = began.elapsed();
+    ensure!(rows >= TORRENTS, "only {rows} rows");
+    Ok(took)
+}
+
+// --- what is built of the rows --------------------------------------------------------------------
+
+/// A row with every column in its type, as the adapter keeps it.
+#[derive(Deserialize)]
+#[allow(dead_code, reason = "it is built, which is what is measured")]
+#[rustfmt::skip]
+struct Row(
+    String, String, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64,
+    String, String, String, i64, String, i64, i64, String, String, i64, i64, String, i64, i64, i64,
+);
+
+fn int(cell: &Cell<'_>) -> Option<i64> {
+    if let Cell::Int(number) = cell { Some(*number) } else { None }
+}
+
+fn text(cell: &Cell<'_>) -> Option<String> {
+    if let Cell::Text(text) = cell { Some(String::from_utf8_lossy(text).into_owned()) } else { None }
+}
+
+#[rustfmt::skip]
+fn row(cells: &[Cell<'_>]) -> Option<Row> {
+    let c: &[Cell<'_>; 34] = cells.try_into().ok()?;
+    Some(Row(
+        text(&c[0])?, text(&c[1])?, int(&c[2])?, int(&c[3])?, int(&c[4])?, int(&c[5])?, int(&c[6])?, int(&c[7])?,
+        int(&c[8])?, int(&c[9])?, int(&c[10])?, int(&c[11])?, int(&c[12])?, int(&c[13])?, int(&c[14])?, int(&c[15])?,
+        int(&c[16])?, int(&c[17])?, int(&c[18])?, text(&c[19])?, text(&c[20])?, text(&c[21])?, int(&c[22])?,
+        text(&c[23])?, int(&c[24])?, int(&c[25])?, text(&c[26])?, text(&c[27])?, int(&c[28])?, int(&c[29])?,
+        text(&c[30])?, int(&c[31])?, int(&c[32])?, int(&c[33])?,
+    ))
+}
+
+#[derive(Default)]
+struct Rows(Vec<Row>);
+
+impl Answers for Rows {
+    fn scalar(&mut self, _: usize, _: Cell<'_>) {}
+    fn row(&mut self, _: usize, cells: &[Cell<'_>]) {
+        self.0.extend(row(cells));
+    }
+    fn broken_row(&mut self, _: usize) {}
+    fn fault(&mut self, _: usize, _: Fault) {}
+}
+
+fn typed(scan: impl FnOnce(&mut Rows) -> bool) -> usize {
+    let mut rows = Rows::default();
+    let is_read = scan(&mut rows);
+    let count = rows.0.len();
+    black_box(rows);
+    if is_read { count } else { 0 }
+}
+
+fn typed_by_serde(bytes: &[u8]) -> usize {
+    #[derive(Deserialize)]
+    struct Response {
+        result: Vec<Row>,
+    }
+    let responses: Vec<Response> = serde_json::from_slice(bytes).unwrap_or_default();
+    black_box(&responses).iter().map(|response| response.result.len()).sum()
+}
+
+/// Steps over every event and keeps nothing; counts the rows as something to check.
+fn events(text: &str) -> usize {
+    let mut reader = quick_xml::Reader::from_str(text);
+    let (mut starts, mut bytes) = (0, 0);
+    loop {
+        match reader.read_event() {
+            Ok(quick_xml::events::Event::Eof) => break,
+            Ok(quick_xml::events::Event::Start(tag)) => starts += usize::from(tag.name().as_ref().len() == 5),
+            Ok(quick_xml::events::Event::Text(text)) => bytes += text.len(),
+            Ok(_) => {}
+            Err(_) => return 0,
+        }
+    }
+    black_box(bytes);
+    starts // `array`, and `param`: one for each row and a few
+}
+
+// --- the diff -------------------------------------------------------------------------------------
+
+fn diffs(mut decode: impl FnMut() -> usize) -> anyhow::Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    for (what, changed) in [("diff of 10000, nothing changed", 0), ("the same, 1 % changed", TORRENTS / 100)] {
+        let (mut diffs, mut decodes, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 0..=ROUNDS {
+            let decode = timed(&mut decode)?;
+            let diff = diff(changed)?;
+            if round > 0 {
+                diffs.push(diff.as_secs_f64());
+                decodes.push(decode.as_secs_f64());
+                ratios.push(diff.as_secs_f64() / decode.as_secs_f64());
+            }
+        }
+        lines.push(Line {
+            what: what.to_owned(),
+            figure: millis(Duration::from_secs_f64(median(diffs))),
+            baseline: format!("decode of the XML: {}", millis(Duration::from_secs_f64(median(decodes)))),
+            measured: Measured::at_most(median(ratios), 0.1, "×"),
+            reason: "for each torrent the picture that would be told is made, with all its texts, before it is compared",
+        });
+    }
+    Ok(lines)
+}
+
+/// How long an observer that has seen all once takes to see all again, some of it changed.
+fn diff(changed: usize) -> anyhow::Result<Duration> {
+    let server = ServerName::parse("home")?;
+    let observed = |torrent: &Torrent| Observed {
+        torrent: torrent.clone(),
+        facts: Facts {
+            load: Some(torrent.hash.to_string()),
+            complete: false,
+            has_metadata: true,
+            received_bytes: torrent.downloaded,
+            moved_bytes: torrent.downloaded,
+        },
+    };
+    let torrents: Vec<_> = (0..TORRENTS).map(|number| sample::torrent(&server, number)).collect();
+    let told_torrent = |torrent: &std::sync::Arc<Torrent>| ToldTorrent {
+        torrent: torrent.clone(),
+        rev: Rev(1),
+        last_seq: Seq(1),
+        changed_at: Timestamp::from_seconds(1_795_000_000),
+        memory: Memory {
+            load: Some(torrent.hash.to_string()),
+            generation: 0,
+            has_metadata: true,
+            received_bytes: torrent.downloaded,
+            completion: Completion::Incomplete,
+            run: Run::Running,
+        },
+    };
+    let told: Told = torrents.iter().map(|torrent| (torrent.hash, told_torrent(torrent))).collect();
+    let run = Some("1".to_owned());
+    let state = ServerState { is_known: true, is_online: true, run: run.clone(), generation: 0, is_settling: false };
+    let mut listing = Listing {
+        run,
+        complete: true,
+        torrents: torrents.iter().map(|torrent| (torrent.hash, observed(torrent))).collect::<BTreeMap<_, _>>(),
+        stats: ServerStats::default(),
+    };
+    let mut observer = Observer::new(server, Limits::default());
+    let moment = |second: u32| Moment {
+        time: Timestamp::from_seconds(1_795_000_000 + i64::from(second)),
+        at: Duration::from_secs(u64::from(second)),
+    };
+    let first = observer.looked(&told, &state, &listing, moment(10));
+    ensure!(first.is_empty(), "the first look tells something: {:?}", first.facts.first());
+    observer.committed(&Committed::default(), Duration::from_secs(10));
+    for (_, seen) in listing.torrents.iter_mut().take(changed) {
+        seen.torrent.downloaded += 5_000_000;
+        seen.torrent.uploaded += 20_000_000;
+        seen.torrent.left = seen.torrent.left.map(|left| left - 5_000_000);
+        seen.facts.received_bytes += 5_000_000;
+        seen.facts.moved_bytes += 25_000_000;
+    }
+    let began = Instant::now();
+    let tick = black_box(observer.looked(&told, &state, &listing, moment(20)));
+    let took = began.elapsed();
+    ensure!(tick.changes.len() == changed, "{} told instead of {changed}", tick.changes.len());
+    Ok(took)
+}

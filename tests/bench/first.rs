@@ -1,0 +1,140 @@
+//! The first complete picture: from the start of the process to the last `added` at a broker.
+//!
+//! Beside it one raw call that asks for the same columns, and then a bare publisher that sends what the
+//! bridge had sent until then: the same topics and bodies, as many under way.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use bytes::Bytes;
+use dtorrent::demo::mosquitto::Mosquitto;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::{AsyncClient, Event, EventLoop, Incoming, MqttOptions};
+
+use crate::drain::publish;
+use crate::listing::COLUMNS;
+use crate::programs::{Bridge, Config, PATIENCE};
+use crate::stage::{Stage, listing_request, programs, raw_exchange};
+use crate::table::{Line, Measured, median, millis, short};
+
+/// One line of the trackers of a torrent, as the adapter asks for them.
+const TRACKERS: &str = "cat=\"$t.multicall=d.hash=,t.is_enabled=,t.url=,cat={|||}\"";
+
+pub async fn picture(stage: &Stage, broker: &Mosquitto, configs: &[Config], torrents: usize) -> anyhow::Result<Line> {
+    let columns: Vec<&str> = COLUMNS.iter().copied().chain([TRACKERS]).collect();
+    let request = listing_request(&columns);
+    let (mut of_bridge, mut of_bare, mut ratios, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    for config in configs {
+        let mut listener = Listener::start(broker, "dtorrent/#").await?;
+        let bridge = Bridge::start(config)?;
+        let (last, messages) = listener.until_added(torrents).await?;
+        let bridge_took = last - bridge.started;
+        bridge.stop().await?;
+        bytes = messages.iter().map(|(_, body)| body.len()).sum();
+
+        // Somebody listens to these as well.
+        let listening = Listener::start(broker, "dtorrent/#").await?;
+        let began = Instant::now();
+        raw_exchange(&stage.home.rpc, &request).await?;
+        let asked = began.elapsed();
+        let listening = listening.drain();
+        publish(messages, broker.port).await?;
+        let bare_took = began.elapsed();
+        drop(listening);
+        eprintln!("  bridge {bridge_took:?}, bare {bare_took:?} of which asking {asked:?}");
+        of_bridge.push(bridge_took.as_secs_f64());
+        of_bare.push(bare_took.as_secs_f64());
+        ratios.push(bridge_took.as_secs_f64() / bare_took.as_secs_f64());
+    }
+    Ok(Line {
+        what: format!("first picture of {torrents}: start to last `added`"),
+        figure: millis(Duration::from_secs_f64(median(of_bridge))),
+        baseline: format!(
+            "one raw call, a bare publisher of {} MB: {}",
+            short(bytes as f64 / 1e6),
+            millis(Duration::from_secs_f64(median(of_bare)))
+        ),
+        measured: Measured::at_most(median(ratios), 1.3, "×"),
+        reason: "all are written down and synced in one commit before the first is sent; trackers are a second listing",
+    })
+}
+
+/// Hears what a broker passes on.
+pub struct Listener {
+    events: EventLoop,
+    _client: AsyncClient,
+}
+
+impl Listener {
+    pub async fn start(broker: &Mosquitto, filter: &str) -> anyhow::Result<Self> {
+        let mut options = MqttOptions::new(format!("listener-{}", rand::random::<u32>()), "127.0.0.1", broker.port);
+        options.set_max_packet_size(Some(16 << 20));
+        let mut network = options.network_options();
+        network.set_tcp_nodelay(true);
+        options.set_network_options(network);
+        let (client, mut events) = AsyncClient::new(options, 100);
+        client.try_subscribe(filter, QoS::AtMostOnce)?;
+        while !matches!(events.poll().await?, Event::Incoming(Incoming::SubAck(_))) {}
+        Ok(Self { events, _client: client })
+    }
+
+    /// The next message that was not there before: its topic and body.
+    pub async fn next(&mut self) -> anyhow::Result<(String, Bytes)> {
+        loop {
+            if let Event::Incoming(Incoming::Publish(publish)) = self.events.poll().await?
+                && !publish.retain
+            {
+                return Ok((String::from_utf8_lossy(&publish.topic).into_owned(), publish.payload));
+            }
+        }
+    }
+
+    /// When the last of so many `added` came, and all that came until then.
+    async fn until_added(&mut self, torrents: usize) -> anyhow::Result<(Instant, Vec<(String, Bytes)>)> {
+        let (mut messages, mut added) = (Vec::new(), 0);
+        let all = async {
+            while added < torrents {
+                let message = self.next().await?;
+                added += usize::from(message.0.ends_with("/event/added"));
+                messages.push(message);
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(PATIENCE, all).await.context("not all torrents are told")??;
+        ensure!(added == torrents, "{added} torrents were told");
+        Ok((Instant::now(), messages))
+    }
+
+    /// Goes on hearing until it is dropped.
+    fn drain(mut self) -> tokio_util::task::AbortOnDropHandle<()> {
+        #[allow(clippy::disallowed_methods, reason = "it ends with its handle")]
+        let task = tokio::spawn(async move { while self.next().await.is_ok() {} });
+        tokio_util::task::AbortOnDropHandle::new(task)
+    }
+}
+
+/// Twenty thousand in a real rTorrent: how large its answers to the bridge become.
+pub async fn large() -> anyhow::Result<Vec<Line>> {
+    const TORRENTS: usize = 20_000;
+    programs()?;
+    let folder = tempfile::tempdir_in(".")?;
+    let stage = Stage::set(folder.path(), TORRENTS, 0).await?;
+    let answer = raw_exchange(&stage.home.rpc, &listing_request(COLUMNS)).await?;
+    let config = Config::new(
+        &folder.path().join("bridge"),
+        vec![("home".to_owned(), stage.home.url())],
+        "mqtt://127.0.0.1:1".to_owned(),
+    );
+    let mut bridge = Bridge::start(&config)?;
+    bridge
+        .until("all to be told", async |bridge| Ok(bridge.metric("dtorrent_torrents", &[]).await? as usize == TORRENTS))
+        .await?;
+    bridge.stop().await?;
+    Ok(vec![Line {
+        what: format!("answer of a real rTorrent with {TORRENTS}, all columns"),
+        figure: format!("{} MB", short(answer.len() as f64 / 1e6)),
+        baseline: "rTorrent aborts at 104.9 MB".to_owned(),
+        measured: Measured::at_most(answer.len() as f64 / 1e6, 64.0, " MB"),
+        reason: "",
+    }])
+}

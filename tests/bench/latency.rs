@@ -1,0 +1,201 @@
+//! How long a change in rTorrent takes to reach a subscriber.
+//!
+//! Torrents of a small rTorrent are stopped and started at random moments. The bridge watches with an
+//! interval of a second; beside it a bare loop lists everything as often, and notes when it has read the
+//! change. A second run, where this version has hooks, stands beside the way of a bare message through the
+//! broker.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use dtorrent::clients::rtorrent::calls::{Answers, Cell, Fault};
+use dtorrent::clients::rtorrent::xmlrpc;
+use dtorrent::demo::mosquitto::{self, Mosquitto};
+use rumqttc::v5::mqttbytes::QoS;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::first::Listener;
+use crate::listing::COLUMNS;
+use crate::programs::{Bridge, Config, PATIENCE};
+use crate::stage::{Stage, listing_request, programs, raw_exchange};
+use crate::table::{Line, Measured, millis};
+
+const TORRENTS: usize = 200;
+const SAMPLES: usize = 120;
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// When a torrent was seen to be started or stopped.
+type Seen = Arc<Mutex<HashMap<(String, bool), Vec<Instant>>>>;
+
+pub async fn run() -> anyhow::Result<Vec<Line>> {
+    programs()?;
+    let folder = tempfile::tempdir_in(".")?;
+    let options = mosquitto::Options { lines: vec!["log_dest none".to_owned()], ..Default::default() };
+    let broker = Mosquitto::start(&folder.path().join("broker"), &options).await?;
+    let stage = Stage::set(folder.path(), TORRENTS, 0).await?;
+    let servers = vec![("home".to_owned(), stage.home.url())];
+    let config = Config::new(&folder.path().join("bridge"), servers, broker.url());
+    let of_broker = broker_alone(&broker).await?;
+
+    let polled = samples(&stage, &broker, &config, true).await?;
+    let [bridge_p50, bridge_p99] = p50_p99(polled.bridge);
+    let [loop_p50, loop_p99] = p50_p99(polled.bare);
+    let [broker_p50, broker_p99] = p50_p99(of_broker);
+    let allowed = INTERVAL + Duration::from_millis(50);
+    let mut lines = vec![Line {
+        what: format!("change to subscriber, {TORRENTS} torrents, 1 s"),
+        figure: format!("p50 {}, p99 {}", millis(bridge_p50), millis(bridge_p99)),
+        baseline: format!("a raw loop: p50 {}, p99 {}", millis(loop_p50), millis(loop_p99)),
+        measured: Measured::at_most(bridge_p99.as_secs_f64() * 1e3, allowed.as_secs_f64() * 1e3, " ms"),
+        reason: "a change that just missed a look waits for the next; that, the commit and the way out take the rest",
+    }];
+    let hooked = Config { server_lines: "hooks = true".to_owned(), folder: folder.path().join("hooked"), ..config };
+    if hooked.is_taken()? {
+        let hooked = samples(&stage, &broker, &hooked, false).await?;
+        let [p50, p99] = p50_p99(hooked.bridge);
+        lines.push(Line {
+            what: "the same with hooks".to_owned(),
+            figure: format!("p50 {}, p99 {}", millis(p50), millis(p99)),
+            baseline: format!("a message through the broker: p50 {}, p99 {}", millis(broker_p50), millis(broker_p99)),
+            measured: Measured::at_most(p99.saturating_sub(broker_p99).as_secs_f64() * 1e3, 50.0, " ms more"),
+            reason: "what is woken looks at everything, no sooner than 100 ms after the last look, and syncs once",
+        });
+    } else {
+        eprintln!("  this version refuses hooks = true, so nothing is told of hooks");
+    }
+    Ok(lines)
+}
+
+fn p50_p99(mut times: Vec<Duration>) -> [Duration; 2] {
+    times.sort();
+    [50, 99].map(|part| times[(times.len() * part / 100).min(times.len() - 1)])
+}
+
+struct Samples {
+    bridge: Vec<Duration>,
+    /// Empty if no loop ran beside.
+    bare: Vec<Duration>,
+}
+
+async fn samples(stage: &Stage, broker: &Mosquitto, config: &Config, with_loop: bool) -> anyhow::Result<Samples> {
+    let mut bridge = Bridge::start(config)?;
+    bridge.at_rest(1, TORRENTS).await?;
+    let (heard, looked) = (Seen::default(), Seen::default());
+    let _hearing = hear(broker, &heard).await?;
+    let _looking = if with_loop { Some(look(stage, &looked).await?) } else { None };
+    let hashes = stage.home.hashes().await?;
+    let mut changes: Vec<(String, bool, Instant)> = Vec::new();
+    for sample in 0..SAMPLES {
+        // A torrent's own changes are far apart, so that each is told by itself.
+        let hash = hashes[sample % (hashes.len() / 2)];
+        let is_start = stage.home.get(hash, "d.state").await? == "0";
+        let began = Instant::now();
+        stage.home.act(hash, if is_start { "d.start" } else { "d.stop" }, &[]).await?;
+        changes.push((hash.to_string(), is_start, began));
+        tokio::time::sleep(Duration::from_millis(150 + u64::from(rand::random::<u8>()))).await;
+    }
+    let of = |seen: &Seen| -> Option<Vec<Duration>> {
+        let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let delay = |(hash, is_start, began): &(String, bool, Instant)| {
+            let times = seen.get(&(hash.clone(), *is_start))?;
+            times.iter().find(|time| *time > began).map(|time| *time - *began)
+        };
+        changes.iter().map(delay).collect()
+    };
+    let deadline = Instant::now() + PATIENCE;
+    let samples = loop {
+        let bare = if with_loop { of(&looked) } else { Some(Vec::new()) };
+        if let (Some(bridge), Some(bare)) = (of(&heard), bare) {
+            break Samples { bridge, bare };
+        }
+        ensure!(Instant::now() < deadline, "not every change was told");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    bridge.stop().await?;
+    Ok(samples)
+}
+
+fn note(seen: &Seen, hash: &str, is_started: bool) {
+    let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    seen.entry((hash.to_owned(), is_started)).or_default().push(Instant::now());
+}
+
+/// Notes what comes from the broker.
+async fn hear(broker: &Mosquitto, seen: &Seen) -> anyhow::Result<AbortOnDropHandle<()>> {
+    let mut listener = Listener::start(broker, "dtorrent/home/torrent/+/event/+").await?;
+    let seen = Arc::clone(seen);
+    #[allow(clippy::disallowed_methods, reason = "it ends with its handle")]
+    let task = tokio::spawn(async move {
+        while let Ok((topic, _)) = listener.next().await {
+            let levels: Vec<&str> = topic.split('/').collect();
+            // Started and stopped, or resumed and paused: whichever way rTorrent shows it.
+            match levels.as_slice() {
+                [.., hash, _, "started" | "resumed"] => note(&seen, hash, true),
+                [.., hash, _, "stopped" | "paused"] => note(&seen, hash, false),
+                _ => {}
+            }
+        }
+    });
+    Ok(AbortOnDropHandle::new(task))
+}
+
+/// Lists everything each second and notes what has changed, since before this returns.
+async fn look(stage: &Stage, seen: &Seen) -> anyhow::Result<AbortOnDropHandle<()>> {
+    #[derive(Default)]
+    struct States(HashMap<String, bool>);
+    impl Answers for States {
+        fn row(&mut self, _: usize, cells: &[Cell<'_>]) {
+            if let [Cell::Text(hash), _, Cell::Int(state), ..] = cells {
+                self.0.insert(String::from_utf8_lossy(hash).to_ascii_lowercase(), *state != 0);
+            }
+        }
+        fn scalar(&mut self, _: usize, _: Cell<'_>) {}
+        fn broken_row(&mut self, _: usize) {}
+        fn fault(&mut self, _: usize, _: Fault) {}
+    }
+    let (rpc, seen) = (stage.home.rpc.clone(), Arc::clone(seen));
+    let request = listing_request(COLUMNS);
+    let mut first = States::default();
+    let is_read = xmlrpc::scan(&raw_exchange(&rpc, &request).await?, &mut first).is_ok();
+    ensure!(is_read, "the first listing cannot be read");
+    let mut known = first.0;
+    #[allow(clippy::disallowed_methods, reason = "it ends with its handle")]
+    let task = tokio::spawn(async move {
+        let mut beat = tokio::time::interval(INTERVAL);
+        loop {
+            beat.tick().await;
+            let Ok(answer) = raw_exchange(&rpc, &request).await else { continue };
+            let mut states = States::default();
+            if xmlrpc::scan(&answer, &mut states).is_err() {
+                continue;
+            }
+            for (hash, state) in &states.0 {
+                if known.get(hash).is_some_and(|before| before != state) {
+                    note(&seen, hash, *state);
+                }
+            }
+            known = states.0;
+        }
+    });
+    Ok(AbortOnDropHandle::new(task))
+}
+
+/// From a publisher through the broker to a subscriber, nothing else.
+async fn broker_alone(broker: &Mosquitto) -> anyhow::Result<Vec<Duration>> {
+    let mut listener = Listener::start(broker, "bare").await?;
+    let options = rumqttc::v5::MqttOptions::new("bare", "127.0.0.1", broker.port);
+    let (client, mut events) = rumqttc::v5::AsyncClient::new(options, 10);
+    #[allow(clippy::disallowed_methods, reason = "it ends with its handle")]
+    let _sending = AbortOnDropHandle::new(tokio::spawn(async move { while events.poll().await.is_ok() {} }));
+    let mut times = Vec::new();
+    for _ in 0..200 {
+        let began = Instant::now();
+        client.publish("bare", QoS::AtLeastOnce, false, vec![b'x'; 900]).await?;
+        tokio::time::timeout(PATIENCE, listener.next()).await.context("the broker passes nothing on")??;
+        times.push(began.elapsed());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(times)
+}

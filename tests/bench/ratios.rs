@@ -1,0 +1,64 @@
+//! What the bridge costs, each figure beside what something bare came to in the same run.
+//!
+//! `make bench` runs all and prints one table; `make bench ONLY=decode` runs one, or several:
+//! `ONLY="decode diff"`. docs/benchmarks.md tells how each is measured, and why a line is short of
+//! its bar where it is. Rates are those of one machine on one day; the ratios are what counts.
+
+mod decode;
+mod drain;
+mod first;
+mod latency;
+mod listing;
+mod memory;
+mod moving;
+mod peer;
+mod programs;
+mod sample;
+mod servers;
+mod stage;
+mod store;
+mod table;
+
+use std::time::Instant;
+
+use futures_util::FutureExt as _;
+use futures_util::future::LocalBoxFuture;
+
+use self::table::Line;
+
+type Bench = fn() -> LocalBoxFuture<'static, anyhow::Result<Vec<Line>>>;
+
+/// By name, and whether it is part of a run of all.
+const BENCHES: &[(&str, bool, Bench)] = &[
+    ("decode", true, || async { decode::run() }.boxed_local()),
+    ("rtorrent", true, || moving::run().boxed_local()),
+    ("latency", true, || latency::run().boxed_local()),
+    ("memory", true, || memory::run().boxed_local()),
+    ("drain", true, || drain::run().boxed_local()),
+    ("servers", true, || servers::run().boxed_local()),
+    ("store", true, || store::run().boxed_local()),
+    // Loads for minutes: by hand.
+    ("large", false, || first::large().boxed_local()),
+];
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let asked: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    if let Some(unknown) = asked.iter().find(|name| BENCHES.iter().all(|(known, ..)| known != name)) {
+        let names: Vec<&str> = BENCHES.iter().map(|(name, ..)| *name).collect();
+        anyhow::bail!("no bench is called {unknown}; there are: {}", names.join(" "));
+    }
+    let mut lines = Vec::new();
+    for (name, is_usual, run) in BENCHES {
+        let is_asked = if asked.is_empty() { *is_usual } else { asked.iter().any(|asked| asked == name) };
+        if !is_asked {
+            continue;
+        }
+        let began = Instant::now();
+        eprintln!("{name} …");
+        lines.extend(run().await?);
+        eprintln!("{name}: {:.0} s", began.elapsed().as_secs_f64());
+    }
+    table::print(&lines);
+    Ok(())
+}

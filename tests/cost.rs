@@ -1,0 +1,153 @@
+//! What the program may cost, in counts that are the same on every machine: allocations and bytes of an answer.
+//!
+//! Times are in `make bench`; here is what a change must not make worse unnoticed.
+
+#![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
+
+#[allow(dead_code, reason = "shared with the benches")]
+#[path = "bench/listing.rs"]
+mod listing;
+#[allow(dead_code, reason = "shared with the benches")]
+#[path = "bench/peer.rs"]
+mod peer;
+#[allow(dead_code, reason = "shared with the benches")]
+#[path = "bench/sample.rs"]
+mod sample;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use allocation_counter::{AllocationInfo, measure};
+use dtorrent::clients::rtorrent::calls::{Answers, Cell, Fault};
+use dtorrent::clients::rtorrent::settings::{Endpoint, Settings};
+use dtorrent::clients::rtorrent::{RtorrentClient, jsonrpc, xmlrpc};
+use dtorrent::diff::{Limits, Moment, Observer};
+use dtorrent::model::{
+    Committed, Completion, Facts, Listing, Memory, Observed, Rev, Run, Seq, ServerName, ServerState, ServerStats,
+    Timestamp, Told, ToldTorrent, Torrent,
+};
+use dtorrent::port::TorrentClient as _;
+
+use crate::listing::COLUMNS;
+use crate::peer::Peer;
+
+const ROWS: usize = 1_000;
+
+/// Counts the rows and keeps nothing.
+#[derive(Default)]
+struct Count {
+    rows: usize,
+    broken: usize,
+}
+
+impl Answers for Count {
+    fn scalar(&mut self, _: usize, _: Cell<'_>) {}
+    fn row(&mut self, _: usize, cells: &[Cell<'_>]) {
+        self.rows += usize::from(cells.len() == COLUMNS.len());
+    }
+    fn broken_row(&mut self, _: usize) {
+        self.broken += 1;
+    }
+    fn fault(&mut self, _: usize, _: Fault) {}
+}
+
+/// What reading a listing of a thousand allocates.
+fn allocations(scan: impl FnOnce(&mut Count) -> bool) -> AllocationInfo {
+    let mut count = Count::default();
+    let mut is_read = false;
+    let info = measure(|| is_read = scan(&mut count));
+    assert!(is_read);
+    assert_eq!((count.rows, count.broken), (ROWS, 0));
+    info
+}
+
+#[test]
+fn reading_a_listing_makes_no_tree_and_no_text_for_a_number() {
+    let clean = listing::xml(COLUMNS, ROWS);
+    let info = allocations(|count| xmlrpc::scan(&clean, count).is_ok());
+    assert!(info.count_total <= 4, "one row's cells, whatever the number of rows: {info:?}");
+
+    let dirty = listing::dirty_xml(COLUMNS, ROWS);
+    let info = allocations(|count| xmlrpc::scan(&dirty, count).is_ok());
+    let with_references = ROWS as u64 / 10;
+    assert!(info.count_total <= with_references + 4, "and a text where a reference is resolved: {info:?}");
+    assert!(info.bytes_max < 16_000, "of which one row is kept at a time: {info:?}");
+
+    let json = listing::json(COLUMNS, ROWS);
+    let info = allocations(|count| jsonrpc::scan(&json, count).is_ok());
+    assert!(info.count_total <= 8, "JSON is read as it stands: {info:?}");
+}
+
+#[test]
+fn a_look_at_what_has_not_changed_keeps_nothing_and_allocates_little() {
+    let server = ServerName::parse("home").unwrap();
+    let torrents: Vec<_> = (0..ROWS).map(|number| sample::torrent(&server, number)).collect();
+    let facts = |hash: String| Facts {
+        load: Some(hash),
+        complete: false,
+        has_metadata: true,
+        received_bytes: 400_000_000,
+        moved_bytes: 400_000_000,
+    };
+    let seen =
+        |torrent: &Arc<Torrent>| Observed { torrent: (**torrent).clone(), facts: facts(torrent.hash.to_string()) };
+    let told = |torrent: &Arc<Torrent>| ToldTorrent {
+        torrent: Arc::clone(torrent),
+        rev: Rev(1),
+        last_seq: Seq(1),
+        changed_at: Timestamp::from_seconds(1_795_000_000),
+        memory: Memory {
+            load: Some(torrent.hash.to_string()),
+            generation: 0,
+            has_metadata: true,
+            received_bytes: 400_000_000,
+            completion: Completion::Incomplete,
+            run: Run::Running,
+        },
+    };
+    let told: Told = torrents.iter().map(|torrent| (torrent.hash, told(torrent))).collect();
+    let run = Some("1".to_owned());
+    let state = ServerState { is_known: true, is_online: true, run: run.clone(), generation: 0, is_settling: false };
+    let torrents = torrents.iter().map(|torrent| (torrent.hash, seen(torrent))).collect::<BTreeMap<_, _>>();
+    let listing = Listing { run, complete: true, torrents, stats: ServerStats::default() };
+    let mut observer = Observer::new(server, Limits::default());
+    let moment = |second: u32| Moment {
+        time: Timestamp::from_seconds(1_795_000_000 + i64::from(second)),
+        at: Duration::from_secs(u64::from(second)),
+    };
+    observer.looked(&told, &state, &listing, moment(10));
+    observer.committed(&Committed::default(), Duration::from_secs(10));
+    let mut tick = None;
+    let info = measure(|| tick = Some(observer.looked(&told, &state, &listing, moment(20))));
+    assert!(tick.unwrap().is_empty());
+    assert!(info.count_total <= LOOK_ALLOCATIONS_PER_TORRENT * ROWS as u64 + 20, "{info:?}");
+    assert!(info.bytes_max < 16_000 && info.count_current <= 1, "nothing of it stays: {info:?}");
+}
+
+/// The picture that would be told is made for each torrent and compared.
+const LOOK_ALLOCATIONS_PER_TORRENT: u64 = 8;
+
+#[tokio::test]
+async fn rule_2_a_hundred_thousand_torrents_come_in_answers_far_from_what_aborts_rtorrent() {
+    const TORRENTS: usize = 100_000;
+    let folder = tempfile::tempdir().unwrap();
+    let peer = Peer::start(&folder.path().join("rpc.sock"), TORRENTS).unwrap();
+    let client = RtorrentClient::new(Settings {
+        server: ServerName::parse("home").unwrap(),
+        endpoint: Endpoint::parse(&peer.url()).unwrap(),
+        username: None,
+        password: None,
+        ca_pem: None,
+        timeout: Duration::from_secs(60),
+        extra: BTreeMap::new(),
+    })
+    .unwrap();
+    let listing = client.list().await.unwrap();
+    assert!(listing.complete);
+    assert_eq!(listing.torrents.len(), TORRENTS);
+    let sizes: Vec<usize> = peer.heard(|heard| heard.listings.iter().map(|(_, bytes)| *bytes).collect());
+    let (whole, largest) = (sizes.iter().sum::<usize>(), sizes.iter().max().copied().unwrap_or_default());
+    assert!(whole > 100 << 20, "in one answer it would have aborted: {sizes:?}");
+    assert!(largest < 48 << 20, "half of what is allowed: {sizes:?}");
+}
