@@ -115,7 +115,7 @@ class World:
             f'roots = ["{self.folder}"]\n'
             f'[brokers.b]\nkind = "mqtt"\nurl = "mqtt://127.0.0.1:{self.port}"\n'
             "[brokers.b.home_assistant]\nenabled = true\nslots = 3\n"
-            'alternative_download = "100kB"\nalternative_upload = "50kB"\ntorrents = { label = "ha" }\n'
+            'alternative_download = "100KiB"\nalternative_upload = "50kB"\ntorrents = { label = "ha" }\n'
         )
         self.config = config
 
@@ -147,6 +147,8 @@ async def until(what, condition):
 async def start_home_assistant(folder, port, config):
     folder.mkdir(exist_ok=True)
     (folder / "configuration.yaml").touch()
+    shutil.copytree(ROOT / "deploy/home-assistant/blueprints", folder / "blueprints/automation/dtorrent",
+                    dirs_exist_ok=True)
     hass = core.HomeAssistant(str(folder))
     loader.async_setup(hass)
     hass.config.skip_pip = True
@@ -211,6 +213,14 @@ AUTOMATIONS = [
 ]
 
 
+BLUEPRINTS = [
+    ("notify_on_finish", {"label": "linux", "action": [{"event": "finished_by_blueprint"}]}),
+    ("pause_while_streaming", {"players": ["media_player.tv"], "pause_button": "button.dtorrent_home_pause_all",
+                               "resume_button": "button.dtorrent_home_resume_all", "minutes": 1}),
+    ("alternative_speed_at_night", {"speed": "switch.dtorrent_home_alternative_speed"}),
+]
+
+
 async def main(dtorrent):
     folder = pathlib.Path(tempfile.mkdtemp(prefix="dt-ha-"))
     world = World(folder, dtorrent)
@@ -222,7 +232,12 @@ async def main(dtorrent):
         world.start_bridge()
         documents = yaml_of_the_docs()
         scripts = {name: body for part in documents for name, body in part.get("script", {}).items()}
-        config = {"automation": AUTOMATIONS, "script": scripts}
+        blueprints = [
+            {"id": name, "alias": name, "use_blueprint": {"path": f"dtorrent/{name}.yaml", "input": given}}
+            for name, given in BLUEPRINTS
+        ]
+        of_the_page = [automation for part in documents for automation in part.get("automation", [])]
+        config = {"automation": AUTOMATIONS + blueprints + of_the_page, "script": scripts}
         hass = await start_home_assistant(folder / "ha", world.port, config)
         seen = []
         for name in ("seen_by_mqtt", "seen_by_entity"):
@@ -235,6 +250,11 @@ async def main(dtorrent):
         assert home.via_device_id == devices(hass)["dTorrent main"].id
         count = len(entities(hass))
         print(f"ok: Home Assistant {HA_VERSION} shows {count} entities, all available")
+
+        for name, _ in BLUEPRINTS:
+            assert is_state(hass, f"automation.{name}", "on") is True, name
+        hass.states.async_set("media_player.tv", "idle")
+        print("ok: blueprints make automations")
 
         triggers = await device_triggers(hass, home.id)
         assert {"added", "finished", "removed", "error"} <= triggers, triggers
@@ -258,6 +278,10 @@ async def main(dtorrent):
         await until("the client agrees", lambda: rpc(world, "d.is_active", one) == "0")
         await calls("button", "press", "button.dtorrent_home_resume_all")
         await until("the button resumes it", lambda: is_state(hass, run, "on"))
+        hass.states.async_set("media_player.tv", "playing")
+        await until("the blueprint pauses while streaming", lambda: is_state(hass, run, "off"))
+        await calls("button", "press", "button.dtorrent_home_resume_all")
+        await until("the button resumes it again", lambda: is_state(hass, run, "on"))
         await calls("button", "press", "button.dtorrent_home_pause_all")
         await until("the button pauses a real torrent", lambda: rpc(world, "d.is_active", one) == "0")
         await until("the answer is shown", lambda: is_state(hass, "sensor.dtorrent_home_last_result", "ok"))
@@ -285,13 +309,21 @@ async def main(dtorrent):
 
         if scripts:
             answer = await hass.services.async_call(
-                "script", "dtorrent_get_torrents", {"status": "stopped"}, blocking=True, return_response=True)
+                "script", "dtorrent_get_torrents", {"status": "paused"}, blocking=True, return_response=True)
             assert answer["status"] == "ok" and answer["results"] == [], answer
             answer = await hass.services.async_call(
                 "script", "dtorrent_get_torrents", {}, blocking=True, return_response=True)
             assert len(answer["results"]) == 3, answer
             await hass.services.async_call("script", "dtorrent_remove_torrent", {"hash": "ab" * 20}, blocking=True)
             await until("it is removed", lambda: is_state(hass, "sensor.dtorrent_home_torrents", "2"))
+            more = {"url": "magnet:?xt=urn:btih:" + "ef" * 20, "label": "linux"}
+            await hass.services.async_call("script", "dtorrent_add_torrent", more, blocking=True)
+            await until("it is added", lambda: is_state(hass, "sensor.dtorrent_home_torrents", "3"))
+            assert rpc(world, "d.custom1", "EF" * 20) == "linux"
+            await hass.services.async_call("script", "dtorrent_stop_torrent", {"hash": "ef" * 20}, blocking=True)
+            await until("it is stopped", lambda: is_state(hass, "sensor.dtorrent_home_stopped_torrents", "1"))
+            await hass.services.async_call("script", "dtorrent_start_torrent", {"hash": "ef" * 20}, blocking=True)
+            await until("it is started", lambda: is_state(hass, "sensor.dtorrent_home_stopped_torrents", "0"))
             print("ok: the scripts of the page ask and are answered")
 
         rpc(world, "d.custom1.set", one, "ha")

@@ -18,6 +18,8 @@ const IDLE_BELOW: u64 = 1_000;
 pub const LIST_BYTES_MAX: usize = 15_000;
 const NAME_MAX: usize = 250;
 const MESSAGE_MAX: usize = 200;
+/// Clients round limits: rTorrent has whole KiB.
+const LIMIT_STEP: u64 = 1024;
 /// Torrents with errors that are named.
 const ERRORS_SHOWN: usize = 5;
 
@@ -115,8 +117,11 @@ pub fn counts(view: &View<'_>) -> Value {
 
 pub fn limits(view: &View<'_>, alternative: Option<&Limits>) -> Value {
     let (down, up) = (view.stats.download_limit, view.stats.upload_limit);
-    let is_alternative = alternative.map(|limits| (down, up) == (Some(limits.download), Some(limits.upload)));
-    json!({"download_limit": down, "upload_limit": up, "is_alternative": is_alternative.unwrap_or(false)})
+    let is_set = |shown: Option<u64>, wanted: u64| {
+        shown.is_some_and(|shown| shown.abs_diff(wanted) < LIMIT_STEP && (shown == 0) == (wanted == 0))
+    };
+    let is_alternative = alternative.is_some_and(|limits| is_set(down, limits.download) && is_set(up, limits.upload));
+    json!({"download_limit": down, "upload_limit": up, "is_alternative": is_alternative})
 }
 
 pub fn poll(view: &View<'_>) -> Value {

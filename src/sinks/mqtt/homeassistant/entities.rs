@@ -345,15 +345,15 @@ fn limits(device: &mut Builder<'_>, server: &ServerName) {
         let icon = if field == "download_limit" { "mdi:download-lock" } else { "mdi:upload-lock" };
         if device.settings.can("limits") {
             let shown = format!(
-                "{{{{ ([value_json.{field} / 1000, {LIMIT_MAX}] | min) | round(0) | int \
+                "{{{{ ([value_json.{field} / 1024, {LIMIT_MAX}] | min) | round(0) | int \
                  if value_json.{field} is number else None }}}}"
             );
             let more = json!({
                 "state_topic": topic, "value_template": shown, "icon": icon,
                 "command_topic": device.names.server(server, "command/limits"),
-                "command_template": format!("{{{{ {{'{field}': (value * 1000) | int}} | tojson }}}}"),
+                "command_template": format!("{{{{ {{'{field}': (value * 1024) | int}} | tojson }}}}"),
                 "min": 0, "max": LIMIT_MAX, "step": 1, "mode": "box",
-                "device_class": "data_rate", "unit_of_measurement": "kB/s",
+                "device_class": "data_rate", "unit_of_measurement": "KiB/s",
             });
             device.add("number", field, name, more);
             device.set(field, "entity_category", json!("config"));
@@ -373,7 +373,7 @@ fn limits(device: &mut Builder<'_>, server: &ServerName) {
     }
 }
 
-/// The most that a limit's number shows, in kB/s.
+/// The most that a limit's number shows, in KiB/s, in which rTorrent counts them.
 const LIMIT_MAX: u32 = 10_000_000;
 
 fn controls(device: &mut Builder<'_>, server: &ServerName) {

@@ -391,3 +391,30 @@ fn a_switch_of_ours_becomes_a_command_and_nonsense_becomes_one_that_is_answered(
         check(what, body, "homeassistant {}");
     }
 }
+
+#[test]
+fn the_alternative_speed_is_on_when_the_client_has_its_limits_as_it_rounds_them() {
+    let told = Told::new();
+    let state = ServerState::default();
+    let alternative = Limits { download: 100_000, upload: 0 };
+    let is_on = |download, upload| {
+        let stats =
+            ServerStats { download_limit: Some(download), upload_limit: Some(upload), ..ServerStats::default() };
+        let (told, state, stats, poll) = (&told, &state, &stats, Duration::ZERO);
+        let view = View { told, state, stats, poll, poll_age: None, problem: None };
+        documents::limits(&view, Some(&alternative))["is_alternative"] == true
+    };
+    assert!(is_on(100_000, 0) && is_on(97 * 1024, 0) && is_on(98 * 1024, 0));
+    assert!(!is_on(96 * 1024, 0) && !is_on(100_000, 1) && !is_on(0, 0));
+}
+
+proptest::proptest! {
+    #[test]
+    fn whatever_a_switch_says_is_one_command_to_its_server(what in ".{0,20}", body in proptest::collection::vec(proptest::num::u8::ANY, 0..60)) {
+        let (address, body) = commands::command(&settings(1), "home", &what, &body);
+        proptest::prop_assert_eq!(address.server.as_deref(), Some("home"));
+        proptest::prop_assert!(serde_json::from_slice::<Value>(&body).unwrap().is_object());
+        let known = ["start", "stop", "pause", "resume", "limits", "homeassistant"];
+        proptest::prop_assert!(known.contains(&address.verb.as_str()));
+    }
+}
