@@ -291,7 +291,11 @@ impl Imagined {
         message(&self.heard, 0, "dtorrent/home/homeassistant/list", |list| list["total"] == torrents).await;
         device(&self.heard, 0, "home").await;
         let ours = |topic: &String| topic.contains("homeassistant") && !topic.ends_with("/event");
-        self.heard.all().into_iter().map(|message| message.topic).filter(ours).collect()
+        let topics = |all: &[Message]| -> BTreeSet<String> {
+            all.iter().map(|message| message.topic.clone()).filter(ours).collect()
+        };
+        // Seven documents, ten slots, two devices; the last of them may come some seconds later.
+        self.heard.wait_for("all documents", |all| Some(topics(all)).filter(|topics| topics.len() >= 19)).await
     }
 }
 
