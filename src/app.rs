@@ -25,17 +25,21 @@ use crate::commands::expect::Expectations;
 use crate::commands::{
     BODY_BYTES_MAX, Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts,
 };
-use crate::config::{self, Broker, Client, Config, MqttVersion, Rtorrent, Server};
+use crate::config::{self, Broker, BrokerKind, Client, Config, Mqtt, MqttVersion, Nats, Rtorrent, Server};
 use crate::deliver::retention::Retain;
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::http;
 use crate::model::{
-    BellAddress, BellSecret, EVENT_SCHEMA, Hook, HookKey, Kind, RESULT_SCHEMA, Ring, ServerName, ServerStats, SinkName,
-    Timestamp, Verb,
+    BellAddress, BellSecret, EVENT_SCHEMA, Hook, HookKey, Kind, RESULT_SCHEMA, Ring, Seq, ServerName, ServerStats,
+    SinkName, Timestamp, Verb,
 };
-use crate::port::{Clock, HookWish, Hooks, LoggedCommand, Store, StoreError, SystemClock, TorrentClient};
+use crate::port::{
+    Clock, CommandSource, DeliverError, HookWish, Hooks, LoggedCommand, Scope, Sink, Store, StoreError, SystemClock,
+    TorrentClient,
+};
 use crate::repeat::until_there_is_room;
 use crate::sinks::mqtt::{self, MqttSink};
+use crate::sinks::nats::{self, NatsSink};
 use crate::store::{Options, Recovery, SqliteStore};
 use crate::supervise::{Group, for_ever};
 use crate::telemetry::metrics::{self, Metrics};
@@ -196,14 +200,72 @@ struct Bridge {
 
 struct ServerParts {
     interval: Duration,
+    sweep: Duration,
     worker: Arc<WorkerParts>,
     queue: Arc<Queue>,
     files: Arc<FilesWanted>,
     is_history_lost: bool,
 }
 
+/// A broker of either kind.
+#[derive(Clone)]
+enum Reached {
+    Mqtt(Arc<MqttSink>),
+    Nats(Arc<NatsSink>),
+}
+
+impl Reached {
+    /// `before`: the newest journal entry of each server when this run began.
+    fn new(
+        name: &SinkName,
+        instance: &str,
+        broker: &Broker,
+        before: BTreeMap<ServerName, Seq>,
+    ) -> anyhow::Result<Self> {
+        Ok(match &broker.kind {
+            BrokerKind::Mqtt(mqtt) => {
+                Self::Mqtt(Arc::new(MqttSink::new(mqtt_settings(name, instance, broker, mqtt)?)?))
+            }
+            BrokerKind::Nats(nats) => {
+                Self::Nats(Arc::new(NatsSink::new(nats_settings(name, instance, broker, nats)?, before)?))
+            }
+        })
+    }
+
+    fn sink(&self) -> Arc<dyn Sink> {
+        match self {
+            Self::Mqtt(sink) => sink.clone(),
+            Self::Nats(sink) => sink.clone(),
+        }
+    }
+
+    /// `None`: nothing is to be taken from there.
+    fn commands(&self, broker: &Broker, clock: &Arc<dyn Clock>) -> Option<Box<dyn CommandSource>> {
+        match self {
+            Self::Mqtt(_) if broker.commands.is_empty() => None,
+            Self::Mqtt(sink) => Some(Box::new(sink.commands())),
+            // Also one that is read-only shows that it is there.
+            Self::Nats(sink) => Some(Box::new(sink.commands(&**clock))),
+        }
+    }
+
+    async fn probe(&self) -> Result<(), DeliverError> {
+        match self {
+            Self::Mqtt(sink) => sink.probe().await,
+            Self::Nats(sink) => sink.probe().await,
+        }
+    }
+
+    async fn purge(&self, names: Vec<String>) -> Result<usize, DeliverError> {
+        match self {
+            Self::Mqtt(sink) => sink.purge(names).await,
+            Self::Nats(sink) => sink.purge(names).await,
+        }
+    }
+}
+
 struct SinkParts {
-    sink: Arc<MqttSink>,
+    sink: Reached,
     broker: Broker,
     /// The store had not heard of it before.
     is_new: bool,
@@ -244,15 +306,17 @@ impl Bridge {
         }
         let mut sinks = BTreeMap::new();
         for (name, broker) in &config.brokers {
-            let settings =
-                mqtt_settings(name, &config.instance, broker).with_context(|| format!("set up broker {name}"))?;
-            let sink = MqttSink::new(settings).with_context(|| format!("set up broker {name}"))?;
+            let last_seq = |server: &ServerName| board.read(server, |content| content.last_seq).unwrap_or_default();
+            let before = broker.servers.iter().map(|server| (server.clone(), last_seq(server))).collect();
+            let sink = Reached::new(name, &config.instance, broker, before);
+            let sink = sink.with_context(|| format!("set up broker {name}"))?;
             let is_new = new_sinks.contains(name);
-            sinks.insert(name.clone(), SinkParts { sink: Arc::new(sink), broker: broker.clone(), is_new });
+            sinks.insert(name.clone(), SinkParts { sink, broker: broker.clone(), is_new });
         }
         let (ended_in_order, last_alive) = (recovery.was_clean, recovery.last_alive);
         let reporter = Arc::new(Reports {
             board: Arc::clone(&board),
+            sinks: sinks.iter().map(|(name, parts)| (name.clone(), parts.sink.sink())).collect(),
             clock: Arc::clone(&clock),
             instance: config.instance.clone(),
             start: Instant::now(),
@@ -266,7 +330,7 @@ impl Bridge {
         for (name, SinkParts { sink, broker, is_new }) in &self.sinks {
             let is_new = *is_new;
             let Some(desk) = self.board.desk(name).cloned() else { continue };
-            let (sink, broker, name) = (Arc::clone(sink), broker.clone(), name.clone());
+            let (sink, broker, name) = (sink.sink(), broker.clone(), name.clone());
             let (store, board) = (Arc::clone(&self.store), Arc::clone(&self.board));
             let (clock, reporter) = (Arc::clone(&self.clock), Arc::clone(&self.reporter));
             group.spawn(format!("sink {name}"), move |stop| {
@@ -295,10 +359,11 @@ impl Bridge {
 
     fn spawn_servers(&self, group: &mut Group) {
         for (name, parts) in &self.servers {
-            let ServerParts { interval, worker, queue, files, is_history_lost } = parts;
+            let ServerParts { interval, sweep, worker, queue, files, is_history_lost } = parts;
             let watcher = Watcher {
                 server: name.clone(),
                 interval: *interval,
+                sweep: *sweep,
                 client: Arc::clone(&worker.client),
                 store: Arc::clone(&self.store),
                 board: Arc::clone(&self.board),
@@ -343,7 +408,7 @@ impl Bridge {
     fn spawn_intakes(&self, group: &mut Group) {
         let away_since = self.last_alive;
         for (name, SinkParts { sink, broker, .. }) in &self.sinks {
-            if broker.commands.is_empty() {
+            if sink.commands(broker, &self.clock).is_none() {
                 continue;
             }
             let queues: BTreeMap<ServerName, Arc<Queue>> = broker
@@ -351,7 +416,7 @@ impl Bridge {
                 .iter()
                 .filter_map(|server| Some((server.clone(), Arc::clone(&self.servers.get(server)?.queue))))
                 .collect();
-            let (sink, broker, name) = (Arc::clone(sink), broker.clone(), name.clone());
+            let (sink, broker, name) = (sink.clone(), broker.clone(), name.clone());
             let (store, board, clock) = (Arc::clone(&self.store), Arc::clone(&self.board), Arc::clone(&self.clock));
             group.spawn(format!("commands {name}"), move |stop| {
                 let rights = broker.commands.clone();
@@ -364,7 +429,8 @@ impl Bridge {
                     board: Arc::clone(&board),
                     clock: Arc::clone(&clock),
                 };
-                Intake { source: Box::new(sink.commands()), door, away_since }.run(stop)
+                let source = sink.commands(&broker, &clock).expect("looked at above");
+                Intake { source, door, away_since }.run(stop)
             });
         }
     }
@@ -413,6 +479,7 @@ fn build_server(
     };
     Ok(ServerParts {
         interval: server.interval,
+        sweep: server.sweep,
         worker: Arc::new(worker),
         queue: Arc::new(Queue::new(open)),
         files: Arc::new(FilesWanted::default()),
@@ -448,7 +515,8 @@ fn rtorrent_settings(server: ServerName, of: &Rtorrent, timeout: Duration) -> an
 }
 
 /// The settings of one broker of the config.
-fn mqtt_settings(name: &SinkName, instance: &str, broker: &Broker) -> anyhow::Result<mqtt::Settings> {
+fn mqtt_settings(name: &SinkName, instance: &str, broker: &Broker, mqtt: &Mqtt) -> anyhow::Result<mqtt::Settings> {
+    let Mqtt { version, retain, home_assistant } = mqtt;
     Ok(mqtt::Settings {
         name: name.clone(),
         instance: instance.to_owned(),
@@ -460,19 +528,19 @@ fn mqtt_settings(name: &SinkName, instance: &str, broker: &Broker) -> anyhow::Re
             .client_auth
             .as_ref()
             .map(|auth| mqtt::ClientCert { cert_pem: auth.cert_pem.clone(), key_pem: auth.key_pem.clone() }),
-        version: match broker.version {
+        version: match version {
             MqttVersion::Auto => mqtt::Version::Auto,
             MqttVersion::V5 => mqtt::Version::V5,
             MqttVersion::V311 => mqtt::Version::V311,
         },
         prefix: mqtt::Prefix::parse(&broker.prefix)?,
         servers: broker.servers.clone(),
-        retain: retain(broker) != Retain::None,
-        home_assistant: broker.home_assistant.as_ref().map(|wanted| home_assistant(wanted, broker)),
+        retain: *retain != config::Retain::None,
+        home_assistant: home_assistant.as_ref().map(|wanted| home_assistant_settings(wanted, broker)),
     })
 }
 
-fn home_assistant(wanted: &config::HomeAssistant, broker: &Broker) -> mqtt::HomeAssistant {
+fn home_assistant_settings(wanted: &config::HomeAssistant, broker: &Broker) -> mqtt::HomeAssistant {
     let config::HomeAssistant { discovery_prefix, slots, torrents, torrents_max, alternative, normal } = wanted;
     let limits = |(download, upload)| mqtt::Limits { download, upload };
     mqtt::HomeAssistant {
@@ -487,11 +555,35 @@ fn home_assistant(wanted: &config::HomeAssistant, broker: &Broker) -> mqtt::Home
     }
 }
 
+fn nats_settings(name: &SinkName, instance: &str, broker: &Broker, nats: &Nats) -> anyhow::Result<nats::Settings> {
+    let Nats { urls, login, jetstream, replicas } = nats;
+    Ok(nats::Settings {
+        name: name.clone(),
+        instance: instance.to_owned(),
+        urls: urls.iter().map(|url| Ok(nats::ServerUrl::parse(url)?)).collect::<anyhow::Result<_>>()?,
+        login: login.clone(),
+        ca_pem: broker.ca_pem.clone(),
+        client_cert: broker
+            .client_auth
+            .as_ref()
+            .map(|auth| nats::ClientCert { cert_pem: auth.cert_pem.clone(), key_pem: auth.key_pem.clone() }),
+        prefix: nats::Prefix::parse(&broker.prefix)?,
+        servers: broker.servers.clone(),
+        jetstream: *jetstream,
+        replicas: *replicas,
+        takes_commands: !broker.commands.is_empty(),
+    })
+}
+
+/// Which states a sink keeps. A bucket has room for any number of torrents.
 fn retain(broker: &Broker) -> Retain {
-    match broker.retain {
-        crate::config::Retain::Auto => Retain::Auto,
-        crate::config::Retain::All => Retain::All,
-        crate::config::Retain::None => Retain::None,
+    match &broker.kind {
+        BrokerKind::Nats(_) => Retain::All,
+        BrokerKind::Mqtt(mqtt) => match mqtt.retain {
+            config::Retain::Auto => Retain::Auto,
+            config::Retain::All => Retain::All,
+            config::Retain::None => Retain::None,
+        },
     }
 }
 
@@ -507,7 +599,7 @@ pub async fn reach(config: &Config) -> Vec<(String, anyhow::Result<String>)> {
     found
 }
 
-/// Clears all that each broker keeps in the name of this instance; says how many topics that were, or why
+/// Clears all that each broker keeps in the name of this instance; says how many names that were, or why
 /// it could not be done.
 ///
 /// # Errors
@@ -524,7 +616,7 @@ pub async fn purge(config: &Config) -> anyhow::Result<Vec<(SinkName, anyhow::Res
 
 async fn purge_broker(name: &SinkName, instance: &str, broker: &Broker, store: &SqliteStore) -> anyhow::Result<usize> {
     let names = store.registry(name).await.context("read what is kept")?;
-    let count = MqttSink::new(mqtt_settings(name, instance, broker)?)?.purge(names.clone()).await?;
+    let count = Reached::new(name, instance, broker, BTreeMap::new())?.purge(names.clone()).await?;
     store.unregister(name, names).await.context("note what is cleared")?;
     store.memorize(name, "{}".to_owned()).await.context("note what is cleared")?;
     Ok(count)
@@ -532,7 +624,7 @@ async fn purge_broker(name: &SinkName, instance: &str, broker: &Broker, store: &
 
 async fn reach_server(name: &ServerName, instance: &str, server: &Server) -> anyhow::Result<String> {
     let client = build_client(name, server)?;
-    let listing = client.list().await?;
+    let listing = client.list(Scope::Full).await?;
     let kind = listing.stats.client.unwrap_or_else(|| "a client".to_owned());
     let found = format!("{kind} with {} torrents", listing.torrents.len());
     if !server.rtorrent().is_some_and(|server| server.hooks.is_wanted) {
@@ -558,13 +650,14 @@ fn describe_hooks(hooks: &Hooks) -> String {
 }
 
 async fn reach_broker(name: &SinkName, instance: &str, broker: &Broker) -> anyhow::Result<String> {
-    MqttSink::new(mqtt_settings(name, instance, broker)?)?.probe().await?;
+    Reached::new(name, instance, broker, BTreeMap::new())?.probe().await?;
     Ok("lets us in".to_owned())
 }
 
 /// The bodies of the bridge's own messages.
 struct Reports {
     board: Arc<Board>,
+    sinks: BTreeMap<SinkName, Arc<dyn Sink>>,
     clock: Arc<dyn Clock>,
     instance: String,
     start: Instant,
@@ -602,6 +695,7 @@ impl Reporter for Reports {
                     "dirty": report.dirty,
                     "delivered": report.delivered,
                     "rejected": report.rejected,
+                    "notes": self.sinks.get(name).map(|sink| sink.notes()).unwrap_or_default(),
                 });
                 (name, body)
             })
@@ -627,6 +721,9 @@ fn server_health(board: &Board, name: &ServerName) -> Value {
             "poll_seconds": rounded(poll.duration.as_secs_f64()),
             "polls": poll.polls,
             "polls_failed": poll.failures,
+            "polls_full": poll.full,
+            "interval_seconds": rounded(poll.interval.as_secs_f64()),
+            "sweep_seconds": rounded(poll.sweep.as_secs_f64()),
             "torrents": content.told.len(),
         })
     });

@@ -63,6 +63,12 @@ pub struct PollReport {
     pub failure: Option<String>,
     pub failures: u64,
     pub polls: u64,
+    /// Of the polls, those that read all torrents.
+    pub full: u64,
+    /// From one look to the next, as it is now.
+    pub interval: Duration,
+    /// From one full picture to the next at most, as it is now.
+    pub sweep: Duration,
 }
 
 impl PollReport {

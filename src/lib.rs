@@ -59,7 +59,7 @@
 //! use dtorrent::clients::rtorrent::RtorrentClient;
 //! use dtorrent::clients::rtorrent::settings::{Endpoint, Settings};
 //! use dtorrent::model::ServerName;
-//! use dtorrent::port::TorrentClient as _;
+//! use dtorrent::port::{Scope, TorrentClient as _};
 //!
 //! # async fn example() -> anyhow::Result<()> {
 //! let client = RtorrentClient::new(Settings {
@@ -71,7 +71,7 @@
 //!     timeout: Duration::from_secs(10),
 //!     extra: BTreeMap::new(),
 //! })?;
-//! for (hash, seen) in client.list().await?.torrents {
+//! for (hash, seen) in client.list(Scope::Full).await?.torrents {
 //!     println!("{hash} {} {}", seen.torrent.status.as_str(), seen.torrent.name);
 //! }
 //! # Ok(())

@@ -4,7 +4,7 @@
 //! file and the model, never each other. Adapters say what went wrong in the terms of these error
 //! types; whether to try again is the engine's decision alone, so no adapter retries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::model::{
-    Action, CommandId, Committed, Details, Entry, Epoch, EventId, Hook, HookKey, InfoHash, Listing, OutcomeStatus,
-    Parts, Rev, Seq, ServerName, ServerState, ServerStats, SinkName, Tick, Timestamp, Told, Verb,
+    Action, CommandId, Committed, Details, Entry, Epoch, EventId, File, Hook, HookKey, InfoHash, Listing,
+    OutcomeStatus, Parts, Rev, Seq, ServerName, ServerState, ServerStats, SinkName, Tick, Timestamp, Told, Verb,
 };
 
 // --- torrent clients -----------------------------------------------------------------------------
@@ -27,14 +27,25 @@ use crate::model::{
 /// is shared by a watcher and a worker.
 #[async_trait]
 pub trait TorrentClient: Send + Sync {
-    /// Reads all torrents.
+    /// Reads all torrents, or those that may have changed since the last call.
+    ///
+    /// A client asked for changes may always answer with all, and has to when it cannot know what
+    /// changed: after a failure, in another run, when torrents came or went.
     ///
     /// # Errors
     /// An answer that cannot be trusted as a whole is an error, never a short listing.
-    async fn list(&self) -> Result<Listing, ClientError>;
+    async fn list(&self, scope: Scope<'_>) -> Result<Listing, ClientError>;
 
     /// Reads one torrent as it is now; `None` if the client has no such torrent.
     async fn get(&self, hash: InfoHash, parts: Parts) -> Result<Option<Details>, ClientError>;
+
+    /// Reads the files of one torrent; `None` if the client has no such torrent.
+    ///
+    /// For clients to which that is less than everything about it.
+    async fn files(&self, hash: InfoHash) -> Result<Option<Vec<File>>, ClientError> {
+        let parts = Parts { files: true, ..Parts::default() };
+        Ok(self.get(hash, parts).await?.map(|details| details.files.unwrap_or_default()))
+    }
 
     /// Asks for `action`. Whether it took effect is for the next look to show.
     ///
@@ -48,6 +59,16 @@ pub trait TorrentClient: Send + Sync {
     async fn hooks(&self, _wish: HookWish<'_>) -> Result<Hooks, ClientError> {
         Err(ClientError::Unsupported { what: "tell of events by itself".to_owned() })
     }
+}
+
+/// What a look is to show.
+#[derive(Clone, Copy, Debug)]
+pub enum Scope<'a> {
+    Full,
+    /// At least what moves or has changed its state, as far as the client can tell cheaply, and these.
+    Changed {
+        named: &'a BTreeSet<InfoHash>,
+    },
 }
 
 /// How far an action got.
@@ -136,6 +157,11 @@ pub trait Sink: Send + Sync {
     /// What the sink shows of the servers beside events and states; made anew for each life of a dispatcher.
     fn companion(&self) -> Option<Box<dyn Companion>> {
         None
+    }
+
+    /// What its users should know of how it delivers, one sentence each; shown with its health.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
     }
 }
 

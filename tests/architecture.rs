@@ -70,6 +70,9 @@ const PURE: &[&str] = &[
     "src/sinks/mqtt/homeassistant/names.rs",
     "src/sinks/mqtt/homeassistant/pace.rs",
     "src/sinks/mqtt/homeassistant/slots.rs",
+    "src/sinks/nats/answer.rs",
+    "src/sinks/nats/message.rs",
+    "src/sinks/nats/subjects.rs",
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {

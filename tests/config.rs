@@ -7,7 +7,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use dtorrent::config::{self, Client, Config, ConfigErrors, Flag, Loaded, LogFormat, Retain, Sources};
+use dtorrent::config::{
+    self, BrokerKind, Client, Config, ConfigErrors, Flag, Loaded, LogFormat, Mqtt, Retain, Sources,
+};
 use dtorrent::model::{Kind, Verb};
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
@@ -94,7 +96,11 @@ cert_file = "/nonexistent.pem"
 normal_upload = "fast"
 [brokers.bus]
 kind = "nats"
-jetstream = true
+url = ["nats://me:sesame@host", "mqtt://x"]
+token = "t"
+nkey_file = "/nonexistent.nk"
+replicas = 7
+retain = "all"
 [webhooks.x]
 url = "https://example.org"
 "#;
@@ -126,8 +132,12 @@ x.toml:28: brokers.home.events: `done` is no kind of event; known: *, KINDS
 x.toml:29: brokers.home.commands: `-explode` is no command; known: *, pause, resume, start, stop, delete, add, recheck, announce, label, priority, get, list, delete_data, file_priority, limits, log_level, move, resync, rpc, throttle; a `-` before one takes it away
 x.toml:30: brokers.home.cert_file: `/nonexistent.pem` cannot be read: No such file or directory (os error 2); name a file that this user may read; a relative path starts at the working directory
 x.toml:32: brokers.home.home_assistant.normal_upload: `fast` is no rate; write bytes a second with a unit, as "500kB" or "2MiB"; "0" is no limit
-x.toml:34: brokers.bus.kind: is not in this version yet; write kind = "mqtt", or leave this broker out
-x.toml:36: webhooks.x: webhooks are not in this version yet; leave this table out
+x.toml:35: brokers.bus.url: the URL contains a user name, password or token; move them to `username` and `password_file`
+x.toml:35: brokers.bus.url: the URL has no scheme that is known here; write nats://host or tls://host
+x.toml:37: brokers.bus.nkey_file: `/nonexistent.nk` cannot be read: No such file or directory (os error 2); name a file that this user may read; a relative path starts at the working directory
+x.toml:38: brokers.bus.replicas: is no whole number in its range; write a whole number from 1 to 5, without quotes
+x.toml:39: brokers.bus.retain: is no key of dtorrent; known here: ca_file, cert_file, commands, creds_file, events, jetstream, key_file, kind, nkey_file, password, password_file, prefix, replicas, servers, token, token_file, url, username
+x.toml:40: webhooks.x: webhooks are not in this version yet; leave this table out
 "#;
     let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
     let expected = expected.trim().replace("KINDS", &kinds.join(", "));
@@ -378,7 +388,7 @@ fn servers_and_events_are_chosen_by_patterns() {
     }
     let events = broker("events = ['*', '-updated']\nretain = 'none'");
     assert!(events.events.allows(Kind::Finished) && !events.events.allows(Kind::Updated));
-    assert_eq!(events.retain, Retain::None);
+    assert!(matches!(events.kind, BrokerKind::Mqtt(Mqtt { retain: Retain::None, .. })));
     let events = broker("events = ['finished', 'server_*']").events;
     assert!(events.allows(Kind::ServerOnline) && events.allows(Kind::Finished) && !events.allows(Kind::Added));
 }
@@ -440,6 +450,39 @@ proptest! {
         let sources = Sources { variables: vec![(name.into(), text.into())], folder: "/nonexistent".into(), ..Sources::default() };
         let _checked = config::load(&sources).map_err(|errors| errors.to_string()).is_ok();
     }
+}
+
+#[test]
+fn a_nats_system_is_one_server_or_a_list_and_has_one_login() {
+    let bus = |more: &str| format!("{SERVER}[brokers.bus]\nkind = \"nats\"\n{more}");
+    let nats = |config: Config| match config.brokers.into_values().next().unwrap().kind {
+        BrokerKind::Nats(nats) => nats,
+        BrokerKind::Mqtt { .. } => panic!("it is NATS"),
+    };
+    let one = nats(parsed(&bus("url = \"nats://a\"\n")));
+    assert_eq!((one.urls, one.jetstream, one.replicas), (vec!["nats://a".to_owned()], true, 1));
+    let two = nats(parsed(&bus(
+        "url = [\"tls://a\", \"tls://b:4223\"]\njetstream = false\nreplicas = 3\ntoken = \"sesame\"\n",
+    )));
+    assert_eq!((two.urls.len(), two.jetstream, two.replicas), (2, false, 3));
+    assert!(!format!("{two:?}").contains("sesame"));
+    let from_outside = nats(loaded(&bus(""), &[("DTORRENT_BROKERS__BUS__URL", "nats://a,nats://b")]));
+    assert_eq!(from_outside.urls, ["nats://a", "nats://b"]);
+    for (more, expected) in [
+        ("", "brokers.bus.url: is missing; write url = \"nats://host:4222\""),
+        ("url = []", "brokers.bus.url: is an empty list"),
+        (
+            "url = \"nats://a\"\nusername = \"u\"\ntoken = \"t\"",
+            "brokers.bus.token: and `username` are two ways to log in",
+        ),
+        ("url = \"nats://a\"\nprefix = \"a.*\"", "which are wildcards in NATS"),
+        ("url = \"nats://a\"\nhome_assistant = {}", "home_assistant: is nothing for NATS; it listens to MQTT: move"),
+    ] {
+        let told = faults(&bus(more), &[]).join("\n");
+        assert!(told.contains(expected), "{told}");
+    }
+    let told = parse(&format!("instance = \"event\"\n{}", bus("url = \"nats://a\""))).unwrap_err().to_string();
+    assert!(told.contains("its subjects would look like events"), "{told}");
 }
 
 #[test]

@@ -175,12 +175,17 @@ fn systemd_understands_the_unit() {
 #[test]
 fn every_variable_that_is_handed_to_the_program_is_an_option() {
     let keys = dtorrent::config::keys();
-    for file in ["compose.yaml", "Dockerfile", "dtorrent.service"] {
+    for file in ["compose.yaml", "compose.nats.yaml", "Dockerfile", "dtorrent.service"] {
         let text = fs::read_to_string(Path::new(DEPLOY).join(file)).unwrap();
         let names =
             text.split(|c: char| !c.is_ascii_uppercase() && c != '_').filter(|word| word.starts_with("DTORRENT_"));
         for name in names {
-            let key = name.trim_start_matches("DTORRENT_").to_lowercase().replace("__home__", ".*.").replace("__", ".");
+            let key = name
+                .trim_start_matches("DTORRENT_")
+                .to_lowercase()
+                .replace("__home__", ".*.")
+                .replace("__bus__", ".*.")
+                .replace("__", ".");
             assert!(keys.contains(&key), "{name} in {file}");
         }
     }

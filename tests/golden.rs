@@ -15,6 +15,8 @@ use dtorrent::port::{Delivery, ReplyTo};
 use dtorrent::sinks::mqtt::homeassistant::entities::{self, Components};
 use dtorrent::sinks::mqtt::homeassistant::names::{Device, Names};
 use dtorrent::sinks::mqtt::{HomeAssistant, Limits, Prefix, topics::Topics};
+use dtorrent::sinks::nats;
+use dtorrent::sinks::nats::subjects::{STREAM, Subjects, covers};
 use serde::Serialize;
 use serde_json::json;
 
@@ -152,9 +154,8 @@ fn results_look_as_ever() {
     is_golden("result-too-large.json", &pretty(&serde_json::from_slice::<serde_json::Value>(&body).unwrap()));
 }
 
-#[test]
-fn topics_are_as_ever() {
-    let topics = Topics::new(Prefix::parse("dtorrent").unwrap(), "main", true);
+/// One of each.
+fn deliveries() -> Vec<Delivery> {
     let (server, hash, body) = (home(), hash(), Bytes::new());
     let id = EventId::Journal { server: home(), epoch: Epoch(1), seq: Seq(1) };
     let entry = |kind: Kind| {
@@ -176,8 +177,14 @@ fn topics_are_as_ever() {
         Delivery::Result { server: Some(server), body: body.clone(), reply: None::<ReplyTo> },
         Delivery::Result { server: None, body, reply: None },
     ]);
+    deliveries
+}
+
+#[test]
+fn topics_are_as_ever() {
+    let topics = Topics::new(Prefix::parse("dtorrent").unwrap(), "main", true);
     let mut lines = String::new();
-    for delivery in &deliveries {
+    for delivery in &deliveries() {
         let route = topics.route(delivery);
         let retained = if route.is_retained { " retained" } else { "" };
         writeln!(lines, "{} {:?}{retained}", route.topic, route.qos).unwrap();
@@ -270,6 +277,26 @@ fn the_checker_of_discovery_messages_finds_what_home_assistant_would_refuse() {
     for (number, change) in changes.iter().enumerate() {
         assert!(faults(&|value| change(value, rate)) > 0, "change {number} is not found");
     }
+}
+
+#[test]
+fn subjects_are_as_ever_and_the_topics_with_dots() {
+    let subjects = Subjects::new(nats::Prefix::parse("dtorrent").unwrap(), "main", true);
+    let topics = Topics::new(Prefix::parse("dtorrent").unwrap(), "main", true);
+    let caught = subjects.of_stream();
+    let mut lines = String::new();
+    for delivery in &deliveries() {
+        let subject = subjects.of(delivery);
+        assert_eq!(subject, topics.route(delivery).topic.replace('/', "."));
+        let stored = if caught.iter().any(|caught| covers(caught, &subject)) { " stored" } else { "" };
+        let kept = subjects.kept_as(delivery).map_or(String::new(), |key| format!(" kept as {key}"));
+        writeln!(lines, "{subject}{stored}{kept}").unwrap();
+    }
+    writeln!(lines, "\nthe stream {}:\n{}", STREAM, caught.join("\n")).unwrap();
+    let home = subjects.endpoints(&[home()]);
+    let endpoints: Vec<String> = home.iter().map(|(name, subject)| format!("{name} {subject}")).collect();
+    writeln!(lines, "\nthe service:\n{}", endpoints.join("\n")).unwrap();
+    is_golden("subjects.txt", &lines);
 }
 
 #[test]

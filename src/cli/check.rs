@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{Exit, Options, tell};
 use crate::app;
-use crate::config::{self, Broker, Client, Config, Loaded};
+use crate::config::{self, Broker, BrokerKind, Client, Config, Loaded};
 use crate::model::printable;
 
 #[derive(Debug, Args)]
@@ -93,5 +93,10 @@ fn describe(broker: &Broker) -> String {
     let servers: Vec<&str> = broker.servers.iter().map(|name| name.as_str()).collect();
     let commands: Vec<&str> = broker.commands.iter().collect();
     let commands = if commands.is_empty() { "none, read-only".to_owned() } else { commands.join(" ") };
-    format!("{}, topics {}/…, servers {}; commands: {commands}", broker.url, broker.prefix, servers.join(" "))
+    let names = match &broker.kind {
+        BrokerKind::Mqtt { .. } => format!("topics {}/…", broker.prefix),
+        BrokerKind::Nats(nats) if nats.jetstream => format!("subjects {}.…, stored by JetStream", broker.prefix),
+        BrokerKind::Nats(_) => format!("subjects {}.…, stored by nobody", broker.prefix),
+    };
+    format!("{}, {names}, servers {}; commands: {commands}", broker.url, servers.join(" "))
 }

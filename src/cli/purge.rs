@@ -23,7 +23,7 @@ pub fn run(options: Options) -> Exit {
     let mut exit = Exit::Done;
     for (broker, result) in brokers {
         match result {
-            Ok(count) => tell(&format!("broker {broker}: {count} topics cleared")),
+            Ok(count) => tell(&format!("broker {broker}: {count} names cleared")),
             Err(error) => {
                 tell(&format!("broker {broker}: {}", printable(format!("{error:#}").as_bytes())));
                 exit = Exit::Unreachable;

@@ -4,20 +4,24 @@
 //! real client does wrong it does on demand: it restarts and loads its session bit by bit, hangs,
 //! answers nonsense, leaves rows out with and without saying so.
 //!
+//! Asked for changes it answers as rTorrent does: with what moves, and what was started, stopped,
+//! completed or checked since the last answer. Another number of torrents, a load that it has not shown
+//! or another run make it show all. Label, priority, directory, message and idle numbers betray nothing.
+//!
 //! A listing shows the world as it is when the answer is complete, not when it was asked for. Beside
 //! the world stands what truly happened in it ([`Life`]), for tests to compare with what was told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 
 use crate::model::{
-    Action, Details, Extra, Facts, File, InfoHash, Listing, Observed, Parts, ServerName, ServerStats, Status,
+    Action, Covers, Details, Extra, Facts, File, InfoHash, Listing, Observed, Parts, ServerName, ServerStats, Status,
     Timestamp, Torrent, eta_seconds, progress, ratio,
 };
-use crate::port::{Applied, ClientError, Clock, TorrentClient};
+use crate::port::{Applied, ClientError, Clock, Scope, TorrentClient};
 
 /// An imagined client. Clones show the same world.
 #[derive(Clone)]
@@ -117,6 +121,16 @@ impl Imagined {
         }
     }
 
+    /// By what a change of it is noticed without reading all of it.
+    fn mark(&self) -> Mark {
+        Mark {
+            load: self.load,
+            drive: self.drive,
+            is_complete: self.is_complete(),
+            is_moving: self.checked.is_some() || self.download_rate + self.upload_rate > 0,
+        }
+    }
+
     fn observed(&self, server: &ServerName, hash: InfoHash) -> Observed {
         let status = self.status();
         let downloaded = self.checked.unwrap_or(self.done);
@@ -166,6 +180,20 @@ impl Imagined {
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mark {
+    load: u64,
+    drive: Drive,
+    is_complete: bool,
+    is_moving: bool,
+}
+
+/// What the last answer was about.
+struct Shown {
+    run: u64,
+    marks: BTreeMap<InfoHash, Mark>,
+}
+
 /// One stay of a torrent in the client, as it truly was.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Life {
@@ -195,6 +223,9 @@ pub struct World {
     pub keeps_its_name: bool,
     loads: u64,
     lives: Vec<Life>,
+    /// `None` if the last answer did not show everything as it was, or there was none.
+    shown: Option<Shown>,
+    full_listings: u64,
     /// Every action that had an effect or was asked for in vain, in order.
     asked: Vec<(Timestamp, Action)>,
 }
@@ -328,11 +359,56 @@ impl World {
         self.visible().any(|(visible, _)| visible == hash)
     }
 
-    fn listing(&mut self, server: &ServerName) -> Listing {
+    /// How many answers showed all.
+    pub fn full_listings(&self) -> u64 {
+        self.full_listings
+    }
+
+    fn list(&mut self, server: &ServerName, scope: Scope<'_>) -> Listing {
+        let changed = match scope {
+            Scope::Full => None,
+            Scope::Changed { named } => self.changed(named),
+        };
         let has_gaps = matches!(self.mood, Mood::Short | Mood::Forgetful);
-        let shown = self.visible().enumerate().filter(|(place, _)| !has_gaps || place % 2 == 0);
-        let torrents: BTreeMap<_, _> =
-            shown.map(|(_, (hash, torrent))| (*hash, torrent.observed(server, *hash))).collect();
+        let listing = match changed.filter(|_| !has_gaps) {
+            Some(torrents) => Listing { covers: Covers::Changed, complete: false, ..self.listing(server, torrents) },
+            None => {
+                self.full_listings += 1;
+                let shown = self.visible().enumerate().filter(|(place, _)| !has_gaps || place % 2 == 0);
+                let torrents = shown.map(|(_, (hash, _))| *hash).collect();
+                Listing { complete: self.mood != Mood::Short, ..self.listing(server, torrents) }
+            }
+        };
+        let marks = self.visible().map(|(hash, torrent)| (*hash, torrent.mark())).collect();
+        self.shown = (!has_gaps).then_some(Shown { run: self.run, marks });
+        if self.mood == Mood::Forgetful {
+            self.mood = Mood::Well;
+        }
+        listing
+    }
+
+    /// Which torrents have changed in what can be noticed cheaply; `None` if all have to be shown.
+    fn changed(&self, named: &BTreeSet<InfoHash>) -> Option<BTreeSet<InfoHash>> {
+        let shown = self.shown.as_ref()?;
+        // Under its old name a run is known by the loads of its torrents.
+        if (shown.run != self.run && !self.keeps_its_name) || self.visible().count() != shown.marks.len() {
+            return None;
+        }
+        let mut changed = BTreeSet::new();
+        for (hash, torrent) in self.visible() {
+            let mark = torrent.mark();
+            let before = shown.marks.get(hash);
+            if before == Some(&mark) && !mark.is_moving && !named.contains(hash) {
+                continue;
+            }
+            before.filter(|before| before.load == mark.load)?;
+            changed.insert(*hash);
+        }
+        named.iter().all(|hash| self.is_visible(hash)).then_some(changed)
+    }
+
+    fn listing(&self, server: &ServerName, hashes: BTreeSet<InfoHash>) -> Listing {
+        let torrents = hashes.into_iter().map(|hash| (hash, self.torrents[&hash].observed(server, hash))).collect();
         let sum = |rate: fn(&Imagined) -> u64| Some(self.torrents.values().map(rate).sum());
         let stats = ServerStats {
             client: Some("Simulator".to_owned()),
@@ -340,12 +416,8 @@ impl World {
             upload_rate: sum(|torrent| torrent.upload_rate),
             ..ServerStats::default()
         };
-        let complete = self.mood != Mood::Short;
-        if self.mood == Mood::Forgetful {
-            self.mood = Mood::Well;
-        }
         let run = if self.keeps_its_name { 1 } else { self.run };
-        Listing { run: Some(run.to_string()), complete, torrents, stats }
+        Listing { covers: Covers::All, run: Some(run.to_string()), complete: true, torrents, stats }
     }
 
     fn perform(&mut self, action: &Action) -> Result<Applied, ClientError> {
@@ -406,6 +478,8 @@ impl Simulator {
             keeps_its_name: false,
             loads: 0,
             lives: Vec::new(),
+            shown: None,
+            full_listings: 0,
             asked: Vec::new(),
         };
         Self { server, world: Arc::new(Mutex::new(world)) }
@@ -456,9 +530,12 @@ impl Simulator {
 
 #[async_trait]
 impl TorrentClient for Simulator {
-    async fn list(&self) -> Result<Listing, ClientError> {
-        self.exchange().await?;
-        Ok(self.change(|world| world.listing(&self.server)))
+    async fn list(&self, scope: Scope<'_>) -> Result<Listing, ClientError> {
+        if let Err(error) = self.exchange().await {
+            self.change(|world| world.shown = None);
+            return Err(error);
+        }
+        Ok(self.change(|world| world.list(&self.server, scope)))
     }
 
     async fn get(&self, hash: InfoHash, parts: Parts) -> Result<Option<Details>, ClientError> {
@@ -516,13 +593,13 @@ mod tests {
     #[tokio::test]
     async fn a_restarted_client_is_another_run_that_shows_what_it_has_loaded() {
         let simulator = simulator();
-        let before = simulator.list().await.unwrap();
+        let before = simulator.list(Scope::Full).await.unwrap();
         simulator.change(World::restart);
-        let after = simulator.list().await.unwrap();
+        let after = simulator.list(Scope::Full).await.unwrap();
         assert_ne!(before.run, after.run);
         assert_eq!((before.torrents.len(), after.torrents.len(), after.complete), (3, 0, true));
         simulator.change(|world| world.load_session(None));
-        let loaded = simulator.list().await.unwrap();
+        let loaded = simulator.list(Scope::Full).await.unwrap();
         assert_ne!(loaded.torrents[&hash(1)].facts.load, before.torrents[&hash(1)].facts.load);
     }
 
@@ -530,12 +607,12 @@ mod tests {
     async fn a_short_listing_says_so_and_a_forgetful_one_comes_once() {
         let simulator = simulator();
         simulator.change(|world| world.mood = Mood::Short);
-        let short = simulator.list().await.unwrap();
+        let short = simulator.list(Scope::Full).await.unwrap();
         assert_eq!((short.torrents.len(), short.complete), (2, false));
         simulator.change(|world| world.mood = Mood::Forgetful);
-        let forgetful = simulator.list().await.unwrap();
+        let forgetful = simulator.list(Scope::Full).await.unwrap();
         assert_eq!((forgetful.torrents.len(), forgetful.complete), (2, true));
-        assert_eq!(simulator.list().await.unwrap().torrents.len(), 3);
+        assert_eq!(simulator.list(Scope::Full).await.unwrap().torrents.len(), 3);
     }
 
     #[tokio::test]

@@ -4,11 +4,12 @@
 //! shows carries the command's name, however fast it comes. Whether the effect is there is judged only by looks
 //! that began *after* the client was asked: an older one may show the state of before.
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use crate::model::{Action, Cause, CommandId, InfoHash, Kind, Listing, Observed, Status, Tick, Told};
+use crate::model::{Action, Cause, CommandId, Covers, InfoHash, Kind, Listing, Observed, Status, Tick, Told};
 
 /// What a look has to show for an action to count as done.
 #[derive(Clone, Debug, PartialEq)]
@@ -153,8 +154,10 @@ impl Expectations {
         for waiting in &mut book.waiting {
             let is_asked = waiting.asked_in_look.is_some_and(|asked| asked < look);
             let seen = listing.torrents.get(&waiting.hash);
+            let is_spoken_of = seen.is_some() || listing.covers == Covers::All;
             let is_gone_in_word = waiting.effect != Effect::Gone || !told.contains_key(&waiting.hash);
             if is_asked
+                && is_spoken_of
                 && is_gone_in_word
                 && waiting.effect.shows(seen)
                 && let Some(shown) = waiting.shown.take()
@@ -168,6 +171,13 @@ impl Expectations {
     /// Whether somebody waits for a look.
     pub fn is_waiting(&self) -> bool {
         self.book().waiting.iter().any(|waiting| waiting.asked_in_look.is_some() && waiting.shown.is_some())
+    }
+
+    /// The torrents whose change somebody waits for.
+    pub fn awaited(&self, into: &mut BTreeSet<InfoHash>) {
+        let book = self.book();
+        let open = book.waiting.iter().filter(|waiting| waiting.asked_in_look.is_some() && waiting.shown.is_some());
+        into.extend(open.map(|waiting| waiting.hash));
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {

@@ -18,6 +18,7 @@ use super::secret::secret;
 use crate::clients::rtorrent::settings::{Endpoint, ExtraColumn};
 use crate::model::{BellAddress, Filter, Kind, ServerName, SinkName, Verb};
 use crate::sinks::mqtt::settings::{BrokerUrl, Prefix};
+use crate::sinks::nats::settings as nats;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -106,22 +107,34 @@ pub struct Hooks {
 
 #[derive(Clone, Debug)]
 pub struct Broker {
-    /// As it was written; without a password.
+    /// As it was written, several joined by commas; without a password.
     pub url: String,
     pub username: Option<String>,
     pub password: Option<SecretString>,
     /// At least one certificate.
     pub ca_pem: Option<Vec<u8>>,
     pub client_auth: Option<ClientAuth>,
-    pub version: MqttVersion,
+    pub kind: BrokerKind,
     pub prefix: String,
     /// Which servers it gets, in order; at least one.
     pub servers: Vec<ServerName>,
     pub events: EventFilter,
-    pub retain: Retain,
     pub commands: Rights,
     /// Where a `reply_to` in a command's body may point: topics below one of these.
     pub reply_prefixes: Vec<String>,
+}
+
+/// What only brokers of one kind know.
+#[derive(Clone, Debug)]
+pub enum BrokerKind {
+    Mqtt(Mqtt),
+    Nats(Nats),
+}
+
+#[derive(Clone, Debug)]
+pub struct Mqtt {
+    pub version: MqttVersion,
+    pub retain: Retain,
     /// `None`: not enabled.
     pub home_assistant: Option<HomeAssistant>,
 }
@@ -138,6 +151,15 @@ pub struct HomeAssistant {
     pub alternative: Option<(u64, u64)>,
     /// What the switch goes back to.
     pub normal: (u64, u64),
+}
+
+#[derive(Clone, Debug)]
+pub struct Nats {
+    /// At least one.
+    pub urls: Vec<String>,
+    pub login: nats::Login,
+    pub jetstream: bool,
+    pub replicas: u8,
 }
 
 /// The certificate by which the bridge shows who it is.
@@ -226,14 +248,17 @@ pub(super) fn config(root: Table<'_>) -> Config {
     let mut brokers: BTreeMap<SinkName, Broker> = BTreeMap::new();
     for (name, table) in root.named("brokers") {
         let name = SinkName::parse(&name).map_err(|error| table.fault_here(told(&error))).ok();
-        let Some((name, broker)) = name.zip(broker(table, &names)) else { continue };
+        let Some((name, broker)) = name.zip(broker(table, &names, &instance)) else { continue };
         let is_same = |one: &Broker| (&one.url, &one.prefix) == (&broker.url, &broker.prefix);
         if let Some((other, _)) = brokers.iter().find(|(_, one)| is_same(one)) {
             let wrong =
                 format!("{name} and {other} are the same broker with the same prefix: each would speak for the other");
             root.fault("brokers", Fault::new(wrong, "one table for each broker and prefix"));
         }
-        let discovery = |one: &Broker| Some((one.url.clone(), one.home_assistant.as_ref()?.discovery_prefix.clone()));
+        let discovery = |one: &Broker| match &one.kind {
+            BrokerKind::Mqtt(mqtt) => Some((one.url.clone(), mqtt.home_assistant.as_ref()?.discovery_prefix.clone())),
+            BrokerKind::Nats(_) => None,
+        };
         if let Some((other, _)) =
             brokers.iter().find(|(_, one)| discovery(one).is_some() && discovery(one) == discovery(&broker))
         {
@@ -350,59 +375,136 @@ fn hooks(table: &Table<'_>, listen: SocketAddr) -> Hooks {
     Hooks { is_wanted, address }
 }
 
-fn broker(table: Table<'_>, names: &[ServerName]) -> Option<Broker> {
-    let kind = required(
+fn broker(table: Table<'_>, names: &[ServerName], instance: &str) -> Option<Broker> {
+    let is_nats = required(
         &table,
         "kind",
-        |text| match text {
-            "mqtt" => Ok(()),
-            "nats" => Err(not_yet("write kind = \"mqtt\", or leave this broker out")),
-            _ => Err(bad_choice(text, &["mqtt"])),
-        },
-        "write kind = \"mqtt\"",
+        |text| choice(text, &[("mqtt", false), ("nats", true)]),
+        "write kind = \"mqtt\" or kind = \"nats\"",
     );
-    if kind.is_none() && table.has("kind") {
+    if is_nats.is_none() && table.has("kind") {
         return None; // Another kind has other keys: what they mean cannot be said.
     }
-    let url = required(&table, "url", broker_url, "write url = \"mqtt://host:1883\"");
+    let is_nats = is_nats.unwrap_or(false);
+    let url = match is_nats {
+        false => required(&table, "url", broker_url, "write url = \"mqtt://host:1883\""),
+        true => Some(String::new()),
+    };
     let (username, password) = login(&table);
     let ca_pem = certificates(&table, "ca_file");
     let client_auth = client_auth(&table);
-    let version = table.parsed("version", |text| {
-        choice(text, &[("auto", MqttVersion::Auto), ("5", MqttVersion::V5), ("3.1.1", MqttVersion::V311)])
-    });
-    let prefix = table.parsed("prefix", prefix);
+    let prefix = table.parsed("prefix", if is_nats { subject_prefix } else { prefix });
     let servers = patterns(&table, "servers", names.iter().map(ServerName::as_str), "server");
     let servers = names.iter().filter(|name| servers.contains(name.as_str())).cloned().collect();
     let events = patterns(&table, "events", Kind::ALL.iter().map(|kind| kind.as_str()), "kind of event");
     let events = EventFilter(events.iter().filter_map(|kind| Kind::parse(kind)).collect());
-    let retain = table
-        .parsed("retain", |text| choice(text, &[("auto", Retain::Auto), ("all", Retain::All), ("none", Retain::None)]));
     let commands = commands(&table);
-    let reply_prefixes = table.texts("reply_prefixes").unwrap_or_default();
-    for prefix in &reply_prefixes {
-        if let Err(fault) = topic(prefix) {
-            table.fault("reply_prefixes", fault);
-        }
-    }
-    let home_assistant = home_assistant(table.table("home_assistant"));
+    let kind = match is_nats {
+        true => nats_broker(&table, username.as_deref(), password.as_ref(), instance).map(BrokerKind::Nats),
+        false => Some(BrokerKind::Mqtt(mqtt_broker(&table))),
+    };
+    // A request on NATS has its reply subject with it.
+    let reply_prefixes = if is_nats { Vec::new() } else { reply_prefixes(&table) };
     table.finish();
-    kind?;
+    let kind = kind?;
+    let url = match &kind {
+        BrokerKind::Mqtt { .. } => url?,
+        BrokerKind::Nats(nats) => nats.urls.join(", "),
+    };
     Some(Broker {
-        url: url?,
+        url,
         username,
         password,
         ca_pem,
         client_auth,
-        version: version.unwrap_or(MqttVersion::Auto),
+        kind,
         prefix: prefix.unwrap_or_else(|| "dtorrent".to_owned()),
         servers,
         events,
-        retain: retain.unwrap_or(Retain::Auto),
         commands,
         reply_prefixes,
-        home_assistant,
     })
+}
+
+fn mqtt_broker(table: &Table<'_>) -> Mqtt {
+    let version = table.parsed("version", |text| {
+        choice(text, &[("auto", MqttVersion::Auto), ("5", MqttVersion::V5), ("3.1.1", MqttVersion::V311)])
+    });
+    let retain = table
+        .parsed("retain", |text| choice(text, &[("auto", Retain::Auto), ("all", Retain::All), ("none", Retain::None)]));
+    Mqtt {
+        version: version.unwrap_or(MqttVersion::Auto),
+        retain: retain.unwrap_or(Retain::Auto),
+        home_assistant: home_assistant(table.table("home_assistant")),
+    }
+}
+
+fn reply_prefixes(table: &Table<'_>) -> Vec<String> {
+    let prefixes = table.texts("reply_prefixes").unwrap_or_default();
+    for prefix in &prefixes {
+        if let Err(fault) = topic(prefix) {
+            table.fault("reply_prefixes", fault);
+        }
+    }
+    prefixes
+}
+
+/// NATS keeps five copies at most.
+const REPLICAS: std::ops::RangeInclusive<i64> = 1..=5;
+
+fn nats_broker(
+    table: &Table<'_>,
+    username: Option<&str>,
+    password: Option<&SecretString>,
+    instance: &str,
+) -> Option<Nats> {
+    let elsewhere = "it listens to MQTT: move this table to a broker with kind = \"mqtt\"";
+    table.refuse("home_assistant", Fault::new("is nothing for NATS", elsewhere));
+    if !table.has("url") {
+        table.missing("url", "write url = \"nats://host:4222\", or a list of several servers");
+    }
+    let urls = table.one_or_more("url");
+    if urls.as_ref().is_some_and(Vec::is_empty) {
+        table.fault("url", Fault::new("is an empty list", "write url = \"nats://host:4222\""));
+    }
+    for url in urls.iter().flatten() {
+        if let Err(error) = nats::ServerUrl::parse(url) {
+            table.fault("url", told(&error));
+        }
+    }
+    let token = secret(table, "token", "token_file");
+    let from_file = |key: &'static str, parse: fn(&str) -> Result<nats::Login, nats::InvalidLogin>| {
+        table.parsed(key, |path| {
+            let bytes = read(path)?;
+            let text = String::from_utf8_lossy(&bytes);
+            parse(&text).map_err(|error| {
+                let Fault { wrong, right } = told(&error);
+                Fault::new(format!("`{path}`: {wrong}"), right)
+            })
+        })
+    };
+    let nkey = from_file("nkey_file", nats::Login::parse_nkey);
+    let creds = from_file("creds_file", nats::Login::parse_creds);
+    let user = username.map(|name| nats::Login::User {
+        name: name.to_owned(),
+        password: password.cloned().unwrap_or_else(|| SecretString::from("")),
+    });
+    let ways =
+        [("username", user), ("token", token.map(nats::Login::Token)), ("nkey_file", nkey), ("creds_file", creds)];
+    let mut given = ways.into_iter().filter_map(|(key, login)| Some((key, login?)));
+    let login = given.next();
+    if let (Some((first, _)), Some((second, _))) = (&login, given.next()) {
+        let wrong = format!("and `{first}` are two ways to log in");
+        table.fault(second, Fault::new(wrong, "keep one of username, token, nkey_file and creds_file"));
+    }
+    if instance == nats::RESERVED_INSTANCE {
+        let wrong = format!("does not go with instance = \"{instance}\": its subjects would look like events");
+        table.fault("kind", Fault::new(wrong, "give the bridge another instance name"));
+    }
+    let jetstream = table.boolean("jetstream").unwrap_or(true);
+    let replicas = table.whole("replicas", REPLICAS).and_then(|count| u8::try_from(count).ok()).unwrap_or(1);
+    let login = login.map(|(_, login)| login).unwrap_or_default();
+    Some(Nats { urls: urls?, login, jetstream, replicas })
 }
 
 fn home_assistant(table: Table<'_>) -> Option<HomeAssistant> {
@@ -532,10 +634,6 @@ fn required<T>(
     table.parsed(key, parse)
 }
 
-fn not_yet(right: &str) -> Fault {
-    Fault::new("is not in this version yet", right)
-}
-
 /// What another parser says, `wrong: right` or `wrong; right`.
 fn told(error: &impl std::fmt::Display) -> Fault {
     let text = error.to_string();
@@ -649,6 +747,10 @@ fn broker_url(text: &str) -> Result<String, Fault> {
 
 fn prefix(text: &str) -> Result<String, Fault> {
     Prefix::parse(text).map(|prefix| prefix.as_str().to_owned()).map_err(|error| told(&error))
+}
+
+fn subject_prefix(text: &str) -> Result<String, Fault> {
+    nats::Prefix::parse(text).map(|prefix| prefix.as_str().to_owned()).map_err(|error| told(&error))
 }
 
 fn extra_column(name: &str, column: &str) -> Result<(), Fault> {

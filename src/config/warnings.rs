@@ -4,9 +4,10 @@ use std::net::IpAddr;
 
 use url::{Host, Url};
 
-use super::checked::Config;
+use super::checked::{BrokerKind, Config};
 use crate::clients::rtorrent::settings::Endpoint;
 use crate::sinks::mqtt::settings::BrokerUrl;
+use crate::sinks::nats::settings::Login;
 
 /// Things in a valid config that its owner should know of, one sentence each.
 pub fn warnings(config: &Config) -> Vec<String> {
@@ -42,11 +43,21 @@ pub fn warnings(config: &Config) -> Vec<String> {
         }
     }
     for (name, broker) in &config.brokers {
-        let is_clear = BrokerUrl::parse(&broker.url).is_ok_and(|url| !url.transport.is_encrypted());
-        if is_clear && broker.password.is_some() && !is_local(&broker.url) {
-            warnings.push(format!("brokers.{name}.url: the password crosses the network in clear; use mqtts or wss"));
+        let (is_clear, encrypted) = match &broker.kind {
+            BrokerKind::Mqtt { .. } => {
+                (BrokerUrl::parse(&broker.url).is_ok_and(|url| !url.transport.is_encrypted()), "mqtts or wss")
+            }
+            BrokerKind::Nats(nats) => (nats.urls.iter().any(|url| url.starts_with("nats:")), "tls"),
+        };
+        let is_nats = matches!(broker.kind, BrokerKind::Nats(_));
+        let has_token = matches!(&broker.kind, BrokerKind::Nats(nats) if matches!(nats.login, Login::Token(_)));
+        let is_local = broker.url.split(", ").all(is_local);
+        if is_clear && (broker.password.is_some() || has_token) && !is_local {
+            let what = if has_token { "token" } else { "password" };
+            warnings.push(format!("brokers.{name}.url: the {what} crosses the network in clear; use {encrypted}"));
         }
-        if is_clear && (broker.ca_pem.is_some() || broker.client_auth.is_some()) {
+        // A NATS server may ask for TLS also where the URL does not.
+        if is_clear && !is_nats && (broker.ca_pem.is_some() || broker.client_auth.is_some()) {
             warnings.push(format!("brokers.{name}: certificates are for mqtts and wss; nothing reads them"));
         }
     }

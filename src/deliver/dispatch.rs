@@ -282,10 +282,14 @@ impl Dispatcher {
                 }
                 Err(failure) => failure,
             };
-            if !stop.is_cancelled()
-                && let Some(times) = repeat.failed()
-            {
-                warn!(sink = %self.parts.settings.name, times, error = %failure, "not connected, trying on");
+            if !stop.is_cancelled() {
+                let due = repeat.failed();
+                // Another reason is news, however often there was one before.
+                let is_news = self.parts.desk.last_report().failure.is_some_and(|told| told != failure.to_string());
+                if due.is_some() || is_news {
+                    let times = due.unwrap_or_default();
+                    warn!(sink = %self.parts.settings.name, times, error = %failure, "not connected, trying on");
+                }
             }
             self.parts.desk.report(|report| {
                 report.is_connected = false;

@@ -5,6 +5,8 @@ use crate::model::{Completion, Facts, Kind, Memory, Observed, Run, Status, ToldT
 /// What a look at one torrent means.
 #[derive(Debug, PartialEq)]
 pub enum Finding {
+    /// As told, to the last number, and time alone changes nothing.
+    Told,
     /// As told before, or not worth telling yet.
     Same,
     /// It was erased and loaded again since: `removed`, then `added`.
@@ -45,6 +47,9 @@ pub fn compare(
     context: Context,
     is_due: impl Fn(&Torrent, &Torrent) -> bool,
 ) -> Finding {
+    if is_as_told(told, seen, context) {
+        return Finding::Told;
+    }
     let before = &told.memory;
     let is_resolved = !before.has_metadata && seen.facts.has_metadata;
     let is_other_load = matches!((&before.load, &seen.facts.load), (Some(old), Some(new)) if old != new);
@@ -64,6 +69,23 @@ pub fn compare(
     } else {
         Finding::Same
     }
+}
+
+/// What holds for almost every torrent at almost every look, found without making a picture of it.
+fn is_as_told(told: &ToldTorrent, seen: &Observed, context: Context) -> bool {
+    let (torrent, facts, memory) = (&seen.torrent, &seen.facts, &told.memory);
+    let is_at_rest = !matches!(torrent.status, Status::Checking | Status::Downloading) && !context.has_moved;
+    is_at_rest
+        && facts.has_metadata == memory.has_metadata
+        && facts.load == memory.load
+        && completion(facts) == memory.completion
+        && run_at_rest(torrent.status) == Some(memory.run)
+        && *torrent == *told.torrent
+}
+
+/// Whether the world was told all that a look shows, if nothing moves any more.
+pub fn is_told_whole(told: &Torrent, seen: &Observed, context: Context) -> bool {
+    picture(told, seen, Context { has_moved: false, ..context }) == *told
 }
 
 /// The load of a torrent decides about "replaced", so a changed one must not be forgotten.

@@ -1,15 +1,16 @@
 //! What is kept in mind of one server between two looks, and the tick that a look makes.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::compare::{Context, Finding, compare, first_sight};
+use super::compare::{Context, Finding, compare, first_sight, is_told_whole};
 use super::trust::{Poll, Trust, TrustLimits};
 use super::worth;
 use crate::model::{
-    Cause, Changes, Committed, Fact, InfoHash, Kind, Listing, Memory, Observed, ServerName, ServerState, Status, Tick,
-    Timestamp, Told, ToldTorrent, Torrent,
+    Cause, Changes, Committed, Covers, Fact, InfoHash, Kind, Listing, Memory, Observed, ServerName, ServerState,
+    Status, Tick, Timestamp, Told, ToldTorrent, Torrent,
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +40,9 @@ pub struct Observer {
     limits: Limits,
     trust: Trust,
     recent: HashMap<InfoHash, Recent>,
+    /// What the last look showed of torrents about which there is more to tell without anything new:
+    /// numbers held back for a moment, a movement that has ended, a download that may be stalling.
+    unsettled: BTreeMap<InfoHash, Observed>,
     /// Absent from the last complete listing, with the cause that its removal will have.
     missing: BTreeMap<InfoHash, Cause>,
     /// What is found by the first look happened while nobody watched.
@@ -47,6 +51,10 @@ pub struct Observer {
     was_away: bool,
     /// The last look had something to know the run by; `was_away` ends when that is written down.
     is_back: bool,
+    /// The last tick that had something to tell is not on disk yet.
+    is_untold: bool,
+    /// A listing of changes came when it could not be believed.
+    was_not_believed: bool,
 }
 
 /// Of each torrent, only in memory.
@@ -65,11 +73,21 @@ impl Observer {
             limits,
             trust: Trust::START,
             recent: HashMap::new(),
+            unsettled: BTreeMap::new(),
             missing: BTreeMap::new(),
             has_looked: false,
             was_away: true,
             is_back: false,
+            is_untold: false,
+            was_not_believed: false,
         }
+    }
+
+    /// Whether only a full listing will do: while the server is not known and steady, to confirm
+    /// that a torrent is gone, and to find again what could not be written down.
+    pub fn needs_all(&self, state: &ServerState) -> bool {
+        let is_steady = self.trust == Trust::Steady { failures: 0 } && self.has_looked && !self.was_away;
+        !is_steady || !state.is_known || self.is_untold || self.was_not_believed || !self.missing.is_empty()
     }
 
     /// The poll failed. Only the server may be told of as offline.
@@ -90,31 +108,72 @@ impl Observer {
     /// The tick holds the whole difference between `told` and what is seen. It is to be committed
     /// before the next look; if that cannot be, `told` stays and the next look finds the same again.
     pub fn looked(&mut self, told: &Told, state: &ServerState, listing: &Listing, now: Moment) -> Tick {
+        let tick = match listing.covers {
+            Covers::All => self.looked_at_all(told, state, listing, now),
+            Covers::Changed => self.looked_at_some(told, state, listing, now),
+        };
+        self.is_untold = !tick.is_empty();
+        tick
+    }
+
+    /// Of the torrents that the listing does not speak of, only what is unsettled is looked at, as it
+    /// was seen last.
+    fn looked_at_some(&mut self, told: &Told, state: &ServerState, listing: &Listing, now: Moment) -> Tick {
+        let mut tick = self.empty_tick(now);
+        if self.needs_all(state) || listing.run != state.run {
+            self.was_not_believed = true;
+            return tick;
+        }
+        let mut torrents = Vec::new();
+        let mut seen_last = std::mem::take(&mut self.unsettled);
+        seen_last.retain(|hash, _| !listing.torrents.contains_key(hash));
+        for (hash, seen) in listing.torrents.iter().chain(&seen_last) {
+            let (context, told_at) = self.remember(*hash, seen, now.at);
+            let context = Context { generation: state.generation, ..context };
+            let since = now.at.saturating_sub(told_at);
+            let last = told.get(hash);
+            self.tell_of_torrent(*hash, last, seen, context, Cause::Observed, since, &mut tick, &mut torrents);
+        }
+        add_in_order(&mut tick, torrents);
+        tick
+    }
+
+    fn looked_at_all(&mut self, told: &Told, state: &ServerState, listing: &Listing, now: Moment) -> Tick {
+        self.was_not_believed = false;
+        self.unsettled.clear();
         let loads = Loads::of(told, state, listing);
         let is_other_run = self.is_other_run(state, listing, loads);
         let generation = state.generation + u64::from(is_other_run && state.run.is_some());
-        let was_loading = matches!(self.trust, Trust::Settling { .. }) || (!self.has_looked && state.is_settling);
-        let poll = Poll::Answered {
-            may_be_loading: is_other_run || self.may_be_loading(told, state, listing),
-            torrents: listing.torrents.len(),
-            nothing_missing: told.keys().all(|hash| listing.torrents.contains_key(hash)),
+        let was_settling = !self.has_looked && state.settling_since.is_some();
+        let was_loading = matches!(self.trust, Trust::Settling { .. }) || was_settling;
+        let nothing_missing = loads.missing == 0;
+        let loading_for = match is_other_run {
+            true => Some(Duration::ZERO),
+            false => self.may_be_loading_for(state, loads, now),
         };
+        let poll = Poll::Answered { loading_for, torrents: listing.torrents.len(), nothing_missing };
         self.trust = self.trust.after(poll, now.at, &self.limits.trust);
         let cause = self.cause(state);
         let mut tick = self.empty_tick(now);
-        self.tell_of_server(&mut tick, state, listing, generation);
+        self.tell_of_server(&mut tick, state, listing, generation, now);
         let mut torrents = Vec::new();
-        self.find_removed(told, listing, cause, &mut tick, &mut torrents);
-        for (hash, seen) in &listing.torrents {
-            let context = Context { generation, was_loading, ..self.remember(*hash, seen, now.at) };
-            self.tell_of_torrent(*hash, told.get(hash), seen, context, cause, now.at, &mut tick, &mut torrents);
+        if nothing_missing || !listing.complete || !self.trust.believes_absence() {
+            self.missing.clear();
+        } else {
+            self.find_removed(told, listing, cause, &mut tick, &mut torrents);
         }
-        torrents.sort_by_key(|(hash, fact)| (*hash, fact.kind));
-        tick.facts.extend(torrents.into_iter().map(|(_, fact)| fact));
+        for (hash, last, seen) in side_by_side(told, listing) {
+            let Some(seen) = seen else { continue };
+            let (context, told_at) = self.remember(hash, seen, now.at);
+            let context = Context { generation, was_loading, ..context };
+            let since = now.at.saturating_sub(told_at);
+            self.tell_of_torrent(hash, last, seen, context, cause, since, &mut tick, &mut torrents);
+        }
+        add_in_order(&mut tick, torrents);
         self.finish_snapshot(&mut tick, state, told, listing);
         self.has_looked = true;
         // A restart that could not be written down is to be found again.
-        self.is_back = self.trust.believes_absence() || !has_nothing_of(told, listing);
+        self.is_back = self.trust.believes_absence() || !loads.has_nothing();
         self.was_away &= !(self.is_back && tick.is_empty());
         tick
     }
@@ -122,11 +181,13 @@ impl Observer {
     /// The tick is on disk: what it told counts as told from now on.
     pub fn committed(&mut self, committed: &Committed, at: Duration) {
         self.was_away &= !self.is_back;
+        self.is_untold = false;
         for (hash, told) in &committed.told {
             match (told, self.recent.get_mut(hash)) {
                 (None, _) => {
                     self.recent.remove(hash);
                     self.missing.remove(hash);
+                    self.unsettled.remove(hash);
                 }
                 (Some(_), Some(recent)) => recent.told_at = at,
                 (Some(_), None) => {}
@@ -166,12 +227,15 @@ impl Observer {
     /// Whether a client of which no other run was seen may load its session all the same: it did so
     /// in front of the bridge's former life, or it was away and has nothing of what was told (a
     /// restarted one may bear the name of its former run, and has nothing to know it by yet).
-    fn may_be_loading(&self, told: &Told, state: &ServerState, listing: &Listing) -> bool {
+    fn may_be_loading_for(&self, state: &ServerState, loads: Loads, now: Moment) -> Option<Duration> {
+        if let Some(since) = state.settling_since.filter(|_| !self.has_looked) {
+            return Some(Duration::from_millis(now.time.millis_since(since)));
+        }
         let is_settling = matches!(self.trust, Trust::Settling { .. });
-        (!self.has_looked && state.is_settling) || (self.was_away && !is_settling && has_nothing_of(told, listing))
+        (self.was_away && !is_settling && loads.has_nothing()).then_some(Duration::ZERO)
     }
 
-    fn tell_of_server(&self, tick: &mut Tick, state: &ServerState, listing: &Listing, generation: u64) {
+    fn tell_of_server(&self, tick: &mut Tick, state: &ServerState, listing: &Listing, generation: u64, moment: Moment) {
         let cause = if self.has_looked || !state.is_known { Cause::Observed } else { Cause::Recovered };
         if !state.is_online {
             tick.facts.push(server_fact(Kind::ServerOnline, Cause::Observed));
@@ -180,8 +244,10 @@ impl Observer {
             tick.facts.push(server_fact(Kind::ServerRestarted, cause));
         }
         let run = listing.run.clone().or_else(|| state.run.clone());
-        let is_settling = !self.trust.believes_absence();
-        let now = ServerState { is_known: state.is_known, is_online: true, run, generation, is_settling };
+        // Another run begins to load now, the same one goes on.
+        let began = state.settling_since.filter(|_| generation == state.generation).unwrap_or(moment.time);
+        let settling_since = (!self.trust.believes_absence()).then_some(began);
+        let now = ServerState { is_known: state.is_known, is_online: true, run, generation, settling_since };
         tick.state = (now != *state).then_some(now);
     }
 
@@ -194,10 +260,6 @@ impl Observer {
         tick: &mut Tick,
         torrents: &mut Vec<(InfoHash, Fact)>,
     ) {
-        if !listing.complete || !self.trust.believes_absence() {
-            self.missing.clear();
-            return;
-        }
         let before = std::mem::take(&mut self.missing);
         for (hash, last) in told.iter().filter(|(hash, _)| !listing.torrents.contains_key(hash)) {
             let first_cause = before.get(hash).copied();
@@ -209,8 +271,8 @@ impl Observer {
         }
     }
 
-    /// Notes what moved, and says what that means for this look.
-    fn remember(&mut self, hash: InfoHash, seen: &Observed, at: Duration) -> Context {
+    /// Notes what moved, and says what that means for this look, and when the torrent was told last.
+    fn remember(&mut self, hash: InfoHash, seen: &Observed, at: Duration) -> (Context, Duration) {
         let facts = &seen.facts;
         let fresh = Recent {
             moved_bytes: facts.moved_bytes,
@@ -227,35 +289,37 @@ impl Observer {
             recent.received_at = at;
         }
         let is_dry = at.saturating_sub(recent.received_at) >= self.limits.dry;
-        Context { has_moved, is_receiving, is_dry, ..Context::default() }
+        (Context { has_moved, is_receiving, is_dry, ..Context::default() }, recent.told_at)
     }
 
     #[allow(clippy::too_many_arguments)] // one place, called once: a struct would only rename the list
     fn tell_of_torrent(
-        &self,
+        &mut self,
         hash: InfoHash,
         told: Option<&ToldTorrent>,
         seen: &Observed,
         context: Context,
         cause: Cause,
-        at: Duration,
+        since: Duration,
         tick: &mut Tick,
         torrents: &mut Vec<(InfoHash, Fact)>,
     ) {
         let Some(last) = told else {
             let (torrent, memory) = first_sight(seen, context);
+            self.note_unsettled(hash, &torrent, seen, context);
             torrents.push((hash, added(Arc::new(torrent), memory, cause, hash, tick)));
             return;
         };
-        let told_at = self.recent.get(&hash).map_or(Duration::ZERO, |recent| recent.told_at);
-        let since = at.saturating_sub(told_at);
         match compare(last, seen, context, |told, seen| worth::is_worth_telling(told, seen, since)) {
-            Finding::Same => {}
+            Finding::Told => {}
+            Finding::Same => self.note_unsettled(hash, &last.torrent, seen, context),
             Finding::Replaced(torrent, memory) => {
+                self.note_unsettled(hash, &torrent, seen, context);
                 torrents.push((hash, removed(last, cause)));
                 torrents.push((hash, added(Arc::new(torrent), memory, cause, hash, tick)));
             }
             Finding::Changed(kinds, torrent, memory) => {
+                self.note_unsettled(hash, &torrent, seen, context);
                 let changes = last.torrent.changes_to(&torrent);
                 let torrent = Arc::new(torrent);
                 torrents.extend(kinds.into_iter().map(|kind| {
@@ -264,6 +328,14 @@ impl Observer {
                 }));
                 tick.changes.insert(hash, Some((torrent, memory)));
             }
+        }
+    }
+
+    /// Keeps in mind what a look showed, if time alone will make more of it to tell.
+    fn note_unsettled(&mut self, hash: InfoHash, told: &Torrent, seen: &Observed, context: Context) {
+        let may_stall = seen.torrent.status == Status::Downloading && !told.stalled;
+        if may_stall || !is_told_whole(told, seen, context) {
+            self.unsettled.insert(hash, seen.clone());
         }
     }
 
@@ -280,19 +352,46 @@ impl Observer {
     }
 }
 
-/// How many torrents, told in this generation of the client, could be compared by what marks a load
-/// of them, and of how many that has changed.
+/// What was told beside what is seen, by hash; never both absent.
+fn side_by_side<'a>(
+    told: &'a Told,
+    listing: &'a Listing,
+) -> impl Iterator<Item = (InfoHash, Option<&'a ToldTorrent>, Option<&'a Observed>)> {
+    let (mut told, mut seen) = (told.iter().peekable(), listing.torrents.iter().peekable());
+    std::iter::from_fn(move || {
+        let order = match (told.peek(), seen.peek()) {
+            (Some((told, _)), Some((seen, _))) => told.cmp(seen),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return None,
+        };
+        let told = if order.is_le() { told.next() } else { None };
+        let seen = if order.is_ge() { seen.next() } else { None };
+        let hash = told.map(|(hash, _)| hash).or(seen.map(|(hash, _)| hash))?;
+        Some((*hash, told.map(|(_, told)| told), seen.map(|(_, seen)| seen)))
+    })
+}
+
+/// How a listing stands to what was told.
 #[derive(Clone, Copy)]
 struct Loads {
+    told: usize,
+    /// Of those, not listed.
+    missing: usize,
+    /// Told in this generation of the client, and to be compared by what marks a load.
     compared: usize,
+    /// Of those, loaded anew.
     changed: usize,
 }
 
 impl Loads {
     fn of(told: &Told, state: &ServerState, listing: &Listing) -> Self {
-        let mut loads = Self { compared: 0, changed: 0 };
-        for (hash, told) in told.iter().filter(|(_, told)| told.memory.generation == state.generation) {
-            let seen = listing.torrents.get(hash).and_then(|seen| seen.facts.load.as_ref());
+        let mut loads = Self { told: told.len(), missing: 0, compared: 0, changed: 0 };
+        for (_, told, seen) in side_by_side(told, listing) {
+            let Some(told) = told else { continue };
+            loads.missing += usize::from(seen.is_none());
+            let is_of_now = told.memory.generation == state.generation;
+            let seen = seen.and_then(|seen| seen.facts.load.as_ref()).filter(|_| is_of_now);
             if let (Some(before), Some(seen)) = (&told.memory.load, seen) {
                 loads.compared += 1;
                 loads.changed += usize::from(before != seen);
@@ -300,10 +399,17 @@ impl Loads {
         }
         loads
     }
+
+    /// Something was told, and nothing of it is there.
+    fn has_nothing(self) -> bool {
+        self.told > 0 && self.missing == self.told
+    }
 }
 
-fn has_nothing_of(told: &Told, listing: &Listing) -> bool {
-    !told.is_empty() && !told.keys().any(|hash| listing.torrents.contains_key(hash))
+/// Events of one tick are in the order of hash and kind.
+fn add_in_order(tick: &mut Tick, mut torrents: Vec<(InfoHash, Fact)>) {
+    torrents.sort_by_key(|(hash, fact)| (*hash, fact.kind));
+    tick.facts.extend(torrents.into_iter().map(|(_, fact)| fact));
 }
 
 fn server_fact(kind: Kind, cause: Cause) -> Fact {

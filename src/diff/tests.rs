@@ -84,7 +84,12 @@ fn seen(words: &str) -> Observed {
     Observed { torrent, facts }
 }
 
+/// Whole torrents, `@cut` if some are lacking, `@8` in another run; after `only` those that changed.
 fn listing(torrents: &str) -> Listing {
+    let (torrents, covers) = match torrents.strip_prefix("only ") {
+        Some(torrents) => (torrents, Covers::Changed),
+        None => (torrents, Covers::All),
+    };
     let (torrents, run, complete) = match torrents.split_once('@') {
         Some((torrents, "cut")) => (torrents, "7", false),
         Some((torrents, run)) => (torrents, run, true),
@@ -94,7 +99,8 @@ fn listing(torrents: &str) -> Listing {
         let observed = seen(words);
         (observed.torrent.hash, observed)
     });
-    Listing { run: Some(run.to_owned()), complete, torrents: torrents.collect(), stats: ServerStats::default() }
+    let complete = complete && covers == Covers::All;
+    Listing { covers, run: Some(run.to_owned()), complete, torrents: torrents.collect(), stats: ServerStats::default() }
 }
 
 /// A server with its observer, and a store that always has room.
@@ -400,6 +406,68 @@ fn numbers_that_flow_are_told_every_few_seconds_and_the_last_ones_always() {
     }
     let seen = listing("a stopped 30% received=300");
     assert_eq!(*world.told[&hash("a")].torrent, seen.torrents[&hash("a")].torrent, "exact when it is at rest");
+}
+
+#[test]
+fn absence_from_a_look_at_what_changed_says_nothing() {
+    let mut world = World::knowing("a seeding, b seeding");
+    for _ in 0..5 {
+        assert_eq!(world.look("only "), "");
+        assert_eq!(world.look("only a seeding label=x"), if world.second == 4 { "label_changed a" } else { "" });
+    }
+    assert_eq!(world.look("a seeding label=x"), "");
+    assert!(world.observer.needs_all(&world.state), "to confirm that b is gone");
+    assert_eq!(world.look("a seeding label=x"), "removed b");
+    assert!(!world.observer.needs_all(&world.state));
+}
+
+#[test]
+fn only_a_known_and_steady_server_is_asked_for_changes() {
+    let mut world = World::new();
+    for torrents in ["a seeding", "a seeding"] {
+        assert!(world.observer.needs_all(&world.state));
+        world.look(torrents);
+    }
+    assert!(!world.observer.needs_all(&world.state));
+    world.look("failed");
+    assert!(world.observer.needs_all(&world.state), "after a failure");
+    world.look("a seeding");
+    assert!(!world.observer.needs_all(&world.state));
+    world.look("a seeding load=2@8");
+    world.look("a seeding load=2@8");
+    assert_eq!(world.look("only a seeding load=2@9"), "", "another run is not believed from a part");
+    assert!(world.observer.needs_all(&world.state));
+}
+
+#[test]
+fn what_could_not_be_written_down_is_looked_for_in_all() {
+    let mut world = World::knowing("a seeding, b seeding");
+    world.second += 1;
+    let lost = world.tick("only a paused 100%");
+    assert_eq!(said(&lost), "paused a");
+    assert!(world.observer.needs_all(&world.state));
+    assert_eq!(world.look("a paused 100%, b seeding"), "paused a");
+    assert!(!world.observer.needs_all(&world.state));
+}
+
+#[test]
+fn what_time_alone_brings_is_told_without_another_word_of_the_client() {
+    let mut world = World::knowing("a downloading 40% rate=9, b downloading 10%");
+    world.look("only a downloading 50% rate=9");
+    // Its last numbers come too soon after the others to be told, and nothing comes after them.
+    world.look("only a downloading 60% rate=0");
+    for _ in 0..3 {
+        world.look("only ");
+    }
+    let told = &world.told[&hash("a")].torrent;
+    assert_eq!((told.downloaded, told.download_rate, told.playing), (600, Some(0), false));
+    let mut heard = Vec::new();
+    for _ in 0..70 {
+        let said = world.look("only ");
+        heard.extend((!said.is_empty()).then_some(said));
+    }
+    assert_eq!(heard, ["stalled b", "stalled a"]);
+    assert_eq!(world.look("only "), "");
 }
 
 fn any_words() -> impl Strategy<Value = String> {

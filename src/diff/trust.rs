@@ -19,7 +19,7 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
     Lost { failures: u32 },
-    Settling { since: Duration, torrents: usize, failures: u32 },
+    Settling { until: Duration, torrents: usize, failures: u32 },
     Steady { failures: u32 },
 }
 
@@ -28,9 +28,9 @@ pub enum Trust {
 pub enum Poll {
     Failed,
     Answered {
-        /// It may still load its session: this is another run of the client than the one that
-        /// answered last, or the first answer ever.
-        may_be_loading: bool,
+        /// For how long it may have been loading its session, if it may: this is another run of the client
+        /// than the one that answered last, say.
+        loading_for: Option<Duration>,
         torrents: usize,
         /// Every torrent that the world knows of is there.
         nothing_missing: bool,
@@ -53,21 +53,21 @@ impl Trust {
         match (self, poll) {
             (Self::Lost { failures }, Poll::Failed) => Self::Lost { failures: failures.saturating_add(1) },
             (Self::Settling { torrents, failures, .. }, Poll::Failed) => {
-                Self::Settling { since: at, torrents, failures: failures.saturating_add(1) }
+                Self::Settling { until: at + limits.settle, torrents, failures: failures.saturating_add(1) }
             }
             (Self::Steady { failures }, Poll::Failed) if failures + 1 >= limits.failures_max => {
                 Self::Lost { failures: failures + 1 }
             }
             (Self::Steady { failures }, Poll::Failed) => Self::Steady { failures: failures + 1 },
             (_, Poll::Answered { nothing_missing: true, .. }) => Self::Steady { failures: 0 },
-            (_, Poll::Answered { may_be_loading: true, torrents, .. }) => {
-                Self::Settling { since: at, torrents, failures: 0 }
+            (_, Poll::Answered { loading_for: Some(already), torrents, .. }) => {
+                Self::Settling { until: at + limits.settle.saturating_sub(already), torrents, failures: 0 }
             }
-            (Self::Settling { since, torrents: before, .. }, Poll::Answered { torrents, .. }) => {
-                if before == torrents && at.saturating_sub(since) >= limits.settle {
+            (Self::Settling { until, torrents: before, .. }, Poll::Answered { torrents, .. }) => {
+                if before == torrents && at >= until {
                     Self::Steady { failures: 0 }
                 } else {
-                    Self::Settling { since, torrents, failures: 0 }
+                    Self::Settling { until, torrents, failures: 0 }
                 }
             }
             (Self::Lost { .. } | Self::Steady { .. }, Poll::Answered { .. }) => Self::Steady { failures: 0 },
@@ -92,7 +92,7 @@ mod tests {
     const LIMITS: TrustLimits = TrustLimits { failures_max: 3, settle: Duration::from_secs(30) };
 
     fn answered(may_be_loading: bool, torrents: usize, nothing_missing: bool) -> Poll {
-        Poll::Answered { may_be_loading, torrents, nothing_missing }
+        Poll::Answered { loading_for: may_be_loading.then_some(Duration::ZERO), torrents, nothing_missing }
     }
 
     fn run(polls: &[(u64, Poll)]) -> Trust {
@@ -124,6 +124,19 @@ mod tests {
         assert!(run(&[restarted, (1, answered(false, 3, true))]).believes_absence(), "whole again");
         assert!(!run(&[restarted, (31, answered(false, 2, false))]).believes_absence(), "still growing");
         assert!(run(&[restarted, (31, answered(false, 2, false)), (32, answered(false, 2, false))]).believes_absence());
+    }
+
+    #[test]
+    fn a_bridge_that_begins_anew_goes_on_waiting_where_the_former_one_was() {
+        let already = |seconds| Poll::Answered {
+            loading_for: Some(Duration::from_secs(seconds)),
+            torrents: 2,
+            nothing_missing: false,
+        };
+        assert!(!run(&[(0, already(20)), (9, answered(false, 2, false))]).believes_absence());
+        assert!(run(&[(0, already(20)), (10, answered(false, 2, false))]).believes_absence());
+        assert!(!run(&[(0, already(500))]).believes_absence(), "one look is never enough");
+        assert!(run(&[(0, already(500)), (1, answered(false, 2, false))]).believes_absence());
     }
 
     #[test]

@@ -6,14 +6,26 @@ use serde::Serialize;
 
 use super::{InfoHash, ServerStats, Timestamp, Torrent};
 
-/// One look at all torrents of a server.
+/// Which torrents a listing speaks of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Covers {
+    /// All that the client has.
+    #[default]
+    All,
+    /// Those that may have changed since the look before, each of them whole. Of the others it says
+    /// nothing, least of all that they are gone.
+    Changed,
+}
+
+/// One look at a server.
 #[derive(Clone, Debug, Default)]
 pub struct Listing {
+    pub covers: Covers,
     /// What tells one run of the client from the next (a process id, say); `None` if it has no such thing.
     pub run: Option<String>,
     /// The answer was read to its end and agrees with what the client says of its own size.
     ///
-    /// Only then does absence of a torrent mean anything.
+    /// Only then, and if it covers all, does absence of a torrent mean anything.
     pub complete: bool,
     pub torrents: BTreeMap<InfoHash, Observed>,
     pub stats: ServerStats,

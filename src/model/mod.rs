@@ -28,7 +28,7 @@ pub use event::{Cause, Change, Changes, EVENT_SCHEMA, Entity, Event, EventId, Ki
 pub use filter::{Filter, InvalidFilter};
 pub use hook::{BellAddress, BellSecret, Hook, HookKey, InvalidBellAddress, Ring};
 pub use ids::{Epoch, InfoHash, InvalidInfoHash, InvalidServerName, Rev, Seq, ServerName, SinkName};
-pub use listing::{Details, Facts, File, Listing, Observed, Peer, Tracker};
+pub use listing::{Covers, Details, Facts, File, Listing, Observed, Peer, Tracker};
 pub use metainfo::{InvalidMagnet, InvalidMetainfo, MAGNET_BYTES_MAX, Magnet, Metainfo, MetainfoBuilder, TorrentFile};
 pub use server::{LastFinished, ServerStats, Stats};
 pub use text::printable;

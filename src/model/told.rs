@@ -73,10 +73,9 @@ pub struct ServerState {
     /// a container the process id is the same each time.
     #[serde(default)]
     pub generation: u64,
-    /// The client may still be loading its session: absence proves nothing yet, also to the next
-    /// life of the bridge.
+    /// Since when it may still be loading its session, which a restart of the bridge does not begin anew.
     #[serde(default)]
-    pub is_settling: bool,
+    pub settling_since: Option<Timestamp>,
 }
 
 /// Everything that one look at a server has to tell, in order. It is committed whole or not at all.

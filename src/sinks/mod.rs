@@ -4,3 +4,5 @@
 //! are the dispatcher's.
 
 pub mod mqtt;
+pub mod nats;
+mod tls;

@@ -185,7 +185,7 @@ async fn what_is_told_carries_its_revision_and_its_newest_entry() {
             is_online: true,
             run: Some("4711".to_owned()),
             generation: 3,
-            is_settling: true,
+            settling_since: Some(Timestamp::from_millis(7)),
         };
         let facts = vec![fact(Kind::Removed, Some(torrent(&home, 2, 0)))];
         let removal =
@@ -904,7 +904,7 @@ mod model {
                     is_online,
                     run: None,
                     generation: 0,
-                    is_settling: false,
+                    settling_since: None,
                 });
                 let facts = facts.collect();
                 let changes =

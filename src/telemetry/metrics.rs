@@ -23,6 +23,8 @@ pub enum Shape {
 pub const ALL: &[(&str, Shape, &str)] = &[
     ("dtorrent_build_info", Shape::Gauge, "1, with the version as label"),
     ("dtorrent_polls_total", Shape::Counter, "Looks at a server, by result"),
+    ("dtorrent_full_polls_total", Shape::Counter, "Looks at a server that read all its torrents"),
+    ("dtorrent_poll_interval_seconds", Shape::Gauge, "From one look at a server to the next, as it is now"),
     ("dtorrent_poll_duration_seconds", Shape::Histogram, "How long a client takes to answer a look"),
     ("dtorrent_poll_age_seconds", Shape::Gauge, "Time since a server answered last"),
     ("dtorrent_torrents", Shape::Gauge, "Torrents of a server, by status"),
@@ -96,6 +98,8 @@ pub fn note_sink(sink: &SinkName, report: &SinkReport) {
 }
 
 pub fn note_poll(server: &ServerName, poll: &PollReport) {
+    counter!("dtorrent_full_polls_total", "server" => server.to_string()).absolute(poll.full);
+    gauge!("dtorrent_poll_interval_seconds", "server" => server.to_string()).set(poll.interval.as_secs_f64());
     if let Some(last) = poll.last_success {
         gauge!("dtorrent_poll_age_seconds", "server" => server.to_string()).set(last.elapsed().as_secs_f64());
     }

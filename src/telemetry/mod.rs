@@ -44,6 +44,7 @@ fn filter(level: Option<Level>) -> Targets {
         .with_target("dtorrent", level)
         // Its errors reach us and are told by us; a broker could have it write a line for each byte it sends.
         .with_target("rumqttc", LevelFilter::OFF)
+        .with_target("async_nats", LevelFilter::OFF)
         .with_default(level.min(LevelFilter::WARN))
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::model::{Action, Add, AddSource, InfoHash, Listing, Observed, Parts, Status};
-use crate::port::{ClientError, TorrentClient};
+use crate::port::{ClientError, Scope, TorrentClient};
 
 /// How often the listing is read again while an effect is waited for.
 const LOOK_EACH: Duration = Duration::from_millis(200);
@@ -87,7 +87,7 @@ impl Suite<'_> {
 
     async fn listing(&mut self) -> Option<Listing> {
         const EXPECTED: &str = "`list` answers with every torrent";
-        match self.client.list().await {
+        match self.client.list(Scope::Full).await {
             Ok(listing) if listing.complete => {
                 self.note(EXPECTED, Verdict::Met);
                 self.two_agree(&listing).await;
@@ -105,7 +105,7 @@ impl Suite<'_> {
     }
 
     async fn two_agree(&mut self, first: &Listing) {
-        let verdict = match self.client.list().await {
+        let verdict = match self.client.list(Scope::Full).await {
             Err(error) => Verdict::Broken(with_causes(&error)),
             Ok(second) if second.run != first.run => Verdict::Broken("it calls its run by another name".to_owned()),
             Ok(second) => {
@@ -229,7 +229,7 @@ impl Suite<'_> {
         }
         let deadline = Instant::now() + self.options.patience;
         loop {
-            match self.client.list().await {
+            match self.client.list(Scope::Full).await {
                 Ok(listing) if is_shown(&listing) => return Verdict::Met,
                 Ok(_) if Instant::now() < deadline => tokio::time::sleep(LOOK_EACH).await,
                 Ok(_) => return Verdict::Broken(format!("not within {:?}", self.options.patience)),

@@ -113,7 +113,7 @@ mod tests {
         Action, BellAddress, BellSecret, Details, Epoch, HookKey, InfoHash, Listing, Parts, Seq, ServerState,
         ServerStats, Told,
     };
-    use crate::port::Applied;
+    use crate::port::{Applied, Scope};
 
     /// Has hooks and nothing else.
     #[derive(Default)]
@@ -124,7 +124,7 @@ mod tests {
 
     #[async_trait]
     impl TorrentClient for Hookable {
-        async fn list(&self) -> Result<Listing, ClientError> {
+        async fn list(&self, _: Scope<'_>) -> Result<Listing, ClientError> {
             unreachable!("hooks are not looked for in a listing")
         }
         async fn get(&self, _: InfoHash, _: Parts) -> Result<Option<Details>, ClientError> {

@@ -1,10 +1,14 @@
 //! The watcher: looks at one server again and again, and has what it found written down and told.
 //!
+//! There are two speeds. At each beat it asks for what changed, which costs the client next to
+//! nothing; now and then, and whenever that leaves a doubt, for all ([`pace`], [`Observer::needs_all`]).
+//!
 //! One look at a time. A look is: list → diff against what was told → commit → board. It is never
 //! broken off half-way, so `told` and journal agree. What a look cannot commit (no room) stays
 //! untold, and the next look finds it again.
 
 mod hooks;
+mod pace;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,11 +21,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use crate::board::{Board, ServerBoard};
+use self::pace::{Pace, Reason};
+use crate::board::{Board, Named, ServerBoard};
 use crate::commands::expect::Expectations;
 use crate::diff::{Limits, Moment, Observer};
-use crate::model::{Cause, Changes, Fact, File, InfoHash, Kind, Listing, Parts, Seq, ServerName, Stats, Tick, Torrent};
-use crate::port::{ClientError, Clock, Delivery, Store, StoreError, TorrentClient};
+use crate::model::{
+    Cause, Changes, Covers, Fact, File, InfoHash, Kind, Listing, Seq, ServerName, Stats, Tick, Torrent,
+};
+use crate::port::{ClientError, Clock, Delivery, Scope, Store, StoreError, TorrentClient};
 use crate::repeat::Repeat;
 
 pub use self::hooks::HookKeeper;
@@ -35,6 +42,8 @@ const STATS_EACH: Duration = Duration::from_secs(5);
 pub struct Watcher {
     pub server: ServerName,
     pub interval: Duration,
+    /// A full picture at least this often.
+    pub sweep: Duration,
     pub client: Arc<dyn TorrentClient>,
     pub store: Arc<dyn Store>,
     pub board: Arc<Board>,
@@ -52,6 +61,13 @@ struct State {
     failures: Repeat,
     full: Repeat,
     stats_made: Option<Instant>,
+    /// What the stats are made of has changed since.
+    are_stats_old: bool,
+    pace: Pace,
+    /// To be looked at, until a look has succeeded.
+    named: BTreeSet<InfoHash>,
+    /// More were named than can be looked at one by one.
+    are_many_named: bool,
     /// The run of the client that answered the last look, if it did.
     run: Option<Option<String>>,
 }
@@ -69,31 +85,52 @@ impl Watcher {
             failures: Repeat::default(),
             full: Repeat::default(),
             stats_made: None,
+            are_stats_old: true,
+            pace: Pace::new(self.interval, self.sweep),
+            named: BTreeSet::new(),
+            are_many_named: false,
             run: None,
         };
         let mut is_poked = false;
         loop {
-            let took = self.look(&mut state, board).await?;
+            let (took, pause) = self.look(&mut state, board).await?;
             // Who was woken for a torrent that is missing is not to sleep before it is known to be gone.
             let is_urgent = self.expectations.is_waiting() || (is_poked && state.observer.is_in_doubt());
-            let pause = if is_urgent { took } else { self.interval.saturating_sub(took) };
+            let pause = if is_urgent { took } else { pause }.max(SHORTEST_PAUSE);
+            board.write(|content| content.poll.interval = took + pause);
             is_poked = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 () = board.poke.notified() => true,
-                () = tokio::time::sleep(pause.max(SHORTEST_PAUSE)) => false,
+                () = tokio::time::sleep(pause) => false,
             };
         }
     }
 
-    /// One look, told and written down. Returns how long the client took.
-    async fn look(&self, state: &mut State, board: &ServerBoard) -> Result<Duration, StoreError> {
+    /// One look, told and written down. Returns how long the client took, and how long to leave it alone.
+    async fn look(&self, state: &mut State, board: &ServerBoard) -> Result<(Duration, Duration), StoreError> {
         let look = self.expectations.begin_look();
-        // All torrents are looked at, those that the bell named among them.
-        board.bell.take_named();
+        match board.bell.take_named() {
+            Named::These(mut hashes) => state.named.append(&mut hashes),
+            Named::Many => state.are_many_named = true,
+        }
+        self.expectations.awaited(&mut state.named);
+        let (needs_all, is_first) =
+            board.read(|content| (state.observer.needs_all(&content.state), !content.state.is_known));
+        let needs_all = needs_all || state.are_many_named;
+        let is_sweep = state.pace.is_sweep_due(state.start.elapsed());
+        let scope = if needs_all || is_sweep { Scope::Full } else { Scope::Changed { named: &state.named } };
         let began = Instant::now();
-        let answer = self.client.list().await;
+        let answer = self.client.list(scope).await;
         let took = began.elapsed();
+        let reason = match &answer {
+            Err(_) => Reason::Free,
+            Ok(_) if is_first => Reason::Free,
+            Ok(_) if is_sweep => Reason::Sweep,
+            Ok(_) => Reason::Tick,
+        };
+        let is_full = answer.as_ref().is_ok_and(|listing| listing.covers == Covers::All);
+        let pause = state.pace.looked(reason, is_full, took, state.start.elapsed());
         let now = Moment { time: self.clock.now(), at: state.start.elapsed() };
         let mut tick = board.read(|content| match &answer {
             Ok(listing) => state.observer.looked(&content.told, &content.state, listing, now),
@@ -104,15 +141,18 @@ impl Watcher {
             tick.facts.insert(0, journal_reset());
         }
         self.expectations.mark(&mut tick);
+        state.are_stats_old |= !tick.is_empty();
         self.tell(state, board, tick, now.at).await?;
         // "It answers" may be read only when what it answered stands on the board.
         self.report_poll(state, board, &answer, took);
         note_run(state, board, &answer);
         if let Ok(listing) = &answer {
             self.make_stats(state, board, listing);
+            state.named.clear();
+            state.are_many_named = false;
             board.read(|content| self.expectations.judge(look, listing, &content.told));
         }
-        Ok(took)
+        Ok((took, pause))
     }
 
     /// Commits a tick and puts it on the board. Without room nothing is told, and the next look finds it again.
@@ -188,17 +228,23 @@ impl Watcher {
                 content.poll.failures += 1;
             }
             content.poll.failure = failure;
+            content.poll.sweep = state.pace.sweep();
             if let Ok(listing) = answer {
-                content.stats = listing.stats.clone();
+                content.poll.full += u64::from(listing.covers == Covers::All);
+                if content.stats != listing.stats {
+                    content.stats = listing.stats.clone();
+                    state.are_stats_old = true;
+                }
             }
         });
     }
 
     fn make_stats(&self, state: &mut State, board: &ServerBoard, listing: &Listing) {
-        if state.stats_made.is_some_and(|made| made.elapsed() < STATS_EACH) {
+        if !state.are_stats_old || state.stats_made.is_some_and(|made| made.elapsed() < STATS_EACH) {
             return;
         }
         state.stats_made = Some(Instant::now());
+        state.are_stats_old = false;
         let body = board.read(|content| {
             let stats = Stats::of(listing.stats.clone(), content.told.values().map(|told| &*told.torrent));
             for (status, count) in &stats.by_status {
@@ -270,7 +316,6 @@ impl FilesWanted {
         board: Arc<Board>,
         stop: CancellationToken,
     ) {
-        let parts = Parts { files: true, ..Parts::default() };
         while !stop.is_cancelled() {
             let Some(hash) = self.next() else {
                 tokio::select! {
@@ -279,9 +324,8 @@ impl FilesWanted {
                 }
             };
             let began = Instant::now();
-            match client.get(hash, parts).await {
-                Ok(Some(details)) => {
-                    let files = details.files.unwrap_or_default();
+            match client.files(hash).await {
+                Ok(Some(files)) => {
                     let body = serde_json::to_vec(&FilesBody { hash, files: &files }).expect("files are plain JSON");
                     board.tell_aside(&Delivery::Files { server: server.clone(), hash, body: Bytes::from(body) });
                 }

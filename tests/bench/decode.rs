@@ -9,8 +9,8 @@ use dtorrent::clients::rtorrent::calls::{Answers, Cell, Fault};
 use dtorrent::clients::rtorrent::{jsonrpc, xmlrpc};
 use dtorrent::diff::{Limits, Moment, Observer};
 use dtorrent::model::{
-    Committed, Completion, Facts, Listing, Memory, Observed, Rev, Run, Seq, ServerName, ServerState, ServerStats,
-    Timestamp, Told, ToldTorrent, Torrent,
+    Committed, Completion, Covers, Facts, Listing, Memory, Observed, Rev, Run, Seq, ServerName, ServerState,
+    ServerStats, Timestamp, Told, ToldTorrent, Torrent,
 };
 use serde::Deserialize;
 
@@ -185,7 +185,7 @@ fn diffs(mut decode: impl FnMut() -> usize) -> anyhow::Result<Vec<Line>> {
             figure: millis(Duration::from_secs_f64(median(diffs))),
             baseline: format!("decode of the XML: {}", millis(Duration::from_secs_f64(median(decodes)))),
             measured: Measured::at_most(median(ratios), 0.1, "×"),
-            reason: "for each torrent the picture that would be told is made, with all its texts, before it is compared",
+            reason: "each torrent is found in three maps and compared in all its fields",
         });
     }
     Ok(lines)
@@ -198,13 +198,13 @@ fn diff(changed: usize) -> anyhow::Result<Duration> {
         torrent: torrent.clone(),
         facts: Facts {
             load: Some(torrent.hash.to_string()),
-            complete: false,
+            complete: torrent.finished,
             has_metadata: true,
             received_bytes: torrent.downloaded,
             moved_bytes: torrent.downloaded,
         },
     };
-    let torrents: Vec<_> = (0..TORRENTS).map(|number| sample::torrent(&server, number)).collect();
+    let torrents: Vec<_> = (0..TORRENTS).map(|number| sample::of_a_library(&server, number)).collect();
     let told_torrent = |torrent: &std::sync::Arc<Torrent>| ToldTorrent {
         torrent: torrent.clone(),
         rev: Rev(1),
@@ -215,14 +215,15 @@ fn diff(changed: usize) -> anyhow::Result<Duration> {
             generation: 0,
             has_metadata: true,
             received_bytes: torrent.downloaded,
-            completion: Completion::Incomplete,
+            completion: if torrent.finished { Completion::Complete } else { Completion::Incomplete },
             run: Run::Running,
         },
     };
     let told: Told = torrents.iter().map(|torrent| (torrent.hash, told_torrent(torrent))).collect();
     let run = Some("1".to_owned());
-    let state = ServerState { is_known: true, is_online: true, run: run.clone(), generation: 0, is_settling: false };
+    let state = ServerState { is_known: true, is_online: true, run: run.clone(), generation: 0, settling_since: None };
     let mut listing = Listing {
+        covers: Covers::All,
         run,
         complete: true,
         torrents: torrents.iter().map(|torrent| (torrent.hash, observed(torrent))).collect::<BTreeMap<_, _>>(),
@@ -236,7 +237,8 @@ fn diff(changed: usize) -> anyhow::Result<Duration> {
     let first = observer.looked(&told, &state, &listing, moment(10));
     ensure!(first.is_empty(), "the first look tells something: {:?}", first.facts.first());
     observer.committed(&Committed::default(), Duration::from_secs(10));
-    for (_, seen) in listing.torrents.iter_mut().take(changed) {
+    let downloading = listing.torrents.values_mut().filter(|seen| !seen.torrent.finished);
+    for seen in downloading.take(changed) {
         seen.torrent.downloaded += 5_000_000;
         seen.torrent.uploaded += 20_000_000;
         seen.torrent.left = seen.torrent.left.map(|left| left - 5_000_000);

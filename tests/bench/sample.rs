@@ -42,3 +42,22 @@ pub fn torrent(server: &ServerName, number: usize) -> Arc<Torrent> {
         size_files: Some(1),
     })
 }
+
+/// One of a library: of a hundred torrents one downloads, and the others have all and rest.
+pub fn of_a_library(server: &ServerName, number: usize) -> Arc<Torrent> {
+    let torrent = torrent(server, number);
+    if number.is_multiple_of(100) {
+        return torrent;
+    }
+    Arc::new(Torrent {
+        downloaded: torrent.length,
+        progress: 100.0,
+        finished: true,
+        playing: false,
+        status: Status::Seeding,
+        download_rate: Some(0),
+        left: Some(0),
+        eta: None,
+        ..(*torrent).clone()
+    })
+}

@@ -269,6 +269,7 @@ impl Imagined {
         let watcher = Watcher {
             server,
             interval: Duration::from_millis(250),
+            sweep: Duration::from_secs(30),
             client: Arc::new(client.clone()),
             store,
             board,

@@ -17,6 +17,7 @@ mod harness;
 mod homeassistant;
 mod hooks;
 mod mqtt_link;
+mod nats;
 mod oddities;
 mod outages;
 mod retained;

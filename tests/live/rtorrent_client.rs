@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use dtorrent::clients::rtorrent::RtorrentClient;
 use dtorrent::clients::rtorrent::settings::{Endpoint, ExtraColumn, Settings};
-use dtorrent::model::{Action, Add, AddSource, InfoHash, Listing, Parts, ServerName, Status, Torrent};
-use dtorrent::port::{Applied, ClientError, TorrentClient as _};
+use dtorrent::model::{Action, Add, AddSource, Covers, InfoHash, Listing, Parts, ServerName, Status, Torrent};
+use dtorrent::port::{Applied, ClientError, Scope, TorrentClient as _};
 use sha1::{Digest as _, Sha1};
 use tempfile::TempDir;
 
@@ -161,7 +161,7 @@ fn settings(endpoint: Endpoint) -> Settings {
 async fn list_until(client: &RtorrentClient, what: &str, is_so: impl Fn(&Listing) -> bool) -> Listing {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let listing = client.list().await.unwrap();
+        let listing = client.list(Scope::Full).await.unwrap();
         if is_so(&listing) {
             return listing;
         }
@@ -205,7 +205,7 @@ fn torrent(listing: &Listing, hash: InfoHash) -> &Torrent {
 #[tokio::test]
 async fn an_empty_rtorrent_is_listed_over_the_unix_socket() {
     let Some(server) = start() else { return };
-    let listing = server.client().list().await.unwrap();
+    let listing = server.client().list(Scope::Full).await.unwrap();
     assert!(listing.complete && listing.torrents.is_empty());
     assert_eq!(listing.run, Some(server.process.id().to_string()));
     assert!(listing.stats.client.unwrap().starts_with("rTorrent 0."));
@@ -226,16 +226,27 @@ async fn a_listing_is_the_same_over_tcp_and_through_nginx() {
     assert!(over_tcp.complete);
 
     let Some(nginx) = Nginx::start(port) else { return };
-    let over_http = RtorrentClient::new(nginx.settings("/RPC2", "tester")).unwrap().list().await.unwrap();
+    let over_http = RtorrentClient::new(nginx.settings("/RPC2", "tester")).unwrap().list(Scope::Full).await.unwrap();
     assert_eq!(over_http.torrents, over_tcp.torrents);
     assert_eq!((over_http.complete, over_http.run), (true, over_tcp.run));
 
-    let wrong_user = RtorrentClient::new(nginx.settings("/RPC2", "stranger")).unwrap().list().await.unwrap_err();
+    let wrong_user =
+        RtorrentClient::new(nginx.settings("/RPC2", "stranger")).unwrap().list(Scope::Full).await.unwrap_err();
     assert!(matches!(&wrong_user, ClientError::Unauthorized { .. }), "{wrong_user}");
-    let said = RtorrentClient::new(nginx.settings("/nothing", "tester")).unwrap().list().await.unwrap_err().to_string();
+    let said = RtorrentClient::new(nginx.settings("/nothing", "tester"))
+        .unwrap()
+        .list(Scope::Full)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(said.contains("/RPC2") && !said.contains("secret"), "{said}");
     drop(server);
-    let said = RtorrentClient::new(nginx.settings("/RPC2", "tester")).unwrap().list().await.unwrap_err().to_string();
+    let said = RtorrentClient::new(nginx.settings("/RPC2", "tester"))
+        .unwrap()
+        .list(Scope::Full)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(said.contains("is it running"), "{said}");
 }
 
@@ -324,8 +335,8 @@ async fn https_is_trusted_through_the_given_authority_and_no_other() {
         let endpoint = Endpoint::parse(&format!("https://127.0.0.1:{}/RPC2", nginx.port)).unwrap();
         Settings { endpoint, ca_pem, ..nginx.settings("/", "tester") }
     };
-    assert!(RtorrentClient::new(settings(Some(ca_pem))).unwrap().list().await.unwrap().complete);
-    let error = RtorrentClient::new(settings(None)).unwrap().list().await.unwrap_err();
+    assert!(RtorrentClient::new(settings(Some(ca_pem))).unwrap().list(Scope::Full).await.unwrap().complete);
+    let error = RtorrentClient::new(settings(None)).unwrap().list(Scope::Full).await.unwrap_err();
     assert!(matches!(error, ClientError::Unreachable { .. }), "{error:?}");
     assert!(RtorrentClient::new(settings(Some(b"no certificate".to_vec()))).is_err());
 }
@@ -385,7 +396,7 @@ async fn extra_columns_are_read_and_unknown_ones_are_null() {
     let (hash, file) = metafile(b"extra", &[1; 10], TRACKER);
     client.apply(&Action::Add(adding(hash, file, false))).await.unwrap();
     server.call("d.custom.set", &[&hash.to_string(), "my-tag", "blue &amp; red"]);
-    let listing = client.list().await.unwrap();
+    let listing = client.list(Scope::Full).await.unwrap();
     let extra = serde_json::to_string(&torrent(&listing, hash).extra).unwrap();
     assert_eq!(extra, r#"{"fork":null,"ratio":0,"tag":"blue & red","throttle":""}"#);
     let details = client.get(hash, Parts::default()).await.unwrap().unwrap();
@@ -398,7 +409,7 @@ async fn rule_9_a_restarted_rtorrent_is_another_run_and_the_same_torrents_are_lo
     let client = server.client();
     let (hash, file) = metafile(b"stays", &[1; 10], TRACKER);
     client.apply(&Action::Add(adding(hash, file, false))).await.unwrap();
-    let before = client.list().await.unwrap();
+    let before = client.list(Scope::Full).await.unwrap();
     // Modern versions write the session on a thread of its own.
     let session = server.folder.path().join(format!("session/{}.torrent.rtorrent", hash.to_string().to_uppercase()));
     let deadline = Instant::now() + PATIENCE;
@@ -464,7 +475,7 @@ async fn a_torrent_goes_through_its_whole_life() {
     let Some(server) = start() else { return };
     let client = RtorrentClient::new(Settings { timeout: Duration::from_secs(15), ..server.settings() }).unwrap();
     let hash = seeding(&server, &client, "whole life", &[3; 100_000]).await;
-    let listing = client.list().await.unwrap();
+    let listing = client.list(Scope::Full).await.unwrap();
     let seen = torrent(&listing, hash);
     assert!(seen.finished && seen.active && !seen.playing, "{seen:#?}");
     assert_eq!((seen.length, seen.downloaded, seen.progress, seen.left), (100_000, 100_000, 100.0, Some(0)));
@@ -530,7 +541,7 @@ async fn rule_3_what_is_hash_checked_is_not_stopped_before_the_check_is_over() {
     let is_legacy = server.call("system.api_version", &[""]).contains("<string>10<");
     let client = server.client();
     let hasty = RtorrentClient::new(Settings { timeout: Duration::from_millis(500), ..server.settings() }).unwrap();
-    hasty.list().await.unwrap();
+    hasty.list(Scope::Full).await.unwrap();
     // A sparse file, and enough of it that the check takes a while.
     const PIECES: usize = 65_536;
     let content = std::fs::File::create(server.downloads().join("large")).unwrap();
@@ -583,7 +594,7 @@ async fn rule_4_an_old_rtorrent_survives_a_storm_of_announces() {
         }
     }
     assert_eq!(refused, if is_legacy { 3 } else { 0 });
-    assert!(hasty.list().await.unwrap().complete);
+    assert!(hasty.list(Scope::Full).await.unwrap().complete);
 }
 
 #[tokio::test]
@@ -596,7 +607,7 @@ async fn rule_7_a_label_is_text_and_comes_back_as_it_was() {
     let evil = format!("$execute.nothrow=touch,{}", proof.display());
     for label in ["linux", "a, b; \"c\" \\ <&>", "Ünï ☃", "crab 🦀", "50% off", "100%41", "", evil.as_str()] {
         client.apply(&Action::Label(hash, label.to_owned())).await.unwrap();
-        let listing = client.list().await.unwrap();
+        let listing = client.list(Scope::Full).await.unwrap();
         assert_eq!(torrent(&listing, hash).label.as_deref(), Some(label));
     }
     assert!(!proof.try_exists().unwrap());
@@ -610,11 +621,11 @@ async fn rule_10_a_priority_outside_its_range_is_not_sent() {
     client.apply(&Action::Add(adding(hash, file, false))).await.unwrap();
     for priority in 0..=3 {
         client.apply(&Action::Priority(hash, priority)).await.unwrap();
-        assert_eq!(torrent(&client.list().await.unwrap(), hash).priority, Some(priority));
+        assert_eq!(torrent(&client.list(Scope::Full).await.unwrap(), hash).priority, Some(priority));
     }
     let refused = client.apply(&Action::Priority(hash, 9)).await.unwrap_err();
     assert!(matches!(refused, ClientError::Precondition { .. }), "{refused}");
-    assert_eq!(torrent(&client.list().await.unwrap(), hash).priority, Some(3));
+    assert_eq!(torrent(&client.list(Scope::Full).await.unwrap(), hash).priority, Some(3));
 }
 
 #[tokio::test]
@@ -657,7 +668,7 @@ async fn a_torrent_file_over_the_limit_of_a_request_is_added() {
     // 30,000 pieces make a file of 600 kB, and a request of 800 kB.
     let (hash, file) = metafile_of_pieces(b"large", 30_000, [0x5a; 20]);
     client.apply(&Action::Add(adding(hash, file, false))).await.unwrap();
-    assert!(client.list().await.unwrap().torrents.contains_key(&hash));
+    assert!(client.list(Scope::Full).await.unwrap().torrents.contains_key(&hash));
 }
 
 /// A .torrent file whose pieces are all alike.
@@ -735,10 +746,121 @@ async fn many_torrents_are_listed_whole_with_their_trackers() {
         hashes.push((hash, format!("tracker-{}.example", number % 7)));
     }
     // A client of its own knows nothing yet and asks for the trackers of all at once.
-    let listing = server.client().list().await.unwrap();
+    let listing = server.client().list(Scope::Full).await.unwrap();
     assert!(listing.complete);
     for (hash, host) in hashes {
         assert_eq!(torrent(&listing, hash).tracker.as_deref(), Some(host.as_str()));
         assert_eq!(client.get(hash, Parts::default()).await.unwrap().unwrap().observed, listing.torrents[&hash]);
+    }
+}
+
+// --- two speeds ----------------------------------------------------------------------------------
+
+async fn changes(client: &RtorrentClient, named: &[InfoHash]) -> Listing {
+    client.list(Scope::Changed { named: &named.iter().copied().collect() }).await.unwrap()
+}
+
+/// Writes the file anew each time, for rTorrent deletes it with the torrent.
+fn load_one_of_many(server: &Rtorrent, number: u16) -> InfoHash {
+    let (hash, file) = metafile(format!("many {number:05}").as_bytes(), &number.to_be_bytes(), TRACKER);
+    let path = server.folder.path().join(format!("{number}.torrent"));
+    std::fs::write(&path, file).unwrap();
+    server.call("load.normal", &["", path.to_str().unwrap()]);
+    hash
+}
+
+/// Loads so many tiny torrents past the client; waits until they are there.
+async fn populate(server: &Rtorrent, client: &RtorrentClient, count: u16) -> Vec<InfoHash> {
+    let hashes = (0..count).map(|number| load_one_of_many(server, number)).collect();
+    list_until(client, "all of them", |listing| listing.torrents.len() == usize::from(count)).await;
+    hashes
+}
+
+#[tokio::test]
+async fn a_quick_look_at_a_thousand_torrents_reads_none_of_them_and_misses_none() {
+    let Some(server) = start() else { return };
+    let client = server.client();
+    let hashes = populate(&server, &client, 1000).await;
+    for _ in 0..2 {
+        // What was loaded a moment ago has changed a moment ago.
+        let deadline = Instant::now() + PATIENCE;
+        while !changes(&client, &[]).await.torrents.is_empty() {
+            assert!(Instant::now() < deadline, "they never come to rest");
+            tokio::time::sleep(BEAT).await;
+        }
+    }
+    for _ in 0..20 {
+        let quick = changes(&client, &[]).await;
+        assert_eq!((quick.covers, quick.torrents.len()), (Covers::Changed, 0));
+    }
+    let named = changes(&client, &[hashes[3], hashes[990]]).await;
+    assert_eq!((named.covers, named.torrents.len()), (Covers::Changed, 2));
+    assert_eq!(torrent(&named, hashes[3]).name, "many 00003", "whole, though the name was not read again");
+
+    server.call("d.erase", &[&hashes[7].to_string()]);
+    let erased = changes(&client, &[]).await;
+    assert_eq!((erased.covers, erased.complete, erased.torrents.len()), (Covers::All, true, 999));
+    // One goes, another comes: there are as many as before.
+    server.call("d.erase", &[&hashes[8].to_string()]);
+    load_one_of_many(&server, 7);
+    let swapped = changes(&client, &[]).await;
+    assert_eq!((swapped.covers, swapped.torrents.len()), (Covers::All, 999));
+    assert!(swapped.torrents.contains_key(&hashes[7]) && !swapped.torrents.contains_key(&hashes[8]));
+    // The same one is loaded again.
+    let before = swapped.torrents[&hashes[9]].facts.load.clone();
+    server.call("d.erase", &[&hashes[9].to_string()]);
+    load_one_of_many(&server, 9);
+    let again = changes(&client, &[]).await;
+    assert_eq!(again.covers, Covers::All);
+    assert_ne!(again.torrents[&hashes[9]].facts.load, before);
+    // A start is seen by the look after it.
+    std::fs::write(server.downloads().join("many 00010"), 10_u16.to_be_bytes()).unwrap();
+    server.call("d.start", &[&hashes[10].to_string()]);
+    let started = changes(&client, &[]).await;
+    assert_ne!(torrent(&started, hashes[10]).status, Status::Stopped);
+}
+
+#[tokio::test]
+async fn whatever_is_done_behind_its_back_a_sweep_knows_it_all() {
+    let Some(server) = start() else { return };
+    let watching = server.client();
+    let hashes = populate(&server, &watching, 40).await;
+    let mut dice: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut roll = |sides: u64| {
+        dice ^= dice << 13;
+        dice ^= dice >> 7;
+        dice ^= dice << 17;
+        dice % sides
+    };
+    for round in 0..12 {
+        for _ in 0..6 {
+            let number = usize::try_from(roll(40)).unwrap();
+            let hash = hashes[number].to_string();
+            match roll(8) {
+                0 => drop(server.call("d.custom1.set", &[&hash, &format!("label{}", roll(3))])),
+                1 => drop(server.call("d.priority.set", &[&hash, &roll(4).to_string()])),
+                2 => drop(server.call("d.start", &[&hash])),
+                3 => drop(server.call("d.stop", &[&hash])),
+                4 => drop(server.call("d.pause", &[&hash])),
+                5 => drop(server.call("d.erase", &[&hash])),
+                6 => drop(load_one_of_many(&server, u16::try_from(number).unwrap())),
+                _ => drop(server.call("d.directory.set", &[&hash, &format!("/tmp/{}", roll(3))])),
+            }
+            if roll(2) == 0 {
+                changes(&watching, &[]).await;
+            }
+        }
+        // The torrents are tiny and checked at once, but not at the same instant for two lookers.
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let swept = watching.list(Scope::Full).await.unwrap();
+            let truth = server.client().list(Scope::Full).await.unwrap();
+            assert_eq!((swept.covers, swept.complete), (Covers::All, true));
+            if swept.torrents == truth.torrents {
+                break;
+            }
+            assert!(Instant::now() < deadline, "round {round}: {:#?}\n{:#?}", swept.torrents, truth.torrents);
+            tokio::time::sleep(BEAT).await;
+        }
     }
 }

@@ -70,6 +70,7 @@ impl Bridge {
         clients: &BTreeMap<ServerName, Simulator>,
         sinks: &[SinkPlan],
         interval: Duration,
+        sweep: Duration,
     ) -> Self {
         let clock: Arc<dyn Clock> = stage.clone();
         let dyn_store: Arc<dyn Store> = store.clone();
@@ -136,6 +137,7 @@ impl Bridge {
             let watcher = Watcher {
                 server: server.clone(),
                 interval,
+                sweep,
                 client: client.clone(),
                 store: dyn_store.clone(),
                 board: board.clone(),

@@ -47,6 +47,7 @@ pub struct Run {
     /// Somebody lied, crashed or cut since the run began: order and number of what comes twice are open.
     pub is_rough: bool,
     interval: Duration,
+    sweep: Duration,
     down_until: Option<Instant>,
     left: Option<dtorrent::store::Image>,
     loading: BTreeMap<ServerName, Instant>,
@@ -92,6 +93,7 @@ impl Run {
         let journal_bytes_max = if dice.percent(25) { 40_000 } else { 256 << 20 };
         let options = Options { journal_bytes_max, ..Options::default() };
         let interval = Duration::from_millis(1000 + dice.below(1500));
+        let sweep = dice.pick(&[interval, Duration::from_secs(5), Duration::from_secs(30)]).unwrap();
         let disk = Disk::new(stage.clone(), options);
         let run = Self {
             stage,
@@ -103,6 +105,7 @@ impl Run {
             restarts: 0,
             is_rough: false,
             interval,
+            sweep,
             down_until: None,
             left: None,
             loading: BTreeMap::new(),
@@ -110,7 +113,10 @@ impl Run {
         };
         for server in &servers {
             let keeps_its_name = run.stage.dice.percent(25);
-            run.clients[server].change(|world| world.keeps_its_name = keeps_its_name);
+            run.clients[server].change(|world| {
+                world.keeps_its_name = keeps_its_name;
+                world.latency = run.stage.dice.millis(150);
+            });
             for _ in 0..run.stage.dice.below(4) {
                 run.add(server);
             }
@@ -157,7 +163,7 @@ impl Run {
         }
         let servers: Vec<ServerName> = self.clients.keys().cloned().collect();
         let store = self.disk.open(self.left.take(), &servers).await;
-        let bridge = Bridge::start(&self.stage, store, &self.clients, &self.sinks, self.interval).await;
+        let bridge = Bridge::start(&self.stage, store, &self.clients, &self.sinks, self.interval, self.sweep).await;
         self.stage.note(|| "the bridge starts".to_owned());
         self.bridge = Some(bridge);
         self.down_until = None;

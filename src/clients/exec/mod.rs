@@ -29,8 +29,10 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::model::{Action, Add, AddSource, Details, InfoHash, Listing, Observed, Parts, ServerName, ServerStats};
-use crate::port::{Applied, ClientError, TorrentClient};
+use crate::model::{
+    Action, Add, AddSource, Covers, Details, InfoHash, Listing, Observed, Parts, ServerName, ServerStats,
+};
+use crate::port::{Applied, ClientError, Scope, TorrentClient};
 
 use child::{Child, Failure};
 
@@ -142,7 +144,7 @@ impl ExecClient {
     }
 
     async fn one(&self, hash: InfoHash) -> Result<Option<Observed>, ClientError> {
-        Ok(self.list().await?.torrents.remove(&hash))
+        Ok(self.list(Scope::Full).await?.torrents.remove(&hash))
     }
 }
 
@@ -195,14 +197,14 @@ impl Running {
 
 #[async_trait]
 impl TorrentClient for ExecClient {
-    async fn list(&self) -> Result<Listing, ClientError> {
+    async fn list(&self, _scope: Scope<'_>) -> Result<Listing, ClientError> {
         let (result, speaker) = self.call("list", None).await?;
         let (torrents, complaint) =
             answer::listing(&self.settings.server, result).map_err(|reason| self.protocol(reason))?;
         let complete = complaint.is_none();
         self.complain(complaint);
         let stats = ServerStats { client: speaker.name, ..ServerStats::default() };
-        Ok(Listing { run: Some(speaker.run), complete, torrents, stats })
+        Ok(Listing { covers: Covers::All, run: Some(speaker.run), complete, torrents, stats })
     }
 
     async fn get(&self, hash: InfoHash, parts: Parts) -> Result<Option<Details>, ClientError> {
@@ -295,7 +297,7 @@ mod tests {
         let [Finding { verdict: Verdict::Missing(what), .. }] = short[..] else { panic!("{short:#?}") };
         assert_eq!(what, "the files are not told", "without `get` it answers from the list");
         assert_eq!(findings.len(), 11);
-        assert_eq!(client.list().await.unwrap().stats.client.as_deref(), Some("twenty lines"));
+        assert_eq!(client.list(Scope::Full).await.unwrap().stats.client.as_deref(), Some("twenty lines"));
     }
 
     #[tokio::test]
@@ -305,7 +307,7 @@ mod tests {
         let client = client(example("client.sh", folder.path()), Duration::from_secs(20));
         let findings = conformance::client(&client, &conformance::Options::default()).await;
         assert!(findings.iter().all(|finding| !matches!(finding.verdict, Verdict::Broken(_))), "{findings:#?}");
-        let torrents = client.list().await.unwrap().torrents;
+        let torrents = client.list(Scope::Full).await.unwrap().torrents;
         let seen = &torrents.values().next().unwrap().torrent;
         assert_eq!((seen.name.as_str(), seen.length, seen.finished), ("a quoted one", 5, true));
         let error = client.apply(&Action::Pause(seen.hash)).await.unwrap_err();
@@ -319,7 +321,7 @@ mod tests {
         let script = format!("sleep 1000 & echo $$ $! > {}; wait", note.display());
         let command = ["sh", "-c", &script].map(str::to_owned).to_vec();
         let client = client(command, Duration::from_secs(1));
-        let error = client.list().await.unwrap_err();
+        let error = client.list(Scope::Full).await.unwrap_err();
         assert!(matches!(error, ClientError::Timeout { .. }), "{error}");
         let pids = std::fs::read_to_string(&note).unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -336,7 +338,7 @@ mod tests {
         let client = shell(&format!("echo x >> {}; exit 3", note.display()));
         let mut reasons = Vec::new();
         for _ in 0..20 {
-            let ClientError::Unreachable { source, .. } = client.list().await.unwrap_err() else { panic!() };
+            let ClientError::Unreachable { source, .. } = client.list(Scope::Full).await.unwrap_err() else { panic!() };
             reasons.push(source.to_string());
         }
         assert!(reasons[0].contains("exit status: 3") || reasons[0].contains("pipe"), "{reasons:?}");
@@ -346,7 +348,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(20);
         while std::fs::read_to_string(&note).unwrap().lines().count() == starts {
             assert!(Instant::now() < deadline, "it is not started again");
-            client.list().await.unwrap_err();
+            client.list(Scope::Full).await.unwrap_err();
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -361,12 +363,12 @@ mod tests {
             (r#"read l; echo '{"id":1,"result":null}'; read l; echo '{"id":2,"result":{}}'"#, "no array"),
         ] {
             let client = shell(script);
-            let error = client.list().await.unwrap_err();
+            let error = client.list(Scope::Full).await.unwrap_err();
             assert!(matches!(error, ClientError::Protocol { .. }), "{script}: {error}");
             assert!(error.to_string().contains(reason), "{script}: {error}");
         }
         let nobody = client(vec!["/nobody/is/here".to_owned()], Duration::from_secs(20));
-        assert!(matches!(nobody.list().await.unwrap_err(), ClientError::Unreachable { .. }));
+        assert!(matches!(nobody.list(Scope::Full).await.unwrap_err(), ClientError::Unreachable { .. }));
     }
 
     #[tokio::test]
@@ -376,7 +378,7 @@ mod tests {
             read l; echo '{"id":1,"error":{"code":-32601,"message":"what?"}}'
             read l; echo '{"method":"note"}'; echo '{"id":2,"result":[]}'; read l"#,
         );
-        let listing = client.list().await.unwrap();
+        let listing = client.list(Scope::Full).await.unwrap();
         assert!(listing.complete && listing.torrents.is_empty() && listing.run.is_some());
     }
 
@@ -385,11 +387,11 @@ mod tests {
         let client = shell(
             r#"read l; echo '{"id":1,"result":{"protocol":1}}'; read l; echo '{"id":2,"result":[]}'; read l; exit"#,
         );
-        let first = client.list().await.unwrap().run;
-        client.list().await.unwrap_err();
+        let first = client.list(Scope::Full).await.unwrap().run;
+        client.list(Scope::Full).await.unwrap_err();
         let deadline = Instant::now() + Duration::from_secs(20);
         let second = loop {
-            match client.list().await {
+            match client.list(Scope::Full).await {
                 Ok(listing) => break listing.run,
                 Err(_) => assert!(Instant::now() < deadline),
             }

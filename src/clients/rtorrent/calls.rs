@@ -19,6 +19,7 @@ const METHODS: &[&str] = &[
     "d.directory.set",
     "d.erase",
     "d.free_diskspace",
+    "d.multicall.filtered",
     "d.multicall2",
     "d.pause",
     "d.priority.set",

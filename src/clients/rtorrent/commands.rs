@@ -25,7 +25,7 @@ use super::calls::{Call, Value};
 use super::map::{self, Raw};
 use super::probe::{BackEnd, Probe};
 use super::{RtorrentClient, Turn, xmlrpc};
-use crate::model::{Action, Add, AddSource, InfoHash, Listing, Status};
+use crate::model::{Action, Add, AddSource, Covers, InfoHash, Listing, Status};
 use crate::port::{Applied, ClientError};
 
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -73,6 +73,9 @@ pub(super) async fn pause_again(turn: &Turn<'_>, listing: &Listing) {
     let waiting = turn.client.memory().commands.pause_again.clone();
     for hash in waiting {
         let observed = listing.torrents.get(&hash);
+        if observed.is_none() && listing.covers == Covers::Changed {
+            continue;
+        }
         if observed.is_some_and(|observed| observed.torrent.status == Status::Checking) {
             continue;
         }

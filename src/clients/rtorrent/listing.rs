@@ -1,6 +1,7 @@
 //! Reading all torrents.
 //!
-//! One exchange asks for everything about every torrent, and for rTorrent's own figures, so that
+//! One exchange asks for everything about every torrent (or for everything but what a load of a torrent
+//! never changes, if all loads are known), and for rTorrent's own figures, so that
 //! they belong together. rTorrent aborts when an answer exceeds 100 MiB; long before that, the columns
 //! are dealt out to several exchanges, whose rows are put together by hash.
 //!
@@ -20,15 +21,16 @@ use tokio::time::Instant;
 use super::calls::{Answers, Call, Cell, Fault, Unreadable};
 use super::map::{self, Field, Raw};
 use super::probe::Probe;
+use super::quick;
 use super::transport::Dialect;
 use super::{Turn, jsonrpc, rows, xmlrpc};
-use crate::model::{InfoHash, Listing, ServerStats};
-use crate::port::ClientError;
+use crate::model::{Covers, InfoHash, Listing, ServerStats};
+use crate::port::{ClientError, Scope};
 
 /// What one answer may have by estimate; half of what is read at most.
-const PART_BYTES_MAX: usize = 32 << 20;
+pub(super) const PART_BYTES_MAX: usize = 32 << 20;
 /// All columns of a torrent in XML, until a listing has shown how many they are.
-const ROW_BYTES_AT_FIRST: usize = 1600;
+pub(super) const ROW_BYTES_AT_FIRST: usize = 1600;
 /// A listing of many takes its time: about this for a torrent, many times what was measured.
 const TIME_PER_TORRENT: Duration = Duration::from_millis(1);
 /// And never more than this beyond the timeout, whatever number a server claims to have.
@@ -45,14 +47,22 @@ const FREE_DISK_INTERVAL: Duration = Duration::from_secs(30);
 #[derive(Default)]
 pub(super) struct Memory {
     /// Bytes of a row with all columns, as last seen in each dialect.
-    row_bytes: Option<(Dialect, usize)>,
+    pub(super) row_bytes: Option<(Dialect, usize)>,
     count: Option<u64>,
     /// The run of rTorrent that cannot say its torrents in JSON.
-    json_refused_by: Option<Option<i64>>,
+    pub(super) json_refused_by: Option<Option<i64>>,
     trackers: HashMap<InfoHash, KnownTracker>,
     /// Asking for trackers went wrong: not again before this.
     trackers_after: Option<Instant>,
-    free_disk: Option<(Instant, Option<u64>)>,
+    free_disk: Option<FreeDisk>,
+}
+
+#[derive(Clone, Copy)]
+struct FreeDisk {
+    asked_at: Instant,
+    /// Where this torrent is.
+    of: InfoHash,
+    free: Option<u64>,
 }
 
 #[derive(Clone, PartialEq)]
@@ -63,46 +73,71 @@ struct KnownTracker {
     host: Option<String>,
 }
 
-pub(super) async fn list(turn: &Turn<'_>) -> Result<Listing, ClientError> {
+pub(super) async fn list(turn: &Turn<'_>, scope: Scope<'_>) -> Result<Listing, ClientError> {
     let probe = turn.probe().await?;
-    let is_json = probe.has_json && turn.client.memory().listing.json_refused_by != Some(probe.pid);
-    let mut seen = None;
-    if is_json {
-        seen = read(turn, &probe, Dialect::Json).await?;
-        if seen.is_none() {
-            turn.client.memory().listing.json_refused_by = Some(probe.pid);
+    let seen = match scope {
+        Scope::Changed { named } => match quick::look(turn, &probe, named).await? {
+            Some(seen) => seen,
+            // More has happened than it can show.
+            None => read_all(turn, &probe, Reading::Whole).await?,
+        },
+        Scope::Full if turn.client.memory().quick.is_lean_enough(&probe) => {
+            let mut seen = read_all(turn, &probe, Reading::Lean).await?;
+            if turn.client.memory().quick.complete(&mut seen) {
+                seen
+            } else {
+                read_all(turn, &probe, Reading::Whole).await?
+            }
         }
-    }
-    let seen = match seen {
-        Some(seen) => seen,
-        None => read(turn, &probe, Dialect::Xml)
-            .await?
-            .ok_or_else(|| ClientError::Protocol { reason: "the listing was refused".to_owned() })?,
+        Scope::Full => read_all(turn, &probe, Reading::Whole).await?,
     };
     if seen.numbers.pid != probe.pid {
         // Another process answers: perhaps another version too.
         turn.client.memory().probe = None;
     }
-    let trackers = trackers(turn, &seen.raws).await?;
-    let free_disk = free_disk(turn, &probe, &seen.raws).await?;
-    Ok(listing(turn, &probe, seen, &trackers, free_disk))
+    if seen.covers == Covers::All {
+        turn.client.memory().quick.note_all(&seen);
+    }
+    let hosts = trackers(turn, &seen).await?;
+    let free_disk = free_disk(turn, &probe, &seen).await?;
+    Ok(listing(turn, &probe, seen, &hosts, free_disk))
 }
 
-fn listing(
-    turn: &Turn<'_>,
-    probe: &Probe,
-    seen: Seen,
-    trackers: &HashMap<InfoHash, KnownTracker>,
-    free_disk: Option<u64>,
-) -> Listing {
-    let Seen { raws, numbers, complete } = seen;
+/// Which columns are read of all torrents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    Whole,
+    /// Without those that are known of every load.
+    Lean,
+}
+
+async fn read_all(turn: &Turn<'_>, probe: &Probe, reading: Reading) -> Result<Seen, ClientError> {
+    let is_json = probe.has_json && turn.client.memory().listing.json_refused_by != Some(probe.pid);
+    let mut seen = None;
+    if is_json {
+        seen = read(turn, probe, Dialect::Json, reading).await?;
+        if seen.is_none() {
+            turn.client.memory().listing.json_refused_by = Some(probe.pid);
+        }
+    }
+    match seen {
+        Some(seen) => Ok(seen),
+        None => read(turn, probe, Dialect::Xml, reading)
+            .await?
+            .ok_or_else(|| ClientError::Protocol { reason: "the listing was refused".to_owned() }),
+    }
+}
+
+fn listing(turn: &Turn<'_>, probe: &Probe, seen: Seen, hosts: &Hosts, free_disk: Option<u64>) -> Listing {
+    let Seen { raws, numbers, complete, covers, .. } = seen;
     let settings = &turn.client.settings;
     let observe = |(hash, raw): (InfoHash, Raw)| {
-        let host = trackers.get(&hash).and_then(|known| known.host.clone());
+        let host = hosts.get(&hash).cloned().flatten();
         (hash, map::observed(&settings.server, hash, raw, host, settings.extra.keys().cloned()))
     };
     let [download_rate, upload_rate, download_limit, upload_limit, downloaded, uploaded] = numbers.throttle;
     Listing {
+        covers,
         run: numbers.pid.map(|pid| pid.to_string()),
         complete,
         torrents: raws.into_iter().map(observe).collect(),
@@ -121,7 +156,7 @@ fn listing(
 
 // --- the exchanges of a listing ------------------------------------------------------------------
 
-const THROTTLE: [&str; 6] = [
+pub(super) const THROTTLE: [&str; 6] = [
     "throttle.global_down.rate",
     "throttle.global_up.rate",
     "throttle.global_down.max_rate",
@@ -130,23 +165,73 @@ const THROTTLE: [&str; 6] = [
     "throttle.global_up.total",
 ];
 
-struct Seen {
-    raws: BTreeMap<InfoHash, Raw>,
-    numbers: Numbers,
-    complete: bool,
+/// How many torrents are in the views that rTorrent keeps by itself, `main` first. Each torrent that
+/// comes, goes, starts, stops or completes moves one of them.
+pub(super) const VIEWS: [&str; 4] = ["main", "started", "active", "complete"];
+
+/// What a listing showed, in rTorrent's terms.
+pub(super) struct Seen {
+    pub raws: BTreeMap<InfoHash, Raw>,
+    pub numbers: Numbers,
+    pub complete: bool,
+    pub covers: Covers,
+    pub reading: Reading,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Numbers {
-    pid: Option<i64>,
-    view_size: Option<u64>,
-    throttle: [Option<u64>; 6],
+pub(super) struct Numbers {
+    pub pid: Option<i64>,
+    /// By rTorrent's own clock, in seconds.
+    pub time: Option<i64>,
+    pub views: [Option<u64>; VIEWS.len()],
+    pub throttle: [Option<u64>; THROTTLE.len()],
+}
+
+impl Numbers {
+    /// The place of the listing among the calls.
+    pub(super) const ROWS: usize = 1;
+    const COUNT: usize = 2;
+    const THROTTLE: usize = 3;
+    const TIME: usize = Self::THROTTLE + THROTTLE.len();
+    pub(super) const CALLS: usize = Self::TIME + VIEWS.len();
+
+    /// What is asked for them, around a listing.
+    pub(super) fn calls_with(listing: Call) -> Vec<Call> {
+        let size = |view| Call::global("view.size").text(view);
+        let mut calls = vec![Call::global("system.pid"), listing, size(VIEWS[0])];
+        calls.extend(THROTTLE.map(Call::global));
+        calls.push(Call::global("system.time_seconds"));
+        calls.extend(VIEWS[1..].iter().map(|view| size(view)));
+        calls
+    }
+
+    /// Takes the answer to one of them, by its place.
+    pub(super) fn set(&mut self, place: usize, cell: &Cell<'_>) {
+        let number = cell.int();
+        let unsigned = number.and_then(|number| u64::try_from(number).ok());
+        match place {
+            0 => self.pid = number,
+            Self::COUNT => self.views[0] = unsigned,
+            Self::THROTTLE..Self::TIME => self.throttle[place - Self::THROTTLE] = unsigned,
+            Self::TIME => self.time = number,
+            place if (Self::TIME..Self::CALLS).contains(&place) => self.views[place - Self::TIME] = unsigned,
+            _ => {}
+        }
+    }
+
+    /// How many torrents there are.
+    pub(super) fn count(&self) -> Option<u64> {
+        self.views[0]
+    }
 }
 
 /// `None` if this dialect is refused, which only JSON can be.
-async fn read(turn: &Turn<'_>, probe: &Probe, dialect: Dialect) -> Result<Option<Seen>, ClientError> {
+async fn read(turn: &Turn<'_>, probe: &Probe, dialect: Dialect, reading: Reading) -> Result<Option<Seen>, ClientError> {
     let settings = &turn.client.settings;
-    let fields = probe.fields(&settings.extra);
+    let mut fields = probe.fields(&settings.extra);
+    if reading == Reading::Lean {
+        fields.retain(|field| !field.is_lasting() && !field.follows_from_state());
+    }
     let (count, row_bytes) = {
         let memory = &turn.client.memory().listing;
         let row_bytes =
@@ -162,7 +247,7 @@ async fn read(turn: &Turn<'_>, probe: &Probe, dialect: Dialect) -> Result<Option
     let mut complete = true;
     let mut bytes = 0;
     for (place, part) in parts.into_iter().enumerate() {
-        let calls = calls(&part, place == 0);
+        let calls = calls(&part);
         let body = match dialect {
             Dialect::Xml => xmlrpc::write(&calls),
             Dialect::Json => jsonrpc::write(&calls).expect("a listing's request has no bytes to send"),
@@ -181,7 +266,7 @@ async fn read(turn: &Turn<'_>, probe: &Probe, dialect: Dialect) -> Result<Option
             return Err(turn.client.fault(&fault));
         }
         let numbers = reader.numbers;
-        let size = numbers.view_size.ok_or_else(|| ClientError::Protocol {
+        let size = numbers.count().ok_or_else(|| ClientError::Protocol {
             reason: format!("{}: the size of the view is missing", settings.endpoint),
         })?;
         complete &= reader.broken == 0 && reader.rows == size;
@@ -197,10 +282,11 @@ async fn read(turn: &Turn<'_>, probe: &Probe, dialect: Dialect) -> Result<Option
     let before = raws.len();
     raws.retain(|_, raw| raw.parts == parts_count);
     complete &= raws.len() == before;
-    if let Some(row_bytes) = bytes.checked_div(raws.len()) {
+    if let Some(row_bytes) = bytes.checked_div(raws.len()).filter(|_| reading == Reading::Whole) {
         turn.client.memory().listing.row_bytes = Some((dialect, row_bytes.max(1)));
     }
-    Ok(Some(Seen { raws, numbers: first_numbers.unwrap_or_default(), complete }))
+    let numbers = first_numbers.unwrap_or_default();
+    Ok(Some(Seen { raws, numbers, complete, covers: Covers::All, reading }))
 }
 
 /// What a listing of so many torrents may take beyond the timeout of a small one.
@@ -220,21 +306,20 @@ fn deal_out(fields: &[Field], count: u64, row_bytes: usize) -> Vec<Vec<Field>> {
     dealt
 }
 
-fn calls(part: &[Field], is_first: bool) -> Vec<Call> {
-    let listing = Call::global("d.multicall2").text("main").text("d.hash=");
-    let listing = part.iter().fold(listing, |call, field| call.text(field.command()));
-    let mut calls = vec![Call::global("system.pid"), listing, Call::global("view.size").text("main")];
-    if is_first {
-        calls.extend(THROTTLE.map(Call::global));
-    }
-    calls
+fn calls(part: &[Field]) -> Vec<Call> {
+    Numbers::calls_with(with_columns(Call::global("d.multicall2").text("main"), part))
 }
 
-async fn decode(
+/// The hash of each torrent, and these columns.
+pub(super) fn with_columns(call: Call, fields: &[Field]) -> Call {
+    fields.iter().fold(call.text("d.hash="), |call, field| call.text(field.command()))
+}
+
+pub(super) async fn decode<R: Answers + Send + 'static>(
     dialect: Dialect,
     answer: Vec<u8>,
-    mut reader: PartReader,
-) -> Result<(Result<(), Unreadable>, PartReader), ClientError> {
+    mut reader: R,
+) -> Result<(Result<(), Unreadable>, R), ClientError> {
     let is_long = answer.len() >= BLOCKING_BYTES;
     let work = move || {
         let result = match dialect {
@@ -298,17 +383,11 @@ impl PartReader {
 
 impl Answers for PartReader {
     fn scalar(&mut self, call: usize, cell: Cell<'_>) {
-        let number = cell.int().and_then(|number| u64::try_from(number).ok());
-        match call {
-            0 => self.numbers.pid = cell.int(),
-            2 => self.numbers.view_size = number,
-            3..9 => self.numbers.throttle[call - 3] = number,
-            _ => {}
-        }
+        self.numbers.set(call, &cell);
     }
 
     fn row(&mut self, call: usize, cells: &[Cell<'_>]) {
-        if call != 1 {
+        if call != Numbers::ROWS {
             return;
         }
         match self.put(cells) {
@@ -318,12 +397,12 @@ impl Answers for PartReader {
     }
 
     fn broken_row(&mut self, call: usize) {
-        self.broken += u64::from(call == 1);
+        self.broken += u64::from(call == Numbers::ROWS);
     }
 
     fn fault(&mut self, call: usize, fault: Fault) {
         // Without the listing or its size there is nothing to go by; the rest may be missing.
-        if matches!(call, 1 | 2) {
+        if matches!(call, Numbers::ROWS | Numbers::COUNT) {
             self.fault.get_or_insert(fault);
         }
     }
@@ -331,38 +410,50 @@ impl Answers for PartReader {
 
 // --- what is asked for apart ---------------------------------------------------------------------
 
-async fn trackers(
-    turn: &Turn<'_>,
-    raws: &BTreeMap<InfoHash, Raw>,
-) -> Result<HashMap<InfoHash, KnownTracker>, ClientError> {
-    let mut known = std::mem::take(&mut turn.client.memory().listing.trackers);
-    known.retain(|hash, known| {
-        raws.get(hash).is_some_and(|raw| raw.local_id == known.load && raw.tracker_size == known.count)
-    });
-    let unknown: Vec<InfoHash> = raws.keys().copied().filter(|hash| !known.contains_key(hash)).collect();
-    let is_paused = turn.client.memory().listing.trackers_after.is_some_and(|after| Instant::now() < after);
+/// The host of the tracker of each torrent that was seen.
+async fn trackers(turn: &Turn<'_>, seen: &Seen) -> Result<Hosts, ClientError> {
+    let mut hosts = Hosts::with_capacity(seen.raws.len());
+    let mut unknown = Vec::new();
+    let is_paused = {
+        let memory = &mut turn.client.memory().listing;
+        if seen.covers == Covers::All {
+            memory.trackers.retain(|hash, _| seen.raws.contains_key(hash));
+        }
+        for (hash, raw) in &seen.raws {
+            match memory.trackers.get(hash) {
+                Some(known) if known.load == raw.local_id && known.count == raw.tracker_size => {
+                    hosts.insert(*hash, known.host.clone());
+                }
+                _ => unknown.push(*hash),
+            }
+        }
+        memory.trackers_after.is_some_and(|after| Instant::now() < after)
+    };
     let result = match unknown.len() {
-        0 => Ok(HashMap::new()),
-        _ if is_paused => Ok(HashMap::new()),
+        0 => return Ok(hosts),
+        _ if is_paused => return Ok(hosts),
         few if few <= TRACKERS_SINGLY => hosts_singly(turn, &unknown).await,
-        _ if raws.len() <= TRACKERS_AT_ONCE => hosts_at_once(turn).await,
+        _ if seen.raws.len() <= TRACKERS_AT_ONCE => hosts_at_once(turn).await,
         // The others in the next listings.
         _ => hosts_singly(turn, &unknown[..TRACKERS_SINGLY]).await,
     };
-    if let Ok(hosts) = &result {
-        let found = unknown.iter().filter_map(|hash| {
-            let (raw, host) = (raws.get(hash)?, hosts.get(hash)?.clone());
-            Some((*hash, KnownTracker { load: raw.local_id.clone(), count: raw.tracker_size, host }))
-        });
-        known.extend(found);
-    }
     let memory = &mut turn.client.memory().listing;
-    memory.trackers.clone_from(&known);
-    if result.is_err() {
-        // So that listings without trackers get through meanwhile.
-        memory.trackers_after = Some(Instant::now() + TRACKERS_PAUSE);
+    match result {
+        Ok(found) => {
+            for hash in unknown {
+                let (Some(raw), Some(host)) = (seen.raws.get(&hash), found.get(&hash)) else { continue };
+                let known = KnownTracker { load: raw.local_id.clone(), count: raw.tracker_size, host: host.clone() };
+                memory.trackers.insert(hash, known);
+                hosts.insert(hash, host.clone());
+            }
+            Ok(hosts)
+        }
+        Err(error) => {
+            // So that listings without trackers get through meanwhile.
+            memory.trackers_after = Some(Instant::now() + TRACKERS_PAUSE);
+            Err(error)
+        }
     }
-    result.map(|_| known)
 }
 
 type Hosts = HashMap<InfoHash, Option<String>>;
@@ -412,22 +503,24 @@ async fn hosts_at_once(turn: &Turn<'_>) -> Result<Hosts, ClientError> {
     Ok(reader.0)
 }
 
-async fn free_disk(turn: &Turn<'_>, probe: &Probe, raws: &BTreeMap<InfoHash, Raw>) -> Result<Option<u64>, ClientError> {
+async fn free_disk(turn: &Turn<'_>, probe: &Probe, seen: &Seen) -> Result<Option<u64>, ClientError> {
     let known = turn.client.memory().listing.free_disk;
-    if let Some((_, free)) = known.filter(|(asked_at, _)| asked_at.elapsed() < FREE_DISK_INTERVAL) {
-        return Ok(free);
+    if let Some(known) = known.filter(|known| known.asked_at.elapsed() < FREE_DISK_INTERVAL) {
+        return Ok(known.free);
     }
     // A torrent that was never open has no folder to look at.
     let below = |raw: &Raw| {
         let default = Path::new(&probe.default_directory);
         !default.is_absolute() || Path::new(&raw.directory).starts_with(default)
     };
-    let Some((hash, _)) = raws.iter().find(|(_, raw)| raw.is_open && !raw.is_meta && below(raw)) else {
-        return Ok(known.and_then(|(_, free)| free));
-    };
-    let results = turn.ask(&[Call::on(*hash, "d.free_diskspace")]).await?;
+    let fits = |raw: &Raw| raw.is_open && !raw.is_meta && below(raw);
+    let found = seen.raws.iter().find(|(_, raw)| fits(raw)).map(|(hash, _)| *hash);
+    // Among few there may be none; then the one of the last time will do.
+    let last = known.filter(|_| seen.covers == Covers::Changed).map(|known| known.of);
+    let Some(of) = found.or(last) else { return Ok(known.and_then(|known| known.free)) };
+    let results = turn.ask(&[Call::on(of, "d.free_diskspace")]).await?;
     let free = results.first().and_then(|result| result.as_ref().ok()?.int()).and_then(|free| u64::try_from(free).ok());
-    turn.client.memory().listing.free_disk = Some((Instant::now(), free));
+    turn.client.memory().listing.free_disk = Some(FreeDisk { asked_at: Instant::now(), of, free });
     Ok(free)
 }
 
@@ -478,10 +571,10 @@ mod tests {
     #[test]
     fn the_parts_of_a_listing_are_put_together_by_hash() {
         let mut first = PartReader::new(named(&["d.name"]), 0, 0, BTreeMap::new());
-        first.row(1, &[text(A), text("one")]);
-        first.row(1, &[text(B), text("two")]);
+        first.row(Numbers::ROWS, &[text(A), text("one")]);
+        first.row(Numbers::ROWS, &[text(B), text("two")]);
         let mut second = PartReader::new(named(&["d.size_bytes"]), 1, 0, first.raws);
-        second.row(1, &[text(B), Cell::Int(2)]);
+        second.row(Numbers::ROWS, &[text(B), Cell::Int(2)]);
         assert_eq!((second.rows, second.broken), (1, 0));
         let raws: Vec<_> = second.raws.values().map(|raw| (raw.name.as_str(), raw.size_bytes, raw.parts)).collect();
         assert_eq!(raws, [("one", 0, 1), ("two", 2, 2)], "what is not in every part can be told by its count");
@@ -499,8 +592,8 @@ mod tests {
             &[],
         ] {
             let mut reader = PartReader::new(named(&["d.name", "d.size_bytes"]), 0, 0, BTreeMap::new());
-            reader.row(1, &good);
-            reader.row(1, bad);
+            reader.row(Numbers::ROWS, &good);
+            reader.row(Numbers::ROWS, bad);
             assert_eq!((reader.rows, reader.broken, reader.raws.len()), (1, 1, 1), "{bad:?}");
         }
     }
@@ -508,9 +601,9 @@ mod tests {
     #[test]
     fn a_torrent_that_is_listed_twice_is_not_believed() {
         let mut reader = PartReader::new(named(&["d.name"]), 0, 0, BTreeMap::new());
-        reader.row(1, &[text(A), text("one")]);
-        reader.row(1, &[text(A), text("two")]);
-        reader.row(1, &[text(A), text("three")]);
+        reader.row(Numbers::ROWS, &[text(A), text("one")]);
+        reader.row(Numbers::ROWS, &[text(A), text("two")]);
+        reader.row(Numbers::ROWS, &[text(A), text("three")]);
         assert_eq!((reader.rows, reader.broken), (1, 2));
         assert!(reader.raws.values().map(|raw| &raw.name).eq(["one"]), "what was read first stays");
     }
@@ -536,7 +629,7 @@ mod tests {
                 Dialect::Json => jsonrpc::scan(&answer, &mut reader),
             };
             result.unwrap();
-            assert_eq!((reader.rows, reader.broken, reader.numbers.view_size), (3, 0, Some(3)));
+            assert_eq!((reader.rows, reader.broken, reader.numbers.count()), (3, 0, Some(3)));
             reader
         };
         let old = read(Dialect::Xml, include_bytes!("../../../tests/fixtures/rtorrent/0.9.8/listing.xml"));

@@ -69,6 +69,68 @@ pub(super) struct Raw {
     pub parts: usize,
 }
 
+/// What stays as it is from one load of a torrent to the next, for all that anybody ever saw.
+///
+/// It is read with the load, and again with every whole listing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Lasting {
+    name: String,
+    size_bytes: u64,
+    addtime: u64,
+    is_private: bool,
+    is_meta: bool,
+    tied_to_file: String,
+    loaded_file: String,
+    size_files: u64,
+}
+
+/// The columns of [`Lasting`].
+const LASTING: &[&str] = &[
+    "d.name",
+    "d.size_bytes",
+    "d.custom",
+    "d.is_private",
+    "d.is_meta",
+    "d.tied_to_file",
+    "d.loaded_file",
+    "d.size_files",
+];
+
+/// Columns that change only when a torrent starts, stops or is complete.
+const TIMES: &[&str] = &["d.timestamp.started", "d.timestamp.finished"];
+
+impl Raw {
+    pub(super) fn lasting(&self) -> Lasting {
+        Lasting {
+            name: self.name.clone(),
+            size_bytes: self.size_bytes,
+            addtime: self.addtime,
+            is_private: self.is_private,
+            is_meta: self.is_meta,
+            tied_to_file: self.tied_to_file.clone(),
+            loaded_file: self.loaded_file.clone(),
+            size_files: self.size_files,
+        }
+    }
+
+    pub(super) fn set_lasting(&mut self, lasting: &Lasting) {
+        let Lasting { name, size_bytes, addtime, is_private, is_meta, tied_to_file, loaded_file, size_files } = lasting;
+        self.name.clone_from(name);
+        self.size_bytes = *size_bytes;
+        self.addtime = *addtime;
+        self.is_private = *is_private;
+        self.is_meta = *is_meta;
+        self.tied_to_file.clone_from(tied_to_file);
+        self.loaded_file.clone_from(loaded_file);
+        self.size_files = *size_files;
+    }
+
+    /// Its numbers flow, so that each look shows others.
+    pub(super) fn is_moving(&self) -> bool {
+        self.up_rate > 0 || self.down_rate > 0 || self.hashing != 0
+    }
+}
+
 /// A column, and what to do with its value; `None` if the value is of the wrong kind.
 #[derive(Clone, Copy)]
 pub(super) struct Column {
@@ -164,6 +226,17 @@ impl Field {
             Self::Own(column) => column.key,
             Self::Extra(_, column) => column.key(),
         }
+    }
+
+    /// Read with the load of a torrent, see [`Lasting`].
+    pub(super) fn is_lasting(&self) -> bool {
+        matches!(self, Self::Own(column) if LASTING.contains(&column.method))
+    }
+
+    /// Worth nothing in a listing of torrents whose state is known to be the same: the times are, and
+    /// whether one is being hashed is said by `d.hashing`, too.
+    pub(super) fn follows_from_state(&self) -> bool {
+        matches!(self, Self::Own(column) if TIMES.contains(&column.method) || column.method == "d.is_hash_checking")
     }
 
     /// As it stands in a listing's request.

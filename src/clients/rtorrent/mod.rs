@@ -4,6 +4,7 @@
 //! - one exchange at a time, each with a deadline, each answer read as fast as it comes and to its
 //!   end ([`transport`]);
 //! - a listing is split before its answer gets large ([`listing`]);
+//! - between two full listings only what can have changed is asked for ([`quick`]);
 //! - everything that can be asked for stands in one list, and text from outside is never part of a
 //!   command ([`calls`]);
 //! - old versions are not asked to stop what they are hash-checking, nor to announce too often
@@ -26,6 +27,7 @@ pub mod jsonrpc;
 mod listing;
 mod map;
 mod probe;
+mod quick;
 pub mod settings;
 #[doc(hidden)]
 pub mod transport;
@@ -46,7 +48,7 @@ use self::settings::Settings;
 pub use self::transport::SetupError;
 use self::transport::{Dialect, Transport};
 use crate::model::{Action, Details, File, InfoHash, Listing, Parts, Peer, Timestamp, Tracker, printable, progress};
-use crate::port::{Applied, ClientError, HookWish, Hooks, TorrentClient};
+use crate::port::{Applied, ClientError, HookWish, Hooks, Scope, TorrentClient};
 
 /// One rTorrent.
 pub struct RtorrentClient {
@@ -62,6 +64,7 @@ pub struct RtorrentClient {
 struct Memory {
     probe: Option<Arc<Probe>>,
     listing: listing::Memory,
+    quick: quick::Memory,
     commands: commands::Memory,
 }
 
@@ -169,9 +172,9 @@ fn column_call(hash: InfoHash, field: &Field) -> Call {
 
 #[async_trait]
 impl TorrentClient for RtorrentClient {
-    async fn list(&self) -> Result<Listing, ClientError> {
+    async fn list(&self, scope: Scope<'_>) -> Result<Listing, ClientError> {
         let turn = self.turn().await;
-        let listing = listing::list(&turn).await?;
+        let listing = listing::list(&turn, scope).await?;
         commands::pause_again(&turn, &listing).await;
         Ok(listing)
     }
@@ -186,7 +189,7 @@ impl TorrentClient for RtorrentClient {
         };
         let mut calls = vec![multicall("t.multicall", TRACKER_COLUMNS)];
         if parts.files {
-            calls.push(multicall("f.multicall", FILE_COLUMNS));
+            calls.push(files_call(hash));
         }
         if parts.peers {
             calls.push(multicall("p.multicall", PEER_COLUMNS));
@@ -200,6 +203,18 @@ impl TorrentClient for RtorrentClient {
         let names = self.settings.extra.keys().cloned();
         let observed = map::observed(&self.settings.server, hash, raw, host, names);
         Ok(Some(Details { observed, files, trackers: parts.trackers.then_some(trackers), peers }))
+    }
+
+    async fn files(&self, hash: InfoHash) -> Result<Option<Vec<File>>, ClientError> {
+        if matches!(hash, InfoHash::V2(_)) {
+            return Ok(None);
+        }
+        // Each call with a torrent as its target is a walk over the list of all: one, not forty.
+        match self.turn().await.ask_about(hash, &[files_call(hash)]).await {
+            Ok(values) => Ok(Some(values.first().map(rows).unwrap_or_default().filter_map(file).collect())),
+            Err(ClientError::UnknownHash(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     async fn apply(&self, action: &Action) -> Result<Applied, ClientError> {
@@ -225,6 +240,10 @@ const TRACKER_COLUMNS: &[&str] = &[
 ];
 
 const FILE_COLUMNS: &[&str] = &["f.path=", "f.size_bytes=", "f.completed_chunks=", "f.size_chunks=", "f.priority="];
+
+fn files_call(hash: InfoHash) -> Call {
+    FILE_COLUMNS.iter().fold(Call::on(hash, "f.multicall").text(""), |call, column| call.text(*column))
+}
 
 const PEER_COLUMNS: &[&str] = &[
     "p.address=",

@@ -22,6 +22,8 @@ pub(super) struct Probe {
     pub is_legacy: bool,
     pub back_end: BackEnd,
     pub has_json: bool,
+    /// It can list by a predicate.
+    pub has_filtered: bool,
     /// How many torrents it had.
     pub count: u64,
     /// As it is configured, which need not be an absolute path.
@@ -79,8 +81,9 @@ pub(super) async fn look(turn: &Turn<'_>) -> Result<Probe, ClientError> {
     // A command that is not allowed here says so in words that the user can act on.
     let version = version.as_ref().map_err(|fault| turn.client.fault(fault))?;
     let api_version = api_version.as_ref().ok().and_then(Value::int);
-    let columns = methods.as_ref().ok().map(|methods| {
-        let names: BTreeSet<&str> = methods.array().iter().filter_map(Value::str).collect();
+    let names: Option<BTreeSet<&str>> =
+        methods.as_ref().ok().map(|methods| methods.array().iter().filter_map(Value::str).collect());
+    let columns = names.as_ref().map(|names| {
         let ours = COLUMNS.iter().map(|column| column.method);
         let extra = turn.client.settings.extra.values().map(|column| column.method());
         ours.chain(extra).filter(|method| names.contains(method)).collect()
@@ -91,6 +94,7 @@ pub(super) async fn look(turn: &Turn<'_>) -> Result<Probe, ClientError> {
         is_legacy: api_version.is_none_or(|version| version < API_VERSION_MODERN),
         back_end: BackEnd::of(&answer),
         has_json: speaks_json(turn).await?,
+        has_filtered: names.is_some_and(|names| names.contains("d.multicall.filtered")),
         count: count.as_ref().ok().and_then(Value::int).and_then(|count| u64::try_from(count).ok()).unwrap_or(0),
         default_directory: directory.as_ref().ok().and_then(Value::to_text).unwrap_or_default(),
         columns,
@@ -121,6 +125,24 @@ async fn speaks_json(turn: &Turn<'_>) -> Result<bool, ClientError> {
 }
 
 #[cfg(test)]
+impl Probe {
+    /// One that tells nothing of itself.
+    pub(super) fn of_tests(has_filtered: bool) -> Self {
+        Self {
+            version: String::new(),
+            pid: None,
+            is_legacy: true,
+            back_end: BackEnd::XmlrpcC,
+            has_json: false,
+            has_filtered,
+            count: 0,
+            default_directory: String::new(),
+            columns: None,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -136,16 +158,7 @@ mod tests {
 
     #[test]
     fn a_column_that_the_server_lacks_is_not_asked_for() {
-        let mut probe = Probe {
-            version: String::new(),
-            pid: None,
-            is_legacy: true,
-            back_end: BackEnd::XmlrpcC,
-            has_json: false,
-            count: 0,
-            default_directory: String::new(),
-            columns: Some(BTreeSet::from(["d.name", "d.ratio"])),
-        };
+        let mut probe = Probe { columns: Some(BTreeSet::from(["d.name", "d.ratio"])), ..Probe::of_tests(false) };
         let column = super::super::settings::ExtraColumn::parse;
         let extra = [("a", "d.down.sequential="), ("b", "d.ratio=")];
         let extra = extra.map(|(name, text)| (name.to_owned(), column(text).unwrap())).into();

@@ -13,7 +13,6 @@ pub mod homeassistant;
 mod link;
 mod message;
 pub mod settings;
-mod tls;
 pub mod topics;
 mod wire;
 
@@ -31,11 +30,12 @@ use tracing::{info, warn};
 
 use crate::model::ServerName;
 use crate::port::{Companion, Connected, DeliverError, Delivery, Sink};
+use crate::sinks::tls;
 
+pub use crate::sinks::tls::{ClientCert, TlsError};
 pub use commands::MqttCommands;
 pub use homeassistant::{HomeAssistant, Limits};
-pub use settings::{BrokerUrl, ClientCert, Prefix, Settings, Version};
-pub use tls::TlsError;
+pub use settings::{BrokerUrl, Prefix, Settings, Version};
 
 use homeassistant::names::{Device, Names};
 use homeassistant::{Companionship, Presence};

@@ -8,11 +8,12 @@
 
 use std::fmt;
 
-use secrecy::{SecretSlice, SecretString};
+use secrecy::SecretString;
 use url::Url;
 
 use super::homeassistant::HomeAssistant;
 use crate::model::{InvalidServerName, ServerName, SinkName};
+use crate::sinks::tls::ClientCert;
 
 /// One broker, and what it gets.
 #[derive(Clone, Debug)]
@@ -34,13 +35,6 @@ pub struct Settings {
     pub retain: bool,
     /// `None`: Home Assistant gets nothing of its own.
     pub home_assistant: Option<HomeAssistant>,
-}
-
-/// A certificate chain and its key, both PEM.
-#[derive(Clone, Debug)]
-pub struct ClientCert {
-    pub cert_pem: Vec<u8>,
-    pub key_pem: SecretSlice<u8>,
 }
 
 /// Which MQTT to speak.

@@ -65,7 +65,7 @@ async fn ten_thousand_events_of_a_long_outage_come_in_order_and_updates_are_one_
     if !can_run() {
         return;
     }
-    let server = "extra = { note = \"d.custom2=\" }".to_owned();
+    let server = "extra = { note = \"d.custom2=\" }\nsweep = \"1s\"".to_owned();
     let mut world = World::new(Setup { broker: patient_broker(), server, ..Setup::default() }).await;
     let proxy = world.proxy_broker().await;
     let hashes = load_many(&world.home, 0, 500).await;
@@ -488,7 +488,9 @@ async fn one_broker_of_two_that_hangs_is_not_felt_by_the_other() {
     let folder = tempfile::tempdir().unwrap();
     let mut hanging = Mosquitto::start(folder.path(), &patient_broker()).await.unwrap();
     let sink = format!("[brokers.c]\nkind = \"mqtt\"\nurl = \"{}\"", hanging.url());
-    let mut world = World::new(Setup { broker: patient_broker(), sink, ..Setup::default() }).await;
+    let mut world =
+        World::new(Setup { broker: patient_broker(), sink, server: "sweep = \"1s\"".to_owned(), ..Setup::default() })
+            .await;
     let at_other = Recorder::listen(hanging.port).await;
     load_many(&world.home, 0, 200).await;
     world.start_bridge().await;

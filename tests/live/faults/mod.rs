@@ -29,7 +29,7 @@ fn patient_broker() -> mosquitto::Options {
 }
 
 /// Loads torrents `first..first + count`, without waiting for each.
-async fn load_many(rtorrent: &Rtorrent, first: u64, count: u64) -> Vec<InfoHash> {
+pub async fn load_many(rtorrent: &Rtorrent, first: u64, count: u64) -> Vec<InfoHash> {
     let mut hashes = Vec::new();
     for number in first..first + count {
         let content = Content::file(&format!("n{number}"), 1_000, number);
@@ -47,7 +47,7 @@ async fn load_many(rtorrent: &Rtorrent, first: u64, count: u64) -> Vec<InfoHash>
 }
 
 /// Gives all torrents a label at once.
-async fn label_all(rtorrent: &Rtorrent, label: &str) {
+pub async fn label_all(rtorrent: &Rtorrent, label: &str) {
     let column = format!("d.custom1.set={label}");
     let arguments = ["", "main", &column].map(Argument::Text);
     rtorrent.rpc.call("d.multicall2", &arguments).await.unwrap();

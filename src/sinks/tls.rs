@@ -5,9 +5,14 @@ use std::sync::Arc;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretSlice};
 
-use super::settings::ClientCert;
+/// A certificate chain and its key, both PEM.
+#[derive(Clone, Debug)]
+pub struct ClientCert {
+    pub cert_pem: Vec<u8>,
+    pub key_pem: SecretSlice<u8>,
+}
 
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -28,7 +33,7 @@ pub enum TlsError {
     Setup(#[source] rustls::Error),
 }
 
-/// Makes what both connections to a broker use.
+/// Makes what all connections to a broker use.
 pub fn client_config(ca_pem: Option<&[u8]>, client_cert: Option<&ClientCert>) -> Result<Arc<ClientConfig>, TlsError> {
     let roots = match ca_pem {
         Some(pem) => own_roots(pem)?,

@@ -1,0 +1,395 @@
+//! What a user says about one NATS system, parsed and checked.
+//!
+//! Whoever holds a [`Settings`] holds values that may go into a subject or onto the network as they
+//! are. Every parser says what is wrong and what would be right, and never repeats a text that may
+//! hold a secret.
+//!
+//! Pure: reading files and the network are left to others.
+
+use std::fmt;
+
+use nkeys::{KeyPair, KeyPairType};
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+use crate::model::{ServerName, SinkName};
+use crate::sinks::tls::ClientCert;
+
+/// One NATS system, and what it gets.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub name: SinkName,
+    /// Checked as a server's name is, and not [`RESERVED_INSTANCE`].
+    pub instance: String,
+    /// At least one; any of them will do.
+    pub urls: Vec<ServerUrl>,
+    pub login: Login,
+    /// Instead of the certificate authorities that the machine trusts.
+    pub ca_pem: Option<Vec<u8>>,
+    pub client_cert: Option<ClientCert>,
+    pub prefix: Prefix,
+    /// The servers whose events go here and whose commands are taken from here.
+    pub servers: Vec<ServerName>,
+    /// `false`: nothing is stored by the NATS servers.
+    pub jetstream: bool,
+    /// Of the stream and the bucket, where they have to be made.
+    pub replicas: u8,
+    /// `false`: the service is there, but has no endpoints.
+    pub takes_commands: bool,
+}
+
+/// With this name of a bridge its own subjects would look like those of events.
+pub const RESERVED_INSTANCE: &str = "event";
+
+/// As who we come.
+#[derive(Clone, Debug, Default)]
+pub enum Login {
+    #[default]
+    Nobody,
+    Token(SecretString),
+    User {
+        name: String,
+        password: SecretString,
+    },
+    /// The seed of a user's key.
+    Nkey(SecretString),
+    /// What a credentials file holds: who we are, and the seed of the key that proves it.
+    Creds {
+        jwt: SecretString,
+        seed: SecretString,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidLogin {
+    #[error("there is no seed of a user's key in it: it is one line that begins with SU")]
+    Seed,
+    #[error(
+        "it is no credentials file: name one as `nsc` writes it, with -----BEGIN NATS USER JWT----- and -----BEGIN USER NKEY SEED-----"
+    )]
+    Creds,
+}
+
+impl Login {
+    /// # Errors
+    /// The text holds no seed of a user's key.
+    pub fn parse_nkey(text: &str) -> Result<Self, InvalidLogin> {
+        let seed = text.lines().map(str::trim).find(|line| line.starts_with("SU")).ok_or(InvalidLogin::Seed)?;
+        check_seed(seed)?;
+        Ok(Self::Nkey(seed.into()))
+    }
+
+    /// # Errors
+    /// The text is no credentials file.
+    pub fn parse_creds(text: &str) -> Result<Self, InvalidLogin> {
+        let block = |name: &str| {
+            let mut lines = text.lines().map(str::trim);
+            lines.find(|line| line.starts_with("-----BEGIN") && line.contains(name))?;
+            lines.find(|line| !line.is_empty() && !line.starts_with('-'))
+        };
+        let (jwt, seed) = block("JWT").zip(block("SEED")).ok_or(InvalidLogin::Creds)?;
+        check_seed(seed).map_err(|_| InvalidLogin::Creds)?;
+        Ok(Self::Creds { jwt: jwt.into(), seed: seed.into() })
+    }
+
+    /// What the server is shown when it says `nonce`.
+    pub(super) fn answer(&self, nonce: &[u8]) -> Result<async_nats::Auth, nkeys::error::Error> {
+        let mut auth = async_nats::Auth::new();
+        match self {
+            Self::Nobody => {}
+            Self::Token(token) => auth.token = Some(token.expose_secret().to_owned()),
+            Self::User { name, password } => {
+                auth.username = Some(name.clone());
+                auth.password = Some(password.expose_secret().to_owned());
+            }
+            Self::Nkey(seed) => {
+                let pair = KeyPair::from_seed(seed.expose_secret())?;
+                auth.nkey = Some(pair.public_key());
+                auth.signature = Some(pair.sign(nonce)?);
+            }
+            Self::Creds { jwt, seed } => {
+                auth.jwt = Some(jwt.expose_secret().to_owned());
+                auth.signature = Some(KeyPair::from_seed(seed.expose_secret())?.sign(nonce)?);
+            }
+        }
+        Ok(auth)
+    }
+}
+
+fn check_seed(seed: &str) -> Result<(), InvalidLogin> {
+    let pair = KeyPair::from_seed(seed).map_err(|_| InvalidLogin::Seed)?;
+    if matches!(pair.key_pair_type(), KeyPairType::User) { Ok(()) } else { Err(InvalidLogin::Seed) }
+}
+
+/// The first tokens of every subject: `dtorrent`, or several as `home.dtorrent`.
+///
+/// What is a prefix of topics is one of subjects too: levels and tokens are the same.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Prefix(String);
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidPrefix {
+    #[error("the prefix is empty: leave it out for `dtorrent`, or name at least one token")]
+    Empty,
+    #[error("the prefix is longer than {} bytes", Prefix::BYTES_MAX)]
+    TooLong,
+    #[error("the prefix has an empty token: no `.` or `/` at its ends and no two of them together")]
+    EmptyToken,
+    #[error("the prefix contains `*` or `>`, which are wildcards in NATS: use other letters")]
+    Wildcard,
+    #[error("the prefix begins with `$` or `_`, which NATS keeps for itself: begin with a letter")]
+    Reserved,
+    #[error("the prefix contains a space or a control character: use printable ones")]
+    Unprintable,
+}
+
+impl Prefix {
+    pub const BYTES_MAX: usize = 200;
+
+    pub fn parse(text: &str) -> Result<Self, InvalidPrefix> {
+        if text.is_empty() {
+            return Err(InvalidPrefix::Empty);
+        }
+        if text.len() > Self::BYTES_MAX {
+            return Err(InvalidPrefix::TooLong);
+        }
+        if text.split(['/', '.']).any(str::is_empty) {
+            return Err(InvalidPrefix::EmptyToken);
+        }
+        if text.contains(['*', '>']) {
+            return Err(InvalidPrefix::Wildcard);
+        }
+        if text.starts_with(['$', '_']) {
+            return Err(InvalidPrefix::Reserved);
+        }
+        if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            return Err(InvalidPrefix::Unprintable);
+        }
+        Ok(Self(text.replace('/', ".")))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for Prefix {
+    fn default() -> Self {
+        Self("dtorrent".to_owned())
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Prefix {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+/// Where a NATS server is. Holds no user name and no password, so it may be shown.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct ServerUrl {
+    /// Not without TLS. With `nats://` there is TLS too, if the server wants it.
+    pub needs_tls: bool,
+    /// A name or an address; one of IPv6 without brackets.
+    pub host: String,
+    pub port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidServerUrl {
+    #[error("the URL has no scheme that is known here: write nats://host or tls://host")]
+    Scheme,
+    #[error("the URL names no host: write it as nats://host:4222")]
+    NoHost,
+    #[error("the host in the URL is not a plain name or address: letters, digits, `.`, `-` and `_`, or [IPv6]")]
+    Host,
+    #[error("the port in the URL is not a number from 1 to 65535")]
+    Port,
+    #[error("the URL contains a user name, password or token: move them to `username` and `password_file`")]
+    Credentials,
+    #[error("the URL has something behind the port, which NATS does not know: remove it")]
+    Path,
+    #[error("the URL cannot be read: write it as nats://host:4222")]
+    Unreadable,
+}
+
+const PORT: u16 = 4222;
+
+impl ServerUrl {
+    /// Reads `nats://host[:4222]` or `tls://host[:4222]`.
+    pub fn parse(text: &str) -> Result<Self, InvalidServerUrl> {
+        let needs_tls = match text.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).as_deref() {
+            Some("nats") => false,
+            Some("tls") => true,
+            _ => return Err(InvalidServerUrl::Scheme),
+        };
+        let url = Url::parse(text).map_err(|error| match error {
+            url::ParseError::EmptyHost => InvalidServerUrl::NoHost,
+            url::ParseError::InvalidPort => InvalidServerUrl::Port,
+            url::ParseError::IdnaError
+            | url::ParseError::InvalidIpv4Address
+            | url::ParseError::InvalidIpv6Address
+            | url::ParseError::InvalidDomainCharacter => InvalidServerUrl::Host,
+            _ => InvalidServerUrl::Unreadable,
+        })?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(InvalidServerUrl::Credentials);
+        }
+        if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
+            return Err(InvalidServerUrl::Path);
+        }
+        let port = match url.port() {
+            Some(0) => return Err(InvalidServerUrl::Port),
+            port => port.unwrap_or(PORT),
+        };
+        Ok(Self { needs_tls, host: host(&url)?, port })
+    }
+
+    /// Another server of the same system, as one of them names it: `host:port`.
+    pub(super) fn sibling(&self, address: &str) -> Result<Self, InvalidServerUrl> {
+        let scheme = if self.needs_tls { "tls" } else { "nats" };
+        Self::parse(&format!("{scheme}://{address}"))
+    }
+}
+
+fn host(url: &Url) -> Result<String, InvalidServerUrl> {
+    let host = url.host_str().unwrap_or_default();
+    if host.is_empty() {
+        return Err(InvalidServerUrl::NoHost);
+    }
+    if let Some(v6) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        return v6.parse::<std::net::Ipv6Addr>().map(|v6| v6.to_string()).map_err(|_| InvalidServerUrl::Host);
+    }
+    let is_plain = host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+    if is_plain { Ok(host.to_ascii_lowercase()) } else { Err(InvalidServerUrl::Host) }
+}
+
+impl fmt::Display for ServerUrl {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.needs_tls { "tls" } else { "nats" };
+        match self.host.contains(':') {
+            true => write!(out, "{scheme}://[{}]:{}", self.host, self.port),
+            false => write!(out, "{scheme}://{}:{}", self.host, self.port),
+        }
+    }
+}
+
+impl fmt::Debug for ServerUrl {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_shows_its_port_and_reads_back() {
+        for (text, shown) in [
+            ("nats://localhost", "nats://localhost:4222"),
+            ("NATS://Bus.Example:4333/", "nats://bus.example:4333"),
+            ("tls://bus.example", "tls://bus.example:4222"),
+            ("nats://[::1]", "nats://[::1]:4222"),
+        ] {
+            let url = ServerUrl::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!(url.to_string(), shown);
+            assert_eq!(ServerUrl::parse(shown).unwrap(), url);
+        }
+        let url = ServerUrl::parse("tls://a").unwrap();
+        assert_eq!(url.sibling("10.0.0.1:4223").unwrap().to_string(), "tls://10.0.0.1:4223");
+    }
+
+    #[test]
+    fn a_wrong_url_is_told_what_would_be_right() {
+        use InvalidServerUrl as Wrong;
+        for (text, expected) in [
+            ("", Wrong::Scheme),
+            ("localhost:4222", Wrong::Scheme),
+            ("mqtt://host", Wrong::Scheme),
+            ("nats://", Wrong::NoHost),
+            ("nats://host:port", Wrong::Port),
+            ("nats://host:0", Wrong::Port),
+            ("nats://bröker", Wrong::Host),
+            ("nats://user:hunter2@host", Wrong::Credentials),
+            ("nats://hunter2@host", Wrong::Credentials),
+            ("nats://host/path", Wrong::Path),
+            ("tls://host?x", Wrong::Path),
+        ] {
+            assert_eq!(ServerUrl::parse(text), Err(expected.clone()), "{text}");
+            assert!(!format!("{expected} {expected:?}").contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_one_or_more_tokens_that_are_no_wildcards() {
+        for (good, subject) in [("dtorrent", "dtorrent"), ("a/b", "a.b"), ("a.b", "a.b"), ("tørrent", "tørrent")] {
+            assert_eq!(Prefix::parse(good).unwrap().as_str(), subject);
+        }
+        for (bad, expected) in [
+            ("", InvalidPrefix::Empty),
+            ("a/", InvalidPrefix::EmptyToken),
+            (".a", InvalidPrefix::EmptyToken),
+            ("a..b", InvalidPrefix::EmptyToken),
+            ("a.*", InvalidPrefix::Wildcard),
+            ("a>", InvalidPrefix::Wildcard),
+            ("$JS", InvalidPrefix::Reserved),
+            ("_INBOX", InvalidPrefix::Reserved),
+            ("a b", InvalidPrefix::Unprintable),
+            ("a\r\nPUB x 0", InvalidPrefix::Unprintable),
+            (&"x".repeat(201), InvalidPrefix::TooLong),
+        ] {
+            assert_eq!(Prefix::parse(bad), Err(expected), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_seed_and_a_credentials_file_are_read_and_never_shown() {
+        let seed = KeyPair::new_user().seed().unwrap();
+        let nkey = Login::parse_nkey(&format!("# mine\n{seed}\n")).unwrap();
+        let creds = format!(
+            "-----BEGIN NATS USER JWT-----\neyJ0.x.y\n------END NATS USER JWT------\n\n*** IMPORTANT ***\n\n\
+             -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+        );
+        let creds = Login::parse_creds(&creds).unwrap();
+        for login in [&nkey, &creds] {
+            assert!(!format!("{login:?}").contains(&seed) && !format!("{login:?}").contains("eyJ0"));
+            assert_eq!(login.answer(b"nonce").unwrap().signature.unwrap().len(), 64);
+        }
+        assert!(nkey.answer(b"").unwrap().nkey.unwrap().starts_with('U'));
+        assert_eq!(creds.answer(b"").unwrap().jwt.as_deref(), Some("eyJ0.x.y"));
+        let account = KeyPair::new_account().seed().unwrap();
+        for bad in ["", "SUxx", &account, "eyJ0"] {
+            assert_eq!(Login::parse_nkey(bad).unwrap_err(), InvalidLogin::Seed);
+            assert_eq!(Login::parse_creds(bad).unwrap_err(), InvalidLogin::Creds);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_url_that_is_taken_reads_back_and_no_error_tells_a_secret(rest in "[ -~]{0,40}", scheme in "nats|tls") {
+            if let Ok(url) = ServerUrl::parse(&format!("{scheme}://{rest}")) {
+                proptest::prop_assert_eq!(ServerUrl::parse(&url.to_string()), Ok(url));
+            }
+            if let Err(error) = ServerUrl::parse(&format!("{scheme}://user:hunter2@{rest}")) {
+                let told = format!("{error} {error:?}");
+                proptest::prop_assert!(!told.contains("hunter2"));
+            }
+        }
+
+        #[test]
+        fn no_login_file_panics(text in "[ -~\n]{0,200}") {
+            Login::parse_nkey(&text).ok();
+            Login::parse_creds(&text).ok();
+        }
+    }
+}

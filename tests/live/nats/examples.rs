@@ -1,0 +1,61 @@
+//! The examples of docs/nats.md, at a stream that the bridge fills.
+
+use std::process::Command;
+
+use dtorrent::demo::process::find;
+use serde_json::Value;
+
+use super::{all_is_stored, bus, label, load_one};
+use crate::harness::nats::{self, Ear, NatsServer};
+use crate::harness::{World, can_run};
+
+#[path = "../../../examples/nats_consumer.rs"]
+mod nats_consumer;
+
+#[tokio::test]
+async fn the_example_consumers_read_the_whole_stream() {
+    if !can_run() {
+        return;
+    }
+    for program in nats::programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = NatsServer::start(&program, folder.path()).await;
+        let mut world = World::new(bus(&server, "")).await;
+        let hash = load_one(&world).await;
+        world.start_bridge().await;
+        label(&world, hash, "a").await;
+        let ear = Ear::listen(&server).await;
+        let expected = all_is_stored(&world, &ear).await;
+
+        let mut seen: Vec<Value> = Vec::new();
+        nats_consumer::consume(&server.url(), |event| {
+            seen.push(event.clone());
+            seen.len() == expected.len()
+        })
+        .await
+        .unwrap();
+        assert_eq!(seen, expected);
+
+        let Some(client) = nats::python_client() else { continue };
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/nats_consumer.py");
+        let output = Command::new(find("python3", "python3").unwrap())
+            .env("PYTHONPATH", client)
+            .args([script, &server.url(), &expected.len().to_string()])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines.len(), expected.len(), "{said}");
+        assert_eq!(lines.last().copied(), Some(&*format!("home {} label_changed one", expected.len())), "{said}");
+    }
+}
+
+#[test]
+fn the_example_consumer_sees_a_gap_and_a_repetition() {
+    let event = |seq: u64| serde_json::json!({"id": format!("home-1-{seq:012}"), "seq": seq});
+    let mut heard = nats_consumer::Heard::default();
+    assert!(heard.hear(&event(4)).unwrap() && heard.hear(&event(5)).unwrap());
+    assert!(!heard.hear(&event(4)).unwrap());
+    assert!(heard.hear(&event(7)).unwrap_err().to_string().contains("6 of home-1 is missing"));
+}

@@ -1,0 +1,64 @@
+//! NATS: what the contract promises there, on Debian's nats-server and on a current one.
+
+mod bridge;
+mod cluster;
+mod examples;
+mod faults;
+mod logins;
+mod requests;
+mod roles;
+
+use std::path::Path;
+
+use dtorrent::demo::content::Content;
+use dtorrent::model::InfoHash;
+use serde_json::Value;
+
+use crate::harness::nats::{Ear, NatsServer, assert_once_in_order, stored, until};
+use crate::harness::{Setup, World};
+
+/// A second broker beside the MQTT one, with more lines.
+fn bus(server: &NatsServer, lines: &str) -> Setup {
+    bus_at(&server.url(), lines)
+}
+
+fn bus_at(url: &str, lines: &str) -> Setup {
+    let sink = format!("[brokers.bus]\nkind = \"nats\"\nurl = \"{url}\"\n{lines}\n");
+    Setup { sink, ..Setup::default() }
+}
+
+/// `2.9.10`, for what a test says.
+fn version(program: &Path) -> String {
+    let output = std::process::Command::new(program).arg("--version").output().unwrap();
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// Changes the label of a torrent and waits until MQTT tells the event; returns its number.
+async fn label(world: &World, hash: InfoHash, label: &str) -> u64 {
+    let result =
+        world.heard.command(&format!("home/torrent/{hash}/command/label"), serde_json::json!({"label": label})).await;
+    assert_eq!(result["status"], "ok", "{result}");
+    let is_it = |event: &Value| event["event_type"] == "label_changed" && event["torrent"]["label"] == label;
+    world
+        .heard
+        .wait_for("the label", |all| {
+            let events = crate::harness::recorder::events_in(all, "home");
+            events.iter().find(|event| is_it(event)).and_then(|event| event["seq"].as_u64())
+        })
+        .await
+}
+
+/// Waits until the stream holds all that MQTT was told, once and in order.
+async fn all_is_stored(world: &World, ear: &Ear) -> Vec<Value> {
+    let last = world.ledger().last_seq("home");
+    let is_there = async || {
+        let stored = stored(&ear.client).await;
+        stored.iter().any(|(_, _, event)| event["seq"] == last && event["server"] == "home").then_some(stored)
+    };
+    let stored = until("the stream holds the last event", is_there).await;
+    assert_once_in_order(&stored, "home")
+}
+
+async fn load_one(world: &World) -> InfoHash {
+    world.home.load(&Content::file("one", 1_000, 1).torrent, false).await.unwrap()
+}

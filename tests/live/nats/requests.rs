@@ -1,0 +1,255 @@
+//! Commands as requests: each has one reply, when the effect was seen.
+
+use async_nats::Message;
+use bytes::Bytes;
+use dtorrent::demo::content::Content;
+use dtorrent::model::InfoHash;
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
+
+use super::{bus, load_one};
+use crate::harness::bridge::Bridge;
+use crate::harness::nats::{self, Ear, NatsServer, body, until};
+use crate::harness::{World, can_run};
+
+fn header<'m>(message: &'m Message, name: &str) -> Option<&'m str> {
+    message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str)
+}
+
+/// Waits until the service is there.
+async fn service_is_up(ear: &Ear) {
+    until("the service answers", async || {
+        ear.client.request("$SRV.PING.dtorrent", Bytes::new()).await.is_ok().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_request_is_answered_once_when_the_effect_was_seen() {
+    if !can_run() {
+        return;
+    }
+    for program in nats::programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = NatsServer::start(&program, folder.path()).await;
+        let ear = Ear::listen(&server).await;
+        let mut world = World::new(bus(&server, "commands = [\"*\", \"-announce\"]")).await;
+        let hash = load_one(&world).await;
+        world.start_bridge().await;
+        service_is_up(&ear).await;
+
+        let subject = format!("dtorrent.home.torrent.{hash}.command.label");
+        let reply = ear.request(&subject, r#"{"label": "linux", "id": "one"}"#).await;
+        assert_eq!(world.home.get(hash, "d.custom1").await.unwrap(), "linux", "ok means seen");
+        assert_eq!(body(&reply)["status"], "ok", "{reply:?}");
+        assert_eq!((header(&reply, "Nats-Service-Error"), header(&reply, "Nats-Service-Error-Code")), (None, None));
+        let result = ear.on("dtorrent.home.result").await;
+        assert_eq!(body(&result), body(&reply));
+        // The same id is not carried out again, and answered as before.
+        world.home.act(hash, "d.custom1.set", &[dtorrent::demo::rtorrent::Argument::Text("other")]).await.unwrap();
+        let again = ear.request(&subject, r#"{"label": "linux", "id": "one"}"#).await;
+        assert_eq!(body(&again), body(&reply));
+        assert_eq!(world.home.get(hash, "d.custom1").await.unwrap(), "other");
+
+        let unknown = "ab".repeat(20);
+        for (subject, request, code, number) in [
+            ("dtorrent.home.command.pause".to_owned(), "{", "bad_request", "400"),
+            ("dtorrent.home.command.explode".to_owned(), "", "unsupported", "501"),
+            (format!("dtorrent.home.torrent.{hash}.command.announce"), "", "forbidden", "403"),
+            (format!("dtorrent.home.torrent.{unknown}.command.pause"), "", "unknown_hash", "404"),
+            ("dtorrent.home.torrent.nohash.command.pause".to_owned(), "", "bad_request", "400"),
+            ("dtorrent.bridge.main.command.resync".to_owned(), "", "unsupported", "501"),
+        ] {
+            let inbox = ear.client.new_inbox();
+            let mut replies = ear.client.subscribe(inbox.clone()).await.unwrap();
+            ear.client.publish_with_reply(subject.clone(), inbox, Bytes::from(request)).await.unwrap();
+            let reply = replies.next().await.unwrap();
+            let result = body(&reply);
+            let of_row = &result["results"][0]["error"]["code"];
+            assert!(result["error"]["code"] == code || of_row == code, "{subject} {result}");
+            assert_eq!(header(&reply, "Nats-Service-Error-Code"), Some(number), "{subject}");
+            assert!(header(&reply, "Nats-Service-Error").is_some_and(|text| !text.is_empty()), "{subject}");
+            // Whatever is answered to a later request would come after a second reply to this one.
+            ear.request("dtorrent.home.command.explode", "").await;
+            let second = futures_util::FutureExt::now_or_never(replies.next()).flatten();
+            assert!(second.is_none(), "{subject} is answered twice");
+        }
+
+        // Nobody has the bridge send a command, or JetStream do something, by naming that as the place for the answer.
+        for evil in
+            [format!("dtorrent.home.torrent.{hash}.command.delete"), "$JS.API.STREAM.DELETE.DTORRENT_EVENTS".into()]
+        {
+            ear.client.publish_with_reply("dtorrent.home.command.explode", evil, Bytes::new()).await.unwrap();
+        }
+        ear.request("dtorrent.home.command.explode", "").await;
+        assert_eq!(world.home.hashes().await.unwrap(), [hash]);
+        let info = nats::api(&ear.client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await;
+        assert!(info["error"].is_null(), "{info}");
+    }
+}
+
+#[tokio::test]
+async fn the_service_shows_itself_and_a_read_only_one_takes_nothing() {
+    if !can_run() {
+        return;
+    }
+    for program in nats::programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = NatsServer::start(&program, folder.path()).await;
+        let ear = Ear::listen(&server).await;
+        let mut world = World::new(bus(&server, "")).await;
+        world.start_bridge().await;
+        service_is_up(&ear).await;
+        let ping = body(&ear.request("$SRV.PING", "").await);
+        assert_eq!((&ping["name"], &ping["type"]), (&json!("dtorrent"), &json!("io.nats.micro.v1.ping_response")));
+        assert_eq!(ping["metadata"]["instance"], "main");
+        let id = ping["id"].as_str().unwrap();
+        let info = body(&ear.request(&format!("$SRV.INFO.dtorrent.{id}"), "").await);
+        let subjects: Vec<&str> = info["endpoints"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|endpoint| endpoint["subject"].as_str().unwrap())
+            .collect();
+        let expected =
+            ["dtorrent.bridge.main.command.*", "dtorrent.home.command.*", "dtorrent.home.torrent.*.command.*"];
+        assert_eq!(subjects, expected, "{info}");
+        ear.request("dtorrent.home.command.list", "").await;
+        let stats = body(&ear.request("$SRV.STATS.dtorrent", "").await);
+        let requests: Vec<&Value> =
+            stats["endpoints"].as_array().unwrap().iter().map(|endpoint| &endpoint["num_requests"]).collect();
+        assert_eq!(requests, [0, 1, 0], "{stats}");
+        world.bridge().stop().await;
+        until("nobody answers", async || {
+            let ping = async_nats::Request::new().timeout(Some(std::time::Duration::from_secs(1)));
+            let gone = ear.client.send_request("$SRV.PING.dtorrent", ping).await.err()?;
+            (gone.kind() == async_nats::RequestErrorKind::NoResponders).then_some(())
+        })
+        .await;
+
+        let mut world = World::new(bus(&server, "commands = []")).await;
+        world.start_bridge().await;
+        service_is_up(&ear).await;
+        drop(ear); // he would count as somebody who could answer
+        let client = server.client().await;
+        let refused = client.request("dtorrent.home.command.list", Bytes::new()).await.unwrap_err();
+        assert_eq!(refused.kind(), async_nats::RequestErrorKind::NoResponders);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_large_for_the_server_is_shortened() {
+    if !can_run() {
+        return;
+    }
+    for program in nats::programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = "jetstream {{ store_dir: \"{dir}/store\" }}\nmax_payload: 4096";
+        let server = NatsServer::start_with(&program, folder.path(), lines).await;
+        let ear = Ear::listen(&server).await;
+        let mut world = World::new(bus(&server, "")).await;
+        for number in 1..=8 {
+            world.home.load(&Content::file(&format!("n{number}"), 1_000, number).torrent, false).await.unwrap();
+        }
+        world.start_bridge().await;
+        service_is_up(&ear).await;
+        let reply = ear.request("dtorrent.home.command.list", "").await;
+        assert_eq!(body(&reply)["error"]["code"], "too_large", "{reply:?}");
+        assert_eq!(header(&reply, "Nats-Service-Error-Code"), Some("413"));
+        let page = body(&ear.request("dtorrent.home.command.list", r#"{"page_size": 2}"#).await);
+        assert_eq!((&page["status"], &page["total"]), (&json!("ok"), &json!(8)), "{page}");
+    }
+}
+
+#[tokio::test]
+async fn of_two_bridges_each_request_is_answered_by_one() {
+    if !can_run() {
+        return;
+    }
+    for program in nats::programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = NatsServer::start(&program, folder.path()).await;
+        let ear = Ear::listen(&server).await;
+        let mut world = World::new(bus(&server, "")).await;
+        let hash: InfoHash = load_one(&world).await;
+        world.start_bridge().await;
+        let second = world.folder.join("second");
+        std::fs::create_dir_all(&second).unwrap();
+        let config = second.join("dtorrent.toml");
+        let text = format!(
+            "instance = \"other\"\ndata_dir = {:?}\n[http]\nlisten = \"off\"\n[servers.home]\nurl = {:?}\ninterval = \"250ms\"\n\
+             [brokers.bus]\nkind = \"nats\"\nurl = \"{}\"\n",
+            second.join("data").to_str().unwrap(),
+            world.home.url(),
+            server.url()
+        );
+        std::fs::write(&config, text).unwrap();
+        let mut other = Bridge::start(&config);
+        until("both bridges are there", async || {
+            let inbox = ear.client.new_inbox();
+            let mut answers = ear.client.subscribe(inbox.clone()).await.unwrap();
+            ear.client.publish_with_reply("$SRV.PING.dtorrent", inbox, Bytes::new()).await.unwrap();
+            let both = async { (answers.next().await, answers.next().await) };
+            tokio::time::timeout(std::time::Duration::from_secs(1), both).await.ok().map(drop)
+        })
+        .await;
+        let inbox = ear.client.new_inbox();
+        let mut replies = ear.client.subscribe(inbox.clone()).await.unwrap();
+        for number in 0..40 {
+            let subject = format!("dtorrent.home.torrent.{hash}.command.get");
+            let request = json!({"id": format!("q{number}")}).to_string();
+            ear.client.publish_with_reply(subject, inbox.clone(), Bytes::from(request)).await.unwrap();
+        }
+        let mut ids = std::collections::BTreeSet::new();
+        for _ in 0..40 {
+            let reply = body(&replies.next().await.unwrap());
+            assert_eq!(reply["status"], "ok", "{reply}");
+            assert!(ids.insert(reply["id"].to_string()), "answered twice: {reply}");
+        }
+        let stats = {
+            let inbox = ear.client.new_inbox();
+            let mut answers = ear.client.subscribe(inbox.clone()).await.unwrap();
+            ear.client.publish_with_reply("$SRV.STATS.dtorrent", inbox, Bytes::new()).await.unwrap();
+            [body(&answers.next().await.unwrap()), body(&answers.next().await.unwrap())]
+        };
+        let taken = stats.map(|stats| stats["endpoints"][2]["num_requests"].as_u64().unwrap());
+        assert!(taken.iter().all(|count| *count > 0) && taken.iter().sum::<u64>() == 40, "{taken:?}");
+        other.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_bridge_that_was_too_slow_is_back_and_answers_again() {
+    if !can_run() {
+        return;
+    }
+    for program in nats::programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = "jetstream {{ store_dir: \"{dir}/store\" }}\nmax_pending: 2MB\nwrite_deadline: \"1s\"";
+        let mut server = NatsServer::start_with(&program, folder.path(), lines).await;
+        let ear = Ear::listen(&server).await;
+        let mut world = World::new(bus(&server, "")).await;
+        load_one(&world).await;
+        world.start_bridge().await;
+        service_is_up(&ear).await;
+        world.bridge().process().pause().unwrap();
+        // Until the server has had enough of it.
+        until("the server cuts the slow one", async || {
+            for _ in 0..20 {
+                ear.client.publish("dtorrent.home.command.explode", Bytes::from(vec![b' '; 500_000])).await.unwrap();
+            }
+            ear.client.flush().await.unwrap();
+            server.process().output().contains("Slow Consumer").then_some(())
+        })
+        .await;
+        world.bridge().process().unpause().unwrap();
+        until("requests are answered again", async || {
+            let request = async_nats::Request::new()
+                .payload(Bytes::from(r#"{"page_size": 1}"#))
+                .timeout(Some(std::time::Duration::from_secs(2)));
+            let reply = ear.client.send_request("dtorrent.home.command.list", request).await.ok()?;
+            (body(&reply)["status"] == "ok").then_some(())
+        })
+        .await;
+    }
+}

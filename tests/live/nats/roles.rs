@@ -1,0 +1,83 @@
+//! The roles of deploy/nats: the bridge has all that it needs, the others have no more than they should.
+
+use async_nats::{Client, ConnectOptions};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use serde_json::Value;
+
+use super::{bus, label, load_one};
+use crate::harness::nats::{self, NatsServer, api, body, stored, until, value};
+use crate::harness::{World, can_run};
+
+async fn login(server: &NatsServer, user: &str) -> Client {
+    server.client_with(ConnectOptions::with_user_and_password(user.into(), user.into())).await
+}
+
+#[tokio::test]
+async fn with_the_roles_of_the_stack_the_bridge_works_and_others_may_only_what_they_should() {
+    if !can_run() {
+        return;
+    }
+    let conf = include_str!("../../../deploy/nats/nats.conf");
+    for program in nats::programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut lines = String::new();
+        for line in
+            conf.lines().filter(|line| !["listen:", "server_name:", "http:"].iter().any(|own| line.starts_with(own)))
+        {
+            lines += &format!("{line}\n");
+        }
+        for (from, to) in [
+            ("/data", "{dir}/store"),
+            ("$NATS_BRIDGE_PASSWORD", "bridge"),
+            ("$NATS_READER_PASSWORD", "reader"),
+            ("$NATS_COMMANDER_PASSWORD", "commander"),
+        ] {
+            assert!(lines.contains(from), "{from}");
+            lines = lines.replace(from, to);
+        }
+        let server = NatsServer::start_with(&program, folder.path(), &lines).await;
+        let mut world = World::new(bus(&server, "username = \"bridge\"\npassword = \"bridge\"")).await;
+        let hash = load_one(&world).await;
+        world.start_bridge().await;
+        let seq = label(&world, hash, "a").await;
+        world.ledger().until("it is delivered", |ledger| ledger.cursor("bus", "home") >= seq).await;
+        assert!(world.ledger().dead_letters("bus").is_empty());
+        assert_eq!(world.bridge().times_said("Permissions Violation"), 0, "the bridge lacks a right");
+
+        let reader = login(&server, "reader").await;
+        assert!(stored(&reader).await.iter().any(|(_, _, event)| event["seq"] == seq));
+        assert!(value(&reader, &format!("home.{hash}")).await.is_some());
+        let subject = format!("dtorrent.home.torrent.{hash}.command.get");
+        let commander = login(&server, "commander").await;
+        let reply =
+            until("the commander is answered", async || commander.request(subject.clone(), Bytes::new()).await.ok())
+                .await;
+        assert_eq!(body(&reply)["status"], "ok");
+
+        // What must not be: a command of the reader, a state or an event that never was, a stream that is deleted.
+        let before = stored(&reader).await.len();
+        let mut heard = reader.subscribe("dtorrent.>").await.unwrap();
+        reader.flush().await.unwrap();
+        for (client, evil) in [
+            (&reader, subject.as_str()),
+            (&reader, "dtorrent.home.event.server_offline"),
+            (&commander, "dtorrent.home.event.server_offline"),
+            (&commander, "$KV.dtorrent_state.home.x"),
+            (&reader, "$JS.API.STREAM.DELETE.DTORRENT_EVENTS"),
+            (&commander, "$JS.API.STREAM.PURGE.DTORRENT_EVENTS"),
+        ] {
+            client.publish(evil.to_owned(), Bytes::new()).await.unwrap();
+            client.flush().await.unwrap();
+        }
+        commander.request(subject.clone(), Bytes::new()).await.unwrap();
+        reader.request("$SRV.PING.dtorrent", Bytes::new()).await.unwrap();
+        assert_eq!(stored(&reader).await.len(), before);
+        assert!(value(&reader, "home.x").await.is_none());
+        let info = api(&reader, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await;
+        assert!(info["error"].is_null(), "{info}");
+        while let Some(Some(message)) = futures_util::FutureExt::now_or_never(heard.next()) {
+            assert_ne!(message.subject.as_str(), "dtorrent.home.event.server_offline");
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Whatever happens between full pictures: one sweep later, what was told is what there is.
+
+#![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dtorrent::clients::simulator::{Drive, Imagined, Simulator};
+use dtorrent::diff::{Limits, Moment, Observer};
+use dtorrent::model::{
+    Committed, Covers, InfoHash, Rev, Seq, ServerName, ServerState, Tick, Timestamp, Told, ToldTorrent,
+};
+use dtorrent::port::{Scope, SystemClock, TorrentClient as _};
+use proptest::prelude::*;
+
+/// A look at the client, or something that happens to one of its torrents: which, what, how much.
+type Step = (u8, u8, u8);
+
+struct Watched {
+    simulator: Simulator,
+    observer: Observer,
+    told: Told,
+    state: ServerState,
+    second: u64,
+}
+
+impl Watched {
+    fn new() -> Self {
+        let server = ServerName::parse("home").unwrap();
+        Self {
+            simulator: Simulator::new(server.clone(), Arc::new(SystemClock)),
+            observer: Observer::new(server, Limits::default()),
+            told: Told::new(),
+            state: ServerState::default(),
+            second: 0,
+        }
+    }
+
+    async fn look(&mut self, is_sweep: bool) -> Covers {
+        self.second += 1;
+        let nothing = BTreeSet::new();
+        let needs_all = is_sweep || self.observer.needs_all(&self.state);
+        let scope = if needs_all { Scope::Full } else { Scope::Changed { named: &nothing } };
+        let listing = self.simulator.list(scope).await.unwrap();
+        let at = Duration::from_secs(self.second);
+        let time = Timestamp::from_seconds(1_000_000 + i64::try_from(self.second).unwrap());
+        let tick = self.observer.looked(&self.told, &self.state, &listing, Moment { time, at });
+        self.commit(tick, at);
+        listing.covers
+    }
+
+    fn commit(&mut self, tick: Tick, at: Duration) {
+        if tick.is_empty() {
+            return;
+        }
+        let mut committed = Committed::default();
+        self.state = tick.state.unwrap_or_else(|| self.state.clone());
+        for (hash, change) in tick.changes {
+            let told = change.map(|(torrent, memory)| ToldTorrent {
+                torrent,
+                memory,
+                rev: Rev(1),
+                last_seq: Seq(0),
+                changed_at: tick.time,
+            });
+            match &told {
+                Some(told) => drop(self.told.insert(hash, told.clone())),
+                None => drop(self.told.remove(&hash)),
+            }
+            committed.told.insert(hash, told);
+        }
+        self.observer.committed(&committed, at);
+    }
+
+    fn happen(&self, (which, what, much): Step) {
+        let hash = InfoHash::V1([which % 6; 20]);
+        self.simulator.change(|world| match what % 12 {
+            0 | 1 => world.add(hash, Imagined::new(format!("torrent {which}"), 10_000)),
+            2 => drop(world.remove(&hash)),
+            3 => world.reload(&hash),
+            4 => world.receive(&hash, u64::from(much) * 50, u64::from(much) * 10),
+            5 => world.begin_check(&hash),
+            6 => world.end_check(&hash),
+            7 => world.rest(),
+            _ => {
+                let Some(torrent) = world.torrent_mut(&hash) else { return };
+                match what % 12 {
+                    8 => torrent.label = format!("label {much}"),
+                    9 => torrent.drive = [Drive::Stopped, Drive::Paused, Drive::Running][usize::from(much % 3)],
+                    10 => torrent.error = (much % 2 == 0).then(|| "no space".to_owned()),
+                    _ => torrent.uploaded += u64::from(much),
+                }
+            }
+        });
+    }
+}
+
+proptest! {
+    #[test]
+    fn one_sweep_later_what_was_told_is_what_there_is(steps in prop::collection::vec(any::<(bool, Step)>(), 1..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let mut watched = Watched::new();
+            watched.look(false).await;
+            watched.look(false).await;
+            for (looks, step) in steps {
+                watched.happen(step);
+                if looks {
+                    watched.look(false).await;
+                }
+            }
+            watched.simulator.change(|world| {
+                let hashes: Vec<InfoHash> = world.torrents().keys().copied().collect();
+                hashes.iter().for_each(|hash| world.end_check(hash));
+                world.rest();
+            });
+            watched.look(true).await;
+            // What is gone is believed at the second time, and small numbers wait for a moment.
+            for _ in 0..4 {
+                watched.look(false).await;
+            }
+            prop_assert_eq!(watched.look(false).await, Covers::Changed, "there is nothing to look at");
+            let truth = watched.simulator.list(Scope::Full).await.unwrap().torrents;
+            prop_assert!(watched.told.keys().eq(truth.keys()));
+            for (hash, seen) in &truth {
+                let mut told = (*watched.told[hash].torrent).clone();
+                told.stalled = false;
+                prop_assert_eq!(&told, &seen.torrent);
+            }
+            Ok(())
+        })?;
+    }
+}
