@@ -2,10 +2,10 @@
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help build demo test soak bench peers
+.PHONY: help build demo test test-home-assistant soak bench peers
 
 help: ## what can be made
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 build: ## the program, optimised
 	cargo build --release --locked
@@ -35,6 +35,9 @@ soak: peers ## kills the bridge and a broker at random, and counts what is lost
 ONLY ?=
 bench: peers ## what it costs, beside what it would cost at least; docs/benchmarks.md explains the figures
 	cargo bench --locked --all-features --bench ratios -- $(ONLY)
+
+test-home-assistant: peers ## Home Assistant itself against the bridge; downloads some 600 MB on the first run
+	tests/home-assistant/run.sh
 
 peers: ## the programs that it is tested with
 	@scripts/install-peers.sh

@@ -17,7 +17,7 @@ hash_into() { # user password
 }
 
 touch "$passwords"
-for user in bridge reader commander; do
+for user in bridge reader commander homeassistant; do
     file="secrets/${user}_password"
     if [ ! -s "$file" ]; then
         head -c 24 /dev/urandom | base64 | tr '+/' '-_' >"$file"

@@ -25,13 +25,13 @@ use crate::commands::expect::Expectations;
 use crate::commands::{
     BODY_BYTES_MAX, BridgeWorker, Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts,
 };
-use crate::config::{Broker, BrokerKind, Client, Config, MqttVersion, Nats, Rtorrent, Server};
+use crate::config::{self, Broker, BrokerKind, Client, Config, Mqtt, MqttVersion, Nats, Rtorrent, Server};
 use crate::deliver::retention::Retain;
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::http;
 use crate::model::{
     BellAddress, BellSecret, CommandId, EVENT_SCHEMA, Hook, HookKey, Kind, RESULT_SCHEMA, Ring, Seq, ServerName,
-    ServerStats, SinkName, Timestamp,
+    ServerStats, SinkName, Timestamp, Verb,
 };
 use crate::port::{
     Clock, CommandSource, DeliverError, HookWish, Hooks, LoggedCommand, Scope, Sink, Store, StoreError, SystemClock,
@@ -224,9 +224,8 @@ impl Reached {
         before: BTreeMap<ServerName, Seq>,
     ) -> anyhow::Result<Self> {
         Ok(match &broker.kind {
-            BrokerKind::Mqtt { version, retain } => {
-                let settings = mqtt_settings(name, instance, broker, *version, *retain)?;
-                Self::Mqtt(Arc::new(MqttSink::new(settings)?))
+            BrokerKind::Mqtt(mqtt) => {
+                Self::Mqtt(Arc::new(MqttSink::new(mqtt_settings(name, instance, broker, mqtt)?)?))
             }
             BrokerKind::Nats(nats) => {
                 Self::Nats(Arc::new(NatsSink::new(nats_settings(name, instance, broker, nats)?, before)?))
@@ -255,6 +254,13 @@ impl Reached {
         match self {
             Self::Mqtt(sink) => sink.probe().await,
             Self::Nats(sink) => sink.probe().await,
+        }
+    }
+
+    async fn purge(&self, names: Vec<String>) -> Result<usize, DeliverError> {
+        match self {
+            Self::Mqtt(sink) => sink.purge(names).await,
+            Self::Nats(sink) => sink.purge(names).await,
         }
     }
 }
@@ -522,13 +528,8 @@ fn rtorrent_settings(server: ServerName, of: &Rtorrent, timeout: Duration) -> an
 }
 
 /// The settings of one broker of the config.
-fn mqtt_settings(
-    name: &SinkName,
-    instance: &str,
-    broker: &Broker,
-    version: MqttVersion,
-    retain: crate::config::Retain,
-) -> anyhow::Result<mqtt::Settings> {
+fn mqtt_settings(name: &SinkName, instance: &str, broker: &Broker, mqtt: &Mqtt) -> anyhow::Result<mqtt::Settings> {
+    let Mqtt { version, retain, home_assistant } = mqtt;
     Ok(mqtt::Settings {
         name: name.clone(),
         instance: instance.to_owned(),
@@ -547,8 +548,24 @@ fn mqtt_settings(
         },
         prefix: mqtt::Prefix::parse(&broker.prefix)?,
         servers: broker.servers.clone(),
-        retain: retain != crate::config::Retain::None,
+        retain: *retain != config::Retain::None,
+        home_assistant: home_assistant.as_ref().map(|wanted| home_assistant_settings(wanted, broker)),
     })
+}
+
+fn home_assistant_settings(wanted: &config::HomeAssistant, broker: &Broker) -> mqtt::HomeAssistant {
+    let config::HomeAssistant { discovery_prefix, slots, torrents, torrents_max, alternative, normal } = wanted;
+    let limits = |(download, upload)| mqtt::Limits { download, upload };
+    mqtt::HomeAssistant {
+        discovery_prefix: discovery_prefix.clone(),
+        slots: *slots,
+        torrents: torrents.clone(),
+        torrents_max: *torrents_max,
+        alternative: alternative.map(limits),
+        normal: limits(*normal),
+        // Only what this version carries out becomes a button.
+        verbs: broker.commands.iter().filter(|verb| Verb::parse(verb).is_some()).map(str::to_owned).collect(),
+    }
 }
 
 fn nats_settings(name: &SinkName, instance: &str, broker: &Broker, nats: &Nats) -> anyhow::Result<nats::Settings> {
@@ -574,9 +591,12 @@ fn nats_settings(name: &SinkName, instance: &str, broker: &Broker, nats: &Nats) 
 /// Which states a sink keeps. A bucket has room for any number of torrents.
 fn retain(broker: &Broker) -> Retain {
     match &broker.kind {
-        BrokerKind::Mqtt { retain: crate::config::Retain::Auto, .. } => Retain::Auto,
-        BrokerKind::Mqtt { retain: crate::config::Retain::All, .. } | BrokerKind::Nats(_) => Retain::All,
-        BrokerKind::Mqtt { retain: crate::config::Retain::None, .. } => Retain::None,
+        BrokerKind::Nats(_) => Retain::All,
+        BrokerKind::Mqtt(mqtt) => match mqtt.retain {
+            config::Retain::Auto => Retain::Auto,
+            config::Retain::All => Retain::All,
+            config::Retain::None => Retain::None,
+        },
     }
 }
 
@@ -590,6 +610,29 @@ pub async fn reach(config: &Config) -> Vec<(String, anyhow::Result<String>)> {
         found.push((format!("broker {name}"), reach_broker(name, &config.instance, broker).await));
     }
     found
+}
+
+/// Clears all that each broker keeps in the name of this instance; says how many names that were, or why
+/// it could not be done.
+///
+/// # Errors
+/// The state cannot be opened: another process uses it, for one.
+pub async fn purge(config: &Config) -> anyhow::Result<Vec<(SinkName, anyhow::Result<usize>)>> {
+    let (store, _) = open_store(config, Arc::new(SystemClock))?;
+    let mut purged = Vec::new();
+    for (name, broker) in &config.brokers {
+        purged.push((name.clone(), purge_broker(name, &config.instance, broker, &store).await));
+    }
+    store.close().await.context("keep the state")?;
+    Ok(purged)
+}
+
+async fn purge_broker(name: &SinkName, instance: &str, broker: &Broker, store: &SqliteStore) -> anyhow::Result<usize> {
+    let names = store.registry(name).await.context("read what is kept")?;
+    let count = Reached::new(name, instance, broker, BTreeMap::new())?.purge(names.clone()).await?;
+    store.unregister(name, names).await.context("note what is cleared")?;
+    store.memorize(name, "{}".to_owned()).await.context("note what is cleared")?;
+    Ok(count)
 }
 
 async fn reach_server(name: &ServerName, instance: &str, server: &Server) -> anyhow::Result<String> {

@@ -5,6 +5,7 @@
 //! types; whether to try again is the engine's decision alone, so no adapter retries.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,10 +13,11 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio::sync::Notify;
 
 use crate::model::{
     Action, CommandId, Committed, Details, Entry, Epoch, EventId, File, Hook, HookKey, InfoHash, Limits, Listing,
-    OutcomeStatus, Parts, Rev, Seq, ServerName, ServerState, SinkName, Tick, Timestamp, Told, Verb,
+    OutcomeStatus, Parts, Rev, Seq, ServerName, ServerState, ServerStats, SinkName, Tick, Timestamp, Told, Verb,
 };
 
 // --- torrent clients -----------------------------------------------------------------------------
@@ -189,10 +191,69 @@ pub trait Sink: Send + Sync {
         Ok(BTreeMap::new())
     }
 
+    /// What the sink shows of the servers beside events and states; made anew for each life of a dispatcher.
+    fn companion(&self) -> Option<Box<dyn Companion>> {
+        None
+    }
+
     /// What its users should know of how it delivers, one sentence each; shown with its health.
     fn notes(&self) -> Vec<String> {
         Vec::new()
     }
+}
+
+/// Makes further messages for a sink out of what was told, each in its own time.
+///
+/// It does nothing by itself: it is shown servers and events, and asked what is due. Times are since
+/// the beginning of its life. What it must not forget it hands out as a text, which is on stable
+/// storage before anything is sent that [`Companion::next`] returned after it.
+pub trait Companion: Send + Sync {
+    /// Takes back what [`Companion::memory`] gave in an earlier life.
+    fn remember(&mut self, memory: &str);
+
+    /// A text to be kept, if it is due; `is_last`: the connection ends, and later may be never.
+    fn memory(&mut self, at: Duration, is_last: bool) -> Option<String>;
+
+    /// The names under which it keeps something, or soon will.
+    fn names(&self) -> Vec<String>;
+
+    /// There is a new connection: all is to be said again.
+    fn begin(&mut self, at: Duration);
+
+    /// The sink took this event.
+    fn heard(&mut self, entry: &Entry, at: Duration);
+
+    /// Something about this server was told.
+    fn touch(&mut self, server: &ServerName);
+
+    /// Whether it is time to look at this server.
+    fn wants(&self, server: &ServerName, at: Duration) -> bool;
+
+    fn look(&mut self, server: &ServerName, view: View<'_>, at: Duration);
+
+    /// The next message that is due: a [`Delivery::Shown`] or a [`Delivery::Clear`].
+    fn next(&mut self, at: Duration) -> Option<Delivery>;
+
+    /// The sink took what it was shown under this topic.
+    fn taken(&mut self, topic: &str);
+
+    /// When something is due without news, at the latest.
+    fn wake_at(&self, at: Duration) -> Duration;
+
+    /// Woken when the far side has news for it.
+    fn news(&self) -> Arc<Notify>;
+}
+
+/// What is known of one server.
+pub struct View<'a> {
+    pub told: &'a Told,
+    pub state: &'a ServerState,
+    pub stats: &'a ServerStats,
+    /// How long the last look took, and how long ago the last good one was.
+    pub poll: Duration,
+    pub poll_age: Option<Duration>,
+    /// Why the last look failed; `None` if it did not.
+    pub problem: Option<&'a str>,
 }
 
 /// One connection: what sends on it, and what makes it run.
@@ -262,6 +323,12 @@ pub enum Delivery {
         server: Option<ServerName>,
         body: Bytes,
         reply: Option<ReplyTo>,
+    },
+    /// A message of the sink's [`Companion`]. `keep`: whoever comes later shall see it too.
+    Shown {
+        topic: String,
+        body: Bytes,
+        keep: bool,
     },
     /// Take back what is kept under this name.
     Clear {
@@ -371,6 +438,11 @@ pub trait Store: Send + Sync {
     async fn register(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError>;
     /// Crosses names out whose clearing was acknowledged.
     async fn unregister(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError>;
+
+    /// What a sink's [`Companion`] wanted to be kept.
+    async fn memory(&self, sink: &SinkName) -> Result<Option<String>, StoreError>;
+    /// Keeps it, synced.
+    async fn memorize(&self, sink: &SinkName, memory: String) -> Result<(), StoreError>;
 
     /// Writes a command down, synced; one that is refused at the door with its answer, at once.
     /// An id of the last 24 hours is not written again.

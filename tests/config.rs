@@ -91,7 +91,7 @@ events = ["done"]
 commands = ["*", "-explode"]
 cert_file = "/nonexistent.pem"
 [brokers.home.home_assistant]
-enabled = true
+normal_upload = "fast"
 [brokers.bus]
 kind = "nats"
 url = ["nats://me:sesame@host", "mqtt://x"]
@@ -129,7 +129,7 @@ x.toml:27: brokers.home.servers: leaves no server; name at least one, or leave t
 x.toml:28: brokers.home.events: `done` is no kind of event; known: *, KINDS
 x.toml:29: brokers.home.commands: `-explode` is no command; known: *, pause, resume, start, stop, delete, add, recheck, announce, label, priority, get, list, move, throttle, file_priority, limits, resync, rpc, log_level, delete_data; a `-` before one takes it away
 x.toml:30: brokers.home.cert_file: `/nonexistent.pem` cannot be read: No such file or directory (os error 2); name a file that this user may read; a relative path starts at the working directory
-x.toml:32: brokers.home.home_assistant.enabled: is not in this version yet; write enabled = false
+x.toml:32: brokers.home.home_assistant.normal_upload: `fast` is no rate; write bytes a second with a unit, as "500kB" or "2MiB"; "0" is no limit
 x.toml:35: brokers.bus.url: the URL contains a user name, password or token; move them to `username` and `password_file`
 x.toml:35: brokers.bus.url: the URL has no scheme that is known here; write nats://host or tls://host
 x.toml:37: brokers.bus.nkey_file: `/nonexistent.nk` cannot be read: No such file or directory (os error 2); name a file that this user may read; a relative path starts at the working directory
@@ -386,7 +386,7 @@ fn servers_and_events_are_chosen_by_patterns() {
     }
     let events = broker("events = ['*', '-updated']\nretain = 'none'");
     assert!(events.events.allows(Kind::Finished) && !events.events.allows(Kind::Updated));
-    assert!(matches!(events.kind, BrokerKind::Mqtt { retain: Retain::None, .. }));
+    assert!(matches!(&events.kind, BrokerKind::Mqtt(mqtt) if mqtt.retain == Retain::None));
     let events = broker("events = ['finished', 'server_*']").events;
     assert!(events.allows(Kind::ServerOnline) && events.allows(Kind::Finished) && !events.allows(Kind::Added));
 }
@@ -474,7 +474,7 @@ fn a_nats_system_is_one_server_or_a_list_and_has_one_login() {
             "brokers.bus.token: and `username` are two ways to log in",
         ),
         ("url = \"nats://a\"\nprefix = \"a.*\"", "which are wildcards in NATS"),
-        ("url = \"nats://a\"\nhome_assistant = {}", "home_assistant: is no key of dtorrent"),
+        ("url = \"nats://a\"\nhome_assistant = {}", "home_assistant: is nothing for NATS; it listens to MQTT: move"),
     ] {
         let told = faults(&bus(more), &[]).join("\n");
         assert!(told.contains(expected), "{told}");

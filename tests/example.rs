@@ -10,7 +10,9 @@ use dtorrent::config;
 const EXAMPLE: &str = include_str!("../config/dtorrent.example.toml");
 
 /// Options that have no default: the example shows their form.
-const NO_DEFAULT: [&str; 12] = [
+const NO_DEFAULT: [&str; 14] = [
+    "alternative_download",
+    "alternative_upload",
     "command",
     "hooks_address",
     "token",
@@ -61,7 +63,7 @@ fn every_option_is_in_the_example_and_nothing_else() {
     fn collect(table: &toml::Table, path: &str, keys: &mut BTreeSet<String>) {
         for (key, value) in table {
             let key = if ["home", "bus"].contains(&key.as_str()) { format!("{path}*") } else { format!("{path}{key}") };
-            match value.as_table().filter(|_| !key.ends_with(".extra")) {
+            match value.as_table().filter(|_| !key.ends_with(".extra") && !key.ends_with(".torrents")) {
                 Some(table) => collect(table, &format!("{key}."), keys),
                 None => {
                     keys.insert(key);

@@ -12,11 +12,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dtorrent::model::*;
 use dtorrent::port::{Delivery, ReplyTo};
-use dtorrent::sinks::mqtt::{Prefix, topics::Topics};
+use dtorrent::sinks::mqtt::homeassistant::entities::{self, Components};
+use dtorrent::sinks::mqtt::homeassistant::names::{Device, Names};
+use dtorrent::sinks::mqtt::{HomeAssistant, Limits, Prefix, topics::Topics};
 use dtorrent::sinks::nats;
 use dtorrent::sinks::nats::subjects::{STREAM, Subjects, covers};
 use serde::Serialize;
 use serde_json::json;
+
+#[path = "rules/homeassistant.rs"]
+mod rules;
 
 fn is_golden(name: &str, text: &str) {
     let path = format!("tests/golden/{name}");
@@ -188,6 +193,93 @@ fn topics_are_as_ever() {
     is_golden("topics.txt", &lines);
 }
 
+/// With every command allowed that the contract knows, and with none.
+fn home_assistant(verbs: &[&str]) -> HomeAssistant {
+    HomeAssistant {
+        discovery_prefix: "homeassistant".to_owned(),
+        slots: 2,
+        torrents: None,
+        torrents_max: 20,
+        alternative: Some(Limits { download: 100_000, upload: 50_000 }),
+        normal: Limits::default(),
+        verbs: verbs.iter().map(|verb| (*verb).to_owned()).collect(),
+    }
+}
+
+#[test]
+fn discovery_messages_look_as_ever_and_keep_the_rules_of_home_assistant() {
+    let names = Names {
+        prefix: Prefix::parse("dtorrent").unwrap(),
+        instance: "main".to_owned(),
+        discovery_prefix: "homeassistant".to_owned(),
+    };
+    let all = home_assistant(&["pause", "resume", "start", "stop", "add", "limits", "resync", "delete"]);
+    let none = home_assistant(&[]);
+    let client = Some("rTorrent 0.9.8");
+    let server = || Device::Server(home());
+    let messages = [
+        ("bridge", Device::Bridge, entities::bridge(&all, &names)),
+        ("server", server(), entities::server(&all, &names, &home(), client)),
+        ("server-read-only", server(), entities::server(&none, &names, &home(), None)),
+        ("torrent", Device::Torrent(home(), hash()), entities::torrent(&all, &names, &home(), hash(), "Ünï ☃")),
+    ];
+    for (name, device, payload) in messages {
+        let body = payload.body(&Components::new());
+        let faults = rules::faults(&names.discovery(&device), &body);
+        assert!(faults.is_empty(), "{name}: {faults:#?}");
+        let mut value: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        // The version of this program is the only thing that a release may change.
+        value["origin"]["sw_version"] = json!("VERSION");
+        if name == "bridge" {
+            value["device"]["sw_version"] = json!("VERSION");
+        }
+        is_golden(&format!("discovery-{name}.json"), &pretty(&value));
+        let old = Components::from([("gone".to_owned(), "sensor".to_owned())]);
+        let body = payload.body(&old);
+        let taken_back: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(taken_back["components"]["gone"], json!({"platform": "sensor"}));
+        assert!(rules::faults(&names.discovery(&device), &body).is_empty());
+    }
+}
+
+#[test]
+fn the_checker_of_discovery_messages_finds_what_home_assistant_would_refuse() {
+    let names = Names {
+        prefix: Prefix::parse("dtorrent").unwrap(),
+        instance: "main".to_owned(),
+        discovery_prefix: "homeassistant".to_owned(),
+    };
+    let payload = entities::server(&home_assistant(&["limits"]), &names, &home(), None);
+    let good: serde_json::Value = serde_json::from_slice(&payload.body(&Components::new())).unwrap();
+    let topic = names.discovery(&Device::Server(home()));
+    let faults = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut bad = good.clone();
+        change(&mut bad);
+        rules::faults(&topic, bad.to_string().as_bytes()).len()
+    };
+    let rate = "download_rate";
+    assert_eq!(faults(&|_| {}), 0);
+    assert_eq!(rules::faults("homeassistant/device/a b/config", good.to_string().as_bytes()).len(), 1);
+    type Change = fn(&mut serde_json::Value, &str);
+    let changes: [Change; 12] = [
+        |value, _| value["icon"] = json!("mdi:x"),
+        |value, _| value["device"]["colour"] = json!("red"),
+        |value, _| value["origin"] = json!({}),
+        |value, key| value["components"][key]["platform"] = json!("sensors"),
+        |value, key| drop(value["components"][key].as_object_mut().unwrap().remove("unique_id")),
+        |value, key| value["components"][key]["unit_of_measurement"] = json!("bytes"),
+        |value, key| value["components"][key]["state_class"] = json!("total_increasing"),
+        |value, key| value["components"][key]["entity_category"] = json!("config"),
+        |value, key| value["components"][key]["icon"] = json!("fire"),
+        |value, _| value["components"]["status"]["unit_of_measurement"] = json!("x"),
+        |value, key| value["components"][key]["availability_topic"] = json!("x"),
+        |value, _| drop(value["components"]["download_limit"].as_object_mut().unwrap().remove("max")),
+    ];
+    for (number, change) in changes.iter().enumerate() {
+        assert!(faults(&|value| change(value, rate)) > 0, "change {number} is not found");
+    }
+}
+
 #[test]
 fn subjects_are_as_ever_and_the_topics_with_dots() {
     let subjects = Subjects::new(nats::Prefix::parse("dtorrent").unwrap(), "main", true);
@@ -217,6 +309,7 @@ fn help_is_as_ever() {
         &["demo", "--help"],
         &["check", "--help"],
         &["make-torrent", "--help"],
+        &["purge", "--help"],
         &["health", "--help"],
     ] {
         let output =

@@ -7,6 +7,7 @@ mod client;
 mod demo;
 mod health;
 mod make_torrent;
+mod purge;
 mod run;
 
 use std::io::Write as _;
@@ -36,6 +37,8 @@ enum Command {
     Check(check::Arguments),
     /// Make a .torrent file of a file or a folder
     MakeTorrent(make_torrent::Arguments),
+    /// Take back every retained topic and discovery message of this instance; the bridge must be stopped
+    Purge,
     /// For a client of your own (`client = "exec"`)
     #[command(subcommand)]
     Client(client::Arguments),
@@ -120,6 +123,7 @@ impl Cli {
         match command {
             Some(Command::Check(arguments)) => check::run(options, &arguments),
             Some(Command::MakeTorrent(arguments)) => make_torrent::run(&arguments),
+            Some(Command::Purge) => purge::run(options),
             Some(Command::Client(arguments)) => client::run(arguments),
             Some(Command::Health) => health::run(options),
             Some(Command::Demo) => demo::run(),

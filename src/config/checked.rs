@@ -16,7 +16,7 @@ use secrecy::{SecretSlice, SecretString};
 use super::read::{Fault, Table};
 use super::secret::secret;
 use crate::clients::rtorrent::settings::{AllowedMethod, Endpoint, ExtraColumn};
-use crate::model::{BellAddress, Kind, ServerName, SinkName, Verb};
+use crate::model::{BellAddress, Filter, Kind, ServerName, SinkName, Verb};
 use crate::sinks::mqtt::settings::{BrokerUrl, Prefix};
 use crate::sinks::nats::settings as nats;
 
@@ -129,8 +129,30 @@ pub struct Broker {
 /// What only brokers of one kind know.
 #[derive(Clone, Debug)]
 pub enum BrokerKind {
-    Mqtt { version: MqttVersion, retain: Retain },
+    Mqtt(Box<Mqtt>),
     Nats(Nats),
+}
+
+#[derive(Clone, Debug)]
+pub struct Mqtt {
+    pub version: MqttVersion,
+    pub retain: Retain,
+    /// `None`: not enabled.
+    pub home_assistant: Option<HomeAssistant>,
+}
+
+/// What Home Assistant gets of a broker.
+#[derive(Clone, Debug)]
+pub struct HomeAssistant {
+    pub discovery_prefix: String,
+    pub slots: u8,
+    /// Which torrents have devices of their own; none, if there is no filter.
+    pub torrents: Option<Filter>,
+    pub torrents_max: usize,
+    /// Download and upload limit in bytes a second, 0 for none; without them there is no switch.
+    pub alternative: Option<(u64, u64)>,
+    /// What the switch goes back to.
+    pub normal: (u64, u64),
 }
 
 #[derive(Clone, Debug)]
@@ -233,6 +255,16 @@ pub(super) fn config(root: Table<'_>) -> Config {
             let wrong =
                 format!("{name} and {other} are the same broker with the same prefix: each would speak for the other");
             root.fault("brokers", Fault::new(wrong, "one table for each broker and prefix"));
+        }
+        let discovery = |one: &Broker| match &one.kind {
+            BrokerKind::Mqtt(mqtt) => Some((one.url.clone(), mqtt.home_assistant.as_ref()?.discovery_prefix.clone())),
+            BrokerKind::Nats(_) => None,
+        };
+        if let Some((other, _)) =
+            brokers.iter().find(|(_, one)| discovery(one).is_some() && discovery(one) == discovery(&broker))
+        {
+            let wrong = format!("{name} and {other} would tell one Home Assistant of the same devices");
+            root.fault("brokers", Fault::new(wrong, "enable home_assistant for one of them"));
         }
         brokers.insert(name, broker);
     }
@@ -376,7 +408,7 @@ fn broker(table: Table<'_>, names: &[ServerName], instance: &str) -> Option<Brok
     let commands = commands(&table);
     let kind = match is_nats {
         true => nats_broker(&table, username.as_deref(), password.as_ref(), instance).map(BrokerKind::Nats),
-        false => Some(mqtt_broker(&table)),
+        false => Some(BrokerKind::Mqtt(Box::new(mqtt_broker(&table)))),
     };
     // A request on NATS has its reply subject with it.
     let reply_prefixes = if is_nats { Vec::new() } else { reply_prefixes(&table) };
@@ -401,14 +433,17 @@ fn broker(table: Table<'_>, names: &[ServerName], instance: &str) -> Option<Brok
     })
 }
 
-fn mqtt_broker(table: &Table<'_>) -> BrokerKind {
+fn mqtt_broker(table: &Table<'_>) -> Mqtt {
     let version = table.parsed("version", |text| {
         choice(text, &[("auto", MqttVersion::Auto), ("5", MqttVersion::V5), ("3.1.1", MqttVersion::V311)])
     });
     let retain = table
         .parsed("retain", |text| choice(text, &[("auto", Retain::Auto), ("all", Retain::All), ("none", Retain::None)]));
-    home_assistant(table.table("home_assistant"));
-    BrokerKind::Mqtt { version: version.unwrap_or(MqttVersion::Auto), retain: retain.unwrap_or(Retain::Auto) }
+    Mqtt {
+        version: version.unwrap_or(MqttVersion::Auto),
+        retain: retain.unwrap_or(Retain::Auto),
+        home_assistant: home_assistant(table.table("home_assistant")),
+    }
 }
 
 fn reply_prefixes(table: &Table<'_>) -> Vec<String> {
@@ -430,6 +465,8 @@ fn nats_broker(
     password: Option<&SecretString>,
     instance: &str,
 ) -> Option<Nats> {
+    let elsewhere = "it listens to MQTT: move this table to a broker with kind = \"mqtt\"";
+    table.refuse("home_assistant", Fault::new("is nothing for NATS", elsewhere));
     if !table.has("url") {
         table.missing("url", "write url = \"nats://host:4222\", or a list of several servers");
     }
@@ -477,14 +514,29 @@ fn nats_broker(
     Some(Nats { urls: urls?, login, jetstream, replicas })
 }
 
-/// Its keys are known, so that a config can be written for the next version; it cannot be switched on.
-fn home_assistant(table: Table<'_>) {
-    if table.boolean("enabled") == Some(true) {
-        table.fault("enabled", not_yet("write enabled = false"));
-    }
-    table.parsed("discovery_prefix", topic);
-    table.whole("slots", 0..=50);
+fn home_assistant(table: Table<'_>) -> Option<HomeAssistant> {
+    let is_enabled = table.boolean("enabled") == Some(true);
+    let discovery_prefix = table.parsed("discovery_prefix", |text| topic(text).map(|()| text.to_owned()));
+    let slots = table.whole("slots", 0..=50).and_then(|slots| u8::try_from(slots).ok());
+    let torrents = table.named_texts("torrents");
+    let filter = (!torrents.is_empty())
+        .then(|| Filter::from_json(serde_json::json!(torrents.into_iter().collect::<BTreeMap<_, _>>())))
+        .and_then(|filter| filter.map_err(|error| table.fault("torrents", told(&error))).ok());
+    let torrents_max = table.whole("torrents_max", 1..=50).and_then(|max| usize::try_from(max).ok());
+    let alternative = (table.parsed("alternative_download", rate), table.parsed("alternative_upload", rate));
+    let normal = (table.parsed("normal_download", rate), table.parsed("normal_upload", rate));
     table.finish();
+    is_enabled.then(|| HomeAssistant {
+        discovery_prefix: discovery_prefix.unwrap_or_else(|| "homeassistant".to_owned()),
+        slots: slots.unwrap_or(10),
+        torrents: filter,
+        torrents_max: torrents_max.unwrap_or(20),
+        alternative: match alternative {
+            (None, None) => None,
+            (download, upload) => Some((download.unwrap_or(0), upload.unwrap_or(0))),
+        },
+        normal: (normal.0.unwrap_or(0), normal.1.unwrap_or(0)),
+    })
 }
 
 fn login(table: &Table<'_>) -> (Option<String>, Option<SecretString>) {
@@ -589,10 +641,6 @@ fn required<T>(
     table.parsed(key, parse)
 }
 
-fn not_yet(right: &str) -> Fault {
-    Fault::new("is not in this version yet", right)
-}
-
 /// What another parser says, `wrong: right` or `wrong; right`.
 fn told(error: &impl std::fmt::Display) -> Fault {
     let text = error.to_string();
@@ -654,6 +702,18 @@ fn duration(table: &Table<'_>, key: &'static str, min: Duration, max: Duration) 
             Some(duration) => Ok(duration),
         }
     })
+}
+
+/// Bytes a second: a whole number and a unit.
+fn rate(text: &str) -> Result<u64, Fault> {
+    let units = [("kB", 1_000), ("MB", 1_000_000), ("GB", 1_000_000_000), ("KiB", 1 << 10), ("MiB", 1 << 20)];
+    let units = units.into_iter().chain([("GiB", 1 << 30), ("B", 1), ("", 1)]);
+    let bytes = units.filter_map(|(unit, bytes): (&str, u64)| {
+        let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+        number.checked_mul(bytes)
+    });
+    let right = "write bytes a second with a unit, as \"500kB\" or \"2MiB\"; \"0\" is no limit";
+    bytes.into_iter().next().ok_or_else(|| Fault::new(format!("`{text}` is no rate"), right))
 }
 
 fn root(text: &str) -> Result<PathBuf, Fault> {

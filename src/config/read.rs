@@ -121,6 +121,13 @@ impl<'a> Table<'a> {
         self.ask(key).is_some()
     }
 
+    /// Notes a fault of `key`, which is none here, if it is written all the same.
+    pub fn refuse(&self, key: &str, fault: Fault) {
+        if self.dict().is_some_and(|dict| dict.contains_key(key)) {
+            self.fault(key, fault);
+        }
+    }
+
     /// Which layer gave this key.
     pub fn rank(&self, key: &'static str) -> Option<Rank> {
         let value = self.ask(key)?;
@@ -280,11 +287,17 @@ impl<'a> Table<'a> {
         Table { context: self.context, path: self.path_of(key), pattern, value, asked: RefCell::default() }
     }
 
-    /// Ends the reading: every key that nobody asked for is unknown.
+    fn is_refused(&self, key: &str) -> bool {
+        let path = self.path_of(key).join(".");
+        self.context.errors.borrow().iter().any(|error| error.key == path)
+    }
+
+    /// Ends the reading: every key that nobody asked for, and that was not refused, is unknown.
     pub fn finish(self) {
         let asked = self.asked.borrow();
         let known: Vec<&str> = asked.iter().copied().collect();
-        for key in self.dict().into_iter().flat_map(|dict| dict.keys()).filter(|key| !asked.contains(key.as_str())) {
+        let unknown = |key: &&String| !asked.contains(key.as_str()) && !self.is_refused(key);
+        for key in self.dict().into_iter().flat_map(|dict| dict.keys()).filter(unknown) {
             let nearest = known.iter().find(|known| is_near(known, key));
             let list = known.join(", ");
             let right = match nearest {

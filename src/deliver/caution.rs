@@ -36,6 +36,7 @@ pub enum Item {
     State(ServerName, InfoHash),
     Clearing(String),
     Result(i64),
+    Shown(String),
 }
 
 #[derive(Debug, Default)]

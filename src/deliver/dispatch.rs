@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::backoff::Backoff;
+use super::beside::Beside;
 use super::caution::{Caution, Item};
 use super::dirty::{DirtySet, Known};
 use super::lane::Lane;
@@ -92,6 +93,7 @@ pub struct Dispatcher {
     /// Found there, and left alone until their servers' torrents are known.
     pub(super) found: BTreeMap<ServerName, Vec<String>>,
     pub(super) aside: VecDeque<Delivery>,
+    pub(super) beside: Option<Beside>,
     /// Not to be read from the store again.
     pub(super) results_under_way: HashSet<i64>,
     /// Short results in place of those that the sink would not take.
@@ -138,6 +140,7 @@ pub(super) enum Sent {
     State { server: ServerName, hash: InfoHash },
     Cleared { name: String },
     Result { result: Box<UnsentResult>, is_substitute: bool },
+    Shown { topic: String },
     Other,
 }
 
@@ -149,6 +152,7 @@ impl Sent {
             Self::State { server, hash } => Some(Item::State(server.clone(), *hash)),
             Self::Cleared { name } => Some(Item::Clearing(name.clone())),
             Self::Result { result, .. } => Some(Item::Result(result.number)),
+            Self::Shown { topic } => Some(Item::Shown(topic.clone())),
             Self::Other => None,
         }
     }
@@ -201,6 +205,10 @@ impl Dispatcher {
         let lanes = settings.servers.iter().map(|server| (server.clone(), ServerLane::new(progress(server))));
         let lanes = lanes.collect();
         let registry = Registry::new(store.registry(&settings.name).await?);
+        let beside = match parts.sink.companion() {
+            Some(companion) => Some(Beside::new(companion, store.memory(&settings.name).await?)),
+            None => None,
+        };
         let mut dispatcher = Self {
             owes_search: parts.settings.is_new,
             found: BTreeMap::new(),
@@ -208,6 +216,7 @@ impl Dispatcher {
             lanes,
             registry,
             aside: VecDeque::new(),
+            beside,
             results_under_way: HashSet::new(),
             substitutes: Vec::new(),
             unburied: VecDeque::new(),
@@ -258,6 +267,7 @@ impl Dispatcher {
                     self.say_connected(repeat.ended());
                     let end = self.live(connected, &stop).await?;
                     self.note_progress().await?;
+                    self.note_memory(true).await?;
                     self.go_back();
                     let is_good = since.elapsed() > GOOD_AFTER;
                     match end {
@@ -405,6 +415,13 @@ impl Dispatcher {
                     Err(failure) => End::Failed(failure),
                 });
             }
+            let beside = self.beside.as_ref().filter(|_| under_way.len() < self.window(link.as_ref()));
+            let due = async move {
+                match beside {
+                    Some(beside) => beside.due().await,
+                    None => std::future::pending().await,
+                }
+            };
             // What is rare comes first, so that a fast sink cannot keep it waiting.
             tokio::select! {
                 biased;
@@ -414,6 +431,7 @@ impl Dispatcher {
                 () = stop.cancelled(), if flush_until.is_none() => flush_until = Some(Instant::now() + FLUSH_MAX),
                 () = tokio::time::sleep_until(flush_until.unwrap_or_else(Instant::now)), if flush_until.is_some() => {}
                 () = self.parts.desk.laid.notified() => {}
+                () = due => {}
                 () = self.parts.desk.answered.notified() => may_have_results = true,
                 Some(arrival) = under_way.next(), if !under_way.is_empty() => {
                     if let Err(failure) = self.arrivals(arrival, &mut under_way).await? {
@@ -471,6 +489,9 @@ impl Dispatcher {
             Sent::Entry(entry) => match rejected {
                 None => {
                     self.learn_from(&entry);
+                    if let Some(beside) = &mut self.beside {
+                        beside.heard(&entry);
+                    }
                     self.settle_entry(&entry);
                 }
                 Some(reason) => {
@@ -497,6 +518,14 @@ impl Dispatcher {
             }
             Sent::Result { result, is_substitute } => {
                 self.result_arrived(*result, rejected, is_substitute).await?;
+            }
+            Sent::Shown { topic } => {
+                if let Some(reason) = &rejected {
+                    warn!(%sink, topic, reason, "a message for Home Assistant was rejected");
+                }
+                if let Some(beside) = &mut self.beside {
+                    beside.taken(&topic);
+                }
             }
             Sent::Other => {
                 if let Some(reason) = &rejected {
@@ -619,7 +648,7 @@ impl Dispatcher {
     }
 
     /// `None` if there is no room to write it down now.
-    fn unless_full<T>(&self, result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    pub(super) fn unless_full<T>(&self, result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
         match result {
             Ok(done) => Ok(Some(done)),
             Err(StoreError::Full { reason }) => {
@@ -694,6 +723,9 @@ impl Dispatcher {
         let mut has_other_torrents = false;
         for (server, changed) in tray.changed {
             let Some(owed) = self.lanes.get_mut(&server) else { continue };
+            if let Some(beside) = &mut self.beside {
+                beside.touch(&server);
+            }
             for (hash, laid) in changed {
                 has_other_torrents |= laid.before.is_none();
                 let known = match laid.before {

@@ -5,6 +5,7 @@
 //! Whatever fails, everything unacknowledged is sent again, in order, on the next connection.
 
 pub mod backoff;
+mod beside;
 pub mod caution;
 pub mod dirty;
 mod dispatch;

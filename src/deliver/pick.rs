@@ -18,7 +18,7 @@ const READ_MAX: u16 = 256;
 /// Results read from the command log at once.
 const RESULTS_MAX: u16 = 64;
 
-type Batch = Vec<(Delivery, Sent)>;
+pub(super) type Batch = Vec<(Delivery, Sent)>;
 
 impl Dispatcher {
     /// Everything that is kept is said again: a broker that came back may have forgotten it, or an
@@ -28,6 +28,9 @@ impl Dispatcher {
         for owed in self.lanes.values_mut() {
             owed.said_online = None;
             owed.said_stats = Bytes::new();
+        }
+        if let Some(beside) = &mut self.beside {
+            beside.begin();
         }
         self.choose_kept();
         for (server, owed) in &mut self.lanes {
@@ -49,6 +52,7 @@ impl Dispatcher {
         let found = self.found.values().flatten();
         let mut wanted: HashSet<String> =
             self.parts.sink.own_names().into_iter().chain(found.chain(states).cloned()).collect();
+        wanted.extend(self.beside.iter().flat_map(super::beside::Beside::names));
         for server in self.lanes.keys() {
             let status = Delivery::ServerStatus { server: server.clone(), is_online: false };
             let stats = Delivery::Stats { server: server.clone(), body: Bytes::new() };
@@ -120,6 +124,11 @@ impl Dispatcher {
             })
     }
 
+    /// How much may be under way.
+    pub(super) fn window(&self, link: &dyn Link) -> usize {
+        if self.caution.is_one_at_a_time() { 1 } else { link.depth() }
+    }
+
     /// Sends as much as the link may have under way.
     pub(super) async fn fill(
         &mut self,
@@ -128,8 +137,7 @@ impl Dispatcher {
         may_have_results: &mut bool,
     ) -> Result<(), StoreError> {
         loop {
-            let window = if self.caution.is_one_at_a_time() { 1 } else { link.depth() };
-            let free = window.saturating_sub(under_way.len());
+            let free = self.window(link).saturating_sub(under_way.len());
             let mut batch = Batch::new();
             self.pick_status(free, &mut batch);
             if batch.len() < free && std::mem::take(may_have_results) {
@@ -139,6 +147,7 @@ impl Dispatcher {
             // States and side messages are not shut out by a long journal, nor by each other.
             self.pick_entries(free - free / 4, &mut batch).await?;
             self.pick_aside(free - free / 8, &mut batch);
+            self.pick_beside(free, &mut batch);
             self.pick_states(free, &mut batch);
             self.pick_entries(free, &mut batch).await?;
             self.pick_leftovers(free, &mut batch);
@@ -148,6 +157,7 @@ impl Dispatcher {
             let names: Vec<String> =
                 batch.iter().filter_map(|(delivery, _)| self.parts.sink.kept_as(delivery)).collect();
             self.register(names).await?;
+            self.note_memory(false).await?;
             for (delivery, sent) in batch {
                 let arrival = match self.condemned(&sent) {
                     Some(reason) => Box::pin(async { Err(DeliverError::Rejected { reason }) }),

@@ -43,6 +43,7 @@ struct State {
     progress: BTreeMap<(ServerName, SinkName), Progress>,
     dead_letters: Vec<(SinkName, DeadLetter)>,
     retained: BTreeMap<SinkName, BTreeSet<String>>,
+    memories: BTreeMap<SinkName, String>,
     commands: Vec<Command>,
     results: BTreeMap<i64, (SinkName, UnsentResult)>,
     last_result: i64,
@@ -84,6 +85,7 @@ impl MemoryStore {
             progress: BTreeMap::new(),
             dead_letters: Vec::new(),
             retained: BTreeMap::new(),
+            memories: BTreeMap::new(),
             commands: Vec::new(),
             results: BTreeMap::new(),
             last_result: 0,
@@ -346,6 +348,15 @@ impl Store for MemoryStore {
         let mut state = self.state();
         let kept = state.retained.entry(sink.clone()).or_default();
         names.iter().for_each(|name| drop(kept.take(name)));
+        Ok(())
+    }
+
+    async fn memory(&self, sink: &SinkName) -> Result<Option<String>, StoreError> {
+        Ok(self.state().memories.get(sink).cloned())
+    }
+
+    async fn memorize(&self, sink: &SinkName, memory: String) -> Result<(), StoreError> {
+        self.state().memories.insert(sink.clone(), memory);
         Ok(())
     }
 

@@ -107,6 +107,10 @@ const STEPS: &[&str] = &[
     "
     INSERT INTO meta VALUES ('commits', 0);
 ",
+    // What a sink's companion must not forget.
+    "
+    CREATE TABLE memories (sink TEXT PRIMARY KEY, memory TEXT NOT NULL) STRICT;
+",
 ];
 
 /// Opens the folder's database, or makes one where there is none that can be used.

@@ -100,3 +100,15 @@ pub(super) fn unregister(db: &Db, sink: &SinkName, names: &[String]) -> Result<(
     }
     Ok(())
 }
+
+pub(super) fn memory(db: &Db, sink: &SinkName) -> Result<Option<String>, Failure> {
+    let mut statement = db.connection.prepare_cached("SELECT memory FROM memories WHERE sink = ?1")?;
+    let memory = statement.query_map([sink.as_str()], |row| row.get(0))?.next().transpose()?;
+    Ok(memory)
+}
+
+pub(super) fn memorize(db: &Db, sink: &SinkName, memory: &str) -> Result<(), Failure> {
+    let sql = "INSERT OR REPLACE INTO memories (sink, memory) VALUES (?1, ?2)";
+    db.connection.prepare_cached(sql)?.execute((sink.as_str(), memory))?;
+    Ok(())
+}

@@ -135,6 +135,16 @@ impl Store for SqliteStore {
         self.write(Mode::Lazy, move |db| sinks::unregister(db, &sink, &names)).await
     }
 
+    async fn memory(&self, sink: &SinkName) -> Result<Option<String>, StoreError> {
+        let sink = sink.clone();
+        self.read(move |db| sinks::memory(db, &sink)).await
+    }
+
+    async fn memorize(&self, sink: &SinkName, memory: String) -> Result<(), StoreError> {
+        let sink = sink.clone();
+        self.write(Mode::Synced, move |db| sinks::memorize(db, &sink, &memory)).await
+    }
+
     async fn log_command(&self, command: LoggedCommand, answer: Option<Answer>) -> Result<Admission, StoreError> {
         self.write(Mode::Synced, move |db| commands::log(db, &command, answer.as_ref())).await
     }

@@ -642,10 +642,24 @@ fn torn_copy(folder: &Path, cut: usize) -> tempfile::TempDir {
 }
 
 #[tokio::test]
+async fn what_a_sink_wants_remembered_is_its_own_and_the_last_word_counts() {
+    on_each(Options::default(), async |store, _| {
+        let (one, other) = (SinkName::parse("one").unwrap(), SinkName::parse("other").unwrap());
+        assert_eq!(store.memory(&one).await.unwrap(), None);
+        store.memorize(&one, "first".to_owned()).await.unwrap();
+        store.memorize(&one, "last".to_owned()).await.unwrap();
+        assert_eq!(store.memory(&one).await.unwrap().as_deref(), Some("last"));
+        assert_eq!(store.memory(&other).await.unwrap(), None);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_file_of_an_older_version_is_brought_up_to_date_with_all_that_is_in_it() {
     let (folder, epoch) = used_folder(true).await;
     let connection = rusqlite::Connection::open(folder.path().join("dtorrent.sqlite3")).unwrap();
     connection.execute("DELETE FROM meta WHERE key = 'commits'", []).unwrap();
+    connection.execute("DROP TABLE memories", []).unwrap();
     connection.pragma_update(None, "user_version", 1).unwrap();
     drop(connection);
     std::fs::write(folder.path().join("dtorrent.used"), "").unwrap();

@@ -142,6 +142,7 @@ impl Bench {
             prefix: Prefix::default(),
             servers: vec![self.server.clone()],
             retain: true,
+            home_assistant: None,
         })?;
         let settings = DispatcherSettings {
             name: name.clone(),

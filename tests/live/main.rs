@@ -16,6 +16,7 @@ mod exec;
 mod faults;
 mod first_sight;
 mod harness;
+mod homeassistant;
 mod hooks;
 mod mqtt_link;
 mod nats;

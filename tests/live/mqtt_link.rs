@@ -147,6 +147,7 @@ fn settings(url: &str) -> Settings {
         prefix: Prefix::default(),
         servers: vec![home()],
         retain: true,
+        home_assistant: None,
     }
 }
 

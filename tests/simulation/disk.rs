@@ -221,6 +221,17 @@ impl Store for DiskStore {
         self.inner.unregister(sink, names).await
     }
 
+    async fn memory(&self, sink: &SinkName) -> Result<Option<String>, StoreError> {
+        self.inner.memory(sink).await
+    }
+
+    async fn memorize(&self, sink: &SinkName, memory: String) -> Result<(), StoreError> {
+        self.before_write().await?;
+        self.inner.memorize(sink, memory).await?;
+        self.after_synced_write().await;
+        Ok(())
+    }
+
     async fn log_command(&self, command: LoggedCommand, answer: Option<Answer>) -> Result<Admission, StoreError> {
         self.before_write().await?;
         let admission = self.inner.log_command(command, answer).await?;

@@ -17,6 +17,7 @@ use tracing::{debug, info, warn};
 use crate::model::SinkName;
 use crate::port::{CommandAddress, CommandSource, DeliverError, Incoming, ReplyTo};
 
+use super::homeassistant;
 use super::settings::Settings;
 use super::topics::Qos;
 use super::wire::{self, Client, End, Ended, Event, EventLoop, Opening, Protocol, Receipt, Received};
@@ -127,7 +128,12 @@ impl MqttCommands {
         let Session { client, catching_up_until, .. } = session;
         let may_have_waited = catching_up_until.is_some();
         let Received { topic, body, is_retained, expires_in, response_topic, correlation, user, receipt } = received;
-        let Some(address) = self.broker.topics.command(&topic).filter(|address| self.is_for_us(address)) else {
+        let translated = self.broker.settings.home_assistant.as_ref().and_then(|settings| {
+            let (server, what) = self.broker.topics.home_assistant_command(&topic)?;
+            Some(homeassistant::commands::command(settings, server, what, &body))
+        });
+        let command = translated.or_else(|| Some((self.broker.topics.command(&topic)?, body)));
+        let Some((address, body)) = command.filter(|(address, _)| self.is_for_us(address)) else {
             // A subscription of an earlier configuration, which the broker still keeps.
             debug!(sink = %self.broker.settings.name, "a message that is no command for this bridge");
             acknowledge(client, receipt);
@@ -201,7 +207,10 @@ async fn handshake(
     // MQTT 3.1.1 sends what is kept again with each subscription, so there only when it is needed. A session
     // of an earlier run may hold other filters.
     if protocol == Protocol::V5 || !granted.is_session_present || !has_subscribed {
-        let filters = broker.topics.subscriptions(&broker.settings.servers);
+        let mut filters = broker.topics.subscriptions(&broker.settings.servers);
+        if broker.settings.home_assistant.is_some() {
+            filters.extend(broker.topics.home_assistant_subscriptions(&broker.settings.servers));
+        }
         client.subscribe(filters.iter().cloned(), Qos::AtLeastOnce).map_err(|_| Ended::new(End::Other, "given up"))?;
         let answers = loop {
             match events.next().await.map_err(Ended::once_connected)? {

@@ -22,6 +22,7 @@ use tracing::{debug, warn};
 use crate::model::SinkName;
 use crate::port::{DeliverError, Delivery, Link};
 
+use super::homeassistant::Presence;
 use super::message::{self, Message, ONLINE};
 use super::topics::{Qos, Topics, check_topic};
 use super::wire::{Answer, Client, End, Ended, Event, EventLoop, Granted};
@@ -130,6 +131,14 @@ pub(super) struct Voice {
     pub sink: SinkName,
     pub instance: String,
     pub topics: Topics,
+    pub birth: Option<Birth>,
+}
+
+/// Where Home Assistant says that it is there, and who wants to know.
+#[derive(Clone)]
+pub(super) struct Birth {
+    pub topic: String,
+    pub presence: Arc<Presence>,
 }
 
 pub(super) struct MqttLink {
@@ -270,8 +279,12 @@ impl Driver {
     }
 
     async fn listen(&mut self) -> Result<(), Ended> {
-        let topic = std::iter::once(self.status_topic.clone());
-        self.line.client.subscribe(topic, Qos::AtLeastOnce).map_err(|_| Ended::new(End::Other, "given up"))?;
+        let birth = self.voice.birth.as_ref().map(|birth| birth.topic.clone());
+        let topics: Vec<String> = std::iter::once(self.status_topic.clone()).chain(birth).collect();
+        self.line
+            .client
+            .subscribe(topics.into_iter(), Qos::AtLeastOnce)
+            .map_err(|_| Ended::new(End::Other, "given up"))?;
         while !self.is_listening {
             self.step().await?;
         }
@@ -314,12 +327,18 @@ impl Driver {
             Event::Acknowledged(id, answer) => self.acknowledged(id, answer),
             Event::Subscribed(answers) => {
                 self.is_listening = true;
-                if let Some(refusal) = answers.into_iter().flatten().next() {
-                    warn!(sink = %self.voice.sink, topic = %self.status_topic, refusal, "cannot watch over our own status");
+                let topics = [Some(&self.status_topic), self.voice.birth.as_ref().map(|birth| &birth.topic)];
+                for (topic, refusal) in topics.into_iter().flatten().zip(answers) {
+                    if let Some(refusal) = refusal {
+                        warn!(sink = %self.voice.sink, topic, refusal, "cannot listen to a status that matters");
+                    }
                 }
                 Ok(())
             }
             Event::Received(received) => {
+                if let Some(birth) = self.voice.birth.as_ref().filter(|birth| birth.topic == received.topic) {
+                    birth.presence.heard(&received.body, received.is_retained);
+                }
                 if received.topic == self.status_topic && &received.body[..] != ONLINE {
                     let earliest = self.contradicted_at.map_or_else(Instant::now, |at| at + CONTRADICT_EVERY);
                     self.contradict_at.get_or_insert(earliest);

@@ -40,6 +40,13 @@ impl Message {
     }
 }
 
+impl Message {
+    /// Takes back what is kept there.
+    pub fn cleared(topic: String) -> Self {
+        Self::bytes(Route { topic, qos: Qos::AtLeastOnce, is_retained: true }, Bytes::new())
+    }
+}
+
 fn status(is_online: bool) -> Bytes {
     Bytes::from_static(if is_online { ONLINE } else { OFFLINE })
 }
@@ -61,7 +68,8 @@ pub fn messages(topics: &Topics, instance: &str, delivery: Delivery) -> (Message
         | Delivery::Files { body, .. }
         | Delivery::Stats { body, .. }
         | Delivery::Info { body }
-        | Delivery::Health { body } => (Message::json(route, body), None),
+        | Delivery::Health { body }
+        | Delivery::Shown { body, .. } => (Message::json(route, body), None),
         Delivery::ServerStatus { is_online, .. } => {
             (Message { is_text: true, ..Message::bytes(route, status(is_online)) }, None)
         }

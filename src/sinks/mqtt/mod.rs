@@ -9,13 +9,14 @@
 //! messages sends them again.
 
 mod commands;
+pub mod homeassistant;
 mod link;
 mod message;
 pub mod settings;
 pub mod topics;
 mod wire;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -28,16 +29,20 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::model::ServerName;
-use crate::port::{Connected, DeliverError, Delivery, Sink};
+use crate::port::{Companion, Connected, DeliverError, Delivery, Sink};
 use crate::sinks::tls;
 
 pub use crate::sinks::tls::{ClientCert, TlsError};
 pub use commands::MqttCommands;
+pub use homeassistant::{HomeAssistant, Limits};
 pub use settings::{BrokerUrl, Prefix, Settings, Version};
 
-use link::{Driver, Voice};
+use homeassistant::names::{Device, Names};
+use homeassistant::{Companionship, Presence};
+use link::{Birth, Driver, Voice};
+use message::Message;
 use topics::{Qos, Topics};
-use wire::{Client, End, Ended, Event, EventLoop, Opening, Protocol, Will};
+use wire::{Answer, Client, End, Ended, Event, EventLoop, Opening, Protocol, Will};
 
 /// Within this a connection stands and has said `online`, or the attempt has failed.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -64,6 +69,8 @@ struct Broker {
     refuses_5: AtomicBool,
     /// Another bridge of our name is online there, so both our connections stay away.
     has_namesake: AtomicBool,
+    /// Of Home Assistant, if there is one.
+    presence: Arc<Presence>,
 }
 
 impl Broker {
@@ -73,7 +80,20 @@ impl Broker {
             false => None,
         };
         let topics = Topics::new(settings.prefix.clone(), &*settings.instance, settings.retain);
-        Ok(Self { settings, topics, tls, refuses_5: AtomicBool::new(false), has_namesake: AtomicBool::new(false) })
+        Ok(Self {
+            settings,
+            topics,
+            tls,
+            refuses_5: AtomicBool::new(false),
+            has_namesake: AtomicBool::new(false),
+            presence: Arc::default(),
+        })
+    }
+
+    fn home_assistant_names(&self) -> Option<Names> {
+        let Settings { prefix, instance, home_assistant, .. } = &self.settings;
+        let discovery_prefix = home_assistant.as_ref()?.discovery_prefix.clone();
+        Some(Names { prefix: prefix.clone(), instance: instance.clone(), discovery_prefix })
     }
 
     /// Two bridges with one client id take the line from each other, and older brokers do not say so.
@@ -160,6 +180,28 @@ async fn read_kept(
     }
 }
 
+/// Clears one after the other, each acknowledged before the next: slow, and never more than a broker takes.
+async fn clear_kept(client: Client, mut events: EventLoop, names: Vec<String>) -> Result<(), Ended> {
+    let given_up = |_| Ended::new(End::Other, "given up");
+    while !matches!(events.next().await?, Event::Connected(_)) {}
+    for name in names {
+        client.publish(Message::cleared(name)).map_err(given_up)?;
+        loop {
+            match events.next().await? {
+                Event::Acknowledged(_, Answer::Taken) => break,
+                Event::Acknowledged(_, Answer::Refused(reason) | Answer::NotNow(reason)) => {
+                    return Err(Ended::new(End::Other, format!("the broker does not let us clear: {reason}")));
+                }
+                _ => {}
+            }
+        }
+    }
+    if client.disconnect().is_ok() {
+        while !matches!(events.next().await?, Event::Left) {}
+    }
+    Ok(())
+}
+
 async fn within_deadline<T>(connecting: impl Future<Output = Result<T, Ended>>) -> Result<T, Ended> {
     match tokio::time::timeout(CONNECT_WITHIN, connecting).await {
         Ok(result) => result,
@@ -192,6 +234,47 @@ impl MqttSink {
         self.look(Vec::new()).await.map(|_| ())
     }
 
+    /// Clears what is kept under these names and all else that can be found of ours, and says how much that was.
+    ///
+    /// For a bridge that does not run: it would say again what is cleared here.
+    pub async fn purge(&self, names: Vec<String>) -> Result<usize, DeliverError> {
+        let mut names: BTreeSet<String> = names.into_iter().collect();
+        let discovery = self.broker.home_assistant_names().map(|names| names.all_discovery());
+        let servers = &self.broker.settings.servers;
+        let kept = servers.iter().flat_map(|server| self.broker.topics.kept_of(server)).chain(discovery);
+        let own = self.broker.topics.own();
+        let found = self.look(kept.chain(own).collect()).await?;
+        let is_ours = |topic: &String| {
+            let names = self.broker.home_assistant_names();
+            self.broker.topics.own().contains(topic)
+                || self.broker.topics.server_of_kept(topic).is_some()
+                || names.is_some_and(|names| names.device_of(topic).is_some())
+        };
+        names.extend(found.into_iter().map(|(topic, _)| topic).filter(is_ours));
+        // Home Assistant is told of devices before their states go.
+        let (discovery, others): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| name.ends_with("/config"));
+        let names: Vec<String> = discovery.into_iter().chain(others).collect();
+        let clear = |protocol| {
+            let (client, events) = self.open_aside(protocol);
+            clear_kept(client, events, names.clone())
+        };
+        self.broker.attempt(clear).await.map_err(DeliverError::from)?;
+        Ok(names.len())
+    }
+
+    /// A connection under a name of its own, which disturbs nobody.
+    fn open_aside(&self, protocol: Protocol) -> (Client, EventLoop) {
+        self.broker.open(&Opening {
+            protocol,
+            client_id: format!("dtorrent-{}-probe-{:08x}", self.broker.settings.instance, rand::random::<u32>()),
+            session: None,
+            will: None,
+            packet_bytes_max: wire::PACKET_BYTES_MAX,
+            channel: link::CHANNEL,
+            receive_max: None,
+        })
+    }
+
     /// While we are not connected somebody is `online` in our name: then the line is left to him. Only
     /// asked when the line was taken from us again and again.
     async fn has_namesake(&self) -> Result<bool, DeliverError> {
@@ -207,17 +290,8 @@ impl MqttSink {
 
     /// Connects under a name of its own, reads what is kept under these topics, and leaves.
     async fn look(&self, filters: Vec<String>) -> Result<Vec<(String, Bytes)>, DeliverError> {
-        let client_id = format!("dtorrent-{}-probe-{:08x}", self.broker.settings.instance, rand::random::<u32>());
         let greet = |protocol| {
-            let (client, mut events) = self.broker.open(&Opening {
-                protocol,
-                client_id: client_id.clone(),
-                session: None,
-                will: None,
-                packet_bytes_max: wire::PACKET_BYTES_MAX,
-                channel: link::CHANNEL,
-                receive_max: None,
-            });
+            let (client, mut events) = self.open_aside(protocol);
             let filters = filters.clone();
             async move {
                 while !matches!(events.next().await?, Event::Connected(_)) {}
@@ -253,8 +327,10 @@ impl MqttSink {
             channel: link::CHANNEL,
             receive_max: None,
         });
-        let driver =
-            Driver::connect(Voice { sink: name.clone(), instance: instance.clone(), topics }, client, events).await?;
+        let birth = self.broker.home_assistant_names();
+        let birth = birth.map(|names| Birth { topic: names.birth(), presence: Arc::clone(&self.broker.presence) });
+        let voice = Voice { sink: name.clone(), instance: instance.clone(), topics, birth };
+        let driver = Driver::connect(voice, client, events).await?;
         info!(sink = %name, broker = %self.broker.settings.url, ?protocol, "connected");
         Ok(driver)
     }
@@ -294,10 +370,31 @@ impl Sink for MqttSink {
         self.broker.topics.own()
     }
 
+    fn companion(&self) -> Option<Box<dyn Companion>> {
+        let (settings, names) = (&self.broker.settings, self.broker.home_assistant_names()?);
+        let wanted = settings.home_assistant.clone()?;
+        let presence = Arc::clone(&self.broker.presence);
+        Some(Box::new(Companionship::new(wanted, names, &settings.servers, presence)))
+    }
+
     async fn find_kept(&self, servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
         let topics = &self.broker.topics;
         let mut found: BTreeMap<ServerName, Vec<String>> = BTreeMap::new();
-        for (topic, _) in self.look(servers.iter().flat_map(|server| topics.kept_of(server)).collect()).await? {
+        let names = self.broker.home_assistant_names();
+        let discovery = names.as_ref().map(Names::all_discovery);
+        let filters = servers.iter().flat_map(|server| topics.kept_of(server)).chain(discovery).collect();
+        for (topic, _) in self.look(filters).await? {
+            // Those of the servers that are there are said anew.
+            if let Some(Device::Server(server) | Device::Torrent(server, _)) =
+                names.as_ref().and_then(|names| names.device_of(&topic)).filter(|device| match device {
+                    Device::Bridge => false,
+                    Device::Server(server) => !servers.contains(server),
+                    Device::Torrent(..) => true,
+                })
+            {
+                found.entry(server).or_default().push(topic);
+                continue;
+            }
             if let Some(server) = topics.server_of_kept(&topic).filter(|server| servers.contains(server)) {
                 found.entry(server).or_default().push(topic);
             }

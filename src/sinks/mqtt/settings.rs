@@ -11,6 +11,7 @@ use std::fmt;
 use secrecy::SecretString;
 use url::Url;
 
+use super::homeassistant::HomeAssistant;
 use crate::model::{InvalidServerName, ServerName, SinkName};
 use crate::sinks::tls::ClientCert;
 
@@ -32,6 +33,8 @@ pub struct Settings {
     pub servers: Vec<ServerName>,
     /// `false`: the broker keeps no torrent's state, whatever the delivery says.
     pub retain: bool,
+    /// `None`: Home Assistant gets nothing of its own.
+    pub home_assistant: Option<HomeAssistant>,
 }
 
 /// Which MQTT to speak.

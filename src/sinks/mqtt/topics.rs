@@ -15,7 +15,8 @@ use super::settings::Prefix;
 const TOPIC_BYTES_MAX: usize = 65_535;
 
 /// Levels that mean something below our prefix. `result` is left out: answers belong there.
-const OUR_WORDS: [&str; 8] = ["command", "event", "state", "status", "stats", "files", "info", "health"];
+const OUR_WORDS: [&str; 9] =
+    ["command", "event", "state", "status", "stats", "files", "info", "health", "homeassistant"];
 
 /// How sure a publish is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +95,7 @@ impl Topics {
             Delivery::Health { .. } => (self.bridge("health"), AtMostOnce, false),
             Delivery::Result { server: Some(server), .. } => (format!("{prefix}/{server}/result"), AtLeastOnce, false),
             Delivery::Result { server: None, .. } => (self.bridge("result"), AtLeastOnce, false),
+            Delivery::Shown { topic, keep, .. } => (topic.clone(), AtLeastOnce, *keep),
             Delivery::Clear { name } => (name.clone(), AtLeastOnce, true),
         };
         Route { topic, qos, is_retained }
@@ -114,8 +116,9 @@ impl Topics {
     }
 
     /// Filters for everything that is kept of a server.
-    pub fn kept_of(&self, server: &ServerName) -> [String; 3] {
-        ["status", "stats", "torrent/+/state"].map(|below| format!("{}/{server}/{below}", self.prefix))
+    pub fn kept_of(&self, server: &ServerName) -> [String; 4] {
+        ["status", "stats", "torrent/+/state", "homeassistant/#"]
+            .map(|below| format!("{}/{server}/{below}", self.prefix))
     }
 
     /// Whose this is, if it is a topic under which something of a server is kept.
@@ -125,6 +128,8 @@ impl Topics {
         let server = ServerName::parse(server).ok()?;
         let is_kept = match below.split('/').collect::<Vec<_>>()[..] {
             ["status" | "stats"] => true,
+            ["homeassistant", "command", ..] => false,
+            ["homeassistant", _, ..] => true,
             // As we write it, else it is not ours.
             ["torrent", hash, "state"] => hash.parse::<InfoHash>().is_ok_and(|parsed| parsed.to_string() == hash),
             _ => false,
@@ -141,6 +146,22 @@ impl Topics {
             filters.push(format!("{prefix}/{server}/torrent/+/command/+"));
         }
         filters
+    }
+
+    /// What to subscribe to for what Home Assistant's switches say.
+    pub fn home_assistant_subscriptions(&self, servers: &[ServerName]) -> Vec<String> {
+        servers.iter().map(|server| format!("{}/{server}/homeassistant/command/+", self.prefix)).collect()
+    }
+
+    /// The server and the last level of such a topic.
+    pub fn home_assistant_command<'t>(&self, topic: &'t str) -> Option<(&'t str, &'t str)> {
+        let below = topic.strip_prefix(self.prefix.as_str())?.strip_prefix('/')?;
+        match below.split('/').collect::<Vec<_>>()[..] {
+            [server, "homeassistant", "command", what] if !server.is_empty() && !what.is_empty() => {
+                Some((server, what))
+            }
+            _ => None,
+        }
     }
 
     /// The words of a command's topic; `None` if it is none for this bridge.

@@ -8,12 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use async_nats::{Client, ClientError, ConnectErrorKind, ConnectOptions, Event, ServerAddr, ServerError};
+use async_nats::{
+    Client, ClientError, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Request, ServerAddr, ServerError,
+};
 use bytes::Bytes;
 use rustls::ClientConfig;
 use tokio::sync::mpsc;
 
 use super::answer::{Denied, read_denial};
+use super::message::Message;
 use super::settings::{Login, ServerUrl, Settings};
 use crate::port::DeliverError;
 
@@ -150,8 +153,21 @@ impl Line {
 
     /// Asks JetStream's API.
     pub async fn ask(&mut self, subject: &str, body: String) -> Result<Bytes, Ended> {
+        let right = "publish to $JS.API.STREAM.INFO.* and $JS.API.STREAM.CREATE.*, subscribe to _INBOX.>";
+        self.request(subject, Request::new().payload(body.into()), right).await
+    }
+
+    /// Publishes to JetStream and waits for what it answers.
+    pub async fn store(&mut self, message: Message) -> Result<Bytes, Ended> {
+        let mut headers = HeaderMap::new();
+        message.headers.iter().for_each(|(name, value)| headers.insert(*name, value.as_str()));
+        let right = "publish to $KV.dtorrent_state.>, subscribe to _INBOX.>";
+        self.request(&message.subject, Request::new().headers(headers).payload(message.body), right).await
+    }
+
+    async fn request(&mut self, subject: &str, request: Request, right: &str) -> Result<Bytes, Ended> {
         let client = self.client.clone();
-        let mut asking = std::pin::pin!(client.request(subject.to_owned(), Bytes::from(body)));
+        let mut asking = std::pin::pin!(client.send_request(subject.to_owned(), request));
         loop {
             tokio::select! {
                 biased;
@@ -164,7 +180,6 @@ impl Line {
                 },
                 word = self.word() => match word? {
                     Word::Denied(complaint) => {
-                        let right = "publish to $JS.API.STREAM.INFO.* and $JS.API.STREAM.CREATE.*, subscribe to _INBOX.>";
                         return Err(Ended::refused(format!("{complaint}: the login needs the right to {right}")));
                     }
                     Word::LameDuck | Word::TooSlow | Word::Other => {}

@@ -52,6 +52,12 @@ impl Message {
         Self::new(subjects.bridge_status(), status(is_online))
     }
 
+    /// Takes a value back as a purge of its key: its history goes, and who watches hears of it.
+    pub fn cleared(key: &str) -> Self {
+        let headers = vec![("KV-Operation", "PURGE".to_owned()), ("Nats-Rollup", "sub".to_owned())];
+        Self { headers, surety: Surety::Stored, ..Self::new(bucket_subject(key), Bytes::new()) }
+    }
+
     /// How many bytes the server counts against the most that it takes.
     pub fn payload_bytes(&self) -> usize {
         let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
@@ -103,11 +109,9 @@ pub fn messages(subjects: &Subjects, instance: &str, is_stored: bool, delivery: 
             reply_message = reply.map(|reply| answer(reply, &body));
             vec![Message::json(subject, body)]
         }
-        Delivery::Clear { .. } => {
-            // As a purge of the key: its history goes, and who watches hears of it.
-            let headers = vec![("KV-Operation", "PURGE".to_owned()), ("Nats-Rollup", "sub".to_owned())];
-            vec![Message { headers, surety: Surety::Stored, ..Message::new(subject, Bytes::new()) }]
-        }
+        // Nothing is shown here: this sink has no companion.
+        Delivery::Shown { .. } => Vec::new(),
+        Delivery::Clear { name } => vec![Message::cleared(&name)],
     };
     Messages { own, reply: reply_message }
 }

@@ -17,7 +17,7 @@ pub mod settings;
 mod stream;
 pub mod subjects;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -118,6 +118,28 @@ impl NatsSink {
             stream::look(&mut line, settings, subjects).await?;
         }
         Ok(())
+    }
+
+    /// Clears what the bucket has under these names and of our servers, and says how many keys that were.
+    ///
+    /// For a bridge that does not run: it would say again what is cleared here.
+    pub async fn purge(&self, names: Vec<String>) -> Result<usize, DeliverError> {
+        let settings = &self.system.settings;
+        if !settings.jetstream {
+            return Ok(0);
+        }
+        let mut line = self.system.dial("purge", link::ANSWERS).await?;
+        if !stream::has_bucket(&mut line).await? {
+            return Ok(0);
+        }
+        let mut keys: BTreeSet<String> = names.into_iter().collect();
+        for server in &settings.servers {
+            keys.extend(stream::keys(&mut line, server).await?);
+        }
+        for key in &keys {
+            stream::clear(&mut line, key).await?;
+        }
+        Ok(keys.len())
     }
 
     fn note(&self, found: &Found) {

@@ -14,8 +14,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::info;
 
-use super::answer::ApiError;
+use super::answer::{Answer, ApiError, read_answer};
 use super::dial::{Ended, Line};
+use super::message::Message;
 use super::settings::Settings;
 use super::subjects::{BUCKET, BUCKET_STREAM, STREAM, Subjects, bucket_subject, covers, overlap};
 use crate::model::ServerName;
@@ -103,6 +104,21 @@ pub async fn keys(line: &mut Line, server: &ServerName) -> Result<Vec<String>, E
             return Ok(keys);
         }
         keys.extend(page);
+    }
+}
+
+/// Whether there is a bucket.
+pub async fn has_bucket(line: &mut Line) -> Result<bool, Ended> {
+    Ok(read(line, BUCKET_STREAM).await?.is_some())
+}
+
+/// Takes a value out of the bucket.
+pub async fn clear(line: &mut Line, key: &str) -> Result<(), Ended> {
+    match read_answer(false, &line.store(Message::cleared(key)).await?) {
+        Answer::Stored { .. } => Ok(()),
+        Answer::Refused(reason) | Answer::NotNow(reason) => {
+            Err(Ended::other(format!("{key} is not cleared: {reason}")))
+        }
     }
 }
 

@@ -76,6 +76,7 @@ impl Subjects {
             Delivery::Health { .. } => self.bridge("health"),
             Delivery::Result { server: Some(server), .. } => format!("{prefix}.{server}.result"),
             Delivery::Result { server: None, .. } => self.bridge("result"),
+            Delivery::Shown { topic, .. } => topic.clone(),
             Delivery::Clear { name } => bucket_subject(name),
         }
     }

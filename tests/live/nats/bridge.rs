@@ -3,7 +3,7 @@
 use dtorrent::demo::content::Content;
 use serde_json::{Value, json};
 
-use super::{bus, version};
+use super::{bus, load_one, version};
 use crate::harness::nats::{self, Ear, NatsServer, api, assert_once_in_order, body, stored, until, value};
 use crate::harness::{World, can_run};
 
@@ -187,5 +187,40 @@ async fn over_the_mqtt_of_a_nats_server_topics_are_the_subjects() {
             .wait_for("the result", |all| all.iter().find(|m| m.subject.as_str() == "dtorrent.home.result").map(body))
             .await;
         assert_eq!((&result["id"], &result["status"]), (&json!("x"), &json!("ok")), "{result}");
+    }
+}
+
+#[tokio::test]
+async fn purge_takes_every_key_back_and_leaves_the_events() {
+    if !can_run() {
+        return;
+    }
+    for program in nats::programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = NatsServer::start(&program, folder.path()).await;
+        let ear = Ear::listen(&server).await;
+        let mut world = World::new(bus(&server, "")).await;
+        let hash = load_one(&world).await;
+        let key = format!("home.{hash}");
+        world.start_bridge().await;
+        // With what was written down, and without: then the bucket is asked.
+        for is_lost in [false, true] {
+            until("the state is kept", async || value(&ear.client, &key).await).await;
+            world.bridge().stop().await;
+            let events = stored(&ear.client).await.len();
+            if is_lost {
+                std::fs::remove_dir_all(world.data_dir()).unwrap();
+            }
+            let mut purge = tokio::process::Command::new(env!("CARGO_BIN_EXE_dtorrent"));
+            let purge = purge.arg("purge").arg("--config").arg(world.folder.join("dtorrent.toml"));
+            let done = purge.output().await.unwrap();
+            assert_eq!(done.status.code(), Some(0), "{done:?}");
+            assert!(String::from_utf8_lossy(&done.stderr).contains("broker bus: 1 names cleared"), "{done:?}");
+            assert_eq!(value(&ear.client, &key).await, None);
+            assert_eq!(stored(&ear.client).await.len(), events);
+            if !is_lost {
+                world.bridge().start_again();
+            }
+        }
     }
 }

@@ -1,0 +1,495 @@
+//! The discovery messages: which entities a device has, and how each is made of our topics.
+//!
+//! What must hold, because Home Assistant drops the whole device otherwise, or part of it, or fills its
+//! log: only keys that it knows at the top and in `device`; a platform and, but for triggers, a
+//! `unique_id` in every component; units, classes and kinds of value that go together; all keys of a
+//! document are always there, `null` if unknown, so that no template misses one.
+//!
+//! A component's key and `unique_id` stay the same for ever; what gets another platform gets another key.
+//!
+//! Pure.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+
+use super::names::{Device, Names};
+use super::{EVENT_KINDS, HomeAssistant};
+use crate::model::{InfoHash, ServerName};
+
+/// Platforms by the keys of components.
+pub type Components = BTreeMap<String, String>;
+
+/// A discovery message.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Payload {
+    pub head: Map<String, Value>,
+    pub components: BTreeMap<String, Value>,
+}
+
+impl Payload {
+    pub fn platforms(&self) -> Components {
+        let platform = |value: &Value| value["platform"].as_str().unwrap_or_default().to_owned();
+        self.components.iter().map(|(key, value)| (key.clone(), platform(value))).collect()
+    }
+
+    /// The message, in which these components are taken back. Leaving one out would not remove it.
+    pub fn body(&self, removed: &Components) -> Bytes {
+        let mut components = self.components.clone();
+        for (key, platform) in removed {
+            components.entry(key.clone()).or_insert_with(|| json!({"platform": platform}));
+        }
+        let mut body = self.head.clone();
+        body.insert("components".to_owned(), json!(components));
+        Bytes::from(Value::Object(body).to_string())
+    }
+}
+
+/// What components are added to.
+struct Builder<'a> {
+    settings: &'a HomeAssistant,
+    names: &'a Names,
+    device: Device,
+    head: Map<String, Value>,
+    components: BTreeMap<String, Value>,
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(object) => object,
+        _ => Map::new(),
+    }
+}
+
+/// Shows a number of our document divided, with three decimals, or nothing for `null`.
+fn scaled(field: &str, divisor: u64) -> String {
+    format!("{{{{ (value_json.{field} / {divisor}) | round(3) if value_json.{field} is number else None }}}}")
+}
+
+fn plain(field: &str) -> String {
+    format!("{{{{ value_json.{field} }}}}")
+}
+
+fn on_off(condition: &str) -> String {
+    format!("{{{{ 'ON' if {condition} else 'OFF' }}}}")
+}
+
+impl<'a> Builder<'a> {
+    fn new(settings: &'a HomeAssistant, names: &'a Names, device: Device, about: Value) -> Self {
+        let mut about = object(about);
+        about.insert("identifiers".to_owned(), json!([names.identifier(&device)]));
+        let mut availability = vec![json!({"topic": names.bridge("status")})];
+        if let Device::Server(server) | Device::Torrent(server, _) = &device {
+            availability.push(json!({"topic": names.server(server, "status")}));
+        }
+        let head = object(json!({
+            "device": about,
+            "origin": {"name": "dTorrent", "sw_version": env!("CARGO_PKG_VERSION")},
+            "availability": availability,
+            "availability_mode": "all",
+            "qos": 1,
+        }));
+        Self { settings, names, device, head, components: BTreeMap::new() }
+    }
+
+    fn finish(self) -> Payload {
+        Payload { head: self.head, components: self.components }
+    }
+
+    fn add(&mut self, platform: &str, key: &str, name: &str, more: Value) {
+        let mut body = object(more);
+        body.insert("platform".to_owned(), json!(platform));
+        body.insert("name".to_owned(), json!(name));
+        let unique_id = format!("{}.{key}", self.names.identifier(&self.device));
+        body.insert("unique_id".to_owned(), json!(unique_id));
+        self.components.insert(key.to_owned(), Value::Object(body));
+    }
+
+    /// A number with a unit.
+    fn measured(&mut self, key: &str, name: &str, topic: &str, what: (&str, &str, &str), template: String) {
+        let (device_class, unit, state_class) = what;
+        let precision = if device_class == "duration" { 1 } else { 2 };
+        let more = json!({
+            "state_topic": topic, "value_template": template, "device_class": device_class,
+            "unit_of_measurement": unit, "state_class": state_class, "suggested_display_precision": precision,
+        });
+        self.add("sensor", key, name, more);
+    }
+
+    fn rate(&mut self, key: &str, name: &str, topic: &str, field: &str) {
+        self.measured(key, name, topic, ("data_rate", "MB/s", "measurement"), scaled(field, 1_000_000));
+    }
+
+    fn size(&mut self, key: &str, name: &str, topic: &str, field: &str, state_class: &str) {
+        self.measured(key, name, topic, ("data_size", "GB", state_class), scaled(field, 1_000_000_000));
+    }
+
+    /// A number without a unit.
+    fn number(&mut self, key: &str, name: &str, icon: &str, topic: &str, precision: u8) {
+        let more = json!({
+            "state_topic": topic, "value_template": plain(key), "state_class": "measurement",
+            "suggested_display_precision": precision, "icon": icon,
+        });
+        self.add("sensor", key, name, more);
+    }
+
+    fn count(&mut self, key: &str, name: &str, icon: &str, topic: &str, is_usual: bool) {
+        let more = json!({
+            "state_topic": topic, "value_template": plain(key), "state_class": "measurement",
+            "unit_of_measurement": "torrents", "icon": icon,
+        });
+        self.add("sensor", key, name, more);
+        if !is_usual {
+            self.set(key, "enabled_by_default", json!(false));
+        }
+    }
+
+    fn set(&mut self, component: &str, key: &str, value: Value) {
+        if let Some(Value::Object(body)) = self.components.get_mut(component) {
+            body.insert(key.to_owned(), value);
+        }
+    }
+
+    /// Shown also while the torrent client is away.
+    fn outlives_the_client(&mut self, component: &str) {
+        self.set(component, "availability", json!([{"topic": self.names.bridge("status")}]));
+    }
+
+    fn diagnostic(&mut self, component: &str) {
+        self.set(component, "entity_category", json!("diagnostic"));
+    }
+}
+
+/// The device of the bridge itself.
+pub fn bridge(settings: &HomeAssistant, names: &Names) -> Payload {
+    let about = json!({
+        "name": format!("dTorrent {}", names.instance),
+        "manufacturer": "dTorrent", "model": "Bridge", "sw_version": env!("CARGO_PKG_VERSION"),
+    });
+    let mut device = Builder::new(settings, names, Device::Bridge, about);
+    let (info, health) = (names.bridge("info"), names.bridge("health"));
+    let status = json!({
+        "state_topic": names.bridge("status"), "payload_on": "online", "payload_off": "offline",
+        "device_class": "connectivity", "availability": [],
+    });
+    device.add("binary_sensor", "status", "Status", status);
+    device.diagnostic("status");
+    let version = json!({"state_topic": info, "value_template": plain("version"), "icon": "mdi:tag"});
+    device.add("sensor", "version", "Version", version);
+    device.diagnostic("version");
+    let servers = json!({
+        "state_topic": info, "value_template": "{{ value_json.servers | count }}", "icon": "mdi:server",
+        "json_attributes_topic": info, "json_attributes_template": "{{ {'servers': value_json.servers} | tojson }}",
+    });
+    device.add("sensor", "servers", "Servers", servers);
+    device.diagnostic("servers");
+    device.measured(
+        "memory",
+        "Memory",
+        &health,
+        ("data_size", "MB", "measurement"),
+        "{{ (value_json.memory_bytes / 1000000) | round(1) if value_json.memory_bytes is number else None }}".into(),
+    );
+    device.diagnostic("memory");
+    device.set("memory", "enabled_by_default", json!(false));
+    result(&mut device, &names.bridge("result"));
+    if settings.can("resync") {
+        resync(&mut device, &names.bridge("command/resync"));
+    }
+    device.finish()
+}
+
+/// The answer to a command. Whoever waits for one needs an entity that listens to its topic already.
+fn result(device: &mut Builder<'_>, topic: &str) {
+    let about = "{{ {'id': value_json.id, 'verb': value_json.verb, 'time': value_json.time, \
+                 'torrents': value_json.results | count, \
+                 'error': (value_json.error or {}).get('message')} | tojson }}";
+    let more = json!({
+        "state_topic": topic, "value_template": plain("status"), "device_class": "enum",
+        "options": ["ok", "partial", "error", "expired", "refused"], "icon": "mdi:reply",
+        "json_attributes_topic": topic, "json_attributes_template": about,
+    });
+    device.add("sensor", "last_result", "Last result", more);
+    device.outlives_the_client("last_result");
+    device.diagnostic("last_result");
+}
+
+fn resync(device: &mut Builder<'_>, topic: &str) {
+    let more = json!({"command_topic": topic, "payload_press": "{}", "icon": "mdi:sync"});
+    device.add("button", "resync", "Resync", more);
+    device.set("resync", "entity_category", json!("config"));
+}
+
+/// The device of a server. `client` is what it says of itself, `rTorrent 0.9.8`.
+pub fn server(settings: &HomeAssistant, names: &Names, server: &ServerName, client: Option<&str>) -> Payload {
+    let (model, version) = client.and_then(|client| client.rsplit_once(' ')).unzip();
+    let mut about = object(json!({
+        "name": format!("dTorrent {server}"),
+        "manufacturer": "dTorrent", "model": model.unwrap_or("Torrent client"),
+        "via_device": names.identifier(&Device::Bridge),
+    }));
+    about.extend(version.map(|version| ("sw_version".to_owned(), json!(version))));
+    let mut device = Builder::new(settings, names, Device::Server(server.clone()), Value::Object(about));
+    let device = &mut device;
+    traffic(device, server);
+    counts(device, server);
+    condition(device, server);
+    limits(device, server);
+    controls(device, server);
+    events(device, server);
+    for number in 1..=settings.slots {
+        slot(device, server, number);
+    }
+    Payload { head: std::mem::take(&mut device.head), components: std::mem::take(&mut device.components) }
+}
+
+fn traffic(device: &mut Builder<'_>, server: &ServerName) {
+    let rates = device.names.document(server, "rates");
+    let totals = device.names.document(server, "totals");
+    let status = json!({
+        "state_topic": rates, "value_template": plain("status"), "device_class": "enum",
+        "options": ["idle", "downloading", "seeding", "both"], "icon": "mdi:swap-vertical",
+    });
+    device.add("sensor", "status", "Status", status);
+    device.rate("download_rate", "Download speed", &rates, "download_rate");
+    device.rate("upload_rate", "Upload speed", &rates, "upload_rate");
+    for (key, name) in [
+        ("session_downloaded", "Session download"),
+        ("session_uploaded", "Session upload"),
+        ("all_time_downloaded", "All-time download"),
+        ("all_time_uploaded", "All-time upload"),
+    ] {
+        device.size(key, name, &totals, key, "total_increasing");
+    }
+    device.number("session_ratio", "Session ratio", "mdi:percent-circle", &totals, 3);
+    device.number("all_time_ratio", "All-time ratio", "mdi:percent-circle", &totals, 3);
+    device.size("free_space", "Free space", &totals, "free_space", "measurement");
+}
+
+fn counts(device: &mut Builder<'_>, server: &ServerName) {
+    let counts = device.names.document(server, "counts");
+    for (key, name, icon, is_usual) in [
+        ("all", "Torrents", "mdi:file-multiple", true),
+        ("active", "Active torrents", "mdi:swap-vertical-bold", true),
+        ("inactive", "Inactive torrents", "mdi:sleep", false),
+        ("downloading", "Downloading torrents", "mdi:download", true),
+        ("seeding", "Seeding torrents", "mdi:sprout", true),
+        ("uploading", "Uploading torrents", "mdi:upload", true),
+        ("completed", "Completed torrents", "mdi:check-all", true),
+        ("incomplete", "Incomplete torrents", "mdi:progress-download", false),
+        ("started", "Started torrents", "mdi:play", true),
+        ("stopped", "Stopped torrents", "mdi:stop", true),
+        ("paused", "Paused torrents", "mdi:pause", true),
+        ("queued", "Queued torrents", "mdi:tray-full", false),
+        ("checking", "Checking torrents", "mdi:magnify-scan", true),
+        ("metadata", "Magnet links without metadata", "mdi:magnet", false),
+        ("errored", "Errored torrents", "mdi:alert-circle", true),
+        ("stalled", "Stalled torrents", "mdi:timer-sand", true),
+    ] {
+        device.count(key, name, icon, &counts, is_usual);
+    }
+    let list = device.names.document(server, "list");
+    let more = json!({
+        "state_topic": list, "value_template": plain("shown"), "icon": "mdi:format-list-bulleted",
+        "unit_of_measurement": "torrents", "json_attributes_topic": list,
+    });
+    device.add("sensor", "list", "Torrent list", more);
+}
+
+fn condition(device: &mut Builder<'_>, server: &ServerName) {
+    let names = device.names;
+    let connection = json!({
+        "state_topic": names.server(server, "status"), "payload_on": "online", "payload_off": "offline",
+        "device_class": "connectivity",
+    });
+    device.add("binary_sensor", "connection", "Connection", connection);
+    device.outlives_the_client("connection");
+    device.diagnostic("connection");
+    let counts = names.document(server, "counts");
+    let problem = json!({
+        "state_topic": counts, "value_template": on_off("value_json.has_problem"), "device_class": "problem",
+        "json_attributes_topic": counts,
+        "json_attributes_template":
+            "{{ {'problem': value_json.problem, 'torrents': value_json.errored_torrents} | tojson }}",
+    });
+    device.add("binary_sensor", "problem", "Problem", problem);
+    device.outlives_the_client("problem");
+    let finished = names.document(server, "last_finished");
+    let last = json!({
+        "state_topic": finished, "value_template": plain("name"), "icon": "mdi:flag-checkered",
+        "json_attributes_topic": finished,
+        "json_attributes_template": "{{ value_json | tojson }}",
+    });
+    device.add("sensor", "last_finished", "Last finished", last);
+    let at = json!({"state_topic": finished, "value_template": plain("time"), "device_class": "timestamp"});
+    device.add("sensor", "last_finished_at", "Last finished at", at);
+    let poll = names.document(server, "poll");
+    device.measured("poll_duration", "Poll duration", &poll, ("duration", "s", "measurement"), plain("seconds"));
+    device.set("poll_duration", "suggested_display_precision", json!(3));
+    device.measured("poll_age", "Poll age", &poll, ("duration", "s", "measurement"), plain("age_seconds"));
+    device.set("poll_age", "suggested_display_precision", json!(0));
+    device.outlives_the_client("poll_age");
+    let client = json!({"state_topic": poll, "value_template": plain("client"), "icon": "mdi:tag"});
+    device.add("sensor", "client", "Client", client);
+    for key in ["poll_duration", "poll_age", "client"] {
+        device.diagnostic(key);
+    }
+    result(device, &names.server(server, "result"));
+}
+
+/// Numbers that can be set where the command is taken, else numbers that are shown.
+fn limits(device: &mut Builder<'_>, server: &ServerName) {
+    let topic = device.names.document(server, "limits");
+    for (field, name) in [("download_limit", "Download limit"), ("upload_limit", "Upload limit")] {
+        let icon = if field == "download_limit" { "mdi:download-lock" } else { "mdi:upload-lock" };
+        if device.settings.can("limits") {
+            let shown = format!(
+                "{{{{ ([value_json.{field} / 1024, {LIMIT_MAX}] | min) | round(0) | int \
+                 if value_json.{field} is number else None }}}}"
+            );
+            let more = json!({
+                "state_topic": topic, "value_template": shown, "icon": icon,
+                "command_topic": device.names.server(server, "command/limits"),
+                "command_template": format!("{{{{ {{'{field}': (value * 1024) | int}} | tojson }}}}"),
+                "min": 0, "max": LIMIT_MAX, "step": 1, "mode": "box",
+                "device_class": "data_rate", "unit_of_measurement": "KiB/s",
+            });
+            device.add("number", field, name, more);
+            device.set(field, "entity_category", json!("config"));
+        } else {
+            let key = format!("{field}_shown");
+            device.measured(&key, name, &topic, ("data_rate", "MB/s", "measurement"), scaled(field, 1_000_000));
+            device.set(&key, "icon", json!(icon));
+            device.diagnostic(&key);
+        }
+    }
+    if device.settings.can("limits") && device.settings.alternative.is_some() {
+        let more = json!({
+            "state_topic": topic, "value_template": on_off("value_json.is_alternative"), "icon": "mdi:tortoise",
+            "command_topic": device.names.document(server, "command/alternative"),
+        });
+        device.add("switch", "alternative", "Alternative speed", more);
+    }
+}
+
+/// The most that a limit's number shows, in KiB/s, in which rTorrent counts them.
+const LIMIT_MAX: u32 = 10_000_000;
+
+fn controls(device: &mut Builder<'_>, server: &ServerName) {
+    let (settings, names) = (device.settings, device.names);
+    if settings.can("start") && settings.can("stop") {
+        let more = json!({
+            "state_topic": names.document(server, "counts"), "value_template": on_off("value_json.started > 0"),
+            "command_topic": names.document(server, "command/all"), "icon": "mdi:power",
+        });
+        device.add("switch", "all_switch", "Torrents", more);
+    }
+    for (verb, key, name, icon) in [
+        ("pause", "pause_all", "Pause all", "mdi:pause-circle"),
+        ("resume", "resume_all", "Resume all", "mdi:play-circle"),
+    ] {
+        if settings.can(verb) {
+            let topic = names.server(server, &format!("command/{verb}"));
+            let more = json!({"command_topic": topic, "payload_press": "{\"filter\": {}}", "icon": icon});
+            device.add("button", key, name, more);
+        }
+    }
+    if settings.can("resync") {
+        resync(device, &names.server(server, "command/resync"));
+    }
+    if settings.can("add") {
+        let topic = names.server(server, "command/add");
+        let text = json!({"command_topic": topic, "max": 255, "icon": "mdi:link-plus"});
+        device.add("text", "add_link", "Add a link", text);
+        let notify = json!({"command_topic": topic, "icon": "mdi:link-plus"});
+        device.add("notify", "add", "Add", notify);
+    }
+}
+
+fn events(device: &mut Builder<'_>, server: &ServerName) {
+    let topic = device.names.document(server, "event");
+    let kinds: Vec<&str> = EVENT_KINDS.iter().map(|kind| kind.as_str()).collect();
+    let more = json!({"state_topic": topic, "event_types": kinds, "icon": "mdi:bell"});
+    device.add("event", "event", "Event", more);
+    device.outlives_the_client("event");
+    for kind in ["added", "finished", "removed", "error"] {
+        let trigger = json!({
+            "platform": "device_automation", "automation_type": "trigger", "type": kind, "subtype": "torrent",
+            "topic": topic, "payload": kind, "value_template": "{{ value_json.event_type }}",
+        });
+        device.components.insert(format!("trigger_{kind}"), trigger);
+    }
+}
+
+/// Always the same entities, whatever torrent is in the slot.
+fn slot(device: &mut Builder<'_>, server: &ServerName, number: u8) {
+    let topic = device.names.slot(server, number);
+    let key = format!("slot_{number}");
+    let more = json!({
+        "state_topic": topic, "value_template": plain("name"), "icon": "mdi:file-download",
+        "json_attributes_topic": topic,
+    });
+    device.add("sensor", &key, &format!("Slot {number}"), more);
+    let progress = json!({
+        "state_topic": topic, "value_template": plain("progress"), "unit_of_measurement": "%",
+        "state_class": "measurement", "suggested_display_precision": 1, "icon": "mdi:progress-download",
+    });
+    device.add("sensor", &format!("{key}_progress"), &format!("Slot {number} progress"), progress);
+    run_switch(device, server, &format!("{key}_run"), &format!("Slot {number} running"), &topic);
+}
+
+/// Pauses and resumes the torrent that the document shows. The hash is that of the moment of the
+/// press, so a torrent that has come into the slot meanwhile is not hit.
+fn run_switch(device: &mut Builder<'_>, server: &ServerName, key: &str, name: &str, topic: &str) {
+    if !(device.settings.can("pause") && device.settings.can("resume")) {
+        return;
+    }
+    let more = json!({
+        "state_topic": topic, "value_template": "{{ {true: 'ON', false: 'OFF'}.get(value_json.running) }}",
+        "command_topic": device.names.document(server, "command/torrent"),
+        "command_template": "{{ {'state': value, 'hash': this.attributes.get('hash')} | tojson }}",
+        "json_attributes_topic": topic,
+        "json_attributes_template": "{{ {'hash': value_json.hash} | tojson }}", "icon": "mdi:play-pause",
+    });
+    device.add("switch", key, name, more);
+}
+
+/// The device of a torrent that was chosen in the config.
+pub fn torrent(
+    settings: &HomeAssistant,
+    names: &Names,
+    server: &ServerName,
+    hash: InfoHash,
+    torrent_name: &str,
+) -> Payload {
+    let about = json!({
+        "name": torrent_name, "manufacturer": "dTorrent", "model": "Torrent",
+        "via_device": names.identifier(&Device::Server(server.clone())),
+    });
+    let mut device = Builder::new(settings, names, Device::Torrent(server.clone(), hash), about);
+    let topic = names.torrent(server, hash);
+    let status = json!({
+        "state_topic": topic, "value_template": plain("status"), "device_class": "enum",
+        "options": ["checking", "downloading", "seeding", "paused", "stopped", "queued", "metadata", "gone"],
+        "json_attributes_topic": topic, "icon": "mdi:list-status",
+    });
+    device.add("sensor", "status", "Status", status);
+    let progress = json!({
+        "state_topic": topic, "value_template": plain("progress"), "unit_of_measurement": "%",
+        "state_class": "measurement", "suggested_display_precision": 1, "icon": "mdi:progress-download",
+    });
+    device.add("sensor", "progress", "Progress", progress);
+    device.rate("download_rate", "Download speed", &topic, "download_rate");
+    device.rate("upload_rate", "Upload speed", &topic, "upload_rate");
+    device.number("ratio", "Ratio", "mdi:percent-circle", &topic, 3);
+    device.measured("eta", "Time left", &topic, ("duration", "s", "measurement"), plain("eta"));
+    device.set("eta", "suggested_display_precision", json!(0));
+    let problem = json!({
+        "state_topic": topic, "value_template": on_off("value_json.error"), "device_class": "problem",
+        "json_attributes_topic": topic, "json_attributes_template": "{{ {'message': value_json.message} | tojson }}",
+    });
+    device.add("binary_sensor", "problem", "Problem", problem);
+    run_switch(&mut device, server, "run", "Running", &topic);
+    device.finish()
+}

@@ -1,0 +1,131 @@
+//! Events for Home Assistant's event entities: what is in them, and how long they wait.
+//!
+//! An event entity takes an event only while it is there, so what happens while Home Assistant is away
+//! waits here, up to a number and an age; then the oldest go. What a first sight of a server shows is
+//! no news and never an event here.
+//!
+//! Pure but for the log.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tracing::warn;
+
+use super::EVENT_KINDS;
+use crate::model::Entry;
+
+const WAITING_MAX: usize = 1_000;
+const AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What an event entity gets; `None` for what is no event there.
+pub fn body(entry: &Entry) -> Option<Bytes> {
+    if !EVENT_KINDS.contains(&entry.kind) {
+        return None;
+    }
+    let event: Value = serde_json::from_slice(&entry.body).ok()?;
+    if event["cause"] == "snapshot" {
+        return None;
+    }
+    let torrent = &event["torrent"];
+    let body = json!({
+        "event_type": entry.kind.as_str(),
+        "id": event["id"],
+        "time": event["time"],
+        "server": entry.server,
+        "cause": event["cause"],
+        "hash": entry.hash,
+        "name": torrent["name"],
+        "label": torrent["label"],
+        "directory": torrent["directory"],
+        "size": torrent["length"],
+        "ratio": torrent["ratio"],
+        "progress": torrent["progress"],
+        "finished": torrent["finished"],
+        "tracker": torrent["tracker"],
+        "message": torrent["message"],
+    });
+    Some(Bytes::from(body.to_string()))
+}
+
+/// Those of all servers that were not sent yet, or not taken.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    events: VecDeque<(Duration, String, Bytes)>,
+    under_way: VecDeque<(Duration, String, Bytes)>,
+    /// So many had to go since the last one was sent.
+    lost: usize,
+}
+
+impl Waiting {
+    pub fn push(&mut self, topic: String, body: Bytes, at: Duration) {
+        if self.events.len() >= WAITING_MAX {
+            self.events.pop_front();
+            if self.lost == 0 {
+                warn!(kept = WAITING_MAX, "Home Assistant is away for long: the oldest events for it are dropped");
+            }
+            self.lost += 1;
+        }
+        self.events.push_back((at, topic, body));
+    }
+
+    pub fn next(&mut self, at: Duration) -> Option<(String, Bytes)> {
+        while self.events.front().is_some_and(|(since, ..)| at.saturating_sub(*since) > AGE_MAX) {
+            self.events.pop_front();
+        }
+        let event = self.events.pop_front()?;
+        self.lost = 0;
+        self.under_way.push_back(event.clone());
+        Some((event.1, event.2))
+    }
+
+    /// The oldest that was sent has arrived.
+    pub fn taken(&mut self) {
+        self.under_way.pop_front();
+    }
+
+    /// What was under way is to be sent again.
+    pub fn go_back(&mut self) {
+        while let Some(event) = self.under_way.pop_back() {
+            self.events.push_front(event);
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(waiting: &mut Waiting, at: u64) -> Vec<String> {
+        std::iter::from_fn(|| waiting.next(Duration::from_secs(at))).map(|(topic, _)| topic).collect()
+    }
+
+    #[test]
+    fn events_wait_in_order_and_those_not_taken_come_again() {
+        let mut waiting = Waiting::default();
+        for n in 0..3 {
+            waiting.push(n.to_string(), Bytes::new(), Duration::ZERO);
+        }
+        assert_eq!(sent(&mut waiting, 1), ["0", "1", "2"]);
+        waiting.taken();
+        waiting.go_back();
+        assert_eq!(sent(&mut waiting, 1), ["1", "2"]);
+    }
+
+    #[test]
+    fn no_more_than_so_many_wait_and_none_longer_than_a_day() {
+        let mut waiting = Waiting::default();
+        for n in 0..WAITING_MAX + 5 {
+            waiting.push(n.to_string(), Bytes::new(), Duration::from_secs(n as u64));
+        }
+        let all = sent(&mut waiting, 2_000);
+        assert_eq!((all.len(), all[0].as_str()), (WAITING_MAX, "5"));
+        waiting.push("old".to_owned(), Bytes::new(), Duration::ZERO);
+        assert!(sent(&mut waiting, 24 * 60 * 60 + 1).is_empty());
+    }
+}

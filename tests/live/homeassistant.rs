@@ -1,0 +1,394 @@
+//! What Home Assistant gets: devices that appear, tell what is, and are taken back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dtorrent::board::{Board, Content as BoardContent, PollReport};
+use dtorrent::clients::simulator::Simulator;
+use dtorrent::deliver::retention::Retain;
+use dtorrent::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter};
+use dtorrent::demo::content::Content;
+use dtorrent::demo::mosquitto::{self, Mosquitto};
+use dtorrent::demo::rtorrent::{Options, Rtorrent};
+use dtorrent::model::{Kind, ServerName, ServerStats, SinkName};
+use dtorrent::port::{Clock, Store, SystemClock};
+use dtorrent::sinks::mqtt::{BrokerUrl, HomeAssistant, Limits, MqttSink, Prefix, Settings, Version};
+use dtorrent::store::MemoryStore;
+use dtorrent::watch::Watcher;
+use serde_json::{Value, json};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::recorder::{Command, Message, Recorder};
+use crate::harness::{Setup, World, can_run};
+
+#[path = "../rules/homeassistant.rs"]
+mod rules;
+
+const ENABLED: &str = "[brokers.b.home_assistant]\nenabled = true\n";
+
+fn enabled() -> Setup {
+    Setup { sink: ENABLED.to_owned(), ..Setup::default() }
+}
+
+fn discovery(id: &str) -> String {
+    format!("homeassistant/device/dtorrent_main/{id}/config")
+}
+
+/// The first message under a topic that `is_right`, among what came after `mark`.
+async fn message(heard: &Recorder, mark: usize, topic: &str, is_right: impl Fn(&Value) -> bool) -> Message {
+    let find = |all: &[Message]| {
+        let mut of_topic = all[mark..].iter().filter(|m| m.topic == topic && !m.payload.is_empty());
+        of_topic.find(|m| is_right(&m.json())).cloned()
+    };
+    heard.wait_for(topic, find).await
+}
+
+async fn device(heard: &Recorder, mark: usize, id: &str) -> Value {
+    let topic = discovery(id);
+    let message = message(heard, mark, &topic, |_| true).await;
+    assert!(message.retain, "{topic}");
+    let faults = rules::faults(&topic, &message.payload);
+    assert!(faults.is_empty(), "{faults:#?}");
+    message.json()
+}
+
+/// What a client that comes now finds retained below `homeassistant/` and in our documents.
+async fn kept(world: &World) -> BTreeMap<String, Value> {
+    let late = Recorder::listen(world.broker.port).await;
+    let marker = format!("marker/{}", rand::random::<u64>());
+    late.send(Command::new(&marker, "x")).await;
+    late.wait_for(&marker, |all| all.iter().any(|m| m.topic == marker).then_some(())).await;
+    let ours = |m: &&Message| m.topic.starts_with("homeassistant/") || m.topic.contains("/homeassistant/");
+    late.all().iter().filter(|m| m.retain).filter(ours).map(|m| (m.topic.clone(), m.json())).collect()
+}
+
+#[tokio::test]
+async fn devices_appear_and_are_taken_back_when_home_assistant_is_switched_off() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::running(enabled()).await;
+    let bridge = device(&world.heard, 0, "bridge").await;
+    let home = device(&world.heard, 0, "home").await;
+    assert_eq!(home["device"]["via_device"], bridge["device"]["identifiers"][0]);
+    let rates = message(&world.heard, 0, "dtorrent/home/homeassistant/rates", |_| true).await;
+    assert!(rates.retain);
+    assert_eq!(rates.json()["status"], "idle");
+    message(&world.heard, 0, "dtorrent/home/homeassistant/slot/10", |_| true).await;
+    world.bridge().stop().await;
+    let config = std::fs::read_to_string(world.folder.join("dtorrent.toml")).unwrap();
+    std::fs::write(world.folder.join("dtorrent.toml"), config.replace("enabled = true", "enabled = false")).unwrap();
+    world.bridge().start_again();
+    world.heard.last_word(&discovery("home"), "").await;
+    world.heard.last_word(&discovery("bridge"), "").await;
+    world.heard.last_word("dtorrent/home/homeassistant/rates", "").await;
+    world.bridge().stop().await;
+    assert_eq!(kept(&world).await, BTreeMap::new());
+}
+
+#[tokio::test]
+async fn the_device_of_a_server_that_left_the_config_while_the_bridge_was_down_is_taken_back() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(enabled()).await;
+    let attic = Rtorrent::start(&world.folder.join("attic"), &Options::default()).await.unwrap();
+    let (home_url, attic_url) = (world.home.url(), attic.url());
+    world.start_bridge_for(&[("home", &home_url), ("attic", &attic_url)]).await;
+    device(&world.heard, 0, "attic").await;
+    world.bridge().process().kill().unwrap();
+    world.start_bridge_for(&[("home", &home_url)]).await;
+    world.heard.last_word(&discovery("attic"), "").await;
+    world.heard.last_word("dtorrent/attic/homeassistant/counts", "").await;
+    assert!(kept(&world).await.keys().all(|topic| !topic.contains("attic")));
+}
+
+#[tokio::test]
+async fn at_the_birth_of_home_assistant_all_is_said_again_and_events_wait_while_it_is_away() {
+    if !can_run() {
+        return;
+    }
+    let world = World::running(enabled()).await;
+    device(&world.heard, 0, "home").await;
+    world.heard.send(Command::new("homeassistant/status", "offline")).await;
+    // Commands and their answers come behind what was said before.
+    let hash = world.home.load(&Content::file("one", 20_000, 1).torrent, false).await.unwrap();
+    world.heard.event("home", "added", hash).await;
+    let label = format!("home/torrent/{hash}/command/label");
+    world.heard.command(&label, json!({"label": "x"})).await;
+    world.heard.event("home", "label_changed", hash).await;
+    let event = "dtorrent/home/homeassistant/event";
+    let is_news = |message: &&Message| message.topic == event && message.json()["name"] == "one";
+    assert_eq!(world.heard.all().iter().filter(is_news).count(), 0, "it waits");
+    let mark = world.heard.mark();
+    world.heard.send(Command::new("homeassistant/status", "online")).await;
+    device(&world.heard, mark, "bridge").await;
+    device(&world.heard, mark, "home").await;
+    message(&world.heard, mark, "dtorrent/home/homeassistant/counts", |counts| counts["all"] == 1).await;
+    let added = message(&world.heard, mark, event, |event| event["event_type"] == "added").await;
+    assert!(!added.retain);
+    assert_eq!(added.json()["name"], "one");
+    message(&world.heard, mark, event, |event| event["event_type"] == "label_changed").await;
+    let since = world.heard.since(mark);
+    let at = |topic: &str| since.iter().position(|m| m.topic == topic).unwrap();
+    assert!(at(&discovery("home")) < at(event));
+}
+
+#[tokio::test]
+async fn a_slot_s_switch_pauses_its_torrent_and_the_buttons_pause_and_resume_all() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(enabled()).await;
+    let hash = world.home.load(&Content::file("one", 20_000, 1).torrent, true).await.unwrap();
+    world.start_bridge().await;
+    let home = device(&world.heard, 0, "home").await;
+    let slot = "dtorrent/home/homeassistant/slot/1";
+    let shown = message(&world.heard, 0, slot, |slot| slot["running"] == true).await.json();
+    assert_eq!((&shown["name"], &shown["hash"]), (&json!("one"), &json!(hash)));
+    let topic = home["components"]["slot_1_run"]["command_topic"].as_str().unwrap().to_owned();
+    for (state, running) in [("OFF", false), ("ON", true)] {
+        let mark = world.heard.mark();
+        // As the template of the switch writes it.
+        let body = json!({"state": state, "hash": hash}).to_string();
+        world.heard.send(Command::new(&topic, body.as_str())).await;
+        message(&world.heard, mark, slot, |slot| slot["running"] == running).await;
+        message(&world.heard, mark, "dtorrent/home/result", |result| result["status"] == "ok").await;
+    }
+    for (button, running) in [("pause_all", false), ("resume_all", true)] {
+        let mark = world.heard.mark();
+        let button = &home["components"][button];
+        let (topic, press) = (button["command_topic"].as_str().unwrap(), button["payload_press"].as_str().unwrap());
+        world.heard.send(Command::new(topic, press)).await;
+        message(&world.heard, mark, slot, |slot| slot["running"] == running).await;
+    }
+    let all = home["components"]["all_switch"]["command_topic"].as_str().unwrap();
+    for (state, started) in [("OFF", 0), ("ON", 1)] {
+        let mark = world.heard.mark();
+        world.heard.send(Command::new(all, state)).await;
+        let counts = "dtorrent/home/homeassistant/counts";
+        message(&world.heard, mark, counts, |counts| counts["started"] == started).await;
+    }
+    let mark = world.heard.mark();
+    world.heard.send(Command::new(&topic, "nonsense")).await;
+    message(&world.heard, mark, "dtorrent/home/result", |result| result["error"]["code"] == "unsupported").await;
+}
+
+/// The engine with an imagined client and a real broker.
+struct Imagined {
+    heard: Recorder,
+    client: Simulator,
+    stop: CancellationToken,
+    _broker: Mosquitto,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Imagined {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Has nothing to say of the bridge itself.
+struct Silent;
+
+impl Reporter for Silent {
+    fn info(&self) -> Bytes {
+        Bytes::from_static(b"{}")
+    }
+
+    fn health(&self) -> Bytes {
+        Bytes::from_static(b"{}")
+    }
+}
+
+impl Imagined {
+    #[allow(clippy::disallowed_methods)] // a test's own tasks
+    async fn with(torrents: u32) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let broker = Mosquitto::start(folder.path(), &mosquitto::Options::default()).await.unwrap();
+        let heard = Recorder::listen(broker.port).await;
+        let (server, sink) = (ServerName::parse("home").unwrap(), SinkName::parse("b").unwrap());
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let client = Simulator::populated(server.clone(), Arc::clone(&clock), torrents);
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let loaded = store.load(&server).await.unwrap();
+        let content = BoardContent {
+            epoch: loaded.epoch,
+            told: loaded.told,
+            state: loaded.state,
+            last_seq: loaded.last_seq,
+            stats: ServerStats::default(),
+            stats_body: Bytes::new(),
+            poll: PollReport::default(),
+        };
+        let board = Arc::new(Board::new(BTreeMap::from([(server.clone(), content)]), [sink.clone()]));
+        let home_assistant = HomeAssistant {
+            discovery_prefix: "homeassistant".to_owned(),
+            slots: 10,
+            torrents: None,
+            torrents_max: 20,
+            alternative: None,
+            normal: Limits::default(),
+            verbs: ["pause", "resume"].map(str::to_owned).into(),
+        };
+        let settings = Settings {
+            name: sink.clone(),
+            instance: "main".to_owned(),
+            url: BrokerUrl::parse(&broker.url()).unwrap(),
+            username: None,
+            password: None,
+            ca_pem: None,
+            client_cert: None,
+            version: Version::Auto,
+            prefix: Prefix::default(),
+            servers: vec![server.clone()],
+            retain: true,
+            home_assistant: Some(home_assistant),
+        };
+        let parts = DispatcherParts {
+            settings: DispatcherSettings {
+                name: sink.clone(),
+                servers: vec![server.clone()],
+                events: Kind::ALL.iter().copied().collect(),
+                retain: Retain::None,
+                ended_in_order: true,
+                is_new: false,
+                is_first_life: false,
+            },
+            sink: Arc::new(MqttSink::new(settings).unwrap()),
+            store: Arc::clone(&store),
+            board: Arc::clone(&board),
+            desk: board.desk(&sink).cloned().unwrap(),
+            clock: Arc::clone(&clock),
+            reporter: Arc::new(Silent),
+        };
+        let watcher = Watcher {
+            server,
+            interval: Duration::from_millis(250),
+            sweep: Duration::from_secs(30),
+            client: Arc::new(client.clone()),
+            store,
+            board,
+            clock,
+            expectations: Arc::default(),
+            files: Arc::default(),
+            is_history_lost: false,
+        };
+        let stop = CancellationToken::new();
+        tokio::spawn(Dispatcher::new(parts).await.unwrap().run(stop.clone()));
+        tokio::spawn(watcher.run(stop.clone()));
+        Self { heard, client, stop, _broker: broker, _folder: folder }
+    }
+
+    /// All topics that Home Assistant has something to do with, when all slots are told.
+    async fn topics(&self, torrents: u32) -> BTreeSet<String> {
+        let counts = "dtorrent/home/homeassistant/counts";
+        message(&self.heard, 0, counts, |counts| counts["all"] == torrents).await;
+        message(&self.heard, 0, "dtorrent/home/homeassistant/slot/10", |slot| slot["hash"].is_string()).await;
+        message(&self.heard, 0, "dtorrent/home/homeassistant/list", |list| list["total"] == torrents).await;
+        device(&self.heard, 0, "home").await;
+        let ours = |topic: &String| topic.contains("homeassistant") && !topic.ends_with("/event");
+        let topics = |all: &[Message]| -> BTreeSet<String> {
+            all.iter().map(|message| message.topic.clone()).filter(ours).collect()
+        };
+        // Seven documents, ten slots, two devices; the last of them may come some seconds later.
+        self.heard.wait_for("all documents", |all| Some(topics(all)).filter(|topics| topics.len() >= 19)).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_torrents_make_no_more_entities_than_ten() {
+    if !can_run() {
+        return;
+    }
+    let (few, many) = (Imagined::with(10).await, Imagined::with(10_000).await);
+    assert_eq!(few.topics(10).await, many.topics(10_000).await);
+    let components = async |of: &Imagined| device(&of.heard, 0, "home").await["components"].clone();
+    assert_eq!(components(&few).await, components(&many).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_200_moving_torrents_home_assistant_is_told_a_few_changes_a_second() {
+    if !can_run() {
+        return;
+    }
+    let world = Imagined::with(200).await;
+    world.topics(200).await;
+    let (mark, since) = (world.heard.mark(), tokio::time::Instant::now());
+    let hashes: Vec<_> = world.client.change(|world| world.torrents().keys().copied().collect());
+    // Moves all of them until the rates were told five times more.
+    let moved = async {
+        for round in 1u64.. {
+            world.client.change(|world| {
+                for (n, hash) in (0u64..).zip(&hashes) {
+                    world.receive(hash, 1_000 + n, 1_000_000 + (n * round * 7_919) % 1_000_000);
+                }
+            });
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let topic = "dtorrent/home/homeassistant/rates";
+    let told = world.heard.wait_within(Duration::from_secs(180), "rates", |all| {
+        (all[mark..].iter().filter(|message| message.topic == topic).count() >= 4).then_some(())
+    });
+    tokio::select! {
+        () = moved => unreachable!(),
+        () = told => {}
+    }
+    let seconds = since.elapsed().as_secs_f64();
+    let documents = world.heard.since(mark).into_iter().filter(|m| m.topic.contains("/homeassistant/"));
+    let mut last: BTreeMap<String, Value> = BTreeMap::new();
+    let mut changes = 0;
+    for message in documents.filter(|message| !message.topic.ends_with("/event")) {
+        let body = message.json();
+        let before = last.insert(message.topic.clone(), body.clone()).unwrap_or_default();
+        let entities = if message.topic.contains("/slot/") { 3 } else { 17 };
+        changes += body.as_object().unwrap().iter().filter(|(k, v)| before.get(*k) != Some(*v)).count().min(entities);
+    }
+    // What was saved up before may be spent now.
+    assert!((changes as f64) < 5.0 * seconds + 50.0, "{changes} changes in {seconds} s");
+}
+
+#[tokio::test]
+async fn purge_takes_back_everything_that_was_ever_sent() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(enabled()).await;
+    world.home.load(&Content::file("one", 20_000, 1).torrent, false).await.unwrap();
+    world.start_bridge().await;
+    device(&world.heard, 0, "home").await;
+    message(&world.heard, 0, "dtorrent/home/homeassistant/slot/10", |_| true).await;
+    let config = world.folder.join("dtorrent.toml");
+    let purge = || {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_dtorrent"));
+        command.arg("purge").arg("--config").arg(&config);
+        command
+    };
+    let refused = purge().output().await.unwrap();
+    assert_eq!(refused.status.code(), Some(1), "the bridge runs: {refused:?}");
+    world.bridge().stop().await;
+    let done = purge().output().await.unwrap();
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+    let late = Recorder::listen(world.broker.port).await;
+    late.send(Command::new("marker", "x")).await;
+    late.last_word("marker", "x").await;
+    let left: Vec<String> = late.all().into_iter().filter(|m| m.retain).map(|m| m.topic).collect();
+    assert_eq!(left, [""; 0], "something is still kept");
+    // A store that is lost, too: what is at the broker is found there.
+    world.bridge().start_again();
+    world.heard.last_word("dtorrent/bridge/main/status", "online").await;
+    world.bridge().stop().await;
+    std::fs::remove_dir_all(world.data_dir()).unwrap();
+    let again = purge().output().await.unwrap();
+    assert_eq!(again.status.code(), Some(0), "{again:?}");
+    let late = Recorder::listen(world.broker.port).await;
+    late.send(Command::new("marker", "x")).await;
+    late.last_word("marker", "x").await;
+    let left: Vec<String> = late.all().into_iter().filter(|m| m.retain).map(|m| m.topic).collect();
+    assert_eq!(left, [""; 0], "something is still kept");
+}
