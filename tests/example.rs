@@ -10,7 +10,8 @@ use dtorrent::config;
 const EXAMPLE: &str = include_str!("../config/dtorrent.example.toml");
 
 /// Options that have no default: the example shows their form.
-const NO_DEFAULT: [&str; 11] = [
+const NO_DEFAULT: [&str; 12] = [
+    "command",
     "hooks_address",
     "token",
     "token_file",

@@ -35,7 +35,7 @@ const FAILURES_MAX: usize = 10;
 const REGRESSIONS: &[u64] = &[
     2329, 2805, 4033, // acknowledgements out of order taught the older picture
     4130, // a new torrent hid the restart of a client that keeps its name
-    8582,
+    8582, 1594, // a client that settled, and was restarted under its old name
 ];
 
 /// Plays one seed. Returns what was wrong, and what happened if it was traced.

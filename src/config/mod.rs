@@ -117,7 +117,7 @@ pub fn parse(name: &std::path::Path, bytes: &[u8]) -> Result<Config, ConfigError
 
 /// Every key of the config, with `*` for the name of a server or broker: `servers.*.url`.
 pub fn keys() -> BTreeSet<String> {
-    let every_table = b"[servers.x]\nurl = 'unix:///x'\n[brokers.x]\nkind = 'mqtt'\nurl = 'mqtt://x'\n\
+    let every_table = b"[servers.x]\nurl = 'unix:///x'\n[servers.y]\nclient = 'exec'\ncommand = ['x']\n[brokers.x]\nkind = 'mqtt'\nurl = 'mqtt://x'\n\
         [brokers.y]\nkind = 'nats'\nurl = 'nats://x'\n";
     let file = File::parse(std::path::Path::new(FILE_NAME), every_table).expect("it is TOML");
     read_layers(Some(&file), &Sources::default(), Vec::new()).expect("it is a whole config").1

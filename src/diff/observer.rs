@@ -63,6 +63,7 @@ struct Recent {
     moved_bytes: u64,
     received_bytes: u64,
     received_at: Duration,
+    was_downloading: bool,
     told_at: Duration,
 }
 
@@ -120,7 +121,7 @@ impl Observer {
     /// was seen last.
     fn looked_at_some(&mut self, told: &Told, state: &ServerState, listing: &Listing, now: Moment) -> Tick {
         let mut tick = self.empty_tick(now);
-        if self.needs_all(state) || listing.run != state.run {
+        if self.needs_all(state) || (listing.run.is_some() && listing.run != state.run) {
             self.was_not_believed = true;
             return tick;
         }
@@ -155,7 +156,9 @@ impl Observer {
         self.trust = self.trust.after(poll, now.at, &self.limits.trust);
         let cause = self.cause(state);
         let mut tick = self.empty_tick(now);
-        self.tell_of_server(&mut tick, state, listing, generation, now);
+        let goes_on = loading_for != Some(Duration::ZERO);
+        let since = state.settling_since.filter(|_| goes_on).unwrap_or(now.time);
+        self.tell_of_server(&mut tick, state, listing, generation, since);
         let mut torrents = Vec::new();
         if nothing_missing || !listing.complete || !self.trust.believes_absence() {
             self.missing.clear();
@@ -218,8 +221,8 @@ impl Observer {
     /// stays. Then a client all of whose torrents were loaded anew was restarted; one torrent alone
     /// may have been loaded again by somebody, if the client was there all the time.
     fn is_other_run(&self, state: &ServerState, listing: &Listing, loads: Loads) -> bool {
-        if listing.run != state.run {
-            return listing.run.is_some();
+        if listing.run.is_some() && listing.run != state.run {
+            return true;
         }
         loads.changed == loads.compared && loads.changed > if self.was_away { 0 } else { 1 }
     }
@@ -228,14 +231,22 @@ impl Observer {
     /// in front of the bridge's former life, or it was away and has nothing of what was told (a
     /// restarted one may bear the name of its former run, and has nothing to know it by yet).
     fn may_be_loading_for(&self, state: &ServerState, loads: Loads, now: Moment) -> Option<Duration> {
-        if let Some(since) = state.settling_since.filter(|_| !self.has_looked) {
-            return Some(Duration::from_millis(now.time.millis_since(since)));
-        }
         let is_settling = matches!(self.trust, Trust::Settling { .. });
-        (self.was_away && !is_settling && loads.has_nothing()).then_some(Duration::ZERO)
+        if self.was_away && !is_settling && loads.has_nothing() {
+            return Some(Duration::ZERO);
+        }
+        let since = state.settling_since.filter(|_| !self.has_looked)?;
+        Some(Duration::from_millis(now.time.millis_since(since)))
     }
 
-    fn tell_of_server(&self, tick: &mut Tick, state: &ServerState, listing: &Listing, generation: u64, moment: Moment) {
+    fn tell_of_server(
+        &self,
+        tick: &mut Tick,
+        state: &ServerState,
+        listing: &Listing,
+        generation: u64,
+        settling_since: Timestamp,
+    ) {
         let cause = if self.has_looked || !state.is_known { Cause::Observed } else { Cause::Recovered };
         if !state.is_online {
             tick.facts.push(server_fact(Kind::ServerOnline, Cause::Observed));
@@ -244,9 +255,7 @@ impl Observer {
             tick.facts.push(server_fact(Kind::ServerRestarted, cause));
         }
         let run = listing.run.clone().or_else(|| state.run.clone());
-        // Another run begins to load now, the same one goes on.
-        let began = state.settling_since.filter(|_| generation == state.generation).unwrap_or(moment.time);
-        let settling_since = (!self.trust.believes_absence()).then_some(began);
+        let settling_since = (!self.trust.believes_absence()).then_some(settling_since);
         let now = ServerState { is_known: state.is_known, is_online: true, run, generation, settling_since };
         tick.state = (now != *state).then_some(now);
     }
@@ -278,6 +287,7 @@ impl Observer {
             moved_bytes: facts.moved_bytes,
             received_bytes: facts.received_bytes,
             received_at: at,
+            was_downloading: false,
             told_at: Duration::ZERO,
         };
         let recent = self.recent.entry(hash).or_insert(fresh);
@@ -285,9 +295,11 @@ impl Observer {
         let is_receiving = facts.received_bytes != recent.received_bytes || seen.torrent.download_rate.unwrap_or(0) > 0;
         recent.moved_bytes = facts.moved_bytes;
         recent.received_bytes = facts.received_bytes;
-        if is_receiving || seen.torrent.status != Status::Downloading {
+        // Nobody saw whether bytes came while the client was away, or before it downloaded.
+        if is_receiving || !recent.was_downloading || self.was_away {
             recent.received_at = at;
         }
+        recent.was_downloading = seen.torrent.status == Status::Downloading;
         let is_dry = at.saturating_sub(recent.received_at) >= self.limits.dry;
         (Context { has_moved, is_receiving, is_dry, ..Context::default() }, recent.told_at)
     }

@@ -35,6 +35,11 @@ pub use self::hooks::HookKeeper;
 
 /// Between two looks, however slow the client is and however much somebody waits for an effect.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+/// So many looks at a server that is new are made at once; if the first picture is not whole then, there is
+/// no hurry any more.
+const FIRST_LOOKS: u64 = 5;
+/// Of more torrents that somebody named all are looked at.
+const NAMED_MAX: usize = 1024;
 /// The stats message is made anew at most this often.
 const STATS_EACH: Duration = Duration::from_secs(5);
 
@@ -115,8 +120,14 @@ impl Watcher {
             Named::Many => state.are_many_named = true,
         }
         self.expectations.awaited(&mut state.named);
-        let (needs_all, is_first) =
-            board.read(|content| (state.observer.needs_all(&content.state), !content.state.is_known));
+        if state.named.len() > NAMED_MAX {
+            state.named.clear();
+            state.are_many_named = true;
+        }
+        let (needs_all, is_first) = board.read(|content| {
+            let is_first = !content.state.is_known && content.poll.polls < FIRST_LOOKS;
+            (state.observer.needs_all(&content.state), is_first)
+        });
         let needs_all = needs_all || state.are_many_named;
         let is_sweep = state.pace.is_sweep_due(state.start.elapsed());
         let scope = if needs_all || is_sweep { Scope::Full } else { Scope::Changed { named: &state.named } };

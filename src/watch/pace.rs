@@ -72,10 +72,15 @@ impl Pace {
         }
         match reason {
             Reason::Sweep | Reason::Free => {}
-            Reason::Tick => self.debt += took,
+            // A debt is never more than what is paid back until the next full picture.
+            Reason::Tick => self.debt = (self.debt + took).min(OVERDRAFT.max(took) + self.sweep() / SHARE),
         }
         let beat = self.interval.saturating_sub(took);
-        if reason == Reason::Free { beat } else { beat.max(self.debt.saturating_sub(OVERDRAFT) * SHARE) }
+        if reason == Reason::Free {
+            return beat;
+        }
+        let until_sweep = self.swept_at.map_or(Duration::ZERO, |swept| (swept + self.sweep()).saturating_sub(at));
+        beat.max(until_sweep.min(self.debt.saturating_sub(OVERDRAFT) * SHARE))
     }
 }
 
@@ -145,6 +150,22 @@ mod tests {
             assert!(share <= 0.105, "{name}: {share}");
             assert!(looks > 100, "{name}: {looks}");
         }
+    }
+
+    #[test]
+    fn however_much_was_taken_the_next_full_picture_comes_in_time() {
+        let mut pace = Pace::new(ms(1000), ms(30_000));
+        let mut at = Duration::ZERO;
+        // Somebody waits, or the client rings: looks come without a pause for an hour.
+        while at < ms(3_600_000) {
+            at += ms(400);
+            pace.looked(Reason::Tick, true, ms(400), at);
+            at += ms(400);
+        }
+        let pause = pace.looked(Reason::Tick, false, ms(10), at);
+        assert!(pause <= pace.sweep(), "{pause:?}");
+        let later = pace.looked(Reason::Sweep, true, ms(400), at + pause);
+        assert!(later <= pace.sweep(), "{later:?}");
     }
 
     #[test]

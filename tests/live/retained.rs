@@ -26,6 +26,12 @@ async fn of_many_torrents_only_so_many_states_are_kept() {
     let last = Content::file("n1", 100, 1).hash;
     world.heard.command(&format!("home/torrent/{last}/command/label"), json!({"label": "last"})).await;
     world.heard.event("home", "label_changed", last).await;
+    // What is not kept is said once, and is not to be taken for kept by who listens meanwhile.
+    let states = |all: &[Message]| {
+        let topics: BTreeSet<&str> = all.iter().map(|m| m.topic.as_str()).filter(|t| t.ends_with("/state")).collect();
+        (topics.len() as u64 == COUNT).then_some(())
+    };
+    world.heard.wait_for("all states", states).await;
     let late = Recorder::listen(world.broker.port).await;
     late.last_word("dtorrent/home/status", "online").await;
     let kept = late.all().iter().filter(|m| m.retain && m.topic.ends_with("/state")).count();

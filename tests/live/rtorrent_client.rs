@@ -779,6 +779,15 @@ fn load_one_of_many(server: &Rtorrent, number: u16) -> InfoHash {
     hash
 }
 
+/// A load may end after its call.
+fn until_there_are(server: &Rtorrent, count: usize) {
+    let deadline = Instant::now() + PATIENCE;
+    while !server.call("view.size", &["", "main"]).contains(&format!(">{count}<")) {
+        assert!(Instant::now() < deadline, "there never are {count}");
+        std::thread::sleep(BEAT);
+    }
+}
+
 /// Loads so many tiny torrents past the client; waits until they are there.
 async fn populate(server: &Rtorrent, client: &RtorrentClient, count: u16) -> Vec<InfoHash> {
     let hashes = (0..count).map(|number| load_one_of_many(server, number)).collect();
@@ -813,6 +822,7 @@ async fn a_quick_look_at_a_thousand_torrents_reads_none_of_them_and_misses_none(
     // One goes, another comes: there are as many as before.
     server.call("d.erase", &[&hashes[8].to_string()]);
     load_one_of_many(&server, 7);
+    until_there_are(&server, 999);
     let swapped = changes(&client, &[]).await;
     assert_eq!((swapped.covers, swapped.torrents.len()), (Covers::All, 999));
     assert!(swapped.torrents.contains_key(&hashes[7]) && !swapped.torrents.contains_key(&hashes[8]));
@@ -820,6 +830,7 @@ async fn a_quick_look_at_a_thousand_torrents_reads_none_of_them_and_misses_none(
     let before = swapped.torrents[&hashes[9]].facts.load.clone();
     server.call("d.erase", &[&hashes[9].to_string()]);
     load_one_of_many(&server, 9);
+    until_there_are(&server, 999);
     let again = changes(&client, &[]).await;
     assert_eq!(again.covers, Covers::All);
     assert_ne!(again.torrents[&hashes[9]].facts.load, before);
@@ -834,7 +845,8 @@ async fn a_quick_look_at_a_thousand_torrents_reads_none_of_them_and_misses_none(
 async fn whatever_is_done_behind_its_back_a_sweep_knows_it_all() {
     let Some(server) = start() else { return };
     let watching = server.client();
-    let hashes = populate(&server, &watching, 40).await;
+    // So many that a sweep leaves out what it knows.
+    let hashes = populate(&server, &watching, 510).await;
     let mut dice: u64 = 0x9e37_79b9_7f4a_7c15;
     let mut roll = |sides: u64| {
         dice ^= dice << 13;

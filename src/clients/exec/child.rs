@@ -16,6 +16,9 @@ const LINE_BYTES_MAX: usize = 16 << 20;
 /// The longest line of its standard error that goes to the log as one.
 const REMARK_BYTES_MAX: usize = 4 << 10;
 
+/// How long a program that hung up may take to end before it is killed.
+const LAST_WORD_WITHIN: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// Why an exchange came to nothing.
 #[derive(Debug)]
 pub enum Failure {
@@ -103,7 +106,7 @@ impl Child {
             tokio::select! {
                 written = &mut writing, if !is_written => match written {
                     Ok(()) => is_written = true,
-                    Err(error) => return Err(ended(process, &error.to_string())),
+                    Err(error) => return Err(ended(process, &error.to_string()).await),
                 },
                 line = output.next() => match line {
                     Ok(Some(line)) => match answer::reply(&line, *last_id).map_err(Failure::Nonsense)? {
@@ -112,7 +115,7 @@ impl Child {
                         Reply::Refusal { code, message } => return Err(Failure::Refused { code, message }),
                         Reply::NotForUs => {}
                     },
-                    Ok(None) => return Err(ended(process, "it closed its output")),
+                    Ok(None) => return Err(ended(process, "it closed its output").await),
                     Err(TooLong) => {
                         return Err(Failure::Nonsense(format!("a line of more than {LINE_BYTES_MAX} bytes")));
                     }
@@ -126,9 +129,10 @@ impl Child {
     }
 }
 
-fn ended(process: &mut tokio::process::Child, otherwise: &str) -> Failure {
-    match process.try_wait() {
-        Ok(Some(status)) => Failure::Ended(format!("it ended: {status}")),
+/// A program that hangs up is about to end, and how it ended tells more.
+async fn ended(process: &mut tokio::process::Child, otherwise: &str) -> Failure {
+    match tokio::time::timeout(LAST_WORD_WITHIN, process.wait()).await {
+        Ok(Ok(status)) => Failure::Ended(format!("it ended: {status}")),
         _ => Failure::Ended(otherwise.to_owned()),
     }
 }

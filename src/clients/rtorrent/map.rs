@@ -76,7 +76,6 @@ pub(super) struct Raw {
 pub(super) struct Lasting {
     name: String,
     size_bytes: u64,
-    addtime: u64,
     is_private: bool,
     is_meta: bool,
     tied_to_file: String,
@@ -85,16 +84,8 @@ pub(super) struct Lasting {
 }
 
 /// The columns of [`Lasting`].
-const LASTING: &[&str] = &[
-    "d.name",
-    "d.size_bytes",
-    "d.custom",
-    "d.is_private",
-    "d.is_meta",
-    "d.tied_to_file",
-    "d.loaded_file",
-    "d.size_files",
-];
+const LASTING: &[&str] =
+    &["d.name", "d.size_bytes", "d.is_private", "d.is_meta", "d.tied_to_file", "d.loaded_file", "d.size_files"];
 
 /// Columns that change only when a torrent starts, stops or is complete.
 const TIMES: &[&str] = &["d.timestamp.started", "d.timestamp.finished"];
@@ -104,7 +95,6 @@ impl Raw {
         Lasting {
             name: self.name.clone(),
             size_bytes: self.size_bytes,
-            addtime: self.addtime,
             is_private: self.is_private,
             is_meta: self.is_meta,
             tied_to_file: self.tied_to_file.clone(),
@@ -114,10 +104,9 @@ impl Raw {
     }
 
     pub(super) fn set_lasting(&mut self, lasting: &Lasting) {
-        let Lasting { name, size_bytes, addtime, is_private, is_meta, tied_to_file, loaded_file, size_files } = lasting;
+        let Lasting { name, size_bytes, is_private, is_meta, tied_to_file, loaded_file, size_files } = lasting;
         self.name.clone_from(name);
         self.size_bytes = *size_bytes;
-        self.addtime = *addtime;
         self.is_private = *is_private;
         self.is_meta = *is_meta;
         self.tied_to_file.clone_from(tied_to_file);
@@ -127,7 +116,7 @@ impl Raw {
 
     /// Its numbers flow, so that each look shows others.
     pub(super) fn is_moving(&self) -> bool {
-        self.up_rate > 0 || self.down_rate > 0 || self.hashing != 0
+        self.up_rate > 0 || self.down_rate > 0 || self.is_hash_checking
     }
 }
 

@@ -38,6 +38,11 @@ use crate::port::ClientError;
 
 /// More than these are not read by name; all are, instead.
 const NAMED_MAX: usize = 32;
+/// Of what has come to rest so many are read by name at each look, and the others by the next ones.
+const STILL_MAX: usize = 8;
+/// A view that moved so often without a torrent that explains it is not rTorrent's own any more: people
+/// write rules that fill it anew every few seconds.
+const VIEW_ODDITIES_MAX: u32 = 3;
 /// A predicate that concerns all may be tried at each look up to so many torrents.
 const ROWS_AT_ONCE: u64 = 1000;
 /// Of more, on so many at each look, on average.
@@ -46,6 +51,8 @@ const ROWS_EACH_LOOK: u64 = 500;
 const TIME_MARGIN_SECONDS: i64 = 2;
 /// Every so many full listings one is whole.
 const LEAN_MAX: u32 = 9;
+/// With up to so many torrents all are: there is nothing to be saved.
+const WHOLE_UP_TO: u64 = 500;
 
 #[derive(Default)]
 pub(super) struct Memory {
@@ -61,6 +68,41 @@ pub(super) struct Memory {
     looks_since_states: u64,
     looks_since_moving: u64,
     lean: u32,
+    views: Views,
+}
+
+/// How far the sizes of the views can be gone by, in one run of rTorrent.
+#[derive(Default)]
+struct Views {
+    pid: Option<i64>,
+    /// By how much each was larger than what the torrents themselves say, when all were read last.
+    offsets: Option<[i64; VIEWS.len()]>,
+    oddities: [u32; VIEWS.len()],
+}
+
+impl Views {
+    fn note(&mut self, seen: &Seen) {
+        if self.pid != seen.numbers.pid {
+            *self = Self { pid: seen.numbers.pid, ..Self::default() };
+        }
+        let count = |is: fn(&Raw) -> bool| seen.raws.values().filter(|raw| is(raw)).count();
+        let counts = [seen.raws.len(), count(|raw| raw.state), count(|raw| raw.is_active), count(|raw| raw.complete)];
+        let mut offsets = [0; VIEWS.len()];
+        for ((offset, size), count) in offsets.iter_mut().zip(seen.numbers.views).zip(counts) {
+            *offset = i64::try_from(size.unwrap_or(0)).unwrap_or(0) - i64::try_from(count).unwrap_or(0);
+        }
+        if let Some(before) = self.offsets {
+            for (oddities, (before, now)) in self.oddities.iter_mut().zip(before.iter().zip(&offsets)) {
+                *oddities += u32::from(before != now);
+            }
+        }
+        self.offsets = Some(offsets);
+    }
+
+    /// Whether the view at this place of [`VIEWS`] moves with its torrents and not otherwise.
+    fn are_true(&self, place: usize) -> bool {
+        place == 0 || self.oddities[place] < VIEW_ODDITIES_MAX
+    }
 }
 
 /// What is known of a torrent between the looks.
@@ -102,7 +144,9 @@ impl Known {
 impl Memory {
     /// Whether what does not change need not be read again.
     pub(super) fn is_lean_enough(&self, probe: &Probe) -> bool {
-        self.lean < LEAN_MAX && self.last.is_some_and(|last| last.pid == probe.pid && last.pid.is_some())
+        let is_worth_it = |last: &Numbers| last.count() > Some(WHOLE_UP_TO);
+        self.lean < LEAN_MAX
+            && self.last.is_some_and(|last| last.pid == probe.pid && last.pid.is_some() && is_worth_it(&last))
     }
 
     /// Adds what is known to a lean listing; false if a torrent is not known as it is now.
@@ -138,6 +182,9 @@ impl Memory {
                 self.lean += 1;
             }
         }
+        if seen.complete {
+            self.views.note(seen);
+        }
         // A listing with gaps is no ground to build on.
         self.note(seen.numbers, &seen.raws);
         self.last = self.last.filter(|_| seen.complete);
@@ -162,8 +209,8 @@ fn moved(numbers: &Numbers) -> [Option<u64>; 2] {
 /// What is asked for in one exchange, besides the numbers and what is hash-checked.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Ask {
-    /// What moves bytes.
-    moving: bool,
+    /// What moves bytes, of this view.
+    moving: Option<&'static str>,
     /// What has changed its state since then.
     states_since: Option<i64>,
     named: BTreeSet<InfoHash>,
@@ -171,13 +218,18 @@ struct Ask {
 
 impl Ask {
     fn calls(&self, probe: &Probe, fields: &[Field]) -> Vec<Call> {
-        let hashing = with_columns(Call::global("d.multicall2").text("hashing"), fields);
-        let mut calls = Numbers::calls_with(hashing);
-        if self.moving && probe.has_filtered {
-            let listing = Call::global("d.multicall.filtered").text("active").text(MOVING);
+        // Of many that wait for their check only the one that is being checked changes.
+        let hashing = match probe.has_filtered {
+            true => Call::global("d.multicall.filtered").text("hashing").text(CHECKED),
+            false => Call::global("d.multicall2").text("hashing"),
+        };
+        let mut calls = Numbers::calls_with(with_columns(hashing, fields));
+        if let Some(view) = self.moving {
+            let listing = match probe.has_filtered {
+                true => Call::global("d.multicall.filtered").text(view).text(MOVING),
+                false => Call::global("d.multicall2").text(view),
+            };
             calls.push(with_columns(listing, fields));
-        } else if self.moving {
-            calls.push(with_columns(Call::global("d.multicall2").text("active"), fields));
         }
         if let Some(since) = self.states_since {
             let listing = Call::global("d.multicall.filtered").text("main").text(changed_since(since));
@@ -191,6 +243,7 @@ impl Ask {
 }
 
 const MOVING: &str = "or=d.up.rate=,d.down.rate=";
+const CHECKED: &str = "d.is_hash_checking=";
 
 fn changed_since(time: i64) -> String {
     format!("greater=d.state_changed=,value={time}")
@@ -208,19 +261,16 @@ pub(super) async fn look(
     let mut fields = probe.fields(&turn.client.settings.extra);
     fields.retain(|field| !field.is_lasting());
     let Some(mut answer) = exchange(turn, probe, &ask, &fields).await? else { return Ok(None) };
-    let (mut asked_moving, asked_states) = (ask.moving, ask.states_since.is_some());
+    let (mut asked_moving, asked_states) = (ask.moving.is_some(), ask.states_since.is_some());
     let states_known_at = answer.numbers.time;
-    let again = Ask {
-        moving: !ask.moving && moved(&before) != moved(&answer.numbers),
-        states_since: None,
-        named: still.iter().filter(|hash| !answer.raws.contains_key(hash)).copied().collect(),
-    };
+    let mut rest: BTreeSet<InfoHash> = still.iter().filter(|hash| !answer.raws.contains_key(hash)).copied().collect();
+    let later = rest.iter().nth(STILL_MAX).copied().map(|from| rest.split_off(&from)).unwrap_or_default();
+    let view = turn.client.memory().quick.view_of_moving(probe);
+    let has_begun = !asked_moving && moved(&before) != moved(&answer.numbers);
+    let again = Ask { moving: view.filter(|_| has_begun), states_since: None, named: rest };
     if again != Ask::default() {
         ask = again;
-        asked_moving |= ask.moving;
-        if ask.named.len() > NAMED_MAX {
-            return Ok(None);
-        }
+        asked_moving |= ask.moving.is_some();
         let Some(more) = exchange(turn, probe, &ask, &fields).await? else { return Ok(None) };
         answer.raws.extend(more.raws);
         answer.numbers = more.numbers;
@@ -230,6 +280,7 @@ pub(super) async fn look(
         return Ok(None);
     }
     memory.note(answer.numbers, &answer.raws);
+    memory.moving.extend(later);
     memory.has_moved = moved(&before) != moved(&answer.numbers);
     memory.looks_since_states += 1;
     memory.looks_since_moving = if asked_moving { 0 } else { memory.looks_since_moving + 1 };
@@ -254,8 +305,9 @@ fn first_ask(turn: &Turn<'_>, probe: &Probe, named: &BTreeSet<InfoHash>) -> Opti
         |looks: u64, rows: u64| rows > 0 && (rows <= ROWS_AT_ONCE || looks + 1 >= rows.div_ceil(ROWS_EACH_LOOK));
     let are_states_due = is_due(quick.looks_since_states, count);
     let states_since = quick.states_known_at.filter(|_| are_states_due && fits(count) && probe.has_filtered);
+    let are_moving_due = quick.has_moved || !quick.moving.is_empty() || is_due(quick.looks_since_moving, active);
     let ask = Ask {
-        moving: quick.has_moved || !quick.moving.is_empty() || is_due(quick.looks_since_moving, active),
+        moving: quick.view_of_moving(probe).filter(|_| are_moving_due),
         states_since: states_since.map(|time| time - TIME_MARGIN_SECONDS),
         named: named.iter().filter(|hash| matches!(hash, InfoHash::V1(_))).copied().collect(),
     };
@@ -263,6 +315,15 @@ fn first_ask(turn: &Turn<'_>, probe: &Probe, named: &BTreeSet<InfoHash>) -> Opti
 }
 
 impl Memory {
+    /// Where to look for what moves.
+    fn view_of_moving(&self, probe: &Probe) -> Option<&'static str> {
+        match (self.views.are_true(2), probe.has_filtered) {
+            (true, _) => Some("active"),
+            (false, true) => Some("main"),
+            (false, false) => None,
+        }
+    }
+
     /// Adds what is known to the rows; false if they are not all that happened.
     fn explain(&mut self, before: &Numbers, answer: &mut Answer) -> bool {
         if answer.broken > 0 || before.pid != answer.numbers.pid {
@@ -278,8 +339,9 @@ impl Memory {
             known.note_state(raw);
             raw.set_lasting(&known.lasting);
         }
-        let sizes = before.views.iter().zip(&answer.numbers.views).zip(deltas);
-        sizes.into_iter().all(|((was, is), delta)| match (was, is) {
+        let sizes = before.views.iter().zip(&answer.numbers.views).zip(deltas).enumerate();
+        sizes.into_iter().all(|(place, ((was, is), delta))| match (was, is) {
+            _ if !self.views.are_true(place) => true,
             (Some(was), Some(is)) => was.checked_add_signed(delta) == Some(*is),
             (was, is) => was == is,
         })
@@ -418,27 +480,29 @@ mod tests {
         listings.map(words).collect()
     }
 
+    const HASHING: &str = "d.multicall.filtered hashing d.is_hash_checking=";
+
     #[test]
     fn nothing_is_tried_on_all_torrents_unless_it_is_due() {
         let filtered = Probe::of_tests(true);
-        assert_eq!(listings(&Ask::default(), &filtered), ["d.multicall2 hashing"]);
-        let ask = Ask { moving: true, ..Ask::default() };
+        assert_eq!(listings(&Ask::default(), &filtered), [HASHING]);
+        let ask = Ask { moving: Some("active"), ..Ask::default() };
         let moving = "d.multicall.filtered active or=d.up.rate=,d.down.rate=";
-        assert_eq!(listings(&ask, &filtered), ["d.multicall2 hashing", moving]);
+        assert_eq!(listings(&ask, &filtered), [HASHING, moving]);
         let ask = Ask { states_since: Some(1_700_000_000), ..Ask::default() };
         let states = "d.multicall.filtered main greater=d.state_changed=,value=1700000000";
-        assert_eq!(listings(&ask, &filtered), ["d.multicall2 hashing", states]);
+        assert_eq!(listings(&ask, &filtered), [HASHING, states]);
     }
 
     #[test]
     fn without_predicates_all_that_runs_is_read() {
-        let ask = Ask { moving: true, ..Ask::default() };
+        let ask = Ask { moving: Some("active"), ..Ask::default() };
         assert_eq!(listings(&ask, &Probe::of_tests(false)), ["d.multicall2 hashing", "d.multicall2 active"]);
     }
 
     #[test]
     fn a_torrent_is_named_by_a_target_and_never_in_a_predicate() {
-        let ask = Ask { moving: true, states_since: Some(5), named: BTreeSet::from([A]) };
+        let ask = Ask { moving: Some("active"), states_since: Some(5), named: BTreeSet::from([A]) };
         let calls = ask.calls(&Probe::of_tests(true), &fields());
         let hash = "AA".repeat(20);
         let mut targeted = 0;
@@ -456,12 +520,35 @@ mod tests {
     #[test]
     fn what_a_load_never_changes_is_not_asked_for_and_the_rest_is() {
         let asked: Vec<String> = fields().iter().map(Field::command).collect();
-        for lasting in ["d.name=", "d.size_bytes=", "d.custom=addtime", "d.loaded_file="] {
+        for lasting in ["d.name=", "d.size_bytes=", "d.loaded_file="] {
             assert!(!asked.contains(&lasting.to_owned()), "{lasting}");
         }
         for needed in ["d.local_id=", "d.custom1=", "d.message=", "d.timestamp.finished=", "d.tracker_size="] {
             assert!(asked.contains(&needed.to_owned()), "{needed}");
         }
+    }
+
+    #[test]
+    fn a_view_that_somebody_fills_by_a_rule_of_his_own_is_not_gone_by() {
+        let seen = |size: u64, pid| {
+            let raw = Raw { state: true, is_active: true, ..Raw::default() };
+            let views = [Some(1), Some(1), Some(size), Some(0)];
+            let numbers = Numbers { pid: Some(pid), views, ..Numbers::default() };
+            let raws = BTreeMap::from([(A, raw)]);
+            Seen { raws, numbers, complete: true, covers: Covers::All, reading: Reading::Whole }
+        };
+        let mut views = Views::default();
+        for _ in 0..5 {
+            views.note(&seen(0, 7));
+        }
+        assert!(views.are_true(2), "wrong, and always by as much");
+        for size in [1, 0, 1] {
+            assert!(views.are_true(2));
+            views.note(&seen(size, 7));
+        }
+        assert!(!views.are_true(2) && views.are_true(1) && views.are_true(0));
+        views.note(&seen(1, 8));
+        assert!(views.are_true(2), "another rTorrent");
     }
 
     /// A torrent in short: `r` wants to run, `a` does, `c` is complete.
