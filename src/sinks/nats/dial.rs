@@ -38,8 +38,10 @@ pub struct Ended {
 const REFUSED_RETRY: Duration = Duration::from_secs(10);
 
 impl Ended {
+    /// For no reason that lies in what was sent. A NATS server says what it does not take, and over what it takes
+    /// no line breaks; so this is never the wordless hanging up by which brokers of MQTT refuse a message.
     pub fn other(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), retry_after: None }
+        Self { reason: reason.into(), retry_after: Some(Duration::ZERO) }
     }
 
     /// Something is set up in a way that has to be mended.

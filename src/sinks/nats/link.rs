@@ -107,7 +107,7 @@ impl NatsLink {
 
     fn hand_over(&self, message: Message) -> Result<oneshot::Receiver<Verdict>, DeliverError> {
         let (settle, settled) = oneshot::channel();
-        self.jobs.try_send(Job { message, settle }).map_err(|_| DeliverError::unavailable("the connection is over"))?;
+        self.jobs.try_send(Job { message, settle }).map_err(|_| unavailable("the connection is over"))?;
         Ok(settled)
     }
 
@@ -120,8 +120,12 @@ impl NatsLink {
     }
 }
 
+fn unavailable(reason: impl Into<String>) -> DeliverError {
+    Ended::other(reason).into()
+}
+
 async fn outcome(settled: oneshot::Receiver<Verdict>) -> Verdict {
-    settled.await.unwrap_or_else(|_| Err(DeliverError::unavailable("the connection was given up")))
+    settled.await.unwrap_or_else(|_| Err(unavailable("the connection was given up")))
 }
 
 #[async_trait]
@@ -173,7 +177,7 @@ impl Link for NatsLink {
         let goodbye = async { outcome(self.hand_over(offline)?).await };
         match timeout(GOODBYE_WITHIN, goodbye).await {
             Ok(verdict) => verdict,
-            Err(_) => Err(DeliverError::unavailable("the server did not take our goodbye in time")),
+            Err(_) => Err(unavailable("the server did not take our goodbye in time")),
         }
     }
 }
@@ -397,7 +401,7 @@ impl Driver {
         match read_answer(has_no_responder, &answer.payload) {
             Answer::Stored { is_duplicate: true } if ticket.is_first && ticket.is_event => {
                 let reason = self.ids_are_taken(&ticket.subject);
-                ticket.settle(Err(DeliverError::unavailable(reason.clone())));
+                ticket.settle(Err(unavailable(reason.clone())));
                 return Err(Ended::refused(reason));
             }
             Answer::Stored { .. } => ticket.settle(Ok(())),
@@ -560,7 +564,7 @@ fn is_stored_event(message: &Message) -> bool {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.fail_all(&DeliverError::unavailable("the connection was given up"));
+        self.fail_all(&unavailable("the connection was given up"));
     }
 }
 
