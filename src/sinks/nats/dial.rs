@@ -120,7 +120,9 @@ impl Line {
                 async move { tell.send(event).await.unwrap_or_default() }
             });
         if let Some(tls) = tls {
-            options = options.tls_client_config(ClientConfig::clone(tls));
+            // Who says whom to trust wants no line that anybody may read, whatever the URL.
+            let is_wanted = settings.ca_pem.is_some() || settings.client_cert.is_some();
+            options = options.tls_client_config(ClientConfig::clone(tls)).require_tls(is_wanted);
         }
         let connected = async_nats::connect_with_options(&servers[..], options).await;
         has_stood.store(true, Ordering::Relaxed);
