@@ -57,6 +57,8 @@ pub fn read_answer(has_no_responder: bool, body: &[u8]) -> Answer {
     struct PubAck {
         stream: Option<String>,
         #[serde(default)]
+        seq: u64,
+        #[serde(default)]
         duplicate: bool,
         error: Option<ApiError>,
     }
@@ -68,6 +70,8 @@ pub fn read_answer(has_no_responder: bool, body: &[u8]) -> Answer {
             Answer::Refused(error.explained())
         }
         Ok(PubAck { error: Some(error), .. }) => Answer::NotNow(error.explained()),
+        // A cluster of 2.10 says so of a repetition whose first one is not agreed upon yet, and may never be.
+        Ok(PubAck { stream: Some(_), seq: 0, .. }) => Answer::NotNow("it has no place in the stream yet".to_owned()),
         Ok(PubAck { stream: Some(_), duplicate, .. }) => Answer::Stored { is_duplicate: duplicate },
         Ok(_) | Err(_) => Answer::NotNow("the acknowledgement is none".to_owned()),
     }
@@ -119,6 +123,11 @@ mod tests {
         assert_eq!(error(10054), Answer::Refused("why".into()));
         assert!(matches!(error(10077), Answer::NotNow(why) if why.contains("no room (why)")));
         assert_eq!(error(1), Answer::NotNow("why".into()));
+        // The first of two with one id is under way: newer clusters say it by an error, older ones by no number.
+        assert_eq!(error(10158), Answer::NotNow("why".into()));
+        for no_place in [r#"{"stream":"S","seq":0,"duplicate":true}"#, r#"{"stream":"S","duplicate":true}"#] {
+            assert!(matches!(read(no_place), Answer::NotNow(why) if why.contains("no place")), "{no_place}");
+        }
         for nonsense in ["", "[]", "{}", "{\"stream\":1}"] {
             assert!(matches!(read(nonsense), Answer::NotNow(_)), "{nonsense}");
         }

@@ -41,8 +41,10 @@ pub struct Ended {
 const REFUSED_RETRY: Duration = Duration::from_secs(10);
 
 impl Ended {
+    /// For no reason that lies in what was sent. A NATS server says what it does not take, and over what it takes
+    /// no line breaks; so this is never the wordless hanging up by which brokers of MQTT refuse a message.
     pub fn other(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), retry_after: None }
+        Self { reason: reason.into(), retry_after: Some(Duration::ZERO) }
     }
 
     /// Something is set up in a way that has to be mended.
@@ -121,7 +123,9 @@ impl Line {
                 async move { tell.send(event).await.unwrap_or_default() }
             });
         if let Some(tls) = tls {
-            options = options.tls_client_config(ClientConfig::clone(tls));
+            // Who says whom to trust wants no line that anybody may read, whatever the URL.
+            let is_wanted = settings.ca_pem.is_some() || settings.client_cert.is_some();
+            options = options.tls_client_config(ClientConfig::clone(tls)).require_tls(is_wanted);
         }
         let connected = async_nats::connect_with_options(&servers[..], options).await;
         has_stood.store(true, Ordering::Relaxed);

@@ -107,7 +107,7 @@ impl NatsLink {
 
     fn hand_over(&self, message: Message) -> Result<oneshot::Receiver<Verdict>, DeliverError> {
         let (settle, settled) = oneshot::channel();
-        self.jobs.try_send(Job { message, settle }).map_err(|_| DeliverError::unavailable("the connection is over"))?;
+        self.jobs.try_send(Job { message, settle }).map_err(|_| unavailable("the connection is over"))?;
         Ok(settled)
     }
 
@@ -120,8 +120,12 @@ impl NatsLink {
     }
 }
 
+fn unavailable(reason: impl Into<String>) -> DeliverError {
+    Ended::other(reason).into()
+}
+
 async fn outcome(settled: oneshot::Receiver<Verdict>) -> Verdict {
-    settled.await.unwrap_or_else(|_| Err(DeliverError::unavailable("the connection was given up")))
+    settled.await.unwrap_or_else(|_| Err(unavailable("the connection was given up")))
 }
 
 #[async_trait]
@@ -173,7 +177,7 @@ impl Link for NatsLink {
         let goodbye = async { outcome(self.hand_over(offline)?).await };
         match timeout(GOODBYE_WITHIN, goodbye).await {
             Ok(verdict) => verdict,
-            Err(_) => Err(DeliverError::unavailable("the server did not take our goodbye in time")),
+            Err(_) => Err(unavailable("the server did not take our goodbye in time")),
         }
     }
 }
@@ -185,32 +189,13 @@ struct Ticket {
     is_event: bool,
     /// It was sent for the first time ever.
     is_first: bool,
+    since: Instant,
 }
 
 impl Ticket {
     fn settle(self, verdict: Verdict) {
         // An error means that nobody waits any more, which is their choice.
         self.settle.send(verdict).ok();
-    }
-}
-
-/// Since when answers are due of each kind. They come from different places: one may be silent, as a stream
-/// without a leader, while the others answer.
-#[derive(Clone, Copy)]
-struct Silence {
-    events: Instant,
-    states: Instant,
-    heard: Instant,
-}
-
-impl Silence {
-    fn begin() -> Self {
-        let now = Instant::now();
-        Self { events: now, states: now, heard: now }
-    }
-
-    fn of_stored(&mut self, is_event: bool) -> &mut Instant {
-        if is_event { &mut self.events } else { &mut self.states }
     }
 }
 
@@ -235,7 +220,6 @@ pub(super) struct Driver {
     echo: Option<u64>,
     /// We may not send ourselves an echo, so what is written counts as heard.
     is_mute: bool,
-    silence: Silence,
     ending: Option<(Ended, Instant)>,
 }
 
@@ -261,7 +245,6 @@ impl Driver {
             unheard: VecDeque::new(),
             echo: None,
             is_mute: false,
-            silence: Silence::begin(),
             ending: None,
         };
         let online = Message::bridge_status(&driver.voice.subjects, true);
@@ -290,17 +273,11 @@ impl Driver {
         }
     }
 
-    /// How many events and how many states JetStream has not answered for.
-    fn stored_due(&self) -> (usize, usize) {
-        (self.events_under_way, self.under_way.len() - self.events_under_way)
-    }
-
-    /// Until when an answer has to come, if one is due.
+    /// Until when an answer has to come, if one is due. The oldest that is not answered counts: what is
+    /// answered after it, by a stream that does well or for a message that came later, says nothing of it.
     fn deadline(&self) -> Option<Instant> {
-        let Silence { events, states, heard } = self.silence;
-        let (events_due, states_due) = self.stored_due();
-        let due = [(events_due, events), (states_due, states), (self.unheard.len(), heard)];
-        let since = due.into_iter().filter(|(count, _)| *count > 0).map(|(_, since)| since).min()?;
+        let oldest = [self.under_way.values().next(), self.unheard.front().map(|(_, ticket)| ticket)];
+        let since = oldest.into_iter().flatten().map(|ticket| ticket.since).min()?;
         Some(self.ending.as_ref().map_or(since + ANSWER_WITHIN, |(_, until)| *until))
     }
 
@@ -386,18 +363,16 @@ impl Driver {
         let Some(token) = answer.subject.rsplit('.').next() else { return Ok(()) };
         if let Some(number) = token.strip_prefix('e') {
             let number = number.parse().unwrap_or_default();
-            self.silence.heard = Instant::now();
             self.heard_up_to(number);
             self.echo = None;
             return self.echo_if_due().await;
         }
         let Some(ticket) = token.parse().ok().and_then(|number| self.take_ticket(number)) else { return Ok(()) };
-        *self.silence.of_stored(ticket.is_event) = Instant::now();
         let has_no_responder = answer.status == Some(StatusCode::NO_RESPONDERS);
         match read_answer(has_no_responder, &answer.payload) {
             Answer::Stored { is_duplicate: true } if ticket.is_first && ticket.is_event => {
                 let reason = self.ids_are_taken(&ticket.subject);
-                ticket.settle(Err(DeliverError::unavailable(reason.clone())));
+                ticket.settle(Err(unavailable(reason.clone())));
                 return Err(Ended::refused(reason));
             }
             Answer::Stored { .. } => ticket.settle(Ok(())),
@@ -475,22 +450,14 @@ impl Driver {
         self.number += 1;
         let number = self.number;
         let is_first = entry.is_some_and(|(server, seq)| self.voice.history.is_first(&server, seq));
-        let ticket = Ticket { subject: subject.clone(), settle, is_event, is_first };
+        let ticket = Ticket { subject: subject.clone(), settle, is_event, is_first, since: Instant::now() };
         let reply = match surety {
             Surety::Stored => {
-                let (events_due, states_due) = self.stored_due();
-                let due = if is_event { events_due } else { states_due };
-                if due == 0 {
-                    *self.silence.of_stored(is_event) = Instant::now();
-                }
                 self.events_under_way += usize::from(is_event);
                 self.under_way.insert(number, ticket);
                 Some(format!("{}.{number}", self.inbox))
             }
             Surety::Heard => {
-                if self.unheard.is_empty() {
-                    self.silence.heard = Instant::now();
-                }
                 self.unheard.push_back((number, ticket));
                 None
             }
@@ -560,7 +527,7 @@ fn is_stored_event(message: &Message) -> bool {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.fail_all(&DeliverError::unavailable("the connection was given up"));
+        self.fail_all(&unavailable("the connection was given up"));
     }
 }
 

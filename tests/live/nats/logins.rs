@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{all_is_stored, bus_at, label, load_one};
 use crate::harness::certificates::Certificates;
-use crate::harness::nats::{self, Ear, NatsServer};
+use crate::harness::nats::{self, Ear, NatsServer, api};
 use crate::harness::{World, can_run};
 
 const JETSTREAM: &str = "jetstream {{ store_dir: \"{dir}/store\" }}";
@@ -89,6 +89,15 @@ async fn tls_with_an_own_authority_and_a_certificate_of_ours() {
             let last = world.ledger().last_seq("home");
             world.ledger().until("all is delivered", |ledger| ledger.cursor("bus", "home") >= last).await;
         }
+        // To a server without TLS nothing is said, though it would take it.
+        let plain = NatsServer::start_with(&program, &folder.path().join("plain"), JETSTREAM).await;
+        let authority = format!("ca_file = {:?}", text(&certificates.ca));
+        let mut world = World::new(bus_at(&format!("nats://localhost:{}", plain.port), &authority)).await;
+        world.start_bridge().await;
+        world.bridge().says("not connected, trying on").await;
+        let ear = Ear::listen(&plain).await;
+        let info = api(&ear.client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await;
+        assert_eq!(info["error"]["code"], 404, "{info}");
         // Without the authority the server is a stranger.
         let mut world = World::new(bus_at(&format!("tls://localhost:{}", server.port), "")).await;
         world.start_bridge().await;
