@@ -9,6 +9,7 @@
 //!   given to another event, by a data folder that is older than the stream (I6).
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -45,19 +46,21 @@ const NOT_NOW_RETRY: Duration = Duration::from_secs(1);
 
 type Verdict = Result<(), DeliverError>;
 
-/// What the connections of a sink know together: which events were sent before.
+/// What the connections of a sink know together: which events were sent before, and what became of them.
 #[derive(Debug)]
 pub struct History {
     /// The newest entry of each server that was ever sent, or written before this run.
     sent: Mutex<BTreeMap<ServerName, Seq>>,
     /// Why nothing may be sent any more.
     pub over: OnceLock<String>,
+    /// An event was not taken that could have been taken after the next: from then on they go one at a time.
+    pub was_not_now: AtomicBool,
 }
 
 impl History {
     /// `before`: the newest entry of each server when this run began.
     pub fn new(before: BTreeMap<ServerName, Seq>) -> Self {
-        Self { sent: Mutex::new(before), over: OnceLock::new() }
+        Self { sent: Mutex::new(before), over: OnceLock::new(), was_not_now: AtomicBool::new(false) }
     }
 
     /// Notes that an entry is sent; whether that is for the first time ever.
@@ -378,6 +381,9 @@ impl Driver {
             Answer::Stored { .. } => ticket.settle(Ok(())),
             Answer::Refused(reason) => ticket.settle(Err(DeliverError::Rejected { reason })),
             Answer::NotNow(reason) => {
+                if ticket.is_event {
+                    self.voice.history.was_not_now.store(true, Ordering::Relaxed);
+                }
                 let reason = format!("{} is not taken: {reason}", ticket.subject);
                 let ended = Ended { reason, retry_after: Some(NOT_NOW_RETRY) };
                 ticket.settle(Err(ended.clone().into()));
