@@ -118,7 +118,6 @@ impl NatsLink {
     fn hand_over_reply(&self, reply: Message) -> Result<oneshot::Receiver<Verdict>, DeliverError> {
         let checked = self.voice.subjects.check_reply(&reply.subject);
         checked.map_err(|error| DeliverError::Rejected { reason: format!("not a subject to answer on: {error}") })?;
-        self.check(&reply)?;
         self.hand_over(reply)
     }
 }
@@ -144,8 +143,9 @@ impl Link for NatsLink {
             return Box::pin(async { Ok(()) });
         }
         let Messages { own, reply } = messages(subjects, instance, *is_stored, delivery);
-        // All or none: a result that is too large is replaced, and answered once.
-        if let Some(refusal) = own.iter().find_map(|message| self.check(message).err()) {
+        // All or none: a result that is too large is replaced, and answered once. The reply has more headers than
+        // the result itself, so it may be too large alone.
+        if let Some(refusal) = own.iter().chain(&reply).find_map(|message| self.check(message).err()) {
             return Box::pin(async move { Err(refusal) });
         }
         let sent: Vec<_> = own.into_iter().map(|message| self.hand_over(message)).collect();
@@ -540,6 +540,37 @@ impl Drop for Driver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::port::ReplyTo;
+    use crate::sinks::nats::settings::Prefix;
+
+    #[tokio::test]
+    async fn a_result_whose_reply_alone_is_too_large_is_rejected_and_none_of_it_is_sent() {
+        let body = Bytes::from(r#"{"status":"error","error":{"code":"bad_request","message":"no","retryable":false}}"#);
+        let result = || Delivery::Result {
+            server: None,
+            body: body.clone(),
+            reply: Some(ReplyTo { topic: "_INBOX.1".into(), correlation: None }),
+        };
+        let (jobs, mut sent) = mpsc::channel(CHANNEL);
+        let voice = Voice {
+            sink: SinkName::parse("bus").unwrap(),
+            instance: "main".to_owned(),
+            subjects: Subjects::new(Prefix::default(), "main", true),
+            is_stored: true,
+            may_refuse_one: false,
+            has_others: false,
+            history: Arc::new(History::new(BTreeMap::new())),
+        };
+        let Messages { own, reply } = messages(&voice.subjects, "main", true, result());
+        let (of_own, of_reply) = (own[0].payload_bytes(), reply.unwrap().payload_bytes());
+        assert!(of_own < of_reply);
+        let mut link = NatsLink { voice, jobs, payload_bytes_max: of_reply - 1 };
+        assert!(matches!(link.send(result()).await, Err(DeliverError::Rejected { .. })));
+        assert!(sent.try_recv().is_err());
+        link.payload_bytes_max = of_reply;
+        drop(link.send(result()));
+        assert!(sent.try_recv().is_ok() && sent.try_recv().is_ok());
+    }
 
     #[test]
     fn an_entry_is_sent_first_only_once_and_never_if_it_is_older_than_this_run() {
