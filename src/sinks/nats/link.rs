@@ -35,6 +35,9 @@ const DEPTH: usize = 256;
 const CHANNEL: usize = 2 * DEPTH + 16;
 /// Answers that wait to be read.
 pub(super) const ANSWERS: usize = 2 * CHANNEL;
+/// Where something was denied, so many messages may be under way: the crate keeps 128 words of the server until
+/// they are read, and drops what is more.
+const DENIALS: usize = 100;
 /// If no answer comes for so long, though one is due, the line is dead.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// After a refusal the answers that are still due are waited for this long.
@@ -55,12 +58,19 @@ pub struct History {
     pub over: OnceLock<String>,
     /// An event was not taken that could have been taken after the next: from then on they go one at a time.
     pub was_not_now: AtomicBool,
+    /// The login may not publish everything.
+    was_denied: AtomicBool,
 }
 
 impl History {
     /// `before`: the newest entry of each server when this run began.
     pub fn new(before: BTreeMap<ServerName, Seq>) -> Self {
-        Self { sent: Mutex::new(before), over: OnceLock::new(), was_not_now: AtomicBool::new(false) }
+        Self {
+            sent: Mutex::new(before),
+            over: OnceLock::new(),
+            was_not_now: AtomicBool::new(false),
+            was_denied: AtomicBool::new(false),
+        }
     }
 
     /// Notes that an entry is sent; whether that is for the first time ever.
@@ -293,7 +303,7 @@ impl Driver {
             return Err(ended.clone());
         }
         let deadline = due.unwrap_or_else(Instant::now);
-        let may_take = self.ending.is_none();
+        let may_take = self.may_take();
         tokio::select! {
             biased;
             word = self.line.word() => {
@@ -311,6 +321,12 @@ impl Driver {
             },
             Some(job) = self.jobs.recv(), if may_take => self.take(job).await,
         }
+    }
+
+    /// Whether another message may go out, as far as the line is concerned.
+    fn may_take(&self) -> bool {
+        let has_room = || self.under_way.len() + self.unheard.len() < DENIALS;
+        self.ending.is_none() && (!self.voice.history.was_denied.load(Ordering::Relaxed) || has_room())
     }
 
     fn on_word(&mut self, word: Word) -> Result<(), Ended> {
@@ -345,6 +361,7 @@ impl Driver {
                 Ok(())
             }
             Some(Denied::Publish(subject)) => {
+                self.voice.history.was_denied.store(true, Ordering::Relaxed);
                 let number =
                     self.under_way.iter().find(|(_, ticket)| ticket.subject == subject).map(|(number, _)| *number);
                 if let Some(ticket) = number.and_then(|number| self.take_ticket(number)) {
@@ -433,7 +450,7 @@ impl Driver {
                 true => self.held.push_back(job),
                 false => self.publish(job).await?,
             }
-            next = self.jobs.try_recv().ok();
+            next = if self.may_take() { self.jobs.try_recv().ok() } else { None };
         }
         self.echo_if_due().await
     }
