@@ -509,13 +509,16 @@ impl Dispatcher {
                     self.is_unsettled = true;
                 }
             }
-            Sent::Cleared { name } => {
-                if let Some(reason) = &rejected {
-                    warn!(%sink, reason, "a kept message could not be cleared");
+            Sent::Cleared { name } => match rejected {
+                None => {
+                    self.registry.cleared(name);
+                    self.note_names().await?;
                 }
-                self.registry.cleared(name);
-                self.note_names().await?;
-            }
+                Some(reason) => {
+                    warn!(%sink, reason, "a kept message could not be cleared, and is tried again with the next line");
+                    self.registry.not_cleared(&name);
+                }
+            },
             Sent::Result { result, is_substitute } => {
                 self.result_arrived(*result, rejected, is_substitute).await?;
             }

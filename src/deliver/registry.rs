@@ -71,6 +71,11 @@ impl Registry {
         }
     }
 
+    /// Its clearing was refused: it may still be kept there, and stays until a clearing is taken.
+    pub fn not_cleared(&mut self, name: &str) {
+        self.clearing.remove(name);
+    }
+
     /// What is to be crossed out on disk.
     pub fn to_cross_out(&self) -> Vec<String> {
         self.cleared.iter().cloned().collect()
@@ -128,6 +133,18 @@ mod tests {
         registry.keep("c");
         assert_eq!(registry.next_leftover(), None);
         assert!(registry.to_cross_out().is_empty());
+    }
+
+    #[test]
+    fn a_name_whose_clearing_was_refused_stays_and_is_cleared_with_the_next_plan() {
+        let mut registry = registry();
+        registry.clear("a");
+        registry.not_cleared("a");
+        assert!(registry.to_cross_out().is_empty() && registry.knows("a"));
+        registry.keep_only(&HashSet::from(["b".to_owned(), "c".to_owned()]));
+        assert_eq!(registry.next_leftover().as_deref(), Some("a"));
+        registry.cleared("a".to_owned());
+        assert_eq!(registry.to_cross_out(), ["a"]);
     }
 
     #[test]

@@ -77,6 +77,40 @@ pub fn read_answer(has_no_responder: bool, body: &[u8]) -> Answer {
     }
 }
 
+/// Whether this is an answer that a server, a stream or another service gave to somebody, and not a request.
+///
+/// Whoever asks chooses where the answer goes: so one who may ask, and send no command, could aim an answer at
+/// the subject of a command. Answers give themselves away by one of these.
+pub fn is_answer<'h>(
+    has_status: bool,
+    mut headers: impl Iterator<Item = &'h str>,
+    reply: Option<&str>,
+    body: &[u8],
+) -> bool {
+    const HEADERS: [&str; 11] = [
+        "Nats-Stream",
+        "Nats-Subject",
+        "Nats-Sequence",
+        "Nats-Time-Stamp",
+        "Nats-Last-Sequence",
+        "Nats-Last-Consumer",
+        "Nats-Last-Stream",
+        "Nats-Num-Pending",
+        "Nats-Pending-Messages",
+        "Nats-Service-Error",
+        "KV-Operation",
+    ];
+    #[derive(Deserialize)]
+    struct Body {
+        r#type: String,
+    }
+    let is_typed = || serde_json::from_slice::<Body>(body).is_ok_and(|body| body.r#type.starts_with("io.nats."));
+    has_status
+        || headers.any(|header| HEADERS.iter().any(|of_answers| header.eq_ignore_ascii_case(of_answers)))
+        || reply.is_some_and(|reply| reply.starts_with("$JS"))
+        || is_typed()
+}
+
 /// What the server does not let us do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Denied<'a> {
@@ -147,10 +181,28 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_answer_is_told_from_a_request() {
+        let check = |has_status, header: &str, reply, body: &str, expected| {
+            let is = is_answer(has_status, header.split_terminator(','), reply, body.as_bytes());
+            assert_eq!(is, expected, "{has_status} {header} {reply:?} {body}");
+        };
+        check(false, "", Some("_INBOX.1"), r#"{"label": "a", "id": "1"}"#, false);
+        check(false, "traceparent,Nats-Msg-Id", None, "", false);
+        check(false, "", None, r#"{"type": "magnet"}"#, false);
+        check(true, "", None, "", true);
+        check(false, "x,nats-stream", None, "", true);
+        check(false, "KV-Operation", None, "", true);
+        check(false, "", Some("$JS.ACK.a.b.1.1.1.1.0"), "", true);
+        check(false, "", None, r#"{"type":"io.nats.jetstream.api.v1.stream_info_response"}"#, true);
+        check(false, "", None, r#"{"type":"io.nats.micro.v1.ping_response","name":"x"}"#, true);
+    }
+
     proptest! {
         #[test]
         fn no_answer_panics(body in proptest::collection::vec(any::<u8>(), 0..200), text in ".{0,100}") {
             read_answer(false, &body);
+            is_answer(false, std::iter::once(text.as_str()), Some(&text), &body);
             read_denial(&text);
             read_denial(&format!("Permissions Violation for Publish to {text}"));
         }

@@ -9,6 +9,7 @@
 //!   given to another event, by a data folder that is older than the stream (I6).
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +35,9 @@ const DEPTH: usize = 256;
 const CHANNEL: usize = 2 * DEPTH + 16;
 /// Answers that wait to be read.
 pub(super) const ANSWERS: usize = 2 * CHANNEL;
+/// Where something was denied, so many messages may be under way: the crate keeps 128 words of the server until
+/// they are read, and drops what is more.
+const DENIALS: usize = 100;
 /// If no answer comes for so long, though one is due, the line is dead.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// After a refusal the answers that are still due are waited for this long.
@@ -45,19 +49,28 @@ const NOT_NOW_RETRY: Duration = Duration::from_secs(1);
 
 type Verdict = Result<(), DeliverError>;
 
-/// What the connections of a sink know together: which events were sent before.
+/// What the connections of a sink know together: which events were sent before, and what became of them.
 #[derive(Debug)]
 pub struct History {
     /// The newest entry of each server that was ever sent, or written before this run.
     sent: Mutex<BTreeMap<ServerName, Seq>>,
     /// Why nothing may be sent any more.
     pub over: OnceLock<String>,
+    /// An event was not taken that could have been taken after the next: from then on they go one at a time.
+    pub was_not_now: AtomicBool,
+    /// The login may not publish everything.
+    was_denied: AtomicBool,
 }
 
 impl History {
     /// `before`: the newest entry of each server when this run began.
     pub fn new(before: BTreeMap<ServerName, Seq>) -> Self {
-        Self { sent: Mutex::new(before), over: OnceLock::new() }
+        Self {
+            sent: Mutex::new(before),
+            over: OnceLock::new(),
+            was_not_now: AtomicBool::new(false),
+            was_denied: AtomicBool::new(false),
+        }
     }
 
     /// Notes that an entry is sent; whether that is for the first time ever.
@@ -115,7 +128,6 @@ impl NatsLink {
     fn hand_over_reply(&self, reply: Message) -> Result<oneshot::Receiver<Verdict>, DeliverError> {
         let checked = self.voice.subjects.check_reply(&reply.subject);
         checked.map_err(|error| DeliverError::Rejected { reason: format!("not a subject to answer on: {error}") })?;
-        self.check(&reply)?;
         self.hand_over(reply)
     }
 }
@@ -141,8 +153,9 @@ impl Link for NatsLink {
             return Box::pin(async { Ok(()) });
         }
         let Messages { own, reply } = messages(subjects, instance, *is_stored, delivery);
-        // All or none: a result that is too large is replaced, and answered once.
-        if let Some(refusal) = own.iter().find_map(|message| self.check(message).err()) {
+        // All or none: a result that is too large is replaced, and answered once. The reply has more headers than
+        // the result itself, so it may be too large alone.
+        if let Some(refusal) = own.iter().chain(&reply).find_map(|message| self.check(message).err()) {
             return Box::pin(async move { Err(refusal) });
         }
         let sent: Vec<_> = own.into_iter().map(|message| self.hand_over(message)).collect();
@@ -290,7 +303,7 @@ impl Driver {
             return Err(ended.clone());
         }
         let deadline = due.unwrap_or_else(Instant::now);
-        let may_take = self.ending.is_none();
+        let may_take = self.may_take();
         tokio::select! {
             biased;
             word = self.line.word() => {
@@ -308,6 +321,12 @@ impl Driver {
             },
             Some(job) = self.jobs.recv(), if may_take => self.take(job).await,
         }
+    }
+
+    /// Whether another message may go out, as far as the line is concerned.
+    fn may_take(&self) -> bool {
+        let has_room = || self.under_way.len() + self.unheard.len() < DENIALS;
+        self.ending.is_none() && (!self.voice.history.was_denied.load(Ordering::Relaxed) || has_room())
     }
 
     fn on_word(&mut self, word: Word) -> Result<(), Ended> {
@@ -342,6 +361,7 @@ impl Driver {
                 Ok(())
             }
             Some(Denied::Publish(subject)) => {
+                self.voice.history.was_denied.store(true, Ordering::Relaxed);
                 let number =
                     self.under_way.iter().find(|(_, ticket)| ticket.subject == subject).map(|(number, _)| *number);
                 if let Some(ticket) = number.and_then(|number| self.take_ticket(number)) {
@@ -378,6 +398,9 @@ impl Driver {
             Answer::Stored { .. } => ticket.settle(Ok(())),
             Answer::Refused(reason) => ticket.settle(Err(DeliverError::Rejected { reason })),
             Answer::NotNow(reason) => {
+                if ticket.is_event {
+                    self.voice.history.was_not_now.store(true, Ordering::Relaxed);
+                }
                 let reason = format!("{} is not taken: {reason}", ticket.subject);
                 let ended = Ended { reason, retry_after: Some(NOT_NOW_RETRY) };
                 ticket.settle(Err(ended.clone().into()));
@@ -427,7 +450,7 @@ impl Driver {
                 true => self.held.push_back(job),
                 false => self.publish(job).await?,
             }
-            next = self.jobs.try_recv().ok();
+            next = if self.may_take() { self.jobs.try_recv().ok() } else { None };
         }
         self.echo_if_due().await
     }
@@ -534,6 +557,37 @@ impl Drop for Driver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::port::ReplyTo;
+    use crate::sinks::nats::settings::Prefix;
+
+    #[tokio::test]
+    async fn a_result_whose_reply_alone_is_too_large_is_rejected_and_none_of_it_is_sent() {
+        let body = Bytes::from(r#"{"status":"error","error":{"code":"bad_request","message":"no","retryable":false}}"#);
+        let result = || Delivery::Result {
+            server: None,
+            body: body.clone(),
+            reply: Some(ReplyTo { topic: "_INBOX.1".into(), correlation: None }),
+        };
+        let (jobs, mut sent) = mpsc::channel(CHANNEL);
+        let voice = Voice {
+            sink: SinkName::parse("bus").unwrap(),
+            instance: "main".to_owned(),
+            subjects: Subjects::new(Prefix::default(), "main", true),
+            is_stored: true,
+            may_refuse_one: false,
+            has_others: false,
+            history: Arc::new(History::new(BTreeMap::new())),
+        };
+        let Messages { own, reply } = messages(&voice.subjects, "main", true, result());
+        let (of_own, of_reply) = (own[0].payload_bytes(), reply.unwrap().payload_bytes());
+        assert!(of_own < of_reply);
+        let mut link = NatsLink { voice, jobs, payload_bytes_max: of_reply - 1 };
+        assert!(matches!(link.send(result()).await, Err(DeliverError::Rejected { .. })));
+        assert!(sent.try_recv().is_err());
+        link.payload_bytes_max = of_reply;
+        drop(link.send(result()));
+        assert!(sent.try_recv().is_ok() && sent.try_recv().is_ok());
+    }
 
     #[test]
     fn an_entry_is_sent_first_only_once_and_never_if_it_is_older_than_this_run() {

@@ -18,6 +18,7 @@ mod stream;
 pub mod subjects;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -169,7 +170,7 @@ impl NatsSink {
             instance: settings.instance.clone(),
             subjects: subjects.clone(),
             is_stored: settings.jetstream,
-            may_refuse_one: found.may_refuse_one,
+            may_refuse_one: found.may_refuse_one || self.history.was_not_now.load(Ordering::Relaxed),
             has_others: self.system.has_others(),
             history: Arc::clone(&self.history),
         };

@@ -4,8 +4,8 @@
 //! endpoints take commands, as one of a queue group, so that of several bridges one gets each. The
 //! reply is the result, sent by the sink once the effect was seen, so it is not given here.
 //!
-//! What must hold: what comes is passed on with all that is known of it, and judged by nobody here;
-//! the monitoring answers tell of what was really taken.
+//! What must hold: what comes is passed on with all that is known of it, and judged by nobody here,
+//! except that an answer to somebody's question is no command; the monitoring answers tell of what was really taken.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::System;
+use super::answer::is_answer;
 use super::dial::{Ended, Line, Word};
 use crate::model::Timestamp;
 use crate::port::{Clock, CommandSource, DeliverError, Incoming, ReplyTo};
@@ -205,7 +206,15 @@ impl NatsCommands {
 
     /// Makes a message a command; `None` if it is none of ours.
     fn incoming(&mut self, endpoint: usize, received: Received) -> Option<Incoming> {
-        let Received { subject, reply, payload, .. } = received;
+        let Received { subject, reply, payload, headers, status, .. } = received;
+        let mut names = headers.iter().flat_map(|headers| headers.iter()).map(|(name, _)| name.as_ref());
+        if is_answer(status.is_some(), &mut names, reply.as_deref(), &payload) {
+            warn!(
+                sink = %self.system.settings.name, %subject,
+                "an answer to somebody's question came where commands come, and is none"
+            );
+            return None;
+        }
         if let Some(endpoint) = self.endpoints.get_mut(endpoint) {
             endpoint.requests += 1;
         }

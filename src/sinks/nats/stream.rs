@@ -43,6 +43,9 @@ pub async fn ensure(line: &mut Line, settings: &Settings, subjects: &Subjects) -
     let replicas = settings.replicas;
     let stream = ensure_one(line, STREAM, stream(subjects, replicas)).await?;
     let mut found = check_stream(&stream, subjects, replicas).map_err(Ended::refused)?;
+    // What passes through another server may be lost on the way, and the next one not.
+    found.may_refuse_one |=
+        stream.leader.as_ref().is_some_and(|leader| *leader != line.client.server_info().server_name);
     let bucket = ensure_one(line, BUCKET_STREAM, bucket(replicas)).await?;
     found.remarks.extend(check_bucket(&bucket, replicas).map_err(Ended::refused)?);
     Ok(found)
@@ -148,10 +151,18 @@ fn config_in(answer: &[u8]) -> Result<Config, Option<ApiError>> {
     struct Answer {
         config: Option<Config>,
         error: Option<ApiError>,
+        cluster: Option<Cluster>,
+    }
+    #[derive(Deserialize)]
+    struct Cluster {
+        leader: Option<String>,
     }
     match serde_json::from_slice::<Answer>(answer) {
         Ok(Answer { error: Some(error), .. }) => Err(Some(error)),
-        Ok(Answer { config: Some(config), .. }) => Ok(config),
+        Ok(Answer { config: Some(config), cluster, .. }) => {
+            let leader = cluster.and_then(|cluster| cluster.leader).filter(|leader| !leader.is_empty());
+            Ok(Config { leader, ..config })
+        }
         Ok(_) | Err(_) => Err(None),
     }
 }
@@ -174,6 +185,9 @@ struct Config {
     no_ack: bool,
     sealed: bool,
     allow_rollup_hdrs: bool,
+    /// The server that has it, if that is one of several.
+    #[serde(skip)]
+    leader: Option<String>,
 }
 
 impl Default for Config {
@@ -193,6 +207,7 @@ impl Default for Config {
             no_ack: false,
             sealed: false,
             allow_rollup_hdrs: false,
+            leader: None,
         }
     }
 }
@@ -378,6 +393,17 @@ mod tests {
         assert_eq!(check_bucket(&parsed(&bucket(1)), 1), Ok(Vec::new()));
         let clustered = check_stream(&parsed(&stream(&subjects(), 3)), &subjects(), 3).unwrap();
         assert!(clustered.may_refuse_one && clustered.remarks.is_empty());
+    }
+
+    #[test]
+    fn the_server_that_leads_is_known_where_there_are_several() {
+        let leader = |cluster: Value| {
+            let answer = json!({"config": stream(&subjects(), 1), "cluster": cluster}).to_string();
+            config_in(answer.as_bytes()).unwrap().leader
+        };
+        assert_eq!(leader(json!({"name": "c", "leader": "n1", "replicas": []})), Some("n1".to_owned()));
+        assert_eq!(leader(json!({"name": "c"})), None);
+        assert_eq!(leader(Value::Null), None);
     }
 
     #[test]

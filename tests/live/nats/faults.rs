@@ -272,6 +272,30 @@ async fn what_may_not_be_published_is_put_aside_and_the_rest_flows() {
 }
 
 #[tokio::test]
+async fn hundreds_that_may_not_be_published_are_each_put_aside() {
+    const TORRENTS: u64 = 400;
+    if !can_run() {
+        return;
+    }
+    for program in nats::programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = r#"jetstream { store_dir: "{dir}/store" }
+            authorization { users = [ { user: bridge, password: b, permissions: {
+                publish: { deny: ["dtorrent.*.torrent.*.event.label_changed"] } } } ] }"#;
+        let server = NatsServer::start_with(&program, folder.path(), lines).await;
+        let mut world = World::new(bus(&server, "username = \"bridge\"\npassword = \"b\"")).await;
+        load_many(&world.home, 1, TORRENTS).await;
+        world.start_bridge().await;
+        let ledger = world.ledger();
+        label_all(&world.home, "a").await;
+        ledger.until("each is put aside", |ledger| ledger.dead_letters("bus").len() as u64 >= TORRENTS).await;
+        let aside = ledger.dead_letters("bus");
+        assert_eq!(aside.len() as u64, TORRENTS);
+        assert!(aside.iter().all(|(body, _)| body.contains("label_changed")));
+    }
+}
+
+#[tokio::test]
 async fn a_line_that_is_dead_without_a_word_is_given_up_and_nothing_is_lost() {
     if !can_run() {
         return;

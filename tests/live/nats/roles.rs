@@ -55,6 +55,27 @@ async fn with_the_roles_of_the_stack_the_bridge_works_and_others_may_only_what_t
                 .await;
         assert_eq!(body(&reply)["status"], "ok");
 
+        // An answer is no command, though the reader may choose where it goes.
+        let pause = format!("dtorrent.home.torrent.{hash}.command.pause");
+        let nothing = r#"{"last_by_subj": "$KV.dtorrent_state.nothing"}"#.to_owned();
+        let a_state = format!(r#"{{"last_by_subj": "$KV.dtorrent_state.home.{hash}"}}"#);
+        let before = world.ledger().last_seq("home");
+        for (round, (question, asked)) in [
+            ("$JS.API.DIRECT.GET.KV_dtorrent_state", nothing),
+            ("$JS.API.DIRECT.GET.KV_dtorrent_state", a_state),
+            ("$JS.API.STREAM.INFO.DTORRENT_EVENTS", String::new()),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            reader.publish_with_reply(question, pause.clone(), Bytes::from(asked)).await.unwrap();
+            reader.flush().await.unwrap();
+            world.bridge().says_again(round, "came where commands come").await;
+        }
+        // One that comes after them is answered: they were passed over.
+        commander.request(subject.clone(), Bytes::new()).await.unwrap();
+        assert_eq!(world.ledger().last_seq("home"), before, "a torrent was paused");
+
         // What must not be: a command of the reader, a state or an event that never was, a stream that is deleted.
         let before = stored(&reader).await.len();
         let mut heard = reader.subscribe("dtorrent.>").await.unwrap();
