@@ -239,3 +239,16 @@ fn causes(error: &(dyn std::error::Error + 'static)) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_breaks_says_nothing_of_what_was_on_it() {
+        let DeliverError::Unavailable { retry_after, .. } = Ended::other("the connection broke").into() else {
+            panic!("nothing was refused");
+        };
+        assert_eq!(retry_after, Some(Duration::ZERO), "else it would count as hanging up over a message");
+    }
+}

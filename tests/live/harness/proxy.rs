@@ -22,8 +22,6 @@ pub enum Way {
     Hold,
     /// The first MQTT packet of this type, and all that follows it, is held back.
     HoldPackets(u8),
-    /// These bytes, if they come in one piece, and all that follows them are held back.
-    HoldFrom(&'static [u8]),
     /// This is said instead of whatever comes, then the connection is closed.
     Say(Bytes),
     /// A PUBACK of MQTT 5 that gives the one reason gives the other. What the broker did is as it was.
@@ -210,7 +208,6 @@ async fn relay(
             Way::Bytes(limit) => kept.len().min(usize::try_from(limit.saturating_sub(passed)).unwrap_or(usize::MAX)),
             Way::Hold | Way::Say(_) => 0,
             Way::HoldPackets(kind) => before_packet(&kept, *kind),
-            Way::HoldFrom(bytes) => kept.windows(bytes.len()).position(|w| w == *bytes).unwrap_or(kept.len()),
         };
         if let Way::Reason { instead_of, say } = current {
             reword(&mut kept[..may_go], instead_of, say);

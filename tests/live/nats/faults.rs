@@ -321,36 +321,6 @@ async fn a_line_that_is_dead_without_a_word_is_given_up_and_nothing_is_lost() {
 }
 
 #[tokio::test]
-async fn a_dozen_links_that_die_over_the_same_event_bury_nothing() {
-    if !can_run() {
-        return;
-    }
-    // It takes a minute, and the server has no part in it.
-    let Some(program) = nats::programs().pop() else { return };
-    let folder = tempfile::tempdir().unwrap();
-    let server = NatsServer::start(&program, folder.path()).await;
-    let proxy = Proxy::to(SocketAddr::from(([127, 0, 0, 1], server.port))).await;
-    let mut world = World::new(bus_at(&format!("nats://{}", proxy.address), "")).await;
-    let hash = load_one(&world).await;
-    world.start_bridge().await;
-    let ear = Ear::listen(&server).await;
-    all_is_stored(&world, &ear).await;
-    // Whoever comes is let in and answered, until it publishes an event.
-    proxy.requests(Way::HoldFrom(b"Nats-Msg-Id"));
-    for round in 0..3 {
-        label(&world, hash, &format!("r{round}")).await;
-    }
-    let begun = proxy.opened();
-    for links in 1..=12 {
-        until("the next link is there", async || (proxy.opened() >= begun + links).then_some(())).await;
-    }
-    proxy.cut();
-    proxy.requests(Way::Pass);
-    all_is_stored(&world, &ear).await;
-    assert_eq!(world.ledger().dead_letters("bus"), []);
-}
-
-#[tokio::test]
 async fn a_key_whose_torrent_went_while_the_bridge_was_down_is_deleted() {
     if !can_run() {
         return;
