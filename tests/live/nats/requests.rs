@@ -58,7 +58,7 @@ async fn a_request_is_answered_once_when_the_effect_was_seen() {
             (format!("dtorrent.home.torrent.{hash}.command.announce"), "", "forbidden", "403"),
             (format!("dtorrent.home.torrent.{unknown}.command.pause"), "", "unknown_hash", "404"),
             ("dtorrent.home.torrent.nohash.command.pause".to_owned(), "", "bad_request", "400"),
-            ("dtorrent.bridge.main.command.resync".to_owned(), "", "unsupported", "501"),
+            ("dtorrent.bridge.main.command.explode".to_owned(), "", "unsupported", "501"),
         ] {
             let inbox = ear.client.new_inbox();
             let mut replies = ear.client.subscribe(inbox.clone()).await.unwrap();
