@@ -70,6 +70,7 @@
 //!     ca_pem: None,
 //!     timeout: Duration::from_secs(10),
 //!     extra: BTreeMap::new(),
+//!     rpc: Default::default(),
 //! })?;
 //! for (hash, seen) in client.list(Scope::Full).await?.torrents {
 //!     println!("{hash} {} {}", seen.torrent.status.as_str(), seen.torrent.name);
