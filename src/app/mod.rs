@@ -4,45 +4,37 @@
 //! sinks) to the left (servers), and stops from the left to the right, so that nothing is told
 //! that nobody is there to take.
 
+mod adapters;
+mod report;
+mod visit;
+
+pub use visit::{purge, reach};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_trait::async_trait;
 use bytes::Bytes;
-use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::board::{Board, Content, HookReport, PollReport};
-use crate::clients::exec::{self, ExecClient};
-use crate::clients::rtorrent::RtorrentClient;
-use crate::clients::rtorrent::settings as rtorrent;
+use self::adapters::{Reached, build_client, retain};
+use self::report::{Reports, Shown};
+use crate::board::{Board, Content, PollReport};
 use crate::commands::expect::Expectations;
-use crate::commands::{
-    BODY_BYTES_MAX, BridgeWorker, Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts,
-};
-use crate::config::{self, Broker, BrokerKind, Client, Config, Mqtt, MqttVersion, Nats, Rtorrent, Server};
-use crate::deliver::retention::Retain;
+use crate::commands::{BridgeWorker, Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts};
+use crate::config::{Broker, Config, Rtorrent, Server};
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::http;
-use crate::model::{
-    BellAddress, BellSecret, CommandId, EVENT_SCHEMA, Hook, HookKey, Kind, RESULT_SCHEMA, Ring, Seq, ServerName,
-    ServerStats, SinkName, Timestamp, Verb,
-};
-use crate::port::{
-    Clock, CommandSource, DeliverError, HookWish, Hooks, LoggedCommand, Scope, Sink, Store, StoreError, SystemClock,
-    TorrentClient,
-};
+use crate::model::{BellAddress, BellSecret, Hook, HookKey, Kind, Ring, ServerName, ServerStats, SinkName, Timestamp};
+use crate::port::{Clock, LoggedCommand, Store, StoreError, SystemClock};
 use crate::repeat::until_there_is_room;
-use crate::sinks::mqtt::{self, MqttSink};
-use crate::sinks::nats::{self, NatsSink};
 use crate::store::{Options, Recovery, SqliteStore};
 use crate::supervise::{Group, for_ever};
-use crate::telemetry::metrics::{self, Metrics};
+use crate::telemetry::metrics::Metrics;
 use crate::watch::{FilesWanted, HookKeeper, Watcher};
 
 /// How exactly it is known, after a crash, since when nobody took commands.
@@ -206,63 +198,6 @@ struct ServerParts {
     queue: Arc<Queue>,
     files: Arc<FilesWanted>,
     is_history_lost: bool,
-}
-
-/// A broker of either kind.
-#[derive(Clone)]
-enum Reached {
-    Mqtt(Arc<MqttSink>),
-    Nats(Arc<NatsSink>),
-}
-
-impl Reached {
-    /// `before`: the newest journal entry of each server when this run began.
-    fn new(
-        name: &SinkName,
-        instance: &str,
-        broker: &Broker,
-        before: BTreeMap<ServerName, Seq>,
-    ) -> anyhow::Result<Self> {
-        Ok(match &broker.kind {
-            BrokerKind::Mqtt(mqtt) => {
-                Self::Mqtt(Arc::new(MqttSink::new(mqtt_settings(name, instance, broker, mqtt)?)?))
-            }
-            BrokerKind::Nats(nats) => {
-                Self::Nats(Arc::new(NatsSink::new(nats_settings(name, instance, broker, nats)?, before)?))
-            }
-        })
-    }
-
-    fn sink(&self) -> Arc<dyn Sink> {
-        match self {
-            Self::Mqtt(sink) => sink.clone(),
-            Self::Nats(sink) => sink.clone(),
-        }
-    }
-
-    /// `None`: nothing is to be taken from there.
-    fn commands(&self, broker: &Broker, clock: &Arc<dyn Clock>) -> Option<Box<dyn CommandSource>> {
-        match self {
-            Self::Mqtt(_) if broker.commands.is_empty() => None,
-            Self::Mqtt(sink) => Some(Box::new(sink.commands())),
-            // Also one that is read-only shows that it is there.
-            Self::Nats(sink) => Some(Box::new(sink.commands(&**clock))),
-        }
-    }
-
-    async fn probe(&self) -> Result<(), DeliverError> {
-        match self {
-            Self::Mqtt(sink) => sink.probe().await,
-            Self::Nats(sink) => sink.probe().await,
-        }
-    }
-
-    async fn purge(&self, names: Vec<String>) -> Result<usize, DeliverError> {
-        match self {
-            Self::Mqtt(sink) => sink.purge(names).await,
-            Self::Nats(sink) => sink.purge(names).await,
-        }
-    }
 }
 
 struct SinkParts {
@@ -497,320 +432,4 @@ fn build_server(
         files: Arc::new(FilesWanted::default()),
         is_history_lost,
     })
-}
-
-/// The adapter for one server of the config.
-fn build_client(name: &ServerName, server: &Server) -> anyhow::Result<Arc<dyn TorrentClient>> {
-    let (server_name, timeout) = (name.clone(), server.timeout);
-    Ok(match &server.client {
-        Client::Rtorrent(rtorrent) => {
-            Arc::new(RtorrentClient::new(rtorrent_settings(server_name, rtorrent, timeout)?)?)
-        }
-        Client::Exec { command } => {
-            Arc::new(ExecClient::new(exec::Settings { server: server_name, command: command.clone(), timeout }))
-        }
-    })
-}
-
-fn rtorrent_settings(server: ServerName, of: &Rtorrent, timeout: Duration) -> anyhow::Result<rtorrent::Settings> {
-    let Rtorrent { url, username, password, ca_pem, hooks: _, extra, rpc } = of;
-    let column = |(key, column): (&String, &String)| Ok((key.clone(), rtorrent::ExtraColumn::parse(column)?));
-    Ok(rtorrent::Settings {
-        server,
-        endpoint: rtorrent::Endpoint::parse(url)?,
-        username: username.clone(),
-        password: password.clone(),
-        ca_pem: ca_pem.clone(),
-        timeout,
-        extra: extra.iter().map(column).collect::<anyhow::Result<_>>()?,
-        rpc: rpc.iter().map(|method| Ok(rtorrent::AllowedMethod::parse(method)?)).collect::<anyhow::Result<_>>()?,
-    })
-}
-
-/// The settings of one broker of the config.
-fn mqtt_settings(name: &SinkName, instance: &str, broker: &Broker, mqtt: &Mqtt) -> anyhow::Result<mqtt::Settings> {
-    let Mqtt { version, retain, home_assistant } = mqtt;
-    Ok(mqtt::Settings {
-        name: name.clone(),
-        instance: instance.to_owned(),
-        url: mqtt::BrokerUrl::parse(&broker.url)?,
-        username: broker.username.clone(),
-        password: broker.password.clone(),
-        ca_pem: broker.ca_pem.clone(),
-        client_cert: broker
-            .client_auth
-            .as_ref()
-            .map(|auth| mqtt::ClientCert { cert_pem: auth.cert_pem.clone(), key_pem: auth.key_pem.clone() }),
-        version: match version {
-            MqttVersion::Auto => mqtt::Version::Auto,
-            MqttVersion::V5 => mqtt::Version::V5,
-            MqttVersion::V311 => mqtt::Version::V311,
-        },
-        prefix: mqtt::Prefix::parse(&broker.prefix)?,
-        servers: broker.servers.clone(),
-        retain: *retain != config::Retain::None,
-        home_assistant: home_assistant.as_ref().map(|wanted| home_assistant_settings(wanted, broker)),
-    })
-}
-
-fn home_assistant_settings(wanted: &config::HomeAssistant, broker: &Broker) -> mqtt::HomeAssistant {
-    let config::HomeAssistant { discovery_prefix, slots, torrents, torrents_max, alternative, normal } = wanted;
-    let limits = |(download, upload)| mqtt::Limits { download, upload };
-    mqtt::HomeAssistant {
-        discovery_prefix: discovery_prefix.clone(),
-        slots: *slots,
-        torrents: torrents.clone(),
-        torrents_max: *torrents_max,
-        alternative: alternative.map(limits),
-        normal: limits(*normal),
-        // Only what this version carries out becomes a button.
-        verbs: broker.commands.iter().filter(|verb| Verb::parse(verb).is_some()).map(str::to_owned).collect(),
-    }
-}
-
-fn nats_settings(name: &SinkName, instance: &str, broker: &Broker, nats: &Nats) -> anyhow::Result<nats::Settings> {
-    let Nats { urls, login, jetstream, replicas } = nats;
-    Ok(nats::Settings {
-        name: name.clone(),
-        instance: instance.to_owned(),
-        urls: urls.iter().map(|url| Ok(nats::ServerUrl::parse(url)?)).collect::<anyhow::Result<_>>()?,
-        login: login.clone(),
-        ca_pem: broker.ca_pem.clone(),
-        client_cert: broker
-            .client_auth
-            .as_ref()
-            .map(|auth| nats::ClientCert { cert_pem: auth.cert_pem.clone(), key_pem: auth.key_pem.clone() }),
-        prefix: nats::Prefix::parse(&broker.prefix)?,
-        servers: broker.servers.clone(),
-        jetstream: *jetstream,
-        replicas: *replicas,
-        takes_commands: !broker.commands.is_empty(),
-    })
-}
-
-/// Which states a sink keeps. A bucket has room for any number of torrents.
-fn retain(broker: &Broker) -> Retain {
-    match &broker.kind {
-        BrokerKind::Nats(_) => Retain::All,
-        BrokerKind::Mqtt(mqtt) => match mqtt.retain {
-            config::Retain::Auto => Retain::Auto,
-            config::Retain::All => Retain::All,
-            config::Retain::None => Retain::None,
-        },
-    }
-}
-
-/// Reaches every server and broker once. Returns, by name, what answered or why nobody did.
-pub async fn reach(config: &Config) -> Vec<(String, anyhow::Result<String>)> {
-    let mut found = Vec::new();
-    for (name, server) in &config.servers {
-        found.push((format!("server {name}"), reach_server(name, &config.instance, server).await));
-    }
-    for (name, broker) in &config.brokers {
-        found.push((format!("broker {name}"), reach_broker(name, &config.instance, broker).await));
-    }
-    found
-}
-
-/// Clears all that each broker keeps in the name of this instance; says how many names that were, or why
-/// it could not be done.
-///
-/// # Errors
-/// The state cannot be opened: another process uses it, for one.
-pub async fn purge(config: &Config) -> anyhow::Result<Vec<(SinkName, anyhow::Result<usize>)>> {
-    let (store, _) = open_store(config, Arc::new(SystemClock))?;
-    let mut purged = Vec::new();
-    for (name, broker) in &config.brokers {
-        purged.push((name.clone(), purge_broker(name, &config.instance, broker, &store).await));
-    }
-    store.close().await.context("keep the state")?;
-    Ok(purged)
-}
-
-async fn purge_broker(name: &SinkName, instance: &str, broker: &Broker, store: &SqliteStore) -> anyhow::Result<usize> {
-    let names = store.registry(name).await.context("read what is kept")?;
-    let count = Reached::new(name, instance, broker, BTreeMap::new())?.purge(names.clone()).await?;
-    store.unregister(name, names).await.context("note what is cleared")?;
-    store.memorize(name, "{}".to_owned()).await.context("note what is cleared")?;
-    Ok(count)
-}
-
-async fn reach_server(name: &ServerName, instance: &str, server: &Server) -> anyhow::Result<String> {
-    let client = build_client(name, server)?;
-    let listing = client.list(Scope::Full).await?;
-    let kind = listing.stats.client.unwrap_or_else(|| "a client".to_owned());
-    let found = format!("{kind} with {} torrents", listing.torrents.len());
-    if !server.rtorrent().is_some_and(|server| server.hooks.is_wanted) {
-        return Ok(found);
-    }
-    let key = HookKey::new(instance, name)?;
-    Ok(match client.hooks(HookWish::Look(&key)).await {
-        Ok(hooks) => format!("{found}; {}", describe_hooks(&hooks)),
-        Err(error) => format!("{found}; hooks cannot be set: {error}"),
-    })
-}
-
-fn describe_hooks(hooks: &Hooks) -> String {
-    let Hooks { ringing, left_alone, changed: _ } = hooks;
-    let set = match ringing.as_slice() {
-        [] => "no hook is set now".to_owned(),
-        events => format!("hooks are set for {}", events.join(" ")),
-    };
-    if left_alone.is_empty() {
-        return set;
-    }
-    format!("{set}; never for {}, where others hang hooks that may run programs", left_alone.join(" "))
-}
-
-async fn reach_broker(name: &SinkName, instance: &str, broker: &Broker) -> anyhow::Result<String> {
-    Reached::new(name, instance, broker, BTreeMap::new())?.probe().await?;
-    Ok("lets us in".to_owned())
-}
-
-/// The bodies of the bridge's own messages.
-struct Reports {
-    board: Arc<Board>,
-    sinks: BTreeMap<SinkName, Arc<dyn Sink>>,
-    clock: Arc<dyn Clock>,
-    instance: String,
-    start: Instant,
-}
-
-impl Reporter for Reports {
-    fn info(&self) -> Bytes {
-        let servers: Vec<&ServerName> = self.board.names().collect();
-        let sinks: Vec<&SinkName> = self.board.desks().map(|(name, _)| name).collect();
-        let body = json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "instance": self.instance,
-            "servers": servers,
-            "sinks": sinks,
-            "schemas": [EVENT_SCHEMA, RESULT_SCHEMA],
-            "limits": {"command_bytes": BODY_BYTES_MAX},
-        });
-        Bytes::from(body.to_string())
-    }
-
-    fn health(&self) -> Bytes {
-        let servers: BTreeMap<&ServerName, Value> =
-            self.board.names().map(|name| (name, server_health(&self.board, name))).collect();
-        let sinks: BTreeMap<&SinkName, Value> = self
-            .board
-            .desks()
-            .map(|(name, desk)| {
-                let report = desk.last_report();
-                let lag_seconds = report.behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
-                let body = json!({
-                    "connected": report.is_connected,
-                    "problem": report.failure,
-                    "lag_entries": report.lag_entries,
-                    "lag_seconds": rounded(lag_seconds),
-                    "dirty": report.dirty,
-                    "delivered": report.delivered,
-                    "rejected": report.rejected,
-                    "notes": self.sinks.get(name).map(|sink| sink.notes()).unwrap_or_default(),
-                });
-                (name, body)
-            })
-            .collect();
-        let body = json!({
-            "time": self.clock.now(),
-            "uptime_seconds": self.start.elapsed().as_secs(),
-            "memory_bytes": metrics::resident_bytes(),
-            "servers": servers,
-            "sinks": sinks,
-        });
-        Bytes::from(body.to_string())
-    }
-}
-
-fn server_health(board: &Board, name: &ServerName) -> Value {
-    let read = board.read(name, |content| {
-        let poll = &content.poll;
-        json!({
-            "online": content.state.is_online,
-            "problem": poll.failure,
-            "poll_age_seconds": poll.last_success.map(|at| rounded(at.elapsed().as_secs_f64())),
-            "poll_seconds": rounded(poll.duration.as_secs_f64()),
-            "polls": poll.polls,
-            "polls_failed": poll.failures,
-            "polls_full": poll.full,
-            "interval_seconds": rounded(poll.interval.as_secs_f64()),
-            "sweep_seconds": rounded(poll.sweep.as_secs_f64()),
-            "torrents": content.told.len(),
-        })
-    });
-    let mut health = read.unwrap_or(Value::Null);
-    if let (Some(server), Some(health)) = (board.server(name), health.as_object_mut()) {
-        let check = |(id, (read, total)): (&CommandId, &(u64, u64))| json!({"command_id": id, "read_bytes": read, "total_bytes": total});
-        health.insert("checking".to_owned(), server.checks().iter().map(check).collect());
-    }
-    let report = board.server(name).map(|server| server.bell.last_report()).unwrap_or_default();
-    if let (Some(health), Some(hooks)) = (health.as_object_mut(), hooks_health(&report)) {
-        health.insert("hooks".to_owned(), hooks);
-    }
-    health
-}
-
-/// `None` where no hooks are wanted, or it is too early to say.
-fn hooks_health(report: &HookReport) -> Option<Value> {
-    let HookReport { hooks, problem, pokes } = report;
-    if hooks.is_none() && problem.is_none() {
-        return None;
-    }
-    let Hooks { ringing, left_alone, changed: _ } = hooks.clone().unwrap_or_default();
-    Some(json!({"events": ringing, "left_alone": left_alone, "problem": problem, "pokes": pokes}))
-}
-
-fn rounded(seconds: f64) -> f64 {
-    (seconds * 1000.0).round() / 1000.0
-}
-
-/// What the HTTP pages ask for.
-struct Shown {
-    board: Arc<Board>,
-    store: Arc<SqliteStore>,
-    metrics: Metrics,
-}
-
-#[async_trait]
-impl http::Observed for Shown {
-    fn readiness(&self) -> (bool, Value) {
-        let mut is_ready = true;
-        let mut servers = BTreeMap::new();
-        for name in self.board.names() {
-            let problem = self.board.read(name, |content| match &content.poll {
-                poll if poll.is_answering() => None,
-                poll => Some(poll.failure.clone().unwrap_or_else(|| "not polled yet".to_owned())),
-            });
-            let problem = problem.flatten();
-            is_ready &= problem.is_none();
-            servers.insert(name.as_str(), json!({"ready": problem.is_none(), "problem": problem}));
-        }
-        let mut sinks = BTreeMap::new();
-        for (name, desk) in self.board.desks() {
-            let report = desk.last_report();
-            is_ready &= report.is_connected;
-            let problem =
-                (!report.is_connected).then(|| report.failure.unwrap_or_else(|| "not connected yet".to_owned()));
-            sinks.insert(name.as_str(), json!({"ready": report.is_connected, "problem": problem}));
-        }
-        (is_ready, json!({"ready": is_ready, "servers": servers, "sinks": sinks}))
-    }
-
-    async fn metrics(&self) -> String {
-        for (name, desk) in self.board.desks() {
-            metrics::note_sink(name, &desk.last_report());
-        }
-        for name in self.board.names() {
-            self.board.read(name, |content| metrics::note_poll(name, &content.poll));
-            if let Some(server) = self.board.server(name) {
-                metrics::note_hooks(name, &server.bell.last_report());
-            }
-        }
-        if let Ok(usage) = self.store.usage().await {
-            metrics::note_usage(usage);
-        }
-        self.metrics.render()
-    }
 }
