@@ -27,6 +27,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("telemetry", &["model", "port", "board", "config"]),
     ("supervise", &["port", "deliver"]),
     // what puts it together
+    ("servers", &["model", "port", "board", "commands", "watch", "supervise"]),
+    ("manager", &["model", "port", "board", "deliver", "commands", "servers", "clients", "store", "supervise"]),
     ("demo", &["model"]),
     (
         "app",
@@ -44,11 +46,27 @@ const ARROWS: &[(&str, &[&str])] = &[
             "config",
             "telemetry",
             "repeat",
+            "servers",
             "supervise",
         ],
     ),
     ("testing", &["model", "port"]),
-    ("cli", &["model", "config", "telemetry", "supervise", "demo", "app", "clients", "testing"]),
+    (
+        "cli",
+        &[
+            "model",
+            "port",
+            "config",
+            "telemetry",
+            "supervise",
+            "demo",
+            "app",
+            "clients",
+            "manager",
+            "deliver",
+            "testing",
+        ],
+    ),
     ("main", &["cli"]),
     ("lib", &[]),
 ];

@@ -179,7 +179,7 @@ impl CommandError {
 }
 
 /// The result for one torrent.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     pub hash: InfoHash,
     pub status: OutcomeStatus,
@@ -194,7 +194,7 @@ pub struct Row {
 }
 
 /// What became of the files of a torrent that was deleted with its content.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Deleted {
     /// Paths, the first thousand.
     pub files: Vec<String>,
@@ -205,7 +205,7 @@ pub struct Deleted {
     pub left: Vec<Left>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Left {
     pub path: String,
     pub reason: String,
@@ -222,8 +222,9 @@ impl Row {
 }
 
 /// The result of a command, in its JSON shape.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
+    #[serde(skip_deserializing, default = "result_schema")]
     pub schema: &'static str,
     pub id: CommandId,
     /// As it was written, also where there is no such verb.
@@ -243,7 +244,7 @@ pub struct Outcome {
     pub value: Option<Value>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Page {
     /// How many torrents the filter matches.
     pub total: u64,
@@ -253,6 +254,10 @@ pub struct Page {
 }
 
 pub const RESULT_SCHEMA: &str = "dtorrent.result/1";
+
+fn result_schema() -> &'static str {
+    RESULT_SCHEMA
+}
 
 /// What is sent in place of a result that the receiver would not take: the same without its rows.
 ///
