@@ -8,6 +8,7 @@ mod adapters;
 mod report;
 mod visit;
 
+pub use adapters::build_client as client;
 pub use visit::{purge, reach};
 
 use std::collections::{BTreeMap, BTreeSet};

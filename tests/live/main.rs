@@ -26,5 +26,6 @@ mod outages;
 mod retained;
 mod rights;
 mod rtorrent_client;
+mod terminal;
 mod transports;
 mod verbs;
