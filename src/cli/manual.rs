@@ -30,7 +30,7 @@ pub fn completions(arguments: &CompletionsArguments) -> Exit {
 
 pub fn man(arguments: &ManArguments) -> Exit {
     let result = match &arguments.folder {
-        None => page(Cli::command()).and_then(|page| to_stdout(&page)),
+        None => page(whole()).and_then(|page| to_stdout(&page)),
         Some(folder) => pages(folder),
     };
     done("dtorrent man", result)
@@ -50,19 +50,23 @@ fn to_stdout(bytes: &[u8]) -> anyhow::Result<()> {
     std::io::stdout().write_all(bytes).context("write to stdout")
 }
 
+/// With the names that subcommands have by those above them.
+fn whole() -> clap::Command {
+    let mut command = Cli::command();
+    command.build();
+    command
+}
+
 fn page(command: clap::Command) -> anyhow::Result<Vec<u8>> {
     let mut page = Vec::new();
-    // Without a date: the same program makes the same page.
-    clap_mangen::Man::new(command).date("").render(&mut page).context("make the page")?;
+    clap_mangen::Man::new(command).render(&mut page).context("make the page")?;
     Ok(page)
 }
 
 /// `dtorrent.1`, `dtorrent-check.1`, `dtorrent-client-check.1`, …
 fn pages(folder: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-    let mut root = Cli::command();
-    root.build();
-    let mut left = vec![root];
+    let mut left = vec![whole()];
     while let Some(command) = left.pop() {
         left.extend(command.get_subcommands().cloned());
         let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned();

@@ -8,6 +8,7 @@ pub mod nats;
 pub mod nginx;
 pub mod proxy;
 pub mod recorder;
+pub mod schemas;
 
 use std::io::Write as _;
 use std::path::PathBuf;
