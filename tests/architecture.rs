@@ -48,7 +48,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("testing", &["model", "port"]),
-    ("cli", &["model", "config", "telemetry", "supervise", "demo", "app", "clients", "testing"]),
+    ("cli", &["model", "port", "config", "telemetry", "supervise", "demo", "app", "clients", "testing"]),
     ("main", &["cli"]),
     ("lib", &[]),
 ];
@@ -73,6 +73,12 @@ const PURE: &[&str] = &[
     "src/sinks/nats/answer.rs",
     "src/sinks/nats/message.rs",
     "src/sinks/nats/subjects.rs",
+    "src/sinks/webhook/answer.rs",
+    "src/sinks/webhook/body.rs",
+    "src/sinks/webhook/patience.rs",
+    "src/sinks/webhook/sign.rs",
+    "src/sinks/webhook/template.rs",
+    "src/sinks/webhook/words.rs",
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {
