@@ -31,10 +31,11 @@ use super::beside::Beside;
 use super::caution::{Caution, Item};
 use super::dirty::{DirtySet, Known};
 use super::lane::Lane;
+use super::pick::known_from;
 use super::registry::Registry;
 use super::retention::{self, Kept, Retain};
 use crate::board::{Board, Desk, Tray};
-use crate::model::{Entry, InfoHash, Kind, Rev, Seq, ServerName, SinkName, Told, Torrent, without_rows};
+use crate::model::{Entry, InfoHash, Kind, Rev, Seq, ServerName, SinkName, Told, without_rows};
 use crate::port::{Clock, Connected, DeliverError, Delivery, Link, Progress, Sink, Store, StoreError, UnsentResult};
 use crate::repeat::Repeat;
 
@@ -631,12 +632,7 @@ impl Dispatcher {
         entry.hash.map(|hash| owed.doubted.remove(&hash));
         let Some(hash) = entry.hash.filter(|hash| owed.dirty.owes(hash)) else { return };
         let told = self.parts.board.read(&entry.server, |content| content.told.get(&hash).cloned()).flatten();
-        let known = match told {
-            _ if entry.kind == Kind::Removed => Known::Nothing,
-            Some(told) if told.rev == entry.rev => Known::Picture(told.torrent),
-            _ => picture_in(entry).map_or(Known::Forgotten, Known::Picture),
-        };
-        owed.dirty.learned(hash, known, entry.seq);
+        owed.dirty.learned(hash, known_from(entry, told), entry.seq);
     }
 
     /// Writes names down that are not in the registry yet.
@@ -785,15 +781,6 @@ impl ServerLane {
     pub fn sent_rev(&self) -> Rev {
         self.sent_rev
     }
-}
-
-/// The torrent as the entry shows it, from its bytes.
-fn picture_in(entry: &Entry) -> Option<Arc<Torrent>> {
-    #[derive(serde::Deserialize)]
-    struct Body {
-        torrent: Torrent,
-    }
-    serde_json::from_slice::<Body>(&entry.body).ok().map(|body| Arc::new(body.torrent))
 }
 
 fn beat(each: Duration) -> tokio::time::Interval {

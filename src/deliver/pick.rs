@@ -9,7 +9,8 @@ use super::dirty::Known;
 use super::dispatch::{Dispatcher, Sent, UnderWay};
 use super::retention::Kept;
 use crate::model::{
-    Cause, Changes, EVENT_SCHEMA, Entity, Event, EventId, InfoHash, Kind, ServerName, Timestamp, ToldTorrent, Torrent,
+    Cause, Changes, EVENT_SCHEMA, Entity, Entry, Event, EventId, InfoHash, Kind, ServerName, Timestamp, ToldTorrent,
+    Torrent,
 };
 use crate::port::{DeliverError, Delivery, Link, StoreError};
 
@@ -347,7 +348,7 @@ impl Dispatcher {
         }
         let Some(changes) = changes_for(known, &told.torrent) else { return };
         let time = self.parts.clock.now();
-        let body = updated(server, hash, &id, time, changes, &told.torrent);
+        let body = Bytes::from(updated(server, id.clone(), time, changes, &told.torrent).to_json());
         batch.push((Delivery::Updated { server: server.clone(), hash, id, time, body }, Sent::Other));
     }
 
@@ -371,7 +372,7 @@ impl Dispatcher {
 }
 
 /// What `updated` has to say to a sink that knows this much; `None` if nothing.
-fn changes_for(known: &Known, told: &Torrent) -> Option<Changes> {
+pub(super) fn changes_for(known: &Known, told: &Torrent) -> Option<Changes> {
     match known {
         Known::Nothing | Known::Present => None,
         Known::Forgotten => Some(Changes::new()),
@@ -379,27 +380,43 @@ fn changes_for(known: &Known, told: &Torrent) -> Option<Changes> {
     }
 }
 
-fn updated(
+pub(super) fn updated(
     server: &ServerName,
-    hash: InfoHash,
-    id: &EventId,
+    id: EventId,
     time: Timestamp,
     changes: Changes,
     torrent: &Arc<Torrent>,
-) -> Bytes {
-    let event = Event {
+) -> Event {
+    Event {
         schema: EVENT_SCHEMA,
         entity: Entity::Torrent,
         event_type: Kind::Updated,
-        id: id.clone(),
+        id,
         seq: None,
         time,
         server: server.clone(),
-        hash: Some(hash),
+        hash: Some(torrent.hash),
         cause: Cause::Observed,
         command_id: None,
         changes,
         torrent: Some(Arc::clone(torrent)),
-    };
-    Bytes::from(event.to_json())
+    }
+}
+
+/// What whoever hears this entry knows of its torrent then; `told` is what the board says of that now.
+pub(super) fn known_from(entry: &Entry, told: Option<ToldTorrent>) -> Known {
+    match told {
+        _ if entry.kind == Kind::Removed => Known::Nothing,
+        Some(told) if told.rev == entry.rev => Known::Picture(told.torrent),
+        _ => picture_in(entry).map_or(Known::Forgotten, Known::Picture),
+    }
+}
+
+/// The torrent as the entry shows it, from its bytes.
+fn picture_in(entry: &Entry) -> Option<Arc<Torrent>> {
+    #[derive(serde::Deserialize)]
+    struct Body {
+        torrent: Torrent,
+    }
+    serde_json::from_slice::<Body>(&entry.body).ok().map(|body| Arc::new(body.torrent))
 }

@@ -297,14 +297,22 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 /// Torrents whose list of files is to be read and passed on; each at most once.
 #[derive(Default)]
 pub struct FilesWanted {
+    is_anybody_there: bool,
     hashes: std::sync::Mutex<BTreeSet<InfoHash>>,
     wanted: tokio::sync::Notify,
 }
 
 impl FilesWanted {
+    /// `is_anybody_there`: if not, nothing is to be read.
+    pub fn new(is_anybody_there: bool) -> Self {
+        Self { is_anybody_there, ..Self::default() }
+    }
+
     pub fn want(&self, hash: InfoHash) {
-        self.hashes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(hash);
-        self.wanted.notify_one();
+        if self.is_anybody_there {
+            self.hashes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(hash);
+            self.wanted.notify_one();
+        }
     }
 
     fn next(&self) -> Option<InfoHash> {

@@ -18,6 +18,7 @@ mod first_sight;
 mod harness;
 mod homeassistant;
 mod hooks;
+mod library;
 mod mqtt_link;
 mod nats;
 mod oddities;

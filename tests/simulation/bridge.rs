@@ -135,7 +135,7 @@ impl Bridge {
             queues.insert(server.clone(), queue.clone());
             let client: Arc<dyn TorrentClient> = Arc::new(client.clone());
             let expectations = Arc::new(Expectations::default());
-            let files = Arc::new(FilesWanted::default());
+            let files = Arc::new(FilesWanted::new(true));
             let watcher = Watcher {
                 server: server.clone(),
                 interval,
