@@ -49,7 +49,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("testing", &["model", "port"]),
     ("schema", &["model", "commands"]),
-    ("cli", &["model", "config", "telemetry", "supervise", "demo", "app", "clients", "testing", "schema"]),
+    ("cli", &["model", "port", "config", "telemetry", "supervise", "demo", "app", "clients", "testing", "schema"]),
     ("main", &["cli"]),
     ("lib", &[]),
 ];
@@ -76,6 +76,12 @@ const PURE: &[&str] = &[
     "src/sinks/nats/answer.rs",
     "src/sinks/nats/message.rs",
     "src/sinks/nats/subjects.rs",
+    "src/sinks/webhook/answer.rs",
+    "src/sinks/webhook/body.rs",
+    "src/sinks/webhook/patience.rs",
+    "src/sinks/webhook/sign.rs",
+    "src/sinks/webhook/template.rs",
+    "src/sinks/webhook/words.rs",
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {

@@ -170,9 +170,16 @@ fn every_verb_field_and_code_of_commands_is_explained() {
 #[test]
 fn every_option_is_explained() {
     let names = config::keys().into_iter().filter_map(|key| key.rsplit('.').next().map(str::to_owned));
-    let tables = ["log", "http", "servers", "brokers", "home_assistant"];
+    let tables = ["log", "http", "servers", "brokers", "home_assistant", "webhooks"];
     assert_named(CONFIGURATION, names.filter(|name| !tables.contains(&name.as_str())));
-    for heading in ["`[log]`", "`[http]`", "`[servers.NAME]`", "`[brokers.NAME]`", "`[brokers.NAME.home_assistant]`"] {
+    for heading in [
+        "`[log]`",
+        "`[http]`",
+        "`[servers.NAME]`",
+        "`[brokers.NAME]`",
+        "`[brokers.NAME.home_assistant]`",
+        "`[webhooks.NAME]`",
+    ] {
         assert!(CONFIGURATION.contains(heading), "{heading}");
     }
 }

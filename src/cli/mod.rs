@@ -11,6 +11,7 @@ mod manual;
 mod purge;
 mod run;
 mod schema;
+mod webhooks;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -41,6 +42,9 @@ enum Command {
     MakeTorrent(make_torrent::Arguments),
     /// Take back every retained topic and discovery message of this instance; the bridge must be stopped
     Purge,
+    /// The events that endpoints would not take: list them, send them once more
+    #[command(subcommand)]
+    Webhooks(webhooks::Arguments),
     /// For a client of your own (`client = "exec"`)
     #[command(subcommand)]
     Client(client::Arguments),
@@ -133,6 +137,7 @@ impl Cli {
             Some(Command::Check(arguments)) => check::run(options, &arguments),
             Some(Command::MakeTorrent(arguments)) => make_torrent::run(&arguments),
             Some(Command::Purge) => purge::run(options),
+            Some(Command::Webhooks(arguments)) => webhooks::run(options, arguments),
             Some(Command::Client(arguments)) => client::run(arguments),
             Some(Command::Health) => health::run(options),
             Some(Command::Schema(arguments)) => schema::run(&arguments),

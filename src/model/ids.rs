@@ -47,6 +47,13 @@ impl SinkName {
         ServerName::parse(text).map(|name| Self(name.0))
     }
 
+    /// The sink that hands one server's events to the webhook of this name: `ntfy.home`.
+    ///
+    /// No other sink is called so, because a name of the config has no dot.
+    pub fn line(&self, server: &ServerName) -> Self {
+        Self(format!("{self}.{server}").into())
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

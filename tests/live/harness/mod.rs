@@ -7,6 +7,7 @@ pub mod ledger;
 pub mod nats;
 pub mod nginx;
 pub mod proxy;
+pub mod receiver;
 pub mod recorder;
 pub mod schemas;
 
