@@ -233,14 +233,18 @@ pub struct Row {
     pub deleted: Option<Deleted>,
 }
 
-/// A torrent of which `fields` may have chosen some, and `get` may have read more.
+/// A torrent of which `fields` may have chosen some, and `get` may have read more: `peers` is how many there are,
+/// or who they are.
 fn shown_torrent(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = Torrent::json_schema(generator);
     schema.remove("required");
     let more = [
         ("files", generator.subschema_for::<Vec<File>>()),
         ("trackers", generator.subschema_for::<Vec<Tracker>>()),
-        ("peers", generator.subschema_for::<Vec<Peer>>()),
+        (
+            "peers",
+            json_schema!({"anyOf": [generator.subschema_for::<Option<u64>>(), generator.subschema_for::<Vec<Peer>>()]}),
+        ),
     ];
     if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
         properties.extend(more.map(|(key, schema)| (key.to_owned(), schema.to_value())));
