@@ -66,6 +66,9 @@
 //! | [`diff`] | from looks to what is to be told. Pure |
 //! | [`watch`], [`deliver`], [`commands`] | the engine: looking, handing over, carrying out |
 //! | [`board`] | what was told, for all in the process to read |
+//! | [`clients`], [`sinks`], [`store`], [`http`] | adapters; they know the seams and never each other |
+//! | [`config`], [`telemetry`] | leaves |
+//! | [`schema`] | the shapes of what is sent and taken, made from the types. Pure |
 //! | [`clients`], [`sinks`], [`store`], `http` | adapters; they know the seams and never each other |
 //! | `config`, `telemetry` | leaves |
 //! | [`testing`] | what the engine expects of a client, to be tried on one's own |
@@ -111,6 +114,7 @@ pub mod manager;
 pub mod model;
 pub mod port;
 pub mod repeat;
+pub mod schema;
 pub mod servers;
 pub mod sinks;
 pub mod store;

@@ -97,6 +97,7 @@ pub trait TorrentClient: Send + Sync {
 
 /// What a look is to show.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum Scope<'a> {
     Full,
     /// At least what moves or has changed its state, as far as the client can tell cheaply, and these.
@@ -117,6 +118,7 @@ pub enum Applied {
 
 /// What is to become of our hooks in a client.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum HookWish<'a> {
     /// Only say how it is.
     Look(&'a HookKey),
@@ -189,6 +191,11 @@ pub trait Sink: Send + Sync {
     /// had another name. A sink that cannot tell, or keeps nothing, has found nothing.
     async fn find_kept(&self, _servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
         Ok(BTreeMap::new())
+    }
+
+    /// Whether a delivery is for this sink; what is not counts as dealt with, and is not sent.
+    fn wants(&self, _delivery: &Delivery) -> bool {
+        true
     }
 
     /// What the sink shows of the servers beside events and states; made anew for each life of a dispatcher.

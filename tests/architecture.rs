@@ -51,6 +51,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("testing", &["model", "port"]),
+    ("schema", &["model", "commands"]),
     (
         "cli",
         &[
@@ -65,6 +66,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "manager",
             "deliver",
             "testing",
+            "schema",
         ],
     ),
     ("main", &["cli"]),
@@ -80,7 +82,13 @@ const PURE: &[&str] = &[
     "src/deliver/backoff.rs",
     "src/deliver/caution.rs",
     "src/deliver/retention.rs",
+    "src/cli/terminal/human.rs",
+    "src/cli/terminal/paint.rs",
+    "src/cli/terminal/select.rs",
+    "src/cli/terminal/table.rs",
     "src/commands/request.rs",
+    "src/commands/shape.rs",
+    "src/schema/",
     "src/sinks/mqtt/topics.rs",
     "src/sinks/mqtt/homeassistant/commands.rs",
     "src/sinks/mqtt/homeassistant/documents.rs",
@@ -91,6 +99,12 @@ const PURE: &[&str] = &[
     "src/sinks/nats/answer.rs",
     "src/sinks/nats/message.rs",
     "src/sinks/nats/subjects.rs",
+    "src/sinks/webhook/answer.rs",
+    "src/sinks/webhook/body.rs",
+    "src/sinks/webhook/patience.rs",
+    "src/sinks/webhook/sign.rs",
+    "src/sinks/webhook/template.rs",
+    "src/sinks/webhook/words.rs",
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {

@@ -7,5 +7,7 @@
 pub mod mqtt;
 #[cfg(feature = "nats")]
 pub mod nats;
-#[cfg(any(feature = "mqtt", feature = "nats"))]
+#[cfg(any(feature = "mqtt", feature = "nats", feature = "webhooks"))]
 mod tls;
+#[cfg(feature = "webhooks")]
+pub mod webhook;

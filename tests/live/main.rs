@@ -29,3 +29,4 @@ mod rtorrent_client;
 mod terminal;
 mod transports;
 mod verbs;
+mod webhooks;
