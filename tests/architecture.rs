@@ -48,7 +48,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("testing", &["model", "port"]),
-    ("cli", &["model", "port", "config", "telemetry", "supervise", "demo", "app", "clients", "testing"]),
+    ("schema", &["model", "commands"]),
+    ("cli", &["model", "port", "config", "telemetry", "supervise", "demo", "app", "clients", "testing", "schema"]),
     ("main", &["cli"]),
     ("lib", &[]),
 ];
@@ -63,6 +64,8 @@ const PURE: &[&str] = &[
     "src/deliver/caution.rs",
     "src/deliver/retention.rs",
     "src/commands/request.rs",
+    "src/commands/shape.rs",
+    "src/schema/",
     "src/sinks/mqtt/topics.rs",
     "src/sinks/mqtt/homeassistant/commands.rs",
     "src/sinks/mqtt/homeassistant/documents.rs",

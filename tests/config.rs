@@ -2,21 +2,122 @@
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use dtorrent::config::{self, BrokerKind, Client, Config, ConfigErrors, Flag, Loaded, LogFormat, Retain, Sources};
 use dtorrent::model::{Kind, Verb};
+use jsonschema::Validator;
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
+use serde_json::Value;
 
 const SERVER: &str = "[servers.home]\nurl = \"unix:///run/rtorrent.sock\"\n";
 const BROKER: &str = "[brokers.home]\nkind = \"mqtt\"\nurl = \"mqtt://localhost\"\n";
 
+/// What is read has to be right by the schema too: it must not know better.
 fn parse(toml: &str) -> Result<Config, ConfigErrors> {
-    config::parse(Path::new("x.toml"), toml.as_bytes())
+    let config = config::parse(Path::new("x.toml"), toml.as_bytes());
+    if config.is_ok() {
+        assert_eq!(faults_by_schema(toml), [] as [String; 0], "{toml}");
+    }
+    config
+}
+
+static SCHEMA: LazyLock<Validator> = LazyLock::new(|| jsonschema::validator_for(&config::schema().to_value()).unwrap());
+
+fn faults_by_schema(toml: &str) -> Vec<String> {
+    let table: toml::Table = toml.parse().unwrap_or_else(|error| panic!("{error}\n{toml}"));
+    let config = serde_json::to_value(table).unwrap();
+    SCHEMA.iter_errors(&config).map(|error| format!("{}: {error}", error.instance_path())).collect()
+}
+
+#[test]
+fn the_schema_has_the_keys_that_are_read_and_no_others() {
+    let schema = config::schema().to_value();
+    let mut found = BTreeSet::new();
+    keys_below(&schema, &schema, "", &mut found);
+    // Tables whose keys are the user's own, or a filter's.
+    found.retain(|key| !key.starts_with("brokers.*.home_assistant.torrents."));
+    assert_eq!(found, config::keys());
+}
+
+fn keys_below(root: &Value, schema: &Value, path: &str, found: &mut BTreeSet<String>) {
+    if let Some(pointer) = schema["$ref"].as_str() {
+        return keys_below(root, root.pointer(&pointer[1..]).unwrap(), path, found);
+    }
+    for way in schema["anyOf"].as_array().into_iter().flatten() {
+        keys_below(root, way, path, found);
+    }
+    for (key, below) in schema["properties"].as_object().into_iter().flatten() {
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        found.insert(path.clone());
+        keys_below(root, below, &path, found);
+        for named in below["patternProperties"].as_object().into_iter().flat_map(|all| all.values()) {
+            keys_below(root, named, &format!("{path}.*"), found);
+        }
+    }
+}
+
+#[test]
+fn what_has_the_wrong_shape_is_wrong_by_the_schema() {
+    let broken_server = |line: &str| format!("{SERVER}{line}");
+    let broken_broker = |line: &str| format!("{BROKER}{line}");
+    let nats = |line: &str| format!("[brokers.bus]\nkind = \"nats\"\n{line}");
+    for toml in [
+        "instance = \"Main\"".to_owned(),
+        "colour = \"red\"".to_owned(),
+        "servers = 1".to_owned(),
+        "log = []".to_owned(),
+        "log.level = \"loud\"".to_owned(),
+        "http.listen = \"somewhere\"".to_owned(),
+        "http.hooks_listen = \"off\"".to_owned(),
+        "data_dir = 5".to_owned(),
+        "[servers.Home]\nurl = \"unix:///x\"".to_owned(),
+        "[servers.bridge]\nurl = \"unix:///x\"".to_owned(),
+        "[servers.a]\nurl = \"ftp://host\"".to_owned(),
+        "[servers.a]".to_owned(),
+        broken_server("pasword = \"sesame\""),
+        broken_server("timeout = 5"),
+        broken_server("interval = \"soon\""),
+        broken_server("hooks = \"no\""),
+        broken_server("hooks_address = \"bridge\""),
+        broken_server("roots = \"/x\""),
+        broken_server("roots = [\"downloads\"]"),
+        broken_server("extra = 1"),
+        broken_server("extra.x = 1"),
+        broken_server("client = \"deluge\""),
+        broken_server("client = \"exec\""),
+        broken_server("command = [\"./c\"]"),
+        "[servers.x]\nclient = \"exec\"\ncommand = []".to_owned(),
+        "[servers.x]\nclient = \"exec\"\ncommand = \"./c\"".to_owned(),
+        "[servers.x]\nclient = \"exec\"\ncommand = [\"./c\"]\nurl = \"unix:///x\"".to_owned(),
+        "[brokers.x]\nurl = \"mqtt://x\"".to_owned(),
+        "[brokers.x]\nkind = \"amqp\"\nurl = \"mqtt://x\"".to_owned(),
+        "[brokers.x]\nkind = \"mqtt\"".to_owned(),
+        "[brokers.x]\nkind = \"mqtt\"\nurl = \"nats://x\"".to_owned(),
+        broken_broker("password = 12345"),
+        broken_broker("version = \"4\""),
+        broken_broker("version = 5"),
+        broken_broker("commands = [\"*\", \"-explode\"]"),
+        broken_broker("home_assistant.normal_upload = \"fast\""),
+        broken_broker("home_assistant.slots = 51"),
+        broken_broker("home_assistant.torrents.colour = \"red\""),
+        broken_broker("jetstream = true"),
+        nats("url = []"),
+        nats("url = [\"nats://a\", \"mqtt://x\"]"),
+        nats("url = \"nats://a\"\nreplicas = 7"),
+        nats("url = \"nats://a\"\nretain = \"all\""),
+        nats("url = \"nats://a\"\nhome_assistant = {}"),
+        "[webhooks.x]\nurl = \"https://example.org\"".to_owned(),
+    ] {
+        assert!(!faults_by_schema(&toml).is_empty(), "{toml}");
+        assert!(parse(&format!("{}\n[servers.good]\nurl = \"unix:///x\"", toml)).is_err(), "{toml}");
+    }
 }
 
 fn parsed(toml: &str) -> Config {
@@ -465,7 +566,7 @@ proptest! {
     #[test]
     fn no_file_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), toml in toml_like()) {
         let _checked = config::parse(Path::new("x"), &bytes).is_ok();
-        let _checked = config::parse(Path::new("x"), toml.as_bytes()).map_err(|errors| errors.to_string()).is_ok();
+        let _checked = parse(&toml).map_err(|errors| errors.to_string()).is_ok();
     }
 
     #[test]

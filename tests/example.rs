@@ -59,6 +59,18 @@ fn the_example_is_a_config_as_it_stands() {
 }
 
 #[test]
+fn it_is_right_by_the_schema_also_with_all_that_is_commented_out() {
+    let schema = jsonschema::validator_for(&config::schema().to_value()).unwrap();
+    // A program as a client has a command, and not what an rTorrent has.
+    for toml in [EXAMPLE.to_owned(), uncommented(|key| key != "command")] {
+        let table: toml::Table = toml.parse().unwrap();
+        let faults: Vec<String> =
+            schema.iter_errors(&serde_json::to_value(table).unwrap()).map(|error| error.to_string()).collect();
+        assert!(faults.is_empty(), "{faults:#?}\n{toml}");
+    }
+}
+
+#[test]
 fn what_is_commented_out_is_the_default() {
     let all = uncommented(|key| !NO_DEFAULT.contains(&key));
     assert_eq!(format!("{:#?}", parse(&all)), format!("{:#?}", parse(EXAMPLE)));

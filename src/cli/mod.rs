@@ -7,8 +7,10 @@ mod client;
 mod demo;
 mod health;
 mod make_torrent;
+mod manual;
 mod purge;
 mod run;
+mod schema;
 mod webhooks;
 
 use std::io::Write as _;
@@ -48,6 +50,13 @@ enum Command {
     Client(client::Arguments),
     /// Ask the running bridge whether it is alive: exit code 0 or 1
     Health,
+    /// Print the shape of what is sent and taken: a JSON Schema, or an AsyncAPI document
+    #[command(subcommand)]
+    Schema(schema::Arguments),
+    /// Print the completions of this command line for a shell
+    Completions(manual::CompletionsArguments),
+    /// Print the manual, or write its pages into a folder
+    Man(manual::ManArguments),
 }
 
 /// How the config is found, and what the command line says in its place.
@@ -131,6 +140,9 @@ impl Cli {
             Some(Command::Webhooks(arguments)) => webhooks::run(options, arguments),
             Some(Command::Client(arguments)) => client::run(arguments),
             Some(Command::Health) => health::run(options),
+            Some(Command::Schema(arguments)) => schema::run(&arguments),
+            Some(Command::Completions(arguments)) => manual::completions(&arguments),
+            Some(Command::Man(arguments)) => manual::man(&arguments),
             Some(Command::Demo) => demo::run(),
             Some(Command::Run) | None => run::run(options),
         }

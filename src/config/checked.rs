@@ -239,7 +239,7 @@ impl Rights {
 /// Rights that are no verbs.
 const MORE_RIGHTS: [&str; 1] = ["delete_data"];
 
-fn rights() -> impl Iterator<Item = &'static str> {
+pub(super) fn rights() -> impl Iterator<Item = &'static str> {
     Verb::ALL.iter().map(|verb| verb.as_str()).chain(MORE_RIGHTS)
 }
 

@@ -17,6 +17,7 @@ mod env;
 mod error;
 mod file;
 mod read;
+mod schema;
 mod secret;
 mod warnings;
 mod webhooks;
@@ -34,6 +35,7 @@ pub use checked::{
 };
 pub use env::Layer as Flag;
 pub use error::{ConfigError, ConfigErrors, Place};
+pub use schema::schema;
 pub use warnings::warnings;
 
 use file::File;

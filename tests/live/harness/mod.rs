@@ -9,6 +9,7 @@ pub mod nginx;
 pub mod proxy;
 pub mod receiver;
 pub mod recorder;
+pub mod schemas;
 
 use std::io::Write as _;
 use std::path::PathBuf;
