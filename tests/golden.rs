@@ -330,6 +330,8 @@ fn help_is_as_ever() {
         &["check", "--help"],
         &["make-torrent", "--help"],
         &["purge", "--help"],
+        &["webhooks", "list", "--help"],
+        &["webhooks", "replay", "--help"],
         &["health", "--help"],
         &["schema", "--help"],
         &["completions", "--help"],
