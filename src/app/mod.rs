@@ -9,6 +9,7 @@ mod letters;
 mod report;
 mod visit;
 
+pub use adapters::build_client as client;
 pub use letters::{Letter, dead_letters, replay};
 pub use visit::{purge, reach};
 

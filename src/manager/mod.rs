@@ -110,6 +110,11 @@ impl Manager {
         Events::new(self.shared.reader(&since, kinds, self.shared.is_all_told.clone()))
     }
 
+    /// Events of these kinds in the bytes of the wire, for those who pass them on.
+    pub fn reader(&self, since: &Since, kinds: BTreeSet<Kind>) -> Reader {
+        self.shared.reader(since, kinds, self.shared.is_all_told.clone())
+    }
+
     /// Calls `listener` for each event of this kind, since the manager was built, in order for each server.
     ///
     /// Each listener has a task of its own: one that is slow or panics holds up no other, and nothing else. It

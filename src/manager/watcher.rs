@@ -254,6 +254,12 @@ impl Watcher {
         }
     }
 
+    /// How far the content is that commands are checking (see [`NewTorrent::data_file`]): bytes read, and all.
+    pub fn checks(&self) -> Vec<(u64, u64)> {
+        let board = self.shared.board.server(&self.server);
+        board.map(|board| board.checks().values().copied().collect()).unwrap_or_default()
+    }
+
     /// Looks now, not at the next beat.
     pub fn poke(&self) {
         if let Some(board) = self.shared.board.server(&self.server) {

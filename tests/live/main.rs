@@ -26,6 +26,7 @@ mod outages;
 mod retained;
 mod rights;
 mod rtorrent_client;
+mod terminal;
 mod transports;
 mod verbs;
 mod webhooks;
