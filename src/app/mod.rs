@@ -422,7 +422,7 @@ fn build_server(
         board: Arc::clone(board),
         clock: Arc::clone(clock),
         expectations: Arc::new(Expectations::default()),
-        sources: Sources::new(SourcesSettings { roots: server.roots.clone() }).context("set up HTTP")?,
+        sources: Sources::new(SourcesSettings { roots: server.roots.clone() }),
     };
     Ok(ServerParts {
         interval: server.interval,
