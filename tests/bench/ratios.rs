@@ -13,6 +13,7 @@ mod memory;
 mod moving;
 mod peer;
 mod programs;
+mod roundtrip;
 mod sample;
 mod servers;
 mod stage;
@@ -36,7 +37,10 @@ const BENCHES: &[(&str, bool, Bench)] = &[
     ("memory", true, || memory::run().boxed_local()),
     ("drain", true, || drain::run().boxed_local()),
     ("servers", true, || servers::run().boxed_local()),
+    ("roundtrip", true, || roundtrip::run().boxed_local()),
     ("store", true, || store::run().boxed_local()),
+    // A part of `rtorrent`, for who works at it.
+    ("first", false, || first::run().boxed_local()),
     // Loads for minutes: by hand.
     ("large", false, || first::large().boxed_local()),
 ];
