@@ -8,21 +8,21 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use dtorrent::demo::content::Content;
 use dtorrent::demo::mosquitto::{self, Mosquitto};
-use dtorrent::demo::rtorrent::{self, Rtorrent};
 use dtorrent::model::InfoHash;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::{AsyncClient, Event, EventLoop, Incoming, MqttOptions};
 use serde_json::{Value, json};
 
 use crate::programs::{Bridge, Config};
+use crate::stage::{Stage, programs};
 use crate::table::{Line, Measured, median, millis};
 
 /// Torrents on the server, and how many of them are paused one by one, each way.
 const ROUNDS: [(usize, usize); 2] = [(60, 30), (5_000, 100)];
 
 pub async fn run() -> anyhow::Result<Vec<Line>> {
+    programs()?;
     let mut lines = Vec::new();
     for (count, samples) in ROUNDS {
         lines.extend(round(count, samples).await?);
@@ -32,22 +32,11 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
 
 async fn round(count: usize, samples: usize) -> anyhow::Result<Vec<Line>> {
     let folder = tempfile::tempdir_in(".")?;
-    // A socket has a short name.
-    let short = tempfile::Builder::new().prefix("dt-bench-").tempdir()?;
     let options = mosquitto::Options { lines: vec!["log_dest none".to_owned()], ..mosquitto::Options::default() };
     let broker = Mosquitto::start(&folder.path().join("broker"), &options).await?;
-    let home = Rtorrent::start(&short.path().join("home"), &rtorrent::Options::default()).await?;
-    let mut hashes = Vec::with_capacity(count);
-    for number in 0..count {
-        let content = Content::file(&format!("bench-{number}"), 64, number as u64);
-        content.write_to(&home.downloads)?;
-        home.rpc
-            .call("load.raw_start", &[rtorrent::Argument::Text(""), rtorrent::Argument::Bytes(&content.torrent)])
-            .await?;
-        hashes.push(content.hash);
-    }
-    let last = *hashes.last().context("there are torrents")?;
-    home.shows(last, "d.is_active", "1").await?;
+    let stage = Stage::set(folder.path(), count, 0).await?;
+    let home = &stage.home;
+    let hashes = home.hashes().await?;
     let config = Config::new(&folder.path().join("bridge"), vec![("home".to_owned(), home.url())], broker.url());
     let bridge = Bridge::start(&config)?;
     let mut client = Client::connect(broker.port).await?;
