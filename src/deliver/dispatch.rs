@@ -236,8 +236,10 @@ impl Dispatcher {
         };
         if !dispatcher.parts.settings.ended_in_order {
             for (server, owed) in &mut dispatcher.lanes {
-                let told = dispatcher.parts.board.read(server, |content| content.told.keys().copied().collect());
-                owed.doubted = told.unwrap_or_default();
+                dispatcher.parts.board.read(server, |content| {
+                    owed.doubted = content.told.keys().copied().collect();
+                    owed.assert_again(&content.told);
+                });
             }
         }
         dispatcher.mark_unsent();
@@ -699,12 +701,13 @@ impl Dispatcher {
 
     /// Notes the cursors as they are now. Of two, the older is to be waited for first.
     fn note_cursors(&mut self) -> BoxFuture<'static, Result<(), StoreError>> {
-        // A change that still lies on the desk is not sent, however empty the dirty set.
+        // A change that still lies on the desk is not sent, however empty the dirty set; nor is one that comes now.
+        let told: Vec<Rev> = self.lanes.keys().map(|server| present(&self.parts.board, server).sent_rev).collect();
         self.collect();
         let mut progress = BTreeMap::new();
-        for (server, owed) in &mut self.lanes {
+        for ((server, owed), told) in self.lanes.iter_mut().zip(told) {
             if owed.dirty.is_empty() {
-                owed.sent_rev = present(&self.parts.board, server).sent_rev.max(owed.sent_rev);
+                owed.sent_rev = told.max(owed.sent_rev);
             }
             progress.insert(server.clone(), Progress { cursor: owed.lane.cursor(), sent_rev: owed.sent_rev });
         }
