@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use schemars::generate::SchemaSettings;
 use schemars::transform::{RecursiveTransform, Transform as _};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::{JsonSchema, Schema};
 use serde_json::{Value, json};
 
 use super::checked::rights;
@@ -299,18 +299,14 @@ struct Told {
     #[schemars(extend("default" = ["*"]))]
     events: Option<Vec<String>>,
     /// Which commands are accepted from it, in order; a `-` before one takes it away; `[]` is read-only.
-    #[schemars(schema_with = "commands")]
+    #[schemars(extend("items" = command_words(), "default" = ["*", "-delete_data", "-rpc"]))]
     commands: Option<Vec<String>>,
 }
 
-fn commands(_generator: &mut SchemaGenerator) -> Schema {
-    let words: Vec<String> =
-        rights().map(str::to_owned).chain(rights().map(|right| format!("-{right}"))).chain(["*".to_owned()]).collect();
-    json_schema!({
-        "type": "array",
-        "items": {"type": "string", "enum": words},
-        "default": ["*", "-delete_data", "-rpc"],
-    })
+fn command_words() -> Value {
+    let words = rights().flat_map(|right| [right.to_owned(), format!("-{right}")]);
+    let words: Vec<String> = ["*".to_owned()].into_iter().chain(words).collect();
+    json!({"type": "string", "enum": words})
 }
 
 /// Devices and entities in Home Assistant.
@@ -358,7 +354,7 @@ struct Torrents {
 
 /// An address that events are posted to.
 #[derive(JsonSchema)]
-#[schemars(deny_unknown_fields)]
+#[schemars(deny_unknown_fields, extend("anyOf" = [{"required": ["url"]}, {"required": ["url_file"]}]))]
 struct Webhook {
     /// It may be a secret as a whole, and is never shown.
     #[schemars(regex(pattern = r"^\s*https?://."))]
