@@ -69,7 +69,7 @@ impl ServerParts {
             board: Arc::clone(&board),
             clock: Arc::clone(&clock),
             expectations: Arc::clone(&expectations),
-            sources: Sources::new(SourcesSettings { roots })?,
+            sources: Sources::new(SourcesSettings { roots }),
         };
         let watcher = Watcher {
             server,

@@ -338,6 +338,8 @@ fn help_is_as_ever() {
         &["limits", "--help"],
         &["make-torrent", "--help"],
         &["purge", "--help"],
+        &["webhooks", "list", "--help"],
+        &["webhooks", "replay", "--help"],
         &["health", "--help"],
         &["schema", "--help"],
         &["completions", "--help"],

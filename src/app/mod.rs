@@ -225,7 +225,7 @@ impl Bridge {
         clock: Arc<dyn Clock>,
     ) -> anyhow::Result<Self> {
         let sinks = sinks_of(config);
-        sqlite.declare_sinks(&sinks).await.context("note the sinks")?;
+        until_there_is_room("the sinks", || sqlite.declare_sinks(&sinks)).await.context("note the sinks")?;
         let store: Arc<dyn Store> = sqlite;
         let mut contents = BTreeMap::new();
         for name in config.servers.keys() {

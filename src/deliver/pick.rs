@@ -4,20 +4,40 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use tokio_util::sync::ReusableBoxFuture;
 
 use super::dirty::Known;
-use super::dispatch::{Dispatcher, Sent, UnderWay};
+use super::dispatch::{Dispatcher, Sent, ServerLane, UnderWay};
 use super::retention::Kept;
 use crate::model::{
-    Cause, Changes, EVENT_SCHEMA, Entity, Entry, Event, EventId, InfoHash, Kind, ServerName, Timestamp, ToldTorrent,
-    Torrent,
+    Cause, Changes, EVENT_SCHEMA, Entity, Entry, Event, EventId, InfoHash, Kind, Seq, ServerName, Timestamp,
+    ToldTorrent, Torrent,
 };
-use crate::port::{DeliverError, Delivery, Link, StoreError};
+use crate::port::{DeliverError, Delivery, Link, Store, StoreError};
 
 /// Entries read from the journal at once.
 const READ_MAX: u16 = 256;
 /// Results read from the command log at once.
 const RESULTS_MAX: u16 = 64;
+
+/// Entries on their way from the disk, so that they are there when they are wanted.
+pub(super) struct ReadAhead {
+    after: Seq,
+    entries: ReusableBoxFuture<'static, Result<Vec<Entry>, StoreError>>,
+}
+
+impl ReadAhead {
+    fn start(store: &Arc<dyn Store>, server: &ServerName, after: Seq) -> Self {
+        let (store, server) = (Arc::clone(store), server.clone());
+        let mut entries = ReusableBoxFuture::new(async move { store.read(&server, after, READ_MAX).await });
+        // Polled once, it is asked for, and comes while something else is done.
+        if let Some(read) = (&mut entries).now_or_never() {
+            entries.set(std::future::ready(read));
+        }
+        Self { after, entries }
+    }
+}
 
 pub(super) type Batch = Vec<(Delivery, Sent)>;
 
@@ -110,6 +130,14 @@ impl Dispatcher {
         names
     }
 
+    fn names_of_owed_states(&self) -> Vec<String> {
+        let name = |(server, owed): (&ServerName, &ServerLane)| -> Vec<String> {
+            let kept = owed.dirty.hashes().filter(|hash| owed.kept.contains(hash));
+            kept.filter_map(|hash| self.name_of_state(server, *hash)).collect()
+        };
+        self.lanes.iter().flat_map(name).collect()
+    }
+
     fn name_of_state(&self, server: &ServerName, hash: InfoHash) -> Option<String> {
         self.parts.sink.kept_as(&Delivery::State { server: server.clone(), hash, body: Bytes::new(), keep: true })
     }
@@ -155,8 +183,12 @@ impl Dispatcher {
             if batch.is_empty() {
                 return Ok(());
             }
-            let names: Vec<String> =
+            let mut names: Vec<String> =
                 batch.iter().filter_map(|(delivery, _)| self.parts.sink.kept_as(delivery)).collect();
+            if names.iter().any(|name| !self.registry.knows(name)) {
+                // Each note waits for the disk: those of the states that come after these go with it.
+                names.extend(self.names_of_owed_states());
+            }
             self.register(names).await?;
             self.note_memory(false).await?;
             for (delivery, sent) in batch {
@@ -264,10 +296,18 @@ impl Dispatcher {
                 }
                 let written = self.parts.board.read(server, |content| content.last_seq).unwrap_or_default();
                 if let Some(after) = owed.lane.wants_after(written) {
-                    let mut entries = self.parts.store.read(server, after, READ_MAX).await?;
+                    let ahead = owed.ahead.take().filter(|ahead| ahead.after == after);
+                    let ahead = ahead.unwrap_or_else(|| ReadAhead::start(&self.parts.store, server, after));
+                    let mut entries = ahead.entries.await?;
+                    if entries.is_empty() {
+                        owed.lane.skip_to(written);
+                        self.is_unsettled = true;
+                    }
                     // What is not on the board yet would be followed by the state from before it.
                     entries.retain(|entry| entry.seq <= written);
                     owed.lane.fill(entries);
+                    let next = owed.lane.goes_on_after(written);
+                    owed.ahead = next.map(|after| ReadAhead::start(&self.parts.store, server, after));
                 }
                 let Some(entry) = owed.lane.depart() else { continue };
                 has_more = true;
