@@ -67,6 +67,7 @@ fn keys_below(root: &Value, schema: &Value, path: &str, found: &mut BTreeSet<Str
 fn what_has_the_wrong_shape_is_wrong_by_the_schema() {
     let broken_server = |line: &str| format!("{SERVER}{line}");
     let broken_broker = |line: &str| format!("{BROKER}{line}");
+    let webhook = |line: &str| format!("[webhooks.x]\nurl = \"https://x\"\n{line}");
     let nats = |line: &str| format!("[brokers.bus]\nkind = \"nats\"\n{line}");
     for toml in [
         "instance = \"Main\"".to_owned(),
@@ -119,6 +120,15 @@ fn what_has_the_wrong_shape_is_wrong_by_the_schema() {
         "[webhooks.x]\nurl = \"https://example.org\"\nsecret = \"sesame\"".to_owned(),
         "[webhooks.x]\nurl = \"https://example.org\"\nkeep_trying = 3".to_owned(),
         "[webhooks.x]\nurl = \"https://example.org\"\nheaders = [\"X: y\"]".to_owned(),
+        "[webhooks.X]\nurl = \"https://x\"".to_owned(),
+        webhook("format = \"xml\""),
+        webhook("secret = \"sesame\""),
+        webhook("content_type = \"text\""),
+        webhook("keep_trying = 3"),
+        webhook("headers = { x = 1 }"),
+        webhook("torrents.colour = \"red\""),
+        webhook("colour = \"red\""),
+        "[webhooks.x]\nurl = \"ftp://x\"".to_owned(),
     ] {
         assert!(!faults_by_schema(&toml).is_empty(), "{toml}");
         assert!(parse(&format!("{}\n[servers.good]\nurl = \"unix:///x\"", toml)).is_err(), "{toml}");

@@ -340,24 +340,36 @@ struct HomeAssistant {
     normal_upload: Option<String>,
 }
 
+/// Torrents, by what they are.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Torrents {
+    status: Option<Status>,
+    label: Option<String>,
+    /// A glob; case counts not.
+    name: Option<String>,
+    /// A glob; case counts not.
+    tracker: Option<String>,
+}
+
 /// An address that events are posted to.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields, extend("anyOf" = [{"required": ["url"]}, {"required": ["url_file"]}]))]
 struct Webhook {
-    /// `http://` or `https://`. It may be a secret as a whole, so it is never shown.
+    /// It may be a secret as a whole, and is never shown.
     #[schemars(regex(pattern = r"^\s*https?://."))]
     url: Option<String>,
     /// The name of a file that holds `url`.
     url_file: Option<String>,
-    /// The shape of the body.
+    /// The shape of what is posted.
     #[schemars(extend("default" = "standard"))]
-    format: Option<BodyFormat>,
-    /// A body of your own, in place of a format.
+    format: Option<WebhookFormat>,
+    /// A body of your own, as a template.
     template: Option<String>,
     /// The name of a file that holds `template`.
     template_file: Option<String>,
     /// What the template makes.
-    #[schemars(extend("default" = "application/json"))]
+    #[schemars(regex(pattern = "/"), extend("default" = "application/json"))]
     content_type: Option<String>,
     /// Which servers it gets: names or patterns, in order; a `-` before one takes it away.
     #[schemars(extend("default" = ["*"]))]
@@ -365,12 +377,14 @@ struct Webhook {
     /// Which kinds of events it gets: names or patterns, in order; a `-` before one takes it away.
     #[schemars(extend("default" = ["*", "-updated"]))]
     events: Option<Vec<String>>,
-    /// Why they are told: observed, command, recovered, snapshot, or patterns; a `-` before one takes it away.
+    /// Why they are told: names or patterns, in order; a `-` before one takes it away. What people read goes
+    /// without `snapshot`, if it is not said.
+    #[schemars(extend("default" = ["*"]))]
     causes: Option<Vec<String>>,
-    /// Of which torrents; all, if it is empty. Events of servers come all the same.
+    /// Of which torrents. Events of servers come all the same.
     torrents: Option<Torrents>,
     /// `whsec_…`: signs each request. Several, while they change, with white space between.
-    #[schemars(regex(pattern = r"^\s*whsec_"))]
+    #[schemars(regex(pattern = "^\\s*whsec_"))]
     secret: Option<String>,
     /// The name of a file that holds `secret`.
     secret_file: Option<String>,
@@ -380,13 +394,13 @@ struct Webhook {
     password: Option<String>,
     /// The name of a file that holds `password`.
     password_file: Option<String>,
-    /// For `Authorization: Bearer …`, instead of a name and a password.
+    /// `Authorization: Bearer …`, instead of a name and a password.
     token: Option<String>,
     /// The name of a file that holds `token`.
     token_file: Option<String>,
-    /// More headers, by their names.
+    /// More headers.
     headers: Option<BTreeMap<String, String>>,
-    /// More headers, by their names: the names of files that hold their values.
+    /// More headers, whose values are in files of these names.
     header_files: Option<BTreeMap<String, String>>,
     /// The certificate authority to trust with https, instead of the system's (PEM).
     ca_file: Option<String>,
@@ -400,23 +414,11 @@ struct Webhook {
 
 #[derive(JsonSchema)]
 #[schemars(rename_all = "lowercase", inline)]
-enum BodyFormat {
+enum WebhookFormat {
     Standard,
     Dtorrent,
     Ntfy,
     Discord,
     Slack,
     Apprise,
-}
-
-/// Conditions on torrents, as texts.
-#[derive(JsonSchema)]
-#[schemars(deny_unknown_fields)]
-struct Torrents {
-    status: Option<Status>,
-    label: Option<String>,
-    /// A glob; case counts not.
-    name: Option<String>,
-    /// A glob; case counts not.
-    tracker: Option<String>,
 }
