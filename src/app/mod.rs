@@ -26,7 +26,7 @@ use tracing::{info, warn};
 use self::adapters::{Reached, build_client, build_endpoint, build_line, lines, retain};
 use self::report::{Reports, Shown};
 use crate::board::Board;
-use crate::commands::{BridgeWorker, Door, Intake, Queue};
+use crate::commands::{BridgeWorker, Door, Intake, Queue, give_up};
 use crate::config::{Broker, Config, EventFilter, Rtorrent};
 use crate::deliver::retention::Retain;
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
@@ -257,6 +257,12 @@ impl Bridge {
             let open = open.remove(&Some(name.clone())).unwrap_or_default();
             servers.insert(name.clone(), ServerParts::new(name.clone(), setup, open, &common).with_context(set_up)?);
         }
+        let of_bridge = open.remove(&None).unwrap_or_default();
+        for job in open.into_values().flatten() {
+            give_up(&*store, &board, &*clock, &job.command)
+                .await
+                .context("answer commands of a server that is gone")?;
+        }
         let mut sinks = BTreeMap::new();
         for (name, broker) in &config.brokers {
             let last_seq = |server: &ServerName| board.read(server, |content| content.last_seq).unwrap_or_default();
@@ -289,7 +295,7 @@ impl Bridge {
         }
         let (ended_in_order, last_alive) = (recovery.was_clean, recovery.last_alive);
         let worker = BridgeWorker {
-            queue: Arc::new(Queue::new(open.remove(&None).unwrap_or_default())),
+            queue: Arc::new(Queue::new(of_bridge)),
             store: Arc::clone(&store),
             board: Arc::clone(&board),
             clock: Arc::clone(&clock),

@@ -85,6 +85,20 @@ pub(super) async fn finish(
     Ok(())
 }
 
+/// Answers a command that a former life of the bridge took in, for a server that there is no more.
+///
+/// # Errors
+/// Only a store that cannot be used any more.
+pub async fn give_up(
+    store: &dyn Store,
+    board: &Board,
+    clock: &dyn Clock,
+    command: &LoggedCommand,
+) -> Result<(), StoreError> {
+    let error = CommandError::new(ErrorCode::UnknownServer, "the server is not in the config any more");
+    finish(store, board, clock, command, Asker { user: None }, Done::failed(error)).await
+}
+
 pub(super) fn outcome(
     command: &LoggedCommand,
     verb: &str,
