@@ -11,6 +11,7 @@ mod latency;
 mod listing;
 mod memory;
 mod moving;
+mod nats;
 mod peer;
 mod programs;
 mod sample;
@@ -35,6 +36,7 @@ const BENCHES: &[(&str, bool, Bench)] = &[
     ("latency", true, || latency::run().boxed_local()),
     ("memory", true, || memory::run().boxed_local()),
     ("drain", true, || drain::run().boxed_local()),
+    ("nats", true, || nats::run().boxed_local()),
     ("servers", true, || servers::run().boxed_local()),
     ("store", true, || store::run().boxed_local()),
     // Loads for minutes: by hand.
