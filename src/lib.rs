@@ -26,6 +26,7 @@
 //! | [`board`] | what was told, for all in the process to read |
 //! | [`clients`], [`sinks`], [`store`], [`http`] | adapters; they know the seams and never each other |
 //! | [`config`], [`telemetry`] | leaves |
+//! | [`schema`] | the shapes of what is sent and taken, made from the types. Pure |
 //! | [`testing`] | what the engine expects of a client, to be tried on one's own |
 //! | [`app`], [`supervise`], [`cli`], [`demo`] | what puts it together, keeps it up, and is asked for |
 //!
@@ -92,6 +93,7 @@ pub mod http;
 pub mod model;
 pub mod port;
 pub mod repeat;
+pub mod schema;
 pub mod sinks;
 pub mod store;
 pub mod supervise;

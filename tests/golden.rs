@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dtorrent::model::*;
 use dtorrent::port::{Delivery, ReplyTo};
+use dtorrent::schema::{self, Body};
 use dtorrent::sinks::mqtt::homeassistant::entities::{self, Components};
 use dtorrent::sinks::mqtt::homeassistant::names::{Device, Names};
 use dtorrent::sinks::mqtt::{HomeAssistant, Limits, Prefix, topics::Topics};
@@ -301,6 +302,25 @@ fn subjects_are_as_ever_and_the_topics_with_dots() {
 }
 
 #[test]
+fn schemas_are_as_ever() {
+    for body in Body::ALL {
+        is_golden(&format!("schema-{}.json", format!("{body:?}").to_lowercase()), &pretty(&body.schema()));
+    }
+    is_golden("schema-command.json", &pretty(&schema::any_command()));
+    is_golden("schema-config.json", &pretty(&dtorrent::config::schema()));
+    let mut asyncapi = schema::asyncapi();
+    asyncapi["info"]["version"] = json!("VERSION");
+    // The schemas are those above.
+    let components = asyncapi["components"].as_object_mut().unwrap();
+    let names: Vec<String> = components["schemas"].as_object().unwrap().keys().cloned().collect();
+    components["schemas"] = json!(names);
+    for verb in Verb::ALL {
+        components["messages"][verb.as_str()]["payload"] = json!("schema-command.json");
+    }
+    is_golden("asyncapi.json", &pretty(&asyncapi));
+}
+
+#[test]
 fn help_is_as_ever() {
     let mut text = String::new();
     for arguments in [
@@ -311,6 +331,9 @@ fn help_is_as_ever() {
         &["make-torrent", "--help"],
         &["purge", "--help"],
         &["health", "--help"],
+        &["schema", "--help"],
+        &["completions", "--help"],
+        &["man", "--help"],
     ] {
         let output =
             Command::new(env!("CARGO_BIN_EXE_dtorrent")).args(arguments).env("COLUMNS", "100").output().unwrap();

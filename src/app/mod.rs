@@ -5,9 +5,11 @@
 //! that nobody is there to take.
 
 mod adapters;
+mod letters;
 mod report;
 mod visit;
 
+pub use letters::{Letter, dead_letters, replay};
 pub use visit::{purge, reach};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,16 +23,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::adapters::{Reached, build_client, retain};
+use self::adapters::{Reached, build_client, build_endpoint, build_line, lines, retain};
 use self::report::{Reports, Shown};
 use crate::board::{Board, Content, PollReport};
 use crate::commands::expect::Expectations;
 use crate::commands::{BridgeWorker, Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts};
-use crate::config::{Broker, Config, Rtorrent, Server};
+use crate::config::{Broker, Config, EventFilter, Rtorrent, Server};
+use crate::deliver::retention::Retain;
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::http;
 use crate::model::{BellAddress, BellSecret, Hook, HookKey, Kind, Ring, ServerName, ServerStats, SinkName, Timestamp};
-use crate::port::{Clock, LoggedCommand, Store, StoreError, SystemClock};
+use crate::port::{Clock, LoggedCommand, Sink, Store, StoreError, SystemClock};
 use crate::repeat::until_there_is_room;
 use crate::store::{Options, Recovery, SqliteStore};
 use crate::supervise::{Group, for_ever};
@@ -63,6 +66,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
         instance = config.instance,
         servers = config.servers.len(),
         brokers = config.brokers.len(),
+        webhooks = config.webhooks.len(),
         "dtorrent is up"
     );
     let mut right = Group::new();
@@ -201,10 +205,25 @@ struct ServerParts {
 }
 
 struct SinkParts {
-    sink: Reached,
-    broker: Broker,
+    sink: Arc<dyn Sink>,
+    servers: Vec<ServerName>,
+    events: BTreeSet<Kind>,
+    retain: Retain,
+    /// Where commands may come from, too.
+    broker: Option<(Reached, Broker)>,
     /// The store had not heard of it before.
     is_new: bool,
+}
+
+fn kinds(filter: &EventFilter) -> BTreeSet<Kind> {
+    Kind::ALL.iter().copied().filter(|kind| filter.allows(*kind)).collect()
+}
+
+/// Every sink with the servers that it gets.
+fn sinks_of(config: &Config) -> BTreeMap<SinkName, Vec<ServerName>> {
+    let brokers = config.brokers.iter().map(|(name, broker)| (name.clone(), broker.servers.clone()));
+    let webhooks = config.webhooks.iter().flat_map(|(name, webhook)| lines(name, webhook));
+    brokers.chain(webhooks.map(|(line, server)| (line, vec![server.clone()]))).collect()
 }
 
 impl Bridge {
@@ -214,7 +233,7 @@ impl Bridge {
         recovery: &Recovery,
         clock: Arc<dyn Clock>,
     ) -> anyhow::Result<Self> {
-        let sinks = config.brokers.iter().map(|(name, broker)| (name.clone(), broker.servers.clone())).collect();
+        let sinks = sinks_of(config);
         sqlite.declare_sinks(&sinks).await.context("note the sinks")?;
         let store: Arc<dyn Store> = sqlite;
         let mut contents = BTreeMap::new();
@@ -245,9 +264,30 @@ impl Bridge {
             let last_seq = |server: &ServerName| board.read(server, |content| content.last_seq).unwrap_or_default();
             let before = broker.servers.iter().map(|server| (server.clone(), last_seq(server))).collect();
             let sink = Reached::new(name, &config.instance, broker, before);
-            let sink = sink.with_context(|| format!("set up broker {name}"))?;
-            let is_new = new_sinks.contains(name);
-            sinks.insert(name.clone(), SinkParts { sink, broker: broker.clone(), is_new });
+            let reached = sink.with_context(|| format!("set up broker {name}"))?;
+            let parts = SinkParts {
+                sink: reached.sink(),
+                servers: broker.servers.clone(),
+                events: kinds(&broker.events),
+                retain: retain(broker),
+                broker: Some((reached, broker.clone())),
+                is_new: new_sinks.contains(name),
+            };
+            sinks.insert(name.clone(), parts);
+        }
+        for (name, webhook) in &config.webhooks {
+            let endpoint = build_endpoint(webhook, &clock).with_context(|| format!("set up webhook {name}"))?;
+            for (line, server) in lines(name, webhook) {
+                let parts = SinkParts {
+                    sink: build_line(line.clone(), &endpoint),
+                    servers: vec![server.clone()],
+                    events: kinds(&webhook.events),
+                    retain: Retain::None,
+                    broker: None,
+                    is_new: new_sinks.contains(&line),
+                };
+                sinks.insert(line, parts);
+            }
         }
         let (ended_in_order, last_alive) = (recovery.was_clean, recovery.last_alive);
         let worker = BridgeWorker {
@@ -259,7 +299,7 @@ impl Bridge {
         };
         let reporter = Arc::new(Reports {
             board: Arc::clone(&board),
-            sinks: sinks.iter().map(|(name, parts)| (name.clone(), parts.sink.sink())).collect(),
+            sinks: sinks.iter().map(|(name, parts)| (name.clone(), Arc::clone(&parts.sink))).collect(),
             clock: Arc::clone(&clock),
             instance: config.instance.clone(),
             start: Instant::now(),
@@ -270,25 +310,25 @@ impl Bridge {
 
     fn spawn_sinks(&self, group: &mut Group) {
         let (ended_in_order, is_first_life) = (self.ended_in_order, self.is_first_life);
-        for (name, SinkParts { sink, broker, is_new }) in &self.sinks {
-            let is_new = *is_new;
+        for (name, SinkParts { sink, servers, events, retain, broker: _, is_new }) in &self.sinks {
+            let (retain, is_new) = (*retain, *is_new);
             let Some(desk) = self.board.desk(name).cloned() else { continue };
-            let (sink, broker, name) = (sink.sink(), broker.clone(), name.clone());
+            let (sink, servers, events, name) = (Arc::clone(sink), servers.clone(), events.clone(), name.clone());
             let (store, board) = (Arc::clone(&self.store), Arc::clone(&self.board));
             let (clock, reporter) = (Arc::clone(&self.clock), Arc::clone(&self.reporter));
             group.spawn(format!("sink {name}"), move |stop| {
                 let settings = DispatcherSettings {
                     name: name.clone(),
-                    servers: broker.servers.clone(),
-                    events: Kind::ALL.iter().copied().filter(|kind| broker.events.allows(*kind)).collect(),
-                    retain: retain(&broker),
+                    servers: servers.clone(),
+                    events: events.clone(),
+                    retain,
                     ended_in_order,
                     is_new,
                     is_first_life,
                 };
                 let parts = DispatcherParts {
                     settings,
-                    sink: sink.clone(),
+                    sink: Arc::clone(&sink),
                     store: Arc::clone(&store),
                     board: Arc::clone(&board),
                     desk: Arc::clone(&desk),
@@ -352,7 +392,8 @@ impl Bridge {
         let worker = self.worker.clone();
         group.spawn("worker of the bridge".to_owned(), move |stop| worker.clone().run(stop));
         let away_since = self.last_alive;
-        for (name, SinkParts { sink, broker, .. }) in &self.sinks {
+        let brokers = self.sinks.iter().filter_map(|(name, parts)| Some((name, parts.broker.as_ref()?)));
+        for (name, (sink, broker)) in brokers {
             if sink.commands(broker, &self.clock).is_none() {
                 continue;
             }

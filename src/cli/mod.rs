@@ -7,8 +7,11 @@ mod client;
 mod demo;
 mod health;
 mod make_torrent;
+mod manual;
 mod purge;
 mod run;
+mod schema;
+mod webhooks;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -39,11 +42,21 @@ enum Command {
     MakeTorrent(make_torrent::Arguments),
     /// Take back every retained topic and discovery message of this instance; the bridge must be stopped
     Purge,
+    /// The events that endpoints would not take: list them, send them once more
+    #[command(subcommand)]
+    Webhooks(webhooks::Arguments),
     /// For a client of your own (`client = "exec"`)
     #[command(subcommand)]
     Client(client::Arguments),
     /// Ask the running bridge whether it is alive: exit code 0 or 1
     Health,
+    /// Print the shape of what is sent and taken: a JSON Schema, or an AsyncAPI document
+    #[command(subcommand)]
+    Schema(schema::Arguments),
+    /// Print the completions of this command line for a shell
+    Completions(manual::CompletionsArguments),
+    /// Print the manual, or write its pages into a folder
+    Man(manual::ManArguments),
 }
 
 /// How the config is found, and what the command line says in its place.
@@ -124,8 +137,12 @@ impl Cli {
             Some(Command::Check(arguments)) => check::run(options, &arguments),
             Some(Command::MakeTorrent(arguments)) => make_torrent::run(&arguments),
             Some(Command::Purge) => purge::run(options),
+            Some(Command::Webhooks(arguments)) => webhooks::run(options, arguments),
             Some(Command::Client(arguments)) => client::run(arguments),
             Some(Command::Health) => health::run(options),
+            Some(Command::Schema(arguments)) => schema::run(&arguments),
+            Some(Command::Completions(arguments)) => manual::completions(&arguments),
+            Some(Command::Man(arguments)) => manual::man(&arguments),
             Some(Command::Demo) => demo::run(),
             Some(Command::Run) | None => run::run(options),
         }

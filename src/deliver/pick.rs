@@ -159,12 +159,31 @@ impl Dispatcher {
             self.register(names).await?;
             self.note_memory(false).await?;
             for (delivery, sent) in batch {
+                if !self.parts.sink.wants(&delivery) {
+                    self.leave_out(sent);
+                    continue;
+                }
                 let arrival = match self.condemned(&sent) {
                     Some(reason) => Box::pin(async { Err(DeliverError::Rejected { reason }) }),
                     None => link.send(delivery),
                 };
                 under_way.push(Box::pin(async move { (sent, arrival.await) }));
             }
+        }
+    }
+
+    /// The sink does not hear of it; of a torrent it is owed nothing more by that.
+    fn leave_out(&mut self, sent: Sent) {
+        match sent {
+            Sent::Entry(entry) => self.settle_entry(&entry),
+            Sent::State { server, hash } => {
+                if let Some(owed) = self.lanes.get_mut(&server) {
+                    owed.dirty.settled(hash);
+                    self.is_unsettled = true;
+                }
+            }
+            // These come only to sinks that keep something or take commands.
+            Sent::Cleared { .. } | Sent::Result { .. } | Sent::Shown { .. } | Sent::Other => {}
         }
     }
 

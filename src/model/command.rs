@@ -1,12 +1,14 @@
 //! Commands and their results.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{InfoHash, ServerName, Timestamp};
+use super::{File, InfoHash, Peer, ServerName, Timestamp, Torrent, Tracker};
 
 /// The sender's name for a command: 1–128 bytes, no control characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -25,6 +27,22 @@ impl CommandId {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl JsonSchema for CommandId {
+    fn schema_name() -> Cow<'static, str> {
+        "CommandId".into()
+    }
+
+    fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "The sender's name for a command: 1 to 128 bytes, no control characters.",
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 128,
+            "pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$",
+        })
     }
 }
 
@@ -58,6 +76,22 @@ verbs! {
 }
 
 impl Verb {
+    /// It is said of torrents: on a torrent's topic, or on a server's with `hashes` or `filter`.
+    pub fn is_for_torrents(self) -> bool {
+        let others = [Self::Add, Self::List, Self::Limits, Self::Resync, Self::Rpc, Self::LogLevel];
+        !others.contains(&self)
+    }
+
+    /// It is said on a server's topic.
+    pub fn is_for_servers(self) -> bool {
+        !matches!(self, Self::FilePriority | Self::LogLevel)
+    }
+
+    /// It is said to the bridge itself.
+    pub fn is_for_bridge(self) -> bool {
+        matches!(self, Self::Resync | Self::LogLevel)
+    }
+
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|verb| verb.as_str() == text)
     }
@@ -132,7 +166,8 @@ pub struct Parts {
     pub peers: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// What became of a command, or of its part for one torrent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OutcomeStatus {
     /// Done, and the effect was seen.
@@ -146,7 +181,8 @@ pub enum OutcomeStatus {
     Refused,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// What kind of error it is; docs/reference.md has what each means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
     UnknownServer,
@@ -162,7 +198,8 @@ pub enum ErrorCode {
     Unsupported,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+/// Why a command was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, thiserror::Error)]
 #[error("{message}")]
 pub struct CommandError {
     pub code: ErrorCode,
@@ -179,22 +216,40 @@ impl CommandError {
 }
 
 /// The result for one torrent.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Row {
     pub hash: InfoHash,
     pub status: OutcomeStatus,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "CommandError")]
     pub error: Option<CommandError>,
     /// For `get` and `list`: the torrent, with `files`, `trackers` and `peers` where they were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "shown_torrent")]
     pub torrent: Option<Value>,
     /// For `delete` with `data`: what became of its files.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Deleted")]
     pub deleted: Option<Deleted>,
 }
 
+/// A torrent of which `fields` may have chosen some, and `get` may have read more.
+fn shown_torrent(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = Torrent::json_schema(generator);
+    schema.remove("required");
+    let more = [
+        ("files", generator.subschema_for::<Vec<File>>()),
+        ("trackers", generator.subschema_for::<Vec<Tracker>>()),
+        ("peers", generator.subschema_for::<Vec<Peer>>()),
+    ];
+    if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
+        properties.extend(more.map(|(key, schema)| (key.to_owned(), schema.to_value())));
+    }
+    schema
+}
+
 /// What became of the files of a torrent that was deleted with its content.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Deleted {
     /// Paths, the first thousand.
     pub files: Vec<String>,
@@ -205,9 +260,11 @@ pub struct Deleted {
     pub left: Vec<Left>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// What stays of a deleted torrent's content.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Left {
     pub path: String,
+    /// Why it stays.
     pub reason: String,
 }
 
@@ -222,8 +279,10 @@ impl Row {
 }
 
 /// The result of a command, in its JSON shape.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "Result")]
 pub struct Outcome {
+    #[schemars(extend("const" = RESULT_SCHEMA))]
     pub schema: &'static str,
     pub id: CommandId,
     /// As it was written, also where there is no such verb.
@@ -232,7 +291,9 @@ pub struct Outcome {
     pub server: Option<ServerName>,
     pub status: OutcomeStatus,
     pub time: Timestamp,
+    /// From its arrival to this result, in milliseconds.
     pub took_ms: u64,
+    /// A row for each torrent.
     pub results: Vec<Row>,
     pub error: Option<CommandError>,
     /// For `list`: which part of how many.
@@ -240,16 +301,18 @@ pub struct Outcome {
     pub page: Option<Page>,
     /// For `rpc`: what the client answered. For `resync`: which events are sent again.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Value")]
     pub value: Option<Value>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// Which part of a list this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Page {
     /// How many torrents the filter matches.
     pub total: u64,
     /// From 0.
     pub page: u64,
-    /// As it was asked for, or less where that would have been too large.
+    /// Rows on a page: as it was asked for, or less where that would have been too large.
     pub page_size: u64,
     /// With the same `page_size`, what comes after this page; `null`: nothing.
     pub next_page: Option<u64>,

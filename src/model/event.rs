@@ -1,18 +1,20 @@
 //! The event: what happened, as every sink gets it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{CommandId, Epoch, InfoHash, Rev, Seq, ServerName, Timestamp, Torrent};
 
 pub const EVENT_SCHEMA: &str = "dtorrent.event/1";
 
 /// One field before and after.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Change {
     pub from: Value,
     pub to: Value,
@@ -21,7 +23,7 @@ pub struct Change {
 /// Every changed field, by its JSON name.
 pub type Changes = BTreeMap<String, Change>;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Entity {
     Torrent,
@@ -31,7 +33,7 @@ pub enum Entity {
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $text:literal of $entity:ident),* $(,)?) => {
         /// What happened. The order is the order of events of one torrent in one tick.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
         #[serde(rename_all = "snake_case")]
         pub enum Kind { $($(#[$doc])* $name),* }
 
@@ -86,7 +88,7 @@ impl Kind {
 }
 
 /// Why an event is told now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
     Observed,
@@ -116,6 +118,20 @@ impl fmt::Display for EventId {
     }
 }
 
+impl JsonSchema for EventId {
+    fn schema_name() -> Cow<'static, str> {
+        "EventId".into()
+    }
+
+    fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "The name of an event: the same on every repetition and on every sink, never used for two.",
+            "type": "string",
+            "pattern": "^[a-z0-9][a-z0-9_-]{0,62}-[0-9a-f]{8}-(u[0-9]{12,20}|[0-9]{12,20})$",
+        })
+    }
+}
+
 impl Serialize for EventId {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -123,24 +139,51 @@ impl Serialize for EventId {
 }
 
 /// An event in its JSON shape.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[schemars(transform = of_its_entity)]
 pub struct Event {
+    #[schemars(extend("const" = EVENT_SCHEMA))]
     pub schema: &'static str,
     pub entity: Entity,
     pub event_type: Kind,
     pub id: EventId,
-    /// `null` for `updated`.
+    /// Gap-free per server and epoch (the part of the id before its last `-`); `null` for `updated`.
     pub seq: Option<Seq>,
+    /// When it was seen.
     pub time: Timestamp,
     pub server: ServerName,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "InfoHash")]
     pub hash: Option<InfoHash>,
     pub cause: Cause,
+    /// The command that caused it, if the cause is one.
     pub command_id: Option<CommandId>,
     /// What the observation that showed this event found changed in the torrent.
     pub changes: Changes,
+    /// The torrent after the event; for `removed` as it was last.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Torrent")]
     pub torrent: Option<Arc<Torrent>>,
+}
+
+/// What a type cannot say: which events have a torrent, and which a number.
+fn of_its_entity(schema: &mut Schema) {
+    let kinds = |entity| -> Vec<&str> {
+        Kind::ALL.iter().filter(|kind| kind.entity() == entity).map(|kind| kind.as_str()).collect()
+    };
+    let conditions = json!([
+        {
+            "if": {"properties": {"entity": {"const": "torrent"}}},
+            "then": {"required": ["hash", "torrent"], "properties": {"event_type": {"enum": kinds(Entity::Torrent)}}},
+            "else": {"properties": {"event_type": {"enum": kinds(Entity::Server)}, "hash": false, "torrent": false}},
+        },
+        {
+            "if": {"properties": {"event_type": {"const": Kind::Updated.as_str()}}},
+            "then": {"properties": {"seq": {"type": "null"}}},
+            "else": {"properties": {"seq": {"type": "integer", "minimum": 1}}},
+        },
+    ]);
+    schema.insert("allOf".to_owned(), conditions);
 }
 
 impl Event {

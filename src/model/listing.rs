@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{InfoHash, ServerStats, Timestamp, Torrent};
@@ -64,20 +65,25 @@ pub struct Details {
     pub peers: Option<Vec<Peer>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// One file of a torrent.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct File {
     /// The last component of `path`.
     pub name: String,
     /// Relative to the torrent's directory, components joined by `/`.
     pub path: String,
+    /// Bytes.
     pub length: u64,
     /// Percent, rounded down to 0.1.
+    #[schemars(range(min = 0, max = 100))]
     pub progress: f64,
     /// 0 off, 1 normal, 2 high.
+    #[schemars(range(max = 2))]
     pub priority: Option<u8>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// One tracker of a torrent.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Tracker {
     pub url: String,
     pub kind: Option<&'static str>,
@@ -89,7 +95,8 @@ pub struct Tracker {
     pub last_announce_at: Option<Timestamp>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// One connected peer of a torrent.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Peer {
     pub address: String,
     pub port: Option<u16>,
@@ -100,4 +107,11 @@ pub struct Peer {
     pub incoming: Option<bool>,
     /// Bytes that we got from it.
     pub downloaded: Option<u64>,
+}
+
+/// The body of `{p}/{s}/torrent/{h}/files`.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Files {
+    pub hash: InfoHash,
+    pub files: Vec<File>,
 }

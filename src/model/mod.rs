@@ -13,6 +13,7 @@ mod hook;
 mod ids;
 mod listing;
 mod metainfo;
+mod report;
 mod server;
 mod text;
 mod time;
@@ -25,14 +26,15 @@ pub use command::{
     OutcomeStatus, Page, Parts, RESULT_SCHEMA, Row, Verb, shorter,
 };
 pub use event::{Cause, Change, Changes, EVENT_SCHEMA, Entity, Event, EventId, Kind};
-pub use filter::{Filter, InvalidFilter};
+pub use filter::{Filter, InvalidFilter, OneOrMore};
 pub use hook::{BellAddress, BellSecret, Hook, HookKey, InvalidBellAddress, Ring};
 pub use ids::{Epoch, InfoHash, InvalidInfoHash, InvalidServerName, Rev, Seq, ServerName, SinkName};
-pub use listing::{Covers, Details, Facts, File, Listing, Observed, Peer, Tracker};
+pub use listing::{Covers, Details, Facts, File, Files, Listing, Observed, Peer, Tracker};
 pub use metainfo::{
     InvalidMagnet, InvalidMetainfo, MAGNET_BYTES_MAX, MERKLE_BLOCK_BYTES, Magnet, Metainfo, MetainfoBuilder,
     TorrentFile, merkle_root, with_resume_data, without_resume_data,
 };
+pub use report::{Check, Health, HooksHealth, Info, ReportLimits, ServerHealth, SinkHealth};
 pub use server::{LastFinished, ServerStats, Stats};
 pub use text::printable;
 pub use time::Timestamp;

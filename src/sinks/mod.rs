@@ -6,3 +6,4 @@
 pub mod mqtt;
 pub mod nats;
 mod tls;
+pub mod webhook;

@@ -16,7 +16,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::Serialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -26,7 +25,7 @@ use crate::board::{Board, Named, ServerBoard};
 use crate::commands::expect::Expectations;
 use crate::diff::{Limits, Moment, Observer};
 use crate::model::{
-    Cause, Changes, Covers, Fact, File, InfoHash, Kind, Listing, Seq, ServerName, Stats, Tick, Torrent,
+    Cause, Changes, Covers, Fact, Files, InfoHash, Kind, Listing, Seq, ServerName, Stats, Tick, Torrent,
 };
 use crate::port::{ClientError, Clock, Delivery, Scope, Store, StoreError, TorrentClient};
 use crate::repeat::Repeat;
@@ -302,12 +301,6 @@ pub struct FilesWanted {
     wanted: tokio::sync::Notify,
 }
 
-#[derive(Serialize)]
-struct FilesBody<'a> {
-    hash: InfoHash,
-    files: &'a [File],
-}
-
 impl FilesWanted {
     pub fn want(&self, hash: InfoHash) {
         self.hashes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(hash);
@@ -337,7 +330,7 @@ impl FilesWanted {
             let began = Instant::now();
             match client.files(hash).await {
                 Ok(Some(files)) => {
-                    let body = serde_json::to_vec(&FilesBody { hash, files: &files }).expect("files are plain JSON");
+                    let body = serde_json::to_vec(&Files { hash, files }).expect("files are plain JSON");
                     board.tell_aside(&Delivery::Files { server: server.clone(), hash, body: Bytes::from(body) });
                 }
                 Ok(None) => {}

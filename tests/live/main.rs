@@ -27,3 +27,4 @@ mod rights;
 mod rtorrent_client;
 mod transports;
 mod verbs;
+mod webhooks;

@@ -7,7 +7,9 @@ pub mod ledger;
 pub mod nats;
 pub mod nginx;
 pub mod proxy;
+pub mod receiver;
 pub mod recorder;
+pub mod schemas;
 
 use std::io::Write as _;
 use std::path::PathBuf;

@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::schemas;
+
 /// Where `scripts/install-peers.sh` puts what Debian does not have.
 pub fn peers() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
@@ -159,6 +161,8 @@ pub async fn value(client: &Client, key: &str) -> Option<Value> {
     if message.headers.as_ref().is_some_and(|headers| headers.get("KV-Operation").is_some()) {
         return None;
     }
+    let topic = format!("dtorrent/{}/state", key.replace('.', "/torrent/"));
+    schemas::assert_fit([(topic.as_str(), &message.payload[..])].into_iter());
     Some(serde_json::from_slice(&message.payload).unwrap())
 }
 
@@ -225,8 +229,11 @@ pub struct Ear {
 }
 
 impl Drop for Ear {
+    /// Holds everything that was heard against the schemas.
     fn drop(&mut self) {
         self.task.abort();
+        let all: Vec<_> = self.all().into_iter().map(|m| (m.subject.replace('.', "/"), m.payload)).collect();
+        schemas::assert_fit(all.iter().map(|(topic, body)| (topic.as_str(), &body[..])));
     }
 }
 
