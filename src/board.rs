@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,6 +31,8 @@ const NAMED_MAX: usize = 256;
 pub struct Board {
     servers: BTreeMap<ServerName, ServerBoard>,
     desks: BTreeMap<SinkName, Arc<Desk>>,
+    /// Of those who listen for a while; one is gone when nobody sits at it.
+    guests: Mutex<Vec<Weak<Desk>>>,
 }
 
 /// What is known of one server.
@@ -171,7 +173,7 @@ impl Board {
     pub fn new(servers: BTreeMap<ServerName, Content>, sinks: impl IntoIterator<Item = SinkName>) -> Self {
         let servers = servers.into_iter().map(|(name, content)| (name, ServerBoard::new(content))).collect();
         let desks = sinks.into_iter().map(|name| (name, Arc::default())).collect();
-        Self { servers, desks }
+        Self { servers, desks, guests: Mutex::default() }
     }
 
     pub fn desk(&self, sink: &SinkName) -> Option<&Arc<Desk>> {
@@ -180,6 +182,22 @@ impl Board {
 
     pub fn desks(&self) -> impl Iterator<Item = (&SinkName, &Arc<Desk>)> {
         self.desks.iter()
+    }
+
+    /// A desk for somebody who comes and goes; it is laid on as long as it is held.
+    pub fn seat_guest(&self) -> Arc<Desk> {
+        let desk = Arc::new(Desk::default());
+        self.guests().push(Arc::downgrade(&desk));
+        desk
+    }
+
+    fn guests(&self) -> MutexGuard<'_, Vec<Weak<Desk>>> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn every_desk(&self, mut visit: impl FnMut(&Desk)) {
+        self.desks.values().for_each(|desk| visit(desk));
+        self.guests().retain(|guest| guest.upgrade().is_some_and(|desk| (visit(&desk), true).1));
     }
 
     pub fn names(&self) -> impl Iterator<Item = &ServerName> {
@@ -215,24 +233,18 @@ impl Board {
                 changed.push((hash, before.map(|before| before.torrent), not_before));
             }
             // Under the same lock: whoever reads the board finds on the desk what led there.
-            for desk in self.desks.values() {
-                desk.lay(name, &changed);
-            }
+            self.every_desk(|desk| desk.lay(name, &changed));
         });
     }
 
     /// Wakes every sink: something that it reads from the board itself has changed.
     pub fn wake(&self) {
-        for desk in self.desks.values() {
-            desk.laid.notify_one();
-        }
+        self.every_desk(|desk| desk.laid.notify_one());
     }
 
     /// Something for every sink that is neither journal nor state; sinks that are away may miss it.
     pub fn tell_aside(&self, delivery: &Delivery) {
-        for desk in self.desks.values() {
-            desk.lay_aside(delivery.clone());
-        }
+        self.every_desk(|desk| desk.lay_aside(delivery.clone()));
     }
 }
 

@@ -156,7 +156,7 @@ fn completions_know_every_command_in_every_shell() {
         let output = dtorrent(folder.path(), &["completions", shell]);
         assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""), "{shell}");
         let script = text(&output.stdout);
-        for word in ["make-torrent", "completions", "asyncapi", "log-level", "file_priority"] {
+        for word in ["make-torrent", "completions", "asyncapi", "log-level"] {
             assert!(script.contains(word), "{word} is not in the script for {shell}");
         }
     }

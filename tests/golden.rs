@@ -328,8 +328,18 @@ fn help_is_as_ever() {
         &["run", "--help"],
         &["demo", "--help"],
         &["check", "--help"],
+        &["watch", "--help"],
+        &["list", "--help"],
+        &["show", "--help"],
+        &["add", "--help"],
+        &["pause", "--help"],
+        &["label", "--help"],
+        &["delete", "--help"],
+        &["limits", "--help"],
         &["make-torrent", "--help"],
         &["purge", "--help"],
+        &["webhooks", "list", "--help"],
+        &["webhooks", "replay", "--help"],
         &["health", "--help"],
         &["schema", "--help"],
         &["completions", "--help"],
@@ -341,4 +351,37 @@ fn help_is_as_ever() {
     }
     let text: Vec<&str> = text.lines().map(str::trim_end).collect();
     is_golden("help.txt", &text.join("\n"));
+}
+
+/// What the one-shot commands print of a client that always has the same torrents.
+#[test]
+fn tables_look_as_ever_on_terminals_wide_and_narrow() {
+    let folder = tempfile::tempdir().unwrap();
+    let client = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/client.py");
+    let torrents = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/terminal/torrents.json");
+    let config = folder.path().join("dtorrent.toml");
+    fs::write(
+        &config,
+        format!("[servers.attic]\nclient = \"exec\"\ncommand = [\"python3\", {client:?}, {torrents:?}]\n"),
+    )
+    .unwrap();
+    let mut text = String::new();
+    for (columns, arguments) in [
+        ("", &["list"][..]),
+        ("100", &["list"]),
+        ("60", &["list", "--sort", "size"]),
+        ("30", &["list", "--reverse"]),
+        ("100", &["list", "--status", "seeding,paused", "--name", "*o*"]),
+        ("", &["list", "--name", "Fedora", "--json"]),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dtorrent"));
+        command.args(arguments).arg("--config").arg(&config).env("COLUMNS", columns).env("NO_COLOR", "1");
+        let output = command.output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        let printed = String::from_utf8(output.stdout).unwrap();
+        assert!(!printed.contains('\x1b'), "{printed:?}");
+        let columns = if columns.is_empty() { "a pipe" } else { columns };
+        writeln!(text, "$ dtorrent {} # {columns}\n{printed}", arguments.join(" ")).unwrap();
+    }
+    is_golden("list.txt", &text);
 }

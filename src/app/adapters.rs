@@ -73,7 +73,7 @@ impl Reached {
 }
 
 /// The adapter for one server of the config.
-pub(super) fn build_client(name: &ServerName, server: &Server) -> anyhow::Result<Arc<dyn TorrentClient>> {
+pub fn build_client(name: &ServerName, server: &Server) -> anyhow::Result<Arc<dyn TorrentClient>> {
     let (server_name, timeout) = (name.clone(), server.timeout);
     Ok(match &server.client {
         Client::Rtorrent(rtorrent) => {

@@ -9,6 +9,7 @@ mod letters;
 mod report;
 mod visit;
 
+pub use adapters::build_client as client;
 pub use letters::{Letter, dead_letters, replay};
 pub use visit::{purge, reach};
 
@@ -17,7 +18,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -25,20 +25,20 @@ use tracing::{info, warn};
 
 use self::adapters::{Reached, build_client, build_endpoint, build_line, lines, retain};
 use self::report::{Reports, Shown};
-use crate::board::{Board, Content, PollReport};
-use crate::commands::expect::Expectations;
-use crate::commands::{BridgeWorker, Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts};
-use crate::config::{Broker, Config, EventFilter, Rtorrent, Server};
+use crate::board::Board;
+use crate::commands::{BridgeWorker, Door, Intake, Queue};
+use crate::config::{Broker, Config, EventFilter, Rtorrent};
 use crate::deliver::retention::Retain;
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::http;
-use crate::model::{BellAddress, BellSecret, Hook, HookKey, Kind, Ring, ServerName, ServerStats, SinkName, Timestamp};
-use crate::port::{Clock, LoggedCommand, Sink, Store, StoreError, SystemClock};
+use crate::model::{BellAddress, BellSecret, Hook, HookKey, Kind, Ring, ServerName, SinkName, Timestamp};
+use crate::port::{Clock, Sink, Store, StoreError, SystemClock};
 use crate::repeat::until_there_is_room;
+use crate::servers::{Common, ServerParts, ServerSetup, load, open_jobs};
 use crate::store::{Options, Recovery, SqliteStore};
 use crate::supervise::{Group, for_ever};
 use crate::telemetry::metrics::Metrics;
-use crate::watch::{FilesWanted, HookKeeper, Watcher};
+use crate::watch::HookKeeper;
 
 /// How exactly it is known, after a crash, since when nobody took commands.
 const NOTE_ALIVE_EACH: Duration = Duration::from_secs(10);
@@ -195,15 +195,6 @@ struct Bridge {
     last_alive: Option<Timestamp>,
 }
 
-struct ServerParts {
-    interval: Duration,
-    sweep: Duration,
-    worker: Arc<WorkerParts>,
-    queue: Arc<Queue>,
-    files: Arc<FilesWanted>,
-    is_history_lost: bool,
-}
-
 struct SinkParts {
     sink: Arc<dyn Sink>,
     servers: Vec<ServerName>,
@@ -234,7 +225,7 @@ impl Bridge {
         clock: Arc<dyn Clock>,
     ) -> anyhow::Result<Self> {
         let sinks = sinks_of(config);
-        sqlite.declare_sinks(&sinks).await.context("note the sinks")?;
+        until_there_is_room("the sinks", || sqlite.declare_sinks(&sinks)).await.context("note the sinks")?;
         let store: Arc<dyn Store> = sqlite;
         let mut contents = BTreeMap::new();
         for name in config.servers.keys() {
@@ -251,13 +242,20 @@ impl Bridge {
             }
         }
         let mut open = open_jobs(&*store).await.context("read the command log")?;
+        let common = Common { store: Arc::clone(&store), board: Arc::clone(&board), clock: Arc::clone(&clock) };
         let mut servers = BTreeMap::new();
         for (name, server) in &config.servers {
-            let (of_server, rest) = open.into_iter().partition(|job| job.command.server.as_ref() == Some(name));
-            open = rest;
-            let parts = build_server(name, server, of_server, &store, &board, &clock, recovery.lost)
-                .with_context(|| format!("set up server {name}"))?;
-            servers.insert(name.clone(), parts);
+            let set_up = || format!("set up server {name}");
+            let setup = ServerSetup {
+                client: build_client(name, server).with_context(set_up)?,
+                interval: server.interval,
+                sweep: server.sweep,
+                roots: server.roots.clone(),
+                tells_files: true,
+                is_history_lost: recovery.lost,
+            };
+            let open = open.remove(&Some(name.clone())).unwrap_or_default();
+            servers.insert(name.clone(), ServerParts::new(name.clone(), setup, open, &common).with_context(set_up)?);
         }
         let mut sinks = BTreeMap::new();
         for (name, broker) in &config.brokers {
@@ -291,7 +289,7 @@ impl Bridge {
         }
         let (ended_in_order, last_alive) = (recovery.was_clean, recovery.last_alive);
         let worker = BridgeWorker {
-            queue: Arc::new(Queue::new(open.into_iter().filter(|job| job.command.server.is_none()))),
+            queue: Arc::new(Queue::new(open.remove(&None).unwrap_or_default())),
             store: Arc::clone(&store),
             board: Arc::clone(&board),
             clock: Arc::clone(&clock),
@@ -341,36 +339,7 @@ impl Bridge {
     }
 
     fn spawn_servers(&self, group: &mut Group) {
-        for (name, parts) in &self.servers {
-            let ServerParts { interval, sweep, worker, queue, files, is_history_lost } = parts;
-            let watcher = Watcher {
-                server: name.clone(),
-                interval: *interval,
-                sweep: *sweep,
-                client: Arc::clone(&worker.client),
-                store: Arc::clone(&self.store),
-                board: Arc::clone(&self.board),
-                clock: Arc::clone(&self.clock),
-                expectations: Arc::clone(&worker.expectations),
-                files: Arc::clone(files),
-                is_history_lost: *is_history_lost,
-            };
-            group.spawn(format!("watcher {name}"), move |stop| watcher.clone().run(stop));
-            let (worker, queue) = (Arc::clone(worker), Arc::clone(queue));
-            let client = Arc::clone(&worker.client);
-            group.spawn(format!("worker {name}"), move |stop| {
-                Worker { parts: Arc::clone(&worker), queue: Arc::clone(&queue) }.run(stop)
-            });
-            let (files, board, server) = (Arc::clone(files), Arc::clone(&self.board), name.clone());
-            group.spawn(format!("files {name}"), move |stop| {
-                let (files, client) = (Arc::clone(&files), Arc::clone(&client));
-                let (board, server) = (Arc::clone(&board), server.clone());
-                async move {
-                    files.run(server, client, board, stop).await;
-                    Ok(())
-                }
-            });
-        }
+        self.servers.values().for_each(|parts| parts.spawn(group));
     }
 
     fn spawn_hooks(&self, group: &mut Group, hooks: BTreeMap<ServerName, Hook>) {
@@ -422,55 +391,4 @@ impl Bridge {
             });
         }
     }
-}
-
-async fn load(store: &dyn Store, server: &ServerName) -> Result<Content, StoreError> {
-    let loaded = store.load(server).await?;
-    Ok(Content {
-        epoch: loaded.epoch,
-        told: loaded.told,
-        state: loaded.state,
-        last_seq: loaded.last_seq,
-        stats: ServerStats::default(),
-        stats_body: Bytes::new(),
-        poll: PollReport::default(),
-    })
-}
-
-/// The commands that a former life of the bridge did not answer. Only what could be read was written down.
-async fn open_jobs(store: &dyn Store) -> Result<Vec<Job>, StoreError> {
-    let open = store.open_commands().await?;
-    let job = |command: LoggedCommand| {
-        let request = Request::parse(command.verb?, command.hash, &command.body).ok()?;
-        Some(Job { command, request, user: None })
-    };
-    Ok(open.into_iter().filter_map(job).collect())
-}
-
-fn build_server(
-    name: &ServerName,
-    server: &Server,
-    open: Vec<Job>,
-    store: &Arc<dyn Store>,
-    board: &Arc<Board>,
-    clock: &Arc<dyn Clock>,
-    is_history_lost: bool,
-) -> anyhow::Result<ServerParts> {
-    let worker = WorkerParts {
-        server: name.clone(),
-        client: build_client(name, server)?,
-        store: Arc::clone(store),
-        board: Arc::clone(board),
-        clock: Arc::clone(clock),
-        expectations: Arc::new(Expectations::default()),
-        sources: Sources::new(SourcesSettings { roots: server.roots.clone() }).context("set up HTTP")?,
-    };
-    Ok(ServerParts {
-        interval: server.interval,
-        sweep: server.sweep,
-        worker: Arc::new(worker),
-        queue: Arc::new(Queue::new(open)),
-        files: Arc::new(FilesWanted::default()),
-        is_history_lost,
-    })
 }

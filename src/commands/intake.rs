@@ -145,21 +145,34 @@ impl Door {
         let writes = taken.iter().map(|taken| self.log(taken));
         let written = futures_util::future::join_all(writes).await;
         for ((taken, ack), written) in taken.iter().zip(acks).zip(written) {
-            match self.once_there_is_room(taken, written, stop).await? {
-                None => return Ok(()),
-                Some(Admission::Crowded) => {
-                    let turned_away = turned_away(taken);
-                    let written = self.log(&turned_away).await;
-                    let Some(admission) = self.once_there_is_room(&turned_away, written, stop).await? else {
-                        return Ok(());
-                    };
-                    self.hand_on(&turned_away, admission);
-                }
-                Some(admission) => self.hand_on(taken, admission),
+            if !self.settle(taken, ack, written, stop).await? {
+                break;
             }
-            ack();
         }
         Ok(())
+    }
+
+    /// Hands on what is written down, when it is; `false` if `stop` came first.
+    async fn settle(
+        &self,
+        taken: &Taken,
+        ack: Box<dyn FnOnce() + Send>,
+        written: Result<Admission, StoreError>,
+        stop: &CancellationToken,
+    ) -> Result<bool, StoreError> {
+        let Some(admission) = self.once_there_is_room(taken, written, stop).await? else { return Ok(false) };
+        if admission == Admission::Crowded {
+            let turned_away = turned_away(taken);
+            let written = self.log(&turned_away).await;
+            let Some(admission) = self.once_there_is_room(&turned_away, written, stop).await? else {
+                return Ok(false);
+            };
+            self.hand_on(&turned_away, admission);
+        } else {
+            self.hand_on(taken, admission);
+        }
+        ack();
+        Ok(true)
     }
 
     /// A full disk keeps the message at the broker until there is room; `None` if the bridge stops before. Writing
@@ -180,6 +193,18 @@ impl Door {
             written = self.log(taken).await;
         }
         written.map(Some)
+    }
+
+    /// Takes one message; `expect` hears under which name its result will be written down, before it is.
+    pub(super) async fn take_one(
+        &self,
+        incoming: Incoming,
+        expect: impl FnOnce((Option<ServerName>, CommandId)),
+        stop: &CancellationToken,
+    ) -> Result<(), StoreError> {
+        let (taken, ack) = self.judge(incoming, None);
+        expect((taken.command.server.clone(), taken.command.id.clone()));
+        self.settle(&taken, ack, self.log(&taken).await, stop).await.map(drop)
     }
 
     fn judge(&self, incoming: Incoming, away_since: Option<Timestamp>) -> (Taken, Box<dyn FnOnce() + Send>) {

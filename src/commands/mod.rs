@@ -10,6 +10,7 @@
 //! checked, and only those reach a client.
 
 mod bridge;
+mod call;
 pub mod expect;
 mod files;
 mod intake;
@@ -23,6 +24,7 @@ mod verify;
 mod worker;
 
 pub use bridge::{BridgeWorker, SetLogLevel};
+pub use call::Caller;
 pub use intake::{Door, Intake};
 pub use queue::{Job, Queue};
 pub use request::{BODY_BYTES_MAX, Envelope, Request};

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use schemars::generate::SchemaSettings;
 use schemars::transform::{RecursiveTransform, Transform as _};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::{JsonSchema, Schema};
 use serde_json::{Value, json};
 
 use super::checked::rights;
@@ -69,14 +69,10 @@ struct File {
     /// The brokers that are told, by their names.
     #[schemars(extend("propertyNames" = json!({"not": {"const": "bridge"}})))]
     brokers: Option<BTreeMap<SinkName, Broker>>,
-    /// Not in this version.
-    webhooks: Option<Nothing>,
+    /// The addresses that events are posted to, by their names.
+    #[schemars(extend("propertyNames" = json!({"not": {"const": "bridge"}})))]
+    webhooks: Option<BTreeMap<SinkName, Webhook>>,
 }
-
-/// Must stay empty.
-#[derive(JsonSchema)]
-#[schemars(deny_unknown_fields)]
-struct Nothing {}
 
 /// What is logged, and how. Always on stderr.
 #[derive(JsonSchema)]
@@ -303,18 +299,14 @@ struct Told {
     #[schemars(extend("default" = ["*"]))]
     events: Option<Vec<String>>,
     /// Which commands are accepted from it, in order; a `-` before one takes it away; `[]` is read-only.
-    #[schemars(schema_with = "commands")]
+    #[schemars(extend("items" = command_words(), "default" = ["*", "-delete_data", "-rpc"]))]
     commands: Option<Vec<String>>,
 }
 
-fn commands(_generator: &mut SchemaGenerator) -> Schema {
-    let words: Vec<String> =
-        rights().map(str::to_owned).chain(rights().map(|right| format!("-{right}"))).chain(["*".to_owned()]).collect();
-    json_schema!({
-        "type": "array",
-        "items": {"type": "string", "enum": words},
-        "default": ["*", "-delete_data", "-rpc"],
-    })
+fn command_words() -> Value {
+    let words = rights().flat_map(|right| [right.to_owned(), format!("-{right}")]);
+    let words: Vec<String> = ["*".to_owned()].into_iter().chain(words).collect();
+    json!({"type": "string", "enum": words})
 }
 
 /// Devices and entities in Home Assistant.
@@ -329,7 +321,8 @@ struct HomeAssistant {
     /// So many torrents are shown at a time.
     #[schemars(range(min = 0, max = 50), extend("default" = 10))]
     slots: Option<u8>,
-    torrents: Option<TorrentDevices>,
+    /// Which torrents have devices of their own. None, if it is empty.
+    torrents: Option<Torrents>,
     /// So many torrents of a server have devices of their own at most.
     #[schemars(range(min = 1, max = 50), extend("default" = 20))]
     torrents_max: Option<u8>,
@@ -347,14 +340,85 @@ struct HomeAssistant {
     normal_upload: Option<String>,
 }
 
-/// Which torrents have devices of their own. None, if it is empty.
+/// Torrents, by what they are.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
-struct TorrentDevices {
+struct Torrents {
     status: Option<Status>,
     label: Option<String>,
     /// A glob; case counts not.
     name: Option<String>,
     /// A glob; case counts not.
     tracker: Option<String>,
+}
+
+/// An address that events are posted to.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields, extend("anyOf" = [{"required": ["url"]}, {"required": ["url_file"]}]))]
+struct Webhook {
+    /// It may be a secret as a whole, and is never shown.
+    #[schemars(regex(pattern = r"^\s*https?://."))]
+    url: Option<String>,
+    /// The name of a file that holds `url`.
+    url_file: Option<String>,
+    /// The shape of what is posted.
+    #[schemars(extend("default" = "standard"))]
+    format: Option<WebhookFormat>,
+    /// A body of your own, as a template.
+    template: Option<String>,
+    /// The name of a file that holds `template`.
+    template_file: Option<String>,
+    /// What the template makes.
+    #[schemars(regex(pattern = "/"), extend("default" = "application/json"))]
+    content_type: Option<String>,
+    /// Which servers it gets: names or patterns, in order; a `-` before one takes it away.
+    #[schemars(extend("default" = ["*"]))]
+    servers: Option<Vec<String>>,
+    /// Which kinds of events it gets: names or patterns, in order; a `-` before one takes it away.
+    #[schemars(extend("default" = ["*", "-updated"]))]
+    events: Option<Vec<String>>,
+    /// Why they are told: names or patterns, in order; a `-` before one takes it away. What people read goes
+    /// without `snapshot`, if it is not said.
+    #[schemars(extend("default" = ["*"]))]
+    causes: Option<Vec<String>>,
+    /// Of which torrents. Events of servers come all the same.
+    torrents: Option<Torrents>,
+    /// `whsec_…`: signs each request. Several, while they change, with white space between.
+    #[schemars(regex(pattern = "^\\s*whsec_"))]
+    secret: Option<String>,
+    /// The name of a file that holds `secret`.
+    secret_file: Option<String>,
+    /// For HTTP basic authentication.
+    username: Option<String>,
+    /// For HTTP basic authentication.
+    password: Option<String>,
+    /// The name of a file that holds `password`.
+    password_file: Option<String>,
+    /// `Authorization: Bearer …`, instead of a name and a password.
+    token: Option<String>,
+    /// The name of a file that holds `token`.
+    token_file: Option<String>,
+    /// More headers.
+    headers: Option<BTreeMap<String, String>>,
+    /// More headers, whose values are in files of these names.
+    header_files: Option<BTreeMap<String, String>>,
+    /// The certificate authority to trust with https, instead of the system's (PEM).
+    ca_file: Option<String>,
+    /// For one exchange: 100ms to 60s.
+    #[schemars(regex(pattern = DURATION), extend("default" = "20s"))]
+    timeout: Option<String>,
+    /// An event that is older, and is not taken, is put aside: 1s to 30days.
+    #[schemars(regex(pattern = DURATION), extend("default" = "3days"))]
+    keep_trying: Option<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase", inline)]
+enum WebhookFormat {
+    Standard,
+    Dtorrent,
+    Ntfy,
+    Discord,
+    Slack,
+    Apprise,
 }

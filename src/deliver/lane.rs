@@ -35,6 +35,11 @@ impl Lane {
         (self.waiting.is_empty() && self.read_to < written).then_some(self.read_to)
     }
 
+    /// From where there is more to read up to `written`, whether something waits or not.
+    pub fn goes_on_after(&self, written: Seq) -> Option<Seq> {
+        (self.read_to < written).then_some(self.read_to)
+    }
+
     /// Takes in what was read after [`Self::wants_after`].
     pub fn fill(&mut self, entries: Vec<Entry>) {
         debug_assert!(entries.iter().all(|entry| entry.seq > self.read_to));
@@ -42,6 +47,14 @@ impl Lane {
             self.read_to = last.seq;
         }
         self.waiting.extend(entries);
+    }
+
+    /// There is nothing up to `written` any more: entries that were wanted once more are gone meanwhile.
+    pub fn skip_to(&mut self, written: Seq) {
+        self.read_to = self.read_to.max(written);
+        if self.under_way.is_empty() && self.waiting.is_empty() {
+            self.cursor = self.cursor.max(written);
+        }
     }
 
     /// The next entry to send; it counts as under way from now on.

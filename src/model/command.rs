@@ -216,7 +216,7 @@ impl CommandError {
 }
 
 /// The result for one torrent.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Row {
     pub hash: InfoHash,
     pub status: OutcomeStatus,
@@ -233,14 +233,18 @@ pub struct Row {
     pub deleted: Option<Deleted>,
 }
 
-/// A torrent of which `fields` may have chosen some, and `get` may have read more.
+/// A torrent of which `fields` may have chosen some, and `get` may have read more: `peers` is how many there are,
+/// or who they are.
 fn shown_torrent(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = Torrent::json_schema(generator);
     schema.remove("required");
     let more = [
         ("files", generator.subschema_for::<Vec<File>>()),
         ("trackers", generator.subschema_for::<Vec<Tracker>>()),
-        ("peers", generator.subschema_for::<Vec<Peer>>()),
+        (
+            "peers",
+            json_schema!({"anyOf": [generator.subschema_for::<Option<u64>>(), generator.subschema_for::<Vec<Peer>>()]}),
+        ),
     ];
     if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
         properties.extend(more.map(|(key, schema)| (key.to_owned(), schema.to_value())));
@@ -249,7 +253,7 @@ fn shown_torrent(generator: &mut SchemaGenerator) -> Schema {
 }
 
 /// What became of the files of a torrent that was deleted with its content.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Deleted {
     /// Paths, the first thousand.
     pub files: Vec<String>,
@@ -261,7 +265,7 @@ pub struct Deleted {
 }
 
 /// What stays of a deleted torrent's content.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Left {
     pub path: String,
     /// Why it stays.
@@ -279,10 +283,11 @@ impl Row {
 }
 
 /// The result of a command, in its JSON shape.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Result")]
 pub struct Outcome {
     #[schemars(extend("const" = RESULT_SCHEMA))]
+    #[serde(skip_deserializing, default = "result_schema")]
     pub schema: &'static str,
     pub id: CommandId,
     /// As it was written, also where there is no such verb.
@@ -306,7 +311,7 @@ pub struct Outcome {
 }
 
 /// Which part of a list this is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Page {
     /// How many torrents the filter matches.
     pub total: u64,
@@ -319,6 +324,10 @@ pub struct Page {
 }
 
 pub const RESULT_SCHEMA: &str = "dtorrent.result/1";
+
+fn result_schema() -> &'static str {
+    RESULT_SCHEMA
+}
 
 /// What is sent in place of a result that the receiver would not take; `None` if there is nothing shorter to say.
 ///

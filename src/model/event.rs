@@ -3,15 +3,21 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use super::{CommandId, Epoch, InfoHash, Rev, Seq, ServerName, Timestamp, Torrent};
 
 pub const EVENT_SCHEMA: &str = "dtorrent.event/1";
+
+fn event_schema() -> &'static str {
+    EVENT_SCHEMA
+}
 
 /// One field before and after.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -132,6 +138,37 @@ impl JsonSchema for EventId {
     }
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{}` is no event id: like `home-7f3a9c21-000000004182` is right", .0.escape_default())]
+pub struct InvalidEventId(String);
+
+impl FromStr for EventId {
+    type Err = InvalidEventId;
+
+    /// Reads what [`Display`](fmt::Display) writes, and nothing else.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            // A server's name may have hyphens itself.
+            let (rest, number) = text.rsplit_once('-')?;
+            let (server, epoch) = rest.rsplit_once('-')?;
+            let server = ServerName::parse(server).ok()?;
+            let epoch = Epoch(u32::from_str_radix(epoch, 16).ok()?);
+            let id = match number.strip_prefix('u') {
+                Some(rev) => Self::Updated { server, epoch, rev: Rev(rev.parse().ok()?) },
+                None => Self::Journal { server, epoch, seq: Seq(number.parse().ok()?) },
+            };
+            (id.to_string() == text).then_some(id)
+        };
+        parse().ok_or_else(|| InvalidEventId(text.chars().take(120).collect()))
+    }
+}
+
+impl<'de> Deserialize<'de> for EventId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
 impl Serialize for EventId {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -139,10 +176,11 @@ impl Serialize for EventId {
 }
 
 /// An event in its JSON shape.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(transform = of_its_entity)]
 pub struct Event {
     #[schemars(extend("const" = EVENT_SCHEMA))]
+    #[serde(skip_deserializing, default = "event_schema")]
     pub schema: &'static str,
     pub entity: Entity,
     pub event_type: Kind,
@@ -205,6 +243,16 @@ mod tests {
         assert_eq!(journal.to_string(), "home-7f3a9c21-000000004182");
         let updated = EventId::Updated { server, epoch, rev: Rev(9001) };
         assert_eq!(updated.to_string(), "home-7f3a9c21-u000000009001");
+    }
+
+    #[test]
+    fn ids_are_read_as_they_are_written() {
+        for text in ["home-7f3a9c21-000000004182", "a-b-00000001-u000000000000", "home-7f3a9c21-18446744073709551615"] {
+            assert_eq!(text.parse::<EventId>().unwrap().to_string(), text);
+        }
+        for bad in ["", "home", "home-7f3a9c21-4182", "Home-7f3a9c21-000000004182", "home-7F3A9C21-000000004182"] {
+            assert!(bad.parse::<EventId>().is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{InfoHash, ServerStats, Timestamp, Torrent};
+use super::{InfoHash, ServerStats, Status, Timestamp, Torrent};
 
 /// Which torrents a listing speaks of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +30,35 @@ pub struct Listing {
     pub complete: bool,
     pub torrents: BTreeMap<InfoHash, Observed>,
     pub stats: ServerStats,
+}
+
+impl Listing {
+    /// All that the client has, read to the end.
+    pub fn of_all(torrents: impl IntoIterator<Item = Observed>) -> Self {
+        let torrents = torrents.into_iter().map(|observed| (observed.torrent.hash, observed)).collect();
+        Self { covers: Covers::All, run: None, complete: true, torrents, stats: ServerStats::default() }
+    }
+}
+
+impl From<Torrent> for Observed {
+    /// With the facts as the torrent itself tells them, for clients that know no more.
+    fn from(torrent: Torrent) -> Self {
+        let facts = Facts {
+            load: None,
+            complete: torrent.finished,
+            has_metadata: torrent.status != Status::Metadata,
+            received_bytes: torrent.downloaded,
+            moved_bytes: torrent.downloaded.saturating_add(torrent.uploaded),
+        };
+        Self { torrent, facts }
+    }
+}
+
+impl From<Torrent> for Details {
+    /// Without any of the parts.
+    fn from(torrent: Torrent) -> Self {
+        Self { observed: torrent.into(), is_folder: None, files: None, trackers: None, peers: None }
+    }
 }
 
 /// A torrent as one look showed it, with the facts behind it that the world does not see.

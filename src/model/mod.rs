@@ -25,7 +25,7 @@ pub use command::{
     Action, Add, AddSource, CommandError, CommandId, Deleted, ErrorCode, InvalidCommandId, Left, Limits, Outcome,
     OutcomeStatus, Page, Parts, RESULT_SCHEMA, Row, Verb, shorter,
 };
-pub use event::{Cause, Change, Changes, EVENT_SCHEMA, Entity, Event, EventId, Kind};
+pub use event::{Cause, Change, Changes, EVENT_SCHEMA, Entity, Event, EventId, InvalidEventId, Kind};
 pub use filter::{Filter, InvalidFilter, OneOrMore};
 pub use hook::{BellAddress, BellSecret, Hook, HookKey, InvalidBellAddress, Ring};
 pub use ids::{Epoch, InfoHash, InvalidInfoHash, InvalidServerName, Rev, Seq, ServerName, SinkName};

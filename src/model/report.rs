@@ -14,11 +14,17 @@ pub struct Info {
     pub version: &'static str,
     pub instance: String,
     pub servers: Vec<ServerName>,
+    #[schemars(with = "Vec<Line>")]
     pub sinks: Vec<SinkName>,
     /// The versions of the bodies that it sends.
     pub schemas: Vec<&'static str>,
     pub limits: ReportLimits,
 }
+
+/// A broker by its name, or a webhook's line to one server: `ntfy.home`.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "it is only described: the type of it is `SinkName`")]
+struct Line(#[schemars(regex(pattern = r"^[a-z0-9][a-z0-9_-]{0,62}(\.[a-z0-9][a-z0-9_-]{0,62})?$"))] String);
 
 /// What is refused because it is too large.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
@@ -35,6 +41,7 @@ pub struct Health {
     /// What the process holds of the machine's memory; `null` where that cannot be read.
     pub memory_bytes: Option<u64>,
     pub servers: BTreeMap<ServerName, ServerHealth>,
+    #[schemars(with = "BTreeMap<Line, SinkHealth>")]
     pub sinks: BTreeMap<SinkName, SinkHealth>,
 }
 
@@ -87,7 +94,7 @@ pub struct HooksHealth {
     pub pokes: u64,
 }
 
-/// How handing over to one broker goes.
+/// How handing over to one broker, or by one line of a webhook, goes.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct SinkHealth {
     pub connected: bool,

@@ -132,6 +132,63 @@ fn json<T: Serialize>(field: &T) -> Value {
 }
 
 impl Torrent {
+    /// A torrent that is stopped, with no content and nothing known of it.
+    pub fn new(server: ServerName, hash: InfoHash, name: impl Into<String>) -> Self {
+        Self {
+            hash,
+            name: name.into(),
+            server,
+            active: false,
+            downloaded: 0,
+            uploaded: 0,
+            length: 0,
+            path: None,
+            progress: 0.0,
+            ratio: None,
+            finished: false,
+            playing: false,
+            extra: Extra::new(),
+            status: Status::Stopped,
+            error: false,
+            message: None,
+            stalled: false,
+            download_rate: None,
+            upload_rate: None,
+            left: None,
+            eta: None,
+            peers: None,
+            seeds: None,
+            label: None,
+            directory: None,
+            private: None,
+            priority: None,
+            tracker: None,
+            added_at: None,
+            started_at: None,
+            finished_at: None,
+            size_files: None,
+        }
+    }
+
+    /// With these sizes in bytes, and what follows from them: progress, ratio, what is left, whether it is finished.
+    pub fn with_bytes(self, length: u64, downloaded: u64, uploaded: u64) -> Self {
+        Self {
+            length,
+            downloaded,
+            uploaded,
+            progress: progress(downloaded, length),
+            ratio: ratio(uploaded, downloaded),
+            left: Some(length.saturating_sub(downloaded)),
+            finished: length > 0 && downloaded >= length,
+            ..self
+        }
+    }
+
+    /// Doing this; whatever is not stopped is active.
+    pub fn with_status(self, status: Status) -> Self {
+        Self { status, active: !matches!(status, Status::Stopped), ..self }
+    }
+
     /// What is different in `later`, by the names of the JSON fields.
     pub fn changes_to(&self, later: &Self) -> Changes {
         changed_fields!(self, later;

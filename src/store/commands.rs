@@ -87,7 +87,8 @@ fn ask_too(db: &Db, sink: &str, server: &str, id: &CommandId, reply: Option<&str
     let read = |row: &Row<'_>| Ok((row.get::<_, bool>(0)?, row.get::<_, i64>(1)?.unsigned_abs()));
     match db.connection.prepare_cached(sql)?.query_row((server, id.as_str(), sink, reply), read)? {
         (true, _) => Ok(Admission::Running),
-        (false, askers) if askers >= ASKERS_MAX => Ok(Admission::Crowded),
+        // Without an address there is one for each sink, and no more.
+        (false, askers) if reply.is_some() && askers >= ASKERS_MAX => Ok(Admission::Crowded),
         (false, _) => {
             let sql = "INSERT INTO askers (server, id, sink, reply) VALUES (?1, ?2, ?3, ?4)";
             db.connection.prepare_cached(sql)?.execute((server, id.as_str(), sink, reply))?;

@@ -74,7 +74,7 @@ impl Command {
         if (origin, first) == (&asker.0, &asker.1) || self.askers.contains(&asker) {
             return Admission::Running;
         }
-        if self.askers.len() as u64 >= ASKERS_MAX {
+        if asker.1.is_some() && self.askers.len() as u64 >= ASKERS_MAX {
             return Admission::Crowded;
         }
         self.askers.push(asker);

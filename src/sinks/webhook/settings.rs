@@ -67,8 +67,9 @@ pub enum InvalidAddress {
 impl Address {
     /// Reads an http or https URL. The text of an error never shows it.
     pub fn parse(text: &str) -> Result<Self, InvalidAddress> {
-        let url = Url::parse(text.trim()).map_err(|_| InvalidAddress::NoUrl)?;
-        if !matches!(url.scheme(), "http" | "https") {
+        let text = text.trim();
+        let url = Url::parse(text).map_err(|_| InvalidAddress::NoUrl)?;
+        if !text.starts_with("http://") && !text.starts_with("https://") {
             return Err(InvalidAddress::Scheme);
         }
         if url.username() != "" || url.password().is_some() {

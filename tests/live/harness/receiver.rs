@@ -106,11 +106,6 @@ impl Receiver {
         self.shared().requests.clone()
     }
 
-    /// What was taken, in the order in which it came.
-    pub fn taken(&self) -> Vec<Request> {
-        self.requests().into_iter().filter(|request| request.answer.is_taken()).collect()
-    }
-
     /// Waits until the requests are as they should be, and returns them.
     pub async fn until(&self, what: &str, is_so: impl Fn(&[Request]) -> bool) -> Vec<Request> {
         let deadline = Instant::now() + PATIENCE;
