@@ -35,7 +35,7 @@ use super::pick::{ReadAhead, known_from};
 use super::registry::Registry;
 use super::retention::{self, Kept, Retain};
 use crate::board::{Board, Desk, Tray};
-use crate::model::{Entry, InfoHash, Kind, Rev, Seq, ServerName, SinkName, Told, without_rows};
+use crate::model::{Entry, InfoHash, Kind, Rev, Seq, ServerName, SinkName, Told, shorter};
 use crate::port::{Clock, Connected, DeliverError, Delivery, Link, Progress, Sink, Store, StoreError, UnsentResult};
 use crate::repeat::Repeat;
 
@@ -142,7 +142,7 @@ pub(super) enum Sent {
     Entry(Box<Entry>),
     State { server: ServerName, hash: InfoHash },
     Cleared { name: String },
-    Result { result: Box<UnsentResult>, is_substitute: bool },
+    Result { result: Box<UnsentResult> },
     Shown { topic: String },
     Other,
 }
@@ -154,7 +154,7 @@ impl Sent {
             Self::Entry(entry) => Some(Item::Entry(entry.server.clone(), entry.seq)),
             Self::State { server, hash } => Some(Item::State(server.clone(), *hash)),
             Self::Cleared { name } => Some(Item::Clearing(name.clone())),
-            Self::Result { result, .. } => Some(Item::Result(result.number)),
+            Self::Result { result } => Some(Item::Result(result.number)),
             Self::Shown { topic } => Some(Item::Shown(topic.clone())),
             Self::Other => None,
         }
@@ -536,9 +536,7 @@ impl Dispatcher {
                     self.registry.not_cleared(&name);
                 }
             },
-            Sent::Result { result, is_substitute } => {
-                self.result_arrived(*result, rejected, is_substitute).await?;
-            }
+            Sent::Result { result } => self.result_arrived(*result, rejected).await?,
             Sent::Shown { topic } => {
                 if let Some(reason) = &rejected {
                     warn!(%sink, topic, reason, "a message for Home Assistant was rejected");
@@ -581,19 +579,13 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// A result that the sink will not take is replaced, once, by a short one that says so.
-    async fn result_arrived(
-        &mut self,
-        result: UnsentResult,
-        rejected: Option<String>,
-        is_substitute: bool,
-    ) -> Result<(), StoreError> {
+    /// A result that the sink will not take is replaced by a shorter one, as long as there is one.
+    async fn result_arrived(&mut self, result: UnsentResult, rejected: Option<String>) -> Result<(), StoreError> {
         let sink = &self.parts.settings.name;
         if let Some(reason) = rejected {
             warn!(%sink, reason, "a result was rejected");
-            if !is_substitute {
-                let body = Bytes::from(without_rows(&result.body, &reason));
-                self.substitutes.push(UnsentResult { body, ..result });
+            if let Some(body) = shorter(&result.body, &reason) {
+                self.substitutes.push(UnsentResult { body: Bytes::from(body), ..result });
                 return Ok(());
             }
         }

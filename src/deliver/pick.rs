@@ -259,7 +259,7 @@ impl Dispatcher {
         for result in self.parts.store.unsent_results(&self.parts.settings.name, RESULTS_MAX).await? {
             if batch.len() < free && self.results_under_way.insert(result.number) {
                 let (server, body, reply) = (result.server.clone(), result.body.clone(), result.reply.clone());
-                let sent = Sent::Result { result: Box::new(result), is_substitute: false };
+                let sent = Sent::Result { result: Box::new(result) };
                 batch.push((Delivery::Result { server, body, reply }, sent));
             }
         }
@@ -271,7 +271,7 @@ impl Dispatcher {
             && let Some(result) = self.substitutes.pop()
         {
             let (server, body, reply) = (result.server.clone(), result.body.clone(), result.reply.clone());
-            let sent = Sent::Result { result: Box::new(result), is_substitute: true };
+            let sent = Sent::Result { result: Box::new(result) };
             batch.push((Delivery::Result { server, body, reply }, sent));
         }
     }
