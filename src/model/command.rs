@@ -293,7 +293,7 @@ impl Row {
 pub struct Outcome {
     #[schemars(extend("const" = RESULT_SCHEMA))]
     #[serde(deserialize_with = "result_schema")]
-    pub schema: &'static str,
+    pub schema: SchemaName,
     pub id: CommandId,
     /// As it was written, also where there is no such verb.
     pub verb: String,
@@ -330,8 +330,11 @@ pub struct Page {
 
 pub const RESULT_SCHEMA: &str = "dtorrent.result/1";
 
+/// Not written out where it is used: serde would take it for something borrowed from the text.
+type SchemaName = &'static str;
+
 /// Whatever the text says: what has another shape cannot be read anyway.
-fn result_schema<'de, D: Deserializer<'de>>(text: D) -> Result<&'static str, D::Error> {
+fn result_schema<'de, D: Deserializer<'de>>(text: D) -> Result<SchemaName, D::Error> {
     IgnoredAny::deserialize(text).map(|_any| RESULT_SCHEMA)
 }
 

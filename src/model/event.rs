@@ -15,8 +15,11 @@ use super::{CommandId, Epoch, InfoHash, Rev, Seq, ServerName, Timestamp, Torrent
 
 pub const EVENT_SCHEMA: &str = "dtorrent.event/1";
 
+/// Not written out where it is used: serde would take it for something borrowed from the text.
+type SchemaName = &'static str;
+
 /// Whatever the text says: what has another shape cannot be read anyway.
-fn event_schema<'de, D: Deserializer<'de>>(text: D) -> Result<&'static str, D::Error> {
+fn event_schema<'de, D: Deserializer<'de>>(text: D) -> Result<SchemaName, D::Error> {
     IgnoredAny::deserialize(text).map(|_any| EVENT_SCHEMA)
 }
 
@@ -184,7 +187,7 @@ impl Serialize for EventId {
 pub struct Event {
     #[schemars(extend("const" = EVENT_SCHEMA))]
     #[serde(deserialize_with = "event_schema")]
-    pub schema: &'static str,
+    pub schema: SchemaName,
     pub entity: Entity,
     pub event_type: Kind,
     pub id: EventId,
