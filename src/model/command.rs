@@ -5,7 +5,8 @@ use std::fmt;
 
 use bytes::Bytes;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Serialize};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use super::{File, InfoHash, Peer, ServerName, Timestamp, Torrent, Tracker};
@@ -291,7 +292,7 @@ impl Row {
 #[schemars(rename = "Result")]
 pub struct Outcome {
     #[schemars(extend("const" = RESULT_SCHEMA))]
-    #[serde(skip_deserializing, default = "result_schema")]
+    #[serde(deserialize_with = "result_schema")]
     pub schema: &'static str,
     pub id: CommandId,
     /// As it was written, also where there is no such verb.
@@ -329,8 +330,9 @@ pub struct Page {
 
 pub const RESULT_SCHEMA: &str = "dtorrent.result/1";
 
-fn result_schema() -> &'static str {
-    RESULT_SCHEMA
+/// Whatever the text says: what has another shape cannot be read anyway.
+fn result_schema<'de, D: Deserializer<'de>>(text: D) -> Result<&'static str, D::Error> {
+    IgnoredAny::deserialize(text).map(|_any| RESULT_SCHEMA)
 }
 
 /// What is sent in place of a result that the receiver would not take; `None` if there is nothing shorter to say.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::Error as _;
+use serde::de::{Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
@@ -15,8 +15,9 @@ use super::{CommandId, Epoch, InfoHash, Rev, Seq, ServerName, Timestamp, Torrent
 
 pub const EVENT_SCHEMA: &str = "dtorrent.event/1";
 
-fn event_schema() -> &'static str {
-    EVENT_SCHEMA
+/// Whatever the text says: what has another shape cannot be read anyway.
+fn event_schema<'de, D: Deserializer<'de>>(text: D) -> Result<&'static str, D::Error> {
+    IgnoredAny::deserialize(text).map(|_any| EVENT_SCHEMA)
 }
 
 /// One field before and after.
@@ -182,7 +183,7 @@ impl Serialize for EventId {
 #[schemars(transform = of_its_entity)]
 pub struct Event {
     #[schemars(extend("const" = EVENT_SCHEMA))]
-    #[serde(skip_deserializing, default = "event_schema")]
+    #[serde(deserialize_with = "event_schema")]
     pub schema: &'static str,
     pub entity: Entity,
     pub event_type: Kind,

@@ -42,6 +42,7 @@ pub fn client_config(ca_pem: Option<&[u8]>, client_cert: Option<&ClientCert>) ->
 }
 
 /// For connections that are not encrypted, on a machine that may trust nobody.
+#[cfg(feature = "webhooks")]
 pub fn trusting_nobody() -> Result<Arc<ClientConfig>, TlsError> {
     trusting(RootCertStore::empty(), None)
 }

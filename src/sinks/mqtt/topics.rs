@@ -1,8 +1,8 @@
 //! Which topic a delivery goes to, and which command a topic is.
 //!
 //! What must hold: a name becomes at most one level of a topic, and only names that were parsed
-//! ([`ServerName`], [`InfoHash`](crate::model::InfoHash), [`Prefix`]) become one; what a command's
-//! sender asks to be answered on can never be a topic of ours that means something.
+//! ([`ServerName`], [`InfoHash`], [`Prefix`]) become one; what a command's sender asks to be answered on
+//! can never be a topic of ours that means something.
 //!
 //! Pure: no I/O.
 
