@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,6 +31,10 @@ const NAMED_MAX: usize = 256;
 pub struct Board {
     servers: BTreeMap<ServerName, ServerBoard>,
     desks: BTreeMap<SinkName, Arc<Desk>>,
+    /// Of those who ask over HTTP; only answers are laid there.
+    http: Arc<Desk>,
+    /// Of those who only watch, for as long as they do.
+    viewers: Mutex<Vec<Weak<Desk>>>,
 }
 
 /// What is known of one server.
@@ -171,11 +175,24 @@ impl Board {
     pub fn new(servers: BTreeMap<ServerName, Content>, sinks: impl IntoIterator<Item = SinkName>) -> Self {
         let servers = servers.into_iter().map(|(name, content)| (name, ServerBoard::new(content))).collect();
         let desks = sinks.into_iter().map(|name| (name, Arc::default())).collect();
-        Self { servers, desks }
+        Self { servers, desks, http: Arc::default(), viewers: Mutex::default() }
     }
 
     pub fn desk(&self, sink: &SinkName) -> Option<&Arc<Desk>> {
-        self.desks.get(sink)
+        self.desks.get(sink).or_else(|| (*sink == SinkName::http()).then_some(&self.http))
+    }
+
+    /// A desk for somebody who watches what is told from now on; it goes when it is dropped.
+    pub fn add_viewer(&self) -> Arc<Desk> {
+        let desk = Arc::default();
+        let mut viewers = self.viewers.lock().unwrap_or_else(PoisonError::into_inner);
+        viewers.retain(|viewer| viewer.strong_count() > 0);
+        viewers.push(Arc::downgrade(&desk));
+        desk
+    }
+
+    fn viewers(&self) -> Vec<Arc<Desk>> {
+        self.viewers.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect()
     }
 
     pub fn desks(&self) -> impl Iterator<Item = (&SinkName, &Arc<Desk>)> {
@@ -215,7 +232,7 @@ impl Board {
                 changed.push((hash, before.map(|before| before.torrent), not_before));
             }
             // Under the same lock: whoever reads the board finds on the desk what led there.
-            for desk in self.desks.values() {
+            for desk in self.desks.values().chain(&self.viewers()) {
                 desk.lay(name, &changed);
             }
         });

@@ -420,6 +420,13 @@ pub trait Store: Send + Sync {
     /// Journal entries after `after`, oldest first, at most `limit`.
     async fn read(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<Entry>, StoreError>;
 
+    /// Where an entry stands among those of all servers; `None` if it is not kept.
+    async fn place(&self, server: &ServerName, seq: Seq) -> Result<Option<Place>, StoreError>;
+
+    /// Entries of all servers in the order of their commits, after this place, at most `limit`; without a
+    /// place from the oldest on that is kept.
+    async fn read_on(&self, after: Option<Place>, limit: u16) -> Result<Vec<(Place, Entry)>, StoreError>;
+
     /// How far a sink has got with each server.
     async fn progress(&self, sink: &SinkName) -> Result<BTreeMap<ServerName, Progress>, StoreError>;
 
@@ -476,6 +483,10 @@ pub struct Loaded {
     /// The store is new or had to be made anew: what was told before is lost.
     pub is_new: bool,
 }
+
+/// Where an entry stands in the order of all commits, among the entries that are kept with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place(pub i64);
 
 /// How far one sink has got with one server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -112,7 +112,7 @@ fn hooks_health(report: &HookReport) -> Option<Value> {
     Some(json!({"events": ringing, "left_alone": left_alone, "problem": problem, "pokes": pokes}))
 }
 
-fn rounded(seconds: f64) -> f64 {
+pub(super) fn rounded(seconds: f64) -> f64 {
     (seconds * 1000.0).round() / 1000.0
 }
 

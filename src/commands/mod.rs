@@ -24,6 +24,6 @@ mod worker;
 pub use bridge::{BridgeWorker, SetLogLevel};
 pub use intake::{Door, Intake};
 pub use queue::{Job, Queue};
-pub use request::{BODY_BYTES_MAX, Envelope, Request};
+pub use request::{BODY_BYTES_MAX, Envelope, Request, TTL};
 pub use source::{Sources, SourcesSettings};
 pub use worker::{Worker, WorkerParts};

@@ -630,13 +630,7 @@ impl Dispatcher {
         let Some(owed) = self.lanes.get_mut(&entry.server) else { return };
         entry.hash.map(|hash| owed.doubted.remove(&hash));
         let Some(hash) = entry.hash.filter(|hash| owed.dirty.owes(hash)) else { return };
-        let told = self.parts.board.read(&entry.server, |content| content.told.get(&hash).cloned()).flatten();
-        let known = match told {
-            _ if entry.kind == Kind::Removed => Known::Nothing,
-            Some(told) if told.rev == entry.rev => Known::Picture(told.torrent),
-            _ => picture_in(entry).map_or(Known::Forgotten, Known::Picture),
-        };
-        owed.dirty.learned(hash, known, entry.seq);
+        owed.dirty.learned(hash, known_by(entry, &self.parts.board), entry.seq);
     }
 
     /// Writes names down that are not in the registry yet.
@@ -784,6 +778,16 @@ impl ServerLane {
 
     pub fn sent_rev(&self) -> Rev {
         self.sent_rev
+    }
+}
+
+/// What who has got this entry about a torrent knows of it.
+pub(super) fn known_by(entry: &Entry, board: &Board) -> Known {
+    let told = |content: &crate::board::Content| entry.hash.and_then(|hash| content.told.get(&hash).cloned());
+    match board.read(&entry.server, told).flatten() {
+        _ if entry.kind == Kind::Removed => Known::Nothing,
+        Some(told) if told.rev == entry.rev => Known::Picture(told.torrent),
+        _ => picture_in(entry).map_or(Known::Forgotten, Known::Picture),
     }
 }
 

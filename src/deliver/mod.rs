@@ -13,5 +13,6 @@ pub mod lane;
 mod pick;
 pub mod registry;
 pub mod retention;
+pub mod viewer;
 
 pub use dispatch::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};

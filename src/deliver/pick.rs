@@ -352,7 +352,7 @@ impl Dispatcher {
 }
 
 /// What `updated` has to say to a sink that knows this much; `None` if nothing.
-fn changes_for(known: &Known, told: &Torrent) -> Option<Changes> {
+pub(super) fn changes_for(known: &Known, told: &Torrent) -> Option<Changes> {
     match known {
         Known::Nothing | Known::Present => None,
         Known::Forgotten => Some(Changes::new()),
@@ -360,7 +360,8 @@ fn changes_for(known: &Known, told: &Torrent) -> Option<Changes> {
     }
 }
 
-fn updated(
+/// The bytes of an `updated`.
+pub(super) fn updated(
     server: &ServerName,
     hash: InfoHash,
     id: &EventId,

@@ -107,6 +107,23 @@ pub enum EventId {
     Updated { server: ServerName, epoch: Epoch, rev: Rev },
 }
 
+impl EventId {
+    /// Reads what [`fmt::Display`] wrote; `None` for anything else.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (rest, number) = text.rsplit_once('-')?;
+        let (server, epoch) = rest.rsplit_once('-')?;
+        let server = ServerName::parse(server).ok()?;
+        let digits = |text: &str, count: usize| text.len() >= count && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let epoch = Epoch(u32::from_str_radix(epoch, 16).ok().filter(|_| digits(epoch, 8))?);
+        let (updated, number) = number.strip_prefix('u').map_or((false, number), |number| (true, number));
+        let number: u64 = number.parse().ok().filter(|_| digits(number, 12))?;
+        Some(match updated {
+            true => Self::Updated { server, epoch, rev: Rev(number) },
+            false => Self::Journal { server, epoch, seq: Seq(number) },
+        })
+    }
+}
+
 impl fmt::Display for EventId {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -162,6 +179,26 @@ mod tests {
         assert_eq!(journal.to_string(), "home-7f3a9c21-000000004182");
         let updated = EventId::Updated { server, epoch, rev: Rev(9001) };
         assert_eq!(updated.to_string(), "home-7f3a9c21-u000000009001");
+        for id in [journal, updated] {
+            assert_eq!(EventId::parse(&id.to_string()), Some(id));
+        }
+    }
+
+    #[test]
+    fn what_is_no_id_is_not_read_as_one() {
+        for text in [
+            "",
+            "home",
+            "home-7f3a9c21",
+            "home-7f3a9c21-1",
+            "home-7f3a9c2-000000004182",
+            "home-7f3a9c21-+00000004182",
+            "Home-7f3a9c21-000000004182",
+            "home-7f3a9c21-000000004182 ",
+            "home-7f3a9c21-99999999999999999999999",
+        ] {
+            assert_eq!(EventId::parse(text), None, "{text}");
+        }
     }
 
     #[test]

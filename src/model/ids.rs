@@ -45,10 +45,22 @@ impl SinkName {
         ServerName::parse(text).map(|name| Self(name.0))
     }
 
+    /// Those who ask over HTTP. No name in a config is like it.
+    pub fn http() -> Self {
+        Self(HTTP.into())
+    }
+
+    /// A name that was written down, which may be that of [`Self::http`].
+    pub fn recall(text: &str) -> Result<Self, InvalidServerName> {
+        if text == HTTP { Ok(Self::http()) } else { Self::parse(text) }
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
+
+const HTTP: &str = "@http";
 
 macro_rules! text_id {
     ($name:ident, $parse:expr) => {

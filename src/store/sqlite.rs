@@ -10,7 +10,9 @@ use super::folder::{AliveMark, Folder};
 use super::thread::{Db, Failure, Mode, Writer};
 use super::{DeadLetter, Options, Recovery, commands, journal, schema, sinks};
 use crate::model::{CommandId, Committed, Entry, Seq, ServerName, SinkName, Tick};
-use crate::port::{Admission, Answer, Clock, Loaded, LoggedCommand, Progress, Store, StoreError, UnsentResult, Usage};
+use crate::port::{
+    Admission, Answer, Clock, Loaded, LoggedCommand, Place, Progress, Store, StoreError, UnsentResult, Usage,
+};
 
 /// The store of a data folder, which it holds locked.
 ///
@@ -102,6 +104,15 @@ impl Store for SqliteStore {
     async fn read(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<Entry>, StoreError> {
         let server = server.clone();
         self.read(move |db| journal::read(db, &server, after, limit)).await
+    }
+
+    async fn place(&self, server: &ServerName, seq: Seq) -> Result<Option<Place>, StoreError> {
+        let server = server.clone();
+        self.read(move |db| journal::place(db, &server, seq)).await
+    }
+
+    async fn read_on(&self, after: Option<Place>, limit: u16) -> Result<Vec<(Place, Entry)>, StoreError> {
+        self.read(move |db| journal::read_on(db, after, limit)).await
     }
 
     async fn progress(&self, sink: &SinkName) -> Result<BTreeMap<ServerName, Progress>, StoreError> {

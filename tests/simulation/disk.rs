@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dtorrent::model::{CommandId, Committed, Entry, Epoch, InfoHash, Rev, Seq, ServerName, SinkName, Tick};
 use dtorrent::port::{
-    Admission, Answer, Clock, Loaded, LoggedCommand, Progress, Store, StoreError, UnsentResult, Usage,
+    Admission, Answer, Clock, Loaded, LoggedCommand, Place, Progress, Store, StoreError, UnsentResult, Usage,
 };
 use dtorrent::store::{Image, MemoryStore, Options};
 
@@ -178,6 +178,14 @@ impl Store for DiskStore {
     async fn read(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<Entry>, StoreError> {
         self.disk.stage.step().await;
         self.inner.read(server, after, limit).await
+    }
+
+    async fn place(&self, server: &ServerName, seq: Seq) -> Result<Option<Place>, StoreError> {
+        self.inner.place(server, seq).await
+    }
+
+    async fn read_on(&self, after: Option<Place>, limit: u16) -> Result<Vec<(Place, Entry)>, StoreError> {
+        self.inner.read_on(after, limit).await
     }
 
     async fn progress(&self, sink: &SinkName) -> Result<BTreeMap<ServerName, Progress>, StoreError> {
