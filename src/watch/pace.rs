@@ -3,7 +3,9 @@
 //! A look costs the client as long as it takes to answer, for it does nothing else meanwhile. Two
 //! shares of its time are ours, a twentieth each: one for the full pictures that come by the clock,
 //! which come less often if they take long; one for all other looks, which may be overdrawn for a
-//! moment (a torrent was added, all are read again) and is then paid back by longer pauses.
+//! moment (a torrent was added, all are read again) and is then paid back by longer pauses. How long a
+//! look takes is the middle one of the last three: an answer that waited once, while the client was
+//! loading ten thousand torrents or its disk hung, says nothing of what a look costs.
 //!
 //! Where a full picture costs nothing to speak of, it is taken more often than it has to be: a server
 //! with some hundred torrents is read whole at each beat.
@@ -29,7 +31,25 @@ pub struct Pace {
     debt: Duration,
     at: Duration,
     swept_at: Option<Duration>,
-    sweep_took: Duration,
+    full: Recent,
+    quick: Recent,
+}
+
+/// How long the last three looks of a kind took; nothing where there were fewer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Recent([Duration; 3]);
+
+impl Recent {
+    fn note(&mut self, took: Duration) {
+        let [_, second, third] = self.0;
+        self.0 = [second, third, took];
+    }
+
+    fn usual(self) -> Duration {
+        let mut sorted = self.0;
+        sorted.sort_unstable();
+        sorted[1]
+    }
 }
 
 /// Why a look was made.
@@ -46,16 +66,14 @@ pub enum Reason {
 impl Pace {
     pub fn new(interval: Duration, sweep: Duration) -> Self {
         let debt = Duration::ZERO;
-        Self { interval, sweep, debt, at: debt, swept_at: None, sweep_took: debt }
+        Self { interval, sweep, debt, at: debt, swept_at: None, full: Recent::default(), quick: Recent::default() }
     }
 
     /// From one full picture to the next: as configured, or longer if one takes long, or sooner if it
     /// takes no time.
     pub fn sweep(&self) -> Duration {
-        self.sweep
-            .min(self.sweep_took.mul_f64(self.sweep_took.div_duration_f64(NOTHING)))
-            .max(self.sweep_took * SHARE)
-            .max(self.interval)
+        let took = self.full.usual();
+        self.sweep.min(took.mul_f64(took.div_duration_f64(NOTHING))).max(took * SHARE).max(self.interval)
     }
 
     /// Whether a look at `at` has to be full, so that one at the next beat is not too late.
@@ -67,13 +85,16 @@ impl Pace {
     pub fn looked(&mut self, reason: Reason, is_full: bool, took: Duration, at: Duration) -> Duration {
         self.debt = self.debt.saturating_sub(at.saturating_sub(self.at) / SHARE);
         self.at = at;
+        let recent = if is_full { &mut self.full } else { &mut self.quick };
+        recent.note(took);
+        let cost = recent.usual();
         if is_full {
-            (self.swept_at, self.sweep_took) = (Some(at), took);
+            self.swept_at = Some(at);
         }
         match reason {
             Reason::Sweep | Reason::Free => {}
             // A debt is never more than what is paid back until the next full picture.
-            Reason::Tick => self.debt = (self.debt + took).min(OVERDRAFT.max(took) + self.sweep() / SHARE),
+            Reason::Tick => self.debt = (self.debt + cost).min(OVERDRAFT.max(cost) + self.sweep() / SHARE),
         }
         let beat = self.interval.saturating_sub(took);
         if reason == Reason::Free {
@@ -130,6 +151,7 @@ mod tests {
         pace.looked(Reason::Free, true, ms(2), ms(1000));
         assert!(pace.is_sweep_due(ms(2000)));
         pace.looked(Reason::Sweep, true, ms(40), ms(2000));
+        pace.looked(Reason::Sweep, true, ms(40), ms(2000));
         assert!(!pace.is_sweep_due(ms(3000)));
         assert_eq!(pace.sweep(), ms(8000), "no more often than it is nothing to speak of");
     }
@@ -166,6 +188,23 @@ mod tests {
         assert!(pause <= pace.sweep(), "{pause:?}");
         let later = pace.looked(Reason::Sweep, true, ms(400), at + pause);
         assert!(later <= pace.sweep(), "{later:?}");
+    }
+
+    #[test]
+    fn an_answer_that_waited_once_makes_nothing_slower() {
+        let mut pace = Pace::new(ms(1000), ms(30_000));
+        for second in 1..=3 {
+            pace.looked(Reason::Sweep, true, ms(20), ms(second * 1000));
+            pace.looked(Reason::Tick, false, ms(1), ms(second * 1000 + 500));
+        }
+        let sweep = pace.sweep();
+        for reason in [Reason::Sweep, Reason::Tick] {
+            assert_eq!(pace.looked(reason, true, ms(45_000), ms(60_000)), ms(0));
+            assert_eq!(pace.sweep(), sweep);
+            pace.looked(reason, true, ms(20), ms(60_000));
+            pace.looked(reason, true, ms(20), ms(60_000));
+        }
+        assert_eq!(pace.looked(Reason::Tick, false, ms(45_000), ms(120_000)), ms(0));
     }
 
     #[test]

@@ -298,14 +298,16 @@ async def main(dtorrent):
         await until("the other link is added", lambda: is_state(hass, "sensor.dtorrent_home_torrents", "3"))
         print("ok: start and stop all, notify and text add links")
 
-        if hass.states.get("number.dtorrent_home_download_limit"):
-            await calls("number", "set_value", "number.dtorrent_home_download_limit", value=300)
-            await until("the limit", lambda: is_state(hass, "number.dtorrent_home_download_limit", "300"))
-            await calls("switch", "turn_on", "switch.dtorrent_home_alternative_speed")
-            await until("the other limit", lambda: is_state(hass, "number.dtorrent_home_download_limit", "100"))
-            await calls("switch", "turn_off", "switch.dtorrent_home_alternative_speed")
-            await until("no limit", lambda: is_state(hass, "number.dtorrent_home_download_limit", "0"))
-            print("ok: limits and alternative speed")
+        await calls("number", "set_value", "number.dtorrent_home_download_limit", value=300)
+        await until("the limit", lambda: is_state(hass, "number.dtorrent_home_download_limit", "300"))
+        await calls("switch", "turn_on", "switch.dtorrent_home_alternative_speed")
+        await until("the other limit", lambda: is_state(hass, "number.dtorrent_home_download_limit", "100"))
+        await calls("switch", "turn_off", "switch.dtorrent_home_alternative_speed")
+        await until("no limit", lambda: is_state(hass, "number.dtorrent_home_download_limit", "0"))
+        assert rpc(world, "throttle.global_down.max_rate", "") == "0"
+        await calls("button", "press", "button.dtorrent_home_resync")
+        await until("it is answered", lambda: is_state(hass, "sensor.dtorrent_home_last_result", "ok"))
+        print("ok: limits, alternative speed and resync")
 
         if scripts:
             answer = await hass.services.async_call(

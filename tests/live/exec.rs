@@ -1,17 +1,25 @@
 //! A client that is a program of the user's, watched by the real bridge.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
+use dtorrent::demo::mosquitto;
+use dtorrent::demo::process::PATIENCE;
 use serde_json::{Value, json};
 
-use crate::harness::recorder::Command;
+use crate::faults::patient_broker;
+use crate::harness::recorder::{Command, Message};
 use crate::harness::{Setup, World, can_run};
 
 const HASH: &str = "3f786850e387550fdab836ed7e6dc881de23001b";
 
 /// A bridge that also watches `attic`: the example, and the file that holds its torrents.
 async fn with_attic() -> (World, PathBuf) {
+    with_attic_at(mosquitto::Options::default()).await
+}
+
+async fn with_attic_at(broker: mosquitto::Options) -> (World, PathBuf) {
     let folder = tempfile::tempdir().unwrap().keep();
     let path = folder.join("torrents.json");
     write(&path, &json!([torrent(HASH)]));
@@ -20,7 +28,7 @@ async fn with_attic() -> (World, PathBuf) {
         "[servers.attic]\nclient = \"exec\"\ncommand = [{program:?}, {:?}]\ninterval = \"250ms\"\n",
         path.to_string_lossy()
     );
-    let world = World::running(Setup { sink, ..Setup::default() }).await;
+    let world = World::running(Setup { sink, broker, ..Setup::default() }).await;
     world.heard.server_event_after(0, "attic", "snapshot_done").await;
     (world, path)
 }
@@ -64,6 +72,33 @@ async fn a_program_is_watched_and_commanded_like_any_client() {
     world.heard.event("attic", "removed", hash).await;
     world.heard.assert_gap_free("attic");
     world.bridge().stop().await;
+    fs::remove_dir_all(path.parent().unwrap()).unwrap();
+}
+
+#[tokio::test]
+async fn ten_thousand_come_and_go_at_one_look_each_told_once() {
+    const MANY: usize = 10_000;
+    if !can_run() {
+        return;
+    }
+    let (world, path) = with_attic_at(patient_broker()).await;
+    let all_told = async |kind: &'static str, count: usize| {
+        let end = format!("/event/{kind}");
+        let told = |all: &[Message]| all.iter().filter(|message| message.topic.ends_with(&end)).count();
+        world.heard.wait_within(4 * PATIENCE, kind, |all| (told(all) >= count).then_some(())).await;
+    };
+    let hashes: Vec<String> = (0..MANY).map(|number| format!("{number:040x}")).collect();
+    write(&path, &hashes.iter().map(|hash| torrent(hash)).collect());
+    all_told("added", 1 + MANY).await;
+    write(&path, &json!([]));
+    all_told("removed", 1 + MANY).await;
+    let events = world.heard.assert_gap_free("attic");
+    let mut kinds: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for event in events.iter().filter(|event| event["hash"].is_string()) {
+        kinds.entry(event["hash"].as_str().unwrap()).or_default().push(event["event_type"].as_str().unwrap());
+    }
+    assert_eq!(kinds.len(), 1 + MANY);
+    assert!(hashes.iter().all(|hash| kinds[hash.as_str()] == ["added", "removed"]));
     fs::remove_dir_all(path.parent().unwrap()).unwrap();
 }
 

@@ -11,7 +11,7 @@ use dtorrent::deliver::retention::Retain;
 use dtorrent::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter};
 use dtorrent::demo::content::Content;
 use dtorrent::demo::mosquitto::{self, Mosquitto};
-use dtorrent::demo::rtorrent::{Options, Rtorrent};
+use dtorrent::demo::rtorrent::{Argument, Options, Rtorrent};
 use dtorrent::model::{Kind, ServerName, ServerStats, SinkName};
 use dtorrent::port::{Clock, Store, SystemClock};
 use dtorrent::sinks::mqtt::{BrokerUrl, HomeAssistant, Limits, MqttSink, Prefix, Settings, Version};
@@ -175,6 +175,48 @@ async fn a_slot_s_switch_pauses_its_torrent_and_the_buttons_pause_and_resume_all
     let mark = world.heard.mark();
     world.heard.send(Command::new(&topic, "nonsense")).await;
     message(&world.heard, mark, "dtorrent/home/result", |result| result["error"]["code"] == "unsupported").await;
+}
+
+#[tokio::test]
+async fn limits_and_the_alternative_speed_are_set_and_resync_says_all_again() {
+    if !can_run() {
+        return;
+    }
+    let sink = format!(
+        "{ENABLED}alternative_download = \"100KiB\"\nalternative_upload = \"50KiB\"\nnormal_upload = \"1MiB\"\n"
+    );
+    let mut world = World::running(Setup { sink, ..Setup::default() }).await;
+    let home = device(&world.heard, 0, "home").await;
+    let limits = "dtorrent/home/homeassistant/limits";
+    let topic = |component: &str| home["components"][component]["command_topic"].as_str().unwrap().to_owned();
+    // As the template of the number writes it.
+    let body = json!({"download_limit": 300 * 1024}).to_string();
+    world.heard.send(Command::new(topic("download_limit").as_str(), body.as_str())).await;
+    message(&world.heard, 0, limits, |limits| limits["download_limit"] == 300 * 1024).await;
+    for (state, down, up) in [("ON", 100, 50), ("OFF", 0, 1024)] {
+        let mark = world.heard.mark();
+        world.heard.send(Command::new(topic("alternative").as_str(), state)).await;
+        let is_set = |limits: &Value| {
+            limits["download_limit"] == down * 1024
+                && limits["upload_limit"] == up * 1024
+                && limits["is_alternative"] == (state == "ON")
+        };
+        message(&world.heard, mark, limits, is_set).await;
+        let rates = ["throttle.global_down.max_rate", "throttle.global_up.max_rate"];
+        for (rate, kib) in rates.into_iter().zip([down, up]) {
+            let really = world.home.rpc.call(rate, &[Argument::Text("")]).await.unwrap();
+            assert_eq!(really, [(kib * 1024).to_string()]);
+        }
+    }
+    let bridge = device(&world.heard, 0, "bridge").await;
+    let of_bridge = bridge["components"]["resync"]["command_topic"].as_str().unwrap();
+    for (answer, topic) in [("home/result", topic("resync").as_str()), ("bridge/main/result", of_bridge)] {
+        let mark = world.heard.mark();
+        world.heard.send(Command::new(topic, "")).await;
+        let answer = format!("dtorrent/{answer}");
+        message(&world.heard, mark, &answer, |result| result["verb"] == "resync" && result["status"] == "ok").await;
+    }
+    world.bridge().stop().await;
 }
 
 /// The engine with an imagined client and a real broker.

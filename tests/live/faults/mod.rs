@@ -23,7 +23,7 @@ use crate::harness::World;
 use crate::harness::recorder::{Message, events_in};
 
 /// A broker that drops nothing on the way to the one who listens, however much comes at once.
-fn patient_broker() -> mosquitto::Options {
+pub fn patient_broker() -> mosquitto::Options {
     let lines = ["max_inflight_messages 5000", "max_queued_messages 100000"].map(str::to_owned).into();
     mosquitto::Options { lines, ..mosquitto::Options::default() }
 }
