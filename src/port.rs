@@ -269,6 +269,11 @@ pub trait Link: Send {
     /// How many deliveries may be under way at once.
     fn depth(&self) -> usize;
 
+    /// How large the body of a result may be that it takes in one piece; `None`: it takes results whole.
+    fn result_bytes_max(&self) -> Option<usize> {
+        None
+    }
+
     /// Sends in call order. The future ends when the far side has taken responsibility, or the link is over.
     ///
     /// Never waits itself: the caller keeps to `depth`.
@@ -467,7 +472,8 @@ pub trait Store: Send + Sync {
     async fn open_commands(&self) -> Result<Vec<LoggedCommand>, StoreError>;
     /// Results that a sink has not taken yet, oldest first, at most `limit`.
     async fn unsent_results(&self, sink: &SinkName, limit: u16) -> Result<Vec<UnsentResult>, StoreError>;
-    async fn result_sent(&self, number: i64) -> Result<(), StoreError>;
+    /// A sink has taken these.
+    async fn results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError>;
 
     /// What an operator wants to know of the journal.
     async fn usage(&self) -> Result<Usage, StoreError>;

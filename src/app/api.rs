@@ -14,7 +14,6 @@ use futures_util::stream::{self, BoxStream, StreamExt as _};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 use crate::board::{Board, Content};
 use crate::commands::{Envelope, TTL};
@@ -24,6 +23,7 @@ use crate::model::{CommandId, InfoHash, ServerName, SinkName, Torrent};
 use crate::port::{
     Clock, CommandAddress, CommandSource, DeliverError, Incoming, ReplyTo, Store, StoreError, UnsentResult,
 };
+use crate::repeat::until_there_is_room;
 
 /// Who asks over HTTP, in the line for whoever checks.
 const USER: &str = "http";
@@ -65,18 +65,14 @@ impl Api {
         let http = SinkName::http();
         let desk = Arc::clone(self.board.desk(&http).expect("the board has a desk for HTTP"));
         loop {
-            for result in self.store.unsent_results(&http, RESULTS_MAX).await? {
-                let number = result.number;
-                self.waiting.answer(&result);
-                match self.store.result_sent(number).await {
-                    Err(StoreError::Full { reason }) => {
-                        // It comes again, and nobody waits for it then.
-                        warn!(reason, "the result of a command over HTTP cannot be crossed out");
-                        tokio::time::sleep(GRACE / 30).await;
-                    }
-                    done => done?,
-                }
-                desk.answered.notify_one();
+            let results = self.store.unsent_results(&http, RESULTS_MAX).await?;
+            for result in &results {
+                self.waiting.answer(result);
+            }
+            if !results.is_empty() {
+                let numbers: Vec<i64> = results.iter().map(|result| result.number).collect();
+                until_there_is_room("results over HTTP", || self.store.results_sent(numbers.clone())).await?;
+                continue;
             }
             tokio::select! {
                 biased;

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::dirty::Known;
-use super::dispatch::{Dispatcher, Sent, UnderWay};
+use super::dispatch::{Dispatcher, PartsLeft, Sent, UnderWay};
 use super::retention::Kept;
 use crate::model::{
     Cause, Changes, EVENT_SCHEMA, Entity, Event, EventId, InfoHash, Kind, ServerName, Timestamp, ToldTorrent, Torrent,
+    in_parts,
 };
 use crate::port::{DeliverError, Delivery, Link, StoreError};
 
@@ -17,6 +18,8 @@ use crate::port::{DeliverError, Delivery, Link, StoreError};
 const READ_MAX: u16 = 256;
 /// Results read from the command log at once.
 const RESULTS_MAX: u16 = 64;
+/// Of one part of a result.
+const RESULT_ROWS_MAX: usize = 1000;
 
 pub(super) type Batch = Vec<(Delivery, Sent)>;
 
@@ -140,9 +143,7 @@ impl Dispatcher {
             let free = self.window(link).saturating_sub(under_way.len());
             let mut batch = Batch::new();
             self.pick_status(free, &mut batch);
-            if batch.len() < free && std::mem::take(may_have_results) {
-                self.pick_results(free, &mut batch).await?;
-            }
+            self.pick_results(free, link.result_bytes_max(), may_have_results, &mut batch).await?;
             self.pick_substitutes(free, &mut batch);
             // States and side messages are not shut out by a long journal, nor by each other.
             self.pick_entries(free - free / 4, &mut batch).await?;
@@ -202,14 +203,32 @@ impl Dispatcher {
         }
     }
 
-    /// Results that are written down and not under way.
-    async fn pick_results(&mut self, free: usize, batch: &mut Batch) -> Result<(), StoreError> {
-        for result in self.parts.store.unsent_results(&self.parts.settings.name, RESULTS_MAX).await? {
-            if batch.len() < free && self.results_under_way.insert(result.number) {
-                let (server, body, reply) = (result.server.clone(), result.body.clone(), result.reply.clone());
-                let sent = Sent::Result { result: Box::new(result), is_substitute: false };
-                batch.push((Delivery::Result { server, body, reply }, sent));
+    /// Results that are written down and not under way; long ones in parts, for sinks that want them so.
+    async fn pick_results(
+        &mut self,
+        free: usize,
+        bytes_max: Option<usize>,
+        may_have_more: &mut bool,
+        batch: &mut Batch,
+    ) -> Result<(), StoreError> {
+        if batch.len() < free && self.result_parts.is_empty() && std::mem::take(may_have_more) {
+            for result in self.parts.store.unsent_results(&self.parts.settings.name, RESULTS_MAX).await? {
+                if self.results_under_way.contains_key(&result.number) {
+                    continue;
+                }
+                let whole = || vec![result.body.clone()];
+                let parts = bytes_max.map_or_else(whole, |max| in_parts(&result.body, RESULT_ROWS_MAX, max));
+                let left = PartsLeft { count: parts.len(), is_replaced: false };
+                self.results_under_way.insert(result.number, left);
+                self.result_parts.extend(parts.into_iter().map(|part| (part, result.clone())));
             }
+        }
+        while batch.len() < free
+            && let Some((body, result)) = self.result_parts.pop_front()
+        {
+            let (server, reply) = (result.server.clone(), result.reply.clone());
+            let sent = Sent::Result { result: Box::new(result), is_substitute: false };
+            batch.push((Delivery::Result { server, body, reply }, sent));
         }
         Ok(())
     }

@@ -189,7 +189,7 @@ impl Viewer {
         }
         let lasts: Vec<Seq> = self.lanes.keys().map(|server| self.last(server)).collect();
         let mut page = self.store.read_on(self.place, READ_MAX).await?;
-        if page.is_empty() && self.place.is_some() {
+        if page.is_empty() && self.is_behind_with_what_it_knows(&lasts) {
             // The journal was empty in between, and counts its places anew.
             page = self.store.read_on(None, READ_MAX).await?;
         }
@@ -209,6 +209,11 @@ impl Viewer {
             self.give_up_what_is_gone(&lasts);
         }
         Ok(is_full && !is_ahead_of_board)
+    }
+
+    /// Some of what came after the last that was shown of a server is not to be had after its place.
+    fn is_behind_with_what_it_knows(&self, lasts: &[Seq]) -> bool {
+        self.lanes.values().zip(lasts).any(|(lane, last)| lane.cursor.is_some_and(|cursor| cursor < *last))
     }
 
     fn take(&mut self, entry: Entry) {

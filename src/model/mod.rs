@@ -22,7 +22,7 @@ mod torrent;
 pub use bencode::NotBencoded;
 pub use command::{
     Action, Add, AddSource, CommandError, CommandId, Deleted, ErrorCode, InvalidCommandId, Left, Limits, Outcome,
-    OutcomeStatus, Page, Parts, RESULT_SCHEMA, Row, Verb, without_rows,
+    OutcomeStatus, Page, Parts, RESULT_SCHEMA, Row, Verb, in_parts, without_rows,
 };
 pub use event::{Cause, Change, Changes, EVENT_SCHEMA, Entity, Event, EventId, Kind};
 pub use filter::{Filter, InvalidFilter};

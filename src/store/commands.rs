@@ -144,8 +144,11 @@ pub(super) fn unsent(db: &Db, sink: &SinkName, limit: u16) -> Result<Vec<UnsentR
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-pub(super) fn sent(db: &Db, number: i64) -> Result<(), Failure> {
-    db.connection.prepare_cached("DELETE FROM results WHERE number = ?1")?.execute([number])?;
+pub(super) fn sent(db: &Db, numbers: &[i64]) -> Result<(), Failure> {
+    let mut statement = db.connection.prepare_cached("DELETE FROM results WHERE number = ?1")?;
+    for number in numbers {
+        statement.execute([number])?;
+    }
     Ok(())
 }
 

@@ -430,8 +430,8 @@ impl Store for MemoryStore {
         Ok(mine.take(usize::from(limit)).collect())
     }
 
-    async fn result_sent(&self, number: i64) -> Result<(), StoreError> {
-        self.state().results.remove(&number);
+    async fn results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError> {
+        self.state().results.retain(|number, _| !numbers.contains(number));
         Ok(())
     }
 

@@ -184,8 +184,8 @@ impl Store for SqliteStore {
         self.read(move |db| commands::unsent(db, &sink, limit)).await
     }
 
-    async fn result_sent(&self, number: i64) -> Result<(), StoreError> {
-        self.write(Mode::Lazy, move |db| commands::sent(db, number)).await
+    async fn results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError> {
+        self.write(Mode::Lazy, move |db| commands::sent(db, &numbers)).await
     }
 
     async fn usage(&self) -> Result<Usage, StoreError> {

@@ -320,7 +320,7 @@ async fn a_command_is_done_once_a_day_and_answered_whenever_it_comes() {
         let shown: Vec<_> = unsent.iter().map(|u| (u.server.clone(), u.body.clone(), u.reply.clone())).collect();
         assert_eq!(shown, [(Some(home.clone()), done.clone(), first.reply.clone()), (None, other, None)]);
         assert_eq!(store.unsent_results(&mqtt, 1).await.unwrap(), unsent[..1]);
-        store.result_sent(unsent[0].number).await.unwrap();
+        store.results_sent(vec![unsent[0].number]).await.unwrap();
         assert_eq!(store.unsent_results(&mqtt, 10).await.unwrap(), unsent[1..]);
 
         clock.forward(Duration::from_secs(24 * 3600 - 1));
@@ -979,7 +979,7 @@ mod model {
                         .await
                 )
             }
-            Step::Sent { number } => format!("{:?}", store.result_sent(number).await),
+            Step::Sent { number } => format!("{:?}", store.results_sent(vec![number]).await),
             Step::Declare { .. } | Step::Reopen => unreachable!("not a step of the seam"),
         }
     }

@@ -274,10 +274,10 @@ impl Store for DiskStore {
         self.inner.unsent_results(sink, limit).await
     }
 
-    async fn result_sent(&self, number: i64) -> Result<(), StoreError> {
+    async fn results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError> {
         self.before_write().await?;
         self.risk();
-        self.inner.result_sent(number).await
+        self.inner.results_sent(numbers).await
     }
 
     async fn usage(&self) -> Result<Usage, StoreError> {

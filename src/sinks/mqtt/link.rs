@@ -33,6 +33,8 @@ const DEPTH_MAX: u16 = 100;
 const RESERVE: u16 = 2;
 /// A delivery is at most two messages; the rest is our own.
 pub(super) const CHANNEL: usize = 2 * DEPTH_MAX as usize + 16;
+/// What may stand around a body in its packet: a topic, correlation data.
+const AROUND_BYTES_MAX: usize = 4 << 10;
 /// At most this often a late `offline` is contradicted.
 const CONTRADICT_EVERY: Duration = Duration::from_secs(5);
 /// How long a goodbye may take.
@@ -159,6 +161,10 @@ impl MqttLink {
 impl Link for MqttLink {
     fn depth(&self) -> usize {
         usize::from(DEPTH_MAX.min(self.line.granted.receive_max).saturating_sub(RESERVE).max(1))
+    }
+
+    fn result_bytes_max(&self) -> Option<usize> {
+        Some((self.line.granted.packet_bytes_max as usize).saturating_sub(AROUND_BYTES_MAX))
     }
 
     fn send(&mut self, delivery: Delivery) -> BoxFuture<'static, Verdict> {
