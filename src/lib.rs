@@ -1,4 +1,46 @@
-//! dtorrent: a bridge between torrent clients and message brokers.
+//! dtorrent: watches torrent clients and tells what happens there, to brokers or to your own program.
+//!
+//! # As a library
+//!
+//! A [`Manager`](manager::Manager) watches any number of servers, needs no broker, and keeps what it knows in memory
+//! or in a folder. It gives a stream of events, listeners, and commands that return when their effect was seen.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use dtorrent::manager::{Manager, NewTorrent, Server};
+//! use dtorrent::model::Kind;
+//!
+//! let manager = Manager::builder()
+//!     .server("home", Server::rtorrent("unix:///run/rtorrent/rpc.sock").roots(["/downloads"]))
+//!     .server("attic", Server::exec(["./my-client"]))
+//!     .build()
+//!     .await?;
+//! let mut events = manager.events();
+//! let hash = manager.add("home", NewTorrent::file("/downloads/debian.torrent").label("linux")).await?;
+//! while let Some(event) = events.next().await {
+//!     let event = event?;
+//!     if event.hash == Some(hash) && event.event_type == Kind::Finished {
+//!         manager.pause(hash).await?;
+//!         break;
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A client of your own is a type that implements [`TorrentClient`](port::TorrentClient); [`testing`] tries it out.
+//!
+//! | feature | adds |
+//! |---|---|
+//! | `sqlite` | a state that outlives the process: `Builder::data_dir` |
+//! | `mqtt`, `nats`, `webhooks` | these sinks, as parts |
+//! | `http` | what is shown over HTTP, as a part |
+//! | `bridge` | all of them, and the whole bridge with its config, to be run from your own program |
+//! | `cli` (default) | the program `dtorrent` |
+//!
+//! With `default-features = false` there is the manager, in memory, and nothing of these is compiled.
+//!
+//! # As a bridge
 //!
 //! ```text
 //!  torrent clients          dtorrent (one process)                                   message world
@@ -26,8 +68,13 @@
 //! | [`board`] | what was told, for all in the process to read |
 //! | [`clients`], [`sinks`], [`store`], [`http`] | adapters; they know the seams and never each other |
 //! | [`config`], [`telemetry`] | leaves |
+//! | [`schema`] | the shapes of what is sent and taken, made from the types. Pure |
+//! | [`clients`], [`sinks`], [`store`], `http` | adapters; they know the seams and never each other |
+//! | `config`, `telemetry` | leaves |
 //! | [`testing`] | what the engine expects of a client, to be tried on one's own |
-//! | [`app`], [`supervise`], [`cli`], [`demo`] | what puts it together, keeps it up, and is asked for |
+//! | [`servers`], [`supervise`] | the engine of each server put together; tasks and their end |
+//! | [`manager`] | the library face |
+//! | `app`, `cli`, `demo` | the program |
 //!
 //! `tests/architecture.rs` fails on an arrow that points wrong.
 //!
@@ -47,54 +94,32 @@
 //! - **I12** A command's id is carried out once and answered the same again, also over a crash.
 //! - **I13** A failing server or sink degrades itself only. A failing store stops the process.
 //! - **I14** Secrets are in no log, event or error. What comes in is data.
-//!
-//! # Example
-//!
-//! Reading an rTorrent as the watcher does:
-//!
-//! ```no_run
-//! use std::collections::BTreeMap;
-//! use std::time::Duration;
-//!
-//! use dtorrent::clients::rtorrent::RtorrentClient;
-//! use dtorrent::clients::rtorrent::settings::{Endpoint, Settings};
-//! use dtorrent::model::ServerName;
-//! use dtorrent::port::{Scope, TorrentClient as _};
-//!
-//! # async fn example() -> anyhow::Result<()> {
-//! let client = RtorrentClient::new(Settings {
-//!     server: ServerName::parse("home")?,
-//!     endpoint: Endpoint::parse("unix:///run/rtorrent/rpc.sock")?,
-//!     username: None,
-//!     password: None,
-//!     ca_pem: None,
-//!     timeout: Duration::from_secs(10),
-//!     extra: BTreeMap::new(),
-//!     rpc: Default::default(),
-//! })?;
-//! for (hash, seen) in client.list(Scope::Full).await?.torrents {
-//!     println!("{hash} {} {}", seen.torrent.status.as_str(), seen.torrent.name);
-//! }
-//! # Ok(())
-//! # }
-//! ```
 
+#[cfg(feature = "bridge")]
 pub mod app;
 pub mod board;
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod clients;
 pub mod commands;
+#[cfg(feature = "bridge")]
 pub mod config;
 pub mod deliver;
+#[cfg(feature = "bridge")]
 pub mod demo;
 pub mod diff;
+#[cfg(feature = "http")]
 pub mod http;
+pub mod manager;
 pub mod model;
 pub mod port;
 pub mod repeat;
+pub mod schema;
+pub mod servers;
 pub mod sinks;
 pub mod store;
 pub mod supervise;
+#[cfg(feature = "bridge")]
 pub mod telemetry;
 pub mod testing;
 pub mod watch;

@@ -191,6 +191,11 @@ pub trait Sink: Send + Sync {
         Ok(BTreeMap::new())
     }
 
+    /// Whether a delivery is for this sink; what is not counts as dealt with, and is not sent.
+    fn wants(&self, _delivery: &Delivery) -> bool {
+        true
+    }
+
     /// What the sink shows of the servers beside events and states; made anew for each life of a dispatcher.
     fn companion(&self) -> Option<Box<dyn Companion>> {
         None

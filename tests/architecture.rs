@@ -27,6 +27,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("telemetry", &["model", "port", "board", "config"]),
     ("supervise", &["port", "deliver"]),
     // what puts it together
+    ("servers", &["model", "port", "board", "commands", "watch", "supervise"]),
+    ("manager", &["model", "port", "board", "deliver", "commands", "servers", "clients", "store", "supervise"]),
     ("demo", &["model"]),
     (
         "app",
@@ -44,11 +46,29 @@ const ARROWS: &[(&str, &[&str])] = &[
             "config",
             "telemetry",
             "repeat",
+            "servers",
             "supervise",
         ],
     ),
     ("testing", &["model", "port"]),
-    ("cli", &["model", "config", "telemetry", "supervise", "demo", "app", "clients", "testing"]),
+    ("schema", &["model", "commands"]),
+    (
+        "cli",
+        &[
+            "model",
+            "port",
+            "config",
+            "telemetry",
+            "supervise",
+            "demo",
+            "app",
+            "clients",
+            "manager",
+            "deliver",
+            "testing",
+            "schema",
+        ],
+    ),
     ("main", &["cli"]),
     ("lib", &[]),
 ];
@@ -63,6 +83,8 @@ const PURE: &[&str] = &[
     "src/deliver/caution.rs",
     "src/deliver/retention.rs",
     "src/commands/request.rs",
+    "src/commands/shape.rs",
+    "src/schema/",
     "src/sinks/mqtt/topics.rs",
     "src/sinks/mqtt/homeassistant/commands.rs",
     "src/sinks/mqtt/homeassistant/documents.rs",
@@ -73,6 +95,12 @@ const PURE: &[&str] = &[
     "src/sinks/nats/answer.rs",
     "src/sinks/nats/message.rs",
     "src/sinks/nats/subjects.rs",
+    "src/sinks/webhook/answer.rs",
+    "src/sinks/webhook/body.rs",
+    "src/sinks/webhook/patience.rs",
+    "src/sinks/webhook/sign.rs",
+    "src/sinks/webhook/template.rs",
+    "src/sinks/webhook/words.rs",
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {

@@ -119,3 +119,92 @@ fn check_connect_names_each_one_that_nobody_answers_for() {
     }
     assert!(stderr.contains(&server.to_string()), "{stderr}");
 }
+
+#[test]
+fn a_schema_is_json_on_stdout_and_needs_no_config() {
+    let folder = tempfile::tempdir().unwrap();
+    let about: [&[&str]; 11] = [
+        &["config"],
+        &["event"],
+        &["result"],
+        &["torrent"],
+        &["files"],
+        &["stats"],
+        &["info"],
+        &["health"],
+        &["command"],
+        &["command", "add"],
+        &["asyncapi"],
+    ];
+    for what in about {
+        let output = dtorrent(folder.path(), &[&["schema"], what].concat());
+        assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""), "{what:?}");
+        let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let dialect = if what == ["asyncapi"] { &document["asyncapi"] } else { &document["$schema"] };
+        assert!(dialect.is_string(), "{what:?}: {document:#}");
+    }
+    for wrong in [&["schema"][..], &["schema", "everything"], &["schema", "command", "fly"]] {
+        let output = dtorrent(folder.path(), wrong);
+        assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(2), ""), "{wrong:?}");
+    }
+}
+
+#[test]
+fn completions_know_every_command_in_every_shell() {
+    let folder = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = dtorrent(folder.path(), &["completions", shell]);
+        assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""), "{shell}");
+        let script = text(&output.stdout);
+        for word in ["make-torrent", "completions", "asyncapi", "log-level"] {
+            assert!(script.contains(word), "{word} is not in the script for {shell}");
+        }
+    }
+    assert_eq!(dtorrent(folder.path(), &["completions", "cmd"]).status.code(), Some(2));
+}
+
+/// As a user's shell does it: the script is read, a line is begun, and the words are asked for.
+#[test]
+fn bash_completes_what_was_begun() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = dtorrent(folder.path(), &["completions", "bash"]).stdout;
+    fs::write(folder.path().join("dtorrent.bash"), script).unwrap();
+    let ask = |words: &str| {
+        let count = words.split(' ').count() - 1;
+        let text = format!(
+            "complete() {{ :; }}; source dtorrent.bash; COMP_WORDS=({words}); COMP_CWORD={count}; \
+             _dtorrent dtorrent \"${{COMP_WORDS[$COMP_CWORD]}}\" \"${{COMP_WORDS[$((COMP_CWORD - 1))]}}\"; echo \"${{COMPREPLY[@]}}\""
+        );
+        let output = Command::new("bash").args(["-c", &text]).current_dir(folder.path()).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    assert_eq!(ask("dtorrent mak"), "make-torrent");
+    assert_eq!(ask("dtorrent schema asy"), "asyncapi");
+    assert_eq!(ask("dtorrent completions fi"), "fish");
+    assert_eq!(ask("dtorrent schema command file"), "file_priority");
+}
+
+#[test]
+fn the_manual_has_a_page_for_each_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = dtorrent(folder.path(), &["man"]);
+    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""));
+    let first = text(&output.stdout);
+    assert!(first.contains(".TH") && first.contains("dtorrent\\-check(1)"), "{first}");
+    let output = dtorrent(folder.path(), &["man", "pages"]);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0), "{output:?}");
+    let page = |name: &str| fs::read_to_string(folder.path().join("pages").join(name)).unwrap();
+    assert_eq!(page("dtorrent.1"), first);
+    for (name, words) in [
+        ("dtorrent-check.1", "connect"),
+        ("dtorrent-make-torrent.1", "tracker"),
+        ("dtorrent-client-check.1", "PROGRAM"),
+        ("dtorrent-schema-command.1", "VERB"),
+        ("dtorrent-completions.1", "zsh"),
+    ] {
+        assert!(page(name).contains(words), "{words} is not in {name}");
+    }
+    let output = dtorrent(folder.path(), &["man", "pages/dtorrent.1/x"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stderr).starts_with("dtorrent man: make pages/dtorrent.1/x: "), "{output:?}");
+}

@@ -2,21 +2,137 @@
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use dtorrent::config::{self, BrokerKind, Client, Config, ConfigErrors, Flag, Loaded, LogFormat, Retain, Sources};
 use dtorrent::model::{Kind, Verb};
+use jsonschema::Validator;
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
+use serde_json::Value;
 
 const SERVER: &str = "[servers.home]\nurl = \"unix:///run/rtorrent.sock\"\n";
 const BROKER: &str = "[brokers.home]\nkind = \"mqtt\"\nurl = \"mqtt://localhost\"\n";
 
+/// What is read has to be right by the schema too: it must not know better.
 fn parse(toml: &str) -> Result<Config, ConfigErrors> {
-    config::parse(Path::new("x.toml"), toml.as_bytes())
+    let config = config::parse(Path::new("x.toml"), toml.as_bytes());
+    if config.is_ok() {
+        assert_eq!(faults_by_schema(toml), [] as [String; 0], "{toml}");
+    }
+    config
+}
+
+static SCHEMA: LazyLock<Validator> = LazyLock::new(|| jsonschema::validator_for(&config::schema().to_value()).unwrap());
+
+fn faults_by_schema(toml: &str) -> Vec<String> {
+    let table: toml::Table = toml.parse().unwrap_or_else(|error| panic!("{error}\n{toml}"));
+    let config = serde_json::to_value(table).unwrap();
+    SCHEMA.iter_errors(&config).map(|error| format!("{}: {error}", error.instance_path())).collect()
+}
+
+#[test]
+fn the_schema_has_the_keys_that_are_read_and_no_others() {
+    let schema = config::schema().to_value();
+    let mut found = BTreeSet::new();
+    keys_below(&schema, &schema, "", &mut found);
+    // Tables whose keys are the user's own, or a filter's.
+    found.retain(|key| !key.contains(".torrents."));
+    assert_eq!(found, config::keys());
+}
+
+fn keys_below(root: &Value, schema: &Value, path: &str, found: &mut BTreeSet<String>) {
+    if let Some(pointer) = schema["$ref"].as_str() {
+        return keys_below(root, root.pointer(&pointer[1..]).unwrap(), path, found);
+    }
+    for way in schema["anyOf"].as_array().into_iter().flatten() {
+        keys_below(root, way, path, found);
+    }
+    for (key, below) in schema["properties"].as_object().into_iter().flatten() {
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        found.insert(path.clone());
+        keys_below(root, below, &path, found);
+        for named in below["patternProperties"].as_object().into_iter().flat_map(|all| all.values()) {
+            keys_below(root, named, &format!("{path}.*"), found);
+        }
+    }
+}
+
+#[test]
+fn what_has_the_wrong_shape_is_wrong_by_the_schema() {
+    let broken_server = |line: &str| format!("{SERVER}{line}");
+    let broken_broker = |line: &str| format!("{BROKER}{line}");
+    let webhook = |line: &str| format!("[webhooks.x]\nurl = \"https://x\"\n{line}");
+    let nats = |line: &str| format!("[brokers.bus]\nkind = \"nats\"\n{line}");
+    for toml in [
+        "instance = \"Main\"".to_owned(),
+        "colour = \"red\"".to_owned(),
+        "servers = 1".to_owned(),
+        "log = []".to_owned(),
+        "log.level = \"loud\"".to_owned(),
+        "http.listen = \"somewhere\"".to_owned(),
+        "http.hooks_listen = \"off\"".to_owned(),
+        "data_dir = 5".to_owned(),
+        "[servers.Home]\nurl = \"unix:///x\"".to_owned(),
+        "[servers.bridge]\nurl = \"unix:///x\"".to_owned(),
+        "[servers.a]\nurl = \"ftp://host\"".to_owned(),
+        "[servers.a]".to_owned(),
+        broken_server("pasword = \"sesame\""),
+        broken_server("timeout = 5"),
+        broken_server("interval = \"soon\""),
+        broken_server("hooks = \"no\""),
+        broken_server("hooks_address = \"bridge\""),
+        broken_server("roots = \"/x\""),
+        broken_server("roots = [\"downloads\"]"),
+        broken_server("extra = 1"),
+        broken_server("extra.x = 1"),
+        broken_server("client = \"deluge\""),
+        broken_server("client = \"exec\""),
+        broken_server("command = [\"./c\"]"),
+        "[servers.x]\nclient = \"exec\"\ncommand = []".to_owned(),
+        "[servers.x]\nclient = \"exec\"\ncommand = \"./c\"".to_owned(),
+        "[servers.x]\nclient = \"exec\"\ncommand = [\"./c\"]\nurl = \"unix:///x\"".to_owned(),
+        "[brokers.x]\nurl = \"mqtt://x\"".to_owned(),
+        "[brokers.x]\nkind = \"amqp\"\nurl = \"mqtt://x\"".to_owned(),
+        "[brokers.x]\nkind = \"mqtt\"".to_owned(),
+        "[brokers.x]\nkind = \"mqtt\"\nurl = \"nats://x\"".to_owned(),
+        broken_broker("password = 12345"),
+        broken_broker("version = \"4\""),
+        broken_broker("version = 5"),
+        broken_broker("commands = [\"*\", \"-explode\"]"),
+        broken_broker("home_assistant.normal_upload = \"fast\""),
+        broken_broker("home_assistant.slots = 51"),
+        broken_broker("home_assistant.torrents.colour = \"red\""),
+        broken_broker("jetstream = true"),
+        nats("url = []"),
+        nats("url = [\"nats://a\", \"mqtt://x\"]"),
+        nats("url = \"nats://a\"\nreplicas = 7"),
+        nats("url = \"nats://a\"\nretain = \"all\""),
+        nats("url = \"nats://a\"\nhome_assistant = {}"),
+        "[webhooks.x]".to_owned(),
+        "[webhooks.x]\nurl = \"ftp://example.org\"".to_owned(),
+        "[webhooks.x]\nurl = \"https://example.org\"\nformat = \"xml\"".to_owned(),
+        "[webhooks.x]\nurl = \"https://example.org\"\nsecret = \"sesame\"".to_owned(),
+        "[webhooks.x]\nurl = \"https://example.org\"\nkeep_trying = 3".to_owned(),
+        "[webhooks.x]\nurl = \"https://example.org\"\nheaders = [\"X: y\"]".to_owned(),
+        "[webhooks.X]\nurl = \"https://x\"".to_owned(),
+        webhook("format = \"xml\""),
+        webhook("secret = \"sesame\""),
+        webhook("content_type = \"text\""),
+        webhook("keep_trying = 3"),
+        webhook("headers = { x = 1 }"),
+        webhook("torrents.colour = \"red\""),
+        webhook("colour = \"red\""),
+        "[webhooks.x]\nurl = \"ftp://x\"".to_owned(),
+    ] {
+        assert!(!faults_by_schema(&toml).is_empty(), "{toml}");
+        assert!(parse(&format!("{}\n[servers.good]\nurl = \"unix:///x\"", toml)).is_err(), "{toml}");
+    }
 }
 
 fn parsed(toml: &str) -> Config {
@@ -100,7 +216,19 @@ nkey_file = "/nonexistent.nk"
 replicas = 7
 retain = "all"
 [webhooks.x]
-url = "https://example.org"
+url = "https://me:sesame@host/sesame"
+format = "xml"
+secret = "sesame"
+servers = ["z"]
+causes = ["because"]
+content_type = "text/plain"
+headers = { Host = "sesame", "X-A" = "sesame\n" }
+keep_trying = "40days"
+username = "u"
+token = "sesame"
+colour = "red"
+[webhooks.y]
+template = '{"text": "{{ title }}"}'
 "#;
     let errors = parse(toml).unwrap_err().to_string();
     let expected = r#"
@@ -135,7 +263,20 @@ x.toml:35: brokers.bus.url: the URL has no scheme that is known here; write nats
 x.toml:37: brokers.bus.nkey_file: `/nonexistent.nk` cannot be read: No such file or directory (os error 2); name a file that this user may read; a relative path starts at the working directory
 x.toml:38: brokers.bus.replicas: is no whole number in its range; write a whole number from 1 to 5, without quotes
 x.toml:39: brokers.bus.retain: is no key of dtorrent; known here: ca_file, cert_file, commands, creds_file, events, jetstream, key_file, kind, nkey_file, password, password_file, prefix, replicas, servers, token, token_file, url, username
-x.toml:40: webhooks.x: webhooks are not in this version yet; leave this table out
+x.toml:41: webhooks.x.url: the URL contains a user name or password; move them to `username` and `password_file`
+x.toml:42: webhooks.x.format: `xml` is not known here; write "standard" or "dtorrent" or "ntfy" or "discord" or "slack" or "apprise"
+x.toml:43: webhooks.x.secret: is no secret of a webhook; write whsec_ and 24 to 64 random bytes in base64 (`echo whsec_$(openssl rand -base64 32)`), several with a blank between
+x.toml:44: webhooks.x.servers: `z` is no server; known: *, a, b
+x.toml:44: webhooks.x.servers: leaves no server; name at least one, or leave the key out for all
+x.toml:45: webhooks.x.causes: `because` is no cause; known: *, observed, command, recovered, snapshot
+x.toml:46: webhooks.x.content_type: is for a template of your own; leave it out, or write a template
+x.toml:47: webhooks.x.headers: `Host` is written by dtorrent itself; leave it out
+x.toml:47: webhooks.x.headers: the value of `X-A` has a line break or another control character; write one line of text
+x.toml:48: webhooks.x.keep_trying: `40days` is too long; write 1s to 30days with a unit, as "1s" or "500ms"
+x.toml:50: webhooks.x.token: and `username` are two ways to log in; keep one of them
+x.toml:51: webhooks.x.colour: is no key of dtorrent; known here: ca_file, causes, content_type, events, format, header_files, headers, keep_trying, password, password_file, secret, secret_file, servers, template, template_file, timeout, token, token_file, torrents, url, url_file, username
+x.toml:52: webhooks.y.url: is missing; write url = "https://host/path", or url_file if nobody may see it
+x.toml:53: webhooks.y.template: fails with an event of a torrent: what it makes is no JSON: expected `,` or `}` at line 1 column 12; in JSON write {{ value }} without quotes around it; see docs/webhooks.md
 "#;
     let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
     let expected = expected.trim().replace("KINDS", &kinds.join(", "));
@@ -440,7 +581,7 @@ proptest! {
     #[test]
     fn no_file_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), toml in toml_like()) {
         let _checked = config::parse(Path::new("x"), &bytes).is_ok();
-        let _checked = config::parse(Path::new("x"), toml.as_bytes()).map_err(|errors| errors.to_string()).is_ok();
+        let _checked = parse(&toml).map_err(|errors| errors.to_string()).is_ok();
     }
 
     #[test]
@@ -503,4 +644,64 @@ fn a_program_as_a_client_needs_its_command_and_nothing_of_rtorrents() {
             Err(errors) => assert!(!expected.is_empty() && errors.to_string().contains(expected), "{lines}\n{errors}"),
         }
     }
+}
+
+#[test]
+fn a_webhook_with_an_address_is_a_whole_one() {
+    let config = parsed(&format!("{SERVER}[webhooks.hook]\nurl = 'https://example.org/hook?key=sesame'\n"));
+    let webhook = config.webhooks.values().next().unwrap();
+    assert_eq!(webhook.servers, config.servers.keys().cloned().collect::<Vec<_>>());
+    let kinds: Vec<_> = Kind::ALL.iter().filter(|kind| !webhook.events.allows(**kind)).collect();
+    assert_eq!(kinds, [&Kind::Updated], "everything but what comes each second");
+    let endpoint = &webhook.endpoint;
+    assert_eq!(endpoint.address.to_string(), "https://example.org/…");
+    assert_eq!(endpoint.format.name(), "standard");
+    assert_eq!(endpoint.timeout, Duration::from_secs(20));
+    assert_eq!(endpoint.keep_trying, Duration::from_secs(3 * 24 * 60 * 60));
+    assert_eq!(endpoint.filter.causes.len(), 4);
+    assert!(endpoint.secrets.is_none() && endpoint.login.is_none() && endpoint.headers.is_empty());
+    assert!(!format!("{config:?}").contains("sesame"));
+}
+
+#[test]
+fn what_people_read_goes_without_the_snapshot_unless_it_is_asked_for() {
+    for (lines, has_snapshot, has_updates) in [
+        ("", true, false),
+        ("format = 'dtorrent'", true, false),
+        ("format = 'ntfy'", false, false),
+        ("format = 'ntfy'\ncauses = ['*']", true, false),
+        ("causes = ['*', '-snapshot']", false, false),
+        ("events = ['*']", true, true),
+        ("events = ['finished', 'upd*']", true, true),
+    ] {
+        let config = parsed(&format!("{SERVER}[webhooks.hook]\nurl = 'https://ntfy.sh/topic'\n{lines}\n"));
+        let filter = &config.webhooks.values().next().unwrap().endpoint.filter;
+        assert_eq!((filter.causes.contains("snapshot"), filter.has_updates), (has_snapshot, has_updates), "{lines}");
+    }
+}
+
+#[test]
+fn what_a_webhook_keeps_secret_may_be_in_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let toml = format!(
+        "{SERVER}[webhooks.hook]\nurl_file = {:?}\nsecret_file = {:?}\ntoken_file = {:?}\n[webhooks.hook.header_files]\n\
+         X-Api-Key = {:?}\n",
+        file("url", "https://example.org/sesame\n"),
+        file("secret", &format!("{secret}\n{secret}\n")),
+        file("token", "sesame\n"),
+        file("key", "sesame\n"),
+    );
+    let config = parsed(&toml);
+    let endpoint = &config.webhooks.values().next().unwrap().endpoint;
+    assert_eq!(endpoint.address.url().as_str(), "https://example.org/sesame");
+    assert_eq!(endpoint.secrets.as_ref().unwrap().sign("i", 1, b"b").split(' ').count(), 2);
+    assert_eq!(endpoint.headers["x-api-key"], "sesame");
+    let shown = format!("{config:?}");
+    assert!(!shown.contains("sesame") && !shown.contains(secret), "{shown}");
 }

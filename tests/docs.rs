@@ -10,7 +10,7 @@ use std::sync::Arc;
 use dtorrent::config;
 use dtorrent::model::{
     Cause, Change, Changes, CommandError, CommandId, EVENT_SCHEMA, Entity, Epoch, ErrorCode, Event, EventId, Extra,
-    InfoHash, Kind, LastFinished, Outcome, OutcomeStatus, Page, RESULT_SCHEMA, Row, Seq, ServerName, ServerStats,
+    InfoHash, Kind, LastFinished, Outcome, OutcomeStatus, Page, Part, RESULT_SCHEMA, Row, Seq, ServerName, ServerStats,
     Stats, Status, Timestamp, Torrent, Verb,
 };
 use serde_json::Value;
@@ -159,6 +159,7 @@ fn every_verb_field_and_code_of_commands_is_explained() {
         results: vec![row],
         error: None,
         page: Some(Page { total: 0, page: 0, page_size: 0 }),
+        part: Some(Part { part: 1, parts: 1 }),
         value: Some(Value::Null),
     };
     for key in keys(&serde_json::to_value(outcome).unwrap()) {
@@ -170,9 +171,16 @@ fn every_verb_field_and_code_of_commands_is_explained() {
 #[test]
 fn every_option_is_explained() {
     let names = config::keys().into_iter().filter_map(|key| key.rsplit('.').next().map(str::to_owned));
-    let tables = ["log", "http", "servers", "brokers", "home_assistant"];
+    let tables = ["log", "http", "servers", "brokers", "home_assistant", "webhooks"];
     assert_named(CONFIGURATION, names.filter(|name| !tables.contains(&name.as_str())));
-    for heading in ["`[log]`", "`[http]`", "`[servers.NAME]`", "`[brokers.NAME]`", "`[brokers.NAME.home_assistant]`"] {
+    for heading in [
+        "`[log]`",
+        "`[http]`",
+        "`[servers.NAME]`",
+        "`[brokers.NAME]`",
+        "`[brokers.NAME.home_assistant]`",
+        "`[webhooks.NAME]`",
+    ] {
         assert!(CONFIGURATION.contains(heading), "{heading}");
     }
 }
@@ -238,8 +246,9 @@ fn pages() -> BTreeMap<PathBuf, String> {
 /// Whoever names a test as a proof names one that is there.
 #[test]
 fn every_test_that_a_page_names_as_a_proof_is_in_the_tree() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut sources = String::new();
-    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")];
+    let mut folders = vec![root.join("tests"), root.join("src")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
             let path = entry.path();
@@ -250,10 +259,17 @@ fn every_test_that_a_page_names_as_a_proof_is_in_the_tree() {
             }
         }
     }
-    let page = include_str!("../docs/delivery.md");
-    let is_test = |name: &&str| name.matches('_').count() > 3 && !name.contains([' ', '/']);
-    let named: Vec<&str> = page.split('`').skip(1).step_by(2).filter(is_test).collect();
-    assert!(named.len() > 40, "the page names its proofs: {named:?}");
-    let missing: Vec<_> = named.iter().filter(|name| !sources.contains(&format!("fn {name}()"))).collect();
-    assert!(missing.is_empty(), "no such test: {missing:?}");
+    let is_test = |name: &&str| {
+        name.matches('_').count() > 3 && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+    };
+    for (page, count) in [(include_str!("../docs/delivery.md"), 40), (include_str!("../docs/from-dtorrent.md"), 25)] {
+        let named: Vec<&str> = page.split('`').skip(1).step_by(2).filter(is_test).collect();
+        assert!(named.len() > count, "the page names its proofs: {named:?}");
+        let missing: Vec<_> = named.iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
+        assert!(missing.is_empty(), "no such test: {missing:?}");
+        let examples = page.split('`').skip(1).step_by(2).filter(|name| name.starts_with("examples/"));
+        for example in examples {
+            assert!(root.join(example).is_file(), "no such example: {example}");
+        }
+    }
 }

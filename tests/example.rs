@@ -10,7 +10,7 @@ use dtorrent::config;
 const EXAMPLE: &str = include_str!("../config/dtorrent.example.toml");
 
 /// Options that have no default: the example shows their form.
-const NO_DEFAULT: [&str; 14] = [
+const NO_DEFAULT: [&str; 20] = [
     "alternative_download",
     "alternative_upload",
     "command",
@@ -25,6 +25,12 @@ const NO_DEFAULT: [&str; 14] = [
     "key_file",
     "nkey_file",
     "creds_file",
+    "url_file",
+    "template",
+    "template_file",
+    "content_type",
+    "secret",
+    "secret_file",
 ];
 
 fn parse(toml: &str) -> config::Config {
@@ -53,6 +59,18 @@ fn the_example_is_a_config_as_it_stands() {
 }
 
 #[test]
+fn it_is_right_by_the_schema_also_with_all_that_is_commented_out() {
+    let schema = jsonschema::validator_for(&config::schema().to_value()).unwrap();
+    // A program as a client has a command, and not what an rTorrent has.
+    for toml in [EXAMPLE.to_owned(), uncommented(|key| key != "command")] {
+        let table: toml::Table = toml.parse().unwrap();
+        let faults: Vec<String> =
+            schema.iter_errors(&serde_json::to_value(table).unwrap()).map(|error| error.to_string()).collect();
+        assert!(faults.is_empty(), "{faults:#?}\n{toml}");
+    }
+}
+
+#[test]
 fn what_is_commented_out_is_the_default() {
     let all = uncommented(|key| !NO_DEFAULT.contains(&key));
     assert_eq!(format!("{:#?}", parse(&all)), format!("{:#?}", parse(EXAMPLE)));
@@ -63,7 +81,8 @@ fn every_option_is_in_the_example_and_nothing_else() {
     fn collect(table: &toml::Table, path: &str, keys: &mut BTreeSet<String>) {
         for (key, value) in table {
             let key = if ["home", "bus"].contains(&key.as_str()) { format!("{path}*") } else { format!("{path}{key}") };
-            match value.as_table().filter(|_| !key.ends_with(".extra") && !key.ends_with(".torrents")) {
+            let is_free = [".extra", ".torrents", ".headers", ".header_files"].iter().any(|end| key.ends_with(end));
+            match value.as_table().filter(|_| !is_free) {
                 Some(table) => collect(table, &format!("{key}."), keys),
                 None => {
                     keys.insert(key);

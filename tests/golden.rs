@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dtorrent::model::*;
 use dtorrent::port::{Delivery, ReplyTo};
+use dtorrent::schema::{self, Body};
 use dtorrent::sinks::mqtt::homeassistant::entities::{self, Components};
 use dtorrent::sinks::mqtt::homeassistant::names::{Device, Names};
 use dtorrent::sinks::mqtt::{HomeAssistant, Limits, Prefix, topics::Topics};
@@ -141,6 +142,7 @@ fn results_look_as_ever() {
         results,
         error,
         page,
+        part: None,
         value: None,
     };
     let unknown = CommandError::new(ErrorCode::UnknownHash, "the client has no torrent of that hash");
@@ -301,6 +303,25 @@ fn subjects_are_as_ever_and_the_topics_with_dots() {
 }
 
 #[test]
+fn schemas_are_as_ever() {
+    for body in Body::ALL {
+        is_golden(&format!("schema-{}.json", format!("{body:?}").to_lowercase()), &pretty(&body.schema()));
+    }
+    is_golden("schema-command.json", &pretty(&schema::any_command()));
+    is_golden("schema-config.json", &pretty(&dtorrent::config::schema()));
+    let mut asyncapi = schema::asyncapi();
+    asyncapi["info"]["version"] = json!("VERSION");
+    // The schemas are those above.
+    let components = asyncapi["components"].as_object_mut().unwrap();
+    let names: Vec<String> = components["schemas"].as_object().unwrap().keys().cloned().collect();
+    components["schemas"] = json!(names);
+    for verb in Verb::ALL {
+        components["messages"][verb.as_str()]["payload"] = json!("schema-command.json");
+    }
+    is_golden("asyncapi.json", &pretty(&asyncapi));
+}
+
+#[test]
 fn help_is_as_ever() {
     let mut text = String::new();
     for arguments in [
@@ -308,9 +329,22 @@ fn help_is_as_ever() {
         &["run", "--help"],
         &["demo", "--help"],
         &["check", "--help"],
+        &["watch", "--help"],
+        &["list", "--help"],
+        &["show", "--help"],
+        &["add", "--help"],
+        &["pause", "--help"],
+        &["label", "--help"],
+        &["delete", "--help"],
+        &["limits", "--help"],
         &["make-torrent", "--help"],
         &["purge", "--help"],
+        &["webhooks", "list", "--help"],
+        &["webhooks", "replay", "--help"],
         &["health", "--help"],
+        &["schema", "--help"],
+        &["completions", "--help"],
+        &["man", "--help"],
     ] {
         let output =
             Command::new(env!("CARGO_BIN_EXE_dtorrent")).args(arguments).env("COLUMNS", "100").output().unwrap();
@@ -318,4 +352,37 @@ fn help_is_as_ever() {
     }
     let text: Vec<&str> = text.lines().map(str::trim_end).collect();
     is_golden("help.txt", &text.join("\n"));
+}
+
+/// What the one-shot commands print of a client that always has the same torrents.
+#[test]
+fn tables_look_as_ever_on_terminals_wide_and_narrow() {
+    let folder = tempfile::tempdir().unwrap();
+    let client = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/client.py");
+    let torrents = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/terminal/torrents.json");
+    let config = folder.path().join("dtorrent.toml");
+    fs::write(
+        &config,
+        format!("[servers.attic]\nclient = \"exec\"\ncommand = [\"python3\", {client:?}, {torrents:?}]\n"),
+    )
+    .unwrap();
+    let mut text = String::new();
+    for (columns, arguments) in [
+        ("", &["list"][..]),
+        ("100", &["list"]),
+        ("60", &["list", "--sort", "size"]),
+        ("30", &["list", "--reverse"]),
+        ("100", &["list", "--status", "seeding,paused", "--name", "*o*"]),
+        ("", &["list", "--name", "Fedora", "--json"]),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dtorrent"));
+        command.args(arguments).arg("--config").arg(&config).env("COLUMNS", columns).env("NO_COLOR", "1");
+        let output = command.output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        let printed = String::from_utf8(output.stdout).unwrap();
+        assert!(!printed.contains('\x1b'), "{printed:?}");
+        let columns = if columns.is_empty() { "a pipe" } else { columns };
+        writeln!(text, "$ dtorrent {} # {columns}\n{printed}", arguments.join(" ")).unwrap();
+    }
+    is_golden("list.txt", &text);
 }

@@ -7,12 +7,13 @@ use std::time::Duration;
 use crate::clients::exec::{self, ExecClient};
 use crate::clients::rtorrent::RtorrentClient;
 use crate::clients::rtorrent::settings as rtorrent;
-use crate::config::{self, Broker, BrokerKind, Client, Mqtt, MqttVersion, Nats, Rtorrent, Server};
+use crate::config::{self, Broker, BrokerKind, Client, Mqtt, MqttVersion, Nats, Rtorrent, Server, Webhook};
 use crate::deliver::retention::Retain;
 use crate::model::{Seq, ServerName, SinkName, Verb};
 use crate::port::{Clock, CommandSource, DeliverError, Sink, TorrentClient};
 use crate::sinks::mqtt::{self, MqttSink};
 use crate::sinks::nats::{self, NatsSink};
+use crate::sinks::webhook::{Endpoint, WebhookSink};
 
 /// A broker of either kind.
 #[derive(Clone)]
@@ -72,7 +73,7 @@ impl Reached {
 }
 
 /// The adapter for one server of the config.
-pub(super) fn build_client(name: &ServerName, server: &Server) -> anyhow::Result<Arc<dyn TorrentClient>> {
+pub fn build_client(name: &ServerName, server: &Server) -> anyhow::Result<Arc<dyn TorrentClient>> {
     let (server_name, timeout) = (name.clone(), server.timeout);
     Ok(match &server.client {
         Client::Rtorrent(rtorrent) => {
@@ -158,6 +159,20 @@ fn nats_settings(name: &SinkName, instance: &str, broker: &Broker, nats: &Nats) 
         replicas: *replicas,
         takes_commands: !broker.commands.is_empty(),
     })
+}
+
+/// Where the events of a webhook go.
+pub(super) fn build_endpoint(webhook: &Webhook, clock: &Arc<dyn Clock>) -> anyhow::Result<Arc<Endpoint>> {
+    Ok(Arc::new(Endpoint::new(webhook.endpoint.clone(), Arc::clone(clock))?))
+}
+
+/// The sinks of a webhook, one for each of its servers, with its server.
+pub(super) fn lines<'a>(name: &'a SinkName, webhook: &'a Webhook) -> impl Iterator<Item = (SinkName, &'a ServerName)> {
+    webhook.servers.iter().map(|server| (name.line(server), server))
+}
+
+pub(super) fn build_line(line: SinkName, endpoint: &Arc<Endpoint>) -> Arc<dyn Sink> {
+    Arc::new(WebhookSink::new(line, Arc::clone(endpoint)))
 }
 
 /// Which states a sink keeps. A bucket has room for any number of torrents.

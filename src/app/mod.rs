@@ -6,9 +6,12 @@
 
 mod adapters;
 mod api;
+mod letters;
 mod report;
 mod visit;
 
+pub use adapters::build_client as client;
+pub use letters::{Letter, dead_letters, replay};
 pub use visit::{purge, reach};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,30 +19,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::adapters::{Reached, build_client, retain};
+use self::adapters::{Reached, build_client, build_endpoint, build_line, lines, retain};
 use self::api::Api;
 use self::report::{Reports, Shown};
-use crate::board::{Board, Content, PollReport};
-use crate::commands::expect::Expectations;
-use crate::commands::{BridgeWorker, Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts};
-use crate::config::{Broker, Config, Rights, Rtorrent, Server};
+use crate::board::Board;
+use crate::commands::{BridgeWorker, Door, Intake, Queue};
+use crate::config::{Broker, Config, EventFilter, Rights, Rtorrent};
+use crate::deliver::retention::Retain;
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::http;
-use crate::model::{
-    BellAddress, BellSecret, Hook, HookKey, Kind, Ring, ServerName, ServerStats, SinkName, Timestamp, Verb,
-};
-use crate::port::{Clock, LoggedCommand, Store, StoreError, SystemClock};
+use crate::model::{BellAddress, BellSecret, Hook, HookKey, Kind, Ring, ServerName, SinkName, Timestamp, Verb};
+use crate::port::{Clock, Sink, Store, StoreError, SystemClock};
 use crate::repeat::until_there_is_room;
+use crate::servers::{Common, ServerParts, ServerSetup, load, open_jobs};
 use crate::store::{Options, Recovery, SqliteStore};
 use crate::supervise::{Group, for_ever};
 use crate::telemetry::metrics::Metrics;
-use crate::watch::{FilesWanted, HookKeeper, Watcher};
+use crate::watch::HookKeeper;
 
 /// How exactly it is known, after a crash, since when nobody took commands.
 const NOTE_ALIVE_EACH: Duration = Duration::from_secs(10);
@@ -67,6 +68,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
         instance = config.instance,
         servers = config.servers.len(),
         brokers = config.brokers.len(),
+        webhooks = config.webhooks.len(),
         "dtorrent is up"
     );
     let mut right = Group::new();
@@ -196,20 +198,26 @@ struct Bridge {
     last_alive: Option<Timestamp>,
 }
 
-struct ServerParts {
-    interval: Duration,
-    sweep: Duration,
-    worker: Arc<WorkerParts>,
-    queue: Arc<Queue>,
-    files: Arc<FilesWanted>,
-    is_history_lost: bool,
-}
-
 struct SinkParts {
-    sink: Reached,
-    broker: Broker,
+    sink: Arc<dyn Sink>,
+    servers: Vec<ServerName>,
+    events: BTreeSet<Kind>,
+    retain: Retain,
+    /// Where commands may come from, too.
+    broker: Option<(Reached, Broker)>,
     /// The store had not heard of it before.
     is_new: bool,
+}
+
+fn kinds(filter: &EventFilter) -> BTreeSet<Kind> {
+    Kind::ALL.iter().copied().filter(|kind| filter.allows(*kind)).collect()
+}
+
+/// Every sink with the servers that it gets.
+fn sinks_of(config: &Config) -> BTreeMap<SinkName, Vec<ServerName>> {
+    let brokers = config.brokers.iter().map(|(name, broker)| (name.clone(), broker.servers.clone()));
+    let webhooks = config.webhooks.iter().flat_map(|(name, webhook)| lines(name, webhook));
+    brokers.chain(webhooks.map(|(line, server)| (line, vec![server.clone()]))).collect()
 }
 
 impl Bridge {
@@ -219,7 +227,7 @@ impl Bridge {
         recovery: &Recovery,
         clock: Arc<dyn Clock>,
     ) -> anyhow::Result<Self> {
-        let sinks = config.brokers.iter().map(|(name, broker)| (name.clone(), broker.servers.clone())).collect();
+        let sinks = sinks_of(config);
         sqlite.declare_sinks(&sinks).await.context("note the sinks")?;
         let store: Arc<dyn Store> = sqlite;
         let mut contents = BTreeMap::new();
@@ -237,26 +245,54 @@ impl Bridge {
             }
         }
         let mut open = open_jobs(&*store).await.context("read the command log")?;
+        let common = Common { store: Arc::clone(&store), board: Arc::clone(&board), clock: Arc::clone(&clock) };
         let mut servers = BTreeMap::new();
         for (name, server) in &config.servers {
-            let (of_server, rest) = open.into_iter().partition(|job| job.command.server.as_ref() == Some(name));
-            open = rest;
-            let parts = build_server(name, server, of_server, &store, &board, &clock, recovery.lost)
-                .with_context(|| format!("set up server {name}"))?;
-            servers.insert(name.clone(), parts);
+            let set_up = || format!("set up server {name}");
+            let setup = ServerSetup {
+                client: build_client(name, server).with_context(set_up)?,
+                interval: server.interval,
+                sweep: server.sweep,
+                roots: server.roots.clone(),
+                tells_files: true,
+                is_history_lost: recovery.lost,
+            };
+            let open = open.remove(&Some(name.clone())).unwrap_or_default();
+            servers.insert(name.clone(), ServerParts::new(name.clone(), setup, open, &common).with_context(set_up)?);
         }
         let mut sinks = BTreeMap::new();
         for (name, broker) in &config.brokers {
             let last_seq = |server: &ServerName| board.read(server, |content| content.last_seq).unwrap_or_default();
             let before = broker.servers.iter().map(|server| (server.clone(), last_seq(server))).collect();
             let sink = Reached::new(name, &config.instance, broker, before);
-            let sink = sink.with_context(|| format!("set up broker {name}"))?;
-            let is_new = new_sinks.contains(name);
-            sinks.insert(name.clone(), SinkParts { sink, broker: broker.clone(), is_new });
+            let reached = sink.with_context(|| format!("set up broker {name}"))?;
+            let parts = SinkParts {
+                sink: reached.sink(),
+                servers: broker.servers.clone(),
+                events: kinds(&broker.events),
+                retain: retain(broker),
+                broker: Some((reached, broker.clone())),
+                is_new: new_sinks.contains(name),
+            };
+            sinks.insert(name.clone(), parts);
+        }
+        for (name, webhook) in &config.webhooks {
+            let endpoint = build_endpoint(webhook, &clock).with_context(|| format!("set up webhook {name}"))?;
+            for (line, server) in lines(name, webhook) {
+                let parts = SinkParts {
+                    sink: build_line(line.clone(), &endpoint),
+                    servers: vec![server.clone()],
+                    events: kinds(&webhook.events),
+                    retain: Retain::None,
+                    broker: None,
+                    is_new: new_sinks.contains(&line),
+                };
+                sinks.insert(line, parts);
+            }
         }
         let (ended_in_order, last_alive) = (recovery.was_clean, recovery.last_alive);
         let worker = BridgeWorker {
-            queue: Arc::new(Queue::new(open.into_iter().filter(|job| job.command.server.is_none()))),
+            queue: Arc::new(Queue::new(open.remove(&None).unwrap_or_default())),
             store: Arc::clone(&store),
             board: Arc::clone(&board),
             clock: Arc::clone(&clock),
@@ -264,7 +300,7 @@ impl Bridge {
         };
         let reporter = Arc::new(Reports {
             board: Arc::clone(&board),
-            sinks: sinks.iter().map(|(name, parts)| (name.clone(), parts.sink.sink())).collect(),
+            sinks: sinks.iter().map(|(name, parts)| (name.clone(), Arc::clone(&parts.sink))).collect(),
             clock: Arc::clone(&clock),
             instance: config.instance.clone(),
             start: Instant::now(),
@@ -275,25 +311,25 @@ impl Bridge {
 
     fn spawn_sinks(&self, group: &mut Group) {
         let (ended_in_order, is_first_life) = (self.ended_in_order, self.is_first_life);
-        for (name, SinkParts { sink, broker, is_new }) in &self.sinks {
-            let is_new = *is_new;
+        for (name, SinkParts { sink, servers, events, retain, broker: _, is_new }) in &self.sinks {
+            let (retain, is_new) = (*retain, *is_new);
             let Some(desk) = self.board.desk(name).cloned() else { continue };
-            let (sink, broker, name) = (sink.sink(), broker.clone(), name.clone());
+            let (sink, servers, events, name) = (Arc::clone(sink), servers.clone(), events.clone(), name.clone());
             let (store, board) = (Arc::clone(&self.store), Arc::clone(&self.board));
             let (clock, reporter) = (Arc::clone(&self.clock), Arc::clone(&self.reporter));
             group.spawn(format!("sink {name}"), move |stop| {
                 let settings = DispatcherSettings {
                     name: name.clone(),
-                    servers: broker.servers.clone(),
-                    events: Kind::ALL.iter().copied().filter(|kind| broker.events.allows(*kind)).collect(),
-                    retain: retain(&broker),
+                    servers: servers.clone(),
+                    events: events.clone(),
+                    retain,
                     ended_in_order,
                     is_new,
                     is_first_life,
                 };
                 let parts = DispatcherParts {
                     settings,
-                    sink: sink.clone(),
+                    sink: Arc::clone(&sink),
                     store: Arc::clone(&store),
                     board: Arc::clone(&board),
                     desk: Arc::clone(&desk),
@@ -306,36 +342,7 @@ impl Bridge {
     }
 
     fn spawn_servers(&self, group: &mut Group) {
-        for (name, parts) in &self.servers {
-            let ServerParts { interval, sweep, worker, queue, files, is_history_lost } = parts;
-            let watcher = Watcher {
-                server: name.clone(),
-                interval: *interval,
-                sweep: *sweep,
-                client: Arc::clone(&worker.client),
-                store: Arc::clone(&self.store),
-                board: Arc::clone(&self.board),
-                clock: Arc::clone(&self.clock),
-                expectations: Arc::clone(&worker.expectations),
-                files: Arc::clone(files),
-                is_history_lost: *is_history_lost,
-            };
-            group.spawn(format!("watcher {name}"), move |stop| watcher.clone().run(stop));
-            let (worker, queue) = (Arc::clone(worker), Arc::clone(queue));
-            let client = Arc::clone(&worker.client);
-            group.spawn(format!("worker {name}"), move |stop| {
-                Worker { parts: Arc::clone(&worker), queue: Arc::clone(&queue) }.run(stop)
-            });
-            let (files, board, server) = (Arc::clone(files), Arc::clone(&self.board), name.clone());
-            group.spawn(format!("files {name}"), move |stop| {
-                let (files, client) = (Arc::clone(&files), Arc::clone(&client));
-                let (board, server) = (Arc::clone(&board), server.clone());
-                async move {
-                    files.run(server, client, board, stop).await;
-                    Ok(())
-                }
-            });
-        }
+        self.servers.values().for_each(|parts| parts.spawn(group));
     }
 
     fn spawn_hooks(&self, group: &mut Group, hooks: BTreeMap<ServerName, Hook>) {
@@ -384,7 +391,8 @@ impl Bridge {
         let worker = self.worker.clone();
         group.spawn("worker of the bridge".to_owned(), move |stop| worker.clone().run(stop));
         let away_since = self.last_alive;
-        for (name, SinkParts { sink, broker, .. }) in &self.sinks {
+        let brokers = self.sinks.iter().filter_map(|(name, parts)| Some((name, parts.broker.as_ref()?)));
+        for (name, (sink, broker)) in brokers {
             if sink.commands(broker, &self.clock).is_none() {
                 continue;
             }
@@ -413,55 +421,4 @@ impl Bridge {
             });
         }
     }
-}
-
-async fn load(store: &dyn Store, server: &ServerName) -> Result<Content, StoreError> {
-    let loaded = store.load(server).await?;
-    Ok(Content {
-        epoch: loaded.epoch,
-        told: loaded.told,
-        state: loaded.state,
-        last_seq: loaded.last_seq,
-        stats: ServerStats::default(),
-        stats_body: Bytes::new(),
-        poll: PollReport::default(),
-    })
-}
-
-/// The commands that a former life of the bridge did not answer. Only what could be read was written down.
-async fn open_jobs(store: &dyn Store) -> Result<Vec<Job>, StoreError> {
-    let open = store.open_commands().await?;
-    let job = |command: LoggedCommand| {
-        let request = Request::parse(command.verb?, command.hash, &command.body).ok()?;
-        Some(Job { command, request, user: None })
-    };
-    Ok(open.into_iter().filter_map(job).collect())
-}
-
-fn build_server(
-    name: &ServerName,
-    server: &Server,
-    open: Vec<Job>,
-    store: &Arc<dyn Store>,
-    board: &Arc<Board>,
-    clock: &Arc<dyn Clock>,
-    is_history_lost: bool,
-) -> anyhow::Result<ServerParts> {
-    let worker = WorkerParts {
-        server: name.clone(),
-        client: build_client(name, server)?,
-        store: Arc::clone(store),
-        board: Arc::clone(board),
-        clock: Arc::clone(clock),
-        expectations: Arc::new(Expectations::default()),
-        sources: Sources::new(SourcesSettings { roots: server.roots.clone() }).context("set up HTTP")?,
-    };
-    Ok(ServerParts {
-        interval: server.interval,
-        sweep: server.sweep,
-        worker: Arc::new(worker),
-        queue: Arc::new(Queue::new(open)),
-        files: Arc::new(FilesWanted::default()),
-        is_history_lost,
-    })
 }

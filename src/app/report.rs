@@ -8,11 +8,14 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::board::{Board, HookReport};
+use crate::board::{Board, HookReport, SinkReport};
 use crate::commands::BODY_BYTES_MAX;
 use crate::deliver::Reporter;
 use crate::http;
-use crate::model::{CommandId, EVENT_SCHEMA, RESULT_SCHEMA, ServerName, SinkName};
+use crate::model::{
+    Check, CommandId, EVENT_SCHEMA, Health, HooksHealth, Info, RESULT_SCHEMA, ReportLimits, ServerHealth, ServerName,
+    SinkHealth, SinkName,
+};
 use crate::port::{Clock, Hooks, Sink, Store as _};
 use crate::store::SqliteStore;
 use crate::telemetry::metrics::{self, Metrics};
@@ -28,88 +31,83 @@ pub(super) struct Reports {
 
 impl Reporter for Reports {
     fn info(&self) -> Bytes {
-        let servers: Vec<&ServerName> = self.board.names().collect();
-        let sinks: Vec<&SinkName> = self.board.desks().map(|(name, _)| name).collect();
-        let body = json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "instance": self.instance,
-            "servers": servers,
-            "sinks": sinks,
-            "schemas": [EVENT_SCHEMA, RESULT_SCHEMA],
-            "limits": {"command_bytes": BODY_BYTES_MAX},
-        });
-        Bytes::from(body.to_string())
+        let body = Info {
+            version: env!("CARGO_PKG_VERSION"),
+            instance: self.instance.clone(),
+            servers: self.board.names().cloned().collect(),
+            sinks: self.board.desks().map(|(name, _)| name.clone()).collect(),
+            schemas: vec![EVENT_SCHEMA, RESULT_SCHEMA],
+            limits: ReportLimits { command_bytes: BODY_BYTES_MAX },
+        };
+        Bytes::from(serde_json::to_vec(&body).expect("it is plain JSON"))
     }
 
     fn health(&self) -> Bytes {
-        let servers: BTreeMap<&ServerName, Value> =
-            self.board.names().map(|name| (name, server_health(&self.board, name))).collect();
-        let sinks: BTreeMap<&SinkName, Value> = self
-            .board
-            .desks()
-            .map(|(name, desk)| {
-                let report = desk.last_report();
-                let lag_seconds = report.behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
-                let body = json!({
-                    "connected": report.is_connected,
-                    "problem": report.failure,
-                    "lag_entries": report.lag_entries,
-                    "lag_seconds": rounded(lag_seconds),
-                    "dirty": report.dirty,
-                    "delivered": report.delivered,
-                    "rejected": report.rejected,
-                    "notes": self.sinks.get(name).map(|sink| sink.notes()).unwrap_or_default(),
-                });
-                (name, body)
-            })
-            .collect();
-        let body = json!({
-            "time": self.clock.now(),
-            "uptime_seconds": self.start.elapsed().as_secs(),
-            "memory_bytes": metrics::resident_bytes(),
-            "servers": servers,
-            "sinks": sinks,
+        let server = |name: &ServerName| Some((name.clone(), server_health(&self.board, name)?));
+        let sinks = self.board.desks().map(|(name, desk)| {
+            let notes = self.sinks.get(name).map(|sink| sink.notes()).unwrap_or_default();
+            (name.clone(), sink_health(desk.last_report(), notes))
         });
-        Bytes::from(body.to_string())
+        let body = Health {
+            time: self.clock.now(),
+            uptime_seconds: self.start.elapsed().as_secs(),
+            memory_bytes: metrics::resident_bytes(),
+            servers: self.board.names().filter_map(server).collect(),
+            sinks: sinks.collect(),
+        };
+        Bytes::from(serde_json::to_vec(&body).expect("it is plain JSON"))
     }
 }
 
-fn server_health(board: &Board, name: &ServerName) -> Value {
-    let read = board.read(name, |content| {
+fn sink_health(report: SinkReport, notes: Vec<String>) -> SinkHealth {
+    SinkHealth {
+        connected: report.is_connected,
+        problem: report.failure,
+        lag_entries: report.lag_entries,
+        lag_seconds: rounded(report.behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64())),
+        dirty: report.dirty,
+        delivered: report.delivered,
+        rejected: report.rejected,
+        notes,
+    }
+}
+
+fn server_health(board: &Board, name: &ServerName) -> Option<ServerHealth> {
+    let server = board.server(name)?;
+    let check = |(id, (read, total)): (&CommandId, &(u64, u64))| Check {
+        command_id: id.clone(),
+        read_bytes: *read,
+        total_bytes: *total,
+    };
+    let checking = server.checks().iter().map(check).collect();
+    let hooks = hooks_health(server.bell.last_report());
+    board.read(name, |content| {
         let poll = &content.poll;
-        json!({
-            "online": content.state.is_online,
-            "problem": poll.failure,
-            "poll_age_seconds": poll.last_success.map(|at| rounded(at.elapsed().as_secs_f64())),
-            "poll_seconds": rounded(poll.duration.as_secs_f64()),
-            "polls": poll.polls,
-            "polls_failed": poll.failures,
-            "polls_full": poll.full,
-            "interval_seconds": rounded(poll.interval.as_secs_f64()),
-            "sweep_seconds": rounded(poll.sweep.as_secs_f64()),
-            "torrents": content.told.len(),
-        })
-    });
-    let mut health = read.unwrap_or(Value::Null);
-    if let (Some(server), Some(health)) = (board.server(name), health.as_object_mut()) {
-        let check = |(id, (read, total)): (&CommandId, &(u64, u64))| json!({"command_id": id, "read_bytes": read, "total_bytes": total});
-        health.insert("checking".to_owned(), server.checks().iter().map(check).collect());
-    }
-    let report = board.server(name).map(|server| server.bell.last_report()).unwrap_or_default();
-    if let (Some(health), Some(hooks)) = (health.as_object_mut(), hooks_health(&report)) {
-        health.insert("hooks".to_owned(), hooks);
-    }
-    health
+        ServerHealth {
+            online: content.state.is_online,
+            problem: poll.failure.clone(),
+            poll_age_seconds: poll.last_success.map(|at| rounded(at.elapsed().as_secs_f64())),
+            poll_seconds: rounded(poll.duration.as_secs_f64()),
+            polls: poll.polls,
+            polls_failed: poll.failures,
+            polls_full: poll.full,
+            interval_seconds: rounded(poll.interval.as_secs_f64()),
+            sweep_seconds: rounded(poll.sweep.as_secs_f64()),
+            torrents: content.told.len(),
+            checking,
+            hooks,
+        }
+    })
 }
 
 /// `None` where no hooks are wanted, or it is too early to say.
-fn hooks_health(report: &HookReport) -> Option<Value> {
+fn hooks_health(report: HookReport) -> Option<HooksHealth> {
     let HookReport { hooks, problem, pokes } = report;
     if hooks.is_none() && problem.is_none() {
         return None;
     }
-    let Hooks { ringing, left_alone, changed: _ } = hooks.clone().unwrap_or_default();
-    Some(json!({"events": ringing, "left_alone": left_alone, "problem": problem, "pokes": pokes}))
+    let Hooks { ringing, left_alone, changed: _ } = hooks.unwrap_or_default();
+    Some(HooksHealth { events: ringing, left_alone, problem, pokes })
 }
 
 pub(super) fn rounded(seconds: f64) -> f64 {

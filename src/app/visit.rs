@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 
-use super::adapters::{Reached, build_client};
+use super::adapters::{Reached, build_client, build_endpoint};
 use super::open_store;
-use crate::config::{Broker, Config, Server};
+use crate::config::{Broker, Config, Server, Webhook};
 use crate::model::{HookKey, ServerName, SinkName};
-use crate::port::{HookWish, Hooks, Scope, Store as _, SystemClock};
+use crate::port::{Clock, HookWish, Hooks, Scope, Store as _, SystemClock};
 use crate::store::SqliteStore;
 
-/// Reaches every server and broker once. Returns, by name, what answered or why nobody did.
+/// Reaches every server, broker and webhook once; no event is sent. Returns, by name, what answered or why nobody did.
 pub async fn reach(config: &Config) -> Vec<(String, anyhow::Result<String>)> {
     let mut found = Vec::new();
     for (name, server) in &config.servers {
@@ -20,6 +20,9 @@ pub async fn reach(config: &Config) -> Vec<(String, anyhow::Result<String>)> {
     }
     for (name, broker) in &config.brokers {
         found.push((format!("broker {name}"), reach_broker(name, &config.instance, broker).await));
+    }
+    for (name, webhook) in &config.webhooks {
+        found.push((format!("webhook {name}"), reach_webhook(webhook).await));
     }
     found
 }
@@ -77,4 +80,10 @@ fn describe_hooks(hooks: &Hooks) -> String {
 async fn reach_broker(name: &SinkName, instance: &str, broker: &Broker) -> anyhow::Result<String> {
     Reached::new(name, instance, broker, BTreeMap::new())?.probe().await?;
     Ok("lets us in".to_owned())
+}
+
+async fn reach_webhook(webhook: &Webhook) -> anyhow::Result<String> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    build_endpoint(webhook, &clock)?.probe().await?;
+    Ok("answers; whether it takes events, the first one will show".to_owned())
 }

@@ -7,12 +7,12 @@ use clap::Args;
 
 use super::{Exit, Options, tell};
 use crate::app;
-use crate::config::{self, Broker, BrokerKind, Client, Config, Loaded};
-use crate::model::printable;
+use crate::config::{self, Broker, BrokerKind, Client, Config, Loaded, Webhook};
+use crate::model::{Kind, printable};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Reach every server and every broker, too
+    /// Reach every server, broker and webhook, too
     #[arg(long)]
     connect: bool,
 }
@@ -57,7 +57,7 @@ fn reach_all(config: &Config) -> Exit {
 /// One line for each thing that will run; no secret.
 fn summary(loaded: &Loaded) -> String {
     let Loaded { config, file } = loaded;
-    let Config { instance, data_dir, log: _, http, servers, brokers } = config;
+    let Config { instance, data_dir, log: _, http, servers, brokers, webhooks } = config;
     let file = file.as_ref().map_or("none, the environment says it all".to_owned(), |path| path.display().to_string());
     let listen = http.listen.map_or("off".to_owned(), |listen| listen.to_string());
     let mut lines = vec![
@@ -78,7 +78,10 @@ fn summary(loaded: &Loaded) -> String {
     for (name, broker) in brokers {
         lines.push((format!("broker {name}"), describe(broker)));
     }
-    if brokers.is_empty() {
+    for (name, webhook) in webhooks {
+        lines.push((format!("webhook {name}"), describe_webhook(webhook)));
+    }
+    if brokers.is_empty() && webhooks.is_empty() {
         lines.push(("broker".to_owned(), "none: what happens is told nowhere but on /metrics".to_owned()));
     }
     let width = lines.iter().map(|(what, _)| what.chars().count()).max().unwrap_or(0);
@@ -99,4 +102,18 @@ fn describe(broker: &Broker) -> String {
         BrokerKind::Nats(_) => format!("subjects {}.…, stored by nobody", broker.prefix),
     };
     format!("{}, {names}, servers {}; commands: {commands}", broker.url, servers.join(" "))
+}
+
+fn describe_webhook(webhook: &Webhook) -> String {
+    let Webhook { servers, events, endpoint } = webhook;
+    let servers: Vec<&str> = servers.iter().map(|name| name.as_str()).collect();
+    let kinds = Kind::ALL.iter().filter(|kind| events.allows(**kind)).count();
+    let format = endpoint.format.name();
+    let signed = if endpoint.secrets.is_some() { "signed" } else { "not signed" };
+    let address = &endpoint.address;
+    format!(
+        "{address}, {format}, {signed}, servers {}; {kinds} of {} kinds of events",
+        servers.join(" "),
+        Kind::ALL.len()
+    )
 }

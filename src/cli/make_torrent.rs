@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
+use indicatif::ProgressBar;
 use url::Url;
 
+use super::terminal::server::bytes_bar;
 use super::{Exit, tell};
 use crate::model::{Metainfo, MetainfoBuilder};
 
@@ -109,12 +111,14 @@ fn make(arguments: &Arguments) -> anyhow::Result<String> {
         builder = builder.private();
     }
     builder = tracker.iter().fold(builder, |builder, url| builder.tracker(url.as_str()));
+    let bar = bytes_bar("reading", total);
     for source in &sources {
         if is_folder {
             builder = builder.file(source.path.iter().cloned());
         }
-        builder = add_content(builder, source)?;
+        builder = add_content(builder, source, &bar)?;
     }
+    bar.finish_and_clear();
     let torrent = builder.build();
     ensure!(
         torrent.len() <= TORRENT_BYTES_MAX,
@@ -157,7 +161,7 @@ fn collect(folder: &Path, path: &mut Vec<Vec<u8>>, sources: &mut Vec<Source>) ->
     Ok(())
 }
 
-fn add_content(mut builder: MetainfoBuilder, source: &Source) -> anyhow::Result<MetainfoBuilder> {
+fn add_content(mut builder: MetainfoBuilder, source: &Source, bar: &ProgressBar) -> anyhow::Result<MetainfoBuilder> {
     let read = || format!("read {}", source.file.display());
     let mut file = fs::File::open(&source.file).with_context(read)?;
     let mut buffer = vec![0; 1 << 20];
@@ -168,6 +172,7 @@ fn add_content(mut builder: MetainfoBuilder, source: &Source) -> anyhow::Result<
             break;
         }
         read_bytes += length as u64;
+        bar.inc(length as u64);
         builder = builder.content(&buffer[..length]);
     }
     ensure!(read_bytes == source.length, "{} changed while it was read", source.file.display());

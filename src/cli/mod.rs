@@ -2,13 +2,27 @@
 //!
 //! One file per subcommand. Messages for people go to stderr, data to stdout.
 
+mod act;
+mod add;
 mod check;
 mod client;
+mod delete;
 mod demo;
 mod health;
+mod label;
+mod limits;
+mod list;
 mod make_torrent;
+mod manual;
+mod move_to;
+mod priority;
 mod purge;
 mod run;
+mod schema;
+mod show;
+mod terminal;
+mod watch;
+mod webhooks;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -17,6 +31,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, ConfigErrors, Flag, Loaded, Sources};
+use crate::model::Verb;
 
 #[derive(Debug, Parser)]
 #[command(name = "dtorrent", version, about, disable_help_subcommand = true)]
@@ -35,15 +50,55 @@ enum Command {
     Demo,
     /// Read the config, tell everything that is wrong with it, or what it comes to
     Check(check::Arguments),
+    /// Show what happens, as it happens; no broker is needed
+    Watch(watch::Arguments),
+    /// List torrents
+    List(list::Arguments),
+    /// Show all about one torrent
+    Show(show::Arguments),
+    /// Add torrents from magnet links, links or files
+    Add(add::Arguments),
+    /// Hold torrents for a while
+    Pause(act::Arguments),
+    /// Let paused torrents go on
+    Resume(act::Arguments),
+    /// Start torrents
+    Start(act::Arguments),
+    /// Stop torrents
+    Stop(act::Arguments),
+    /// Remove torrents, and with --data their files
+    Delete(delete::Arguments),
+    /// Have the content compared with the torrent
+    Recheck(act::Arguments),
+    /// Tell the trackers now
+    Announce(act::Arguments),
+    /// Give torrents a label
+    Label(label::Arguments),
+    /// Say which torrents come first
+    Priority(priority::Arguments),
+    /// Move torrents to another folder
+    Move(move_to::Arguments),
+    /// Show or set the limits of a server
+    Limits(limits::Arguments),
     /// Make a .torrent file of a file or a folder
     MakeTorrent(make_torrent::Arguments),
     /// Take back every retained topic and discovery message of this instance; the bridge must be stopped
     Purge,
+    /// The events that endpoints would not take: list them, send them once more
+    #[command(subcommand)]
+    Webhooks(webhooks::Arguments),
     /// For a client of your own (`client = "exec"`)
     #[command(subcommand)]
     Client(client::Arguments),
     /// Ask the running bridge whether it is alive: exit code 0 or 1
     Health,
+    /// Print the shape of what is sent and taken: a JSON Schema, or an AsyncAPI document
+    #[command(subcommand)]
+    Schema(schema::Arguments),
+    /// Print the completions of this command line for a shell
+    Completions(manual::CompletionsArguments),
+    /// Print the manual, or write its pages into a folder
+    Man(manual::ManArguments),
 }
 
 /// How the config is found, and what the command line says in its place.
@@ -122,10 +177,29 @@ impl Cli {
         let Self { options, command } = self;
         match command {
             Some(Command::Check(arguments)) => check::run(options, &arguments),
+            Some(Command::Watch(arguments)) => watch::run(options, &arguments),
+            Some(Command::List(arguments)) => list::run(options, &arguments),
+            Some(Command::Show(arguments)) => show::run(options, arguments),
+            Some(Command::Add(arguments)) => add::run(options, arguments),
+            Some(Command::Pause(arguments)) => act::plain(options, arguments, Verb::Pause),
+            Some(Command::Resume(arguments)) => act::plain(options, arguments, Verb::Resume),
+            Some(Command::Start(arguments)) => act::plain(options, arguments, Verb::Start),
+            Some(Command::Stop(arguments)) => act::plain(options, arguments, Verb::Stop),
+            Some(Command::Delete(arguments)) => delete::run(options, arguments),
+            Some(Command::Recheck(arguments)) => act::plain(options, arguments, Verb::Recheck),
+            Some(Command::Announce(arguments)) => act::plain(options, arguments, Verb::Announce),
+            Some(Command::Label(arguments)) => label::run(options, arguments),
+            Some(Command::Priority(arguments)) => priority::run(options, arguments),
+            Some(Command::Move(arguments)) => move_to::run(options, arguments),
+            Some(Command::Limits(arguments)) => limits::run(options, arguments),
             Some(Command::MakeTorrent(arguments)) => make_torrent::run(&arguments),
             Some(Command::Purge) => purge::run(options),
+            Some(Command::Webhooks(arguments)) => webhooks::run(options, arguments),
             Some(Command::Client(arguments)) => client::run(arguments),
             Some(Command::Health) => health::run(options),
+            Some(Command::Schema(arguments)) => schema::run(&arguments),
+            Some(Command::Completions(arguments)) => manual::completions(&arguments),
+            Some(Command::Man(arguments)) => manual::man(&arguments),
             Some(Command::Demo) => demo::run(),
             Some(Command::Run) | None => run::run(options),
         }

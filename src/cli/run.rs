@@ -57,7 +57,10 @@ pub fn stop_by_signal() -> anyhow::Result<CancellationToken> {
             asked.cancel();
             match first {
                 None => first = Some(Instant::now()),
-                Some(first) if first.elapsed() > SAME_SIGNAL => std::process::exit(1),
+                Some(first) if first.elapsed() > SAME_SIGNAL => {
+                    tell("dtorrent: asked to end a second time, so it ends at once");
+                    std::process::exit(1);
+                }
                 Some(_) => {}
             }
         }

@@ -148,22 +148,48 @@ impl Door {
             all.into_iter().map(|(incoming, away_since)| self.judge(incoming, away_since)).unzip();
         let writes = taken.iter().map(|taken| self.log(taken));
         let written = futures_util::future::join_all(writes).await;
-        for ((taken, ack), mut written) in taken.iter().zip(acks).zip(written) {
-            // A full disk keeps the message at the broker until there is room. Writing is never broken
-            // off: a message without an id that comes again would be another command.
-            while let Err(StoreError::Full { reason }) = written {
-                warn!(sink = %self.origin, reason, "a command waits for room on the disk");
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => return Ok(()),
-                    () = tokio::time::sleep(FULL_EACH) => {}
-                }
-                written = self.log(taken).await;
+        for ((taken, ack), written) in taken.iter().zip(acks).zip(written) {
+            if !self.settle(taken, ack, written, stop).await? {
+                break;
             }
-            self.hand_on(taken, written?);
-            ack();
         }
         Ok(())
+    }
+
+    /// Hands on what is written down, when it is; `false` if `stop` came first.
+    async fn settle(
+        &self,
+        taken: &Taken,
+        ack: Box<dyn FnOnce() + Send>,
+        mut written: Result<Admission, StoreError>,
+        stop: &CancellationToken,
+    ) -> Result<bool, StoreError> {
+        // A full disk keeps the message at the broker until there is room. Writing is never broken
+        // off: a message without an id that comes again would be another command.
+        while let Err(StoreError::Full { reason }) = written {
+            warn!(sink = %self.origin, reason, "a command waits for room on the disk");
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(false),
+                () = tokio::time::sleep(FULL_EACH) => {}
+            }
+            written = self.log(taken).await;
+        }
+        self.hand_on(taken, written?);
+        ack();
+        Ok(true)
+    }
+
+    /// Takes one message; `expect` hears under which name its result will be written down, before it is.
+    pub(super) async fn take_one(
+        &self,
+        incoming: Incoming,
+        expect: impl FnOnce((Option<ServerName>, CommandId)),
+        stop: &CancellationToken,
+    ) -> Result<(), StoreError> {
+        let (taken, ack) = self.judge(incoming, None);
+        expect((taken.command.server.clone(), taken.command.id.clone()));
+        self.settle(&taken, ack, self.log(&taken).await, stop).await.map(drop)
     }
 
     fn judge(&self, incoming: Incoming, away_since: Option<Timestamp>) -> (Taken, Box<dyn FnOnce() + Send>) {

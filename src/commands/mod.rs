@@ -10,6 +10,7 @@
 //! checked, and only those reach a client.
 
 mod bridge;
+mod call;
 pub mod expect;
 mod files;
 mod intake;
@@ -17,13 +18,16 @@ mod outcome;
 mod queue;
 mod request;
 mod roots;
+mod shape;
 mod source;
 mod verify;
 mod worker;
 
 pub use bridge::{BridgeWorker, SetLogLevel};
+pub use call::Caller;
 pub use intake::{Door, Intake};
 pub use queue::{Job, Queue};
 pub use request::{BODY_BYTES_MAX, Envelope, Request, TTL};
+pub use shape::body;
 pub use source::{Sources, SourcesSettings};
 pub use worker::{Worker, WorkerParts};

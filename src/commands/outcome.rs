@@ -104,6 +104,7 @@ pub(super) fn outcome(
         results: rows,
         error,
         page,
+        part: None,
         value,
     }
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::model::{CommandError, CommandId, ErrorCode, Filter, InfoHash, Limits, Parts, Seq, Status, Verb};
 
@@ -190,109 +191,200 @@ fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>
     }
 }
 
-#[derive(Deserialize, Default)]
+#[derive(Deserialize, Default, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(inline)]
 struct NoArguments {}
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(inline)]
 struct DeleteArguments {
+    /// Its content too: needs the right `delete_data`.
     #[serde(default)]
     data: bool,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(inline)]
 struct LabelArguments {
+    /// 255 bytes at most; empty for none.
+    #[schemars(length(max = LABEL_BYTES_MAX), regex(pattern = NO_CONTROL))]
     label: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(inline)]
 struct PriorityArguments {
+    /// 0 off, 1 low, 2 normal, 3 high.
+    #[schemars(range(max = 3))]
     priority: u8,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(inline)]
 struct MoveArguments {
+    /// Where the client shall look for its content: below the server's `roots`.
     directory: String,
+    /// Its files are moved there first.
     #[serde(default)]
     data: bool,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(inline)]
 struct ThrottleArguments {
+    /// A group that the client's own config makes; empty for none, `NULL` for no limit at all.
+    #[schemars(length(max = 64), regex(pattern = NO_CONTROL))]
     throttle: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(inline)]
 struct FilePriorityArguments {
+    /// Places in the list of files, from 0.
+    #[schemars(length(min = 1, max = FILES_MAX))]
     files: Vec<u32>,
+    /// 0 off, 1 normal, 2 high.
+    #[schemars(range(max = 2))]
     priority: u8,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(inline, extend("anyOf" = [{"required": ["download_limit"]}, {"required": ["upload_limit"]}]))]
 struct LimitsArguments {
+    /// Bytes per second for all torrents together, 0 for none.
+    #[schemars(range(max = LIMIT_MAX))]
     download_limit: Option<u64>,
+    /// Bytes per second for all torrents together, 0 for none.
+    #[schemars(range(max = LIMIT_MAX))]
     upload_limit: Option<u64>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(inline)]
 struct ResyncArguments {
+    /// All events from there on are sent again. Without it, what is so at present is.
     from_seq: Option<u64>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(inline)]
 struct RpcArguments {
+    /// One that the server's config lists.
     method: String,
+    /// Texts and whole numbers.
     #[serde(default)]
+    #[schemars(length(max = PARAMS_MAX), schema_with = "params")]
     params: Vec<Value>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(inline)]
 struct LogLevelArguments {
+    /// error, warn, info, debug, trace or off.
     level: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(inline)]
 struct GetArguments {
+    /// Read its files too.
     #[serde(default)]
     files: bool,
+    /// Read its trackers too.
     #[serde(default)]
     trackers: bool,
+    /// Read its peers too.
     #[serde(default)]
     peers: bool,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(inline)]
 struct ListArguments {
+    /// Only these of each torrent.
     fields: Option<Vec<String>>,
+    /// From 0.
     #[serde(default)]
     page: u64,
+    /// 200, if not given.
+    #[schemars(range(min = 1, max = PAGE_SIZE_MAX))]
     page_size: Option<u64>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(inline, transform = exactly_one_source)]
 struct AddArguments {
+    /// A magnet link.
+    #[schemars(regex(pattern = r"^[mM][aA][gG][nN][eE][tT]:\?"))]
     magnet: Option<String>,
+    /// Where the .torrent file is.
+    #[schemars(regex(pattern = r"^[hH][tT][tT][pP][sS]?://"))]
     url: Option<String>,
+    /// The .torrent file, in base64.
+    #[schemars(extend("contentEncoding" = "base64"))]
     torrent: Option<String>,
+    /// The path of a .torrent file on the bridge's machine, below the server's `roots`.
     file: Option<String>,
+    /// True, if not given.
     start: Option<bool>,
+    /// 255 bytes at most.
+    #[schemars(length(max = LABEL_BYTES_MAX), regex(pattern = NO_CONTROL))]
     label: Option<String>,
+    /// Where its content shall be: below the server's `roots`.
     directory: Option<String>,
+    /// 0 off, 1 low, 2 normal, 3 high.
+    #[schemars(range(max = 3))]
     priority: Option<u8>,
+    /// The path of content that is there already: it is checked, piece by piece, before anything is loaded.
     data_file: Option<String>,
+}
+
+const NO_CONTROL: &str = r"^[^\u0000-\u001f\u007f-\u009f]*$";
+
+fn params(_generator: &mut SchemaGenerator) -> Schema {
+    let text = json!({"type": "string", "maxLength": PARAM_BYTES_MAX});
+    json_schema!({"type": "array", "items": {"anyOf": [text, {"type": "integer"}]}})
+}
+
+fn exactly_one_source(schema: &mut Schema) {
+    let given = |key: &str| json!({"required": [key], "properties": {key: {"type": "string"}}});
+    schema.insert("oneOf".to_owned(), ["magnet", "url", "torrent", "file"].map(given).to_vec().into());
+}
+
+/// What a verb takes beside what every command may say.
+pub(super) fn arguments_of(verb: Verb, generator: &mut SchemaGenerator) -> Schema {
+    match verb {
+        Verb::Pause | Verb::Resume | Verb::Start | Verb::Stop | Verb::Recheck | Verb::Announce => {
+            NoArguments::json_schema(generator)
+        }
+        Verb::Delete => DeleteArguments::json_schema(generator),
+        Verb::Label => LabelArguments::json_schema(generator),
+        Verb::Priority => PriorityArguments::json_schema(generator),
+        Verb::Move => MoveArguments::json_schema(generator),
+        Verb::Throttle => ThrottleArguments::json_schema(generator),
+        Verb::FilePriority => FilePriorityArguments::json_schema(generator),
+        Verb::Limits => LimitsArguments::json_schema(generator),
+        Verb::Resync => ResyncArguments::json_schema(generator),
+        Verb::Rpc => RpcArguments::json_schema(generator),
+        Verb::LogLevel => LogLevelArguments::json_schema(generator),
+        Verb::Get => GetArguments::json_schema(generator),
+        Verb::List => ListArguments::json_schema(generator),
+        Verb::Add => AddArguments::json_schema(generator),
+    }
 }
 
 impl Request {

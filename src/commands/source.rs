@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -30,10 +30,10 @@ pub struct SourcesSettings {
 }
 
 /// Resolves add requests of one server.
-#[derive(Clone)]
 pub struct Sources {
     pub(super) roots: Roots,
-    http: reqwest::Client,
+    /// Made when a link is fetched: it holds all authorities that this machine trusts.
+    http: OnceLock<reqwest::Client>,
 }
 
 fn refuse(code: ErrorCode, message: impl Into<String>) -> CommandError {
@@ -41,9 +41,16 @@ fn refuse(code: ErrorCode, message: impl Into<String>) -> CommandError {
 }
 
 impl Sources {
+    pub fn new(settings: SourcesSettings) -> Self {
+        Self { roots: Roots::new(settings.roots), http: OnceLock::new() }
+    }
+
     /// # Errors
     /// The TLS set-up of the machine cannot be used.
-    pub fn new(settings: SourcesSettings) -> Result<Self, reqwest::Error> {
+    fn http(&self) -> Result<&reqwest::Client, reqwest::Error> {
+        if let Some(http) = self.http.get() {
+            return Ok(http);
+        }
         let redirects = reqwest::redirect::Policy::custom(|attempt| {
             let is_allowed = attempt.previous().len() <= REDIRECTS_MAX && is_allowed_host(attempt.url());
             if is_allowed { attempt.follow() } else { attempt.stop() }
@@ -55,7 +62,7 @@ impl Sources {
             .dns_resolver(Arc::new(GuardedResolver))
             .user_agent(concat!("dtorrent/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        Ok(Self { roots: Roots::new(settings.roots), http })
+        Ok(self.http.get_or_init(|| http))
     }
 
     /// Makes of a request what a client can be asked for. `progress` hears how far a check of content is.
@@ -152,7 +159,7 @@ impl Sources {
         if !is_allowed_host(&parsed) {
             return Err(refuse(ErrorCode::Forbidden, "url: link-local addresses are not fetched"));
         }
-        let response = self.http.get(parsed).send().await.map_err(failed)?;
+        let response = self.http().map_err(failed)?.get(parsed).send().await.map_err(failed)?;
         if !response.status().is_success() {
             return Err(refuse(ErrorCode::BadRequest, format!("url: the server answered {}", response.status())));
         }
@@ -226,7 +233,7 @@ mod tests {
 
     fn sources(roots: &[&Path]) -> Sources {
         let _already = rustls::crypto::ring::default_provider().install_default().is_err();
-        Sources::new(SourcesSettings { roots: roots.iter().map(|root| root.to_path_buf()).collect() }).unwrap()
+        Sources::new(SourcesSettings { roots: roots.iter().map(|root| root.to_path_buf()).collect() })
     }
 
     #[tokio::test]

@@ -28,8 +28,8 @@ use super::request::{GET_MAX, HASHES_MAX, Request, Target, What};
 use super::source::Sources;
 use crate::board::Board;
 use crate::model::{
-    Action, Add, CommandError, Deleted, Details, ErrorCode, InfoHash, Listing, Page, Parts, Row, Seq, ServerName,
-    Status, Torrent,
+    Action, Add, CommandError, Deleted, Details, ErrorCode, Files, InfoHash, Listing, Page, Parts, Row, Seq,
+    ServerName, Status, Torrent,
 };
 use crate::port::{Applied, ClientError, Clock, Delivery, LoggedCommand, Scope, Store, StoreError, TorrentClient};
 use crate::repeat::until_there_is_room;
@@ -684,14 +684,14 @@ impl Work<'_> {
             .unwrap_or(false);
         let mut object = as_object(&torrent);
         if let Some(files) = files {
-            let files = serde_json::to_value(files).expect("files are plain JSON");
-            let body = serde_json::json!({"hash": hash, "files": files}).to_string();
+            let files = Files { hash, files };
+            let body = serde_json::to_vec(&files).expect("files are plain JSON");
             self.parts.board.tell_aside(&Delivery::Files {
                 server: self.parts.server.clone(),
                 hash,
                 body: Bytes::from(body),
             });
-            object.insert("files".to_owned(), files);
+            object.insert("files".to_owned(), serde_json::to_value(files.files).expect("files are plain JSON"));
         }
         if let Some(trackers) = trackers {
             object.insert("trackers".to_owned(), serde_json::to_value(trackers).expect("trackers are plain JSON"));

@@ -19,6 +19,7 @@ use crate::clients::rtorrent::settings::{AllowedMethod, Endpoint, ExtraColumn};
 use crate::model::{BellAddress, Filter, Kind, ServerName, SinkName, Verb};
 use crate::sinks::mqtt::settings::{BrokerUrl, Prefix};
 use crate::sinks::nats::settings as nats;
+use crate::sinks::webhook::settings as webhook;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -30,6 +31,7 @@ pub struct Config {
     /// At least one.
     pub servers: BTreeMap<ServerName, Server>,
     pub brokers: BTreeMap<SinkName, Broker>,
+    pub webhooks: BTreeMap<SinkName, Webhook>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,6 +177,15 @@ pub struct ClientAuth {
     pub key_pem: SecretSlice<u8>,
 }
 
+#[derive(Clone, Debug)]
+pub struct Webhook {
+    /// Which servers it gets, in order; at least one.
+    pub servers: Vec<ServerName>,
+    pub events: EventFilter,
+    /// What the adapter has to know of it.
+    pub endpoint: webhook::Settings,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MqttVersion {
     /// 5, and 3.1.1 if the broker does not know that.
@@ -197,6 +208,10 @@ pub enum Retain {
 pub struct EventFilter(BTreeSet<Kind>);
 
 impl EventFilter {
+    pub(super) fn of(kinds: impl Iterator<Item = Kind>) -> Self {
+        Self(kinds.collect())
+    }
+
     pub fn all() -> Self {
         Self(Kind::ALL.iter().copied().collect())
     }
@@ -228,7 +243,7 @@ impl Rights {
 /// Rights that are no verbs.
 const MORE_RIGHTS: [&str; 1] = ["delete_data"];
 
-fn rights() -> impl Iterator<Item = &'static str> {
+pub(super) fn rights() -> impl Iterator<Item = &'static str> {
     Verb::ALL.iter().map(|verb| verb.as_str()).chain(MORE_RIGHTS)
 }
 
@@ -272,11 +287,14 @@ pub(super) fn config(root: Table<'_>) -> Config {
         }
         brokers.insert(name, broker);
     }
-    for (_, table) in root.named("webhooks") {
-        table.fault_here(Fault::new("webhooks are not in this version yet", "leave this table out"));
+    let mut webhooks = BTreeMap::new();
+    for (name, table) in root.named("webhooks") {
+        let name = SinkName::parse(&name).map_err(|error| table.fault_here(told(&error))).ok();
+        let webhook = name.as_ref().and_then(|name| super::webhooks::webhook(table, name, &names));
+        webhooks.extend(name.zip(webhook));
     }
     root.finish();
-    Config { instance, data_dir, log, http, servers, brokers }
+    Config { instance, data_dir, log, http, servers, brokers, webhooks }
 }
 
 fn log(table: Table<'_>) -> Log {
@@ -525,10 +543,7 @@ fn home_assistant(table: Table<'_>) -> Option<HomeAssistant> {
     let is_enabled = table.boolean("enabled") == Some(true);
     let discovery_prefix = table.parsed("discovery_prefix", |text| topic(text).map(|()| text.to_owned()));
     let slots = table.whole("slots", 0..=50).and_then(|slots| u8::try_from(slots).ok());
-    let torrents = table.named_texts("torrents");
-    let filter = (!torrents.is_empty())
-        .then(|| Filter::from_json(serde_json::json!(torrents.into_iter().collect::<BTreeMap<_, _>>())))
-        .and_then(|filter| filter.map_err(|error| table.fault("torrents", told(&error))).ok());
+    let filter = torrents(&table);
     let torrents_max = table.whole("torrents_max", 1..=50).and_then(|max| usize::try_from(max).ok());
     let alternative = (table.parsed("alternative_download", rate), table.parsed("alternative_upload", rate));
     let normal = (table.parsed("normal_download", rate), table.parsed("normal_upload", rate));
@@ -546,7 +561,15 @@ fn home_assistant(table: Table<'_>) -> Option<HomeAssistant> {
     })
 }
 
-fn login(table: &Table<'_>) -> (Option<String>, Option<SecretString>) {
+/// Which torrents are meant; `None` if nothing is said.
+pub(super) fn torrents(table: &Table<'_>) -> Option<Filter> {
+    let torrents = table.named_texts("torrents");
+    let filter = (!torrents.is_empty())
+        .then(|| Filter::from_json(serde_json::json!(torrents.into_iter().collect::<BTreeMap<_, _>>())));
+    filter.and_then(|filter| filter.map_err(|error| table.fault("torrents", told(&error))).ok())
+}
+
+pub(super) fn login(table: &Table<'_>) -> (Option<String>, Option<SecretString>) {
     let username = table.text("username");
     let password = secret(table, "password", "password_file");
     if password.is_some() && !table.has("username") {
@@ -602,7 +625,7 @@ fn commands(table: &Table<'_>) -> Rights {
 }
 
 /// Which of `all` the patterns under `key` choose; `*` matches anything, a `-` before one takes away.
-fn patterns<'n>(
+pub(super) fn patterns<'n>(
     table: &Table<'_>,
     key: &'static str,
     all: impl Iterator<Item = &'n str> + Clone,
@@ -636,7 +659,7 @@ fn patterns<'n>(
 
 // --- single values -------------------------------------------------------------------------------
 
-fn required<T>(
+pub(super) fn required<T>(
     table: &Table<'_>,
     key: &'static str,
     parse: impl FnOnce(&str) -> Result<T, Fault>,
@@ -649,7 +672,7 @@ fn required<T>(
 }
 
 /// What another parser says, `wrong: right` or `wrong; right`.
-fn told(error: &impl std::fmt::Display) -> Fault {
+pub(super) fn told(error: &impl std::fmt::Display) -> Fault {
     let text = error.to_string();
     let (wrong, right) =
         text.split_once(": ").or_else(|| text.split_once("; ")).unwrap_or((&text, "see docs/configuration.md"));
@@ -661,7 +684,7 @@ fn bad_choice(text: &str, known: &[&str]) -> Fault {
     Fault::new(format!("`{text}` is not known here"), format!("write {}", known.join(" or ")))
 }
 
-fn choice<T: Copy>(text: &str, known: &[(&str, T)]) -> Result<T, Fault> {
+pub(super) fn choice<T: Copy>(text: &str, known: &[(&str, T)]) -> Result<T, Fault> {
     let found = known.iter().find(|(word, _)| *word == text);
     found.map(|(_, value)| *value).ok_or_else(|| {
         let words: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
@@ -705,7 +728,7 @@ fn host(text: &str) -> Result<String, Fault> {
     })
 }
 
-fn duration(table: &Table<'_>, key: &'static str, min: Duration, max: Duration) -> Option<Duration> {
+pub(super) fn duration(table: &Table<'_>, key: &'static str, min: Duration, max: Duration) -> Option<Duration> {
     table.parsed(key, |text| {
         let right = format!(
             "write {} to {} with a unit, as \"1s\" or \"500ms\"",
@@ -743,13 +766,13 @@ fn root(text: &str) -> Result<PathBuf, Fault> {
     Ok(path.to_owned())
 }
 
-fn read(path: &str) -> Result<Vec<u8>, Fault> {
+pub(super) fn read(path: &str) -> Result<Vec<u8>, Fault> {
     let right = "name a file that this user may read; a relative path starts at the working directory";
     super::file::read_limited(Path::new(path))
         .map_err(|error| Fault::new(format!("`{path}` cannot be read: {error}"), right))
 }
 
-fn certificates(table: &Table<'_>, key: &'static str) -> Option<Vec<u8>> {
+pub(super) fn certificates(table: &Table<'_>, key: &'static str) -> Option<Vec<u8>> {
     table.parsed(key, |path| {
         let bytes = read(path)?;
         let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();

@@ -17,8 +17,10 @@ mod env;
 mod error;
 mod file;
 mod read;
+mod schema;
 mod secret;
 mod warnings;
+mod webhooks;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -29,10 +31,11 @@ use figment::value::Value;
 
 pub use checked::{
     Broker, BrokerKind, Client, ClientAuth, Config, EventFilter, HomeAssistant, Http, INTERVAL_MIN, Log, LogFormat,
-    Mqtt, MqttVersion, Nats, Retain, Rights, Rtorrent, Server,
+    Mqtt, MqttVersion, Nats, Retain, Rights, Rtorrent, Server, Webhook,
 };
 pub use env::Layer as Flag;
 pub use error::{ConfigError, ConfigErrors, Place};
+pub use schema::schema;
 pub use warnings::warnings;
 
 use file::File;
@@ -115,10 +118,11 @@ pub fn parse(name: &std::path::Path, bytes: &[u8]) -> Result<Config, ConfigError
     Ok(read_layers(Some(&file), &Sources::default(), Vec::new())?.0)
 }
 
-/// Every key of the config, with `*` for the name of a server or broker: `servers.*.url`.
+/// Every key of the config, with `*` for the name of a server, broker or webhook: `servers.*.url`.
 pub fn keys() -> BTreeSet<String> {
     let every_table = b"[servers.x]\nurl = 'unix:///x'\n[servers.y]\nclient = 'exec'\ncommand = ['x']\n\
-        [brokers.x]\nkind = 'mqtt'\nurl = 'mqtt://x'\n[brokers.y]\nkind = 'nats'\nurl = 'nats://x'\n";
+        [brokers.x]\nkind = 'mqtt'\nurl = 'mqtt://x'\n[brokers.y]\nkind = 'nats'\nurl = 'nats://x'\n\
+        [webhooks.x]\nurl = 'http://x'\n";
     let file = File::parse(std::path::Path::new(FILE_NAME), every_table).expect("it is TOML");
     read_layers(Some(&file), &Sources::default(), Vec::new()).expect("it is a whole config").1
 }

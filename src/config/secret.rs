@@ -17,7 +17,7 @@ pub fn secret(table: &Table<'_>, key: &'static str, file_key: &'static str) -> O
     }
     if in_file > in_place {
         let path = table.text(file_key)?;
-        return match read(Path::new(&path)) {
+        return match read_secret(Path::new(&path)) {
             Ok(text) => Some(SecretString::from(text)),
             Err(fault) => {
                 table.fault(file_key, fault);
@@ -33,7 +33,8 @@ pub fn secret(table: &Table<'_>, key: &'static str, file_key: &'static str) -> O
     Some(SecretString::from(text))
 }
 
-fn read(path: &Path) -> Result<String, Fault> {
+/// The content of a file that holds a secret, without the line break at its end.
+pub fn read_secret(path: &Path) -> Result<String, Fault> {
     let right = "name a file that this user may read, with the secret as its only line";
     let fault = |wrong: String| Fault::new(format!("`{}` {wrong}", path.display()), right);
     let bytes = super::file::read_limited(path).map_err(|error| fault(format!("cannot be read: {error}")))?;

@@ -61,6 +61,17 @@ pub fn warnings(config: &Config) -> Vec<String> {
             warnings.push(format!("brokers.{name}: certificates are for mqtts and wss; nothing reads them"));
         }
     }
+    for (name, webhook) in &config.webhooks {
+        let endpoint = &webhook.endpoint;
+        let address = endpoint.address.host();
+        let has_secrets = endpoint.login.is_some() || !endpoint.headers.is_empty();
+        if has_secrets && !endpoint.address.is_encrypted() && !is_local(address) {
+            warnings.push(format!("webhooks.{name}.url: the login crosses the network in clear; use https"));
+        }
+        if endpoint.ca_pem.is_some() && !endpoint.address.is_encrypted() {
+            warnings.push(format!("webhooks.{name}: ca_file is for https; nothing reads it"));
+        }
+    }
     if let Some(listen) = config.http.listen.filter(|listen| !listen.ip().is_loopback()) {
         warnings.push(format!(
             "http.listen: {listen} is open to the network, where whoever reaches it can read all without a login"

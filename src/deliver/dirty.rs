@@ -128,6 +128,11 @@ impl DirtySet {
         }
     }
 
+    /// All that are owed, in no order.
+    pub fn hashes(&self) -> impl Iterator<Item = &InfoHash> {
+        self.owed.keys()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.owed.is_empty()
     }

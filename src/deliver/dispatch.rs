@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, Fuse, FusedFuture};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -31,10 +31,11 @@ use super::beside::Beside;
 use super::caution::{Caution, Item};
 use super::dirty::{DirtySet, Known};
 use super::lane::Lane;
+use super::pick::{ReadAhead, known_from};
 use super::registry::Registry;
 use super::retention::{self, Kept, Retain};
 use crate::board::{Board, Desk, Tray};
-use crate::model::{Entry, InfoHash, Kind, Rev, Seq, ServerName, SinkName, Told, Torrent, without_rows};
+use crate::model::{Entry, InfoHash, Kind, Rev, Seq, ServerName, SinkName, Told, without_rows};
 use crate::port::{Clock, Connected, DeliverError, Delivery, Link, Progress, Sink, Store, StoreError, UnsentResult};
 use crate::repeat::Repeat;
 
@@ -113,7 +114,7 @@ pub struct Dispatcher {
     is_busy: bool,
     pub(super) owes_info: bool,
     pub(super) owes_health: bool,
-    /// The cursors have moved since they were noted.
+    /// The cursors have moved since they were noted, or it is not known whether they are.
     pub(super) is_unsettled: bool,
     /// Events settled since then.
     settled: u32,
@@ -142,6 +143,8 @@ pub(super) struct ServerLane {
     pub said_stats: Bytes,
     /// Somebody wants the events from here on once more.
     pub rewind: Option<Seq>,
+    /// What comes behind the entries that wait.
+    pub ahead: Option<ReadAhead>,
 }
 
 /// What a delivery was, for when it has arrived.
@@ -277,6 +280,8 @@ impl Dispatcher {
                     let since = Instant::now();
                     self.say_connected(repeat.ended());
                     let end = self.live(connected, &stop).await?;
+                    // Whether a note that was under way was taken is not known.
+                    self.is_unsettled = true;
                     self.note_progress().await?;
                     self.note_memory(true).await?;
                     self.go_back();
@@ -413,6 +418,8 @@ impl Dispatcher {
         let mut choose_beat = beat(CHOOSE_EACH);
         let mut flush_until: Option<Instant> = None;
         let mut may_have_results = true;
+        // Cursors on their way to the disk.
+        let mut noting = Fuse::terminated();
         loop {
             self.collect();
             self.fill(link.as_mut(), &mut under_way, &mut may_have_results).await?;
@@ -436,7 +443,14 @@ impl Dispatcher {
             // What is rare comes first, so that a fast sink cannot keep it waiting.
             tokio::select! {
                 biased;
-                _ = settle_beat.tick() => self.note_progress().await?,
+                _ = settle_beat.tick() => {
+                    if !noting.is_terminated() {
+                        // The older note first, or it would be the one that stays.
+                        let noted = (&mut noting).await;
+                        self.is_unsettled |= self.unless_full(noted)?.is_none();
+                    }
+                    self.note_progress().await?;
+                }
                 _ = health_beat.tick() => self.owes_health = true,
                 _ = choose_beat.tick() => self.choose_kept(),
                 () = stop.cancelled(), if flush_until.is_none() => flush_until = Some(Instant::now() + FLUSH_MAX),
@@ -444,12 +458,13 @@ impl Dispatcher {
                 () = self.parts.desk.laid.notified() => {}
                 () = due => {}
                 () = self.parts.desk.answered.notified() => may_have_results = true,
+                noted = &mut noting => self.is_unsettled |= self.unless_full(noted)?.is_none(),
                 Some(arrival) = under_way.next(), if !under_way.is_empty() => {
                     if let Err(failure) = self.arrivals(arrival, &mut under_way).await? {
                         return Ok(End::Failed(failure));
                     }
-                    if self.settled >= SETTLE_AFTER {
-                        self.note_progress().await?;
+                    if self.settled >= SETTLE_AFTER && noting.is_terminated() {
+                        noting = self.note_cursors().fuse();
                     }
                 }
             }
@@ -473,7 +488,10 @@ impl Dispatcher {
             }
             next = under_way.next().now_or_never().flatten();
         }
-        self.note_results().await?;
+        // A link that failed is left at once: nothing waits for the disk meanwhile.
+        if outcome.is_ok() {
+            self.note_results().await?;
+        }
         Ok(outcome)
     }
 
@@ -642,7 +660,8 @@ impl Dispatcher {
         let Some(owed) = self.lanes.get_mut(&entry.server) else { return };
         entry.hash.map(|hash| owed.doubted.remove(&hash));
         let Some(hash) = entry.hash.filter(|hash| owed.dirty.owes(hash)) else { return };
-        owed.dirty.learned(hash, known_by(entry, &self.parts.board), entry.seq);
+        let told = self.parts.board.read(&entry.server, |content| content.told.get(&hash).cloned()).flatten();
+        owed.dirty.learned(hash, known_from(entry, told), entry.seq);
     }
 
     /// Writes names down that are not in the registry yet.
@@ -689,6 +708,13 @@ impl Dispatcher {
         if !self.is_unsettled {
             return Ok(());
         }
+        let noted = self.note_cursors().await;
+        self.is_unsettled |= self.unless_full(noted)?.is_none();
+        Ok(())
+    }
+
+    /// Notes the cursors as they are now. Of two, the older is to be waited for first.
+    fn note_cursors(&mut self) -> BoxFuture<'static, Result<(), StoreError>> {
         // A change that still lies on the desk is not sent, however empty the dirty set.
         self.collect();
         let mut progress = BTreeMap::new();
@@ -698,10 +724,10 @@ impl Dispatcher {
             }
             progress.insert(server.clone(), Progress { cursor: owed.lane.cursor(), sent_rev: owed.sent_rev });
         }
-        let noted = self.parts.store.settle(&self.parts.settings.name, progress).await;
-        self.is_unsettled = self.unless_full(noted)?.is_none();
+        self.is_unsettled = false;
         self.settled = 0;
-        Ok(())
+        let (store, sink) = (Arc::clone(&self.parts.store), self.parts.settings.name.clone());
+        Box::pin(async move { store.settle(&sink, progress).await })
     }
 
     /// Takes in what lies on the desk.
@@ -777,6 +803,7 @@ impl ServerLane {
             said_online: None,
             said_stats: Bytes::new(),
             rewind: None,
+            ahead: None,
         }
     }
 
@@ -792,25 +819,6 @@ impl ServerLane {
     pub fn sent_rev(&self) -> Rev {
         self.sent_rev
     }
-}
-
-/// What who has got this entry about a torrent knows of it.
-pub(super) fn known_by(entry: &Entry, board: &Board) -> Known {
-    let told = |content: &crate::board::Content| entry.hash.and_then(|hash| content.told.get(&hash).cloned());
-    match board.read(&entry.server, told).flatten() {
-        _ if entry.kind == Kind::Removed => Known::Nothing,
-        Some(told) if told.rev == entry.rev => Known::Picture(told.torrent),
-        _ => picture_in(entry).map_or(Known::Forgotten, Known::Picture),
-    }
-}
-
-/// The torrent as the entry shows it, from its bytes.
-fn picture_in(entry: &Entry) -> Option<Arc<Torrent>> {
-    #[derive(serde::Deserialize)]
-    struct Body {
-        torrent: Torrent,
-    }
-    serde_json::from_slice::<Body>(&entry.body).ok().map(|body| Arc::new(body.torrent))
 }
 
 fn beat(each: Duration) -> tokio::time::Interval {

@@ -35,6 +35,11 @@ impl Lane {
         (self.waiting.is_empty() && self.read_to < written).then_some(self.read_to)
     }
 
+    /// From where there is more to read up to `written`, whether something waits or not.
+    pub fn goes_on_after(&self, written: Seq) -> Option<Seq> {
+        (self.read_to < written).then_some(self.read_to)
+    }
+
     /// Takes in what was read after [`Self::wants_after`].
     pub fn fill(&mut self, entries: Vec<Entry>) {
         debug_assert!(entries.iter().all(|entry| entry.seq > self.read_to));

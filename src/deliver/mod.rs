@@ -3,6 +3,8 @@
 //! A [`Dispatcher`] owns one sink. Two things are owed to it: the journal, entry by entry from its
 //! cursor on ([`lane`]), and the present of each torrent that it has an old picture of ([`dirty`]).
 //! Whatever fails, everything unacknowledged is sent again, in order, on the next connection.
+//!
+//! A [`Reader`] is for those who only listen for a while, in this process: nothing waits for it.
 
 pub mod backoff;
 mod beside;
@@ -11,8 +13,10 @@ pub mod dirty;
 mod dispatch;
 pub mod lane;
 mod pick;
+mod reader;
 pub mod registry;
 pub mod retention;
 pub mod viewer;
 
 pub use dispatch::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
+pub use reader::{Heard, Missed, Reader, ReaderParts};

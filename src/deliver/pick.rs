@@ -4,15 +4,17 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use tokio_util::sync::ReusableBoxFuture;
 
 use super::dirty::Known;
-use super::dispatch::{Dispatcher, PartsLeft, Sent, UnderWay};
+use super::dispatch::{Dispatcher, PartsLeft, Sent, ServerLane, UnderWay};
 use super::retention::Kept;
 use crate::model::{
-    Cause, Changes, EVENT_SCHEMA, Entity, Event, EventId, InfoHash, Kind, ServerName, Timestamp, ToldTorrent, Torrent,
-    in_parts,
+    Cause, Changes, EVENT_SCHEMA, Entity, Entry, Event, EventId, InfoHash, Kind, Seq, ServerName, Timestamp,
+    ToldTorrent, Torrent, in_parts,
 };
-use crate::port::{DeliverError, Delivery, Link, StoreError};
+use crate::port::{DeliverError, Delivery, Link, Store, StoreError};
 
 /// Entries read from the journal at once.
 const READ_MAX: u16 = 256;
@@ -20,6 +22,24 @@ const READ_MAX: u16 = 256;
 const RESULTS_MAX: u16 = 64;
 /// Of one part of a result.
 const RESULT_ROWS_MAX: usize = 1000;
+
+/// Entries on their way from the disk, so that they are there when they are wanted.
+pub(super) struct ReadAhead {
+    after: Seq,
+    entries: ReusableBoxFuture<'static, Result<Vec<Entry>, StoreError>>,
+}
+
+impl ReadAhead {
+    fn start(store: &Arc<dyn Store>, server: &ServerName, after: Seq) -> Self {
+        let (store, server) = (Arc::clone(store), server.clone());
+        let mut entries = ReusableBoxFuture::new(async move { store.read(&server, after, READ_MAX).await });
+        // Polled once, it is asked for, and comes while something else is done.
+        if let Some(read) = (&mut entries).now_or_never() {
+            entries.set(std::future::ready(read));
+        }
+        Self { after, entries }
+    }
+}
 
 pub(super) type Batch = Vec<(Delivery, Sent)>;
 
@@ -112,6 +132,14 @@ impl Dispatcher {
         names
     }
 
+    fn names_of_owed_states(&self) -> Vec<String> {
+        let name = |(server, owed): (&ServerName, &ServerLane)| -> Vec<String> {
+            let kept = owed.dirty.hashes().filter(|hash| owed.kept.contains(hash));
+            kept.filter_map(|hash| self.name_of_state(server, *hash)).collect()
+        };
+        self.lanes.iter().flat_map(name).collect()
+    }
+
     fn name_of_state(&self, server: &ServerName, hash: InfoHash) -> Option<String> {
         self.parts.sink.kept_as(&Delivery::State { server: server.clone(), hash, body: Bytes::new(), keep: true })
     }
@@ -155,17 +183,40 @@ impl Dispatcher {
             if batch.is_empty() {
                 return Ok(());
             }
-            let names: Vec<String> =
+            let mut names: Vec<String> =
                 batch.iter().filter_map(|(delivery, _)| self.parts.sink.kept_as(delivery)).collect();
+            if names.iter().any(|name| !self.registry.knows(name)) {
+                // Each note waits for the disk: those of the states that come after these go with it.
+                names.extend(self.names_of_owed_states());
+            }
             self.register(names).await?;
             self.note_memory(false).await?;
             for (delivery, sent) in batch {
+                if !self.parts.sink.wants(&delivery) {
+                    self.leave_out(sent);
+                    continue;
+                }
                 let arrival = match self.condemned(&sent) {
                     Some(reason) => Box::pin(async { Err(DeliverError::Rejected { reason }) }),
                     None => link.send(delivery),
                 };
                 under_way.push(Box::pin(async move { (sent, arrival.await) }));
             }
+        }
+    }
+
+    /// The sink does not hear of it; of a torrent it is owed nothing more by that.
+    fn leave_out(&mut self, sent: Sent) {
+        match sent {
+            Sent::Entry(entry) => self.settle_entry(&entry),
+            Sent::State { server, hash } => {
+                if let Some(owed) = self.lanes.get_mut(&server) {
+                    owed.dirty.settled(hash);
+                    self.is_unsettled = true;
+                }
+            }
+            // These come only to sinks that keep something or take commands.
+            Sent::Cleared { .. } | Sent::Result { .. } | Sent::Shown { .. } | Sent::Other => {}
         }
     }
 
@@ -263,10 +314,14 @@ impl Dispatcher {
                 }
                 let written = self.parts.board.read(server, |content| content.last_seq).unwrap_or_default();
                 if let Some(after) = owed.lane.wants_after(written) {
-                    let mut entries = self.parts.store.read(server, after, READ_MAX).await?;
+                    let ahead = owed.ahead.take().filter(|ahead| ahead.after == after);
+                    let ahead = ahead.unwrap_or_else(|| ReadAhead::start(&self.parts.store, server, after));
+                    let mut entries = ahead.entries.await?;
                     // What is not on the board yet would be followed by the state from before it.
                     entries.retain(|entry| entry.seq <= written);
                     owed.lane.fill(entries);
+                    let next = owed.lane.goes_on_after(written);
+                    owed.ahead = next.map(|after| ReadAhead::start(&self.parts.store, server, after));
                 }
                 let Some(entry) = owed.lane.depart() else { continue };
                 has_more = true;
@@ -347,7 +402,7 @@ impl Dispatcher {
         }
         let Some(changes) = changes_for(known, &told.torrent) else { return };
         let time = self.parts.clock.now();
-        let body = updated(server, hash, &id, time, changes, &told.torrent);
+        let body = Bytes::from(updated(server, id.clone(), time, changes, &told.torrent).to_json());
         batch.push((Delivery::Updated { server: server.clone(), hash, id, time, body }, Sent::Other));
     }
 
@@ -379,28 +434,44 @@ pub(super) fn changes_for(known: &Known, told: &Torrent) -> Option<Changes> {
     }
 }
 
-/// The bytes of an `updated`.
+/// The conflated event.
 pub(super) fn updated(
     server: &ServerName,
-    hash: InfoHash,
-    id: &EventId,
+    id: EventId,
     time: Timestamp,
     changes: Changes,
     torrent: &Arc<Torrent>,
-) -> Bytes {
-    let event = Event {
+) -> Event {
+    Event {
         schema: EVENT_SCHEMA,
         entity: Entity::Torrent,
         event_type: Kind::Updated,
-        id: id.clone(),
+        id,
         seq: None,
         time,
         server: server.clone(),
-        hash: Some(hash),
+        hash: Some(torrent.hash),
         cause: Cause::Observed,
         command_id: None,
         changes,
         torrent: Some(Arc::clone(torrent)),
-    };
-    Bytes::from(event.to_json())
+    }
+}
+
+/// What whoever hears this entry knows of its torrent then; `told` is what the board says of that now.
+pub(super) fn known_from(entry: &Entry, told: Option<ToldTorrent>) -> Known {
+    match told {
+        _ if entry.kind == Kind::Removed => Known::Nothing,
+        Some(told) if told.rev == entry.rev => Known::Picture(told.torrent),
+        _ => picture_in(entry).map_or(Known::Forgotten, Known::Picture),
+    }
+}
+
+/// The torrent as the entry shows it, from its bytes.
+fn picture_in(entry: &Entry) -> Option<Arc<Torrent>> {
+    #[derive(serde::Deserialize)]
+    struct Body {
+        torrent: Torrent,
+    }
+    serde_json::from_slice::<Body>(&entry.body).ok().map(|body| Arc::new(body.torrent))
 }

@@ -42,6 +42,7 @@ impl Kept {
             Retain::All => Self::All,
             Retain::None => Self::None,
             Retain::Auto if told.len() <= AUTO_MAX => Self::All,
+            Retain::Auto if before.is_full_of_what_matters(told, now) => before.clone(),
             Retain::Auto => {
                 let mut chosen: Vec<_> = told.iter().filter(|(_, told)| matters(told, now)).collect();
                 chosen.sort_by_key(|(hash, told)| {
@@ -51,6 +52,14 @@ impl Kept {
                 Self::These(chosen.into_iter().take(AUTO_MAX).map(|(hash, _)| *hash).collect())
             }
         }
+    }
+}
+
+impl Kept {
+    /// Then nothing can come in, whatever else there is.
+    fn is_full_of_what_matters(&self, told: &Told, now: Timestamp) -> bool {
+        let Self::These(these) = self else { return false };
+        these.len() == AUTO_MAX && these.iter().all(|hash| told.get(hash).is_some_and(|told| matters(told, now)))
     }
 }
 
@@ -116,5 +125,9 @@ mod tests {
             told.changed_at = Timestamp::from_seconds(10_000 - told.changed_at.as_millis() / 1000);
         }
         assert_eq!(Kept::choose(&told, Retain::Auto, now, &before), before);
+        let gone = *told.keys().next_back().unwrap();
+        told.remove(&gone);
+        let Kept::These(after) = Kept::choose(&told, Retain::Auto, now, &before) else { panic!() };
+        assert_eq!((after.len(), after.contains(&gone)), (AUTO_MAX, false), "another takes the place of one that went");
     }
 }

@@ -15,8 +15,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::dirty::{DirtySet, Known};
-use super::dispatch::known_by;
-use super::pick::{changes_for, updated};
+use super::pick::{changes_for, known_from, updated};
 use crate::board::{Board, Desk, Tray};
 use crate::model::{Entry, EventId, Kind, Seq, ServerName, Timestamp};
 use crate::port::{Clock, Place, Store, StoreError};
@@ -99,7 +98,7 @@ impl Viewer {
     ) -> Result<Self, StoreError> {
         let Wish { servers, kinds, after } = wish;
         // From here on no change is missed.
-        let desk = board.add_viewer();
+        let desk = board.seat_guest();
         let (start, gap) = match &after {
             None => (Start::Now, None),
             Some(after) => begin_after(&*store, &board, after).await?,
@@ -236,7 +235,8 @@ impl Viewer {
         if let (Some(lane), Some(hash)) = (self.lanes.get_mut(&entry.server), entry.hash)
             && lane.dirty.owes(&hash)
         {
-            lane.dirty.learned(hash, known_by(&entry, &self.board), entry.seq);
+            let told = self.board.read(&entry.server, |content| content.told.get(&hash).cloned()).flatten();
+            lane.dirty.learned(hash, known_from(&entry, told), entry.seq);
         }
         self.waiting.push_back(Shown::Event(entry));
     }
@@ -298,7 +298,8 @@ impl Viewer {
         if let Some(changes) = changes_for(&known, &told.torrent) {
             let id = EventId::Updated { server: server.clone(), epoch, rev: told.rev };
             let now: Timestamp = self.clock.now();
-            self.waiting.push_back(Shown::Updated(updated(server, hash, &id, now, changes, &told.torrent)));
+            let event = updated(server, id, now, changes, &told.torrent);
+            self.waiting.push_back(Shown::Updated(Bytes::from(event.to_json())));
         }
         true
     }

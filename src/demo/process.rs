@@ -106,7 +106,10 @@ impl Process {
 
     /// What it has said so far.
     pub fn output(&self) -> String {
-        std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        match std::fs::read(&self.log) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(error) => format!("(what it said cannot be read from {}: {error})", self.log.display()),
+        }
     }
 
     /// Sends a signal by its short name: `TERM`, `INT`, `STOP`, `CONT`.

@@ -198,6 +198,11 @@ impl Observer {
         }
     }
 
+    /// Not all of the tick is on disk: the next look finds the rest again.
+    pub fn held_back(&mut self) {
+        self.is_untold = true;
+    }
+
     /// Something was missing from the last look: one more tells whether it is gone.
     pub fn is_in_doubt(&self) -> bool {
         !self.missing.is_empty()

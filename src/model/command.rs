@@ -1,14 +1,16 @@
 //! Commands and their results.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
 use bytes::Bytes;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::{InfoHash, ServerName, Timestamp};
+use super::{File, InfoHash, Peer, ServerName, Timestamp, Torrent, Tracker};
 
 /// The sender's name for a command: 1–128 bytes, no control characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -27,6 +29,22 @@ impl CommandId {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl JsonSchema for CommandId {
+    fn schema_name() -> Cow<'static, str> {
+        "CommandId".into()
+    }
+
+    fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "The sender's name for a command: 1 to 128 bytes, no control characters.",
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 128,
+            "pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$",
+        })
     }
 }
 
@@ -60,6 +78,22 @@ verbs! {
 }
 
 impl Verb {
+    /// It is said of torrents: on a torrent's topic, or on a server's with `hashes` or `filter`.
+    pub fn is_for_torrents(self) -> bool {
+        let others = [Self::Add, Self::List, Self::Limits, Self::Resync, Self::Rpc, Self::LogLevel];
+        !others.contains(&self)
+    }
+
+    /// It is said on a server's topic.
+    pub fn is_for_servers(self) -> bool {
+        !matches!(self, Self::FilePriority | Self::LogLevel)
+    }
+
+    /// It is said to the bridge itself.
+    pub fn is_for_bridge(self) -> bool {
+        matches!(self, Self::Resync | Self::LogLevel)
+    }
+
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|verb| verb.as_str() == text)
     }
@@ -134,7 +168,8 @@ pub struct Parts {
     pub peers: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// What became of a command, or of its part for one torrent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OutcomeStatus {
     /// Done, and the effect was seen.
@@ -148,7 +183,8 @@ pub enum OutcomeStatus {
     Refused,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// What kind of error it is; docs/reference.md has what each means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
     UnknownServer,
@@ -164,7 +200,8 @@ pub enum ErrorCode {
     Unsupported,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+/// Why a command was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, thiserror::Error)]
 #[error("{message}")]
 pub struct CommandError {
     pub code: ErrorCode,
@@ -181,22 +218,44 @@ impl CommandError {
 }
 
 /// The result for one torrent.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Row {
     pub hash: InfoHash,
     pub status: OutcomeStatus,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "CommandError")]
     pub error: Option<CommandError>,
     /// For `get` and `list`: the torrent, with `files`, `trackers` and `peers` where they were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "shown_torrent")]
     pub torrent: Option<Value>,
     /// For `delete` with `data`: what became of its files.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Deleted")]
     pub deleted: Option<Deleted>,
 }
 
+/// A torrent of which `fields` may have chosen some, and `get` may have read more: `peers` is how many there are,
+/// or who they are.
+fn shown_torrent(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = Torrent::json_schema(generator);
+    schema.remove("required");
+    let more = [
+        ("files", generator.subschema_for::<Vec<File>>()),
+        ("trackers", generator.subschema_for::<Vec<Tracker>>()),
+        (
+            "peers",
+            json_schema!({"anyOf": [generator.subschema_for::<Option<u64>>(), generator.subschema_for::<Vec<Peer>>()]}),
+        ),
+    ];
+    if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
+        properties.extend(more.map(|(key, schema)| (key.to_owned(), schema.to_value())));
+    }
+    schema
+}
+
 /// What became of the files of a torrent that was deleted with its content.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Deleted {
     /// Paths, the first thousand.
     pub files: Vec<String>,
@@ -207,9 +266,11 @@ pub struct Deleted {
     pub left: Vec<Left>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// What stays of a deleted torrent's content.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Left {
     pub path: String,
+    /// Why it stays.
     pub reason: String,
 }
 
@@ -224,8 +285,11 @@ impl Row {
 }
 
 /// The result of a command, in its JSON shape.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Result")]
 pub struct Outcome {
+    #[schemars(extend("const" = RESULT_SCHEMA))]
+    #[serde(skip_deserializing, default = "result_schema")]
     pub schema: &'static str,
     pub id: CommandId,
     /// As it was written, also where there is no such verb.
@@ -234,27 +298,48 @@ pub struct Outcome {
     pub server: Option<ServerName>,
     pub status: OutcomeStatus,
     pub time: Timestamp,
+    /// From its arrival to this result, in milliseconds.
     pub took_ms: u64,
+    /// A row for each torrent.
     pub results: Vec<Row>,
     pub error: Option<CommandError>,
     /// For `list`: which part of how many.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub page: Option<Page>,
+    /// Of one that is sent in parts.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
     /// For `rpc`: what the client answered. For `resync`: which events are sent again.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Value")]
     pub value: Option<Value>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// Which part of a result this is, and of how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Part {
+    /// From 1.
+    pub part: u64,
+    /// The last one has this number.
+    pub parts: u64,
+}
+
+/// Which part of a list this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Page {
     /// How many torrents the filter matches.
     pub total: u64,
     /// From 0.
     pub page: u64,
+    /// Rows on a page.
     pub page_size: u64,
 }
 
 pub const RESULT_SCHEMA: &str = "dtorrent.result/1";
+
+fn result_schema() -> &'static str {
+    RESULT_SCHEMA
+}
 
 /// What is sent in place of a result that the receiver would not take: the same without its rows.
 ///
@@ -332,6 +417,7 @@ mod tests {
             results: (0..rows).map(|n| Row::ok(InfoHash::V1([n as u8; 20]))).collect(),
             error: None,
             page: None,
+            part: None,
             value: None,
         }
     }
@@ -382,6 +468,7 @@ mod tests {
             results: vec![Row::ok(InfoHash::V1([1; 20]))],
             error: None,
             page: None,
+            part: None,
             value: None,
         };
         for (verb, status) in [("list", "error"), ("get", "error"), ("pause", "ok")] {

@@ -1,18 +1,26 @@
 //! The event: what happened, as every sink gets it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, json};
 
 use super::{CommandId, Epoch, InfoHash, Rev, Seq, ServerName, Timestamp, Torrent};
 
 pub const EVENT_SCHEMA: &str = "dtorrent.event/1";
 
+fn event_schema() -> &'static str {
+    EVENT_SCHEMA
+}
+
 /// One field before and after.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Change {
     pub from: Value,
     pub to: Value,
@@ -21,7 +29,7 @@ pub struct Change {
 /// Every changed field, by its JSON name.
 pub type Changes = BTreeMap<String, Change>;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Entity {
     Torrent,
@@ -31,7 +39,7 @@ pub enum Entity {
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $text:literal of $entity:ident),* $(,)?) => {
         /// What happened. The order is the order of events of one torrent in one tick.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
         #[serde(rename_all = "snake_case")]
         pub enum Kind { $($(#[$doc])* $name),* }
 
@@ -86,7 +94,7 @@ impl Kind {
 }
 
 /// Why an event is told now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
     Observed,
@@ -133,6 +141,51 @@ impl fmt::Display for EventId {
     }
 }
 
+impl JsonSchema for EventId {
+    fn schema_name() -> Cow<'static, str> {
+        "EventId".into()
+    }
+
+    fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "The name of an event: the same on every repetition and on every sink, never used for two.",
+            "type": "string",
+            "pattern": "^[a-z0-9][a-z0-9_-]{0,62}-[0-9a-f]{8}-(u[0-9]{12,20}|[0-9]{12,20})$",
+        })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{}` is no event id: like `home-7f3a9c21-000000004182` is right", .0.escape_default())]
+pub struct InvalidEventId(String);
+
+impl FromStr for EventId {
+    type Err = InvalidEventId;
+
+    /// Reads what [`Display`](fmt::Display) writes, and nothing else.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            // A server's name may have hyphens itself.
+            let (rest, number) = text.rsplit_once('-')?;
+            let (server, epoch) = rest.rsplit_once('-')?;
+            let server = ServerName::parse(server).ok()?;
+            let epoch = Epoch(u32::from_str_radix(epoch, 16).ok()?);
+            let id = match number.strip_prefix('u') {
+                Some(rev) => Self::Updated { server, epoch, rev: Rev(rev.parse().ok()?) },
+                None => Self::Journal { server, epoch, seq: Seq(number.parse().ok()?) },
+            };
+            (id.to_string() == text).then_some(id)
+        };
+        parse().ok_or_else(|| InvalidEventId(text.chars().take(120).collect()))
+    }
+}
+
+impl<'de> Deserialize<'de> for EventId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
 impl Serialize for EventId {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -140,24 +193,52 @@ impl Serialize for EventId {
 }
 
 /// An event in its JSON shape.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = of_its_entity)]
 pub struct Event {
+    #[schemars(extend("const" = EVENT_SCHEMA))]
+    #[serde(skip_deserializing, default = "event_schema")]
     pub schema: &'static str,
     pub entity: Entity,
     pub event_type: Kind,
     pub id: EventId,
-    /// `null` for `updated`.
+    /// Gap-free per server and epoch (the part of the id before its last `-`); `null` for `updated`.
     pub seq: Option<Seq>,
+    /// When it was seen.
     pub time: Timestamp,
     pub server: ServerName,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "InfoHash")]
     pub hash: Option<InfoHash>,
     pub cause: Cause,
+    /// The command that caused it, if the cause is one.
     pub command_id: Option<CommandId>,
     /// What the observation that showed this event found changed in the torrent.
     pub changes: Changes,
+    /// The torrent after the event; for `removed` as it was last.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Torrent")]
     pub torrent: Option<Arc<Torrent>>,
+}
+
+/// What a type cannot say: which events have a torrent, and which a number.
+fn of_its_entity(schema: &mut Schema) {
+    let kinds = |entity| -> Vec<&str> {
+        Kind::ALL.iter().filter(|kind| kind.entity() == entity).map(|kind| kind.as_str()).collect()
+    };
+    let conditions = json!([
+        {
+            "if": {"properties": {"entity": {"const": "torrent"}}},
+            "then": {"required": ["hash", "torrent"], "properties": {"event_type": {"enum": kinds(Entity::Torrent)}}},
+            "else": {"properties": {"event_type": {"enum": kinds(Entity::Server)}, "hash": false, "torrent": false}},
+        },
+        {
+            "if": {"properties": {"event_type": {"const": Kind::Updated.as_str()}}},
+            "then": {"properties": {"seq": {"type": "null"}}},
+            "else": {"properties": {"seq": {"type": "integer", "minimum": 1}}},
+        },
+    ]);
+    schema.insert("allOf".to_owned(), conditions);
 }
 
 impl Event {
@@ -198,6 +279,16 @@ mod tests {
             "home-7f3a9c21-99999999999999999999999",
         ] {
             assert_eq!(EventId::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn ids_are_read_as_they_are_written() {
+        for text in ["home-7f3a9c21-000000004182", "a-b-00000001-u000000000000", "home-7f3a9c21-18446744073709551615"] {
+            assert_eq!(text.parse::<EventId>().unwrap().to_string(), text);
+        }
+        for bad in ["", "home", "home-7f3a9c21-4182", "Home-7f3a9c21-000000004182", "home-7F3A9C21-000000004182"] {
+            assert!(bad.parse::<EventId>().is_err(), "{bad}");
         }
     }
 

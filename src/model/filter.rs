@@ -1,8 +1,11 @@
 //! Which torrents a command means, said by their properties.
 
+use std::borrow::Cow;
+
 use globset::{Glob, GlobMatcher};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Status, Timestamp, Torrent};
 
@@ -52,20 +55,69 @@ impl<T: PartialOrd + Copy> Range<T> {
 #[error("filter: {0}")]
 pub struct InvalidFilter(String);
 
-#[derive(Deserialize)]
+/// One, or a list of them.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+pub enum OneOrMore<T> {
+    One(T),
+    More(Vec<T>),
+}
+
+/// Conditions on torrents; all that are given must hold.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Filter")]
 struct Written {
+    #[schemars(with = "Option<OneOrMore<Status>>")]
     status: Option<Value>,
     label: Option<String>,
+    /// A glob; case counts not.
+    #[schemars(length(max = NAME_PATTERN_BYTES_MAX))]
     name: Option<String>,
+    /// A glob for the host of the first tracker; case counts not.
+    #[schemars(length(max = NAME_PATTERN_BYTES_MAX))]
     tracker: Option<String>,
     private: Option<bool>,
+    /// From `min` to `max`: `{"min": 2}`.
     #[serde(default)]
+    #[schemars(schema_with = "ratio_range")]
     ratio: WrittenRange,
+    /// Bytes, or a text with a unit: `{"max": "700MiB"}`.
     #[serde(default)]
+    #[schemars(schema_with = "size_range")]
     size: WrittenRange,
+    /// Durations: `{"min": "30days"}`.
     #[serde(default)]
+    #[schemars(schema_with = "age_range")]
     age: WrittenRange,
+}
+
+impl JsonSchema for Filter {
+    fn schema_name() -> Cow<'static, str> {
+        Written::schema_name()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        Written::json_schema(generator)
+    }
+}
+
+fn range(end: &Value) -> Schema {
+    json_schema!({"type": "object", "properties": {"min": end, "max": end}, "additionalProperties": false})
+}
+
+fn ratio_range(_generator: &mut SchemaGenerator) -> Schema {
+    range(&json!({"type": ["number", "null"]}))
+}
+
+fn size_range(_generator: &mut SchemaGenerator) -> Schema {
+    range(
+        &json!({"type": ["integer", "string", "null"], "minimum": 0, "pattern": r"^[0-9]+\s*([kKMGT]?B|[KMGT]iB)?\s*$"}),
+    )
+}
+
+fn age_range(_generator: &mut SchemaGenerator) -> Schema {
+    range(&json!({"type": ["string", "null"], "pattern": r"^\s*(0|([0-9.]+\s*[a-zA-Zµ]+\s*)+)$"}))
 }
 
 #[derive(Default, Deserialize)]

@@ -1,9 +1,11 @@
 //! The names of things: servers, torrents, sinks, and the numbers that order what is told.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -55,6 +57,13 @@ impl SinkName {
         if text == HTTP { Ok(Self::http()) } else { Self::parse(text) }
     }
 
+    /// The sink that hands one server's events to the webhook of this name: `ntfy.home`.
+    ///
+    /// No other sink is called so, because a name of the config has no dot.
+    pub fn line(&self, server: &ServerName) -> Self {
+        Self(format!("{self}.{server}").into())
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -63,7 +72,7 @@ impl SinkName {
 const HTTP: &str = "@http";
 
 macro_rules! text_id {
-    ($name:ident, $parse:expr) => {
+    ($name:ident, $parse:expr, $what:literal) => {
         impl fmt::Display for $name {
             fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
                 out.write_str(self.as_str())
@@ -85,10 +94,23 @@ macro_rules! text_id {
                 $parse(&text).map_err(D::Error::custom)
             }
         }
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+            fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
+                json_schema!({
+                    "description": $what,
+                    "type": "string",
+                    "pattern": "^[a-z0-9][a-z0-9_-]{0,62}$",
+                    "not": {"const": "bridge"},
+                })
+            }
+        }
     };
 }
-text_id!(ServerName, ServerName::parse);
-text_id!(SinkName, SinkName::parse);
+text_id!(ServerName, ServerName::parse, "The name of a watched torrent client.");
+text_id!(SinkName, SinkName::parse, "The name of a broker or webhook.");
 
 /// The info-hash of a torrent: 20 bytes (v1) or 32 (v2).
 ///
@@ -164,6 +186,20 @@ impl<'de> Deserialize<'de> for InfoHash {
     }
 }
 
+impl JsonSchema for InfoHash {
+    fn schema_name() -> Cow<'static, str> {
+        "InfoHash".into()
+    }
+
+    fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "The info-hash of a torrent in lower-case hex: 40 digits (v1) or 64 (v2).",
+            "type": "string",
+            "pattern": "^([0-9a-f]{40}|[0-9a-f]{64})$",
+        })
+    }
+}
+
 /// The life of one state folder: random, made with the store, eight hex digits.
 ///
 /// Event ids carry it, so that an id of a lost store can never come again.
@@ -177,7 +213,7 @@ impl fmt::Display for Epoch {
 }
 
 /// The number of a journal entry: gap-free per server and epoch, from 1. 0 is "before the first".
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Seq(pub u64);
 

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{InfoHash, ServerStats, Timestamp, Torrent};
+use super::{InfoHash, ServerStats, Status, Timestamp, Torrent};
 
 /// Which torrents a listing speaks of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,6 +30,35 @@ pub struct Listing {
     pub complete: bool,
     pub torrents: BTreeMap<InfoHash, Observed>,
     pub stats: ServerStats,
+}
+
+impl Listing {
+    /// All that the client has, read to the end.
+    pub fn of_all(torrents: impl IntoIterator<Item = Observed>) -> Self {
+        let torrents = torrents.into_iter().map(|observed| (observed.torrent.hash, observed)).collect();
+        Self { covers: Covers::All, run: None, complete: true, torrents, stats: ServerStats::default() }
+    }
+}
+
+impl From<Torrent> for Observed {
+    /// With the facts as the torrent itself tells them, for clients that know no more.
+    fn from(torrent: Torrent) -> Self {
+        let facts = Facts {
+            load: None,
+            complete: torrent.finished,
+            has_metadata: torrent.status != Status::Metadata,
+            received_bytes: torrent.downloaded,
+            moved_bytes: torrent.downloaded.saturating_add(torrent.uploaded),
+        };
+        Self { torrent, facts }
+    }
+}
+
+impl From<Torrent> for Details {
+    /// Without any of the parts.
+    fn from(torrent: Torrent) -> Self {
+        Self { observed: torrent.into(), is_folder: None, files: None, trackers: None, peers: None }
+    }
 }
 
 /// A torrent as one look showed it, with the facts behind it that the world does not see.
@@ -64,20 +94,25 @@ pub struct Details {
     pub peers: Option<Vec<Peer>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// One file of a torrent.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct File {
     /// The last component of `path`.
     pub name: String,
     /// Relative to the torrent's directory, components joined by `/`.
     pub path: String,
+    /// Bytes.
     pub length: u64,
     /// Percent, rounded down to 0.1.
+    #[schemars(range(min = 0, max = 100))]
     pub progress: f64,
     /// 0 off, 1 normal, 2 high.
+    #[schemars(range(max = 2))]
     pub priority: Option<u8>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// One tracker of a torrent.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Tracker {
     pub url: String,
     pub kind: Option<&'static str>,
@@ -89,7 +124,8 @@ pub struct Tracker {
     pub last_announce_at: Option<Timestamp>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// One connected peer of a torrent.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Peer {
     pub address: String,
     pub port: Option<u16>,
@@ -100,4 +136,11 @@ pub struct Peer {
     pub incoming: Option<bool>,
     /// Bytes that we got from it.
     pub downloaded: Option<u64>,
+}
+
+/// The body of `{p}/{s}/torrent/{h}/files`.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Files {
+    pub hash: InfoHash,
+    pub files: Vec<File>,
 }

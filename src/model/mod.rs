@@ -13,6 +13,7 @@ mod hook;
 mod ids;
 mod listing;
 mod metainfo;
+mod report;
 mod server;
 mod text;
 mod time;
@@ -22,17 +23,18 @@ mod torrent;
 pub use bencode::NotBencoded;
 pub use command::{
     Action, Add, AddSource, CommandError, CommandId, Deleted, ErrorCode, InvalidCommandId, Left, Limits, Outcome,
-    OutcomeStatus, Page, Parts, RESULT_SCHEMA, Row, Verb, in_parts, without_rows,
+    OutcomeStatus, Page, Part, Parts, RESULT_SCHEMA, Row, Verb, in_parts, without_rows,
 };
-pub use event::{Cause, Change, Changes, EVENT_SCHEMA, Entity, Event, EventId, Kind};
-pub use filter::{Filter, InvalidFilter};
+pub use event::{Cause, Change, Changes, EVENT_SCHEMA, Entity, Event, EventId, InvalidEventId, Kind};
+pub use filter::{Filter, InvalidFilter, OneOrMore};
 pub use hook::{BellAddress, BellSecret, Hook, HookKey, InvalidBellAddress, Ring};
 pub use ids::{Epoch, InfoHash, InvalidInfoHash, InvalidServerName, Rev, Seq, ServerName, SinkName};
-pub use listing::{Covers, Details, Facts, File, Listing, Observed, Peer, Tracker};
+pub use listing::{Covers, Details, Facts, File, Files, Listing, Observed, Peer, Tracker};
 pub use metainfo::{
     InvalidMagnet, InvalidMetainfo, MAGNET_BYTES_MAX, MERKLE_BLOCK_BYTES, Magnet, Metainfo, MetainfoBuilder,
     TorrentFile, merkle_root, with_resume_data, without_resume_data,
 };
+pub use report::{Check, Health, HooksHealth, Info, ReportLimits, ServerHealth, SinkHealth};
 pub use server::{LastFinished, ServerStats, Stats};
 pub use text::printable;
 pub use time::Timestamp;

@@ -2,42 +2,59 @@
 
 use std::collections::BTreeMap;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::{Status, Timestamp, Torrent};
 
 /// What the client says of itself in a listing. Rates and limits in bytes per second.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServerStats {
     /// The client's kind and version, `rTorrent 0.9.8`.
     pub client: Option<String>,
+    /// Of all torrents together.
     pub download_rate: Option<u64>,
+    /// Of all torrents together.
     pub upload_rate: Option<u64>,
     /// 0 is "no limit".
     pub download_limit: Option<u64>,
+    /// 0 is "no limit".
     pub upload_limit: Option<u64>,
     /// Bytes in this run of the client.
     pub downloaded: Option<u64>,
+    /// Bytes in this run of the client.
     pub uploaded: Option<u64>,
     /// Free bytes where the client puts new downloads.
     pub free_disk: Option<u64>,
 }
 
 /// The body of `{p}/{s}/stats`: [`ServerStats`] with what the torrents add up to.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Stats {
     #[serde(flatten)]
     pub server: ServerStats,
+    /// How many it has.
     pub torrents: u64,
     /// How many torrents have each status; every status is there.
+    #[schemars(schema_with = "by_status")]
     pub by_status: BTreeMap<Status, u64>,
+    /// How many torrents are in error.
     pub errors: u64,
+    /// How many torrents are stalled.
     pub stalled: u64,
     /// Of the torrents that are still there.
     pub last_finished: Option<LastFinished>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+fn by_status(generator: &mut SchemaGenerator) -> Schema {
+    let count = generator.subschema_for::<u64>().to_value();
+    let counts: BTreeMap<&str, _> = Status::ALL.into_iter().map(|status| (status.as_str(), &count)).collect();
+    let every_status = Status::ALL.map(Status::as_str);
+    json_schema!({"type": "object", "properties": counts, "required": every_status})
+}
+
+/// Which download was complete last, and when.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LastFinished {
     pub hash: super::InfoHash,
     pub name: String,

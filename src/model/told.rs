@@ -98,6 +98,38 @@ impl Tick {
     }
 }
 
+impl Tick {
+    /// The same in parts of about `facts_max` events, each of which is true by itself: whatever is told of a torrent
+    /// is in one of them, and what is known of the server is in the first.
+    ///
+    /// A tick that ends a snapshot stays whole: that it has ended is known of the server, and told last.
+    pub fn into_parts(mut self, facts_max: usize) -> Vec<Self> {
+        if self.facts.len() <= facts_max || self.facts.iter().any(|fact| fact.kind == Kind::SnapshotDone) {
+            return vec![self];
+        }
+        let hash = |fact: &Fact| fact.torrent.as_ref().map(|torrent| torrent.hash);
+        let mut parts: Vec<Self> = Vec::new();
+        for fact in std::mem::take(&mut self.facts) {
+            let is_full =
+                |part: &Self| part.facts.len() >= facts_max && part.facts.last().and_then(hash) != hash(&fact);
+            if parts.last().is_none_or(is_full) {
+                let (server, time, state) = (self.server.clone(), self.time, self.state.take());
+                parts.push(Self { server, time, facts: Vec::new(), changes: BTreeMap::new(), state });
+            }
+            let part = parts.last_mut().expect("there is one by now");
+            if let Some(change) = hash(&fact).and_then(|hash| self.changes.remove_entry(&hash)) {
+                part.changes.extend([change]);
+            }
+            part.facts.push(fact);
+        }
+        // What no event tells of.
+        if let Some(last) = parts.last_mut() {
+            last.changes.append(&mut self.changes);
+        }
+        parts
+    }
+}
+
 /// A life-cycle event before it has its number.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fact {
@@ -130,4 +162,64 @@ pub struct Committed {
     pub last_seq: Seq,
     /// The new `told` of all that changed; `None` for what is gone.
     pub told: BTreeMap<InfoHash, Option<ToldTorrent>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn torrent(n: u8) -> Arc<Torrent> {
+        let json = serde_json::json!({
+            "hash": InfoHash::V1([n; 20]), "name": "a", "server": "home", "active": true, "downloaded": 0, "uploaded": 0,
+            "length": 1, "progress": 0.0, "finished": false, "playing": false, "extra": {},
+            "status": "downloading", "error": false, "stalled": false
+        });
+        Arc::new(serde_json::from_value(json).unwrap())
+    }
+
+    fn fact(kind: Kind, torrent: Option<u8>) -> Fact {
+        let torrent = torrent.map(self::torrent);
+        Fact { kind, cause: Cause::Observed, command_id: None, changes: Changes::new(), torrent }
+    }
+
+    fn tick(facts: Vec<Fact>, changed: &[u8]) -> Tick {
+        let change = |n: &u8| (InfoHash::V1([*n; 20]), Some((torrent(*n), Memory::default())));
+        Tick {
+            server: ServerName::parse("home").unwrap(),
+            time: Timestamp::from_millis(0),
+            facts,
+            changes: changed.iter().map(change).collect(),
+            state: Some(ServerState::default()),
+        }
+    }
+
+    #[test]
+    fn a_large_tick_comes_in_parts_that_keep_what_belongs_together() {
+        let facts = vec![
+            fact(Kind::ServerOnline, None),
+            fact(Kind::Removed, Some(1)),
+            fact(Kind::Added, Some(1)),
+            fact(Kind::Paused, Some(2)),
+            fact(Kind::Stopped, Some(3)),
+        ];
+        let parts = tick(facts.clone(), &[1, 2, 3, 4]).into_parts(2);
+        let shown: Vec<(usize, Vec<u8>, bool)> = parts
+            .iter()
+            .map(|part| {
+                let changed = part.changes.keys().map(|hash| hash.as_bytes()[0]).collect();
+                (part.facts.len(), changed, part.state.is_some())
+            })
+            .collect();
+        assert_eq!(shown, [(3, vec![1], true), (2, vec![2, 3, 4], false)]);
+        let together: Vec<Fact> = parts.into_iter().flat_map(|part| part.facts).collect();
+        assert_eq!(together, facts, "in the same order");
+    }
+
+    #[test]
+    fn a_small_tick_and_one_that_ends_a_snapshot_stay_whole() {
+        let small = tick(vec![fact(Kind::Paused, Some(1))], &[1]);
+        assert_eq!(small.clone().into_parts(1), [small]);
+        let last = tick(vec![fact(Kind::Paused, Some(1)), fact(Kind::SnapshotDone, None)], &[1]);
+        assert_eq!(last.clone().into_parts(1), [last]);
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -11,7 +12,7 @@ use super::{Change, Changes, InfoHash, ServerName, Timestamp};
 pub type Extra = BTreeMap<String, Value>;
 
 /// What a torrent is doing. Errors are apart from it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// Its content is being read and compared, or waits for that.
@@ -49,7 +50,7 @@ impl Status {
 /// A torrent, in the JSON shape that is the same on every road.
 ///
 /// `None` is "unknown to this client" and becomes `null`. Sizes are bytes, rates bytes per second.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Torrent {
     pub hash: InfoHash,
     pub name: String,
@@ -60,38 +61,47 @@ pub struct Torrent {
     pub downloaded: u64,
     /// Bytes, all time.
     pub uploaded: u64,
+    /// Bytes of the content.
     pub length: u64,
     /// The .torrent file it came from, where the client knows one.
     pub path: Option<String>,
-    /// See [`progress`].
+    /// Percent, rounded down to 0.1: 100 means complete.
+    #[schemars(range(min = 0, max = 100))]
     pub progress: f64,
-    /// See [`ratio`].
+    /// Uploaded ÷ downloaded, 3 decimals; `null` at 0 downloaded.
     pub ratio: Option<f64>,
     /// Complete and checked.
     pub finished: bool,
     /// Bytes moved since the last observation, or a rate is above 0.
     pub playing: bool,
+    /// The columns of the config's `extra`, by their names.
     pub extra: Extra,
     pub status: Status,
+    /// The client has a problem with it; apart from the status.
     pub error: bool,
     /// What the client says of it last, empty if nothing.
     pub message: Option<String>,
     /// Downloading, and for a while nothing has come.
     pub stalled: bool,
+    /// Bytes per second.
     pub download_rate: Option<u64>,
+    /// Bytes per second.
     pub upload_rate: Option<u64>,
     /// Bytes still to get.
     pub left: Option<u64>,
-    /// Seconds, see [`eta_seconds`].
+    /// Seconds until nothing is left; `null` if nothing moves.
     pub eta: Option<u64>,
     /// Connected peers, seeds among them.
     pub peers: Option<u64>,
     /// Connected peers that have everything.
     pub seeds: Option<u64>,
+    /// What ruTorrent and Flood call so.
     pub label: Option<String>,
+    /// Where its content is, on the client's machine.
     pub directory: Option<String>,
     pub private: Option<bool>,
     /// 0 off, 1 low, 2 normal, 3 high.
+    #[schemars(range(max = 3))]
     pub priority: Option<u8>,
     /// Host of the first tracker.
     pub tracker: Option<String>,
@@ -122,6 +132,63 @@ fn json<T: Serialize>(field: &T) -> Value {
 }
 
 impl Torrent {
+    /// A torrent that is stopped, with no content and nothing known of it.
+    pub fn new(server: ServerName, hash: InfoHash, name: impl Into<String>) -> Self {
+        Self {
+            hash,
+            name: name.into(),
+            server,
+            active: false,
+            downloaded: 0,
+            uploaded: 0,
+            length: 0,
+            path: None,
+            progress: 0.0,
+            ratio: None,
+            finished: false,
+            playing: false,
+            extra: Extra::new(),
+            status: Status::Stopped,
+            error: false,
+            message: None,
+            stalled: false,
+            download_rate: None,
+            upload_rate: None,
+            left: None,
+            eta: None,
+            peers: None,
+            seeds: None,
+            label: None,
+            directory: None,
+            private: None,
+            priority: None,
+            tracker: None,
+            added_at: None,
+            started_at: None,
+            finished_at: None,
+            size_files: None,
+        }
+    }
+
+    /// With these sizes in bytes, and what follows from them: progress, ratio, what is left, whether it is finished.
+    pub fn with_bytes(self, length: u64, downloaded: u64, uploaded: u64) -> Self {
+        Self {
+            length,
+            downloaded,
+            uploaded,
+            progress: progress(downloaded, length),
+            ratio: ratio(uploaded, downloaded),
+            left: Some(length.saturating_sub(downloaded)),
+            finished: length > 0 && downloaded >= length,
+            ..self
+        }
+    }
+
+    /// Doing this; whatever is not stopped is active.
+    pub fn with_status(self, status: Status) -> Self {
+        Self { status, active: !matches!(status, Status::Stopped), ..self }
+    }
+
     /// What is different in `later`, by the names of the JSON fields.
     pub fn changes_to(&self, later: &Self) -> Changes {
         changed_fields!(self, later;

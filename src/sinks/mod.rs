@@ -3,6 +3,11 @@
 //! A sink makes one attempt and says what came of it. Order, retries and what is to be sent at all
 //! are the dispatcher's.
 
+#[cfg(feature = "mqtt")]
 pub mod mqtt;
+#[cfg(feature = "nats")]
 pub mod nats;
+#[cfg(any(feature = "mqtt", feature = "nats", feature = "webhooks"))]
 mod tls;
+#[cfg(feature = "webhooks")]
+pub mod webhook;

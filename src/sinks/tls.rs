@@ -35,10 +35,18 @@ pub enum TlsError {
 
 /// Makes what all connections to a broker use.
 pub fn client_config(ca_pem: Option<&[u8]>, client_cert: Option<&ClientCert>) -> Result<Arc<ClientConfig>, TlsError> {
-    let roots = match ca_pem {
-        Some(pem) => own_roots(pem)?,
-        None => native_roots()?,
-    };
+    match ca_pem {
+        Some(pem) => trusting(own_roots(pem)?, client_cert),
+        None => trusting(native_roots()?, client_cert),
+    }
+}
+
+/// For connections that are not encrypted, on a machine that may trust nobody.
+pub fn trusting_nobody() -> Result<Arc<ClientConfig>, TlsError> {
+    trusting(RootCertStore::empty(), None)
+}
+
+fn trusting(roots: RootCertStore, client_cert: Option<&ClientCert>) -> Result<Arc<ClientConfig>, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

@@ -89,7 +89,11 @@ impl Folder {
     }
 
     pub fn database(&self) -> PathBuf {
-        self.path.join("dtorrent.sqlite3")
+        Self::database_in(&self.path)
+    }
+
+    pub fn database_in(path: &Path) -> PathBuf {
+        path.join("dtorrent.sqlite3")
     }
 
     /// The database's own companions: its log of changes, and the index of that.

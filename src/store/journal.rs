@@ -201,10 +201,10 @@ fn tell(
 ) -> Result<BTreeMap<InfoHash, Option<ToldTorrent>>, Failure> {
     let mut told = BTreeMap::new();
     let sql = "INSERT INTO told (server, hash, rev, last_seq, changed_at, torrent, memory) \
-               VALUES (?1, ?2, ?3, coalesce(?4, 0), ?5, ?6, ?7) ON CONFLICT (server, hash) DO UPDATE SET \
-               rev = ?3, last_seq = coalesce(?4, last_seq), changed_at = ?5, torrent = ?6, memory = ?7 \
-               RETURNING last_seq";
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (server, hash) DO UPDATE SET \
+               rev = ?3, last_seq = ?4, changed_at = ?5, torrent = ?6, memory = ?7";
     let mut upsert = connection.prepare_cached(sql)?;
+    let mut last_seq_of = connection.prepare_cached("SELECT last_seq FROM told WHERE server = ?1 AND hash = ?2")?;
     let mut delete = connection.prepare_cached("DELETE FROM told WHERE server = ?1 AND hash = ?2")?;
     for (hash, change) in &tick.changes {
         let Some((torrent, memory)) = change else {
@@ -213,11 +213,25 @@ fn tell(
             continue;
         };
         let rev = revs[hash];
-        let seq = newest.get(hash).map(|seq| to_sql(seq.0));
+        let last_seq = match newest.get(hash) {
+            Some(seq) => *seq,
+            None => {
+                let known = last_seq_of.query_row((server, hash.as_bytes()), |row| row.get(0)).optional()?;
+                Seq(known.map_or(0, from_sql))
+            }
+        };
         let torrent_json = serde_json::to_string(torrent).expect("a torrent is plain JSON");
         let memory_json = serde_json::to_string(memory).expect("a memory is plain JSON");
-        let values = (server, hash.as_bytes(), to_sql(rev.0), seq, tick.time.as_millis(), torrent_json, memory_json);
-        let last_seq = Seq(from_sql(upsert.query_row(values, |row| row.get(0))?));
+        let (rev_sql, last_seq_sql) = (to_sql(rev.0), to_sql(last_seq.0));
+        upsert.execute((
+            server,
+            hash.as_bytes(),
+            rev_sql,
+            last_seq_sql,
+            tick.time.as_millis(),
+            torrent_json,
+            memory_json,
+        ))?;
         let (torrent, memory) = (torrent.clone(), memory.clone());
         told.insert(*hash, Some(ToldTorrent { torrent, rev, last_seq, changed_at: tick.time, memory }));
     }

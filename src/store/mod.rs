@@ -21,16 +21,24 @@ use bytes::Bytes;
 use crate::model::{EVENT_SCHEMA, Entry, Epoch, Event, EventId, Fact, Rev, Seq, ServerName, Tick, Timestamp};
 use crate::port::StoreError;
 
+#[cfg(feature = "sqlite")]
 mod commands;
+#[cfg(feature = "sqlite")]
 mod folder;
+#[cfg(feature = "sqlite")]
 mod journal;
 mod memory;
+#[cfg(feature = "sqlite")]
 mod schema;
+#[cfg(feature = "sqlite")]
 mod sinks;
+#[cfg(feature = "sqlite")]
 mod sqlite;
+#[cfg(feature = "sqlite")]
 mod thread;
 
 pub use memory::{Image, MemoryStore};
+#[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
 
 /// How long an id of a command is remembered, from when it came.
@@ -115,4 +123,5 @@ fn entry(tick: &Tick, fact: &Fact, epoch: Epoch, seq: Seq, rev: Rev) -> Entry {
 }
 
 #[cfg(test)]
+#[cfg(feature = "sqlite")]
 mod tests;

@@ -235,6 +235,7 @@ fn connect(database: &Path) -> Result<Connection, StoreError> {
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "wal_autocheckpoint", 4_000)?;
+        connection.pragma_update(None, "cache_size", -1_024)?; // KiB; what else is read comes from the system's cache
         Ok(connection)
     };
     open().map_err(Failure::into_read_error)

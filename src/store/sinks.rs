@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use rusqlite::{Connection, Row};
+
 use super::journal::{from_sql, to_sql, unreadable};
 use super::thread::{Db, Failure};
 use super::{DEAD_LETTERS_MAX, DeadLetter, too_many_dead_letters};
@@ -66,17 +68,32 @@ pub(super) fn bury(db: &Db, sink: &SinkName, entry: &Entry, reason: &str) -> Res
 pub(super) fn dead_letters(db: &Db, sink: &SinkName) -> Result<Vec<DeadLetter>, Failure> {
     let sql = "SELECT id, server, seq, reason, time, body FROM dead_letters WHERE sink = ?1 ORDER BY number";
     let mut statement = db.connection.prepare_cached(sql)?;
-    let rows = statement.query_map([sink.as_str()], |row| {
-        Ok(DeadLetter {
-            id: row.get(0)?,
-            server: ServerName::parse(row.get_ref(1)?.as_str()?).map_err(|e| unreadable(e.into()))?,
-            seq: Seq(from_sql(row.get(2)?)),
-            reason: row.get(3)?,
-            time: Timestamp::from_millis(row.get(4)?),
-            body: row.get::<_, Vec<u8>>(5)?.into(),
-        })
-    })?;
+    let rows = statement.query_map([sink.as_str()], dead_letter)?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+pub(super) fn all_dead_letters(connection: &Connection) -> Result<Vec<(String, DeadLetter)>, Failure> {
+    let sql = "SELECT id, server, seq, reason, time, body, sink FROM dead_letters ORDER BY number";
+    let mut statement = connection.prepare(sql)?;
+    let rows = statement.query_map([], |row| Ok((row.get(6)?, dead_letter(row)?)))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+fn dead_letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
+    Ok(DeadLetter {
+        id: row.get(0)?,
+        server: ServerName::parse(row.get_ref(1)?.as_str()?).map_err(|e| unreadable(e.into()))?,
+        seq: Seq(from_sql(row.get(2)?)),
+        reason: row.get(3)?,
+        time: Timestamp::from_millis(row.get(4)?),
+        body: row.get::<_, Vec<u8>>(5)?.into(),
+    })
+}
+
+pub(super) fn forget_dead_letter(db: &Db, sink: &SinkName, id: &str) -> Result<(), Failure> {
+    let mut statement = db.connection.prepare_cached("DELETE FROM dead_letters WHERE sink = ?1 AND id = ?2")?;
+    statement.execute((sink.as_str(), id))?;
+    Ok(())
 }
 
 pub(super) fn registry(db: &Db, sink: &SinkName) -> Result<Vec<String>, Failure> {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use rusqlite::{Connection, OpenFlags};
 
 use super::folder::{AliveMark, Folder};
 use super::thread::{Db, Failure, Mode, Writer};
@@ -57,6 +58,31 @@ impl SqliteStore {
     pub async fn dead_letters(&self, sink: &SinkName) -> Result<Vec<DeadLetter>, StoreError> {
         let sink = sink.clone();
         self.read(move |db| sinks::dead_letters(db, &sink)).await
+    }
+
+    /// The dead letters of all sinks, by their names, oldest first; also of sinks that are no more.
+    ///
+    /// Only reads, and so takes no lock: a bridge that runs in this folder does not notice. Blocks.
+    ///
+    /// # Errors
+    /// There is a file, and it cannot be read.
+    pub fn look_at_dead_letters(data_dir: &Path) -> Result<Vec<(String, DeadLetter)>, StoreError> {
+        let file = Folder::database_in(data_dir);
+        if !file.try_exists().map_err(|error| StoreError::Io(error.into()))? {
+            return Ok(Vec::new());
+        }
+        let look = || -> Result<_, Failure> {
+            let connection = Connection::open_with_flags(&file, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+            connection.busy_timeout(std::time::Duration::from_secs(5))?;
+            sinks::all_dead_letters(&connection)
+        };
+        look().map_err(Failure::into_read_error)
+    }
+
+    /// Lets a dead letter go: it was delivered after all.
+    pub async fn forget_dead_letter(&self, sink: &SinkName, id: &str) -> Result<(), StoreError> {
+        let (sink, id) = (sink.clone(), id.to_owned());
+        self.write(Mode::Synced, move |db| sinks::forget_dead_letter(db, &sink, &id)).await
     }
 
     /// Notes that the folder is in use now: the next life wants to know how long nobody was there.

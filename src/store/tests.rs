@@ -488,6 +488,34 @@ async fn cursors_and_results_of_sinks_that_are_gone_are_given_up() {
     }
 }
 
+#[tokio::test]
+async fn dead_letters_can_be_looked_at_beside_a_store_that_is_open_and_go_when_they_are_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let look = || SqliteStore::look_at_dead_letters(folder.path()).unwrap();
+    assert_eq!(look(), [], "there is not even a file");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "and none was made");
+    let (store, _) = open(folder.path());
+    let home = server("home");
+    for number in [1, 2] {
+        store.commit(added(&home, number)).await.unwrap();
+    }
+    let entries = store.read(&home, Seq(0), 9).await.unwrap();
+    let line = sink("hook").line(&home);
+    for entry in &entries {
+        store.bury(&line, entry, "422").await.unwrap();
+    }
+    let expected: Vec<_> =
+        store.dead_letters(&line).await.unwrap().into_iter().map(|letter| ("hook.home".to_owned(), letter)).collect();
+    assert_eq!((look(), expected.len()), (expected.clone(), 2));
+    store.forget_dead_letter(&line, &entries[0].id.to_string()).await.unwrap();
+    assert_eq!(look(), expected[1..]);
+    store.close().await.unwrap();
+    drop(store);
+    assert_eq!(look(), expected[1..]);
+    let (_, recovery) = open(folder.path());
+    assert!(recovery.was_clean && !recovery.lost, "whoever looked left no trace: {recovery:?}");
+}
+
 #[test]
 fn a_folder_is_used_by_one_store_at_a_time() {
     let folder = tempfile::tempdir().unwrap();

@@ -16,7 +16,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::Serialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -26,7 +25,7 @@ use crate::board::{Board, Named, ServerBoard};
 use crate::commands::expect::Expectations;
 use crate::diff::{Limits, Moment, Observer};
 use crate::model::{
-    Cause, Changes, Covers, Fact, File, InfoHash, Kind, Listing, Seq, ServerName, Stats, Tick, Torrent,
+    Cause, Changes, Covers, Fact, Files, InfoHash, Kind, Listing, Seq, ServerName, Stats, Tick, Torrent,
 };
 use crate::port::{ClientError, Clock, Delivery, Scope, Store, StoreError, TorrentClient};
 use crate::repeat::Repeat;
@@ -38,6 +37,8 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// So many looks at a server that is new are made at once; if the first picture is not whole then, there is
 /// no hurry any more.
 const FIRST_LOOKS: u64 = 5;
+/// So many events are written down together.
+const FACTS_AT_ONCE: usize = 500;
 /// Of more torrents that somebody named all are looked at.
 const NAMED_MAX: usize = 1024;
 /// The stats message is made anew at most this often.
@@ -166,11 +167,28 @@ impl Watcher {
         Ok((took, pause))
     }
 
-    /// Commits a tick and puts it on the board. Without room nothing is told, and the next look finds it again.
+    /// Has a tick told; a large one in parts, so that the first is on its way while the last is written down.
     async fn tell(&self, state: &mut State, board: &ServerBoard, tick: Tick, at: Duration) -> Result<(), StoreError> {
         if tick.is_empty() {
             return Ok(());
         }
+        for part in tick.into_parts(FACTS_AT_ONCE) {
+            if !self.tell_part(state, board, part, at).await? {
+                state.observer.held_back();
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits and puts it on the board. Without room nothing is told, and the next look finds it again.
+    async fn tell_part(
+        &self,
+        state: &mut State,
+        board: &ServerBoard,
+        tick: Tick,
+        at: Duration,
+    ) -> Result<bool, StoreError> {
         let server_state = tick.state.clone();
         let said: Vec<(Kind, Option<Arc<Torrent>>)> =
             tick.facts.iter().map(|fact| (fact.kind, fact.torrent.clone())).collect();
@@ -193,14 +211,14 @@ impl Watcher {
                         self.files.want(torrent.hash);
                     }
                 }
-                Ok(())
+                Ok(true)
             }
             Err(StoreError::Full { reason }) => {
                 metrics::counter!("dtorrent_commits_full_total", "server" => self.server.to_string()).increment(1);
                 if let Some(times) = state.full.failed() {
                     error!(server = %self.server, times, reason, "events cannot be written down; they are held back");
                 }
-                Ok(())
+                Ok(false)
             }
             Err(error) => Err(error),
         }
@@ -298,20 +316,22 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 /// Torrents whose list of files is to be read and passed on; each at most once.
 #[derive(Default)]
 pub struct FilesWanted {
+    is_anybody_there: bool,
     hashes: std::sync::Mutex<BTreeSet<InfoHash>>,
     wanted: tokio::sync::Notify,
 }
 
-#[derive(Serialize)]
-struct FilesBody<'a> {
-    hash: InfoHash,
-    files: &'a [File],
-}
-
 impl FilesWanted {
+    /// `is_anybody_there`: if not, nothing is to be read.
+    pub fn new(is_anybody_there: bool) -> Self {
+        Self { is_anybody_there, ..Self::default() }
+    }
+
     pub fn want(&self, hash: InfoHash) {
-        self.hashes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(hash);
-        self.wanted.notify_one();
+        if self.is_anybody_there {
+            self.hashes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(hash);
+            self.wanted.notify_one();
+        }
     }
 
     fn next(&self) -> Option<InfoHash> {
@@ -337,7 +357,7 @@ impl FilesWanted {
             let began = Instant::now();
             match client.files(hash).await {
                 Ok(Some(files)) => {
-                    let body = serde_json::to_vec(&FilesBody { hash, files: &files }).expect("files are plain JSON");
+                    let body = serde_json::to_vec(&Files { hash, files }).expect("files are plain JSON");
                     board.tell_aside(&Delivery::Files { server: server.clone(), hash, body: Bytes::from(body) });
                 }
                 Ok(None) => {}

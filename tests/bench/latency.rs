@@ -60,7 +60,7 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
             figure: format!("p50 {}, p99 {}", millis(p50), millis(p99)),
             baseline: format!("a message through the broker: p50 {}, p99 {}", millis(broker_p50), millis(broker_p99)),
             measured: Measured::at_most(p99.saturating_sub(broker_p99).as_secs_f64() * 1e3, 50.0, " ms more"),
-            reason: "what is woken looks at everything, no sooner than 100 ms after the last look, and syncs once",
+            reason: "of two rings within 100 ms the second waits for the end of that time; each look is synced before it is told",
         });
     } else {
         eprintln!("  this version refuses hooks = true, so nothing is told of hooks");

@@ -24,14 +24,15 @@ pub struct Config {
     pub folder: PathBuf,
     pub servers: Vec<(String, String)>,
     pub broker: String,
-    /// More lines for each server.
+    /// More lines for each server, and for the broker.
     pub server_lines: String,
+    pub broker_lines: String,
 }
 
 impl Config {
     /// Watches `servers` each second; keeps its state in `folder`.
     pub fn new(folder: &Path, servers: Vec<(String, String)>, broker: String) -> Self {
-        Self { folder: folder.to_owned(), servers, broker, server_lines: String::new() }
+        Self { folder: folder.to_owned(), servers, broker, server_lines: String::new(), broker_lines: String::new() }
     }
 
     fn write(&self, page: u16) -> anyhow::Result<PathBuf> {
@@ -43,7 +44,7 @@ impl Config {
         for (name, url) in &self.servers {
             text += &format!("[servers.{name}]\nurl = \"{url}\"\ninterval = \"1s\"\n{}\n", self.server_lines);
         }
-        text += &format!("[brokers.b]\nkind = \"mqtt\"\nurl = \"{}\"\n", self.broker);
+        text += &format!("[brokers.b]\nkind = \"mqtt\"\nurl = \"{}\"\n{}\n", self.broker, self.broker_lines);
         let file = self.folder.join("dtorrent.toml");
         std::fs::write(&file, text)?;
         Ok(file)

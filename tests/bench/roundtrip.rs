@@ -3,52 +3,42 @@
 //! The real program between a real mosquitto and a real rTorrent that seeds so many torrents. A result says that
 //! the watcher has seen the effect, so a round trip has a listing of all torrents in it; the raw call
 //! has none, and is followed by one reading of one torrent. An old rTorrent may not announce a torrent more than three times in
-//! ten seconds, so each torrent is paused once. `cargo bench --bench roundtrip`.
+//! ten seconds, so each torrent is paused once.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use dtorrent::demo::content::Content;
 use dtorrent::demo::mosquitto::{self, Mosquitto};
-use dtorrent::demo::process::Process;
-use dtorrent::demo::rtorrent::{self, Rtorrent};
 use dtorrent::model::InfoHash;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::{AsyncClient, Event, EventLoop, Incoming, MqttOptions};
 use serde_json::{Value, json};
 
+use crate::programs::{Bridge, Config};
+use crate::stage::{Stage, programs};
+use crate::table::{Line, Measured, median, millis};
+
 /// Torrents on the server, and how many of them are paused one by one, each way.
 const ROUNDS: [(usize, usize); 2] = [(60, 30), (5_000, 100)];
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    println!("{:>9} {:>22} {:>9} {:>9} {:>9}", "torrents", "", "p50 ms", "p99 ms", "samples");
+pub async fn run() -> anyhow::Result<Vec<Line>> {
+    programs()?;
+    let mut lines = Vec::new();
     for (count, samples) in ROUNDS {
-        round(count, samples).await?;
+        lines.extend(round(count, samples).await?);
     }
-    Ok(())
+    Ok(lines)
 }
 
-async fn round(count: usize, samples: usize) -> anyhow::Result<()> {
+async fn round(count: usize, samples: usize) -> anyhow::Result<Vec<Line>> {
     let folder = tempfile::tempdir_in(".")?;
-    // A socket has a short name.
-    let short = tempfile::Builder::new().prefix("dt-bench-").tempdir()?;
     let options = mosquitto::Options { lines: vec!["log_dest none".to_owned()], ..mosquitto::Options::default() };
     let broker = Mosquitto::start(&folder.path().join("broker"), &options).await?;
-    let home = Rtorrent::start(&short.path().join("home"), &rtorrent::Options::default()).await?;
-    let mut hashes = Vec::with_capacity(count);
-    for number in 0..count {
-        let content = Content::file(&format!("bench-{number}"), 64, number as u64);
-        content.write_to(&home.downloads)?;
-        home.rpc
-            .call("load.raw_start", &[rtorrent::Argument::Text(""), rtorrent::Argument::Bytes(&content.torrent)])
-            .await?;
-        hashes.push(content.hash);
-    }
-    let last = *hashes.last().context("there are torrents")?;
-    home.shows(last, "d.is_active", "1").await?;
-    let mut bridge = start(folder.path(), &home, &broker)?;
+    let stage = Stage::set(folder.path(), count, 0).await?;
+    let home = &stage.home;
+    let hashes = home.hashes().await?;
+    let config = Config::new(&folder.path().join("bridge"), vec![("home".to_owned(), home.url())], broker.url());
+    let bridge = Bridge::start(&config)?;
     let mut client = Client::connect(broker.port).await?;
     client.until_known(count).await?;
 
@@ -64,36 +54,40 @@ async fn round(count: usize, samples: usize) -> anyhow::Result<()> {
         whole.push(began.elapsed());
         ensure!(result["status"] == "ok", "{result}");
     }
-    say(count, "raw call and reading", &mut raw);
-    say(count, "command to result", &mut whole);
+    let mut lines = vec![line(format!("`pause` to its result, one of {count}"), whole, raw)];
     let rest: Vec<InfoHash> = hashes.iter().skip(2 * samples).copied().collect();
     if !rest.is_empty() {
+        // Half of them each way.
+        let (ours, bare) = rest.split_at(rest.len() / 2);
         let began = Instant::now();
-        let result = client.ask("command/pause", json!({"hashes": rest, "ttl": "10m"})).await?;
+        for hash in bare {
+            home.act(*hash, "d.pause", &[]).await?;
+        }
+        let bare_took = began.elapsed();
+        let began = Instant::now();
+        let result = client.ask("command/pause", json!({"hashes": ours, "ttl": "10m"})).await?;
         ensure!(result["status"] == "ok", "{}", result["error"]);
-        say(count, &format!("one for {}", rest.len()), &mut [began.elapsed()]);
+        lines.push(line(format!("one `pause` for {} of {count}", ours.len()), vec![began.elapsed()], vec![bare_took]));
     }
-    bridge.terminate().await?;
-    Ok(())
+    bridge.stop().await?;
+    Ok(lines)
 }
 
-fn say(count: usize, what: &str, times: &mut [Duration]) {
-    times.sort();
-    let at = |part: usize| times[(times.len() * part / 100).min(times.len() - 1)].as_secs_f64() * 1000.0;
-    println!("{count:>9} {what:>22} {:>9.1} {:>9.1} {:>9}", at(50), at(99), times.len());
-}
-
-fn start(folder: &Path, home: &Rtorrent, broker: &Mosquitto) -> anyhow::Result<Process> {
-    let config = folder.join("dtorrent.toml");
-    let text = format!(
-        "data_dir = {:?}\n[log]\nlevel = \"warn\"\n[http]\nlisten = \"off\"\n[servers.home]\nurl = {:?}\n[brokers.b]\nkind = \"mqtt\"\nurl = {:?}\n",
-        folder.join("data"),
-        home.url(),
-        broker.url()
-    );
-    std::fs::write(&config, text)?;
-    let program = Path::new(env!("CARGO_BIN_EXE_dtorrent"));
-    Process::start(program, &["run", "--config", &config.to_string_lossy()], &folder.join("log"))
+fn line(what: String, whole: Vec<Duration>, raw: Vec<Duration>) -> Line {
+    let shown = |times: &[Duration]| {
+        let mut times = times.to_vec();
+        times.sort();
+        let at = |part: usize| millis(times[(times.len() * part / 100).min(times.len() - 1)]);
+        if times.len() == 1 { at(50) } else { format!("p50 {}, p99 {}", at(50), at(99)) }
+    };
+    let middle = |times: &[Duration]| median(times.iter().map(Duration::as_secs_f64).collect());
+    Line {
+        what,
+        figure: shown(&whole),
+        baseline: format!("raw calls: {}", shown(&raw)),
+        measured: Measured::told(middle(&whole) / middle(&raw), "×"),
+        reason: "",
+    }
 }
 
 struct Client {

@@ -382,12 +382,25 @@ async fn a_result_that_the_broker_does_not_take_is_told_without_its_rows() {
     }
     let mut setup = Setup::default();
     setup.broker.lines.push("max_packet_size 4000".to_owned());
-    let world = World::running(setup).await;
-    let hashes: Vec<String> = (0..100).map(|n| format!("{n:040x}")).collect();
-    let result = world.heard.command("home/command/get", json!({"id": "large", "hashes": &hashes[..60]})).await;
+    let mut world = World::new(setup).await;
+    let names: Vec<String> = (0..60).map(|number| format!("a file with a long name, number {number}")).collect();
+    let files: Vec<(&str, usize)> = names.iter().map(|name| (name.as_str(), 100)).collect();
+    let content = Content::folder("many files", &files, 1);
+    content.write_to(&world.home.downloads).unwrap();
+    let hash = world.home.load(&content.torrent, true).await.unwrap();
+    world.start_bridge().await;
+    let result = world.heard.command("home/command/get", json!({"id": "large", "hashes": [hash], "files": true})).await;
     assert_eq!((&result["status"], &result["results"]), (&json!("error"), &json!([])), "{result}");
     assert_eq!(result["error"]["code"], "too_large", "{result}");
     assert_eq!(world.heard.results("large").len(), 1);
+    let hashes: Vec<String> = (0..60).map(|n| format!("{n:040x}")).collect();
+    let first = world.heard.command("home/command/get", json!({"id": "long", "hashes": hashes})).await;
+    let count = first["parts"].as_u64().unwrap();
+    assert!((2..10).contains(&count), "no smaller than it has to be: {count}");
+    let is_whole = |heard: &[Message]| heard.iter().any(|m| m.json()["id"] == "long" && m.json()["part"] == count);
+    world.heard.wait_for("the last part", |heard| is_whole(heard).then_some(())).await;
+    let parts = world.heard.results("long");
+    assert_eq!(parts.iter().map(|part| rows(part).len()).sum::<usize>(), 60);
 }
 
 #[tokio::test]

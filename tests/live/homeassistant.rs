@@ -12,7 +12,7 @@ use dtorrent::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporte
 use dtorrent::demo::content::Content;
 use dtorrent::demo::mosquitto::{self, Mosquitto};
 use dtorrent::demo::rtorrent::{Argument, Options, Rtorrent};
-use dtorrent::model::{Kind, ServerName, ServerStats, SinkName};
+use dtorrent::model::{Health, Info, Kind, ReportLimits, ServerName, ServerStats, SinkName, Timestamp};
 use dtorrent::port::{Clock, Store, SystemClock};
 use dtorrent::sinks::mqtt::{BrokerUrl, HomeAssistant, Limits, MqttSink, Prefix, Settings, Version};
 use dtorrent::store::MemoryStore;
@@ -239,11 +239,22 @@ struct Silent;
 
 impl Reporter for Silent {
     fn info(&self) -> Bytes {
-        Bytes::from_static(b"{}")
+        let info = Info {
+            version: "0",
+            instance: "main".to_owned(),
+            servers: Vec::new(),
+            sinks: Vec::new(),
+            schemas: Vec::new(),
+            limits: ReportLimits { command_bytes: 0 },
+        };
+        serde_json::to_vec(&info).unwrap().into()
     }
 
     fn health(&self) -> Bytes {
-        Bytes::from_static(b"{}")
+        let (servers, sinks) = (BTreeMap::new(), BTreeMap::new());
+        let time = Timestamp::from_millis(0);
+        let health = Health { time, uptime_seconds: 0, memory_bytes: None, servers, sinks };
+        serde_json::to_vec(&health).unwrap().into()
     }
 }
 

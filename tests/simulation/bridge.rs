@@ -1,7 +1,7 @@
 //! The whole program, wired as `app` wires it, on a disk, clients and brokers that are imagined.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -53,16 +53,6 @@ impl Reporter for NothingToReport {
     fn health(&self) -> Bytes {
         Bytes::from_static(b"{}")
     }
-}
-
-/// Setting up HTTP takes long and nothing here fetches anything: one is enough.
-fn sources() -> Sources {
-    static SOURCES: OnceLock<Sources> = OnceLock::new();
-    let make = || {
-        let _already = rustls::crypto::ring::default_provider().install_default().is_err();
-        Sources::new(SourcesSettings { roots: Vec::new() }).unwrap()
-    };
-    SOURCES.get_or_init(make).clone()
 }
 
 impl Bridge {
@@ -135,7 +125,7 @@ impl Bridge {
             queues.insert(server.clone(), queue.clone());
             let client: Arc<dyn TorrentClient> = Arc::new(client.clone());
             let expectations = Arc::new(Expectations::default());
-            let files = Arc::new(FilesWanted::default());
+            let files = Arc::new(FilesWanted::new(true));
             let watcher = Watcher {
                 server: server.clone(),
                 interval,
@@ -156,7 +146,7 @@ impl Bridge {
                 board: board.clone(),
                 clock: clock.clone(),
                 expectations,
-                sources: sources(),
+                sources: Sources::new(SourcesSettings { roots: Vec::new() }),
             });
             left.spawn(Worker { parts, queue }.run(stop_left.clone()));
             let (server, board, stop) = (server.clone(), board.clone(), stop_left.clone());

@@ -260,6 +260,9 @@ pub(super) async fn look(
     turn.client.memory().quick.last = None;
     let mut fields = probe.fields(&turn.client.settings.extra);
     fields.retain(|field| !field.is_lasting());
+    if !moving_fit(turn, probe, ask.moving, &before).await? {
+        return Ok(None);
+    }
     let Some(mut answer) = exchange(turn, probe, &ask, &fields).await? else { return Ok(None) };
     let (mut asked_moving, asked_states) = (ask.moving.is_some(), ask.states_since.is_some());
     let states_known_at = answer.numbers.time;
@@ -269,6 +272,9 @@ pub(super) async fn look(
     let has_begun = !asked_moving && moved(&before) != moved(&answer.numbers);
     let again = Ask { moving: view.filter(|_| has_begun), states_since: None, named: rest };
     if again != Ask::default() {
+        if !moving_fit(turn, probe, again.moving, &answer.numbers).await? {
+            return Ok(None);
+        }
         ask = again;
         asked_moving |= ask.moving.is_some();
         let Some(more) = exchange(turn, probe, &ask, &fields).await? else { return Ok(None) };
@@ -299,8 +305,7 @@ fn first_ask(turn: &Turn<'_>, probe: &Probe, named: &BTreeSet<InfoHash>) -> Opti
     let before = quick.last.filter(|last| last.pid == probe.pid)?;
     let [count, _, active, _] = before.views;
     let (count, active) = (count?, active?);
-    let row_bytes = memory.listing.row_bytes.map_or(ROW_BYTES_AT_FIRST, |(_, bytes)| bytes);
-    let fits = |rows: u64| usize::try_from(rows).unwrap_or(usize::MAX).saturating_mul(row_bytes) <= PART_BYTES_MAX;
+    let fits = |rows| fits(rows, memory.listing.row_bytes);
     let is_due =
         |looks: u64, rows: u64| rows > 0 && (rows <= ROWS_AT_ONCE || looks + 1 >= rows.div_ceil(ROWS_EACH_LOOK));
     let are_states_due = is_due(quick.looks_since_states, count);
@@ -311,7 +316,41 @@ fn first_ask(turn: &Turn<'_>, probe: &Probe, named: &BTreeSet<InfoHash>) -> Opti
         states_since: states_since.map(|time| time - TIME_MARGIN_SECONDS),
         named: named.iter().filter(|hash| matches!(hash, InfoHash::V1(_))).copied().collect(),
     };
-    (fits(active) && ask.named.len() <= NAMED_MAX).then(|| (before, ask, quick.moving.clone()))
+    (ask.named.len() <= NAMED_MAX).then(|| (before, ask, quick.moving.clone()))
+}
+
+/// Whether the rows of so many torrents may come in one answer.
+fn fits(rows: u64, row_bytes: Option<(Dialect, usize)>) -> bool {
+    let row_bytes = row_bytes.map_or(ROW_BYTES_AT_FIRST, |(_, bytes)| bytes);
+    usize::try_from(rows).unwrap_or(usize::MAX).saturating_mul(row_bytes) <= PART_BYTES_MAX
+}
+
+/// Whether what moves may be read in one answer. Where more run than that, those that move are counted first.
+async fn moving_fit(
+    turn: &Turn<'_>,
+    probe: &Probe,
+    view: Option<&'static str>,
+    numbers: &Numbers,
+) -> Result<bool, ClientError> {
+    let Some(view) = view else { return Ok(true) };
+    let row_bytes = turn.client.memory().listing.row_bytes;
+    let [_, _, active, _] = numbers.views;
+    if active.is_some_and(|active| fits(active, row_bytes)) {
+        return Ok(true);
+    }
+    if !probe.has_filtered {
+        return Ok(false);
+    }
+    let answers = turn.ask(&[hashes_of_moving(view)]).await?;
+    match answers.into_iter().next() {
+        Some(Ok(hashes)) => Ok(fits(hashes.array().len() as u64, row_bytes)),
+        Some(Err(fault)) => Err(turn.client.fault(&fault)),
+        None => Ok(false),
+    }
+}
+
+fn hashes_of_moving(view: &'static str) -> Call {
+    Call::global("d.multicall.filtered").text(view).text(MOVING).text("d.hash=")
 }
 
 impl Memory {

@@ -33,8 +33,8 @@ const DEPTH_MAX: u16 = 100;
 const RESERVE: u16 = 2;
 /// A delivery is at most two messages; the rest is our own.
 pub(super) const CHANNEL: usize = 2 * DEPTH_MAX as usize + 16;
-/// What may stand around a body in its packet: a topic, correlation data.
-const AROUND_BYTES_MAX: usize = 4 << 10;
+/// What stands around the body of a result in its packet: the topic, above all.
+const AROUND_BYTES_MAX: usize = 512;
 /// At most this often a late `offline` is contradicted.
 const CONTRADICT_EVERY: Duration = Duration::from_secs(5);
 /// How long a goodbye may take.

@@ -260,22 +260,18 @@ impl Client {
         const HEADER: usize = 9; // type, length, packet id, length of the topic
         match self {
             Self::V311(_) => HEADER + message.route.topic.len() + message.body.len(),
-            Self::V5(_) => {
-                let properties = Some(properties(message));
-                let body = message.body.clone();
-                packet5::Publish::new(&message.route.topic, Qos5::AtLeastOnce, body, properties).size() + 3
-            }
+            Self::V5(_) => HEADER + message.route.topic.len() + message.body.len() + properties_bytes(message),
         }
     }
 
-    pub fn publish(&self, message: Message) -> Result<(), NotHandedOver> {
+    pub fn publish(&self, mut message: Message) -> Result<(), NotHandedOver> {
         match self {
             Self::V311(client) => {
                 let Message { route: Route { topic, qos, is_retained }, body, .. } = message;
                 client.try_publish(topic, qos_311(qos), is_retained, body).map_err(|_| NotHandedOver)
             }
             Self::V5(client) => {
-                let properties = properties(&message);
+                let properties = properties(&mut message);
                 let Message { route: Route { topic, qos, is_retained }, body, .. } = message;
                 client
                     .try_publish_with_properties(topic, qos_5(qos), is_retained, body, properties)
@@ -347,14 +343,25 @@ fn qos_5(qos: Qos) -> Qos5 {
     }
 }
 
-fn properties(message: &Message) -> packet5::PublishProperties {
+/// Takes out what becomes properties.
+fn properties(message: &mut Message) -> packet5::PublishProperties {
     packet5::PublishProperties {
         payload_format_indicator: message.is_text.then_some(1),
         content_type: message.content_type.map(str::to_owned),
-        correlation_data: message.correlation.clone(),
-        user_properties: message.user_properties.clone(),
+        correlation_data: message.correlation.take(),
+        user_properties: std::mem::take(&mut message.user_properties),
         ..Default::default()
     }
+}
+
+/// How large the properties are, rounded up by a few bytes.
+fn properties_bytes(message: &Message) -> usize {
+    const LENGTH_AND_FORMAT: usize = 6;
+    let text = |text: &str| 3 + text.len();
+    LENGTH_AND_FORMAT
+        + message.content_type.map_or(0, text)
+        + message.correlation.as_ref().map_or(0, |data| 3 + data.len())
+        + message.user_properties.iter().map(|(name, value)| text(name) + 2 + value.len()).sum::<usize>()
 }
 
 impl EventLoop {
@@ -632,4 +639,40 @@ fn rustls_ended(error: &rustls::Error) -> Ended {
         _ => "",
     };
     Ended::new(End::Other, format!("TLS: {error}{mend}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_size_of_a_packet_is_that_of_the_library_or_a_few_bytes_more() {
+        let (client, _events) = v5::AsyncClient::new(v5::MqttOptions::new("x", "127.0.0.1", 1), 1);
+        let client = Client::V5(client);
+        let topic = "dtorrent/home/torrent/3f78/event/added".to_owned();
+        let route = Route { topic, qos: Qos::AtLeastOnce, is_retained: false };
+        let bare = Message {
+            route,
+            body: Bytes::from(vec![b'x'; 1_000]),
+            content_type: None,
+            is_text: false,
+            correlation: None,
+            user_properties: Vec::new(),
+        };
+        let named = |name: &str| (name.to_owned(), "v".repeat(200));
+        let full = Message {
+            content_type: Some("application/json"),
+            is_text: true,
+            correlation: Some(Bytes::from_static(b"0123")),
+            user_properties: ["id", "source", "type"].map(named).to_vec(),
+            ..bare.clone()
+        };
+        for message in [bare, full] {
+            let ours = client.packet_bytes(&message);
+            let (topic, body) = (message.route.topic.clone(), message.body.clone());
+            let properties = Some(properties(&mut message.clone()));
+            let theirs = packet5::Publish::new(topic, Qos5::AtLeastOnce, body, properties).size();
+            assert!((theirs..=theirs + 16).contains(&ours), "{ours} for {theirs}");
+        }
+    }
 }

@@ -8,7 +8,9 @@ pub mod ledger;
 pub mod nats;
 pub mod nginx;
 pub mod proxy;
+pub mod receiver;
 pub mod recorder;
+pub mod schemas;
 
 use std::io::Write as _;
 use std::path::PathBuf;

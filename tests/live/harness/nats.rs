@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::schemas;
+
 /// Where `scripts/install-peers.sh` puts what Debian does not have.
 pub fn peers() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
@@ -19,7 +21,13 @@ pub fn peers() -> PathBuf {
     cache.join("dtorrent-peers")
 }
 
-fn newest(prefix: &str) -> Option<PathBuf> {
+/// PyPI was not reached, and that is how it is.
+pub fn is_excused() -> bool {
+    peers().join("not-reached").is_file()
+}
+
+/// The newest of what came from PyPI, by the beginning of its name.
+pub fn newest(prefix: &str) -> Option<PathBuf> {
     let entries = std::fs::read_dir(peers()).ok()?;
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
     paths.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix))).max()
@@ -35,10 +43,8 @@ pub fn programs() -> Vec<PathBuf> {
     let is_required = std::env::var("DTORRENT_LIVE").is_ok_and(|value| value == "required");
     let of_debian = find("nats-server", "nats-server").map_err(|missing| missing.to_string());
     let current = newest("nats-server-").ok_or("a current nats-server: see scripts/install-peers.sh".to_owned());
-    // Where PyPI was not reached there is none, and that is how it is.
-    let is_excused = peers().join("not-reached").is_file();
     let mut programs = Vec::new();
-    for (program, must_be_here) in [(of_debian, is_required), (current, is_required && !is_excused)] {
+    for (program, must_be_here) in [(of_debian, is_required), (current, is_required && !is_excused())] {
         match program {
             Ok(program) => programs.push(program),
             Err(missing) => {
@@ -159,6 +165,8 @@ pub async fn value(client: &Client, key: &str) -> Option<Value> {
     if message.headers.as_ref().is_some_and(|headers| headers.get("KV-Operation").is_some()) {
         return None;
     }
+    let topic = format!("dtorrent/{}/state", key.replace('.', "/torrent/"));
+    schemas::assert_fit([(topic.as_str(), &message.payload[..])].into_iter());
     Some(serde_json::from_slice(&message.payload).unwrap())
 }
 
@@ -225,8 +233,11 @@ pub struct Ear {
 }
 
 impl Drop for Ear {
+    /// Holds everything that was heard against the schemas.
     fn drop(&mut self) {
         self.task.abort();
+        let all: Vec<_> = self.all().into_iter().map(|m| (m.subject.replace('.', "/"), m.payload)).collect();
+        schemas::assert_fit(all.iter().map(|(topic, body)| (topic.as_str(), &body[..])));
     }
 }
 

@@ -1,4 +1,4 @@
-//! An nginx in front of an rTorrent, as people have it: `/RPC2`, a password, TLS.
+//! An nginx in front of an rTorrent, as people have it: `/RPC2`, a password, TLS; or before something else.
 
 use std::path::Path;
 
@@ -17,7 +17,6 @@ impl Nginx {
     /// Passes `/RPC2` on for user `u` with password `p`, over TLS if there are certificates.
     pub async fn start(folder: &Path, rtorrent: &Rtorrent, certificates: Option<&Certificates>) -> Self {
         std::fs::create_dir_all(folder).unwrap();
-        let port = free_port().unwrap();
         let passwords = folder.join("passwords");
         let hash = openssl(&["passwd", "-apr1", "p"]);
         std::fs::write(&passwords, format!("u:{}\n", hash.trim())).unwrap();
@@ -25,6 +24,25 @@ impl Nginx {
             Address::Unix(socket) => format!("unix:{}", socket.display()),
             Address::Tcp(address) => address.to_string(),
         };
+        let location = format!(
+            "location /RPC2 {{\n\
+               auth_basic rtorrent; auth_basic_user_file {};\n\
+               include /etc/nginx/scgi_params; scgi_pass {target};\n\
+             }}",
+            passwords.display()
+        );
+        Self::start_with(folder, &location, certificates).await
+    }
+
+    /// Passes everything on to whoever listens on this port, over TLS.
+    pub async fn in_front_of(folder: &Path, port: u16, certificates: &Certificates) -> Self {
+        std::fs::create_dir_all(folder).unwrap();
+        let location = format!("location / {{ proxy_pass http://127.0.0.1:{port}; }}");
+        Self::start_with(folder, &location, Some(certificates)).await
+    }
+
+    async fn start_with(folder: &Path, location: &str, certificates: Option<&Certificates>) -> Self {
+        let port = free_port().unwrap();
         let (ssl, tls) = match certificates {
             Some(Certificates { server, server_key, .. }) => {
                 (" ssl", format!("ssl_certificate {}; ssl_certificate_key {};", server.display(), server_key.display()))
@@ -39,11 +57,8 @@ impl Nginx {
                access_log off; client_body_temp_path {folder_text}/body; proxy_temp_path {folder_text}/proxy;\n\
                fastcgi_temp_path {folder_text}/fastcgi; uwsgi_temp_path {folder_text}/uwsgi; scgi_temp_path {folder_text}/scgi;\n\
                server {{ listen 127.0.0.1:{port}{ssl}; {tls}\n\
-                 location /RPC2 {{\n\
-                   auth_basic rtorrent; auth_basic_user_file {passwords};\n\
-                   include /etc/nginx/scgi_params; scgi_pass {target};\n\
-             }} }} }}\n",
-            passwords = passwords.display(),
+                 {location}\n\
+             }} }}\n",
         );
         let config = folder.join("nginx.conf");
         std::fs::write(&config, text).unwrap();

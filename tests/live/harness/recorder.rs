@@ -1,6 +1,6 @@
 //! A consumer at the broker: remembers everything that it hears, and sends commands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use rumqttc::v5::{AsyncClient, Event, MqttOptions};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+use super::schemas;
 
 #[derive(Clone, Debug)]
 pub struct Message {
@@ -38,6 +40,8 @@ impl Message {
 
 pub struct Recorder {
     heard: Arc<Mutex<Vec<Message>>>,
+    /// What the test itself has sent, which may be rubbish.
+    sent: Mutex<BTreeSet<(String, Bytes)>>,
     news: watch::Receiver<()>,
     subscriptions: watch::Receiver<usize>,
     client: AsyncClient,
@@ -45,8 +49,14 @@ pub struct Recorder {
 }
 
 impl Drop for Recorder {
+    /// Holds everything that was heard against the schemas.
     fn drop(&mut self) {
         self.task.abort();
+        let (all, sent) = (self.all(), self.sent.lock().unwrap());
+        let by_others = all.iter().filter(|message| !sent.contains(&(message.topic.clone(), message.payload.clone())));
+        // An empty retained message takes back what was kept.
+        let bodies = by_others.filter(|message| !(message.retain && message.payload.is_empty()));
+        schemas::assert_fit(bodies.map(|message| (message.topic.as_str(), &message.payload[..])));
     }
 }
 
@@ -101,7 +111,7 @@ impl Recorder {
                 }
             }
         });
-        let recorder = Self { heard, news, subscriptions, client, task };
+        let recorder = Self { heard, sent: Mutex::default(), news, subscriptions, client, task };
         recorder.subscribed(1).await;
         recorder
     }
@@ -202,6 +212,7 @@ impl Recorder {
     /// Sends a message.
     pub async fn send(&self, command: Command<'_>) {
         let Command { topic, body, retain, properties } = command;
+        self.sent.lock().unwrap().insert((topic.to_owned(), body.clone().into()));
         self.client.publish_with_properties(topic, QoS::AtLeastOnce, retain, body, properties).await.unwrap();
     }
 

@@ -1,0 +1,131 @@
+//! `dtorrent add`: torrents from links and files.
+
+use std::io::Read as _;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::terminal::say;
+use super::terminal::server::{ServerChoice, Session, bytes_bar, tell_of};
+use super::{Exit, Options, tell};
+use crate::manager::{ManagerError, NewTorrent, Watcher};
+use crate::model::{InfoHash, printable};
+
+/// What a command may carry.
+const TORRENT_BYTES_MAX: u64 = 10 << 20;
+/// How often a bar is drawn.
+const DRAW_EACH: Duration = Duration::from_millis(100);
+
+#[derive(Clone, Debug, Args)]
+pub struct Arguments {
+    /// The server, if there are several, and magnet links, http(s) links or .torrent files; - for one on stdin
+    #[arg(value_name = "[SERVER] SOURCE", required = true)]
+    sources: Vec<String>,
+    #[command(flatten)]
+    choice: ServerChoice,
+    /// Load it, and start it later
+    #[arg(long)]
+    stopped: bool,
+    /// With this label
+    #[arg(long)]
+    label: Option<String>,
+    /// Put its content into this folder, below the server's `roots`
+    #[arg(long, value_name = "FOLDER")]
+    directory: Option<String>,
+    /// 0 off, 1 low, 2 normal, 3 high
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=3))]
+    priority: Option<u8>,
+    /// Its content is here already, below the server's `roots`: every piece is checked before anything is loaded
+    #[arg(long, value_name = "PATH")]
+    data_file: Option<String>,
+}
+
+pub fn run(options: Options, arguments: Arguments) -> Exit {
+    add_all(options, arguments).unwrap_or_else(|exit| exit)
+}
+
+fn add_all(options: Options, arguments: Arguments) -> Result<Exit, Exit> {
+    let Arguments { sources, choice, stopped, label, directory, priority, data_file } = arguments;
+    let session = Session::start(options)?;
+    let (server, sources) = session.server(&choice, sources)?;
+    if sources.is_empty() {
+        tell("what is to be added? A magnet link, an http(s) link or a .torrent file says it");
+        return Err(Exit::Usage);
+    }
+    let mut torrents = Vec::with_capacity(sources.len());
+    for source in &sources {
+        let mut torrent = read(source)?;
+        if stopped {
+            torrent = torrent.stopped();
+        }
+        if let Some(label) = &label {
+            torrent = torrent.label(label);
+        }
+        if let Some(directory) = &directory {
+            torrent = torrent.directory(directory);
+        }
+        if let Some(priority) = priority {
+            torrent = torrent.priority(priority);
+        }
+        if let Some(data_file) = &data_file {
+            torrent = torrent.data_file(data_file);
+        }
+        torrents.push(torrent);
+    }
+    session.run(async {
+        let (_manager, watcher, _) = session.reach(&server).await?;
+        let mut exit = Exit::Done;
+        for (source, torrent) in sources.iter().zip(torrents) {
+            match watched(&watcher, torrent).await {
+                Ok(hash) => say(&format!("{hash}\n"))?,
+                Err(error) => {
+                    if sources.len() > 1 {
+                        tell(&format!("{}:", printable(source.as_bytes())));
+                    }
+                    exit = tell_of(&error);
+                }
+            }
+        }
+        Ok(exit)
+    })
+}
+
+/// Adds it; while its content is checked, a bar shows how far that is.
+async fn watched(watcher: &Watcher, torrent: NewTorrent) -> Result<InfoHash, ManagerError> {
+    let mut adding = std::pin::pin!(watcher.add(torrent));
+    let bar = bytes_bar("checking", 0);
+    loop {
+        if let Ok(added) = tokio::time::timeout(DRAW_EACH, &mut adding).await {
+            bar.finish_and_clear();
+            return added;
+        }
+        if let Some((read, total)) = watcher.checks().into_iter().next() {
+            bar.set_length(total);
+            bar.set_position(read);
+        }
+    }
+}
+
+fn read(source: &str) -> Result<NewTorrent, Exit> {
+    if source.starts_with("magnet:") {
+        return Ok(NewTorrent::magnet(source));
+    }
+    if source.starts_with("http://") || source.starts_with("https://") {
+        return Ok(NewTorrent::url(source));
+    }
+    let mut bytes = Vec::new();
+    let read = match source {
+        "-" => std::io::stdin().lock().take(TORRENT_BYTES_MAX + 1).read_to_end(&mut bytes),
+        path => std::fs::File::open(path).and_then(|file| file.take(TORRENT_BYTES_MAX + 1).read_to_end(&mut bytes)),
+    };
+    let shown = printable(source.as_bytes());
+    match read {
+        Err(error) => tell(&format!("read {shown}: {error}")),
+        Ok(length) if length as u64 > TORRENT_BYTES_MAX => tell(&format!("{shown} is too large to be a .torrent file")),
+        Ok(_) if bytes.starts_with(b"magnet:") => {
+            return Ok(NewTorrent::magnet(String::from_utf8_lossy(&bytes).trim().to_owned()));
+        }
+        Ok(_) => return Ok(NewTorrent::torrent(bytes)),
+    }
+    Err(Exit::Failed)
+}

@@ -1,0 +1,75 @@
+//! `dtorrent delete`: torrents, and with `--data` what they hold.
+
+use std::io::Write as _;
+
+use clap::Args;
+use serde_json::json;
+
+use super::act::{self, Doing, Which};
+use super::terminal::human;
+use super::terminal::server::{can_ask, tell_of};
+use super::{Exit, Options, tell};
+use crate::manager::Watcher;
+use crate::model::{Deleted, Torrent, Verb, printable};
+
+/// So many are named in the question.
+const NAMED_MAX: usize = 10;
+
+#[derive(Clone, Debug, Args)]
+pub struct Arguments {
+    /// The server, if there are several, and which torrents, as in `pause`
+    #[arg(value_name = "[SERVER] SELECTOR")]
+    selectors: Vec<String>,
+    /// Delete their files, too: those below the server's `roots` that are no other torrent's
+    #[arg(long)]
+    data: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+    #[command(flatten)]
+    which: Which,
+}
+
+pub fn run(options: Options, arguments: Arguments) -> Exit {
+    let Arguments { selectors, data, yes, which } = arguments;
+    if data && !yes && !which.dry_run && !can_ask() {
+        tell("nobody is there to be asked whether files may be deleted; --yes says that they may");
+        return Exit::Usage;
+    }
+    let done = if data { "deleted with its files" } else { "deleted" };
+    let doing = Doing::new(Verb::Delete, json!({"data": data}), done);
+    let may = async |watcher: &Watcher, torrents: &[Torrent]| {
+        if !data || yes || is_wanted(watcher, torrents).await? {
+            return Ok(());
+        }
+        tell("nothing was deleted");
+        Err(Exit::Failed)
+    };
+    act::run_if(options, selectors, &which, &doing, may).map_or_else(|exit| exit, |()| Exit::Done)
+}
+
+/// Says what would go, and asks.
+async fn is_wanted(watcher: &Watcher, torrents: &[Torrent]) -> Result<bool, Exit> {
+    let hashes: Vec<_> = torrents.iter().map(|torrent| torrent.hash).collect();
+    let arguments = json!({"hashes": hashes, "data": true, "dry_run": true});
+    let preview = watcher.command(Verb::Delete, None, arguments.as_object().cloned().unwrap_or_default()).await;
+    let preview = preview.map_err(|error| tell_of(&error))?;
+    let all: Vec<&Deleted> = preview.results.iter().filter_map(|row| row.deleted.as_ref()).collect();
+    let (files, bytes) = all.iter().fold((0, 0), |(files, bytes), one| (files + one.count, bytes + one.bytes));
+    for torrent in torrents.iter().take(NAMED_MAX) {
+        tell(&format!("  {}", printable(torrent.name.as_bytes())));
+    }
+    if torrents.len() > NAMED_MAX {
+        tell(&format!("  and {} more", torrents.len() - NAMED_MAX));
+    }
+    let question = format!(
+        "Delete {} and {files} files, {}, for ever? [y/N] ",
+        if torrents.len() == 1 { "this torrent".to_owned() } else { format!("these {} torrents", torrents.len()) },
+        human::bytes(bytes)
+    );
+    let mut stderr = std::io::stderr();
+    let asked = stderr.write_all(question.as_bytes()).and_then(|()| stderr.flush());
+    let mut answer = String::new();
+    let answered = asked.and_then(|()| std::io::stdin().read_line(&mut answer));
+    Ok(answered.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes"))
+}

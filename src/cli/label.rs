@@ -1,0 +1,28 @@
+//! `dtorrent label`: torrents by a word of one's own.
+
+use clap::Args;
+use serde_json::json;
+
+use super::act::{self, Doing, Which, with_value};
+use super::{Exit, Options};
+use crate::model::{Verb, printable};
+
+#[derive(Clone, Debug, Args)]
+#[command(override_usage = "dtorrent label [OPTIONS] [SERVER] [SELECTOR]... LABEL")]
+pub struct Arguments {
+    /// Which torrents, as in `pause`, and last the label; an empty one takes it away
+    #[arg(value_name = "[SERVER] [SELECTOR]... LABEL", required = true)]
+    arguments: Vec<String>,
+    #[command(flatten)]
+    which: Which,
+}
+
+pub fn run(options: Options, arguments: Arguments) -> Exit {
+    let Arguments { arguments, which } = arguments;
+    let (selectors, label) = match with_value(arguments, "the label") {
+        Ok(found) => found,
+        Err(exit) => return exit,
+    };
+    let done = format!("labelled `{}`", printable(label.as_bytes()));
+    act::run(options, selectors, &which, &Doing::new(Verb::Label, json!({"label": label}), done))
+}

@@ -1,0 +1,61 @@
+//! `dtorrent limits`: how fast a server may be.
+
+use clap::Args;
+
+use super::terminal::human;
+use super::terminal::server::{ServerChoice, Session, tell_of};
+use super::{Exit, Options, tell};
+use crate::model::Limits;
+
+#[derive(Clone, Debug, Args)]
+pub struct Arguments {
+    /// The server, if there are several
+    #[arg(value_name = "SERVER")]
+    server: Option<String>,
+    /// Bytes a second, like 500KiB; 0 for no limit
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    download: Option<u64>,
+    /// Bytes a second, like 500KiB; 0 for no limit
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    upload: Option<u64>,
+}
+
+pub fn run(options: Options, arguments: Arguments) -> Exit {
+    limits(options, arguments).map_or_else(|exit| exit, |()| Exit::Done)
+}
+
+fn limits(options: Options, arguments: Arguments) -> Result<(), Exit> {
+    let Arguments { server, download, upload } = arguments;
+    let session = Session::start(options)?;
+    let (server, _) = session.server(&ServerChoice { server }, Vec::new())?;
+    session.run(async {
+        let (_manager, watcher, _) = session.reach(&server).await?;
+        if download.is_some() || upload.is_some() {
+            watcher.limits(Limits { download, upload }).await.map_err(|error| tell_of(&error))?;
+        }
+        let stats = watcher.status().stats.server;
+        let shown = |asked: Option<u64>, limit: Option<u64>| match asked.or(limit) {
+            None => "not known".to_owned(),
+            Some(0) => "no limit".to_owned(),
+            Some(rate) => human::rate(Some(rate)),
+        };
+        tell(&format!("download  {}", shown(download, stats.download_limit)));
+        tell(&format!("upload    {}", shown(upload, stats.upload_limit)));
+        Ok(())
+    })
+}
+
+fn rate(text: &str) -> Result<u64, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim().trim_end_matches("/s") {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "kB" | "KB" => 1000,
+        "MB" => 1_000_000,
+        _ => return Err("a number of bytes, or like 500KiB or 2MB".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| "a number of bytes, or like 500KiB or 2MB".to_owned())?;
+    number.checked_mul(factor).ok_or_else(|| "that is too much".to_owned())
+}

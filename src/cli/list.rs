@@ -1,0 +1,149 @@
+//! `dtorrent list`: the torrents of servers, as they are now.
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use super::terminal::select::{Conditions, chosen};
+use super::terminal::server::{Session, at_work, exit_of_client};
+use super::terminal::table::{Cell, Column, table};
+use super::terminal::{human, paint, say, width};
+use super::{Exit, Options, tell};
+use crate::app;
+use crate::model::{ServerName, Torrent, printable};
+use crate::port::{ClientError, Clock as _, Scope, SystemClock};
+
+#[derive(Clone, Debug, Args)]
+pub struct Arguments {
+    /// Only these servers [default: all]
+    servers: Vec<String>,
+    #[command(flatten)]
+    conditions: Conditions,
+    /// Only those of this name: a pattern like '*.iso'
+    #[arg(long, value_name = "PATTERN")]
+    name: Option<String>,
+    /// What comes first
+    #[arg(long, value_enum, default_value_t = Order::Name)]
+    sort: Order,
+    /// The other way round
+    #[arg(long)]
+    reverse: bool,
+    /// Print a JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Order {
+    Name,
+    Size,
+    Progress,
+    Rate,
+    Ratio,
+    Added,
+}
+
+const COLUMNS: [Column; 11] = [
+    Column::left("SERVER", 3),
+    Column::left("HASH", 1),
+    Column::left("STATUS", 2),
+    Column::right("DONE", 4),
+    Column::right("SIZE", 5),
+    Column::right("DOWN", 6),
+    Column::right("UP", 7),
+    Column::right("ETA", 9),
+    Column::right("RATIO", 10),
+    Column::left("LABEL", 8),
+    Column::left("NAME", 0),
+];
+
+pub fn run(options: Options, arguments: &Arguments) -> Exit {
+    list(options, arguments).unwrap_or_else(|exit| exit)
+}
+
+fn list(options: Options, arguments: &Arguments) -> Result<Exit, Exit> {
+    let Arguments { servers, conditions, name, sort, reverse, json } = arguments;
+    let session = Session::start(options)?;
+    let servers = session.servers(servers)?;
+    let filter = conditions.filter().map_err(|error| {
+        tell(&error);
+        Exit::Usage
+    })?;
+    let (torrents, exit) = session.run(at_work("reading", read_all(&session, &servers)));
+    let name: Vec<String> = name.iter().cloned().collect();
+    // A name that nobody has is an empty list, not a mistake.
+    let mut found = chosen(&torrents, &name, &filter, SystemClock.now()).unwrap_or_default();
+    found.sort_by(|a, b| a.name.to_lowercase().cmp(&b.name.to_lowercase()));
+    let rate = |torrent: &Torrent| torrent.download_rate.unwrap_or(0) + torrent.upload_rate.unwrap_or(0);
+    match sort {
+        Order::Name => {}
+        Order::Size => found.sort_by_key(|torrent| Reverse(torrent.length)),
+        Order::Progress => found.sort_by(|a, b| b.progress.total_cmp(&a.progress)),
+        Order::Rate => found.sort_by_key(|torrent| Reverse(rate(torrent))),
+        Order::Ratio => found.sort_by(|a, b| b.ratio.unwrap_or(0.0).total_cmp(&a.ratio.unwrap_or(0.0))),
+        Order::Added => found.sort_by_key(|torrent| Reverse(torrent.added_at)),
+    }
+    if *reverse {
+        found.reverse();
+    }
+    if *json {
+        let lines: Vec<String> =
+            found.iter().map(|torrent| serde_json::to_string(torrent).expect("a torrent is plain JSON")).collect();
+        say(&format!("[{}]\n", lines.join(",\n")))?;
+    } else if !found.is_empty() {
+        let rows: Vec<Vec<Cell>> = found.iter().map(|torrent| row(torrent, servers.len() > 1)).collect();
+        say(&table(&COLUMNS, &rows, width()))?;
+    }
+    Ok(exit)
+}
+
+/// What the servers have, and how it ends if one of them does not say.
+async fn read_all(session: &Session, servers: &[ServerName]) -> (Vec<Torrent>, Exit) {
+    let read = |name: ServerName| async move {
+        let server = &session.config.servers[&name];
+        let client = app::client(&name, server).map_err(|error| (format!("{error:#}"), Exit::Usage))?;
+        let failed = |error: ClientError| {
+            let exit = exit_of_client(&error);
+            (format!("{:#}", anyhow::Error::new(error)), exit)
+        };
+        let listing = client.list(Scope::Full).await.map_err(failed)?;
+        if !listing.complete {
+            return Err(("it did not tell all of its torrents; once more may help".to_owned(), Exit::Failed));
+        }
+        Ok(listing.torrents.into_values().map(|observed| observed.torrent).collect::<Vec<_>>())
+    };
+    let answers = futures_util::future::join_all(servers.iter().cloned().map(read)).await;
+    let (mut torrents, mut exit) = (Vec::new(), Exit::Done);
+    for (name, answer) in servers.iter().zip(answers) {
+        match answer {
+            Ok(all) => torrents.extend(all),
+            Err((reason, how)) => {
+                tell(&format!("server {name}: {}", printable(reason.as_bytes())));
+                exit = how;
+            }
+        }
+    }
+    (torrents, exit)
+}
+
+fn row(torrent: &Torrent, tells_server: bool) -> Vec<Cell> {
+    let Torrent { hash, name, server, status, error, progress, length, ratio, eta, label, .. } = torrent;
+    let server = if tells_server { server.to_string() } else { String::new() };
+    let style = paint::status(*status, *error);
+    let text = |text: &str| Cell::from(printable(text.as_bytes()));
+    let eta = eta.map(|seconds| human::duration(Duration::from_secs(seconds))).unwrap_or_default();
+    vec![
+        Cell::from(server),
+        Cell::painted(hash.to_string()[..8].to_owned(), paint::FAINT),
+        Cell::painted(if *error { "error" } else { status.as_str() }, style),
+        Cell::from(format!("{progress:.1}%")),
+        Cell::from(human::bytes(*length)),
+        Cell::from(human::rate(torrent.download_rate)),
+        Cell::from(human::rate(torrent.upload_rate)),
+        Cell::from(eta),
+        Cell::from(ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default()),
+        text(label.as_deref().unwrap_or_default()),
+        text(name),
+    ]
+}

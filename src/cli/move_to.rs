@@ -1,0 +1,31 @@
+//! `dtorrent move`: torrents to another folder.
+
+use clap::Args;
+use serde_json::json;
+
+use super::act::{self, Doing, Which, with_value};
+use super::{Exit, Options};
+use crate::model::{Verb, printable};
+
+#[derive(Clone, Debug, Args)]
+#[command(override_usage = "dtorrent move [OPTIONS] [SERVER] [SELECTOR]... FOLDER")]
+pub struct Arguments {
+    /// Which torrents, as in `pause`, and last the folder, below the server's `roots`
+    #[arg(value_name = "[SERVER] [SELECTOR]... FOLDER", required = true)]
+    arguments: Vec<String>,
+    /// Move their files there, too
+    #[arg(long)]
+    data: bool,
+    #[command(flatten)]
+    which: Which,
+}
+
+pub fn run(options: Options, arguments: Arguments) -> Exit {
+    let Arguments { arguments, data, which } = arguments;
+    let (selectors, folder) = match with_value(arguments, "the folder") {
+        Ok(found) => found,
+        Err(exit) => return exit,
+    };
+    let done = format!("in {}", printable(folder.as_bytes()));
+    act::run(options, selectors, &which, &Doing::new(Verb::Move, json!({"directory": folder, "data": data}), done))
+}

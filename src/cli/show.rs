@@ -1,0 +1,195 @@
+//! `dtorrent show`: all about one torrent.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use clap::Args;
+use unicode_width::UnicodeWidthStr as _;
+
+use super::terminal::select::chosen;
+use super::terminal::server::{ServerChoice, Session, tell_of};
+use super::terminal::table::{Cell, Column, cut, table};
+use super::terminal::{human, paint, say, width};
+use super::{Exit, Options, tell};
+use crate::manager::TorrentDetails;
+use crate::model::{File, Filter, Parts, Peer, Timestamp, Torrent, Tracker, printable};
+use crate::port::{Clock as _, SystemClock};
+
+#[derive(Clone, Debug, Args)]
+pub struct Arguments {
+    /// The server, if there are several, and the torrent: the beginning of its hash, or its name
+    #[arg(value_name = "[SERVER] SELECTOR", required = true)]
+    selectors: Vec<String>,
+    #[command(flatten)]
+    choice: ServerChoice,
+    /// Its trackers, too
+    #[arg(long)]
+    trackers: bool,
+    /// Who is connected, too
+    #[arg(long)]
+    peers: bool,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+const FILES: [Column; 4] =
+    [Column::right("DONE", 2), Column::right("SIZE", 1), Column::left("PRIORITY", 3), Column::left("FILE", 0)];
+const TRACKERS: [Column; 4] =
+    [Column::left("ENABLED", 1), Column::right("SEEDS", 2), Column::right("LEECHES", 3), Column::left("TRACKER", 0)];
+const PEERS: [Column; 4] =
+    [Column::right("DONE", 1), Column::right("GOT", 2), Column::left("ADDRESS", 3), Column::left("CLIENT", 0)];
+
+pub fn run(options: Options, arguments: Arguments) -> Exit {
+    show(options, arguments).map_or_else(|exit| exit, |()| Exit::Done)
+}
+
+fn show(options: Options, arguments: Arguments) -> Result<(), Exit> {
+    let Arguments { selectors, choice, trackers, peers, json } = arguments;
+    let session = Session::start(options)?;
+    let (server, selectors) = session.server(&choice, selectors)?;
+    let usage = |text: &str| {
+        tell(text);
+        Exit::Usage
+    };
+    if selectors.len() != 1 {
+        return Err(usage("which torrent? The beginning of its hash, or its name, says it"));
+    }
+    session.run(async {
+        let (_manager, watcher, torrents) = session.reach(&server).await?;
+        let found = chosen(&torrents, &selectors, &Filter::default(), SystemClock.now());
+        let found = found.and_then(|found| match found.as_slice() {
+            [one] => Ok(one.hash),
+            several => Err(format!("that is {} torrents; name one by its hash", several.len())),
+        });
+        let hash = found.map_err(|error| {
+            tell(&error);
+            Exit::Failed
+        })?;
+        let details = watcher.get_parts(hash, Parts { files: true, trackers, peers }).await;
+        let details = details.map_err(|error| tell_of(&error))?;
+        if json {
+            say(&format!("{}\n", serde_json::to_string(&details).expect("a torrent is plain JSON")))
+        } else {
+            say(&page(&details, width()))
+        }
+    })
+}
+
+/// Everything that is known of it, and then its files, trackers and peers as tables.
+fn page(details: &TorrentDetails, width: Option<usize>) -> String {
+    let TorrentDetails { torrent, files, trackers, peers, .. } = details;
+    let mut text = String::new();
+    let lines = lines(torrent);
+    let wide = lines.iter().map(|(what, _)| what.width()).max().unwrap_or(0);
+    for (what, cell) in lines {
+        let cell_text = width.map_or(cell.text.clone(), |width| cut(&cell.text, width.saturating_sub(wide + 2).max(1)));
+        let what = paint::painted(paint::FAINT, &format!("{what:wide$}"));
+        writeln!(text, "{what}  {}", paint::painted(cell.style, &cell_text)).expect("a String takes everything");
+    }
+    let tables = [
+        files.as_ref().filter(|files| !files.is_empty()).map(|files| table(&FILES, &rows(files, file), width)),
+        trackers.as_ref().filter(|all| !all.is_empty()).map(|all| table(&TRACKERS, &rows(all, tracker), width)),
+        peers.as_ref().filter(|all| !all.is_empty()).map(|all| table(&PEERS, &rows(all, peer), width)),
+    ];
+    for table in tables.into_iter().flatten() {
+        text.push('\n');
+        text.push_str(&table);
+    }
+    text
+}
+
+fn rows<T>(all: &[T], row: impl Fn(&T) -> Vec<Cell>) -> Vec<Vec<Cell>> {
+    all.iter().map(row).collect()
+}
+
+fn plain(text: &str) -> Cell {
+    Cell::from(printable(text.as_bytes()))
+}
+
+fn number(number: Option<u64>) -> Cell {
+    Cell::from(number.map(|number| number.to_string()).unwrap_or_default())
+}
+
+fn lines(torrent: &Torrent) -> Vec<(&'static str, Cell)> {
+    let style = paint::status(torrent.status, torrent.error);
+    let stalled = if torrent.stalled { ", stalled" } else { "" };
+    let moment = |time: Option<Timestamp>| time.map(|time| time.to_string());
+    let amount = |bytes: u64| format!("{} ({bytes} bytes)", human::bytes(bytes));
+    let rates = match (human::rate(torrent.download_rate), human::rate(torrent.upload_rate)) {
+        (down, up) if down.is_empty() && up.is_empty() => None,
+        (down, up) => Some(format!("down {}, up {}", or_none(&down), or_none(&up))),
+    };
+    let peers = torrent.peers.map(|peers| match torrent.seeds {
+        Some(seeds) => format!("{peers}, {seeds} of them have everything"),
+        None => peers.to_string(),
+    });
+    let eta = torrent.eta.map(|seconds| human::duration(Duration::from_secs(seconds)));
+    let priority =
+        torrent.priority.map(|number| ["off", "low", "normal", "high"][usize::from(number.min(3))].to_owned());
+    let all = [
+        ("name", Some(plain(&torrent.name))),
+        ("hash", Some(Cell::from(torrent.hash.to_string()))),
+        ("server", Some(Cell::from(torrent.server.to_string()))),
+        ("status", Some(Cell::painted(format!("{}{stalled}", torrent.status.as_str()), style))),
+        (
+            "message",
+            torrent.message.as_deref().filter(|text| !text.is_empty()).map(|text| {
+                Cell::painted(printable(text.as_bytes()), if torrent.error { paint::BAD } else { paint::PLAIN })
+            }),
+        ),
+        ("progress", Some(Cell::from(human::progress(torrent.progress, 20)))),
+        ("size", Some(Cell::from(amount(torrent.length)))),
+        ("downloaded", Some(Cell::from(amount(torrent.downloaded)))),
+        ("uploaded", Some(Cell::from(amount(torrent.uploaded)))),
+        ("ratio", torrent.ratio.map(|ratio| Cell::from(format!("{ratio:.3}")))),
+        ("rates", rates.map(Cell::from)),
+        ("eta", eta.map(Cell::from)),
+        ("peers", peers.map(Cell::from)),
+        ("label", torrent.label.as_deref().filter(|label| !label.is_empty()).map(plain)),
+        ("priority", priority.map(Cell::from)),
+        ("directory", torrent.directory.as_deref().map(plain)),
+        ("tracker", torrent.tracker.as_deref().map(plain)),
+        ("private", torrent.private.map(|private| Cell::from(if private { "yes" } else { "no" }.to_owned()))),
+        ("added", moment(torrent.added_at).map(Cell::from)),
+        ("started", moment(torrent.started_at).map(Cell::from)),
+        ("finished", moment(torrent.finished_at).map(Cell::from)),
+    ];
+    let mut lines: Vec<_> = all.into_iter().filter_map(|(what, cell)| Some((what, cell?))).collect();
+    for (key, value) in torrent.extra.iter().filter(|(_, value)| !value.is_null()) {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        lines.push(("extra", plain(&format!("{key} = {value}"))));
+    }
+    lines
+}
+
+fn or_none(rate: &str) -> &str {
+    if rate.is_empty() { "nothing" } else { rate }
+}
+
+fn file(file: &File) -> Vec<Cell> {
+    let File { path, length, progress, priority, .. } = file;
+    let priority = priority.map(|number| ["off", "normal", "high"][usize::from(number.min(2))]).unwrap_or_default();
+    vec![
+        Cell::from(format!("{progress:.1}%")),
+        Cell::from(human::bytes(*length)),
+        Cell::from(if priority == "normal" { String::new() } else { priority.to_owned() }),
+        plain(path),
+    ]
+}
+
+fn tracker(tracker: &Tracker) -> Vec<Cell> {
+    let Tracker { url, enabled, seeds, leeches, .. } = tracker;
+    vec![Cell::from(if *enabled { "yes" } else { "no" }.to_owned()), number(*seeds), number(*leeches), plain(url)]
+}
+
+fn peer(peer: &Peer) -> Vec<Cell> {
+    let Peer { address, port, client, progress, downloaded, .. } = peer;
+    let address = port.map_or_else(|| address.clone(), |port| format!("{address}:{port}"));
+    vec![
+        Cell::from(progress.map(|progress| format!("{progress:.1}%")).unwrap_or_default()),
+        Cell::from(downloaded.map(human::bytes).unwrap_or_default()),
+        plain(&address),
+        plain(client.as_deref().unwrap_or("unknown")),
+    ]
+}

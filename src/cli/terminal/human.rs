@@ -1,0 +1,97 @@
+//! Numbers as people read them. Pure.
+
+use std::time::Duration;
+
+const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+
+/// `4.2 GiB`: three digits at most, and one after the point below a hundred.
+pub fn bytes(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    // 999.95 would be shown as 1000.0.
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    match (unit, value < 99.95) {
+        (0, _) => format!("{bytes} B"),
+        (_, true) => format!("{value:.1} {}", UNITS[unit]),
+        (_, false) => format!("{value:.0} {}", UNITS[unit]),
+    }
+}
+
+/// `1.2 MiB/s`, and nothing for nothing.
+pub fn rate(bytes_per_second: Option<u64>) -> String {
+    match bytes_per_second {
+        None | Some(0) => String::new(),
+        Some(rate) => format!("{}/s", bytes(rate)),
+    }
+}
+
+/// `3h12m`: the two largest parts.
+pub fn duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let parts = [(seconds / 86_400, "d"), (seconds / 3600 % 24, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
+    let first = parts.iter().position(|(count, _)| *count > 0).unwrap_or(3);
+    parts[first..]
+        .iter()
+        .take(2)
+        .filter(|(count, _)| *count > 0 || seconds == 0)
+        .fold(String::new(), |text, (n, unit)| format!("{text}{n}{unit}"))
+}
+
+/// A bar of so many columns, in eighths, and the percentage after it.
+pub fn progress(percent: f64, columns: usize) -> String {
+    const EIGHTHS: [char; 8] = [' ', '▏', '▎', '▍', '▌', '▋', '▊', '▉'];
+    let filled = (percent.clamp(0.0, 100.0) / 100.0 * columns as f64 * 8.0) as usize;
+    let mut bar: String = "█".repeat(filled / 8);
+    if filled / 8 < columns {
+        bar.push(EIGHTHS[filled % 8]);
+        bar.push_str(&" ".repeat(columns - filled / 8 - 1));
+    }
+    format!("{bar}{percent:6.1}%")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_three_digits_and_a_unit() {
+        for (size, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.0 KiB"),
+            (1024, "1.0 KiB"),
+            (102_348, "99.9 KiB"),
+            (102_400, "100 KiB"),
+            (1_023_999, "1.0 MiB"),
+            (4_509_715_661, "4.2 GiB"),
+            (u64::MAX, "16384 PiB"),
+        ] {
+            assert_eq!(bytes(size), text, "{size}");
+        }
+        assert_eq!(
+            (rate(None), rate(Some(0)), rate(Some(1024))),
+            (String::new(), String::new(), "1.0 KiB/s".to_owned())
+        );
+    }
+
+    #[test]
+    fn durations_have_their_two_largest_parts() {
+        for (seconds, text) in
+            [(0, "0s"), (59, "59s"), (60, "1m"), (61, "1m1s"), (3600, "1h"), (11_525, "3h12m"), (86_400 * 9 + 1, "9d")]
+        {
+            assert_eq!(duration(Duration::from_secs(seconds)), text, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn a_bar_is_as_wide_as_asked_and_full_only_at_the_end() {
+        for (percent, text) in
+            [(0.0, "        0.0%"), (50.0, "██▌    50.0%"), (99.9, "████▉  99.9%"), (100.0, "█████ 100.0%")]
+        {
+            assert_eq!(progress(percent, 5), text);
+        }
+    }
+}

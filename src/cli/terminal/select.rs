@@ -1,0 +1,179 @@
+//! Which torrents somebody means: by hash, by name, or by what they are. Pure, but for the arguments.
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+use globset::GlobBuilder;
+use serde_json::{Map, Value, json};
+
+use crate::model::{Filter, InfoHash, Status, Timestamp, Torrent, printable};
+
+/// A shorter beginning of a hash might as well be a word.
+const PREFIX_MIN: usize = 4;
+
+/// Torrents by what they are.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Conditions {
+    /// Only those that are checking, downloading, seeding, paused, stopped, queued or metadata; several with commas
+    #[arg(long, value_name = "STATUS", value_delimiter = ',', value_parser = status)]
+    pub status: Vec<Status>,
+    /// Only those with this label
+    #[arg(long, value_name = "LABEL")]
+    pub label: Option<String>,
+    /// Only those that match this filter, as in a command: {"ratio": {"min": 2}, "age": {"min": "7days"}}
+    #[arg(long, value_name = "JSON")]
+    pub filter: Option<String>,
+}
+
+fn status(text: &str) -> Result<Status, String> {
+    let names = || Status::ALL.map(Status::as_str).join(", ");
+    Status::ALL.into_iter().find(|status| status.as_str() == text).ok_or_else(|| format!("one of {}", names()))
+}
+
+impl Conditions {
+    pub fn is_empty(&self) -> bool {
+        let Self { status, label, filter } = self;
+        status.is_empty() && label.is_none() && filter.is_none()
+    }
+
+    /// # Errors
+    /// What is wrong with the filter.
+    pub fn filter(&self) -> Result<Filter, String> {
+        let Self { status, label, filter } = self;
+        let mut object = match filter.as_deref().map(serde_json::from_str) {
+            None => Map::new(),
+            Some(Ok(Value::Object(object))) => object,
+            Some(_) => return Err("--filter: a JSON object like {\"name\": \"*.iso\"} is right".to_owned()),
+        };
+        if !status.is_empty() {
+            object.insert("status".to_owned(), json!(status));
+        }
+        if let Some(label) = label {
+            object.insert("label".to_owned(), json!(label));
+        }
+        Filter::from_json(Value::Object(object)).map_err(|error| format!("--{error}"))
+    }
+}
+
+/// Those of `torrents` that are meant. Without a selector these are all that match the filter.
+///
+/// A selector is the beginning of a hash, or a name, and then means one torrent; or a pattern with `*`, `?`,
+/// `[…]` or `{…}`, which may match many.
+///
+/// # Errors
+/// A selector that means none, or more than one without being a pattern.
+pub fn chosen<'a>(
+    torrents: impl IntoIterator<Item = &'a Torrent>,
+    selectors: &[String],
+    filter: &Filter,
+    now: Timestamp,
+) -> Result<Vec<&'a Torrent>, String> {
+    let matching: Vec<&Torrent> = torrents.into_iter().filter(|torrent| filter.matches(torrent, now)).collect();
+    if selectors.is_empty() {
+        return Ok(matching);
+    }
+    let mut chosen: BTreeMap<InfoHash, &Torrent> = BTreeMap::new();
+    for selector in selectors {
+        let meant = meant(&matching, selector)?;
+        chosen.extend(meant.into_iter().map(|torrent| (torrent.hash, torrent)));
+    }
+    Ok(chosen.into_values().collect())
+}
+
+fn meant<'a>(torrents: &[&'a Torrent], selector: &str) -> Result<Vec<&'a Torrent>, String> {
+    let shown = printable(selector.as_bytes());
+    let is_prefix = selector.len() >= PREFIX_MIN && selector.bytes().all(|b| b.is_ascii_hexdigit());
+    let prefix = selector.to_ascii_lowercase();
+    let is_this =
+        |torrent: &&&Torrent| torrent.name == selector || is_prefix && torrent.hash.to_string().starts_with(&prefix);
+    let found: Vec<&Torrent> = torrents.iter().filter(is_this).copied().collect();
+    match found.as_slice() {
+        [] => {}
+        [_] => return Ok(found),
+        several => {
+            let some: Vec<String> = several.iter().take(5).map(|torrent| torrent.hash.to_string()).collect();
+            return Err(format!("`{shown}` is {} torrents; name one by its hash: {}", several.len(), some.join(" ")));
+        }
+    }
+    let is_pattern = selector.contains(['*', '?', '[', '{']);
+    let glob =
+        GlobBuilder::new(selector).case_insensitive(true).build().map_err(|error| format!("`{shown}`: {error}"))?;
+    let glob = glob.compile_matcher();
+    let found: Vec<&Torrent> = torrents.iter().filter(|torrent| glob.is_match(&torrent.name)).copied().collect();
+    match found.len() {
+        0 => Err(format!("no torrent is `{shown}`")),
+        1 => Ok(found),
+        _ if is_pattern => Ok(found),
+        count => Err(format!("`{shown}` is {count} torrents; name one by its hash")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ServerName;
+
+    fn torrents() -> Vec<Torrent> {
+        let torrent = |n: u8, name: &str| {
+            Torrent::new(ServerName::parse("home").unwrap(), InfoHash::V1([n; 20]), name).with_status(Status::Seeding)
+        };
+        let mut torrents = vec![
+            torrent(0xab, "debian.iso"),
+            torrent(0xac, "Fedora.iso"),
+            torrent(0xad, "abab"),
+            torrent(0xae, "same"),
+            torrent(0xaf, "same"),
+            torrent(0xb0, "[x] odd {name"),
+        ];
+        torrents[1].status = Status::Paused;
+        torrents
+    }
+
+    fn check(selectors: &[&str], expected: &str) {
+        let torrents = torrents();
+        let selectors: Vec<String> = selectors.iter().map(|text| (*text).to_owned()).collect();
+        let found = match chosen(&torrents, &selectors, &Filter::default(), Timestamp::from_millis(0)) {
+            Ok(found) => {
+                found.iter().map(|torrent| torrent.hash.to_string()[..2].to_owned()).collect::<Vec<_>>().join(" ")
+            }
+            Err(error) => format!("error: {error}"),
+        };
+        assert!(found.starts_with(expected), "{selectors:?}: {found}");
+    }
+
+    #[test]
+    fn a_torrent_is_meant_by_its_hash_its_name_or_a_pattern() {
+        check(&[], "ab ac ad ae af b0");
+        check(&["ACAC"], "ac");
+        check(&["debian.iso"], "ab");
+        check(&["DEBIAN.ISO"], "ab");
+        check(&["*.iso"], "ab ac");
+        check(&["*.iso", "acac", "abab*"], "ab ac ad");
+        check(&["same*"], "ae af");
+        check(&["[x] odd {name"], "b0");
+    }
+
+    #[test]
+    fn what_means_none_or_might_mean_another_is_refused() {
+        check(&["aca"], "error: no torrent is `aca`");
+        check(&["cccc"], "error: no torrent is");
+        check(&["same"], "error: `same` is 2 torrents; name one by its hash: aeae");
+        check(&["abab"], "error: `abab` is 2 torrents");
+        check(&["*.iso", "nothing"], "error: no torrent is `nothing`");
+        check(&["a{b"], "error: `a{b`: ");
+    }
+
+    #[test]
+    fn conditions_are_a_filter() {
+        let conditions =
+            Conditions { status: vec![Status::Paused], label: None, filter: Some("{\"name\": \"fed*\"}".to_owned()) };
+        let torrents = torrents();
+        let filter = conditions.filter().unwrap();
+        let found = chosen(&torrents, &[], &filter, Timestamp::from_millis(0)).unwrap();
+        assert_eq!(found.iter().map(|torrent| torrent.name.as_str()).collect::<Vec<_>>(), ["Fedora.iso"]);
+        for wrong in ["[]", "{", "{\"colour\": 1}"] {
+            let conditions = Conditions { filter: Some(wrong.to_owned()), ..Conditions::default() };
+            assert!(conditions.filter().unwrap_err().starts_with("--filter"), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What the body of each command looks like, for those who send them. Pure.
+//!
+//! [`Request`](super::Request) reads what this describes; the tests hold that it takes nothing else.
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde_json::Value;
+
+use super::request;
+use crate::model::{CommandId, Filter, OneOrMore, Status, Verb};
+
+/// What every command may say.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "nothing is ever of this type: it is only described")]
+struct Common {
+    /// The sender's; made up if it gives none. The same id within 24 hours is carried out once and answered the same again.
+    id: Option<CommandId>,
+    /// Which torrents, where the topic names none.
+    #[schemars(length(max = request::HASHES_MAX), inner(regex(pattern = r"^([0-9a-fA-F]{40}|[0-9a-fA-F]{64})$")))]
+    hashes: Option<Vec<String>>,
+    /// Which torrents, where the topic names none.
+    filter: Option<Filter>,
+    /// Later than that it is not carried out: `"300s"`, `"5m"`; 24 hours at most.
+    #[schemars(regex(pattern = r"^\s*(0|([0-9.]+\s*[a-zA-Zµ]+\s*)+)$"))]
+    ttl: Option<String>,
+    /// Torrents with another status are left alone.
+    if_status: Option<OneOrMore<Status>>,
+    /// Everything but the doing.
+    dry_run: Option<bool>,
+    /// A topic for the result, besides the result topic; only below the config's `reply_prefixes`.
+    reply_to: Option<String>,
+}
+
+/// The body of a command with this verb, as JSON. `add` also takes a bare link, and the bytes of a .torrent file.
+pub fn body(verb: Verb, generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = request::arguments_of(verb, generator);
+    let Some(Value::Object(mut common)) = Common::json_schema(generator).remove("properties") else {
+        unreachable!("it is a struct with fields")
+    };
+    let names_torrents = verb.is_for_torrents() && verb != Verb::FilePriority;
+    if !names_torrents {
+        common.remove("hashes");
+    }
+    if !names_torrents && verb != Verb::List {
+        common.remove("filter");
+    }
+    match schema.ensure_object().entry("properties").or_insert_with(|| Value::Object(Default::default())) {
+        Value::Object(properties) => properties.append(&mut common),
+        _ => unreachable!("properties are an object"),
+    }
+    schema.insert("title".to_owned(), verb.as_str().into());
+    schema
+}
+
+#[cfg(test)]
+mod tests {
+    use jsonschema::Validator;
+    use proptest::prelude::*;
+    use schemars::generate::SchemaSettings;
+    use serde_json::json;
+
+    use super::*;
+    use crate::commands::{Envelope, Request};
+    use crate::model::InfoHash;
+
+    const HASH: &str = "abcdef0123456789ABCDEF0123456789abcdef01";
+
+    fn validator(verb: Verb) -> Validator {
+        let mut generator = SchemaSettings::draft2020_12().for_deserialize().into_generator();
+        let mut schema = body(verb, &mut generator).to_value();
+        schema["$defs"] = Value::Object(generator.take_definitions(true));
+        jsonschema::validator_for(&schema).unwrap()
+    }
+
+    /// On the topics where the verb is taken.
+    fn is_taken(verb: Verb, body: &Value) -> bool {
+        let bytes = body.to_string();
+        let hash: InfoHash = HASH.parse().unwrap();
+        let is_readable = Envelope::read(bytes.as_bytes()).1.is_ok();
+        is_readable && [None, Some(hash)].into_iter().any(|hash| Request::parse(verb, hash, bytes.as_bytes()).is_ok())
+    }
+
+    #[test]
+    fn what_is_right_is_right_in_both() {
+        for (verb, body) in [
+            (Verb::Pause, json!({})),
+            (Verb::Pause, json!({"id": "1", "ttl": "5m", "dry_run": true, "if_status": ["seeding"], "reply_to": "x"})),
+            (Verb::Stop, json!({"filter": {"status": "seeding", "name": "*.iso", "size": {"max": "700 MiB"}}})),
+            (Verb::Recheck, json!({"hashes": [HASH]})),
+            (Verb::Delete, json!({"data": true})),
+            (Verb::Label, json!({"label": "$x; \"y\"", "hashes": null})),
+            (Verb::Limits, json!({"upload_limit": 0})),
+            (Verb::Add, json!({"torrent": "ZGU=", "start": false, "magnet": null})),
+            (Verb::Add, json!({"url": "HTTPS://x", "label": "a", "priority": 3})),
+            (Verb::List, json!({"filter": {"age": {"min": "30days"}}, "fields": ["name"], "page_size": 1000})),
+            (Verb::FilePriority, json!({"files": [0, 3], "priority": 2})),
+            (Verb::Rpc, json!({"method": "d.ratio", "params": ["x", -1]})),
+            (Verb::Resync, json!({"from_seq": 7})),
+            (Verb::LogLevel, json!({"level": "debug"})),
+        ] {
+            assert!(is_taken(verb, &body), "{verb:?} {body}");
+            assert!(validator(verb).is_valid(&body), "{verb:?} {body}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_wrong_in_both() {
+        for (verb, body) in [
+            (Verb::Pause, json!([])),
+            (Verb::Pause, json!({"wait": 1})),
+            (Verb::Pause, json!({"id": ""})),
+            (Verb::Pause, json!({"id": "a\n"})),
+            (Verb::Pause, json!({"ttl": "soon"})),
+            (Verb::Pause, json!({"hashes": ["xyz"]})),
+            (Verb::Pause, json!({"filter": {"status": "asleep"}})),
+            (Verb::Pause, json!({"filter": {"colour": "red"}})),
+            (Verb::Pause, json!({"filter": {"size": {"min": "big"}}})),
+            (Verb::Pause, json!({"filter": {"size": {"min": -1}}})),
+            (Verb::Pause, json!({"filter": {"age": {"max": 5}}})),
+            (Verb::Pause, json!({"filter": {"ratio": {"least": 5}}})),
+            (Verb::Pause, json!({"if_status": "asleep"})),
+            (Verb::Pause, json!({"dry_run": "yes"})),
+            (Verb::Label, json!({})),
+            (Verb::Label, json!({"label": 5})),
+            (Verb::Label, json!({"label": "a\u{7}"})),
+            (Verb::Priority, json!({"priority": 4})),
+            (Verb::Priority, json!({"priority": -1})),
+            (Verb::Delete, json!({"data": 1})),
+            (Verb::Move, json!({})),
+            (Verb::FilePriority, json!({"files": [], "priority": 1})),
+            (Verb::FilePriority, json!({"files": [0], "priority": 3})),
+            (Verb::FilePriority, json!({"files": [0], "priority": 1, "hashes": [HASH]})),
+            (Verb::Limits, json!({})),
+            (Verb::Limits, json!({"download_limit": 99_999_999_999_u64})),
+            (Verb::Limits, json!({"filter": {}, "download_limit": 1})),
+            (Verb::Rpc, json!({"method": "x", "params": [[]]})),
+            (Verb::Rpc, json!({"method": "x", "params": [1.5]})),
+            (Verb::Resync, json!({"from_seq": "1"})),
+            (Verb::Add, json!({})),
+            (Verb::Add, json!({"magnet": "http://x"})),
+            (Verb::Add, json!({"url": "file:///etc/passwd"})),
+            (Verb::Add, json!({"magnet": "magnet:?x", "url": "http://x"})),
+            (Verb::List, json!({"page_size": 0})),
+            (Verb::List, json!({"hashes": [HASH]})),
+        ] {
+            assert!(!is_taken(verb, &body), "{verb:?} {body}");
+            assert!(!validator(verb).is_valid(&body), "{verb:?} {body}");
+        }
+    }
+
+    fn value() -> impl Strategy<Value = Value> {
+        let texts = ["", "1", "5m", "seeding", "magnet:?x", "http://x", "*.iso", "debug", "ZGU=", HASH, "/a", "\u{85}"];
+        prop_oneof![
+            prop::sample::select(texts.to_vec()).prop_map(Value::from),
+            prop::sample::select(vec![
+                json!(null),
+                json!(true),
+                json!([]),
+                json!({}),
+                json!([HASH]),
+                json!(["seeding"])
+            ]),
+            prop::sample::select(vec![
+                json!({"status": "seeding"}),
+                json!({"size": {"min": 5}}),
+                json!({"name": null})
+            ]),
+            (-1_i64..1002).prop_map(Value::from),
+            prop::collection::vec(0..3_u8, 0..3).prop_map(|files| json!(files)),
+        ]
+    }
+
+    fn bodies() -> impl Strategy<Value = (Verb, Value)> {
+        prop::sample::select(Verb::ALL.to_vec()).prop_flat_map(|verb| {
+            let mut generator = SchemaSettings::draft2020_12().for_deserialize().into_generator();
+            let schema = body(verb, &mut generator).to_value();
+            let keys: Vec<String> = schema["properties"].as_object().unwrap().keys().cloned().collect();
+            let body = prop::collection::btree_map(prop::sample::select(keys), value(), 0..4);
+            (Just(verb), body.prop_map(|body| json!(body)))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_taken_is_right_by_the_schema((verb, body) in bodies()) {
+            prop_assert!(!is_taken(verb, &body) || validator(verb).is_valid(&body), "{verb:?} {body}");
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! How a manager comes to be.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use secrecy::SecretString;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+
+use super::{BuildError, Manager, Shared};
+use crate::board::Board;
+use crate::clients::exec::{self, ExecClient};
+use crate::clients::rtorrent::RtorrentClient;
+use crate::clients::rtorrent::settings::{Endpoint, Settings};
+use crate::commands::{Caller, Door, Queue};
+use crate::model::{ServerName, SinkName};
+use crate::port::{Clock, Store, StoreError, SystemClock, TorrentClient};
+use crate::servers::{Common, ServerParts, ServerSetup, load, open_jobs};
+use crate::store::{MemoryStore, Options};
+use crate::supervise::{Group, for_ever};
+
+/// Under this name the command log knows whose commands these are.
+const ORIGIN: &str = "library";
+/// A journal in memory: half of it is there for who reads late.
+const MEMORY_JOURNAL_BYTES: u64 = 64 << 20;
+/// How long what is under way may take at the end.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+
+/// Says what is to be watched, and how. See [`Manager::builder`].
+#[must_use = "nothing is watched before `build`"]
+pub struct Builder {
+    servers: Vec<(String, Server)>,
+    keeps: Keeps,
+    patience: Duration,
+    journal_bytes: Option<u64>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            servers: Vec::new(),
+            keeps: Keeps::Memory,
+            patience: Duration::from_secs(60),
+            journal_bytes: None,
+            clock: Arc::new(SystemClock),
+        }
+    }
+}
+
+/// Where what was told is kept.
+enum Keeps {
+    Memory,
+    #[cfg(feature = "sqlite")]
+    Folder(PathBuf),
+}
+
+/// A server to watch: how it is reached, and how often it is looked at.
+///
+/// Made of any [`TorrentClient`], or for one of the kinds that are built in.
+#[must_use = "give it to a builder"]
+pub struct Server {
+    client: Client,
+    interval: Duration,
+    sweep: Duration,
+    timeout: Duration,
+    roots: Vec<PathBuf>,
+}
+
+enum Client {
+    Ready(Arc<dyn TorrentClient>),
+    Rtorrent { url: String, login: Option<(String, SecretString)> },
+    Exec { command: Vec<String> },
+}
+
+impl<C: TorrentClient + 'static> From<Arc<C>> for Server {
+    fn from(client: Arc<C>) -> Self {
+        Self::of(Client::Ready(client))
+    }
+}
+
+impl From<Arc<dyn TorrentClient>> for Server {
+    fn from(client: Arc<dyn TorrentClient>) -> Self {
+        Self::of(Client::Ready(client))
+    }
+}
+
+impl Server {
+    /// A client of your own.
+    pub fn new(client: impl TorrentClient + 'static) -> Self {
+        Self::of(Client::Ready(Arc::new(client)))
+    }
+
+    /// An rTorrent at `unix:///path/to/rpc.sock`, `scgi://host:5000` or `http(s)://host/RPC2`.
+    ///
+    /// For more than this can say (a CA, further columns) make an [`RtorrentClient`] and give that to
+    /// [`Server::new`].
+    pub fn rtorrent(url: impl Into<String>) -> Self {
+        Self::of(Client::Rtorrent { url: url.into(), login: None })
+    }
+
+    /// A program in any language; see [`crate::clients::exec`].
+    pub fn exec<T: Into<String>>(command: impl IntoIterator<Item = T>) -> Self {
+        Self::of(Client::Exec { command: command.into_iter().map(Into::into).collect() })
+    }
+
+    fn of(client: Client) -> Self {
+        Self {
+            client,
+            interval: Duration::from_secs(1),
+            sweep: Duration::from_secs(30),
+            timeout: Duration::from_secs(10),
+            roots: Vec::new(),
+        }
+    }
+
+    /// User and password for an rTorrent behind http(s); others have none.
+    pub fn login(mut self, username: impl Into<String>, password: impl Into<SecretString>) -> Self {
+        if let Client::Rtorrent { login, .. } = &mut self.client {
+            *login = Some((username.into(), password.into()));
+        }
+        self
+    }
+
+    /// How often to look for what changed: a second, if nothing is said. Never more than ten times a second.
+    pub fn interval(self, interval: Duration) -> Self {
+        Self { interval, ..self }
+    }
+
+    /// How often, at least, to look at everything: half a minute, if nothing is said.
+    pub fn sweep(self, sweep: Duration) -> Self {
+        Self { sweep, ..self }
+    }
+
+    /// How long a client of a built-in kind may take to answer: ten seconds, if nothing is said.
+    pub fn timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// The only folders that files may be read from, moved to and deleted in. Without any no command may name a path.
+    pub fn roots(self, roots: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
+        Self { roots: roots.into_iter().map(Into::into).collect(), ..self }
+    }
+}
+
+impl Builder {
+    /// Watches one more server. The name has the letters a-z, 0-9, `_` and `-`.
+    pub fn server(mut self, name: impl Into<String>, server: impl Into<Server>) -> Self {
+        self.servers.push((name.into(), server.into()));
+        self
+    }
+
+    /// Keeps what was told in this folder, which is made if it is missing and belongs to one process.
+    #[cfg(feature = "sqlite")]
+    pub fn data_dir(self, folder: impl Into<PathBuf>) -> Self {
+        Self { keeps: Keeps::Folder(folder.into()), ..self }
+    }
+
+    /// How long a command waits for a client that does not answer: a minute, if nothing is said.
+    pub fn patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// How many bytes the journal may take, about a thousand an event: 64 MiB in memory and 256 MiB on disk, if
+    /// nothing is said. Half of it is kept for who reads late.
+    pub fn journal_bytes(self, journal_bytes: u64) -> Self {
+        Self { journal_bytes: Some(journal_bytes), ..self }
+    }
+
+    /// Begins to watch. A client that cannot be reached is no error: the manager tries on, and tells when it is there.
+    ///
+    /// # Errors
+    /// What was said of the servers is wrong, or the state cannot be opened.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub async fn build(self) -> Result<Manager, BuildError> {
+        let Self { servers, keeps, patience, journal_bytes, clock } = self;
+        use_some_tls();
+        let servers = named(servers)?;
+        let origin = SinkName::parse(ORIGIN)?;
+        let Opened { store, close, is_history_lost } = match keeps {
+            Keeps::Memory => in_memory(journal_bytes, &clock),
+            #[cfg(feature = "sqlite")]
+            Keeps::Folder(folder) => in_folder(folder, journal_bytes, &origin, &clock).await?,
+        };
+        let mut contents = BTreeMap::new();
+        for name in servers.keys() {
+            contents.insert(name.clone(), load(&*store, name).await?);
+        }
+        let begun = contents.iter().map(|(name, content)| (name.clone(), content.last_seq)).collect();
+        let board = Arc::new(Board::new(contents, [origin.clone()]));
+        let common = Common { store, board, clock };
+        let mut open = open_jobs(&*common.store).await?;
+        let (mut left, mut queues, mut clients) = (Group::new(), BTreeMap::new(), BTreeMap::new());
+        for (name, Server { client, interval, sweep, timeout, roots }) in servers {
+            let failed = |source| BuildError::Server { server: name.clone(), source };
+            let client = connect(client, &name, timeout).map_err(failed)?;
+            clients.insert(name.clone(), Arc::clone(&client));
+            let sweep = sweep.max(interval);
+            let setup = ServerSetup { client, interval, sweep, roots, tells_files: false, is_history_lost };
+            let jobs = open.remove(&Some(name.clone())).unwrap_or_default();
+            let failed = |error: reqwest::Error| BuildError::Server { server: name.clone(), source: error.into() };
+            let parts = ServerParts::new(name.clone(), setup, jobs, &common).map_err(failed)?;
+            parts.spawn(&mut left);
+            queues.insert(name.clone(), Arc::clone(&parts.queue));
+        }
+        let Common { store, board, clock } = common;
+        let door = Door {
+            origin,
+            // Events are read again by `Since`, and there is no bridge.
+            allows: Box::new(|verb| verb != "resync"),
+            reply_prefixes: Vec::new(),
+            queues,
+            bridge: Arc::new(Queue::default()),
+            store: Arc::clone(&store),
+            board: Arc::clone(&board),
+            clock: Arc::clone(&clock),
+        };
+        let caller = Arc::new(Caller::new(door));
+        let called = Arc::clone(&caller);
+        left.spawn("results".to_owned(), move |stop| Arc::clone(&called).run(stop));
+        let stop = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            board,
+            store,
+            clock,
+            caller,
+            clients,
+            begun,
+            patience,
+            listeners: Mutex::new(Some(Group::new())),
+            stop: stop.clone(),
+            is_all_told: CancellationToken::new(),
+        });
+        let (sender, ended) = watch::channel(None);
+        let kept = Arc::clone(&shared);
+        for_ever("manager", async move {
+            let result = keep(left, &kept, close).await.map_err(Arc::new);
+            let _nobody_waits = sender.send(Some(result)).is_err();
+        });
+        Ok(Manager { shared, ended, _stop: stop.drop_guard() })
+    }
+}
+
+/// Stays with the tasks until the manager stops or the store is lost, and then ends them from the left to the right.
+async fn keep(mut left: Group, shared: &Shared, close: Close) -> Result<(), StoreError> {
+    let ended = tokio::select! {
+        biased;
+        () = shared.stop.cancelled() => Ok(()),
+        error = left.failed() => {
+            error!(error = &error as &dyn std::error::Error, "the state is lost, and nothing is watched any more");
+            Err(error)
+        }
+    };
+    shared.stop.cancel();
+    let left = left.stop(STOP_WITHIN).await;
+    shared.is_all_told.cancel();
+    let listeners = shared.listeners().take();
+    let right = match listeners {
+        Some(listeners) => listeners.stop(STOP_WITHIN).await,
+        None => Ok(()),
+    };
+    let closed = match close.await {
+        // Without room only the tidying fails: what was written down stays.
+        Err(StoreError::Full { .. }) => Ok(()),
+        closed => closed,
+    };
+    ended.and(left).and(right).and(closed)
+}
+
+fn named(servers: Vec<(String, Server)>) -> Result<BTreeMap<ServerName, Server>, BuildError> {
+    let mut named = BTreeMap::new();
+    for (name, server) in servers {
+        let name = ServerName::parse(&name)?;
+        if named.insert(name.clone(), server).is_some() {
+            return Err(BuildError::Twice(name));
+        }
+    }
+    if named.is_empty() { Err(BuildError::NoServer) } else { Ok(named) }
+}
+
+type Close = BoxFuture<'static, Result<(), StoreError>>;
+
+/// A store that is ready.
+struct Opened {
+    store: Arc<dyn Store>,
+    /// Ends it in good order.
+    close: Close,
+    /// What was told before is gone.
+    is_history_lost: bool,
+}
+
+fn in_memory(journal_bytes: Option<u64>, clock: &Arc<dyn Clock>) -> Opened {
+    let journal_bytes_max = journal_bytes.unwrap_or(MEMORY_JOURNAL_BYTES);
+    let store = MemoryStore::new(Options { journal_bytes_max, ..Options::default() }, Arc::clone(clock));
+    Opened { store: Arc::new(store), close: Box::pin(async { Ok(()) }), is_history_lost: false }
+}
+
+#[cfg(feature = "sqlite")]
+async fn in_folder(
+    folder: PathBuf,
+    journal_bytes: Option<u64>,
+    origin: &SinkName,
+    clock: &Arc<dyn Clock>,
+) -> Result<Opened, StoreError> {
+    use crate::store::SqliteStore;
+
+    let mut options = Options::default();
+    options.journal_bytes_max = journal_bytes.unwrap_or(options.journal_bytes_max);
+    let clock = Arc::clone(clock);
+    let opened = tokio::task::spawn_blocking(move || SqliteStore::open(&folder, options, clock)).await;
+    let (store, recovery) = opened.map_err(|error| StoreError::Io(error.into()))??;
+    store.declare_sinks(&BTreeMap::from([(origin.clone(), Vec::new())])).await?;
+    let store = Arc::new(store);
+    let closed = Arc::clone(&store);
+    Ok(Opened { store, close: Box::pin(async move { closed.close().await }), is_history_lost: recovery.lost })
+}
+
+fn connect(
+    client: Client,
+    name: &ServerName,
+    timeout: Duration,
+) -> Result<Arc<dyn TorrentClient>, Box<dyn std::error::Error + Send + Sync>> {
+    Ok(match client {
+        Client::Ready(client) => client,
+        Client::Rtorrent { url, login } => {
+            let (username, password) = login.unzip();
+            let server = name.clone();
+            let endpoint = Endpoint::parse(&url)?;
+            let (extra, rpc) = Default::default();
+            let settings = Settings { server, endpoint, username, password, ca_pem: None, timeout, extra, rpc };
+            Arc::new(RtorrentClient::new(settings)?)
+        }
+        Client::Exec { command } if command.is_empty() => return Err("a program is missing".into()),
+        Client::Exec { command } => {
+            Arc::new(ExecClient::new(exec::Settings { server: name.clone(), command, timeout }))
+        }
+    })
+}
+
+/// Links are fetched over TLS, which wants one provider for the whole process: ours, if yours has none.
+fn use_some_tls() {
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        // Refused only if somebody was faster, and then there is one.
+        let _somebody_was = rustls::crypto::ring::default_provider().install_default().is_err();
+    }
+}

@@ -1,0 +1,347 @@
+//! The AsyncAPI 3 document: which messages are on which topics and subjects, and who sends them.
+//!
+//! It speaks for the bridge: what it *sends* is what others subscribe to. The table of channels below is the
+//! only place where topics are written a second time; `tests/schemas.rs` holds it against the routes that
+//! messages really take.
+
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, SchemaGenerator};
+use serde_json::{Map, Value, json};
+
+use crate::commands;
+use crate::model::{Entity, Event, Files, Health, Info, Kind, Outcome, Stats, Torrent, Verb};
+
+/// A topic, with parameters in braces, and what is on it.
+struct Channel {
+    key: &'static str,
+    address: &'static str,
+    title: &'static str,
+    is: Is,
+}
+
+enum Is {
+    /// One message, which the bridge sends.
+    Sent { message: &'static str, qos: u8, is_retained: bool },
+    /// Commands, whose results go to another channel.
+    Taken { verbs: fn(Verb) -> bool, result: &'static str },
+}
+
+const CHANNELS: [Channel; 15] = [
+    sent("bridgeStatus", "{prefix}/bridge/{instance}/status", "Is the bridge there", "status", 1, true),
+    sent("bridgeInfo", "{prefix}/bridge/{instance}/info", "What the bridge is", "info", 1, true),
+    sent("bridgeHealth", "{prefix}/bridge/{instance}/health", "How it goes, every 30 seconds", "health", 0, false),
+    sent("bridgeResult", "{prefix}/bridge/{instance}/result", "Results of commands to the bridge", "result", 1, false),
+    sent("serverStatus", "{prefix}/{server}/status", "Can the client be reached", "status", 1, true),
+    sent("serverStats", "{prefix}/{server}/stats", "Statistics of a server", "stats", 1, true),
+    sent("serverEvent", "{prefix}/{server}/event/{serverKind}", "Events of a server", "event", 1, false),
+    sent("serverResult", "{prefix}/{server}/result", "Results of commands", "result", 1, false),
+    sent(
+        "torrentState",
+        "{prefix}/{server}/torrent/{hash}/state",
+        "A torrent as it is now; retained as the broker's `retain` says, empty when it is gone",
+        "torrent",
+        1,
+        true,
+    ),
+    sent(
+        "torrentEvent",
+        "{prefix}/{server}/torrent/{hash}/event/{torrentKind}",
+        "Events of a torrent, each at least once and in order",
+        "event",
+        1,
+        false,
+    ),
+    sent(
+        "torrentUpdated",
+        "{prefix}/{server}/torrent/{hash}/event/updated",
+        "What else changed of a torrent: latest wins",
+        "event",
+        0,
+        false,
+    ),
+    sent("torrentFiles", "{prefix}/{server}/torrent/{hash}/files", "The files of a torrent", "files", 1, false),
+    taken(
+        "bridgeCommand",
+        "{prefix}/bridge/{instance}/command/{bridgeVerb}",
+        "Commands to the bridge",
+        Verb::is_for_bridge,
+        "bridgeResult",
+    ),
+    taken(
+        "serverCommand",
+        "{prefix}/{server}/command/{serverVerb}",
+        "Commands to a server, or on many torrents",
+        Verb::is_for_servers,
+        "serverResult",
+    ),
+    taken(
+        "torrentCommand",
+        "{prefix}/{server}/torrent/{hash}/command/{torrentVerb}",
+        "Commands on one torrent",
+        Verb::is_for_torrents,
+        "serverResult",
+    ),
+];
+
+const fn sent(
+    key: &'static str,
+    address: &'static str,
+    title: &'static str,
+    message: &'static str,
+    qos: u8,
+    is_retained: bool,
+) -> Channel {
+    Channel { key, address, title, is: Is::Sent { message, qos, is_retained } }
+}
+
+const fn taken(
+    key: &'static str,
+    address: &'static str,
+    title: &'static str,
+    verbs: fn(Verb) -> bool,
+    result: &'static str,
+) -> Channel {
+    Channel { key, address, title, is: Is::Taken { verbs, result } }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Mqtt,
+    Nats,
+}
+
+/// The document.
+pub fn document() -> Value {
+    let (messages, schemas) = messages();
+    let mut channels = Map::new();
+    let mut operations = Map::new();
+    for protocol in [Protocol::Mqtt, Protocol::Nats] {
+        for channel in &CHANNELS {
+            channels.insert(protocol.key(channel.key), channel.describe(protocol));
+            operations.insert(channel.operation_key(protocol), channel.operation(protocol));
+        }
+    }
+    channels.insert(
+        "reply".to_owned(),
+        json!({
+            "address": null,
+            "title": "Where the sender of a request on NATS listens for its result",
+            "servers": [{"$ref": "#/servers/nats"}],
+            "messages": {"result": {"$ref": "#/components/messages/result"}},
+        }),
+    );
+    json!({
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "dtorrent",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "A bridge between torrent clients and message brokers, as its brokers see it. What it \
+                sends may say more in a later version; what it takes may not say anything else.",
+            "license": {"name": "GPL-3.0-or-later", "url": "https://www.gnu.org/licenses/gpl-3.0.html"},
+        },
+        "defaultContentType": "application/json",
+        "servers": {
+            "mqtt": {
+                "host": "localhost:1883",
+                "protocol": "mqtt",
+                "description": "MQTT 5 or 3.1.1. With MQTT 5 events carry the attributes of CloudEvents as user \
+                    properties, and a command's Response Topic and Correlation Data are used for its result too.",
+                "bindings": {"mqtt": {
+                    "lastWill": {"topic": "dtorrent/bridge/main/status", "qos": 1, "message": "offline", "retain": true},
+                    "bindingVersion": "0.2.0",
+                }},
+            },
+            "nats": {
+                "host": "localhost:4222",
+                "protocol": "nats",
+                "description": "Events are stored in the stream DTORRENT_EVENTS under their ids (Nats-Msg-Id), with \
+                    the attributes of CloudEvents as ce- headers; states in the key-value bucket dtorrent_state.",
+            },
+        },
+        "channels": channels,
+        "operations": operations,
+        "components": {"messages": messages, "parameters": parameters(), "schemas": schemas},
+    })
+}
+
+impl Protocol {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Mqtt => "mqtt",
+            Self::Nats => "nats",
+        }
+    }
+
+    /// Both have the same channels, so the second needs names of its own.
+    fn key(self, key: &str) -> String {
+        match self {
+            Self::Mqtt => key.to_owned(),
+            Self::Nats => format!("{key}OnNats"),
+        }
+    }
+}
+
+impl Channel {
+    fn messages(&self) -> Vec<&'static str> {
+        match &self.is {
+            Is::Sent { message, .. } => vec![message],
+            Is::Taken { verbs, .. } => {
+                let chosen = Verb::ALL.iter().filter(|verb| verbs(**verb)).map(|verb| verb.as_str());
+                let is_bare = verbs(Verb::Add);
+                chosen.chain(["addLink", "addTorrentFile"].into_iter().filter(|_| is_bare)).collect()
+            }
+        }
+    }
+
+    fn describe(&self, protocol: Protocol) -> Value {
+        let messages: Map<String, Value> = self
+            .messages()
+            .into_iter()
+            .map(|name| (name.to_owned(), json!({"$ref": format!("#/components/messages/{name}")})))
+            .collect();
+        let parameters: Map<String, Value> = names_in(self.address)
+            .map(|name| (name.to_owned(), json!({"$ref": format!("#/components/parameters/{name}")})))
+            .collect();
+        let address = match protocol {
+            Protocol::Mqtt => self.address.to_owned(),
+            Protocol::Nats => self.address.replace('/', "."),
+        };
+        json!({
+            "address": address,
+            "title": self.title,
+            "servers": [{"$ref": format!("#/servers/{}", protocol.name())}],
+            "messages": messages,
+            "parameters": parameters,
+        })
+    }
+
+    fn operation_key(&self, protocol: Protocol) -> String {
+        let action = match self.is {
+            Is::Sent { .. } => "send",
+            Is::Taken { .. } => "receive",
+        };
+        let (first, rest) = self.key.split_at(1);
+        protocol.key(&format!("{action}{}{rest}", first.to_uppercase()))
+    }
+
+    fn operation(&self, protocol: Protocol) -> Value {
+        let channel = protocol.key(self.key);
+        let refs: Vec<Value> = self
+            .messages()
+            .into_iter()
+            .map(|name| json!({"$ref": format!("#/channels/{channel}/messages/{name}")}))
+            .collect();
+        let mut operation = json!({
+            "action": "send",
+            "title": self.title,
+            "channel": {"$ref": format!("#/channels/{channel}")},
+            "messages": refs,
+        });
+        match (&self.is, protocol) {
+            (Is::Sent { qos, is_retained, .. }, Protocol::Mqtt) => {
+                let binding = json!({"qos": qos, "retain": is_retained, "bindingVersion": "0.2.0"});
+                operation["bindings"] = json!({"mqtt": binding});
+            }
+            (Is::Sent { .. }, Protocol::Nats) => {}
+            (Is::Taken { result, .. }, Protocol::Mqtt) => {
+                operation["action"] = "receive".into();
+                // Retained commands are refused.
+                operation["bindings"] = json!({"mqtt": {"qos": 1, "retain": false, "bindingVersion": "0.2.0"}});
+                operation["reply"] = json!({
+                    "channel": {"$ref": format!("#/channels/{result}")},
+                    "messages": [{"$ref": format!("#/channels/{result}/messages/result")}],
+                });
+            }
+            (Is::Taken { .. }, Protocol::Nats) => {
+                operation["action"] = "receive".into();
+                operation["reply"] = json!({
+                    "address": {"location": "$message.header#/reply", "description": "The reply subject of the request"},
+                    "channel": {"$ref": "#/channels/reply"},
+                    "messages": [{"$ref": "#/channels/reply/messages/result"}],
+                });
+            }
+        }
+        operation
+    }
+}
+
+/// The names in braces.
+fn names_in(address: &str) -> impl Iterator<Item = &str> {
+    address.split('{').skip(1).filter_map(|rest| rest.split('}').next())
+}
+
+fn parameters() -> Value {
+    let kinds = |entity| {
+        let of_entity = move |kind: &&Kind| kind.entity() == entity && **kind != Kind::Updated;
+        Kind::ALL.iter().filter(of_entity).map(|kind| kind.as_str()).collect::<Vec<_>>()
+    };
+    let verbs = |is_one: fn(Verb) -> bool| {
+        Verb::ALL.iter().filter(|verb| is_one(**verb)).map(|verb| verb.as_str()).collect::<Vec<_>>()
+    };
+    json!({
+        "prefix": {"description": "The broker's `prefix`, one or more levels.", "default": "dtorrent"},
+        "instance": {"description": "The bridge's `instance`.", "default": "main"},
+        "server": {"description": "The name of a watched torrent client."},
+        "hash": {"description": "The info-hash of a torrent in lower-case hex; any case is read."},
+        "serverKind": {"description": "What happened.", "enum": kinds(Entity::Server)},
+        "torrentKind": {"description": "What happened.", "enum": kinds(Entity::Torrent)},
+        "bridgeVerb": {"description": "What to do.", "enum": verbs(Verb::is_for_bridge)},
+        "serverVerb": {"description": "What to do.", "enum": verbs(Verb::is_for_servers)},
+        "torrentVerb": {"description": "What to do.", "enum": verbs(Verb::is_for_torrents)},
+    })
+}
+
+/// The messages, and the schemas that they refer to.
+///
+/// AsyncAPI's own dialect is JSON Schema 7 with references from the root of the document.
+fn messages() -> (Map<String, Value>, Map<String, Value>) {
+    let settings = || {
+        SchemaSettings::draft07().with(|settings| {
+            settings.definitions_path = "/components/schemas".into();
+            settings.meta_schema = None;
+        })
+    };
+    let mut messages = Map::new();
+    let status = json!({"type": "string", "enum": ["online", "offline"]});
+    messages.insert("status".to_owned(), json!({"title": "Status", "contentType": "text/plain", "payload": status}));
+
+    let mut out = settings().for_serialize().into_generator();
+    let sent = [
+        ("event", "Event", of::<Event>(&mut out)),
+        ("torrent", "Torrent", of::<Torrent>(&mut out)),
+        ("files", "Files of a torrent", of::<Files>(&mut out)),
+        ("stats", "Statistics", of::<Stats>(&mut out)),
+        ("info", "What the bridge is", of::<Info>(&mut out)),
+        ("health", "How the bridge is", of::<Health>(&mut out)),
+        ("result", "Result of a command", of::<Outcome>(&mut out)),
+    ];
+    for (name, title, payload) in sent {
+        messages.insert(name.to_owned(), json!({"title": title, "payload": payload}));
+    }
+    let id = json!({"location": "$message.payload#/id", "description": "The id of the command"});
+    messages["result"]["correlationId"] = id.clone();
+
+    let mut taken = settings().for_deserialize().into_generator();
+    for verb in Verb::ALL {
+        let payload = commands::body(*verb, &mut taken).to_value();
+        let name = verb.as_str().to_owned();
+        let title = format!("Command {name}; an empty body is an empty object");
+        messages.insert(name, json!({"title": title, "payload": payload, "correlationId": id}));
+    }
+    let link = json!({"type": "string", "description": "A magnet link, or an http(s) URL of a .torrent file."});
+    let file = json!({"type": "string", "format": "binary", "description": "The bytes of a .torrent file."});
+    for (name, content_type, payload) in
+        [("addLink", "text/plain", link), ("addTorrentFile", "application/x-bittorrent", file)]
+    {
+        messages
+            .insert(name.to_owned(), json!({"title": "Command add", "contentType": content_type, "payload": payload}));
+    }
+
+    let mut schemas = out.take_definitions(true);
+    schemas.extend(taken.take_definitions(true));
+    (messages, schemas)
+}
+
+fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Value {
+    generator.subschema_for::<T>().to_value()
+}

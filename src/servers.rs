@@ -1,0 +1,139 @@
+//! The left half: for each server what looks at it, what acts on it, and what reads its files.
+//!
+//! The bridge and the library begin it alike. Who is told, and by whom commands come, is theirs.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::board::{Board, Content, PollReport};
+use crate::commands::expect::Expectations;
+use crate::commands::{Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts};
+use crate::model::{ServerName, ServerStats};
+use crate::port::{Clock, LoggedCommand, Store, StoreError, TorrentClient};
+use crate::supervise::Group;
+use crate::watch::{FilesWanted, Watcher};
+
+/// What a server is, as whoever wants it watched says it.
+pub struct ServerSetup {
+    pub client: Arc<dyn TorrentClient>,
+    pub interval: Duration,
+    pub sweep: Duration,
+    /// The only folders that commands may name.
+    pub roots: Vec<PathBuf>,
+    /// Somebody wants to hear which files a torrent has.
+    pub tells_files: bool,
+    /// This epoch began by a loss.
+    pub is_history_lost: bool,
+}
+
+/// What all servers share.
+#[derive(Clone)]
+pub struct Common {
+    pub store: Arc<dyn Store>,
+    pub board: Arc<Board>,
+    pub clock: Arc<dyn Clock>,
+}
+
+/// One server, built and not yet running.
+pub struct ServerParts {
+    pub queue: Arc<Queue>,
+    pub worker: Arc<WorkerParts>,
+    files: Arc<FilesWanted>,
+    tells_files: bool,
+    watcher: Watcher,
+}
+
+impl ServerParts {
+    /// `open` are the commands that a former life did not answer.
+    ///
+    /// # Errors
+    /// The TLS set-up of the machine cannot be used.
+    pub fn new(
+        server: ServerName,
+        setup: ServerSetup,
+        open: Vec<Job>,
+        common: &Common,
+    ) -> Result<Self, reqwest::Error> {
+        let ServerSetup { client, interval, sweep, roots, tells_files, is_history_lost } = setup;
+        let Common { store, board, clock } = common.clone();
+        let expectations = Arc::new(Expectations::default());
+        let files = Arc::new(FilesWanted::new(tells_files));
+        let worker = WorkerParts {
+            server: server.clone(),
+            client: Arc::clone(&client),
+            store: Arc::clone(&store),
+            board: Arc::clone(&board),
+            clock: Arc::clone(&clock),
+            expectations: Arc::clone(&expectations),
+            sources: Sources::new(SourcesSettings { roots }),
+        };
+        let watcher = Watcher {
+            server,
+            interval,
+            sweep,
+            client,
+            store,
+            board,
+            clock,
+            expectations,
+            files: Arc::clone(&files),
+            is_history_lost,
+        };
+        Ok(Self { queue: Arc::new(Queue::new(open)), worker: Arc::new(worker), files, tells_files, watcher })
+    }
+
+    pub fn spawn(&self, group: &mut Group) {
+        let Self { queue, worker, files, tells_files, watcher } = self;
+        let (name, board, client) = (watcher.server.clone(), Arc::clone(&watcher.board), Arc::clone(&watcher.client));
+        let watcher = watcher.clone();
+        group.spawn(format!("watcher {name}"), move |stop| watcher.clone().run(stop));
+        let (worker, queue) = (Arc::clone(worker), Arc::clone(queue));
+        group.spawn(format!("worker {name}"), move |stop| {
+            Worker { parts: Arc::clone(&worker), queue: Arc::clone(&queue) }.run(stop)
+        });
+        if !tells_files {
+            return;
+        }
+        let files = Arc::clone(files);
+        group.spawn(format!("files {name}"), move |stop| {
+            let (files, client) = (Arc::clone(&files), Arc::clone(&client));
+            let (board, server) = (Arc::clone(&board), name.clone());
+            async move {
+                files.run(server, client, board, stop).await;
+                Ok(())
+            }
+        });
+    }
+}
+
+/// What was told of a server by the last life.
+pub async fn load(store: &dyn Store, server: &ServerName) -> Result<Content, StoreError> {
+    let loaded = store.load(server).await?;
+    Ok(Content {
+        epoch: loaded.epoch,
+        told: loaded.told,
+        state: loaded.state,
+        last_seq: loaded.last_seq,
+        stats: ServerStats::default(),
+        stats_body: Bytes::new(),
+        poll: PollReport::default(),
+    })
+}
+
+/// The commands that a former life did not answer, by server; `None` for the bridge itself. Only what
+/// could be read was written down.
+pub async fn open_jobs(store: &dyn Store) -> Result<BTreeMap<Option<ServerName>, Vec<Job>>, StoreError> {
+    let job = |command: LoggedCommand| {
+        let request = Request::parse(command.verb?, command.hash, &command.body).ok()?;
+        Some(Job { command, request, user: None })
+    };
+    let mut open: BTreeMap<_, Vec<Job>> = BTreeMap::new();
+    for job in store.open_commands().await?.into_iter().filter_map(job) {
+        open.entry(job.command.server.clone()).or_default().push(job);
+    }
+    Ok(open)
+}

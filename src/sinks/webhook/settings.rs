@@ -1,0 +1,293 @@
+//! What a webhook has to know, and how its texts are read.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+use url::{Position, Url};
+
+pub use super::body::Format;
+pub use super::sign::{InvalidSecret, Secrets};
+pub use super::template::{InvalidTemplate, Template};
+use super::words::Told;
+use crate::model::{Cause, Filter, SinkName, Timestamp};
+use crate::port::Delivery;
+
+/// Everything about one endpoint.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// As it is called in the config.
+    pub name: SinkName,
+    pub address: Address,
+    pub format: Format,
+    pub filter: EventFilter,
+    pub secrets: Option<Secrets>,
+    pub login: Option<Login>,
+    /// More headers; all of them secret.
+    pub headers: HeaderMap,
+    /// At least one certificate.
+    pub ca_pem: Option<Vec<u8>>,
+    /// For one whole exchange.
+    pub timeout: Duration,
+    /// How old an event may become before it is put aside.
+    pub keep_trying: Duration,
+}
+
+/// How we say who we are.
+#[derive(Clone, Debug)]
+pub enum Login {
+    User { name: String, password: SecretString },
+    Token(SecretString),
+}
+
+/// Where events are posted to.
+///
+/// Its path and query may be a secret (Discord's and Slack's are), so they are never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Address(Url);
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidAddress {
+    #[error("is no URL; write url = \"https://host/path\"")]
+    NoUrl,
+    #[error("is not a way to post; write http://… or https://…")]
+    Scheme,
+    #[error("the URL contains a user name or password; move them to `username` and `password_file`")]
+    Credentials,
+    #[error("has a `#`, which is never sent; leave it and what follows out")]
+    Fragment,
+    #[error("names no topic; write it at the end, as \"https://ntfy.sh/my-topic\"")]
+    NoTopic,
+}
+
+impl Address {
+    /// Reads an http or https URL. The text of an error never shows it.
+    pub fn parse(text: &str) -> Result<Self, InvalidAddress> {
+        let text = text.trim();
+        let url = Url::parse(text).map_err(|_| InvalidAddress::NoUrl)?;
+        if !text.starts_with("http://") && !text.starts_with("https://") {
+            return Err(InvalidAddress::Scheme);
+        }
+        if url.username() != "" || url.password().is_some() {
+            return Err(InvalidAddress::Credentials);
+        }
+        if url.fragment().is_some() {
+            return Err(InvalidAddress::Fragment);
+        }
+        Ok(Self(url))
+    }
+
+    /// Takes the topic of ntfy off the end: what is posted as JSON goes to where the topics are.
+    pub fn split_topic(&self) -> Result<(Self, String), InvalidAddress> {
+        let mut url = self.0.clone();
+        let path = url.path().trim_end_matches('/');
+        let (parent, topic) = path.rsplit_once('/').ok_or(InvalidAddress::NoTopic)?;
+        let topic = percent_encoding::percent_decode_str(topic).decode_utf8().map_err(|_| InvalidAddress::NoTopic)?;
+        if topic.is_empty() {
+            return Err(InvalidAddress::NoTopic);
+        }
+        let (parent, topic) = (format!("{parent}/"), topic.into_owned());
+        url.set_path(&parent);
+        Ok((Self(url), topic))
+    }
+
+    pub fn is_encrypted(&self) -> bool {
+        self.0.scheme() == "https"
+    }
+
+    pub fn url(&self) -> &Url {
+        &self.0
+    }
+
+    /// Only who is there, without the path.
+    pub fn host(&self) -> &str {
+        &self.0[..Position::BeforePath]
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}/…", self.host())
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, out)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidHeader {
+    #[error("`{0}` is no name of a header; write one as \"X-Api-Key\"")]
+    Name(String),
+    #[error("`{0}` is written by dtorrent itself; leave it out")]
+    Ours(String),
+    #[error("the value of `{0}` has a line break or another control character; write one line of text")]
+    Value(String),
+}
+
+/// Headers that a request has by itself, or that would change where it ends.
+const OURS: [&str; 8] = [
+    "host",
+    "content-length",
+    "content-type",
+    "transfer-encoding",
+    "connection",
+    "webhook-id",
+    "webhook-timestamp",
+    "webhook-signature",
+];
+
+/// Reads one header. The text of an error never shows the value.
+pub fn header(name: &str, value: &SecretString) -> Result<(HeaderName, HeaderValue), InvalidHeader> {
+    let shown = || name.escape_default().take(80).collect::<String>();
+    let parsed = HeaderName::try_from(name).map_err(|_| InvalidHeader::Name(shown()))?;
+    if OURS.contains(&parsed.as_str()) {
+        return Err(InvalidHeader::Ours(shown()));
+    }
+    let mut value = HeaderValue::try_from(value.expose_secret()).map_err(|_| InvalidHeader::Value(shown()))?;
+    value.set_sensitive(true);
+    Ok((parsed, value))
+}
+
+/// Which events are sent, beside their kind.
+#[derive(Clone, Debug)]
+pub struct EventFilter {
+    /// Whether changes of torrents are told that are no events of their life.
+    pub has_updates: bool,
+    pub causes: BTreeSet<&'static str>,
+    /// Of which torrents; events of servers have none, and pass.
+    pub torrents: Option<Filter>,
+}
+
+impl EventFilter {
+    /// The causes by their names, as a config has them.
+    pub const CAUSES: [(&'static str, Cause); 4] = [
+        ("observed", Cause::Observed),
+        ("command", Cause::Command),
+        ("recovered", Cause::Recovered),
+        ("snapshot", Cause::Snapshot),
+    ];
+
+    pub fn all() -> Self {
+        let causes = Self::CAUSES.iter().map(|(name, _)| *name).collect();
+        Self { has_updates: true, causes, torrents: None }
+    }
+
+    /// Whether a delivery is for this endpoint. A state is, where updates are: it says when one has arrived.
+    pub fn wants(&self, delivery: &Delivery) -> bool {
+        match delivery {
+            Delivery::Event(entry) => self.allows(&entry.body, entry.time),
+            Delivery::Updated { body, time, .. } => self.has_updates && self.allows(body, *time),
+            Delivery::State { .. } => self.has_updates,
+            Delivery::Files { .. }
+            | Delivery::ServerStatus { .. }
+            | Delivery::Stats { .. }
+            | Delivery::Info { .. }
+            | Delivery::Health { .. }
+            | Delivery::Result { .. }
+            | Delivery::Shown { .. }
+            | Delivery::Clear { .. } => false,
+        }
+    }
+
+    fn allows(&self, event: &[u8], time: Timestamp) -> bool {
+        #[derive(Deserialize)]
+        struct Caused {
+            cause: Cause,
+        }
+        let is_wanted =
+            |cause: Cause| Self::CAUSES.iter().any(|(name, known)| *known == cause && self.causes.contains(name));
+        let Some(torrents) = &self.torrents else {
+            if self.causes.len() == Self::CAUSES.len() {
+                return true;
+            }
+            return serde_json::from_slice::<Caused>(event).map_or(true, |event| is_wanted(event.cause));
+        };
+        // What cannot be read back is for the sending to complain about.
+        let Ok(told) = serde_json::from_slice::<Told>(event) else { return true };
+        is_wanted(told.cause) && told.torrent.is_none_or(|torrent| torrents.matches(&torrent, time))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const EVENT: &str = include_str!("../../../tests/golden/event-finished.json");
+    const OF_SERVER: &str = include_str!("../../../tests/golden/event-server-online.json");
+
+    #[test]
+    fn an_address_is_http_without_a_login_and_shows_no_path() {
+        let address = Address::parse("https://discord.com/api/webhooks/1/sesame?wait=sesame").unwrap();
+        assert_eq!((address.to_string().as_str(), address.host()), ("https://discord.com/…", "https://discord.com"));
+        assert!(!format!("{address:?}").contains("sesame"));
+        for text in [
+            "",
+            "sesame",
+            "ftp://sesame",
+            "https://me:sesame@host",
+            "https://sesame@host",
+            "http://h/#sesame",
+            "http://",
+        ] {
+            let error = Address::parse(text).unwrap_err().to_string();
+            assert!(!error.contains("sesame"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_topic_of_ntfy_is_the_end_of_its_address() {
+        for (text, expected) in [
+            ("https://ntfy.sh/my-topic", Some(("https://ntfy.sh/", "my-topic"))),
+            ("https://host/ntfy/a%20b/", Some(("https://host/ntfy/", "a b"))),
+            ("https://ntfy.sh/", None),
+            ("https://ntfy.sh", None),
+        ] {
+            let split = Address::parse(text).unwrap().split_topic().ok();
+            let split = split.as_ref().map(|(address, topic)| (address.url().as_str(), topic.as_str()));
+            assert_eq!(split, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_header_is_one_line_and_none_of_ours() {
+        let secret = |text: &str| SecretString::from(text);
+        let (_, value) = header("X-Api-Key", &secret("sesame")).unwrap();
+        assert!(!format!("{value:?}").contains("sesame"));
+        for (name, value) in [("", "x"), ("a b", "x"), ("Host", "x"), ("Webhook-Id", "x"), ("X", "sesame\r\nHost: y")] {
+            let error = header(name, &secret(value)).unwrap_err().to_string();
+            assert!(!error.contains("sesame"), "{error}");
+        }
+    }
+
+    #[test]
+    fn events_are_filtered_by_cause_and_torrent() {
+        let filter = |causes: &[&'static str], torrents: Option<serde_json::Value>| EventFilter {
+            has_updates: true,
+            causes: causes.iter().copied().collect(),
+            torrents: torrents.map(|torrents| Filter::from_json(torrents).unwrap()),
+        };
+        let now = Timestamp::from_millis(0);
+        // The one is the effect of a command on a torrent that seeds, the other was observed of a server.
+        for (filter, of_torrent, of_server) in [
+            (EventFilter::all(), true, true),
+            (filter(&["command"], None), true, false),
+            (filter(&["observed", "snapshot"], None), false, true),
+            (filter(&["command", "observed"], Some(json!({"status": "seeding"}))), true, true),
+            (filter(&["command", "observed"], Some(json!({"status": "paused"}))), false, true),
+            (filter(&["observed"], Some(json!({}))), false, true),
+        ] {
+            assert_eq!(filter.allows(EVENT.as_bytes(), now), of_torrent, "{filter:?}");
+            assert_eq!(filter.allows(OF_SERVER.as_bytes(), now), of_server, "{filter:?}");
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! A body of the user's own, written as a template.
+//!
+//! What a template may do is bounded: it has no files and no includes, so many steps, and so many bytes of
+//! output. In JSON every value that it prints is written as JSON, quotes and all, so no name of a torrent
+//! can break out of its place.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use minijinja::{AutoEscape, Environment, UndefinedBehavior};
+use serde_json::{Value, json};
+
+const NAME: &str = "template";
+const SOURCE_BYTES_MAX: usize = 64 << 10;
+const BODY_BYTES_MAX: usize = 256 << 10;
+const STEPS_MAX: u64 = 100_000;
+const DEPTH_MAX: usize = 50;
+
+#[derive(Clone)]
+pub struct Template {
+    environment: Arc<Environment<'static>>,
+    content_type: String,
+    is_json: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{wrong}; {right}")]
+pub struct InvalidTemplate {
+    pub wrong: String,
+    pub right: &'static str,
+}
+
+impl Template {
+    /// Reads a template and tries it on an event of a torrent and on one of a server.
+    ///
+    /// # Errors
+    /// It cannot be read or carried out, or does not make JSON where it has to.
+    pub fn parse(source: &str, content_type: &str) -> Result<Self, InvalidTemplate> {
+        let refuse = |wrong: String, right| InvalidTemplate { wrong, right };
+        if source.len() > SOURCE_BYTES_MAX {
+            return Err(refuse(format!("has {} bytes", source.len()), "a template has at most 64 KiB"));
+        }
+        let is_plain = |byte: u8| byte.is_ascii_graphic() || byte == b' ';
+        if !content_type.contains('/') || !content_type.bytes().all(is_plain) {
+            return Err(refuse("goes with a content_type that is none".to_owned(), "write one as \"text/plain\""));
+        }
+        let kind = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let is_json = kind == "application/json" || kind.ends_with("+json");
+        let mut environment = Environment::new();
+        environment.set_auto_escape_callback(move |_| if is_json { AutoEscape::Json } else { AutoEscape::None });
+        // An event of a server has no torrent, and that is no fault of the template.
+        environment.set_undefined_behavior(UndefinedBehavior::Chainable);
+        environment.set_fuel(Some(STEPS_MAX));
+        environment.set_recursion_limit(DEPTH_MAX);
+        environment
+            .add_template_owned(NAME, source.to_owned())
+            .map_err(|error| refuse(format!("is no template: {error:#}"), "mend it, as docs/webhooks.md has it"))?;
+        let template = Self { environment: Arc::new(environment), content_type: content_type.to_owned(), is_json };
+        for (what, sample) in samples() {
+            template.render(&sample).map_err(|reason| {
+                let wrong = format!("fails with an event of a {what}: {reason}");
+                refuse(wrong, "in JSON write {{ value }} without quotes around it; see docs/webhooks.md")
+            })?;
+        }
+        Ok(template)
+    }
+
+    pub fn content_type(&self) -> &str {
+        &self.content_type
+    }
+
+    /// # Errors
+    /// It takes too many steps or bytes, or what it makes is no JSON where it has to be; in words.
+    pub fn render(&self, context: &Value) -> Result<Vec<u8>, String> {
+        let template = self.environment.get_template(NAME).map_err(|error| format!("{error:#}"))?;
+        let mut body = Bounded::default();
+        let context = minijinja::Value::from(minijinja::value::Serde(context));
+        if let Err(error) = template.render_captured_to(context, &mut body) {
+            return Err(if body.is_full { "it makes more than 256 KiB".to_owned() } else { format!("{error:#}") });
+        }
+        if self.is_json {
+            serde_json::from_slice::<serde::de::IgnoredAny>(&body.bytes)
+                .map_err(|error| format!("what it makes is no JSON: {error}"))?;
+        }
+        Ok(body.bytes)
+    }
+}
+
+impl fmt::Debug for Template {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "a template for {}", self.content_type)
+    }
+}
+
+#[derive(Default)]
+struct Bounded {
+    bytes: Vec<u8>,
+    is_full: bool,
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, more: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + more.len() > BODY_BYTES_MAX {
+            self.is_full = true;
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.bytes.extend_from_slice(more);
+        Ok(more.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Events as a template meets them, with what is awkward in names.
+fn samples() -> [(&'static str, Value); 2] {
+    let torrent = json!({
+        "hash": "3f786850e387550fdab836ed7e6dc881de23001b", "name": "A \"name\" {{ with }} <odds> & \\ends", "server": "home",
+        "active": true, "downloaded": 10, "uploaded": 5, "length": 10, "path": "/downloads/x", "progress": 100.0,
+        "ratio": 0.5, "finished": true, "playing": true, "extra": {}, "status": "seeding", "error": false,
+        "message": null, "stalled": false, "download_rate": 0, "upload_rate": 0, "left": 0, "eta": null, "peers": 0,
+        "seeds": 0, "label": "linux", "directory": "/downloads", "private": false, "priority": 2,
+        "tracker": "tracker.example.org", "added_at": "2026-01-01T00:00:00.000Z", "started_at": null,
+        "finished_at": "2026-01-01T01:00:00.000Z", "size_files": 1,
+    });
+    let event = |entity: &str, event_type: &str| {
+        json!({
+            "schema": "dtorrent.event/1", "entity": entity, "event_type": event_type, "id": "home-00000000-000000000001",
+            "seq": 1, "time": "2026-01-01T01:00:00.000Z", "server": "home", "cause": "observed", "command_id": null,
+            "changes": {},
+        })
+    };
+    let context = |event: Value| json!({"event": event, "torrent": event.get("torrent"), "title": "A title", "text": "a text", "level": "info"});
+    let mut of_torrent = event("torrent", "finished");
+    of_torrent["hash"] = torrent["hash"].clone();
+    of_torrent["torrent"] = torrent;
+    [("torrent", context(of_torrent)), ("server", context(event("server", "server_offline")))]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rendered(source: &str, content_type: &str) -> String {
+        let template = Template::parse(source, content_type).unwrap();
+        let [(_, context), _] = samples();
+        String::from_utf8(template.render(&context).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn in_json_every_value_is_written_as_json() {
+        let body = rendered(
+            r#"{"n": {{ torrent.name }}, "r": {{ torrent.ratio }}, "m": {{ torrent.message }}, "x": {{ torrent.extra.none }}}"#,
+            "application/json",
+        );
+        let body: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(body, json!({"n": "A \"name\" {{ with }} <odds> & \\ends", "r": 0.5, "m": null, "x": null}));
+    }
+
+    #[test]
+    fn other_texts_are_as_they_are_written() {
+        assert_eq!(
+            rendered("{{ event.event_type|upper }}: {{ title }}", "text/plain; charset=utf-8"),
+            "FINISHED: A title"
+        );
+        assert_eq!(rendered("{% if torrent %}{{ torrent.label }}{% else %}-{% endif %}", "text/plain"), "linux");
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_when_it_is_read() {
+        for (source, content_type, expected) in [
+            ("{{", "text/plain", "is no template: syntax error"),
+            ("{\"t\": \"{{ title }}\"}", "application/json", "what it makes is no JSON"),
+            ("{{ title }} and more", "application/problem+json", "what it makes is no JSON"),
+            ("{% include \"/etc/passwd\" %}", "text/plain", "unknown statement include"),
+            (
+                "{% for a in range(1000) %}{% for b in range(1000) %}{% endfor %}{% endfor %}",
+                "text/plain",
+                "fails with",
+            ),
+            (
+                &format!("{{% for a in range(900) %}}{}{{% endfor %}}", "x".repeat(400)),
+                "text/plain",
+                "more than 256 KiB",
+            ),
+            ("{{ torrent.name|nothing }}", "text/plain", "nothing"),
+            ("x", "text", "content_type"),
+            ("x", "text/plain\r\nx: y", "content_type"),
+            (&"x".repeat(SOURCE_BYTES_MAX + 1), "text/plain", "has 65537 bytes"),
+        ] {
+            let error = Template::parse(source, content_type).unwrap_err().to_string();
+            assert!(error.contains(expected), "{source:.50}: {error}");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! A look that finds more than is written down at once, while there is hardly any room.
+
+#![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dtorrent::board::{Board, Content, PollReport};
+use dtorrent::clients::simulator::Simulator;
+use dtorrent::commands::expect::Expectations;
+use dtorrent::model::{Entry, Kind, Rev, Seq, ServerName, ServerStats, SinkName};
+use dtorrent::port::{Progress, Store, SystemClock};
+use dtorrent::store::{MemoryStore, Options};
+use dtorrent::watch::{FilesWanted, Watcher};
+use tokio_util::sync::CancellationToken;
+
+const TORRENTS: u32 = 1_200;
+
+/// Room for one part and not for two: each look tells some, is held back, and the next one finds the rest.
+#[tokio::test(start_paused = true)]
+async fn a_first_picture_in_parts_is_told_whole_and_once_whatever_room_there_is() {
+    let server = ServerName::parse("home").unwrap();
+    let sink = SinkName::parse("sink").unwrap();
+    let options = Options { journal_bytes_max: 700_000, ..Options::default() };
+    let store = MemoryStore::new(options, Arc::new(SystemClock));
+    store.declare_sinks(&BTreeMap::from([(sink.clone(), vec![server.clone()])]));
+    let settle = async |store: &dyn Store, cursor| {
+        store.settle(&sink, [(server.clone(), Progress { cursor, sent_rev: Rev(0) })].into()).await.unwrap();
+    };
+    settle(&store, Seq(0)).await;
+    let store: Arc<dyn Store> = Arc::new(store);
+    let loaded = store.load(&server).await.unwrap();
+    let content = Content {
+        epoch: loaded.epoch,
+        told: loaded.told,
+        state: loaded.state,
+        last_seq: loaded.last_seq,
+        stats: ServerStats::default(),
+        stats_body: Bytes::new(),
+        poll: PollReport::default(),
+    };
+    let board = Arc::new(Board::new(BTreeMap::from([(server.clone(), content)]), [sink.clone()]));
+    let watcher = Watcher {
+        server: server.clone(),
+        interval: Duration::from_secs(1),
+        sweep: Duration::from_secs(30),
+        client: Arc::new(Simulator::populated(server.clone(), Arc::new(SystemClock), TORRENTS)),
+        store: Arc::clone(&store),
+        board: Arc::clone(&board),
+        clock: Arc::new(SystemClock),
+        expectations: Arc::new(Expectations::default()),
+        files: Arc::new(FilesWanted::default()),
+        is_history_lost: false,
+    };
+    let stop = CancellationToken::new();
+    #[allow(clippy::disallowed_methods, reason = "it is waited for below")]
+    let watching = tokio::spawn(watcher.run(stop.clone()));
+
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut held_back = 0;
+    let is_told_whole = |entries: &[Entry]| entries.iter().any(|entry| entry.kind == Kind::SnapshotDone);
+    let all = async {
+        while !is_told_whole(&entries) {
+            // Long enough for a look, which without room tells no more.
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            let cursor = entries.last().map_or(Seq(0), |entry| entry.seq);
+            entries.extend(store.read(&server, cursor, 2_000).await.unwrap());
+            let told = board.read(&server, |content| content.told.len()).unwrap();
+            held_back += u32::from(told < TORRENTS as usize);
+            settle(&*store, entries.last().map_or(Seq(0), |entry| entry.seq)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(600), all).await.unwrap();
+    stop.cancel();
+    watching.await.unwrap().unwrap();
+
+    assert!(held_back > 0, "there was room for all of it");
+    assert!(entries.iter().map(|entry| entry.seq.0).eq(1..=entries.len() as u64), "no number is left out");
+    let added: Vec<_> =
+        entries.iter().filter(|entry| entry.kind == Kind::Added).filter_map(|entry| entry.hash).collect();
+    assert_eq!(added.len(), TORRENTS as usize, "each is told once");
+    assert_eq!(added.iter().collect::<BTreeSet<_>>().len(), added.len(), "each is told once");
+    assert_eq!(entries.iter().filter(|entry| entry.kind == Kind::ServerOnline).count(), 1);
+    let is_by_the_first_look = |entry: &&Entry| String::from_utf8_lossy(&entry.body).contains("\"cause\":\"snapshot\"");
+    assert_eq!(
+        entries.iter().filter(is_by_the_first_look).count(),
+        TORRENTS as usize + 1,
+        "and all of it as the snapshot"
+    );
+}

@@ -1,0 +1,66 @@
+//! The library with a real rTorrent: its examples, run.
+
+use std::time::Duration;
+
+use dtorrent::demo::content::Content;
+use dtorrent::demo::rtorrent::{Options, Rtorrent};
+use dtorrent::model::Kind;
+
+use crate::harness::can_run;
+
+#[path = "../../examples/listen.rs"]
+mod listen;
+#[path = "../../examples/own_client.rs"]
+mod own_client;
+#[path = "../../examples/steer.rs"]
+mod steer;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| panic!("{what} took too long"))
+}
+
+#[tokio::test]
+async fn the_example_that_listens_hears_a_torrent_come_and_go() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let home = Rtorrent::start(folder.path(), &Options::default()).await.unwrap();
+    let content = Content::file("a.iso", 20_000, 1);
+    home.load(&content.torrent, false).await.unwrap();
+    let (mut heard, seen) = (Vec::new(), tokio::sync::Notify::new());
+    let url = home.url();
+    let listening = listen::listen(&url, |event| {
+        heard.push(event.event_type);
+        if event.event_type == Kind::SnapshotDone {
+            seen.notify_one();
+        }
+        event.event_type == Kind::Removed
+    });
+    let acting = async {
+        seen.notified().await;
+        home.act(content.hash, "d.start", &[]).await.unwrap();
+        home.act(content.hash, "d.erase", &[]).await.unwrap();
+    };
+    in_time("listening", async { tokio::join!(listening, acting).0 }).await.unwrap();
+    assert_eq!((heard.first(), heard.last()), (Some(&Kind::ServerOnline), Some(&Kind::Removed)), "{heard:?}");
+}
+
+#[tokio::test]
+async fn the_example_that_steers_leaves_nothing_behind() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let home = Rtorrent::start(folder.path(), &Options::default()).await.unwrap();
+    let content = Content::folder("album", &[("one.flac", 90_000), ("more/two.flac", 40_000)], 3);
+    in_time("steering", steer::steer(&home.url(), &content.torrent)).await.unwrap();
+    assert_eq!(home.hashes().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn the_example_of_a_client_of_ones_own_runs() {
+    in_time("the example", own_client::run()).await.unwrap();
+}

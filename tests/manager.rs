@@ -1,0 +1,254 @@
+//! The library face, on an imagined client: what its documentation promises.
+
+#![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use dtorrent::clients::simulator::{Drive, Imagined, Mood, Simulator};
+use dtorrent::manager::{BuildError, Builder, Events, Manager, ManagerError, NewTorrent, Server, Since};
+use dtorrent::model::{Cause, Change, ErrorCode, Event, InfoHash, Kind, ServerName, Status, Verb};
+use dtorrent::port::SystemClock;
+use serde_json::json;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn hash(n: u8) -> InfoHash {
+    InfoHash::V1([n; 20])
+}
+
+/// A client with this many torrents that run and do nothing.
+fn simulator(server: &str, torrents: u8) -> Simulator {
+    let simulator = Simulator::new(ServerName::parse(server).unwrap(), Arc::new(SystemClock));
+    simulator.change(|world| {
+        for n in 1..=torrents {
+            world.add(hash(n), Imagined::new(format!("torrent {n}"), 1000));
+        }
+    });
+    simulator
+}
+
+fn quick(simulator: &Simulator) -> Server {
+    Server::new(simulator.clone()).interval(Duration::from_millis(100))
+}
+
+fn builder(simulator: &Simulator) -> Builder {
+    Manager::builder().server("home", quick(simulator))
+}
+
+async fn next(events: &mut Events) -> Event {
+    let next = tokio::time::timeout(PATIENCE, events.next()).await.expect("an event in time");
+    next.expect("the stream goes on").expect("nothing is missed")
+}
+
+async fn until(events: &mut Events, kind: Kind) -> Event {
+    loop {
+        let event = next(events).await;
+        if event.event_type == kind {
+            return event;
+        }
+    }
+}
+
+async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(tokio::time::Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_tells_all_since_the_manager_was_built_without_a_gap() {
+    let client = simulator("home", 3);
+    let manager = builder(&client).build().await.unwrap();
+    assert_eq!(manager.get_all().await.unwrap().len(), 3);
+    let mut events = manager.events();
+    let mut told = Vec::new();
+    while told.last().is_none_or(|event: &Event| event.event_type != Kind::SnapshotDone) {
+        told.push(next(&mut events).await);
+    }
+    let numbers: Vec<u64> = told.iter().filter_map(|event| event.seq).map(|seq| seq.0).collect();
+    assert_eq!(numbers, (1..=5).collect::<Vec<u64>>());
+    assert!(told.iter().filter(|event| event.event_type == Kind::Added).all(|event| event.cause == Cause::Snapshot));
+    let mut late = manager.events_since(Since::Now);
+    client.change(|world| world.add(hash(4), Imagined::new("new", 10)));
+    assert_eq!(next(&mut late).await, until(&mut events, Kind::Added).await);
+}
+
+#[tokio::test]
+async fn a_command_has_succeeded_when_its_effect_was_seen() {
+    let client = simulator("home", 2);
+    let manager = builder(&client).build().await.unwrap();
+    let mut events = manager.events();
+    manager.pause(hash(1)).await.unwrap();
+    let paused = until(&mut events, Kind::Paused).await;
+    assert_eq!((paused.cause, paused.hash), (Cause::Command, Some(hash(1))));
+    let status = |torrents: Vec<dtorrent::model::Torrent>| torrents[0].status;
+    assert_eq!(status(manager.get_all().await.unwrap()), Status::Paused);
+    manager.resume(hash(1)).await.unwrap();
+    let home = manager.watcher("home").unwrap();
+    home.stop(hash(1)).await.unwrap();
+    home.start(hash(1)).await.unwrap();
+    home.label(hash(1), "linux").await.unwrap();
+    home.priority(hash(1), 3).await.unwrap();
+    home.recheck(hash(2)).await.unwrap();
+    let found = manager.get_one(hash(1)).await.unwrap();
+    assert_eq!((found.torrent.label.as_deref(), found.torrent.priority), (Some("linux"), Some(3)));
+    assert!(found.files.is_some());
+    let link = "magnet:?xt=urn:btih:0123456789abcdef0123456789abcdef01234567";
+    let added = manager.add("home", NewTorrent::magnet(link).stopped()).await.unwrap();
+    assert_eq!(manager.get_all().await.unwrap().len(), 3);
+    manager.delete(added).await.unwrap();
+    assert_eq!(manager.get_all().await.unwrap().len(), 2);
+    let all = home.command(Verb::Stop, None, json!({"filter": {}}).as_object().unwrap().clone()).await.unwrap();
+    assert_eq!(all.results.len(), 2);
+    assert!(client.change(|world| world.torrents().values().all(|torrent| torrent.drive == Drive::Stopped)));
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_says_why() {
+    let (client, other) = (simulator("home", 2), simulator("attic", 1));
+    let manager =
+        builder(&client).server("attic", quick(&other)).patience(Duration::from_millis(300)).build().await.unwrap();
+    let ambiguous = manager.pause(hash(1)).await.unwrap_err();
+    assert!(ambiguous.to_string().contains("attic, home"), "{ambiguous}");
+    assert!(matches!(manager.pause(hash(9)).await, Err(ManagerError::UnknownHash(_))));
+    assert!(matches!(manager.add("cellar", NewTorrent::magnet("x")).await, Err(ManagerError::UnknownServer(_))));
+    let Err(ManagerError::Command(error)) = manager.add("home", NewTorrent::magnet("x")).await else { panic!() };
+    assert_eq!(error.code, ErrorCode::BadRequest);
+    let file = manager.add("home", NewTorrent::file("/etc/passwd")).await.unwrap_err();
+    assert!(matches!(file, ManagerError::Command(error) if error.code == ErrorCode::Forbidden));
+    client.change(|world| world.mood = Mood::Away);
+    let home = manager.watcher("home").unwrap();
+    eventually("it is known to be away", || home.status().problem.is_some()).await;
+    let Err(ManagerError::Command(error)) = home.pause(hash(2)).await else { panic!() };
+    assert_eq!((error.code, error.retryable), (ErrorCode::ClientOffline, true));
+    assert!(matches!(home.get_one(hash(2)).await, Err(ManagerError::Client(_))));
+    manager.shutdown().await.unwrap();
+    assert!(matches!(home.pause(hash(2)).await, Err(ManagerError::Stopped)));
+    assert!(matches!(home.get_one(hash(2)).await, Err(ManagerError::Stopped)));
+}
+
+#[tokio::test]
+async fn a_server_that_never_answered_is_offline_and_not_empty() {
+    let client = simulator("home", 2);
+    client.change(|world| world.mood = Mood::Away);
+    let manager = builder(&client).build().await.unwrap();
+    let error = manager.get_all().await.unwrap_err();
+    assert!(matches!(error, ManagerError::Offline { .. }), "{error}");
+    client.change(|world| world.mood = Mood::Well);
+    let mut events = manager.events();
+    until(&mut events, Kind::SnapshotDone).await;
+    assert_eq!(manager.get_all().await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_listener_is_called_in_order_and_one_that_panics_harms_nobody() {
+    let client = simulator("home", 0);
+    let manager = builder(&client).build().await.unwrap();
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let (kept, panicked) = (Arc::clone(&heard), Arc::new(AtomicUsize::new(0)));
+    manager.on(Kind::Added, move |event| kept.lock().unwrap().push(event.hash.unwrap()));
+    let count = Arc::clone(&panicked);
+    manager.on(Kind::Added, move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+        panic!("a listener that panics, on purpose");
+    });
+    let removed = manager.on(Kind::Added, |_| panic!("this one was taken away"));
+    manager.off(removed);
+    for n in 1..=3 {
+        client.change(|world| world.add(hash(n), Imagined::new("new", 10)));
+        eventually("it is heard", || heard.lock().unwrap().len() == usize::from(n)).await;
+    }
+    assert_eq!(*heard.lock().unwrap(), [hash(1), hash(2), hash(3)]);
+    eventually("it is called again", || panicked.load(Ordering::Relaxed) == 3).await;
+}
+
+#[tokio::test]
+async fn who_reads_too_late_is_told_how_much_is_gone() {
+    let client = simulator("home", 2);
+    let manager = builder(&client).journal_bytes(4000).build().await.unwrap();
+    let mut slow = manager.events();
+    for _ in 0..10 {
+        manager.pause(hash(1)).await.unwrap();
+        manager.resume(hash(1)).await.unwrap();
+    }
+    let mut reader = manager.events();
+    let missed = tokio::time::timeout(PATIENCE, slow.next()).await.unwrap().unwrap().unwrap_err();
+    assert!(missed.events > 10, "{missed}");
+    let first = next(&mut slow).await;
+    assert_eq!(first.seq.unwrap().0, missed.events + 1, "it goes on where the journal begins");
+    assert_eq!(reader.next().await.unwrap(), Err(missed));
+}
+
+#[tokio::test]
+async fn numbers_that_flow_are_told_as_one_change_to_who_was_away() {
+    let client = simulator("home", 1);
+    let manager = builder(&client).build().await.unwrap();
+    let mut events = manager.events();
+    until(&mut events, Kind::SnapshotDone).await;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    for (bytes, total) in [(100, 100), (200, 300)] {
+        client.change(|world| world.receive(&hash(1), bytes, 100));
+        while manager.get_all().await.unwrap()[0].downloaded != total {
+            assert!(tokio::time::Instant::now() < deadline, "{total} was never told");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    let updated = until(&mut events, Kind::Updated).await;
+    assert_eq!(updated.changes["downloaded"], Change { from: json!(0), to: json!(300) }, "{updated:?}");
+    assert_eq!((updated.seq, updated.torrent.unwrap().downloaded), (None, 300));
+}
+
+#[tokio::test]
+async fn with_a_folder_what_happened_meanwhile_is_recovered_and_numbers_go_on() {
+    async fn manager(client: &Simulator, folder: &Path) -> Manager {
+        builder(client).data_dir(folder).build().await.unwrap()
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let client = simulator("home", 2);
+    let first = manager(&client, folder.path()).await;
+    let mut events = first.events();
+    let done = until(&mut events, Kind::SnapshotDone).await;
+    let busy = builder(&client).data_dir(folder.path()).build().await;
+    assert!(matches!(busy, Err(BuildError::Store(_))), "one process, one manager");
+    first.shutdown().await.unwrap();
+    assert_eq!(events.next().await, None, "the stream ends with the manager");
+    client.change(|world| world.remove(&hash(1)));
+
+    let second = manager(&client, folder.path()).await;
+    let mut events = second.events();
+    let removed = until(&mut events, Kind::Removed).await;
+    assert_eq!((removed.cause, removed.hash), (Cause::Recovered, Some(hash(1))));
+    assert!(removed.seq > done.seq, "{removed:?}");
+    let mut after = second.events_since(Since::After(vec![done.id]));
+    assert_eq!(next(&mut after).await.seq.unwrap().0, done.seq.unwrap().0 + 1);
+    drop(second);
+    eventually("a dropped manager lets go of its folder", || {
+        std::fs::File::open(folder.path().join("dtorrent.lock")).unwrap().try_lock().is_ok()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_manager_is_built_of_what_makes_sense_or_says_what_does_not() {
+    let build = |builder: Builder| async { builder.build().await.err().expect("an error").to_string() };
+    assert_eq!(build(Manager::builder()).await, "no server was given");
+    let twice = Manager::builder().server("a", quick(&simulator("a", 0))).server("a", quick(&simulator("a", 0)));
+    assert_eq!(build(twice).await, "server a was given twice");
+    assert!(build(Manager::builder().server("A", Server::rtorrent("unix:///x"))).await.contains("no server name"));
+    assert_eq!(build(Manager::builder().server("a", Server::rtorrent("nonsense"))).await, "set up server a");
+}
+
+#[test]
+fn what_it_gives_out_can_be_passed_between_threads() {
+    fn is_fine<T: Send + Sync + 'static>() {}
+    fn is_send<T: Send + 'static>() {}
+    is_fine::<Manager>();
+    is_fine::<dtorrent::manager::Watcher>();
+    is_fine::<ManagerError>();
+    is_send::<Events>();
+}
