@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help build demo test features test-home-assistant soak bench peers
+.PHONY: help build demo test features test-home-assistant soak fuzz bench peers
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -38,6 +38,10 @@ features: ## the library with as little of it as anybody may want
 MINUTES ?= 10
 soak: peers ## kills the bridge and a broker at random, and counts what is lost
 	SOAK_MINUTES=$(MINUTES) cargo test --locked --all-features --test soak
+
+SECONDS_EACH ?= 60
+fuzz: ## strange inputs for each parser of what strangers send, for so long (SECONDS_EACH=600)
+	FUZZ_SECONDS=$(SECONDS_EACH) cargo test --locked --all-features --test fuzz_loop
 
 ONLY ?=
 bench: peers ## what it costs, beside what it would cost at least; docs/benchmarks.md explains the figures

@@ -31,6 +31,8 @@ const NAMED_MAX: usize = 256;
 pub struct Board {
     servers: BTreeMap<ServerName, ServerBoard>,
     desks: BTreeMap<SinkName, Arc<Desk>>,
+    /// Of those who ask over HTTP; only answers are laid there.
+    http: Arc<Desk>,
     /// Of those who listen for a while; one is gone when nobody sits at it.
     guests: Mutex<Vec<Weak<Desk>>>,
 }
@@ -173,11 +175,11 @@ impl Board {
     pub fn new(servers: BTreeMap<ServerName, Content>, sinks: impl IntoIterator<Item = SinkName>) -> Self {
         let servers = servers.into_iter().map(|(name, content)| (name, ServerBoard::new(content))).collect();
         let desks = sinks.into_iter().map(|name| (name, Arc::default())).collect();
-        Self { servers, desks, guests: Mutex::default() }
+        Self { servers, desks, http: Arc::default(), guests: Mutex::default() }
     }
 
     pub fn desk(&self, sink: &SinkName) -> Option<&Arc<Desk>> {
-        self.desks.get(sink)
+        self.desks.get(sink).or_else(|| (*sink == SinkName::http()).then_some(&self.http))
     }
 
     pub fn desks(&self) -> impl Iterator<Item = (&SinkName, &Arc<Desk>)> {

@@ -276,6 +276,11 @@ pub trait Link: Send {
     /// How many deliveries may be under way at once.
     fn depth(&self) -> usize;
 
+    /// How large the body of a result may be that it takes in one piece; `None`: it takes results whole.
+    fn result_bytes_max(&self) -> Option<usize> {
+        None
+    }
+
     /// Sends in call order. The future ends when the far side has taken responsibility, or the link is over.
     ///
     /// Never waits itself: the caller keeps to `depth`.
@@ -427,6 +432,13 @@ pub trait Store: Send + Sync {
     /// Journal entries after `after`, oldest first, at most `limit`.
     async fn read(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<Entry>, StoreError>;
 
+    /// Where an entry stands among those of all servers; `None` if it is not kept.
+    async fn place(&self, server: &ServerName, seq: Seq) -> Result<Option<Place>, StoreError>;
+
+    /// Entries of all servers in the order of their commits, after this place, at most `limit`; without a
+    /// place from the oldest on that is kept.
+    async fn read_on(&self, after: Option<Place>, limit: u16) -> Result<Vec<(Place, Entry)>, StoreError>;
+
     /// How far a sink has got with each server.
     async fn progress(&self, sink: &SinkName) -> Result<BTreeMap<ServerName, Progress>, StoreError>;
 
@@ -467,7 +479,8 @@ pub trait Store: Send + Sync {
     async fn open_commands(&self) -> Result<Vec<LoggedCommand>, StoreError>;
     /// Results that a sink has not taken yet, oldest first, at most `limit`.
     async fn unsent_results(&self, sink: &SinkName, limit: u16) -> Result<Vec<UnsentResult>, StoreError>;
-    async fn result_sent(&self, number: i64) -> Result<(), StoreError>;
+    /// A sink has taken these.
+    async fn results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError>;
 
     /// What an operator wants to know of the journal.
     async fn usage(&self) -> Result<Usage, StoreError>;
@@ -483,6 +496,10 @@ pub struct Loaded {
     /// The store is new or had to be made anew: what was told before is lost.
     pub is_new: bool,
 }
+
+/// Where an entry stands in the order of all commits, among the entries that are kept with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place(pub i64);
 
 /// How far one sink has got with one server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use dtorrent::config;
 use dtorrent::model::{
     Cause, Change, Changes, CommandError, CommandId, EVENT_SCHEMA, Entity, Epoch, ErrorCode, Event, EventId, Extra,
-    InfoHash, Kind, LastFinished, Outcome, OutcomeStatus, Page, RESULT_SCHEMA, Row, Seq, ServerName, ServerStats,
+    InfoHash, Kind, LastFinished, Outcome, OutcomeStatus, Page, Part, RESULT_SCHEMA, Row, Seq, ServerName, ServerStats,
     Stats, Status, Timestamp, Torrent, Verb,
 };
 use serde_json::Value;
@@ -159,6 +159,7 @@ fn every_verb_field_and_code_of_commands_is_explained() {
         results: vec![row],
         error: None,
         page: Some(Page { total: 0, page: 0, page_size: 0, next_page: None }),
+        part: Some(Part { part: 1, parts: 1 }),
         value: Some(Value::Null),
     };
     for key in keys(&serde_json::to_value(outcome).unwrap()) {

@@ -142,6 +142,7 @@ fn results_look_as_ever() {
         results,
         error,
         page,
+        part: None,
         value: None,
     };
     let unknown = CommandError::new(ErrorCode::UnknownHash, "the client has no torrent of that hash");

@@ -199,7 +199,7 @@ prop_compose! {
     ) -> Outcome {
         let page = page.map(|(total, page, page_size, next_page)| Page { total, page, page_size, next_page });
         let id = CommandId::parse(&id).unwrap();
-        Outcome { schema: RESULT_SCHEMA, id, verb, server, status, time, took_ms, results: rows, error, page, value }
+        Outcome { schema: RESULT_SCHEMA, id, verb, server, status, time, took_ms, results: rows, error, page, part: None, value }
     }
 }
 

@@ -110,7 +110,7 @@ fn hooks_health(report: HookReport) -> Option<HooksHealth> {
     Some(HooksHealth { events: ringing, left_alone, problem, pokes })
 }
 
-fn rounded(seconds: f64) -> f64 {
+pub(super) fn rounded(seconds: f64) -> f64 {
     (seconds * 1000.0).round() / 1000.0
 }
 

@@ -104,7 +104,7 @@ impl Caller {
                     // Who does not wait any more has gone, and misses nothing.
                     let _nobody_waits = sender.send(result.body.clone()).is_err();
                 }
-                self.door.store.result_sent(result.number).await?;
+                self.door.store.results_sent(vec![result.number]).await?;
             }
         }
     }

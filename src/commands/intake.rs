@@ -35,6 +35,8 @@ const GOOD_AFTER: Duration = Duration::from_secs(1);
 const FULL_EACH: Duration = Duration::from_secs(1);
 /// So many messages are written down together.
 const TOGETHER_MAX: usize = 64;
+/// With so many bytes no more are waited for.
+const TOGETHER_BYTES_MAX: usize = 16 << 20;
 
 /// Takes what comes from one source to its door.
 pub struct Intake {
@@ -99,11 +101,14 @@ impl Intake {
                 Ok(incoming) => {
                     backoff.reset();
                     repeat.ended();
+                    let mut bytes = incoming.body.len();
                     let mut all = vec![self.noted(incoming)];
                     // What is there already shares a write with it. An error comes again with the next look.
                     while all.len() < TOGETHER_MAX
+                        && bytes < TOGETHER_BYTES_MAX
                         && let Some(Ok(incoming)) = self.source.next().now_or_never()
                     {
+                        bytes += incoming.body.len();
                         all.push(self.noted(incoming));
                     }
                     self.door.take(all, &stop).await?;

@@ -28,7 +28,7 @@ pub use call::Caller;
 pub use intake::{Door, Intake};
 pub use outcome::give_up;
 pub use queue::{Job, Queue};
-pub use request::{BODY_BYTES_MAX, Envelope, Request};
+pub use request::{BODY_BYTES_MAX, Envelope, Request, TTL};
 pub use shape::body;
 pub use source::{Sources, SourcesSettings};
 pub use worker::{Worker, WorkerParts};

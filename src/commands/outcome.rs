@@ -117,6 +117,7 @@ pub(super) fn outcome(
         results: rows,
         error,
         page,
+        part: None,
         value,
     }
 }

@@ -54,6 +54,10 @@ pub struct Http {
     /// Where clients ring; port 0 is any that is free.
     pub hooks_listen: SocketAddr,
     pub token: Option<SecretString>,
+    /// What the token gives the right to.
+    pub commands: Rights,
+    /// Names with dots by which browsers may ask for the pages, in lower case.
+    pub hosts: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -325,9 +329,12 @@ fn http(table: Table<'_>) -> Http {
         }
     });
     let token = secret(&table, "token", "token_file");
+    let commands = commands(&table);
+    let hosts = table.texts("hosts").unwrap_or_default();
+    let hosts = hosts.iter().filter_map(|text| host(text).map_err(|fault| table.fault("hosts", fault)).ok()).collect();
     table.finish();
     let hooks_listen = hooks_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
-    Http { listen, hooks_listen, token }
+    Http { listen, hooks_listen, token, commands, hosts }
 }
 
 fn server(table: Table<'_>, http: &Http) -> Option<Server> {
@@ -707,6 +714,17 @@ fn listener(text: &str) -> Result<Option<SocketAddr>, Fault> {
     numeric.as_deref().unwrap_or(text).parse().map(Some).map_err(|_| {
         let right = "write an address and a port, \"127.0.0.1:8787\", or \"off\"";
         Fault::new(format!("`{text}` is no address to listen on"), right)
+    })
+}
+
+/// A name as browsers say it, without a port.
+fn host(text: &str) -> Result<String, Fault> {
+    let is_right = !text.is_empty()
+        && text.len() <= 253
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
+    is_right.then(|| text.to_ascii_lowercase()).ok_or_else(|| {
+        let right = "write a name, \"torrents.example.org\", without a scheme and a port";
+        Fault::new(format!("`{text}` is no name of a host"), right)
     })
 }
 

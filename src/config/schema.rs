@@ -114,10 +114,15 @@ struct Http {
     /// Where clients ring that have `hooks`; port 0 is any that is free.
     #[schemars(regex(pattern = LISTENER), extend("default" = "127.0.0.1:0"))]
     hooks_listen: Option<String>,
-    /// For requests that change something.
+    /// For requests that change something; without one none can.
     token: Option<String>,
     /// The name of a file that holds `token`.
     token_file: Option<String>,
+    /// Which commands the token gives the right to; `[]` is read-only.
+    #[schemars(extend("items" = command_words(), "default" = ["*", "-delete_data", "-rpc"]))]
+    commands: Option<Vec<String>>,
+    /// Names with dots by which browsers may ask for the pages, without a scheme and a port.
+    hosts: Option<Vec<String>>,
 }
 
 /// A torrent client that is watched.

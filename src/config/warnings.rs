@@ -73,7 +73,9 @@ pub fn warnings(config: &Config) -> Vec<String> {
         }
     }
     if let Some(listen) = config.http.listen.filter(|listen| !listen.ip().is_loopback()) {
-        warnings.push(format!("http.listen: {listen} is open to the network, and the pages have no login"));
+        warnings.push(format!(
+            "http.listen: {listen} is open to the network, where whoever reaches it can read all without a login"
+        ));
     }
     warnings
 }

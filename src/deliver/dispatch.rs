@@ -13,7 +13,7 @@
 //!
 //! A disk without room stops nothing here: what cannot be noted now is noted later.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -96,7 +96,9 @@ pub struct Dispatcher {
     pub(super) aside: VecDeque<Delivery>,
     pub(super) beside: Option<Beside>,
     /// Not to be read from the store again.
-    pub(super) results_under_way: HashSet<i64>,
+    pub(super) results_under_way: HashMap<i64, PartsLeft>,
+    /// Of results that were read, in order.
+    pub(super) result_parts: VecDeque<(Bytes, UnsentResult)>,
     /// Short results in place of those that the sink would not take.
     pub(super) substitutes: Vec<UnsentResult>,
     /// Rejected events that could not be put aside yet, and why they were rejected. While there are any, no
@@ -118,6 +120,14 @@ pub struct Dispatcher {
     settled: u32,
     /// Where a wait gets its random part from, in 0..1.
     jitter: Box<dyn FnMut() -> f64 + Send + Sync>,
+}
+
+/// How much of a result is still to be taken.
+#[derive(Default)]
+pub(super) struct PartsLeft {
+    pub count: usize,
+    /// A part was rejected, and a short result goes in place of the whole.
+    pub is_replaced: bool,
 }
 
 /// What one server owes to the sink.
@@ -142,7 +152,7 @@ pub(super) enum Sent {
     Entry(Box<Entry>),
     State { server: ServerName, hash: InfoHash },
     Cleared { name: String },
-    Result { result: Box<UnsentResult> },
+    Result { result: Box<UnsentResult>, is_substitute: bool },
     Shown { topic: String },
     Other,
 }
@@ -154,7 +164,7 @@ impl Sent {
             Self::Entry(entry) => Some(Item::Entry(entry.server.clone(), entry.seq)),
             Self::State { server, hash } => Some(Item::State(server.clone(), *hash)),
             Self::Cleared { name } => Some(Item::Clearing(name.clone())),
-            Self::Result { result } => Some(Item::Result(result.number)),
+            Self::Result { result, .. } => Some(Item::Result(result.number)),
             Self::Shown { topic } => Some(Item::Shown(topic.clone())),
             Self::Other => None,
         }
@@ -220,7 +230,8 @@ impl Dispatcher {
             registry,
             aside: VecDeque::new(),
             beside,
-            results_under_way: HashSet::new(),
+            results_under_way: HashMap::new(),
+            result_parts: VecDeque::new(),
             substitutes: Vec::new(),
             unburied: VecDeque::new(),
             burial: Repeat::default(),
@@ -479,6 +490,10 @@ impl Dispatcher {
             }
             next = under_way.next().now_or_never().flatten();
         }
+        // A link that failed is left at once: nothing waits for the disk meanwhile.
+        if outcome.is_ok() {
+            self.note_results().await?;
+        }
         Ok(outcome)
     }
 
@@ -536,7 +551,9 @@ impl Dispatcher {
                     self.registry.not_cleared(&name);
                 }
             },
-            Sent::Result { result } => self.result_arrived(*result, rejected).await?,
+            Sent::Result { result, is_substitute } => {
+                self.result_arrived(*result, rejected, is_substitute);
+            }
             Sent::Shown { topic } => {
                 if let Some(reason) = &rejected {
                     warn!(%sink, topic, reason, "a message for Home Assistant was rejected");
@@ -579,20 +596,24 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// A result that the sink will not take is replaced by a shorter one, as long as there is one.
-    async fn result_arrived(&mut self, result: UnsentResult, rejected: Option<String>) -> Result<(), StoreError> {
+    /// A result that the sink will not take, or a part of it, is replaced by a shorter one, as long as there is one.
+    fn result_arrived(&mut self, result: UnsentResult, rejected: Option<String>, is_substitute: bool) {
         let sink = &self.parts.settings.name;
+        let number = result.number;
+        let left = self.results_under_way.entry(number).or_insert(PartsLeft { count: 1, is_replaced: false });
         if let Some(reason) = rejected {
             warn!(%sink, reason, "a result was rejected");
-            if let Some(body) = shorter(&result.body, &reason) {
+            // Its other parts may be rejected as well: one is enough.
+            let is_first = is_substitute || !std::mem::replace(&mut left.is_replaced, true);
+            if let Some(body) = shorter(&result.body, &reason).filter(|_| is_first) {
+                left.count += 1;
                 self.substitutes.push(UnsentResult { body: Bytes::from(body), ..result });
-                return Ok(());
             }
         }
-        self.unnoted_results.insert(result.number);
-        self.note_results().await?;
-        self.parts.desk.answered.notify_one();
-        Ok(())
+        left.count = left.count.saturating_sub(1);
+        if left.count == 0 {
+            self.unnoted_results.insert(number);
+        }
     }
 
     /// Without room a state is sent all the same, and its name is noted later.
@@ -615,12 +636,15 @@ impl Dispatcher {
     }
 
     async fn note_results(&mut self) -> Result<(), StoreError> {
-        while let Some(number) = self.unnoted_results.first().copied() {
-            if self.unless_full(self.parts.store.result_sent(number).await)?.is_none() {
-                return Ok(());
+        if self.unnoted_results.is_empty() {
+            return Ok(());
+        }
+        let numbers: Vec<i64> = self.unnoted_results.iter().copied().collect();
+        if self.unless_full(self.parts.store.results_sent(numbers).await)?.is_some() {
+            for number in std::mem::take(&mut self.unnoted_results) {
+                self.results_under_way.remove(&number);
             }
-            self.unnoted_results.pop_first();
-            self.results_under_way.remove(&number);
+            self.parts.desk.answered.notify_one();
         }
         Ok(())
     }
@@ -675,8 +699,9 @@ impl Dispatcher {
         self.aside.clear();
         self.registry.go_back();
         self.substitutes.clear();
+        self.result_parts.clear();
         self.unburied.clear();
-        self.results_under_way = self.unnoted_results.iter().copied().collect();
+        self.results_under_way = self.unnoted_results.iter().map(|number| (*number, PartsLeft::default())).collect();
     }
 
     async fn note_progress(&mut self) -> Result<(), StoreError> {

@@ -16,6 +16,7 @@ mod pick;
 mod reader;
 pub mod registry;
 pub mod retention;
+pub mod viewer;
 
 pub use dispatch::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 pub use reader::{Heard, Missed, Reader, ReaderParts};

@@ -8,11 +8,11 @@ use futures_util::FutureExt;
 use tokio_util::sync::ReusableBoxFuture;
 
 use super::dirty::Known;
-use super::dispatch::{Dispatcher, Sent, ServerLane, UnderWay};
+use super::dispatch::{Dispatcher, PartsLeft, Sent, ServerLane, UnderWay};
 use super::retention::Kept;
 use crate::model::{
     Cause, Changes, EVENT_SCHEMA, Entity, Entry, Event, EventId, InfoHash, Kind, Seq, ServerName, Timestamp,
-    ToldTorrent, Torrent,
+    ToldTorrent, Torrent, in_parts,
 };
 use crate::port::{DeliverError, Delivery, Link, Store, StoreError};
 
@@ -20,6 +20,8 @@ use crate::port::{DeliverError, Delivery, Link, Store, StoreError};
 const READ_MAX: u16 = 256;
 /// Results read from the command log at once.
 const RESULTS_MAX: u16 = 64;
+/// Of one part of a result.
+const RESULT_ROWS_MAX: usize = 1000;
 
 /// Entries on their way from the disk, so that they are there when they are wanted.
 pub(super) struct ReadAhead {
@@ -169,9 +171,7 @@ impl Dispatcher {
             let free = self.window(link).saturating_sub(under_way.len());
             let mut batch = Batch::new();
             self.pick_status(free, &mut batch);
-            if batch.len() < free && std::mem::take(may_have_results) {
-                self.pick_results(free, &mut batch).await?;
-            }
+            self.pick_results(free, link.result_bytes_max(), may_have_results, &mut batch).await?;
             self.pick_substitutes(free, &mut batch);
             // States and side messages are not shut out by a long journal, nor by each other.
             self.pick_entries(free - free / 4, &mut batch).await?;
@@ -254,14 +254,32 @@ impl Dispatcher {
         }
     }
 
-    /// Results that are written down and not under way.
-    async fn pick_results(&mut self, free: usize, batch: &mut Batch) -> Result<(), StoreError> {
-        for result in self.parts.store.unsent_results(&self.parts.settings.name, RESULTS_MAX).await? {
-            if batch.len() < free && self.results_under_way.insert(result.number) {
-                let (server, body, reply) = (result.server.clone(), result.body.clone(), result.reply.clone());
-                let sent = Sent::Result { result: Box::new(result) };
-                batch.push((Delivery::Result { server, body, reply }, sent));
+    /// Results that are written down and not under way; long ones in parts, for sinks that want them so.
+    async fn pick_results(
+        &mut self,
+        free: usize,
+        bytes_max: Option<usize>,
+        may_have_more: &mut bool,
+        batch: &mut Batch,
+    ) -> Result<(), StoreError> {
+        if batch.len() < free && self.result_parts.is_empty() && std::mem::take(may_have_more) {
+            for result in self.parts.store.unsent_results(&self.parts.settings.name, RESULTS_MAX).await? {
+                if self.results_under_way.contains_key(&result.number) {
+                    continue;
+                }
+                let whole = || vec![result.body.clone()];
+                let parts = bytes_max.map_or_else(whole, |max| in_parts(&result.body, RESULT_ROWS_MAX, max));
+                let left = PartsLeft { count: parts.len(), is_replaced: false };
+                self.results_under_way.insert(result.number, left);
+                self.result_parts.extend(parts.into_iter().map(|part| (part, result.clone())));
             }
+        }
+        while batch.len() < free
+            && let Some((body, result)) = self.result_parts.pop_front()
+        {
+            let (server, reply) = (result.server.clone(), result.reply.clone());
+            let sent = Sent::Result { result: Box::new(result), is_substitute: false };
+            batch.push((Delivery::Result { server, body, reply }, sent));
         }
         Ok(())
     }
@@ -271,7 +289,7 @@ impl Dispatcher {
             && let Some(result) = self.substitutes.pop()
         {
             let (server, body, reply) = (result.server.clone(), result.body.clone(), result.reply.clone());
-            let sent = Sent::Result { result: Box::new(result) };
+            let sent = Sent::Result { result: Box::new(result), is_substitute: true };
             batch.push((Delivery::Result { server, body, reply }, sent));
         }
     }
@@ -420,6 +438,7 @@ pub(super) fn changes_for(known: &Known, told: &Torrent) -> Option<Changes> {
     }
 }
 
+/// The conflated event.
 pub(super) fn updated(
     server: &ServerName,
     id: EventId,

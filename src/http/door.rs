@@ -7,14 +7,19 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::serve::Listener;
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
+
+/// Whoever takes nothing of what is sent to him for so long has to leave, whatever was granted.
+const STALL_MAX: Duration = Duration::from_secs(10);
 
 /// What is granted to visitors.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +53,8 @@ impl Listener for Door {
         let (stream, address) = Listener::accept(&mut self.listener).await;
         let Visit { visitors: _, time, bytes } = self.visit;
         let leaves = Box::pin(tokio::time::sleep(time));
-        (Visitor { stream, leaves, bytes_left: bytes, _place: place }, address)
+        let pass = Pass { stays: Arc::default(), bytes_left: Arc::new(AtomicUsize::new(bytes)) };
+        (Visitor { stream, leaves, pass, stalled: None, _place: place }, address)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -56,21 +62,60 @@ impl Listener for Door {
     }
 }
 
+/// By which a request gets more granted to its connection than others.
+#[derive(Clone, Debug)]
+pub(super) struct Pass {
+    stays: Arc<AtomicBool>,
+    bytes_left: Arc<AtomicUsize>,
+}
+
+impl Pass {
+    /// It may stay for as long as it takes what is sent to it.
+    pub(super) fn stay(&self) {
+        self.stays.store(true, Ordering::Relaxed);
+    }
+
+    /// It may say so much more.
+    pub(super) fn allow(&self, bytes: usize) {
+        self.bytes_left.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Connected<IncomingStream<'_, Door>> for Pass {
+    fn connect_info(stream: IncomingStream<'_, Door>) -> Self {
+        stream.io().pass.clone()
+    }
+}
+
 /// A connection that ends by itself.
 pub(super) struct Visitor {
     stream: TcpStream,
     leaves: Pin<Box<Sleep>>,
-    bytes_left: usize,
+    pass: Pass,
+    /// Until when it has to take something.
+    stalled: Option<Pin<Box<Sleep>>>,
     _place: OwnedSemaphorePermit,
 }
 
 impl Visitor {
     /// The stream, unless the visit has lasted long enough.
     fn stream(&mut self, context: &mut Context<'_>) -> io::Result<Pin<&mut TcpStream>> {
-        match self.leaves.as_mut().poll(context) {
-            Poll::Ready(()) => Err(ErrorKind::TimedOut.into()),
-            Poll::Pending => Ok(Pin::new(&mut self.stream)),
+        let is_over = self.leaves.as_mut().poll(context).is_ready();
+        if is_over && !self.pass.stays.load(Ordering::Relaxed) {
+            return Err(ErrorKind::TimedOut.into());
         }
+        Ok(Pin::new(&mut self.stream))
+    }
+
+    /// Ends a connection that takes nothing.
+    fn unless_stalled<T>(&mut self, context: &mut Context<'_>, sent: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if sent.is_ready() {
+            self.stalled = None;
+            return sent;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL_MAX)));
+        ready!(stalled.as_mut().poll(context));
+        Poll::Ready(Err(ErrorKind::TimedOut.into()))
     }
 }
 
@@ -82,17 +127,19 @@ impl AsyncRead for Visitor {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let poll = self.stream(context)?.poll_read(context, buffer);
-        match self.bytes_left.checked_sub(buffer.filled().len() - before) {
-            Some(left) => self.bytes_left = left,
-            None => return Poll::Ready(Err(ErrorKind::FileTooLarge.into())),
+        let said = buffer.filled().len() - before;
+        let take = |left: usize| left.checked_sub(said);
+        match self.pass.bytes_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+            Ok(_) => poll,
+            Err(_) => Poll::Ready(Err(ErrorKind::FileTooLarge.into())),
         }
-        poll
     }
 }
 
 impl AsyncWrite for Visitor {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.stream(context)?.poll_write(context, bytes)
+        let sent = self.stream(context)?.poll_write(context, bytes);
+        self.unless_stalled(context, sent)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -130,6 +177,28 @@ mod tests {
         assert_eq!(told_to_leave.kind(), ErrorKind::TimedOut);
         let (mut visitor, _) = door.accept().await;
         assert_eq!(visitor.read_u8().await.unwrap(), b'x');
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_may_stay_stays_until_he_takes_nothing_more() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut door = Door::new(listener, VISIT);
+        let mut viewer = TcpStream::connect(address).await.unwrap();
+        let mut visitor = door.accept().await.0;
+        visitor.pass.stay();
+        visitor.pass.allow(100);
+        tokio::time::advance(2 * VISIT.time).await;
+        visitor.write_all(b"x").await.unwrap();
+        assert_eq!(viewer.read_u8().await.unwrap(), b'x');
+        viewer.write_all(&[b'x'; 200]).await.unwrap();
+        visitor.read_exact(&mut [0; 200]).await.unwrap();
+        let failure = loop {
+            if let Err(failure) = visitor.write_all(&[b'x'; 1 << 20]).await {
+                break failure;
+            }
+        };
+        assert_eq!(failure.kind(), ErrorKind::TimedOut);
     }
 
     #[tokio::test]

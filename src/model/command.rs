@@ -1,12 +1,14 @@
 //! Commands and their results.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use bytes::Bytes;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::{File, InfoHash, Peer, ServerName, Timestamp, Torrent, Tracker};
@@ -309,10 +311,22 @@ pub struct Outcome {
     /// For `list`: which part of how many.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub page: Option<Page>,
+    /// Of one that is sent in parts.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
     /// For `rpc`: what the client answered. For `resync`: which events are sent again.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Value")]
     pub value: Option<Value>,
+}
+
+/// Which part of a result this is, and of how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Part {
+    /// From 1.
+    pub part: u64,
+    /// The last one has this number.
+    pub parts: u64,
 }
 
 /// Which part of a list this is.
@@ -384,9 +398,107 @@ fn drop_rows(outcome: &mut serde_json::Map<String, Value>, reason: &str) {
     outcome.insert("error".to_owned(), json!(CommandError::new(ErrorCode::TooLarge, message)));
 }
 
+/// A result in parts, in their order, each with at most so many rows, and no more bytes if its rows allow that.
+///
+/// Each part is a result of its own, with the same id and the status of the whole; it has its share of the rows, and says
+/// which part of how many it is. One that is small enough, or no result, stays as it is; so does a page of a
+/// list, which has a way of its own to be shorter.
+pub fn in_parts(body: &Bytes, rows_max: usize, bytes_max: usize) -> Vec<Bytes> {
+    // A row has a hash, so in fewer bytes there are fewer rows.
+    if body.len() <= bytes_max && body.len() / ROW_BYTES_MIN <= rows_max {
+        return vec![body.clone()];
+    }
+    divided(body, rows_max, bytes_max).filter(|parts| parts.len() > 1).unwrap_or_else(|| vec![body.clone()])
+}
+
+const ROW_BYTES_MIN: usize = 40;
+/// `"part":1000,"parts":1000` and what is between the keys.
+const PART_BYTES_MAX: usize = 64;
+
+fn divided(body: &[u8], rows_max: usize, bytes_max: usize) -> Option<Vec<Bytes>> {
+    let mut keys: BTreeMap<&str, &RawValue> = serde_json::from_slice(body).ok()?;
+    if keys.contains_key("page_size") {
+        return None;
+    }
+    let rows: Vec<&RawValue> = serde_json::from_str(keys.remove("results")?.get()).ok()?;
+    let mut head = String::new();
+    for (key, value) in &keys {
+        head += &format!("{}:{},", Value::from(*key), value.get());
+    }
+    let room = bytes_max.saturating_sub(head.len() + PART_BYTES_MAX);
+    let mut shares: Vec<Vec<&str>> = vec![Vec::new()];
+    let mut bytes = 0;
+    for row in rows {
+        let share = shares.last_mut().expect("there is one from the beginning");
+        if !share.is_empty() && (share.len() >= rows_max || bytes + row.get().len() + 1 > room) {
+            shares.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += row.get().len() + 1;
+        shares.last_mut().expect("there is one from the beginning").push(row.get());
+    }
+    let parts = shares.len();
+    let part = |(index, share): (usize, Vec<&str>)| {
+        Bytes::from(format!("{{{head}\"part\":{},\"parts\":{parts},\"results\":[{}]}}", index + 1, share.join(",")))
+    };
+    Some(shares.into_iter().enumerate().map(part).collect())
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn whole(rows: usize) -> Outcome {
+        Outcome {
+            schema: RESULT_SCHEMA,
+            id: CommandId::parse("7 \"x\"").unwrap(),
+            verb: "pause".to_owned(),
+            server: None,
+            status: OutcomeStatus::Partial,
+            time: Timestamp::from_millis(0),
+            took_ms: 5,
+            results: (0..rows).map(|n| Row::ok(InfoHash::V1([n as u8; 20]))).collect(),
+            error: None,
+            page: None,
+            part: None,
+            value: None,
+        }
+    }
+
+    #[test]
+    fn a_small_result_stays_as_it_is() {
+        for body in [serde_json::to_vec(&whole(10)).unwrap(), b"no result".to_vec(), vec![b'x'; 100_000]] {
+            let body = Bytes::from(body);
+            assert_eq!(in_parts(&body, 10, 1000), [body]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_parts_of_a_result_are_the_whole(rows in 0..200_usize, rows_max in 1..50_usize, bytes_max in 300..5000_usize) {
+            let body = Bytes::from(serde_json::to_vec(&whole(rows)).unwrap());
+            let parts = in_parts(&body, rows_max, bytes_max);
+            let mut expected: Value = serde_json::from_slice(&body).unwrap();
+            let mut put_together = Vec::new();
+            for (index, part) in parts.iter().enumerate() {
+                prop_assert!(part.len() <= bytes_max);
+                let mut part: Value = serde_json::from_slice(part).unwrap();
+                let object = part.as_object_mut().unwrap();
+                if parts.len() > 1 {
+                    prop_assert_eq!(object.remove("part"), Some(json!(index + 1)));
+                    prop_assert_eq!(object.remove("parts"), Some(json!(parts.len())));
+                }
+                let Some(Value::Array(rows)) = object.insert("results".to_owned(), json!([])) else { panic!() };
+                prop_assert!(rows.len() <= rows_max);
+                put_together.extend(rows);
+                expected["results"] = json!([]);
+                prop_assert_eq!(&part, &expected);
+            }
+            prop_assert_eq!(put_together.len(), rows);
+        }
+    }
 
     #[test]
     fn a_result_without_its_rows_says_so_and_still_says_what_was_done() {
@@ -401,6 +513,7 @@ mod tests {
             results: vec![Row::ok(InfoHash::V1([1; 20]))],
             error: None,
             page: None,
+            part: None,
             value: None,
         };
         for (verb, status) in [("list", "error"), ("get", "error"), ("pause", "ok")] {

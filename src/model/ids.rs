@@ -47,6 +47,16 @@ impl SinkName {
         ServerName::parse(text).map(|name| Self(name.0))
     }
 
+    /// Those who ask over HTTP. No name in a config is like it.
+    pub fn http() -> Self {
+        Self(HTTP.into())
+    }
+
+    /// A name that was written down, which may be that of [`Self::http`].
+    pub fn recall(text: &str) -> Result<Self, InvalidServerName> {
+        if text == HTTP { Ok(Self::http()) } else { Self::parse(text) }
+    }
+
     /// The sink that hands one server's events to the webhook of this name: `ntfy.home`.
     ///
     /// No other sink is called so, because a name of the config has no dot.
@@ -58,6 +68,8 @@ impl SinkName {
         &self.0
     }
 }
+
+const HTTP: &str = "@http";
 
 macro_rules! text_id {
     ($name:ident, $parse:expr, $what:literal) => {

@@ -141,7 +141,7 @@ pub(super) fn open(db: &Db) -> Result<Vec<LoggedCommand>, Failure> {
         Ok(LoggedCommand {
             id: CommandId::parse(row.get_ref(0)?.as_str()?).map_err(|e| unreadable(e.into()))?,
             server: server_from_sql(row.get_ref(1)?.as_str()?)?,
-            origin: SinkName::parse(row.get_ref(2)?.as_str()?).map_err(|e| unreadable(e.into()))?,
+            origin: SinkName::recall(row.get_ref(2)?.as_str()?).map_err(|e| unreadable(e.into()))?,
             hash: row.get_ref(3)?.as_blob_or_null()?.map(hash_from_sql).transpose()?,
             verb: row.get_ref(4)?.as_str_or_null()?.and_then(Verb::parse),
             body: row.get::<_, Vec<u8>>(5)?.into(),
@@ -168,8 +168,11 @@ pub(super) fn unsent(db: &Db, sink: &SinkName, limit: u16) -> Result<Vec<UnsentR
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-pub(super) fn sent(db: &Db, number: i64) -> Result<(), Failure> {
-    db.connection.prepare_cached("DELETE FROM results WHERE number = ?1")?.execute([number])?;
+pub(super) fn sent(db: &Db, numbers: &[i64]) -> Result<(), Failure> {
+    let mut statement = db.connection.prepare_cached("DELETE FROM results WHERE number = ?1")?;
+    for number in numbers {
+        statement.execute([number])?;
+    }
     Ok(())
 }
 

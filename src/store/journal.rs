@@ -10,7 +10,7 @@ use super::thread::{Db, Failure};
 use crate::model::{
     Committed, Entry, Epoch, EventId, InfoHash, Kind, Rev, Seq, ServerName, Tick, Timestamp, Told, ToldTorrent,
 };
-use crate::port::{Loaded, StoreError, Usage};
+use crate::port::{Loaded, Place, StoreError, Usage};
 
 /// Revisions are reserved on disk in blocks of this many.
 const REV_BLOCK: u64 = 10_000;
@@ -254,6 +254,28 @@ pub(super) fn read(db: &Db, server: &ServerName, after: Seq, limit: u16) -> Resu
                ORDER BY seq LIMIT ?3";
     let mut statement = db.connection.prepare_cached(sql)?;
     let rows = statement.query_map((id, to_sql(after.0), limit), |row| entry_from_row(row, server, db.epoch))?;
+    rows.collect::<rusqlite::Result<_>>().map_err(damaged)
+}
+
+/// Rows are numbered in the order in which they are written; that of the first is given again only when the
+/// table is empty.
+pub(super) fn place(db: &Db, server: &ServerName, seq: Seq) -> Result<Option<Place>, Failure> {
+    let Some(Numbers { id, .. }) = db.servers.get(server) else {
+        return Ok(None);
+    };
+    let sql = "SELECT rowid FROM journal WHERE server = ?1 AND seq = ?2";
+    let mut statement = db.connection.prepare_cached(sql)?;
+    Ok(statement.query_row((id, to_sql(seq.0)), |row| row.get(0).map(Place)).optional()?)
+}
+
+pub(super) fn read_on(db: &Db, after: Option<Place>, limit: u16) -> Result<Vec<(Place, Entry)>, Failure> {
+    let sql = "SELECT j.seq, j.kind, j.hash, j.rev, j.time, j.body, j.rowid, s.name FROM journal j \
+               JOIN servers s ON s.id = j.server WHERE j.rowid > ?1 ORDER BY j.rowid LIMIT ?2";
+    let mut statement = db.connection.prepare_cached(sql)?;
+    let rows = statement.query_map((after.map_or(0, |place| place.0), limit), |row| {
+        let server = ServerName::parse(row.get_ref(7)?.as_str()?).map_err(|e| unreadable(e.into()))?;
+        Ok((Place(row.get(6)?), entry_from_row(row, &server, db.epoch)?))
+    })?;
     rows.collect::<rusqlite::Result<_>>().map_err(damaged)
 }
 

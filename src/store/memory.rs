@@ -18,8 +18,8 @@ use crate::model::{
     CommandId, Committed, Entry, Epoch, Rev, Seq, ServerName, ServerState, SinkName, Tick, Timestamp, Told, ToldTorrent,
 };
 use crate::port::{
-    Admission, Answer, Clock, Loaded, LoggedCommand, Progress, ReplyTo, Store, StoreError, SystemClock, UnsentResult,
-    Usage,
+    Admission, Answer, Clock, Loaded, LoggedCommand, Place, Progress, ReplyTo, Store, StoreError, SystemClock,
+    UnsentResult, Usage,
 };
 
 /// Revisions begin at a multiple of this in each life of a store.
@@ -40,6 +40,8 @@ struct State {
     epoch: Epoch,
     was_new: bool,
     servers: BTreeMap<ServerName, Server>,
+    /// Of the entries, in the order of the commits.
+    places: BTreeMap<Place, (ServerName, Seq)>,
     progress: BTreeMap<(ServerName, SinkName), Progress>,
     dead_letters: Vec<(SinkName, DeadLetter)>,
     retained: BTreeMap<SinkName, BTreeSet<String>>,
@@ -99,6 +101,7 @@ impl MemoryStore {
             epoch,
             was_new: true,
             servers: BTreeMap::new(),
+            places: BTreeMap::new(),
             progress: BTreeMap::new(),
             dead_letters: Vec::new(),
             retained: BTreeMap::new(),
@@ -166,7 +169,7 @@ impl State {
 
     /// Lets the oldest entry go that every sink has, if `may_go` says so of it.
     fn trim_one(&mut self, may_go: impl Fn(&Entry) -> bool) -> bool {
-        let Self { servers, progress, .. } = self;
+        let Self { servers, places, progress, .. } = self;
         let oldest = servers.iter().filter_map(|(name, server)| {
             let (seq, entry) = server.journal.first_key_value()?;
             let is_held = progress.iter().any(|((of, _), progress)| of == name && progress.cursor < *seq);
@@ -179,7 +182,9 @@ impl State {
         let server = servers.get_mut(&name).expect("it was just there");
         match server.journal.first_entry() {
             Some(first) if may_go(first.get()) => {
-                server.journal_bytes -= first.remove().body.len() as u64;
+                let gone = first.remove();
+                server.journal_bytes -= gone.body.len() as u64;
+                places.retain(|_, (of, seq)| *of != name || *seq != gone.seq);
                 true
             }
             _ => false,
@@ -288,6 +293,10 @@ impl Store for MemoryStore {
             }
         }
 
+        for entry in &entries {
+            let place = state.places.last_key_value().map_or(1, |(place, _)| place.0 + 1);
+            state.places.insert(Place(place), (tick.server.clone(), entry.seq));
+        }
         let server = state.servers.entry(tick.server.clone()).or_default();
         (server.last_rev, server.last_seq) = (rev, seq);
         server.journal_bytes += bytes;
@@ -326,6 +335,21 @@ impl Store for MemoryStore {
         };
         let later = server.journal.range(Seq(after.0.saturating_add(1))..);
         Ok(later.take(usize::from(limit)).map(|(_, entry)| entry.clone()).collect())
+    }
+
+    async fn place(&self, server: &ServerName, seq: Seq) -> Result<Option<Place>, StoreError> {
+        let state = self.state();
+        let is_kept = state.servers.get(server).is_some_and(|server| server.journal.contains_key(&seq));
+        let is_it = |(_, (of, number)): &(&Place, &(ServerName, Seq))| of == server && *number == seq;
+        Ok(state.places.iter().find(is_it).map(|(place, _)| *place).filter(|_| is_kept))
+    }
+
+    async fn read_on(&self, after: Option<Place>, limit: u16) -> Result<Vec<(Place, Entry)>, StoreError> {
+        let state = self.state();
+        let later = state.places.range(Place(after.map_or(0, |place| place.0) + 1)..);
+        let kept = later
+            .filter_map(|(place, (server, seq))| Some((*place, state.servers.get(server)?.journal.get(seq)?.clone())));
+        Ok(kept.take(usize::from(limit)).collect())
     }
 
     async fn progress(&self, sink: &SinkName) -> Result<BTreeMap<ServerName, Progress>, StoreError> {
@@ -429,8 +453,8 @@ impl Store for MemoryStore {
         Ok(mine.take(usize::from(limit)).collect())
     }
 
-    async fn result_sent(&self, number: i64) -> Result<(), StoreError> {
-        self.state().results.remove(&number);
+    async fn results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError> {
+        self.state().results.retain(|number, _| !numbers.contains(number));
         Ok(())
     }
 

@@ -11,7 +11,9 @@ use super::folder::{AliveMark, Folder};
 use super::thread::{Db, Failure, Mode, Writer};
 use super::{DeadLetter, Options, Recovery, commands, journal, schema, sinks};
 use crate::model::{CommandId, Committed, Entry, Seq, ServerName, SinkName, Tick};
-use crate::port::{Admission, Answer, Clock, Loaded, LoggedCommand, Progress, Store, StoreError, UnsentResult, Usage};
+use crate::port::{
+    Admission, Answer, Clock, Loaded, LoggedCommand, Place, Progress, Store, StoreError, UnsentResult, Usage,
+};
 
 /// The store of a data folder, which it holds locked.
 ///
@@ -130,6 +132,15 @@ impl Store for SqliteStore {
         self.read(move |db| journal::read(db, &server, after, limit)).await
     }
 
+    async fn place(&self, server: &ServerName, seq: Seq) -> Result<Option<Place>, StoreError> {
+        let server = server.clone();
+        self.read(move |db| journal::place(db, &server, seq)).await
+    }
+
+    async fn read_on(&self, after: Option<Place>, limit: u16) -> Result<Vec<(Place, Entry)>, StoreError> {
+        self.read(move |db| journal::read_on(db, after, limit)).await
+    }
+
     async fn progress(&self, sink: &SinkName) -> Result<BTreeMap<ServerName, Progress>, StoreError> {
         let sink = sink.clone();
         self.read(move |db| sinks::progress(db, &sink)).await
@@ -199,8 +210,8 @@ impl Store for SqliteStore {
         self.read(move |db| commands::unsent(db, &sink, limit)).await
     }
 
-    async fn result_sent(&self, number: i64) -> Result<(), StoreError> {
-        self.write(Mode::Lazy, move |db| commands::sent(db, number)).await
+    async fn results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError> {
+        self.write(Mode::Lazy, move |db| commands::sent(db, &numbers)).await
     }
 
     async fn usage(&self) -> Result<Usage, StoreError> {

@@ -164,6 +164,33 @@ async fn entries_are_numbered_without_gaps_and_say_their_own_names() {
 }
 
 #[tokio::test]
+async fn entries_of_all_servers_stand_in_the_order_of_their_commits() {
+    on_each(Options::default(), async |store, _| {
+        let (home, attic) = (server("home"), server("attic"));
+        for (of, number) in [(&home, 1), (&attic, 1), (&attic, 2), (&home, 2)] {
+            store.commit(added(of, number)).await.unwrap();
+        }
+        let shown = |page: Vec<(Place, Entry)>| -> Vec<(String, u64)> {
+            page.iter().map(|(_, entry)| (entry.server.to_string(), entry.seq.0)).collect()
+        };
+        let all = [("home", 1), ("attic", 1), ("attic", 2), ("home", 2)].map(|(of, seq)| (of.to_owned(), seq));
+        assert_eq!(shown(store.read_on(None, 9).await.unwrap()), all);
+        for (index, (of, seq)) in all.iter().enumerate() {
+            let place = store.place(&server(of), Seq(*seq)).await.unwrap();
+            assert!(place.is_some());
+            assert_eq!(shown(store.read_on(place, 9).await.unwrap()), all[index + 1..]);
+        }
+        assert_eq!(shown(store.read_on(None, 2).await.unwrap()), all[..2]);
+        let entry = &store.read_on(None, 1).await.unwrap()[0].1;
+        assert_eq!(*entry, store.read(&home, Seq(0), 1).await.unwrap()[0]);
+        for (of, seq) in [(&home, 3), (&home, 0), (&server("garage"), 1)] {
+            assert_eq!(store.place(of, Seq(seq)).await.unwrap(), None);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_is_told_carries_its_revision_and_its_newest_entry() {
     on_each(Options::default(), async |store, _| {
         let home = server("home");
@@ -338,7 +365,7 @@ async fn a_command_is_done_once_a_day_and_answered_whenever_it_comes() {
         let shown: Vec<_> = unsent.iter().map(|u| (u.server.clone(), u.body.clone(), u.reply.clone())).collect();
         assert_eq!(shown, [(Some(home.clone()), done.clone(), first.reply.clone()), (None, other, None)]);
         assert_eq!(store.unsent_results(&mqtt, 1).await.unwrap(), unsent[..1]);
-        store.result_sent(unsent[0].number).await.unwrap();
+        store.results_sent(vec![unsent[0].number]).await.unwrap();
         assert_eq!(store.unsent_results(&mqtt, 10).await.unwrap(), unsent[1..]);
 
         clock.forward(Duration::from_secs(24 * 3600 - 1));
@@ -1025,7 +1052,7 @@ mod model {
                         .await
                 )
             }
-            Step::Sent { number } => format!("{:?}", store.result_sent(number).await),
+            Step::Sent { number } => format!("{:?}", store.results_sent(vec![number]).await),
             Step::Declare { .. } | Step::Reopen => unreachable!("not a step of the seam"),
         }
     }

@@ -405,10 +405,61 @@ async fn a_result_that_the_broker_does_not_take_is_told_without_its_rows() {
     }
     let mut setup = Setup::default();
     setup.broker.lines.push("max_packet_size 4000".to_owned());
-    let world = World::running(setup).await;
-    let hashes: Vec<String> = (0..100).map(|n| format!("{n:040x}")).collect();
-    let result = world.heard.command("home/command/get", json!({"id": "large", "hashes": &hashes[..60]})).await;
+    let mut world = World::new(setup).await;
+    let names: Vec<String> = (0..60).map(|number| format!("a file with a long name, number {number}")).collect();
+    let files: Vec<(&str, usize)> = names.iter().map(|name| (name.as_str(), 100)).collect();
+    let content = Content::folder("many files", &files, 1);
+    content.write_to(&world.home.downloads).unwrap();
+    let hash = world.home.load(&content.torrent, true).await.unwrap();
+    world.start_bridge().await;
+    let result = world.heard.command("home/command/get", json!({"id": "large", "hashes": [hash], "files": true})).await;
     assert_eq!((&result["status"], &result["results"]), (&json!("error"), &json!([])), "{result}");
     assert_eq!(result["error"]["code"], "too_large", "{result}");
     assert_eq!(world.heard.results("large").len(), 1);
+    let hashes: Vec<String> = (0..60).map(|n| format!("{n:040x}")).collect();
+    let first = world.heard.command("home/command/get", json!({"id": "long", "hashes": hashes})).await;
+    let count = first["parts"].as_u64().unwrap();
+    assert!((2..10).contains(&count), "no smaller than it has to be: {count}");
+    let is_whole = |heard: &[Message]| heard.iter().any(|m| m.json()["id"] == "long" && m.json()["part"] == count);
+    world.heard.wait_for("the last part", |heard| is_whole(heard).then_some(())).await;
+    let parts = world.heard.results("long");
+    assert_eq!(parts.iter().map(|part| rows(part).len()).sum::<usize>(), 60);
+}
+
+#[tokio::test]
+async fn a_command_to_ten_thousand_torrents_has_one_result_in_parts() {
+    if !can_run() {
+        return;
+    }
+    let (world, hashes) = seeding(2).await;
+    let strangers = (0..9_998_u32).map(|number| {
+        let mut bytes = [7; 20];
+        bytes[..4].copy_from_slice(&number.to_be_bytes());
+        InfoHash::V1(bytes)
+    });
+    let all: Vec<InfoHash> = hashes.iter().copied().chain(strangers).collect();
+    let topic = "dtorrent/home/command/label";
+    let body = json!({"id": "many", "hashes": all, "label": "many"}).to_string();
+    let mut command = Command::new(topic, body);
+    command.properties.response_topic = Some("asker/answers".to_owned());
+    command.properties.correlation_data = Some("1".into());
+    world.heard.send(command).await;
+    for topic in ["dtorrent/home/result", "asker/answers"] {
+        let parts = |heard: &[Message]| -> Option<Vec<Value>> {
+            let parts: Vec<_> = heard.iter().filter(|message| message.topic == topic).map(Message::json).collect();
+            parts.last().is_some_and(|last| last["part"] == last["parts"]).then_some(parts)
+        };
+        let parts = world.heard.wait_within(Duration::from_secs(180), topic, parts).await;
+        let numbers: Vec<_> = parts.iter().map(|part| (part["part"].as_u64(), part["parts"].as_u64())).collect();
+        assert_eq!(numbers, (1..=10).map(|number| (Some(number), Some(10))).collect::<Vec<_>>());
+        assert!(parts.iter().all(|part| part["id"] == "many" && part["status"] == "partial"), "{}", parts[0]["error"]);
+        let rows: Vec<&Value> = parts.iter().flat_map(|part| part["results"].as_array().unwrap()).collect();
+        let of: BTreeSet<&str> = rows.iter().map(|row| row["hash"].as_str().unwrap()).collect();
+        assert_eq!((rows.len(), of.len()), (10_000, 10_000), "each torrent has its row");
+        let ok: Vec<&str> =
+            rows.iter().filter(|row| row["status"] == "ok").map(|row| row["hash"].as_str().unwrap()).collect();
+        assert_eq!(ok.into_iter().map(str::to_owned).collect::<BTreeSet<_>>(), texts(&hashes));
+        assert!(rows.iter().filter(|row| row["status"] != "ok").all(|row| row["error"]["code"] == "unknown_hash"));
+    }
+    assert_eq!(world.home.get(hashes[0], "d.custom1").await.unwrap(), "many");
 }

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper of a test that fails is a test that fails")]
 
 mod adding;
+mod api;
 mod attack;
 mod bad_network;
 mod commands;

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dtorrent::model::{CommandId, Committed, Entry, Epoch, InfoHash, Rev, Seq, ServerName, SinkName, Tick};
 use dtorrent::port::{
-    Admission, Answer, Clock, Loaded, LoggedCommand, Progress, Store, StoreError, UnsentResult, Usage,
+    Admission, Answer, Clock, Loaded, LoggedCommand, Place, Progress, Store, StoreError, UnsentResult, Usage,
 };
 use dtorrent::store::{Image, MemoryStore, Options};
 
@@ -180,6 +180,14 @@ impl Store for DiskStore {
         self.inner.read(server, after, limit).await
     }
 
+    async fn place(&self, server: &ServerName, seq: Seq) -> Result<Option<Place>, StoreError> {
+        self.inner.place(server, seq).await
+    }
+
+    async fn read_on(&self, after: Option<Place>, limit: u16) -> Result<Vec<(Place, Entry)>, StoreError> {
+        self.inner.read_on(after, limit).await
+    }
+
     async fn progress(&self, sink: &SinkName) -> Result<BTreeMap<ServerName, Progress>, StoreError> {
         self.inner.progress(sink).await
     }
@@ -266,10 +274,10 @@ impl Store for DiskStore {
         self.inner.unsent_results(sink, limit).await
     }
 
-    async fn result_sent(&self, number: i64) -> Result<(), StoreError> {
+    async fn results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError> {
         self.before_write().await?;
         self.risk();
-        self.inner.result_sent(number).await
+        self.inner.results_sent(numbers).await
     }
 
     async fn usage(&self) -> Result<Usage, StoreError> {

@@ -34,6 +34,8 @@ const DEPTH_MAX: u16 = 100;
 const RESERVE: u16 = 2;
 /// A delivery is at most two messages; the rest is our own.
 pub(super) const CHANNEL: usize = 2 * DEPTH_MAX as usize + 16;
+/// What stands around the body of a result in its packet: the topic, above all.
+const AROUND_BYTES_MAX: usize = 512;
 /// At most this often a late `offline` is contradicted.
 const CONTRADICT_EVERY: Duration = Duration::from_secs(5);
 /// So long after it was written a message has to be acknowledged.
@@ -171,6 +173,10 @@ impl Link for MqttLink {
             return 1;
         }
         usize::from(DEPTH_MAX.min(self.line.granted.receive_max).saturating_sub(RESERVE).max(1))
+    }
+
+    fn result_bytes_max(&self) -> Option<usize> {
+        Some((self.line.granted.packet_bytes_max as usize).saturating_sub(AROUND_BYTES_MAX))
     }
 
     fn send(&mut self, delivery: Delivery) -> BoxFuture<'static, Verdict> {

@@ -3,6 +3,7 @@
 pub mod bridge;
 pub mod certificates;
 pub mod disk;
+pub mod http;
 pub mod ledger;
 pub mod nats;
 pub mod nginx;

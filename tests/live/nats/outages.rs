@@ -109,24 +109,24 @@ async fn after_an_outage_longer_than_the_duplicate_window_an_event_may_be_stored
         proxy.answers(Way::Pass);
         let since = Instant::now();
         // Instead of two hours: the server forgets as if they were over, which it does when it starts.
-        let ear = Ear::listen(&server).await;
-        let mut config = api(&ear.client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await["config"].clone();
+        let client = server.client().await;
+        let mut config = api(&client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await["config"].clone();
         let window = config["duplicate_window"].clone();
         config["duplicate_window"] = json!(SHORT_WINDOW.as_nanos() as u64);
-        let changed = api(&ear.client, "STREAM.UPDATE.DTORRENT_EVENTS", config.clone()).await;
+        let changed = api(&client, "STREAM.UPDATE.DTORRENT_EVENTS", config.clone()).await;
         assert!(changed["error"].is_null(), "{changed}");
-        drop(ear);
+        drop(client);
         until("the window is over", async || (since.elapsed() > 10 * SHORT_WINDOW).then_some(())).await;
         server.start_again().await;
-        let ear = Ear::listen(&server).await;
+        let client = server.client().await;
         let ask = async |id: &str| {
             let headers = HeaderMap::from_iter([("Nats-Msg-Id".parse().unwrap(), id.parse().unwrap())]);
             let request = async_nats::Request::new().headers(headers).payload(Bytes::from_static(b"{}"));
-            body(&ear.client.send_request("dtorrent.other.event.snapshot_done", request).await.unwrap())
+            body(&client.send_request("dtorrent.other.event.snapshot_done", request).await.unwrap())
         };
         until("the server takes events", async || ask("x").await["seq"].as_u64()).await;
         config["duplicate_window"] = window;
-        let changed = api(&ear.client, "STREAM.UPDATE.DTORRENT_EVENTS", config).await;
+        let changed = api(&client, "STREAM.UPDATE.DTORRENT_EVENTS", config).await;
         assert!(changed["error"].is_null(), "{changed}");
         proxy.admit();
         world.ledger().until("it is acknowledged", |ledger| ledger.cursor("bus", "home") >= seq).await;
@@ -134,7 +134,7 @@ async fn after_an_outage_longer_than_the_duplicate_window_an_event_may_be_stored
         let last = world.ledger().last_seq("home");
         world.ledger().until("all is delivered", |ledger| ledger.cursor("bus", "home") >= last).await;
 
-        let mut seen = stored(&ear.client).await;
+        let mut seen = stored(&client).await;
         seen.retain(|(_, _, event)| event["server"] == "home");
         let twice: Vec<_> = seen.iter().filter(|(_, _, event)| event["seq"] == seq).collect();
         assert_eq!(twice.len(), 2, "the window was over");
@@ -317,8 +317,8 @@ async fn without_jetstream_a_server_that_is_killed_stops_nothing_for_good() {
         let ear = Ear::listen(&server).await;
         let from = ledger.last_seq("home");
         let mut last = from;
-        for hash in &hashes[..5] {
-            last = label(&world, *hash, "after it").await;
+        for (number, hash) in hashes[..5].iter().enumerate() {
+            last = label(&world, *hash, &format!("after-{number}")).await;
         }
         ear.wait_for("the last event", |all| heard(all).contains(&last).then_some(())).await;
         assert_eq!(heard(&ear.all()), (from + 1..=last).collect::<Vec<_>>());

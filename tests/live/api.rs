@@ -1,0 +1,250 @@
+//! The pages and the API: what they show, what they do, and for whom they do not.
+
+use dtorrent::demo::content::Content;
+use dtorrent::demo::process::free_port;
+use dtorrent::demo::rtorrent::{self, Rtorrent};
+use dtorrent::model::InfoHash;
+use serde_json::{Value, json};
+
+use crate::harness::bridge::Bridge;
+use crate::harness::http::{Answer, Listener, get, get_until, request};
+use crate::harness::{Setup, World, can_run};
+
+const TOKEN: &str = "open sesame";
+const NAME: &str = "<img src=x onerror=alert(1)>\"'&.iso";
+
+struct Site {
+    world: World,
+    port: u16,
+    hash: InfoHash,
+}
+
+impl Site {
+    /// With one complete torrent of a hostile name.
+    async fn new(http: &str, rtorrents: &[(&str, &str)]) -> Self {
+        let port = free_port().unwrap();
+        let http = format!("listen = \"127.0.0.1:{port}\"\n{http}");
+        let world = World::new(Setup { http, ..Setup::default() }).await;
+        let content = Content::file(NAME, 50_000, 1);
+        content.write_to(&world.home.downloads).unwrap();
+        let hash = world.home.load(&content.torrent, true).await.unwrap();
+        world.home.shows(hash, "d.complete", "1").await.unwrap();
+        let mut site = Self { world, port, hash };
+        site.start_without_broker(rtorrents).await;
+        site
+    }
+
+    async fn start_without_broker(&mut self, rtorrents: &[(&str, &str)]) {
+        let url = self.world.home.url();
+        let mut servers = vec![("home", url.as_str())];
+        servers.extend(rtorrents);
+        let config = self.world.write_config(&servers);
+        let text = std::fs::read_to_string(&config).unwrap();
+        std::fs::write(&config, text.split("[brokers").next().unwrap()).unwrap();
+        self.world.bridge = Some(Bridge::start(&config));
+        get_until(self.port, "/readyz", |ready| ready["ready"] == true).await;
+    }
+
+    async fn post(&self, path: &str, headers: &[(&str, &str)], body: Value) -> Answer {
+        let authorization = format!("Bearer {TOKEN}");
+        let mut all = vec![("Authorization", authorization.as_str())];
+        all.extend(headers);
+        let path = format!("/api/v1/servers/{path}");
+        request(self.port, "POST", &path, &all, body.to_string().as_bytes()).await
+    }
+}
+
+fn with_token() -> String {
+    format!("token = \"{TOKEN}\"\n")
+}
+
+#[tokio::test]
+async fn everything_is_to_be_had_over_http_without_any_broker() {
+    if !can_run() {
+        return;
+    }
+    let mut site = Site::new(&with_token(), &[]).await;
+    let (port, hash) = (site.port, site.hash);
+    let servers = get(port, "/api/v1/servers").await.json();
+    let home = &servers["servers"][0];
+    assert_eq!((&home["name"], &home["status"], &home["torrents"]), (&json!("home"), &json!("online"), &json!(1)));
+    assert_eq!(get(port, "/api/v1/sinks").await.json(), json!({"sinks": []}));
+
+    let path = "/api/v1/servers/home/torrents";
+    let listed = get(port, &format!("{path}?status=seeding&fields=hash,name&page_size=10")).await.json();
+    assert_eq!(listed["torrents"], json!([{"hash": hash, "name": NAME}]));
+    assert_eq!((&listed["total"], &listed["page"], &listed["page_size"]), (&json!(1), &json!(0), &json!(10)));
+    assert_eq!(get(port, &format!("{path}?status=downloading")).await.json()["total"], 0);
+    assert_eq!(get(port, &format!("{path}?page=7")).await.json()["torrents"], json!([]));
+    assert_eq!(get(port, &format!("{path}?colour=red")).await.status, 400);
+    assert_eq!(get(port, "/api/v1/servers/attic/torrents").await.status, 404);
+    let torrent = get(port, &format!("{path}/{hash}")).await.json();
+    assert_eq!((&torrent["status"], &torrent["server"]), (&json!("seeding"), &json!("home")));
+    assert_eq!(get(port, &format!("{path}/{}", "ab".repeat(20))).await.status, 404);
+    assert_eq!(get(port, &format!("{path}/x")).await.status, 400);
+    assert_eq!(get(port, "/api/v2").await.status, 404);
+
+    let page = get(port, "/").await;
+    assert!(
+        page.headers.contains("content-security-policy: default-src 'none'; script-src 'self'"),
+        "{}",
+        page.headers
+    );
+    assert!(page.body.contains("&lt;img src=x onerror=alert(1)&gt;&quot;&#39;&amp;.iso"), "{}", page.body);
+    assert!(!page.body.contains("<img"), "{}", page.body);
+    for (asset, kind) in [("/page.js", "text/javascript"), ("/page.css", "text/css")] {
+        let asset = get(port, asset).await;
+        assert!(asset.status == 200 && asset.headers.contains(kind), "{}", asset.headers);
+    }
+
+    let mut listener = Listener::listen(port, "", None).await;
+    let body = json!({"id": "http-1", "hashes": [hash]});
+    let answer = site.post("home/commands/pause", &[], body.clone()).await;
+    assert_eq!((answer.status, &answer.json()["status"]), (200, &json!("ok")), "{}", answer.body);
+    assert_eq!(site.world.home.get(hash, "d.is_active").await.unwrap(), "0");
+    let paused = listener.event("home", "paused").await;
+    assert_eq!(paused.id.as_deref(), paused.data["id"].as_str());
+    assert_eq!((&paused.data["cause"], &paused.data["command_id"]), (&json!("command"), &json!("http-1")));
+    let again = site.post("home/commands/pause", &[], body).await;
+    assert_eq!(again.body, answer.body, "the same id is answered the same, and not done again");
+    site.world.bridge().says("user=\"http\"").await;
+
+    let path = format!("home/torrents/{hash}/commands/resume");
+    assert_eq!(site.post(&path, &[], json!({})).await.json()["status"], "ok");
+    listener.event("home", "resumed").await;
+    let magnet = format!("magnet:?xt=urn:btih:{}", "ab".repeat(20));
+    let headers = [("Authorization", &*format!("Bearer {TOKEN}"))];
+    let add = request(port, "POST", "/api/v1/servers/home/commands/add", &headers, magnet.as_bytes()).await;
+    assert_eq!(add.json()["status"], "ok", "a bare link: {}", add.body);
+    listener.event("home", "added").await;
+    assert!(listener.heard.iter().all(|event| event.data["event_type"] != "updated" || event.id.is_none()));
+    site.world.bridge().stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_changed_by_those_who_may_not() {
+    if !can_run() {
+        return;
+    }
+    let mut site = Site::new(&format!("{}hosts = [\"torrents.example.org\"]\n", with_token()), &[]).await;
+    let (port, hash) = (site.port, site.hash);
+    let path = format!("/api/v1/servers/home/torrents/{hash}/commands/stop");
+    let right = format!("Bearer {TOKEN}");
+    let here = format!("127.0.0.1:{port}");
+    for (headers, expected) in [
+        (vec![], 401),
+        (vec![("Authorization", "Bearer wrong")], 401),
+        (vec![("Authorization", "Bearer ")], 401),
+        (vec![("Authorization", TOKEN)], 401),
+        (vec![("Authorization", &*right), ("Host", "evil.example")], 403),
+        (vec![("Authorization", &*right), ("Host", "127.0.0.1.evil.example")], 403),
+        (vec![("Authorization", &*right), ("Origin", "http://evil.example")], 403),
+        (vec![("Authorization", &*right), ("Origin", "null")], 403),
+        (vec![("Authorization", &*right), ("Sec-Fetch-Site", "cross-site")], 403),
+    ] {
+        let answer = request(port, "POST", &path, &headers, b"{}").await;
+        assert_eq!(answer.status, expected, "{headers:?}: {}", answer.body);
+        assert_eq!(answer.json()["error"]["code"], "forbidden");
+    }
+    for reading in ["/", "/page.js", "/api/v1/servers", "/api/v1/events", "/api/v1/servers/home/torrents"] {
+        assert_eq!(request(port, "GET", reading, &[("Host", "evil.example")], b"").await.status, 403, "{reading}");
+    }
+    assert_eq!(request(port, "GET", "/", &[("Host", "torrents.example.org")], b"").await.status, 200);
+    assert_eq!(request(port, "GET", "/metrics", &[("Host", "dtorrent.internal")], b"").await.status, 200);
+    assert_eq!(request(port, "GET", &path, &[], b"").await.status, 405);
+
+    for (verb, body, status, code) in [
+        ("explode", json!({}), 501, "unsupported"),
+        ("stop", json!({"hashes": ["ab".repeat(20)]}), 404, "unknown_hash"),
+        ("stop", json!({"hash": 1}), 400, "bad_request"),
+        ("stop", json!({"hashes": [hash], "reply_to": "x/y"}), 403, "forbidden"),
+        ("delete", json!({"hashes": [hash], "data": true}), 403, "forbidden"),
+        ("rpc", json!({"method": "system.pid"}), 403, "forbidden"),
+        ("resync", json!({}), 403, "forbidden"),
+    ] {
+        let answer = site.post(&format!("home/commands/{verb}"), &[], body).await;
+        assert_eq!(answer.status, status, "{verb}: {}", answer.body);
+        let result = answer.json();
+        let error = if result["error"].is_null() { &result["results"][0]["error"] } else { &result["error"] };
+        assert_eq!(error["code"], code, "{verb}: {}", answer.body);
+    }
+    assert_eq!(site.post("attic/commands/stop", &[], json!({})).await.status, 404);
+    let large = vec![b'x'; (10 << 20) + 1];
+    let answer = request(port, "POST", &path, &[("Authorization", &*right)], &large).await;
+    assert_eq!(answer.status, 413);
+    assert_eq!(site.world.home.get(hash, "d.is_active").await.unwrap(), "1", "nobody stopped it");
+    let origin = format!("http://{here}");
+    let path = format!("home/torrents/{hash}/commands/stop");
+    assert_eq!(site.post(&path, &[("Origin", &*origin)], json!({})).await.status, 200);
+    let log = site.world.bridge().log();
+    assert!(!log.contains(TOKEN), "the token is in no log");
+}
+
+#[tokio::test]
+async fn without_a_token_nothing_can_be_changed_at_all() {
+    if !can_run() {
+        return;
+    }
+    let site = Site::new("", &[]).await;
+    let answer = site.post("home/commands/stop", &[], json!({"hashes": [site.hash]})).await;
+    assert_eq!(answer.status, 403);
+    assert!(answer.json()["error"]["message"].as_str().unwrap().contains("http.token"), "{}", answer.body);
+    assert_eq!(site.world.home.get(site.hash, "d.is_active").await.unwrap(), "1");
+}
+
+#[tokio::test]
+async fn a_listener_goes_on_where_it_was_after_the_bridge_was_killed() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let attic = Rtorrent::start(&folder.path().join("attic"), &rtorrent::Options::default()).await.unwrap();
+    let url = attic.url();
+    let mut site = Site::new(&with_token(), &[("attic", &url)]).await;
+    let (port, hash) = (site.port, site.hash);
+    let mut first = Listener::listen(port, "", None).await;
+    let command = async |verb: &str| {
+        let answer = site.post(&format!("home/commands/{verb}"), &[], json!({"hashes": [hash]})).await;
+        assert_eq!(answer.json()["status"], "ok", "{}", answer.body);
+    };
+    command("pause").await;
+    let last = first.event("home", "paused").await;
+    command("resume").await;
+    let content = Content::file("attic.iso", 50_000, 2);
+    content.write_to(&attic.downloads).unwrap();
+    attic.load(&content.torrent, true).await.unwrap();
+    let added = first.event("attic", "added").await;
+
+    site.world.bridge().start_again();
+    get_until(port, "/readyz", |ready| ready["ready"] == true).await;
+    assert!(first.next().await.is_none_or(|event| !event.data.is_null()), "the old one is over, or had more");
+    let answer = site.post("home/commands/stop", &[], json!({"hashes": [hash]})).await;
+    assert_eq!(answer.json()["status"], "ok", "{}", answer.body);
+
+    // From one id of one server: all that came after it, of both.
+    let mut second = Listener::listen(port, "", last.id.as_deref()).await;
+    second.event("home", "stopped").await;
+    let heard = |server: &str| -> Vec<u64> {
+        let events = second.heard.iter().filter(|event| event.data["server"] == server);
+        events.filter_map(|event| event.data["seq"].as_u64()).collect()
+    };
+    let after = last.data["seq"].as_u64().unwrap();
+    let home = heard("home");
+    assert_eq!(home, (after + 1..=after + home.len() as u64).collect::<Vec<_>>(), "no gap");
+    assert!(heard("attic").contains(&added.data["seq"].as_u64().unwrap()), "of the other server too");
+    assert!(second.heard.iter().all(|event| event.kind.is_none()), "nothing is said to be missing: {:?}", second.heard);
+
+    let epoch = last.id.as_deref().unwrap().split('-').nth(1).unwrap();
+    for unknown in [
+        "x",
+        "home-00000000-000000000001",
+        &format!("home-{epoch}-000000999999"),
+        &format!("garage-{epoch}-000000000001"),
+    ] {
+        let mut third = Listener::listen(port, "", Some(unknown)).await;
+        let told = third.next().await.unwrap();
+        assert_eq!(told.kind.as_deref(), Some("gap"), "{unknown}: {told:?}");
+    }
+    let mut chosen = Listener::listen(port, "?server=attic&event=added", last.id.as_deref()).await;
+    assert_eq!(chosen.next().await.unwrap().id, added.id);
+}
