@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help build demo test test-home-assistant soak fuzz bench peers
+.PHONY: help build demo test features test-home-assistant soak fuzz bench peers
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -27,6 +27,13 @@ test: peers ## format, lints, every test with the real programs
 	else \
 	    DTORRENT_LIVE=required cargo test --locked --all-features -- --test-threads=4; \
 	fi
+
+features: ## the library with as little of it as anybody may want
+	cargo clippy --locked --no-default-features --lib -- -D warnings
+	for feature in sqlite mqtt nats webhooks http bridge; do \
+	    cargo clippy --locked --no-default-features --features $$feature --lib -- -D warnings; \
+	done
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features --lib
 
 MINUTES ?= 10
 soak: peers ## kills the bridge and a broker at random, and counts what is lost

@@ -97,6 +97,7 @@ pub trait TorrentClient: Send + Sync {
 
 /// What a look is to show.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum Scope<'a> {
     Full,
     /// At least what moves or has changed its state, as far as the client can tell cheaply, and these.
@@ -117,6 +118,7 @@ pub enum Applied {
 
 /// What is to become of our hooks in a client.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum HookWish<'a> {
     /// Only say how it is.
     Look(&'a HookKey),
@@ -462,7 +464,7 @@ pub trait Store: Send + Sync {
     async fn memorize(&self, sink: &SinkName, memory: String) -> Result<(), StoreError>;
 
     /// Writes a command down, synced; one that is refused at the door with its answer, at once.
-    /// An id of the last 24 hours is not written again.
+    /// An id of the last 24 hours is not written again; whoever sends it gets the same result.
     async fn log_command(&self, command: LoggedCommand, answer: Option<Answer>) -> Result<Admission, StoreError>;
     /// Notes, synced, that its actions are about to be asked for.
     async fn start_command(&self, server: Option<&ServerName>, id: &CommandId) -> Result<(), StoreError>;
@@ -536,8 +538,10 @@ pub struct Answer {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Admission {
     New,
-    /// Being carried out; its one result is still to come.
+    /// Being carried out: its result is still to come, to this reply address as well.
     Running,
+    /// Being carried out, and too many wait for its result already: this one was not noted.
+    Crowded,
     /// Done before: the result that was given then is sent again, to this reply address.
     Answered,
 }

@@ -173,9 +173,51 @@ fn systemd_understands_the_unit() {
 }
 
 #[test]
+fn the_stack_fits_together_with_and_without_each_profile() {
+    let text = fs::read_to_string(format!("{DEPLOY}/compose.yaml")).unwrap();
+    let mut stack: serde_yaml_ng::Value = serde_yaml_ng::from_str(&text).unwrap();
+    stack.apply_merge().unwrap();
+    let names = |value: &serde_yaml_ng::Value| -> Vec<String> {
+        let of_list = value.as_sequence().into_iter().flatten();
+        let of_table = value.as_mapping().into_iter().flat_map(|table| table.keys());
+        of_list.chain(of_table).map(|name| name.as_str().unwrap().to_owned()).collect()
+    };
+    let services = stack["services"].as_mapping().unwrap();
+    let profiles = |service: &str| names(&stack["services"][service]["profiles"]);
+    assert_eq!(profiles("mosquitto"), Vec::<String>::new());
+    for service in ["nats", "dtorrent-nats"] {
+        assert_eq!(profiles(service), ["nats"]);
+    }
+    let mut states = Vec::new();
+    for (name, service) in services {
+        let name = name.as_str().unwrap();
+        for other in names(&service["depends_on"]) {
+            assert!(services.contains_key(other.as_str()), "{name} needs {other}");
+            let comes_along = profiles(&other).iter().all(|profile| profiles(name).contains(profile));
+            assert!(comes_along, "{name} needs {other}, which its profile does not start");
+        }
+        for secret in names(&service["secrets"]) {
+            assert!(names(&stack["secrets"]).contains(&secret), "{name}: the secret {secret}");
+        }
+        for mount in names(&service["volumes"]) {
+            let (from, to) = mount.split_once(':').unwrap();
+            let is_there = match from.strip_prefix("./") {
+                Some(file) => Path::new(DEPLOY).join(file).try_exists().unwrap(),
+                None => names(&stack["volumes"]).contains(&from.to_owned()),
+            };
+            assert!(is_there, "{name}: {mount}");
+            if to == "/var/lib/dtorrent" {
+                states.push(from.to_owned());
+            }
+        }
+    }
+    assert_eq!(states, ["state", "state-nats"], "two bridges with one state");
+}
+
+#[test]
 fn every_variable_that_is_handed_to_the_program_is_an_option() {
     let keys = dtorrent::config::keys();
-    for file in ["compose.yaml", "compose.nats.yaml", "Dockerfile", "dtorrent.service"] {
+    for file in ["compose.yaml", "Dockerfile", "dtorrent.service"] {
         let text = fs::read_to_string(Path::new(DEPLOY).join(file)).unwrap();
         let names =
             text.split(|c: char| !c.is_ascii_uppercase() && c != '_').filter(|word| word.starts_with("DTORRENT_"));

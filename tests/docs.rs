@@ -158,7 +158,7 @@ fn every_verb_field_and_code_of_commands_is_explained() {
         took_ms: 0,
         results: vec![row],
         error: None,
-        page: Some(Page { total: 0, page: 0, page_size: 0 }),
+        page: Some(Page { total: 0, page: 0, page_size: 0, next_page: None }),
         part: Some(Part { part: 1, parts: 1 }),
         value: Some(Value::Null),
     };

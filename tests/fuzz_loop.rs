@@ -76,8 +76,8 @@ const TARGETS: &[Target] = &[
         seeds: &[b"home-7f3a9c21-000000004182", b"a-b-7f3a9c21-u000000009001"],
         run: |text| {
             let text = String::from_utf8_lossy(text);
-            if let Some(id) = EventId::parse(&text) {
-                assert_eq!(EventId::parse(&id.to_string()), Some(id));
+            if let Ok(id) = text.parse::<EventId>() {
+                assert_eq!(id.to_string().parse::<EventId>().unwrap(), id);
             }
         },
     },

@@ -194,10 +194,10 @@ prop_compose! {
         status in prop::sample::select(vec![OutcomeStatus::Ok, OutcomeStatus::Partial, OutcomeStatus::Error, OutcomeStatus::Expired, OutcomeStatus::Refused]),
         (time, took_ms) in (time(), any::<u64>()),
         error in prop::option::of(error()),
-        page in prop::option::of(any::<(u64, u64, u64)>()),
+        page in prop::option::of(any::<(u64, u64, u64, Option<u64>)>()),
         value in prop::option::of(Just(json!({"from_seq": 1}))),
     ) -> Outcome {
-        let page = page.map(|(total, page, page_size)| Page { total, page, page_size });
+        let page = page.map(|(total, page, page_size, next_page)| Page { total, page, page_size, next_page });
         let id = CommandId::parse(&id).unwrap();
         Outcome { schema: RESULT_SCHEMA, id, verb, server, status, time, took_ms, results: rows, error, page, part: None, value }
     }

@@ -28,7 +28,7 @@ use self::adapters::{Reached, build_client, build_endpoint, build_line, lines, r
 use self::api::Api;
 use self::report::{Reports, Shown};
 use crate::board::Board;
-use crate::commands::{BridgeWorker, Door, Intake, Queue};
+use crate::commands::{BridgeWorker, Door, Intake, Queue, give_up};
 use crate::config::{Broker, Config, EventFilter, Rights, Rtorrent};
 use crate::deliver::retention::Retain;
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
@@ -228,7 +228,7 @@ impl Bridge {
         clock: Arc<dyn Clock>,
     ) -> anyhow::Result<Self> {
         let sinks = sinks_of(config);
-        sqlite.declare_sinks(&sinks).await.context("note the sinks")?;
+        until_there_is_room("the sinks", || sqlite.declare_sinks(&sinks)).await.context("note the sinks")?;
         let store: Arc<dyn Store> = sqlite;
         let mut contents = BTreeMap::new();
         for name in config.servers.keys() {
@@ -259,6 +259,12 @@ impl Bridge {
             };
             let open = open.remove(&Some(name.clone())).unwrap_or_default();
             servers.insert(name.clone(), ServerParts::new(name.clone(), setup, open, &common).with_context(set_up)?);
+        }
+        let of_bridge = open.remove(&None).unwrap_or_default();
+        for job in open.into_values().flatten() {
+            give_up(&*store, &board, &*clock, &job.command)
+                .await
+                .context("answer commands of a server that is gone")?;
         }
         let mut sinks = BTreeMap::new();
         for (name, broker) in &config.brokers {
@@ -292,7 +298,7 @@ impl Bridge {
         }
         let (ended_in_order, last_alive) = (recovery.was_clean, recovery.last_alive);
         let worker = BridgeWorker {
-            queue: Arc::new(Queue::new(open.remove(&None).unwrap_or_default())),
+            queue: Arc::new(Queue::new(of_bridge)),
             store: Arc::clone(&store),
             board: Arc::clone(&board),
             clock: Arc::clone(&clock),

@@ -74,7 +74,7 @@ fn list(options: Options, arguments: &Arguments) -> Result<Exit, Exit> {
     let name: Vec<String> = name.iter().cloned().collect();
     // A name that nobody has is an empty list, not a mistake.
     let mut found = chosen(&torrents, &name, &filter, SystemClock.now()).unwrap_or_default();
-    found.sort_by(|a, b| a.name.to_lowercase().cmp(&b.name.to_lowercase()));
+    found.sort_by_key(|torrent| torrent.name.to_lowercase());
     let rate = |torrent: &Torrent| torrent.download_rate.unwrap_or(0) + torrent.upload_rate.unwrap_or(0);
     match sort {
         Order::Name => {}

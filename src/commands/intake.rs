@@ -1,7 +1,8 @@
 //! The door: which messages become commands.
 //!
 //! Each message gets exactly one result. A good one is in the command log before its broker is told
-//! that it arrived; one that is refused has its result there instead.
+//! that it arrived; one that is refused has its result there instead; one that comes again gets the
+//! result of the first, when there is one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -161,23 +162,42 @@ impl Door {
         &self,
         taken: &Taken,
         ack: Box<dyn FnOnce() + Send>,
-        mut written: Result<Admission, StoreError>,
+        written: Result<Admission, StoreError>,
         stop: &CancellationToken,
     ) -> Result<bool, StoreError> {
-        // A full disk keeps the message at the broker until there is room. Writing is never broken
-        // off: a message without an id that comes again would be another command.
+        let Some(admission) = self.once_there_is_room(taken, written, stop).await? else { return Ok(false) };
+        if admission == Admission::Crowded {
+            let turned_away = turned_away(taken);
+            let written = self.log(&turned_away).await;
+            let Some(admission) = self.once_there_is_room(&turned_away, written, stop).await? else {
+                return Ok(false);
+            };
+            self.hand_on(&turned_away, admission);
+        } else {
+            self.hand_on(taken, admission);
+        }
+        ack();
+        Ok(true)
+    }
+
+    /// A full disk keeps the message at the broker until there is room; `None` if the bridge stops before. Writing
+    /// is never broken off: a message without an id that comes again would be another command.
+    async fn once_there_is_room(
+        &self,
+        taken: &Taken,
+        mut written: Result<Admission, StoreError>,
+        stop: &CancellationToken,
+    ) -> Result<Option<Admission>, StoreError> {
         while let Err(StoreError::Full { reason }) = written {
             warn!(sink = %self.origin, reason, "a command waits for room on the disk");
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return Ok(false),
+                () = stop.cancelled() => return Ok(None),
                 () = tokio::time::sleep(FULL_EACH) => {}
             }
             written = self.log(taken).await;
         }
-        self.hand_on(taken, written?);
-        ack();
-        Ok(true)
+        written.map(Some)
     }
 
     /// Takes one message; `expect` hears under which name its result will be written down, before it is.
@@ -337,7 +357,7 @@ impl Door {
         let LoggedCommand { id, server, origin, .. } = command;
         match admission {
             Admission::New => {}
-            Admission::Running => {
+            Admission::Running | Admission::Crowded => {
                 return info!(sink = %origin, %id, verb = verb_text, "the command came again and is being carried out");
             }
             Admission::Answered => {
@@ -371,6 +391,21 @@ impl Door {
         if let Some(desk) = self.board.desk(&self.origin) {
             desk.answered.notify_one();
         }
+    }
+}
+
+/// In place of a message that repeats a command for whose result too many wait already: its answer is one of its own,
+/// so that nobody takes it for the command's.
+fn turned_away(taken: &Taken) -> Taken {
+    let Taken { command, verb_text, user, verdict: _ } = taken;
+    let message = format!("too many wait for the result of {} already; ask again when it is done", command.id);
+    let mut error = CommandError::new(ErrorCode::ClientOffline, message);
+    error.retryable = true;
+    Taken {
+        command: LoggedCommand { id: made_up_id(), body: Bytes::new(), ..command.clone() },
+        verb_text: verb_text.clone(),
+        user: user.clone(),
+        verdict: Err((OutcomeStatus::Refused, error)),
     }
 }
 

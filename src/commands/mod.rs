@@ -26,6 +26,7 @@ mod worker;
 pub use bridge::{BridgeWorker, SetLogLevel};
 pub use call::Caller;
 pub use intake::{Door, Intake};
+pub use outcome::give_up;
 pub use queue::{Job, Queue};
 pub use request::{BODY_BYTES_MAX, Envelope, Request, TTL};
 pub use shape::body;

@@ -79,10 +79,23 @@ pub(super) async fn finish(
     let body = Bytes::from(serde_json::to_vec(&outcome).expect("an outcome is plain JSON"));
     let (server, answer) = (command.server.as_ref(), Answer { status: outcome.status, body });
     until_there_is_room("a result", || store.finish_command(server, &command.id, answer.clone())).await?;
-    if let Some(desk) = board.desk(&command.origin) {
-        desk.answered.notify_one();
-    }
+    // It may have been asked for by other sinks too.
+    board.desks().for_each(|(_, desk)| desk.answered.notify_one());
     Ok(())
+}
+
+/// Answers a command that a former life of the bridge took in, for a server that there is no more.
+///
+/// # Errors
+/// Only a store that cannot be used any more.
+pub async fn give_up(
+    store: &dyn Store,
+    board: &Board,
+    clock: &dyn Clock,
+    command: &LoggedCommand,
+) -> Result<(), StoreError> {
+    let error = CommandError::new(ErrorCode::UnknownServer, "the server is not in the config any more");
+    finish(store, board, clock, command, Asker { user: None }, Done::failed(error)).await
 }
 
 pub(super) fn outcome(

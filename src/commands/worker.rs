@@ -728,7 +728,9 @@ impl Work<'_> {
             (rows, matching.len() as u64)
         });
         let (rows, total) = listed.unwrap_or_default();
-        Done { page: Some(Page { total, page, page_size }), ..Done::rows(rows) }
+        let has_more = skipped.saturating_add(rows.len()) < usize::try_from(total).unwrap_or(usize::MAX);
+        let next_page = (has_more && !rows.is_empty()).then_some(page + 1);
+        Done { page: Some(Page { total, page, page_size, next_page }), ..Done::rows(rows) }
     }
 }
 

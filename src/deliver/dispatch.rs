@@ -35,7 +35,7 @@ use super::pick::{ReadAhead, known_from};
 use super::registry::Registry;
 use super::retention::{self, Kept, Retain};
 use crate::board::{Board, Desk, Tray};
-use crate::model::{Entry, InfoHash, Kind, Rev, Seq, ServerName, SinkName, Told, without_rows};
+use crate::model::{Entry, InfoHash, Kind, Rev, Seq, ServerName, SinkName, Told, shorter};
 use crate::port::{Clock, Connected, DeliverError, Delivery, Link, Progress, Sink, Store, StoreError, UnsentResult};
 use crate::repeat::Repeat;
 
@@ -247,8 +247,10 @@ impl Dispatcher {
         };
         if !dispatcher.parts.settings.ended_in_order {
             for (server, owed) in &mut dispatcher.lanes {
-                let told = dispatcher.parts.board.read(server, |content| content.told.keys().copied().collect());
-                owed.doubted = told.unwrap_or_default();
+                dispatcher.parts.board.read(server, |content| {
+                    owed.doubted = content.told.keys().copied().collect();
+                    owed.assert_again(&content.told);
+                });
             }
         }
         dispatcher.mark_unsent();
@@ -594,17 +596,18 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// A result that the sink will not take is replaced, once, by a short one that says so.
+    /// A result that the sink will not take, or a part of it, is replaced by a shorter one, as long as there is one.
     fn result_arrived(&mut self, result: UnsentResult, rejected: Option<String>, is_substitute: bool) {
         let sink = &self.parts.settings.name;
         let number = result.number;
         let left = self.results_under_way.entry(number).or_insert(PartsLeft { count: 1, is_replaced: false });
         if let Some(reason) = rejected {
             warn!(%sink, reason, "a result was rejected");
-            if !is_substitute && !std::mem::replace(&mut left.is_replaced, true) {
+            // Its other parts may be rejected as well: one is enough.
+            let is_first = is_substitute || !std::mem::replace(&mut left.is_replaced, true);
+            if let Some(body) = shorter(&result.body, &reason).filter(|_| is_first) {
                 left.count += 1;
-                let body = Bytes::from(without_rows(&result.body, &reason));
-                self.substitutes.push(UnsentResult { body, ..result });
+                self.substitutes.push(UnsentResult { body: Bytes::from(body), ..result });
             }
         }
         left.count = left.count.saturating_sub(1);
@@ -715,12 +718,13 @@ impl Dispatcher {
 
     /// Notes the cursors as they are now. Of two, the older is to be waited for first.
     fn note_cursors(&mut self) -> BoxFuture<'static, Result<(), StoreError>> {
-        // A change that still lies on the desk is not sent, however empty the dirty set.
+        // A change that still lies on the desk is not sent, however empty the dirty set; nor is one that comes now.
+        let told: Vec<Rev> = self.lanes.keys().map(|server| present(&self.parts.board, server).sent_rev).collect();
         self.collect();
         let mut progress = BTreeMap::new();
-        for (server, owed) in &mut self.lanes {
+        for ((server, owed), told) in self.lanes.iter_mut().zip(told) {
             if owed.dirty.is_empty() {
-                owed.sent_rev = present(&self.parts.board, server).sent_rev.max(owed.sent_rev);
+                owed.sent_rev = told.max(owed.sent_rev);
             }
             progress.insert(server.clone(), Progress { cursor: owed.lane.cursor(), sent_rev: owed.sent_rev });
         }

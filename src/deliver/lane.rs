@@ -49,6 +49,14 @@ impl Lane {
         self.waiting.extend(entries);
     }
 
+    /// There is nothing up to `written` any more: entries that were wanted once more are gone meanwhile.
+    pub fn skip_to(&mut self, written: Seq) {
+        self.read_to = self.read_to.max(written);
+        if self.under_way.is_empty() && self.waiting.is_empty() {
+            self.cursor = self.cursor.max(written);
+        }
+    }
+
     /// The next entry to send; it counts as under way from now on.
     pub fn depart(&mut self) -> Option<Entry> {
         let entry = self.waiting.pop_front()?;

@@ -317,6 +317,10 @@ impl Dispatcher {
                     let ahead = owed.ahead.take().filter(|ahead| ahead.after == after);
                     let ahead = ahead.unwrap_or_else(|| ReadAhead::start(&self.parts.store, server, after));
                     let mut entries = ahead.entries.await?;
+                    if entries.is_empty() {
+                        owed.lane.skip_to(written);
+                        self.is_unsettled = true;
+                    }
                     // What is not on the board yet would be followed by the state from before it.
                     entries.retain(|entry| entry.seq <= written);
                     owed.lane.fill(entries);

@@ -314,7 +314,7 @@ async fn begin_after(
     after: &str,
 ) -> Result<(Start, Option<&'static str>), StoreError> {
     let unknown = (Start::Now, Some("there is no such event, so all is from now on"));
-    let Some(EventId::Journal { server, epoch, seq }) = EventId::parse(after) else { return Ok(unknown) };
+    let Ok(EventId::Journal { server, epoch, seq }) = after.parse() else { return Ok(unknown) };
     let Some((present, last)) = board.read(&server, |content| (content.epoch, content.last_seq)) else {
         return Ok(unknown);
     };

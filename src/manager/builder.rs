@@ -16,7 +16,7 @@ use crate::board::Board;
 use crate::clients::exec::{self, ExecClient};
 use crate::clients::rtorrent::RtorrentClient;
 use crate::clients::rtorrent::settings::{Endpoint, Settings};
-use crate::commands::{Caller, Door, Queue};
+use crate::commands::{Caller, Door, Queue, give_up};
 use crate::model::{ServerName, SinkName};
 use crate::port::{Clock, Store, StoreError, SystemClock, TorrentClient};
 use crate::servers::{Common, ServerParts, ServerSetup, load, open_jobs};
@@ -210,6 +210,9 @@ impl Builder {
             queues.insert(name.clone(), Arc::clone(&parts.queue));
         }
         let Common { store, board, clock } = common;
+        for job in open.into_values().flatten() {
+            give_up(&*store, &board, &*clock, &job.command).await?;
+        }
         let door = Door {
             origin,
             // Events are read again by `Since`, and there is no bridge.

@@ -58,6 +58,7 @@ macro_rules! verbs {
     ($($name:ident = $text:literal),* $(,)?) => {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(rename_all = "snake_case")]
+        #[non_exhaustive]
         pub enum Verb { $($name),* }
 
         impl Verb {
@@ -102,6 +103,7 @@ impl Verb {
 /// One thing to do to a client. Values are checked: a label has no control characters,
 /// a directory is absolute and below the allowed roots.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Action {
     Pause(InfoHash),
     Resume(InfoHash),
@@ -144,6 +146,7 @@ pub struct Add {
 }
 
 #[derive(Clone, PartialEq)]
+#[non_exhaustive]
 pub enum AddSource {
     /// A magnet link, `magnet:?…`, in its own words.
     Magnet(String),
@@ -186,6 +189,7 @@ pub enum OutcomeStatus {
 /// What kind of error it is; docs/reference.md has what each means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum ErrorCode {
     UnknownServer,
     UnknownHash,
@@ -331,8 +335,10 @@ pub struct Page {
     pub total: u64,
     /// From 0.
     pub page: u64,
-    /// Rows on a page.
+    /// Rows on a page: as it was asked for, or less where that would have been too large.
     pub page_size: u64,
+    /// With the same `page_size`, what comes after this page; `null`: nothing.
+    pub next_page: Option<u64>,
 }
 
 pub const RESULT_SCHEMA: &str = "dtorrent.result/1";
@@ -341,12 +347,43 @@ fn result_schema() -> &'static str {
     RESULT_SCHEMA
 }
 
-/// What is sent in place of a result that the receiver would not take: the same without its rows.
+/// What is sent in place of a result that the receiver would not take; `None` if there is nothing shorter to say.
 ///
-/// What was asked for with `get` and `list` has not arrived then, so that is an error; what another
-/// command did stays as it was. A `body` that is no result gives a plain error.
-pub fn without_rows(body: &[u8], reason: &str) -> Vec<u8> {
+/// Of a page of a list the first half, as a page of its own. Of anything else, and of a single torrent, the same
+/// without its rows: what was asked for with `get` and `list` has not arrived then, so that is an error; what
+/// another command did stays as it was. A `body` that is no result gives a plain error.
+pub fn shorter(body: &[u8], reason: &str) -> Option<Vec<u8>> {
     let mut outcome: serde_json::Map<String, Value> = serde_json::from_slice(body).unwrap_or_default();
+    let has_rows = outcome.get("results").and_then(Value::as_array).is_some_and(|rows| !rows.is_empty());
+    if !has_rows && outcome.get("error").is_some_and(|error| error["code"] == json!(ErrorCode::TooLarge)) {
+        return None;
+    }
+    if !halve_page(&mut outcome) {
+        drop_rows(&mut outcome, reason);
+    }
+    Some(Value::Object(outcome).to_string().into_bytes())
+}
+
+/// Cuts a page of a list down to a size by which the place where it begins can still be counted in pages, so that
+/// whoever goes on with the next of that size misses nothing. `false` if it is none, or has a single torrent.
+fn halve_page(outcome: &mut serde_json::Map<String, Value>) -> bool {
+    let number = |key: &str| outcome.get(key).and_then(Value::as_u64);
+    let (Some(page), Some(page_size)) = (number("page"), number("page_size")) else { return false };
+    let Some(rows) = outcome.get_mut("results").and_then(Value::as_array_mut).filter(|rows| rows.len() > 1) else {
+        return false;
+    };
+    let begin = page.saturating_mul(page_size);
+    let fits = |size: &u64| begin.is_multiple_of(*size);
+    let size = (1..=rows.len() as u64 / 2).rev().find(fits).unwrap_or(1);
+    rows.truncate(usize::try_from(size).unwrap_or(1));
+    let page = begin / size;
+    for (key, number) in [("page", page), ("page_size", size), ("next_page", page + 1)] {
+        outcome.insert(key.to_owned(), json!(number));
+    }
+    true
+}
+
+fn drop_rows(outcome: &mut serde_json::Map<String, Value>, reason: &str) {
     let is_question = matches!(outcome.get("verb").and_then(Value::as_str), None | Some("get" | "list"));
     if is_question {
         outcome.insert("status".to_owned(), json!(OutcomeStatus::Error));
@@ -354,13 +391,13 @@ pub fn without_rows(body: &[u8], reason: &str) -> Vec<u8> {
     let message = format!("the whole result was not taken: {reason}; ask for less at once");
     outcome.insert("results".to_owned(), json!([]));
     outcome.insert("error".to_owned(), json!(CommandError::new(ErrorCode::TooLarge, message)));
-    Value::Object(outcome).to_string().into_bytes()
 }
 
 /// A result in parts, in their order, each with at most so many rows, and no more bytes if its rows allow that.
 ///
 /// Each part is a result of its own, with the same id and the status of the whole; it has its share of the rows, and says
-/// which part of how many it is. One that is small enough, or no result, stays as it is.
+/// which part of how many it is. One that is small enough, or no result, stays as it is; so does a page of a
+/// list, which has a way of its own to be shorter.
 pub fn in_parts(body: &Bytes, rows_max: usize, bytes_max: usize) -> Vec<Bytes> {
     // A row has a hash, so in fewer bytes there are fewer rows.
     if body.len() <= bytes_max && body.len() / ROW_BYTES_MIN <= rows_max {
@@ -375,6 +412,9 @@ const PART_BYTES_MAX: usize = 64;
 
 fn divided(body: &[u8], rows_max: usize, bytes_max: usize) -> Option<Vec<Bytes>> {
     let mut keys: BTreeMap<&str, &RawValue> = serde_json::from_slice(body).ok()?;
+    if keys.contains_key("page_size") {
+        return None;
+    }
     let rows: Vec<&RawValue> = serde_json::from_str(keys.remove("results")?.get()).ok()?;
     let mut head = String::new();
     for (key, value) in &keys {
@@ -473,9 +513,52 @@ mod tests {
         };
         for (verb, status) in [("list", "error"), ("get", "error"), ("pause", "ok")] {
             let body = serde_json::to_vec(&outcome(verb)).unwrap();
-            let told: Value = serde_json::from_slice(&without_rows(&body, "too much")).unwrap();
+            let told = shorter(&body, "too much").unwrap();
+            assert_eq!(shorter(&told, "still too much"), None);
+            let told: Value = serde_json::from_slice(&told).unwrap();
             assert_eq!((&told["id"], &told["status"], &told["results"]), (&json!("7"), &json!(status), &json!([])));
             assert_eq!(told["error"]["code"], "too_large", "{told}");
+        }
+    }
+
+    /// Asks for pages as a client does, of a far side that takes so many rows at most.
+    fn pages_of(total: u64, page_size: u64, rows_max: usize) -> Vec<u64> {
+        let (mut listed, mut page, mut page_size) = (Vec::new(), 0, page_size);
+        loop {
+            let begin = page * page_size;
+            let rows: Vec<u64> = (begin..total.min(begin + page_size)).collect();
+            let next_page = (begin + page_size < total).then_some(page + 1);
+            let told = json!({"verb": "list", "status": "ok", "error": null, "results": rows, "total": total,
+                "page": page, "page_size": page_size, "next_page": next_page});
+            let mut body = told.to_string().into_bytes();
+            let told = loop {
+                let told: Value = serde_json::from_slice(&body).unwrap();
+                if told["results"].as_array().unwrap().len() <= rows_max {
+                    break told;
+                }
+                body = shorter(&body, "too much").unwrap();
+            };
+            assert_eq!((&told["status"], &told["error"]), (&json!("ok"), &Value::Null));
+            listed.extend(told["results"].as_array().unwrap().iter().map(|row| row.as_u64().unwrap()));
+            match told["next_page"].as_u64() {
+                Some(next) => (page, page_size) = (next, told["page_size"].as_u64().unwrap()),
+                None => return listed,
+            }
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whoever_follows_the_pages_gets_each_torrent_once_however_short_they_are(
+            total in 0u64..400, page_size in 1u64..200, rows_max in 1usize..50
+        ) {
+            assert_eq!(pages_of(total, page_size, rows_max), (0..total).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn what_is_no_result_is_shortened_to_an_error_once(body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..50)) {
+            let told = shorter(&body, "too much").unwrap();
+            assert_eq!(shorter(&told, "too much"), None);
         }
     }
 }

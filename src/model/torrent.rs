@@ -14,6 +14,7 @@ pub type Extra = BTreeMap<String, Value>;
 /// What a torrent is doing. Errors are apart from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Status {
     /// Its content is being read and compared, or waits for that.
     Checking,

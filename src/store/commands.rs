@@ -6,7 +6,7 @@ use rusqlite::{OptionalExtension, Row};
 
 use super::journal::{hash_from_sql, to_sql, unreadable};
 use super::thread::{Db, Failure};
-use super::{ANSWERS_BYTES_MAX, COMMAND_MEMORY, COMMANDS_MAX};
+use super::{ANSWERS_BYTES_MAX, ASKERS_MAX, COMMAND_MEMORY, COMMANDS_MAX};
 use crate::model::{CommandId, InfoHash, ServerName, SinkName, Timestamp, Verb};
 use crate::port::{Admission, Answer, LoggedCommand, ReplyTo, StoreError, UnsentResult};
 
@@ -47,7 +47,7 @@ pub(super) fn log(db: &Db, command: &LoggedCommand, answer: Option<&Answer>) -> 
             queue_result(db, origin.as_str(), server, &result, reply.as_deref())?;
             Ok(Admission::Answered)
         }
-        Some(None) => Ok(Admission::Running),
+        Some(None) => ask_too(db, origin.as_str(), server, id, reply.as_deref()),
         None => {
             let sql = "INSERT INTO commands (server, id, origin, hash, verb, body, received_at, expires_at, reply, \
                        is_started) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
@@ -78,6 +78,25 @@ fn queue_result(db: &Db, sink: &str, server: &str, result: &[u8], reply: Option<
     Ok(())
 }
 
+/// Notes who else is to be answered. What comes again by the same sink with the same address is the same question:
+/// one result answers it.
+fn ask_too(db: &Db, sink: &str, server: &str, id: &CommandId, reply: Option<&str>) -> Result<Admission, Failure> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM commands WHERE server = ?1 AND id = ?2 AND origin = ?3 AND reply IS ?4) \
+               OR EXISTS (SELECT 1 FROM askers WHERE server = ?1 AND id = ?2 AND sink = ?3 AND reply IS ?4), \
+               (SELECT count(*) FROM askers WHERE server = ?1 AND id = ?2)";
+    let read = |row: &Row<'_>| Ok((row.get::<_, bool>(0)?, row.get::<_, i64>(1)?.unsigned_abs()));
+    match db.connection.prepare_cached(sql)?.query_row((server, id.as_str(), sink, reply), read)? {
+        (true, _) => Ok(Admission::Running),
+        // Without an address there is one for each sink, and no more.
+        (false, askers) if reply.is_some() && askers >= ASKERS_MAX => Ok(Admission::Crowded),
+        (false, _) => {
+            let sql = "INSERT INTO askers (server, id, sink, reply) VALUES (?1, ?2, ?3, ?4)";
+            db.connection.prepare_cached(sql)?.execute((server, id.as_str(), sink, reply))?;
+            Ok(Admission::Running)
+        }
+    }
+}
+
 fn unknown(id: &CommandId) -> Failure {
     StoreError::Io(format!("command {id} is not in the log").into()).into()
 }
@@ -106,7 +125,12 @@ pub(super) fn finish(db: &Db, server: Option<&ServerName>, id: &CommandId, answe
     let status = serde_json::to_value(status).expect("a status is plain JSON");
     let sql = "UPDATE commands SET status = ?3, result = ?4, body = x'' WHERE server = ?1 AND id = ?2";
     db.connection.prepare_cached(sql)?.execute((server, id.as_str(), status.as_str(), result))?;
-    queue_result(db, &origin, server, result, reply.as_deref())
+    queue_result(db, &origin, server, result, reply.as_deref())?;
+    let sql = "INSERT INTO results (sink, server, body, reply) \
+               SELECT sink, server, ?3, reply FROM askers WHERE server = ?1 AND id = ?2 ORDER BY number";
+    db.connection.prepare_cached(sql)?.execute((server, id.as_str(), result))?;
+    db.connection.prepare_cached("DELETE FROM askers WHERE server = ?1 AND id = ?2")?.execute((server, id.as_str()))?;
+    Ok(())
 }
 
 pub(super) fn open(db: &Db) -> Result<Vec<LoggedCommand>, Failure> {

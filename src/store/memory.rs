@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{
-    ANSWERS_BYTES_MAX, COMMAND_MEMORY, COMMANDS_MAX, DEAD_LETTERS_MAX, DeadLetter, Options, entry,
+    ANSWERS_BYTES_MAX, ASKERS_MAX, COMMAND_MEMORY, COMMANDS_MAX, DEAD_LETTERS_MAX, DeadLetter, Options, entry,
     too_many_dead_letters,
 };
 use crate::model::{
@@ -65,6 +65,23 @@ struct Server {
 struct Command {
     logged: LoggedCommand,
     result: Option<Bytes>,
+    /// Who sent it again while it was being carried out.
+    askers: Vec<(SinkName, Option<ReplyTo>)>,
+}
+
+impl Command {
+    fn ask_too(&mut self, sink: SinkName, reply: Option<ReplyTo>) -> Admission {
+        let LoggedCommand { origin, reply: first, .. } = &self.logged;
+        let asker = (sink, reply);
+        if (origin, first) == (&asker.0, &asker.1) || self.askers.contains(&asker) {
+            return Admission::Running;
+        }
+        if asker.1.is_some() && self.askers.len() as u64 >= ASKERS_MAX {
+            return Admission::Crowded;
+        }
+        self.askers.push(asker);
+        Admission::Running
+    }
 }
 
 impl Default for MemoryStore {
@@ -190,7 +207,10 @@ impl State {
             command.result = Some(answer.body.clone());
             command.logged.body = Bytes::new();
             let LoggedCommand { origin, server, reply, .. } = command.logged.clone();
-            self.queue_result(origin, server, answer.body, reply);
+            let askers = std::mem::take(&mut command.askers);
+            for (sink, reply) in std::iter::once((origin, reply)).chain(askers) {
+                self.queue_result(sink, server.clone(), answer.body.clone(), reply);
+            }
         }
         Ok(())
     }
@@ -392,10 +412,13 @@ impl Store for MemoryStore {
                 state.queue_result(command.origin, command.server, result, command.reply);
                 Ok(Admission::Answered)
             }
-            Some(None) => Ok(Admission::Running),
+            Some(None) => {
+                let command_of = state.command(command.server.as_ref(), &command.id);
+                Ok(command_of.expect("it was there just now").ask_too(command.origin, command.reply))
+            }
             None => {
                 let (server, id) = (command.server.clone(), command.id.clone());
-                state.commands.push(Command { logged: command, result: None });
+                state.commands.push(Command { logged: command, result: None, askers: Vec::new() });
                 if let Some(answer) = answer {
                     state.finish(server.as_ref(), &id, answer)?;
                 }

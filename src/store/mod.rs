@@ -49,6 +49,8 @@ const DEAD_LETTERS_MAX: u64 = 10_000;
 const ANSWERS_BYTES_MAX: u64 = 64 << 20;
 /// More finished commands than this are not remembered; the oldest go.
 const COMMANDS_MAX: u64 = 100_000;
+/// So many more than its first sender wait for the result of one command.
+const ASKERS_MAX: u64 = 100;
 
 /// How much is kept.
 #[derive(Clone, Debug)]

@@ -111,6 +111,17 @@ const STEPS: &[&str] = &[
     "
     CREATE TABLE memories (sink TEXT PRIMARY KEY, memory TEXT NOT NULL) STRICT;
 ",
+    // Who sent a command again while it was being carried out: they get its result too.
+    "
+    CREATE TABLE askers (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        server TEXT NOT NULL,                       -- with `id`: the command
+        id TEXT NOT NULL,
+        sink TEXT NOT NULL,
+        reply TEXT
+    ) STRICT;
+    CREATE INDEX askers_of_command ON askers (server, id, number);
+",
 ];
 
 /// Opens the folder's database, or makes one where there is none that can be used.

@@ -44,8 +44,9 @@ pub(super) fn declare(db: &Db, sinks: &BTreeMap<SinkName, Vec<ServerName>>) -> R
 
 /// An entry that was buried before (its cursor was not noted yet) keeps its first grave.
 pub(super) fn bury(db: &Db, sink: &SinkName, entry: &Entry, reason: &str) -> Result<(), Failure> {
-    let sql = "SELECT count(*) FROM dead_letters WHERE sink = ?1";
-    let count: i64 = db.connection.prepare_cached(sql)?.query_row([sink.as_str()], |row| row.get(0))?;
+    let sql = "SELECT count(*) FROM dead_letters WHERE sink = ?1 AND id <> ?2";
+    let id = entry.id.to_string();
+    let count: i64 = db.connection.prepare_cached(sql)?.query_row((sink.as_str(), &id), |row| row.get(0))?;
     if from_sql(count) >= DEAD_LETTERS_MAX {
         return Err(too_many_dead_letters().into());
     }
@@ -55,7 +56,7 @@ pub(super) fn bury(db: &Db, sink: &SinkName, entry: &Entry, reason: &str) -> Res
     let now = db.clock.now().as_millis();
     db.connection.prepare_cached(sql)?.execute((
         sink.as_str(),
-        entry.id.to_string(),
+        id,
         entry.server.as_str(),
         to_sql(entry.seq.0),
         reason,

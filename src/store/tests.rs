@@ -287,6 +287,51 @@ fn command(id: &str, origin: &str, received_at: Timestamp) -> LoggedCommand {
 }
 
 #[tokio::test]
+async fn who_repeats_a_command_while_it_runs_is_answered_with_the_first_and_the_number_of_them_is_bounded() {
+    on_each(Options::default(), async |store, clock| {
+        let (home, mqtt, bus) = (server("home"), sink("mqtt"), sink("bus"));
+        let to = |topic: &str| Some(ReplyTo { topic: topic.to_owned(), correlation: None });
+        let from = |sink: &str, reply| LoggedCommand { reply, ..command("c1", sink, clock.now()) };
+        let admitted = async |command: LoggedCommand| store.log_command(command, None).await.unwrap();
+        assert_eq!(admitted(from("mqtt", to("a"))).await, Admission::New);
+        for again in [
+            from("mqtt", to("a")),
+            from("mqtt", to("b")),
+            from("mqtt", to("b")),
+            from("mqtt", None),
+            from("bus", to("a")),
+            from("bus", None),
+        ] {
+            assert_eq!(admitted(again).await, Admission::Running);
+        }
+        for number in 4..ASKERS_MAX {
+            assert_eq!(admitted(from("bus", to(&number.to_string()))).await, Admission::Running);
+        }
+        assert_eq!(admitted(from("bus", to("one more"))).await, Admission::Crowded);
+        assert_eq!(admitted(from("mqtt", to("a"))).await, Admission::Running);
+        assert_eq!(admitted(from("page", None)).await, Admission::Running);
+        assert_eq!(store.open_commands().await.unwrap().len(), 1);
+
+        let done = Answer { status: OutcomeStatus::Ok, body: Bytes::from_static(b"done") };
+        let id = CommandId::parse("c1").unwrap();
+        for _ in 0..2 {
+            store.finish_command(Some(&home), &id, done.clone()).await.unwrap();
+        }
+        let topics = async |sink: &SinkName| {
+            let unsent = store.unsent_results(sink, 1_000).await.unwrap();
+            assert!(unsent.iter().all(|result| result.body == done.body && result.server.as_ref() == Some(&home)));
+            unsent.into_iter().map(|result| result.reply.map(|reply| reply.topic)).collect::<Vec<_>>()
+        };
+        assert_eq!(topics(&mqtt).await, [Some("a".to_owned()), Some("b".to_owned()), None]);
+        let of_bus = topics(&bus).await;
+        assert_eq!(of_bus[..2], [Some("a".to_owned()), None]);
+        assert_eq!(of_bus.len() as u64, ASKERS_MAX - 2);
+        assert_eq!(admitted(from("mqtt", to("c"))).await, Admission::Answered);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_command_is_done_once_a_day_and_answered_whenever_it_comes() {
     on_each(Options::default(), async |store, clock| {
         let (home, mqtt, bus) = (server("home"), sink("mqtt"), sink("bus"));
@@ -714,7 +759,7 @@ async fn a_file_of_an_older_version_is_brought_up_to_date_with_all_that_is_in_it
     let (folder, epoch) = used_folder(true).await;
     let connection = rusqlite::Connection::open(folder.path().join("dtorrent.sqlite3")).unwrap();
     connection.execute("DELETE FROM meta WHERE key = 'commits'", []).unwrap();
-    connection.execute("DROP TABLE memories", []).unwrap();
+    connection.execute_batch("DROP TABLE memories; DROP TABLE askers").unwrap();
     connection.pragma_update(None, "user_version", 1).unwrap();
     drop(connection);
     std::fs::write(folder.path().join("dtorrent.used"), "").unwrap();

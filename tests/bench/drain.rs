@@ -19,7 +19,7 @@ use dtorrent::demo::mosquitto::{self, Mosquitto};
 use dtorrent::model::{
     Cause, Changes, Fact, InfoHash, Kind, Memory, Rev, Seq, ServerName, ServerStats, SinkName, Tick, Timestamp, Torrent,
 };
-use dtorrent::port::{Delivery, Progress, Store, SystemClock};
+use dtorrent::port::{Delivery, Progress, Sink, Store, SystemClock};
 use dtorrent::sinks::mqtt::topics::Topics;
 use dtorrent::sinks::mqtt::{BrokerUrl, MqttSink, Prefix, Settings, Version};
 use dtorrent::store::{Options, SqliteStore};
@@ -97,7 +97,7 @@ impl Bench {
         }
         let kinds = [Kind::Paused, Kind::Resumed, Kind::Stalled, Kind::Unstalled];
         for kind in kinds.into_iter().cycle().take(ENTRIES / TORRENTS) {
-            store.commit(tick(&server, kind)).await?;
+            store.commit(tick(&server, kind, TORRENTS)).await?;
         }
         let topics = Topics::new(Prefix::default(), "main", true);
         let mut messages = Vec::new();
@@ -117,19 +117,6 @@ impl Bench {
 
     /// Events a second of the bridge.
     async fn bridge(&self, name: &SinkName, broker: &Mosquitto) -> anyhow::Result<f64> {
-        let store: Arc<dyn Store> = self.store.clone();
-        let loaded = store.load(&self.server).await?;
-        let content = Content {
-            epoch: loaded.epoch,
-            told: loaded.told,
-            state: loaded.state,
-            last_seq: loaded.last_seq,
-            stats: ServerStats::default(),
-            stats_body: Bytes::new(),
-            poll: PollReport::default(),
-        };
-        let board = Arc::new(Board::new(BTreeMap::from([(self.server.clone(), content)]), [name.clone()]));
-        let desk = board.desk(name).cloned().expect("made for this sink");
         let sink = MqttSink::new(Settings {
             name: name.clone(),
             instance: "main".to_owned(),
@@ -144,46 +131,7 @@ impl Bench {
             retain: true,
             home_assistant: None,
         })?;
-        let settings = DispatcherSettings {
-            name: name.clone(),
-            servers: vec![self.server.clone()],
-            events: Kind::ALL.iter().copied().collect::<BTreeSet<_>>(),
-            retain: Retain::Auto,
-            ended_in_order: true,
-            is_new: false,
-            is_first_life: false,
-        };
-        let parts = DispatcherParts {
-            settings,
-            sink: Arc::new(sink),
-            store,
-            board,
-            desk: Arc::clone(&desk),
-            clock: Arc::new(SystemClock),
-            reporter: Arc::new(Silent),
-        };
-        let dispatcher = Dispatcher::new(parts).await?;
-        let stop = CancellationToken::new();
-        let started = Instant::now();
-        let drained = async {
-            loop {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-                let report = desk.last_report();
-                if report.delivered >= ENTRIES as u64 && report.lag_entries == 0 {
-                    let took = started.elapsed();
-                    stop.cancel();
-                    return took;
-                }
-            }
-        };
-        #[allow(clippy::disallowed_methods, reason = "the program runs it as a task of its own as well")]
-        let running = tokio::spawn(dispatcher.run(stop.clone()));
-        let took = tokio::time::timeout(Duration::from_secs(120), drained).await?;
-        running.await??;
-        let noted = self.store.progress(name).await?;
-        let cursor = noted.get(&self.server).map(|progress| progress.cursor);
-        ensure!(cursor == Some(Seq(ENTRIES as u64)), "the cursor stands at {cursor:?}");
-        Ok(ENTRIES as f64 / took.as_secs_f64())
+        drained(&self.store, &self.server, name, Arc::new(sink), ENTRIES, async |_| Ok(())).await
     }
 
     /// Events a second of a bare publisher, and how many it had under way.
@@ -193,6 +141,72 @@ impl Bench {
         #[allow(clippy::disallowed_methods, reason = "beside what runs as a task of its own")]
         tokio::spawn(async move { publish(messages, port).await }).await?
     }
+}
+
+/// Events a second of the bridge, which owes the sink so many. `beside` is told again and again how many have arrived.
+pub async fn drained(
+    store: &Arc<SqliteStore>,
+    server: &ServerName,
+    name: &SinkName,
+    sink: Arc<dyn Sink>,
+    owed: usize,
+    mut beside: impl AsyncFnMut(u64) -> anyhow::Result<()>,
+) -> anyhow::Result<f64> {
+    let store: Arc<dyn Store> = store.clone();
+    let loaded = store.load(server).await?;
+    let last = loaded.last_seq;
+    let content = Content {
+        epoch: loaded.epoch,
+        told: loaded.told,
+        state: loaded.state,
+        last_seq: loaded.last_seq,
+        stats: ServerStats::default(),
+        stats_body: Bytes::new(),
+        poll: PollReport::default(),
+    };
+    let board = Arc::new(Board::new(BTreeMap::from([(server.clone(), content)]), [name.clone()]));
+    let desk = board.desk(name).cloned().expect("made for this sink");
+    let settings = DispatcherSettings {
+        name: name.clone(),
+        servers: vec![server.clone()],
+        events: Kind::ALL.iter().copied().collect::<BTreeSet<_>>(),
+        retain: Retain::Auto,
+        ended_in_order: true,
+        is_new: false,
+        is_first_life: false,
+    };
+    let parts = DispatcherParts {
+        settings,
+        sink,
+        store: Arc::clone(&store),
+        board,
+        desk: Arc::clone(&desk),
+        clock: Arc::new(SystemClock),
+        reporter: Arc::new(Silent),
+    };
+    let dispatcher = Dispatcher::new(parts).await?;
+    let stop = CancellationToken::new();
+    let started = Instant::now();
+    let drained = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let report = desk.last_report();
+            beside(report.delivered).await?;
+            if report.delivered >= owed as u64 && report.lag_entries == 0 {
+                let took = started.elapsed();
+                stop.cancel();
+                return anyhow::Ok(took);
+            }
+        }
+    };
+    #[allow(clippy::disallowed_methods, reason = "the program runs it as a task of its own as well")]
+    let running = tokio::spawn(dispatcher.run(stop.clone()));
+    let took = tokio::time::timeout(Duration::from_secs(300), drained).await??;
+    running.await??;
+    let noted = store.progress(name).await?;
+    let cursor = noted.get(server).map(|progress| progress.cursor);
+    ensure!(cursor == Some(last), "the cursor stands at {cursor:?}");
+    Ok(owed as f64 / took.as_secs_f64())
 }
 
 pub async fn publish(messages: Vec<(String, Bytes)>, port: u16) -> anyhow::Result<(f64, u16)> {
@@ -227,8 +241,8 @@ pub async fn publish(messages: Vec<(String, Bytes)>, port: u16) -> anyhow::Resul
 }
 
 /// The same change of every torrent.
-fn tick(server: &ServerName, kind: Kind) -> Tick {
-    let torrents: Vec<Arc<Torrent>> = (0..TORRENTS).map(|number| sample::torrent(server, number)).collect();
+pub fn tick(server: &ServerName, kind: Kind, torrents: usize) -> Tick {
+    let torrents: Vec<Arc<Torrent>> = (0..torrents).map(|number| sample::torrent(server, number)).collect();
     let fact = |torrent: &Arc<Torrent>| Fact {
         kind,
         cause: Cause::Observed,

@@ -68,7 +68,7 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
     Ok(lines)
 }
 
-fn p50_p99(mut times: Vec<Duration>) -> [Duration; 2] {
+pub fn p50_p99(mut times: Vec<Duration>) -> [Duration; 2] {
     times.sort();
     [50, 99].map(|part| times[(times.len() * part / 100).min(times.len() - 1)])
 }

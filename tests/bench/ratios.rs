@@ -11,6 +11,7 @@ mod latency;
 mod listing;
 mod memory;
 mod moving;
+mod nats;
 mod peer;
 mod programs;
 mod roundtrip;
@@ -36,6 +37,7 @@ const BENCHES: &[(&str, bool, Bench)] = &[
     ("latency", true, || latency::run().boxed_local()),
     ("memory", true, || memory::run().boxed_local()),
     ("drain", true, || drain::run().boxed_local()),
+    ("nats", true, || nats::run().boxed_local()),
     ("servers", true, || servers::run().boxed_local()),
     ("roundtrip", true, || roundtrip::run().boxed_local()),
     ("store", true, || store::run().boxed_local()),

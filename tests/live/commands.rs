@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use dtorrent::demo::content::Content;
+use dtorrent::demo::rtorrent::{Options, Rtorrent};
 use dtorrent::model::{InfoHash, MetainfoBuilder};
 use rumqttc::v5::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
@@ -307,6 +308,28 @@ async fn a_command_that_comes_while_the_bridge_is_down_is_done_when_it_is_back()
     let event = world.heard.event("home", "stopped", hashes[0]).await;
     assert_eq!(event["command_id"], "waiting", "{event}");
     world.heard.assert_gap_free("home");
+}
+
+#[tokio::test]
+async fn what_waited_for_a_server_that_left_the_config_is_answered() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let mut attic = Rtorrent::start(&world.folder.join("attic"), &Options::default()).await.unwrap();
+    let (home_url, attic_url) = (world.home.url(), attic.url());
+    world.start_bridge_for(&[("home", &home_url), ("attic", &attic_url)]).await;
+    attic.process().kill().unwrap();
+    world.heard.server_event_after(0, "attic", "server_offline").await;
+    let body = json!({"id": "late", "hashes": ["ab".repeat(20)]}).to_string();
+    world.heard.send(Command::new("dtorrent/attic/command/pause", body)).await;
+    let ledger = world.ledger();
+    ledger.until("the command is written down", |ledger| ledger.open_commands() == 1).await;
+    world.bridge().process().kill().unwrap();
+    world.start_bridge_for(&[("home", &home_url)]).await;
+    let result = world.heard.result("late").await;
+    assert_eq!((&result["server"], &result["error"]["code"]), (&json!("attic"), &json!("unknown_server")), "{result}");
+    assert_eq!(ledger.open_commands(), 0);
 }
 
 #[tokio::test]

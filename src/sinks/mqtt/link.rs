@@ -10,13 +10,14 @@
 //! - the lock is held for a few instructions and never while anything is awaited.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, Interval, interval};
 use tracing::{debug, warn};
 
 use crate::model::SinkName;
@@ -37,6 +38,10 @@ pub(super) const CHANNEL: usize = 2 * DEPTH_MAX as usize + 16;
 const AROUND_BYTES_MAX: usize = 512;
 /// At most this often a late `offline` is contradicted.
 const CONTRADICT_EVERY: Duration = Duration::from_secs(5);
+/// So long after it was written a message has to be acknowledged.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(120);
+/// How often that is looked at.
+const LOOK_EACH: Duration = Duration::from_secs(10);
 /// How long a goodbye may take.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(3);
 
@@ -64,6 +69,8 @@ struct Queue {
 /// Who waits for a message to be settled.
 struct Ticket {
     packet_bytes: usize,
+    /// When it was written, or handed over if it is not yet.
+    since: Instant,
     settle: oneshot::Sender<Verdict>,
 }
 
@@ -90,7 +97,7 @@ impl Line {
             message.route.qos = Qos::AtMostOnce;
         }
         let (settle, settled) = oneshot::channel();
-        let ticket = Ticket { packet_bytes, settle };
+        let ticket = Ticket { packet_bytes, since: Instant::now(), settle };
         let mut queue = self.queue();
         if let Some(over) = &queue.over {
             ticket.settle(Err(over.clone()));
@@ -134,6 +141,8 @@ pub(super) struct Voice {
     pub instance: String,
     pub topics: Topics,
     pub birth: Option<Birth>,
+    /// The broker has put something off, and may have taken what came behind it: from then on nothing does.
+    pub one_at_a_time: Arc<AtomicBool>,
 }
 
 /// Where Home Assistant says that it is there, and who wants to know.
@@ -160,6 +169,9 @@ impl MqttLink {
 #[async_trait]
 impl Link for MqttLink {
     fn depth(&self) -> usize {
+        if self.voice.one_at_a_time.load(Ordering::Relaxed) {
+            return 1;
+        }
         usize::from(DEPTH_MAX.min(self.line.granted.receive_max).saturating_sub(RESERVE).max(1))
     }
 
@@ -227,6 +239,7 @@ pub(super) struct Driver {
     contradict_at: Option<Instant>,
     contradictions: u32,
     is_listening: bool,
+    patience: Interval,
 }
 
 impl Driver {
@@ -245,6 +258,7 @@ impl Driver {
             contradict_at: None,
             contradictions: 0,
             is_listening: false,
+            patience: interval(LOOK_EACH),
             voice,
             events,
         };
@@ -317,6 +331,7 @@ impl Driver {
         let event = tokio::select! {
             event = self.events.next() => Some(event.map_err(Ended::once_connected)?),
             () = due => None,
+            _ = self.patience.tick() => return self.check_patience(),
         };
         match event {
             Some(event) => self.on(event),
@@ -362,9 +377,10 @@ impl Driver {
     }
 
     fn written(&mut self, id: u16) -> Result<(), Ended> {
-        let Some(ticket) = self.line.queue().waiting.pop_front() else {
+        let Some(mut ticket) = self.line.queue().waiting.pop_front() else {
             return Err(Ended::new(End::Other, "more was written than was handed over"));
         };
+        ticket.since = Instant::now();
         match id {
             0 => ticket.settle(Ok(())),
             id => drop(self.under_way.insert(id, ticket)),
@@ -382,8 +398,17 @@ impl Driver {
             // To go on would deliver what follows before this one.
             Answer::NotNow(reason) => {
                 self.under_way.insert(id, ticket);
+                self.voice.one_at_a_time.store(true, Ordering::Relaxed);
                 return Err(Ended::new(End::Quota, reason));
             }
+        }
+        Ok(())
+    }
+
+    /// One that is never acknowledged, by a broker that answers otherwise, would be waited for for ever.
+    fn check_patience(&self) -> Result<(), Ended> {
+        if self.under_way.values().any(|ticket| ticket.since.elapsed() > ACKNOWLEDGED_WITHIN) {
+            return Err(Ended::new(End::Other, "the broker does not acknowledge what was published"));
         }
         Ok(())
     }

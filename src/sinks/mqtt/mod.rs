@@ -59,6 +59,8 @@ const KEPT_PAUSE: Duration = Duration::from_millis(100);
 const KEPT_MAX: usize = 200_000;
 /// How often a bridge that waits for its namesake looks whether he is gone.
 const NAMESAKE_RETRY: Duration = Duration::from_secs(10);
+/// Each how many of these the line is taken all the same.
+const NAMESAKE_TRY_EACH: u32 = 30;
 
 /// What both connections to a broker have in common.
 struct Broker {
@@ -71,6 +73,8 @@ struct Broker {
     has_namesake: AtomicBool,
     /// Of Home Assistant, if there is one.
     presence: Arc<Presence>,
+    /// The broker has put something off, see [`Voice`].
+    one_at_a_time: Arc<AtomicBool>,
 }
 
 impl Broker {
@@ -87,6 +91,7 @@ impl Broker {
             refuses_5: AtomicBool::new(false),
             has_namesake: AtomicBool::new(false),
             presence: Arc::default(),
+            one_at_a_time: Arc::default(),
         })
     }
 
@@ -214,13 +219,19 @@ pub struct MqttSink {
     broker: Arc<Broker>,
     /// Short connections that the broker ended, since the last long one or failed attempt.
     closed_in_a_row: Arc<AtomicU32>,
+    /// How often a namesake was looked for.
+    namesake_seen: AtomicU32,
 }
 
 impl MqttSink {
     /// # Errors
     /// The certificates or the key cannot be used. Nothing is reached yet.
     pub fn new(settings: Settings) -> Result<Self, TlsError> {
-        Ok(Self { broker: Arc::new(Broker::new(settings)?), closed_in_a_row: Arc::default() })
+        Ok(Self {
+            broker: Arc::new(Broker::new(settings)?),
+            closed_in_a_row: Arc::default(),
+            namesake_seen: AtomicU32::new(0),
+        })
     }
 
     /// The commands that come by this broker, on a connection of their own.
@@ -273,6 +284,23 @@ impl MqttSink {
             channel: link::CHANNEL,
             receive_max: None,
         })
+    }
+
+    /// An `online` that we left there ourselves, and nobody corrected, looks like another bridge: so now and then
+    /// the line is taken all the same. Hung up once more, it waits again.
+    async fn leave_the_line_to_a_namesake(&self) -> Result<(), DeliverError> {
+        if !self.has_namesake().await? {
+            self.closed_in_a_row.store(0, Ordering::Relaxed);
+            return Ok(());
+        }
+        if (self.namesake_seen.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(NAMESAKE_TRY_EACH) {
+            self.broker.has_namesake.store(false, Ordering::Relaxed);
+            self.closed_in_a_row.store(ROW - 1, Ordering::Relaxed);
+            return Ok(());
+        }
+        let instance = &self.broker.settings.instance;
+        let reason = format!("another bridge is online as instance `{instance}`: give one of them another");
+        Err(DeliverError::Unavailable { reason, retry_after: Some(NAMESAKE_RETRY) })
     }
 
     /// While we are not connected somebody is `online` in our name: then the line is left to him. Only
@@ -329,7 +357,8 @@ impl MqttSink {
         });
         let birth = self.broker.home_assistant_names();
         let birth = birth.map(|names| Birth { topic: names.birth(), presence: Arc::clone(&self.broker.presence) });
-        let voice = Voice { sink: name.clone(), instance: instance.clone(), topics, birth };
+        let one_at_a_time = Arc::clone(&self.broker.one_at_a_time);
+        let voice = Voice { sink: name.clone(), instance: instance.clone(), topics, birth, one_at_a_time };
         let driver = Driver::connect(voice, client, events).await?;
         info!(sink = %name, broker = %self.broker.settings.url, ?protocol, "connected");
         Ok(driver)
@@ -340,12 +369,7 @@ impl MqttSink {
 impl Sink for MqttSink {
     async fn connect(&self) -> Result<Connected, DeliverError> {
         if self.closed_in_a_row.load(Ordering::Relaxed) >= ROW {
-            if self.has_namesake().await? {
-                let instance = &self.broker.settings.instance;
-                let reason = format!("another bridge is online as instance `{instance}`: give one of them another");
-                return Err(DeliverError::Unavailable { reason, retry_after: Some(NAMESAKE_RETRY) });
-            }
-            self.closed_in_a_row.store(0, Ordering::Relaxed);
+            self.leave_the_line_to_a_namesake().await?;
         }
         let connected = self.broker.attempt(|protocol| self.handshake(protocol)).await;
         if connected.is_err() {

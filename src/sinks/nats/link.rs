@@ -24,8 +24,9 @@ use tracing::{error, info, warn};
 
 use super::answer::{Answer, Denied, read_answer};
 use super::dial::{Complaint, Ended, Line, Word};
-use super::message::{Message, Messages, Surety, messages};
+use super::message::{Message, Messages, Reply, Surety, messages};
 use super::subjects::Subjects;
+use super::tally::{Tally, Told};
 use crate::model::{Seq, ServerName, SinkName};
 use crate::port::{DeliverError, Delivery, Link};
 
@@ -95,6 +96,7 @@ pub(super) struct Voice {
     /// There are other servers to go to.
     pub has_others: bool,
     pub history: Arc<History>,
+    pub tally: Arc<Tally>,
 }
 
 struct Job {
@@ -155,12 +157,14 @@ impl Link for NatsLink {
         let Messages { own, reply } = messages(subjects, instance, *is_stored, delivery);
         // All or none: a result that is too large is replaced, and answered once. The reply has more headers than
         // the result itself, so it may be too large alone.
-        if let Some(refusal) = own.iter().chain(&reply).find_map(|message| self.check(message).err()) {
+        if let Some(refusal) =
+            own.iter().chain(reply.as_ref().map(|reply| &reply.message)).find_map(|message| self.check(message).err())
+        {
             return Box::pin(async move { Err(refusal) });
         }
         let sent: Vec<_> = own.into_iter().map(|message| self.hand_over(message)).collect();
-        let replied = reply.map(|reply| self.hand_over_reply(reply));
-        let sink = self.voice.sink.clone();
+        let replied = reply.map(|Reply { message, told }| (self.hand_over_reply(message), told));
+        let (sink, tally) = (self.voice.sink.clone(), Arc::clone(&self.voice.tally));
         Box::pin(async move {
             let mut verdict = Ok(());
             for settled in sent {
@@ -171,17 +175,17 @@ impl Link for NatsLink {
                 }
             }
             verdict?;
-            match replied {
-                None => Ok(()),
-                Some(replied) => match async { outcome(replied?).await }.await {
-                    // The answer stands on the result subject; whoever asked for a reply chose where to.
-                    Err(DeliverError::Rejected { reason }) => {
-                        warn!(%sink, reason, "the reply to a command was not taken");
-                        Ok(())
-                    }
-                    verdict => verdict,
-                },
+            let Some((replied, told)) = replied else { return Ok(()) };
+            match async { outcome(replied?).await }.await {
+                Ok(()) => tally.replied(told),
+                // The answer stands on the result subject; whoever asked for a reply chose where to.
+                Err(DeliverError::Rejected { reason }) => {
+                    warn!(%sink, reason, "the reply to a command was not taken");
+                    tally.replied(Told { error: Some(reason), ..told });
+                }
+                Err(unavailable) => return Err(unavailable),
             }
+            Ok(())
         })
     }
 
@@ -577,9 +581,10 @@ mod tests {
             may_refuse_one: false,
             has_others: false,
             history: Arc::new(History::new(BTreeMap::new())),
+            tally: Arc::new(Tally::new(String::new())),
         };
         let Messages { own, reply } = messages(&voice.subjects, "main", true, result());
-        let (of_own, of_reply) = (own[0].payload_bytes(), reply.unwrap().payload_bytes());
+        let (of_own, of_reply) = (own[0].payload_bytes(), reply.unwrap().message.payload_bytes());
         assert!(of_own < of_reply);
         let mut link = NatsLink { voice, jobs, payload_bytes_max: of_reply - 1 };
         assert!(matches!(link.send(result()).await, Err(DeliverError::Rejected { .. })));

@@ -2,6 +2,8 @@
 //!
 //! Pure: no I/O.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde::Deserialize;
 
@@ -11,6 +13,7 @@ use crate::model::{
 use crate::port::{Delivery, ReplyTo};
 
 use super::subjects::{Subjects, bucket_subject};
+use super::tally::Told;
 
 const ONLINE: &[u8] = b"online";
 const OFFLINE: &[u8] = b"offline";
@@ -72,7 +75,14 @@ pub struct Messages {
     /// All of them have to arrive.
     pub own: Vec<Message>,
     /// To the sender of a command, who chose where: if it is not taken, that is all.
-    pub reply: Option<Message>,
+    pub reply: Option<Reply>,
+}
+
+#[derive(Debug, PartialEq)]
+pub struct Reply {
+    pub message: Message,
+    /// For whoever counts.
+    pub told: Told,
 }
 
 fn status(is_online: bool) -> Bytes {
@@ -117,30 +127,39 @@ pub fn messages(subjects: &Subjects, instance: &str, is_stored: bool, delivery: 
 }
 
 /// The result as the reply to a request: an error is in the headers too, as of any micro service.
-fn answer(reply: ReplyTo, body: &Bytes) -> Message {
-    let mut message = Message::json(reply.topic, body.clone());
-    if let Some(CommandError { code, message: text, .. }) = error_in(body) {
+fn answer(ReplyTo { topic, correlation: mark }: ReplyTo, body: &Bytes) -> Reply {
+    let mut message = Message::json(topic, body.clone());
+    let result: Option<Judged> = serde_json::from_slice(body).ok();
+    let took = Duration::from_millis(result.as_ref().map_or(0, |result| result.took_ms));
+    let mut error = None;
+    if let Some(CommandError { code, message: text, .. }) = result.and_then(error_in) {
         let text: String = printable(text.as_bytes()).chars().take(HEADER_CHARS_MAX).collect();
+        let code = http_code(code).to_string();
+        error = Some(format!("{code}:{text}"));
         message.headers.push(("Nats-Service-Error", text));
-        message.headers.push(("Nats-Service-Error-Code", http_code(code).to_string()));
+        message.headers.push(("Nats-Service-Error-Code", code));
     }
-    message
+    Reply { message, told: Told { mark: mark.unwrap_or_default(), error, took } }
+}
+
+/// Of a result, what is looked at here.
+#[derive(Deserialize)]
+struct Judged {
+    status: OutcomeStatus,
+    #[serde(default)]
+    took_ms: u64,
+    error: Option<CommandError>,
+    #[serde(default)]
+    results: Vec<Row>,
+}
+
+#[derive(Deserialize)]
+struct Row {
+    error: Option<CommandError>,
 }
 
 /// What went wrong, as a result says it; nothing if it is `ok`.
-fn error_in(body: &[u8]) -> Option<CommandError> {
-    #[derive(Deserialize)]
-    struct Result {
-        status: OutcomeStatus,
-        error: Option<CommandError>,
-        #[serde(default)]
-        results: Vec<Row>,
-    }
-    #[derive(Deserialize)]
-    struct Row {
-        error: Option<CommandError>,
-    }
-    let result: Result = serde_json::from_slice(body).ok()?;
+fn error_in(result: Judged) -> Option<CommandError> {
     if result.status == OutcomeStatus::Ok {
         return result.error; // the effect was seen, but the rows were too many
     }
@@ -226,7 +245,7 @@ mod tests {
         let reply = |result: serde_json::Value| {
             let body = Bytes::from(result.to_string());
             let reply = Some(ReplyTo { topic: "_INBOX.1".into(), correlation: None });
-            of(Delivery::Result { server: Some(home()), body, reply }, true).reply.unwrap()
+            of(Delivery::Result { server: Some(home()), body, reply }, true).reply.unwrap().message
         };
         let error = json!({"code": "unknown_hash", "message": "no such\r\nPUB x 0", "retryable": false});
         let ok = reply(json!({"status": "ok", "error": null, "results": []}));

@@ -16,6 +16,7 @@ mod service;
 pub mod settings;
 mod stream;
 pub mod subjects;
+mod tally;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -38,6 +39,7 @@ use dial::{Ended, Line};
 use link::{Driver, History, Voice};
 use stream::Found;
 use subjects::Subjects;
+use tally::Tally;
 
 const NOT_STORED: &str = "jetstream = false: nothing is stored here, so who does not listen misses events and states";
 
@@ -48,6 +50,7 @@ struct System {
     tls: Option<Arc<ClientConfig>>,
     /// Servers that the last one we reached named beside itself.
     siblings: Mutex<Vec<ServerUrl>>,
+    tally: Arc<Tally>,
 }
 
 impl System {
@@ -59,7 +62,8 @@ impl System {
             || settings.client_cert.is_some();
         let tls = if is_needed { Some(made?) } else { made.ok() };
         let subjects = Subjects::new(settings.prefix.clone(), &*settings.instance, settings.jetstream);
-        Ok(Self { settings, subjects, tls, siblings: Mutex::default() })
+        let tally = Arc::new(Tally::new(format!("{:016x}", rand::random::<u64>())));
+        Ok(Self { settings, subjects, tls, siblings: Mutex::default(), tally })
     }
 
     /// Those of the config first, in any order: their names are the ones that certificates are made for.
@@ -173,6 +177,7 @@ impl NatsSink {
             may_refuse_one: found.may_refuse_one || self.history.was_not_now.load(Ordering::Relaxed),
             has_others: self.system.has_others(),
             history: Arc::clone(&self.history),
+            tally: Arc::clone(&self.system.tally),
         };
         let (link, driver) = Driver::begin(voice, line).await?;
         info!(

@@ -5,7 +5,8 @@
 //! reply is the result, sent by the sink once the effect was seen, so it is not given here.
 //!
 //! What must hold: what comes is passed on with all that is known of it, and judged by nobody here,
-//! except that an answer to somebody's question is no command; the monitoring answers tell of what was really taken.
+//! except that an answer to somebody's question is no command; the monitoring answers tell of what was really taken,
+//! and really answered.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -41,7 +42,6 @@ type Source = Option<usize>;
 pub struct NatsCommands {
     system: Arc<System>,
     state: State,
-    id: String,
     started: Timestamp,
     endpoints: Vec<Endpoint>,
     /// When it was said last that requests are lost.
@@ -51,7 +51,6 @@ pub struct NatsCommands {
 struct Endpoint {
     name: String,
     subject: String,
-    requests: u64,
 }
 
 enum State {
@@ -79,10 +78,9 @@ impl NatsCommands {
             true => system.subjects.endpoints(&settings.servers),
             false => Vec::new(),
         };
-        let endpoints = endpoints.into_iter().map(|(name, subject)| Endpoint { name, subject, requests: 0 }).collect();
-        let id = format!("{:016x}", rand::random::<u64>());
+        let endpoints = endpoints.into_iter().map(|(name, subject)| Endpoint { name, subject }).collect();
         let started = clock.now();
-        Self { system, state: State::Away, id, started, endpoints, too_slow_at: None }
+        Self { system, state: State::Away, started, endpoints, too_slow_at: None }
     }
 
     /// Moves on by one step. Cancel-safe: all that lasts is in `self`.
@@ -91,8 +89,7 @@ impl NatsCommands {
             State::Away => {
                 let system = Arc::clone(&self.system);
                 let subjects = self.endpoints.iter().map(|endpoint| endpoint.subject.clone()).collect();
-                let id = self.id.clone();
-                self.state = State::Connecting(Box::pin(async move { Session::open(&system, subjects, &id).await }));
+                self.state = State::Connecting(Box::pin(async move { Session::open(&system, subjects).await }));
                 Ok(None)
             }
             State::Connecting(connecting) => {
@@ -166,7 +163,7 @@ impl NatsCommands {
         let servers: Vec<&str> = settings.servers.iter().map(crate::model::ServerName::as_str).collect();
         let mut body = json!({
             "name": NAME,
-            "id": self.id,
+            "id": self.system.tally.id,
             "version": env!("CARGO_PKG_VERSION"),
             "metadata": {
                 "instance": settings.instance,
@@ -191,10 +188,11 @@ impl NatsCommands {
             "STATS" => {
                 body["started"] = json!(self.started);
                 let of = |endpoint: &Endpoint| {
+                    let counts = self.system.tally.of(&endpoint.name);
                     json!({
                         "name": endpoint.name, "subject": endpoint.subject, "queue_group": QUEUE,
-                        "num_requests": endpoint.requests, "num_errors": 0, "last_error": "",
-                        "processing_time": 0, "average_processing_time": 0,
+                        "num_requests": counts.requests, "num_errors": counts.errors, "last_error": counts.last_error,
+                        "processing_time": nanos(counts.processing), "average_processing_time": nanos(counts.average()),
                     })
                 };
                 body["endpoints"] = self.endpoints.iter().map(of).collect();
@@ -215,12 +213,10 @@ impl NatsCommands {
             );
             return None;
         }
-        if let Some(endpoint) = self.endpoints.get_mut(endpoint) {
-            endpoint.requests += 1;
-        }
+        let mark = self.endpoints.get(endpoint).map(|endpoint| self.system.tally.requested(&endpoint.name));
         let address = self.system.subjects.command(&subject)?;
         let reply = reply.and_then(|reply| match self.system.subjects.check_reply(&reply) {
-            Ok(()) => Some(ReplyTo { topic: reply.to_string(), correlation: None }),
+            Ok(()) => Some(ReplyTo { topic: reply.to_string(), correlation: mark }),
             Err(error) => {
                 info!(sink = %self.system.settings.name, %error, "not answering on the reply subject of a command");
                 None
@@ -262,13 +258,13 @@ impl CommandSource for NatsCommands {
 }
 
 impl Session {
-    async fn open(system: &System, endpoints: Vec<String>, id: &str) -> Result<Self, Ended> {
+    async fn open(system: &System, endpoints: Vec<String>) -> Result<Self, Ended> {
         let line = system.dial("commands", WAITING_MAX).await?;
         let client = line.client.clone();
         let failed = |error: async_nats::SubscribeError| Ended::other(format!("cannot subscribe: {error}"));
         let tagged =
             |source: Source, subscriber: Subscriber| subscriber.map(move |received| (source, received)).boxed();
-        let mut all = Vec::new();
+        let (id, mut all) = (&system.tally.id, Vec::new());
         for (number, subject) in endpoints.into_iter().enumerate() {
             let subscriber = client.queue_subscribe(subject, QUEUE.to_owned()).await.map_err(failed)?;
             all.push(tagged(Some(number), subscriber));
@@ -289,4 +285,8 @@ impl Session {
             }
         }
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -29,6 +29,11 @@ impl Ledger {
         self.number("SELECT cursor FROM progress WHERE sink = ?1 AND server = ?2", &[sink, server])
     }
 
+    /// How many commands have no result yet.
+    pub fn open_commands(&self) -> u64 {
+        self.number("SELECT count(*) FROM commands WHERE result IS NULL", &[])
+    }
+
     /// Bodies and reasons of what a sink would not take, oldest first.
     pub fn dead_letters(&self, sink: &str) -> Vec<(String, String)> {
         let Some(connection) = self.open() else { return Vec::new() };

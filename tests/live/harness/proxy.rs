@@ -22,6 +22,9 @@ pub enum Way {
     Hold,
     /// The first MQTT packet of this type, and all that follows it, is held back.
     HoldPackets(u8),
+    /// The first message that is published over NATS on a subject with this in it, and all that follows it, is
+    /// held back.
+    HoldPublishes(&'static str),
     /// This is said instead of whatever comes, then the connection is closed.
     Say(Bytes),
     /// A PUBACK of MQTT 5 that gives the one reason gives the other. What the broker did is as it was.
@@ -208,6 +211,7 @@ async fn relay(
             Way::Bytes(limit) => kept.len().min(usize::try_from(limit.saturating_sub(passed)).unwrap_or(usize::MAX)),
             Way::Hold | Way::Say(_) => 0,
             Way::HoldPackets(kind) => before_packet(&kept, *kind),
+            Way::HoldPublishes(word) => before_publish(&kept, word),
         };
         if let Way::Reason { instead_of, say } = current {
             reword(&mut kept[..may_go], instead_of, say);
@@ -244,6 +248,28 @@ fn before_packet(bytes: &[u8], kind: u8) -> usize {
     let mut start = 0;
     while let Some(length) = packet_length(&bytes[start..]) {
         if bytes[start] >> 4 == kind || start + length > bytes.len() {
+            break;
+        }
+        start += length;
+    }
+    start
+}
+
+/// How many bytes lie before the first NATS message on such a subject; only whole operations count, as one may come
+/// in any number of pieces.
+fn before_publish(bytes: &[u8], word: &str) -> usize {
+    let mut start = 0;
+    while let Some(end) = bytes[start..].windows(2).position(|pair| pair == b"\r\n") {
+        let line = String::from_utf8_lossy(&bytes[start..start + end]);
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let mut length = end + 2;
+        if let ["PUB" | "HPUB", subject, .., size] = words[..] {
+            if subject.contains(word) {
+                break;
+            }
+            length += size.parse::<usize>().unwrap() + 2;
+        }
+        if start + length > bytes.len() {
             break;
         }
         start += length;

@@ -402,6 +402,8 @@ async fn a_server_that_is_about_to_stop_is_left_and_found_again() {
         let mut world = World::new(bus(&server, "")).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;
+        // It is connected to this one too: nobody new is let in after that.
+        all_is_stored(&world, &Ear::listen(&server).await).await;
         server.process().signal("USR2").unwrap();
         world.bridge().says("lame duck mode").await;
         let seq = label(&world, hash, "a").await;

@@ -24,6 +24,18 @@ async fn service_is_up(ear: &Ear) {
     .await;
 }
 
+/// Waits until a request is answered; one may be lost.
+async fn lists_again(ear: &Ear) {
+    until("requests are answered again", async || {
+        let request = async_nats::Request::new()
+            .payload(Bytes::from(r#"{"page_size": 1}"#))
+            .timeout(Some(std::time::Duration::from_secs(2)));
+        let reply = ear.client.send_request("dtorrent.home.command.list", request).await.ok()?;
+        (body(&reply)["status"] == "ok").then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_request_is_answered_once_when_the_effect_was_seen() {
     if !can_run() {
@@ -119,6 +131,19 @@ async fn the_service_shows_itself_and_a_read_only_one_takes_nothing() {
         let requests: Vec<&Value> =
             stats["endpoints"].as_array().unwrap().iter().map(|endpoint| &endpoint["num_requests"]).collect();
         assert_eq!(requests, [0, 1, 0], "{stats}");
+        // What fails is counted as soon as it is answered.
+        ear.request("dtorrent.home.command.explode", "").await;
+        let stats = until("the error is counted", async || {
+            let stats = body(&ear.request("$SRV.STATS.dtorrent", "").await);
+            (stats["endpoints"][1]["num_errors"] == 1).then_some(stats)
+        })
+        .await;
+        let [bridge, home, torrent] = [0, 1, 2].map(|number| stats["endpoints"][number].clone());
+        assert_eq!((&bridge["num_errors"], &torrent["num_errors"]), (&json!(0), &json!(0)), "{stats}");
+        assert_eq!((&bridge["last_error"], &home["num_requests"]), (&json!(""), &json!(2)), "{stats}");
+        assert!(home["last_error"].as_str().unwrap().starts_with("501:no such command"), "{stats}");
+        let (all, average) = (&home["processing_time"], &home["average_processing_time"]);
+        assert_eq!(all.as_u64().unwrap() / 2, average.as_u64().unwrap(), "{stats}");
         world.bridge().stop().await;
         until("nobody answers", async || {
             let ping = async_nats::Request::new().timeout(Some(std::time::Duration::from_secs(1)));
@@ -138,7 +163,7 @@ async fn the_service_shows_itself_and_a_read_only_one_takes_nothing() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_too_large_for_the_server_is_shortened() {
+async fn a_page_that_is_too_large_for_the_server_ends_earlier_and_another_answer_is_shortened() {
     if !can_run() {
         return;
     }
@@ -148,16 +173,134 @@ async fn an_answer_that_is_too_large_for_the_server_is_shortened() {
         let server = NatsServer::start_with(&program, folder.path(), lines).await;
         let ear = Ear::listen(&server).await;
         let mut world = World::new(bus(&server, "")).await;
+        let mut hashes = Vec::new();
         for number in 1..=8 {
-            world.home.load(&Content::file(&format!("n{number}"), 1_000, number).torrent, false).await.unwrap();
+            let content = Content::file(&format!("n{number}"), 1_000, number);
+            hashes.push(world.home.load(&content.torrent, false).await.unwrap());
         }
         world.start_bridge().await;
         service_is_up(&ear).await;
-        let reply = ear.request("dtorrent.home.command.list", "").await;
+        // A page is shorter than was asked for then, says so, and whoever goes on by what it says gets all.
+        for (page, page_size) in [(0, 200), (0, 5), (1, 4)] {
+            let mut request = json!({"page": page, "page_size": page_size});
+            let mut listed = Vec::new();
+            loop {
+                let reply = ear.request("dtorrent.home.command.list", request.to_string()).await;
+                let page = body(&reply);
+                assert_eq!((&page["status"], &page["error"], &page["total"]), (&json!("ok"), &json!(null), &json!(8)));
+                assert_eq!(header(&reply, "Nats-Service-Error"), None);
+                assert!(page["page_size"].as_u64() < Some(8), "{page}");
+                listed.extend(page["results"].as_array().unwrap().iter().map(|row| row["hash"].to_string()));
+                if page["next_page"].is_null() {
+                    break;
+                }
+                request = json!({"page": page["next_page"], "page_size": page["page_size"]});
+            }
+            let mut all: Vec<String> = hashes.iter().map(|hash| json!(hash).to_string()).collect();
+            all.sort();
+            assert_eq!(listed, all[page * page_size..], "from page {page} of {page_size}");
+        }
+        // What has no pages is shortened with a word.
+        let all = json!({"hashes": hashes}).to_string();
+        let reply = ear.request("dtorrent.home.command.get", all).await;
         assert_eq!(body(&reply)["error"]["code"], "too_large", "{reply:?}");
         assert_eq!(header(&reply, "Nats-Service-Error-Code"), Some("413"));
-        let page = body(&ear.request("dtorrent.home.command.list", r#"{"page_size": 2}"#).await);
-        assert_eq!((&page["status"], &page["total"]), (&json!("ok"), &json!(8)), "{page}");
+    }
+}
+
+/// Who repeats a request while it is carried out is answered too, each once, also over a crash.
+#[tokio::test]
+async fn a_request_that_is_repeated_while_it_is_carried_out_is_answered_each_time() {
+    if !can_run() {
+        return;
+    }
+    for program in nats::programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = NatsServer::start(&program, folder.path()).await;
+        let ear = Ear::listen(&server).await;
+        let mut world = World::new(bus(&server, "")).await;
+        let hash = load_one(&world).await;
+        world.start_bridge().await;
+        service_is_up(&ear).await;
+        world.home.process().pause().unwrap(); // nothing can be done meanwhile
+        let subject = format!("dtorrent.home.torrent.{hash}.command.label");
+        let request = Bytes::from(r#"{"id": "one", "label": "a", "ttl": "300s"}"#);
+        let inbox = ear.client.new_inbox();
+        let mut replies = ear.client.subscribe(format!("{inbox}.*")).await.unwrap();
+        let ask = async |bridge: &mut Bridge, asker: u64, times: usize| {
+            let reply = format!("{inbox}.{asker}");
+            ear.client.publish_with_reply(subject.clone(), reply, request.clone()).await.unwrap();
+            bridge.says_again(times, "the command came again and is being carried out").await;
+        };
+        ear.client.publish_with_reply(subject.clone(), format!("{inbox}.0"), request.clone()).await.unwrap();
+        let bridge = world.bridge.as_mut().unwrap();
+        ask(bridge, 1, 0).await;
+        ask(bridge, 2, 1).await;
+        ask(bridge, 2, 2).await; // to the same address, but another request
+        bridge.process().kill().unwrap();
+        bridge.start_again();
+        service_is_up(&ear).await;
+        ask(bridge, 3, 3).await;
+        // By the other broker too, without an address of its own; twice, which is one question there.
+        let topic = format!("dtorrent/home/torrent/{hash}/command/label");
+        for times in [4, 5] {
+            let again = crate::harness::recorder::Command::new(&topic, request.to_vec());
+            world.heard.send(again).await;
+            world.bridge().says_again(times, "the command came again and is being carried out").await;
+        }
+        world.home.process().unpause().unwrap();
+        let mut answered = Vec::new();
+        for _ in 0..5 {
+            let patience = dtorrent::demo::process::PATIENCE;
+            let reply = tokio::time::timeout(patience, replies.next()).await.expect("a reply").unwrap();
+            assert_eq!((&body(&reply)["id"], &body(&reply)["status"]), (&json!("one"), &json!("ok")), "{reply:?}");
+            answered.push(reply.subject.rsplit('.').next().unwrap().to_owned());
+        }
+        answered.sort();
+        assert_eq!(answered, ["0", "1", "2", "2", "3"]);
+        world.heard.result("one").await;
+        // Whatever is answered to a later request would come after one reply too many.
+        ear.request("dtorrent.home.command.explode", "").await;
+        world.heard.command("home/command/list", Value::Null).await;
+        assert!(futures_util::FutureExt::now_or_never(replies.next()).is_none(), "one was answered twice");
+        assert_eq!(world.heard.results("one").len(), 1);
+        let labels = world.heard.events("home").iter().filter(|event| event["event_type"] == "label_changed").count();
+        assert_eq!(labels, 1, "it was carried out once");
+    }
+}
+
+#[tokio::test]
+async fn more_requests_at_once_than_are_taken_cost_their_answers_and_nothing_else() {
+    if !can_run() {
+        return;
+    }
+    for program in nats::programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = NatsServer::start(&program, folder.path()).await;
+        let ear = Ear::listen(&server).await;
+        let mut world = World::new(bus(&server, "")).await;
+        let hash = load_one(&world).await;
+        world.start_bridge().await;
+        service_is_up(&ear).await;
+        let inbox = ear.client.new_inbox();
+        let mut replies = ear.client.subscribe(format!("{inbox}.*")).await.unwrap();
+        world.bridge().process().pause().unwrap();
+        // More than wait to be taken, and less than a server holds back.
+        for number in 0..2_000 {
+            let reply = format!("{inbox}.{number}");
+            ear.client.publish_with_reply("dtorrent.home.command.explode", reply, Bytes::new()).await.unwrap();
+        }
+        ear.client.flush().await.unwrap();
+        world.bridge().process().unpause().unwrap();
+        world.bridge().says("requests come faster than they are taken").await;
+        lists_again(&ear).await;
+        let mut answered = std::collections::BTreeSet::new();
+        while let Some(Some(reply)) = futures_util::FutureExt::now_or_never(replies.next()) {
+            assert!(answered.insert(reply.subject.to_string()), "answered twice: {}", reply.subject);
+        }
+        assert!(!answered.is_empty() && answered.len() < 2_000, "{}", answered.len());
+        super::label(&world, hash, "a").await;
+        super::all_is_stored(&world, &ear).await;
     }
 }
 
@@ -243,13 +386,6 @@ async fn a_bridge_that_was_too_slow_is_back_and_answers_again() {
         })
         .await;
         world.bridge().process().unpause().unwrap();
-        until("requests are answered again", async || {
-            let request = async_nats::Request::new()
-                .payload(Bytes::from(r#"{"page_size": 1}"#))
-                .timeout(Some(std::time::Duration::from_secs(2)));
-            let reply = ear.client.send_request("dtorrent.home.command.list", request).await.ok()?;
-            (body(&reply)["status"] == "ok").then_some(())
-        })
-        .await;
+        lists_again(&ear).await;
     }
 }

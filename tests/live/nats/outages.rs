@@ -1,0 +1,358 @@
+//! What a server, an account or the way there may do to events, and what is stored all the same.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use async_nats::{ConnectOptions, HeaderMap, Message};
+use bytes::Bytes;
+use dtorrent::demo::rtorrent::Argument;
+use serde_json::{Value, json};
+
+use super::{all_is_stored, bus, bus_at, label, load_one};
+use crate::faults::{label_all, load_many};
+use crate::harness::nats::{self, Ear, NatsServer, api, body, stored, until, value};
+use crate::harness::proxy::{Proxy, Way};
+use crate::harness::{World, can_run};
+
+async fn proxy_to(server: &NatsServer) -> Proxy {
+    Proxy::to(SocketAddr::from(([127, 0, 0, 1], server.port))).await
+}
+
+fn numbers(events: &[(String, String, Value)]) -> Vec<u64> {
+    let of_home = events.iter().filter(|(_, _, event)| event["server"] == "home");
+    of_home.map(|(_, _, event)| event["seq"].as_u64().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_server_that_comes_back_empty_gets_all_events_since_and_every_state() {
+    if !can_run() {
+        return;
+    }
+    for program in nats::programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut server = NatsServer::start(&program, folder.path()).await;
+        let mut world = World::new(bus(&server, "")).await;
+        let hashes = load_many(&world.home, 1, 30).await;
+        world.start_bridge().await;
+        all_is_stored(&world, &Ear::listen(&server).await).await;
+        server.kill();
+        std::fs::remove_dir_all(folder.path().join("store")).unwrap();
+        let first = label(&world, hashes[0], "while it is away").await;
+        server.start_again().await;
+        label_all(&world.home, "when-it-is-back").await;
+        let ledger = world.ledger();
+        ledger.until("all is written down", |ledger| ledger.last_seq("home") >= first + 30).await;
+        let last = ledger.last_seq("home");
+        ledger.until("all is delivered", |ledger| ledger.cursor("bus", "home") >= last).await;
+        let ear = Ear::listen(&server).await;
+        let seen = numbers(&stored(&ear.client).await);
+        assert!(seen[0] <= first, "{} was never stored: {seen:?}", first);
+        assert_eq!(seen, (seen[0]..=last).collect::<Vec<_>>());
+        for hash in hashes {
+            let key = format!("home.{hash}");
+            let is_there = async || value(&ear.client, &key).await.filter(|state| state["label"] == "when-it-is-back");
+            until("each state is kept again", is_there).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_event_whose_acknowledgement_is_lost_is_sent_again_and_stored_once() {
+    if !can_run() {
+        return;
+    }
+    for program in nats::programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = NatsServer::start(&program, folder.path()).await;
+        let proxy = proxy_to(&server).await;
+        let mut world = World::new(bus_at(&format!("nats://{}", proxy.address), "")).await;
+        let hash = load_one(&world).await;
+        world.start_bridge().await;
+        let ear = Ear::listen(&server).await;
+        all_is_stored(&world, &ear).await;
+        proxy.answers(Way::Hold);
+        let seq = label(&world, hash, "a").await;
+        until("the event is stored", async || numbers(&stored(&ear.client).await).contains(&seq).then_some(())).await;
+        world.bridge().says("no answer within 5s").await;
+        assert!(world.ledger().cursor("bus", "home") < seq, "nobody has acknowledged it");
+        proxy.cut();
+        proxy.answers(Way::Pass);
+        world.ledger().until("it is acknowledged", |ledger| ledger.cursor("bus", "home") >= seq).await;
+        label(&world, hash, "b").await;
+        all_is_stored(&world, &ear).await;
+    }
+}
+
+/// The least that JetStream allows.
+const SHORT_WINDOW: Duration = Duration::from_millis(100);
+
+#[tokio::test]
+async fn after_an_outage_longer_than_the_duplicate_window_an_event_may_be_stored_twice_under_its_id() {
+    if !can_run() {
+        return;
+    }
+    for program in nats::programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut server = NatsServer::start(&program, folder.path()).await;
+        let proxy = proxy_to(&server).await;
+        let mut world = World::new(bus_at(&format!("nats://{}", proxy.address), "")).await;
+        let hash = load_one(&world).await;
+        world.start_bridge().await;
+        let ear = Ear::listen(&server).await;
+        all_is_stored(&world, &ear).await;
+        proxy.answers(Way::Hold);
+        let seq = label(&world, hash, "a").await;
+        until("the event is stored", async || numbers(&stored(&ear.client).await).contains(&seq).then_some(())).await;
+        drop(ear);
+        proxy.refuse();
+        proxy.answers(Way::Pass);
+        let since = Instant::now();
+        // Instead of two hours: the server forgets as if they were over, which it does when it starts.
+        let ear = Ear::listen(&server).await;
+        let mut config = api(&ear.client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await["config"].clone();
+        let window = config["duplicate_window"].clone();
+        config["duplicate_window"] = json!(SHORT_WINDOW.as_nanos() as u64);
+        let changed = api(&ear.client, "STREAM.UPDATE.DTORRENT_EVENTS", config.clone()).await;
+        assert!(changed["error"].is_null(), "{changed}");
+        drop(ear);
+        until("the window is over", async || (since.elapsed() > 10 * SHORT_WINDOW).then_some(())).await;
+        server.start_again().await;
+        let ear = Ear::listen(&server).await;
+        let ask = async |id: &str| {
+            let headers = HeaderMap::from_iter([("Nats-Msg-Id".parse().unwrap(), id.parse().unwrap())]);
+            let request = async_nats::Request::new().headers(headers).payload(Bytes::from_static(b"{}"));
+            body(&ear.client.send_request("dtorrent.other.event.snapshot_done", request).await.unwrap())
+        };
+        until("the server takes events", async || ask("x").await["seq"].as_u64()).await;
+        config["duplicate_window"] = window;
+        let changed = api(&ear.client, "STREAM.UPDATE.DTORRENT_EVENTS", config).await;
+        assert!(changed["error"].is_null(), "{changed}");
+        proxy.admit();
+        world.ledger().until("it is acknowledged", |ledger| ledger.cursor("bus", "home") >= seq).await;
+        label(&world, hash, "b").await;
+        let last = world.ledger().last_seq("home");
+        world.ledger().until("all is delivered", |ledger| ledger.cursor("bus", "home") >= last).await;
+
+        let mut seen = stored(&ear.client).await;
+        seen.retain(|(_, _, event)| event["server"] == "home");
+        let twice: Vec<_> = seen.iter().filter(|(_, _, event)| event["seq"] == seq).collect();
+        assert_eq!(twice.len(), 2, "the window was over");
+        assert_eq!(twice[0], twice[1], "the same id, and the same event");
+        // Who remembers ids has each once, in order.
+        let mut ids = BTreeSet::new();
+        seen.retain(|(_, id, _)| ids.insert(id.clone()));
+        assert_eq!(numbers(&seen), (1..=last).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn an_event_larger_than_the_server_takes_is_put_aside_and_the_others_flow() {
+    if !can_run() {
+        return;
+    }
+    for program in nats::programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = "jetstream {{ store_dir: \"{dir}/store\" }}\nmax_payload: 8192";
+        let server = NatsServer::start_with(&program, folder.path(), lines).await;
+        let mut world = World::new(bus(&server, "")).await;
+        let hashes = load_many(&world.home, 1, 2).await;
+        world.start_bridge().await;
+        let long = "long ".repeat(2_000);
+        world.home.act(hashes[0], "d.custom1.set", &[Argument::Text(&long)]).await.unwrap();
+        let ledger = world.ledger();
+        ledger.until("it is put aside", |ledger| !ledger.dead_letters("bus").is_empty()).await;
+        let seq = label(&world, hashes[1], "a").await;
+        ledger.until("the other one is delivered", |ledger| ledger.cursor("bus", "home") >= seq).await;
+        let aside = ledger.dead_letters("bus");
+        assert_eq!(aside.len(), 1, "{aside:?}");
+        assert!(aside[0].0.contains("label_changed") && aside[0].1.contains("more than the 8192"), "{}", aside[0].1);
+        let of_aside: Value = serde_json::from_str(&aside[0].0).unwrap();
+        let ear = Ear::listen(&server).await;
+        let seen = numbers(&stored(&ear.client).await);
+        let expected: Vec<u64> = (1..=seq).filter(|number| of_aside["seq"] != *number).collect();
+        assert_eq!(seen, expected);
+    }
+}
+
+#[tokio::test]
+async fn without_jetstream_for_the_account_events_wait_until_it_has_it() {
+    if !can_run() {
+        return;
+    }
+    for program in nats::programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = |of_account: &str| {
+            format!(
+                "jetstream {{{{ store_dir: \"{{dir}}/store\" }}}}\n\
+                 accounts {{{{ HOME {{{{ {of_account} users = [ {{{{ user: home, password: h }}}} ] }}}} }}}}"
+            )
+        };
+        let mut server = NatsServer::start_with(&program, folder.path(), &lines("")).await;
+        let mut world = World::new(bus(&server, "username = \"home\"\npassword = \"h\"")).await;
+        let hash = load_one(&world).await;
+        world.start_bridge().await;
+        world.bridge().says("for this account too, or write jetstream = false").await;
+        label(&world, hash, "a").await;
+        assert_eq!(world.ledger().cursor("bus", "home"), 0);
+        server.reconfigure(&lines("jetstream: enabled,"));
+        server.start_again().await;
+        let login = ConnectOptions::with_user_and_password("home".into(), "h".into());
+        let ear = Ear::listen_as(server.client_with(login).await).await;
+        all_is_stored(&world, &ear).await;
+    }
+}
+
+#[tokio::test]
+async fn of_a_full_window_only_what_is_denied_is_put_aside() {
+    const TORRENTS: u64 = 300;
+    if !can_run() {
+        return;
+    }
+    for program in nats::programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = r#"jetstream { store_dir: "{dir}/store" }
+            authorization { users = [
+                { user: bridge, password: b, permissions: {
+                    publish: { deny: ["dtorrent.*.torrent.*.event.label_changed"] } } }
+                { user: reader, password: r }
+            ] }"#;
+        let server = NatsServer::start_with(&program, folder.path(), lines).await;
+        let mut world = World::new(bus(&server, "username = \"bridge\"\npassword = \"b\"")).await;
+        load_many(&world.home, 1, TORRENTS).await;
+        world.start_bridge().await;
+        let ledger = world.ledger();
+        let before = ledger.last_seq("home");
+        ledger.until("all is delivered", |ledger| ledger.cursor("bus", "home") >= before).await;
+        // One look finds both, so that what is denied and what is not stand beside each other.
+        let both = ["", "main", "d.custom1.set=a", "d.priority.set=3"].map(Argument::Text);
+        world.home.rpc.call("d.multicall2", &both).await.unwrap();
+        ledger
+            .until("all is written down", |ledger| {
+                ledger.last_seq("home") >= before + 2 * TORRENTS
+                    && ledger.cursor("bus", "home") == ledger.last_seq("home")
+            })
+            .await;
+        let aside: Vec<Value> =
+            ledger.dead_letters("bus").iter().map(|(body, _)| serde_json::from_str(body).unwrap()).collect();
+        assert_eq!(aside.len() as u64, TORRENTS);
+        assert!(aside.iter().all(|event| event["event_type"] == "label_changed"));
+        let aside: BTreeSet<u64> = aside.iter().map(|event| event["seq"].as_u64().unwrap()).collect();
+        let login = ConnectOptions::with_user_and_password("reader".into(), "r".into());
+        let seen = numbers(&stored(&server.client_with(login).await).await);
+        let expected: Vec<u64> = (1..=ledger.last_seq("home")).filter(|number| !aside.contains(number)).collect();
+        assert_eq!(seen, expected);
+    }
+}
+
+/// What was heard of events, each number once, in the order in which it came first.
+fn heard(all: &[Message]) -> Vec<u64> {
+    let mut seen = BTreeSet::new();
+    let events = all.iter().filter(|message| message.subject.contains(".event."));
+    let numbers = events.filter_map(|message| body(message)["seq"].as_u64());
+    numbers.filter(|number| seen.insert(*number)).collect()
+}
+
+#[tokio::test]
+async fn without_jetstream_who_listens_all_the_time_hears_every_event_of_a_bridge_that_is_killed() {
+    const TORRENTS: u64 = 100;
+    if !can_run() {
+        return;
+    }
+    for program in nats::programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = NatsServer::start(&program, folder.path()).await;
+        let ear = Ear::listen(&server).await;
+        let mut world = World::new(bus(&server, "jetstream = false")).await;
+        load_many(&world.home, 1, TORRENTS).await;
+        world.launch_bridge();
+        let ledger = world.ledger();
+        for round in 1..6_u64 {
+            ledger
+                .until("the round before is written down", |ledger| ledger.last_seq("home") >= TORRENTS * round)
+                .await;
+            label_all(&world.home, &format!("round-{round}")).await;
+            let begun = ledger.last_seq("home");
+            ledger.until("some of it is written down", |ledger| ledger.last_seq("home") > begun).await;
+            world.bridge().process().kill().unwrap();
+            world.bridge().start_again();
+        }
+        ledger.until("all is written down", |ledger| ledger.last_seq("home") >= 6 * TORRENTS).await;
+        let last = ledger.last_seq("home");
+        ledger.until("all is delivered", |ledger| ledger.cursor("bus", "home") >= last).await;
+        ear.wait_for("the last event", |all| heard(all).contains(&last).then_some(())).await;
+        assert_eq!(heard(&ear.all()), (1..=last).collect::<Vec<_>>(), "some may come twice, none is left out");
+    }
+}
+
+/// Nothing is stored, so a server takes with it what it had read and not passed on, and who listens has to come back
+/// too. What is promised: the bridge comes back, and says from then on what happens.
+#[tokio::test]
+async fn without_jetstream_a_server_that_is_killed_stops_nothing_for_good() {
+    const TORRENTS: u64 = 50;
+    if !can_run() {
+        return;
+    }
+    for program in nats::programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut server = NatsServer::start(&program, folder.path()).await;
+        let mut world = World::new(bus(&server, "jetstream = false")).await;
+        let hashes = load_many(&world.home, 1, TORRENTS).await;
+        world.launch_bridge();
+        let ledger = world.ledger();
+        for round in 1..4_u64 {
+            ledger
+                .until("the round before is written down", |ledger| ledger.last_seq("home") >= TORRENTS * round)
+                .await;
+            label_all(&world.home, &format!("round-{round}")).await;
+            server.start_again().await;
+        }
+        ledger
+            .until("all is written down and delivered", |ledger| {
+                let last = ledger.last_seq("home");
+                last >= 4 * TORRENTS && ledger.cursor("bus", "home") == last
+            })
+            .await;
+        assert!(ledger.dead_letters("bus").is_empty());
+        let ear = Ear::listen(&server).await;
+        let from = ledger.last_seq("home");
+        let mut last = from;
+        for hash in &hashes[..5] {
+            last = label(&world, *hash, "after it").await;
+        }
+        ear.wait_for("the last event", |all| heard(all).contains(&last).then_some(())).await;
+        assert_eq!(heard(&ear.all()), (from + 1..=last).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn a_dozen_links_that_die_over_the_same_event_bury_nothing() {
+    if !can_run() {
+        return;
+    }
+    // It takes a minute, and the server has no part in it.
+    let Some(program) = nats::programs().pop() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let server = NatsServer::start(&program, folder.path()).await;
+    let proxy = proxy_to(&server).await;
+    let mut world = World::new(bus_at(&format!("nats://{}", proxy.address), "")).await;
+    let hash = load_one(&world).await;
+    world.start_bridge().await;
+    let ear = Ear::listen(&server).await;
+    all_is_stored(&world, &ear).await;
+    let last = world.ledger().last_seq("home");
+    world.ledger().until("all is noted", |ledger| ledger.cursor("bus", "home") == last).await;
+    // Whoever comes is let in and answered, until it publishes an event.
+    proxy.requests(Way::HoldPublishes(".event."));
+    for round in 0..3 {
+        label(&world, hash, &format!("r{round}")).await;
+    }
+    for links in 0..12 {
+        world.bridge().says_again(links, "no answer within 5s").await;
+    }
+    assert_eq!(world.ledger().cursor("bus", "home"), last, "one got through");
+    proxy.cut();
+    proxy.requests(Way::Pass);
+    all_is_stored(&world, &ear).await;
+    assert_eq!(world.ledger().dead_letters("bus"), []);
+}
