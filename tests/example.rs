@@ -10,11 +10,12 @@ use dtorrent::config;
 const EXAMPLE: &str = include_str!("../config/dtorrent.example.toml");
 
 /// Options that have no default: the example shows their form.
-const NO_DEFAULT: [&str; 20] = [
+const NO_DEFAULT: [&str; 21] = [
     "alternative_download",
     "alternative_upload",
     "command",
     "hooks_address",
+    "hosts",
     "token",
     "token_file",
     "username",
