@@ -239,6 +239,11 @@ impl Board {
         });
     }
 
+    /// Wakes all by whom commands come: a result was written down, for one of them or for several.
+    pub fn wake_for_results(&self) {
+        self.desks.values().chain([&self.http]).for_each(|desk| desk.answered.notify_one());
+    }
+
     /// Wakes every sink: something that it reads from the board itself has changed.
     pub fn wake(&self) {
         self.every_desk(|desk| desk.laid.notify_one());

@@ -19,7 +19,7 @@ use crate::board::{Board, Content};
 use crate::commands::{Envelope, TTL};
 use crate::deliver::viewer::{Shown, Viewer, ViewerError, Wish};
 use crate::http::{self, Answered, EventsWish, ListWish, Notice, Order};
-use crate::model::{CommandId, InfoHash, ServerName, SinkName, Torrent};
+use crate::model::{InfoHash, ServerName, SinkName, Torrent};
 use crate::port::{
     Clock, CommandAddress, CommandSource, DeliverError, Incoming, ReplyTo, Store, StoreError, UnsentResult,
 };
@@ -98,20 +98,7 @@ impl CommandSource for Orders {
 /// Who waits for which result.
 #[derive(Default)]
 struct Waiting {
-    book: Mutex<Book>,
-}
-
-#[derive(Default)]
-struct Book {
-    tickets: u64,
-    open: BTreeMap<u64, Waiter>,
-}
-
-struct Waiter {
-    server: String,
-    /// As its sender named it.
-    id: Option<CommandId>,
-    answer: oneshot::Sender<Bytes>,
+    book: Mutex<BTreeMap<u64, oneshot::Sender<Bytes>>>,
 }
 
 /// A place in the book; dropping it gives it up.
@@ -122,43 +109,30 @@ struct Ticket<'a> {
 }
 
 impl Waiting {
-    fn wait_for(&self, server: &str, id: Option<CommandId>) -> Ticket<'_> {
+    fn wait(&self) -> Ticket<'_> {
         let (sender, answer) = oneshot::channel();
-        let mut book = self.book();
-        book.tickets += 1;
-        let number = book.tickets;
-        book.open.insert(number, Waiter { server: server.to_owned(), id, answer: sender });
+        // By chance, so that what a former life was asked for is not taken for what this one is.
+        let number = rand::random();
+        self.book().insert(number, sender);
         Ticket { waiting: self, number, answer }
     }
 
-    /// A result goes to who asked for it, and to those who asked the same again meanwhile.
     fn answer(&self, result: &UnsentResult) {
-        #[derive(serde::Deserialize)]
-        struct Named {
-            id: CommandId,
-        }
-        let ticket = result.reply.as_ref().and_then(|reply| reply.topic.parse::<u64>().ok());
-        let id = serde_json::from_slice::<Named>(&result.body).ok().map(|named| named.id);
-        let server = result.server.as_ref().map_or("", ServerName::as_str);
-        let mut book = self.book();
-        let is_meant = |(number, waiter): &(&u64, &Waiter)| {
-            Some(**number) == ticket || (waiter.id.is_some() && waiter.id == id && waiter.server == server)
-        };
-        let meant: Vec<u64> = book.open.iter().filter(is_meant).map(|(number, _)| *number).collect();
-        for waiter in meant.into_iter().filter_map(|number| book.open.remove(&number)) {
+        let number = result.reply.as_ref().and_then(|reply| reply.topic.parse::<u64>().ok());
+        if let Some(waiter) = number.and_then(|number| self.book().remove(&number)) {
             // Refused only if the wait ended this instant: then nobody is interested.
-            let _nobody_waits = waiter.answer.send(result.body.clone());
+            let _nobody_waits = waiter.send(result.body.clone());
         }
     }
 
-    fn book(&self) -> MutexGuard<'_, Book> {
+    fn book(&self) -> MutexGuard<'_, BTreeMap<u64, oneshot::Sender<Bytes>>> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        self.waiting.book().open.remove(&self.number);
+        self.waiting.book().remove(&self.number);
     }
 }
 
@@ -223,7 +197,7 @@ impl http::Api for Api {
         let Order { server, hash, verb, body } = order;
         let (Envelope { id, ttl, .. }, _) = Envelope::read(&body);
         let patience = (ttl.unwrap_or(TTL) + GRACE).min(PATIENCE_MAX);
-        let mut ticket = self.waiting.wait_for(&server, id.clone());
+        let mut ticket = self.waiting.wait();
         let incoming = Incoming {
             address: CommandAddress { server: Some(server), hash, verb },
             body,

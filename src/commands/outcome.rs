@@ -80,7 +80,7 @@ pub(super) async fn finish(
     let (server, answer) = (command.server.as_ref(), Answer { status: outcome.status, body });
     until_there_is_room("a result", || store.finish_command(server, &command.id, answer.clone())).await?;
     // It may have been asked for by other sinks too.
-    board.desks().for_each(|(_, desk)| desk.answered.notify_one());
+    board.wake_for_results();
     Ok(())
 }
 

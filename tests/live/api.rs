@@ -107,6 +107,12 @@ async fn everything_is_to_be_had_over_http_without_any_broker() {
     assert_eq!((&paused.data["cause"], &paused.data["command_id"]), (&json!("command"), &json!("http-1")));
     let again = site.post("home/commands/pause", &[], body).await;
     assert_eq!(again.body, answer.body, "the same id is answered the same, and not done again");
+    let body = json!({"id": "http-2", "hashes": [hash]});
+    let (one, other) = tokio::join!(
+        site.post("home/commands/announce", &[], body.clone()),
+        site.post("home/commands/announce", &[], body)
+    );
+    assert_eq!(one.body, other.body, "whoever asks the same meanwhile hears the same");
     site.world.bridge().says("user=\"http\"").await;
 
     let path = format!("home/torrents/{hash}/commands/resume");
