@@ -232,9 +232,10 @@ async fn a_state_of_the_first_version_is_brought_up_to_date() {
     load_many(&world.home, 0, 5).await;
     world.start_bridge().await;
     world.bridge().stop().await;
-    // The first version did not count its commits, and remembered nothing for companions.
+    // The first version did not count its commits, remembered nothing for companions, and nobody who asked again.
     let connection = rusqlite::Connection::open(database(&world)).unwrap();
     connection.execute("DROP TABLE memories", []).unwrap();
+    connection.execute("DROP TABLE askers", []).unwrap();
     connection.execute("DELETE FROM meta WHERE key = 'commits'", []).unwrap();
     connection.pragma_update(None, "user_version", 1).unwrap();
     drop(connection);
