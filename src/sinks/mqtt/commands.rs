@@ -5,8 +5,8 @@
 //! where to answer) and judged by nobody here.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -51,12 +51,38 @@ enum State {
 }
 
 struct Session {
-    client: Client,
+    receipts: Arc<Receipts>,
     events: EventLoop,
     /// What came before the subscriptions were answered.
     early: VecDeque<Received>,
     /// Until then the broker may hand out what waited for us. It does not say where that ends: a pause does.
     catching_up_until: Option<Instant>,
+}
+
+/// Acknowledgements on their way. One that was lost would leave its command at the broker, to come again with the
+/// next connection; so what finds no room waits, and there is never more of it than the broker has sent.
+struct Receipts {
+    client: Client,
+    owed: Mutex<VecDeque<Receipt>>,
+}
+
+impl Receipts {
+    fn add(&self, receipt: Receipt) {
+        self.owed().push_back(receipt);
+        self.hand_over();
+    }
+
+    /// As many as there is room for now. The connection may be over: then the commands come again.
+    fn hand_over(&self) {
+        let mut owed = self.owed();
+        while owed.front().is_some_and(|receipt| self.client.acknowledge(*receipt).is_ok()) {
+            owed.pop_front();
+        }
+    }
+
+    fn owed(&self) -> MutexGuard<'_, VecDeque<Receipt>> {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl MqttCommands {
@@ -91,6 +117,7 @@ impl MqttCommands {
                 Ok(None)
             }
             State::Connected(session) => {
+                session.receipts.hand_over();
                 if let Some(received) = session.early.pop_front() {
                     return Ok(Some(received));
                 }
@@ -125,7 +152,7 @@ impl MqttCommands {
 
     /// Makes a message a command; `None` if it is none of ours.
     fn incoming(&self, received: Received, session: &Session) -> Option<Incoming> {
-        let Session { client, catching_up_until, .. } = session;
+        let Session { receipts, catching_up_until, .. } = session;
         let may_have_waited = catching_up_until.is_some();
         let Received { topic, body, is_retained, expires_in, response_topic, correlation, user, receipt } = received;
         let translated = self.broker.settings.home_assistant.as_ref().and_then(|settings| {
@@ -136,7 +163,7 @@ impl MqttCommands {
         let Some((address, body)) = command.filter(|(address, _)| self.is_for_us(address)) else {
             // A subscription of an earlier configuration, which the broker still keeps.
             debug!(sink = %self.broker.settings.name, "a message that is no command for this bridge");
-            acknowledge(client, receipt);
+            receipts.add(receipt);
             return None;
         };
         let reply = response_topic.and_then(|topic| match self.broker.topics.check_reply(&topic) {
@@ -146,21 +173,14 @@ impl MqttCommands {
                 None
             }
         });
-        let client = client.clone();
-        let ack = Box::new(move || acknowledge(&client, receipt));
+        let receipts = Arc::clone(receipts);
+        let ack = Box::new(move || receipts.add(receipt));
         Some(Incoming { address, body, is_retained, may_have_waited, expires_in, reply, user, ack })
     }
 
     fn is_for_us(&self, address: &CommandAddress) -> bool {
         let servers = &self.broker.settings.servers;
         address.server.as_deref().is_none_or(|name| servers.iter().any(|server| server.as_str() == name))
-    }
-}
-
-/// The connection may be over: then the command comes again, and is known by its id.
-fn acknowledge(client: &Client, receipt: Receipt) {
-    if client.acknowledge(receipt).is_err() {
-        debug!("a command could not be acknowledged and will come again");
     }
 }
 
@@ -226,7 +246,8 @@ async fn handshake(
     }
     info!(%sink, ?protocol, resumed = granted.is_session_present, "taking commands");
     let catching_up_until = granted.is_session_present.then(|| Instant::now() + CAUGHT_UP_WITHIN);
-    Ok(Session { client, events, early, catching_up_until })
+    let receipts = Arc::new(Receipts { client, owed: Mutex::default() });
+    Ok(Session { receipts, events, early, catching_up_until })
 }
 
 /// Some filters may be forbidden; without any there is nothing to wait for.
