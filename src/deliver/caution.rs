@@ -11,8 +11,9 @@
 //!  └────────────── much was taken ──────────┘
 //! ```
 //!
-//! What is condemned counts as rejected when its turn comes. A broker that merely crashes takes other things
-//! in between, or ends while nothing is under way; either begins the count anew.
+//! What is condemned counts as rejected when its turn comes. That it is taken after all, a connection that ends
+//! over another thing or while nothing is under way: each of them begins the count anew. That other things are
+//! taken does not, for much of it is said again on every connection, before the culprit's turn comes.
 //!
 //! Pure: what is sent, and what becomes of it, is the dispatcher's.
 
@@ -35,8 +36,16 @@ pub enum Item {
     Entry(ServerName, Seq),
     State(ServerName, InfoHash),
     Clearing(String),
-    Result(i64),
+    Result(i64, Piece),
     Shown(String),
+}
+
+/// What of a result. One piece that is taken says nothing about another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece {
+    Part(usize),
+    /// A shorter one in its place, so many bytes long: those that follow are shorter still.
+    Substitute(usize),
 }
 
 #[derive(Debug, Default)]
@@ -66,8 +75,8 @@ impl Caution {
 
     /// The far side has said what it thinks of what was sent.
     pub fn answered(&mut self, item: &Item) {
+        self.suspect.take_if(|(suspect, _)| suspect == item);
         if self.alone.take_if(|alone| alone == item).is_some() {
-            self.suspect = None;
             self.taken += 1;
             if self.taken >= ENOUGH {
                 *self = Self::default();
@@ -148,6 +157,27 @@ mod tests {
                 caution.ended(SOON, true);
                 assert_eq!(caution.condemns(&item(7)), None);
             }
+        }
+    }
+
+    #[test]
+    fn what_is_said_again_on_each_connection_before_the_culprit_does_not_save_it() {
+        let result = |piece| Item::Result(7, piece);
+        for (before, culprit) in
+            [(item(1), item(7)), (result(Piece::Part(0)), result(Piece::Part(1))), (item(1), result(Piece::Substitute(9)))]
+        {
+            let mut caution = after_a_row();
+            for _ in 0..DEATHS {
+                caution.sent(before.clone());
+                caution.answered(&before);
+                caution.sent(culprit.clone());
+                caution.ended(SOON, true);
+            }
+            assert_eq!(caution.condemns(&culprit), Some(DEATHS));
+            assert_eq!(caution.condemns(&before), None);
+            // Rejected in the far side's place, it is dealt with.
+            caution.answered(&culprit);
+            assert!(!caution.has_suspect());
         }
     }
 

@@ -28,14 +28,14 @@ use tracing::{debug, info, warn};
 
 use super::backoff::Backoff;
 use super::beside::Beside;
-use super::caution::{Caution, Item};
+use super::caution::{Caution, Item, Piece};
 use super::dirty::{DirtySet, Known};
 use super::lane::Lane;
 use super::pick::{ReadAhead, known_from};
 use super::registry::Registry;
 use super::retention::{self, Kept, Retain};
 use crate::board::{Board, Desk, Tray};
-use crate::model::{Entry, InfoHash, Kind, Rev, Seq, ServerName, SinkName, Told, shorter};
+use crate::model::{Entry, InfoHash, Kind, Rev, Seq, ServerName, SinkName, Told, shorter, shortest};
 use crate::port::{Clock, Connected, DeliverError, Delivery, Link, Progress, Sink, Store, StoreError, UnsentResult};
 use crate::repeat::Repeat;
 
@@ -97,10 +97,12 @@ pub struct Dispatcher {
     pub(super) beside: Option<Beside>,
     /// Not to be read from the store again.
     pub(super) results_under_way: HashMap<i64, PartsLeft>,
-    /// Of results that were read, in order.
-    pub(super) result_parts: VecDeque<(Bytes, UnsentResult)>,
-    /// Short results in place of those that the sink would not take.
+    /// Of results that were read, in order; with the number of each part in its result.
+    pub(super) result_parts: VecDeque<(usize, Bytes, UnsentResult)>,
+    /// Shorter results in place of those that the sink would not take.
     pub(super) substitutes: Vec<UnsentResult>,
+    /// The last of those for each result: on another connection the whole is not tried once more.
+    pub(super) shortened: HashMap<i64, Bytes>,
     /// Rejected events that could not be put aside yet, and why they were rejected. While there are any, no
     /// other event is sent.
     pub(super) unburied: VecDeque<(Box<Entry>, String)>,
@@ -152,7 +154,7 @@ pub(super) enum Sent {
     Entry(Box<Entry>),
     State { server: ServerName, hash: InfoHash },
     Cleared { name: String },
-    Result { result: Box<UnsentResult>, is_substitute: bool },
+    Result { result: Box<UnsentResult>, piece: Piece },
     Shown { topic: String },
     Other,
 }
@@ -164,7 +166,7 @@ impl Sent {
             Self::Entry(entry) => Some(Item::Entry(entry.server.clone(), entry.seq)),
             Self::State { server, hash } => Some(Item::State(server.clone(), *hash)),
             Self::Cleared { name } => Some(Item::Clearing(name.clone())),
-            Self::Result { result, .. } => Some(Item::Result(result.number)),
+            Self::Result { result, piece } => Some(Item::Result(result.number, *piece)),
             Self::Shown { topic } => Some(Item::Shown(topic.clone())),
             Self::Other => None,
         }
@@ -233,6 +235,7 @@ impl Dispatcher {
             results_under_way: HashMap::new(),
             result_parts: VecDeque::new(),
             substitutes: Vec::new(),
+            shortened: HashMap::new(),
             unburied: VecDeque::new(),
             burial: Repeat::default(),
             unnoted_results: BTreeSet::new(),
@@ -507,9 +510,11 @@ impl Dispatcher {
             Err(DeliverError::Rejected { reason }) => Some(reason),
             Err(failure) => return Ok(Err(failure)),
         };
+        let mut is_condemned = false;
         if self.caution.is_one_at_a_time()
             && let Some(item) = sent.item()
         {
+            is_condemned = self.caution.condemns(&item).is_some();
             self.caution.answered(&item);
         }
         self.parts.desk.report(|report| match &rejected {
@@ -551,9 +556,7 @@ impl Dispatcher {
                     self.registry.not_cleared(&name);
                 }
             },
-            Sent::Result { result, is_substitute } => {
-                self.result_arrived(*result, rejected, is_substitute);
-            }
+            Sent::Result { result, piece } => self.result_arrived(*result, piece, rejected, is_condemned),
             Sent::Shown { topic } => {
                 if let Some(reason) = &rejected {
                     warn!(%sink, topic, reason, "a message for Home Assistant was rejected");
@@ -597,17 +600,22 @@ impl Dispatcher {
     }
 
     /// A result that the sink will not take, or a part of it, is replaced by a shorter one, as long as there is one.
-    fn result_arrived(&mut self, result: UnsentResult, rejected: Option<String>, is_substitute: bool) {
+    /// Where each attempt costs a row of connections (`is_condemned`), by the shortest.
+    fn result_arrived(&mut self, result: UnsentResult, piece: Piece, rejected: Option<String>, is_condemned: bool) {
         let sink = &self.parts.settings.name;
         let number = result.number;
         let left = self.results_under_way.entry(number).or_insert(PartsLeft { count: 1, is_replaced: false });
         if let Some(reason) = rejected {
             warn!(%sink, reason, "a result was rejected");
             // Its other parts may be rejected as well: one is enough.
+            let is_substitute = matches!(piece, Piece::Substitute(_));
             let is_first = is_substitute || !std::mem::replace(&mut left.is_replaced, true);
-            if let Some(body) = shorter(&result.body, &reason).filter(|_| is_first) {
+            let shorten = if is_condemned { shortest } else { shorter };
+            if let Some(body) = shorten(&result.body, &reason).filter(|_| is_first) {
                 left.count += 1;
-                self.substitutes.push(UnsentResult { body: Bytes::from(body), ..result });
+                let body = Bytes::from(body);
+                self.shortened.insert(number, body.clone());
+                self.substitutes.push(UnsentResult { body, ..result });
             }
         }
         left.count = left.count.saturating_sub(1);
@@ -643,6 +651,7 @@ impl Dispatcher {
         if self.unless_full(self.parts.store.results_sent(numbers).await)?.is_some() {
             for number in std::mem::take(&mut self.unnoted_results) {
                 self.results_under_way.remove(&number);
+                self.shortened.remove(&number);
             }
             self.parts.desk.answered.notify_one();
         }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio_util::sync::ReusableBoxFuture;
 
+use super::caution::Piece;
 use super::dirty::Known;
 use super::dispatch::{Dispatcher, PartsLeft, Sent, ServerLane, UnderWay};
 use super::retention::Kept;
@@ -14,7 +15,7 @@ use crate::model::{
     Cause, Changes, EVENT_SCHEMA, Entity, Entry, Event, EventId, InfoHash, Kind, Seq, ServerName, Timestamp,
     ToldTorrent, Torrent, in_parts,
 };
-use crate::port::{DeliverError, Delivery, Link, Store, StoreError};
+use crate::port::{DeliverError, Delivery, Link, Store, StoreError, UnsentResult};
 
 /// Entries read from the journal at once.
 const READ_MAX: u16 = 256;
@@ -267,18 +268,24 @@ impl Dispatcher {
                 if self.results_under_way.contains_key(&result.number) {
                     continue;
                 }
+                if let Some(body) = self.shortened.get(&result.number).cloned() {
+                    self.results_under_way.insert(result.number, PartsLeft { count: 1, is_replaced: true });
+                    self.substitutes.push(UnsentResult { body, ..result });
+                    continue;
+                }
                 let whole = || vec![result.body.clone()];
                 let parts = bytes_max.map_or_else(whole, |max| in_parts(&result.body, RESULT_ROWS_MAX, max));
                 let left = PartsLeft { count: parts.len(), is_replaced: false };
                 self.results_under_way.insert(result.number, left);
-                self.result_parts.extend(parts.into_iter().map(|part| (part, result.clone())));
+                let parts = parts.into_iter().enumerate();
+                self.result_parts.extend(parts.map(|(number, part)| (number, part, result.clone())));
             }
         }
         while batch.len() < free
-            && let Some((body, result)) = self.result_parts.pop_front()
+            && let Some((number, body, result)) = self.result_parts.pop_front()
         {
             let (server, reply) = (result.server.clone(), result.reply.clone());
-            let sent = Sent::Result { result: Box::new(result), is_substitute: false };
+            let sent = Sent::Result { result: Box::new(result), piece: Piece::Part(number) };
             batch.push((Delivery::Result { server, body, reply }, sent));
         }
         Ok(())
@@ -289,7 +296,8 @@ impl Dispatcher {
             && let Some(result) = self.substitutes.pop()
         {
             let (server, body, reply) = (result.server.clone(), result.body.clone(), result.reply.clone());
-            let sent = Sent::Result { result: Box::new(result), is_substitute: true };
+            let piece = Piece::Substitute(body.len());
+            let sent = Sent::Result { result: Box::new(result), piece };
             batch.push((Delivery::Result { server, body, reply }, sent));
         }
     }

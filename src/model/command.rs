@@ -358,15 +358,25 @@ fn result_schema<'de, D: Deserializer<'de>>(text: D) -> Result<SchemaName, D::Er
 /// without its rows: what was asked for with `get` and `list` has not arrived then, so that is an error; what
 /// another command did stays as it was. A `body` that is no result gives a plain error.
 pub fn shorter(body: &[u8], reason: &str) -> Option<Vec<u8>> {
-    let mut outcome: serde_json::Map<String, Value> = serde_json::from_slice(body).unwrap_or_default();
-    let has_rows = outcome.get("results").and_then(Value::as_array).is_some_and(|rows| !rows.is_empty());
-    if !has_rows && outcome.get("error").is_some_and(|error| error["code"] == json!(ErrorCode::TooLarge)) {
-        return None;
-    }
+    let mut outcome = shortenable(body)?;
     if !halve_page(&mut outcome) {
         drop_rows(&mut outcome, reason);
     }
     Some(Value::Object(outcome).to_string().into_bytes())
+}
+
+/// As [`shorter`], and at once without any rows: for whoever cannot be asked often what he takes.
+pub fn shortest(body: &[u8], reason: &str) -> Option<Vec<u8>> {
+    let mut outcome = shortenable(body)?;
+    drop_rows(&mut outcome, reason);
+    Some(Value::Object(outcome).to_string().into_bytes())
+}
+
+fn shortenable(body: &[u8]) -> Option<serde_json::Map<String, Value>> {
+    let outcome: serde_json::Map<String, Value> = serde_json::from_slice(body).unwrap_or_default();
+    let has_rows = outcome.get("results").and_then(Value::as_array).is_some_and(|rows| !rows.is_empty());
+    let is_shortest = !has_rows && outcome.get("error").is_some_and(|error| error["code"] == json!(ErrorCode::TooLarge));
+    (!is_shortest).then_some(outcome)
 }
 
 /// Cuts a page of a list down to a size by which the place where it begins can still be counted in pages, so that
@@ -520,6 +530,8 @@ mod tests {
             let body = serde_json::to_vec(&outcome(verb)).unwrap();
             let told = shorter(&body, "too much").unwrap();
             assert_eq!(shorter(&told, "still too much"), None);
+            assert_eq!(shortest(&body, "too much").as_ref(), Some(&told));
+            assert_eq!(shortest(&told, "still too much"), None);
             let told: Value = serde_json::from_slice(&told).unwrap();
             assert_eq!((&told["id"], &told["status"], &told["results"]), (&json!("7"), &json!(status), &json!([])));
             assert_eq!(told["error"]["code"], "too_large", "{told}");

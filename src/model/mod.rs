@@ -23,7 +23,7 @@ mod torrent;
 pub use bencode::NotBencoded;
 pub use command::{
     Action, Add, AddSource, CommandError, CommandId, Deleted, ErrorCode, InvalidCommandId, Left, Limits, Outcome,
-    OutcomeStatus, Page, Part, Parts, RESULT_SCHEMA, Row, Verb, in_parts, shorter,
+    OutcomeStatus, Page, Part, Parts, RESULT_SCHEMA, Row, Verb, in_parts, shorter, shortest,
 };
 pub use event::{Cause, Change, Changes, EVENT_SCHEMA, Entity, Event, EventId, InvalidEventId, Kind};
 pub use filter::{Filter, InvalidFilter, OneOrMore};

@@ -218,11 +218,7 @@ async fn handshake(
         channel: CHANNEL,
         receive_max: Some(RECEIVE_MAX),
     });
-    let granted = loop {
-        if let Event::Connected(granted) = events.next().await? {
-            break granted;
-        }
-    };
+    let granted = events.connected().await?;
     let mut early = VecDeque::new();
     // MQTT 3.1.1 sends what is kept again with each subscription, so there only when it is needed. A session
     // of an earlier run may hold other filters.

@@ -245,11 +245,7 @@ pub(super) struct Driver {
 impl Driver {
     /// Connects, says `online` and listens to what others say of us.
     pub(super) async fn connect(voice: Voice, client: Client, mut events: EventLoop) -> Result<Self, Ended> {
-        let granted = loop {
-            if let Event::Connected(granted) = events.next().await? {
-                break granted;
-            }
-        };
+        let granted = events.connected().await?;
         let mut driver = Self {
             status_topic: voice.topics.bridge_status(),
             line: Line { client, granted, queue: Arc::default() },

@@ -41,8 +41,8 @@ use homeassistant::names::{Device, Names};
 use homeassistant::{Companionship, Presence};
 use link::{Birth, Driver, Voice};
 use message::Message;
-use topics::{Qos, Topics};
-use wire::{Answer, Client, End, Ended, Event, EventLoop, Opening, Protocol, Will};
+use topics::{Qos, Route, Topics};
+use wire::{Answer, Client, End, Ended, Event, EventLoop, Opening, Protocol};
 
 /// Within this a connection stands and has said `online`, or the attempt has failed.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -188,12 +188,16 @@ async fn read_kept(
 /// Clears one after the other, each acknowledged before the next: slow, and never more than a broker takes.
 async fn clear_kept(client: Client, mut events: EventLoop, names: Vec<String>) -> Result<(), Ended> {
     let given_up = |_| Ended::new(End::Other, "given up");
-    while !matches!(events.next().await?, Event::Connected(_)) {}
-    for name in names {
-        client.publish(Message::cleared(name)).map_err(given_up)?;
+    let granted = events.connected().await?;
+    for name in names.into_iter().filter(|_| granted.can_retain) {
+        let mut message = Message::cleared(name);
+        if !granted.can_acknowledge {
+            message.route.qos = Qos::AtMostOnce;
+        }
+        client.publish(message).map_err(given_up)?;
         loop {
             match events.next().await? {
-                Event::Acknowledged(_, Answer::Taken) => break,
+                Event::Acknowledged(_, Answer::Taken) | Event::Written(0) => break,
                 Event::Acknowledged(_, Answer::Refused(reason) | Answer::NotNow(reason)) => {
                     return Err(Ended::new(End::Other, format!("the broker does not let us clear: {reason}")));
                 }
@@ -322,7 +326,7 @@ impl MqttSink {
             let (client, mut events) = self.open_aside(protocol);
             let filters = filters.clone();
             async move {
-                while !matches!(events.next().await?, Event::Connected(_)) {}
+                events.connected().await?;
                 let kept = match filters.is_empty() {
                     true => Vec::new(),
                     false => read_kept(&client, &mut events, filters).await?,
@@ -336,21 +340,29 @@ impl MqttSink {
         self.broker.attempt(greet).await.map_err(DeliverError::from)
     }
 
+    /// What a broker lacks for our last will it says one by one, and before it has said what it grants. The will does
+    /// without that and no more: one that is not kept would leave our `online` standing where it is.
     async fn handshake(&self, protocol: Protocol) -> Result<Driver, Ended> {
-        match self.say_hello(protocol, false).await {
-            Err(ended) if ended.kind == End::WillRefused => self.say_hello(protocol, true).await,
-            result => result,
+        let mut will = Message::bridge_status(&self.broker.topics, false).route;
+        loop {
+            match self.say_hello(protocol, will.clone()).await {
+                Err(Ended { kind: End::NoAcknowledging, .. }) if will.qos != Qos::AtMostOnce => {
+                    will.qos = Qos::AtMostOnce;
+                }
+                Err(Ended { kind: End::NoRetaining, .. }) if will.is_retained => will.is_retained = false,
+                result => return result,
+            }
         }
     }
 
-    async fn say_hello(&self, protocol: Protocol, has_plain_will: bool) -> Result<Driver, Ended> {
+    async fn say_hello(&self, protocol: Protocol, will: Route) -> Result<Driver, Ended> {
         let Settings { name, instance, .. } = &self.broker.settings;
         let topics = self.broker.topics.clone();
         let (client, events) = self.broker.open(&Opening {
             protocol,
             client_id: format!("dtorrent-{instance}-{name}"),
             session: None,
-            will: Some(Will { topic: topics.bridge_status(), is_plain: has_plain_will }),
+            will: Some(will),
             packet_bytes_max: wire::PACKET_BYTES_MAX,
             channel: link::CHANNEL,
             receive_max: None,

@@ -47,19 +47,13 @@ pub struct Opening {
     pub client_id: String,
     /// The broker keeps subscriptions and what comes for them while we are away, this long.
     pub session: Option<Duration>,
-    /// What is said in our place when the connection breaks.
-    pub will: Option<Will>,
+    /// Where `offline` is said in our place, and how, when the connection breaks.
+    pub will: Option<Route>,
     pub packet_bytes_max: u32,
     /// How many requests may wait to be written.
     pub channel: usize,
     /// How many unacknowledged messages the broker may send; MQTT 3.1.1 cannot say so.
     pub receive_max: Option<u16>,
-}
-
-/// `offline`, to a topic. A plain one is not retained and not acknowledged.
-pub struct Will {
-    pub topic: String,
-    pub is_plain: bool,
 }
 
 /// What the broker granted.
@@ -83,8 +77,10 @@ pub struct Ended {
 pub enum End {
     /// The broker said that it does not speak this version.
     VersionRefused,
-    /// The broker keeps no retained messages, or acknowledges none, and so refuses the last will.
-    WillRefused,
+    /// The broker acknowledges no messages, and so refuses a last will that is to be acknowledged.
+    NoAcknowledging,
+    /// The broker keeps no retained messages, and so refuses a last will that is to be kept.
+    NoRetaining,
     /// The other side closed the connection without a word.
     Closed,
     /// The broker took offence at the size of something we sent.
@@ -225,9 +221,8 @@ fn options_311(settings: &Settings, tls: Option<&Arc<ClientConfig>>, opening: &O
     if let Some((username, password)) = credentials(settings) {
         options.set_credentials(username, password);
     }
-    if let Some(Will { topic, is_plain }) = &opening.will {
-        let qos = if *is_plain { Qos4::AtMostOnce } else { Qos4::AtLeastOnce };
-        options.set_last_will(v4::LastWill::new(topic, OFFLINE, qos, !is_plain));
+    if let Some(Route { topic, qos, is_retained }) = &opening.will {
+        options.set_last_will(v4::LastWill::new(topic, OFFLINE, qos_311(*qos), *is_retained));
     }
     options
 }
@@ -247,9 +242,8 @@ fn options_5(settings: &Settings, tls: Option<&Arc<ClientConfig>>, opening: &Ope
     if let Some((username, password)) = credentials(settings) {
         options.set_credentials(username, password);
     }
-    if let Some(Will { topic, is_plain }) = &opening.will {
-        let qos = if *is_plain { Qos5::AtMostOnce } else { Qos5::AtLeastOnce };
-        options.set_last_will(packet5::LastWill::new(topic, OFFLINE, qos, !is_plain, None));
+    if let Some(Route { topic, qos, is_retained }) = &opening.will {
+        options.set_last_will(packet5::LastWill::new(topic, OFFLINE, qos_5(*qos), *is_retained, None));
     }
     options
 }
@@ -285,22 +279,14 @@ impl Client {
     pub fn subscribe(&self, filters: impl Iterator<Item = String>, qos: Qos) -> Result<(), NotHandedOver> {
         match self {
             Self::V311(client) => {
-                let qos = match qos {
-                    Qos::AtMostOnce => Qos4::AtMostOnce,
-                    Qos::AtLeastOnce => Qos4::AtLeastOnce,
-                };
-                let filters = filters.map(|path| v4::SubscribeFilter::new(path, qos));
+                let filters = filters.map(|path| v4::SubscribeFilter::new(path, qos_311(qos)));
                 client.try_subscribe_many(filters).map_err(|_| NotHandedOver)
             }
             Self::V5(client) => {
-                let qos = match qos {
-                    Qos::AtMostOnce => Qos5::AtMostOnce,
-                    Qos::AtLeastOnce => Qos5::AtLeastOnce,
-                };
                 let filters = filters.map(|path| packet5::Filter {
                     preserve_retain: true,
                     retain_forward_rule: packet5::RetainForwardRule::OnNewSubscribe,
-                    ..packet5::Filter::new(path, qos)
+                    ..packet5::Filter::new(path, qos_5(qos))
                 });
                 client.try_subscribe_many(filters).map_err(|_| NotHandedOver)
             }
@@ -373,6 +359,15 @@ impl EventLoop {
         match tokio::time::timeout(patience, self.poll()).await {
             Ok(event) => event,
             Err(_) => Err(Ended::new(End::Other, "the broker has stopped reading")),
+        }
+    }
+
+    /// Makes the connection and says what the broker granted.
+    pub async fn connected(&mut self) -> Result<Granted, Ended> {
+        loop {
+            if let Event::Connected(granted) = self.next().await? {
+                return Ok(granted);
+            }
         }
     }
 
@@ -551,9 +546,8 @@ fn ended_5(error: v5::ConnectionError) -> Ended {
             Code::BadClientId | Code::ClientIdentifierNotValid => Ended::new(End::Other, BAD_CLIENT_ID),
             Code::BadUserNamePassword => Ended::new(End::Other, BAD_PASSWORD),
             Code::NotAuthorized => Ended::new(End::Other, NOT_AUTHORIZED),
-            Code::RetainNotSupported | Code::QoSNotSupported => {
-                Ended::new(End::WillRefused, format!("the broker refuses our last will: {code:?}"))
-            }
+            Code::QoSNotSupported => Ended::new(End::NoAcknowledging, format!("{WILL_REFUSED}: {code:?}")),
+            Code::RetainNotSupported => Ended::new(End::NoRetaining, format!("{WILL_REFUSED}: {code:?}")),
             Code::QuotaExceeded | Code::ConnectionRateExceeded | Code::ServerBusy => {
                 Ended::new(End::Quota, format!("the broker has no room for us now: {code:?}"))
             }
@@ -590,6 +584,7 @@ fn ended_5(error: v5::ConnectionError) -> Ended {
 
 pub const CLOSED: &str = "the broker closed the connection";
 const SILENT: &str = "the broker does not answer";
+const WILL_REFUSED: &str = "the broker refuses our last will";
 const SENT_TOO_LARGE: &str = "the broker finds a message too large";
 const BAD_PASSWORD: &str = "the broker refuses the user name or password: check `username` and `password`";
 const NOT_AUTHORIZED: &str = "the broker does not let us in: check `username`, `password` and its access rules";

@@ -6,6 +6,7 @@ use std::time::Duration;
 use dtorrent::demo::content::Content;
 use dtorrent::demo::mosquitto::{self, Mosquitto};
 use dtorrent::demo::rtorrent::Argument;
+use rumqttc::v5::mqttbytes::QoS;
 use serde_json::{Value, json};
 
 use super::{count, label_all, load_many, patient_broker, wait_for_newcomer};
@@ -389,6 +390,73 @@ async fn what_a_broker_only_hangs_up_over_is_found_and_parked_and_the_rest_flows
     assert!(!letters.is_empty() && letters.iter().all(|(body, _)| body.len() > 2_000), "{letters:?}");
     assert!(letters[0].1.contains("without a word"), "{letters:?}");
     world.bridge().says("from now on one thing at a time").await;
+}
+
+/// The answer to a question is lost on nobody for being too large.
+#[tokio::test]
+async fn a_result_that_a_broker_only_hangs_up_over_is_told_without_its_rows() {
+    if !can_run() {
+        return;
+    }
+    let mut broker = patient_broker();
+    broker.lines.push("max_packet_size 4000".to_owned());
+    let sink = "version = \"3.1.1\"".to_owned();
+    let mut world = World::new(Setup { broker, sink, ..Setup::default() }).await;
+    let names: Vec<String> = (0..60).map(|number| format!("a file with a long name, number {number}")).collect();
+    let files: Vec<(&str, usize)> = names.iter().map(|name| (name.as_str(), 100)).collect();
+    let large = world.home.load(&Content::folder("many files", &files, 1).torrent, false).await.unwrap();
+    let small = world.home.load(&Content::file("small", 1_000, 2).torrent, false).await.unwrap();
+    world.start_bridge().await;
+    let ask = async |id: &str, hash| {
+        let body = json!({"id": id, "hashes": [hash], "files": true}).to_string();
+        world.heard.send(Command::new("dtorrent/home/command/get", body)).await;
+    };
+    // (One after the other: what the broker takes in between must not be what saves the answer.)
+    for (id, hash, status) in [("large", large, "error"), ("small", small, "ok"), ("again", large, "error")] {
+        ask(id, hash).await;
+        let is_there = |all: &[Message]| all.iter().map(Message::json).find(|m| m["id"] == id && m["verb"] == "get");
+        let result = world.heard.wait_within(LONG, id, is_there).await;
+        assert_eq!(result["status"], status, "{result}");
+        assert_eq!(result["error"]["code"] == "too_large", hash == large, "{result}");
+        assert_eq!(result["results"].as_array().unwrap().is_empty(), hash == large, "{result}");
+    }
+    // Nothing of it is left that would end another connection.
+    let connections = world.bridge().times_said("connected sink=b");
+    wait_for_newcomer(&world).await;
+    assert_eq!(world.bridge().times_said("connected sink=b"), connections);
+}
+
+/// What a broker says that it has not, it may have half of: no QoS 1 is one thing, no retained messages another.
+#[tokio::test]
+async fn a_broker_without_qos_1_or_without_retained_messages_tells_of_a_kill_as_well_as_it_can() {
+    if !can_run() {
+        return;
+    }
+    for (lines, qos, is_kept) in [
+        (&["max_qos 0"][..], QoS::AtMostOnce, true),
+        (&["retain_available false"], QoS::AtLeastOnce, false),
+        (&["max_qos 0", "retain_available false"], QoS::AtMostOnce, false),
+    ] {
+        let mut broker = patient_broker();
+        broker.lines.extend(lines.iter().map(|line| (*line).to_owned()));
+        let mut world = World::running(Setup { broker, ..Setup::default() }).await;
+        if is_kept {
+            Recorder::listen(world.broker.port).await.last_word(STATUS, "online").await;
+        }
+        world.bridge().process().kill().unwrap();
+        world.heard.last_word(STATUS, "offline").await;
+        let will = world.heard.all().into_iter().rev().find(|message| message.topic == STATUS).unwrap();
+        assert_eq!((will.qos, will.retain), (qos, is_kept), "{lines:?}");
+        // Who comes now does not find us `online`.
+        let late = Recorder::listen(world.broker.port).await;
+        if is_kept {
+            late.last_word(STATUS, "offline").await;
+        }
+        world.bridge().start_again();
+        late.last_word(STATUS, "online").await;
+        world.bridge().stop().await;
+        late.last_word(STATUS, "offline").await;
+    }
 }
 
 #[tokio::test]
