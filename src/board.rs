@@ -300,6 +300,8 @@ pub struct SinkReport {
     pub is_connected: bool,
     /// Why it is not.
     pub failure: Option<String>,
+    /// Why its events stand, connected or not: a person has to look.
+    pub standstill: Option<String>,
     /// Journal entries not settled.
     pub lag_entries: u64,
     /// Since when there has been a lag.
@@ -311,6 +313,11 @@ pub struct SinkReport {
 }
 
 impl SinkReport {
+    /// What is wrong with it; `None` if nothing is.
+    pub fn problem(&self) -> Option<String> {
+        self.standstill.clone().or_else(|| self.failure.clone())
+    }
+
     pub fn backlog(&mut self, lag_entries: u64, dirty: u64) {
         self.lag_entries = lag_entries;
         self.dirty = dirty;

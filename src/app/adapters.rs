@@ -10,7 +10,7 @@ use crate::clients::rtorrent::settings as rtorrent;
 use crate::config::{self, Broker, BrokerKind, Client, Mqtt, MqttVersion, Nats, Rtorrent, Server, Webhook};
 use crate::deliver::retention::Retain;
 use crate::model::{Seq, ServerName, SinkName, Verb};
-use crate::port::{Clock, CommandSource, DeliverError, Sink, TorrentClient};
+use crate::port::{Clock, CommandSource, Connected, DeliverError, Sink, TorrentClient};
 use crate::sinks::mqtt::{self, MqttSink};
 use crate::sinks::nats::{self, NatsSink};
 use crate::sinks::webhook::{Endpoint, WebhookSink};
@@ -54,6 +54,14 @@ impl Reached {
             Self::Mqtt(sink) => Some(Box::new(sink.commands())),
             // Also one that is read-only shows that it is there.
             Self::Nats(sink) => Some(Box::new(sink.commands(&**clock))),
+        }
+    }
+
+    /// A connection for what a bridge that does not run hands over; it says nothing of the bridge.
+    pub(super) async fn connect_aside(&self) -> Result<Connected, DeliverError> {
+        match self {
+            Self::Mqtt(sink) => sink.connect_aside().await,
+            Self::Nats(sink) => sink.connect().await,
         }
     }
 

@@ -150,7 +150,7 @@ impl http::Api for Api {
             json!({
                 "name": name,
                 "status": if report.is_connected { "online" } else { "offline" },
-                "problem": report.failure,
+                "problem": report.problem(),
                 "lag_entries": report.lag_entries,
                 "lag_seconds": super::report::rounded(lag_seconds),
                 "dirty": report.dirty,

@@ -11,7 +11,7 @@ mod report;
 mod visit;
 
 pub use adapters::build_client as client;
-pub use letters::{Letter, dead_letters, replay};
+pub use letters::{Letter, dead_letters, drop_letters, replay};
 pub use visit::{purge, reach};
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -17,7 +17,7 @@ use crate::model::{
     SinkHealth, SinkName,
 };
 use crate::port::{Clock, Hooks, Sink, Store as _};
-use crate::store::SqliteStore;
+use crate::store::{BoxUsage, SqliteStore};
 use crate::telemetry::metrics::{self, Metrics};
 
 /// The bodies of the bridge's own messages.
@@ -62,7 +62,7 @@ impl Reporter for Reports {
 fn sink_health(report: SinkReport, notes: Vec<String>) -> SinkHealth {
     SinkHealth {
         connected: report.is_connected,
-        problem: report.failure,
+        problem: report.problem(),
         lag_entries: report.lag_entries,
         lag_seconds: rounded(report.behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64())),
         dirty: report.dirty,
@@ -138,17 +138,23 @@ impl http::Observed for Shown {
         let mut sinks = BTreeMap::new();
         for (name, desk) in self.board.desks() {
             let report = desk.last_report();
-            is_ready &= report.is_connected;
-            let problem =
-                (!report.is_connected).then(|| report.failure.unwrap_or_else(|| "not connected yet".to_owned()));
-            sinks.insert(name.as_str(), json!({"ready": report.is_connected, "problem": problem}));
+            let not_yet = || (!report.is_connected).then(|| "not connected yet".to_owned());
+            let problem = report.problem().or_else(not_yet);
+            is_ready &= problem.is_none();
+            sinks.insert(name.as_str(), json!({"ready": problem.is_none(), "problem": problem}));
         }
         (is_ready, json!({"ready": is_ready, "servers": servers, "sinks": sinks}))
     }
 
     async fn metrics(&self) -> String {
+        // Where they cannot be counted now, they are as they were.
+        let boxes = self.store.boxes().await.ok();
         for (name, desk) in self.board.desks() {
             metrics::note_sink(name, &desk.last_report());
+            if let Some(boxes) = &boxes {
+                let BoxUsage { letters, given_up } = boxes.get(name.as_str()).copied().unwrap_or_default();
+                metrics::note_box(name, letters, given_up);
+            }
         }
         for name in self.board.names() {
             self.board.read(name, |content| metrics::note_poll(name, &content.poll));

@@ -10,6 +10,7 @@ mod delete;
 mod demo;
 mod health;
 mod label;
+mod letters;
 mod limits;
 mod list;
 mod make_torrent;
@@ -84,7 +85,10 @@ enum Command {
     MakeTorrent(make_torrent::Arguments),
     /// Take back every retained topic and discovery message of this instance; the bridge must be stopped
     Purge,
-    /// The events that endpoints would not take: list them, send them once more
+    /// The events that brokers and endpoints would not take: list them, send them once more, drop them
+    #[command(subcommand)]
+    Letters(letters::Arguments),
+    /// The same of webhooks alone: list, send once more
     #[command(subcommand)]
     Webhooks(webhooks::Arguments),
     /// For a client of your own (`client = "exec"`)
@@ -194,6 +198,7 @@ impl Cli {
             Some(Command::Limits(arguments)) => limits::run(options, arguments),
             Some(Command::MakeTorrent(arguments)) => make_torrent::run(&arguments),
             Some(Command::Purge) => purge::run(options),
+            Some(Command::Letters(arguments)) => letters::run(options, arguments),
             Some(Command::Webhooks(arguments)) => webhooks::run(options, arguments),
             Some(Command::Client(arguments)) => client::run(arguments),
             Some(Command::Health) => health::run(options),

@@ -1,16 +1,9 @@
-//! `dtorrent webhooks`: the events that endpoints would not take.
+//! `dtorrent webhooks`: the dead letters of webhooks alone, see [`letters`].
 
-use std::io::Write as _;
-
-use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
 
-use super::{Exit, Options, tell};
-use crate::app::{self, Letter};
-use crate::config::Config;
-use crate::model::{SinkName, printable};
-use crate::port::DeliverError;
+use super::letters::{self, Scope};
+use super::{Exit, Options};
 
 #[derive(Debug, Subcommand)]
 pub enum Arguments {
@@ -41,70 +34,10 @@ pub struct ReplayArguments {
 }
 
 pub fn run(options: Options, arguments: Arguments) -> Exit {
-    let loaded = match options.load_or_tell() {
-        Ok(loaded) => loaded,
-        Err(exit) => return exit,
-    };
-    let done = match arguments {
-        Arguments::List(ListArguments { json }) => list(&loaded.config, json),
-        Arguments::Replay(ReplayArguments { webhook, ids, all: _ }) => replay(&loaded.config, &webhook, &ids),
-    };
-    done.unwrap_or_else(|error| {
-        tell(&format!("dtorrent webhooks: {}", printable(format!("{error:#}").as_bytes())));
-        Exit::Failed
-    })
-}
-
-fn list(config: &Config, is_json: bool) -> anyhow::Result<Exit> {
-    let letters = app::dead_letters(config)?;
-    let mut out = std::io::stdout().lock();
-    for letter in &letters {
-        let line = if is_json { as_json(letter).to_string() } else { as_line(letter) };
-        writeln!(out, "{line}").context("write to stdout")?;
-    }
-    if letters.is_empty() && !is_json {
-        tell("nothing was put aside");
-    }
-    Ok(Exit::Done)
-}
-
-fn as_line(Letter { webhook, letter, .. }: &Letter) -> String {
-    let event: Value = serde_json::from_slice(&letter.body).unwrap_or_default();
-    let kind = event["event_type"].as_str().unwrap_or("?");
-    let name = event["torrent"]["name"].as_str().map(|name| format!(" {name:?}")).unwrap_or_default();
-    let line = format!("{}  {webhook}  {}  {kind}{name}: {}", letter.time, letter.id, letter.reason);
-    printable(line.as_bytes())
-}
-
-fn as_json(Letter { webhook, letter, .. }: &Letter) -> Value {
-    let event: Value = serde_json::from_slice(&letter.body).unwrap_or_default();
-    json!({
-        "webhook": webhook,
-        "server": letter.server,
-        "id": letter.id,
-        "time": letter.time,
-        "reason": letter.reason,
-        "event": event,
-    })
-}
-
-fn replay(config: &Config, webhook: &str, ids: &[String]) -> anyhow::Result<Exit> {
-    let webhook = SinkName::parse(webhook).map_err(|error| anyhow::anyhow!("{error}"))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    let tried = runtime.block_on(app::replay(config, &webhook, ids))?;
-    let mut exit = Exit::Done;
-    for (Letter { letter, .. }, result) in &tried {
-        match result {
-            Ok(()) => tell(&format!("{}: taken", letter.id)),
-            Err(error) => {
-                tell(&printable(format!("{}: {error}", letter.id).as_bytes()));
-                let is_away = matches!(error, DeliverError::Unavailable { .. });
-                exit = if is_away { Exit::Unreachable } else { Exit::Failed };
-            }
+    letters::carry_out("webhooks", options, |config| match arguments {
+        Arguments::List(ListArguments { json }) => letters::list(config, Scope::Webhooks, None, json),
+        Arguments::Replay(ReplayArguments { webhook, ids, all: _ }) => {
+            letters::replay(config, Scope::Webhooks, &webhook, &ids)
         }
-    }
-    if tried.is_empty() {
-        tell(&format!("nothing was put aside for {webhook}"));
-    }
-    Ok(exit)
+    })
 }

@@ -163,9 +163,11 @@ mod tests {
     #[test]
     fn what_is_said_again_on_each_connection_before_the_culprit_does_not_save_it() {
         let result = |piece| Item::Result(7, piece);
-        for (before, culprit) in
-            [(item(1), item(7)), (result(Piece::Part(0)), result(Piece::Part(1))), (item(1), result(Piece::Substitute(9)))]
-        {
+        for (before, culprit) in [
+            (item(1), item(7)),
+            (result(Piece::Part(0)), result(Piece::Part(1))),
+            (item(1), result(Piece::Substitute(9))),
+        ] {
             let mut caution = after_a_row();
             for _ in 0..DEATHS {
                 caution.sent(before.clone());

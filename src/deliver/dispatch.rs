@@ -24,7 +24,7 @@ use futures_util::future::{BoxFuture, Fuse, FusedFuture};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::backoff::Backoff;
 use super::beside::Beside;
@@ -34,6 +34,7 @@ use super::lane::Lane;
 use super::pick::{ReadAhead, known_from};
 use super::registry::Registry;
 use super::retention::{self, Kept, Retain};
+use super::unburied::Unburied;
 use crate::board::{Board, Desk, Tray};
 use crate::model::{Entry, InfoHash, Kind, Rev, Seq, ServerName, SinkName, Told, shorter, shortest};
 use crate::port::{Clock, Connected, DeliverError, Delivery, Link, Progress, Sink, Store, StoreError, UnsentResult};
@@ -103,9 +104,7 @@ pub struct Dispatcher {
     pub(super) substitutes: Vec<UnsentResult>,
     /// The last of those for each result: on another connection the whole is not tried once more.
     pub(super) shortened: HashMap<i64, Bytes>,
-    /// Rejected events that could not be put aside yet, and why they were rejected. While there are any, no
-    /// other event is sent.
-    pub(super) unburied: VecDeque<(Box<Entry>, String)>,
+    pub(super) unburied: Unburied,
     burial: Repeat,
     /// Taken by the sink, which could not be written down yet.
     unnoted_results: BTreeSet<i64>,
@@ -220,6 +219,8 @@ impl Dispatcher {
         let lanes = settings.servers.iter().map(|server| (server.clone(), ServerLane::new(progress(server))));
         let lanes = lanes.collect();
         let registry = Registry::new(store.registry(&settings.name).await?);
+        // What an earlier one found, this one has to find itself.
+        parts.desk.report(|report| report.standstill = None);
         let beside = match parts.sink.companion() {
             Some(companion) => Some(Beside::new(companion, store.memory(&settings.name).await?)),
             None => None,
@@ -236,7 +237,7 @@ impl Dispatcher {
             result_parts: VecDeque::new(),
             substitutes: Vec::new(),
             shortened: HashMap::new(),
-            unburied: VecDeque::new(),
+            unburied: Unburied::default(),
             burial: Repeat::default(),
             unnoted_results: BTreeSet::new(),
             unnoted_names: Vec::new(),
@@ -530,10 +531,12 @@ impl Dispatcher {
                         beside.heard(&entry);
                     }
                     self.settle_entry(&entry);
+                    self.unburied.taken(&entry);
+                    self.stand(None);
                 }
                 Some(reason) => {
                     warn!(%sink, id = %entry.id, reason, "an event was rejected and is put aside");
-                    self.unburied.push_back((entry, reason));
+                    self.unburied.rejected(entry, reason, Instant::now());
                     self.bury().await?;
                 }
             },
@@ -576,27 +579,40 @@ impl Dispatcher {
 
     /// A rejected entry is put aside before the lane goes on; without room for that the lane waits.
     async fn bury(&mut self) -> Result<(), StoreError> {
-        let sink = self.parts.settings.name.clone();
-        while let Some((entry, reason)) = self.unburied.pop_front() {
-            match self.parts.store.bury(&sink, &entry, &reason).await {
-                Ok(()) => self.settle_entry(&entry),
-                Err(StoreError::Full { reason: full }) => {
-                    self.unburied.push_front((entry, reason));
-                    if let Some(times) = self.burial.failed() {
-                        warn!(%sink, times, reason = full, "a rejected event cannot be put aside, the sink's events wait");
+        while let Some((entry, reason)) = self.unburied.first() {
+            match self.parts.store.bury(&self.parts.settings.name, entry, reason).await {
+                Ok(()) => {
+                    if let Some(entry) = self.unburied.buried() {
+                        self.settle_entry(&entry);
                     }
-                    let problem = format!("a rejected event cannot be put aside: {full}");
-                    self.parts.desk.report(|report| report.failure = Some(problem));
-                    return Ok(());
+                    self.stand(None);
+                }
+                Err(StoreError::Full { reason }) => {
+                    self.stand(Some(format!("a rejected event cannot be put aside, so all others wait: {reason}")));
+                    break;
                 }
                 Err(error) => return Err(error),
             }
         }
-        if self.burial.ended().is_some() {
-            info!(%sink, "rejected events are put aside again");
-            self.parts.desk.report(|report| report.failure = None);
-        }
         Ok(())
+    }
+
+    /// The sink's events stand, and why; or, as long as nothing else says otherwise, they go on.
+    fn stand(&mut self, why: Option<String>) {
+        let sink = &self.parts.settings.name;
+        match &why {
+            Some(why) => {
+                if let Some(times) = self.burial.failed() {
+                    error!(%sink, times, why, "the sink stands");
+                }
+            }
+            None if !self.unburied.is_empty() => return,
+            None => match self.burial.ended() {
+                Some(_) => info!(%sink, "the sink goes on"),
+                None => return,
+            },
+        }
+        self.parts.desk.report(|report| report.standstill = why);
     }
 
     /// A result that the sink will not take, or a part of it, is replaced by a shorter one, as long as there is one.
@@ -709,7 +725,7 @@ impl Dispatcher {
         self.registry.go_back();
         self.substitutes.clear();
         self.result_parts.clear();
-        self.unburied.clear();
+        self.unburied.go_back();
         self.results_under_way = self.unnoted_results.iter().map(|number| (*number, PartsLeft::default())).collect();
     }
 

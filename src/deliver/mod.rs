@@ -16,6 +16,7 @@ mod pick;
 mod reader;
 pub mod registry;
 pub mod retention;
+mod unburied;
 pub mod viewer;
 
 pub use dispatch::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};

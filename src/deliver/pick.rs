@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
+use tokio::time::Instant;
 use tokio_util::sync::ReusableBoxFuture;
 
 use super::caution::Piece;
@@ -304,6 +305,11 @@ impl Dispatcher {
 
     /// Journal entries, the servers taking turns.
     async fn pick_entries(&mut self, free: usize, batch: &mut Batch) -> Result<(), StoreError> {
+        if batch.len() < free
+            && let Some(entry) = self.unburied.offer(Instant::now())
+        {
+            batch.push((Delivery::Event(entry.clone()), Sent::Entry(Box::new(entry))));
+        }
         let servers: Vec<ServerName> = self.lanes.keys().cloned().collect();
         let mut has_more = self.unburied.is_empty();
         while has_more && batch.len() < free {

@@ -375,7 +375,8 @@ pub fn shortest(body: &[u8], reason: &str) -> Option<Vec<u8>> {
 fn shortenable(body: &[u8]) -> Option<serde_json::Map<String, Value>> {
     let outcome: serde_json::Map<String, Value> = serde_json::from_slice(body).unwrap_or_default();
     let has_rows = outcome.get("results").and_then(Value::as_array).is_some_and(|rows| !rows.is_empty());
-    let is_shortest = !has_rows && outcome.get("error").is_some_and(|error| error["code"] == json!(ErrorCode::TooLarge));
+    let is_shortest =
+        !has_rows && outcome.get("error").is_some_and(|error| error["code"] == json!(ErrorCode::TooLarge));
     (!is_shortest).then_some(outcome)
 }
 

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row};
 
+use super::sinks;
 use super::thread::{Db, Failure};
 use crate::model::{
-    Committed, Entry, Epoch, EventId, InfoHash, Kind, Rev, Seq, ServerName, Tick, Timestamp, Told, ToldTorrent,
+    Committed, Entry, Epoch, EventId, InfoHash, Kind, Rev, Seq, ServerName, SinkName, Tick, Timestamp, Told,
+    ToldTorrent,
 };
 use crate::port::{Loaded, Place, StoreError, Usage};
 
@@ -161,7 +163,7 @@ pub(super) fn commit(db: &mut Db, tick: &Tick) -> Result<Committed, Failure> {
 
     let bytes: u64 = entries.iter().map(|entry| entry.body.len() as u64).sum();
     if bytes > 0 {
-        make_room(db, bytes)?;
+        make_room(db, &tick.server, bytes)?;
         append(&db.connection, id, &entries)?;
     }
     let told = tell(&db.connection, id, tick, &revs, &newest)?;
@@ -302,47 +304,87 @@ pub(super) fn usage(connection: &Connection) -> Result<Usage, Failure> {
     })?)
 }
 
-/// Lets go what every sink has until `bytes` more fit, or says `Full`.
+/// Lets go what every sink has until `bytes` of `server` more fit, or says `Full`.
 ///
-/// An empty journal takes a tick that is larger than the budget: otherwise nothing ever would.
-fn make_room(db: &Db, bytes: u64) -> Result<(), Failure> {
+/// An empty journal takes a tick that is larger than the budget: otherwise nothing ever would. A sink that stands
+/// holds back what others have had only as long as there is room for it, or nobody else is to hear of the server.
+fn make_room(db: &mut Db, server: &ServerName, bytes: u64) -> Result<(), Failure> {
     let max = db.options.journal_bytes_max;
     loop {
         let kept = usage(&db.connection)?.journal_bytes;
         if kept == 0 || kept + bytes <= max {
             return Ok(());
         }
-        if trim(&db.connection, kept + bytes - max, None)? == 0 {
+        let excess = kept + bytes - max;
+        if trim(&db.connection, excess, None, &[])?.is_some() {
+            continue;
+        }
+        let standing: Vec<SinkName> = db.standing.keys().cloned().collect();
+        let gone = match has_others(&db.connection, server, &standing)? {
+            true => trim(&db.connection, excess, None, &standing)?,
+            false => None,
+        };
+        let Some((of, last)) = gone else {
             let reason = format!("{kept} bytes wait for sinks, {max} are allowed (journal budget)");
             return Err(StoreError::Full { reason }.into());
+        };
+        let events = sinks::give_up(db, &of, last)?;
+        if let Some(times) = db.given_up.failed() {
+            let sinks = standing.iter().map(SinkName::as_str).collect::<Vec<_>>().join(", ");
+            tracing::error!(
+                sinks, server = %of, events, times,
+                "events are given up for a sink that stands, so that others go on: see `dtorrent letters list`"
+            );
         }
     }
 }
 
-/// Lets go a batch of what may go: above half the budget, and what is too old. Returns how many went.
-pub(super) fn trim_batch(db: &Db, with_old: bool) -> Result<u64, Failure> {
-    let excess = usage(&db.connection)?.journal_bytes.saturating_sub(db.options.journal_bytes_max / 2);
-    if excess > 0 {
-        return trim(&db.connection, excess, None);
-    }
-    if !with_old {
-        return Ok(0);
-    }
-    let age = u64::try_from(db.options.journal_age_max.as_millis()).unwrap_or(u64::MAX);
-    let before = db.clock.now().as_millis().saturating_sub(to_sql(age));
-    trim(&db.connection, 0, Some(before))
+/// Whether somebody hears of the server who does not stand; viewers do, where there is no sink at all.
+fn has_others(connection: &Connection, server: &ServerName, standing: &[SinkName]) -> Result<bool, Failure> {
+    let sql =
+        "SELECT count(*), coalesce(sum(sink IN (SELECT value FROM json_each(?2))), 0) FROM progress WHERE server = ?1";
+    let mut statement = connection.prepare_cached(sql)?;
+    let counts = statement.query_row((server.as_str(), names(standing)), |row| Ok((row.get(0)?, row.get(1)?)));
+    let (all, that_stand): (i64, i64) = counts?;
+    Ok(!standing.is_empty() && (all == 0 || that_stand < all))
 }
 
-/// Deletes at most a batch of the oldest entries that every sink has: as many as hold `excess` bytes,
-/// and those from before `before`. Returns how many.
-fn trim(connection: &Connection, excess: u64, before: Option<i64>) -> Result<u64, Failure> {
-    let sql = "SELECT s.id, j.time, coalesce((SELECT min(cursor) FROM progress WHERE server = s.name), \
-               9223372036854775807) AS floor FROM servers s JOIN journal j ON j.server = s.id AND j.seq = \
-               (SELECT min(seq) FROM journal WHERE server = s.id) WHERE j.seq <= floor ORDER BY j.time, s.id LIMIT 1";
+fn names(sinks: &[SinkName]) -> String {
+    serde_json::to_string(sinks).expect("names are plain JSON")
+}
+
+/// Lets go a batch of what may go: above half the budget, and what is too old.
+pub(super) fn trim_batch(db: &Db, with_old: bool) -> Result<(), Failure> {
+    let excess = usage(&db.connection)?.journal_bytes.saturating_sub(db.options.journal_bytes_max / 2);
+    let age = u64::try_from(db.options.journal_age_max.as_millis()).unwrap_or(u64::MAX);
+    let before = db.clock.now().as_millis().saturating_sub(to_sql(age));
+    if excess > 0 {
+        trim(&db.connection, excess, None, &[])?;
+    } else if with_old {
+        trim(&db.connection, 0, Some(before), &[])?;
+    }
+    Ok(())
+}
+
+/// Deletes at most a batch of the oldest entries that every sink has, but for some sinks: as many as hold `excess`
+/// bytes, and those from before `before`. Returns the server and the last that went.
+fn trim(
+    connection: &Connection,
+    excess: u64,
+    before: Option<i64>,
+    but_for: &[SinkName],
+) -> Result<Option<(ServerName, Seq)>, Failure> {
+    let sql = "SELECT s.id, s.name, coalesce((SELECT min(cursor) FROM progress WHERE server = s.name AND \
+               sink NOT IN (SELECT value FROM json_each(?1))), 9223372036854775807) AS floor FROM servers s \
+               JOIN journal j ON j.server = s.id AND j.seq = (SELECT min(seq) FROM journal WHERE server = s.id) \
+               WHERE j.seq <= floor ORDER BY j.time, s.id LIMIT 1";
     let mut statement = connection.prepare_cached(sql)?;
-    let oldest = statement.query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(2)?))).optional()?;
-    let Some((server, floor)) = oldest else {
-        return Ok(0);
+    let oldest = statement.query_row([names(but_for)], |row| {
+        let name = ServerName::parse(row.get_ref(1)?.as_str()?).map_err(|e| unreadable(e.into()))?;
+        Ok((row.get::<_, i64>(0)?, name, row.get::<_, i64>(2)?))
+    });
+    let Some((server, name, floor)) = oldest.optional()? else {
+        return Ok(None);
     };
     let sql = "SELECT seq, time, length(body) FROM journal WHERE server = ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3";
     let mut statement = connection.prepare_cached(sql)?;
@@ -359,11 +401,12 @@ fn trim(connection: &Connection, excess: u64, before: Option<i64>) -> Result<u64
         bytes += from_sql(length);
     }
     drop(rows);
-    if count > 0 {
-        connection.execute("DELETE FROM journal WHERE server = ?1 AND seq <= ?2", (server, last))?;
-        let sql = "UPDATE servers SET journal_entries = journal_entries - ?2, journal_bytes = journal_bytes - ?3 \
-                   WHERE id = ?1";
-        connection.execute(sql, (server, to_sql(count), to_sql(bytes)))?;
+    if count == 0 {
+        return Ok(None);
     }
-    Ok(count)
+    connection.execute("DELETE FROM journal WHERE server = ?1 AND seq <= ?2", (server, last))?;
+    let sql = "UPDATE servers SET journal_entries = journal_entries - ?2, journal_bytes = journal_bytes - ?3 \
+               WHERE id = ?1";
+    connection.execute(sql, (server, to_sql(count), to_sql(bytes)))?;
+    Ok(Some((name, Seq(from_sql(last)))))
 }

@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{
-    ANSWERS_BYTES_MAX, ASKERS_MAX, COMMAND_MEMORY, COMMANDS_MAX, DEAD_LETTERS_MAX, DeadLetter, Options, entry,
-    too_many_dead_letters,
+    ANSWERS_BYTES_MAX, ASKERS_MAX, COMMAND_MEMORY, COMMANDS_MAX, DeadLetter, Options, entry, gap_letter,
+    newly_given_up, too_many_dead_letters,
 };
 use crate::model::{
     CommandId, Committed, Entry, Epoch, Rev, Seq, ServerName, ServerState, SinkName, Tick, Timestamp, Told, ToldTorrent,
@@ -44,6 +44,8 @@ struct State {
     places: BTreeMap<Place, (ServerName, Seq)>,
     progress: BTreeMap<(ServerName, SinkName), Progress>,
     dead_letters: Vec<(SinkName, DeadLetter)>,
+    /// Sinks that stand: the box is full, and this entry of theirs finds no place in it.
+    standing: BTreeMap<SinkName, (ServerName, Seq)>,
     retained: BTreeMap<SinkName, BTreeSet<String>>,
     memories: BTreeMap<SinkName, String>,
     commands: Vec<Command>,
@@ -104,6 +106,7 @@ impl MemoryStore {
             places: BTreeMap::new(),
             progress: BTreeMap::new(),
             dead_letters: Vec::new(),
+            standing: BTreeMap::new(),
             retained: BTreeMap::new(),
             memories: BTreeMap::new(),
             commands: Vec::new(),
@@ -120,6 +123,7 @@ impl MemoryStore {
     pub fn open(image: Image, options: Options, clock: Arc<dyn Clock>) -> Self {
         let Image(mut state) = image;
         state.was_new = state.servers.is_empty();
+        state.standing.clear();
         for server in state.servers.values_mut() {
             server.last_rev = Rev((server.last_rev.0 / REV_BLOCK + 1) * REV_BLOCK);
         }
@@ -137,6 +141,14 @@ impl MemoryStore {
         state.results.retain(|_, (sink, _)| sinks.contains_key(sink));
     }
 
+    /// Lets a dead letter go; `false` if there is no such.
+    pub fn forget_dead_letter(&self, sink: &SinkName, id: &str) -> bool {
+        let mut state = self.state();
+        let before = state.dead_letters.len();
+        state.dead_letters.retain(|(of, letter)| of != sink || letter.id != id);
+        state.dead_letters.len() < before
+    }
+
     /// As [`SqliteStore::dead_letters`](super::SqliteStore::dead_letters).
     pub fn dead_letters(&self, sink: &SinkName) -> Vec<DeadLetter> {
         let state = self.state();
@@ -147,6 +159,7 @@ impl MemoryStore {
     #[cfg(test)]
     pub(super) fn reopen(&self, epoch: Epoch) {
         let mut state = self.state();
+        state.standing.clear();
         state.epoch = epoch;
         state.was_new = state.servers.is_empty();
     }
@@ -167,27 +180,46 @@ impl State {
         usage
     }
 
-    /// Lets the oldest entry go that every sink has, if `may_go` says so of it.
-    fn trim_one(&mut self, may_go: impl Fn(&Entry) -> bool) -> bool {
-        let Self { servers, places, progress, .. } = self;
+    /// Lets the oldest entry go that every sink has, but for those that stand if they do not count, if `may_go` says
+    /// so of it. Returns which that was.
+    fn trim_one(&mut self, counts_standing: bool, may_go: impl Fn(&Entry) -> bool) -> Option<(ServerName, Seq)> {
+        let Self { servers, places, progress, standing, .. } = self;
+        let counts = |sink: &SinkName| counts_standing || !standing.contains_key(sink);
         let oldest = servers.iter().filter_map(|(name, server)| {
             let (seq, entry) = server.journal.first_key_value()?;
-            let is_held = progress.iter().any(|((of, _), progress)| of == name && progress.cursor < *seq);
-            (!is_held).then_some((entry.time, name))
+            let holds = |((of, sink), progress): (&(ServerName, SinkName), &Progress)| {
+                of == name && counts(sink) && progress.cursor < *seq
+            };
+            (!progress.iter().any(holds)).then_some((entry.time, name))
         });
-        let Some((_, name)) = oldest.min_by_key(|(time, _)| *time) else {
-            return false;
-        };
-        let name = name.clone();
+        let name = oldest.min_by_key(|(time, _)| *time)?.1.clone();
         let server = servers.get_mut(&name).expect("it was just there");
-        match server.journal.first_entry() {
-            Some(first) if may_go(first.get()) => {
-                let gone = first.remove();
-                server.journal_bytes -= gone.body.len() as u64;
-                places.retain(|_, (of, seq)| *of != name || *seq != gone.seq);
-                true
+        let gone = server.journal.first_entry().filter(|first| may_go(first.get()))?.remove();
+        server.journal_bytes -= gone.body.len() as u64;
+        places.retain(|_, (of, seq)| *of != name || *seq != gone.seq);
+        Some((name, gone.seq))
+    }
+
+    /// Whether somebody hears of the server who does not stand; viewers do, where there is no sink at all.
+    fn has_others(&self, server: &ServerName) -> bool {
+        let sinks: Vec<&SinkName> = self.progress.keys().filter(|(of, _)| of == server).map(|(_, sink)| sink).collect();
+        let do_all_stand = sinks.iter().all(|sink| self.standing.contains_key(*sink));
+        !self.standing.is_empty() && (sinks.is_empty() || !do_all_stand)
+    }
+
+    /// Notes that the entries of a server up to `last` are gone, which sinks that stand have not had.
+    fn give_up(&mut self, server: &ServerName, last: Seq, now: Timestamp) {
+        for sink in self.standing.keys() {
+            let Some(progress) = self.progress.get_mut(&(server.clone(), sink.clone())) else { continue };
+            let gaps = self.dead_letters.iter().filter(|(of, letter)| of == sink && letter.server == *server);
+            let gap = gaps.map(|(_, letter)| letter).filter(|letter| letter.gap().is_some()).max_by_key(|gap| gap.seq);
+            let Some(range) = newly_given_up(progress.cursor, gap, last) else { continue };
+            let letter = gap_letter(server, self.epoch, range, now);
+            progress.cursor = progress.cursor.max(last);
+            match self.dead_letters.iter_mut().find(|(of, known)| of == sink && known.id == letter.id) {
+                Some((_, known)) => *known = letter,
+                None => self.dead_letters.push((sink.clone(), letter)),
             }
-            _ => false,
         }
     }
 
@@ -287,7 +319,13 @@ impl Store for MemoryStore {
 
         let bytes: u64 = entries.iter().map(|entry| entry.body.len() as u64).sum();
         while bytes > 0 && state.usage().journal_bytes > 0 && state.usage().journal_bytes + bytes > max {
-            if !state.trim_one(|_| true) {
+            if state.trim_one(true, |_| true).is_some() {
+                continue;
+            }
+            let gone = if state.has_others(&tick.server) { state.trim_one(false, |_| true) } else { None };
+            if let Some((of, last)) = gone {
+                state.give_up(&of, last, self.clock.now());
+            } else {
                 let reason = format!("{} bytes wait for sinks, {max} are allowed", state.usage().journal_bytes);
                 return Err(StoreError::Full { reason });
             }
@@ -321,10 +359,10 @@ impl Store for MemoryStore {
             }
         }
 
-        while state.usage().journal_bytes > max / 2 && state.trim_one(|_| true) {}
+        while state.usage().journal_bytes > max / 2 && state.trim_one(true, |_| true).is_some() {}
         let now = self.clock.now();
         let age_max = self.options.journal_age_max.as_millis();
-        while state.trim_one(|entry| u128::from(now.millis_since(entry.time)) > age_max) {}
+        while state.trim_one(true, |entry| u128::from(now.millis_since(entry.time)) > age_max).is_some() {}
         Ok(Committed { last_seq: seq, told })
     }
 
@@ -359,8 +397,13 @@ impl Store for MemoryStore {
     }
 
     async fn settle(&self, sink: &SinkName, progress: BTreeMap<ServerName, Progress>) -> Result<(), StoreError> {
-        let notes = progress.into_iter().map(|(server, progress)| ((server, sink.clone()), progress));
-        self.state().progress.extend(notes);
+        let mut state = self.state();
+        let is_over =
+            |(server, seq): &(ServerName, Seq)| progress.get(server).is_some_and(|noted| noted.cursor >= *seq);
+        if state.standing.get(sink).is_some_and(is_over) {
+            state.standing.remove(sink);
+        }
+        state.progress.extend(progress.into_iter().map(|(server, progress)| ((server, sink.clone()), progress)));
         Ok(())
     }
 
@@ -368,9 +411,13 @@ impl Store for MemoryStore {
         let mut state = self.state();
         let Entry { server, seq, id, body, .. } = entry;
         let id = id.to_string();
-        if state.dead_letters.iter().filter(|(of, _)| of == sink).count() as u64 >= DEAD_LETTERS_MAX {
-            return Err(too_many_dead_letters());
+        let others = state.dead_letters.iter().filter(|(of, letter)| of == sink && letter.id != id);
+        let max = self.options.dead_letters_max;
+        if others.count() as u64 >= max {
+            state.standing.insert(sink.clone(), (server.clone(), *seq));
+            return Err(too_many_dead_letters(max));
         }
+        state.standing.remove(sink);
         if !state.dead_letters.iter().any(|(of, letter)| of == sink && letter.id == id) {
             let (server, seq, reason, body) = (server.clone(), *seq, reason.to_owned(), body.clone());
             let letter = DeadLetter { id, server, seq, reason, time: self.clock.now(), body };

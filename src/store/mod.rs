@@ -8,7 +8,9 @@
 //! - a tick is there whole or not at all (I1), and its entries have gap-free numbers from 1;
 //! - an entry's body is rendered once, in the commit, and is the same bytes ever after (I6);
 //! - no id is given twice, whatever is killed (revisions are reserved ahead, with an fsync);
-//! - an entry that a sink has yet to get is never trimmed (I4); too many of those is `Full`.
+//! - an entry that a sink has yet to get is not trimmed (I4); too many of those is `Full`. One sink is an
+//!   exception: it stands, because it rejects and its dead-letter box is full. The journal at its bound goes on
+//!   without it (I13), and what it will not get is put into its box as one letter ([`DeadLetter::gap`]).
 //!
 //! A sink holds back what lies after the cursor it has noted. So a sink notes one for a server,
 //! if only the one it starts from, before it counts on the entries that follow.
@@ -43,8 +45,6 @@ pub use sqlite::SqliteStore;
 
 /// How long an id of a command is remembered, from when it came.
 const COMMAND_MEMORY: Duration = Duration::from_secs(24 * 60 * 60);
-/// More than this lie aside for no sink: it stops, and a person has to look.
-const DEAD_LETTERS_MAX: u64 = 10_000;
 /// The answers that are remembered take no more bytes than this; the oldest go.
 const ANSWERS_BYTES_MAX: u64 = 64 << 20;
 /// More finished commands than this are not remembered; the oldest go.
@@ -59,11 +59,14 @@ pub struct Options {
     pub journal_bytes_max: u64,
     /// Entries that every sink has go when they are older.
     pub journal_age_max: Duration,
+    /// More than this lie aside for no sink: it stops, and a person has to look.
+    pub dead_letters_max: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { journal_bytes_max: 256 << 20, journal_age_max: Duration::from_secs(30 * 24 * 60 * 60) }
+        let journal_age_max = Duration::from_secs(30 * 24 * 60 * 60);
+        Self { journal_bytes_max: 256 << 20, journal_age_max, dead_letters_max: 10_000 }
     }
 }
 
@@ -84,21 +87,74 @@ pub struct Recovery {
     pub moved_to: Option<PathBuf>,
 }
 
-/// An entry that a sink would not take.
+/// Events that a sink will not get: one that it would not take, or a row that was given up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// The event's, as it stands in the body.
+    /// The event's, as it stands in the body; a name of its own if it is a gap.
     pub id: String,
     pub server: ServerName,
+    /// Of the event; of the last one if it is a gap.
     pub seq: Seq,
     pub reason: String,
     /// When it was buried.
     pub time: Timestamp,
+    /// Empty if it is a gap.
     pub body: Bytes,
 }
 
-fn too_many_dead_letters() -> StoreError {
-    StoreError::Full { reason: format!("{DEAD_LETTERS_MAX} events lie aside for this sink") }
+/// What stands in the id of a gap before the number of its first event.
+const GAP: &str = "-gap-";
+
+impl DeadLetter {
+    /// The first and the last number, if these are events in a row that were given up: the journal was full, and the
+    /// sink stood. They are not kept any more.
+    pub fn gap(&self) -> Option<(Seq, Seq)> {
+        let (_, first) = self.id.rsplit_once(GAP)?;
+        Some((Seq(first.parse().ok()?), self.seq))
+    }
+
+    /// How many events it is.
+    pub fn events(&self) -> u64 {
+        self.gap().map_or(1, |(first, last)| (last.0 + 1).saturating_sub(first.0))
+    }
+}
+
+/// A letter in place of the events `first..=last`.
+fn gap_letter(server: &ServerName, epoch: Epoch, (first, last): (Seq, Seq), time: Timestamp) -> DeadLetter {
+    DeadLetter {
+        id: format!("{server}-{epoch}{GAP}{:012}", first.0),
+        server: server.clone(),
+        seq: last,
+        reason: "given up: the journal was full, and so were the dead letters of this sink".to_owned(),
+        time,
+        body: Bytes::new(),
+    }
+}
+
+/// How full the dead-letter box of a sink is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BoxUsage {
+    pub letters: u64,
+    /// Events in gaps.
+    pub given_up: u64,
+}
+
+/// What a row of the journal that goes was to a sink that stands: from the first that it has neither settled nor given up
+/// before. `None` if it has had all of that.
+fn newly_given_up(cursor: Seq, last_gap: Option<&DeadLetter>, last: Seq) -> Option<(Seq, Seq)> {
+    let gap = last_gap.and_then(DeadLetter::gap);
+    let had = gap.map_or(cursor, |(_, to)| cursor.max(to));
+    let first = match gap {
+        // It goes on where the last one ends: that one grows.
+        Some((first, to)) if to == had => first,
+        _ => Seq(had.0 + 1),
+    };
+    (had < last).then_some((first, last))
+}
+
+fn too_many_dead_letters(max: u64) -> StoreError {
+    let reason = format!("{max} letters lie aside for this sink: `dtorrent letters` lists, replays and drops them");
+    StoreError::Full { reason }
 }
 
 /// The journal entry that tells `fact`.

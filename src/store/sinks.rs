@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::{Connection, Row};
+use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::journal::{from_sql, to_sql, unreadable};
 use super::thread::{Db, Failure};
-use super::{DEAD_LETTERS_MAX, DeadLetter, too_many_dead_letters};
+use super::{BoxUsage, DeadLetter, GAP, gap_letter, newly_given_up, too_many_dead_letters};
 use crate::model::{Entry, Rev, Seq, ServerName, SinkName, Timestamp};
 use crate::port::Progress;
 
@@ -20,11 +20,15 @@ pub(super) fn progress(db: &Db, sink: &SinkName) -> Result<BTreeMap<ServerName, 
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-pub(super) fn settle(db: &Db, sink: &SinkName, progress: &BTreeMap<ServerName, Progress>) -> Result<(), Failure> {
+pub(super) fn settle(db: &mut Db, sink: &SinkName, progress: &BTreeMap<ServerName, Progress>) -> Result<(), Failure> {
     let sql = "INSERT OR REPLACE INTO progress (sink, server, cursor, sent_rev) VALUES (?1, ?2, ?3, ?4)";
-    let mut statement = db.connection.prepare_cached(sql)?;
     for (server, Progress { cursor, sent_rev }) in progress {
-        statement.execute((sink.as_str(), server.as_str(), to_sql(cursor.0), to_sql(sent_rev.0)))?;
+        let values = (sink.as_str(), server.as_str(), to_sql(cursor.0), to_sql(sent_rev.0));
+        db.connection.prepare_cached(sql)?.execute(values)?;
+    }
+    let is_over = |(server, seq): &(ServerName, Seq)| progress.get(server).is_some_and(|noted| noted.cursor >= *seq);
+    if db.standing.get(sink).is_some_and(is_over) {
+        db.standing.remove(sink);
     }
     Ok(())
 }
@@ -43,27 +47,63 @@ pub(super) fn declare(db: &Db, sinks: &BTreeMap<SinkName, Vec<ServerName>>) -> R
 }
 
 /// An entry that was buried before (its cursor was not noted yet) keeps its first grave.
-pub(super) fn bury(db: &Db, sink: &SinkName, entry: &Entry, reason: &str) -> Result<(), Failure> {
+pub(super) fn bury(db: &mut Db, sink: &SinkName, entry: &Entry, reason: &str) -> Result<(), Failure> {
     let sql = "SELECT count(*) FROM dead_letters WHERE sink = ?1 AND id <> ?2";
     let id = entry.id.to_string();
     let count: i64 = db.connection.prepare_cached(sql)?.query_row((sink.as_str(), &id), |row| row.get(0))?;
-    if from_sql(count) >= DEAD_LETTERS_MAX {
-        return Err(too_many_dead_letters().into());
+    if from_sql(count) >= db.options.dead_letters_max {
+        db.standing.insert(sink.clone(), (entry.server.clone(), entry.seq));
+        return Err(too_many_dead_letters(db.options.dead_letters_max).into());
     }
-    let sql = "INSERT INTO dead_letters (sink, id, server, seq, reason, time, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
-               ON CONFLICT (sink, id) DO NOTHING";
-    let body: &[u8] = &entry.body;
-    let now = db.clock.now().as_millis();
-    db.connection.prepare_cached(sql)?.execute((
+    let (server, seq, reason, body) = (entry.server.clone(), entry.seq, reason.to_owned(), entry.body.clone());
+    let letter = DeadLetter { id, server, seq, reason, time: db.clock.now(), body };
+    insert(db, sink, &letter, "DO NOTHING")?;
+    db.standing.remove(sink);
+    Ok(())
+}
+
+fn insert(db: &Db, sink: &SinkName, letter: &DeadLetter, if_known: &str) -> Result<(), Failure> {
+    let sql = format!(
+        "INSERT INTO dead_letters (sink, id, server, seq, reason, time, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
+         ON CONFLICT (sink, id) {if_known}"
+    );
+    let DeadLetter { id, server, seq, reason, time, body } = letter;
+    let (time, body) = (time.as_millis(), &body[..]);
+    db.connection.prepare_cached(&sql)?.execute((
         sink.as_str(),
         id,
-        entry.server.as_str(),
-        to_sql(entry.seq.0),
+        server.as_str(),
+        to_sql(seq.0),
         reason,
-        now,
+        time,
         body,
     ))?;
     Ok(())
+}
+
+/// Notes that the entries of a server up to `last` go, which sinks that stand have not had: a letter says so, and
+/// their cursors hold nothing back that is not there. Returns for how many events that is.
+pub(super) fn give_up(db: &Db, server: &ServerName, last: Seq) -> Result<u64, Failure> {
+    let mut count = 0;
+    for sink in db.standing.keys() {
+        let sql = "SELECT cursor FROM progress WHERE sink = ?1 AND server = ?2";
+        let mut statement = db.connection.prepare_cached(sql)?;
+        let cursor = statement.query_row((sink.as_str(), server.as_str()), |row| row.get(0)).optional()?;
+        let Some(cursor) = cursor.map(|cursor| Seq(from_sql(cursor))) else { continue };
+        let sql = "SELECT id, server, seq, reason, time, body FROM dead_letters \
+                   WHERE sink = ?1 AND id BETWEEN ?2 AND ?3 ORDER BY id DESC LIMIT 1";
+        let mut statement = db.connection.prepare_cached(sql)?;
+        // A colon comes next after the digits.
+        let (from, to) = (format!("{server}-{}{GAP}", db.epoch), format!("{server}-{}{GAP}:", db.epoch));
+        let gap = statement.query_row((sink.as_str(), from, to), dead_letter).optional()?;
+        let Some((first, last)) = newly_given_up(cursor, gap.as_ref(), last) else { continue };
+        let letter = gap_letter(server, db.epoch, (first, last), db.clock.now());
+        count += letter.events() - gap.filter(|gap| gap.id == letter.id).map_or(0, |gap| gap.events());
+        insert(db, sink, &letter, "DO UPDATE SET seq = excluded.seq, time = excluded.time")?;
+        let sql = "UPDATE progress SET cursor = ?3 WHERE sink = ?1 AND server = ?2 AND cursor < ?3";
+        db.connection.prepare_cached(sql)?.execute((sink.as_str(), server.as_str(), to_sql(last.0)))?;
+    }
+    Ok(count)
 }
 
 pub(super) fn dead_letters(db: &Db, sink: &SinkName) -> Result<Vec<DeadLetter>, Failure> {
@@ -80,6 +120,28 @@ pub(super) fn all_dead_letters(connection: &Connection) -> Result<Vec<(String, D
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
+/// How full each box is that is not empty, by the names of the sinks.
+pub(super) fn boxes(db: &Db) -> Result<BTreeMap<String, BoxUsage>, Failure> {
+    let mut boxes: BTreeMap<String, BoxUsage> = BTreeMap::new();
+    let mut statement = db.connection.prepare_cached("SELECT sink, count(*) FROM dead_letters GROUP BY sink")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        boxes.insert(row.get(0)?, BoxUsage { letters: from_sql(row.get(1)?), given_up: 0 });
+    }
+    // Found in the index, without a look at what lies in them.
+    let sql = "SELECT id, server, seq, reason, time, body, sink FROM dead_letters \
+               WHERE number IN (SELECT number FROM dead_letters WHERE id LIKE '%' || ?1 || '%')";
+    let mut statement = db.connection.prepare_cached(sql)?;
+    let mut rows = statement.query([GAP])?;
+    while let Some(row) = rows.next()? {
+        let letter = dead_letter(row)?;
+        if let Some(of_sink) = boxes.get_mut(&row.get::<_, String>(6)?).filter(|_| letter.gap().is_some()) {
+            of_sink.given_up += letter.events();
+        }
+    }
+    Ok(boxes)
+}
+
 fn dead_letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
     Ok(DeadLetter {
         id: row.get(0)?,
@@ -91,10 +153,10 @@ fn dead_letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
     })
 }
 
-pub(super) fn forget_dead_letter(db: &Db, sink: &SinkName, id: &str) -> Result<(), Failure> {
-    let mut statement = db.connection.prepare_cached("DELETE FROM dead_letters WHERE sink = ?1 AND id = ?2")?;
-    statement.execute((sink.as_str(), id))?;
-    Ok(())
+/// Returns whether it was there.
+pub(super) fn forget_dead_letter(connection: &Connection, sink: &str, id: &str) -> Result<bool, Failure> {
+    let mut statement = connection.prepare_cached("DELETE FROM dead_letters WHERE sink = ?1 AND id = ?2")?;
+    Ok(statement.execute((sink, id))? > 0)
 }
 
 pub(super) fn registry(db: &Db, sink: &SinkName) -> Result<Vec<String>, Failure> {

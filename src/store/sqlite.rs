@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::folder::{AliveMark, Folder};
 use super::thread::{Db, Failure, Mode, Writer};
-use super::{DeadLetter, Options, Recovery, commands, journal, schema, sinks};
+use super::{BoxUsage, DeadLetter, Options, Recovery, commands, journal, schema, sinks};
 use crate::model::{CommandId, Committed, Entry, Seq, ServerName, SinkName, Tick};
 use crate::port::{
     Admission, Answer, Clock, Loaded, LoggedCommand, Place, Progress, Store, StoreError, UnsentResult, Usage,
@@ -71,18 +72,41 @@ impl SqliteStore {
         if !file.try_exists().map_err(|error| StoreError::Io(error.into()))? {
             return Ok(Vec::new());
         }
-        let look = || -> Result<_, Failure> {
-            let connection = Connection::open_with_flags(&file, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-            connection.busy_timeout(std::time::Duration::from_secs(5))?;
-            sinks::all_dead_letters(&connection)
-        };
+        let look = || sinks::all_dead_letters(&beside(&file, OpenFlags::SQLITE_OPEN_READ_ONLY)?);
         look().map_err(Failure::into_read_error)
     }
 
+    /// Drops these dead letters, by sink and id, and says how many of them were there.
+    ///
+    /// Takes no lock: it is one short write, and a bridge that runs in this folder finds the room that it makes. Blocks.
+    ///
+    /// # Errors
+    /// There is no such file, or it cannot be written; then nothing was dropped.
+    pub fn drop_dead_letters(data_dir: &Path, letters: &[(String, String)]) -> Result<usize, StoreError> {
+        let drop_all = || -> Result<usize, Failure> {
+            let mut connection = beside(&Folder::database_in(data_dir), OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+            // What the last bridge left stays as it is, for the next one to judge.
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let mut count = 0;
+            for (sink, id) in letters {
+                count += usize::from(sinks::forget_dead_letter(&transaction, sink, id)?);
+            }
+            transaction.commit()?;
+            Ok(count)
+        };
+        drop_all().map_err(Failure::into_write_error)
+    }
+
+    /// How full the dead-letter box of each sink is, by the names of the sinks; of those that are not empty.
+    pub async fn boxes(&self) -> Result<BTreeMap<String, BoxUsage>, StoreError> {
+        self.read(|db| sinks::boxes(db)).await
+    }
+
     /// Lets a dead letter go: it was delivered after all.
-    pub async fn forget_dead_letter(&self, sink: &SinkName, id: &str) -> Result<(), StoreError> {
-        let (sink, id) = (sink.clone(), id.to_owned());
-        self.write(Mode::Synced, move |db| sinks::forget_dead_letter(db, &sink, &id)).await
+    pub async fn forget_dead_letter(&self, sink: &str, id: &str) -> Result<(), StoreError> {
+        let (sink, id) = (sink.to_owned(), id.to_owned());
+        self.write(Mode::Synced, move |db| sinks::forget_dead_letter(&db.connection, &sink, &id).map(|_| ())).await
     }
 
     /// Notes that the folder is in use now: the next life wants to know how long nobody was there.
@@ -112,6 +136,13 @@ impl SqliteStore {
     ) -> Result<T, StoreError> {
         self.writer.ask(mode, None, work).await
     }
+}
+
+/// A connection beside that of a bridge that may run.
+fn beside(file: &Path, flags: OpenFlags) -> Result<Connection, Failure> {
+    let connection = Connection::open_with_flags(file, flags)?;
+    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    Ok(connection)
 }
 
 #[async_trait]

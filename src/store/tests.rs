@@ -434,6 +434,89 @@ async fn a_tick_larger_than_the_budget_is_taken_by_an_empty_journal_only() {
     .await;
 }
 
+/// A sink whose box is full stands at an entry that finds no place in it; another takes everything.
+async fn one_stands(store: &dyn Store, letters: impl AsyncFn() -> Vec<DeadLetter>, forget: impl AsyncFn(String)) {
+    let (home, attic, stuck, well) = (server("home"), server("attic"), sink("stuck"), sink("well"));
+    store.settle(&stuck, [(home.clone(), at(1, 7))].into()).await.unwrap();
+    store.settle(&well, [(home.clone(), at(0, 0))].into()).await.unwrap();
+    for _ in 0..2 {
+        store.commit(added(&home, 1)).await.unwrap();
+    }
+    let entries = store.read(&home, Seq(0), 9).await.unwrap();
+    store.bury(&stuck, &entries[0], "no").await.unwrap();
+    let refused = store.bury(&stuck, &entries[1], "no").await;
+    assert!(matches!(&refused, Err(StoreError::Full { reason }) if reason.contains("dtorrent letters")), "{refused:?}");
+    // Far more than the journal holds: nobody is held up, and each that goes is accounted for.
+    let mut last = 2;
+    for _ in 0..40 {
+        store.settle(&well, [(home.clone(), at(last, 0))].into()).await.unwrap();
+        last = store.commit(added(&home, 1)).await.unwrap().last_seq.0;
+        store.commit(updated(&home, 1, last)).await.unwrap();
+    }
+    store.commit(added(&attic, 1)).await.unwrap();
+    let kept = seqs(store, &home).await;
+    assert!(kept[0] > 10 && kept == (kept[0]..=last).collect::<Vec<_>>(), "{kept:?}");
+    let gap = |letters: Vec<DeadLetter>| letters.last().and_then(DeadLetter::gap);
+    assert_eq!(letters().await.len(), 2, "the gap is one letter");
+    assert_eq!(gap(letters().await), Some((Seq(2), Seq(kept[0] - 1))));
+    assert_eq!(store.progress(&stuck).await.unwrap()[&home], at(kept[0] - 1, 7));
+    // An older note of the cursor does not have it counted twice.
+    store.settle(&stuck, [(home.clone(), at(1, 7))].into()).await.unwrap();
+    store.settle(&well, [(home.clone(), at(last, 0))].into()).await.unwrap();
+    for _ in 0..5 {
+        last = store.commit(added(&home, 1)).await.unwrap().last_seq.0;
+        store.settle(&well, [(home.clone(), at(last, 0))].into()).await.unwrap();
+    }
+    let kept = seqs(store, &home).await;
+    assert_eq!((letters().await.len(), gap(letters().await)), (2, Some((Seq(2), Seq(kept[0] - 1)))));
+    // With room it stands no longer, and then the journal waits for it as for any other.
+    for letter in letters().await {
+        forget(letter.id).await;
+    }
+    store.bury(&stuck, &entries[1], "no").await.unwrap();
+    while let Ok(committed) = store.commit(added(&home, 1)).await {
+        last = committed.last_seq.0;
+        store.settle(&well, [(home.clone(), at(last, 0))].into()).await.unwrap();
+        assert!(last < 200, "nothing stops it");
+    }
+    assert_eq!(letters().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_sink_that_stands_holds_up_nobody_else_and_a_letter_says_what_it_lost() {
+    let options = Options { journal_bytes_max: 8_000, dead_letters_max: 1, ..Options::default() };
+    let stuck = sink("stuck");
+    let memory = MemoryStore::new(options.clone(), HandClock::new());
+    let forget = async |id: String| assert!(memory.forget_dead_letter(&stuck, &id));
+    one_stands(&memory, async || memory.dead_letters(&stuck), forget).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (file, _) = SqliteStore::open(folder.path(), options, HandClock::new()).unwrap();
+    let drop_letter = async |id: String| {
+        assert_eq!(SqliteStore::drop_dead_letters(folder.path(), &[("stuck".to_owned(), id)]).unwrap(), 1);
+    };
+    one_stands(&file, async || file.dead_letters(&stuck).await.unwrap(), drop_letter).await;
+    assert_eq!(file.boxes().await.unwrap(), [("stuck".to_owned(), BoxUsage { letters: 1, given_up: 0 })].into());
+}
+
+#[tokio::test]
+async fn nothing_is_given_up_where_nobody_else_hears_of_the_server() {
+    let options = Options { journal_bytes_max: 8_000, dead_letters_max: 0, ..Options::default() };
+    on_each(options, async |store, _| {
+        let (home, stuck) = (server("home"), sink("stuck"));
+        store.settle(&stuck, [(home.clone(), at(0, 0))].into()).await.unwrap();
+        store.commit(added(&home, 1)).await.unwrap();
+        let entry = &store.read(&home, Seq(0), 1).await.unwrap()[0];
+        store.bury(&stuck, entry, "no").await.unwrap_err();
+        let mut last = 1;
+        while let Ok(committed) = store.commit(added(&home, 1)).await {
+            last = committed.last_seq.0;
+            assert!(last < 100, "nothing stops it");
+        }
+        assert_eq!(seqs(store, &home).await, (1..=last).collect::<Vec<_>>());
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn what_every_sink_has_goes_when_it_is_old() {
     let options = Options { journal_age_max: Duration::from_secs(60), ..Options::default() };
@@ -552,13 +635,21 @@ async fn dead_letters_can_be_looked_at_beside_a_store_that_is_open_and_go_when_t
     let expected: Vec<_> =
         store.dead_letters(&line).await.unwrap().into_iter().map(|letter| ("hook.home".to_owned(), letter)).collect();
     assert_eq!((look(), expected.len()), (expected.clone(), 2));
-    store.forget_dead_letter(&line, &entries[0].id.to_string()).await.unwrap();
+    store.forget_dead_letter(line.as_str(), &entries[0].id.to_string()).await.unwrap();
     assert_eq!(look(), expected[1..]);
     store.close().await.unwrap();
     drop(store);
     assert_eq!(look(), expected[1..]);
-    let (_, recovery) = open(folder.path());
+    let (store, recovery) = open(folder.path());
     assert!(recovery.was_clean && !recovery.lost, "whoever looked left no trace: {recovery:?}");
+    store.close().await.unwrap();
+    drop(store);
+    let last = [("hook.home".to_owned(), entries[1].id.to_string()), ("hook.home".to_owned(), "none".to_owned())];
+    assert_eq!(SqliteStore::drop_dead_letters(folder.path(), &last).unwrap(), 1);
+    assert_eq!(look(), []);
+    let (store, recovery) = open(folder.path());
+    assert!(recovery.was_clean && !recovery.lost, "nor did whoever dropped one: {recovery:?}");
+    assert_eq!((seqs(&store, &home).await, store.dead_letters(&line).await.unwrap()), (vec![1, 2], Vec::new()));
 }
 
 #[test]

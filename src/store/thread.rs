@@ -8,7 +8,7 @@
 //! yet on the disk. The thread ends when its store closes or is dropped, or if it panics; every
 //! request after that is answered with an error.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -18,8 +18,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::folder::{CommitMark, Folder};
 use super::{Options, commands, journal, schema};
-use crate::model::{Epoch, ServerName, Timestamp};
+use crate::model::{Epoch, Seq, ServerName, SinkName, Timestamp};
 use crate::port::{Clock, StoreError};
+use crate::repeat::Repeat;
 
 /// Requests that wait; more callers wait before that.
 const REQUESTS_MAX: usize = 64;
@@ -35,6 +36,10 @@ pub(super) struct Db {
     /// Nothing had been committed when the store was opened.
     pub was_new: bool,
     pub servers: HashMap<ServerName, journal::Numbers>,
+    /// Sinks that stand: the box is full, and this entry of theirs finds no place in it.
+    pub standing: BTreeMap<SinkName, (ServerName, Seq)>,
+    /// How often events were given up for those.
+    pub given_up: Repeat,
     /// When everything was looked through last for what may go.
     pub tidied_at: Option<Timestamp>,
     folder: Folder,
@@ -228,6 +233,8 @@ impl Db {
             clock,
             was_new,
             servers,
+            standing: BTreeMap::new(),
+            given_up: Repeat::default(),
             tidied_at: None,
             folder,
             is_synced,

@@ -38,6 +38,9 @@ pub const ALL: &[(&str, Shape, &str)] = &[
     ("dtorrent_sink_lag_entries", Shape::Gauge, "Events that a sink has not taken yet"),
     ("dtorrent_sink_lag_seconds", Shape::Gauge, "Since when a sink has been behind"),
     ("dtorrent_sink_dirty", Shape::Gauge, "Torrents of which a sink has an old picture"),
+    ("dtorrent_sink_standstill", Shape::Gauge, "1 if a sink's events stand: one was rejected and finds no place aside"),
+    ("dtorrent_dead_letters", Shape::Gauge, "Letters put aside for a sink, 10000 at most"),
+    ("dtorrent_given_up_events", Shape::Gauge, "Events given up for a sink that stood, as its letters say"),
     ("dtorrent_deliveries_total", Shape::Counter, "Messages that a sink took or rejected"),
     ("dtorrent_commands_total", Shape::Counter, "Commands carried out, by verb and status"),
     ("dtorrent_task_restarts_total", Shape::Counter, "Tasks started again after a fault in this program"),
@@ -93,8 +96,15 @@ pub fn note_sink(sink: &SinkName, report: &SinkReport) {
     gauge!("dtorrent_sink_lag_entries", "sink" => sink.clone()).set(report.lag_entries as f64);
     gauge!("dtorrent_sink_lag_seconds", "sink" => sink.clone()).set(lag_seconds);
     gauge!("dtorrent_sink_dirty", "sink" => sink.clone()).set(report.dirty as f64);
+    let stands = report.standstill.is_some();
+    gauge!("dtorrent_sink_standstill", "sink" => sink.clone()).set(f64::from(u8::from(stands)));
     counter!("dtorrent_deliveries_total", "sink" => sink.clone(), "result" => "ok").absolute(report.delivered);
     counter!("dtorrent_deliveries_total", "sink" => sink, "result" => "rejected").absolute(report.rejected);
+}
+
+pub fn note_box(sink: &SinkName, letters: u64, given_up: u64) {
+    gauge!("dtorrent_dead_letters", "sink" => sink.to_string()).set(letters as f64);
+    gauge!("dtorrent_given_up_events", "sink" => sink.to_string()).set(given_up as f64);
 }
 
 pub fn note_poll(server: &ServerName, poll: &PollReport) {

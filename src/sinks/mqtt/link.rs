@@ -141,6 +141,8 @@ pub(super) struct Voice {
     pub instance: String,
     pub topics: Topics,
     pub birth: Option<Birth>,
+    /// It says nothing of whether the bridge is there, and listens to nobody.
+    pub is_aside: bool,
     /// The broker has put something off, and may have taken what came behind it: from then on nothing does.
     pub one_at_a_time: Arc<AtomicBool>,
 }
@@ -211,8 +213,10 @@ impl Link for MqttLink {
             queue.left = Some(left);
         }
         let goodbye = async {
-            let offline = Message::bridge_status(&self.voice.topics, false);
-            outcome(self.line.hand_over(offline)?).await?;
+            if !self.voice.is_aside {
+                let offline = Message::bridge_status(&self.voice.topics, false);
+                outcome(self.line.hand_over(offline)?).await?;
+            }
             if self.line.client.disconnect().is_err() || has_left.await.is_err() {
                 return Err(DeliverError::unavailable("the connection ended before the goodbye"));
             }
@@ -243,7 +247,7 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// Connects, says `online` and listens to what others say of us.
+    /// Connects; unless it is aside, says `online` and listens to what others say of us.
     pub(super) async fn connect(voice: Voice, client: Client, mut events: EventLoop) -> Result<Self, Ended> {
         let granted = events.connected().await?;
         let mut driver = Self {
@@ -258,9 +262,11 @@ impl Driver {
             voice,
             events,
         };
-        driver.complain();
-        driver.say_online().await?;
-        driver.listen().await?;
+        if !driver.voice.is_aside {
+            driver.complain();
+            driver.say_online().await?;
+            driver.listen().await?;
+        }
         Ok(driver)
     }
 

@@ -277,6 +277,17 @@ impl MqttSink {
         Ok(names.len())
     }
 
+    /// A connection for a bridge that does not run and has something to hand over all the same: without a will, and
+    /// without a word about whether the bridge is there.
+    pub async fn connect_aside(&self) -> Result<Connected, DeliverError> {
+        let greet = |protocol| {
+            let (client, events) = self.open_aside(protocol);
+            Driver::connect(Voice { is_aside: true, ..self.voice() }, client, events)
+        };
+        let driver = self.broker.attempt(greet).await.map_err(DeliverError::from)?;
+        Ok(Connected { link: Box::new(driver.link()), drive: Box::pin(driver.run()) })
+    }
+
     /// A connection under a name of its own, which disturbs nobody.
     fn open_aside(&self, protocol: Protocol) -> (Client, EventLoop) {
         self.broker.open(&Opening {
@@ -357,7 +368,6 @@ impl MqttSink {
 
     async fn say_hello(&self, protocol: Protocol, will: Route) -> Result<Driver, Ended> {
         let Settings { name, instance, .. } = &self.broker.settings;
-        let topics = self.broker.topics.clone();
         let (client, events) = self.broker.open(&Opening {
             protocol,
             client_id: format!("dtorrent-{instance}-{name}"),
@@ -367,13 +377,22 @@ impl MqttSink {
             channel: link::CHANNEL,
             receive_max: None,
         });
-        let birth = self.broker.home_assistant_names();
-        let birth = birth.map(|names| Birth { topic: names.birth(), presence: Arc::clone(&self.broker.presence) });
-        let one_at_a_time = Arc::clone(&self.broker.one_at_a_time);
-        let voice = Voice { sink: name.clone(), instance: instance.clone(), topics, birth, one_at_a_time };
-        let driver = Driver::connect(voice, client, events).await?;
+        let driver = Driver::connect(self.voice(), client, events).await?;
         info!(sink = %name, broker = %self.broker.settings.url, ?protocol, "connected");
         Ok(driver)
+    }
+
+    fn voice(&self) -> Voice {
+        let Broker { settings, topics, presence, one_at_a_time, .. } = &*self.broker;
+        let birth = self.broker.home_assistant_names();
+        Voice {
+            sink: settings.name.clone(),
+            instance: settings.instance.clone(),
+            topics: topics.clone(),
+            birth: birth.map(|names| Birth { topic: names.birth(), presence: Arc::clone(presence) }),
+            is_aside: false,
+            one_at_a_time: Arc::clone(one_at_a_time),
+        }
     }
 }
 

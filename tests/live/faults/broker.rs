@@ -293,7 +293,7 @@ async fn what_is_too_large_for_a_broker_is_parked_whether_it_said_so_or_not() {
 }
 
 /// Other access rules, for those who are connected too.
-async fn set_rules(world: &mut World, rules: &str) {
+pub(super) async fn set_rules(world: &mut World, rules: &str) {
     let reread = |world: &mut World| world.broker.process().output().matches("Reloading config").count();
     std::fs::write(world.folder.join("broker").join("acl"), rules).unwrap();
     let before = reread(world);

@@ -6,6 +6,7 @@
 mod broker;
 mod consumer;
 mod kills;
+mod letters;
 mod life;
 mod outside;
 mod rtorrent;

@@ -43,6 +43,22 @@ impl Ledger {
         rows.map(Result::unwrap).collect()
     }
 
+    /// Puts so many letters into a sink's box. The bridge does not run.
+    pub fn add_dead_letters(&self, sink: &str, count: u64) {
+        let mut connection = Connection::open(&self.file).unwrap();
+        let transaction = connection.transaction().unwrap();
+        for number in 1..=count {
+            let sql = "INSERT INTO dead_letters (sink, id, server, seq, reason, time, body) VALUES (?1, ?2, 'home', 1, 'old', 0, x'7b7d')";
+            transaction.execute(sql, (sink, format!("home-00000000-{number:012}"))).unwrap();
+        }
+        transaction.commit().unwrap();
+    }
+
+    pub fn set_letter_bodies(&self, sink: &str, body: &str) {
+        let sql = "UPDATE dead_letters SET body = CAST(?2 AS BLOB) WHERE sink = ?1";
+        Connection::open(&self.file).unwrap().execute(sql, (sink, body)).unwrap();
+    }
+
     /// Waits until a number in it is right.
     pub async fn until(&self, what: &str, mut is_so: impl FnMut(&Self) -> bool) {
         let deadline = Instant::now() + PATIENCE;

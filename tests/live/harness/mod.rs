@@ -155,6 +155,15 @@ impl World {
         config
     }
 
+    /// Runs another command with the same config: its exit code, and what it says to stdout and stderr.
+    pub async fn ask(&self, arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String, String) {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_dtorrent"));
+        command.args(arguments).arg("--config").arg(self.folder.join("dtorrent.toml"));
+        let output = command.envs(environment.iter().copied()).output().await.unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    }
+
     pub fn bridge(&mut self) -> &mut Bridge {
         self.bridge.as_mut().expect("the test has started it")
     }

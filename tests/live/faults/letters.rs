@@ -1,0 +1,178 @@
+//! Dead letters of brokers: a box that is full, and what a person does with what lies in it.
+
+use std::time::Duration;
+
+use dtorrent::demo::content::Content;
+use dtorrent::demo::process::free_port;
+use serde_json::{Value, json};
+
+use super::broker::set_rules;
+use super::patient_broker;
+use crate::harness::http::request;
+use crate::harness::recorder::Message;
+use crate::harness::{Setup, World, can_run};
+
+const STATUS: &str = "dtorrent/bridge/main/status";
+const CLOSED: &str = "topic read #\ntopic readwrite dtorrent/bridge/#\ntopic readwrite dtorrent/home/+\n\
+                      topic readwrite dtorrent/home/event/#\ntopic readwrite dtorrent/+/torrent/+/command/#\n";
+const OPEN: &str = "topic readwrite #\n";
+
+/// From one offer to the next, and what a busy machine needs.
+const OFFERED_WITHIN: Duration = Duration::from_secs(60);
+
+struct Stage {
+    world: World,
+    pages: u16,
+}
+
+impl Stage {
+    /// A bridge whose broker takes no event of a torrent, with so many letters in the box.
+    async fn with_letters(count: u64) -> Self {
+        let pages = free_port().unwrap();
+        let broker = dtorrent::demo::mosquitto::Options { acl: Some(CLOSED.to_owned()), ..patient_broker() };
+        let http = format!("listen = \"127.0.0.1:{pages}\"");
+        let mut world = World::running(Setup { broker, http, ..Setup::default() }).await;
+        if count > 0 {
+            world.bridge().stop().await;
+            world.ledger().add_dead_letters("b", count);
+            world.bridge().start_again();
+            world.heard.last_word(STATUS, "online").await;
+        }
+        Self { world, pages }
+    }
+
+    /// The same with a full box, and two torrents whose events find no place in it.
+    async fn standing() -> (Self, [Content; 2]) {
+        let mut stage = Self::with_letters(10_000).await;
+        let contents = [1, 2].map(|seed| Content::file(&format!("n{seed}"), 1_000, seed));
+        for content in &contents {
+            stage.world.home.load(&content.torrent, false).await.unwrap();
+        }
+        stage.world.bridge().says("the sink stands").await;
+        (stage, contents)
+    }
+
+    async fn metric(&self, name: &str) -> String {
+        let page = request(self.pages, "GET", "/metrics", &[], b"").await.body;
+        let line =
+            page.lines().find_map(|line| line.strip_prefix(&format!("{name}{{sink=\"b\"}} ")).map(str::to_owned));
+        line.unwrap_or_else(|| panic!("no {name} of b in:\n{page}"))
+    }
+
+    async fn letters(&self) -> Vec<Value> {
+        let (code, listed, said) = self.world.ask(&["letters", "list", "b", "--json"], &[]).await;
+        assert_eq!(code, 0, "{said}");
+        listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_broker_whose_dead_letters_are_full_stands_aloud_and_goes_on_when_there_is_room() {
+    if !can_run() {
+        return;
+    }
+    let (mut stage, contents) = Stage::standing().await;
+    assert_eq!(stage.metric("dtorrent_sink_standstill").await, "1");
+    assert_eq!(stage.metric("dtorrent_dead_letters").await, "10000");
+    let ready = request(stage.pages, "GET", "/readyz", &[], b"").await;
+    let problem = ready.json()["sinks"]["b"]["problem"].as_str().unwrap_or_default().to_owned();
+    assert_eq!(ready.status, 503);
+    assert!(problem.contains("10000") && problem.contains("`dtorrent letters`"), "{problem}");
+    // Who dropped something has room for it, while the bridge runs.
+    let listed = stage.letters().await;
+    let known: Vec<&str> = listed[..2].iter().map(|letter| letter["id"].as_str().unwrap()).collect();
+    let connections = stage.world.bridge().times_said("connected sink=b");
+    let (code, _, said) = stage.world.ask(&["letters", "drop", "b", known[0], known[1]], &[]).await;
+    assert_eq!((code, said.as_str()), (0, "2 dropped\n"));
+    stage.world.bridge().says("the sink goes on").await;
+    let hashes = contents.map(|content| content.hash.to_string());
+    let is_buried =
+        |letters: &[(String, String)]| hashes.iter().all(|h| letters.iter().any(|(body, _)| body.contains(h)));
+    stage.world.ledger().until("both are put aside", |ledger| is_buried(&ledger.dead_letters("b"))).await;
+    assert_eq!(stage.metric("dtorrent_sink_standstill").await, "0");
+    assert_eq!(request(stage.pages, "GET", "/readyz", &[], b"").await.status, 200);
+    assert_eq!(stage.world.bridge().times_said("connected sink=b"), connections, "all of it on the same line");
+    let (code, _, said) = stage.world.ask(&["letters", "drop", "b", "--all"], &[]).await;
+    assert_eq!((code, said.as_str()), (0, "10000 dropped\n"));
+    assert_eq!(stage.metric("dtorrent_dead_letters").await, "0");
+    stage.world.bridge().stop().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_stands_and_is_mended_gets_what_it_refused_on_the_same_line() {
+    if !can_run() {
+        return;
+    }
+    let (mut stage, contents) = Stage::standing().await;
+    let connections = stage.world.bridge().times_said("connected sink=b");
+    set_rules(&mut stage.world, OPEN).await;
+    for content in &contents {
+        let topic = format!("dtorrent/home/torrent/{}/event/added", content.hash);
+        let is_told = |all: &[Message]| all.iter().any(|message| message.topic == topic).then_some(());
+        stage.world.heard.wait_within(OFFERED_WITHIN, &topic, is_told).await;
+    }
+    stage.world.bridge().says("the sink goes on").await;
+    let later = Content::file("later", 1_000, 9);
+    stage.world.home.load(&later.torrent, false).await.unwrap();
+    stage.world.heard.event("home", "added", later.hash).await;
+    assert_eq!(stage.world.bridge().times_said("connected sink=b"), connections);
+    assert_eq!(stage.metric("dtorrent_sink_standstill").await, "0");
+    stage.world.heard.assert_gap_free("home");
+}
+
+#[tokio::test]
+async fn what_a_broker_refused_is_listed_sent_once_more_or_dropped_by_hand() {
+    if !can_run() {
+        return;
+    }
+    let mut stage = Stage::with_letters(0).await;
+    let contents = [1, 2, 3].map(|seed| Content::file(&format!("n{seed}"), 1_000, seed));
+    for content in &contents {
+        stage.world.home.load(&content.torrent, false).await.unwrap();
+    }
+    stage.world.ledger().until("they are put aside", |ledger| ledger.dead_letters("b").len() == 3).await;
+    let letters = stage.letters().await;
+    let id = |number: usize| letters[number]["id"].as_str().unwrap();
+    for letter in &letters {
+        assert_eq!((&letter["sink"], &letter["server"], &letter["events"]), (&json!("b"), &json!("home"), &json!(1)));
+        assert_eq!(letter["event"]["id"], letter["id"]);
+        assert!(letter["bytes"].as_u64() > Some(500) && letter["time"].is_string(), "{letter}");
+        assert!(letter["reason"].as_str().unwrap().contains("does not allow"), "{letter}");
+    }
+    let (_, text, _) = stage.world.ask(&["letters", "list"], &[]).await;
+    assert!(text.contains(&format!("b  {}  {} bytes  added", id(0), letters[0]["bytes"])), "{text}");
+    let (_, text, _) = stage.world.ask(&["webhooks", "list"], &[]).await;
+    assert_eq!(text, "", "a broker is no webhook");
+    let (code, _, said) = stage.world.ask(&["letters", "replay", "b", "--all"], &[]).await;
+    assert!(code == 1 && said.contains("stop the bridge first"), "{said}");
+    stage.world.bridge().stop().await;
+    let mark = stage.world.heard.mark();
+    for (arguments, expected, word) in [
+        (&["letters", "replay", "b"][..], 2, "required"),
+        (&["letters", "replay", "other", "--all"], 1, "no broker or webhook other"),
+        (&["letters", "drop", "b", "home-00000000-000000000001"], 1, "no dead letter"),
+        (&["letters", "drop", "b", id(2)], 0, "1 dropped"),
+        // It still refuses them.
+        (&["letters", "replay", "b", "--all"], 1, "does not allow"),
+    ] {
+        let (code, _, said) = stage.world.ask(arguments, &[]).await;
+        assert!(code == expected && said.contains(word), "{arguments:?}: {code} {said}");
+    }
+    set_rules(&mut stage.world, OPEN).await;
+    let (code, _, said) = stage.world.ask(&["letters", "replay", "b", "--all"], &[]).await;
+    assert_eq!((code, said), (0, format!("{}: taken\n{}: taken\n", id(0), id(1))));
+    let is_told = |all: &[Message], number: usize| all[mark..].iter().any(|m| m.json() == letters[number]["event"]);
+    stage.world.heard.wait_for("both", |all| (is_told(all, 0) && is_told(all, 1)).then_some(())).await;
+    let told = stage.world.heard.since(mark);
+    assert!(!told.iter().any(|message| message.topic == STATUS), "nobody was told that the bridge is there");
+    assert_eq!(stage.letters().await, Vec::<Value>::new());
+    // Without a broker nothing is lost of the rest.
+    stage.world.ledger().add_dead_letters("b", 2);
+    stage.world.broker.process().kill().unwrap();
+    let body =
+        json!({"id": "home-00000000-000000000001", "event_type": "server_online", "time": "2026-11-22T06:25:01.114Z"});
+    stage.world.ledger().set_letter_bodies("b", &body.to_string());
+    let (code, _, said) = stage.world.ask(&["letters", "replay", "b", "--all"], &[]).await;
+    assert_eq!(code, 3, "{said}");
+    assert_eq!((said.lines().count(), stage.letters().await.len()), (1, 2), "{said}");
+}
