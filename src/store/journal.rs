@@ -308,7 +308,7 @@ pub(super) fn usage(connection: &Connection) -> Result<Usage, Failure> {
 ///
 /// An empty journal takes a tick that is larger than the budget: otherwise nothing ever would. A sink that stands
 /// holds back what others have had only as long as there is room for it, or nobody else is to hear of the server.
-fn make_room(db: &mut Db, server: &ServerName, bytes: u64) -> Result<(), Failure> {
+fn make_room(db: &Db, server: &ServerName, bytes: u64) -> Result<(), Failure> {
     let max = db.options.journal_bytes_max;
     loop {
         let kept = usage(&db.connection)?.journal_bytes;
@@ -328,14 +328,7 @@ fn make_room(db: &mut Db, server: &ServerName, bytes: u64) -> Result<(), Failure
             let reason = format!("{kept} bytes wait for sinks, {max} are allowed (journal budget)");
             return Err(StoreError::Full { reason }.into());
         };
-        let events = sinks::give_up(db, &of, last)?;
-        if let Some(times) = db.given_up.failed() {
-            let sinks = standing.iter().map(SinkName::as_str).collect::<Vec<_>>().join(", ");
-            tracing::error!(
-                sinks, server = %of, events, times,
-                "events are given up for a sink that stands, so that others go on: see `dtorrent letters list`"
-            );
-        }
+        sinks::give_up(db, &of, last)?;
     }
 }
 

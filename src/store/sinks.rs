@@ -82,9 +82,8 @@ fn insert(db: &Db, sink: &SinkName, letter: &DeadLetter, if_known: &str) -> Resu
 }
 
 /// Notes that the entries of a server up to `last` go, which sinks that stand have not had: a letter says so, and
-/// their cursors hold nothing back that is not there. Returns for how many events that is.
-pub(super) fn give_up(db: &Db, server: &ServerName, last: Seq) -> Result<u64, Failure> {
-    let mut count = 0;
+/// their cursors hold nothing back that is not there.
+pub(super) fn give_up(db: &Db, server: &ServerName, last: Seq) -> Result<(), Failure> {
     for sink in db.standing.keys() {
         let sql = "SELECT cursor FROM progress WHERE sink = ?1 AND server = ?2";
         let mut statement = db.connection.prepare_cached(sql)?;
@@ -98,12 +97,17 @@ pub(super) fn give_up(db: &Db, server: &ServerName, last: Seq) -> Result<u64, Fa
         let gap = statement.query_row((sink.as_str(), from, to), dead_letter).optional()?;
         let Some((first, last)) = newly_given_up(cursor, gap.as_ref(), last) else { continue };
         let letter = gap_letter(server, db.epoch, (first, last), db.clock.now());
-        count += letter.events() - gap.filter(|gap| gap.id == letter.id).map_or(0, |gap| gap.events());
+        if gap.is_none_or(|gap| gap.id != letter.id) {
+            tracing::error!(
+                %sink, %server, first = first.0,
+                "the sink stands and the journal is full: from here on events are given up for it, others go on"
+            );
+        }
         insert(db, sink, &letter, "DO UPDATE SET seq = excluded.seq, time = excluded.time")?;
         let sql = "UPDATE progress SET cursor = ?3 WHERE sink = ?1 AND server = ?2 AND cursor < ?3";
         db.connection.prepare_cached(sql)?.execute((sink.as_str(), server.as_str(), to_sql(last.0)))?;
     }
-    Ok(count)
+    Ok(())
 }
 
 pub(super) fn dead_letters(db: &Db, sink: &SinkName) -> Result<Vec<DeadLetter>, Failure> {

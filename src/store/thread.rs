@@ -20,7 +20,6 @@ use super::folder::{CommitMark, Folder};
 use super::{Options, commands, journal, schema};
 use crate::model::{Epoch, Seq, ServerName, SinkName, Timestamp};
 use crate::port::{Clock, StoreError};
-use crate::repeat::Repeat;
 
 /// Requests that wait; more callers wait before that.
 const REQUESTS_MAX: usize = 64;
@@ -38,8 +37,6 @@ pub(super) struct Db {
     pub servers: HashMap<ServerName, journal::Numbers>,
     /// Sinks that stand: the box is full, and this entry of theirs finds no place in it.
     pub standing: BTreeMap<SinkName, (ServerName, Seq)>,
-    /// How often events were given up for those.
-    pub given_up: Repeat,
     /// When everything was looked through last for what may go.
     pub tidied_at: Option<Timestamp>,
     folder: Folder,
@@ -234,7 +231,6 @@ impl Db {
             was_new,
             servers,
             standing: BTreeMap::new(),
-            given_up: Repeat::default(),
             tidied_at: None,
             folder,
             is_synced,
