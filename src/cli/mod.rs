@@ -88,7 +88,7 @@ enum Command {
     /// The events that brokers and endpoints would not take: list them, send them once more, drop them
     #[command(subcommand)]
     Letters(letters::Arguments),
-    /// The same of webhooks alone: list, send once more
+    /// Those of webhooks alone: list the events that endpoints would not take, send them once more
     #[command(subcommand)]
     Webhooks(webhooks::Arguments),
     /// For a client of your own (`client = "exec"`)
