@@ -573,9 +573,9 @@ impl Work<'_> {
         }
         let is_folder = is_folder.unwrap_or(files.len() > 1);
         let roots = self.parts.sources.roots.clone();
-        let above = Path::new(&directory).parent().map(|above| above.to_string_lossy().into_owned());
-        let home = above.filter(|_| is_folder).unwrap_or_else(|| directory.clone());
-        let name = Path::new(&directory).file_name().map(|name| name.to_string_lossy().into_owned());
+        let above = Path::new(&*directory).parent().map(|above| above.to_string_lossy().into_owned());
+        let home = above.filter(|_| is_folder).unwrap_or_else(|| directory.to_string());
+        let name = Path::new(&*directory).file_name().map(|name| name.to_string_lossy().into_owned());
         let plan = blocking(move || Plan::of(&roots, &directory, &files, is_folder)).await??;
         let plan = self.check_claims(hash, listing, plan).await?;
         let own_folder = name.filter(|_| is_folder);
@@ -592,7 +592,7 @@ impl Work<'_> {
         let mut others: BTreeMap<InfoHash, (PathBuf, u64)> = BTreeMap::new();
         for (other, observed) in listing.torrents.iter().filter(|(other, _)| **other != hash) {
             let Torrent { directory: Some(directory), size_files, .. } = &observed.torrent else { continue };
-            others.insert(*other, (PathBuf::from(directory), size_files.unwrap_or(1)));
+            others.insert(*other, (PathBuf::from(&**directory), size_files.unwrap_or(1)));
         }
         let (plan, others) = blocking(move || {
             let mut known: BTreeMap<PathBuf, bool> = BTreeMap::new();

@@ -35,7 +35,7 @@ fn seen(words: &str) -> Observed {
         extra: Extra::new(),
         status,
         error: false,
-        message: Some(String::new()),
+        message: Some("".into()),
         stalled: false,
         download_rate: Some(0),
         upload_rate: Some(0),
@@ -43,8 +43,8 @@ fn seen(words: &str) -> Observed {
         eta: None,
         peers: Some(0),
         seeds: Some(0),
-        label: Some(String::new()),
-        directory: Some("/d".to_owned()),
+        label: Some("".into()),
+        directory: Some("/d".into()),
         private: Some(false),
         priority: Some(2),
         tracker: None,
@@ -59,11 +59,11 @@ fn seen(words: &str) -> Observed {
     for word in words {
         is_received |= word.starts_with("received=");
         match word.split_once('=') {
-            Some(("label", label)) => torrent.label = Some(label.to_owned()),
+            Some(("label", label)) => torrent.label = Some(label.into()),
             Some(("load", load)) => facts.load = Some(load.to_owned()),
             Some(("received", bytes)) => facts.received_bytes = bytes.parse().unwrap(),
             Some(("name", name)) => torrent.name = name.to_owned(),
-            Some(("dir", dir)) => torrent.directory = Some(dir.to_owned()),
+            Some(("dir", dir)) => torrent.directory = Some(dir.into()),
             Some(("priority", priority)) => torrent.priority = priority.parse().ok(),
             Some(("peers", peers)) => torrent.peers = peers.parse().ok(),
             Some(("rate", rate)) => torrent.download_rate = rate.parse().ok(),

@@ -399,7 +399,7 @@ async fn extra_columns_are_read_and_unknown_ones_are_null() {
         ("tag", "d.custom=my-tag"),
         ("fork", "d.down.sequential="),
     ] {
-        settings.extra.insert(name.to_owned(), ExtraColumn::parse(column).unwrap());
+        settings.extra.insert(name.into(), ExtraColumn::parse(column).unwrap());
     }
     let client = RtorrentClient::new(settings).unwrap();
     let (hash, file) = metafile(b"extra", &[1; 10], TRACKER);
