@@ -300,6 +300,22 @@ fn content_that_somebody_put_there_is_no_download() {
 }
 
 #[test]
+fn content_that_was_gone_and_is_back_is_no_second_download() {
+    for lost in ["a stopped 30% received=1000", "a downloading 30% received=1000"] {
+        let mut world = World::knowing("a seeding");
+        world.look("a checking 0% received=1000");
+        assert!(world.look(lost).contains("unfinished a"));
+        world.look("a checking 0% received=1000");
+        world.restart_bridge();
+        let told = world.look("a seeding received=1000");
+        assert!(told.contains("checked a") && !told.contains("finished"), "{told}");
+        let mut world = World::knowing("a seeding");
+        world.look(lost);
+        assert!(world.look("a seeding received=1700").contains("finished a"), "it came again");
+    }
+}
+
+#[test]
 fn a_check_that_starts_a_paused_torrent_says_so() {
     let mut world = World::knowing("a paused 40%");
     assert_eq!(world.look("a checking 10%"), "checking a");
