@@ -144,6 +144,9 @@ impl Filter {
     /// # Errors
     /// An unknown key, an unknown status, or a glob that cannot be read or is too long.
     pub fn from_json(value: Value) -> Result<Self, InvalidFilter> {
+        if !value.is_object() {
+            return Err(InvalidFilter("an object like {\"label\": \"linux\"} is right".to_owned()));
+        }
         let Written { status, label, name, tracker, private, ratio, size, age } =
             serde_json::from_value(value).map_err(|error| InvalidFilter(error.to_string()))?;
         let statuses = status.map(|status| match status {
