@@ -60,7 +60,13 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
         None => None,
     };
     let bell = hang_bell(&config).await?;
-    let (sqlite, recovery) = open_store(&config, Arc::clone(&clock))?;
+    let opening = until_there_is_room("the state", async || try_to_open_store(&config, Arc::clone(&clock)));
+    let opened = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        opened = opening => opened,
+    };
+    let (sqlite, recovery) = opened.with_context(|| format!("open the state in {}", config.data_dir.display()))?;
     let sqlite = Arc::new(sqlite);
     let bridge = Bridge::build(&config, Arc::clone(&sqlite), &recovery, clock).await?;
     info!(
@@ -172,8 +178,11 @@ fn rung(board: &Board, ring: &Ring) {
 }
 
 fn open_store(config: &Config, clock: Arc<dyn Clock>) -> anyhow::Result<(SqliteStore, Recovery)> {
-    let (store, recovery) = SqliteStore::open(&config.data_dir, Options::default(), clock)
-        .with_context(|| format!("open the state in {}", config.data_dir.display()))?;
+    try_to_open_store(config, clock).with_context(|| format!("open the state in {}", config.data_dir.display()))
+}
+
+fn try_to_open_store(config: &Config, clock: Arc<dyn Clock>) -> Result<(SqliteStore, Recovery), StoreError> {
+    let (store, recovery) = SqliteStore::open(&config.data_dir, Options::default(), clock)?;
     if let Some(found) = &recovery.found {
         let moved_to = recovery.moved_to.as_ref().map(|path| path.display().to_string());
         warn!(found, moved_to, "the state could not be used as it was");

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::folder::{AliveMark, Folder};
 use super::thread::{Db, Failure, Mode, Writer};
@@ -34,8 +34,12 @@ impl SqliteStore {
     ///
     /// # Errors
     /// Another process uses the folder; the file was written by a newer version; or the folder
-    /// cannot be used.
+    /// cannot be used. [`StoreError::Full`] if that is for want of room.
     pub fn open(data_dir: &Path, options: Options, clock: Arc<dyn Clock>) -> Result<(Self, Recovery), StoreError> {
+        Self::try_open(data_dir, options, clock).map_err(full_if_no_room)
+    }
+
+    fn try_open(data_dir: &Path, options: Options, clock: Arc<dyn Clock>) -> Result<(Self, Recovery), StoreError> {
         let folder = Folder::lock(data_dir)?;
         let (connection, meta, recovery) = schema::open(&folder, clock.now())?;
         let alive = folder.alive_mark().map_err(|error| StoreError::Io(error.into()))?;
@@ -112,6 +116,20 @@ impl SqliteStore {
         work: impl FnMut(&mut Db) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, StoreError> {
         self.writer.ask(mode, None, work).await
+    }
+}
+
+fn full_if_no_room(error: StoreError) -> StoreError {
+    let StoreError::Io(cause) = &error else { return error };
+    let sql = cause.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error);
+    let file = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    // The file beside the change log, which is mapped, has an error of its own for that.
+    let is_full = |error: &rusqlite::ffi::Error| {
+        error.code == ErrorCode::DiskFull || error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE
+    };
+    match sql.is_some_and(is_full) || file == Some(std::io::ErrorKind::StorageFull) {
+        true => StoreError::Full { reason: cause.to_string() },
+        false => error,
     }
 }
 

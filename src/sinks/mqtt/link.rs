@@ -594,3 +594,162 @@ impl Drop for Driver {
         self.fail_all(&DeliverError::unavailable("the connection was given up"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::settings::{BrokerUrl, Prefix, Settings, Version};
+    use super::super::topics::Route;
+    use super::super::wire::{self, Opening, Protocol, Receipt, Received};
+    use super::*;
+
+    /// Of a connection that is never made.
+    fn driver(is_careful: bool) -> Driver {
+        let settings = Settings {
+            name: SinkName::parse("b").unwrap(),
+            instance: "main".to_owned(),
+            url: BrokerUrl::parse("mqtt://127.0.0.1:1").unwrap(),
+            username: None,
+            password: None,
+            ca_pem: None,
+            client_cert: None,
+            version: Version::Auto,
+            prefix: Prefix::default(),
+            servers: Vec::new(),
+            retain: true,
+            home_assistant: None,
+        };
+        let (client, events) = wire::open(
+            &settings,
+            None,
+            &Opening {
+                protocol: Protocol::V5,
+                client_id: "x".to_owned(),
+                session: None,
+                will: None,
+                packet_bytes_max: wire::PACKET_BYTES_MAX,
+                channel: CHANNEL,
+                receive_max: None,
+            },
+        );
+        let granted = Granted {
+            is_session_present: false,
+            receive_max: u16::MAX,
+            packet_bytes_max: wire::PACKET_BYTES_MAX,
+            can_retain: true,
+            can_acknowledge: true,
+            can_put_off: true,
+        };
+        let topics = Topics::new(Prefix::default(), "main", true);
+        let queue = Queue { is_careful, ..Queue::default() };
+        Driver {
+            status_topic: topics.bridge_status(),
+            line: Line { client, granted, queue: Arc::new(Mutex::new(queue)) },
+            voice: Voice {
+                sink: settings.name,
+                instance: settings.instance,
+                topics,
+                birth: None,
+                manners: Arc::default(),
+            },
+            events,
+            under_way: HashMap::new(),
+            contradicted_at: None,
+            contradict_at: None,
+            contradictions: 0,
+            is_listening: true,
+            patience: interval(LOOK_EACH),
+        }
+    }
+
+    fn message(name: &str) -> Message {
+        let route = Route { topic: name.to_owned(), qos: Qos::AtLeastOnce, is_retained: false };
+        Message {
+            route,
+            body: Default::default(),
+            content_type: None,
+            is_text: false,
+            correlation: None,
+            user_properties: Vec::new(),
+        }
+    }
+
+    fn received(topic: &str, body: &str) -> Received {
+        Received {
+            topic: topic.to_owned(),
+            body: body.to_owned().into(),
+            is_retained: true,
+            expires_in: None,
+            response_topic: None,
+            correlation: None,
+            user: None,
+            receipt: Receipt::NONE,
+        }
+    }
+
+    fn scope(server: &str, is_event: bool) -> Option<Scope> {
+        Some(Scope { server: ServerName::parse(server).unwrap(), is_event })
+    }
+
+    #[tokio::test]
+    async fn nothing_of_a_server_goes_before_an_event_of_it_is_settled() {
+        let mut driver = driver(true);
+        // By the lengths of their names they are known again.
+        let all = [("home", true), ("home", false), ("home", true), ("attic", true), ("home", false), ("home", true)];
+        for (number, (server, is_event)) in all.into_iter().enumerate() {
+            drop(driver.line.hand_over_as(scope(server, is_event), message(&"x".repeat(number + 1))).unwrap());
+        }
+        drop(driver.line.hand_over(message(&"x".repeat(7))).unwrap());
+        let first = driver.line.queue().waiting[0].packet_bytes;
+        let written = |driver: &mut Driver, id: u16| {
+            let sizes: Vec<usize> = driver.line.queue().waiting.iter().map(|t| t.packet_bytes - first).collect();
+            for number in 0..sizes.len() {
+                driver.written(id + u16::try_from(number).unwrap()).unwrap();
+            }
+            sizes
+        };
+        assert_eq!(written(&mut driver, 1), [0, 3, 6], "one event of each server, and what is about none");
+        driver.acknowledged(2, Answer::Taken).unwrap();
+        assert!(written(&mut driver, 10).is_empty(), "the attic has no more");
+        driver.acknowledged(1, Answer::Taken).unwrap();
+        assert_eq!(written(&mut driver, 10), [1, 2], "up to the next event");
+        driver.acknowledged(10, Answer::Taken).unwrap();
+        assert!(written(&mut driver, 20).is_empty(), "that was no event");
+        driver.acknowledged(11, Answer::Refused("never")).unwrap();
+        assert_eq!(written(&mut driver, 20), [4, 5]);
+    }
+
+    #[tokio::test]
+    async fn a_mosquitto_is_not_waited_for_unless_it_has_put_something_off() {
+        for (name, was_put_off, is_waited_for) in [
+            ("mosquitto version 2.0.11", false, false),
+            ("mosquitto version 2.0.11", true, true),
+            ("other", false, true),
+        ] {
+            let mut driver = driver(true);
+            driver.voice.manners.was_put_off.store(was_put_off, Ordering::Relaxed);
+            for _ in 0..3 {
+                drop(driver.line.hand_over_as(scope("home", true), message("x")).unwrap());
+            }
+            driver.on(Event::Received(Box::new(received(BROKER_NAME, name)))).unwrap();
+            drop(driver.line.hand_over_as(scope("home", true), message("x")).unwrap());
+            let sent = driver.line.queue().waiting.len();
+            assert_eq!(sent, if is_waited_for { 1 } else { 4 }, "{name}, {was_put_off}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_never_acknowledged_is_waited_for_two_minutes() {
+        let mut driver = driver(false);
+        drop(driver.line.hand_over(message("a")).unwrap());
+        driver.written(1).unwrap();
+        tokio::time::advance(ACKNOWLEDGED_WITHIN).await;
+        driver.check_patience().unwrap();
+        // A later one does not change that.
+        drop(driver.line.hand_over(message("b")).unwrap());
+        driver.written(2).unwrap();
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(driver.check_patience().is_err());
+        driver.acknowledged(1, Answer::Taken).unwrap();
+        driver.check_patience().unwrap();
+    }
+}

