@@ -60,7 +60,13 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
         None => None,
     };
     let bell = hang_bell(&config).await?;
-    let (sqlite, recovery) = open_store(&config, Arc::clone(&clock))?;
+    let opening = until_there_is_room("the state", async || try_to_open_store(&config, Arc::clone(&clock)));
+    let opened = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        opened = opening => opened,
+    };
+    let (sqlite, recovery) = opened.with_context(|| format!("open the state in {}", config.data_dir.display()))?;
     let sqlite = Arc::new(sqlite);
     let bridge = Bridge::build(&config, Arc::clone(&sqlite), &recovery, clock).await?;
     info!(
@@ -172,8 +178,11 @@ fn rung(board: &Board, ring: &Ring) {
 }
 
 fn open_store(config: &Config, clock: Arc<dyn Clock>) -> anyhow::Result<(SqliteStore, Recovery)> {
-    let (store, recovery) = SqliteStore::open(&config.data_dir, Options::default(), clock)
-        .with_context(|| format!("open the state in {}", config.data_dir.display()))?;
+    try_to_open_store(config, clock).with_context(|| format!("open the state in {}", config.data_dir.display()))
+}
+
+fn try_to_open_store(config: &Config, clock: Arc<dyn Clock>) -> Result<(SqliteStore, Recovery), StoreError> {
+    let (store, recovery) = SqliteStore::open(&config.data_dir, Options::default(), clock)?;
     if let Some(found) = &recovery.found {
         let moved_to = recovery.moved_to.as_ref().map(|path| path.display().to_string());
         warn!(found, moved_to, "the state could not be used as it was");
@@ -194,7 +203,6 @@ struct Bridge {
     reporter: Arc<dyn Reporter>,
     worker: BridgeWorker,
     ended_in_order: bool,
-    is_first_life: bool,
     last_alive: Option<Timestamp>,
 }
 
@@ -205,8 +213,6 @@ struct SinkParts {
     retain: Retain,
     /// Where commands may come from, too.
     broker: Option<(Reached, Broker)>,
-    /// The store had not heard of it before.
-    is_new: bool,
 }
 
 fn kinds(filter: &EventFilter) -> BTreeSet<Kind> {
@@ -236,13 +242,11 @@ impl Bridge {
             contents.insert(name.clone(), content);
         }
         let board = Arc::new(Board::new(contents, sinks.keys().cloned()));
-        let mut new_sinks = BTreeSet::new();
+        let is_first_life = recovery.is_new && !recovery.lost;
         for (sink, servers) in &sinks {
-            let note = || note_start(&*store, &board, sink, servers);
-            let is_new = until_there_is_room("a start", note).await;
-            if is_new.with_context(|| format!("note where {sink} begins"))? {
-                new_sinks.insert(sink.clone());
-            }
+            let note = || note_start(&*store, &board, sink, servers, is_first_life);
+            let noted = until_there_is_room("a start", note).await;
+            noted.with_context(|| format!("note where {sink} begins"))?;
         }
         let mut open = open_jobs(&*store).await.context("read the command log")?;
         let common = Common { store: Arc::clone(&store), board: Arc::clone(&board), clock: Arc::clone(&clock) };
@@ -278,7 +282,6 @@ impl Bridge {
                 events: kinds(&broker.events),
                 retain: retain(broker),
                 broker: Some((reached, broker.clone())),
-                is_new: new_sinks.contains(name),
             };
             sinks.insert(name.clone(), parts);
         }
@@ -291,7 +294,6 @@ impl Bridge {
                     events: kinds(&webhook.events),
                     retain: Retain::None,
                     broker: None,
-                    is_new: new_sinks.contains(&line),
                 };
                 sinks.insert(line, parts);
             }
@@ -311,14 +313,13 @@ impl Bridge {
             instance: config.instance.clone(),
             start: Instant::now(),
         });
-        let is_first_life = recovery.is_new && !recovery.lost;
-        Ok(Self { board, store, clock, servers, sinks, reporter, worker, ended_in_order, is_first_life, last_alive })
+        Ok(Self { board, store, clock, servers, sinks, reporter, worker, ended_in_order, last_alive })
     }
 
     fn spawn_sinks(&self, group: &mut Group) {
-        let (ended_in_order, is_first_life) = (self.ended_in_order, self.is_first_life);
-        for (name, SinkParts { sink, servers, events, retain, broker: _, is_new }) in &self.sinks {
-            let (retain, is_new) = (*retain, *is_new);
+        let ended_in_order = self.ended_in_order;
+        for (name, SinkParts { sink, servers, events, retain, broker: _ }) in &self.sinks {
+            let retain = *retain;
             let Some(desk) = self.board.desk(name).cloned() else { continue };
             let (sink, servers, events, name) = (Arc::clone(sink), servers.clone(), events.clone(), name.clone());
             let (store, board) = (Arc::clone(&self.store), Arc::clone(&self.board));
@@ -330,8 +331,6 @@ impl Bridge {
                     events: events.clone(),
                     retain,
                     ended_in_order,
-                    is_new,
-                    is_first_life,
                 };
                 let parts = DispatcherParts {
                     settings,

@@ -155,6 +155,9 @@ impl http::Observed for Shown {
                 let BoxUsage { letters, given_up } = boxes.get(name.as_str()).copied().unwrap_or_default();
                 metrics::note_box(name, letters, given_up);
             }
+            if let Ok(waiting) = self.store.results_waiting(name).await {
+                metrics::note_results(name, waiting);
+            }
         }
         for name in self.board.names() {
             self.board.read(name, |content| metrics::note_poll(name, &content.poll));

@@ -25,7 +25,8 @@ use crate::model::{
     SinkName, Timestamp, Verb, printable,
 };
 use crate::port::{
-    Admission, Answer, Clock, CommandAddress, CommandSource, Incoming, LoggedCommand, ReplyTo, Store, StoreError,
+    Admission, Answer, Clock, CommandAddress, CommandSource, Incoming, LoggedCommand, ReplyTo, ResultsWaiting, Store,
+    StoreError,
 };
 use crate::repeat::Repeat;
 
@@ -37,6 +38,10 @@ const FULL_EACH: Duration = Duration::from_secs(1);
 const TOGETHER_MAX: usize = 64;
 /// With so many bytes no more are waited for.
 const TOGETHER_BYTES_MAX: usize = 16 << 20;
+
+/// So many results, or bytes of them, wait for their sink: until half of them are gone, its commands wait where they
+/// come from. What is in the queues by then is carried out and has its results, too.
+const RESULTS_MAX: ResultsWaiting = ResultsWaiting { count: 1_000, bytes: 64 << 20 };
 
 /// Takes what comes from one source to its door.
 pub struct Intake {
@@ -91,6 +96,7 @@ impl Intake {
         let mut backoff = Backoff::default();
         let mut repeat = Repeat::default();
         loop {
+            self.until_results_go(&stop).await?;
             let since = Instant::now();
             let incoming = tokio::select! {
                 biased;
@@ -133,6 +139,27 @@ impl Intake {
 }
 
 impl Intake {
+    /// A sink that takes no results gets no more of them; returns when there is room, or on `stop`.
+    async fn until_results_go(&mut self, stop: &CancellationToken) -> Result<(), StoreError> {
+        let ResultsWaiting { count, bytes } = RESULTS_MAX;
+        if !self.door.do_results_wait(RESULTS_MAX).await? {
+            return Ok(());
+        }
+        let sink = self.door.origin.clone();
+        self.source.pause().await;
+        warn!(%sink, "{count} results wait, or as many bytes, and are not taken: no more commands are taken from there");
+        self.away_since.get_or_insert_with(|| self.door.clock.now());
+        while self.door.do_results_wait(ResultsWaiting { count: count / 2, bytes: bytes / 2 }).await? {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(FULL_EACH) => {}
+            }
+        }
+        info!(%sink, "results are taken there: commands are taken from there again");
+        Ok(())
+    }
+
     /// With the time since when it may have waited.
     fn noted(&mut self, incoming: Incoming) -> (Incoming, Option<Timestamp>) {
         if !incoming.may_have_waited {
@@ -143,6 +170,11 @@ impl Intake {
 }
 
 impl Door {
+    async fn do_results_wait(&self, max: ResultsWaiting) -> Result<bool, StoreError> {
+        let ResultsWaiting { count, bytes } = self.store.results_waiting(&self.origin).await?;
+        Ok(count >= max.count || bytes >= max.bytes)
+    }
+
     /// Takes messages in their order; those that came together are written down together.
     async fn take(&self, all: Vec<(Incoming, Option<Timestamp>)>, stop: &CancellationToken) -> Result<(), StoreError> {
         let (taken, acks): (Vec<Taken>, Vec<_>) =

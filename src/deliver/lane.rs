@@ -116,6 +116,22 @@ mod tests {
         Entry { server, seq: Seq(seq), id, kind: Kind::Added, hash: None, rev: Rev(0), time, body: Bytes::new() }
     }
 
+    #[test]
+    fn a_lane_that_goes_back_to_entries_that_are_gone_goes_on_behind_them() {
+        let mut lane = Lane::new(Seq(9));
+        assert!(lane.rewind(Seq(3)));
+        assert_eq!(lane.wants_after(Seq(9)), Some(Seq(2)));
+        lane.skip_to(Seq(9));
+        assert!(lane.is_drained(Seq(9)) && lane.wants_after(Seq(9)).is_none());
+        lane.fill(vec![entry(10)]);
+        assert_eq!(lane.depart().map(|entry| entry.seq), Some(Seq(10)));
+        // What is under way is not passed over.
+        lane.skip_to(Seq(12));
+        assert_eq!(lane.cursor(), Seq(9));
+        lane.settle(Seq(10));
+        assert_eq!(lane.cursor(), Seq(10));
+    }
+
     proptest! {
         /// Whatever order acknowledgements come in and wherever connections end: first deliveries are in
         /// order, nothing is skipped, and the cursor never passes an unsettled entry (I4, I5).

@@ -4,11 +4,11 @@
 
 use rusqlite::{OptionalExtension, Row};
 
-use super::journal::{hash_from_sql, to_sql, unreadable};
+use super::journal::{from_sql, hash_from_sql, to_sql, unreadable};
 use super::thread::{Db, Failure};
 use super::{ANSWERS_BYTES_MAX, ASKERS_MAX, COMMAND_MEMORY, COMMANDS_MAX};
 use crate::model::{CommandId, InfoHash, ServerName, SinkName, Timestamp, Verb};
-use crate::port::{Admission, Answer, LoggedCommand, ReplyTo, StoreError, UnsentResult};
+use crate::port::{Admission, Answer, LoggedCommand, ReplyTo, ResultsWaiting, StoreError, UnsentResult};
 
 /// As it stands in the table, where the bridge itself is ''.
 fn key(server: Option<&ServerName>) -> &str {
@@ -166,6 +166,13 @@ pub(super) fn unsent(db: &Db, sink: &SinkName, limit: u16) -> Result<Vec<UnsentR
         })
     })?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+pub(super) fn waiting(db: &Db, sink: &SinkName) -> Result<ResultsWaiting, Failure> {
+    let sql = "SELECT count(*), coalesce(sum(length(body)), 0) FROM results WHERE sink = ?1";
+    let mut statement = db.connection.prepare_cached(sql)?;
+    let read = |row: &Row<'_>| Ok(ResultsWaiting { count: from_sql(row.get(0)?), bytes: from_sql(row.get(1)?) });
+    Ok(statement.query_row([sink.as_str()], read)?)
 }
 
 pub(super) fn sent(db: &Db, numbers: &[i64]) -> Result<(), Failure> {

@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::folder::{AliveMark, Folder};
 use super::thread::{Db, Failure, Mode, Writer};
 use super::{BoxUsage, DeadLetter, Options, Recovery, commands, journal, schema, sinks};
 use crate::model::{CommandId, Committed, Entry, Seq, ServerName, SinkName, Tick};
 use crate::port::{
-    Admission, Answer, Clock, Loaded, LoggedCommand, Place, Progress, Store, StoreError, UnsentResult, Usage,
+    Admission, Answer, Clock, Loaded, LoggedCommand, Place, Progress, ResultsWaiting, SinkNotes, Store, StoreError,
+    UnsentResult, Usage,
 };
 
 /// The store of a data folder, which it holds locked.
@@ -34,8 +35,12 @@ impl SqliteStore {
     ///
     /// # Errors
     /// Another process uses the folder; the file was written by a newer version; or the folder
-    /// cannot be used.
+    /// cannot be used. [`StoreError::Full`] if that is for want of room.
     pub fn open(data_dir: &Path, options: Options, clock: Arc<dyn Clock>) -> Result<(Self, Recovery), StoreError> {
+        Self::try_open(data_dir, options, clock).map_err(full_if_no_room)
+    }
+
+    fn try_open(data_dir: &Path, options: Options, clock: Arc<dyn Clock>) -> Result<(Self, Recovery), StoreError> {
         let folder = Folder::lock(data_dir)?;
         let (connection, meta, recovery) = schema::open(&folder, clock.now())?;
         let alive = folder.alive_mark().map_err(|error| StoreError::Io(error.into()))?;
@@ -145,6 +150,20 @@ fn beside(file: &Path, flags: OpenFlags) -> Result<Connection, Failure> {
     Ok(connection)
 }
 
+fn full_if_no_room(error: StoreError) -> StoreError {
+    let StoreError::Io(cause) = &error else { return error };
+    let sql = cause.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error);
+    let file = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    // The file beside the change log, which is mapped, has an error of its own for that.
+    let is_full = |error: &rusqlite::ffi::Error| {
+        error.code == ErrorCode::DiskFull || error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE
+    };
+    match sql.is_some_and(is_full) || file == Some(std::io::ErrorKind::StorageFull) {
+        true => StoreError::Full { reason: cause.to_string() },
+        false => error,
+    }
+}
+
 #[async_trait]
 impl Store for SqliteStore {
     async fn load(&self, server: &ServerName) -> Result<Loaded, StoreError> {
@@ -203,6 +222,36 @@ impl Store for SqliteStore {
         self.write(Mode::Lazy, move |db| sinks::unregister(db, &sink, &names)).await
     }
 
+    async fn notes(&self, sink: &SinkName) -> Result<SinkNotes, StoreError> {
+        let sink = sink.clone();
+        self.read(move |db| sinks::notes(db, &sink)).await
+    }
+
+    async fn owe_search(&self, sink: &SinkName, is_first_life: bool) -> Result<(), StoreError> {
+        let sink = sink.clone();
+        self.write(Mode::Synced, move |db| sinks::owe_search(db, &sink, is_first_life)).await
+    }
+
+    async fn take_over(
+        &self,
+        sink: &SinkName,
+        names: Vec<String>,
+        strangers: Vec<ServerName>,
+    ) -> Result<Vec<ServerName>, StoreError> {
+        let sink = sink.clone();
+        self.write(Mode::Synced, move |db| sinks::take_over(db, &sink, &names, &strangers)).await
+    }
+
+    async fn searched(&self, sink: &SinkName) -> Result<(), StoreError> {
+        let sink = sink.clone();
+        self.write(Mode::Lazy, move |db| sinks::searched(db, &sink)).await
+    }
+
+    async fn note_careful(&self, sink: &SinkName) -> Result<(), StoreError> {
+        let sink = sink.clone();
+        self.write(Mode::Synced, move |db| sinks::note_careful(db, &sink)).await
+    }
+
     async fn memory(&self, sink: &SinkName) -> Result<Option<String>, StoreError> {
         let sink = sink.clone();
         self.read(move |db| sinks::memory(db, &sink)).await
@@ -239,6 +288,11 @@ impl Store for SqliteStore {
     async fn unsent_results(&self, sink: &SinkName, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
         let sink = sink.clone();
         self.read(move |db| commands::unsent(db, &sink, limit)).await
+    }
+
+    async fn results_waiting(&self, sink: &SinkName) -> Result<ResultsWaiting, StoreError> {
+        let sink = sink.clone();
+        self.read(move |db| commands::waiting(db, &sink)).await
     }
 
     async fn results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError> {

@@ -39,7 +39,7 @@ pub use settings::{BrokerUrl, Prefix, Settings, Version};
 
 use homeassistant::names::{Device, Names};
 use homeassistant::{Companionship, Presence};
-use link::{Birth, Driver, Voice};
+use link::{Birth, Driver, Manners, Voice};
 use message::Message;
 use topics::{Qos, Route, Topics};
 use wire::{Answer, Client, End, Ended, Event, EventLoop, Opening, Protocol};
@@ -73,8 +73,8 @@ struct Broker {
     has_namesake: AtomicBool,
     /// Of Home Assistant, if there is one.
     presence: Arc<Presence>,
-    /// The broker has put something off, see [`Voice`].
-    one_at_a_time: Arc<AtomicBool>,
+    /// What the broker does with what comes behind a message that it puts off.
+    manners: Arc<Manners>,
 }
 
 impl Broker {
@@ -91,7 +91,7 @@ impl Broker {
             refuses_5: AtomicBool::new(false),
             has_namesake: AtomicBool::new(false),
             presence: Arc::default(),
-            one_at_a_time: Arc::default(),
+            manners: Arc::default(),
         })
     }
 
@@ -383,7 +383,7 @@ impl MqttSink {
     }
 
     fn voice(&self) -> Voice {
-        let Broker { settings, topics, presence, one_at_a_time, .. } = &*self.broker;
+        let Broker { settings, topics, presence, manners, .. } = &*self.broker;
         let birth = self.broker.home_assistant_names();
         Voice {
             sink: settings.name.clone(),
@@ -391,7 +391,7 @@ impl MqttSink {
             topics: topics.clone(),
             birth: birth.map(|names| Birth { topic: names.birth(), presence: Arc::clone(presence) }),
             is_aside: false,
-            one_at_a_time: Arc::clone(one_at_a_time),
+            manners: Arc::clone(manners),
         }
     }
 }
@@ -423,6 +423,14 @@ impl Sink for MqttSink {
 
     fn own_names(&self) -> Vec<String> {
         self.broker.topics.own()
+    }
+
+    fn is_careful(&self) -> bool {
+        self.broker.manners.was_put_off.load(Ordering::Relaxed)
+    }
+
+    fn be_careful(&self) {
+        self.broker.manners.was_put_off.store(true, Ordering::Relaxed);
     }
 
     fn companion(&self) -> Option<Box<dyn Companion>> {

@@ -160,3 +160,32 @@ async fn killed_fifty_times_under_load_it_loses_nothing_and_keeps_the_order() {
     let events = world.heard.assert_gap_free("home");
     println!("50 kills: {} events, {} deliveries", events.len(), deliveries(&world).values().sum::<usize>());
 }
+
+#[tokio::test]
+async fn killed_it_says_every_state_again_also_those_that_nobody_keeps() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup { sink: "retain = \"none\"".to_owned(), ..Setup::default() }).await;
+    let hashes = load_many(&world.home, 0, 5).await;
+    world.start_bridge().await;
+    let topics: Vec<String> = hashes.iter().map(|hash| format!("dtorrent/home/torrent/{hash}/state")).collect();
+    let are_said = |mark: usize| {
+        let topics = &topics;
+        move |all: &[Message]| {
+            let is_said = |topic: &String| all[mark..].iter().any(|message| message.topic == *topic);
+            topics.iter().all(is_said).then_some(())
+        }
+    };
+    world.heard.wait_for("all states", are_said(0)).await;
+    // Until it is noted that all was sent: what is not noted is sent again anyway.
+    let written = world.ledger().last_seq("home");
+    world
+        .ledger()
+        .until("it is noted", |ledger| ledger.cursor("b", "home") == written && ledger.owes_no_state("b"))
+        .await;
+    world.bridge().process().kill().unwrap();
+    let mark = world.heard.mark();
+    world.bridge().start_again();
+    world.heard.wait_for("all states once more", are_said(mark)).await;
+}

@@ -34,6 +34,17 @@ impl Ledger {
         self.number("SELECT count(*) FROM commands WHERE result IS NULL", &[])
     }
 
+    /// Whether it is noted that a sink has every state.
+    pub fn owes_no_state(&self, sink: &str) -> bool {
+        let newest = self.number("SELECT max(rev) FROM told", &[]);
+        newest > 0 && newest == self.number("SELECT max(sent_rev) FROM progress WHERE sink = ?1", &[sink])
+    }
+
+    /// How many results a sink has not taken yet, as far as that was noted.
+    pub fn results_waiting(&self, sink: &str) -> u64 {
+        self.number("SELECT count(*) FROM results WHERE sink = ?1", &[sink])
+    }
+
     /// Bodies and reasons of what a sink would not take, oldest first.
     pub fn dead_letters(&self, sink: &str) -> Vec<(String, String)> {
         let Some(connection) = self.open() else { return Vec::new() };
