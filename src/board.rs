@@ -8,7 +8,6 @@
 //! never the other way.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -44,8 +43,6 @@ pub struct ServerBoard {
     pub poke: Notify,
     /// Rung by the client itself, if it is hooked.
     pub bell: Bell,
-    /// A sink knows of an earlier epoch of this server: its watcher has to say that another began.
-    pub owes_reset: AtomicBool,
     /// Content that commands are checking, and how far that is: read and all bytes.
     checks: Mutex<BTreeMap<CommandId, (u64, u64)>>,
 }
@@ -74,6 +71,8 @@ pub struct Content {
     pub told: Told,
     pub state: ServerState,
     pub last_seq: Seq,
+    /// A sink knows of an earlier epoch of this server: its watcher has to say that another began.
+    pub owes_reset: bool,
     pub stats: ServerStats,
     /// The body of the stats message, as of a few seconds ago.
     pub stats_body: Bytes,
@@ -257,13 +256,7 @@ impl Board {
 
 impl ServerBoard {
     fn new(content: Content) -> Self {
-        Self {
-            content: RwLock::new(content),
-            poke: Notify::new(),
-            bell: Bell::default(),
-            owes_reset: AtomicBool::new(false),
-            checks: Mutex::default(),
-        }
+        Self { content: RwLock::new(content), poke: Notify::new(), bell: Bell::default(), checks: Mutex::default() }
     }
 
     /// A command checks content; how far it is stands here as long as what is returned.
@@ -279,7 +272,7 @@ impl ServerBoard {
         read(&self.content.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// For its watcher only.
+    /// For its watcher only, and for who finds that it owes a `journal_reset`.
     pub fn write(&self, write: impl FnOnce(&mut Content)) {
         write(&mut self.content.write().unwrap_or_else(PoisonError::into_inner));
     }

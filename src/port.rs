@@ -187,8 +187,8 @@ pub trait Sink: Send + Sync {
 
     /// Under which names the far side keeps something of these servers already.
     ///
-    /// Asked once of a sink that is new to the store: the state may have been lost, or the sink may have
-    /// had another name. A sink that cannot tell, or keeps nothing, has found nothing.
+    /// Asked of a sink that is new to the store, until it could be answered: the state may have been lost, or
+    /// the sink may have had another name. A sink that cannot tell, or keeps nothing, has found nothing.
     async fn find_kept(&self, _servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
         Ok(BTreeMap::new())
     }
@@ -202,6 +202,15 @@ pub trait Sink: Send + Sync {
     fn companion(&self) -> Option<Box<dyn Companion>> {
         None
     }
+
+    /// Whether it has put one event off and may have taken the next. From then on, and in all later lives, those of
+    /// a server go one at a time.
+    fn is_careful(&self) -> bool {
+        false
+    }
+
+    /// An earlier life has found that out.
+    fn be_careful(&self) {}
 
     /// What its users should know of how it delivers, one sentence each; shown with its health.
     fn notes(&self) -> Vec<String> {
@@ -377,6 +386,10 @@ pub trait CommandSource: Send {
     /// # Errors
     /// The connection could not be made or is over; the next call makes a new one.
     async fn next(&mut self) -> Result<Incoming, DeliverError>;
+
+    /// No more is wanted until `next` is called again: the far side is to keep what comes meanwhile, and to be
+    /// told at once what was acknowledged. A source that nothing can wait in has nothing to do.
+    async fn pause(&mut self) {}
 }
 
 /// A message that wants to be a command. Nothing in it is checked yet.
@@ -461,6 +474,25 @@ pub trait Store: Send + Sync {
     /// Crosses names out whose clearing was acknowledged.
     async fn unregister(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError>;
 
+    /// What was found out about a sink.
+    async fn notes(&self, sink: &SinkName) -> Result<SinkNotes, StoreError>;
+    /// Notes, synced, that what the sink keeps of ours is to be looked for. `is_first_life`: the store was
+    /// made in this life, so what is found is of a state that is lost. What was noted before stays.
+    async fn owe_search(&self, sink: &SinkName, is_first_life: bool) -> Result<(), StoreError>;
+    /// Registers what was found there, synced, and that `strangers`, known there from a state that is lost, owe a
+    /// `journal_reset`, as long as none was told in this epoch. Returns those of them that owe it only now. What a later
+    /// search finds is of this store.
+    async fn take_over(
+        &self,
+        sink: &SinkName,
+        names: Vec<String>,
+        strangers: Vec<ServerName>,
+    ) -> Result<Vec<ServerName>, StoreError>;
+    /// The search is over and nothing depends on it any more. Not synced: it may be made again.
+    async fn searched(&self, sink: &SinkName) -> Result<(), StoreError>;
+    /// Notes, synced, that the sink has put one event off and may have taken the next.
+    async fn note_careful(&self, sink: &SinkName) -> Result<(), StoreError>;
+
     /// What a sink's [`Companion`] wanted to be kept.
     async fn memory(&self, sink: &SinkName) -> Result<Option<String>, StoreError>;
     /// Keeps it, synced.
@@ -491,6 +523,8 @@ pub trait Store: Send + Sync {
     /// Results that a sink has not taken yet, oldest first, those with a higher number than `after`, at most `limit`;
     /// with [`RESULTS_BYTES`] no more are read.
     async fn unsent_results(&self, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, StoreError>;
+    /// How much that is.
+    async fn results_waiting(&self, sink: &SinkName) -> Result<ResultsWaiting, StoreError>;
     /// A sink has taken these.
     async fn results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError>;
 
@@ -507,6 +541,30 @@ pub struct Loaded {
     pub last_seq: Seq,
     /// The store is new or had to be made anew: what was told before is lost.
     pub is_new: bool,
+    /// A sink knows the server from a state that is lost, and `journal_reset` was not told yet.
+    pub owes_reset: bool,
+}
+
+/// What was found out about a sink, and holds in later lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SinkNotes {
+    pub search: Option<Search>,
+    /// It has put one event off and may have taken the next.
+    pub is_careful: bool,
+}
+
+/// What a sink keeps of ours is to be looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Search {
+    /// The store was made in the life that noted it.
+    pub is_of_first_life: bool,
+}
+
+/// Results that a sink has not taken yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ResultsWaiting {
+    pub count: u64,
+    pub bytes: u64,
 }
 
 /// Where an entry stands in the order of all commits, among the entries that are kept with it.

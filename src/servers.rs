@@ -118,6 +118,7 @@ pub async fn load(store: &dyn Store, server: &ServerName) -> Result<Content, Sto
         told: loaded.told,
         state: loaded.state,
         last_seq: loaded.last_seq,
+        owes_reset: loaded.owes_reset,
         stats: ServerStats::default(),
         stats_body: Bytes::new(),
         poll: PollReport::default(),

@@ -37,6 +37,7 @@ async fn a_first_picture_in_parts_is_told_whole_and_once_whatever_room_there_is(
         told: loaded.told,
         state: loaded.state,
         last_seq: loaded.last_seq,
+        owes_reset: false,
         stats: ServerStats::default(),
         stats_body: Bytes::new(),
         poll: PollReport::default(),

@@ -194,7 +194,6 @@ struct Bridge {
     reporter: Arc<dyn Reporter>,
     worker: BridgeWorker,
     ended_in_order: bool,
-    is_first_life: bool,
     last_alive: Option<Timestamp>,
 }
 
@@ -205,8 +204,6 @@ struct SinkParts {
     retain: Retain,
     /// Where commands may come from, too.
     broker: Option<(Reached, Broker)>,
-    /// The store had not heard of it before.
-    is_new: bool,
 }
 
 fn kinds(filter: &EventFilter) -> BTreeSet<Kind> {
@@ -236,13 +233,11 @@ impl Bridge {
             contents.insert(name.clone(), content);
         }
         let board = Arc::new(Board::new(contents, sinks.keys().cloned()));
-        let mut new_sinks = BTreeSet::new();
+        let is_first_life = recovery.is_new && !recovery.lost;
         for (sink, servers) in &sinks {
-            let note = || note_start(&*store, &board, sink, servers);
-            let is_new = until_there_is_room("a start", note).await;
-            if is_new.with_context(|| format!("note where {sink} begins"))? {
-                new_sinks.insert(sink.clone());
-            }
+            let note = || note_start(&*store, &board, sink, servers, is_first_life);
+            let noted = until_there_is_room("a start", note).await;
+            noted.with_context(|| format!("note where {sink} begins"))?;
         }
         let mut open = open_jobs(&*store).await.context("read the command log")?;
         let common = Common { store: Arc::clone(&store), board: Arc::clone(&board), clock: Arc::clone(&clock) };
@@ -278,7 +273,6 @@ impl Bridge {
                 events: kinds(&broker.events),
                 retain: retain(broker),
                 broker: Some((reached, broker.clone())),
-                is_new: new_sinks.contains(name),
             };
             sinks.insert(name.clone(), parts);
         }
@@ -291,7 +285,6 @@ impl Bridge {
                     events: kinds(&webhook.events),
                     retain: Retain::None,
                     broker: None,
-                    is_new: new_sinks.contains(&line),
                 };
                 sinks.insert(line, parts);
             }
@@ -311,14 +304,13 @@ impl Bridge {
             instance: config.instance.clone(),
             start: Instant::now(),
         });
-        let is_first_life = recovery.is_new && !recovery.lost;
-        Ok(Self { board, store, clock, servers, sinks, reporter, worker, ended_in_order, is_first_life, last_alive })
+        Ok(Self { board, store, clock, servers, sinks, reporter, worker, ended_in_order, last_alive })
     }
 
     fn spawn_sinks(&self, group: &mut Group) {
-        let (ended_in_order, is_first_life) = (self.ended_in_order, self.is_first_life);
-        for (name, SinkParts { sink, servers, events, retain, broker: _, is_new }) in &self.sinks {
-            let (retain, is_new) = (*retain, *is_new);
+        let ended_in_order = self.ended_in_order;
+        for (name, SinkParts { sink, servers, events, retain, broker: _ }) in &self.sinks {
+            let retain = *retain;
             let Some(desk) = self.board.desk(name).cloned() else { continue };
             let (sink, servers, events, name) = (Arc::clone(sink), servers.clone(), events.clone(), name.clone());
             let (store, board) = (Arc::clone(&self.store), Arc::clone(&self.board));
@@ -330,8 +322,6 @@ impl Bridge {
                     events: events.clone(),
                     retain,
                     ended_in_order,
-                    is_new,
-                    is_first_life,
                 };
                 let parts = DispatcherParts {
                     settings,

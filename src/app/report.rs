@@ -149,6 +149,9 @@ impl http::Observed for Shown {
     async fn metrics(&self) -> String {
         for (name, desk) in self.board.desks() {
             metrics::note_sink(name, &desk.last_report());
+            if let Ok(waiting) = self.store.results_waiting(name).await {
+                metrics::note_results(name, waiting);
+            }
         }
         for name in self.board.names() {
             self.board.read(name, |content| metrics::note_poll(name, &content.poll));

@@ -25,7 +25,8 @@ use crate::model::{
     ServerName, SinkName, Timestamp, Verb, printable,
 };
 use crate::port::{
-    Admission, Answer, Clock, CommandAddress, CommandSource, Incoming, LoggedCommand, ReplyTo, Store, StoreError,
+    Admission, Answer, Clock, CommandAddress, CommandSource, Incoming, LoggedCommand, ReplyTo, ResultsWaiting, Store,
+    StoreError,
 };
 use crate::repeat::Repeat;
 
@@ -37,6 +38,16 @@ const FULL_EACH: Duration = Duration::from_secs(1);
 const TOGETHER_MAX: usize = 256;
 /// With so many bytes no more are waited for.
 const TOGETHER_BYTES_MAX: usize = 16 << 20;
+
+/// So many results, or bytes of them, wait for their sink: until half of them are gone, its commands wait where they
+/// come from. What is in the queues by then is carried out and has its results, too.
+const RESULTS_MAX: ResultsWaiting = ResultsWaiting { count: 1_000, bytes: 64 << 20 };
+/// After so many messages that is looked at again.
+const RESULTS_EACH: usize = 250;
+/// A sink that takes its results, but slower than commands come, is waited for so often,
+const RESULTS_LOOK: Duration = Duration::from_millis(20);
+/// and for so long; then it is left until it takes them again.
+const RESULTS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Takes what comes from one source to its door.
 pub struct Intake {
@@ -90,7 +101,13 @@ impl Intake {
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), StoreError> {
         let mut backoff = Backoff::default();
         let mut repeat = Repeat::default();
+        // Messages since it was looked at how many results wait.
+        let mut unlooked = RESULTS_EACH;
         loop {
+            if unlooked >= RESULTS_EACH {
+                self.until_results_go(&stop).await?;
+                unlooked = 0;
+            }
             let since = Instant::now();
             let incoming = tokio::select! {
                 biased;
@@ -111,6 +128,7 @@ impl Intake {
                         bytes += incoming.body.len();
                         all.push(self.noted(incoming));
                     }
+                    unlooked += all.len();
                     self.door.take(all, &stop).await?;
                 }
                 Err(error) => {
@@ -133,6 +151,33 @@ impl Intake {
 }
 
 impl Intake {
+    /// A sink that takes no results gets no more of them; returns when there is room, or on `stop`.
+    async fn until_results_go(&mut self, stop: &CancellationToken) -> Result<(), StoreError> {
+        let ResultsWaiting { count, bytes } = RESULTS_MAX;
+        if !self.door.do_results_wait(RESULTS_MAX).await? {
+            return Ok(());
+        }
+        let (sink, since) = (self.door.origin.clone(), Instant::now());
+        let mut has_left = false;
+        while self.door.do_results_wait(ResultsWaiting { count: count / 2, bytes: bytes / 2 }).await? {
+            if !has_left && since.elapsed() > RESULTS_PATIENCE {
+                has_left = true;
+                self.source.pause().await;
+                warn!(%sink, "{count} results wait, or {bytes} bytes, and are not taken: no more commands are taken from there");
+                self.away_since.get_or_insert_with(|| self.door.clock.now());
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(if has_left { FULL_EACH } else { RESULTS_LOOK }) => {}
+            }
+        }
+        if has_left {
+            info!(%sink, "results are taken there: commands are taken from there again");
+        }
+        Ok(())
+    }
+
     /// With the time since when it may have waited.
     fn noted(&mut self, incoming: Incoming) -> (Incoming, Option<Timestamp>) {
         if !incoming.may_have_waited {
@@ -143,6 +188,11 @@ impl Intake {
 }
 
 impl Door {
+    async fn do_results_wait(&self, max: ResultsWaiting) -> Result<bool, StoreError> {
+        let ResultsWaiting { count, bytes } = self.store.results_waiting(&self.origin).await?;
+        Ok(count >= max.count || bytes >= max.bytes)
+    }
+
     /// Takes messages in their order; those that came together are written down together.
     async fn take(&self, all: Vec<(Incoming, Option<Timestamp>)>, stop: &CancellationToken) -> Result<(), StoreError> {
         let (taken, acks): (Vec<Taken>, Vec<_>) =

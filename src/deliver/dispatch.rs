@@ -15,7 +15,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,7 +35,9 @@ use super::registry::Registry;
 use super::retention::{self, Kept, Retain};
 use crate::board::{Board, Desk, Tray};
 use crate::model::{Entry, InfoHash, Kind, Rev, Seq, ServerName, SinkName, Told, shorter};
-use crate::port::{Clock, Connected, DeliverError, Delivery, Link, Progress, Sink, Store, StoreError, UnsentResult};
+use crate::port::{
+    Clock, Connected, DeliverError, Delivery, Link, Progress, Search, Sink, Store, StoreError, UnsentResult,
+};
 use crate::repeat::Repeat;
 
 /// Cursors are noted at this distance, or after so many events: after a crash so much may come twice.
@@ -62,10 +63,6 @@ pub struct DispatcherSettings {
     /// The last life of the bridge ended in order: what it noted as told is what this sink was sent.
     /// After a power cut a sink may know more than the store.
     pub ended_in_order: bool,
-    /// The store had not heard of this sink before.
-    pub is_new: bool,
-    /// There was no store: what the sink keeps of our servers is then of an earlier epoch.
-    pub is_first_life: bool,
 }
 
 /// Tells what is to be said of the bridge itself.
@@ -89,8 +86,12 @@ pub struct Dispatcher {
     pub(super) parts: DispatcherParts,
     pub(super) lanes: BTreeMap<ServerName, ServerLane>,
     pub(super) registry: Registry,
-    /// It may keep what is not in the registry.
-    owes_search: bool,
+    /// It may keep what is not in the registry. Owed in the store until nothing found is left to deal with.
+    search: Option<Search>,
+    /// Made in this life; `search` is to be crossed out.
+    has_searched: bool,
+    /// That it could not be made was said.
+    search_failed: Repeat,
     /// Found there, and left alone until their servers' torrents are known.
     pub(super) found: BTreeMap<ServerName, Vec<String>>,
     pub(super) aside: VecDeque<Delivery>,
@@ -113,6 +114,8 @@ pub struct Dispatcher {
     unnoted_results: BTreeSet<i64>,
     /// In the registry, and not written down yet.
     unnoted_names: Vec<String>,
+    /// See [`Sink::is_careful`].
+    is_noted_careful: bool,
     pub(super) caution: Caution,
     /// Something waits for the far side's answer.
     is_busy: bool,
@@ -187,24 +190,30 @@ enum End {
     Failed(DeliverError),
 }
 
-/// Notes where a sink begins with servers that are new to it: with the present.
+/// Notes where a sink begins with servers that are new to it: with the present. What a sink that is new itself keeps of
+/// ours is to be looked for; `is_first_life`: there was no store, so that would be of a state that is lost.
 ///
 /// To be called before the first event of this life, so that neither a crash nor a slow start makes
-/// an old sink a new one. Returns whether nothing was noted of the sink at all.
+/// an old sink a new one.
 pub async fn note_start(
     store: &dyn Store,
     board: &Board,
     sink: &SinkName,
     servers: &[ServerName],
-) -> Result<bool, StoreError> {
+    is_first_life: bool,
+) -> Result<(), StoreError> {
     let noted = store.progress(sink).await?;
+    if noted.is_empty() {
+        // First: without it, a sink that has its place would not be new any more after a crash.
+        store.owe_search(sink, is_first_life).await?;
+    }
     let is_new = |server: &&ServerName| !noted.contains_key(*server);
     let begun: BTreeMap<ServerName, Progress> =
         servers.iter().filter(is_new).map(|server| (server.clone(), present(board, server))).collect();
     if !begun.is_empty() {
         store.settle(sink, begun).await?;
     }
-    Ok(noted.is_empty())
+    Ok(())
 }
 
 fn present(board: &Board, server: &ServerName) -> Progress {
@@ -228,8 +237,15 @@ impl Dispatcher {
             Some(companion) => Some(Beside::new(companion, store.memory(&settings.name).await?)),
             None => None,
         };
+        let notes = store.notes(&settings.name).await?;
+        if notes.is_careful {
+            parts.sink.be_careful();
+        }
         let mut dispatcher = Self {
-            owes_search: parts.settings.is_new,
+            search: notes.search,
+            has_searched: false,
+            search_failed: Repeat::default(),
+            is_noted_careful: notes.is_careful,
             found: BTreeMap::new(),
             parts,
             lanes,
@@ -336,34 +352,77 @@ impl Dispatcher {
 
     /// Cancel-safe: a search that was not finished is begun anew.
     async fn attempt(&mut self) -> Result<Result<Connected, DeliverError>, StoreError> {
-        let mut search = Ok(());
-        if self.owes_search {
+        let mut failure = None;
+        if let Some(search) = self.search.filter(|_| !self.has_searched) {
             match self.parts.sink.find_kept(&self.parts.settings.servers).await {
-                Ok(found) => self.take_over(found).await?,
-                Err(failure) => search = Err(failure),
+                Ok(found) => {
+                    // What is sent without a note of it would be found, and taken for somebody else's.
+                    if let Err(reason) = self.take_over(search, found).await? {
+                        return Ok(Err(DeliverError::unavailable(reason)));
+                    }
+                }
+                Err(error) => failure = Some(error),
             }
         }
         let connected = self.parts.sink.connect().await;
-        if let (Err(error), Ok(_)) = (search, &connected) {
-            warn!(sink = %self.parts.settings.name, %error, "what the sink keeps from earlier could not be looked for");
-            self.owes_search = false;
+        if let (Some(error), Ok(_)) = (&failure, &connected)
+            && let Some(times) = self.search_failed.failed()
+        {
+            let sink = &self.parts.settings.name;
+            warn!(%sink, times, %error, "what the sink keeps from earlier could not be looked for, trying with the next line");
         }
         Ok(connected)
     }
 
-    /// What is kept there in our names is ours to clear.
-    async fn take_over(&mut self, found: BTreeMap<ServerName, Vec<String>>) -> Result<(), StoreError> {
+    /// What is kept there in our names is ours to clear. The inner error: there is no room to write it down.
+    async fn take_over(
+        &mut self,
+        search: Search,
+        found: BTreeMap<ServerName, Vec<String>>,
+    ) -> Result<Result<(), String>, StoreError> {
+        let sink = &self.parts.settings.name;
         let is_news = |names: &Vec<String>| names.iter().any(|name| !self.registry.knows(name));
-        for (server, _) in found.iter().filter(|(_, names)| self.parts.settings.is_first_life && is_news(names)) {
-            warn!(sink = %self.parts.settings.name, %server, "the sink knows this server from a state that is lost");
-            if let Some(board) = self.parts.board.server(server) {
-                board.owes_reset.store(true, Ordering::Relaxed);
+        let is_stranger =
+            |server: &&ServerName| self.parts.settings.servers.contains(server) && is_news(&found[*server]);
+        let strangers = found.keys().filter(|server| search.is_of_first_life && is_stranger(server)).cloned().collect();
+        let names: Vec<String> = found.values().flatten().cloned().collect();
+        let owe_reset = match self.parts.store.take_over(sink, names.clone(), strangers).await {
+            Ok(owe_reset) => owe_reset,
+            Err(StoreError::Full { reason }) => return Ok(Err(reason)),
+            Err(error) => return Err(error),
+        };
+        for server in owe_reset {
+            warn!(%sink, %server, "the sink knows this server from a state that is lost");
+            if let Some(board) = self.parts.board.server(&server) {
+                board.write(|content| content.owes_reset = true);
                 board.poke.notify_one();
             }
         }
-        self.register(found.values().flatten().cloned().collect()).await?;
+        self.registry.add(names);
         self.found = found;
-        self.owes_search = false;
+        self.has_searched = true;
+        self.search = Some(Search { is_of_first_life: false });
+        Ok(Ok(()))
+    }
+
+    /// A search is over when all that was found belongs to servers that have shown what they have: until then a crash
+    /// would leave nobody who knows what is to be left alone.
+    async fn note_search(&mut self) -> Result<(), StoreError> {
+        if self.search.is_some() && self.has_searched && self.found.is_empty() {
+            let noted = self.parts.store.searched(&self.parts.settings.name).await;
+            if self.unless_full(noted)?.is_some() {
+                self.search = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// That one event was put off is noted before anything else is sent.
+    async fn note_careful(&mut self) -> Result<(), StoreError> {
+        if self.parts.sink.is_careful() && !self.is_noted_careful {
+            let noted = self.parts.store.note_careful(&self.parts.settings.name).await;
+            self.is_noted_careful = self.unless_full(noted)?.is_some();
+        }
         Ok(())
     }
 
@@ -723,6 +782,8 @@ impl Dispatcher {
 
     async fn note_progress(&mut self) -> Result<(), StoreError> {
         self.note_names().await?;
+        self.note_search().await?;
+        self.note_careful().await?;
         let noted = self.note_results().await;
         self.results_noted(noted)?;
         self.bury().await?;

@@ -4,11 +4,11 @@
 
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::journal::{hash_from_sql, to_sql, unreadable};
+use super::journal::{from_sql, hash_from_sql, to_sql, unreadable};
 use super::thread::{Db, Failure};
 use super::{ANSWERS_BYTES_MAX, ASKERS_MAX, COMMAND_MEMORY};
 use crate::model::{CommandId, InfoHash, OutcomeStatus, ServerName, SinkName, Timestamp, Verb};
-use crate::port::{Admission, Answer, LoggedCommand, RESULTS_BYTES, ReplyTo, StoreError, UnsentResult};
+use crate::port::{Admission, Answer, LoggedCommand, RESULTS_BYTES, ReplyTo, ResultsWaiting, StoreError, UnsentResult};
 
 /// So many are forgotten at once.
 const TRIM_MAX: u32 = 2_000;
@@ -186,6 +186,13 @@ pub(super) fn unsent(db: &Db, sink: &SinkName, after: i64, limit: u16) -> Result
         results.push(result);
     }
     Ok(results)
+}
+
+pub(super) fn waiting(db: &Db, sink: &SinkName) -> Result<ResultsWaiting, Failure> {
+    let sql = "SELECT count(*), coalesce(sum(length(body)), 0) FROM results WHERE sink = ?1";
+    let mut statement = db.connection.prepare_cached(sql)?;
+    let read = |row: &Row<'_>| Ok(ResultsWaiting { count: from_sql(row.get(0)?), bytes: from_sql(row.get(1)?) });
+    Ok(statement.query_row([sink.as_str()], read)?)
 }
 
 pub(super) fn sent(db: &Db, numbers: &[i64]) -> Result<(), Failure> {

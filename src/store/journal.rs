@@ -17,6 +17,10 @@ const REV_BLOCK: u64 = 10_000;
 /// At most this many entries go at once, so that no commit waits long for trimming.
 const TRIM_BATCH: u64 = 512;
 
+/// What stands in `reset` of a server's row.
+const RESET_OWED: i64 = 1;
+const RESET_TOLD: i64 = 2;
+
 /// What is known of a server without asking the disk.
 pub(super) struct Numbers {
     id: i64,
@@ -84,16 +88,25 @@ pub(super) fn release(db: &mut Db) -> Result<(), Failure> {
 }
 
 pub(super) fn load(db: &Db, server: &ServerName) -> Result<Loaded, Failure> {
-    let sql = "SELECT id, state, last_seq, is_used FROM servers WHERE name = ?1";
+    let sql = "SELECT id, state, last_seq, is_used, reset FROM servers WHERE name = ?1";
     let mut statement = db.connection.prepare_cached(sql)?;
     let row = statement
         .query_row([server.as_str()], |row| {
-            Ok((row.get::<_, i64>(0)?, row.get::<_, Option<String>>(1)?, row.get::<_, i64>(2)?, row.get(3)?))
+            let (id, state, last_seq) = (row.get::<_, i64>(0)?, row.get::<_, Option<String>>(1)?, row.get(2)?);
+            Ok((id, state, last_seq, row.get(3)?, row.get::<_, i64>(4)?))
         })
         .optional()?;
-    let Some((id, state, last_seq, true)) = row else {
+    let owes_reset = row.as_ref().is_some_and(|(.., reset)| *reset == RESET_OWED);
+    let Some((id, state, last_seq, true, _)) = row else {
         let (epoch, is_new) = (db.epoch, db.was_new);
-        return Ok(Loaded { epoch, told: Told::new(), state: Default::default(), last_seq: Seq(0), is_new });
+        return Ok(Loaded {
+            epoch,
+            told: Told::new(),
+            state: Default::default(),
+            last_seq: Seq(0),
+            is_new,
+            owes_reset,
+        });
     };
     let state = state.map(|state| serde_json::from_str(&state).map_err(Failure::corrupt)).transpose()?;
     let sql = "SELECT hash, rev, last_seq, changed_at, torrent, memory FROM told WHERE server = ?1";
@@ -105,6 +118,7 @@ pub(super) fn load(db: &Db, server: &ServerName) -> Result<Loaded, Failure> {
         state: state.unwrap_or_default(),
         last_seq: Seq(from_sql(last_seq)),
         is_new: false,
+        owes_reset,
     })
 }
 
@@ -168,9 +182,12 @@ pub(super) fn commit(db: &mut Db, tick: &Tick) -> Result<Committed, Failure> {
 
     let state = tick.state.as_ref().map(|state| serde_json::to_string(state).expect("a state is plain JSON"));
     let sql = "UPDATE servers SET last_seq = ?2, state = coalesce(?3, state), is_used = 1, \
-               journal_entries = journal_entries + ?4, journal_bytes = journal_bytes + ?5 WHERE id = ?1";
+               journal_entries = journal_entries + ?4, journal_bytes = journal_bytes + ?5, \
+               reset = max(reset, ?6) WHERE id = ?1";
     let mut statement = db.connection.prepare_cached(sql)?;
-    statement.execute((id, to_sql(last_seq.0), state, to_sql(entries.len() as u64), to_sql(bytes)))?;
+    let is_reset = tick.facts.iter().any(|fact| fact.kind == Kind::JournalReset);
+    let reset = if is_reset { RESET_TOLD } else { 0 };
+    statement.execute((id, to_sql(last_seq.0), state, to_sql(entries.len() as u64), to_sql(bytes), reset))?;
     Ok(Committed { last_seq, told })
 }
 

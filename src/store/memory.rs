@@ -15,11 +15,12 @@ use super::{
     too_many_dead_letters,
 };
 use crate::model::{
-    CommandId, Committed, Entry, Epoch, Rev, Seq, ServerName, ServerState, SinkName, Tick, Timestamp, Told, ToldTorrent,
+    CommandId, Committed, Entry, Epoch, Kind, Rev, Seq, ServerName, ServerState, SinkName, Tick, Timestamp, Told,
+    ToldTorrent,
 };
 use crate::port::{
-    Admission, Answer, Clock, Loaded, LoggedCommand, Place, Progress, RESULTS_BYTES, ReplyTo, Store, StoreError,
-    SystemClock, UnsentResult, Usage,
+    Admission, Answer, Clock, Loaded, LoggedCommand, Place, Progress, RESULTS_BYTES, ReplyTo, ResultsWaiting, Search,
+    SinkNotes, Store, StoreError, SystemClock, UnsentResult, Usage,
 };
 
 /// Revisions begin at a multiple of this in each life of a store.
@@ -46,6 +47,9 @@ struct State {
     dead_letters: Vec<(SinkName, DeadLetter)>,
     retained: BTreeMap<SinkName, BTreeSet<String>>,
     memories: BTreeMap<SinkName, String>,
+    notes: BTreeMap<SinkName, SinkNotes>,
+    /// Servers that a sink knows from a state that is lost; true when that was told.
+    resets: BTreeMap<ServerName, bool>,
     commands: Vec<Command>,
     results: BTreeMap<i64, (SinkName, UnsentResult)>,
     last_result: i64,
@@ -106,6 +110,8 @@ impl MemoryStore {
             dead_letters: Vec::new(),
             retained: BTreeMap::new(),
             memories: BTreeMap::new(),
+            notes: BTreeMap::new(),
+            resets: BTreeMap::new(),
             commands: Vec::new(),
             results: BTreeMap::new(),
             last_result: 0,
@@ -135,6 +141,7 @@ impl MemoryStore {
         let mut state = self.state();
         state.progress.retain(|(server, sink), _| sinks.get(sink).is_some_and(|servers| servers.contains(server)));
         state.results.retain(|_, (sink, _)| sinks.contains_key(sink));
+        state.notes.retain(|sink, _| sinks.contains_key(sink));
     }
 
     /// As [`SqliteStore::dead_letters`](super::SqliteStore::dead_letters).
@@ -271,15 +278,15 @@ fn unknown(id: &CommandId) -> StoreError {
 impl Store for MemoryStore {
     async fn load(&self, server: &ServerName) -> Result<Loaded, StoreError> {
         let state = self.state();
-        let epoch = state.epoch;
-        Ok(match state.servers.get(server) {
-            Some(Server { told, state, last_seq, .. }) => {
-                Loaded { epoch, told: told.clone(), state: state.clone(), last_seq: *last_seq, is_new: false }
-            }
-            None => {
-                let (told, server_state) = Default::default();
-                Loaded { epoch, told, state: server_state, last_seq: Seq(0), is_new: state.was_new }
-            }
+        let known = state.servers.get(server);
+        let Server { told, state: of_server, last_seq, .. } = known.cloned().unwrap_or_default();
+        Ok(Loaded {
+            epoch: state.epoch,
+            told,
+            state: of_server,
+            last_seq,
+            is_new: known.is_none() && state.was_new,
+            owes_reset: state.resets.get(server) == Some(&false),
         })
     }
 
@@ -314,6 +321,9 @@ impl Store for MemoryStore {
             }
         }
 
+        if tick.facts.iter().any(|fact| fact.kind == Kind::JournalReset) {
+            state.resets.insert(tick.server.clone(), true);
+        }
         for entry in &entries {
             let place = state.places.last_key_value().map_or(1, |(place, _)| place.0 + 1);
             state.places.insert(Place(place), (tick.server.clone(), entry.seq));
@@ -416,6 +426,45 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    async fn notes(&self, sink: &SinkName) -> Result<SinkNotes, StoreError> {
+        Ok(self.state().notes.get(sink).copied().unwrap_or_default())
+    }
+
+    async fn owe_search(&self, sink: &SinkName, is_first_life: bool) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let notes = state.notes.entry(sink.clone()).or_default();
+        let was_of_first_life = notes.search.is_some_and(|search| search.is_of_first_life);
+        notes.search = Some(Search { is_of_first_life: is_first_life || was_of_first_life });
+        Ok(())
+    }
+
+    async fn take_over(
+        &self,
+        sink: &SinkName,
+        names: Vec<String>,
+        strangers: Vec<ServerName>,
+    ) -> Result<Vec<ServerName>, StoreError> {
+        self.register(sink, names).await?;
+        let mut state = self.state();
+        if let Some(search) = state.notes.get_mut(sink).and_then(|notes| notes.search.as_mut()) {
+            search.is_of_first_life = false;
+        }
+        let owes_it_now = |server: &ServerName| !state.resets.contains_key(server);
+        let owe_it_now: Vec<ServerName> = strangers.into_iter().filter(owes_it_now).collect();
+        state.resets.extend(owe_it_now.iter().map(|server| (server.clone(), false)));
+        Ok(owe_it_now)
+    }
+
+    async fn searched(&self, sink: &SinkName) -> Result<(), StoreError> {
+        self.state().notes.entry(sink.clone()).or_default().search = None;
+        Ok(())
+    }
+
+    async fn note_careful(&self, sink: &SinkName) -> Result<(), StoreError> {
+        self.state().notes.entry(sink.clone()).or_default().is_careful = true;
+        Ok(())
+    }
+
     async fn memory(&self, sink: &SinkName) -> Result<Option<String>, StoreError> {
         Ok(self.state().memories.get(sink).cloned())
     }
@@ -466,6 +515,15 @@ impl Store for MemoryStore {
             is_wanted
         };
         Ok(mine.take(usize::from(limit)).take_while(is_wanted).collect())
+    }
+
+    async fn results_waiting(&self, sink: &SinkName) -> Result<ResultsWaiting, StoreError> {
+        let state = self.state();
+        let bytes = state.results.values().filter(|(of, _)| of == sink).map(|(_, result)| length(&result.body));
+        Ok(bytes.fold(ResultsWaiting::default(), |ResultsWaiting { count, bytes }, length| ResultsWaiting {
+            count: count + 1,
+            bytes: bytes + length,
+        }))
     }
 
     async fn results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError> {

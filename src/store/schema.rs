@@ -122,6 +122,15 @@ const STEPS: &[&str] = &[
     ) STRICT;
     CREATE INDEX askers_of_command ON askers (server, id, number);
 ",
+    // What was found out about a sink, and whether a sink knows a server from a state that is lost.
+    "
+    CREATE TABLE sinks (
+        sink TEXT PRIMARY KEY,
+        search INTEGER NOT NULL DEFAULT 0,          -- is owed: 1; and was noted in the first life of this file: 2
+        is_careful INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    ALTER TABLE servers ADD COLUMN reset INTEGER NOT NULL DEFAULT 0; -- journal_reset is owed: 1; was told: 2
+",
 ];
 
 /// Opens the folder's database, or makes one where there is none that can be used.

@@ -1,14 +1,15 @@
-//! What is kept for each sink: its cursors, its dead letters, the names it keeps something under.
+//! What is kept for each sink: its cursors, its dead letters, the names it keeps something under, what was found out
+//! about it.
 
 use std::collections::BTreeMap;
 
-use rusqlite::{Connection, Row};
+use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::journal::{from_sql, to_sql, unreadable};
 use super::thread::{Db, Failure};
 use super::{DEAD_LETTERS_MAX, DeadLetter, too_many_dead_letters};
 use crate::model::{Entry, Rev, Seq, ServerName, SinkName, Timestamp};
-use crate::port::Progress;
+use crate::port::{Progress, Search, SinkNotes};
 
 pub(super) fn progress(db: &Db, sink: &SinkName) -> Result<BTreeMap<ServerName, Progress>, Failure> {
     let sql = "SELECT server, cursor, sent_rev FROM progress WHERE sink = ?1";
@@ -29,7 +30,8 @@ pub(super) fn settle(db: &Db, sink: &SinkName, progress: &BTreeMap<ServerName, P
     Ok(())
 }
 
-/// Forgets the cursors of all pairs that are not among these, and the results waiting for other sinks.
+/// Forgets the cursors of all pairs that are not among these, what was found out about other sinks, and the
+/// results waiting for those.
 pub(super) fn declare(db: &Db, sinks: &BTreeMap<SinkName, Vec<ServerName>>) -> Result<(), Failure> {
     // Names have no blanks, so a pair is one text.
     let pairs = sinks.iter().flat_map(|(sink, servers)| servers.iter().map(move |server| format!("{sink} {server}")));
@@ -37,8 +39,10 @@ pub(super) fn declare(db: &Db, sinks: &BTreeMap<SinkName, Vec<ServerName>>) -> R
     let sql = "DELETE FROM progress WHERE sink || ' ' || server NOT IN (SELECT value FROM json_each(?1))";
     db.connection.execute(sql, [pairs])?;
     let names = serde_json::to_string(&sinks.keys().collect::<Vec<_>>()).expect("names are plain JSON");
-    let sql = "DELETE FROM results WHERE sink NOT IN (SELECT value FROM json_each(?1))";
-    db.connection.execute(sql, [names])?;
+    for table in ["results", "sinks"] {
+        let sql = format!("DELETE FROM {table} WHERE sink NOT IN (SELECT value FROM json_each(?1))");
+        db.connection.execute(&sql, [&names])?;
+    }
     Ok(())
 }
 
@@ -128,5 +132,54 @@ pub(super) fn memory(db: &Db, sink: &SinkName) -> Result<Option<String>, Failure
 pub(super) fn memorize(db: &Db, sink: &SinkName, memory: &str) -> Result<(), Failure> {
     let sql = "INSERT OR REPLACE INTO memories (sink, memory) VALUES (?1, ?2)";
     db.connection.prepare_cached(sql)?.execute((sink.as_str(), memory))?;
+    Ok(())
+}
+
+pub(super) fn notes(db: &Db, sink: &SinkName) -> Result<SinkNotes, Failure> {
+    let mut statement = db.connection.prepare_cached("SELECT search, is_careful FROM sinks WHERE sink = ?1")?;
+    let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get(1)?));
+    let Some((search, is_careful)) = statement.query_row([sink.as_str()], read).optional()? else {
+        return Ok(SinkNotes::default());
+    };
+    Ok(SinkNotes { search: (search > 0).then_some(Search { is_of_first_life: search > 1 }), is_careful })
+}
+
+pub(super) fn owe_search(db: &Db, sink: &SinkName, is_first_life: bool) -> Result<(), Failure> {
+    let sql = "INSERT INTO sinks (sink, search) VALUES (?1, ?2) \
+               ON CONFLICT (sink) DO UPDATE SET search = max(search, ?2)";
+    db.connection.prepare_cached(sql)?.execute((sink.as_str(), 1 + i64::from(is_first_life)))?;
+    Ok(())
+}
+
+pub(super) fn take_over(
+    db: &Db,
+    sink: &SinkName,
+    names: &[String],
+    strangers: &[ServerName],
+) -> Result<Vec<ServerName>, Failure> {
+    register(db, sink, names)?;
+    let sql = "UPDATE sinks SET search = min(search, 1) WHERE sink = ?1";
+    db.connection.prepare_cached(sql)?.execute([sink.as_str()])?;
+    // A server that nothing was told of yet may not have its row.
+    let sql = "INSERT INTO servers (name, reset) VALUES (?1, 1) \
+               ON CONFLICT (name) DO UPDATE SET reset = 1 WHERE reset = 0";
+    let mut statement = db.connection.prepare_cached(sql)?;
+    let mut owe_it_now = Vec::new();
+    for server in strangers {
+        if statement.execute([server.as_str()])? > 0 {
+            owe_it_now.push(server.clone());
+        }
+    }
+    Ok(owe_it_now)
+}
+
+pub(super) fn searched(db: &Db, sink: &SinkName) -> Result<(), Failure> {
+    db.connection.prepare_cached("UPDATE sinks SET search = 0 WHERE sink = ?1")?.execute([sink.as_str()])?;
+    Ok(())
+}
+
+pub(super) fn note_careful(db: &Db, sink: &SinkName) -> Result<(), Failure> {
+    let sql = "INSERT INTO sinks (sink, is_careful) VALUES (?1, 1) ON CONFLICT (sink) DO UPDATE SET is_careful = 1";
+    db.connection.prepare_cached(sql)?.execute([sink.as_str()])?;
     Ok(())
 }

@@ -12,7 +12,8 @@ use super::thread::{Db, Failure, Mode, Writer};
 use super::{DeadLetter, Options, Recovery, commands, journal, schema, sinks};
 use crate::model::{CommandId, Committed, Entry, Seq, ServerName, SinkName, Tick};
 use crate::port::{
-    Admission, Answer, Clock, Loaded, LoggedCommand, Place, Progress, Store, StoreError, UnsentResult, Usage,
+    Admission, Answer, Clock, Loaded, LoggedCommand, Place, Progress, ResultsWaiting, SinkNotes, Store, StoreError,
+    UnsentResult, Usage,
 };
 
 /// The store of a data folder, which it holds locked.
@@ -172,6 +173,36 @@ impl Store for SqliteStore {
         self.write(Mode::Lazy, move |db| sinks::unregister(db, &sink, &names)).await
     }
 
+    async fn notes(&self, sink: &SinkName) -> Result<SinkNotes, StoreError> {
+        let sink = sink.clone();
+        self.read(move |db| sinks::notes(db, &sink)).await
+    }
+
+    async fn owe_search(&self, sink: &SinkName, is_first_life: bool) -> Result<(), StoreError> {
+        let sink = sink.clone();
+        self.write(Mode::Synced, move |db| sinks::owe_search(db, &sink, is_first_life)).await
+    }
+
+    async fn take_over(
+        &self,
+        sink: &SinkName,
+        names: Vec<String>,
+        strangers: Vec<ServerName>,
+    ) -> Result<Vec<ServerName>, StoreError> {
+        let sink = sink.clone();
+        self.write(Mode::Synced, move |db| sinks::take_over(db, &sink, &names, &strangers)).await
+    }
+
+    async fn searched(&self, sink: &SinkName) -> Result<(), StoreError> {
+        let sink = sink.clone();
+        self.write(Mode::Lazy, move |db| sinks::searched(db, &sink)).await
+    }
+
+    async fn note_careful(&self, sink: &SinkName) -> Result<(), StoreError> {
+        let sink = sink.clone();
+        self.write(Mode::Synced, move |db| sinks::note_careful(db, &sink)).await
+    }
+
     async fn memory(&self, sink: &SinkName) -> Result<Option<String>, StoreError> {
         let sink = sink.clone();
         self.read(move |db| sinks::memory(db, &sink)).await
@@ -211,6 +242,11 @@ impl Store for SqliteStore {
     async fn unsent_results(&self, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
         let sink = sink.clone();
         self.read(move |db| commands::unsent(db, &sink, after, limit)).await
+    }
+
+    async fn results_waiting(&self, sink: &SinkName) -> Result<ResultsWaiting, StoreError> {
+        let sink = sink.clone();
+        self.read(move |db| commands::waiting(db, &sink)).await
     }
 
     async fn results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError> {

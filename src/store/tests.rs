@@ -1,6 +1,6 @@
 //! What every store has to do, run on each of them; and what only a file can get wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -271,6 +271,74 @@ async fn each_sink_has_its_own_progress_names_and_graves() {
     .await;
 }
 
+#[tokio::test]
+async fn a_search_that_is_owed_stays_owed_until_it_was_made() {
+    on_each(Options::default(), async |store, _| {
+        let (mqtt, hook) = (sink("mqtt"), sink("hook"));
+        let owed =
+            async |sink: &SinkName| store.notes(sink).await.unwrap().search.map(|search| search.is_of_first_life);
+        assert_eq!(store.notes(&mqtt).await.unwrap(), SinkNotes::default());
+        store.owe_search(&mqtt, true).await.unwrap();
+        store.owe_search(&mqtt, false).await.unwrap();
+        store.owe_search(&hook, false).await.unwrap();
+        assert_eq!((owed(&mqtt).await, owed(&hook).await), (Some(true), Some(false)));
+        store.take_over(&mqtt, vec!["a".to_owned()], Vec::new()).await.unwrap();
+        assert_eq!(owed(&mqtt).await, Some(false), "what was found is not dealt with");
+        store.searched(&mqtt).await.unwrap();
+        store.searched(&sink("nobody")).await.unwrap();
+        assert_eq!((owed(&mqtt).await, owed(&hook).await), (None, Some(false)));
+        store.note_careful(&hook).await.unwrap();
+        let notes = store.notes(&hook).await.unwrap();
+        assert_eq!(notes, SinkNotes { search: Some(Search { is_of_first_life: false }), is_careful: true });
+        assert!(!store.notes(&mqtt).await.unwrap().is_careful);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_journal_reset_is_owed_once_by_each_server_until_it_is_told() {
+    on_each(Options::default(), async |store, _| {
+        let (home, attic, mqtt, bus) = (server("home"), server("attic"), sink("mqtt"), sink("bus"));
+        let names = || vec!["b".to_owned(), "a".to_owned()];
+        let owes = async |server: &ServerName| store.load(server).await.unwrap().owes_reset;
+        // Before anything was told of it.
+        assert_eq!(store.take_over(&mqtt, names(), vec![home.clone()]).await.unwrap(), vec![home.clone()]);
+        assert_eq!(store.registry(&mqtt).await.unwrap(), ["a", "b"]);
+        assert!(owes(&home).await && !owes(&attic).await);
+        let loaded = store.load(&home).await.unwrap();
+        assert!(loaded.is_new && loaded.told.is_empty() && loaded.last_seq == Seq(0));
+        // Another sink knows it, too.
+        store.commit(added(&home, 1)).await.unwrap();
+        store.commit(added(&attic, 1)).await.unwrap();
+        let both = vec![home.clone(), attic.clone()];
+        assert_eq!(store.take_over(&bus, names(), both.clone()).await.unwrap(), vec![attic.clone()]);
+        assert!(owes(&home).await && owes(&attic).await);
+        let reset = Tick { facts: vec![fact(Kind::JournalReset, None)], ..tick(&home, 2_000) };
+        assert_eq!(store.commit(reset).await.unwrap().last_seq, Seq(2));
+        assert!(!owes(&home).await && owes(&attic).await);
+        assert!(store.take_over(&bus, names(), both).await.unwrap().is_empty(), "told once in an epoch");
+        assert!(!owes(&home).await);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn results_that_wait_are_counted_for_each_sink() {
+    on_each(Options::default(), async |store, clock| {
+        let mqtt = sink("mqtt");
+        assert_eq!(store.results_waiting(&mqtt).await.unwrap(), ResultsWaiting::default());
+        let answer = || Answer { status: OutcomeStatus::Refused, body: Bytes::from_static(b"12345") };
+        for (id, origin) in [("1", "mqtt"), ("2", "mqtt"), ("3", "bus"), ("1", "mqtt")] {
+            store.log_command(command(id, origin, clock.now()), Some(answer())).await.unwrap();
+        }
+        assert_eq!(store.results_waiting(&mqtt).await.unwrap(), ResultsWaiting { count: 3, bytes: 15 });
+        let first = store.unsent_results(&mqtt, 0, 1).await.unwrap()[0].number;
+        store.results_sent(vec![first]).await.unwrap();
+        assert_eq!(store.results_waiting(&mqtt).await.unwrap(), ResultsWaiting { count: 2, bytes: 10 });
+    })
+    .await;
+}
+
 fn command(id: &str, origin: &str, received_at: Timestamp) -> LoggedCommand {
     LoggedCommand {
         id: CommandId::parse(id).unwrap(),
@@ -529,6 +597,7 @@ async fn cursors_and_results_of_sinks_that_are_gone_are_given_up() {
     let entry = &store.read(&home, Seq(0), 1).await.unwrap()[0];
     for sink in [&here, &gone] {
         store.settle(sink, [(home.clone(), at(1, 1))].into()).await.unwrap();
+        store.note_careful(sink).await.unwrap();
         store.register(sink, vec!["topic".to_owned()]).await.unwrap();
         store.bury(sink, entry, "413").await.unwrap();
         store.bury(sink, entry, "again").await.unwrap();
@@ -546,6 +615,7 @@ async fn cursors_and_results_of_sinks_that_are_gone_are_given_up() {
     for (sink, held) in [(&here, 1), (&gone, 0)] {
         assert_eq!(store.progress(sink).await.unwrap().len(), held);
         assert_eq!(store.unsent_results(sink, 0, 9).await.unwrap().len(), held);
+        assert_eq!(store.notes(sink).await.unwrap().is_careful, held == 1);
         assert_eq!(store.registry(sink).await.unwrap(), ["topic"]);
         let letters = store.dead_letters(sink).await.unwrap();
         assert_eq!(letters.len(), 1);
@@ -779,7 +849,8 @@ async fn a_file_of_an_older_version_is_brought_up_to_date_with_all_that_is_in_it
     let (folder, epoch) = used_folder(true).await;
     let connection = rusqlite::Connection::open(folder.path().join("dtorrent.sqlite3")).unwrap();
     connection.execute("DELETE FROM meta WHERE key = 'commits'", []).unwrap();
-    connection.execute_batch("DROP TABLE memories; DROP TABLE askers").unwrap();
+    let later = "DROP TABLE memories; DROP TABLE askers; DROP TABLE sinks; ALTER TABLE servers DROP COLUMN reset";
+    connection.execute_batch(later).unwrap();
     connection.pragma_update(None, "user_version", 1).unwrap();
     drop(connection);
     std::fs::write(folder.path().join("dtorrent.used"), "").unwrap();
@@ -789,6 +860,7 @@ async fn a_file_of_an_older_version_is_brought_up_to_date_with_all_that_is_in_it
         assert_eq!((recovery.found, recovery.is_new), (None, false));
         let loaded = store.load(&home).await.unwrap();
         assert_eq!((loaded.epoch, loaded.last_seq, loaded.told.len()), (epoch, Seq(commits.into()), commits.into()));
+        assert!(!loaded.owes_reset);
         store.commit(added(&home, commits + 1)).await.unwrap();
     }
 }
@@ -971,6 +1043,10 @@ mod model {
         Start { server: Option<u8>, id: u8 },
         Finish { server: Option<u8>, id: u8, result: u8 },
         Sent { number: i64 },
+        OweSearch { sink: u8, is_first_life: bool },
+        TakeOver { sink: u8, names: Vec<u8>, servers: Vec<u8> },
+        Searched { sink: u8 },
+        Careful { sink: u8 },
         Reopen,
     }
 
@@ -992,6 +1068,11 @@ mod model {
             1 => (of(), 0..3u8).prop_map(|(server, id)| Step::Start { server, id }),
             2 => (of(), 0..3u8, any::<u8>()).prop_map(|(server, id, result)| Step::Finish { server, id, result }),
             1 => (0..5i64).prop_map(|number| Step::Sent { number }),
+            1 => (0..2u8, any::<bool>()).prop_map(|(sink, is_first_life)| Step::OweSearch { sink, is_first_life }),
+            1 => (0..2u8, names(), prop::collection::vec(0..2u8, 0..3))
+                .prop_map(|(sink, names, servers)| Step::TakeOver { sink, names, servers }),
+            1 => (0..2u8).prop_map(|sink| Step::Searched { sink }),
+            1 => (0..2u8).prop_map(|sink| Step::Careful { sink }),
             2 => Just(Step::Reopen),
         ];
         prop::collection::vec(step, 1..40)
@@ -1017,6 +1098,7 @@ mod model {
                 let told = |number, downloaded| (torrent(&server, number, downloaded), Memory::default());
                 let facts = facts.iter().map(|(number, is_torrent)| match is_torrent {
                     true => fact(Kind::Started, Some(torrent(&server, *number, 1))),
+                    false if *number == 0 => fact(Kind::JournalReset, None),
                     false => fact(Kind::ServerOnline, None),
                 });
                 let state = state.map(|is_online| ServerState {
@@ -1073,6 +1155,16 @@ mod model {
                 )
             }
             Step::Sent { number } => format!("{:?}", store.results_sent(vec![number]).await),
+            Step::OweSearch { sink, is_first_life } => {
+                format!("{:?}", store.owe_search(&nth_sink(sink), is_first_life).await)
+            }
+            Step::TakeOver { sink, names, servers } => {
+                let names = names.iter().map(u8::to_string).collect();
+                let servers: BTreeSet<ServerName> = servers.iter().map(|server| nth_server(*server)).collect();
+                format!("{:?}", store.take_over(&nth_sink(sink), names, servers.into_iter().collect()).await)
+            }
+            Step::Searched { sink } => format!("{:?}", store.searched(&nth_sink(sink)).await),
+            Step::Careful { sink } => format!("{:?}", store.note_careful(&nth_sink(sink)).await),
             Step::Declare { .. } | Step::Reopen => unreachable!("not a step of the seam"),
         }
     }
@@ -1088,6 +1180,8 @@ mod model {
             seen.push(format!("{:?}", store.progress(&sink).await));
             seen.push(format!("{:?}", store.registry(&sink).await));
             seen.push(format!("{:?}", store.unsent_results(&sink, 0, 100).await));
+            seen.push(format!("{:?}", store.results_waiting(&sink).await));
+            seen.push(format!("{:?}", store.notes(&sink).await));
         }
         seen.push(format!("{:?}", store.open_commands().await));
         seen.push(format!("{:?}", store.usage().await));

@@ -10,7 +10,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::board::{HookReport, PollReport, SinkReport};
 use crate::model::{ServerName, SinkName};
-use crate::port::Usage;
+use crate::port::{ResultsWaiting, Usage};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
@@ -38,6 +38,7 @@ pub const ALL: &[(&str, Shape, &str)] = &[
     ("dtorrent_sink_lag_entries", Shape::Gauge, "Events that a sink has not taken yet"),
     ("dtorrent_sink_lag_seconds", Shape::Gauge, "Since when a sink has been behind"),
     ("dtorrent_sink_dirty", Shape::Gauge, "Torrents of which a sink has an old picture"),
+    ("dtorrent_results_waiting", Shape::Gauge, "Results of commands that a sink has not taken yet"),
     ("dtorrent_deliveries_total", Shape::Counter, "Messages that a sink took or rejected"),
     ("dtorrent_commands_total", Shape::Counter, "Commands carried out, by verb and status"),
     ("dtorrent_task_restarts_total", Shape::Counter, "Tasks started again after a fault in this program"),
@@ -110,6 +111,10 @@ pub fn note_hooks(server: &ServerName, report: &HookReport) {
     let hooked = report.hooks.as_ref().map_or(0, |hooks| hooks.ringing.len());
     gauge!("dtorrent_hooked_events", "server" => server.clone()).set(hooked as f64);
     counter!("dtorrent_hook_pokes_total", "server" => server).absolute(report.pokes);
+}
+
+pub fn note_results(sink: &SinkName, waiting: ResultsWaiting) {
+    gauge!("dtorrent_results_waiting", "sink" => sink.to_string()).set(waiting.count as f64);
 }
 
 pub fn note_usage(usage: Usage) {

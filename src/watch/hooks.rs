@@ -162,6 +162,7 @@ mod tests {
                 told: Told::new(),
                 state: ServerState::default(),
                 last_seq: Seq(0),
+                owes_reset: false,
                 stats: ServerStats::default(),
                 stats_body: Bytes::new(),
                 poll: PollReport::default(),

@@ -12,7 +12,6 @@ mod pace;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -148,8 +147,8 @@ impl Watcher {
             Ok(listing) => state.observer.looked(&content.told, &content.state, listing, now),
             Err(_) => state.observer.failed(&content.state, now),
         });
-        let is_first = self.is_history_lost && board.read(|content| content.last_seq) == Seq(0);
-        if answer.is_ok() && (is_first || board.owes_reset.load(Ordering::Relaxed)) {
+        let owes_reset = board.read(|content| content.owes_reset || self.is_history_lost && content.last_seq == Seq(0));
+        if answer.is_ok() && owes_reset {
             tick.facts.insert(0, journal_reset());
         }
         self.expectations.mark(&mut tick);
@@ -199,7 +198,7 @@ impl Watcher {
                 }
                 state.observer.committed(&committed, at);
                 if said.iter().any(|(kind, _)| *kind == Kind::JournalReset) {
-                    board.owes_reset.store(false, Ordering::Relaxed);
+                    board.write(|content| content.owes_reset = false);
                 }
                 self.board.tell(&self.server, committed, server_state);
                 for (kind, torrent) in said {

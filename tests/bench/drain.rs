@@ -160,6 +160,7 @@ pub async fn drained(
         told: loaded.told,
         state: loaded.state,
         last_seq: loaded.last_seq,
+        owes_reset: loaded.owes_reset,
         stats: ServerStats::default(),
         stats_body: Bytes::new(),
         poll: PollReport::default(),
@@ -172,8 +173,6 @@ pub async fn drained(
         events: Kind::ALL.iter().copied().collect::<BTreeSet<_>>(),
         retain: Retain::Auto,
         ended_in_order: true,
-        is_new: false,
-        is_first_life: false,
     };
     let parts = DispatcherParts {
         settings,

@@ -67,13 +67,16 @@ impl Bridge {
         let clock: Arc<dyn Clock> = stage.clone();
         let dyn_store: Arc<dyn Store> = store.clone();
         let mut contents = BTreeMap::new();
+        let mut is_first_life = true;
         for server in clients.keys() {
             let loaded = store.load(server).await.unwrap();
+            is_first_life &= loaded.is_new;
             let content = Content {
                 epoch: loaded.epoch,
                 told: loaded.told,
                 state: loaded.state,
                 last_seq: loaded.last_seq,
+                owes_reset: loaded.owes_reset,
                 stats: ServerStats::default(),
                 stats_body: Bytes::new(),
                 poll: PollReport::default(),
@@ -92,12 +95,10 @@ impl Bridge {
                 events: plan.events.clone(),
                 retain: plan.retain,
                 ended_in_order: false,
-                is_new: false,
-                is_first_life: false,
             };
             let sink = Arc::new(Reached(plan.broker.clone()));
             let desk = board.desk(&plan.broker.name).unwrap().clone();
-            let note = || note_start(&*dyn_store, &board, &plan.broker.name, &plan.servers);
+            let note = || note_start(&*dyn_store, &board, &plan.broker.name, &plan.servers, is_first_life);
             until_there_is_room("a start", note).await.unwrap();
             let parts = DispatcherParts {
                 settings,

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::bridge::SinkPlan;
 use super::disk::{Chronicle, short};
-use super::scenario::Run;
+use super::scenario::{Ghosts, Run};
 use super::stage::lock;
 
 type Verdict = Result<(), String>;
@@ -19,6 +19,7 @@ pub async fn all(run: &Run) -> Verdict {
     let chronicle = lock(&run.disk.chronicle);
     for (server, entries) in &chronicle.entries {
         numbers_have_no_gaps(server, entries)?;
+        a_loss_is_told_once(run, server, entries)?;
         let told = told_lives(server, entries)?;
         let bridge = run.bridge.as_ref().expect("the bridge runs at the end");
         let present: BTreeSet<InfoHash> =
@@ -67,6 +68,17 @@ fn numbers_have_no_gaps(server: &ServerName, entries: &BTreeMap<Seq, Entry>) -> 
         }
     }
     Ok(())
+}
+
+/// A folder that was lost before the run is known by what a broker keeps, and told once, whatever is killed.
+fn a_loss_is_told_once(run: &Run, server: &ServerName, entries: &BTreeMap<Seq, Entry>) -> Verdict {
+    let told = entries.values().filter(|entry| entry.kind == Kind::JournalReset).count();
+    let is_right = match run.ghosts {
+        Ghosts::None => told == 0,
+        Ghosts::Kept => told == 1,
+        Ghosts::Forgotten => told <= 1,
+    };
+    if is_right { Ok(()) } else { Err(format!("{server}: {told} journal_reset, ghosts: {:?}", run.ghosts)) }
 }
 
 /// From `added` to `removed`, as the journal tells it.

@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dtorrent::model::{CommandId, Committed, Entry, Epoch, InfoHash, Rev, Seq, ServerName, SinkName, Tick};
 use dtorrent::port::{
-    Admission, Answer, Clock, Loaded, LoggedCommand, Place, Progress, Store, StoreError, UnsentResult, Usage,
+    Admission, Answer, Clock, Loaded, LoggedCommand, Place, Progress, ResultsWaiting, SinkNotes, Store, StoreError,
+    UnsentResult, Usage,
 };
 use dtorrent::store::{Image, MemoryStore, Options};
 
@@ -229,6 +230,42 @@ impl Store for DiskStore {
         self.inner.unregister(sink, names).await
     }
 
+    async fn notes(&self, sink: &SinkName) -> Result<SinkNotes, StoreError> {
+        self.inner.notes(sink).await
+    }
+
+    async fn owe_search(&self, sink: &SinkName, is_first_life: bool) -> Result<(), StoreError> {
+        self.before_write().await?;
+        self.inner.owe_search(sink, is_first_life).await?;
+        self.after_synced_write().await;
+        Ok(())
+    }
+
+    async fn take_over(
+        &self,
+        sink: &SinkName,
+        names: Vec<String>,
+        strangers: Vec<ServerName>,
+    ) -> Result<Vec<ServerName>, StoreError> {
+        self.before_write().await?;
+        let owe_reset = self.inner.take_over(sink, names, strangers).await?;
+        self.after_synced_write().await;
+        Ok(owe_reset)
+    }
+
+    async fn searched(&self, sink: &SinkName) -> Result<(), StoreError> {
+        self.before_write().await?;
+        self.risk();
+        self.inner.searched(sink).await
+    }
+
+    async fn note_careful(&self, sink: &SinkName) -> Result<(), StoreError> {
+        self.before_write().await?;
+        self.inner.note_careful(sink).await?;
+        self.after_synced_write().await;
+        Ok(())
+    }
+
     async fn memory(&self, sink: &SinkName) -> Result<Option<String>, StoreError> {
         self.inner.memory(sink).await
     }
@@ -272,6 +309,10 @@ impl Store for DiskStore {
 
     async fn unsent_results(&self, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
         self.inner.unsent_results(sink, after, limit).await
+    }
+
+    async fn results_waiting(&self, sink: &SinkName) -> Result<ResultsWaiting, StoreError> {
+        self.inner.results_waiting(sink).await
     }
 
     async fn results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError> {

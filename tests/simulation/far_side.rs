@@ -185,6 +185,23 @@ impl Sink for Reached {
         self.0.topics.kept_as(delivery)
     }
 
+    async fn find_kept(&self, servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
+        let Self(broker) = self;
+        broker.stage.step().await;
+        let state = lock(&broker.state);
+        if state.is_down {
+            return Err(DeliverError::unavailable("nobody listens"));
+        }
+        let mut found: BTreeMap<_, Vec<String>> = BTreeMap::new();
+        for name in state.kept.keys() {
+            if let Some(server) = broker.topics.server_of_kept(name).filter(|server| servers.contains(server)) {
+                found.entry(server).or_default().push(name.clone());
+            }
+        }
+        broker.stage.note(|| format!("{} keeps {found:?}", broker.name));
+        Ok(found)
+    }
+
     fn own_names(&self) -> Vec<String> {
         // This one says no status by itself.
         self.0.topics.own().into_iter().filter(|name| !name.ends_with("/status")).collect()

@@ -44,6 +44,8 @@ pub struct Run {
     pub sent: Vec<Sent>,
     /// How often the bridge was started again.
     pub restarts: usize,
+    /// What the broker of the first sink keeps of a bridge whose folder is lost.
+    pub ghosts: Ghosts,
     /// Somebody lied, crashed or cut since the run began: order and number of what comes twice are open.
     pub is_rough: bool,
     interval: Duration,
@@ -52,6 +54,14 @@ pub struct Run {
     left: Option<dtorrent::store::Image>,
     loading: BTreeMap<ServerName, Instant>,
     lied: BTreeMap<ServerName, Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ghosts {
+    None,
+    Kept,
+    /// Perhaps before anybody found them.
+    Forgotten,
 }
 
 pub fn hash(number: u8) -> InfoHash {
@@ -95,6 +105,14 @@ impl Run {
         let interval = Duration::from_millis(1000 + dice.below(1500));
         let sweep = dice.pick(&[interval, Duration::from_secs(5), Duration::from_secs(30)]).unwrap();
         let disk = Disk::new(stage.clone(), options);
+        let ghosts = if seed.is_multiple_of(5) { Ghosts::Kept } else { Ghosts::None };
+        if ghosts == Ghosts::Kept {
+            let broker = &sinks[0].broker;
+            // One of them may come to be there again.
+            let of_lost = servers.iter().flat_map(|server| [1, 200].map(|number| (server, hash(number))));
+            let names: Vec<String> = of_lost.filter_map(|(server, hash)| broker.name_of_state(server, hash)).collect();
+            broker.change(|state| state.kept.extend(names.into_iter().map(|name| (name, "{}".into()))));
+        }
         let run = Self {
             stage,
             clients,
@@ -103,6 +121,7 @@ impl Run {
             bridge: None,
             sent: Vec::new(),
             restarts: 0,
+            ghosts,
             is_rough: false,
             interval,
             sweep,
@@ -437,6 +456,9 @@ impl Run {
                 plan.broker.cut();
                 // It was restarted and kept nothing.
                 plan.broker.change(|state| state.kept.clear());
+                if self.ghosts == Ghosts::Kept && plan.takes_commands {
+                    self.ghosts = Ghosts::Forgotten;
+                }
             }
         }
     }

@@ -39,6 +39,9 @@ pub async fn open(run: &Run) -> Vec<String> {
 async fn told_is_the_truth(run: &Run, bridge: &Bridge, server: &ServerName, open: &mut Vec<String>) {
     let told = bridge.board.read(server, |content| content.told.clone()).unwrap();
     let stored = bridge.store.load(server).await.unwrap();
+    if stored.owes_reset {
+        open.push(format!("{server}: journal_reset is owed"));
+    }
     if stored.told != told {
         open.push(format!("{server}: the board and the store differ"));
     }

@@ -30,6 +30,8 @@ const RECEIVE_MAX: u16 = 512;
 /// What waited at the broker comes without a pause longer than this, and all of it within that.
 const CAUGHT_UP_AFTER: Duration = Duration::from_millis(300);
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(10);
+/// How long a goodbye may take.
+const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 /// Acknowledgements and subscriptions that wait to be written.
 const CHANNEL: usize = 1_000;
 
@@ -198,6 +200,30 @@ impl CommandSource for MqttCommands {
                 return Ok(incoming);
             }
         }
+    }
+
+    /// Leaves: the broker keeps what comes for the session.
+    async fn pause(&mut self) {
+        if let State::Connected(session) = std::mem::replace(&mut self.state, State::Away)
+            && !matches!(tokio::time::timeout(LEAVE_WITHIN, session.leave()).await, Ok(Ok(())))
+        {
+            debug!(sink = %self.broker.settings.name, "left without a goodbye: some commands may come again");
+        }
+    }
+}
+
+impl Session {
+    /// Says goodbye behind all acknowledgements. What comes meanwhile is not acknowledged, and so comes again.
+    async fn leave(mut self) -> Result<(), Ended> {
+        loop {
+            self.receipts.hand_over();
+            if self.receipts.owed().is_empty() && self.receipts.client.disconnect().is_ok() {
+                break;
+            }
+            self.events.next().await?;
+        }
+        while !matches!(self.events.next().await?, Event::Left) {}
+        Ok(())
     }
 }
 

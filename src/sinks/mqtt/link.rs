@@ -5,12 +5,15 @@
 //!   tells packet ids in the order in which it was handed messages, so a queue of tickets beside its
 //!   channel says whose each id is (I3, I5);
 //! - the first error ends the link: everything unsettled fails, and nothing is sent again here;
+//! - where the broker could put one event off and take the next (MQTT 5 has a word for that), nothing of its server
+//!   goes before an event is settled (I5). A mosquitto says "not now" only if a plugin has it do so, so nothing waits
+//!   there before that has happened;
 //! - while the link is up, the last word on the bridge's status topic is `online`. A will of an earlier
 //!   connection may come late, so the link listens to that topic and contradicts;
 //! - the lock is held for a few instructions and never while anything is awaited.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,7 +23,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Interval, interval};
 use tracing::{debug, warn};
 
-use crate::model::SinkName;
+use crate::model::{Entry, ServerName, SinkName};
 use crate::port::{DeliverError, Delivery, Link};
 
 use super::homeassistant::Presence;
@@ -42,6 +45,11 @@ const CONTRADICT_EVERY: Duration = Duration::from_secs(5);
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(120);
 /// How often that is looked at.
 const LOOK_EACH: Duration = Duration::from_secs(10);
+/// Where some brokers say what they are, and how one begins that takes what comes in order or hangs up.
+const BROKER_NAME: &str = "$SYS/broker/version";
+const IN_ORDER: &[u8] = b"mosquitto ";
+/// Some brokers may hang up over that question; after so many times it is not asked any more.
+const ASKED_MAX: u32 = 2;
 /// How long a goodbye may take.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(3);
 
@@ -59,6 +67,12 @@ struct Line {
 struct Queue {
     /// Handed over and not yet written, in order.
     waiting: VecDeque<Ticket>,
+    /// Whether all of a server waits until an event of it is settled.
+    is_careful: bool,
+    /// Servers with an event under way, as long as that matters.
+    busy: BTreeSet<ServerName>,
+    /// What waits for that.
+    held: VecDeque<(Scope, Message, Ticket)>,
     /// Why nothing more can be sent.
     over: Option<DeliverError>,
     is_leaving: bool,
@@ -66,9 +80,36 @@ struct Queue {
     left: Option<oneshot::Sender<()>>,
 }
 
+/// What a message is about, as far as its order matters.
+#[derive(Clone)]
+struct Scope {
+    server: ServerName,
+    is_event: bool,
+}
+
+impl Scope {
+    fn of(delivery: &Delivery, topics: &Topics) -> Option<Self> {
+        let server = match delivery {
+            Delivery::Event(Entry { server, .. })
+            | Delivery::Updated { server, .. }
+            | Delivery::State { server, .. }
+            | Delivery::Files { server, .. }
+            | Delivery::ServerStatus { server, .. }
+            | Delivery::Stats { server, .. } => server.clone(),
+            Delivery::Clear { name } => topics.server_of_kept(name)?,
+            Delivery::Info { .. } | Delivery::Health { .. } | Delivery::Result { .. } | Delivery::Shown { .. } => {
+                return None;
+            }
+        };
+        Some(Self { server, is_event: matches!(delivery, Delivery::Event(_)) })
+    }
+}
+
 /// Who waits for a message to be settled.
 struct Ticket {
     packet_bytes: usize,
+    /// Whose event it is, if it is one.
+    event_of: Option<ServerName>,
     /// When it was written, or handed over if it is not yet.
     since: Instant,
     settle: oneshot::Sender<Verdict>,
@@ -90,20 +131,41 @@ impl Line {
     ///
     /// # Errors
     /// The broker would not take it, so it is not sent at all.
-    fn hand_over(&self, mut message: Message) -> Result<oneshot::Receiver<Verdict>, DeliverError> {
+    fn hand_over(&self, message: Message) -> Result<oneshot::Receiver<Verdict>, DeliverError> {
+        self.hand_over_as(None, message)
+    }
+
+    fn hand_over_as(
+        &self,
+        scope: Option<Scope>,
+        mut message: Message,
+    ) -> Result<oneshot::Receiver<Verdict>, DeliverError> {
         let packet_bytes = self.check(&message).map_err(|reason| DeliverError::Rejected { reason })?;
         message.route.is_retained &= self.granted.can_retain;
         if !self.granted.can_acknowledge {
             message.route.qos = Qos::AtMostOnce;
         }
         let (settle, settled) = oneshot::channel();
-        let ticket = Ticket { packet_bytes, since: Instant::now(), settle };
+        let event_of = scope.as_ref().filter(|scope| scope.is_event).map(|scope| scope.server.clone());
+        let ticket = Ticket { packet_bytes, event_of, since: Instant::now(), settle };
         let mut queue = self.queue();
         if let Some(over) = &queue.over {
             ticket.settle(Err(over.clone()));
             return Ok(settled);
         }
-        // Ticket and message under one lock, so that the two queues agree.
+        match scope.filter(|_| queue.is_careful) {
+            Some(scope) if queue.busy.contains(&scope.server) => queue.held.push_back((scope, message, ticket)),
+            Some(Scope { server, is_event: true }) => {
+                queue.busy.insert(server);
+                self.publish(&mut queue, message, ticket);
+            }
+            _ => self.publish(&mut queue, message, ticket),
+        }
+        Ok(settled)
+    }
+
+    /// Ticket and message under one lock, so that the two queues agree.
+    fn publish(&self, queue: &mut Queue, message: Message, ticket: Ticket) {
         queue.waiting.push_back(ticket);
         if self.client.publish(message).is_err()
             && let Some(ticket) = queue.waiting.pop_back()
@@ -113,7 +175,30 @@ impl Line {
             queue.over = Some(error.clone());
             ticket.settle(Err(error));
         }
-        Ok(settled)
+    }
+
+    /// An event of this server is settled: what waited for that goes, up to the next event.
+    fn release(&self, server: &ServerName) {
+        let mut queue = self.queue();
+        while let Some(at) = queue.held.iter().position(|(scope, ..)| scope.server == *server)
+            && let Some((scope, message, ticket)) = queue.held.remove(at)
+        {
+            self.publish(&mut queue, message, ticket);
+            if scope.is_event {
+                return;
+            }
+        }
+        queue.busy.remove(server);
+    }
+
+    /// From now on nothing has to wait.
+    fn release_all(&self) {
+        let mut queue = self.queue();
+        queue.is_careful = false;
+        queue.busy.clear();
+        while let Some((_, message, ticket)) = queue.held.pop_front() {
+            self.publish(&mut queue, message, ticket);
+        }
     }
 
     /// Returns the size of the packet in bytes, or why it cannot be sent.
@@ -141,8 +226,16 @@ pub(super) struct Voice {
     pub instance: String,
     pub topics: Topics,
     pub birth: Option<Birth>,
-    /// The broker has put something off, and may have taken what came behind it: from then on nothing does.
-    pub one_at_a_time: Arc<AtomicBool>,
+    pub manners: Arc<Manners>,
+}
+
+/// What is known, over all connections, of how a broker takes things.
+#[derive(Debug, Default)]
+pub(super) struct Manners {
+    /// It has put something off, and may have taken what came behind it: from then on events go one at a time.
+    pub was_put_off: AtomicBool,
+    /// How often in a row it was asked what it is, and the connection ended before an answer.
+    asked: AtomicU32,
 }
 
 /// Where Home Assistant says that it is there, and who wants to know.
@@ -169,9 +262,6 @@ impl MqttLink {
 #[async_trait]
 impl Link for MqttLink {
     fn depth(&self) -> usize {
-        if self.voice.one_at_a_time.load(Ordering::Relaxed) {
-            return 1;
-        }
         usize::from(DEPTH_MAX.min(self.line.granted.receive_max).saturating_sub(RESERVE).max(1))
     }
 
@@ -183,8 +273,9 @@ impl Link for MqttLink {
         if matches!(delivery, Delivery::Clear { .. }) && !self.line.granted.can_retain {
             return Box::pin(async { Ok(()) });
         }
+        let scope = Scope::of(&delivery, &self.voice.topics);
         let (message, copy) = message::messages(&self.voice.topics, &self.voice.instance, delivery);
-        let sent = self.line.hand_over(message);
+        let sent = self.line.hand_over_as(scope, message);
         let copied = copy.map(|copy| self.hand_over_copy(copy));
         let sink = self.voice.sink.clone();
         Box::pin(async move {
@@ -250,9 +341,10 @@ impl Driver {
                 break granted;
             }
         };
+        let queue = Queue { is_careful: granted.can_put_off && granted.can_acknowledge, ..Queue::default() };
         let mut driver = Self {
             status_topic: voice.topics.bridge_status(),
-            line: Line { client, granted, queue: Arc::default() },
+            line: Line { client, granted, queue: Arc::new(Mutex::new(queue)) },
             under_way: HashMap::new(),
             contradicted_at: None,
             contradict_at: None,
@@ -265,6 +357,7 @@ impl Driver {
         driver.complain();
         driver.say_online().await?;
         driver.listen().await?;
+        driver.ask_name();
         Ok(driver)
     }
 
@@ -311,6 +404,17 @@ impl Driver {
         Ok(())
     }
 
+    /// What the broker is, where that matters. Nobody waits for the answer: until it comes, events do.
+    fn ask_name(&self) {
+        let Manners { was_put_off, asked } = &*self.voice.manners;
+        let may_ask = !was_put_off.load(Ordering::Relaxed) && asked.load(Ordering::Relaxed) < ASKED_MAX;
+        if self.line.queue().is_careful && may_ask {
+            asked.fetch_add(1, Ordering::Relaxed);
+            // If it is lost, so is the connection.
+            self.line.client.subscribe(std::iter::once(BROKER_NAME.to_owned()), Qos::AtMostOnce).ok();
+        }
+    }
+
     /// Runs until the connection is over, and says why.
     pub(super) async fn run(mut self) -> DeliverError {
         loop {
@@ -346,6 +450,10 @@ impl Driver {
         match event {
             Event::Written(id) => self.written(id),
             Event::Acknowledged(id, answer) => self.acknowledged(id, answer),
+            Event::Subscribed(_) if self.is_listening => {
+                self.voice.manners.asked.store(0, Ordering::Relaxed);
+                Ok(())
+            }
             Event::Subscribed(answers) => {
                 self.is_listening = true;
                 let topics = [Some(&self.status_topic), self.voice.birth.as_ref().map(|birth| &birth.topic)];
@@ -359,6 +467,13 @@ impl Driver {
             Event::Received(received) => {
                 if let Some(birth) = self.voice.birth.as_ref().filter(|birth| birth.topic == received.topic) {
                     birth.presence.heard(&received.body, received.is_retained);
+                }
+                let was_put_off = &self.voice.manners.was_put_off;
+                if received.topic == BROKER_NAME
+                    && received.body.starts_with(IN_ORDER)
+                    && !was_put_off.load(Ordering::Relaxed)
+                {
+                    self.line.release_all();
                 }
                 if received.topic == self.status_topic && &received.body[..] != ONLINE {
                     let earliest = self.contradicted_at.map_or_else(Instant::now, |at| at + CONTRADICT_EVERY);
@@ -382,7 +497,7 @@ impl Driver {
         };
         ticket.since = Instant::now();
         match id {
-            0 => ticket.settle(Ok(())),
+            0 => self.settle(ticket, Ok(())),
             id => drop(self.under_way.insert(id, ticket)),
         }
         Ok(())
@@ -393,16 +508,25 @@ impl Driver {
             return Err(Ended::new(End::Other, "the broker acknowledged what was not sent"));
         };
         match answer {
-            Answer::Taken => ticket.settle(Ok(())),
-            Answer::Refused(reason) => ticket.settle(Err(DeliverError::Rejected { reason: reason.to_owned() })),
+            Answer::Taken => self.settle(ticket, Ok(())),
+            Answer::Refused(reason) => self.settle(ticket, Err(DeliverError::Rejected { reason: reason.to_owned() })),
             // To go on would deliver what follows before this one.
             Answer::NotNow(reason) => {
                 self.under_way.insert(id, ticket);
-                self.voice.one_at_a_time.store(true, Ordering::Relaxed);
+                self.voice.manners.was_put_off.store(true, Ordering::Relaxed);
                 return Err(Ended::new(End::Quota, reason));
             }
         }
         Ok(())
+    }
+
+    /// The far side has said what it thinks of it.
+    fn settle(&self, mut ticket: Ticket, verdict: Verdict) {
+        let event_of = ticket.event_of.take();
+        ticket.settle(verdict);
+        if let Some(server) = event_of {
+            self.line.release(&server);
+        }
     }
 
     /// One that is never acknowledged, by a broker that answers otherwise, would be waited for for ever.
@@ -456,7 +580,8 @@ impl Driver {
             let mut queue = self.line.queue();
             queue.over.get_or_insert_with(|| error.clone());
             queue.left = None;
-            std::mem::take(&mut queue.waiting)
+            let held = std::mem::take(&mut queue.held).into_iter().map(|(_, _, ticket)| ticket);
+            std::mem::take(&mut queue.waiting).into_iter().chain(held)
         };
         for ticket in self.under_way.drain().map(|(_, ticket)| ticket).chain(waiting) {
             ticket.settle(Err(error.clone()));

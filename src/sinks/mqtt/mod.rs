@@ -39,7 +39,7 @@ pub use settings::{BrokerUrl, Prefix, Settings, Version};
 
 use homeassistant::names::{Device, Names};
 use homeassistant::{Companionship, Presence};
-use link::{Birth, Driver, Voice};
+use link::{Birth, Driver, Manners, Voice};
 use message::Message;
 use topics::{Qos, Topics};
 use wire::{Answer, Client, End, Ended, Event, EventLoop, Opening, Protocol, Will};
@@ -73,8 +73,8 @@ struct Broker {
     has_namesake: AtomicBool,
     /// Of Home Assistant, if there is one.
     presence: Arc<Presence>,
-    /// The broker has put something off, see [`Voice`].
-    one_at_a_time: Arc<AtomicBool>,
+    /// What the broker does with what comes behind a message that it puts off.
+    manners: Arc<Manners>,
 }
 
 impl Broker {
@@ -91,7 +91,7 @@ impl Broker {
             refuses_5: AtomicBool::new(false),
             has_namesake: AtomicBool::new(false),
             presence: Arc::default(),
-            one_at_a_time: Arc::default(),
+            manners: Arc::default(),
         })
     }
 
@@ -357,8 +357,8 @@ impl MqttSink {
         });
         let birth = self.broker.home_assistant_names();
         let birth = birth.map(|names| Birth { topic: names.birth(), presence: Arc::clone(&self.broker.presence) });
-        let one_at_a_time = Arc::clone(&self.broker.one_at_a_time);
-        let voice = Voice { sink: name.clone(), instance: instance.clone(), topics, birth, one_at_a_time };
+        let manners = Arc::clone(&self.broker.manners);
+        let voice = Voice { sink: name.clone(), instance: instance.clone(), topics, birth, manners };
         let driver = Driver::connect(voice, client, events).await?;
         info!(sink = %name, broker = %self.broker.settings.url, ?protocol, "connected");
         Ok(driver)
@@ -392,6 +392,14 @@ impl Sink for MqttSink {
 
     fn own_names(&self) -> Vec<String> {
         self.broker.topics.own()
+    }
+
+    fn is_careful(&self) -> bool {
+        self.broker.manners.was_put_off.load(Ordering::Relaxed)
+    }
+
+    fn be_careful(&self) {
+        self.broker.manners.was_put_off.store(true, Ordering::Relaxed);
     }
 
     fn companion(&self) -> Option<Box<dyn Companion>> {

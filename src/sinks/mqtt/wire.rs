@@ -70,6 +70,8 @@ pub struct Granted {
     pub packet_bytes_max: u32,
     pub can_retain: bool,
     pub can_acknowledge: bool,
+    /// It has a word for "not now", after which it may take the next message.
+    pub can_put_off: bool,
 }
 
 /// Why a connection could not be made, or is over.
@@ -422,6 +424,7 @@ fn event_311(event: v4::Event) -> Event {
             packet_bytes_max: PACKET_BYTES_MAX,
             can_retain: true,
             can_acknowledge: true,
+            can_put_off: false,
         }),
         v4::Event::Incoming(v4::Packet::PubAck(ack)) => Event::Acknowledged(ack.pkid, Answer::Taken),
         v4::Event::Incoming(v4::Packet::SubAck(ack)) => Event::Subscribed(
@@ -460,6 +463,7 @@ fn event_5(event: v5::Event) -> Event {
                     .map_or(PACKET_BYTES_MAX, |bytes| bytes.min(PACKET_BYTES_MAX)),
                 can_retain: properties.and_then(|p| p.retain_available) != Some(0),
                 can_acknowledge: properties.and_then(|p| p.max_qos) != Some(0),
+                can_put_off: true,
             })
         }
         v5::Event::Incoming(v5::Incoming::PubAck(ack)) => Event::Acknowledged(ack.pkid, answer(ack.reason)),

@@ -216,6 +216,14 @@ impl Sink for NatsSink {
         Ok(found)
     }
 
+    fn is_careful(&self) -> bool {
+        self.history.was_not_now.load(Ordering::Relaxed)
+    }
+
+    fn be_careful(&self) {
+        self.history.was_not_now.store(true, Ordering::Relaxed);
+    }
+
     fn notes(&self) -> Vec<String> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -258,6 +258,11 @@ impl CommandSource for NatsCommands {
             }
         }
     }
+
+    /// Leaves, so that who asks is told at once that nobody is there: nobody keeps what would be answered too late.
+    async fn pause(&mut self) {
+        self.state = State::Away;
+    }
 }
 
 impl Session {

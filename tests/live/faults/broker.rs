@@ -1,17 +1,18 @@
 //! The broker: away at the start, away for long, forgetful, killed, silent, choosy, slow.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dtorrent::demo::content::Content;
 use dtorrent::demo::mosquitto::{self, Mosquitto};
 use dtorrent::demo::rtorrent::Argument;
+use dtorrent::model::InfoHash;
 use serde_json::{Value, json};
 
 use super::{count, label_all, load_many, patient_broker, wait_for_newcomer};
 use crate::harness::bridge::Bridge;
-use crate::harness::proxy::{PUBACK, Way};
-use crate::harness::recorder::{Command, Message, Recorder};
+use crate::harness::proxy::{PUBACK, PUBLISH, Proxy, Way};
+use crate::harness::recorder::{Command, Message, Recorder, events_in};
 use crate::harness::{Setup, World, can_run};
 
 const STATUS: &str = "dtorrent/bridge/main/status";
@@ -360,6 +361,121 @@ async fn is_waited_for(reason: u8, words: &str) {
     assert_eq!(counts, [41, 40, 1], "something is missing");
     assert!(world.ledger().dead_letters("b").is_empty(), "nothing was refused for good");
     assert!(world.bridge().process().ended().unwrap().is_none());
+}
+
+/// What is told of the first of these, while nobody is at the broker, is put off by it; returns how many of the events
+/// behind that were taken all the same.
+async fn one_of_twenty_is_put_off(world: &mut World, open: &str, first: u64) -> (Vec<InfoHash>, usize) {
+    world.bridge().stop().await;
+    let mut hashes = load_many(&world.home, first, 20).await;
+    hashes.sort();
+    set_rules(world, &format!("{open}topic deny dtorrent/home/torrent/{}/event/#\n", hashes[0])).await;
+    let (mark, waits) = (world.heard.mark(), world.bridge().times_said(USED_UP));
+    world.bridge().start_again();
+    world.bridge().says_again(waits, USED_UP).await;
+    world.bridge().process().kill().unwrap();
+    let told = world.heard.since(mark).into_iter().filter(|message| message.topic.ends_with("/event/added")).count();
+    set_rules(world, open).await;
+    (hashes, told)
+}
+
+const USED_UP: &str = "a quota of the broker is used up";
+
+/// A bridge at a broker whose rules can be changed, and which says "not now" where it would say "never".
+async fn at_a_broker_with_rules(open: &str) -> (World, Proxy) {
+    let mut broker = patient_broker();
+    broker.users = vec![("bridge".to_owned(), "p".to_owned())];
+    broker.acl = Some(open.to_owned());
+    broker.lines.push("allow_anonymous true".to_owned());
+    let sink = "username = \"bridge\"\npassword = \"p\"".to_owned();
+    let mut world = World::new(Setup { broker, sink, ..Setup::default() }).await;
+    let proxy = world.proxy_broker().await;
+    proxy.answers(Way::Reason { instead_of: 0x87, say: 0x97 });
+    world.start_bridge().await;
+    (world, proxy)
+}
+
+#[tokio::test]
+async fn a_broker_that_puts_one_event_off_gets_all_in_order_from_the_first_on() {
+    if !can_run() {
+        return;
+    }
+    // It does not say what it is.
+    let open = "topic readwrite #\nuser bridge\ntopic readwrite dtorrent/#\n";
+    let (mut world, _proxy) = at_a_broker_with_rules(open).await;
+    let (hashes, told) = one_of_twenty_is_put_off(&mut world, open, 0).await;
+    assert_eq!(told, 0, "something was taken before the one that was put off");
+    world.bridge().start_again();
+    world.heard.event("home", "added", hashes[19]).await;
+    wait_for_newcomer(&world).await;
+    assert_eq!(count(&world.heard.assert_gap_free("home"), "added"), 21);
+    assert!(world.ledger().dead_letters("b").is_empty());
+}
+
+/// The window of a mosquitto is open until it has put something off: once, whatever is killed.
+#[tokio::test]
+async fn a_mosquitto_that_puts_an_event_off_gets_all_in_order_from_then_on() {
+    if !can_run() {
+        return;
+    }
+    let open = "topic readwrite #\nuser bridge\ntopic readwrite dtorrent/#\ntopic read $SYS/broker/version\n";
+    let (mut world, _proxy) = at_a_broker_with_rules(open).await;
+    let (hashes, told) = one_of_twenty_is_put_off(&mut world, open, 0).await;
+    assert!(told > 0, "events went one at a time to a broker that takes what comes");
+    world.bridge().start_again();
+    world.heard.event("home", "added", hashes[0]).await;
+    wait_for_newcomer(&world).await;
+    let (mark, before) = (world.heard.mark(), world.ledger().last_seq("home"));
+    let (hashes, told) = one_of_twenty_is_put_off(&mut world, open, 20).await;
+    assert_eq!(told, 0, "something was taken before the one that was put off");
+    world.bridge().start_again();
+    world.heard.event("home", "added", hashes[19]).await;
+    let mut newest = before;
+    for event in events_in(&world.heard.since(mark), "home") {
+        let seq = event["seq"].as_u64().unwrap();
+        assert!(seq <= newest + 1, "{seq} after {newest}");
+        newest = newest.max(seq);
+    }
+    assert_eq!(newest, world.ledger().last_seq("home"));
+    assert!(world.ledger().dead_letters("b").is_empty());
+}
+
+#[tokio::test]
+async fn while_results_are_not_taken_commands_wait_at_the_broker_and_each_gets_one_result() {
+    if !can_run() {
+        return;
+    }
+    const SENT: usize = 2_000;
+    let mut world = World::new(Setup { broker: patient_broker(), ..Setup::default() }).await;
+    let proxy = world.proxy_broker().await;
+    world.start_bridge().await;
+    // The line for commands is well, the other takes nothing.
+    proxy.requests(Way::HoldPackets(PUBLISH));
+    for _ in 0..SENT {
+        world.heard.send(Command::new("dtorrent/home/command/unheard_of", "{}")).await;
+    }
+    let held = "no more commands are taken from there";
+    world.bridge().says(held).await;
+    let waiting = world.ledger().results_waiting("b");
+    assert!((1_000..1_600).contains(&waiting), "{waiting} results wait");
+    // A new life knows.
+    world.bridge().process().kill().unwrap();
+    world.bridge().start_again();
+    world.bridge().says_again(1, held).await;
+    assert_eq!(world.ledger().results_waiting("b"), waiting);
+    proxy.requests(Way::Pass);
+    let results = |all: &[Message]| -> Vec<String> {
+        let results = all.iter().filter(|message| message.topic == "dtorrent/home/result").map(Message::json);
+        results.map(|result| result["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let all_are_there = |all: &[Message]| (results(all).len() >= SENT).then_some(());
+    world.heard.wait_within(LONG, "a result for each", all_are_there).await;
+    world.ledger().until("all are noted", |ledger| ledger.results_waiting("b") == 0).await;
+    let answer = world.heard.command("home/command/limits", json!({})).await;
+    assert!(answer["status"].is_string(), "{answer}");
+    let results = results(&world.heard.all());
+    let ids: BTreeSet<&String> = results.iter().collect();
+    assert_eq!(ids.len(), SENT + 1, "each command is one");
 }
 
 /// In MQTT 3.1.1 a broker has no word for a packet that is too large: it hangs up.

@@ -201,6 +201,57 @@ async fn a_folder_that_is_gone_is_known_by_what_the_broker_keeps() {
 }
 
 #[tokio::test]
+async fn a_folder_that_is_gone_is_known_although_the_broker_was_away_for_several_lives() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let proxy = world.proxy_broker().await;
+    let hashes = load_many(&world.home, 0, 5).await;
+    world.start_bridge().await;
+    let state_of = |hash| format!("dtorrent/home/torrent/{hash}/state");
+    world
+        .heard
+        .wait_for("the last state", |all| {
+            hashes.iter().all(|hash| all.iter().any(|message| message.topic == state_of(*hash))).then_some(())
+        })
+        .await;
+    world.bridge().process().kill().unwrap();
+    proxy.refuse();
+    fs::remove_dir_all(world.data_dir()).unwrap();
+    world.home.act(hashes[0], "d.erase", &[]).await.unwrap();
+    let mark = world.heard.mark();
+    for life in 1..=2 {
+        let tried = world.bridge().times_said("not connected, trying on");
+        world.bridge().start_again();
+        world.ledger().until("what is there is written down", |ledger| ledger.last_seq("home") >= 4).await;
+        world.bridge().says_again(tried, "not connected, trying on").await;
+        let before = world.ledger().last_seq("home");
+        world.home.load(&Content::file("life", 1_000, 100 + life).torrent, false).await.unwrap();
+        world.ledger().until("life goes on", |ledger| ledger.last_seq("home") > before).await;
+        world.bridge().process().kill().unwrap();
+    }
+    world.bridge().start_again();
+    proxy.admit();
+    world.heard.server_event_after(mark, "home", "journal_reset").await;
+    let is_cleared = |all: &[Message]| {
+        let of_gone = |message: &&Message| message.topic == state_of(hashes[0]) && message.payload.is_empty();
+        all[mark..].iter().find(of_gone).map(|_| ())
+    };
+    world.heard.wait_for("the clearing", is_cleared).await;
+    wait_for_newcomer(&world).await;
+    let emptied = world.heard.all()[mark..].iter().filter(|message| message.payload.is_empty()).count();
+    assert_eq!(emptied, 1, "only what is gone");
+    // Once is enough.
+    world.bridge().stop().await;
+    world.bridge().start_again();
+    world.heard.last_word("dtorrent/bridge/main/status", "online").await;
+    let epochs = world.heard.assert_gap_free_epochs("home");
+    assert_eq!(epochs.len(), 2);
+    assert_eq!((count(&epochs[0], "journal_reset"), count(&epochs[1], "journal_reset")), (0, 1));
+}
+
+#[tokio::test]
 async fn a_broker_under_another_name_loses_what_was_kept_for_torrents_that_went() {
     if !can_run() {
         return;
@@ -232,10 +283,13 @@ async fn a_state_of_the_first_version_is_brought_up_to_date() {
     load_many(&world.home, 0, 5).await;
     world.start_bridge().await;
     world.bridge().stop().await;
-    // The first version did not count its commits, remembered nothing for companions, and nobody who asked again.
+    // The first version did not count its commits, remembered nothing for companions, nobody who asked again, and
+    // nothing of sinks but their places.
     let connection = rusqlite::Connection::open(database(&world)).unwrap();
     connection.execute("DROP TABLE memories", []).unwrap();
     connection.execute("DROP TABLE askers", []).unwrap();
+    connection.execute("DROP TABLE sinks", []).unwrap();
+    connection.execute("ALTER TABLE servers DROP COLUMN reset", []).unwrap();
     connection.execute("DELETE FROM meta WHERE key = 'commits'", []).unwrap();
     connection.pragma_update(None, "user_version", 1).unwrap();
     drop(connection);

@@ -34,6 +34,11 @@ impl Ledger {
         self.number("SELECT count(*) FROM commands WHERE result IS NULL", &[])
     }
 
+    /// How many results a sink has not taken yet, as far as that was noted.
+    pub fn results_waiting(&self, sink: &str) -> u64 {
+        self.number("SELECT count(*) FROM results WHERE sink = ?1", &[sink])
+    }
+
     /// Bodies and reasons of what a sink would not take, oldest first.
     pub fn dead_letters(&self, sink: &str) -> Vec<(String, String)> {
         let Some(connection) = self.open() else { return Vec::new() };
