@@ -60,8 +60,8 @@ async fn a_request_is_answered_once_when_the_effect_was_seen() {
         let mut headers = async_nats::HeaderMap::new();
         headers.insert("user", "anna\u{1b}[2J");
         let request = async_nats::Request::new().headers(headers).payload(Bytes::from(r#"{"label": "linux"}"#));
-        let reply = ear.client.send_request(subject.clone(), request).await.unwrap();
-        assert_eq!(body(&reply)["status"], "ok", "{reply:?}");
+        let named = ear.client.send_request(subject.clone(), request).await.unwrap();
+        assert_eq!(body(&named)["status"], "ok", "{named:?}");
         world.bridge().says("user=\"anna\u{fffd}[2J\"").await;
         // The same id is not carried out again, and answered as before.
         world.home.act(hash, "d.custom1.set", &[dtorrent::demo::rtorrent::Argument::Text("other")]).await.unwrap();
