@@ -40,10 +40,10 @@ soak: peers ## kills the bridge and a broker at random, and counts what is lost
 	SOAK_MINUTES=$(MINUTES) cargo test --locked --all-features --test soak
 
 SECONDS_EACH ?= 60
-fuzz: ## strange inputs for each parser of what strangers send, for so long (SECONDS_EACH=600)
-	FUZZ_SECONDS=$(SECONDS_EACH) cargo test --locked --all-features --test fuzz_loop
-
 ONLY ?=
+fuzz: ## strange inputs for each parser of what strangers send, for so long (SECONDS_EACH=600 ONLY="bencode magnet")
+	FUZZ_SECONDS=$(SECONDS_EACH) FUZZ_ONLY="$(ONLY)" cargo test --locked --all-features --test fuzz_loop
+
 bench: peers ## what it costs, beside what it would cost at least; docs/benchmarks.md explains the figures
 	cargo bench --locked --all-features --bench ratios -- $(ONLY)
 

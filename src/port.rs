@@ -428,6 +428,9 @@ pub struct ReplyTo {
 // --- the store -----------------------------------------------------------------------------------
 
 /// The durable state: told, journal, cursors, the registry of what sinks keep, the command log.
+/// So many bytes of results are enough at once.
+pub const RESULTS_BYTES: usize = 4 << 20;
+
 #[async_trait]
 pub trait Store: Send + Sync {
     /// Not there yet: a server begins empty, at seq 0.
@@ -495,9 +498,17 @@ pub trait Store: Send + Sync {
     /// Keeps it, synced.
     async fn memorize(&self, sink: &SinkName, memory: String) -> Result<(), StoreError>;
 
-    /// Writes a command down, synced; one that is refused at the door with its answer, at once.
+    /// Writes commands down, synced and in their order; those that are refused at the door with their answers, at once.
     /// An id of the last 24 hours is not written again; whoever sends it gets the same result.
-    async fn log_command(&self, command: LoggedCommand, answer: Option<Answer>) -> Result<Admission, StoreError>;
+    ///
+    /// # Errors
+    /// None of them was written.
+    async fn log_commands(&self, commands: Vec<(LoggedCommand, Option<Answer>)>) -> Result<Vec<Admission>, StoreError>;
+    /// The same for one.
+    async fn log_command(&self, command: LoggedCommand, answer: Option<Answer>) -> Result<Admission, StoreError> {
+        let admissions = self.log_commands(vec![(command, answer)]).await?;
+        Ok(admissions.into_iter().next().expect("one for each command"))
+    }
     /// Notes, synced, that its actions are about to be asked for.
     async fn start_command(&self, server: Option<&ServerName>, id: &CommandId) -> Result<(), StoreError>;
     /// Writes its result down, synced.
@@ -509,8 +520,9 @@ pub trait Store: Send + Sync {
     ) -> Result<(), StoreError>;
     /// Commands without a result, oldest first.
     async fn open_commands(&self) -> Result<Vec<LoggedCommand>, StoreError>;
-    /// Results that a sink has not taken yet, oldest first, at most `limit`.
-    async fn unsent_results(&self, sink: &SinkName, limit: u16) -> Result<Vec<UnsentResult>, StoreError>;
+    /// Results that a sink has not taken yet, oldest first, those with a higher number than `after`, at most `limit`;
+    /// with [`RESULTS_BYTES`] no more are read.
+    async fn unsent_results(&self, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, StoreError>;
     /// How much that is.
     async fn results_waiting(&self, sink: &SinkName) -> Result<ResultsWaiting, StoreError>;
     /// A sink has taken these.

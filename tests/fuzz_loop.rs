@@ -1,13 +1,15 @@
 //! What `tests/fuzz` tries with a fuzzer that sees which branches are taken, tried blindly: mutations of good
-//! inputs, on any compiler, for as long as it is let. Not run with the other tests: `make fuzz SECONDS_EACH=600`.
+//! inputs, on any compiler, for as long as it is let. Not run with the other tests: `make fuzz SECONDS_EACH=600`,
+//! `make fuzz ONLY="bencode magnet"`.
 //!
 //! It prints how many inputs each target had. A panic is a finding; its input is printed before it.
+
+#[path = "fuzz/src/lib.rs"]
+mod targets;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use dtorrent::commands::{Envelope, Request};
-use dtorrent::model::{EventId, InfoHash, Magnet, Metainfo, Verb};
 use rand::RngExt as _;
 
 const INPUT_BYTES_MAX: usize = 4096;
@@ -20,7 +22,7 @@ struct Target {
 
 const TARGETS: &[Target] = &[
     Target {
-        name: "bodies",
+        name: "command_body",
         seeds: &[
             br#"{"id": "1", "hashes": ["abcdef0123456789abcdef0123456789abcdef01"], "ttl": "5m", "dry_run": true}"#,
             br#"{"filter": {"status": ["seeding"], "name": "*.{iso,img}", "ratio": {"min": 1.5}, "size": {"max": "7MiB"}}}"#,
@@ -31,13 +33,7 @@ const TARGETS: &[Target] = &[
             b"magnet:?xt=urn:btih:abcdef0123456789abcdef0123456789abcdef01",
             b"d4:infod6:lengthi5e4:name1:x12:piece lengthi16384e6:pieces20:aaaaaaaaaaaaaaaaaaaaee",
         ],
-        run: |body| {
-            drop(Envelope::read(body));
-            for verb in Verb::ALL {
-                drop(Request::parse(*verb, None, body));
-                drop(Request::parse(*verb, Some(InfoHash::V1([0; 20])), body));
-            }
-        },
+        run: targets::command_body,
     },
     Target {
         name: "bencode",
@@ -48,38 +44,99 @@ const TARGETS: &[Target] = &[
             b"d4:infod9:file treed1:xd0:d6:lengthi5e11:pieces root32:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaeee12:meta versioni2e\
               4:name1:x12:piece lengthi16384eee",
         ],
-        run: |bytes| {
-            if let Ok(metainfo) = Metainfo::parse(bytes) {
-                metainfo.client_hash();
-                assert!(metainfo.length > 0 && !metainfo.files.is_empty());
-                for name in metainfo.files.iter().flat_map(|file| &file.path) {
-                    assert!(!name.is_empty() && name != b".." && !name.contains(&b'/') && !name.contains(&0));
-                }
-            }
-        },
+        run: targets::bencode,
     },
     Target {
-        name: "magnets",
+        name: "magnet",
         seeds: &[
             b"magnet:?xt=urn:btih:abcdef0123456789abcdef0123456789abcdef01&dn=a%20b&tr=http%3A%2F%2Fx%2F&ws=u",
             b"magnet:?xt=urn:btih:VPG66AJCGRKWPCU3ZXXQCI2FM6E2XTPP&x.pe=1.2.3.4:5&so=0-3",
             b"magnet:?xt=urn:btmh:12200123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef&dn=%F0%9F%A6%80",
         ],
-        run: |link| {
-            if let Ok(magnet) = Magnet::parse(&String::from_utf8_lossy(link)) {
-                magnet.client_hash();
-            }
-        },
+        run: targets::magnet,
     },
     Target {
-        name: "event ids",
+        name: "event_id",
         seeds: &[b"home-7f3a9c21-000000004182", b"a-b-7f3a9c21-u000000009001"],
-        run: |text| {
-            let text = String::from_utf8_lossy(text);
-            if let Ok(id) = text.parse::<EventId>() {
-                assert_eq!(id.to_string().parse::<EventId>().unwrap(), id);
-            }
-        },
+        run: targets::event_id,
+    },
+    Target {
+        name: "xmlrpc",
+        seeds: &[
+            b"<?xml version=\"1.0\"?><methodResponse><params><param><value><array><data><value><i8>5</i8></value>\
+              <value><string>a&amp;b&#65;</string></value></data></array></value></param></params></methodResponse>",
+            b"<methodResponse><fault><value><struct><member><name>faultCode</name><value><int>-501</int></value></member>\
+              <member><name>faultString</name><value>x</value></member></struct></value></fault></methodResponse>",
+            b"<methodResponse><params><param><value><base64>YWJj</base64></value></param></params></methodResponse>",
+        ],
+        run: targets::xmlrpc,
+    },
+    Target {
+        name: "jsonrpc",
+        seeds: &[
+            br#"[{"jsonrpc": "2.0", "id": 0, "result": [["ABC", 1, -2, ""], ["\u00fc", 9223372036854775807]]}]"#,
+            br#"{"jsonrpc": "2.0", "id": 1, "error": {"code": -32601, "message": "x"}}"#,
+        ],
+        run: targets::json_rpc,
+    },
+    Target {
+        name: "scgi_header",
+        seeds: &[b"Status: 200 OK\r\nContent-Type: text/xml\r\nContent-Length: 5\r\n\r\nhello"],
+        run: targets::scgi_header,
+    },
+    Target {
+        name: "mqtt_topics",
+        seeds: &[
+            b"dtorrent\nhome/torrent/abcdef0123456789abcdef0123456789abcdef01/command/pause",
+            b"a/b\nhome/command/list",
+            b"a\nbridge/main/command/resync",
+            b"a\nmqtts://[::1]:8883/x",
+        ],
+        run: targets::mqtt_topics,
+    },
+    Target {
+        name: "nats",
+        seeds: &[
+            b"dtorrent\nhome.torrent.abcdef0123456789abcdef0123456789abcdef01.command.pause",
+            br#"a
+{"stream": "S", "seq": 1, "duplicate": true, "type": "io.nats.jetstream.api.v1.x", "error": {"err_code": 10059}}"#,
+            b"a\nPermissions Violation for Publish to \"x.y\"",
+            b"a\nnats://[::1]:4222",
+            b"a\n-----BEGIN NATS USER JWT-----\nx\n------END NATS USER JWT------\n-----BEGIN USER NKEY SEED-----\nSUx\n",
+        ],
+        run: targets::nats,
+    },
+    Target {
+        name: "config",
+        seeds: &[
+            b"instance = \"main\"\n[http]\nlisten = \"off\"\n[servers.home]\nurl = \"unix:///x\"\ninterval = \"250ms\"\n",
+            b"[servers.a]\nurl = \"scgi://h:5\"\n[brokers.b]\nkind = \"mqtt\"\nurl = \"mqtts://h\"\ncommands = [\"*\", \"-rpc\"]\n",
+            b"[servers.a]\nurl = \"http://h/RPC2\"\n[webhooks.n]\nurl = \"https://h/x\"\nevents = [\"added\"]\n",
+        ],
+        run: targets::config,
+    },
+    Target {
+        name: "bell",
+        seeds: &[
+            b"/a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5/home/finished/ABCDEF0123456789ABCDEF0123456789ABCDEF01",
+            b"/home/finished/ABCDEF0123456789ABCDEF0123456789ABCDEF01",
+            b"127.0.0.1:8788",
+        ],
+        run: targets::bell,
+    },
+    Target {
+        name: "home_assistant",
+        seeds: &[b"alternative\nON", b"slot_1\npause", b"dtorrent_home_abcdef0123456789abcdef0123456789abcdef01\n"],
+        run: targets::home_assistant,
+    },
+    Target {
+        name: "webhook",
+        seeds: &[
+            b"\xad\x01\0\0\0\0\0\0\0\0120\nslow down",
+            b"\xf7\x01\0\0\0\0\0\0\0\0Sun, 22 Nov 2026 18:00:00 GMT\nhttps://user:x@ntfy.sh/topic",
+            b"\xc8\x00\0\0\0\0\0\0\0\0\nwhsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        ],
+        run: targets::webhook,
     },
 ];
 
@@ -127,9 +184,18 @@ fn mutated(seeds: &[&[u8]], rng: &mut impl rand::Rng) -> Vec<u8> {
 }
 
 fn main() {
+    let only = std::env::var("FUZZ_ONLY").unwrap_or_default();
+    let only: Vec<&str> = only.split_whitespace().collect();
+    if let Some(unknown) = only.iter().find(|name| TARGETS.iter().all(|target| target.name != **name)) {
+        println!(
+            "no target is called {unknown}; there are: {}",
+            TARGETS.iter().map(|target| target.name).collect::<Vec<_>>().join(" ")
+        );
+        std::process::exit(2);
+    }
     let seconds: u64 = std::env::var("FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(10);
     let mut rng = rand::rng();
-    for Target { name, seeds, run } in TARGETS {
+    for Target { name, seeds, run } in TARGETS.iter().filter(|target| only.is_empty() || only.contains(&target.name)) {
         let (began, mut runs) = (Instant::now(), 0_u64);
         while began.elapsed() < Duration::from_secs(seconds) {
             for _ in 0..100 {

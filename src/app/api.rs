@@ -65,7 +65,7 @@ impl Api {
         let http = SinkName::http();
         let desk = Arc::clone(self.board.desk(&http).expect("the board has a desk for HTTP"));
         loop {
-            let results = self.store.unsent_results(&http, RESULTS_MAX).await?;
+            let results = self.store.unsent_results(&http, 0, RESULTS_MAX).await?;
             for result in &results {
                 self.waiting.answer(result);
             }

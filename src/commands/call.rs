@@ -93,7 +93,7 @@ impl Caller {
             id: CommandId,
         }
         loop {
-            let results = self.door.store.unsent_results(&self.door.origin, RESULTS_MAX).await?;
+            let results = self.door.store.unsent_results(&self.door.origin, 0, RESULTS_MAX).await?;
             if results.is_empty() {
                 return Ok(());
             }

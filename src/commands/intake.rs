@@ -21,8 +21,8 @@ use super::request::{BODY_BYTES_MAX, Envelope, Request, TTL};
 use crate::board::Board;
 use crate::deliver::backoff::Backoff;
 use crate::model::{
-    CommandError, CommandId, ErrorCode, InfoHash, InvalidInfoHash, InvalidServerName, OutcomeStatus, ServerName,
-    SinkName, Timestamp, Verb, printable,
+    CommandError, CommandId, ErrorCode, InfoHash, InvalidInfoHash, InvalidServerName, Outcome, OutcomeStatus,
+    ServerName, SinkName, Timestamp, Verb, printable,
 };
 use crate::port::{
     Admission, Answer, Clock, CommandAddress, CommandSource, Incoming, LoggedCommand, ReplyTo, ResultsWaiting, Store,
@@ -35,13 +35,19 @@ const GOOD_AFTER: Duration = Duration::from_secs(1);
 /// How long to wait before a command is offered to a full disk again.
 const FULL_EACH: Duration = Duration::from_secs(1);
 /// So many messages are written down together.
-const TOGETHER_MAX: usize = 64;
+const TOGETHER_MAX: usize = 256;
 /// With so many bytes no more are waited for.
 const TOGETHER_BYTES_MAX: usize = 16 << 20;
 
 /// So many results, or bytes of them, wait for their sink: until half of them are gone, its commands wait where they
 /// come from. What is in the queues by then is carried out and has its results, too.
 const RESULTS_MAX: ResultsWaiting = ResultsWaiting { count: 1_000, bytes: 64 << 20 };
+/// After so many messages that is looked at again.
+const RESULTS_EACH: usize = 250;
+/// A sink that takes its results, but slower than commands come, is waited for so often,
+const RESULTS_LOOK: Duration = Duration::from_millis(20);
+/// and for so long; then it is left until it takes them again.
+const RESULTS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Takes what comes from one source to its door.
 pub struct Intake {
@@ -73,8 +79,8 @@ struct Taken {
     command: LoggedCommand,
     verb_text: String,
     user: Option<String>,
-    /// What it says, or why it is not carried out.
-    verdict: Result<Request, Refusal>,
+    /// What it says, or its result if it is not carried out.
+    verdict: Result<Request, Outcome>,
 }
 
 type Refusal = (OutcomeStatus, CommandError);
@@ -95,8 +101,13 @@ impl Intake {
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), StoreError> {
         let mut backoff = Backoff::default();
         let mut repeat = Repeat::default();
+        // Messages since it was looked at how many results wait.
+        let mut unlooked = RESULTS_EACH;
         loop {
-            self.until_results_go(&stop).await?;
+            if unlooked >= RESULTS_EACH {
+                self.until_results_go(&stop).await?;
+                unlooked = 0;
+            }
             let since = Instant::now();
             let incoming = tokio::select! {
                 biased;
@@ -117,6 +128,7 @@ impl Intake {
                         bytes += incoming.body.len();
                         all.push(self.noted(incoming));
                     }
+                    unlooked += all.len();
                     self.door.take(all, &stop).await?;
                 }
                 Err(error) => {
@@ -145,18 +157,24 @@ impl Intake {
         if !self.door.do_results_wait(RESULTS_MAX).await? {
             return Ok(());
         }
-        let sink = self.door.origin.clone();
-        self.source.pause().await;
-        warn!(%sink, "{count} results wait, or as many bytes, and are not taken: no more commands are taken from there");
-        self.away_since.get_or_insert_with(|| self.door.clock.now());
+        let (sink, since) = (self.door.origin.clone(), Instant::now());
+        let mut has_left = false;
         while self.door.do_results_wait(ResultsWaiting { count: count / 2, bytes: bytes / 2 }).await? {
+            if !has_left && since.elapsed() > RESULTS_PATIENCE {
+                has_left = true;
+                self.source.pause().await;
+                warn!(%sink, "{count} results wait, or {bytes} bytes, and are not taken: no more commands are taken from there");
+                self.away_since.get_or_insert_with(|| self.door.clock.now());
+            }
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(FULL_EACH) => {}
+                () = tokio::time::sleep(if has_left { FULL_EACH } else { RESULTS_LOOK }) => {}
             }
         }
-        info!(%sink, "results are taken there: commands are taken from there again");
+        if has_left {
+            info!(%sink, "results are taken there: commands are taken from there again");
+        }
         Ok(())
     }
 
@@ -179,9 +197,14 @@ impl Door {
     async fn take(&self, all: Vec<(Incoming, Option<Timestamp>)>, stop: &CancellationToken) -> Result<(), StoreError> {
         let (taken, acks): (Vec<Taken>, Vec<_>) =
             all.into_iter().map(|(incoming, away_since)| self.judge(incoming, away_since)).unzip();
-        let writes = taken.iter().map(|taken| self.log(taken));
-        let written = futures_util::future::join_all(writes).await;
-        for ((taken, ack), written) in taken.iter().zip(acks).zip(written) {
+        let entries = taken.iter().map(entry).collect();
+        let mut admissions = self.store.log_commands(entries).await.map(Vec::into_iter);
+        for (taken, ack) in taken.iter().zip(acks) {
+            let written = match &mut admissions {
+                Ok(admissions) => Ok(admissions.next().expect("one for each command")),
+                // None was written: maybe one of them alone has no room.
+                Err(_) => self.log(taken).await,
+            };
             if !self.settle(taken, ack, written, stop).await? {
                 break;
             }
@@ -199,7 +222,8 @@ impl Door {
     ) -> Result<bool, StoreError> {
         let Some(admission) = self.once_there_is_room(taken, written, stop).await? else { return Ok(false) };
         if admission == Admission::Crowded {
-            let turned_away = turned_away(taken);
+            self.hand_on(taken, admission);
+            let turned_away = self.turned_away(taken);
             let written = self.log(&turned_away).await;
             let Some(admission) = self.once_there_is_room(&turned_away, written, stop).await? else {
                 return Ok(false);
@@ -305,6 +329,7 @@ impl Door {
             is_started: false,
         };
         let verb_text = printable(address.verb.as_bytes());
+        let verdict = verdict.map_err(|refusal| self.outcome(&command, &verb_text, refusal));
         Taken { command, verb_text, user: None, verdict }
     }
 
@@ -360,7 +385,7 @@ impl Door {
     ) -> Result<Request, Refusal> {
         let server = server.as_ref().and_then(|server| server.as_ref().ok());
         let queue = server.map_or(Some(&self.bridge), |server| self.queues.get(server));
-        if queue.is_some_and(|queue| queue.has_room(&request, body_bytes)) {
+        if queue.is_some_and(|queue| queue.reserve(&self.origin, &request, body_bytes)) {
             return Ok(request);
         }
         let mut error = CommandError::new(ErrorCode::ClientOffline, "too many commands are waiting");
@@ -378,15 +403,30 @@ impl Door {
 
     /// Writes the command down, with its result if it is refused.
     async fn log(&self, taken: &Taken) -> Result<Admission, StoreError> {
-        let Taken { command, verb_text, user, verdict } = taken;
-        let answer = verdict.as_ref().err().map(|refusal| self.answer(command, verb_text, user.as_deref(), refusal));
-        self.store.log_command(command.clone(), answer).await
+        let (command, answer) = entry(taken);
+        self.store.log_command(command, answer).await
     }
 
     /// Hands on what is to be done.
     fn hand_on(&self, taken: &Taken, admission: Admission) {
         let Taken { command, verb_text, user, verdict } = taken;
         let LoggedCommand { id, server, origin, .. } = command;
+        let queue = match server {
+            None => Some(&self.bridge),
+            Some(server) => self.queues.get(server),
+        };
+        match (&admission, verdict, queue) {
+            (Admission::New, Ok(request), Some(queue)) => {
+                queue.push(Job { command: command.clone(), request: request.clone(), user: user.clone() });
+                return;
+            }
+            (_, Ok(request), Some(queue)) => queue.give_back(origin, request, command.body.len()),
+            (Admission::New, Err(outcome), _) => {
+                outcome::audit(command, verb_text, &Asker { user: user.as_deref() }, outcome);
+            }
+            (_, Err(_), _) => {}
+            (_, Ok(_), None) => unreachable!("a command for no server is refused"),
+        }
         match admission {
             Admission::New => {}
             Admission::Running | Admission::Crowded => {
@@ -394,29 +434,28 @@ impl Door {
             }
             Admission::Answered => {
                 info!(sink = %origin, %id, verb = verb_text, "the command came again and is answered as before");
-                return self.wake_sink();
             }
         }
-        let queue = match server {
-            None => Some(&self.bridge),
-            Some(server) => self.queues.get(server),
-        };
-        match (verdict, queue) {
-            (Ok(request), Some(queue)) => {
-                queue.push(Job { command: command.clone(), request: request.clone(), user: user.clone() });
-            }
-            _ => self.wake_sink(),
-        }
+        self.wake_sink();
     }
 
-    fn answer(&self, command: &LoggedCommand, verb_text: &str, user: Option<&str>, refusal: &Refusal) -> Answer {
-        let (status, error) = refusal;
+    /// The result of what is not carried out.
+    fn outcome(&self, command: &LoggedCommand, verb_text: &str, (status, error): Refusal) -> Outcome {
         let now = self.clock.now();
-        let done = Done { status: *status, ..Done::failed(error.clone()) };
-        let outcome = outcome::outcome(command, verb_text, now.millis_since(command.received_at), now, done);
-        outcome::audit(command, verb_text, &Asker { user }, &outcome);
-        let body = Bytes::from(serde_json::to_vec(&outcome).expect("an outcome is plain JSON"));
-        Answer { status: *status, body }
+        let done = Done { status, ..Done::failed(error) };
+        outcome::outcome(command, verb_text, now.millis_since(command.received_at), now, done)
+    }
+
+    /// In place of a message that repeats a command for whose result too many wait already: its answer is one of its
+    /// own, so that nobody takes it for the command's.
+    fn turned_away(&self, taken: &Taken) -> Taken {
+        let Taken { command, verb_text, user, verdict: _ } = taken;
+        let message = format!("too many wait for the result of {} already; ask again when it is done", command.id);
+        let mut error = CommandError::new(ErrorCode::ClientOffline, message);
+        error.retryable = true;
+        let command = LoggedCommand { id: made_up_id(), body: Bytes::new(), ..command.clone() };
+        let outcome = self.outcome(&command, verb_text, (OutcomeStatus::Refused, error));
+        Taken { command, verb_text: verb_text.clone(), user: user.clone(), verdict: Err(outcome) }
     }
 
     fn wake_sink(&self) {
@@ -426,19 +465,13 @@ impl Door {
     }
 }
 
-/// In place of a message that repeats a command for whose result too many wait already: its answer is one of its own,
-/// so that nobody takes it for the command's.
-fn turned_away(taken: &Taken) -> Taken {
-    let Taken { command, verb_text, user, verdict: _ } = taken;
-    let message = format!("too many wait for the result of {} already; ask again when it is done", command.id);
-    let mut error = CommandError::new(ErrorCode::ClientOffline, message);
-    error.retryable = true;
-    Taken {
-        command: LoggedCommand { id: made_up_id(), body: Bytes::new(), ..command.clone() },
-        verb_text: verb_text.clone(),
-        user: user.clone(),
-        verdict: Err((OutcomeStatus::Refused, error)),
-    }
+/// As it stands in the log.
+fn entry(taken: &Taken) -> (LoggedCommand, Option<Answer>) {
+    let answer = taken.verdict.as_ref().err().map(|outcome| {
+        let body = Bytes::from(serde_json::to_vec(outcome).expect("an outcome is plain JSON"));
+        Answer { status: outcome.status, body }
+    });
+    (taken.command.clone(), answer)
 }
 
 fn made_up_id() -> CommandId {

@@ -9,6 +9,7 @@
 //! Whatever comes in a body is data. It is parsed into a [`request::Request`] whose values are
 //! checked, and only those reach a client.
 
+mod asks;
 mod bridge;
 mod call;
 pub mod expect;

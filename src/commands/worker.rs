@@ -15,15 +15,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use serde_json::{Map, Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use super::asks::Asks;
 use super::expect::{Effect, Expectations, Ticket};
 use super::files::Plan;
 use super::outcome::{Asker, Done, finish};
-use super::queue::{COMMANDS_MAX, Job, Queue};
+use super::queue::{Job, Queue};
 use super::request::{GET_MAX, HASHES_MAX, Request, Target, What};
 use super::source::Sources;
 use crate::board::Board;
@@ -36,8 +38,11 @@ use crate::repeat::until_there_is_room;
 
 /// How long an effect may take to show after the client was asked.
 const SHOW_MAX: Duration = Duration::from_secs(15);
-/// How often a worker looks whether an absent client is back, and asks a busy one again.
+/// How often a worker looks whether an absent client is back.
 const AGAIN_EACH: Duration = Duration::from_millis(250);
+/// How soon a client that must not be asked now is asked again, at growing distances.
+const BUSY_FIRST: Duration = Duration::from_millis(50);
+const BUSY_MAX: Duration = Duration::from_secs(2);
 /// Whether there was a look is looked at so often.
 const LOOKED_EACH: Duration = Duration::from_millis(20);
 /// So many torrents are asked for together; between two such batches others have their turn.
@@ -65,6 +70,7 @@ pub struct Worker {
 struct Work<'a> {
     parts: &'a WorkerParts,
     queue: &'a Queue,
+    asks: &'a Asks,
     command: &'a LoggedCommand,
     request: &'a Request,
 }
@@ -108,20 +114,21 @@ impl Worker {
     pub async fn run(self, stop: CancellationToken) -> Result<(), StoreError> {
         let Self { parts, queue } = &self;
         queue.begin();
+        let asks = &Asks::default();
+        let mut asking = std::pin::pin!(asks.serve(&*parts.client));
         let mut running = FuturesUnordered::new();
         loop {
-            // Those that wait cost nothing, and the client takes its own turns: all that may run do.
-            while running.len() < COMMANDS_MAX
-                && let Some(job) = queue.next()
-            {
+            // Those that wait cost nothing, and ask the client by turns: all that may run do.
+            while let Some(job) = queue.next() {
                 running.push(async move {
-                    let result = parts.carry_out(queue, &job).await;
+                    let result = parts.carry_out(queue, asks, &job).await;
                     (job.command.id, result)
                 });
             }
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
+                never = &mut asking => match never {},
                 Some((id, result)) = running.next(), if !running.is_empty() => {
                     result?;
                     queue.done(&id);
@@ -134,8 +141,13 @@ impl Worker {
 
 impl WorkerParts {
     /// From the log to the result in the log.
-    async fn carry_out(&self, queue: &Queue, Job { command, request, user }: &Job) -> Result<(), StoreError> {
-        let done = Work { parts: self, queue, command, request }.attempt().await?;
+    async fn carry_out(
+        &self,
+        queue: &Queue,
+        asks: &Asks,
+        Job { command, request, user }: &Job,
+    ) -> Result<(), StoreError> {
+        let done = Work { parts: self, queue, asks, command, request }.attempt().await?;
         let asker = Asker { user: user.as_deref() };
         finish(&*self.store, &self.board, &*self.clock, command, asker, done).await
     }
@@ -176,6 +188,7 @@ impl Work<'_> {
             What::Limits(_) | What::Rpc { .. } if self.request.dry_run => Ok(Done::ok()),
             What::Limits(limits) => {
                 self.note_start().await?;
+                let _turn = self.turn().await;
                 self.parts.client.set_limits(*limits).await?;
                 self.parts.poke();
                 Ok(Done::ok())
@@ -187,6 +200,7 @@ impl Work<'_> {
                     return Err(CommandError::new(ErrorCode::Unconfirmed, message).into());
                 }
                 self.note_start().await?;
+                let _turn = self.turn().await;
                 let value = match self.parts.client.call(method, params).await {
                     Err(ClientError::Unauthorized { reason }) => {
                         return Err(CommandError::new(ErrorCode::Forbidden, reason).into());
@@ -206,6 +220,11 @@ impl Work<'_> {
             }
             _ => self.act().await,
         }
+    }
+
+    /// Held while the client is asked for something that may take long. Whoever holds one asks for no other.
+    async fn turn(&self) -> OwnedSemaphorePermit {
+        self.asks.turn(&self.command.origin).await
     }
 
     async fn note_start(&self) -> Result<(), StoreError> {
@@ -335,7 +354,7 @@ impl Work<'_> {
                 Ok(()) => waiting.push(action),
             }
         }
-        let mut has_said = false;
+        let (mut has_said, mut again) = (false, BUSY_FIRST);
         while !waiting.is_empty() {
             let mut busy = Vec::new();
             for batch in waiting.chunks(BATCH) {
@@ -369,7 +388,8 @@ impl Work<'_> {
             }
             waiting = busy.into_iter().map(|(action, _)| action).collect();
             if !waiting.is_empty() {
-                tokio::time::sleep(AGAIN_EACH).await;
+                tokio::time::sleep(again).await;
+                again = (2 * again).min(BUSY_MAX);
             }
         }
         self.parts.poke();
@@ -408,10 +428,15 @@ impl Work<'_> {
 
     /// Asks the client. `None`: it is as it should be already.
     async fn ask(&self, actions: &[Action]) -> Vec<Result<Option<Applied>, ClientError>> {
-        if let [Action::Add(add)] = actions {
-            return vec![self.ask_to_add(add).await];
-        }
-        let answers = self.parts.client.apply_all(actions).await;
+        let answers = if actions.iter().all(Action::is_short) {
+            self.asks.ask(&self.command.origin, actions.to_vec()).await
+        } else {
+            let _turn = self.turn().await;
+            if let [Action::Add(add)] = actions {
+                return vec![self.ask_to_add(add).await];
+            }
+            self.parts.client.apply_all(actions).await
+        };
         let is_done_before = |action: &Action| self.command.is_started && matches!(action, Action::Delete(_));
         let judge = |(action, answer)| match answer {
             // A delete that a crash interrupted has done its work.
@@ -468,7 +493,7 @@ impl Work<'_> {
     /// Removes the files first, and then the torrent: interrupted in between, it is still there to go on with.
     async fn delete_with_data(&self) -> Attempt<Done> {
         let hashes = self.torrents()?;
-        let listing = self.parts.client.list(Scope::Full).await?;
+        let listing = self.list_all().await?;
         if !self.request.dry_run {
             self.note_start().await?;
         }
@@ -484,6 +509,16 @@ impl Work<'_> {
             rows.push(row);
         }
         Ok(Done::rows(rows))
+    }
+
+    async fn list_all(&self) -> Result<Listing, ClientError> {
+        let _turn = self.turn().await;
+        self.parts.client.list(Scope::Full).await
+    }
+
+    async fn details(&self, hashes: &[InfoHash], parts: Parts) -> Result<Vec<Option<Details>>, ClientError> {
+        let _turn = self.turn().await;
+        self.parts.client.get_all(hashes, parts).await
     }
 
     async fn delete_one_with_data(&self, hash: InfoHash, listing: &Listing) -> Attempt<Deleted> {
@@ -516,7 +551,7 @@ impl Work<'_> {
 
     async fn move_with_data(&self, directory: &str) -> Attempt<Done> {
         let hashes = self.torrents()?;
-        let listing = self.parts.client.list(Scope::Full).await?;
+        let listing = self.list_all().await?;
         if !self.request.dry_run {
             self.note_start().await?;
         }
@@ -563,7 +598,11 @@ impl Work<'_> {
     async fn insist(&self, action: &Action) -> Attempt<()> {
         let mut has_said = false;
         loop {
-            match self.parts.client.apply(action).await {
+            let answer = {
+                let _turn = self.turn().await;
+                self.parts.client.apply(action).await
+            };
+            match answer {
                 Ok(_) => return Ok(()),
                 Err(ClientError::UnknownHash(_)) if matches!(action, Action::Delete(_)) => return Ok(()),
                 Err(ClientError::Busy { reason }) if self.is_over() => return Err(still_busy(&reason).into()),
@@ -583,7 +622,7 @@ impl Work<'_> {
     /// The files of a torrent as the client has them now, none of which another torrent has too.
     async fn plan(&self, hash: InfoHash, listing: &Listing) -> Attempt<Found> {
         let parts = Parts { files: true, ..Parts::default() };
-        let details = self.parts.client.get(hash, parts).await?;
+        let details = self.details(&[hash], parts).await?.into_iter().next().flatten();
         let Some(Details { observed, is_folder, files, .. }) = details else {
             return Err(unknown_hash(hash).into());
         };
@@ -636,7 +675,7 @@ impl Work<'_> {
             }
             let hashes: Vec<InfoHash> = batch.iter().map(|(hash, ..)| *hash).collect();
             let parts = Parts { files: true, ..Parts::default() };
-            let details = self.parts.client.get_all(&hashes, parts).await?;
+            let details = self.details(&hashes, parts).await?;
             for ((other, directory, _), details) in batch.iter().zip(details) {
                 let Some(files) = details.and_then(|details| details.files) else { continue };
                 if let Some(path) = plan.claimed_by(directory, &files) {
@@ -654,7 +693,7 @@ impl Work<'_> {
         let hashes = self.torrents()?;
         let mut rows = Vec::with_capacity(hashes.len());
         for batch in hashes.chunks(GET_MAX) {
-            let found = match self.parts.client.get_all(batch, parts).await {
+            let found = match self.details(batch, parts).await {
                 Ok(found) => found,
                 Err(ClientError::Unreachable { .. }) if !rows.is_empty() => {
                     rows.extend(batch.iter().map(|hash| Row::failed(*hash, went_away())));

@@ -30,7 +30,7 @@ use super::beside::Beside;
 use super::caution::{Caution, Item, Piece};
 use super::dirty::{DirtySet, Known};
 use super::lane::Lane;
-use super::pick::{ReadAhead, known_from};
+use super::pick::{ReadAhead, ResultsAhead, known_from};
 use super::registry::Registry;
 use super::retention::{self, Kept, Retain};
 use super::unburied::Unburied;
@@ -97,7 +97,11 @@ pub struct Dispatcher {
     pub(super) found: BTreeMap<ServerName, Vec<String>>,
     pub(super) aside: VecDeque<Delivery>,
     pub(super) beside: Option<Beside>,
-    /// Not to be read from the store again.
+    /// All results up to this number were read on this connection.
+    pub(super) results_read_to: i64,
+    /// What comes behind them.
+    pub(super) results_ahead: Option<ResultsAhead>,
+    /// Read, and not noted as taken.
     pub(super) results_under_way: HashMap<i64, PartsLeft>,
     /// Of results that were read, in order; with the number of each part in its result.
     pub(super) result_parts: VecDeque<(usize, Bytes, UnsentResult)>,
@@ -176,6 +180,8 @@ impl Sent {
 }
 
 type Arrival = (Sent, Result<(), DeliverError>);
+/// The results that are noted as taken.
+type Noted = Result<Vec<i64>, StoreError>;
 pub(super) type UnderWay = FuturesUnordered<BoxFuture<'static, Arrival>>;
 
 /// Why serving a link ended.
@@ -249,6 +255,8 @@ impl Dispatcher {
             registry,
             aside: VecDeque::new(),
             beside,
+            results_read_to: 0,
+            results_ahead: None,
             results_under_way: HashMap::new(),
             result_parts: VecDeque::new(),
             substitutes: Vec::new(),
@@ -483,8 +491,9 @@ impl Dispatcher {
         let mut choose_beat = beat(CHOOSE_EACH);
         let mut flush_until: Option<Instant> = None;
         let mut may_have_results = true;
-        // Cursors on their way to the disk.
+        // Cursors and taken results on their way to the disk: what is sent does not wait for them.
         let mut noting = Fuse::terminated();
+        let mut noting_results: Fuse<BoxFuture<'static, Noted>> = Fuse::terminated();
         loop {
             self.collect();
             self.fill(link.as_mut(), &mut under_way, &mut may_have_results).await?;
@@ -524,12 +533,16 @@ impl Dispatcher {
                 () = due => {}
                 () = self.parts.desk.answered.notified() => may_have_results = true,
                 noted = &mut noting => self.is_unsettled |= self.unless_full(noted)?.is_none(),
+                noted = &mut noting_results => self.results_noted(noted)?,
                 Some(arrival) = under_way.next(), if !under_way.is_empty() => {
                     if let Err(failure) = self.arrivals(arrival, &mut under_way).await? {
                         return Ok(End::Failed(failure));
                     }
                     if self.settled >= SETTLE_AFTER && noting.is_terminated() {
                         noting = self.note_cursors().fuse();
+                    }
+                    if noting_results.is_terminated() && !self.unnoted_results.is_empty() {
+                        noting_results = self.note_results().fuse();
                     }
                 }
             }
@@ -552,10 +565,6 @@ impl Dispatcher {
                 outcome = Err(failure);
             }
             next = under_way.next().now_or_never().flatten();
-        }
-        // A link that failed is left at once: nothing waits for the disk meanwhile.
-        if outcome.is_ok() {
-            self.note_results().await?;
         }
         Ok(outcome)
     }
@@ -718,17 +727,23 @@ impl Dispatcher {
         Ok(())
     }
 
-    async fn note_results(&mut self) -> Result<(), StoreError> {
-        if self.unnoted_results.is_empty() {
-            return Ok(());
-        }
+    /// Notes what was taken; until that is done, none of it is read again.
+    fn note_results(&mut self) -> BoxFuture<'static, Noted> {
         let numbers: Vec<i64> = self.unnoted_results.iter().copied().collect();
-        if self.unless_full(self.parts.store.results_sent(numbers).await)?.is_some() {
-            for number in std::mem::take(&mut self.unnoted_results) {
-                self.results_under_way.remove(&number);
-                self.shortened.remove(&number);
+        let store = Arc::clone(&self.parts.store);
+        Box::pin(async move {
+            if numbers.is_empty() {
+                return Ok(numbers);
             }
-            self.parts.desk.answered.notify_one();
+            store.results_sent(numbers.clone()).await.map(|()| numbers)
+        })
+    }
+
+    fn results_noted(&mut self, noted: Noted) -> Result<(), StoreError> {
+        for number in self.unless_full(noted)?.unwrap_or_default() {
+            self.unnoted_results.remove(&number);
+            self.results_under_way.remove(&number);
+            self.shortened.remove(&number);
         }
         Ok(())
     }
@@ -784,6 +799,8 @@ impl Dispatcher {
         self.registry.go_back();
         self.substitutes.clear();
         self.result_parts.clear();
+        self.results_read_to = 0;
+        self.results_ahead = None;
         self.unburied.go_back();
         self.results_under_way = self.unnoted_results.iter().map(|number| (*number, PartsLeft::default())).collect();
     }
@@ -792,7 +809,8 @@ impl Dispatcher {
         self.note_names().await?;
         self.note_search().await?;
         self.note_careful().await?;
-        self.note_results().await?;
+        let noted = self.note_results().await;
+        self.results_noted(noted)?;
         self.bury().await?;
         if !self.is_unsettled {
             return Ok(());

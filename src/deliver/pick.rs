@@ -13,15 +13,15 @@ use super::dirty::Known;
 use super::dispatch::{Dispatcher, PartsLeft, Sent, ServerLane, UnderWay};
 use super::retention::Kept;
 use crate::model::{
-    Cause, Changes, EVENT_SCHEMA, Entity, Entry, Event, EventId, InfoHash, Kind, Seq, ServerName, Timestamp,
+    Cause, Changes, EVENT_SCHEMA, Entity, Entry, Event, EventId, InfoHash, Kind, Seq, ServerName, SinkName, Timestamp,
     ToldTorrent, Torrent, in_parts,
 };
-use crate::port::{DeliverError, Delivery, Link, Store, StoreError, UnsentResult};
+use crate::port::{DeliverError, Delivery, Link, RESULTS_BYTES, Store, StoreError, UnsentResult};
 
 /// Entries read from the journal at once.
 const READ_MAX: u16 = 256;
 /// Results read from the command log at once.
-const RESULTS_MAX: u16 = 64;
+const RESULTS_MAX: u16 = 256;
 /// Of one part of a result.
 const RESULT_ROWS_MAX: usize = 1000;
 
@@ -41,6 +41,19 @@ impl ReadAhead {
         }
         Self { after, entries }
     }
+}
+
+/// Results on their way from the command log.
+pub(super) type ResultsAhead = ReusableBoxFuture<'static, Result<Vec<UnsentResult>, StoreError>>;
+
+fn read_results(store: &Arc<dyn Store>, sink: &SinkName, after: i64) -> ResultsAhead {
+    let (store, sink) = (Arc::clone(store), sink.clone());
+    let mut results = ReusableBoxFuture::new(async move { store.unsent_results(&sink, after, RESULTS_MAX).await });
+    // As with entries.
+    if let Some(read) = (&mut results).now_or_never() {
+        results.set(std::future::ready(read));
+    }
+    results
 }
 
 pub(super) type Batch = Vec<(Delivery, Sent)>;
@@ -265,7 +278,18 @@ impl Dispatcher {
         batch: &mut Batch,
     ) -> Result<(), StoreError> {
         if batch.len() < free && self.result_parts.is_empty() && std::mem::take(may_have_more) {
-            for result in self.parts.store.unsent_results(&self.parts.settings.name, RESULTS_MAX).await? {
+            let (store, sink) = (&self.parts.store, &self.parts.settings.name);
+            let ahead = self.results_ahead.take();
+            let ahead = ahead.unwrap_or_else(|| read_results(store, sink, self.results_read_to));
+            let results = ahead.await?;
+            self.results_read_to = results.last().map_or(self.results_read_to, |result| result.number);
+            let bytes: usize = results.iter().map(|result| result.body.len()).sum();
+            if results.len() >= usize::from(RESULTS_MAX) || bytes >= RESULTS_BYTES {
+                // Asked for now, the next ones come while these are sent.
+                self.results_ahead = Some(read_results(store, sink, self.results_read_to));
+                *may_have_more = true;
+            }
+            for result in results {
                 if self.results_under_way.contains_key(&result.number) {
                     continue;
                 }

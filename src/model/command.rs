@@ -127,6 +127,18 @@ pub enum Action {
     Add(Add),
 }
 
+impl Action {
+    /// Asked for and answered in one short exchange, which others may share.
+    pub fn is_short(&self) -> bool {
+        match self {
+            Self::Pause(_) | Self::Resume(_) | Self::Start(_) | Self::Stop(_) | Self::Delete(_) => true,
+            Self::Label(..) | Self::Priority(..) => true,
+            Self::Recheck(_) | Self::Announce(_) | Self::Hold(_) | Self::Move(..) => false,
+            Self::Throttle(..) | Self::FilePriority(..) | Self::Add(_) => false,
+        }
+    }
+}
+
 /// Limits for all torrents of a server together, bytes per second; 0 for none, `None` to leave one as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {

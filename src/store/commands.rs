@@ -2,13 +2,16 @@
 //!
 //! An id is remembered for a day from when it came; without a result it stays until it has one.
 
-use rusqlite::{OptionalExtension, Row};
+use rusqlite::{OptionalExtension, Row, params};
 
 use super::journal::{from_sql, hash_from_sql, to_sql, unreadable};
 use super::thread::{Db, Failure};
-use super::{ANSWERS_BYTES_MAX, ASKERS_MAX, COMMAND_MEMORY, COMMANDS_MAX};
-use crate::model::{CommandId, InfoHash, ServerName, SinkName, Timestamp, Verb};
-use crate::port::{Admission, Answer, LoggedCommand, ReplyTo, ResultsWaiting, StoreError, UnsentResult};
+use super::{ANSWERS_BYTES_MAX, ASKERS_MAX, COMMAND_MEMORY};
+use crate::model::{CommandId, InfoHash, OutcomeStatus, ServerName, SinkName, Timestamp, Verb};
+use crate::port::{Admission, Answer, LoggedCommand, RESULTS_BYTES, ReplyTo, ResultsWaiting, StoreError, UnsentResult};
+
+/// So many are forgotten at once.
+const TRIM_MAX: u32 = 2_000;
 
 /// As it stands in the table, where the bridge itself is ''.
 fn key(server: Option<&ServerName>) -> &str {
@@ -28,48 +31,58 @@ fn reply_from_sql(text: Option<&str>) -> rusqlite::Result<Option<ReplyTo>> {
     text.map(|text| serde_json::from_str(text).map_err(|e| unreadable(e.into()))).transpose()
 }
 
+fn status_to_sql(status: OutcomeStatus) -> String {
+    let value = serde_json::to_value(status).expect("a status is plain JSON");
+    value.as_str().expect("a status is a word").to_owned()
+}
+
 /// The moment before which a finished command has to have come to be forgotten now.
 fn forgotten_before(db: &Db) -> i64 {
     db.clock.now().as_millis().saturating_sub(COMMAND_MEMORY.as_millis() as i64)
 }
 
-pub(super) fn log(db: &Db, command: &LoggedCommand, answer: Option<&Answer>) -> Result<Admission, Failure> {
+/// Many may come at once, and most of a flood is refused: so a new one takes as few statements as it can.
+pub(super) fn log(db: &mut Db, command: &LoggedCommand, answer: Option<&Answer>) -> Result<Admission, Failure> {
     let LoggedCommand { id, server, origin, hash, verb, body, received_at, expires_at, reply, is_started } = command;
     let server = key(server.as_ref());
-    let sql = "DELETE FROM commands WHERE server = ?1 AND id = ?2 AND result IS NOT NULL AND received_at <= ?3";
-    db.connection.prepare_cached(sql)?.execute((server, id.as_str(), forgotten_before(db)))?;
-
-    let mut statement = db.connection.prepare_cached("SELECT result FROM commands WHERE server = ?1 AND id = ?2")?;
-    let known = statement.query_row((server, id.as_str()), |row| row.get::<_, Option<Vec<u8>>>(0)).optional()?;
+    let sql = "SELECT result, received_at FROM commands WHERE server = ?1 AND id = ?2";
+    let read = |row: &Row<'_>| Ok((row.get::<_, Option<Vec<u8>>>(0)?, row.get::<_, i64>(1)?));
+    let known = db.connection.prepare_cached(sql)?.query_row((server, id.as_str()), read).optional()?;
     let reply = reply_to_sql(reply.as_ref());
     match known {
-        Some(Some(result)) => {
+        Some((Some(result), received_at)) if received_at > forgotten_before(db) => {
             queue_result(db, origin.as_str(), server, &result, reply.as_deref())?;
-            Ok(Admission::Answered)
+            return Ok(Admission::Answered);
         }
-        Some(None) => ask_too(db, origin.as_str(), server, id, reply.as_deref()),
-        None => {
-            let sql = "INSERT INTO commands (server, id, origin, hash, verb, body, received_at, expires_at, reply, \
-                       is_started) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
-            let body: &[u8] = body;
-            db.connection.prepare_cached(sql)?.execute((
-                server,
-                id.as_str(),
-                origin.as_str(),
-                hash.as_ref().map(InfoHash::as_bytes),
-                verb.map(Verb::as_str),
-                body,
-                received_at.as_millis(),
-                expires_at.as_millis(),
-                reply,
-                is_started,
-            ))?;
-            if let Some(answer) = answer {
-                finish(db, command.server.as_ref(), id, answer)?;
-            }
-            Ok(Admission::New)
+        Some((Some(_), _)) => {
+            let sql = "DELETE FROM commands WHERE server = ?1 AND id = ?2";
+            db.connection.prepare_cached(sql)?.execute((server, id.as_str()))?;
         }
+        Some((None, _)) => return ask_too(db, origin.as_str(), server, id, reply.as_deref()),
+        None => {}
     }
+    let sql = "INSERT INTO commands (server, id, origin, hash, verb, body, received_at, expires_at, reply, is_started, \
+               status, result) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+    let body: &[u8] = if answer.is_some() { &[] } else { body };
+    db.connection.prepare_cached(sql)?.execute(params![
+        server,
+        id.as_str(),
+        origin.as_str(),
+        hash.as_ref().map(InfoHash::as_bytes),
+        verb.map(Verb::as_str),
+        body,
+        received_at.as_millis(),
+        expires_at.as_millis(),
+        reply,
+        is_started,
+        answer.map(|answer| status_to_sql(answer.status)),
+        answer.map(|answer| &answer.body[..]),
+    ])?;
+    if let Some(answer) = answer {
+        queue_result(db, origin.as_str(), server, &answer.body, reply.as_deref())?;
+    }
+    db.logged += 1;
+    Ok(Admission::New)
 }
 
 fn queue_result(db: &Db, sink: &str, server: &str, result: &[u8], reply: Option<&str>) -> Result<(), Failure> {
@@ -122,9 +135,8 @@ pub(super) fn finish(db: &Db, server: Option<&ServerName>, id: &CommandId, answe
     if is_finished {
         return Ok(());
     }
-    let status = serde_json::to_value(status).expect("a status is plain JSON");
     let sql = "UPDATE commands SET status = ?3, result = ?4, body = x'' WHERE server = ?1 AND id = ?2";
-    db.connection.prepare_cached(sql)?.execute((server, id.as_str(), status.as_str(), result))?;
+    db.connection.prepare_cached(sql)?.execute((server, id.as_str(), status_to_sql(*status), result))?;
     queue_result(db, &origin, server, result, reply.as_deref())?;
     let sql = "INSERT INTO results (sink, server, body, reply) \
                SELECT sink, server, ?3, reply FROM askers WHERE server = ?1 AND id = ?2 ORDER BY number";
@@ -154,10 +166,11 @@ pub(super) fn open(db: &Db) -> Result<Vec<LoggedCommand>, Failure> {
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-pub(super) fn unsent(db: &Db, sink: &SinkName, limit: u16) -> Result<Vec<UnsentResult>, Failure> {
-    let sql = "SELECT number, server, body, reply FROM results WHERE sink = ?1 ORDER BY number LIMIT ?2";
+pub(super) fn unsent(db: &Db, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, Failure> {
+    let sql =
+        "SELECT number, server, body, reply FROM results WHERE sink = ?1 AND number > ?2 ORDER BY number LIMIT ?3";
     let mut statement = db.connection.prepare_cached(sql)?;
-    let rows = statement.query_map((sink.as_str(), limit), |row| {
+    let mut rows = statement.query_map((sink.as_str(), after, limit), |row| {
         Ok(UnsentResult {
             number: row.get(0)?,
             server: server_from_sql(row.get_ref(1)?.as_str()?)?,
@@ -165,7 +178,14 @@ pub(super) fn unsent(db: &Db, sink: &SinkName, limit: u16) -> Result<Vec<UnsentR
             reply: reply_from_sql(row.get_ref(3)?.as_str_or_null()?)?,
         })
     })?;
-    Ok(rows.collect::<rusqlite::Result<_>>()?)
+    let (mut results, mut bytes) = (Vec::new(), 0);
+    while bytes < RESULTS_BYTES
+        && let Some(result) = rows.next().transpose()?
+    {
+        bytes += result.body.len();
+        results.push(result);
+    }
+    Ok(results)
 }
 
 pub(super) fn waiting(db: &Db, sink: &SinkName) -> Result<ResultsWaiting, Failure> {
@@ -183,15 +203,22 @@ pub(super) fn sent(db: &Db, numbers: &[i64]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Forgets finished commands that are older than a day, and the oldest of too many.
+/// Forgets finished commands that are older than a day, and the oldest of too many bytes.
 pub(super) fn trim(db: &Db) -> Result<(), Failure> {
-    let sql = "DELETE FROM commands WHERE result IS NOT NULL AND received_at <= ?1";
-    db.connection.execute(sql, [forgotten_before(db)])?;
-    let sql = "DELETE FROM commands WHERE number IN (SELECT number FROM commands WHERE result IS NOT NULL \
-               ORDER BY received_at DESC, number DESC LIMIT -1 OFFSET ?1)";
-    db.connection.execute(sql, [to_sql(COMMANDS_MAX)])?;
+    let sql = "DELETE FROM commands WHERE number IN \
+               (SELECT number FROM commands WHERE result IS NOT NULL AND received_at <= ?1 LIMIT ?2)";
+    db.connection.execute(sql, (forgotten_before(db), TRIM_MAX))?;
     let sql = "DELETE FROM commands WHERE number IN (SELECT number FROM (SELECT number, sum(length(result)) OVER \
                (ORDER BY number DESC) AS bytes FROM commands WHERE result IS NOT NULL) WHERE bytes > ?1)";
     db.connection.execute(sql, [to_sql(ANSWERS_BYTES_MAX)])?;
+    Ok(())
+}
+
+/// Forgets finished commands that came before the last `max`, some at a time: all that a flood left would keep whoever
+/// writes waiting for seconds.
+pub(super) fn trim_excess(db: &Db, max: u64) -> Result<(), Failure> {
+    let sql = "DELETE FROM commands WHERE number IN (SELECT number FROM commands WHERE result IS NOT NULL \
+               AND number <= (SELECT max(number) FROM commands) - ?1 ORDER BY number LIMIT ?2)";
+    db.connection.prepare_cached(sql)?.execute((to_sql(max), TRIM_MAX))?;
     Ok(())
 }

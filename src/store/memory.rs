@@ -19,8 +19,8 @@ use crate::model::{
     ToldTorrent,
 };
 use crate::port::{
-    Admission, Answer, Clock, Loaded, LoggedCommand, Place, Progress, ReplyTo, ResultsWaiting, Search, SinkNotes,
-    Store, StoreError, SystemClock, UnsentResult, Usage,
+    Admission, Answer, Clock, Loaded, LoggedCommand, Place, Progress, RESULTS_BYTES, ReplyTo, ResultsWaiting, Search,
+    SinkNotes, Store, StoreError, SystemClock, UnsentResult, Usage,
 };
 
 /// Revisions begin at a multiple of this in each life of a store.
@@ -238,6 +238,27 @@ impl State {
         self.last_result += 1;
         let number = self.last_result;
         self.results.insert(number, (sink, UnsentResult { number, server, body, reply }));
+    }
+
+    fn log(&mut self, command: LoggedCommand, answer: Option<Answer>) -> Result<Admission, StoreError> {
+        match self.command(command.server.as_ref(), &command.id).map(|known| known.result.clone()) {
+            Some(Some(result)) => {
+                self.queue_result(command.origin, command.server, result, command.reply);
+                Ok(Admission::Answered)
+            }
+            Some(None) => {
+                let command_of = self.command(command.server.as_ref(), &command.id);
+                Ok(command_of.expect("it was there just now").ask_too(command.origin, command.reply))
+            }
+            None => {
+                let (server, id) = (command.server.clone(), command.id.clone());
+                self.commands.push(Command { logged: command, result: None, askers: Vec::new() });
+                if let Some(answer) = answer {
+                    self.finish(server.as_ref(), &id, answer)?;
+                }
+                Ok(Admission::New)
+            }
+        }
     }
 
     fn finish(&mut self, server: Option<&ServerName>, id: &CommandId, answer: Answer) -> Result<(), StoreError> {
@@ -500,27 +521,10 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn log_command(&self, command: LoggedCommand, answer: Option<Answer>) -> Result<Admission, StoreError> {
+    async fn log_commands(&self, commands: Vec<(LoggedCommand, Option<Answer>)>) -> Result<Vec<Admission>, StoreError> {
         let mut state = self.state();
         state.forget_commands(self.clock.now());
-        match state.command(command.server.as_ref(), &command.id).map(|known| known.result.clone()) {
-            Some(Some(result)) => {
-                state.queue_result(command.origin, command.server, result, command.reply);
-                Ok(Admission::Answered)
-            }
-            Some(None) => {
-                let command_of = state.command(command.server.as_ref(), &command.id);
-                Ok(command_of.expect("it was there just now").ask_too(command.origin, command.reply))
-            }
-            None => {
-                let (server, id) = (command.server.clone(), command.id.clone());
-                state.commands.push(Command { logged: command, result: None, askers: Vec::new() });
-                if let Some(answer) = answer {
-                    state.finish(server.as_ref(), &id, answer)?;
-                }
-                Ok(Admission::New)
-            }
-        }
+        commands.into_iter().map(|(command, answer)| state.log(command, answer)).collect()
     }
 
     async fn start_command(&self, server: Option<&ServerName>, id: &CommandId) -> Result<(), StoreError> {
@@ -543,10 +547,21 @@ impl Store for MemoryStore {
         Ok(state.commands.iter().filter(|c| c.result.is_none()).map(|c| c.logged.clone()).collect())
     }
 
-    async fn unsent_results(&self, sink: &SinkName, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
+    async fn unsent_results(&self, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
         let state = self.state();
-        let mine = state.results.values().filter(|(of, _)| of == sink).map(|(_, result)| result.clone());
-        Ok(mine.take(usize::from(limit)).collect())
+        let mine = state
+            .results
+            .range(after.saturating_add(1)..)
+            .map(|(_, result)| result)
+            .filter(|(of, _)| of == sink)
+            .map(|(_, result)| result.clone());
+        let mut bytes = 0;
+        let is_wanted = |result: &UnsentResult| {
+            let is_wanted = bytes < RESULTS_BYTES;
+            bytes += result.body.len();
+            is_wanted
+        };
+        Ok(mine.take(usize::from(limit)).take_while(is_wanted).collect())
     }
 
     async fn results_waiting(&self, sink: &SinkName) -> Result<ResultsWaiting, StoreError> {

@@ -262,8 +262,11 @@ impl Store for SqliteStore {
         self.write(Mode::Synced, move |db| sinks::memorize(db, &sink, &memory)).await
     }
 
-    async fn log_command(&self, command: LoggedCommand, answer: Option<Answer>) -> Result<Admission, StoreError> {
-        self.write(Mode::Synced, move |db| commands::log(db, &command, answer.as_ref())).await
+    async fn log_commands(&self, commands: Vec<(LoggedCommand, Option<Answer>)>) -> Result<Vec<Admission>, StoreError> {
+        self.write(Mode::Synced, move |db| {
+            commands.iter().map(|(command, answer)| commands::log(db, command, answer.as_ref())).collect()
+        })
+        .await
     }
 
     async fn start_command(&self, server: Option<&ServerName>, id: &CommandId) -> Result<(), StoreError> {
@@ -285,9 +288,9 @@ impl Store for SqliteStore {
         self.read(|db| commands::open(db)).await
     }
 
-    async fn unsent_results(&self, sink: &SinkName, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
+    async fn unsent_results(&self, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
         let sink = sink.clone();
-        self.read(move |db| commands::unsent(db, &sink, limit)).await
+        self.read(move |db| commands::unsent(db, &sink, after, limit)).await
     }
 
     async fn results_waiting(&self, sink: &SinkName) -> Result<ResultsWaiting, StoreError> {

@@ -332,7 +332,7 @@ async fn results_that_wait_are_counted_for_each_sink() {
             store.log_command(command(id, origin, clock.now()), Some(answer())).await.unwrap();
         }
         assert_eq!(store.results_waiting(&mqtt).await.unwrap(), ResultsWaiting { count: 3, bytes: 15 });
-        let first = store.unsent_results(&mqtt, 1).await.unwrap()[0].number;
+        let first = store.unsent_results(&mqtt, 0, 1).await.unwrap()[0].number;
         store.results_sent(vec![first]).await.unwrap();
         assert_eq!(store.results_waiting(&mqtt).await.unwrap(), ResultsWaiting { count: 2, bytes: 10 });
     })
@@ -352,6 +352,26 @@ fn command(id: &str, origin: &str, received_at: Timestamp) -> LoggedCommand {
         reply: Some(ReplyTo { topic: "a/b".to_owned(), correlation: Some(vec![0, 255]) }),
         is_started: false,
     }
+}
+
+#[tokio::test]
+async fn commands_that_come_together_are_each_what_they_are() {
+    on_each(Options::default(), async |store, clock| {
+        let refused = Answer { status: OutcomeStatus::Refused, body: Bytes::from_static(b"no") };
+        let all = ["one", "two", "one"].map(|id| command(id, "bus", clock.now()));
+        let [one, two, again] = all.clone();
+        let admissions =
+            store.log_commands(vec![(one, None), (two, Some(refused)), (again.clone(), None)]).await.unwrap();
+        assert_eq!(admissions, [Admission::New, Admission::New, Admission::Running]);
+        assert_eq!(store.open_commands().await.unwrap(), [again]);
+        let unsent = store.unsent_results(&sink("bus"), 0, 10).await.unwrap();
+        assert_eq!(unsent.iter().map(|result| &result.body[..]).collect::<Vec<_>>(), [b"no"]);
+        assert!(store.unsent_results(&sink("bus"), unsent[0].number, 10).await.unwrap().is_empty());
+        assert_eq!(store.log_command(command("two", "bus", clock.now()), None).await.unwrap(), Admission::Answered);
+        let more = store.unsent_results(&sink("bus"), unsent[0].number, 10).await.unwrap();
+        assert_eq!(more.len(), 1);
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -386,7 +406,7 @@ async fn who_repeats_a_command_while_it_runs_is_answered_with_the_first_and_the_
             store.finish_command(Some(&home), &id, done.clone()).await.unwrap();
         }
         let topics = async |sink: &SinkName| {
-            let unsent = store.unsent_results(sink, 1_000).await.unwrap();
+            let unsent = store.unsent_results(sink, 0, 1_000).await.unwrap();
             assert!(unsent.iter().all(|result| result.body == done.body && result.server.as_ref() == Some(&home)));
             unsent.into_iter().map(|result| result.reply.map(|reply| reply.topic)).collect::<Vec<_>>()
         };
@@ -429,17 +449,17 @@ async fn a_command_is_done_once_a_day_and_answered_whenever_it_comes() {
             .await
             .unwrap();
         assert!(store.open_commands().await.unwrap().is_empty());
-        let unsent = store.unsent_results(&mqtt, 10).await.unwrap();
+        let unsent = store.unsent_results(&mqtt, 0, 10).await.unwrap();
         let shown: Vec<_> = unsent.iter().map(|u| (u.server.clone(), u.body.clone(), u.reply.clone())).collect();
         assert_eq!(shown, [(Some(home.clone()), done.clone(), first.reply.clone()), (None, other, None)]);
-        assert_eq!(store.unsent_results(&mqtt, 1).await.unwrap(), unsent[..1]);
+        assert_eq!(store.unsent_results(&mqtt, 0, 1).await.unwrap(), unsent[..1]);
         store.results_sent(vec![unsent[0].number]).await.unwrap();
-        assert_eq!(store.unsent_results(&mqtt, 10).await.unwrap(), unsent[1..]);
+        assert_eq!(store.unsent_results(&mqtt, 0, 10).await.unwrap(), unsent[1..]);
 
         clock.forward(Duration::from_secs(24 * 3600 - 1));
         let again = LoggedCommand { reply: None, ..command("c1", "bus", clock.now()) };
         assert_eq!(store.log_command(again.clone(), None).await.unwrap(), Admission::Answered);
-        let unsent = store.unsent_results(&bus, 10).await.unwrap();
+        let unsent = store.unsent_results(&bus, 0, 10).await.unwrap();
         assert_eq!((&unsent[0].body, &unsent[0].reply), (&done, &None));
 
         clock.forward(Duration::from_secs(1));
@@ -677,7 +697,7 @@ async fn cursors_and_results_of_sinks_that_are_gone_are_given_up() {
     assert!(!store.progress(&here).await.unwrap().contains_key(&other), "a server that it no longer gets");
     for (sink, held) in [(&here, 1), (&gone, 0)] {
         assert_eq!(store.progress(sink).await.unwrap().len(), held);
-        assert_eq!(store.unsent_results(sink, 9).await.unwrap().len(), held);
+        assert_eq!(store.unsent_results(sink, 0, 9).await.unwrap().len(), held);
         assert_eq!(store.notes(sink).await.unwrap().is_careful, held == 1);
         assert_eq!(store.registry(sink).await.unwrap(), ["topic"]);
         let letters = store.dead_letters(sink).await.unwrap();
@@ -1250,7 +1270,7 @@ mod model {
             seen.push(format!("{:?}", store.read(&server, Seq(2), 3).await));
             seen.push(format!("{:?}", store.progress(&sink).await));
             seen.push(format!("{:?}", store.registry(&sink).await));
-            seen.push(format!("{:?}", store.unsent_results(&sink, 100).await));
+            seen.push(format!("{:?}", store.unsent_results(&sink, 0, 100).await));
             seen.push(format!("{:?}", store.results_waiting(&sink).await));
             seen.push(format!("{:?}", store.notes(&sink).await));
         }

@@ -17,7 +17,7 @@ use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
 use super::folder::{CommitMark, Folder};
-use super::{Options, commands, journal, schema};
+use super::{COMMANDS_MAX, Options, commands, journal, schema};
 use crate::model::{Epoch, Seq, ServerName, SinkName, Timestamp};
 use crate::port::{Clock, StoreError};
 
@@ -25,6 +25,8 @@ use crate::port::{Clock, StoreError};
 const REQUESTS_MAX: usize = 64;
 
 const TIDY_EVERY_MILLIS: u64 = 60_000;
+/// After so many new commands old ones go, more than so many.
+const COMMANDS_EACH: u32 = 1_000;
 
 /// What the thread owns.
 pub(super) struct Db {
@@ -39,6 +41,8 @@ pub(super) struct Db {
     pub standing: BTreeMap<SinkName, (ServerName, Seq)>,
     /// When everything was looked through last for what may go.
     pub tidied_at: Option<Timestamp>,
+    /// Commands since those that are too many were let go.
+    pub logged: u32,
     folder: Folder,
     is_synced: bool,
     /// Synced ones, and where their count is noted.
@@ -232,6 +236,7 @@ impl Db {
             servers,
             standing: BTreeMap::new(),
             tidied_at: None,
+            logged: COMMANDS_EACH,
             folder,
             is_synced,
             commits,
@@ -322,7 +327,7 @@ impl Db {
         }
     }
 
-    /// Lets go what may go: a batch of the journal now, and once a minute everything that is too old.
+    /// Lets go what may go: a batch of the journal or of commands now, and once a minute everything that is too old.
     fn tidy(&mut self) {
         let now = self.clock.now();
         let is_due = self.tidied_at.is_none_or(|at| now.millis_since(at) >= TIDY_EVERY_MILLIS || now < at);
@@ -333,11 +338,18 @@ impl Db {
             Ok(usage) => usage.journal_bytes > self.options.journal_bytes_max / 2,
             Err(_) => false,
         };
-        if !is_due && !is_crowded {
+        let has_many_commands = self.logged >= COMMANDS_EACH;
+        if !is_due && !is_crowded && !has_many_commands {
             return;
         }
         let tidied = self.transaction(false, |db| {
-            journal::trim_batch(db, is_due)?;
+            if is_due || is_crowded {
+                journal::trim_batch(db, is_due)?;
+            }
+            if has_many_commands {
+                db.logged = 0;
+                commands::trim_excess(db, COMMANDS_MAX)?;
+            }
             if is_due { commands::trim(db) } else { Ok(()) }
         });
         if let Err(error) = tidied {

@@ -27,20 +27,28 @@ pub struct Config {
     /// More lines for each server, and for the broker.
     pub server_lines: String,
     pub broker_lines: String,
+    /// With it the API takes commands.
+    pub token: Option<&'static str>,
+    pub log_level: &'static str,
 }
 
 impl Config {
     /// Watches `servers` each second; keeps its state in `folder`.
     pub fn new(folder: &Path, servers: Vec<(String, String)>, broker: String) -> Self {
-        Self { folder: folder.to_owned(), servers, broker, server_lines: String::new(), broker_lines: String::new() }
+        let (server_lines, broker_lines) = (String::new(), String::new());
+        Self { folder: folder.to_owned(), servers, broker, server_lines, broker_lines, token: None, log_level: "warn" }
     }
 
     fn write(&self, page: u16) -> anyhow::Result<PathBuf> {
         std::fs::create_dir_all(&self.folder)?;
         let mut text = format!(
-            "data_dir = \"{}\"\n[log]\nlevel = \"warn\"\n[http]\nlisten = \"127.0.0.1:{page}\"\n",
-            self.folder.join("data").display()
+            "data_dir = \"{}\"\n[log]\nlevel = \"{}\"\n[http]\nlisten = \"127.0.0.1:{page}\"\n",
+            self.folder.join("data").display(),
+            self.log_level
         );
+        if let Some(token) = self.token {
+            text += &format!("token = \"{token}\"\n");
+        }
         for (name, url) in &self.servers {
             text += &format!("[servers.{name}]\nurl = \"{url}\"\ninterval = \"1s\"\n{}\n", self.server_lines);
         }
@@ -74,6 +82,11 @@ impl Bridge {
 
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// Where its API is.
+    pub fn page(&self) -> u16 {
+        self.page
     }
 
     /// A metric, summed over its labels; those of which all `labels` stand in it.

@@ -7,6 +7,7 @@
 mod decode;
 mod drain;
 mod first;
+mod flood;
 mod latency;
 mod listing;
 mod memory;
@@ -41,6 +42,7 @@ const BENCHES: &[(&str, bool, Bench)] = &[
     ("servers", true, || servers::run().boxed_local()),
     ("roundtrip", true, || roundtrip::run().boxed_local()),
     ("store", true, || store::run().boxed_local()),
+    ("flood", false, || flood::run().boxed_local()),
     // A part of `rtorrent`, for who works at it.
     ("first", false, || first::run().boxed_local()),
     // Loads for minutes: by hand.

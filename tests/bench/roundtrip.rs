@@ -1,8 +1,8 @@
 //! How long a `pause` takes from the command to its result, beside the same asked of rTorrent itself.
 //!
 //! The real program between a real mosquitto and a real rTorrent that seeds so many torrents. A result says that
-//! the watcher has seen the effect, so a round trip has a listing of all torrents in it; the raw call
-//! has none, and is followed by one reading of one torrent. An old rTorrent may not announce a torrent more than three times in
+//! the watcher has seen the effect, so a round trip has a look in it; the raw call is followed by one reading of one
+//! torrent. An old rTorrent may not announce a torrent more than three times in
 //! ten seconds, so each torrent is paused once.
 
 use std::time::{Duration, Instant};
@@ -40,17 +40,20 @@ async fn round(count: usize, samples: usize) -> anyhow::Result<Vec<Line>> {
     let config = Config::new(&folder.path().join("bridge"), vec![("home".to_owned(), home.url())], broker.url());
     let bridge = Bridge::start(&config)?;
     let mut client = Client::connect(broker.port).await?;
-    client.until_known(count).await?;
+    client.until_known("seeding", count).await?;
 
     let (mut raw, mut whole) = (Vec::new(), Vec::new());
-    for pair in hashes.chunks(2).take(samples) {
-        let [one, other] = pair else { break };
+    // Not in turns: what somebody else pauses has the bridge read all torrents, and the next command would wait for that.
+    for hash in &hashes[..samples] {
         let began = Instant::now();
-        home.act(*one, "d.pause", &[]).await?;
-        ensure!(home.get(*one, "d.is_active").await? == "0", "rTorrent does not show it");
+        home.act(*hash, "d.pause", &[]).await?;
+        ensure!(home.get(*hash, "d.is_active").await? == "0", "rTorrent does not show it");
         raw.push(began.elapsed());
+    }
+    client.until_known("paused", samples).await?;
+    for hash in &hashes[samples..2 * samples] {
         let began = Instant::now();
-        let result = client.ask(&format!("torrent/{other}/command/pause"), json!({})).await?;
+        let result = client.ask(&format!("torrent/{hash}/command/pause"), json!({})).await?;
         whole.push(began.elapsed());
         ensure!(result["status"] == "ok", "{result}");
     }
@@ -129,15 +132,15 @@ impl Client {
         tokio::time::timeout(limit, answer).await.context("no result")?
     }
 
-    async fn until_known(&mut self, count: usize) -> anyhow::Result<()> {
+    async fn until_known(&mut self, status: &str, count: usize) -> anyhow::Result<()> {
         for _ in 0..300 {
-            let body = json!({"page_size": 1, "filter": {"status": "seeding"}, "ttl": "1s"});
+            let body = json!({"page_size": 1, "filter": {"status": status}, "ttl": "1s"});
             // Whoever asks before the bridge listens gets no answer.
             let answer = self.ask_within(Duration::from_secs(1), "command/list", body).await;
             if answer.is_ok_and(|result| result["total"] == count) {
                 return Ok(());
             }
         }
-        bail!("the bridge does not know {count} torrents that seed")
+        bail!("the bridge does not know {count} torrents that are {status}")
     }
 }

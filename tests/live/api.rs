@@ -1,13 +1,16 @@
 //! The pages and the API: what they show, what they do, and for whom they do not.
 
+use std::time::Duration;
+
 use dtorrent::demo::content::Content;
 use dtorrent::demo::process::free_port;
 use dtorrent::demo::rtorrent::{self, Rtorrent};
 use dtorrent::model::InfoHash;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::harness::bridge::Bridge;
-use crate::harness::http::{Answer, Listener, get, get_until, request};
+use crate::harness::http::{Answer, Event, Listener, get, get_until, request};
 use crate::harness::{Setup, World, can_run};
 
 const TOKEN: &str = "open sesame";
@@ -253,4 +256,62 @@ async fn a_listener_goes_on_where_it_was_after_the_bridge_was_killed() {
     }
     let mut chosen = Listener::listen(port, "?server=attic&event=added", last.id.as_deref()).await;
     assert_eq!(chosen.next().await.unwrap().id, added.id);
+}
+
+/// Whether the connection between two ports of this machine stands, as seen from the first.
+fn stands(port: u16, other: u16) -> bool {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let (here, there) = (format!("0100007F:{port:04X}"), format!("0100007F:{other:04X}"));
+    table.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        matches!(fields[..], [_, from, to, "01", ..] if from == here && to == there)
+    })
+}
+
+#[tokio::test]
+async fn a_listener_who_takes_nothing_is_cut_off_and_may_go_on_where_he_was() {
+    if !can_run() {
+        return;
+    }
+    let mut site = Site::new(&with_token(), &[]).await;
+    let port = site.port;
+    for number in 0..200 {
+        let content = Content::file(&format!("{number}-{}", "x".repeat(200)), 1_000, number);
+        site.world.home.load(&content.torrent, false).await.unwrap();
+    }
+    get_until(port, "/api/v1/servers", |servers| servers["servers"][0]["torrents"] == 201).await;
+    let mut quick = Listener::listen(port, "", None).await;
+    let (mut deaf, deaf_port) = Listener::listen_with_small_ears(port).await;
+    assert!(stands(port, deaf_port));
+    // The system holds some megabytes for him; when that is full, he has ten seconds.
+    let deadline = Instant::now() + Duration::from_secs(180);
+    let mut rounds = 0;
+    while stands(port, deaf_port) {
+        assert!(Instant::now() < deadline, "who takes nothing is kept after {rounds} rounds");
+        rounds += 1;
+        let label = format!("{rounds}-{}", "y".repeat(200));
+        let answer = site.post("home/commands/label", &[], json!({"filter": {}, "label": label})).await;
+        assert_eq!(answer.json()["status"], "ok", "{}", answer.body);
+        // Others hear all of it meanwhile.
+        let is_of_round = |event: &Event| event.data["torrent"]["label"] == label.as_str() && event.id.is_some();
+        for _ in 0..201 {
+            quick.until(is_of_round).await;
+        }
+    }
+    let peak = site.world.bridge().peak_bytes();
+    assert!(peak < 400 << 20, "{peak} bytes of memory");
+
+    // What the system still holds for him comes, whole or not; then the line is over.
+    let mut heard = Vec::new();
+    while let Some(event) = deaf.next().await {
+        heard.extend(event.data["seq"].as_u64().map(|seq| (seq, event.id.clone())));
+    }
+    let (last, id) = heard.pop().expect("some came before the line was full");
+    let all: Vec<u64> = quick.heard.iter().filter_map(|event| event.data["seq"].as_u64()).collect();
+    assert!(all.last().is_some_and(|newest| *newest > last), "he missed some");
+    let mut again = Listener::listen(port, "", id.as_deref()).await;
+    let next = again.until(|event| event.data["seq"].is_u64()).await;
+    assert_eq!(next.data["seq"], last + 1, "{next:?}");
+    assert!(again.heard.iter().all(|event| event.kind.is_none()), "nothing is missing: {:?}", again.heard);
+    site.world.bridge().stop().await;
 }

@@ -455,7 +455,7 @@ async fn a_flood_of_commands_is_answered_one_by_one_and_others_are_served() {
     assert_eq!(answers.len(), sent + waits.len());
     assert!(answers.values().all(|count| *count == 1), "one answer each");
     waits.sort();
-    let peak = peak_bytes(world.bridge().process().pid());
+    let peak = world.bridge().peak_bytes();
     assert!(peak < 400 << 20, "{peak} bytes of memory");
     eprintln!(
         "{sent} commands in {sending:?} ({:.0}/s), all answered after {answered:?} ({:.0}/s); {} others: p50 {:?}, \
@@ -470,11 +470,4 @@ async fn a_flood_of_commands_is_answered_one_by_one_and_others_are_served() {
     );
     assert_eq!(world.home.hashes().await.unwrap().len(), 5, "rTorrent lives");
     world.heard.assert_gap_free("home");
-}
-
-/// The most that it ever had.
-fn peak_bytes(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
 }

@@ -277,11 +277,11 @@ impl Store for DiskStore {
         Ok(())
     }
 
-    async fn log_command(&self, command: LoggedCommand, answer: Option<Answer>) -> Result<Admission, StoreError> {
+    async fn log_commands(&self, commands: Vec<(LoggedCommand, Option<Answer>)>) -> Result<Vec<Admission>, StoreError> {
         self.before_write().await?;
-        let admission = self.inner.log_command(command, answer).await?;
+        let admissions = self.inner.log_commands(commands).await?;
         self.after_synced_write().await;
-        Ok(admission)
+        Ok(admissions)
     }
 
     async fn start_command(&self, server: Option<&ServerName>, id: &CommandId) -> Result<(), StoreError> {
@@ -307,8 +307,8 @@ impl Store for DiskStore {
         self.inner.open_commands().await
     }
 
-    async fn unsent_results(&self, sink: &SinkName, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
-        self.inner.unsent_results(sink, limit).await
+    async fn unsent_results(&self, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
+        self.inner.unsent_results(sink, after, limit).await
     }
 
     async fn results_waiting(&self, sink: &SinkName) -> Result<ResultsWaiting, StoreError> {

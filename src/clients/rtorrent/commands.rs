@@ -57,10 +57,17 @@ pub(super) struct Memory {
     pause_again: BTreeSet<InfoHash>,
 }
 
-pub(super) async fn apply(client: &RtorrentClient, action: &Action) -> Result<Applied, ClientError> {
+/// For what must not be asked now.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    WithinDeadline,
+    Never,
+}
+
+pub(super) async fn apply(client: &RtorrentClient, action: &Action, wait: Wait) -> Result<Applied, ClientError> {
     let job = |hash: InfoHash| {
         client.memory().commands.pause_again.remove(&hash);
-        Job { client, hash, deadline: Instant::now() + client.settings.timeout }
+        Job { client, hash, wait, deadline: Instant::now() + client.settings.timeout }
     };
     match action {
         Action::Pause(hash) => job(*hash).run("paused", Rest::Always, pause).await,
@@ -233,6 +240,7 @@ pub(super) enum Rest {
 struct Job<'a> {
     client: &'a RtorrentClient,
     hash: InfoHash,
+    wait: Wait,
     deadline: Instant,
 }
 
@@ -261,7 +269,7 @@ impl<'a> Job<'a> {
     /// Waits, without the turn.
     async fn wait(&self, time: Duration, why_not: impl FnOnce() -> String) -> Result<(), ClientError> {
         let then = Instant::now() + time;
-        if then > self.deadline {
+        if self.wait == Wait::Never || then > self.deadline {
             return Err(ClientError::Busy { reason: why_not() });
         }
         tokio::time::sleep_until(then).await;

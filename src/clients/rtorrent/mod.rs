@@ -46,6 +46,7 @@ use serde_json::Value as Json;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::calls::{Call, Fault, Unreadable, Value};
+use self::commands::Wait;
 use self::map::{Field, Raw};
 use self::probe::Probe;
 use self::settings::Settings;
@@ -227,7 +228,7 @@ impl TorrentClient for RtorrentClient {
     }
 
     async fn apply(&self, action: &Action) -> Result<Applied, ClientError> {
-        commands::apply(self, action).await
+        commands::apply(self, action, Wait::WithinDeadline).await
     }
 
     async fn apply_all(&self, actions: &[Action]) -> Vec<Result<Applied, ClientError>> {

@@ -351,6 +351,7 @@ mod tests {
         far.write_all(bytes).await.unwrap();
     }
 
+    /// With the clock paused: time goes on only when both sides wait, however slow the machine is.
     async fn exchange(answer: &[u8]) -> Result<Vec<u8>, ClientError> {
         let (mut near, far) = duplex(64);
         let transport = transport();
@@ -377,12 +378,12 @@ mod tests {
         assert!(scgi_header(Dialect::Json, usize::MAX).len() < 2000);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_whole_answer_is_read() {
         assert_eq!(exchange(ANSWER).await.unwrap(), b"hello world");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn an_answer_cut_at_any_byte_is_an_error() {
         for cut in 0..ANSWER.len() {
             let result = exchange(&ANSWER[..cut]).await;
@@ -390,7 +391,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn rule_1_an_answer_larger_than_every_buffer_is_read_while_it_is_sent() {
         let body = vec![b'x'; 3 << 20];
         let mut answer = format!("Status: 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
@@ -414,14 +415,14 @@ mod tests {
         assert!(read > 0);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn rule_2_an_answer_over_the_limit_is_not_read() {
         let answer = format!("Status: 200 OK\r\nContent-Length: {}\r\n\r\n", ANSWER_BYTES_MAX + 1);
         let said = exchange(answer.as_bytes()).await.unwrap_err().to_string();
         assert!(said.contains("limit"), "{said}");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn what_is_not_scgi_is_named_without_its_control_characters() {
         for answer in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"\x1b[31mred\x00", b"Status: 500 x\x1b\r\n\r\n"] {
             let said = exchange(answer).await.unwrap_err().to_string();

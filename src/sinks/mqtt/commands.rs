@@ -25,8 +25,8 @@ use super::{Broker, TlsError};
 
 /// How long a broker keeps commands for a bridge that is away. They have a time to live of their own.
 const SESSION_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// How many unacknowledged commands the broker may send.
-const RECEIVE_MAX: u16 = 64;
+/// How many unacknowledged commands the broker may send: while some are written down, the next ones come.
+const RECEIVE_MAX: u16 = 512;
 /// What waited at the broker comes without a pause longer than this, and all of it within that.
 const CAUGHT_UP_AFTER: Duration = Duration::from_millis(300);
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(10);

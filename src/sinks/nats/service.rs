@@ -35,6 +35,8 @@ const QUEUE: &str = "q";
 const WAITING_MAX: usize = 256;
 /// At most this often it is said that some are lost.
 const TOO_SLOW_EACH: Duration = Duration::from_secs(10);
+/// The header in which a sender says who it is; as on MQTT the user property.
+const USER: &str = "user";
 /// How a subscription is told from the others.
 type Source = Option<usize>;
 
@@ -213,6 +215,7 @@ impl NatsCommands {
             );
             return None;
         }
+        let user = headers.as_ref().and_then(|headers| headers.get(USER)).map(|user| user.as_str().to_owned());
         let mark = self.endpoints.get(endpoint).map(|endpoint| self.system.tally.requested(&endpoint.name));
         let address = self.system.subjects.command(&subject)?;
         let reply = reply.and_then(|reply| match self.system.subjects.check_reply(&reply) {
@@ -229,7 +232,7 @@ impl NatsCommands {
             may_have_waited: false,
             expires_in: None,
             reply,
-            user: None,
+            user,
             // Nobody keeps a request: what is lost before it is in the log is not answered either.
             ack: Box::new(|| {}),
         })

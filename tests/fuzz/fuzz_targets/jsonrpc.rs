@@ -1,22 +1,3 @@
-//! Any bytes as a JSON-RPC answer: no panic.
-//!
-//! `cargo +nightly fuzz run --fuzz-dir tests/fuzz jsonrpc`
-
 #![no_main]
 
-use dtorrent::clients::rtorrent::calls::{Answers, Cell, Fault};
-use dtorrent::clients::rtorrent::jsonrpc;
-use libfuzzer_sys::fuzz_target;
-
-struct Ignore;
-
-impl Answers for Ignore {
-    fn scalar(&mut self, _: usize, _: Cell<'_>) {}
-    fn row(&mut self, _: usize, _: &[Cell<'_>]) {}
-    fn broken_row(&mut self, _: usize) {}
-    fn fault(&mut self, _: usize, _: Fault) {}
-}
-
-fuzz_target!(|bytes: &[u8]| {
-    let _either = jsonrpc::scan(bytes, &mut Ignore).is_ok();
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| dtorrent_fuzz::json_rpc(bytes));

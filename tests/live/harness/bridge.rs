@@ -23,6 +23,13 @@ impl Bridge {
         &mut self.process
     }
 
+    /// The most memory that it ever had.
+    pub fn peak_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+
     /// Waits until the log says something.
     pub async fn says(&mut self, text: &str) {
         self.says_again(0, text).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use dtorrent::demo::process::PATIENCE;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout, timeout_at};
 
 pub struct Answer {
@@ -22,7 +22,17 @@ impl Answer {
 
 /// Sends one request. A header `Host` is added unless one is given; HTTP/1.0, so that an answer is not cut in chunks.
 async fn ask(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> BufReader<TcpStream> {
-    let mut stream = connect(port).await;
+    ask_over(connect(port).await, port, method, path, headers, body).await
+}
+
+async fn ask_over(
+    mut stream: TcpStream,
+    port: u16,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> BufReader<TcpStream> {
     let mut head = format!("{method} {path} HTTP/1.0\r\nContent-Length: {}\r\n", body.len());
     if headers.iter().all(|(name, _)| *name != "Host") {
         head += &format!("Host: 127.0.0.1:{port}\r\n");
@@ -109,6 +119,17 @@ impl Listener {
         Self { stream, heard: Vec::new() }
     }
 
+    /// One whose end of the line takes in a few kilobytes, as long as nobody reads; and its port.
+    pub async fn listen_with_small_ears(port: u16) -> (Self, u16) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let stream = socket.connect(([127, 0, 0, 1], port).into()).await.unwrap();
+        let own = stream.local_addr().unwrap().port();
+        let mut stream = ask_over(stream, port, "GET", "/api/v1/events", &[], b"").await;
+        assert_eq!(head(&mut stream).await.0, 200);
+        (Self { stream, heard: Vec::new() }, own)
+    }
+
     /// The next event; `None` when the stream is over.
     pub async fn next(&mut self) -> Option<Event> {
         let mut event = Event::default();
@@ -117,7 +138,8 @@ impl Listener {
             let mut line = String::new();
             // What only says that the line is alive gives no new patience.
             let read = timeout_at(deadline, self.stream.read_line(&mut line)).await;
-            if read.unwrap_or_else(|_| panic!("no more events after {:?}", self.heard)).unwrap_or(0) == 0 {
+            read.unwrap_or_else(|_| panic!("no more events after {:?}", self.heard)).ok()?;
+            if !line.ends_with('\n') {
                 return None;
             }
             match line.trim_end_matches('\n').split_once(": ") {

@@ -57,6 +57,12 @@ async fn a_request_is_answered_once_when_the_effect_was_seen() {
         assert_eq!((header(&reply, "Nats-Service-Error"), header(&reply, "Nats-Service-Error-Code")), (None, None));
         let result = ear.on("dtorrent.home.result").await;
         assert_eq!(body(&result), body(&reply));
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("user", "anna\u{1b}[2J");
+        let request = async_nats::Request::new().headers(headers).payload(Bytes::from(r#"{"label": "linux"}"#));
+        let named = ear.client.send_request(subject.clone(), request).await.unwrap();
+        assert_eq!(body(&named)["status"], "ok", "{named:?}");
+        world.bridge().says("user=\"anna\u{fffd}[2J\"").await;
         // The same id is not carried out again, and answered as before.
         world.home.act(hash, "d.custom1.set", &[dtorrent::demo::rtorrent::Argument::Text("other")]).await.unwrap();
         let again = ear.request(&subject, r#"{"label": "linux", "id": "one"}"#).await;

@@ -1,0 +1,210 @@
+//! What is tried with strange bytes, one function for each reader of what strangers send: none may panic, hang, or
+//! make more of its input than it says.
+//!
+//! A fuzzer that sees which branches are taken calls each by its target (`cargo +nightly fuzz run --fuzz-dir tests/fuzz
+//! NAME`), and `make fuzz` calls all of them blindly, on any compiler.
+
+use std::path::Path;
+
+use dtorrent::clients::rtorrent::calls::{Answers, Cell, Fault};
+use dtorrent::clients::rtorrent::transport::reply_header;
+use dtorrent::clients::rtorrent::{jsonrpc, xmlrpc as xml};
+use dtorrent::commands::{Envelope, Request};
+use dtorrent::model::{BellAddress, BellSecret, EventId, InfoHash, Magnet, Metainfo, Ring, Timestamp, Verb};
+use dtorrent::sinks::mqtt::homeassistant::commands::command;
+use dtorrent::sinks::mqtt::homeassistant::names::Device;
+use dtorrent::sinks::mqtt::topics::Topics;
+use dtorrent::sinks::mqtt::{BrokerUrl, HomeAssistant, Limits, Prefix};
+use dtorrent::sinks::nats::answer::{is_answer, read_answer, read_denial};
+use dtorrent::sinks::nats::subjects::Subjects;
+use dtorrent::sinks::nats::{self, Login, ServerUrl};
+use dtorrent::sinks::webhook::answer::{ASKED_MAX, Verdict, judge};
+use dtorrent::sinks::webhook::{Address, Secrets};
+
+/// Two inputs in one: what stands before the first end of a line, and the rest.
+fn halves(bytes: &[u8]) -> (&[u8], &[u8]) {
+    let at = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+    (&bytes[..at], bytes.get(at + 1..).unwrap_or_default())
+}
+
+/// Two texts in one; `None` if they are none.
+fn texts(bytes: &[u8]) -> Option<(&str, &str)> {
+    let (first, second) = halves(bytes);
+    Some((std::str::from_utf8(first).ok()?, std::str::from_utf8(second).ok()?))
+}
+
+struct Ignore;
+
+impl Answers for Ignore {
+    fn scalar(&mut self, _: usize, _: Cell<'_>) {}
+    fn row(&mut self, _: usize, _: &[Cell<'_>]) {}
+    fn broken_row(&mut self, _: usize) {}
+    fn fault(&mut self, _: usize, _: Fault) {}
+}
+
+/// Any bytes as an XML-RPC answer.
+pub fn xmlrpc(bytes: &[u8]) {
+    let _either = xml::scan(bytes, &mut Ignore).is_ok();
+    let _either = xml::read(bytes).is_ok();
+}
+
+/// Any bytes as a JSON-RPC answer.
+pub fn json_rpc(bytes: &[u8]) {
+    let _either = jsonrpc::scan(bytes, &mut Ignore).is_ok();
+}
+
+/// Any bytes as the header of an SCGI answer: a body never begins beyond what was read.
+pub fn scgi_header(bytes: &[u8]) {
+    if let Ok(Some((body_at, _length))) = reply_header(bytes) {
+        assert!(body_at <= bytes.len());
+    }
+}
+
+/// A .torrent file from a stranger: a torrent or an error, in time and memory of its size.
+pub fn bencode(bytes: &[u8]) {
+    if let Ok(metainfo) = Metainfo::parse(bytes) {
+        metainfo.client_hash();
+        assert!(metainfo.length > 0 && !metainfo.files.is_empty());
+        for name in metainfo.files.iter().flat_map(|file| &file.path) {
+            assert!(!name.is_empty() && name != b".." && !name.contains(&b'/') && !name.contains(&0));
+        }
+    }
+}
+
+/// A magnet link from a stranger.
+pub fn magnet(bytes: &[u8]) {
+    if let Ok(magnet) = Magnet::parse(&String::from_utf8_lossy(bytes)) {
+        magnet.client_hash();
+    }
+}
+
+/// Bodies of commands, of every verb, on a torrent's topic and on a server's.
+pub fn command_body(body: &[u8]) {
+    drop(Envelope::read(body));
+    for verb in Verb::ALL {
+        drop(Request::parse(*verb, None, body));
+        drop(Request::parse(*verb, Some(InfoHash::V1([0; 20])), body));
+    }
+}
+
+/// Where somebody says that he goes on from: what is read is written the same again.
+pub fn event_id(bytes: &[u8]) {
+    if let Ok(id) = String::from_utf8_lossy(bytes).parse::<EventId>() {
+        assert_eq!(id.to_string().parse::<EventId>().ok(), Some(id));
+    }
+}
+
+/// A prefix and a topic: none becomes more than it says, or is answered on when it is a command.
+pub fn mqtt_topics(bytes: &[u8]) {
+    let Some((prefix, topic)) = texts(bytes) else { return };
+    if let Ok(url) = BrokerUrl::parse(topic) {
+        assert_eq!(BrokerUrl::parse(&url.to_string()), Ok(url));
+    }
+    let Ok(prefix) = Prefix::parse(prefix) else { return };
+    let below = format!("{prefix}/{topic}");
+    let topics = Topics::new(prefix, "main", true);
+    for topic in [topic, &below] {
+        let is_answerable = topics.check_reply(topic).is_ok();
+        if let Some(address) = topics.command(topic) {
+            assert!(!is_answerable);
+            for word in [address.server, address.hash, Some(address.verb)].into_iter().flatten() {
+                assert!(!word.is_empty() && !word.contains('/'));
+            }
+        }
+    }
+}
+
+/// A prefix, and a subject, an answer or a denial: none becomes more than it says.
+pub fn nats(bytes: &[u8]) {
+    let Some((prefix, text)) = texts(bytes) else { return };
+    read_answer(false, text.as_bytes());
+    read_denial(text);
+    is_answer(false, [text].into_iter(), Some(text), text.as_bytes());
+    Login::parse_nkey(text).ok();
+    Login::parse_creds(text).ok();
+    if let Ok(url) = ServerUrl::parse(text) {
+        assert_eq!(ServerUrl::parse(&url.to_string()), Ok(url));
+    }
+    let Ok(prefix) = nats::Prefix::parse(prefix) else { return };
+    let below = format!("{prefix}.{text}");
+    let subjects = Subjects::new(prefix, "main", true);
+    for subject in [text, &below] {
+        if let Some(address) = subjects.command(subject) {
+            assert!(subjects.check_reply(subject).is_err());
+            for word in [address.server, address.hash, Some(address.verb)].into_iter().flatten() {
+                assert!(!word.is_empty() && !word.contains('.'));
+            }
+        }
+    }
+}
+
+/// Whatever stands in a config file: it is read or refused, and every fault can be shown.
+pub fn config(bytes: &[u8]) {
+    if let Err(errors) = dtorrent::config::parse(Path::new("fuzz.toml"), bytes) {
+        assert!(!errors.0.is_empty());
+        assert!(!errors.to_string().chars().any(|c| c.is_control() && c != '\n'));
+    }
+}
+
+/// Any path that somebody asks the bell for: nobody is heard who does not say the secret.
+pub fn bell(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let secret = BellSecret::new([0xa5; 16]);
+    let hex = "a5".repeat(16);
+    if Ring::parse(text, &secret).is_some() {
+        assert!(text.starts_with(&format!("/{hex}/")));
+    }
+    if let Some(ring) = Ring::parse(&format!("/{hex}{text}"), &secret) {
+        assert!(text.contains(ring.server.as_str()));
+    }
+    if let Ok(address) = BellAddress::parse(text) {
+        assert!(!address.to_string().contains(['"', '$', ',', ';', '=', '/', ' ', '\\']));
+    }
+}
+
+/// Whatever a switch of Home Assistant says is one command, and its device topics are read back as they are.
+pub fn home_assistant(bytes: &[u8]) {
+    let (text, body) = halves(bytes);
+    let Ok(text) = std::str::from_utf8(text) else { return };
+    let settings = HomeAssistant {
+        discovery_prefix: "homeassistant".to_owned(),
+        slots: 1,
+        torrents: None,
+        torrents_max: 1,
+        alternative: Some(Limits { download: 1, upload: 1 }),
+        normal: Limits::default(),
+        verbs: Default::default(),
+    };
+    let (address, _) = command(&settings, "home", text, body);
+    assert_eq!(address.server.as_deref(), Some("home"));
+    if let Some(device) = Device::parse(text) {
+        assert_eq!(Device::parse(&device.id()), Some(device));
+    }
+}
+
+/// Nothing that an endpoint answers has us wait for ever, or reaches a log as more than a line: two bytes of a status,
+/// eight of the time, a `Retry-After`, and words.
+pub fn webhook(bytes: &[u8]) {
+    let Some((status, rest)) = bytes.split_first_chunk() else { return };
+    let Some((now, rest)) = rest.split_first_chunk() else { return };
+    let (retry_after, words) = halves(rest);
+    let retry_after = Some(retry_after).filter(|text| !text.is_empty());
+    let now = Timestamp::from_millis(i64::from_le_bytes(*now));
+    let reason = match judge(u16::from_le_bytes(*status), retry_after, words, now) {
+        Verdict::Taken => String::new(),
+        Verdict::NotNow { reason, wait } => {
+            assert!(wait.is_none_or(|wait| wait <= ASKED_MAX));
+            reason
+        }
+        Verdict::Never { reason } | Verdict::Gone { reason } => reason,
+    };
+    assert!(!reason.chars().any(char::is_control) && reason.chars().count() < 400);
+    let Ok(text) = std::str::from_utf8(words) else { return };
+    Secrets::parse(text).ok();
+    if let Ok(address) = Address::parse(text) {
+        assert!(!address.host().contains('@') && address.url().as_str().starts_with(address.host()));
+        if let Ok((parent, topic)) = address.split_topic() {
+            assert!(!topic.is_empty() && parent.host() == address.host());
+        }
+    }
+}
