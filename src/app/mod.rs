@@ -28,7 +28,7 @@ use self::adapters::{Reached, build_client, build_endpoint, build_line, lines, r
 use self::api::Api;
 use self::report::{Reports, Shown};
 use crate::board::Board;
-use crate::commands::{BridgeWorker, Door, Intake, Queue, give_up};
+use crate::commands::{BridgeWorker, Caller, Door, Intake, Queue, give_up};
 use crate::config::{Broker, Config, EventFilter, Rights, Rtorrent};
 use crate::deliver::retention::Retain;
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
@@ -91,7 +91,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
     let kept_up = metrics.clone();
     for_ever("metrics", async move { kept_up.upkeep().await });
     let page = listener.map(|listener| {
-        let api = bridge.spawn_api(&mut left, &config.http.commands);
+        let api = bridge.spawn_api(&mut left, &config.http.commands, stop.clone());
         let observed = Arc::new(Shown { board: Arc::clone(&bridge.board), store: Arc::clone(&sqlite), metrics });
         let guard = http::Guard { token: config.http.token.clone(), hosts: config.http.hosts.clone() };
         http::serve(listener, http::Served { observed, api, guard }, stop.clone())
@@ -367,30 +367,23 @@ impl Bridge {
     }
 
     /// Commands that come over HTTP. Whoever listens to events there has no use for having them sent again.
-    fn spawn_api(&self, group: &mut Group, rights: &Rights) -> Arc<Api> {
+    fn spawn_api(&self, group: &mut Group, rights: &Rights, stop: CancellationToken) -> Arc<Api> {
         let (store, board, clock) = (Arc::clone(&self.store), Arc::clone(&self.board), Arc::clone(&self.clock));
-        let api = Arc::new(Api::new(board, store, clock));
-        let answering = Arc::clone(&api);
-        group.spawn("answers @http".to_owned(), move |stop| Arc::clone(&answering).answer(stop));
-        let queues: BTreeMap<ServerName, Arc<Queue>> =
-            self.servers.iter().map(|(name, parts)| (name.clone(), Arc::clone(&parts.queue))).collect();
-        let (store, board, clock) = (Arc::clone(&self.store), Arc::clone(&self.board), Arc::clone(&self.clock));
-        let (rights, bridge, source) = (rights.clone(), Arc::clone(&self.worker.queue), Arc::clone(&api));
-        group.spawn("commands @http".to_owned(), move |stop| {
-            let rights = rights.clone();
-            let door = Door {
-                origin: SinkName::http(),
-                allows: Box::new(move |verb| verb != Verb::Resync.as_str() && rights.allows(verb)),
-                reply_prefixes: Vec::new(),
-                queues: queues.clone(),
-                bridge: Arc::clone(&bridge),
-                store: Arc::clone(&store),
-                board: Arc::clone(&board),
-                clock: Arc::clone(&clock),
-            };
-            Intake { source: source.commands(), door, away_since: None }.run(stop)
-        });
-        api
+        let rights = rights.clone();
+        let door = Door {
+            origin: SinkName::http(),
+            allows: Box::new(move |verb| verb != Verb::Resync.as_str() && rights.allows(verb)),
+            reply_prefixes: Vec::new(),
+            queues: self.servers.iter().map(|(name, parts)| (name.clone(), Arc::clone(&parts.queue))).collect(),
+            bridge: Arc::clone(&self.worker.queue),
+            store: Arc::clone(&store),
+            board: Arc::clone(&board),
+            clock: Arc::clone(&clock),
+        };
+        let caller = Arc::new(Caller::new(door));
+        let called = Arc::clone(&caller);
+        group.spawn("commands @http".to_owned(), move |stop| Arc::clone(&called).run(stop));
+        Arc::new(Api { board, store, clock, caller, stop })
     }
 
     fn spawn_intakes(&self, group: &mut Group) {

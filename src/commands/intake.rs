@@ -34,7 +34,7 @@ const GOOD_AFTER: Duration = Duration::from_secs(1);
 /// How long to wait before a command is offered to a full disk again.
 const FULL_EACH: Duration = Duration::from_secs(1);
 /// So many messages are written down together.
-const TOGETHER_MAX: usize = 64;
+pub(super) const TOGETHER_MAX: usize = 64;
 /// With so many bytes no more are waited for.
 const TOGETHER_BYTES_MAX: usize = 16 << 20;
 
@@ -111,7 +111,7 @@ impl Intake {
                         bytes += incoming.body.len();
                         all.push(self.noted(incoming));
                     }
-                    self.door.take(all, &stop).await?;
+                    self.door.take(all, |_| {}, &stop).await?;
                 }
                 Err(error) => {
                     if since.elapsed() > GOOD_AFTER {
@@ -143,10 +143,19 @@ impl Intake {
 }
 
 impl Door {
-    /// Takes messages in their order; those that came together are written down together.
-    async fn take(&self, all: Vec<(Incoming, Option<Timestamp>)>, stop: &CancellationToken) -> Result<(), StoreError> {
+    /// Takes messages in their order; those that came together are written down together. `expect` hears of each,
+    /// in that order, under which name its result will be written down, before it is.
+    pub(super) async fn take(
+        &self,
+        all: Vec<(Incoming, Option<Timestamp>)>,
+        mut expect: impl FnMut((Option<ServerName>, CommandId)),
+        stop: &CancellationToken,
+    ) -> Result<(), StoreError> {
         let (taken, acks): (Vec<Taken>, Vec<_>) =
             all.into_iter().map(|(incoming, away_since)| self.judge(incoming, away_since)).unzip();
+        for Taken { command, .. } in &taken {
+            expect((command.server.clone(), command.id.clone()));
+        }
         let writes = taken.iter().map(|taken| self.log(taken));
         let written = futures_util::future::join_all(writes).await;
         for ((taken, ack), written) in taken.iter().zip(acks).zip(written) {
@@ -198,18 +207,6 @@ impl Door {
             written = self.log(taken).await;
         }
         written.map(Some)
-    }
-
-    /// Takes one message; `expect` hears under which name its result will be written down, before it is.
-    pub(super) async fn take_one(
-        &self,
-        incoming: Incoming,
-        expect: impl FnOnce((Option<ServerName>, CommandId)),
-        stop: &CancellationToken,
-    ) -> Result<(), StoreError> {
-        let (taken, ack) = self.judge(incoming, None);
-        expect((taken.command.server.clone(), taken.command.id.clone()));
-        self.settle(&taken, ack, self.log(&taken).await, stop).await.map(drop)
     }
 
     fn judge(&self, incoming: Incoming, away_since: Option<Timestamp>) -> (Taken, Box<dyn FnOnce() + Send>) {

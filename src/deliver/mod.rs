@@ -16,7 +16,6 @@ mod pick;
 mod reader;
 pub mod registry;
 pub mod retention;
-pub mod viewer;
 
 pub use dispatch::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
-pub use reader::{Heard, Missed, Reader, ReaderParts};
+pub use reader::{Begin, Heard, Missed, Reader, ReaderParts};

@@ -226,7 +226,7 @@ impl Builder {
         };
         let caller = Arc::new(Caller::new(door));
         let called = Arc::clone(&caller);
-        left.spawn("results".to_owned(), move |stop| Arc::clone(&called).run(stop));
+        left.spawn("commands".to_owned(), move |stop| Arc::clone(&called).run(stop));
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
             board,
