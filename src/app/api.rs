@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::letters::{Letters, Told};
 use crate::board::{Board, Content};
 use crate::commands::{Caller, Envelope, TTL};
 use crate::deliver::{Begin, Heard, Missed, Reader, ReaderParts};
@@ -34,6 +35,7 @@ pub(super) struct Api {
     pub store: Arc<dyn Store>,
     pub clock: Arc<dyn Clock>,
     pub caller: Arc<Caller>,
+    pub letters: Letters,
     pub stop: CancellationToken,
 }
 
@@ -120,6 +122,12 @@ impl http::Api for Api {
             stop: self.stop.clone(),
         });
         stream::unfold(Some((reader, Pace::default())), next_notice).boxed()
+    }
+
+    async fn replay(&self, webhook: &str, ids: Vec<String>) -> Result<Vec<Value>, String> {
+        let tried = self.letters.replay(webhook, ids).await.map_err(|error| format!("{error:#}"))?;
+        let told = |tried| serde_json::to_value(Told::from(tried)).expect("it is plain JSON");
+        Ok(tried.into_iter().map(told).collect())
     }
 }
 

@@ -1,13 +1,12 @@
 //! `dtorrent webhooks`: the events that endpoints would not take.
 
-use std::io::Write as _;
-
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::terminal::{put, put_json};
 use super::{Exit, Options, tell};
-use crate::app::{self, Letter};
+use crate::app::{self, Letter, Tried};
 use crate::config::Config;
 use crate::model::{SinkName, printable};
 use crate::port::DeliverError;
@@ -16,7 +15,7 @@ use crate::port::DeliverError;
 pub enum Arguments {
     /// List the events that were put aside, oldest first; the bridge may run
     List(ListArguments),
-    /// Send events that were put aside once more, with their ids and bodies; the bridge must be stopped
+    /// Send events that were put aside once more, with their ids and bodies; a bridge that runs is asked to (http.token)
     Replay(ReplayArguments),
 }
 
@@ -50,17 +49,18 @@ pub fn run(options: Options, arguments: Arguments) -> Exit {
         Arguments::Replay(ReplayArguments { webhook, ids, all: _ }) => replay(&loaded.config, &webhook, &ids),
     };
     done.unwrap_or_else(|error| {
-        tell(&format!("dtorrent webhooks: {}", printable(format!("{error:#}").as_bytes())));
+        tell(&format!("dtorrent webhooks: {error:#}"));
         Exit::Failed
     })
 }
 
 fn list(config: &Config, is_json: bool) -> anyhow::Result<Exit> {
     let letters = app::dead_letters(config)?;
-    let mut out = std::io::stdout().lock();
     for letter in &letters {
-        let line = if is_json { as_json(letter).to_string() } else { as_line(letter) };
-        writeln!(out, "{line}").context("write to stdout")?;
+        let said = if is_json { put_json(&as_json(letter).to_string()) } else { put(as_line(letter).as_bytes()) };
+        if let Err(exit) = said {
+            return Ok(exit);
+        }
     }
     if letters.is_empty() && !is_json {
         tell("nothing was put aside");
@@ -73,7 +73,7 @@ fn as_line(Letter { webhook, letter, .. }: &Letter) -> String {
     let kind = event["event_type"].as_str().unwrap_or("?");
     let name = event["torrent"]["name"].as_str().map(|name| format!(" {name:?}")).unwrap_or_default();
     let line = format!("{}  {webhook}  {}  {kind}{name}: {}", letter.time, letter.id, letter.reason);
-    printable(line.as_bytes())
+    printable(line.as_bytes()) + "\n"
 }
 
 fn as_json(Letter { webhook, letter, .. }: &Letter) -> Value {
@@ -93,11 +93,11 @@ fn replay(config: &Config, webhook: &str, ids: &[String]) -> anyhow::Result<Exit
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let tried = runtime.block_on(app::replay(config, &webhook, ids))?;
     let mut exit = Exit::Done;
-    for (Letter { letter, .. }, result) in &tried {
+    for Tried { id, result } in &tried {
         match result {
-            Ok(()) => tell(&format!("{}: taken", letter.id)),
+            Ok(()) => tell(&format!("{id}: taken")),
             Err(error) => {
-                tell(&printable(format!("{}: {error}", letter.id).as_bytes()));
+                tell(&format!("{id}: {error}"));
                 let is_away = matches!(error, DeliverError::Unavailable { .. });
                 exit = if is_away { Exit::Unreachable } else { Exit::Failed };
             }

@@ -438,7 +438,7 @@ mod tests {
             })
         }
 
-        fn from_now(&self) -> Reader {
+        fn starting_now(&self) -> Reader {
             self.reader(Begin::After(BTreeMap::new()))
         }
 
@@ -471,7 +471,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_event_says_where_a_reader_stands_with_all_servers() {
         let stage = Stage::new(Options::default()).await;
-        let mut first = stage.from_now();
+        let mut first = stage.starting_now();
         for (server, downloaded) in [("home", 1), ("attic", 1), ("home", 2), ("attic", 2), ("home", 3)] {
             stage.tell(server, downloaded, &[Kind::Stalled]).await;
         }
@@ -489,7 +489,7 @@ mod tests {
     async fn updates_are_conflated_and_come_after_the_events_that_led_there() {
         let stage = Stage::new(Options::default()).await;
         stage.tell("home", 1, &[Kind::Added]).await;
-        let mut reader = stage.from_now();
+        let mut reader = stage.starting_now();
         assert_eq!(heard(&mut reader).await, [""; 0]);
         stage.tell("home", 2, &[]).await;
         stage.tell("home", 3, &[]).await;
@@ -520,7 +520,7 @@ mod tests {
             assert_eq!(heard(&mut reader).await[0], "elsewhere", "{after}");
         }
         // One that looks on, and does not ask for long enough.
-        let mut reader = stage.from_now();
+        let mut reader = stage.starting_now();
         for downloaded in 0..40 {
             stage.tell("home", downloaded, &[Kind::Stalled]).await;
         }
@@ -536,7 +536,7 @@ mod tests {
         stage.tell("home", 1, &[Kind::Added]).await;
         let late = stage.commit("home", 2, &[Kind::Stalled]).await;
         stage.tell("attic", 1, &[Kind::Added]).await;
-        let mut reader = stage.from_now();
+        let mut reader = stage.starting_now();
         assert_eq!(heard(&mut reader).await, [""; 0]);
         stage.board.tell(&name("home"), late, None);
         stage.tell("attic", 2, &[Kind::Stalled]).await;

@@ -42,6 +42,9 @@ pub trait Api: Send + Sync {
     /// Has a command carried out as one that came by a broker, and waits for what becomes of it.
     async fn command(&self, order: Order) -> Answered;
     fn events(&self, wish: EventsWish) -> BoxStream<'static, Notice>;
+    /// Sends dead letters of a webhook once more, those of these ids or all, and says what became of each; or why
+    /// it is not done.
+    async fn replay(&self, webhook: &str, ids: Vec<String>) -> Result<Vec<Value>, String>;
 }
 
 /// A command, in words that nobody has checked.
@@ -160,6 +163,53 @@ async fn command(
         Answered::Stopping => return bad(ErrorCode::ClientOffline, "the bridge ends; ask again with the same id"),
     };
     (status, [(header::CONTENT_TYPE, "application/json"), (header::CONNECTION, "close")], body).into_response()
+}
+
+/// Which dead letters are to be sent once more.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReplayWish {
+    #[serde(default)]
+    ids: Vec<String>,
+    #[serde(default)]
+    all: bool,
+}
+
+pub(super) async fn replay(
+    State(site): Shared,
+    ConnectInfo(pass): ConnectInfo<Pass>,
+    Path(webhook): Path<String>,
+    request: Request,
+) -> Response {
+    if let Err(refusal) = site.guard.check_change(request.headers()) {
+        return refused(refusal);
+    }
+    let Ok(_place) = Arc::clone(&site.long_visits).try_acquire_owned() else { return too_many() };
+    pass.stay();
+    let body = match body_of(request.into_body()).await {
+        Ok(body) => body,
+        Err(refusal) => return refusal,
+    };
+    let ids = match serde_json::from_slice(&body) {
+        Ok(ReplayWish { ids, all }) if all == ids.is_empty() => ids,
+        _ => {
+            return bad(
+                ErrorCode::BadRequest,
+                "say which: {\"ids\": [\"home-7f3a9c21-000000004182\"]}, or {\"all\": true}",
+            );
+        }
+    };
+    let tried = tokio::select! {
+        biased;
+        tried = site.api.replay(&webhook, ids) => tried,
+        () = site.stop.cancelled() => return bad(ErrorCode::ClientOffline, "the bridge ends; what was taken is on the list no more"),
+    };
+    match tried {
+        Ok(tried) => {
+            ([(header::CONNECTION, "close")], axum::Json(json!({"webhook": webhook, "tried": tried}))).into_response()
+        }
+        Err(reason) => bad(ErrorCode::BadRequest, reason),
+    }
 }
 
 async fn body_of(body: Body) -> Result<Bytes, Response> {
