@@ -244,7 +244,7 @@ x.toml:17: servers.a.roots: `/a/../b` is no absolute path; write folders from / 
 x.toml:18: servers.a.extra: `execute=`: `execute` is not among the values that can be read (like `d.throttle_name=`, `d.ratio=`, `d.custom2=` or `d.custom=my-tag`); commands and expensive ones are left out on purpose
 x.toml:19: servers.b.command: is missing; write command = ["./my-client", "an argument"]; there is no shell
 x.toml:21: brokers.home.key_file: is missing; cert_file needs the key of the certificate: write both or none
-x.toml:23: brokers.home.url: the broker's URL contains a user name or password; move them to `username` and `password_file`
+x.toml:23: brokers.home.url: the URL contains a user name, password or token; move them to `username` and `password_file`
 x.toml:24: brokers.home.password: is a number, not a text; write password = "…", in quotes
 x.toml:25: brokers.home.version: `4` is not known here; write "auto" or "5" or "3.1.1"
 x.toml:26: brokers.home.prefix: the prefix contains `+` or `#`, which are wildcards in MQTT; use other letters

@@ -263,7 +263,7 @@ fn the_checker_of_discovery_messages_finds_what_home_assistant_would_refuse() {
     assert_eq!(faults(&|_| {}), 0);
     assert_eq!(rules::faults("homeassistant/device/a b/config", good.to_string().as_bytes()).len(), 1);
     type Change = fn(&mut serde_json::Value, &str);
-    let changes: [Change; 12] = [
+    let changes: [Change; 13] = [
         |value, _| value["icon"] = json!("mdi:x"),
         |value, _| value["device"]["colour"] = json!("red"),
         |value, _| value["origin"] = json!({}),
@@ -273,6 +273,7 @@ fn the_checker_of_discovery_messages_finds_what_home_assistant_would_refuse() {
         |value, key| value["components"][key]["state_class"] = json!("total_increasing"),
         |value, key| value["components"][key]["entity_category"] = json!("config"),
         |value, key| value["components"][key]["icon"] = json!("fire"),
+        |value, key| value["components"][key]["enabled_by_default"] = json!(false),
         |value, _| value["components"]["status"]["unit_of_measurement"] = json!("x"),
         |value, key| value["components"][key]["availability_topic"] = json!("x"),
         |value, _| drop(value["components"]["download_limit"].as_object_mut().unwrap().remove("max")),

@@ -3,6 +3,8 @@
 //! A sink makes one attempt and says what came of it. Order, retries and what is to be sent at all
 //! are the dispatcher's.
 
+#[cfg(any(feature = "mqtt", feature = "nats"))]
+pub mod endpoint;
 #[cfg(feature = "mqtt")]
 pub mod mqtt;
 #[cfg(feature = "nats")]

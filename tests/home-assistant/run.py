@@ -23,6 +23,7 @@ import tempfile
 import yaml
 
 from homeassistant import bootstrap, config_entries, core, loader
+from homeassistant.components import mqtt
 from homeassistant.const import __version__ as HA_VERSION
 from homeassistant.core_config import async_process_ha_core_config
 from homeassistant.helpers import device_registry as dr
@@ -171,6 +172,20 @@ async def start_home_assistant(folder, port, config):
         assert await async_setup_component(hass, domain, config), domain
     await hass.async_start()
     return hass
+
+
+async def hear_oneself(hass):
+    """Waits until all that Home Assistant has said to the broker has come back to it."""
+    await hass.async_block_till_done()
+    heard = asyncio.Event()
+    unsubscribe = await mqtt.async_subscribe(hass, "marker", core.callback(lambda _message: heard.set()))
+    # A subscription goes out a moment after it is made.
+    async with asyncio.timeout(PATIENCE):
+        while not heard.is_set():
+            await mqtt.async_publish(hass, "marker", "x")
+            await asyncio.sleep(0.5)
+    unsubscribe()
+    await hass.async_block_till_done()
 
 
 def entities(hass):
@@ -334,6 +349,9 @@ async def main(dtorrent):
         print("ok: a torrent with the label has a device")
 
         # A restart of Home Assistant.
+        # Its connection does not end with it, as it would with its process.
+        for entry in hass.config_entries.async_entries("mqtt"):
+            await hass.config_entries.async_unload(entry.entry_id)
         await hass.async_stop(force=True)
         hass = await start_home_assistant(folder / "ha", world.port, config)
         await until("all are back", lambda: bad_states(hass, quiet) == [] or "; ".join(bad_states(hass, quiet)))
@@ -347,6 +365,7 @@ async def main(dtorrent):
         assert purge.returncode == 0, purge.stderr
         await until("the devices are gone", lambda: devices(hass) == {} or str(devices(hass).keys()))
         assert entities(hass) == []
+        await hear_oneself(hass)
         print("ok: after purge no device and no entity is left")
         complaints += log.said[len(complaints):]
         assert complaints == [], "Home Assistant complains:\n" + "\n".join(complaints)

@@ -260,6 +260,11 @@ fn component_faults(component: &Map<String, Value>, faults: &mut Vec<String>) {
     if category.is_some_and(|category| category != "diagnostic" && (is_read_only || category != "config")) {
         faults.push(format!("category {category:?}"));
     }
+    // When its device goes, Home Assistant empties our topic once more for each such part, and warns of its own
+    // word (2025.4, seen in its broker's log).
+    if component.get("enabled_by_default") == Some(&Value::Bool(false)) {
+        faults.push("off by default".to_owned());
+    }
     if component.contains_key("availability_topic") {
         faults.push("availability_topic below an availability list".to_owned());
     }

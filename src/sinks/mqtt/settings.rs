@@ -13,6 +13,7 @@ use url::Url;
 
 use super::homeassistant::HomeAssistant;
 use crate::model::{InvalidServerName, ServerName, SinkName};
+use crate::sinks::endpoint::{self, Endpoint, InvalidEndpoint};
 use crate::sinks::tls::ClientCert;
 
 /// One broker, and what it gets.
@@ -177,9 +178,7 @@ impl Transport {
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct BrokerUrl {
     pub transport: Transport,
-    /// A name or an address; one of IPv6 without brackets.
-    pub host: String,
-    pub port: u16,
+    pub endpoint: Endpoint,
     /// Of a WebSocket only; begins with `/`.
     pub path: Option<String>,
 }
@@ -191,22 +190,12 @@ pub enum InvalidBrokerUrl {
         "the broker's URL has no scheme that is known here: write mqtt://host, mqtts://host, ws://host/path or wss://host/path"
     )]
     Scheme,
-    #[error("the broker's URL names no host: write it as mqtt://host:1883")]
-    NoHost,
-    #[error(
-        "the host in the broker's URL is not a plain name or address: letters, digits, `.`, `-` and `_`, or [IPv6]"
-    )]
-    Host,
-    #[error("the port in the broker's URL is not a number from 1 to 65535")]
-    Port,
-    #[error("the broker's URL contains a user name or password: move them to `username` and `password_file`")]
-    Credentials,
+    #[error(transparent)]
+    Endpoint(#[from] InvalidEndpoint),
     #[error("the broker's URL has a path, which only ws:// and wss:// know: remove what follows the port")]
     Path,
     #[error("the broker's URL has a `?` or `#` part, which MQTT does not know: remove it")]
     Query,
-    #[error("the broker's URL cannot be read: write it as mqtt://host:1883")]
-    Unreadable,
 }
 
 impl BrokerUrl {
@@ -221,51 +210,11 @@ impl BrokerUrl {
             Some("wss") => Transport::SecureWebSocket,
             _ => return Err(InvalidBrokerUrl::Scheme),
         };
-        let url = Url::parse(text).map_err(|error| match error {
-            url::ParseError::EmptyHost => InvalidBrokerUrl::NoHost,
-            url::ParseError::InvalidPort => InvalidBrokerUrl::Port,
-            url::ParseError::IdnaError
-            | url::ParseError::InvalidIpv4Address
-            | url::ParseError::InvalidIpv6Address
-            | url::ParseError::InvalidDomainCharacter => InvalidBrokerUrl::Host,
-            _ => InvalidBrokerUrl::Unreadable,
-        })?;
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err(InvalidBrokerUrl::Credentials);
-        }
+        let (endpoint, url) = endpoint::parse(text, transport.default_port())?;
         if url.query().is_some() || url.fragment().is_some() {
             return Err(InvalidBrokerUrl::Query);
         }
-        Ok(Self {
-            transport,
-            host: host(&url)?,
-            port: port(&url, transport)?,
-            path: path(&url, transport, text.ends_with('/'))?,
-        })
-    }
-
-    /// The host as it stands in a URL.
-    fn host_in_url(&self) -> String {
-        if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() }
-    }
-}
-
-fn host(url: &Url) -> Result<String, InvalidBrokerUrl> {
-    let host = url.host_str().unwrap_or_default();
-    if host.is_empty() {
-        return Err(InvalidBrokerUrl::NoHost);
-    }
-    if let Some(v6) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        return v6.parse::<std::net::Ipv6Addr>().map(|v6| v6.to_string()).map_err(|_| InvalidBrokerUrl::Host);
-    }
-    let is_plain = host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
-    if is_plain { Ok(host.to_ascii_lowercase()) } else { Err(InvalidBrokerUrl::Host) }
-}
-
-fn port(url: &Url, transport: Transport) -> Result<u16, InvalidBrokerUrl> {
-    match url.port() {
-        Some(0) => Err(InvalidBrokerUrl::Port),
-        port => Ok(port.unwrap_or(transport.default_port())),
+        Ok(Self { transport, endpoint, path: path(&url, transport, text.ends_with('/'))? })
     }
 }
 
@@ -283,7 +232,7 @@ fn path(url: &Url, transport: Transport, ends_with_slash: bool) -> Result<Option
 impl fmt::Display for BrokerUrl {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path.as_deref().unwrap_or_default();
-        write!(out, "{}://{}:{}{path}", self.transport.scheme(), self.host_in_url(), self.port)
+        write!(out, "{}://{}{path}", self.transport.scheme(), self.endpoint)
     }
 }
 
@@ -319,22 +268,22 @@ mod tests {
 
     #[test]
     fn a_wrong_broker_url_is_told_what_would_be_right() {
-        use InvalidBrokerUrl as Wrong;
+        use {InvalidBrokerUrl as Wrong, InvalidEndpoint as At};
         for (text, expected) in [
             ("", Wrong::Scheme),
             ("localhost", Wrong::Scheme),
             ("localhost:1883", Wrong::Scheme),
             ("http://host", Wrong::Scheme),
-            ("mqtt://", Wrong::NoHost),
-            ("mqtt://:1883", Wrong::NoHost),
-            ("mqtt://host:port", Wrong::Port),
-            ("mqtt://host:0", Wrong::Port),
-            ("mqtt://host:70000", Wrong::Port),
-            ("mqtt://[::1", Wrong::Host),
-            ("mqtt://bröker", Wrong::Host),
-            ("mqtt://user:secret@host", Wrong::Credentials),
-            ("mqtt://user@host", Wrong::Credentials),
-            ("ws://:secret@host/mqtt", Wrong::Credentials),
+            ("mqtt://", At::NoHost.into()),
+            ("mqtt://:1883", At::NoHost.into()),
+            ("mqtt://host:port", At::Port.into()),
+            ("mqtt://host:0", At::Port.into()),
+            ("mqtt://host:70000", At::Port.into()),
+            ("mqtt://[::1", At::Host.into()),
+            ("mqtt://bröker", At::Host.into()),
+            ("mqtt://user:secret@host", At::Credentials.into()),
+            ("mqtt://user@host", At::Credentials.into()),
+            ("ws://:secret@host/mqtt", At::Credentials.into()),
             ("mqtt://host/topic", Wrong::Path),
             ("mqtts://host?x=1", Wrong::Query),
             ("ws://host/mqtt#x", Wrong::Query),

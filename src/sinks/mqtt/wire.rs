@@ -193,7 +193,7 @@ pub fn open(settings: &Settings, tls: Option<&Arc<ClientConfig>>, opening: &Open
 /// rumqttc wants the whole URL as "address" for WebSockets, and the bare host otherwise.
 fn address(settings: &Settings) -> String {
     match settings.url.transport {
-        Transport::Tcp | Transport::Tls => settings.url.host.clone(),
+        Transport::Tcp | Transport::Tls => settings.url.endpoint.host.clone(),
         Transport::WebSocket | Transport::SecureWebSocket => settings.url.to_string(),
     }
 }
@@ -218,7 +218,7 @@ fn credentials(settings: &Settings) -> Option<(String, String)> {
 }
 
 fn options_311(settings: &Settings, tls: Option<&Arc<ClientConfig>>, opening: &Opening) -> v4::MqttOptions {
-    let mut options = v4::MqttOptions::new(&opening.client_id, address(settings), settings.url.port);
+    let mut options = v4::MqttOptions::new(&opening.client_id, address(settings), settings.url.endpoint.port);
     options.set_transport(transport(settings, tls)).set_keep_alive(KEEP_ALIVE).set_inflight(PACKET_IDS);
     options.set_clean_session(opening.session.is_none()).set_manual_acks(opening.session.is_some());
     options.set_max_packet_size(opening.packet_bytes_max as usize, PACKET_BYTES_MAX as usize);
@@ -233,7 +233,7 @@ fn options_311(settings: &Settings, tls: Option<&Arc<ClientConfig>>, opening: &O
 }
 
 fn options_5(settings: &Settings, tls: Option<&Arc<ClientConfig>>, opening: &Opening) -> v5::MqttOptions {
-    let mut options = v5::MqttOptions::new(&opening.client_id, address(settings), settings.url.port);
+    let mut options = v5::MqttOptions::new(&opening.client_id, address(settings), settings.url.endpoint.port);
     options.set_transport(transport(settings, tls)).set_keep_alive(KEEP_ALIVE);
     options.set_connection_timeout(STALLED_AFTER.as_secs()).set_outgoing_inflight_upper_limit(PACKET_IDS);
     let mut network = options.network_options();

@@ -10,9 +10,9 @@ use std::fmt;
 
 use nkeys::{KeyPair, KeyPairType};
 use secrecy::{ExposeSecret, SecretString};
-use url::Url;
 
 use crate::model::{ServerName, SinkName};
+use crate::sinks::endpoint::{self, Endpoint, InvalidEndpoint};
 use crate::sinks::tls::ClientCert;
 
 /// One NATS system, and what it gets.
@@ -198,9 +198,7 @@ impl fmt::Debug for Prefix {
 pub struct ServerUrl {
     /// Not without TLS. With `nats://` there is TLS too, if the server wants it.
     pub needs_tls: bool,
-    /// A name or an address; one of IPv6 without brackets.
-    pub host: String,
-    pub port: u16,
+    pub endpoint: Endpoint,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -208,18 +206,10 @@ pub struct ServerUrl {
 pub enum InvalidServerUrl {
     #[error("the URL has no scheme that is known here: write nats://host or tls://host")]
     Scheme,
-    #[error("the URL names no host: write it as nats://host:4222")]
-    NoHost,
-    #[error("the host in the URL is not a plain name or address: letters, digits, `.`, `-` and `_`, or [IPv6]")]
-    Host,
-    #[error("the port in the URL is not a number from 1 to 65535")]
-    Port,
-    #[error("the URL contains a user name, password or token: move them to `username` and `password_file`")]
-    Credentials,
+    #[error(transparent)]
+    Endpoint(#[from] InvalidEndpoint),
     #[error("the URL has something behind the port, which NATS does not know: remove it")]
     Path,
-    #[error("the URL cannot be read: write it as nats://host:4222")]
-    Unreadable,
 }
 
 const PORT: u16 = 4222;
@@ -232,26 +222,11 @@ impl ServerUrl {
             Some("tls") => true,
             _ => return Err(InvalidServerUrl::Scheme),
         };
-        let url = Url::parse(text).map_err(|error| match error {
-            url::ParseError::EmptyHost => InvalidServerUrl::NoHost,
-            url::ParseError::InvalidPort => InvalidServerUrl::Port,
-            url::ParseError::IdnaError
-            | url::ParseError::InvalidIpv4Address
-            | url::ParseError::InvalidIpv6Address
-            | url::ParseError::InvalidDomainCharacter => InvalidServerUrl::Host,
-            _ => InvalidServerUrl::Unreadable,
-        })?;
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err(InvalidServerUrl::Credentials);
-        }
+        let (endpoint, url) = endpoint::parse(text, PORT)?;
         if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
             return Err(InvalidServerUrl::Path);
         }
-        let port = match url.port() {
-            Some(0) => return Err(InvalidServerUrl::Port),
-            port => port.unwrap_or(PORT),
-        };
-        Ok(Self { needs_tls, host: host(&url)?, port })
+        Ok(Self { needs_tls, endpoint })
     }
 
     /// Another server of the same system, as one of them names it: `host:port`.
@@ -261,25 +236,10 @@ impl ServerUrl {
     }
 }
 
-fn host(url: &Url) -> Result<String, InvalidServerUrl> {
-    let host = url.host_str().unwrap_or_default();
-    if host.is_empty() {
-        return Err(InvalidServerUrl::NoHost);
-    }
-    if let Some(v6) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        return v6.parse::<std::net::Ipv6Addr>().map(|v6| v6.to_string()).map_err(|_| InvalidServerUrl::Host);
-    }
-    let is_plain = host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
-    if is_plain { Ok(host.to_ascii_lowercase()) } else { Err(InvalidServerUrl::Host) }
-}
-
 impl fmt::Display for ServerUrl {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.needs_tls { "tls" } else { "nats" };
-        match self.host.contains(':') {
-            true => write!(out, "{scheme}://[{}]:{}", self.host, self.port),
-            false => write!(out, "{scheme}://{}:{}", self.host, self.port),
-        }
+        write!(out, "{scheme}://{}", self.endpoint)
     }
 }
 
@@ -311,17 +271,17 @@ mod tests {
 
     #[test]
     fn a_wrong_url_is_told_what_would_be_right() {
-        use InvalidServerUrl as Wrong;
+        use {InvalidEndpoint as At, InvalidServerUrl as Wrong};
         for (text, expected) in [
             ("", Wrong::Scheme),
             ("localhost:4222", Wrong::Scheme),
             ("mqtt://host", Wrong::Scheme),
-            ("nats://", Wrong::NoHost),
-            ("nats://host:port", Wrong::Port),
-            ("nats://host:0", Wrong::Port),
-            ("nats://bröker", Wrong::Host),
-            ("nats://user:hunter2@host", Wrong::Credentials),
-            ("nats://hunter2@host", Wrong::Credentials),
+            ("nats://", At::NoHost.into()),
+            ("nats://host:port", At::Port.into()),
+            ("nats://host:0", At::Port.into()),
+            ("nats://bröker", At::Host.into()),
+            ("nats://user:hunter2@host", At::Credentials.into()),
+            ("nats://hunter2@host", At::Credentials.into()),
             ("nats://host/path", Wrong::Path),
             ("tls://host?x", Wrong::Path),
         ] {

@@ -134,15 +134,12 @@ impl<'a> Builder<'a> {
         self.add("sensor", key, name, more);
     }
 
-    fn count(&mut self, key: &str, name: &str, icon: &str, topic: &str, is_usual: bool) {
+    fn count(&mut self, key: &str, name: &str, icon: &str, topic: &str) {
         let more = json!({
             "state_topic": topic, "value_template": plain(key), "state_class": "measurement",
             "unit_of_measurement": "torrents", "icon": icon,
         });
         self.add("sensor", key, name, more);
-        if !is_usual {
-            self.set(key, "enabled_by_default", json!(false));
-        }
     }
 
     fn set(&mut self, component: &str, key: &str, value: Value) {
@@ -192,7 +189,6 @@ pub fn bridge(settings: &HomeAssistant, names: &Names) -> Payload {
         "{{ (value_json.memory_bytes / 1000000) | round(1) if value_json.memory_bytes is number else None }}".into(),
     );
     device.diagnostic("memory");
-    device.set("memory", "enabled_by_default", json!(false));
     result(&mut device, &names.bridge("result"));
     if settings.can("resync") {
         resync(&mut device, &names.bridge("command/resync"));
@@ -269,25 +265,25 @@ fn traffic(device: &mut Builder<'_>, server: &ServerName) {
 
 fn counts(device: &mut Builder<'_>, server: &ServerName) {
     let counts = device.names.document(server, "counts");
-    for (key, name, icon, is_usual) in [
-        ("all", "Torrents", "mdi:file-multiple", true),
-        ("active", "Active torrents", "mdi:swap-vertical-bold", true),
-        ("inactive", "Inactive torrents", "mdi:sleep", false),
-        ("downloading", "Downloading torrents", "mdi:download", true),
-        ("seeding", "Seeding torrents", "mdi:sprout", true),
-        ("uploading", "Uploading torrents", "mdi:upload", true),
-        ("completed", "Completed torrents", "mdi:check-all", true),
-        ("incomplete", "Incomplete torrents", "mdi:progress-download", false),
-        ("started", "Started torrents", "mdi:play", true),
-        ("stopped", "Stopped torrents", "mdi:stop", true),
-        ("paused", "Paused torrents", "mdi:pause", true),
-        ("queued", "Queued torrents", "mdi:tray-full", false),
-        ("checking", "Checking torrents", "mdi:magnify-scan", true),
-        ("metadata", "Magnet links without metadata", "mdi:magnet", false),
-        ("errored", "Errored torrents", "mdi:alert-circle", true),
-        ("stalled", "Stalled torrents", "mdi:timer-sand", true),
+    for (key, name, icon) in [
+        ("all", "Torrents", "mdi:file-multiple"),
+        ("active", "Active torrents", "mdi:swap-vertical-bold"),
+        ("inactive", "Inactive torrents", "mdi:sleep"),
+        ("downloading", "Downloading torrents", "mdi:download"),
+        ("seeding", "Seeding torrents", "mdi:sprout"),
+        ("uploading", "Uploading torrents", "mdi:upload"),
+        ("completed", "Completed torrents", "mdi:check-all"),
+        ("incomplete", "Incomplete torrents", "mdi:progress-download"),
+        ("started", "Started torrents", "mdi:play"),
+        ("stopped", "Stopped torrents", "mdi:stop"),
+        ("paused", "Paused torrents", "mdi:pause"),
+        ("queued", "Queued torrents", "mdi:tray-full"),
+        ("checking", "Checking torrents", "mdi:magnify-scan"),
+        ("metadata", "Magnet links without metadata", "mdi:magnet"),
+        ("errored", "Errored torrents", "mdi:alert-circle"),
+        ("stalled", "Stalled torrents", "mdi:timer-sand"),
     ] {
-        device.count(key, name, icon, &counts, is_usual);
+        device.count(key, name, icon, &counts);
     }
     let list = device.names.document(server, "list");
     let more = json!({
