@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::harness::bridge::Bridge;
 use crate::harness::certificates::Certificates;
-use crate::harness::http::request;
+use crate::harness::http::{get, get_until, request};
 use crate::harness::ledger::Ledger;
 use crate::harness::nginx::Nginx;
 use crate::harness::receiver::{Answer, Receiver, Request};
@@ -354,6 +354,33 @@ async fn a_bridge_that_runs_sends_once_more_what_it_put_aside_and_one_at_a_time(
     }
     stage.bridge().stop().await;
     assert!(!stage.bridge().log().contains("open sesame"));
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_away_is_told_of_on_every_page() {
+    if !can_run() {
+        return;
+    }
+    let mut stage = Stage::new(&["home"]).await;
+    let port = free_port().unwrap();
+    stage.http = format!("listen = \"127.0.0.1:{port}\"\n");
+    stage.start("");
+    stage.endpoint.takes("home", "snapshot_done", "").await;
+    stage.endpoint.answer(|_| Answer::Status(503));
+    stage.add("home", &["one"]);
+    let is_told = |sink: &Value| {
+        sink["status"] == "offline" && sink["problem"].as_str().is_some_and(|problem| problem.contains("503"))
+    };
+    get_until(port, "/api/v1/sinks", |sinks| sinks["sinks"][0]["name"] == "hook.home" && is_told(&sinks["sinks"][0]))
+        .await;
+    let ready = get(port, "/readyz").await;
+    assert!(ready.status == 503 && ready.body.contains("hook.home"), "{}", ready.body);
+    let metrics = get(port, "/metrics").await.body;
+    assert!(metrics.contains("dtorrent_sink_connected{sink=\"hook.home\"} 0"), "{metrics}");
+    stage.endpoint.answer_next([]);
+    stage.endpoint.takes("home", "added", "one").await;
+    get_until(port, "/readyz", |ready| ready["ready"] == true).await;
+    stage.bridge().stop().await;
 }
 
 #[tokio::test]
