@@ -333,11 +333,8 @@ fn connect(
         Client::Ready(client) => client,
         Client::Rtorrent { url, login } => {
             let (username, password) = login.unzip();
-            let server = name.clone();
-            let endpoint = Endpoint::parse(&url)?;
-            let (extra, rpc) = Default::default();
-            let settings = Settings { server, endpoint, username, password, ca_pem: None, timeout, extra, rpc };
-            Arc::new(RtorrentClient::new(settings)?)
+            let settings = Settings::new(name.clone(), Endpoint::parse(&url)?);
+            Arc::new(RtorrentClient::new(Settings { username, password, timeout, ..settings })?)
         }
         Client::Exec { command } if command.is_empty() => return Err("a program is missing".into()),
         Client::Exec { command } => {
