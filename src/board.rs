@@ -84,6 +84,8 @@ pub struct Content {
 #[derive(Clone, Debug, Default)]
 pub struct PollReport {
     pub last_success: Option<Instant>,
+    /// When the last one that was answered began: what it told is not older.
+    pub last_began: Option<Instant>,
     pub duration: Duration,
     /// Why the last poll failed; `None` if it did not.
     pub failure: Option<String>,

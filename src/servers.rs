@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::board::{Board, Content, PollReport};
 use crate::commands::expect::Expectations;
 use crate::commands::{Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts};
-use crate::model::{ServerName, ServerStats};
+use crate::model::{ServerName, ServerStats, Words};
 use crate::port::{Clock, LoggedCommand, Store, StoreError, TorrentClient};
 use crate::supervise::Group;
 use crate::watch::{FilesWanted, Watcher};
@@ -112,7 +112,11 @@ impl ServerParts {
 
 /// What was told of a server by the last life.
 pub async fn load(store: &dyn Store, server: &ServerName) -> Result<Content, StoreError> {
-    let loaded = store.load(server).await?;
+    let mut loaded = store.load(server).await?;
+    let mut words = Words::default();
+    for told in loaded.told.values_mut() {
+        Arc::make_mut(&mut told.torrent).share(&mut words);
+    }
     Ok(Content {
         epoch: loaded.epoch,
         told: loaded.told,

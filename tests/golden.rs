@@ -61,10 +61,10 @@ fn torrent() -> Torrent {
     torrent.ratio = ratio(500, 1_500);
     torrent.finished = true;
     torrent.playing = true;
-    torrent.extra = Extra::from([("throttle".to_owned(), json!("slow")), ("absent".to_owned(), json!(null))]);
+    torrent.extra = Extra::from([("throttle".into(), json!("slow")), ("absent".into(), json!(null))]);
     torrent.status = Status::Seeding;
     torrent.error = false;
-    torrent.message = Some(String::new());
+    torrent.message = Some("".into());
     torrent.stalled = false;
     torrent.download_rate = Some(0);
     torrent.upload_rate = Some(1_000_000_000_000);
@@ -72,11 +72,11 @@ fn torrent() -> Torrent {
     torrent.eta = None;
     torrent.peers = Some(3);
     torrent.seeds = Some(0);
-    torrent.label = Some("linux".to_owned());
-    torrent.directory = Some("/downloads".to_owned());
+    torrent.label = Some("linux".into());
+    torrent.directory = Some("/downloads".into());
     torrent.private = Some(false);
     torrent.priority = Some(2);
-    torrent.tracker = Some("tracker.example".to_owned());
+    torrent.tracker = Some("tracker.example".into());
     torrent.added_at = Some(time());
     torrent.started_at = Some(time());
     torrent.finished_at = None;

@@ -116,10 +116,11 @@ prop_compose! {
         times in prop::collection::vec(prop::option::of(time()), 3),
         priority in prop::option::of(0..=3_u8),
         private in any::<Option<bool>>(),
-        extra in prop::collection::btree_map(".{1,8}", ".{0,8}".prop_map(Value::from), 0..3),
+        extra in prop::collection::btree_map(".{1,8}".prop_map(Into::into), ".{0,8}".prop_map(Value::from), 0..3),
     ) -> Torrent {
         let [active, finished, playing, error, stalled] = flags;
-        let [path, message, label, directory, tracker] = <[_; 5]>::try_from(texts).unwrap();
+        let [path, message, label, directory, tracker] = <[Option<String>; 5]>::try_from(texts).unwrap();
+        let [message, label, directory, tracker] = [message, label, directory, tracker].map(|text| text.map(Into::into));
         let [download_rate, upload_rate, peers, seeds] = <[_; 4]>::try_from(numbers).unwrap();
         let [added_at, started_at, finished_at] = <[_; 3]>::try_from(times).unwrap();
         let mut torrent = Torrent::new(server, hash, name);

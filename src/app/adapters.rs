@@ -87,7 +87,7 @@ pub fn build_client(name: &ServerName, server: &Server) -> anyhow::Result<Arc<dy
 
 fn rtorrent_settings(server: ServerName, of: &Rtorrent, timeout: Duration) -> anyhow::Result<rtorrent::Settings> {
     let Rtorrent { url, username, password, ca_pem, hooks: _, extra, rpc } = of;
-    let column = |(key, column): (&String, &String)| Ok((key.clone(), rtorrent::ExtraColumn::parse(column)?));
+    let column = |(key, column): (&String, &String)| Ok((key.as_str().into(), rtorrent::ExtraColumn::parse(column)?));
     Ok(rtorrent::Settings {
         server,
         endpoint: rtorrent::Endpoint::parse(url)?,

@@ -70,12 +70,12 @@ impl Effect {
             Self::Running => !matches!(torrent.status, Status::Paused | Status::Stopped),
             Self::Stopped => torrent.status == Status::Stopped,
             Self::Added { label, priority, start, is_checked } => {
-                (label.is_none() || torrent.label == *label)
+                (label.is_none() || torrent.label.as_deref() == label.as_deref())
                     && (priority.is_none() || torrent.priority == *priority)
                     && (!start || torrent.status != Status::Stopped)
                     && (!is_checked || torrent.finished)
             }
-            Self::Label(label) => torrent.label.as_ref() == Some(label),
+            Self::Label(label) => torrent.label.as_deref() == Some(label),
             Self::Priority(priority) => torrent.priority == Some(*priority),
             Self::Moved(directory) => torrent.directory.as_deref().is_some_and(|now| is_at_or_below(now, directory)),
             Self::Rechecked | Self::Announced | Self::Throttled | Self::FilesChosen => true,

@@ -1,13 +1,14 @@
 //! What a command's body says. Pure.
 
+use std::fmt;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer as _};
 use serde_json::{Map, Value, json};
 
 use crate::model::{CommandError, CommandId, ErrorCode, Filter, InfoHash, Limits, Parts, Seq, Status, Verb};
@@ -152,7 +153,11 @@ fn bad(message: impl Into<String>) -> CommandError {
 impl Envelope {
     /// Reads what can be read; the error is for the first thing that is wrong.
     pub fn read(body: &[u8]) -> (Self, Result<(), CommandError>) {
-        let Ok(Some(object)) = object(body) else { return (Self::default(), Ok(())) };
+        let object = match object(body) {
+            Ok(Some(object)) => object,
+            Ok(None) => return (Self::default(), Ok(())),
+            Err(_) => return (Self { id: id_in_wreck(body), ..Self::default() }, Ok(())),
+        };
         let mut envelope = Self::default();
         let mut check = || {
             if let Some(id) = text(&object, "id")? {
@@ -181,6 +186,29 @@ fn object(body: &[u8]) -> Result<Option<Map<String, Value>>, CommandError> {
         Ok(_) => Err(bad("the body is not a JSON object; an object like {\"id\": \"1\"} or nothing is right")),
         Err(error) => Err(bad(format!("the body is no JSON: {error}"))),
     }
+}
+
+/// The id in what ends or goes wrong behind it. What is wrong is said by who reads it whole.
+fn id_in_wreck(body: &[u8]) -> Option<CommandId> {
+    struct Reader<'a>(&'a mut Option<String>);
+    impl<'de> Visitor<'de> for Reader<'_> {
+        type Value = ();
+        fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+            out.write_str("an object")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<(), A::Error> {
+            while let Some(key) = object.next_key::<String>()? {
+                match key.as_str() {
+                    "id" => *self.0 = object.next_value()?,
+                    _ => drop(object.next_value::<IgnoredAny>()?),
+                }
+            }
+            Ok(())
+        }
+    }
+    let mut id = None;
+    serde_json::Deserializer::from_slice(body).deserialize_map(Reader(&mut id)).ok();
+    CommandId::parse(&id?).ok()
 }
 
 fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>, CommandError> {
@@ -478,7 +506,13 @@ fn take_statuses(object: &mut Map<String, Value>) -> Result<Option<Vec<Status>>,
 }
 
 fn arguments<T: DeserializeOwned>(object: Map<String, Value>) -> Result<T, CommandError> {
-    serde_json::from_value(Value::Object(object)).map_err(|error| bad(error.to_string()))
+    serde_path_to_error::deserialize(Value::Object(object)).map_err(|error| {
+        let (path, inner) = (error.path().to_string(), error.inner().to_string());
+        let inner = ["u8", "u32", "u64"]
+            .iter()
+            .fold(inner, |text, kind| text.replace(&format!("expected {kind}"), "expected a whole number from 0 on"));
+        bad(if path == "." || inner.contains(&format!("`{path}`")) { inner } else { format!("{path}: {inner}") })
+    })
 }
 
 fn what(verb: Verb, object: Map<String, Value>) -> Result<What, CommandError> {
@@ -675,12 +709,13 @@ mod tests {
             ("pause", true, r#"{"filter": {}}"#, "the topic names the torrent"),
             ("pause", false, r#"{"hashes": ["xyz"]}"#, "hashes: "),
             ("pause", false, r#"{"filter": {"status": "asleep"}}"#, "unknown variant `asleep`"),
+            ("pause", false, r#"{"filter": 5}"#, "filter: an object like"),
             ("pause", true, r#"{"if_status": "asleep"}"#, "if_status: "),
             ("label", true, "", "missing field `label`"),
-            ("label", true, r#"{"label": 5}"#, "invalid type"),
+            ("label", true, r#"{"label": 5}"#, "label: invalid type"),
             ("label", true, r#"{"label": "a\u0007"}"#, "no control characters"),
             ("priority", true, r#"{"priority": 4}"#, "priority is 0"),
-            ("priority", true, r#"{"priority": -1}"#, "invalid value"),
+            ("priority", true, r#"{"priority": -1}"#, "priority: invalid value: integer `-1`, expected a whole number"),
             ("delete", true, r#"{"data": 1}"#, "invalid type"),
             ("move", true, "{}", "missing field `directory`"),
             ("throttle", true, r#"{"throttle": 5}"#, "invalid type"),
@@ -717,8 +752,12 @@ mod tests {
 
     #[test]
     fn a_malformed_command_still_has_its_id() {
-        let (envelope, result) = Envelope::read(br#"{"id": "7", "ttl": "soon", "x": }"#);
-        assert_eq!((envelope.id, result), (None, Ok(())), "no JSON: the request says so");
+        for wreck in [&br#"{"id": "7", "ttl": "soon", "x": }"#[..], br#"{"x": {"id": "8"}, "id": "7", "hashes": ["ab"#]
+        {
+            let (envelope, result) = Envelope::read(wreck);
+            assert_eq!((envelope.id.unwrap().as_str(), result), ("7", Ok(())), "no JSON: the request says so");
+        }
+        assert_eq!(Envelope::read(br#"{"x": {"id": "8"}, "id"#).0.id, None);
         let (envelope, result) = Envelope::read(br#"{"id": "7", "ttl": "soon"}"#);
         assert_eq!(envelope.id.unwrap().as_str(), "7");
         assert!(result.unwrap_err().message.starts_with("ttl: "));

@@ -38,6 +38,8 @@ use crate::repeat::until_there_is_room;
 const SHOW_MAX: Duration = Duration::from_secs(15);
 /// How often a worker looks whether an absent client is back, and asks a busy one again.
 const AGAIN_EACH: Duration = Duration::from_millis(250);
+/// Whether there was a look is looked at so often.
+const LOOKED_EACH: Duration = Duration::from_millis(20);
 /// So many torrents are asked for together; between two such batches others have their turn.
 const BATCH: usize = 100;
 /// Torrents whose files are compared at once, and how many files they may have together.
@@ -165,7 +167,10 @@ impl Work<'_> {
 
     async fn attempt_now(&self) -> Attempt<Done> {
         match &self.request.what {
-            What::List { fields, page, page_size } => Ok(self.list(fields.as_deref(), *page, *page_size)),
+            What::List { fields, page, page_size } => {
+                self.look_again().await?;
+                Ok(self.list(fields.as_deref(), *page, *page_size)?)
+            }
             What::Get(parts) => self.get(*parts).await,
             What::Resync { from_seq } => self.resync(*from_seq).await,
             What::Limits(_) | What::Rpc { .. } if self.request.dry_run => Ok(Done::ok()),
@@ -208,10 +213,10 @@ impl Work<'_> {
         until_there_is_room("a command", || self.parts.store.start_command(server, id)).await
     }
 
-    /// Whether the client is there before the command's time is over. A list is of what was told,
-    /// so for that it need not be there now.
+    /// Whether the client is there before the command's time is over. What is only said again is of what was
+    /// told, so for that it need not be there now.
     async fn wait_for_client(&self) -> bool {
-        let is_of_the_board = matches!(self.request.what, What::List { .. } | What::Resync { .. });
+        let is_of_the_board = matches!(self.request.what, What::Resync { .. });
         loop {
             if self.is_over() {
                 return false;
@@ -223,6 +228,23 @@ impl Work<'_> {
                 return true;
             }
             tokio::time::sleep(AGAIN_EACH).await;
+        }
+    }
+
+    /// Waits for a look that began from now on, so that what is answered is not older than the question.
+    async fn look_again(&self) -> Attempt<()> {
+        let asked = Instant::now();
+        self.parts.poke();
+        loop {
+            let looked = self.parts.board.read(&self.parts.server, |content| {
+                let is_fresh = content.poll.last_began.is_some_and(|began| began >= asked);
+                content.poll.is_answering().then_some(is_fresh)
+            });
+            match looked.flatten() {
+                Some(true) => return Ok(()),
+                Some(false) if !self.is_over() => tokio::time::sleep(LOOKED_EACH).await,
+                Some(false) | None => return Err(Stopped::Unreachable),
+            }
         }
     }
 
@@ -573,9 +595,9 @@ impl Work<'_> {
         }
         let is_folder = is_folder.unwrap_or(files.len() > 1);
         let roots = self.parts.sources.roots.clone();
-        let above = Path::new(&directory).parent().map(|above| above.to_string_lossy().into_owned());
-        let home = above.filter(|_| is_folder).unwrap_or_else(|| directory.clone());
-        let name = Path::new(&directory).file_name().map(|name| name.to_string_lossy().into_owned());
+        let above = Path::new(&*directory).parent().map(|above| above.to_string_lossy().into_owned());
+        let home = above.filter(|_| is_folder).unwrap_or_else(|| directory.to_string());
+        let name = Path::new(&*directory).file_name().map(|name| name.to_string_lossy().into_owned());
         let plan = blocking(move || Plan::of(&roots, &directory, &files, is_folder)).await??;
         let plan = self.check_claims(hash, listing, plan).await?;
         let own_folder = name.filter(|_| is_folder);
@@ -592,7 +614,7 @@ impl Work<'_> {
         let mut others: BTreeMap<InfoHash, (PathBuf, u64)> = BTreeMap::new();
         for (other, observed) in listing.torrents.iter().filter(|(other, _)| **other != hash) {
             let Torrent { directory: Some(directory), size_files, .. } = &observed.torrent else { continue };
-            others.insert(*other, (PathBuf::from(directory), size_files.unwrap_or(1)));
+            others.insert(*other, (PathBuf::from(&**directory), size_files.unwrap_or(1)));
         }
         let (plan, others) = blocking(move || {
             let mut known: BTreeMap<PathBuf, bool> = BTreeMap::new();
@@ -702,7 +724,8 @@ impl Work<'_> {
         Row { torrent: Some(Value::Object(object)), ..Row::ok(hash) }
     }
 
-    fn list(&self, fields: Option<&[String]>, page: u64, page_size: u64) -> Done {
+    fn list(&self, fields: Option<&[String]>, page: u64, page_size: u64) -> Result<Done, CommandError> {
+        check_fields(fields.unwrap_or_default())?;
         let now = self.parts.clock.now();
         let everything = crate::model::Filter::default();
         let filter = match &self.request.target {
@@ -730,7 +753,21 @@ impl Work<'_> {
         let (rows, total) = listed.unwrap_or_default();
         let has_more = skipped.saturating_add(rows.len()) < usize::try_from(total).unwrap_or(usize::MAX);
         let next_page = (has_more && !rows.is_empty()).then_some(page + 1);
-        Done { page: Some(Page { total, page, page_size, next_page }), ..Done::rows(rows) }
+        Ok(Done { page: Some(Page { total, page, page_size, next_page }), ..Done::rows(rows) })
+    }
+}
+
+fn check_fields(fields: &[String]) -> Result<(), CommandError> {
+    let server = ServerName::parse("a").expect("a letter is a name");
+    let known = as_object(&Torrent::new(server, InfoHash::V1([0; 20]), ""));
+    match fields.iter().find(|field| !known.contains_key(*field)) {
+        None => Ok(()),
+        Some(unknown) => {
+            let names: Vec<&str> = known.keys().map(String::as_str).collect();
+            let message =
+                format!("fields: a torrent has no `{}`; there are {}", unknown.escape_default(), names.join(", "));
+            Err(CommandError::new(ErrorCode::BadRequest, message))
+        }
     }
 }
 

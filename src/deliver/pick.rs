@@ -405,7 +405,7 @@ impl Dispatcher {
             return;
         }
         let Some(changes) = changes_for(known, &told.torrent) else { return };
-        let time = self.parts.clock.now();
+        let time = told.changed_at;
         let body = Bytes::from(updated(server, id.clone(), time, changes, &told.torrent).to_json());
         batch.push((Delivery::Updated { server: server.clone(), hash, id, time, body }, Sent::Other));
     }

@@ -116,14 +116,19 @@ fn picture(told: &Torrent, seen: &Observed, context: Context) -> Torrent {
 
 fn remember(before: &Memory, facts: &Facts, now: &Torrent, generation: u64) -> Memory {
     let is_checking = now.status == Status::Checking;
-    let was_incomplete = before.completion == Completion::Incomplete;
-    // What has come and is not checked yet belongs to the download that is under way.
-    let received_bytes = facts.received_bytes.min(now.downloaded);
+    let received_bytes = match (before.completion, completion(facts)) {
+        _ if is_checking => before.received_bytes,
+        (_, Completion::Complete) => facts.received_bytes,
+        // What has come and is not checked yet belongs to the download that is under way.
+        (Completion::Unknown, _) => facts.received_bytes.min(now.downloaded),
+        // Found incomplete after it was complete, it is downloaded again by what comes from now on.
+        (Completion::Complete | Completion::Incomplete, _) => before.received_bytes,
+    };
     Memory {
         load: facts.load.clone().or_else(|| before.load.clone()),
         generation,
         has_metadata: facts.has_metadata,
-        received_bytes: if is_checking || was_incomplete { before.received_bytes } else { received_bytes },
+        received_bytes,
         completion: if is_checking { before.completion } else { completion(facts) },
         run: run_at_rest(now.status).unwrap_or(before.run),
     }

@@ -229,7 +229,7 @@ impl Observer {
         if listing.run.is_some() && listing.run != state.run {
             return true;
         }
-        loads.changed == loads.compared && loads.changed > if self.was_away { 0 } else { 1 }
+        !loads.has_one_as_told && loads.changed > if self.was_away { 0 } else { 1 }
     }
 
     /// Whether a client of which no other run was seen may load its session all the same: it did so
@@ -395,22 +395,23 @@ struct Loads {
     told: usize,
     /// Of those, not listed.
     missing: usize,
-    /// Told in this generation of the client, and to be compared by what marks a load.
-    compared: usize,
-    /// Of those, loaded anew.
+    /// Told in this generation of the client, and loaded anew since.
     changed: usize,
+    /// One of this generation is the load that was told; no more are compared then.
+    has_one_as_told: bool,
 }
 
 impl Loads {
     fn of(told: &Told, state: &ServerState, listing: &Listing) -> Self {
-        let mut loads = Self { told: told.len(), missing: 0, compared: 0, changed: 0 };
+        let mut loads = Self { told: told.len(), missing: 0, changed: 0, has_one_as_told: false };
         for (_, told, seen) in side_by_side(told, listing) {
             let Some(told) = told else { continue };
             loads.missing += usize::from(seen.is_none());
-            let is_of_now = told.memory.generation == state.generation;
-            let seen = seen.and_then(|seen| seen.facts.load.as_ref()).filter(|_| is_of_now);
-            if let (Some(before), Some(seen)) = (&told.memory.load, seen) {
-                loads.compared += 1;
+            if loads.has_one_as_told || told.memory.generation != state.generation {
+                continue;
+            }
+            if let (Some(before), Some(seen)) = (&told.memory.load, seen.and_then(|seen| seen.facts.load.as_ref())) {
+                loads.has_one_as_told = before == seen;
                 loads.changed += usize::from(before != seen);
             }
         }

@@ -35,7 +35,7 @@ fn seen(words: &str) -> Observed {
         extra: Extra::new(),
         status,
         error: false,
-        message: Some(String::new()),
+        message: Some("".into()),
         stalled: false,
         download_rate: Some(0),
         upload_rate: Some(0),
@@ -43,8 +43,8 @@ fn seen(words: &str) -> Observed {
         eta: None,
         peers: Some(0),
         seeds: Some(0),
-        label: Some(String::new()),
-        directory: Some("/d".to_owned()),
+        label: Some("".into()),
+        directory: Some("/d".into()),
         private: Some(false),
         priority: Some(2),
         tracker: None,
@@ -59,11 +59,11 @@ fn seen(words: &str) -> Observed {
     for word in words {
         is_received |= word.starts_with("received=");
         match word.split_once('=') {
-            Some(("label", label)) => torrent.label = Some(label.to_owned()),
+            Some(("label", label)) => torrent.label = Some(label.into()),
             Some(("load", load)) => facts.load = Some(load.to_owned()),
             Some(("received", bytes)) => facts.received_bytes = bytes.parse().unwrap(),
             Some(("name", name)) => torrent.name = name.to_owned(),
-            Some(("dir", dir)) => torrent.directory = Some(dir.to_owned()),
+            Some(("dir", dir)) => torrent.directory = Some(dir.into()),
             Some(("priority", priority)) => torrent.priority = priority.parse().ok(),
             Some(("peers", peers)) => torrent.peers = peers.parse().ok(),
             Some(("rate", rate)) => torrent.download_rate = rate.parse().ok(),
@@ -297,6 +297,22 @@ fn content_that_somebody_put_there_is_no_download() {
     let mut world = World::knowing("b seeding");
     assert_eq!(world.look("b seeding, a downloading 99% received=1000"), "added a");
     assert_eq!(world.look("b seeding, a seeding received=1000"), "finished a", "all had come, and was not checked yet");
+}
+
+#[test]
+fn content_that_was_gone_and_is_back_is_no_second_download() {
+    for lost in ["a stopped 30% received=1000", "a downloading 30% received=1000"] {
+        let mut world = World::knowing("a seeding");
+        world.look("a checking 0% received=1000");
+        assert!(world.look(lost).contains("unfinished a"));
+        world.look("a checking 0% received=1000");
+        world.restart_bridge();
+        let told = world.look("a seeding received=1000");
+        assert!(told.contains("checked a") && !told.contains("finished"), "{told}");
+        let mut world = World::knowing("a seeding");
+        world.look(lost);
+        assert!(world.look("a seeding received=1700").contains("finished a"), "it came again");
+    }
 }
 
 #[test]

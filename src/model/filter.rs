@@ -144,6 +144,9 @@ impl Filter {
     /// # Errors
     /// An unknown key, an unknown status, or a glob that cannot be read or is too long.
     pub fn from_json(value: Value) -> Result<Self, InvalidFilter> {
+        if !value.is_object() {
+            return Err(InvalidFilter("an object like {\"label\": \"linux\"} is right".to_owned()));
+        }
         let Written { status, label, name, tracker, private, ratio, size, age } =
             serde_json::from_value(value).map_err(|error| InvalidFilter(error.to_string()))?;
         let statuses = status.map(|status| match status {
@@ -167,9 +170,9 @@ impl Filter {
     pub fn matches(&self, torrent: &Torrent, now: Timestamp) -> bool {
         let Self { status, label, name, tracker, private, ratio, size_bytes, age_millis } = self;
         status.as_ref().is_none_or(|statuses| statuses.contains(&torrent.status))
-            && label.as_ref().is_none_or(|label| torrent.label.as_ref() == Some(label))
+            && label.as_ref().is_none_or(|label| torrent.label.as_deref() == Some(label))
             && name.as_ref().is_none_or(|name| name.is_match(&torrent.name))
-            && tracker.as_ref().is_none_or(|glob| torrent.tracker.as_ref().is_some_and(|host| glob.is_match(host)))
+            && tracker.as_ref().is_none_or(|glob| torrent.tracker.as_deref().is_some_and(|host| glob.is_match(host)))
             && private.is_none_or(|private| torrent.private == Some(private))
             && ratio.holds(torrent.ratio)
             && size_bytes.holds(Some(torrent.length))

@@ -1,4 +1,7 @@
-//! Text from outside, made fit to show.
+//! Text from outside: made fit to show, and kept once.
+
+use std::collections::HashSet;
+use std::sync::Arc;
 
 /// Replaces control characters, marks that turn the direction of what follows, and bytes that are not UTF-8 by
 /// U+FFFD, line breaks and tabs by blanks.
@@ -22,11 +25,43 @@ pub fn is_active(c: char) -> bool {
     c.is_control() || turns
 }
 
+/// Texts of which many torrents have the same (labels, folders, trackers), each kept once.
+#[derive(Debug, Default)]
+pub struct Words(HashSet<Arc<str>>);
+
+impl Words {
+    /// The one that is kept of this text.
+    pub fn share(&mut self, text: &str) -> Arc<str> {
+        if let Some(kept) = self.0.get(text) {
+            return Arc::clone(kept);
+        }
+        let kept: Arc<str> = text.into();
+        self.0.insert(Arc::clone(&kept));
+        kept
+    }
+
+    /// Keeps only what somebody else has too.
+    pub fn forget_unused(&mut self) {
+        self.0.retain(|kept| Arc::strong_count(kept) > 1);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_word_is_kept_once_and_as_long_as_somebody_has_it() {
+        let mut words = Words::default();
+        let (one, same, other) = (words.share("linux"), words.share("linux"), words.share("bsd"));
+        assert!(Arc::ptr_eq(&one, &same) && *other == *"bsd");
+        drop((same, other));
+        words.forget_unused();
+        assert_eq!(words.0.len(), 1);
+        assert!(Arc::ptr_eq(&one, &words.share("linux")));
+    }
 
     #[test]
     fn control_characters_do_not_reach_the_terminal() {

@@ -1,15 +1,16 @@
 //! The torrent as the world sees it, and the arithmetic of its derived fields.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Change, Changes, InfoHash, ServerName, Timestamp};
+use super::{Change, Changes, InfoHash, ServerName, Timestamp, Words};
 
 /// The configured extra columns of a torrent: text or whole numbers, by the user's own names.
-pub type Extra = BTreeMap<String, Value>;
+pub type Extra = BTreeMap<Arc<str>, Value>;
 
 /// What a torrent is doing. Errors are apart from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -82,7 +83,7 @@ pub struct Torrent {
     /// The client has a problem with it; apart from the status.
     pub error: bool,
     /// What the client says of it last, empty if nothing.
-    pub message: Option<String>,
+    pub message: Option<Arc<str>>,
     /// Downloading, and for a while nothing has come.
     pub stalled: bool,
     /// Bytes per second.
@@ -98,15 +99,15 @@ pub struct Torrent {
     /// Connected peers that have everything.
     pub seeds: Option<u64>,
     /// What ruTorrent and Flood call so.
-    pub label: Option<String>,
+    pub label: Option<Arc<str>>,
     /// Where its content is, on the client's machine.
-    pub directory: Option<String>,
+    pub directory: Option<Arc<str>>,
     pub private: Option<bool>,
     /// 0 off, 1 low, 2 normal, 3 high.
     #[schemars(range(max = 3))]
     pub priority: Option<u8>,
     /// Host of the first tracker.
-    pub tracker: Option<String>,
+    pub tracker: Option<Arc<str>>,
     pub added_at: Option<Timestamp>,
     pub started_at: Option<Timestamp>,
     pub finished_at: Option<Timestamp>,
@@ -189,6 +190,13 @@ impl Torrent {
     /// Doing this; whatever is not stopped is active.
     pub fn with_status(self, status: Status) -> Self {
         Self { status, active: !matches!(status, Status::Stopped), ..self }
+    }
+
+    /// Has the texts in common with other torrents that many of them have the same.
+    pub fn share(&mut self, words: &mut Words) {
+        for text in [&mut self.message, &mut self.label, &mut self.directory, &mut self.tracker].into_iter().flatten() {
+            *text = words.share(text);
+        }
     }
 
     /// What is different in `later`, by the names of the JSON fields.

@@ -156,7 +156,7 @@ impl Watcher {
         state.are_stats_old |= !tick.is_empty();
         self.tell(state, board, tick, now.at).await?;
         // "It answers" may be read only when what it answered stands on the board.
-        self.report_poll(state, board, &answer, took);
+        self.report_poll(state, board, &answer, began, took);
         note_run(state, board, &answer);
         if let Ok(listing) = &answer {
             self.make_stats(state, board, listing);
@@ -229,6 +229,7 @@ impl Watcher {
         state: &mut State,
         board: &ServerBoard,
         answer: &Result<Listing, ClientError>,
+        began: Instant,
         took: Duration,
     ) {
         let failure = answer.as_ref().err().map(|error| with_causes(error));
@@ -253,6 +254,7 @@ impl Watcher {
             content.poll.duration = took;
             if failure.is_none() {
                 content.poll.last_success = Some(Instant::now());
+                content.poll.last_began = Some(began);
             } else {
                 content.poll.failures += 1;
             }

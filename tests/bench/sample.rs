@@ -30,11 +30,11 @@ pub fn torrent(server: &ServerName, number: usize) -> Arc<Torrent> {
         torrent.eta = Some(248);
         torrent.peers = Some(31);
         torrent.seeds = Some(12);
-        torrent.label = Some("linux".to_owned());
-        torrent.directory = Some("/downloads".to_owned());
+        torrent.label = Some("linux".into());
+        torrent.directory = Some("/downloads".into());
         torrent.private = Some(false);
         torrent.priority = Some(2);
-        torrent.tracker = Some("tracker.example.org".to_owned());
+        torrent.tracker = Some("tracker.example.org".into());
         torrent.added_at = Some(Timestamp::from_seconds(1_795_000_000));
         torrent.started_at = Some(Timestamp::from_seconds(1_795_000_000));
         torrent.finished_at = None;

@@ -153,6 +153,24 @@ async fn get_and_list_answer_with_torrents() {
 }
 
 #[tokio::test]
+async fn a_list_is_not_older_than_the_question() {
+    if !can_run() {
+        return;
+    }
+    let setup = Setup { server: "interval = \"10s\"".to_owned(), ..Setup::default() };
+    let mut world = World::running(setup).await;
+    let hash = world.home.load(&Content::file("new", 1_000, 1).torrent, false).await.unwrap();
+    let result = world.heard.command("home/command/list", json!({})).await;
+    assert_eq!((result["status"].as_str(), rows(&result)), (Some("ok"), texts(&[hash])), "{result}");
+    let result = world.heard.command("home/command/list", json!({"fields": ["name", "size"]})).await;
+    assert_eq!(result["error"]["code"], "bad_request", "{result}");
+    assert!(result["error"]["message"].as_str().unwrap().contains("no `size`"), "{result}");
+    world.home.process().kill().unwrap();
+    let result = world.heard.command("home/command/list", json!({"ttl": "2s"})).await;
+    assert_eq!(result["status"], "expired", "{result}");
+}
+
+#[tokio::test]
 async fn a_result_comes_on_the_response_topic_too_with_its_correlation() {
     if !can_run() {
         return;

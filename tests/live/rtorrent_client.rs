@@ -393,7 +393,7 @@ async fn extra_columns_are_read_and_unknown_ones_are_null() {
         ("tag", "d.custom=my-tag"),
         ("fork", "d.down.sequential="),
     ] {
-        settings.extra.insert(name.to_owned(), ExtraColumn::parse(column).unwrap());
+        settings.extra.insert(name.into(), ExtraColumn::parse(column).unwrap());
     }
     let client = RtorrentClient::new(settings).unwrap();
     let (hash, file) = metafile(b"extra", &[1; 10], TRACKER);
@@ -545,6 +545,25 @@ async fn rule_3_what_is_hash_checked_is_not_stopped_before_the_check_is_over() {
     let client = server.client();
     let hasty = RtorrentClient::new(Settings { timeout: Duration::from_millis(500), ..server.settings() }).unwrap();
     hasty.list(Scope::Full).await.unwrap();
+    let hash = checked_at_length(&server, &client).await;
+    if is_legacy {
+        a_stop_is_refused(&client, &hasty, hash).await;
+    }
+    client.apply(&Action::Stop(hash)).await.unwrap();
+    status_is(&client, hash, Status::Stopped).await;
+}
+
+#[tokio::test]
+async fn what_is_checked_is_paused_when_the_check_is_over() {
+    let Some(server) = start() else { return };
+    let client = server.client();
+    let hash = checked_at_length(&server, &client).await;
+    client.apply(&Action::Pause(hash)).await.unwrap();
+    status_is(&client, hash, Status::Paused).await;
+}
+
+/// A torrent that wants to run, and is being checked for a while.
+async fn checked_at_length(server: &Rtorrent, client: &RtorrentClient) -> InfoHash {
     // A sparse file, and enough of it that the check takes a while.
     const PIECES: usize = 65_536;
     let content = std::fs::File::create(server.downloads().join("large")).unwrap();
@@ -552,13 +571,9 @@ async fn rule_3_what_is_hash_checked_is_not_stopped_before_the_check_is_over() {
     let (hash, file) = metafile_of_pieces(b"large", PIECES, Sha1::digest([0; PIECE]).into());
     client.apply(&Action::Add(adding(hash, file, true))).await.unwrap();
     // The first check is a quick one; the one that is asked for reads everything.
-    list_until(&client, "the first check", |listing| listing.torrents[&hash].torrent.active).await;
+    list_until(client, "the first check", |listing| listing.torrents[&hash].torrent.active).await;
     assert_eq!(client.apply(&Action::Recheck(hash)).await.unwrap(), Applied::Seen);
-    if is_legacy {
-        a_stop_is_refused(&client, &hasty, hash).await;
-    }
-    client.apply(&Action::Stop(hash)).await.unwrap();
-    status_is(&client, hash, Status::Stopped).await;
+    hash
 }
 
 /// Asks until it is: on a machine that does other work too nothing may be answered in time, or the check be

@@ -58,8 +58,8 @@ async fn told_is_the_truth(run: &Run, bridge: &Bridge, server: &ServerName, open
                 && torrent.uploaded == imagined.uploaded
                 && torrent.finished == imagined.is_complete()
                 && torrent.error == imagined.error.is_some()
-                && torrent.label.as_ref() == Some(&imagined.label)
-                && torrent.directory.as_ref() == Some(&imagined.directory)
+                && torrent.label.as_deref() == Some(imagined.label.as_str())
+                && torrent.directory.as_deref() == Some(imagined.directory.as_str())
                 && torrent.priority == Some(imagined.priority)
                 && torrent.download_rate == Some(0);
             if !is_told {

@@ -4,6 +4,7 @@
 //! worked out from them or unknown. Attributes that are not known here are passed over.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -202,7 +203,7 @@ fn observed(server: &ServerName, row: Value) -> Result<Observed, String> {
         extra: told.extra,
         status,
         error: told.error.unwrap_or(false),
-        message: told.message,
+        message: told.message.map(Arc::from),
         stalled: false,
         download_rate: told.download_rate,
         upload_rate: told.upload_rate,
@@ -210,11 +211,11 @@ fn observed(server: &ServerName, row: Value) -> Result<Observed, String> {
         eta: eta_seconds(left, told.download_rate.unwrap_or(0)),
         peers: told.peers,
         seeds: told.seeds,
-        label: told.label,
-        directory: told.directory,
+        label: told.label.map(Arc::from),
+        directory: told.directory.map(Arc::from),
         private: told.private,
         priority: told.priority.map(|priority| priority.min(3)),
-        tracker: told.tracker,
+        tracker: told.tracker.map(Arc::from),
         added_at: told.added_at,
         started_at: told.started_at,
         finished_at: told.finished_at,

@@ -161,7 +161,8 @@ pub(super) type Decision = Result<Option<Vec<&'static str>>, String>;
 
 fn pause(raw: &Raw) -> Decision {
     match raw {
-        Raw { is_active: true, .. } => Ok(Some(vec!["d.pause"])),
+        // What is checked goes on by itself when that is over, and is to be paused then.
+        Raw { is_active: true, .. } | Raw { state: true, hashing: 1.., .. } => Ok(Some(vec!["d.pause"])),
         Raw { state: true, is_open: true, .. } => Ok(None),
         Raw { state: true, .. } => {
             Err("it waits for its turn; only what runs can be paused, stop it instead".to_owned())
@@ -801,6 +802,7 @@ mod tests {
             ("pause paused", pause, &paused, Some("")),
             ("pause stopped", pause, &stopped, None),
             ("pause queued", pause, &queued, None),
+            ("pause checking", pause, &checking, Some("d.pause")),
             ("start running", start, &running, Some("")),
             ("start paused", start, &paused, Some("d.resume")),
             ("start queued", start, &queued, Some("d.resume")),

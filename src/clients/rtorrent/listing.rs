@@ -14,6 +14,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -70,7 +71,7 @@ struct KnownTracker {
     load: String,
     /// How many trackers there were.
     count: u64,
-    host: Option<String>,
+    host: Option<Arc<str>>,
 }
 
 pub(super) async fn list(turn: &Turn<'_>, scope: Scope<'_>) -> Result<Listing, ClientError> {
@@ -131,16 +132,21 @@ async fn read_all(turn: &Turn<'_>, probe: &Probe, reading: Reading) -> Result<Se
 fn listing(turn: &Turn<'_>, probe: &Probe, seen: Seen, hosts: &Hosts, free_disk: Option<u64>) -> Listing {
     let Seen { raws, numbers, complete, covers, .. } = seen;
     let settings = &turn.client.settings;
+    let words = &mut turn.client.memory().words;
     let observe = |(hash, raw): (InfoHash, Raw)| {
         let host = hosts.get(&hash).cloned().flatten();
-        (hash, map::observed(&settings.server, hash, raw, host, settings.extra.keys().cloned()))
+        (hash, map::observed(&settings.server, hash, raw, host, settings.extra.keys().cloned(), words))
     };
+    let torrents = raws.into_iter().map(observe).collect();
+    if covers == Covers::All {
+        words.forget_unused();
+    }
     let [download_rate, upload_rate, download_limit, upload_limit, downloaded, uploaded] = numbers.throttle;
     Listing {
         covers,
         run: numbers.pid.map(|pid| pid.to_string()),
         complete,
-        torrents: raws.into_iter().map(observe).collect(),
+        torrents,
         stats: ServerStats {
             client: Some(format!("rTorrent {}", probe.version)),
             download_rate,
@@ -437,14 +443,15 @@ async fn trackers(turn: &Turn<'_>, seen: &Seen) -> Result<Hosts, ClientError> {
         // The others in the next listings.
         _ => hosts_singly(turn, &unknown[..TRACKERS_SINGLY]).await,
     };
-    let memory = &mut turn.client.memory().listing;
+    let super::Memory { listing: memory, words, .. } = &mut *turn.client.memory();
     match result {
         Ok(found) => {
             for hash in unknown {
                 let (Some(raw), Some(host)) = (seen.raws.get(&hash), found.get(&hash)) else { continue };
-                let known = KnownTracker { load: raw.local_id.clone(), count: raw.tracker_size, host: host.clone() };
-                memory.trackers.insert(hash, known);
+                let host = host.as_deref().map(|host| words.share(host));
                 hosts.insert(hash, host.clone());
+                let known = KnownTracker { load: raw.local_id.clone(), count: raw.tracker_size, host };
+                memory.trackers.insert(hash, known);
             }
             Ok(hosts)
         }
@@ -456,9 +463,10 @@ async fn trackers(turn: &Turn<'_>, seen: &Seen) -> Result<Hosts, ClientError> {
     }
 }
 
-type Hosts = HashMap<InfoHash, Option<String>>;
+type Hosts = HashMap<InfoHash, Option<Arc<str>>>;
+type Found = HashMap<InfoHash, Option<String>>;
 
-async fn hosts_singly(turn: &Turn<'_>, hashes: &[InfoHash]) -> Result<Hosts, ClientError> {
+async fn hosts_singly(turn: &Turn<'_>, hashes: &[InfoHash]) -> Result<Found, ClientError> {
     let calls: Vec<_> = hashes
         .iter()
         .map(|hash| Call::on(*hash, "t.multicall").text("").text("t.is_enabled=").text("t.url="))
@@ -478,8 +486,8 @@ async fn hosts_singly(turn: &Turn<'_>, hashes: &[InfoHash]) -> Result<Hosts, Cli
 /// The trackers of a torrent in one text: for each `1` or `0`, its address, and this.
 const TRACKER_END: &str = "|||";
 
-async fn hosts_at_once(turn: &Turn<'_>) -> Result<Hosts, ClientError> {
-    struct HostReader(Hosts);
+async fn hosts_at_once(turn: &Turn<'_>) -> Result<Found, ClientError> {
+    struct HostReader(Found);
     impl Answers for HostReader {
         fn row(&mut self, _: usize, cells: &[Cell<'_>]) {
             let [Cell::Text(hash), trackers] = cells else { return };
@@ -498,7 +506,7 @@ async fn hosts_at_once(turn: &Turn<'_>) -> Result<Hosts, ClientError> {
     let body = xmlrpc::write(&[Call::global("d.multicall2").text("main").text("d.hash=").text(column)]);
     let limit = turn.client.settings.timeout + TIME_PER_TORRENT * 20_000;
     let answer = turn.exchange(Dialect::Xml, &body, limit).await?;
-    let mut reader = HostReader(Hosts::new());
+    let mut reader = HostReader(Found::new());
     xmlrpc::scan(&answer, &mut reader).map_err(|reason| turn.client.unreadable(reason))?;
     Ok(reader.0)
 }

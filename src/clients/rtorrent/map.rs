@@ -12,13 +12,16 @@
 //!   keeps no such time: its load date is that of the last restart. Unknown is better than that.
 //! - The label is custom1, percent-decoded as ruTorrent and Flood encode it.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde_json::Value as Json;
 
 use super::calls::Cell;
 use super::settings::ExtraColumn;
 use crate::model::{
-    Extra, Facts, InfoHash, Observed, ServerName, Status, Timestamp, Torrent, eta_seconds, progress, ratio,
+    Extra, Facts, InfoHash, Observed, ServerName, Status, Timestamp, Torrent, Words, eta_seconds, progress, ratio,
 };
 
 /// Says nothing of the torrent: some tracker answered, or there is none to ask.
@@ -276,8 +279,9 @@ pub(super) fn observed(
     server: &ServerName,
     hash: InfoHash,
     raw: Raw,
-    tracker: Option<String>,
-    extra: impl Iterator<Item = String>,
+    tracker: Option<Arc<str>>,
+    extra: impl Iterator<Item = Arc<str>>,
+    words: &mut Words,
 ) -> Observed {
     let status = status(&raw);
     let left = if has_all_selected(&raw) { 0 } else { raw.left_bytes };
@@ -307,7 +311,7 @@ pub(super) fn observed(
         extra,
         status,
         error: raw.hashing_failed || !(raw.message.is_empty() || raw.message == NOT_AN_ERROR),
-        message: Some(raw.message),
+        message: Some(words.share(&raw.message)),
         stalled: false,
         download_rate: Some(raw.down_rate),
         upload_rate: Some(raw.up_rate),
@@ -315,8 +319,8 @@ pub(super) fn observed(
         eta: (status == Status::Downloading).then(|| eta_seconds(left, raw.down_rate)).flatten(),
         peers: Some(raw.peers_connected),
         seeds: Some(raw.peers_complete),
-        label: Some(decode_label(&raw.custom1)),
-        directory: Some(raw.directory),
+        label: Some(words.share(&decode_label(&raw.custom1))),
+        directory: Some(words.share(&raw.directory)),
         private: Some(raw.is_private),
         priority: u8::try_from(raw.priority).ok().filter(|priority| *priority <= 3),
         tracker,
@@ -332,11 +336,8 @@ fn time(seconds: u64) -> Option<Timestamp> {
     (seconds != 0).then(|| Timestamp::from_seconds(i64::try_from(seconds).unwrap_or(i64::MAX)))
 }
 
-fn decode_label(written: &str) -> String {
-    match percent_decode_str(written).decode_utf8() {
-        Ok(text) => text.into_owned(),
-        Err(_) => written.to_owned(),
-    }
+fn decode_label(written: &str) -> Cow<'_, str> {
+    percent_decode_str(written).decode_utf8().unwrap_or(Cow::Borrowed(written))
 }
 
 /// What `encodeURIComponent` leaves as it is.
@@ -380,7 +381,7 @@ mod tests {
 
     fn seen(raw: Raw) -> Torrent {
         let server = ServerName::parse("home").unwrap();
-        observed(&server, InfoHash::V1([1; 20]), raw, None, std::iter::empty()).torrent
+        observed(&server, InfoHash::V1([1; 20]), raw, None, std::iter::empty(), &mut Words::default()).torrent
     }
 
     #[test]
@@ -518,8 +519,8 @@ mod tests {
             let field = Field::Extra(place, ExtraColumn::parse("d.ratio=").unwrap());
             field.set(&mut raw, &cell).unwrap();
         }
-        let names = ["a", "b", "c"].map(str::to_owned).into_iter();
-        let extra = observed(&server, InfoHash::V1([1; 20]), raw, None, names).torrent.extra;
+        let names = ["a", "b", "c"].map(Arc::from).into_iter();
+        let extra = observed(&server, InfoHash::V1([1; 20]), raw, None, names, &mut Words::default()).torrent.extra;
         assert_eq!(serde_json::to_string(&extra).unwrap(), r#"{"a":-7,"b":"caf�","c":null}"#);
     }
 

@@ -52,7 +52,7 @@ use self::settings::Settings;
 pub use self::transport::SetupError;
 use self::transport::{Dialect, Transport};
 use crate::model::{
-    Action, Details, File, InfoHash, Limits, Listing, Parts, Peer, Timestamp, Tracker, printable, progress,
+    Action, Details, File, InfoHash, Limits, Listing, Parts, Peer, Timestamp, Tracker, Words, printable, progress,
 };
 use crate::port::{Applied, ClientError, HookWish, Hooks, Scope, TorrentClient};
 
@@ -72,6 +72,7 @@ struct Memory {
     listing: listing::Memory,
     quick: quick::Memory,
     commands: commands::Memory,
+    words: Words,
 }
 
 /// The right to talk; there is one.
@@ -208,7 +209,8 @@ impl TorrentClient for RtorrentClient {
         let peers = parts.peers.then(|| rest.next().as_ref().map(rows).unwrap_or_default().filter_map(peer).collect());
         let host = map::tracker_host(trackers.iter().map(|tracker| (tracker.enabled, tracker.url.as_str())));
         let names = self.settings.extra.keys().cloned();
-        let observed = map::observed(&self.settings.server, hash, raw, host, names);
+        let words = &mut self.memory().words;
+        let observed = map::observed(&self.settings.server, hash, raw, host.map(Arc::from), names, words);
         Ok(Some(Details { observed, is_folder, files, trackers: parts.trackers.then_some(trackers), peers }))
     }
 
@@ -335,4 +337,4 @@ fn peer(row: &Value) -> Option<Peer> {
 }
 
 /// The settings of extra columns, in the order of [`Raw::extra`].
-type ExtraColumns = BTreeMap<String, settings::ExtraColumn>;
+type ExtraColumns = BTreeMap<Arc<str>, settings::ExtraColumn>;

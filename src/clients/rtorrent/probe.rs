@@ -167,7 +167,7 @@ mod tests {
         let mut probe = Probe { columns: Some(BTreeSet::from(["d.name", "d.ratio"])), ..Probe::of_tests(false) };
         let column = super::super::settings::ExtraColumn::parse;
         let extra = [("a", "d.down.sequential="), ("b", "d.ratio=")];
-        let extra = extra.map(|(name, text)| (name.to_owned(), column(text).unwrap())).into();
+        let extra = extra.map(|(name, text)| (name.into(), column(text).unwrap())).into();
         let commands = |probe: &Probe| probe.fields(&extra).iter().map(Field::command).collect::<Vec<_>>();
         assert_eq!(commands(&probe), ["d.name=", "d.ratio="]);
         probe.columns = None;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -27,7 +28,7 @@ pub struct Settings {
     /// For one exchange. Listings of many torrents get a little more.
     pub timeout: Duration,
     /// More columns, by the names that they shall have in `extra`.
-    pub extra: BTreeMap<String, ExtraColumn>,
+    pub extra: BTreeMap<Arc<str>, ExtraColumn>,
     /// What the command `rpc` may call.
     pub rpc: Vec<AllowedMethod>,
 }

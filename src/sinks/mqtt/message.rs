@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 
-use crate::model::{Entity, EventId, Kind, ServerName, Timestamp};
+use crate::model::{Entity, EventId, InfoHash, Kind, ServerName, Timestamp};
 use crate::port::{Delivery, ReplyTo};
 
 use super::topics::{Qos, Route, Topics};
@@ -56,12 +56,11 @@ pub fn messages(topics: &Topics, instance: &str, delivery: Delivery) -> (Message
     let route = topics.route(&delivery);
     match delivery {
         Delivery::Event(entry) => {
-            let subject = entry.hash.map(|hash| hash.to_string());
-            let about = attributes(instance, &entry.server, &entry.id, entry.kind, subject, entry.time);
+            let about = attributes(instance, &entry.server, &entry.id, entry.kind, entry.hash, entry.time);
             (Message { user_properties: about, ..Message::json(route, entry.body) }, None)
         }
         Delivery::Updated { server, hash, id, time, body } => {
-            let about = attributes(instance, &server, &id, Kind::Updated, Some(hash.to_string()), time);
+            let about = attributes(instance, &server, &id, Kind::Updated, Some(hash), time);
             (Message { user_properties: about, ..Message::json(route, body) }, None)
         }
         Delivery::State { body, .. }
@@ -90,20 +89,20 @@ fn attributes(
     server: &ServerName,
     id: &EventId,
     kind: Kind,
-    subject: Option<String>,
+    hash: Option<InfoHash>,
     time: Timestamp,
 ) -> Vec<(String, String)> {
     let entity = match kind.entity() {
         Entity::Torrent => "torrent",
         Entity::Server => "server",
     };
-    let mut attributes = vec![
+    let attributes = [
         ("specversion", "1.0".to_owned()),
         ("id", id.to_string()),
         ("source", format!("dtorrent/{instance}/{server}")),
         ("type", format!("dtorrent.{entity}.{}", kind.as_str())),
+        ("subject", hash.map_or_else(|| server.to_string(), |hash| hash.to_string())),
         ("time", time.to_string()),
     ];
-    attributes.extend(subject.map(|hash| ("subject", hash)));
     attributes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }

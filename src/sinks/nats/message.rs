@@ -197,17 +197,16 @@ fn attributes(
         Entity::Torrent => "torrent",
         Entity::Server => "server",
     };
-    let mut headers = vec![
+    vec![
         ("Nats-Msg-Id", id.to_string()),
         ("content-type", "application/json".to_owned()),
         ("ce-specversion", "1.0".to_owned()),
         ("ce-id", id.to_string()),
         ("ce-source", format!("dtorrent/{instance}/{server}")),
         ("ce-type", format!("dtorrent.{entity}.{}", kind.as_str())),
+        ("ce-subject", hash.map_or_else(|| server.to_string(), |hash| hash.to_string())),
         ("ce-time", time.to_string()),
-    ];
-    headers.extend(hash.map(|hash| ("ce-subject", hash.to_string())));
-    headers
+    ]
 }
 
 #[cfg(test)]

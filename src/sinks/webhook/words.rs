@@ -116,11 +116,11 @@ fn level(kind: Kind) -> Level {
 
 fn about(torrent: &Torrent) -> String {
     let parts = [
-        torrent.message.clone().filter(|message| torrent.error && !message.is_empty()),
+        torrent.message.as_deref().map(str::to_owned).filter(|message| torrent.error && !message.is_empty()),
         (torrent.length > 0).then(|| size(torrent.length)),
         (torrent.progress < 100.0).then(|| format!("{} %", torrent.progress)),
         torrent.ratio.map(|ratio| format!("ratio {ratio:.2}")),
-        torrent.label.clone().filter(|label| !label.is_empty()),
+        torrent.label.as_deref().map(str::to_owned).filter(|label| !label.is_empty()),
         Some(torrent.server.to_string()),
     ];
     parts.into_iter().flatten().collect::<Vec<_>>().join(" · ")
