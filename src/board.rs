@@ -250,9 +250,10 @@ impl Board {
         self.every_desk(|desk| desk.laid.notify_one());
     }
 
-    /// Something for every sink that is neither journal nor state; sinks that are away may miss it.
+    /// Something for every sink that is neither journal nor state; sinks that are away may miss it. Guests, who
+    /// may not look at their desks for days, have no use for it.
     pub fn tell_aside(&self, delivery: &Delivery) {
-        self.every_desk(|desk| desk.lay_aside(delivery.clone()));
+        self.desks.values().for_each(|desk| desk.lay_aside(delivery.clone()));
     }
 }
 

@@ -108,6 +108,7 @@ pub enum Scope<'a> {
 
 /// How far an action got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Applied {
     /// Asked for; the effect is to be looked for in the listing.
     Asked,
@@ -130,6 +131,7 @@ pub enum HookWish<'a> {
 
 /// How a client is hooked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Hooks {
     /// The events that ring, in the client's words.
     pub ringing: Vec<&'static str>,
@@ -301,6 +303,7 @@ pub trait Link: Send {
 
 /// Something for a sink. Bodies are the bytes on the wire.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Delivery {
     /// A journal entry.
     Event(Entry),

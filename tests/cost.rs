@@ -14,7 +14,6 @@ mod peer;
 #[path = "bench/sample.rs"]
 mod sample;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,8 +23,8 @@ use dtorrent::clients::rtorrent::settings::{Endpoint, Settings};
 use dtorrent::clients::rtorrent::{RtorrentClient, jsonrpc, xmlrpc};
 use dtorrent::diff::{Limits, Moment, Observer};
 use dtorrent::model::{
-    Committed, Completion, Covers, Facts, Listing, Memory, Observed, Rev, Run, Seq, ServerName, ServerState,
-    ServerStats, Timestamp, Told, ToldTorrent, Torrent,
+    Committed, Completion, Facts, Listing, Memory, Observed, Rev, Run, Seq, ServerName, ServerState, Timestamp, Told,
+    ToldTorrent, Torrent,
 };
 use dtorrent::port::{Scope, TorrentClient as _};
 
@@ -83,14 +82,20 @@ fn reading_a_listing_makes_no_tree_and_no_text_for_a_number() {
 fn a_look_at_what_has_not_changed_keeps_nothing_and_allocates_little() {
     let server = ServerName::parse("home").unwrap();
     let torrents: Vec<_> = (0..ROWS).map(|number| sample::of_a_library(&server, number)).collect();
-    let facts = |torrent: &Torrent| Facts {
-        load: Some(torrent.hash.to_string()),
-        complete: torrent.finished,
-        has_metadata: true,
-        received_bytes: 400_000_000,
-        moved_bytes: 400_000_000,
+    let facts = |torrent: &Torrent| {
+        let mut facts = Facts::default();
+        facts.load = Some(torrent.hash.to_string());
+        facts.complete = torrent.finished;
+        facts.has_metadata = true;
+        facts.received_bytes = 400_000_000;
+        facts.moved_bytes = 400_000_000;
+        facts
     };
-    let seen = |torrent: &Arc<Torrent>| Observed { torrent: (**torrent).clone(), facts: facts(torrent) };
+    let seen = |torrent: &Arc<Torrent>| {
+        let mut observed = Observed::from((**torrent).clone());
+        observed.facts = facts(torrent);
+        observed
+    };
     let told = |torrent: &Arc<Torrent>| ToldTorrent {
         torrent: Arc::clone(torrent),
         rev: Rev(1),
@@ -108,8 +113,8 @@ fn a_look_at_what_has_not_changed_keeps_nothing_and_allocates_little() {
     let told: Told = torrents.iter().map(|torrent| (torrent.hash, told(torrent))).collect();
     let run = Some("1".to_owned());
     let state = ServerState { is_known: true, is_online: true, run: run.clone(), generation: 0, settling_since: None };
-    let torrents = torrents.iter().map(|torrent| (torrent.hash, seen(torrent))).collect::<BTreeMap<_, _>>();
-    let listing = Listing { covers: Covers::All, run, complete: true, torrents, stats: ServerStats::default() };
+    let mut listing = Listing::of_all(torrents.iter().map(seen));
+    listing.run = run;
     let mut observer = Observer::new(server, Limits::default());
     let moment = |second: u32| Moment {
         time: Timestamp::from_seconds(1_795_000_000 + i64::from(second)),
@@ -134,14 +139,8 @@ async fn rule_2_a_hundred_thousand_torrents_come_in_answers_far_from_what_aborts
     let folder = tempfile::tempdir().unwrap();
     let peer = Peer::start(&folder.path().join("rpc.sock"), TORRENTS).unwrap();
     let client = RtorrentClient::new(Settings {
-        server: ServerName::parse("home").unwrap(),
-        endpoint: Endpoint::parse(&peer.url()).unwrap(),
-        username: None,
-        password: None,
-        ca_pem: None,
         timeout: Duration::from_secs(60),
-        extra: BTreeMap::new(),
-        rpc: Vec::new(),
+        ..Settings::new(ServerName::parse("home").unwrap(), Endpoint::parse(&peer.url()).unwrap())
     })
     .unwrap();
     let listing = client.list(Scope::Full).await.unwrap();

@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use dtorrent::config;
 use dtorrent::model::{
-    Cause, Change, Changes, CommandError, CommandId, EVENT_SCHEMA, Entity, Epoch, ErrorCode, Event, EventId, Extra,
-    InfoHash, Kind, LastFinished, Outcome, OutcomeStatus, Page, Part, RESULT_SCHEMA, Row, Seq, ServerName, ServerStats,
-    Stats, Status, Timestamp, Torrent, Verb,
+    Cause, Change, Changes, CommandError, CommandId, EVENT_SCHEMA, Epoch, ErrorCode, Event, EventId, InfoHash, Kind,
+    LastFinished, Outcome, OutcomeStatus, Page, Part, Row, Seq, ServerName, ServerStats, Stats, Status, Timestamp,
+    Torrent, Verb,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const REFERENCE: &str = include_str!("../docs/reference.md");
 const CONFIGURATION: &str = include_str!("../docs/configuration.md");
@@ -33,40 +33,7 @@ fn hash() -> InfoHash {
 }
 
 fn torrent() -> Torrent {
-    Torrent {
-        hash: hash(),
-        name: String::new(),
-        server: ServerName::parse("home").unwrap(),
-        active: true,
-        downloaded: 0,
-        uploaded: 0,
-        length: 0,
-        path: None,
-        progress: 0.0,
-        ratio: None,
-        finished: false,
-        playing: false,
-        extra: Extra::new(),
-        status: Status::Seeding,
-        error: false,
-        message: None,
-        stalled: false,
-        download_rate: None,
-        upload_rate: None,
-        left: None,
-        eta: None,
-        peers: None,
-        seeds: None,
-        label: None,
-        directory: None,
-        private: None,
-        priority: None,
-        tracker: None,
-        added_at: None,
-        started_at: None,
-        finished_at: None,
-        size_files: None,
-    }
+    Torrent::new(ServerName::parse("home").unwrap(), hash(), "")
 }
 
 /// The keys of an object, and of the objects in it that are ours.
@@ -85,20 +52,14 @@ fn every_field_of_a_torrent_is_explained() {
 fn every_field_and_every_kind_of_an_event_is_explained() {
     let server = ServerName::parse("home").unwrap();
     let change = Change { from: Value::Null, to: Value::Null };
-    let event = Event {
-        schema: EVENT_SCHEMA,
-        entity: Entity::Torrent,
-        event_type: Kind::Finished,
-        id: EventId::Journal { server: server.clone(), epoch: Epoch(1), seq: Seq(1) },
-        seq: Some(Seq(1)),
-        time: Timestamp::from_millis(0),
-        server,
-        hash: Some(hash()),
-        cause: Cause::Command,
-        command_id: None,
-        changes: Changes::from([("status".to_owned(), change.clone())]),
-        torrent: Some(Arc::new(torrent())),
-    };
+    let mut event = Event::new(
+        EventId::Journal { server, epoch: Epoch(1), seq: Seq(1) },
+        Kind::Finished,
+        Timestamp::from_millis(0),
+    );
+    event.hash = Some(hash());
+    event.changes = Changes::from([("status".to_owned(), change.clone())]);
+    event.torrent = Some(Arc::new(torrent()));
     assert_named(REFERENCE, keys(&serde_json::to_value(event).unwrap()));
     assert_named(REFERENCE, keys(&serde_json::to_value(change).unwrap()));
     assert_named(REFERENCE, Kind::ALL.iter().map(|kind| kind.as_str()));
@@ -112,7 +73,8 @@ fn every_field_and_every_kind_of_an_event_is_explained() {
 fn every_field_of_the_statistics_is_explained() {
     let stats = Stats::of(ServerStats::default(), std::iter::empty());
     assert_named(REFERENCE, keys(&serde_json::to_value(stats).unwrap()));
-    let last = LastFinished { hash: hash(), name: String::new(), time: Timestamp::from_millis(0) };
+    let last: LastFinished =
+        serde_json::from_value(json!({"hash": hash(), "name": "", "time": Timestamp::from_millis(0)})).unwrap();
     assert_named(REFERENCE, keys(&serde_json::to_value(last).unwrap()));
 }
 
@@ -142,25 +104,21 @@ fn every_verb_field_and_code_of_commands_is_explained() {
     assert_named(REFERENCE, statuses.map(|status| serde_json::to_value(status).unwrap().as_str().unwrap().to_owned()));
     assert_named(REFERENCE, Verb::ALL.iter().map(|verb| verb.as_str()));
     let error = CommandError::new(ErrorCode::BadRequest, "");
-    let row =
-        Row { error: Some(error.clone()), torrent: Some(serde_json::to_value(torrent()).unwrap()), ..Row::ok(hash()) };
+    let mut row = Row::ok(hash());
+    row.error = Some(error.clone());
+    row.torrent = Some(serde_json::to_value(torrent()).unwrap());
     assert_named(REFERENCE, keys(&serde_json::to_value(&row).unwrap()));
     for key in keys(&serde_json::to_value(error).unwrap()) {
         assert!(REFERENCE.contains(&format!("\"{key}\"")), "{key}");
     }
-    let outcome = Outcome {
-        schema: RESULT_SCHEMA,
-        id: CommandId::parse("1").unwrap(),
-        verb: "list".to_owned(),
-        server: None,
-        status: OutcomeStatus::Ok,
-        time: Timestamp::from_millis(0),
-        took_ms: 0,
-        results: vec![row],
-        error: None,
-        page: Some(Page { total: 0, page: 0, page_size: 0, next_page: None }),
-        part: Some(Part { part: 1, parts: 1 }),
-        value: Some(Value::Null),
+    let outcome = {
+        let mut outcome =
+            Outcome::new(CommandId::parse("1").unwrap(), "list", OutcomeStatus::Ok, Timestamp::from_millis(0));
+        outcome.results = vec![row];
+        outcome.page = Some(Page { total: 0, page: 0, page_size: 0, next_page: None });
+        outcome.part = Some(Part { part: 1, parts: 1 });
+        outcome.value = Some(Value::Null);
+        outcome
     };
     for key in keys(&serde_json::to_value(outcome).unwrap()) {
         let is_named = REFERENCE.contains(&format!("`{key}`")) || REFERENCE.contains(&format!("\"{key}\":"));

@@ -51,105 +51,101 @@ fn time() -> Timestamp {
 }
 
 fn torrent() -> Torrent {
-    Torrent {
-        hash: hash(),
-        name: "Ünï ☃ 🦀 \u{1}<&>\"".to_owned(),
-        server: home(),
-        active: true,
-        downloaded: 1_500,
-        uploaded: 500,
-        length: 1_500,
-        path: Some("/watch/x.torrent".to_owned()),
-        progress: progress(1_500, 1_500),
-        ratio: ratio(500, 1_500),
-        finished: true,
-        playing: true,
-        extra: Extra::from([("throttle".into(), json!("slow")), ("absent".into(), json!(null))]),
-        status: Status::Seeding,
-        error: false,
-        message: Some("".into()),
-        stalled: false,
-        download_rate: Some(0),
-        upload_rate: Some(1_000_000_000_000),
-        left: Some(0),
-        eta: None,
-        peers: Some(3),
-        seeds: Some(0),
-        label: Some("linux".into()),
-        directory: Some("/downloads".into()),
-        private: Some(false),
-        priority: Some(2),
-        tracker: Some("tracker.example".into()),
-        added_at: Some(time()),
-        started_at: Some(time()),
-        finished_at: None,
-        size_files: Some(1),
-    }
+    let mut torrent = Torrent::new(home(), hash(), "Ünï ☃ 🦀 \u{1}<&>\"");
+    torrent.active = true;
+    torrent.downloaded = 1_500;
+    torrent.uploaded = 500;
+    torrent.length = 1_500;
+    torrent.path = Some("/watch/x.torrent".to_owned());
+    torrent.progress = progress(1_500, 1_500);
+    torrent.ratio = ratio(500, 1_500);
+    torrent.finished = true;
+    torrent.playing = true;
+    torrent.extra = Extra::from([("throttle".into(), json!("slow")), ("absent".into(), json!(null))]);
+    torrent.status = Status::Seeding;
+    torrent.error = false;
+    torrent.message = Some("".into());
+    torrent.stalled = false;
+    torrent.download_rate = Some(0);
+    torrent.upload_rate = Some(1_000_000_000_000);
+    torrent.left = Some(0);
+    torrent.eta = None;
+    torrent.peers = Some(3);
+    torrent.seeds = Some(0);
+    torrent.label = Some("linux".into());
+    torrent.directory = Some("/downloads".into());
+    torrent.private = Some(false);
+    torrent.priority = Some(2);
+    torrent.tracker = Some("tracker.example".into());
+    torrent.added_at = Some(time());
+    torrent.started_at = Some(time());
+    torrent.finished_at = None;
+    torrent.size_files = Some(1);
+    torrent
 }
 
-fn event(event_type: Kind, id: EventId, seq: Option<Seq>) -> Event {
+fn event(event_type: Kind, id: EventId) -> Event {
     let is_torrents = event_type.entity() == Entity::Torrent;
     let change = Change { from: json!("downloading"), to: json!("seeding") };
-    Event {
-        schema: EVENT_SCHEMA,
-        entity: event_type.entity(),
-        event_type,
-        id,
-        seq,
-        time: time(),
-        server: home(),
-        hash: is_torrents.then(hash),
-        cause: Cause::Observed,
-        command_id: None,
-        changes: if is_torrents { Changes::from([("status".to_owned(), change)]) } else { Changes::new() },
-        torrent: is_torrents.then(|| Arc::new(torrent())),
-    }
+    let mut event = Event::new(id, event_type, time());
+    event.hash = is_torrents.then(hash);
+    event.changes = if is_torrents { Changes::from([("status".to_owned(), change)]) } else { Changes::new() };
+    event.torrent = is_torrents.then(|| Arc::new(torrent()));
+    event
 }
 
 #[test]
 fn events_look_as_ever() {
     let epoch = Epoch(0x7f3a_9c21);
     let journal = EventId::Journal { server: home(), epoch, seq: Seq(4182) };
-    let caused = Event {
-        cause: Cause::Command,
-        command_id: Some(CommandId::parse("9b1c").unwrap()),
-        ..event(Kind::Finished, journal.clone(), Some(Seq(4182)))
+    let caused = {
+        let mut event = event(Kind::Finished, journal.clone());
+        event.cause = Cause::Command;
+        event.command_id = Some(CommandId::parse("9b1c").unwrap());
+        event
     };
     is_golden("event-finished.json", &pretty(&caused));
-    is_golden("event-server-online.json", &pretty(&event(Kind::ServerOnline, journal, Some(Seq(4182)))));
+    is_golden("event-server-online.json", &pretty(&event(Kind::ServerOnline, journal)));
     let updated = EventId::Updated { server: home(), epoch, rev: Rev(9001) };
-    is_golden("event-updated.json", &pretty(&event(Kind::Updated, updated, None)));
+    is_golden("event-updated.json", &pretty(&event(Kind::Updated, updated)));
 }
 
 #[test]
 fn a_state_and_statistics_look_as_ever() {
     is_golden("torrent.json", &pretty(&torrent()));
-    let server = ServerStats { client: Some("rTorrent 0.9.8".to_owned()), ..ServerStats::default() };
-    let finished = Torrent { finished_at: Some(time()), ..torrent() };
+    let server = {
+        let mut stats = ServerStats::default();
+        stats.client = Some("rTorrent 0.9.8".to_owned());
+        stats
+    };
+    let finished = {
+        let mut torrent = torrent();
+        torrent.finished_at = Some(time());
+        torrent
+    };
     is_golden("stats.json", &pretty(&Stats::of(server, [&torrent(), &finished].into_iter())));
 }
 
 #[test]
 fn results_look_as_ever() {
-    let outcome = |verb: Verb, status, results, error, page| Outcome {
-        schema: RESULT_SCHEMA,
-        id: CommandId::parse("9b1c").unwrap(),
-        verb: verb.as_str().to_owned(),
-        server: Some(home()),
-        status,
-        time: time(),
-        took_ms: 41,
-        results,
-        error,
-        page,
-        part: None,
-        value: None,
+    let outcome = |verb: Verb, status, results, error, page| {
+        let mut outcome = Outcome::new(CommandId::parse("9b1c").unwrap(), verb.as_str(), status, time());
+        outcome.server = Some(home());
+        outcome.took_ms = 41;
+        outcome.results = results;
+        outcome.error = error;
+        outcome.page = page;
+        outcome
     };
     let unknown = CommandError::new(ErrorCode::UnknownHash, "the client has no torrent of that hash");
     let rows = vec![Row::ok(hash()), Row::failed(InfoHash::V2([7; 32]), unknown.clone())];
     let partial = outcome(Verb::Pause, OutcomeStatus::Partial, rows, Some(unknown), None);
     is_golden("result-partial.json", &pretty(&partial));
-    let listed = vec![Row { torrent: Some(json!({"name": "x"})), ..Row::ok(hash()) }];
+    let listed = vec![{
+        let mut row = Row::ok(hash());
+        row.torrent = Some(json!({"name": "x"}));
+        row
+    }];
     let page = Page { total: 1, page: 0, page_size: 200, next_page: None };
     let list = outcome(Verb::List, OutcomeStatus::Ok, listed, None, Some(page));
     is_golden("result-list.json", &pretty(&list));

@@ -108,6 +108,24 @@ async fn a_command_has_succeeded_when_its_effect_was_seen() {
     assert!(client.change(|world| world.torrents().values().all(|torrent| torrent.drive == Drive::Stopped)));
 }
 
+/// Not only once it was taken: who leaves at any moment leaves nothing half done.
+#[tokio::test]
+async fn a_command_is_carried_out_whoever_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let client = simulator("home", 1);
+    let manager = builder(&client).data_dir(folder.path()).build().await.unwrap();
+    let home = manager.watcher("home").unwrap();
+    manager.get_all().await.unwrap();
+    for drive in [Drive::Stopped, Drive::Running].into_iter().cycle().take(6) {
+        tokio::select! {
+            biased;
+            _ = async { if drive == Drive::Stopped { home.stop(hash(1)).await } else { home.start(hash(1)).await } } => {}
+            () = std::future::ready(()) => {}
+        }
+        eventually("it is done", || client.change(|world| world.torrents()[&hash(1)].drive == drive)).await;
+    }
+}
+
 #[tokio::test]
 async fn what_cannot_be_done_says_why() {
     let (client, other) = (simulator("home", 2), simulator("attic", 1));

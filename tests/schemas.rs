@@ -123,12 +123,37 @@ prop_compose! {
         let [message, label, directory, tracker] = [message, label, directory, tracker].map(|text| text.map(Into::into));
         let [download_rate, upload_rate, peers, seeds] = <[_; 4]>::try_from(numbers).unwrap();
         let [added_at, started_at, finished_at] = <[_; 3]>::try_from(times).unwrap();
-        Torrent {
-            hash, name, server, active, downloaded: done, uploaded, length, path,
-            progress: progress(done, length), ratio: ratio(uploaded, done), finished, playing, extra, status, error,
-            message, stalled, download_rate, upload_rate, left: peers, eta: eta_seconds(length, rate), peers, seeds,
-            label, directory, private, priority, tracker, added_at, started_at, finished_at, size_files: seeds,
-        }
+        let mut torrent = Torrent::new(server, hash, name);
+        torrent.active = active;
+        torrent.downloaded = done;
+        torrent.uploaded = uploaded;
+        torrent.length = length;
+        torrent.path = path;
+        torrent.progress = progress(done, length);
+        torrent.ratio = ratio(uploaded, done);
+        torrent.finished = finished;
+        torrent.playing = playing;
+        torrent.extra = extra;
+        torrent.status = status;
+        torrent.error = error;
+        torrent.message = message;
+        torrent.stalled = stalled;
+        torrent.download_rate = download_rate;
+        torrent.upload_rate = upload_rate;
+        torrent.left = peers;
+        torrent.eta = eta_seconds(length, rate);
+        torrent.peers = peers;
+        torrent.seeds = seeds;
+        torrent.label = label;
+        torrent.directory = directory;
+        torrent.private = private;
+        torrent.priority = priority;
+        torrent.tracker = tracker;
+        torrent.added_at = added_at;
+        torrent.started_at = started_at;
+        torrent.finished_at = finished_at;
+        torrent.size_files = seeds;
+        torrent
     }
 }
 
@@ -148,20 +173,13 @@ prop_compose! {
             false => EventId::Journal { server: server.clone(), epoch, seq: Seq(number) },
         };
         let is_torrents = kind.entity() == Entity::Torrent;
-        Event {
-            schema: EVENT_SCHEMA,
-            entity: kind.entity(),
-            event_type: kind,
-            id,
-            seq: (!is_updated).then_some(Seq(number)),
-            time,
-            server,
-            hash: is_torrents.then_some(hash),
-            cause,
-            command_id: command_id.and_then(|id| CommandId::parse(&id).ok()),
-            changes: if is_torrents { before.changes_to(&after) } else { Changes::new() },
-            torrent: is_torrents.then(|| Arc::new(after)),
-        }
+        let mut event = Event::new(id, kind, time);
+        event.hash = is_torrents.then_some(hash);
+        event.cause = cause;
+        event.command_id = command_id.and_then(|id| CommandId::parse(&id).ok());
+        event.changes = if is_torrents { before.changes_to(&after) } else { Changes::new() };
+        event.torrent = is_torrents.then(|| Arc::new(after));
+        event
     }
 }
 
@@ -175,16 +193,26 @@ prop_compose! {
         let mut object = serde_json::to_value(&torrent).unwrap();
         let mut place = 0_u32;
         object.as_object_mut().unwrap().retain(|_, _| { place += 1; fields >> (place % 32) & 1 == 1 });
-        let file = File { name: "x".into(), path: "a/x".into(), length: 1, progress: 0.0, priority: torrent.priority.map(|p| p % 3) };
+        let mut file = File::new("a/x", 1);
+        file.priority = torrent.priority.map(|p| p % 3);
         object["files"] = json!([file]);
         let is_whole = fields % 2 == 0;
-        let peer = Peer { address: "::1".into(), port: None, client: None, progress: Some(0.5), encrypted: None, incoming: None, downloaded: None };
+        let mut peer = Peer::new("::1");
+        peer.progress = Some(0.5);
         if is_whole {
             object["peers"] = json!([peer]);
         }
         let left = Left { path: "/x".into(), reason: "it is mounted".into() };
-        let deleted = Deleted { files: vec!["/y".into()], count: 1, bytes: torrent.length, left: vec![left] };
-        Row { torrent: shown.then_some(object), deleted: (!shown).then_some(deleted), error, ..Row::ok(torrent.hash) }
+        let mut deleted = Deleted::default();
+        deleted.files = vec!["/y".into()];
+        deleted.count = 1;
+        deleted.bytes = torrent.length;
+        deleted.left = vec![left];
+        let mut row = Row::ok(torrent.hash);
+        row.torrent = shown.then_some(object);
+        row.deleted = (!shown).then_some(deleted);
+        row.error = error;
+        row
     }
 }
 
@@ -200,7 +228,14 @@ prop_compose! {
     ) -> Outcome {
         let page = page.map(|(total, page, page_size, next_page)| Page { total, page, page_size, next_page });
         let id = CommandId::parse(&id).unwrap();
-        Outcome { schema: RESULT_SCHEMA, id, verb, server, status, time, took_ms, results: rows, error, page, part: None, value }
+        let mut outcome = Outcome::new(id, verb, status, time);
+        outcome.server = server;
+        outcome.took_ms = took_ms;
+        outcome.results = rows;
+        outcome.error = error;
+        outcome.page = page;
+        outcome.value = value;
+        outcome
     }
 }
 

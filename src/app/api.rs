@@ -1,139 +1,42 @@
-//! What is asked over HTTP: read from the board, or handed to the same intake as commands of brokers.
-//!
-//! A command waits for its result as a broker's does: it is in the log, under the sink's name `@http`, and
-//! its result is taken from there. Nobody may be waiting for it any more; it is crossed out all the same.
+//! What is asked over HTTP: read from the board, or handed to the same door as commands of brokers.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use serde_json::{Value, json};
-use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::letters::{Letters, Told};
 use crate::board::{Board, Content};
-use crate::commands::{Envelope, TTL};
-use crate::deliver::viewer::{Shown, Viewer, ViewerError, Wish};
+use crate::commands::{Caller, Envelope, TTL};
+use crate::deliver::{Begin, Heard, Missed, Reader, ReaderParts};
 use crate::http::{self, Answered, EventsWish, ListWish, Notice, Order};
 use crate::model::{InfoHash, ServerName, SinkName, Torrent};
-use crate::port::{
-    Clock, CommandAddress, CommandSource, DeliverError, Incoming, ReplyTo, Store, StoreError, UnsentResult,
-};
-use crate::repeat::until_there_is_room;
+use crate::port::{Clock, CommandAddress, Store};
 
 /// Who asks over HTTP, in the line for whoever checks.
 const USER: &str = "http";
-/// Commands that wait to be taken in.
-const ORDERS_MAX: usize = 64;
 /// Beyond its time to live, for the effect to show.
 const GRACE: Duration = Duration::from_secs(30);
 /// Whatever its time to live, an answer is not waited for longer.
 const PATIENCE_MAX: Duration = Duration::from_secs(10 * 60);
-/// Results read from the command log at once.
-const RESULTS_MAX: u16 = 64;
+/// More events than this, for longer than that, and who listens is cut off: he will not catch up, and knows from
+/// where to go on.
+const BEHIND_MAX: u64 = 1024;
+const BEHIND_FOR: Duration = Duration::from_secs(5);
 
 pub(super) struct Api {
-    board: Arc<Board>,
-    store: Arc<dyn Store>,
-    clock: Arc<dyn Clock>,
-    orders: mpsc::Sender<Incoming>,
-    incoming: Arc<AsyncMutex<mpsc::Receiver<Incoming>>>,
-    waiting: Arc<Waiting>,
-}
-
-impl Api {
-    pub(super) fn new(board: Arc<Board>, store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Self {
-        let (orders, incoming) = mpsc::channel(ORDERS_MAX);
-        let incoming = Arc::new(AsyncMutex::new(incoming));
-        Self { board, store, clock, orders, incoming, waiting: Arc::default() }
-    }
-
-    /// Where the commands come from.
-    pub(super) fn commands(&self) -> Box<dyn CommandSource> {
-        Box::new(Orders { incoming: Arc::clone(&self.incoming) })
-    }
-
-    /// Takes results to who waits for them, until `stop`.
-    ///
-    /// # Errors
-    /// Only a store that cannot be used any more.
-    pub(super) async fn answer(self: Arc<Self>, stop: CancellationToken) -> Result<(), StoreError> {
-        let http = SinkName::http();
-        let desk = Arc::clone(self.board.desk(&http).expect("the board has a desk for HTTP"));
-        loop {
-            let results = self.store.unsent_results(&http, 0, RESULTS_MAX).await?;
-            for result in &results {
-                self.waiting.answer(result);
-            }
-            if !results.is_empty() {
-                let numbers: Vec<i64> = results.iter().map(|result| result.number).collect();
-                until_there_is_room("results over HTTP", || self.store.results_sent(numbers.clone())).await?;
-                continue;
-            }
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(()),
-                () = desk.answered.notified() => {}
-            }
-        }
-    }
-}
-
-struct Orders {
-    incoming: Arc<AsyncMutex<mpsc::Receiver<Incoming>>>,
-}
-
-#[async_trait]
-impl CommandSource for Orders {
-    async fn next(&mut self) -> Result<Incoming, DeliverError> {
-        let gone = || DeliverError::unavailable("HTTP is no longer served");
-        self.incoming.lock().await.recv().await.ok_or_else(gone)
-    }
-}
-
-/// Who waits for which result.
-#[derive(Default)]
-struct Waiting {
-    book: Mutex<BTreeMap<u64, oneshot::Sender<Bytes>>>,
-}
-
-/// A place in the book; dropping it gives it up.
-struct Ticket<'a> {
-    waiting: &'a Waiting,
-    number: u64,
-    answer: oneshot::Receiver<Bytes>,
-}
-
-impl Waiting {
-    fn wait(&self) -> Ticket<'_> {
-        let (sender, answer) = oneshot::channel();
-        // By chance, so that what a former life was asked for is not taken for what this one is.
-        let number = rand::random();
-        self.book().insert(number, sender);
-        Ticket { waiting: self, number, answer }
-    }
-
-    fn answer(&self, result: &UnsentResult) {
-        let number = result.reply.as_ref().and_then(|reply| reply.topic.parse::<u64>().ok());
-        if let Some(waiter) = number.and_then(|number| self.book().remove(&number)) {
-            // Refused only if the wait ended this instant: then nobody is interested.
-            let _nobody_waits = waiter.send(result.body.clone());
-        }
-    }
-
-    fn book(&self) -> MutexGuard<'_, BTreeMap<u64, oneshot::Sender<Bytes>>> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Ticket<'_> {
-    fn drop(&mut self) {
-        self.waiting.book().remove(&self.number);
-    }
+    pub board: Arc<Board>,
+    pub store: Arc<dyn Store>,
+    pub clock: Arc<dyn Clock>,
+    pub caller: Arc<Caller>,
+    pub letters: Letters,
+    pub stop: CancellationToken,
 }
 
 #[async_trait]
@@ -197,23 +100,11 @@ impl http::Api for Api {
         let Order { server, hash, verb, body } = order;
         let (Envelope { id, ttl, .. }, _) = Envelope::read(&body);
         let patience = (ttl.unwrap_or(TTL) + GRACE).min(PATIENCE_MAX);
-        let mut ticket = self.waiting.wait();
-        let incoming = Incoming {
-            address: CommandAddress { server: Some(server), hash, verb },
-            body,
-            is_retained: false,
-            may_have_waited: false,
-            expires_in: None,
-            reply: Some(ReplyTo { topic: ticket.number.to_string(), correlation: None }),
-            user: Some(USER.to_owned()),
-            ack: Box::new(|| ()),
-        };
-        if self.orders.send(incoming).await.is_err() {
-            return Answered::Stopping;
-        }
-        match tokio::time::timeout(patience, &mut ticket.answer).await {
-            Ok(Ok(body)) => Answered::Result(body),
-            Ok(Err(_)) => Answered::Stopping,
+        let address = CommandAddress { server: Some(server), hash, verb };
+        let call = self.caller.call(address, body, Some(USER.to_owned()), &self.stop);
+        match tokio::time::timeout(patience, call).await {
+            Ok(Some(body)) => Answered::Result(body),
+            Ok(None) => Answered::Stopping,
             Err(_) => Answered::Running { id: id.map(|id| id.as_str().to_owned()) },
         }
     }
@@ -221,31 +112,63 @@ impl http::Api for Api {
     fn events(&self, wish: EventsWish) -> BoxStream<'static, Notice> {
         let EventsWish { servers, kinds, after } = wish;
         let is_wanted = |name: &&ServerName| servers.as_ref().is_none_or(|servers| servers.contains(*name));
-        let servers = self.board.names().filter(is_wanted).cloned().collect();
-        let wish = Wish { servers, kinds, after };
-        let viewer = Viewer::new(Arc::clone(&self.store), Arc::clone(&self.board), Arc::clone(&self.clock), wish);
-        let begun = stream::once(async { viewer.await.map_err(ViewerError::from) });
-        begun.flat_map(|viewer| stream::unfold(Some(viewer), next_notice)).boxed()
+        let reader = Reader::new(ReaderParts {
+            board: Arc::clone(&self.board),
+            store: Arc::clone(&self.store),
+            clock: Arc::clone(&self.clock),
+            servers: self.board.names().filter(is_wanted).cloned().collect(),
+            events: kinds,
+            begin: after.map_or_else(|| Begin::After(BTreeMap::new()), Begin::AfterEvent),
+            stop: self.stop.clone(),
+        });
+        stream::unfold(Some((reader, Pace::default())), next_notice).boxed()
+    }
+
+    async fn replay(&self, webhook: &str, ids: Vec<String>) -> Result<Vec<Value>, String> {
+        let tried = self.letters.replay(webhook, ids).await.map_err(|error| format!("{error:#}"))?;
+        let told = |tried| serde_json::to_value(Told::from(tried)).expect("it is plain JSON");
+        Ok(tried.into_iter().map(told).collect())
     }
 }
 
-type Begun = Result<Viewer, ViewerError>;
-
-async fn next_notice(viewer: Option<Begun>) -> Option<(Notice, Option<Begun>)> {
-    let shown = match viewer? {
-        Ok(mut viewer) => viewer.next().await.map(|shown| (shown, viewer)),
-        Err(error) => Err(error),
+async fn next_notice(listening: Option<(Reader, Pace)>) -> Option<(Notice, Option<(Reader, Pace)>)> {
+    let (mut reader, mut pace) = listening?;
+    if pace.is_too_slow(reader.behind()) {
+        return Some((Notice::End(format!("more than {BEHIND_MAX} events behind")), None));
+    }
+    let notice = match reader.next().await {
+        Ok(Some(Heard::Entry(entry))) => Notice::Event { id: entry.id.to_string(), body: entry.body },
+        Ok(Some(Heard::Updated(event))) => Notice::Updated(event.to_json().into()),
+        Ok(Some(Heard::Missed(Missed { server, .. }))) => {
+            gap(Some(&server), "events were let go before they could be shown")
+        }
+        Ok(Some(Heard::Elsewhere(reason))) => gap(None, reason),
+        Ok(None) => return None,
+        Err(error) => return Some((Notice::End(error.to_string()), None)),
     };
-    Some(match shown {
-        Ok((Shown::Event(entry), viewer)) => {
-            (Notice::Event { id: entry.id.to_string(), body: entry.body }, Some(Ok(viewer)))
+    Some((notice, Some((reader, pace))))
+}
+
+fn gap(server: Option<&ServerName>, reason: &str) -> Notice {
+    Notice::Gap(json!({"server": server, "reason": reason}))
+}
+
+/// Whether somebody who listens keeps up. Many events at once are no fault of his, nor is it that he was away.
+#[derive(Default)]
+struct Pace {
+    has_caught_up: bool,
+    behind_since: Option<Instant>,
+}
+
+impl Pace {
+    fn is_too_slow(&mut self, behind: u64) -> bool {
+        self.has_caught_up |= behind <= BEHIND_MAX;
+        if !self.has_caught_up || behind <= BEHIND_MAX {
+            self.behind_since = None;
+            return false;
         }
-        Ok((Shown::Updated(body), viewer)) => (Notice::Updated(body), Some(Ok(viewer))),
-        Ok((Shown::Gap { server, reason }, viewer)) => {
-            (Notice::Gap(json!({"server": server, "reason": reason})), Some(Ok(viewer)))
-        }
-        Err(error) => (Notice::End(error.to_string()), None),
-    })
+        self.behind_since.get_or_insert_with(Instant::now).elapsed() > BEHIND_FOR
+    }
 }
 
 fn server(name: &ServerName, content: &Content) -> Value {
@@ -260,4 +183,27 @@ fn server(name: &ServerName, content: &Content) -> Value {
         "last_seq": content.last_seq,
         "stats": stats,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn only_who_has_caught_up_once_and_is_far_behind_for_long_is_too_slow() {
+        let mut pace = Pace::default();
+        for (seconds, behind, is_too_slow) in [
+            (0, 9000, false),
+            (60, 9000, false),
+            (60, 0, false),
+            (60, 9000, false),
+            (4, 9000, false),
+            (4, BEHIND_MAX, false),
+            (60, BEHIND_MAX + 1, false),
+            (6, BEHIND_MAX + 1, true),
+        ] {
+            tokio::time::advance(Duration::from_secs(seconds)).await;
+            assert_eq!(pace.is_too_slow(behind), is_too_slow, "{seconds} {behind}");
+        }
+    }
 }

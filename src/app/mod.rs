@@ -11,7 +11,7 @@ mod report;
 mod visit;
 
 pub use adapters::build_client as client;
-pub use letters::{Letter, dead_letters, drop_letters, replay};
+pub use letters::{Letter, Tried, dead_letters, drop_letters, replay};
 pub use visit::{purge, reach};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,15 +20,17 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::adapters::{Reached, build_client, build_endpoint, build_line, lines, retain};
 use self::api::Api;
+use self::letters::Letters;
 use self::report::{Reports, Shown};
 use crate::board::Board;
-use crate::commands::{BridgeWorker, Door, Intake, Queue, give_up};
+use crate::commands::{BridgeWorker, Caller, Door, Intake, Queue, give_up};
 use crate::config::{Broker, Config, EventFilter, Rights, Rtorrent};
 use crate::deliver::retention::Retain;
 use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
@@ -37,6 +39,7 @@ use crate::model::{BellAddress, BellSecret, Hook, HookKey, Kind, Ring, ServerNam
 use crate::port::{Clock, Sink, Store, StoreError, SystemClock};
 use crate::repeat::until_there_is_room;
 use crate::servers::{Common, ServerParts, ServerSetup, load, open_jobs};
+use crate::sinks::webhook::Endpoint;
 use crate::store::{Options, Recovery, SqliteStore};
 use crate::supervise::{Group, for_ever};
 use crate::telemetry::metrics::Metrics;
@@ -97,7 +100,13 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
     let kept_up = metrics.clone();
     for_ever("metrics", async move { kept_up.upkeep().await });
     let page = listener.map(|listener| {
-        let api = bridge.spawn_api(&mut left, &config.http.commands);
+        let letters = Letters {
+            data_dir: config.data_dir.clone(),
+            store: Arc::clone(&sqlite),
+            endpoints: bridge.endpoints.clone(),
+            one_at_a_time: AsyncMutex::default(),
+        };
+        let api = bridge.spawn_api(&mut left, &config.http.commands, letters, stop.clone());
         let observed = Arc::new(Shown { board: Arc::clone(&bridge.board), store: Arc::clone(&sqlite), metrics });
         let guard = http::Guard { token: config.http.token.clone(), hosts: config.http.hosts.clone() };
         http::serve(listener, http::Served { observed, api, guard }, stop.clone())
@@ -200,6 +209,8 @@ struct Bridge {
     clock: Arc<dyn Clock>,
     servers: BTreeMap<ServerName, ServerParts>,
     sinks: BTreeMap<SinkName, SinkParts>,
+    /// Of the webhooks, by their names in the config.
+    endpoints: BTreeMap<SinkName, Arc<Endpoint>>,
     reporter: Arc<dyn Reporter>,
     worker: BridgeWorker,
     ended_in_order: bool,
@@ -285,8 +296,10 @@ impl Bridge {
             };
             sinks.insert(name.clone(), parts);
         }
+        let mut endpoints = BTreeMap::new();
         for (name, webhook) in &config.webhooks {
             let endpoint = build_endpoint(webhook, &clock).with_context(|| format!("set up webhook {name}"))?;
+            endpoints.insert(name.clone(), Arc::clone(&endpoint));
             for (line, server) in lines(name, webhook) {
                 let parts = SinkParts {
                     sink: build_line(line.clone(), &endpoint),
@@ -313,7 +326,7 @@ impl Bridge {
             instance: config.instance.clone(),
             start: Instant::now(),
         });
-        Ok(Self { board, store, clock, servers, sinks, reporter, worker, ended_in_order, last_alive })
+        Ok(Self { board, store, clock, servers, sinks, endpoints, reporter, worker, ended_in_order, last_alive })
     }
 
     fn spawn_sinks(&self, group: &mut Group) {
@@ -366,30 +379,23 @@ impl Bridge {
     }
 
     /// Commands that come over HTTP. Whoever listens to events there has no use for having them sent again.
-    fn spawn_api(&self, group: &mut Group, rights: &Rights) -> Arc<Api> {
+    fn spawn_api(&self, group: &mut Group, rights: &Rights, letters: Letters, stop: CancellationToken) -> Arc<Api> {
         let (store, board, clock) = (Arc::clone(&self.store), Arc::clone(&self.board), Arc::clone(&self.clock));
-        let api = Arc::new(Api::new(board, store, clock));
-        let answering = Arc::clone(&api);
-        group.spawn("answers @http".to_owned(), move |stop| Arc::clone(&answering).answer(stop));
-        let queues: BTreeMap<ServerName, Arc<Queue>> =
-            self.servers.iter().map(|(name, parts)| (name.clone(), Arc::clone(&parts.queue))).collect();
-        let (store, board, clock) = (Arc::clone(&self.store), Arc::clone(&self.board), Arc::clone(&self.clock));
-        let (rights, bridge, source) = (rights.clone(), Arc::clone(&self.worker.queue), Arc::clone(&api));
-        group.spawn("commands @http".to_owned(), move |stop| {
-            let rights = rights.clone();
-            let door = Door {
-                origin: SinkName::http(),
-                allows: Box::new(move |verb| verb != Verb::Resync.as_str() && rights.allows(verb)),
-                reply_prefixes: Vec::new(),
-                queues: queues.clone(),
-                bridge: Arc::clone(&bridge),
-                store: Arc::clone(&store),
-                board: Arc::clone(&board),
-                clock: Arc::clone(&clock),
-            };
-            Intake { source: source.commands(), door, away_since: None }.run(stop)
-        });
-        api
+        let rights = rights.clone();
+        let door = Door {
+            origin: SinkName::http(),
+            allows: Box::new(move |verb| verb != Verb::Resync.as_str() && rights.allows(verb)),
+            reply_prefixes: Vec::new(),
+            queues: self.servers.iter().map(|(name, parts)| (name.clone(), Arc::clone(&parts.queue))).collect(),
+            bridge: Arc::clone(&self.worker.queue),
+            store: Arc::clone(&store),
+            board: Arc::clone(&board),
+            clock: Arc::clone(&clock),
+        };
+        let caller = Arc::new(Caller::new(door));
+        let called = Arc::clone(&caller);
+        group.spawn("commands @http".to_owned(), move |stop| Arc::clone(&called).run(stop));
+        Arc::new(Api { board, store, clock, caller, letters, stop })
     }
 
     fn spawn_intakes(&self, group: &mut Group) {

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::terminal::say;
+use super::terminal::put_json;
 use super::terminal::select::{Conditions, chosen};
 use super::terminal::server::{ServerChoice, Session, at_work, exit_of_code, tell_of};
 use super::{Exit, Options, tell};
-use crate::model::{InfoHash, Outcome, OutcomeStatus, Torrent, Verb, printable};
+use crate::model::{InfoHash, Outcome, OutcomeStatus, Torrent, Verb};
 use crate::port::{Clock as _, SystemClock};
 
 #[derive(Clone, Debug, Args)]
@@ -91,7 +91,7 @@ pub fn run_if(
             "which torrents? The beginning of a hash, a name or a pattern says it, or --status, --label, --all",
         ));
     }
-    let filter = which.conditions.filter().map_err(|error| usage(&error))?;
+    let filter = which.conditions.filter(None).map_err(|error| usage(&error))?;
     session.run(async {
         let (_manager, watcher, torrents) = session.reach(&server).await?;
         let chosen = chosen(&torrents, &selectors, &filter, SystemClock.now()).map_err(|error| {
@@ -117,22 +117,24 @@ pub fn run_if(
         arguments.insert("dry_run".to_owned(), json!(which.dry_run));
         let outcome = at_work("waiting until it is seen", watcher.command(doing.verb, hash, arguments)).await;
         let outcome = outcome.map_err(|error| tell_of(&error))?;
-        if which.json {
-            say(&format!("{}\n", serde_json::to_string(&outcome).expect("an outcome is plain JSON")))?;
-        }
+        let said = match which.json {
+            true => put_json(&serde_json::to_string(&outcome).expect("an outcome is plain JSON")),
+            false => Ok(()),
+        };
         let names = chosen.iter().map(|torrent| (torrent.hash, torrent.name.as_str())).collect();
-        tell_outcome(&outcome, &names, &doing.done, which.dry_run)
+        // Who does not read to the end hears all the same whether it was done.
+        tell_outcome(&outcome, &names, &doing.done, which.dry_run).and(said)
     })
 }
 
 /// Says what became of each torrent.
 fn tell_outcome(outcome: &Outcome, names: &BTreeMap<InfoHash, &str>, done: &str, is_dry: bool) -> Result<(), Exit> {
     for row in &outcome.results {
-        let name = names.get(&row.hash).map_or_else(|| row.hash.to_string(), |name| printable(name.as_bytes()));
+        let name = names.get(&row.hash).map_or_else(|| row.hash.to_string(), |name| (*name).to_owned());
         match &row.error {
             None if is_dry => tell(&format!("{name}: would be {done}")),
             None => tell(&format!("{name}: {done}")),
-            Some(error) => tell(&format!("{name}: {}", printable(error.message.as_bytes()))),
+            Some(error) => tell(&format!("{name}: {}", error.message)),
         }
     }
     match &outcome.error {
@@ -140,7 +142,7 @@ fn tell_outcome(outcome: &Outcome, names: &BTreeMap<InfoHash, &str>, done: &str,
         None => Err(Exit::Failed),
         Some(error) => {
             if outcome.results.is_empty() {
-                tell(&printable(error.message.as_bytes()));
+                tell(&error.message);
             }
             Err(exit_of_code(error.code))
         }

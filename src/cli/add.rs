@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::terminal::say;
+use super::terminal::put;
 use super::terminal::server::{ServerChoice, Session, bytes_bar, tell_of};
 use super::{Exit, Options, tell};
 use crate::manager::{ManagerError, NewTorrent, Watcher};
-use crate::model::{InfoHash, printable};
+use crate::model::InfoHash;
 
 /// What a command may carry.
 const TORRENT_BYTES_MAX: u64 = 10 << 20;
@@ -77,10 +77,14 @@ fn add_all(options: Options, arguments: Arguments) -> Result<Exit, Exit> {
         let mut exit = Exit::Done;
         for (source, torrent) in sources.iter().zip(torrents) {
             match watched(&watcher, torrent).await {
-                Ok(hash) => say(&format!("{hash}\n"))?,
+                Ok(hash) => match put(format!("{hash}\n").as_bytes()) {
+                    // Who has read enough of the hashes still wants the other torrents.
+                    Ok(()) | Err(Exit::Done) => {}
+                    Err(failed) => exit = failed,
+                },
                 Err(error) => {
                     if sources.len() > 1 {
-                        tell(&format!("{}:", printable(source.as_bytes())));
+                        tell(&format!("{source}:"));
                     }
                     exit = tell_of(&error);
                 }
@@ -118,10 +122,11 @@ fn read(source: &str) -> Result<NewTorrent, Exit> {
         "-" => std::io::stdin().lock().take(TORRENT_BYTES_MAX + 1).read_to_end(&mut bytes),
         path => std::fs::File::open(path).and_then(|file| file.take(TORRENT_BYTES_MAX + 1).read_to_end(&mut bytes)),
     };
-    let shown = printable(source.as_bytes());
     match read {
-        Err(error) => tell(&format!("read {shown}: {error}")),
-        Ok(length) if length as u64 > TORRENT_BYTES_MAX => tell(&format!("{shown} is too large to be a .torrent file")),
+        Err(error) => tell(&format!("read {source}: {error}")),
+        Ok(length) if length as u64 > TORRENT_BYTES_MAX => {
+            tell(&format!("{source} is too large to be a .torrent file"))
+        }
         Ok(_) if bytes.starts_with(b"magnet:") => {
             return Ok(NewTorrent::magnet(String::from_utf8_lossy(&bytes).trim().to_owned()));
         }

@@ -1,10 +1,10 @@
 //! `dtorrent check`: everything that is wrong with the config, or what it comes to.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 
 use clap::Args;
 
+use super::terminal::put;
 use super::{Exit, Options, tell};
 use crate::app;
 use crate::config::{self, Broker, BrokerKind, Client, Config, Loaded, Webhook};
@@ -24,12 +24,12 @@ pub fn run(options: Options, arguments: &Arguments) -> Exit {
         Err(exit) => return exit,
     };
     for warning in config::warnings(&loaded.config) {
-        tell(&format!("warning: {}", printable(warning.as_bytes())));
+        tell(&format!("warning: {warning}"));
     }
-    if std::io::stdout().write_all(summary(&loaded).as_bytes()).is_err() {
-        return Exit::Failed;
+    match put(summary(&loaded).as_bytes()) {
+        Ok(()) | Err(Exit::Done) if *connect => reach_all(&loaded.config),
+        said => said.map_or_else(|exit| exit, |()| Exit::Done),
     }
-    if *connect { reach_all(&loaded.config) } else { Exit::Done }
 }
 
 /// Says of each server and broker whether it can be reached, and if not, why.
@@ -46,7 +46,7 @@ fn reach_all(config: &Config) -> Exit {
         match result {
             Ok(found) => tell(&format!("{what}: {found}")),
             Err(error) => {
-                tell(&format!("{what}: {}", printable(format!("{error:#}").as_bytes())));
+                tell(&format!("{what}: {error:#}"));
                 exit = Exit::Unreachable;
             }
         }

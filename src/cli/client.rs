@@ -1,10 +1,10 @@
 //! `dtorrent client check`: whether a program will do as a client.
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use super::terminal::put;
 use super::{Exit, tell};
 use crate::clients::exec::{ExecClient, Settings};
 use crate::config::{Log, LogFormat};
@@ -49,11 +49,9 @@ pub fn run(arguments: Arguments) -> Exit {
     let client = ExecClient::new(Settings { server, command, timeout });
     let options = conformance::Options { may_act_on: torrent, patience: timeout };
     let findings = runtime.block_on(conformance::client(&client, &options));
-    if std::io::stdout().write_all(report(&findings).as_bytes()).is_err() {
-        return Exit::Failed;
-    }
+    let said = put(report(&findings).as_bytes());
     let is_broken = findings.iter().any(|finding| matches!(finding.verdict, Verdict::Broken(_)));
-    if is_broken { Exit::Failed } else { Exit::Done }
+    if is_broken { Exit::Failed } else { said.map_or_else(|exit| exit, |()| Exit::Done) }
 }
 
 fn report(findings: &[Finding]) -> String {

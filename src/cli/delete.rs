@@ -10,7 +10,7 @@ use super::terminal::human;
 use super::terminal::server::{can_ask, tell_of};
 use super::{Exit, Options, tell};
 use crate::manager::Watcher;
-use crate::model::{Deleted, Torrent, Verb, printable};
+use crate::model::{Deleted, Torrent, Verb};
 
 /// So many are named in the question.
 const NAMED_MAX: usize = 10;
@@ -57,7 +57,7 @@ async fn is_wanted(watcher: &Watcher, torrents: &[Torrent]) -> Result<bool, Exit
     let all: Vec<&Deleted> = preview.results.iter().filter_map(|row| row.deleted.as_ref()).collect();
     let (files, bytes) = all.iter().fold((0, 0), |(files, bytes), one| (files + one.count, bytes + one.bytes));
     for torrent in torrents.iter().take(NAMED_MAX) {
-        tell(&format!("  {}", printable(torrent.name.as_bytes())));
+        tell(&format!("  {}", torrent.name));
     }
     if torrents.len() > NAMED_MAX {
         tell(&format!("  and {} more", torrents.len() - NAMED_MAX));

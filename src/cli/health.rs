@@ -4,7 +4,7 @@
 //! deadline; only the status line of the answer counts.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -19,27 +19,17 @@ pub fn run(options: Options) -> Exit {
         Ok(loaded) => loaded,
         Err(exit) => return exit,
     };
-    let Some(listen) = loaded.config.http.listen else {
+    let Some(address) = loaded.config.http.address() else {
         tell("http.listen is off, so nobody can be asked; set it to an address, 127.0.0.1:8787");
         return Exit::Usage;
     };
-    match ask(reachable(listen)) {
+    match ask(address) {
         Ok(()) => Exit::Done,
         Err(error) => {
             tell(&format!("{error:#}"));
             Exit::Failed
         }
     }
-}
-
-/// Who listens on every address is reached on loopback.
-fn reachable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
 }
 
 fn ask(address: SocketAddr) -> anyhow::Result<()> {
@@ -62,9 +52,8 @@ fn ask(address: SocketAddr) -> anyhow::Result<()> {
         }
     }
     let line = line.split(|b| *b == b'\r' || *b == b'\n').next().unwrap_or_default();
-    let line = crate::model::printable(line);
-    if line.starts_with("HTTP/1.1 200") {
+    if line.starts_with(b"HTTP/1.1 200") {
         return Ok(());
     }
-    bail!("{address} says it is not well: {line}")
+    bail!("{address} says it is not well: {}", String::from_utf8_lossy(line))
 }

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::act::{self, Doing, Which, with_value};
 use super::{Exit, Options};
-use crate::model::{Verb, printable};
+use crate::model::Verb;
 
 #[derive(Clone, Debug, Args)]
 #[command(override_usage = "dtorrent label [OPTIONS] [SERVER] [SELECTOR]... LABEL")]
@@ -23,6 +23,6 @@ pub fn run(options: Options, arguments: Arguments) -> Exit {
         Ok(found) => found,
         Err(exit) => return exit,
     };
-    let done = format!("labelled `{}`", printable(label.as_bytes()));
+    let done = format!("labelled `{label}`");
     act::run(options, selectors, &which, &Doing::new(Verb::Label, json!({"label": label}), done))
 }

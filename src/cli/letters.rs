@@ -1,13 +1,12 @@
 //! `dtorrent letters`: the events that brokers and endpoints would not take.
 
-use std::io::Write as _;
-
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::terminal::{put, put_json};
 use super::{Exit, Options, tell};
-use crate::app::{self, Letter};
+use crate::app::{self, Letter, Tried};
 use crate::config::Config;
 use crate::model::{SinkName, printable};
 use crate::port::DeliverError;
@@ -16,7 +15,8 @@ use crate::port::DeliverError;
 pub enum Arguments {
     /// List the events that were put aside, oldest first; the bridge may run
     List(ListArguments),
-    /// Send events that were put aside once more, with their ids and bodies; the bridge must be stopped
+    /// Send events that were put aside once more, with their ids and bodies; a bridge that runs is asked to send those of
+    /// webhooks (http.token), and must be stopped for those of brokers
     Replay(Choice),
     /// Drop events that were put aside, for good; the bridge may run
     Drop(Choice),
@@ -86,12 +86,14 @@ pub fn carry_out(command: &str, options: Options, work: impl FnOnce(&Config) -> 
 }
 
 pub fn list(config: &Config, scope: Scope, name: Option<&str>, is_json: bool) -> anyhow::Result<Exit> {
-    let mut letters = app::dead_letters(config)?;
+    let mut letters = app::dead_letters(&config.data_dir)?;
     letters.retain(|letter| scope.holds(letter) && name.is_none_or(|name| letter.name.as_str() == name));
-    let mut out = std::io::stdout().lock();
     for letter in &letters {
-        let line = if is_json { as_json(scope, letter).to_string() } else { as_line(letter) };
-        writeln!(out, "{line}").context("write to stdout")?;
+        let said =
+            if is_json { put_json(&as_json(scope, letter).to_string()) } else { put(as_line(letter).as_bytes()) };
+        if let Err(exit) = said {
+            return Ok(exit);
+        }
     }
     if letters.is_empty() && !is_json {
         tell("nothing was put aside");
@@ -110,7 +112,7 @@ fn as_line(Letter { name, letter, .. }: &Letter) -> String {
         }
     };
     let line = format!("{}  {name}  {}  {what}: {}", letter.time, letter.id, letter.reason);
-    printable(line.as_bytes())
+    printable(line.as_bytes()) + "\n"
 }
 
 fn as_json(scope: Scope, Letter { name, letter, .. }: &Letter) -> Value {
@@ -130,7 +132,7 @@ fn as_json(scope: Scope, Letter { name, letter, .. }: &Letter) -> Value {
 /// Those of a sink that were named, or all of them.
 fn chosen(config: &Config, scope: Scope, name: &str, ids: &[String]) -> anyhow::Result<Vec<Letter>> {
     let name = SinkName::parse(name).map_err(|error| anyhow::anyhow!("{error}"))?;
-    let mut letters = app::dead_letters(config)?;
+    let mut letters = app::dead_letters(&config.data_dir)?;
     letters.retain(|letter| scope.holds(letter) && letter.name == name);
     let is_known = match scope {
         Scope::All => config.brokers.contains_key(&name) || config.webhooks.contains_key(&name),
@@ -140,10 +142,7 @@ fn chosen(config: &Config, scope: Scope, name: &str, ids: &[String]) -> anyhow::
         let kinds = if scope == Scope::All { "broker or webhook" } else { "webhook" };
         bail!("the config has no {kinds} {name}");
     }
-    if let Some(unknown) = ids.iter().find(|id| !letters.iter().any(|letter| letter.letter.id == **id)) {
-        bail!("{name} has no dead letter {unknown}");
-    }
-    letters.retain(|letter| ids.is_empty() || ids.contains(&letter.letter.id));
+    let letters = Letter::chosen(letters, ids).with_context(|| name.to_string())?;
     if letters.is_empty() {
         tell(&format!("nothing was put aside for {name}"));
     }
@@ -155,11 +154,11 @@ pub fn replay(config: &Config, scope: Scope, name: &str, ids: &[String]) -> anyh
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let tried = runtime.block_on(app::replay(config, letters))?;
     let mut exit = Exit::Done;
-    for (Letter { letter, .. }, result) in &tried {
+    for Tried { id, result } in &tried {
         match result {
-            Ok(()) => tell(&format!("{}: taken", letter.id)),
+            Ok(()) => tell(&format!("{id}: taken")),
             Err(error) => {
-                tell(&printable(format!("{}: {error}", letter.id).as_bytes()));
+                tell(&printable(format!("{id}: {error}").as_bytes()));
                 let is_away = matches!(error, DeliverError::Unavailable { .. });
                 exit = if is_away { Exit::Unreachable } else { Exit::Failed };
             }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::terminal::select::{Conditions, chosen};
+use super::terminal::select::Conditions;
 use super::terminal::server::{Session, at_work, exit_of_client};
 use super::terminal::table::{Cell, Column, table};
-use super::terminal::{human, paint, say, width};
+use super::terminal::{human, paint, put_json, say, width};
 use super::{Exit, Options, tell};
 use crate::app;
 use crate::model::{ServerName, Torrent, printable};
@@ -66,14 +66,13 @@ fn list(options: Options, arguments: &Arguments) -> Result<Exit, Exit> {
     let Arguments { servers, conditions, name, sort, reverse, json } = arguments;
     let session = Session::start(options)?;
     let servers = session.servers(servers)?;
-    let filter = conditions.filter().map_err(|error| {
+    let filter = conditions.filter(name.as_deref()).map_err(|error| {
         tell(&error);
         Exit::Usage
     })?;
     let (torrents, exit) = session.run(at_work("reading", read_all(&session, &servers)));
-    let name: Vec<String> = name.iter().cloned().collect();
-    // A name that nobody has is an empty list, not a mistake.
-    let mut found = chosen(&torrents, &name, &filter, SystemClock.now()).unwrap_or_default();
+    let now = SystemClock.now();
+    let mut found: Vec<&Torrent> = torrents.iter().filter(|torrent| filter.matches(torrent, now)).collect();
     found.sort_by_key(|torrent| torrent.name.to_lowercase());
     let rate = |torrent: &Torrent| torrent.download_rate.unwrap_or(0) + torrent.upload_rate.unwrap_or(0);
     match sort {
@@ -90,7 +89,7 @@ fn list(options: Options, arguments: &Arguments) -> Result<Exit, Exit> {
     if *json {
         let lines: Vec<String> =
             found.iter().map(|torrent| serde_json::to_string(torrent).expect("a torrent is plain JSON")).collect();
-        say(&format!("[{}]\n", lines.join(",\n")))?;
+        put_json(&format!("[{}]", lines.join(",\n")))?;
     } else if !found.is_empty() {
         let rows: Vec<Vec<Cell>> = found.iter().map(|torrent| row(torrent, servers.len() > 1)).collect();
         say(&table(&COLUMNS, &rows, width()))?;
@@ -119,7 +118,7 @@ async fn read_all(session: &Session, servers: &[ServerName]) -> (Vec<Torrent>, E
         match answer {
             Ok(all) => torrents.extend(all),
             Err((reason, how)) => {
-                tell(&format!("server {name}: {}", printable(reason.as_bytes())));
+                tell(&format!("server {name}: {reason}"));
                 exit = how;
             }
         }

@@ -8,7 +8,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use clap::Args;
 use indicatif::ProgressBar;
 use url::Url;
@@ -33,13 +33,13 @@ pub struct Arguments {
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     /// A tracker; again for more, each in a tier of its own
-    #[arg(long, short, value_name = "URL")]
+    #[arg(long, short, value_name = "URL", value_parser = tracker)]
     tracker: Vec<String>,
     /// Only the trackers may tell of peers
     #[arg(long)]
     private: bool,
     /// KiB, a power of two from 16 to 16384 [default: chosen by the size]
-    #[arg(long, value_name = "KIB")]
+    #[arg(long, value_name = "KIB", value_parser = piece_length)]
     piece_length: Option<u64>,
     /// Write over a file that is there
     #[arg(long)]
@@ -59,6 +59,17 @@ pub fn run(arguments: &Arguments) -> Exit {
     }
 }
 
+fn tracker(text: &str) -> Result<String, String> {
+    let parsed = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https" | "udp"));
+    parsed.map(|_| text.to_owned()).ok_or_else(|| "an address with http, https or udp is right".to_owned())
+}
+
+fn piece_length(text: &str) -> Result<u64, String> {
+    let kib = text.parse::<u64>().ok().filter(|kib| kib.is_power_of_two());
+    let kib = kib.filter(|kib| (PIECE_MIN..=PIECE_MAX).contains(&kib.saturating_mul(1024)));
+    kib.ok_or_else(|| "a power of two from 16 to 16384 is right".to_owned())
+}
+
 struct Source {
     /// Below the torrent's folder; of a single file its name.
     path: Vec<Vec<u8>>,
@@ -68,10 +79,6 @@ struct Source {
 
 fn make(arguments: &Arguments) -> anyhow::Result<String> {
     let Arguments { path, output, tracker, private, piece_length, force } = arguments;
-    for url in tracker {
-        let parsed = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https" | "udp"));
-        ensure!(parsed.is_some(), "{url:?} is no tracker: an address with http, https or udp is right");
-    }
     let whole = path.canonicalize().with_context(|| format!("read {}", path.display()))?;
     let name = whole.file_name().context("the root of the file system has no name")?;
     let is_folder = whole.is_dir();
@@ -96,11 +103,7 @@ fn make(arguments: &Arguments) -> anyhow::Result<String> {
     }
     let total: u64 = sources.iter().map(|source| source.length).sum();
     ensure!(total > 0, "there is nothing in {}", path.display());
-    let piece_bytes = match piece_length {
-        None => chosen_piece_bytes(total),
-        Some(kib) if kib.is_power_of_two() && (PIECE_MIN..=PIECE_MAX).contains(&kib.saturating_mul(1024)) => kib * 1024,
-        Some(_) => bail!("--piece-length is a power of two from 16 to 16384 (KiB)"),
-    };
+    let piece_bytes = piece_length.map_or_else(|| chosen_piece_bytes(total), |kib| kib * 1024);
     let piece_bytes = u32::try_from(piece_bytes).context("a piece is too long")?;
     let mut builder = if is_folder {
         MetainfoBuilder::folder(name.as_bytes(), piece_bytes)
@@ -220,12 +223,16 @@ mod tests {
         assert_eq!((metainfo.private, metainfo.tracker.as_deref()), (true, Some("one.example")));
         assert!(make(&arguments).unwrap_err().to_string().contains("--force"));
         for wrong in [
-            Arguments { piece_length: Some(33), force: true, ..arguments.clone() },
-            Arguments { piece_length: Some(u64::MAX), force: true, ..arguments.clone() },
-            Arguments { tracker: vec!["ftp://x".into()], force: true, ..arguments.clone() },
             Arguments { path: folder.path().join("none"), force: true, ..arguments.clone() },
+            Arguments { output: Some(folder.path().join("none/x.torrent")), ..arguments.clone() },
         ] {
             assert!(make(&wrong).is_err(), "{wrong:?}");
         }
+        for (text, is_right) in
+            [("16", true), ("16384", true), ("8", false), ("33", false), ("32768", false), ("", false)]
+        {
+            assert_eq!(piece_length(text).is_ok(), is_right, "{text}");
+        }
+        assert!(piece_length(&(1u64 << 63).to_string()).is_err() && tracker("ftp://x").is_err());
     }
 }

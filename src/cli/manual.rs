@@ -1,13 +1,13 @@
 //! `dtorrent completions` and `dtorrent man`: what shells and `man` want to know of this command line.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
 
+use super::terminal::put;
 use super::{Cli, Exit, tell};
 
 #[derive(Debug, Args)]
@@ -25,29 +25,21 @@ pub struct ManArguments {
 pub fn completions(arguments: &CompletionsArguments) -> Exit {
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut Cli::command(), "dtorrent", &mut script);
-    done("dtorrent completions", to_stdout(&script))
+    put(&script).map_or_else(|exit| exit, |()| Exit::Done)
 }
 
 pub fn man(arguments: &ManArguments) -> Exit {
     let result = match &arguments.folder {
-        None => page(whole()).and_then(|page| to_stdout(&page)),
-        Some(folder) => pages(folder),
+        None => page(whole()).map(|page| put(&page)),
+        Some(folder) => pages(folder).map(Ok),
     };
-    done("dtorrent man", result)
-}
-
-fn done(what: &str, result: anyhow::Result<()>) -> Exit {
     match result {
-        Ok(()) => Exit::Done,
+        Ok(said) => said.map_or_else(|exit| exit, |()| Exit::Done),
         Err(error) => {
-            tell(&format!("{what}: {error:#}"));
+            tell(&format!("dtorrent man: {error:#}"));
             Exit::Failed
         }
     }
-}
-
-fn to_stdout(bytes: &[u8]) -> anyhow::Result<()> {
-    std::io::stdout().write_all(bytes).context("write to stdout")
 }
 
 /// With the names that subcommands have by those above them.

@@ -32,7 +32,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, ConfigErrors, Flag, Loaded, Sources};
-use crate::model::Verb;
+use crate::model::{Verb, printable};
 
 #[derive(Debug, Parser)]
 #[command(name = "dtorrent", version, about, disable_help_subcommand = true)]
@@ -212,6 +212,10 @@ impl Cli {
 }
 
 /// Says something to a person. If stderr is gone there is nobody to say it to.
+///
+/// Names of torrents and words of servers are in it, so nothing in it does anything to a terminal.
 fn tell(text: &str) {
-    let _nobody_listens = writeln!(std::io::stderr(), "{text}").is_err();
+    for line in text.lines() {
+        let _nobody_listens = writeln!(std::io::stderr(), "{}", printable(line.as_bytes())).is_err();
+    }
 }

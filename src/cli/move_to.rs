@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::act::{self, Doing, Which, with_value};
 use super::{Exit, Options};
-use crate::model::{Verb, printable};
+use crate::model::Verb;
 
 #[derive(Clone, Debug, Args)]
 #[command(override_usage = "dtorrent move [OPTIONS] [SERVER] [SELECTOR]... FOLDER")]
@@ -26,6 +26,6 @@ pub fn run(options: Options, arguments: Arguments) -> Exit {
         Ok(found) => found,
         Err(exit) => return exit,
     };
-    let done = format!("in {}", printable(folder.as_bytes()));
+    let done = format!("in {folder}");
     act::run(options, selectors, &which, &Doing::new(Verb::Move, json!({"directory": folder, "data": data}), done))
 }

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::act::{self, Doing, Which, with_value};
 use super::{Exit, Options, tell};
-use crate::model::{Verb, printable};
+use crate::model::Verb;
 
 const NAMES: [&str; 4] = ["off", "low", "normal", "high"];
 
@@ -27,7 +27,7 @@ pub fn run(options: Options, arguments: Arguments) -> Exit {
     };
     let number = NAMES.iter().position(|name| *name == priority).or_else(|| priority.parse().ok());
     let Some(number) = number.filter(|number| *number < NAMES.len()) else {
-        tell(&format!("`{}` is no priority: {} are", printable(priority.as_bytes()), NAMES.join(", ")));
+        tell(&format!("`{priority}` is no priority: {} are", NAMES.join(", ")));
         return Exit::Usage;
     };
     let done = format!("of {} priority", NAMES[number]);

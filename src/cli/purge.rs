@@ -4,7 +4,6 @@ use anyhow::Context as _;
 
 use super::{Exit, Options, tell};
 use crate::app;
-use crate::model::printable;
 
 pub fn run(options: Options) -> Exit {
     let loaded = match options.load_or_tell() {
@@ -16,7 +15,7 @@ pub fn run(options: Options) -> Exit {
     let brokers = match purged {
         Ok(brokers) => brokers,
         Err(error) => {
-            tell(&format!("dtorrent purge: {}", printable(format!("{error:#}").as_bytes())));
+            tell(&format!("dtorrent purge: {error:#}"));
             return Exit::Failed;
         }
     };
@@ -25,7 +24,7 @@ pub fn run(options: Options) -> Exit {
         match result {
             Ok(count) => tell(&format!("broker {broker}: {count} names cleared")),
             Err(error) => {
-                tell(&format!("broker {broker}: {}", printable(format!("{error:#}").as_bytes())));
+                tell(&format!("broker {broker}: {error:#}"));
                 exit = Exit::Unreachable;
             }
         }

@@ -1,11 +1,9 @@
 //! `dtorrent schema`: the shapes of what is sent and taken, on stdout.
 
-use std::io::Write as _;
-
 use clap::{Subcommand, ValueEnum};
-use serde_json::Value;
 
-use super::{Exit, tell};
+use super::Exit;
+use super::terminal::put_json;
 use crate::config;
 use crate::model::Verb;
 use crate::schema::{self, Body};
@@ -68,16 +66,6 @@ pub fn run(arguments: &Arguments) -> Exit {
         Arguments::Command { verb: None } => schema::any_command().to_value(),
         Arguments::Asyncapi => schema::asyncapi(),
     };
-    print(&document)
-}
-
-fn print(document: &Value) -> Exit {
-    let text = serde_json::to_string_pretty(document).expect("it is plain JSON");
-    match writeln!(std::io::stdout(), "{text}") {
-        Ok(()) => Exit::Done,
-        Err(error) => {
-            tell(&format!("dtorrent schema: write to stdout: {error}"));
-            Exit::Failed
-        }
-    }
+    put_json(&serde_json::to_string_pretty(&document).expect("it is plain JSON"))
+        .map_or_else(|exit| exit, |()| Exit::Done)
 }

@@ -9,7 +9,7 @@ use unicode_width::UnicodeWidthStr as _;
 use super::terminal::select::chosen;
 use super::terminal::server::{ServerChoice, Session, tell_of};
 use super::terminal::table::{Cell, Column, cut, table};
-use super::terminal::{human, paint, say, width};
+use super::terminal::{human, paint, put_json, say, width};
 use super::{Exit, Options, tell};
 use crate::manager::TorrentDetails;
 use crate::model::{File, Filter, Parts, Peer, Timestamp, Torrent, Tracker, printable};
@@ -69,7 +69,7 @@ fn show(options: Options, arguments: Arguments) -> Result<(), Exit> {
         let details = watcher.get_parts(hash, Parts { files: true, trackers, peers }).await;
         let details = details.map_err(|error| tell_of(&error))?;
         if json {
-            say(&format!("{}\n", serde_json::to_string(&details).expect("a torrent is plain JSON")))
+            put_json(&serde_json::to_string(&details).expect("a torrent is plain JSON"))
         } else {
             say(&page(&details, width()))
         }

@@ -9,7 +9,7 @@ use super::{Exit, Options};
 pub enum Arguments {
     /// List the events that were put aside, oldest first; the bridge may run
     List(ListArguments),
-    /// Send events that were put aside once more, with their ids and bodies; the bridge must be stopped
+    /// Send events that were put aside once more, with their ids and bodies; a bridge that runs is asked to (http.token)
     Replay(ReplayArguments),
 }
 

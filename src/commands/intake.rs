@@ -35,7 +35,7 @@ const GOOD_AFTER: Duration = Duration::from_secs(1);
 /// How long to wait before a command is offered to a full disk again.
 const FULL_EACH: Duration = Duration::from_secs(1);
 /// So many messages are written down together.
-const TOGETHER_MAX: usize = 256;
+pub(super) const TOGETHER_MAX: usize = 256;
 /// With so many bytes no more are waited for.
 const TOGETHER_BYTES_MAX: usize = 16 << 20;
 
@@ -129,7 +129,7 @@ impl Intake {
                         all.push(self.noted(incoming));
                     }
                     unlooked += all.len();
-                    self.door.take(all, &stop).await?;
+                    self.door.take(all, |_| {}, &stop).await?;
                 }
                 Err(error) => {
                     if since.elapsed() > GOOD_AFTER {
@@ -193,10 +193,19 @@ impl Door {
         Ok(count >= max.count || bytes >= max.bytes)
     }
 
-    /// Takes messages in their order; those that came together are written down together.
-    async fn take(&self, all: Vec<(Incoming, Option<Timestamp>)>, stop: &CancellationToken) -> Result<(), StoreError> {
+    /// Takes messages in their order; those that came together are written down together. `expect` hears of each,
+    /// in that order, under which name its result will be written down, before it is.
+    pub(super) async fn take(
+        &self,
+        all: Vec<(Incoming, Option<Timestamp>)>,
+        mut expect: impl FnMut((Option<ServerName>, CommandId)),
+        stop: &CancellationToken,
+    ) -> Result<(), StoreError> {
         let (taken, acks): (Vec<Taken>, Vec<_>) =
             all.into_iter().map(|(incoming, away_since)| self.judge(incoming, away_since)).unzip();
+        for Taken { command, .. } in &taken {
+            expect((command.server.clone(), command.id.clone()));
+        }
         let entries = taken.iter().map(entry).collect();
         let mut admissions = self.store.log_commands(entries).await.map(Vec::into_iter);
         for (taken, ack) in taken.iter().zip(acks) {
@@ -254,18 +263,6 @@ impl Door {
             written = self.log(taken).await;
         }
         written.map(Some)
-    }
-
-    /// Takes one message; `expect` hears under which name its result will be written down, before it is.
-    pub(super) async fn take_one(
-        &self,
-        incoming: Incoming,
-        expect: impl FnOnce((Option<ServerName>, CommandId)),
-        stop: &CancellationToken,
-    ) -> Result<(), StoreError> {
-        let (taken, ack) = self.judge(incoming, None);
-        expect((taken.command.server.clone(), taken.command.id.clone()));
-        self.settle(&taken, ack, self.log(&taken).await, stop).await.map(drop)
     }
 
     fn judge(&self, incoming: Incoming, away_since: Option<Timestamp>) -> (Taken, Box<dyn FnOnce() + Send>) {

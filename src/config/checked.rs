@@ -4,7 +4,7 @@
 //! every key that the table may have; faults are collected by [`Table`], so one reading finds all.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -58,6 +58,20 @@ pub struct Http {
     pub commands: Rights,
     /// Names with dots by which browsers may ask for the pages, in lower case.
     pub hosts: Vec<String>,
+}
+
+impl Http {
+    /// Where the bridge is reached from this machine; `None`: nowhere.
+    pub fn address(&self) -> Option<SocketAddr> {
+        let listen = self.listen?;
+        let ip = match listen.ip() {
+            // Who listens on every address is reached on loopback.
+            IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            ip => ip,
+        };
+        Some(SocketAddr::new(ip, listen.port()))
+    }
 }
 
 #[derive(Clone, Debug)]

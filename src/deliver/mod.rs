@@ -17,7 +17,6 @@ mod reader;
 pub mod registry;
 pub mod retention;
 mod unburied;
-pub mod viewer;
 
 pub use dispatch::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
-pub use reader::{Heard, Missed, Reader, ReaderParts};
+pub use reader::{Begin, Heard, Missed, Reader, ReaderParts};

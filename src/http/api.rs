@@ -26,6 +26,8 @@ use crate::model::{CommandError, ErrorCode, InfoHash, ServerName};
 
 /// As much as a broker may bring.
 const BODY_BYTES_MAX: usize = 10 << 20;
+/// Who has the token may hold a place for so long before he has said what he wants.
+const BODY_WITHIN: Duration = Duration::from_secs(120);
 /// A line that says nothing, so that nobody in between takes the connection for dead.
 const HEARTBEAT_EACH: Duration = Duration::from_secs(15);
 
@@ -40,6 +42,9 @@ pub trait Api: Send + Sync {
     /// Has a command carried out as one that came by a broker, and waits for what becomes of it.
     async fn command(&self, order: Order) -> Answered;
     fn events(&self, wish: EventsWish) -> BoxStream<'static, Notice>;
+    /// Sends dead letters of a webhook once more, those of these ids or all, and says what became of each; or why
+    /// it is not done.
+    async fn replay(&self, webhook: &str, ids: Vec<String>) -> Result<Vec<Value>, String>;
 }
 
 /// A command, in words that nobody has checked.
@@ -141,8 +146,9 @@ async fn command(
     let Ok(_place) = Arc::clone(&site.long_visits).try_acquire_owned() else { return too_many() };
     pass.stay();
     pass.allow(BODY_BYTES_MAX);
-    let Ok(body) = to_bytes(request.into_body(), BODY_BYTES_MAX).await else {
-        return bad(ErrorCode::TooLarge, format!("a body has {BODY_BYTES_MAX} bytes at most"));
+    let body = match body_of(request.into_body()).await {
+        Ok(body) => body,
+        Err(refusal) => return refusal,
     };
     let answer = tokio::select! {
         biased;
@@ -157,6 +163,61 @@ async fn command(
         Answered::Stopping => return bad(ErrorCode::ClientOffline, "the bridge ends; ask again with the same id"),
     };
     (status, [(header::CONTENT_TYPE, "application/json"), (header::CONNECTION, "close")], body).into_response()
+}
+
+/// Which dead letters are to be sent once more.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReplayWish {
+    #[serde(default)]
+    ids: Vec<String>,
+    #[serde(default)]
+    all: bool,
+}
+
+pub(super) async fn replay(
+    State(site): Shared,
+    ConnectInfo(pass): ConnectInfo<Pass>,
+    Path(webhook): Path<String>,
+    request: Request,
+) -> Response {
+    if let Err(refusal) = site.guard.check_change(request.headers()) {
+        return refused(refusal);
+    }
+    let Ok(_place) = Arc::clone(&site.long_visits).try_acquire_owned() else { return too_many() };
+    pass.stay();
+    let body = match body_of(request.into_body()).await {
+        Ok(body) => body,
+        Err(refusal) => return refusal,
+    };
+    let ids = match serde_json::from_slice(&body) {
+        Ok(ReplayWish { ids, all }) if all == ids.is_empty() => ids,
+        _ => {
+            return bad(
+                ErrorCode::BadRequest,
+                "say which: {\"ids\": [\"home-7f3a9c21-000000004182\"]}, or {\"all\": true}",
+            );
+        }
+    };
+    let tried = tokio::select! {
+        biased;
+        tried = site.api.replay(&webhook, ids) => tried,
+        () = site.stop.cancelled() => return bad(ErrorCode::ClientOffline, "the bridge ends; what was taken is on the list no more"),
+    };
+    match tried {
+        Ok(tried) => {
+            ([(header::CONNECTION, "close")], axum::Json(json!({"webhook": webhook, "tried": tried}))).into_response()
+        }
+        Err(reason) => bad(ErrorCode::BadRequest, reason),
+    }
+}
+
+async fn body_of(body: Body) -> Result<Bytes, Response> {
+    match tokio::time::timeout(BODY_WITHIN, to_bytes(body, BODY_BYTES_MAX)).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(_)) => Err(bad(ErrorCode::TooLarge, format!("a body has {BODY_BYTES_MAX} bytes at most"))),
+        Err(_) => Err(bad(ErrorCode::BadRequest, format!("the body did not come within {BODY_WITHIN:?}"))),
+    }
 }
 
 /// What the result of a command is in the terms of HTTP.
@@ -289,6 +350,16 @@ mod tests {
         ] {
             assert_eq!(lines(&notice), expected);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_has_an_end_in_bytes_and_in_time() {
+        assert_eq!(body_of(Body::from("{}")).await.unwrap(), "{}");
+        let large = body_of(Body::from(vec![b'x'; BODY_BYTES_MAX + 1])).await.unwrap_err();
+        assert_eq!(large.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        let begun = stream::iter([Ok::<_, Infallible>(Bytes::from_static(b"{"))]).chain(stream::pending());
+        let endless = body_of(Body::from_stream(begun)).await.unwrap_err();
+        assert_eq!(endless.status(), StatusCode::BAD_REQUEST);
     }
 
     #[test]

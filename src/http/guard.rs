@@ -94,7 +94,33 @@ fn is_same(one: &str, other: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// A browser that was sent to a name with dots says it in `Host`, with a port or not, in any case.
+        #[test]
+        fn no_name_with_a_dot_that_is_not_listed_is_ours(
+            name in "[a-zA-Z0-9-]{1,8}(\\.[a-zA-Z0-9-]{1,8}){0,2}\\.[a-zA-Z]{2,8}\\.?",
+            port in prop::option::of(any::<u16>()),
+        ) {
+            prop_assume!(!name.to_lowercase().trim_end_matches('.').ends_with(".localhost"));
+            let host = port.map_or(name.clone(), |port| format!("{name}:{port}"));
+            let check = guard().check_host(&"/".parse().unwrap(), &headers(&[("host", &host)]));
+            prop_assert_eq!(check, Err(Refusal::Host));
+        }
+
+        #[test]
+        fn no_header_makes_it_panic_or_is_the_token(value in prop::collection::vec(any::<u8>(), 0..40)) {
+            let Ok(value) = axum::http::HeaderValue::from_bytes(&value) else { return Ok(()) };
+            for name in [header::HOST, header::ORIGIN, header::AUTHORIZATION] {
+                let headers = HeaderMap::from_iter([(name, value.clone())]);
+                let _not_panicked = guard().check_host(&"/".parse().unwrap(), &headers);
+                prop_assert!(guard().check_change(&headers).is_err());
+            }
+        }
+    }
 
     fn guard() -> Guard {
         Guard { token: Some("sesame".to_owned().into()), hosts: vec!["torrents.example.org".to_owned()] }

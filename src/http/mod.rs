@@ -90,6 +90,7 @@ pub async fn serve(listener: TcpListener, served: Served, stop: CancellationToke
         .route("/api/v1/servers/{server}/torrents/{hash}", get(api::torrent))
         .route("/api/v1/servers/{server}/commands/{verb}", post(api::command_server))
         .route("/api/v1/servers/{server}/torrents/{hash}/commands/{verb}", post(api::command_torrent))
+        .route("/api/v1/webhooks/{webhook}/replay", post(api::replay))
         .route("/api/v1/events", get(api::events))
         .fallback(api::nothing_here)
         .layer(middleware::from_fn_with_state(Arc::clone(&site), guarded));

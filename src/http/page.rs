@@ -3,8 +3,6 @@
 //! Every text in it may come from a stranger: a torrent has the name that its maker gave it. All of it goes
 //! through [`text`], and what goes into an attribute is one of our own words.
 
-use std::fmt::Write as _;
-
 use serde_json::Value;
 
 use crate::model::printable;
@@ -138,7 +136,7 @@ fn status(status: &Value, problem: &Value) -> String {
 fn shown(value: &Value) -> String {
     match value {
         Value::Null => "–".to_owned(),
-        Value::String(text) => printable(text.as_bytes()),
+        Value::String(text) => text.clone(),
         other => other.to_string(),
     }
 }
@@ -167,7 +165,7 @@ fn seconds(value: &Value) -> String {
 /// Text as HTML that shows it and nothing else, wherever letters from right to left would put what follows.
 fn text(plain: &str) -> String {
     let mut out = String::with_capacity(plain.len() + 16);
-    for c in plain.chars() {
+    for c in printable(plain.as_bytes()).chars() {
         match c {
             '<' => out += "&lt;",
             '>' => out += "&gt;",
@@ -175,9 +173,6 @@ fn text(plain: &str) -> String {
             '"' => out += "&quot;",
             '\'' => out += "&#39;",
             '`' => out += "&#96;",
-            // Marks that turn the direction of what follows.
-            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => out.push('\u{fffd}'),
-            c if c.is_control() => write!(out, "&#xfffd;").expect("a text takes everything"),
             c => out.push(c),
         }
     }

@@ -226,7 +226,7 @@ impl Builder {
         };
         let caller = Arc::new(Caller::new(door));
         let called = Arc::clone(&caller);
-        left.spawn("results".to_owned(), move |stop| Arc::clone(&called).run(stop));
+        left.spawn("commands".to_owned(), move |stop| Arc::clone(&called).run(stop));
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
             board,
@@ -333,11 +333,8 @@ fn connect(
         Client::Ready(client) => client,
         Client::Rtorrent { url, login } => {
             let (username, password) = login.unzip();
-            let server = name.clone();
-            let endpoint = Endpoint::parse(&url)?;
-            let (extra, rpc) = Default::default();
-            let settings = Settings { server, endpoint, username, password, ca_pem: None, timeout, extra, rpc };
-            Arc::new(RtorrentClient::new(settings)?)
+            let settings = Settings::new(name.clone(), Endpoint::parse(&url)?);
+            Arc::new(RtorrentClient::new(Settings { username, password, timeout, ..settings })?)
         }
         Client::Exec { command } if command.is_empty() => return Err("a program is missing".into()),
         Client::Exec { command } => {

@@ -72,7 +72,7 @@ impl Stream for Events {
 /// An event in its typed shape.
 pub(super) fn event(heard: Heard) -> Option<Event> {
     match heard {
-        Heard::Missed(_) => None,
+        Heard::Missed(_) | Heard::Elsewhere(_) => None,
         Heard::Updated(event) => Some(*event),
         Heard::Entry(entry) => match serde_json::from_slice(&entry.body) {
             Ok(event) => Some(event),

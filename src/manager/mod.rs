@@ -50,7 +50,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::board::Board;
 use crate::commands::Caller;
-use crate::deliver::{Heard, Reader, ReaderParts};
+use crate::deliver::{Begin, Heard, Reader, ReaderParts};
 use crate::model::{Event, EventId, InfoHash, Kind, Seq, ServerName, Torrent};
 use crate::port::{Clock, Store, StoreError, TorrentClient};
 use crate::supervise::Group;
@@ -255,7 +255,7 @@ impl Shared {
             clock: Arc::clone(&self.clock),
             servers: self.clients.keys().cloned().collect(),
             events,
-            after,
+            begin: Begin::After(after),
             stop,
         })
     }

@@ -244,14 +244,8 @@ impl Watcher {
         };
         let body = Value::Object(arguments).to_string().into();
         let result = self.shared.caller.call(address, body, None, &self.shared.stop).await;
-        match result {
-            Ok(Some(result)) => Ok(serde_json::from_slice(&result).expect("it is written as it is read")),
-            Ok(None) => Err(ManagerError::Stopped),
-            Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "a command cannot be written down");
-                Err(ManagerError::Stopped)
-            }
-        }
+        let result = result.ok_or(ManagerError::Stopped)?;
+        Ok(serde_json::from_slice(&result).expect("it is written as it is read"))
     }
 
     /// How far the content is that commands are checking (see [`NewTorrent::data_file`]): bytes read, and all.

@@ -11,6 +11,7 @@ const DEPTH_MAX: usize = 100;
 /// Why bytes are not bencoding, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not bencoded at byte {at}: {what}")]
+#[non_exhaustive]
 pub struct NotBencoded {
     pub at: usize,
     pub what: &'static str,

@@ -147,6 +147,7 @@ pub struct Limits {
 }
 
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Add {
     pub hash: InfoHash,
     pub source: AddSource,
@@ -156,6 +157,13 @@ pub struct Add {
     pub priority: Option<u8>,
     /// All of its content is there and was checked: the client has to find it complete.
     pub is_checked: bool,
+}
+
+impl Add {
+    /// One that starts, where and how the client likes it.
+    pub fn new(hash: InfoHash, source: AddSource) -> Self {
+        Self { hash, source, start: true, label: None, directory: None, priority: None, is_checked: false }
+    }
 }
 
 #[derive(Clone, PartialEq)]
@@ -187,6 +195,7 @@ pub struct Parts {
 /// What became of a command, or of its part for one torrent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum OutcomeStatus {
     /// Done, and the effect was seen.
     Ok,
@@ -220,6 +229,7 @@ pub enum ErrorCode {
 /// Why a command was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, thiserror::Error)]
 #[error("{message}")]
+#[non_exhaustive]
 pub struct CommandError {
     pub code: ErrorCode,
     pub message: String,
@@ -236,6 +246,7 @@ impl CommandError {
 
 /// The result for one torrent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Row {
     pub hash: InfoHash,
     pub status: OutcomeStatus,
@@ -273,6 +284,7 @@ fn shown_torrent(generator: &mut SchemaGenerator) -> Schema {
 
 /// What became of the files of a torrent that was deleted with its content.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Deleted {
     /// Paths, the first thousand.
     pub files: Vec<String>,
@@ -304,6 +316,7 @@ impl Row {
 /// The result of a command, in its JSON shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Result")]
+#[non_exhaustive]
 pub struct Outcome {
     #[schemars(extend("const" = RESULT_SCHEMA))]
     #[serde(deserialize_with = "result_schema")]
@@ -330,6 +343,26 @@ pub struct Outcome {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Value")]
     pub value: Option<Value>,
+}
+
+impl Outcome {
+    /// A result without rows; for those who try out what they do with results.
+    pub fn new(id: CommandId, verb: impl Into<String>, status: OutcomeStatus, time: Timestamp) -> Self {
+        Self {
+            schema: RESULT_SCHEMA,
+            id,
+            verb: verb.into(),
+            server: None,
+            status,
+            time,
+            took_ms: 0,
+            results: Vec::new(),
+            error: None,
+            page: None,
+            part: None,
+            value: None,
+        }
+    }
 }
 
 /// Which part of a result this is, and of how many.

@@ -35,6 +35,7 @@ pub type Changes = BTreeMap<String, Change>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Entity {
     Torrent,
     Server,
@@ -184,6 +185,7 @@ impl Serialize for EventId {
 /// An event in its JSON shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(transform = of_its_entity)]
+#[non_exhaustive]
 pub struct Event {
     #[schemars(extend("const" = EVENT_SCHEMA))]
     #[serde(deserialize_with = "event_schema")]
@@ -231,6 +233,28 @@ fn of_its_entity(schema: &mut Schema) {
 }
 
 impl Event {
+    /// An event of this name and kind, observed, without a torrent; for those who try out what they do with events.
+    pub fn new(id: EventId, event_type: Kind, time: Timestamp) -> Self {
+        let (server, seq) = match &id {
+            EventId::Journal { server, seq, .. } => (server.clone(), Some(*seq)),
+            EventId::Updated { server, .. } => (server.clone(), None),
+        };
+        Self {
+            schema: EVENT_SCHEMA,
+            entity: event_type.entity(),
+            event_type,
+            id,
+            seq,
+            time,
+            server,
+            hash: None,
+            cause: Cause::Observed,
+            command_id: None,
+            changes: Changes::new(),
+            torrent: None,
+        }
+    }
+
     /// The bytes that go on every wire.
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("an event is plain JSON")

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{InfoHash, ServerStats, Status, Timestamp, Torrent};
+use super::{InfoHash, ServerStats, Status, Timestamp, Torrent, progress};
 
 /// Which torrents a listing speaks of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Covers {
     /// All that the client has.
     #[default]
@@ -20,6 +21,7 @@ pub enum Covers {
 
 /// One look at a server.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Listing {
     pub covers: Covers,
     /// What tells one run of the client from the next (a process id, say); `None` if it has no such thing.
@@ -63,6 +65,7 @@ impl From<Torrent> for Details {
 
 /// A torrent as one look showed it, with the facts behind it that the world does not see.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Observed {
     pub torrent: Torrent,
     pub facts: Facts,
@@ -70,6 +73,7 @@ pub struct Observed {
 
 /// What an adapter knows of a torrent beyond its JSON shape.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Facts {
     /// Another value means that the torrent was erased and loaded again, or its client restarted.
     pub load: Option<String>,
@@ -85,6 +89,7 @@ pub struct Facts {
 
 /// More about one torrent than a listing holds. A part that was not asked for is `None`.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Details {
     pub observed: Observed,
     /// Its files are in a folder of its own; `None` if the client does not say.
@@ -96,6 +101,7 @@ pub struct Details {
 
 /// One file of a torrent.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[non_exhaustive]
 pub struct File {
     /// The last component of `path`.
     pub name: String,
@@ -113,6 +119,7 @@ pub struct File {
 
 /// One tracker of a torrent.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Tracker {
     pub url: String,
     pub kind: Option<&'static str>,
@@ -126,6 +133,7 @@ pub struct Tracker {
 
 /// One connected peer of a torrent.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Peer {
     pub address: String,
     pub port: Option<u16>,
@@ -138,9 +146,61 @@ pub struct Peer {
     pub downloaded: Option<u64>,
 }
 
+impl File {
+    /// One of which nothing is here; its path components are joined by `/`.
+    pub fn new(path: impl Into<String>, length: u64) -> Self {
+        let path = path.into();
+        let name = path.rsplit('/').next().unwrap_or_default().to_owned();
+        Self { name, path, length, progress: 0.0, priority: None }
+    }
+
+    /// With so many bytes of it here.
+    pub fn with_bytes(self, downloaded: u64) -> Self {
+        Self { progress: progress(downloaded, self.length), ..self }
+    }
+}
+
+impl Tracker {
+    /// One that is asked, and of which nothing is known.
+    pub fn new(url: impl Into<String>) -> Self {
+        let (url, enabled) = (url.into(), true);
+        Self {
+            url,
+            kind: None,
+            enabled,
+            seeds: None,
+            leeches: None,
+            succeeded: None,
+            failed: None,
+            last_announce_at: None,
+        }
+    }
+}
+
+impl Peer {
+    /// One of which nothing else is known.
+    pub fn new(address: impl Into<String>) -> Self {
+        let address = address.into();
+        Self { address, port: None, client: None, progress: None, encrypted: None, incoming: None, downloaded: None }
+    }
+}
+
 /// The body of `{p}/{s}/torrent/{h}/files`.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Files {
     pub hash: InfoHash,
     pub files: Vec<File>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_named_by_the_end_of_its_path() {
+        let file = File::new("a/b/c.iso", 1000).with_bytes(999);
+        assert_eq!((file.name.as_str(), file.path.as_str(), file.progress), ("c.iso", "a/b/c.iso", 99.9));
+        assert_eq!(File::new("c.iso", 0).name, "c.iso");
+    }
 }

@@ -17,6 +17,7 @@ use super::bencode::{NotBencoded, Value, write_number, write_text};
 
 /// What a .torrent file says.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Metainfo {
     /// SHA-1 of the `info` bytes, if it has pieces of version 1.
     pub v1: Option<InfoHash>,
@@ -43,6 +44,7 @@ pub struct Metainfo {
 
 /// A file in a torrent.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TorrentFile {
     /// Names of folders and of the file, as bytes: none is empty, `.` or `..`, or holds `/` or NUL.
     pub path: Vec<Vec<u8>>,
@@ -324,6 +326,7 @@ fn rewritten(torrent: &[u8], resume: Option<&[u8]>) -> Result<Vec<u8>, InvalidMe
 
 /// What a magnet link says.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Magnet {
     pub v1: Option<InfoHash>,
     pub v2: Option<InfoHash>,

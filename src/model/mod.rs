@@ -36,7 +36,7 @@ pub use metainfo::{
 };
 pub use report::{Check, Health, HooksHealth, Info, ReportLimits, ServerHealth, SinkHealth};
 pub use server::{LastFinished, ServerStats, Stats};
-pub use text::{Words, printable};
+pub use text::{Words, is_active, printable};
 pub use time::Timestamp;
 pub use told::{Committed, Completion, Entry, Fact, Memory, Run, ServerState, Tick, Told, ToldTorrent};
 pub use torrent::{Extra, Status, Torrent, eta_seconds, progress, ratio};

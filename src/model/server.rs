@@ -9,6 +9,7 @@ use super::{Status, Timestamp, Torrent};
 
 /// What the client says of itself in a listing. Rates and limits in bytes per second.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct ServerStats {
     /// The client's kind and version, `rTorrent 0.9.8`.
     pub client: Option<String>,
@@ -30,6 +31,7 @@ pub struct ServerStats {
 
 /// The body of `{p}/{s}/stats`: [`ServerStats`] with what the torrents add up to.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Stats {
     #[serde(flatten)]
     pub server: ServerStats,
@@ -55,6 +57,7 @@ fn by_status(generator: &mut SchemaGenerator) -> Schema {
 
 /// Which download was complete last, and when.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct LastFinished {
     pub hash: super::InfoHash,
     pub name: String,

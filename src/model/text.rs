@@ -3,19 +3,26 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// Replaces control characters and bytes that are not UTF-8 by U+FFFD, line breaks and tabs by blanks.
+/// Replaces control characters, marks that turn the direction of what follows, and bytes that are not UTF-8 by
+/// U+FFFD, line breaks and tabs by blanks.
 ///
-/// For text that goes to a log, a terminal or a message for people. The result may be longer in
+/// For text that goes to a log, a terminal, a page or a message for people. The result may be longer in
 /// bytes than the input, at most three times.
 pub fn printable(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes)
         .chars()
         .map(|c| match c {
-            '\n' | '\r' | '\t' => ' ',
-            c if c.is_control() => '\u{fffd}',
+            '\n' | '\r' | '\t' | '\u{2028}' | '\u{2029}' => ' ',
+            c if is_active(c) => '\u{fffd}',
             c => c,
         })
         .collect()
+}
+
+/// Whether a character does something to a terminal or to the text around it, and shows nothing itself.
+pub fn is_active(c: char) -> bool {
+    let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || turns
 }
 
 /// Texts of which many torrents have the same (labels, folders, trackers), each kept once.
@@ -41,6 +48,8 @@ impl Words {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -58,5 +67,23 @@ mod tests {
     fn control_characters_do_not_reach_the_terminal() {
         assert_eq!(printable(b"a\x1b[31mb\xff\nc\x00"), "a\u{fffd}[31mb\u{fffd} c\u{fffd}");
         assert_eq!(printable("Ünï ☃ 🦀".as_bytes()), "Ünï ☃ 🦀");
+    }
+
+    /// `gpj.exe` would be shown as `exe.jpg`.
+    #[test]
+    fn no_mark_turns_what_follows() {
+        assert_eq!(
+            printable("a\u{202e}gpj.exe\u{2066}\u{200f}\u{2028}b".as_bytes()),
+            "a\u{fffd}gpj.exe\u{fffd}\u{fffd} b"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_is_one_line_that_does_nothing(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            let text = printable(&bytes);
+            prop_assert!(!text.chars().any(is_active) && text.lines().count() <= 1 && text.len() <= 3 * bytes.len());
+            prop_assert_eq!(printable(text.as_bytes()), text);
+        }
     }
 }

@@ -53,6 +53,7 @@ impl Status {
 ///
 /// `None` is "unknown to this client" and becomes `null`. Sizes are bytes, rates bytes per second.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Torrent {
     pub hash: InfoHash,
     pub name: String,

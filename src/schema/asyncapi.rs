@@ -104,6 +104,9 @@ const fn taken(
     Channel { key, address, title, is: Is::Taken { verbs, result } }
 }
 
+/// Of several bridges on one system one gets each request: the queue group that NATS has for micro services.
+const NATS_QUEUE: &str = "q";
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Protocol {
     Mqtt,
@@ -254,6 +257,7 @@ impl Channel {
             }
             (Is::Taken { .. }, Protocol::Nats) => {
                 operation["action"] = "receive".into();
+                operation["bindings"] = json!({"nats": {"queue": NATS_QUEUE, "bindingVersion": "0.1.0"}});
                 operation["reply"] = json!({
                     "address": {"location": "$message.header#/reply", "description": "The reply subject of the request"},
                     "channel": {"$ref": "#/channels/reply"},

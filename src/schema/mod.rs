@@ -20,6 +20,7 @@ pub use asyncapi::document as asyncapi;
 
 /// A body that the bridge sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Body {
     Event,
     Result,

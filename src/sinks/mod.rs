@@ -10,6 +10,6 @@ pub mod mqtt;
 #[cfg(feature = "nats")]
 pub mod nats;
 #[cfg(any(feature = "mqtt", feature = "nats", feature = "webhooks"))]
-mod tls;
+pub(crate) mod tls;
 #[cfg(feature = "webhooks")]
 pub mod webhook;

@@ -109,8 +109,8 @@ impl SqliteStore {
     }
 
     /// Lets a dead letter go: it was delivered after all.
-    pub async fn forget_dead_letter(&self, sink: &str, id: &str) -> Result<(), StoreError> {
-        let (sink, id) = (sink.to_owned(), id.to_owned());
+    pub async fn forget_dead_letter(&self, sink: &SinkName, id: &str) -> Result<(), StoreError> {
+        let (sink, id) = (sink.to_string(), id.to_owned());
         self.write(Mode::Synced, move |db| sinks::forget_dead_letter(&db.connection, &sink, &id).map(|_| ())).await
     }
 

@@ -725,7 +725,7 @@ async fn dead_letters_can_be_looked_at_beside_a_store_that_is_open_and_go_when_t
     let expected: Vec<_> =
         store.dead_letters(&line).await.unwrap().into_iter().map(|letter| ("hook.home".to_owned(), letter)).collect();
     assert_eq!((look(), expected.len()), (expected.clone(), 2));
-    store.forget_dead_letter(line.as_str(), &entries[0].id.to_string()).await.unwrap();
+    store.forget_dead_letter(&line, &entries[0].id.to_string()).await.unwrap();
     assert_eq!(look(), expected[1..]);
     store.close().await.unwrap();
     drop(store);

@@ -32,6 +32,7 @@ impl Default for Options {
 
 /// What came of one expectation.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Verdict {
     Met,
     /// The client says that it cannot do this, or there was nothing to try it on: no fault, but something
@@ -41,6 +42,7 @@ pub enum Verdict {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Finding {
     /// What is expected, in a sentence.
     pub expectation: &'static str,

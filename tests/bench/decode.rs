@@ -1,6 +1,5 @@
 //! Reading a listing, and comparing it with what was told: no network, no disk.
 
-use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -9,8 +8,8 @@ use dtorrent::clients::rtorrent::calls::{Answers, Cell, Fault};
 use dtorrent::clients::rtorrent::{jsonrpc, xmlrpc};
 use dtorrent::diff::{Limits, Moment, Observer};
 use dtorrent::model::{
-    Committed, Completion, Covers, Facts, Listing, Memory, Observed, Rev, Run, Seq, ServerName, ServerState,
-    ServerStats, Timestamp, Told, ToldTorrent, Torrent,
+    Committed, Completion, Facts, Listing, Memory, Observed, Rev, Run, Seq, ServerName, ServerState, Timestamp, Told,
+    ToldTorrent, Torrent,
 };
 use serde::Deserialize;
 
@@ -194,15 +193,18 @@ fn diffs(mut decode: impl FnMut() -> usize) -> anyhow::Result<Vec<Line>> {
 /// How long an observer that has seen all once takes to see all again, some of it changed.
 fn diff(changed: usize) -> anyhow::Result<Duration> {
     let server = ServerName::parse("home")?;
-    let observed = |torrent: &Torrent| Observed {
-        torrent: torrent.clone(),
-        facts: Facts {
-            load: Some(torrent.hash.to_string()),
-            complete: torrent.finished,
-            has_metadata: true,
-            received_bytes: torrent.downloaded,
-            moved_bytes: torrent.downloaded,
-        },
+    let observed = |torrent: &Torrent| {
+        let mut observed = Observed::from(torrent.clone());
+        observed.facts = {
+            let mut facts = Facts::default();
+            facts.load = Some(torrent.hash.to_string());
+            facts.complete = torrent.finished;
+            facts.has_metadata = true;
+            facts.received_bytes = torrent.downloaded;
+            facts.moved_bytes = torrent.downloaded;
+            facts
+        };
+        observed
     };
     let torrents: Vec<_> = (0..TORRENTS).map(|number| sample::of_a_library(&server, number)).collect();
     let told_torrent = |torrent: &std::sync::Arc<Torrent>| ToldTorrent {
@@ -222,13 +224,8 @@ fn diff(changed: usize) -> anyhow::Result<Duration> {
     let told: Told = torrents.iter().map(|torrent| (torrent.hash, told_torrent(torrent))).collect();
     let run = Some("1".to_owned());
     let state = ServerState { is_known: true, is_online: true, run: run.clone(), generation: 0, settling_since: None };
-    let mut listing = Listing {
-        covers: Covers::All,
-        run,
-        complete: true,
-        torrents: torrents.iter().map(|torrent| (torrent.hash, observed(torrent))).collect::<BTreeMap<_, _>>(),
-        stats: ServerStats::default(),
-    };
+    let mut listing = Listing::of_all(torrents.iter().map(|torrent| observed(torrent)));
+    listing.run = run;
     let mut observer = Observer::new(server, Limits::default());
     let moment = |second: u32| Moment {
         time: Timestamp::from_seconds(1_795_000_000 + i64::from(second)),

@@ -107,7 +107,7 @@ impl Rtorrent {
         match &self.endpoint {
             Endpoint::Unix(path) => UnixStream::connect(path).is_ok(),
             Endpoint::Scgi { host, port } => std::net::TcpStream::connect((host.as_str(), *port)).is_ok(),
-            Endpoint::Http(_) => true,
+            _ => true,
         }
     }
 
@@ -194,15 +194,9 @@ fn metafile(name: &[u8], content: &[u8], announce: &str) -> (InfoHash, Bytes) {
 const TRACKER: &str = "http://127.0.0.1:1/announce";
 
 fn adding(hash: InfoHash, bytes: Bytes, start: bool) -> Add {
-    Add {
-        hash,
-        source: AddSource::Torrent(bytes),
-        start,
-        label: None,
-        directory: None,
-        priority: None,
-        is_checked: false,
-    }
+    let mut add = Add::new(hash, AddSource::Torrent(bytes));
+    add.start = start;
+    add
 }
 
 fn torrent(listing: &Listing, hash: InfoHash) -> &Torrent {
@@ -661,12 +655,10 @@ async fn a_torrent_is_added_with_all_that_belongs_to_it() {
     std::fs::create_dir(&directory).unwrap();
     std::fs::write(directory.join("dressed"), [5; 50_000]).unwrap();
     let (hash, file) = metafile(b"dressed", &[5; 50_000], TRACKER);
-    let add = Add {
-        label: Some("the $label".to_owned()),
-        directory: Some(directory.to_str().unwrap().to_owned()),
-        priority: Some(3),
-        ..adding(hash, file, true)
-    };
+    let mut add = adding(hash, file, true);
+    add.label = Some("the $label".to_owned());
+    add.directory = Some(directory.to_str().unwrap().to_owned());
+    add.priority = Some(3);
     client.apply(&Action::Add(add.clone())).await.unwrap();
     let listing = status_is(&client, hash, Status::Seeding).await;
     let seen = torrent(&listing, hash);
@@ -718,16 +710,15 @@ async fn a_magnet_link_is_added_with_all_that_belongs_to_it() {
     let directory = server.folder.path().join("for magnets");
     std::fs::create_dir(&directory).unwrap();
     let link = format!("magnet:?xt=urn:btih:{hash}&dn=$execute.throw=id&tr=http%3A%2F%2F127.0.0.1%3A1%2Fannounce");
-    let add = Add {
-        hash,
-        source: AddSource::Magnet(link),
-        start: true,
-        label: Some("$a, \"b\" 🦀".to_owned()),
-        directory: Some(directory.to_str().unwrap().to_owned()),
-        priority: Some(1),
-        is_checked: false,
+    let mut add = Add::new(hash, AddSource::Magnet(link));
+    add.label = Some("$a, \"b\" 🦀".to_owned());
+    add.directory = Some(directory.to_str().unwrap().to_owned());
+    add.priority = Some(1);
+    let odd = {
+        let mut odd = add.clone();
+        odd.directory = Some("/tmp/a\"b".to_owned());
+        odd
     };
-    let odd = Add { directory: Some("/tmp/a\"b".to_owned()), ..add.clone() };
     let error = client.apply(&Action::Add(odd)).await.unwrap_err();
     assert!(matches!(error, ClientError::Unsupported { .. }), "{error}");
 

@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 
+use dtorrent::demo::process::free_port;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::harness::bridge::Bridge;
 use crate::harness::certificates::Certificates;
+use crate::harness::http::{get, get_until, request};
 use crate::harness::ledger::Ledger;
 use crate::harness::nginx::Nginx;
 use crate::harness::receiver::{Answer, Receiver, Request};
@@ -22,13 +24,15 @@ struct Stage {
     bridge: Option<Bridge>,
     folder: TempDir,
     torrents: BTreeMap<String, Vec<Value>>,
+    http: String,
 }
 
 impl Stage {
     async fn new(servers: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("dt-hook-").tempdir().unwrap();
         let torrents = servers.iter().map(|server| ((*server).to_owned(), Vec::new())).collect();
-        let stage = Self { endpoint: Receiver::start().await, bridge: None, folder, torrents };
+        let http = "listen = \"off\"\n".to_owned();
+        let stage = Self { endpoint: Receiver::start().await, bridge: None, folder, torrents, http };
         servers.iter().for_each(|server| stage.write(server));
         stage
     }
@@ -52,8 +56,9 @@ impl Stage {
         let quoted = |text: &str| Value::from(text).to_string();
         let program = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/client.py");
         let mut text = format!(
-            "data_dir = {}\nhttp.listen = \"off\"\nlog.level = \"debug\"\n",
-            quoted(&self.folder.path().join("data").to_string_lossy())
+            "data_dir = {}\nlog.level = \"debug\"\n[http]\n{}",
+            quoted(&self.folder.path().join("data").to_string_lossy()),
+            self.http
         );
         for server in self.torrents.keys() {
             let file = self.file(server);
@@ -143,9 +148,7 @@ fn assert_promised_but_for_order(requests: &[Request]) {
         assert_eq!(request.event()["id"], request.id());
     }
     let all: BTreeSet<&str> = requests.iter().map(Request::id).collect();
-    let is_taken =
-        |request: &&Request| matches!(request.answer, Answer::Status(204) | Answer::TakenSlowly | Answer::Huge(200));
-    let taken: BTreeSet<&str> = requests.iter().filter(is_taken).map(Request::id).collect();
+    let taken: BTreeSet<&str> = requests.iter().filter(|r| r.answer.is_taken()).map(Request::id).collect();
     assert_eq!(all, taken, "everything that came was taken in the end");
 }
 
@@ -265,10 +268,10 @@ async fn what_an_endpoint_refuses_is_put_aside_and_can_be_sent_once_more() {
     assert_eq!(listed[0]["event"], first[0].event());
     let (_, text, _) = stage.ask(&["webhooks", "list"]).await;
     assert!(text.contains("added \"bad one\": the endpoint answers 422"), "{text}");
-    // Sent again only while it is stopped.
+    // A bridge that is to be asked has to have a token.
     let (code, _, said) = stage.ask(&["webhooks", "replay", "hook", "--all"]).await;
     assert_eq!(code, 1);
-    assert!(said.contains("stop the bridge first") && said.contains("another bridge uses the data folder"), "{said}");
+    assert!(said.contains("the bridge runs") && said.contains("http.token"), "{said}");
     stage.bridge().stop().await;
     for (arguments, expected) in [
         (&["webhooks", "replay", "hook"][..], 2),
@@ -293,6 +296,90 @@ async fn what_an_endpoint_refuses_is_put_aside_and_can_be_sent_once_more() {
     stage.bridge().start_again();
     stage.add("home", &["later"]);
     stage.endpoint.takes("home", "added", "later").await;
+    stage.bridge().stop().await;
+}
+
+#[tokio::test]
+async fn a_bridge_that_runs_sends_once_more_what_it_put_aside_and_one_at_a_time() {
+    if !can_run() {
+        return;
+    }
+    let mut stage = Stage::new(&["home"]).await;
+    let port = free_port().unwrap();
+    stage.http = format!("listen = \"127.0.0.1:{port}\"\ntoken = \"open sesame\"\n");
+    stage.start("");
+    stage.endpoint.takes("home", "snapshot_done", "").await;
+    stage.endpoint.answer(|request| match request.event()["torrent"]["name"].as_str() {
+        Some(name) if name.starts_with("bad") => Answer::Status(422),
+        _ => Answer::Status(204),
+    });
+    stage.add("home", &["bad one", "bad two", "bad three", "good"]);
+    stage.endpoint.takes("home", "added", "good").await;
+    let letters = |ledger: &Ledger| ledger.dead_letters("hook.home").len();
+    stage.ledger().until("all are put aside", |ledger| letters(ledger) == 3).await;
+    for (arguments, expected, reason) in [
+        (&["webhooks", "replay", "hook", "home-00000000-000000000001"][..], 1, "has no dead letter"),
+        (&["webhooks", "replay", "other", "--all"], 1, "no webhook other"),
+        (&["webhooks", "replay", "hook", "--all"], 1, "422"),
+    ] {
+        let (code, _, said) = stage.ask(arguments).await;
+        assert_eq!(code, expected, "{arguments:?}: {said}");
+        assert!(said.contains(reason), "{arguments:?}: {said}");
+    }
+    let first = stage.endpoint.requests().iter().find(|r| r.answer == Answer::Status(422)).unwrap().id().to_owned();
+    stage.endpoint.answer_next([Answer::Status(204), Answer::Status(503)]);
+    let (code, _, said) = stage.ask(&["webhooks", "replay", "hook", &first]).await;
+    assert_eq!((code, said), (0, format!("{first}: taken\n")));
+    let (code, _, said) = stage.ask(&["webhooks", "replay", "hook", "--all"]).await;
+    assert_eq!((code, said.lines().count()), (3, 1), "who is away is asked once: {said}");
+
+    // While it goes, new events come: neither is under way beside the other.
+    stage.endpoint.answer(|_| Answer::Late);
+    stage.add("home", &["new one", "new two"]);
+    let (code, _, said) = stage.ask(&["webhooks", "replay", "hook", "--all"]).await;
+    assert_eq!((code, said.matches(": taken").count()), (0, 2), "{said}");
+    stage.endpoint.takes("home", "added", "new two").await;
+    assert_eq!((letters(&stage.ledger()), stage.endpoint.most_at_once()), (0, 1));
+    assert_promised_but_for_order(&stage.endpoint.requests());
+
+    let post = async |token: &str, body: &str| {
+        let headers = [("Authorization", &*format!("Bearer {token}"))];
+        request(port, "POST", "/api/v1/webhooks/hook/replay", &headers, body.as_bytes()).await.status
+    };
+    assert_eq!(post("wrong", "{\"all\": true}").await, 401);
+    for (body, status) in
+        [("{\"all\": true}", 200), ("{}", 400), ("{\"ids\": [\"x\"], \"all\": true}", 400), ("[]", 400)]
+    {
+        assert_eq!(post("open sesame", body).await, status, "{body}");
+    }
+    stage.bridge().stop().await;
+    assert!(!stage.bridge().log().contains("open sesame"));
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_away_is_told_of_on_every_page() {
+    if !can_run() {
+        return;
+    }
+    let mut stage = Stage::new(&["home"]).await;
+    let port = free_port().unwrap();
+    stage.http = format!("listen = \"127.0.0.1:{port}\"\n");
+    stage.start("");
+    stage.endpoint.takes("home", "snapshot_done", "").await;
+    stage.endpoint.answer(|_| Answer::Status(503));
+    stage.add("home", &["one"]);
+    let is_told = |sink: &Value| {
+        sink["status"] == "offline" && sink["problem"].as_str().is_some_and(|problem| problem.contains("503"))
+    };
+    get_until(port, "/api/v1/sinks", |sinks| sinks["sinks"][0]["name"] == "hook.home" && is_told(&sinks["sinks"][0]))
+        .await;
+    let ready = get(port, "/readyz").await;
+    assert!(ready.status == 503 && ready.body.contains("hook.home"), "{}", ready.body);
+    let metrics = get(port, "/metrics").await.body;
+    assert!(metrics.contains("dtorrent_sink_connected{sink=\"hook.home\"} 0"), "{metrics}");
+    stage.endpoint.answer_next([]);
+    stage.endpoint.takes("home", "added", "one").await;
+    get_until(port, "/readyz", |ready| ready["ready"] == true).await;
     stage.bridge().stop().await;
 }
 

@@ -1,7 +1,8 @@
 //! What the one-shot commands have in common: how they look on a terminal, and how they reach a server.
 //!
 //! Data goes to stdout, as wide as it likes if that is no terminal; what is said to people goes to stderr. Colours
-//! are for terminals that want them. A reader that has had enough (`| head`) is no error.
+//! are for terminals that want them. Names of torrents are strangers' words: nothing in them does anything to a
+//! terminal. A reader that has had enough (`| head`) is no error.
 
 pub mod human;
 pub mod paint;
@@ -9,14 +10,39 @@ pub mod select;
 pub mod server;
 pub mod table;
 
-use std::io::{self, Write as _};
+use std::fmt::Write as _;
+use std::io;
 
 use super::{Exit, tell};
+use crate::model::is_active;
 
-/// Writes data. Who reads may have had enough, which ends the program quietly.
+/// Writes data for people, in colours where they are wanted. Who reads may have had enough, which ends the program
+/// quietly.
 pub fn say(text: &str) -> Result<(), Exit> {
-    let mut out = anstream::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written(&mut anstream::stdout().lock(), text.as_bytes())
+}
+
+/// Writes data as it is, as quietly.
+pub fn put(bytes: &[u8]) -> Result<(), Exit> {
+    written(&mut io::stdout().lock(), bytes)
+}
+
+/// Writes JSON, and a line break. What a terminal would obey is written as JSON can write it: the value is the same.
+pub fn put_json(json: &str) -> Result<(), Exit> {
+    let mut text = String::with_capacity(json.len() + 1);
+    for c in json.chars() {
+        match c {
+            '\n' => text.push(c),
+            c if is_active(c) => write!(text, "\\u{:04x}", u32::from(c)).expect("a String takes everything"),
+            c => text.push(c),
+        }
+    }
+    text.push('\n');
+    put(text.as_bytes())
+}
+
+fn written(out: &mut impl io::Write, bytes: &[u8]) -> Result<(), Exit> {
+    let written = out.write_all(bytes).and_then(|()| out.flush());
     written.map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => Exit::Done,
         _ => {

@@ -36,9 +36,11 @@ impl Conditions {
         status.is_empty() && label.is_none() && filter.is_none()
     }
 
+    /// `name`: a pattern that names have to match, too.
+    ///
     /// # Errors
     /// What is wrong with the filter.
-    pub fn filter(&self) -> Result<Filter, String> {
+    pub fn filter(&self, name: Option<&str>) -> Result<Filter, String> {
         let Self { status, label, filter } = self;
         let mut object = match filter.as_deref().map(serde_json::from_str) {
             None => Map::new(),
@@ -50,6 +52,9 @@ impl Conditions {
         }
         if let Some(label) = label {
             object.insert("label".to_owned(), json!(label));
+        }
+        if let Some(name) = name {
+            object.insert("name".to_owned(), json!(name));
         }
         Filter::from_json(Value::Object(object)).map_err(|error| format!("--{error}"))
     }
@@ -168,12 +173,12 @@ mod tests {
         let conditions =
             Conditions { status: vec![Status::Paused], label: None, filter: Some("{\"name\": \"fed*\"}".to_owned()) };
         let torrents = torrents();
-        let filter = conditions.filter().unwrap();
+        let filter = conditions.filter(None).unwrap();
         let found = chosen(&torrents, &[], &filter, Timestamp::from_millis(0)).unwrap();
         assert_eq!(found.iter().map(|torrent| torrent.name.as_str()).collect::<Vec<_>>(), ["Fedora.iso"]);
         for wrong in ["[]", "{", "{\"colour\": 1}"] {
             let conditions = Conditions { filter: Some(wrong.to_owned()), ..Conditions::default() };
-            assert!(conditions.filter().unwrap_err().starts_with("--filter"), "{wrong}");
+            assert!(conditions.filter(None).unwrap_err().starts_with("--filter"), "{wrong}");
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::app;
 use crate::cli::{Exit, Options, tell};
 use crate::config::{Config, Log};
 use crate::manager::{Manager, ManagerError, Server, Watcher};
-use crate::model::{ErrorCode, ServerName, Torrent, printable};
+use crate::model::{ErrorCode, ServerName, Torrent};
 use crate::port::ClientError;
 use crate::telemetry;
 
@@ -88,7 +88,7 @@ impl Session {
 
     fn unknown(&self, name: &str) -> Exit {
         let names: Vec<&str> = self.config.servers.keys().map(ServerName::as_str).collect();
-        tell(&format!("no server is called `{}`; there are: {}", printable(name.as_bytes()), names.join(", ")));
+        tell(&format!("no server is called `{name}`; there are: {}", names.join(", ")));
         Exit::Usage
     }
 
@@ -115,7 +115,7 @@ impl Session {
 }
 
 fn fail(text: &str) -> Exit {
-    tell(&printable(text.as_bytes()));
+    tell(text);
     Exit::Failed
 }
 
@@ -127,7 +127,7 @@ pub fn tell_of(error: &ManagerError) -> Exit {
         text = format!("{text}: {cause}");
         source = cause.source();
     }
-    tell(&printable(text.as_bytes()));
+    tell(&text);
     match error {
         ManagerError::Offline { .. } => Exit::Unreachable,
         ManagerError::Client(error) => exit_of_client(error),

@@ -16,6 +16,7 @@ use url::Url;
 
 use crate::model::ServerName;
 
+/// Build on [`Settings::new`], which a later version may add to: `Settings { timeout, ..Settings::new(server, endpoint) }`.
 pub struct Settings {
     pub server: ServerName,
     pub endpoint: Endpoint,
@@ -32,8 +33,25 @@ pub struct Settings {
     pub rpc: Vec<AllowedMethod>,
 }
 
+impl Settings {
+    /// Without login, further columns or own authorities; ten seconds for an exchange.
+    pub fn new(server: ServerName, endpoint: Endpoint) -> Self {
+        Self {
+            server,
+            endpoint,
+            username: None,
+            password: None,
+            ca_pem: None,
+            timeout: Duration::from_secs(10),
+            extra: BTreeMap::new(),
+            rpc: Vec::new(),
+        }
+    }
+}
+
 /// Where rTorrent listens. Its text is an address without credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Endpoint {
     Unix(PathBuf),
     Scgi { host: String, port: u16 },
@@ -43,6 +61,7 @@ pub enum Endpoint {
 const FORMS: &str = "write `unix:///path/to/rpc.sock`, `scgi://host:5000` or `http://host/RPC2`";
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum InvalidEndpoint {
     #[error("this is no address; {FORMS}")]
     NotAnAddress,
@@ -130,6 +149,7 @@ pub struct ExtraColumn {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum InvalidColumn {
     #[error("the key of `d.custom=` has the letters A-Z a-z 0-9 _ . - and at least one: `d.custom=my-tag`")]
     Key,
@@ -276,6 +296,7 @@ impl fmt::Display for ExtraColumn {
 pub struct AllowedMethod(String);
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum InvalidMethod {
     #[error("`{0}` is no name of a method: letters, digits, `_` and at least one dot, as `system.client_version`")]
     NotAName(String),

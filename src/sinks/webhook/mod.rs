@@ -17,6 +17,7 @@ pub mod sign;
 mod template;
 mod words;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use secrecy::ExposeSecret as _;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
@@ -58,6 +60,8 @@ pub struct Endpoint {
     clock: Arc<dyn Clock>,
     /// What it said when it said that nobody is there any more; until the next start.
     gone: OnceLock<String>,
+    /// Who is next on each line: one request at a time is under way there, whoever wants it.
+    turns: Mutex<BTreeMap<SinkName, Arc<AsyncMutex<()>>>>,
 }
 
 /// An event on its way.
@@ -95,7 +99,7 @@ impl Endpoint {
             .build()
             .map_err(SetupError::Http)?;
         let authorization = settings.login.as_ref().map(authorization).transpose()?;
-        Ok(Self { settings, http, authorization, clock, gone: OnceLock::new() })
+        Ok(Self { settings, http, authorization, clock, gone: OnceLock::new(), turns: Mutex::default() })
     }
 
     /// Looks whether somebody answers there; no event is sent.
@@ -109,16 +113,23 @@ impl Endpoint {
         }
     }
 
-    /// One attempt to hand an event over, whatever became of it before.
-    pub async fn deliver(&self, id: &str, event: Bytes) -> Result<(), DeliverError> {
-        match self.attempt(id, &event).await {
+    /// One attempt to hand an event over that was put aside on this line, whatever became of it before.
+    pub async fn deliver(&self, line: &SinkName, id: &str, event: Bytes) -> Result<(), DeliverError> {
+        match self.attempt(line, id, &event).await {
             Verdict::Taken => Ok(()),
             Verdict::NotNow { reason, wait } => Err(DeliverError::Unavailable { reason, retry_after: wait }),
             Verdict::Never { reason } | Verdict::Gone { reason } => Err(DeliverError::Rejected { reason }),
         }
     }
 
-    async fn attempt(&self, id: &str, event: &[u8]) -> Verdict {
+    fn turn(&self, line: &SinkName) -> Arc<AsyncMutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(turns.entry(line.clone()).or_default())
+    }
+
+    async fn attempt(&self, line: &SinkName, id: &str, event: &[u8]) -> Verdict {
+        let turn = self.turn(line);
+        let _turn = turn.lock().await;
         let Body { content_type, bytes } = match self.settings.format.render(event) {
             Ok(body) => body,
             Err(reason) => return Verdict::Never { reason },
@@ -238,7 +249,7 @@ impl Line {
     async fn attempt(&self, post: Post) -> Result<(), DeliverError> {
         let verdict = match self.endpoint.gone.get() {
             Some(reason) => Verdict::Never { reason: format!("switched off: {reason}") },
-            None => self.endpoint.attempt(&post.id, &post.event).await,
+            None => self.endpoint.attempt(&self.name, &post.id, &post.event).await,
         };
         self.conclude(post, verdict)
     }

@@ -218,9 +218,29 @@ impl EventFilter {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
+
+    proptest! {
+        /// A header that is taken is one line; a fault never shows what it has not.
+        #[test]
+        fn whatever_is_written_as_an_address_or_a_header_is_read_or_refused(
+            text in "(https?://)?\\PC{0,40}",
+            name in "[A-Za-z0-9 :\r\n-]{0,12}",
+            value in "\\PC{0,12}|[\u{0}-\u{1f}a]{0,6}",
+        ) {
+            if let Ok(address) = Address::parse(&text) {
+                prop_assert!(["http", "https"].contains(&address.url().scheme()));
+                prop_assert!(address.url().has_host() && address.url().username().is_empty());
+                drop(address.split_topic());
+            }
+            if let Ok((_, value)) = header(&name, &SecretString::from(value)) {
+                prop_assert!(!value.as_bytes().iter().any(|byte| b"\r\n\0".contains(byte)) && value.is_sensitive());
+            }
+        }
+    }
 
     const EVENT: &str = include_str!("../../../tests/golden/event-finished.json");
     const OF_SERVER: &str = include_str!("../../../tests/golden/event-server-online.json");

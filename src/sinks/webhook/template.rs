@@ -141,6 +141,8 @@ fn samples() -> [(&'static str, Value); 2] {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn rendered(source: &str, content_type: &str) -> String {
@@ -166,6 +168,23 @@ mod tests {
             "FINISHED: A title"
         );
         assert_eq!(rendered("{% if torrent %}{{ torrent.label }}{% else %}-{% endif %}", "text/plain"), "linux");
+    }
+
+    proptest! {
+        /// The texts are strangers' words: whatever they are, they stay in the places that the template has for them.
+        #[test]
+        fn no_text_breaks_out_of_its_place_in_json(name in "\\PC{0,40}|[\"\\\\{}%\u{0}-\u{1f}]{0,20}") {
+            let source = r#"{"n": {{ torrent.name }}, "t": {{ title ~ "!" }}}"#;
+            let template = Template::parse(source, "application/json").unwrap();
+            let context = json!({"torrent": {"name": name}, "title": name});
+            let body: Value = serde_json::from_slice(&template.render(&context).unwrap()).unwrap();
+            prop_assert_eq!(body, json!({"n": name, "t": format!("{name}!")}));
+        }
+
+        #[test]
+        fn no_source_makes_it_panic(source in "(\\{\\{|\\}\\}|\\{%|%\\}|[a-z ._|()\"'0-9~*]{0,12}){0,8}") {
+            drop(Template::parse(&source, "text/plain"));
+        }
     }
 
     #[test]

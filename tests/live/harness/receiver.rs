@@ -44,6 +44,8 @@ pub enum Answer {
     With(u16, String),
     /// It is taken, but the rest of the answer comes a byte at a time, without end.
     TakenSlowly,
+    /// It is taken after a while, in which others could come.
+    Late,
     /// No answer, and the line stays open.
     Hang,
     /// The head of the answer comes a byte at a time, without end.
@@ -57,8 +59,11 @@ pub enum Answer {
 }
 
 impl Answer {
-    fn is_taken(&self) -> bool {
-        matches!(self, Self::Status(200..=299) | Self::With(200..=299, _) | Self::TakenSlowly | Self::Huge(200..=299))
+    pub fn is_taken(&self) -> bool {
+        matches!(
+            self,
+            Self::Status(200..=299) | Self::With(200..=299, _) | Self::TakenSlowly | Self::Late | Self::Huge(200..=299)
+        )
     }
 }
 
@@ -67,6 +72,9 @@ type Decide = Box<dyn FnMut(&Request) -> Answer + Send>;
 struct Shared {
     requests: Vec<Request>,
     decide: Decide,
+    /// Requests that have no answer yet: now, and at most.
+    at_once: usize,
+    most_at_once: usize,
 }
 
 pub struct Receiver {
@@ -81,7 +89,7 @@ impl Receiver {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let decide: Decide = Box::new(|_| Answer::Status(204));
-        let shared = Arc::new(Mutex::new(Shared { requests: Vec::new(), decide }));
+        let shared = Arc::new(Mutex::new(Shared { requests: Vec::new(), decide, at_once: 0, most_at_once: 0 }));
         #[allow(clippy::disallowed_methods)] // a test's own task
         let task = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Self { port, shared, task }
@@ -104,6 +112,11 @@ impl Receiver {
 
     pub fn requests(&self) -> Vec<Request> {
         self.shared().requests.clone()
+    }
+
+    /// How many requests were waiting for their answers at the same time, when that were most.
+    pub fn most_at_once(&self) -> usize {
+        self.shared().most_at_once
     }
 
     /// Waits until the requests are as they should be, and returns them.
@@ -164,8 +177,14 @@ async fn converse(mut stream: TcpStream, shared: Arc<Mutex<Shared>>) {
             let mut shared = shared.lock().unwrap();
             request.answer = (shared.decide)(&request);
             shared.requests.push(request.clone());
+            shared.at_once += 1;
+            shared.most_at_once = shared.most_at_once.max(shared.at_once);
             request.answer
         };
+        if answer == Answer::Late {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        shared.lock().unwrap().at_once -= 1;
         if say(&mut stream, &answer).await.is_err() {
             return;
         }
@@ -204,7 +223,7 @@ async fn read(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Option<Request> {
 async fn say(stream: &mut TcpStream, answer: &Answer) -> std::io::Result<()> {
     let over = || Err(std::io::ErrorKind::ConnectionAborted.into());
     match answer {
-        Answer::Status(204) => stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await,
+        Answer::Status(204) | Answer::Late => stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await,
         Answer::Status(status) => {
             let text = format!("HTTP/1.1 {status} So\r\nContent-Length: 9\r\n\r\nbecause 1");
             stream.write_all(text.as_bytes()).await

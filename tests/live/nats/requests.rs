@@ -132,6 +132,13 @@ async fn the_service_shows_itself_and_a_read_only_one_takes_nothing() {
         let expected =
             ["dtorrent.bridge.main.command.*", "dtorrent.home.command.*", "dtorrent.home.torrent.*.command.*"];
         assert_eq!(subjects, expected, "{info}");
+        let operation = &dtorrent::schema::asyncapi()["operations"]["receiveServerCommandOnNats"];
+        let queue = &operation["bindings"]["nats"]["queue"];
+        assert!(queue.is_string(), "{operation}");
+        assert!(
+            info["endpoints"].as_array().unwrap().iter().all(|endpoint| endpoint["queue_group"] == *queue),
+            "{info}"
+        );
         ear.request("dtorrent.home.command.list", "").await;
         let stats = body(&ear.request("$SRV.STATS.dtorrent", "").await);
         let requests: Vec<&Value> =

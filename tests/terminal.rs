@@ -1,0 +1,210 @@
+//! The one-shot commands on a terminal and in a pipe, with a client whose torrents have any names.
+
+#![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use dtorrent::model::is_active;
+use serde_json::{Value, json};
+
+/// What would paint, ring, set the window's title, move the cursor, and turn what follows.
+const HOSTILE: &str = "a\u{1b}]0;mine\u{7}\u{1b}[2Jb\u{9b}31mc\u{7f}d\u{202e}gpj.exe\r\nx";
+
+struct Desk {
+    folder: tempfile::TempDir,
+}
+
+fn torrent(hash: u8, name: &str) -> Value {
+    json!({"hash": format!("{hash:02x}").repeat(20), "name": name, "length": 100, "active": true, "downloaded": 50,
+           "uploaded": 0, "path": null, "label": name, "message": name, "error": true})
+}
+
+impl Desk {
+    /// With servers of these names and torrents.
+    fn new(servers: &[(&str, Vec<Value>)]) -> Self {
+        Self::slow(servers, "0")
+    }
+
+    /// Each answer takes so many seconds more.
+    fn slow(servers: &[(&str, Vec<Value>)], seconds: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let client = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/client.py");
+        let late = folder.path().join("late.sh");
+        fs::write(
+            &late,
+            format!("while read -r line; do sleep {seconds}; echo \"$line\"; done | python3 {client} $1\n"),
+        )
+        .unwrap();
+        let mut config = String::new();
+        for (name, torrents) in servers {
+            let file = folder.path().join(format!("{name}.json"));
+            fs::write(&file, json!(torrents).to_string()).unwrap();
+            let root = folder.path();
+            config += &format!(
+                "[servers.{name}]\nclient = \"exec\"\nroots = [{root:?}]\ncommand = [\"sh\", {late:?}, {file:?}]\n"
+            );
+        }
+        fs::write(folder.path().join("dtorrent.toml"), config).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(self.path()).env_remove("COLUMNS").env_remove("NO_COLOR");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(env!("CARGO_BIN_EXE_dtorrent"), arguments).output().unwrap()
+    }
+
+    #[track_caller]
+    fn does(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert_eq!((output.status.code(), &output.stderr[..]), (Some(0), &b""[..]), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// On a terminal; what it shows there.
+    fn shows(&self, line: &str, variables: &[(&str, &str)]) -> String {
+        let line = format!("{} {line}", env!("CARGO_BIN_EXE_dtorrent"));
+        let mut command = self.command("script", &["--quiet", "--return", "--command", &line, "/dev/null"]);
+        let output = command.env("TERM", "xterm").envs(variables.iter().copied()).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn torrents(&self, server: &str) -> Vec<Value> {
+        serde_json::from_slice(&fs::read(self.path().join(format!("{server}.json"))).unwrap()).unwrap()
+    }
+}
+
+#[track_caller]
+fn does_nothing(shown: &str) {
+    let bad: Vec<char> = shown.chars().filter(|c| is_active(*c) && !matches!(c, '\r' | '\n')).collect();
+    assert!(bad.is_empty(), "{bad:?} in {shown:?}");
+    assert!(shown.contains("gpj.exe"), "the name is there: {shown:?}");
+}
+
+#[test]
+fn no_name_of_a_torrent_does_anything_to_a_terminal() {
+    let desk = Desk::new(&[("home", vec![torrent(0xab, HOSTILE)])]);
+    let plain = [("NO_COLOR", "1")];
+    for line in ["list", "list --json", "show abab", "show abab --json", "pause abab", "resume --all --json"] {
+        // What says that it is at work wipes its line.
+        does_nothing(&desk.shows(line, &plain).replace("\u{1b}[2K", ""));
+    }
+    let said = desk.run(&["show", HOSTILE, HOSTILE]);
+    assert_eq!(said.status.code(), Some(2), "{said:?}");
+    let said = desk.run(&["pause", &format!("no{HOSTILE}")]);
+    does_nothing(&String::from_utf8(said.stderr).unwrap());
+    fs::write(desk.path().join(format!("{}.torrent", HOSTILE.replace('/', ""))), "x").unwrap();
+    let said = desk.run(&["make-torrent", &format!("{HOSTILE}.torrent"), "-o", &format!("none/{HOSTILE}")]);
+    does_nothing(&String::from_utf8(said.stderr).unwrap());
+}
+
+#[test]
+fn json_holds_a_name_as_it_is_and_reaches_no_terminal_raw() {
+    let desk = Desk::new(&[("home", vec![torrent(0xab, HOSTILE)])]);
+    for arguments in [&["list", "--json"][..], &["show", "abab", "--json"]] {
+        let text = desk.does(arguments);
+        does_nothing(&text);
+        let value: Value = serde_json::from_str(&text).unwrap();
+        let torrent = if value.is_array() { &value[0] } else { &value };
+        assert_eq!(torrent["name"], HOSTILE);
+    }
+    let mut watch =
+        desk.command(env!("CARGO_BIN_EXE_dtorrent"), &["watch", "--json", "--events", "added"]).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(watch.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    does_nothing(&line);
+    assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["torrent"]["name"], HOSTILE);
+    end(watch);
+}
+
+fn end(mut child: Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn torrents_of_one_name_are_all_listed_also_one_torrent_on_two_servers() {
+    let one = torrent(0xab, "same");
+    let desk = Desk::new(&[("home", vec![one.clone(), torrent(0xcd, "same")]), ("attic", vec![one])]);
+    for pattern in ["same", "SAM?", "*"] {
+        let list: Vec<Value> = serde_json::from_str(&desk.does(&["list", "--name", pattern, "--json"])).unwrap();
+        assert_eq!(list.len(), 3, "{pattern}: {list:?}");
+    }
+    assert_eq!(desk.does(&["list", "--name", "other", "--json"]), "[]\n");
+    let wrong = desk.run(&["list", "--name", "a[", "--json"]);
+    assert_eq!((wrong.status.code(), &wrong.stdout[..]), (Some(2), &b""[..]), "{wrong:?}");
+}
+
+/// Runs with nobody at the other end of the pipe.
+fn unread(desk: &Desk, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut child = desk.command(env!("CARGO_BIN_EXE_dtorrent"), arguments).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn who_has_read_enough_ends_it_quietly_and_what_was_asked_for_is_done() {
+    let desk = Desk::new(&[("home", vec![torrent(0xab, "one")])]);
+    for arguments in [
+        &["list"][..],
+        &["list", "--json"],
+        &["show", "one"],
+        &["check"],
+        &["man"],
+        &["completions", "zsh"],
+        &["schema", "asyncapi"],
+        &["make-torrent", "dtorrent.toml", "-o", "-"],
+    ] {
+        let (code, said) = unread(&desk, arguments);
+        let is_told = arguments[0] == "make-torrent";
+        assert_eq!((code, said.is_empty() || is_told), (Some(0), true), "{arguments:?}: {said}");
+    }
+    let magnets: Vec<String> =
+        (1..=3).map(|n| format!("magnet:?xt=urn:btih:{}", format!("{n:02}").repeat(20))).collect();
+    let arguments: Vec<&str> = ["add"].into_iter().chain(magnets.iter().map(String::as_str)).collect();
+    assert_eq!(unread(&desk, &arguments), (Some(0), String::new()));
+    assert_eq!(desk.torrents("home").len(), 4, "all were added");
+    let (code, said) = unread(&desk, &["announce", "one", "--json"]);
+    assert_eq!(code, Some(1), "that it failed is told all the same: {said}");
+}
+
+/// A file whose pieces take a moment.
+fn large(desk: &Desk, bytes: u64) -> PathBuf {
+    let path = desk.path().join("large.iso");
+    fs::File::create(&path).unwrap().set_len(bytes).unwrap();
+    path
+}
+
+#[test]
+fn long_work_shows_on_a_terminal_how_far_it_is_and_nothing_in_a_pipe() {
+    let desk = Desk::slow(&[("home", vec![torrent(0xab, "one")])], "0.7");
+    let large = large(&desk, 96 << 20);
+    let made = desk.shows("make-torrent large.iso", &[]);
+    assert!(made.contains("reading ") && made.contains("/96.00 MiB"), "{made:?}");
+    let quiet = desk.run(&["make-torrent", "large.iso", "--force"]);
+    assert_eq!(String::from_utf8(quiet.stderr).unwrap().lines().count(), 1, "only what was made");
+
+    let waited = desk.shows("pause one", &[]);
+    assert!(waited.contains("reading home") && waited.contains("waiting until it is seen"), "{waited:?}");
+    assert_eq!(desk.run(&["resume", "one"]).stderr, b"one: resumed\n");
+
+    let add = format!("add large.iso.torrent --data-file {}", large.display());
+    let checked = desk.shows(&add, &[]);
+    assert!(checked.contains("checking ") && checked.contains("/96.00 MiB"), "{checked:?}");
+    desk.run(&["make-torrent", "large.iso", "--private", "-o", "other.torrent"]);
+    let quiet = desk.run(&["add", "other.torrent", "--data-file", large.to_str().unwrap()]);
+    assert!(!String::from_utf8_lossy(&quiet.stderr).contains("checking "), "{quiet:?}");
+}
