@@ -116,8 +116,9 @@ proptest! {
                 world.rest();
             });
             watched.look(true).await;
-            // What is gone is believed at the second time, and small numbers wait for a moment.
-            for _ in 0..4 {
+            // What is gone is believed at the second time, small numbers wait for a moment, and a client all of whose
+            // torrents were loaded anew is taken for one that still loads its session, for half a minute.
+            for _ in 0..40 {
                 watched.look(false).await;
             }
             prop_assert_eq!(watched.look(false).await, Covers::Changed, "there is nothing to look at");
