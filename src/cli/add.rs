@@ -4,9 +4,10 @@ use std::io::Read as _;
 use std::time::Duration;
 
 use clap::Args;
+use serde_json::json;
 
-use super::terminal::put;
 use super::terminal::server::{ServerChoice, Session, bytes_bar, tell_of};
+use super::terminal::{put, put_json};
 use super::{Exit, Options, tell};
 use crate::manager::{ManagerError, NewTorrent, Watcher};
 use crate::model::InfoHash;
@@ -38,6 +39,9 @@ pub struct Arguments {
     /// Its content is here already, below the server's `roots`: every piece is checked before anything is loaded
     #[arg(long, value_name = "PATH")]
     data_file: Option<String>,
+    /// Print one JSON object a line, for each that was added
+    #[arg(long)]
+    json: bool,
 }
 
 pub fn run(options: Options, arguments: Arguments) -> Exit {
@@ -45,7 +49,7 @@ pub fn run(options: Options, arguments: Arguments) -> Exit {
 }
 
 fn add_all(options: Options, arguments: Arguments) -> Result<Exit, Exit> {
-    let Arguments { sources, choice, stopped, label, directory, priority, data_file } = arguments;
+    let Arguments { sources, choice, stopped, label, directory, priority, data_file, json } = arguments;
     let session = Session::start(options)?;
     let (server, sources) = session.server(&choice, sources)?;
     if sources.is_empty() {
@@ -77,11 +81,17 @@ fn add_all(options: Options, arguments: Arguments) -> Result<Exit, Exit> {
         let mut exit = Exit::Done;
         for (source, torrent) in sources.iter().zip(torrents) {
             match watched(&watcher, torrent).await {
-                Ok(hash) => match put(format!("{hash}\n").as_bytes()) {
-                    // Who has read enough of the hashes still wants the other torrents.
-                    Ok(()) | Err(Exit::Done) => {}
-                    Err(failed) => exit = failed,
-                },
+                Ok(hash) => {
+                    let said = match json {
+                        true => put_json(&json!({"source": source, "hash": hash}).to_string()),
+                        false => put(format!("{hash}\n").as_bytes()),
+                    };
+                    match said {
+                        // Who has read enough of the hashes still wants the other torrents.
+                        Ok(()) | Err(Exit::Done) => {}
+                        Err(failed) => exit = failed,
+                    }
+                }
                 Err(error) => {
                     if sources.len() > 1 {
                         tell(&format!("{source}:"));

@@ -1,10 +1,11 @@
 //! `dtorrent limits`: how fast a server may be.
 
 use clap::Args;
+use serde_json::json;
 
-use super::terminal::human;
 use super::terminal::server::{ServerChoice, Session, tell_of};
-use super::{Exit, Options, tell};
+use super::terminal::{human, put_json, say};
+use super::{Exit, Options};
 use crate::model::Limits;
 
 #[derive(Clone, Debug, Args)]
@@ -18,6 +19,9 @@ pub struct Arguments {
     /// Bytes a second, like 500KiB; 0 for no limit
     #[arg(long, value_name = "RATE", value_parser = rate)]
     upload: Option<u64>,
+    /// Print them as JSON, in bytes a second
+    #[arg(long)]
+    json: bool,
 }
 
 pub fn run(options: Options, arguments: Arguments) -> Exit {
@@ -25,7 +29,7 @@ pub fn run(options: Options, arguments: Arguments) -> Exit {
 }
 
 fn limits(options: Options, arguments: Arguments) -> Result<(), Exit> {
-    let Arguments { server, download, upload } = arguments;
+    let Arguments { server, download, upload, json } = arguments;
     let session = Session::start(options)?;
     let (server, _) = session.server(&ServerChoice { server }, Vec::new())?;
     session.run(async {
@@ -34,14 +38,16 @@ fn limits(options: Options, arguments: Arguments) -> Result<(), Exit> {
             watcher.limits(Limits { download, upload }).await.map_err(|error| tell_of(&error))?;
         }
         let stats = watcher.status().stats.server;
-        let shown = |asked: Option<u64>, limit: Option<u64>| match asked.or(limit) {
+        let (download, upload) = (download.or(stats.download_limit), upload.or(stats.upload_limit));
+        if json {
+            return put_json(&json!({"download_limit": download, "upload_limit": upload}).to_string());
+        }
+        let shown = |limit: Option<u64>| match limit {
             None => "not known".to_owned(),
             Some(0) => "no limit".to_owned(),
             Some(rate) => human::rate(Some(rate)),
         };
-        tell(&format!("download  {}", shown(download, stats.download_limit)));
-        tell(&format!("upload    {}", shown(upload, stats.upload_limit)));
-        Ok(())
+        say(&format!("download  {}\nupload    {}\n", shown(download), shown(upload)))
     })
 }
 

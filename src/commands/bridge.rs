@@ -34,7 +34,7 @@ impl BridgeWorker {
     pub async fn run(self, stop: CancellationToken) -> Result<(), StoreError> {
         self.queue.begin();
         loop {
-            while let Some(job) = self.queue.next() {
+            while let Some(job) = self.queue.next(self.clock.now()) {
                 let done = self.carry_out(&job);
                 let asker = Asker { user: job.user.as_deref() };
                 finish(&*self.store, &self.board, &*self.clock, &job.command, asker, done).await?;

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use super::request::{Request, Target, What};
-use crate::model::{CommandId, InfoHash, SinkName};
+use crate::model::{CommandId, InfoHash, SinkName, Timestamp};
 use crate::port::LoggedCommand;
 
 /// More than this many of one origin, or with more bytes, wait for nobody: they are refused.
@@ -182,7 +182,9 @@ impl Queue {
     ///
     /// A filter waits for all earlier commands of its origin, and those behind it wait for it; others pass, until it is the
     /// first of its origin. Then it waits for what runs, and only what is for no torrent passes.
-    pub fn next(&self) -> Option<Job> {
+    ///
+    /// One whose time is over runs at once: nothing is done for it any more, and its result does not wait for others.
+    pub fn next(&self, now: Timestamp) -> Option<Job> {
         let mut content = self.content();
         let is_any_running = content.open.iter().any(|one| one.is_running);
         let mut held: HashSet<InfoHash> = HashSet::new();
@@ -202,7 +204,9 @@ impl Queue {
                 }
                 continue;
             }
+            let is_over = one.job.command.expires_at <= now;
             let may_run = match claim(one) {
+                _ if is_over => true,
                 _ if line.is_closed || line.adds > ADDS_MAX && matches!(one.job.request.what, What::Add(_)) => false,
                 Claim::These([]) => true,
                 Claim::These(hashes) if is_closed || hashes.iter().any(|hash| held.contains(hash)) => {
@@ -302,7 +306,7 @@ mod tests {
     }
 
     fn next(queue: &Queue) -> Option<String> {
-        queue.next().map(|job| job.command.id.to_string())
+        queue.next(Timestamp::from_millis(0)).map(|job| job.command.id.to_string())
     }
 
     #[test]
@@ -317,6 +321,16 @@ mod tests {
         assert_eq!(next(&queue), None);
         queue.done(&CommandId::parse("pause 1").unwrap());
         assert_eq!(next(&queue).as_deref(), Some("resume 1"));
+    }
+
+    #[test]
+    fn what_is_over_does_not_wait_for_those_before_it() {
+        let queue =
+            Queue::new([command("pause 1", Verb::Pause, Some(1), ""), command("resume 1", Verb::Resume, Some(1), "")]);
+        assert_eq!(next(&queue).as_deref(), Some("pause 1"));
+        assert_eq!(next(&queue), None);
+        let over = queue.next(Timestamp::from_millis(1)).unwrap();
+        assert_eq!(over.command.id.to_string(), "resume 1");
     }
 
     #[test]
@@ -389,9 +403,9 @@ mod tests {
     #[test]
     fn what_ran_when_a_worker_failed_runs_again_and_knows_it() {
         let queue = Queue::new([command("delete", Verb::Delete, Some(1), "")]);
-        assert!(!queue.next().unwrap().command.is_started);
+        assert!(!queue.next(Timestamp::from_millis(0)).unwrap().command.is_started);
         queue.begin();
-        assert!(queue.next().unwrap().command.is_started);
+        assert!(queue.next(Timestamp::from_millis(0)).unwrap().command.is_started);
     }
 
     #[test]

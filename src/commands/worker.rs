@@ -43,6 +43,8 @@ const AGAIN_EACH: Duration = Duration::from_millis(250);
 /// How soon a client that must not be asked now is asked again, at growing distances.
 const BUSY_FIRST: Duration = Duration::from_millis(50);
 const BUSY_MAX: Duration = Duration::from_secs(2);
+/// What waits and has its time over is looked for so often.
+const OVERDUE_EACH: Duration = Duration::from_secs(1);
 /// Whether there was a look is looked at so often.
 const LOOKED_EACH: Duration = Duration::from_millis(20);
 /// So many torrents are asked for together; between two such batches others have their turn.
@@ -119,7 +121,7 @@ impl Worker {
         let mut running = FuturesUnordered::new();
         loop {
             // Those that wait cost nothing, and ask the client by turns: all that may run do.
-            while let Some(job) = queue.next() {
+            while let Some(job) = queue.next(parts.clock.now()) {
                 running.push(async move {
                     let result = parts.carry_out(queue, asks, &job).await;
                     (job.command.id, result)
@@ -134,6 +136,7 @@ impl Worker {
                     queue.done(&id);
                 }
                 () = queue.arrived.notified() => {}
+                () = tokio::time::sleep(OVERDUE_EACH) => {}
             }
         }
     }

@@ -4,9 +4,8 @@
 //! |---|---|
 //! | 2xx | taken |
 //! | 410 | nobody is there any more: the endpoint is switched off |
-//! | 408, 425, 429 | not now |
-//! | every other 4xx | this one is never taken |
-//! | 3xx, 5xx, and what is no status | not now: the fault is the endpoint's, not the event's |
+//! | 400, 413, 415, 422 | not this one: the fault is the body's, if it stays so |
+//! | everything else | not now: the fault is the endpoint's, not the event's |
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -24,6 +23,10 @@ pub enum Verdict {
     NotNow {
         reason: String,
         wait: Option<Duration>,
+    },
+    /// It is about this event's body. Not to be believed at once.
+    NotThis {
+        reason: String,
     },
     Never {
         reason: String,
@@ -45,8 +48,7 @@ pub fn judge(status: u16, retry_after: Option<&[u8]>, words: &[u8], now: Timesta
             Verdict::NotNow { reason, wait: None }
         }
         410 => Verdict::Gone { reason },
-        408 | 425 | 429 => Verdict::NotNow { reason, wait: retry_after.and_then(|value| wait(value, now)) },
-        400..=499 => Verdict::Never { reason },
+        400 | 413 | 415 | 422 => Verdict::NotThis { reason },
         _ => Verdict::NotNow { reason, wait: retry_after.and_then(|value| wait(value, now)) },
     }
 }
@@ -114,12 +116,13 @@ mod tests {
             (204, "taken"),
             (301, "not now"),
             (304, "not now"),
-            (400, "never"),
-            (401, "never"),
-            (404, "never"),
+            (400, "not this"),
+            (401, "not now"),
+            (404, "not now"),
             (408, "not now"),
             (410, "gone"),
-            (413, "never"),
+            (413, "not this"),
+            (422, "not this"),
             (425, "not now"),
             (429, "not now"),
             (500, "not now"),
@@ -129,6 +132,7 @@ mod tests {
             let meaning = match judge(status, None, b"", now) {
                 Verdict::Taken => "taken",
                 Verdict::NotNow { .. } => "not now",
+                Verdict::NotThis { .. } => "not this",
                 Verdict::Never { .. } => "never",
                 Verdict::Gone { .. } => "gone",
             };
@@ -152,7 +156,7 @@ mod tests {
         fn what_an_endpoint_says_is_one_short_line(status in any::<u16>(), words in prop::collection::vec(any::<u8>(), 0..5000)) {
             let reason = match judge(status, None, &words, Timestamp::from_millis(0)) {
                 Verdict::Taken => String::new(),
-                Verdict::NotNow { reason, .. } | Verdict::Never { reason } | Verdict::Gone { reason } => reason,
+                Verdict::NotNow { reason, .. } | Verdict::NotThis { reason } | Verdict::Never { reason } | Verdict::Gone { reason } => reason,
             };
             prop_assert!(reason.chars().count() < WORDS_MAX + 100 && !reason.chars().any(char::is_control));
         }

@@ -118,7 +118,9 @@ impl Endpoint {
         match self.attempt(line, id, &event).await {
             Verdict::Taken => Ok(()),
             Verdict::NotNow { reason, wait } => Err(DeliverError::Unavailable { reason, retry_after: wait }),
-            Verdict::Never { reason } | Verdict::Gone { reason } => Err(DeliverError::Rejected { reason }),
+            Verdict::NotThis { reason } | Verdict::Never { reason } | Verdict::Gone { reason } => {
+                Err(DeliverError::Rejected { reason })
+            }
         }
     }
 
@@ -258,8 +260,10 @@ impl Line {
         let Settings { keep_trying, .. } = &self.endpoint.settings;
         let mut state = self.state();
         state.owed = None;
+        let is_about_the_body = matches!(verdict, Verdict::NotThis { .. });
         let (reason, wait) = match verdict {
             Verdict::NotNow { reason, wait } => (reason, wait),
+            Verdict::NotThis { reason } => (reason, None),
             Verdict::Taken => {
                 *state = State::default();
                 return Ok(());
@@ -277,6 +281,10 @@ impl Line {
         };
         state.failures = state.failures.saturating_add(1);
         let failing_for = state.failing_since.get_or_insert_with(Instant::now).elapsed();
+        if is_about_the_body && failing_for >= patience::REFUSED_FOR {
+            *state = State::default();
+            return Err(DeliverError::Rejected { reason });
+        }
         let age = Duration::from_millis(self.endpoint.clock.now().millis_since(post.time));
         if patience::is_over(age, failing_for, *keep_trying) {
             let tried_for = humantime::format_duration(*keep_trying);

@@ -23,6 +23,9 @@ pub fn wait(failures: u32, random: f64, asked: Option<Duration>) -> Duration {
     own.max(asked.unwrap_or_default().mul_f64(1.0 + random / 20.0))
 }
 
+/// A body that is refused for what it is, is offered so long: some endpoints answer so while they are set up.
+pub const REFUSED_FOR: Duration = Duration::from_secs(5);
+
 /// Whether an event of this age is given up. `failing_for`: since the first of the failures in a row.
 pub fn is_over(age: Duration, failing_for: Duration, keep_trying: Duration) -> bool {
     age >= keep_trying && failing_for >= keep_trying.min(AGAIN_FOR)
