@@ -115,7 +115,6 @@ impl http::Api for Api {
         let reader = Reader::new(ReaderParts {
             board: Arc::clone(&self.board),
             store: Arc::clone(&self.store),
-            clock: Arc::clone(&self.clock),
             servers: self.board.names().filter(is_wanted).cloned().collect(),
             events: kinds,
             begin: after.map_or_else(|| Begin::After(BTreeMap::new()), Begin::AfterEvent),

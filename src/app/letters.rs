@@ -253,7 +253,7 @@ fn is_in_use(error: &anyhow::Error) -> bool {
 async fn ask_bridge(http: &Http, letters: &[Letter]) -> anyhow::Result<Vec<Tried>> {
     let [Letter { name: webhook, .. }, ..] = letters else { return Ok(Vec::new()) };
     if letters.iter().any(|letter| !letter.is_webhook || letter.name != *webhook) {
-        bail!("the bridge runs: stop it first, it would send beside us");
+        bail!("stop the bridge first: it would send beside us");
     }
     let (Some(address), Some(token)) = (http.address(), &http.token) else {
         bail!("the bridge runs: stop it first, or give it http.token, so that it can be asked over HTTP");

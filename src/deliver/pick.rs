@@ -13,7 +13,7 @@ use super::dirty::Known;
 use super::dispatch::{Dispatcher, PartsLeft, Sent, ServerLane, UnderWay};
 use super::retention::Kept;
 use crate::model::{
-    Cause, Changes, EVENT_SCHEMA, Entity, Entry, Event, EventId, InfoHash, Kind, Seq, ServerName, SinkName, Timestamp,
+    Cause, Changes, EVENT_SCHEMA, Entity, Entry, Event, EventId, InfoHash, Kind, Seq, ServerName, SinkName,
     ToldTorrent, Torrent, in_parts,
 };
 use crate::port::{DeliverError, Delivery, Link, RESULTS_BYTES, Store, StoreError, UnsentResult};
@@ -443,8 +443,8 @@ impl Dispatcher {
             return;
         }
         let Some(changes) = changes_for(known, &told.torrent) else { return };
-        let time = told.changed_at;
-        let body = Bytes::from(updated(server, id.clone(), time, changes, &told.torrent).to_json());
+        let event = updated(server, id.clone(), changes, told);
+        let (time, body) = (event.time, Bytes::from(event.to_json()));
         batch.push((Delivery::Updated { server: server.clone(), hash, id, time, body }, Sent::Other));
     }
 
@@ -476,27 +476,21 @@ pub(super) fn changes_for(known: &Known, told: &Torrent) -> Option<Changes> {
     }
 }
 
-/// The conflated event.
-pub(super) fn updated(
-    server: &ServerName,
-    id: EventId,
-    time: Timestamp,
-    changes: Changes,
-    torrent: &Arc<Torrent>,
-) -> Event {
+/// The conflated event. Its time is that of the newest change, so that one id has one time on every road.
+pub(super) fn updated(server: &ServerName, id: EventId, changes: Changes, told: &ToldTorrent) -> Event {
     Event {
         schema: EVENT_SCHEMA,
         entity: Entity::Torrent,
         event_type: Kind::Updated,
         id,
         seq: None,
-        time,
+        time: told.changed_at,
         server: server.clone(),
-        hash: Some(torrent.hash),
+        hash: Some(told.torrent.hash),
         cause: Cause::Observed,
         command_id: None,
         changes,
-        torrent: Some(Arc::clone(torrent)),
+        torrent: Some(Arc::clone(&told.torrent)),
     }
 }
 

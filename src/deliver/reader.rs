@@ -21,7 +21,7 @@ use super::dirty::{DirtySet, Known};
 use super::pick::{changes_for, known_from, updated};
 use crate::board::{Board, Content, Desk, Tray};
 use crate::model::{Entry, Event, EventId, InfoHash, Kind, Seq, ServerName};
-use crate::port::{Clock, Place, Store, StoreError};
+use crate::port::{Place, Store, StoreError};
 
 /// Entries read from the journal at once.
 const READ_MAX: u16 = 256;
@@ -30,7 +30,6 @@ const READ_MAX: u16 = 256;
 pub struct ReaderParts {
     pub board: Arc<Board>,
     pub store: Arc<dyn Store>,
-    pub clock: Arc<dyn Clock>,
     /// Only events of these are heard.
     pub servers: BTreeSet<ServerName>,
     /// Only these are heard.
@@ -54,7 +53,6 @@ pub enum Begin {
 pub struct Reader {
     board: Arc<Board>,
     store: Arc<dyn Store>,
-    clock: Arc<dyn Clock>,
     desk: Arc<Desk>,
     events: BTreeSet<Kind>,
     lanes: BTreeMap<ServerName, ReaderLane>,
@@ -110,7 +108,7 @@ impl Heard {
 
 impl Reader {
     pub fn new(parts: ReaderParts) -> Self {
-        let ReaderParts { board, store, clock, servers, events, begin, stop } = parts;
+        let ReaderParts { board, store, servers, events, begin, stop } = parts;
         // From here on no change is missed.
         let desk = board.seat_guest();
         let lane = |server: ServerName| {
@@ -121,7 +119,7 @@ impl Reader {
         };
         let lanes = servers.into_iter().filter_map(lane).collect();
         let (begin, place, ready) = (Some(begin), None, VecDeque::new());
-        Self { board, store, clock, desk, events, lanes, begin, place, ready, stop }
+        Self { board, store, desk, events, lanes, begin, place, ready, stop }
     }
 
     /// Waits for the next. `None` after the stop, when all is heard. Cancel-safe.
@@ -308,7 +306,7 @@ impl Reader {
                 let Some(told) = told.filter(|_| self.events.contains(&Kind::Updated)) else { continue };
                 if let Some(changes) = changes_for(&known, &told.torrent) {
                     let id = EventId::Updated { server: server.clone(), epoch, rev: told.rev };
-                    let event = updated(&server, id, self.clock.now(), changes, &told.torrent);
+                    let event = updated(&server, id, changes, &told);
                     return Some(Heard::Updated(Box::new(event)));
                 }
             }
@@ -362,7 +360,7 @@ mod tests {
     use crate::model::{
         Cause, Change, Changes, Committed, Epoch, Fact, Memory, ServerState, ServerStats, Tick, Torrent,
     };
-    use crate::port::SystemClock;
+    use crate::port::{Clock as _, SystemClock};
     use crate::store::{MemoryStore, Options};
 
     fn name(text: &str) -> ServerName {
@@ -431,7 +429,6 @@ mod tests {
             Reader::new(ReaderParts {
                 board: Arc::clone(&self.board),
                 store: self.store.clone(),
-                clock: Arc::new(SystemClock),
                 servers: [name("home"), name("attic")].into(),
                 events: Kind::ALL.iter().copied().collect(),
                 begin,

@@ -231,7 +231,6 @@ impl Builder {
         let shared = Arc::new(Shared {
             board,
             store,
-            clock,
             caller,
             clients,
             begun,

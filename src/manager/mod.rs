@@ -52,7 +52,7 @@ use crate::board::Board;
 use crate::commands::Caller;
 use crate::deliver::{Begin, Heard, Reader, ReaderParts};
 use crate::model::{Event, EventId, InfoHash, Kind, Seq, ServerName, Torrent};
-use crate::port::{Clock, Store, StoreError, TorrentClient};
+use crate::port::{Store, StoreError, TorrentClient};
 use crate::supervise::Group;
 
 pub use self::builder::{Builder, Server};
@@ -78,7 +78,6 @@ pub struct ListenerId(CancellationToken);
 struct Shared {
     board: Arc<Board>,
     store: Arc<dyn Store>,
-    clock: Arc<dyn Clock>,
     caller: Arc<Caller>,
     clients: BTreeMap<ServerName, Arc<dyn TorrentClient>>,
     /// The newest entry of each server when this life began.
@@ -252,7 +251,6 @@ impl Shared {
         Reader::new(ReaderParts {
             board: Arc::clone(&self.board),
             store: Arc::clone(&self.store),
-            clock: Arc::clone(&self.clock),
             servers: self.clients.keys().cloned().collect(),
             events,
             begin: Begin::After(after),

@@ -70,7 +70,10 @@ impl Folder {
         match lock.try_lock() {
             Ok(()) => Ok(Self { path: path.to_owned(), lock }),
             Err(TryLockError::WouldBlock) => {
-                let text = format!("another bridge uses the data folder {}", path.display());
+                let text = format!(
+                    "another bridge uses the data folder {}: stop it, or give this one a data_dir of its own",
+                    path.display()
+                );
                 Err(StoreError::Io(io::Error::new(io::ErrorKind::WouldBlock, text).into()))
             }
             Err(TryLockError::Error(e)) => Err(at("lock the data folder", e)),
