@@ -1,7 +1,7 @@
 //! Dead letters: what a broker or an endpoint would not take, looked at, sent once more, or dropped.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry::Vacant;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -54,10 +54,12 @@ impl Letter {
     /// # Errors
     /// There is none with such an id.
     pub fn chosen(mut letters: Vec<Self>, ids: &[String]) -> anyhow::Result<Vec<Self>> {
-        if let Some(unknown) = ids.iter().find(|id| !letters.iter().any(|letter| letter.letter.id == **id)) {
+        let known: BTreeSet<&str> = letters.iter().map(|letter| letter.letter.id.as_str()).collect();
+        if let Some(unknown) = ids.iter().find(|id| !known.contains(id.as_str())) {
             bail!("there is no dead letter {unknown}");
         }
-        letters.retain(|letter| ids.is_empty() || ids.contains(&letter.letter.id));
+        let ids: BTreeSet<&str> = ids.iter().map(String::as_str).collect();
+        letters.retain(|letter| ids.is_empty() || ids.contains(letter.letter.id.as_str()));
         Ok(letters)
     }
 }
@@ -237,11 +239,15 @@ impl Letters {
         let found = self.endpoints.iter().find(|(name, _)| name.as_str() == webhook);
         let (name, endpoint) = found.context("the config has no webhook of that name")?;
         let _turn = self.one_at_a_time.lock().await;
-        let data_dir = self.data_dir.clone();
-        let mut letters = spawn_blocking(move || dead_letters(&data_dir)).await.context("read the state")??;
-        letters.retain(|letter| letter.is_webhook && letter.name == *name);
+        let (data_dir, webhook) = (self.data_dir.clone(), name.clone());
+        let chosen = spawn_blocking(move || {
+            let mut letters = dead_letters(&data_dir)?;
+            letters.retain(|letter| letter.is_webhook && letter.name == webhook);
+            Letter::chosen(letters, &ids)
+        });
+        let letters = chosen.await.context("read the state")??;
         let mut ways = Ways::from([((name.clone(), true), Way::Webhook(Arc::clone(endpoint)))]);
-        send_again(&self.store, &mut ways, Letter::chosen(letters, &ids)?).await
+        send_again(&self.store, &mut ways, letters).await
     }
 }
 

@@ -32,6 +32,8 @@ use crate::repeat::Repeat;
 
 /// A connection that stood so long was a good one: the next attempt comes soon.
 const GOOD_AFTER: Duration = Duration::from_secs(1);
+/// No attempt to connect takes so long: what ends after that had stood.
+const STOOD_AFTER: Duration = Duration::from_secs(15);
 /// How long to wait before a command is offered to a full disk again.
 const FULL_EACH: Duration = Duration::from_secs(1);
 /// So many messages are written down together.
@@ -103,30 +105,43 @@ impl Intake {
         let mut repeat = Repeat::default();
         // Messages since it was looked at how many results wait.
         let mut unlooked = RESULTS_EACH;
+        // The source had a message for us, and has not failed since.
+        let mut is_heard = false;
+        let mut failed = None;
         loop {
             if unlooked >= RESULTS_EACH {
                 self.until_results_go(&stop).await?;
                 unlooked = 0;
             }
             let since = Instant::now();
-            let incoming = tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(()),
-                incoming = self.source.next() => incoming,
+            let incoming = match failed.take() {
+                Some(error) => Err(error),
+                None => tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Ok(()),
+                    incoming = self.source.next() => incoming,
+                },
             };
             match incoming {
                 Ok(incoming) => {
+                    is_heard = true;
                     backoff.reset();
                     repeat.ended();
                     let mut bytes = incoming.body.len();
                     let mut all = vec![self.noted(incoming)];
-                    // What is there already shares a write with it. An error comes again with the next look.
+                    // What is there already shares a write with it.
                     while all.len() < TOGETHER_MAX
                         && bytes < TOGETHER_BYTES_MAX
-                        && let Some(Ok(incoming)) = self.source.next().now_or_never()
+                        && failed.is_none()
+                        && let Some(next) = self.source.next().now_or_never()
                     {
-                        bytes += incoming.body.len();
-                        all.push(self.noted(incoming));
+                        match next {
+                            Ok(incoming) => {
+                                bytes += incoming.body.len();
+                                all.push(self.noted(incoming));
+                            }
+                            Err(error) => failed = Some(error),
+                        }
                     }
                     unlooked += all.len();
                     self.door.take(all, |_| {}, &stop).await?;
@@ -134,8 +149,13 @@ impl Intake {
                 Err(error) => {
                     if since.elapsed() > GOOD_AFTER {
                         backoff.reset();
+                    }
+                    let now = self.door.clock.now();
+                    if std::mem::take(&mut is_heard) || since.elapsed() > STOOD_AFTER {
                         // It stood until now, or nearly so.
-                        self.away_since = Some(self.door.clock.now());
+                        self.away_since = Some(now);
+                    } else {
+                        self.away_since.get_or_insert(now);
                     }
                     if let Some(times) = repeat.failed() {
                         warn!(sink = %self.door.origin, times, %error, "no commands from here, trying on");

@@ -186,7 +186,7 @@ impl Queue {
     /// One whose time is over runs at once: nothing is done for it any more, and its result does not wait for others.
     pub fn next(&self, now: Timestamp) -> Option<Job> {
         let mut content = self.content();
-        let is_any_running = content.open.iter().any(|one| one.is_running);
+        let is_any_running = content.open.iter().any(|one| one.is_running && !matches!(claim(one), Claim::These([])));
         let mut held: HashSet<InfoHash> = HashSet::new();
         let mut lines: Vec<Line> = Vec::new();
         let mut is_closed = false;

@@ -280,6 +280,8 @@ impl Dispatcher {
         if batch.len() < free && self.result_parts.is_empty() && std::mem::take(may_have_more) {
             let (store, sink) = (&self.parts.store, &self.parts.settings.name);
             let ahead = self.results_ahead.take();
+            // What was written down after it was read has knocked in vain: it is looked for once more.
+            *may_have_more = ahead.is_some();
             let ahead = ahead.unwrap_or_else(|| read_results(store, sink, self.results_read_to));
             let results = ahead.await?;
             self.results_read_to = results.last().map_or(self.results_read_to, |result| result.number);

@@ -121,8 +121,10 @@ fn remember(before: &Memory, facts: &Facts, now: &Torrent, generation: u64) -> M
         (_, Completion::Complete) => facts.received_bytes,
         // What has come and is not checked yet belongs to the download that is under way.
         (Completion::Unknown, _) => facts.received_bytes.min(now.downloaded),
-        // Found incomplete after it was complete, it is downloaded again by what comes from now on.
-        (Completion::Complete | Completion::Incomplete, _) => before.received_bytes,
+        // Found incomplete after it was complete, it is downloaded again by what comes from now on. Of a client that
+        // counts what is here, the number falls with it.
+        (Completion::Complete, _) => before.received_bytes.min(facts.received_bytes),
+        (Completion::Incomplete, _) => before.received_bytes,
     };
     Memory {
         load: facts.load.clone().or_else(|| before.load.clone()),

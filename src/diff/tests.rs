@@ -313,6 +313,10 @@ fn content_that_was_gone_and_is_back_is_no_second_download() {
         world.look(lost);
         assert!(world.look("a seeding received=1700").contains("finished a"), "it came again");
     }
+    // A client that counts what is here: `received` is as much.
+    let mut world = World::knowing("a seeding");
+    world.look("a downloading 30%");
+    assert!(world.look("a seeding").contains("finished a"), "it came again");
 }
 
 #[test]

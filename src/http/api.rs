@@ -186,6 +186,7 @@ pub(super) async fn replay(
     }
     let Ok(_place) = Arc::clone(&site.long_visits).try_acquire_owned() else { return too_many() };
     pass.stay();
+    pass.allow(BODY_BYTES_MAX);
     let body = match body_of(request.into_body()).await {
         Ok(body) => body,
         Err(refusal) => return refusal,

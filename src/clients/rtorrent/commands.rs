@@ -65,10 +65,8 @@ pub(super) enum Wait {
 }
 
 pub(super) async fn apply(client: &RtorrentClient, action: &Action, wait: Wait) -> Result<Applied, ClientError> {
-    let job = |hash: InfoHash| {
-        client.memory().commands.pause_again.remove(&hash);
-        Job { client, hash, wait, deadline: Instant::now() + client.settings.timeout }
-    };
+    client.memory().commands.forget_pause(action);
+    let job = |hash: InfoHash| Job { client, hash, wait, deadline: Instant::now() + client.settings.timeout };
     match action {
         Action::Pause(hash) => job(*hash).run("paused", Rest::Always, pause).await,
         Action::Resume(hash) | Action::Start(hash) => job(*hash).start().await,
@@ -109,9 +107,11 @@ pub(super) fn plan_of(action: &Action) -> Option<(InfoHash, Planned)> {
 }
 
 impl Memory {
-    /// A new command about a torrent: what an earlier one wanted does not count any more.
-    pub(super) fn forget_pause(&mut self, hash: InfoHash) {
-        self.pause_again.remove(&hash);
+    /// Whoever says whether a torrent is to run, wants no pause of an earlier command any more.
+    pub(super) fn forget_pause(&mut self, action: &Action) {
+        if let Action::Resume(hash) | Action::Start(hash) | Action::Stop(hash) | Action::Delete(hash) = action {
+            self.pause_again.remove(hash);
+        }
     }
 
     /// Whether it may announce now; if so that counts.

@@ -107,7 +107,7 @@ fn calls_of(
 ) -> Result<Vec<Call>, ClientError> {
     let (hash, plan) = commands::plan_of(action).expect("only those with a plan are asked together");
     let raw = raws.get(&hash).ok_or(ClientError::UnknownHash(hash))?;
-    client.memory().commands.forget_pause(hash);
+    client.memory().commands.forget_pause(action);
     let (methods, rest) = match plan {
         commands::Planned::Calls(calls) => return Ok(calls),
         commands::Planned::Decided { decision, rest } => {

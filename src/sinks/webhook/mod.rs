@@ -221,6 +221,9 @@ struct State {
     /// In a row, and since when.
     failures: u32,
     failing_since: Option<Instant>,
+    /// Since when bodies are refused for what they are. Outlasts those that were put aside for it, so that a template
+    /// that is wrong does not cost each event its time.
+    refused_since: Option<Instant>,
     /// What failed last: the next connection begins with it.
     owed: Option<Post>,
     /// What became of that, for when it is asked for.
@@ -281,8 +284,10 @@ impl Line {
         };
         state.failures = state.failures.saturating_add(1);
         let failing_for = state.failing_since.get_or_insert_with(Instant::now).elapsed();
-        if is_about_the_body && failing_for >= patience::REFUSED_FOR {
-            *state = State::default();
+        if !is_about_the_body {
+            state.refused_since = None;
+        } else if state.refused_since.get_or_insert_with(Instant::now).elapsed() >= patience::REFUSED_FOR {
+            *state = State { refused_since: state.refused_since, ..State::default() };
             return Err(DeliverError::Rejected { reason });
         }
         let age = Duration::from_millis(self.endpoint.clock.now().millis_since(post.time));

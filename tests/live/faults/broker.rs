@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::{count, label_all, load_many, patient_broker, wait_for_newcomer};
 use crate::harness::bridge::Bridge;
+use crate::harness::ledger::Ledger;
 use crate::harness::proxy::{PUBACK, PUBLISH, Proxy, Way};
 use crate::harness::recorder::{Command, Message, Recorder, events_in};
 use crate::harness::{Setup, World, can_run};
@@ -164,6 +165,8 @@ async fn a_broker_killed_with_messages_under_way_gets_them_again() {
     let proxy = world.proxy_broker().await;
     world.start_bridge().await;
     for round in 0..5 {
+        let all_is_noted = |ledger: &Ledger| ledger.cursor("b", "home") == ledger.last_seq("home");
+        world.ledger().until("nothing is under way", all_is_noted).await;
         // Sent, arrived, and nobody has said so: then the broker is killed.
         proxy.answers(Way::HoldPackets(PUBACK));
         let mark = world.heard.mark();
