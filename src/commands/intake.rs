@@ -494,3 +494,97 @@ fn entry(taken: &Taken) -> (LoggedCommand, Option<Answer>) {
 fn made_up_id() -> CommandId {
     CommandId::parse(&format!("dtorrent-{:016x}", rand::random::<u64>())).expect("24 plain letters are an id")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::port::DeliverError;
+    use crate::store::{MemoryStore, Options};
+
+    struct HandClock(AtomicI64);
+
+    impl Clock for HandClock {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_millis(self.0.load(Ordering::SeqCst))
+        }
+    }
+
+    /// What a source says next; each failure takes a minute of the clock.
+    enum Step {
+        Message { id: &'static str, may_have_waited: bool },
+        Failure,
+    }
+
+    struct Script {
+        steps: VecDeque<Step>,
+        clock: Arc<HandClock>,
+    }
+
+    #[async_trait]
+    impl CommandSource for Script {
+        async fn next(&mut self) -> Result<Incoming, DeliverError> {
+            match self.steps.pop_front() {
+                None => std::future::pending().await,
+                Some(Step::Failure) => {
+                    self.clock.0.fetch_add(60_000, Ordering::SeqCst);
+                    Err(DeliverError::unavailable("gone"))
+                }
+                Some(Step::Message { id, may_have_waited }) => Ok(Incoming {
+                    address: CommandAddress {
+                        server: Some("home".to_owned()),
+                        hash: Some("ab".repeat(20)),
+                        verb: "pause".to_owned(),
+                    },
+                    body: format!("{{\"id\": \"{id}\"}}").into(),
+                    is_retained: false,
+                    may_have_waited,
+                    expires_in: None,
+                    reply: None,
+                    user: None,
+                    ack: Box::new(|| {}),
+                }),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waited_behind_a_line_that_broke_right_after_a_command_is_not_done_late() {
+        let message = |id, may_have_waited| Step::Message { id, may_have_waited };
+        for (minutes, is_done) in [(3, true), (10, false)] {
+            let clock = Arc::new(HandClock(AtomicI64::new(1_000_000)));
+            let mut steps = VecDeque::from([message("live", false)]);
+            steps.extend((0..minutes).map(|_| Step::Failure));
+            steps.push_back(message("waited", true));
+            let (origin, home) = (SinkName::parse("b").unwrap(), ServerName::parse("home").unwrap());
+            let store = Arc::new(MemoryStore::new(Options::default(), clock.clone()));
+            let queue = Arc::new(Queue::default());
+            let door = Door {
+                origin: origin.clone(),
+                allows: Box::new(|_| true),
+                reply_prefixes: Vec::new(),
+                queues: [(home, Arc::clone(&queue))].into(),
+                bridge: Arc::default(),
+                store: store.clone(),
+                board: Arc::new(Board::new(BTreeMap::new(), [origin.clone()])),
+                clock: clock.clone(),
+            };
+            let intake = Intake { source: Box::new(Script { steps, clock: clock.clone() }), door, away_since: None };
+            let an_hour = Duration::from_secs(3600);
+            tokio::time::timeout(an_hour, intake.run(CancellationToken::new())).await.unwrap_err();
+            let results = store.unsent_results(&origin, 0, 10).await.unwrap();
+            let expired = results.iter().filter(|result| {
+                let text = String::from_utf8_lossy(&result.body);
+                text.contains("\"waited\"") && text.contains("\"expired\"")
+            });
+            assert_eq!(expired.count(), usize::from(!is_done), "after {minutes} minutes");
+            assert_eq!(queue.next(Timestamp::from_millis(0)).unwrap().command.id.as_str(), "live");
+            queue.done(&CommandId::parse("live").unwrap());
+            assert_eq!(queue.next(Timestamp::from_millis(0)).is_some(), is_done, "after {minutes} minutes");
+        }
+    }
+}

@@ -140,14 +140,8 @@ async fn command(
     verb: String,
     request: Request,
 ) -> Response {
-    if let Err(refusal) = site.guard.check_change(request.headers()) {
-        return refused(refusal);
-    }
-    let Ok(_place) = Arc::clone(&site.long_visits).try_acquire_owned() else { return too_many() };
-    pass.stay();
-    pass.allow(BODY_BYTES_MAX);
-    let body = match body_of(request.into_body()).await {
-        Ok(body) => body,
+    let (_place, body) = match admitted(site, pass, request).await {
+        Ok(admitted) => admitted,
         Err(refusal) => return refusal,
     };
     let answer = tokio::select! {
@@ -181,14 +175,8 @@ pub(super) async fn replay(
     Path(webhook): Path<String>,
     request: Request,
 ) -> Response {
-    if let Err(refusal) = site.guard.check_change(request.headers()) {
-        return refused(refusal);
-    }
-    let Ok(_place) = Arc::clone(&site.long_visits).try_acquire_owned() else { return too_many() };
-    pass.stay();
-    pass.allow(BODY_BYTES_MAX);
-    let body = match body_of(request.into_body()).await {
-        Ok(body) => body,
+    let (_place, body) = match admitted(&site, &pass, request).await {
+        Ok(admitted) => admitted,
         Err(refusal) => return refusal,
     };
     let ids = match serde_json::from_slice(&body) {
@@ -211,6 +199,15 @@ pub(super) async fn replay(
         }
         Err(reason) => bad(ErrorCode::BadRequest, reason),
     }
+}
+
+/// The body of a request that changes something, by somebody who may; with a place among the long visits.
+async fn admitted(site: &Site, pass: &Pass, request: Request) -> Result<(OwnedSemaphorePermit, Bytes), Response> {
+    site.guard.check_change(request.headers()).map_err(refused)?;
+    let place = Arc::clone(&site.long_visits).try_acquire_owned().map_err(|_| too_many())?;
+    pass.stay();
+    pass.allow(BODY_BYTES_MAX);
+    Ok((place, body_of(request.into_body()).await?))
 }
 
 async fn body_of(body: Body) -> Result<Bytes, Response> {
