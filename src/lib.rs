@@ -99,23 +99,23 @@
 
 #[cfg(feature = "bridge")]
 pub mod app;
-pub mod board;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod clients;
 pub mod commands;
 #[cfg(feature = "bridge")]
 pub mod config;
-pub mod deliver;
 #[cfg(feature = "bridge")]
 pub mod demo;
 pub mod diff;
 #[cfg(feature = "http")]
 pub mod http;
+pub mod live_state;
+pub mod log_throttle;
 pub mod manager;
 pub mod model;
+pub mod outbox;
 pub mod port;
-pub mod repeat;
 pub mod schema;
 pub mod servers;
 pub mod sinks;

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::board::{Board, Content, PollReport};
 use crate::commands::expect::Expectations;
 use crate::commands::{Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts};
+use crate::live_state::{LiveServer, LiveState, PollReport};
 use crate::model::{ServerName, ServerStats, Words};
 use crate::port::{Clock, LoggedCommand, Store, StoreError, TorrentClient};
 use crate::supervise::Group;
@@ -34,7 +34,7 @@ pub struct ServerSetup {
 #[derive(Clone)]
 pub struct Common {
     pub store: Arc<dyn Store>,
-    pub board: Arc<Board>,
+    pub live: Arc<LiveState>,
     pub clock: Arc<dyn Clock>,
 }
 
@@ -59,14 +59,14 @@ impl ServerParts {
         common: &Common,
     ) -> Result<Self, reqwest::Error> {
         let ServerSetup { client, interval, sweep, roots, tells_files, is_history_lost } = setup;
-        let Common { store, board, clock } = common.clone();
+        let Common { store, live, clock } = common.clone();
         let expectations = Arc::new(Expectations::default());
         let files = Arc::new(FilesWanted::new(tells_files));
         let worker = WorkerParts {
             server: server.clone(),
             client: Arc::clone(&client),
             store: Arc::clone(&store),
-            board: Arc::clone(&board),
+            live: Arc::clone(&live),
             clock: Arc::clone(&clock),
             expectations: Arc::clone(&expectations),
             sources: Sources::new(SourcesSettings { roots }),
@@ -77,7 +77,7 @@ impl ServerParts {
             sweep,
             client,
             store,
-            board,
+            live,
             clock,
             expectations,
             files: Arc::clone(&files),
@@ -88,7 +88,7 @@ impl ServerParts {
 
     pub fn spawn(&self, group: &mut Group) {
         let Self { queue, worker, files, tells_files, watcher } = self;
-        let (name, board, client) = (watcher.server.clone(), Arc::clone(&watcher.board), Arc::clone(&watcher.client));
+        let (name, live, client) = (watcher.server.clone(), Arc::clone(&watcher.live), Arc::clone(&watcher.client));
         let watcher = watcher.clone();
         group.spawn(format!("watcher {name}"), move |stop| watcher.clone().run(stop));
         let (worker, queue) = (Arc::clone(worker), Arc::clone(queue));
@@ -101,9 +101,9 @@ impl ServerParts {
         let files = Arc::clone(files);
         group.spawn(format!("files {name}"), move |stop| {
             let (files, client) = (Arc::clone(&files), Arc::clone(&client));
-            let (board, server) = (Arc::clone(&board), name.clone());
+            let (live, server) = (Arc::clone(&live), name.clone());
             async move {
-                files.run(server, client, board, stop).await;
+                files.run(server, client, live, stop).await;
                 Ok(())
             }
         });
@@ -111,18 +111,18 @@ impl ServerParts {
 }
 
 /// What was told of a server by the last life.
-pub async fn load(store: &dyn Store, server: &ServerName) -> Result<Content, StoreError> {
+pub async fn load(store: &dyn Store, server: &ServerName) -> Result<LiveServer, StoreError> {
     let mut loaded = store.load(server).await?;
     let mut words = Words::default();
-    for told in loaded.told.values_mut() {
-        Arc::make_mut(&mut told.torrent).share(&mut words);
+    for snapshot in loaded.snapshot.values_mut() {
+        Arc::make_mut(&mut snapshot.torrent).share(&mut words);
     }
-    Ok(Content {
+    Ok(LiveServer {
         epoch: loaded.epoch,
-        told: loaded.told,
+        snapshot: loaded.snapshot,
         state: loaded.state,
         last_seq: loaded.last_seq,
-        owes_reset: loaded.owes_reset,
+        needs_reset: loaded.needs_reset,
         stats: ServerStats::default(),
         stats_body: Bytes::new(),
         poll: PollReport::default(),
@@ -137,7 +137,7 @@ pub async fn open_jobs(store: &dyn Store) -> Result<BTreeMap<Option<ServerName>,
         Some(Job { command, request, user: None })
     };
     let mut open: BTreeMap<_, Vec<Job>> = BTreeMap::new();
-    for job in store.open_commands().await?.into_iter().filter_map(job) {
+    for job in store.unfinished_commands().await?.into_iter().filter_map(job) {
         open.entry(job.command.server.clone()).or_default().push(job);
     }
     Ok(open)

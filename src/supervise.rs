@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use crate::deliver::backoff::Backoff;
+use crate::outbox::backoff::Backoff;
 use crate::port::StoreError;
 
 /// Tasks that begin and end together.

@@ -613,11 +613,11 @@ fn a_nats_system_is_one_server_or_a_list_and_has_one_login() {
         ("url = \"nats://a\"\nprefix = \"a.*\"", "which are wildcards in NATS"),
         ("url = \"nats://a\"\nhome_assistant = {}", "home_assistant: is nothing for NATS; it listens to MQTT: move"),
     ] {
-        let told = faults(&bus(more), &[]).join("\n");
-        assert!(told.contains(expected), "{told}");
+        let snapshot = faults(&bus(more), &[]).join("\n");
+        assert!(snapshot.contains(expected), "{snapshot}");
     }
-    let told = parse(&format!("instance = \"event\"\n{}", bus("url = \"nats://a\""))).unwrap_err().to_string();
-    assert!(told.contains("its subjects would look like events"), "{told}");
+    let snapshot = parse(&format!("instance = \"event\"\n{}", bus("url = \"nats://a\""))).unwrap_err().to_string();
+    assert!(snapshot.contains("its subjects would look like events"), "{snapshot}");
 }
 
 #[test]

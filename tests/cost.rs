@@ -21,10 +21,10 @@ use allocation_counter::{AllocationInfo, measure};
 use dtorrent::clients::rtorrent::calls::{Answers, Cell, Fault};
 use dtorrent::clients::rtorrent::settings::{Endpoint, Settings};
 use dtorrent::clients::rtorrent::{RtorrentClient, jsonrpc, xmlrpc};
-use dtorrent::diff::{Limits, Moment, Observer};
+use dtorrent::diff::{Differ, Limits, Moment};
 use dtorrent::model::{
-    Committed, Completion, Facts, Listing, Memory, Observed, Rev, Run, Seq, ServerName, ServerState, Timestamp, Told,
-    ToldTorrent, Torrent,
+    Committed, Completion, DiffState, Facts, Listing, Observed, Rev, Run, Seq, ServerName, ServerState, Snapshot,
+    SnapshotTorrent, Timestamp, Torrent,
 };
 use dtorrent::port::{Scope, TorrentClient as _};
 
@@ -96,12 +96,12 @@ fn a_look_at_what_has_not_changed_keeps_nothing_and_allocates_little() {
         observed.facts = facts(torrent);
         observed
     };
-    let told = |torrent: &Arc<Torrent>| ToldTorrent {
+    let snapshot = |torrent: &Arc<Torrent>| SnapshotTorrent {
         torrent: Arc::clone(torrent),
         rev: Rev(1),
         last_seq: Seq(1),
         changed_at: Timestamp::from_seconds(1_795_000_000),
-        memory: Memory {
+        memory: DiffState {
             load: Some(torrent.hash.to_string()),
             generation: 0,
             has_metadata: true,
@@ -110,21 +110,21 @@ fn a_look_at_what_has_not_changed_keeps_nothing_and_allocates_little() {
             run: Run::Running,
         },
     };
-    let told: Told = torrents.iter().map(|torrent| (torrent.hash, told(torrent))).collect();
+    let snapshot: Snapshot = torrents.iter().map(|torrent| (torrent.hash, snapshot(torrent))).collect();
     let run = Some("1".to_owned());
     let state = ServerState { is_known: true, is_online: true, run: run.clone(), generation: 0, settling_since: None };
     let mut listing = Listing::of_all(torrents.iter().map(seen));
     listing.run = run;
-    let mut observer = Observer::new(server, Limits::default());
+    let mut differ = Differ::new(server, Limits::default());
     let moment = |second: u32| Moment {
         time: Timestamp::from_seconds(1_795_000_000 + i64::from(second)),
         at: Duration::from_secs(u64::from(second)),
     };
-    observer.looked(&told, &state, &listing, moment(10));
-    observer.committed(&Committed::default(), Duration::from_secs(10));
-    let mut tick = None;
-    let info = measure(|| tick = Some(observer.looked(&told, &state, &listing, moment(20))));
-    assert!(tick.unwrap().is_empty());
+    differ.polled(&snapshot, &state, &listing, moment(10));
+    differ.committed(&Committed::default(), Duration::from_secs(10));
+    let mut change_set = None;
+    let info = measure(|| change_set = Some(differ.polled(&snapshot, &state, &listing, moment(20))));
+    assert!(change_set.unwrap().is_empty());
     assert!(info.count_total <= LOOK_ALLOCATIONS_PER_DOWNLOAD * (ROWS as u64 / 100) + 20, "{info:?}");
     assert!(info.count_current <= 1, "nothing of it stays: {info:?}");
 }

@@ -122,7 +122,7 @@ const TARGETS: &[Target] = &[
             b"/home/finished/ABCDEF0123456789ABCDEF0123456789ABCDEF01",
             b"127.0.0.1:8788",
         ],
-        run: targets::bell,
+        run: targets::hook_notifier,
     },
     Target {
         name: "home_assistant",

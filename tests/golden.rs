@@ -160,7 +160,7 @@ fn deliveries() -> Vec<Delivery> {
     let entry = |kind: Kind| {
         let hash = (kind.entity() == Entity::Torrent).then_some(hash);
         let (server, id, body) = (server.clone(), id.clone(), body.clone());
-        Delivery::Event(Entry { server, seq: Seq(1), id, kind, hash, rev: Rev(1), time: time(), body })
+        Delivery::Event(JournalEntry { server, seq: Seq(1), id, kind, hash, rev: Rev(1), time: time(), body })
     };
     let mut deliveries: Vec<Delivery> =
         Kind::ALL.iter().filter(|kind| **kind != Kind::Updated).map(|k| entry(*k)).collect();
@@ -289,7 +289,7 @@ fn subjects_are_as_ever_and_the_topics_with_dots() {
         let subject = subjects.of(delivery);
         assert_eq!(subject, topics.route(delivery).topic.replace('/', "."));
         let stored = if caught.iter().any(|caught| covers(caught, &subject)) { " stored" } else { "" };
-        let kept = subjects.kept_as(delivery).map_or(String::new(), |key| format!(" kept as {key}"));
+        let kept = subjects.retained_topic(delivery).map_or(String::new(), |key| format!(" kept as {key}"));
         writeln!(lines, "{subject}{stored}{kept}").unwrap();
     }
     writeln!(lines, "\nthe stream {}:\n{}", STREAM, caught.join("\n")).unwrap();

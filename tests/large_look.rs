@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dtorrent::board::{Board, Content, PollReport};
 use dtorrent::clients::simulator::Simulator;
 use dtorrent::commands::expect::Expectations;
-use dtorrent::model::{Entry, Kind, Rev, Seq, ServerName, ServerStats, SinkName};
-use dtorrent::port::{Progress, Store, SystemClock};
+use dtorrent::live_state::{LiveServer, LiveState, PollReport};
+use dtorrent::model::{JournalEntry, Kind, Rev, Seq, ServerName, ServerStats, SinkName};
+use dtorrent::port::{SinkProgress, Store, SystemClock};
 use dtorrent::store::{MemoryStore, Options};
 use dtorrent::watch::{FilesWanted, Watcher};
 use tokio_util::sync::CancellationToken;
@@ -26,30 +26,30 @@ async fn a_first_picture_in_parts_is_told_whole_and_once_whatever_room_there_is(
     let options = Options { journal_bytes_max: 700_000, ..Options::default() };
     let store = MemoryStore::new(options, Arc::new(SystemClock));
     store.declare_sinks(&BTreeMap::from([(sink.clone(), vec![server.clone()])]));
-    let settle = async |store: &dyn Store, cursor| {
-        store.settle(&sink, [(server.clone(), Progress { cursor, sent_rev: Rev(0) })].into()).await.unwrap();
+    let save_progress = async |store: &dyn Store, cursor| {
+        store.save_progress(&sink, [(server.clone(), SinkProgress { cursor, sent_rev: Rev(0) })].into()).await.unwrap();
     };
-    settle(&store, Seq(0)).await;
+    save_progress(&store, Seq(0)).await;
     let store: Arc<dyn Store> = Arc::new(store);
     let loaded = store.load(&server).await.unwrap();
-    let content = Content {
+    let content = LiveServer {
         epoch: loaded.epoch,
-        told: loaded.told,
+        snapshot: loaded.snapshot,
         state: loaded.state,
         last_seq: loaded.last_seq,
-        owes_reset: false,
+        needs_reset: false,
         stats: ServerStats::default(),
         stats_body: Bytes::new(),
         poll: PollReport::default(),
     };
-    let board = Arc::new(Board::new(BTreeMap::from([(server.clone(), content)]), [sink.clone()]));
+    let live = Arc::new(LiveState::new(BTreeMap::from([(server.clone(), content)]), [sink.clone()]));
     let watcher = Watcher {
         server: server.clone(),
         interval: Duration::from_secs(1),
         sweep: Duration::from_secs(30),
         client: Arc::new(Simulator::populated(server.clone(), Arc::new(SystemClock), TORRENTS)),
         store: Arc::clone(&store),
-        board: Arc::clone(&board),
+        live: Arc::clone(&live),
         clock: Arc::new(SystemClock),
         expectations: Arc::new(Expectations::default()),
         files: Arc::new(FilesWanted::default()),
@@ -59,18 +59,18 @@ async fn a_first_picture_in_parts_is_told_whole_and_once_whatever_room_there_is(
     #[allow(clippy::disallowed_methods, reason = "it is waited for below")]
     let watching = tokio::spawn(watcher.run(stop.clone()));
 
-    let mut entries: Vec<Entry> = Vec::new();
+    let mut entries: Vec<JournalEntry> = Vec::new();
     let mut held_back = 0;
-    let is_told_whole = |entries: &[Entry]| entries.iter().any(|entry| entry.kind == Kind::SnapshotDone);
+    let is_told_whole = |entries: &[JournalEntry]| entries.iter().any(|entry| entry.kind == Kind::SnapshotDone);
     let all = async {
         while !is_told_whole(&entries) {
             // Long enough for a look, which without room tells no more.
             tokio::time::sleep(Duration::from_secs(5)).await;
             let cursor = entries.last().map_or(Seq(0), |entry| entry.seq);
             entries.extend(store.read(&server, cursor, 2_000).await.unwrap());
-            let told = board.read(&server, |content| content.told.len()).unwrap();
-            held_back += u32::from(told < TORRENTS as usize);
-            settle(&*store, entries.last().map_or(Seq(0), |entry| entry.seq)).await;
+            let snapshot = live.read(&server, |content| content.snapshot.len()).unwrap();
+            held_back += u32::from(snapshot < TORRENTS as usize);
+            save_progress(&*store, entries.last().map_or(Seq(0), |entry| entry.seq)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(600), all).await.unwrap();
@@ -84,7 +84,8 @@ async fn a_first_picture_in_parts_is_told_whole_and_once_whatever_room_there_is(
     assert_eq!(added.len(), TORRENTS as usize, "each is told once");
     assert_eq!(added.iter().collect::<BTreeSet<_>>().len(), added.len(), "each is told once");
     assert_eq!(entries.iter().filter(|entry| entry.kind == Kind::ServerOnline).count(), 1);
-    let is_by_the_first_look = |entry: &&Entry| String::from_utf8_lossy(&entry.body).contains("\"cause\":\"snapshot\"");
+    let is_by_the_first_look =
+        |entry: &&JournalEntry| String::from_utf8_lossy(&entry.body).contains("\"cause\":\"snapshot\"");
     assert_eq!(
         entries.iter().filter(is_by_the_first_look).count(),
         TORRENTS as usize + 1,

@@ -66,13 +66,15 @@ async fn a_stream_tells_all_since_the_manager_was_built_without_a_gap() {
     let manager = builder(&client).build().await.unwrap();
     assert_eq!(manager.get_all().await.unwrap().len(), 3);
     let mut events = manager.events();
-    let mut told = Vec::new();
-    while told.last().is_none_or(|event: &Event| event.event_type != Kind::SnapshotDone) {
-        told.push(next(&mut events).await);
+    let mut snapshot = Vec::new();
+    while snapshot.last().is_none_or(|event: &Event| event.event_type != Kind::SnapshotDone) {
+        snapshot.push(next(&mut events).await);
     }
-    let numbers: Vec<u64> = told.iter().filter_map(|event| event.seq).map(|seq| seq.0).collect();
+    let numbers: Vec<u64> = snapshot.iter().filter_map(|event| event.seq).map(|seq| seq.0).collect();
     assert_eq!(numbers, (1..=5).collect::<Vec<u64>>());
-    assert!(told.iter().filter(|event| event.event_type == Kind::Added).all(|event| event.cause == Cause::Snapshot));
+    assert!(
+        snapshot.iter().filter(|event| event.event_type == Kind::Added).all(|event| event.cause == Cause::Snapshot)
+    );
     let mut late = manager.events_since(Since::Now);
     client.change(|world| world.add(hash(4), Imagined::new("new", 10)));
     assert_eq!(next(&mut late).await, until(&mut events, Kind::Added).await);

@@ -80,7 +80,7 @@ struct Soak {
     alive: Vec<InfoHash>,
     gone: BTreeSet<InfoHash>,
     /// Who was told to be there: only those are removed, for what comes and goes between two looks is never told.
-    told: BTreeSet<InfoHash>,
+    snapshot: BTreeSet<InfoHash>,
     read: usize,
     next: u64,
     dice: u64,
@@ -105,7 +105,7 @@ impl Soak {
             is_away: false,
             alive: Vec::new(),
             gone: BTreeSet::new(),
-            told: BTreeSet::new(),
+            snapshot: BTreeSet::new(),
             read: 0,
             next: 0,
             dice: u64::from(seed) | 1 << 40,
@@ -162,7 +162,7 @@ impl Soak {
     async fn remove(&mut self) {
         for _ in 0..=self.roll(12) {
             let candidates: Vec<usize> =
-                (0..self.alive.len()).filter(|index| self.told.contains(&self.alive[*index])).collect();
+                (0..self.alive.len()).filter(|index| self.snapshot.contains(&self.alive[*index])).collect();
             if candidates.is_empty() {
                 return;
             }
@@ -185,7 +185,7 @@ impl Soak {
         let news = self.world.heard.since(self.read);
         self.read += news.len();
         for message in news.iter().filter(|message| message.topic.ends_with("/event/added")) {
-            self.told.insert(message.json()["hash"].as_str().unwrap().parse().unwrap());
+            self.snapshot.insert(message.json()["hash"].as_str().unwrap().parse().unwrap());
         }
     }
 
@@ -243,7 +243,7 @@ struct Account {
 impl Account {
     fn of(heard: &[Message], alive: &BTreeSet<String>, gone: &BTreeSet<String>) -> Self {
         let mut bodies: BTreeMap<String, Value> = BTreeMap::new();
-        let mut told: BTreeMap<(String, String), usize> = BTreeMap::new();
+        let mut snapshot: BTreeMap<(String, String), usize> = BTreeMap::new();
         let (mut last_seq, mut disordered, mut repeats) = (0, 0, 0);
         for event in harness::recorder::events_in(heard, "home") {
             let id = event["id"].as_str().unwrap().to_owned();
@@ -257,11 +257,11 @@ impl Account {
             last_seq = seq;
             if let Some(hash) = event["hash"].as_str() {
                 let kind = event["event_type"].as_str().unwrap().to_owned();
-                *told.entry((kind, hash.to_owned())).or_default() += 1;
+                *snapshot.entry((kind, hash.to_owned())).or_default() += 1;
             }
             bodies.insert(id, event);
         }
-        let times = |kind: &str, hash: &String| told.get(&(kind.to_owned(), hash.clone())).copied().unwrap_or(0);
+        let times = |kind: &str, hash: &String| snapshot.get(&(kind.to_owned(), hash.clone())).copied().unwrap_or(0);
         let mut lost = alive.union(gone).filter(|hash| times("added", hash) == 0).count();
         lost += gone.iter().filter(|hash| times("removed", hash) == 0).count();
         let mut invented = alive.union(gone).filter(|hash| times("added", hash) > 1).count();

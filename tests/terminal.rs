@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 /// What would paint, ring, set the window's title, move the cursor, and turn what follows.
 const HOSTILE: &str = "a\u{1b}]0;mine\u{7}\u{1b}[2Jb\u{9b}31mc\u{7f}d\u{202e}gpj.exe\r\nx";
 
-struct Desk {
+struct ChangeBuffer {
     folder: tempfile::TempDir,
 }
 
@@ -22,7 +22,7 @@ fn torrent(hash: u8, name: &str) -> Value {
            "uploaded": 0, "path": null, "label": name, "message": name, "error": true})
 }
 
-impl Desk {
+impl ChangeBuffer {
     /// With servers of these names and torrents.
     fn new(servers: &[(&str, Vec<Value>)]) -> Self {
         Self::slow(servers, "0")
@@ -95,7 +95,7 @@ fn does_nothing(shown: &str) {
 
 #[test]
 fn no_name_of_a_torrent_does_anything_to_a_terminal() {
-    let desk = Desk::new(&[("home", vec![torrent(0xab, HOSTILE)])]);
+    let desk = ChangeBuffer::new(&[("home", vec![torrent(0xab, HOSTILE)])]);
     let plain = [("NO_COLOR", "1")];
     for line in ["list", "list --json", "show abab", "show abab --json", "pause abab", "resume --all --json"] {
         // What says that it is at work wipes its line.
@@ -112,7 +112,7 @@ fn no_name_of_a_torrent_does_anything_to_a_terminal() {
 
 #[test]
 fn json_holds_a_name_as_it_is_and_reaches_no_terminal_raw() {
-    let desk = Desk::new(&[("home", vec![torrent(0xab, HOSTILE)])]);
+    let desk = ChangeBuffer::new(&[("home", vec![torrent(0xab, HOSTILE)])]);
     for arguments in [&["list", "--json"][..], &["show", "abab", "--json"]] {
         let text = desk.does(arguments);
         does_nothing(&text);
@@ -137,7 +137,7 @@ fn end(mut child: Child) {
 #[test]
 fn torrents_of_one_name_are_all_listed_also_one_torrent_on_two_servers() {
     let one = torrent(0xab, "same");
-    let desk = Desk::new(&[("home", vec![one.clone(), torrent(0xcd, "same")]), ("attic", vec![one])]);
+    let desk = ChangeBuffer::new(&[("home", vec![one.clone(), torrent(0xcd, "same")]), ("attic", vec![one])]);
     for pattern in ["same", "SAM?", "*"] {
         let list: Vec<Value> = serde_json::from_str(&desk.does(&["list", "--name", pattern, "--json"])).unwrap();
         assert_eq!(list.len(), 3, "{pattern}: {list:?}");
@@ -148,7 +148,7 @@ fn torrents_of_one_name_are_all_listed_also_one_torrent_on_two_servers() {
 }
 
 /// Runs with nobody at the other end of the pipe.
-fn unread(desk: &Desk, arguments: &[&str]) -> (Option<i32>, String) {
+fn unread(desk: &ChangeBuffer, arguments: &[&str]) -> (Option<i32>, String) {
     let mut child = desk.command(env!("CARGO_BIN_EXE_dtorrent"), arguments).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
@@ -157,7 +157,7 @@ fn unread(desk: &Desk, arguments: &[&str]) -> (Option<i32>, String) {
 
 #[test]
 fn who_has_read_enough_ends_it_quietly_and_what_was_asked_for_is_done() {
-    let desk = Desk::new(&[("home", vec![torrent(0xab, "one")])]);
+    let desk = ChangeBuffer::new(&[("home", vec![torrent(0xab, "one")])]);
     for arguments in [
         &["list"][..],
         &["list", "--json"],
@@ -182,7 +182,7 @@ fn who_has_read_enough_ends_it_quietly_and_what_was_asked_for_is_done() {
 }
 
 /// A file whose pieces take a moment.
-fn large(desk: &Desk, bytes: u64) -> PathBuf {
+fn large(desk: &ChangeBuffer, bytes: u64) -> PathBuf {
     let path = desk.path().join("large.iso");
     fs::File::create(&path).unwrap().set_len(bytes).unwrap();
     path
@@ -190,7 +190,7 @@ fn large(desk: &Desk, bytes: u64) -> PathBuf {
 
 #[test]
 fn long_work_shows_on_a_terminal_how_far_it_is_and_nothing_in_a_pipe() {
-    let desk = Desk::slow(&[("home", vec![torrent(0xab, "one")])], "0.7");
+    let desk = ChangeBuffer::slow(&[("home", vec![torrent(0xab, "one")])], "0.7");
     let large = large(&desk, 32 << 20);
     let made = desk.shows("make-torrent large.iso", &[]);
     assert!(made.contains("reading ") && made.contains("/32.00 MiB"), "{made:?}");

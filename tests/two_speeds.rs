@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dtorrent::clients::simulator::{Drive, Imagined, Simulator};
-use dtorrent::diff::{Limits, Moment, Observer};
+use dtorrent::diff::{Differ, Limits, Moment};
 use dtorrent::model::{
-    Committed, Covers, InfoHash, Rev, Seq, ServerName, ServerState, Tick, Timestamp, Told, ToldTorrent,
+    ChangeSet, Committed, Covers, InfoHash, Rev, Seq, ServerName, ServerState, Snapshot, SnapshotTorrent, Timestamp,
 };
 use dtorrent::port::{Scope, SystemClock, TorrentClient as _};
 use proptest::prelude::*;
@@ -19,8 +19,8 @@ type Step = (u8, u8, u8);
 
 struct Watched {
     simulator: Simulator,
-    observer: Observer,
-    told: Told,
+    differ: Differ,
+    snapshot: Snapshot,
     state: ServerState,
     second: u64,
 }
@@ -30,8 +30,8 @@ impl Watched {
         let server = ServerName::parse("home").unwrap();
         Self {
             simulator: Simulator::new(server.clone(), Arc::new(SystemClock)),
-            observer: Observer::new(server, Limits::default()),
-            told: Told::new(),
+            differ: Differ::new(server, Limits::default()),
+            snapshot: Snapshot::new(),
             state: ServerState::default(),
             second: 0,
         }
@@ -40,37 +40,37 @@ impl Watched {
     async fn look(&mut self, is_sweep: bool) -> Covers {
         self.second += 1;
         let nothing = BTreeSet::new();
-        let needs_all = is_sweep || self.observer.needs_all(&self.state);
+        let needs_all = is_sweep || self.differ.needs_all(&self.state);
         let scope = if needs_all { Scope::Full } else { Scope::Changed { named: &nothing } };
         let listing = self.simulator.list(scope).await.unwrap();
         let at = Duration::from_secs(self.second);
         let time = Timestamp::from_seconds(1_000_000 + i64::try_from(self.second).unwrap());
-        let tick = self.observer.looked(&self.told, &self.state, &listing, Moment { time, at });
-        self.commit(tick, at);
+        let change_set = self.differ.polled(&self.snapshot, &self.state, &listing, Moment { time, at });
+        self.commit(change_set, at);
         listing.covers
     }
 
-    fn commit(&mut self, tick: Tick, at: Duration) {
-        if tick.is_empty() {
+    fn commit(&mut self, change_set: ChangeSet, at: Duration) {
+        if change_set.is_empty() {
             return;
         }
         let mut committed = Committed::default();
-        self.state = tick.state.unwrap_or_else(|| self.state.clone());
-        for (hash, change) in tick.changes {
-            let told = change.map(|(torrent, memory)| ToldTorrent {
+        self.state = change_set.state.unwrap_or_else(|| self.state.clone());
+        for (hash, change) in change_set.changes {
+            let snapshot = change.map(|(torrent, memory)| SnapshotTorrent {
                 torrent,
                 memory,
                 rev: Rev(1),
                 last_seq: Seq(0),
-                changed_at: tick.time,
+                changed_at: change_set.time,
             });
-            match &told {
-                Some(told) => drop(self.told.insert(hash, told.clone())),
-                None => drop(self.told.remove(&hash)),
+            match &snapshot {
+                Some(snapshot) => drop(self.snapshot.insert(hash, snapshot.clone())),
+                None => drop(self.snapshot.remove(&hash)),
             }
-            committed.told.insert(hash, told);
+            committed.snapshot.insert(hash, snapshot);
         }
-        self.observer.committed(&committed, at);
+        self.differ.committed(&committed, at);
     }
 
     fn happen(&self, (which, what, much): Step) {
@@ -123,11 +123,11 @@ proptest! {
             }
             prop_assert_eq!(watched.look(false).await, Covers::Changed, "there is nothing to look at");
             let truth = watched.simulator.list(Scope::Full).await.unwrap().torrents;
-            prop_assert!(watched.told.keys().eq(truth.keys()));
+            prop_assert!(watched.snapshot.keys().eq(truth.keys()));
             for (hash, seen) in &truth {
-                let mut told = (*watched.told[hash].torrent).clone();
-                told.stalled = false;
-                prop_assert_eq!(&told, &seen.torrent);
+                let mut snapshot = (*watched.snapshot[hash].torrent).clone();
+                snapshot.stalled = false;
+                prop_assert_eq!(&snapshot, &seen.torrent);
             }
             Ok(())
         })?;

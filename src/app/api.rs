@@ -12,11 +12,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::letters::{Letters, Told};
-use crate::board::{Board, Content};
 use crate::commands::{Caller, Envelope, TTL};
-use crate::deliver::{Begin, Heard, Missed, Reader, ReaderParts};
 use crate::http::{self, Answered, EventsWish, ListWish, Notice, Order};
+use crate::live_state::{LiveServer, LiveState};
 use crate::model::{InfoHash, ServerName, SinkName, Torrent};
+use crate::outbox::{Begin, Heard, Missed, Reader, ReaderParts};
 use crate::port::{Clock, CommandAddress, Store};
 
 /// Who asks over HTTP, in the line for whoever checks.
@@ -31,7 +31,7 @@ const BEHIND_MAX: u64 = 1024;
 const BEHIND_FOR: Duration = Duration::from_secs(5);
 
 pub(super) struct Api {
-    pub board: Arc<Board>,
+    pub live: Arc<LiveState>,
     pub store: Arc<dyn Store>,
     pub clock: Arc<dyn Clock>,
     pub caller: Arc<Caller>,
@@ -42,13 +42,13 @@ pub(super) struct Api {
 #[async_trait]
 impl http::Api for Api {
     fn servers(&self) -> Vec<Value> {
-        let server = |name: &ServerName| self.board.read(name, |content| server(name, content));
-        self.board.names().filter_map(server).collect()
+        let server = |name: &ServerName| self.live.read(name, |content| server(name, content));
+        self.live.names().filter_map(server).collect()
     }
 
     fn sinks(&self) -> Vec<Value> {
-        let sink = |(name, desk): (&SinkName, &Arc<crate::board::Desk>)| {
-            let report = desk.last_report();
+        let sink = |(name, buffer): (&SinkName, &Arc<crate::live_state::ChangeBuffer>)| {
+            let report = buffer.last_report();
             let lag_seconds = report.behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
             json!({
                 "name": name,
@@ -61,15 +61,15 @@ impl http::Api for Api {
                 "rejected": report.rejected,
             })
         };
-        self.board.desks().map(sink).collect()
+        self.live.buffers().map(sink).collect()
     }
 
     fn torrents(&self, server: &ServerName, wish: &ListWish) -> Option<(Vec<Value>, u64)> {
         let now = self.clock.now();
         let ListWish { filter, fields, page, page_size, busiest_first } = wish;
-        let matching: Vec<Arc<Torrent>> = self.board.read(server, |content| {
-            let matching = content.told.values().filter(|told| filter.matches(&told.torrent, now));
-            matching.map(|told| Arc::clone(&told.torrent)).collect()
+        let matching: Vec<Arc<Torrent>> = self.live.read(server, |content| {
+            let matching = content.snapshot.values().filter(|snapshot| filter.matches(&snapshot.torrent, now));
+            matching.map(|snapshot| Arc::clone(&snapshot.torrent)).collect()
         })?;
         let total = matching.len() as u64;
         let mut matching = matching;
@@ -92,7 +92,7 @@ impl http::Api for Api {
     }
 
     fn torrent(&self, server: &ServerName, hash: InfoHash) -> Option<Value> {
-        let torrent = self.board.read(server, |content| Some(Arc::clone(&content.told.get(&hash)?.torrent)))??;
+        let torrent = self.live.read(server, |content| Some(Arc::clone(&content.snapshot.get(&hash)?.torrent)))??;
         Some(serde_json::to_value(&*torrent).expect("a torrent is plain JSON"))
     }
 
@@ -113,9 +113,9 @@ impl http::Api for Api {
         let EventsWish { servers, kinds, after } = wish;
         let is_wanted = |name: &&ServerName| servers.as_ref().is_none_or(|servers| servers.contains(*name));
         let reader = Reader::new(ReaderParts {
-            board: Arc::clone(&self.board),
+            live: Arc::clone(&self.live),
             store: Arc::clone(&self.store),
-            servers: self.board.names().filter(is_wanted).cloned().collect(),
+            servers: self.live.names().filter(is_wanted).cloned().collect(),
             events: kinds,
             begin: after.map_or_else(|| Begin::After(BTreeMap::new()), Begin::AfterEvent),
             stop: self.stop.clone(),
@@ -125,8 +125,8 @@ impl http::Api for Api {
 
     async fn replay(&self, webhook: &str, ids: Vec<String>) -> Result<Vec<Value>, String> {
         let tried = self.letters.replay(webhook, ids).await.map_err(|error| format!("{error:#}"))?;
-        let told = |tried| serde_json::to_value(Told::from(tried)).expect("it is plain JSON");
-        Ok(tried.into_iter().map(told).collect())
+        let snapshot = |tried| serde_json::to_value(Told::from(tried)).expect("it is plain JSON");
+        Ok(tried.into_iter().map(snapshot).collect())
     }
 }
 
@@ -170,7 +170,7 @@ impl Pace {
     }
 }
 
-fn server(name: &ServerName, content: &Content) -> Value {
+fn server(name: &ServerName, content: &LiveServer) -> Value {
     let poll = &content.poll;
     let stats: Value = serde_json::from_slice(&content.stats_body).unwrap_or_default();
     json!({
@@ -178,7 +178,7 @@ fn server(name: &ServerName, content: &Content) -> Value {
         "status": if content.state.is_online { "online" } else { "offline" },
         "problem": poll.failure,
         "poll_age_seconds": poll.last_success.map(|at| super::report::rounded(at.elapsed().as_secs_f64())),
-        "torrents": content.told.len(),
+        "torrents": content.snapshot.len(),
         "last_seq": content.last_seq,
         "stats": stats,
     })

@@ -18,9 +18,9 @@ use tokio::task::spawn_blocking;
 use super::adapters::{Reached, build_endpoint};
 use super::open_store;
 use crate::config::{Config, Http};
-use crate::model::{Entry, EventId, InfoHash, Kind, Rev, Seq, ServerName, SinkName, Timestamp};
+use crate::log_throttle::retry_while_full;
+use crate::model::{EventId, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, SinkName, Timestamp};
 use crate::port::{Clock, Connected, DeliverError, Delivery, SystemClock};
-use crate::repeat::until_there_is_room;
 use crate::sinks::tls;
 use crate::sinks::webhook::Endpoint;
 use crate::store::{DeadLetter, SqliteStore};
@@ -128,12 +128,12 @@ async fn send_again(store: &SqliteStore, ways: &mut Ways, letters: Vec<Letter>) 
     for Letter { name, is_webhook, line, letter } in letters {
         let way = ways.get_mut(&(name, is_webhook)).expect("one was built for each");
         let result = match letter.gap() {
-            None => way.deliver(&line, &letter).await,
+            None => way.outbox(&line, &letter).await,
             Some(_) => Err(rejected("what was given up is not kept any more: this letter can only be dropped")),
         };
         if result.is_ok() {
             let forget = || store.forget_dead_letter(&line, &letter.id);
-            until_there_is_room("a dead letter", forget).await.context("note what was taken")?;
+            retry_while_full("a dead letter", forget).await.context("note what was taken")?;
         }
         let is_away = matches!(result, Err(DeliverError::Unavailable { .. }));
         tried.push(Tried { id: letter.id, result });
@@ -177,9 +177,9 @@ impl Way {
         Ok(Self::Broker(Reached::new(name, &config.instance, broker, before)?, None))
     }
 
-    async fn deliver(&mut self, line: &SinkName, letter: &DeadLetter) -> Result<(), DeliverError> {
+    async fn outbox(&mut self, line: &SinkName, letter: &DeadLetter) -> Result<(), DeliverError> {
         let (broker, connected) = match self {
-            Self::Webhook(endpoint) => return endpoint.deliver(line, &letter.id, letter.body.clone()).await,
+            Self::Webhook(endpoint) => return endpoint.outbox(line, &letter.id, letter.body.clone()).await,
             Self::Broker(broker, connected) => (broker, connected),
         };
         let entry = entry(letter).map_err(|error| rejected(format!("its body is no event: {error}")))?;
@@ -211,7 +211,7 @@ impl Way {
 }
 
 /// The journal entry that a letter was.
-fn entry(DeadLetter { server, seq, body, .. }: &DeadLetter) -> Result<Entry, serde_json::Error> {
+fn entry(DeadLetter { server, seq, body, .. }: &DeadLetter) -> Result<JournalEntry, serde_json::Error> {
     #[derive(Deserialize)]
     struct Head {
         id: EventId,
@@ -221,7 +221,7 @@ fn entry(DeadLetter { server, seq, body, .. }: &DeadLetter) -> Result<Entry, ser
     }
     let Head { id, event_type, hash, time } = serde_json::from_slice(body)?;
     let (server, seq, body) = (server.clone(), *seq, body.clone());
-    Ok(Entry { server, seq, id, kind: event_type, hash, rev: Rev(0), time, body })
+    Ok(JournalEntry { server, seq, id, kind: event_type, hash, rev: Rev(0), time, body })
 }
 
 /// What the running bridge replays with.

@@ -29,15 +29,15 @@ use self::adapters::{Reached, build_client, build_endpoint, build_line, lines, r
 use self::api::Api;
 use self::letters::Letters;
 use self::report::{Reports, Shown};
-use crate::board::Board;
 use crate::commands::{BridgeWorker, Caller, Door, Intake, Queue, give_up};
 use crate::config::{Broker, Config, EventFilter, Rights, Rtorrent};
-use crate::deliver::retention::Retain;
-use crate::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::http;
-use crate::model::{BellAddress, BellSecret, Hook, HookKey, Kind, Ring, ServerName, SinkName, Timestamp, Verb};
+use crate::live_state::LiveState;
+use crate::log_throttle::retry_while_full;
+use crate::model::{Hook, HookAddress, HookKey, HookSecret, HookSignal, Kind, ServerName, SinkName, Timestamp, Verb};
+use crate::outbox::retention::Retain;
+use crate::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::port::{Clock, Sink, Store, StoreError, SystemClock};
-use crate::repeat::until_there_is_room;
 use crate::servers::{Common, ServerParts, ServerSetup, load, open_jobs};
 use crate::sinks::webhook::Endpoint;
 use crate::store::{Options, Recovery, SqliteStore};
@@ -62,8 +62,8 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
         Some(listen) => Some(http::bind(listen).await.with_context(|| format!("listen on {listen}"))?),
         None => None,
     };
-    let bell = hang_bell(&config).await?;
-    let opening = until_there_is_room("the state", async || try_to_open_store(&config, Arc::clone(&clock)));
+    let hook_notifier = hang_bell(&config).await?;
+    let opening = retry_while_full("the state", async || try_to_open_store(&config, Arc::clone(&clock)));
     let opened = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
@@ -85,10 +85,10 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
     let mut left = Group::new();
     bridge.spawn_servers(&mut left);
     bridge.spawn_intakes(&mut left);
-    let bell = bell.map(|Bell { listener, secret, hooks }| {
+    let hook_notifier = hook_notifier.map(|HookNotifier { listener, secret, hooks }| {
         bridge.spawn_hooks(&mut left, hooks);
-        let board = Arc::clone(&bridge.board);
-        http::answer_bell(listener, secret, move |ring| rung(&board, &ring), stop.clone())
+        let live = Arc::clone(&bridge.live);
+        http::receive_hook_signals(listener, secret, move |ring| rung(&live, &ring), stop.clone())
     });
     let alive = Arc::clone(&sqlite);
     for_ever("alive", async move {
@@ -107,16 +107,16 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
             one_at_a_time: AsyncMutex::default(),
         };
         let api = bridge.spawn_api(&mut left, &config.http.commands, letters, stop.clone());
-        let observed = Arc::new(Shown { board: Arc::clone(&bridge.board), store: Arc::clone(&sqlite), metrics });
+        let observed = Arc::new(Shown { live: Arc::clone(&bridge.live), store: Arc::clone(&sqlite), metrics });
         let guard = http::Guard { token: config.http.token.clone(), hosts: config.http.hosts.clone() };
         http::serve(listener, http::Served { observed, api, guard }, stop.clone())
     });
     let page = served_until(page, &stop);
-    let bell = served_until(bell, &stop);
+    let hook_notifier = served_until(hook_notifier, &stop);
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(()),
         result = page => result.context("serve HTTP"),
-        result = bell => result.context("answer hooks"),
+        result = hook_notifier => result.context("answer hooks"),
         error = left.failed() => Err(anyhow::Error::new(error).context("keep the state")),
         error = right.failed() => Err(anyhow::Error::new(error).context("keep the state")),
     };
@@ -150,14 +150,14 @@ async fn served_until(
 }
 
 /// Where clients ring, and what each of them is to be told.
-struct Bell {
+struct HookNotifier {
     listener: TcpListener,
-    secret: BellSecret,
+    secret: HookSecret,
     hooks: BTreeMap<ServerName, Hook>,
 }
 
 /// `None` if no client is to ring.
-async fn hang_bell(config: &Config) -> anyhow::Result<Option<Bell>> {
+async fn hang_bell(config: &Config) -> anyhow::Result<Option<HookNotifier>> {
     let rtorrents = || config.servers.iter().filter_map(|(name, server)| Some((name, server.rtorrent()?)));
     let hooked = || rtorrents().filter(|(_, server)| server.hooks.is_wanted);
     if hooked().next().is_none() {
@@ -166,23 +166,23 @@ async fn hang_bell(config: &Config) -> anyhow::Result<Option<Bell>> {
     let listen = config.http.hooks_listen;
     let listener = http::bind(listen).await.with_context(|| format!("listen for hooks on {listen}"))?;
     let here = listener.local_addr().context("listen for hooks")?;
-    let secret = BellSecret::new(rand::random());
+    let secret = HookSecret::new(rand::random());
     let hook = |(name, server): (&ServerName, &Rtorrent)| {
         let address = match &server.hooks.address {
             Some(address) => address.clone(),
-            None => BellAddress::parse(&here.to_string())?,
+            None => HookAddress::parse(&here.to_string())?,
         };
         let key = HookKey::new(&config.instance, name)?;
         anyhow::Ok((name.clone(), Hook { key, address, secret: secret.clone(), server: name.clone() }))
     };
     let hooks = hooked().map(hook).collect::<anyhow::Result<_>>().context("set up hooks")?;
-    Ok(Some(Bell { listener, secret, hooks }))
+    Ok(Some(HookNotifier { listener, secret, hooks }))
 }
 
 /// Passes on what somebody rang; nothing else is believed of it.
-fn rung(board: &Board, ring: &Ring) {
-    if let Some(server) = board.server(&ring.server) {
-        server.bell.ring(ring.hash);
+fn rung(live: &LiveState, ring: &HookSignal) {
+    if let Some(server) = live.server(&ring.server) {
+        server.hook_notifier.notify(ring.hash);
     }
 }
 
@@ -204,7 +204,7 @@ fn try_to_open_store(config: &Config, clock: Arc<dyn Clock>) -> Result<(SqliteSt
 
 /// Everything that runs, built and not yet running.
 struct Bridge {
-    board: Arc<Board>,
+    live: Arc<LiveState>,
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     servers: BTreeMap<ServerName, ServerParts>,
@@ -245,22 +245,22 @@ impl Bridge {
         clock: Arc<dyn Clock>,
     ) -> anyhow::Result<Self> {
         let sinks = sinks_of(config);
-        until_there_is_room("the sinks", || sqlite.declare_sinks(&sinks)).await.context("note the sinks")?;
+        retry_while_full("the sinks", || sqlite.declare_sinks(&sinks)).await.context("note the sinks")?;
         let store: Arc<dyn Store> = sqlite;
         let mut contents = BTreeMap::new();
         for name in config.servers.keys() {
             let content = load(&*store, name).await.with_context(|| format!("load the state of {name}"))?;
             contents.insert(name.clone(), content);
         }
-        let board = Arc::new(Board::new(contents, sinks.keys().cloned()));
+        let live = Arc::new(LiveState::new(contents, sinks.keys().cloned()));
         let is_first_life = recovery.is_new && !recovery.lost;
         for (sink, servers) in &sinks {
-            let note = || note_start(&*store, &board, sink, servers, is_first_life);
-            let noted = until_there_is_room("a start", note).await;
+            let note = || note_start(&*store, &live, sink, servers, is_first_life);
+            let noted = retry_while_full("a start", note).await;
             noted.with_context(|| format!("note where {sink} begins"))?;
         }
         let mut open = open_jobs(&*store).await.context("read the command log")?;
-        let common = Common { store: Arc::clone(&store), board: Arc::clone(&board), clock: Arc::clone(&clock) };
+        let common = Common { store: Arc::clone(&store), live: Arc::clone(&live), clock: Arc::clone(&clock) };
         let mut servers = BTreeMap::new();
         for (name, server) in &config.servers {
             let set_up = || format!("set up server {name}");
@@ -277,13 +277,11 @@ impl Bridge {
         }
         let of_bridge = open.remove(&None).unwrap_or_default();
         for job in open.into_values().flatten() {
-            give_up(&*store, &board, &*clock, &job.command)
-                .await
-                .context("answer commands of a server that is gone")?;
+            give_up(&*store, &live, &*clock, &job.command).await.context("answer commands of a server that is gone")?;
         }
         let mut sinks = BTreeMap::new();
         for (name, broker) in &config.brokers {
-            let last_seq = |server: &ServerName| board.read(server, |content| content.last_seq).unwrap_or_default();
+            let last_seq = |server: &ServerName| live.read(server, |content| content.last_seq).unwrap_or_default();
             let before = broker.servers.iter().map(|server| (server.clone(), last_seq(server))).collect();
             let sink = Reached::new(name, &config.instance, broker, before);
             let reached = sink.with_context(|| format!("set up broker {name}"))?;
@@ -315,27 +313,27 @@ impl Bridge {
         let worker = BridgeWorker {
             queue: Arc::new(Queue::new(of_bridge)),
             store: Arc::clone(&store),
-            board: Arc::clone(&board),
+            live: Arc::clone(&live),
             clock: Arc::clone(&clock),
             set_log_level: Arc::new(crate::telemetry::set_level),
         };
         let reporter = Arc::new(Reports {
-            board: Arc::clone(&board),
+            live: Arc::clone(&live),
             sinks: sinks.iter().map(|(name, parts)| (name.clone(), Arc::clone(&parts.sink))).collect(),
             clock: Arc::clone(&clock),
             instance: config.instance.clone(),
             start: Instant::now(),
         });
-        Ok(Self { board, store, clock, servers, sinks, endpoints, reporter, worker, ended_in_order, last_alive })
+        Ok(Self { live, store, clock, servers, sinks, endpoints, reporter, worker, ended_in_order, last_alive })
     }
 
     fn spawn_sinks(&self, group: &mut Group) {
         let ended_in_order = self.ended_in_order;
         for (name, SinkParts { sink, servers, events, retain, broker: _ }) in &self.sinks {
             let retain = *retain;
-            let Some(desk) = self.board.desk(name).cloned() else { continue };
+            let Some(buffer) = self.live.buffer(name).cloned() else { continue };
             let (sink, servers, events, name) = (Arc::clone(sink), servers.clone(), events.clone(), name.clone());
-            let (store, board) = (Arc::clone(&self.store), Arc::clone(&self.board));
+            let (store, live) = (Arc::clone(&self.store), Arc::clone(&self.live));
             let (clock, reporter) = (Arc::clone(&self.clock), Arc::clone(&self.reporter));
             group.spawn(format!("sink {name}"), move |stop| {
                 let settings = DispatcherSettings {
@@ -349,8 +347,8 @@ impl Bridge {
                     settings,
                     sink: Arc::clone(&sink),
                     store: Arc::clone(&store),
-                    board: Arc::clone(&board),
-                    desk: Arc::clone(&desk),
+                    live: Arc::clone(&live),
+                    buffer: Arc::clone(&buffer),
                     clock: Arc::clone(&clock),
                     reporter: Arc::clone(&reporter),
                 };
@@ -367,7 +365,7 @@ impl Bridge {
         for (name, hook) in hooks {
             let Some(parts) = self.servers.get(&name) else { continue };
             let client = Arc::clone(&parts.worker.client);
-            let keeper = HookKeeper { server: name.clone(), client, board: Arc::clone(&self.board), hook };
+            let keeper = HookKeeper { server: name.clone(), client, live: Arc::clone(&self.live), hook };
             group.spawn(format!("hooks {name}"), move |stop| {
                 let keeper = keeper.clone();
                 async move {
@@ -380,7 +378,7 @@ impl Bridge {
 
     /// Commands that come over HTTP. Whoever listens to events there has no use for having them sent again.
     fn spawn_api(&self, group: &mut Group, rights: &Rights, letters: Letters, stop: CancellationToken) -> Arc<Api> {
-        let (store, board, clock) = (Arc::clone(&self.store), Arc::clone(&self.board), Arc::clone(&self.clock));
+        let (store, live, clock) = (Arc::clone(&self.store), Arc::clone(&self.live), Arc::clone(&self.clock));
         let rights = rights.clone();
         let door = Door {
             origin: SinkName::http(),
@@ -389,13 +387,13 @@ impl Bridge {
             queues: self.servers.iter().map(|(name, parts)| (name.clone(), Arc::clone(&parts.queue))).collect(),
             bridge: Arc::clone(&self.worker.queue),
             store: Arc::clone(&store),
-            board: Arc::clone(&board),
+            live: Arc::clone(&live),
             clock: Arc::clone(&clock),
         };
         let caller = Arc::new(Caller::new(door));
         let called = Arc::clone(&caller);
         group.spawn("commands @http".to_owned(), move |stop| Arc::clone(&called).run(stop));
-        Arc::new(Api { board, store, clock, caller, letters, stop })
+        Arc::new(Api { live, store, clock, caller, letters, stop })
     }
 
     fn spawn_intakes(&self, group: &mut Group) {
@@ -413,7 +411,7 @@ impl Bridge {
                 .filter_map(|server| Some((server.clone(), Arc::clone(&self.servers.get(server)?.queue))))
                 .collect();
             let (sink, broker, name) = (sink.clone(), broker.clone(), name.clone());
-            let (store, board, clock) = (Arc::clone(&self.store), Arc::clone(&self.board), Arc::clone(&self.clock));
+            let (store, live, clock) = (Arc::clone(&self.store), Arc::clone(&self.live), Arc::clone(&self.clock));
             let bridge = Arc::clone(&self.worker.queue);
             group.spawn(format!("commands {name}"), move |stop| {
                 let rights = broker.commands.clone();
@@ -424,7 +422,7 @@ impl Bridge {
                     queues: queues.clone(),
                     bridge: Arc::clone(&bridge),
                     store: Arc::clone(&store),
-                    board: Arc::clone(&board),
+                    live: Arc::clone(&live),
                     clock: Arc::clone(&clock),
                 };
                 let source = sink.commands(&broker, &clock).expect("looked at above");

@@ -8,21 +8,21 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::board::{Board, HookReport, SinkReport};
 use crate::commands::BODY_BYTES_MAX;
-use crate::deliver::Reporter;
 use crate::http;
+use crate::live_state::{HookReport, LiveState, SinkReport};
 use crate::model::{
     Check, CommandId, EVENT_SCHEMA, Health, HooksHealth, Info, RESULT_SCHEMA, ReportLimits, ServerHealth, ServerName,
     SinkHealth, SinkName,
 };
-use crate::port::{Clock, Hooks, Sink, Store as _};
+use crate::outbox::Reporter;
+use crate::port::{Clock, CommandLog as _, Hooks, Journal as _, Sink};
 use crate::store::{BoxUsage, SqliteStore};
 use crate::telemetry::metrics::{self, Metrics};
 
 /// The bodies of the bridge's own messages.
 pub(super) struct Reports {
-    pub(super) board: Arc<Board>,
+    pub(super) live: Arc<LiveState>,
     pub(super) sinks: BTreeMap<SinkName, Arc<dyn Sink>>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) instance: String,
@@ -34,8 +34,8 @@ impl Reporter for Reports {
         let body = Info {
             version: env!("CARGO_PKG_VERSION"),
             instance: self.instance.clone(),
-            servers: self.board.names().cloned().collect(),
-            sinks: self.board.desks().map(|(name, _)| name.clone()).collect(),
+            servers: self.live.names().cloned().collect(),
+            sinks: self.live.buffers().map(|(name, _)| name.clone()).collect(),
             schemas: vec![EVENT_SCHEMA, RESULT_SCHEMA],
             limits: ReportLimits { command_bytes: BODY_BYTES_MAX },
         };
@@ -43,16 +43,16 @@ impl Reporter for Reports {
     }
 
     fn health(&self) -> Bytes {
-        let server = |name: &ServerName| Some((name.clone(), server_health(&self.board, name)?));
-        let sinks = self.board.desks().map(|(name, desk)| {
+        let server = |name: &ServerName| Some((name.clone(), server_health(&self.live, name)?));
+        let sinks = self.live.buffers().map(|(name, buffer)| {
             let notes = self.sinks.get(name).map(|sink| sink.notes()).unwrap_or_default();
-            (name.clone(), sink_health(desk.last_report(), notes))
+            (name.clone(), sink_health(buffer.last_report(), notes))
         });
         let body = Health {
             time: self.clock.now(),
             uptime_seconds: self.start.elapsed().as_secs(),
             memory_bytes: metrics::resident_bytes(),
-            servers: self.board.names().filter_map(server).collect(),
+            servers: self.live.names().filter_map(server).collect(),
             sinks: sinks.collect(),
         };
         Bytes::from(serde_json::to_vec(&body).expect("it is plain JSON"))
@@ -72,16 +72,16 @@ fn sink_health(report: SinkReport, notes: Vec<String>) -> SinkHealth {
     }
 }
 
-fn server_health(board: &Board, name: &ServerName) -> Option<ServerHealth> {
-    let server = board.server(name)?;
+fn server_health(live: &LiveState, name: &ServerName) -> Option<ServerHealth> {
+    let server = live.server(name)?;
     let check = |(id, (read, total)): (&CommandId, &(u64, u64))| Check {
         command_id: id.clone(),
         read_bytes: *read,
         total_bytes: *total,
     };
     let checking = server.checks().iter().map(check).collect();
-    let hooks = hooks_health(server.bell.last_report());
-    board.read(name, |content| {
+    let hooks = hooks_health(server.hook_notifier.last_report());
+    live.read(name, |content| {
         let poll = &content.poll;
         ServerHealth {
             online: content.state.is_online,
@@ -93,7 +93,7 @@ fn server_health(board: &Board, name: &ServerName) -> Option<ServerHealth> {
             polls_full: poll.full,
             interval_seconds: rounded(poll.interval.as_secs_f64()),
             sweep_seconds: rounded(poll.sweep.as_secs_f64()),
-            torrents: content.told.len(),
+            torrents: content.snapshot.len(),
             checking,
             hooks,
         }
@@ -102,12 +102,12 @@ fn server_health(board: &Board, name: &ServerName) -> Option<ServerHealth> {
 
 /// `None` where no hooks are wanted, or it is too early to say.
 fn hooks_health(report: HookReport) -> Option<HooksHealth> {
-    let HookReport { hooks, problem, pokes } = report;
+    let HookReport { hooks, problem, wakes } = report;
     if hooks.is_none() && problem.is_none() {
         return None;
     }
     let Hooks { ringing, left_alone, changed: _ } = hooks.unwrap_or_default();
-    Some(HooksHealth { events: ringing, left_alone, problem, pokes })
+    Some(HooksHealth { events: ringing, left_alone, problem, wakes })
 }
 
 pub(super) fn rounded(seconds: f64) -> f64 {
@@ -116,7 +116,7 @@ pub(super) fn rounded(seconds: f64) -> f64 {
 
 /// What the HTTP pages ask for.
 pub(super) struct Shown {
-    pub(super) board: Arc<Board>,
+    pub(super) live: Arc<LiveState>,
     pub(super) store: Arc<SqliteStore>,
     pub(super) metrics: Metrics,
 }
@@ -126,8 +126,8 @@ impl http::Observed for Shown {
     fn readiness(&self) -> (bool, Value) {
         let mut is_ready = true;
         let mut servers = BTreeMap::new();
-        for name in self.board.names() {
-            let problem = self.board.read(name, |content| match &content.poll {
+        for name in self.live.names() {
+            let problem = self.live.read(name, |content| match &content.poll {
                 poll if poll.is_answering() => None,
                 poll => Some(poll.failure.clone().unwrap_or_else(|| "not polled yet".to_owned())),
             });
@@ -136,8 +136,8 @@ impl http::Observed for Shown {
             servers.insert(name.as_str(), json!({"ready": problem.is_none(), "problem": problem}));
         }
         let mut sinks = BTreeMap::new();
-        for (name, desk) in self.board.desks() {
-            let report = desk.last_report();
+        for (name, buffer) in self.live.buffers() {
+            let report = buffer.last_report();
             let not_yet = || (!report.is_connected).then(|| "not connected yet".to_owned());
             let problem = report.problem().or_else(not_yet);
             is_ready &= problem.is_none();
@@ -149,20 +149,20 @@ impl http::Observed for Shown {
     async fn metrics(&self) -> String {
         // Where they cannot be counted now, they are as they were.
         let boxes = self.store.boxes().await.ok();
-        for (name, desk) in self.board.desks() {
-            metrics::note_sink(name, &desk.last_report());
+        for (name, buffer) in self.live.buffers() {
+            metrics::note_sink(name, &buffer.last_report());
             if let Some(boxes) = &boxes {
                 let BoxUsage { letters, given_up } = boxes.get(name.as_str()).copied().unwrap_or_default();
                 metrics::note_box(name, letters, given_up);
             }
-            if let Ok(waiting) = self.store.results_waiting(name).await {
+            if let Ok(waiting) = self.store.result_backlog(name).await {
                 metrics::note_results(name, waiting);
             }
         }
-        for name in self.board.names() {
-            self.board.read(name, |content| metrics::note_poll(name, &content.poll));
-            if let Some(server) = self.board.server(name) {
-                metrics::note_hooks(name, &server.bell.last_report());
+        for name in self.live.names() {
+            self.live.read(name, |content| metrics::note_poll(name, &content.poll));
+            if let Some(server) = self.live.server(name) {
+                metrics::note_hooks(name, &server.hook_notifier.last_report());
             }
         }
         if let Ok(usage) = self.store.usage().await {

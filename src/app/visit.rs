@@ -9,7 +9,7 @@ use super::adapters::{Reached, build_client, build_endpoint};
 use super::open_store;
 use crate::config::{Broker, Config, Server, Webhook};
 use crate::model::{HookKey, ServerName, SinkName};
-use crate::port::{Clock, HookWish, Hooks, Scope, Store as _, SystemClock};
+use crate::port::{Clock, HookRequest, Hooks, Scope, SinkStore as _, SystemClock};
 use crate::store::SqliteStore;
 
 /// Reaches every server, broker and webhook once; no event is sent. Returns, by name, what answered or why nobody did.
@@ -43,10 +43,10 @@ pub async fn purge(config: &Config) -> anyhow::Result<Vec<(SinkName, anyhow::Res
 }
 
 async fn purge_broker(name: &SinkName, instance: &str, broker: &Broker, store: &SqliteStore) -> anyhow::Result<usize> {
-    let names = store.registry(name).await.context("read what is kept")?;
+    let names = store.retained_topics(name).await.context("read what is kept")?;
     let count = Reached::new(name, instance, broker, BTreeMap::new())?.purge(names.clone()).await?;
-    store.unregister(name, names).await.context("note what is cleared")?;
-    store.memorize(name, "{}".to_owned()).await.context("note what is cleared")?;
+    store.unregister_topics(name, names).await.context("note what is cleared")?;
+    store.save_projection_state(name, "{}".to_owned()).await.context("note what is cleared")?;
     Ok(count)
 }
 
@@ -59,7 +59,7 @@ async fn reach_server(name: &ServerName, instance: &str, server: &Server) -> any
         return Ok(found);
     }
     let key = HookKey::new(instance, name)?;
-    Ok(match client.hooks(HookWish::Look(&key)).await {
+    Ok(match client.hooks(HookRequest::Look(&key)).await {
         Ok(hooks) => format!("{found}; {}", describe_hooks(&hooks)),
         Err(error) => format!("{found}; hooks cannot be set: {error}"),
     })

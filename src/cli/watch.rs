@@ -10,9 +10,9 @@ use super::terminal::server::Session;
 use super::terminal::table::cut;
 use super::terminal::{human, paint, put_json, say, width};
 use super::{Exit, Options, tell};
-use crate::deliver::{Heard, Reader};
 use crate::manager::{Manager, Since};
 use crate::model::{Cause, Event, Kind, ServerName, Torrent, printable};
+use crate::outbox::{Heard, Reader};
 
 /// How often is looked whether a server still answers.
 const LOOK_EACH: Duration = Duration::from_millis(500);

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::outcome::{Asker, Done, finish};
 use super::queue::{Job, Queue};
 use super::request::What;
-use crate::board::Board;
+use crate::live_state::LiveState;
 use crate::model::{CommandError, ErrorCode, Verb};
 use crate::port::{Clock, Store, StoreError};
 
@@ -21,7 +21,7 @@ pub type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 pub struct BridgeWorker {
     pub queue: Arc<Queue>,
     pub store: Arc<dyn Store>,
-    pub board: Arc<Board>,
+    pub live: Arc<LiveState>,
     pub clock: Arc<dyn Clock>,
     pub set_log_level: SetLogLevel,
 }
@@ -37,7 +37,7 @@ impl BridgeWorker {
             while let Some(job) = self.queue.next(self.clock.now()) {
                 let done = self.carry_out(&job);
                 let asker = Asker { user: job.user.as_deref() };
-                finish(&*self.store, &self.board, &*self.clock, &job.command, asker, done).await?;
+                finish(&*self.store, &self.live, &*self.clock, &job.command, asker, done).await?;
                 self.queue.done(&job.command.id);
             }
             tokio::select! {
@@ -56,8 +56,8 @@ impl BridgeWorker {
         match &request.what {
             What::Resync { from_seq: Some(_) } => bad("events are numbered by server: ask that server for them"),
             What::Resync { from_seq: None } => {
-                if let (false, Some(desk)) = (request.dry_run, self.board.desk(&command.origin)) {
-                    desk.ask_again(None);
+                if let (false, Some(buffer)) = (request.dry_run, self.live.buffer(&command.origin)) {
+                    buffer.reassert(None);
                 }
                 Done::ok()
             }

@@ -14,9 +14,9 @@ use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::intake::{Door, TOGETHER_MAX};
+use crate::log_throttle::retry_while_full;
 use crate::model::{CommandId, ServerName};
 use crate::port::{CommandAddress, Incoming, StoreError};
-use crate::repeat::until_there_is_room;
 
 /// Results read from the command log at once.
 const RESULTS_MAX: u16 = 64;
@@ -97,15 +97,15 @@ impl Caller {
     }
 
     async fn hand_out(&self, stop: &CancellationToken) -> Result<(), StoreError> {
-        let Some(desk) = self.door.board.desk(&self.door.origin) else { return Ok(()) };
+        let Some(buffer) = self.door.live.buffer(&self.door.origin) else { return Ok(()) };
         loop {
             self.hand_out_what_is_there().await?;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                () = desk.answered.notified() => {}
+                () = buffer.results.notified() => {}
                 // Nobody here wants states, and they shall not pile up.
-                () = desk.laid.notified() => drop(desk.take()),
+                () = buffer.changed.notified() => drop(buffer.drain()),
             }
         }
     }
@@ -129,7 +129,7 @@ impl Caller {
                 }
             }
             let numbers: Vec<i64> = results.iter().map(|result| result.number).collect();
-            until_there_is_room("results", || self.door.store.results_sent(numbers.clone())).await?;
+            retry_while_full("results", || self.door.store.mark_results_sent(numbers.clone())).await?;
         }
     }
 

@@ -9,7 +9,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use crate::model::{Action, Add, Cause, CommandId, Covers, InfoHash, Kind, Listing, Observed, Status, Tick, Told};
+use crate::model::{
+    Action, Add, Cause, ChangeSet, CommandId, Covers, InfoHash, Kind, Listing, Observed, Snapshot, Status,
+};
 
 /// What a look has to show for an action to count as done.
 #[derive(Clone, Debug, PartialEq)]
@@ -160,37 +162,37 @@ impl Expectations {
     }
 
     /// A look begins; returns its number.
-    pub fn begin_look(&self) -> u64 {
+    pub fn begin_poll(&self) -> u64 {
         let mut book = self.book();
         book.looks += 1;
         book.looks
     }
 
     /// Gives events that a command explains its name.
-    pub fn mark(&self, tick: &mut Tick) {
+    pub fn mark(&self, change_set: &mut ChangeSet) {
         let book = self.book();
         let mut by_hash: HashMap<InfoHash, Vec<&Waiting>> = HashMap::new();
         for waiting in book.waiting.values() {
             by_hash.entry(waiting.hash).or_default().push(waiting);
         }
-        for fact in &mut tick.facts {
-            let Some(hash) = fact.torrent.as_ref().map(|torrent| torrent.hash) else { continue };
+        for new_event in &mut change_set.events {
+            let Some(hash) = new_event.torrent.as_ref().map(|torrent| torrent.hash) else { continue };
             let mut of_torrent = by_hash.get(&hash).into_iter().flatten();
-            if let Some(waiting) = of_torrent.find(|waiting| waiting.effect.explains(fact.kind)) {
-                fact.cause = Cause::Command;
-                fact.command_id = Some(waiting.command.clone());
+            if let Some(waiting) = of_torrent.find(|waiting| waiting.effect.explains(new_event.kind)) {
+                new_event.cause = Cause::Command;
+                new_event.command_id = Some(waiting.command.clone());
             }
         }
     }
 
     /// Answers whoever waits for what this look, now told, shows.
-    pub fn judge(&self, look: u64, listing: &Listing, told: &Told) {
+    pub fn judge(&self, look: u64, listing: &Listing, snapshot: &Snapshot) {
         let mut book = self.book();
         for waiting in book.waiting.values_mut() {
             let is_asked = waiting.asked_in_look.is_some_and(|asked| asked < look);
             let seen = listing.torrents.get(&waiting.hash);
             let is_spoken_of = seen.is_some() || listing.covers == Covers::All;
-            let is_gone_in_word = waiting.effect != Effect::Gone || !told.contains_key(&waiting.hash);
+            let is_gone_in_word = waiting.effect != Effect::Gone || !snapshot.contains_key(&waiting.hash);
             if is_asked
                 && is_spoken_of
                 && is_gone_in_word

@@ -18,17 +18,17 @@ use super::bridge;
 use super::outcome::{self, Asker, Done};
 use super::queue::{Job, Queue};
 use super::request::{BODY_BYTES_MAX, Envelope, Request, TTL};
-use crate::board::Board;
-use crate::deliver::backoff::Backoff;
+use crate::live_state::LiveState;
+use crate::log_throttle::LogThrottle;
 use crate::model::{
     CommandError, CommandId, ErrorCode, InfoHash, InvalidInfoHash, InvalidServerName, Outcome, OutcomeStatus,
     ServerName, SinkName, Timestamp, Verb, printable,
 };
+use crate::outbox::backoff::Backoff;
 use crate::port::{
-    Admission, Answer, Clock, CommandAddress, CommandSource, Incoming, LoggedCommand, ReplyTo, ResultsWaiting, Store,
-    StoreError,
+    Clock, CommandAddress, CommandSource, Incoming, LoggedCommand, LoggedResult, Recorded, ReplyTo, ResultBacklog,
+    Store, StoreError,
 };
-use crate::repeat::Repeat;
 
 /// A connection that stood so long was a good one: the next attempt comes soon.
 const GOOD_AFTER: Duration = Duration::from_secs(1);
@@ -43,7 +43,7 @@ const TOGETHER_BYTES_MAX: usize = 16 << 20;
 
 /// So many results, or bytes of them, wait for their sink: until half of them are gone, its commands wait where they
 /// come from. What is in the queues by then is carried out and has its results, too.
-const RESULTS_MAX: ResultsWaiting = ResultsWaiting { count: 1_000, bytes: 64 << 20 };
+const RESULTS_MAX: ResultBacklog = ResultBacklog { count: 1_000, bytes: 64 << 20 };
 /// After so many messages that is looked at again.
 const RESULTS_EACH: usize = 250;
 /// A sink that takes its results, but slower than commands come, is waited for so often,
@@ -72,7 +72,7 @@ pub struct Door {
     /// Of commands to the bridge itself.
     pub bridge: Arc<Queue>,
     pub store: Arc<dyn Store>,
-    pub board: Arc<Board>,
+    pub live: Arc<LiveState>,
     pub clock: Arc<dyn Clock>,
 }
 
@@ -102,7 +102,7 @@ impl Intake {
     /// Only a store that cannot be used any more.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), StoreError> {
         let mut backoff = Backoff::default();
-        let mut repeat = Repeat::default();
+        let mut log_throttle = LogThrottle::default();
         // Messages since it was looked at how many results wait.
         let mut unlooked = RESULTS_EACH;
         // The source had a message for us, and has not failed since.
@@ -126,7 +126,7 @@ impl Intake {
                 Ok(incoming) => {
                     is_heard = true;
                     backoff.reset();
-                    repeat.ended();
+                    log_throttle.recovered();
                     let mut bytes = incoming.body.len();
                     let mut all = vec![self.noted(incoming)];
                     // What is there already shares a write with it.
@@ -157,7 +157,7 @@ impl Intake {
                     } else {
                         self.away_since.get_or_insert(now);
                     }
-                    if let Some(times) = repeat.failed() {
+                    if let Some(times) = log_throttle.failed() {
                         warn!(sink = %self.door.origin, times, %error, "no commands from here, trying on");
                     }
                     tokio::select! {
@@ -173,13 +173,13 @@ impl Intake {
 impl Intake {
     /// A sink that takes no results gets no more of them; returns when there is room, or on `stop`.
     async fn until_results_go(&mut self, stop: &CancellationToken) -> Result<(), StoreError> {
-        let ResultsWaiting { count, bytes } = RESULTS_MAX;
+        let ResultBacklog { count, bytes } = RESULTS_MAX;
         if !self.door.do_results_wait(RESULTS_MAX).await? {
             return Ok(());
         }
         let (sink, since) = (self.door.origin.clone(), Instant::now());
         let mut has_left = false;
-        while self.door.do_results_wait(ResultsWaiting { count: count / 2, bytes: bytes / 2 }).await? {
+        while self.door.do_results_wait(ResultBacklog { count: count / 2, bytes: bytes / 2 }).await? {
             if !has_left && since.elapsed() > RESULTS_PATIENCE {
                 has_left = true;
                 self.source.pause().await;
@@ -208,8 +208,8 @@ impl Intake {
 }
 
 impl Door {
-    async fn do_results_wait(&self, max: ResultsWaiting) -> Result<bool, StoreError> {
-        let ResultsWaiting { count, bytes } = self.store.results_waiting(&self.origin).await?;
+    async fn do_results_wait(&self, max: ResultBacklog) -> Result<bool, StoreError> {
+        let ResultBacklog { count, bytes } = self.store.result_backlog(&self.origin).await?;
         Ok(count >= max.count || bytes >= max.bytes)
     }
 
@@ -227,7 +227,7 @@ impl Door {
             expect((command.server.clone(), command.id.clone()));
         }
         let entries = taken.iter().map(entry).collect();
-        let mut admissions = self.store.log_commands(entries).await.map(Vec::into_iter);
+        let mut admissions = self.store.record_commands(entries).await.map(Vec::into_iter);
         for (taken, ack) in taken.iter().zip(acks) {
             let written = match &mut admissions {
                 Ok(admissions) => Ok(admissions.next().expect("one for each command")),
@@ -246,11 +246,11 @@ impl Door {
         &self,
         taken: &Taken,
         ack: Box<dyn FnOnce() + Send>,
-        written: Result<Admission, StoreError>,
+        written: Result<Recorded, StoreError>,
         stop: &CancellationToken,
     ) -> Result<bool, StoreError> {
         let Some(admission) = self.once_there_is_room(taken, written, stop).await? else { return Ok(false) };
-        if admission == Admission::Crowded {
+        if admission == Recorded::WaitersFull {
             self.hand_on(taken, admission);
             let turned_away = self.turned_away(taken);
             let written = self.log(&turned_away).await;
@@ -270,9 +270,9 @@ impl Door {
     async fn once_there_is_room(
         &self,
         taken: &Taken,
-        mut written: Result<Admission, StoreError>,
+        mut written: Result<Recorded, StoreError>,
         stop: &CancellationToken,
-    ) -> Result<Option<Admission>, StoreError> {
+    ) -> Result<Option<Recorded>, StoreError> {
         while let Err(StoreError::Full { reason }) = written {
             warn!(sink = %self.origin, reason, "a command waits for room on the disk");
             tokio::select! {
@@ -419,13 +419,13 @@ impl Door {
     }
 
     /// Writes the command down, with its result if it is refused.
-    async fn log(&self, taken: &Taken) -> Result<Admission, StoreError> {
+    async fn log(&self, taken: &Taken) -> Result<Recorded, StoreError> {
         let (command, answer) = entry(taken);
-        self.store.log_command(command, answer).await
+        self.store.record_command(command, answer).await
     }
 
     /// Hands on what is to be done.
-    fn hand_on(&self, taken: &Taken, admission: Admission) {
+    fn hand_on(&self, taken: &Taken, admission: Recorded) {
         let Taken { command, verb_text, user, verdict } = taken;
         let LoggedCommand { id, server, origin, .. } = command;
         let queue = match server {
@@ -433,23 +433,23 @@ impl Door {
             Some(server) => self.queues.get(server),
         };
         match (&admission, verdict, queue) {
-            (Admission::New, Ok(request), Some(queue)) => {
+            (Recorded::New, Ok(request), Some(queue)) => {
                 queue.push(Job { command: command.clone(), request: request.clone(), user: user.clone() });
                 return;
             }
             (_, Ok(request), Some(queue)) => queue.give_back(origin, request, command.body.len()),
-            (Admission::New, Err(outcome), _) => {
+            (Recorded::New, Err(outcome), _) => {
                 outcome::audit(command, verb_text, &Asker { user: user.as_deref() }, outcome);
             }
             (_, Err(_), _) => {}
             (_, Ok(_), None) => unreachable!("a command for no server is refused"),
         }
         match admission {
-            Admission::New => {}
-            Admission::Running | Admission::Crowded => {
+            Recorded::New => {}
+            Recorded::Running | Recorded::WaitersFull => {
                 return info!(sink = %origin, %id, verb = verb_text, "the command came again and is being carried out");
             }
-            Admission::Answered => {
+            Recorded::Answered => {
                 info!(sink = %origin, %id, verb = verb_text, "the command came again and is answered as before");
             }
         }
@@ -476,17 +476,17 @@ impl Door {
     }
 
     fn wake_sink(&self) {
-        if let Some(desk) = self.board.desk(&self.origin) {
-            desk.answered.notify_one();
+        if let Some(buffer) = self.live.buffer(&self.origin) {
+            buffer.results.notify_one();
         }
     }
 }
 
 /// As it stands in the log.
-fn entry(taken: &Taken) -> (LoggedCommand, Option<Answer>) {
+fn entry(taken: &Taken) -> (LoggedCommand, Option<LoggedResult>) {
     let answer = taken.verdict.as_ref().err().map(|outcome| {
         let body = Bytes::from(serde_json::to_vec(outcome).expect("an outcome is plain JSON"));
-        Answer { status: outcome.status, body }
+        LoggedResult { status: outcome.status, body }
     });
     (taken.command.clone(), answer)
 }
@@ -503,7 +503,7 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
-    use crate::port::DeliverError;
+    use crate::port::{CommandLog as _, DeliverError};
     use crate::store::{MemoryStore, Options};
 
     struct HandClock(AtomicI64);
@@ -570,7 +570,7 @@ mod tests {
                 queues: [(home, Arc::clone(&queue))].into(),
                 bridge: Arc::default(),
                 store: store.clone(),
-                board: Arc::new(Board::new(BTreeMap::new(), [origin.clone()])),
+                live: Arc::new(LiveState::new(BTreeMap::new(), [origin.clone()])),
                 clock: clock.clone(),
             };
             let intake = Intake { source: Box::new(Script { steps, clock: clock.clone() }), door, away_since: None };

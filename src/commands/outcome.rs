@@ -4,12 +4,12 @@ use bytes::Bytes;
 use serde_json::Value;
 use tracing::info;
 
-use crate::board::Board;
+use crate::live_state::LiveState;
+use crate::log_throttle::retry_while_full;
 use crate::model::{
     CommandError, ErrorCode, Outcome, OutcomeStatus, Page, RESULT_SCHEMA, Row, ServerName, Verb, printable,
 };
-use crate::port::{Answer, Clock, LoggedCommand, Store, StoreError};
-use crate::repeat::until_there_is_room;
+use crate::port::{Clock, LoggedCommand, LoggedResult, Store, StoreError};
 
 /// What was done, before it is wrapped into a result.
 pub(super) struct Done {
@@ -59,7 +59,7 @@ pub(super) struct Asker<'a> {
 /// Writes the result down, for the sink that the command came by, and a line for whoever checks.
 pub(super) async fn finish(
     store: &dyn Store,
-    board: &Board,
+    live: &LiveState,
     clock: &dyn Clock,
     command: &LoggedCommand,
     asker: Asker<'_>,
@@ -77,10 +77,10 @@ pub(super) async fn finish(
     ];
     metrics::counter!("dtorrent_commands_total", &labels).increment(1);
     let body = Bytes::from(serde_json::to_vec(&outcome).expect("an outcome is plain JSON"));
-    let (server, answer) = (command.server.as_ref(), Answer { status: outcome.status, body });
-    until_there_is_room("a result", || store.finish_command(server, &command.id, answer.clone())).await?;
+    let (server, answer) = (command.server.as_ref(), LoggedResult { status: outcome.status, body });
+    retry_while_full("a result", || store.finish_command(server, &command.id, answer.clone())).await?;
     // It may have been asked for by other sinks too.
-    board.wake_for_results();
+    live.wake_for_results();
     Ok(())
 }
 
@@ -90,12 +90,12 @@ pub(super) async fn finish(
 /// Only a store that cannot be used any more.
 pub async fn give_up(
     store: &dyn Store,
-    board: &Board,
+    live: &LiveState,
     clock: &dyn Clock,
     command: &LoggedCommand,
 ) -> Result<(), StoreError> {
     let error = CommandError::new(ErrorCode::UnknownServer, "the server is not in the config any more");
-    finish(store, board, clock, command, Asker { user: None }, Done::failed(error)).await
+    finish(store, live, clock, command, Asker { user: None }, Done::failed(error)).await
 }
 
 pub(super) fn outcome(

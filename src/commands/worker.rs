@@ -28,13 +28,13 @@ use super::outcome::{Asker, Done, finish};
 use super::queue::{Job, Queue};
 use super::request::{GET_MAX, HASHES_MAX, Request, Target, What};
 use super::source::Sources;
-use crate::board::Board;
+use crate::live_state::LiveState;
+use crate::log_throttle::retry_while_full;
 use crate::model::{
     Action, Add, CommandError, Deleted, Details, ErrorCode, Files, InfoHash, Listing, Page, Parts, Row, Seq,
     ServerName, Status, Torrent,
 };
 use crate::port::{Applied, ClientError, Clock, Delivery, LoggedCommand, Scope, Store, StoreError, TorrentClient};
-use crate::repeat::until_there_is_room;
 
 /// How long an effect may take to show after the client was asked.
 const SHOW_MAX: Duration = Duration::from_secs(15);
@@ -56,7 +56,7 @@ pub struct WorkerParts {
     pub server: ServerName,
     pub client: Arc<dyn TorrentClient>,
     pub store: Arc<dyn Store>,
-    pub board: Arc<Board>,
+    pub live: Arc<LiveState>,
     pub clock: Arc<dyn Clock>,
     pub expectations: Arc<Expectations>,
     pub sources: Sources,
@@ -152,12 +152,12 @@ impl WorkerParts {
     ) -> Result<(), StoreError> {
         let done = Work { parts: self, queue, asks, command, request }.attempt().await?;
         let asker = Asker { user: user.as_deref() };
-        finish(&*self.store, &self.board, &*self.clock, command, asker, done).await
+        finish(&*self.store, &self.live, &*self.clock, command, asker, done).await
     }
 
-    fn poke(&self) {
-        if let Some(server) = self.board.server(&self.server) {
-            server.poke.notify_one();
+    fn wake(&self) {
+        if let Some(server) = self.live.server(&self.server) {
+            server.wake.notify_one();
         }
     }
 }
@@ -175,7 +175,7 @@ impl Work<'_> {
                 Err(Stopped::Unreachable) => {}
             }
             // Nobody was there after all, and nothing was asked: the watcher will notice, too.
-            self.parts.poke();
+            self.parts.wake();
             tokio::time::sleep(AGAIN_EACH).await;
         }
     }
@@ -193,7 +193,7 @@ impl Work<'_> {
                 self.note_start().await?;
                 let _turn = self.turn().await;
                 self.parts.client.set_limits(*limits).await?;
-                self.parts.poke();
+                self.parts.wake();
                 Ok(Done::ok())
             }
             What::Rpc { method, params } => {
@@ -210,7 +210,7 @@ impl Work<'_> {
                     }
                     answer => answer?,
                 };
-                self.parts.poke();
+                self.parts.wake();
                 Ok(Done::with_value(value))
             }
             What::LogLevel(_) => {
@@ -232,7 +232,7 @@ impl Work<'_> {
 
     async fn note_start(&self) -> Result<(), StoreError> {
         let (server, id) = (self.command.server.as_ref(), &self.command.id);
-        until_there_is_room("a command", || self.parts.store.start_command(server, id)).await
+        retry_while_full("a command", || self.parts.store.start_command(server, id)).await
     }
 
     /// Whether the client is there before the command's time is over. What is only said again is of what was
@@ -243,7 +243,7 @@ impl Work<'_> {
             if self.is_over() {
                 return false;
             }
-            let is_there = self.parts.board.read(&self.parts.server, |content| {
+            let is_there = self.parts.live.read(&self.parts.server, |content| {
                 content.poll.is_answering() || is_of_the_board && content.state.is_known
             });
             if is_there == Some(true) {
@@ -256,9 +256,9 @@ impl Work<'_> {
     /// Waits for a look that began from now on, so that what is answered is not older than the question.
     async fn look_again(&self) -> Attempt<()> {
         let asked = Instant::now();
-        self.parts.poke();
+        self.parts.wake();
         loop {
-            let looked = self.parts.board.read(&self.parts.server, |content| {
+            let looked = self.parts.live.read(&self.parts.server, |content| {
                 let is_fresh = content.poll.last_began.is_some_and(|began| began >= asked);
                 content.poll.is_answering().then_some(is_fresh)
             });
@@ -281,8 +281,9 @@ impl Work<'_> {
             Target::Server => Ok(Vec::new()),
             Target::Matching(filter) => {
                 let now = self.parts.clock.now();
-                let matching = self.parts.board.read(&self.parts.server, |content| {
-                    let matching = content.told.iter().filter(|(_, told)| filter.matches(&told.torrent, now));
+                let matching = self.parts.live.read(&self.parts.server, |content| {
+                    let matching =
+                        content.snapshot.iter().filter(|(_, snapshot)| filter.matches(&snapshot.torrent, now));
                     matching.map(|(hash, _)| *hash).collect::<Vec<_>>()
                 });
                 let hashes = matching.unwrap_or_default();
@@ -332,8 +333,8 @@ impl Work<'_> {
 
     /// Gets hold of what is to be added; while its content is checked, health says how far that is.
     async fn resolve(&self, add: &super::request::AddRequest) -> Result<Add, CommandError> {
-        let board = self.parts.board.server(&self.parts.server);
-        let checking = board.map(|board| board.begin_check(&self.command.id));
+        let live = self.parts.live.server(&self.parts.server);
+        let checking = live.map(|live| live.begin_check(&self.command.id));
         self.parts
             .sources
             .resolve(add, |read, total| {
@@ -395,7 +396,7 @@ impl Work<'_> {
                 again = (2 * again).min(BUSY_MAX);
             }
         }
-        self.parts.poke();
+        self.parts.wake();
         rows.extend(self.await_effects(asked).await);
         rows.sort_by_key(|row| row.hash);
         Ok(Done::rows(rows))
@@ -425,7 +426,7 @@ impl Work<'_> {
     fn row_of_dry_run(&self, action: &Action) -> Row {
         let (hash, _) = Effect::of(action);
         let is_known = matches!(action, Action::Add(_))
-            || self.parts.board.read(&self.parts.server, |content| content.told.contains_key(&hash)) == Some(true);
+            || self.parts.live.read(&self.parts.server, |content| content.snapshot.contains_key(&hash)) == Some(true);
         if is_known { Row::ok(hash) } else { Row::failed(hash, unknown_hash(hash)) }
     }
 
@@ -475,8 +476,10 @@ impl Work<'_> {
     }
 
     fn status(&self, hash: InfoHash) -> Option<Status> {
-        let read = |content: &crate::board::Content| content.told.get(&hash).map(|told| told.torrent.status);
-        self.parts.board.read(&self.parts.server, read).flatten()
+        let read = |content: &crate::live_state::LiveServer| {
+            content.snapshot.get(&hash).map(|snapshot| snapshot.torrent.status)
+        };
+        self.parts.live.read(&self.parts.server, read).flatten()
     }
 
     /// What the command itself demands of a torrent before anything is asked.
@@ -547,7 +550,7 @@ impl Work<'_> {
         }
         self.insist(&Action::Delete(hash)).await?;
         ticket.asked();
-        self.parts.poke();
+        self.parts.wake();
         let is_gone = timeout_at(Instant::now() + SHOW_MAX, ticket.shown()).await.is_ok();
         if is_gone { Ok(deleted) } else { Err(unconfirmed(false).into()) }
     }
@@ -592,7 +595,7 @@ impl Work<'_> {
         }
         self.insist(&action).await?;
         ticket.asked();
-        self.parts.poke();
+        self.parts.wake();
         let is_there = timeout_at(Instant::now() + SHOW_MAX, ticket.shown()).await.is_ok();
         if is_there { Ok(()) } else { Err(unconfirmed(false).into()) }
     }
@@ -715,11 +718,11 @@ impl Work<'_> {
     /// Has events sent again to the sink that asked, or the present asserted.
     async fn resync(&self, from_seq: Option<Seq>) -> Attempt<Done> {
         let Self { parts, command, request, .. } = self;
-        let Some(desk) = parts.board.desk(&command.origin) else { return Ok(Done::ok()) };
-        let last = parts.board.read(&parts.server, |content| content.last_seq).unwrap_or_default();
+        let Some(buffer) = parts.live.buffer(&command.origin) else { return Ok(Done::ok()) };
+        let last = parts.live.read(&parts.server, |content| content.last_seq).unwrap_or_default();
         let Some(from) = from_seq.map(|seq| seq.max(Seq(1))) else {
             if !request.dry_run {
-                desk.ask_again(Some(&parts.server));
+                buffer.reassert(Some(&parts.server));
             }
             return Ok(Done::ok());
         };
@@ -732,7 +735,7 @@ impl Work<'_> {
                 return Err(CommandError::new(ErrorCode::Precondition, message).into());
             }
             if !request.dry_run {
-                desk.rewind(&parts.server, from);
+                buffer.rewind(&parts.server, from);
             }
         }
         Ok(Done::with_value(json!({"from_seq": from, "to_seq": last})))
@@ -743,14 +746,16 @@ impl Work<'_> {
         let mut torrent = observed.torrent;
         torrent.stalled = self
             .parts
-            .board
-            .read(&self.parts.server, |content| content.told.get(&hash).is_some_and(|told| told.torrent.stalled))
+            .live
+            .read(&self.parts.server, |content| {
+                content.snapshot.get(&hash).is_some_and(|snapshot| snapshot.torrent.stalled)
+            })
             .unwrap_or(false);
         let mut object = as_object(&torrent);
         if let Some(files) = files {
             let files = Files { hash, files };
             let body = serde_json::to_vec(&files).expect("files are plain JSON");
-            self.parts.board.tell_aside(&Delivery::Files {
+            self.parts.live.publish_ephemeral(&Delivery::Files {
                 server: self.parts.server.clone(),
                 hash,
                 body: Bytes::from(body),
@@ -776,18 +781,19 @@ impl Work<'_> {
         };
         let skipped = usize::try_from(page.saturating_mul(page_size)).unwrap_or(usize::MAX);
         let size = usize::try_from(page_size).unwrap_or(usize::MAX);
-        let listed = self.parts.board.read(&self.parts.server, |content| {
-            let matching: Vec<_> = content.told.values().filter(|told| filter.matches(&told.torrent, now)).collect();
+        let listed = self.parts.live.read(&self.parts.server, |content| {
+            let matching: Vec<_> =
+                content.snapshot.values().filter(|snapshot| filter.matches(&snapshot.torrent, now)).collect();
             let rows: Vec<Row> = matching
                 .iter()
                 .skip(skipped)
                 .take(size)
-                .map(|told| {
-                    let mut object = as_object(&told.torrent);
+                .map(|snapshot| {
+                    let mut object = as_object(&snapshot.torrent);
                     if let Some(fields) = fields {
                         object.retain(|key, _| fields.iter().any(|field| field == key));
                     }
-                    Row { torrent: Some(Value::Object(object)), ..Row::ok(told.torrent.hash) }
+                    Row { torrent: Some(Value::Object(object)), ..Row::ok(snapshot.torrent.hash) }
                 })
                 .collect();
             (rows, matching.len() as u64)

@@ -16,7 +16,7 @@ use secrecy::{SecretSlice, SecretString};
 use super::read::{Fault, Table};
 use super::secret::secret;
 use crate::clients::rtorrent::settings::{AllowedMethod, Endpoint, ExtraColumn};
-use crate::model::{BellAddress, Filter, Kind, ServerName, SinkName, Verb};
+use crate::model::{Filter, HookAddress, Kind, ServerName, SinkName, Verb};
 use crate::sinks::mqtt::settings::{BrokerUrl, Prefix};
 use crate::sinks::nats::settings as nats;
 use crate::sinks::webhook::settings as webhook;
@@ -124,7 +124,7 @@ pub struct Rtorrent {
 pub struct Hooks {
     pub is_wanted: bool,
     /// `None`: where we listen.
-    pub address: Option<BellAddress>,
+    pub address: Option<HookAddress>,
 }
 
 #[derive(Clone, Debug)]
@@ -408,7 +408,7 @@ fn rtorrent(table: &Table<'_>, http: &Http) -> Option<Client> {
 
 fn hooks(table: &Table<'_>, listen: SocketAddr) -> Hooks {
     let is_wanted = table.boolean("hooks") == Some(true);
-    let address = table.parsed("hooks_address", |text| BellAddress::parse(text).map_err(|error| told(&error)));
+    let address = table.parsed("hooks_address", |text| HookAddress::parse(text).map_err(|error| told(&error)));
     let is_anywhere = listen.ip().is_unspecified();
     if is_wanted && is_anywhere && address.is_none() && !table.has("hooks_address") {
         let right = "http.hooks_listen says no address to ring at: write hooks_address = \"host:port\", as the client reaches it";

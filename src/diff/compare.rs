@@ -1,18 +1,18 @@
 //! One torrent, as told and as seen: what has happened to it.
 
-use crate::model::{Completion, Facts, Kind, Memory, Observed, Run, Status, ToldTorrent, Torrent};
+use crate::model::{Completion, DiffState, Facts, Kind, Observed, Run, SnapshotTorrent, Status, Torrent};
 
 /// What a look at one torrent means.
 #[derive(Debug, PartialEq)]
 pub enum Finding {
     /// As told, to the last number, and time alone changes nothing.
-    Told,
+    Snapshot,
     /// As told before, or not worth telling yet.
     Same,
     /// It was erased and loaded again since: `removed`, then `added`.
-    Replaced(Torrent, Memory),
+    Replaced(Torrent, DiffState),
     /// It is to be told anew, by these events; by `updated` alone if there are none.
-    Changed(Vec<Kind>, Torrent, Memory),
+    Changed(Vec<Kind>, Torrent, DiffState),
 }
 
 /// What the watcher adds to a look from its own memory.
@@ -31,26 +31,26 @@ pub struct Context {
 }
 
 /// The picture and the memory of a torrent that is seen for the first time.
-pub fn first_sight(seen: &Observed, context: Context) -> (Torrent, Memory) {
+pub fn first_sight(seen: &Observed, context: Context) -> (Torrent, DiffState) {
     let mut torrent = seen.torrent.clone();
     torrent.playing |= context.has_moved;
     torrent.stalled = false;
-    let nothing = Memory { received_bytes: seen.facts.received_bytes, ..Memory::default() };
+    let nothing = DiffState { received_bytes: seen.facts.received_bytes, ..DiffState::default() };
     let memory = remember(&nothing, &seen.facts, &torrent, context.generation);
     (torrent, memory)
 }
 
 /// Compares a look with what was told; `is_due` says whether small changes are to be told, too.
 pub fn compare(
-    told: &ToldTorrent,
+    snapshot: &SnapshotTorrent,
     seen: &Observed,
     context: Context,
     is_due: impl Fn(&Torrent, &Torrent) -> bool,
 ) -> Finding {
-    if is_as_told(told, seen, context) {
-        return Finding::Told;
+    if is_as_told(snapshot, seen, context) {
+        return Finding::Snapshot;
     }
-    let before = &told.memory;
+    let before = &snapshot.memory;
     let is_resolved = !before.has_metadata && seen.facts.has_metadata;
     let is_other_load = matches!((&before.load, &seen.facts.load), (Some(old), Some(new)) if old != new);
     // After a restart every torrent has been loaded anew, and that says nothing.
@@ -59,12 +59,12 @@ pub fn compare(
         let (torrent, memory) = first_sight(seen, context);
         return Finding::Replaced(torrent, memory);
     }
-    let torrent = picture(&told.torrent, seen, context);
+    let torrent = picture(&snapshot.torrent, seen, context);
     let memory = remember(before, &seen.facts, &torrent, context.generation);
-    let kinds = happened(&told.torrent, before, &torrent, &seen.facts, is_resolved);
+    let kinds = happened(&snapshot.torrent, before, &torrent, &seen.facts, is_resolved);
     // The memory is written with the next thing that is told; until then the look after this one
     // finds the same again. A new load alone changes nothing that could be told.
-    if !kinds.is_empty() || is_due(&told.torrent, &torrent) || needs_writing(before, &memory) {
+    if !kinds.is_empty() || is_due(&snapshot.torrent, &torrent) || needs_writing(before, &memory) {
         Finding::Changed(kinds, torrent, memory)
     } else {
         Finding::Same
@@ -72,25 +72,25 @@ pub fn compare(
 }
 
 /// What holds for almost every torrent at almost every look, found without making a picture of it.
-fn is_as_told(told: &ToldTorrent, seen: &Observed, context: Context) -> bool {
-    let (torrent, facts, memory) = (&seen.torrent, &seen.facts, &told.memory);
+fn is_as_told(snapshot: &SnapshotTorrent, seen: &Observed, context: Context) -> bool {
+    let (torrent, facts, memory) = (&seen.torrent, &seen.facts, &snapshot.memory);
     let is_at_rest = !matches!(torrent.status, Status::Checking | Status::Downloading) && !context.has_moved;
     is_at_rest
         && facts.has_metadata == memory.has_metadata
         && facts.load == memory.load
         && completion(facts) == memory.completion
         && run_at_rest(torrent.status) == Some(memory.run)
-        && *torrent == *told.torrent
+        && *torrent == *snapshot.torrent
 }
 
 /// Whether the world was told all that a look shows, if nothing moves any more.
-pub fn is_told_whole(told: &Torrent, seen: &Observed, context: Context) -> bool {
-    picture(told, seen, Context { has_moved: false, ..context }) == *told
+pub fn is_told_whole(snapshot: &Torrent, seen: &Observed, context: Context) -> bool {
+    picture(snapshot, seen, Context { has_moved: false, ..context }) == *snapshot
 }
 
 /// The load of a torrent decides about "replaced", so a changed one must not be forgotten.
-fn needs_writing(before: &Memory, after: &Memory) -> bool {
-    let Memory { load, generation: _, has_metadata, received_bytes: _, completion, run } = before;
+fn needs_writing(before: &DiffState, after: &DiffState) -> bool {
+    let DiffState { load, generation: _, has_metadata, received_bytes: _, completion, run } = before;
     *load != after.load || *has_metadata != after.has_metadata || *completion != after.completion || *run != after.run
 }
 
@@ -98,23 +98,23 @@ fn needs_writing(before: &Memory, after: &Memory) -> bool {
 ///
 /// While its content is checked, what is here counts up from nothing, which says how far the check
 /// is and not what is here. Until it ends, the last known numbers stand.
-fn picture(told: &Torrent, seen: &Observed, context: Context) -> Torrent {
+fn picture(snapshot: &Torrent, seen: &Observed, context: Context) -> Torrent {
     let mut torrent = seen.torrent.clone();
     torrent.playing |= context.has_moved;
     torrent.stalled =
-        torrent.status == Status::Downloading && !context.is_receiving && (told.stalled || context.is_dry);
-    if torrent.status == Status::Checking && torrent.length == told.length {
-        torrent.downloaded = told.downloaded;
-        torrent.progress = told.progress;
-        torrent.left = told.left;
-        torrent.ratio = told.ratio;
-        torrent.finished = told.finished;
-        torrent.finished_at = told.finished_at;
+        torrent.status == Status::Downloading && !context.is_receiving && (snapshot.stalled || context.is_dry);
+    if torrent.status == Status::Checking && torrent.length == snapshot.length {
+        torrent.downloaded = snapshot.downloaded;
+        torrent.progress = snapshot.progress;
+        torrent.left = snapshot.left;
+        torrent.ratio = snapshot.ratio;
+        torrent.finished = snapshot.finished;
+        torrent.finished_at = snapshot.finished_at;
     }
     torrent
 }
 
-fn remember(before: &Memory, facts: &Facts, now: &Torrent, generation: u64) -> Memory {
+fn remember(before: &DiffState, facts: &Facts, now: &Torrent, generation: u64) -> DiffState {
     let is_checking = now.status == Status::Checking;
     let received_bytes = match (before.completion, completion(facts)) {
         _ if is_checking => before.received_bytes,
@@ -126,7 +126,7 @@ fn remember(before: &Memory, facts: &Facts, now: &Torrent, generation: u64) -> M
         (Completion::Complete, _) => before.received_bytes.min(facts.received_bytes),
         (Completion::Incomplete, _) => before.received_bytes,
     };
-    Memory {
+    DiffState {
         load: facts.load.clone().or_else(|| before.load.clone()),
         generation,
         has_metadata: facts.has_metadata,
@@ -151,7 +151,7 @@ fn run_at_rest(status: Status) -> Option<Run> {
 }
 
 /// The events between two pictures, in the order in which they are told.
-fn happened(told: &Torrent, before: &Memory, now: &Torrent, facts: &Facts, is_resolved: bool) -> Vec<Kind> {
+fn happened(snapshot: &Torrent, before: &DiffState, now: &Torrent, facts: &Facts, is_resolved: bool) -> Vec<Kind> {
     let mut kinds = Vec::new();
     let mut tell = |kind, is_so| {
         if is_so {
@@ -160,12 +160,12 @@ fn happened(told: &Torrent, before: &Memory, now: &Torrent, facts: &Facts, is_re
     };
     // A magnet link that learned what it is has another name and place by that alone.
     tell(Kind::Metadata, is_resolved);
-    tell(Kind::Renamed, told.name != now.name && !is_resolved);
-    tell(Kind::Moved, is_other_value(&told.directory, &now.directory) && !is_resolved);
-    tell(Kind::LabelChanged, is_other_value(&told.label, &now.label));
-    tell(Kind::PriorityChanged, is_other_value(&told.priority, &now.priority));
-    tell(Kind::Checking, told.status != Status::Checking && now.status == Status::Checking);
-    tell(Kind::Checked, told.status == Status::Checking && now.status != Status::Checking);
+    tell(Kind::Renamed, snapshot.name != now.name && !is_resolved);
+    tell(Kind::Moved, is_other_value(&snapshot.directory, &now.directory) && !is_resolved);
+    tell(Kind::LabelChanged, is_other_value(&snapshot.label, &now.label));
+    tell(Kind::PriorityChanged, is_other_value(&snapshot.priority, &now.priority));
+    tell(Kind::Checking, snapshot.status != Status::Checking && now.status == Status::Checking);
+    tell(Kind::Checked, snapshot.status == Status::Checking && now.status != Status::Checking);
     if let Some(run) = run_at_rest(now.status) {
         let is_start = before.run == Run::Stopped && run == Run::Running;
         tell(Kind::Started, is_start);
@@ -183,15 +183,15 @@ fn happened(told: &Torrent, before: &Memory, now: &Torrent, facts: &Facts, is_re
         tell(Kind::Finished, is_finished);
         tell(Kind::Unfinished, before.completion == Completion::Complete && !is_complete);
     }
-    tell(Kind::Stalled, !told.stalled && now.stalled);
-    tell(Kind::Unstalled, told.stalled && !now.stalled);
-    tell(Kind::Error, !told.error && now.error);
-    tell(Kind::ErrorCleared, told.error && !now.error);
+    tell(Kind::Stalled, !snapshot.stalled && now.stalled);
+    tell(Kind::Unstalled, snapshot.stalled && !now.stalled);
+    tell(Kind::Error, !snapshot.error && now.error);
+    tell(Kind::ErrorCleared, snapshot.error && !now.error);
     kinds.sort_unstable();
     kinds
 }
 
 /// Known before and now, and different: learning a value is no event.
-fn is_other_value<T: PartialEq>(told: &Option<T>, now: &Option<T>) -> bool {
-    matches!((told, now), (Some(told), Some(now)) if told != now)
+fn is_other_value<T: PartialEq>(snapshot: &Option<T>, now: &Option<T>) -> bool {
+    matches!((snapshot, now), (Some(snapshot), Some(now)) if snapshot != now)
 }

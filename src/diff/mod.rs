@@ -1,7 +1,7 @@
 //! From looks at a server to what is to be told of it.
 //!
-//! [`Observer`] takes one poll after another, good or failed, together with what the world was told
-//! so far, and makes of each a [`Tick`](crate::model::Tick). What holds:
+//! [`Differ`] takes one poll after another, good or failed, together with what the world was told
+//! so far, and makes of each a [`ChangeSet`](crate::model::ChangeSet). What holds:
 //!
 //! - a failed poll tells nothing of any torrent; absence counts only in complete listings of a
 //!   steady server, two in a row (I2);
@@ -12,11 +12,11 @@
 //! Pure: time comes in as an argument, nothing is read or sent.
 
 mod compare;
-mod observer;
+mod differ;
 mod trust;
 mod worth;
 
-pub use observer::{Limits, Moment, Observer};
+pub use differ::{Differ, Limits, Moment};
 
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{Limits, Moment, Observer};
+use super::{Differ, Limits, Moment};
 use crate::model::*;
 
 fn hash(name: &str) -> InfoHash {
@@ -105,8 +105,8 @@ fn listing(torrents: &str) -> Listing {
 
 /// A server with its observer, and a store that always has room.
 struct World {
-    observer: Observer,
-    told: Told,
+    differ: Differ,
+    snapshot: Snapshot,
     state: ServerState,
     rev: u64,
     second: u64,
@@ -115,8 +115,8 @@ struct World {
 impl World {
     fn new() -> Self {
         Self {
-            observer: Observer::new(ServerName::parse("home").unwrap(), Limits::default()),
-            told: Told::new(),
+            differ: Differ::new(ServerName::parse("home").unwrap(), Limits::default()),
+            snapshot: Snapshot::new(),
             state: ServerState::default(),
             rev: 0,
             second: 0,
@@ -137,51 +137,51 @@ impl World {
         Moment { time: Timestamp::from_seconds(1_000_000 + self.second as i64), at }
     }
 
-    fn tick(&mut self, torrents: &str) -> Tick {
+    fn change_set(&mut self, torrents: &str) -> ChangeSet {
         match torrents {
-            "failed" => self.observer.failed(&self.state, self.now()),
-            torrents => self.observer.looked(&self.told, &self.state, &listing(torrents), self.now()),
+            "failed" => self.differ.failed(&self.state, self.now()),
+            torrents => self.differ.polled(&self.snapshot, &self.state, &listing(torrents), self.now()),
         }
     }
 
     /// Looks and commits. Returns the events in short: `finished a`, with `!cause` if not observed.
     fn look(&mut self, torrents: &str) -> String {
         self.second += 1;
-        let tick = self.tick(torrents);
-        self.commit(&tick);
-        said(&tick)
+        let change_set = self.change_set(torrents);
+        self.commit(&change_set);
+        said(&change_set)
     }
 
-    fn commit(&mut self, tick: &Tick) {
+    fn commit(&mut self, change_set: &ChangeSet) {
         let mut committed = Committed::default();
-        for (hash, change) in &tick.changes {
+        for (hash, change) in &change_set.changes {
             self.rev += 1;
-            let told = change.clone().map(|(torrent, memory)| ToldTorrent {
+            let snapshot = change.clone().map(|(torrent, memory)| SnapshotTorrent {
                 torrent,
                 rev: Rev(self.rev),
                 last_seq: Seq(0),
-                changed_at: tick.time,
+                changed_at: change_set.time,
                 memory,
             });
-            match &told {
-                Some(told) => self.told.insert(*hash, told.clone()),
-                None => self.told.remove(hash),
+            match &snapshot {
+                Some(snapshot) => self.snapshot.insert(*hash, snapshot.clone()),
+                None => self.snapshot.remove(hash),
             };
-            committed.told.insert(*hash, told);
+            committed.snapshot.insert(*hash, snapshot);
         }
-        if let Some(state) = &tick.state {
+        if let Some(state) = &change_set.state {
             self.state = state.clone();
         }
-        self.observer.committed(&committed, self.now().at);
+        self.differ.committed(&committed, self.now().at);
     }
 
     fn restart_bridge(&mut self) {
-        self.observer = Observer::new(ServerName::parse("home").unwrap(), Limits::default());
+        self.differ = Differ::new(ServerName::parse("home").unwrap(), Limits::default());
     }
 }
 
-fn said(tick: &Tick) -> String {
-    let events = tick.facts.iter().map(|fact| {
+fn said(change_set: &ChangeSet) -> String {
+    let events = change_set.events.iter().map(|fact| {
         let name = fact.torrent.as_ref().map(|torrent| format!(" {}", torrent.name)).unwrap_or_default();
         let cause = match fact.cause {
             Cause::Observed => "",
@@ -197,7 +197,7 @@ fn said(tick: &Tick) -> String {
 #[test]
 fn diff_tells_each_change_once() {
     //  told                              seen                              expected
-    for (told, seen, expected) in [
+    for (snapshot, seen, expected) in [
         ("a downloading 40%", "a downloading 40%", ""),
         ("a downloading 40%", "a seeding", "finished a"),
         ("a seeding", "a downloading 90%", "unfinished a"),
@@ -222,7 +222,7 @@ fn diff_tells_each_change_once() {
         ("a seeding", "a seeding load=2", "removed a, added a"),
         ("a seeding, b stopped 0%", "a paused 100%, b downloading 0%", "paused a, started b"),
     ] {
-        assert_eq!(World::knowing(told).look(seen), expected, "{told} → {seen}");
+        assert_eq!(World::knowing(snapshot).look(seen), expected, "{snapshot} → {seen}");
     }
 }
 
@@ -260,8 +260,12 @@ fn a_failed_poll_between_two_that_lack_a_torrent_does_not_count_as_either() {
 fn rechecking_a_complete_torrent_is_not_finished() {
     let mut world = World::knowing("a seeding");
     assert_eq!(world.look("a checking 0%"), "checking a");
-    let told = Arc::clone(&world.told[&hash("a")].torrent);
-    assert_eq!((told.downloaded, told.progress, told.finished), (1000, 100.0, true), "what is here is not unlearned");
+    let snapshot = Arc::clone(&world.snapshot[&hash("a")].torrent);
+    assert_eq!(
+        (snapshot.downloaded, snapshot.progress, snapshot.finished),
+        (1000, 100.0, true),
+        "what is here is not unlearned"
+    );
     assert_eq!(world.look("a checking 50%"), "");
     assert_eq!(world.look("a seeding"), "checked a");
 }
@@ -307,8 +311,8 @@ fn content_that_was_gone_and_is_back_is_no_second_download() {
         assert!(world.look(lost).contains("unfinished a"));
         world.look("a checking 0% received=1000");
         world.restart_bridge();
-        let told = world.look("a seeding received=1000");
-        assert!(told.contains("checked a") && !told.contains("finished"), "{told}");
+        let snapshot = world.look("a seeding received=1000");
+        assert!(snapshot.contains("checked a") && !snapshot.contains("finished"), "{snapshot}");
         let mut world = World::knowing("a seeding");
         world.look(lost);
         assert!(world.look("a seeding received=1700").contains("finished a"), "it came again");
@@ -401,7 +405,7 @@ fn a_dry_download_stalls_after_a_minute_and_stays_so_until_bytes_come() {
 fn what_could_not_be_written_is_told_by_the_next_look() {
     let mut world = World::knowing("a downloading 40%, b seeding");
     world.second += 1;
-    let lost = world.tick("a seeding, b seeding, c seeding");
+    let lost = world.change_set("a seeding, b seeding, c seeding");
     assert_eq!(said(&lost), "finished a, added c");
     assert_eq!(world.look("a seeding, b seeding, c seeding"), "finished a, added c");
 }
@@ -413,11 +417,11 @@ fn numbers_that_flow_are_told_every_few_seconds_and_the_last_ones_always() {
     for percent in 11..31 {
         world.second += 1;
         let words = format!("a downloading {percent}% rate=5000 received={percent}0");
-        let tick = world.tick(&words);
-        if !tick.changes.is_empty() {
+        let change_set = world.change_set(&words);
+        if !change_set.changes.is_empty() {
             told_at.push(world.second);
         }
-        world.commit(&tick);
+        world.commit(&change_set);
     }
     assert!(told_at.windows(2).all(|pair| pair[1] - pair[0] >= 2), "{told_at:?}");
     assert!(told_at.len() >= 3, "{told_at:?}");
@@ -425,7 +429,7 @@ fn numbers_that_flow_are_told_every_few_seconds_and_the_last_ones_always() {
         world.look("a stopped 30% received=300");
     }
     let seen = listing("a stopped 30% received=300");
-    assert_eq!(*world.told[&hash("a")].torrent, seen.torrents[&hash("a")].torrent, "exact when it is at rest");
+    assert_eq!(*world.snapshot[&hash("a")].torrent, seen.torrents[&hash("a")].torrent, "exact when it is at rest");
 }
 
 #[test]
@@ -436,38 +440,38 @@ fn absence_from_a_look_at_what_changed_says_nothing() {
         assert_eq!(world.look("only a seeding label=x"), if world.second == 4 { "label_changed a" } else { "" });
     }
     assert_eq!(world.look("a seeding label=x"), "");
-    assert!(world.observer.needs_all(&world.state), "to confirm that b is gone");
+    assert!(world.differ.needs_all(&world.state), "to confirm that b is gone");
     assert_eq!(world.look("a seeding label=x"), "removed b");
-    assert!(!world.observer.needs_all(&world.state));
+    assert!(!world.differ.needs_all(&world.state));
 }
 
 #[test]
 fn only_a_known_and_steady_server_is_asked_for_changes() {
     let mut world = World::new();
     for torrents in ["a seeding", "a seeding"] {
-        assert!(world.observer.needs_all(&world.state));
+        assert!(world.differ.needs_all(&world.state));
         world.look(torrents);
     }
-    assert!(!world.observer.needs_all(&world.state));
+    assert!(!world.differ.needs_all(&world.state));
     world.look("failed");
-    assert!(world.observer.needs_all(&world.state), "after a failure");
+    assert!(world.differ.needs_all(&world.state), "after a failure");
     world.look("a seeding");
-    assert!(!world.observer.needs_all(&world.state));
+    assert!(!world.differ.needs_all(&world.state));
     world.look("a seeding load=2@8");
     world.look("a seeding load=2@8");
     assert_eq!(world.look("only a seeding load=2@9"), "", "another run is not believed from a part");
-    assert!(world.observer.needs_all(&world.state));
+    assert!(world.differ.needs_all(&world.state));
 }
 
 #[test]
 fn what_could_not_be_written_down_is_looked_for_in_all() {
     let mut world = World::knowing("a seeding, b seeding");
     world.second += 1;
-    let lost = world.tick("only a paused 100%");
+    let lost = world.change_set("only a paused 100%");
     assert_eq!(said(&lost), "paused a");
-    assert!(world.observer.needs_all(&world.state));
+    assert!(world.differ.needs_all(&world.state));
     assert_eq!(world.look("a paused 100%, b seeding"), "paused a");
-    assert!(!world.observer.needs_all(&world.state));
+    assert!(!world.differ.needs_all(&world.state));
 }
 
 #[test]
@@ -479,8 +483,8 @@ fn what_time_alone_brings_is_told_without_another_word_of_the_client() {
     for _ in 0..3 {
         world.look("only ");
     }
-    let told = &world.told[&hash("a")].torrent;
-    assert_eq!((told.downloaded, told.download_rate, told.playing), (600, Some(0), false));
+    let snapshot = &world.snapshot[&hash("a")].torrent;
+    assert_eq!((snapshot.downloaded, snapshot.download_rate, snapshot.playing), (600, Some(0), false));
     let mut heard = Vec::new();
     for _ in 0..70 {
         let said = world.look("only ");
@@ -527,14 +531,14 @@ proptest! {
             world.look(last);
         }
         let seen = listing(last).torrents;
-        let told: BTreeMap<_, _> = world.told.iter().map(|(hash, told)| (*hash, told.torrent.status)).collect();
+        let snapshot: BTreeMap<_, _> = world.snapshot.iter().map(|(hash, snapshot)| (*hash, snapshot.torrent.status)).collect();
         let statuses: BTreeMap<_, _> = seen.iter().map(|(hash, seen)| (*hash, seen.torrent.status)).collect();
-        prop_assert_eq!(told, statuses);
+        prop_assert_eq!(snapshot, statuses);
         for (hash, seen) in &seen {
-            let told = &world.told[hash].torrent;
-            prop_assert_eq!((told.error, &told.label), (seen.torrent.error, &seen.torrent.label));
+            let snapshot = &world.snapshot[hash].torrent;
+            prop_assert_eq!((snapshot.error, &snapshot.label), (seen.torrent.error, &seen.torrent.label));
             if seen.torrent.status != Status::Checking {
-                prop_assert_eq!(&**told, &seen.torrent);
+                prop_assert_eq!(&**snapshot, &seen.torrent);
             }
         }
     }
@@ -546,8 +550,8 @@ proptest! {
         let mut pictures: BTreeMap<InfoHash, serde_json::Value> = BTreeMap::new();
         for words in &steps {
             world.second += 1;
-            let tick = world.tick(words);
-            for fact in &tick.facts {
+            let change_set = world.change_set(words);
+            for fact in &change_set.events {
                 let Some(torrent) = &fact.torrent else { continue };
                 let now = serde_json::to_value(&**torrent).unwrap();
                 match fact.kind {
@@ -562,12 +566,12 @@ proptest! {
                     }
                 }
             }
-            for (hash, change) in &tick.changes {
+            for (hash, change) in &change_set.changes {
                 if let Some((torrent, _)) = change {
                     pictures.insert(*hash, serde_json::to_value(&**torrent).unwrap());
                 }
             }
-            world.commit(&tick);
+            world.commit(&change_set);
         }
     }
 }

@@ -12,11 +12,11 @@ use crate::model::Torrent;
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// Whether `seen` is to be told to those who know `told`, `since` ago.
-pub fn is_worth_telling(told: &Torrent, seen: &Torrent, since: Duration) -> bool {
-    if told == seen {
+pub fn is_worth_telling(snapshot: &Torrent, seen: &Torrent, since: Duration) -> bool {
+    if snapshot == seen {
         return false;
     }
-    if differs_in_substance(told, seen) {
+    if differs_in_substance(snapshot, seen) {
         return true;
     }
     if since < PAUSE {
@@ -24,43 +24,43 @@ pub fn is_worth_telling(told: &Torrent, seen: &Torrent, since: Duration) -> bool
     }
     let is_at_rest = seen.download_rate.unwrap_or(0) == 0 && seen.upload_rate.unwrap_or(0) == 0;
     is_at_rest
-        || told.playing != seen.playing
-        || told.peers != seen.peers
-        || told.seeds != seen.seeds
-        || told.progress != seen.progress
-        || differs_visibly(told.download_rate, seen.download_rate)
-        || differs_visibly(told.upload_rate, seen.upload_rate)
-        || moved_visibly(told.uploaded, seen.uploaded, seen.length)
+        || snapshot.playing != seen.playing
+        || snapshot.peers != seen.peers
+        || snapshot.seeds != seen.seeds
+        || snapshot.progress != seen.progress
+        || differs_visibly(snapshot.download_rate, seen.download_rate)
+        || differs_visibly(snapshot.upload_rate, seen.upload_rate)
+        || moved_visibly(snapshot.uploaded, seen.uploaded, seen.length)
 }
 
 /// Everything but the numbers that flow while bytes move.
-fn differs_in_substance(told: &Torrent, seen: &Torrent) -> bool {
+fn differs_in_substance(snapshot: &Torrent, seen: &Torrent) -> bool {
     let flowing_as_told = Torrent {
-        downloaded: told.downloaded,
-        uploaded: told.uploaded,
-        progress: told.progress,
-        ratio: told.ratio,
-        playing: told.playing,
-        download_rate: told.download_rate,
-        upload_rate: told.upload_rate,
-        left: told.left,
-        eta: told.eta,
-        peers: told.peers,
-        seeds: told.seeds,
+        downloaded: snapshot.downloaded,
+        uploaded: snapshot.uploaded,
+        progress: snapshot.progress,
+        ratio: snapshot.ratio,
+        playing: snapshot.playing,
+        download_rate: snapshot.download_rate,
+        upload_rate: snapshot.upload_rate,
+        left: snapshot.left,
+        eta: snapshot.eta,
+        peers: snapshot.peers,
+        seeds: snapshot.seeds,
         ..seen.clone()
     };
-    *told != flowing_as_told
+    *snapshot != flowing_as_told
 }
 
 /// A tenth, and at least 1 KiB/s.
-fn differs_visibly(told: Option<u64>, seen: Option<u64>) -> bool {
-    match (told, seen) {
-        (Some(told), Some(seen)) => told.abs_diff(seen) >= (told.max(seen) / 10).max(1024),
-        (told, seen) => told != seen,
+fn differs_visibly(snapshot: Option<u64>, seen: Option<u64>) -> bool {
+    match (snapshot, seen) {
+        (Some(snapshot), Some(seen)) => snapshot.abs_diff(seen) >= (snapshot.max(seen) / 10).max(1024),
+        (snapshot, seen) => snapshot != seen,
     }
 }
 
 /// A hundredth of the torrent, and at least 64 KiB.
-fn moved_visibly(told: u64, seen: u64, length: u64) -> bool {
-    told.abs_diff(seen) >= (length / 100).max(64 * 1024)
+fn moved_visibly(snapshot: u64, seen: u64, length: u64) -> bool {
+    snapshot.abs_diff(seen) >= (length / 100).max(64 * 1024)
 }

@@ -6,9 +6,9 @@
 //! watches over containers.
 
 mod api;
-mod bell;
 mod door;
 mod guard;
+mod hook_listener;
 mod page;
 mod query;
 
@@ -29,9 +29,9 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use self::api::{Answered, Api, Notice, Order};
-pub use self::bell::answer_bell;
 use self::door::{Door, Pass, Visit};
 pub use self::guard::Guard;
+pub use self::hook_listener::receive_hook_signals;
 pub use self::query::{EventsWish, ListWish};
 use crate::model::{Filter, ServerName};
 

@@ -12,11 +12,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::{BuildError, Manager, Shared};
-use crate::board::Board;
 use crate::clients::exec::{self, ExecClient};
 use crate::clients::rtorrent::RtorrentClient;
 use crate::clients::rtorrent::settings::{Endpoint, Settings};
 use crate::commands::{Caller, Door, Queue, give_up};
+use crate::live_state::LiveState;
 use crate::model::{ServerName, SinkName};
 use crate::port::{Clock, Store, StoreError, SystemClock, TorrentClient};
 use crate::servers::{Common, ServerParts, ServerSetup, load, open_jobs};
@@ -193,8 +193,8 @@ impl Builder {
             contents.insert(name.clone(), load(&*store, name).await?);
         }
         let begun = contents.iter().map(|(name, content)| (name.clone(), content.last_seq)).collect();
-        let board = Arc::new(Board::new(contents, [origin.clone()]));
-        let common = Common { store, board, clock };
+        let live = Arc::new(LiveState::new(contents, [origin.clone()]));
+        let common = Common { store, live, clock };
         let mut open = open_jobs(&*common.store).await?;
         let (mut left, mut queues, mut clients) = (Group::new(), BTreeMap::new(), BTreeMap::new());
         for (name, Server { client, interval, sweep, timeout, roots }) in servers {
@@ -209,9 +209,9 @@ impl Builder {
             parts.spawn(&mut left);
             queues.insert(name.clone(), Arc::clone(&parts.queue));
         }
-        let Common { store, board, clock } = common;
+        let Common { store, live, clock } = common;
         for job in open.into_values().flatten() {
-            give_up(&*store, &board, &*clock, &job.command).await?;
+            give_up(&*store, &live, &*clock, &job.command).await?;
         }
         let door = Door {
             origin,
@@ -221,7 +221,7 @@ impl Builder {
             queues,
             bridge: Arc::new(Queue::default()),
             store: Arc::clone(&store),
-            board: Arc::clone(&board),
+            live: Arc::clone(&live),
             clock: Arc::clone(&clock),
         };
         let caller = Arc::new(Caller::new(door));
@@ -229,7 +229,7 @@ impl Builder {
         left.spawn("commands".to_owned(), move |stop| Arc::clone(&called).run(stop));
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
-            board,
+            live,
             store,
             caller,
             clients,

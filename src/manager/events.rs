@@ -6,8 +6,8 @@ use std::task::{Context, Poll};
 use futures_util::stream::{self, BoxStream, Stream, StreamExt as _};
 use tracing::error;
 
-use crate::deliver::{Heard, Missed, Reader};
 use crate::model::{Event, EventId};
+use crate::outbox::{Heard, Missed, Reader};
 
 /// Where a stream of events begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

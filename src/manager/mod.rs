@@ -48,10 +48,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::board::Board;
 use crate::commands::Caller;
-use crate::deliver::{Begin, Heard, Reader, ReaderParts};
+use crate::live_state::LiveState;
 use crate::model::{Event, EventId, InfoHash, Kind, Seq, ServerName, Torrent};
+use crate::outbox::{Begin, Heard, Reader, ReaderParts};
 use crate::port::{Store, StoreError, TorrentClient};
 use crate::supervise::Group;
 
@@ -60,7 +60,7 @@ pub use self::error::{BuildError, ManagerError};
 pub use self::events::{Events, Since};
 pub use self::new_torrent::NewTorrent;
 pub use self::watcher::{ServerStatus, TorrentDetails, Watcher};
-pub use crate::deliver::Missed;
+pub use crate::outbox::Missed;
 
 /// Watches servers, tells what happens, and acts on them. See the module.
 pub struct Manager {
@@ -76,7 +76,7 @@ pub struct ListenerId(CancellationToken);
 
 /// What the manager and its watchers share. It runs nothing itself.
 struct Shared {
-    board: Arc<Board>,
+    live: Arc<LiveState>,
     store: Arc<dyn Store>,
     caller: Arc<Caller>,
     clients: BTreeMap<ServerName, Arc<dyn TorrentClient>>,
@@ -209,7 +209,7 @@ impl Manager {
         for server in self.servers() {
             let watcher = self.shared.watcher(server);
             watcher.wait_for_snapshot().await?;
-            if self.shared.board.read(server, |content| content.told.contains_key(&hash)) == Some(true) {
+            if self.shared.live.read(server, |content| content.snapshot.contains_key(&hash)) == Some(true) {
                 having.push(watcher);
             }
         }
@@ -249,7 +249,7 @@ impl Shared {
             Since::After(ids) => ids.iter().filter_map(|id| self.place_of(id)).collect(),
         };
         Reader::new(ReaderParts {
-            board: Arc::clone(&self.board),
+            live: Arc::clone(&self.live),
             store: Arc::clone(&self.store),
             servers: self.clients.keys().cloned().collect(),
             events,
@@ -261,7 +261,7 @@ impl Shared {
     /// In another epoch all of this one is news.
     fn place_of(&self, id: &EventId) -> Option<(ServerName, Seq)> {
         let EventId::Journal { server, epoch, seq } = id else { return None };
-        let now = self.board.read(server, |content| content.epoch)?;
+        let now = self.live.read(server, |content| content.epoch)?;
         Some((server.clone(), if now == *epoch { *seq } else { Seq(0) }))
     }
 

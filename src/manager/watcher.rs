@@ -64,10 +64,10 @@ impl Watcher {
     }
 
     pub fn status(&self) -> ServerStatus {
-        let read = self.shared.board.read(&self.server, |content| ServerStatus {
+        let read = self.shared.live.read(&self.server, |content| ServerStatus {
             is_online: content.state.is_online,
             problem: content.poll.failure.clone(),
-            stats: Stats::of(content.stats.clone(), content.told.values().map(|told| &*told.torrent)),
+            stats: Stats::of(content.stats.clone(), content.snapshot.values().map(|snapshot| &*snapshot.torrent)),
         });
         read.expect("a watcher is made for a server that there is")
     }
@@ -79,8 +79,10 @@ impl Watcher {
     /// [`ManagerError::Offline`] if it has never answered.
     pub async fn get_all(&self) -> Result<Vec<Torrent>, ManagerError> {
         self.wait_for_snapshot().await?;
-        let all = |content: &crate::board::Content| content.told.values().map(|told| (*told.torrent).clone()).collect();
-        Ok(self.shared.board.read(&self.server, all).unwrap_or_default())
+        let all = |content: &crate::live_state::LiveServer| {
+            content.snapshot.values().map(|snapshot| (*snapshot.torrent).clone()).collect()
+        };
+        Ok(self.shared.live.read(&self.server, all).unwrap_or_default())
     }
 
     /// One torrent as the client has it now, with its files.
@@ -103,8 +105,10 @@ impl Watcher {
         let details = client.get(hash, parts).await?.ok_or(ManagerError::UnknownHash(hash))?;
         let Details { observed, files, trackers, peers, .. } = details;
         let mut torrent = observed.torrent;
-        let told = |content: &crate::board::Content| content.told.get(&hash).is_some_and(|told| told.torrent.stalled);
-        torrent.stalled = self.shared.board.read(&self.server, told).unwrap_or(false);
+        let snapshot = |content: &crate::live_state::LiveServer| {
+            content.snapshot.get(&hash).is_some_and(|snapshot| snapshot.torrent.stalled)
+        };
+        torrent.stalled = self.shared.live.read(&self.server, snapshot).unwrap_or(false);
         Ok(TorrentDetails { torrent, files, trackers, peers })
     }
 
@@ -250,14 +254,14 @@ impl Watcher {
 
     /// How far the content is that commands are checking (see [`NewTorrent::data_file`]): bytes read, and all.
     pub fn checks(&self) -> Vec<(u64, u64)> {
-        let board = self.shared.board.server(&self.server);
-        board.map(|board| board.checks().values().copied().collect()).unwrap_or_default()
+        let live = self.shared.live.server(&self.server);
+        live.map(|live| live.checks().values().copied().collect()).unwrap_or_default()
     }
 
     /// Looks now, not at the next beat.
-    pub fn poke(&self) {
-        if let Some(board) = self.shared.board.server(&self.server) {
-            board.poke.notify_one();
+    pub fn wake(&self) {
+        if let Some(live) = self.shared.live.server(&self.server) {
+            live.wake.notify_one();
         }
     }
 
@@ -269,8 +273,8 @@ impl Watcher {
     pub(super) async fn wait_for_snapshot(&self) -> Result<(), ManagerError> {
         let until = Instant::now() + FIRST_PICTURE_MAX;
         loop {
-            let read = |content: &crate::board::Content| (content.state.is_known, content.poll.failure.clone());
-            let (is_known, failure) = self.shared.board.read(&self.server, read).unwrap_or_default();
+            let read = |content: &crate::live_state::LiveServer| (content.state.is_known, content.poll.failure.clone());
+            let (is_known, failure) = self.shared.live.read(&self.server, read).unwrap_or_default();
             if is_known {
                 return Ok(());
             }

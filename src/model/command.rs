@@ -574,13 +574,16 @@ mod tests {
         };
         for (verb, status) in [("list", "error"), ("get", "error"), ("pause", "ok")] {
             let body = serde_json::to_vec(&outcome(verb)).unwrap();
-            let told = shorter(&body, "too much").unwrap();
-            assert_eq!(shorter(&told, "still too much"), None);
-            assert_eq!(shortest(&body, "too much").as_ref(), Some(&told));
-            assert_eq!(shortest(&told, "still too much"), None);
-            let told: Value = serde_json::from_slice(&told).unwrap();
-            assert_eq!((&told["id"], &told["status"], &told["results"]), (&json!("7"), &json!(status), &json!([])));
-            assert_eq!(told["error"]["code"], "too_large", "{told}");
+            let snapshot = shorter(&body, "too much").unwrap();
+            assert_eq!(shorter(&snapshot, "still too much"), None);
+            assert_eq!(shortest(&body, "too much").as_ref(), Some(&snapshot));
+            assert_eq!(shortest(&snapshot, "still too much"), None);
+            let snapshot: Value = serde_json::from_slice(&snapshot).unwrap();
+            assert_eq!(
+                (&snapshot["id"], &snapshot["status"], &snapshot["results"]),
+                (&json!("7"), &json!(status), &json!([]))
+            );
+            assert_eq!(snapshot["error"]["code"], "too_large", "{snapshot}");
         }
     }
 
@@ -591,20 +594,20 @@ mod tests {
             let begin = page * page_size;
             let rows: Vec<u64> = (begin..total.min(begin + page_size)).collect();
             let next_page = (begin + page_size < total).then_some(page + 1);
-            let told = json!({"verb": "list", "status": "ok", "error": null, "results": rows, "total": total,
+            let snapshot = json!({"verb": "list", "status": "ok", "error": null, "results": rows, "total": total,
                 "page": page, "page_size": page_size, "next_page": next_page});
-            let mut body = told.to_string().into_bytes();
-            let told = loop {
-                let told: Value = serde_json::from_slice(&body).unwrap();
-                if told["results"].as_array().unwrap().len() <= rows_max {
-                    break told;
+            let mut body = snapshot.to_string().into_bytes();
+            let snapshot = loop {
+                let snapshot: Value = serde_json::from_slice(&body).unwrap();
+                if snapshot["results"].as_array().unwrap().len() <= rows_max {
+                    break snapshot;
                 }
                 body = shorter(&body, "too much").unwrap();
             };
-            assert_eq!((&told["status"], &told["error"]), (&json!("ok"), &Value::Null));
-            listed.extend(told["results"].as_array().unwrap().iter().map(|row| row.as_u64().unwrap()));
-            match told["next_page"].as_u64() {
-                Some(next) => (page, page_size) = (next, told["page_size"].as_u64().unwrap()),
+            assert_eq!((&snapshot["status"], &snapshot["error"]), (&json!("ok"), &Value::Null));
+            listed.extend(snapshot["results"].as_array().unwrap().iter().map(|row| row.as_u64().unwrap()));
+            match snapshot["next_page"].as_u64() {
+                Some(next) => (page, page_size) = (next, snapshot["page_size"].as_u64().unwrap()),
                 None => return listed,
             }
         }
@@ -620,8 +623,8 @@ mod tests {
 
         #[test]
         fn what_is_no_result_is_shortened_to_an_error_once(body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..50)) {
-            let told = shorter(&body, "too much").unwrap();
-            assert_eq!(shorter(&told, "too much"), None);
+            let snapshot = shorter(&body, "too much").unwrap();
+            assert_eq!(shorter(&snapshot, "too much"), None);
         }
     }
 }

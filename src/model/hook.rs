@@ -11,18 +11,18 @@ use super::{InfoHash, InvalidServerName, ServerName};
 
 /// Where the bell hangs, as a client reaches it: a name or an IP address, and a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BellAddress {
+pub struct HookAddress {
     host: String,
     port: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{}` is no address with a port: write `host:8788`, `10.0.0.5:8788` or `[fd00::5]:8788`", .0.escape_default())]
-pub struct InvalidBellAddress(String);
+pub struct InvalidHookAddress(String);
 
-impl BellAddress {
-    pub fn parse(text: &str) -> Result<Self, InvalidBellAddress> {
-        let invalid = || InvalidBellAddress(text.chars().take(80).collect());
+impl HookAddress {
+    pub fn parse(text: &str) -> Result<Self, InvalidHookAddress> {
+        let invalid = || InvalidHookAddress(text.chars().take(80).collect());
         let (host, port) = text.rsplit_once(':').ok_or_else(invalid)?;
         let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         let is_host = match in_brackets {
@@ -44,7 +44,7 @@ impl BellAddress {
     }
 }
 
-impl fmt::Display for BellAddress {
+impl fmt::Display for HookAddress {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}:{}", self.host, self.port)
     }
@@ -52,9 +52,9 @@ impl fmt::Display for BellAddress {
 
 /// What has to stand in the path for anybody to be heard; another one with each start.
 #[derive(Clone)]
-pub struct BellSecret(String);
+pub struct HookSecret(String);
 
-impl BellSecret {
+impl HookSecret {
     /// From 16 random bytes.
     pub fn new(random: [u8; 16]) -> Self {
         Self(data_encoding::HEXLOWER.encode(&random))
@@ -67,7 +67,7 @@ impl BellSecret {
     }
 }
 
-impl fmt::Debug for BellSecret {
+impl fmt::Debug for HookSecret {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("[secret]")
     }
@@ -99,8 +99,8 @@ impl HookKey {
 #[derive(Clone, Debug)]
 pub struct Hook {
     pub key: HookKey,
-    pub address: BellAddress,
-    pub secret: BellSecret,
+    pub address: HookAddress,
+    pub secret: HookSecret,
     pub server: ServerName,
 }
 
@@ -114,15 +114,15 @@ impl Hook {
 
 /// Somebody who knows the secret rang.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ring {
+pub struct HookSignal {
     pub server: ServerName,
     /// What to look at first. A hint.
     pub hash: InfoHash,
 }
 
-impl Ring {
+impl HookSignal {
     /// Reads the path of a request; `None` if it is not one that a hook asks for.
-    pub fn parse(path: &str, secret: &BellSecret) -> Option<Self> {
+    pub fn parse(path: &str, secret: &HookSecret) -> Option<Self> {
         let mut parts = path.strip_prefix('/')?.split('/');
         let (theirs, server, event, hash) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let is_ours = secret.is(theirs) && !event.is_empty() && parts.next().is_none();
@@ -141,20 +141,20 @@ mod tests {
 
     const HASH: &str = "ABCDEF0123456789abcdef0123456789ABCDEF01";
 
-    fn secret() -> BellSecret {
-        BellSecret::new([0xa5; 16])
+    fn secret() -> HookSecret {
+        HookSecret::new([0xa5; 16])
     }
 
     fn hook(address: &str, server: &str) -> Hook {
         let server = ServerName::parse(server).unwrap();
         let key = HookKey::new("main", &server).unwrap();
-        Hook { key, address: BellAddress::parse(address).unwrap(), secret: secret(), server }
+        Hook { key, address: HookAddress::parse(address).unwrap(), secret: secret(), server }
     }
 
     #[test]
     fn an_address_is_made_of_letters_that_mean_nothing_in_a_command() {
         for good in ["127.0.0.1:1", "bridge:8788", "a-b.example.org:65535", "[::1]:80", "[fd00::5]:8788"] {
-            assert_eq!(BellAddress::parse(good).unwrap().to_string(), good);
+            assert_eq!(HookAddress::parse(good).unwrap().to_string(), good);
         }
         for bad in [
             "",
@@ -184,7 +184,7 @@ mod tests {
             "ä:80",
             "host:80\n",
         ] {
-            assert!(BellAddress::parse(bad).is_err(), "{bad}");
+            assert!(HookAddress::parse(bad).is_err(), "{bad}");
         }
     }
 
@@ -200,14 +200,14 @@ mod tests {
     fn what_a_hook_asks_for_is_understood() {
         let url = hook("127.0.0.1:4711", "seed-box_2").url("paused");
         let path = url.strip_prefix("http://127.0.0.1:4711").unwrap();
-        let ring = Ring::parse(&format!("{path}{HASH}"), &secret()).unwrap();
+        let ring = HookSignal::parse(&format!("{path}{HASH}"), &secret()).unwrap();
         assert_eq!((ring.server.as_str(), ring.hash.to_string()), ("seed-box_2", HASH.to_lowercase()));
     }
 
     #[test]
     fn nobody_is_heard_who_does_not_say_all_of_it() {
         let right = "a5".repeat(16);
-        let heard = |path: String| Ring::parse(&path, &secret()).is_some();
+        let heard = |path: String| HookSignal::parse(&path, &secret()).is_some();
         assert!(heard(format!("/{right}/home/paused/{HASH}")));
         for wrong in [
             String::new(),
@@ -232,21 +232,21 @@ mod tests {
     proptest! {
         #[test]
         fn any_path_is_read_without_a_panic(path in ".*") {
-            prop_assert_eq!(Ring::parse(&path, &secret()), None);
+            prop_assert_eq!(HookSignal::parse(&path, &secret()), None);
         }
 
         #[test]
         fn any_end_of_a_path_is_read_without_a_panic(rest in "(/[a-z0-9_]{0,4}){0,4}|.*") {
-            if let Some(ring) = Ring::parse(&format!("/{}{rest}", secret().0), &secret()) {
+            if let Some(ring) = HookSignal::parse(&format!("/{}{rest}", secret().0), &secret()) {
                 prop_assert!(rest.contains(ring.server.as_str()));
             }
         }
 
         #[test]
         fn any_text_taken_for_an_address_stays_as_it_is(text in ".*|[a-z.:0-9-]{1,12}:[0-9]{1,6}") {
-            if let Ok(address) = BellAddress::parse(&text) {
+            if let Ok(address) = HookAddress::parse(&text) {
                 prop_assert!(address.to_string().bytes().all(|b| b.is_ascii_alphanumeric() || b"[]:.-".contains(&b)));
-                prop_assert_eq!(BellAddress::parse(&address.to_string()), Ok(address));
+                prop_assert_eq!(HookAddress::parse(&address.to_string()), Ok(address));
             }
         }
     }

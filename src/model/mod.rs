@@ -15,9 +15,9 @@ mod listing;
 mod metainfo;
 mod report;
 mod server;
+mod snapshot;
 mod text;
 mod time;
-mod told;
 mod torrent;
 
 pub use bencode::NotBencoded;
@@ -27,7 +27,7 @@ pub use command::{
 };
 pub use event::{Cause, Change, Changes, EVENT_SCHEMA, Entity, Event, EventId, InvalidEventId, Kind};
 pub use filter::{Filter, InvalidFilter, OneOrMore};
-pub use hook::{BellAddress, BellSecret, Hook, HookKey, InvalidBellAddress, Ring};
+pub use hook::{Hook, HookAddress, HookKey, HookSecret, HookSignal, InvalidHookAddress};
 pub use ids::{Epoch, InfoHash, InvalidInfoHash, InvalidServerName, Rev, Seq, ServerName, SinkName};
 pub use listing::{Covers, Details, Facts, File, Files, Listing, Observed, Peer, Tracker};
 pub use metainfo::{
@@ -36,7 +36,9 @@ pub use metainfo::{
 };
 pub use report::{Check, Health, HooksHealth, Info, ReportLimits, ServerHealth, SinkHealth};
 pub use server::{LastFinished, ServerStats, Stats};
+pub use snapshot::{
+    ChangeSet, Committed, Completion, DiffState, JournalEntry, NewEvent, Run, ServerState, Snapshot, SnapshotTorrent,
+};
 pub use text::{Words, is_active, printable};
 pub use time::Timestamp;
-pub use told::{Committed, Completion, Entry, Fact, Memory, Run, ServerState, Tick, Told, ToldTorrent};
 pub use torrent::{Extra, Status, Torrent, eta_seconds, progress, ratio};

@@ -91,7 +91,7 @@ pub struct HooksHealth {
     /// Why they could not be seen to last time; `null` if they could.
     pub problem: Option<String>,
     /// How often somebody rang.
-    pub pokes: u64,
+    pub wakes: u64,
 }
 
 /// How handing over to one broker, or by one line of a webhook, goes.

@@ -8,7 +8,9 @@ use super::journal::{from_sql, hash_from_sql, to_sql, unreadable};
 use super::thread::{Db, Failure};
 use super::{ANSWERS_BYTES_MAX, ASKERS_MAX, COMMAND_MEMORY};
 use crate::model::{CommandId, InfoHash, OutcomeStatus, ServerName, SinkName, Timestamp, Verb};
-use crate::port::{Admission, Answer, LoggedCommand, RESULTS_BYTES, ReplyTo, ResultsWaiting, StoreError, UnsentResult};
+use crate::port::{
+    LoggedCommand, LoggedResult, RESULTS_BYTES, Recorded, ReplyTo, ResultBacklog, StoreError, UnsentResult,
+};
 
 /// So many are forgotten at once.
 const TRIM_MAX: u32 = 2_000;
@@ -42,7 +44,7 @@ fn forgotten_before(db: &Db) -> i64 {
 }
 
 /// Many may come at once, and most of a flood is refused: so a new one takes as few statements as it can.
-pub(super) fn log(db: &mut Db, command: &LoggedCommand, answer: Option<&Answer>) -> Result<Admission, Failure> {
+pub(super) fn log(db: &mut Db, command: &LoggedCommand, answer: Option<&LoggedResult>) -> Result<Recorded, Failure> {
     let LoggedCommand { id, server, origin, hash, verb, body, received_at, expires_at, reply, is_started } = command;
     let server = key(server.as_ref());
     let sql = "SELECT result, received_at FROM commands WHERE server = ?1 AND id = ?2";
@@ -52,7 +54,7 @@ pub(super) fn log(db: &mut Db, command: &LoggedCommand, answer: Option<&Answer>)
     match known {
         Some((Some(result), received_at)) if received_at > forgotten_before(db) => {
             queue_result(db, origin.as_str(), server, &result, reply.as_deref())?;
-            return Ok(Admission::Answered);
+            return Ok(Recorded::Answered);
         }
         Some((Some(_), _)) => {
             let sql = "DELETE FROM commands WHERE server = ?1 AND id = ?2";
@@ -82,7 +84,7 @@ pub(super) fn log(db: &mut Db, command: &LoggedCommand, answer: Option<&Answer>)
         queue_result(db, origin.as_str(), server, &answer.body, reply.as_deref())?;
     }
     db.logged += 1;
-    Ok(Admission::New)
+    Ok(Recorded::New)
 }
 
 fn queue_result(db: &Db, sink: &str, server: &str, result: &[u8], reply: Option<&str>) -> Result<(), Failure> {
@@ -93,19 +95,19 @@ fn queue_result(db: &Db, sink: &str, server: &str, result: &[u8], reply: Option<
 
 /// Notes who else is to be answered. What comes again by the same sink with the same address is the same question:
 /// one result answers it.
-fn ask_too(db: &Db, sink: &str, server: &str, id: &CommandId, reply: Option<&str>) -> Result<Admission, Failure> {
+fn ask_too(db: &Db, sink: &str, server: &str, id: &CommandId, reply: Option<&str>) -> Result<Recorded, Failure> {
     let sql = "SELECT EXISTS (SELECT 1 FROM commands WHERE server = ?1 AND id = ?2 AND origin = ?3 AND reply IS ?4) \
                OR EXISTS (SELECT 1 FROM askers WHERE server = ?1 AND id = ?2 AND sink = ?3 AND reply IS ?4), \
                (SELECT count(*) FROM askers WHERE server = ?1 AND id = ?2)";
     let read = |row: &Row<'_>| Ok((row.get::<_, bool>(0)?, row.get::<_, i64>(1)?.unsigned_abs()));
     match db.connection.prepare_cached(sql)?.query_row((server, id.as_str(), sink, reply), read)? {
-        (true, _) => Ok(Admission::Running),
+        (true, _) => Ok(Recorded::Running),
         // Without an address there is one for each sink, and no more.
-        (false, askers) if reply.is_some() && askers >= ASKERS_MAX => Ok(Admission::Crowded),
+        (false, askers) if reply.is_some() && askers >= ASKERS_MAX => Ok(Recorded::WaitersFull),
         (false, _) => {
             let sql = "INSERT INTO askers (server, id, sink, reply) VALUES (?1, ?2, ?3, ?4)";
             db.connection.prepare_cached(sql)?.execute((server, id.as_str(), sink, reply))?;
-            Ok(Admission::Running)
+            Ok(Recorded::Running)
         }
     }
 }
@@ -123,8 +125,13 @@ pub(super) fn start(db: &Db, server: Option<&ServerName>, id: &CommandId) -> Res
 }
 
 /// The first result is the one that counts; another one changes nothing.
-pub(super) fn finish(db: &Db, server: Option<&ServerName>, id: &CommandId, answer: &Answer) -> Result<(), Failure> {
-    let Answer { status, body: result } = answer;
+pub(super) fn finish(
+    db: &Db,
+    server: Option<&ServerName>,
+    id: &CommandId,
+    answer: &LoggedResult,
+) -> Result<(), Failure> {
+    let LoggedResult { status, body: result } = answer;
     let result: &[u8] = result;
     let server = key(server);
     let sql = "SELECT origin, reply, result IS NOT NULL FROM commands WHERE server = ?1 AND id = ?2";
@@ -188,10 +195,10 @@ pub(super) fn unsent(db: &Db, sink: &SinkName, after: i64, limit: u16) -> Result
     Ok(results)
 }
 
-pub(super) fn waiting(db: &Db, sink: &SinkName) -> Result<ResultsWaiting, Failure> {
+pub(super) fn waiting(db: &Db, sink: &SinkName) -> Result<ResultBacklog, Failure> {
     let sql = "SELECT count(*), coalesce(sum(length(body)), 0) FROM results WHERE sink = ?1";
     let mut statement = db.connection.prepare_cached(sql)?;
-    let read = |row: &Row<'_>| Ok(ResultsWaiting { count: from_sql(row.get(0)?), bytes: from_sql(row.get(1)?) });
+    let read = |row: &Row<'_>| Ok(ResultBacklog { count: from_sql(row.get(0)?), bytes: from_sql(row.get(1)?) });
     Ok(statement.query_row([sink.as_str()], read)?)
 }
 

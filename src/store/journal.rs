@@ -9,10 +9,10 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use super::sinks;
 use super::thread::{Db, Failure};
 use crate::model::{
-    Committed, Entry, Epoch, EventId, InfoHash, Kind, Rev, Seq, ServerName, SinkName, Tick, Timestamp, Told,
-    ToldTorrent,
+    ChangeSet, Committed, Epoch, EventId, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, SinkName, Snapshot,
+    SnapshotTorrent, Timestamp,
 };
-use crate::port::{Loaded, Place, StoreError, Usage};
+use crate::port::{JournalPosition, Loaded, StoreError, Usage};
 
 /// Revisions are reserved on disk in blocks of this many.
 const REV_BLOCK: u64 = 10_000;
@@ -98,29 +98,29 @@ pub(super) fn load(db: &Db, server: &ServerName) -> Result<Loaded, Failure> {
             Ok((id, state, last_seq, row.get(3)?, row.get::<_, i64>(4)?))
         })
         .optional()?;
-    let owes_reset = row.as_ref().is_some_and(|(.., reset)| *reset == RESET_OWED);
+    let needs_reset = row.as_ref().is_some_and(|(.., reset)| *reset == RESET_OWED);
     let Some((id, state, last_seq, true, _)) = row else {
         let (epoch, is_new) = (db.epoch, db.was_new);
         return Ok(Loaded {
             epoch,
-            told: Told::new(),
+            snapshot: Snapshot::new(),
             state: Default::default(),
             last_seq: Seq(0),
             is_new,
-            owes_reset,
+            needs_reset,
         });
     };
     let state = state.map(|state| serde_json::from_str(&state).map_err(Failure::corrupt)).transpose()?;
     let sql = "SELECT hash, rev, last_seq, changed_at, torrent, memory FROM told WHERE server = ?1";
     let mut statement = db.connection.prepare_cached(sql)?;
-    let told = statement.query_map([id], told_from_row)?.collect::<rusqlite::Result<_>>();
+    let snapshot = statement.query_map([id], told_from_row)?.collect::<rusqlite::Result<_>>();
     Ok(Loaded {
         epoch: db.epoch,
-        told: told.map_err(damaged)?,
+        snapshot: snapshot.map_err(damaged)?,
         state: state.unwrap_or_default(),
         last_seq: Seq(from_sql(last_seq)),
         is_new: false,
-        owes_reset,
+        needs_reset,
     })
 }
 
@@ -132,23 +132,23 @@ fn damaged(error: rusqlite::Error) -> Failure {
     }
 }
 
-fn told_from_row(row: &Row<'_>) -> rusqlite::Result<(InfoHash, ToldTorrent)> {
+fn told_from_row(row: &Row<'_>) -> rusqlite::Result<(InfoHash, SnapshotTorrent)> {
     let hash = hash_from_sql(row.get_ref(0)?.as_blob()?)?;
-    let told = ToldTorrent {
+    let snapshot = SnapshotTorrent {
         rev: Rev(from_sql(row.get(1)?)),
         last_seq: Seq(from_sql(row.get(2)?)),
         changed_at: Timestamp::from_millis(row.get(3)?),
         torrent: Arc::new(serde_json::from_str(row.get_ref(4)?.as_str()?).map_err(|e| unreadable(e.into()))?),
         memory: serde_json::from_str(row.get_ref(5)?.as_str()?).map_err(|e| unreadable(e.into()))?,
     };
-    Ok((hash, told))
+    Ok((hash, snapshot))
 }
 
-pub(super) fn commit(db: &mut Db, tick: &Tick) -> Result<Committed, Failure> {
-    let numbers = db.servers.get_mut(&tick.server).expect("revisions were reserved, so the server is known");
+pub(super) fn commit(db: &mut Db, change_set: &ChangeSet) -> Result<Committed, Failure> {
+    let numbers = db.servers.get_mut(&change_set.server).expect("revisions were reserved, so the server is known");
     let id = numbers.id;
     let mut revs = BTreeMap::new();
-    for hash in tick.changes.keys() {
+    for hash in change_set.changes.keys() {
         numbers.rev_used += 1;
         revs.insert(*hash, Rev(numbers.rev_used));
     }
@@ -158,11 +158,11 @@ pub(super) fn commit(db: &mut Db, tick: &Tick) -> Result<Committed, Failure> {
         let mut statement = db.connection.prepare_cached("SELECT last_seq FROM servers WHERE id = ?1")?;
         Seq(from_sql(statement.query_row([id], |row| row.get(0))?))
     };
-    let mut entries = Vec::with_capacity(tick.facts.len());
+    let mut entries = Vec::with_capacity(change_set.events.len());
     let mut newest: BTreeMap<InfoHash, Seq> = BTreeMap::new();
-    for fact in &tick.facts {
+    for new_event in &change_set.events {
         last_seq.0 += 1;
-        let rev = match fact.torrent.as_ref().map(|torrent| torrent.hash) {
+        let rev = match new_event.torrent.as_ref().map(|torrent| torrent.hash) {
             Some(hash) => {
                 newest.insert(hash, last_seq);
                 match revs.get(&hash) {
@@ -172,25 +172,25 @@ pub(super) fn commit(db: &mut Db, tick: &Tick) -> Result<Committed, Failure> {
             }
             None => Rev(0),
         };
-        entries.push(super::entry(tick, fact, db.epoch, last_seq, rev));
+        entries.push(super::entry(change_set, new_event, db.epoch, last_seq, rev));
     }
 
     let bytes: u64 = entries.iter().map(|entry| entry.body.len() as u64).sum();
     if bytes > 0 {
-        make_room(db, &tick.server, bytes)?;
+        make_room(db, &change_set.server, bytes)?;
         append(&db.connection, id, &entries)?;
     }
-    let told = tell(&db.connection, id, tick, &revs, &newest)?;
+    let snapshot = tell(&db.connection, id, change_set, &revs, &newest)?;
 
-    let state = tick.state.as_ref().map(|state| serde_json::to_string(state).expect("a state is plain JSON"));
+    let state = change_set.state.as_ref().map(|state| serde_json::to_string(state).expect("a state is plain JSON"));
     let sql = "UPDATE servers SET last_seq = ?2, state = coalesce(?3, state), is_used = 1, \
                journal_entries = journal_entries + ?4, journal_bytes = journal_bytes + ?5, \
                reset = max(reset, ?6) WHERE id = ?1";
     let mut statement = db.connection.prepare_cached(sql)?;
-    let is_reset = tick.facts.iter().any(|fact| fact.kind == Kind::JournalReset);
+    let is_reset = change_set.events.iter().any(|new_event| new_event.kind == Kind::JournalReset);
     let reset = if is_reset { RESET_TOLD } else { 0 };
     statement.execute((id, to_sql(last_seq.0), state, to_sql(entries.len() as u64), to_sql(bytes), reset))?;
-    Ok(Committed { last_seq, told })
+    Ok(Committed { last_seq, snapshot })
 }
 
 fn told_rev(connection: &Connection, server: i64, hash: InfoHash) -> Result<Rev, Failure> {
@@ -199,10 +199,10 @@ fn told_rev(connection: &Connection, server: i64, hash: InfoHash) -> Result<Rev,
     Ok(Rev(rev.map_or(0, from_sql)))
 }
 
-fn append(connection: &Connection, server: i64, entries: &[Entry]) -> Result<(), Failure> {
+fn append(connection: &Connection, server: i64, entries: &[JournalEntry]) -> Result<(), Failure> {
     let sql = "INSERT INTO journal (server, seq, kind, hash, rev, time, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
     let mut statement = connection.prepare_cached(sql)?;
-    for Entry { server: _, seq, id: _, kind, hash, rev, time, body } in entries {
+    for JournalEntry { server: _, seq, id: _, kind, hash, rev, time, body } in entries {
         let hash = hash.as_ref().map(InfoHash::as_bytes);
         let body: &[u8] = body;
         statement.execute((server, to_sql(seq.0), kind.as_str(), hash, to_sql(rev.0), time.as_millis(), body))?;
@@ -214,21 +214,21 @@ fn append(connection: &Connection, server: i64, entries: &[Entry]) -> Result<(),
 fn tell(
     connection: &Connection,
     server: i64,
-    tick: &Tick,
+    change_set: &ChangeSet,
     revs: &BTreeMap<InfoHash, Rev>,
     newest: &BTreeMap<InfoHash, Seq>,
-) -> Result<BTreeMap<InfoHash, Option<ToldTorrent>>, Failure> {
-    let mut told = BTreeMap::new();
+) -> Result<BTreeMap<InfoHash, Option<SnapshotTorrent>>, Failure> {
+    let mut snapshot = BTreeMap::new();
     let sql = "INSERT INTO told (server, hash, rev, last_seq, changed_at, torrent, memory) \
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (server, hash) DO UPDATE SET \
                rev = ?3, last_seq = ?4, changed_at = ?5, torrent = ?6, memory = ?7";
     let mut upsert = connection.prepare_cached(sql)?;
     let mut last_seq_of = connection.prepare_cached("SELECT last_seq FROM told WHERE server = ?1 AND hash = ?2")?;
     let mut delete = connection.prepare_cached("DELETE FROM told WHERE server = ?1 AND hash = ?2")?;
-    for (hash, change) in &tick.changes {
+    for (hash, change) in &change_set.changes {
         let Some((torrent, memory)) = change else {
             delete.execute((server, hash.as_bytes()))?;
-            told.insert(*hash, None);
+            snapshot.insert(*hash, None);
             continue;
         };
         let rev = revs[hash];
@@ -247,25 +247,25 @@ fn tell(
             hash.as_bytes(),
             rev_sql,
             last_seq_sql,
-            tick.time.as_millis(),
+            change_set.time.as_millis(),
             torrent_json,
             memory_json,
         ))?;
         let (torrent, memory) = (torrent.clone(), memory.clone());
-        told.insert(*hash, Some(ToldTorrent { torrent, rev, last_seq, changed_at: tick.time, memory }));
+        snapshot.insert(*hash, Some(SnapshotTorrent { torrent, rev, last_seq, changed_at: change_set.time, memory }));
     }
     // An entry about a torrent whose picture stays: only that the entry has to arrive first is new.
     let sql = "UPDATE told SET last_seq = ?3 WHERE server = ?1 AND hash = ?2 \
                RETURNING hash, rev, last_seq, changed_at, torrent, memory";
     let mut note = connection.prepare_cached(sql)?;
-    for (hash, seq) in newest.iter().filter(|(hash, _)| !tick.changes.contains_key(hash)) {
+    for (hash, seq) in newest.iter().filter(|(hash, _)| !change_set.changes.contains_key(hash)) {
         let row = note.query_row((server, hash.as_bytes(), to_sql(seq.0)), told_from_row).optional();
-        told.extend(row.map_err(damaged)?.map(|(hash, torrent)| (hash, Some(torrent))));
+        snapshot.extend(row.map_err(damaged)?.map(|(hash, torrent)| (hash, Some(torrent))));
     }
-    Ok(told)
+    Ok(snapshot)
 }
 
-pub(super) fn read(db: &Db, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<Entry>, Failure> {
+pub(super) fn read(db: &Db, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<JournalEntry>, Failure> {
     let Some(Numbers { id, .. }) = db.servers.get(server) else {
         return Ok(Vec::new());
     };
@@ -278,30 +278,34 @@ pub(super) fn read(db: &Db, server: &ServerName, after: Seq, limit: u16) -> Resu
 
 /// Rows are numbered in the order in which they are written; that of the first is given again only when the
 /// table is empty.
-pub(super) fn place(db: &Db, server: &ServerName, seq: Seq) -> Result<Option<Place>, Failure> {
+pub(super) fn position(db: &Db, server: &ServerName, seq: Seq) -> Result<Option<JournalPosition>, Failure> {
     let Some(Numbers { id, .. }) = db.servers.get(server) else {
         return Ok(None);
     };
     let sql = "SELECT rowid FROM journal WHERE server = ?1 AND seq = ?2";
     let mut statement = db.connection.prepare_cached(sql)?;
-    Ok(statement.query_row((id, to_sql(seq.0)), |row| row.get(0).map(Place)).optional()?)
+    Ok(statement.query_row((id, to_sql(seq.0)), |row| row.get(0).map(JournalPosition)).optional()?)
 }
 
-pub(super) fn read_on(db: &Db, after: Option<Place>, limit: u16) -> Result<Vec<(Place, Entry)>, Failure> {
+pub(super) fn read_all_after(
+    db: &Db,
+    after: Option<JournalPosition>,
+    limit: u16,
+) -> Result<Vec<(JournalPosition, JournalEntry)>, Failure> {
     let sql = "SELECT j.seq, j.kind, j.hash, j.rev, j.time, j.body, j.rowid, s.name FROM journal j \
                JOIN servers s ON s.id = j.server WHERE j.rowid > ?1 ORDER BY j.rowid LIMIT ?2";
     let mut statement = db.connection.prepare_cached(sql)?;
-    let rows = statement.query_map((after.map_or(0, |place| place.0), limit), |row| {
+    let rows = statement.query_map((after.map_or(0, |position| position.0), limit), |row| {
         let server = ServerName::parse(row.get_ref(7)?.as_str()?).map_err(|e| unreadable(e.into()))?;
-        Ok((Place(row.get(6)?), entry_from_row(row, &server, db.epoch)?))
+        Ok((JournalPosition(row.get(6)?), entry_from_row(row, &server, db.epoch)?))
     })?;
     rows.collect::<rusqlite::Result<_>>().map_err(damaged)
 }
 
-fn entry_from_row(row: &Row<'_>, server: &ServerName, epoch: Epoch) -> rusqlite::Result<Entry> {
+fn entry_from_row(row: &Row<'_>, server: &ServerName, epoch: Epoch) -> rusqlite::Result<JournalEntry> {
     let seq = Seq(from_sql(row.get(0)?));
     let kind = row.get_ref(1)?.as_str()?;
-    Ok(Entry {
+    Ok(JournalEntry {
         server: server.clone(),
         seq,
         id: EventId::Journal { server: server.clone(), epoch, seq },

@@ -15,12 +15,12 @@ use super::{
     newly_given_up, too_many_dead_letters,
 };
 use crate::model::{
-    CommandId, Committed, Entry, Epoch, Kind, Rev, Seq, ServerName, ServerState, SinkName, Tick, Timestamp, Told,
-    ToldTorrent,
+    ChangeSet, CommandId, Committed, Epoch, JournalEntry, Kind, Rev, Seq, ServerName, ServerState, SinkName, Snapshot,
+    SnapshotTorrent, Timestamp,
 };
 use crate::port::{
-    Admission, Answer, Clock, Loaded, LoggedCommand, Place, Progress, RESULTS_BYTES, ReplyTo, ResultsWaiting, Search,
-    SinkNotes, Store, StoreError, SystemClock, UnsentResult, Usage,
+    Clock, CommandLog, Journal, JournalPosition, Loaded, LoggedCommand, LoggedResult, RESULTS_BYTES, Recorded, ReplyTo,
+    ResultBacklog, RetainedScan, SinkNotes, SinkProgress, SinkStore, StoreError, SystemClock, UnsentResult, Usage,
 };
 
 /// Revisions begin at a multiple of this in each life of a store.
@@ -42,14 +42,14 @@ struct State {
     was_new: bool,
     servers: BTreeMap<ServerName, Server>,
     /// Of the entries, in the order of the commits.
-    places: BTreeMap<Place, (ServerName, Seq)>,
-    progress: BTreeMap<(ServerName, SinkName), Progress>,
+    positions: BTreeMap<JournalPosition, (ServerName, Seq)>,
+    progress: BTreeMap<(ServerName, SinkName), SinkProgress>,
     dead_letters: Vec<(SinkName, DeadLetter)>,
     /// Sinks that stand: the box is full, and this entry of theirs finds no place in it.
     standing: BTreeMap<SinkName, (ServerName, Seq)>,
     retained: BTreeMap<SinkName, BTreeSet<String>>,
     memories: BTreeMap<SinkName, String>,
-    notes: BTreeMap<SinkName, SinkNotes>,
+    sink_notes: BTreeMap<SinkName, SinkNotes>,
     /// Servers that a sink knows from a state that is lost; true when that was told.
     resets: BTreeMap<ServerName, bool>,
     commands: Vec<Command>,
@@ -59,9 +59,9 @@ struct State {
 
 #[derive(Clone, Default)]
 struct Server {
-    told: Told,
+    snapshot: Snapshot,
     state: ServerState,
-    journal: BTreeMap<Seq, Entry>,
+    journal: BTreeMap<Seq, JournalEntry>,
     journal_bytes: u64,
     last_seq: Seq,
     last_rev: Rev,
@@ -76,17 +76,17 @@ struct Command {
 }
 
 impl Command {
-    fn ask_too(&mut self, sink: SinkName, reply: Option<ReplyTo>) -> Admission {
+    fn ask_too(&mut self, sink: SinkName, reply: Option<ReplyTo>) -> Recorded {
         let LoggedCommand { origin, reply: first, .. } = &self.logged;
         let asker = (sink, reply);
         if (origin, first) == (&asker.0, &asker.1) || self.askers.contains(&asker) {
-            return Admission::Running;
+            return Recorded::Running;
         }
         if asker.1.is_some() && self.askers.len() as u64 >= ASKERS_MAX {
-            return Admission::Crowded;
+            return Recorded::WaitersFull;
         }
         self.askers.push(asker);
-        Admission::Running
+        Recorded::Running
     }
 }
 
@@ -107,13 +107,13 @@ impl MemoryStore {
             epoch,
             was_new: true,
             servers: BTreeMap::new(),
-            places: BTreeMap::new(),
+            positions: BTreeMap::new(),
             progress: BTreeMap::new(),
             dead_letters: Vec::new(),
             standing: BTreeMap::new(),
             retained: BTreeMap::new(),
             memories: BTreeMap::new(),
-            notes: BTreeMap::new(),
+            sink_notes: BTreeMap::new(),
             resets: BTreeMap::new(),
             commands: Vec::new(),
             results: BTreeMap::new(),
@@ -145,7 +145,7 @@ impl MemoryStore {
         let mut state = self.state();
         state.progress.retain(|(server, sink), _| sinks.get(sink).is_some_and(|servers| servers.contains(server)));
         state.results.retain(|_, (sink, _)| sinks.contains_key(sink));
-        state.notes.retain(|sink, _| sinks.contains_key(sink));
+        state.sink_notes.retain(|sink, _| sinks.contains_key(sink));
     }
 
     /// Lets a dead letter go; `false` if there is no such.
@@ -189,12 +189,12 @@ impl State {
 
     /// Lets the oldest entry go that every sink has, but for those that stand if they do not count, if `may_go` says
     /// so of it. Returns which that was.
-    fn trim_one(&mut self, counts_standing: bool, may_go: impl Fn(&Entry) -> bool) -> Option<(ServerName, Seq)> {
-        let Self { servers, places, progress, standing, .. } = self;
+    fn trim_one(&mut self, counts_standing: bool, may_go: impl Fn(&JournalEntry) -> bool) -> Option<(ServerName, Seq)> {
+        let Self { servers, positions, progress, standing, .. } = self;
         let counts = |sink: &SinkName| counts_standing || !standing.contains_key(sink);
         let oldest = servers.iter().filter_map(|(name, server)| {
             let (seq, entry) = server.journal.first_key_value()?;
-            let holds = |((of, sink), progress): (&(ServerName, SinkName), &Progress)| {
+            let holds = |((of, sink), progress): (&(ServerName, SinkName), &SinkProgress)| {
                 of == name && counts(sink) && progress.cursor < *seq
             };
             (!progress.iter().any(holds)).then_some((entry.time, name))
@@ -203,7 +203,7 @@ impl State {
         let server = servers.get_mut(&name).expect("it was just there");
         let gone = server.journal.first_entry().filter(|first| may_go(first.get()))?.remove();
         server.journal_bytes -= gone.body.len() as u64;
-        places.retain(|_, (of, seq)| *of != name || *seq != gone.seq);
+        positions.retain(|_, (of, seq)| *of != name || *seq != gone.seq);
         Some((name, gone.seq))
     }
 
@@ -240,11 +240,11 @@ impl State {
         self.results.insert(number, (sink, UnsentResult { number, server, body, reply }));
     }
 
-    fn log(&mut self, command: LoggedCommand, answer: Option<Answer>) -> Result<Admission, StoreError> {
+    fn log(&mut self, command: LoggedCommand, answer: Option<LoggedResult>) -> Result<Recorded, StoreError> {
         match self.command(command.server.as_ref(), &command.id).map(|known| known.result.clone()) {
             Some(Some(result)) => {
                 self.queue_result(command.origin, command.server, result, command.reply);
-                Ok(Admission::Answered)
+                Ok(Recorded::Answered)
             }
             Some(None) => {
                 let command_of = self.command(command.server.as_ref(), &command.id);
@@ -256,12 +256,12 @@ impl State {
                 if let Some(answer) = answer {
                     self.finish(server.as_ref(), &id, answer)?;
                 }
-                Ok(Admission::New)
+                Ok(Recorded::New)
             }
         }
     }
 
-    fn finish(&mut self, server: Option<&ServerName>, id: &CommandId, answer: Answer) -> Result<(), StoreError> {
+    fn finish(&mut self, server: Option<&ServerName>, id: &CommandId, answer: LoggedResult) -> Result<(), StoreError> {
         let command = self.command(server, id).ok_or_else(|| unknown(id))?;
         if command.result.is_none() {
             command.result = Some(answer.body.clone());
@@ -307,42 +307,42 @@ fn unknown(id: &CommandId) -> StoreError {
 }
 
 #[async_trait]
-impl Store for MemoryStore {
+impl Journal for MemoryStore {
     async fn load(&self, server: &ServerName) -> Result<Loaded, StoreError> {
         let state = self.state();
         let known = state.servers.get(server);
-        let Server { told, state: of_server, last_seq, .. } = known.cloned().unwrap_or_default();
+        let Server { snapshot, state: of_server, last_seq, .. } = known.cloned().unwrap_or_default();
         Ok(Loaded {
             epoch: state.epoch,
-            told,
+            snapshot,
             state: of_server,
             last_seq,
             is_new: known.is_none() && state.was_new,
-            owes_reset: state.resets.get(server) == Some(&false),
+            needs_reset: state.resets.get(server) == Some(&false),
         })
     }
 
-    async fn commit(&self, tick: Tick) -> Result<Committed, StoreError> {
+    async fn commit(&self, change_set: ChangeSet) -> Result<Committed, StoreError> {
         let mut state = self.state();
         let (epoch, max) = (state.epoch, self.options.journal_bytes_max);
 
-        let known = state.servers.get(&tick.server);
+        let known = state.servers.get(&change_set.server);
         let mut rev = known.map_or(Rev(0), |server| server.last_rev);
         let mut seq = known.map_or(Seq(0), |server| server.last_seq);
         let mut revs = BTreeMap::new();
-        for hash in tick.changes.keys() {
+        for hash in change_set.changes.keys() {
             rev.0 += 1;
             revs.insert(*hash, rev);
         }
-        let told_rev = |hash| known.and_then(|server| server.told.get(&hash)).map(|told| told.rev);
+        let told_rev = |hash| known.and_then(|server| server.snapshot.get(&hash)).map(|snapshot| snapshot.rev);
         let mut newest = BTreeMap::new();
         let mut entries = Vec::new();
-        for fact in &tick.facts {
+        for new_event in &change_set.events {
             seq.0 += 1;
-            let hash = fact.torrent.as_ref().map(|torrent| torrent.hash);
+            let hash = new_event.torrent.as_ref().map(|torrent| torrent.hash);
             newest.extend(hash.map(|hash| (hash, seq)));
             let rev = hash.and_then(|hash| revs.get(&hash).copied().or_else(|| told_rev(hash)));
-            entries.push(entry(&tick, fact, epoch, seq, rev.unwrap_or_default()));
+            entries.push(entry(&change_set, new_event, epoch, seq, rev.unwrap_or_default()));
         }
 
         let bytes: u64 = entries.iter().map(|entry| entry.body.len() as u64).sum();
@@ -350,7 +350,7 @@ impl Store for MemoryStore {
             if state.trim_one(true, |_| true).is_some() {
                 continue;
             }
-            let gone = if state.has_others(&tick.server) { state.trim_one(false, |_| true) } else { None };
+            let gone = if state.has_others(&change_set.server) { state.trim_one(false, |_| true) } else { None };
             if let Some((of, last)) = gone {
                 state.give_up(&of, last, self.clock.now());
             } else {
@@ -359,34 +359,35 @@ impl Store for MemoryStore {
             }
         }
 
-        if tick.facts.iter().any(|fact| fact.kind == Kind::JournalReset) {
-            state.resets.insert(tick.server.clone(), true);
+        if change_set.events.iter().any(|new_event| new_event.kind == Kind::JournalReset) {
+            state.resets.insert(change_set.server.clone(), true);
         }
         for entry in &entries {
-            let place = state.places.last_key_value().map_or(1, |(place, _)| place.0 + 1);
-            state.places.insert(Place(place), (tick.server.clone(), entry.seq));
+            let position = state.positions.last_key_value().map_or(1, |(position, _)| position.0 + 1);
+            state.positions.insert(JournalPosition(position), (change_set.server.clone(), entry.seq));
         }
-        let server = state.servers.entry(tick.server.clone()).or_default();
+        let server = state.servers.entry(change_set.server.clone()).or_default();
         (server.last_rev, server.last_seq) = (rev, seq);
         server.journal_bytes += bytes;
         server.journal.extend(entries.into_iter().map(|entry| (entry.seq, entry)));
-        server.state = tick.state.unwrap_or_else(|| server.state.clone());
-        let mut told = BTreeMap::new();
-        for (hash, change) in tick.changes {
-            let before = server.told.remove(&hash);
+        server.state = change_set.state.unwrap_or_else(|| server.state.clone());
+        let mut snapshot = BTreeMap::new();
+        for (hash, change) in change_set.changes {
+            let before = server.snapshot.remove(&hash);
             let now = change.map(|(torrent, memory)| {
-                let last_seq = newest.get(&hash).copied().or(before.map(|told| told.last_seq)).unwrap_or_default();
-                ToldTorrent { torrent, rev: revs[&hash], last_seq, changed_at: tick.time, memory }
+                let last_seq =
+                    newest.get(&hash).copied().or(before.map(|snapshot| snapshot.last_seq)).unwrap_or_default();
+                SnapshotTorrent { torrent, rev: revs[&hash], last_seq, changed_at: change_set.time, memory }
             });
-            server.told.extend(now.clone().map(|told| (hash, told)));
-            told.insert(hash, now);
+            server.snapshot.extend(now.clone().map(|snapshot| (hash, snapshot)));
+            snapshot.insert(hash, now);
         }
         for (hash, seq) in newest {
-            if let Some(known) = server.told.get_mut(&hash)
-                && !told.contains_key(&hash)
+            if let Some(known) = server.snapshot.get_mut(&hash)
+                && !snapshot.contains_key(&hash)
             {
                 known.last_seq = seq;
-                told.insert(hash, Some(known.clone()));
+                snapshot.insert(hash, Some(known.clone()));
             }
         }
 
@@ -394,10 +395,10 @@ impl Store for MemoryStore {
         let now = self.clock.now();
         let age_max = self.options.journal_age_max.as_millis();
         while state.trim_one(true, |entry| u128::from(now.millis_since(entry.time)) > age_max).is_some() {}
-        Ok(Committed { last_seq: seq, told })
+        Ok(Committed { last_seq: seq, snapshot })
     }
 
-    async fn read(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<Entry>, StoreError> {
+    async fn read(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<JournalEntry>, StoreError> {
         let state = self.state();
         let Some(server) = state.servers.get(server) else {
             return Ok(Vec::new());
@@ -406,28 +407,44 @@ impl Store for MemoryStore {
         Ok(later.take(usize::from(limit)).map(|(_, entry)| entry.clone()).collect())
     }
 
-    async fn place(&self, server: &ServerName, seq: Seq) -> Result<Option<Place>, StoreError> {
+    async fn position(&self, server: &ServerName, seq: Seq) -> Result<Option<JournalPosition>, StoreError> {
         let state = self.state();
         let is_kept = state.servers.get(server).is_some_and(|server| server.journal.contains_key(&seq));
-        let is_it = |(_, (of, number)): &(&Place, &(ServerName, Seq))| of == server && *number == seq;
-        Ok(state.places.iter().find(is_it).map(|(place, _)| *place).filter(|_| is_kept))
+        let is_it = |(_, (of, number)): &(&JournalPosition, &(ServerName, Seq))| of == server && *number == seq;
+        Ok(state.positions.iter().find(is_it).map(|(position, _)| *position).filter(|_| is_kept))
     }
 
-    async fn read_on(&self, after: Option<Place>, limit: u16) -> Result<Vec<(Place, Entry)>, StoreError> {
+    async fn read_all_after(
+        &self,
+        after: Option<JournalPosition>,
+        limit: u16,
+    ) -> Result<Vec<(JournalPosition, JournalEntry)>, StoreError> {
         let state = self.state();
-        let later = state.places.range(Place(after.map_or(0, |place| place.0) + 1)..);
-        let kept = later
-            .filter_map(|(place, (server, seq))| Some((*place, state.servers.get(server)?.journal.get(seq)?.clone())));
+        let later = state.positions.range(JournalPosition(after.map_or(0, |position| position.0) + 1)..);
+        let kept = later.filter_map(|(position, (server, seq))| {
+            Some((*position, state.servers.get(server)?.journal.get(seq)?.clone()))
+        });
         Ok(kept.take(usize::from(limit)).collect())
     }
 
-    async fn progress(&self, sink: &SinkName) -> Result<BTreeMap<ServerName, Progress>, StoreError> {
+    async fn usage(&self) -> Result<Usage, StoreError> {
+        Ok(self.state().usage())
+    }
+}
+
+#[async_trait]
+impl SinkStore for MemoryStore {
+    async fn progress(&self, sink: &SinkName) -> Result<BTreeMap<ServerName, SinkProgress>, StoreError> {
         let state = self.state();
         let mine = state.progress.iter().filter(|((_, of), _)| of == sink);
         Ok(mine.map(|((server, _), progress)| (server.clone(), *progress)).collect())
     }
 
-    async fn settle(&self, sink: &SinkName, progress: BTreeMap<ServerName, Progress>) -> Result<(), StoreError> {
+    async fn save_progress(
+        &self,
+        sink: &SinkName,
+        progress: BTreeMap<ServerName, SinkProgress>,
+    ) -> Result<(), StoreError> {
         let mut state = self.state();
         let is_over =
             |(server, seq): &(ServerName, Seq)| progress.get(server).is_some_and(|noted| noted.cursor >= *seq);
@@ -438,9 +455,9 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn bury(&self, sink: &SinkName, entry: &Entry, reason: &str) -> Result<(), StoreError> {
+    async fn add_dead_letter(&self, sink: &SinkName, entry: &JournalEntry, reason: &str) -> Result<(), StoreError> {
         let mut state = self.state();
-        let Entry { server, seq, id, body, .. } = entry;
+        let JournalEntry { server, seq, id, body, .. } = entry;
         let id = id.to_string();
         let others = state.dead_letters.iter().filter(|(of, letter)| of == sink && letter.id != id);
         let max = self.options.dead_letters_max;
@@ -457,43 +474,43 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn registry(&self, sink: &SinkName) -> Result<Vec<String>, StoreError> {
+    async fn retained_topics(&self, sink: &SinkName) -> Result<Vec<String>, StoreError> {
         Ok(self.state().retained.get(sink).into_iter().flatten().cloned().collect())
     }
 
-    async fn register(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
+    async fn register_topics(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
         self.state().retained.entry(sink.clone()).or_default().extend(names);
         Ok(())
     }
 
-    async fn unregister(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
+    async fn unregister_topics(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
         let mut state = self.state();
         let kept = state.retained.entry(sink.clone()).or_default();
         names.iter().for_each(|name| drop(kept.take(name)));
         Ok(())
     }
 
-    async fn notes(&self, sink: &SinkName) -> Result<SinkNotes, StoreError> {
-        Ok(self.state().notes.get(sink).copied().unwrap_or_default())
+    async fn sink_notes(&self, sink: &SinkName) -> Result<SinkNotes, StoreError> {
+        Ok(self.state().sink_notes.get(sink).copied().unwrap_or_default())
     }
 
-    async fn owe_search(&self, sink: &SinkName, is_first_life: bool) -> Result<(), StoreError> {
+    async fn require_retained_scan(&self, sink: &SinkName, is_first_life: bool) -> Result<(), StoreError> {
         let mut state = self.state();
-        let notes = state.notes.entry(sink.clone()).or_default();
-        let was_of_first_life = notes.search.is_some_and(|search| search.is_of_first_life);
-        notes.search = Some(Search { is_of_first_life: is_first_life || was_of_first_life });
+        let sink_notes = state.sink_notes.entry(sink.clone()).or_default();
+        let was_of_first_life = sink_notes.search.is_some_and(|search| search.is_of_first_life);
+        sink_notes.search = Some(RetainedScan { is_of_first_life: is_first_life || was_of_first_life });
         Ok(())
     }
 
-    async fn take_over(
+    async fn adopt_retained(
         &self,
         sink: &SinkName,
         names: Vec<String>,
         strangers: Vec<ServerName>,
     ) -> Result<Vec<ServerName>, StoreError> {
-        self.register(sink, names).await?;
+        self.register_topics(sink, names).await?;
         let mut state = self.state();
-        if let Some(search) = state.notes.get_mut(sink).and_then(|notes| notes.search.as_mut()) {
+        if let Some(search) = state.sink_notes.get_mut(sink).and_then(|sink_notes| sink_notes.search.as_mut()) {
             search.is_of_first_life = false;
         }
         let owes_it_now = |server: &ServerName| !state.resets.contains_key(server);
@@ -502,26 +519,32 @@ impl Store for MemoryStore {
         Ok(owe_it_now)
     }
 
-    async fn searched(&self, sink: &SinkName) -> Result<(), StoreError> {
-        self.state().notes.entry(sink.clone()).or_default().search = None;
+    async fn scan_completed(&self, sink: &SinkName) -> Result<(), StoreError> {
+        self.state().sink_notes.entry(sink.clone()).or_default().search = None;
         Ok(())
     }
 
-    async fn note_careful(&self, sink: &SinkName) -> Result<(), StoreError> {
-        self.state().notes.entry(sink.clone()).or_default().is_careful = true;
+    async fn note_strict_ordering(&self, sink: &SinkName) -> Result<(), StoreError> {
+        self.state().sink_notes.entry(sink.clone()).or_default().is_strict_ordering = true;
         Ok(())
     }
 
-    async fn memory(&self, sink: &SinkName) -> Result<Option<String>, StoreError> {
+    async fn projection_state(&self, sink: &SinkName) -> Result<Option<String>, StoreError> {
         Ok(self.state().memories.get(sink).cloned())
     }
 
-    async fn memorize(&self, sink: &SinkName, memory: String) -> Result<(), StoreError> {
+    async fn save_projection_state(&self, sink: &SinkName, memory: String) -> Result<(), StoreError> {
         self.state().memories.insert(sink.clone(), memory);
         Ok(())
     }
+}
 
-    async fn log_commands(&self, commands: Vec<(LoggedCommand, Option<Answer>)>) -> Result<Vec<Admission>, StoreError> {
+#[async_trait]
+impl CommandLog for MemoryStore {
+    async fn record_commands(
+        &self,
+        commands: Vec<(LoggedCommand, Option<LoggedResult>)>,
+    ) -> Result<Vec<Recorded>, StoreError> {
         let mut state = self.state();
         state.forget_commands(self.clock.now());
         commands.into_iter().map(|(command, answer)| state.log(command, answer)).collect()
@@ -537,12 +560,12 @@ impl Store for MemoryStore {
         &self,
         server: Option<&ServerName>,
         id: &CommandId,
-        answer: Answer,
+        answer: LoggedResult,
     ) -> Result<(), StoreError> {
         self.state().finish(server, id, answer)
     }
 
-    async fn open_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {
+    async fn unfinished_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {
         let state = self.state();
         Ok(state.commands.iter().filter(|c| c.result.is_none()).map(|c| c.logged.clone()).collect())
     }
@@ -564,21 +587,17 @@ impl Store for MemoryStore {
         Ok(mine.take(usize::from(limit)).take_while(is_wanted).collect())
     }
 
-    async fn results_waiting(&self, sink: &SinkName) -> Result<ResultsWaiting, StoreError> {
+    async fn result_backlog(&self, sink: &SinkName) -> Result<ResultBacklog, StoreError> {
         let state = self.state();
         let bytes = state.results.values().filter(|(of, _)| of == sink).map(|(_, result)| length(&result.body));
-        Ok(bytes.fold(ResultsWaiting::default(), |ResultsWaiting { count, bytes }, length| ResultsWaiting {
+        Ok(bytes.fold(ResultBacklog::default(), |ResultBacklog { count, bytes }, length| ResultBacklog {
             count: count + 1,
             bytes: bytes + length,
         }))
     }
 
-    async fn results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError> {
+    async fn mark_results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError> {
         self.state().results.retain(|number, _| !numbers.contains(number));
         Ok(())
-    }
-
-    async fn usage(&self) -> Result<Usage, StoreError> {
-        Ok(self.state().usage())
     }
 }

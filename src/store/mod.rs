@@ -20,7 +20,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::model::{EVENT_SCHEMA, Entry, Epoch, Event, EventId, Fact, Rev, Seq, ServerName, Tick, Timestamp};
+use crate::model::{
+    ChangeSet, EVENT_SCHEMA, Epoch, Event, EventId, JournalEntry, NewEvent, Rev, Seq, ServerName, Timestamp,
+};
 use crate::port::StoreError;
 
 #[cfg(feature = "sqlite")]
@@ -158,9 +160,9 @@ fn too_many_dead_letters(max: u64) -> StoreError {
 }
 
 /// The journal entry that tells `fact`.
-fn entry(tick: &Tick, fact: &Fact, epoch: Epoch, seq: Seq, rev: Rev) -> Entry {
-    let Fact { kind, cause, command_id, changes, torrent } = fact;
-    let id = EventId::Journal { server: tick.server.clone(), epoch, seq };
+fn entry(change_set: &ChangeSet, new_event: &NewEvent, epoch: Epoch, seq: Seq, rev: Rev) -> JournalEntry {
+    let NewEvent { kind, cause, command_id, changes, torrent } = new_event;
+    let id = EventId::Journal { server: change_set.server.clone(), epoch, seq };
     let hash = torrent.as_ref().map(|torrent| torrent.hash);
     let event = Event {
         schema: EVENT_SCHEMA,
@@ -168,8 +170,8 @@ fn entry(tick: &Tick, fact: &Fact, epoch: Epoch, seq: Seq, rev: Rev) -> Entry {
         event_type: *kind,
         id: id.clone(),
         seq: Some(seq),
-        time: tick.time,
-        server: tick.server.clone(),
+        time: change_set.time,
+        server: change_set.server.clone(),
         hash,
         cause: *cause,
         command_id: command_id.clone(),
@@ -177,7 +179,7 @@ fn entry(tick: &Tick, fact: &Fact, epoch: Epoch, seq: Seq, rev: Rev) -> Entry {
         torrent: torrent.clone(),
     };
     let body = event.to_json().into();
-    Entry { server: tick.server.clone(), seq, id, kind: *kind, hash, rev, time: tick.time, body }
+    JournalEntry { server: change_set.server.clone(), seq, id, kind: *kind, hash, rev, time: change_set.time, body }
 }
 
 #[cfg(test)]

@@ -8,22 +8,26 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use super::journal::{from_sql, to_sql, unreadable};
 use super::thread::{Db, Failure};
 use super::{BoxUsage, DeadLetter, GAP, gap_letter, newly_given_up, too_many_dead_letters};
-use crate::model::{Entry, Rev, Seq, ServerName, SinkName, Timestamp};
-use crate::port::{Progress, Search, SinkNotes};
+use crate::model::{JournalEntry, Rev, Seq, ServerName, SinkName, Timestamp};
+use crate::port::{RetainedScan, SinkNotes, SinkProgress};
 
-pub(super) fn progress(db: &Db, sink: &SinkName) -> Result<BTreeMap<ServerName, Progress>, Failure> {
+pub(super) fn progress(db: &Db, sink: &SinkName) -> Result<BTreeMap<ServerName, SinkProgress>, Failure> {
     let sql = "SELECT server, cursor, sent_rev FROM progress WHERE sink = ?1";
     let mut statement = db.connection.prepare_cached(sql)?;
     let rows = statement.query_map([sink.as_str()], |row| {
         let server = ServerName::parse(&row.get::<_, String>(0)?).map_err(|e| unreadable(e.into()))?;
-        Ok((server, Progress { cursor: Seq(from_sql(row.get(1)?)), sent_rev: Rev(from_sql(row.get(2)?)) }))
+        Ok((server, SinkProgress { cursor: Seq(from_sql(row.get(1)?)), sent_rev: Rev(from_sql(row.get(2)?)) }))
     })?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-pub(super) fn settle(db: &mut Db, sink: &SinkName, progress: &BTreeMap<ServerName, Progress>) -> Result<(), Failure> {
+pub(super) fn save_progress(
+    db: &mut Db,
+    sink: &SinkName,
+    progress: &BTreeMap<ServerName, SinkProgress>,
+) -> Result<(), Failure> {
     let sql = "INSERT OR REPLACE INTO progress (sink, server, cursor, sent_rev) VALUES (?1, ?2, ?3, ?4)";
-    for (server, Progress { cursor, sent_rev }) in progress {
+    for (server, SinkProgress { cursor, sent_rev }) in progress {
         let values = (sink.as_str(), server.as_str(), to_sql(cursor.0), to_sql(sent_rev.0));
         db.connection.prepare_cached(sql)?.execute(values)?;
     }
@@ -51,7 +55,7 @@ pub(super) fn declare(db: &Db, sinks: &BTreeMap<SinkName, Vec<ServerName>>) -> R
 }
 
 /// An entry that was buried before (its cursor was not noted yet) keeps its first grave.
-pub(super) fn bury(db: &mut Db, sink: &SinkName, entry: &Entry, reason: &str) -> Result<(), Failure> {
+pub(super) fn add_dead_letter(db: &mut Db, sink: &SinkName, entry: &JournalEntry, reason: &str) -> Result<(), Failure> {
     let sql = "SELECT count(*) FROM dead_letters WHERE sink = ?1 AND id <> ?2";
     let id = entry.id.to_string();
     let count: i64 = db.connection.prepare_cached(sql)?.query_row((sink.as_str(), &id), |row| row.get(0))?;
@@ -167,13 +171,13 @@ pub(super) fn forget_dead_letter(connection: &Connection, sink: &str, id: &str) 
     Ok(statement.execute((sink, id))? > 0)
 }
 
-pub(super) fn registry(db: &Db, sink: &SinkName) -> Result<Vec<String>, Failure> {
+pub(super) fn retained_topics(db: &Db, sink: &SinkName) -> Result<Vec<String>, Failure> {
     let mut statement = db.connection.prepare_cached("SELECT name FROM retained WHERE sink = ?1 ORDER BY name")?;
     let names = statement.query_map([sink.as_str()], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     Ok(names)
 }
 
-pub(super) fn register(db: &Db, sink: &SinkName, names: &[String]) -> Result<(), Failure> {
+pub(super) fn register_topics(db: &Db, sink: &SinkName, names: &[String]) -> Result<(), Failure> {
     let mut statement = db.connection.prepare_cached("INSERT OR IGNORE INTO retained (sink, name) VALUES (?1, ?2)")?;
     for name in names {
         statement.execute((sink.as_str(), name))?;
@@ -181,7 +185,7 @@ pub(super) fn register(db: &Db, sink: &SinkName, names: &[String]) -> Result<(),
     Ok(())
 }
 
-pub(super) fn unregister(db: &Db, sink: &SinkName, names: &[String]) -> Result<(), Failure> {
+pub(super) fn unregister_topics(db: &Db, sink: &SinkName, names: &[String]) -> Result<(), Failure> {
     let mut statement = db.connection.prepare_cached("DELETE FROM retained WHERE sink = ?1 AND name = ?2")?;
     for name in names {
         statement.execute((sink.as_str(), name))?;
@@ -189,41 +193,41 @@ pub(super) fn unregister(db: &Db, sink: &SinkName, names: &[String]) -> Result<(
     Ok(())
 }
 
-pub(super) fn memory(db: &Db, sink: &SinkName) -> Result<Option<String>, Failure> {
+pub(super) fn projection_state(db: &Db, sink: &SinkName) -> Result<Option<String>, Failure> {
     let mut statement = db.connection.prepare_cached("SELECT memory FROM memories WHERE sink = ?1")?;
-    let memory = statement.query_map([sink.as_str()], |row| row.get(0))?.next().transpose()?;
-    Ok(memory)
+    let projection_state = statement.query_map([sink.as_str()], |row| row.get(0))?.next().transpose()?;
+    Ok(projection_state)
 }
 
-pub(super) fn memorize(db: &Db, sink: &SinkName, memory: &str) -> Result<(), Failure> {
+pub(super) fn save_projection_state(db: &Db, sink: &SinkName, projection_state: &str) -> Result<(), Failure> {
     let sql = "INSERT OR REPLACE INTO memories (sink, memory) VALUES (?1, ?2)";
-    db.connection.prepare_cached(sql)?.execute((sink.as_str(), memory))?;
+    db.connection.prepare_cached(sql)?.execute((sink.as_str(), projection_state))?;
     Ok(())
 }
 
-pub(super) fn notes(db: &Db, sink: &SinkName) -> Result<SinkNotes, Failure> {
+pub(super) fn sink_notes(db: &Db, sink: &SinkName) -> Result<SinkNotes, Failure> {
     let mut statement = db.connection.prepare_cached("SELECT search, is_careful FROM sinks WHERE sink = ?1")?;
     let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get(1)?));
-    let Some((search, is_careful)) = statement.query_row([sink.as_str()], read).optional()? else {
+    let Some((search, is_strict_ordering)) = statement.query_row([sink.as_str()], read).optional()? else {
         return Ok(SinkNotes::default());
     };
-    Ok(SinkNotes { search: (search > 0).then_some(Search { is_of_first_life: search > 1 }), is_careful })
+    Ok(SinkNotes { search: (search > 0).then_some(RetainedScan { is_of_first_life: search > 1 }), is_strict_ordering })
 }
 
-pub(super) fn owe_search(db: &Db, sink: &SinkName, is_first_life: bool) -> Result<(), Failure> {
+pub(super) fn require_retained_scan(db: &Db, sink: &SinkName, is_first_life: bool) -> Result<(), Failure> {
     let sql = "INSERT INTO sinks (sink, search) VALUES (?1, ?2) \
                ON CONFLICT (sink) DO UPDATE SET search = max(search, ?2)";
     db.connection.prepare_cached(sql)?.execute((sink.as_str(), 1 + i64::from(is_first_life)))?;
     Ok(())
 }
 
-pub(super) fn take_over(
+pub(super) fn adopt_retained(
     db: &Db,
     sink: &SinkName,
     names: &[String],
     strangers: &[ServerName],
 ) -> Result<Vec<ServerName>, Failure> {
-    register(db, sink, names)?;
+    register_topics(db, sink, names)?;
     let sql = "UPDATE sinks SET search = min(search, 1) WHERE sink = ?1";
     db.connection.prepare_cached(sql)?.execute([sink.as_str()])?;
     // A server that nothing was told of yet may not have its row.
@@ -239,12 +243,12 @@ pub(super) fn take_over(
     Ok(owe_it_now)
 }
 
-pub(super) fn searched(db: &Db, sink: &SinkName) -> Result<(), Failure> {
+pub(super) fn scan_completed(db: &Db, sink: &SinkName) -> Result<(), Failure> {
     db.connection.prepare_cached("UPDATE sinks SET search = 0 WHERE sink = ?1")?.execute([sink.as_str()])?;
     Ok(())
 }
 
-pub(super) fn note_careful(db: &Db, sink: &SinkName) -> Result<(), Failure> {
+pub(super) fn note_strict_ordering(db: &Db, sink: &SinkName) -> Result<(), Failure> {
     let sql = "INSERT INTO sinks (sink, is_careful) VALUES (?1, 1) ON CONFLICT (sink) DO UPDATE SET is_careful = 1";
     db.connection.prepare_cached(sql)?.execute([sink.as_str()])?;
     Ok(())

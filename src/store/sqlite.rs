@@ -11,10 +11,10 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use super::folder::{AliveMark, Folder};
 use super::thread::{Db, Failure, Mode, Writer};
 use super::{BoxUsage, DeadLetter, Options, Recovery, commands, journal, schema, sinks};
-use crate::model::{CommandId, Committed, Entry, Seq, ServerName, SinkName, Tick};
+use crate::model::{ChangeSet, CommandId, Committed, JournalEntry, Seq, ServerName, SinkName};
 use crate::port::{
-    Admission, Answer, Clock, Loaded, LoggedCommand, Place, Progress, ResultsWaiting, SinkNotes, Store, StoreError,
-    UnsentResult, Usage,
+    Clock, CommandLog, Journal, JournalPosition, Loaded, LoggedCommand, LoggedResult, Recorded, ResultBacklog,
+    SinkNotes, SinkProgress, SinkStore, StoreError, UnsentResult, Usage,
 };
 
 /// The store of a data folder, which it holds locked.
@@ -165,104 +165,125 @@ fn full_if_no_room(error: StoreError) -> StoreError {
 }
 
 #[async_trait]
-impl Store for SqliteStore {
+impl Journal for SqliteStore {
     async fn load(&self, server: &ServerName) -> Result<Loaded, StoreError> {
         let server = server.clone();
         self.read(move |db| journal::load(db, &server)).await
     }
 
-    async fn commit(&self, tick: Tick) -> Result<Committed, StoreError> {
-        let mode = if tick.facts.is_empty() { Mode::Lazy } else { Mode::Synced };
-        let revs = (tick.server.clone(), tick.changes.len() as u64);
-        self.writer.ask(mode, Some(revs), move |db| journal::commit(db, &tick)).await
+    async fn commit(&self, change_set: ChangeSet) -> Result<Committed, StoreError> {
+        let mode = if change_set.events.is_empty() { Mode::Lazy } else { Mode::Synced };
+        let revs = (change_set.server.clone(), change_set.changes.len() as u64);
+        self.writer.ask(mode, Some(revs), move |db| journal::commit(db, &change_set)).await
     }
 
-    async fn read(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<Entry>, StoreError> {
+    async fn read(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<JournalEntry>, StoreError> {
         let server = server.clone();
         self.read(move |db| journal::read(db, &server, after, limit)).await
     }
 
-    async fn place(&self, server: &ServerName, seq: Seq) -> Result<Option<Place>, StoreError> {
+    async fn position(&self, server: &ServerName, seq: Seq) -> Result<Option<JournalPosition>, StoreError> {
         let server = server.clone();
-        self.read(move |db| journal::place(db, &server, seq)).await
+        self.read(move |db| journal::position(db, &server, seq)).await
     }
 
-    async fn read_on(&self, after: Option<Place>, limit: u16) -> Result<Vec<(Place, Entry)>, StoreError> {
-        self.read(move |db| journal::read_on(db, after, limit)).await
+    async fn read_all_after(
+        &self,
+        after: Option<JournalPosition>,
+        limit: u16,
+    ) -> Result<Vec<(JournalPosition, JournalEntry)>, StoreError> {
+        self.read(move |db| journal::read_all_after(db, after, limit)).await
     }
 
-    async fn progress(&self, sink: &SinkName) -> Result<BTreeMap<ServerName, Progress>, StoreError> {
+    async fn usage(&self) -> Result<Usage, StoreError> {
+        self.read(|db| journal::usage(&db.connection)).await
+    }
+}
+
+#[async_trait]
+impl SinkStore for SqliteStore {
+    async fn progress(&self, sink: &SinkName) -> Result<BTreeMap<ServerName, SinkProgress>, StoreError> {
         let sink = sink.clone();
         self.read(move |db| sinks::progress(db, &sink)).await
     }
 
-    async fn settle(&self, sink: &SinkName, progress: BTreeMap<ServerName, Progress>) -> Result<(), StoreError> {
+    async fn save_progress(
+        &self,
+        sink: &SinkName,
+        progress: BTreeMap<ServerName, SinkProgress>,
+    ) -> Result<(), StoreError> {
         let sink = sink.clone();
-        self.write(Mode::Lazy, move |db| sinks::settle(db, &sink, &progress)).await
+        self.write(Mode::Lazy, move |db| sinks::save_progress(db, &sink, &progress)).await
     }
 
-    async fn bury(&self, sink: &SinkName, entry: &Entry, reason: &str) -> Result<(), StoreError> {
+    async fn add_dead_letter(&self, sink: &SinkName, entry: &JournalEntry, reason: &str) -> Result<(), StoreError> {
         let (sink, entry, reason) = (sink.clone(), entry.clone(), reason.to_owned());
-        self.write(Mode::Synced, move |db| sinks::bury(db, &sink, &entry, &reason)).await
+        self.write(Mode::Synced, move |db| sinks::add_dead_letter(db, &sink, &entry, &reason)).await
     }
 
-    async fn registry(&self, sink: &SinkName) -> Result<Vec<String>, StoreError> {
+    async fn retained_topics(&self, sink: &SinkName) -> Result<Vec<String>, StoreError> {
         let sink = sink.clone();
-        self.read(move |db| sinks::registry(db, &sink)).await
+        self.read(move |db| sinks::retained_topics(db, &sink)).await
     }
 
-    async fn register(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
+    async fn register_topics(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
         let sink = sink.clone();
-        self.write(Mode::Synced, move |db| sinks::register(db, &sink, &names)).await
+        self.write(Mode::Synced, move |db| sinks::register_topics(db, &sink, &names)).await
     }
 
-    async fn unregister(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
+    async fn unregister_topics(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
         let sink = sink.clone();
         // A name that comes back after a power cut is only cleared once more.
-        self.write(Mode::Lazy, move |db| sinks::unregister(db, &sink, &names)).await
+        self.write(Mode::Lazy, move |db| sinks::unregister_topics(db, &sink, &names)).await
     }
 
-    async fn notes(&self, sink: &SinkName) -> Result<SinkNotes, StoreError> {
+    async fn sink_notes(&self, sink: &SinkName) -> Result<SinkNotes, StoreError> {
         let sink = sink.clone();
-        self.read(move |db| sinks::notes(db, &sink)).await
+        self.read(move |db| sinks::sink_notes(db, &sink)).await
     }
 
-    async fn owe_search(&self, sink: &SinkName, is_first_life: bool) -> Result<(), StoreError> {
+    async fn require_retained_scan(&self, sink: &SinkName, is_first_life: bool) -> Result<(), StoreError> {
         let sink = sink.clone();
-        self.write(Mode::Synced, move |db| sinks::owe_search(db, &sink, is_first_life)).await
+        self.write(Mode::Synced, move |db| sinks::require_retained_scan(db, &sink, is_first_life)).await
     }
 
-    async fn take_over(
+    async fn adopt_retained(
         &self,
         sink: &SinkName,
         names: Vec<String>,
         strangers: Vec<ServerName>,
     ) -> Result<Vec<ServerName>, StoreError> {
         let sink = sink.clone();
-        self.write(Mode::Synced, move |db| sinks::take_over(db, &sink, &names, &strangers)).await
+        self.write(Mode::Synced, move |db| sinks::adopt_retained(db, &sink, &names, &strangers)).await
     }
 
-    async fn searched(&self, sink: &SinkName) -> Result<(), StoreError> {
+    async fn scan_completed(&self, sink: &SinkName) -> Result<(), StoreError> {
         let sink = sink.clone();
-        self.write(Mode::Lazy, move |db| sinks::searched(db, &sink)).await
+        self.write(Mode::Lazy, move |db| sinks::scan_completed(db, &sink)).await
     }
 
-    async fn note_careful(&self, sink: &SinkName) -> Result<(), StoreError> {
+    async fn note_strict_ordering(&self, sink: &SinkName) -> Result<(), StoreError> {
         let sink = sink.clone();
-        self.write(Mode::Synced, move |db| sinks::note_careful(db, &sink)).await
+        self.write(Mode::Synced, move |db| sinks::note_strict_ordering(db, &sink)).await
     }
 
-    async fn memory(&self, sink: &SinkName) -> Result<Option<String>, StoreError> {
+    async fn projection_state(&self, sink: &SinkName) -> Result<Option<String>, StoreError> {
         let sink = sink.clone();
-        self.read(move |db| sinks::memory(db, &sink)).await
+        self.read(move |db| sinks::projection_state(db, &sink)).await
     }
 
-    async fn memorize(&self, sink: &SinkName, memory: String) -> Result<(), StoreError> {
+    async fn save_projection_state(&self, sink: &SinkName, projection_state: String) -> Result<(), StoreError> {
         let sink = sink.clone();
-        self.write(Mode::Synced, move |db| sinks::memorize(db, &sink, &memory)).await
+        self.write(Mode::Synced, move |db| sinks::save_projection_state(db, &sink, &projection_state)).await
     }
+}
 
-    async fn log_commands(&self, commands: Vec<(LoggedCommand, Option<Answer>)>) -> Result<Vec<Admission>, StoreError> {
+#[async_trait]
+impl CommandLog for SqliteStore {
+    async fn record_commands(
+        &self,
+        commands: Vec<(LoggedCommand, Option<LoggedResult>)>,
+    ) -> Result<Vec<Recorded>, StoreError> {
         self.write(Mode::Synced, move |db| {
             commands.iter().map(|(command, answer)| commands::log(db, command, answer.as_ref())).collect()
         })
@@ -278,13 +299,13 @@ impl Store for SqliteStore {
         &self,
         server: Option<&ServerName>,
         id: &CommandId,
-        answer: Answer,
+        answer: LoggedResult,
     ) -> Result<(), StoreError> {
         let (server, id) = (server.cloned(), id.clone());
         self.write(Mode::Synced, move |db| commands::finish(db, server.as_ref(), &id, &answer)).await
     }
 
-    async fn open_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {
+    async fn unfinished_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {
         self.read(|db| commands::open(db)).await
     }
 
@@ -293,16 +314,12 @@ impl Store for SqliteStore {
         self.read(move |db| commands::unsent(db, &sink, after, limit)).await
     }
 
-    async fn results_waiting(&self, sink: &SinkName) -> Result<ResultsWaiting, StoreError> {
+    async fn result_backlog(&self, sink: &SinkName) -> Result<ResultBacklog, StoreError> {
         let sink = sink.clone();
         self.read(move |db| commands::waiting(db, &sink)).await
     }
 
-    async fn results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError> {
+    async fn mark_results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError> {
         self.write(Mode::Lazy, move |db| commands::sent(db, &numbers)).await
-    }
-
-    async fn usage(&self) -> Result<Usage, StoreError> {
-        self.read(|db| journal::usage(&db.connection)).await
     }
 }

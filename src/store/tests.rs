@@ -80,34 +80,34 @@ fn torrent(server: &ServerName, number: u8, downloaded: u64) -> Arc<Torrent> {
     })
 }
 
-fn fact(kind: Kind, torrent: Option<Arc<Torrent>>) -> Fact {
-    Fact { kind, cause: Cause::Observed, command_id: None, changes: Changes::new(), torrent }
+fn new_event(kind: Kind, torrent: Option<Arc<Torrent>>) -> NewEvent {
+    NewEvent { kind, cause: Cause::Observed, command_id: None, changes: Changes::new(), torrent }
 }
 
-fn tick(server: &ServerName, millis: i64) -> Tick {
+fn change_set(server: &ServerName, millis: i64) -> ChangeSet {
     let time = Timestamp::from_millis(START + millis);
-    Tick { server: server.clone(), time, facts: Vec::new(), changes: BTreeMap::new(), state: None }
+    ChangeSet { server: server.clone(), time, events: Vec::new(), changes: BTreeMap::new(), state: None }
 }
 
 /// A tick that tells torrent `number` as added.
-fn added(server: &ServerName, number: u8) -> Tick {
+fn added(server: &ServerName, number: u8) -> ChangeSet {
     let torrent = torrent(server, number, 0);
-    let changes = [(torrent.hash, Some((torrent.clone(), Memory::default())))].into();
-    Tick { facts: vec![fact(Kind::Added, Some(torrent))], changes, ..tick(server, 1_000) }
+    let changes = [(torrent.hash, Some((torrent.clone(), DiffState::default())))].into();
+    ChangeSet { events: vec![new_event(Kind::Added, Some(torrent))], changes, ..change_set(server, 1_000) }
 }
 
 /// A tick that tells torrent `number` differently, without an event.
-fn updated(server: &ServerName, number: u8, downloaded: u64) -> Tick {
-    let change = Some((torrent(server, number, downloaded), Memory::default()));
-    Tick { changes: [(hash(number), change)].into(), ..tick(server, 2_000) }
+fn updated(server: &ServerName, number: u8, downloaded: u64) -> ChangeSet {
+    let change = Some((torrent(server, number, downloaded), DiffState::default()));
+    ChangeSet { changes: [(hash(number), change)].into(), ..change_set(server, 2_000) }
 }
 
 fn open(folder: &Path) -> (SqliteStore, Recovery) {
     SqliteStore::open(folder, Options::default(), HandClock::new()).unwrap()
 }
 
-fn at(cursor: u64, sent_rev: u64) -> Progress {
-    Progress { cursor: Seq(cursor), sent_rev: Rev(sent_rev) }
+fn at(cursor: u64, sent_rev: u64) -> SinkProgress {
+    SinkProgress { cursor: Seq(cursor), sent_rev: Rev(sent_rev) }
 }
 
 async fn seqs(store: &dyn Store, server: &ServerName) -> Vec<u64> {
@@ -136,7 +136,7 @@ async fn entries_are_numbered_without_gaps_and_say_their_own_names() {
     on_each(Options::default(), async |store, _| {
         let (home, attic) = (server("home"), server("attic"));
         let mut first = added(&home, 1);
-        first.facts.insert(0, fact(Kind::ServerOnline, None));
+        first.events.insert(0, new_event(Kind::ServerOnline, None));
         assert_eq!(store.commit(first).await.unwrap().last_seq, Seq(2));
         assert_eq!(store.commit(added(&attic, 1)).await.unwrap().last_seq, Seq(1));
         assert_eq!(store.commit(added(&home, 2)).await.unwrap().last_seq, Seq(3));
@@ -170,21 +170,21 @@ async fn entries_of_all_servers_stand_in_the_order_of_their_commits() {
         for (of, number) in [(&home, 1), (&attic, 1), (&attic, 2), (&home, 2)] {
             store.commit(added(of, number)).await.unwrap();
         }
-        let shown = |page: Vec<(Place, Entry)>| -> Vec<(String, u64)> {
+        let shown = |page: Vec<(JournalPosition, JournalEntry)>| -> Vec<(String, u64)> {
             page.iter().map(|(_, entry)| (entry.server.to_string(), entry.seq.0)).collect()
         };
         let all = [("home", 1), ("attic", 1), ("attic", 2), ("home", 2)].map(|(of, seq)| (of.to_owned(), seq));
-        assert_eq!(shown(store.read_on(None, 9).await.unwrap()), all);
+        assert_eq!(shown(store.read_all_after(None, 9).await.unwrap()), all);
         for (index, (of, seq)) in all.iter().enumerate() {
-            let place = store.place(&server(of), Seq(*seq)).await.unwrap();
-            assert!(place.is_some());
-            assert_eq!(shown(store.read_on(place, 9).await.unwrap()), all[index + 1..]);
+            let position = store.position(&server(of), Seq(*seq)).await.unwrap();
+            assert!(position.is_some());
+            assert_eq!(shown(store.read_all_after(position, 9).await.unwrap()), all[index + 1..]);
         }
-        assert_eq!(shown(store.read_on(None, 2).await.unwrap()), all[..2]);
-        let entry = &store.read_on(None, 1).await.unwrap()[0].1;
+        assert_eq!(shown(store.read_all_after(None, 2).await.unwrap()), all[..2]);
+        let entry = &store.read_all_after(None, 1).await.unwrap()[0].1;
         assert_eq!(*entry, store.read(&home, Seq(0), 1).await.unwrap()[0]);
         for (of, seq) in [(&home, 3), (&home, 0), (&server("garage"), 1)] {
-            assert_eq!(store.place(of, Seq(seq)).await.unwrap(), None);
+            assert_eq!(store.position(of, Seq(seq)).await.unwrap(), None);
         }
     })
     .await;
@@ -196,15 +196,15 @@ async fn what_is_told_carries_its_revision_and_its_newest_entry() {
         let home = server("home");
         store.commit(added(&home, 1)).await.unwrap();
         store.commit(added(&home, 2)).await.unwrap();
-        let told = store.commit(updated(&home, 1, 500)).await.unwrap().told;
-        let one = told[&hash(1)].clone().unwrap();
+        let snapshot = store.commit(updated(&home, 1, 500)).await.unwrap().snapshot;
+        let one = snapshot[&hash(1)].clone().unwrap();
         assert_eq!((one.rev, one.last_seq, one.changed_at.as_millis() - START), (Rev(3), Seq(1), 2_000));
         assert_eq!(one.torrent.downloaded, 500);
 
         // An entry without a change: the picture stays, but the entry has to arrive before it.
-        let facts = vec![fact(Kind::Stalled, Some(torrent(&home, 1, 500)))];
-        let committed = store.commit(Tick { facts, ..tick(&home, 3_000) }).await.unwrap();
-        let one = committed.told[&hash(1)].clone().unwrap();
+        let events = vec![new_event(Kind::Stalled, Some(torrent(&home, 1, 500)))];
+        let committed = store.commit(ChangeSet { events, ..change_set(&home, 3_000) }).await.unwrap();
+        let one = committed.snapshot[&hash(1)].clone().unwrap();
         assert_eq!((one.rev, one.last_seq, one.changed_at.as_millis() - START), (Rev(3), Seq(3), 2_000));
 
         let state = ServerState {
@@ -214,18 +214,22 @@ async fn what_is_told_carries_its_revision_and_its_newest_entry() {
             generation: 3,
             settling_since: Some(Timestamp::from_millis(7)),
         };
-        let facts = vec![fact(Kind::Removed, Some(torrent(&home, 2, 0)))];
-        let removal =
-            Tick { facts, changes: [(hash(2), None)].into(), state: Some(state.clone()), ..tick(&home, 4_000) };
+        let events = vec![new_event(Kind::Removed, Some(torrent(&home, 2, 0)))];
+        let removal = ChangeSet {
+            events,
+            changes: [(hash(2), None)].into(),
+            state: Some(state.clone()),
+            ..change_set(&home, 4_000)
+        };
         let committed = store.commit(removal).await.unwrap();
-        assert_eq!(committed.told, [(hash(2), None)].into());
+        assert_eq!(committed.snapshot, [(hash(2), None)].into());
         assert_eq!(store.read(&home, Seq(3), 9).await.unwrap()[0].rev, Rev(4));
 
         let loaded = store.load(&home).await.unwrap();
-        assert_eq!((loaded.told, loaded.state), ([(hash(1), one)].into(), state));
+        assert_eq!((loaded.snapshot, loaded.state), ([(hash(1), one)].into(), state));
         assert_eq!((loaded.last_seq, loaded.is_new), (Seq(4), false));
         store.commit(added(&home, 2)).await.unwrap();
-        let again = &store.load(&home).await.unwrap().told[&hash(2)];
+        let again = &store.load(&home).await.unwrap().snapshot[&hash(2)];
         assert_eq!((again.rev, again.last_seq), (Rev(5), Seq(5)));
     })
     .await;
@@ -236,8 +240,8 @@ async fn a_store_is_new_to_a_server_until_it_was_told_something() {
     on_each(Options::default(), async |store, _| {
         let home = server("home");
         let loaded = store.load(&home).await.unwrap();
-        assert!(loaded.is_new && loaded.told.is_empty() && loaded.state == ServerState::default());
-        store.commit(Tick { state: Some(ServerState::default()), ..tick(&home, 1) }).await.unwrap();
+        assert!(loaded.is_new && loaded.snapshot.is_empty() && loaded.state == ServerState::default());
+        store.commit(ChangeSet { state: Some(ServerState::default()), ..change_set(&home, 1) }).await.unwrap();
         assert!(!store.load(&home).await.unwrap().is_new);
         assert!(store.load(&server("attic")).await.unwrap().is_new);
     })
@@ -249,24 +253,24 @@ async fn each_sink_has_its_own_progress_names_and_graves() {
     on_each(Options::default(), async |store, _| {
         let (home, mqtt, hook) = (server("home"), sink("mqtt"), sink("hook"));
         assert!(store.progress(&mqtt).await.unwrap().is_empty());
-        store.settle(&mqtt, [(home.clone(), at(4, 9))].into()).await.unwrap();
-        store.settle(&mqtt, [(server("attic"), at(1, 1))].into()).await.unwrap();
-        store.settle(&mqtt, [(home.clone(), at(3, 10))].into()).await.unwrap();
+        store.save_progress(&mqtt, [(home.clone(), at(4, 9))].into()).await.unwrap();
+        store.save_progress(&mqtt, [(server("attic"), at(1, 1))].into()).await.unwrap();
+        store.save_progress(&mqtt, [(home.clone(), at(3, 10))].into()).await.unwrap();
         let expected = [(home.clone(), at(3, 10)), (server("attic"), at(1, 1))].into();
         assert_eq!(store.progress(&mqtt).await.unwrap(), expected);
         assert!(store.progress(&hook).await.unwrap().is_empty());
 
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        store.register(&mqtt, names(&["b", "a", "b"])).await.unwrap();
-        store.register(&mqtt, names(&["a", "c"])).await.unwrap();
-        store.unregister(&mqtt, names(&["b", "x"])).await.unwrap();
-        assert_eq!(store.registry(&mqtt).await.unwrap(), ["a", "c"]);
-        assert!(store.registry(&hook).await.unwrap().is_empty());
+        store.register_topics(&mqtt, names(&["b", "a", "b"])).await.unwrap();
+        store.register_topics(&mqtt, names(&["a", "c"])).await.unwrap();
+        store.unregister_topics(&mqtt, names(&["b", "x"])).await.unwrap();
+        assert_eq!(store.retained_topics(&mqtt).await.unwrap(), ["a", "c"]);
+        assert!(store.retained_topics(&hook).await.unwrap().is_empty());
 
         store.commit(added(&home, 1)).await.unwrap();
         let entry = &store.read(&home, Seq(0), 1).await.unwrap()[0];
-        store.bury(&hook, entry, "413").await.unwrap();
-        store.bury(&hook, entry, "again").await.unwrap();
+        store.add_dead_letter(&hook, entry, "413").await.unwrap();
+        store.add_dead_letter(&hook, entry, "again").await.unwrap();
     })
     .await;
 }
@@ -276,21 +280,24 @@ async fn a_search_that_is_owed_stays_owed_until_it_was_made() {
     on_each(Options::default(), async |store, _| {
         let (mqtt, hook) = (sink("mqtt"), sink("hook"));
         let owed =
-            async |sink: &SinkName| store.notes(sink).await.unwrap().search.map(|search| search.is_of_first_life);
-        assert_eq!(store.notes(&mqtt).await.unwrap(), SinkNotes::default());
-        store.owe_search(&mqtt, true).await.unwrap();
-        store.owe_search(&mqtt, false).await.unwrap();
-        store.owe_search(&hook, false).await.unwrap();
+            async |sink: &SinkName| store.sink_notes(sink).await.unwrap().search.map(|search| search.is_of_first_life);
+        assert_eq!(store.sink_notes(&mqtt).await.unwrap(), SinkNotes::default());
+        store.require_retained_scan(&mqtt, true).await.unwrap();
+        store.require_retained_scan(&mqtt, false).await.unwrap();
+        store.require_retained_scan(&hook, false).await.unwrap();
         assert_eq!((owed(&mqtt).await, owed(&hook).await), (Some(true), Some(false)));
-        store.take_over(&mqtt, vec!["a".to_owned()], Vec::new()).await.unwrap();
+        store.adopt_retained(&mqtt, vec!["a".to_owned()], Vec::new()).await.unwrap();
         assert_eq!(owed(&mqtt).await, Some(false), "what was found is not dealt with");
-        store.searched(&mqtt).await.unwrap();
-        store.searched(&sink("nobody")).await.unwrap();
+        store.scan_completed(&mqtt).await.unwrap();
+        store.scan_completed(&sink("nobody")).await.unwrap();
         assert_eq!((owed(&mqtt).await, owed(&hook).await), (None, Some(false)));
-        store.note_careful(&hook).await.unwrap();
-        let notes = store.notes(&hook).await.unwrap();
-        assert_eq!(notes, SinkNotes { search: Some(Search { is_of_first_life: false }), is_careful: true });
-        assert!(!store.notes(&mqtt).await.unwrap().is_careful);
+        store.note_strict_ordering(&hook).await.unwrap();
+        let sink_notes = store.sink_notes(&hook).await.unwrap();
+        assert_eq!(
+            sink_notes,
+            SinkNotes { search: Some(RetainedScan { is_of_first_life: false }), is_strict_ordering: true }
+        );
+        assert!(!store.sink_notes(&mqtt).await.unwrap().is_strict_ordering);
     })
     .await;
 }
@@ -300,23 +307,23 @@ async fn a_journal_reset_is_owed_once_by_each_server_until_it_is_told() {
     on_each(Options::default(), async |store, _| {
         let (home, attic, mqtt, bus) = (server("home"), server("attic"), sink("mqtt"), sink("bus"));
         let names = || vec!["b".to_owned(), "a".to_owned()];
-        let owes = async |server: &ServerName| store.load(server).await.unwrap().owes_reset;
+        let owes = async |server: &ServerName| store.load(server).await.unwrap().needs_reset;
         // Before anything was told of it.
-        assert_eq!(store.take_over(&mqtt, names(), vec![home.clone()]).await.unwrap(), vec![home.clone()]);
-        assert_eq!(store.registry(&mqtt).await.unwrap(), ["a", "b"]);
+        assert_eq!(store.adopt_retained(&mqtt, names(), vec![home.clone()]).await.unwrap(), vec![home.clone()]);
+        assert_eq!(store.retained_topics(&mqtt).await.unwrap(), ["a", "b"]);
         assert!(owes(&home).await && !owes(&attic).await);
         let loaded = store.load(&home).await.unwrap();
-        assert!(loaded.is_new && loaded.told.is_empty() && loaded.last_seq == Seq(0));
+        assert!(loaded.is_new && loaded.snapshot.is_empty() && loaded.last_seq == Seq(0));
         // Another sink knows it, too.
         store.commit(added(&home, 1)).await.unwrap();
         store.commit(added(&attic, 1)).await.unwrap();
         let both = vec![home.clone(), attic.clone()];
-        assert_eq!(store.take_over(&bus, names(), both.clone()).await.unwrap(), vec![attic.clone()]);
+        assert_eq!(store.adopt_retained(&bus, names(), both.clone()).await.unwrap(), vec![attic.clone()]);
         assert!(owes(&home).await && owes(&attic).await);
-        let reset = Tick { facts: vec![fact(Kind::JournalReset, None)], ..tick(&home, 2_000) };
+        let reset = ChangeSet { events: vec![new_event(Kind::JournalReset, None)], ..change_set(&home, 2_000) };
         assert_eq!(store.commit(reset).await.unwrap().last_seq, Seq(2));
         assert!(!owes(&home).await && owes(&attic).await);
-        assert!(store.take_over(&bus, names(), both).await.unwrap().is_empty(), "told once in an epoch");
+        assert!(store.adopt_retained(&bus, names(), both).await.unwrap().is_empty(), "told once in an epoch");
         assert!(!owes(&home).await);
     })
     .await;
@@ -326,15 +333,15 @@ async fn a_journal_reset_is_owed_once_by_each_server_until_it_is_told() {
 async fn results_that_wait_are_counted_for_each_sink() {
     on_each(Options::default(), async |store, clock| {
         let mqtt = sink("mqtt");
-        assert_eq!(store.results_waiting(&mqtt).await.unwrap(), ResultsWaiting::default());
-        let answer = || Answer { status: OutcomeStatus::Refused, body: Bytes::from_static(b"12345") };
+        assert_eq!(store.result_backlog(&mqtt).await.unwrap(), ResultBacklog::default());
+        let answer = || LoggedResult { status: OutcomeStatus::Refused, body: Bytes::from_static(b"12345") };
         for (id, origin) in [("1", "mqtt"), ("2", "mqtt"), ("3", "bus"), ("1", "mqtt")] {
-            store.log_command(command(id, origin, clock.now()), Some(answer())).await.unwrap();
+            store.record_command(command(id, origin, clock.now()), Some(answer())).await.unwrap();
         }
-        assert_eq!(store.results_waiting(&mqtt).await.unwrap(), ResultsWaiting { count: 3, bytes: 15 });
+        assert_eq!(store.result_backlog(&mqtt).await.unwrap(), ResultBacklog { count: 3, bytes: 15 });
         let first = store.unsent_results(&mqtt, 0, 1).await.unwrap()[0].number;
-        store.results_sent(vec![first]).await.unwrap();
-        assert_eq!(store.results_waiting(&mqtt).await.unwrap(), ResultsWaiting { count: 2, bytes: 10 });
+        store.mark_results_sent(vec![first]).await.unwrap();
+        assert_eq!(store.result_backlog(&mqtt).await.unwrap(), ResultBacklog { count: 2, bytes: 10 });
     })
     .await;
 }
@@ -357,17 +364,17 @@ fn command(id: &str, origin: &str, received_at: Timestamp) -> LoggedCommand {
 #[tokio::test]
 async fn commands_that_come_together_are_each_what_they_are() {
     on_each(Options::default(), async |store, clock| {
-        let refused = Answer { status: OutcomeStatus::Refused, body: Bytes::from_static(b"no") };
+        let refused = LoggedResult { status: OutcomeStatus::Refused, body: Bytes::from_static(b"no") };
         let all = ["one", "two", "one"].map(|id| command(id, "bus", clock.now()));
         let [one, two, again] = all.clone();
         let admissions =
-            store.log_commands(vec![(one, None), (two, Some(refused)), (again.clone(), None)]).await.unwrap();
-        assert_eq!(admissions, [Admission::New, Admission::New, Admission::Running]);
-        assert_eq!(store.open_commands().await.unwrap(), [again]);
+            store.record_commands(vec![(one, None), (two, Some(refused)), (again.clone(), None)]).await.unwrap();
+        assert_eq!(admissions, [Recorded::New, Recorded::New, Recorded::Running]);
+        assert_eq!(store.unfinished_commands().await.unwrap(), [again]);
         let unsent = store.unsent_results(&sink("bus"), 0, 10).await.unwrap();
         assert_eq!(unsent.iter().map(|result| &result.body[..]).collect::<Vec<_>>(), [b"no"]);
         assert!(store.unsent_results(&sink("bus"), unsent[0].number, 10).await.unwrap().is_empty());
-        assert_eq!(store.log_command(command("two", "bus", clock.now()), None).await.unwrap(), Admission::Answered);
+        assert_eq!(store.record_command(command("two", "bus", clock.now()), None).await.unwrap(), Recorded::Answered);
         let more = store.unsent_results(&sink("bus"), unsent[0].number, 10).await.unwrap();
         assert_eq!(more.len(), 1);
     })
@@ -380,8 +387,8 @@ async fn who_repeats_a_command_while_it_runs_is_answered_with_the_first_and_the_
         let (home, mqtt, bus) = (server("home"), sink("mqtt"), sink("bus"));
         let to = |topic: &str| Some(ReplyTo { topic: topic.to_owned(), correlation: None });
         let from = |sink: &str, reply| LoggedCommand { reply, ..command("c1", sink, clock.now()) };
-        let admitted = async |command: LoggedCommand| store.log_command(command, None).await.unwrap();
-        assert_eq!(admitted(from("mqtt", to("a"))).await, Admission::New);
+        let admitted = async |command: LoggedCommand| store.record_command(command, None).await.unwrap();
+        assert_eq!(admitted(from("mqtt", to("a"))).await, Recorded::New);
         for again in [
             from("mqtt", to("a")),
             from("mqtt", to("b")),
@@ -390,17 +397,17 @@ async fn who_repeats_a_command_while_it_runs_is_answered_with_the_first_and_the_
             from("bus", to("a")),
             from("bus", None),
         ] {
-            assert_eq!(admitted(again).await, Admission::Running);
+            assert_eq!(admitted(again).await, Recorded::Running);
         }
         for number in 4..ASKERS_MAX {
-            assert_eq!(admitted(from("bus", to(&number.to_string()))).await, Admission::Running);
+            assert_eq!(admitted(from("bus", to(&number.to_string()))).await, Recorded::Running);
         }
-        assert_eq!(admitted(from("bus", to("one more"))).await, Admission::Crowded);
-        assert_eq!(admitted(from("mqtt", to("a"))).await, Admission::Running);
-        assert_eq!(admitted(from("page", None)).await, Admission::Running);
-        assert_eq!(store.open_commands().await.unwrap().len(), 1);
+        assert_eq!(admitted(from("bus", to("one more"))).await, Recorded::WaitersFull);
+        assert_eq!(admitted(from("mqtt", to("a"))).await, Recorded::Running);
+        assert_eq!(admitted(from("page", None)).await, Recorded::Running);
+        assert_eq!(store.unfinished_commands().await.unwrap().len(), 1);
 
-        let done = Answer { status: OutcomeStatus::Ok, body: Bytes::from_static(b"done") };
+        let done = LoggedResult { status: OutcomeStatus::Ok, body: Bytes::from_static(b"done") };
         let id = CommandId::parse("c1").unwrap();
         for _ in 0..2 {
             store.finish_command(Some(&home), &id, done.clone()).await.unwrap();
@@ -414,7 +421,7 @@ async fn who_repeats_a_command_while_it_runs_is_answered_with_the_first_and_the_
         let of_bus = topics(&bus).await;
         assert_eq!(of_bus[..2], [Some("a".to_owned()), None]);
         assert_eq!(of_bus.len() as u64, ASKERS_MAX - 2);
-        assert_eq!(admitted(from("mqtt", to("c"))).await, Admission::Answered);
+        assert_eq!(admitted(from("mqtt", to("c"))).await, Recorded::Answered);
     })
     .await;
 }
@@ -425,48 +432,50 @@ async fn a_command_is_done_once_a_day_and_answered_whenever_it_comes() {
         let (home, mqtt, bus) = (server("home"), sink("mqtt"), sink("bus"));
         let first = command("c1", "mqtt", clock.now());
         let to_bridge = LoggedCommand { server: None, hash: None, verb: None, reply: None, ..first.clone() };
-        assert_eq!(store.log_command(first.clone(), None).await.unwrap(), Admission::New);
-        assert_eq!(store.log_command(first.clone(), None).await.unwrap(), Admission::Running);
-        assert_eq!(store.log_command(to_bridge.clone(), None).await.unwrap(), Admission::New);
-        assert_eq!(store.open_commands().await.unwrap(), [first.clone(), to_bridge.clone()]);
+        assert_eq!(store.record_command(first.clone(), None).await.unwrap(), Recorded::New);
+        assert_eq!(store.record_command(first.clone(), None).await.unwrap(), Recorded::Running);
+        assert_eq!(store.record_command(to_bridge.clone(), None).await.unwrap(), Recorded::New);
+        assert_eq!(store.unfinished_commands().await.unwrap(), [first.clone(), to_bridge.clone()]);
 
         store.start_command(Some(&home), &first.id).await.unwrap();
         let started = LoggedCommand { is_started: true, ..first.clone() };
-        assert_eq!(store.open_commands().await.unwrap(), [started, to_bridge]);
+        assert_eq!(store.unfinished_commands().await.unwrap(), [started, to_bridge]);
 
         let done = Bytes::from_static(b"{\"status\":\"ok\"}");
         store
-            .finish_command(Some(&home), &first.id, Answer { status: OutcomeStatus::Ok, body: done.clone() })
+            .finish_command(Some(&home), &first.id, LoggedResult { status: OutcomeStatus::Ok, body: done.clone() })
             .await
             .unwrap();
         let other = Bytes::from_static(b"another");
         store
-            .finish_command(Some(&home), &first.id, Answer { status: OutcomeStatus::Error, body: other.clone() })
+            .finish_command(Some(&home), &first.id, LoggedResult { status: OutcomeStatus::Error, body: other.clone() })
             .await
             .unwrap();
         store
-            .finish_command(None, &first.id, Answer { status: OutcomeStatus::Refused, body: other.clone() })
+            .finish_command(None, &first.id, LoggedResult { status: OutcomeStatus::Refused, body: other.clone() })
             .await
             .unwrap();
-        assert!(store.open_commands().await.unwrap().is_empty());
+        assert!(store.unfinished_commands().await.unwrap().is_empty());
         let unsent = store.unsent_results(&mqtt, 0, 10).await.unwrap();
         let shown: Vec<_> = unsent.iter().map(|u| (u.server.clone(), u.body.clone(), u.reply.clone())).collect();
         assert_eq!(shown, [(Some(home.clone()), done.clone(), first.reply.clone()), (None, other, None)]);
         assert_eq!(store.unsent_results(&mqtt, 0, 1).await.unwrap(), unsent[..1]);
-        store.results_sent(vec![unsent[0].number]).await.unwrap();
+        store.mark_results_sent(vec![unsent[0].number]).await.unwrap();
         assert_eq!(store.unsent_results(&mqtt, 0, 10).await.unwrap(), unsent[1..]);
 
         clock.forward(Duration::from_secs(24 * 3600 - 1));
         let again = LoggedCommand { reply: None, ..command("c1", "bus", clock.now()) };
-        assert_eq!(store.log_command(again.clone(), None).await.unwrap(), Admission::Answered);
+        assert_eq!(store.record_command(again.clone(), None).await.unwrap(), Recorded::Answered);
         let unsent = store.unsent_results(&bus, 0, 10).await.unwrap();
         assert_eq!((&unsent[0].body, &unsent[0].reply), (&done, &None));
 
         clock.forward(Duration::from_secs(1));
-        assert_eq!(store.log_command(again, None).await.unwrap(), Admission::New);
+        assert_eq!(store.record_command(again, None).await.unwrap(), Recorded::New);
         let nobody = CommandId::parse("nobody").unwrap();
         assert!(store.start_command(Some(&home), &nobody).await.is_err());
-        assert!(store.finish_command(None, &nobody, Answer { status: OutcomeStatus::Ok, body: done }).await.is_err());
+        assert!(
+            store.finish_command(None, &nobody, LoggedResult { status: OutcomeStatus::Ok, body: done }).await.is_err()
+        );
     })
     .await;
 }
@@ -476,7 +485,7 @@ async fn a_journal_that_waits_for_a_sink_is_full_until_the_sink_has_it() {
     let options = Options { journal_bytes_max: 8_000, ..Options::default() };
     on_each(options, async |store, _| {
         let (home, slow) = (server("home"), sink("slow"));
-        store.settle(&slow, [(home.clone(), at(2, 0))].into()).await.unwrap();
+        store.save_progress(&slow, [(home.clone(), at(2, 0))].into()).await.unwrap();
         let mut last = 0;
         let refused = loop {
             match store.commit(added(&home, 1)).await {
@@ -490,15 +499,15 @@ async fn a_journal_that_waits_for_a_sink_is_full_until_the_sink_has_it() {
         assert!(kept[0] <= 3 && kept.last() == Some(&last), "{kept:?}");
         let before = store.load(&home).await.unwrap();
         assert!(store.commit(added(&home, 9)).await.is_err());
-        assert_eq!(store.load(&home).await.unwrap().told, before.told);
+        assert_eq!(store.load(&home).await.unwrap().snapshot, before.snapshot);
         store.commit(updated(&home, 9, 1)).await.unwrap();
         store.commit(added(&server("attic"), 1)).await.unwrap_err();
 
-        store.settle(&slow, [(home.clone(), at(last, 0))].into()).await.unwrap();
+        store.save_progress(&slow, [(home.clone(), at(last, 0))].into()).await.unwrap();
         for next in last + 1..last + 20 {
             assert_eq!(store.commit(added(&home, 1)).await.unwrap().last_seq, Seq(next));
             let noted = [(home.clone(), at(next, 0))].into();
-            store.settle(&slow, noted).await.unwrap();
+            store.save_progress(&slow, noted).await.unwrap();
         }
         let usage = store.usage().await.unwrap();
         assert!(usage.journal_bytes <= 4_000, "{usage:?}");
@@ -514,7 +523,7 @@ async fn a_tick_larger_than_the_budget_is_taken_by_an_empty_journal_only() {
     let options = Options { journal_bytes_max: 100, ..Options::default() };
     on_each(options, async |store, _| {
         let home = server("home");
-        store.settle(&sink("slow"), [(home.clone(), at(0, 0))].into()).await.unwrap();
+        store.save_progress(&sink("slow"), [(home.clone(), at(0, 0))].into()).await.unwrap();
         store.commit(added(&home, 1)).await.unwrap();
         assert!(matches!(store.commit(added(&home, 2)).await, Err(StoreError::Full { .. })));
         assert_eq!(seqs(store, &home).await, [1]);
@@ -525,19 +534,19 @@ async fn a_tick_larger_than_the_budget_is_taken_by_an_empty_journal_only() {
 /// A sink whose box is full stands at an entry that finds no place in it; another takes everything.
 async fn one_stands(store: &dyn Store, letters: impl AsyncFn() -> Vec<DeadLetter>, forget: impl AsyncFn(String)) {
     let (home, attic, stuck, well) = (server("home"), server("attic"), sink("stuck"), sink("well"));
-    store.settle(&stuck, [(home.clone(), at(1, 7))].into()).await.unwrap();
-    store.settle(&well, [(home.clone(), at(0, 0))].into()).await.unwrap();
+    store.save_progress(&stuck, [(home.clone(), at(1, 7))].into()).await.unwrap();
+    store.save_progress(&well, [(home.clone(), at(0, 0))].into()).await.unwrap();
     for _ in 0..2 {
         store.commit(added(&home, 1)).await.unwrap();
     }
     let entries = store.read(&home, Seq(0), 9).await.unwrap();
-    store.bury(&stuck, &entries[0], "no").await.unwrap();
-    let refused = store.bury(&stuck, &entries[1], "no").await;
+    store.add_dead_letter(&stuck, &entries[0], "no").await.unwrap();
+    let refused = store.add_dead_letter(&stuck, &entries[1], "no").await;
     assert!(matches!(&refused, Err(StoreError::Full { reason }) if reason.contains("dtorrent letters")), "{refused:?}");
     // Far more than the journal holds: nobody is held up, and each that goes is accounted for.
     let mut last = 2;
     for _ in 0..40 {
-        store.settle(&well, [(home.clone(), at(last, 0))].into()).await.unwrap();
+        store.save_progress(&well, [(home.clone(), at(last, 0))].into()).await.unwrap();
         last = store.commit(added(&home, 1)).await.unwrap().last_seq.0;
         store.commit(updated(&home, 1, last)).await.unwrap();
     }
@@ -549,11 +558,11 @@ async fn one_stands(store: &dyn Store, letters: impl AsyncFn() -> Vec<DeadLetter
     assert_eq!(gap(letters().await), Some((Seq(2), Seq(kept[0] - 1))));
     assert_eq!(store.progress(&stuck).await.unwrap()[&home], at(kept[0] - 1, 7));
     // An older note of the cursor does not have it counted twice.
-    store.settle(&stuck, [(home.clone(), at(1, 7))].into()).await.unwrap();
-    store.settle(&well, [(home.clone(), at(last, 0))].into()).await.unwrap();
+    store.save_progress(&stuck, [(home.clone(), at(1, 7))].into()).await.unwrap();
+    store.save_progress(&well, [(home.clone(), at(last, 0))].into()).await.unwrap();
     for _ in 0..5 {
         last = store.commit(added(&home, 1)).await.unwrap().last_seq.0;
-        store.settle(&well, [(home.clone(), at(last, 0))].into()).await.unwrap();
+        store.save_progress(&well, [(home.clone(), at(last, 0))].into()).await.unwrap();
     }
     let kept = seqs(store, &home).await;
     assert_eq!((letters().await.len(), gap(letters().await)), (2, Some((Seq(2), Seq(kept[0] - 1)))));
@@ -561,10 +570,10 @@ async fn one_stands(store: &dyn Store, letters: impl AsyncFn() -> Vec<DeadLetter
     for letter in letters().await {
         forget(letter.id).await;
     }
-    store.bury(&stuck, &entries[1], "no").await.unwrap();
+    store.add_dead_letter(&stuck, &entries[1], "no").await.unwrap();
     while let Ok(committed) = store.commit(added(&home, 1)).await {
         last = committed.last_seq.0;
-        store.settle(&well, [(home.clone(), at(last, 0))].into()).await.unwrap();
+        store.save_progress(&well, [(home.clone(), at(last, 0))].into()).await.unwrap();
         assert!(last < 200, "nothing stops it");
     }
     assert_eq!(letters().await.len(), 1);
@@ -574,9 +583,9 @@ async fn one_stands(store: &dyn Store, letters: impl AsyncFn() -> Vec<DeadLetter
 async fn a_sink_that_stands_holds_up_nobody_else_and_a_letter_says_what_it_lost() {
     let options = Options { journal_bytes_max: 8_000, dead_letters_max: 1, ..Options::default() };
     let stuck = sink("stuck");
-    let memory = MemoryStore::new(options.clone(), HandClock::new());
-    let forget = async |id: String| assert!(memory.forget_dead_letter(&stuck, &id));
-    one_stands(&memory, async || memory.dead_letters(&stuck), forget).await;
+    let projection_state = MemoryStore::new(options.clone(), HandClock::new());
+    let forget = async |id: String| assert!(projection_state.forget_dead_letter(&stuck, &id));
+    one_stands(&projection_state, async || projection_state.dead_letters(&stuck), forget).await;
     let folder = tempfile::tempdir().unwrap();
     let (file, _) = SqliteStore::open(folder.path(), options, HandClock::new()).unwrap();
     let drop_letter = async |id: String| {
@@ -591,10 +600,10 @@ async fn nothing_is_given_up_where_nobody_else_hears_of_the_server() {
     let options = Options { journal_bytes_max: 8_000, dead_letters_max: 0, ..Options::default() };
     on_each(options, async |store, _| {
         let (home, stuck) = (server("home"), sink("stuck"));
-        store.settle(&stuck, [(home.clone(), at(0, 0))].into()).await.unwrap();
+        store.save_progress(&stuck, [(home.clone(), at(0, 0))].into()).await.unwrap();
         store.commit(added(&home, 1)).await.unwrap();
         let entry = &store.read(&home, Seq(0), 1).await.unwrap()[0];
-        store.bury(&stuck, entry, "no").await.unwrap_err();
+        store.add_dead_letter(&stuck, entry, "no").await.unwrap_err();
         let mut last = 1;
         while let Ok(committed) = store.commit(added(&home, 1)).await {
             last = committed.last_seq.0;
@@ -610,14 +619,14 @@ async fn what_every_sink_has_goes_when_it_is_old() {
     let options = Options { journal_age_max: Duration::from_secs(60), ..Options::default() };
     on_each(options, async |store, clock| {
         let home = server("home");
-        store.settle(&sink("a"), [(home.clone(), at(2, 0))].into()).await.unwrap();
-        store.settle(&sink("b"), [(home.clone(), at(3, 0))].into()).await.unwrap();
+        store.save_progress(&sink("a"), [(home.clone(), at(2, 0))].into()).await.unwrap();
+        store.save_progress(&sink("b"), [(home.clone(), at(3, 0))].into()).await.unwrap();
         for number in 1..=4 {
-            store.commit(Tick { time: clock.now(), ..added(&home, number) }).await.unwrap();
+            store.commit(ChangeSet { time: clock.now(), ..added(&home, number) }).await.unwrap();
         }
         assert_eq!(seqs(store, &home).await, [1, 2, 3, 4]);
         clock.forward(Duration::from_secs(61));
-        store.commit(Tick { time: clock.now(), ..added(&home, 5) }).await.unwrap();
+        store.commit(ChangeSet { time: clock.now(), ..added(&home, 5) }).await.unwrap();
         assert_eq!(seqs(store, &home).await, [3, 4, 5]);
     })
     .await;
@@ -634,7 +643,7 @@ async fn what_was_committed_is_there_after_a_restart() {
     let committed = store.commit(added(&home, 1)).await.unwrap();
     assert_eq!(committed.last_seq, Seq(1));
     let entries = store.read(&home, Seq(0), 10).await.unwrap();
-    store.settle(&sink("mqtt"), [(home.clone(), at(1, 1))].into()).await.unwrap();
+    store.save_progress(&sink("mqtt"), [(home.clone(), at(1, 1))].into()).await.unwrap();
     let before = store.load(&home).await.unwrap();
     store.close().await.unwrap();
     assert!(matches!(store.load(&home).await, Err(StoreError::Io(_))));
@@ -645,7 +654,7 @@ async fn what_was_committed_is_there_after_a_restart() {
         Recovery { was_clean: true, last_alive: Some(Timestamp::from_millis(START)), ..Recovery::default() }
     );
     let after = store.load(&home).await.unwrap();
-    assert_eq!((after.told, after.last_seq, after.epoch), (before.told, before.last_seq, before.epoch));
+    assert_eq!((after.snapshot, after.last_seq, after.epoch), (before.snapshot, before.last_seq, before.epoch));
     assert_eq!(store.read(&home, Seq(0), 10).await.unwrap(), entries);
     assert_eq!(store.progress(&sink("mqtt")).await.unwrap()[&home], at(1, 1));
     assert!(!store.load(&server("attic")).await.unwrap().is_new);
@@ -659,8 +668,8 @@ async fn a_revision_is_not_given_again_after_an_unclean_stop() {
     for is_clean in [false, true, false, true] {
         let (store, _) = open(folder.path());
         for downloaded in 0..3 {
-            let told = store.commit(updated(&home, 1, downloaded)).await.unwrap().told;
-            let rev = told[&hash(1)].as_ref().unwrap().rev;
+            let snapshot = store.commit(updated(&home, 1, downloaded)).await.unwrap().snapshot;
+            let rev = snapshot[&hash(1)].as_ref().unwrap().rev;
             assert!(rev > last, "{rev:?} after {last:?}");
             last = rev;
         }
@@ -679,27 +688,27 @@ async fn cursors_and_results_of_sinks_that_are_gone_are_given_up() {
     store.commit(added(&home, 1)).await.unwrap();
     let entry = &store.read(&home, Seq(0), 1).await.unwrap()[0];
     for sink in [&here, &gone] {
-        store.settle(sink, [(home.clone(), at(1, 1))].into()).await.unwrap();
-        store.note_careful(sink).await.unwrap();
-        store.register(sink, vec!["topic".to_owned()]).await.unwrap();
-        store.bury(sink, entry, "413").await.unwrap();
-        store.bury(sink, entry, "again").await.unwrap();
+        store.save_progress(sink, [(home.clone(), at(1, 1))].into()).await.unwrap();
+        store.note_strict_ordering(sink).await.unwrap();
+        store.register_topics(sink, vec!["topic".to_owned()]).await.unwrap();
+        store.add_dead_letter(sink, entry, "413").await.unwrap();
+        store.add_dead_letter(sink, entry, "again").await.unwrap();
         let command = command(sink.as_str(), sink.as_str(), entry.time);
-        store.log_command(command.clone(), None).await.unwrap();
+        store.record_command(command.clone(), None).await.unwrap();
         store
-            .finish_command(Some(&home), &command.id, Answer { status: OutcomeStatus::Ok, body: Bytes::new() })
+            .finish_command(Some(&home), &command.id, LoggedResult { status: OutcomeStatus::Ok, body: Bytes::new() })
             .await
             .unwrap();
     }
     let other = server("other");
-    store.settle(&here, [(other.clone(), at(1, 1))].into()).await.unwrap();
+    store.save_progress(&here, [(other.clone(), at(1, 1))].into()).await.unwrap();
     store.declare_sinks(&[(here.clone(), vec![home.clone()])].into()).await.unwrap();
     assert!(!store.progress(&here).await.unwrap().contains_key(&other), "a server that it no longer gets");
     for (sink, held) in [(&here, 1), (&gone, 0)] {
         assert_eq!(store.progress(sink).await.unwrap().len(), held);
         assert_eq!(store.unsent_results(sink, 0, 9).await.unwrap().len(), held);
-        assert_eq!(store.notes(sink).await.unwrap().is_careful, held == 1);
-        assert_eq!(store.registry(sink).await.unwrap(), ["topic"]);
+        assert_eq!(store.sink_notes(sink).await.unwrap().is_strict_ordering, held == 1);
+        assert_eq!(store.retained_topics(sink).await.unwrap(), ["topic"]);
         let letters = store.dead_letters(sink).await.unwrap();
         assert_eq!(letters.len(), 1);
         assert_eq!((&letters[0].reason, &letters[0].body), (&"413".to_owned(), &entry.body));
@@ -720,7 +729,7 @@ async fn dead_letters_can_be_looked_at_beside_a_store_that_is_open_and_go_when_t
     let entries = store.read(&home, Seq(0), 9).await.unwrap();
     let line = sink("hook").line(&home);
     for entry in &entries {
-        store.bury(&line, entry, "422").await.unwrap();
+        store.add_dead_letter(&line, entry, "422").await.unwrap();
     }
     let expected: Vec<_> =
         store.dead_letters(&line).await.unwrap().into_iter().map(|letter| ("hook.home".to_owned(), letter)).collect();
@@ -849,8 +858,8 @@ async fn a_flipped_bit_is_found_or_harmless_but_never_a_panic() {
     let whole = std::fs::read(&file).unwrap();
     for step in 0..40 {
         let mut bytes = whole.clone();
-        let place = bytes.len() * step / 40 + step;
-        bytes[place] ^= 0x10;
+        let position = bytes.len() * step / 40 + step;
+        bytes[position] ^= 0x10;
         std::fs::write(&file, bytes).unwrap();
         let other = tempfile::tempdir().unwrap();
         for name in ["dtorrent.sqlite3", "dtorrent.used"] {
@@ -859,15 +868,15 @@ async fn a_flipped_bit_is_found_or_harmless_but_never_a_panic() {
         let (store, recovery) = match SqliteStore::open(other.path(), Options::default(), HandClock::new()) {
             Ok(opened) => opened,
             Err(StoreError::Corrupt { .. }) => continue, // the bit is in the format's number
-            Err(error) => panic!("byte {place}: {error:?}"),
+            Err(error) => panic!("byte {position}: {error:?}"),
         };
         let loaded = match store.load(&server("home")).await {
             Ok(loaded) => loaded,
             Err(StoreError::Corrupt { .. }) => continue,
-            Err(error) => panic!("byte {place}: {error:?}"),
+            Err(error) => panic!("byte {position}: {error:?}"),
         };
         assert_eq!(recovery.lost, recovery.moved_to.is_some());
-        assert!(recovery.lost == (loaded.epoch != epoch) || !recovery.lost, "byte {place}: {recovery:?}");
+        assert!(recovery.lost == (loaded.epoch != epoch) || !recovery.lost, "byte {position}: {recovery:?}");
     }
 }
 
@@ -885,7 +894,7 @@ async fn a_torn_change_log_loses_its_torn_end_only() {
         let loaded = store.load(&home).await.unwrap();
         let kept = seqs(&store, &home).await;
         assert_eq!(kept, (1..=loaded.last_seq.0).collect::<Vec<_>>());
-        assert_eq!((loaded.told.len() as u64, loaded.epoch), (loaded.last_seq.0, epoch));
+        assert_eq!((loaded.snapshot.len() as u64, loaded.epoch), (loaded.last_seq.0, epoch));
         assert!(loaded.last_seq.0 < before || cut == 3_000, "cut {cut}: {:?}", loaded.last_seq);
         before = loaded.last_seq.0;
     }
@@ -926,11 +935,11 @@ fn torn_copy(folder: &Path, cut: usize) -> tempfile::TempDir {
 async fn what_a_sink_wants_remembered_is_its_own_and_the_last_word_counts() {
     on_each(Options::default(), async |store, _| {
         let (one, other) = (SinkName::parse("one").unwrap(), SinkName::parse("other").unwrap());
-        assert_eq!(store.memory(&one).await.unwrap(), None);
-        store.memorize(&one, "first".to_owned()).await.unwrap();
-        store.memorize(&one, "last".to_owned()).await.unwrap();
-        assert_eq!(store.memory(&one).await.unwrap().as_deref(), Some("last"));
-        assert_eq!(store.memory(&other).await.unwrap(), None);
+        assert_eq!(store.projection_state(&one).await.unwrap(), None);
+        store.save_projection_state(&one, "first".to_owned()).await.unwrap();
+        store.save_projection_state(&one, "last".to_owned()).await.unwrap();
+        assert_eq!(store.projection_state(&one).await.unwrap().as_deref(), Some("last"));
+        assert_eq!(store.projection_state(&other).await.unwrap(), None);
     })
     .await;
 }
@@ -950,8 +959,11 @@ async fn a_file_of_an_older_version_is_brought_up_to_date_with_all_that_is_in_it
         let (store, recovery) = open(folder.path());
         assert_eq!((recovery.found, recovery.is_new), (None, false));
         let loaded = store.load(&home).await.unwrap();
-        assert_eq!((loaded.epoch, loaded.last_seq, loaded.told.len()), (epoch, Seq(commits.into()), commits.into()));
-        assert!(!loaded.owes_reset);
+        assert_eq!(
+            (loaded.epoch, loaded.last_seq, loaded.snapshot.len()),
+            (epoch, Seq(commits.into()), commits.into())
+        );
+        assert!(!loaded.needs_reset);
         store.commit(added(&home, commits + 1)).await.unwrap();
     }
 }
@@ -1006,7 +1018,7 @@ async fn a_full_disk_refuses_commits_and_then_goes_on() {
         assert!(matches!(store.commit(added(&home, 2)).await, Err(StoreError::Full { .. })));
     }
     let after = store.load(&home).await.unwrap();
-    assert_eq!((&after.told, after.last_seq), (&before.told, last));
+    assert_eq!((&after.snapshot, after.last_seq), (&before.snapshot, last));
 
     set_pages("1000000").await;
     assert_eq!(store.commit(added(&home, 2)).await.unwrap().last_seq.0, last.0 + 1);
@@ -1056,9 +1068,10 @@ async fn a_disk_filled_by_others_refuses_every_write_until_there_is_room() {
             }
         };
         assert!(matches!(refused, StoreError::Full { .. }), "{refused:?}");
-        let settled = store.settle(&mqtt, [(home.clone(), at(1, 1))].into()).await;
+        let settled = store.save_progress(&mqtt, [(home.clone(), at(1, 1))].into()).await;
         assert!(matches!(settled, Ok(()) | Err(StoreError::Full { .. })), "{settled:?}");
-        let logged = store.log_command(command(&"x".repeat(100), "mqtt", before.told[&hash(1)].changed_at), None).await;
+        let logged =
+            store.record_command(command(&"x".repeat(100), "mqtt", before.snapshot[&hash(1)].changed_at), None).await;
         assert!(logged.is_err() || round > 0, "{logged:?}");
         assert_eq!(seqs(&store, &home).await, (1..=last.0).collect::<Vec<_>>());
 
@@ -1078,8 +1091,8 @@ async fn commits_that_come_together_stand_and_fall_alone() {
     let options = Options { journal_bytes_max: 20_000, ..Options::default() };
     let (store, _) = SqliteStore::open(folder.path(), options, HandClock::new()).unwrap();
     let names: Vec<_> = (0..20).map(|number| server(&format!("s{number}"))).collect();
-    let slow = names.iter().map(|name| (name.clone(), Progress::default())).collect();
-    store.settle(&sink("slow"), slow).await.unwrap();
+    let slow = names.iter().map(|name| (name.clone(), SinkProgress::default())).collect();
+    store.save_progress(&sink("slow"), slow).await.unwrap();
     // While the thread is held, everything else waits and becomes one group.
     let (release, held) = std::sync::mpsc::channel::<()>();
     let held = std::sync::Mutex::new(held);
@@ -1090,7 +1103,7 @@ async fn commits_that_come_together_stand_and_fall_alone() {
     let commits = futures_util::future::join_all(names.iter().enumerate().map(|(number, name)| {
         let mut big = added(name, 1);
         if number % 2 == 1 {
-            big.facts = vec![big.facts[0].clone(); 30]; // does not fit
+            big.events = vec![big.events[0].clone(); 30]; // does not fit
         }
         store.commit(big)
     }));
@@ -1100,7 +1113,7 @@ async fn commits_that_come_together_stand_and_fall_alone() {
         let fits = number % 2 == 0;
         assert_eq!(outcome.is_ok(), fits, "{number}: {outcome:?}");
         let loaded = store.load(name).await.unwrap();
-        assert_eq!((loaded.told.len(), loaded.last_seq.0), (usize::from(fits), u64::from(fits)));
+        assert_eq!((loaded.snapshot.len(), loaded.last_seq.0), (usize::from(fits), u64::from(fits)));
     }
     assert_eq!(store.usage().await.unwrap().journal_entries, 10);
 }
@@ -1124,7 +1137,7 @@ mod model {
 
     #[derive(Clone, Debug)]
     enum Step {
-        Commit { server: u8, facts: Vec<(u8, bool)>, changes: BTreeMap<u8, Option<u64>>, state: Option<bool> },
+        Commit { server: u8, events: Vec<(u8, bool)>, changes: BTreeMap<u8, Option<u64>>, state: Option<bool> },
         Settle { sink: u8, server: u8, cursor: u64, rev: u64 },
         Declare { sinks: Vec<u8> },
         Bury { sink: u8, server: u8, seq: u64 },
@@ -1145,10 +1158,10 @@ mod model {
         let of = || prop::option::of(0..2u8);
         let names = || prop::collection::vec(0..4u8, 0..4);
         let changes = prop::collection::btree_map(0..5u8, prop::option::of(0..2_000u64), 0..5);
-        let facts = prop::collection::vec((0..5u8, any::<bool>()), 0..4);
-        let commit = (0..2u8, facts, changes, prop::option::of(any::<bool>()));
+        let events = prop::collection::vec((0..5u8, any::<bool>()), 0..4);
+        let commit = (0..2u8, events, changes, prop::option::of(any::<bool>()));
         let step = prop_oneof![
-            8 => commit.prop_map(|(server, facts, changes, state)| Step::Commit { server, facts, changes, state }),
+            8 => commit.prop_map(|(server, events, changes, state)| Step::Commit { server, events, changes, state }),
             2 => (0..2u8, 0..2u8, 0..9u64, 0..9u64)
                 .prop_map(|(sink, server, cursor, rev)| Step::Settle { sink, server, cursor, rev }),
             1 => prop::collection::vec(0..2u8, 0..3).prop_map(|sinks| Step::Declare { sinks }),
@@ -1184,13 +1197,13 @@ mod model {
     /// Does a step and says all that came back.
     async fn act(store: &dyn Store, step: &Step) -> String {
         match step.clone() {
-            Step::Commit { server, facts, changes, state } => {
+            Step::Commit { server, events, changes, state } => {
                 let server = nth_server(server);
-                let told = |number, downloaded| (torrent(&server, number, downloaded), Memory::default());
-                let facts = facts.iter().map(|(number, is_torrent)| match is_torrent {
-                    true => fact(Kind::Started, Some(torrent(&server, *number, 1))),
-                    false if *number == 0 => fact(Kind::JournalReset, None),
-                    false => fact(Kind::ServerOnline, None),
+                let snapshot = |number, downloaded| (torrent(&server, number, downloaded), DiffState::default());
+                let events = events.iter().map(|(number, is_torrent)| match is_torrent {
+                    true => new_event(Kind::Started, Some(torrent(&server, *number, 1))),
+                    false if *number == 0 => new_event(Kind::JournalReset, None),
+                    false => new_event(Kind::ServerOnline, None),
                 });
                 let state = state.map(|is_online| ServerState {
                     is_known: true,
@@ -1199,33 +1212,40 @@ mod model {
                     generation: 0,
                     settling_since: None,
                 });
-                let facts = facts.collect();
-                let changes =
-                    changes.iter().map(|(number, downloaded)| (hash(*number), downloaded.map(|d| told(*number, d))));
-                let tick = Tick { facts, changes: changes.collect(), state, ..tick(&server, 5) };
-                format!("{:?}", store.commit(tick).await)
+                let events = events.collect();
+                let changes = changes
+                    .iter()
+                    .map(|(number, downloaded)| (hash(*number), downloaded.map(|d| snapshot(*number, d))));
+                let change_set = ChangeSet { events, changes: changes.collect(), state, ..change_set(&server, 5) };
+                format!("{:?}", store.commit(change_set).await)
             }
             Step::Settle { sink, server, cursor, rev } => {
-                format!("{:?}", store.settle(&nth_sink(sink), [(nth_server(server), at(cursor, rev))].into()).await)
+                format!(
+                    "{:?}",
+                    store.save_progress(&nth_sink(sink), [(nth_server(server), at(cursor, rev))].into()).await
+                )
             }
             Step::Bury { sink, server, seq } => {
                 let entries = store.read(&nth_server(server), Seq(seq), 1).await.unwrap();
                 for entry in &entries {
-                    store.bury(&nth_sink(sink), entry, "no").await.unwrap();
+                    store.add_dead_letter(&nth_sink(sink), entry, "no").await.unwrap();
                 }
                 format!("{entries:?}")
             }
             Step::Register { sink, names } => {
-                format!("{:?}", store.register(&nth_sink(sink), names.iter().map(u8::to_string).collect()).await)
+                format!("{:?}", store.register_topics(&nth_sink(sink), names.iter().map(u8::to_string).collect()).await)
             }
             Step::Unregister { sink, names } => {
-                format!("{:?}", store.unregister(&nth_sink(sink), names.iter().map(u8::to_string).collect()).await)
+                format!(
+                    "{:?}",
+                    store.unregister_topics(&nth_sink(sink), names.iter().map(u8::to_string).collect()).await
+                )
             }
             Step::Log { server, id: number, origin } => {
                 let base = command("x", "x", Timestamp::from_millis(START));
                 let (server, origin) = (server.map(nth_server), nth_sink(origin));
                 let logged = LoggedCommand { id: id(number), server, origin, ..base };
-                format!("{:?}", store.log_command(logged, None).await)
+                format!("{:?}", store.record_command(logged, None).await)
             }
             Step::Start { server, id: number } => {
                 let server = server.map(nth_server);
@@ -1240,22 +1260,22 @@ mod model {
                         .finish_command(
                             server.as_ref(),
                             &id(number),
-                            Answer { status: OutcomeStatus::Ok, body: result }
+                            LoggedResult { status: OutcomeStatus::Ok, body: result }
                         )
                         .await
                 )
             }
-            Step::Sent { number } => format!("{:?}", store.results_sent(vec![number]).await),
+            Step::Sent { number } => format!("{:?}", store.mark_results_sent(vec![number]).await),
             Step::OweSearch { sink, is_first_life } => {
-                format!("{:?}", store.owe_search(&nth_sink(sink), is_first_life).await)
+                format!("{:?}", store.require_retained_scan(&nth_sink(sink), is_first_life).await)
             }
             Step::TakeOver { sink, names, servers } => {
                 let names = names.iter().map(u8::to_string).collect();
                 let servers: BTreeSet<ServerName> = servers.iter().map(|server| nth_server(*server)).collect();
-                format!("{:?}", store.take_over(&nth_sink(sink), names, servers.into_iter().collect()).await)
+                format!("{:?}", store.adopt_retained(&nth_sink(sink), names, servers.into_iter().collect()).await)
             }
-            Step::Searched { sink } => format!("{:?}", store.searched(&nth_sink(sink)).await),
-            Step::Careful { sink } => format!("{:?}", store.note_careful(&nth_sink(sink)).await),
+            Step::Searched { sink } => format!("{:?}", store.scan_completed(&nth_sink(sink)).await),
+            Step::Careful { sink } => format!("{:?}", store.note_strict_ordering(&nth_sink(sink)).await),
             Step::Declare { .. } | Step::Reopen => unreachable!("not a step of the seam"),
         }
     }
@@ -1269,41 +1289,41 @@ mod model {
             seen.push(format!("{:?}", store.read(&server, Seq(0), 1_000).await));
             seen.push(format!("{:?}", store.read(&server, Seq(2), 3).await));
             seen.push(format!("{:?}", store.progress(&sink).await));
-            seen.push(format!("{:?}", store.registry(&sink).await));
+            seen.push(format!("{:?}", store.retained_topics(&sink).await));
             seen.push(format!("{:?}", store.unsent_results(&sink, 0, 100).await));
-            seen.push(format!("{:?}", store.results_waiting(&sink).await));
-            seen.push(format!("{:?}", store.notes(&sink).await));
+            seen.push(format!("{:?}", store.result_backlog(&sink).await));
+            seen.push(format!("{:?}", store.sink_notes(&sink).await));
         }
-        seen.push(format!("{:?}", store.open_commands().await));
+        seen.push(format!("{:?}", store.unfinished_commands().await));
         seen.push(format!("{:?}", store.usage().await));
         seen.join("\n")
     }
 
     async fn agree(steps: Vec<Step>) {
         let folder = tempfile::tempdir().unwrap();
-        let memory = MemoryStore::new(Options::default(), HandClock::new());
+        let projection_state = MemoryStore::new(Options::default(), HandClock::new());
         let (mut file, _) = open(folder.path());
         let epoch = file.load(&nth_server(0)).await.unwrap().epoch;
-        memory.reopen(epoch);
+        projection_state.reopen(epoch);
         for step in &steps {
             match step {
                 Step::Reopen => {
                     file.close().await.unwrap();
                     drop(file);
                     (file, _) = open(folder.path());
-                    memory.reopen(epoch);
+                    projection_state.reopen(epoch);
                 }
                 Step::Declare { sinks } => {
                     let servers = vec![nth_server(0)];
                     let sinks = sinks.iter().map(|sink| (nth_sink(*sink), servers.clone())).collect();
-                    memory.declare_sinks(&sinks);
+                    projection_state.declare_sinks(&sinks);
                     file.declare_sinks(&sinks).await.unwrap();
                 }
-                step => assert_eq!(act(&file, step).await, act(&memory, step).await, "{step:?}"),
+                step => assert_eq!(act(&file, step).await, act(&projection_state, step).await, "{step:?}"),
             }
-            assert_eq!(look(&file).await, look(&memory).await, "after {step:?}");
+            assert_eq!(look(&file).await, look(&projection_state).await, "after {step:?}");
             for sink in [0, 1].map(nth_sink) {
-                assert_eq!(file.dead_letters(&sink).await.unwrap(), memory.dead_letters(&sink));
+                assert_eq!(file.dead_letters(&sink).await.unwrap(), projection_state.dead_letters(&sink));
             }
         }
     }
@@ -1333,10 +1353,10 @@ async fn commits_until_killed() {
     let home = server("home");
     for number in 0u64.. {
         let mut both = added(&home, (number % 50) as u8);
-        both.facts.push(fact(Kind::Started, both.facts[0].torrent.clone()));
+        both.events.push(new_event(Kind::Started, both.events[0].torrent.clone()));
         let synced = store.commit(both).await.unwrap();
         let lazy = store.commit(updated(&home, 77, number)).await.unwrap();
-        let rev = lazy.told[&hash(77)].as_ref().unwrap().rev;
+        let rev = lazy.snapshot[&hash(77)].as_ref().unwrap().rev;
         // Not println!, which the test harness may hold back.
         writeln!(std::io::stdout(), "told {} {}", synced.last_seq.0, rev.0).unwrap();
     }
@@ -1359,7 +1379,7 @@ async fn a_kill_loses_nothing_that_was_answered_and_no_number_comes_again() {
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut told = 0;
+        let mut snapshot = 0;
         // Reads on after the kill: what was written before it still counts.
         for line in lines.map(Result::unwrap) {
             let Some((seq, rev)) = line.split_once("told ").and_then(|(_, rest)| rest.split_once(' ')) else {
@@ -1369,13 +1389,13 @@ async fn a_kill_loses_nothing_that_was_answered_and_no_number_comes_again() {
             let seq = seq.parse::<u64>().unwrap();
             assert!(seq > last_seq && rev > last_rev, "round {round}: {line} after {last_seq} {last_rev}");
             (last_seq, last_rev) = (seq, rev);
-            told += 1;
-            if told == 20 + round * 7 {
+            snapshot += 1;
+            if snapshot == 20 + round * 7 {
                 child.kill().unwrap();
             }
         }
         child.wait().unwrap();
-        assert!(told >= 20, "the child ended by itself after {told}");
+        assert!(snapshot >= 20, "the child ended by itself after {snapshot}");
 
         let (store, recovery) = open(folder.path());
         assert_eq!(recovery, after_a_kill());
@@ -1383,7 +1403,7 @@ async fn a_kill_loses_nothing_that_was_answered_and_no_number_comes_again() {
         assert!(loaded.last_seq.0 >= last_seq, "{:?} after {last_seq}", loaded.last_seq);
         assert_eq!(seqs(&store, &home).await, (1..=loaded.last_seq.0).collect::<Vec<_>>());
         // The process died, not the machine: what was written without fsync is there too.
-        assert!(loaded.told[&hash(77)].rev.0 >= last_rev);
-        (last_seq, last_rev) = (loaded.last_seq.0, last_rev.max(loaded.told[&hash(77)].rev.0));
+        assert!(loaded.snapshot[&hash(77)].rev.0 >= last_rev);
+        (last_seq, last_rev) = (loaded.last_seq.0, last_rev.max(loaded.snapshot[&hash(77)].rev.0));
     }
 }

@@ -8,9 +8,9 @@ use anyhow::Context as _;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::board::{HookReport, PollReport, SinkReport};
+use crate::live_state::{HookReport, PollReport, SinkReport};
 use crate::model::{ServerName, SinkName};
-use crate::port::{ResultsWaiting, Usage};
+use crate::port::{ResultBacklog, Usage};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
@@ -33,7 +33,7 @@ pub const ALL: &[(&str, Shape, &str)] = &[
     ("dtorrent_journal_entries", Shape::Gauge, "Events kept on disk"),
     ("dtorrent_journal_bytes", Shape::Gauge, "Bytes of the events kept on disk"),
     ("dtorrent_hooked_events", Shape::Gauge, "Kinds of events for which a client rings by itself (`hooks`)"),
-    ("dtorrent_hook_pokes_total", Shape::Counter, "How often a client rang"),
+    ("dtorrent_hook_wakes_total", Shape::Counter, "How often a client rang"),
     ("dtorrent_sink_connected", Shape::Gauge, "1 if a sink is connected"),
     ("dtorrent_sink_lag_entries", Shape::Gauge, "Events that a sink has not taken yet"),
     ("dtorrent_sink_lag_seconds", Shape::Gauge, "Since when a sink has been behind"),
@@ -120,10 +120,10 @@ pub fn note_hooks(server: &ServerName, report: &HookReport) {
     let server = server.to_string();
     let hooked = report.hooks.as_ref().map_or(0, |hooks| hooks.ringing.len());
     gauge!("dtorrent_hooked_events", "server" => server.clone()).set(hooked as f64);
-    counter!("dtorrent_hook_pokes_total", "server" => server).absolute(report.pokes);
+    counter!("dtorrent_hook_wakes_total", "server" => server).absolute(report.wakes);
 }
 
-pub fn note_results(sink: &SinkName, waiting: ResultsWaiting) {
+pub fn note_results(sink: &SinkName, waiting: ResultBacklog) {
     gauge!("dtorrent_results_waiting", "sink" => sink.to_string()).set(waiting.count as f64);
 }
 

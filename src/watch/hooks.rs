@@ -15,10 +15,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{SHORTEST_PAUSE, with_causes};
-use crate::board::{Board, ServerBoard};
+use crate::live_state::{LiveState, ServerHandle};
+use crate::log_throttle::LogThrottle;
 use crate::model::{Hook, ServerName};
-use crate::port::{ClientError, HookWish, Hooks, TorrentClient};
-use crate::repeat::Repeat;
+use crate::port::{ClientError, HookRequest, Hooks, TorrentClient};
 
 /// How long hooks may be gone unnoticed in a client that did not restart.
 const LOOK_FOR_HOOKS_EACH: Duration = Duration::from_secs(60);
@@ -27,28 +27,28 @@ const LOOK_FOR_HOOKS_EACH: Duration = Duration::from_secs(60);
 pub struct HookKeeper {
     pub server: ServerName,
     pub client: Arc<dyn TorrentClient>,
-    pub board: Arc<Board>,
+    pub live: Arc<LiveState>,
     pub hook: Hook,
 }
 
 impl HookKeeper {
     /// Keeps the hooks until `stop`, and takes them back then.
     pub async fn run(self, stop: CancellationToken) {
-        let Some(board) = self.board.server(&self.server) else { return };
-        tokio::join!(self.answer_bell(board, &stop), self.keep(board, &stop));
-        match self.client.hooks(HookWish::Take(&self.hook.key)).await {
+        let Some(live) = self.live.server(&self.server) else { return };
+        tokio::join!(self.receive_hook_signals(live, &stop), self.keep(live, &stop));
+        match self.client.hooks(HookRequest::Take(&self.hook.key)).await {
             Ok(hooks) => debug!(server = %self.server, taken = hooks.changed, "hooks taken back"),
             Err(error) => warn!(server = %self.server, error = with_causes(&error), "hooks could not be taken back"),
         }
     }
 
-    async fn answer_bell(&self, board: &ServerBoard, stop: &CancellationToken) {
+    async fn receive_hook_signals(&self, live: &ServerHandle, stop: &CancellationToken) {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = board.bell.rung.notified() => board.poke.notify_one(),
+                () = live.hook_notifier.notified.notified() => live.wake.notify_one(),
             }
-            let pause = SHORTEST_PAUSE.max(2 * board.read(|content| content.poll.duration));
+            let pause = SHORTEST_PAUSE.max(2 * live.read(|content| content.poll.duration));
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
@@ -56,43 +56,43 @@ impl HookKeeper {
         }
     }
 
-    async fn keep(&self, board: &ServerBoard, stop: &CancellationToken) {
-        let mut failures = Repeat::default();
+    async fn keep(&self, live: &ServerHandle, stop: &CancellationToken) {
+        let mut failures = LogThrottle::default();
         while !stop.is_cancelled() {
-            if board.read(|content| content.poll.is_answering()) {
-                let result = self.client.hooks(HookWish::Set(&self.hook)).await;
-                self.note(board, result, &mut failures);
+            if live.read(|content| content.poll.is_answering()) {
+                let result = self.client.hooks(HookRequest::Set(&self.hook)).await;
+                self.note(live, result, &mut failures);
             }
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = board.bell.client_is_new.notified() => {}
+                () = live.hook_notifier.client_is_new.notified() => {}
                 () = tokio::time::sleep(LOOK_FOR_HOOKS_EACH) => {}
             }
         }
     }
 
-    fn note(&self, board: &ServerBoard, result: Result<Hooks, ClientError>, failures: &mut Repeat) {
+    fn note(&self, live: &ServerHandle, result: Result<Hooks, ClientError>, failures: &mut LogThrottle) {
         match result {
             Ok(hooks) => {
-                if let Some(times) = failures.ended() {
+                if let Some(times) = failures.recovered() {
                     info!(server = %self.server, times, "hooks can be set again");
                 }
                 let Hooks { ringing, left_alone, changed } = &hooks;
                 if *changed > 0 {
                     info!(server = %self.server, events = ?ringing, ?left_alone, "the client rings by itself");
                     // Nobody rang for what happened before.
-                    board.poke.notify_one();
-                } else if ringing.is_empty() && board.bell.last_report().hooks.as_ref() != Some(&hooks) {
+                    live.wake.notify_one();
+                } else if ringing.is_empty() && live.hook_notifier.last_report().hooks.as_ref() != Some(&hooks) {
                     warn!(server = %self.server, ?left_alone, "no event can be hooked: others hang there");
                 }
-                board.bell.report(|report| (report.hooks, report.problem) = (Some(hooks), None));
+                live.hook_notifier.report(|report| (report.hooks, report.problem) = (Some(hooks), None));
             }
             Err(error) => {
                 let problem = with_causes(&error);
                 if let Some(times) = failures.failed() {
                     warn!(server = %self.server, times, problem, "hooks cannot be set, looking each interval all the same");
                 }
-                board.bell.report(|report| (report.hooks, report.problem) = (None, Some(problem)));
+                live.hook_notifier.report(|report| (report.hooks, report.problem) = (None, Some(problem)));
             }
         }
     }
@@ -108,10 +108,10 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::board::{Content, Named, PollReport};
+    use crate::live_state::{LiveServer, Named, PollReport};
     use crate::model::{
-        Action, BellAddress, BellSecret, Details, Epoch, HookKey, InfoHash, Listing, Parts, Seq, ServerState,
-        ServerStats, Told,
+        Action, Details, Epoch, HookAddress, HookKey, HookSecret, InfoHash, Listing, Parts, Seq, ServerState,
+        ServerStats, Snapshot,
     };
     use crate::port::{Applied, Scope};
 
@@ -133,12 +133,12 @@ mod tests {
         async fn apply(&self, _: &Action) -> Result<Applied, ClientError> {
             unreachable!("hooks change no torrent")
         }
-        async fn hooks(&self, wish: HookWish<'_>) -> Result<Hooks, ClientError> {
+        async fn hooks(&self, wish: HookRequest<'_>) -> Result<Hooks, ClientError> {
             let mut is_hooked = self.is_hooked.lock().unwrap();
             let (word, is_wanted) = match wish {
-                HookWish::Look(_) => ("look", *is_hooked),
-                HookWish::Set(_) => ("set", true),
-                HookWish::Take(_) => ("take", false),
+                HookRequest::Look(_) => ("look", *is_hooked),
+                HookRequest::Set(_) => ("set", true),
+                HookRequest::Take(_) => ("take", false),
             };
             self.asked.lock().unwrap().push(word);
             let changed = usize::from(*is_hooked != is_wanted);
@@ -148,7 +148,7 @@ mod tests {
     }
 
     struct Stage {
-        board: Arc<Board>,
+        live: Arc<LiveState>,
         server: ServerName,
         client: Arc<Hookable>,
         keeper: HookKeeper,
@@ -157,40 +157,40 @@ mod tests {
     impl Stage {
         fn new() -> Self {
             let server = ServerName::parse("home").unwrap();
-            let content = Content {
+            let content = LiveServer {
                 epoch: Epoch(1),
-                told: Told::new(),
+                snapshot: Snapshot::new(),
                 state: ServerState::default(),
                 last_seq: Seq(0),
-                owes_reset: false,
+                needs_reset: false,
                 stats: ServerStats::default(),
                 stats_body: Bytes::new(),
                 poll: PollReport::default(),
             };
-            let board = Arc::new(Board::new(BTreeMap::from([(server.clone(), content)]), []));
+            let live = Arc::new(LiveState::new(BTreeMap::from([(server.clone(), content)]), []));
             let hook = Hook {
                 key: HookKey::new("main", &server).unwrap(),
-                address: BellAddress::parse("127.0.0.1:1").unwrap(),
-                secret: BellSecret::new([1; 16]),
+                address: HookAddress::parse("127.0.0.1:1").unwrap(),
+                secret: HookSecret::new([1; 16]),
                 server: server.clone(),
             };
             let client = Arc::new(Hookable::default());
             let dyn_client: Arc<dyn TorrentClient> = client.clone();
-            let keeper = HookKeeper { server: server.clone(), client: dyn_client, board: Arc::clone(&board), hook };
-            Self { board, server, client, keeper }
+            let keeper = HookKeeper { server: server.clone(), client: dyn_client, live: Arc::clone(&live), hook };
+            Self { live, server, client, keeper }
         }
 
-        fn board(&self) -> &ServerBoard {
-            self.board.server(&self.server).unwrap()
+        fn live(&self) -> &ServerHandle {
+            self.live.server(&self.server).unwrap()
         }
 
         /// The client answered a look that took so long.
         fn answers(&self, took: Duration) {
-            self.board().write(|content| {
+            self.live().write(|content| {
                 content.poll =
                     PollReport { last_success: Some(Instant::now()), duration: took, ..PollReport::default() };
             });
-            self.board().bell.client_is_new.notify_one();
+            self.live().hook_notifier.client_is_new.notify_one();
         }
 
         fn asked(&self) -> Vec<&'static str> {
@@ -223,12 +223,12 @@ mod tests {
                 stage.answers(Duration::ZERO);
                 pass(1.0).await;
                 assert_eq!(stage.asked(), ["set"]);
-                tokio::time::timeout(Duration::ZERO, stage.board().poke.notified()).await.expect("a first look");
-                assert_eq!(stage.board().bell.last_report().hooks.unwrap().ringing, ["paused"]);
+                tokio::time::timeout(Duration::ZERO, stage.live().wake.notified()).await.expect("a first look");
+                assert_eq!(stage.live().hook_notifier.last_report().hooks.unwrap().ringing, ["paused"]);
                 pass(60.0).await;
                 assert_eq!(stage.asked(), ["set"], "each minute");
-                let poke = tokio::time::timeout(Duration::ZERO, stage.board().poke.notified()).await;
-                assert!(poke.is_err(), "nothing was changed");
+                let wake = tokio::time::timeout(Duration::ZERO, stage.live().wake.notified()).await;
+                assert!(wake.is_err(), "nothing was changed");
                 *stage.client.is_hooked.lock().unwrap() = false;
                 stage.answers(Duration::ZERO);
                 pass(1.0).await;
@@ -243,24 +243,24 @@ mod tests {
     async fn a_ring_is_answered_at_once_and_many_as_one_and_the_client_has_time_for_itself() {
         for (look, pause) in [(Duration::ZERO, 0.1), (Duration::from_secs(1), 2.0)] {
             let stage = Stage::new();
-            stage.board().write(|content| content.poll.duration = look);
+            stage.live().write(|content| content.poll.duration = look);
             stage
                 .while_running(async {
                     let poked = async || {
                         let began = Instant::now();
-                        stage.board().poke.notified().await;
+                        stage.live().wake.notified().await;
                         began.elapsed().as_secs_f64()
                     };
-                    stage.board().bell.ring(HASH);
+                    stage.live().hook_notifier.notify(HASH);
                     assert_eq!(poked().await, 0.0, "at once");
                     for _ in 0..10_000 {
-                        stage.board().bell.ring(HASH);
+                        stage.live().hook_notifier.notify(HASH);
                     }
                     let waited = poked().await;
                     assert!((waited - pause).abs() < 0.01, "{waited} s after a look of {look:?}");
                     let more = tokio::time::timeout(Duration::from_secs(10), poked()).await;
                     assert!(more.is_err(), "all were answered");
-                    assert_eq!(stage.board().bell.last_report().pokes, 10_001);
+                    assert_eq!(stage.live().hook_notifier.last_report().wakes, 10_001);
                 })
                 .await;
         }
@@ -269,16 +269,16 @@ mod tests {
     #[test]
     fn what_is_named_is_kept_until_it_is_too_much_to_be_worth_it() {
         let stage = Stage::new();
-        let bell = &stage.board().bell;
-        bell.ring(HASH);
-        bell.ring(HASH);
-        assert_eq!(bell.take_named(), Named::These([HASH].into()));
-        assert_eq!(bell.take_named(), Named::default());
+        let hook_notifier = &stage.live().hook_notifier;
+        hook_notifier.notify(HASH);
+        hook_notifier.notify(HASH);
+        assert_eq!(hook_notifier.take_named(), Named::These([HASH].into()));
+        assert_eq!(hook_notifier.take_named(), Named::default());
         for number in 0..10_000_u16 {
             let mut hash = [0; 20];
             hash[..2].copy_from_slice(&number.to_be_bytes());
-            bell.ring(InfoHash::V1(hash));
+            hook_notifier.notify(InfoHash::V1(hash));
         }
-        assert_eq!(bell.take_named(), Named::Many);
+        assert_eq!(hook_notifier.take_named(), Named::Many);
     }
 }

@@ -1,7 +1,7 @@
 //! The watcher: looks at one server again and again, and has what it found written down and told.
 //!
 //! There are two speeds. At each beat it asks for what changed, which costs the client next to
-//! nothing; now and then, and whenever that leaves a doubt, for all ([`pace`], [`Observer::needs_all`]).
+//! nothing; now and then, and whenever that leaves a doubt, for all ([`pace`], [`Differ::needs_all`]).
 //!
 //! One look at a time. A look is: list → diff against what was told → commit → board. It is never
 //! broken off half-way, so `told` and journal agree. What a look cannot commit (no room) stays
@@ -20,14 +20,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use self::pace::{Pace, Reason};
-use crate::board::{Board, Named, ServerBoard};
 use crate::commands::expect::Expectations;
-use crate::diff::{Limits, Moment, Observer};
+use crate::diff::{Differ, Limits, Moment};
+use crate::live_state::{LiveState, Named, ServerHandle};
+use crate::log_throttle::LogThrottle;
 use crate::model::{
-    Cause, Changes, Covers, Fact, Files, InfoHash, Kind, Listing, Seq, ServerName, Stats, Tick, Torrent,
+    Cause, ChangeSet, Changes, Covers, Files, InfoHash, Kind, Listing, NewEvent, Seq, ServerName, Stats, Torrent,
 };
 use crate::port::{ClientError, Clock, Delivery, Scope, Store, StoreError, TorrentClient};
-use crate::repeat::Repeat;
 
 pub use self::hooks::HookKeeper;
 
@@ -35,7 +35,7 @@ pub use self::hooks::HookKeeper;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// So many looks at a server that is new are made at once; if the first picture is not whole then, there is
 /// no hurry any more.
-const FIRST_LOOKS: u64 = 5;
+const FIRST_POLLS: u64 = 5;
 /// So many events are written down together.
 const FACTS_AT_ONCE: usize = 500;
 /// Of more torrents that somebody named all are looked at.
@@ -51,7 +51,7 @@ pub struct Watcher {
     pub sweep: Duration,
     pub client: Arc<dyn TorrentClient>,
     pub store: Arc<dyn Store>,
-    pub board: Arc<Board>,
+    pub live: Arc<LiveState>,
     pub clock: Arc<dyn Clock>,
     pub expectations: Arc<Expectations>,
     pub files: Arc<FilesWanted>,
@@ -61,10 +61,10 @@ pub struct Watcher {
 
 /// What a running watcher keeps between looks.
 struct State {
-    observer: Observer,
+    differ: Differ,
     start: Instant,
-    failures: Repeat,
-    full: Repeat,
+    failures: LogThrottle,
+    full: LogThrottle,
     stats_made: Option<Instant>,
     /// What the stats are made of has changed since.
     are_stats_old: bool,
@@ -83,12 +83,12 @@ impl Watcher {
     /// # Errors
     /// Only a store that cannot be used any more.
     pub async fn run(self, stop: CancellationToken) -> Result<(), StoreError> {
-        let Some(board) = self.board.server(&self.server) else { return Ok(()) };
+        let Some(live) = self.live.server(&self.server) else { return Ok(()) };
         let mut state = State {
-            observer: Observer::new(self.server.clone(), Limits::default()),
+            differ: Differ::new(self.server.clone(), Limits::default()),
             start: Instant::now(),
-            failures: Repeat::default(),
-            full: Repeat::default(),
+            failures: LogThrottle::default(),
+            full: LogThrottle::default(),
             stats_made: None,
             are_stats_old: true,
             pace: Pace::new(self.interval, self.sweep),
@@ -98,24 +98,24 @@ impl Watcher {
         };
         let mut is_poked = false;
         loop {
-            let (took, pause) = self.look(&mut state, board).await?;
+            let (took, pause) = self.look(&mut state, live).await?;
             // Who was woken for a torrent that is missing is not to sleep before it is known to be gone.
-            let is_urgent = self.expectations.is_waiting() || (is_poked && state.observer.is_in_doubt());
+            let is_urgent = self.expectations.is_waiting() || (is_poked && state.differ.is_in_doubt());
             let pause = if is_urgent { took } else { pause }.max(SHORTEST_PAUSE);
-            board.write(|content| content.poll.interval = took + pause);
+            live.write(|content| content.poll.interval = took + pause);
             is_poked = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                () = board.poke.notified() => true,
+                () = live.wake.notified() => true,
                 () = tokio::time::sleep(pause) => false,
             };
         }
     }
 
     /// One look, told and written down. Returns how long the client took, and how long to leave it alone.
-    async fn look(&self, state: &mut State, board: &ServerBoard) -> Result<(Duration, Duration), StoreError> {
-        let look = self.expectations.begin_look();
-        match board.bell.take_named() {
+    async fn look(&self, state: &mut State, live: &ServerHandle) -> Result<(Duration, Duration), StoreError> {
+        let look = self.expectations.begin_poll();
+        match live.hook_notifier.take_named() {
             Named::These(mut hashes) => state.named.append(&mut hashes),
             Named::Many => state.are_many_named = true,
         }
@@ -124,9 +124,9 @@ impl Watcher {
             state.named.clear();
             state.are_many_named = true;
         }
-        let (needs_all, is_first) = board.read(|content| {
-            let is_first = !content.state.is_known && content.poll.polls < FIRST_LOOKS;
-            (state.observer.needs_all(&content.state), is_first)
+        let (needs_all, is_first) = live.read(|content| {
+            let is_first = !content.state.is_known && content.poll.polls < FIRST_POLLS;
+            (state.differ.needs_all(&content.state), is_first)
         });
         let needs_all = needs_all || state.are_many_named;
         let is_sweep = state.pace.is_sweep_due(state.start.elapsed());
@@ -138,42 +138,49 @@ impl Watcher {
             Err(_) => Reason::Free,
             Ok(_) if is_first => Reason::Free,
             Ok(_) if is_sweep => Reason::Sweep,
-            Ok(_) => Reason::Tick,
+            Ok(_) => Reason::ChangeSet,
         };
         let is_full = answer.as_ref().is_ok_and(|listing| listing.covers == Covers::All);
-        let pause = state.pace.looked(reason, is_full, took, state.start.elapsed());
+        let pause = state.pace.polled(reason, is_full, took, state.start.elapsed());
         let now = Moment { time: self.clock.now(), at: state.start.elapsed() };
-        let mut tick = board.read(|content| match &answer {
-            Ok(listing) => state.observer.looked(&content.told, &content.state, listing, now),
-            Err(_) => state.observer.failed(&content.state, now),
+        let mut change_set = live.read(|content| match &answer {
+            Ok(listing) => state.differ.polled(&content.snapshot, &content.state, listing, now),
+            Err(_) => state.differ.failed(&content.state, now),
         });
-        let owes_reset = board.read(|content| content.owes_reset || self.is_history_lost && content.last_seq == Seq(0));
-        if answer.is_ok() && owes_reset {
-            tick.facts.insert(0, journal_reset());
+        let needs_reset =
+            live.read(|content| content.needs_reset || self.is_history_lost && content.last_seq == Seq(0));
+        if answer.is_ok() && needs_reset {
+            change_set.events.insert(0, journal_reset());
         }
-        self.expectations.mark(&mut tick);
-        state.are_stats_old |= !tick.is_empty();
-        self.tell(state, board, tick, now.at).await?;
+        self.expectations.mark(&mut change_set);
+        state.are_stats_old |= !change_set.is_empty();
+        self.publish(state, live, change_set, now.at).await?;
         // "It answers" may be read only when what it answered stands on the board.
-        self.report_poll(state, board, &answer, began, took);
-        note_run(state, board, &answer);
+        self.report_poll(state, live, &answer, began, took);
+        note_run(state, live, &answer);
         if let Ok(listing) = &answer {
-            self.make_stats(state, board, listing);
+            self.make_stats(state, live, listing);
             state.named.clear();
             state.are_many_named = false;
-            board.read(|content| self.expectations.judge(look, listing, &content.told));
+            live.read(|content| self.expectations.judge(look, listing, &content.snapshot));
         }
         Ok((took, pause))
     }
 
     /// Has a tick told; a large one in parts, so that the first is on its way while the last is written down.
-    async fn tell(&self, state: &mut State, board: &ServerBoard, tick: Tick, at: Duration) -> Result<(), StoreError> {
-        if tick.is_empty() {
+    async fn publish(
+        &self,
+        state: &mut State,
+        live: &ServerHandle,
+        change_set: ChangeSet,
+        at: Duration,
+    ) -> Result<(), StoreError> {
+        if change_set.is_empty() {
             return Ok(());
         }
-        for part in tick.into_parts(FACTS_AT_ONCE) {
-            if !self.tell_part(state, board, part, at).await? {
-                state.observer.held_back();
+        for part in change_set.into_parts(FACTS_AT_ONCE) {
+            if !self.tell_part(state, live, part, at).await? {
+                state.differ.held_back();
                 break;
             }
         }
@@ -184,23 +191,23 @@ impl Watcher {
     async fn tell_part(
         &self,
         state: &mut State,
-        board: &ServerBoard,
-        tick: Tick,
+        live: &ServerHandle,
+        change_set: ChangeSet,
         at: Duration,
     ) -> Result<bool, StoreError> {
-        let server_state = tick.state.clone();
+        let server_state = change_set.state.clone();
         let said: Vec<(Kind, Option<Arc<Torrent>>)> =
-            tick.facts.iter().map(|fact| (fact.kind, fact.torrent.clone())).collect();
-        match self.store.commit(tick).await {
+            change_set.events.iter().map(|new_event| (new_event.kind, new_event.torrent.clone())).collect();
+        match self.store.commit(change_set).await {
             Ok(committed) => {
-                if let Some(times) = state.full.ended() {
+                if let Some(times) = state.full.recovered() {
                     info!(server = %self.server, times, "there is room again, what happened meanwhile is told now");
                 }
-                state.observer.committed(&committed, at);
+                state.differ.committed(&committed, at);
                 if said.iter().any(|(kind, _)| *kind == Kind::JournalReset) {
-                    board.write(|content| content.owes_reset = false);
+                    live.write(|content| content.needs_reset = false);
                 }
-                self.board.tell(&self.server, committed, server_state);
+                self.live.publish(&self.server, committed, server_state);
                 for (kind, torrent) in said {
                     debug!(server = %self.server, kind = kind.as_str(), "told");
                     let labels = [("server", self.server.to_string()), ("kind", kind.as_str().to_owned())];
@@ -226,7 +233,7 @@ impl Watcher {
     fn report_poll(
         &self,
         state: &mut State,
-        board: &ServerBoard,
+        live: &ServerHandle,
         answer: &Result<Listing, ClientError>,
         began: Instant,
         took: Duration,
@@ -234,7 +241,7 @@ impl Watcher {
         let failure = answer.as_ref().err().map(|error| with_causes(error));
         match &failure {
             None => {
-                if let Some(times) = state.failures.ended() {
+                if let Some(times) = state.failures.recovered() {
                     info!(server = %self.server, times, "the client answers again");
                 }
             }
@@ -248,7 +255,7 @@ impl Watcher {
         let labels = [("server", self.server.to_string()), ("result", result.to_owned())];
         metrics::counter!("dtorrent_polls_total", &labels).increment(1);
         metrics::histogram!("dtorrent_poll_duration_seconds", "server" => self.server.to_string()).record(took);
-        board.write(|content| {
+        live.write(|content| {
             content.poll.polls += 1;
             content.poll.duration = took;
             if failure.is_none() {
@@ -269,38 +276,44 @@ impl Watcher {
         });
     }
 
-    fn make_stats(&self, state: &mut State, board: &ServerBoard, listing: &Listing) {
+    fn make_stats(&self, state: &mut State, live: &ServerHandle, listing: &Listing) {
         if !state.are_stats_old || state.stats_made.is_some_and(|made| made.elapsed() < STATS_EACH) {
             return;
         }
         state.stats_made = Some(Instant::now());
         state.are_stats_old = false;
-        let body = board.read(|content| {
-            let stats = Stats::of(listing.stats.clone(), content.told.values().map(|told| &*told.torrent));
+        let body = live.read(|content| {
+            let stats = Stats::of(listing.stats.clone(), content.snapshot.values().map(|snapshot| &*snapshot.torrent));
             for (status, count) in &stats.by_status {
                 let labels = [("server", self.server.to_string()), ("status", status.as_str().to_owned())];
                 metrics::gauge!("dtorrent_torrents", &labels).set(*count as f64);
             }
             Bytes::from(serde_json::to_vec(&stats).expect("stats are plain JSON"))
         });
-        if board.read(|content| content.stats_body != body) {
-            board.write(|content| content.stats_body = body);
-            self.board.wake();
+        if live.read(|content| content.stats_body != body) {
+            live.write(|content| content.stats_body = body);
+            self.live.wake_sinks();
         }
     }
 }
 
 /// Tells who hangs hooks that the client is not the one that answered the look before.
-fn note_run(state: &mut State, board: &ServerBoard, answer: &Result<Listing, ClientError>) {
+fn note_run(state: &mut State, live: &ServerHandle, answer: &Result<Listing, ClientError>) {
     let run = answer.as_ref().ok().map(|listing| listing.run.clone());
     if run.is_some() && run != state.run {
-        board.bell.client_is_new.notify_one();
+        live.hook_notifier.client_is_new.notify_one();
     }
     state.run = run;
 }
 
-fn journal_reset() -> Fact {
-    Fact { kind: Kind::JournalReset, cause: Cause::Observed, command_id: None, changes: Changes::new(), torrent: None }
+fn journal_reset() -> NewEvent {
+    NewEvent {
+        kind: Kind::JournalReset,
+        cause: Cause::Observed,
+        command_id: None,
+        changes: Changes::new(),
+        torrent: None,
+    }
 }
 
 /// The error with what lies behind it, in one line.
@@ -345,7 +358,7 @@ impl FilesWanted {
         &self,
         server: ServerName,
         client: Arc<dyn TorrentClient>,
-        board: Arc<Board>,
+        live: Arc<LiveState>,
         stop: CancellationToken,
     ) {
         while !stop.is_cancelled() {
@@ -359,7 +372,7 @@ impl FilesWanted {
             match client.files(hash).await {
                 Ok(Some(files)) => {
                     let body = serde_json::to_vec(&Files { hash, files }).expect("files are plain JSON");
-                    board.tell_aside(&Delivery::Files { server: server.clone(), hash, body: Bytes::from(body) });
+                    live.publish_ephemeral(&Delivery::Files { server: server.clone(), hash, body: Bytes::from(body) });
                 }
                 Ok(None) => {}
                 Err(error) => debug!(%server, %hash, error = with_causes(&error), "files could not be read"),

@@ -58,7 +58,7 @@ pub enum Reason {
     /// A full picture was due.
     Sweep,
     /// It was time, something was poked, or only all could show what happened.
-    Tick,
+    ChangeSet,
     /// The first snapshot is being taken, or there was no answer: neither waits.
     Free,
 }
@@ -82,7 +82,7 @@ impl Pace {
     }
 
     /// A look ended at `at` after `took`. Returns how long to wait for the next.
-    pub fn looked(&mut self, reason: Reason, is_full: bool, took: Duration, at: Duration) -> Duration {
+    pub fn polled(&mut self, reason: Reason, is_full: bool, took: Duration, at: Duration) -> Duration {
         self.debt = self.debt.saturating_sub(at.saturating_sub(self.at) / SHARE);
         self.at = at;
         let recent = if is_full { &mut self.full } else { &mut self.quick };
@@ -94,7 +94,7 @@ impl Pace {
         match reason {
             Reason::Sweep | Reason::Free => {}
             // A debt is never more than what is paid back until the next full picture.
-            Reason::Tick => self.debt = (self.debt + cost).min(OVERDRAFT.max(cost) + self.sweep() / SHARE),
+            Reason::ChangeSet => self.debt = (self.debt + cost).min(OVERDRAFT.max(cost) + self.sweep() / SHARE),
         }
         let beat = self.interval.saturating_sub(took);
         if reason == Reason::Free {
@@ -117,12 +117,12 @@ mod tests {
     fn run(pace: &mut Pace, took: impl Fn(Reason) -> (bool, Duration), until: Duration) -> (u32, f64) {
         let (mut at, mut spent, mut looks) = (Duration::ZERO, Duration::ZERO, 0);
         while at < until {
-            let reason = if pace.is_sweep_due(at) { Reason::Sweep } else { Reason::Tick };
+            let reason = if pace.is_sweep_due(at) { Reason::Sweep } else { Reason::ChangeSet };
             let (is_full, took) = took(reason);
             at += took;
             spent += took;
             looks += 1;
-            at += pace.looked(reason, is_full, took, at).max(ms(1));
+            at += pace.polled(reason, is_full, took, at).max(ms(1));
         }
         (looks, spent.as_secs_f64() / at.as_secs_f64())
     }
@@ -148,10 +148,10 @@ mod tests {
     #[test]
     fn a_client_with_few_torrents_is_read_whole_at_each_beat() {
         let mut pace = Pace::new(ms(1000), ms(30_000));
-        pace.looked(Reason::Free, true, ms(2), ms(1000));
+        pace.polled(Reason::Free, true, ms(2), ms(1000));
         assert!(pace.is_sweep_due(ms(2000)));
-        pace.looked(Reason::Sweep, true, ms(40), ms(2000));
-        pace.looked(Reason::Sweep, true, ms(40), ms(2000));
+        pace.polled(Reason::Sweep, true, ms(40), ms(2000));
+        pace.polled(Reason::Sweep, true, ms(40), ms(2000));
         assert!(!pace.is_sweep_due(ms(3000)));
         assert_eq!(pace.sweep(), ms(8000), "no more often than it is nothing to speak of");
     }
@@ -181,12 +181,12 @@ mod tests {
         // Somebody waits, or the client rings: looks come without a pause for an hour.
         while at < ms(3_600_000) {
             at += ms(400);
-            pace.looked(Reason::Tick, true, ms(400), at);
+            pace.polled(Reason::ChangeSet, true, ms(400), at);
             at += ms(400);
         }
-        let pause = pace.looked(Reason::Tick, false, ms(10), at);
+        let pause = pace.polled(Reason::ChangeSet, false, ms(10), at);
         assert!(pause <= pace.sweep(), "{pause:?}");
-        let later = pace.looked(Reason::Sweep, true, ms(400), at + pause);
+        let later = pace.polled(Reason::Sweep, true, ms(400), at + pause);
         assert!(later <= pace.sweep(), "{later:?}");
     }
 
@@ -194,24 +194,24 @@ mod tests {
     fn an_answer_that_waited_once_makes_nothing_slower() {
         let mut pace = Pace::new(ms(1000), ms(30_000));
         for second in 1..=3 {
-            pace.looked(Reason::Sweep, true, ms(20), ms(second * 1000));
-            pace.looked(Reason::Tick, false, ms(1), ms(second * 1000 + 500));
+            pace.polled(Reason::Sweep, true, ms(20), ms(second * 1000));
+            pace.polled(Reason::ChangeSet, false, ms(1), ms(second * 1000 + 500));
         }
         let sweep = pace.sweep();
-        for reason in [Reason::Sweep, Reason::Tick] {
-            assert_eq!(pace.looked(reason, true, ms(45_000), ms(60_000)), ms(0));
+        for reason in [Reason::Sweep, Reason::ChangeSet] {
+            assert_eq!(pace.polled(reason, true, ms(45_000), ms(60_000)), ms(0));
             assert_eq!(pace.sweep(), sweep);
-            pace.looked(reason, true, ms(20), ms(60_000));
-            pace.looked(reason, true, ms(20), ms(60_000));
+            pace.polled(reason, true, ms(20), ms(60_000));
+            pace.polled(reason, true, ms(20), ms(60_000));
         }
-        assert_eq!(pace.looked(Reason::Tick, false, ms(45_000), ms(120_000)), ms(0));
+        assert_eq!(pace.polled(Reason::ChangeSet, false, ms(45_000), ms(120_000)), ms(0));
     }
 
     #[test]
     fn a_few_long_looks_in_a_row_are_nobodys_concern() {
         let mut pace = Pace::new(ms(1000), ms(30_000));
         for second in 1..=5 {
-            let pause = pace.looked(Reason::Tick, true, ms(400), ms(second * 1000));
+            let pause = pace.polled(Reason::ChangeSet, true, ms(400), ms(second * 1000));
             assert_eq!(pause, ms(600), "after {second}");
         }
     }
@@ -220,7 +220,7 @@ mod tests {
     fn a_client_that_does_not_answer_is_tried_at_the_beat() {
         let mut pace = Pace::new(ms(1000), ms(30_000));
         for try_number in 1..=5 {
-            assert_eq!(pace.looked(Reason::Free, false, ms(10_000), ms(try_number * 10_000)), Duration::ZERO);
+            assert_eq!(pace.polled(Reason::Free, false, ms(10_000), ms(try_number * 10_000)), Duration::ZERO);
         }
         assert!(pace.is_sweep_due(ms(50_000)), "there never was a full picture");
     }

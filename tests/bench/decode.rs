@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use dtorrent::clients::rtorrent::calls::{Answers, Cell, Fault};
 use dtorrent::clients::rtorrent::{jsonrpc, xmlrpc};
-use dtorrent::diff::{Limits, Moment, Observer};
+use dtorrent::diff::{Differ, Limits, Moment};
 use dtorrent::model::{
-    Committed, Completion, Facts, Listing, Memory, Observed, Rev, Run, Seq, ServerName, ServerState, Timestamp, Told,
-    ToldTorrent, Torrent,
+    Committed, Completion, DiffState, Facts, Listing, Observed, Rev, Run, Seq, ServerName, ServerState, Snapshot,
+    SnapshotTorrent, Timestamp, Torrent,
 };
 use serde::Deserialize;
 
@@ -207,12 +207,12 @@ fn diff(changed: usize) -> anyhow::Result<Duration> {
         observed
     };
     let torrents: Vec<_> = (0..TORRENTS).map(|number| sample::of_a_library(&server, number)).collect();
-    let told_torrent = |torrent: &std::sync::Arc<Torrent>| ToldTorrent {
+    let told_torrent = |torrent: &std::sync::Arc<Torrent>| SnapshotTorrent {
         torrent: torrent.clone(),
         rev: Rev(1),
         last_seq: Seq(1),
         changed_at: Timestamp::from_seconds(1_795_000_000),
-        memory: Memory {
+        memory: DiffState {
             load: Some(torrent.hash.to_string()),
             generation: 0,
             has_metadata: true,
@@ -221,19 +221,19 @@ fn diff(changed: usize) -> anyhow::Result<Duration> {
             run: Run::Running,
         },
     };
-    let told: Told = torrents.iter().map(|torrent| (torrent.hash, told_torrent(torrent))).collect();
+    let snapshot: Snapshot = torrents.iter().map(|torrent| (torrent.hash, told_torrent(torrent))).collect();
     let run = Some("1".to_owned());
     let state = ServerState { is_known: true, is_online: true, run: run.clone(), generation: 0, settling_since: None };
     let mut listing = Listing::of_all(torrents.iter().map(|torrent| observed(torrent)));
     listing.run = run;
-    let mut observer = Observer::new(server, Limits::default());
+    let mut differ = Differ::new(server, Limits::default());
     let moment = |second: u32| Moment {
         time: Timestamp::from_seconds(1_795_000_000 + i64::from(second)),
         at: Duration::from_secs(u64::from(second)),
     };
-    let first = observer.looked(&told, &state, &listing, moment(10));
-    ensure!(first.is_empty(), "the first look tells something: {:?}", first.facts.first());
-    observer.committed(&Committed::default(), Duration::from_secs(10));
+    let first = differ.polled(&snapshot, &state, &listing, moment(10));
+    ensure!(first.is_empty(), "the first look tells something: {:?}", first.events.first());
+    differ.committed(&Committed::default(), Duration::from_secs(10));
     let downloading = listing.torrents.values_mut().filter(|seen| !seen.torrent.finished);
     for seen in downloading.take(changed) {
         seen.torrent.downloaded += 5_000_000;
@@ -243,8 +243,8 @@ fn diff(changed: usize) -> anyhow::Result<Duration> {
         seen.facts.moved_bytes += 25_000_000;
     }
     let began = Instant::now();
-    let tick = black_box(observer.looked(&told, &state, &listing, moment(20)));
+    let change_set = black_box(differ.polled(&snapshot, &state, &listing, moment(20)));
     let took = began.elapsed();
-    ensure!(tick.changes.len() == changed, "{} told instead of {changed}", tick.changes.len());
+    ensure!(change_set.changes.len() == changed, "{} told instead of {changed}", change_set.changes.len());
     Ok(took)
 }

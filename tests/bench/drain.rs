@@ -12,14 +12,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use bytes::Bytes;
-use dtorrent::board::{Board, Content, PollReport};
-use dtorrent::deliver::retention::Retain;
-use dtorrent::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter};
 use dtorrent::demo::mosquitto::{self, Mosquitto};
+use dtorrent::live_state::{LiveServer, LiveState, PollReport};
 use dtorrent::model::{
-    Cause, Changes, Fact, InfoHash, Kind, Memory, Rev, Seq, ServerName, ServerStats, SinkName, Tick, Timestamp, Torrent,
+    Cause, ChangeSet, Changes, DiffState, InfoHash, Kind, NewEvent, Rev, Seq, ServerName, ServerStats, SinkName,
+    Timestamp, Torrent,
 };
-use dtorrent::port::{Delivery, Progress, Sink, Store, SystemClock};
+use dtorrent::outbox::retention::Retain;
+use dtorrent::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter};
+use dtorrent::port::{Delivery, Journal as _, Sink, SinkProgress, SinkStore as _, Store, SystemClock};
 use dtorrent::sinks::mqtt::topics::Topics;
 use dtorrent::sinks::mqtt::{BrokerUrl, MqttSink, Prefix, Settings, Version};
 use dtorrent::store::{Options, SqliteStore};
@@ -93,11 +94,13 @@ impl Bench {
         store.declare_sinks(&sinks.iter().map(|sink| (sink.clone(), vec![server.clone()])).collect()).await?;
         for sink in &sinks {
             // Owed all that will be written.
-            store.settle(sink, [(server.clone(), Progress { cursor: Seq(0), sent_rev: Rev(0) })].into()).await?;
+            store
+                .save_progress(sink, [(server.clone(), SinkProgress { cursor: Seq(0), sent_rev: Rev(0) })].into())
+                .await?;
         }
         let kinds = [Kind::Paused, Kind::Resumed, Kind::Stalled, Kind::Unstalled];
         for kind in kinds.into_iter().cycle().take(ENTRIES / TORRENTS) {
-            store.commit(tick(&server, kind, TORRENTS)).await?;
+            store.commit(change_set(&server, kind, TORRENTS)).await?;
         }
         let topics = Topics::new(Prefix::default(), "main", true);
         let mut messages = Vec::new();
@@ -155,18 +158,18 @@ pub async fn drained(
     let store: Arc<dyn Store> = store.clone();
     let loaded = store.load(server).await?;
     let last = loaded.last_seq;
-    let content = Content {
+    let content = LiveServer {
         epoch: loaded.epoch,
-        told: loaded.told,
+        snapshot: loaded.snapshot,
         state: loaded.state,
         last_seq: loaded.last_seq,
-        owes_reset: loaded.owes_reset,
+        needs_reset: loaded.needs_reset,
         stats: ServerStats::default(),
         stats_body: Bytes::new(),
         poll: PollReport::default(),
     };
-    let board = Arc::new(Board::new(BTreeMap::from([(server.clone(), content)]), [name.clone()]));
-    let desk = board.desk(name).cloned().expect("made for this sink");
+    let live = Arc::new(LiveState::new(BTreeMap::from([(server.clone(), content)]), [name.clone()]));
+    let buffer = live.buffer(name).cloned().expect("made for this sink");
     let settings = DispatcherSettings {
         name: name.clone(),
         servers: vec![server.clone()],
@@ -178,8 +181,8 @@ pub async fn drained(
         settings,
         sink,
         store: Arc::clone(&store),
-        board,
-        desk: Arc::clone(&desk),
+        live,
+        buffer: Arc::clone(&buffer),
         clock: Arc::new(SystemClock),
         reporter: Arc::new(Silent),
     };
@@ -189,7 +192,7 @@ pub async fn drained(
     let drained = async {
         loop {
             tokio::time::sleep(Duration::from_millis(1)).await;
-            let report = desk.last_report();
+            let report = buffer.last_report();
             beside(report.delivered).await?;
             if report.delivered >= owed as u64 && report.lag_entries == 0 {
                 let took = started.elapsed();
@@ -240,19 +243,19 @@ pub async fn publish(messages: Vec<(String, Bytes)>, port: u16) -> anyhow::Resul
 }
 
 /// The same change of every torrent.
-pub fn tick(server: &ServerName, kind: Kind, torrents: usize) -> Tick {
+pub fn change_set(server: &ServerName, kind: Kind, torrents: usize) -> ChangeSet {
     let torrents: Vec<Arc<Torrent>> = (0..torrents).map(|number| sample::torrent(server, number)).collect();
-    let fact = |torrent: &Arc<Torrent>| Fact {
+    let new_event = |torrent: &Arc<Torrent>| NewEvent {
         kind,
         cause: Cause::Observed,
         command_id: None,
         changes: Changes::new(),
         torrent: Some(Arc::clone(torrent)),
     };
-    let facts = torrents.iter().map(fact).collect();
-    let told = |torrent: Arc<Torrent>| (torrent.hash, Some((torrent, Memory::default())));
-    let changes: BTreeMap<InfoHash, _> = torrents.iter().cloned().map(told).collect();
-    Tick { server: server.clone(), time: Timestamp::from_seconds(1_795_328_701), facts, changes, state: None }
+    let events = torrents.iter().map(new_event).collect();
+    let snapshot = |torrent: Arc<Torrent>| (torrent.hash, Some((torrent, DiffState::default())));
+    let changes: BTreeMap<InfoHash, _> = torrents.iter().cloned().map(snapshot).collect();
+    ChangeSet { server: server.clone(), time: Timestamp::from_seconds(1_795_328_701), events, changes, state: None }
 }
 
 /// Has nothing to say of the bridge itself.

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use dtorrent::demo::mosquitto::{self, Mosquitto};
 use dtorrent::demo::process::{PATIENCE, Process, find, free_port};
 use dtorrent::model::{Kind, Rev, Seq, ServerName, SinkName};
-use dtorrent::port::{Delivery, Progress, Sink as _, Store as _, SystemClock};
+use dtorrent::port::{Delivery, Journal as _, Sink as _, SinkProgress, SinkStore as _, SystemClock};
 use dtorrent::sinks::nats::subjects::Subjects;
 use dtorrent::sinks::nats::{Login, NatsSink, Prefix, ServerUrl, Settings};
 use dtorrent::store::{Options, SqliteStore};
@@ -25,7 +25,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpStream;
 
-use crate::drain::{drained, tick};
+use crate::drain::{change_set, drained};
 use crate::latency::p50_p99;
 use crate::programs::{Bridge, Config};
 use crate::stage::Stage;
@@ -106,7 +106,7 @@ async fn pauses(folder: &Path, server: &Server) -> anyhow::Result<Line> {
         what: format!("{PAUSED} × pause, request to reply"),
         figure: format!("p50 {}, p99 {}", millis(p50), millis(p99)),
         baseline: format!("a request to the server itself: p50 {}, p99 {}", millis(bare_p50), millis(bare_p99)),
-        measured: Measured::told(p99.as_secs_f64() * 1e3, " ms"),
+        measured: Measured::snapshot(p99.as_secs_f64() * 1e3, " ms"),
         reason: "",
     })
 }
@@ -134,12 +134,12 @@ impl Bench {
         store.declare_sinks(&sinks.iter().map(|sink| (sink.clone(), vec![server.clone()])).collect()).await?;
         for (round, sink) in sinks.iter().enumerate() {
             let owed = if round <= ROUNDS { TIMED } else { ENTRIES };
-            let progress = Progress { cursor: Seq((ENTRIES - owed) as u64), sent_rev: Rev(0) };
-            store.settle(sink, [(server.clone(), progress)].into()).await?;
+            let progress = SinkProgress { cursor: Seq((ENTRIES - owed) as u64), sent_rev: Rev(0) };
+            store.save_progress(sink, [(server.clone(), progress)].into()).await?;
         }
         let kinds = [Kind::Paused, Kind::Resumed, Kind::Stalled, Kind::Unstalled];
         for kind in kinds.into_iter().cycle().take(ENTRIES / TORRENTS) {
-            store.commit(tick(&server, kind, TORRENTS)).await?;
+            store.commit(change_set(&server, kind, TORRENTS)).await?;
         }
         let subjects = Subjects::new(Prefix::default(), "main", true);
         let (mut ids, mut messages) = (Vec::new(), Vec::new());

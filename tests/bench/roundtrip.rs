@@ -88,7 +88,7 @@ fn line(what: String, whole: Vec<Duration>, raw: Vec<Duration>) -> Line {
         what,
         figure: shown(&whole),
         baseline: format!("raw calls: {}", shown(&raw)),
-        measured: Measured::told(middle(&whole) / middle(&raw), "×"),
+        measured: Measured::snapshot(middle(&whole) / middle(&raw), "×"),
         reason: "",
     }
 }

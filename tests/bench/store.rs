@@ -9,8 +9,8 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dtorrent::model::{Cause, Changes, Fact, Kind, Memory, Seq, ServerName, Tick, Timestamp, Torrent};
-use dtorrent::port::{Store, SystemClock};
+use dtorrent::model::{Cause, ChangeSet, Changes, DiffState, Kind, NewEvent, Seq, ServerName, Timestamp, Torrent};
+use dtorrent::port::{Journal as _, SystemClock};
 use dtorrent::store::{Options, SqliteStore};
 
 use crate::sample::torrent;
@@ -18,18 +18,18 @@ use crate::table::{Line, Measured};
 
 const ENTRIES: usize = 20_000;
 
-fn tick(server: &ServerName, numbers: std::ops::Range<usize>) -> Tick {
+fn change_set(server: &ServerName, numbers: std::ops::Range<usize>) -> ChangeSet {
     let torrents: Vec<_> = numbers.map(|number| torrent(server, number)).collect();
-    let fact = |torrent: &Arc<Torrent>| Fact {
+    let new_event = |torrent: &Arc<Torrent>| NewEvent {
         kind: Kind::Started,
         cause: Cause::Observed,
         command_id: None,
         changes: Changes::new(),
         torrent: Some(torrent.clone()),
     };
-    let facts = torrents.iter().map(fact).collect();
-    let changes: BTreeMap<_, _> = torrents.iter().map(|t| (t.hash, Some((t.clone(), Memory::default())))).collect();
-    Tick { server: server.clone(), time: Timestamp::from_seconds(1_795_328_701), facts, changes, state: None }
+    let events = torrents.iter().map(new_event).collect();
+    let changes: BTreeMap<_, _> = torrents.iter().map(|t| (t.hash, Some((t.clone(), DiffState::default())))).collect();
+    ChangeSet { server: server.clone(), time: Timestamp::from_seconds(1_795_328_701), events, changes, state: None }
 }
 
 pub async fn run() -> anyhow::Result<Vec<Line>> {
@@ -44,9 +44,9 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
         let mut commits = Vec::new();
         let mut last = Seq(0);
         for first in (0..entries).step_by(batch) {
-            let tick = tick(&server, first..first + batch);
+            let change_set = change_set(&server, first..first + batch);
             let started = Instant::now();
-            let committed = store.commit(tick).await?;
+            let committed = store.commit(change_set).await?;
             commits.push(started.elapsed());
             in_store += started.elapsed();
             let written = store.read(&server, last, u16::try_from(batch)?).await?;
@@ -65,7 +65,7 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
             what: format!("events to the disk, {batch} a tick"),
             figure: format!("{of_store:.0}/s, a commit takes {p50:.2} ms"),
             baseline: format!("the same bytes into a file: {of_file:.0}/s"),
-            measured: Measured::told(of_store / of_file, "×"),
+            measured: Measured::snapshot(of_store / of_file, "×"),
             reason: "",
         });
     }

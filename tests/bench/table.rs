@@ -40,7 +40,7 @@ impl Measured {
         Self { value, bar: Bar::AtLeast(bar), unit }
     }
 
-    pub fn told(value: f64, unit: &'static str) -> Self {
+    pub fn snapshot(value: f64, unit: &'static str) -> Self {
         Self { value, bar: Bar::None, unit }
     }
 

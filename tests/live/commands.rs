@@ -346,12 +346,12 @@ async fn what_waited_for_a_server_that_left_the_config_is_answered() {
     let body = json!({"id": "late", "hashes": ["ab".repeat(20)]}).to_string();
     world.heard.send(Command::new("dtorrent/attic/command/pause", body)).await;
     let ledger = world.ledger();
-    ledger.until("the command is written down", |ledger| ledger.open_commands() == 1).await;
+    ledger.until("the command is written down", |ledger| ledger.unfinished_commands() == 1).await;
     world.bridge().process().kill().unwrap();
     world.start_bridge_for(&[("home", &home_url)]).await;
     let result = world.heard.result("late").await;
     assert_eq!((&result["server"], &result["error"]["code"]), (&json!("attic"), &json!("unknown_server")), "{result}");
-    assert_eq!(ledger.open_commands(), 0);
+    assert_eq!(ledger.unfinished_commands(), 0);
 }
 
 #[tokio::test]

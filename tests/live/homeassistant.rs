@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dtorrent::board::{Board, Content as BoardContent, PollReport};
 use dtorrent::clients::simulator::Simulator;
-use dtorrent::deliver::retention::Retain;
-use dtorrent::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter};
 use dtorrent::demo::content::Content;
 use dtorrent::demo::mosquitto::{self, Mosquitto};
 use dtorrent::demo::rtorrent::{Argument, Options, Rtorrent};
+use dtorrent::live_state::{LiveServer, LiveState, PollReport};
 use dtorrent::model::{Health, Info, Kind, ReportLimits, ServerName, ServerStats, SinkName, Timestamp};
+use dtorrent::outbox::retention::Retain;
+use dtorrent::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter};
 use dtorrent::port::{Clock, Store, SystemClock};
 use dtorrent::sinks::mqtt::{BrokerUrl, HomeAssistant, Limits, MqttSink, Prefix, Settings, Version};
 use dtorrent::store::MemoryStore;
@@ -269,17 +269,17 @@ impl Imagined {
         let client = Simulator::populated(server.clone(), Arc::clone(&clock), torrents);
         let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
         let loaded = store.load(&server).await.unwrap();
-        let content = BoardContent {
+        let content = LiveServer {
             epoch: loaded.epoch,
-            told: loaded.told,
+            snapshot: loaded.snapshot,
             state: loaded.state,
             last_seq: loaded.last_seq,
-            owes_reset: false,
+            needs_reset: false,
             stats: ServerStats::default(),
             stats_body: Bytes::new(),
             poll: PollReport::default(),
         };
-        let board = Arc::new(Board::new(BTreeMap::from([(server.clone(), content)]), [sink.clone()]));
+        let live = Arc::new(LiveState::new(BTreeMap::from([(server.clone(), content)]), [sink.clone()]));
         let home_assistant = HomeAssistant {
             discovery_prefix: "homeassistant".to_owned(),
             slots: 10,
@@ -313,8 +313,8 @@ impl Imagined {
             },
             sink: Arc::new(MqttSink::new(settings).unwrap()),
             store: Arc::clone(&store),
-            board: Arc::clone(&board),
-            desk: board.desk(&sink).cloned().unwrap(),
+            live: Arc::clone(&live),
+            buffer: live.buffer(&sink).cloned().unwrap(),
             clock: Arc::clone(&clock),
             reporter: Arc::new(Silent),
         };
@@ -324,7 +324,7 @@ impl Imagined {
             sweep: Duration::from_secs(30),
             client: Arc::new(client.clone()),
             store,
-            board,
+            live,
             clock,
             expectations: Arc::default(),
             files: Arc::default(),

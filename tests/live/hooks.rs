@@ -22,17 +22,17 @@ const SET: &str = "the client rings by itself";
 /// Polled once a minute, with pages and the bell at ports that the test knows.
 struct Ports {
     pages: SocketAddr,
-    bell: SocketAddr,
+    hook_notifier: SocketAddr,
 }
 
 impl Ports {
     fn free() -> Self {
-        let [pages, bell] = [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], free_port().unwrap())));
-        Self { pages, bell }
+        let [pages, hook_notifier] = [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], free_port().unwrap())));
+        Self { pages, hook_notifier }
     }
 
     fn setup(&self) -> Setup {
-        let http = format!("listen = \"{}\"\nhooks_listen = \"{}\"", self.pages, self.bell);
+        let http = format!("listen = \"{}\"\nhooks_listen = \"{}\"", self.pages, self.hook_notifier);
         Setup { http, ..hooked("60s") }
     }
 
@@ -66,8 +66,8 @@ async fn ask(address: SocketAddr, request: &str) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-async fn ring(bell: SocketAddr, path: &str) -> String {
-    ask(bell, &format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n")).await
+async fn ring(hook_notifier: SocketAddr, path: &str) -> String {
+    ask(hook_notifier, &format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n")).await
 }
 
 async fn method(rtorrent: &Rtorrent, method: &str, arguments: &[&str]) -> Vec<String> {
@@ -239,19 +239,19 @@ async fn nobody_is_heard_without_the_secret_and_a_flood_with_it_does_not_wear_rt
         right[..right.len() - 1].to_owned(),
         "/".to_owned(),
     ];
-    let expected = ring(ports.bell, &right).await;
+    let expected = ring(ports.hook_notifier, &right).await;
     assert!(expected.starts_with("HTTP/1.1 404 "), "{expected}");
     pokes += 1;
     for path in &wrong {
-        let answer = ring(ports.bell, path).await;
+        let answer = ring(ports.hook_notifier, path).await;
         assert_eq!(answer.lines().next(), expected.lines().next(), "{path}");
     }
-    assert!(ask(ports.bell, "\x16\x03\x01 nonsense\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
+    assert!(ask(ports.hook_notifier, "\x16\x03\x01 nonsense\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
     assert_eq!(ports.pokes().await, pokes, "nobody was heard");
 
     let (polls, began) = (ports.polls().await, Instant::now());
     for _ in 0..100 {
-        let rings = (0..100).map(|_| ring(ports.bell, &right));
+        let rings = (0..100).map(|_| ring(ports.hook_notifier, &right));
         futures_util::future::join_all(rings).await;
     }
     assert_eq!(ports.pokes().await, pokes + 10_000, "all were answered");
@@ -275,8 +275,8 @@ async fn visitors_of_the_bell_who_do_not_leave_are_sent_away() {
     let mut silent = Vec::new();
     let mut dripping = Vec::new();
     for _ in 0..100 {
-        silent.push(TcpStream::connect(ports.bell).await.unwrap());
-        dripping.push(TcpStream::connect(ports.bell).await.unwrap());
+        silent.push(TcpStream::connect(ports.hook_notifier).await.unwrap());
+        dripping.push(TcpStream::connect(ports.hook_notifier).await.unwrap());
     }
     let drip = async {
         while !dripping.is_empty() {
@@ -297,7 +297,7 @@ async fn visitors_of_the_bell_who_do_not_leave_are_sent_away() {
         assert!(rest.is_empty());
     }
     let endless = format!("GET /{} HTTP/1.1\r\n", "x".repeat(1 << 20));
-    let mut talker = TcpStream::connect(ports.bell).await.unwrap();
+    let mut talker = TcpStream::connect(ports.hook_notifier).await.unwrap();
     let said = talker.write_all(endless.as_bytes()).await;
     let mut answer = Vec::new();
     drop(talker.read_to_end(&mut answer).await);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dtorrent::model::{Entry, Epoch, EventId, InfoHash, Kind, Rev, Seq, ServerName, SinkName, Timestamp};
+use dtorrent::model::{Epoch, EventId, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, SinkName, Timestamp};
 use dtorrent::port::{CommandSource as _, Connected, DeliverError, Delivery, Incoming, Link, ReplyTo, Sink as _};
 use dtorrent::sinks::mqtt::{BrokerUrl, ClientCert, MqttCommands, MqttSink, Prefix, Settings, Version};
 use futures_util::future::BoxFuture;
@@ -163,7 +163,7 @@ fn hash() -> InfoHash {
 
 fn event(seq: u64) -> Delivery {
     let id = EventId::Journal { server: home(), epoch: Epoch(0x7f3a_9c21), seq: Seq(seq) };
-    Delivery::Event(Entry {
+    Delivery::Event(JournalEntry {
         server: home(),
         seq: Seq(seq),
         id,
@@ -215,13 +215,13 @@ impl Live {
 // --- who looks on --------------------------------------------------------------------------------
 
 /// Another client of the broker, on MQTT 5.
-struct Observer {
+struct Differ {
     client: AsyncClient,
     seen: mpsc::Receiver<Publish>,
     task: tokio::task::JoinHandle<()>,
 }
 
-impl Observer {
+impl Differ {
     async fn new(port: u16, filters: &[&str]) -> Self {
         Self::at(QoS::AtLeastOnce, port, filters).await
     }
@@ -305,7 +305,7 @@ impl Observer {
     }
 }
 
-impl Drop for Observer {
+impl Drop for Differ {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -330,14 +330,14 @@ macro_rules! broker_or_skip {
 async fn what_is_acknowledged_has_arrived_in_both_versions() {
     let broker = broker_or_skip!(Mosquitto::open());
     for version in versions() {
-        let mut observer = Observer::new(broker.port, &["dtorrent/home/#"]).await;
+        let mut differ = Differ::new(broker.port, &["dtorrent/home/#"]).await;
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
         let mut live = Live::connect(&sink).await;
         for seq in 1..=50 {
             live.send(event(seq)).await.unwrap();
         }
         for seq in 1..=50 {
-            let publish = observer.next_on(&format!("dtorrent/home/torrent/{HASH}/event/finished")).await;
+            let publish = differ.next_on(&format!("dtorrent/home/torrent/{HASH}/event/finished")).await;
             assert_eq!(publish.payload, format!(r#"{{"seq":{seq}}}"#));
             assert!(!publish.retain, "an event is never kept");
         }
@@ -348,7 +348,7 @@ async fn what_is_acknowledged_has_arrived_in_both_versions() {
 #[tokio::test]
 async fn an_event_carries_the_attributes_of_a_cloud_event_on_mqtt_5() {
     let broker = broker_or_skip!(Mosquitto::open());
-    let mut observer = Observer::new(broker.port, &["dtorrent/home/#"]).await;
+    let mut differ = Differ::new(broker.port, &["dtorrent/home/#"]).await;
     let sink = MqttSink::new(broker.settings()).unwrap();
     let mut live = Live::connect(&sink).await;
     live.send(event(4182)).await.unwrap();
@@ -361,7 +361,7 @@ async fn an_event_carries_the_attributes_of_a_cloud_event_on_mqtt_5() {
     };
     live.send(updated).await.unwrap();
 
-    let publish = observer.next().await;
+    let publish = differ.next().await;
     assert_eq!(publish.qos, QoS::AtLeastOnce);
     let properties = publish.properties.unwrap();
     assert_eq!(properties.content_type.as_deref(), Some("application/json"));
@@ -377,7 +377,7 @@ async fn an_event_carries_the_attributes_of_a_cloud_event_on_mqtt_5() {
     ];
     assert_eq!(attributes, expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
 
-    let publish = observer.next_on(&format!("dtorrent/home/torrent/{HASH}/event/updated")).await;
+    let publish = differ.next_on(&format!("dtorrent/home/torrent/{HASH}/event/updated")).await;
     assert_eq!(publish.qos, QoS::AtMostOnce);
     let id = publish.properties.unwrap().user_properties.into_iter().find(|(name, _)| name == "id");
     assert_eq!(id.unwrap().1, "home-00000001-u000000000009");
@@ -402,13 +402,13 @@ async fn what_is_kept_greets_a_late_subscriber_until_it_is_cleared() {
             Delivery::Health { body: Bytes::from_static(b"{}") },
             Delivery::Result { server: Some(home()), body: Bytes::from_static(b"{}"), reply: None },
         ];
-        let mut names: BTreeSet<String> = kept.iter().map(|delivery| sink.kept_as(delivery).unwrap()).collect();
+        let mut names: BTreeSet<String> = kept.iter().map(|delivery| sink.retained_topic(delivery).unwrap()).collect();
         for delivery in kept.into_iter().chain(passing) {
             live.send(delivery).await.unwrap();
         }
-        let mut late = Observer::new(broker.port, &["dtorrent/#"]).await;
+        let mut late = Differ::new(broker.port, &["dtorrent/#"]).await;
         let own = "dtorrent/bridge/main/status";
-        assert_eq!(sink.own_names(), [own, "dtorrent/bridge/main/info"]);
+        assert_eq!(sink.own_retained_topics(), [own, "dtorrent/bridge/main/info"]);
         let mut greeted = BTreeSet::new();
         for _ in 0..=names.len() {
             let publish = late.next().await;
@@ -422,7 +422,7 @@ async fn what_is_kept_greets_a_late_subscriber_until_it_is_cleared() {
         }
         // The bridge contradicts whoever clears its status; everything else is gone.
         late.wait_for(own, "online").await;
-        let mut later = Observer::new(broker.port, &["dtorrent/#"]).await;
+        let mut later = Differ::new(broker.port, &["dtorrent/#"]).await;
         assert_eq!(later.next().await.topic, own);
         live.send(event(2)).await.unwrap();
         assert_eq!(later.next().await.payload, r#"{"seq":2}"#, "nothing else was kept");
@@ -433,26 +433,26 @@ async fn what_is_kept_greets_a_late_subscriber_until_it_is_cleared() {
 #[tokio::test]
 async fn with_retain_none_the_broker_keeps_no_state() {
     let broker = broker_or_skip!(Mosquitto::open());
-    let mut observer = Observer::new(broker.port, &["dtorrent/home/#"]).await;
+    let mut differ = Differ::new(broker.port, &["dtorrent/home/#"]).await;
     let sink = MqttSink::new(Settings { retain: false, ..broker.settings() }).unwrap();
-    assert_eq!(sink.kept_as(&state("{}")), None);
+    assert_eq!(sink.retained_topic(&state("{}")), None);
     let mut live = Live::connect(&sink).await;
     live.send(state("{}")).await.unwrap();
-    assert!(!observer.next().await.retain);
+    assert!(!differ.next().await.retain);
     live.close().await;
 }
 
 #[tokio::test]
 async fn a_result_goes_to_its_topic_and_to_whoever_asked() {
     let broker = broker_or_skip!(Mosquitto::open());
-    let mut observer = Observer::new(broker.port, &["dtorrent/home/#", "answers/#"]).await;
+    let mut differ = Differ::new(broker.port, &["dtorrent/home/#", "answers/#"]).await;
     for version in versions() {
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
         let mut live = Live::connect(&sink).await;
         let reply = Some(ReplyTo { topic: "answers/7".into(), correlation: Some(vec![0, 255, 7]) });
         let body = Bytes::from_static(br#"{"status":"ok"}"#);
         live.send(Delivery::Result { server: Some(home()), body: body.clone(), reply }).await.unwrap();
-        let (first, second) = (observer.next().await, observer.next().await);
+        let (first, second) = (differ.next().await, differ.next().await);
         assert_eq!((&first.topic[..], &second.topic[..]), (&b"dtorrent/home/result"[..], &b"answers/7"[..]));
         assert_eq!((&first.payload, &second.payload), (&body, &body));
         if version == Version::V5 {
@@ -462,7 +462,7 @@ async fn a_result_goes_to_its_topic_and_to_whoever_asked() {
         for topic in ["answers/#", "dtorrent/home/command/delete", ""] {
             let reply = Some(ReplyTo { topic: topic.into(), correlation: None });
             live.send(Delivery::Result { server: Some(home()), body: body.clone(), reply }).await.unwrap();
-            assert_eq!(observer.next().await.topic, "dtorrent/home/result", "and nothing on {topic}");
+            assert_eq!(differ.next().await.topic, "dtorrent/home/result", "and nothing on {topic}");
         }
         live.close().await;
     }
@@ -527,17 +527,17 @@ async fn a_broken_connection_leaves_offline_and_a_goodbye_does_too() {
     let broker = broker_or_skip!(Mosquitto::open());
     let topic = "dtorrent/bridge/main/status";
     for version in versions() {
-        let mut observer = Observer::new(broker.port, &["dtorrent/bridge/#"]).await;
+        let mut differ = Differ::new(broker.port, &["dtorrent/bridge/#"]).await;
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
         let live = Live::connect(&sink).await;
-        observer.wait_for(topic, "online").await;
+        differ.wait_for(topic, "online").await;
         live.cut().await;
-        observer.wait_for(topic, "offline").await;
+        differ.wait_for(topic, "offline").await;
         let live = Live::connect(&sink).await;
-        observer.wait_for(topic, "online").await;
+        differ.wait_for(topic, "online").await;
         live.close().await;
-        observer.wait_for(topic, "offline").await;
-        let mut late = Observer::new(broker.port, &["dtorrent/bridge/#"]).await;
+        differ.wait_for(topic, "offline").await;
+        let mut late = Differ::new(broker.port, &["dtorrent/bridge/#"]).await;
         let kept = late.next().await;
         assert!(kept.retain && kept.payload == "offline");
     }
@@ -548,26 +548,26 @@ async fn online_has_the_last_word_over_a_late_will() {
     let broker = broker_or_skip!(Mosquitto::open());
     let topic = "dtorrent/bridge/main/status";
     for version in versions() {
-        let mut observer = Observer::new(broker.port, &["dtorrent/bridge/#"]).await;
+        let mut differ = Differ::new(broker.port, &["dtorrent/bridge/#"]).await;
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
         let live = Live::connect(&sink).await;
         // What a broker does when it notices late that an earlier connection is gone.
-        observer.publish(topic, "offline", true, PublishProperties::default()).await;
-        observer.wait_for(topic, "offline").await;
-        observer.wait_for(topic, "online").await;
+        differ.publish(topic, "offline", true, PublishProperties::default()).await;
+        differ.wait_for(topic, "offline").await;
+        differ.wait_for(topic, "online").await;
         // A second connection with our name throws the first out; its will comes while the second is up.
         let second = Live::connect(&sink).await;
         timeout(SOON, live.drive).await.expect("the first ends").unwrap();
-        observer.publish("dtorrent/bridge/main/mark", "", false, PublishProperties::default()).await;
+        differ.publish("dtorrent/bridge/main/mark", "", false, PublishProperties::default()).await;
         let mut last = None;
         loop {
-            let publish = observer.next().await;
+            let publish = differ.next().await;
             if publish.topic == topic {
                 last = Some(publish.payload);
             } else if last.as_deref() == Some(b"online") {
                 break;
             } else {
-                observer.publish("dtorrent/bridge/main/mark", "", false, PublishProperties::default()).await;
+                differ.publish("dtorrent/bridge/main/mark", "", false, PublishProperties::default()).await;
             }
         }
         second.close().await;
@@ -579,15 +579,15 @@ async fn a_broker_without_retained_messages_or_acknowledgements_gets_what_it_can
     let common = "listener {port} 127.0.0.1\nallow_anonymous true\n";
     for lack in ["retain_available false\n", "max_qos 0\n"] {
         let broker = broker_or_skip!(Mosquitto::start(&format!("{common}{lack}")));
-        let mut observer = Observer::new(broker.port, &["dtorrent/#"]).await;
+        let mut differ = Differ::new(broker.port, &["dtorrent/#"]).await;
         let sink = MqttSink::new(Settings { version: Version::V5, ..broker.settings() }).unwrap();
         let mut live = Live::connect(&sink).await;
         live.send(event(1)).await.unwrap();
         live.send(state("{}")).await.unwrap();
         live.send(Delivery::Clear { name: "dtorrent/home/stats".into() }).await.unwrap();
-        observer.wait_for(&format!("dtorrent/home/torrent/{HASH}/state"), "{}").await;
+        differ.wait_for(&format!("dtorrent/home/torrent/{HASH}/state"), "{}").await;
         live.cut().await;
-        observer.wait_for("dtorrent/bridge/main/status", "offline").await;
+        differ.wait_for("dtorrent/bridge/main/status", "offline").await;
         Live::connect(&sink).await.close().await;
     }
 }
@@ -614,7 +614,7 @@ async fn nothing_of_5000_is_lost_when_the_broker_is_killed_again_and_again() {
         let mut lane = Lane { next: 1, under_way: FuturesOrdered::new(), acknowledged: 0 };
         while lane.acknowledged < COUNT {
             // With QoS 0 nothing waits in the broker for the observer's acknowledgements, to die with it.
-            let mut observer = Observer::at(QoS::AtMostOnce, broker.port, &["dtorrent/home/#"]).await;
+            let mut differ = Differ::at(QoS::AtMostOnce, broker.port, &["dtorrent/home/#"]).await;
             let Connected { mut link, drive } = sink.connect().await.unwrap();
             let mut drive = drive;
             lane.next = lane.acknowledged + 1;
@@ -652,13 +652,13 @@ async fn nothing_of_5000_is_lost_when_the_broker_is_killed_again_and_again() {
                     }
                 }
                 // What the dead broker had passed on is in the observer's channel; it is closed by now.
-                while let Ok(Some(publish)) = timeout(SOON, observer.seen.recv()).await {
+                while let Ok(Some(publish)) = timeout(SOON, differ.seen.recv()).await {
                     note(&publish, &mut arrived, &mut order_of_first);
                 }
                 broker.start_again();
             } else {
                 while !arrived.contains(&COUNT) {
-                    note(&observer.next().await, &mut arrived, &mut order_of_first);
+                    note(&differ.next().await, &mut arrived, &mut order_of_first);
                 }
             }
         }
@@ -943,7 +943,7 @@ async fn until_acknowledged(broker: &Mosquitto, commands: &mut MqttCommands, ins
 }
 
 /// Sends a mark and sees that nothing else comes before it.
-async fn nothing_else_comes(sender: &Observer, commands: &mut MqttCommands) {
+async fn nothing_else_comes(sender: &Differ, commands: &mut MqttCommands) {
     sender.publish("dtorrent/home/command/mark", "", false, Default::default()).await;
     let incoming = next(commands).await;
     assert_eq!(words(&incoming), "home mark");
@@ -961,7 +961,7 @@ fn words(incoming: &Incoming) -> String {
 #[tokio::test]
 async fn a_command_comes_with_all_that_is_known_of_it() {
     let broker = broker_or_skip!(Mosquitto::open());
-    let sender = Observer::new(broker.port, &[]).await;
+    let sender = Differ::new(broker.port, &[]).await;
     let mut commands = MqttCommands::new(broker.settings()).unwrap();
     until_subscribed(&broker, &mut commands, "main", 1).await;
     let properties = |topic: &str| PublishProperties {
@@ -999,7 +999,7 @@ async fn a_command_comes_with_all_that_is_known_of_it() {
 #[tokio::test]
 async fn an_unacknowledged_command_comes_again_and_an_acknowledged_one_does_not() {
     let broker = broker_or_skip!(Mosquitto::open());
-    let sender = Observer::new(broker.port, &[]).await;
+    let sender = Differ::new(broker.port, &[]).await;
     for (version, instance) in versions().into_iter().zip(["new", "old"]) {
         let settings = || Settings { version, instance: instance.into(), ..broker.settings() };
         let mut commands = MqttCommands::new(settings()).unwrap();
@@ -1037,7 +1037,7 @@ async fn an_unacknowledged_command_comes_again_and_an_acknowledged_one_does_not(
 #[tokio::test]
 async fn a_retained_command_is_marked_as_one_live_or_stored() {
     let broker = broker_or_skip!(Mosquitto::open());
-    let sender = Observer::new(broker.port, &[]).await;
+    let sender = Differ::new(broker.port, &[]).await;
     sender.publish("dtorrent/home/command/stored", "{}", true, Default::default()).await;
     let mut commands = MqttCommands::new(broker.settings()).unwrap();
     let incoming = next(&mut commands).await;
@@ -1062,7 +1062,7 @@ async fn a_retained_command_is_marked_as_one_live_or_stored() {
 #[tokio::test]
 async fn a_command_larger_than_we_take_does_not_come_for_ever() {
     let broker = broker_or_skip!(Mosquitto::open());
-    let sender = Observer::new(broker.port, &[]).await;
+    let sender = Differ::new(broker.port, &[]).await;
     for (version, instance) in versions().into_iter().zip(["new", "old"]) {
         let settings = Settings { version, instance: instance.into(), ..broker.settings() };
         let mut commands = MqttCommands::new(settings).unwrap();
@@ -1091,7 +1091,7 @@ async fn a_command_larger_than_we_take_does_not_come_for_ever() {
 #[tokio::test]
 async fn a_caller_who_stops_waiting_loses_no_command() {
     let broker = broker_or_skip!(Mosquitto::open());
-    let sender = Observer::new(broker.port, &[]).await;
+    let sender = Differ::new(broker.port, &[]).await;
     let mut commands = MqttCommands::new(broker.settings()).unwrap();
     until_subscribed(&broker, &mut commands, "main", 1).await;
     let mut seen = Vec::new();

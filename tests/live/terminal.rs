@@ -14,13 +14,13 @@ use crate::harness::can_run;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-struct Desk {
+struct ChangeBuffer {
     home: Rtorrent,
     folder: PathBuf,
     _folder: tempfile::TempDir,
 }
 
-impl Desk {
+impl ChangeBuffer {
     async fn new() -> Self {
         let temporary = tempfile::Builder::new().prefix("dt-term-").tempdir().unwrap();
         let folder = temporary.path().to_owned();
@@ -109,7 +109,7 @@ async fn torrents_are_listed_shown_and_steered_from_a_terminal() {
     }
     let (one, other) =
         (Content::file("one.iso", 50_000, 1), Content::folder("Album ü", &[("a", 40_000), ("sub/b", 1)], 2));
-    let desk = Desk::with(&[&one]).await;
+    let desk = ChangeBuffer::with(&[&one]).await;
     std::fs::write(desk.folder.join("other.torrent"), &other.torrent).unwrap();
     let added = desk.does(&["add", "other.torrent", "--stopped", "--label", "music"]).await;
     assert_eq!(added.trim(), other.hash.to_string());
@@ -165,7 +165,7 @@ async fn what_cannot_be_done_has_its_code_and_its_reason_on_stderr() {
         return;
     }
     let one = Content::file("one.iso", 50_000, 1);
-    let mut desk = Desk::with(&[&one]).await;
+    let mut desk = ChangeBuffer::with(&[&one]).await;
     for (arguments, code, reason) in [
         (&["pause"][..], 2, "which torrents?"),
         (&["pause", "nothing"], 1, "no torrent is `nothing`"),
@@ -202,7 +202,7 @@ async fn files_are_deleted_only_after_a_person_said_yes() {
         return;
     }
     let (one, other) = (Content::file("one.iso", 50_000, 1), Content::file("other.iso", 2_000, 2));
-    let desk = Desk::with(&[&one, &other]).await;
+    let desk = ChangeBuffer::with(&[&one, &other]).await;
     let (code, said) = desk.on_a_terminal("delete one.iso --data", "n\n", &[]).await;
     assert!(
         code == Some(1) && said.contains("Delete this torrent and 1 files, 48.8 KiB, for ever? [y/N]"),
@@ -222,7 +222,7 @@ async fn a_terminal_has_colours_unless_somebody_does_not_want_them() {
     if !can_run() {
         return;
     }
-    let desk = Desk::with(&[&Content::file("one.iso", 50_000, 1)]).await;
+    let desk = ChangeBuffer::with(&[&Content::file("one.iso", 50_000, 1)]).await;
     let (_, coloured) = desk.on_a_terminal("list", "", &[("TERM", "xterm")]).await;
     assert!(coloured.contains("\x1b[32mseeding"), "{coloured:?}");
     let (_, plain) = desk.on_a_terminal("list", "", &[("TERM", "xterm"), ("NO_COLOR", "1")]).await;
@@ -232,7 +232,7 @@ async fn a_terminal_has_colours_unless_somebody_does_not_want_them() {
 }
 
 /// `dtorrent watch`, and what it prints.
-fn watch(desk: &Desk, arguments: &[&str]) -> (Child, tokio::io::Lines<BufReader<tokio::process::ChildStdout>>) {
+fn watch(desk: &ChangeBuffer, arguments: &[&str]) -> (Child, tokio::io::Lines<BufReader<tokio::process::ChildStdout>>) {
     let arguments: Vec<&str> = ["watch"].iter().chain(arguments).copied().collect();
     let mut child = desk.command(env!("CARGO_BIN_EXE_dtorrent"), &arguments).spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -260,7 +260,7 @@ async fn watch_shows_what_happens_and_ends_quietly_when_nobody_reads() {
         return;
     }
     let one = Content::file("one.iso", 50_000, 1);
-    let desk = Desk::with(&[&one]).await;
+    let desk = ChangeBuffer::with(&[&one]).await;
     let (mut machine, mut json) = watch(&desk, &["home", "--json"]);
     let (mut person, mut pretty) = watch(&desk, &[]);
     line(&mut json, |line| line.contains("snapshot_done")).await;
@@ -291,7 +291,7 @@ async fn watch_waits_for_a_client_that_is_away_and_stops_when_it_is_told() {
     if !can_run() {
         return;
     }
-    let mut desk = Desk::new().await;
+    let mut desk = ChangeBuffer::new().await;
     desk.home.process().kill().unwrap();
     let (mut child, mut lines) = watch(&desk, &[]);
     let mut said = BufReader::new(child.stderr.take().unwrap()).lines();

@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dtorrent::board::{Board, Content, PollReport};
 use dtorrent::clients::simulator::Simulator;
 use dtorrent::commands::expect::Expectations;
 use dtorrent::commands::{
     BridgeWorker, Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts,
 };
-use dtorrent::deliver::retention::Retain;
-use dtorrent::deliver::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
+use dtorrent::live_state::{LiveServer, LiveState, PollReport};
+use dtorrent::log_throttle::retry_while_full;
 use dtorrent::model::{Kind, ServerName, ServerStats};
-use dtorrent::port::{Clock, Store, StoreError, TorrentClient};
-use dtorrent::repeat::until_there_is_room;
+use dtorrent::outbox::retention::Retain;
+use dtorrent::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
+use dtorrent::port::{Clock, CommandLog as _, Journal as _, Store, StoreError, TorrentClient};
 use dtorrent::watch::{FilesWanted, Watcher};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -36,7 +36,7 @@ pub struct SinkPlan {
 
 /// One running bridge.
 pub struct Bridge {
-    pub board: Arc<Board>,
+    pub live: Arc<LiveState>,
     pub store: Arc<DiskStore>,
     left: JoinSet<Result<(), StoreError>>,
     right: JoinSet<Result<(), StoreError>>,
@@ -71,20 +71,20 @@ impl Bridge {
         for server in clients.keys() {
             let loaded = store.load(server).await.unwrap();
             is_first_life &= loaded.is_new;
-            let content = Content {
+            let content = LiveServer {
                 epoch: loaded.epoch,
-                told: loaded.told,
+                snapshot: loaded.snapshot,
                 state: loaded.state,
                 last_seq: loaded.last_seq,
-                owes_reset: loaded.owes_reset,
+                needs_reset: loaded.needs_reset,
                 stats: ServerStats::default(),
                 stats_body: Bytes::new(),
                 poll: PollReport::default(),
             };
             contents.insert(server.clone(), content);
         }
-        let board = Arc::new(Board::new(contents, sinks.iter().map(|plan| plan.broker.name.clone())));
-        let open = store.open_commands().await.unwrap();
+        let live = Arc::new(LiveState::new(contents, sinks.iter().map(|plan| plan.broker.name.clone())));
+        let open = store.unfinished_commands().await.unwrap();
         let (mut left, mut right) = (JoinSet::new(), JoinSet::new());
         let (stop_left, stop_right) = (CancellationToken::new(), CancellationToken::new());
 
@@ -97,15 +97,15 @@ impl Bridge {
                 ended_in_order: false,
             };
             let sink = Arc::new(Reached(plan.broker.clone()));
-            let desk = board.desk(&plan.broker.name).unwrap().clone();
-            let note = || note_start(&*dyn_store, &board, &plan.broker.name, &plan.servers, is_first_life);
-            until_there_is_room("a start", note).await.unwrap();
+            let buffer = live.buffer(&plan.broker.name).unwrap().clone();
+            let note = || note_start(&*dyn_store, &live, &plan.broker.name, &plan.servers, is_first_life);
+            retry_while_full("a start", note).await.unwrap();
             let parts = DispatcherParts {
                 settings,
                 sink,
                 store: dyn_store.clone(),
-                board: board.clone(),
-                desk,
+                live: live.clone(),
+                buffer,
                 clock: clock.clone(),
                 reporter: Arc::new(NothingToReport),
             };
@@ -133,7 +133,7 @@ impl Bridge {
                 sweep,
                 client: client.clone(),
                 store: dyn_store.clone(),
-                board: board.clone(),
+                live: live.clone(),
                 clock: clock.clone(),
                 expectations: expectations.clone(),
                 files: files.clone(),
@@ -144,15 +144,15 @@ impl Bridge {
                 server: server.clone(),
                 client: client.clone(),
                 store: dyn_store.clone(),
-                board: board.clone(),
+                live: live.clone(),
                 clock: clock.clone(),
                 expectations,
                 sources: Sources::new(SourcesSettings { roots: Vec::new() }),
             });
             left.spawn(Worker { parts, queue }.run(stop_left.clone()));
-            let (server, board, stop) = (server.clone(), board.clone(), stop_left.clone());
+            let (server, live, stop) = (server.clone(), live.clone(), stop_left.clone());
             left.spawn(async move {
-                files.run(server, client, board, stop).await;
+                files.run(server, client, live, stop).await;
                 Ok(())
             });
         }
@@ -164,7 +164,7 @@ impl Bridge {
         let worker = BridgeWorker {
             queue: Arc::new(Queue::new(of_bridge)),
             store: dyn_store.clone(),
-            board: board.clone(),
+            live: live.clone(),
             clock: clock.clone(),
             set_log_level: Arc::new(|_| Ok(())),
         };
@@ -178,7 +178,7 @@ impl Bridge {
                 queues: queues.clone(),
                 bridge: of_bridge.clone(),
                 store: dyn_store.clone(),
-                board: board.clone(),
+                live: live.clone(),
                 clock: clock.clone(),
             };
             left.spawn(
@@ -186,7 +186,7 @@ impl Bridge {
                     .run(stop_left.clone()),
             );
         }
-        Self { board, store, left, right, stop_left, stop_right }
+        Self { live, store, left, right, stop_left, stop_right }
     }
 
     /// Waits until a task ends by itself, which none may do, and says how it ended.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 use dtorrent::clients::simulator::Life;
-use dtorrent::model::{Action, Entry, EventId, InfoHash, Kind, Rev, Seq, ServerName, Timestamp};
+use dtorrent::model::{Action, EventId, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, Timestamp};
 use dtorrent::port::Delivery;
 use serde_json::{Map, Value};
 
@@ -20,14 +20,14 @@ pub async fn all(run: &Run) -> Verdict {
     for (server, entries) in &chronicle.entries {
         numbers_have_no_gaps(server, entries)?;
         a_loss_is_told_once(run, server, entries)?;
-        let told = told_lives(server, entries)?;
+        let snapshot = told_lives(server, entries)?;
         let bridge = run.bridge.as_ref().expect("the bridge runs at the end");
         let present: BTreeSet<InfoHash> =
-            bridge.board.read(server, |content| content.told.keys().copied().collect()).unwrap();
-        journal_leads_to_told(server, &told, &present)?;
+            bridge.live.read(server, |content| content.snapshot.keys().copied().collect()).unwrap();
+        journal_leads_to_told(server, &snapshot, &present)?;
         let lives = run.clients[server].change(|world| world.lives().to_vec());
-        told_lives_are_true(server, &told, &lives)?;
-        finished_comes_once(server, &told, &lives)?;
+        told_lives_are_true(server, &snapshot, &lives)?;
+        finished_comes_once(server, &snapshot, &lives)?;
     }
     one_id_is_one_body(run)?;
     for plan in &run.sinks {
@@ -61,7 +61,7 @@ pub fn results_of(plan: &SinkPlan, id: &str) -> Vec<Bytes> {
 }
 
 /// I5
-fn numbers_have_no_gaps(server: &ServerName, entries: &BTreeMap<Seq, Entry>) -> Verdict {
+fn numbers_have_no_gaps(server: &ServerName, entries: &BTreeMap<Seq, JournalEntry>) -> Verdict {
     for (expected, seq) in (1..).zip(entries.keys()) {
         if seq.0 != expected {
             return Err(format!("I5: {server} has entry {} where {expected} should be", seq.0));
@@ -71,14 +71,14 @@ fn numbers_have_no_gaps(server: &ServerName, entries: &BTreeMap<Seq, Entry>) -> 
 }
 
 /// A folder that was lost before the run is known by what a broker keeps, and told once, whatever is killed.
-fn a_loss_is_told_once(run: &Run, server: &ServerName, entries: &BTreeMap<Seq, Entry>) -> Verdict {
-    let told = entries.values().filter(|entry| entry.kind == Kind::JournalReset).count();
+fn a_loss_is_told_once(run: &Run, server: &ServerName, entries: &BTreeMap<Seq, JournalEntry>) -> Verdict {
+    let snapshot = entries.values().filter(|entry| entry.kind == Kind::JournalReset).count();
     let is_right = match run.ghosts {
-        Ghosts::None => told == 0,
-        Ghosts::Kept => told == 1,
-        Ghosts::Forgotten => told <= 1,
+        Ghosts::None => snapshot == 0,
+        Ghosts::Kept => snapshot == 1,
+        Ghosts::Forgotten => snapshot <= 1,
     };
-    if is_right { Ok(()) } else { Err(format!("{server}: {told} journal_reset, ghosts: {:?}", run.ghosts)) }
+    if is_right { Ok(()) } else { Err(format!("{server}: {snapshot} journal_reset, ghosts: {:?}", run.ghosts)) }
 }
 
 /// From `added` to `removed`, as the journal tells it.
@@ -90,7 +90,7 @@ struct ToldLife {
 }
 
 /// I1, I2: what the journal says of who was there makes sense by itself.
-fn told_lives(server: &ServerName, entries: &BTreeMap<Seq, Entry>) -> Result<Vec<ToldLife>, String> {
+fn told_lives(server: &ServerName, entries: &BTreeMap<Seq, JournalEntry>) -> Result<Vec<ToldLife>, String> {
     let mut lives: Vec<ToldLife> = Vec::new();
     let mut present: HashMap<InfoHash, usize> = HashMap::new();
     for entry in entries.values() {
@@ -117,55 +117,56 @@ fn told_lives(server: &ServerName, entries: &BTreeMap<Seq, Entry>) -> Result<Vec
     Ok(lives)
 }
 
-fn journal_leads_to_told(server: &ServerName, lives: &[ToldLife], told: &BTreeSet<InfoHash>) -> Verdict {
+fn journal_leads_to_told(server: &ServerName, lives: &[ToldLife], snapshot: &BTreeSet<InfoHash>) -> Verdict {
     let replayed: BTreeSet<InfoHash> = lives.iter().filter(|life| life.until.is_none()).map(|life| life.hash).collect();
-    if replayed == *told {
+    if replayed == *snapshot {
         return Ok(());
     }
-    Err(format!("I1: {server}: the journal leads to {replayed:?}, told is {told:?}"))
+    Err(format!("I1: {server}: the journal leads to {replayed:?}, told is {snapshot:?}"))
 }
 
-fn overlap(told: &ToldLife, life: &Life) -> bool {
-    told.hash == life.hash
-        && told.until.is_none_or(|until| life.from <= until)
-        && life.until.is_none_or(|until| told.from <= until)
+fn overlap(snapshot: &ToldLife, life: &Life) -> bool {
+    snapshot.hash == life.hash
+        && snapshot.until.is_none_or(|until| life.from <= until)
+        && life.until.is_none_or(|until| snapshot.from <= until)
 }
 
 /// I2: what was announced was there, and what was said to be gone had gone.
-fn told_lives_are_true(server: &ServerName, told: &[ToldLife], lives: &[Life]) -> Verdict {
-    for told in told {
-        let hash = short(Some(told.hash));
-        let of_hash = || lives.iter().filter(|life| life.hash == told.hash);
-        let was_there = |life: &&Life| life.from <= told.from && life.until.is_none_or(|until| told.from <= until);
+fn told_lives_are_true(server: &ServerName, snapshot: &[ToldLife], lives: &[Life]) -> Verdict {
+    for snapshot in snapshot {
+        let hash = short(Some(snapshot.hash));
+        let of_hash = || lives.iter().filter(|life| life.hash == snapshot.hash);
+        let was_there =
+            |life: &&Life| life.from <= snapshot.from && life.until.is_none_or(|until| snapshot.from <= until);
         if !of_hash().any(|life| was_there(&life)) {
-            return Err(format!("I2: {server}: {hash} was announced at {} and was not there", told.from));
+            return Err(format!("I2: {server}: {hash} was announced at {} and was not there", snapshot.from));
         }
-        let Some(until) = told.until else { continue };
-        if !of_hash().any(|life| life.until.is_some_and(|gone| told.from <= gone && gone <= until)) {
+        let Some(until) = snapshot.until else { continue };
+        if !of_hash().any(|life| life.until.is_some_and(|gone| snapshot.from <= gone && gone <= until)) {
             return Err(format!(
                 "I2: {server}: {hash} was said to be gone at {until} and had not left since {}",
-                told.from
+                snapshot.from
             ));
         }
     }
     Ok(())
 }
 
-fn finished_comes_once(server: &ServerName, told: &[ToldLife], lives: &[Life]) -> Verdict {
-    for told in told {
-        let overlapping: Vec<&Life> = lives.iter().filter(|life| overlap(told, life)).collect();
-        let hash = short(Some(told.hash));
-        if told.finished > overlapping.len() {
-            return Err(format!("{server}: {hash} finished {} times", told.finished));
+fn finished_comes_once(server: &ServerName, snapshot: &[ToldLife], lives: &[Life]) -> Verdict {
+    for snapshot in snapshot {
+        let overlapping: Vec<&Life> = lives.iter().filter(|life| overlap(snapshot, life)).collect();
+        let hash = short(Some(snapshot.hash));
+        if snapshot.finished > overlapping.len() {
+            return Err(format!("{server}: {hash} finished {} times", snapshot.finished));
         }
         let [life] = overlapping[..] else { continue };
-        let is_finished_later = life.finished_at.is_some_and(|at| at > told.from);
-        let may_be_either = life.finished_at == Some(told.from) || told.until.is_some();
+        let is_finished_later = life.finished_at.is_some_and(|at| at > snapshot.from);
+        let may_be_either = life.finished_at == Some(snapshot.from) || snapshot.until.is_some();
         let expected = usize::from(is_finished_later);
-        if told.finished != expected && !(may_be_either && told.finished <= 1) {
+        if snapshot.finished != expected && !(may_be_either && snapshot.finished <= 1) {
             return Err(format!(
                 "{server}: {hash}, added at {}, finished {} times, truly {expected}",
-                told.from, told.finished
+                snapshot.from, snapshot.finished
             ));
         }
     }
@@ -266,18 +267,21 @@ fn states_came_after_their_events(plan: &SinkPlan, chronicle: &Chronicle) -> Ver
                         continue;
                     }
                     Delivery::State { server: of, hash, body, .. } if of == server => {
-                        let told = chronicle.told.get(&(server.clone(), *hash)).into_iter().flatten();
-                        let like_this: Vec<_> = told.filter(|told| told.body == *body).collect();
-                        let rev = like_this.iter().map(|told| told.rev).max();
+                        let snapshot = chronicle.snapshot.get(&(server.clone(), *hash)).into_iter().flatten();
+                        let like_this: Vec<_> = snapshot.filter(|snapshot| snapshot.body == *body).collect();
+                        let rev = like_this.iter().map(|snapshot| snapshot.rev).max();
                         if rev.is_some() && rev.as_ref() < newest.get(hash) {
                             let hash = short(Some(*hash));
                             return Err(format!("I7: {name} got a state of {server} {hash} from before its events"));
                         }
-                        (*hash, like_this.iter().map(|told| told.last_seq).min())
+                        (*hash, like_this.iter().map(|snapshot| snapshot.last_seq).min())
                     }
                     Delivery::Updated { server: of, hash, id: EventId::Updated { rev, .. }, .. } if of == server => {
-                        let told = chronicle.told.get(&(server.clone(), *hash)).into_iter().flatten();
-                        (*hash, told.filter(|told| told.rev == *rev).map(|told| told.last_seq).min())
+                        let snapshot = chronicle.snapshot.get(&(server.clone(), *hash)).into_iter().flatten();
+                        (
+                            *hash,
+                            snapshot.filter(|snapshot| snapshot.rev == *rev).map(|snapshot| snapshot.last_seq).min(),
+                        )
                     }
                     _ => continue,
                 };

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use dtorrent::model::{CommandId, Committed, Entry, Epoch, InfoHash, Rev, Seq, ServerName, SinkName, Tick};
+use dtorrent::model::{ChangeSet, CommandId, Committed, Epoch, InfoHash, JournalEntry, Rev, Seq, ServerName, SinkName};
 use dtorrent::port::{
-    Admission, Answer, Clock, Loaded, LoggedCommand, Place, Progress, ResultsWaiting, SinkNotes, Store, StoreError,
-    UnsentResult, Usage,
+    Clock, CommandLog, Journal, JournalPosition, Loaded, LoggedCommand, LoggedResult, Recorded, ResultBacklog,
+    SinkNotes, SinkProgress, SinkStore, StoreError, UnsentResult, Usage,
 };
 use dtorrent::store::{Image, MemoryStore, Options};
 
@@ -36,8 +36,8 @@ pub struct ToldOnce {
 /// What the disk has taken, whatever became of it later. The truth that sinks are compared with.
 #[derive(Default)]
 pub struct Chronicle {
-    pub entries: BTreeMap<ServerName, BTreeMap<Seq, Entry>>,
-    pub told: HashMap<(ServerName, InfoHash), Vec<ToldOnce>>,
+    pub entries: BTreeMap<ServerName, BTreeMap<Seq, JournalEntry>>,
+    pub snapshot: HashMap<(ServerName, InfoHash), Vec<ToldOnce>>,
     /// From where each sink began.
     pub began: BTreeMap<(SinkName, ServerName), Seq>,
     /// Entries that a power cut took; none of them was ever acknowledged to the bridge.
@@ -140,11 +140,11 @@ impl DiskStore {
                 .note(|| format!("journal {}: {} {:?} {}", entry.seq.0, entry.server, entry.kind, short(entry.hash)));
             chronicle.entries.entry(server.clone()).or_default().insert(entry.seq, entry);
         }
-        for (hash, told) in &committed.told {
-            let Some(told) = told else { continue };
-            let body = Bytes::from(serde_json::to_vec(&*told.torrent).expect("a torrent is plain JSON"));
-            let once = ToldOnce { rev: told.rev, last_seq: told.last_seq, body };
-            chronicle.told.entry((server.clone(), *hash)).or_default().push(once);
+        for (hash, snapshot) in &committed.snapshot {
+            let Some(snapshot) = snapshot else { continue };
+            let body = Bytes::from(serde_json::to_vec(&*snapshot.torrent).expect("a torrent is plain JSON"));
+            let once = ToldOnce { rev: snapshot.rev, last_seq: snapshot.last_seq, body };
+            chronicle.snapshot.entry((server.clone(), *hash)).or_default().push(once);
         }
     }
 }
@@ -154,20 +154,20 @@ pub fn short(hash: Option<InfoHash>) -> String {
 }
 
 #[async_trait]
-impl Store for DiskStore {
+impl Journal for DiskStore {
     async fn load(&self, server: &ServerName) -> Result<Loaded, StoreError> {
         self.inner.load(server).await
     }
 
-    async fn commit(&self, tick: Tick) -> Result<Committed, StoreError> {
+    async fn commit(&self, change_set: ChangeSet) -> Result<Committed, StoreError> {
         self.disk.stage.step().await;
         self.room_for(true)?;
-        let server = tick.server.clone();
-        let is_synced = !tick.facts.is_empty();
+        let server = change_set.server.clone();
+        let is_synced = !change_set.events.is_empty();
         if !is_synced {
             self.risk();
         }
-        let committed = self.inner.commit(tick).await?;
+        let committed = self.inner.commit(change_set).await?;
         self.record(&server, &committed).await;
         if is_synced {
             self.synced();
@@ -176,24 +176,39 @@ impl Store for DiskStore {
         Ok(committed)
     }
 
-    async fn read(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<Entry>, StoreError> {
+    async fn read(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<JournalEntry>, StoreError> {
         self.disk.stage.step().await;
         self.inner.read(server, after, limit).await
     }
 
-    async fn place(&self, server: &ServerName, seq: Seq) -> Result<Option<Place>, StoreError> {
-        self.inner.place(server, seq).await
+    async fn position(&self, server: &ServerName, seq: Seq) -> Result<Option<JournalPosition>, StoreError> {
+        self.inner.position(server, seq).await
     }
 
-    async fn read_on(&self, after: Option<Place>, limit: u16) -> Result<Vec<(Place, Entry)>, StoreError> {
-        self.inner.read_on(after, limit).await
+    async fn read_all_after(
+        &self,
+        after: Option<JournalPosition>,
+        limit: u16,
+    ) -> Result<Vec<(JournalPosition, JournalEntry)>, StoreError> {
+        self.inner.read_all_after(after, limit).await
     }
 
-    async fn progress(&self, sink: &SinkName) -> Result<BTreeMap<ServerName, Progress>, StoreError> {
+    async fn usage(&self) -> Result<Usage, StoreError> {
+        self.inner.usage().await
+    }
+}
+
+#[async_trait]
+impl SinkStore for DiskStore {
+    async fn progress(&self, sink: &SinkName) -> Result<BTreeMap<ServerName, SinkProgress>, StoreError> {
         self.inner.progress(sink).await
     }
 
-    async fn settle(&self, sink: &SinkName, progress: BTreeMap<ServerName, Progress>) -> Result<(), StoreError> {
+    async fn save_progress(
+        &self,
+        sink: &SinkName,
+        progress: BTreeMap<ServerName, SinkProgress>,
+    ) -> Result<(), StoreError> {
         self.before_write().await?;
         self.risk();
         {
@@ -202,84 +217,90 @@ impl Store for DiskStore {
                 chronicle.began.entry((sink.clone(), server.clone())).or_insert(progress.cursor);
             }
         }
-        self.inner.settle(sink, progress).await
+        self.inner.save_progress(sink, progress).await
     }
 
-    async fn bury(&self, sink: &SinkName, entry: &Entry, reason: &str) -> Result<(), StoreError> {
+    async fn add_dead_letter(&self, sink: &SinkName, entry: &JournalEntry, reason: &str) -> Result<(), StoreError> {
         self.before_write().await?;
-        self.inner.bury(sink, entry, reason).await?;
+        self.inner.add_dead_letter(sink, entry, reason).await?;
         lock(&self.disk.buried).push((sink.clone(), entry.server.clone(), entry.seq));
         self.after_synced_write().await;
         Ok(())
     }
 
-    async fn registry(&self, sink: &SinkName) -> Result<Vec<String>, StoreError> {
-        self.inner.registry(sink).await
+    async fn retained_topics(&self, sink: &SinkName) -> Result<Vec<String>, StoreError> {
+        self.inner.retained_topics(sink).await
     }
 
-    async fn register(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
+    async fn register_topics(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
         self.before_write().await?;
-        self.inner.register(sink, names).await?;
+        self.inner.register_topics(sink, names).await?;
         self.after_synced_write().await;
         Ok(())
     }
 
-    async fn unregister(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
+    async fn unregister_topics(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
         self.before_write().await?;
         self.risk();
-        self.inner.unregister(sink, names).await
+        self.inner.unregister_topics(sink, names).await
     }
 
-    async fn notes(&self, sink: &SinkName) -> Result<SinkNotes, StoreError> {
-        self.inner.notes(sink).await
+    async fn sink_notes(&self, sink: &SinkName) -> Result<SinkNotes, StoreError> {
+        self.inner.sink_notes(sink).await
     }
 
-    async fn owe_search(&self, sink: &SinkName, is_first_life: bool) -> Result<(), StoreError> {
+    async fn require_retained_scan(&self, sink: &SinkName, is_first_life: bool) -> Result<(), StoreError> {
         self.before_write().await?;
-        self.inner.owe_search(sink, is_first_life).await?;
+        self.inner.require_retained_scan(sink, is_first_life).await?;
         self.after_synced_write().await;
         Ok(())
     }
 
-    async fn take_over(
+    async fn adopt_retained(
         &self,
         sink: &SinkName,
         names: Vec<String>,
         strangers: Vec<ServerName>,
     ) -> Result<Vec<ServerName>, StoreError> {
         self.before_write().await?;
-        let owe_reset = self.inner.take_over(sink, names, strangers).await?;
+        let owe_reset = self.inner.adopt_retained(sink, names, strangers).await?;
         self.after_synced_write().await;
         Ok(owe_reset)
     }
 
-    async fn searched(&self, sink: &SinkName) -> Result<(), StoreError> {
+    async fn scan_completed(&self, sink: &SinkName) -> Result<(), StoreError> {
         self.before_write().await?;
         self.risk();
-        self.inner.searched(sink).await
+        self.inner.scan_completed(sink).await
     }
 
-    async fn note_careful(&self, sink: &SinkName) -> Result<(), StoreError> {
+    async fn note_strict_ordering(&self, sink: &SinkName) -> Result<(), StoreError> {
         self.before_write().await?;
-        self.inner.note_careful(sink).await?;
+        self.inner.note_strict_ordering(sink).await?;
         self.after_synced_write().await;
         Ok(())
     }
 
-    async fn memory(&self, sink: &SinkName) -> Result<Option<String>, StoreError> {
-        self.inner.memory(sink).await
+    async fn projection_state(&self, sink: &SinkName) -> Result<Option<String>, StoreError> {
+        self.inner.projection_state(sink).await
     }
 
-    async fn memorize(&self, sink: &SinkName, memory: String) -> Result<(), StoreError> {
+    async fn save_projection_state(&self, sink: &SinkName, projection_state: String) -> Result<(), StoreError> {
         self.before_write().await?;
-        self.inner.memorize(sink, memory).await?;
+        self.inner.save_projection_state(sink, projection_state).await?;
         self.after_synced_write().await;
         Ok(())
     }
+}
 
-    async fn log_commands(&self, commands: Vec<(LoggedCommand, Option<Answer>)>) -> Result<Vec<Admission>, StoreError> {
+#[async_trait]
+impl CommandLog for DiskStore {
+    async fn record_commands(
+        &self,
+        commands: Vec<(LoggedCommand, Option<LoggedResult>)>,
+    ) -> Result<Vec<Recorded>, StoreError> {
         self.before_write().await?;
-        let admissions = self.inner.log_commands(commands).await?;
+        let admissions = self.inner.record_commands(commands).await?;
         self.after_synced_write().await;
         Ok(admissions)
     }
@@ -295,7 +316,7 @@ impl Store for DiskStore {
         &self,
         server: Option<&ServerName>,
         id: &CommandId,
-        answer: Answer,
+        answer: LoggedResult,
     ) -> Result<(), StoreError> {
         self.before_write().await?;
         self.inner.finish_command(server, id, answer).await?;
@@ -303,25 +324,21 @@ impl Store for DiskStore {
         Ok(())
     }
 
-    async fn open_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {
-        self.inner.open_commands().await
+    async fn unfinished_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {
+        self.inner.unfinished_commands().await
     }
 
     async fn unsent_results(&self, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
         self.inner.unsent_results(sink, after, limit).await
     }
 
-    async fn results_waiting(&self, sink: &SinkName) -> Result<ResultsWaiting, StoreError> {
-        self.inner.results_waiting(sink).await
+    async fn result_backlog(&self, sink: &SinkName) -> Result<ResultBacklog, StoreError> {
+        self.inner.result_backlog(sink).await
     }
 
-    async fn results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError> {
+    async fn mark_results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError> {
         self.before_write().await?;
         self.risk();
-        self.inner.results_sent(numbers).await
-    }
-
-    async fn usage(&self) -> Result<Usage, StoreError> {
-        self.inner.usage().await
+        self.inner.mark_results_sent(numbers).await
     }
 }

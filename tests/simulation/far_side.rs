@@ -104,7 +104,7 @@ impl Broker {
 
     /// The name under which a torrent's state is kept here.
     pub fn name_of_state(&self, server: &ServerName, hash: InfoHash) -> Option<String> {
-        self.topics.kept_as(&Delivery::State { server: server.clone(), hash, body: Bytes::new(), keep: true })
+        self.topics.retained_topic(&Delivery::State { server: server.clone(), hash, body: Bytes::new(), keep: true })
     }
 
     fn arrive(&self, connection: u64, delivery: Delivery) -> Result<(), DeliverError> {
@@ -181,11 +181,11 @@ impl Sink for Reached {
         Ok(Connected { link, drive: Box::pin(async move { wire.carry().await }) })
     }
 
-    fn kept_as(&self, delivery: &Delivery) -> Option<String> {
-        self.0.topics.kept_as(delivery)
+    fn retained_topic(&self, delivery: &Delivery) -> Option<String> {
+        self.0.topics.retained_topic(delivery)
     }
 
-    async fn find_kept(&self, servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
+    async fn scan_retained(&self, servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
         let Self(broker) = self;
         broker.stage.step().await;
         let state = lock(&broker.state);
@@ -202,7 +202,7 @@ impl Sink for Reached {
         Ok(found)
     }
 
-    fn own_names(&self) -> Vec<String> {
+    fn own_retained_topics(&self) -> Vec<String> {
         // This one says no status by itself.
         self.0.topics.own().into_iter().filter(|name| !name.ends_with("/status")).collect()
     }

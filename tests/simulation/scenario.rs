@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dtorrent::clients::simulator::{Drive, Imagined, Mood, Simulator};
-use dtorrent::deliver::retention::Retain;
 use dtorrent::model::{InfoHash, Kind, ServerName};
+use dtorrent::outbox::retention::Retain;
 use dtorrent::port::CommandAddress;
 use dtorrent::store::Options;
 use tokio::time::Instant;

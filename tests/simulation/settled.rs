@@ -1,9 +1,9 @@
 //! What is still owed when everything is calm (I4, I7, I12).
 
 use bytes::Bytes;
-use dtorrent::deliver::retention::{Kept, Retain};
 use dtorrent::model::{Seq, ServerName};
-use dtorrent::port::{Clock, Store};
+use dtorrent::outbox::retention::{Kept, Retain};
+use dtorrent::port::{Clock, Journal as _, SinkStore as _};
 
 use super::bridge::{Bridge, SinkPlan};
 use super::checks::{received, results_of};
@@ -37,24 +37,24 @@ pub async fn open(run: &Run) -> Vec<String> {
 }
 
 async fn told_is_the_truth(run: &Run, bridge: &Bridge, server: &ServerName, open: &mut Vec<String>) {
-    let told = bridge.board.read(server, |content| content.told.clone()).unwrap();
+    let snapshot = bridge.live.read(server, |content| content.snapshot.clone()).unwrap();
     let stored = bridge.store.load(server).await.unwrap();
-    if stored.owes_reset {
+    if stored.needs_reset {
         open.push(format!("{server}: journal_reset is owed"));
     }
-    if stored.told != told {
+    if stored.snapshot != snapshot {
         open.push(format!("{server}: the board and the store differ"));
     }
     run.clients[server].change(|world| {
         let truth = world.torrents();
-        if !told.keys().eq(truth.keys()) {
-            let told: Vec<_> = told.keys().map(|hash| short(Some(*hash))).collect();
+        if !snapshot.keys().eq(truth.keys()) {
+            let snapshot: Vec<_> = snapshot.keys().map(|hash| short(Some(*hash))).collect();
             let truth: Vec<_> = truth.keys().map(|hash| short(Some(*hash))).collect();
-            open.push(format!("{server}: told of {told:?}, there are {truth:?}"));
+            open.push(format!("{server}: told of {snapshot:?}, there are {truth:?}"));
             return;
         }
         for (hash, imagined) in truth {
-            let torrent = &told[hash].torrent;
+            let torrent = &snapshot[hash].torrent;
             let is_told = torrent.name == imagined.name
                 && torrent.status == imagined.status()
                 && torrent.downloaded == imagined.done
@@ -76,10 +76,10 @@ async fn shown_is_told(run: &Run, bridge: &Bridge, plan: &SinkPlan, open: &mut V
     let broker = &plan.broker;
     let mut names = Vec::new();
     for server in &plan.servers {
-        let told = bridge.board.read(server, |content| content.told.clone()).unwrap();
-        let kept = Kept::choose(&told, plan.retain, run.stage.now(), &Kept::None);
-        for (hash, told) in &told {
-            let body = Bytes::from(serde_json::to_vec(&*told.torrent).unwrap());
+        let snapshot = bridge.live.read(server, |content| content.snapshot.clone()).unwrap();
+        let kept = Kept::choose(&snapshot, plan.retain, run.stage.now(), &Kept::None);
+        for (hash, snapshot) in &snapshot {
+            let body = Bytes::from(serde_json::to_vec(&*snapshot.torrent).unwrap());
             broker.change(|state| {
                 if state.shown.get(&(server.clone(), *hash)) != Some(&body) {
                     open.push(format!("{}: {server} {} is shown as it was", broker.name, short(Some(*hash))));
@@ -97,13 +97,13 @@ async fn shown_is_told(run: &Run, bridge: &Bridge, plan: &SinkPlan, open: &mut V
         broker.change(|state| {
             let rejected_removal = !state.rejected.is_empty();
             for (of, hash) in state.shown.keys() {
-                if of == server && !told.contains_key(hash) && tells_removals && !rejected_removal {
+                if of == server && !snapshot.contains_key(hash) && tells_removals && !rejected_removal {
                     open.push(format!("{}: {server} {} is still shown", broker.name, short(Some(*hash))));
                 }
             }
         });
     }
-    let registry = bridge.store.inner().registry(&broker.name).await.unwrap();
+    let registry = bridge.store.inner().retained_topics(&broker.name).await.unwrap();
     let kept: Vec<String> = broker.change(|state| state.kept.keys().cloned().collect());
     if registry != kept {
         open.push(format!("{}: keeps {kept:?}, the registry has {registry:?}", broker.name));

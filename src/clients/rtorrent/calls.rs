@@ -315,7 +315,7 @@ impl Answers for Heard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{BellAddress, BellSecret, ServerName};
+    use crate::model::{HookAddress, HookSecret, ServerName};
 
     const HASH: InfoHash = InfoHash::V1([0xab; 20]);
 
@@ -347,8 +347,8 @@ mod tests {
         let server = ServerName::parse("home").unwrap();
         let hook = Hook {
             key: HookKey::new("main", &server).unwrap(),
-            address: BellAddress::parse("127.0.0.1:4711").unwrap(),
-            secret: BellSecret::new([0x5a; 16]),
+            address: HookAddress::parse("127.0.0.1:4711").unwrap(),
+            secret: HookSecret::new([0x5a; 16]),
             server,
         };
         let Call { method, params } = Call::set_hook("paused", &hook.key, Some(&hook));

@@ -12,17 +12,17 @@
 use super::Turn;
 use super::calls::{Call, Fault, Value, ring_command};
 use crate::model::HookKey;
-use crate::port::{ClientError, HookWish, Hooks};
+use crate::port::{ClientError, HookRequest, Hooks};
 
 /// The events of downloads after which a look is worth while. What has no event (a label, say) is found
 /// by the next look anyway.
 const EVENTS: [&str; 7] = ["inserted_new", "erased", "finished", "paused", "resumed", "hash_done", "closed"];
 
-pub(super) async fn hooks(turn: &Turn<'_>, wish: HookWish<'_>) -> Result<Hooks, ClientError> {
+pub(super) async fn hooks(turn: &Turn<'_>, wish: HookRequest<'_>) -> Result<Hooks, ClientError> {
     let probe = turn.probe().await?;
     let key = match wish {
-        HookWish::Look(key) | HookWish::Take(key) => key,
-        HookWish::Set(hook) => &hook.key,
+        HookRequest::Look(key) | HookRequest::Take(key) => key,
+        HookRequest::Set(hook) => &hook.key,
     };
     let mut hooks = Hooks::default();
     let mut calls = Vec::new();
@@ -35,16 +35,16 @@ pub(super) async fn hooks(turn: &Turn<'_>, wish: HookWish<'_>) -> Result<Hooks, 
         }
         let ours = hanging.command(key);
         let call = match wish {
-            HookWish::Look(_) => None,
-            HookWish::Set(hook) if ours == Some(&ring_command(event, hook)) => None,
-            HookWish::Set(hook) => Some(Call::set_hook(event, key, Some(hook))),
-            HookWish::Take(_) => ours.map(|_| Call::set_hook(event, key, None)),
+            HookRequest::Look(_) => None,
+            HookRequest::Set(hook) if ours == Some(&ring_command(event, hook)) => None,
+            HookRequest::Set(hook) => Some(Call::set_hook(event, key, Some(hook))),
+            HookRequest::Take(_) => ours.map(|_| Call::set_hook(event, key, None)),
         };
         calls.extend(call);
         let is_ringing = match wish {
-            HookWish::Look(_) => ours.is_some(),
-            HookWish::Set(_) => true,
-            HookWish::Take(_) => false,
+            HookRequest::Look(_) => ours.is_some(),
+            HookRequest::Set(_) => true,
+            HookRequest::Take(_) => false,
         };
         hooks.ringing.extend(is_ringing.then_some(event));
     }

@@ -55,7 +55,7 @@ use self::transport::{Dialect, Transport};
 use crate::model::{
     Action, Details, File, InfoHash, Limits, Listing, Parts, Peer, Timestamp, Tracker, Words, printable, progress,
 };
-use crate::port::{Applied, ClientError, HookWish, Hooks, Scope, TorrentClient};
+use crate::port::{Applied, ClientError, HookRequest, Hooks, Scope, TorrentClient};
 
 /// One rTorrent.
 pub struct RtorrentClient {
@@ -250,7 +250,7 @@ impl TorrentClient for RtorrentClient {
         settings_of_all::call(&self.turn().await, method, params).await
     }
 
-    async fn hooks(&self, wish: HookWish<'_>) -> Result<Hooks, ClientError> {
+    async fn hooks(&self, wish: HookRequest<'_>) -> Result<Hooks, ClientError> {
         hooks::hooks(&self.turn().await, wish).await
     }
 }

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Interval, interval};
 use tracing::{debug, warn};
 
-use crate::model::{Entry, ServerName, SinkName};
+use crate::model::{JournalEntry, ServerName, SinkName};
 use crate::port::{DeliverError, Delivery, Link};
 
 use super::homeassistant::Presence;
@@ -90,7 +90,7 @@ struct Scope {
 impl Scope {
     fn of(delivery: &Delivery, topics: &Topics) -> Option<Self> {
         let server = match delivery {
-            Delivery::Event(Entry { server, .. })
+            Delivery::Event(JournalEntry { server, .. })
             | Delivery::Updated { server, .. }
             | Delivery::State { server, .. }
             | Delivery::Files { server, .. }

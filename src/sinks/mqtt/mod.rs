@@ -417,11 +417,11 @@ impl Sink for MqttSink {
         Ok(Connected { link, drive: Box::pin(drive) })
     }
 
-    fn kept_as(&self, delivery: &Delivery) -> Option<String> {
-        self.broker.topics.kept_as(delivery)
+    fn retained_topic(&self, delivery: &Delivery) -> Option<String> {
+        self.broker.topics.retained_topic(delivery)
     }
 
-    fn own_names(&self) -> Vec<String> {
+    fn own_retained_topics(&self) -> Vec<String> {
         self.broker.topics.own()
     }
 
@@ -440,7 +440,7 @@ impl Sink for MqttSink {
         Some(Box::new(Companionship::new(wanted, names, &settings.servers, presence)))
     }
 
-    async fn find_kept(&self, servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
+    async fn scan_retained(&self, servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
         let topics = &self.broker.topics;
         let mut found: BTreeMap<ServerName, Vec<String>> = BTreeMap::new();
         let names = self.broker.home_assistant_names();

@@ -299,8 +299,8 @@ mod tests {
                 proptest::prop_assert_eq!(BrokerUrl::parse(&url.to_string()), Ok(url));
             }
             if let Err(error) = BrokerUrl::parse(&format!("{scheme}://user:hunter2@{rest}")) {
-                let told = format!("{error} {error:?}");
-                proptest::prop_assert!(!told.contains("hunter2"));
+                let snapshot = format!("{error} {error:?}");
+                proptest::prop_assert!(!snapshot.contains("hunter2"));
             }
         }
     }

@@ -102,7 +102,7 @@ impl Topics {
     }
 
     /// The topic that the broker keeps this under.
-    pub fn kept_as(&self, delivery: &Delivery) -> Option<String> {
+    pub fn retained_topic(&self, delivery: &Delivery) -> Option<String> {
         if matches!(delivery, Delivery::Clear { .. }) {
             return None;
         }
@@ -229,7 +229,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::{Entry, Epoch, EventId, Kind, Rev, Seq, Timestamp};
+    use crate::model::{Epoch, EventId, JournalEntry, Kind, Rev, Seq, Timestamp};
 
     const HASH: &str = "3f786850e387550fdab836ed7e6dc881de23001b";
 
@@ -246,7 +246,7 @@ mod tests {
     }
 
     fn event(kind: Kind, hash: Option<InfoHash>) -> Delivery {
-        Delivery::Event(Entry {
+        Delivery::Event(JournalEntry {
             server: home(),
             seq: Seq(1),
             id: EventId::Journal { server: home(), epoch: Epoch(1), seq: Seq(1) },
@@ -299,14 +299,14 @@ mod tests {
             };
             assert_eq!((route.qos, route.is_retained), (qos, is_retained), "{topic}");
             let is_kept = is_retained && !matches!(delivery, Delivery::Clear { .. });
-            assert_eq!(topics().kept_as(&delivery), is_kept.then_some(topic));
+            assert_eq!(topics().retained_topic(&delivery), is_kept.then_some(topic));
         }
     }
 
     #[test]
     fn with_retain_none_no_state_is_kept_but_the_servers_status_is() {
         let topics = Topics::new(Prefix::default(), "main", false);
-        let kept: Vec<_> = golden().iter().filter_map(|(delivery, ..)| topics.kept_as(delivery)).collect();
+        let kept: Vec<_> = golden().iter().filter_map(|(delivery, ..)| topics.retained_topic(delivery)).collect();
         assert_eq!(kept, ["dtorrent/home/status", "dtorrent/home/stats", "dtorrent/bridge/main/info"]);
     }
 

@@ -92,7 +92,7 @@ fn status(is_online: bool) -> Bytes {
 /// `is_stored`: there is JetStream behind it.
 pub fn messages(subjects: &Subjects, instance: &str, is_stored: bool, delivery: Delivery) -> Messages {
     let subject = subjects.of(&delivery);
-    let key = subjects.kept_as(&delivery);
+    let key = subjects.retained_topic(&delivery);
     let mut reply_message = None;
     let own = match delivery {
         Delivery::Event(entry) => {

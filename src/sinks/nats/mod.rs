@@ -194,15 +194,15 @@ impl Sink for NatsSink {
         self.begin().await.map_err(DeliverError::from)
     }
 
-    fn kept_as(&self, delivery: &Delivery) -> Option<String> {
-        self.system.subjects.kept_as(delivery)
+    fn retained_topic(&self, delivery: &Delivery) -> Option<String> {
+        self.system.subjects.retained_topic(delivery)
     }
 
-    fn own_names(&self) -> Vec<String> {
+    fn own_retained_topics(&self) -> Vec<String> {
         Vec::new()
     }
 
-    async fn find_kept(&self, servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
+    async fn scan_retained(&self, servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
         let mut found = BTreeMap::new();
         if self.system.settings.jetstream {
             let mut line = self.system.dial("search", link::ANSWERS).await?;

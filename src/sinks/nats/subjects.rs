@@ -86,7 +86,7 @@ impl Subjects {
     }
 
     /// The key that the bucket keeps this under.
-    pub fn kept_as(&self, delivery: &Delivery) -> Option<String> {
+    pub fn retained_topic(&self, delivery: &Delivery) -> Option<String> {
         match delivery {
             Delivery::State { server, hash, keep: true, .. } if self.keeps_state => Some(format!("{server}.{hash}")),
             _ => None,
@@ -211,7 +211,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::{Entry, Epoch, EventId, Rev, Seq, Timestamp};
+    use crate::model::{Epoch, EventId, JournalEntry, Rev, Seq, Timestamp};
 
     const HASH: &str = "3f786850e387550fdab836ed7e6dc881de23001b";
 
@@ -227,7 +227,16 @@ mod tests {
         let id = EventId::Journal { server: home(), epoch: Epoch(1), seq: Seq(1) };
         let hash = (kind.entity() == Entity::Torrent).then(|| HASH.parse().unwrap());
         let time = Timestamp::from_millis(0);
-        Delivery::Event(Entry { server: home(), seq: Seq(1), id, kind, hash, rev: Rev(1), time, body: Bytes::new() })
+        Delivery::Event(JournalEntry {
+            server: home(),
+            seq: Seq(1),
+            id,
+            kind,
+            hash,
+            rev: Rev(1),
+            time,
+            body: Bytes::new(),
+        })
     }
 
     #[test]
@@ -248,12 +257,15 @@ mod tests {
     fn a_state_is_kept_under_its_server_and_hash_and_nothing_else_is() {
         let state = |keep| Delivery::State { server: home(), hash: HASH.parse().unwrap(), body: Bytes::new(), keep };
         let key = format!("home.{HASH}");
-        assert_eq!(subjects().kept_as(&state(true)).as_deref(), Some(&*key));
-        assert_eq!(subjects().kept_as(&state(false)), None);
-        assert_eq!(Subjects::new(Prefix::default(), "main", false).kept_as(&state(true)), None);
-        assert_eq!(subjects().kept_as(&event(Kind::Added)), None);
+        assert_eq!(subjects().retained_topic(&state(true)).as_deref(), Some(&*key));
+        assert_eq!(subjects().retained_topic(&state(false)), None);
+        assert_eq!(Subjects::new(Prefix::default(), "main", false).retained_topic(&state(true)), None);
+        assert_eq!(subjects().retained_topic(&event(Kind::Added)), None);
         let clear = Delivery::Clear { name: key.clone() };
-        assert_eq!((subjects().kept_as(&clear), subjects().of(&clear)), (None, format!("$KV.dtorrent_state.{key}")));
+        assert_eq!(
+            (subjects().retained_topic(&clear), subjects().of(&clear)),
+            (None, format!("$KV.dtorrent_state.{key}"))
+        );
     }
 
     #[test]

@@ -114,7 +114,7 @@ impl Endpoint {
     }
 
     /// One attempt to hand an event over that was put aside on this line, whatever became of it before.
-    pub async fn deliver(&self, line: &SinkName, id: &str, event: Bytes) -> Result<(), DeliverError> {
+    pub async fn outbox(&self, line: &SinkName, id: &str, event: Bytes) -> Result<(), DeliverError> {
         match self.attempt(line, id, &event).await {
             Verdict::Taken => Ok(()),
             Verdict::NotNow { reason, wait } => Err(DeliverError::Unavailable { reason, retry_after: wait }),
@@ -334,11 +334,11 @@ impl Sink for WebhookSink {
     }
 
     /// An endpoint keeps nothing that could be taken back.
-    fn kept_as(&self, _: &Delivery) -> Option<String> {
+    fn retained_topic(&self, _: &Delivery) -> Option<String> {
         None
     }
 
-    fn own_names(&self) -> Vec<String> {
+    fn own_retained_topics(&self) -> Vec<String> {
         Vec::new()
     }
 

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| dtorrent_fuzz::bell(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| dtorrent_fuzz::hook_notifier(bytes));

@@ -10,7 +10,7 @@ use dtorrent::clients::rtorrent::calls::{Answers, Cell, Fault};
 use dtorrent::clients::rtorrent::transport::reply_header;
 use dtorrent::clients::rtorrent::{jsonrpc, xmlrpc as xml};
 use dtorrent::commands::{Envelope, Request};
-use dtorrent::model::{BellAddress, BellSecret, EventId, InfoHash, Magnet, Metainfo, Ring, Timestamp, Verb};
+use dtorrent::model::{EventId, HookAddress, HookSecret, HookSignal, InfoHash, Magnet, Metainfo, Timestamp, Verb};
 use dtorrent::sinks::mqtt::homeassistant::commands::command;
 use dtorrent::sinks::mqtt::homeassistant::names::Device;
 use dtorrent::sinks::mqtt::topics::Topics;
@@ -147,17 +147,17 @@ pub fn config(bytes: &[u8]) {
 }
 
 /// Any path that somebody asks the bell for: nobody is heard who does not say the secret.
-pub fn bell(bytes: &[u8]) {
+pub fn hook_notifier(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    let secret = BellSecret::new([0xa5; 16]);
+    let secret = HookSecret::new([0xa5; 16]);
     let hex = "a5".repeat(16);
-    if Ring::parse(text, &secret).is_some() {
+    if HookSignal::parse(text, &secret).is_some() {
         assert!(text.starts_with(&format!("/{hex}/")));
     }
-    if let Some(ring) = Ring::parse(&format!("/{hex}{text}"), &secret) {
+    if let Some(ring) = HookSignal::parse(&format!("/{hex}{text}"), &secret) {
         assert!(text.contains(ring.server.as_str()));
     }
-    if let Ok(address) = BellAddress::parse(text) {
+    if let Ok(address) = HookAddress::parse(text) {
         assert!(!address.to_string().contains(['"', '$', ',', ';', '=', '/', ' ', '\\']));
     }
 }

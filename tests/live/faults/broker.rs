@@ -465,13 +465,13 @@ async fn while_results_are_not_taken_commands_wait_at_the_broker_and_each_gets_o
     }
     let held = "no more commands are taken from there";
     world.bridge().says(held).await;
-    let waiting = world.ledger().results_waiting("b");
+    let waiting = world.ledger().result_backlog("b");
     assert!((1_000..1_600).contains(&waiting), "{waiting} results wait");
     // A new life knows.
     world.bridge().process().kill().unwrap();
     world.bridge().start_again();
     world.bridge().says_again(1, held).await;
-    assert_eq!(world.ledger().results_waiting("b"), waiting);
+    assert_eq!(world.ledger().result_backlog("b"), waiting);
     proxy.requests(Way::Pass);
     let results = |all: &[Message]| -> Vec<String> {
         let results = all.iter().filter(|message| message.topic == "dtorrent/home/result").map(Message::json);
@@ -479,7 +479,7 @@ async fn while_results_are_not_taken_commands_wait_at_the_broker_and_each_gets_o
     };
     let all_are_there = |all: &[Message]| (results(all).len() >= SENT).then_some(());
     world.heard.wait_within(LONG, "a result for each", all_are_there).await;
-    world.ledger().until("all are noted", |ledger| ledger.results_waiting("b") == 0).await;
+    world.ledger().until("all are noted", |ledger| ledger.result_backlog("b") == 0).await;
     let answer = world.heard.command("home/command/limits", json!({})).await;
     assert!(answer["status"].is_string(), "{answer}");
     let results = results(&world.heard.all());

@@ -30,7 +30,7 @@ impl Ledger {
     }
 
     /// How many commands have no result yet.
-    pub fn open_commands(&self) -> u64 {
+    pub fn unfinished_commands(&self) -> u64 {
         self.number("SELECT count(*) FROM commands WHERE result IS NULL", &[])
     }
 
@@ -41,7 +41,7 @@ impl Ledger {
     }
 
     /// How many results a sink has not taken yet, as far as that was noted.
-    pub fn results_waiting(&self, sink: &str) -> u64 {
+    pub fn result_backlog(&self, sink: &str) -> u64 {
         self.number("SELECT count(*) FROM results WHERE sink = ?1", &[sink])
     }
 

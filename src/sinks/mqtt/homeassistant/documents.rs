@@ -44,7 +44,7 @@ fn rate(of_server: Option<u64>, of_torrents: impl Iterator<Item = u64>) -> u64 {
 }
 
 pub fn rates(view: &View<'_>) -> Value {
-    let torrents = || view.told.values().map(|told| &told.torrent);
+    let torrents = || view.snapshot.values().map(|snapshot| &snapshot.torrent);
     let down = rate(view.stats.download_rate, torrents().map(|torrent| torrent.download_rate.unwrap_or(0)));
     let up = rate(view.stats.upload_rate, torrents().map(|torrent| torrent.upload_rate.unwrap_or(0)));
     let status = match (down >= IDLE_BELOW, up >= IDLE_BELOW) {
@@ -75,14 +75,15 @@ pub fn totals(view: &View<'_>, all_time: &Totals) -> Value {
 }
 
 pub fn counts(view: &View<'_>) -> Value {
-    let count = |is_one: &dyn Fn(&Torrent) -> bool| view.told.values().filter(|told| is_one(&told.torrent)).count();
+    let count =
+        |is_one: &dyn Fn(&Torrent) -> bool| view.snapshot.values().filter(|snapshot| is_one(&snapshot.torrent)).count();
     let with = |status: Status| count(&|torrent| torrent.status == status);
-    let (all, active) = (view.told.len(), count(&is_moving));
+    let (all, active) = (view.snapshot.len(), count(&is_moving));
     let (stopped, paused) = (with(Status::Stopped), with(Status::Paused));
     let completed = count(&|torrent| torrent.finished);
     let errored = count(&|torrent| torrent.error);
-    let named = view.told.values().filter(|told| told.torrent.error).take(ERRORS_SHOWN).map(|told| {
-        let torrent = &told.torrent;
+    let named = view.snapshot.values().filter(|snapshot| snapshot.torrent.error).take(ERRORS_SHOWN).map(|snapshot| {
+        let torrent = &snapshot.torrent;
         let message = torrent.message.as_deref().unwrap_or_default();
         json!({"name": shortened(&torrent.name, NAME_MAX), "message": shortened(message, MESSAGE_MAX)})
     });
@@ -183,9 +184,9 @@ pub const DRIFTING: [&str; 12] = [
 pub fn list(view: &View<'_>) -> Value {
     let mut torrents = Vec::new();
     let mut bytes = 200;
-    for hash in by_importance(view.told) {
-        let Some(told) = view.told.get(&hash) else { continue };
-        let torrent = &told.torrent;
+    for hash in by_importance(view.snapshot) {
+        let Some(snapshot) = view.snapshot.get(&hash) else { continue };
+        let torrent = &snapshot.torrent;
         let row = json!({
             "name": shortened(&torrent.name, NAME_MAX), "hash": hash, "status": torrent.status.as_str(),
             "progress": torrent.progress, "eta": torrent.eta.map(|eta| eta.div_ceil(10) * 10),
@@ -199,7 +200,7 @@ pub fn list(view: &View<'_>) -> Value {
         }
         torrents.push(row);
     }
-    json!({"shown": torrents.len(), "total": view.told.len(), "torrents": torrents})
+    json!({"shown": torrents.len(), "total": view.snapshot.len(), "torrents": torrents})
 }
 
 /// What finished last, kept also when the torrent goes.

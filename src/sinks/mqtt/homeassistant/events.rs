@@ -14,13 +14,13 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use super::EVENT_KINDS;
-use crate::model::Entry;
+use crate::model::JournalEntry;
 
 const WAITING_MAX: usize = 1_000;
 const AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What an event entity gets; `None` for what is no event there.
-pub fn body(entry: &Entry) -> Option<Bytes> {
+pub fn body(entry: &JournalEntry) -> Option<Bytes> {
     if !EVENT_KINDS.contains(&entry.kind) {
         return None;
     }

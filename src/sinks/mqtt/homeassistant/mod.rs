@@ -35,7 +35,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use crate::model::{Entry, Filter, InfoHash, Kind, ServerName, Timestamp, Told, Torrent};
+use crate::model::{Filter, InfoHash, JournalEntry, Kind, ServerName, Snapshot, Timestamp, Torrent};
 use crate::port::{Clock, Companion, Delivery, SystemClock, View};
 
 use entities::{Components, Payload};
@@ -174,7 +174,7 @@ impl Totals {
 
     /// Begins with what the torrents say of their own past.
     fn begin(view: &View<'_>) -> Self {
-        let sum = |of: fn(&Torrent) -> u64| view.told.values().map(|told| of(&told.torrent)).sum::<u64>();
+        let sum = |of: fn(&Torrent) -> u64| view.snapshot.values().map(|snapshot| of(&snapshot.torrent)).sum::<u64>();
         let (down, up) = (view.stats.downloaded.unwrap_or(0), view.stats.uploaded.unwrap_or(0));
         Self {
             downloaded: sum(|torrent| torrent.downloaded).max(down),
@@ -431,28 +431,28 @@ impl Companionship {
         }
     }
 
-    fn show_slots(&mut self, server: &ServerName, told: &Told, at: Duration) {
+    fn show_slots(&mut self, server: &ServerName, snapshot: &Snapshot, at: Duration) {
         let Some(of_server) = self.servers.get_mut(server) else { return };
-        of_server.slots.choose(told, usize::from(self.settings.slots), at);
+        of_server.slots.choose(snapshot, usize::from(self.settings.slots), at);
         let places = of_server.slots.places().to_vec();
         for (number, place) in (1..).zip(places) {
-            let torrent = place.and_then(|hash| told.get(&hash)).map(|told| &*told.torrent);
+            let torrent = place.and_then(|hash| snapshot.get(&hash)).map(|snapshot| &*snapshot.torrent);
             self.show(self.names.slot(server, number), documents::torrent(torrent), 15, Temper::Mixed, 3);
         }
     }
 
     /// Devices for the torrents that the config chose: they come up to a number, and go after an hour.
-    fn show_torrents(&mut self, server: &ServerName, told: &Told, at: Duration) {
+    fn show_torrents(&mut self, server: &ServerName, snapshot: &Snapshot, at: Duration) {
         let Some(of_server) = self.servers.get_mut(server) else { return };
         let known = self.memory.torrents.entry(server.clone()).or_default();
         let filter = self.settings.torrents.as_ref();
         let now = SystemClock.now();
         let is_wanted = |torrent: &Torrent| filter.is_some_and(|filter| filter.matches(torrent, now));
         let mut left_out = 0;
-        for (hash, told) in told.iter().filter(|(_, told)| is_wanted(&told.torrent)) {
+        for (hash, snapshot) in snapshot.iter().filter(|(_, snapshot)| is_wanted(&snapshot.torrent)) {
             let has_room = known.len() < self.settings.torrents_max;
             if known.contains_key(hash) || has_room {
-                known.entry(*hash).or_insert_with(|| told.torrent.name.clone());
+                known.entry(*hash).or_insert_with(|| snapshot.torrent.name.clone());
                 of_server.gone.remove(hash);
             } else {
                 left_out += 1;
@@ -466,7 +466,7 @@ impl Companionship {
         let mut shown = Vec::new();
         let mut over = Vec::new();
         for (hash, name) in known.iter() {
-            let torrent = told.get(hash).map(|told| &*told.torrent);
+            let torrent = snapshot.get(hash).map(|snapshot| &*snapshot.torrent);
             let is_there = torrent.is_some_and(is_wanted);
             if !is_there && at.saturating_sub(*of_server.gone.entry(*hash).or_insert(at)) >= GONE_FOR {
                 over.push(*hash);
@@ -496,8 +496,9 @@ impl Companionship {
     }
 
     /// The newest of what is there, unless something that is gone finished later.
-    fn note_last_finished(&mut self, server: &ServerName, told: &Told) {
-        let finished = told.values().filter_map(|told| Some((told.torrent.finished_at?, &told.torrent)));
+    fn note_last_finished(&mut self, server: &ServerName, snapshot: &Snapshot) {
+        let finished =
+            snapshot.values().filter_map(|snapshot| Some((snapshot.torrent.finished_at?, &snapshot.torrent)));
         let Some((time, torrent)) = finished.max_by_key(|(time, torrent)| (*time, torrent.hash)) else { return };
         let noted = self.memory.last_finished.get(server).and_then(|last| last["time"].as_str()?.parse().ok());
         if noted.is_none_or(|noted: Timestamp| noted <= time) {
@@ -562,7 +563,7 @@ impl Companion for Companionship {
         self.owe_all(at);
     }
 
-    fn heard(&mut self, entry: &Entry, at: Duration) {
+    fn heard(&mut self, entry: &JournalEntry, at: Duration) {
         self.touch(&entry.server);
         if self.servers.contains_key(&entry.server)
             && let Some(body) = events::body(entry)
@@ -610,7 +611,7 @@ impl Companion for Companionship {
         totals.add(&view);
         let totals = documents::totals(&view, totals);
         let limits = documents::limits(&view, self.settings.alternative.as_ref());
-        self.note_last_finished(server, view.told);
+        self.note_last_finished(server, view.snapshot);
         let finished = self.memory.last_finished.get(server).cloned().unwrap_or_else(documents::nothing_finished);
         for (word, document, each, temper, entities) in [
             ("rates", documents::rates(&view), 10, Temper::Drifts, 3),
@@ -622,8 +623,8 @@ impl Companion for Companionship {
         ] {
             self.show(self.names.document(server, word), document, each, temper, entities);
         }
-        self.show_slots(server, view.told, at);
-        self.show_torrents(server, view.told, at);
+        self.show_slots(server, view.snapshot, at);
+        self.show_torrents(server, view.snapshot, at);
         if let Some(of_server) = self.servers.get_mut(server)
             && of_server.listed_at.is_none_or(|listed| at >= listed + LIST_EACH)
         {

@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     /// How many changes get through if `offered` a tenth of a second are tried for so long.
-    fn told(offered: usize, haste: Haste, seconds: u64) -> usize {
+    fn snapshot(offered: usize, haste: Haste, seconds: u64) -> usize {
         let mut pace = Pace::default();
         let times = (0..seconds * 10).map(|tenth| Duration::from_millis(tenth * 100));
         times.map(|at| (0..offered).filter(|_| pace.allows(1, haste, at)).count()).sum()
@@ -93,8 +93,8 @@ mod tests {
     #[test]
     fn drift_stays_below_five_changes_a_second_whatever_moves() {
         for offered in [1, 20, 1000] {
-            let told = told(offered, Haste::Drift, 600);
-            assert!((2_000..3_000).contains(&told), "{told} in ten minutes");
+            let snapshot = snapshot(offered, Haste::Drift, 600);
+            assert!((2_000..3_000).contains(&snapshot), "{snapshot} in ten minutes");
         }
     }
 
@@ -106,22 +106,22 @@ mod tests {
         assert!((0..40).all(|_| pace.allows(1, Haste::Now, Duration::from_secs(1))));
         assert!(!pace.allows(1, Haste::Drift, Duration::from_secs(3)), "drift waits until the debt is paid");
         assert!(pace.allows(1, Haste::Drift, Duration::from_secs(30)));
-        assert!(told(1000, Haste::Now, 600) < 3_000);
+        assert!(snapshot(1000, Haste::Now, 600) < 3_000);
     }
 
     proptest! {
         #[test]
         fn no_second_has_more_than_two_bursts(offers in proptest::collection::vec((0u64..50, 1usize..100), 1..300)) {
             let mut pace = Pace::default();
-            let (mut at, mut told) = (0, Vec::new());
+            let (mut at, mut snapshot) = (0, Vec::new());
             for (pause, changes) in offers {
                 at += pause;
                 if pace.allows(changes, Haste::Now, Duration::from_millis(at)) {
-                    told.push((at, changes));
+                    snapshot.push((at, changes));
                 }
             }
-            for (from, _) in &told {
-                let within: usize = told.iter().filter(|(at, _)| (*from..from + 1000).contains(at)).map(|(_, c)| c).sum();
+            for (from, _) in &snapshot {
+                let within: usize = snapshot.iter().filter(|(at, _)| (*from..from + 1000).contains(at)).map(|(_, c)| c).sum();
                 prop_assert!(within <= 2 * 40 + 100, "{within}");
             }
         }

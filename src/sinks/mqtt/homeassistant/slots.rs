@@ -10,7 +10,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::model::{InfoHash, Status, Timestamp, Told, Torrent};
+use crate::model::{InfoHash, Snapshot, Status, Timestamp, Torrent};
 
 /// So long after bytes moved a torrent counts as active.
 const ACTIVE_FOR: Duration = Duration::from_secs(60);
@@ -49,9 +49,11 @@ fn class(torrent: &Torrent) -> Class {
 }
 
 /// Those that matter most, in that order: by class, then the newest.
-pub fn by_importance(told: &Told) -> Vec<InfoHash> {
-    let mut ranked: Vec<_> =
-        told.iter().map(|(hash, told)| (class(&told.torrent), Reverse(told.torrent.added_at), *hash)).collect();
+pub fn by_importance(snapshot: &Snapshot) -> Vec<InfoHash> {
+    let mut ranked: Vec<_> = snapshot
+        .iter()
+        .map(|(hash, snapshot)| (class(&snapshot.torrent), Reverse(snapshot.torrent.added_at), *hash))
+        .collect();
     ranked.sort_unstable();
     ranked.into_iter().map(|(.., hash)| hash).collect()
 }
@@ -60,14 +62,14 @@ type Rank = (Class, bool, Reverse<Option<Timestamp>>, InfoHash);
 
 impl Slots {
     /// Chooses anew.
-    pub fn choose(&mut self, told: &Told, count: usize, at: Duration) {
+    pub fn choose(&mut self, snapshot: &Snapshot, count: usize, at: Duration) {
         self.places.resize(count, None);
         let present: BTreeSet<InfoHash> = self.places.iter().flatten().copied().collect();
-        let mut ranks: Vec<Rank> = told
+        let mut ranks: Vec<Rank> = snapshot
             .iter()
-            .map(|(hash, told)| {
+            .map(|(hash, snapshot)| {
                 let is_present = present.contains(hash);
-                let mut class = class(&told.torrent);
+                let mut class = class(&snapshot.torrent);
                 if is_present && class <= Class::Active {
                     self.active.insert(*hash, at);
                 }
@@ -75,7 +77,7 @@ impl Slots {
                 if is_present && was_active {
                     class = class.min(Class::Active);
                 }
-                (class, !is_present, Reverse(told.torrent.added_at), *hash)
+                (class, !is_present, Reverse(snapshot.torrent.added_at), *hash)
             })
             .collect();
         if ranks.len() > count && count > 0 {
@@ -107,15 +109,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::model::{Memory, Rev, Seq, ToldTorrent};
+    use crate::model::{DiffState, Rev, Seq, SnapshotTorrent};
 
     fn hash(n: u8) -> InfoHash {
         InfoHash::V1([n; 20])
     }
 
     /// Torrents as letters: `d`ownloading, `u`ploading, `e`rror, `s`eeding quietly. The later, the newer.
-    fn told(letters: &str) -> Told {
-        let told = |(n, letter): (usize, char)| {
+    fn snapshot(letters: &str) -> Snapshot {
+        let snapshot = |(n, letter): (usize, char)| {
             let n = u8::try_from(n).unwrap();
             let json = json!({
                 "hash": hash(n), "name": "a", "server": "home", "active": true, "downloaded": 0, "uploaded": 0,
@@ -125,9 +127,12 @@ mod tests {
             });
             let torrent = Arc::new(serde_json::from_value(json).unwrap());
             let changed_at = Timestamp::from_seconds(0);
-            (hash(n), ToldTorrent { torrent, rev: Rev(1), last_seq: Seq(1), changed_at, memory: Memory::default() })
+            (
+                hash(n),
+                SnapshotTorrent { torrent, rev: Rev(1), last_seq: Seq(1), changed_at, memory: DiffState::default() },
+            )
         };
-        letters.chars().enumerate().filter(|(_, letter)| *letter != '.').map(told).collect()
+        letters.chars().enumerate().filter(|(_, letter)| *letter != '.').map(snapshot).collect()
     }
 
     fn shown(slots: &Slots) -> String {
@@ -142,7 +147,7 @@ mod tests {
     fn what_matters_comes_in_and_stays_where_it_is() {
         let mut slots = Slots::default();
         let mut check = |letters: &str, seconds: u64, expected: &str| {
-            slots.choose(&told(letters), 3, Duration::from_secs(seconds));
+            slots.choose(&snapshot(letters), 3, Duration::from_secs(seconds));
             assert_eq!(shown(&slots), expected, "{letters} at {seconds}");
         };
         check("", 0, "---");
@@ -157,7 +162,7 @@ mod tests {
 
     #[test]
     fn the_order_of_importance_is_loading_active_open_newest() {
-        let names: Vec<InfoHash> = by_importance(&told("seuds"));
+        let names: Vec<InfoHash> = by_importance(&snapshot("seuds"));
         assert_eq!(names, [3, 2, 1, 4, 0].map(hash));
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::*;
-use crate::model::{Memory as Kept, Rev, Seq, ServerState, ServerStats, ToldTorrent};
+use crate::model::{DiffState as Kept, Rev, Seq, ServerState, ServerStats, SnapshotTorrent};
 use crate::sinks::mqtt::settings::Prefix;
 
 fn home() -> ServerName {
@@ -32,12 +32,12 @@ fn torrent(n: u32, more: &[(&str, Value)]) -> Torrent {
     serde_json::from_value(json).unwrap()
 }
 
-fn told(torrents: impl IntoIterator<Item = Torrent>) -> Told {
-    let told = |torrent: Torrent| {
+fn snapshot(torrents: impl IntoIterator<Item = Torrent>) -> Snapshot {
+    let snapshot = |torrent: Torrent| {
         let (torrent, changed_at) = (Arc::new(torrent), Timestamp::from_seconds(0));
-        (torrent.hash, ToldTorrent { torrent, rev: Rev(1), last_seq: Seq(1), changed_at, memory: Kept::default() })
+        (torrent.hash, SnapshotTorrent { torrent, rev: Rev(1), last_seq: Seq(1), changed_at, memory: Kept::default() })
     };
-    torrents.into_iter().map(told).collect()
+    torrents.into_iter().map(snapshot).collect()
 }
 
 fn settings(slots: u8) -> HomeAssistant {
@@ -60,7 +60,7 @@ fn names() -> Names {
 struct Played {
     companion: Companionship,
     presence: Arc<Presence>,
-    told: Told,
+    snapshot: Snapshot,
     stats: ServerStats,
     state: ServerState,
     at: Duration,
@@ -68,13 +68,13 @@ struct Played {
 }
 
 impl Played {
-    fn new(settings: HomeAssistant, told: Told) -> Self {
+    fn new(settings: HomeAssistant, snapshot: Snapshot) -> Self {
         let presence = Arc::new(Presence::default());
         let mut companion = Companionship::new(settings, names(), &[home()], Arc::clone(&presence));
         companion.begin(Duration::ZERO);
         let state = ServerState { is_known: true, is_online: true, ..ServerState::default() };
         let stats = ServerStats { client: Some("rTorrent 0.9.8".into()), ..ServerStats::default() };
-        Self { companion, presence, told, stats, state, at: Duration::ZERO, sent: Vec::new() }
+        Self { companion, presence, snapshot, stats, state, at: Duration::ZERO, sent: Vec::new() }
     }
 
     /// Lets time pass as the dispatcher does: it asks when it was told to, ten times a second at most.
@@ -86,7 +86,7 @@ impl Played {
             tenth += 1;
             if self.companion.wants(&home(), self.at) {
                 let view = View {
-                    told: &self.told,
+                    snapshot: &self.snapshot,
                     state: &self.state,
                     stats: &self.stats,
                     poll: Duration::from_millis(5),
@@ -146,14 +146,14 @@ impl Played {
 
 /// Every torrent moves, starts and stalls all the time.
 fn shake(played: &mut Played, tenth: u64) {
-    for (n, told) in played.told.values_mut().enumerate() {
-        let mut torrent = (*told.torrent).clone();
+    for (n, snapshot) in played.snapshot.values_mut().enumerate() {
+        let mut torrent = (*snapshot.torrent).clone();
         let n = n as u64 + tenth;
         torrent.download_rate = Some(n * 7_919 % 1_000_000);
         torrent.upload_rate = Some(n * 104_729 % 10_000 * (n % 2));
         torrent.progress = (n % 1000) as f64 / 10.0;
         torrent.stalled = n.is_multiple_of(13);
-        told.torrent = Arc::new(torrent);
+        snapshot.torrent = Arc::new(torrent);
     }
     played.stats.download_rate = Some(tenth * 7_919 % 10_000_000);
     played.stats.upload_rate = Some(tenth * 104_729 % 10_000_000);
@@ -164,7 +164,7 @@ fn shake(played: &mut Played, tenth: u64) {
 
 #[test]
 fn with_200_moving_torrents_fewer_than_five_values_change_a_second() {
-    let mut played = Played::new(settings(10), told((0..200).map(|n| torrent(n, &[]))));
+    let mut played = Played::new(settings(10), snapshot((0..200).map(|n| torrent(n, &[]))));
     played.play(600, shake);
     let changes = played.changes(Duration::from_secs(30));
     let average = changes.iter().sum::<usize>() as f64 / changes.len() as f64;
@@ -179,7 +179,7 @@ fn with_200_moving_torrents_fewer_than_five_values_change_a_second() {
 #[test]
 fn ten_thousand_torrents_make_no_more_entities_than_ten_do_and_the_list_stays_small() {
     let many = |count| {
-        let mut played = Played::new(settings(10), told((0..count).map(|n| torrent(n, &[]))));
+        let mut played = Played::new(settings(10), snapshot((0..count).map(|n| torrent(n, &[]))));
         played.play(60, |_, _| {});
         played
     };
@@ -211,7 +211,7 @@ fn ten_thousand_torrents_make_no_more_entities_than_ten_do_and_the_list_stays_sm
 
 #[test]
 fn discovery_is_said_once_more_after_half_a_minute_and_never_twice_in_two_seconds() {
-    let mut played = Played::new(settings(1), told([]));
+    let mut played = Played::new(settings(1), snapshot([]));
     played.stats.client = None;
     // The client says what it is a moment later, which changes its device.
     played.play(120, |played, tenth| {
@@ -227,11 +227,11 @@ fn discovery_is_said_once_more_after_half_a_minute_and_never_twice_in_two_second
 
 #[test]
 fn a_component_that_is_gone_is_taken_back_by_name_also_by_a_later_life() {
-    let mut played = Played::new(settings(3), told([]));
+    let mut played = Played::new(settings(3), snapshot([]));
     played.play(60, |_, _| {});
     let memory =
         played.companion.memory(played.at, true).or(Some(serde_json::to_string(&played.companion.memory).unwrap()));
-    let mut later = Played::new(settings(1), told([]));
+    let mut later = Played::new(settings(1), snapshot([]));
     later.companion.remember(&memory.unwrap());
     later.play(120, |_, _| {});
     let said: Vec<Value> = later.discovery().into_iter().map(|(_, body)| body["components"].clone()).collect();
@@ -245,9 +245,9 @@ fn a_component_that_is_gone_is_taken_back_by_name_also_by_a_later_life() {
 
 #[test]
 fn a_device_is_written_down_before_it_is_sent() {
-    let mut played = Played::new(settings(1), told([]));
+    let mut played = Played::new(settings(1), snapshot([]));
     let view = View {
-        told: &played.told,
+        snapshot: &played.snapshot,
         state: &played.state,
         stats: &played.stats,
         poll: Duration::ZERO,
@@ -269,11 +269,11 @@ fn a_device_is_written_down_before_it_is_sent() {
 
 #[test]
 fn at_birth_discovery_comes_again_then_events_and_while_it_is_away_none() {
-    let mut played = Played::new(settings(1), told([torrent(1, &[])]));
+    let mut played = Played::new(settings(1), snapshot([torrent(1, &[])]));
     played.play(60, |_, _| {});
     played.presence.heard(b"offline", false);
     let event = json!({"cause": "observed", "torrent": torrent(1, &[])});
-    let entry = Entry {
+    let entry = JournalEntry {
         server: home(),
         seq: Seq(1),
         id: crate::model::EventId::Journal { server: home(), epoch: crate::model::Epoch(1), seq: Seq(1) },
@@ -298,7 +298,7 @@ fn at_birth_discovery_comes_again_then_events_and_while_it_is_away_none() {
     assert!(played.sent_to(events)[0].0 >= again[0].0 + SUBSCRIBED_AFTER);
     assert!(played.sent_to("dtorrent/home/homeassistant/counts").len() >= 2, "states come again");
     let snapshot = json!({"cause": "snapshot", "torrent": torrent(1, &[])});
-    let first_sight = Entry { body: Bytes::from(snapshot.to_string()), kind: Kind::Added, ..entry };
+    let first_sight = JournalEntry { body: Bytes::from(snapshot.to_string()), kind: Kind::Added, ..entry };
     played.companion.heard(&first_sight, played.at);
     played.play(10, |_, _| {});
     assert_eq!(played.sent_to(events).len(), 1, "a first sight is no news");
@@ -306,16 +306,16 @@ fn at_birth_discovery_comes_again_then_events_and_while_it_is_away_none() {
 
 #[test]
 fn what_happened_is_shown_within_a_second_and_what_drifts_is_not() {
-    let mut played = Played::new(settings(1), told([torrent(1, &[])]));
+    let mut played = Played::new(settings(1), snapshot([torrent(1, &[])]));
     played.play(61, |_, _| {});
     let (slot, before) = ("dtorrent/home/homeassistant/slot/1", played.at);
-    played.told = told([torrent(1, &[("status", json!("paused"))])]);
+    played.snapshot = snapshot([torrent(1, &[("status", json!("paused"))])]);
     played.companion.touch(&home());
     played.play(2, |_, _| {});
     let (at, body) = played.sent_to(slot).pop().unwrap();
     assert_eq!(body["running"], false);
     assert!(at - before <= Duration::from_secs(1));
-    played.told = told([torrent(1, &[("status", json!("paused")), ("progress", json!(50.1))])]);
+    played.snapshot = snapshot([torrent(1, &[("status", json!("paused")), ("progress", json!(50.1))])]);
     played.companion.touch(&home());
     played.play(5, |_, _| {});
     assert_eq!(played.sent_to(slot).pop().unwrap().1["progress"], 50.0);
@@ -325,7 +325,7 @@ fn what_happened_is_shown_within_a_second_and_what_drifts_is_not() {
 
 #[test]
 fn all_time_totals_go_on_over_a_restart_of_the_client_and_of_the_bridge() {
-    let mut played = Played::new(settings(0), told([torrent(1, &[])]));
+    let mut played = Played::new(settings(0), snapshot([torrent(1, &[])]));
     let totals = |played: &Played| played.companion.memory.totals[&home()].uploaded;
     let session = |played: &mut Played, run: &str, uploaded: u64| {
         played.state.run = Some(run.into());
@@ -338,7 +338,7 @@ fn all_time_totals_go_on_over_a_restart_of_the_client_and_of_the_bridge() {
     assert_eq!(session(&mut played, "1", 90), 150);
     assert_eq!(session(&mut played, "2", 200), 350, "another run, whose count is larger");
     let memory = played.companion.memory(played.at, true).unwrap();
-    let mut later = Played::new(settings(0), told([]));
+    let mut later = Played::new(settings(0), snapshot([]));
     later.companion.remember(&memory);
     assert_eq!(session(&mut later, "2", 210), 360);
     assert_eq!(session(&mut later, "2", 5), 365, "it counts from 0 again");
@@ -350,20 +350,20 @@ fn chosen_torrents_have_devices_up_to_a_number_and_keep_them_for_an_hour() {
     let chosen = HomeAssistant { torrents: Some(filter), torrents_max: 2, ..settings(0) };
     let label = [("label", json!("ha"))];
     let all = || (0..5).map(|n| torrent(n, if n == 0 { &[] } else { &label }));
-    let mut played = Played::new(chosen.clone(), told(all()));
+    let mut played = Played::new(chosen.clone(), snapshot(all()));
     played.play(40, |_, _| {});
     let topic = |n| names().discovery(&Device::Torrent(home(), hash(n)));
     let has_device = |played: &Played| (0..5).filter(|n| !played.sent_to(&topic(*n)).is_empty()).collect::<Vec<_>>();
     assert_eq!(has_device(&played), [1, 2]);
     let components = played.sent_to(&topic(1))[0].1["components"].as_object().unwrap().len();
     assert!(components <= 8, "{components}");
-    played.told = told([torrent(1, &label)]);
+    played.snapshot = snapshot([torrent(1, &label)]);
     played.play(1_000, |_, _| {});
     let gone = played.sent_to(&names().torrent(&home(), hash(2))).pop().unwrap().1;
     assert_eq!((&gone["status"], played.cleared().len()), (&json!("gone"), 0));
     // A later life knows them, and does not have them cleared before it has looked.
     let memory = serde_json::to_string(&played.companion.memory).unwrap();
-    let mut later = Played::new(chosen, told([torrent(1, &label)]));
+    let mut later = Played::new(chosen, snapshot([torrent(1, &label)]));
     later.companion.remember(&memory);
     assert!(later.companion.names().contains(&topic(2)));
     later.play(3_700, |_, _| {});
@@ -394,14 +394,14 @@ fn a_switch_of_ours_becomes_a_command_and_nonsense_becomes_one_that_is_answered(
 
 #[test]
 fn the_alternative_speed_is_on_when_the_client_has_its_limits_as_it_rounds_them() {
-    let told = Told::new();
+    let snapshot = Snapshot::new();
     let state = ServerState::default();
     let alternative = Limits { download: 100_000, upload: 0 };
     let is_on = |download, upload| {
         let stats =
             ServerStats { download_limit: Some(download), upload_limit: Some(upload), ..ServerStats::default() };
-        let (told, state, stats, poll) = (&told, &state, &stats, Duration::ZERO);
-        let view = View { told, state, stats, poll, poll_age: None, problem: None };
+        let (snapshot, state, stats, poll) = (&snapshot, &state, &stats, Duration::ZERO);
+        let view = View { snapshot, state, stats, poll, poll_age: None, problem: None };
         documents::limits(&view, Some(&alternative))["is_alternative"] == true
     };
     assert!(is_on(100_000, 0) && is_on(97 * 1024, 0) && is_on(98 * 1024, 0));

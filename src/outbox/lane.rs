@@ -8,14 +8,14 @@
 
 use std::collections::VecDeque;
 
-use crate::model::{Entry, Seq};
+use crate::model::{JournalEntry, Seq};
 
 #[derive(Debug)]
 pub struct Lane {
     cursor: Seq,
     /// The last entry that was handed to the lane.
     read_to: Seq,
-    waiting: VecDeque<Entry>,
+    waiting: VecDeque<JournalEntry>,
     /// Sent, oldest first; true when settled.
     under_way: VecDeque<(Seq, bool)>,
 }
@@ -41,7 +41,7 @@ impl Lane {
     }
 
     /// Takes in what was read after [`Self::wants_after`].
-    pub fn fill(&mut self, entries: Vec<Entry>) {
+    pub fn fill(&mut self, entries: Vec<JournalEntry>) {
         debug_assert!(entries.iter().all(|entry| entry.seq > self.read_to));
         if let Some(last) = entries.last() {
             self.read_to = last.seq;
@@ -58,7 +58,7 @@ impl Lane {
     }
 
     /// The next entry to send; it counts as under way from now on.
-    pub fn depart(&mut self) -> Option<Entry> {
+    pub fn depart(&mut self) -> Option<JournalEntry> {
         let entry = self.waiting.pop_front()?;
         self.under_way.push_back((entry.seq, false));
         Some(entry)
@@ -109,11 +109,11 @@ mod tests {
     use super::*;
     use crate::model::{Epoch, EventId, Kind, Rev, ServerName, Timestamp};
 
-    fn entry(seq: u64) -> Entry {
+    fn entry(seq: u64) -> JournalEntry {
         let server = ServerName::parse("home").unwrap();
         let id = EventId::Journal { server: server.clone(), epoch: Epoch(1), seq: Seq(seq) };
         let time = Timestamp::from_millis(0);
-        Entry { server, seq: Seq(seq), id, kind: Kind::Added, hash: None, rev: Rev(0), time, body: Bytes::new() }
+        JournalEntry { server, seq: Seq(seq), id, kind: Kind::Added, hash: None, rev: Rev(0), time, body: Bytes::new() }
     }
 
     #[test]

@@ -9,23 +9,23 @@ use serde::{Deserialize, Serialize};
 use super::{Cause, Changes, CommandId, EventId, InfoHash, Kind, Rev, Seq, ServerName, Timestamp, Torrent};
 
 /// What the world was told of every torrent of one server.
-pub type Told = BTreeMap<InfoHash, ToldTorrent>;
+pub type Snapshot = BTreeMap<InfoHash, SnapshotTorrent>;
 
 /// What the world was told of one torrent last.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ToldTorrent {
+pub struct SnapshotTorrent {
     pub torrent: Arc<Torrent>,
     /// Counts up with each change of `torrent`.
     pub rev: Rev,
     /// The newest journal entry about it. A sink that has not got so far must not see the state yet.
     pub last_seq: Seq,
     pub changed_at: Timestamp,
-    pub memory: Memory,
+    pub memory: DiffState,
 }
 
 /// What has to be remembered of a torrent to judge the next look at it. Kept on disk, never shown.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Memory {
+pub struct DiffState {
     /// See [`super::Facts::load`].
     pub load: Option<String>,
     /// The generation of the client in which `load` was seen; see [`ServerState`].
@@ -80,47 +80,47 @@ pub struct ServerState {
 
 /// Everything that one look at a server has to tell, in order. It is committed whole or not at all.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Tick {
+pub struct ChangeSet {
     pub server: ServerName,
     pub time: Timestamp,
     /// The life-cycle events.
-    pub facts: Vec<Fact>,
+    pub events: Vec<NewEvent>,
     /// What is told differently from now on; `None` for a torrent that is gone.
-    pub changes: BTreeMap<InfoHash, Option<(Arc<Torrent>, Memory)>>,
+    pub changes: BTreeMap<InfoHash, Option<(Arc<Torrent>, DiffState)>>,
     /// The new state of the server, if it changed.
     pub state: Option<ServerState>,
 }
 
-impl Tick {
+impl ChangeSet {
     pub fn is_empty(&self) -> bool {
-        let Self { server: _, time: _, facts, changes, state } = self;
-        facts.is_empty() && changes.is_empty() && state.is_none()
+        let Self { server: _, time: _, events, changes, state } = self;
+        events.is_empty() && changes.is_empty() && state.is_none()
     }
 }
 
-impl Tick {
+impl ChangeSet {
     /// The same in parts of about `facts_max` events, each of which is true by itself: whatever is told of a torrent
     /// is in one of them, and what is known of the server is in the first.
     ///
     /// A tick that ends a snapshot stays whole: that it has ended is known of the server, and told last.
     pub fn into_parts(mut self, facts_max: usize) -> Vec<Self> {
-        if self.facts.len() <= facts_max || self.facts.iter().any(|fact| fact.kind == Kind::SnapshotDone) {
+        if self.events.len() <= facts_max || self.events.iter().any(|new_event| new_event.kind == Kind::SnapshotDone) {
             return vec![self];
         }
-        let hash = |fact: &Fact| fact.torrent.as_ref().map(|torrent| torrent.hash);
+        let hash = |new_event: &NewEvent| new_event.torrent.as_ref().map(|torrent| torrent.hash);
         let mut parts: Vec<Self> = Vec::new();
-        for fact in std::mem::take(&mut self.facts) {
+        for new_event in std::mem::take(&mut self.events) {
             let is_full =
-                |part: &Self| part.facts.len() >= facts_max && part.facts.last().and_then(hash) != hash(&fact);
+                |part: &Self| part.events.len() >= facts_max && part.events.last().and_then(hash) != hash(&new_event);
             if parts.last().is_none_or(is_full) {
                 let (server, time, state) = (self.server.clone(), self.time, self.state.take());
-                parts.push(Self { server, time, facts: Vec::new(), changes: BTreeMap::new(), state });
+                parts.push(Self { server, time, events: Vec::new(), changes: BTreeMap::new(), state });
             }
             let part = parts.last_mut().expect("there is one by now");
-            if let Some(change) = hash(&fact).and_then(|hash| self.changes.remove_entry(&hash)) {
+            if let Some(change) = hash(&new_event).and_then(|hash| self.changes.remove_entry(&hash)) {
                 part.changes.extend([change]);
             }
-            part.facts.push(fact);
+            part.events.push(new_event);
         }
         // What no event tells of.
         if let Some(last) = parts.last_mut() {
@@ -132,7 +132,7 @@ impl Tick {
 
 /// A life-cycle event before it has its number.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Fact {
+pub struct NewEvent {
     pub kind: Kind,
     pub cause: Cause,
     pub command_id: Option<CommandId>,
@@ -143,7 +143,7 @@ pub struct Fact {
 
 /// A journal entry: an event with its number, in the bytes that every sink gets.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
+pub struct JournalEntry {
     pub server: ServerName,
     pub seq: Seq,
     pub id: EventId,
@@ -161,7 +161,7 @@ pub struct Committed {
     /// The number of the newest journal entry of the server now.
     pub last_seq: Seq,
     /// The new `told` of all that changed; `None` for what is gone.
-    pub told: BTreeMap<InfoHash, Option<ToldTorrent>>,
+    pub snapshot: BTreeMap<InfoHash, Option<SnapshotTorrent>>,
 }
 
 #[cfg(test)]
@@ -177,17 +177,17 @@ mod tests {
         Arc::new(serde_json::from_value(json).unwrap())
     }
 
-    fn fact(kind: Kind, torrent: Option<u8>) -> Fact {
+    fn new_event(kind: Kind, torrent: Option<u8>) -> NewEvent {
         let torrent = torrent.map(self::torrent);
-        Fact { kind, cause: Cause::Observed, command_id: None, changes: Changes::new(), torrent }
+        NewEvent { kind, cause: Cause::Observed, command_id: None, changes: Changes::new(), torrent }
     }
 
-    fn tick(facts: Vec<Fact>, changed: &[u8]) -> Tick {
-        let change = |n: &u8| (InfoHash::V1([*n; 20]), Some((torrent(*n), Memory::default())));
-        Tick {
+    fn change_set(events: Vec<NewEvent>, changed: &[u8]) -> ChangeSet {
+        let change = |n: &u8| (InfoHash::V1([*n; 20]), Some((torrent(*n), DiffState::default())));
+        ChangeSet {
             server: ServerName::parse("home").unwrap(),
             time: Timestamp::from_millis(0),
-            facts,
+            events,
             changes: changed.iter().map(change).collect(),
             state: Some(ServerState::default()),
         }
@@ -195,31 +195,31 @@ mod tests {
 
     #[test]
     fn a_large_tick_comes_in_parts_that_keep_what_belongs_together() {
-        let facts = vec![
-            fact(Kind::ServerOnline, None),
-            fact(Kind::Removed, Some(1)),
-            fact(Kind::Added, Some(1)),
-            fact(Kind::Paused, Some(2)),
-            fact(Kind::Stopped, Some(3)),
+        let events = vec![
+            new_event(Kind::ServerOnline, None),
+            new_event(Kind::Removed, Some(1)),
+            new_event(Kind::Added, Some(1)),
+            new_event(Kind::Paused, Some(2)),
+            new_event(Kind::Stopped, Some(3)),
         ];
-        let parts = tick(facts.clone(), &[1, 2, 3, 4]).into_parts(2);
+        let parts = change_set(events.clone(), &[1, 2, 3, 4]).into_parts(2);
         let shown: Vec<(usize, Vec<u8>, bool)> = parts
             .iter()
             .map(|part| {
                 let changed = part.changes.keys().map(|hash| hash.as_bytes()[0]).collect();
-                (part.facts.len(), changed, part.state.is_some())
+                (part.events.len(), changed, part.state.is_some())
             })
             .collect();
         assert_eq!(shown, [(3, vec![1], true), (2, vec![2, 3, 4], false)]);
-        let together: Vec<Fact> = parts.into_iter().flat_map(|part| part.facts).collect();
-        assert_eq!(together, facts, "in the same order");
+        let together: Vec<NewEvent> = parts.into_iter().flat_map(|part| part.events).collect();
+        assert_eq!(together, events, "in the same order");
     }
 
     #[test]
     fn a_small_tick_and_one_that_ends_a_snapshot_stay_whole() {
-        let small = tick(vec![fact(Kind::Paused, Some(1))], &[1]);
+        let small = change_set(vec![new_event(Kind::Paused, Some(1))], &[1]);
         assert_eq!(small.clone().into_parts(1), [small]);
-        let last = tick(vec![fact(Kind::Paused, Some(1)), fact(Kind::SnapshotDone, None)], &[1]);
+        let last = change_set(vec![new_event(Kind::Paused, Some(1)), new_event(Kind::SnapshotDone, None)], &[1]);
         assert_eq!(last.clone().into_parts(1), [last]);
     }
 }

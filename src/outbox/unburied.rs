@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::model::Entry;
+use crate::model::JournalEntry;
 
 /// From a rejection to the next offer.
 const OFFER_EACH: Duration = Duration::from_secs(15);
@@ -19,7 +19,7 @@ const OFFER_EACH: Duration = Duration::from_secs(15);
 #[derive(Debug, Default)]
 pub struct Unburied {
     /// With the reasons, in the order of their rejections.
-    waiting: VecDeque<(Box<Entry>, String)>,
+    waiting: VecDeque<(Box<JournalEntry>, String)>,
     offer_at: Option<Instant>,
     /// The first of them is under way.
     is_offered: bool,
@@ -31,7 +31,7 @@ impl Unburied {
     }
 
     /// The far side will not take it, or not yet.
-    pub fn rejected(&mut self, entry: Box<Entry>, reason: String, now: Instant) {
+    pub fn rejected(&mut self, entry: Box<JournalEntry>, reason: String, now: Instant) {
         match self.waiting.front_mut().filter(|(first, _)| first.id == entry.id) {
             Some((_, why)) => {
                 *why = reason;
@@ -43,7 +43,7 @@ impl Unburied {
     }
 
     /// The far side has taken it: the next one may be tried at once.
-    pub fn taken(&mut self, entry: &Entry) {
+    pub fn taken(&mut self, entry: &JournalEntry) {
         if self.waiting.front().is_some_and(|(first, _)| first.id == entry.id) {
             self.waiting.pop_front();
             self.is_offered = false;
@@ -52,22 +52,22 @@ impl Unburied {
     }
 
     /// The one to be buried now, with the reason.
-    pub fn first(&self) -> Option<(&Entry, &str)> {
+    pub fn first(&self) -> Option<(&JournalEntry, &str)> {
         let (entry, reason) = self.waiting.front().filter(|_| !self.is_offered)?;
         Some((entry, reason))
     }
 
     /// It was.
-    pub fn buried(&mut self) -> Option<Box<Entry>> {
+    pub fn buried(&mut self) -> Option<Box<JournalEntry>> {
         self.waiting.pop_front().map(|(entry, _)| entry)
     }
 
     /// The one to be sent once more, if it is time.
-    pub fn offer(&mut self, now: Instant) -> Option<Entry> {
+    pub fn offer(&mut self, now: Instant) -> Option<JournalEntry> {
         let is_due = !self.is_offered && self.offer_at.is_none_or(|at| at <= now);
         let (entry, _) = self.waiting.front().filter(|_| is_due)?;
         self.is_offered = true;
-        Some(Entry::clone(entry))
+        Some(JournalEntry::clone(entry))
     }
 
     /// The connection is over: they are sent again with all else.
@@ -83,12 +83,12 @@ mod tests {
     use super::*;
     use crate::model::{Epoch, EventId, Kind, Rev, Seq, ServerName, Timestamp};
 
-    fn entry(seq: u64) -> Box<Entry> {
+    fn entry(seq: u64) -> Box<JournalEntry> {
         let server = ServerName::parse("home").unwrap();
         let id = EventId::Journal { server: server.clone(), epoch: Epoch(1), seq: Seq(seq) };
         let time = Timestamp::from_millis(0);
         let body = Bytes::new();
-        Box::new(Entry { server, seq: Seq(seq), id, kind: Kind::Added, hash: None, rev: Rev(0), time, body })
+        Box::new(JournalEntry { server, seq: Seq(seq), id, kind: Kind::Added, hash: None, rev: Rev(0), time, body })
     }
 
     fn two(now: Instant) -> Unburied {

@@ -19,16 +19,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::dirty::{DirtySet, Known};
 use super::pick::{changes_for, known_from, updated};
-use crate::board::{Board, Content, Desk, Tray};
-use crate::model::{Entry, Event, EventId, InfoHash, Kind, Seq, ServerName};
-use crate::port::{Place, Store, StoreError};
+use crate::live_state::{ChangeBuffer, Drained, LiveServer, LiveState};
+use crate::model::{Event, EventId, InfoHash, JournalEntry, Kind, Seq, ServerName};
+use crate::port::{JournalPosition, Store, StoreError};
 
 /// Entries read from the journal at once.
 const READ_MAX: u16 = 256;
 
 /// What a reader works with.
 pub struct ReaderParts {
-    pub board: Arc<Board>,
+    pub live: Arc<LiveState>,
     pub store: Arc<dyn Store>,
     /// Only events of these are heard.
     pub servers: BTreeSet<ServerName>,
@@ -51,15 +51,15 @@ pub enum Begin {
 
 /// See the module.
 pub struct Reader {
-    board: Arc<Board>,
+    live: Arc<LiveState>,
     store: Arc<dyn Store>,
-    desk: Arc<Desk>,
+    buffer: Arc<ChangeBuffer>,
     events: BTreeSet<Kind>,
     lanes: BTreeMap<ServerName, ReaderLane>,
     /// `None`: it has begun.
     begin: Option<Begin>,
     /// All before it was read; `None`: nothing was.
-    place: Option<Place>,
+    position: Option<JournalPosition>,
     /// Read, and not handed out yet.
     ready: VecDeque<Heard>,
     stop: CancellationToken,
@@ -76,7 +76,7 @@ struct ReaderLane {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Heard {
-    Entry(Entry),
+    Entry(JournalEntry),
     /// The conflated event.
     Updated(Box<Event>),
     Missed(Missed),
@@ -108,18 +108,18 @@ impl Heard {
 
 impl Reader {
     pub fn new(parts: ReaderParts) -> Self {
-        let ReaderParts { board, store, servers, events, begin, stop } = parts;
+        let ReaderParts { live, store, servers, events, begin, stop } = parts;
         // From here on no change is missed.
-        let desk = board.seat_guest();
+        let buffer = live.subscribe();
         let lane = |server: ServerName| {
-            let last_seq = board.read(&server, |content| content.last_seq)?;
+            let last_seq = live.read(&server, |content| content.last_seq)?;
             let asked = if let Begin::After(after) = &begin { after.get(&server) } else { None };
             let cursor = Some(asked.map_or(last_seq, |seq| last_seq.min(*seq)));
             Some((server, ReaderLane { cursor, ..ReaderLane::default() }))
         };
         let lanes = servers.into_iter().filter_map(lane).collect();
-        let (begin, place, ready) = (Some(begin), None, VecDeque::new());
-        Self { board, store, desk, events, lanes, begin, place, ready, stop }
+        let (begin, position, ready) = (Some(begin), None, VecDeque::new());
+        Self { live, store, buffer, events, lanes, begin, position, ready, stop }
     }
 
     /// Waits for the next. `None` after the stop, when all is heard. Cancel-safe.
@@ -133,7 +133,7 @@ impl Reader {
             }
             let is_over = self.stop.is_cancelled();
             self.begin().await?;
-            let is_more = self.read_on().await?;
+            let is_more = self.read_all_after().await?;
             if self.ready.is_empty() && !is_more {
                 let update = self.next_update();
                 self.ready.extend(update);
@@ -146,7 +146,7 @@ impl Reader {
             }
             tokio::select! {
                 () = self.stop.cancelled() => {}
-                () = self.desk.laid.notified() => {}
+                () = self.buffer.changed.notified() => {}
             }
         }
     }
@@ -158,22 +158,22 @@ impl Reader {
     }
 
     fn last(&self, server: &ServerName) -> Seq {
-        self.board.read(server, |content| content.last_seq).unwrap_or_default()
+        self.live.read(server, |content| content.last_seq).unwrap_or_default()
     }
 
     /// Finds its place in the journal, if it has none yet.
     async fn begin(&mut self) -> Result<(), StoreError> {
         match &self.begin {
             None => return Ok(()),
-            Some(Begin::After(_)) => self.place = self.place_of_lanes().await?,
-            Some(Begin::AfterEvent(id)) => match find(&*self.store, &self.board, id).await? {
-                Found::Event(place, entry) => self.begin_after(place, &entry),
+            Some(Begin::After(_)) => self.position = self.place_of_lanes().await?,
+            Some(Begin::AfterEvent(id)) => match find(&*self.store, &self.live, id).await? {
+                Found::Event(position, entry) => self.begin_after(position, &entry),
                 Found::Oldest(reason) => {
                     self.lanes.values_mut().for_each(|lane| lane.cursor = None);
                     self.ready.push_back(Heard::Elsewhere(reason));
                 }
                 Found::Nothing(reason) => {
-                    self.place = self.place_of_lanes().await?;
+                    self.position = self.place_of_lanes().await?;
                     self.ready.push_back(Heard::Elsewhere(reason));
                 }
             },
@@ -183,55 +183,56 @@ impl Reader {
     }
 
     /// The place before which nothing stands that is to be read; `None`: before the oldest that is kept.
-    async fn place_of_lanes(&self) -> Result<Option<Place>, StoreError> {
-        let (mut first, mut last) = (None::<Place>, None);
+    async fn place_of_lanes(&self) -> Result<Option<JournalPosition>, StoreError> {
+        let (mut first, mut last) = (None::<JournalPosition>, None);
         for (server, lane) in &self.lanes {
             let cursor = lane.cursor.unwrap_or_default();
             // Also one that is written down and not told yet: others that came after it may be told already.
-            match self.store.place(server, Seq(cursor.0 + 1)).await? {
+            match self.store.position(server, Seq(cursor.0 + 1)).await? {
                 Some(next) => first = Some(first.map_or(next, |first| first.min(next))),
                 None if cursor < self.last(server) => return Ok(None),
-                None => last = last.max(self.store.place(server, cursor).await?),
+                None => last = last.max(self.store.position(server, cursor).await?),
             }
         }
-        Ok(first.map_or(last, |first| Some(Place(first.0 - 1))))
+        Ok(first.map_or(last, |first| Some(JournalPosition(first.0 - 1))))
     }
 
     /// What changed since, without an event to tell it, is told as it is now.
-    fn begin_after(&mut self, place: Place, entry: &Entry) {
-        self.place = Some(place);
+    fn begin_after(&mut self, position: JournalPosition, entry: &JournalEntry) {
+        self.position = Some(position);
         for (server, lane) in &mut self.lanes {
             lane.cursor = (*server == entry.server).then_some(entry.seq);
-            self.board.read(server, |content| {
-                for (hash, told) in content.told.iter().filter(|(_, told)| told.changed_at > entry.time) {
-                    lane.dirty.mark(*hash, Known::Forgotten, told.last_seq);
+            self.live.read(server, |content| {
+                for (hash, snapshot) in content.snapshot.iter().filter(|(_, snapshot)| snapshot.changed_at > entry.time)
+                {
+                    lane.dirty.mark(*hash, Known::Forgotten, snapshot.last_seq);
                 }
             });
         }
     }
 
     /// Reads a page of the journal, if there is something new in it; says whether there may be more.
-    async fn read_on(&mut self) -> Result<bool, StoreError> {
+    async fn read_all_after(&mut self) -> Result<bool, StoreError> {
         if self.behind() == 0 {
             return Ok(false);
         }
         let lasts: Vec<Seq> = self.lanes.keys().map(|server| self.last(server)).collect();
-        let mut page = self.store.read_on(self.place, READ_MAX).await?;
+        let mut page = self.store.read_all_after(self.position, READ_MAX).await?;
         if page.is_empty() && self.is_behind_with_what_it_knows(&lasts) {
             // The journal was empty in between, and counts its places anew.
-            page = self.store.read_on(None, READ_MAX).await?;
+            page = self.store.read_all_after(None, READ_MAX).await?;
         }
         let is_full = page.len() == usize::from(READ_MAX);
         let mut is_ahead_of_board = false;
-        let tray = self.desk.take();
-        self.take_in(tray);
-        for (place, entry) in page {
+        let drained = self.buffer.drain();
+        self.take_in(drained);
+        for (position, entry) in page {
             // What is not on the board yet would be followed by the state from before it.
             is_ahead_of_board = self.lanes.contains_key(&entry.server) && entry.seq > self.last(&entry.server);
             if is_ahead_of_board {
                 break;
             }
-            self.place = Some(place);
+            self.position = Some(position);
             self.take(entry);
         }
         if !is_full && !is_ahead_of_board {
@@ -245,7 +246,7 @@ impl Reader {
         self.lanes.values().zip(lasts).any(|(lane, last)| lane.cursor.is_some_and(|cursor| cursor < *last))
     }
 
-    fn take(&mut self, entry: Entry) {
+    fn take(&mut self, entry: JournalEntry) {
         let Some(lane) = self.lanes.get_mut(&entry.server) else { return };
         if lane.cursor.is_some_and(|cursor| entry.seq <= cursor) {
             return;
@@ -259,8 +260,8 @@ impl Reader {
             return;
         }
         if let Some(hash) = entry.hash.filter(|hash| lane.dirty.owes(hash)) {
-            let told = self.board.read(&entry.server, |content| content.told.get(&hash).cloned()).flatten();
-            lane.dirty.learned(hash, known_from(&entry, told), entry.seq);
+            let snapshot = self.live.read(&entry.server, |content| content.snapshot.get(&hash).cloned()).flatten();
+            lane.dirty.learned(hash, known_from(&entry, snapshot), entry.seq);
         }
         self.ready.push_back(Heard::Entry(entry));
     }
@@ -276,26 +277,27 @@ impl Reader {
         }
     }
 
-    fn take_in(&mut self, tray: Tray) {
-        for (server, changed) in tray.changed {
+    fn take_in(&mut self, drained: Drained) {
+        for (server, changed) in drained.changed {
             let Some(lane) = self.lanes.get_mut(&server) else { continue };
-            for (hash, laid) in changed {
-                lane.dirty.mark(hash, laid.before.map_or(Known::Nothing, Known::Picture), laid.not_before);
+            for (hash, changed) in changed {
+                lane.dirty.mark(hash, changed.before.map_or(Known::Nothing, Known::Picture), changed.not_before);
             }
         }
     }
 
     /// The next torrent that there is something new to say of. Made only now: it tells the present.
     fn next_update(&mut self) -> Option<Heard> {
-        let tray = self.desk.take();
-        self.take_in(tray);
+        let drained = self.buffer.drain();
+        self.take_in(drained);
         let servers: Vec<ServerName> = self.lanes.keys().cloned().collect();
         for server in servers {
             while let Some(hash) = self.lanes.get(&server)?.peek() {
                 // The picture and what lies on the desk are read in one: no change is between them.
-                let read = |content: &Content| (self.desk.take(), content.epoch, content.told.get(&hash).cloned());
-                let (tray, epoch, told) = self.board.read(&server, read)?;
-                self.take_in(tray);
+                let read =
+                    |content: &LiveServer| (self.buffer.drain(), content.epoch, content.snapshot.get(&hash).cloned());
+                let (drained, epoch, snapshot) = self.live.read(&server, read)?;
+                self.take_in(drained);
                 let lane = self.lanes.get_mut(&server)?;
                 if lane.peek() != Some(hash) {
                     continue;
@@ -303,10 +305,10 @@ impl Reader {
                 let (hash, known) = lane.dirty.next(lane.cursor.unwrap_or_default())?;
                 lane.dirty.sent(hash, Known::Present);
                 lane.dirty.settled(hash);
-                let Some(told) = told.filter(|_| self.events.contains(&Kind::Updated)) else { continue };
-                if let Some(changes) = changes_for(&known, &told.torrent) {
-                    let id = EventId::Updated { server: server.clone(), epoch, rev: told.rev };
-                    let event = updated(&server, id, changes, &told);
+                let Some(snapshot) = snapshot.filter(|_| self.events.contains(&Kind::Updated)) else { continue };
+                if let Some(changes) = changes_for(&known, &snapshot.torrent) {
+                    let id = EventId::Updated { server: server.clone(), epoch, rev: snapshot.rev };
+                    let event = updated(&server, id, changes, &snapshot);
                     return Some(Heard::Updated(Box::new(event)));
                 }
             }
@@ -324,17 +326,17 @@ impl ReaderLane {
 
 /// What became of the event that somebody names.
 enum Found {
-    Event(Place, Entry),
+    Event(JournalPosition, JournalEntry),
     /// It was there. The oldest that is kept comes next.
     Oldest(&'static str),
     /// As far as is known, it never was. There is only the present.
     Nothing(&'static str),
 }
 
-async fn find(store: &dyn Store, board: &Board, id: &str) -> Result<Found, StoreError> {
+async fn find(store: &dyn Store, live: &LiveState, id: &str) -> Result<Found, StoreError> {
     let unknown = Found::Nothing("there is no such event, so all is from now on");
     let Ok(EventId::Journal { server, epoch, seq }) = id.parse() else { return Ok(unknown) };
-    let Some((present, last)) = board.read(&server, |content| (content.epoch, content.last_seq)) else {
+    let Some((present, last)) = live.read(&server, |content| (content.epoch, content.last_seq)) else {
         return Ok(unknown);
     };
     if epoch != present {
@@ -343,10 +345,10 @@ async fn find(store: &dyn Store, board: &Board, id: &str) -> Result<Found, Store
     if seq > last {
         return Ok(unknown);
     }
-    let place = store.place(&server, seq).await?;
+    let position = store.position(&server, seq).await?;
     let entry = store.read(&server, Seq(seq.0.saturating_sub(1)), 1).await?.into_iter().next();
-    Ok(match (place, entry) {
-        (Some(place), Some(entry)) if entry.seq == seq => Found::Event(place, entry),
+    Ok(match (position, entry) {
+        (Some(position), Some(entry)) if entry.seq == seq => Found::Event(position, entry),
         _ => Found::Oldest("the event is no longer kept; this begins with the oldest that is"),
     })
 }
@@ -356,11 +358,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::board::PollReport;
+    use crate::live_state::PollReport;
     use crate::model::{
-        Cause, Change, Changes, Committed, Epoch, Fact, Memory, ServerState, ServerStats, Tick, Torrent,
+        Cause, Change, ChangeSet, Changes, Committed, DiffState, Epoch, NewEvent, ServerState, ServerStats, Torrent,
     };
-    use crate::port::{Clock as _, SystemClock};
+    use crate::port::{Clock as _, Journal as _, SystemClock};
     use crate::store::{MemoryStore, Options};
 
     fn name(text: &str) -> ServerName {
@@ -374,7 +376,7 @@ mod tests {
 
     struct Stage {
         store: Arc<MemoryStore>,
-        board: Arc<Board>,
+        live: Arc<LiveState>,
         epoch: Epoch,
     }
 
@@ -383,51 +385,51 @@ mod tests {
             let store = Arc::new(MemoryStore::new(options, Arc::new(SystemClock)));
             let epoch = store.load(&name("home")).await.unwrap().epoch;
             let content = |server: &str| {
-                let content = Content {
+                let content = LiveServer {
                     epoch,
-                    told: Default::default(),
+                    snapshot: Default::default(),
                     state: ServerState::default(),
                     last_seq: Seq(0),
-                    owes_reset: false,
+                    needs_reset: false,
                     stats: ServerStats::default(),
                     stats_body: Bytes::new(),
                     poll: PollReport::default(),
                 };
                 (name(server), content)
             };
-            let board = Arc::new(Board::new(["home", "attic"].map(content).into(), []));
-            Self { store, board, epoch }
+            let live = Arc::new(LiveState::new(["home", "attic"].map(content).into(), []));
+            Self { store, live, epoch }
         }
 
         /// Tells so much of one torrent, with events of this kind, or without.
         async fn tell(&self, server: &str, downloaded: u64, kinds: &[Kind]) {
             let committed = self.commit(server, downloaded, kinds).await;
-            self.board.tell(&name(server), committed, None);
+            self.live.publish(&name(server), committed, None);
         }
 
         /// Writes it down, and does not tell it yet.
         async fn commit(&self, server: &str, downloaded: u64, kinds: &[Kind]) -> Committed {
             let torrent = torrent(1, downloaded);
-            let fact = |kind: &Kind| Fact {
+            let new_event = |kind: &Kind| NewEvent {
                 kind: *kind,
                 cause: Cause::Observed,
                 command_id: None,
                 changes: Changes::new(),
                 torrent: Some(Arc::clone(&torrent)),
             };
-            let tick = Tick {
+            let change_set = ChangeSet {
                 server: name(server),
                 time: SystemClock.now(),
-                facts: kinds.iter().map(fact).collect(),
-                changes: [(torrent.hash, Some((Arc::clone(&torrent), Memory::default())))].into(),
+                events: kinds.iter().map(new_event).collect(),
+                changes: [(torrent.hash, Some((Arc::clone(&torrent), DiffState::default())))].into(),
                 state: None,
             };
-            self.store.commit(tick).await.unwrap()
+            self.store.commit(change_set).await.unwrap()
         }
 
         fn reader(&self, begin: Begin) -> Reader {
             Reader::new(ReaderParts {
-                board: Arc::clone(&self.board),
+                live: Arc::clone(&self.live),
                 store: self.store.clone(),
                 servers: [name("home"), name("attic")].into(),
                 events: Kind::ALL.iter().copied().collect(),
@@ -475,9 +477,9 @@ mod tests {
         }
         let all = ["home 1", "attic 1", "home 2", "attic 2", "home 3"];
         assert_eq!(heard(&mut first).await, all);
-        for (server, seq, place) in [("home", 1, 1), ("attic", 1, 2), ("attic", 2, 4), ("home", 3, 5)] {
+        for (server, seq, position) in [("home", 1, 1), ("attic", 1, 2), ("attic", 2, 4), ("home", 3, 5)] {
             let mut again = stage.after(stage.id(server, seq));
-            assert_eq!(heard(&mut again).await, all[place..], "after {server} {seq}");
+            assert_eq!(heard(&mut again).await, all[position..], "after {server} {seq}");
         }
         stage.tell("attic", 5, &[Kind::Unstalled]).await;
         assert_eq!(heard(&mut first).await, ["attic 3"]);
@@ -536,7 +538,7 @@ mod tests {
         stage.tell("attic", 1, &[Kind::Added]).await;
         let mut reader = stage.starting_now();
         assert_eq!(heard(&mut reader).await, [""; 0]);
-        stage.board.tell(&name("home"), late, None);
+        stage.live.publish(&name("home"), late, None);
         stage.tell("attic", 2, &[Kind::Stalled]).await;
         assert_eq!(heard(&mut reader).await, ["home 2", "attic 2"]);
     }

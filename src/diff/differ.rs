@@ -9,8 +9,8 @@ use super::compare::{Context, Finding, compare, first_sight, is_told_whole};
 use super::trust::{Poll, Trust, TrustLimits};
 use super::worth;
 use crate::model::{
-    Cause, Changes, Committed, Covers, Fact, InfoHash, Kind, Listing, Memory, Observed, ServerName, ServerState,
-    Status, Tick, Timestamp, Told, ToldTorrent, Torrent,
+    Cause, ChangeSet, Changes, Committed, Covers, DiffState, InfoHash, Kind, Listing, NewEvent, Observed, ServerName,
+    ServerState, Snapshot, SnapshotTorrent, Status, Timestamp, Torrent,
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +35,7 @@ pub struct Moment {
 }
 
 /// Watches one server, by the answers of its client alone.
-pub struct Observer {
+pub struct Differ {
     server: ServerName,
     limits: Limits,
     trust: Trust,
@@ -67,7 +67,7 @@ struct Recent {
     told_at: Duration,
 }
 
-impl Observer {
+impl Differ {
     pub fn new(server: ServerName, limits: Limits) -> Self {
         Self {
             server,
@@ -92,38 +92,44 @@ impl Observer {
     }
 
     /// The poll failed. Only the server may be told of as offline.
-    pub fn failed(&mut self, state: &ServerState, now: Moment) -> Tick {
+    pub fn failed(&mut self, state: &ServerState, now: Moment) -> ChangeSet {
         self.trust = self.trust.after(Poll::Failed, now.at, &self.limits.trust);
         self.was_away = true;
         self.is_back = false;
-        let mut tick = self.empty_tick(now);
+        let mut change_set = self.empty_tick(now);
         if self.trust.is_offline(&self.limits.trust) && state.is_online {
-            tick.facts.push(server_fact(Kind::ServerOffline, Cause::Observed));
-            tick.state = Some(ServerState { is_online: false, ..state.clone() });
+            change_set.events.push(server_fact(Kind::ServerOffline, Cause::Observed));
+            change_set.state = Some(ServerState { is_online: false, ..state.clone() });
         }
-        tick
+        change_set
     }
 
     /// The client answered.
     ///
     /// The tick holds the whole difference between `told` and what is seen. It is to be committed
     /// before the next look; if that cannot be, `told` stays and the next look finds the same again.
-    pub fn looked(&mut self, told: &Told, state: &ServerState, listing: &Listing, now: Moment) -> Tick {
-        let tick = match listing.covers {
-            Covers::All => self.looked_at_all(told, state, listing, now),
-            Covers::Changed => self.looked_at_some(told, state, listing, now),
+    pub fn polled(&mut self, snapshot: &Snapshot, state: &ServerState, listing: &Listing, now: Moment) -> ChangeSet {
+        let change_set = match listing.covers {
+            Covers::All => self.looked_at_all(snapshot, state, listing, now),
+            Covers::Changed => self.looked_at_some(snapshot, state, listing, now),
         };
-        self.is_untold = !tick.is_empty();
-        tick
+        self.is_untold = !change_set.is_empty();
+        change_set
     }
 
     /// Of the torrents that the listing does not speak of, only what is unsettled is looked at, as it
     /// was seen last.
-    fn looked_at_some(&mut self, told: &Told, state: &ServerState, listing: &Listing, now: Moment) -> Tick {
-        let mut tick = self.empty_tick(now);
+    fn looked_at_some(
+        &mut self,
+        snapshot: &Snapshot,
+        state: &ServerState,
+        listing: &Listing,
+        now: Moment,
+    ) -> ChangeSet {
+        let mut change_set = self.empty_tick(now);
         if self.needs_all(state) || (listing.run.is_some() && listing.run != state.run) {
             self.was_not_believed = true;
-            return tick;
+            return change_set;
         }
         let mut torrents = Vec::new();
         let mut seen_last = std::mem::take(&mut self.unsettled);
@@ -132,17 +138,17 @@ impl Observer {
             let (context, told_at) = self.remember(*hash, seen, now.at);
             let context = Context { generation: state.generation, ..context };
             let since = now.at.saturating_sub(told_at);
-            let last = told.get(hash);
-            self.tell_of_torrent(*hash, last, seen, context, Cause::Observed, since, &mut tick, &mut torrents);
+            let last = snapshot.get(hash);
+            self.tell_of_torrent(*hash, last, seen, context, Cause::Observed, since, &mut change_set, &mut torrents);
         }
-        add_in_order(&mut tick, torrents);
-        tick
+        add_in_order(&mut change_set, torrents);
+        change_set
     }
 
-    fn looked_at_all(&mut self, told: &Told, state: &ServerState, listing: &Listing, now: Moment) -> Tick {
+    fn looked_at_all(&mut self, snapshot: &Snapshot, state: &ServerState, listing: &Listing, now: Moment) -> ChangeSet {
         self.was_not_believed = false;
         self.unsettled.clear();
-        let loads = Loads::of(told, state, listing);
+        let loads = Loads::of(snapshot, state, listing);
         let is_other_run = self.is_other_run(state, listing, loads);
         let generation = state.generation + u64::from(is_other_run && state.run.is_some());
         let was_settling = !self.has_looked && state.settling_since.is_some();
@@ -155,38 +161,38 @@ impl Observer {
         let poll = Poll::Answered { loading_for, torrents: listing.torrents.len(), nothing_missing };
         self.trust = self.trust.after(poll, now.at, &self.limits.trust);
         let cause = self.cause(state);
-        let mut tick = self.empty_tick(now);
+        let mut change_set = self.empty_tick(now);
         let goes_on = loading_for != Some(Duration::ZERO);
         let since = state.settling_since.filter(|_| goes_on).unwrap_or(now.time);
-        self.tell_of_server(&mut tick, state, listing, generation, since);
+        self.tell_of_server(&mut change_set, state, listing, generation, since);
         let mut torrents = Vec::new();
         if nothing_missing || !listing.complete || !self.trust.believes_absence() {
             self.missing.clear();
         } else {
-            self.find_removed(told, listing, cause, &mut tick, &mut torrents);
+            self.find_removed(snapshot, listing, cause, &mut change_set, &mut torrents);
         }
-        for (hash, last, seen) in side_by_side(told, listing) {
+        for (hash, last, seen) in side_by_side(snapshot, listing) {
             let Some(seen) = seen else { continue };
             let (context, told_at) = self.remember(hash, seen, now.at);
             let context = Context { generation, was_loading, ..context };
             let since = now.at.saturating_sub(told_at);
-            self.tell_of_torrent(hash, last, seen, context, cause, since, &mut tick, &mut torrents);
+            self.tell_of_torrent(hash, last, seen, context, cause, since, &mut change_set, &mut torrents);
         }
-        add_in_order(&mut tick, torrents);
-        self.finish_snapshot(&mut tick, state, told, listing);
+        add_in_order(&mut change_set, torrents);
+        self.finish_snapshot(&mut change_set, state, snapshot, listing);
         self.has_looked = true;
         // A restart that could not be written down is to be found again.
         self.is_back = self.trust.believes_absence() || !loads.has_nothing();
-        self.was_away &= !(self.is_back && tick.is_empty());
-        tick
+        self.was_away &= !(self.is_back && change_set.is_empty());
+        change_set
     }
 
     /// The tick is on disk: what it told counts as told from now on.
     pub fn committed(&mut self, committed: &Committed, at: Duration) {
         self.was_away &= !self.is_back;
         self.is_untold = false;
-        for (hash, told) in &committed.told {
-            match (told, self.recent.get_mut(hash)) {
+        for (hash, snapshot) in &committed.snapshot {
+            match (snapshot, self.recent.get_mut(hash)) {
                 (None, _) => {
                     self.recent.remove(hash);
                     self.missing.remove(hash);
@@ -208,8 +214,14 @@ impl Observer {
         !self.missing.is_empty()
     }
 
-    fn empty_tick(&self, now: Moment) -> Tick {
-        Tick { server: self.server.clone(), time: now.time, facts: Vec::new(), changes: BTreeMap::new(), state: None }
+    fn empty_tick(&self, now: Moment) -> ChangeSet {
+        ChangeSet {
+            server: self.server.clone(),
+            time: now.time,
+            events: Vec::new(),
+            changes: BTreeMap::new(),
+            state: None,
+        }
     }
 
     fn cause(&self, state: &ServerState) -> Cause {
@@ -246,7 +258,7 @@ impl Observer {
 
     fn tell_of_server(
         &self,
-        tick: &mut Tick,
+        change_set: &mut ChangeSet,
         state: &ServerState,
         listing: &Listing,
         generation: u64,
@@ -254,33 +266,33 @@ impl Observer {
     ) {
         let cause = if self.has_looked || !state.is_known { Cause::Observed } else { Cause::Recovered };
         if !state.is_online {
-            tick.facts.push(server_fact(Kind::ServerOnline, Cause::Observed));
+            change_set.events.push(server_fact(Kind::ServerOnline, Cause::Observed));
         }
         if generation != state.generation {
-            tick.facts.push(server_fact(Kind::ServerRestarted, cause));
+            change_set.events.push(server_fact(Kind::ServerRestarted, cause));
         }
         let run = listing.run.clone().or_else(|| state.run.clone());
         let settling_since = (!self.trust.believes_absence()).then_some(settling_since);
         let now = ServerState { is_known: state.is_known, is_online: true, run, generation, settling_since };
-        tick.state = (now != *state).then_some(now);
+        change_set.state = (now != *state).then_some(now);
     }
 
     /// Believes an absence when it is the second in a row of complete listings of a steady server.
     fn find_removed(
         &mut self,
-        told: &Told,
+        snapshot: &Snapshot,
         listing: &Listing,
         cause: Cause,
-        tick: &mut Tick,
-        torrents: &mut Vec<(InfoHash, Fact)>,
+        change_set: &mut ChangeSet,
+        torrents: &mut Vec<(InfoHash, NewEvent)>,
     ) {
         let before = std::mem::take(&mut self.missing);
-        for (hash, last) in told.iter().filter(|(hash, _)| !listing.torrents.contains_key(hash)) {
+        for (hash, last) in snapshot.iter().filter(|(hash, _)| !listing.torrents.contains_key(hash)) {
             let first_cause = before.get(hash).copied();
             self.missing.insert(*hash, first_cause.unwrap_or(cause));
             if let Some(cause) = first_cause {
                 torrents.push((*hash, removed(last, cause)));
-                tick.changes.insert(*hash, None);
+                change_set.changes.insert(*hash, None);
             }
         }
     }
@@ -313,27 +325,27 @@ impl Observer {
     fn tell_of_torrent(
         &mut self,
         hash: InfoHash,
-        told: Option<&ToldTorrent>,
+        snapshot: Option<&SnapshotTorrent>,
         seen: &Observed,
         context: Context,
         cause: Cause,
         since: Duration,
-        tick: &mut Tick,
-        torrents: &mut Vec<(InfoHash, Fact)>,
+        change_set: &mut ChangeSet,
+        torrents: &mut Vec<(InfoHash, NewEvent)>,
     ) {
-        let Some(last) = told else {
+        let Some(last) = snapshot else {
             let (torrent, memory) = first_sight(seen, context);
             self.note_unsettled(hash, &torrent, seen, context);
-            torrents.push((hash, added(Arc::new(torrent), memory, cause, hash, tick)));
+            torrents.push((hash, added(Arc::new(torrent), memory, cause, hash, change_set)));
             return;
         };
-        match compare(last, seen, context, |told, seen| worth::is_worth_telling(told, seen, since)) {
-            Finding::Told => {}
+        match compare(last, seen, context, |snapshot, seen| worth::is_worth_telling(snapshot, seen, since)) {
+            Finding::Snapshot => {}
             Finding::Same => self.note_unsettled(hash, &last.torrent, seen, context),
             Finding::Replaced(torrent, memory) => {
                 self.note_unsettled(hash, &torrent, seen, context);
                 torrents.push((hash, removed(last, cause)));
-                torrents.push((hash, added(Arc::new(torrent), memory, cause, hash, tick)));
+                torrents.push((hash, added(Arc::new(torrent), memory, cause, hash, change_set)));
             }
             Finding::Changed(kinds, torrent, memory) => {
                 self.note_unsettled(hash, &torrent, seen, context);
@@ -341,58 +353,58 @@ impl Observer {
                 let torrent = Arc::new(torrent);
                 torrents.extend(kinds.into_iter().map(|kind| {
                     let changes = changes.clone();
-                    (hash, Fact { kind, cause, command_id: None, changes, torrent: Some(Arc::clone(&torrent)) })
+                    (hash, NewEvent { kind, cause, command_id: None, changes, torrent: Some(Arc::clone(&torrent)) })
                 }));
-                tick.changes.insert(hash, Some((torrent, memory)));
+                change_set.changes.insert(hash, Some((torrent, memory)));
             }
         }
     }
 
     /// Keeps in mind what a look showed, if time alone will make more of it to tell.
-    fn note_unsettled(&mut self, hash: InfoHash, told: &Torrent, seen: &Observed, context: Context) {
-        let may_stall = seen.torrent.status == Status::Downloading && !told.stalled;
-        if may_stall || !is_told_whole(told, seen, context) {
+    fn note_unsettled(&mut self, hash: InfoHash, snapshot: &Torrent, seen: &Observed, context: Context) {
+        let may_stall = seen.torrent.status == Status::Downloading && !snapshot.stalled;
+        if may_stall || !is_told_whole(snapshot, seen, context) {
             self.unsettled.insert(hash, seen.clone());
         }
     }
 
     /// The first snapshot is over when a look shows nothing that was not told: a client that still
     /// loads its session goes on being announced as part of it.
-    fn finish_snapshot(&self, tick: &mut Tick, state: &ServerState, told: &Told, listing: &Listing) {
-        let is_whole = listing.complete && listing.torrents.keys().all(|hash| told.contains_key(hash));
+    fn finish_snapshot(&self, change_set: &mut ChangeSet, state: &ServerState, snapshot: &Snapshot, listing: &Listing) {
+        let is_whole = listing.complete && listing.torrents.keys().all(|hash| snapshot.contains_key(hash));
         let has_looked_before = self.has_looked;
         if !state.is_known && has_looked_before && is_whole {
-            tick.facts.push(server_fact(Kind::SnapshotDone, Cause::Snapshot));
-            let now = tick.state.take().unwrap_or_else(|| state.clone());
-            tick.state = Some(ServerState { is_known: true, ..now });
+            change_set.events.push(server_fact(Kind::SnapshotDone, Cause::Snapshot));
+            let now = change_set.state.take().unwrap_or_else(|| state.clone());
+            change_set.state = Some(ServerState { is_known: true, ..now });
         }
     }
 }
 
 /// What was told beside what is seen, by hash; never both absent.
 fn side_by_side<'a>(
-    told: &'a Told,
+    snapshot: &'a Snapshot,
     listing: &'a Listing,
-) -> impl Iterator<Item = (InfoHash, Option<&'a ToldTorrent>, Option<&'a Observed>)> {
-    let (mut told, mut seen) = (told.iter().peekable(), listing.torrents.iter().peekable());
+) -> impl Iterator<Item = (InfoHash, Option<&'a SnapshotTorrent>, Option<&'a Observed>)> {
+    let (mut snapshot, mut seen) = (snapshot.iter().peekable(), listing.torrents.iter().peekable());
     std::iter::from_fn(move || {
-        let order = match (told.peek(), seen.peek()) {
-            (Some((told, _)), Some((seen, _))) => told.cmp(seen),
+        let order = match (snapshot.peek(), seen.peek()) {
+            (Some((snapshot, _)), Some((seen, _))) => snapshot.cmp(seen),
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
             (None, None) => return None,
         };
-        let told = if order.is_le() { told.next() } else { None };
+        let snapshot = if order.is_le() { snapshot.next() } else { None };
         let seen = if order.is_ge() { seen.next() } else { None };
-        let hash = told.map(|(hash, _)| hash).or(seen.map(|(hash, _)| hash))?;
-        Some((*hash, told.map(|(_, told)| told), seen.map(|(_, seen)| seen)))
+        let hash = snapshot.map(|(hash, _)| hash).or(seen.map(|(hash, _)| hash))?;
+        Some((*hash, snapshot.map(|(_, snapshot)| snapshot), seen.map(|(_, seen)| seen)))
     })
 }
 
 /// How a listing stands to what was told.
 #[derive(Clone, Copy)]
 struct Loads {
-    told: usize,
+    snapshot: usize,
     /// Of those, not listed.
     missing: usize,
     /// Told in this generation of the client, and loaded anew since.
@@ -402,15 +414,16 @@ struct Loads {
 }
 
 impl Loads {
-    fn of(told: &Told, state: &ServerState, listing: &Listing) -> Self {
-        let mut loads = Self { told: told.len(), missing: 0, changed: 0, has_one_as_told: false };
-        for (_, told, seen) in side_by_side(told, listing) {
-            let Some(told) = told else { continue };
+    fn of(snapshot: &Snapshot, state: &ServerState, listing: &Listing) -> Self {
+        let mut loads = Self { snapshot: snapshot.len(), missing: 0, changed: 0, has_one_as_told: false };
+        for (_, snapshot, seen) in side_by_side(snapshot, listing) {
+            let Some(snapshot) = snapshot else { continue };
             loads.missing += usize::from(seen.is_none());
-            if loads.has_one_as_told || told.memory.generation != state.generation {
+            if loads.has_one_as_told || snapshot.memory.generation != state.generation {
                 continue;
             }
-            if let (Some(before), Some(seen)) = (&told.memory.load, seen.and_then(|seen| seen.facts.load.as_ref())) {
+            if let (Some(before), Some(seen)) = (&snapshot.memory.load, seen.and_then(|seen| seen.facts.load.as_ref()))
+            {
                 loads.has_one_as_told = before == seen;
                 loads.changed += usize::from(before != seen);
             }
@@ -420,26 +433,32 @@ impl Loads {
 
     /// Something was told, and nothing of it is there.
     fn has_nothing(self) -> bool {
-        self.told > 0 && self.missing == self.told
+        self.snapshot > 0 && self.missing == self.snapshot
     }
 }
 
 /// Events of one tick are in the order of hash and kind.
-fn add_in_order(tick: &mut Tick, mut torrents: Vec<(InfoHash, Fact)>) {
-    torrents.sort_by_key(|(hash, fact)| (*hash, fact.kind));
-    tick.facts.extend(torrents.into_iter().map(|(_, fact)| fact));
+fn add_in_order(change_set: &mut ChangeSet, mut torrents: Vec<(InfoHash, NewEvent)>) {
+    torrents.sort_by_key(|(hash, new_event)| (*hash, new_event.kind));
+    change_set.events.extend(torrents.into_iter().map(|(_, new_event)| new_event));
 }
 
-fn server_fact(kind: Kind, cause: Cause) -> Fact {
-    Fact { kind, cause, command_id: None, changes: Changes::new(), torrent: None }
+fn server_fact(kind: Kind, cause: Cause) -> NewEvent {
+    NewEvent { kind, cause, command_id: None, changes: Changes::new(), torrent: None }
 }
 
-fn removed(last: &ToldTorrent, cause: Cause) -> Fact {
+fn removed(last: &SnapshotTorrent, cause: Cause) -> NewEvent {
     let torrent = Some(Arc::clone(&last.torrent));
-    Fact { kind: Kind::Removed, cause, command_id: None, changes: Changes::new(), torrent }
+    NewEvent { kind: Kind::Removed, cause, command_id: None, changes: Changes::new(), torrent }
 }
 
-fn added(torrent: Arc<Torrent>, memory: Memory, cause: Cause, hash: InfoHash, tick: &mut Tick) -> Fact {
-    tick.changes.insert(hash, Some((Arc::clone(&torrent), memory)));
-    Fact { kind: Kind::Added, cause, command_id: None, changes: Changes::new(), torrent: Some(torrent) }
+fn added(
+    torrent: Arc<Torrent>,
+    memory: DiffState,
+    cause: Cause,
+    hash: InfoHash,
+    change_set: &mut ChangeSet,
+) -> NewEvent {
+    change_set.changes.insert(hash, Some((Arc::clone(&torrent), memory)));
+    NewEvent { kind: Kind::Added, cause, command_id: None, changes: Changes::new(), torrent: Some(torrent) }
 }

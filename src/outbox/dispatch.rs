@@ -34,12 +34,12 @@ use super::pick::{ReadAhead, ResultsAhead, known_from};
 use super::registry::Registry;
 use super::retention::{self, Kept, Retain};
 use super::unburied::Unburied;
-use crate::board::{Board, Desk, Tray};
-use crate::model::{Entry, InfoHash, Kind, Rev, Seq, ServerName, SinkName, Told, shorter, shortest};
+use crate::live_state::{ChangeBuffer, Drained, LiveState};
+use crate::log_throttle::LogThrottle;
+use crate::model::{InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, SinkName, Snapshot, shorter, shortest};
 use crate::port::{
-    Clock, Connected, DeliverError, Delivery, Link, Progress, Search, Sink, Store, StoreError, UnsentResult,
+    Clock, Connected, DeliverError, Delivery, Link, RetainedScan, Sink, SinkProgress, Store, StoreError, UnsentResult,
 };
-use crate::repeat::Repeat;
 
 /// Cursors are noted at this distance, or after so many events: after a crash so much may come twice.
 const SETTLE_EACH: Duration = Duration::from_secs(1);
@@ -77,8 +77,8 @@ pub struct DispatcherParts {
     pub settings: DispatcherSettings,
     pub sink: Arc<dyn Sink>,
     pub store: Arc<dyn Store>,
-    pub board: Arc<Board>,
-    pub desk: Arc<Desk>,
+    pub live: Arc<LiveState>,
+    pub buffer: Arc<ChangeBuffer>,
     pub clock: Arc<dyn Clock>,
     pub reporter: Arc<dyn Reporter>,
 }
@@ -88,11 +88,11 @@ pub struct Dispatcher {
     pub(super) lanes: BTreeMap<ServerName, ServerLane>,
     pub(super) registry: Registry,
     /// It may keep what is not in the registry. Owed in the store until nothing found is left to deal with.
-    search: Option<Search>,
+    search: Option<RetainedScan>,
     /// Made in this life; `search` is to be crossed out.
     has_searched: bool,
     /// That it could not be made was said.
-    search_failed: Repeat,
+    search_failed: LogThrottle,
     /// Found there, and left alone until their servers' torrents are known.
     pub(super) found: BTreeMap<ServerName, Vec<String>>,
     pub(super) aside: VecDeque<Delivery>,
@@ -110,12 +110,12 @@ pub struct Dispatcher {
     /// The last of those for each result: on another connection the whole is not tried once more.
     pub(super) shortened: HashMap<i64, Bytes>,
     pub(super) unburied: Unburied,
-    burial: Repeat,
+    burial: LogThrottle,
     /// Taken by the sink, which could not be written down yet.
     unnoted_results: BTreeSet<i64>,
     /// In the registry, and not written down yet.
     unnoted_names: Vec<String>,
-    /// See [`Sink::is_careful`].
+    /// See [`Sink::is_strict_ordering`].
     is_noted_careful: bool,
     pub(super) caution: Caution,
     /// Something waits for the far side's answer.
@@ -157,7 +157,7 @@ pub(super) struct ServerLane {
 
 /// What a delivery was, for when it has arrived.
 pub(super) enum Sent {
-    Entry(Box<Entry>),
+    Entry(Box<JournalEntry>),
     State { server: ServerName, hash: InfoHash },
     Cleared { name: String },
     Result { result: Box<UnsentResult>, piece: Piece },
@@ -198,7 +198,7 @@ enum End {
 /// an old sink a new one.
 pub async fn note_start(
     store: &dyn Store,
-    board: &Board,
+    live: &LiveState,
     sink: &SinkName,
     servers: &[ServerName],
     is_first_life: bool,
@@ -206,21 +206,21 @@ pub async fn note_start(
     let noted = store.progress(sink).await?;
     if noted.is_empty() {
         // First: without it, a sink that has its place would not be new any more after a crash.
-        store.owe_search(sink, is_first_life).await?;
+        store.require_retained_scan(sink, is_first_life).await?;
     }
     let is_new = |server: &&ServerName| !noted.contains_key(*server);
-    let begun: BTreeMap<ServerName, Progress> =
-        servers.iter().filter(is_new).map(|server| (server.clone(), present(board, server))).collect();
+    let begun: BTreeMap<ServerName, SinkProgress> =
+        servers.iter().filter(is_new).map(|server| (server.clone(), present(live, server))).collect();
     if !begun.is_empty() {
-        store.settle(sink, begun).await?;
+        store.save_progress(sink, begun).await?;
     }
     Ok(())
 }
 
-fn present(board: &Board, server: &ServerName) -> Progress {
-    let read = board.read(server, |content| Progress {
+fn present(live: &LiveState, server: &ServerName) -> SinkProgress {
+    let read = live.read(server, |content| SinkProgress {
         cursor: content.last_seq,
-        sent_rev: content.told.values().map(|told| told.rev).max().unwrap_or_default(),
+        sent_rev: content.snapshot.values().map(|snapshot| snapshot.rev).max().unwrap_or_default(),
     });
     read.unwrap_or_default()
 }
@@ -228,27 +228,27 @@ fn present(board: &Board, server: &ServerName) -> Progress {
 impl Dispatcher {
     /// Reads how far the sink has got; see [`note_start`].
     pub async fn new(parts: DispatcherParts) -> Result<Self, StoreError> {
-        let DispatcherParts { settings, store, board, .. } = &parts;
+        let DispatcherParts { settings, store, live, .. } = &parts;
         let noted = store.progress(&settings.name).await?;
-        let progress = |server: &ServerName| *noted.get(server).unwrap_or(&present(board, server));
+        let progress = |server: &ServerName| *noted.get(server).unwrap_or(&present(live, server));
         let lanes = settings.servers.iter().map(|server| (server.clone(), ServerLane::new(progress(server))));
         let lanes = lanes.collect();
-        let registry = Registry::new(store.registry(&settings.name).await?);
+        let registry = Registry::new(store.retained_topics(&settings.name).await?);
         // What an earlier one found, this one has to find itself.
-        parts.desk.report(|report| report.standstill = None);
+        parts.buffer.report(|report| report.standstill = None);
         let beside = match parts.sink.companion() {
-            Some(companion) => Some(Beside::new(companion, store.memory(&settings.name).await?)),
+            Some(companion) => Some(Beside::new(companion, store.projection_state(&settings.name).await?)),
             None => None,
         };
-        let notes = store.notes(&settings.name).await?;
-        if notes.is_careful {
+        let notes = store.sink_notes(&settings.name).await?;
+        if notes.is_strict_ordering {
             parts.sink.be_careful();
         }
         let mut dispatcher = Self {
             search: notes.search,
             has_searched: false,
-            search_failed: Repeat::default(),
-            is_noted_careful: notes.is_careful,
+            search_failed: LogThrottle::default(),
+            is_noted_careful: notes.is_strict_ordering,
             found: BTreeMap::new(),
             parts,
             lanes,
@@ -262,7 +262,7 @@ impl Dispatcher {
             substitutes: Vec::new(),
             shortened: HashMap::new(),
             unburied: Unburied::default(),
-            burial: Repeat::default(),
+            burial: LogThrottle::default(),
             unnoted_results: BTreeSet::new(),
             unnoted_names: Vec::new(),
             caution: Caution::default(),
@@ -275,9 +275,9 @@ impl Dispatcher {
         };
         if !dispatcher.parts.settings.ended_in_order {
             for (server, owed) in &mut dispatcher.lanes {
-                dispatcher.parts.board.read(server, |content| {
-                    owed.doubted = content.told.keys().copied().collect();
-                    owed.assert_again(&content.told);
+                dispatcher.parts.live.read(server, |content| {
+                    owed.doubted = content.snapshot.keys().copied().collect();
+                    owed.assert_again(&content.snapshot);
                 });
             }
         }
@@ -296,9 +296,9 @@ impl Dispatcher {
     /// Only a store that cannot be used any more; a sink's failures are waited out.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), StoreError> {
         let mut backoff = Backoff::default();
-        let mut repeat = Repeat::default();
+        let mut log_throttle = LogThrottle::default();
         // Before the first connection: a broker may have to speak in our place at any time.
-        self.register(self.parts.sink.own_names()).await?;
+        self.register(self.parts.sink.own_retained_topics()).await?;
         while !stop.is_cancelled() {
             let attempt = tokio::select! {
                 biased;
@@ -308,7 +308,7 @@ impl Dispatcher {
             let failure = match attempt {
                 Ok(connected) => {
                     let since = Instant::now();
-                    self.say_connected(repeat.ended());
+                    self.say_connected(log_throttle.recovered());
                     let end = self.live(connected, &stop).await?;
                     // Whether a note that was under way was taken is not known.
                     self.is_unsettled = true;
@@ -331,15 +331,16 @@ impl Dispatcher {
                 Err(failure) => failure,
             };
             if !stop.is_cancelled() {
-                let due = repeat.failed();
+                let due = log_throttle.failed();
                 // Another reason is news, however often there was one before.
-                let is_news = self.parts.desk.last_report().failure.is_some_and(|told| told != failure.to_string());
+                let is_news =
+                    self.parts.buffer.last_report().failure.is_some_and(|snapshot| snapshot != failure.to_string());
                 if due.is_some() || is_news {
                     let times = due.unwrap_or_default();
                     warn!(sink = %self.parts.settings.name, times, error = %failure, "not connected, trying on");
                 }
             }
-            self.parts.desk.report(|report| {
+            self.parts.buffer.report(|report| {
                 report.is_connected = false;
                 report.failure = Some(failure.to_string());
             });
@@ -350,7 +351,7 @@ impl Dispatcher {
             let wait = backoff.next((self.jitter)()).max(asked);
             self.wait(wait, &stop).await;
         }
-        self.parts.desk.report(|report| report.is_connected = false);
+        self.parts.buffer.report(|report| report.is_connected = false);
         self.note_progress().await
     }
 
@@ -358,10 +359,10 @@ impl Dispatcher {
     async fn attempt(&mut self) -> Result<Result<Connected, DeliverError>, StoreError> {
         let mut failure = None;
         if let Some(search) = self.search.filter(|_| !self.has_searched) {
-            match self.parts.sink.find_kept(&self.parts.settings.servers).await {
+            match self.parts.sink.scan_retained(&self.parts.settings.servers).await {
                 Ok(found) => {
                     // What is sent without a note of it would be found, and taken for somebody else's.
-                    if let Err(reason) = self.take_over(search, found).await? {
+                    if let Err(reason) = self.adopt_retained(search, found).await? {
                         return Ok(Err(DeliverError::unavailable(reason)));
                     }
                 }
@@ -379,9 +380,9 @@ impl Dispatcher {
     }
 
     /// What is kept there in our names is ours to clear. The inner error: there is no room to write it down.
-    async fn take_over(
+    async fn adopt_retained(
         &mut self,
-        search: Search,
+        search: RetainedScan,
         found: BTreeMap<ServerName, Vec<String>>,
     ) -> Result<Result<(), String>, StoreError> {
         let sink = &self.parts.settings.name;
@@ -390,22 +391,22 @@ impl Dispatcher {
             |server: &&ServerName| self.parts.settings.servers.contains(server) && is_news(&found[*server]);
         let strangers = found.keys().filter(|server| search.is_of_first_life && is_stranger(server)).cloned().collect();
         let names: Vec<String> = found.values().flatten().cloned().collect();
-        let owe_reset = match self.parts.store.take_over(sink, names.clone(), strangers).await {
+        let owe_reset = match self.parts.store.adopt_retained(sink, names.clone(), strangers).await {
             Ok(owe_reset) => owe_reset,
             Err(StoreError::Full { reason }) => return Ok(Err(reason)),
             Err(error) => return Err(error),
         };
         for server in owe_reset {
             warn!(%sink, %server, "the sink knows this server from a state that is lost");
-            if let Some(board) = self.parts.board.server(&server) {
-                board.write(|content| content.owes_reset = true);
-                board.poke.notify_one();
+            if let Some(live) = self.parts.live.server(&server) {
+                live.write(|content| content.needs_reset = true);
+                live.wake.notify_one();
             }
         }
         self.registry.add(names);
         self.found = found;
         self.has_searched = true;
-        self.search = Some(Search { is_of_first_life: false });
+        self.search = Some(RetainedScan { is_of_first_life: false });
         Ok(Ok(()))
     }
 
@@ -413,7 +414,7 @@ impl Dispatcher {
     /// would leave nobody who knows what is to be left alone.
     async fn note_search(&mut self) -> Result<(), StoreError> {
         if self.search.is_some() && self.has_searched && self.found.is_empty() {
-            let noted = self.parts.store.searched(&self.parts.settings.name).await;
+            let noted = self.parts.store.scan_completed(&self.parts.settings.name).await;
             if self.unless_full(noted)?.is_some() {
                 self.search = None;
             }
@@ -422,9 +423,9 @@ impl Dispatcher {
     }
 
     /// That one event was put off is noted before anything else is sent.
-    async fn note_careful(&mut self) -> Result<(), StoreError> {
+    async fn note_strict_ordering(&mut self) -> Result<(), StoreError> {
         if self.parts.sink.is_careful() && !self.is_noted_careful {
-            let noted = self.parts.store.note_careful(&self.parts.settings.name).await;
+            let noted = self.parts.store.note_strict_ordering(&self.parts.settings.name).await;
             self.is_noted_careful = self.unless_full(noted)?.is_some();
         }
         Ok(())
@@ -445,7 +446,7 @@ impl Dispatcher {
         if let Some(failures) = failures {
             info!(sink = %self.parts.settings.name, failures, "connected again");
         }
-        self.parts.desk.report(|report| {
+        self.parts.buffer.report(|report| {
             report.is_connected = true;
             report.failure = None;
         });
@@ -459,7 +460,7 @@ impl Dispatcher {
                 biased;
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep_until(until) => return,
-                () = self.parts.desk.laid.notified() => {}
+                () = self.parts.buffer.changed.notified() => {}
             }
             self.collect();
             self.aside.clear();
@@ -529,9 +530,9 @@ impl Dispatcher {
                 _ = choose_beat.tick() => self.choose_kept(),
                 () = stop.cancelled(), if flush_until.is_none() => flush_until = Some(Instant::now() + FLUSH_MAX),
                 () = tokio::time::sleep_until(flush_until.unwrap_or_else(Instant::now)), if flush_until.is_some() => {}
-                () = self.parts.desk.laid.notified() => {}
+                () = self.parts.buffer.changed.notified() => {}
                 () = due => {}
-                () = self.parts.desk.answered.notified() => may_have_results = true,
+                () = self.parts.buffer.results.notified() => may_have_results = true,
                 noted = &mut noting => self.is_unsettled |= self.unless_full(noted)?.is_none(),
                 noted = &mut noting_results => self.results_noted(noted)?,
                 Some(arrival) = under_way.next(), if !under_way.is_empty() => {
@@ -586,7 +587,7 @@ impl Dispatcher {
             is_condemned = self.caution.condemns(&item).is_some();
             self.caution.answered(&item);
         }
-        self.parts.desk.report(|report| match &rejected {
+        self.parts.buffer.report(|report| match &rejected {
             None => report.delivered += 1,
             Some(_) => report.rejected += 1,
         });
@@ -648,7 +649,7 @@ impl Dispatcher {
     /// A rejected entry is put aside before the lane goes on; without room for that the lane waits.
     async fn bury(&mut self) -> Result<(), StoreError> {
         while let Some((entry, reason)) = self.unburied.first() {
-            match self.parts.store.bury(&self.parts.settings.name, entry, reason).await {
+            match self.parts.store.add_dead_letter(&self.parts.settings.name, entry, reason).await {
                 Ok(()) => {
                     if let Some(entry) = self.unburied.buried() {
                         self.settle_entry(&entry);
@@ -675,12 +676,12 @@ impl Dispatcher {
                 }
             }
             None if !self.unburied.is_empty() => return,
-            None => match self.burial.ended() {
+            None => match self.burial.recovered() {
                 Some(_) => info!(%sink, "the sink goes on"),
                 None => return,
             },
         }
-        self.parts.desk.report(|report| report.standstill = why);
+        self.parts.buffer.report(|report| report.standstill = why);
     }
 
     /// A result that the sink will not take, or a part of it, is replaced by a shorter one, as long as there is one.
@@ -712,14 +713,14 @@ impl Dispatcher {
     async fn note_names(&mut self) -> Result<(), StoreError> {
         let (sink, store) = (&self.parts.settings.name, &self.parts.store);
         if !self.unnoted_names.is_empty() {
-            let written = store.register(sink, self.unnoted_names.clone()).await;
+            let written = store.register_topics(sink, self.unnoted_names.clone()).await;
             if self.unless_full(written)?.is_some() {
                 self.unnoted_names.clear();
             }
         }
         let names = self.registry.to_cross_out();
         if !names.is_empty() {
-            let written = store.unregister(sink, names).await;
+            let written = store.unregister_topics(sink, names).await;
             if self.unless_full(written)?.is_some() {
                 self.registry.crossed_out();
             }
@@ -735,7 +736,7 @@ impl Dispatcher {
             if numbers.is_empty() {
                 return Ok(numbers);
             }
-            store.results_sent(numbers.clone()).await.map(|()| numbers)
+            store.mark_results_sent(numbers.clone()).await.map(|()| numbers)
         })
     }
 
@@ -749,7 +750,7 @@ impl Dispatcher {
     }
 
     /// The lane goes on behind the entry.
-    pub(super) fn settle_entry(&mut self, entry: &Entry) {
+    pub(super) fn settle_entry(&mut self, entry: &JournalEntry) {
         self.is_unsettled = true;
         self.settled += 1;
         if let Some(owed) = self.lanes.get_mut(&entry.server) {
@@ -758,12 +759,12 @@ impl Dispatcher {
     }
 
     /// The sink has the entry: what it knows of the torrent moves on.
-    fn learn_from(&mut self, entry: &Entry) {
+    fn learn_from(&mut self, entry: &JournalEntry) {
         let Some(owed) = self.lanes.get_mut(&entry.server) else { return };
         entry.hash.map(|hash| owed.doubted.remove(&hash));
         let Some(hash) = entry.hash.filter(|hash| owed.dirty.owes(hash)) else { return };
-        let told = self.parts.board.read(&entry.server, |content| content.told.get(&hash).cloned()).flatten();
-        owed.dirty.learned(hash, known_from(entry, told), entry.seq);
+        let snapshot = self.parts.live.read(&entry.server, |content| content.snapshot.get(&hash).cloned()).flatten();
+        owed.dirty.learned(hash, known_from(entry, snapshot), entry.seq);
     }
 
     /// Writes names down that are not in the registry yet.
@@ -808,7 +809,7 @@ impl Dispatcher {
     async fn note_progress(&mut self) -> Result<(), StoreError> {
         self.note_names().await?;
         self.note_search().await?;
-        self.note_careful().await?;
+        self.note_strict_ordering().await?;
         let noted = self.note_results().await;
         self.results_noted(noted)?;
         self.bury().await?;
@@ -823,64 +824,64 @@ impl Dispatcher {
     /// Notes the cursors as they are now. Of two, the older is to be waited for first.
     fn note_cursors(&mut self) -> BoxFuture<'static, Result<(), StoreError>> {
         // A change that still lies on the desk is not sent, however empty the dirty set; nor is one that comes now.
-        let told: Vec<Rev> = self.lanes.keys().map(|server| present(&self.parts.board, server).sent_rev).collect();
+        let snapshot: Vec<Rev> = self.lanes.keys().map(|server| present(&self.parts.live, server).sent_rev).collect();
         self.collect();
         let mut progress = BTreeMap::new();
-        for ((server, owed), told) in self.lanes.iter_mut().zip(told) {
+        for ((server, owed), snapshot) in self.lanes.iter_mut().zip(snapshot) {
             if owed.dirty.is_empty() {
-                owed.sent_rev = told.max(owed.sent_rev);
+                owed.sent_rev = snapshot.max(owed.sent_rev);
             }
-            progress.insert(server.clone(), Progress { cursor: owed.lane.cursor(), sent_rev: owed.sent_rev });
+            progress.insert(server.clone(), SinkProgress { cursor: owed.lane.cursor(), sent_rev: owed.sent_rev });
         }
         self.is_unsettled = false;
         self.settled = 0;
         let (store, sink) = (Arc::clone(&self.parts.store), self.parts.settings.name.clone());
-        Box::pin(async move { store.settle(&sink, progress).await })
+        Box::pin(async move { store.save_progress(&sink, progress).await })
     }
 
     /// Takes in what lies on the desk.
     fn collect(&mut self) {
-        let tray = self.parts.desk.take();
-        self.take_in(tray);
+        let drained = self.parts.buffer.drain();
+        self.take_in(drained);
     }
 
-    pub(super) fn take_in(&mut self, tray: Tray) {
-        let of_ours = tray.aside.into_iter().filter(|delivery| match delivery {
+    pub(super) fn take_in(&mut self, drained: Drained) {
+        let of_ours = drained.aside.into_iter().filter(|delivery| match delivery {
             Delivery::Files { server, .. } => self.lanes.contains_key(server),
             _ => true,
         });
         self.aside.extend(of_ours);
         let excess = self.aside.len().saturating_sub(ASIDE_MAX);
         self.aside.drain(..excess);
-        for (server, from) in tray.rewinds {
+        for (server, from) in drained.rewinds {
             if let Some(owed) = self.lanes.get_mut(&server) {
                 owed.rewind = Some(owed.rewind.map_or(from, |noted| noted.min(from)));
             }
         }
-        self.owes_info |= tray.all_again;
-        self.owes_health |= tray.all_again;
+        self.owes_info |= drained.all_again;
+        self.owes_health |= drained.all_again;
         for (server, owed) in &mut self.lanes {
-            if tray.all_again || tray.again.contains(server) {
-                self.parts.board.read(server, |content| owed.assert_again(&content.told));
+            if drained.all_again || drained.again.contains(server) {
+                self.parts.live.read(server, |content| owed.assert_again(&content.snapshot));
             }
         }
         let mut has_other_torrents = false;
-        for (server, changed) in tray.changed {
+        for (server, changed) in drained.changed {
             let Some(owed) = self.lanes.get_mut(&server) else { continue };
             if let Some(beside) = &mut self.beside {
                 beside.touch(&server);
             }
-            for (hash, laid) in changed {
-                has_other_torrents |= laid.before.is_none();
-                let known = match laid.before {
+            for (hash, changed) in changed {
+                has_other_torrents |= changed.before.is_none();
+                let known = match changed.before {
                     None => Known::Nothing,
                     Some(_) if owed.doubted.remove(&hash) => Known::Forgotten,
                     Some(before) => Known::Picture(before),
                 };
-                owed.dirty.mark(hash, known, laid.not_before);
+                owed.dirty.mark(hash, known, changed.not_before);
             }
             // So many went that there is room for all the others.
-            let count = self.parts.board.read(&server, |content| content.told.len());
+            let count = self.parts.live.read(&server, |content| content.snapshot.len());
             has_other_torrents |=
                 matches!(owed.kept, Kept::These(_)) && count.is_some_and(|count| count <= retention::AUTO_MAX);
         }
@@ -892,16 +893,16 @@ impl Dispatcher {
     fn report_backlog(&self) {
         let mut lag_entries = 0;
         for (server, owed) in &self.lanes {
-            let written = self.parts.board.read(server, |content| content.last_seq).unwrap_or_default();
+            let written = self.parts.live.read(server, |content| content.last_seq).unwrap_or_default();
             lag_entries += written.0.saturating_sub(owed.lane.cursor().0);
         }
         let dirty = self.lanes.values().map(|owed| owed.dirty.len() as u64).sum();
-        self.parts.desk.report(|report| report.backlog(lag_entries, dirty));
+        self.parts.buffer.report(|report| report.backlog(lag_entries, dirty));
     }
 }
 
 impl ServerLane {
-    fn new(progress: Progress) -> Self {
+    fn new(progress: SinkProgress) -> Self {
         Self {
             lane: Lane::new(progress.cursor),
             dirty: DirtySet::default(),
@@ -916,11 +917,11 @@ impl ServerLane {
     }
 
     /// What was said of the server is said again, and so is every torrent.
-    fn assert_again(&mut self, told: &Told) {
+    fn assert_again(&mut self, snapshot: &Snapshot) {
         self.said_online = None;
         self.said_stats = Bytes::new();
-        for (hash, told) in told {
-            self.dirty.mark(*hash, Known::Present, told.last_seq);
+        for (hash, snapshot) in snapshot {
+            self.dirty.mark(*hash, Known::Present, snapshot.last_seq);
         }
     }
 

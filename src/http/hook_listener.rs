@@ -12,22 +12,22 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::door::{Door, Visit};
-use crate::model::{BellSecret, Ring};
+use crate::model::{HookSecret, HookSignal};
 
 /// A ring is one small request, from a client that is near.
 const VISIT: Visit = Visit { visitors: 64, time: Duration::from_secs(2), bytes: 8 << 10 };
 
 /// Answers until `stop`, and passes on what was rung by those who know the secret.
-pub async fn answer_bell(
+pub async fn receive_hook_signals(
     listener: TcpListener,
-    secret: BellSecret,
-    rung: impl Fn(Ring) + Send + Sync + 'static,
+    secret: HookSecret,
+    notified: impl Fn(HookSignal) + Send + Sync + 'static,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
-    let rung = Arc::new(rung);
+    let notified = Arc::new(notified);
     let router = Router::new().fallback(move |uri: Uri| {
-        if let Some(ring) = Ring::parse(uri.path(), &secret) {
-            rung(ring);
+        if let Some(ring) = HookSignal::parse(uri.path(), &secret) {
+            notified(ring);
         }
         // A client would take anything else for a torrent, and keep a connection for the next time.
         std::future::ready((StatusCode::NOT_FOUND, [(header::CONNECTION, "close")]))

@@ -14,15 +14,15 @@ const ROOM_EACH: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// Everything but [`StoreError::Full`].
-pub async fn until_there_is_room<T, F>(who: &str, write: impl Fn() -> F) -> Result<T, StoreError>
+pub async fn retry_while_full<T, F>(who: &str, write: impl Fn() -> F) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,
 {
-    let mut repeat = Repeat::default();
+    let mut log_throttle = LogThrottle::default();
     loop {
         match write().await {
             Err(StoreError::Full { reason }) => {
-                if let Some(times) = repeat.failed() {
+                if let Some(times) = log_throttle.failed() {
                     warn!(who, times, reason, "no room on the disk, waiting for some");
                 }
                 tokio::time::sleep(ROOM_EACH).await;
@@ -34,11 +34,11 @@ where
 
 /// Counts failures in a row and decides which of them are worth a line in the log.
 #[derive(Debug, Default)]
-pub struct Repeat {
+pub struct LogThrottle {
     failures: u32,
 }
 
-impl Repeat {
+impl LogThrottle {
     /// Counts a failure; `Some(n)` if the n-th one is to be logged: 1, 10, 100, then each 1,000.
     pub fn failed(&mut self) -> Option<u32> {
         self.failures = self.failures.saturating_add(1);
@@ -47,7 +47,7 @@ impl Repeat {
     }
 
     /// It works again; `Some(n)` after n failures.
-    pub fn ended(&mut self) -> Option<u32> {
+    pub fn recovered(&mut self) -> Option<u32> {
         let failures = std::mem::take(&mut self.failures);
         (failures > 0).then_some(failures)
     }
@@ -55,15 +55,15 @@ impl Repeat {
 
 #[cfg(test)]
 mod tests {
-    use super::Repeat;
+    use super::LogThrottle;
 
     #[test]
     fn a_failure_is_said_when_it_starts_rarely_and_when_it_ends() {
-        let mut repeat = Repeat::default();
-        assert_eq!(repeat.ended(), None);
-        let said: Vec<u32> = (0..2500).filter_map(|_| repeat.failed()).collect();
+        let mut log_throttle = LogThrottle::default();
+        assert_eq!(log_throttle.recovered(), None);
+        let said: Vec<u32> = (0..2500).filter_map(|_| log_throttle.failed()).collect();
         assert_eq!(said, [1, 10, 100, 1000, 2000]);
-        assert_eq!(repeat.ended(), Some(2500));
-        assert_eq!(repeat.failed(), Some(1));
+        assert_eq!(log_throttle.recovered(), Some(2500));
+        assert_eq!(log_throttle.failed(), Some(1));
     }
 }

@@ -1,7 +1,7 @@
 //! The board: what was told of each server, for everyone in the process to read.
 //!
 //! Only the watcher of a server writes on its part, after the commit, so nothing stands here that
-//! is not in the store. Each sink has a [`Desk`] on which changes are laid; a change that is not
+//! is not in the store. Each sink has a [`ChangeBuffer`] on which changes are laid; a change that is not
 //! fetched in time is not lost, the desk then holds the oldest picture and the board the newest.
 //!
 //! Locks here are held for the time of a look-up, never across an await; a desk's inside a board's,
@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::model::{
-    CommandId, Committed, Epoch, InfoHash, Seq, ServerName, ServerState, ServerStats, SinkName, Told, Torrent,
+    CommandId, Committed, Epoch, InfoHash, Seq, ServerName, ServerState, ServerStats, SinkName, Snapshot, Torrent,
 };
 use crate::port::{Delivery, Hooks};
 
@@ -27,29 +27,29 @@ const SIDE_MESSAGES_MAX: usize = 1024;
 const NAMED_MAX: usize = 256;
 
 /// What is known of all servers.
-pub struct Board {
-    servers: BTreeMap<ServerName, ServerBoard>,
-    desks: BTreeMap<SinkName, Arc<Desk>>,
+pub struct LiveState {
+    servers: BTreeMap<ServerName, ServerHandle>,
+    buffers: BTreeMap<SinkName, Arc<ChangeBuffer>>,
     /// Of those who ask over HTTP; only answers are laid there.
-    http: Arc<Desk>,
+    http: Arc<ChangeBuffer>,
     /// Of those who listen for a while; one is gone when nobody sits at it.
-    guests: Mutex<Vec<Weak<Desk>>>,
+    subscribers: Mutex<Vec<Weak<ChangeBuffer>>>,
 }
 
 /// What is known of one server.
-pub struct ServerBoard {
-    content: RwLock<Content>,
+pub struct ServerHandle {
+    content: RwLock<LiveServer>,
     /// Wakes its watcher; carries nothing.
-    pub poke: Notify,
+    pub wake: Notify,
     /// Rung by the client itself, if it is hooked.
-    pub bell: Bell,
+    pub hook_notifier: HookNotifier,
     /// Content that commands are checking, and how far that is: read and all bytes.
     checks: Mutex<BTreeMap<CommandId, (u64, u64)>>,
 }
 
 /// A check of content under way; over when it is dropped.
 pub struct Checking<'a> {
-    server: &'a ServerBoard,
+    server: &'a ServerHandle,
     command: CommandId,
 }
 
@@ -66,13 +66,13 @@ impl Drop for Checking<'_> {
 }
 
 /// What stands on one server's board.
-pub struct Content {
+pub struct LiveServer {
     pub epoch: Epoch,
-    pub told: Told,
+    pub snapshot: Snapshot,
     pub state: ServerState,
     pub last_seq: Seq,
     /// A sink knows of an earlier epoch of this server: its watcher has to say that another began.
-    pub owes_reset: bool,
+    pub needs_reset: bool,
     pub stats: ServerStats,
     /// The body of the stats message, as of a few seconds ago.
     pub stats_body: Bytes,
@@ -109,9 +109,9 @@ impl PollReport {
 ///
 /// Whoever rings is believed nothing. The hashes are what a look may begin with.
 #[derive(Default)]
-pub struct Bell {
+pub struct HookNotifier {
     /// Wakes who answers the bell; rings in the meantime are one.
-    pub rung: Notify,
+    pub notified: Notify,
     /// Wakes who hangs hooks: the client answers, and did not or was another before.
     pub client_is_new: Notify,
     named: Mutex<Named>,
@@ -139,13 +139,13 @@ pub struct HookReport {
     pub hooks: Option<Hooks>,
     /// Why it could not be seen to, last time.
     pub problem: Option<String>,
-    pub pokes: u64,
+    pub wakes: u64,
 }
 
-impl Bell {
+impl HookNotifier {
     /// Somebody rang, and named a torrent.
-    pub fn ring(&self, hash: InfoHash) {
-        self.report(|report| report.pokes += 1);
+    pub fn notify(&self, hash: InfoHash) {
+        self.report(|report| report.wakes += 1);
         {
             let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
             if let Named::These(hashes) = &mut *named {
@@ -155,7 +155,7 @@ impl Bell {
                 }
             }
         }
-        self.rung.notify_one();
+        self.notified.notify_one();
     }
 
     /// What was named since it was asked last. For the watcher only.
@@ -172,94 +172,99 @@ impl Bell {
     }
 }
 
-impl Board {
-    pub fn new(servers: BTreeMap<ServerName, Content>, sinks: impl IntoIterator<Item = SinkName>) -> Self {
-        let servers = servers.into_iter().map(|(name, content)| (name, ServerBoard::new(content))).collect();
-        let desks = sinks.into_iter().map(|name| (name, Arc::default())).collect();
-        Self { servers, desks, http: Arc::default(), guests: Mutex::default() }
+impl LiveState {
+    pub fn new(servers: BTreeMap<ServerName, LiveServer>, sinks: impl IntoIterator<Item = SinkName>) -> Self {
+        let servers = servers.into_iter().map(|(name, content)| (name, ServerHandle::new(content))).collect();
+        let buffers = sinks.into_iter().map(|name| (name, Arc::default())).collect();
+        Self { servers, buffers, http: Arc::default(), subscribers: Mutex::default() }
     }
 
-    pub fn desk(&self, sink: &SinkName) -> Option<&Arc<Desk>> {
-        self.desks.get(sink).or_else(|| (*sink == SinkName::http()).then_some(&self.http))
+    pub fn buffer(&self, sink: &SinkName) -> Option<&Arc<ChangeBuffer>> {
+        self.buffers.get(sink).or_else(|| (*sink == SinkName::http()).then_some(&self.http))
     }
 
-    pub fn desks(&self) -> impl Iterator<Item = (&SinkName, &Arc<Desk>)> {
-        self.desks.iter()
+    pub fn buffers(&self) -> impl Iterator<Item = (&SinkName, &Arc<ChangeBuffer>)> {
+        self.buffers.iter()
     }
 
     /// A desk for somebody who comes and goes; it is laid on as long as it is held.
-    pub fn seat_guest(&self) -> Arc<Desk> {
-        let desk = Arc::new(Desk::default());
-        self.guests().push(Arc::downgrade(&desk));
-        desk
+    pub fn subscribe(&self) -> Arc<ChangeBuffer> {
+        let buffer = Arc::new(ChangeBuffer::default());
+        self.subscribers().push(Arc::downgrade(&buffer));
+        buffer
     }
 
-    fn guests(&self) -> MutexGuard<'_, Vec<Weak<Desk>>> {
-        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    fn subscribers(&self) -> MutexGuard<'_, Vec<Weak<ChangeBuffer>>> {
+        self.subscribers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn every_desk(&self, mut visit: impl FnMut(&Desk)) {
-        self.desks.values().for_each(|desk| visit(desk));
-        self.guests().retain(|guest| guest.upgrade().is_some_and(|desk| (visit(&desk), true).1));
+    fn for_each_buffer(&self, mut visit: impl FnMut(&ChangeBuffer)) {
+        self.buffers.values().for_each(|buffer| visit(buffer));
+        self.subscribers().retain(|guest| guest.upgrade().is_some_and(|buffer| (visit(&buffer), true).1));
     }
 
     pub fn names(&self) -> impl Iterator<Item = &ServerName> {
         self.servers.keys()
     }
 
-    pub fn server(&self, name: &ServerName) -> Option<&ServerBoard> {
+    pub fn server(&self, name: &ServerName) -> Option<&ServerHandle> {
         self.servers.get(name)
     }
 
     /// Reads one server's part; `None` if there is no such server.
-    pub fn read<T>(&self, name: &ServerName, read: impl FnOnce(&Content) -> T) -> Option<T> {
+    pub fn read<T>(&self, name: &ServerName, read: impl FnOnce(&LiveServer) -> T) -> Option<T> {
         self.server(name).map(|server| server.read(read))
     }
 
     /// Writes down what a commit told, and lays it on every desk.
-    pub fn tell(&self, name: &ServerName, committed: Committed, state: Option<ServerState>) {
+    pub fn publish(&self, name: &ServerName, committed: Committed, state: Option<ServerState>) {
         let Some(server) = self.server(name) else { return };
         server.write(|content| {
-            let mut changed = Vec::with_capacity(committed.told.len());
+            let mut changed = Vec::with_capacity(committed.snapshot.len());
             content.last_seq = committed.last_seq;
             if let Some(state) = state {
                 content.state = state;
             }
-            for (hash, told) in committed.told {
-                let (before, not_before) = match told {
-                    Some(told) => {
-                        let not_before = told.last_seq;
-                        (content.told.insert(hash, told), not_before)
+            for (hash, snapshot) in committed.snapshot {
+                let (before, not_before) = match snapshot {
+                    Some(snapshot) => {
+                        let not_before = snapshot.last_seq;
+                        (content.snapshot.insert(hash, snapshot), not_before)
                     }
-                    None => (content.told.remove(&hash), committed.last_seq),
+                    None => (content.snapshot.remove(&hash), committed.last_seq),
                 };
                 changed.push((hash, before.map(|before| before.torrent), not_before));
             }
             // Under the same lock: whoever reads the board finds on the desk what led there.
-            self.every_desk(|desk| desk.lay(name, &changed));
+            self.for_each_buffer(|buffer| buffer.record(name, &changed));
         });
     }
 
     /// Wakes all by whom commands come: a result was written down, for one of them or for several.
     pub fn wake_for_results(&self) {
-        self.desks.values().chain([&self.http]).for_each(|desk| desk.answered.notify_one());
+        self.buffers.values().chain([&self.http]).for_each(|buffer| buffer.results.notify_one());
     }
 
     /// Wakes every sink: something that it reads from the board itself has changed.
-    pub fn wake(&self) {
-        self.every_desk(|desk| desk.laid.notify_one());
+    pub fn wake_sinks(&self) {
+        self.for_each_buffer(|buffer| buffer.changed.notify_one());
     }
 
     /// Something for every sink that is neither journal nor state; sinks that are away may miss it. Guests, who
     /// may not look at their desks for days, have no use for it.
-    pub fn tell_aside(&self, delivery: &Delivery) {
-        self.desks.values().for_each(|desk| desk.lay_aside(delivery.clone()));
+    pub fn publish_ephemeral(&self, delivery: &Delivery) {
+        self.buffers.values().for_each(|buffer| buffer.record_ephemeral(delivery.clone()));
     }
 }
 
-impl ServerBoard {
-    fn new(content: Content) -> Self {
-        Self { content: RwLock::new(content), poke: Notify::new(), bell: Bell::default(), checks: Mutex::default() }
+impl ServerHandle {
+    fn new(content: LiveServer) -> Self {
+        Self {
+            content: RwLock::new(content),
+            wake: Notify::new(),
+            hook_notifier: HookNotifier::default(),
+            checks: Mutex::default(),
+        }
     }
 
     /// A command checks content; how far it is stands here as long as what is returned.
@@ -271,19 +276,19 @@ impl ServerBoard {
         self.checks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn read<T>(&self, read: impl FnOnce(&Content) -> T) -> T {
+    pub fn read<T>(&self, read: impl FnOnce(&LiveServer) -> T) -> T {
         read(&self.content.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// For its watcher only, and for who finds that it owes a `journal_reset`.
-    pub fn write(&self, write: impl FnOnce(&mut Content)) {
+    pub fn write(&self, write: impl FnOnce(&mut LiveServer)) {
         write(&mut self.content.write().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
 /// A change of one torrent that a sink has not dealt with yet.
 #[derive(Clone, Debug)]
-pub struct Laid {
+pub struct BufferedChange {
     /// The picture before the oldest change on the desk; `None` if there was no such torrent.
     pub before: Option<Arc<Torrent>>,
     /// The newest journal entry about it: the state comes after that.
@@ -323,19 +328,19 @@ impl SinkReport {
 
 /// Where changes wait for one sink. At most one per torrent, whatever happens to it.
 #[derive(Default)]
-pub struct Desk {
-    tray: Mutex<Tray>,
+pub struct ChangeBuffer {
+    drained: Mutex<Drained>,
     report: Mutex<SinkReport>,
     /// Woken when something was laid.
-    pub laid: Notify,
+    pub changed: Notify,
     /// Woken when the result of a command that came by this sink was written down.
-    pub answered: Notify,
+    pub results: Notify,
 }
 
 /// What lay on a desk.
 #[derive(Default)]
-pub struct Tray {
-    pub changed: BTreeMap<ServerName, BTreeMap<InfoHash, Laid>>,
+pub struct Drained {
+    pub changed: BTreeMap<ServerName, BTreeMap<InfoHash, BufferedChange>>,
     pub aside: VecDeque<Delivery>,
     /// From where on the events of a server are to be sent again.
     pub rewinds: BTreeMap<ServerName, Seq>,
@@ -345,52 +350,52 @@ pub struct Tray {
     pub all_again: bool,
 }
 
-impl Desk {
-    fn lay(&self, server: &ServerName, changed: &[(InfoHash, Option<Arc<Torrent>>, Seq)]) {
+impl ChangeBuffer {
+    fn record(&self, server: &ServerName, changed: &[(InfoHash, Option<Arc<Torrent>>, Seq)]) {
         {
-            let mut tray = self.tray.lock().unwrap_or_else(PoisonError::into_inner);
-            let of_server = tray.changed.entry(server.clone()).or_default();
+            let mut drained = self.drained.lock().unwrap_or_else(PoisonError::into_inner);
+            let of_server = drained.changed.entry(server.clone()).or_default();
             for (hash, before, not_before) in changed {
                 of_server
                     .entry(*hash)
-                    .and_modify(|laid| laid.not_before = *not_before)
-                    .or_insert_with(|| Laid { before: before.clone(), not_before: *not_before });
+                    .and_modify(|changed| changed.not_before = *not_before)
+                    .or_insert_with(|| BufferedChange { before: before.clone(), not_before: *not_before });
             }
         }
-        self.laid.notify_one();
+        self.changed.notify_one();
     }
 
-    fn lay_aside(&self, delivery: Delivery) {
+    fn record_ephemeral(&self, delivery: Delivery) {
         {
-            let mut tray = self.tray.lock().unwrap_or_else(PoisonError::into_inner);
-            if tray.aside.len() >= SIDE_MESSAGES_MAX {
-                tray.aside.pop_front();
+            let mut drained = self.drained.lock().unwrap_or_else(PoisonError::into_inner);
+            if drained.aside.len() >= SIDE_MESSAGES_MAX {
+                drained.aside.pop_front();
             }
-            tray.aside.push_back(delivery);
+            drained.aside.push_back(delivery);
         }
-        self.laid.notify_one();
+        self.changed.notify_one();
     }
 
     /// Has the events of a server sent again, from this one on.
     pub fn rewind(&self, server: &ServerName, from: Seq) {
         {
-            let mut tray = self.tray.lock().unwrap_or_else(PoisonError::into_inner);
-            let noted = tray.rewinds.entry(server.clone()).or_insert(from);
+            let mut drained = self.drained.lock().unwrap_or_else(PoisonError::into_inner);
+            let noted = drained.rewinds.entry(server.clone()).or_insert(from);
             *noted = from.min(*noted);
         }
-        self.laid.notify_one();
+        self.changed.notify_one();
     }
 
     /// Has the present of one server asserted again, or that of everything.
-    pub fn ask_again(&self, server: Option<&ServerName>) {
+    pub fn reassert(&self, server: Option<&ServerName>) {
         {
-            let mut tray = self.tray.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut drained = self.drained.lock().unwrap_or_else(PoisonError::into_inner);
             match server {
-                Some(server) => drop(tray.again.insert(server.clone())),
-                None => tray.all_again = true,
+                Some(server) => drop(drained.again.insert(server.clone())),
+                None => drained.all_again = true,
             }
         }
-        self.laid.notify_one();
+        self.changed.notify_one();
     }
 
     /// For the sink's dispatcher only.
@@ -403,7 +408,7 @@ impl Desk {
     }
 
     /// Takes everything off the desk.
-    pub fn take(&self) -> Tray {
-        std::mem::take(&mut *self.tray.lock().unwrap_or_else(PoisonError::into_inner))
+    pub fn drain(&self) -> Drained {
+        std::mem::take(&mut *self.drained.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -13,8 +13,8 @@ use super::dirty::Known;
 use super::dispatch::{Dispatcher, PartsLeft, Sent, ServerLane, UnderWay};
 use super::retention::Kept;
 use crate::model::{
-    Cause, Changes, EVENT_SCHEMA, Entity, Entry, Event, EventId, InfoHash, Kind, Seq, ServerName, SinkName,
-    ToldTorrent, Torrent, in_parts,
+    Cause, Changes, EVENT_SCHEMA, Entity, Event, EventId, InfoHash, JournalEntry, Kind, Seq, ServerName, SinkName,
+    SnapshotTorrent, Torrent, in_parts,
 };
 use crate::port::{DeliverError, Delivery, Link, RESULTS_BYTES, Store, StoreError, UnsentResult};
 
@@ -28,7 +28,7 @@ const RESULT_ROWS_MAX: usize = 1000;
 /// Entries on their way from the disk, so that they are there when they are wanted.
 pub(super) struct ReadAhead {
     after: Seq,
-    entries: ReusableBoxFuture<'static, Result<Vec<Entry>, StoreError>>,
+    entries: ReusableBoxFuture<'static, Result<Vec<JournalEntry>, StoreError>>,
 }
 
 impl ReadAhead {
@@ -72,9 +72,9 @@ impl Dispatcher {
         }
         self.choose_kept();
         for (server, owed) in &mut self.lanes {
-            self.parts.board.read(server, |content| {
-                for (hash, told) in content.told.iter().filter(|(hash, _)| owed.kept.contains(hash)) {
-                    owed.dirty.mark(*hash, Known::Present, told.last_seq);
+            self.parts.live.read(server, |content| {
+                for (hash, snapshot) in content.snapshot.iter().filter(|(hash, _)| owed.kept.contains(hash)) {
+                    owed.dirty.mark(*hash, Known::Present, snapshot.last_seq);
                 }
             });
         }
@@ -85,23 +85,23 @@ impl Dispatcher {
 
     /// What nobody wants any more is to be cleared. What was found is, when it is known what there is.
     fn plan_clearing(&mut self, states: &[String]) {
-        let board = &self.parts.board;
-        self.found.retain(|server, _| board.read(server, |content| content.state.is_known) == Some(false));
+        let live = &self.parts.live;
+        self.found.retain(|server, _| live.read(server, |content| content.state.is_known) == Some(false));
         let found = self.found.values().flatten();
         let mut wanted: HashSet<String> =
-            self.parts.sink.own_names().into_iter().chain(found.chain(states).cloned()).collect();
+            self.parts.sink.own_retained_topics().into_iter().chain(found.chain(states).cloned()).collect();
         wanted.extend(self.beside.iter().flat_map(super::beside::Beside::names));
         for server in self.lanes.keys() {
             let status = Delivery::ServerStatus { server: server.clone(), is_online: false };
             let stats = Delivery::Stats { server: server.clone(), body: Bytes::new() };
-            wanted.extend([status, stats].iter().filter_map(|delivery| self.parts.sink.kept_as(delivery)));
+            wanted.extend([status, stats].iter().filter_map(|delivery| self.parts.sink.retained_topic(delivery)));
         }
         self.registry.keep_only(&wanted);
     }
 
     /// A server whose kept names were found has shown what it has.
     fn is_any_found_known(&self) -> bool {
-        let is_known = |server| self.parts.board.read(server, |content| content.state.is_known) == Some(true);
+        let is_known = |server| self.parts.live.read(server, |content| content.state.is_known) == Some(true);
         self.found.keys().any(is_known)
     }
 
@@ -109,9 +109,9 @@ impl Dispatcher {
     pub(super) fn mark_unsent(&mut self) {
         for (server, owed) in &mut self.lanes {
             let sent_rev = owed.sent_rev();
-            self.parts.board.read(server, |content| {
-                for (hash, told) in content.told.iter().filter(|(_, told)| told.rev > sent_rev) {
-                    owed.dirty.mark(*hash, Known::Forgotten, told.last_seq);
+            self.parts.live.read(server, |content| {
+                for (hash, snapshot) in content.snapshot.iter().filter(|(_, snapshot)| snapshot.rev > sent_rev) {
+                    owed.dirty.mark(*hash, Known::Forgotten, snapshot.last_seq);
                 }
             });
         }
@@ -121,15 +121,15 @@ impl Dispatcher {
     pub(super) fn choose_kept(&mut self) {
         let now = self.parts.clock.now();
         for (server, owed) in &mut self.lanes {
-            self.parts.board.read(server, |content| {
-                let kept = Kept::choose(&content.told, self.parts.settings.retain, now, &owed.kept);
+            self.parts.live.read(server, |content| {
+                let kept = Kept::choose(&content.snapshot, self.parts.settings.retain, now, &owed.kept);
                 if kept == owed.kept {
                     return;
                 }
                 let before = std::mem::replace(&mut owed.kept, kept);
-                for (hash, told) in &content.told {
+                for (hash, snapshot) in &content.snapshot {
                     if owed.kept.contains(hash) != before.contains(hash) {
-                        owed.dirty.mark(*hash, Known::Present, told.last_seq);
+                        owed.dirty.mark(*hash, Known::Present, snapshot.last_seq);
                     }
                 }
             });
@@ -139,8 +139,8 @@ impl Dispatcher {
     fn names_of_states(&self) -> Vec<String> {
         let mut names = Vec::new();
         for (server, owed) in &self.lanes {
-            self.parts.board.read(server, |content| {
-                let kept = content.told.keys().filter(|hash| owed.kept.contains(hash));
+            self.parts.live.read(server, |content| {
+                let kept = content.snapshot.keys().filter(|hash| owed.kept.contains(hash));
                 names.extend(kept.filter_map(|hash| self.name_of_state(server, *hash)));
             });
         }
@@ -156,7 +156,12 @@ impl Dispatcher {
     }
 
     fn name_of_state(&self, server: &ServerName, hash: InfoHash) -> Option<String> {
-        self.parts.sink.kept_as(&Delivery::State { server: server.clone(), hash, body: Bytes::new(), keep: true })
+        self.parts.sink.retained_topic(&Delivery::State {
+            server: server.clone(),
+            hash,
+            body: Bytes::new(),
+            keep: true,
+        })
     }
 
     /// Whether nothing is left that a stopping bridge should wait for.
@@ -165,7 +170,7 @@ impl Dispatcher {
             && self.substitutes.is_empty()
             && !self.registry.has_leftovers()
             && self.lanes.iter().all(|(server, owed)| {
-                let written = self.parts.board.read(server, |content| content.last_seq).unwrap_or_default();
+                let written = self.parts.live.read(server, |content| content.last_seq).unwrap_or_default();
                 owed.lane.is_drained(written) && owed.dirty.is_empty()
             })
     }
@@ -199,7 +204,7 @@ impl Dispatcher {
                 return Ok(());
             }
             let mut names: Vec<String> =
-                batch.iter().filter_map(|(delivery, _)| self.parts.sink.kept_as(delivery)).collect();
+                batch.iter().filter_map(|(delivery, _)| self.parts.sink.retained_topic(delivery)).collect();
             if names.iter().any(|name| !self.registry.knows(name)) {
                 // Each note waits for the disk: those of the states that come after these go with it.
                 names.extend(self.names_of_owed_states());
@@ -253,8 +258,8 @@ impl Dispatcher {
             batch.push((Delivery::Info { body: self.parts.reporter.info() }, Sent::Other));
         }
         for (server, owed) in &mut self.lanes {
-            let read = |content: &crate::board::Content| (content.state.is_online, content.stats_body.clone());
-            let Some((is_online, stats)) = self.parts.board.read(server, read) else { continue };
+            let read = |content: &crate::live_state::LiveServer| (content.state.is_online, content.stats_body.clone());
+            let Some((is_online, stats)) = self.parts.live.read(server, read) else { continue };
             if batch.len() < free && owed.said_online != Some(is_online) {
                 owed.said_online = Some(is_online);
                 batch.push((Delivery::ServerStatus { server: server.clone(), is_online }, Sent::Other));
@@ -352,7 +357,7 @@ impl Dispatcher {
                     owed.rewind = None;
                     self.is_unsettled = true;
                 }
-                let written = self.parts.board.read(server, |content| content.last_seq).unwrap_or_default();
+                let written = self.parts.live.read(server, |content| content.last_seq).unwrap_or_default();
                 if let Some(after) = owed.lane.wants_after(written) {
                     let ahead = owed.ahead.take().filter(|ahead| ahead.after == after);
                     let ahead = ahead.unwrap_or_else(|| ReadAhead::start(&self.parts.store, server, after));
@@ -396,29 +401,30 @@ impl Dispatcher {
                 let Some(owed) = self.lanes.get(&server) else { break };
                 let Some(hash) = owed.dirty.peek(owed.lane.cursor()) else { break };
                 // The picture and what lies on the desk are read in one: no change is between them.
-                let desk = &self.parts.desk;
+                let buffer = &self.parts.buffer;
                 let read = self
                     .parts
-                    .board
-                    .read(&server, |content| (desk.take(), content.epoch, content.told.get(&hash).cloned()));
-                let Some((tray, epoch, told)) = read else { break };
-                self.take_in(tray);
+                    .live
+                    .read(&server, |content| (buffer.drain(), content.epoch, content.snapshot.get(&hash).cloned()));
+                let Some((drained, epoch, snapshot)) = read else { break };
+                self.take_in(drained);
                 let Some(owed) = self.lanes.get_mut(&server) else { break };
                 if owed.dirty.peek(owed.lane.cursor()) != Some(hash) {
                     continue;
                 }
                 let Some((hash, known)) = owed.dirty.next(owed.lane.cursor()) else { break };
                 let keep = owed.kept.contains(&hash);
-                match told {
-                    Some(told) => {
-                        owed.dirty.sent(hash, Known::Picture(Arc::clone(&told.torrent)));
-                        let id = EventId::Updated { server: server.clone(), epoch, rev: told.rev };
-                        self.pick_update(&server, hash, id, &known, &told, batch);
+                match snapshot {
+                    Some(snapshot) => {
+                        owed.dirty.sent(hash, Known::Picture(Arc::clone(&snapshot.torrent)));
+                        let id = EventId::Updated { server: server.clone(), epoch, rev: snapshot.rev };
+                        self.pick_update(&server, hash, id, &known, &snapshot, batch);
                         match self.name_of_state(&server, hash) {
                             Some(name) if keep => self.registry.keep(&name),
                             _ => self.clear_state(&server, hash, batch),
                         }
-                        let body = Bytes::from(serde_json::to_vec(&*told.torrent).expect("a torrent is plain JSON"));
+                        let body =
+                            Bytes::from(serde_json::to_vec(&*snapshot.torrent).expect("a torrent is plain JSON"));
                         let delivery = Delivery::State { server: server.clone(), hash, body, keep };
                         batch.push((delivery, Sent::State { server: server.clone(), hash }));
                     }
@@ -438,14 +444,14 @@ impl Dispatcher {
         hash: InfoHash,
         id: EventId,
         known: &Known,
-        told: &ToldTorrent,
+        snapshot: &SnapshotTorrent,
         batch: &mut Batch,
     ) {
         if !self.parts.settings.events.contains(&Kind::Updated) {
             return;
         }
-        let Some(changes) = changes_for(known, &told.torrent) else { return };
-        let event = updated(server, id.clone(), changes, told);
+        let Some(changes) = changes_for(known, &snapshot.torrent) else { return };
+        let event = updated(server, id.clone(), changes, snapshot);
         let (time, body) = (event.time, Bytes::from(event.to_json()));
         batch.push((Delivery::Updated { server: server.clone(), hash, id, time, body }, Sent::Other));
     }
@@ -470,43 +476,43 @@ impl Dispatcher {
 }
 
 /// What `updated` has to say to a sink that knows this much; `None` if nothing.
-pub(super) fn changes_for(known: &Known, told: &Torrent) -> Option<Changes> {
+pub(super) fn changes_for(known: &Known, snapshot: &Torrent) -> Option<Changes> {
     match known {
         Known::Nothing | Known::Present => None,
         Known::Forgotten => Some(Changes::new()),
-        Known::Picture(picture) => Some(picture.changes_to(told)).filter(|changes| !changes.is_empty()),
+        Known::Picture(picture) => Some(picture.changes_to(snapshot)).filter(|changes| !changes.is_empty()),
     }
 }
 
 /// The conflated event. Its time is that of the newest change, so that one id has one time on every road.
-pub(super) fn updated(server: &ServerName, id: EventId, changes: Changes, told: &ToldTorrent) -> Event {
+pub(super) fn updated(server: &ServerName, id: EventId, changes: Changes, snapshot: &SnapshotTorrent) -> Event {
     Event {
         schema: EVENT_SCHEMA,
         entity: Entity::Torrent,
         event_type: Kind::Updated,
         id,
         seq: None,
-        time: told.changed_at,
+        time: snapshot.changed_at,
         server: server.clone(),
-        hash: Some(told.torrent.hash),
+        hash: Some(snapshot.torrent.hash),
         cause: Cause::Observed,
         command_id: None,
         changes,
-        torrent: Some(Arc::clone(&told.torrent)),
+        torrent: Some(Arc::clone(&snapshot.torrent)),
     }
 }
 
 /// What whoever hears this entry knows of its torrent then; `told` is what the board says of that now.
-pub(super) fn known_from(entry: &Entry, told: Option<ToldTorrent>) -> Known {
-    match told {
+pub(super) fn known_from(entry: &JournalEntry, snapshot: Option<SnapshotTorrent>) -> Known {
+    match snapshot {
         _ if entry.kind == Kind::Removed => Known::Nothing,
-        Some(told) if told.rev == entry.rev => Known::Picture(told.torrent),
+        Some(snapshot) if snapshot.rev == entry.rev => Known::Picture(snapshot.torrent),
         _ => picture_in(entry).map_or(Known::Forgotten, Known::Picture),
     }
 }
 
 /// The torrent as the entry shows it, from its bytes.
-fn picture_in(entry: &Entry) -> Option<Arc<Torrent>> {
+fn picture_in(entry: &JournalEntry) -> Option<Arc<Torrent>> {
     #[derive(serde::Deserialize)]
     struct Body {
         torrent: Torrent,

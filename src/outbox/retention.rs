@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::model::{InfoHash, Status, Timestamp, Told, ToldTorrent};
+use crate::model::{InfoHash, Snapshot, SnapshotTorrent, Status, Timestamp};
 
 /// A default mosquitto drops retained messages beyond about 1,000 for a slow subscriber; two topics
 /// a torrent and some room for others make 500.
@@ -37,17 +37,17 @@ impl Kept {
 
     /// Chooses by policy. Of more than [`AUTO_MAX`] that matter those stay that were kept `before`,
     /// then those come that changed last: a topic that comes and goes helps nobody.
-    pub fn choose(told: &Told, retain: Retain, now: Timestamp, before: &Self) -> Self {
+    pub fn choose(snapshot: &Snapshot, retain: Retain, now: Timestamp, before: &Self) -> Self {
         match retain {
             Retain::All => Self::All,
             Retain::None => Self::None,
-            Retain::Auto if told.len() <= AUTO_MAX => Self::All,
-            Retain::Auto if before.is_full_of_what_matters(told, now) => before.clone(),
+            Retain::Auto if snapshot.len() <= AUTO_MAX => Self::All,
+            Retain::Auto if before.is_full_of_what_matters(snapshot, now) => before.clone(),
             Retain::Auto => {
-                let mut chosen: Vec<_> = told.iter().filter(|(_, told)| matters(told, now)).collect();
-                chosen.sort_by_key(|(hash, told)| {
+                let mut chosen: Vec<_> = snapshot.iter().filter(|(_, snapshot)| matters(snapshot, now)).collect();
+                chosen.sort_by_key(|(hash, snapshot)| {
                     let was_kept = matches!(before, Self::These(these) if these.contains(hash));
-                    (!was_kept, std::cmp::Reverse(told.changed_at), **hash)
+                    (!was_kept, std::cmp::Reverse(snapshot.changed_at), **hash)
                 });
                 Self::These(chosen.into_iter().take(AUTO_MAX).map(|(hash, _)| *hash).collect())
             }
@@ -57,17 +57,18 @@ impl Kept {
 
 impl Kept {
     /// Then nothing can come in, whatever else there is.
-    fn is_full_of_what_matters(&self, told: &Told, now: Timestamp) -> bool {
+    fn is_full_of_what_matters(&self, snapshot: &Snapshot, now: Timestamp) -> bool {
         let Self::These(these) = self else { return false };
-        these.len() == AUTO_MAX && these.iter().all(|hash| told.get(hash).is_some_and(|told| matters(told, now)))
+        these.len() == AUTO_MAX
+            && these.iter().all(|hash| snapshot.get(hash).is_some_and(|snapshot| matters(snapshot, now)))
     }
 }
 
-fn matters(told: &ToldTorrent, now: Timestamp) -> bool {
-    let torrent = &told.torrent;
+fn matters(snapshot: &SnapshotTorrent, now: Timestamp) -> bool {
+    let torrent = &snapshot.torrent;
     let is_working = matches!(torrent.status, Status::Downloading | Status::Metadata | Status::Checking);
     let is_moving = torrent.playing || torrent.download_rate.unwrap_or(0) > 0 || torrent.upload_rate.unwrap_or(0) > 0;
-    is_working || is_moving || !torrent.finished || torrent.error || now.millis_since(told.changed_at) < DAY_MILLIS
+    is_working || is_moving || !torrent.finished || torrent.error || now.millis_since(snapshot.changed_at) < DAY_MILLIS
 }
 
 #[cfg(test)]
@@ -75,10 +76,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::{Memory, Rev, Seq, Torrent};
+    use crate::model::{DiffState, Rev, Seq, Torrent};
 
     /// So many torrents that all matter, each changed a second after the one before.
-    fn told(count: u16) -> Told {
+    fn snapshot(count: u16) -> Snapshot {
         let torrent = |n: u16| {
             let mut hash = [0; 20];
             hash[..2].copy_from_slice(&n.to_be_bytes());
@@ -89,10 +90,10 @@ mod tests {
             });
             let torrent: Torrent = serde_json::from_value(json).unwrap();
             let changed_at = Timestamp::from_seconds(i64::from(n));
-            let memory = Memory::default();
+            let memory = DiffState::default();
             (
                 torrent.hash,
-                ToldTorrent { torrent: Arc::new(torrent), rev: Rev(1), last_seq: Seq(1), changed_at, memory },
+                SnapshotTorrent { torrent: Arc::new(torrent), rev: Rev(1), last_seq: Seq(1), changed_at, memory },
             )
         };
         (0..count).map(torrent).collect()
@@ -101,17 +102,17 @@ mod tests {
     #[test]
     fn up_to_500_all_are_kept_and_above_500_of_those_that_matter() {
         let now = Timestamp::from_seconds(1_000_000);
-        let choose = |count, retain| Kept::choose(&told(count), retain, now, &Kept::None);
+        let choose = |count, retain| Kept::choose(&snapshot(count), retain, now, &Kept::None);
         assert_eq!(choose(500, Retain::Auto), Kept::All);
         assert_eq!(choose(501, Retain::All), Kept::All);
         assert_eq!(choose(1, Retain::None), Kept::None);
         let Kept::These(these) = choose(501, Retain::Auto) else { panic!() };
         assert_eq!(these.len(), AUTO_MAX);
-        assert!(!these.contains(told(1).keys().next().unwrap()), "the one that changed first is left out");
-        let mut seeds = told(600);
-        for told in seeds.values_mut() {
-            let torrent = Torrent { status: Status::Seeding, finished: true, ..(*told.torrent).clone() };
-            told.torrent = Arc::new(torrent);
+        assert!(!these.contains(snapshot(1).keys().next().unwrap()), "the one that changed first is left out");
+        let mut seeds = snapshot(600);
+        for snapshot in seeds.values_mut() {
+            let torrent = Torrent { status: Status::Seeding, finished: true, ..(*snapshot.torrent).clone() };
+            snapshot.torrent = Arc::new(torrent);
         }
         assert_eq!(Kept::choose(&seeds, Retain::Auto, now, &Kept::None), Kept::These(HashSet::new()));
     }
@@ -119,15 +120,15 @@ mod tests {
     #[test]
     fn what_is_kept_is_not_ousted_by_what_changed_a_moment_later() {
         let now = Timestamp::from_seconds(1_000_000);
-        let mut told = told(600);
-        let before = Kept::choose(&told, Retain::Auto, now, &Kept::None);
-        for told in told.values_mut() {
-            told.changed_at = Timestamp::from_seconds(10_000 - told.changed_at.as_millis() / 1000);
+        let mut snapshot = snapshot(600);
+        let before = Kept::choose(&snapshot, Retain::Auto, now, &Kept::None);
+        for snapshot in snapshot.values_mut() {
+            snapshot.changed_at = Timestamp::from_seconds(10_000 - snapshot.changed_at.as_millis() / 1000);
         }
-        assert_eq!(Kept::choose(&told, Retain::Auto, now, &before), before);
-        let gone = *told.keys().next_back().unwrap();
-        told.remove(&gone);
-        let Kept::These(after) = Kept::choose(&told, Retain::Auto, now, &before) else { panic!() };
+        assert_eq!(Kept::choose(&snapshot, Retain::Auto, now, &before), before);
+        let gone = *snapshot.keys().next_back().unwrap();
+        snapshot.remove(&gone);
+        let Kept::These(after) = Kept::choose(&snapshot, Retain::Auto, now, &before) else { panic!() };
         assert_eq!((after.len(), after.contains(&gone)), (AUTO_MAX, false), "another takes the place of one that went");
     }
 }

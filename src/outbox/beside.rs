@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::dispatch::{Dispatcher, Sent};
 use super::pick::Batch;
-use crate::board::Content;
-use crate::model::{Entry, ServerName};
+use crate::live_state::LiveServer;
+use crate::model::{JournalEntry, ServerName};
 use crate::port::{Companion, Delivery, StoreError, View};
 
 /// However often a companion wants to be woken, no sooner.
@@ -23,9 +23,9 @@ pub(super) struct Beside {
     unnoted: Option<String>,
 }
 
-fn view(content: &Content) -> View<'_> {
+fn view(content: &LiveServer) -> View<'_> {
     View {
-        told: &content.told,
+        snapshot: &content.snapshot,
         state: &content.state,
         stats: &content.stats,
         poll: content.poll.duration,
@@ -54,7 +54,7 @@ impl Beside {
         self.companion.names()
     }
 
-    pub fn heard(&mut self, entry: &Entry) {
+    pub fn heard(&mut self, entry: &JournalEntry) {
         self.companion.heard(entry, self.at());
     }
 
@@ -83,7 +83,7 @@ impl Dispatcher {
         let at = beside.at();
         for server in self.lanes.keys().filter(|_| batch.len() < free) {
             if beside.companion.wants(server, at) {
-                self.parts.board.read(server, |content| beside.companion.look(server, view(content), at));
+                self.parts.live.read(server, |content| beside.companion.look(server, view(content), at));
             }
         }
         while batch.len() < free
@@ -97,7 +97,7 @@ impl Dispatcher {
                 Delivery::Shown { topic, body, keep } => {
                     let sent = Sent::Shown { topic: topic.clone() };
                     let delivery = Delivery::Shown { topic, body, keep };
-                    if let Some(name) = self.parts.sink.kept_as(&delivery) {
+                    if let Some(name) = self.parts.sink.retained_topic(&delivery) {
                         self.registry.keep(&name);
                     }
                     batch.push((delivery, sent));
@@ -117,7 +117,7 @@ impl Dispatcher {
             beside.unnoted = Some(memory);
         }
         let Some(memory) = beside.unnoted.clone() else { return Ok(()) };
-        let written = self.parts.store.memorize(&self.parts.settings.name, memory).await;
+        let written = self.parts.store.save_projection_state(&self.parts.settings.name, memory).await;
         if self.unless_full(written)?.is_some()
             && let Some(beside) = &mut self.beside
         {

@@ -1,0 +1,217 @@
+//! The seam to the receivers of events: brokers and webhooks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::sync::Notify;
+
+use super::ReplyTo;
+use crate::model::{EventId, InfoHash, JournalEntry, ServerName, ServerState, ServerStats, Snapshot, Timestamp};
+
+/// A receiver of events: a broker or a webhook.
+#[async_trait]
+pub trait Sink: Send + Sync {
+    /// One attempt to connect. Trying again is the dispatcher's business, never the library's.
+    async fn connect(&self) -> Result<Connected, DeliverError>;
+
+    /// The name under which the far side keeps this delivery until it is cleared; `None` if it keeps nothing.
+    ///
+    /// The dispatcher writes it down before the delivery is first sent.
+    fn retained_topic(&self, delivery: &Delivery) -> Option<String>;
+
+    /// Names that the sink keeps something under by itself: its status, say.
+    fn own_retained_topics(&self) -> Vec<String>;
+
+    /// Under which names the far side keeps something of these servers already.
+    ///
+    /// Asked of a sink that is new to the store, until it could be answered: the state may have been lost, or
+    /// the sink may have had another name. A sink that cannot tell, or keeps nothing, has found nothing.
+    async fn scan_retained(&self, _servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
+        Ok(BTreeMap::new())
+    }
+
+    /// Whether a delivery is for this sink; what is not counts as dealt with, and is not sent.
+    fn wants(&self, _delivery: &Delivery) -> bool {
+        true
+    }
+
+    /// What the sink shows of the servers beside events and states; made anew for each life of a dispatcher.
+    fn companion(&self) -> Option<Box<dyn Companion>> {
+        None
+    }
+
+    /// Whether it has put one event off and may have taken the next. From then on, and in all later lives, those of
+    /// a server go one at a time.
+    fn is_careful(&self) -> bool {
+        false
+    }
+
+    /// An earlier life has found that out.
+    fn be_careful(&self) {}
+
+    /// What its users should know of how it delivers, one sentence each; shown with its health.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// Makes further messages for a sink out of what was told, each in its own time.
+///
+/// It does nothing by itself: it is shown servers and events, and asked what is due. Times are since
+/// the beginning of its life. What it must not forget it hands out as a text, which is on stable
+/// storage before anything is sent that [`Companion::next`] returned after it.
+pub trait Companion: Send + Sync {
+    /// Takes back what [`Companion::memory`] gave in an earlier life.
+    fn remember(&mut self, memory: &str);
+
+    /// A text to be kept, if it is due; `is_last`: the connection ends, and later may be never.
+    fn memory(&mut self, at: Duration, is_last: bool) -> Option<String>;
+
+    /// The names under which it keeps something, or soon will.
+    fn names(&self) -> Vec<String>;
+
+    /// There is a new connection: all is to be said again.
+    fn begin(&mut self, at: Duration);
+
+    /// The sink took this event.
+    fn heard(&mut self, entry: &JournalEntry, at: Duration);
+
+    /// Something about this server was told.
+    fn touch(&mut self, server: &ServerName);
+
+    /// Whether it is time to look at this server.
+    fn wants(&self, server: &ServerName, at: Duration) -> bool;
+
+    fn look(&mut self, server: &ServerName, view: View<'_>, at: Duration);
+
+    /// The next message that is due: a [`Delivery::Shown`] or a [`Delivery::Clear`].
+    fn next(&mut self, at: Duration) -> Option<Delivery>;
+
+    /// The sink took what it was shown under this topic.
+    fn taken(&mut self, topic: &str);
+
+    /// When something is due without news, at the latest.
+    fn wake_at(&self, at: Duration) -> Duration;
+
+    /// Woken when the far side has news for it.
+    fn news(&self) -> Arc<Notify>;
+}
+
+/// What is known of one server.
+pub struct View<'a> {
+    pub snapshot: &'a Snapshot,
+    pub state: &'a ServerState,
+    pub stats: &'a ServerStats,
+    /// How long the last look took, and how long ago the last good one was.
+    pub poll: Duration,
+    pub poll_age: Option<Duration>,
+    /// Why the last look failed; `None` if it did not.
+    pub problem: Option<&'a str>,
+}
+
+/// One connection: what sends on it, and what makes it run.
+pub struct Connected {
+    pub link: Box<dyn Link>,
+    /// Runs the connection and ends, with the reason, when it is over. Nothing moves unless it is polled.
+    pub drive: BoxFuture<'static, DeliverError>,
+}
+
+/// One connection to a sink. The first failure ends it, and all that was under way fails with it.
+#[async_trait]
+pub trait Link: Send {
+    /// How many deliveries may be under way at once.
+    fn depth(&self) -> usize;
+
+    /// How large the body of a result may be that it takes in one piece; `None`: it takes results whole.
+    fn result_bytes_max(&self) -> Option<usize> {
+        None
+    }
+
+    /// Sends in call order. The future ends when the far side has taken responsibility, or the link is over.
+    ///
+    /// Never waits itself: the caller keeps to `depth`.
+    fn send(&mut self, delivery: Delivery) -> BoxFuture<'static, Result<(), DeliverError>>;
+
+    /// Says goodbye in the sink's own way; `drive` has to be polled meanwhile.
+    async fn close(self: Box<Self>) -> Result<(), DeliverError>;
+}
+
+/// Something for a sink. Bodies are the bytes on the wire.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Delivery {
+    /// A journal entry.
+    Event(JournalEntry),
+    /// The conflated event.
+    Updated {
+        server: ServerName,
+        hash: InfoHash,
+        id: EventId,
+        time: Timestamp,
+        body: Bytes,
+    },
+    /// The torrent as told. `keep`: whoever comes later shall see it too.
+    State {
+        server: ServerName,
+        hash: InfoHash,
+        body: Bytes,
+        keep: bool,
+    },
+    Files {
+        server: ServerName,
+        hash: InfoHash,
+        body: Bytes,
+    },
+    ServerStatus {
+        server: ServerName,
+        is_online: bool,
+    },
+    Stats {
+        server: ServerName,
+        body: Bytes,
+    },
+    /// Version, servers, limits.
+    Info {
+        body: Bytes,
+    },
+    Health {
+        body: Bytes,
+    },
+    /// The result of a command; `server` is `None` for one to the bridge itself.
+    Result {
+        server: Option<ServerName>,
+        body: Bytes,
+        reply: Option<ReplyTo>,
+    },
+    /// A message of the sink's [`Companion`]. `keep`: whoever comes later shall see it too.
+    Shown {
+        topic: String,
+        body: Bytes,
+        keep: bool,
+    },
+    /// Take back what is kept under this name.
+    Clear {
+        name: String,
+    },
+}
+
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeliverError {
+    /// The far side is not there or the connection broke: everything unacknowledged is to be sent again.
+    #[error("{reason}")]
+    Unavailable { reason: String, retry_after: Option<Duration> },
+    /// The far side will never take this one.
+    #[error("rejected: {reason}")]
+    Rejected { reason: String },
+}
+
+impl DeliverError {
+    pub fn unavailable(reason: impl Into<String>) -> Self {
+        Self::Unavailable { reason: reason.into(), retry_after: None }
+    }
+}
