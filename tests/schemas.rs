@@ -270,7 +270,7 @@ fn deliveries() -> Vec<Delivery> {
     let entry = |kind: &Kind| {
         let hash = (kind.entity() == Entity::Torrent).then_some(hash);
         let (server, id, body) = (server.clone(), id.clone(), body.clone());
-        Delivery::Event(JournalEntry { server, seq: Seq(1), id, kind: *kind, hash, rev: Rev(1), time, body })
+        Delivery::Event(JournalEntry::stored(server, Seq(1), id, *kind, hash, Rev(1), time, body))
     };
     let events = Kind::ALL.iter().filter(|kind| **kind != Kind::Updated).map(entry);
     let others = [

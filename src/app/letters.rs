@@ -221,7 +221,7 @@ fn entry(DeadLetter { server, seq, body, .. }: &DeadLetter) -> Result<JournalEnt
     }
     let Head { id, event_type, hash, time } = serde_json::from_slice(body)?;
     let (server, seq, body) = (server.clone(), *seq, body.clone());
-    Ok(JournalEntry { server, seq, id, kind: event_type, hash, rev: Rev(0), time, body })
+    Ok(JournalEntry::stored(server, seq, id, event_type, hash, Rev(0), time, body))
 }
 
 /// What the running bridge replays with.

@@ -1,12 +1,12 @@
 //! What the world was told, and the tick that tells it more.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Cause, Changes, CommandId, EventId, InfoHash, Kind, Rev, Seq, ServerName, Timestamp, Torrent};
+use super::{Cause, Changes, CommandId, Event, EventId, InfoHash, Kind, Rev, Seq, ServerName, Timestamp, Torrent};
 
 /// What the world was told of every torrent of one server.
 pub type Snapshot = BTreeMap<InfoHash, SnapshotTorrent>;
@@ -142,25 +142,92 @@ pub struct NewEvent {
 }
 
 /// A journal entry: an event with its number, in the bytes that every sink gets.
-#[derive(Clone, Debug, PartialEq)]
+///
+/// The event itself is at hand in the run that committed the entry. Of an entry that was read back from disk it is decoded
+/// from the stored bytes when somebody asks for it, once.
+#[derive(Clone, Debug)]
 pub struct JournalEntry {
     pub server: ServerName,
     pub seq: Seq,
     pub id: EventId,
     pub kind: Kind,
+    /// The torrent it is about; `None` for an event of a server.
     pub hash: Option<InfoHash>,
-    /// What the torrent's picture was at after this entry.
+    /// The revision of the torrent's snapshot after this entry.
     pub rev: Rev,
     pub time: Timestamp,
     pub body: Bytes,
+    event: OnceLock<Arc<Event>>,
 }
 
-/// What a commit made of a tick.
+impl JournalEntry {
+    /// Renders an event that was given its number.
+    ///
+    /// # Panics
+    /// If the event has no number: an `updated` is never journaled.
+    pub fn new(event: Event, rev: Rev) -> Self {
+        let seq = event.seq.expect("only events with a number are journaled");
+        let body = Bytes::from(event.to_json());
+        let event = Arc::new(event);
+        let entry = Self::stored(
+            event.server.clone(),
+            seq,
+            event.id.clone(),
+            event.event_type,
+            event.hash,
+            rev,
+            event.time,
+            body,
+        );
+        entry.event.get_or_init(|| event);
+        entry
+    }
+
+    /// An entry as it was stored, its bytes not decoded.
+    #[allow(clippy::too_many_arguments)] // the columns of its row
+    pub fn stored(
+        server: ServerName,
+        seq: Seq,
+        id: EventId,
+        kind: Kind,
+        hash: Option<InfoHash>,
+        rev: Rev,
+        time: Timestamp,
+        body: Bytes,
+    ) -> Self {
+        Self { server, seq, id, kind, hash, rev, time, body, event: OnceLock::new() }
+    }
+
+    /// Returns the event.
+    ///
+    /// # Errors
+    /// The stored bytes are not an event of this version.
+    pub fn event(&self) -> Result<&Arc<Event>, serde_json::Error> {
+        if let Some(event) = self.event.get() {
+            return Ok(event);
+        }
+        let event = serde_json::from_slice(&self.body)?;
+        Ok(self.event.get_or_init(|| Arc::new(event)))
+    }
+}
+
+impl PartialEq for JournalEntry {
+    /// Two entries are the same if their rows are; whether one was decoded already makes no difference.
+    fn eq(&self, other: &Self) -> bool {
+        let Self { server, seq, id, kind, hash, rev, time, body, event: _ } = self;
+        (server, seq, id, kind, hash) == (&other.server, &other.seq, &other.id, &other.kind, &other.hash)
+            && (rev, time, body) == (&other.rev, &other.time, &other.body)
+    }
+}
+
+/// The outcome of one commit.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Committed {
     /// The number of the newest journal entry of the server now.
     pub last_seq: Seq,
-    /// The new `told` of all that changed; `None` for what is gone.
+    /// The journal entries that were written, in order.
+    pub entries: Vec<JournalEntry>,
+    /// The new snapshot of all torrents that changed; `None` for those that are gone.
     pub snapshot: BTreeMap<InfoHash, Option<SnapshotTorrent>>,
 }
 

@@ -113,7 +113,7 @@ mod tests {
         let server = ServerName::parse("home").unwrap();
         let id = EventId::Journal { server: server.clone(), epoch: Epoch(1), seq: Seq(seq) };
         let time = Timestamp::from_millis(0);
-        JournalEntry { server, seq: Seq(seq), id, kind: Kind::Added, hash: None, rev: Rev(0), time, body: Bytes::new() }
+        JournalEntry::stored(server, Seq(seq), id, Kind::Added, None, Rev(0), time, Bytes::new())
     }
 
     #[test]

@@ -88,7 +88,7 @@ mod tests {
         let id = EventId::Journal { server: server.clone(), epoch: Epoch(1), seq: Seq(seq) };
         let time = Timestamp::from_millis(0);
         let body = Bytes::new();
-        Box::new(JournalEntry { server, seq: Seq(seq), id, kind: Kind::Added, hash: None, rev: Rev(0), time, body })
+        Box::new(JournalEntry::stored(server, Seq(seq), id, Kind::Added, None, Rev(0), time, body))
     }
 
     fn two(now: Instant) -> Unburied {

@@ -190,7 +190,7 @@ pub(super) fn commit(db: &mut Db, change_set: &ChangeSet) -> Result<Committed, F
     let is_reset = change_set.events.iter().any(|new_event| new_event.kind == Kind::JournalReset);
     let reset = if is_reset { RESET_TOLD } else { 0 };
     statement.execute((id, to_sql(last_seq.0), state, to_sql(entries.len() as u64), to_sql(bytes), reset))?;
-    Ok(Committed { last_seq, snapshot })
+    Ok(Committed { last_seq, entries, snapshot })
 }
 
 fn told_rev(connection: &Connection, server: i64, hash: InfoHash) -> Result<Rev, Failure> {
@@ -202,7 +202,7 @@ fn told_rev(connection: &Connection, server: i64, hash: InfoHash) -> Result<Rev,
 fn append(connection: &Connection, server: i64, entries: &[JournalEntry]) -> Result<(), Failure> {
     let sql = "INSERT INTO journal (server, seq, kind, hash, rev, time, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
     let mut statement = connection.prepare_cached(sql)?;
-    for JournalEntry { server: _, seq, id: _, kind, hash, rev, time, body } in entries {
+    for JournalEntry { seq, kind, hash, rev, time, body, .. } in entries {
         let hash = hash.as_ref().map(InfoHash::as_bytes);
         let body: &[u8] = body;
         statement.execute((server, to_sql(seq.0), kind.as_str(), hash, to_sql(rev.0), time.as_millis(), body))?;
@@ -305,16 +305,11 @@ pub(super) fn read_all_after(
 fn entry_from_row(row: &Row<'_>, server: &ServerName, epoch: Epoch) -> rusqlite::Result<JournalEntry> {
     let seq = Seq(from_sql(row.get(0)?));
     let kind = row.get_ref(1)?.as_str()?;
-    Ok(JournalEntry {
-        server: server.clone(),
-        seq,
-        id: EventId::Journal { server: server.clone(), epoch, seq },
-        kind: Kind::parse(kind).ok_or_else(|| unreadable(format!("an entry of the unknown kind `{kind}`").into()))?,
-        hash: row.get_ref(2)?.as_blob_or_null()?.map(hash_from_sql).transpose()?,
-        rev: Rev(from_sql(row.get(3)?)),
-        time: Timestamp::from_millis(row.get(4)?),
-        body: row.get::<_, Vec<u8>>(5)?.into(),
-    })
+    let kind = Kind::parse(kind).ok_or_else(|| unreadable(format!("an entry of the unknown kind `{kind}`").into()))?;
+    let id = EventId::Journal { server: server.clone(), epoch, seq };
+    let hash = row.get_ref(2)?.as_blob_or_null()?.map(hash_from_sql).transpose()?;
+    let (rev, time) = (Rev(from_sql(row.get(3)?)), Timestamp::from_millis(row.get(4)?));
+    Ok(JournalEntry::stored(server.clone(), seq, id, kind, hash, rev, time, row.get::<_, Vec<u8>>(5)?.into()))
 }
 
 pub(super) fn usage(connection: &Connection) -> Result<Usage, Failure> {

@@ -369,7 +369,7 @@ impl Journal for MemoryStore {
         let server = state.servers.entry(change_set.server.clone()).or_default();
         (server.last_rev, server.last_seq) = (rev, seq);
         server.journal_bytes += bytes;
-        server.journal.extend(entries.into_iter().map(|entry| (entry.seq, entry)));
+        server.journal.extend(entries.iter().map(|entry| (entry.seq, entry.clone())));
         server.state = change_set.state.unwrap_or_else(|| server.state.clone());
         let mut snapshot = BTreeMap::new();
         for (hash, change) in change_set.changes {
@@ -395,7 +395,7 @@ impl Journal for MemoryStore {
         let now = self.clock.now();
         let age_max = self.options.journal_age_max.as_millis();
         while state.trim_one(true, |entry| u128::from(now.millis_since(entry.time)) > age_max).is_some() {}
-        Ok(Committed { last_seq: seq, snapshot })
+        Ok(Committed { last_seq: seq, entries, snapshot })
     }
 
     async fn read(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<JournalEntry>, StoreError> {

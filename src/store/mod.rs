@@ -162,13 +162,12 @@ fn too_many_dead_letters(max: u64) -> StoreError {
 /// The journal entry that tells `fact`.
 fn entry(change_set: &ChangeSet, new_event: &NewEvent, epoch: Epoch, seq: Seq, rev: Rev) -> JournalEntry {
     let NewEvent { kind, cause, command_id, changes, torrent } = new_event;
-    let id = EventId::Journal { server: change_set.server.clone(), epoch, seq };
     let hash = torrent.as_ref().map(|torrent| torrent.hash);
     let event = Event {
         schema: EVENT_SCHEMA,
         entity: kind.entity(),
         event_type: *kind,
-        id: id.clone(),
+        id: EventId::Journal { server: change_set.server.clone(), epoch, seq },
         seq: Some(seq),
         time: change_set.time,
         server: change_set.server.clone(),
@@ -178,8 +177,7 @@ fn entry(change_set: &ChangeSet, new_event: &NewEvent, epoch: Epoch, seq: Seq, r
         changes: changes.clone(),
         torrent: torrent.clone(),
     };
-    let body = event.to_json().into();
-    JournalEntry { server: change_set.server.clone(), seq, id, kind: *kind, hash, rev, time: change_set.time, body }
+    JournalEntry::new(event, rev)
 }
 
 #[cfg(test)]

@@ -163,16 +163,16 @@ fn hash() -> InfoHash {
 
 fn event(seq: u64) -> Delivery {
     let id = EventId::Journal { server: home(), epoch: Epoch(0x7f3a_9c21), seq: Seq(seq) };
-    Delivery::Event(JournalEntry {
-        server: home(),
-        seq: Seq(seq),
+    Delivery::Event(JournalEntry::stored(
+        home(),
+        Seq(seq),
         id,
-        kind: Kind::Finished,
-        hash: Some(hash()),
-        rev: Rev(seq),
-        time: Timestamp::from_millis(1_795_328_701_114),
-        body: Bytes::from(format!(r#"{{"seq":{seq}}}"#)),
-    })
+        Kind::Finished,
+        Some(hash()),
+        Rev(seq),
+        Timestamp::from_millis(1_795_328_701_114),
+        Bytes::from(format!(r#"{{"seq":{seq}}}"#)),
+    ))
 }
 
 fn state(body: impl Into<Bytes>) -> Delivery {

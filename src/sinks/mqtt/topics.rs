@@ -246,16 +246,16 @@ mod tests {
     }
 
     fn event(kind: Kind, hash: Option<InfoHash>) -> Delivery {
-        Delivery::Event(JournalEntry {
-            server: home(),
-            seq: Seq(1),
-            id: EventId::Journal { server: home(), epoch: Epoch(1), seq: Seq(1) },
+        Delivery::Event(JournalEntry::stored(
+            home(),
+            Seq(1),
+            EventId::Journal { server: home(), epoch: Epoch(1), seq: Seq(1) },
             kind,
             hash,
-            rev: Rev(1),
-            time: Timestamp::from_millis(0),
-            body: Bytes::new(),
-        })
+            Rev(1),
+            Timestamp::from_millis(0),
+            Bytes::new(),
+        ))
     }
 
     /// Every delivery there is, beside what the contract says of it: topic, QoS, retained.

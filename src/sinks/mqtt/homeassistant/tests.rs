@@ -273,16 +273,16 @@ fn at_birth_discovery_comes_again_then_events_and_while_it_is_away_none() {
     played.play(60, |_, _| {});
     played.presence.heard(b"offline", false);
     let event = json!({"cause": "observed", "torrent": torrent(1, &[])});
-    let entry = JournalEntry {
-        server: home(),
-        seq: Seq(1),
-        id: crate::model::EventId::Journal { server: home(), epoch: crate::model::Epoch(1), seq: Seq(1) },
-        kind: Kind::Finished,
-        hash: Some(hash(1)),
-        rev: Rev(1),
-        time: Timestamp::from_seconds(0),
-        body: Bytes::from(event.to_string()),
-    };
+    let entry = JournalEntry::stored(
+        home(),
+        Seq(1),
+        crate::model::EventId::Journal { server: home(), epoch: crate::model::Epoch(1), seq: Seq(1) },
+        Kind::Finished,
+        Some(hash(1)),
+        Rev(1),
+        Timestamp::from_seconds(0),
+        Bytes::from(event.to_string()),
+    );
     played.companion.heard(&entry, played.at);
     played.play(60, |_, _| {});
     let events = "dtorrent/home/homeassistant/event";
@@ -298,7 +298,16 @@ fn at_birth_discovery_comes_again_then_events_and_while_it_is_away_none() {
     assert!(played.sent_to(events)[0].0 >= again[0].0 + SUBSCRIBED_AFTER);
     assert!(played.sent_to("dtorrent/home/homeassistant/counts").len() >= 2, "states come again");
     let snapshot = json!({"cause": "snapshot", "torrent": torrent(1, &[])});
-    let first_sight = JournalEntry { body: Bytes::from(snapshot.to_string()), kind: Kind::Added, ..entry };
+    let first_sight = JournalEntry::stored(
+        home(),
+        Seq(1),
+        entry.id.clone(),
+        Kind::Added,
+        Some(hash(1)),
+        Rev(1),
+        Timestamp::from_seconds(0),
+        Bytes::from(snapshot.to_string()),
+    );
     played.companion.heard(&first_sight, played.at);
     played.play(10, |_, _| {});
     assert_eq!(played.sent_to(events).len(), 1, "a first sight is no news");
