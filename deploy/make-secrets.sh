@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the passwords of the compose stack in ./secrets, and mosquitto's password file with their hashes.
-# What is already there stays. Needs mosquitto_passwd (Debian: package mosquitto) or docker.
+# Creates the passwords of the compose stack in ./secrets, and mosquitto's password file with their hashes.
+# Existing files stay. Needs mosquitto_passwd (Debian: package mosquitto) or docker.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -25,7 +25,7 @@ for user in bridge reader commander homeassistant; do
         echo "made $file"
     fi
 done
-# Compose hands these in as they are, and each program in its container is another user: all of them
-# have to be able to read, so the folder keeps everybody else out.
+# Compose passes these files with their permissions, and each container runs as another user: the files are
+# readable by all, and the directory keeps everybody else out.
 chmod 0711 secrets
 chmod 0644 secrets/*

@@ -1,6 +1,6 @@
 #!/bin/sh
-# A torrent client for dtorrent in twenty lines: each file of a folder is a torrent that is complete; its
-# hash is made from its name. It can only be looked at: every other method is answered with an error.
+# A torrent client for dtorrent in twenty lines: each file of a directory is a complete torrent; its
+# hash is derived from its name. It is read-only: every other method is answered with an error.
 #
 #     [servers.shelf]
 #     client = "exec"

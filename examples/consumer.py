@@ -4,13 +4,13 @@
     mosquitto_sub -V 5 -q 1 -i my-consumer -c -x 604800 -F %p \\
         -t 'dtorrent/+/event/+' -t 'dtorrent/+/torrent/+/event/+' | examples/consumer.py --state consumer.json
 
-Every event but `updated` has a `seq`, which counts up by one for each server and epoch. So one
-number for each server is all that has to be remembered: what is not above it is a repeat, and
-what leaves a number out is a loss. An `id` is the server, the epoch and the number; a new epoch
-begins at 1, after the bridge has lost its state (`journal_reset` says so).
+Every event but `updated` has a `seq`, which counts up by one for each server and epoch. One
+number per server is all that has to be remembered: a number that is not above it is a redelivery, and
+a number that skips one is a loss. An `id` is the server, the epoch and the number; a new epoch
+starts at 1, after the bridge has lost its state (announced by `journal_reset`).
 
-The broker keeps what comes while this is away: `-i` and `-c` ask for that, `-x` says how long.
-Ends with 1 as soon as something is missing.
+The broker queues messages while this is disconnected: `-i` and `-c` request that, `-x` limits it.
+Exits with 1 as soon as an event is missing.
 """
 
 import argparse

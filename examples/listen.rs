@@ -1,4 +1,4 @@
-//! Watches an rTorrent and prints what happens there, until Ctrl-C.
+//! Prints the events of an rTorrent until Ctrl-C.
 //!
 //! ```console
 //! $ cargo run --example listen -- unix:///run/rtorrent/rpc.sock

@@ -4,9 +4,9 @@
     pip install nats-py
     ./nats_consumer.py nats://localhost:4222 [COUNT]
 
-A durable consumer goes on where it stopped. `seq` counts up by one for each server and epoch (the part of
-the id before the last `-`), over all events but `updated`; a repetition is not above the last one. Ends
-after COUNT events, or with 1 as soon as something is missing.
+A durable consumer continues where it stopped. `seq` counts up by one for each server and epoch (the part of
+the id before the last `-`), over all events except `updated`; a redelivery is not above the last one. Exits
+after COUNT events, or with 1 as soon as an event is missing.
 """
 
 import asyncio

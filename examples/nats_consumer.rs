@@ -4,8 +4,8 @@
 //! $ cargo run --example nats_consumer -- nats://localhost:4222
 //! ```
 //!
-//! `seq` counts up by one for each server and epoch, over all events but `updated`. The epoch stands in
-//! the id, before the last `-`; another one begins at 1. A repetition has the id of the first delivery.
+//! `seq` counts up by one for each server and epoch, over all events except `updated`. The epoch is in
+//! the id, before the last `-`; a new epoch starts at 1. A redelivery has the id of the first delivery.
 
 use std::collections::BTreeMap;
 
@@ -15,13 +15,13 @@ use serde_json::Value;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// How far each epoch of each server was heard.
+/// The last `seq` of each epoch of each server.
 #[derive(Default)]
-pub struct Heard(BTreeMap<String, u64>);
+pub struct LastSeqs(BTreeMap<String, u64>);
 
-impl Heard {
-    /// Whether the event is new; an error if one before it is missing.
-    pub fn hear(&mut self, event: &Value) -> Result<bool, Error> {
+impl LastSeqs {
+    /// Returns whether the event is new; an error if one before it is missing.
+    pub fn record(&mut self, event: &Value) -> Result<bool, Error> {
         let id = event["id"].as_str().ok_or("an event has an id")?;
         let seq = event["seq"].as_u64().ok_or("a stored event has a number")?;
         let epoch = id.rsplit_once('-').map_or(id, |(epoch, _)| epoch);
@@ -47,11 +47,11 @@ pub async fn consume(url: &str, mut is_enough: impl FnMut(&Value) -> bool) -> Re
         ..pull::Config::default()
     };
     let mut messages = stream.get_or_create_consumer("example-rs", config).await?.messages().await?;
-    let mut heard = Heard::default();
+    let mut last_seqs = LastSeqs::default();
     while let Some(message) = messages.next().await {
         let message = message?;
         let event: Value = serde_json::from_slice(&message.payload)?;
-        let is_new = heard.hear(&event)?;
+        let is_new = last_seqs.record(&event)?;
         message.ack().await?;
         if is_new && is_enough(&event) {
             break;

@@ -1,4 +1,4 @@
-//! A torrent client of your own, watched and commanded like any other: here one that only lives in memory.
+//! A custom torrent client, monitored and commanded like any other; this one exists in memory only.
 //!
 //! ```console
 //! $ cargo run --example own_client

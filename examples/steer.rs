@@ -1,4 +1,4 @@
-//! Adds a torrent to an rTorrent, acts on it, and removes it again. Each step is over when its effect was seen.
+//! Adds a torrent to an rTorrent, acts on it, and removes it again. Each step returns when its effect was seen.
 //!
 //! ```console
 //! $ cargo run --example steer -- unix:///run/rtorrent/rpc.sock some.torrent
@@ -11,11 +11,11 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 pub async fn steer(url: &str, torrent: &[u8]) -> Result<(), Error> {
     let manager = Manager::builder().server("home", Server::rtorrent(url)).build().await?;
     let hash = manager.add("home", NewTorrent::torrent(torrent).label("example")).await?;
-    println!("added {hash}, beside {} others", manager.get_all().await?.len() - 1);
+    println!("added {hash}, among {} others", manager.get_all().await?.len() - 1);
 
     manager.pause(hash).await?;
     manager.resume(hash).await?;
-    // What the manager itself does not have, its watcher of that server has.
+    // Commands that the manager itself lacks are on its watcher of that server.
     let home = manager.of(hash).await?;
     home.priority(hash, 3).await?;
     home.stop(hash).await?;

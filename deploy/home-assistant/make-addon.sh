@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes an add-on repository for Home Assistant in the folder that is named: the add-on, and in it the sources that
-# are committed here. Copy what is in it to /addons of Home Assistant, or push it to a repository of your own.
+# Creates an add-on repository for Home Assistant in the given directory: the add-on with the committed
+# sources of this version. Copy its contents to /addons of Home Assistant, or push them to a repository of your own.
 set -euo pipefail
 target=${1:?usage: make-addon.sh FOLDER}
 here=$(cd "$(dirname "$0")" && pwd)

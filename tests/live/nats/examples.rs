@@ -54,8 +54,8 @@ async fn the_example_consumers_read_the_whole_stream() {
 #[test]
 fn the_example_consumer_sees_a_gap_and_a_repetition() {
     let event = |seq: u64| serde_json::json!({"id": format!("home-1-{seq:012}"), "seq": seq});
-    let mut heard = nats_consumer::Heard::default();
-    assert!(heard.hear(&event(4)).unwrap() && heard.hear(&event(5)).unwrap());
-    assert!(!heard.hear(&event(4)).unwrap());
-    assert!(heard.hear(&event(7)).unwrap_err().to_string().contains("6 of home-1 is missing"));
+    let mut last_seqs = nats_consumer::LastSeqs::default();
+    assert!(last_seqs.record(&event(4)).unwrap() && last_seqs.record(&event(5)).unwrap());
+    assert!(!last_seqs.record(&event(4)).unwrap());
+    assert!(last_seqs.record(&event(7)).unwrap_err().to_string().contains("6 of home-1 is missing"));
 }
