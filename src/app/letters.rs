@@ -135,7 +135,7 @@ async fn send_again(store: &SqliteStore, ways: &mut Ways, letters: Vec<Letter>) 
             let forget = || store.forget_dead_letter(&line, &letter.id);
             retry_while_full("a dead letter", forget).await.context("note what was taken")?;
         }
-        let is_away = matches!(result, Err(DeliverError::Unavailable { .. }));
+        let is_away = result.as_ref().is_err_and(|error| !error.is_rejected());
         tried.push(Tried { id: letter.id, result });
         if is_away {
             break;
@@ -297,7 +297,7 @@ pub(super) struct Told {
 
 impl From<Tried> for Told {
     fn from(Tried { id, result }: Tried) -> Self {
-        let is_away = matches!(result, Err(DeliverError::Unavailable { .. }));
+        let is_away = result.as_ref().is_err_and(|error| !error.is_rejected());
         Self { id, is_taken: result.is_ok(), is_away, reason: result.err().map(|error| error.to_string()) }
     }
 }

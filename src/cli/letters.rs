@@ -9,7 +9,6 @@ use super::{Exit, Options, tell};
 use crate::app::{self, Letter, Tried};
 use crate::config::Config;
 use crate::model::{SinkName, printable};
-use crate::port::DeliverError;
 
 #[derive(Debug, Subcommand)]
 pub enum Arguments {
@@ -159,7 +158,7 @@ pub fn replay(config: &Config, scope: Scope, name: &str, ids: &[String]) -> anyh
             Ok(()) => tell(&format!("{id}: taken")),
             Err(error) => {
                 tell(&printable(format!("{id}: {error}").as_bytes()));
-                let is_away = matches!(error, DeliverError::Unavailable { .. });
+                let is_away = !error.is_rejected();
                 exit = if is_away { Exit::Unreachable } else { Exit::Failed };
             }
         }

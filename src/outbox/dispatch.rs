@@ -115,8 +115,11 @@ pub struct Dispatcher {
     unnoted_results: BTreeSet<i64>,
     /// In the registry, and not written down yet.
     unnoted_names: Vec<String>,
-    /// See [`Sink::is_strict_ordering`].
-    is_noted_careful: bool,
+    /// The sink has put an event off: from then on at most one of a server is in flight.
+    pub(super) is_deferring: bool,
+    is_deferring_noted: bool,
+    /// Because of that, or because the link asks for it.
+    pub(super) is_strict: bool,
     pub(super) caution: Caution,
     /// Something waits for the far side's answer.
     is_busy: bool,
@@ -241,14 +244,13 @@ impl Dispatcher {
             None => None,
         };
         let notes = store.sink_notes(&settings.name).await?;
-        if notes.is_strict_ordering {
-            parts.sink.be_careful();
-        }
         let mut dispatcher = Self {
             search: notes.search,
             has_searched: false,
             search_failed: LogThrottle::default(),
-            is_noted_careful: notes.is_strict_ordering,
+            is_deferring: notes.is_strict_ordering,
+            is_deferring_noted: notes.is_strict_ordering,
+            is_strict: false,
             found: BTreeMap::new(),
             parts,
             lanes,
@@ -345,7 +347,9 @@ impl Dispatcher {
                 report.failure = Some(failure.to_string());
             });
             let asked = match failure {
-                DeliverError::Unavailable { retry_after, .. } => retry_after.unwrap_or_default(),
+                DeliverError::Unavailable { retry_after, .. } | DeliverError::Deferred { retry_after, .. } => {
+                    retry_after.unwrap_or_default()
+                }
                 DeliverError::Rejected { .. } => Duration::ZERO,
             };
             let wait = backoff.next((self.jitter)()).max(asked);
@@ -424,9 +428,9 @@ impl Dispatcher {
 
     /// That one event was put off is noted before anything else is sent.
     async fn note_strict_ordering(&mut self) -> Result<(), StoreError> {
-        if self.parts.sink.is_careful() && !self.is_noted_careful {
+        if self.is_deferring && !self.is_deferring_noted {
             let noted = self.parts.store.note_strict_ordering(&self.parts.settings.name).await;
-            self.is_noted_careful = self.unless_full(noted)?.is_some();
+            self.is_deferring_noted = self.unless_full(noted)?.is_some();
         }
         Ok(())
     }
@@ -434,7 +438,7 @@ impl Dispatcher {
     /// A far side that gives a reason to wait is not one that will not say what it does not take.
     fn note_end(&mut self, failure: &DeliverError, lived: Duration) {
         let was_one_at_a_time = self.caution.is_one_at_a_time();
-        let is_wordless = matches!(failure, DeliverError::Unavailable { retry_after: None, .. });
+        let is_wordless = matches!(failure, DeliverError::Unavailable { gave_reason: false, .. });
         self.caution.ended(lived, self.is_busy && is_wordless);
         self.is_busy = false;
         if self.caution.is_one_at_a_time() && !was_one_at_a_time {
@@ -578,7 +582,10 @@ impl Dispatcher {
         let rejected = match result {
             Ok(()) => None,
             Err(DeliverError::Rejected { reason }) => Some(reason),
-            Err(failure) => return Ok(Err(failure)),
+            Err(failure) => {
+                self.is_deferring |= matches!(failure, DeliverError::Deferred { .. });
+                return Ok(Err(failure));
+            }
         };
         let mut is_condemned = false;
         if self.caution.is_one_at_a_time()

@@ -64,6 +64,11 @@ impl Lane {
         Some(entry)
     }
 
+    /// Whether an entry was sent that is not settled.
+    pub fn has_in_flight(&self) -> bool {
+        !self.under_way.is_empty()
+    }
+
     /// The entry is dealt with. Returns whether the cursor moved.
     pub fn settle(&mut self, seq: Seq) -> bool {
         if let Some(sent) = self.under_way.iter_mut().find(|(sent, _)| *sent == seq) {

@@ -16,7 +16,7 @@ use crate::model::{
     Cause, Changes, EVENT_SCHEMA, Entity, Event, EventId, InfoHash, JournalEntry, Kind, Seq, ServerName, SinkName,
     SnapshotTorrent, Torrent, in_parts,
 };
-use crate::port::{DeliverError, Delivery, Link, RESULTS_BYTES, Store, StoreError, UnsentResult};
+use crate::port::{DeliverError, Delivery, EventOrdering, Link, RESULTS_BYTES, Store, StoreError, UnsentResult};
 
 /// Entries read from the journal at once.
 const READ_MAX: u16 = 256;
@@ -177,7 +177,7 @@ impl Dispatcher {
 
     /// How much may be under way.
     pub(super) fn window(&self, link: &dyn Link) -> usize {
-        if self.caution.is_one_at_a_time() { 1 } else { link.depth() }
+        if self.caution.is_one_at_a_time() { 1 } else { link.limits().window }
     }
 
     /// Sends as much as the link may have under way.
@@ -187,11 +187,12 @@ impl Dispatcher {
         under_way: &mut UnderWay,
         may_have_results: &mut bool,
     ) -> Result<(), StoreError> {
+        self.is_strict = self.is_deferring || link.limits().ordering == EventOrdering::Strict;
         loop {
             let free = self.window(link).saturating_sub(under_way.len());
             let mut batch = Batch::new();
             self.pick_status(free, &mut batch);
-            self.pick_results(free, link.result_bytes_max(), may_have_results, &mut batch).await?;
+            self.pick_results(free, link.limits().result_bytes_max, may_have_results, &mut batch).await?;
             self.pick_substitutes(free, &mut batch);
             // States and side messages are not shut out by a long journal, nor by each other.
             self.pick_entries(free - free / 4, &mut batch).await?;
@@ -371,6 +372,9 @@ impl Dispatcher {
                     owed.lane.fill(entries);
                     let next = owed.lane.goes_on_after(written);
                     owed.ahead = next.map(|after| ReadAhead::start(&self.parts.store, server, after));
+                }
+                if self.is_strict && owed.lane.has_in_flight() {
+                    continue;
                 }
                 let Some(entry) = owed.lane.depart() else { continue };
                 has_more = true;

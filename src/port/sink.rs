@@ -44,15 +44,6 @@ pub trait Sink: Send + Sync {
         None
     }
 
-    /// Whether it has put one event off and may have taken the next. From then on, and in all later lives, those of
-    /// a server go one at a time.
-    fn is_careful(&self) -> bool {
-        false
-    }
-
-    /// An earlier life has found that out.
-    fn be_careful(&self) {}
-
     /// What its users should know of how it delivers, one sentence each; shown with its health.
     fn notes(&self) -> Vec<String> {
         Vec::new()
@@ -120,24 +111,39 @@ pub struct Connected {
     pub drive: BoxFuture<'static, DeliverError>,
 }
 
-/// One connection to a sink. The first failure ends it, and all that was under way fails with it.
+/// One connection to a sink. The first failure ends it, and everything in flight fails with it.
 #[async_trait]
 pub trait Link: Send {
-    /// How many deliveries may be under way at once.
-    fn depth(&self) -> usize;
+    /// Returns what the caller has to keep to. May change while the link lives, as more becomes known of the receiver.
+    fn limits(&self) -> LinkLimits;
 
-    /// How large the body of a result may be that it takes in one piece; `None`: it takes results whole.
-    fn result_bytes_max(&self) -> Option<usize> {
-        None
-    }
-
-    /// Sends in call order. The future ends when the far side has taken responsibility, or the link is over.
+    /// Sends in call order. The future ends when the receiver has taken responsibility, or the link is over.
     ///
-    /// Never waits itself: the caller keeps to `depth`.
+    /// Never waits itself: the caller keeps to [`LinkLimits::window`].
     fn send(&mut self, delivery: Delivery) -> BoxFuture<'static, Result<(), DeliverError>>;
 
-    /// Says goodbye in the sink's own way; `drive` has to be polled meanwhile.
+    /// Closes the connection in the sink's own way; `drive` has to be polled meanwhile.
     async fn close(self: Box<Self>) -> Result<(), DeliverError>;
+}
+
+/// What a link takes at a time, and in which order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkLimits {
+    /// Deliveries that may be in flight at once; at least 1.
+    pub window: usize,
+    /// Largest body of a result in one message, in bytes; `None`: results are never split.
+    pub result_bytes_max: Option<usize>,
+    pub ordering: EventOrdering,
+}
+
+/// How many events of one server may be in flight at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EventOrdering {
+    /// As many as the window allows: the receiver takes messages in the order in which they were sent.
+    #[default]
+    Pipelined,
+    /// One: the receiver may put an event off and take the next.
+    Strict,
 }
 
 /// Something for a sink. Bodies are the bytes on the wire.
@@ -199,19 +205,36 @@ pub enum Delivery {
     },
 }
 
+/// Why a delivery was not acknowledged. All but `Rejected` end the link.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeliverError {
-    /// The far side is not there or the connection broke: everything unacknowledged is to be sent again.
+    /// The receiver cannot be reached, or the connection broke: everything unacknowledged is sent again.
     #[error("{reason}")]
-    Unavailable { reason: String, retry_after: Option<Duration> },
-    /// The far side will never take this one.
+    Unavailable {
+        reason: String,
+        /// No attempt makes sense before this.
+        retry_after: Option<Duration>,
+        /// The receiver said why, so it did not hang up over a message that it refuses without a word (MQTT 3.1.1 §3.3.5).
+        gave_reason: bool,
+    },
+    /// The receiver put a delivery off and may have taken a later one: everything unacknowledged is sent again, and from
+    /// then on events are strictly ordered ([`EventOrdering::Strict`]), also after a restart.
+    #[error("{reason}")]
+    Deferred { reason: String, retry_after: Option<Duration> },
+    /// The receiver will never take this one.
     #[error("rejected: {reason}")]
     Rejected { reason: String },
 }
 
 impl DeliverError {
+    /// Returns the failure of a connection that ended without a reason from the receiver.
     pub fn unavailable(reason: impl Into<String>) -> Self {
-        Self::Unavailable { reason: reason.into(), retry_after: None }
+        Self::Unavailable { reason: reason.into(), retry_after: None, gave_reason: false }
+    }
+
+    /// Whether this delivery alone was refused; everything else ends the link.
+    pub fn is_rejected(&self) -> bool {
+        matches!(self, Self::Rejected { .. })
     }
 }

@@ -475,7 +475,7 @@ async fn depth_leaves_room_for_our_own_status_in_what_the_broker_allows() {
     for (version, depth) in [(Version::V5, 5), (Version::V311, 98)] {
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
         let mut live = Live::connect(&sink).await;
-        assert_eq!(live.link.depth(), depth, "{version:?}");
+        assert_eq!(live.link.limits().window, depth, "{version:?}");
         // As much as may be under way, handed over at once; the last is far beyond what the broker allows.
         let sent: Vec<_> = (0..depth as u64).map(|seq| live.link.send(event(seq))).collect();
         for sent in sent {
@@ -619,7 +619,7 @@ async fn nothing_of_5000_is_lost_when_the_broker_is_killed_again_and_again() {
             let mut drive = drive;
             lane.next = lane.acknowledged + 1;
             let broken = loop {
-                while lane.next <= COUNT && lane.under_way.len() < link.depth() {
+                while lane.next <= COUNT && lane.under_way.len() < link.limits().window {
                     lane.under_way.push_back(link.send(event(lane.next)));
                     lane.next += 1;
                 }
@@ -814,7 +814,7 @@ async fn auto_falls_back_to_3_1_1_when_the_broker_does_not_know_5() {
         for _ in 0..2 {
             let mut live = Live::connect(&sink).await;
             live.send(event(1)).await.unwrap();
-            assert_eq!(live.link.depth(), 98, "3.1.1 knows no receive maximum");
+            assert_eq!(live.link.limits().window, 98, "3.1.1 knows no receive maximum");
             live.close().await;
         }
         let asked = turned_away.load(Ordering::Relaxed);

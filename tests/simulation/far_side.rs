@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use bytes::Bytes;
 use dtorrent::model::{InfoHash, Kind, Seq, ServerName, SinkName};
-use dtorrent::port::{CommandAddress, CommandSource, Connected, DeliverError, Delivery, Incoming, Link, Sink};
+use dtorrent::port::{CommandAddress, CommandSource, Connected, DeliverError, Delivery, EventOrdering, Incoming, Link, LinkLimits, Sink};
 use dtorrent::sinks::mqtt::Prefix;
 use dtorrent::sinks::mqtt::topics::Topics;
 use futures_util::future::BoxFuture;
@@ -285,8 +285,8 @@ impl Drop for Connection {
 
 #[async_trait]
 impl Link for Connection {
-    fn depth(&self) -> usize {
-        self.wire.broker.depth
+    fn limits(&self) -> LinkLimits {
+        LinkLimits { window: self.wire.broker.depth, result_bytes_max: None, ordering: EventOrdering::Pipelined }
     }
 
     fn send(&mut self, delivery: Delivery) -> BoxFuture<'static, Result<(), DeliverError>> {

@@ -5,15 +5,15 @@
 //!   tells packet ids in the order in which it was handed messages, so a queue of tickets beside its
 //!   channel says whose each id is (I3, I5);
 //! - the first error ends the link: everything unsettled fails, and nothing is sent again here;
-//! - where the broker could put one event off and take the next (MQTT 5 has a word for that), nothing of its server
-//!   goes before an event is settled (I5). A mosquitto says "not now" only if a plugin has it do so, so nothing waits
-//!   there before that has happened;
+//! - where the broker could put one event off and take the next (MQTT 5 has reason codes for that), the link asks for
+//!   strict ordering (I5). A mosquitto says "not now" only if a plugin has it do so, so it is exempt once it has been
+//!   recognized; the first message that is put off ends the link as [`DeliverError::Deferred`];
 //! - while the link is up, the last word on the bridge's status topic is `online`. A will of an earlier
 //!   connection may come late, so the link listens to that topic and contradicts;
 //! - the lock is held for a few instructions and never while anything is awaited.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,8 +23,8 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Interval, interval};
 use tracing::{debug, warn};
 
-use crate::model::{JournalEntry, ServerName, SinkName};
-use crate::port::{DeliverError, Delivery, Link};
+use crate::model::SinkName;
+use crate::port::{DeliverError, Delivery, EventOrdering, Link, LinkLimits};
 
 use super::homeassistant::Presence;
 use super::message::{self, Message, ONLINE};
@@ -67,12 +67,8 @@ struct Line {
 struct Queue {
     /// Handed over and not yet written, in order.
     waiting: VecDeque<Ticket>,
-    /// Whether all of a server waits until an event of it is settled.
-    is_careful: bool,
-    /// Servers with an event under way, as long as that matters.
-    busy: BTreeSet<ServerName>,
-    /// What waits for that.
-    held: VecDeque<(Scope, Message, Ticket)>,
+    /// What the link asks for; `Strict` until the broker is known to be a mosquitto.
+    ordering: EventOrdering,
     /// Why nothing more can be sent.
     over: Option<DeliverError>,
     is_leaving: bool,
@@ -80,36 +76,9 @@ struct Queue {
     left: Option<oneshot::Sender<()>>,
 }
 
-/// What a message is about, as far as its order matters.
-#[derive(Clone)]
-struct Scope {
-    server: ServerName,
-    is_event: bool,
-}
-
-impl Scope {
-    fn of(delivery: &Delivery, topics: &Topics) -> Option<Self> {
-        let server = match delivery {
-            Delivery::Event(JournalEntry { server, .. })
-            | Delivery::Updated { server, .. }
-            | Delivery::State { server, .. }
-            | Delivery::Files { server, .. }
-            | Delivery::ServerStatus { server, .. }
-            | Delivery::Stats { server, .. } => server.clone(),
-            Delivery::Clear { name } => topics.server_of_kept(name)?,
-            Delivery::Info { .. } | Delivery::Health { .. } | Delivery::Result { .. } | Delivery::Shown { .. } => {
-                return None;
-            }
-        };
-        Some(Self { server, is_event: matches!(delivery, Delivery::Event(_)) })
-    }
-}
-
 /// Who waits for a message to be settled.
 struct Ticket {
     packet_bytes: usize,
-    /// Whose event it is, if it is one.
-    event_of: Option<ServerName>,
     /// When it was written, or handed over if it is not yet.
     since: Instant,
     settle: oneshot::Sender<Verdict>,
@@ -131,35 +100,18 @@ impl Line {
     ///
     /// # Errors
     /// The broker would not take it, so it is not sent at all.
-    fn hand_over(&self, message: Message) -> Result<oneshot::Receiver<Verdict>, DeliverError> {
-        self.hand_over_as(None, message)
-    }
-
-    fn hand_over_as(
-        &self,
-        scope: Option<Scope>,
-        mut message: Message,
-    ) -> Result<oneshot::Receiver<Verdict>, DeliverError> {
+    fn hand_over(&self, mut message: Message) -> Result<oneshot::Receiver<Verdict>, DeliverError> {
         let packet_bytes = self.check(&message).map_err(|reason| DeliverError::Rejected { reason })?;
         message.route.is_retained &= self.granted.can_retain;
         if !self.granted.can_acknowledge {
             message.route.qos = Qos::AtMostOnce;
         }
         let (settle, settled) = oneshot::channel();
-        let event_of = scope.as_ref().filter(|scope| scope.is_event).map(|scope| scope.server.clone());
-        let ticket = Ticket { packet_bytes, event_of, since: Instant::now(), settle };
+        let ticket = Ticket { packet_bytes, since: Instant::now(), settle };
         let mut queue = self.queue();
-        if let Some(over) = &queue.over {
-            ticket.settle(Err(over.clone()));
-            return Ok(settled);
-        }
-        match scope.filter(|_| queue.is_careful) {
-            Some(scope) if queue.busy.contains(&scope.server) => queue.held.push_back((scope, message, ticket)),
-            Some(Scope { server, is_event: true }) => {
-                queue.busy.insert(server);
-                self.publish(&mut queue, message, ticket);
-            }
-            _ => self.publish(&mut queue, message, ticket),
+        match &queue.over {
+            Some(over) => ticket.settle(Err(over.clone())),
+            None => self.publish(&mut queue, message, ticket),
         }
         Ok(settled)
     }
@@ -174,30 +126,6 @@ impl Line {
             let error = DeliverError::unavailable("more is under way than was agreed");
             queue.over = Some(error.clone());
             ticket.settle(Err(error));
-        }
-    }
-
-    /// An event of this server is settled: what waited for that goes, up to the next event.
-    fn release(&self, server: &ServerName) {
-        let mut queue = self.queue();
-        while let Some(at) = queue.held.iter().position(|(scope, ..)| scope.server == *server)
-            && let Some((scope, message, ticket)) = queue.held.remove(at)
-        {
-            self.publish(&mut queue, message, ticket);
-            if scope.is_event {
-                return;
-            }
-        }
-        queue.busy.remove(server);
-    }
-
-    /// From now on nothing has to wait.
-    fn release_all(&self) {
-        let mut queue = self.queue();
-        queue.is_careful = false;
-        queue.busy.clear();
-        while let Some((_, message, ticket)) = queue.held.pop_front() {
-            self.publish(&mut queue, message, ticket);
         }
     }
 
@@ -234,8 +162,6 @@ pub(super) struct Voice {
 /// What is known, over all connections, of how a broker takes things.
 #[derive(Debug, Default)]
 pub(super) struct Manners {
-    /// It has put something off, and may have taken what came behind it: from then on events go one at a time.
-    pub was_put_off: AtomicBool,
     /// How often in a row it was asked what it is, and the connection ended before an answer.
     asked: AtomicU32,
 }
@@ -263,21 +189,21 @@ impl MqttLink {
 
 #[async_trait]
 impl Link for MqttLink {
-    fn depth(&self) -> usize {
-        usize::from(DEPTH_MAX.min(self.line.granted.receive_max).saturating_sub(RESERVE).max(1))
-    }
-
-    fn result_bytes_max(&self) -> Option<usize> {
-        Some((self.line.granted.packet_bytes_max as usize).saturating_sub(AROUND_BYTES_MAX))
+    fn limits(&self) -> LinkLimits {
+        let Granted { receive_max, packet_bytes_max, .. } = self.line.granted;
+        LinkLimits {
+            window: usize::from(DEPTH_MAX.min(receive_max).saturating_sub(RESERVE).max(1)),
+            result_bytes_max: Some((packet_bytes_max as usize).saturating_sub(AROUND_BYTES_MAX)),
+            ordering: self.line.queue().ordering,
+        }
     }
 
     fn send(&mut self, delivery: Delivery) -> BoxFuture<'static, Verdict> {
         if matches!(delivery, Delivery::Clear { .. }) && !self.line.granted.can_retain {
             return Box::pin(async { Ok(()) });
         }
-        let scope = Scope::of(&delivery, &self.voice.topics);
         let (message, copy) = message::messages(&self.voice.topics, &self.voice.instance, delivery);
-        let sent = self.line.hand_over_as(scope, message);
+        let sent = self.line.hand_over(message);
         let copied = copy.map(|copy| self.hand_over_copy(copy));
         let sink = self.voice.sink.clone();
         Box::pin(async move {
@@ -341,7 +267,11 @@ impl Driver {
     /// Connects; unless it is aside, says `online` and listens to what others say of us.
     pub(super) async fn connect(voice: Voice, client: Client, mut events: EventLoop) -> Result<Self, Ended> {
         let granted = events.connected().await?;
-        let queue = Queue { is_careful: granted.can_put_off && granted.can_acknowledge, ..Queue::default() };
+        let ordering = match granted.can_put_off && granted.can_acknowledge {
+            true => EventOrdering::Strict,
+            false => EventOrdering::Pipelined,
+        };
+        let queue = Queue { ordering, ..Queue::default() };
         let mut driver = Self {
             status_topic: voice.topics.bridge_status(),
             line: Line { client, granted, queue: Arc::new(Mutex::new(queue)) },
@@ -406,11 +336,10 @@ impl Driver {
         Ok(())
     }
 
-    /// What the broker is, where that matters. Nobody waits for the answer: until it comes, events do.
+    /// Asks what the broker is, where that matters. Nothing waits for the answer; until it comes, ordering is strict.
     fn ask_name(&self) {
-        let Manners { was_put_off, asked } = &*self.voice.manners;
-        let may_ask = !was_put_off.load(Ordering::Relaxed) && asked.load(Ordering::Relaxed) < ASKED_MAX;
-        if self.line.queue().is_careful && may_ask {
+        let asked = &self.voice.manners.asked;
+        if self.line.queue().ordering == EventOrdering::Strict && asked.load(Ordering::Relaxed) < ASKED_MAX {
             asked.fetch_add(1, Ordering::Relaxed);
             // If it is lost, so is the connection.
             self.line.client.subscribe(std::iter::once(BROKER_NAME.to_owned()), Qos::AtMostOnce).ok();
@@ -470,12 +399,8 @@ impl Driver {
                 if let Some(birth) = self.voice.birth.as_ref().filter(|birth| birth.topic == received.topic) {
                     birth.presence.heard(&received.body, received.is_retained);
                 }
-                let was_put_off = &self.voice.manners.was_put_off;
-                if received.topic == BROKER_NAME
-                    && received.body.starts_with(IN_ORDER)
-                    && !was_put_off.load(Ordering::Relaxed)
-                {
-                    self.line.release_all();
+                if received.topic == BROKER_NAME && received.body.starts_with(IN_ORDER) {
+                    self.line.queue().ordering = EventOrdering::Pipelined;
                 }
                 if received.topic == self.status_topic && &received.body[..] != ONLINE {
                     let earliest = self.contradicted_at.map_or_else(Instant::now, |at| at + CONTRADICT_EVERY);
@@ -499,7 +424,7 @@ impl Driver {
         };
         ticket.since = Instant::now();
         match id {
-            0 => self.settle(ticket, Ok(())),
+            0 => ticket.settle(Ok(())),
             id => drop(self.under_way.insert(id, ticket)),
         }
         Ok(())
@@ -510,25 +435,15 @@ impl Driver {
             return Err(Ended::new(End::Other, "the broker acknowledged what was not sent"));
         };
         match answer {
-            Answer::Taken => self.settle(ticket, Ok(())),
-            Answer::Refused(reason) => self.settle(ticket, Err(DeliverError::Rejected { reason: reason.to_owned() })),
+            Answer::Taken => ticket.settle(Ok(())),
+            Answer::Refused(reason) => ticket.settle(Err(DeliverError::Rejected { reason: reason.to_owned() })),
             // To go on would deliver what follows before this one.
             Answer::NotNow(reason) => {
                 self.under_way.insert(id, ticket);
-                self.voice.manners.was_put_off.store(true, Ordering::Relaxed);
-                return Err(Ended::new(End::Quota, reason));
+                return Err(Ended::new(End::Deferred, reason));
             }
         }
         Ok(())
-    }
-
-    /// The far side has said what it thinks of it.
-    fn settle(&self, mut ticket: Ticket, verdict: Verdict) {
-        let event_of = ticket.event_of.take();
-        ticket.settle(verdict);
-        if let Some(server) = event_of {
-            self.line.release(&server);
-        }
     }
 
     /// One that is never acknowledged, by a broker that answers otherwise, would be waited for for ever.
@@ -582,8 +497,7 @@ impl Driver {
             let mut queue = self.line.queue();
             queue.over.get_or_insert_with(|| error.clone());
             queue.left = None;
-            let held = std::mem::take(&mut queue.held).into_iter().map(|(_, _, ticket)| ticket);
-            std::mem::take(&mut queue.waiting).into_iter().chain(held)
+            std::mem::take(&mut queue.waiting)
         };
         for ticket in self.under_way.drain().map(|(_, ticket)| ticket).chain(waiting) {
             ticket.settle(Err(error.clone()));
@@ -605,7 +519,7 @@ mod tests {
     use super::*;
 
     /// Of a connection that is never made.
-    fn driver(is_careful: bool) -> Driver {
+    fn driver(ordering: EventOrdering) -> Driver {
         let settings = Settings {
             name: SinkName::parse("b").unwrap(),
             instance: "main".to_owned(),
@@ -642,7 +556,7 @@ mod tests {
             can_put_off: true,
         };
         let topics = Topics::new(Prefix::default(), "main", true);
-        let queue = Queue { is_careful, ..Queue::default() };
+        let queue = Queue { ordering, ..Queue::default() };
         Driver {
             status_topic: topics.bridge_status(),
             line: Line { client, granted, queue: Arc::new(Mutex::new(queue)) },
@@ -689,60 +603,37 @@ mod tests {
         }
     }
 
-    fn scope(server: &str, is_event: bool) -> Option<Scope> {
-        Some(Scope { server: ServerName::parse(server).unwrap(), is_event })
-    }
-
     #[tokio::test]
-    async fn nothing_of_a_server_goes_before_an_event_of_it_is_settled() {
-        let mut driver = driver(true);
-        // By the lengths of their names they are known again.
-        let all = [("home", true), ("home", false), ("home", true), ("attic", true), ("home", false), ("home", true)];
-        for (number, (server, is_event)) in all.into_iter().enumerate() {
-            drop(driver.line.hand_over_as(scope(server, is_event), message(&"x".repeat(number + 1))).unwrap());
-        }
-        drop(driver.line.hand_over(message(&"x".repeat(7))).unwrap());
-        let first = driver.line.queue().waiting[0].packet_bytes;
-        let written = |driver: &mut Driver, id: u16| {
-            let sizes: Vec<usize> = driver.line.queue().waiting.iter().map(|t| t.packet_bytes - first).collect();
-            for number in 0..sizes.len() {
-                driver.written(id + u16::try_from(number).unwrap()).unwrap();
-            }
-            sizes
-        };
-        assert_eq!(written(&mut driver, 1), [0, 3, 6], "one event of each server, and what is about none");
-        driver.acknowledged(2, Answer::Taken).unwrap();
-        assert!(written(&mut driver, 10).is_empty(), "the attic has no more");
-        driver.acknowledged(1, Answer::Taken).unwrap();
-        assert_eq!(written(&mut driver, 10), [1, 2], "up to the next event");
-        driver.acknowledged(10, Answer::Taken).unwrap();
-        assert!(written(&mut driver, 20).is_empty(), "that was no event");
-        driver.acknowledged(11, Answer::Refused("never")).unwrap();
-        assert_eq!(written(&mut driver, 20), [4, 5]);
-    }
-
-    #[tokio::test]
-    async fn a_mosquitto_is_not_waited_for_unless_it_has_put_something_off() {
-        for (name, was_put_off, is_waited_for) in [
-            ("mosquitto version 2.0.11", false, false),
-            ("mosquitto version 2.0.11", true, true),
-            ("other", false, true),
+    async fn ordering_is_strict_until_the_broker_is_known_to_be_a_mosquitto() {
+        for (topic, name, expected) in [
+            (BROKER_NAME, "mosquitto version 2.0.11", EventOrdering::Pipelined),
+            (BROKER_NAME, "other", EventOrdering::Strict),
+            ("dtorrent/home/info", "mosquitto version 2.0.11", EventOrdering::Strict),
         ] {
-            let mut driver = driver(true);
-            driver.voice.manners.was_put_off.store(was_put_off, Ordering::Relaxed);
-            for _ in 0..3 {
-                drop(driver.line.hand_over_as(scope("home", true), message("x")).unwrap());
-            }
-            driver.on(Event::Received(Box::new(received(BROKER_NAME, name)))).unwrap();
-            drop(driver.line.hand_over_as(scope("home", true), message("x")).unwrap());
-            let sent = driver.line.queue().waiting.len();
-            assert_eq!(sent, if is_waited_for { 1 } else { 4 }, "{name}, {was_put_off}");
+            let mut driver = driver(EventOrdering::Strict);
+            let link = driver.link();
+            assert_eq!(link.limits().ordering, EventOrdering::Strict);
+            driver.on(Event::Received(Box::new(received(topic, name)))).unwrap();
+            assert_eq!(link.limits().ordering, expected, "{topic} {name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_that_is_put_off_fails_all_in_flight_as_deferred() {
+        let mut driver = driver(EventOrdering::Pipelined);
+        let [first, second] = ["a", "b"].map(|topic| driver.line.hand_over(message(topic)).unwrap());
+        driver.written(1).unwrap();
+        driver.written(2).unwrap();
+        let ended = driver.acknowledged(1, Answer::NotNow("a quota is used up")).unwrap_err();
+        assert!(matches!(driver.end(ended), DeliverError::Deferred { retry_after: Some(_), .. }));
+        for settled in [first, second] {
+            assert!(matches!(outcome(settled).await, Err(DeliverError::Deferred { .. })));
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_never_acknowledged_is_waited_for_two_minutes() {
-        let mut driver = driver(false);
+        let mut driver = driver(EventOrdering::Pipelined);
         drop(driver.line.hand_over(message("a")).unwrap());
         driver.written(1).unwrap();
         tokio::time::advance(ACKNOWLEDGED_WITHIN).await;

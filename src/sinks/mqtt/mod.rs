@@ -315,7 +315,7 @@ impl MqttSink {
         }
         let instance = &self.broker.settings.instance;
         let reason = format!("another bridge is online as instance `{instance}`: give one of them another");
-        Err(DeliverError::Unavailable { reason, retry_after: Some(NAMESAKE_RETRY) })
+        Err(DeliverError::Unavailable { reason, retry_after: Some(NAMESAKE_RETRY), gave_reason: true })
     }
 
     /// While we are not connected somebody is `online` in our name: then the line is left to him. Only
@@ -423,14 +423,6 @@ impl Sink for MqttSink {
 
     fn own_retained_topics(&self) -> Vec<String> {
         self.broker.topics.own()
-    }
-
-    fn is_careful(&self) -> bool {
-        self.broker.manners.was_put_off.load(Ordering::Relaxed)
-    }
-
-    fn be_careful(&self) {
-        self.broker.manners.was_put_off.store(true, Ordering::Relaxed);
     }
 
     fn companion(&self) -> Option<Box<dyn Companion>> {

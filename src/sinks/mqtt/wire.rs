@@ -91,6 +91,8 @@ pub enum End {
     ReceivedTooLarge,
     /// A quota of the broker is used up.
     Quota,
+    /// The broker put a message off (a PUBACK with a reason that says "not now"), and may have taken a later one.
+    Deferred,
     Other,
 }
 
@@ -108,8 +110,12 @@ impl Ended {
 
 impl From<Ended> for DeliverError {
     fn from(ended: Ended) -> Self {
-        let retry_after = (ended.kind == End::Quota).then_some(QUOTA_RETRY);
-        Self::Unavailable { reason: ended.reason, retry_after }
+        let Ended { kind, reason } = ended;
+        match kind {
+            End::Deferred => Self::Deferred { reason, retry_after: Some(QUOTA_RETRY) },
+            End::Quota => Self::Unavailable { reason, retry_after: Some(QUOTA_RETRY), gave_reason: true },
+            _ => Self::unavailable(reason),
+        }
     }
 }
 

@@ -41,10 +41,9 @@ pub struct Ended {
 const REFUSED_RETRY: Duration = Duration::from_secs(10);
 
 impl Ended {
-    /// For no reason that lies in what was sent. A NATS server says what it does not take, and over what it takes
-    /// no line breaks; so this is never the wordless hanging up by which brokers of MQTT refuse a message.
+    /// For no reason that lies in what was sent.
     pub fn other(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), retry_after: Some(Duration::ZERO) }
+        Self { reason: reason.into(), retry_after: None }
     }
 
     /// Something is set up in a way that has to be mended.
@@ -54,8 +53,10 @@ impl Ended {
 }
 
 impl From<Ended> for DeliverError {
+    /// A NATS server says what it does not take and never hangs up over a message, as brokers of MQTT 3.1.1 do. So every
+    /// end counts as explained, and none puts a message into quarantine.
     fn from(Ended { reason, retry_after }: Ended) -> Self {
-        Self::Unavailable { reason, retry_after }
+        Self::Unavailable { reason, retry_after, gave_reason: true }
     }
 }
 
@@ -246,9 +247,7 @@ mod tests {
 
     #[test]
     fn a_line_that_breaks_says_nothing_of_what_was_on_it() {
-        let DeliverError::Unavailable { retry_after, .. } = Ended::other("the connection broke").into() else {
-            panic!("nothing was refused");
-        };
-        assert_eq!(retry_after, Some(Duration::ZERO), "else it would count as hanging up over a message");
+        let error = Ended::other("the connection broke").into();
+        assert!(matches!(error, DeliverError::Unavailable { gave_reason: true, .. }), "{error:?}");
     }
 }

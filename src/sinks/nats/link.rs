@@ -4,7 +4,7 @@
 //! - messages go out in the order of `send`, and each is settled by an answer of its own: JetStream's
 //!   acknowledgement, or for what nobody stores the return of an echo that was sent behind it (I3, I5);
 //! - the first failure ends the link: everything unsettled fails, and nothing is sent again here;
-//! - where the stream could refuse one event and take the next, the next one waits for the first;
+//! - where the stream could refuse one event and take the next, the link asks for strict ordering;
 //! - an event that was never sent before and is answered as a repetition ends the sink: its id was
 //!   given to another event, by a data folder that is older than the stream (I6).
 
@@ -28,7 +28,7 @@ use super::message::{Message, Messages, Reply, Surety, messages};
 use super::subjects::Subjects;
 use super::tally::{Tally, Told};
 use crate::model::{Seq, ServerName, SinkName};
-use crate::port::{DeliverError, Delivery, Link};
+use crate::port::{DeliverError, Delivery, EventOrdering, Link, LinkLimits};
 
 /// How many deliveries may be under way at once.
 const DEPTH: usize = 256;
@@ -57,8 +57,6 @@ pub struct History {
     sent: Mutex<BTreeMap<ServerName, Seq>>,
     /// Why nothing may be sent any more.
     pub over: OnceLock<String>,
-    /// An event was not taken that could have been taken after the next: from then on they go one at a time.
-    pub was_not_now: AtomicBool,
     /// The login may not publish everything.
     was_denied: AtomicBool,
 }
@@ -69,7 +67,6 @@ impl History {
         Self {
             sent: Mutex::new(before),
             over: OnceLock::new(),
-            was_not_now: AtomicBool::new(false),
             was_denied: AtomicBool::new(false),
         }
     }
@@ -144,8 +141,12 @@ async fn outcome(settled: oneshot::Receiver<Verdict>) -> Verdict {
 
 #[async_trait]
 impl Link for NatsLink {
-    fn depth(&self) -> usize {
-        DEPTH
+    fn limits(&self) -> LinkLimits {
+        let ordering = match self.voice.may_refuse_one {
+            true => EventOrdering::Strict,
+            false => EventOrdering::Pipelined,
+        };
+        LinkLimits { window: DEPTH, result_bytes_max: None, ordering }
     }
 
     fn send(&mut self, delivery: Delivery) -> BoxFuture<'static, Verdict> {
@@ -170,7 +171,7 @@ impl Link for NatsLink {
             for settled in sent {
                 let one = outcome(settled?).await;
                 // A line that is over counts more than a message that is not taken.
-                if matches!((&verdict, &one), (Ok(()), Err(_)) | (_, Err(DeliverError::Unavailable { .. }))) {
+                if verdict.is_ok() || one.as_ref().is_err_and(|error| !error.is_rejected()) {
                     verdict = one;
                 }
             }
@@ -228,9 +229,6 @@ pub(super) struct Driver {
     number: u64,
     /// Waiting for JetStream, by number.
     under_way: BTreeMap<u64, Ticket>,
-    events_under_way: usize,
-    /// Events that wait until the one before is stored.
-    held: VecDeque<Job>,
     /// Waiting for an echo from behind them.
     unheard: VecDeque<(u64, Ticket)>,
     /// The number up to which the echo that is under way will have been heard.
@@ -257,8 +255,6 @@ impl Driver {
             answers,
             number: 0,
             under_way: BTreeMap::new(),
-            events_under_way: 0,
-            held: VecDeque::new(),
             unheard: VecDeque::new(),
             echo: None,
             is_mute: false,
@@ -310,10 +306,7 @@ impl Driver {
         let may_take = self.may_take();
         tokio::select! {
             biased;
-            word = self.line.word() => {
-                self.on_word(word?)?;
-                self.release().await
-            }
+            word = self.line.word() => self.on_word(word?),
             answer = self.answers.next() => match answer {
                 Some(answer) => self.on_answer(&answer).await,
                 None => Err(Ended::other("the connection broke")),
@@ -368,7 +361,7 @@ impl Driver {
                 self.voice.history.was_denied.store(true, Ordering::Relaxed);
                 let number =
                     self.under_way.iter().find(|(_, ticket)| ticket.subject == subject).map(|(number, _)| *number);
-                if let Some(ticket) = number.and_then(|number| self.take_ticket(number)) {
+                if let Some(ticket) = number.and_then(|number| self.under_way.remove(&number)) {
                     ticket.settle(Err(DeliverError::Rejected { reason }));
                 } else if let Some(at) = self.unheard.iter().position(|(_, ticket)| ticket.subject == subject)
                     && let Some((_, ticket)) = self.unheard.remove(at)
@@ -391,7 +384,7 @@ impl Driver {
             self.echo = None;
             return self.echo_if_due().await;
         }
-        let Some(ticket) = token.parse().ok().and_then(|number| self.take_ticket(number)) else { return Ok(()) };
+        let Some(ticket) = token.parse().ok().and_then(|number: u64| self.under_way.remove(&number)) else { return Ok(()) };
         let has_no_responder = answer.status == Some(StatusCode::NO_RESPONDERS);
         match read_answer(has_no_responder, &answer.payload) {
             Answer::Stored { is_duplicate: true } if ticket.is_first && ticket.is_event => {
@@ -402,17 +395,17 @@ impl Driver {
             Answer::Stored { .. } => ticket.settle(Ok(())),
             Answer::Refused(reason) => ticket.settle(Err(DeliverError::Rejected { reason })),
             Answer::NotNow(reason) => {
-                if ticket.is_event {
-                    self.voice.history.was_not_now.store(true, Ordering::Relaxed);
-                }
                 let reason = format!("{} is not taken: {reason}", ticket.subject);
-                let ended = Ended { reason, retry_after: Some(NOT_NOW_RETRY) };
-                ticket.settle(Err(ended.clone().into()));
+                let ended = Ended { reason: reason.clone(), retry_after: Some(NOT_NOW_RETRY) };
+                let error = match ticket.is_event {
+                    true => DeliverError::Deferred { reason, retry_after: Some(NOT_NOW_RETRY) },
+                    false => ended.clone().into(),
+                };
+                ticket.settle(Err(error));
                 self.end_soon(ended);
-                return Ok(());
             }
         }
-        self.release().await
+        Ok(())
     }
 
     fn ids_are_taken(&self, subject: &str) -> String {
@@ -432,12 +425,6 @@ impl Driver {
         self.ending.get_or_insert_with(|| (ended, Instant::now() + LAST_ANSWERS_WITHIN));
     }
 
-    fn take_ticket(&mut self, number: u64) -> Option<Ticket> {
-        let ticket = self.under_way.remove(&number)?;
-        self.events_under_way -= usize::from(ticket.is_event);
-        Some(ticket)
-    }
-
     fn heard_up_to(&mut self, number: u64) {
         while self.unheard.front().is_some_and(|(of, _)| *of <= number) {
             if let Some((_, ticket)) = self.unheard.pop_front() {
@@ -449,30 +436,15 @@ impl Driver {
     async fn take(&mut self, job: Job) -> Result<(), Ended> {
         let mut next = Some(job);
         while let Some(job) = next {
-            let waits = self.voice.may_refuse_one && is_stored_event(&job.message);
-            match waits && (self.events_under_way > 0 || !self.held.is_empty()) {
-                true => self.held.push_back(job),
-                false => self.publish(job).await?,
-            }
+            self.publish(job).await?;
             next = if self.may_take() { self.jobs.try_recv().ok() } else { None };
         }
         self.echo_if_due().await
     }
 
-    /// Sends what waited for the event before it.
-    async fn release(&mut self) -> Result<(), Ended> {
-        while self.ending.is_none()
-            && self.events_under_way == 0
-            && let Some(job) = self.held.pop_front()
-        {
-            self.publish(job).await?;
-        }
-        Ok(())
-    }
-
     async fn publish(&mut self, job: Job) -> Result<(), Ended> {
         let Job { message, settle } = job;
-        let is_event = is_stored_event(&message);
+        let is_event = message.entry.is_some() && message.surety == Surety::Stored;
         let Message { subject, headers, body, surety, entry } = message;
         self.number += 1;
         let number = self.number;
@@ -480,7 +452,6 @@ impl Driver {
         let ticket = Ticket { subject: subject.clone(), settle, is_event, is_first, since: Instant::now() };
         let reply = match surety {
             Surety::Stored => {
-                self.events_under_way += usize::from(is_event);
                 self.under_way.insert(number, ticket);
                 Some(format!("{}.{number}", self.inbox))
             }
@@ -542,14 +513,10 @@ impl Driver {
             ticket.settle(Err(error.clone()));
         }
         let waiting = std::iter::from_fn(|| self.jobs.try_recv().ok());
-        for Job { settle, .. } in self.held.drain(..).chain(waiting) {
+        for Job { settle, .. } in waiting {
             settle.send(Err(error.clone())).ok();
         }
     }
-}
-
-fn is_stored_event(message: &Message) -> bool {
-    message.entry.is_some() && message.surety == Surety::Stored
 }
 
 impl Drop for Driver {

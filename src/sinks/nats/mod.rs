@@ -19,7 +19,6 @@ pub mod subjects;
 mod tally;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -174,7 +173,7 @@ impl NatsSink {
             instance: settings.instance.clone(),
             subjects: subjects.clone(),
             is_stored: settings.jetstream,
-            may_refuse_one: found.may_refuse_one || self.history.was_not_now.load(Ordering::Relaxed),
+            may_refuse_one: found.may_refuse_one,
             has_others: self.system.has_others(),
             history: Arc::clone(&self.history),
             tally: Arc::clone(&self.system.tally),
@@ -214,14 +213,6 @@ impl Sink for NatsSink {
             }
         }
         Ok(found)
-    }
-
-    fn is_careful(&self) -> bool {
-        self.history.was_not_now.load(Ordering::Relaxed)
-    }
-
-    fn be_careful(&self) {
-        self.history.was_not_now.store(true, Ordering::Relaxed);
     }
 
     fn notes(&self) -> Vec<String> {

@@ -9,10 +9,10 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
 use super::{Line, Post};
-use crate::port::{Connected, DeliverError, Delivery, Link};
+use crate::port::{Connected, DeliverError, Delivery, EventOrdering, Link, LinkLimits};
 
 /// More than one delivery at a time would not keep its place if the first one fails.
-const DEPTH: usize = 1;
+const WINDOW: usize = 1;
 /// An update and what follows it are handed over together.
 const QUEUE_MAX: usize = 16;
 
@@ -38,7 +38,7 @@ async fn drive(line: Arc<Line>, mut queue: mpsc::Receiver<Job>) -> DeliverError 
             Some(post) => line.send(post).await,
             None => Ok(()),
         };
-        let failure = result.as_ref().err().filter(|error| matches!(error, DeliverError::Unavailable { .. })).cloned();
+        let failure = result.as_ref().err().filter(|error| !error.is_rejected()).cloned();
         if done.send(result).is_err() {
             debug!(sink = %line.name, "nobody waits for what became of an event");
         }
@@ -60,8 +60,8 @@ fn over() -> DeliverError {
 
 #[async_trait]
 impl Link for WebhookLink {
-    fn depth(&self) -> usize {
-        DEPTH
+    fn limits(&self) -> LinkLimits {
+        LinkLimits { window: WINDOW, result_bytes_max: None, ordering: EventOrdering::Pipelined }
     }
 
     fn send(&mut self, delivery: Delivery) -> BoxFuture<'static, Result<(), DeliverError>> {

@@ -117,7 +117,9 @@ impl Endpoint {
     pub async fn outbox(&self, line: &SinkName, id: &str, event: Bytes) -> Result<(), DeliverError> {
         match self.attempt(line, id, &event).await {
             Verdict::Taken => Ok(()),
-            Verdict::NotNow { reason, wait } => Err(DeliverError::Unavailable { reason, retry_after: wait }),
+            Verdict::NotNow { reason, wait } => {
+                Err(DeliverError::Unavailable { reason, retry_after: wait, gave_reason: true })
+            }
             Verdict::NotThis { reason } | Verdict::Never { reason } | Verdict::Gone { reason } => {
                 Err(DeliverError::Rejected { reason })
             }
@@ -297,7 +299,7 @@ impl Line {
         }
         state.owed = Some(post);
         let retry_after = Some(patience::wait(state.failures, rand::random(), wait));
-        Err(DeliverError::Unavailable { reason, retry_after })
+        Err(DeliverError::Unavailable { reason, retry_after, gave_reason: true })
     }
 
     fn switch_off(&self, reason: &str) {
@@ -317,7 +319,7 @@ impl Line {
         let Some(post) = owed else { return Ok(()) };
         let id = post.id.clone();
         match self.attempt(post).await {
-            Err(failure @ DeliverError::Unavailable { .. }) => Err(failure),
+            Err(failure) if !failure.is_rejected() => Err(failure),
             settled => {
                 self.state().settled = Some((id, settled));
                 Ok(())
