@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use bytes::Bytes;
 use dtorrent::model::{InfoHash, Kind, Seq, ServerName, SinkName};
-use dtorrent::port::{CommandAddress, CommandSource, Connected, DeliverError, Delivery, EventOrdering, Incoming, Link, LinkLimits, Sink};
+use dtorrent::port::{
+    CommandAddress, CommandSource, Connected, DeliverError, Delivery, EventOrdering, Incoming, Link, LinkLimits, Sink,
+};
 use dtorrent::sinks::mqtt::Prefix;
 use dtorrent::sinks::mqtt::topics::Topics;
 use futures_util::future::BoxFuture;

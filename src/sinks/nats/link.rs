@@ -64,11 +64,7 @@ pub struct History {
 impl History {
     /// `before`: the newest entry of each server when this run began.
     pub fn new(before: BTreeMap<ServerName, Seq>) -> Self {
-        Self {
-            sent: Mutex::new(before),
-            over: OnceLock::new(),
-            was_denied: AtomicBool::new(false),
-        }
+        Self { sent: Mutex::new(before), over: OnceLock::new(), was_denied: AtomicBool::new(false) }
     }
 
     /// Notes that an entry is sent; whether that is for the first time ever.
@@ -384,7 +380,9 @@ impl Driver {
             self.echo = None;
             return self.echo_if_due().await;
         }
-        let Some(ticket) = token.parse().ok().and_then(|number: u64| self.under_way.remove(&number)) else { return Ok(()) };
+        let Some(ticket) = token.parse().ok().and_then(|number: u64| self.under_way.remove(&number)) else {
+            return Ok(());
+        };
         let has_no_responder = answer.status == Some(StatusCode::NO_RESPONDERS);
         match read_answer(has_no_responder, &answer.payload) {
             Answer::Stored { is_duplicate: true } if ticket.is_first && ticket.is_event => {
