@@ -19,13 +19,13 @@ demo: ## a broker, two rTorrents and the bridge, on this machine, for a while
 test: peers ## format, lints, every test with the real programs
 	@cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
 	@cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
-	cargo fmt --check
-	cargo clippy --locked --all-targets --all-features -- -D warnings
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 	if cargo nextest --version >/dev/null 2>&1; then \
-	    DTORRENT_LIVE=required cargo nextest run --locked --all-features; \
-	    cargo test --locked --all-features --doc; \
+	    DTORRENT_LIVE=required cargo nextest run --locked --workspace --all-features; \
+	    cargo test --locked --workspace --all-features --doc; \
 	else \
-	    DTORRENT_LIVE=required cargo test --locked --all-features -- --test-threads=4; \
+	    DTORRENT_LIVE=required cargo test --locked --workspace --all-features -- --test-threads=4; \
 	fi
 
 features: ## the library with as little of it as anybody may want

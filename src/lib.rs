@@ -105,7 +105,7 @@ pub mod clients;
 pub mod commands;
 #[cfg(feature = "bridge")]
 pub mod config;
-#[cfg(feature = "bridge")]
+#[cfg(feature = "cli")]
 pub mod demo;
 pub mod diff;
 #[cfg(feature = "http")]

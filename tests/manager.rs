@@ -13,7 +13,7 @@ use dtorrent::model::{Cause, Change, ErrorCode, Event, InfoHash, Kind, ServerNam
 use dtorrent::port::SystemClock;
 use serde_json::json;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn hash(n: u8) -> InfoHash {
     InfoHash::V1([n; 20])
@@ -39,7 +39,7 @@ fn builder(simulator: &Simulator) -> Builder {
 }
 
 async fn next(events: &mut Events) -> Event {
-    let next = tokio::time::timeout(PATIENCE, events.next()).await.expect("an event in time");
+    let next = tokio::time::timeout(TIMEOUT, events.next()).await.expect("an event in time");
     next.expect("the stream goes on").expect("nothing is missed")
 }
 
@@ -53,7 +53,7 @@ async fn until(events: &mut Events, kind: Kind) -> Event {
 }
 
 async fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + TIMEOUT;
     while !condition() {
         assert!(tokio::time::Instant::now() < deadline, "waited in vain: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -197,7 +197,7 @@ async fn who_reads_too_late_is_told_how_much_is_gone() {
         manager.resume(hash(1)).await.unwrap();
     }
     let mut reader = manager.events();
-    let missed = tokio::time::timeout(PATIENCE, slow.next()).await.unwrap().unwrap().unwrap_err();
+    let missed = tokio::time::timeout(TIMEOUT, slow.next()).await.unwrap().unwrap().unwrap_err();
     assert!(missed.events > 10, "{missed}");
     let first = next(&mut slow).await;
     assert_eq!(first.seq.unwrap().0, missed.events + 1, "it goes on where the journal begins");
@@ -210,7 +210,7 @@ async fn numbers_that_flow_are_told_as_one_change_to_who_was_away() {
     let manager = builder(&client).build().await.unwrap();
     let mut events = manager.events();
     until(&mut events, Kind::SnapshotDone).await;
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + TIMEOUT;
     for (bytes, total) in [(100, 100), (200, 300)] {
         client.change(|world| world.receive(&hash(1), bytes, 100));
         while manager.get_all().await.unwrap()[0].downloaded != total {

@@ -14,10 +14,10 @@ mod harness;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use dtorrent::demo::content::Content;
-use dtorrent::demo::mosquitto::{self, Mosquitto};
-use dtorrent::demo::rtorrent::Argument;
-use dtorrent::model::InfoHash;
+use dtorrent_peers::InfoHash;
+use dtorrent_peers::content::Content;
+use dtorrent_peers::mosquitto::{self, Mosquitto};
+use dtorrent_peers::rtorrent::Argument;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
@@ -130,7 +130,7 @@ impl Soak {
             14 => self.label().await,
             15 | 16 => {
                 self.done.kills += 1;
-                self.world.bridge().start_again(); // kills it first
+                self.world.bridge().restart(); // kills it first
             }
             17 if !self.is_away => {
                 self.done.broker_kills += 1;
@@ -138,7 +138,7 @@ impl Soak {
                 self.is_away = true;
             }
             18 if self.is_away => {
-                self.forgetful.start_again().await.unwrap();
+                self.forgetful.restart().await.unwrap();
                 self.is_away = false;
             }
             _ => {
@@ -192,7 +192,7 @@ impl Soak {
     /// Lets everything come to rest and prints the account; `true` if nothing is wrong.
     async fn end(mut self) -> bool {
         if self.is_away {
-            self.forgetful.start_again().await.unwrap();
+            self.forgetful.restart().await.unwrap();
         }
         let wanted: BTreeSet<String> = self.alive.iter().map(InfoHash::to_string).collect();
         let gone: BTreeSet<String> = self.gone.iter().map(InfoHash::to_string).collect();

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use bytes::Bytes;
-use dtorrent::demo::mosquitto::{self, Mosquitto};
 use dtorrent::live_state::{LiveServer, LiveState, PollReport};
 use dtorrent::model::{
     Cause, ChangeSet, Changes, DiffState, InfoHash, Kind, NewEvent, Rev, Seq, ServerName, ServerStats, SinkName,
@@ -24,6 +23,7 @@ use dtorrent::port::{Delivery, Journal as _, Sink, SinkProgress, SinkStore as _,
 use dtorrent::sinks::mqtt::topics::Topics;
 use dtorrent::sinks::mqtt::{BrokerUrl, MqttSink, Prefix, Settings, Version};
 use dtorrent::store::{Options, SqliteStore};
+use dtorrent_peers::mosquitto::{self, Mosquitto};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::{AsyncClient, Event, Incoming, MqttOptions};
 use tokio_util::sync::CancellationToken;

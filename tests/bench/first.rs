@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
-use dtorrent::demo::mosquitto::{self, Mosquitto};
+use dtorrent_peers::mosquitto::{self, Mosquitto};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::{AsyncClient, Event, EventLoop, Incoming, MqttOptions};
 
 use crate::drain::publish;
 use crate::listing::COLUMNS;
-use crate::programs::{Bridge, Config, PATIENCE};
+use crate::programs::{Bridge, Config, TIMEOUT};
 use crate::stage::{Stage, listing_request, programs, raw_exchange};
 use crate::table::{Line, Measured, median, millis, short};
 
@@ -121,7 +121,7 @@ impl Listener {
             }
             anyhow::Ok(())
         };
-        tokio::time::timeout(PATIENCE, all).await.context("not all torrents are told")??;
+        tokio::time::timeout(TIMEOUT, all).await.context("not all torrents are told")??;
         ensure!(added == torrents, "{added} torrents were told");
         Ok((Instant::now(), messages))
     }

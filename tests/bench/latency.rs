@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use dtorrent::clients::rtorrent::calls::{Answers, Cell, Fault};
 use dtorrent::clients::rtorrent::xmlrpc;
-use dtorrent::demo::mosquitto::{self, Mosquitto};
+use dtorrent_peers::mosquitto::{self, Mosquitto};
 use rumqttc::v5::mqttbytes::QoS;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::first::Listener;
 use crate::listing::COLUMNS;
-use crate::programs::{Bridge, Config, PATIENCE};
+use crate::programs::{Bridge, Config, TIMEOUT};
 use crate::stage::{Stage, listing_request, programs, raw_exchange};
 use crate::table::{Line, Measured, millis};
 
@@ -104,7 +104,7 @@ async fn samples(stage: &Stage, broker: &Mosquitto, config: &Config, with_loop: 
         };
         changes.iter().map(delay).collect()
     };
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let samples = loop {
         let bare = if with_loop { of(&looked) } else { Some(Vec::new()) };
         if let (Some(bridge), Some(bare)) = (of(&heard), bare) {
@@ -193,7 +193,7 @@ async fn broker_alone(broker: &Mosquitto) -> anyhow::Result<Vec<Duration>> {
     for _ in 0..200 {
         let began = Instant::now();
         client.publish("bare", QoS::AtLeastOnce, false, vec![b'x'; 900]).await?;
-        tokio::time::timeout(PATIENCE, listener.next()).await.context("the broker passes nothing on")??;
+        tokio::time::timeout(TIMEOUT, listener.next()).await.context("the broker passes nothing on")??;
         times.push(began.elapsed());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

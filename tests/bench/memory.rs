@@ -1,6 +1,6 @@
 //! How much memory a bridge takes that has told everything and goes on looking.
 
-use dtorrent::demo::mosquitto::{self, Mosquitto};
+use dtorrent_peers::mosquitto::{self, Mosquitto};
 
 use crate::peer::Peer;
 use crate::programs::{Bridge, Config, memory};

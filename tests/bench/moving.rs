@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use dtorrent::demo::mosquitto::{self, Mosquitto};
+use dtorrent_peers::mosquitto::{self, Mosquitto};
 
 use crate::first;
 use crate::listing::COLUMNS;

@@ -14,13 +14,13 @@ use anyhow::{Context as _, ensure};
 use async_nats::jetstream::{self, consumer::DeliverPolicy, consumer::pull::OrderedConfig};
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
-use dtorrent::demo::mosquitto::{self, Mosquitto};
-use dtorrent::demo::process::{PATIENCE, Process, find, free_port};
 use dtorrent::model::{Kind, Rev, Seq, ServerName, SinkName};
 use dtorrent::port::{Delivery, Journal as _, Sink as _, SinkProgress, SinkStore as _, SystemClock};
 use dtorrent::sinks::nats::subjects::Subjects;
 use dtorrent::sinks::nats::{Login, NatsSink, Prefix, ServerUrl, Settings};
 use dtorrent::store::{Options, SqliteStore};
+use dtorrent_peers::mosquitto::{self, Mosquitto};
+use dtorrent_peers::process::{Process, TIMEOUT, find, free_port};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpStream;
@@ -93,7 +93,7 @@ async fn pauses(folder: &Path, server: &Server) -> anyhow::Result<Line> {
         client.request("$JS.API.INFO", Bytes::new()).await?;
         bare.push(began.elapsed());
         let began = Instant::now();
-        let request = async_nats::Request::new().timeout(Some(PATIENCE));
+        let request = async_nats::Request::new().timeout(Some(TIMEOUT));
         let reply = client.send_request(format!("dtorrent.home.torrent.{hash}.command.pause"), request).await?;
         took.push(began.elapsed());
         let result: serde_json::Value = serde_json::from_slice(&reply.payload)?;
@@ -247,7 +247,7 @@ async fn read_ids(client: Client) -> anyhow::Result<Vec<String>> {
     let mut messages = stream.create_consumer(config).await?.messages().await?;
     let mut ids = Vec::with_capacity(count);
     while ids.len() < count {
-        let message = tokio::time::timeout(PATIENCE, messages.next()).await?.context("the stream ended")??;
+        let message = tokio::time::timeout(TIMEOUT, messages.next()).await?.context("the stream ended")??;
         let id = message.headers.as_ref().and_then(|headers| headers.get("Nats-Msg-Id")).context("an id")?;
         ids.push(id.to_string());
     }
@@ -308,6 +308,6 @@ fn current() -> Option<PathBuf> {
 
 async fn launch(program: &Path, config: &Path, log: &Path, port: u16) -> anyhow::Result<Process> {
     let mut process = Process::start(program, &["-c", &config.to_string_lossy()], log)?;
-    process.ready(async || TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await?;
+    process.wait_until_ready(async || TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await?;
     Ok(process)
 }

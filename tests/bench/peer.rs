@@ -41,7 +41,7 @@ impl Peer {
         let listener = UnixListener::bind(socket).with_context(|| format!("listen on {}", socket.display()))?;
         let heard = Arc::<Mutex<Heard>>::default();
         let (is_hanging, is_over) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
-        let mut buffer = ChangeBuffer { count, heard: Arc::clone(&heard), answers: VecDeque::new() };
+        let mut responder = Responder { count, heard: Arc::clone(&heard), answers: VecDeque::new() };
         let (hanging, over) = (Arc::clone(&is_hanging), Arc::clone(&is_over));
         let thread = std::thread::spawn(move || {
             let mut unanswered = Vec::new();
@@ -54,7 +54,7 @@ impl Peer {
                     unanswered.push(stream);
                 } else {
                     // Whoever asked may be gone.
-                    let _is_served = buffer.serve(stream).is_ok();
+                    let _is_served = responder.serve(stream).is_ok();
                 }
             }
         });
@@ -86,7 +86,7 @@ impl Drop for Peer {
     }
 }
 
-struct ChangeBuffer {
+struct Responder {
     count: usize,
     heard: Arc<Mutex<Heard>>,
     answers: VecDeque<(Vec<u8>, Arc<String>)>,
@@ -98,7 +98,7 @@ struct Call {
     arguments: Vec<String>,
 }
 
-impl ChangeBuffer {
+impl Responder {
     fn serve(&mut self, mut stream: UnixStream) -> anyhow::Result<()> {
         let request = read_request(&mut stream)?;
         let answer = match self.answers.iter().find(|(known, _)| *known == request) {

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use dtorrent::demo::process::{Process, free_port};
+use dtorrent_peers::process::{Process, free_port};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 /// Far more than anything here takes.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The real binary, optimised as this bench is, with a configuration file of ours.
 pub struct Bridge {
@@ -108,14 +108,14 @@ impl Bridge {
         what: &str,
         mut is_so: impl AsyncFnMut(&Self) -> anyhow::Result<bool>,
     ) -> anyhow::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let last = match is_so(self).await {
                 Ok(true) => return Ok(()),
                 Ok(false) => "not so yet".to_owned(),
                 Err(error) => format!("{error:#}"),
             };
-            if self.process.ended()?.is_some() {
+            if self.process.exit_status()?.is_some() {
                 bail!("the bridge has ended; it said:\n{}", self.process.output());
             }
             ensure!(

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use dtorrent::demo::mosquitto::{self, Mosquitto};
+use dtorrent_peers::mosquitto::{self, Mosquitto};
 
 use crate::peer::Peer;
 use crate::programs::{Bridge, Config, cpu};

@@ -4,13 +4,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use dtorrent::demo::process::find;
-use dtorrent::demo::rtorrent::{Address, Argument, Options, Rpc, Rtorrent};
-use dtorrent::model::{InfoHash, Metainfo, MetainfoBuilder};
+use dtorrent::model::MetainfoBuilder;
+use dtorrent_peers::InfoHash;
+use dtorrent_peers::process::find;
+use dtorrent_peers::rtorrent::{Address, Argument, Options, Rpc, Rtorrent};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
-use crate::programs::PATIENCE;
+use crate::programs::TIMEOUT;
 
 const PIECE_BYTES: u32 = 32 * 1024;
 /// So much of each moving torrent that none is finished while it is looked at.
@@ -68,7 +69,7 @@ impl Stage {
             self.home.act(*hash, "d.close", &[]).await?;
         }
         // A rate is what moved in the last half minute or so, also of what is stopped.
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let receiving = self.receiving().await?;
             if receiving == 0 {
@@ -98,7 +99,7 @@ async fn load_resting(home: &Rtorrent, count: usize) -> anyhow::Result<()> {
             .call("load.raw_start", &[Argument::Text(""), Argument::Bytes(&torrent), Argument::Text(&label)])
             .await?;
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let arguments = ["", "main", "d.complete="].map(Argument::Text);
         let complete = home.rpc.call("d.multicall2", &arguments).await?;
@@ -123,12 +124,12 @@ async fn feed(feeder: &Rtorrent, home: &Rtorrent, count: usize) -> anyhow::Resul
         for rtorrent in [feeder, home] {
             rtorrent.rpc.call("load.raw_start", &[Argument::Text(""), Argument::Bytes(&torrent)]).await?;
         }
-        hashes.push(Metainfo::parse(&torrent)?.client_hash());
+        hashes.push(InfoHash::of_torrent(&torrent)?);
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     for hash in &hashes {
-        feeder.shows(*hash, "d.complete", "1").await?;
-        home.shows(*hash, "d.is_active", "1").await?;
+        feeder.wait_for(*hash, "d.complete", "1").await?;
+        home.wait_for(*hash, "d.is_active", "1").await?;
         home.add_peer(*hash, feeder.port).await?;
     }
     loop {

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use base64::Engine as _;
-use dtorrent::demo::content::Content;
 use dtorrent::model::MetainfoBuilder;
+use dtorrent_peers::content::Content;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;

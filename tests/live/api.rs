@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use dtorrent::demo::content::Content;
-use dtorrent::demo::process::free_port;
-use dtorrent::demo::rtorrent::{self, Rtorrent};
-use dtorrent::model::InfoHash;
+use dtorrent_peers::InfoHash;
+use dtorrent_peers::content::Content;
+use dtorrent_peers::process::free_port;
+use dtorrent_peers::rtorrent::{self, Rtorrent};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -31,7 +31,7 @@ impl Site {
         let content = Content::file(NAME, 50_000, 1);
         content.write_to(&world.home.downloads).unwrap();
         let hash = world.home.load(&content.torrent, true).await.unwrap();
-        world.home.shows(hash, "d.complete", "1").await.unwrap();
+        world.home.wait_for(hash, "d.complete", "1").await.unwrap();
         let mut site = Self { world, port, hash };
         site.start_without_broker(rtorrents).await;
         site
@@ -224,7 +224,7 @@ async fn a_listener_goes_on_where_it_was_after_the_bridge_was_killed() {
     attic.load(&content.torrent, true).await.unwrap();
     let added = first.event("attic", "added").await;
 
-    site.world.bridge().start_again();
+    site.world.bridge().restart();
     get_until(port, "/readyz", |ready| ready["ready"] == true).await;
     assert!(first.next().await.is_none_or(|event| !event.data.is_null()), "the old one is over, or had more");
     let answer = site.post("home/commands/stop", &[], json!({"hashes": [hash]})).await;

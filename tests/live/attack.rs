@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
-use dtorrent::demo::content::Content;
-use dtorrent::model::InfoHash;
+use dtorrent_peers::InfoHash;
+use dtorrent_peers::content::Content;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event, MqttOptions};
@@ -32,7 +32,7 @@ async fn target() -> (World, [Content; 2]) {
     for content in &contents {
         content.write_to(&world.home.downloads).unwrap();
         world.home.load(&content.torrent, true).await.unwrap();
-        world.home.shows(content.hash, "d.complete", "1").await.unwrap();
+        world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
     }
     std::fs::create_dir(world.folder.join("outside")).unwrap();
     std::fs::write(world.folder.join("outside/secret"), b"secret").unwrap();
@@ -247,7 +247,7 @@ async fn whatever_a_body_says_it_is_answered_and_nothing_else_happens() {
     let results = world.heard.since(mark).iter().filter(|message| is_result(message)).count();
     assert_eq!(results, sent + 1, "each has one answer");
     assert_unharmed(&world, &contents, &before, &marker).await;
-    assert!(world.bridge().process().ended().unwrap().is_none(), "the bridge lives");
+    assert!(world.bridge().process().exit_status().unwrap().is_none(), "the bridge lives");
     world.heard.assert_gap_free("home");
 }
 
@@ -418,7 +418,7 @@ async fn a_flood_of_commands_is_answered_one_by_one_and_others_are_served() {
     for content in &contents {
         content.write_to(&world.home.downloads).unwrap();
         world.home.load(&content.torrent, true).await.unwrap();
-        world.home.shows(content.hash, "d.complete", "1").await.unwrap();
+        world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
     }
     world.start_bridge().await;
     let mark = world.heard.mark();

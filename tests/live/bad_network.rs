@@ -1,7 +1,7 @@
 //! Connections that break at any time: nothing is lost, nothing is believed by halves.
 
-use dtorrent::demo::content::Content;
-use dtorrent::demo::rtorrent::{Address, Listen, Options};
+use dtorrent_peers::content::Content;
+use dtorrent_peers::rtorrent::{Address, Listen, Options};
 use serde_json::json;
 
 use crate::harness::proxy::Proxy;

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use dtorrent::demo::content::Content;
-use dtorrent::demo::rtorrent::{Options, Rtorrent};
-use dtorrent::model::{InfoHash, MetainfoBuilder};
+use dtorrent::model::MetainfoBuilder;
+use dtorrent_peers::InfoHash;
+use dtorrent_peers::content::Content;
+use dtorrent_peers::rtorrent::{Options, Rtorrent};
 use rumqttc::v5::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
 
@@ -22,8 +23,8 @@ async fn seeding(count: u64) -> (World, Vec<InfoHash>) {
         hashes.push(world.home.load(&content.torrent, true).await.unwrap());
     }
     for hash in &hashes {
-        world.home.shows(*hash, "d.complete", "1").await.unwrap();
-        world.home.shows(*hash, "d.is_active", "1").await.unwrap();
+        world.home.wait_for(*hash, "d.complete", "1").await.unwrap();
+        world.home.wait_for(*hash, "d.is_active", "1").await.unwrap();
     }
     world.start_bridge().await;
     (world, hashes)
@@ -79,7 +80,7 @@ async fn each_verb_is_ok_only_when_rtorrent_shows_it() {
     }
     // `ok` says that it is being checked; that may take a while.
     for (column, value) in [("d.hashing", "0"), ("d.complete", "1"), ("d.is_active", "1")] {
-        world.home.shows(hash, column, value).await.unwrap();
+        world.home.wait_for(hash, column, value).await.unwrap();
     }
     let finished = world.heard.events("home").iter().any(|event| event["event_type"] == "finished");
     assert!(!finished, "a re-check of a complete torrent is no `finished`");
@@ -284,7 +285,7 @@ async fn the_same_id_is_executed_once_and_answered_the_same_again() {
 
     // Nor by the next bridge.
     world.bridge().stop().await;
-    world.bridge().start_again();
+    world.bridge().restart();
     world.heard.send(Command::new(&pause, r#"{"id": "once"}"#)).await;
     answers(&world, "once", 3).await;
     assert_eq!(world.heard.results("once"), [first.clone(), first.clone(), first]);
@@ -308,7 +309,7 @@ async fn a_retained_command_is_refused_live_and_from_the_store() {
     // One that lies at the broker when the bridge comes.
     world.bridge().stop().await;
     world.heard.send(retained(r#"{"id": "stored"}"#)).await;
-    world.bridge().start_again();
+    world.bridge().restart();
     let result = world.heard.result("stored").await;
     assert_eq!((&result["status"], &result["error"]["code"]), (&json!("refused"), &json!("retained")), "{result}");
     assert_eq!(world.home.get(hashes[0], "d.is_active").await.unwrap(), "1");
@@ -323,7 +324,7 @@ async fn a_command_that_comes_while_the_bridge_is_down_is_done_when_it_is_back()
     let topic = format!("dtorrent/home/torrent/{}/command/stop", hashes[0]);
     world.bridge().process().kill().unwrap();
     world.heard.send(Command::new(&topic, r#"{"id": "waiting"}"#)).await;
-    world.bridge().start_again();
+    world.bridge().restart();
     let result = world.heard.result("waiting").await;
     assert_eq!(result["status"], "ok", "{result}");
     assert_eq!(world.home.get(hashes[0], "d.state").await.unwrap(), "0");
@@ -385,7 +386,7 @@ async fn a_command_that_waited_at_the_broker_longer_than_its_time_is_not_carried
     let lock = std::fs::File::options().write(true).open(world.data_dir().join("dtorrent.lock")).unwrap();
     let stopped = lock.metadata().unwrap().modified().unwrap();
     lock.set_modified(stopped - Duration::from_secs(2 * 60 * 60)).unwrap();
-    world.bridge().start_again();
+    world.bridge().restart();
     assert_eq!(world.heard.result("late").await["status"], "expired");
     assert_eq!(world.heard.result("patient").await["status"], "ok");
     assert_eq!(world.home.get(hash, "d.custom1").await.unwrap(), "patient");
@@ -401,7 +402,7 @@ async fn an_announce_is_ok_when_the_tracker_is_asked() {
     let torrent = MetainfoBuilder::single("announced", 16_384).tracker(url).content(&[7; 40_000]).build();
     let mut world = World::new(Setup::default()).await;
     let hash = world.home.load(&torrent, true).await.unwrap();
-    world.home.shows(hash, "d.is_active", "1").await.unwrap();
+    world.home.wait_for(hash, "d.is_active", "1").await.unwrap();
     let asked = async || drop(tokio::time::timeout(Duration::from_secs(20), tracker.accept()).await.unwrap().unwrap());
     asked().await; // when it was started
     world.start_bridge().await;
@@ -457,7 +458,7 @@ async fn a_command_to_ten_thousand_torrents_has_one_result_in_parts() {
     let strangers = (0..9_998_u32).map(|number| {
         let mut bytes = [7; 20];
         bytes[..4].copy_from_slice(&number.to_be_bytes());
-        InfoHash::V1(bytes)
+        InfoHash::from(bytes)
     });
     let all: Vec<InfoHash> = hashes.iter().copied().chain(strangers).collect();
     let topic = "dtorrent/home/command/label";

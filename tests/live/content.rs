@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use base64::Engine as _;
-use dtorrent::demo::content::Content;
-use dtorrent::model::{InfoHash, MetainfoBuilder};
+use dtorrent::model::MetainfoBuilder;
+use dtorrent_peers::InfoHash;
+use dtorrent_peers::content::Content;
 use serde_json::{Value, json};
 
 use crate::harness::recorder::Message;
@@ -23,8 +24,8 @@ async fn seeding(setup: Setup, contents: &[&Content]) -> World {
     for content in contents {
         content.write_to(&world.home.downloads).unwrap();
         world.home.load(&content.torrent, true).await.unwrap();
-        world.home.shows(content.hash, "d.complete", "1").await.unwrap();
-        world.home.shows(content.hash, "d.is_active", "1").await.unwrap();
+        world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
+        world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
     }
     world.start_bridge().await;
     world
@@ -155,11 +156,11 @@ async fn a_delete_that_is_killed_half_way_is_finished_by_the_next_bridge() {
     let downloads = world.home.downloads.clone();
     world
         .home
-        .until("the first file to go", async || Ok(contents.iter().any(|c| !is_there(&downloads.join(&c.name)))))
+        .wait_until("the first file to go", async || Ok(contents.iter().any(|c| !is_there(&downloads.join(&c.name)))))
         .await
         .unwrap();
     world.bridge().process().kill().unwrap();
-    world.bridge().start_again();
+    world.bridge().restart();
     let result = world.heard.result("half").await;
     assert_eq!((&result["status"], result["results"].as_array().unwrap().len()), (&json!("ok"), 30), "{result}");
     assert!(world.home.hashes().await.unwrap().is_empty());
@@ -190,7 +191,7 @@ async fn what_is_there_already_is_checked_and_found_complete() {
         // One that does not run reads it once more.
         assert!(!start || added["torrent"]["finished"] == true, "{added}");
         let active = if start { "1" } else { "0" };
-        world.home.shows(content.hash, "d.is_active", active).await.unwrap();
+        world.home.wait_for(content.hash, "d.is_active", active).await.unwrap();
     }
     let events = world.heard.assert_gap_free("home");
     assert!(events.iter().all(|event| event["event_type"] != "finished"), "it was added complete");
@@ -253,7 +254,7 @@ async fn a_large_torrent_is_fetched_by_rtorrent_from_the_bridge() {
     });
     let torrent = builder.build();
     assert!(torrent.len() > 2 << 20, "{}", torrent.len());
-    let hash = dtorrent::model::Metainfo::parse(&torrent).unwrap().client_hash();
+    let hash = InfoHash::of_torrent(&torrent).unwrap();
     let body = json!({"torrent": base64(&torrent), "start": false, "label": "large"});
     let result = world.heard.command("home/command/add", body).await;
     assert_eq!(result["status"], "ok", "{result}");

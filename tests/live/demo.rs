@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use dtorrent::demo::process::{PATIENCE, Process};
+use dtorrent_peers::process::{Process, TIMEOUT};
 use tokio::time::{Duration, Instant};
 
 use crate::harness::can_run;
@@ -12,13 +12,15 @@ async fn running(folder: &Path, log: &Path) -> Process {
     let program = Path::new(env!("CARGO_BIN_EXE_dtorrent"));
     let environment = [("TMPDIR", &*folder.to_string_lossy())];
     let mut demo = Process::start_with(program, &["demo"], &environment, log).unwrap();
-    demo.ready(async || std::fs::read_to_string(log).unwrap_or_default().contains("leecher finished")).await.unwrap();
+    demo.wait_until_ready(async || std::fs::read_to_string(log).unwrap_or_default().contains("leecher finished"))
+        .await
+        .unwrap();
     demo
 }
 
 /// Waits until there is nothing in `folder`.
 async fn emptied(folder: &Path) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let left: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
         if left.is_empty() {
@@ -48,7 +50,7 @@ async fn the_demo_shows_events_and_ends_on_ctrl_c_without_a_trace() {
     assert!(said.contains("mosquitto_sub -h 127.0.0.1 -p") && said.contains("/command/pause"), "{said}");
     assert!(said.contains("bridge is online") && said.contains("leecher added podcast-042.ogg"), "{said}");
     demo.signal("INT").unwrap();
-    let status = demo.wait(PATIENCE).await.unwrap();
+    let status = demo.wait(TIMEOUT).await.unwrap();
     assert_eq!(status.code(), Some(0), "{}", demo.output());
     emptied(folder.path()).await;
     assert_eq!(programs_in(folder.path()), [""; 0]);
@@ -64,7 +66,7 @@ async fn a_killed_demo_leaves_nothing_behind_either() {
     assert!(programs_in(folder.path()).len() >= 3, "a broker and two rTorrents run");
     demo.kill().unwrap();
     emptied(folder.path()).await;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !programs_in(folder.path()).is_empty() {
         assert!(Instant::now() < deadline, "still there: {:?}", programs_in(folder.path()));
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -1,7 +1,7 @@
 //! Data that really moves.
 
-use dtorrent::demo::content::Content;
-use dtorrent::demo::rtorrent::{Argument, Options, Rtorrent};
+use dtorrent_peers::content::Content;
+use dtorrent_peers::rtorrent::{Argument, Options, Rtorrent};
 use serde_json::json;
 
 use crate::harness::recorder::Message;
@@ -19,7 +19,7 @@ async fn a_download_is_finished_once_and_a_recheck_does_not_finish_it_again() {
     let hash = content.hash;
     content.write_to(&seeder.downloads).unwrap();
     seeder.load(&content.torrent, true).await.unwrap();
-    seeder.shows(hash, "d.complete", "1").await.unwrap();
+    seeder.wait_for(hash, "d.complete", "1").await.unwrap();
 
     world.home.load(&content.torrent, true).await.unwrap();
     world.home.add_peer(hash, seeder.port).await.unwrap();
@@ -67,7 +67,7 @@ async fn a_torrent_that_is_added_complete_is_not_finished_again() {
     let content = Content::file("here already", 500_000, 1);
     content.write_to(&world.home.downloads).unwrap();
     world.home.load(&content.torrent, true).await.unwrap();
-    world.home.shows(content.hash, "d.complete", "1").await.unwrap();
+    world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
     let topic = format!("dtorrent/home/torrent/{}/state", content.hash);
     world
         .heard

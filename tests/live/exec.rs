@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
-use dtorrent::demo::mosquitto;
-use dtorrent::demo::process::PATIENCE;
+use dtorrent_peers::mosquitto;
+use dtorrent_peers::process::TIMEOUT;
 use serde_json::{Value, json};
 
 use crate::faults::patient_broker;
@@ -85,7 +85,7 @@ async fn ten_thousand_come_and_go_at_one_look_each_told_once() {
     let all_told = async |kind: &'static str, count: usize| {
         let end = format!("/event/{kind}");
         let told = |all: &[Message]| all.iter().filter(|message| message.topic.ends_with(&end)).count();
-        world.heard.wait_within(4 * PATIENCE, kind, |all| (told(all) >= count).then_some(())).await;
+        world.heard.wait_within(4 * TIMEOUT, kind, |all| (told(all) >= count).then_some(())).await;
     };
     let hashes: Vec<String> = (0..MANY).map(|number| format!("{number:040x}")).collect();
     write(&path, &hashes.iter().map(|hash| torrent(hash)).collect());

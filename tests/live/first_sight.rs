@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use dtorrent::demo::content::Content;
+use dtorrent_peers::content::Content;
 use rumqttc::v5::mqttbytes::QoS;
 use tokio::time::Instant;
 
@@ -96,7 +96,7 @@ async fn a_restart_announces_nothing_again_and_tells_what_happened_meanwhile() {
     let mark = world.heard.mark();
     world.home.act(goes.hash, "d.erase", &[]).await.unwrap();
     world.home.load(&comes.torrent, false).await.unwrap();
-    world.bridge().start_again();
+    world.bridge().restart();
 
     let added = world.heard.event_after(mark, "home", "added", comes.hash).await;
     assert_eq!(added["cause"], "recovered");

@@ -6,9 +6,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dtorrent::clients::simulator::Simulator;
-use dtorrent::demo::content::Content;
-use dtorrent::demo::mosquitto::{self, Mosquitto};
-use dtorrent::demo::rtorrent::{Argument, Options, Rtorrent};
 use dtorrent::live_state::{LiveServer, LiveState, PollReport};
 use dtorrent::model::{Health, Info, Kind, ReportLimits, ServerName, ServerStats, SinkName, Timestamp};
 use dtorrent::outbox::retention::Retain;
@@ -17,6 +14,9 @@ use dtorrent::port::{Clock, Store, SystemClock};
 use dtorrent::sinks::mqtt::{BrokerUrl, HomeAssistant, Limits, MqttSink, Prefix, Settings, Version};
 use dtorrent::store::MemoryStore;
 use dtorrent::watch::Watcher;
+use dtorrent_peers::content::Content;
+use dtorrent_peers::mosquitto::{self, Mosquitto};
+use dtorrent_peers::rtorrent::{Argument, Options, Rtorrent};
 use serde_json::{Value, json};
 
 use tokio_util::sync::CancellationToken;
@@ -81,7 +81,7 @@ async fn devices_appear_and_are_taken_back_when_home_assistant_is_switched_off()
     world.bridge().stop().await;
     let config = std::fs::read_to_string(world.folder.join("dtorrent.toml")).unwrap();
     std::fs::write(world.folder.join("dtorrent.toml"), config.replace("enabled = true", "enabled = false")).unwrap();
-    world.bridge().start_again();
+    world.bridge().restart();
     world.heard.last_word(&discovery("home"), "").await;
     world.heard.last_word(&discovery("bridge"), "").await;
     world.heard.last_word("dtorrent/home/homeassistant/rates", "").await;
@@ -432,7 +432,7 @@ async fn purge_takes_back_everything_that_was_ever_sent() {
     let left: Vec<String> = late.all().into_iter().filter(|m| m.retain).map(|m| m.topic).collect();
     assert_eq!(left, [""; 0], "something is still kept");
     // A store that is lost, too: what is at the broker is found there.
-    world.bridge().start_again();
+    world.bridge().restart();
     world.heard.last_word("dtorrent/bridge/main/status", "online").await;
     world.bridge().stop().await;
     std::fs::remove_dir_all(world.data_dir()).unwrap();

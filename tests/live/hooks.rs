@@ -5,9 +5,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use dtorrent::demo::content::Content;
-use dtorrent::demo::process::free_port;
-use dtorrent::demo::rtorrent::{Argument, Options, Rtorrent};
+use dtorrent_peers::content::Content;
+use dtorrent_peers::process::free_port;
+use dtorrent_peers::rtorrent::{Argument, Options, Rtorrent};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -128,7 +128,7 @@ async fn what_is_done_behind_our_back_is_heard_long_before_the_next_look() {
     let hash = content.hash;
     content.write_to(&seeder.downloads).unwrap();
     seeder.load(&content.torrent, true).await.unwrap();
-    seeder.shows(hash, "d.complete", "1").await.unwrap();
+    seeder.wait_for(hash, "d.complete", "1").await.unwrap();
 
     world.home.load(&content.torrent, false).await.unwrap();
     world.heard.event("home", "added", hash).await;
@@ -153,9 +153,9 @@ async fn a_restarted_rtorrent_is_hooked_again() {
     let mut world = World::running(hooked("1s")).await;
     world.bridge().says(SET).await;
     world.home.process().kill().unwrap();
-    world.home.start_again().await.unwrap();
+    world.home.restart().await.unwrap();
     let all = async || Ok(hooked_events(&world.home).await == EVENTS);
-    world.home.until("hooks in the new one", all).await.unwrap();
+    world.home.wait_until("hooks in the new one", all).await.unwrap();
 }
 
 #[tokio::test]
@@ -171,7 +171,7 @@ async fn a_bridge_that_is_stopped_takes_its_hooks_back() {
     // (What hangs beside a stranger's hook is left, as rule 8 wants it.)
     assert_eq!(hooked_events(&world.home).await, ["paused"]);
     method(&world.home, "method.set_key", &foreign[..3]).await;
-    world.bridge().start_again();
+    world.bridge().restart();
     world.bridge().says_again(1, SET).await;
     assert_eq!(hooked_events(&world.home).await, EVENTS);
     world.bridge().stop().await;
@@ -198,11 +198,11 @@ async fn the_hooks_of_a_bridge_that_was_killed_harm_nobody_and_the_next_one_repl
         }
     }
     let is_over = async || Ok(open_files() <= files_before + 2);
-    world.home.until("no file open for the asking", is_over).await.unwrap();
+    world.home.wait_until("no file open for the asking", is_over).await.unwrap();
     let kib = resident_kib(pid);
     assert!(kib < kib_before + (16 << 10), "1,000 events made {kib_before} KiB to {kib} KiB");
 
-    world.bridge().start_again();
+    world.bridge().restart();
     world.bridge().says_again(1, SET).await;
     assert_ne!(path(&world.home, "paused").await, first_path, "another secret");
     let mark = world.heard.mark();

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use dtorrent::demo::content::Content;
-use dtorrent::demo::rtorrent::{Options, Rtorrent};
 use dtorrent::model::Kind;
+use dtorrent_peers::content::Content;
+use dtorrent_peers::rtorrent::{Options, Rtorrent};
 
 use crate::harness::can_run;
 
@@ -15,10 +15,10 @@ mod own_client;
 #[path = "../../examples/steer.rs"]
 mod steer;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| panic!("{what} took too long"))
+    tokio::time::timeout(TIMEOUT, work).await.unwrap_or_else(|_| panic!("{what} took too long"))
 }
 
 #[tokio::test]

@@ -92,7 +92,7 @@ impl Mosquitto {
         log.lines().filter(|line| line.contains(text)).count()
     }
 
-    fn start_again(&mut self) {
+    fn restart(&mut self) {
         self.child = run_mosquitto(&self.path("mosquitto.conf")).unwrap();
         self.wait_until_it_listens(self.port);
     }
@@ -655,7 +655,7 @@ async fn nothing_of_5000_is_lost_when_the_broker_is_killed_again_and_again() {
                 while let Ok(Some(publish)) = timeout(SOON, differ.seen.recv()).await {
                     note(&publish, &mut arrived, &mut order_of_first);
                 }
-                broker.start_again();
+                broker.restart();
             } else {
                 while !arrived.contains(&COUNT) {
                     note(&differ.next().await, &mut arrived, &mut order_of_first);

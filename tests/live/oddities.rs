@@ -1,8 +1,8 @@
 //! Names that break naive readers, and one torrent on two servers.
 
-use dtorrent::demo::content::Content;
-use dtorrent::demo::rtorrent::{Options, Rtorrent};
-use dtorrent::model::{Metainfo, MetainfoBuilder};
+use dtorrent::model::MetainfoBuilder;
+use dtorrent_peers::content::Content;
+use dtorrent_peers::rtorrent::{Options, Rtorrent};
 use serde_json::{Value, json};
 
 use crate::harness::{Setup, World, can_run};
@@ -27,8 +27,7 @@ async fn a_strange_name_is_shown_as_well_as_can_be_and_harms_no_other() {
     let mut hashes = Vec::new();
     for (name, shown) in names {
         let torrent = MetainfoBuilder::single(name, 16384).content(b"content").build();
-        hashes.push((Metainfo::parse(&torrent).unwrap().client_hash(), shown));
-        world.home.load(&torrent, false).await.unwrap();
+        hashes.push((world.home.load(&torrent, false).await.unwrap(), shown));
     }
     world.start_bridge().await;
     for (hash, shown) in &hashes {

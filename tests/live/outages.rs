@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dtorrent::demo::content::Content;
+use dtorrent_peers::content::Content;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -20,11 +20,11 @@ async fn a_stopped_bridge_says_offline_and_a_killed_one_has_it_said() {
     world.heard.last_word(STATUS, "online").await;
     world.bridge().stop().await;
     world.heard.last_word(STATUS, "offline").await;
-    world.bridge().start_again();
+    world.bridge().restart();
     world.heard.last_word(STATUS, "online").await;
     world.bridge().process().kill().unwrap();
     world.heard.last_word(STATUS, "offline").await;
-    world.bridge().start_again();
+    world.bridge().restart();
     world.heard.last_word(STATUS, "online").await;
     for message in world.heard.all().iter().filter(|message| message.topic == STATUS) {
         assert!(message.retain, "{message:?}");
@@ -46,7 +46,7 @@ async fn a_killed_rtorrent_goes_offline_and_comes_back_without_a_storm() {
     world.home.process().kill().unwrap();
     world.heard.server_event_after(mark, "home", "server_offline").await;
     world.heard.last_word("dtorrent/home/status", "offline").await;
-    world.home.start_again().await.unwrap();
+    world.home.restart().await.unwrap();
     world.heard.server_event_after(mark, "home", "server_online").await;
     world.heard.server_event_after(mark, "home", "server_restarted").await;
     world.heard.last_word("dtorrent/home/status", "online").await;
@@ -88,7 +88,7 @@ async fn what_happens_while_the_broker_is_away_is_told_when_it_is_back() {
     world.broker.process().kill().unwrap();
     let newcomer = world.home.load(&Content::file("y", 20_000, 2).torrent, false).await.unwrap();
     world.home.act(hash, "d.erase", &[]).await.unwrap();
-    world.broker.start_again().await.unwrap();
+    world.broker.restart().await.unwrap();
     world.heard.event("home", "added", newcomer).await;
     world.heard.event("home", "removed", hash).await;
     world.heard.last_word(STATUS, "online").await;
@@ -112,7 +112,7 @@ async fn a_bridge_killed_again_and_again_loses_no_event() {
             // Somewhere in the middle of telling of the last ones.
             world.heard.event("home", "added", hashes[hashes.len() - 12]).await;
             world.bridge().process().kill().unwrap();
-            world.bridge().start_again();
+            world.bridge().restart();
         }
     }
     for hash in hashes {
@@ -143,7 +143,7 @@ async fn a_command_waits_for_an_rtorrent_that_is_away_until_its_time_is_over() {
 
     let full = format!("dtorrent/{topic}");
     world.heard.send(Command::new(&full, r#"{"label": "in time", "id": "patient"}"#)).await;
-    world.home.start_again().await.unwrap();
+    world.home.restart().await.unwrap();
     let done = world.heard.result("patient").await;
     assert_eq!(done["status"], "ok", "{done}");
     assert_eq!(world.home.get(hash, "d.custom1").await.unwrap().replace("%20", " "), "in time");

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use dtorrent::demo::content::Content;
-use dtorrent::demo::rtorrent::{Options, Rtorrent};
+use dtorrent_peers::content::Content;
+use dtorrent_peers::rtorrent::{Options, Rtorrent};
 use serde_json::json;
 
 use crate::harness::recorder::{Message, Recorder};

@@ -1,7 +1,7 @@
 //! What a command may not do, or not now.
 
-use dtorrent::demo::content::Content;
-use dtorrent::model::InfoHash;
+use dtorrent_peers::InfoHash;
+use dtorrent_peers::content::Content;
 use serde_json::{Value, json};
 
 use crate::harness::{Setup, World, can_run};
@@ -11,7 +11,7 @@ async fn with_one_torrent(sink: &str) -> (World, InfoHash) {
     let content = Content::file("guarded.iso", 50_000, 1);
     content.write_to(&world.home.downloads).unwrap();
     let hash = world.home.load(&content.torrent, true).await.unwrap();
-    world.home.shows(hash, "d.complete", "1").await.unwrap();
+    world.home.wait_for(hash, "d.complete", "1").await.unwrap();
     world.start_bridge().await;
     (world, hash)
 }

@@ -22,7 +22,7 @@ use sha1::{Digest as _, Sha1};
 use tempfile::TempDir;
 
 /// Each condition is waited for as long as this, and looked at so often.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const BEAT: Duration = Duration::from_millis(10);
 
 // --- a server ------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ fn start_on(listen: &str, endpoint: impl Fn(&Path) -> Endpoint) -> Option<Rtorre
         .unwrap();
     let endpoint = endpoint(path);
     let server = Rtorrent { process, folder, endpoint };
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !server.is_listening() {
         assert!(Instant::now() < deadline, "rTorrent does not listen: {}", server.said());
         std::thread::sleep(BEAT);
@@ -160,7 +160,7 @@ fn settings(endpoint: Endpoint) -> Settings {
 
 /// Lists until the torrents are as wanted.
 async fn list_until(client: &RtorrentClient, what: &str, is_so: impl Fn(&Listing) -> bool) -> Listing {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let listing = client.list(Scope::Full).await.unwrap();
         if is_so(&listing) {
@@ -298,7 +298,7 @@ impl Nginx {
             return None;
         };
         let nginx = Self { process, _folder: folder, port };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(Instant::now() < deadline, "nginx does not listen");
             std::thread::sleep(BEAT);
@@ -415,7 +415,7 @@ async fn rule_9_a_restarted_rtorrent_is_another_run_and_the_same_torrents_are_lo
     let before = client.list(Scope::Full).await.unwrap();
     // Modern versions write the session on a thread of its own.
     let session = server.folder.path().join(format!("session/{}.torrent.rtorrent", hash.to_string().to_uppercase()));
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !std::fs::read(&session).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains("addtime")) {
         assert!(Instant::now() < deadline, "the session is never written");
         tokio::time::sleep(BEAT).await;
@@ -447,7 +447,7 @@ impl Rtorrent {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !self.is_listening() {
             assert!(Instant::now() < deadline, "rTorrent does not come back");
             std::thread::sleep(BEAT);
@@ -543,7 +543,7 @@ async fn rule_3_what_is_hash_checked_is_not_stopped_before_the_check_is_over() {
     let Some(server) = start() else { return };
     let is_legacy = server.call("system.api_version", &[""]).contains("<string>10<");
     // On a machine that does other work too the check takes its time, and so does what waits for it.
-    let client = RtorrentClient::new(Settings { timeout: PATIENCE, ..server.settings() }).unwrap();
+    let client = RtorrentClient::new(Settings { timeout: TIMEOUT, ..server.settings() }).unwrap();
     let hasty = RtorrentClient::new(Settings { timeout: Duration::from_millis(500), ..server.settings() }).unwrap();
     hasty.list(Scope::Full).await.unwrap();
     let hash = checked_at_length(&server, &client).await;
@@ -580,7 +580,7 @@ async fn checked_at_length(server: &Rtorrent, client: &RtorrentClient) -> InfoHa
 /// Asks until it is: on a machine that does other work too nothing may be answered in time, or the check be
 /// over by then.
 async fn a_stop_is_refused(client: &RtorrentClient, hasty: &RtorrentClient, hash: InfoHash) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         match hasty.apply(&Action::Stop(hash)).await {
             Err(ClientError::Busy { reason }) if reason.contains("check") => return,
@@ -788,7 +788,7 @@ fn load_one_of_many(server: &Rtorrent, number: u16) -> InfoHash {
 
 /// A load may end after its call.
 fn until_there_are(server: &Rtorrent, count: usize) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !server.call("view.size", &["", "main"]).contains(&format!(">{count}<")) {
         assert!(Instant::now() < deadline, "there never are {count}");
         std::thread::sleep(BEAT);
@@ -809,7 +809,7 @@ async fn a_quick_look_at_a_thousand_torrents_reads_none_of_them_and_misses_none(
     let hashes = populate(&server, &client, 1000).await;
     for _ in 0..2 {
         // What was loaded a moment ago has changed a moment ago.
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !changes(&client, &[]).await.torrents.is_empty() {
             assert!(Instant::now() < deadline, "they never come to rest");
             tokio::time::sleep(BEAT).await;
@@ -880,7 +880,7 @@ async fn whatever_is_done_behind_its_back_a_sweep_knows_it_all() {
             }
         }
         // The torrents are tiny and checked at once, but not at the same instant for two lookers.
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let swept = watching.list(Scope::Full).await.unwrap();
             let truth = server.client().list(Scope::Full).await.unwrap();

@@ -1,7 +1,7 @@
 //! The other roads: through a web server, over TLS, MQTT 3.1.1, WebSocket.
 
-use dtorrent::demo::content::Content;
-use dtorrent::demo::mosquitto::{Mosquitto, Options, Tls};
+use dtorrent_peers::content::Content;
+use dtorrent_peers::mosquitto::{Mosquitto, Options, Tls};
 use serde_json::json;
 
 use crate::harness::certificates::Certificates;
@@ -58,9 +58,9 @@ async fn rtorrent_is_reached_over_a_port() {
     if !can_run() {
         return;
     }
-    let rtorrent = dtorrent::demo::rtorrent::Options {
-        listen: dtorrent::demo::rtorrent::Listen::Tcp,
-        ..dtorrent::demo::rtorrent::Options::default()
+    let rtorrent = dtorrent_peers::rtorrent::Options {
+        listen: dtorrent_peers::rtorrent::Listen::Tcp,
+        ..dtorrent_peers::rtorrent::Options::default()
     };
     let world = World::running(Setup { rtorrent, ..Setup::default() }).await;
     works(&world, &world.heard).await;
@@ -68,7 +68,7 @@ async fn rtorrent_is_reached_over_a_port() {
 
 /// Lets the bridge use one listener of a broker, and us a second, plain one.
 async fn over(folder: tempfile::TempDir, options: Options, scheme: &str, sink: &str) {
-    let plain = dtorrent::demo::process::free_port().unwrap();
+    let plain = dtorrent_peers::process::free_port().unwrap();
     let options = Options { lines: vec![format!("listener {plain} 127.0.0.1")], ..options };
     let broker = Mosquitto::start(&folder.path().join("second"), &options).await.unwrap();
     let sink =

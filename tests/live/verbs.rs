@@ -1,8 +1,8 @@
 //! The verbs that change more than whether a torrent runs, each read back from rTorrent.
 
-use dtorrent::demo::content::Content;
-use dtorrent::demo::rtorrent;
-use dtorrent::model::InfoHash;
+use dtorrent_peers::InfoHash;
+use dtorrent_peers::content::Content;
+use dtorrent_peers::rtorrent;
 use serde_json::{Value, json};
 
 use crate::harness::recorder::{Command, Message};
@@ -13,8 +13,8 @@ async fn seeding_with(setup: Setup, contents: &[Content]) -> World {
     for content in contents {
         content.write_to(&world.home.downloads).unwrap();
         world.home.load(&content.torrent, true).await.unwrap();
-        world.home.shows(content.hash, "d.complete", "1").await.unwrap();
-        world.home.shows(content.hash, "d.is_active", "1").await.unwrap();
+        world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
+        world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
     }
     world.start_bridge().await;
     world
@@ -96,12 +96,11 @@ async fn files_are_chosen_by_their_place() {
     let content = Content::folder("several", &[("a", 40_000), ("b", 40_000), ("sub/c", 40_000)], 1);
     let mut world = World::new(Setup::default()).await;
     let hash = world.home.load(&content.torrent, true).await.unwrap();
-    world.home.shows(hash, "d.is_active", "1").await.unwrap();
+    world.home.wait_for(hash, "d.is_active", "1").await.unwrap();
     world.start_bridge().await;
     let priorities = async || {
-        let rpc_hash = hash.to_string().to_ascii_uppercase();
         use rtorrent::Argument::Text;
-        world.home.rpc.call("f.multicall", &[Text(&rpc_hash), Text(""), Text("f.priority=")]).await.unwrap()
+        world.home.rpc.call("f.multicall", &[Text(&hash.to_rpc()), Text(""), Text("f.priority=")]).await.unwrap()
     };
     assert_eq!(priorities().await, ["1", "1", "1"]);
     let body = json!({"files": [0, 2, 2], "priority": 0});
@@ -144,8 +143,8 @@ async fn a_torrent_moves_without_and_with_its_content() {
     let result = world.heard.command(&topic(single.hash, "move"), body).await;
     assert_eq!(result["status"], "ok", "{result}");
     assert_eq!(world.home.get(single.hash, "d.directory").await.unwrap(), away.to_str().unwrap());
-    world.home.shows(single.hash, "d.is_active", "1").await.unwrap();
-    world.home.shows(single.hash, "d.complete", "1").await.unwrap();
+    world.home.wait_for(single.hash, "d.is_active", "1").await.unwrap();
+    world.home.wait_for(single.hash, "d.complete", "1").await.unwrap();
     let moved = world.heard.event("home", "moved", single.hash).await;
     assert_eq!((&moved["cause"], &moved["command_id"]), (&json!("command"), &json!("bare")));
     assert!(downloads.join("single.iso").is_file(), "nothing was touched");
@@ -159,8 +158,8 @@ async fn a_torrent_moves_without_and_with_its_content() {
             assert_eq!(std::fs::read(there.join(path)).unwrap(), *bytes, "{path}");
             assert!(!start.join(path).try_exists().unwrap(), "{path}");
         }
-        world.home.shows(content.hash, "d.is_active", "1").await.unwrap();
-        world.home.shows(content.hash, "d.complete", "1").await.unwrap();
+        world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
+        world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
         assert_eq!(world.home.get(content.hash, "d.hashing_failed").await.unwrap(), "0");
         world.heard.event("home", "moved", content.hash).await;
     }
@@ -173,8 +172,8 @@ async fn a_torrent_moves_without_and_with_its_content() {
         let place = downloads.join(verb);
         let result = world.heard.command(&topic(folder.hash, "move"), json!({"directory": place, "data": true})).await;
         assert_eq!(result["status"], "ok", "{result}");
-        world.home.shows(folder.hash, "d.state", state).await.unwrap();
-        world.home.shows(folder.hash, "d.is_active", active).await.unwrap();
+        world.home.wait_for(folder.hash, "d.state", state).await.unwrap();
+        world.home.wait_for(folder.hash, "d.is_active", active).await.unwrap();
         assert_eq!(std::fs::read(place.join("folder/a")).unwrap(), folder.files[0].1);
     }
     assert_eq!(world.home.get(folder.hash, "d.custom=dtorrent_held").await.unwrap_or_default(), "");
@@ -203,7 +202,7 @@ async fn nothing_moves_where_it_must_not() {
         let body = json!({"directory": directory, "data": data});
         let result = world.heard.command(&topic(content.hash, "move"), body).await;
         assert_eq!(code(&result), expected, "{directory}: {result}");
-        world.home.shows(content.hash, "d.is_active", "1").await.unwrap();
+        world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
         assert_eq!(world.home.get(content.hash, "d.directory").await.unwrap(), downloads.to_str().unwrap());
     }
     assert_eq!(std::fs::read(downloads.join("stays.iso")).unwrap(), content.files[0].1);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 
-use dtorrent::demo::process::free_port;
+use dtorrent_peers::process::free_port;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -208,7 +208,7 @@ async fn a_bridge_that_is_killed_while_it_posts_goes_on_where_it_was() {
         let is_hanging = |requests: &[Request]| requests[had..].iter().any(|request| request.answer == Answer::Hang);
         let requests = stage.endpoint.until("a request hangs", is_hanging).await;
         had = requests.len();
-        stage.bridge().start_again();
+        stage.bridge().restart();
     }
     stage.endpoint.answer_next([]);
     for server in ["attic", "home"] {
@@ -295,7 +295,7 @@ async fn what_an_endpoint_refuses_is_put_aside_and_can_be_sent_once_more() {
     assert!(stage.ledger().dead_letters("hook.home").is_empty());
     assert_promised_but_for_order(&stage.endpoint.requests());
     // Nothing of that confuses the next life.
-    stage.bridge().start_again();
+    stage.bridge().restart();
     stage.add("home", &["later"]);
     stage.endpoint.takes("home", "added", "later").await;
     stage.bridge().stop().await;
@@ -424,7 +424,7 @@ async fn an_endpoint_that_is_gone_is_switched_off_until_the_next_start() {
     assert_eq!(stage.endpoint.requests().len(), asked, "nobody is asked any more");
     stage.bridge().stop().await;
     stage.endpoint.answer_next([]);
-    stage.bridge().start_again();
+    stage.bridge().restart();
     stage.add("home", &["four"]);
     stage.endpoint.takes("home", "added", "four").await;
     stage.bridge().stop().await;
@@ -523,7 +523,7 @@ async fn over_tls_an_endpoint_is_believed_by_its_own_authority_only() {
     assert_eq!(code, 0, "{said}");
     assert!(stage.endpoint.requests().iter().all(|request| request.method == "HEAD"), "no event was posted");
     stage.endpoint.answer_next([]);
-    stage.bridge().start_again();
+    stage.bridge().restart();
     stage.add("home", &["one"]);
     let is_it =
         |requests: &[Request]| requests.iter().any(|r| r.method == "POST" && r.event()["torrent"]["name"] == "one");

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use dtorrent::demo::content::Content;
-use dtorrent::demo::mosquitto::{self, Mosquitto};
-use dtorrent::demo::rtorrent::Argument;
-use dtorrent::model::InfoHash;
+use dtorrent_peers::InfoHash;
+use dtorrent_peers::content::Content;
+use dtorrent_peers::mosquitto::{self, Mosquitto};
+use dtorrent_peers::rtorrent::Argument;
 use rumqttc::v5::mqttbytes::QoS;
 use serde_json::{Value, json};
 
@@ -33,7 +33,7 @@ async fn replace_broker(world: &mut World, proxy: &crate::harness::proxy::Proxy)
     let opened = doors.map(|door| world.bridge().times_said(door));
     world.broker.process().kill().unwrap();
     proxy.refuse();
-    world.broker.start_again().await.unwrap();
+    world.broker.restart().await.unwrap();
     world.heard.subscribed(times + 1).await;
     proxy.answers(Way::Pass);
     proxy.admit();
@@ -260,7 +260,7 @@ async fn what_a_broker_refuses_is_parked_with_the_reason_while_all_else_flows() 
     assert_eq!(missing, [parked["seq"].as_u64().unwrap()]);
     // After a restart it stays parked, and is not tried again.
     world.bridge().stop().await;
-    world.bridge().start_again();
+    world.bridge().restart();
     world.home.act(allowed.hash, "d.erase", &[]).await.unwrap();
     world.heard.event("home", "removed", allowed.hash).await;
     assert_eq!(world.ledger().dead_letters("b").len(), 1);
@@ -364,7 +364,7 @@ async fn is_waited_for(reason: u8, words: &str) {
     let counts = ["added", "label_changed", "removed"].map(|kind| count(&events, kind));
     assert_eq!(counts, [41, 40, 1], "something is missing");
     assert!(world.ledger().dead_letters("b").is_empty(), "nothing was refused for good");
-    assert!(world.bridge().process().ended().unwrap().is_none());
+    assert!(world.bridge().process().exit_status().unwrap().is_none());
 }
 
 /// What is told of the first of these, while nobody is at the broker, is put off by it; returns how many of the events
@@ -375,7 +375,7 @@ async fn one_of_twenty_is_put_off(world: &mut World, open: &str, first: u64) -> 
     hashes.sort();
     set_rules(world, &format!("{open}topic deny dtorrent/home/torrent/{}/event/#\n", hashes[0])).await;
     let (mark, waits) = (world.heard.mark(), world.bridge().times_said(USED_UP));
-    world.bridge().start_again();
+    world.bridge().restart();
     world.bridge().says_again(waits, USED_UP).await;
     world.bridge().process().kill().unwrap();
     // Behind this, nothing that was taken is still to be heard.
@@ -414,7 +414,7 @@ async fn a_broker_that_puts_one_event_off_gets_all_in_order_from_the_first_on() 
     let (mut world, _proxy) = at_a_broker_with_rules(open).await;
     let (hashes, told) = one_of_twenty_is_put_off(&mut world, open, 0).await;
     assert_eq!(told, 0, "something was taken before the one that was put off");
-    world.bridge().start_again();
+    world.bridge().restart();
     world.heard.event("home", "added", hashes[19]).await;
     wait_for_newcomer(&world).await;
     assert_eq!(count(&world.heard.assert_gap_free("home"), "added"), 21);
@@ -431,13 +431,13 @@ async fn a_mosquitto_that_puts_an_event_off_gets_all_in_order_from_then_on() {
     let (mut world, _proxy) = at_a_broker_with_rules(open).await;
     // Some of those behind it may have been taken.
     let (hashes, _) = one_of_twenty_is_put_off(&mut world, open, 0).await;
-    world.bridge().start_again();
+    world.bridge().restart();
     world.heard.event("home", "added", hashes[0]).await;
     wait_for_newcomer(&world).await;
     let (mark, before) = (world.heard.mark(), world.ledger().last_seq("home"));
     let (hashes, told) = one_of_twenty_is_put_off(&mut world, open, 20).await;
     assert_eq!(told, 0, "something was taken before the one that was put off");
-    world.bridge().start_again();
+    world.bridge().restart();
     world.heard.event("home", "added", hashes[19]).await;
     let mut newest = before;
     for event in events_in(&world.heard.since(mark), "home") {
@@ -469,7 +469,7 @@ async fn while_results_are_not_taken_commands_wait_at_the_broker_and_each_gets_o
     assert!((1_000..1_600).contains(&waiting), "{waiting} results wait");
     // A new life knows.
     world.bridge().process().kill().unwrap();
-    world.bridge().start_again();
+    world.bridge().restart();
     world.bridge().says_again(1, held).await;
     assert_eq!(world.ledger().result_backlog("b"), waiting);
     proxy.requests(Way::Pass);
@@ -576,7 +576,7 @@ async fn a_broker_without_qos_1_or_without_retained_messages_tells_of_a_kill_as_
         if is_kept {
             late.last_word(STATUS, "offline").await;
         }
-        world.bridge().start_again();
+        world.bridge().restart();
         late.last_word(STATUS, "online").await;
         world.bridge().stop().await;
         late.last_word(STATUS, "offline").await;
@@ -630,7 +630,7 @@ async fn a_will_that_comes_late_does_not_have_the_last_word() {
         proxy.requests(Way::Pass);
         proxy.answers(Way::Pass);
         let mark = world.heard.mark();
-        world.bridge().start_again();
+        world.bridge().restart();
         world.heard.wait_for("online", |all| all[mark..].iter().any(is_online).then_some(())).await;
     }
 }

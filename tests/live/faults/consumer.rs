@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use dtorrent::demo::process::{PATIENCE, find};
+use dtorrent_peers::process::{TIMEOUT, find};
 use tokio::time::Instant;
 
 use super::{load_many, wait_for_newcomer};
@@ -60,7 +60,7 @@ impl Consumer {
     }
 
     async fn says(&mut self, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !self.output().contains(text) {
             self.assert_runs();
             assert!(Instant::now() < deadline, "it does not say {text}:\n{}", self.output());
@@ -91,7 +91,7 @@ async fn the_example_consumer_proves_that_it_missed_nothing() {
     // The bridge is started when the broker has let the consumer in.
     let subscribed = Instant::now();
     while !world.broker.process().output().contains("Sending SUBACK to consumer") {
-        assert!(subscribed.elapsed() < PATIENCE, "the consumer does not subscribe:\n{}", consumer.output());
+        assert!(subscribed.elapsed() < TIMEOUT, "the consumer does not subscribe:\n{}", consumer.output());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     world.start_bridge().await;
@@ -103,7 +103,7 @@ async fn the_example_consumer_proves_that_it_missed_nothing() {
     world.bridge().process().kill().unwrap();
     proxy.cut();
     proxy.answers(Way::Pass);
-    world.bridge().start_again();
+    world.bridge().restart();
     consumer.says("home 12 again").await;
     // While the consumer is away the broker keeps what comes.
     drop(consumer);
@@ -116,7 +116,7 @@ async fn the_example_consumer_proves_that_it_missed_nothing() {
     for file in ["dtorrent.sqlite3", "dtorrent.sqlite3-wal"] {
         fs::remove_file(world.data_dir().join(file)).unwrap();
     }
-    world.bridge().start_again();
+    world.bridge().restart();
     consumer.says("a new epoch").await;
     consumer.says("home 1 journal_reset").await;
     wait_for_newcomer(&world).await;

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dtorrent::demo::content::Content;
-use dtorrent::model::InfoHash;
+use dtorrent_peers::InfoHash;
+use dtorrent_peers::content::Content;
 use serde_json::Value;
 
 use super::{count, kinds_of, load_many, patient_broker, wait_for_newcomer};
@@ -32,7 +32,7 @@ async fn killed_before_the_commit_it_tells_after_the_restart() {
     let hash = world.home.load(&Content::file("x", 1_000, 1).torrent, false).await.unwrap();
     world.bridge().process().kill().unwrap();
     assert_eq!(world.ledger().last_seq("home"), written);
-    world.bridge().start_again();
+    world.bridge().restart();
     let added = world.heard.event("home", "added", hash).await;
     assert_eq!(added["cause"], "recovered", "{added}");
     assert_eq!(kinds_of(&world.heard.assert_gap_free("home"), hash), ["added"]);
@@ -54,7 +54,7 @@ async fn killed_between_commit_and_publish_it_sends_what_it_has_written_down() {
     proxy.cut();
     proxy.requests(Way::Pass);
     assert!(world.heard.events("home").iter().all(|event| event["event_type"] != "added"), "it got through");
-    world.bridge().start_again();
+    world.bridge().restart();
     let added = world.heard.event("home", "added", hash).await;
     assert_eq!((&added["seq"], &added["cause"]), (&Value::from(written + 1), &Value::from("observed")), "{added}");
     assert_eq!(kinds_of(&world.heard.assert_gap_free("home"), hash), ["added"]);
@@ -77,7 +77,7 @@ async fn killed_between_publish_and_acknowledgement_it_sends_the_same_again() {
     proxy.cut();
     proxy.answers(Way::Pass);
     assert!(world.ledger().cursor("b", "home") < seq, "nobody has acknowledged it");
-    world.bridge().start_again();
+    world.bridge().restart();
     let again = world.heard.event_after(mark, "home", "added", hash).await;
     assert_eq!(first, again, "the same id and the same body");
     world.heard.assert_gap_free("home");
@@ -98,7 +98,7 @@ async fn killed_between_acknowledgement_and_cursor_it_repeats_and_skips_nothing(
         let last = world.heard.event("home", "added", *hashes.iter().max().unwrap()).await;
         world.bridge().process().kill().unwrap();
         unnoted += usize::from(world.ledger().cursor("b", "home") < last["seq"].as_u64().unwrap());
-        world.bridge().start_again();
+        world.bridge().restart();
         round += 1;
         assert!(round < 30, "the cursor was noted before each of the kills");
     }
@@ -136,7 +136,7 @@ async fn killed_fifty_times_under_load_it_loses_nothing_and_keeps_the_order() {
         world.heard.wait_for("a word", |all| all[mark..].iter().find(is_word).map(|_| ())).await;
         world.bridge().process().kill().unwrap();
         mark = world.heard.mark();
-        world.bridge().start_again();
+        world.bridge().restart();
     }
     wait_for_newcomer(&world).await;
     // Who was told to be there is told to be gone. What came and went between two looks is not told at all.
@@ -186,6 +186,6 @@ async fn killed_it_says_every_state_again_also_those_that_nobody_keeps() {
         .await;
     world.bridge().process().kill().unwrap();
     let mark = world.heard.mark();
-    world.bridge().start_again();
+    world.bridge().restart();
     world.heard.wait_for("all states once more", are_said(mark)).await;
 }

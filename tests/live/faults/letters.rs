@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use dtorrent::demo::content::Content;
-use dtorrent::demo::process::free_port;
+use dtorrent_peers::content::Content;
+use dtorrent_peers::process::free_port;
 use serde_json::{Value, json};
 
 use super::broker::set_rules;
@@ -29,13 +29,13 @@ impl Stage {
     /// A bridge whose broker takes no event of a torrent, with so many letters in the box.
     async fn with_letters(count: u64) -> Self {
         let pages = free_port().unwrap();
-        let broker = dtorrent::demo::mosquitto::Options { acl: Some(CLOSED.to_owned()), ..patient_broker() };
+        let broker = dtorrent_peers::mosquitto::Options { acl: Some(CLOSED.to_owned()), ..patient_broker() };
         let http = format!("listen = \"127.0.0.1:{pages}\"");
         let mut world = World::running(Setup { broker, http, ..Setup::default() }).await;
         if count > 0 {
             world.bridge().stop().await;
             world.ledger().add_dead_letters("b", count);
-            world.bridge().start_again();
+            world.bridge().restart();
             world.heard.last_word(STATUS, "online").await;
         }
         Self { world, pages }

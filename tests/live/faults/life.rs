@@ -1,7 +1,7 @@
 //! The life of a torrent at awkward moments: each event once, none invented.
 
-use dtorrent::demo::content::Content;
-use dtorrent::demo::rtorrent::{Argument, Options, Rtorrent, rpc_hash};
+use dtorrent_peers::content::Content;
+use dtorrent_peers::rtorrent::{Argument, Options, Rtorrent};
 use serde_json::json;
 
 use super::{kinds_of, wait_for_newcomer};
@@ -13,16 +13,16 @@ async fn seeder(world: &World, content: &Content) -> Rtorrent {
     let seeder = Rtorrent::start(&world.folder.join("seeder"), &Options::default()).await.unwrap();
     content.write_to(&seeder.downloads).unwrap();
     seeder.load(&content.torrent, true).await.unwrap();
-    seeder.shows(content.hash, "d.complete", "1").await.unwrap();
+    seeder.wait_for(content.hash, "d.complete", "1").await.unwrap();
     seeder
 }
 
 /// Downloads it while the bridge is not looking.
 async fn download(world: &World, content: &Content, seeder: &Rtorrent) {
     world.home.act(content.hash, "d.start", &[]).await.unwrap();
-    world.home.shows(content.hash, "d.is_active", "1").await.unwrap();
+    world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
     world.home.add_peer(content.hash, seeder.port).await.unwrap();
-    world.home.shows(content.hash, "d.complete", "1").await.unwrap();
+    world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
 }
 
 #[tokio::test]
@@ -37,12 +37,12 @@ async fn finished_while_the_bridge_was_down_is_told_once_as_recovered() {
     world.heard.event("home", "added", content.hash).await;
     world.bridge().process().kill().unwrap();
     download(&world, &content, &seeder).await;
-    world.bridge().start_again();
+    world.bridge().restart();
     let finished = world.heard.event("home", "finished", content.hash).await;
     assert_eq!(finished["cause"], "recovered", "{finished}");
     // Once is once, whatever happens to the bridge afterwards.
     world.bridge().process().kill().unwrap();
-    world.bridge().start_again();
+    world.bridge().restart();
     wait_for_newcomer(&world).await;
     let kinds = kinds_of(&world.heard.assert_gap_free("home"), content.hash);
     assert_eq!(kinds, ["added", "started", "finished"]);
@@ -60,7 +60,7 @@ async fn finished_and_stopped_between_two_looks_are_both_told() {
     world.heard.event("home", "added", content.hash).await;
     world.bridge().process().pause().unwrap();
     download(&world, &content, &seeder).await;
-    world.home.shows(content.hash, "d.hashing", "0").await.unwrap();
+    world.home.wait_for(content.hash, "d.hashing", "0").await.unwrap();
     world.home.act(content.hash, "d.stop", &[]).await.unwrap();
     world.home.act(content.hash, "d.close", &[]).await.unwrap();
     world.bridge().process().unpause().unwrap();
@@ -90,10 +90,10 @@ async fn a_check_of_what_was_there_already_finishes_nothing() {
         world.home.act(content.hash, "d.check_hash", &[]).await.unwrap();
         if is_killed {
             world.bridge().process().kill().unwrap();
-            world.bridge().start_again();
+            world.bridge().restart();
         }
-        world.home.shows(content.hash, "d.hashing", "0").await.unwrap();
-        world.home.shows(content.hash, "d.complete", "1").await.unwrap();
+        world.home.wait_for(content.hash, "d.hashing", "0").await.unwrap();
+        world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
     }
     wait_for_newcomer(&world).await;
     let kinds = kinds_of(&world.heard.assert_gap_free("home"), content.hash);
@@ -134,7 +134,7 @@ async fn a_magnet_link_that_learns_what_it_is_is_the_same_torrent() {
     let world = World::running(Setup::default()).await;
     let content = Content::file("from a magnet", 200_000, 1);
     let seeder = seeder(&world, &content).await;
-    let link = format!("magnet:?xt=urn:btih:{}&dn=wanted", rpc_hash(content.hash));
+    let link = format!("magnet:?xt=urn:btih:{}&dn=wanted", content.hash.to_rpc());
     world.home.rpc.call("load.start", &[Argument::Text(""), Argument::Text(&link)]).await.unwrap();
     let added = world.heard.event("home", "added", content.hash).await;
     assert_eq!(added["torrent"]["status"], "metadata", "{added}");
@@ -160,13 +160,13 @@ async fn content_that_is_missing_at_the_start_is_told_as_it_is() {
     let content = Content::file("gone", 300_000, 1);
     content.write_to(&world.home.downloads).unwrap();
     world.home.load(&content.torrent, true).await.unwrap();
-    world.home.shows(content.hash, "d.complete", "1").await.unwrap();
+    world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
     world.home.act(content.hash, "d.save_full_session", &[]).await.unwrap();
     world.start_bridge().await;
     let mark = world.heard.mark();
     world.home.process().kill().unwrap();
     content.remove_from(&world.home.downloads).unwrap();
-    world.home.start_again().await.unwrap();
+    world.home.restart().await.unwrap();
     world.heard.server_event_after(mark, "home", "server_restarted").await;
     // What rTorrent says of it is what is told: that it is not whole, and no more than once.
     world

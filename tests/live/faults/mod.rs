@@ -14,10 +14,10 @@ mod state;
 
 use std::collections::BTreeSet;
 
-use dtorrent::demo::content::Content;
-use dtorrent::demo::mosquitto;
-use dtorrent::demo::rtorrent::{Argument, Rtorrent};
-use dtorrent::model::InfoHash;
+use dtorrent_peers::InfoHash;
+use dtorrent_peers::content::Content;
+use dtorrent_peers::mosquitto;
+use dtorrent_peers::rtorrent::{Argument, Rtorrent};
 use serde_json::Value;
 
 use crate::harness::World;
@@ -38,7 +38,7 @@ pub async fn load_many(rtorrent: &Rtorrent, first: u64, count: u64) -> Vec<InfoH
         hashes.push(content.hash);
     }
     rtorrent
-        .until("all to be loaded", async || {
+        .wait_until("all to be loaded", async || {
             let there: BTreeSet<InfoHash> = rtorrent.hashes().await?.into_iter().collect();
             Ok(hashes.iter().all(|hash| there.contains(hash)))
         })

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use dtorrent::demo::process::{PATIENCE, Process, find};
+use dtorrent_peers::process::{Process, TIMEOUT, find};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -34,7 +34,7 @@ async fn asked_to_stop_in_the_middle_of_a_burst_it_flushes_and_says_goodbye() {
     let written = world.ledger().last_seq("home");
     assert_eq!(world.ledger().cursor("b", "home"), written, "it was not flushed");
     assert_eq!(world.heard.assert_gap_free("home").len() as u64, written);
-    world.bridge().start_again();
+    world.bridge().restart();
     wait_for_newcomer(&world).await;
     let events = world.heard.assert_gap_free("home");
     assert_eq!(count(&events, "added"), 301);
@@ -66,7 +66,7 @@ async fn as_the_first_process_of_a_container_it_ends_as_well() {
     assert_eq!(namespaced.split_whitespace().last(), Some("1"), "it is not the first process");
     let asked_at = Instant::now();
     assert!(Command::new("sh").args(["-c", "kill -s TERM \"$1\"", "sh", inner]).status().unwrap().success());
-    let status = outer.wait(PATIENCE).await.unwrap();
+    let status = outer.wait(TIMEOUT).await.unwrap();
     assert_eq!(status.code(), Some(0), "{}", outer.output());
     assert!(asked_at.elapsed() < STOP, "it took {:?}", asked_at.elapsed());
     world.heard.last_word("dtorrent/bridge/main/status", "offline").await;
@@ -112,7 +112,7 @@ async fn a_clock_that_jumps_an_hour_changes_neither_order_nor_pace() {
         for hash in &hashes {
             world.heard.event("home", "added", *hash).await;
         }
-        assert!(jumped_at.elapsed() < PATIENCE, "at {offset} it took {:?}", jumped_at.elapsed());
+        assert!(jumped_at.elapsed() < TIMEOUT, "at {offset} it took {:?}", jumped_at.elapsed());
         let label = serde_json::json!({"label": offset});
         let topic = format!("home/torrent/{}/command/label", hashes[0]);
         let result = world.heard.command(&topic, label).await;

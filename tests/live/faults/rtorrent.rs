@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dtorrent::demo::content::Content;
-use dtorrent::demo::process::PATIENCE;
-use dtorrent::demo::rtorrent::{Address, Listen, Options, rpc_hash};
+use dtorrent_peers::InfoHash;
+use dtorrent_peers::content::Content;
+use dtorrent_peers::process::TIMEOUT;
+use dtorrent_peers::rtorrent::{Address, Listen, Options};
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -93,7 +94,7 @@ async fn a_blocked_rtorrent_is_asked_once_at_a_time_and_loses_nothing() {
         let asked = proxy.opened();
         let begun = Instant::now();
         while proxy.opened() < asked + 12 {
-            assert!(begun.elapsed() < PATIENCE, "it is not asked any more");
+            assert!(begun.elapsed() < TIMEOUT, "it is not asked any more");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         // A command that may not wait so long is answered, one that may is kept.
@@ -105,7 +106,7 @@ async fn a_blocked_rtorrent_is_asked_once_at_a_time_and_loses_nothing() {
         world.heard.server_event_after(mark, "home", "server_online").await;
         let done = world.heard.result(&long).await;
         assert_eq!(done["status"], "ok", "{done}");
-        world.home.shows(hash, "d.custom1", &long).await.unwrap();
+        world.home.wait_for(hash, "d.custom1", &long).await.unwrap();
     }
     assert_only_outages(&world, 5, 2).await;
 }
@@ -164,14 +165,15 @@ async fn killed_in_the_middle_of_an_answer_and_loading_its_session_slowly_it_rem
     let session = world.folder.join("home").join("session");
     let aside = world.folder.join("aside");
     std::fs::create_dir(&aside).unwrap();
-    let files = |hash| ["", ".libtorrent_resume", ".rtorrent"].map(|end| format!("{}.torrent{end}", rpc_hash(hash)));
+    let files =
+        |hash: InfoHash| ["", ".libtorrent_resume", ".rtorrent"].map(|end| format!("{}.torrent{end}", hash.to_rpc()));
     for hash in &hashes {
         for file in files(*hash) {
             std::fs::rename(session.join(&file), aside.join(&file)).unwrap();
         }
     }
     world.heard.server_event_after(mark, "home", "server_offline").await;
-    world.home.start_again().await.unwrap();
+    world.home.restart().await.unwrap();
     proxy.truncate_answers(u64::MAX);
     world.heard.server_event_after(mark, "home", "server_online").await;
     let restarted = world.heard.server_event_after(mark, "home", "server_restarted").await;
@@ -205,7 +207,7 @@ async fn three_thousand_come_and_go_at_once_each_told_once() {
         let is_all = |all: &[crate::harness::recorder::Message]| {
             (all.iter().filter(|m| m.topic.ends_with(&end)).count() as u64 >= MANY).then_some(())
         };
-        world.heard.wait_within(4 * PATIENCE, kind, is_all).await;
+        world.heard.wait_within(4 * TIMEOUT, kind, is_all).await;
     };
     let hashes = load_many(&world.home, 0, MANY).await;
     all_told(&world, "added").await;

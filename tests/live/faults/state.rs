@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
-use dtorrent::demo::content::Content;
-use dtorrent::demo::process::PATIENCE;
+use dtorrent_peers::content::Content;
+use dtorrent_peers::process::TIMEOUT;
 use serde_json::{Value, json};
 
 use super::{count, kinds_of, label_all, load_many, wait_for_newcomer};
@@ -51,7 +51,7 @@ async fn a_last_record_that_is_torn_is_cut_off_and_told_anew() {
     log.set_len(log.metadata().unwrap().len() - 1_000).unwrap();
     fs::write(world.data_dir().join("dtorrent.used"), counted).unwrap(); // done only when a commit is whole
     assert_eq!(world.ledger().last_seq("home"), written, "the last commit is gone");
-    world.bridge().start_again();
+    world.bridge().restart();
     let added = world.heard.event("home", "added", hash).await;
     assert_eq!((&added["seq"], &added["cause"]), (&json!(written + 1), &json!("recovered")), "{added}");
     let events = world.heard.assert_gap_free("home");
@@ -66,7 +66,7 @@ async fn history_is_lost_by(spoil: impl Fn(&World)) {
     world.bridge().process().kill().unwrap();
     spoil(&world);
     let mark = world.heard.mark();
-    world.bridge().start_again();
+    world.bridge().restart();
     world.heard.server_event_after(mark, "home", "snapshot_done").await;
     wait_for_newcomer(&world).await;
     let epochs = world.heard.assert_gap_free_epochs("home");
@@ -79,14 +79,14 @@ async fn history_is_lost_by(spoil: impl Fn(&World)) {
     // Once is enough.
     world.bridge().stop().await;
     let mark = world.heard.mark();
-    world.bridge().start_again();
+    world.bridge().restart();
     world.home.act(kinds_anchor(again), "d.erase", &[]).await.unwrap();
     world.heard.event_after(mark, "home", "removed", kinds_anchor(again)).await;
     assert_eq!(world.heard.assert_gap_free_epochs("home").len(), 2);
 }
 
 /// Any torrent that was told of.
-fn kinds_anchor(events: &[Value]) -> dtorrent::model::InfoHash {
+fn kinds_anchor(events: &[Value]) -> dtorrent_peers::InfoHash {
     events.iter().find_map(|event| event["hash"].as_str()).unwrap().parse().unwrap()
 }
 
@@ -173,7 +173,7 @@ async fn a_folder_that_is_gone_is_known_by_what_the_broker_keeps() {
         fs::remove_dir_all(world.data_dir()).unwrap();
         world.home.act(hashes[0], "d.erase", &[]).await.unwrap();
         let mark = world.heard.mark();
-        world.bridge().start_again();
+        world.bridge().restart();
         world.heard.server_event_after(mark, "home", "journal_reset").await;
         world.heard.server_event_after(mark, "home", "snapshot_done").await;
         // What went meanwhile is taken back, what is there stays.
@@ -194,7 +194,7 @@ async fn a_folder_that_is_gone_is_known_by_what_the_broker_keeps() {
         assert_eq!(count(&epochs[1], "journal_reset"), 1);
         // Once is enough.
         world.bridge().stop().await;
-        world.bridge().start_again();
+        world.bridge().restart();
         world.heard.last_word("dtorrent/bridge/main/status", "online").await;
         assert_eq!(count(&world.heard.events("home"), "journal_reset"), 1);
     }
@@ -223,7 +223,7 @@ async fn a_folder_that_is_gone_is_known_although_the_broker_was_away_for_several
     let mark = world.heard.mark();
     for life in 1..=2 {
         let tried = world.bridge().times_said("not connected, trying on");
-        world.bridge().start_again();
+        world.bridge().restart();
         world.ledger().until("what is there is written down", |ledger| ledger.last_seq("home") >= 4).await;
         world.bridge().says_again(tried, "not connected, trying on").await;
         let before = world.ledger().last_seq("home");
@@ -231,7 +231,7 @@ async fn a_folder_that_is_gone_is_known_although_the_broker_was_away_for_several
         world.ledger().until("life goes on", |ledger| ledger.last_seq("home") > before).await;
         world.bridge().process().kill().unwrap();
     }
-    world.bridge().start_again();
+    world.bridge().restart();
     proxy.admit();
     world.heard.server_event_after(mark, "home", "journal_reset").await;
     let is_cleared = |all: &[Message]| {
@@ -244,7 +244,7 @@ async fn a_folder_that_is_gone_is_known_although_the_broker_was_away_for_several
     assert_eq!(emptied, 1, "only what is gone");
     // Once is enough.
     world.bridge().stop().await;
-    world.bridge().start_again();
+    world.bridge().restart();
     world.heard.last_word("dtorrent/bridge/main/status", "online").await;
     let epochs = world.heard.assert_gap_free_epochs("home");
     assert_eq!(epochs.len(), 2);
@@ -265,7 +265,7 @@ async fn a_broker_under_another_name_loses_what_was_kept_for_torrents_that_went(
     let config = world.data_dir().with_file_name("dtorrent.toml");
     let renamed = fs::read_to_string(&config).unwrap().replace("[brokers.b]", "[brokers.renamed]");
     fs::write(&config, renamed).unwrap();
-    world.bridge().start_again();
+    world.bridge().restart();
     let topic = format!("dtorrent/home/torrent/{}/state", hashes[0]);
     let is_cleared = |all: &[Message]| {
         all[mark..].iter().any(|message| message.topic == topic && message.payload.is_empty()).then_some(())
@@ -294,7 +294,7 @@ async fn a_state_of_the_first_version_is_brought_up_to_date() {
     connection.pragma_update(None, "user_version", 1).unwrap();
     drop(connection);
     File::create(world.data_dir().join("dtorrent.used")).unwrap();
-    world.bridge().start_again();
+    world.bridge().restart();
     wait_for_newcomer(&world).await;
     let events = world.heard.assert_gap_free("home");
     assert_eq!((count(&events, "added"), count(&events, "journal_reset")), (6, 0));
@@ -313,8 +313,8 @@ async fn a_state_of_a_newer_version_is_refused_and_left_alone() {
     connection.pragma_update(None, "user_version", 999).unwrap();
     drop(connection);
     let before = fs::read(database(&world)).unwrap();
-    world.bridge().start_again();
-    let status = world.bridge().process().wait(PATIENCE).await.unwrap();
+    world.bridge().restart();
+    let status = world.bridge().process().wait(TIMEOUT).await.unwrap();
     assert_eq!(status.code(), Some(1));
     assert!(world.bridge().log().contains("written by a newer dtorrent"), "it does not say why");
     assert!(before == fs::read(database(&world)).unwrap(), "the file was touched");
@@ -323,7 +323,7 @@ async fn a_state_of_a_newer_version_is_refused_and_left_alone() {
     let connection = rusqlite::Connection::open(database(&world)).unwrap();
     connection.pragma_update(None, "user_version", version).unwrap();
     drop(connection);
-    world.bridge().start_again();
+    world.bridge().restart();
     wait_for_newcomer(&world).await;
     assert_eq!(count(&world.heard.assert_gap_free("home"), "journal_reset"), 0);
 }
@@ -338,7 +338,7 @@ async fn a_second_bridge_on_the_same_folder_refuses_and_the_first_goes_on() {
     fs::create_dir(config.parent().unwrap()).unwrap();
     fs::copy(world.folder.join("dtorrent.toml"), &config).unwrap();
     let mut second = Bridge::start(&config);
-    let status = second.process().wait(PATIENCE).await.unwrap();
+    let status = second.process().wait(TIMEOUT).await.unwrap();
     assert_eq!(status.code(), Some(1));
     assert!(second.log().contains("another bridge uses the data folder"), "it does not say why:\n{}", second.log());
     wait_for_newcomer(&world).await;
@@ -365,7 +365,7 @@ async fn on_a_full_disk_it_goes_on_looking_and_tells_it_all_when_there_is_room()
     while !world.bridge().log().contains("events cannot be written down") {
         number += 1;
         label_all(&world.home, &format!("full{number}")).await;
-        assert!(world.bridge().process().ended().unwrap().is_none(), "it has ended:\n{}", world.bridge().log());
+        assert!(world.bridge().process().exit_status().unwrap().is_none(), "it has ended:\n{}", world.bridge().log());
         assert!(number < 5_000, "the disk does not get full");
     }
     // A command waits, and the rest of life goes on at the client.
@@ -390,7 +390,7 @@ async fn on_a_full_disk_it_goes_on_looking_and_tells_it_all_when_there_is_room()
     world.bridge().says("there is room again").await;
     let events = world.heard.assert_gap_free("home");
     assert_eq!((count(&events, "added"), count(&events, "removed"), count(&events, "journal_reset")), (31, 1, 0));
-    assert!(world.bridge().process().ended().unwrap().is_none());
+    assert!(world.bridge().process().exit_status().unwrap().is_none());
     world.bridge().stop().await;
 }
 
@@ -457,12 +457,12 @@ async fn a_read_only_folder_is_named_at_the_start_and_served_when_it_can_be_writ
     world.bridge().stop().await;
     // (A file system with a file open for writing cannot be made read-only.)
     disk.remount("remount,ro");
-    world.bridge().start_again();
-    let status = world.bridge().process().wait(PATIENCE).await.unwrap();
+    world.bridge().restart();
+    let status = world.bridge().process().wait(TIMEOUT).await.unwrap();
     assert_eq!(status.code(), Some(1));
     assert!(world.bridge().log().to_lowercase().contains("read-only"), "it does not say why");
     disk.remount("remount,rw");
-    world.bridge().start_again();
+    world.bridge().restart();
     world.home.act(hash, "d.erase", &[]).await.unwrap();
     world.heard.event("home", "removed", hash).await;
     let events = world.heard.assert_gap_free("home");
@@ -486,7 +486,7 @@ async fn a_start_on_a_full_disk_waits_for_room_and_loses_nothing() {
             false => world.bridge().stop().await,
         }
         disk.fill();
-        world.bridge().start_again();
+        world.bridge().restart();
         world.bridge().says("waiting for some").await;
         let hash = world.home.load(&Content::file("meanwhile", 1_000, 77).torrent, false).await.unwrap();
         disk.free();
@@ -536,7 +536,7 @@ async fn on_a_disk_that_becomes_read_only_it_goes_on_looking_and_tells_it_all_fr
             world.bridge().stop().await;
         }
         disk.mend();
-        world.bridge().start_again();
+        world.bridge().restart();
         let added = world.heard.event("home", "added", second).await;
         assert_eq!(added["cause"], "recovered", "{added}");
         world.heard.event("home", "removed", hashes[round]).await;

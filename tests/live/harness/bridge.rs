@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dtorrent::demo::process::{PATIENCE, Process};
+use dtorrent_peers::process::{Process, TIMEOUT};
 use tokio::time::Instant;
 
 pub struct Bridge {
@@ -37,10 +37,10 @@ impl Bridge {
 
     /// Waits until the log says something more than so many times.
     pub async fn says_again(&mut self, times: usize, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while self.times_said(text) <= times {
             assert!(Instant::now() < deadline, "the bridge does not say: {text}");
-            assert!(self.process.ended().unwrap().is_none(), "the bridge has ended and did not say: {text}");
+            assert!(self.process.exit_status().unwrap().is_none(), "the bridge has ended and did not say: {text}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -57,7 +57,7 @@ impl Bridge {
     }
 
     /// Starts it again after [`Self::stop`] or a kill.
-    pub fn start_again(&mut self) {
+    pub fn restart(&mut self) {
         self.process.kill().unwrap();
         self.process = launch(&self.config, &self.log);
     }

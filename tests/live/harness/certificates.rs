@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use dtorrent::demo::process::find;
+use dtorrent_peers::process::find;
 
 pub struct Certificates {
     pub ca: PathBuf,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dtorrent::demo::process::PATIENCE;
+use dtorrent_peers::process::TIMEOUT;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpSocket, TcpStream};
@@ -47,7 +47,7 @@ async fn ask_over(
 }
 
 async fn connect(port: u16) -> TcpStream {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         match TcpStream::connect(("127.0.0.1", port)).await {
             Ok(stream) => return stream,
@@ -75,7 +75,7 @@ pub async fn request(port: u16, method: &str, path: &str, headers: &[(&str, &str
         drop(stream.read_to_end(&mut body).await);
         Answer { status, headers, body: String::from_utf8_lossy(&body).into_owned() }
     };
-    timeout(2 * PATIENCE, whole).await.unwrap_or_else(|_| panic!("no answer to {method} {path}"))
+    timeout(2 * TIMEOUT, whole).await.unwrap_or_else(|_| panic!("no answer to {method} {path}"))
 }
 
 pub async fn get(port: u16, path: &str) -> Answer {
@@ -84,7 +84,7 @@ pub async fn get(port: u16, path: &str) -> Answer {
 
 /// Waits until an answer is as it should be.
 pub async fn get_until(port: u16, path: &str, is_right: impl Fn(&Value) -> bool) -> Value {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let answer = get(port, path).await;
         if answer.status == 200 && is_right(&answer.json()) {
@@ -133,7 +133,7 @@ impl Listener {
     /// The next event; `None` when the stream is over.
     pub async fn next(&mut self) -> Option<Event> {
         let mut event = Event::default();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let mut line = String::new();
             // What only says that the line is alive gives no new patience.

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dtorrent::demo::process::PATIENCE;
+use dtorrent_peers::process::TIMEOUT;
 use rusqlite::{Connection, OpenFlags};
 use tokio::time::Instant;
 
@@ -72,7 +72,7 @@ impl Ledger {
 
     /// Waits until a number in it is right.
     pub async fn until(&self, what: &str, mut is_so: impl FnMut(&Self) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !is_so(self) {
             assert!(Instant::now() < deadline, "waited in vain until {what}");
             tokio::time::sleep(Duration::from_millis(2)).await;

@@ -15,9 +15,9 @@ pub mod schemas;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use dtorrent::demo::mosquitto::{self, Mosquitto};
-use dtorrent::demo::process::find;
-use dtorrent::demo::rtorrent::{self, Rtorrent};
+use dtorrent_peers::mosquitto::{self, Mosquitto};
+use dtorrent_peers::process::find;
+use dtorrent_peers::rtorrent::{self, Rtorrent};
 use serde_json::Value;
 use tempfile::TempDir;
 

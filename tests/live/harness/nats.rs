@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, HeaderMap, Message};
 use bytes::Bytes;
-use dtorrent::demo::process::{PATIENCE, Process, find, free_port};
+use dtorrent_peers::process::{Process, TIMEOUT, find, free_port};
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -97,7 +97,7 @@ impl NatsServer {
 
     pub async fn ready(&mut self) {
         let port = self.port;
-        self.process.ready(async || TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await.unwrap();
+        self.process.wait_until_ready(async || TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await.unwrap();
     }
 
     pub fn url(&self) -> String {
@@ -112,7 +112,7 @@ impl NatsServer {
         self.process.kill().unwrap();
     }
 
-    pub async fn start_again(&mut self) {
+    pub async fn restart(&mut self) {
         self.kill();
         let config = self.config.to_str().unwrap();
         self.process = Process::start(&self.program, &["-c", config], &self.log).unwrap();
@@ -133,7 +133,7 @@ impl NatsServer {
     pub async fn client_with(&self, options: ConnectOptions) -> Client {
         let options = options.retry_on_initial_connect();
         let client = async_nats::connect_with_options(self.url(), options).await.unwrap();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while client.flush().await.is_err() || client.try_server_info().is_none() {
             assert!(Instant::now() < deadline, "the server lets nobody in");
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -149,7 +149,7 @@ const UNAVAILABLE: u32 = 10008;
 pub async fn api(client: &Client, subject: &str, body: Value) -> Value {
     let body = if body.is_null() { String::new() } else { body.to_string() };
     until(&format!("$JS.API.{subject} is answered"), async || {
-        let request = async_nats::Request::new().payload(Bytes::from(body.clone())).timeout(Some(PATIENCE / 4));
+        let request = async_nats::Request::new().payload(Bytes::from(body.clone())).timeout(Some(TIMEOUT / 4));
         let answer = client.send_request(format!("$JS.API.{subject}"), request).await.ok()?;
         let answer: Value = serde_json::from_slice(&answer.payload).ok()?;
         (answer["error"]["err_code"] != UNAVAILABLE).then_some(answer)
@@ -252,7 +252,7 @@ impl Ear {
         // A round trip: the subscription is there.
         client.flush().await.unwrap();
         client.publish("dtorrent.test", Bytes::new()).await.unwrap();
-        tokio::time::timeout(PATIENCE, subscriber.next()).await.unwrap().unwrap();
+        tokio::time::timeout(TIMEOUT, subscriber.next()).await.unwrap().unwrap();
         let heard = Arc::new(Mutex::new(Vec::new()));
         let all = Arc::clone(&heard);
         let task = tokio::spawn(async move {
@@ -269,7 +269,7 @@ impl Ear {
 
     /// Waits until something is found in all that was heard.
     pub async fn wait_for<T>(&self, what: &str, mut find: impl FnMut(&[Message]) -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(found) = find(&self.heard.lock().unwrap()) {
                 return found;
@@ -296,7 +296,7 @@ impl Ear {
 
     /// Sends a request and returns the reply.
     pub async fn request(&self, subject: &str, body: impl Into<Bytes>) -> Message {
-        let request = async_nats::Request::new().payload(body.into()).timeout(Some(PATIENCE));
+        let request = async_nats::Request::new().payload(body.into()).timeout(Some(TIMEOUT));
         self.client.send_request(subject.to_owned(), request).await.unwrap()
     }
 }
@@ -307,7 +307,7 @@ pub fn body(message: &Message) -> Value {
 
 /// Waits until a look shows what is wanted, and returns it.
 pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + 2 * PATIENCE;
+    let deadline = Instant::now() + 2 * TIMEOUT;
     loop {
         if let Some(found) = look().await {
             return found;

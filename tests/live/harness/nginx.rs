@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use dtorrent::demo::process::{Process, find, free_port};
-use dtorrent::demo::rtorrent::{Address, Rtorrent};
+use dtorrent_peers::process::{Process, find, free_port};
+use dtorrent_peers::rtorrent::{Address, Rtorrent};
 use tokio::net::TcpStream;
 
 use super::certificates::{Certificates, openssl};
@@ -65,7 +65,7 @@ impl Nginx {
         let arguments = ["-p", &folder.to_string_lossy(), "-c", &config.to_string_lossy(), "-e", "stderr"];
         let nginx = find("nginx", "nginx").unwrap();
         let mut process = Process::start(&nginx, &arguments, &folder.join("nginx.log")).unwrap();
-        process.ready(async || TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await.unwrap();
+        process.wait_until_ready(async || TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await.unwrap();
         Self { port, _process: process }
     }
 }

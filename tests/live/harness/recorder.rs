@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dtorrent::demo::process::PATIENCE;
-use dtorrent::model::InfoHash;
+use dtorrent_peers::InfoHash;
+use dtorrent_peers::process::TIMEOUT;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Filter, Packet, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event, MqttOptions};
@@ -120,7 +120,7 @@ impl Recorder {
     pub async fn subscribed(&self, times: usize) {
         let mut subscriptions = self.subscriptions.clone();
         let enough = subscriptions.wait_for(|count| *count >= times);
-        tokio::time::timeout(PATIENCE, enough).await.expect("the broker lets us subscribe").unwrap();
+        tokio::time::timeout(TIMEOUT, enough).await.expect("the broker lets us subscribe").unwrap();
     }
 
     /// How many times it has subscribed.
@@ -144,7 +144,7 @@ impl Recorder {
 
     /// Waits until `find` finds something in all that was heard.
     pub async fn wait_for<T>(&self, what: &str, find: impl FnMut(&[Message]) -> Option<T>) -> T {
-        self.wait_within(PATIENCE, what, find).await
+        self.wait_within(TIMEOUT, what, find).await
     }
 
     /// The same, for what takes longer than anything else.

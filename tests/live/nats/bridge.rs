@@ -1,6 +1,6 @@
 //! The whole bridge between rTorrent and NATS.
 
-use dtorrent::demo::content::Content;
+use dtorrent_peers::content::Content;
 use serde_json::{Value, json};
 
 use super::{bus, load_one, version};
@@ -121,7 +121,7 @@ async fn each_broker_has_its_filter_and_its_own_place_in_the_history() {
         super::label(&world, hash, "b").await; // MQTT does not wait for NATS
         let last = world.ledger().last_seq("home");
         assert!(world.ledger().cursor("bus", "home") < last);
-        server.start_again().await;
+        server.restart().await;
         world.ledger().until("NATS has caught up", |ledger| ledger.cursor("bus", "home") >= last).await;
         let ear = Ear::listen(&server).await;
         let events = stored(&ear.client).await;
@@ -167,7 +167,7 @@ async fn over_the_mqtt_of_a_nats_server_topics_are_the_subjects() {
     }
     for program in nats::programs() {
         let folder = tempfile::tempdir().unwrap();
-        let port = dtorrent::demo::process::free_port().unwrap();
+        let port = dtorrent_peers::process::free_port().unwrap();
         let lines =
             format!("jetstream {{{{ store_dir: \"{{dir}}/store\" }}}}\nmqtt {{{{ listen: \"127.0.0.1:{port}\" }}}}");
         let server = NatsServer::start_with(&program, folder.path(), &lines).await;
@@ -219,7 +219,7 @@ async fn purge_takes_every_key_back_and_leaves_the_events() {
             assert_eq!(value(&ear.client, &key).await, None);
             assert_eq!(stored(&ear.client).await.len(), events);
             if !is_lost {
-                world.bridge().start_again();
+                world.bridge().restart();
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use dtorrent::demo::process::free_port;
+use dtorrent_peers::process::free_port;
 use serde_json::{Value, json};
 
 use super::{all_is_stored, bus_at, label, load_one, version};
@@ -86,7 +86,7 @@ async fn with_three_replicas_order_is_kept_over_changes_of_the_leader_and_a_kill
                 let leader = cluster.leader(&ear.client).await;
                 drop(ear);
                 cluster.servers[leader].kill();
-                cluster.servers[leader].start_again().await;
+                cluster.servers[leader].restart().await;
             } else {
                 api(&ear.client, "STREAM.LEADER.STEPDOWN.DTORRENT_EVENTS", Value::Null).await;
             }

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use dtorrent::demo::process::find;
+use dtorrent_peers::process::find;
 use serde_json::Value;
 
 use super::{all_is_stored, bus, label, load_one};

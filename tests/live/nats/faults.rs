@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use dtorrent::demo::content::Content;
+use dtorrent_peers::content::Content;
 use serde_json::{Value, json};
 
 use super::{all_is_stored, bus, bus_at, label, load_one, version};
@@ -33,7 +33,7 @@ async fn a_server_killed_in_the_middle_of_five_thousand_events_has_each_once_in_
             label_all(&world.home, &format!("round-{round}")).await;
             ledger.until("some of it is delivered", |ledger| ledger.cursor("bus", "home") > begun).await;
             server.kill();
-            server.start_again().await;
+            server.restart().await;
         }
         ledger.until("all is written down", |ledger| ledger.last_seq("home") >= 5 * TORRENTS).await;
         let last = ledger.last_seq("home");
@@ -68,7 +68,7 @@ async fn a_bridge_killed_before_the_acknowledgement_has_its_event_stored_once() 
         world.bridge().process().kill().unwrap();
         proxy.cut();
         proxy.answers(Way::Pass);
-        world.bridge().start_again();
+        world.bridge().restart();
         world.ledger().until("it is delivered", |ledger| ledger.cursor("bus", "home") >= seq).await;
         label(&world, hash, "b").await;
         all_is_stored(&world, &ear).await;
@@ -98,7 +98,7 @@ async fn a_bridge_killed_between_acknowledgement_and_cursor_has_its_event_stored
             until("the state of it is kept", is_shown).await;
             world.bridge().process().kill().unwrap();
             strikes += u32::from(world.ledger().cursor("bus", "home") < seq);
-            world.bridge().start_again();
+            world.bridge().restart();
             world.ledger().until("it is noted", |ledger| ledger.cursor("bus", "home") >= seq).await;
             if strikes == 2 {
                 break;
@@ -231,7 +231,7 @@ async fn without_jetstream_at_the_start_events_wait_until_it_is_there() {
         world.bridge().says("JetStream is not there: switch it on").await;
         label(&world, hash, "a").await;
         server.reconfigure("jetstream { store_dir: \"{dir}/store\" }");
-        server.start_again().await;
+        server.restart().await;
         let ear = Ear::listen(&server).await;
         all_is_stored(&world, &ear).await;
     }
@@ -348,13 +348,13 @@ async fn a_key_whose_torrent_went_while_the_bridge_was_down_is_deleted() {
         }
         world.bridge().process().kill().unwrap();
         world.home.act(goes.hash, "d.erase", &[]).await.unwrap();
-        world.bridge().start_again();
+        world.bridge().restart();
         until("the key is gone", async || value(&ear.client, &keys[1]).await.is_none().then_some(())).await;
         // The same if the state was lost: the bucket itself is asked.
         world.bridge().process().kill().unwrap();
         world.home.act(stays, "d.erase", &[]).await.unwrap();
         std::fs::remove_dir_all(world.data_dir()).unwrap();
-        world.bridge().start_again();
+        world.bridge().restart();
         until("the key is gone", async || value(&ear.client, &keys[0]).await.is_none().then_some(())).await;
     }
 }
@@ -382,14 +382,14 @@ async fn a_data_folder_that_is_older_than_the_stream_is_found_out_and_nothing_is
             }
         };
         copy(&data, &backup);
-        world.bridge().start_again();
+        world.bridge().restart();
         label(&world, hash, "first").await;
         all_is_stored(&world, &ear).await;
         let before = stored(&ear.client).await;
         world.bridge().stop().await;
         copy(&backup, &data);
-        world.bridge().start_again();
-        world.home.act(hash, "d.custom1.set", &[dtorrent::demo::rtorrent::Argument::Text("second")]).await.unwrap();
+        world.bridge().restart();
+        world.home.act(hash, "d.custom1.set", &[dtorrent_peers::rtorrent::Argument::Text("second")]).await.unwrap();
         world.bridge().says("the data folder is older than the stream").await;
         // It is not tried again as if nothing had been.
         world.bridge().says_again(1, "the data folder is older than the stream").await;
@@ -416,7 +416,7 @@ async fn a_server_that_is_about_to_stop_is_left_and_found_again() {
         server.process().signal("USR2").unwrap();
         world.bridge().says("lame duck mode").await;
         let seq = label(&world, hash, "a").await;
-        server.start_again().await;
+        server.restart().await;
         let ear = Ear::listen(&server).await;
         all_is_stored(&world, &ear).await;
         world.ledger().until("it is noted", |ledger| ledger.cursor("bus", "home") >= seq).await;

@@ -113,7 +113,7 @@ async fn of_several_servers_any_will_do() {
     for program in nats::programs() {
         let folder = tempfile::tempdir().unwrap();
         let server = NatsServer::start(&program, folder.path()).await;
-        let nobody = dtorrent::demo::process::free_port().unwrap();
+        let nobody = dtorrent_peers::process::free_port().unwrap();
         let mut setup = bus_at("x", "");
         setup.sink = setup.sink.replace("\"x\"", &format!("[\"nats://127.0.0.1:{nobody}\", \"{}\"]", server.url()));
         let mut world = World::new(setup).await;
@@ -186,7 +186,7 @@ async fn a_credentials_file_gets_in_and_a_login_that_expires_is_named() {
         world.bridge().stop().await;
         // One that is good for some seconds yet.
         std::fs::write(&file, creds(Some(jiff::Timestamp::now().as_second() + 4))).unwrap();
-        world.bridge().start_again();
+        world.bridge().restart();
         world.bridge().says("User Authentication Expired").await;
         assert_eq!(world.bridge().times_said("eyJ"), 0, "a secret is in the log");
     }

@@ -11,8 +11,8 @@ mod roles;
 
 use std::path::Path;
 
-use dtorrent::demo::content::Content;
-use dtorrent::model::InfoHash;
+use dtorrent_peers::InfoHash;
+use dtorrent_peers::content::Content;
 use serde_json::Value;
 
 use crate::harness::nats::{Ear, NatsServer, assert_once_in_order, stored, until};

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::{ConnectOptions, HeaderMap, Message};
 use bytes::Bytes;
-use dtorrent::demo::rtorrent::Argument;
+use dtorrent_peers::rtorrent::Argument;
 use serde_json::{Value, json};
 
 use super::{all_is_stored, bus, bus_at, label, load_one};
@@ -39,7 +39,7 @@ async fn a_server_that_comes_back_empty_gets_all_events_since_and_every_state() 
         server.kill();
         std::fs::remove_dir_all(folder.path().join("store")).unwrap();
         let first = label(&world, hashes[0], "while it is away").await;
-        server.start_again().await;
+        server.restart().await;
         label_all(&world.home, "when-it-is-back").await;
         let ledger = world.ledger();
         ledger.until("all is written down", |ledger| ledger.last_seq("home") >= first + 30).await;
@@ -117,7 +117,7 @@ async fn after_an_outage_longer_than_the_duplicate_window_an_event_may_be_stored
         assert!(changed["error"].is_null(), "{changed}");
         drop(client);
         until("the window is over", async || (since.elapsed() > 10 * SHORT_WINDOW).then_some(())).await;
-        server.start_again().await;
+        server.restart().await;
         let client = server.client().await;
         let ask = async |id: &str| {
             let headers = HeaderMap::from_iter([("Nats-Msg-Id".parse().unwrap(), id.parse().unwrap())]);
@@ -196,7 +196,7 @@ async fn without_jetstream_for_the_account_events_wait_until_it_has_it() {
         label(&world, hash, "a").await;
         assert_eq!(world.ledger().cursor("bus", "home"), 0);
         server.reconfigure(&lines("jetstream: enabled,"));
-        server.start_again().await;
+        server.restart().await;
         let login = ConnectOptions::with_user_and_password("home".into(), "h".into());
         let ear = Ear::listen_as(server.client_with(login).await).await;
         all_is_stored(&world, &ear).await;
@@ -275,7 +275,7 @@ async fn without_jetstream_who_listens_all_the_time_hears_every_event_of_a_bridg
             let begun = ledger.last_seq("home");
             ledger.until("some of it is written down", |ledger| ledger.last_seq("home") > begun).await;
             world.bridge().process().kill().unwrap();
-            world.bridge().start_again();
+            world.bridge().restart();
         }
         ledger.until("all is written down", |ledger| ledger.last_seq("home") >= 6 * TORRENTS).await;
         let last = ledger.last_seq("home");
@@ -305,7 +305,7 @@ async fn without_jetstream_a_server_that_is_killed_stops_nothing_for_good() {
                 .until("the round before is written down", |ledger| ledger.last_seq("home") >= TORRENTS * round)
                 .await;
             label_all(&world.home, &format!("round-{round}")).await;
-            server.start_again().await;
+            server.restart().await;
         }
         ledger
             .until("all is written down and delivered", |ledger| {

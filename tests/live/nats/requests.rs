@@ -2,8 +2,8 @@
 
 use async_nats::Message;
 use bytes::Bytes;
-use dtorrent::demo::content::Content;
-use dtorrent::model::InfoHash;
+use dtorrent_peers::InfoHash;
+use dtorrent_peers::content::Content;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
@@ -64,7 +64,7 @@ async fn a_request_is_answered_once_when_the_effect_was_seen() {
         assert_eq!(body(&named)["status"], "ok", "{named:?}");
         world.bridge().says("user=\"anna\u{fffd}[2J\"").await;
         // The same id is not carried out again, and answered as before.
-        world.home.act(hash, "d.custom1.set", &[dtorrent::demo::rtorrent::Argument::Text("other")]).await.unwrap();
+        world.home.act(hash, "d.custom1.set", &[dtorrent_peers::rtorrent::Argument::Text("other")]).await.unwrap();
         let again = ear.request(&subject, r#"{"label": "linux", "id": "one"}"#).await;
         assert_eq!(body(&again), body(&reply));
         assert_eq!(world.home.get(hash, "d.custom1").await.unwrap(), "other");
@@ -251,7 +251,7 @@ async fn a_request_that_is_repeated_while_it_is_carried_out_is_answered_each_tim
         ask(bridge, 2, 1).await;
         ask(bridge, 2, 2).await; // to the same address, but another request
         bridge.process().kill().unwrap();
-        bridge.start_again();
+        bridge.restart();
         service_is_up(&ear).await;
         ask(bridge, 3, 3).await;
         // By the other broker too, without an address of its own; twice, which is one question there.
@@ -264,7 +264,7 @@ async fn a_request_that_is_repeated_while_it_is_carried_out_is_answered_each_tim
         world.home.process().unpause().unwrap();
         let mut answered = Vec::new();
         for _ in 0..5 {
-            let patience = dtorrent::demo::process::PATIENCE;
+            let patience = dtorrent_peers::process::TIMEOUT;
             let reply = tokio::time::timeout(patience, replies.next()).await.expect("a reply").unwrap();
             assert_eq!((&body(&reply)["id"], &body(&reply)["status"]), (&json!("one"), &json!("ok")), "{reply:?}");
             answered.push(reply.subject.rsplit('.').next().unwrap().to_owned());

@@ -1,54 +1,52 @@
-//! Content that is made up on the spot, and the torrent of it.
+//! Torrents with made-up data.
 
 use std::path::Path;
 
 use anyhow::Context;
 
-use crate::model::{InfoHash, Metainfo, MetainfoBuilder};
+use crate::torrent::{self, InfoHash};
 
-const PIECE_BYTES: u32 = 32 * 1024;
-
-/// A torrent with its content at hand.
+/// A torrent and its data.
 #[derive(Clone, Debug)]
 pub struct Content {
+    /// The name of the file or folder, as the torrent states it.
     pub name: String,
+    /// The info-hash of the torrent.
     pub hash: InfoHash,
-    /// The bytes of the .torrent file.
+    /// The bytes of the .torrent file, which names no tracker.
     pub torrent: Vec<u8>,
-    /// Paths below the download folder, and what is in the files.
+    /// Paths relative to the download folder, and the data of each file.
     pub files: Vec<(String, Vec<u8>)>,
 }
 
 impl Content {
-    /// A torrent of one file. Another `seed` gives other bytes, so another hash.
+    /// Makes up a torrent of one file. The same `seed` gives the same bytes and so the same hash.
     pub fn file(name: &str, length: usize, seed: u64) -> Self {
         let bytes = noise(length, seed);
-        let torrent = MetainfoBuilder::single(name, PIECE_BYTES).content(&bytes).build();
+        let torrent = torrent::build(name, &[(None, &bytes)]);
         Self::new(name, torrent, vec![(name.to_owned(), bytes)])
     }
 
-    /// A torrent of a folder with several files.
+    /// Makes up a torrent of a folder. `files` are paths inside the folder and their lengths in bytes.
     pub fn folder(name: &str, files: &[(&str, usize)], seed: u64) -> Self {
-        let mut builder = MetainfoBuilder::folder(name, PIECE_BYTES);
-        let mut contents = Vec::new();
-        for ((file, length), seed) in files.iter().zip(seed..) {
-            let bytes = noise(*length, seed);
-            builder = builder.file(file.split('/')).content(&bytes);
-            contents.push((format!("{name}/{file}"), bytes));
-        }
-        Self::new(name, builder.build(), contents)
+        let contents: Vec<Vec<u8>> = files.iter().zip(seed..).map(|((_, length), seed)| noise(*length, seed)).collect();
+        let paths = files.iter().map(|(path, _)| *path);
+        let listed: Vec<_> = paths.clone().map(Some).zip(contents.iter().map(Vec::as_slice)).collect();
+        let torrent = torrent::build(name, &listed);
+        Self::new(name, torrent, paths.map(|path| format!("{name}/{path}")).zip(contents).collect())
     }
 
     fn new(name: &str, torrent: Vec<u8>, files: Vec<(String, Vec<u8>)>) -> Self {
-        let hash = Metainfo::parse(&torrent).expect("made by our own builder from good names").client_hash();
+        let hash = InfoHash::of_torrent(&torrent).expect("`torrent::build` writes an info dictionary");
         Self { name: name.to_owned(), hash, torrent, files }
     }
 
+    /// Returns the total size of the data in bytes.
     pub fn length(&self) -> u64 {
         self.files.iter().map(|(_, bytes)| bytes.len() as u64).sum()
     }
 
-    /// Writes the files below `folder`.
+    /// Writes the data below `folder`, replacing files that exist.
     pub fn write_to(&self, folder: &Path) -> anyhow::Result<()> {
         for (path, bytes) in &self.files {
             let path = folder.join(path);
@@ -60,7 +58,7 @@ impl Content {
         Ok(())
     }
 
-    /// Removes the files below `folder`, those that are there.
+    /// Removes the data below `folder`. Files that are missing are no error; folders stay.
     pub fn remove_from(&self, folder: &Path) -> anyhow::Result<()> {
         for (path, _) in &self.files {
             match std::fs::remove_file(folder.join(path)) {
@@ -74,7 +72,7 @@ impl Content {
     }
 }
 
-/// Bytes without a pattern, the same for the same seed (xorshift).
+/// Returns pseudo-random bytes (xorshift): incompressible, and different in every piece.
 fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(length + 8);

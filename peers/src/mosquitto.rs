@@ -1,4 +1,4 @@
-//! A mosquitto of our own on a loopback port.
+//! A mosquitto on a loopback port.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -7,35 +7,41 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use tokio::net::TcpStream;
 
-use super::process::{Process, find, free_port};
+use crate::process::{Process, find, free_port};
 
-/// How it is set up; the default is an open broker that remembers nothing.
+/// Configuration of a broker. The default one admits everybody and persists nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Keeps sessions and retained messages over a clean stop.
+    /// Whether sessions and retained messages survive a clean stop. A killed broker loses them.
     pub persistence: bool,
+    /// Certificates; without them the broker speaks plain TCP.
     pub tls: Option<Tls>,
-    /// Speaks WebSocket instead of MQTT over plain TCP.
+    /// Whether the listener speaks MQTT over WebSocket instead of plain MQTT.
     pub websockets: bool,
-    /// User and password; without one everybody is let in.
+    /// User names and passwords. Anonymous clients are admitted if this is empty.
     pub users: Vec<(String, String)>,
-    /// The text of an ACL file.
+    /// The content of the ACL file.
     pub acl: Option<String>,
-    /// More lines for its configuration.
+    /// Further lines of mosquitto.conf.
     pub lines: Vec<String>,
 }
 
-/// PEM files.
+/// TLS of the listener, from PEM files.
 #[derive(Clone, Debug)]
 pub struct Tls {
+    /// The authority that signed client certificates.
     pub ca: PathBuf,
+    /// The broker's certificate.
     pub certificate: PathBuf,
+    /// The private key of `certificate`.
     pub key: PathBuf,
-    /// Whoever comes has to show a certificate of the CA.
+    /// Whether clients must present a certificate signed by `ca`.
     pub client_certificates: bool,
 }
 
+/// A running broker. Dropping it kills it; its files stay.
 pub struct Mosquitto {
+    /// The port it listens on, on 127.0.0.1. The same after a restart.
     pub port: u16,
     program: PathBuf,
     config: PathBuf,
@@ -44,7 +50,7 @@ pub struct Mosquitto {
 }
 
 impl Mosquitto {
-    /// Starts one that keeps its files in `folder`, and waits until it listens.
+    /// Starts a broker that keeps its files in `folder`, and waits until it accepts connections.
     pub async fn start(folder: &Path, options: &Options) -> anyhow::Result<Self> {
         let program = find("mosquitto", "mosquitto")?;
         let port = free_port()?;
@@ -56,17 +62,18 @@ impl Mosquitto {
         Ok(Self { port, program, config, log, process })
     }
 
-    /// `mqtt://127.0.0.1:…`
+    /// Returns `mqtt://127.0.0.1:PORT`, whichever protocol the listener speaks.
     pub fn url(&self) -> String {
         format!("mqtt://127.0.0.1:{}", self.port)
     }
 
+    /// Returns the process, to signal or kill it.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
 
-    /// Starts it again on the same port, after it was killed or has ended.
-    pub async fn start_again(&mut self) -> anyhow::Result<()> {
+    /// Starts the broker again on the same port with the same files. Kills it first if it runs.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
         self.process.kill()?;
         self.process = launch(&self.program, &self.config, &self.log, self.port).await?;
         Ok(())
@@ -75,14 +82,14 @@ impl Mosquitto {
 
 async fn launch(program: &Path, config: &Path, log: &Path, port: u16) -> anyhow::Result<Process> {
     let mut process = Process::start(program, &["-v", "-c", &config.to_string_lossy()], log)?;
-    process.ready(async || TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await?;
+    process.wait_until_ready(async || TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await?;
     Ok(process)
 }
 
 fn configuration(folder: &Path, port: u16, options: &Options) -> anyhow::Result<String> {
     let Options { persistence, tls, websockets, users, acl, lines } = options;
-    // Started by root it would become another user and lose its parent-death signal and the right to our
-    // folder; started by anybody else it ignores this.
+    // When root starts it without this line it changes its user, which loses the parent-death signal and the right to
+    // `folder`. For any other user the line has no effect.
     let mut text = format!("user root\nallow_anonymous {}\nlistener {port} 127.0.0.1\n", users.is_empty());
     let mut line = |line: String| writeln!(text, "{line}").context("write to a string");
     if *websockets {

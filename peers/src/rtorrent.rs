@@ -1,6 +1,4 @@
-//! An rTorrent of our own, and just enough of its RPC to drive it from the outside.
-//!
-//! Not the adapter: what the bridge is made of must not be what it is judged by.
+//! An rTorrent on a loopback port or a Unix socket, and a client for just enough of its RPC to control it.
 
 use std::fmt::Write as _;
 use std::io;
@@ -14,39 +12,48 @@ use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::process::{Process, find, free_port};
-use crate::model::{InfoHash, Metainfo};
+use crate::InfoHash;
+use crate::process::{Process, TIMEOUT, find, free_port};
 
-/// Where it listens for RPC.
+/// Where rTorrent listens for RPC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Listen {
+    /// On a Unix socket in its folder.
     #[default]
     Unix,
+    /// On a TCP port of 127.0.0.1.
     Tcp,
 }
 
+/// Configuration of an rTorrent.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
+    /// Where it listens for RPC.
     pub listen: Listen,
-    /// KiB per second, 0 for no limit.
+    /// Global limit in KiB per second; 0 is unlimited.
     pub download_limit: u32,
+    /// Global limit in KiB per second; 0 is unlimited.
     pub upload_limit: u32,
-    /// More lines for its rc file.
+    /// Further lines of rtorrent.rc.
     pub lines: Vec<String>,
 }
 
-/// The address of its RPC.
+/// The address of an RPC listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
+    /// The path of a Unix socket.
     Unix(PathBuf),
+    /// A loopback address.
     Tcp(SocketAddr),
 }
 
+/// A running rTorrent. Dropping it kills it; its files stay.
 pub struct Rtorrent {
+    /// The client of its RPC.
     pub rpc: Rpc,
-    /// New downloads go here.
+    /// The default directory of new downloads.
     pub downloads: PathBuf,
-    /// For peers.
+    /// The port for peers, on 127.0.0.1.
     pub port: u16,
     program: PathBuf,
     rc: PathBuf,
@@ -55,7 +62,7 @@ pub struct Rtorrent {
 }
 
 impl Rtorrent {
-    /// Starts one that keeps its files in `folder`, and waits until it answers.
+    /// Starts an rTorrent that keeps its session, downloads and log in `folder`, and waits until it answers.
     pub async fn start(folder: &Path, options: &Options) -> anyhow::Result<Self> {
         let program = find("rtorrent", "rtorrent")?;
         let Options { listen, download_limit, upload_limit, lines } = options;
@@ -75,7 +82,7 @@ impl Rtorrent {
                 (Address::Tcp(address), format!("network.scgi.open_port = \"{address}\""))
             }
         };
-        // The DHT is off but not disabled: disabled, this version refuses torrents without a tracker.
+        // `dht.mode` is `off`, not `disable`: with the latter rTorrent 0.9.8 refuses torrents without a tracker.
         let mut text = format!(
             "system.daemon.set = true\n\
              directory.default.set = \"{}\"\n\
@@ -105,7 +112,7 @@ impl Rtorrent {
         Ok(Self { rpc, downloads, port, program, rc, log, process })
     }
 
-    /// The address as the bridge's configuration wants it.
+    /// Returns the RPC address as a `url` of dtorrent's config.
     pub fn url(&self) -> String {
         match &self.rpc.address {
             Address::Unix(socket) => format!("unix://{}", socket.display()),
@@ -113,78 +120,82 @@ impl Rtorrent {
         }
     }
 
+    /// Returns the process, to signal or kill it.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
 
-    /// Starts it again at the same address with the same session, after it was killed or has ended.
-    pub async fn start_again(&mut self) -> anyhow::Result<()> {
+    /// Starts rTorrent again at the same address with the same session. Kills it first if it runs.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
         self.process.kill()?;
         self.process = launch(&self.program, &self.rc, &self.log, &self.rpc).await?;
         Ok(())
     }
 
-    /// Loads a .torrent file and waits until it is listed.
+    /// Loads a .torrent file and waits until rTorrent lists it.
     pub async fn load(&self, torrent: &[u8], start: bool) -> anyhow::Result<InfoHash> {
         self.load_into(torrent, start, None).await
     }
 
-    /// The same, with its content in `directory`.
+    /// Loads a .torrent file whose data is, or is to be, in `directory`.
     pub async fn load_into(&self, torrent: &[u8], start: bool, directory: Option<&Path>) -> anyhow::Result<InfoHash> {
-        let hash = Metainfo::parse(torrent)?.client_hash();
+        let hash = InfoHash::of_torrent(torrent)?;
         let into = directory.map(|directory| format!("d.directory.set=\"{}\"", directory.display()));
         let mut arguments = vec![Argument::Text(""), Argument::Bytes(torrent)];
         arguments.extend(into.as_deref().map(Argument::Text));
         self.rpc.call(if start { "load.raw_start" } else { "load.raw" }, &arguments).await?;
-        self.until(&format!("{hash} to be loaded"), async || Ok(self.hashes().await?.contains(&hash))).await?;
+        self.wait_until(&format!("{hash} to be loaded"), async || Ok(self.hashes().await?.contains(&hash))).await?;
         Ok(hash)
     }
 
-    /// All torrents that it has.
+    /// Returns the hashes of all torrents.
     pub async fn hashes(&self) -> anyhow::Result<Vec<InfoHash>> {
         let hashes = self.rpc.call("download_list", &[Argument::Text("")]).await?;
         hashes.iter().map(|hash| Ok(hash.parse()?)).collect()
     }
 
-    /// Asks one value of one torrent: `d.name`, `d.complete` …
-    pub async fn get(&self, hash: InfoHash, what: &str) -> anyhow::Result<String> {
-        let mut values = self.rpc.call(what, &[Argument::Text(&rpc_hash(hash))]).await?;
-        values.pop().with_context(|| format!("{what} answers nothing"))
+    /// Returns the answer of a getter of one torrent, such as `d.name` or `d.complete`.
+    pub async fn get(&self, hash: InfoHash, getter: &str) -> anyhow::Result<String> {
+        let mut values = self.rpc.call(getter, &[Argument::Text(&hash.to_rpc())]).await?;
+        values.pop().with_context(|| format!("{getter} returned no value"))
     }
 
-    /// Does something to one torrent: `d.stop`, `d.erase` …
-    pub async fn act(&self, hash: InfoHash, what: &str, arguments: &[Argument<'_>]) -> anyhow::Result<()> {
-        let hash = rpc_hash(hash);
+    /// Calls a command on one torrent, such as `d.stop` or `d.erase`.
+    pub async fn act(&self, hash: InfoHash, command: &str, arguments: &[Argument<'_>]) -> anyhow::Result<()> {
+        let hash = hash.to_rpc();
         let all: Vec<_> = [Argument::Text(&hash)].into_iter().chain(arguments.iter().copied()).collect();
-        self.rpc.call(what, &all).await?;
+        self.rpc.call(command, &all).await?;
         Ok(())
     }
 
-    /// Tells it where a peer is.
+    /// Makes rTorrent connect to a peer on this machine.
     pub async fn add_peer(&self, hash: InfoHash, port: u16) -> anyhow::Result<()> {
         self.act(hash, "add_peer", &[Argument::Text(&format!("127.0.0.1:{port}"))]).await
     }
 
-    /// Waits until a value of a torrent is this one.
-    pub async fn shows(&self, hash: InfoHash, what: &str, value: &str) -> anyhow::Result<()> {
-        let wanted = format!("{what} of {hash} to be {value}");
-        self.until(&wanted, async || Ok(self.get(hash, what).await? == value)).await
+    /// Waits until a getter of one torrent returns `value`.
+    pub async fn wait_for(&self, hash: InfoHash, getter: &str, value: &str) -> anyhow::Result<()> {
+        let wanted = format!("{getter} of {hash} to be {value}");
+        self.wait_until(&wanted, async || Ok(self.get(hash, getter).await? == value)).await
     }
 
-    /// Waits until `condition` holds; an error of it means not yet.
-    pub async fn until(
+    /// Waits until `condition` returns true. An error counts as false.
+    ///
+    /// # Errors
+    /// The condition does not hold within [`TIMEOUT`]; the message names `wanted` and the last error.
+    pub async fn wait_until(
         &self,
         wanted: &str,
         mut condition: impl AsyncFnMut() -> anyhow::Result<bool>,
     ) -> anyhow::Result<()> {
-        let deadline = tokio::time::Instant::now() + super::process::PATIENCE;
+        let deadline = tokio::time::Instant::now() + TIMEOUT;
         loop {
             let last = match condition().await {
                 Ok(true) => return Ok(()),
-                Ok(false) => "not so yet".to_owned(),
+                Ok(false) => "it does not hold".to_owned(),
                 Err(error) => format!("{error:#}"),
             };
-            ensure!(tokio::time::Instant::now() < deadline, "waited for {wanted} in vain: {last}");
+            ensure!(tokio::time::Instant::now() < deadline, "timed out waiting for {wanted}: {last}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -193,31 +204,31 @@ impl Rtorrent {
 async fn launch(program: &Path, rc: &Path, log: &Path, rpc: &Rpc) -> anyhow::Result<Process> {
     let import = format!("import={}", rc.display());
     let mut process = Process::start_with(program, &["-n", "-o", &import], &[("TERM", "dumb")], log)?;
-    process.ready(async || rpc.call("system.pid", &[]).await.is_ok()).await?;
+    process.wait_until_ready(async || rpc.call("system.pid", &[]).await.is_ok()).await?;
     Ok(process)
 }
 
-/// A hash as rTorrent writes it.
-pub fn rpc_hash(hash: InfoHash) -> String {
-    hash.to_string().to_uppercase()
-}
-
-/// An argument of a call.
+/// An argument of an RPC call.
 #[derive(Clone, Copy, Debug)]
 pub enum Argument<'a> {
-    /// Plain text without characters that XML or rTorrent cannot take.
+    /// A string, without control characters: XML cannot represent them.
     Text(&'a str),
+    /// Binary data, sent as base64.
     Bytes(&'a [u8]),
 }
 
-/// XML-RPC over SCGI, one connection a call.
+/// A client for XML-RPC over SCGI. Each call has a connection of its own.
 #[derive(Clone, Debug)]
 pub struct Rpc {
+    /// Where rTorrent listens.
     pub address: Address,
 }
 
 impl Rpc {
-    /// Calls a method; all plain values of the answer, in the order in which they stand.
+    /// Calls a method and returns the scalar values of the answer in document order, arrays and structs flattened.
+    ///
+    /// # Errors
+    /// The answer is a fault, is incomplete, or does not come within ten seconds.
     pub async fn call(&self, method: &str, arguments: &[Argument<'_>]) -> anyhow::Result<Vec<String>> {
         let mut body = format!("<?xml version=\"1.0\"?><methodCall><methodName>{method}</methodName><params>");
         for argument in arguments {
@@ -241,8 +252,8 @@ impl Rpc {
             }
         };
         let answer = tokio::time::timeout(Duration::from_secs(10), exchange).await;
-        let answer = answer.context("rTorrent does not answer")?.context("ask rTorrent")?;
-        ensure!(memmem::find(&answer, b"</methodResponse>").is_some(), "{method}: the answer is not whole");
+        let answer = answer.context("rTorrent does not answer")?.context("exchange with rTorrent")?;
+        ensure!(memmem::find(&answer, b"</methodResponse>").is_some(), "{method}: the answer is incomplete");
         let values = values(&answer);
         if memmem::find(&answer, b"<fault>").is_some() {
             bail!("{method}: {}", values.join(" "));
@@ -258,7 +269,7 @@ async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &[u8
     Ok(answer)
 }
 
-/// The texts of all plain values.
+/// Returns the texts of all scalar values.
 fn values(answer: &[u8]) -> Vec<String> {
     let mut values = Vec::new();
     let mut rest = answer;
@@ -278,4 +289,44 @@ fn values(answer: &[u8]) -> Vec<String> {
         rest = after;
     }
     values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::content::Content;
+    use crate::mosquitto::Mosquitto;
+
+    #[tokio::test]
+    async fn data_moves_between_two_rtorrents() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options::default();
+        let seeder = Rtorrent::start(&folder.path().join("s"), &options).await.unwrap();
+        let tcp = Options { listen: Listen::Tcp, ..options };
+        let leecher = Rtorrent::start(&folder.path().join("l"), &tcp).await.unwrap();
+        let content = Content::file("a <b> & c.bin", 300_000, 7);
+        content.write_to(&seeder.downloads).unwrap();
+        let hash = seeder.load(&content.torrent, true).await.unwrap();
+        seeder.wait_for(hash, "d.complete", "1").await.unwrap();
+        seeder.wait_for(hash, "d.name", "a <b> & c.bin").await.unwrap();
+        leecher.load(&content.torrent, true).await.unwrap();
+        leecher.add_peer(hash, seeder.port).await.unwrap();
+        leecher.wait_for(hash, "d.complete", "1").await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_killed_program_restarts_at_the_same_address_with_its_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut broker = Mosquitto::start(&folder.path().join("m"), &Default::default()).await.unwrap();
+        broker.process().kill().unwrap();
+        broker.restart().await.unwrap();
+        let mut client = Rtorrent::start(&folder.path().join("r"), &Default::default()).await.unwrap();
+        let content = Content::folder("x", &[("a", 1000), ("b/c", 40_000)], 1);
+        let hash = client.load(&content.torrent, false).await.unwrap();
+        assert_eq!(hash, content.hash);
+        client.act(hash, "d.save_full_session", &[]).await.unwrap();
+        client.process().kill().unwrap();
+        client.restart().await.unwrap();
+        assert_eq!(client.hashes().await.unwrap(), [hash]);
+    }
 }
