@@ -9,8 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use dtorrent::manager::{Manager, NewTorrent};
-use dtorrent::model::{Action, Add, Details, InfoHash, Kind, Listing, Observed, Parts, ServerName, Status, Torrent};
-use dtorrent::port::{Applied, ClientError, Scope, TorrentClient};
+use dtorrent::model::{
+    Action, Add, Details, InfoHash, Kind, Listing, Observed, Parts, ServerName, Status, Torrent, Verb,
+};
+use dtorrent::port::{Applied, Capabilities, ClientError, Scope, TorrentClient};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -35,19 +37,8 @@ impl Shelf {
         *torrent = torrent.clone().with_status(status);
         Ok(Applied::Asked)
     }
-}
 
-#[async_trait]
-impl TorrentClient for Shelf {
-    async fn list(&self, _scope: Scope<'_>) -> Result<Listing, ClientError> {
-        Ok(Listing::of_all(self.torrents().values().cloned().map(Observed::from)))
-    }
-
-    async fn get(&self, hash: InfoHash, _parts: Parts) -> Result<Option<Details>, ClientError> {
-        Ok(self.torrents().get(&hash).cloned().map(Details::from))
-    }
-
-    async fn apply(&self, action: &Action) -> Result<Applied, ClientError> {
+    fn perform(&self, action: &Action) -> Result<Applied, ClientError> {
         match action {
             Action::Pause(hash) => self.set(*hash, Status::Paused),
             Action::Resume(hash) | Action::Start(hash) => self.set(*hash, Status::Downloading),
@@ -63,6 +54,26 @@ impl TorrentClient for Shelf {
             }
             other => Err(ClientError::Unsupported { what: format!("do this: {other:?}") }),
         }
+    }
+}
+
+#[async_trait]
+impl TorrentClient for Shelf {
+    async fn list(&self, _scope: Scope<'_>) -> Result<Listing, ClientError> {
+        Ok(Listing::of_all(self.torrents().values().cloned().map(Observed::from)))
+    }
+
+    async fn get(&self, hashes: &[InfoHash], _parts: Parts) -> Result<Vec<Option<Details>>, ClientError> {
+        let torrents = self.torrents();
+        Ok(hashes.iter().map(|hash| torrents.get(hash).cloned().map(Details::from)).collect())
+    }
+
+    async fn apply(&self, actions: &[Action]) -> Vec<Result<Applied, ClientError>> {
+        actions.iter().map(|action| self.perform(action)).collect()
+    }
+
+    fn capabilities(&self) -> Capabilities<'_> {
+        Capabilities::of_verbs(&[Verb::Pause, Verb::Resume, Verb::Start, Verb::Stop, Verb::Delete, Verb::Add])
     }
 }
 

@@ -23,7 +23,7 @@ const INSIDE: [&str; 5] = [
     "clients::rtorrent::jsonrpc",
     "clients::rtorrent::transport",
     "clients::rtorrent::xmlrpc",
-    "clients::simulator",
+    "testing::simulator",
 ];
 
 const GOLDEN: &str = "tests/golden/api.txt";

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dtorrent::clients::simulator::{Drive, Imagined, Mood, Simulator};
 use dtorrent::manager::{BuildError, Builder, Events, Manager, ManagerError, NewTorrent, Server, Since};
 use dtorrent::model::{Cause, Change, ErrorCode, Event, InfoHash, Kind, ServerName, Status, Verb};
 use dtorrent::port::SystemClock;
+use dtorrent::testing::simulator::{Drive, Imagined, Mood, Simulator};
 use serde_json::json;
 
 const TIMEOUT: Duration = Duration::from_secs(30);

@@ -6,12 +6,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dtorrent::clients::simulator::{Drive, Imagined, Simulator};
 use dtorrent::diff::{Differ, Limits, Moment};
 use dtorrent::model::{
     ChangeSet, Committed, Covers, InfoHash, Rev, Seq, ServerName, ServerState, Snapshot, SnapshotTorrent, Timestamp,
 };
 use dtorrent::port::{Scope, SystemClock, TorrentClient as _};
+use dtorrent::testing::simulator::{Drive, Imagined, Simulator};
 use proptest::prelude::*;
 
 /// A look at the client, or something that happens to one of its torrents: which, what, how much.

@@ -106,8 +106,8 @@ fn hooks_health(report: HookReport) -> Option<HooksHealth> {
     if hooks.is_none() && problem.is_none() {
         return None;
     }
-    let Hooks { ringing, left_alone, changed: _ } = hooks.unwrap_or_default();
-    Some(HooksHealth { events: ringing, left_alone, problem, wakes })
+    let Hooks { installed, skipped, changed: _ } = hooks.unwrap_or_default();
+    Some(HooksHealth { events: installed, left_alone: skipped, problem, wakes })
 }
 
 pub(super) fn rounded(seconds: f64) -> f64 {

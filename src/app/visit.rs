@@ -58,23 +58,24 @@ async fn reach_server(name: &ServerName, instance: &str, server: &Server) -> any
     if !server.rtorrent().is_some_and(|server| server.hooks.is_wanted) {
         return Ok(found);
     }
+    let Some(hooks) = client.capabilities().hooks else { return Ok(found) };
     let key = HookKey::new(instance, name)?;
-    Ok(match client.hooks(HookRequest::Look(&key)).await {
+    Ok(match hooks.hooks(HookRequest::Inspect(&key)).await {
         Ok(hooks) => format!("{found}; {}", describe_hooks(&hooks)),
         Err(error) => format!("{found}; hooks cannot be set: {error}"),
     })
 }
 
 fn describe_hooks(hooks: &Hooks) -> String {
-    let Hooks { ringing, left_alone, changed: _ } = hooks;
-    let set = match ringing.as_slice() {
+    let Hooks { installed, skipped, changed: _ } = hooks;
+    let set = match installed.as_slice() {
         [] => "no hook is set now".to_owned(),
         events => format!("hooks are set for {}", events.join(" ")),
     };
-    if left_alone.is_empty() {
+    if skipped.is_empty() {
         return set;
     }
-    format!("{set}; never for {}, where others hang hooks that may run programs", left_alone.join(" "))
+    format!("{set}; never for {}, where others hang hooks that may run programs", skipped.join(" "))
 }
 
 async fn reach_broker(name: &SinkName, instance: &str, broker: &Broker) -> anyhow::Result<String> {

@@ -5,4 +5,3 @@
 
 pub mod exec;
 pub mod rtorrent;
-pub mod simulator;

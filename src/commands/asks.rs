@@ -79,7 +79,7 @@ impl Asks {
                 continue;
             }
             let actions: Vec<Action> = asks.iter().flat_map(|ask| ask.actions.iter().cloned()).collect();
-            let mut all = client.apply_all(&actions).await.into_iter();
+            let mut all = client.apply(&actions).await.into_iter();
             for Ask { actions, answers } in asks {
                 // Who does not wait any more has ended with its worker.
                 let _nobody_waits = answers.send(all.by_ref().take(actions.len()).collect()).is_err();

@@ -34,7 +34,9 @@ use crate::model::{
     Action, Add, CommandError, Deleted, Details, ErrorCode, Files, InfoHash, Listing, Page, Parts, Row, Seq,
     ServerName, Status, Torrent,
 };
-use crate::port::{Applied, ClientError, Clock, Delivery, LoggedCommand, Scope, Store, StoreError, TorrentClient};
+use crate::port::{
+    Applied, ClientError, Clock, Delivery, LoggedCommand, Scope, ServerControl, Store, StoreError, TorrentClient,
+};
 
 /// How long an effect may take to show after the client was asked.
 const SHOW_MAX: Duration = Duration::from_secs(15);
@@ -192,7 +194,7 @@ impl Work<'_> {
             What::Limits(limits) => {
                 self.note_start().await?;
                 let _turn = self.turn().await;
-                self.parts.client.set_limits(*limits).await?;
+                self.server_control("limit its rates")?.set_limits(*limits).await?;
                 self.parts.wake();
                 Ok(Done::ok())
             }
@@ -204,7 +206,7 @@ impl Work<'_> {
                 }
                 self.note_start().await?;
                 let _turn = self.turn().await;
-                let value = match self.parts.client.call(method, params).await {
+                let value = match self.server_control("be called in its own words")?.call(method, params).await {
                     Err(ClientError::Unauthorized { reason }) => {
                         return Err(CommandError::new(ErrorCode::Forbidden, reason).into());
                     }
@@ -439,7 +441,7 @@ impl Work<'_> {
             if let [Action::Add(add)] = actions {
                 return vec![self.ask_to_add(add).await];
             }
-            self.parts.client.apply_all(actions).await
+            self.parts.client.apply(actions).await
         };
         let is_done_before = |action: &Action| self.command.is_started && matches!(action, Action::Delete(_));
         let judge = |(action, answer)| match answer {
@@ -455,8 +457,8 @@ impl Work<'_> {
     async fn ask_to_add(&self, add: &Add) -> Result<Option<Applied>, ClientError> {
         let client = &self.parts.client;
         let action = Action::Add(add.clone());
-        let Some(details) = client.get(add.hash, Parts::default()).await? else {
-            return client.apply(&action).await.map(Some);
+        let Some(details) = client.get_one(add.hash, Parts::default()).await? else {
+            return client.apply_one(&action).await.map(Some);
         };
         let (hash, effect) = Effect::of(&action);
         if effect.shows(Some(&details.observed)) {
@@ -470,7 +472,7 @@ impl Work<'_> {
         let priority = add.priority.map(|priority| Action::Priority(hash, priority));
         let start = add.start.then_some(Action::Start(hash));
         for action in [label, priority, start].into_iter().flatten() {
-            client.apply(&action).await?;
+            client.apply_one(&action).await?;
         }
         Ok(Some(Applied::Asked))
     }
@@ -517,6 +519,11 @@ impl Work<'_> {
         Ok(Done::rows(rows))
     }
 
+    fn server_control(&self, what: &str) -> Result<&dyn ServerControl, ClientError> {
+        let missing = || ClientError::Unsupported { what: what.to_owned() };
+        self.parts.client.capabilities().server.ok_or_else(missing)
+    }
+
     async fn list_all(&self) -> Result<Listing, ClientError> {
         let _turn = self.turn().await;
         self.parts.client.list(Scope::Full).await
@@ -524,7 +531,7 @@ impl Work<'_> {
 
     async fn details(&self, hashes: &[InfoHash], parts: Parts) -> Result<Vec<Option<Details>>, ClientError> {
         let _turn = self.turn().await;
-        self.parts.client.get_all(hashes, parts).await
+        self.parts.client.get(hashes, parts).await
     }
 
     async fn delete_one_with_data(&self, hash: InfoHash, listing: &Listing) -> Attempt<Deleted> {
@@ -606,7 +613,7 @@ impl Work<'_> {
         loop {
             let answer = {
                 let _turn = self.turn().await;
-                self.parts.client.apply(action).await
+                self.parts.client.apply_one(action).await
             };
             match answer {
                 Ok(_) => return Ok(()),

@@ -102,7 +102,7 @@ impl Watcher {
             return Err(ManagerError::Stopped);
         }
         let client = &self.shared.clients[&self.server];
-        let details = client.get(hash, parts).await?.ok_or(ManagerError::UnknownHash(hash))?;
+        let details = client.get_one(hash, parts).await?.ok_or(ManagerError::UnknownHash(hash))?;
         let Details { observed, files, trackers, peers, .. } = details;
         let mut torrent = observed.torrent;
         let snapshot = |content: &crate::live_state::LiveServer| {

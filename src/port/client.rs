@@ -6,88 +6,115 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::Value;
 
-use crate::model::{Action, Details, File, Hook, HookKey, InfoHash, Limits, Listing, Parts};
+use crate::model::{Action, Details, Hook, HookKey, InfoHash, Limits, Listing, Parts, Verb};
 
-/// One torrent program, as the engine sees it.
+/// The adapter of one torrent program.
 ///
-/// An implementation keeps at most one exchange under way, ends each within its own deadline, and
-/// is shared by a watcher and a worker.
+/// An implementation has at most one exchange under way, ends each within a deadline of its own, and is
+/// shared by the watcher and the worker of its server. It classifies failures and never retries: whether
+/// and when to try again is the engine's decision.
 #[async_trait]
 pub trait TorrentClient: Send + Sync {
-    /// Reads all torrents, or those that may have changed since the last call.
+    /// Reads all torrents, or at least those that may have changed since the last call.
     ///
-    /// A client asked for changes may always answer with all, and has to when it cannot know what
+    /// A client asked for changes may always answer with everything. It has to when it cannot know what
     /// changed: after a failure, in another run, when torrents came or went.
     ///
     /// # Errors
     /// An answer that cannot be trusted as a whole is an error, never a short listing.
     async fn list(&self, scope: Scope<'_>) -> Result<Listing, ClientError>;
 
-    /// Reads one torrent as it is now; `None` if the client has no such torrent.
-    async fn get(&self, hash: InfoHash, parts: Parts) -> Result<Option<Details>, ClientError>;
-
-    /// Reads the files of one torrent; `None` if the client has no such torrent.
-    ///
-    /// For clients to which that is less than everything about it.
-    async fn files(&self, hash: InfoHash) -> Result<Option<Vec<File>>, ClientError> {
-        let parts = Parts { files: true, ..Parts::default() };
-        Ok(self.get(hash, parts).await?.map(|details| details.files.unwrap_or_default()))
-    }
-
-    /// Asks for `action`. Whether it took effect is for the next look to show.
-    ///
-    /// Safe to call for what is already so. Waits, within its deadline, for what the client must
-    /// not be asked at the moment.
+    /// Reads torrents as they are now, in the order of `hashes`; `None` stands for one that the client
+    /// does not have.
     ///
     /// # Errors
-    /// [`ClientError::Busy`] if that takes longer: nothing was asked then.
-    async fn apply(&self, action: &Action) -> Result<Applied, ClientError>;
+    /// The first failure that concerns more than one torrent ends the call.
+    async fn get(&self, hashes: &[InfoHash], parts: Parts) -> Result<Vec<Option<Details>>, ClientError>;
 
-    /// Asks for several actions, with as few exchanges as it can; for each its answer.
+    /// Requests `actions`, with as few exchanges as the client allows, and returns one result for each,
+    /// in their order. Only a later poll shows whether an action took effect.
     ///
-    /// Does not wait for what must not be asked now: that is busy.
-    async fn apply_all(&self, actions: &[Action]) -> Vec<Result<Applied, ClientError>> {
-        let mut answers = Vec::with_capacity(actions.len());
-        for action in actions {
-            answers.push(self.apply(action).await);
-        }
-        answers
-    }
+    /// Requesting what is already so is no error. An action that the client must not be asked for at the
+    /// moment is [`ClientError::Busy`]: nothing was sent for it, and the engine asks again later.
+    async fn apply(&self, actions: &[Action]) -> Vec<Result<Applied, ClientError>>;
 
-    /// Reads several torrents, with as few exchanges as it can; `None` for one that it does not have.
-    async fn get_all(&self, hashes: &[InfoHash], parts: Parts) -> Result<Vec<Option<Details>>, ClientError> {
-        let mut found = Vec::with_capacity(hashes.len());
-        for hash in hashes {
-            found.push(self.get(*hash, parts).await?);
-        }
-        Ok(found)
-    }
+    /// Returns what this client can do. The answer may not change while the client exists.
+    fn capabilities(&self) -> Capabilities<'_>;
+}
 
-    /// Sets the limits of all torrents together, and reads them back.
-    async fn set_limits(&self, _limits: Limits) -> Result<(), ClientError> {
-        Err(ClientError::Unsupported { what: "limit its rates".to_owned() })
-    }
-
-    /// Calls one of the methods that its config allows.
-    async fn call(&self, _method: &str, _params: &[Value]) -> Result<Value, ClientError> {
-        Err(ClientError::Unsupported { what: "be called in its own words".to_owned() })
-    }
-
-    /// Has the client ring a bell of ours when something happens in it, or leave off; says how it is then.
+impl dyn TorrentClient + '_ {
+    /// Reads one torrent as it is now; `None` if the client does not have it.
     ///
-    /// What is so already is not asked for again. A client that has no such thing needs not know of it.
-    async fn hooks(&self, _wish: HookRequest<'_>) -> Result<Hooks, ClientError> {
-        Err(ClientError::Unsupported { what: "tell of events by itself".to_owned() })
+    /// # Errors
+    /// As [`TorrentClient::get`].
+    pub async fn get_one(&self, hash: InfoHash, parts: Parts) -> Result<Option<Details>, ClientError> {
+        Ok(self.get(&[hash], parts).await?.pop().flatten())
+    }
+
+    /// Requests one action.
+    ///
+    /// # Errors
+    /// As [`TorrentClient::apply`]; an adapter that returns no result at all is a protocol error.
+    pub async fn apply_one(&self, action: &Action) -> Result<Applied, ClientError> {
+        let missing = || Err(ClientError::Protocol { reason: "the adapter returned no result".to_owned() });
+        self.apply(std::slice::from_ref(action)).await.pop().unwrap_or_else(missing)
     }
 }
 
-/// What a look is to show.
+/// What a client can do besides listing and reading torrents.
+#[derive(Clone, Copy, Default)]
+#[non_exhaustive]
+pub struct Capabilities<'a> {
+    /// The verbs whose actions [`TorrentClient::apply`] carries out.
+    pub verbs: &'a [Verb],
+    /// Control over the program as a whole.
+    pub server: Option<&'a dyn ServerControl>,
+    /// Notification of the bridge by the program itself.
+    pub hooks: Option<&'a dyn EventHooks>,
+}
+
+impl<'a> Capabilities<'a> {
+    /// Capabilities of a client that acts on torrents only.
+    pub fn of_verbs(verbs: &'a [Verb]) -> Self {
+        Self { verbs, ..Self::default() }
+    }
+}
+
+/// Control over a torrent program as a whole, for clients that have it.
+#[async_trait]
+pub trait ServerControl: Send + Sync {
+    /// Sets the rate limits of all torrents together, and reads them back.
+    ///
+    /// # Errors
+    /// [`ClientError::Precondition`] for a limit that the client cannot keep; a limit that reads back
+    /// differently is a fault.
+    async fn set_limits(&self, limits: Limits) -> Result<(), ClientError>;
+
+    /// Calls one of the program's own methods.
+    ///
+    /// # Errors
+    /// [`ClientError::Unauthorized`] for a method that the config does not list.
+    async fn call(&self, method: &str, params: &[Value]) -> Result<Value, ClientError>;
+}
+
+/// Hooks in a torrent program that notify the bridge, for clients that have them.
+#[async_trait]
+pub trait EventHooks: Send + Sync {
+    /// Installs, removes or inspects the hooks, and returns how they are afterwards.
+    ///
+    /// What is already as requested is not sent again.
+    async fn hooks(&self, request: HookRequest<'_>) -> Result<Hooks, ClientError>;
+}
+
+/// Which torrents a listing has to show.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Scope<'a> {
+    /// Every torrent of the client.
     Full,
-    /// At least what moves or has changed its state, as far as the client can tell cheaply, and these.
+    /// Torrents that move bytes or have changed their state, as far as the client can tell cheaply.
     Changed {
+        /// Torrents that the listing has to show in any case.
         named: &'a BTreeSet<InfoHash>,
     },
 }
@@ -96,63 +123,92 @@ pub enum Scope<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Applied {
-    /// Asked for; the effect is to be looked for in the listing.
+    /// The client was asked; the next polls show whether it took effect.
     Asked,
-    /// The client was read again and showed the effect, which a listing may never show
+    /// The client was read again and showed the effect. For effects that a poll may miss
     /// (a re-check that is over at once, an announce).
     Seen,
 }
 
-/// What is to become of our hooks in a client.
+/// A request about the bridge's hooks in a client.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum HookRequest<'a> {
-    /// Only say how it is.
-    Look(&'a HookKey),
-    /// Ring there from now on, and nowhere else by this key.
-    Set(&'a Hook),
-    /// Ring no more.
-    Take(&'a HookKey),
+    /// Report the hooks under this key and change nothing.
+    Inspect(&'a HookKey),
+    /// Notify this address, and no other under the same key.
+    Install(&'a Hook),
+    /// Remove the hooks under this key.
+    Remove(&'a HookKey),
 }
 
-/// How a client is hooked.
+/// The bridge's hooks in a client.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Hooks {
-    /// The events that ring, in the client's words.
-    pub ringing: Vec<&'static str>,
-    /// The events that must not be touched: what else hangs there makes it dangerous.
-    pub left_alone: Vec<&'static str>,
-    /// How many were changed just now.
+    /// Events with a hook of the bridge, by the client's names.
+    pub installed: Vec<&'static str>,
+    /// Events that are not touched, because somebody else's hook there makes a change dangerous.
+    pub skipped: Vec<&'static str>,
+    /// Number of events that this request changed.
     pub changed: usize,
 }
 
+/// A failure of a torrent client, by what the engine can do about it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// Nobody answers at the address.
+    /// Nothing answers at the address, so nothing was asked.
     #[error("cannot reach {address}")]
-    Unreachable { address: String, source: Box<dyn std::error::Error + Send + Sync> },
-    /// What was asked for may still have been done.
+    Unreachable {
+        /// The configured address or program, without credentials.
+        address: String,
+        /// The failed attempt to connect.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The answer did not end in time. The request may have been carried out all the same.
     #[error("no complete answer within {limit:?}")]
-    Timeout { limit: Duration },
+    Timeout {
+        /// Time allowed for the whole exchange.
+        limit: Duration,
+    },
+    /// The credentials are wrong, or the config does not allow the request.
     #[error("access denied: {reason}")]
-    Unauthorized { reason: String },
-    /// The answer is not what a client of this kind says; nothing of it is believed.
+    Unauthorized {
+        /// The refusal, and what to check.
+        reason: String,
+    },
+    /// The answer is not one that a client of this kind gives; nothing of it is used.
     #[error("answer not understood: {reason}")]
-    Protocol { reason: String },
-    /// The client refused, in its own words.
+    Protocol {
+        /// What is wrong with the answer.
+        reason: String,
+    },
+    /// The client refused.
     #[error("the client refused: {message}")]
-    Fault { message: String },
+    Fault {
+        /// The client's own message, made printable.
+        message: String,
+    },
     /// The client has no such torrent.
     #[error("the client has no torrent {0}")]
     UnknownHash(InfoHash),
-    /// It cannot be done in the torrent's present state; says what would have to be different.
+    /// The request does not fit the torrent's present state.
     #[error("{reason}")]
-    Precondition { reason: String },
-    /// It must not be asked now, and may be later; nothing was asked.
+    Precondition {
+        /// What would have to be different.
+        reason: String,
+    },
+    /// The client must not be asked for this now, and may be later; nothing was asked.
     #[error("{reason}")]
-    Busy { reason: String },
+    Busy {
+        /// What has to end first.
+        reason: String,
+    },
+    /// This kind of client has no such function.
     #[error("this client cannot {what}")]
-    Unsupported { what: String },
+    Unsupported {
+        /// The missing function, as a verb phrase.
+        what: String,
+    },
 }

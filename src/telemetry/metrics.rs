@@ -118,7 +118,7 @@ pub fn note_poll(server: &ServerName, poll: &PollReport) {
 
 pub fn note_hooks(server: &ServerName, report: &HookReport) {
     let server = server.to_string();
-    let hooked = report.hooks.as_ref().map_or(0, |hooks| hooks.ringing.len());
+    let hooked = report.hooks.as_ref().map_or(0, |hooks| hooks.installed.len());
     gauge!("dtorrent_hooked_events", "server" => server.clone()).set(hooked as f64);
     counter!("dtorrent_hook_wakes_total", "server" => server).absolute(report.wakes);
 }

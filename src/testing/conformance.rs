@@ -141,7 +141,7 @@ impl Suite<'_> {
             return self.note(EXPECTED, Verdict::Missing("there is no torrent to ask for".to_owned()));
         };
         let parts = Parts { files: true, ..Parts::default() };
-        let verdict = match self.client.get(hash, parts).await {
+        let verdict = match self.client.get_one(hash, parts).await {
             Ok(Some(details)) if details.files.is_none() => Verdict::Missing("the files are not told".to_owned()),
             Ok(Some(_)) => Verdict::Met,
             Ok(None) => Verdict::Broken(format!("{hash} is listed, and then there is no such torrent")),
@@ -153,13 +153,13 @@ impl Suite<'_> {
 
     async fn unknown_torrents(&mut self) {
         let hash = nobodys();
-        let verdict = match self.client.get(hash, Parts::default()).await {
+        let verdict = match self.client.get_one(hash, Parts::default()).await {
             Ok(None) | Err(ClientError::UnknownHash(_) | ClientError::Fault { .. }) => Verdict::Met,
             Ok(Some(_)) => Verdict::Broken("it tells of a torrent that does not exist".to_owned()),
             Err(error) => Verdict::Broken(with_causes(&error)),
         };
         self.note("`get` of a torrent that is not there says so", verdict);
-        let verdict = match self.client.apply(&Action::Pause(hash)).await {
+        let verdict = match self.client.apply_one(&Action::Pause(hash)).await {
             Err(ClientError::Unsupported { what }) => Verdict::Missing(format!("it has no `{what}`")),
             Err(_) => Verdict::Met,
             Ok(_) => Verdict::Broken("it says nothing, so whoever asks is told `unconfirmed` much later".to_owned()),
@@ -189,7 +189,7 @@ impl Suite<'_> {
             self.note(TWICE, reason());
             return self.note(REMOVED, reason());
         }
-        let twice = match self.client.apply(&add).await {
+        let twice = match self.client.apply_one(&add).await {
             Ok(_) | Err(ClientError::Fault { .. } | ClientError::Precondition { .. }) => Verdict::Met,
             Err(error) => Verdict::Broken(with_causes(&error)),
         };
@@ -225,7 +225,7 @@ impl Suite<'_> {
 
     /// Does something and waits until a listing shows it.
     async fn effect(&self, action: &Action, is_shown: impl Fn(&Listing) -> bool) -> Verdict {
-        match self.client.apply(action).await {
+        match self.client.apply_one(action).await {
             Ok(_) => {}
             Err(ClientError::Unsupported { what }) => return Verdict::Missing(format!("it has no `{what}`")),
             Err(error) => return Verdict::Broken(with_causes(&error)),

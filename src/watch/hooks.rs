@@ -18,7 +18,7 @@ use super::{SHORTEST_PAUSE, with_causes};
 use crate::live_state::{LiveState, ServerHandle};
 use crate::log_throttle::LogThrottle;
 use crate::model::{Hook, ServerName};
-use crate::port::{ClientError, HookRequest, Hooks, TorrentClient};
+use crate::port::{ClientError, EventHooks, HookRequest, Hooks, TorrentClient};
 
 /// How long hooks may be gone unnoticed in a client that did not restart.
 const LOOK_FOR_HOOKS_EACH: Duration = Duration::from_secs(60);
@@ -35,8 +35,9 @@ impl HookKeeper {
     /// Keeps the hooks until `stop`, and takes them back then.
     pub async fn run(self, stop: CancellationToken) {
         let Some(live) = self.live.server(&self.server) else { return };
-        tokio::join!(self.receive_hook_signals(live, &stop), self.keep(live, &stop));
-        match self.client.hooks(HookRequest::Take(&self.hook.key)).await {
+        let Some(hooks) = self.client.capabilities().hooks else { return };
+        tokio::join!(self.receive_hook_signals(live, &stop), self.keep(live, hooks, &stop));
+        match hooks.hooks(HookRequest::Remove(&self.hook.key)).await {
             Ok(hooks) => debug!(server = %self.server, taken = hooks.changed, "hooks taken back"),
             Err(error) => warn!(server = %self.server, error = with_causes(&error), "hooks could not be taken back"),
         }
@@ -56,11 +57,11 @@ impl HookKeeper {
         }
     }
 
-    async fn keep(&self, live: &ServerHandle, stop: &CancellationToken) {
+    async fn keep(&self, live: &ServerHandle, hooks: &dyn EventHooks, stop: &CancellationToken) {
         let mut failures = LogThrottle::default();
         while !stop.is_cancelled() {
             if live.read(|content| content.poll.is_answering()) {
-                let result = self.client.hooks(HookRequest::Set(&self.hook)).await;
+                let result = hooks.hooks(HookRequest::Install(&self.hook)).await;
                 self.note(live, result, &mut failures);
             }
             tokio::select! {
@@ -77,13 +78,13 @@ impl HookKeeper {
                 if let Some(times) = failures.recovered() {
                     info!(server = %self.server, times, "hooks can be set again");
                 }
-                let Hooks { ringing, left_alone, changed } = &hooks;
+                let Hooks { installed, skipped, changed } = &hooks;
                 if *changed > 0 {
-                    info!(server = %self.server, events = ?ringing, ?left_alone, "the client rings by itself");
+                    info!(server = %self.server, events = ?installed, ?skipped, "the client rings by itself");
                     // Nobody rang for what happened before.
                     live.wake.notify_one();
-                } else if ringing.is_empty() && live.hook_notifier.last_report().hooks.as_ref() != Some(&hooks) {
-                    warn!(server = %self.server, ?left_alone, "no event can be hooked: others hang there");
+                } else if installed.is_empty() && live.hook_notifier.last_report().hooks.as_ref() != Some(&hooks) {
+                    warn!(server = %self.server, ?skipped, "no event can be hooked: others hang there");
                 }
                 live.hook_notifier.report(|report| (report.hooks, report.problem) = (Some(hooks), None));
             }
@@ -113,7 +114,7 @@ mod tests {
         Action, Details, Epoch, HookAddress, HookKey, HookSecret, InfoHash, Listing, Parts, Seq, ServerState,
         ServerStats, Snapshot,
     };
-    use crate::port::{Applied, Scope};
+    use crate::port::{Applied, Capabilities, EventHooks, Scope};
 
     /// Has hooks and nothing else.
     #[derive(Default)]
@@ -127,23 +128,30 @@ mod tests {
         async fn list(&self, _: Scope<'_>) -> Result<Listing, ClientError> {
             unreachable!("hooks are not looked for in a listing")
         }
-        async fn get(&self, _: InfoHash, _: Parts) -> Result<Option<Details>, ClientError> {
+        async fn get(&self, _: &[InfoHash], _: Parts) -> Result<Vec<Option<Details>>, ClientError> {
             unreachable!("hooks are not looked for in a torrent")
         }
-        async fn apply(&self, _: &Action) -> Result<Applied, ClientError> {
+        async fn apply(&self, _: &[Action]) -> Vec<Result<Applied, ClientError>> {
             unreachable!("hooks change no torrent")
         }
+        fn capabilities(&self) -> Capabilities<'_> {
+            Capabilities { hooks: Some(self), ..Capabilities::default() }
+        }
+    }
+
+    #[async_trait]
+    impl EventHooks for Hookable {
         async fn hooks(&self, wish: HookRequest<'_>) -> Result<Hooks, ClientError> {
             let mut is_hooked = self.is_hooked.lock().unwrap();
             let (word, is_wanted) = match wish {
-                HookRequest::Look(_) => ("look", *is_hooked),
-                HookRequest::Set(_) => ("set", true),
-                HookRequest::Take(_) => ("take", false),
+                HookRequest::Inspect(_) => ("look", *is_hooked),
+                HookRequest::Install(_) => ("set", true),
+                HookRequest::Remove(_) => ("take", false),
             };
             self.asked.lock().unwrap().push(word);
             let changed = usize::from(*is_hooked != is_wanted);
             *is_hooked = is_wanted;
-            Ok(Hooks { ringing: vec!["paused"], left_alone: Vec::new(), changed })
+            Ok(Hooks { installed: vec!["paused"], skipped: Vec::new(), changed })
         }
     }
 
@@ -224,7 +232,7 @@ mod tests {
                 pass(1.0).await;
                 assert_eq!(stage.asked(), ["set"]);
                 tokio::time::timeout(Duration::ZERO, stage.live().wake.notified()).await.expect("a first look");
-                assert_eq!(stage.live().hook_notifier.last_report().hooks.unwrap().ringing, ["paused"]);
+                assert_eq!(stage.live().hook_notifier.last_report().hooks.unwrap().installed, ["paused"]);
                 pass(60.0).await;
                 assert_eq!(stage.asked(), ["set"], "each minute");
                 let wake = tokio::time::timeout(Duration::ZERO, stage.live().wake.notified()).await;

@@ -25,7 +25,7 @@ use crate::diff::{Differ, Limits, Moment};
 use crate::live_state::{LiveState, Named, ServerHandle};
 use crate::log_throttle::LogThrottle;
 use crate::model::{
-    Cause, ChangeSet, Changes, Covers, Files, InfoHash, Kind, Listing, NewEvent, Seq, ServerName, Stats, Torrent,
+    Cause, ChangeSet, Changes, Covers, Files, InfoHash, Kind, Listing, NewEvent, Parts, Seq, ServerName, Stats, Torrent,
 };
 use crate::port::{ClientError, Clock, Delivery, Scope, Store, StoreError, TorrentClient};
 
@@ -369,7 +369,9 @@ impl FilesWanted {
                 }
             };
             let began = Instant::now();
-            match client.files(hash).await {
+            let parts = Parts { files: true, ..Parts::default() };
+            let files = client.get_one(hash, parts).await.map(|details| details.and_then(|details| details.files));
+            match files {
                 Ok(Some(files)) => {
                     let body = serde_json::to_vec(&Files { hash, files }).expect("files are plain JSON");
                     live.publish_ephemeral(&Delivery::Files { server: server.clone(), hash, body: Bytes::from(body) });

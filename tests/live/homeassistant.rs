@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dtorrent::clients::simulator::Simulator;
 use dtorrent::live_state::{LiveServer, LiveState, PollReport};
 use dtorrent::model::{Health, Info, Kind, ReportLimits, ServerName, ServerStats, SinkName, Timestamp};
 use dtorrent::outbox::retention::Retain;
@@ -13,6 +12,7 @@ use dtorrent::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter
 use dtorrent::port::{Clock, Store, SystemClock};
 use dtorrent::sinks::mqtt::{BrokerUrl, HomeAssistant, Limits, MqttSink, Prefix, Settings, Version};
 use dtorrent::store::MemoryStore;
+use dtorrent::testing::simulator::Simulator;
 use dtorrent::watch::Watcher;
 use dtorrent_peers::content::Content;
 use dtorrent_peers::mosquitto::{self, Mosquitto};

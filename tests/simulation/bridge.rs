@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dtorrent::clients::simulator::Simulator;
 use dtorrent::commands::expect::Expectations;
 use dtorrent::commands::{
     BridgeWorker, Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts,
@@ -16,6 +15,7 @@ use dtorrent::model::{Kind, ServerName, ServerStats};
 use dtorrent::outbox::retention::Retain;
 use dtorrent::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use dtorrent::port::{Clock, CommandLog as _, Journal as _, Store, StoreError, TorrentClient};
+use dtorrent::testing::simulator::Simulator;
 use dtorrent::watch::{FilesWanted, Watcher};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
-use dtorrent::clients::simulator::Life;
 use dtorrent::model::{Action, EventId, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, Timestamp};
 use dtorrent::port::Delivery;
+use dtorrent::testing::simulator::Life;
 use serde_json::{Map, Value};
 
 use super::bridge::SinkPlan;

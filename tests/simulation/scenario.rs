@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dtorrent::clients::simulator::{Drive, Imagined, Mood, Simulator};
 use dtorrent::model::{InfoHash, Kind, ServerName};
 use dtorrent::outbox::retention::Retain;
 use dtorrent::port::CommandAddress;
 use dtorrent::store::Options;
+use dtorrent::testing::simulator::{Drive, Imagined, Mood, Simulator};
 use tokio::time::Instant;
 
 use super::bridge::{Bridge, SinkPlan};

@@ -30,9 +30,9 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use crate::model::{
-    Action, Add, AddSource, Covers, Details, InfoHash, Listing, Observed, Parts, ServerName, ServerStats,
+    Action, Add, AddSource, Covers, Details, InfoHash, Listing, Observed, Parts, ServerName, ServerStats, Verb,
 };
-use crate::port::{Applied, ClientError, Scope, TorrentClient};
+use crate::port::{Applied, Capabilities, ClientError, Scope, TorrentClient};
 
 use child::{Child, Failure};
 
@@ -45,6 +45,20 @@ const RESTART_FIRST: Duration = Duration::from_millis(500);
 const RESTART_MAX: Duration = Duration::from_secs(30);
 /// A program that lived so long begins again at [`RESTART_FIRST`].
 const LIVED_WELL: Duration = Duration::from_secs(60);
+
+/// Verbs that a program may have a method for.
+const VERBS: &[Verb] = &[
+    Verb::Pause,
+    Verb::Resume,
+    Verb::Start,
+    Verb::Stop,
+    Verb::Delete,
+    Verb::Add,
+    Verb::Recheck,
+    Verb::Announce,
+    Verb::Label,
+    Verb::Priority,
+];
 
 /// How the program is started.
 #[derive(Clone, Debug)]
@@ -146,6 +160,48 @@ impl ExecClient {
     async fn one(&self, hash: InfoHash) -> Result<Option<Observed>, ClientError> {
         Ok(self.list(Scope::Full).await?.torrents.remove(&hash))
     }
+
+    async fn details(&self, hash: InfoHash, parts: Parts) -> Result<Option<Details>, ClientError> {
+        let Parts { files, trackers, peers } = parts;
+        let params = json!({"hash": hash, "files": files, "trackers": trackers, "peers": peers});
+        match self.call("get", Some(params)).await {
+            Ok((Value::Null, _)) => Ok(None),
+            Ok((result, _)) => {
+                let details = answer::details(&self.settings.server, hash, result);
+                details.map(Some).map_err(|reason| self.protocol(reason))
+            }
+            Err(ClientError::Unsupported { .. }) => Ok(self.one(hash).await?.map(|observed| Details {
+                observed,
+                is_folder: None,
+                files: None,
+                trackers: None,
+                peers: None,
+            })),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn request(&self, action: &Action) -> Result<Applied, ClientError> {
+        let (method, params) = match action {
+            Action::Pause(hash) => ("pause", json!({"hash": hash})),
+            Action::Resume(hash) => ("resume", json!({"hash": hash})),
+            Action::Start(hash) => ("start", json!({"hash": hash})),
+            Action::Stop(hash) => ("stop", json!({"hash": hash})),
+            Action::Delete(hash) => ("remove", json!({"hash": hash})),
+            Action::Recheck(hash) => ("recheck", json!({"hash": hash})),
+            Action::Announce(hash) => ("announce", json!({"hash": hash})),
+            Action::Label(hash, label) => ("label", json!({"hash": hash, "label": label})),
+            Action::Priority(hash, priority) => ("priority", json!({"hash": hash, "priority": priority})),
+            Action::Add(add) => ("add", params_of_add(add)),
+            Action::Hold(_) | Action::Move(..) | Action::Throttle(..) | Action::FilePriority(..) => {
+                return Err(ClientError::Unsupported { what: "do that: a program has no method for it".to_owned() });
+            }
+        };
+        self.call(method, Some(params)).await?;
+        // A program has no listing that would show these.
+        let is_over = matches!(action, Action::Announce(_) | Action::Recheck(_));
+        Ok(if is_over { Applied::Seen } else { Applied::Asked })
+    }
 }
 
 /// Who answered.
@@ -207,46 +263,24 @@ impl TorrentClient for ExecClient {
         Ok(Listing { covers: Covers::All, run: Some(speaker.run), complete, torrents, stats })
     }
 
-    async fn get(&self, hash: InfoHash, parts: Parts) -> Result<Option<Details>, ClientError> {
-        let Parts { files, trackers, peers } = parts;
-        let params = json!({"hash": hash, "files": files, "trackers": trackers, "peers": peers});
-        match self.call("get", Some(params)).await {
-            Ok((Value::Null, _)) => Ok(None),
-            Ok((result, _)) => {
-                let details = answer::details(&self.settings.server, hash, result);
-                details.map(Some).map_err(|reason| self.protocol(reason))
-            }
-            Err(ClientError::Unsupported { .. }) => Ok(self.one(hash).await?.map(|observed| Details {
-                observed,
-                is_folder: None,
-                files: None,
-                trackers: None,
-                peers: None,
-            })),
-            Err(error) => Err(error),
+    async fn get(&self, hashes: &[InfoHash], parts: Parts) -> Result<Vec<Option<Details>>, ClientError> {
+        let mut found = Vec::with_capacity(hashes.len());
+        for hash in hashes {
+            found.push(self.details(*hash, parts).await?);
         }
+        Ok(found)
     }
 
-    async fn apply(&self, action: &Action) -> Result<Applied, ClientError> {
-        let (method, params) = match action {
-            Action::Pause(hash) => ("pause", json!({"hash": hash})),
-            Action::Resume(hash) => ("resume", json!({"hash": hash})),
-            Action::Start(hash) => ("start", json!({"hash": hash})),
-            Action::Stop(hash) => ("stop", json!({"hash": hash})),
-            Action::Delete(hash) => ("remove", json!({"hash": hash})),
-            Action::Recheck(hash) => ("recheck", json!({"hash": hash})),
-            Action::Announce(hash) => ("announce", json!({"hash": hash})),
-            Action::Label(hash, label) => ("label", json!({"hash": hash, "label": label})),
-            Action::Priority(hash, priority) => ("priority", json!({"hash": hash, "priority": priority})),
-            Action::Add(add) => ("add", params_of_add(add)),
-            Action::Hold(_) | Action::Move(..) | Action::Throttle(..) | Action::FilePriority(..) => {
-                return Err(ClientError::Unsupported { what: "do that: a program has no method for it".to_owned() });
-            }
-        };
-        self.call(method, Some(params)).await?;
-        // A program has no listing that would show these.
-        let is_over = matches!(action, Action::Announce(_) | Action::Recheck(_));
-        Ok(if is_over { Applied::Seen } else { Applied::Asked })
+    async fn apply(&self, actions: &[Action]) -> Vec<Result<Applied, ClientError>> {
+        let mut results = Vec::with_capacity(actions.len());
+        for action in actions {
+            results.push(self.request(action).await);
+        }
+        results
+    }
+
+    fn capabilities(&self) -> Capabilities<'_> {
+        Capabilities::of_verbs(VERBS)
     }
 }
 
@@ -317,7 +351,7 @@ mod tests {
         let torrents = client.list(Scope::Full).await.unwrap().torrents;
         let seen = &torrents.values().next().unwrap().torrent;
         assert_eq!((seen.name.as_str(), seen.length, seen.finished), ("a quoted one", 5, true));
-        let error = client.apply(&Action::Pause(seen.hash)).await.unwrap_err();
+        let error = (&client as &dyn TorrentClient).apply_one(&Action::Pause(seen.hash)).await.unwrap_err();
         assert!(matches!(error, ClientError::Unsupported { .. }), "{error}");
     }
 

@@ -57,16 +57,9 @@ pub(super) struct Memory {
     pause_again: BTreeSet<InfoHash>,
 }
 
-/// For what must not be asked now.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wait {
-    WithinDeadline,
-    Never,
-}
-
-pub(super) async fn apply(client: &RtorrentClient, action: &Action, wait: Wait) -> Result<Applied, ClientError> {
+pub(super) async fn apply(client: &RtorrentClient, action: &Action) -> Result<Applied, ClientError> {
     client.memory().commands.forget_pause(action);
-    let job = |hash: InfoHash| Job { client, hash, wait, deadline: Instant::now() + client.settings.timeout };
+    let job = |hash: InfoHash| Job { client, hash, deadline: Instant::now() + client.settings.timeout };
     match action {
         Action::Pause(hash) => job(*hash).run("paused", Rest::Always, pause).await,
         Action::Resume(hash) | Action::Start(hash) => job(*hash).start().await,
@@ -240,7 +233,6 @@ pub(super) enum Rest {
 struct Job<'a> {
     client: &'a RtorrentClient,
     hash: InfoHash,
-    wait: Wait,
     deadline: Instant,
 }
 
@@ -266,17 +258,7 @@ impl<'a> Job<'a> {
         Ok(Ready { turn, probe, raw })
     }
 
-    /// Waits, without the turn.
-    async fn wait(&self, time: Duration, why_not: impl FnOnce() -> String) -> Result<(), ClientError> {
-        let then = Instant::now() + time;
-        if self.wait == Wait::Never || then > self.deadline {
-            return Err(ClientError::Busy { reason: why_not() });
-        }
-        tokio::time::sleep_until(then).await;
-        Ok(())
-    }
-
-    /// Reads the torrent until it may be asked for what its row demands; `None` if it is so already.
+    /// Reads the torrent and returns what to ask for; `None` if it is so already.
     ///
     /// Announces are counted here, so what is handed out must be asked for.
     async fn decide(
@@ -285,42 +267,25 @@ impl<'a> Job<'a> {
         rest: Rest,
         decision: impl Fn(&Raw) -> Decision,
     ) -> Result<(Ready<'a>, Option<Vec<Call>>), ClientError> {
-        loop {
-            let ready = self.look().await?;
-            let is_legacy = ready.probe.is_legacy;
-            let wanted = decision(&ready.raw).map_err(|reason| ClientError::Precondition { reason })?;
-            let Some(methods) = wanted else { return Ok((ready, None)) };
-            let must_rest = rest == Rest::Always || (rest == Rest::IfLegacy && is_legacy);
-            if ready.raw.hashing != 0 && must_rest {
-                let version = ready.probe.version.clone();
-                drop(ready);
-                let why_not = || {
-                    let danger =
-                        if is_legacy { format!(" (rTorrent {version} can hang for ever)") } else { String::new() };
-                    format!(
-                        "it is being checked and cannot be {done} meanwhile{danger}; try again when the check is over"
-                    )
-                };
-                self.wait(LOOK_AGAIN, why_not).await?;
-                continue;
-            }
-            if is_legacy {
-                let now = Instant::now();
-                let wait = self.client.memory().commands.announces.wait(self.hash, now);
-                if let Some(wait) = wait {
-                    drop(ready);
-                    let why_not = || {
-                        "its trackers were asked three times within ten seconds, more could abort this rTorrent; \
-                         try again in ten seconds"
-                            .to_owned()
-                    };
-                    self.wait(wait, why_not).await?;
-                    continue;
-                }
-                self.client.memory().commands.announces.note(self.hash, now);
-            }
-            return Ok((ready, Some(methods.into_iter().map(|method| self.call(method)).collect())));
+        let ready = self.look().await?;
+        let is_legacy = ready.probe.is_legacy;
+        let wanted = decision(&ready.raw).map_err(|reason| ClientError::Precondition { reason })?;
+        let Some(methods) = wanted else { return Ok((ready, None)) };
+        let must_rest = rest == Rest::Always || (rest == Rest::IfLegacy && is_legacy);
+        if ready.raw.hashing != 0 && must_rest {
+            let version = &ready.probe.version;
+            let danger = if is_legacy { format!(" (rTorrent {version} can hang for ever)") } else { String::new() };
+            let reason =
+                format!("it is being checked and cannot be {done} meanwhile{danger}; try again when the check is over");
+            return Err(ClientError::Busy { reason });
         }
+        if is_legacy && !self.client.memory().commands.may_announce(self.hash, Instant::now()) {
+            let reason = "its trackers were asked three times within ten seconds, more could abort this rTorrent; \
+                          try again in ten seconds"
+                .to_owned();
+            return Err(ClientError::Busy { reason });
+        }
+        Ok((ready, Some(methods.into_iter().map(|method| self.call(method)).collect())))
     }
 
     async fn run(&self, done: &str, rest: Rest, decision: impl Fn(&Raw) -> Decision) -> Result<Applied, ClientError> {

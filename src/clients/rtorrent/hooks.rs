@@ -18,11 +18,11 @@ use crate::port::{ClientError, HookRequest, Hooks};
 /// by the next look anyway.
 const EVENTS: [&str; 7] = ["inserted_new", "erased", "finished", "paused", "resumed", "hash_done", "closed"];
 
-pub(super) async fn hooks(turn: &Turn<'_>, wish: HookRequest<'_>) -> Result<Hooks, ClientError> {
+pub(super) async fn hooks(turn: &Turn<'_>, request: HookRequest<'_>) -> Result<Hooks, ClientError> {
     let probe = turn.probe().await?;
-    let key = match wish {
-        HookRequest::Look(key) | HookRequest::Take(key) => key,
-        HookRequest::Set(hook) => &hook.key,
+    let key = match request {
+        HookRequest::Inspect(key) | HookRequest::Remove(key) => key,
+        HookRequest::Install(hook) => &hook.key,
     };
     let mut hooks = Hooks::default();
     let mut calls = Vec::new();
@@ -30,23 +30,23 @@ pub(super) async fn hooks(turn: &Turn<'_>, wish: HookRequest<'_>) -> Result<Hook
     for (event, answer) in EVENTS.into_iter().zip(answers) {
         let hanging = Hanging::read(answer.map_err(|fault| refused(turn, &fault))?);
         if probe.is_legacy && hanging.may_run_programs() {
-            hooks.left_alone.push(event);
+            hooks.skipped.push(event);
             continue;
         }
         let ours = hanging.command(key);
-        let call = match wish {
-            HookRequest::Look(_) => None,
-            HookRequest::Set(hook) if ours == Some(&ring_command(event, hook)) => None,
-            HookRequest::Set(hook) => Some(Call::set_hook(event, key, Some(hook))),
-            HookRequest::Take(_) => ours.map(|_| Call::set_hook(event, key, None)),
+        let call = match request {
+            HookRequest::Inspect(_) => None,
+            HookRequest::Install(hook) if ours == Some(&ring_command(event, hook)) => None,
+            HookRequest::Install(hook) => Some(Call::set_hook(event, key, Some(hook))),
+            HookRequest::Remove(_) => ours.map(|_| Call::set_hook(event, key, None)),
         };
         calls.extend(call);
-        let is_ringing = match wish {
-            HookRequest::Look(_) => ours.is_some(),
-            HookRequest::Set(_) => true,
-            HookRequest::Take(_) => false,
+        let is_ringing = match request {
+            HookRequest::Inspect(_) => ours.is_some(),
+            HookRequest::Install(_) => true,
+            HookRequest::Remove(_) => false,
         };
-        hooks.ringing.extend(is_ringing.then_some(event));
+        hooks.installed.extend(is_ringing.then_some(event));
     }
     hooks.changed = calls.len();
     if !calls.is_empty() {

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use tokio::time::Instant;
 
 use super::calls::{Answers, Call, Cell, Fault, Value};
-use super::commands::{self, Rest, Wait};
+use super::commands::{self, Rest};
 use super::map::Raw;
 use super::transport::Dialect;
 use super::{FILE_COLUMNS, PEER_COLUMNS, RtorrentClient, TRACKER_COLUMNS, Turn, file, peer, rows, tracker, xmlrpc};
@@ -24,8 +24,7 @@ const PARTS_BATCH: usize = 50;
 /// Asks for several actions. What each torrent is decides what is asked of it, as for one.
 pub(super) async fn apply(client: &RtorrentClient, actions: &[Action]) -> Vec<Outcome> {
     if let [action] = actions {
-        let wait = if action.is_short() { Wait::Never } else { Wait::WithinDeadline };
-        return vec![commands::apply(client, action, wait).await];
+        return vec![commands::apply(client, action).await];
     }
     let mut outcomes: Vec<Option<Outcome>> = actions.iter().map(|_| None).collect();
     let (together, singly): (Vec<usize>, Vec<usize>) =
@@ -37,7 +36,7 @@ pub(super) async fn apply(client: &RtorrentClient, actions: &[Action]) -> Vec<Ou
         }
     }
     for place in singly {
-        outcomes[place] = Some(commands::apply(client, &actions[place], Wait::WithinDeadline).await);
+        outcomes[place] = Some(commands::apply(client, &actions[place]).await);
     }
     outcomes.into_iter().map(|outcome| outcome.unwrap_or(Ok(Applied::Asked))).collect()
 }

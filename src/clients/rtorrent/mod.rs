@@ -46,16 +46,33 @@ use serde_json::Value as Json;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::calls::{Call, Fault, Unreadable, Value};
-use self::commands::Wait;
 use self::map::{Field, Raw};
 use self::probe::Probe;
 use self::settings::Settings;
 pub use self::transport::SetupError;
 use self::transport::{Dialect, Transport};
 use crate::model::{
-    Action, Details, File, InfoHash, Limits, Listing, Parts, Peer, Timestamp, Tracker, Words, printable, progress,
+    Action, Details, File, InfoHash, Limits, Listing, Parts, Peer, Timestamp, Tracker, Verb, Words, printable, progress,
 };
-use crate::port::{Applied, ClientError, HookRequest, Hooks, Scope, TorrentClient};
+use crate::port::{
+    Applied, Capabilities, ClientError, EventHooks, HookRequest, Hooks, Scope, ServerControl, TorrentClient,
+};
+
+const VERBS: &[Verb] = &[
+    Verb::Pause,
+    Verb::Resume,
+    Verb::Start,
+    Verb::Stop,
+    Verb::Delete,
+    Verb::Add,
+    Verb::Recheck,
+    Verb::Announce,
+    Verb::Label,
+    Verb::Priority,
+    Verb::Move,
+    Verb::Throttle,
+    Verb::FilePriority,
+];
 
 /// One rTorrent.
 pub struct RtorrentClient {
@@ -96,6 +113,34 @@ impl RtorrentClient {
     fn memory(&self) -> MutexGuard<'_, Memory> {
         // A panic elsewhere leaves at worst a stale memory, which the next probe renews.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn read_details(&self, hash: InfoHash, parts: Parts) -> Result<Option<Details>, ClientError> {
+        if matches!(hash, InfoHash::V2(_)) {
+            return Ok(None);
+        }
+        let turn = self.turn().await;
+        let multicall = |method, columns: &[&str]| {
+            columns.iter().fold(Call::on(hash, method).text(""), |call, column| call.text(*column))
+        };
+        let mut calls = vec![Call::column(hash, "d.is_multi_file", None), multicall("t.multicall", TRACKER_COLUMNS)];
+        if parts.files {
+            calls.push(files_call(hash));
+        }
+        if parts.peers {
+            calls.push(multicall("p.multicall", PEER_COLUMNS));
+        }
+        let Some((raw, rest)) = turn.read(hash, calls).await? else { return Ok(None) };
+        let mut rest = rest.into_iter();
+        let is_folder = rest.next().as_ref().and_then(Value::int).map(|number| number != 0);
+        let trackers: Vec<Tracker> = rest.next().as_ref().map(rows).unwrap_or_default().filter_map(tracker).collect();
+        let files = parts.files.then(|| rest.next().as_ref().map(rows).unwrap_or_default().filter_map(file).collect());
+        let peers = parts.peers.then(|| rest.next().as_ref().map(rows).unwrap_or_default().filter_map(peer).collect());
+        let host = map::tracker_host(trackers.iter().map(|tracker| (tracker.enabled, tracker.url.as_str())));
+        let names = self.settings.extra.keys().cloned();
+        let words = &mut self.memory().words;
+        let observed = map::observed(&self.settings.server, hash, raw, host.map(Arc::from), names, words);
+        Ok(Some(Details { observed, is_folder, files, trackers: parts.trackers.then_some(trackers), peers }))
     }
 
     fn fault(&self, fault: &Fault) -> ClientError {
@@ -187,61 +232,24 @@ impl TorrentClient for RtorrentClient {
         Ok(listing)
     }
 
-    async fn get(&self, hash: InfoHash, parts: Parts) -> Result<Option<Details>, ClientError> {
-        if matches!(hash, InfoHash::V2(_)) {
-            return Ok(None);
-        }
-        let turn = self.turn().await;
-        let multicall = |method, columns: &[&str]| {
-            columns.iter().fold(Call::on(hash, method).text(""), |call, column| call.text(*column))
-        };
-        let mut calls = vec![Call::column(hash, "d.is_multi_file", None), multicall("t.multicall", TRACKER_COLUMNS)];
-        if parts.files {
-            calls.push(files_call(hash));
-        }
-        if parts.peers {
-            calls.push(multicall("p.multicall", PEER_COLUMNS));
-        }
-        let Some((raw, rest)) = turn.read(hash, calls).await? else { return Ok(None) };
-        let mut rest = rest.into_iter();
-        let is_folder = rest.next().as_ref().and_then(Value::int).map(|number| number != 0);
-        let trackers: Vec<Tracker> = rest.next().as_ref().map(rows).unwrap_or_default().filter_map(tracker).collect();
-        let files = parts.files.then(|| rest.next().as_ref().map(rows).unwrap_or_default().filter_map(file).collect());
-        let peers = parts.peers.then(|| rest.next().as_ref().map(rows).unwrap_or_default().filter_map(peer).collect());
-        let host = map::tracker_host(trackers.iter().map(|tracker| (tracker.enabled, tracker.url.as_str())));
-        let names = self.settings.extra.keys().cloned();
-        let words = &mut self.memory().words;
-        let observed = map::observed(&self.settings.server, hash, raw, host.map(Arc::from), names, words);
-        Ok(Some(Details { observed, is_folder, files, trackers: parts.trackers.then_some(trackers), peers }))
-    }
-
-    async fn files(&self, hash: InfoHash) -> Result<Option<Vec<File>>, ClientError> {
-        if matches!(hash, InfoHash::V2(_)) {
-            return Ok(None);
-        }
-        // Each call with a torrent as its target is a walk over the list of all: one, not forty.
-        match self.turn().await.ask_about(hash, &[files_call(hash)]).await {
-            Ok(values) => Ok(Some(values.first().map(rows).unwrap_or_default().filter_map(file).collect())),
-            Err(ClientError::UnknownHash(_)) => Ok(None),
-            Err(error) => Err(error),
+    async fn get(&self, hashes: &[InfoHash], parts: Parts) -> Result<Vec<Option<Details>>, ClientError> {
+        match hashes {
+            [hash] => Ok(vec![self.read_details(*hash, parts).await?]),
+            hashes => many::get(self, hashes, parts).await,
         }
     }
 
-    async fn apply(&self, action: &Action) -> Result<Applied, ClientError> {
-        commands::apply(self, action, Wait::WithinDeadline).await
-    }
-
-    async fn apply_all(&self, actions: &[Action]) -> Vec<Result<Applied, ClientError>> {
+    async fn apply(&self, actions: &[Action]) -> Vec<Result<Applied, ClientError>> {
         many::apply(self, actions).await
     }
 
-    async fn get_all(&self, hashes: &[InfoHash], parts: Parts) -> Result<Vec<Option<Details>>, ClientError> {
-        if let [hash] = hashes {
-            return Ok(vec![self.get(*hash, parts).await?]);
-        }
-        many::get(self, hashes, parts).await
+    fn capabilities(&self) -> Capabilities<'_> {
+        Capabilities { server: Some(self), hooks: Some(self), ..Capabilities::of_verbs(VERBS) }
     }
+}
 
+#[async_trait]
+impl ServerControl for RtorrentClient {
     async fn set_limits(&self, limits: Limits) -> Result<(), ClientError> {
         settings_of_all::set_limits(&self.turn().await, limits).await
     }
@@ -249,9 +257,12 @@ impl TorrentClient for RtorrentClient {
     async fn call(&self, method: &str, params: &[Json]) -> Result<Json, ClientError> {
         settings_of_all::call(&self.turn().await, method, params).await
     }
+}
 
-    async fn hooks(&self, wish: HookRequest<'_>) -> Result<Hooks, ClientError> {
-        hooks::hooks(&self.turn().await, wish).await
+#[async_trait]
+impl EventHooks for RtorrentClient {
+    async fn hooks(&self, request: HookRequest<'_>) -> Result<Hooks, ClientError> {
+        hooks::hooks(&self.turn().await, request).await
     }
 }
 

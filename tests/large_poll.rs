@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dtorrent::clients::simulator::Simulator;
 use dtorrent::commands::expect::Expectations;
 use dtorrent::live_state::{LiveServer, LiveState, PollReport};
 use dtorrent::model::{JournalEntry, Kind, Rev, Seq, ServerName, ServerStats, SinkName};
 use dtorrent::port::{SinkProgress, Store, SystemClock};
 use dtorrent::store::{MemoryStore, Options};
+use dtorrent::testing::simulator::Simulator;
 use dtorrent::watch::{FilesWanted, Watcher};
 use tokio_util::sync::CancellationToken;
 

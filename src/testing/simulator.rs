@@ -19,9 +19,22 @@ use async_trait::async_trait;
 
 use crate::model::{
     Action, Covers, Details, Extra, Facts, File, InfoHash, Listing, Observed, Parts, ServerName, ServerStats, Status,
-    Timestamp, Torrent, eta_seconds, progress, ratio,
+    Timestamp, Torrent, Verb, eta_seconds, progress, ratio,
 };
-use crate::port::{Applied, ClientError, Clock, Scope, TorrentClient};
+use crate::port::{Applied, Capabilities, ClientError, Clock, Scope, TorrentClient};
+
+const VERBS: &[Verb] = &[
+    Verb::Pause,
+    Verb::Resume,
+    Verb::Start,
+    Verb::Stop,
+    Verb::Delete,
+    Verb::Add,
+    Verb::Recheck,
+    Verb::Announce,
+    Verb::Label,
+    Verb::Priority,
+];
 
 /// An imagined client. Clones show the same world.
 #[derive(Clone)]
@@ -420,6 +433,21 @@ impl World {
         Listing { covers: Covers::All, run: Some(run.to_string()), complete: true, torrents, stats }
     }
 
+    fn details(&self, server: &ServerName, hash: InfoHash, parts: Parts) -> Option<Details> {
+        let (_, torrent) = self.visible().find(|(visible, _)| **visible == hash)?;
+        let observed = torrent.observed(server, hash);
+        let Torrent { name, length, progress, .. } = &observed.torrent;
+        let file =
+            File { name: name.clone(), path: name.clone(), length: *length, progress: *progress, priority: Some(1) };
+        Some(Details {
+            is_folder: None,
+            files: parts.files.then(|| vec![file]),
+            trackers: parts.trackers.then(Vec::new),
+            peers: parts.peers.then(Vec::new),
+            observed,
+        })
+    }
+
     fn perform(&mut self, action: &Action) -> Result<Applied, ClientError> {
         self.asked.push((self.clock.now(), action.clone()));
         let hash = match action {
@@ -512,6 +540,18 @@ impl Simulator {
         change(&mut self.world.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    async fn request(&self, action: &Action) -> Result<Applied, ClientError> {
+        match self.exchange().await {
+            Ok(()) => self.change(|world| world.perform(action)),
+            Err(timeout @ ClientError::Timeout { .. }) => {
+                // Nobody hears how it went, but the test does, from `asked`.
+                drop(self.change(|world| world.perform(action)));
+                Err(timeout)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Waits as long as an answer takes, and says how the client fails if it does.
     async fn exchange(&self) -> Result<(), ClientError> {
         let (mood, latency, deadline) = self.change(|world| (world.mood, world.latency, world.deadline));
@@ -541,42 +581,21 @@ impl TorrentClient for Simulator {
         Ok(self.change(|world| world.list(&self.server, scope)))
     }
 
-    async fn get(&self, hash: InfoHash, parts: Parts) -> Result<Option<Details>, ClientError> {
+    async fn get(&self, hashes: &[InfoHash], parts: Parts) -> Result<Vec<Option<Details>>, ClientError> {
         self.exchange().await?;
-        let observed = self.change(|world| {
-            let torrent = world.visible().find(|(visible, _)| **visible == hash);
-            torrent.map(|(hash, torrent)| torrent.observed(&self.server, *hash))
-        });
-        Ok(observed.map(|observed| {
-            let Torrent { name, length, progress, .. } = &observed.torrent;
-            let file = File {
-                name: name.clone(),
-                path: name.clone(),
-                length: *length,
-                progress: *progress,
-                priority: Some(1),
-            };
-            let files = parts.files.then(|| vec![file]);
-            Details {
-                is_folder: None,
-                files,
-                trackers: parts.trackers.then(Vec::new),
-                peers: parts.peers.then(Vec::new),
-                observed,
-            }
-        }))
+        Ok(self.change(|world| hashes.iter().map(|hash| world.details(&self.server, *hash, parts)).collect()))
     }
 
-    async fn apply(&self, action: &Action) -> Result<Applied, ClientError> {
-        match self.exchange().await {
-            Ok(()) => self.change(|world| world.perform(action)),
-            Err(timeout @ ClientError::Timeout { .. }) => {
-                // Nobody hears how it went, but the test does, from `asked`.
-                drop(self.change(|world| world.perform(action)));
-                Err(timeout)
-            }
-            Err(error) => Err(error),
+    async fn apply(&self, actions: &[Action]) -> Vec<Result<Applied, ClientError>> {
+        let mut results = Vec::with_capacity(actions.len());
+        for action in actions {
+            results.push(self.request(action).await);
         }
+        results
+    }
+
+    fn capabilities(&self) -> Capabilities<'_> {
+        Capabilities::of_verbs(VERBS)
     }
 }
 
@@ -628,7 +647,8 @@ mod tests {
     async fn what_is_asked_of_a_hanging_client_is_done_without_an_answer() {
         let simulator = simulator();
         simulator.change(|world| (world.mood, world.deadline) = (Mood::Hanging, Duration::ZERO));
-        assert!(matches!(simulator.apply(&Action::Delete(hash(1))).await, Err(ClientError::Timeout { .. })));
+        let results = simulator.apply(&[Action::Delete(hash(1))]).await;
+        assert!(matches!(results[..], [Err(ClientError::Timeout { .. })]));
         simulator.change(|world| assert!(world.lives()[0].until.is_some()));
     }
 }
