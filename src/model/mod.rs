@@ -39,6 +39,6 @@ pub use server::{LastFinished, ServerStats, Stats};
 pub use snapshot::{
     ChangeSet, Committed, Completion, DiffState, JournalEntry, NewEvent, Run, ServerState, Snapshot, SnapshotTorrent,
 };
-pub use text::{Words, is_active, printable};
+pub use text::{Words, error_chain, is_active, printable};
 pub use time::Timestamp;
 pub use torrent::{Extra, Status, Torrent, eta_seconds, progress, ratio};

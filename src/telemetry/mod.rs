@@ -23,7 +23,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, Registry, reload};
 
 use crate::config::{Log, LogFormat};
-use crate::model::printable;
+use crate::model::{error_chain, printable};
 
 /// Starts the log. To be called once.
 ///
@@ -128,9 +128,7 @@ impl Visit for PrintableVisitor<'_> {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
-        let causes = std::iter::successors(Some(value), |error| Error::source(*error));
-        let texts: Vec<String> = causes.map(ToString::to_string).collect();
-        self.write(field, &texts.join(": "));
+        self.write(field, &error_chain(value));
     }
 }
 

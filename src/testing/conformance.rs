@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::model::{Action, Add, AddSource, InfoHash, Listing, Observed, Parts, Status};
+use crate::model::{Action, Add, AddSource, InfoHash, Listing, Observed, Parts, Status, error_chain};
 use crate::port::{ClientError, Scope, TorrentClient};
 
 /// How often the listing is read again while an effect is waited for.
@@ -100,7 +100,7 @@ impl Suite<'_> {
                 None
             }
             Err(error) => {
-                self.note(EXPECTED, Verdict::Broken(with_causes(&error)));
+                self.note(EXPECTED, Verdict::Broken(error_chain(&error)));
                 None
             }
         }
@@ -108,7 +108,7 @@ impl Suite<'_> {
 
     async fn two_agree(&mut self, first: &Listing) {
         let verdict = match self.client.list(Scope::Full).await {
-            Err(error) => Verdict::Broken(with_causes(&error)),
+            Err(error) => Verdict::Broken(error_chain(&error)),
             Ok(second) if second.run != first.run => Verdict::Broken("it calls its run by another name".to_owned()),
             Ok(second) => {
                 let load = |seen: &Observed| seen.facts.load.clone();
@@ -146,7 +146,7 @@ impl Suite<'_> {
             Ok(Some(_)) => Verdict::Met,
             Ok(None) => Verdict::Broken(format!("{hash} is listed, and then there is no such torrent")),
             Err(ClientError::Unsupported { what }) => Verdict::Missing(format!("it has no `{what}`")),
-            Err(error) => Verdict::Broken(with_causes(&error)),
+            Err(error) => Verdict::Broken(error_chain(&error)),
         };
         self.note(EXPECTED, verdict);
     }
@@ -156,7 +156,7 @@ impl Suite<'_> {
         let verdict = match self.client.get_one(hash, Parts::default()).await {
             Ok(None) | Err(ClientError::UnknownHash(_) | ClientError::Fault { .. }) => Verdict::Met,
             Ok(Some(_)) => Verdict::Broken("it tells of a torrent that does not exist".to_owned()),
-            Err(error) => Verdict::Broken(with_causes(&error)),
+            Err(error) => Verdict::Broken(error_chain(&error)),
         };
         self.note("`get` of a torrent that is not there says so", verdict);
         let verdict = match self.client.apply_one(&Action::Pause(hash)).await {
@@ -191,7 +191,7 @@ impl Suite<'_> {
         }
         let twice = match self.client.apply_one(&add).await {
             Ok(_) | Err(ClientError::Fault { .. } | ClientError::Precondition { .. }) => Verdict::Met,
-            Err(error) => Verdict::Broken(with_causes(&error)),
+            Err(error) => Verdict::Broken(error_chain(&error)),
         };
         self.note(TWICE, twice);
         let others: BTreeSet<InfoHash> = listing.torrents.keys().copied().collect();
@@ -228,7 +228,7 @@ impl Suite<'_> {
         match self.client.apply_one(action).await {
             Ok(_) => {}
             Err(ClientError::Unsupported { what }) => return Verdict::Missing(format!("it has no `{what}`")),
-            Err(error) => return Verdict::Broken(with_causes(&error)),
+            Err(error) => return Verdict::Broken(error_chain(&error)),
         }
         let deadline = Instant::now() + self.options.patience;
         loop {
@@ -236,7 +236,7 @@ impl Suite<'_> {
                 Ok(listing) if is_shown(&listing) => return Verdict::Met,
                 Ok(_) if Instant::now() < deadline => tokio::time::sleep(LOOK_EACH).await,
                 Ok(_) => return Verdict::Broken(format!("not within {:?}", self.options.patience)),
-                Err(error) => return Verdict::Broken(with_causes(&error)),
+                Err(error) => return Verdict::Broken(error_chain(&error)),
             }
         }
     }
@@ -257,14 +257,4 @@ fn nonsense(seen: &Observed) -> Option<String> {
         return Some("it has no name".to_owned());
     }
     None
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

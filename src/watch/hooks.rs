@@ -14,10 +14,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{SHORTEST_PAUSE, with_causes};
+use super::SHORTEST_PAUSE;
 use crate::live_state::{LiveState, ServerHandle};
 use crate::log_throttle::LogThrottle;
-use crate::model::{Hook, ServerName};
+use crate::model::{Hook, ServerName, error_chain};
 use crate::port::{ClientError, EventHooks, HookRequest, Hooks, TorrentClient};
 
 /// How long hooks may be gone unnoticed in a client that did not restart.
@@ -39,7 +39,7 @@ impl HookKeeper {
         tokio::join!(self.receive_hook_signals(live, &stop), self.keep(live, hooks, &stop));
         match hooks.hooks(HookRequest::Remove(&self.hook.key)).await {
             Ok(hooks) => debug!(server = %self.server, taken = hooks.changed, "hooks taken back"),
-            Err(error) => warn!(server = %self.server, error = with_causes(&error), "hooks could not be taken back"),
+            Err(error) => warn!(server = %self.server, error = error_chain(&error), "hooks could not be taken back"),
         }
     }
 
@@ -89,7 +89,7 @@ impl HookKeeper {
                 live.hook_notifier.report(|report| (report.hooks, report.problem) = (Some(hooks), None));
             }
             Err(error) => {
-                let problem = with_causes(&error);
+                let problem = error_chain(&error);
                 if let Some(times) = failures.failed() {
                     warn!(server = %self.server, times, problem, "hooks cannot be set, looking each interval all the same");
                 }

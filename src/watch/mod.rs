@@ -26,6 +26,7 @@ use crate::live_state::{LiveState, Named, ServerHandle};
 use crate::log_throttle::LogThrottle;
 use crate::model::{
     Cause, ChangeSet, Changes, Covers, Files, InfoHash, Kind, Listing, NewEvent, Parts, Seq, ServerName, Stats, Torrent,
+    error_chain,
 };
 use crate::port::{ClientError, Clock, Delivery, Scope, Store, StoreError, TorrentClient};
 
@@ -238,7 +239,7 @@ impl Watcher {
         began: Instant,
         took: Duration,
     ) {
-        let failure = answer.as_ref().err().map(|error| with_causes(error));
+        let failure = answer.as_ref().err().map(|error| error_chain(error));
         match &failure {
             None => {
                 if let Some(times) = state.failures.recovered() {
@@ -316,17 +317,6 @@ fn journal_reset() -> NewEvent {
     }
 }
 
-/// The error with what lies behind it, in one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
 /// Torrents whose list of files is to be read and passed on; each at most once.
 #[derive(Default)]
 pub struct FilesWanted {
@@ -377,7 +367,7 @@ impl FilesWanted {
                     live.publish_ephemeral(&Delivery::Files { server: server.clone(), hash, body: Bytes::from(body) });
                 }
                 Ok(None) => {}
-                Err(error) => debug!(%server, %hash, error = with_causes(&error), "files could not be read"),
+                Err(error) => debug!(%server, %hash, error = error_chain(&error), "files could not be read"),
             }
             tokio::select! {
                 () = stop.cancelled() => return,

@@ -12,7 +12,7 @@ use crate::app;
 use crate::cli::{Exit, Options, tell};
 use crate::config::{Config, Log};
 use crate::manager::{Manager, ManagerError, Server, Watcher};
-use crate::model::{ErrorCode, ServerName, Torrent};
+use crate::model::{ErrorCode, ServerName, Torrent, error_chain};
 use crate::port::ClientError;
 use crate::telemetry;
 
@@ -121,13 +121,7 @@ fn fail(text: &str) -> Exit {
 
 /// Says what went wrong, and what that makes of the program.
 pub fn tell_of(error: &ManagerError) -> Exit {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    tell(&text);
+    tell(&error_chain(error));
     match error {
         ManagerError::Offline { .. } => Exit::Unreachable,
         ManagerError::Client(error) => exit_of_client(error),

@@ -22,7 +22,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 
 use super::settings::{Endpoint, Settings};
-use crate::model::printable;
+use crate::model::{error_chain, printable};
 use crate::port::ClientError;
 
 /// More than this is not held in memory. rTorrent itself aborts at 100 MiB.
@@ -226,7 +226,7 @@ impl Transport {
     fn http_error(&self, error: reqwest::Error) -> ClientError {
         let error = error.without_url();
         let is_about_answer = error.is_body() || error.is_decode();
-        if is_about_answer { self.protocol(printable(chain(&error).as_bytes())) } else { self.unreachable(error) }
+        if is_about_answer { self.protocol(printable(error_chain(&error).as_bytes())) } else { self.unreachable(error) }
     }
 
     fn check_status(&self, status: StatusCode, sent_bytes: usize) -> Result<(), ClientError> {
@@ -246,12 +246,6 @@ impl Transport {
         };
         Err(self.protocol(format_args!("HTTP {status}: {reason}")))
     }
-}
-
-/// The text of an error with those of its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(error.source(), |cause| cause.source())
-        .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 fn http_client(ca_pem: Option<&[u8]>) -> Result<reqwest::Client, SetupError> {
@@ -281,7 +275,7 @@ fn http_client(ca_pem: Option<&[u8]>) -> Result<reqwest::Client, SetupError> {
         .connect_timeout(CONNECT_LIMIT)
         .pool_max_idle_per_host(1)
         .build()
-        .map_err(|error| SetupError::Http(chain(&error)))
+        .map_err(|error| SetupError::Http(error_chain(&error)))
 }
 
 fn authorization(settings: &Settings) -> Result<HeaderValue, SetupError> {
@@ -443,7 +437,7 @@ mod tests {
     async fn a_missing_socket_is_named_with_what_to_mend() {
         let transport = Transport { address: "unix:///nowhere".to_owned(), road: Road::Unix("/nowhere/x".into()) };
         let error = transport.exchange(Dialect::Xml, b"", Duration::from_secs(5)).await.unwrap_err();
-        let said = chain(&error);
+        let said = error_chain(&error);
         assert!(said.contains("unix:///nowhere") && said.contains("is rTorrent running"), "{said}");
     }
 

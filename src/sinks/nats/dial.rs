@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use super::answer::{Denied, read_denial};
 use super::message::Message;
 use super::settings::{Login, ServerUrl, Settings};
+use crate::model::error_chain;
 use crate::port::DeliverError;
 
 /// Within this a server lets us in, or the next one is tried.
@@ -223,22 +224,8 @@ fn cannot_connect(urls: &[ServerUrl], error: &async_nats::ConnectError) -> Ended
             Ended::refused(format!("{named}: {}", explained(&ServerError::AuthorizationViolation)))
         }
         ConnectErrorKind::TimedOut => Ended::other(format!("{named}: no connection within {CONNECT_WITHIN:?}")),
-        _ => Ended::other(format!("{named}: {}", causes(error))),
+        _ => Ended::other(format!("{named}: {}", error_chain(error))),
     }
-}
-
-/// An error and all that led to it, each said once.
-fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        let said = source.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = source.source();
-    }
-    text
 }
 
 #[cfg(test)]
