@@ -99,12 +99,13 @@ const PURE: &[&str] = &[
     "src/sinks/nats/answer.rs",
     "src/sinks/nats/message.rs",
     "src/sinks/nats/subjects.rs",
-    "src/sinks/webhook/answer.rs",
+    "src/sinks/webhook/filter.rs",
+    "src/sinks/webhook/response.rs",
     "src/sinks/webhook/body.rs",
-    "src/sinks/webhook/patience.rs",
+    "src/sinks/webhook/retry.rs",
     "src/sinks/webhook/sign.rs",
     "src/sinks/webhook/template.rs",
-    "src/sinks/webhook/words.rs",
+    "src/sinks/webhook/chat_message.rs",
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {

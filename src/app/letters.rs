@@ -178,11 +178,11 @@ impl Way {
     }
 
     async fn outbox(&mut self, line: &SinkName, letter: &DeadLetter) -> Result<(), DeliverError> {
+        let entry = entry(letter).map_err(|error| rejected(format!("its body is no event: {error}")))?;
         let (broker, connected) = match self {
-            Self::Webhook(endpoint) => return endpoint.outbox(line, &letter.id, letter.body.clone()).await,
+            Self::Webhook(endpoint) => return endpoint.deliver(line, &entry).await,
             Self::Broker(broker, connected) => (broker, connected),
         };
-        let entry = entry(letter).map_err(|error| rejected(format!("its body is no event: {error}")))?;
         let Connected { mut link, mut drive } = match connected.take() {
             Some(connected) => connected,
             None => broker.connect_aside().await?,

@@ -41,6 +41,15 @@ pub enum Entity {
     Server,
 }
 
+impl Entity {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Torrent => "torrent",
+            Self::Server => "server",
+        }
+    }
+}
+
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $text:literal of $entity:ident),* $(,)?) => {
         /// What happened. The order is the order of events of one torrent in one tick.

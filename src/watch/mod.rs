@@ -25,8 +25,8 @@ use crate::diff::{Differ, Limits, Moment};
 use crate::live_state::{LiveState, Named, ServerHandle};
 use crate::log_throttle::LogThrottle;
 use crate::model::{
-    Cause, ChangeSet, Changes, Covers, Files, InfoHash, Kind, Listing, NewEvent, Parts, Seq, ServerName, Stats, Torrent,
-    error_chain,
+    Cause, ChangeSet, Changes, Covers, Files, InfoHash, Kind, Listing, NewEvent, Parts, Seq, ServerName, Stats,
+    Torrent, error_chain,
 };
 use crate::port::{ClientError, Clock, Delivery, Scope, Store, StoreError, TorrentClient};
 

@@ -1,31 +1,32 @@
-//! What is sent: an event in the shape that its receiver wants. Pure.
+//! Webhook bodies: an event in the shape that its receiver expects. Pure.
 //!
-//! The same event makes the same bytes, however often it is sent.
+//! The same event makes the same bytes, however often it is sent (I6).
 
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use super::chat_message::{ChatMessage, Level};
 use super::template::Template;
-use super::words::{Level, Told, Words};
-use crate::model::Entity;
+use crate::model::{Event, Torrent};
 
 /// The shape of a body.
 #[derive(Clone, Debug)]
 pub enum Format {
-    /// As Standard Webhooks has it, the event whole.
+    /// Standard Webhooks: type, timestamp and the whole event.
     Standard,
-    /// As dTorrent for Node sent it.
+    /// The shape of dTorrent for Node.
     Dtorrent,
+    /// ntfy's JSON publishing, which names the topic in the body.
     Ntfy {
         topic: String,
     },
     Discord,
     Slack,
     Apprise,
+    /// A template of the user's.
     Own(Template),
 }
 
-/// A body and what it is.
+/// A request body with its media type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Body {
     pub content_type: String,
@@ -33,8 +34,8 @@ pub struct Body {
 }
 
 impl Body {
-    fn json(value: &Value) -> Self {
-        Self { content_type: "application/json".to_owned(), bytes: value.to_string().into_bytes() }
+    fn json(bytes: Vec<u8>) -> Self {
+        Self { content_type: "application/json".to_owned(), bytes }
     }
 }
 
@@ -51,79 +52,59 @@ impl Format {
         }
     }
 
-    /// Makes the body for an event, given as its JSON.
+    /// Renders the body for an event; `event_json`: the event as every sink gets it.
     ///
     /// # Errors
-    /// The template of the user's fails on it; in words.
-    pub fn render(&self, event: &[u8]) -> Result<Body, String> {
-        let unreadable = |error: serde_json::Error| format!("the event cannot be read back: {error}");
-        let told: Told = serde_json::from_slice(event).map_err(unreadable)?;
-        Ok(match self {
-            Self::Standard => standard(&told, event).map_err(unreadable)?,
-            Self::Dtorrent => dtorrent(&told, event).map_err(unreadable)?,
-            Self::Ntfy { topic } => Body::json(&ntfy(topic, &Words::of(&told))),
-            Self::Discord => Body::json(&discord(&told, &Words::of(&told))),
-            Self::Slack => Body::json(&slack(&Words::of(&told))),
-            Self::Apprise => Body::json(&apprise(&Words::of(&told))),
-            Self::Own(template) => {
-                let event: Value = serde_json::from_slice(event).map_err(unreadable)?;
-                let Words { title, text, level } = Words::of(&told);
-                let torrent = event.get("torrent").cloned();
-                let context =
-                    json!({"event": event, "torrent": torrent, "title": title, "text": text, "level": level.as_str()});
-                let bytes = template.render(&context).map_err(|reason| format!("the template fails: {reason}"))?;
-                Body { content_type: template.content_type().to_owned(), bytes }
-            }
-        })
+    /// The user's template fails on this event; the text says how.
+    pub fn render(&self, event: &Event, event_json: &[u8]) -> Result<Body, String> {
+        let value = match self {
+            Self::Standard => return Ok(standard(event, event_json)),
+            Self::Dtorrent => return Ok(dtorrent(event)),
+            Self::Own(template) => return from_template(template, event),
+            Self::Ntfy { topic } => ntfy(topic, &ChatMessage::new(event)),
+            Self::Discord => discord(event, &ChatMessage::new(event)),
+            Self::Slack => slack(&ChatMessage::new(event)),
+            Self::Apprise => apprise(&ChatMessage::new(event)),
+        };
+        Ok(Body::json(value.to_string().into_bytes()))
     }
 }
 
-fn entity(told: &Told) -> &'static str {
-    match told.event_type.entity() {
-        Entity::Torrent => "torrent",
-        Entity::Server => "server",
-    }
+/// The event's bytes are copied, not rendered again: an event of an earlier version is sent as it was stored.
+fn standard(event: &Event, event_json: &[u8]) -> Body {
+    let (entity, kind, time) = (event.entity.as_str(), event.event_type.as_str(), event.time);
+    // Neither names nor times have a character that JSON would escape.
+    let head = format!(r#"{{"type":"{entity}.{kind}","timestamp":"{time}","data":"#);
+    Body::json([head.as_bytes(), event_json, b"}"].concat())
 }
 
-fn standard(told: &Told, event: &[u8]) -> Result<Body, serde_json::Error> {
+/// Events of a server, which dTorrent for Node did not have, carry the server's name instead of a torrent.
+fn dtorrent(event: &Event) -> Body {
     #[derive(serde::Serialize)]
-    struct Standard<'a> {
-        r#type: String,
-        timestamp: String,
-        data: &'a RawValue,
-    }
-    let body = Standard {
-        r#type: format!("{}.{}", entity(told), told.event_type.as_str()),
-        timestamp: told.time.to_string(),
-        data: serde_json::from_slice(event)?,
-    };
-    Ok(Body { content_type: "application/json".to_owned(), bytes: serde_json::to_vec(&body)? })
-}
-
-/// A server had no events there; it is told by its name.
-fn dtorrent(told: &Told, event: &[u8]) -> Result<Body, serde_json::Error> {
-    #[derive(serde::Deserialize)]
-    struct Event<'a> {
-        #[serde(borrow, default)]
-        torrent: Option<&'a RawValue>,
-    }
-    #[derive(serde::Serialize)]
-    struct Old<'a> {
+    struct NodeEvent<'a> {
         entity: &'a str,
         event: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
-        torrent: Option<&'a RawValue>,
+        torrent: Option<&'a Torrent>,
         #[serde(skip_serializing_if = "Option::is_none")]
         server: Option<&'a str>,
     }
-    let Event { torrent } = serde_json::from_slice(event)?;
-    let server = torrent.is_none().then(|| told.server.as_str());
-    let body = Old { entity: entity(told), event: told.event_type.as_str(), torrent, server };
-    Ok(Body { content_type: "application/json".to_owned(), bytes: serde_json::to_vec(&body)? })
+    let torrent = event.torrent.as_deref();
+    let server = torrent.is_none().then(|| event.server.as_str());
+    let body = NodeEvent { entity: event.entity.as_str(), event: event.event_type.as_str(), torrent, server };
+    Body::json(serde_json::to_vec(&body).expect("an event is plain JSON"))
 }
 
-fn ntfy(topic: &str, words: &Words) -> Value {
-    let Words { title, text, level } = words;
+fn from_template(template: &Template, event: &Event) -> Result<Body, String> {
+    let ChatMessage { title, text, level } = ChatMessage::new(event);
+    let context =
+        json!({"event": event, "torrent": event.torrent, "title": title, "text": text, "level": level.as_str()});
+    let bytes = template.render(&context).map_err(|reason| format!("the template fails: {reason}"))?;
+    Ok(Body { content_type: template.content_type().to_owned(), bytes })
+}
+
+fn ntfy(topic: &str, message: &ChatMessage) -> Value {
+    let ChatMessage { title, text, level } = message;
     let (tag, priority) = match level {
         Level::Info => ("information_source", 3),
         Level::Success => ("white_check_mark", 3),
@@ -133,8 +114,8 @@ fn ntfy(topic: &str, words: &Words) -> Value {
     json!({"topic": topic, "title": title, "message": text, "tags": [tag], "priority": priority})
 }
 
-fn discord(told: &Told, words: &Words) -> Value {
-    let Words { title, text, level } = words;
+fn discord(event: &Event, message: &ChatMessage) -> Value {
+    let ChatMessage { title, text, level } = message;
     let color = match level {
         Level::Info => 0x34_98_db,
         Level::Success => 0x2e_cc_71,
@@ -142,15 +123,16 @@ fn discord(told: &Told, words: &Words) -> Value {
         Level::Error => 0xe7_4c_3c,
     };
     let embed = json!({
-        "title": without_marks(title, 256), "description": without_marks(text, 4096), "color": color,
-        "timestamp": told.time,
+        "title": without_markup(title, 256), "description": without_markup(text, 4096), "color": color,
+        "timestamp": event.time,
     });
-    // No name of a torrent calls anybody.
+    // A torrent called `@everyone` must not notify anybody.
     json!({"embeds": [embed], "allowed_mentions": {"parse": []}})
 }
 
-/// What Discord would take for emphasis, a link or a mention is shown as it is; no longer than it takes.
-fn without_marks(text: &str, chars_max: usize) -> String {
+/// Returns the text with everything escaped that Discord would take for emphasis, a link or a mention, cut to the
+/// length that it accepts.
+fn without_markup(text: &str, chars_max: usize) -> String {
     let (mut shown, mut count) = (String::new(), 0);
     for c in text.chars() {
         let is_mark = "\\*_~`|>[]()#<@".contains(c);
@@ -164,15 +146,15 @@ fn without_marks(text: &str, chars_max: usize) -> String {
     shown
 }
 
-fn slack(words: &Words) -> Value {
-    let Words { title, text, level } = words;
+fn slack(message: &ChatMessage) -> Value {
+    let ChatMessage { title, text, level } = message;
     let sign = match level {
         Level::Info => ":information_source:",
         Level::Success => ":white_check_mark:",
         Level::Warning => ":warning:",
         Level::Error => ":rotating_light:",
     };
-    // What has a meaning for Slack is written as it asks for; the rest is no markup inside a plain text.
+    // Slack asks for exactly these three to be escaped; other markup means nothing in `plain_text`.
     let escaped = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     let section =
         |text: String| json!({"type": "section", "text": {"type": "plain_text", "text": text, "emoji": true}});
@@ -182,8 +164,8 @@ fn slack(words: &Words) -> Value {
     })
 }
 
-fn apprise(words: &Words) -> Value {
-    let Words { title, text, level } = words;
+fn apprise(message: &ChatMessage) -> Value {
+    let ChatMessage { title, text, level } = message;
     let kind = match level {
         Level::Info => "info",
         Level::Success => "success",
@@ -200,9 +182,10 @@ mod tests {
     const EVENT: &str = include_str!("../../../tests/golden/event-finished.json");
     const OF_SERVER: &str = include_str!("../../../tests/golden/event-server-online.json");
 
-    fn made(format: &Format, event: &str) -> Value {
-        let body = format.render(event.as_bytes()).unwrap();
-        assert_eq!(body, format.render(event.as_bytes()).unwrap(), "the same event, the same bytes");
+    fn rendered(format: &Format, json: &str) -> Value {
+        let event: Event = serde_json::from_str(json).unwrap();
+        let body = format.render(&event, json.as_bytes()).unwrap();
+        assert_eq!(body, format.render(&event, json.as_bytes()).unwrap(), "the same event, the same bytes");
         serde_json::from_slice(&body.bytes).unwrap()
     }
 
@@ -215,7 +198,7 @@ mod tests {
     #[test]
     fn the_standard_body_holds_the_event_whole() {
         for (event, kind) in [(EVENT, "torrent.finished"), (OF_SERVER, "server.server_online")] {
-            let body = made(&Format::Standard, event);
+            let body = rendered(&Format::Standard, event);
             let event: Value = serde_json::from_str(event).unwrap();
             assert_eq!(body, json!({"type": kind, "timestamp": event["time"], "data": event}));
         }
@@ -225,44 +208,44 @@ mod tests {
     fn the_old_body_is_entity_event_and_torrent() {
         let event: Value = serde_json::from_str(EVENT).unwrap();
         let expected = json!({"entity": "torrent", "event": "finished", "torrent": event["torrent"]});
-        assert_eq!(made(&Format::Dtorrent, EVENT), expected);
+        assert_eq!(rendered(&Format::Dtorrent, EVENT), expected);
         let expected = json!({"entity": "server", "event": "server_online", "server": "home"});
-        assert_eq!(made(&Format::Dtorrent, OF_SERVER), expected);
+        assert_eq!(rendered(&Format::Dtorrent, OF_SERVER), expected);
     }
 
     #[test]
-    fn each_service_gets_title_text_and_how_much_it_matters() {
-        let ntfy = made(&Format::Ntfy { topic: "t".to_owned() }, &named("a"));
+    fn each_service_gets_title_text_and_level() {
+        let ntfy = rendered(&Format::Ntfy { topic: "t".to_owned() }, &named("a"));
         assert_eq!(
             (&ntfy["topic"], &ntfy["title"], &ntfy["priority"]),
             (&json!("t"), &json!("Finished: a"), &json!(3))
         );
-        let discord = made(&Format::Discord, &named("@everyone *a*"));
+        let discord = rendered(&Format::Discord, &named("@everyone *a*"));
         assert_eq!(discord["embeds"][0]["title"], "Finished: \\@everyone \\*a\\*");
         assert_eq!(discord["allowed_mentions"], json!({"parse": []}));
-        let slack = made(&Format::Slack, &named("<!channel> & co"));
+        let slack = rendered(&Format::Slack, &named("<!channel> & co"));
         assert!(slack["text"].as_str().unwrap().starts_with("Finished: &lt;!channel&gt; &amp; co\n"), "{slack}");
         assert_eq!(slack["blocks"][0]["text"]["type"], "plain_text");
-        let apprise = made(&Format::Apprise, OF_SERVER);
+        let apprise = rendered(&Format::Apprise, OF_SERVER);
         assert_eq!((&apprise["title"], &apprise["type"]), (&json!("home is online"), &json!("success")));
     }
 
     #[test]
-    fn a_template_gets_the_event_and_the_words_for_it() {
+    fn a_template_gets_the_event_and_its_chat_message() {
         let source = r#"{"k": {{ event.event_type }}, "n": {{ torrent.name }}, "t": {{ title }}, "l": {{ level }}}"#;
         let own = Format::Own(Template::parse(source, "application/json").unwrap());
         let expected = json!({"k": "finished", "n": "\"}, {", "t": "Finished: \"}, {", "l": "success"});
-        assert_eq!(made(&own, &named("\"}, {")), expected);
+        assert_eq!(rendered(&own, &named("\"}, {")), expected);
         let expected = json!({"k": "server_online", "n": null, "t": "home is online", "l": "success"});
-        assert_eq!(made(&own, OF_SERVER), expected);
+        assert_eq!(rendered(&own, OF_SERVER), expected);
     }
 
     #[test]
     fn no_name_makes_a_body_that_a_service_refuses_for_its_length() {
         let event = named(&"@".repeat(5000));
-        let discord = made(&Format::Discord, &event);
+        let discord = rendered(&Format::Discord, &event);
         assert!(discord["embeds"][0]["title"].as_str().unwrap().chars().count() <= 256);
-        let slack = made(&Format::Slack, &event);
+        let slack = rendered(&Format::Slack, &event);
         assert!(slack["blocks"][0]["text"]["text"].as_str().unwrap().chars().count() <= 3000);
     }
 }

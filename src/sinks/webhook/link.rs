@@ -1,4 +1,4 @@
-//! A line that works: what is handed to it is posted, one after the other.
+//! The link of a webhook: posts what it is given, one delivery after the other.
 
 use std::sync::Arc;
 
@@ -8,54 +8,55 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
-use super::{Line, Post};
+use super::{EventSender, PendingEvent};
 use crate::port::{Connected, DeliverError, Delivery, EventOrdering, Link, LinkLimits};
 
-/// More than one delivery at a time would not keep its place if the first one fails.
+/// One delivery in flight: a second one would overtake the first if that failed.
 const WINDOW: usize = 1;
-/// An update and what follows it are handed over together.
+/// Capacity of the queue: the dispatcher sends an `updated` and the state behind it in one batch.
 const QUEUE_MAX: usize = 16;
 
-struct Job {
-    /// `None`: nothing is posted, but it counts only when everything before it was taken.
-    post: Option<Post>,
+/// A delivery on its way to the driver.
+struct Queued {
+    /// `None`: nothing is posted; acknowledged when everything before it was accepted.
+    event: Option<PendingEvent>,
     done: oneshot::Sender<Result<(), DeliverError>>,
 }
 
 struct WebhookLink {
-    jobs: mpsc::Sender<Job>,
+    queue: mpsc::Sender<Queued>,
 }
 
-pub(super) fn begin(line: Arc<Line>) -> Connected {
-    let (jobs, queue) = mpsc::channel(QUEUE_MAX);
-    Connected { link: Box::new(WebhookLink { jobs }), drive: Box::pin(drive(line, queue)) }
+pub(super) fn connected(sender: Arc<EventSender>) -> Connected {
+    let (queue, queued) = mpsc::channel(QUEUE_MAX);
+    Connected { link: Box::new(WebhookLink { queue }), drive: Box::pin(drive(sender, queued)) }
 }
 
-/// Posts until one fails: what comes after it is not sent on this link.
-async fn drive(line: Arc<Line>, mut queue: mpsc::Receiver<Job>) -> DeliverError {
-    while let Some(Job { post, done }) = queue.recv().await {
-        let result = match post {
-            Some(post) => line.send(post).await,
+/// Posts until one fails; what follows it is not sent on this link.
+async fn drive(sender: Arc<EventSender>, mut queue: mpsc::Receiver<Queued>) -> DeliverError {
+    while let Some(Queued { event, done }) = queue.recv().await {
+        let result = match event {
+            Some(event) => sender.send(event).await,
             None => Ok(()),
         };
         let failure = result.as_ref().err().filter(|error| !error.is_rejected()).cloned();
         if done.send(result).is_err() {
-            debug!(sink = %line.name, "nobody waits for what became of an event");
+            debug!(sink = %sender.name, "nobody waits for the outcome of a delivery");
         }
         if let Some(failure) = failure {
             queue.close();
-            while let Ok(Job { done, .. }) = queue.try_recv() {
-                // Nothing is lost on somebody who has left: it is sent again anyway.
+            while let Ok(Queued { done, .. }) = queue.try_recv() {
+                // Whoever has stopped waiting sends it again anyway.
                 drop(done.send(Err(failure.clone())));
             }
             return failure;
         }
     }
-    over()
+    closed()
 }
 
-fn over() -> DeliverError {
-    DeliverError::unavailable("the line is closed")
+fn closed() -> DeliverError {
+    DeliverError::unavailable("the link is closed")
 }
 
 #[async_trait]
@@ -65,16 +66,25 @@ impl Link for WebhookLink {
     }
 
     fn send(&mut self, delivery: Delivery) -> BoxFuture<'static, Result<(), DeliverError>> {
-        let post = match delivery {
-            Delivery::Event(entry) => Some(Post::of(&entry.id, entry.time, entry.body)),
-            Delivery::Updated { id, time, body, .. } => Some(Post::of(&id, time, body)),
-            // A webhook has no states; where updates are told, this says that the one before it has arrived.
-            _ => None,
+        let event = match delivery {
+            Delivery::Event(entry) => entry.event().map(|event| PendingEvent::new(event, &entry.body)).map(Some),
+            Delivery::Updated { body, .. } => {
+                serde_json::from_slice(&body).map(|event| Some(PendingEvent::new(&Arc::new(event), &body)))
+            }
+            // A webhook has no states; where updates are sent, this one is acknowledged after the update before it.
+            _ => Ok(None),
         };
-        let (done, arrival) = oneshot::channel();
-        match self.jobs.try_send(Job { post, done }) {
-            Ok(()) => arrival.map(|arrived| arrived.unwrap_or_else(|_| Err(over()))).boxed(),
-            Err(_) => async { Err(over()) }.boxed(),
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => {
+                let reason = format!("the event cannot be read back: {error}");
+                return async { Err(DeliverError::Rejected { reason }) }.boxed();
+            }
+        };
+        let (done, outcome) = oneshot::channel();
+        match self.queue.try_send(Queued { event, done }) {
+            Ok(()) => outcome.map(|outcome| outcome.unwrap_or_else(|_| Err(closed()))).boxed(),
+            Err(_) => async { Err(closed()) }.boxed(),
         }
     }
 

@@ -1,21 +1,21 @@
-//! Webhooks: events posted to an address of the user's, one at a time for each server.
+//! Webhooks: events posted to a URL of the user's, one at a time for each server.
 //!
-//! Each server's line to an endpoint is a sink of its own ([`WebhookSink`]), so one event that an endpoint
-//! stumbles over holds back its own line and no other. What they have in common is the [`Endpoint`].
+//! Each server's events for an endpoint are a sink of their own ([`WebhookSink`]), so an event that an endpoint
+//! rejects holds back the events of its own server only. What these sinks share is the [`Endpoint`].
 //!
-//! There is no connection to keep. A line counts as connected until a request fails, and then again when
-//! that request has been taken: [`Sink::connect`] sends what failed once more. When that happens is the
-//! dispatcher's to decide; from here it hears how long to wait ([`patience`]), and when an event has had
-//! its time it is rejected, and put aside.
+//! There is no connection to keep. A sink counts as connected until a request fails, and again when that request has
+//! been accepted: [`Sink::connect`] repeats the request that failed. The dispatcher decides when; the wait comes
+//! from here ([`retry`]), and an event whose time is over is rejected, and so becomes a dead letter.
 
-pub mod answer;
 mod body;
+mod chat_message;
+mod filter;
 mod link;
-pub mod patience;
+pub mod response;
+pub mod retry;
 pub mod settings;
 pub mod sign;
 mod template;
-mod words;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -29,18 +29,20 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
-use self::answer::{Verdict, judge};
 use self::body::Body;
-use crate::model::{EventId, SinkName, Timestamp};
+use self::response::{AttemptOutcome, classify};
+use crate::model::{Event, JournalEntry, SinkName, error_chain};
 use crate::port::{Clock, Connected, DeliverError, Delivery, Sink};
 use crate::sinks::tls;
 
 pub use self::settings::{Address, EventFilter, Format, Login, Secrets, Settings};
 
-/// So much of an answer is read, and so long is waited for it when the status is there.
-const WORDS_BYTES_MAX: usize = 4 << 10;
-const WORDS_WITHIN: Duration = Duration::from_secs(2);
+/// Maximum number of bytes that are read of a response's body: enough for the reason of a refusal.
+const BODY_START_BYTES_MAX: usize = 4 << 10;
+/// Maximum time for reading them, once the status is known.
+const BODY_START_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// A webhook could not be set up.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SetupError {
@@ -52,30 +54,28 @@ pub enum SetupError {
     Http(#[source] reqwest::Error),
 }
 
-/// Where the events of one webhook go, for all its lines.
+/// The receiver of one webhook, shared by the sinks of all servers.
 pub struct Endpoint {
     settings: Settings,
     http: reqwest::Client,
     authorization: Option<HeaderValue>,
     clock: Arc<dyn Clock>,
-    /// What it said when it said that nobody is there any more; until the next start.
+    /// The reason of a 410: nothing is posted any more until the next start.
     gone: OnceLock<String>,
-    /// Who is next on each line: one request at a time is under way there, whoever wants it.
-    turns: Mutex<BTreeMap<SinkName, Arc<AsyncMutex<()>>>>,
+    /// One lock per sink: a sink and a replay of its dead letters post one request at a time between them.
+    request_locks: Mutex<BTreeMap<SinkName, Arc<AsyncMutex<()>>>>,
 }
 
-/// An event on its way.
+/// An event that has not been accepted yet.
 #[derive(Clone, Debug)]
-struct Post {
-    /// The event's; the same whenever it is sent.
-    id: String,
-    time: Timestamp,
-    event: Bytes,
+struct PendingEvent {
+    event: Arc<Event>,
+    json: Bytes,
 }
 
-impl Post {
-    fn of(id: &EventId, time: Timestamp, event: Bytes) -> Self {
-        Self { id: id.to_string(), time, event }
+impl PendingEvent {
+    fn new(event: &Arc<Event>, json: &Bytes) -> Self {
+        Self { event: Arc::clone(event), json: json.clone() }
     }
 }
 
@@ -99,80 +99,83 @@ impl Endpoint {
             .build()
             .map_err(SetupError::Http)?;
         let authorization = settings.login.as_ref().map(authorization).transpose()?;
-        Ok(Self { settings, http, authorization, clock, gone: OnceLock::new(), turns: Mutex::default() })
+        Ok(Self { settings, http, authorization, clock, gone: OnceLock::new(), request_locks: Mutex::default() })
     }
 
-    /// Looks whether somebody answers there; no event is sent.
+    /// Checks that the endpoint answers HTTP; no event is sent.
     pub async fn probe(&self) -> Result<(), DeliverError> {
         let mut root = self.settings.address.url().clone();
         root.set_path("/");
         root.set_query(None);
         match self.http.head(root).send().await {
             Ok(_) => Ok(()),
-            Err(error) => Err(DeliverError::unavailable(self.in_words(error))),
+            Err(error) => Err(DeliverError::unavailable(self.describe(error))),
         }
     }
 
-    /// One attempt to hand an event over that was put aside on this line, whatever became of it before.
-    pub async fn outbox(&self, line: &SinkName, id: &str, event: Bytes) -> Result<(), DeliverError> {
-        match self.attempt(line, id, &event).await {
-            Verdict::Taken => Ok(()),
-            Verdict::NotNow { reason, wait } => {
-                Err(DeliverError::Unavailable { reason, retry_after: wait, gave_reason: true })
+    /// Makes one attempt to post an event of this sink, whatever became of earlier ones. Used to replay dead letters.
+    ///
+    /// # Errors
+    /// Those of the attempt; an event that cannot be decoded is rejected.
+    pub async fn deliver(&self, sink: &SinkName, entry: &JournalEntry) -> Result<(), DeliverError> {
+        let event = entry.event().map_err(|error| DeliverError::Rejected { reason: error.to_string() })?;
+        match self.attempt(sink, &PendingEvent::new(event, &entry.body)).await {
+            AttemptOutcome::Accepted => Ok(()),
+            AttemptOutcome::Retry { reason, retry_after } => {
+                Err(DeliverError::Unavailable { reason, retry_after, gave_reason: true })
             }
-            Verdict::NotThis { reason } | Verdict::Never { reason } | Verdict::Gone { reason } => {
-                Err(DeliverError::Rejected { reason })
-            }
+            AttemptOutcome::BodyRefused { reason }
+            | AttemptOutcome::Undeliverable { reason }
+            | AttemptOutcome::Gone { reason } => Err(DeliverError::Rejected { reason }),
         }
     }
 
-    fn turn(&self, line: &SinkName) -> Arc<AsyncMutex<()>> {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(turns.entry(line.clone()).or_default())
+    fn request_lock(&self, sink: &SinkName) -> Arc<AsyncMutex<()>> {
+        let mut locks = self.request_locks.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(locks.entry(sink.clone()).or_default())
     }
 
-    async fn attempt(&self, line: &SinkName, id: &str, event: &[u8]) -> Verdict {
-        let turn = self.turn(line);
-        let _turn = turn.lock().await;
-        let Body { content_type, bytes } = match self.settings.format.render(event) {
+    async fn attempt(&self, sink: &SinkName, PendingEvent { event, json }: &PendingEvent) -> AttemptOutcome {
+        let lock = self.request_lock(sink);
+        let _request = lock.lock().await;
+        let Body { content_type, bytes } = match self.settings.format.render(event, json) {
             Ok(body) => body,
-            Err(reason) => return Verdict::Never { reason },
+            Err(reason) => return AttemptOutcome::Undeliverable { reason },
         };
-        // Receivers refuse what was signed too long ago, so it is the time of this attempt.
+        let id = event.id.to_string();
+        // Standard Webhooks has receivers refuse old signatures, so this is the time of the attempt, not of the event.
         let time = self.clock.now().as_millis().div_euclid(1000);
         let mut request = self
             .http
             .post(self.settings.address.url().clone())
             .headers(self.settings.headers.clone())
             .header(CONTENT_TYPE, content_type)
-            .header("webhook-id", id)
+            .header("webhook-id", &id)
             .header("webhook-timestamp", time);
         if let Some(secrets) = &self.settings.secrets {
-            request = request.header("webhook-signature", secrets.sign(id, time, &bytes));
+            request = request.header("webhook-signature", secrets.sign(&id, time, &bytes));
         }
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
         let response = match request.body(bytes).send().await {
             Ok(response) => response,
-            Err(error) => return Verdict::NotNow { reason: self.in_words(error), wait: None },
+            Err(error) => return AttemptOutcome::Retry { reason: self.describe(error), retry_after: None },
         };
         let status = response.status().as_u16();
         let retry_after = response.headers().get(RETRY_AFTER).map(|value| value.as_bytes().to_owned());
-        // Also of an answer that is good: a connection is used again only when it was read to its end.
-        let words = first_words(response).await;
-        judge(status, retry_after.as_deref(), &words, self.clock.now())
+        // Of every response: hyper reuses a connection only when its last response was read to the end.
+        let body_start = body_start(response).await;
+        classify(status, retry_after.as_deref(), &body_start, self.clock.now())
     }
 
-    /// Never with the address, which may be a secret.
-    fn in_words(&self, error: reqwest::Error) -> String {
+    /// Returns the error with its causes, without the URL, whose path may be a secret (I14).
+    fn describe(&self, error: reqwest::Error) -> String {
         if error.is_timeout() && !error.is_connect() {
             return format!("no answer from {} within {:?}", self.settings.address.host(), self.settings.timeout);
         }
         let error = error.without_url();
-        let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
-        let text = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
-        format!("{}: {text}", self.settings.address.host())
+        format!("{}: {}", self.settings.address.host(), error_chain(&error))
     }
 }
 
@@ -190,95 +193,96 @@ fn authorization(login: &Login) -> Result<HeaderValue, SetupError> {
     Ok(value)
 }
 
-/// The beginning of an answer; a slow or endless one is left.
-async fn first_words(mut response: reqwest::Response) -> Vec<u8> {
-    let mut words = Vec::new();
+/// Returns the beginning of a response's body; a slow or endless rest is not read.
+async fn body_start(mut response: reqwest::Response) -> Vec<u8> {
+    let mut start = Vec::new();
     let read = async {
-        while words.len() < WORDS_BYTES_MAX
+        while start.len() < BODY_START_BYTES_MAX
             && let Ok(Some(more)) = response.chunk().await
         {
-            words.extend_from_slice(&more);
+            start.extend_from_slice(&more);
         }
     };
-    if timeout(WORDS_WITHIN, read).await.is_err() {
-        debug!("the rest of an answer came too slowly");
+    if timeout(BODY_START_TIMEOUT, read).await.is_err() {
+        debug!("response body not read to its end in time");
     }
-    words.truncate(WORDS_BYTES_MAX);
-    words
+    start.truncate(BODY_START_BYTES_MAX);
+    start
 }
 
-/// One server's line to an endpoint.
+/// The sink for one server's events at an endpoint.
 pub struct WebhookSink {
-    line: Arc<Line>,
+    sender: Arc<EventSender>,
 }
 
-struct Line {
+/// Posts one server's events to an endpoint and remembers what failed, across links.
+struct EventSender {
     name: SinkName,
     endpoint: Arc<Endpoint>,
-    state: Mutex<State>,
+    state: Mutex<RetryState>,
 }
 
 #[derive(Default)]
-struct State {
-    /// In a row, and since when.
+struct RetryState {
+    /// Failures in a row.
     failures: u32,
+    /// The first of them.
     failing_since: Option<Instant>,
-    /// Since when bodies are refused for what they are. Outlasts those that were put aside for it, so that a template
-    /// that is wrong does not cost each event its time.
+    /// The first of the refusals of bodies in a row. Outlasts the events that were rejected for it, so that a template
+    /// that is wrong does not cost each event its full time.
     refused_since: Option<Instant>,
-    /// What failed last: the next connection begins with it.
-    owed: Option<Post>,
-    /// What became of that, for when it is asked for.
-    settled: Option<(String, Result<(), DeliverError>)>,
+    /// The event that failed last: the next connection begins with it.
+    pending: Option<PendingEvent>,
+    /// The outcome of that event, until the link asks for it.
+    concluded: Option<(Arc<Event>, Result<(), DeliverError>)>,
 }
 
 impl WebhookSink {
-    /// `name`: the line's.
     pub fn new(name: SinkName, endpoint: Arc<Endpoint>) -> Self {
-        Self { line: Arc::new(Line { name, endpoint, state: Mutex::default() }) }
+        Self { sender: Arc::new(EventSender { name, endpoint, state: Mutex::default() }) }
     }
 }
 
-impl Line {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl EventSender {
+    fn state(&self) -> MutexGuard<'_, RetryState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands an event over, unless that was done already.
-    async fn send(&self, post: Post) -> Result<(), DeliverError> {
-        let settled = self.state().settled.take_if(|(id, _)| *id == post.id);
-        match settled {
+    /// Posts an event, unless [`Self::retry_pending`] has done so already.
+    async fn send(&self, event: PendingEvent) -> Result<(), DeliverError> {
+        let concluded = self.state().concluded.take_if(|(concluded, _)| concluded.id == event.event.id);
+        match concluded {
             Some((_, result)) => result,
-            None => self.attempt(post).await,
+            None => self.attempt(event).await,
         }
     }
 
-    async fn attempt(&self, post: Post) -> Result<(), DeliverError> {
-        let verdict = match self.endpoint.gone.get() {
-            Some(reason) => Verdict::Never { reason: format!("switched off: {reason}") },
-            None => self.endpoint.attempt(&self.name, &post.id, &post.event).await,
+    async fn attempt(&self, event: PendingEvent) -> Result<(), DeliverError> {
+        let outcome = match self.endpoint.gone.get() {
+            Some(reason) => AttemptOutcome::Undeliverable { reason: format!("switched off: {reason}") },
+            None => self.endpoint.attempt(&self.name, &event).await,
         };
-        self.conclude(post, verdict)
+        self.conclude(event, outcome)
     }
 
-    fn conclude(&self, post: Post, verdict: Verdict) -> Result<(), DeliverError> {
+    fn conclude(&self, event: PendingEvent, outcome: AttemptOutcome) -> Result<(), DeliverError> {
         let Settings { keep_trying, .. } = &self.endpoint.settings;
         let mut state = self.state();
-        state.owed = None;
-        let is_about_the_body = matches!(verdict, Verdict::NotThis { .. });
-        let (reason, wait) = match verdict {
-            Verdict::NotNow { reason, wait } => (reason, wait),
-            Verdict::NotThis { reason } => (reason, None),
-            Verdict::Taken => {
-                *state = State::default();
+        state.pending = None;
+        let is_about_the_body = matches!(outcome, AttemptOutcome::BodyRefused { .. });
+        let (reason, retry_after) = match outcome {
+            AttemptOutcome::Retry { reason, retry_after } => (reason, retry_after),
+            AttemptOutcome::BodyRefused { reason } => (reason, None),
+            AttemptOutcome::Accepted => {
+                *state = RetryState::default();
                 return Ok(());
             }
-            Verdict::Never { reason } => {
-                *state = State::default();
+            AttemptOutcome::Undeliverable { reason } => {
+                *state = RetryState::default();
                 return Err(DeliverError::Rejected { reason });
             }
-            Verdict::Gone { reason } => {
-                *state = State::default();
+            AttemptOutcome::Gone { reason } => {
+                *state = RetryState::default();
                 drop(state);
                 self.switch_off(&reason);
                 return Err(DeliverError::Rejected { reason });
@@ -288,40 +292,40 @@ impl Line {
         let failing_for = state.failing_since.get_or_insert_with(Instant::now).elapsed();
         if !is_about_the_body {
             state.refused_since = None;
-        } else if state.refused_since.get_or_insert_with(Instant::now).elapsed() >= patience::REFUSED_FOR {
-            *state = State { refused_since: state.refused_since, ..State::default() };
+        } else if state.refused_since.get_or_insert_with(Instant::now).elapsed() >= retry::REFUSED_BODY_TIMEOUT {
+            *state = RetryState { refused_since: state.refused_since, ..RetryState::default() };
             return Err(DeliverError::Rejected { reason });
         }
-        let age = Duration::from_millis(self.endpoint.clock.now().millis_since(post.time));
-        if patience::is_over(age, failing_for, *keep_trying) {
+        let age = Duration::from_millis(self.endpoint.clock.now().millis_since(event.event.time));
+        if retry::is_expired(age, failing_for, *keep_trying) {
             let tried_for = humantime::format_duration(*keep_trying);
             return Err(DeliverError::Rejected { reason: format!("in vain for {tried_for}, at last: {reason}") });
         }
-        state.owed = Some(post);
-        let retry_after = Some(patience::wait(state.failures, rand::random(), wait));
+        state.pending = Some(event);
+        let retry_after = Some(retry::delay(state.failures, rand::random(), retry_after));
         Err(DeliverError::Unavailable { reason, retry_after, gave_reason: true })
     }
 
     fn switch_off(&self, reason: &str) {
         if self.endpoint.gone.set(reason.to_owned()).is_ok() {
             let webhook = &self.endpoint.settings.name;
-            warn!(%webhook, reason, "switched off until the next start: its events are put aside");
+            warn!(%webhook, reason, "endpoint is gone, switched off until the next start");
         }
     }
 
-    /// Sends once more what failed last. Cancel-safe: it is owed until it is concluded.
-    async fn again(&self) -> Result<(), DeliverError> {
-        let owed = {
+    /// Posts the event again that failed last. Cancel-safe: the event stays pending until it is concluded.
+    async fn retry_pending(&self) -> Result<(), DeliverError> {
+        let pending = {
             let mut state = self.state();
-            state.settled = None;
-            state.owed.clone()
+            state.concluded = None;
+            state.pending.clone()
         };
-        let Some(post) = owed else { return Ok(()) };
-        let id = post.id.clone();
-        match self.attempt(post).await {
+        let Some(pending) = pending else { return Ok(()) };
+        let event = Arc::clone(&pending.event);
+        match self.attempt(pending).await {
             Err(failure) if !failure.is_rejected() => Err(failure),
-            settled => {
-                self.state().settled = Some((id, settled));
+            result => {
+                self.state().concluded = Some((event, result));
                 Ok(())
             }
         }
@@ -331,11 +335,11 @@ impl Line {
 #[async_trait]
 impl Sink for WebhookSink {
     async fn connect(&self) -> Result<Connected, DeliverError> {
-        self.line.again().await?;
-        Ok(link::begin(Arc::clone(&self.line)))
+        self.sender.retry_pending().await?;
+        Ok(link::connected(Arc::clone(&self.sender)))
     }
 
-    /// An endpoint keeps nothing that could be taken back.
+    /// An endpoint retains nothing that could be cleared.
     fn retained_topic(&self, _: &Delivery) -> Option<String> {
         None
     }
@@ -345,12 +349,13 @@ impl Sink for WebhookSink {
     }
 
     fn wants(&self, delivery: &Delivery) -> bool {
-        self.line.endpoint.settings.filter.wants(delivery)
+        self.sender.endpoint.settings.filter.wants(delivery)
     }
 
     fn notes(&self) -> Vec<String> {
-        let gone = self.line.endpoint.gone.get();
-        let note = |reason: &String| format!("switched off until the next start, its events are put aside: {reason}");
+        let gone = self.sender.endpoint.gone.get();
+        let note =
+            |reason: &String| format!("switched off until the next start, its events become dead letters: {reason}");
         gone.map(note).into_iter().collect()
     }
 }

@@ -1,20 +1,17 @@
 //! What a webhook has to know, and how its texts are read.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret as _, SecretString};
-use serde::Deserialize;
 use url::{Position, Url};
 
 pub use super::body::Format;
+pub use super::filter::EventFilter;
 pub use super::sign::{InvalidSecret, Secrets};
 pub use super::template::{InvalidTemplate, Template};
-use super::words::Told;
-use crate::model::{Cause, Filter, SinkName, Timestamp};
-use crate::port::Delivery;
+use crate::model::SinkName;
 
 /// Everything about one endpoint.
 #[derive(Clone, Debug)]
@@ -156,70 +153,9 @@ pub fn header(name: &str, value: &SecretString) -> Result<(HeaderName, HeaderVal
     Ok((parsed, value))
 }
 
-/// Which events are sent, beside their kind.
-#[derive(Clone, Debug)]
-pub struct EventFilter {
-    /// Whether changes of torrents are told that are no events of their life.
-    pub has_updates: bool,
-    pub causes: BTreeSet<&'static str>,
-    /// Of which torrents; events of servers have none, and pass.
-    pub torrents: Option<Filter>,
-}
-
-impl EventFilter {
-    /// The causes by their names, as a config has them.
-    pub const CAUSES: [(&'static str, Cause); 4] = [
-        ("observed", Cause::Observed),
-        ("command", Cause::Command),
-        ("recovered", Cause::Recovered),
-        ("snapshot", Cause::Snapshot),
-    ];
-
-    pub fn all() -> Self {
-        let causes = Self::CAUSES.iter().map(|(name, _)| *name).collect();
-        Self { has_updates: true, causes, torrents: None }
-    }
-
-    /// Whether a delivery is for this endpoint. A state is, where updates are: it says when one has arrived.
-    pub fn wants(&self, delivery: &Delivery) -> bool {
-        match delivery {
-            Delivery::Event(entry) => self.allows(&entry.body, entry.time),
-            Delivery::Updated { body, time, .. } => self.has_updates && self.allows(body, *time),
-            Delivery::State { .. } => self.has_updates,
-            Delivery::Files { .. }
-            | Delivery::ServerStatus { .. }
-            | Delivery::Stats { .. }
-            | Delivery::Info { .. }
-            | Delivery::Health { .. }
-            | Delivery::Result { .. }
-            | Delivery::Shown { .. }
-            | Delivery::Clear { .. } => false,
-        }
-    }
-
-    fn allows(&self, event: &[u8], time: Timestamp) -> bool {
-        #[derive(Deserialize)]
-        struct Caused {
-            cause: Cause,
-        }
-        let is_wanted =
-            |cause: Cause| Self::CAUSES.iter().any(|(name, known)| *known == cause && self.causes.contains(name));
-        let Some(torrents) = &self.torrents else {
-            if self.causes.len() == Self::CAUSES.len() {
-                return true;
-            }
-            return serde_json::from_slice::<Caused>(event).map_or(true, |event| is_wanted(event.cause));
-        };
-        // What cannot be read back is for the sending to complain about.
-        let Ok(told) = serde_json::from_slice::<Told>(event) else { return true };
-        is_wanted(told.cause) && told.torrent.is_none_or(|torrent| torrents.matches(&torrent, time))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
 
     use super::*;
 
@@ -241,9 +177,6 @@ mod tests {
             }
         }
     }
-
-    const EVENT: &str = include_str!("../../../tests/golden/event-finished.json");
-    const OF_SERVER: &str = include_str!("../../../tests/golden/event-server-online.json");
 
     #[test]
     fn an_address_is_http_without_a_login_and_shows_no_path() {
@@ -286,28 +219,6 @@ mod tests {
         for (name, value) in [("", "x"), ("a b", "x"), ("Host", "x"), ("Webhook-Id", "x"), ("X", "sesame\r\nHost: y")] {
             let error = header(name, &secret(value)).unwrap_err().to_string();
             assert!(!error.contains("sesame"), "{error}");
-        }
-    }
-
-    #[test]
-    fn events_are_filtered_by_cause_and_torrent() {
-        let filter = |causes: &[&'static str], torrents: Option<serde_json::Value>| EventFilter {
-            has_updates: true,
-            causes: causes.iter().copied().collect(),
-            torrents: torrents.map(|torrents| Filter::from_json(torrents).unwrap()),
-        };
-        let now = Timestamp::from_millis(0);
-        // The one is the effect of a command on a torrent that seeds, the other was observed of a server.
-        for (filter, of_torrent, of_server) in [
-            (EventFilter::all(), true, true),
-            (filter(&["command"], None), true, false),
-            (filter(&["observed", "snapshot"], None), false, true),
-            (filter(&["command", "observed"], Some(json!({"status": "seeding"}))), true, true),
-            (filter(&["command", "observed"], Some(json!({"status": "paused"}))), false, true),
-            (filter(&["observed"], Some(json!({}))), false, true),
-        ] {
-            assert_eq!(filter.allows(EVENT.as_bytes(), now), of_torrent, "{filter:?}");
-            assert_eq!(filter.allows(OF_SERVER.as_bytes(), now), of_server, "{filter:?}");
         }
     }
 }

@@ -18,7 +18,7 @@ use dtorrent::sinks::mqtt::{BrokerUrl, HomeAssistant, Limits, Prefix};
 use dtorrent::sinks::nats::answer::{is_answer, read_answer, read_denial};
 use dtorrent::sinks::nats::subjects::Subjects;
 use dtorrent::sinks::nats::{self, Login, ServerUrl};
-use dtorrent::sinks::webhook::answer::{ASKED_MAX, Verdict, judge};
+use dtorrent::sinks::webhook::response::{AttemptOutcome, RETRY_AFTER_MAX, classify};
 use dtorrent::sinks::webhook::{Address, Secrets};
 
 /// Two inputs in one: what stands before the first end of a line, and the rest.
@@ -190,13 +190,15 @@ pub fn webhook(bytes: &[u8]) {
     let (retry_after, words) = halves(rest);
     let retry_after = Some(retry_after).filter(|text| !text.is_empty());
     let now = Timestamp::from_millis(i64::from_le_bytes(*now));
-    let reason = match judge(u16::from_le_bytes(*status), retry_after, words, now) {
-        Verdict::Taken => String::new(),
-        Verdict::NotNow { reason, wait } => {
-            assert!(wait.is_none_or(|wait| wait <= ASKED_MAX));
+    let reason = match classify(u16::from_le_bytes(*status), retry_after, words, now) {
+        AttemptOutcome::Accepted => String::new(),
+        AttemptOutcome::Retry { reason, retry_after } => {
+            assert!(retry_after.is_none_or(|wait| wait <= RETRY_AFTER_MAX));
             reason
         }
-        Verdict::Never { reason } | Verdict::Gone { reason } => reason,
+        AttemptOutcome::BodyRefused { reason }
+        | AttemptOutcome::Undeliverable { reason }
+        | AttemptOutcome::Gone { reason } => reason,
     };
     assert!(!reason.chars().any(char::is_control) && reason.chars().count() < 400);
     let Ok(text) = std::str::from_utf8(words) else { return };

@@ -1,21 +1,11 @@
-//! An event in words for people: a title, a line below it, and how much it matters. Pure.
+//! The chat message for an event: a title, a line of details, and a level. Pure.
 
-use crate::model::{Cause, Kind, ServerName, Timestamp, Torrent};
+use crate::model::{Event, Kind, Torrent};
 
-/// Services cut or refuse what is longer; names of torrents can be.
+/// Maximum length of a title. Services cut or refuse longer ones, and a torrent's name may be long.
 const TITLE_CHARS_MAX: usize = 200;
+/// Maximum length of the details, for the same reason.
 const TEXT_CHARS_MAX: usize = 1000;
-
-/// An event as it is read back from its bytes.
-#[derive(Debug, serde::Deserialize)]
-pub struct Told {
-    pub event_type: Kind,
-    pub time: Timestamp,
-    pub server: ServerName,
-    pub cause: Cause,
-    #[serde(default)]
-    pub torrent: Option<Torrent>,
-}
 
 /// How much an event matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,31 +27,33 @@ impl Level {
     }
 }
 
+/// An event in words for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Words {
+pub struct ChatMessage {
     pub title: String,
     pub text: String,
     pub level: Level,
 }
 
-impl Words {
-    pub fn of(told: &Told) -> Self {
-        let title = match &told.torrent {
-            Some(torrent) => format!("{}: {}", what_happened(told.event_type), torrent.name),
-            None => format!("{} {}", told.server, what_happened(told.event_type)),
+impl ChatMessage {
+    pub fn new(event: &Event) -> Self {
+        let phrase = phrase(event.event_type);
+        let (title, text) = match &event.torrent {
+            Some(torrent) => (format!("{phrase}: {}", torrent.name), details(torrent)),
+            None => (format!("{} {phrase}", event.server), format!("at {}", event.time)),
         };
-        let text = match &told.torrent {
-            Some(torrent) => about(torrent),
-            None => format!("at {}", told.time),
-        };
-        Self { title: cut(&title, TITLE_CHARS_MAX), text: cut(&text, TEXT_CHARS_MAX), level: level(told.event_type) }
+        Self {
+            title: truncated(&title, TITLE_CHARS_MAX),
+            text: truncated(&text, TEXT_CHARS_MAX),
+            level: level(event.event_type),
+        }
     }
 }
 
-/// Of a torrent it comes before its name, of a server after it.
-fn what_happened(kind: Kind) -> &'static str {
+/// Returns what happened, to stand before a torrent's name or after a server's.
+fn phrase(kind: Kind) -> &'static str {
     match kind {
-        Kind::JournalReset => "begins anew: what was told before is lost",
+        Kind::JournalReset => "starts a new epoch: its earlier state was lost",
         Kind::ServerOnline => "is online",
         Kind::ServerRestarted => "was restarted",
         Kind::SnapshotDone => "is known: every torrent was read",
@@ -114,7 +106,7 @@ fn level(kind: Kind) -> Level {
     }
 }
 
-fn about(torrent: &Torrent) -> String {
+fn details(torrent: &Torrent) -> String {
     let parts = [
         torrent.message.as_deref().map(str::to_owned).filter(|message| torrent.error && !message.is_empty()),
         (torrent.length > 0).then(|| size(torrent.length)),
@@ -140,7 +132,7 @@ fn size(bytes: u64) -> String {
     if unit == "B" { format!("{bytes} B") } else { format!("{amount:.1} {unit}") }
 }
 
-fn cut(text: &str, chars_max: usize) -> String {
+fn truncated(text: &str, chars_max: usize) -> String {
     if text.chars().count() <= chars_max {
         return text.to_owned();
     }
@@ -152,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_for_people() {
+    fn a_size_has_a_binary_unit() {
         for (bytes, expected) in
             [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (700 << 20, "700.0 MiB"), (u64::MAX, "16.0 EiB")]
         {
@@ -161,8 +153,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_ends_in_an_ellipsis() {
-        assert_eq!(cut("äöü", 3), "äöü");
-        assert_eq!(cut("äöüß", 3), "äö…");
+    fn a_text_that_is_too_long_ends_in_an_ellipsis() {
+        assert_eq!(truncated("äöü", 3), "äöü");
+        assert_eq!(truncated("äöüß", 3), "äö…");
     }
 }
