@@ -1,4 +1,4 @@
-//! What is asked over HTTP: read from the board, or handed to the same door as commands of brokers.
+//! The bridge's side of the HTTP API: reads come from the live state, commands go through admission.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -7,72 +7,102 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::letters::{Letters, Told};
+use super::dead_letters::Replayer;
+use super::report::{age_seconds, lag_seconds, record_metrics};
 use crate::commands::{Caller, Envelope, TTL};
-use crate::http::{self, Answered, EventsWish, ListWish, Notice, Order};
-use crate::live_state::{LiveServer, LiveState};
-use crate::model::{InfoHash, ServerName, SinkName, Torrent};
+use crate::http::{
+    self, CommandReply, CommandRequest, ComponentReadiness, EventsQuery, Readiness, ServerView, SinkView, StreamItem,
+    TorrentsQuery,
+};
+use crate::live_state::{ChangeBuffer, LiveServer, LiveState};
+use crate::model::{InfoHash, ServerName, SinkName, Stats, Torrent};
 use crate::outbox::{Begin, Heard, Missed, Reader, ReaderParts};
 use crate::port::{Clock, CommandAddress, Store};
+use crate::store::SqliteStore;
+use crate::telemetry::metrics::Metrics;
 
-/// Who asks over HTTP, in the line for whoever checks.
+/// The user that the log names for commands over HTTP: the token is shared, so no person is known.
 const USER: &str = "http";
-/// Beyond its time to live, for the effect to show.
-const GRACE: Duration = Duration::from_secs(30);
-/// Whatever its time to live, an answer is not waited for longer.
-const PATIENCE_MAX: Duration = Duration::from_secs(10 * 60);
-/// More events than this, for longer than that, and who listens is cut off: he will not catch up, and knows from
-/// where to go on.
+/// Time that a request waits beyond the time to live of its command, for the effect to show.
+const EFFECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum time that a request waits for a result, whatever the time to live of its command.
+const RESULT_TIMEOUT_MAX: Duration = Duration::from_secs(10 * 60);
+/// A listener that stays further behind than this, for longer than [`BEHIND_TIMEOUT`], is disconnected: it does not keep
+/// up, and can resume from its last event.
 const BEHIND_MAX: u64 = 1024;
-const BEHIND_FOR: Duration = Duration::from_secs(5);
+/// See [`BEHIND_MAX`].
+const BEHIND_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The implementation of [`http::Api`].
 pub(super) struct Api {
     pub live: Arc<LiveState>,
-    pub store: Arc<dyn Store>,
+    pub store: Arc<SqliteStore>,
     pub clock: Arc<dyn Clock>,
     pub caller: Arc<Caller>,
-    pub letters: Letters,
+    pub replayer: Replayer,
+    pub metrics: Metrics,
     pub stop: CancellationToken,
 }
 
 #[async_trait]
 impl http::Api for Api {
-    fn servers(&self) -> Vec<Value> {
-        let server = |name: &ServerName| self.live.read(name, |content| server(name, content));
-        self.live.names().filter_map(server).collect()
+    fn readiness(&self) -> Readiness {
+        let server = |name: &ServerName| {
+            let problem = self.live.read(name, |server| match &server.poll {
+                poll if poll.is_answering() => None,
+                poll => Some(poll.failure.clone().unwrap_or_else(|| "not polled yet".to_owned())),
+            })?;
+            Some((name.clone(), ComponentReadiness::new(problem)))
+        };
+        let sink = |(name, buffer): (&SinkName, &Arc<ChangeBuffer>)| {
+            let report = buffer.last_report();
+            let not_connected = || (!report.is_connected).then(|| "not connected yet".to_owned());
+            (name.clone(), ComponentReadiness::new(report.problem().or_else(not_connected)))
+        };
+        let servers: BTreeMap<_, _> = self.live.names().filter_map(server).collect();
+        let sinks: BTreeMap<_, _> = self.live.buffers().map(sink).collect();
+        let ready = servers.values().chain(sinks.values()).all(ComponentReadiness::is_ready);
+        Readiness { ready, servers, sinks }
     }
 
-    fn sinks(&self) -> Vec<Value> {
-        let sink = |(name, buffer): (&SinkName, &Arc<crate::live_state::ChangeBuffer>)| {
+    async fn metrics(&self) -> String {
+        record_metrics(&self.live, &self.store).await;
+        self.metrics.render()
+    }
+
+    fn servers(&self) -> Vec<ServerView> {
+        self.live.names().filter_map(|name| self.live.read(name, |server| server_view(name, server))).collect()
+    }
+
+    fn sinks(&self) -> Vec<SinkView> {
+        let sink = |(name, buffer): (&SinkName, &Arc<ChangeBuffer>)| {
             let report = buffer.last_report();
-            let lag_seconds = report.behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
-            json!({
-                "name": name,
-                "status": if report.is_connected { "online" } else { "offline" },
-                "problem": report.problem(),
-                "lag_entries": report.lag_entries,
-                "lag_seconds": super::report::rounded(lag_seconds),
-                "dirty": report.dirty,
-                "delivered": report.delivered,
-                "rejected": report.rejected,
-            })
+            SinkView {
+                name: name.clone(),
+                status: online(report.is_connected),
+                problem: report.problem(),
+                lag_entries: report.lag_entries,
+                lag_seconds: lag_seconds(&report),
+                dirty: report.dirty,
+                delivered: report.delivered,
+                rejected: report.rejected,
+            }
         };
         self.live.buffers().map(sink).collect()
     }
 
-    fn torrents(&self, server: &ServerName, wish: &ListWish) -> Option<(Vec<Value>, u64)> {
+    fn torrents(&self, server: &ServerName, query: &TorrentsQuery) -> Option<(Vec<Arc<Torrent>>, u64)> {
         let now = self.clock.now();
-        let ListWish { filter, fields, page, page_size, busiest_first } = wish;
-        let matching: Vec<Arc<Torrent>> = self.live.read(server, |content| {
-            let matching = content.snapshot.values().filter(|snapshot| filter.matches(&snapshot.torrent, now));
-            matching.map(|snapshot| Arc::clone(&snapshot.torrent)).collect()
+        let TorrentsQuery { filter, page, page_size, busiest_first } = query;
+        let mut matching: Vec<Arc<Torrent>> = self.live.read(server, |server| {
+            let torrents = server.snapshot.values().map(|snapshot| &snapshot.torrent);
+            torrents.filter(|torrent| filter.matches(torrent, now)).cloned().collect()
         })?;
         let total = matching.len() as u64;
-        let mut matching = matching;
         if *busiest_first {
             matching.sort_by_key(|torrent| {
                 let rate = torrent.download_rate.unwrap_or(0) + torrent.upload_rate.unwrap_or(0);
@@ -81,107 +111,100 @@ impl http::Api for Api {
         }
         let skipped = usize::try_from(page.saturating_mul(*page_size)).unwrap_or(usize::MAX);
         let size = usize::try_from(*page_size).unwrap_or(usize::MAX);
-        let shown = matching.iter().skip(skipped).take(size).map(|torrent| {
-            let mut torrent = serde_json::to_value(&**torrent).expect("a torrent is plain JSON");
-            if let (Some(fields), Some(object)) = (fields, torrent.as_object_mut()) {
-                object.retain(|key, _| fields.contains(key));
-            }
-            torrent
-        });
-        Some((shown.collect(), total))
+        Some((matching.into_iter().skip(skipped).take(size).collect(), total))
     }
 
-    fn torrent(&self, server: &ServerName, hash: InfoHash) -> Option<Value> {
-        let torrent = self.live.read(server, |content| Some(Arc::clone(&content.snapshot.get(&hash)?.torrent)))??;
-        Some(serde_json::to_value(&*torrent).expect("a torrent is plain JSON"))
+    fn torrent(&self, server: &ServerName, hash: InfoHash) -> Option<Arc<Torrent>> {
+        self.live.read(server, |server| Some(Arc::clone(&server.snapshot.get(&hash)?.torrent)))?
     }
 
-    async fn command(&self, order: Order) -> Answered {
-        let Order { server, hash, verb, body } = order;
+    async fn command(&self, request: CommandRequest) -> CommandReply {
+        let CommandRequest { server, hash, verb, body } = request;
         let (Envelope { id, ttl, .. }, _) = Envelope::read(&body);
-        let patience = (ttl.unwrap_or(TTL) + GRACE).min(PATIENCE_MAX);
+        let timeout = (ttl.unwrap_or(TTL) + EFFECT_TIMEOUT).min(RESULT_TIMEOUT_MAX);
         let address = CommandAddress { server: Some(server), hash, verb };
         let call = self.caller.call(address, body, Some(USER.to_owned()), &self.stop);
-        match tokio::time::timeout(patience, call).await {
-            Ok(Some(body)) => Answered::Result(body),
-            Ok(None) => Answered::Stopping,
-            Err(_) => Answered::Running { id: id.map(|id| id.as_str().to_owned()) },
+        match tokio::time::timeout(timeout, call).await {
+            Ok(Some(body)) => CommandReply::Result(body),
+            Ok(None) => CommandReply::Stopping,
+            Err(_) => CommandReply::Running { id: id.map(|id| id.as_str().to_owned()) },
         }
     }
 
-    fn events(&self, wish: EventsWish) -> BoxStream<'static, Notice> {
-        let EventsWish { servers, kinds, after } = wish;
+    fn events(&self, query: EventsQuery) -> BoxStream<'static, StreamItem> {
+        let EventsQuery { servers, kinds, after } = query;
         let is_wanted = |name: &&ServerName| servers.as_ref().is_none_or(|servers| servers.contains(*name));
+        let store: Arc<dyn Store> = self.store.clone();
         let reader = Reader::new(ReaderParts {
             live: Arc::clone(&self.live),
-            store: Arc::clone(&self.store),
+            store,
             servers: self.live.names().filter(is_wanted).cloned().collect(),
             events: kinds,
             begin: after.map_or_else(|| Begin::After(BTreeMap::new()), Begin::AfterEvent),
             stop: self.stop.clone(),
         });
-        stream::unfold(Some((reader, Pace::default())), next_notice).boxed()
+        stream::unfold(Some((reader, LagWatch::default())), next_item).boxed()
     }
 
     async fn replay(&self, webhook: &str, ids: Vec<String>) -> Result<Vec<Value>, String> {
-        let tried = self.letters.replay(webhook, ids).await.map_err(|error| format!("{error:#}"))?;
-        let snapshot = |tried| serde_json::to_value(Told::from(tried)).expect("it is plain JSON");
-        Ok(tried.into_iter().map(snapshot).collect())
+        let replayed = self.replayer.replay(webhook, ids).await.map_err(|error| format!("{error:#}"))?;
+        Ok(replayed.iter().map(|one| serde_json::to_value(one).expect("it is plain JSON")).collect())
     }
 }
 
-async fn next_notice(listening: Option<(Reader, Pace)>) -> Option<(Notice, Option<(Reader, Pace)>)> {
-    let (mut reader, mut pace) = listening?;
-    if pace.is_too_slow(reader.behind()) {
-        return Some((Notice::End(format!("more than {BEHIND_MAX} events behind")), None));
+type Listening = (Reader, LagWatch);
+
+async fn next_item(listening: Option<Listening>) -> Option<(StreamItem, Option<Listening>)> {
+    let (mut reader, mut lag) = listening?;
+    if lag.is_too_slow(reader.behind()) {
+        return Some((StreamItem::End(format!("more than {BEHIND_MAX} events behind")), None));
     }
-    let notice = match reader.next().await {
-        Ok(Some(Heard::Entry(entry))) => Notice::Event { id: entry.id.to_string(), body: entry.body },
-        Ok(Some(Heard::Updated(event))) => Notice::Updated(event.to_json().into()),
+    let item = match reader.next().await {
+        Ok(Some(Heard::Entry(entry))) => StreamItem::Event { id: entry.id.to_string(), body: entry.body },
+        Ok(Some(Heard::Updated(event))) => StreamItem::Updated(event.to_json().into()),
         Ok(Some(Heard::Missed(Missed { server, .. }))) => {
-            gap(Some(&server), "events were let go before they could be shown")
+            StreamItem::Gap { server: Some(server), reason: "the journal no longer holds these events".to_owned() }
         }
-        Ok(Some(Heard::Elsewhere(reason))) => gap(None, reason),
+        Ok(Some(Heard::Elsewhere(reason))) => StreamItem::Gap { server: None, reason: reason.to_owned() },
         Ok(None) => return None,
-        Err(error) => return Some((Notice::End(error.to_string()), None)),
+        Err(error) => return Some((StreamItem::End(error.to_string()), None)),
     };
-    Some((notice, Some((reader, pace))))
+    Some((item, Some((reader, lag))))
 }
 
-fn gap(server: Option<&ServerName>, reason: &str) -> Notice {
-    Notice::Gap(json!({"server": server, "reason": reason}))
-}
-
-/// Whether somebody who listens keeps up. Many events at once are no fault of his, nor is it that he was away.
+/// Whether a listener keeps up. A resume after an absence is no fault of it, however far behind it begins.
 #[derive(Default)]
-struct Pace {
+struct LagWatch {
     has_caught_up: bool,
     behind_since: Option<Instant>,
 }
 
-impl Pace {
+impl LagWatch {
     fn is_too_slow(&mut self, behind: u64) -> bool {
         self.has_caught_up |= behind <= BEHIND_MAX;
         if !self.has_caught_up || behind <= BEHIND_MAX {
             self.behind_since = None;
             return false;
         }
-        self.behind_since.get_or_insert_with(Instant::now).elapsed() > BEHIND_FOR
+        self.behind_since.get_or_insert_with(Instant::now).elapsed() > BEHIND_TIMEOUT
     }
 }
 
-fn server(name: &ServerName, content: &LiveServer) -> Value {
-    let poll = &content.poll;
-    let stats: Value = serde_json::from_slice(&content.stats_body).unwrap_or_default();
-    json!({
-        "name": name,
-        "status": if content.state.is_online { "online" } else { "offline" },
-        "problem": poll.failure,
-        "poll_age_seconds": poll.last_success.map(|at| super::report::rounded(at.elapsed().as_secs_f64())),
-        "torrents": content.snapshot.len(),
-        "last_seq": content.last_seq,
-        "stats": stats,
-    })
+fn online(is_online: bool) -> &'static str {
+    if is_online { "online" } else { "offline" }
+}
+
+fn server_view(name: &ServerName, server: &LiveServer) -> ServerView {
+    let torrents = || server.snapshot.values().map(|snapshot| &*snapshot.torrent);
+    ServerView {
+        name: name.clone(),
+        status: online(server.state.is_online),
+        problem: server.poll.failure.clone(),
+        poll_age_seconds: age_seconds(&server.poll),
+        torrents: server.snapshot.len(),
+        last_seq: server.last_seq,
+        stats: server.poll.last_success.map(|_| Stats::of(server.stats.clone(), torrents())),
+    }
 }
 
 #[cfg(test)]
@@ -189,8 +212,8 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn only_who_has_caught_up_once_and_is_far_behind_for_long_is_too_slow() {
-        let mut pace = Pace::default();
+    async fn a_listener_is_too_slow_only_after_it_caught_up_and_stayed_far_behind() {
+        let mut lag = LagWatch::default();
         for (seconds, behind, is_too_slow) in [
             (0, 9000, false),
             (60, 9000, false),
@@ -202,7 +225,7 @@ mod tests {
             (6, BEHIND_MAX + 1, true),
         ] {
             tokio::time::advance(Duration::from_secs(seconds)).await;
-            assert_eq!(pace.is_too_slow(behind), is_too_slow, "{seconds} {behind}");
+            assert_eq!(lag.is_too_slow(behind), is_too_slow, "{seconds} {behind}");
         }
     }
 }

@@ -6,12 +6,11 @@
 
 mod adapters;
 mod api;
-mod letters;
+pub mod dead_letters;
 mod report;
 mod visit;
 
 pub use adapters::build_client as client;
-pub use letters::{Letter, Tried, dead_letters, drop_letters, replay};
 pub use visit::{purge, reach};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,8 +26,8 @@ use tracing::{info, warn};
 
 use self::adapters::{Reached, build_client, build_endpoint, build_line, lines, retain};
 use self::api::Api;
-use self::letters::Letters;
-use self::report::{Reports, Shown};
+use self::dead_letters::Replayer;
+use self::report::BridgeReporter;
 use crate::commands::{BridgeWorker, Caller, Door, Intake, Queue, give_up};
 use crate::config::{Broker, Config, EventFilter, Rights, Rtorrent};
 use crate::http;
@@ -100,16 +99,17 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
     let kept_up = metrics.clone();
     for_ever("metrics", async move { kept_up.upkeep().await });
     let page = listener.map(|listener| {
-        let letters = Letters {
+        let replayer = Replayer {
             data_dir: config.data_dir.clone(),
             store: Arc::clone(&sqlite),
             endpoints: bridge.endpoints.clone(),
             one_at_a_time: AsyncMutex::default(),
         };
-        let api = bridge.spawn_api(&mut left, &config.http.commands, letters, stop.clone());
-        let observed = Arc::new(Shown { live: Arc::clone(&bridge.live), store: Arc::clone(&sqlite), metrics });
-        let guard = http::Guard { token: config.http.token.clone(), hosts: config.http.hosts.clone() };
-        http::serve(listener, http::Served { observed, api, guard }, stop.clone())
+        let caller = bridge.spawn_caller(&mut left, &config.http.commands);
+        let (live, clock) = (Arc::clone(&bridge.live), Arc::clone(&bridge.clock));
+        let api = Api { live, store: Arc::clone(&sqlite), clock, caller, replayer, metrics, stop: stop.clone() };
+        let access = http::AccessRules { token: config.http.token.clone(), hosts: config.http.hosts.clone() };
+        http::serve(listener, Arc::new(api), access, stop.clone())
     });
     let page = served_until(page, &stop);
     let hook_notifier = served_until(hook_notifier, &stop);
@@ -317,7 +317,7 @@ impl Bridge {
             clock: Arc::clone(&clock),
             set_log_level: Arc::new(crate::telemetry::set_level),
         };
-        let reporter = Arc::new(Reports {
+        let reporter = Arc::new(BridgeReporter {
             live: Arc::clone(&live),
             sinks: sinks.iter().map(|(name, parts)| (name.clone(), Arc::clone(&parts.sink))).collect(),
             clock: Arc::clone(&clock),
@@ -377,7 +377,7 @@ impl Bridge {
     }
 
     /// Commands that come over HTTP. Whoever listens to events there has no use for having them sent again.
-    fn spawn_api(&self, group: &mut Group, rights: &Rights, letters: Letters, stop: CancellationToken) -> Arc<Api> {
+    fn spawn_caller(&self, group: &mut Group, rights: &Rights) -> Arc<Caller> {
         let (store, live, clock) = (Arc::clone(&self.store), Arc::clone(&self.live), Arc::clone(&self.clock));
         let rights = rights.clone();
         let door = Door {
@@ -393,7 +393,7 @@ impl Bridge {
         let caller = Arc::new(Caller::new(door));
         let called = Arc::clone(&caller);
         group.spawn("commands @http".to_owned(), move |stop| Arc::clone(&called).run(stop));
-        Arc::new(Api { live, store, clock, caller, letters, stop })
+        caller
     }
 
     fn spawn_intakes(&self, group: &mut Group) {

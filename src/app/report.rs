@@ -1,16 +1,13 @@
-//! What the bridge says of itself: on the broker, and to whoever asks over HTTP.
+//! Reports of the bridge about itself: its messages on the brokers, and its metrics.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::commands::BODY_BYTES_MAX;
-use crate::http;
-use crate::live_state::{HookReport, LiveState, SinkReport};
+use crate::live_state::{HookReport, LiveState, PollReport, SinkReport};
 use crate::model::{
     Check, CommandId, EVENT_SCHEMA, Health, HooksHealth, Info, RESULT_SCHEMA, ReportLimits, ServerHealth, ServerName,
     SinkHealth, SinkName,
@@ -18,10 +15,10 @@ use crate::model::{
 use crate::outbox::Reporter;
 use crate::port::{Clock, CommandLog as _, Hooks, Journal as _, Sink};
 use crate::store::{BoxUsage, SqliteStore};
-use crate::telemetry::metrics::{self, Metrics};
+use crate::telemetry::metrics;
 
-/// The bodies of the bridge's own messages.
-pub(super) struct Reports {
+/// Renders `{p}/bridge/{inst}/info` and `{p}/bridge/{inst}/health`.
+pub(super) struct BridgeReporter {
     pub(super) live: Arc<LiveState>,
     pub(super) sinks: BTreeMap<SinkName, Arc<dyn Sink>>,
     pub(super) clock: Arc<dyn Clock>,
@@ -29,7 +26,7 @@ pub(super) struct Reports {
     pub(super) start: Instant,
 }
 
-impl Reporter for Reports {
+impl Reporter for BridgeReporter {
     fn info(&self) -> Bytes {
         let body = Info {
             version: env!("CARGO_PKG_VERSION"),
@@ -64,7 +61,7 @@ fn sink_health(report: SinkReport, notes: Vec<String>) -> SinkHealth {
         connected: report.is_connected,
         problem: report.problem(),
         lag_entries: report.lag_entries,
-        lag_seconds: rounded(report.behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64())),
+        lag_seconds: lag_seconds(&report),
         dirty: report.dirty,
         delivered: report.delivered,
         rejected: report.rejected,
@@ -86,7 +83,7 @@ fn server_health(live: &LiveState, name: &ServerName) -> Option<ServerHealth> {
         ServerHealth {
             online: content.state.is_online,
             problem: poll.failure.clone(),
-            poll_age_seconds: poll.last_success.map(|at| rounded(at.elapsed().as_secs_f64())),
+            poll_age_seconds: age_seconds(poll),
             poll_seconds: rounded(poll.duration.as_secs_f64()),
             polls: poll.polls,
             polls_failed: poll.failures,
@@ -100,7 +97,7 @@ fn server_health(live: &LiveState, name: &ServerName) -> Option<ServerHealth> {
     })
 }
 
-/// `None` where no hooks are wanted, or it is too early to say.
+/// Returns `None` where the config has no hooks, or nothing is known of them yet.
 fn hooks_health(report: HookReport) -> Option<HooksHealth> {
     let HookReport { hooks, problem, wakes } = report;
     if hooks.is_none() && problem.is_none() {
@@ -110,64 +107,43 @@ fn hooks_health(report: HookReport) -> Option<HooksHealth> {
     Some(HooksHealth { events: installed, left_alone: skipped, problem, wakes })
 }
 
-pub(super) fn rounded(seconds: f64) -> f64 {
+/// Returns the seconds since the last poll that was answered; `None` before the first.
+pub(super) fn age_seconds(poll: &PollReport) -> Option<f64> {
+    poll.last_success.map(|at| rounded(at.elapsed().as_secs_f64()))
+}
+
+/// Returns the seconds since a sink fell behind; 0 if it has not.
+pub(super) fn lag_seconds(report: &SinkReport) -> f64 {
+    report.behind_since.map_or(0.0, |since| rounded(since.elapsed().as_secs_f64()))
+}
+
+/// Rounds to milliseconds.
+fn rounded(seconds: f64) -> f64 {
     (seconds * 1000.0).round() / 1000.0
 }
 
-/// What the HTTP pages ask for.
-pub(super) struct Shown {
-    pub(super) live: Arc<LiveState>,
-    pub(super) store: Arc<SqliteStore>,
-    pub(super) metrics: Metrics,
-}
-
-#[async_trait]
-impl http::Observed for Shown {
-    fn readiness(&self) -> (bool, Value) {
-        let mut is_ready = true;
-        let mut servers = BTreeMap::new();
-        for name in self.live.names() {
-            let problem = self.live.read(name, |content| match &content.poll {
-                poll if poll.is_answering() => None,
-                poll => Some(poll.failure.clone().unwrap_or_else(|| "not polled yet".to_owned())),
-            });
-            let problem = problem.flatten();
-            is_ready &= problem.is_none();
-            servers.insert(name.as_str(), json!({"ready": problem.is_none(), "problem": problem}));
+/// Brings up to date the metrics that are read from the live state and the store, not counted as things happen.
+///
+/// What the store cannot count now, a full disk for one, keeps its last value.
+pub(super) async fn record_metrics(live: &LiveState, store: &SqliteStore) {
+    let boxes = store.boxes().await.ok();
+    for (name, buffer) in live.buffers() {
+        metrics::record_sink(name, &buffer.last_report());
+        if let Some(boxes) = &boxes {
+            let BoxUsage { letters, given_up } = boxes.get(name.as_str()).copied().unwrap_or_default();
+            metrics::record_dead_letters(name, letters, given_up);
         }
-        let mut sinks = BTreeMap::new();
-        for (name, buffer) in self.live.buffers() {
-            let report = buffer.last_report();
-            let not_yet = || (!report.is_connected).then(|| "not connected yet".to_owned());
-            let problem = report.problem().or_else(not_yet);
-            is_ready &= problem.is_none();
-            sinks.insert(name.as_str(), json!({"ready": problem.is_none(), "problem": problem}));
+        if let Ok(backlog) = store.result_backlog(name).await {
+            metrics::record_results(name, backlog);
         }
-        (is_ready, json!({"ready": is_ready, "servers": servers, "sinks": sinks}))
     }
-
-    async fn metrics(&self) -> String {
-        // Where they cannot be counted now, they are as they were.
-        let boxes = self.store.boxes().await.ok();
-        for (name, buffer) in self.live.buffers() {
-            metrics::note_sink(name, &buffer.last_report());
-            if let Some(boxes) = &boxes {
-                let BoxUsage { letters, given_up } = boxes.get(name.as_str()).copied().unwrap_or_default();
-                metrics::note_box(name, letters, given_up);
-            }
-            if let Ok(waiting) = self.store.result_backlog(name).await {
-                metrics::note_results(name, waiting);
-            }
+    for name in live.names() {
+        live.read(name, |server| metrics::record_poll(name, &server.poll));
+        if let Some(server) = live.server(name) {
+            metrics::record_hooks(name, &server.hook_notifier.last_report());
         }
-        for name in self.live.names() {
-            self.live.read(name, |content| metrics::note_poll(name, &content.poll));
-            if let Some(server) = self.live.server(name) {
-                metrics::note_hooks(name, &server.hook_notifier.last_report());
-            }
-        }
-        if let Ok(usage) = self.store.usage().await {
-            metrics::note_usage(usage);
-        }
-        self.metrics.render()
+    }
+    if let Ok(usage) = store.usage().await {
+        metrics::record_journal(usage);
     }
 }

@@ -6,11 +6,11 @@ mod act;
 mod add;
 mod check;
 mod client;
+mod dead_letters;
 mod delete;
 mod demo;
 mod health;
 mod label;
-mod letters;
 mod limits;
 mod list;
 mod make_torrent;
@@ -23,7 +23,6 @@ mod schema;
 mod show;
 mod terminal;
 mod watch;
-mod webhooks;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -85,12 +84,9 @@ enum Command {
     MakeTorrent(make_torrent::Arguments),
     /// Take back every retained topic and discovery message of this instance; the bridge must be stopped
     Purge,
-    /// The events that brokers and endpoints would not take: list them, send them once more, drop them
+    /// List, replay or drop the events that brokers and webhooks refused
     #[command(subcommand)]
-    Letters(letters::Arguments),
-    /// Those of webhooks alone: list the events that endpoints would not take, send them once more
-    #[command(subcommand)]
-    Webhooks(webhooks::Arguments),
+    DeadLetters(dead_letters::Arguments),
     /// For a client of your own (`client = "exec"`)
     #[command(subcommand)]
     Client(client::Arguments),
@@ -198,8 +194,7 @@ impl Cli {
             Some(Command::Limits(arguments)) => limits::run(options, arguments),
             Some(Command::MakeTorrent(arguments)) => make_torrent::run(&arguments),
             Some(Command::Purge) => purge::run(options),
-            Some(Command::Letters(arguments)) => letters::run(options, arguments),
-            Some(Command::Webhooks(arguments)) => webhooks::run(options, arguments),
+            Some(Command::DeadLetters(arguments)) => dead_letters::run(options, arguments),
             Some(Command::Client(arguments)) => client::run(arguments),
             Some(Command::Health) => health::run(options),
             Some(Command::Schema(arguments)) => schema::run(&arguments),

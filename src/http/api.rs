@@ -1,8 +1,9 @@
-//! The API: servers, torrents and events to be read, commands to be given.
+//! The API: servers, sinks, torrents and events to read, commands to send.
 //!
-//! What is read needs no token, what is commanded does. Errors are `{"error": {"code", "message", "retryable"}}`,
-//! and a command is answered with its result, the same as on a broker.
+//! Reading needs no token, changing does. An error is `{"error": {"code", "message", "retryable"}}`. A command goes
+//! through the same admission as on a broker and is answered with the same result.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,155 +15,271 @@ use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use super::Site;
-use super::door::Pass;
-use super::guard::Refusal;
-use super::query::{self, EventsWish, ListWish};
-use crate::model::{CommandError, ErrorCode, InfoHash, ServerName};
+use super::HttpState;
+use super::access::Refusal;
+use super::connections::Permit;
+use super::query::{self, EventsQuery, TorrentsQuery};
+use crate::model::{CommandError, ErrorCode, InfoHash, Seq, ServerName, SinkName, Stats, Torrent};
 
-/// As much as a broker may bring.
+/// Maximum body of a request that changes something: the same as for a command on a broker.
 const BODY_BYTES_MAX: usize = 10 << 20;
-/// Who has the token may hold a place for so long before he has said what he wants.
-const BODY_WITHIN: Duration = Duration::from_secs(120);
-/// A line that says nothing, so that nobody in between takes the connection for dead.
-const HEARTBEAT_EACH: Duration = Duration::from_secs(15);
+/// Maximum time for the body of an authorised request to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(120);
+/// Interval of empty comments in the event stream, below the idle timeout of common proxies (nginx: 60 s).
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Whom the API asks. Values are in their JSON shape.
+/// What the HTTP server asks of the bridge.
 #[async_trait]
 pub trait Api: Send + Sync {
-    fn servers(&self) -> Vec<Value>;
-    fn sinks(&self) -> Vec<Value>;
-    /// Some of the torrents of a server, and how many match; `None` if there is no such server.
-    fn torrents(&self, server: &ServerName, wish: &ListWish) -> Option<(Vec<Value>, u64)>;
-    fn torrent(&self, server: &ServerName, hash: InfoHash) -> Option<Value>;
-    /// Has a command carried out as one that came by a broker, and waits for what becomes of it.
-    async fn command(&self, order: Order) -> Answered;
-    fn events(&self, wish: EventsWish) -> BoxStream<'static, Notice>;
-    /// Sends dead letters of a webhook once more, those of these ids or all, and says what became of each; or why
-    /// it is not done.
+    /// Returns whether every server is polled and every sink is connected.
+    fn readiness(&self) -> Readiness;
+    /// Returns all metrics in the Prometheus text format.
+    async fn metrics(&self) -> String;
+    /// Returns every server of the config.
+    fn servers(&self) -> Vec<ServerView>;
+    /// Returns every sink of the config.
+    fn sinks(&self) -> Vec<SinkView>;
+    /// Returns one page of the matching torrents, and how many match; `None` for an unknown server.
+    fn torrents(&self, server: &ServerName, query: &TorrentsQuery) -> Option<(Vec<Arc<Torrent>>, u64)>;
+    /// Returns one torrent; `None` if the server is unknown or has no such torrent.
+    fn torrent(&self, server: &ServerName, hash: InfoHash) -> Option<Arc<Torrent>>;
+    /// Executes a command and waits for its result.
+    async fn command(&self, request: CommandRequest) -> CommandReply;
+    /// Returns the events from the place that the query names, then those to come.
+    fn events(&self, query: EventsQuery) -> BoxStream<'static, StreamItem>;
+    /// Replays dead letters of a webhook, all of them if `ids` is empty, and returns the outcome of each as JSON.
+    ///
+    /// # Errors
+    /// Why nothing was sent, as text for the user.
     async fn replay(&self, webhook: &str, ids: Vec<String>) -> Result<Vec<Value>, String>;
 }
 
-/// A command, in words that nobody has checked.
+/// The body of `/readyz`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Readiness {
+    /// No server and no sink has a problem.
+    pub ready: bool,
+    /// Every server of the config.
+    pub servers: BTreeMap<ServerName, ComponentReadiness>,
+    /// Every sink of the config.
+    pub sinks: BTreeMap<SinkName, ComponentReadiness>,
+}
+
+/// Whether one server or sink is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ComponentReadiness {
+    ready: bool,
+    problem: Option<String>,
+}
+
+impl ComponentReadiness {
+    /// A component is ready if it has no problem.
+    pub fn new(problem: Option<String>) -> Self {
+        Self { ready: problem.is_none(), problem }
+    }
+
+    /// Returns whether the component has no problem.
+    pub fn is_ready(&self) -> bool {
+        self.ready
+    }
+}
+
+/// A server, as the API and the page show it.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServerView {
+    /// The name in the config.
+    pub name: ServerName,
+    /// `online` or `offline`.
+    pub status: &'static str,
+    /// Why the last poll failed.
+    pub problem: Option<String>,
+    /// Seconds since the last poll that was answered; `None` before the first.
+    pub poll_age_seconds: Option<f64>,
+    /// The number of its torrents.
+    pub torrents: usize,
+    /// The newest entry of its journal.
+    pub last_seq: Seq,
+    /// Its statistics; `None` before the first poll of this run.
+    pub stats: Option<Stats>,
+}
+
+/// A sink, as the API and the page show it.
+#[derive(Clone, Debug, Serialize)]
+pub struct SinkView {
+    /// The name in the config; of a webhook, with the server after a dot.
+    pub name: SinkName,
+    /// `online` or `offline`.
+    pub status: &'static str,
+    /// Why the sink is disconnected, or its delivery blocked.
+    pub problem: Option<String>,
+    /// Journal entries that it has not acknowledged.
+    pub lag_entries: u64,
+    /// Seconds since it fell behind; 0 if it has not.
+    pub lag_seconds: f64,
+    /// Torrents whose latest state it has not received.
+    pub dirty: u64,
+    /// Messages acknowledged in this run.
+    pub delivered: u64,
+    /// Messages refused for good in this run.
+    pub rejected: u64,
+}
+
+/// A command as it was sent: nothing in it is checked yet.
 #[derive(Clone, Debug)]
-pub struct Order {
+pub struct CommandRequest {
+    /// The server in the path.
     pub server: String,
+    /// The torrent in the path, if it names one.
     pub hash: Option<String>,
+    /// The verb in the path.
     pub verb: String,
+    /// The body of the command.
     pub body: Bytes,
 }
 
+/// The answer to a command.
 #[derive(Clone, Debug)]
-pub enum Answered {
-    /// The bytes of its result.
+pub enum CommandReply {
+    /// The body of its result.
     Result(Bytes),
-    /// It takes longer than an answer can wait. `id`: by which it can be asked for again, if its sender gave one.
+    /// The command runs longer than an HTTP request waits. `id` is the one by which its sender can ask again.
     Running { id: Option<String> },
-    /// The bridge ends; the command may have been taken.
+    /// The bridge stops; the command may have been accepted.
     Stopping,
 }
 
-/// Something for who listens to events. Bodies are JSON in one line.
+/// An item of the event stream. Bodies are JSON without line breaks.
 #[derive(Clone, Debug)]
-pub enum Notice {
+pub enum StreamItem {
+    /// A journal entry.
     Event {
+        /// The id from which a listener can resume.
         id: String,
+        /// The event.
         body: Bytes,
     },
-    /// Its id is no place to go on from, so a listener is not to keep it as the last one.
+    /// An `updated` event. Its id is no place in the journal, so a listener must not resume from it.
     Updated(Bytes),
-    Gap(Value),
-    /// The last one, with a reason.
+    /// Events that the journal no longer holds.
+    Gap {
+        /// `None` if it may be any server.
+        server: Option<ServerName>,
+        /// Why they are missing.
+        reason: String,
+    },
+    /// The end of the stream, and why.
     End(String),
 }
 
-type Shared = State<Arc<Site>>;
+type SharedState = State<Arc<HttpState>>;
 
-pub(super) async fn servers(State(site): Shared) -> Response {
-    axum::Json(json!({"servers": site.api.servers()})).into_response()
+pub(super) async fn ready(State(state): SharedState) -> Response {
+    let readiness = state.api.readiness();
+    let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, axum::Json(readiness)).into_response()
 }
 
-pub(super) async fn sinks(State(site): Shared) -> Response {
-    axum::Json(json!({"sinks": site.api.sinks()})).into_response()
+pub(super) async fn metrics(State(state): SharedState) -> Response {
+    let headers = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    (headers, state.api.metrics().await).into_response()
 }
 
-pub(super) async fn torrents(State(site): Shared, Path(server): Path<String>, request: Request) -> Response {
-    let wish = match query::list(request.uri().query().unwrap_or_default()) {
-        Ok(wish) => wish,
-        Err(right) => return bad(ErrorCode::BadRequest, right),
+pub(super) async fn servers(State(state): SharedState) -> Response {
+    axum::Json(json!({"servers": state.api.servers()})).into_response()
+}
+
+pub(super) async fn sinks(State(state): SharedState) -> Response {
+    axum::Json(json!({"sinks": state.api.sinks()})).into_response()
+}
+
+pub(super) async fn torrents(State(state): SharedState, Path(server): Path<String>, request: Request) -> Response {
+    let (query, fields) = match query::torrents(request.uri().query().unwrap_or_default()) {
+        Ok(parsed) => parsed,
+        Err(problem) => return bad(ErrorCode::BadRequest, problem),
     };
-    let found = ServerName::parse(&server).ok().and_then(|server| site.api.torrents(&server, &wish));
+    let found = ServerName::parse(&server).ok().and_then(|server| state.api.torrents(&server, &query));
     let Some((torrents, total)) = found else { return no_server() };
-    let (page, page_size) = (wish.page, wish.page_size);
+    let torrents: Vec<Value> = torrents.iter().map(|torrent| projected(torrent, fields.as_deref())).collect();
+    let TorrentsQuery { page, page_size, .. } = query;
     let body = json!({"server": server, "total": total, "page": page, "page_size": page_size, "torrents": torrents});
     axum::Json(body).into_response()
 }
 
-pub(super) async fn torrent(State(site): Shared, Path((server, hash)): Path<(String, String)>) -> Response {
+/// Returns a torrent as JSON, with the named fields only.
+fn projected(torrent: &Torrent, fields: Option<&[String]>) -> Value {
+    let mut torrent = serde_json::to_value(torrent).expect("a torrent is plain JSON");
+    if let (Some(fields), Some(object)) = (fields, torrent.as_object_mut()) {
+        object.retain(|key, _| fields.contains(key));
+    }
+    torrent
+}
+
+pub(super) async fn torrent(State(state): SharedState, Path((server, hash)): Path<(String, String)>) -> Response {
     let Ok(server) = ServerName::parse(&server) else { return no_server() };
     let hash = match hash.parse::<InfoHash>() {
         Ok(hash) => hash,
         Err(error) => return bad(ErrorCode::BadRequest, error.to_string()),
     };
-    match site.api.torrent(&server, hash) {
+    match state.api.torrent(&server, hash) {
         Some(torrent) => axum::Json(torrent).into_response(),
         None => bad(ErrorCode::UnknownHash, "no such torrent on that server"),
     }
 }
 
 pub(super) async fn command_server(
-    State(site): Shared,
-    ConnectInfo(pass): ConnectInfo<Pass>,
+    State(state): SharedState,
+    ConnectInfo(permit): ConnectInfo<Permit>,
     Path((server, verb)): Path<(String, String)>,
     request: Request,
 ) -> Response {
-    command(&site, &pass, server, None, verb, request).await
+    command(&state, &permit, (server, None, verb), request).await
 }
 
 pub(super) async fn command_torrent(
-    State(site): Shared,
-    ConnectInfo(pass): ConnectInfo<Pass>,
+    State(state): SharedState,
+    ConnectInfo(permit): ConnectInfo<Permit>,
     Path((server, hash, verb)): Path<(String, String, String)>,
     request: Request,
 ) -> Response {
-    command(&site, &pass, server, Some(hash), verb, request).await
+    command(&state, &permit, (server, Some(hash), verb), request).await
 }
 
 async fn command(
-    site: &Site,
-    pass: &Pass,
-    server: String,
-    hash: Option<String>,
-    verb: String,
+    state: &HttpState,
+    permit: &Permit,
+    (server, hash, verb): (String, Option<String>, String),
     request: Request,
 ) -> Response {
-    let (_place, body) = match admitted(site, pass, request).await {
-        Ok(admitted) => admitted,
+    let (_slot, body) = match authorised(state, permit, request).await {
+        Ok(authorised) => authorised,
         Err(refusal) => return refusal,
     };
-    let answer = tokio::select! {
+    let reply = tokio::select! {
         biased;
-        answer = site.api.command(Order { server, hash, verb, body }) => answer,
-        () = site.stop.cancelled() => Answered::Stopping,
+        reply = state.api.command(CommandRequest { server, hash, verb, body }) => reply,
+        () = state.stop.cancelled() => CommandReply::Stopping,
     };
-    let (status, body) = match answer {
-        Answered::Result(body) => (status_of(&body), body),
-        Answered::Running { id } => {
+    let (status, body) = match reply {
+        CommandReply::Result(body) => (status_of(&body), body),
+        CommandReply::Running { id } => {
             (StatusCode::ACCEPTED, Bytes::from(json!({"id": id, "status": "running"}).to_string()))
         }
-        Answered::Stopping => return bad(ErrorCode::ClientOffline, "the bridge ends; ask again with the same id"),
+        CommandReply::Stopping => {
+            return bad(ErrorCode::ClientOffline, "the bridge is stopping; retry with the same id");
+        }
     };
     (status, [(header::CONTENT_TYPE, "application/json"), (header::CONNECTION, "close")], body).into_response()
 }
 
-/// Which dead letters are to be sent once more.
+/// The body of a replay: ids, or `all`.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ReplayWish {
+struct ReplayRequest {
     #[serde(default)]
     ids: Vec<String>,
     #[serde(default)]
@@ -170,65 +287,72 @@ struct ReplayWish {
 }
 
 pub(super) async fn replay(
-    State(site): Shared,
-    ConnectInfo(pass): ConnectInfo<Pass>,
+    State(state): SharedState,
+    ConnectInfo(permit): ConnectInfo<Permit>,
     Path(webhook): Path<String>,
     request: Request,
 ) -> Response {
-    let (_place, body) = match admitted(&site, &pass, request).await {
-        Ok(admitted) => admitted,
+    let (_slot, body) = match authorised(&state, &permit, request).await {
+        Ok(authorised) => authorised,
         Err(refusal) => return refusal,
     };
     let ids = match serde_json::from_slice(&body) {
-        Ok(ReplayWish { ids, all }) if all == ids.is_empty() => ids,
+        Ok(ReplayRequest { ids, all }) if all == ids.is_empty() => ids,
         _ => {
-            return bad(
-                ErrorCode::BadRequest,
-                "say which: {\"ids\": [\"home-7f3a9c21-000000004182\"]}, or {\"all\": true}",
-            );
+            let message = "expected {\"ids\": [\"home-7f3a9c21-000000004182\"]} or {\"all\": true}";
+            return bad(ErrorCode::BadRequest, message);
         }
     };
-    let tried = tokio::select! {
+    let replayed = tokio::select! {
         biased;
-        tried = site.api.replay(&webhook, ids) => tried,
-        () = site.stop.cancelled() => return bad(ErrorCode::ClientOffline, "the bridge ends; what was taken is on the list no more"),
+        replayed = state.api.replay(&webhook, ids) => replayed,
+        () = state.stop.cancelled() => {
+            return bad(ErrorCode::ClientOffline, "the bridge is stopping; what was delivered is no dead letter any more");
+        }
     };
-    match tried {
-        Ok(tried) => {
-            ([(header::CONNECTION, "close")], axum::Json(json!({"webhook": webhook, "tried": tried}))).into_response()
+    match replayed {
+        Ok(replayed) => {
+            let body = json!({"sink": webhook, "replayed": replayed});
+            ([(header::CONNECTION, "close")], axum::Json(body)).into_response()
         }
         Err(reason) => bad(ErrorCode::BadRequest, reason),
     }
 }
 
-/// The body of a request that changes something, by somebody who may; with a place among the long visits.
-async fn admitted(site: &Site, pass: &Pass, request: Request) -> Result<(OwnedSemaphorePermit, Bytes), Response> {
-    site.guard.check_change(request.headers()).map_err(refused)?;
-    let place = Arc::clone(&site.long_visits).try_acquire_owned().map_err(|_| too_many())?;
-    pass.stay();
-    pass.allow(BODY_BYTES_MAX);
-    Ok((place, body_of(request.into_body()).await?))
+/// Returns the body of a request that may change something, and its slot among the long requests.
+///
+/// The body is read only after the token was right, so that nobody else can occupy memory with one.
+async fn authorised(
+    state: &HttpState,
+    permit: &Permit,
+    request: Request,
+) -> Result<(OwnedSemaphorePermit, Bytes), Response> {
+    state.access.check_change(request.headers()).map_err(refused)?;
+    let slot = Arc::clone(&state.long_requests).try_acquire_owned().map_err(|_| too_many())?;
+    permit.lift_time_limit();
+    permit.allow(BODY_BYTES_MAX);
+    Ok((slot, read_body(request.into_body()).await?))
 }
 
-async fn body_of(body: Body) -> Result<Bytes, Response> {
-    match tokio::time::timeout(BODY_WITHIN, to_bytes(body, BODY_BYTES_MAX)).await {
+async fn read_body(body: Body) -> Result<Bytes, Response> {
+    match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, BODY_BYTES_MAX)).await {
         Ok(Ok(body)) => Ok(body),
-        Ok(Err(_)) => Err(bad(ErrorCode::TooLarge, format!("a body has {BODY_BYTES_MAX} bytes at most"))),
-        Err(_) => Err(bad(ErrorCode::BadRequest, format!("the body did not come within {BODY_WITHIN:?}"))),
+        Ok(Err(_)) => Err(bad(ErrorCode::TooLarge, format!("the body is larger than {BODY_BYTES_MAX} bytes"))),
+        Err(_) => Err(bad(ErrorCode::BadRequest, format!("the body did not arrive within {BODY_TIMEOUT:?}"))),
     }
 }
 
-/// What the result of a command is in the terms of HTTP.
+/// Returns the HTTP status for the body of a command's result.
 fn status_of(result: &[u8]) -> StatusCode {
     #[derive(serde::Deserialize)]
-    struct Seen {
+    struct Head {
         status: String,
         error: Option<CommandError>,
     }
-    match serde_json::from_slice::<Seen>(result) {
-        Ok(Seen { status, .. }) if status == "ok" || status == "partial" => StatusCode::OK,
-        Ok(Seen { error: Some(error), .. }) => status_of_error(error.code),
-        Ok(Seen { error: None, .. }) | Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    match serde_json::from_slice::<Head>(result) {
+        Ok(Head { status, .. }) if status == "ok" || status == "partial" => StatusCode::OK,
+        Ok(Head { error: Some(error), .. }) => status_of_error(error.code),
+        Ok(Head { error: None, .. }) | Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
@@ -256,7 +380,7 @@ fn no_server() -> Response {
 }
 
 fn too_many() -> Response {
-    let mut response = bad(ErrorCode::ClientOffline, "too many are waiting here already");
+    let mut response = bad(ErrorCode::ClientOffline, "too many long requests");
     response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("5"));
     response
 }
@@ -269,37 +393,43 @@ pub(super) fn refused(refusal: Refusal) -> Response {
     }
 }
 
-pub(super) async fn nothing_here() -> Response {
-    let error = CommandError::new(ErrorCode::BadRequest, "there is nothing here");
+pub(super) async fn not_found() -> Response {
+    let error = CommandError::new(ErrorCode::BadRequest, "no such address");
     (StatusCode::NOT_FOUND, axum::Json(json!({"error": error}))).into_response()
 }
 
-pub(super) async fn events(State(site): Shared, ConnectInfo(pass): ConnectInfo<Pass>, request: Request) -> Response {
-    let mut wish = match query::events(request.uri().query().unwrap_or_default()) {
-        Ok(wish) => wish,
-        Err(right) => return bad(ErrorCode::BadRequest, right),
+pub(super) async fn events(
+    State(state): SharedState,
+    ConnectInfo(permit): ConnectInfo<Permit>,
+    request: Request,
+) -> Response {
+    let mut query = match query::events(request.uri().query().unwrap_or_default()) {
+        Ok(query) => query,
+        Err(problem) => return bad(ErrorCode::BadRequest, problem),
     };
     let last = request.headers().get(HeaderName::from_static("last-event-id"));
     if let Some(last) = last.filter(|last| !last.is_empty()) {
-        wish.after = Some(String::from_utf8_lossy(last.as_bytes()).into_owned());
+        query.after = Some(String::from_utf8_lossy(last.as_bytes()).into_owned());
     }
-    let Ok(place) = Arc::clone(&site.long_visits).try_acquire_owned() else { return too_many() };
-    pass.stay();
-    let listener = Listener { notices: site.api.events(wish), stop: site.stop.clone(), is_over: false, _place: place };
-    let greeting = stream::iter([Ok::<_, Infallible>(Bytes::from_static(b"retry: 2000\n: dtorrent\n\n"))]);
-    let body = Body::from_stream(greeting.chain(stream::unfold(listener, Listener::next)));
+    let Ok(slot) = Arc::clone(&state.long_requests).try_acquire_owned() else { return too_many() };
+    permit.lift_time_limit();
+    let stream = EventStream { items: state.api.events(query), stop: state.stop.clone(), is_over: false, _slot: slot };
+    let preamble = stream::iter([Ok::<_, Infallible>(Bytes::from_static(b"retry: 2000\n: dtorrent\n\n"))]);
+    let body = Body::from_stream(preamble.chain(stream::unfold(stream, EventStream::next)));
     let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CONNECTION, "close")];
+    // nginx would otherwise hold events back until its buffer is full.
     (headers, [(HeaderName::from_static("x-accel-buffering"), "no")], body).into_response()
 }
 
-struct Listener {
-    notices: BoxStream<'static, Notice>,
+/// The event stream of one listener.
+struct EventStream {
+    items: BoxStream<'static, StreamItem>,
     stop: CancellationToken,
     is_over: bool,
-    _place: OwnedSemaphorePermit,
+    _slot: OwnedSemaphorePermit,
 }
 
-impl Listener {
+impl EventStream {
     async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Self)> {
         if self.is_over {
             return None;
@@ -307,26 +437,29 @@ impl Listener {
         let lines = tokio::select! {
             biased;
             () = self.stop.cancelled() => return None,
-            notice = self.notices.next() => {
-                let notice = notice?;
-                self.is_over = matches!(notice, Notice::End(_));
-                lines(&notice)
+            item = self.items.next() => {
+                let item = item?;
+                self.is_over = matches!(item, StreamItem::End(_));
+                lines(&item)
             }
-            () = tokio::time::sleep(HEARTBEAT_EACH) => Bytes::from_static(b":\n\n"),
+            () = tokio::time::sleep(HEARTBEAT_INTERVAL) => Bytes::from_static(b":\n\n"),
         };
         Some((Ok(lines), self))
     }
 }
 
-/// As an event stream has it. A body is JSON, so no line ends within it.
-fn lines(notice: &Notice) -> Bytes {
+/// Returns an item in the format of server-sent events, each body on one line.
+fn lines(item: &StreamItem) -> Bytes {
     let mut lines = Vec::new();
     let mut add = |parts: &[&[u8]]| lines.extend(parts.concat());
-    match notice {
-        Notice::Event { id, body } => add(&[b"id: ", id.as_bytes(), b"\ndata: ", body, b"\n\n"]),
-        Notice::Updated(body) => add(&[b"data: ", body, b"\n\n"]),
-        Notice::Gap(body) => add(&[b"event: gap\ndata: ", body.to_string().as_bytes(), b"\n\n"]),
-        Notice::End(reason) => {
+    match item {
+        StreamItem::Event { id, body } => add(&[b"id: ", id.as_bytes(), b"\ndata: ", body, b"\n\n"]),
+        StreamItem::Updated(body) => add(&[b"data: ", body, b"\n\n"]),
+        StreamItem::Gap { server, reason } => {
+            let body = json!({"server": server, "reason": reason}).to_string();
+            add(&[b"event: gap\ndata: ", body.as_bytes(), b"\n\n"]);
+        }
+        StreamItem::End(reason) => {
             let body = json!({"reason": reason}).to_string();
             add(&[b"event: end\ndata: ", body.as_bytes(), b"\n\n"]);
         }
@@ -339,29 +472,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_notice_is_one_event_of_a_stream() {
-        for (notice, expected) in [
-            (Notice::Event { id: "home-1".to_owned(), body: Bytes::from_static(b"{}") }, "id: home-1\ndata: {}\n\n"),
-            (Notice::Updated(Bytes::from_static(b"{}")), "data: {}\n\n"),
-            (Notice::Gap(json!({"server": null})), "event: gap\ndata: {\"server\":null}\n\n"),
-            (Notice::End("a\nb".to_owned()), "event: end\ndata: {\"reason\":\"a\\nb\"}\n\n"),
+    fn each_item_is_one_server_sent_event() {
+        let gap = StreamItem::Gap { server: None, reason: "full".to_owned() };
+        for (item, expected) in [
+            (
+                StreamItem::Event { id: "home-1".to_owned(), body: Bytes::from_static(b"{}") },
+                "id: home-1\ndata: {}\n\n",
+            ),
+            (StreamItem::Updated(Bytes::from_static(b"{}")), "data: {}\n\n"),
+            (gap, "event: gap\ndata: {\"reason\":\"full\",\"server\":null}\n\n"),
+            (StreamItem::End("a\nb".to_owned()), "event: end\ndata: {\"reason\":\"a\\nb\"}\n\n"),
         ] {
-            assert_eq!(lines(&notice), expected);
+            assert_eq!(lines(&item), expected);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_has_an_end_in_bytes_and_in_time() {
-        assert_eq!(body_of(Body::from("{}")).await.unwrap(), "{}");
-        let large = body_of(Body::from(vec![b'x'; BODY_BYTES_MAX + 1])).await.unwrap_err();
+    async fn a_body_is_bounded_in_bytes_and_in_time() {
+        assert_eq!(read_body(Body::from("{}")).await.unwrap(), "{}");
+        let large = read_body(Body::from(vec![b'x'; BODY_BYTES_MAX + 1])).await.unwrap_err();
         assert_eq!(large.status(), StatusCode::PAYLOAD_TOO_LARGE);
         let begun = stream::iter([Ok::<_, Infallible>(Bytes::from_static(b"{"))]).chain(stream::pending());
-        let endless = body_of(Body::from_stream(begun)).await.unwrap_err();
+        let endless = read_body(Body::from_stream(begun)).await.unwrap_err();
         assert_eq!(endless.status(), StatusCode::BAD_REQUEST);
     }
 
     #[test]
-    fn a_result_has_the_status_that_a_client_of_http_expects() {
+    fn each_result_has_its_http_status() {
         let error = |status: &str, code: ErrorCode| {
             let body = json!({"status": status, "error": CommandError::new(code, "x"), "results": []});
             status_of(body.to_string().as_bytes()).as_u16()

@@ -1,7 +1,8 @@
-//! The bell: where clients ask for an address that is never there, and thereby tell that something happened.
+//! The port that receives hook signals: a client requests an address that never exists, and thereby says that something
+//! happened.
 //!
-//! Everybody gets the same answer at once, whether it was understood or not. Whoever reaches the port may
-//! stay so long and say so much; that, the number of visitors, and what a ring can lead to are bounded.
+//! Every request gets the same answer at once, whether it was understood or not. The number, the life and the bytes of
+//! connections are bounded, and a signal only wakes a watcher, so a flood of them costs at most polls at a bounded rate.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +12,16 @@ use axum::http::{StatusCode, Uri, header};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::door::{Door, Visit};
+use super::connections::{ConnectionLimit, Limits};
 use crate::model::{HookSecret, HookSignal};
 
-/// A ring is one small request, from a client that is near.
-const VISIT: Visit = Visit { visitors: 64, time: Duration::from_secs(2), bytes: 8 << 10 };
+/// A signal is one small request from a client that is near.
+const LIMITS: Limits = Limits { connections: 64, time: Duration::from_secs(2), bytes: 8 << 10 };
 
-/// Answers until `stop`, and passes on what was rung by those who know the secret.
+/// Answers requests until `stop`, and passes on each signal that bears the secret.
+///
+/// # Errors
+/// The listener fails.
 pub async fn receive_hook_signals(
     listener: TcpListener,
     secret: HookSecret,
@@ -26,13 +30,13 @@ pub async fn receive_hook_signals(
 ) -> std::io::Result<()> {
     let notified = Arc::new(notified);
     let router = Router::new().fallback(move |uri: Uri| {
-        if let Some(ring) = HookSignal::parse(uri.path(), &secret) {
-            notified(ring);
+        if let Some(signal) = HookSignal::parse(uri.path(), &secret) {
+            notified(signal);
         }
-        // A client would take anything else for a torrent, and keep a connection for the next time.
+        // rTorrent would load any 200 as a torrent, and keep the connection for its next request.
         std::future::ready((StatusCode::NOT_FOUND, [(header::CONNECTION, "close")]))
     });
-    let server = axum::serve(Door::new(listener, VISIT), router);
+    let server = axum::serve(ConnectionLimit::new(listener, LIMITS), router);
     tokio::select! {
         result = server.into_future() => result,
         () = stop.cancelled() => Ok(()),

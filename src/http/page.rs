@@ -1,72 +1,81 @@
-//! The status page: what is so now, in HTML that is whole without scripts. Pure.
+//! The status page: the present state as HTML that is complete without scripts. Pure.
 //!
-//! Every text in it may come from a stranger: a torrent has the name that its maker gave it. All of it goes
-//! through [`text`], and what goes into an attribute is one of our own words.
+//! Any text on it may be hostile: a torrent has the name that its maker gave it. Hence every text goes through
+//! [`escaped`], and attributes hold nothing but constants and server names, which are slugs.
 
-use serde_json::Value;
+use std::sync::Arc;
 
-use crate::model::printable;
+use super::api::{ServerView, SinkView};
+use crate::model::{Torrent, printable};
 
+/// The script of the page: it refreshes the tables and lists events.
 pub(super) const SCRIPT: &str = include_str!("page/page.js");
+/// The style sheet of the page.
 pub(super) const STYLE: &str = include_str!("page/page.css");
 
-/// A server, as the API shows it, with some of its torrents and how many it has.
+/// What stands for a value that is unknown.
+const NONE: &str = "–";
+
+/// A server with some of its torrents.
 pub(super) struct Server {
-    pub server: Value,
-    pub torrents: Vec<Value>,
+    pub server: ServerView,
+    /// The torrents on the page.
+    pub torrents: Vec<Arc<Torrent>>,
+    /// The number of torrents that the server has.
     pub total: u64,
 }
 
-pub(super) fn page(version: &str, servers: &[Server], sinks: &[Value]) -> String {
+/// Renders the page.
+pub(super) fn page(version: &str, servers: &[Server], sinks: &[SinkView]) -> String {
     let mut out = String::with_capacity(16 << 10);
     out += "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n";
     out += "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n";
     out += "<meta name=\"color-scheme\" content=\"light dark\">\n<title>dtorrent</title>\n";
     out += "<link rel=\"stylesheet\" href=\"page.css\">\n<script src=\"page.js\" defer></script>\n</head>\n<body>\n";
-    out += &format!("<h1>dtorrent <small>{}</small></h1>\n<main id=\"state\">\n", text(version));
-    table_of_servers(&mut out, servers);
-    table_of_sinks(&mut out, sinks);
+    out += &format!("<h1>dtorrent <small>{}</small></h1>\n<main id=\"state\">\n", escaped(version));
+    servers_table(&mut out, servers);
+    sinks_table(&mut out, sinks);
     for server in servers {
-        table_of_torrents(&mut out, server);
+        torrents_table(&mut out, server);
     }
     out += "</main>\n<h2>Events</h2>\n<ol id=\"events\"></ol>\n</body>\n</html>\n";
     out
 }
 
-fn table_of_servers(out: &mut String, servers: &[Server]) {
-    head(out, "Servers", &["server", "client", "status", "torrents", "down", "up", "free", "last look"]);
+fn servers_table(out: &mut String, servers: &[Server]) {
+    head(out, "Servers", &["server", "client", "status", "torrents", "down", "up", "free", "last poll"]);
     for Server { server, .. } in servers {
-        let stats = &server["stats"];
+        let stats = server.stats.as_ref().map(|stats| &stats.server);
         row(
             out,
             &[
-                text(&shown(&server["name"])),
-                text(&shown(&stats["client"])),
-                status(&server["status"], &server["problem"]),
-                text(&shown(&server["torrents"])),
-                rate(&stats["download_rate"]),
-                rate(&stats["upload_rate"]),
-                bytes(&stats["free_disk"]),
-                seconds(&server["poll_age_seconds"]),
+                escaped(server.name.as_str()),
+                stats.and_then(|stats| stats.client.as_deref()).map_or_else(none, escaped),
+                status(server.status, server.problem.as_deref()),
+                server.torrents.to_string(),
+                rate(stats.and_then(|stats| stats.download_rate)),
+                rate(stats.and_then(|stats| stats.upload_rate)),
+                stats.and_then(|stats| stats.free_disk).map_or_else(none, bytes),
+                server.poll_age_seconds.map_or_else(none, seconds),
             ],
         );
     }
     *out += "</tbody></table>\n";
 }
 
-fn table_of_sinks(out: &mut String, sinks: &[Value]) {
+fn sinks_table(out: &mut String, sinks: &[SinkView]) {
     head(out, "Sinks", &["sink", "status", "events behind", "for", "torrents behind", "delivered", "rejected"]);
     for sink in sinks {
         row(
             out,
             &[
-                text(&shown(&sink["name"])),
-                status(&sink["status"], &sink["problem"]),
-                text(&shown(&sink["lag_entries"])),
-                seconds(&sink["lag_seconds"]),
-                text(&shown(&sink["dirty"])),
-                text(&shown(&sink["delivered"])),
-                text(&shown(&sink["rejected"])),
+                escaped(sink.name.as_str()),
+                status(sink.status, sink.problem.as_deref()),
+                sink.lag_entries.to_string(),
+                seconds(sink.lag_seconds),
+                sink.dirty.to_string(),
+                sink.delivered.to_string(),
+                sink.rejected.to_string(),
             ],
         );
     }
@@ -76,44 +85,42 @@ fn table_of_sinks(out: &mut String, sinks: &[Value]) {
     *out += "</tbody></table>\n";
 }
 
-fn table_of_torrents(out: &mut String, Server { server, torrents, total }: &Server) {
-    let name = shown(&server["name"]);
-    let title = format!("Torrents of {name}");
+fn torrents_table(out: &mut String, Server { server, torrents, total }: &Server) {
+    let title = format!("Torrents of {}", server.name);
     head(out, &title, &["name", "status", "done", "size", "ratio", "down", "up", "label"]);
     for torrent in torrents {
+        let problem = torrent.message.as_deref().filter(|_| torrent.error);
         row(
             out,
             &[
-                text(&shown(&torrent["name"])),
-                status(&torrent["status"], if torrent["error"] == true { &torrent["message"] } else { &Value::Null }),
-                format!("{} %", text(&shown(&torrent["progress"]))),
-                bytes(&torrent["length"]),
-                text(&shown(&torrent["ratio"])),
-                rate(&torrent["download_rate"]),
-                rate(&torrent["upload_rate"]),
-                text(&shown(&torrent["label"])),
+                escaped(&torrent.name),
+                status(torrent.status.as_str(), problem),
+                format!("{:?} %", torrent.progress),
+                bytes(torrent.length),
+                torrent.ratio.map_or_else(none, |ratio| format!("{ratio:?}")),
+                rate(torrent.download_rate),
+                rate(torrent.upload_rate),
+                torrent.label.as_deref().map_or_else(none, escaped),
             ],
         );
     }
     *out += "</tbody></table>\n";
-    let count = torrents.len() as u64;
-    if *total > count {
-        // A server's name is a slug, so it may stand in an address.
-        let more =
-            format!("<p>{} more: <a href=\"api/v1/servers/{}/torrents\">all</a></p>\n", total - count, text(&name));
-        *out += &more;
+    let more = total.saturating_sub(torrents.len() as u64);
+    if more > 0 {
+        let name = escaped(server.name.as_str());
+        *out += &format!("<p>{more} more: <a href=\"api/v1/servers/{name}/torrents\">all</a></p>\n");
     }
 }
 
 fn head(out: &mut String, title: &str, columns: &[&str]) {
-    *out += &format!("<h2>{}</h2>\n<table><thead><tr>", text(title));
+    *out += &format!("<h2>{}</h2>\n<table><thead><tr>", escaped(title));
     for column in columns {
-        *out += &format!("<th>{}</th>", text(column));
+        *out += &format!("<th>{}</th>", escaped(column));
     }
     *out += "</tr></thead><tbody>\n";
 }
 
-/// The cells are HTML.
+/// Adds a row of cells that are HTML already.
 fn row(out: &mut String, cells: &[String]) {
     *out += "<tr>";
     for cell in cells {
@@ -122,28 +129,20 @@ fn row(out: &mut String, cells: &[String]) {
     *out += "</tr>\n";
 }
 
-fn status(status: &Value, problem: &Value) -> String {
-    let problem = shown(problem);
-    let word = text(&shown(status));
-    if problem == "–" || problem.is_empty() {
-        word
-    } else {
-        format!("{word} <span class=\"problem\">{}</span>", text(&problem))
+fn status(status: &str, problem: Option<&str>) -> String {
+    let status = escaped(status);
+    match problem {
+        None | Some("") => status,
+        Some(problem) => format!("{status} <span class=\"problem\">{}</span>", escaped(problem)),
     }
 }
 
-/// A value as a text, not yet for HTML; a dash for none.
-fn shown(value: &Value) -> String {
-    match value {
-        Value::Null => "–".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }
+fn none() -> String {
+    NONE.to_owned()
 }
 
-fn bytes(value: &Value) -> String {
-    let Some(bytes) = value.as_f64() else { return text(&shown(value)) };
-    let mut number = bytes;
+fn bytes(bytes: u64) -> String {
+    let mut number = bytes as f64;
     for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
         if number < 1024.0 {
             let decimals = usize::from(unit != "B" && number < 100.0);
@@ -154,16 +153,16 @@ fn bytes(value: &Value) -> String {
     format!("{number:.1} PiB")
 }
 
-fn rate(value: &Value) -> String {
-    if value.is_number() { format!("{}/s", bytes(value)) } else { text(&shown(value)) }
+fn rate(bytes_per_second: Option<u64>) -> String {
+    bytes_per_second.map_or_else(none, |rate| format!("{}/s", bytes(rate)))
 }
 
-fn seconds(value: &Value) -> String {
-    value.as_f64().map_or_else(|| text(&shown(value)), |seconds| format!("{seconds:.1} s"))
+fn seconds(seconds: f64) -> String {
+    format!("{seconds:.1} s")
 }
 
-/// Text as HTML that shows it and nothing else, wherever letters from right to left would put what follows.
-fn text(plain: &str) -> String {
+/// Escapes a text for HTML, and removes what would reverse the direction of the text after it.
+fn escaped(plain: &str) -> String {
     let mut out = String::with_capacity(plain.len() + 16);
     for c in printable(plain.as_bytes()).chars() {
         match c {
@@ -182,17 +181,40 @@ fn text(plain: &str) -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
 
     use super::*;
+    use crate::model::{InfoHash, Seq, ServerName, ServerStats, SinkName, Stats, Status};
 
-    fn rendered(name: &str) -> String {
-        let torrent = json!({"name": name, "status": name, "label": name, "message": name, "error": true,
-                             "progress": 12.5, "length": 1536, "ratio": null, "download_rate": 0});
-        let server = json!({"name": "home", "status": "online", "torrents": 1, "problem": name,
-                            "stats": {"client": name}});
-        let sink = json!({"name": "b", "status": "offline", "problem": name, "lag_entries": 7});
-        page("1", &[Server { server, torrents: vec![torrent], total: 2 }], &[sink])
+    fn rendered(text: &str) -> String {
+        let name = ServerName::parse("home").unwrap();
+        let mut torrent = Torrent::new(name.clone(), InfoHash::V1([1; 20]), text).with_bytes(1536, 192, 0);
+        torrent = torrent.with_status(Status::Downloading);
+        torrent.label = Some(text.into());
+        torrent.message = Some(text.into());
+        torrent.error = true;
+        torrent.download_rate = Some(0);
+        let mut stats = ServerStats::default();
+        stats.client = Some(text.to_owned());
+        let server = ServerView {
+            name,
+            status: "online",
+            problem: Some(text.to_owned()),
+            poll_age_seconds: None,
+            torrents: 1,
+            last_seq: Seq(7),
+            stats: Some(Stats::of(stats, std::iter::empty())),
+        };
+        let sink = SinkView {
+            name: SinkName::parse("b").unwrap(),
+            status: "offline",
+            problem: Some(text.to_owned()),
+            lag_entries: 7,
+            lag_seconds: 0.5,
+            dirty: 0,
+            delivered: 0,
+            rejected: 0,
+        };
+        page("1", &[Server { server, torrents: vec![Arc::new(torrent)], total: 2 }], &[sink])
     }
 
     #[test]
@@ -204,7 +226,7 @@ mod tests {
     }
 
     proptest! {
-        /// The tags of a page are the same whatever stands in it.
+        /// The tags of a page do not depend on the texts in it.
         #[test]
         fn no_text_makes_a_tag(name in "\\PC{0,40}|[<>&\"'/ a-z!-]{0,40}") {
             let tags = |page: &str| page.matches(['<', '>', '"', '\'', '`']).map(str::to_owned).collect::<String>();

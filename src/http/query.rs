@@ -1,4 +1,4 @@
-//! What stands behind the `?` of an address. Pure.
+//! Query strings of the API. Pure.
 
 use std::collections::BTreeSet;
 
@@ -7,91 +7,98 @@ use url::form_urlencoded;
 
 use crate::model::{Filter, Kind, ServerName};
 
-const PAGE_SIZE: u64 = 200;
+const PAGE_SIZE_DEFAULT: u64 = 200;
 const PAGE_SIZE_MAX: u64 = 1000;
 
-/// Which torrents somebody wants to see, and what of them.
+/// The query of a list of torrents.
 #[derive(Clone, Debug)]
-pub struct ListWish {
+pub struct TorrentsQuery {
+    /// The torrents that match.
     pub filter: Filter,
-    /// `None`: all fields.
-    pub fields: Option<Vec<String>>,
+    /// The number of the page, from 0.
     pub page: u64,
+    /// Torrents on a page.
     pub page_size: u64,
-    /// Those that are in error or move most come first; else they are in the order of their hashes.
+    /// Puts torrents in error first, then those with the highest rates. Otherwise they are in the order of their hashes.
     pub busiest_first: bool,
 }
 
-/// Which events somebody wants to see.
+/// The query of the event stream.
 #[derive(Clone, Debug, Default)]
-pub struct EventsWish {
-    /// `None`: of all servers.
+pub struct EventsQuery {
+    /// Only events of these servers; `None` is all.
     pub servers: Option<BTreeSet<ServerName>>,
+    /// Only events of these kinds.
     pub kinds: BTreeSet<Kind>,
-    /// The id of the event that he saw last.
+    /// The id of the last event that the listener has. `None` starts with what happens from now on.
     pub after: Option<String>,
 }
 
-fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.split(',').map(str::trim).filter(|word| !word.is_empty())
+fn items(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',').map(str::trim).filter(|item| !item.is_empty())
 }
 
-/// `status`, `label`, `name`, `tracker`, `private`, or all of it as JSON in `filter`; `fields`, `page`, `page_size`.
+/// Parses `status`, `label`, `name`, `tracker`, `private`, or all of them as JSON in `filter`; `page` and `page_size`;
+/// and `fields`, which are returned beside the query because they concern only the rendering.
 ///
 /// # Errors
-/// What is wrong with the first wrong thing, and what would be right.
-pub(super) fn list(query: &str) -> Result<ListWish, String> {
-    let mut wish =
-        ListWish { filter: Filter::default(), fields: None, page: 0, page_size: PAGE_SIZE, busiest_first: false };
+/// The first parameter that is wrong, and what would be right.
+pub(super) fn torrents(query: &str) -> Result<(TorrentsQuery, Option<Vec<String>>), String> {
+    let (mut page, mut page_size, mut fields) = (0, PAGE_SIZE_DEFAULT, None);
     let mut filter = Map::new();
     for (key, value) in form_urlencoded::parse(query.as_bytes()) {
-        let number = || value.parse::<u64>().map_err(|_| format!("{key} is a whole number"));
+        let number = || value.parse::<u64>().map_err(|_| format!("{key}: expected a whole number"));
         match &*key {
             "filter" => match serde_json::from_str(&value) {
                 Ok(Value::Object(object)) => filter.extend(object),
-                Ok(_) | Err(_) => return Err("filter is a JSON object, {\"status\": \"seeding\"}".to_owned()),
+                Ok(_) | Err(_) => return Err("filter: expected a JSON object, {\"status\": \"seeding\"}".to_owned()),
             },
-            "status" => drop(filter.insert("status".to_owned(), words(&value).collect())),
+            "status" => drop(filter.insert("status".to_owned(), items(&value).collect())),
             "label" | "name" | "tracker" => drop(filter.insert(key.into_owned(), Value::from(&*value))),
             "private" => {
-                let is_private = value.parse::<bool>().map_err(|_| "private is true or false".to_owned())?;
+                let is_private = value.parse::<bool>().map_err(|_| "private: expected true or false".to_owned())?;
                 filter.insert("private".to_owned(), Value::from(is_private));
             }
-            "fields" => wish.fields = Some(words(&value).map(str::to_owned).collect()),
-            "page" => wish.page = number()?,
-            "page_size" => wish.page_size = number()?,
-            other => return Err(format!("`{}` is not known here", other.escape_default())),
+            "fields" => fields = Some(items(&value).map(str::to_owned).collect()),
+            "page" => page = number()?,
+            "page_size" => page_size = number()?,
+            other => return Err(unknown(other)),
         }
     }
-    if !(1..=PAGE_SIZE_MAX).contains(&wish.page_size) {
-        return Err(format!("page_size is 1 to {PAGE_SIZE_MAX}"));
+    if !(1..=PAGE_SIZE_MAX).contains(&page_size) {
+        return Err(format!("page_size: expected 1 to {PAGE_SIZE_MAX}"));
     }
-    wish.filter = Filter::from_json(Value::Object(filter)).map_err(|error| error.to_string())?;
-    Ok(wish)
+    let filter = Filter::from_json(Value::Object(filter)).map_err(|error| error.to_string())?;
+    Ok((TorrentsQuery { filter, page, page_size, busiest_first: false }, fields))
 }
 
-/// `server` and `event`, each a list of names; `last_event_id`, for whom has no header to say it in.
+/// Parses `server` and `event`, each a list of names, and `last_event_id`, for clients that cannot set the header.
 ///
 /// # Errors
-/// As for [`list`].
-pub(super) fn events(query: &str) -> Result<EventsWish, String> {
-    let mut wish = EventsWish { kinds: Kind::ALL.iter().copied().collect(), ..EventsWish::default() };
+/// The first parameter that is wrong, and what would be right.
+pub(super) fn events(query: &str) -> Result<EventsQuery, String> {
+    let mut events = EventsQuery { kinds: Kind::ALL.iter().copied().collect(), ..EventsQuery::default() };
     for (key, value) in form_urlencoded::parse(query.as_bytes()) {
         match &*key {
             "server" => {
-                let names = words(&value).map(ServerName::parse).collect::<Result<_, _>>();
-                wish.servers = Some(names.map_err(|error| error.to_string())?);
+                let names = items(&value).map(ServerName::parse).collect::<Result<_, _>>();
+                events.servers = Some(names.map_err(|error| error.to_string())?);
             }
             "event" => {
-                let kind =
-                    |word: &str| Kind::parse(word).ok_or_else(|| format!("`{}` is no event", word.escape_default()));
-                wish.kinds = words(&value).map(kind).collect::<Result<_, _>>()?;
+                let kind = |name: &str| {
+                    Kind::parse(name).ok_or_else(|| format!("event: unknown kind `{}`", name.escape_default()))
+                };
+                events.kinds = items(&value).map(kind).collect::<Result<_, _>>()?;
             }
-            "last_event_id" => wish.after = Some(value.into_owned()),
-            other => return Err(format!("`{}` is not known here", other.escape_default())),
+            "last_event_id" => events.after = Some(value.into_owned()),
+            other => return Err(unknown(other)),
         }
     }
-    Ok(wish)
+    Ok(events)
+}
+
+fn unknown(parameter: &str) -> String {
+    format!("unknown parameter `{}`", parameter.escape_default())
 }
 
 #[cfg(test)]
@@ -101,24 +108,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_says_what_a_list_says() {
-        let wish = list("status=seeding,paused&name=*.iso&fields=hash,%20name&page=2&page_size=10").unwrap();
-        assert_eq!((wish.page, wish.page_size), (2, 10));
-        assert_eq!(wish.fields.as_deref(), Some(&["hash".to_owned(), "name".to_owned()][..]));
-        assert!(list("filter=%7B%22label%22%3A%22a%26b%22%7D").is_ok() && list("").is_ok());
+    fn torrents_are_selected_by_filter_fields_and_page() {
+        let (query, fields) =
+            torrents("status=seeding,paused&name=*.iso&fields=hash,%20name&page=2&page_size=10").unwrap();
+        assert_eq!((query.page, query.page_size), (2, 10));
+        assert_eq!(fields.as_deref(), Some(&["hash".to_owned(), "name".to_owned()][..]));
+        assert!(torrents("filter=%7B%22label%22%3A%22a%26b%22%7D").is_ok() && torrents("").is_ok());
         for bad in
             ["page=x", "page_size=0", "page_size=1001", "status=asleep", "filter=7", "private=1", "x=1", "name=["]
         {
-            assert!(list(bad).is_err(), "{bad}");
+            assert!(torrents(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn events_are_chosen_by_server_and_kind() {
-        let wish = events("server=home,attic&event=finished&last_event_id=home-1").unwrap();
-        assert_eq!(wish.servers.unwrap().len(), 2);
-        assert_eq!(wish.kinds, [Kind::Finished].into());
-        assert_eq!(wish.after.as_deref(), Some("home-1"));
+    fn events_are_selected_by_server_and_kind() {
+        let query = events("server=home,attic&event=finished&last_event_id=home-1").unwrap();
+        assert_eq!(query.servers.unwrap().len(), 2);
+        assert_eq!(query.kinds, [Kind::Finished].into());
+        assert_eq!(query.after.as_deref(), Some("home-1"));
         assert_eq!(events("").unwrap().kinds.len(), Kind::ALL.len());
         for bad in ["server=A", "event=exploded", "x="] {
             assert!(events(bad).is_err(), "{bad}");
@@ -127,8 +135,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_query_makes_it_panic(query in "[a-z_]{0,10}=?[ -~]{0,40}|\\PC{0,60}") {
-            drop(list(&query));
+        fn no_query_panics(query in "[a-z_]{0,10}=?[ -~]{0,40}|\\PC{0,60}") {
+            drop(torrents(&query));
             drop(events(&query));
         }
     }

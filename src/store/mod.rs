@@ -155,7 +155,8 @@ fn newly_given_up(cursor: Seq, last_gap: Option<&DeadLetter>, last: Seq) -> Opti
 }
 
 fn too_many_dead_letters(max: u64) -> StoreError {
-    let reason = format!("{max} letters lie aside for this sink: `dtorrent letters` lists, replays and drops them");
+    let reason =
+        format!("{max} dead letters wait for this sink: list, replay or drop them with `dtorrent dead-letters`");
     StoreError::Full { reason }
 }
 

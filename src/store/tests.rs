@@ -542,7 +542,10 @@ async fn one_stands(store: &dyn Store, letters: impl AsyncFn() -> Vec<DeadLetter
     let entries = store.read(&home, Seq(0), 9).await.unwrap();
     store.add_dead_letter(&stuck, &entries[0], "no").await.unwrap();
     let refused = store.add_dead_letter(&stuck, &entries[1], "no").await;
-    assert!(matches!(&refused, Err(StoreError::Full { reason }) if reason.contains("dtorrent letters")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(StoreError::Full { reason }) if reason.contains("dtorrent dead-letters")),
+        "{refused:?}"
+    );
     // Far more than the journal holds: nobody is held up, and each that goes is accounted for.
     let mut last = 2;
     for _ in 0..40 {

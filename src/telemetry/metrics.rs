@@ -19,32 +19,32 @@ pub enum Shape {
     Histogram,
 }
 
-/// Name, shape and meaning of each.
+/// The name, shape and meaning of every metric. The table in docs/operations.md is held against it by a test.
 pub const ALL: &[(&str, Shape, &str)] = &[
     ("dtorrent_build_info", Shape::Gauge, "1, with the version as label"),
-    ("dtorrent_polls_total", Shape::Counter, "Looks at a server, by result"),
-    ("dtorrent_full_polls_total", Shape::Counter, "Looks at a server that read all its torrents"),
-    ("dtorrent_poll_interval_seconds", Shape::Gauge, "From one look at a server to the next, as it is now"),
-    ("dtorrent_poll_duration_seconds", Shape::Histogram, "How long a client takes to answer a look"),
-    ("dtorrent_poll_age_seconds", Shape::Gauge, "Time since a server answered last"),
+    ("dtorrent_polls_total", Shape::Counter, "Polls of a server, by result"),
+    ("dtorrent_full_polls_total", Shape::Counter, "Polls of a server that read all of its torrents"),
+    ("dtorrent_poll_interval_seconds", Shape::Gauge, "Present interval between two polls of a server"),
+    ("dtorrent_poll_duration_seconds", Shape::Histogram, "Time that a client takes to answer a poll"),
+    ("dtorrent_poll_age_seconds", Shape::Gauge, "Time since a server last answered a poll"),
     ("dtorrent_torrents", Shape::Gauge, "Torrents of a server, by status"),
-    ("dtorrent_events_total", Shape::Counter, "Life-cycle events written down, by kind"),
-    ("dtorrent_commits_full_total", Shape::Counter, "Looks whose events could not be written down for want of room"),
-    ("dtorrent_journal_entries", Shape::Gauge, "Events kept on disk"),
-    ("dtorrent_journal_bytes", Shape::Gauge, "Bytes of the events kept on disk"),
-    ("dtorrent_hooked_events", Shape::Gauge, "Kinds of events for which a client rings by itself (`hooks`)"),
-    ("dtorrent_hook_wakes_total", Shape::Counter, "How often a client rang"),
+    ("dtorrent_events_total", Shape::Counter, "Events written to the journal, by kind"),
+    ("dtorrent_commits_full_total", Shape::Counter, "Polls whose events could not be committed: journal or disk full"),
+    ("dtorrent_journal_entries", Shape::Gauge, "Events in the journal"),
+    ("dtorrent_journal_bytes", Shape::Gauge, "Bytes of the events in the journal"),
+    ("dtorrent_hooked_events", Shape::Gauge, "Kinds of events for which a client has a hook set (`hooks`)"),
+    ("dtorrent_hook_wakes_total", Shape::Counter, "Hook signals received from a client"),
     ("dtorrent_sink_connected", Shape::Gauge, "1 if a sink is connected"),
-    ("dtorrent_sink_lag_entries", Shape::Gauge, "Events that a sink has not taken yet"),
-    ("dtorrent_sink_lag_seconds", Shape::Gauge, "Since when a sink has been behind"),
-    ("dtorrent_sink_dirty", Shape::Gauge, "Torrents of which a sink has an old picture"),
-    ("dtorrent_sink_standstill", Shape::Gauge, "1 if a sink's events stand: one was rejected and finds no place aside"),
-    ("dtorrent_dead_letters", Shape::Gauge, "Letters put aside for a sink, 10000 at most"),
-    ("dtorrent_given_up_events", Shape::Gauge, "Events given up for a sink that stood, as its letters say"),
-    ("dtorrent_results_waiting", Shape::Gauge, "Results of commands that a sink has not taken yet"),
-    ("dtorrent_deliveries_total", Shape::Counter, "Messages that a sink took or rejected"),
-    ("dtorrent_commands_total", Shape::Counter, "Commands carried out, by verb and status"),
-    ("dtorrent_task_restarts_total", Shape::Counter, "Tasks started again after a fault in this program"),
+    ("dtorrent_sink_lag_entries", Shape::Gauge, "Journal entries that a sink has not acknowledged"),
+    ("dtorrent_sink_lag_seconds", Shape::Gauge, "Time since a sink fell behind"),
+    ("dtorrent_sink_dirty", Shape::Gauge, "Torrents whose latest state a sink has not received"),
+    ("dtorrent_sink_blocked", Shape::Gauge, "1 if delivery to a sink is blocked: its dead-letter queue is full"),
+    ("dtorrent_dead_letters", Shape::Gauge, "Dead letters of a sink, 10000 at most"),
+    ("dtorrent_given_up_events", Shape::Gauge, "Events given up for a blocked sink, as its dead letters say"),
+    ("dtorrent_results_waiting", Shape::Gauge, "Results of commands that a sink has not acknowledged"),
+    ("dtorrent_deliveries_total", Shape::Counter, "Messages that a sink acknowledged or rejected"),
+    ("dtorrent_commands_total", Shape::Counter, "Commands executed, by verb and status"),
+    ("dtorrent_task_restarts_total", Shape::Counter, "Tasks restarted after a panic"),
 ];
 
 /// The recorder of this process.
@@ -90,25 +90,25 @@ impl Metrics {
     }
 }
 
-pub fn note_sink(sink: &SinkName, report: &SinkReport) {
+pub fn record_sink(sink: &SinkName, report: &SinkReport) {
     let sink = sink.to_string();
     let lag_seconds = report.behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
     gauge!("dtorrent_sink_connected", "sink" => sink.clone()).set(f64::from(u8::from(report.is_connected)));
     gauge!("dtorrent_sink_lag_entries", "sink" => sink.clone()).set(report.lag_entries as f64);
     gauge!("dtorrent_sink_lag_seconds", "sink" => sink.clone()).set(lag_seconds);
     gauge!("dtorrent_sink_dirty", "sink" => sink.clone()).set(report.dirty as f64);
-    let stands = report.standstill.is_some();
-    gauge!("dtorrent_sink_standstill", "sink" => sink.clone()).set(f64::from(u8::from(stands)));
+    let is_blocked = report.standstill.is_some();
+    gauge!("dtorrent_sink_blocked", "sink" => sink.clone()).set(f64::from(u8::from(is_blocked)));
     counter!("dtorrent_deliveries_total", "sink" => sink.clone(), "result" => "ok").absolute(report.delivered);
     counter!("dtorrent_deliveries_total", "sink" => sink, "result" => "rejected").absolute(report.rejected);
 }
 
-pub fn note_box(sink: &SinkName, letters: u64, given_up: u64) {
-    gauge!("dtorrent_dead_letters", "sink" => sink.to_string()).set(letters as f64);
+pub fn record_dead_letters(sink: &SinkName, count: u64, given_up: u64) {
+    gauge!("dtorrent_dead_letters", "sink" => sink.to_string()).set(count as f64);
     gauge!("dtorrent_given_up_events", "sink" => sink.to_string()).set(given_up as f64);
 }
 
-pub fn note_poll(server: &ServerName, poll: &PollReport) {
+pub fn record_poll(server: &ServerName, poll: &PollReport) {
     counter!("dtorrent_full_polls_total", "server" => server.to_string()).absolute(poll.full);
     gauge!("dtorrent_poll_interval_seconds", "server" => server.to_string()).set(poll.interval.as_secs_f64());
     if let Some(last) = poll.last_success {
@@ -116,18 +116,18 @@ pub fn note_poll(server: &ServerName, poll: &PollReport) {
     }
 }
 
-pub fn note_hooks(server: &ServerName, report: &HookReport) {
+pub fn record_hooks(server: &ServerName, report: &HookReport) {
     let server = server.to_string();
     let hooked = report.hooks.as_ref().map_or(0, |hooks| hooks.installed.len());
     gauge!("dtorrent_hooked_events", "server" => server.clone()).set(hooked as f64);
     counter!("dtorrent_hook_wakes_total", "server" => server).absolute(report.wakes);
 }
 
-pub fn note_results(sink: &SinkName, waiting: ResultBacklog) {
-    gauge!("dtorrent_results_waiting", "sink" => sink.to_string()).set(waiting.count as f64);
+pub fn record_results(sink: &SinkName, backlog: ResultBacklog) {
+    gauge!("dtorrent_results_waiting", "sink" => sink.to_string()).set(backlog.count as f64);
 }
 
-pub fn note_usage(usage: Usage) {
+pub fn record_journal(usage: Usage) {
     gauge!("dtorrent_journal_entries").set(usage.journal_entries as f64);
     gauge!("dtorrent_journal_bytes").set(usage.journal_bytes as f64);
 }

@@ -48,7 +48,7 @@ impl Ports {
     }
 
     async fn pokes(&self) -> u64 {
-        self.metric("dtorrent_hook_pokes_total").await
+        self.metric("dtorrent_hook_wakes_total").await
     }
 }
 

@@ -244,7 +244,7 @@ async fn an_event_that_an_endpoint_stumbles_over_holds_back_its_own_server_only(
 }
 
 #[tokio::test]
-async fn what_an_endpoint_refuses_is_put_aside_and_can_be_sent_once_more() {
+async fn events_that_an_endpoint_refuses_are_dead_letters_and_can_be_replayed() {
     if !can_run() {
         return;
     }
@@ -262,35 +262,35 @@ async fn what_an_endpoint_refuses_is_put_aside_and_can_be_sent_once_more() {
     first.dedup_by(|later, first| later.id() == first.id());
     assert_eq!(first.len(), 2, "one after the other");
     // Looked at while the bridge runs.
-    let (code, listed, _) = stage.ask(&["webhooks", "list", "--json"]).await;
+    let (code, listed, _) = stage.ask(&["dead-letters", "list", "--json"]).await;
     let listed: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((code, listed.len()), (0, 2));
     assert!(listed[0]["reason"].as_str().unwrap().starts_with("the endpoint answers 422: because "), "{listed:?}");
-    assert_eq!((&listed[0]["webhook"], &listed[0]["id"]), (&json!("hook"), &json!(first[0].id())));
+    assert_eq!((&listed[0]["sink"], &listed[0]["id"]), (&json!("hook"), &json!(first[0].id())));
     assert_eq!(listed[0]["event"], first[0].event());
-    let (_, text, _) = stage.ask(&["webhooks", "list"]).await;
+    let (_, text, _) = stage.ask(&["dead-letters", "list"]).await;
     assert!(text.contains("added \"bad one\": the endpoint answers 422"), "{text}");
     // A bridge that is to be asked has to have a token.
-    let (code, _, said) = stage.ask(&["webhooks", "replay", "hook", "--all"]).await;
+    let (code, _, said) = stage.ask(&["dead-letters", "replay", "hook", "--all"]).await;
     assert_eq!(code, 1);
-    assert!(said.contains("the bridge runs") && said.contains("http.token"), "{said}");
+    assert!(said.contains("the bridge is running") && said.contains("http.token"), "{said}");
     stage.bridge().stop().await;
     for (arguments, expected) in [
-        (&["webhooks", "replay", "hook"][..], 2),
-        (&["webhooks", "replay", "other", "--all"], 1),
-        (&["webhooks", "replay", "hook", "home-00000000-000000000001"], 1),
+        (&["dead-letters", "replay", "hook"][..], 2),
+        (&["dead-letters", "replay", "other", "--all"], 1),
+        (&["dead-letters", "replay", "hook", "home-00000000-000000000001"], 1),
         // It still refuses them.
-        (&["webhooks", "replay", "hook", "--all"], 1),
+        (&["dead-letters", "replay", "hook", "--all"], 1),
     ] {
         let (code, _, said) = stage.ask(arguments).await;
         assert_eq!(code, expected, "{arguments:?}: {said}");
     }
     stage.endpoint.answer_next([Answer::Status(204), Answer::Status(503)]);
-    let (code, _, said) = stage.ask(&["webhooks", "replay", "hook", first[1].id()]).await;
-    assert_eq!((code, said.as_str()), (0, format!("{}: taken\n", first[1].id()).as_str()));
-    let (code, _, said) = stage.ask(&["webhooks", "replay", "hook", "--all"]).await;
+    let (code, _, said) = stage.ask(&["dead-letters", "replay", "hook", first[1].id()]).await;
+    assert_eq!((code, said.as_str()), (0, format!("{}: delivered\n", first[1].id()).as_str()));
+    let (code, _, said) = stage.ask(&["dead-letters", "replay", "hook", "--all"]).await;
     assert_eq!(code, 3, "{said}");
-    let (code, _, said) = stage.ask(&["webhooks", "replay", "hook", "--all"]).await;
+    let (code, _, said) = stage.ask(&["dead-letters", "replay", "hook", "--all"]).await;
     assert_eq!(code, 0, "{said}");
     assert!(stage.ledger().dead_letters("hook.home").is_empty());
     assert_promised_but_for_order(&stage.endpoint.requests());
@@ -302,7 +302,7 @@ async fn what_an_endpoint_refuses_is_put_aside_and_can_be_sent_once_more() {
 }
 
 #[tokio::test]
-async fn a_bridge_that_runs_sends_once_more_what_it_put_aside_and_one_at_a_time() {
+async fn a_running_bridge_replays_dead_letters_one_at_a_time() {
     if !can_run() {
         return;
     }
@@ -320,9 +320,9 @@ async fn a_bridge_that_runs_sends_once_more_what_it_put_aside_and_one_at_a_time(
     let letters = |ledger: &Ledger| ledger.dead_letters("hook.home").len();
     stage.ledger().until("all are put aside", |ledger| letters(ledger) == 3).await;
     for (arguments, expected, reason) in [
-        (&["webhooks", "replay", "hook", "home-00000000-000000000001"][..], 1, "no dead letter"),
-        (&["webhooks", "replay", "other", "--all"], 1, "no webhook other"),
-        (&["webhooks", "replay", "hook", "--all"], 1, "422"),
+        (&["dead-letters", "replay", "hook", "home-00000000-000000000001"][..], 1, "no dead letter"),
+        (&["dead-letters", "replay", "other", "--all"], 1, "no broker or webhook other"),
+        (&["dead-letters", "replay", "hook", "--all"], 1, "422"),
     ] {
         let (code, _, said) = stage.ask(arguments).await;
         assert_eq!(code, expected, "{arguments:?}: {said}");
@@ -330,23 +330,23 @@ async fn a_bridge_that_runs_sends_once_more_what_it_put_aside_and_one_at_a_time(
     }
     let first = stage.endpoint.requests().iter().find(|r| r.answer == Answer::Status(422)).unwrap().id().to_owned();
     stage.endpoint.answer_next([Answer::Status(204), Answer::Status(503)]);
-    let (code, _, said) = stage.ask(&["webhooks", "replay", "hook", &first]).await;
-    assert_eq!((code, said), (0, format!("{first}: taken\n")));
-    let (code, _, said) = stage.ask(&["webhooks", "replay", "hook", "--all"]).await;
+    let (code, _, said) = stage.ask(&["dead-letters", "replay", "hook", &first]).await;
+    assert_eq!((code, said), (0, format!("{first}: delivered\n")));
+    let (code, _, said) = stage.ask(&["dead-letters", "replay", "hook", "--all"]).await;
     assert_eq!((code, said.lines().count()), (3, 1), "who is away is asked once: {said}");
 
     // While it goes, new events come: neither is under way beside the other.
     stage.endpoint.answer(|_| Answer::Late);
     stage.add("home", &["new one", "new two"]);
-    let (code, _, said) = stage.ask(&["webhooks", "replay", "hook", "--all"]).await;
-    assert_eq!((code, said.matches(": taken").count()), (0, 2), "{said}");
+    let (code, _, said) = stage.ask(&["dead-letters", "replay", "hook", "--all"]).await;
+    assert_eq!((code, said.matches(": delivered").count()), (0, 2), "{said}");
     stage.endpoint.takes("home", "added", "new two").await;
     assert_eq!((letters(&stage.ledger()), stage.endpoint.most_at_once()), (0, 1));
     assert_promised_but_for_order(&stage.endpoint.requests());
 
     let post = async |token: &str, body: &str| {
         let headers = [("Authorization", &*format!("Bearer {token}"))];
-        request(port, "POST", "/api/v1/webhooks/hook/replay", &headers, body.as_bytes()).await.status
+        request(port, "POST", "/api/v1/dead-letters/hook/replay", &headers, body.as_bytes()).await.status
     };
     assert_eq!(post("wrong", "{\"all\": true}").await, 401);
     for (body, status) in
@@ -359,7 +359,7 @@ async fn a_bridge_that_runs_sends_once_more_what_it_put_aside_and_one_at_a_time(
 }
 
 #[tokio::test]
-async fn an_endpoint_that_is_away_is_told_of_on_every_page() {
+async fn an_unreachable_endpoint_is_shown_on_every_page() {
     if !can_run() {
         return;
     }
@@ -386,7 +386,7 @@ async fn an_endpoint_that_is_away_is_told_of_on_every_page() {
 }
 
 #[tokio::test]
-async fn an_event_that_had_its_time_is_put_aside_and_the_rest_goes_on() {
+async fn an_expired_event_is_a_dead_letter_and_the_rest_goes_on() {
     if !can_run() {
         return;
     }
@@ -428,8 +428,8 @@ async fn an_endpoint_that_is_gone_is_switched_off_until_the_next_start() {
     stage.add("home", &["four"]);
     stage.endpoint.takes("home", "added", "four").await;
     stage.bridge().stop().await;
-    let (code, _, said) = stage.ask(&["webhooks", "replay", "hook", "--all"]).await;
-    assert_eq!((code, said.matches(": taken").count()), (0, 3), "{said}");
+    let (code, _, said) = stage.ask(&["dead-letters", "replay", "hook", "--all"]).await;
+    assert_eq!((code, said.matches(": delivered").count()), (0, 3), "{said}");
 }
 
 #[tokio::test]

@@ -5,8 +5,8 @@
 
 mod broker;
 mod consumer;
+mod dead_letters;
 mod kills;
-mod letters;
 mod life;
 mod outside;
 mod rtorrent;

@@ -271,8 +271,8 @@ async fn what_may_not_be_published_is_put_aside_and_the_rest_flows() {
         // Under a login that may, it is sent once more as it was.
         world.bridge().stop().await;
         let login = [("DTORRENT_BROKERS__BUS__USERNAME", "reader"), ("DTORRENT_BROKERS__BUS__PASSWORD", "r")];
-        let (code, _, said) = world.ask(&["letters", "replay", "bus", "--all"], &login).await;
-        assert!(code == 0 && said.contains(": taken"), "{said}");
+        let (code, _, said) = world.ask(&["dead-letters", "replay", "bus", "--all"], &login).await;
+        assert!(code == 0 && said.contains(": delivered"), "{said}");
         let parked: Value = serde_json::from_str(&aside[0].0).unwrap();
         let last = stored(&client).await.into_iter().map(|(_, _, event)| event).next_back();
         assert_eq!(last, Some(parked));

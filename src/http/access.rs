@@ -1,10 +1,13 @@
-//! Who may see the pages, and who may change something by them. Pure.
+//! Access rules: who may read the pages, and who may change something through them. Pure.
 //!
-//! Two attacks come from a web page that the owner of this machine looks at. *Rebinding*: a name of the
-//! attacker's is made to mean this machine, and his page then reads ours as its own. So what is asked for has
-//! to be asked for under a name that he cannot have: an address, a name without dots, or one that the config
-//! lists. *Forgery*: his page sends a form here. So whatever changes something needs the token, which no
-//! browser adds by itself, and must not say that it comes from elsewhere.
+//! Two attacks come from a web page that a browser on the owner's network has loaded.
+//!
+//! *DNS rebinding*: the attacker points a name of his at this address, and his page then reads ours as its own origin.
+//! Hence a request is served only under a host that he cannot own: an address, a name without dots, or a name that
+//! the config lists.
+//!
+//! *Request forgery*: his page submits a form to this address. Hence a change needs the token, which no browser adds by
+//! itself, and must not declare another origin.
 
 use std::net::IpAddr;
 
@@ -13,44 +16,51 @@ use axum::http::{HeaderMap, Uri, header};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest as _, Sha256};
 
-/// What is asked for a change, and by which names we are known.
+/// The token that a change needs, and the host names that are ours.
 #[derive(Clone, Debug, Default)]
-pub struct Guard {
-    /// `None`: nothing can be changed over HTTP.
+pub struct AccessRules {
+    /// `None` forbids every change over HTTP.
     pub token: Option<SecretString>,
-    /// Names with dots by which a browser may ask for the pages, in lower case.
+    /// Host names with dots under which the pages are served, in lower case.
     pub hosts: Vec<String>,
 }
 
-/// Why a request is not carried out.
+/// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
+    /// The host name is not one of ours.
     Host,
+    /// A page of another site sent the request.
     Origin,
+    /// The config has no token, so nothing can be changed.
     NoToken,
+    /// The token is missing or is another one.
     WrongToken,
 }
 
 impl Refusal {
     pub(super) fn message(self) -> &'static str {
         match self {
-            Self::Host => "this is asked for under a name that is not ours; list it in http.hosts if it is",
-            Self::Origin => "this comes from another site's page",
-            Self::NoToken => "nothing can be changed over HTTP before http.token or http.token_file is in the config",
-            Self::WrongToken => "the header `Authorization: Bearer …` with the token of the config is needed",
+            Self::Host => "unknown host name; if it is one of this bridge, list it in http.hosts",
+            Self::Origin => "cross-site request",
+            Self::NoToken => "changes over HTTP are off; set http.token or http.token_file",
+            Self::WrongToken => {
+                "missing or wrong token; send `Authorization: Bearer TOKEN` with the http.token of the config"
+            }
         }
     }
 }
 
-impl Guard {
+impl AccessRules {
+    /// Checks that a request names a host of ours, in its target and in every `Host` header.
     pub(super) fn check_host(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
-        let of_uri = uri.authority().map(|authority| self.is_ours(authority.host()));
-        let mut of_headers = headers.get_all(header::HOST).iter().map(|value| {
+        let is_uri_right = uri.authority().is_none_or(|authority| self.is_ours(authority.host()));
+        let mut host_headers = headers.get_all(header::HOST).iter().map(|value| {
             let authority = value.to_str().ok().and_then(|text| text.parse::<Authority>().ok());
             authority.is_some_and(|authority| self.is_ours(authority.host()))
         });
-        let is_right = of_uri.unwrap_or(true) && of_headers.all(|is_ours| is_ours);
-        if is_right { Ok(()) } else { Err(Refusal::Host) }
+        // HTTP/1.0 has no `Host`, and no browser speaks it.
+        if is_uri_right && host_headers.all(|is_ours| is_ours) { Ok(()) } else { Err(Refusal::Host) }
     }
 
     fn is_ours(&self, host: &str) -> bool {
@@ -62,16 +72,16 @@ impl Guard {
             || self.hosts.contains(&host)
     }
 
-    /// Whether a request may change something.
+    /// Checks that a request may change something.
     pub(super) fn check_change(&self, headers: &HeaderMap) -> Result<(), Refusal> {
-        let said = |name| headers.get(name).map(|value: &axum::http::HeaderValue| value.to_str().unwrap_or_default());
-        if let Some(origin) = said(header::ORIGIN) {
+        let text = |name| headers.get(name).map(|value: &axum::http::HeaderValue| value.to_str().unwrap_or_default());
+        if let Some(origin) = text(header::ORIGIN) {
             let from = origin.split_once("://").and_then(|(_, rest)| rest.parse::<Authority>().ok());
-            let is_here = |from: &Authority| {
-                let is_asked_host = said(header::HOST).is_some_and(|host| host.eq_ignore_ascii_case(from.as_str()));
-                is_asked_host || self.hosts.contains(&from.host().to_ascii_lowercase())
+            let is_same_origin = |from: &Authority| {
+                let is_requested = text(header::HOST).is_some_and(|host| host.eq_ignore_ascii_case(from.as_str()));
+                is_requested || self.hosts.contains(&from.host().to_ascii_lowercase())
             };
-            if !from.is_some_and(|from| is_here(&from)) {
+            if !from.is_some_and(|from| is_same_origin(&from)) {
                 return Err(Refusal::Origin);
             }
         }
@@ -80,13 +90,13 @@ impl Guard {
             return Err(Refusal::Origin);
         }
         let Some(token) = &self.token else { return Err(Refusal::NoToken) };
-        let given = said(header::AUTHORIZATION).and_then(|value| value.split_once(' '));
+        let given = text(header::AUTHORIZATION).and_then(|value| value.split_once(' '));
         let given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, token)| token.trim());
         if given.is_some_and(|given| is_same(given, token.expose_secret())) { Ok(()) } else { Err(Refusal::WrongToken) }
     }
 }
 
-/// In a time that tells nothing of where they differ.
+/// Compares in a time that does not reveal where the two differ.
 fn is_same(one: &str, other: &str) -> bool {
     let (one, other) = (Sha256::digest(one), Sha256::digest(other));
     one.iter().zip(other.iter()).fold(0, |difference, (one, other)| difference | (one ^ other)) == 0
@@ -99,7 +109,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// A browser that was sent to a name with dots says it in `Host`, with a port or not, in any case.
+        /// A browser repeats the name in `Host`, with or without the port, in any case.
         #[test]
         fn no_name_with_a_dot_that_is_not_listed_is_ours(
             name in "[a-zA-Z0-9-]{1,8}(\\.[a-zA-Z0-9-]{1,8}){0,2}\\.[a-zA-Z]{2,8}\\.?",
@@ -107,23 +117,23 @@ mod tests {
         ) {
             prop_assume!(!name.to_lowercase().trim_end_matches('.').ends_with(".localhost"));
             let host = port.map_or(name.clone(), |port| format!("{name}:{port}"));
-            let check = guard().check_host(&"/".parse().unwrap(), &headers(&[("host", &host)]));
+            let check = rules().check_host(&"/".parse().unwrap(), &headers(&[("host", &host)]));
             prop_assert_eq!(check, Err(Refusal::Host));
         }
 
         #[test]
-        fn no_header_makes_it_panic_or_is_the_token(value in prop::collection::vec(any::<u8>(), 0..40)) {
+        fn no_random_header_panics_or_is_the_token(value in prop::collection::vec(any::<u8>(), 0..40)) {
             let Ok(value) = axum::http::HeaderValue::from_bytes(&value) else { return Ok(()) };
             for name in [header::HOST, header::ORIGIN, header::AUTHORIZATION] {
                 let headers = HeaderMap::from_iter([(name, value.clone())]);
-                let _not_panicked = guard().check_host(&"/".parse().unwrap(), &headers);
-                prop_assert!(guard().check_change(&headers).is_err());
+                let _not_panicked = rules().check_host(&"/".parse().unwrap(), &headers);
+                prop_assert!(rules().check_change(&headers).is_err());
             }
         }
     }
 
-    fn guard() -> Guard {
-        Guard { token: Some("sesame".to_owned().into()), hosts: vec!["torrents.example.org".to_owned()] }
+    fn rules() -> AccessRules {
+        AccessRules { token: Some("sesame".to_owned().into()), hosts: vec!["torrents.example.org".to_owned()] }
     }
 
     fn headers(of: &[(&'static str, &str)]) -> HeaderMap {
@@ -131,8 +141,8 @@ mod tests {
     }
 
     #[test]
-    fn only_a_name_that_no_stranger_can_have_is_ours() {
-        let check = |host: &str| guard().check_host(&"/".parse().unwrap(), &headers(&[("host", host)]));
+    fn only_a_host_that_no_attacker_can_own_is_ours() {
+        let check = |host: &str| rules().check_host(&"/".parse().unwrap(), &headers(&[("host", host)]));
         for ours in [
             "127.0.0.1:8787",
             "[::1]:8787",
@@ -160,12 +170,12 @@ mod tests {
             assert_eq!(check(other), Err(Refusal::Host), "{other}");
         }
         let absolute = "http://evil.example/".parse().unwrap();
-        assert_eq!(guard().check_host(&absolute, &headers(&[("host", "localhost")])), Err(Refusal::Host));
-        assert_eq!(guard().check_host(&"/".parse().unwrap(), &HeaderMap::new()), Ok(()), "HTTP/1.0 has none");
+        assert_eq!(rules().check_host(&absolute, &headers(&[("host", "localhost")])), Err(Refusal::Host));
+        assert_eq!(rules().check_host(&"/".parse().unwrap(), &HeaderMap::new()), Ok(()), "HTTP/1.0 has none");
     }
 
     #[test]
-    fn a_change_needs_the_token_and_must_not_come_from_elsewhere() {
+    fn a_change_needs_the_token_and_must_not_be_cross_site() {
         let right = ("authorization", "Bearer sesame");
         let host = ("host", "nas:8787");
         for (of, expected) in [
@@ -184,9 +194,9 @@ mod tests {
             (vec![host, right, ("sec-fetch-site", "cross-site")], Err(Refusal::Origin)),
             (vec![host, right, ("sec-fetch-site", "same-site")], Err(Refusal::Origin)),
         ] {
-            assert_eq!(guard().check_change(&headers(&of)), expected, "{of:?}");
+            assert_eq!(rules().check_change(&headers(&of)), expected, "{of:?}");
         }
-        let nobody = Guard { token: None, ..guard() };
-        assert_eq!(nobody.check_change(&headers(&[host, right])), Err(Refusal::NoToken));
+        let without_token = AccessRules { token: None, ..rules() };
+        assert_eq!(without_token.check_change(&headers(&[host, right])), Err(Refusal::NoToken));
     }
 }
