@@ -1,86 +1,91 @@
-//! Tasks and their end. The only place that spawns.
+//! Supervision of tasks. The only place that spawns.
 //!
-//! A task that panics is started again after a while, and the others do not notice (I13). A task
-//! that returns an error has lost the store, and that ends the process: it would go on without
-//! being able to keep a promise.
+//! A task that panics is restarted with backoff, and the others do not notice (I13). A task that returns an error has
+//! lost the store, which ends the process: no promise could be kept without it.
 
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use crate::outbox::backoff::Backoff;
 use crate::port::StoreError;
 
-/// Tasks that begin and end together.
+/// A group of tasks that are started and stopped together.
 pub struct Group {
     tasks: JoinSet<Result<(), StoreError>>,
+    /// The names of the tasks that have not ended.
+    names: HashMap<Id, String>,
     stop: CancellationToken,
 }
 
 impl Group {
+    /// Returns a group without tasks.
     pub fn new() -> Self {
-        Self { tasks: JoinSet::new(), stop: CancellationToken::new() }
+        Self { tasks: JoinSet::new(), names: HashMap::new(), stop: CancellationToken::new() }
     }
 
-    /// Runs what `make` makes, again after a panic, until it ends by itself or the group is stopped.
+    /// Spawns the task that `make` returns, and a new one after each panic, until one returns or the group is stopped.
     pub fn spawn<F>(&mut self, name: String, make: impl Fn(CancellationToken) -> F + Send + Sync + 'static)
     where
         F: Future<Output = Result<(), StoreError>> + Send + 'static,
     {
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move {
-            let mut backoff = Backoff::default();
-            loop {
-                let task = AssertUnwindSafe(async { make(stop.clone()).await }).catch_unwind();
-                match task.await {
-                    Ok(result) => {
-                        debug!(task = name, "ended");
-                        return result;
-                    }
-                    Err(_told_by_the_panic_hook) => {}
-                }
-                error!(task = name, "a task failed by a fault in this program and is started again");
-                metrics::counter!("dtorrent_task_restarts_total", "task" => name.clone()).increment(1);
-                tokio::select! {
-                    () = stop.cancelled() => return Ok(()),
-                    () = tokio::time::sleep(backoff.next(rand::random())) => {}
-                }
-            }
-        });
+        let task = self.tasks.spawn(restart_on_panic(name.clone(), make, self.stop.clone()));
+        self.names.insert(task.id(), name);
     }
 
-    /// Waits until a task has lost the store; for ever if none does. Cancel-safe.
+    /// Waits until a task has lost the store; forever if none does. Cancel-safe.
     pub async fn failed(&mut self) -> StoreError {
         loop {
-            match self.tasks.join_next().await {
-                Some(Ok(Err(error))) => return error,
-                Some(Ok(Ok(()))) => {}
-                Some(Err(error)) => error!(%error, "a task ended in an unforeseen way"),
+            match self.join_next().await {
+                Some(Err(error)) => return error,
+                Some(Ok(())) => {}
                 None => std::future::pending().await,
             }
         }
     }
 
-    /// Asks all to end, and ends those that have not after `limit`, which is as safe as a crash.
-    pub async fn stop(mut self, limit: Duration) -> Result<(), StoreError> {
+    /// Stops all tasks and waits for them; a task that has not ended after `timeout` is aborted and named in the log.
+    ///
+    /// An abort is as safe as a crash: what was not acknowledged is sent again.
+    ///
+    /// # Errors
+    /// The last error with which a task ended.
+    pub async fn stop(mut self, timeout: Duration) -> Result<(), StoreError> {
         self.stop.cancel();
         let mut result = Ok(());
-        let ended = tokio::time::timeout(limit, async {
-            while let Some(ended) = self.tasks.join_next().await {
-                if let Ok(Err(error)) = ended {
-                    result = Err(error);
+        let ended = tokio::time::timeout(timeout, async {
+            while let Some(ended) = self.join_next().await {
+                if ended.is_err() {
+                    result = ended;
                 }
             }
         });
         if ended.await.is_err() {
-            debug!(left = self.tasks.len(), "tasks that did not end in time are ended");
+            for task in self.names.values() {
+                warn!(task, ?timeout, "task did not stop in time, aborting it");
+            }
             self.tasks.shutdown().await;
         }
         result
+    }
+
+    /// Waits for the next task to end; `None` if there is none. Cancel-safe.
+    async fn join_next(&mut self) -> Option<Result<(), StoreError>> {
+        let ended = self.tasks.join_next_with_id().await?;
+        let name = self.names.remove(&ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id));
+        Some(match ended {
+            Ok((_, result)) => result,
+            Err(error) => {
+                // Panics of the task itself are caught, so this is one of the code that restarts it.
+                error!(task = name, %error, "task ended unexpectedly");
+                Ok(())
+            }
+        })
     }
 }
 
@@ -90,11 +95,123 @@ impl Default for Group {
     }
 }
 
-/// Runs something beside all else until the process ends.
-#[allow(clippy::disallowed_methods)] // the one place where it is allowed
-pub fn for_ever(name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+async fn restart_on_panic<F>(
+    name: String,
+    make: impl Fn(CancellationToken) -> F,
+    stop: CancellationToken,
+) -> Result<(), StoreError>
+where
+    F: Future<Output = Result<(), StoreError>>,
+{
+    let mut backoff = Backoff::default();
+    loop {
+        let task = AssertUnwindSafe(async { make(stop.clone()).await }).catch_unwind();
+        match task.await {
+            Ok(result) => {
+                debug!(task = name, "ended");
+                return result;
+            }
+            // The panic hook has printed the message.
+            Err(_panic) => {}
+        }
+        error!(task = name, "task panicked, restarting it");
+        metrics::counter!("dtorrent_task_restarts_total", "task" => name.clone()).increment(1);
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(backoff.next(rand::random())) => {}
+        }
+    }
+}
+
+/// Spawns a task that belongs to no group and runs until the process ends.
+#[allow(clippy::disallowed_methods)] // `Group` holds the handles of all other tasks
+pub fn spawn_detached(name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(async move {
         task.await;
         debug!(task = name, "ended");
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use tracing::field::{Field, Visit};
+    use tracing::{Event, Level, Metadata, Subscriber, span};
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(1);
+
+    /// Collects the field `task` of each warning.
+    #[derive(Clone, Default)]
+    struct WarnedTasks(Arc<Mutex<Vec<String>>>);
+
+    impl Subscriber for WarnedTasks {
+        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+            *metadata.level() == Level::WARN
+        }
+
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+        fn event(&self, event: &Event<'_>) {
+            event.record(&mut self.clone());
+        }
+
+        fn enter(&self, _: &span::Id) {}
+
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    impl Visit for WarnedTasks {
+        fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+            if field.name() == "task" {
+                self.0.lock().unwrap().push(format!("{value:?}"));
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stop_warns_of_each_task_that_did_not_end_in_time_by_name() {
+        let mut group = Group::new();
+        group.spawn("obedient".to_owned(), |stop| async move {
+            stop.cancelled().await;
+            Ok(())
+        });
+        group.spawn("done".to_owned(), |_| async { Ok(()) });
+        for name in ["watcher home", "sink b"] {
+            group.spawn(name.to_owned(), |_| std::future::pending());
+        }
+        assert!(tokio::time::timeout(TIMEOUT, group.failed()).await.is_err(), "no task has lost the store");
+        assert_eq!(group.names.len(), 3, "one task has ended");
+        let warned = WarnedTasks::default();
+        let _subscribed = tracing::subscriber::set_default(warned.clone());
+        group.stop(TIMEOUT).await.unwrap();
+        let mut tasks = warned.0.lock().unwrap().clone();
+        tasks.sort_unstable();
+        assert_eq!(tasks, ["\"sink b\"", "\"watcher home\""]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_panics_is_restarted_and_an_error_is_reported() {
+        let runs = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&runs);
+        let mut group = Group::new();
+        group.spawn("flaky".to_owned(), move |_| {
+            let run = counted.fetch_add(1, Ordering::Relaxed);
+            async move {
+                assert!(run == 2, "run {run} panics on purpose");
+                Err(StoreError::Full { reason: "full".to_owned() })
+            }
+        });
+        assert!(matches!(group.failed().await, StoreError::Full { .. }));
+        assert_eq!(runs.load(Ordering::Relaxed), 3);
+    }
 }

@@ -42,7 +42,7 @@ fn reach_all(config: &Config) -> Exit {
         }
     };
     let mut exit = Exit::Done;
-    for (what, result) in runtime.block_on(app::reach(config)) {
+    for (what, result) in runtime.block_on(app::probe(config)) {
         match result {
             Ok(found) => tell(&format!("{what}: {found}")),
             Err(error) => {

@@ -47,7 +47,7 @@ pub fn stop_by_signal() -> anyhow::Result<CancellationToken> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let stop = CancellationToken::new();
     let asked = stop.clone();
-    supervise::for_ever("signals", async move {
+    supervise::spawn_detached("signals", async move {
         let mut first: Option<Instant> = None;
         loop {
             tokio::select! {

@@ -21,7 +21,7 @@ use crate::model::{ServerName, SinkName};
 use crate::port::{Clock, Store, StoreError, SystemClock, TorrentClient};
 use crate::servers::{Common, ServerParts, ServerSetup, load, open_jobs};
 use crate::store::{MemoryStore, Options};
-use crate::supervise::{Group, for_ever};
+use crate::supervise::{Group, spawn_detached};
 
 /// Under this name the command log knows whose commands these are.
 const ORIGIN: &str = "library";
@@ -241,7 +241,7 @@ impl Builder {
         });
         let (sender, ended) = watch::channel(None);
         let kept = Arc::clone(&shared);
-        for_ever("manager", async move {
+        spawn_detached("manager", async move {
             let result = keep(left, &kept, close).await.map_err(Arc::new);
             let _nobody_waits = sender.send(Some(result)).is_err();
         });

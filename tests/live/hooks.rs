@@ -322,7 +322,7 @@ async fn an_event_with_somebody_elses_hook_is_left_alone() {
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&check.stderr).into_owned();
-    let expected = format!("hooks are set for {}; never for finished, where others hang hooks", ours.join(" "));
+    let expected = format!("hooks are set for {}; skipped finished: hooks of others", ours.join(" "));
     assert!(check.status.success() && said.contains(&expected), "{said}");
     world.bridge().stop().await;
     assert_eq!(hooked_events(&world.home).await, [""; 0]);

@@ -75,7 +75,7 @@ async fn history_is_lost_by(spoil: impl Fn(&World)) {
     assert_eq!((count(again, "added"), count(again, "removed"), count(again, "journal_reset")), (6, 0, 1));
     let snapshots = again.iter().filter(|event| event["cause"] == "snapshot" && event["event_type"] == "added");
     assert_eq!(snapshots.count(), 5, "what was there is known to have been there");
-    assert!(world.bridge().log().contains("what was told before is lost"), "it is not said");
+    assert!(world.bridge().log().contains("the state is lost"), "it is not said");
     // Once is enough.
     world.bridge().stop().await;
     let mark = world.heard.mark();

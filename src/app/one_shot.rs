@@ -1,4 +1,4 @@
-//! What is done once, without a running bridge: to see who is there, and to take everything back.
+//! One-shot work without a running bridge: probing every peer, and clearing everything retained.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,45 +12,46 @@ use crate::model::{HookKey, ServerName, SinkName};
 use crate::port::{Clock, HookRequest, Hooks, Scope, SinkStore as _, SystemClock};
 use crate::store::SqliteStore;
 
-/// Reaches every server, broker and webhook once; no event is sent. Returns, by name, what answered or why nobody did.
-pub async fn reach(config: &Config) -> Vec<(String, anyhow::Result<String>)> {
-    let mut found = Vec::new();
+/// Connects to every server, broker and webhook once, without sending an event. Returns what each answered, or why it
+/// did not, under `server NAME`, `broker NAME` or `webhook NAME`.
+pub async fn probe(config: &Config) -> Vec<(String, anyhow::Result<String>)> {
+    let mut answers = Vec::new();
     for (name, server) in &config.servers {
-        found.push((format!("server {name}"), reach_server(name, &config.instance, server).await));
+        answers.push((format!("server {name}"), probe_server(name, &config.instance, server).await));
     }
     for (name, broker) in &config.brokers {
-        found.push((format!("broker {name}"), reach_broker(name, &config.instance, broker).await));
+        answers.push((format!("broker {name}"), probe_broker(name, &config.instance, broker).await));
     }
     for (name, webhook) in &config.webhooks {
-        found.push((format!("webhook {name}"), reach_webhook(webhook).await));
+        answers.push((format!("webhook {name}"), probe_webhook(webhook).await));
     }
-    found
+    answers
 }
 
-/// Clears all that each broker keeps in the name of this instance; says how many names that were, or why
-/// it could not be done.
+/// Clears every retained message and bucket entry that this instance published. Returns, for each broker, how many topics
+/// were cleared, or why they could not be.
 ///
 /// # Errors
-/// The state cannot be opened: another process uses it, for one.
+/// The state cannot be opened; a running bridge uses it, for one.
 pub async fn purge(config: &Config) -> anyhow::Result<Vec<(SinkName, anyhow::Result<usize>)>> {
     let (store, _) = open_store(config, Arc::new(SystemClock))?;
     let mut purged = Vec::new();
     for (name, broker) in &config.brokers {
         purged.push((name.clone(), purge_broker(name, &config.instance, broker, &store).await));
     }
-    store.close().await.context("keep the state")?;
+    store.close().await.context("save the state")?;
     Ok(purged)
 }
 
 async fn purge_broker(name: &SinkName, instance: &str, broker: &Broker, store: &SqliteStore) -> anyhow::Result<usize> {
-    let names = store.retained_topics(name).await.context("read what is kept")?;
-    let count = Reached::new(name, instance, broker, BTreeMap::new())?.purge(names.clone()).await?;
-    store.unregister_topics(name, names).await.context("note what is cleared")?;
-    store.save_projection_state(name, "{}".to_owned()).await.context("note what is cleared")?;
+    let topics = store.retained_topics(name).await.context("read the retained topics")?;
+    let count = Reached::new(name, instance, broker, BTreeMap::new())?.purge(topics.clone()).await?;
+    store.unregister_topics(name, topics).await.context("unregister the cleared topics")?;
+    store.save_projection_state(name, "{}".to_owned()).await.context("reset the saved projection")?;
     Ok(count)
 }
 
-async fn reach_server(name: &ServerName, instance: &str, server: &Server) -> anyhow::Result<String> {
+async fn probe_server(name: &ServerName, instance: &str, server: &Server) -> anyhow::Result<String> {
     let client = build_client(name, server)?;
     let listing = client.list(Scope::Full).await?;
     let kind = listing.stats.client.unwrap_or_else(|| "a client".to_owned());
@@ -75,16 +76,16 @@ fn describe_hooks(hooks: &Hooks) -> String {
     if skipped.is_empty() {
         return set;
     }
-    format!("{set}; never for {}, where others hang hooks that may run programs", skipped.join(" "))
+    format!("{set}; skipped {}: hooks of others that may run programs are set there", skipped.join(" "))
 }
 
-async fn reach_broker(name: &SinkName, instance: &str, broker: &Broker) -> anyhow::Result<String> {
+async fn probe_broker(name: &SinkName, instance: &str, broker: &Broker) -> anyhow::Result<String> {
     Reached::new(name, instance, broker, BTreeMap::new())?.probe().await?;
-    Ok("lets us in".to_owned())
+    Ok("accepts this login".to_owned())
 }
 
-async fn reach_webhook(webhook: &Webhook) -> anyhow::Result<String> {
+async fn probe_webhook(webhook: &Webhook) -> anyhow::Result<String> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     build_endpoint(webhook, &clock)?.probe().await?;
-    Ok("answers; whether it takes events, the first one will show".to_owned())
+    Ok("answers; no event was posted".to_owned())
 }

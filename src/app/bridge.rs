@@ -1,0 +1,328 @@
+//! The bridge: everything that runs, first built, then spawned.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, info_span};
+
+use super::adapters::{Reached, build_client, build_endpoint, build_line, lines, retain};
+use super::api::Api;
+use super::dead_letters::Replayer;
+use super::hooks::HookListener;
+use super::report::BridgeReporter;
+use crate::commands::{BridgeWorker, Caller, Door, Intake, Job, Queue, give_up};
+use crate::config::{Broker, Config, EventFilter};
+use crate::http;
+use crate::live_state::LiveState;
+use crate::log_throttle::retry_while_full;
+use crate::model::{HookSignal, Kind, ServerName, SinkName, Timestamp, Verb};
+use crate::outbox::retention::Retain;
+use crate::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
+use crate::port::{Clock, Sink, Store};
+use crate::servers::{Common, ServerParts, ServerSetup, load, open_jobs};
+use crate::sinks::webhook::Endpoint;
+use crate::store::{Recovery, SqliteStore};
+use crate::supervise::Group;
+use crate::telemetry::metrics::Metrics;
+use crate::watch::HookKeeper;
+
+type OpenJobs = BTreeMap<Option<ServerName>, Vec<Job>>;
+
+/// A bridge. Tasks share it and take from it what they need at each start.
+pub(super) struct Bridge {
+    store: Arc<SqliteStore>,
+    common: Common,
+    servers: BTreeMap<ServerName, ServerParts>,
+    sinks: BTreeMap<SinkName, SinkParts>,
+    /// The endpoints of the webhooks, by their names in the config.
+    endpoints: BTreeMap<SinkName, Arc<Endpoint>>,
+    reporter: Arc<dyn Reporter>,
+    /// Executes commands to the bridge itself.
+    worker: BridgeWorker,
+    was_clean_shutdown: bool,
+    /// When the last run ended, as far as known.
+    last_alive: Option<Timestamp>,
+}
+
+struct SinkParts {
+    sink: Arc<dyn Sink>,
+    servers: Vec<ServerName>,
+    events: BTreeSet<Kind>,
+    retain: Retain,
+    /// Of a broker, which commands may come from, too.
+    broker: Option<(Reached, Broker)>,
+}
+
+impl Bridge {
+    /// Loads the state and builds an adapter for each server and sink of the config. Nothing is connected yet.
+    pub(super) async fn build(
+        config: &Config,
+        store: Arc<SqliteStore>,
+        recovery: &Recovery,
+        clock: Arc<dyn Clock>,
+    ) -> anyhow::Result<Self> {
+        let sinks = servers_by_sink(config);
+        retry_while_full("the sinks", || store.declare_sinks(&sinks)).await.context("declare the sinks")?;
+        let dyn_store: Arc<dyn Store> = store.clone();
+        let live = load_live_state(config, &*dyn_store, sinks.keys().cloned()).await?;
+        let is_first_run = recovery.is_new && !recovery.lost;
+        for (sink, servers) in &sinks {
+            let note = || note_start(&*dyn_store, &live, sink, servers, is_first_run);
+            retry_while_full("a start", note).await.with_context(|| format!("note where {sink} starts"))?;
+        }
+        let common = Common { store: dyn_store, live, clock };
+        let mut open = open_jobs(&*common.store).await.context("read the command log")?;
+        let servers = build_servers(config, recovery, &mut open, &common)?;
+        let worker = build_worker(open, &common).await?;
+        let (sinks, endpoints) = build_sinks(config, &common)?;
+        let reporter = Arc::new(BridgeReporter {
+            live: Arc::clone(&common.live),
+            sinks: sinks.iter().map(|(name, parts)| (name.clone(), Arc::clone(&parts.sink))).collect(),
+            clock: Arc::clone(&common.clock),
+            instance: config.instance.clone(),
+            start: Instant::now(),
+        });
+        let (was_clean_shutdown, last_alive) = (recovery.was_clean, recovery.last_alive);
+        Ok(Self { store, common, servers, sinks, endpoints, reporter, worker, was_clean_shutdown, last_alive })
+    }
+
+    /// Spawns a dispatcher for each sink.
+    pub(super) fn spawn_sinks(self: &Arc<Self>, group: &mut Group) {
+        for name in self.sinks.keys() {
+            let (bridge, sink) = (Arc::clone(self), name.clone());
+            group.spawn(format!("sink {name}"), move |stop| {
+                let parts = bridge.dispatcher_parts(&sink);
+                let deliver = async move { Dispatcher::new(parts).await?.run(stop).await };
+                deliver.instrument(info_span!("deliver", %sink))
+            });
+        }
+    }
+
+    /// Spawns the watcher, the worker and what else each server has.
+    pub(super) fn spawn_servers(&self, group: &mut Group) {
+        self.servers.values().for_each(|parts| parts.spawn(group));
+    }
+
+    /// Spawns the worker of the bridge itself, and an intake for each broker that commands may come from.
+    pub(super) fn spawn_commands(self: &Arc<Self>, group: &mut Group) {
+        let worker = self.worker.clone();
+        group.spawn("worker of the bridge".to_owned(), move |stop| worker.clone().run(stop));
+        for name in self.sinks.keys().filter(|name| self.intake(name).is_some()) {
+            let (bridge, origin) = (Arc::clone(self), name.clone());
+            group.spawn(format!("commands {name}"), move |stop| {
+                bridge.intake(&origin).expect("it was there before").run(stop)
+            });
+        }
+    }
+
+    /// Spawns what keeps the hooks set in each hooked client, and serves the port for their signals.
+    pub(super) fn serve_hooks(
+        &self,
+        group: &mut Group,
+        listener: HookListener,
+        stop: CancellationToken,
+    ) -> impl Future<Output = std::io::Result<()>> + use<> {
+        let HookListener { listener, secret, hooks } = listener;
+        for (server, hook) in hooks {
+            let Some(parts) = self.servers.get(&server) else { continue };
+            let client = Arc::clone(&parts.worker.client);
+            let name = format!("hooks {server}");
+            let keeper = HookKeeper { server, client, live: Arc::clone(&self.common.live), hook };
+            group.spawn(name, move |stop| {
+                let keeper = keeper.clone();
+                async move {
+                    keeper.run(stop).await;
+                    Ok(())
+                }
+            });
+        }
+        let live = Arc::clone(&self.common.live);
+        // A signal is a hint to poll, and nothing else in it is believed (I11).
+        let notify = move |signal: HookSignal| {
+            if let Some(server) = live.server(&signal.server) {
+                server.hook_notifier.notify(signal.hash);
+            }
+        };
+        http::receive_hook_signals(listener, secret, notify, stop)
+    }
+
+    /// Spawns the intake of commands over HTTP, and serves the pages and the API.
+    pub(super) fn serve_http(
+        &self,
+        group: &mut Group,
+        listener: TcpListener,
+        config: &Config,
+        metrics: Metrics,
+        stop: CancellationToken,
+    ) -> impl Future<Output = std::io::Result<()>> + use<> {
+        let rights = config.http.commands.clone();
+        // Listeners resume with `Last-Event-ID`, so `resync` has no meaning here.
+        let allows = move |verb: &str| verb != Verb::Resync.as_str() && rights.allows(verb);
+        let door = self.door(SinkName::http(), allows, Vec::new(), self.servers.keys());
+        let caller = Arc::new(Caller::new(door));
+        let called = Arc::clone(&caller);
+        group.spawn("commands @http".to_owned(), move |stop| Arc::clone(&called).run(stop));
+        let replayer = Replayer {
+            data_dir: config.data_dir.clone(),
+            store: Arc::clone(&self.store),
+            endpoints: self.endpoints.clone(),
+            one_at_a_time: AsyncMutex::default(),
+        };
+        let (live, clock) = (Arc::clone(&self.common.live), Arc::clone(&self.common.clock));
+        let api = Api { live, store: Arc::clone(&self.store), clock, caller, replayer, metrics, stop: stop.clone() };
+        let access = http::AccessRules { token: config.http.token.clone(), hosts: config.http.hosts.clone() };
+        http::serve(listener, Arc::new(api), access, stop)
+    }
+
+    fn dispatcher_parts(&self, name: &SinkName) -> DispatcherParts {
+        let SinkParts { sink, servers, events, retain, broker: _ } = &self.sinks[name];
+        let Common { store, live, clock } = self.common.clone();
+        DispatcherParts {
+            settings: DispatcherSettings {
+                name: name.clone(),
+                servers: servers.clone(),
+                events: events.clone(),
+                retain: *retain,
+                ended_in_order: self.was_clean_shutdown,
+            },
+            sink: Arc::clone(sink),
+            store,
+            buffer: Arc::clone(live.buffer(name).expect("the live state has a buffer for each sink")),
+            live,
+            clock,
+            reporter: Arc::clone(&self.reporter),
+        }
+    }
+
+    /// Returns `None` for a sink from which no commands come.
+    fn intake(&self, name: &SinkName) -> Option<Intake> {
+        let (reached, broker) = self.sinks[name].broker.as_ref()?;
+        let source = reached.commands(broker, &self.common.clock)?;
+        let rights = broker.commands.clone();
+        let allows = move |verb: &str| rights.allows(verb);
+        let door = self.door(name.clone(), allows, broker.reply_prefixes.clone(), &broker.servers);
+        Some(Intake { source, door, away_since: self.last_alive })
+    }
+
+    fn door<'a>(
+        &self,
+        origin: SinkName,
+        allows: impl Fn(&str) -> bool + Send + Sync + 'static,
+        reply_prefixes: Vec<String>,
+        servers: impl IntoIterator<Item = &'a ServerName>,
+    ) -> Door {
+        let queue = |name: &ServerName| Some((name.clone(), Arc::clone(&self.servers.get(name)?.queue)));
+        let Common { store, live, clock } = self.common.clone();
+        Door {
+            origin,
+            allows: Box::new(allows),
+            reply_prefixes,
+            queues: servers.into_iter().filter_map(queue).collect(),
+            bridge: Arc::clone(&self.worker.queue),
+            store,
+            live,
+            clock,
+        }
+    }
+}
+
+/// Returns every sink with the servers whose events it gets. A webhook is one sink for each of its servers.
+fn servers_by_sink(config: &Config) -> BTreeMap<SinkName, Vec<ServerName>> {
+    let brokers = config.brokers.iter().map(|(name, broker)| (name.clone(), broker.servers.clone()));
+    let webhooks = config.webhooks.iter().flat_map(|(name, webhook)| lines(name, webhook));
+    brokers.chain(webhooks.map(|(sink, server)| (sink, vec![server.clone()]))).collect()
+}
+
+async fn load_live_state(
+    config: &Config,
+    store: &dyn Store,
+    sinks: impl Iterator<Item = SinkName>,
+) -> anyhow::Result<Arc<LiveState>> {
+    let mut servers = BTreeMap::new();
+    for name in config.servers.keys() {
+        let server = load(store, name).await.with_context(|| format!("load the state of {name}"))?;
+        servers.insert(name.clone(), server);
+    }
+    Ok(Arc::new(LiveState::new(servers, sinks)))
+}
+
+fn build_servers(
+    config: &Config,
+    recovery: &Recovery,
+    open: &mut OpenJobs,
+    common: &Common,
+) -> anyhow::Result<BTreeMap<ServerName, ServerParts>> {
+    let mut servers = BTreeMap::new();
+    for (name, server) in &config.servers {
+        let set_up = || format!("set up server {name}");
+        let setup = ServerSetup {
+            client: build_client(name, server).with_context(set_up)?,
+            interval: server.interval,
+            sweep: server.sweep,
+            roots: server.roots.clone(),
+            tells_files: true,
+            is_history_lost: recovery.lost,
+        };
+        let open = open.remove(&Some(name.clone())).unwrap_or_default();
+        servers.insert(name.clone(), ServerParts::new(name.clone(), setup, open, common).with_context(set_up)?);
+    }
+    Ok(servers)
+}
+
+/// Builds the worker of the bridge itself, and answers the open commands of servers that left the config.
+async fn build_worker(mut open: OpenJobs, common: &Common) -> anyhow::Result<BridgeWorker> {
+    let Common { store, live, clock } = common.clone();
+    let queue = Arc::new(Queue::new(open.remove(&None).unwrap_or_default()));
+    for job in open.into_values().flatten() {
+        give_up(&*store, &live, &*clock, &job.command).await.context("answer commands of a removed server")?;
+    }
+    Ok(BridgeWorker { queue, store, live, clock, set_log_level: Arc::new(crate::telemetry::set_level) })
+}
+
+/// Builds the sinks, and the endpoints of the webhooks by their names in the config.
+fn build_sinks(
+    config: &Config,
+    Common { store: _, live, clock }: &Common,
+) -> anyhow::Result<(BTreeMap<SinkName, SinkParts>, BTreeMap<SinkName, Arc<Endpoint>>)> {
+    let mut sinks = BTreeMap::new();
+    for (name, broker) in &config.brokers {
+        // An event at or before these may have been sent by an earlier run; JetStream then answers "duplicate".
+        let last_seq = |server: &ServerName| live.read(server, |server| server.last_seq).unwrap_or_default();
+        let before = broker.servers.iter().map(|server| (server.clone(), last_seq(server))).collect();
+        let reached = Reached::new(name, &config.instance, broker, before);
+        let reached = reached.with_context(|| format!("set up broker {name}"))?;
+        let parts = SinkParts {
+            sink: reached.sink(),
+            servers: broker.servers.clone(),
+            events: kinds(&broker.events),
+            retain: retain(broker),
+            broker: Some((reached, broker.clone())),
+        };
+        sinks.insert(name.clone(), parts);
+    }
+    let mut endpoints = BTreeMap::new();
+    for (name, webhook) in &config.webhooks {
+        let endpoint = build_endpoint(webhook, clock).with_context(|| format!("set up webhook {name}"))?;
+        for (sink, server) in lines(name, webhook) {
+            let parts = SinkParts {
+                sink: build_line(sink.clone(), &endpoint),
+                servers: vec![server.clone()],
+                events: kinds(&webhook.events),
+                retain: Retain::None,
+                broker: None,
+            };
+            sinks.insert(sink, parts);
+        }
+        endpoints.insert(name.clone(), endpoint);
+    }
+    Ok((sinks, endpoints))
+}
+
+fn kinds(filter: &EventFilter) -> BTreeSet<Kind> {
+    Kind::ALL.iter().copied().filter(|kind| filter.allows(*kind)).collect()
+}
