@@ -47,7 +47,7 @@
 //!
 //!                     watch          diff           store          deliver       sinks
 //!  rTorrent  ◄─list── Watcher ─────► Observer ────► told+journal ► Dispatcher ══► MQTT broker
-//!            ◄─apply─ Worker ◄────── queue ◄─────── command log ◄─ Door ◄════════ commands
+//!            ◄─apply─ Worker ◄────── queue ◄─────── command log ◄ admission ◄════ commands
 //!                     commands
 //! ```
 //!

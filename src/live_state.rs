@@ -39,6 +39,9 @@ pub struct LiveState {
 /// What is known of one server.
 pub struct ServerHandle {
     content: RwLock<LiveServer>,
+    /// Wakes all who wait for the content to change. A `watch` channel would wake them in random order, and then the
+    /// same seed would not be the same run of the simulation.
+    changed: Notify,
     /// Wakes its watcher; carries nothing.
     pub wake: Notify,
     /// Rung by the client itself, if it is hooked.
@@ -261,6 +264,7 @@ impl ServerHandle {
     fn new(content: LiveServer) -> Self {
         Self {
             content: RwLock::new(content),
+            changed: Notify::new(),
             wake: Notify::new(),
             hook_notifier: HookNotifier::default(),
             checks: Mutex::default(),
@@ -283,6 +287,19 @@ impl ServerHandle {
     /// For its watcher only, and for who finds that it owes a `journal_reset`.
     pub fn write(&self, write: impl FnOnce(&mut LiveServer)) {
         write(&mut self.content.write().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until `read` returns something; it is called now and after each change. Cancel-safe.
+    pub async fn wait_for<T>(&self, read: impl Fn(&LiveServer) -> Option<T>) -> T {
+        loop {
+            // Made before the read: from then on no change is missed.
+            let changed = self.changed.notified();
+            if let Some(found) = self.read(&read) {
+                return found;
+            }
+            changed.await;
+        }
     }
 }
 

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::commands::expect::Expectations;
-use crate::commands::{Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts};
+use crate::commands::{PendingEffects, Queue, QueuedCommand, Request, Sources, Worker, WorkerParts};
 use crate::live_state::{LiveServer, LiveState, PollReport};
 use crate::model::{ServerName, ServerStats, Words};
 use crate::port::{Clock, LoggedCommand, Store, StoreError, TorrentClient};
@@ -48,19 +47,19 @@ pub struct ServerParts {
 }
 
 impl ServerParts {
-    /// `open` are the commands that a former life did not answer.
+    /// `unfinished` are the commands that an earlier run did not answer.
     ///
     /// # Errors
     /// The TLS set-up of the machine cannot be used.
     pub fn new(
         server: ServerName,
         setup: ServerSetup,
-        open: Vec<Job>,
+        unfinished: Vec<QueuedCommand>,
         common: &Common,
     ) -> Result<Self, reqwest::Error> {
         let ServerSetup { client, interval, sweep, roots, tells_files, is_history_lost } = setup;
         let Common { store, live, clock } = common.clone();
-        let expectations = Arc::new(Expectations::default());
+        let pending_effects = Arc::new(PendingEffects::default());
         let files = Arc::new(FilesWanted::new(tells_files));
         let worker = WorkerParts {
             server: server.clone(),
@@ -68,8 +67,8 @@ impl ServerParts {
             store: Arc::clone(&store),
             live: Arc::clone(&live),
             clock: Arc::clone(&clock),
-            expectations: Arc::clone(&expectations),
-            sources: Sources::new(SourcesSettings { roots }),
+            pending_effects: Arc::clone(&pending_effects),
+            sources: Sources::new(roots),
         };
         let watcher = Watcher {
             server,
@@ -79,11 +78,11 @@ impl ServerParts {
             store,
             live,
             clock,
-            expectations,
+            pending_effects,
             files: Arc::clone(&files),
             is_history_lost,
         };
-        Ok(Self { queue: Arc::new(Queue::new(open)), worker: Arc::new(worker), files, tells_files, watcher })
+        Ok(Self { queue: Arc::new(Queue::new(unfinished)), worker: Arc::new(worker), files, tells_files, watcher })
     }
 
     pub fn spawn(&self, group: &mut Group) {
@@ -129,16 +128,21 @@ pub async fn load(store: &dyn Store, server: &ServerName) -> Result<LiveServer, 
     })
 }
 
-/// The commands that a former life did not answer, by server; `None` for the bridge itself. Only what
-/// could be read was written down.
-pub async fn open_jobs(store: &dyn Store) -> Result<BTreeMap<Option<ServerName>, Vec<Job>>, StoreError> {
-    let job = |command: LoggedCommand| {
+/// Reads the commands that an earlier run did not answer, by server; `None` for the bridge itself.
+///
+/// # Errors
+/// The command log cannot be read.
+pub async fn unfinished_commands(
+    store: &dyn Store,
+) -> Result<BTreeMap<Option<ServerName>, Vec<QueuedCommand>>, StoreError> {
+    let parsed = |command: LoggedCommand| {
+        // Only bodies that could be parsed were logged; another version may think otherwise of one.
         let request = Request::parse(command.verb?, command.hash, &command.body).ok()?;
-        Some(Job { command, request, user: None })
+        Some(QueuedCommand { command, request, user: None })
     };
-    let mut open: BTreeMap<_, Vec<Job>> = BTreeMap::new();
-    for job in store.unfinished_commands().await?.into_iter().filter_map(job) {
-        open.entry(job.command.server.clone()).or_default().push(job);
+    let mut by_server: BTreeMap<_, Vec<QueuedCommand>> = BTreeMap::new();
+    for queued in store.unfinished_commands().await?.into_iter().filter_map(parsed) {
+        by_server.entry(queued.command.server.clone()).or_default().push(queued);
     }
-    Ok(open)
+    Ok(by_server)
 }

@@ -82,7 +82,7 @@ const CLOSED: &[&str] = &[
     "model::Epoch",
     "model::EventId",
     "model::InfoHash",
-    "model::Left",
+    "model::RemainingFile",
     "model::OneOrMore",
     "model::Page",
     "model::Part",

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use dtorrent::config;
 use dtorrent::model::{
     Cause, Change, Changes, CommandError, CommandId, EVENT_SCHEMA, Epoch, ErrorCode, Event, EventId, InfoHash, Kind,
-    LastFinished, Outcome, OutcomeStatus, Page, Part, Row, Seq, ServerName, ServerStats, Stats, Status, Timestamp,
-    Torrent, Verb,
+    LastFinished, Outcome, OutcomeStatus, Page, Part, Seq, ServerName, ServerStats, Stats, Status, Timestamp, Torrent,
+    TorrentOutcome, Verb,
 };
 use serde_json::{Value, json};
 
@@ -104,7 +104,7 @@ fn every_verb_field_and_code_of_commands_is_explained() {
     assert_named(REFERENCE, statuses.map(|status| serde_json::to_value(status).unwrap().as_str().unwrap().to_owned()));
     assert_named(REFERENCE, Verb::ALL.iter().map(|verb| verb.as_str()));
     let error = CommandError::new(ErrorCode::BadRequest, "");
-    let mut row = Row::ok(hash());
+    let mut row = TorrentOutcome::ok(hash());
     row.error = Some(error.clone());
     row.torrent = Some(serde_json::to_value(torrent()).unwrap());
     assert_named(REFERENCE, keys(&serde_json::to_value(&row).unwrap()));

@@ -138,11 +138,11 @@ fn results_look_as_ever() {
         outcome
     };
     let unknown = CommandError::new(ErrorCode::UnknownHash, "the client has no torrent of that hash");
-    let rows = vec![Row::ok(hash()), Row::failed(InfoHash::V2([7; 32]), unknown.clone())];
+    let rows = vec![TorrentOutcome::ok(hash()), TorrentOutcome::failed(InfoHash::V2([7; 32]), unknown.clone())];
     let partial = outcome(Verb::Pause, OutcomeStatus::Partial, rows, Some(unknown), None);
     is_golden("result-partial.json", &pretty(&partial));
     let listed = vec![{
-        let mut row = Row::ok(hash());
+        let mut row = TorrentOutcome::ok(hash());
         row.torrent = Some(json!({"name": "x"}));
         row
     }];

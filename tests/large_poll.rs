@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dtorrent::commands::expect::Expectations;
+use dtorrent::commands::PendingEffects;
 use dtorrent::live_state::{LiveServer, LiveState, PollReport};
 use dtorrent::model::{JournalEntry, Kind, Rev, Seq, ServerName, ServerStats, SinkName};
 use dtorrent::port::{SinkProgress, Store, SystemClock};
@@ -51,7 +51,7 @@ async fn a_first_picture_in_parts_is_told_whole_and_once_whatever_room_there_is(
         store: Arc::clone(&store),
         live: Arc::clone(&live),
         clock: Arc::new(SystemClock),
-        expectations: Arc::new(Expectations::default()),
+        pending_effects: Arc::new(PendingEffects::default()),
         files: Arc::new(FilesWanted::default()),
         is_history_lost: false,
     };

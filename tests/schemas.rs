@@ -189,7 +189,7 @@ fn error() -> impl Strategy<Value = CommandError> {
 }
 
 prop_compose! {
-    fn row()(torrent in torrent(), error in prop::option::of(error()), shown in any::<bool>(), fields in any::<u32>()) -> Row {
+    fn row()(torrent in torrent(), error in prop::option::of(error()), shown in any::<bool>(), fields in any::<u32>()) -> TorrentOutcome {
         let mut object = serde_json::to_value(&torrent).unwrap();
         let mut place = 0_u32;
         object.as_object_mut().unwrap().retain(|_, _| { place += 1; fields >> (place % 32) & 1 == 1 });
@@ -202,13 +202,13 @@ prop_compose! {
         if is_whole {
             object["peers"] = json!([peer]);
         }
-        let left = Left { path: "/x".into(), reason: "it is mounted".into() };
-        let mut deleted = Deleted::default();
+        let left = RemainingFile { path: "/x".into(), reason: "it is mounted".into() };
+        let mut deleted = DeletedFiles::default();
         deleted.files = vec!["/y".into()];
         deleted.count = 1;
         deleted.bytes = torrent.length;
         deleted.left = vec![left];
-        let mut row = Row::ok(torrent.hash);
+        let mut row = TorrentOutcome::ok(torrent.hash);
         row.torrent = shown.then_some(object);
         row.deleted = (!shown).then_some(deleted);
         row.error = error;

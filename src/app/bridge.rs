@@ -15,7 +15,9 @@ use super::api::Api;
 use super::dead_letters::Replayer;
 use super::hooks::HookListener;
 use super::report::BridgeReporter;
-use crate::commands::{BridgeWorker, Caller, Door, Intake, Job, Queue, give_up};
+use crate::commands::{
+    Admission, BridgeWorker, Caller, CommandReceiver, Queue, QueuedCommand, answer_for_removed_server,
+};
 use crate::config::{Broker, Config, EventFilter};
 use crate::http;
 use crate::live_state::LiveState;
@@ -24,14 +26,14 @@ use crate::model::{HookSignal, Kind, ServerName, SinkName, Timestamp, Verb};
 use crate::outbox::retention::Retain;
 use crate::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
 use crate::port::{Clock, Sink, Store};
-use crate::servers::{Common, ServerParts, ServerSetup, load, open_jobs};
+use crate::servers::{Common, ServerParts, ServerSetup, load, unfinished_commands};
 use crate::sinks::webhook::Endpoint;
 use crate::store::{Recovery, SqliteStore};
 use crate::supervise::Group;
 use crate::telemetry::metrics::Metrics;
 use crate::watch::HookKeeper;
 
-type OpenJobs = BTreeMap<Option<ServerName>, Vec<Job>>;
+type Unfinished = BTreeMap<Option<ServerName>, Vec<QueuedCommand>>;
 
 /// A bridge. Tasks share it and take from it what they need at each start.
 pub(super) struct Bridge {
@@ -76,9 +78,9 @@ impl Bridge {
             retry_while_full("a start", note).await.with_context(|| format!("note where {sink} starts"))?;
         }
         let common = Common { store: dyn_store, live, clock };
-        let mut open = open_jobs(&*common.store).await.context("read the command log")?;
-        let servers = build_servers(config, recovery, &mut open, &common)?;
-        let worker = build_worker(open, &common).await?;
+        let mut unfinished = unfinished_commands(&*common.store).await.context("read the command log")?;
+        let servers = build_servers(config, recovery, &mut unfinished, &common)?;
+        let worker = build_worker(unfinished, &common).await?;
         let (sinks, endpoints) = build_sinks(config, &common)?;
         let reporter = Arc::new(BridgeReporter {
             live: Arc::clone(&common.live),
@@ -108,14 +110,14 @@ impl Bridge {
         self.servers.values().for_each(|parts| parts.spawn(group));
     }
 
-    /// Spawns the worker of the bridge itself, and an intake for each broker that commands may come from.
+    /// Spawns the worker of the bridge itself, and a receiver for each broker that commands may come from.
     pub(super) fn spawn_commands(self: &Arc<Self>, group: &mut Group) {
         let worker = self.worker.clone();
         group.spawn("worker of the bridge".to_owned(), move |stop| worker.clone().run(stop));
-        for name in self.sinks.keys().filter(|name| self.intake(name).is_some()) {
+        for name in self.sinks.keys().filter(|name| self.receiver(name).is_some()) {
             let (bridge, origin) = (Arc::clone(self), name.clone());
             group.spawn(format!("commands {name}"), move |stop| {
-                bridge.intake(&origin).expect("it was there before").run(stop)
+                bridge.receiver(&origin).expect("it was there before").run(stop)
             });
         }
     }
@@ -151,7 +153,7 @@ impl Bridge {
         http::receive_hook_signals(listener, secret, notify, stop)
     }
 
-    /// Spawns the intake of commands over HTTP, and serves the pages and the API.
+    /// Spawns the caller for commands over HTTP, and serves the pages and the API.
     pub(super) fn serve_http(
         &self,
         group: &mut Group,
@@ -163,8 +165,8 @@ impl Bridge {
         let rights = config.http.commands.clone();
         // Listeners resume with `Last-Event-ID`, so `resync` has no meaning here.
         let allows = move |verb: &str| verb != Verb::Resync.as_str() && rights.allows(verb);
-        let door = self.door(SinkName::http(), allows, Vec::new(), self.servers.keys());
-        let caller = Arc::new(Caller::new(door));
+        let admission = self.admission(SinkName::http(), allows, Vec::new(), self.servers.keys());
+        let caller = Arc::new(Caller::new(admission));
         let called = Arc::clone(&caller);
         group.spawn("commands @http".to_owned(), move |stop| Arc::clone(&called).run(stop));
         let replayer = Replayer {
@@ -200,25 +202,25 @@ impl Bridge {
     }
 
     /// Returns `None` for a sink from which no commands come.
-    fn intake(&self, name: &SinkName) -> Option<Intake> {
+    fn receiver(&self, name: &SinkName) -> Option<CommandReceiver> {
         let (reached, broker) = self.sinks[name].broker.as_ref()?;
         let source = reached.commands(broker, &self.common.clock)?;
         let rights = broker.commands.clone();
         let allows = move |verb: &str| rights.allows(verb);
-        let door = self.door(name.clone(), allows, broker.reply_prefixes.clone(), &broker.servers);
-        Some(Intake { source, door, away_since: self.last_alive })
+        let admission = self.admission(name.clone(), allows, broker.reply_prefixes.clone(), &broker.servers);
+        Some(CommandReceiver { source, admission, unattended_since: self.last_alive })
     }
 
-    fn door<'a>(
+    fn admission<'a>(
         &self,
         origin: SinkName,
         allows: impl Fn(&str) -> bool + Send + Sync + 'static,
         reply_prefixes: Vec<String>,
         servers: impl IntoIterator<Item = &'a ServerName>,
-    ) -> Door {
+    ) -> Admission {
         let queue = |name: &ServerName| Some((name.clone(), Arc::clone(&self.servers.get(name)?.queue)));
         let Common { store, live, clock } = self.common.clone();
-        Door {
+        Admission {
             origin,
             allows: Box::new(allows),
             reply_prefixes,
@@ -254,7 +256,7 @@ async fn load_live_state(
 fn build_servers(
     config: &Config,
     recovery: &Recovery,
-    open: &mut OpenJobs,
+    unfinished: &mut Unfinished,
     common: &Common,
 ) -> anyhow::Result<BTreeMap<ServerName, ServerParts>> {
     let mut servers = BTreeMap::new();
@@ -268,18 +270,20 @@ fn build_servers(
             tells_files: true,
             is_history_lost: recovery.lost,
         };
-        let open = open.remove(&Some(name.clone())).unwrap_or_default();
-        servers.insert(name.clone(), ServerParts::new(name.clone(), setup, open, common).with_context(set_up)?);
+        let of_server = unfinished.remove(&Some(name.clone())).unwrap_or_default();
+        servers.insert(name.clone(), ServerParts::new(name.clone(), setup, of_server, common).with_context(set_up)?);
     }
     Ok(servers)
 }
 
-/// Builds the worker of the bridge itself, and answers the open commands of servers that left the config.
-async fn build_worker(mut open: OpenJobs, common: &Common) -> anyhow::Result<BridgeWorker> {
+/// Builds the worker of the bridge itself, and answers the unfinished commands of servers that left the config.
+async fn build_worker(mut unfinished: Unfinished, common: &Common) -> anyhow::Result<BridgeWorker> {
     let Common { store, live, clock } = common.clone();
-    let queue = Arc::new(Queue::new(open.remove(&None).unwrap_or_default()));
-    for job in open.into_values().flatten() {
-        give_up(&*store, &live, &*clock, &job.command).await.context("answer commands of a removed server")?;
+    let queue = Arc::new(Queue::new(unfinished.remove(&None).unwrap_or_default()));
+    for queued in unfinished.into_values().flatten() {
+        answer_for_removed_server(&*store, &live, &*clock, &queued.command)
+            .await
+            .context("answer commands of a removed server")?;
     }
     Ok(BridgeWorker { queue, store, live, clock, set_log_level: Arc::new(crate::telemetry::set_level) })
 }

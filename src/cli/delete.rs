@@ -10,7 +10,7 @@ use super::terminal::human;
 use super::terminal::server::{can_ask, tell_of};
 use super::{Exit, Options, tell};
 use crate::manager::Watcher;
-use crate::model::{Deleted, Torrent, Verb};
+use crate::model::{DeletedFiles, Torrent, Verb};
 
 /// So many are named in the question.
 const NAMED_MAX: usize = 10;
@@ -54,7 +54,7 @@ async fn is_wanted(watcher: &Watcher, torrents: &[Torrent]) -> Result<bool, Exit
     let arguments = json!({"hashes": hashes, "data": true, "dry_run": true});
     let preview = watcher.command(Verb::Delete, None, arguments.as_object().cloned().unwrap_or_default()).await;
     let preview = preview.map_err(|error| tell_of(&error))?;
-    let all: Vec<&Deleted> = preview.results.iter().filter_map(|row| row.deleted.as_ref()).collect();
+    let all: Vec<&DeletedFiles> = preview.results.iter().filter_map(|row| row.deleted.as_ref()).collect();
     let (files, bytes) = all.iter().fold((0, 0), |(files, bytes), one| (files + one.count, bytes + one.bytes));
     for torrent in torrents.iter().take(NAMED_MAX) {
         tell(&format!("  {}", torrent.name));

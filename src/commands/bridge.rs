@@ -1,44 +1,49 @@
-//! Commands to the bridge itself: few, quick, one after the other.
+//! Commands to the bridge itself: few, short, one after the other.
 
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::outcome::{Asker, Done, finish};
-use super::queue::{Job, Queue};
-use super::request::What;
+use super::queue::{Queue, QueuedCommand};
+use super::results::{ResultBody, finish};
 use crate::live_state::LiveState;
-use crate::model::{CommandError, ErrorCode, Verb};
+use crate::model::{CommandError, ErrorCode, Operation, SinkName};
 use crate::port::{Clock, Store, StoreError};
 
-/// What can be asked of the bridge itself.
-pub(super) const VERBS: [Verb; 2] = [Verb::Resync, Verb::LogLevel];
-
-/// Changes how much is logged; an error says what would be right.
+/// Sets the log level; an error says what would be right.
 pub type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
+/// Executes the commands to the bridge itself.
 #[derive(Clone)]
 pub struct BridgeWorker {
+    /// The commands that wait.
     pub queue: Arc<Queue>,
+    /// Where their results go.
     pub store: Arc<dyn Store>,
+    /// The sinks to be sent the present state again.
     pub live: Arc<LiveState>,
+    /// Wall time, for expiry.
     pub clock: Arc<dyn Clock>,
+    /// Carries out `log_level`.
     pub set_log_level: SetLogLevel,
 }
 
 impl BridgeWorker {
-    /// Carries out commands until `stop`.
+    /// Executes commands until `stop`.
     ///
     /// # Errors
     /// Only a store that cannot be used any more.
     pub async fn run(self, stop: CancellationToken) -> Result<(), StoreError> {
-        self.queue.begin();
+        self.queue.restart();
         loop {
-            while let Some(job) = self.queue.next(self.clock.now()) {
-                let done = self.carry_out(&job);
-                let asker = Asker { user: job.user.as_deref() };
-                finish(&*self.store, &self.live, &*self.clock, &job.command, asker, done).await?;
-                self.queue.done(&job.command.id);
+            while let Some(QueuedCommand { command, request, user }) = self.queue.next(self.clock.now()) {
+                let body = if self.clock.now() >= command.expires_at {
+                    ResultBody::expired()
+                } else {
+                    self.execute(&request.operation, request.dry_run, &command.origin)
+                };
+                finish(&*self.store, &self.live, &*self.clock, &command, user.as_deref(), body).await?;
+                self.queue.done(&command.id);
             }
             tokio::select! {
                 biased;
@@ -48,22 +53,19 @@ impl BridgeWorker {
         }
     }
 
-    fn carry_out(&self, Job { command, request, .. }: &Job) -> Done {
-        let bad = |message: &str| Done::failed(CommandError::new(ErrorCode::BadRequest, message));
-        if self.clock.now() >= command.expires_at {
-            return Done::expired();
-        }
-        match &request.what {
-            What::Resync { from_seq: Some(_) } => bad("events are numbered by server: ask that server for them"),
-            What::Resync { from_seq: None } => {
-                if let (false, Some(buffer)) = (request.dry_run, self.live.buffer(&command.origin)) {
+    fn execute(&self, operation: &Operation, dry_run: bool, origin: &SinkName) -> ResultBody {
+        let bad = |message: &str| ResultBody::failed(CommandError::new(ErrorCode::BadRequest, message));
+        match operation {
+            Operation::Resync { from_seq: Some(_) } => bad("events are numbered by server: ask that server for them"),
+            Operation::Resync { from_seq: None } => {
+                if let (false, Some(buffer)) = (dry_run, self.live.buffer(origin)) {
                     buffer.reassert(None);
                 }
-                Done::ok()
+                ResultBody::ok()
             }
-            What::LogLevel(_) if request.dry_run => Done::ok(),
-            What::LogLevel(level) => match (self.set_log_level)(level) {
-                Ok(()) => Done::ok(),
+            Operation::SetLogLevel(_) if dry_run => ResultBody::ok(),
+            Operation::SetLogLevel(level) => match (self.set_log_level)(level) {
+                Ok(()) => ResultBody::ok(),
                 Err(right) => bad(&right),
             },
             _ => bad("this is a command to a server"),

@@ -1,11 +1,11 @@
-//! The files of a torrent on this machine: which they are, removing them, moving them.
+//! The files of a torrent on this machine: located, deleted, moved.
 //!
-//! A torrent's paths come from strangers and its folder from whoever added it, so:
+//! A torrent's paths come from whoever made it and its folder from whoever added it, so:
 //! - the folder of each file is resolved through all links first, and has to lie below a root; the file
 //!   itself is never followed: a link is removed, not what it points to;
 //! - a root itself, a folder where a file should be, and what another disk is mounted on are left alone;
 //! - folders are only ever removed when they are empty;
-//! - a file that another torrent has too is nobody's to remove (the caller asks [`Plan::claimed_by`]).
+//! - a file that another torrent has, too, is left alone (the caller asks [`FilePlan::shared_with`]).
 //!
 //! Everything here blocks.
 
@@ -16,30 +16,34 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use super::roots::Roots;
-use crate::model::{CommandError, Deleted, ErrorCode, File, Left};
+use crate::model::{CommandError, DeletedFiles, ErrorCode, File, RemainingFile};
 
-/// So many paths are listed in a result.
+/// Most paths that a result lists.
 const LISTED_MAX: usize = 1000;
+/// Bytes copied at a time, to another file system.
 const COPY_BYTES: usize = 1 << 20;
 
 fn refuse(code: ErrorCode, message: impl Into<String>) -> CommandError {
     CommandError::new(code, message)
 }
 
-/// The files of one torrent that are there.
+/// The files of one torrent that exist.
 #[derive(Debug)]
-pub(super) struct Plan {
-    /// Resolved, each with its size.
+pub(super) struct FilePlan {
+    /// With their links resolved, each with its size.
     files: Vec<(PathBuf, u64)>,
-    /// The folders that are the torrent's own.
+    /// The folders that belong to the torrent alone.
     folders: BTreeSet<PathBuf>,
-    /// The torrent's folder, resolved.
+    /// The torrent's folder, with its links resolved.
     base: PathBuf,
 }
 
-impl Plan {
-    /// Finds the files of a torrent whose content is in `directory`. What is not there is left out.
-    pub fn of(roots: &Roots, directory: &str, files: &[File], is_folder: bool) -> Result<Self, CommandError> {
+impl FilePlan {
+    /// Finds the files of a torrent whose data is in `directory`; files that do not exist are left out.
+    ///
+    /// # Errors
+    /// A path that is not below the roots, is no plain file, or may not be the exact name of a file.
+    pub fn new(roots: &Roots, directory: &str, files: &[File], is_folder: bool) -> Result<Self, CommandError> {
         let directory = Path::new(directory);
         if !super::roots::is_plain(directory) {
             return Err(refuse(ErrorCode::Precondition, "the client does not say in which absolute folder it is"));
@@ -58,7 +62,7 @@ impl Plan {
             };
             let written = directory.join(relative);
             let Some(folder) = written.parent().and_then(&mut resolve) else {
-                is_told_exactly(&file.path)?;
+                check_is_exact(&file.path)?;
                 continue;
             };
             let path = folder.join(name);
@@ -76,7 +80,7 @@ impl Plan {
                     return Err(refuse(ErrorCode::Precondition, format!("{} is mounted there", path.display())));
                 }
                 Ok(found) => plan.files.push((path, if found.is_symlink() { 0 } else { found.len() })),
-                Err(error) if error.kind() == ErrorKind::NotFound => is_told_exactly(&file.path)?,
+                Err(error) if error.kind() == ErrorKind::NotFound => check_is_exact(&file.path)?,
                 Err(error) => {
                     return Err(refuse(ErrorCode::Precondition, format!("{}: {error}", path.display())));
                 }
@@ -89,15 +93,15 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Whether a torrent with content in this folder could have one of the files.
+    /// Whether a torrent with data in this folder could have one of the files.
     pub fn may_share(&self, directory: &Path) -> bool {
         let paths = self.files.iter().map(|(path, _)| path);
         let Ok(directory) = directory.canonicalize() else { return false };
         paths.into_iter().any(|path| path.starts_with(&directory))
     }
 
-    /// The first of the files that is another torrent's too.
-    pub fn claimed_by(&self, directory: &Path, files: &[File]) -> Option<&Path> {
+    /// Returns the first file that is one of `files`, which another torrent has in `directory`.
+    pub fn shared_with(&self, directory: &Path, files: &[File]) -> Option<&Path> {
         let exact: HashSet<&Path> = self.files.iter().map(|(path, _)| path.as_path()).collect();
         let is_vague = |path: &Path| path.as_os_str().as_encoded_bytes().contains(&b'?');
         let ours_are_vague = exact.iter().any(|path| is_vague(path));
@@ -119,30 +123,30 @@ impl Plan {
         None
     }
 
-    /// What [`Self::remove`] would do.
-    pub fn preview(&self) -> Deleted {
-        let mut deleted = Deleted::default();
-        self.files.iter().for_each(|(path, bytes)| note(&mut deleted, path, *bytes));
+    /// Returns what [`Self::remove`] would do.
+    pub fn preview(&self) -> DeletedFiles {
+        let mut deleted = DeletedFiles::default();
+        self.files.iter().for_each(|(path, bytes)| add_file(&mut deleted, path, *bytes));
         deleted
     }
 
-    /// Removes the files, and the folders that are empty then.
-    pub fn remove(&self) -> Deleted {
-        let mut deleted = Deleted::default();
+    /// Deletes the files, and the folders that are empty then.
+    pub fn remove(&self) -> DeletedFiles {
+        let mut deleted = DeletedFiles::default();
         for (path, bytes) in &self.files {
             let is_where_it_was =
                 path.parent().is_some_and(|folder| folder.canonicalize().is_ok_and(|now| now == folder));
             let removed = if is_where_it_was { fs::remove_file(path) } else { Err(ErrorKind::NotFound.into()) };
             match removed {
-                Ok(()) => note(&mut deleted, path, *bytes),
-                Err(error) => leave(&mut deleted, path, &error),
+                Ok(()) => add_file(&mut deleted, path, *bytes),
+                Err(error) => add_remaining(&mut deleted, path, &error),
             }
         }
         self.remove_folders(&mut deleted);
         deleted
     }
 
-    fn remove_folders(&self, deleted: &mut Deleted) {
+    fn remove_folders(&self, deleted: &mut DeletedFiles) {
         // The deepest first.
         for folder in self.folders.iter().rev() {
             let (Some(parent), Ok(found)) = (folder.parent(), folder.symlink_metadata()) else { continue };
@@ -150,14 +154,13 @@ impl Plan {
                 continue;
             }
             match fs::remove_dir(folder) {
-                Err(error) if error.kind() != ErrorKind::NotFound => leave(deleted, folder, &error),
+                Err(error) if error.kind() != ErrorKind::NotFound => add_remaining(deleted, folder, &error),
                 _ => {}
             }
         }
     }
 
-    /// Moves the files below `to`, as they lie below the torrent's folder. May be called again after it was
-    /// interrupted.
+    /// Moves the files below `to`, with their paths in the torrent's folder. May be called again after an interruption.
     ///
     /// # Errors
     /// Nothing is lost: each file is whole at the old or at the new place.
@@ -172,7 +175,7 @@ impl Plan {
         }
         for (from, new, bytes) in &pairs {
             match new.symlink_metadata() {
-                // Copied whole before an interruption: only the old one is still to go.
+                // Copied whole before an interruption: only the old one is still to be deleted.
                 Ok(found) if is_repeated && found.is_file() && found.len() == *bytes => {
                     fs::remove_file(from).map_err(|error| failed(from, &error))?;
                 }
@@ -186,7 +189,7 @@ impl Plan {
         for (from, new, _) in pairs.iter().filter(|(from, ..)| from.symlink_metadata().is_ok()) {
             move_file(from, new).map_err(|error| failed(from, &error))?;
         }
-        self.remove_folders(&mut Deleted::default());
+        self.remove_folders(&mut DeletedFiles::default());
         Ok(())
     }
 }
@@ -195,9 +198,9 @@ fn failed(path: &Path, error: &io::Error) -> CommandError {
     refuse(ErrorCode::ClientFault, format!("{}: {error}", path.display()))
 }
 
-/// rTorrent with xmlrpc-c puts `?` for each byte that it cannot say: a file that is not there by that name
-/// may be there by another.
-fn is_told_exactly(path: &str) -> Result<(), CommandError> {
+/// rTorrent with xmlrpc-c writes `?` for each byte that is no UTF-8: a file that does not exist by that name may
+/// exist by another.
+fn check_is_exact(path: &str) -> Result<(), CommandError> {
     if path.contains('?') {
         let message = format!("{path:?} is not there, and may not be its exact name: remove its files by hand");
         return Err(refuse(ErrorCode::Precondition, message));
@@ -210,12 +213,12 @@ fn could_be(path: &Path, other: &Path) -> bool {
     path.len() == other.len() && path.iter().zip(other).all(|(a, b)| a == b || *a == b'?' || *b == b'?')
 }
 
-/// Whether what was found in `folder` is on another disk than that.
+/// Whether what was found in `folder` is on another file system than that.
 fn is_mounted(folder: &Path, found: &Metadata) -> bool {
     folder.metadata().map_or(true, |folder| folder.dev() != found.dev())
 }
 
-fn note(deleted: &mut Deleted, path: &Path, bytes: u64) {
+fn add_file(deleted: &mut DeletedFiles, path: &Path, bytes: u64) {
     deleted.count += 1;
     deleted.bytes += bytes;
     if deleted.files.len() < LISTED_MAX {
@@ -223,9 +226,9 @@ fn note(deleted: &mut Deleted, path: &Path, bytes: u64) {
     }
 }
 
-fn leave(deleted: &mut Deleted, path: &Path, error: &io::Error) {
+fn add_remaining(deleted: &mut DeletedFiles, path: &Path, error: &io::Error) {
     if deleted.left.len() < LISTED_MAX {
-        deleted.left.push(Left { path: path.display().to_string(), reason: error.to_string() });
+        deleted.left.push(RemainingFile { path: path.display().to_string(), reason: error.to_string() });
     }
 }
 
@@ -260,7 +263,7 @@ fn copy(from: &Path, to: &Path, found: &Metadata) -> io::Result<()> {
         target.write_all(&buffer[..length])?;
     }
     target.set_permissions(found.permissions())?;
-    // The client knows by this that it need not check it.
+    // rTorrent takes a file with an unchanged time as verified, and does not read it again.
     target.set_modified(found.modified()?)?;
     target.sync_all()
 }
@@ -290,10 +293,10 @@ mod tests {
     }
 
     #[test]
-    fn files_go_and_then_the_folders_that_are_empty() {
+    fn files_are_deleted_and_then_the_folders_that_are_empty() {
         let (_folder, root, roots) = folder_with(&["t/a", "t/sub/b", "t/sub2/c", "t/sub2/mine"]);
         let files = [file("a"), file("sub/b"), file("sub2/c"), file("never-was-there")];
-        let deleted = Plan::of(&roots, text(&root.join("t")), &files, true).unwrap().remove();
+        let deleted = FilePlan::new(&roots, text(&root.join("t")), &files, true).unwrap().remove();
         assert_eq!((deleted.count, deleted.bytes), (3, 3));
         assert_eq!(deleted.left.len(), 2, "sub2 and t are not empty: {:?}", deleted.left);
         assert!(!root.join("t/sub").try_exists().unwrap() && root.join("t/sub2/mine").is_file());
@@ -302,63 +305,63 @@ mod tests {
     #[test]
     fn a_root_and_the_folder_of_a_single_file_stay() {
         let (_folder, root, roots) = folder_with(&["a", "sub/b"]);
-        Plan::of(&roots, text(&root), &[file("a"), file("sub/b")], true).unwrap().remove();
+        FilePlan::new(&roots, text(&root), &[file("a"), file("sub/b")], true).unwrap().remove();
         assert!(root.is_dir() && !root.join("sub").try_exists().unwrap());
         let (_folder, root, roots) = folder_with(&["films/a"]);
-        Plan::of(&roots, text(&root.join("films")), &[file("a")], false).unwrap().remove();
+        FilePlan::new(&roots, text(&root.join("films")), &[file("a")], false).unwrap().remove();
         assert!(root.join("films").is_dir());
     }
 
     #[test]
-    fn nothing_outside_is_touched_and_no_link_is_followed() {
+    fn nothing_outside_the_roots_is_touched_and_no_link_is_followed() {
         let (_outer, outside, _) = folder_with(&["secret", "sub/x"]);
         let (_folder, root, roots) = folder_with(&["t/a"]);
         std::os::unix::fs::symlink(&outside, root.join("t/link")).unwrap();
         std::os::unix::fs::symlink(outside.join("secret"), root.join("t/leaf")).unwrap();
         let t = root.join("t");
         for bad in ["link/secret", "../t/a", "/etc/passwd", "", ".", "a\0b", "caf\u{fffd}", "link/sub/x"] {
-            assert!(Plan::of(&roots, text(&t), &[file("a"), file(bad)], true).is_err(), "{bad:?}");
+            assert!(FilePlan::new(&roots, text(&t), &[file("a"), file(bad)], true).is_err(), "{bad:?}");
         }
         for bad in ["", "t", "/etc", text(&outside), &format!("{}/../x", root.display())] {
-            assert!(Plan::of(&roots, bad, &[file("passwd"), file("secret")], true).is_err(), "{bad:?}");
+            assert!(FilePlan::new(&roots, bad, &[file("passwd"), file("secret")], true).is_err(), "{bad:?}");
         }
-        assert!(Plan::of(&roots, text(&root), &[file("t")], false).is_err(), "a folder is no file");
-        let deleted = Plan::of(&roots, text(&t), &[file("leaf")], true).unwrap().remove();
+        assert!(FilePlan::new(&roots, text(&root), &[file("t")], false).is_err(), "a folder is no file");
+        let deleted = FilePlan::new(&roots, text(&t), &[file("leaf")], true).unwrap().remove();
         assert_eq!((deleted.count, outside.join("secret").is_file()), (1, true), "the link went, not its target");
     }
 
     #[test]
     fn a_name_that_may_be_another_one_is_refused() {
         let (_folder, root, roots) = folder_with(&["what?"]);
-        assert!(Plan::of(&roots, text(&root), &[file("caf?")], false).is_err());
-        assert!(Plan::of(&roots, text(&root), &[file("what?")], false).is_ok());
+        assert!(FilePlan::new(&roots, text(&root), &[file("caf?")], false).is_err());
+        assert!(FilePlan::new(&roots, text(&root), &[file("what?")], false).is_ok());
     }
 
     #[test]
-    fn a_file_of_another_torrent_is_known_by_any_way_to_it() {
+    fn a_file_of_another_torrent_is_recognized_by_any_path_to_it() {
         let (_folder, root, roots) = folder_with(&["t/sub/a"]);
         std::os::unix::fs::symlink(root.join("t"), root.join("other")).unwrap();
-        let plan = Plan::of(&roots, text(&root.join("t")), &[file("sub/a")], true).unwrap();
+        let plan = FilePlan::new(&roots, text(&root.join("t")), &[file("sub/a")], true).unwrap();
         for (directory, path) in [("t", "sub/a"), ("other/sub", "a"), ("", "t/sub/a"), ("t", "sub/?")] {
             let directory = root.join(directory);
             assert!(plan.may_share(&directory));
-            assert!(plan.claimed_by(&directory, &[file("zzz"), file(path)]).is_some(), "{path}");
+            assert!(plan.shared_with(&directory, &[file("zzz"), file(path)]).is_some(), "{path}");
         }
-        assert!(plan.claimed_by(&root.join("t"), &[file("sub/b"), file("a")]).is_none());
+        assert!(plan.shared_with(&root.join("t"), &[file("sub/b"), file("a")]).is_none());
         assert!(!plan.may_share(Path::new("/etc")));
     }
 
     #[test]
-    fn moving_goes_on_after_an_interruption_and_overwrites_nothing() {
+    fn a_move_goes_on_after_an_interruption_and_overwrites_nothing() {
         let (_folder, root, roots) = folder_with(&["t/a", "t/sub/b", "new/t/a"]);
         let (old, new) = (root.join("t"), root.join("new/t"));
         let files = [file("a"), file("sub/b")];
-        let plan = Plan::of(&roots, text(&old), &files, true).unwrap();
+        let plan = FilePlan::new(&roots, text(&old), &files, true).unwrap();
         assert!(plan.move_to(&new, false).is_err());
         assert!(old.join("sub/b").is_file(), "nothing was begun");
         plan.move_to(&new, true).unwrap();
         assert!(new.join("a").is_file() && new.join("sub/b").is_file() && !old.try_exists().unwrap());
         // Once more, when all is done.
-        Plan::of(&roots, text(&old), &files, true).unwrap().move_to(&new, true).unwrap();
+        FilePlan::new(&roots, text(&old), &files, true).unwrap().move_to(&new, true).unwrap();
     }
 }

@@ -1,35 +1,41 @@
-//! Commands: taken in, written down, carried out once, answered when their effect was seen.
+//! Commands: admitted, logged, executed once, and answered when a poll has shown their effect.
 //!
 //! ```text
-//! broker ─► intake: may it? what is it? ─► command log ─► ack ─► worker of the server ─► client
-//!                    └─ no: a result at once                        │  looks, asks, waits for the watcher
-//! sink ◄── its dispatcher ◄── result in the command log ◄───────────┘
+//! broker ─► receiver ─► admission ─► command log ─► ack ─► queue ─► execution ─► client
+//! HTTP   ─► caller   ─►     └─ refused: a result at once                │ wakes the watcher, waits for the effect
+//! sink   ◄── dispatcher ◄── result in the command log ◄─────────────────┘
 //! ```
 //!
-//! Whatever comes in a body is data. It is parsed into a [`request::Request`] whose values are
-//! checked, and only those reach a client.
+//! A body is data. It is parsed into a [`request::Request`] whose values are checked, and only those reach a client.
 
-mod asks;
+mod actions;
+mod admission;
+mod body_schema;
 mod bridge;
-mod call;
-pub mod expect;
+mod caller;
+mod client_turns;
+mod data_check;
+mod execution;
+mod file_operations;
 mod files;
-mod intake;
-mod outcome;
+mod pending_effects;
+mod queries;
 mod queue;
+mod receiver;
 mod request;
+mod results;
 mod roots;
-mod shape;
-mod source;
-mod verify;
+mod sources;
 mod worker;
 
+pub use admission::Admission;
+pub use body_schema::body_schema;
 pub use bridge::{BridgeWorker, SetLogLevel};
-pub use call::Caller;
-pub use intake::{Door, Intake};
-pub use outcome::give_up;
-pub use queue::{Job, Queue};
-pub use request::{BODY_BYTES_MAX, Envelope, Request, TTL};
-pub use shape::body;
-pub use source::{Sources, SourcesSettings};
+pub use caller::Caller;
+pub use pending_effects::{EffectWaiter, PendingEffects};
+pub use queue::{Queue, QueuedCommand};
+pub use receiver::CommandReceiver;
+pub use request::{BODY_BYTES_MAX, Envelope, Request, TTL, Target};
+pub use results::answer_for_removed_server;
+pub use sources::Sources;
 pub use worker::{Worker, WorkerParts};

@@ -1,282 +1,290 @@
-//! The commands of one server that have no result yet, and which of them may run.
+//! The queue of one server: its commands without a result, and which of them may run.
 //!
-//! Commands for one torrent run in the order they came, others beside each other. One whose torrents
-//! are not known before it runs (a filter) goes alone.
+//! Commands for one torrent run in the order in which they came, others in parallel. A command whose torrents are
+//! not known before it runs (a filter) runs alone.
 //!
-//! Each origin (a broker, HTTP) has a room of its own, so that whoever fills one leaves the others theirs.
+//! Each origin (a broker, HTTP) has a quota of its own, so that a flood from one leaves the others their places.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::request::{Request, Target, What};
-use crate::model::{CommandId, InfoHash, SinkName, Timestamp};
+use super::request::{Request, Target};
+use crate::model::{CommandId, InfoHash, Operation, SinkName, Timestamp};
 use crate::port::LoggedCommand;
 
-/// More than this many of one origin, or with more bytes, wait for nobody: they are refused.
+/// Most commands of one origin in a queue; more are refused.
 const COMMANDS_MAX: usize = 1000;
+/// Most bytes of bodies of one origin in a queue; more are refused.
 const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Of these so many are for one torrent, and so many for torrents that are not known yet.
+/// Most commands of one origin for the same torrent, and for torrents that are not known yet.
 const SAME_MAX: usize = 100;
-
-/// A link may drip for half a minute: so many of one origin are fetched at once, and leave room for other commands.
-const ADDS_MAX: usize = 8;
-/// So many of one origin are for no torrent that is there: what is added, listed, read.
+/// Most commands of one origin for no torrent that is there: adding, listing, reading.
 const OTHERS_MAX: usize = 500;
+/// Most `add` commands of one origin that run at once: a slow link may take half a minute.
+const ADDS_MAX: usize = 8;
 
-/// Stands beside the command log, which has the same commands on disk.
+/// The commands of one server, or of the bridge, that have no result yet. The command log has the same on disk.
 #[derive(Default)]
 pub struct Queue {
-    content: Mutex<Content>,
+    state: Mutex<State>,
+    /// Wakes the worker: a command came, or one that others wait for knows its torrents now.
     pub arrived: Notify,
 }
 
 #[derive(Default)]
-struct Content {
-    open: VecDeque<Open>,
-    rooms: BTreeMap<SinkName, Room>,
+struct State {
+    entries: VecDeque<Entry>,
+    quotas: BTreeMap<SinkName, Quota>,
 }
 
-/// What of one origin is open, or about to be.
+/// The places that one origin has taken in the queue.
 #[derive(Default)]
-struct Room {
+struct Quota {
     commands: usize,
     bytes: usize,
-    of: HashMap<Share, usize>,
+    by_class: HashMap<QuotaClass, usize>,
 }
 
-/// What one flood fills, so that there is room for other commands.
+/// What a flood is likely to have in common; each class has a limit of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Share {
-    Torrent(InfoHash),
-    Several,
-    Unknown,
-    None,
+enum QuotaClass {
+    OneTorrent(InfoHash),
+    SeveralTorrents,
+    UnknownTorrents,
+    NoTorrent,
 }
 
-impl Share {
+impl QuotaClass {
     fn of(request: &Request) -> Self {
-        match claim_of(request) {
-            Claim::All => Self::Unknown,
-            Claim::These([hash]) => Self::Torrent(*hash),
-            Claim::These([]) => Self::None,
-            Claim::These(_) => Self::Several,
+        match torrents_of(request) {
+            Torrents::Unknown => Self::UnknownTorrents,
+            Torrents::These([hash]) => Self::OneTorrent(*hash),
+            Torrents::These([]) => Self::NoTorrent,
+            Torrents::These(_) => Self::SeveralTorrents,
         }
     }
 
     fn max(self) -> usize {
         match self {
-            Self::Torrent(_) | Self::Unknown => SAME_MAX,
-            Self::Several | Self::None => OTHERS_MAX,
+            Self::OneTorrent(_) | Self::UnknownTorrents => SAME_MAX,
+            Self::SeveralTorrents | Self::NoTorrent => OTHERS_MAX,
         }
     }
 }
 
-impl Room {
-    fn take(&mut self, share: Share, bytes: usize) {
-        self.commands += 1;
-        self.bytes += bytes;
-        *self.of.entry(share).or_default() += 1;
+impl Quota {
+    fn has_room(&self, class: QuotaClass, bytes: usize) -> bool {
+        self.commands < COMMANDS_MAX
+            && self.by_class.get(&class).is_none_or(|count| *count < class.max())
+            && self.bytes + bytes <= BODY_BYTES_MAX
     }
 
-    fn give_back(&mut self, share: Share, bytes: usize) {
+    fn take(&mut self, class: QuotaClass, bytes: usize) {
+        self.commands += 1;
+        self.bytes += bytes;
+        *self.by_class.entry(class).or_default() += 1;
+    }
+
+    fn give_back(&mut self, class: QuotaClass, bytes: usize) {
         self.commands = self.commands.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(bytes);
-        if let Some(count) = self.of.get_mut(&share) {
+        if let Some(count) = self.by_class.get_mut(&class) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                self.of.remove(&share);
+                self.by_class.remove(&class);
             }
         }
     }
 }
 
+/// A command that was accepted, parsed.
+#[derive(Clone, Debug)]
+pub struct QueuedCommand {
+    /// As in the command log.
+    pub command: LoggedCommand,
+    /// What its body says.
+    pub request: Request,
+    /// Who its sender says it is, for the log only; not kept across a restart.
+    pub user: Option<String>,
+}
+
+struct Entry {
+    queued: QueuedCommand,
+    is_running: bool,
+    /// The torrents that a filter matched, once it was evaluated.
+    matched: Option<Vec<InfoHash>>,
+}
+
+/// The torrents that no other command may touch while one runs.
+enum Torrents<'a> {
+    These(&'a [InfoHash]),
+    /// A filter was not evaluated yet.
+    Unknown,
+}
+
 /// One origin's commands, as far as [`Queue::next`] has gone through them.
-struct Line {
+struct Passed {
     origin: SinkName,
-    has_begun: bool,
-    /// A filter of it is on: nothing of it passes that.
+    has_command: bool,
+    /// A filter among them waits or runs: nothing of the origin overtakes it.
     is_closed: bool,
     adds: usize,
 }
 
-impl Line {
-    fn of<'l>(lines: &'l mut Vec<Self>, origin: &SinkName) -> &'l mut Self {
-        let place = lines.iter().position(|line| line.origin == *origin).unwrap_or(lines.len());
-        if place == lines.len() {
-            lines.push(Self { origin: origin.clone(), has_begun: false, is_closed: false, adds: 0 });
+impl Passed {
+    fn of<'p>(passed: &'p mut Vec<Self>, origin: &SinkName) -> &'p mut Self {
+        let place = passed.iter().position(|one| one.origin == *origin).unwrap_or(passed.len());
+        if place == passed.len() {
+            passed.push(Self { origin: origin.clone(), has_command: false, is_closed: false, adds: 0 });
         }
-        &mut lines[place]
+        &mut passed[place]
     }
-}
-
-/// A command, and what it says.
-#[derive(Clone, Debug)]
-pub struct Job {
-    pub command: LoggedCommand,
-    pub request: Request,
-    /// Who its sender says it is, for the log; forgotten when the bridge ends.
-    pub user: Option<String>,
-}
-
-struct Open {
-    job: Job,
-    is_running: bool,
-    /// What a filter came to, once it is known.
-    narrowed: Option<Vec<InfoHash>>,
-}
-
-/// Which torrents a command holds while it runs.
-enum Claim<'a> {
-    These(&'a [InfoHash]),
-    All,
 }
 
 impl Queue {
-    /// `open` are the commands that a former life of the bridge did not answer.
-    pub fn new(open: impl IntoIterator<Item = Job>) -> Self {
-        let mut content = Content::default();
-        for job in open {
-            content.room(&job.command.origin).take(Share::of(&job.request), job.command.body.len());
-            content.open.push_back(Open::waiting(job));
+    /// Makes a queue of the commands that an earlier run accepted and did not answer.
+    pub fn new(unfinished: impl IntoIterator<Item = QueuedCommand>) -> Self {
+        let mut state = State::default();
+        for queued in unfinished {
+            let QueuedCommand { command, request, .. } = &queued;
+            state.quota(&command.origin).take(QuotaClass::of(request), command.body.len());
+            state.entries.push_back(Entry::waiting(queued));
         }
-        Self { content: Mutex::new(content), arrived: Notify::new() }
+        Self { state: Mutex::new(state), arrived: Notify::new() }
     }
 
-    /// Whether one more command of `origin` is taken, with a body of so many bytes. If so there is a place for it until
-    /// it is [done](Self::done), or [given up](Self::give_back) before it was pushed.
+    /// Takes a place for one more command of `origin`; `false` if there is none.
+    ///
+    /// The place is kept until the command is [done](Self::done), or [given back](Self::give_back) before it was pushed.
     pub fn reserve(&self, origin: &SinkName, request: &Request, body_bytes: usize) -> bool {
-        let mut content = self.content();
-        let (room, share) = (content.room(origin), Share::of(request));
-        let is_room = room.commands < COMMANDS_MAX
-            && room.of.get(&share).is_none_or(|count| *count < share.max())
-            && room.bytes + body_bytes <= BODY_BYTES_MAX;
-        if is_room {
-            room.take(share, body_bytes);
+        let mut state = self.state();
+        let (quota, class) = (state.quota(origin), QuotaClass::of(request));
+        let has_room = quota.has_room(class, body_bytes);
+        if has_room {
+            quota.take(class, body_bytes);
         }
-        is_room
+        has_room
     }
 
-    /// The place is not needed.
+    /// Gives a reserved place back.
     pub fn give_back(&self, origin: &SinkName, request: &Request, body_bytes: usize) {
-        self.content().room(origin).give_back(Share::of(request), body_bytes);
+        self.state().quota(origin).give_back(QuotaClass::of(request), body_bytes);
     }
 
-    /// A command that has a place.
-    pub fn push(&self, job: Job) {
-        self.content().open.push_back(Open::waiting(job));
+    /// Appends a command that has a place.
+    pub fn push(&self, queued: QueuedCommand) {
+        self.state().entries.push_back(Entry::waiting(queued));
         self.arrived.notify_one();
     }
 
-    /// A worker begins: what an earlier one left half done may have reached the client.
-    pub fn begin(&self) {
-        for open in self.content().open.iter_mut().filter(|open| open.is_running) {
-            open.is_running = false;
-            open.narrowed = None;
-            open.job.command.is_started = true;
+    /// Notes that a worker starts. Commands that an earlier one left half done may have reached the client.
+    pub fn restart(&self) {
+        for entry in self.state().entries.iter_mut().filter(|entry| entry.is_running) {
+            entry.is_running = false;
+            entry.matched = None;
+            entry.queued.command.is_started = true;
         }
     }
 
-    /// The first command that no earlier one, running or waiting, stands in the way of.
+    /// Returns the first command that no earlier one, running or waiting, holds up, and notes that it runs.
     ///
-    /// A filter waits for all earlier commands of its origin, and those behind it wait for it; others pass, until it is the
-    /// first of its origin. Then it waits for what runs, and only what is for no torrent passes.
+    /// A filter waits for all earlier commands of its origin, and those after it wait for it; other origins pass,
+    /// until the filter is the first of its own. From then on it waits for what runs, and only commands for no
+    /// torrent pass.
     ///
-    /// One whose time is over runs at once: nothing is done for it any more, and its result does not wait for others.
-    pub fn next(&self, now: Timestamp) -> Option<Job> {
-        let mut content = self.content();
-        let is_any_running = content.open.iter().any(|one| one.is_running && !matches!(claim(one), Claim::These([])));
+    /// A command whose time is over runs at once: its result does not wait for others, and nothing is done for it.
+    pub fn next(&self, now: Timestamp) -> Option<QueuedCommand> {
+        let mut state = self.state();
+        let is_any_running =
+            state.entries.iter().any(|entry| entry.is_running && !matches!(entry.torrents(), Torrents::These([])));
         let mut held: HashSet<InfoHash> = HashSet::new();
-        let mut lines: Vec<Line> = Vec::new();
+        let mut passed: Vec<Passed> = Vec::new();
         let mut is_closed = false;
-        for one in &mut content.open {
-            let line = Line::of(&mut lines, &one.job.command.origin);
-            let is_first = !std::mem::replace(&mut line.has_begun, true);
-            if matches!(one.job.request.what, What::Add(_)) {
-                // Those that run stand before those that wait.
-                line.adds += 1;
-            }
-            if one.is_running {
-                match claim(one) {
-                    Claim::These(hashes) => held.extend(hashes),
-                    Claim::All => (line.is_closed, is_closed) = (true, true),
+        for entry in &mut state.entries {
+            let of_origin = Passed::of(&mut passed, &entry.queued.command.origin);
+            let is_first = !std::mem::replace(&mut of_origin.has_command, true);
+            let is_add = matches!(entry.queued.request.operation, Operation::Add(_));
+            // Entries keep their order, so those that run were counted before those that wait.
+            of_origin.adds += usize::from(is_add);
+            if entry.is_running {
+                match entry.torrents() {
+                    Torrents::These(hashes) => held.extend(hashes),
+                    Torrents::Unknown => (of_origin.is_closed, is_closed) = (true, true),
                 }
                 continue;
             }
-            let is_over = one.job.command.expires_at <= now;
-            let may_run = match claim(one) {
-                _ if is_over => true,
-                _ if line.is_closed || line.adds > ADDS_MAX && matches!(one.job.request.what, What::Add(_)) => false,
-                Claim::These([]) => true,
-                Claim::These(hashes) if is_closed || hashes.iter().any(|hash| held.contains(hash)) => {
+            let is_expired = entry.queued.command.expires_at <= now;
+            let may_run = match entry.torrents() {
+                _ if is_expired => true,
+                _ if of_origin.is_closed || is_add && of_origin.adds > ADDS_MAX => false,
+                Torrents::These([]) => true,
+                Torrents::These(hashes) if is_closed || hashes.iter().any(|hash| held.contains(hash)) => {
                     held.extend(hashes);
                     false
                 }
-                Claim::These(_) => true,
-                Claim::All => {
-                    line.is_closed = true;
+                Torrents::These(_) => true,
+                Torrents::Unknown => {
+                    of_origin.is_closed = true;
                     is_closed |= is_first;
                     is_first && !is_any_running
                 }
             };
             if may_run {
-                one.is_running = true;
-                return Some(one.job.clone());
+                entry.is_running = true;
+                return Some(entry.queued.clone());
             }
         }
         None
     }
 
-    /// A command whose torrents were not known goes on with these, and stands in the way of no others.
-    pub fn narrow(&self, id: &CommandId, hashes: &[InfoHash]) {
-        for open in self.content().open.iter_mut().filter(|open| open.job.command.id == *id) {
-            open.narrowed = Some(hashes.to_vec());
+    /// Notes which torrents a filter matched; commands for other torrents need not wait for it any more.
+    pub fn set_matched(&self, id: &CommandId, hashes: &[InfoHash]) {
+        for entry in self.state().entries.iter_mut().filter(|entry| entry.queued.command.id == *id) {
+            entry.matched = Some(hashes.to_vec());
         }
         self.arrived.notify_one();
     }
 
-    /// The command has its result.
+    /// Removes a command that has its result.
     pub fn done(&self, id: &CommandId) {
-        let mut content = self.content();
-        let Some(place) = content.open.iter().position(|open| open.job.command.id == *id) else { return };
-        if let Some(Open { job: Job { command, request, .. }, .. }) = content.open.remove(place) {
-            content.room(&command.origin).give_back(Share::of(&request), command.body.len());
+        let mut state = self.state();
+        let Some(place) = state.entries.iter().position(|entry| entry.queued.command.id == *id) else { return };
+        if let Some(Entry { queued: QueuedCommand { command, request, .. }, .. }) = state.entries.remove(place) {
+            state.quota(&command.origin).give_back(QuotaClass::of(&request), command.body.len());
         }
     }
 
-    fn content(&self) -> MutexGuard<'_, Content> {
-        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Content {
-    fn room(&mut self, origin: &SinkName) -> &mut Room {
-        if !self.rooms.contains_key(origin) {
-            self.rooms.insert(origin.clone(), Room::default());
+impl State {
+    fn quota(&mut self, origin: &SinkName) -> &mut Quota {
+        self.quotas.entry(origin.clone()).or_default()
+    }
+}
+
+impl Entry {
+    fn waiting(queued: QueuedCommand) -> Self {
+        Self { queued, is_running: false, matched: None }
+    }
+
+    fn torrents(&self) -> Torrents<'_> {
+        match &self.matched {
+            Some(hashes) => Torrents::These(hashes),
+            None => torrents_of(&self.queued.request),
         }
-        self.rooms.get_mut(origin).expect("it is there now")
     }
 }
 
-impl Open {
-    fn waiting(job: Job) -> Self {
-        Self { job, is_running: false, narrowed: None }
-    }
-}
-
-fn claim(open: &Open) -> Claim<'_> {
-    if let Some(hashes) = &open.narrowed {
-        return Claim::These(hashes);
-    }
-    claim_of(&open.job.request)
-}
-
-fn claim_of(request: &Request) -> Claim<'_> {
-    match request {
-        Request { what, .. } if !what.needs_torrents() => Claim::These(&[]),
-        Request { target: Target::These(hashes), .. } => Claim::These(hashes),
-        Request { target: Target::Matching(_) | Target::Server, .. } => Claim::All,
+fn torrents_of(request: &Request) -> Torrents<'_> {
+    match &request.target {
+        _ if !request.verb.is_for_torrents() => Torrents::These(&[]),
+        Target::Torrents(hashes) => Torrents::These(hashes),
+        Target::Matching(_) | Target::Server => Torrents::Unknown,
     }
 }
 
@@ -287,7 +295,7 @@ mod tests {
     use super::*;
     use crate::model::{ServerName, SinkName, Timestamp, Verb};
 
-    fn command(id: &str, verb: Verb, hash: Option<u8>, body: &str) -> Job {
+    fn command(id: &str, verb: Verb, hash: Option<u8>, body: &str) -> QueuedCommand {
         let hash = hash.map(|n| InfoHash::V1([n; 20]));
         let request = Request::parse(verb, hash, body.as_bytes()).unwrap();
         let command = LoggedCommand {
@@ -302,15 +310,15 @@ mod tests {
             reply: None,
             is_started: false,
         };
-        Job { command, request, user: None }
+        QueuedCommand { command, request, user: None }
     }
 
     fn next(queue: &Queue) -> Option<String> {
-        queue.next(Timestamp::from_millis(0)).map(|job| job.command.id.to_string())
+        queue.next(Timestamp::from_millis(0)).map(|queued| queued.command.id.to_string())
     }
 
     #[test]
-    fn commands_for_one_torrent_run_in_order_and_others_beside_them() {
+    fn commands_for_one_torrent_run_in_order_and_others_in_parallel() {
         let queue = Queue::new([
             command("pause 1", Verb::Pause, Some(1), ""),
             command("resume 1", Verb::Resume, Some(1), ""),
@@ -324,17 +332,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_does_not_wait_for_those_before_it() {
+    fn an_expired_command_does_not_wait_for_those_before_it() {
         let queue =
             Queue::new([command("pause 1", Verb::Pause, Some(1), ""), command("resume 1", Verb::Resume, Some(1), "")]);
         assert_eq!(next(&queue).as_deref(), Some("pause 1"));
         assert_eq!(next(&queue), None);
-        let over = queue.next(Timestamp::from_millis(1)).unwrap();
-        assert_eq!(over.command.id.to_string(), "resume 1");
+        let expired = queue.next(Timestamp::from_millis(1)).unwrap();
+        assert_eq!(expired.command.id.to_string(), "resume 1");
     }
 
     #[test]
-    fn a_filter_goes_alone_and_nothing_overtakes_it() {
+    fn a_filter_runs_alone_and_nothing_overtakes_it() {
         let queue = Queue::new([
             command("pause 1", Verb::Pause, Some(1), ""),
             command("stop all", Verb::Stop, None, r#"{"filter": {}}"#),
@@ -349,9 +357,9 @@ mod tests {
 
     #[test]
     fn a_filter_holds_up_nobody_while_it_waits_for_commands_of_its_own_origin() {
-        let of = |origin: &str, mut job: Job| {
-            job.command.origin = SinkName::parse(origin).unwrap();
-            job
+        let of = |origin: &str, mut queued: QueuedCommand| {
+            queued.command.origin = SinkName::parse(origin).unwrap();
+            queued
         };
         let queue = Queue::new([
             command("pause 1", Verb::Pause, Some(1), ""),
@@ -372,7 +380,7 @@ mod tests {
         }
         assert_eq!(next(&queue).as_deref(), Some("stop all"));
         assert_eq!(next(&queue), None);
-        queue.narrow(&CommandId::parse("stop all").unwrap(), &[InfoHash::V1([1; 20])]);
+        queue.set_matched(&CommandId::parse("stop all").unwrap(), &[InfoHash::V1([1; 20])]);
         assert_eq!(next(&queue).as_deref(), Some("pause 3"));
         assert_eq!(next(&queue), None);
         queue.done(&CommandId::parse("stop all").unwrap());
@@ -380,19 +388,19 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_that_is_known_lets_others_pass() {
+    fn a_filter_that_was_evaluated_lets_others_pass() {
         let queue = Queue::new([
             command("stop", Verb::Stop, None, r#"{"filter": {}}"#),
             command("pause 2", Verb::Pause, Some(2), ""),
         ]);
         assert_eq!(next(&queue).as_deref(), Some("stop"));
         assert_eq!(next(&queue), None);
-        queue.narrow(&CommandId::parse("stop").unwrap(), &[InfoHash::V1([1; 20])]);
+        queue.set_matched(&CommandId::parse("stop").unwrap(), &[InfoHash::V1([1; 20])]);
         assert_eq!(next(&queue).as_deref(), Some("pause 2"));
     }
 
     #[test]
-    fn links_that_drip_do_not_hold_up_others() {
+    fn slow_links_do_not_hold_up_other_commands() {
         let add = |n: usize| command(&n.to_string(), Verb::Add, None, r#"{"url": "http://slow.example/"}"#);
         let queue = Queue::new((0..20).map(add).chain([command("pause", Verb::Pause, Some(1), "")]));
         let begun: Vec<String> = std::iter::from_fn(|| next(&queue)).collect();
@@ -401,27 +409,27 @@ mod tests {
     }
 
     #[test]
-    fn what_ran_when_a_worker_failed_runs_again_and_knows_it() {
+    fn a_command_that_ran_when_a_worker_failed_runs_again_as_started() {
         let queue = Queue::new([command("delete", Verb::Delete, Some(1), "")]);
         assert!(!queue.next(Timestamp::from_millis(0)).unwrap().command.is_started);
-        queue.begin();
+        queue.restart();
         assert!(queue.next(Timestamp::from_millis(0)).unwrap().command.is_started);
     }
 
     #[test]
-    fn a_full_queue_has_no_room() {
+    fn a_full_queue_takes_no_more() {
         let queue = Queue::default();
         let origin = SinkName::parse("bus").unwrap();
-        let has_room = |job: &Job, bytes| {
-            let has_room = queue.reserve(&origin, &job.request, bytes);
+        let has_room = |queued: &QueuedCommand, bytes| {
+            let has_room = queue.reserve(&origin, &queued.request, bytes);
             if has_room {
-                queue.give_back(&origin, &job.request, bytes);
+                queue.give_back(&origin, &queued.request, bytes);
             }
             has_room
         };
-        let push = |job: Job| {
-            assert!(queue.reserve(&origin, &job.request, 0));
-            queue.push(job);
+        let push = |queued: QueuedCommand| {
+            assert!(queue.reserve(&origin, &queued.request, 0));
+            queue.push(queued);
         };
         let list = command("list", Verb::List, None, "");
         let pause = |n| command("pause", Verb::Pause, Some(n), "");
@@ -445,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_fills_his_room_leaves_others_theirs() {
+    fn an_origin_that_fills_its_quota_leaves_others_theirs() {
         let queue = Queue::default();
         let [one, other] = ["one", "other"].map(|name| SinkName::parse(name).unwrap());
         let pause = command("pause", Verb::Pause, Some(1), "");

@@ -1,7 +1,7 @@
-//! The folders that a command may name, and what is below them.
+//! The directories that commands may name paths below.
 //!
-//! Links are followed before anything is compared, as far as a path is on this machine. What is
-//! outside is refused in the same words whether it is there or not.
+//! Links are resolved before anything is compared, as far as a path exists on this machine. A path outside is refused
+//! with the same message whether it exists or not.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -12,11 +12,12 @@ use crate::model::{CommandError, ErrorCode};
 pub struct Roots(Vec<PathBuf>);
 
 impl Roots {
+    /// Without any root no path is allowed.
     pub fn new(roots: Vec<PathBuf>) -> Self {
         Self(roots)
     }
 
-    /// Strictly below one of them, both with their links followed. `resolved` is such a path.
+    /// Whether a path is strictly below a root. Links are resolved in the roots, and have to be in `resolved`.
     pub(super) fn has_below(&self, resolved: &Path) -> bool {
         self.0.iter().any(|root| {
             let root = root.canonicalize().unwrap_or_else(|_| root.clone());
@@ -24,9 +25,9 @@ impl Roots {
         })
     }
 
-    /// A directory on the client's machine: absolute, without `..`, below a root or one itself.
+    /// Checks a directory on the client's machine: absolute, without `..`, below a root or a root itself.
     ///
-    /// As far as that folder is on this machine too, links in it are followed before it is compared.
+    /// As far as it exists on this machine, too, its links are resolved before it is compared.
     pub(super) fn check_directory(&self, directory: &str) -> Result<(), CommandError> {
         let path = Path::new(directory);
         if !is_plain(path) || directory.chars().any(char::is_control) {
@@ -40,9 +41,9 @@ impl Roots {
         if is_below(path) && is_below_resolved { Ok(()) } else { Err(self.outside("directory")) }
     }
 
-    /// Something on this machine, its links followed, strictly below a root.
+    /// Resolves a path on this machine that is strictly below a root.
     pub(super) fn find(&self, key: &str, path: &str) -> Result<PathBuf, CommandError> {
-        // The answer for a path outside is the same whether there is such a file or not.
+        // The same error whether the path exists or not: it must not tell what exists outside.
         let resolved = Path::new(path).canonicalize().map_err(|_| self.outside(key))?;
         if self.has_below(&resolved) { Ok(resolved) } else { Err(self.outside(key)) }
     }
@@ -58,20 +59,20 @@ impl Roots {
     }
 }
 
-/// Absolute, and without `.` and `..` that lead elsewhere.
+/// Whether a path is absolute, and has no `.` or `..` that leads elsewhere.
 pub(super) fn is_plain(path: &Path) -> bool {
     path.is_absolute() && path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
 }
 
-/// As much of a path as is there, its links followed, with the rest of it behind; `None` if a link leads nowhere.
+/// Resolves the links in as much of a path as exists, and appends the rest; `None` if a link leads nowhere.
 pub(super) fn resolved_start(path: &Path) -> Option<PathBuf> {
     for start in path.ancestors() {
         if let Ok(resolved) = start.canonicalize() {
             let rest = path.strip_prefix(start).expect("an ancestor is a prefix");
-            // Nothing to append must not become a slash at the end: a file would not be found by it.
+            // Joining an empty rest would append a slash, and a file is not found by that.
             return Some(if rest.as_os_str().is_empty() { resolved } else { resolved.join(rest) });
         }
-        // There is something, so its end is elsewhere, and whoever makes that decides where.
+        // A link without a target: whoever creates the target decides where the path leads.
         if start.symlink_metadata().is_ok_and(|found| found.is_symlink()) {
             return None;
         }
@@ -108,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_outside_is_not_found_whether_it_is_there_or_not() {
+    fn a_path_outside_the_roots_is_refused_alike_whether_it_exists_or_not() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().canonicalize().unwrap();
         std::os::unix::fs::symlink("/etc/passwd", root.join("link")).unwrap();

@@ -254,13 +254,6 @@ impl Rights {
     }
 }
 
-/// Rights that are no verbs.
-const MORE_RIGHTS: [&str; 1] = ["delete_data"];
-
-pub(super) fn rights() -> impl Iterator<Item = &'static str> {
-    Verb::ALL.iter().map(|verb| verb.as_str()).chain(MORE_RIGHTS)
-}
-
 pub const INTERVAL_MIN: Duration = Duration::from_millis(250);
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -610,19 +603,19 @@ fn client_auth(table: &Table<'_>) -> Option<ClientAuth> {
 
 fn commands(table: &Table<'_>) -> Rights {
     let Some(words) = table.texts("commands") else {
-        return Rights(rights().filter(|right| !["delete_data", "rpc"].contains(right)).collect());
+        return Rights(Verb::rights().filter(|right| !["delete_data", "rpc"].contains(right)).collect());
     };
     let mut allowed = BTreeSet::new();
     for word in &words {
         let (is_taken, name) = word.strip_prefix('-').map_or((false, word.as_str()), |name| (true, name));
-        let Some(right) = rights().find(|right| *right == name || (name == "*" && !is_taken)) else {
-            let list: Vec<&str> = rights().collect();
+        let Some(right) = Verb::rights().find(|right| *right == name || (name == "*" && !is_taken)) else {
+            let list: Vec<&str> = Verb::rights().collect();
             let right = format!("known: *, {}; a `-` before one takes it away", list.join(", "));
             table.fault("commands", Fault::new(format!("`{word}` is no command"), right));
             continue;
         };
         match (is_taken, name) {
-            (false, "*") => allowed.extend(rights()),
+            (false, "*") => allowed.extend(Verb::rights()),
             (false, _) => {
                 allowed.insert(right);
             }

@@ -13,8 +13,7 @@ use schemars::transform::{RecursiveTransform, Transform as _};
 use schemars::{JsonSchema, Schema};
 use serde_json::{Value, json};
 
-use super::checked::rights;
-use crate::model::{ServerName, SinkName, Status};
+use crate::model::{ServerName, SinkName, Status, Verb};
 
 /// What `humantime` reads.
 const DURATION: &str = r"^\s*([0-9.]+\s*[a-zA-Zµ]+\s*)+$";
@@ -309,7 +308,7 @@ struct Told {
 }
 
 fn command_words() -> Value {
-    let words = rights().flat_map(|right| [right.to_owned(), format!("-{right}")]);
+    let words = Verb::rights().flat_map(|right| [right.to_owned(), format!("-{right}")]);
     let words: Vec<String> = ["*".to_owned()].into_iter().chain(words).collect();
     json!({"type": "string", "enum": words})
 }

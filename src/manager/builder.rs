@@ -15,11 +15,11 @@ use super::{BuildError, Manager, Shared};
 use crate::clients::exec::{self, ExecClient};
 use crate::clients::rtorrent::RtorrentClient;
 use crate::clients::rtorrent::settings::{Endpoint, Settings};
-use crate::commands::{Caller, Door, Queue, give_up};
+use crate::commands::{Admission, Caller, Queue, answer_for_removed_server};
 use crate::live_state::LiveState;
 use crate::model::{ServerName, SinkName};
 use crate::port::{Clock, Store, StoreError, SystemClock, TorrentClient};
-use crate::servers::{Common, ServerParts, ServerSetup, load, open_jobs};
+use crate::servers::{Common, ServerParts, ServerSetup, load, unfinished_commands};
 use crate::store::{MemoryStore, Options};
 use crate::supervise::{Group, spawn_detached};
 
@@ -195,7 +195,7 @@ impl Builder {
         let begun = contents.iter().map(|(name, content)| (name.clone(), content.last_seq)).collect();
         let live = Arc::new(LiveState::new(contents, [origin.clone()]));
         let common = Common { store, live, clock };
-        let mut open = open_jobs(&*common.store).await?;
+        let mut unfinished = unfinished_commands(&*common.store).await?;
         let (mut left, mut queues, mut clients) = (Group::new(), BTreeMap::new(), BTreeMap::new());
         for (name, Server { client, interval, sweep, timeout, roots }) in servers {
             let failed = |source| BuildError::Server { server: name.clone(), source };
@@ -203,17 +203,17 @@ impl Builder {
             clients.insert(name.clone(), Arc::clone(&client));
             let sweep = sweep.max(interval);
             let setup = ServerSetup { client, interval, sweep, roots, tells_files: false, is_history_lost };
-            let jobs = open.remove(&Some(name.clone())).unwrap_or_default();
+            let unfinished_of_server = unfinished.remove(&Some(name.clone())).unwrap_or_default();
             let failed = |error: reqwest::Error| BuildError::Server { server: name.clone(), source: error.into() };
-            let parts = ServerParts::new(name.clone(), setup, jobs, &common).map_err(failed)?;
+            let parts = ServerParts::new(name.clone(), setup, unfinished_of_server, &common).map_err(failed)?;
             parts.spawn(&mut left);
             queues.insert(name.clone(), Arc::clone(&parts.queue));
         }
         let Common { store, live, clock } = common;
-        for job in open.into_values().flatten() {
-            give_up(&*store, &live, &*clock, &job.command).await?;
+        for queued in unfinished.into_values().flatten() {
+            answer_for_removed_server(&*store, &live, &*clock, &queued.command).await?;
         }
-        let door = Door {
+        let admission = Admission {
             origin,
             // Events are read again by `Since`, and there is no bridge.
             allows: Box::new(|verb| verb != "resync"),
@@ -224,7 +224,7 @@ impl Builder {
             live: Arc::clone(&live),
             clock: Arc::clone(&clock),
         };
-        let caller = Arc::new(Caller::new(door));
+        let caller = Arc::new(Caller::new(admission));
         let called = Arc::clone(&caller);
         left.spawn("commands".to_owned(), move |stop| Arc::clone(&called).run(stop));
         let stop = CancellationToken::new();

@@ -5,19 +5,18 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use tokio::time::Instant;
+use tokio::time::timeout;
 
 use super::{ManagerError, NewTorrent, Shared};
+use crate::live_state::ServerHandle;
 use crate::model::{
-    CommandError, Deleted, Details, ErrorCode, File, InfoHash, Limits, Outcome, OutcomeStatus, Parts, Peer, ServerName,
-    Stats, Torrent, Tracker, Verb,
+    CommandError, DeletedFiles, Details, ErrorCode, File, InfoHash, Limits, Outcome, OutcomeStatus, Parts, Peer,
+    ServerName, Stats, Torrent, Tracker, Verb,
 };
 use crate::port::CommandAddress;
 
-/// How long a first picture may take before a question is answered with "it does not answer".
-const FIRST_PICTURE_MAX: Duration = Duration::from_secs(30);
-/// How often is looked whether it is there.
-const LOOK_EACH: Duration = Duration::from_millis(25);
+/// Maximum time of waiting for the first full poll of a server.
+const FIRST_POLL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One server of a [`Manager`](super::Manager).
 ///
@@ -64,12 +63,11 @@ impl Watcher {
     }
 
     pub fn status(&self) -> ServerStatus {
-        let read = self.shared.live.read(&self.server, |content| ServerStatus {
-            is_online: content.state.is_online,
-            problem: content.poll.failure.clone(),
-            stats: Stats::of(content.stats.clone(), content.snapshot.values().map(|snapshot| &*snapshot.torrent)),
-        });
-        read.expect("a watcher is made for a server that there is")
+        self.live().read(|server| ServerStatus {
+            is_online: server.state.is_online,
+            problem: server.poll.failure.clone(),
+            stats: Stats::of(server.stats.clone(), server.snapshot.values().map(|one| &*one.torrent)),
+        })
     }
 
     /// All torrents, as they were told last: what events said, and numbers of a few seconds ago. Waits for the
@@ -79,10 +77,7 @@ impl Watcher {
     /// [`ManagerError::Offline`] if it has never answered.
     pub async fn get_all(&self) -> Result<Vec<Torrent>, ManagerError> {
         self.wait_for_snapshot().await?;
-        let all = |content: &crate::live_state::LiveServer| {
-            content.snapshot.values().map(|snapshot| (*snapshot.torrent).clone()).collect()
-        };
-        Ok(self.shared.live.read(&self.server, all).unwrap_or_default())
+        Ok(self.live().read(|server| server.snapshot.values().map(|one| (*one.torrent).clone()).collect()))
     }
 
     /// One torrent as the client has it now, with its files.
@@ -105,10 +100,8 @@ impl Watcher {
         let details = client.get_one(hash, parts).await?.ok_or(ManagerError::UnknownHash(hash))?;
         let Details { observed, files, trackers, peers, .. } = details;
         let mut torrent = observed.torrent;
-        let snapshot = |content: &crate::live_state::LiveServer| {
-            content.snapshot.get(&hash).is_some_and(|snapshot| snapshot.torrent.stalled)
-        };
-        torrent.stalled = self.shared.live.read(&self.server, snapshot).unwrap_or(false);
+        // Only the snapshot knows for how long nothing has moved.
+        torrent.stalled = self.live().read(|server| server.snapshot.get(&hash).is_some_and(|one| one.torrent.stalled));
         Ok(TorrentDetails { torrent, files, trackers, peers })
     }
 
@@ -149,7 +142,7 @@ impl Watcher {
     ///
     /// # Errors
     /// As [`Watcher::pause`].
-    pub async fn delete_with_data(&self, hash: InfoHash) -> Result<Deleted, ManagerError> {
+    pub async fn delete_with_data(&self, hash: InfoHash) -> Result<DeletedFiles, ManagerError> {
         let outcome = self.act(Verb::Delete, hash, json!({"data": true})).await?;
         Ok(outcome.results.into_iter().find_map(|row| row.deleted).unwrap_or_default())
     }
@@ -254,39 +247,36 @@ impl Watcher {
 
     /// How far the content is that commands are checking (see [`NewTorrent::data_file`]): bytes read, and all.
     pub fn checks(&self) -> Vec<(u64, u64)> {
-        let live = self.shared.live.server(&self.server);
-        live.map(|live| live.checks().values().copied().collect()).unwrap_or_default()
+        self.live().checks().values().copied().collect()
     }
 
     /// Looks now, not at the next beat.
     pub fn wake(&self) {
-        if let Some(live) = self.shared.live.server(&self.server) {
-            live.wake.notify_one();
-        }
+        self.live().wake.notify_one();
     }
 
     async fn act(&self, verb: Verb, hash: InfoHash, arguments: Value) -> Result<Outcome, ManagerError> {
         done(self.command(verb, Some(hash), object(arguments)).await?)
     }
 
-    /// Waits until the server has shown once what it has.
+    /// Waits for the first full poll of the server, in this run or an earlier one.
     pub(super) async fn wait_for_snapshot(&self) -> Result<(), ManagerError> {
-        let until = Instant::now() + FIRST_PICTURE_MAX;
-        loop {
-            let read = |content: &crate::live_state::LiveServer| (content.state.is_known, content.poll.failure.clone());
-            let (is_known, failure) = self.shared.live.read(&self.server, read).unwrap_or_default();
-            if is_known {
-                return Ok(());
+        let offline = |reason| Err(ManagerError::Offline { server: self.server.clone(), reason });
+        let first_poll = self.live().wait_for(|server| match &server.poll.failure {
+            _ if server.state.is_known => Some(Ok(())),
+            failure => failure.clone().map(offline),
+        });
+        tokio::select! {
+            biased;
+            polled = timeout(FIRST_POLL_TIMEOUT, first_poll) => {
+                polled.unwrap_or_else(|_| offline("it has not shown all of its torrents yet".to_owned()))
             }
-            if self.shared.stop.is_cancelled() {
-                return Err(ManagerError::Stopped);
-            }
-            if failure.is_some() || Instant::now() >= until {
-                let reason = failure.unwrap_or_else(|| "it has not shown all of its torrents yet".to_owned());
-                return Err(ManagerError::Offline { server: self.server.clone(), reason });
-            }
-            tokio::time::sleep(LOOK_EACH).await;
+            () = self.shared.stop.cancelled() => Err(ManagerError::Stopped),
         }
+    }
+
+    fn live(&self) -> &ServerHandle {
+        self.shared.live.server(&self.server).expect("a watcher is made for a server that there is")
     }
 }
 

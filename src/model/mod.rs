@@ -5,6 +5,7 @@
 //!
 //! Pure: no clock, no I/O, no async.
 
+mod action;
 mod bencode;
 mod command;
 mod event;
@@ -13,18 +14,20 @@ mod hook;
 mod ids;
 mod listing;
 mod metainfo;
+mod operation;
+mod outcome;
 mod report;
+mod result_size;
 mod server;
 mod snapshot;
 mod text;
 mod time;
 mod torrent;
+mod verb;
 
+pub use action::{Action, Add, AddSource, Limits, Parts};
 pub use bencode::NotBencoded;
-pub use command::{
-    Action, Add, AddSource, CommandError, CommandId, Deleted, ErrorCode, InvalidCommandId, Left, Limits, Outcome,
-    OutcomeStatus, Page, Part, Parts, RESULT_SCHEMA, Row, Verb, in_parts, shorter, shortest,
-};
+pub use command::{CommandError, CommandId, ErrorCode, InvalidCommandId};
 pub use event::{Cause, Change, Changes, EVENT_SCHEMA, Entity, Event, EventId, InvalidEventId, Kind};
 pub use filter::{Filter, InvalidFilter, OneOrMore};
 pub use hook::{Hook, HookAddress, HookKey, HookSecret, HookSignal, InvalidHookAddress};
@@ -34,7 +37,10 @@ pub use metainfo::{
     InvalidMagnet, InvalidMetainfo, MAGNET_BYTES_MAX, MERKLE_BLOCK_BYTES, Magnet, Metainfo, MetainfoBuilder,
     TorrentFile, merkle_root, with_resume_data, without_resume_data,
 };
+pub use operation::{ActionFor, AddRequest, Operation, TorrentSource};
+pub use outcome::{DeletedFiles, Outcome, OutcomeStatus, Page, Part, RESULT_SCHEMA, RemainingFile, TorrentOutcome};
 pub use report::{Check, Health, HooksHealth, Info, ReportLimits, ServerHealth, SinkHealth};
+pub use result_size::{in_parts, shorter, shortest};
 pub use server::{LastFinished, ServerStats, Stats};
 pub use snapshot::{
     ChangeSet, Committed, Completion, DiffState, JournalEntry, NewEvent, Run, ServerState, Snapshot, SnapshotTorrent,
@@ -42,3 +48,4 @@ pub use snapshot::{
 pub use text::{Words, error_chain, is_active, printable};
 pub use time::Timestamp;
 pub use torrent::{Extra, Status, Torrent, eta_seconds, progress, ratio};
+pub use verb::{Level, Verb};

@@ -327,7 +327,7 @@ fn messages() -> (Map<String, Value>, Map<String, Value>) {
 
     let mut taken = settings().for_deserialize().into_generator();
     for verb in Verb::ALL {
-        let payload = commands::body(*verb, &mut taken).to_value();
+        let payload = commands::body_schema(*verb, &mut taken).to_value();
         let name = verb.as_str().to_owned();
         let title = format!("Command {name}; an empty body is an empty object");
         messages.insert(name, json!({"title": title, "payload": payload, "correlationId": id}));

@@ -54,7 +54,7 @@ fn sent<T: JsonSchema>() -> Schema {
 
 /// The body of a command, as JSON.
 pub fn command(verb: Verb) -> Schema {
-    whole(|generator| commands::body(verb, generator))
+    whole(|generator| commands::body_schema(verb, generator))
 }
 
 /// The bodies of all commands: any of them, each also by its name below `$defs`.
@@ -63,7 +63,7 @@ pub fn any_command() -> Schema {
         let names = Verb::ALL.iter().map(|verb| verb.as_str());
         let refs = names.map(|name| serde_json::json!({"$ref": format!("#/$defs/{name}")})).collect();
         for verb in Verb::ALL {
-            let body = commands::body(*verb, generator);
+            let body = commands::body_schema(*verb, generator);
             generator.definitions_mut().insert(verb.as_str().to_owned(), body.to_value());
         }
         let mut schema = Schema::default();

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use self::pace::{Pace, Reason};
-use crate::commands::expect::Expectations;
+use crate::commands::PendingEffects;
 use crate::diff::{Differ, Limits, Moment};
 use crate::live_state::{LiveState, Named, ServerHandle};
 use crate::log_throttle::LogThrottle;
@@ -54,7 +54,7 @@ pub struct Watcher {
     pub store: Arc<dyn Store>,
     pub live: Arc<LiveState>,
     pub clock: Arc<dyn Clock>,
-    pub expectations: Arc<Expectations>,
+    pub pending_effects: Arc<PendingEffects>,
     pub files: Arc<FilesWanted>,
     /// This epoch began by a loss: that is the first thing to tell.
     pub is_history_lost: bool,
@@ -101,7 +101,7 @@ impl Watcher {
         loop {
             let (took, pause) = self.look(&mut state, live).await?;
             // Who was woken for a torrent that is missing is not to sleep before it is known to be gone.
-            let is_urgent = self.expectations.is_waiting() || (is_poked && state.differ.is_in_doubt());
+            let is_urgent = self.pending_effects.is_waiting() || (is_poked && state.differ.is_in_doubt());
             let pause = if is_urgent { took } else { pause }.max(SHORTEST_PAUSE);
             live.write(|content| content.poll.interval = took + pause);
             is_poked = tokio::select! {
@@ -115,12 +115,12 @@ impl Watcher {
 
     /// One look, told and written down. Returns how long the client took, and how long to leave it alone.
     async fn look(&self, state: &mut State, live: &ServerHandle) -> Result<(Duration, Duration), StoreError> {
-        let look = self.expectations.begin_poll();
+        let look = self.pending_effects.begin_poll();
         match live.hook_notifier.take_named() {
             Named::These(mut hashes) => state.named.append(&mut hashes),
             Named::Many => state.are_many_named = true,
         }
-        self.expectations.awaited(&mut state.named);
+        self.pending_effects.awaited(&mut state.named);
         if state.named.len() > NAMED_MAX {
             state.named.clear();
             state.are_many_named = true;
@@ -153,7 +153,7 @@ impl Watcher {
         if answer.is_ok() && needs_reset {
             change_set.events.insert(0, journal_reset());
         }
-        self.expectations.mark(&mut change_set);
+        self.pending_effects.attribute(&mut change_set);
         state.are_stats_old |= !change_set.is_empty();
         self.publish(state, live, change_set, now.at).await?;
         // "It answers" may be read only when what it answered stands on the board.
@@ -163,7 +163,7 @@ impl Watcher {
             self.make_stats(state, live, listing);
             state.named.clear();
             state.are_many_named = false;
-            live.read(|content| self.expectations.judge(look, listing, &content.snapshot));
+            live.read(|content| self.pending_effects.judge(look, listing, &content.snapshot));
         }
         Ok((took, pause))
     }

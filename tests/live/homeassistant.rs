@@ -326,7 +326,7 @@ impl Imagined {
             store,
             live,
             clock,
-            expectations: Arc::default(),
+            pending_effects: Arc::default(),
             files: Arc::default(),
             is_history_lost: false,
         };

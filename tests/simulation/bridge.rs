@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dtorrent::commands::expect::Expectations;
 use dtorrent::commands::{
-    BridgeWorker, Door, Intake, Job, Queue, Request, Sources, SourcesSettings, Worker, WorkerParts,
+    Admission, BridgeWorker, CommandReceiver, PendingEffects, Queue, QueuedCommand, Request, Sources, Worker,
+    WorkerParts,
 };
 use dtorrent::live_state::{LiveServer, LiveState, PollReport};
 use dtorrent::log_throttle::retry_while_full;
@@ -120,12 +120,12 @@ impl Bridge {
         for (server, client) in clients {
             let of_server = open.iter().filter(|command| command.server.as_ref() == Some(server)).map(|command| {
                 let request = Request::parse(command.verb.unwrap(), command.hash, &command.body).unwrap();
-                Job { command: command.clone(), request, user: None }
+                QueuedCommand { command: command.clone(), request, user: None }
             });
             let queue = Arc::new(Queue::new(of_server));
             queues.insert(server.clone(), queue.clone());
             let client: Arc<dyn TorrentClient> = Arc::new(client.clone());
-            let expectations = Arc::new(Expectations::default());
+            let pending_effects = Arc::new(PendingEffects::default());
             let files = Arc::new(FilesWanted::new(true));
             let watcher = Watcher {
                 server: server.clone(),
@@ -135,7 +135,7 @@ impl Bridge {
                 store: dyn_store.clone(),
                 live: live.clone(),
                 clock: clock.clone(),
-                expectations: expectations.clone(),
+                pending_effects: pending_effects.clone(),
                 files: files.clone(),
                 is_history_lost: false,
             };
@@ -146,8 +146,8 @@ impl Bridge {
                 store: dyn_store.clone(),
                 live: live.clone(),
                 clock: clock.clone(),
-                expectations,
-                sources: Sources::new(SourcesSettings { roots: Vec::new() }),
+                pending_effects,
+                sources: Sources::new(Vec::new()),
             });
             left.spawn(Worker { parts, queue }.run(stop_left.clone()));
             let (server, live, stop) = (server.clone(), live.clone(), stop_left.clone());
@@ -159,7 +159,7 @@ impl Bridge {
 
         let of_bridge = open.iter().filter(|command| command.server.is_none()).map(|command| {
             let request = Request::parse(command.verb.unwrap(), command.hash, &command.body).unwrap();
-            Job { command: command.clone(), request, user: None }
+            QueuedCommand { command: command.clone(), request, user: None }
         });
         let worker = BridgeWorker {
             queue: Arc::new(Queue::new(of_bridge)),
@@ -171,7 +171,7 @@ impl Bridge {
         let of_bridge = worker.queue.clone();
         left.spawn(worker.run(stop_left.clone()));
         for plan in sinks.iter().filter(|plan| plan.takes_commands) {
-            let door = Door {
+            let admission = Admission {
                 origin: plan.broker.name.clone(),
                 allows: Box::new(|_| true),
                 reply_prefixes: Vec::new(),
@@ -182,7 +182,7 @@ impl Bridge {
                 clock: clock.clone(),
             };
             left.spawn(
-                Intake { source: Box::new(Commands(plan.broker.clone())), door, away_since: None }
+                CommandReceiver { source: Box::new(Commands(plan.broker.clone())), admission, unattended_since: None }
                     .run(stop_left.clone()),
             );
         }

@@ -1,10 +1,10 @@
-//! Commands of those who wait for the result: in this process, or over HTTP.
+//! Commands whose sender waits for the result, in this process or over HTTP.
 //!
-//! They come through the same door, stand in the same log, and get their one result the same way; only that
-//! the result goes to who waits for it, not to a broker.
+//! They pass the same admission, are in the same log, and get their one result the same way; but the result goes
+//! to who waits for it, not to a broker.
 //!
-//! What must hold: once a command is in the log it is carried out, whoever waits. So nobody who may leave at any
-//! moment writes there himself; [`Caller::run`] does.
+//! Once a command is in the log it is executed, whoever waits. So no future that may be dropped at any moment
+//! writes to the log; [`Caller::run`] does.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,35 +13,35 @@ use bytes::Bytes;
 use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::intake::{Door, TOGETHER_MAX};
+use super::admission::{Admission, BATCH_MAX};
 use crate::log_throttle::retry_while_full;
 use crate::model::{CommandId, ServerName};
 use crate::port::{CommandAddress, Incoming, StoreError};
 
-/// Results read from the command log at once.
+/// Results read from the command log at a time.
 const RESULTS_MAX: u16 = 64;
 
 type Key = (Option<ServerName>, CommandId);
 type Waiter = oneshot::Sender<Bytes>;
 
-/// Takes commands for one origin, and hands on what they came to. See the module.
+/// Takes commands of one origin and returns their results. See the module.
 pub struct Caller {
-    door: Door,
-    orders: mpsc::Sender<(Incoming, Waiter)>,
-    taken: AsyncMutex<mpsc::Receiver<(Incoming, Waiter)>>,
+    admission: Admission,
+    sender: mpsc::Sender<(Incoming, Waiter)>,
+    receiver: AsyncMutex<mpsc::Receiver<(Incoming, Waiter)>>,
     waiting: Mutex<HashMap<Key, Vec<Waiter>>>,
 }
 
 impl Caller {
-    /// The board has to have a desk for the door's origin, and the store to know of it.
-    pub fn new(door: Door) -> Self {
-        let (orders, taken) = mpsc::channel(TOGETHER_MAX);
-        Self { door, orders, taken: AsyncMutex::new(taken), waiting: Mutex::default() }
+    /// The live state has to have a buffer for the origin of the admission, and the store to know that sink.
+    pub fn new(admission: Admission) -> Self {
+        let (sender, receiver) = mpsc::channel(BATCH_MAX);
+        Self { admission, sender, receiver: AsyncMutex::new(receiver), waiting: Mutex::default() }
     }
 
-    /// Has a command carried out and waits for its result, in the bytes of the wire; `None` if `stop` comes first.
+    /// Has a command executed and returns its result, as brokers get it; `None` if `stop` comes first.
     ///
-    /// Cancel-safe, in that a command is taken whole or not at all: it is carried out, whoever waits.
+    /// Cancel-safe: a command is taken whole or not at all, and is executed although nobody waits any more.
     pub async fn call(
         &self,
         address: CommandAddress,
@@ -60,63 +60,63 @@ impl Caller {
             ack: Box::new(|| {}),
         };
         let (waiter, result) = oneshot::channel();
-        let asked = async {
-            self.orders.send((incoming, waiter)).await.ok()?;
+        let answered = async {
+            self.sender.send((incoming, waiter)).await.ok()?;
             result.await.ok()
         };
         tokio::select! {
             biased;
-            result = asked => result,
+            result = answered => result,
             () = stop.cancelled() => None,
         }
     }
 
-    /// Takes commands in and hands results out, until `stop`.
+    /// Takes commands and returns results until `stop`.
     ///
     /// # Errors
     /// A store that cannot be used any more.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) -> Result<(), StoreError> {
-        tokio::try_join!(self.take_in(&stop), self.hand_out(&stop)).map(|((), ())| ())
+        tokio::try_join!(self.take_commands(&stop), self.return_results(&stop)).map(|((), ())| ())
     }
 
-    async fn take_in(&self, stop: &CancellationToken) -> Result<(), StoreError> {
-        let mut taken = self.taken.lock().await;
+    async fn take_commands(&self, stop: &CancellationToken) -> Result<(), StoreError> {
+        let mut receiver = self.receiver.lock().await;
         loop {
-            let mut all = Vec::new();
+            let mut batch = Vec::new();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                _ = taken.recv_many(&mut all, TOGETHER_MAX) => {}
+                _ = receiver.recv_many(&mut batch, BATCH_MAX) => {}
             }
             let (messages, waiters): (Vec<_>, Vec<_>) =
-                all.into_iter().map(|(incoming, waiter)| ((incoming, None), waiter)).unzip();
+                batch.into_iter().map(|(incoming, waiter)| ((incoming, None), waiter)).unzip();
             let mut waiters = waiters.into_iter();
-            let expect = |key: Key| self.waiting().entry(key).or_default().extend(waiters.next());
-            self.door.take(messages, expect, stop).await?;
+            let on_judged = |key: Key| self.waiting().entry(key).or_default().extend(waiters.next());
+            self.admission.admit(messages, on_judged, stop).await?;
         }
     }
 
-    async fn hand_out(&self, stop: &CancellationToken) -> Result<(), StoreError> {
-        let Some(buffer) = self.door.live.buffer(&self.door.origin) else { return Ok(()) };
+    async fn return_results(&self, stop: &CancellationToken) -> Result<(), StoreError> {
+        let Some(buffer) = self.admission.live.buffer(&self.admission.origin) else { return Ok(()) };
         loop {
-            self.hand_out_what_is_there().await?;
+            self.return_unsent_results().await?;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 () = buffer.results.notified() => {}
-                // Nobody here wants states, and they shall not pile up.
+                // Nobody here reads states, and the buffer is not to grow.
                 () = buffer.changed.notified() => drop(buffer.drain()),
             }
         }
     }
 
-    async fn hand_out_what_is_there(&self) -> Result<(), StoreError> {
+    async fn return_unsent_results(&self) -> Result<(), StoreError> {
         #[derive(serde::Deserialize)]
         struct Named {
             id: CommandId,
         }
         loop {
-            let results = self.door.store.unsent_results(&self.door.origin, 0, RESULTS_MAX).await?;
+            let results = self.admission.store.unsent_results(&self.admission.origin, 0, RESULTS_MAX).await?;
             if results.is_empty() {
                 return Ok(());
             }
@@ -124,12 +124,12 @@ impl Caller {
                 let named = serde_json::from_slice::<Named>(&result.body).ok();
                 let waiting = named.and_then(|named| self.waiting().remove(&(result.server.clone(), named.id)));
                 for waiter in waiting.into_iter().flatten() {
-                    // Who does not wait any more has gone, and misses nothing.
+                    // Fails only if the sender of the command has gone, and then nobody misses it.
                     let _nobody_waits = waiter.send(result.body.clone()).is_err();
                 }
             }
             let numbers: Vec<i64> = results.iter().map(|result| result.number).collect();
-            retry_while_full("results", || self.door.store.mark_results_sent(numbers.clone())).await?;
+            retry_while_full("results", || self.admission.store.mark_results_sent(numbers.clone())).await?;
         }
     }
 

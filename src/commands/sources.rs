@@ -1,8 +1,8 @@
-//! Getting hold of what is to be added: its bytes, its info-hash, its place.
+//! Torrents to add: read, fetched or parsed, until their bytes, info-hash and directory are known.
 //!
-//! Links are fetched here and not by the client, so that the info-hash is known before anything is
-//! loaded. A link may come from anyone who may publish; it must not reach what only this machine can
-//! reach by link-local addresses (cloud metadata services live there).
+//! Links are fetched here and not by the client, so that the info-hash is known before anything is loaded. A link
+//! may come from anyone who may publish, so it must not reach link-local addresses, which only this machine can
+//! reach: cloud metadata services live there.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -14,25 +14,23 @@ use futures_util::StreamExt;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tracing::info;
 
-use super::request::{AddRequest, BODY_BYTES_MAX, Content};
+use super::data_check;
+use super::request::BODY_BYTES_MAX;
 use super::roots::Roots;
-use super::verify;
 use crate::model::{
-    Add, AddSource, CommandError, ErrorCode, InvalidMetainfo, Magnet, Metainfo, with_resume_data, without_resume_data,
+    Add, AddRequest, AddSource, CommandError, ErrorCode, InvalidMetainfo, Magnet, Metainfo, TorrentSource,
+    with_resume_data, without_resume_data,
 };
 
-const FETCH_MAX: Duration = Duration::from_secs(30);
+/// Maximum time of fetching a .torrent file, redirects included.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
+/// Most redirects that are followed; each is checked as the link was.
 const REDIRECTS_MAX: usize = 5;
 
-pub struct SourcesSettings {
-    /// The only folders that files are read from and torrents may be put into.
-    pub roots: Vec<PathBuf>,
-}
-
-/// Resolves add requests of one server.
+/// Resolves the add requests of one server.
 pub struct Sources {
     pub(super) roots: Roots,
-    /// Made when a link is fetched: it holds all authorities that this machine trusts.
+    /// Made when a link is first fetched: it holds every certificate authority that this machine trusts.
     http: OnceLock<reqwest::Client>,
 }
 
@@ -41,8 +39,9 @@ fn refuse(code: ErrorCode, message: impl Into<String>) -> CommandError {
 }
 
 impl Sources {
-    pub fn new(settings: SourcesSettings) -> Self {
-        Self { roots: Roots::new(settings.roots), http: OnceLock::new() }
+    /// `roots` are the only directories that files are read from and torrents may be put into.
+    pub fn new(roots: Vec<PathBuf>) -> Self {
+        Self { roots: Roots::new(roots), http: OnceLock::new() }
     }
 
     /// # Errors
@@ -56,7 +55,7 @@ impl Sources {
             if is_allowed { attempt.follow() } else { attempt.stop() }
         });
         let http = reqwest::Client::builder()
-            .timeout(FETCH_MAX)
+            .timeout(FETCH_TIMEOUT)
             .redirect(redirects)
             .no_proxy()
             .dns_resolver(Arc::new(GuardedResolver))
@@ -65,14 +64,15 @@ impl Sources {
         Ok(self.http.get_or_init(|| http))
     }
 
-    /// Makes of a request what a client can be asked for. `progress` hears how far a check of content is.
+    /// Resolves a request into what a client can be asked for. `progress` is called with the bytes of data that were
+    /// checked, and all bytes.
     pub async fn resolve(&self, request: &AddRequest, progress: impl FnMut(u64, u64)) -> Result<Add, CommandError> {
-        let AddRequest { content, start, label, directory, priority, data_file } = request;
+        let AddRequest { source, start, label, directory, priority, data_file } = request;
         if let Some(directory) = directory {
             self.roots.check_directory(directory)?;
         }
-        let torrent = match content {
-            Content::Magnet(link) => {
+        let torrent = match source {
+            TorrentSource::Magnet(link) => {
                 let magnet = Magnet::parse(link).map_err(|error| refuse(ErrorCode::BadRequest, error.to_string()))?;
                 return Ok(Add {
                     hash: magnet.client_hash(),
@@ -84,9 +84,9 @@ impl Sources {
                     is_checked: false,
                 });
             }
-            Content::Torrent(bytes) => bytes.clone(),
-            Content::Url(url) => self.fetch(url).await?,
-            Content::File(path) => self.read_file(path).await?,
+            TorrentSource::Torrent(bytes) => bytes.clone(),
+            TorrentSource::Url(url) => self.fetch(url).await?,
+            TorrentSource::File(path) => self.read_file(path).await?,
         };
         let metainfo = Metainfo::parse(&torrent).map_err(no_torrent)?;
         let (torrent, directory) = match data_file {
@@ -124,7 +124,7 @@ impl Sources {
         tokio::fs::read(&resolved).await.map(Bytes::from).map_err(unreadable)
     }
 
-    /// Checks content that is there already, and says of the torrent that it is complete.
+    /// Verifies data that is there already, and adds resume data that says so.
     async fn check_data(
         &self,
         torrent: &Bytes,
@@ -133,7 +133,7 @@ impl Sources {
         progress: impl FnMut(u64, u64),
     ) -> Result<(Bytes, String), CommandError> {
         if metainfo.v1.is_none() {
-            info!(name = metainfo.name, "of version 2 alone: it is checked, and may be refused by the client");
+            info!(name = metainfo.name, "torrent of version 2 only, the client may refuse it");
         }
         let place = self.roots.find("data_file", data_file)?;
         let directory = Path::new(data_file).parent().and_then(Path::to_str).map(str::to_owned);
@@ -143,7 +143,7 @@ impl Sources {
                 format!("data_file: the torrent calls it {:?}, so its path has to end in that", metainfo.name);
             return Err(refuse(ErrorCode::Precondition, message));
         };
-        let checked = verify::check(metainfo, &place, &self.roots, progress).await?;
+        let checked = data_check::check(metainfo, &place, &self.roots, progress).await?;
         let pieces = metainfo.pieces.len() as u64 / 20;
         let torrent = with_resume_data(torrent, pieces, &checked).map_err(no_torrent)?;
         Ok((torrent.into(), directory))
@@ -176,7 +176,7 @@ impl Sources {
     }
 }
 
-/// A link may hold a passkey, so it is in no message.
+/// A link may have a passkey, so it is in no message.
 fn without_url(error: reqwest::Error) -> String {
     let error = error.without_url();
     match std::error::Error::source(&error) {
@@ -211,7 +211,7 @@ fn is_allowed_address(address: IpAddr) -> bool {
     }
 }
 
-/// Leaves out addresses that a link must not reach, also when a name leads there.
+/// Leaves out addresses that a link must not reach, also when a name resolves to them.
 struct GuardedResolver;
 
 impl Resolve for GuardedResolver {
@@ -233,7 +233,7 @@ mod tests {
 
     fn sources(roots: &[&Path]) -> Sources {
         let _already = rustls::crypto::ring::default_provider().install_default().is_err();
-        Sources::new(SourcesSettings { roots: roots.iter().map(|root| root.to_path_buf()).collect() })
+        Sources::new(roots.iter().map(|root| root.to_path_buf()).collect())
     }
 
     #[tokio::test]

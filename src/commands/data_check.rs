@@ -1,7 +1,7 @@
-//! Content that is said to be there already: read, and compared with its torrent piece by piece.
+//! Verification of data that is said to be there already, piece by piece.
 //!
-//! The first piece that differs ends it, with its file and number. Read a little at a time, so that
-//! it can be given up between two of them.
+//! The first piece that differs ends it, with its file and number. The data is read in steps, so that a check can be
+//! cancelled between two of them.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -17,19 +17,20 @@ use tracing::info;
 use super::roots::Roots;
 use crate::model::{CommandError, ErrorCode, MERKLE_BLOCK_BYTES, Metainfo, TorrentFile, merkle_root};
 
-/// So many bytes are read before others have their turn.
+/// Bytes read in one step, which occupies a thread for blocking work.
 const STEP_BYTES: u64 = 16 << 20;
-const SAY_EACH: Duration = Duration::from_secs(10);
+/// Interval of log messages about a check that runs.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What a client may be told of each file: its size, and when it was changed last, in seconds.
+/// The size of each file and its time of modification, in seconds, for the resume data.
 pub(super) type Checked = Vec<(u64, u64)>;
 
 fn refuse(message: impl Into<String>) -> CommandError {
     CommandError::new(ErrorCode::Precondition, message)
 }
 
-/// Compares what is at `place` (the file, or the torrent's folder) with the torrent. `progress` hears how many
-/// bytes of how many were read.
+/// Compares what is at `place` (the file, or the torrent's folder) with the torrent. `progress` is called with the
+/// bytes read so far, and all bytes.
 pub(super) async fn check(
     metainfo: &Metainfo,
     place: &Path,
@@ -40,12 +41,12 @@ pub(super) async fn check(
     let mut checked = Vec::with_capacity(metainfo.files.len());
     for file in &metainfo.files {
         let path = path_of(metainfo, file, place);
-        checked.push(if file.is_padding { (file.length, 0) } else { look_at(&path, file, roots)? });
-        files.push(Part { path, length: file.length, is_padding: file.is_padding, root: file.root });
+        checked.push(if file.is_padding { (file.length, 0) } else { size_and_time(&path, file, roots)? });
+        files.push(DataFile { path, length: file.length, is_padding: file.is_padding, root: file.root });
     }
     let total = metainfo.length;
     let mut reader = Reader::new(metainfo, files);
-    let mut said = Instant::now();
+    let mut logged = Instant::now();
     while !reader.is_done() {
         let (back, step) = spawn_blocking(move || {
             let step = reader.step();
@@ -56,9 +57,9 @@ pub(super) async fn check(
         reader = back;
         step?;
         progress(reader.read_bytes, total);
-        if said.elapsed() >= SAY_EACH {
-            said = Instant::now();
-            info!(name = metainfo.name, read_bytes = reader.read_bytes, total_bytes = total, "checking content");
+        if logged.elapsed() >= LOG_INTERVAL {
+            logged = Instant::now();
+            info!(name = metainfo.name, read_bytes = reader.read_bytes, total_bytes = total, "checking data");
         }
     }
     Ok(checked)
@@ -72,8 +73,8 @@ fn path_of(metainfo: &Metainfo, file: &TorrentFile, place: &Path) -> PathBuf {
     place.join(file.path.iter().map(|name| Path::new(std::ffi::OsStr::from_bytes(name))).collect::<PathBuf>())
 }
 
-/// Size and time of a file that is where it should be.
-fn look_at(path: &Path, file: &TorrentFile, roots: &Roots) -> Result<(u64, u64), CommandError> {
+/// Returns the size and the time of a file, after checking that it is where it should be.
+fn size_and_time(path: &Path, file: &TorrentFile, roots: &Roots) -> Result<(u64, u64), CommandError> {
     let missing = |error: io::Error| refuse(format!("data_file: {}: {error}", path.display()));
     let resolved = path.canonicalize().map_err(missing)?;
     if !roots.has_below(&resolved) {
@@ -88,34 +89,34 @@ fn look_at(path: &Path, file: &TorrentFile, roots: &Roots) -> Result<(u64, u64),
     Ok((found.len(), changed.as_secs()))
 }
 
-struct Part {
+struct DataFile {
     path: PathBuf,
     length: u64,
     is_padding: bool,
     root: Option<[u8; 32]>,
 }
 
-/// Reads the files one after the other and hashes them as their version wants it.
+/// Reads the files one after the other, and hashes them as the version of the torrent demands.
 struct Reader {
-    parts: Vec<Part>,
+    parts: Vec<DataFile>,
     at: usize,
     open: Option<File>,
-    /// Bytes read of the file that is open.
+    /// Bytes read of the current file.
     in_part: u64,
     read_bytes: u64,
     piece_length: u64,
-    /// Of version 1; empty if there is none.
+    /// The hashes of version 1; empty if the torrent is of version 2 only.
     pieces: Vec<u8>,
     piece: Sha1,
     in_piece: u64,
     number: usize,
     layers: std::collections::BTreeMap<[u8; 32], Vec<u8>>,
-    /// Of version 2: the hashes of the blocks of the piece under way.
+    /// Version 2: the hashes of the blocks of the current piece.
     blocks: Vec<[u8; 32]>,
 }
 
 impl Reader {
-    fn new(metainfo: &Metainfo, parts: Vec<Part>) -> Self {
+    fn new(metainfo: &Metainfo, parts: Vec<DataFile>) -> Self {
         Self {
             parts,
             at: 0,
@@ -136,7 +137,7 @@ impl Reader {
         self.at == self.parts.len()
     }
 
-    /// Reads on for a while.
+    /// Reads and verifies the next [`STEP_BYTES`].
     fn step(&mut self) -> Result<(), CommandError> {
         let until = self.read_bytes + STEP_BYTES;
         let mut buffer = vec![0; MERKLE_BLOCK_BYTES as usize];
@@ -227,7 +228,7 @@ impl Reader {
                     layer.get(self.number * 32..self.number * 32 + 32)
                         == Some(&merkle_root(&self.blocks, width, [0; 32])[..])
                 }
-                // All of it is one piece.
+                // A file of at most one piece has no layer, only its root.
                 None => merkle_root(&self.blocks, self.blocks.len().next_power_of_two(), [0; 32]) == root,
             }
         });
@@ -237,7 +238,7 @@ impl Reader {
         Ok(())
     }
 
-    /// The piece under way ends in the file at hand.
+    /// Ends the current piece, which ends in the current file.
     fn judge(&self, is_right: bool) -> Result<(), CommandError> {
         if is_right {
             return Ok(());
@@ -330,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn version_two_is_checked_by_its_trees() {
+    fn version_two_is_verified_by_its_hash_trees() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().canonicalize().unwrap();
         std::fs::create_dir(root.join("t")).unwrap();

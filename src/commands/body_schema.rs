@@ -1,53 +1,56 @@
-//! What the body of each command looks like, for those who send them. Pure.
+//! The JSON Schema of the body of each command.
 //!
-//! [`Request`](super::Request) reads what this describes; the tests hold that it takes nothing else.
+//! [`Request`](super::Request) parses what this describes; the tests compare both.
+//!
+//! Pure.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::Value;
 
 use super::request;
-use crate::model::{CommandId, Filter, OneOrMore, Status, Verb};
+use crate::model::{CommandId, Filter, Level, OneOrMore, Status, Verb};
 
-/// What every command may say.
+/// The keys that every command may have.
 #[derive(JsonSchema)]
 #[expect(dead_code, reason = "nothing is ever of this type: it is only described")]
 struct Common {
-    /// The sender's; made up if it gives none. The same id within 24 hours is carried out once and answered the same again.
+    /// The sender's; made up if there is none. A command with the id of an earlier one, within 24 hours, is not executed
+    /// again and gets the same result.
     id: Option<CommandId>,
-    /// Which torrents, where the topic names none.
+    /// The torrents, where the topic names none.
     #[schemars(length(max = request::HASHES_MAX), inner(regex(pattern = r"^([0-9a-fA-F]{40}|[0-9a-fA-F]{64})$")))]
     hashes: Option<Vec<String>>,
-    /// Which torrents, where the topic names none.
+    /// Conditions on the torrents, where the topic names none.
     filter: Option<Filter>,
-    /// Later than that it is not carried out: `"300s"`, `"5m"`; 24 hours at most.
+    /// Time to live, after which the command is not executed: `"300s"`, `"5m"`; 24 hours at most.
     #[schemars(regex(pattern = r"^\s*(0|([0-9.]+\s*[a-zA-Zµ]+\s*)+)$"))]
     ttl: Option<String>,
     /// Torrents with another status are left alone.
     if_status: Option<OneOrMore<Status>>,
-    /// Everything but the doing.
+    /// Check everything and change nothing.
     dry_run: Option<bool>,
     /// A topic for the result, besides the result topic; only below the config's `reply_prefixes`.
     reply_to: Option<String>,
 }
 
-/// The body of a command with this verb, as JSON. `add` also takes a bare link, and the bytes of a .torrent file.
-pub fn body(verb: Verb, generator: &mut SchemaGenerator) -> Schema {
-    let mut schema = request::arguments_of(verb, generator);
+/// Returns the schema of a body with this verb, as JSON. `add` also takes a bare link, and the bytes of a .torrent file.
+pub fn body_schema(verb: Verb, generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = verb.arguments_schema(generator);
     let Some(Value::Object(mut common)) = Common::json_schema(generator).remove("properties") else {
         unreachable!("it is a struct with fields")
     };
-    let names_torrents = verb.is_for_torrents() && verb != Verb::FilePriority;
-    if !names_torrents {
+    if verb.level() != Level::Torrents {
         common.remove("hashes");
-    }
-    if !names_torrents && verb != Verb::List {
-        common.remove("filter");
+        if verb.level() != Level::ServerFiltered {
+            common.remove("filter");
+        }
     }
     match schema.ensure_object().entry("properties").or_insert_with(|| Value::Object(Default::default())) {
         Value::Object(properties) => properties.append(&mut common),
         _ => unreachable!("properties are an object"),
     }
     schema.insert("title".to_owned(), verb.as_str().into());
+    schema.insert("description".to_owned(), verb.summary().into());
     schema
 }
 
@@ -66,13 +69,13 @@ mod tests {
 
     fn validator(verb: Verb) -> Validator {
         let mut generator = SchemaSettings::draft2020_12().for_deserialize().into_generator();
-        let mut schema = body(verb, &mut generator).to_value();
+        let mut schema = body_schema(verb, &mut generator).to_value();
         schema["$defs"] = Value::Object(generator.take_definitions(true));
         jsonschema::validator_for(&schema).unwrap()
     }
 
-    /// On the topics where the verb is taken.
-    fn is_taken(verb: Verb, body: &Value) -> bool {
+    /// Whether a body is parsed on one of the topics of its verb.
+    fn is_parsed(verb: Verb, body: &Value) -> bool {
         let bytes = body.to_string();
         let hash: InfoHash = HASH.parse().unwrap();
         let is_readable = Envelope::read(bytes.as_bytes()).1.is_ok();
@@ -80,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_right_is_right_in_both() {
+    fn valid_bodies_are_parsed_and_valid_by_the_schema() {
         for (verb, body) in [
             (Verb::Pause, json!({})),
             (Verb::Pause, json!({"id": "1", "ttl": "5m", "dry_run": true, "if_status": ["seeding"], "reply_to": "x"})),
@@ -97,13 +100,13 @@ mod tests {
             (Verb::Resync, json!({"from_seq": 7})),
             (Verb::LogLevel, json!({"level": "debug"})),
         ] {
-            assert!(is_taken(verb, &body), "{verb:?} {body}");
+            assert!(is_parsed(verb, &body), "{verb:?} {body}");
             assert!(validator(verb).is_valid(&body), "{verb:?} {body}");
         }
     }
 
     #[test]
-    fn what_is_wrong_is_wrong_in_both() {
+    fn invalid_bodies_are_refused_and_invalid_by_the_schema() {
         for (verb, body) in [
             (Verb::Pause, json!([])),
             (Verb::Pause, json!({"wait": 1})),
@@ -142,7 +145,7 @@ mod tests {
             (Verb::List, json!({"page_size": 0})),
             (Verb::List, json!({"hashes": [HASH]})),
         ] {
-            assert!(!is_taken(verb, &body), "{verb:?} {body}");
+            assert!(!is_parsed(verb, &body), "{verb:?} {body}");
             assert!(!validator(verb).is_valid(&body), "{verb:?} {body}");
         }
     }
@@ -172,7 +175,7 @@ mod tests {
     fn bodies() -> impl Strategy<Value = (Verb, Value)> {
         prop::sample::select(Verb::ALL.to_vec()).prop_flat_map(|verb| {
             let mut generator = SchemaSettings::draft2020_12().for_deserialize().into_generator();
-            let schema = body(verb, &mut generator).to_value();
+            let schema = body_schema(verb, &mut generator).to_value();
             let keys: Vec<String> = schema["properties"].as_object().unwrap().keys().cloned().collect();
             let body = prop::collection::btree_map(prop::sample::select(keys), value(), 0..4);
             (Just(verb), body.prop_map(|body| json!(body)))
@@ -181,8 +184,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_taken_is_right_by_the_schema((verb, body) in bodies()) {
-            prop_assert!(!is_taken(verb, &body) || validator(verb).is_valid(&body), "{verb:?} {body}");
+        fn whatever_is_parsed_is_valid_by_the_schema((verb, body) in bodies()) {
+            prop_assert!(!is_parsed(verb, &body) || validator(verb).is_valid(&body), "{verb:?} {body}");
         }
     }
 }

@@ -1,0 +1,216 @@
+//! Changes of torrents: asked for in batches, confirmed by the watcher.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::info;
+
+use super::execution::{Attempt, Execution, Failure, command_error, still_busy, unconfirmed, unknown_hash};
+use super::pending_effects::EffectWaiter;
+use super::results::ResultBody;
+use crate::model::{
+    Action, Add, AddRequest, CommandError, ErrorCode, InfoHash, Operation, Parts, Status, TorrentOutcome,
+};
+use crate::port::{Applied, ClientError};
+
+/// Maximum time from asking a client until a poll shows the effect.
+pub(super) const EFFECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Pause before a busy client is asked again; it doubles up to [`BUSY_PAUSE_MAX`].
+pub(super) const BUSY_PAUSE_MIN: Duration = Duration::from_millis(50);
+/// Longest pause before a busy client is asked again.
+pub(super) const BUSY_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Most torrents of one request to the client; between two such batches other commands have their turn.
+const BATCH: usize = 100;
+
+/// An action that the client was asked for.
+struct Asked<'a> {
+    hash: InfoHash,
+    /// The client was read again and showed the effect, so a poll only has to name its events.
+    is_seen: bool,
+    effect: EffectWaiter<'a>,
+}
+
+impl Execution<'_> {
+    /// Asks for all actions, then waits for all effects: a hundred torrents need no more polls than one.
+    ///
+    /// Actions that the client must not be asked for now (rTorrent, while it checks the torrent) are asked for again
+    /// until the time to live is over.
+    pub(super) async fn act(&self, actions: Vec<Action>) -> Attempt<ResultBody> {
+        if self.request.dry_run {
+            return Ok(ResultBody::of_torrents(actions.iter().map(|action| self.dry_run(action)).collect()));
+        }
+        self.note_start().await?;
+        let (mut rows, mut asked, mut waiting) = (Vec::with_capacity(actions.len()), Vec::new(), Vec::new());
+        for action in actions {
+            match self.check_status(action.hash()) {
+                Err(error) => rows.push(TorrentOutcome::failed(action.hash(), error)),
+                Ok(()) => waiting.push(action),
+            }
+        }
+        let (mut was_logged, mut pause) = (false, BUSY_PAUSE_MIN);
+        while !waiting.is_empty() {
+            let busy = self.ask_all(&waiting, &mut rows, &mut asked).await?;
+            if let Some((_, reason)) = busy.first()
+                && !std::mem::replace(&mut was_logged, true)
+            {
+                self.log_busy(busy.len(), reason);
+            }
+            if self.is_over() {
+                let too_late =
+                    |(action, reason): &(Action, String)| TorrentOutcome::failed(action.hash(), still_busy(reason));
+                rows.extend(busy.iter().map(too_late));
+                break;
+            }
+            waiting = busy.into_iter().map(|(action, _)| action).collect();
+            if !waiting.is_empty() {
+                sleep(pause).await;
+                pause = (2 * pause).min(BUSY_PAUSE_MAX);
+            }
+        }
+        self.wake();
+        rows.extend(self.await_effects(asked).await);
+        rows.sort_by_key(|row| row.hash);
+        Ok(ResultBody::of_torrents(rows))
+    }
+
+    /// Asks for each action once; returns those for which the client is busy, each with the reason.
+    async fn ask_all<'e>(
+        &'e self,
+        actions: &[Action],
+        rows: &mut Vec<TorrentOutcome>,
+        asked: &mut Vec<Asked<'e>>,
+    ) -> Attempt<Vec<(Action, String)>> {
+        let mut busy = Vec::new();
+        for batch in actions.chunks(BATCH) {
+            // Before the client is asked: a poll may show the effect before its answer is here.
+            let effects: Vec<EffectWaiter<'e>> = batch.iter().map(|action| self.expect(action)).collect();
+            let answers = self.ask(batch).await;
+            for ((action, effect), answer) in batch.iter().zip(effects).zip(answers) {
+                let hash = action.hash();
+                match answer {
+                    Ok(Some(applied)) => {
+                        effect.asked();
+                        asked.push(Asked { hash, is_seen: applied == Applied::Seen, effect });
+                    }
+                    Ok(None) => rows.push(TorrentOutcome::ok(hash)),
+                    Err(ClientError::Busy { reason }) => busy.push((action.clone(), reason)),
+                    Err(ClientError::Unreachable { .. }) if rows.is_empty() && asked.is_empty() => {
+                        return Err(Failure::Unreachable);
+                    }
+                    Err(error) => rows.push(TorrentOutcome::failed(hash, command_error(&error))),
+                }
+            }
+        }
+        Ok(busy)
+    }
+
+    pub(super) fn log_busy(&self, torrents: usize, reason: &str) {
+        info!(server = %self.parts.server, id = %self.command.id, torrents, reason, "client busy, command waits");
+    }
+
+    pub(super) fn expect(&self, action: &Action) -> EffectWaiter<'_> {
+        self.parts.pending_effects.expect(&self.command.id, action)
+    }
+
+    async fn await_effects(&self, asked: Vec<Asked<'_>>) -> Vec<TorrentOutcome> {
+        let is_add = matches!(self.request.operation, Operation::Add(_));
+        let until = Instant::now() + EFFECT_TIMEOUT;
+        let mut rows = Vec::with_capacity(asked.len());
+        for Asked { hash, is_seen, mut effect } in asked {
+            let mut is_shown = timeout_at(until, effect.shown()).await.is_ok() || is_seen;
+            // A client may read data that was verified here once more, which takes as long as it takes.
+            while is_add && !is_shown && self.status(hash) == Some(Status::Checking) {
+                is_shown = timeout_at(Instant::now() + EFFECT_TIMEOUT, effect.shown()).await.is_ok();
+            }
+            rows.push(match (is_shown, is_add) {
+                (true, _) => TorrentOutcome::ok(hash),
+                (false, true) => {
+                    let message = "the client did not take it: it is not there, or not as it should be, after a while";
+                    TorrentOutcome::failed(hash, CommandError::new(ErrorCode::ClientFault, message))
+                }
+                (false, false) => TorrentOutcome::failed(hash, unconfirmed()),
+            });
+        }
+        rows
+    }
+
+    /// The outcome of a dry run, which knows the snapshot and does not ask the client.
+    fn dry_run(&self, action: &Action) -> TorrentOutcome {
+        let hash = action.hash();
+        let is_known = matches!(action, Action::Add(_)) || self.read(|server| server.snapshot.contains_key(&hash));
+        match self.check_status(hash) {
+            Err(error) => TorrentOutcome::failed(hash, error),
+            Ok(()) if is_known => TorrentOutcome::ok(hash),
+            Ok(()) => TorrentOutcome::failed(hash, unknown_hash(hash)),
+        }
+    }
+
+    /// Asks the client for a batch; `None` for an action whose effect is there already.
+    async fn ask(&self, actions: &[Action]) -> Vec<Result<Option<Applied>, ClientError>> {
+        let answers = if actions.iter().all(Action::is_short) {
+            self.turns.apply(&self.command.origin, actions.to_vec()).await
+        } else {
+            let _permit = self.long_turn().await;
+            if let [Action::Add(add)] = actions {
+                return vec![self.ask_to_add(add).await];
+            }
+            self.parts.client.apply(actions).await
+        };
+        let was_deleted = |action: &Action| self.command.is_started && matches!(action, Action::Delete(_));
+        let judge = |(action, answer)| match answer {
+            // A crash came between the delete and its result.
+            Err(ClientError::UnknownHash(_)) if was_deleted(action) => Ok(None),
+            answer => answer.map(Some),
+        };
+        actions.iter().zip(answers).map(judge).collect()
+    }
+
+    /// Adds a torrent, which may be there already.
+    ///
+    /// If this command has loaded it and was interrupted, the missing steps are applied. A torrent of somebody else is
+    /// left alone, and only accepted if it is as this command wants it.
+    async fn ask_to_add(&self, add: &Add) -> Result<Option<Applied>, ClientError> {
+        let client = &self.parts.client;
+        let action = Action::Add(add.clone());
+        let Some(details) = client.get_one(add.hash, Parts::default()).await? else {
+            return client.apply_one(&action).await.map(Some);
+        };
+        if action.is_shown_by(Some(&details.observed)) {
+            return Ok(None);
+        }
+        if !self.command.is_started {
+            let reason = "the torrent is already there, not as this command wants it, and is left alone".to_owned();
+            return Err(ClientError::Precondition { reason });
+        }
+        let hash = add.hash;
+        let label = add.label.clone().map(|label| Action::Label(hash, label));
+        let priority = add.priority.map(|priority| Action::Priority(hash, priority));
+        let start = add.start.then_some(Action::Start(hash));
+        for action in [label, priority, start].into_iter().flatten() {
+            client.apply_one(&action).await?;
+        }
+        Ok(Some(Applied::Asked))
+    }
+
+    /// Resolves a torrent to add; while its data is checked, health shows how far the check is.
+    pub(super) async fn resolve(&self, add: &AddRequest) -> Result<Add, CommandError> {
+        let checking = self.server().begin_check(&self.command.id);
+        self.parts.sources.resolve(add, |read, total| checking.progress(read, total)).await
+    }
+
+    fn status(&self, hash: InfoHash) -> Option<Status> {
+        self.read(|server| server.snapshot.get(&hash).map(|one| one.torrent.status))
+    }
+
+    /// Checks `if_status` of the command.
+    pub(super) fn check_status(&self, hash: InfoHash) -> Result<(), CommandError> {
+        let Some(allowed) = &self.request.if_status else { return Ok(()) };
+        match self.status(hash) {
+            Some(status) if allowed.contains(&status) => Ok(()),
+            Some(status) => {
+                Err(CommandError::new(ErrorCode::Precondition, format!("its status is {}", status.as_str())))
+            }
+            None => Err(unknown_hash(hash)),
+        }
+    }
+}

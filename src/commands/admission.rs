@@ -1,0 +1,322 @@
+//! Admission: the checks before a message becomes a command.
+//!
+//! Each message gets exactly one result. An accepted command is in the command log before its message is
+//! acknowledged; for a refused one the log has its result instead; a repeated one gets the result of the first.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::queue::{Queue, QueuedCommand};
+use super::request::{BODY_BYTES_MAX, Envelope, Request, TTL};
+use super::results::{self, ResultBody};
+use crate::live_state::LiveState;
+use crate::model::{
+    CommandError, CommandId, ErrorCode, InfoHash, InvalidInfoHash, InvalidServerName, Outcome, OutcomeStatus,
+    ServerName, SinkName, Timestamp, Verb, printable,
+};
+use crate::port::{
+    Clock, CommandAddress, Incoming, LoggedCommand, LoggedResult, Recorded, ReplyTo, ResultBacklog, Store, StoreError,
+};
+
+/// Interval of offering a command to a full disk again.
+pub(super) const ROOM_INTERVAL: Duration = Duration::from_secs(1);
+/// Most messages that share one write to the command log.
+pub(super) const BATCH_MAX: usize = 256;
+
+/// Decides which messages of one sink become commands.
+pub struct Admission {
+    /// The sink that the messages come from.
+    pub origin: SinkName,
+    /// Whether this sink has a right: the name of a verb, or one that some bodies need beside.
+    pub allows: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    /// The topics below which a body's `reply_to` may be.
+    pub reply_prefixes: Vec<String>,
+    /// The queues of the servers that this sink may command.
+    pub queues: BTreeMap<ServerName, Arc<Queue>>,
+    /// The queue of the bridge itself.
+    pub bridge: Arc<Queue>,
+    /// Where commands and results are written.
+    pub store: Arc<dyn Store>,
+    /// The sinks to be woken for results.
+    pub live: Arc<LiveState>,
+    /// Wall time, for expiry.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// A message that was judged.
+struct Judged {
+    command: LoggedCommand,
+    /// As in the topic, also where there is no such verb.
+    verb_text: String,
+    user: Option<String>,
+    /// What it says, or the result if it is refused.
+    verdict: Result<Request, Outcome>,
+}
+
+impl Judged {
+    fn log_entry(&self) -> (LoggedCommand, Option<LoggedResult>) {
+        (self.command.clone(), self.verdict.as_ref().err().map(results::logged))
+    }
+}
+
+type Ack = Box<dyn FnOnce() + Send>;
+type Refusal = (OutcomeStatus, CommandError);
+
+fn refused(code: ErrorCode, message: impl Into<String>) -> Refusal {
+    (OutcomeStatus::Refused, CommandError::new(code, message))
+}
+
+fn failed(code: ErrorCode, message: impl Into<String>) -> Refusal {
+    (OutcomeStatus::Error, CommandError::new(code, message))
+}
+
+fn error(error: CommandError) -> Refusal {
+    (OutcomeStatus::Error, error)
+}
+
+impl Admission {
+    /// Whether so many results, or so many bytes of them, wait to be taken by the sink.
+    pub(super) async fn has_results_waiting(&self, max: ResultBacklog) -> Result<bool, StoreError> {
+        let ResultBacklog { count, bytes } = self.store.result_backlog(&self.origin).await?;
+        Ok(count >= max.count || bytes >= max.bytes)
+    }
+
+    /// Decides about messages in their order; one write puts all of them into the command log. `on_judged` gets the
+    /// server and the id of each, in that order, before the result is written under them.
+    pub(super) async fn admit(
+        &self,
+        batch: Vec<(Incoming, Option<Timestamp>)>,
+        mut on_judged: impl FnMut((Option<ServerName>, CommandId)),
+        stop: &CancellationToken,
+    ) -> Result<(), StoreError> {
+        let (judged, acks): (Vec<Judged>, Vec<Ack>) =
+            batch.into_iter().map(|(incoming, unattended_since)| self.judge(incoming, unattended_since)).unzip();
+        for Judged { command, .. } in &judged {
+            on_judged((command.server.clone(), command.id.clone()));
+        }
+        let entries = judged.iter().map(Judged::log_entry).collect();
+        let mut written = self.store.record_commands(entries).await.map(Vec::into_iter);
+        for (judged, ack) in judged.iter().zip(acks) {
+            let recorded = match &mut written {
+                Ok(written) => Ok(written.next().expect("one for each command")),
+                // None was written. Each on its own may still find room.
+                Err(_) => self.record(judged).await,
+            };
+            if !self.finish(judged, ack, recorded, stop).await? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues what was recorded, and acknowledges its message; `false` if `stop` came first.
+    async fn finish(
+        &self,
+        judged: &Judged,
+        ack: Ack,
+        recorded: Result<Recorded, StoreError>,
+        stop: &CancellationToken,
+    ) -> Result<bool, StoreError> {
+        let Some(recorded) = self.wait_for_room(judged, recorded, stop).await? else { return Ok(false) };
+        let has_waiters_left = recorded != Recorded::WaitersFull;
+        self.hand_on(judged, recorded);
+        if !has_waiters_left {
+            let refused = self.too_many_waiters(judged);
+            let recorded = self.record(&refused).await;
+            let Some(recorded) = self.wait_for_room(&refused, recorded, stop).await? else { return Ok(false) };
+            self.hand_on(&refused, recorded);
+        }
+        ack();
+        Ok(true)
+    }
+
+    /// Leaves the message at the broker while the disk is full; `None` if the bridge stops before it has room.
+    ///
+    /// A write is never broken off: a message without an id that comes again would be another command.
+    async fn wait_for_room(
+        &self,
+        judged: &Judged,
+        mut recorded: Result<Recorded, StoreError>,
+        stop: &CancellationToken,
+    ) -> Result<Option<Recorded>, StoreError> {
+        while let Err(StoreError::Full { reason }) = recorded {
+            warn!(sink = %self.origin, reason, "disk full, command waits");
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(None),
+                () = tokio::time::sleep(ROOM_INTERVAL) => {}
+            }
+            recorded = self.record(judged).await;
+        }
+        recorded.map(Some)
+    }
+
+    /// Writes the command to the log, with its result if it is refused.
+    async fn record(&self, judged: &Judged) -> Result<Recorded, StoreError> {
+        let (command, result) = judged.log_entry();
+        self.store.record_command(command, result).await
+    }
+
+    /// Judges a message. Cheap checks come first; a body that is too large is not read.
+    fn judge(&self, incoming: Incoming, unattended_since: Option<Timestamp>) -> (Judged, Ack) {
+        let Incoming { address, body, is_retained, may_have_waited, expires_in, reply, user, ack } = incoming;
+        let CommandAddress { server, hash, verb: verb_text } = address;
+        let now = self.clock.now();
+        // A broker that expires messages has counted the time that this one waited.
+        let waited_since = unattended_since.filter(|_| may_have_waited && expires_in.is_none());
+        let waited_at_most = Duration::from_millis(waited_since.map_or(0, |since| now.millis_since(since)));
+        let is_too_large = body.len() > BODY_BYTES_MAX;
+        let (envelope, envelope_is_right) =
+            if is_too_large { (Envelope::default(), Ok(())) } else { Envelope::read(&body) };
+        let server = server.as_deref().map(ServerName::parse);
+        let hash = hash.as_deref().map(str::parse::<InfoHash>);
+        let verb = Verb::parse(&verb_text);
+        let ttl = envelope.ttl.unwrap_or(TTL).min(expires_in.unwrap_or(Duration::MAX));
+        let reply_to = envelope.reply_to.as_deref();
+        let verdict = if is_retained {
+            Err(refused(ErrorCode::Retained, "a retained command is never carried out; publish it without retain"))
+        } else if is_too_large {
+            Err(failed(ErrorCode::TooLarge, format!("a body of more than {BODY_BYTES_MAX} bytes is not read")))
+        } else if let Err(wrong) = envelope_is_right {
+            Err(error(wrong))
+        } else if waited_at_most > ttl {
+            let message = "it may have waited at the broker for longer than its time to live";
+            Err((OutcomeStatus::Expired, CommandError::new(ErrorCode::ClientOffline, message)))
+        } else if reply_to.is_some_and(|topic| !self.may_reply_to(topic)) {
+            Err(refused(ErrorCode::Forbidden, "reply_to: the config allows no answers to that topic"))
+        } else {
+            self.accept(&server, &hash, verb, &body)
+        };
+        let reply_to = reply_to.filter(|topic| self.may_reply_to(topic));
+        let command = LoggedCommand {
+            id: envelope.id.unwrap_or_else(made_up_id),
+            server: server.and_then(Result::ok),
+            origin: self.origin.clone(),
+            hash: hash.and_then(Result::ok),
+            verb,
+            body: if verdict.is_ok() { body } else { Bytes::new() },
+            received_at: now,
+            expires_at: now.plus_millis(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
+            reply: reply.or_else(|| reply_to.map(|topic| ReplyTo { topic: topic.to_owned(), correlation: None })),
+            is_started: false,
+        };
+        let verb_text = printable(verb_text.as_bytes());
+        let verdict = verdict.map_err(|refusal| self.refusal(&command, &verb_text, refusal));
+        (Judged { command, verb_text, user, verdict }, ack)
+    }
+
+    /// Checks address, rights, body and room in the queue, in this order.
+    fn accept(
+        &self,
+        server: &Option<Result<ServerName, InvalidServerName>>,
+        hash: &Option<Result<InfoHash, InvalidInfoHash>>,
+        verb: Option<Verb>,
+        body: &[u8],
+    ) -> Result<Request, Refusal> {
+        let queue = match server {
+            None => Some(&self.bridge),
+            Some(server) => server.as_ref().ok().and_then(|server| self.queues.get(server)),
+        };
+        let Some(queue) = queue else {
+            return Err(failed(ErrorCode::UnknownServer, "no server of that name is configured for this broker"));
+        };
+        let hash = match hash {
+            Some(Err(invalid)) => return Err(failed(ErrorCode::BadRequest, invalid.to_string())),
+            Some(Ok(hash)) => Some(*hash),
+            None => None,
+        };
+        let Some(verb) = verb else {
+            let known = names(|_| true).join(", ");
+            return Err(failed(ErrorCode::Unsupported, format!("no such command; there are {known}")));
+        };
+        if server.is_none() && !verb.is_for_bridge() {
+            let known = names(Verb::is_for_bridge).join(" and ");
+            let message = format!("the bridge itself takes {known}; this is for a server");
+            return Err(failed(ErrorCode::Unsupported, message));
+        }
+        if !(self.allows)(verb.as_str()) {
+            return Err(refused(ErrorCode::Forbidden, "the config does not accept this command from this broker"));
+        }
+        let request = Request::parse(verb, hash, body).map_err(error)?;
+        if let Some(right) = verb.extra_right(&request.operation).filter(|right| !(self.allows)(right)) {
+            let message = format!("the config does not give this broker the right to {right}");
+            return Err(refused(ErrorCode::Forbidden, message));
+        }
+        if !queue.reserve(&self.origin, &request, body.len()) {
+            let error = CommandError::new(ErrorCode::ClientOffline, "too many commands are waiting").retryable();
+            return Err((OutcomeStatus::Refused, error));
+        }
+        Ok(request)
+    }
+
+    fn may_reply_to(&self, topic: &str) -> bool {
+        let is_topic = !topic.contains(['+', '#', '\0']) && !topic.chars().any(char::is_control);
+        let is_below = |prefix: &String| {
+            topic.strip_prefix(prefix.trim_end_matches('/')).is_some_and(|rest| rest.starts_with('/'))
+        };
+        is_topic && self.reply_prefixes.iter().any(is_below)
+    }
+
+    /// Queues a new command; of what has a result already, wakes the sink.
+    fn hand_on(&self, judged: &Judged, recorded: Recorded) {
+        let Judged { command, verb_text, user, verdict } = judged;
+        let LoggedCommand { id, server, origin, .. } = command;
+        let queue = match server {
+            None => Some(&self.bridge),
+            Some(server) => self.queues.get(server),
+        };
+        match (&recorded, verdict, queue) {
+            (Recorded::New, Ok(request), Some(queue)) => {
+                return queue.push(QueuedCommand {
+                    command: command.clone(),
+                    request: request.clone(),
+                    user: user.clone(),
+                });
+            }
+            (_, Ok(request), Some(queue)) => queue.give_back(origin, request, command.body.len()),
+            (Recorded::New, Err(outcome), _) => results::log(command, verb_text, user.as_deref(), outcome),
+            (_, Err(_), _) => {}
+            (_, Ok(_), None) => unreachable!("a command for no server is refused"),
+        }
+        match recorded {
+            Recorded::New => {}
+            Recorded::Running | Recorded::WaitersFull => {
+                return info!(sink = %origin, %id, verb = verb_text, "command repeated, it is being executed");
+            }
+            Recorded::Answered => {
+                info!(sink = %origin, %id, verb = verb_text, "command repeated, it is answered as before");
+            }
+        }
+        if let Some(buffer) = self.live.buffer(&self.origin) {
+            buffer.results.notify_one();
+        }
+    }
+
+    fn refusal(&self, command: &LoggedCommand, verb_text: &str, (status, error): Refusal) -> Outcome {
+        ResultBody { status, ..ResultBody::failed(error) }.into_outcome(command, verb_text, &*self.clock)
+    }
+
+    /// Answers a message that repeats a command for whose result too many wait already. The answer has an id of its
+    /// own, so that nobody takes it for the result of the command.
+    fn too_many_waiters(&self, judged: &Judged) -> Judged {
+        let Judged { command, verb_text, user, verdict: _ } = judged;
+        let message = format!("too many wait for the result of {} already; ask again when it is done", command.id);
+        let error = CommandError::new(ErrorCode::ClientOffline, message).retryable();
+        let command = LoggedCommand { id: made_up_id(), body: Bytes::new(), ..command.clone() };
+        let outcome = self.refusal(&command, verb_text, (OutcomeStatus::Refused, error));
+        Judged { command, verb_text: verb_text.clone(), user: user.clone(), verdict: Err(outcome) }
+    }
+}
+
+fn names(is_meant: impl Fn(Verb) -> bool) -> Vec<&'static str> {
+    Verb::ALL.iter().filter(|verb| is_meant(**verb)).map(|verb| verb.as_str()).collect()
+}
+
+fn made_up_id() -> CommandId {
+    CommandId::parse(&format!("dtorrent-{:016x}", rand::random::<u64>())).expect("24 plain letters are an id")
+}

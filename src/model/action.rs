@@ -1,0 +1,190 @@
+//! Actions: what a client is asked for, and what a later poll has to show for it.
+//!
+//! A client's own answer proves nothing: rTorrent answers 0 to everything. So each action knows its effect, and
+//! which events that effect explains.
+//!
+//! Pure.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use super::{InfoHash, Kind, Observed, Status};
+
+/// One change that a client is asked for.
+///
+/// Values are checked before: a label has no control characters, a directory is absolute and below the allowed roots.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Action {
+    /// Pauses a torrent that runs.
+    Pause(InfoHash),
+    /// Resumes a paused torrent.
+    Resume(InfoHash),
+    /// Starts a torrent, stopped or paused.
+    Start(InfoHash),
+    /// Stops a torrent.
+    Stop(InfoHash),
+    /// Removes a torrent from the client; its files stay.
+    Delete(InfoHash),
+    /// Begins a hash check of the data.
+    Recheck(InfoHash),
+    /// Announces to the trackers, as soon as they allow it.
+    Announce(InfoHash),
+    /// Sets the label; an empty one removes it.
+    Label(InfoHash, String),
+    /// Sets the priority: 0 off, 1 low, 2 normal, 3 high.
+    Priority(InfoHash, u8),
+    /// Stops and closes a torrent, so that its files may be touched. The client remembers whether it ran.
+    Hold(InfoHash),
+    /// Sets the directory of the data. The torrent goes on as before, or as before a hold.
+    Move(InfoHash, String),
+    /// Assigns a torrent to a group that shares a limit; an empty name is the global one.
+    Throttle(InfoHash, String),
+    /// Sets the priority of files, by their place in the torrent: 0 off, 1 normal, 2 high.
+    FilePriority(InfoHash, Vec<u32>, u8),
+    /// Loads a torrent.
+    Add(Add),
+}
+
+impl Action {
+    /// Returns the torrent that the action changes.
+    pub fn hash(&self) -> InfoHash {
+        match self {
+            Self::Pause(hash) | Self::Resume(hash) | Self::Start(hash) | Self::Stop(hash) | Self::Delete(hash) => *hash,
+            Self::Recheck(hash) | Self::Announce(hash) | Self::Hold(hash) => *hash,
+            Self::Label(hash, _) | Self::Move(hash, _) | Self::Throttle(hash, _) => *hash,
+            Self::Priority(hash, _) | Self::FilePriority(hash, ..) => *hash,
+            Self::Add(add) => add.hash,
+        }
+    }
+
+    /// Whether one short exchange is enough, which other actions may share.
+    pub fn is_short(&self) -> bool {
+        match self {
+            Self::Pause(_) | Self::Resume(_) | Self::Start(_) | Self::Stop(_) | Self::Delete(_) => true,
+            Self::Label(..) | Self::Priority(..) => true,
+            Self::Recheck(_) | Self::Announce(_) | Self::Hold(_) | Self::Move(..) => false,
+            Self::Throttle(..) | Self::FilePriority(..) | Self::Add(_) => false,
+        }
+    }
+
+    /// Whether a poll that began after the client was asked shows the effect; `seen` is what it says of the torrent.
+    pub fn is_shown_by(&self, seen: Option<&Observed>) -> bool {
+        let Some(Observed { torrent, .. }) = seen else { return matches!(self, Self::Delete(_)) };
+        match self {
+            Self::Delete(_) => false,
+            Self::Pause(_) => torrent.status == Status::Paused,
+            Self::Resume(_) | Self::Start(_) => !matches!(torrent.status, Status::Paused | Status::Stopped),
+            Self::Stop(_) | Self::Hold(_) => torrent.status == Status::Stopped,
+            Self::Label(_, label) => torrent.label.as_deref() == Some(label),
+            Self::Priority(_, priority) => torrent.priority == Some(*priority),
+            Self::Move(_, directory) => torrent.directory.as_deref().is_some_and(|now| is_at_or_below(now, directory)),
+            // No listing shows these. The client was read again when it was asked, and one more poll names their events.
+            Self::Recheck(_) | Self::Announce(_) | Self::Throttle(..) | Self::FilePriority(..) => true,
+            Self::Add(Add { label, priority, start, is_checked, hash: _, source: _, directory: _ }) => {
+                (label.is_none() || torrent.label.as_deref() == label.as_deref())
+                    && (priority.is_none() || torrent.priority == *priority)
+                    && (!start || torrent.status != Status::Stopped)
+                    && (!is_checked || torrent.finished)
+            }
+        }
+    }
+
+    /// Whether an event of this kind is an effect of the action, and so has the command as its cause.
+    pub fn explains(&self, kind: Kind) -> bool {
+        use Kind::{
+            Added, Checked, Checking, ErrorCleared, Finished, LabelChanged, Moved, Paused, PriorityChanged, Removed,
+            Resumed, Started, Stopped, Unfinished, Unstalled,
+        };
+        let kinds: &[Kind] = match self {
+            Self::Pause(_) => &[Paused, Unstalled],
+            Self::Resume(_) | Self::Start(_) => &[Started, Resumed, Checking, Checked, ErrorCleared],
+            Self::Stop(_) | Self::Hold(_) => &[Stopped, Unstalled],
+            Self::Delete(_) => &[Removed, Stopped],
+            Self::Add(_) => &[Added, LabelChanged, PriorityChanged, Checking, Checked, Started],
+            Self::Label(..) => &[LabelChanged],
+            Self::Priority(..) => &[PriorityChanged],
+            // A re-check un-pauses a torrent for as long as it lasts.
+            Self::Recheck(_) => &[Checking, Checked, Resumed, Paused],
+            Self::Announce(_) => &[],
+            Self::Move(..) => &[Moved, Stopped, Started, Paused, Resumed, Checking, Checked, Unstalled],
+            // rTorrent takes another group only while the torrent is paused.
+            Self::Throttle(..) => &[Paused, Resumed],
+            Self::FilePriority(..) => &[Finished, Unfinished],
+        };
+        kinds.contains(&kind)
+    }
+}
+
+/// A torrent of several files has a folder of its own below the directory that was asked for.
+fn is_at_or_below(path: &str, directory: &str) -> bool {
+    let rest = path.strip_prefix(directory.trim_end_matches('/'));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Rate limits for all torrents of a server together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes per second; 0 for no limit, `None` to leave it as it is.
+    pub download: Option<u64>,
+    /// Bytes per second; 0 for no limit, `None` to leave it as it is.
+    pub upload: Option<u64>,
+}
+
+/// A torrent to load.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Add {
+    /// The hash by which the client will list it.
+    pub hash: InfoHash,
+    /// The torrent itself.
+    pub source: AddSource,
+    /// Whether it starts at once.
+    pub start: bool,
+    /// The label to set; `None` for no label.
+    pub label: Option<String>,
+    /// The directory of its data; `None` for the client's own choice.
+    pub directory: Option<String>,
+    /// 0 off, 1 low, 2 normal, 3 high; `None` for the client's own choice.
+    pub priority: Option<u8>,
+    /// All of its data is there and was verified: the client has to find it complete.
+    pub is_checked: bool,
+}
+
+impl Add {
+    /// Makes one that starts, where and how the client chooses.
+    pub fn new(hash: InfoHash, source: AddSource) -> Self {
+        Self { hash, source, start: true, label: None, directory: None, priority: None, is_checked: false }
+    }
+}
+
+/// The torrent to load.
+#[derive(Clone, PartialEq)]
+#[non_exhaustive]
+pub enum AddSource {
+    /// A magnet link, `magnet:?…`, as its sender wrote it.
+    Magnet(String),
+    /// The bytes of a .torrent file.
+    Torrent(Bytes),
+}
+
+impl fmt::Debug for AddSource {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Magnet(link) => write!(out, "Magnet({link:?})"),
+            Self::Torrent(bytes) => write!(out, "Torrent({} bytes)", bytes.len()),
+        }
+    }
+}
+
+/// The details of a torrent that are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// Its files.
+    pub files: bool,
+    /// Its trackers.
+    pub trackers: bool,
+    /// Its peers.
+    pub peers: bool,
+}

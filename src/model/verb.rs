@@ -1,0 +1,324 @@
+//! The verbs: every kind of command, one row each.
+//!
+//! A row says where a verb is accepted, which arguments it takes, what they come to, and which right it needs
+//! beside its own. The parser, the JSON Schemas, the AsyncAPI document, the rights in the config and the plain
+//! subcommands of the command line are made from the rows.
+//!
+//! A verb that asks a client for something new, say `superseed`, touches six places:
+//!
+//! 1. this file: the variant of [`Verb`] and its row;
+//! 2. `model/operation.rs`: the type of its arguments, if it has any;
+//! 3. `model/action.rs`: the [`Action`], and what a later poll has to show for it;
+//! 4. `clients/rtorrent/commands.rs`, the calls that carry it out, and the verbs that the adapter states;
+//! 5. `clients/exec/mod.rs` and `testing/simulator.rs`, which have it or not;
+//! 6. `docs/reference.md`, which a test compares with the rows (the golden files are renewed with `BLESS=1`).
+//!
+//! The compiler names 3 to 5, because their `match` has no wildcard. Nothing else changes: admission, queue,
+//! execution, results, HTTP and both brokers know no verb by name, except those that do more than ask for actions.
+//!
+//! Pure.
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::operation::{
+    AddArguments, DeleteArguments, FilePriorityArguments, GetArguments, LabelArguments, LimitsArguments, ListArguments,
+    LogLevelArguments, MoveArguments, NoArguments, Operation, PriorityArguments, ResyncArguments, RpcArguments,
+    ThrottleArguments,
+};
+use super::{Action, CommandError, ErrorCode, InfoHash};
+
+/// The kind of a command, as topics name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Verb {
+    Pause,
+    Resume,
+    Start,
+    Stop,
+    Delete,
+    Add,
+    Recheck,
+    Announce,
+    Label,
+    Priority,
+    Get,
+    List,
+    Move,
+    Throttle,
+    FilePriority,
+    Limits,
+    Resync,
+    Rpc,
+    LogLevel,
+}
+
+/// The topics that a verb is accepted on, and how its body chooses torrents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Level {
+    /// One torrent, on its own topic only.
+    Torrent,
+    /// One torrent on its own topic, or many on a server's topic with `hashes` or `filter`.
+    Torrents,
+    /// A server; no torrent is chosen.
+    Server,
+    /// A server; `filter` may choose among its torrents.
+    ServerFiltered,
+    /// A server, or the bridge itself.
+    ServerOrBridge,
+    /// The bridge itself.
+    Bridge,
+}
+
+struct Row {
+    verb: Verb,
+    /// The last level of a command topic, and the right to use the verb.
+    name: &'static str,
+    level: Level,
+    /// A sentence in the imperative, without a full stop.
+    summary: &'static str,
+    arguments: &'static dyn Arguments,
+    /// What a torrent is afterwards. The command line has a subcommand for each row with a participle.
+    participle: Option<&'static str>,
+    /// A right that some bodies need beside the verb's own.
+    extra_right: Option<ExtraRight>,
+}
+
+struct ExtraRight {
+    name: &'static str,
+    is_needed: fn(&Operation) -> bool,
+}
+
+/// How the arguments of a verb are described, and which operation they come to.
+trait Arguments: Sync {
+    fn schema(&self, generator: &mut SchemaGenerator) -> Schema;
+    fn parse(&self, object: Map<String, Value>) -> Result<Operation, CommandError>;
+}
+
+/// Arguments of type `A`, and the function that makes an operation of them.
+struct Takes<A>(fn(A) -> Result<Operation, CommandError>);
+
+impl<A: DeserializeOwned + JsonSchema> Arguments for Takes<A> {
+    fn schema(&self, generator: &mut SchemaGenerator) -> Schema {
+        A::json_schema(generator)
+    }
+
+    fn parse(&self, object: Map<String, Value>) -> Result<Operation, CommandError> {
+        let arguments = serde_path_to_error::deserialize(Value::Object(object)).map_err(|error| {
+            let (path, inner) = (error.path().to_string(), error.inner().to_string());
+            // serde names the Rust type, which says nothing to the sender of a command.
+            let inner = ["u8", "u32", "u64"].iter().fold(inner, |text, kind| {
+                text.replace(&format!("expected {kind}"), "expected a whole number from 0 on")
+            });
+            let names_key = path == "." || inner.contains(&format!("`{path}`"));
+            CommandError::new(ErrorCode::BadRequest, if names_key { inner } else { format!("{path}: {inner}") })
+        })?;
+        (self.0)(arguments)
+    }
+}
+
+const fn row(
+    verb: Verb,
+    name: &'static str,
+    level: Level,
+    summary: &'static str,
+    arguments: &'static dyn Arguments,
+) -> Row {
+    Row { verb, name, level, summary, arguments, participle: None, extra_right: None }
+}
+
+/// A verb for torrents that has no arguments.
+const fn plain(
+    verb: Verb,
+    name: &'static str,
+    summary: &'static str,
+    participle: &'static str,
+    arguments: &'static Takes<NoArguments>,
+) -> Row {
+    Row { participle: Some(participle), ..row(verb, name, Level::Torrents, summary, arguments) }
+}
+
+/// In the order of the variants, so that a verb finds its row by its number.
+const ROWS: &[Row] = &[
+    plain(Verb::Pause, "pause", "Pause torrents", "paused", &Takes(|_| Ok(act(Action::Pause)))),
+    plain(Verb::Resume, "resume", "Resume paused torrents", "resumed", &Takes(|_| Ok(act(Action::Resume)))),
+    plain(Verb::Start, "start", "Start torrents", "started", &Takes(|_| Ok(act(Action::Start)))),
+    plain(Verb::Stop, "stop", "Stop torrents", "stopped", &Takes(|_| Ok(act(Action::Stop)))),
+    Row {
+        extra_right: Some(ExtraRight {
+            name: "delete_data",
+            is_needed: |operation| matches!(operation, Operation::DeleteWithData),
+        }),
+        ..row(
+            Verb::Delete,
+            "delete",
+            Level::Torrents,
+            "Remove torrents, and with --data their files",
+            &Takes(DeleteArguments::operation),
+        )
+    },
+    row(
+        Verb::Add,
+        "add",
+        Level::Server,
+        "Add torrents from magnet links, URLs or files",
+        &Takes(AddArguments::operation),
+    ),
+    plain(
+        Verb::Recheck,
+        "recheck",
+        "Verify (hash-check) the data",
+        "being checked",
+        &Takes(|_| Ok(act(Action::Recheck))),
+    ),
+    plain(
+        Verb::Announce,
+        "announce",
+        "Announce to the trackers now",
+        "announced",
+        &Takes(|_| Ok(act(Action::Announce))),
+    ),
+    row(Verb::Label, "label", Level::Torrents, "Set the label of torrents", &Takes(LabelArguments::operation)),
+    row(
+        Verb::Priority,
+        "priority",
+        Level::Torrents,
+        "Set the priority of torrents",
+        &Takes(PriorityArguments::operation),
+    ),
+    row(Verb::Get, "get", Level::Torrents, "Read torrents as the client has them now", &Takes(GetArguments::operation)),
+    row(Verb::List, "list", Level::ServerFiltered, "List torrents", &Takes(ListArguments::operation)),
+    row(Verb::Move, "move", Level::Torrents, "Move torrents to another directory", &Takes(MoveArguments::operation)),
+    row(
+        Verb::Throttle,
+        "throttle",
+        Level::Torrents,
+        "Assign torrents to a throttle group",
+        &Takes(ThrottleArguments::operation),
+    ),
+    row(
+        Verb::FilePriority,
+        "file_priority",
+        Level::Torrent,
+        "Set the priority of files",
+        &Takes(FilePriorityArguments::operation),
+    ),
+    row(Verb::Limits, "limits", Level::Server, "Set the rate limits of a server", &Takes(LimitsArguments::operation)),
+    row(
+        Verb::Resync,
+        "resync",
+        Level::ServerOrBridge,
+        "Send events or the present state again",
+        &Takes(ResyncArguments::operation),
+    ),
+    row(Verb::Rpc, "rpc", Level::Server, "Call a method of the client", &Takes(RpcArguments::operation)),
+    row(
+        Verb::LogLevel,
+        "log_level",
+        Level::Bridge,
+        "Set the log level of the bridge",
+        &Takes(LogLevelArguments::operation),
+    ),
+];
+
+fn act(action: fn(InfoHash) -> Action) -> Operation {
+    Operation::act(action)
+}
+
+impl Verb {
+    /// Every verb, in the order of the rows.
+    pub const ALL: &'static [Self] = &{
+        let mut all = [Self::Pause; ROWS.len()];
+        let mut at = 0;
+        while at < ROWS.len() {
+            all[at] = ROWS[at].verb;
+            at += 1;
+        }
+        all
+    };
+
+    fn row(self) -> &'static Row {
+        &ROWS[self as usize]
+    }
+
+    /// Returns the name on topics, which is the name of the right to use the verb, too.
+    pub fn as_str(self) -> &'static str {
+        self.row().name
+    }
+
+    /// Returns the verb of this name; names are compared with their case.
+    pub fn parse(text: &str) -> Option<Self> {
+        ROWS.iter().find(|row| row.name == text).map(|row| row.verb)
+    }
+
+    /// Returns the topics that the verb is accepted on.
+    pub fn level(self) -> Level {
+        self.row().level
+    }
+
+    /// Returns a sentence in the imperative, without a full stop: `Pause torrents`.
+    pub fn summary(self) -> &'static str {
+        self.row().summary
+    }
+
+    /// Returns what a torrent is afterwards (`paused`), for a verb that takes torrents and nothing else.
+    pub fn participle(self) -> Option<&'static str> {
+        self.row().participle
+    }
+
+    /// Whether each command is for one or more torrents.
+    pub fn is_for_torrents(self) -> bool {
+        matches!(self.level(), Level::Torrent | Level::Torrents)
+    }
+
+    /// Whether commands are accepted on a server's topic.
+    pub fn is_for_servers(self) -> bool {
+        matches!(self.level(), Level::Torrents | Level::Server | Level::ServerFiltered | Level::ServerOrBridge)
+    }
+
+    /// Whether commands are accepted on the topic of the bridge.
+    pub fn is_for_bridge(self) -> bool {
+        matches!(self.level(), Level::ServerOrBridge | Level::Bridge)
+    }
+
+    /// Returns the schema of the arguments that only this verb has.
+    pub fn arguments_schema(self, generator: &mut SchemaGenerator) -> Schema {
+        self.row().arguments.schema(generator)
+    }
+
+    /// Reads the arguments that only this verb has; `object` has no others.
+    ///
+    /// # Errors
+    /// What is wrong with the first wrong one, and what would be right.
+    pub fn parse_arguments(self, object: Map<String, Value>) -> Result<Operation, CommandError> {
+        self.row().arguments.parse(object)
+    }
+
+    /// Returns the right that this operation needs beside the verb's own.
+    pub fn extra_right(self, operation: &Operation) -> Option<&'static str> {
+        self.row().extra_right.as_ref().filter(|right| (right.is_needed)(operation)).map(|right| right.name)
+    }
+
+    /// Every right that a config may give: the names of the verbs, and those that some bodies need beside.
+    pub fn rights() -> impl Iterator<Item = &'static str> {
+        let extra = ROWS.iter().filter_map(|row| Some(row.extra_right.as_ref()?.name));
+        ROWS.iter().map(|row| row.name).chain(extra)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_verb_finds_its_own_row() {
+        for (number, row) in ROWS.iter().enumerate() {
+            assert_eq!((row.verb as usize, Verb::parse(row.name)), (number, Some(row.verb)));
+            assert_eq!(serde_json::to_value(row.verb).unwrap(), row.name);
+        }
+    }
+}
