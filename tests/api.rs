@@ -29,7 +29,7 @@ const INSIDE: [&str; 5] = [
 const GOLDEN: &str = "tests/golden/api.txt";
 
 #[test]
-fn nothing_public_vanishes_or_changes_unseen() {
+fn no_public_item_vanishes_or_changes_unnoticed() {
     let mut surface = Surface::default();
     for room in ROOMS {
         surface.room = room;
@@ -53,7 +53,7 @@ fn nothing_public_vanishes_or_changes_unseen() {
 
 /// What is public and not `#[non_exhaustive]`: whole as it is, or there to be built by those who use the library.
 #[test]
-fn what_may_grow_can_grow_without_breaking_anybody() {
+fn extensible_types_are_non_exhaustive() {
     let golden = fs::read_to_string(GOLDEN).unwrap();
     let has_public_fields = |name: &str| golden.lines().any(|line| line.starts_with(&format!("{name}.")));
     let closed: BTreeSet<&str> = golden

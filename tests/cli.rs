@@ -29,7 +29,7 @@ fn folder_with(config: &str) -> tempfile::TempDir {
 }
 
 #[test]
-fn check_of_a_good_config_says_on_stdout_what_will_run() {
+fn check_of_a_good_config_prints_what_will_run_to_stdout() {
     let folder = folder_with(CONFIG);
     let output = dtorrent(folder.path(), &["check"]);
     let stdout = text(&output.stdout);
@@ -43,7 +43,7 @@ fn check_of_a_good_config_says_on_stdout_what_will_run() {
 }
 
 #[test]
-fn check_of_a_bad_config_says_on_stderr_all_that_is_wrong() {
+fn check_of_a_bad_config_prints_every_error_to_stderr() {
     let folder = folder_with("a = 1\nb = 2\n[servers.home]\n");
     let output = dtorrent(folder.path(), &["check", "--log-level", "loud"]);
     let stderr = text(&output.stderr);

@@ -171,7 +171,7 @@ fn a_server_with_an_address_is_a_whole_config() {
 }
 
 #[test]
-fn each_fault_is_told_at_once_with_line_key_and_mend() {
+fn every_error_is_reported_at_once_with_line_key_and_remedy() {
     let toml = r#"instance = "Main"
 colour = "red"
 [log]
@@ -281,7 +281,7 @@ x.toml:53: webhooks.y.template: fails with an event of a torrent: what it makes 
 }
 
 #[test]
-fn hooks_need_an_address_that_a_client_can_ring_at() {
+fn hooks_need_an_http_address_that_the_client_can_reach() {
     let server = "[servers.x]\nurl = 'unix:///x'\nhooks = true\n";
     for (http, address, expected) in [
         ("", "", ""),
@@ -336,7 +336,7 @@ fn without_anything_it_says_what_is_missing() {
 }
 
 #[test]
-fn the_file_is_looked_for_in_order() {
+fn the_config_file_is_searched_in_order() {
     let here = tempfile::tempdir().unwrap();
     let xdg = tempfile::tempdir().unwrap();
     let write = |path: &Path, name: &str| {
@@ -456,7 +456,7 @@ fn a_fault_from_the_environment_names_the_variable() {
 }
 
 #[test]
-fn a_secret_comes_from_its_file_without_the_line_break() {
+fn a_secret_is_read_from_its_file_without_the_trailing_newline() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("secret");
     let secret = |content: &[u8]| {
@@ -473,7 +473,7 @@ fn a_secret_comes_from_its_file_without_the_line_break() {
 }
 
 #[test]
-fn a_secret_given_twice_is_a_fault_unless_a_higher_layer_says_so() {
+fn a_secret_given_twice_is_an_error_unless_a_higher_layer_sets_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("secret");
     fs::write(&path, "from-file").unwrap();
@@ -551,7 +551,7 @@ fn what_is_likely_a_mistake_is_a_warning() {
 }
 
 #[test]
-fn certificates_are_looked_at() {
+fn certificates_are_verified() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ca.pem");
     fs::write(&path, "no certificate").unwrap();
@@ -660,7 +660,7 @@ fn a_webhook_with_an_address_is_a_whole_one() {
 }
 
 #[test]
-fn what_people_read_goes_without_the_snapshot_unless_it_is_asked_for() {
+fn chat_formats_leave_the_initial_snapshot_out_unless_configured() {
     for (lines, has_snapshot, has_updates) in [
         ("", true, false),
         ("format = 'dtorrent'", true, false),

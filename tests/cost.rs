@@ -79,7 +79,7 @@ fn reading_a_listing_makes_no_tree_and_no_text_for_a_number() {
 }
 
 #[test]
-fn a_look_at_what_has_not_changed_keeps_nothing_and_allocates_little() {
+fn a_poll_without_changes_retains_nothing_and_allocates_little() {
     let server = ServerName::parse("home").unwrap();
     let torrents: Vec<_> = (0..ROWS).map(|number| sample::of_a_library(&server, number)).collect();
     let facts = |torrent: &Torrent| {
@@ -146,7 +146,7 @@ async fn rule_2_a_hundred_thousand_torrents_come_in_answers_far_from_what_aborts
     let listing = client.list(Scope::Full).await.unwrap();
     assert!(listing.complete);
     assert_eq!(listing.torrents.len(), TORRENTS);
-    let sizes: Vec<usize> = peer.heard(|heard| heard.listings.iter().map(|(_, bytes)| *bytes).collect());
+    let sizes: Vec<usize> = peer.received(|received| received.listings.iter().map(|(_, bytes)| *bytes).collect());
     let (whole, largest) = (sizes.iter().sum::<usize>(), sizes.iter().max().copied().unwrap_or_default());
     assert!(whole > 100 << 20, "in one answer it would have aborted: {sizes:?}");
     assert!(largest < 48 << 20, "half of what is allowed: {sizes:?}");

@@ -8,27 +8,20 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use self::skip::are_installed;
+
+#[path = "live/harness/skip.rs"]
+mod skip;
+
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
 
 /// The broker and its tools.
-const PEERS: [&str; 4] = ["mosquitto", "mosquitto_passwd", "mosquitto_pub", "mosquitto_sub"];
-
-/// Whether a program is there. The absence of a peer is an error where everything has to be tested.
-fn is_here(program: &str) -> bool {
-    let folders = std::env::var_os("PATH").unwrap_or_default();
-    let here = std::env::split_paths(&folders)
-        .chain(["/usr/sbin".into()])
-        .any(|folder| folder.join(program).try_exists().unwrap_or(false));
-    let is_required = std::env::var("DTORRENT_LIVE").is_ok_and(|value| value == "required");
-    assert!(
-        here || !is_required || !PEERS.contains(&program),
-        "{program} is missing, and DTORRENT_LIVE=required says that it has to be here"
-    );
-    if !here {
-        eprintln!("skipped: {program} is missing");
-    }
-    here
-}
+const BROKER: [(&str, &str); 4] = [
+    ("mosquitto", "mosquitto"),
+    ("mosquitto_passwd", "mosquitto"),
+    ("mosquitto_pub", "mosquitto-clients"),
+    ("mosquitto_sub", "mosquitto-clients"),
+];
 
 fn program(name: &str) -> Command {
     let path = std::env::var("PATH").unwrap_or_default();
@@ -104,7 +97,7 @@ impl Broker {
 
 #[test]
 fn the_roles_of_the_broker_hold() {
-    if !PEERS.into_iter().all(is_here) {
+    if !are_installed(&BROKER) {
         return;
     }
     let broker = Broker::start();
@@ -131,7 +124,7 @@ fn the_roles_of_the_broker_hold() {
 
 #[test]
 fn a_retained_state_of_a_thousand_torrents_and_more_reaches_a_new_reader() {
-    if !PEERS.into_iter().all(is_here) {
+    if !are_installed(&BROKER) {
         return;
     }
     let broker = Broker::start();
@@ -159,7 +152,7 @@ fn a_retained_state_of_a_thousand_torrents_and_more_reaches_a_new_reader() {
 
 #[test]
 fn systemd_understands_the_unit() {
-    if !is_here("systemd-analyze") {
+    if !are_installed(&[("systemd-analyze", "systemd")]) {
         return;
     }
     // The program is where the unit will look for it only once it is installed: any other one will do here.
@@ -173,7 +166,7 @@ fn systemd_understands_the_unit() {
 }
 
 #[test]
-fn the_stack_fits_together_with_and_without_each_profile() {
+fn the_compose_stack_is_consistent_with_and_without_each_profile() {
     let text = fs::read_to_string(format!("{DEPLOY}/compose.yaml")).unwrap();
     let mut stack: serde_yaml_ng::Value = serde_yaml_ng::from_str(&text).unwrap();
     stack.apply_merge().unwrap();

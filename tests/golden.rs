@@ -95,7 +95,7 @@ fn event(event_type: Kind, id: EventId) -> Event {
 }
 
 #[test]
-fn events_look_as_ever() {
+fn events_match_the_golden_files() {
     let epoch = Epoch(0x7f3a_9c21);
     let journal = EventId::Journal { server: home(), epoch, seq: Seq(4182) };
     let caused = {
@@ -111,7 +111,7 @@ fn events_look_as_ever() {
 }
 
 #[test]
-fn a_state_and_statistics_look_as_ever() {
+fn a_state_and_statistics_match_the_golden_files() {
     is_golden("torrent.json", &pretty(&torrent()));
     let server = {
         let mut stats = ServerStats::default();
@@ -127,7 +127,7 @@ fn a_state_and_statistics_look_as_ever() {
 }
 
 #[test]
-fn results_look_as_ever() {
+fn results_match_the_golden_files() {
     let outcome = |verb: Verb, status, results, error, page| {
         let mut outcome = Outcome::new(CommandId::parse("9b1c").unwrap(), verb.as_str(), status, time());
         outcome.server = Some(home());
@@ -180,7 +180,7 @@ fn deliveries() -> Vec<Delivery> {
 }
 
 #[test]
-fn topics_are_as_ever() {
+fn topics_match_the_golden_file() {
     let topics = Topics::new(Prefix::parse("dtorrent").unwrap(), "main", true);
     let mut lines = String::new();
     for delivery in &deliveries() {
@@ -205,7 +205,7 @@ fn home_assistant(verbs: &[&str]) -> HomeAssistant {
 }
 
 #[test]
-fn discovery_messages_look_as_ever_and_keep_the_rules_of_home_assistant() {
+fn discovery_messages_match_the_golden_files_and_the_rules_of_home_assistant() {
     let names = Names {
         prefix: Prefix::parse("dtorrent").unwrap(),
         instance: "main".to_owned(),
@@ -280,7 +280,7 @@ fn the_checker_of_discovery_messages_finds_what_home_assistant_would_refuse() {
 }
 
 #[test]
-fn subjects_are_as_ever_and_the_topics_with_dots() {
+fn subjects_match_the_golden_file_and_are_the_topics_with_dots() {
     let subjects = Subjects::new(nats::Prefix::parse("dtorrent").unwrap(), "main", true);
     let topics = Topics::new(Prefix::parse("dtorrent").unwrap(), "main", true);
     let caught = subjects.of_stream();
@@ -300,7 +300,7 @@ fn subjects_are_as_ever_and_the_topics_with_dots() {
 }
 
 #[test]
-fn schemas_are_as_ever() {
+fn schemas_match_the_golden_files() {
     for body in Body::ALL {
         is_golden(&format!("schema-{}.json", format!("{body:?}").to_lowercase()), &pretty(&body.schema()));
     }
@@ -319,7 +319,7 @@ fn schemas_are_as_ever() {
 }
 
 #[test]
-fn help_is_as_ever() {
+fn help_matches_the_golden_file() {
     let mut text = String::new();
     for arguments in [
         &["--help"][..],
@@ -354,7 +354,7 @@ fn help_is_as_ever() {
 
 /// What the one-shot commands print of a client that always has the same torrents.
 #[test]
-fn tables_look_as_ever_on_terminals_wide_and_narrow() {
+fn tables_match_the_golden_file_on_wide_and_narrow_terminals() {
     let folder = tempfile::tempdir().unwrap();
     let client = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/client.py");
     let torrents = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/terminal/torrents.json");

@@ -20,7 +20,7 @@ const TORRENTS: u32 = 1_200;
 
 /// Room for one part and not for two: each look tells some, is held back, and the next one finds the rest.
 #[tokio::test(start_paused = true)]
-async fn a_first_picture_in_parts_is_told_whole_and_once_whatever_room_there_is() {
+async fn an_initial_snapshot_in_parts_is_published_whole_and_once_within_any_limit() {
     let server = ServerName::parse("home").unwrap();
     let sink = SinkName::parse("sink").unwrap();
     let options = Options { journal_bytes_max: 700_000, ..Options::default() };

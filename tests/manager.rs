@@ -61,7 +61,7 @@ async fn eventually(what: &str, condition: impl Fn() -> bool) {
 }
 
 #[tokio::test]
-async fn a_stream_tells_all_since_the_manager_was_built_without_a_gap() {
+async fn a_stream_yields_every_event_since_the_manager_was_built_without_a_gap() {
     let client = simulator("home", 3);
     let manager = builder(&client).build().await.unwrap();
     assert_eq!(manager.get_all().await.unwrap().len(), 3);
@@ -129,7 +129,7 @@ async fn a_command_is_carried_out_whoever_waits() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_done_says_why() {
+async fn an_error_names_its_cause() {
     let (client, other) = (simulator("home", 2), simulator("attic", 1));
     let manager =
         builder(&client).server("attic", quick(&other)).patience(Duration::from_millis(300)).build().await.unwrap();
@@ -188,7 +188,7 @@ async fn a_listener_is_called_in_order_and_one_that_panics_harms_nobody() {
 }
 
 #[tokio::test]
-async fn who_reads_too_late_is_told_how_much_is_gone() {
+async fn a_slow_reader_of_a_stream_learns_how_many_events_it_missed() {
     let client = simulator("home", 2);
     let manager = builder(&client).journal_bytes(4000).build().await.unwrap();
     let mut slow = manager.events();
@@ -205,7 +205,7 @@ async fn who_reads_too_late_is_told_how_much_is_gone() {
 }
 
 #[tokio::test]
-async fn numbers_that_flow_are_told_as_one_change_to_who_was_away() {
+async fn a_reader_that_paused_gets_changed_counters_as_one_update() {
     let client = simulator("home", 1);
     let manager = builder(&client).build().await.unwrap();
     let mut events = manager.events();
@@ -254,7 +254,7 @@ async fn with_a_folder_what_happened_meanwhile_is_recovered_and_numbers_go_on() 
 }
 
 #[tokio::test]
-async fn a_manager_is_built_of_what_makes_sense_or_says_what_does_not() {
+async fn building_a_manager_fails_with_the_setting_that_is_wrong() {
     let build = |builder: Builder| async { builder.build().await.err().expect("an error").to_string() };
     assert_eq!(build(Manager::builder()).await, "no server was given");
     let twice = Manager::builder().server("a", quick(&simulator("a", 0))).server("a", quick(&simulator("a", 0)));
@@ -264,7 +264,7 @@ async fn a_manager_is_built_of_what_makes_sense_or_says_what_does_not() {
 }
 
 #[test]
-fn what_it_gives_out_can_be_passed_between_threads() {
+fn its_public_types_can_be_sent_between_threads() {
     fn is_fine<T: Send + Sync + 'static>() {}
     fn is_send<T: Send + 'static>() {}
     is_fine::<Manager>();

@@ -240,7 +240,7 @@ prop_compose! {
 }
 
 #[test]
-fn whatever_is_sent_has_the_shape_that_the_schemas_say() {
+fn every_message_is_valid_by_its_schema() {
     let (torrents, events, results) = (strict(Body::Torrent), strict(Body::Event), strict(Body::Result));
     let stats = strict(Body::Stats);
     let mut runner = proptest::test_runner::TestRunner::default();

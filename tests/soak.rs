@@ -182,7 +182,7 @@ impl Soak {
 
     /// Notes who was told to be there since the last time.
     fn listen(&mut self) {
-        let news = self.world.heard.since(self.read);
+        let news = self.world.recorder.since(self.read);
         self.read += news.len();
         for message in news.iter().filter(|message| message.topic.ends_with("/event/added")) {
             self.snapshot.insert(message.json()["hash"].as_str().unwrap().parse().unwrap());
@@ -198,7 +198,7 @@ impl Soak {
         let gone: BTreeSet<String> = self.gone.iter().map(InfoHash::to_string).collect();
         let deadline = Instant::now() + SETTLE;
         let account = loop {
-            let account = Account::of(&self.world.heard.all(), &wanted, &gone);
+            let account = Account::of(&self.world.recorder.all(), &wanted, &gone);
             if account.lost == 0 || Instant::now() > deadline {
                 break account;
             }
@@ -206,7 +206,7 @@ impl Soak {
         };
         let shown = loop {
             let late = Recorder::listen(self.forgetful.port).await;
-            late.last_word("dtorrent/bridge/main/status", "online").await;
+            late.wait_for_last("dtorrent/bridge/main/status", "online").await;
             sleep(Duration::from_millis(500)).await;
             let states = late.all().into_iter().filter(|m| m.topic.ends_with("/state") && !m.payload.is_empty());
             let shown: BTreeSet<String> = states.filter_map(|m| m.topic.split('/').nth(3).map(str::to_owned)).collect();
@@ -218,7 +218,7 @@ impl Soak {
         let wrong_states = shown.symmetric_difference(&wanted).count();
         println!("{}", self.done);
         println!(
-            "heard: {events} events, lost {lost}, disordered {disordered}, invented {invented}, {repeats} repeats; \
+            "received: {events} events, lost {lost}, disordered {disordered}, invented {invented}, {repeats} repeats; \
              {} states at the broker that forgot everything, {wrong_states} wrong",
             shown.len()
         );
@@ -241,11 +241,11 @@ struct Account {
 }
 
 impl Account {
-    fn of(heard: &[Message], alive: &BTreeSet<String>, gone: &BTreeSet<String>) -> Self {
+    fn of(received: &[Message], alive: &BTreeSet<String>, gone: &BTreeSet<String>) -> Self {
         let mut bodies: BTreeMap<String, Value> = BTreeMap::new();
         let mut snapshot: BTreeMap<(String, String), usize> = BTreeMap::new();
         let (mut last_seq, mut disordered, mut repeats) = (0, 0, 0);
-        for event in harness::recorder::events_in(heard, "home") {
+        for event in harness::recorder::events_in(received, "home") {
             let id = event["id"].as_str().unwrap().to_owned();
             if let Some(known) = bodies.get(&id) {
                 repeats += 1;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 /// What would paint, ring, set the window's title, move the cursor, and turn what follows.
 const HOSTILE: &str = "a\u{1b}]0;mine\u{7}\u{1b}[2Jb\u{9b}31mc\u{7f}d\u{202e}gpj.exe\r\nx";
 
-struct TestSetup {
+struct Fixture {
     folder: tempfile::TempDir,
 }
 
@@ -22,7 +22,7 @@ fn torrent(hash: u8, name: &str) -> Value {
            "uploaded": 0, "path": null, "label": name, "message": name, "error": true})
 }
 
-impl TestSetup {
+impl Fixture {
     /// With servers of these names and torrents.
     fn new(servers: &[(&str, Vec<Value>)]) -> Self {
         Self::slow(servers, "0")
@@ -95,33 +95,33 @@ fn does_nothing(shown: &str) {
 
 #[test]
 fn no_name_of_a_torrent_does_anything_to_a_terminal() {
-    let setup = TestSetup::new(&[("home", vec![torrent(0xab, HOSTILE)])]);
+    let fixture = Fixture::new(&[("home", vec![torrent(0xab, HOSTILE)])]);
     let plain = [("NO_COLOR", "1")];
     for line in ["list", "list --json", "show abab", "show abab --json", "pause abab", "resume --all --json"] {
         // What says that it is at work wipes its line.
-        does_nothing(&setup.output_of(line, &plain).replace("\u{1b}[2K", ""));
+        does_nothing(&fixture.output_of(line, &plain).replace("\u{1b}[2K", ""));
     }
-    let said = setup.run(&["show", HOSTILE, HOSTILE]);
+    let said = fixture.run(&["show", HOSTILE, HOSTILE]);
     assert_eq!(said.status.code(), Some(2), "{said:?}");
-    let said = setup.run(&["pause", &format!("no{HOSTILE}")]);
+    let said = fixture.run(&["pause", &format!("no{HOSTILE}")]);
     does_nothing(&String::from_utf8(said.stderr).unwrap());
-    fs::write(setup.path().join(format!("{}.torrent", HOSTILE.replace('/', ""))), "x").unwrap();
-    let said = setup.run(&["make-torrent", &format!("{HOSTILE}.torrent"), "-o", &format!("none/{HOSTILE}")]);
+    fs::write(fixture.path().join(format!("{}.torrent", HOSTILE.replace('/', ""))), "x").unwrap();
+    let said = fixture.run(&["make-torrent", &format!("{HOSTILE}.torrent"), "-o", &format!("none/{HOSTILE}")]);
     does_nothing(&String::from_utf8(said.stderr).unwrap());
 }
 
 #[test]
 fn json_holds_a_name_as_it_is_and_reaches_no_terminal_raw() {
-    let setup = TestSetup::new(&[("home", vec![torrent(0xab, HOSTILE)])]);
+    let fixture = Fixture::new(&[("home", vec![torrent(0xab, HOSTILE)])]);
     for arguments in [&["list", "--json"][..], &["show", "abab", "--json"]] {
-        let text = setup.does(arguments);
+        let text = fixture.does(arguments);
         does_nothing(&text);
         let value: Value = serde_json::from_str(&text).unwrap();
         let torrent = if value.is_array() { &value[0] } else { &value };
         assert_eq!(torrent["name"], HOSTILE);
     }
     let mut watch =
-        setup.command(env!("CARGO_BIN_EXE_dtorrent"), &["watch", "--json", "--events", "added"]).spawn().unwrap();
+        fixture.command(env!("CARGO_BIN_EXE_dtorrent"), &["watch", "--json", "--events", "added"]).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(watch.stdout.take().unwrap()).read_line(&mut line).unwrap();
     does_nothing(&line);
@@ -137,27 +137,27 @@ fn end(mut child: Child) {
 #[test]
 fn torrents_of_one_name_are_all_listed_also_one_torrent_on_two_servers() {
     let one = torrent(0xab, "same");
-    let setup = TestSetup::new(&[("home", vec![one.clone(), torrent(0xcd, "same")]), ("attic", vec![one])]);
+    let fixture = Fixture::new(&[("home", vec![one.clone(), torrent(0xcd, "same")]), ("attic", vec![one])]);
     for pattern in ["same", "SAM?", "*"] {
-        let list: Vec<Value> = serde_json::from_str(&setup.does(&["list", "--name", pattern, "--json"])).unwrap();
+        let list: Vec<Value> = serde_json::from_str(&fixture.does(&["list", "--name", pattern, "--json"])).unwrap();
         assert_eq!(list.len(), 3, "{pattern}: {list:?}");
     }
-    assert_eq!(setup.does(&["list", "--name", "other", "--json"]), "[]\n");
-    let wrong = setup.run(&["list", "--name", "a[", "--json"]);
+    assert_eq!(fixture.does(&["list", "--name", "other", "--json"]), "[]\n");
+    let wrong = fixture.run(&["list", "--name", "a[", "--json"]);
     assert_eq!((wrong.status.code(), &wrong.stdout[..]), (Some(2), &b""[..]), "{wrong:?}");
 }
 
 /// Runs with nobody at the other end of the pipe.
-fn unread(setup: &TestSetup, arguments: &[&str]) -> (Option<i32>, String) {
-    let mut child = setup.command(env!("CARGO_BIN_EXE_dtorrent"), arguments).spawn().unwrap();
+fn unread(fixture: &Fixture, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut child = fixture.command(env!("CARGO_BIN_EXE_dtorrent"), arguments).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
 #[test]
-fn who_has_read_enough_ends_it_quietly_and_what_was_asked_for_is_done() {
-    let setup = TestSetup::new(&[("home", vec![torrent(0xab, "one")])]);
+fn a_closed_pipe_ends_the_output_quietly_and_the_command_is_still_carried_out() {
+    let fixture = Fixture::new(&[("home", vec![torrent(0xab, "one")])]);
     for arguments in [
         &["list"][..],
         &["list", "--json"],
@@ -168,43 +168,43 @@ fn who_has_read_enough_ends_it_quietly_and_what_was_asked_for_is_done() {
         &["schema", "asyncapi"],
         &["make-torrent", "dtorrent.toml", "-o", "-"],
     ] {
-        let (code, said) = unread(&setup, arguments);
+        let (code, said) = unread(&fixture, arguments);
         let is_told = arguments[0] == "make-torrent";
         assert_eq!((code, said.is_empty() || is_told), (Some(0), true), "{arguments:?}: {said}");
     }
     let magnets: Vec<String> =
         (1..=3).map(|n| format!("magnet:?xt=urn:btih:{}", format!("{n:02}").repeat(20))).collect();
     let arguments: Vec<&str> = ["add"].into_iter().chain(magnets.iter().map(String::as_str)).collect();
-    assert_eq!(unread(&setup, &arguments), (Some(0), String::new()));
-    assert_eq!(setup.torrents("home").len(), 4, "all were added");
-    let (code, said) = unread(&setup, &["announce", "one", "--json"]);
+    assert_eq!(unread(&fixture, &arguments), (Some(0), String::new()));
+    assert_eq!(fixture.torrents("home").len(), 4, "all were added");
+    let (code, said) = unread(&fixture, &["announce", "one", "--json"]);
     assert_eq!(code, Some(1), "that it failed is told all the same: {said}");
 }
 
 /// A file whose pieces take a moment.
-fn large(setup: &TestSetup, bytes: u64) -> PathBuf {
-    let path = setup.path().join("large.iso");
+fn large(fixture: &Fixture, bytes: u64) -> PathBuf {
+    let path = fixture.path().join("large.iso");
     fs::File::create(&path).unwrap().set_len(bytes).unwrap();
     path
 }
 
 #[test]
-fn long_work_shows_on_a_terminal_how_far_it_is_and_nothing_in_a_pipe() {
-    let setup = TestSetup::slow(&[("home", vec![torrent(0xab, "one")])], "0.7");
-    let large = large(&setup, 32 << 20);
-    let made = setup.output_of("make-torrent large.iso", &[]);
+fn long_work_shows_its_progress_on_a_terminal_and_nothing_in_a_pipe() {
+    let fixture = Fixture::slow(&[("home", vec![torrent(0xab, "one")])], "0.7");
+    let large = large(&fixture, 32 << 20);
+    let made = fixture.output_of("make-torrent large.iso", &[]);
     assert!(made.contains("reading ") && made.contains("/32.00 MiB"), "{made:?}");
-    let quiet = setup.run(&["make-torrent", "large.iso", "--force"]);
+    let quiet = fixture.run(&["make-torrent", "large.iso", "--force"]);
     assert_eq!(String::from_utf8(quiet.stderr).unwrap().lines().count(), 1, "only what was made");
 
-    let waited = setup.output_of("pause one", &[]);
+    let waited = fixture.output_of("pause one", &[]);
     assert!(waited.contains("reading home") && waited.contains("waiting until it is seen"), "{waited:?}");
-    assert_eq!(setup.run(&["resume", "one"]).stderr, b"one: resumed\n");
+    assert_eq!(fixture.run(&["resume", "one"]).stderr, b"one: resumed\n");
 
     let add = format!("add large.iso.torrent --data-file {}", large.display());
-    let checked = setup.output_of(&add, &[]);
+    let checked = fixture.output_of(&add, &[]);
     assert!(checked.contains("checking ") && checked.contains("/32.00 MiB"), "{checked:?}");
-    setup.run(&["make-torrent", "large.iso", "--private", "-o", "other.torrent"]);
-    let quiet = setup.run(&["add", "other.torrent", "--data-file", large.to_str().unwrap()]);
+    fixture.run(&["make-torrent", "large.iso", "--private", "-o", "other.torrent"]);
+    let quiet = fixture.run(&["add", "other.torrent", "--data-file", large.to_str().unwrap()]);
     assert!(!String::from_utf8_lossy(&quiet.stderr).contains("checking "), "{quiet:?}");
 }

@@ -98,7 +98,7 @@ impl Watched {
 
 proptest! {
     #[test]
-    fn one_sweep_later_what_was_told_is_what_there_is(steps in prop::collection::vec(any::<(bool, Step)>(), 1..60)) {
+    fn one_full_poll_later_the_snapshot_is_what_the_client_has(steps in prop::collection::vec(any::<(bool, Step)>(), 1..60)) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let mut watched = Watched::new();

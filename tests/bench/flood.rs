@@ -65,12 +65,13 @@ async fn round(flooded: usize, rate: usize, time: Duration) -> anyhow::Result<Ve
     let mut bridge = Bridge::start(&config)?;
     bridge.at_rest(1, flooded + 3).await?;
 
-    let (mut heard, mut heard_beside) = (Listener::connect(broker.port).await?, Listener::connect(other.port).await?);
+    let (mut received, mut received_by_other) =
+        (Listener::connect(broker.port).await?, Listener::connect(other.port).await?);
     let mut own = || hashes.pop().context("a torrent for each");
     let (same, beside, http) = (own()?, own()?, own()?);
     let is_over = AtomicBool::new(false);
     let (cpu_before, broker_before) = (cpu(bridge.pid())?, cpu(broker.process().pid())?);
-    let answers = Arc::clone(&heard.answers);
+    let answers = Arc::clone(&received.answers);
     let flood = async {
         let sent = flood(broker.port, &hashes, rate, time).await;
         let (took, answered) = (time, answers.load(Ordering::SeqCst));
@@ -79,24 +80,24 @@ async fn round(flooded: usize, rate: usize, time: Duration) -> anyhow::Result<Ve
     };
     let (flood, same, beside, http) = tokio::join!(
         flood,
-        others(&is_over, async |number| heard.label(same, number).await),
-        others(&is_over, async |number| heard_beside.label(beside, number).await),
+        others(&is_over, async |number| received.label(same, number).await),
+        others(&is_over, async |number| received_by_other.label(beside, number).await),
         others(&is_over, async |number| label_over_http(bridge.page(), http, number).await),
     );
     let (sent, answered, took) = flood?;
     let used = (cpu(bridge.pid())? - cpu_before, cpu(broker.process().pid())? - broker_before);
     let waited = Instant::now();
-    while heard.answers.load(Ordering::SeqCst) < sent {
+    while received.answers.load(Ordering::SeqCst) < sent {
         ensure!(
             waited.elapsed() < Duration::from_secs(600),
             "{} of {sent} were answered",
-            heard.answers.load(Ordering::SeqCst)
+            received.answers.load(Ordering::SeqCst)
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let behind = waited.elapsed();
     let peak = memory(bridge.pid())?.at_most;
-    ensure!(heard.twice.load(Ordering::SeqCst) == 0, "some were answered twice");
+    ensure!(received.twice.load(Ordering::SeqCst) == 0, "some were answered twice");
     eprintln!(
         "  {flooded} torrents: {sent} sent in {took:?}, {answered} answered by then, the rest {behind:?} later; at most \
          {} MiB; the bridge used {:?}, the broker {:?}",

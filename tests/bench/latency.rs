@@ -82,8 +82,8 @@ struct Samples {
 async fn samples(stage: &Stage, broker: &Mosquitto, config: &Config, with_loop: bool) -> anyhow::Result<Samples> {
     let mut bridge = Bridge::start(config)?;
     bridge.at_rest(1, TORRENTS).await?;
-    let (heard, looked) = (Seen::default(), Seen::default());
-    let _hearing = hear(broker, &heard).await?;
+    let (received, looked) = (Seen::default(), Seen::default());
+    let _hearing = hear(broker, &received).await?;
     let _looking = if with_loop { Some(look(stage, &looked).await?) } else { None };
     let hashes = stage.home.hashes().await?;
     let mut changes: Vec<(String, bool, Instant)> = Vec::new();
@@ -107,7 +107,7 @@ async fn samples(stage: &Stage, broker: &Mosquitto, config: &Config, with_loop: 
     let deadline = Instant::now() + TIMEOUT;
     let samples = loop {
         let bare = if with_loop { of(&looked) } else { Some(Vec::new()) };
-        if let (Some(bridge), Some(bare)) = (of(&heard), bare) {
+        if let (Some(bridge), Some(bare)) = (of(&received), bare) {
             break Samples { bridge, bare };
         }
         ensure!(Instant::now() < deadline, "not every change was told");

@@ -24,7 +24,7 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
         let resident = memory(bridge.pid())?;
         let [now, at_most, of_files] =
             [resident.now, resident.at_most, resident.of_files].map(|bytes| bytes as f64 / MEGABYTE);
-        let largest = peer.heard(|heard| heard.listings.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0));
+        let largest = peer.received(|received| received.listings.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0));
         bridge.stop().await?;
         let Some(bar) = bar else {
             empty = now;

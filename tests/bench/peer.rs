@@ -21,16 +21,16 @@ use crate::listing::{COLUMNS, Value, hash, number, value, write_xml_rows};
 const ANSWERS_KEPT: usize = 4;
 const ANSWER_KEPT_BYTES_MAX: usize = 40 << 20;
 
-/// What it has heard.
+/// What it has received.
 #[derive(Default)]
-pub struct Heard {
+pub struct Received {
     /// When all torrents were asked for, and how many bytes the answer had.
     pub listings: Vec<(Instant, usize)>,
 }
 
 pub struct Peer {
     pub socket: PathBuf,
-    heard: Arc<Mutex<Heard>>,
+    received: Arc<Mutex<Received>>,
     is_hanging: Arc<AtomicBool>,
     is_over: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -39,9 +39,9 @@ pub struct Peer {
 impl Peer {
     pub fn start(socket: &Path, count: usize) -> anyhow::Result<Self> {
         let listener = UnixListener::bind(socket).with_context(|| format!("listen on {}", socket.display()))?;
-        let heard = Arc::<Mutex<Heard>>::default();
+        let received = Arc::<Mutex<Received>>::default();
         let (is_hanging, is_over) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
-        let mut responder = Responder { count, heard: Arc::clone(&heard), answers: VecDeque::new() };
+        let mut responder = Responder { count, received: Arc::clone(&received), answers: VecDeque::new() };
         let (hanging, over) = (Arc::clone(&is_hanging), Arc::clone(&is_over));
         let thread = std::thread::spawn(move || {
             let mut unanswered = Vec::new();
@@ -58,7 +58,7 @@ impl Peer {
                 }
             }
         });
-        Ok(Self { socket: socket.to_owned(), heard, is_hanging, is_over, thread: Some(thread) })
+        Ok(Self { socket: socket.to_owned(), received, is_hanging, is_over, thread: Some(thread) })
     }
 
     pub fn url(&self) -> String {
@@ -70,8 +70,8 @@ impl Peer {
         self.is_hanging.store(true, Ordering::Relaxed);
     }
 
-    pub fn heard<T>(&self, read: impl FnOnce(&mut Heard) -> T) -> T {
-        read(&mut self.heard.lock().unwrap_or_else(PoisonError::into_inner))
+    pub fn received<T>(&self, read: impl FnOnce(&mut Received) -> T) -> T {
+        read(&mut self.received.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -88,7 +88,7 @@ impl Drop for Peer {
 
 struct Responder {
     count: usize,
-    heard: Arc<Mutex<Heard>>,
+    received: Arc<Mutex<Received>>,
     answers: VecDeque<(Vec<u8>, Arc<String>)>,
 }
 
@@ -115,8 +115,8 @@ impl Responder {
             }
         };
         if memchr::memmem::find(&request, b"d.multicall").is_some() {
-            let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-            heard.listings.push((Instant::now(), answer.len()));
+            let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+            received.listings.push((Instant::now(), answer.len()));
         }
         let header = format!("Status: 200 OK\r\nContent-Type: text/xml\r\nContent-Length: {}\r\n\r\n", answer.len());
         stream.write_all(header.as_bytes())?;

@@ -70,13 +70,15 @@ async fn watch(folder: &Path, broker: &Mosquitto, count: usize, is_one_hanging: 
         peers[0].hang();
     }
     for peer in &peers {
-        peer.heard(|heard| heard.listings.clear());
+        peer.received(|received| received.listings.clear());
     }
     let (before, began) = (cpu(bridge.pid())?, Instant::now());
     tokio::time::sleep(WATCHED).await;
     let share = (cpu(bridge.pid())? - before).as_secs_f64() / began.elapsed().as_secs_f64();
     let pause = |peer: &Peer| {
-        peer.heard(|heard| heard.listings.windows(2).map(|pair| pair[1].0 - pair[0].0).max().unwrap_or(WATCHED))
+        peer.received(|received| {
+            received.listings.windows(2).map(|pair| pair[1].0 - pair[0].0).max().unwrap_or(WATCHED)
+        })
     };
     let longest_pause = peers.iter().skip(usize::from(is_one_hanging)).map(pause).max().unwrap_or_default();
     bridge.stop().await?;

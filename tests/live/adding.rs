@@ -36,7 +36,7 @@ fn base64(bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn a_torrent_is_added_in_each_way() {
+async fn a_torrent_is_added_from_each_source() {
     if !can_run() {
         return;
     }
@@ -55,11 +55,11 @@ async fn a_torrent_is_added_in_each_way() {
         (by_file, json!({"file": file.to_string_lossy(), "start": false, "priority": 1, "id": "file"})),
     ] {
         let id = body["id"].clone();
-        let result = world.heard.command("home/command/add", body).await;
+        let result = world.recorder.command("home/command/add", body).await;
         assert!(world.home.hashes().await.unwrap().contains(&content.hash), "{id}: {result}");
         assert_eq!(result["status"], "ok", "{id}: {result}");
         assert_eq!(result["results"][0]["hash"], json!(content.hash), "{id}");
-        let event = world.heard.event("home", "added", content.hash).await;
+        let event = world.recorder.event("home", "added", content.hash).await;
         assert_eq!((&event["cause"], &event["command_id"]), (&json!("command"), &id), "{event}");
     }
     assert_eq!(world.home.get(by_base64.hash, "d.custom1").await.unwrap(), "new");
@@ -67,16 +67,16 @@ async fn a_torrent_is_added_in_each_way() {
     assert!(file.is_file(), "the .torrent file is the user's");
 
     for (content, body) in [(raw, raw.torrent.clone()), (bare_magnet, magnet(bare_magnet).into_bytes())] {
-        let mark = world.heard.mark();
-        world.heard.send(Command::new("dtorrent/home/command/add", body)).await;
+        let mark = world.recorder.mark();
+        world.recorder.send(Command::new("dtorrent/home/command/add", body)).await;
         let is_result = |m: &&Message| m.topic == "dtorrent/home/result";
         let find = |all: &[Message]| all[mark..].iter().find(is_result).map(Message::json);
-        let result = world.heard.wait_for("the result of a bare body", find).await;
+        let result = world.recorder.wait_for("the result of a bare body", find).await;
         assert!(world.home.hashes().await.unwrap().contains(&content.hash), "{result}");
         assert_eq!((&result["status"], &result["verb"]), (&json!("ok"), &json!("add")), "{result}");
-        world.heard.event("home", "added", content.hash).await;
+        world.recorder.event("home", "added", content.hash).await;
     }
-    world.heard.assert_gap_free("home");
+    world.recorder.assert_gap_free("home");
 }
 
 #[tokio::test]
@@ -88,7 +88,7 @@ async fn a_torrent_that_would_abort_rtorrent_does_not_reach_it() {
     for paths in [[&["a"][..], &["a"]], [&["a"], &["a", "b"]]] {
         let folder = MetainfoBuilder::folder("twice", 16 << 10);
         let torrent = paths.iter().fold(folder, |torrent, path| torrent.file(path.iter().copied()).content(b"12345"));
-        let result = world.heard.command("home/command/add", json!({"torrent": base64(&torrent.build())})).await;
+        let result = world.recorder.command("home/command/add", json!({"torrent": base64(&torrent.build())})).await;
         assert_eq!(result["error"]["code"], "bad_request", "{result}");
     }
     assert!(world.home.hashes().await.unwrap().is_empty(), "rTorrent lives and has none of them");
@@ -112,13 +112,13 @@ async fn what_is_no_torrent_is_an_error_and_not_ok() {
         ("two sources", json!({"magnet": "magnet:?x", "url": "http://127.0.0.1:1/"})),
         ("a directory outside", json!({"torrent": base64(&Content::file("a", 1000, 1).torrent), "directory": "/etc"})),
     ] {
-        let result = world.heard.command("home/command/add", body).await;
+        let result = world.recorder.command("home/command/add", body).await;
         assert!(matches!(result["status"].as_str(), Some("error" | "refused")), "{what}: {result}");
         let code = &result["error"]["code"];
         let row_code = &result["results"][0]["error"]["code"];
         assert!(code.is_string() || row_code.is_string(), "{what}: {result}");
         assert!(world.home.hashes().await.unwrap().is_empty(), "{what}");
     }
-    let events = world.heard.assert_gap_free("home");
+    let events = world.recorder.assert_gap_free("home");
     assert!(events.iter().all(|event| event["event_type"] != "added"));
 }

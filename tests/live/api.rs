@@ -62,7 +62,7 @@ fn with_token() -> String {
 }
 
 #[tokio::test]
-async fn everything_is_to_be_had_over_http_without_any_broker() {
+async fn everything_is_available_over_http_without_any_broker() {
     if !can_run() {
         return;
     }
@@ -116,7 +116,7 @@ async fn everything_is_to_be_had_over_http_without_any_broker() {
         site.post("home/commands/announce", &[], body)
     );
     assert_eq!(one.body, other.body, "whoever asks the same meanwhile hears the same");
-    site.world.bridge().says("user=\"http\"").await;
+    site.world.bridge().wait_for_log("user=\"http\"").await;
 
     let path = format!("home/torrents/{hash}/commands/resume");
     assert_eq!(site.post(&path, &[], json!({})).await.json()["status"], "ok");
@@ -126,7 +126,7 @@ async fn everything_is_to_be_had_over_http_without_any_broker() {
     let add = request(port, "POST", "/api/v1/servers/home/commands/add", &headers, magnet.as_bytes()).await;
     assert_eq!(add.json()["status"], "ok", "a bare link: {}", add.body);
     listener.event("home", "added").await;
-    assert!(listener.heard.iter().all(|event| event.data["event_type"] != "updated" || event.id.is_none()));
+    assert!(listener.received.iter().all(|event| event.data["event_type"] != "updated" || event.id.is_none()));
     site.world.bridge().stop().await;
 }
 
@@ -202,7 +202,7 @@ async fn without_a_token_nothing_can_be_changed_at_all() {
 }
 
 #[tokio::test]
-async fn a_listener_goes_on_where_it_was_after_the_bridge_was_killed() {
+async fn an_event_stream_resumes_where_it_was_after_the_bridge_was_killed() {
     if !can_run() {
         return;
     }
@@ -233,15 +233,19 @@ async fn a_listener_goes_on_where_it_was_after_the_bridge_was_killed() {
     // From one id of one server: all that came after it, of both.
     let mut second = Listener::listen(port, "", last.id.as_deref()).await;
     second.event("home", "stopped").await;
-    let heard = |server: &str| -> Vec<u64> {
-        let events = second.heard.iter().filter(|event| event.data["server"] == server);
+    let received = |server: &str| -> Vec<u64> {
+        let events = second.received.iter().filter(|event| event.data["server"] == server);
         events.filter_map(|event| event.data["seq"].as_u64()).collect()
     };
     let after = last.data["seq"].as_u64().unwrap();
-    let home = heard("home");
+    let home = received("home");
     assert_eq!(home, (after + 1..=after + home.len() as u64).collect::<Vec<_>>(), "no gap");
-    assert!(heard("attic").contains(&added.data["seq"].as_u64().unwrap()), "of the other server too");
-    assert!(second.heard.iter().all(|event| event.kind.is_none()), "nothing is said to be missing: {:?}", second.heard);
+    assert!(received("attic").contains(&added.data["seq"].as_u64().unwrap()), "of the other server too");
+    assert!(
+        second.received.iter().all(|event| event.kind.is_none()),
+        "nothing is said to be missing: {:?}",
+        second.received
+    );
 
     let epoch = last.id.as_deref().unwrap().split('-').nth(1).unwrap();
     for unknown in [
@@ -269,7 +273,7 @@ fn stands(port: u16, other: u16) -> bool {
 }
 
 #[tokio::test]
-async fn a_listener_who_takes_nothing_is_cut_off_and_may_go_on_where_he_was() {
+async fn an_event_stream_whose_client_does_not_read_is_closed_and_can_be_resumed() {
     if !can_run() {
         return;
     }
@@ -281,7 +285,7 @@ async fn a_listener_who_takes_nothing_is_cut_off_and_may_go_on_where_he_was() {
     }
     get_until(port, "/api/v1/servers", |servers| servers["servers"][0]["torrents"] == 201).await;
     let mut quick = Listener::listen(port, "", None).await;
-    let (mut deaf, deaf_port) = Listener::listen_with_small_ears(port).await;
+    let (mut deaf, deaf_port) = Listener::listen_with_small_buffer(port).await;
     assert!(stands(port, deaf_port));
     // The system holds some megabytes for him; when that is full, he has ten seconds.
     let deadline = Instant::now() + Duration::from_secs(180);
@@ -302,16 +306,16 @@ async fn a_listener_who_takes_nothing_is_cut_off_and_may_go_on_where_he_was() {
     assert!(peak < 400 << 20, "{peak} bytes of memory");
 
     // What the system still holds for him comes, whole or not; then the line is over.
-    let mut heard = Vec::new();
+    let mut received = Vec::new();
     while let Some(event) = deaf.next().await {
-        heard.extend(event.data["seq"].as_u64().map(|seq| (seq, event.id.clone())));
+        received.extend(event.data["seq"].as_u64().map(|seq| (seq, event.id.clone())));
     }
-    let (last, id) = heard.pop().expect("some came before the line was full");
-    let all: Vec<u64> = quick.heard.iter().filter_map(|event| event.data["seq"].as_u64()).collect();
+    let (last, id) = received.pop().expect("some came before the line was full");
+    let all: Vec<u64> = quick.received.iter().filter_map(|event| event.data["seq"].as_u64()).collect();
     assert!(all.last().is_some_and(|newest| *newest > last), "he missed some");
     let mut again = Listener::listen(port, "", id.as_deref()).await;
     let next = again.until(|event| event.data["seq"].is_u64()).await;
     assert_eq!(next.data["seq"], last + 1, "{next:?}");
-    assert!(again.heard.iter().all(|event| event.kind.is_none()), "nothing is missing: {:?}", again.heard);
+    assert!(again.received.iter().all(|event| event.kind.is_none()), "nothing is missing: {:?}", again.received);
     site.world.bridge().stop().await;
 }

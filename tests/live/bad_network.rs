@@ -8,7 +8,7 @@ use crate::harness::proxy::Proxy;
 use crate::harness::{Setup, World, can_run};
 
 #[tokio::test]
-async fn a_connection_to_the_broker_that_is_cut_again_and_again_loses_nothing() {
+async fn a_broker_connection_that_is_cut_repeatedly_loses_nothing() {
     if !can_run() {
         return;
     }
@@ -21,18 +21,19 @@ async fn a_connection_to_the_broker_that_is_cut_again_and_again_loses_nothing() 
         let content = Content::file(&format!("n{number}"), 20_000, number);
         hashes.push(world.home.load(&content.torrent, false).await.unwrap());
         if number % 15 == 0 {
-            world.heard.event("home", "added", hashes[hashes.len() - 15]).await;
+            world.recorder.event("home", "added", hashes[hashes.len() - 15]).await;
             proxy.cut();
         }
     }
     for hash in &hashes {
-        world.heard.event("home", "added", *hash).await;
+        world.recorder.event("home", "added", *hash).await;
     }
-    world.heard.last_word("dtorrent/bridge/main/status", "online").await;
+    world.recorder.wait_for_last("dtorrent/bridge/main/status", "online").await;
     // Commands get through again as well.
-    let result = world.heard.command(&format!("home/torrent/{}/command/label", hashes[0]), json!({"label": "x"})).await;
+    let result =
+        world.recorder.command(&format!("home/torrent/{}/command/label", hashes[0]), json!({"label": "x"})).await;
     assert_eq!(result["status"], "ok", "{result}");
-    let events = world.heard.assert_gap_free("home");
+    let events = world.recorder.assert_gap_free("home");
     assert_eq!(events.iter().filter(|event| event["event_type"] == "added").count(), hashes.len());
 }
 
@@ -51,15 +52,15 @@ async fn an_answer_of_rtorrent_that_is_cut_anywhere_removes_nothing() {
     world.start_bridge_for(&[("home", &format!("scgi://{}", proxy.address))]).await;
     // In the header, in the first rows, in the middle, near the end.
     for bytes in [0, 20, 90, 3_000, 12_000, 25_000] {
-        let mark = world.heard.mark();
+        let mark = world.recorder.mark();
         proxy.truncate_answers(bytes);
-        world.heard.server_event_after(mark, "home", "server_offline").await;
+        world.recorder.server_event_after(mark, "home", "server_offline").await;
         proxy.truncate_answers(u64::MAX);
-        world.heard.server_event_after(mark, "home", "server_online").await;
+        world.recorder.server_event_after(mark, "home", "server_online").await;
     }
     let newcomer = world.home.load(&Content::file("newcomer", 20_000, 99).torrent, false).await.unwrap();
-    world.heard.event("home", "added", newcomer).await;
-    let events = world.heard.assert_gap_free("home");
+    world.recorder.event("home", "added", newcomer).await;
+    let events = world.recorder.assert_gap_free("home");
     let count = |kind: &str| events.iter().filter(|event| event["event_type"] == kind).count();
     assert_eq!((count("added"), count("removed"), count("server_restarted")), (31, 0, 0), "{events:#?}");
 }

@@ -3,14 +3,16 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use base64::Engine as _;
 use dtorrent::model::MetainfoBuilder;
 use dtorrent_peers::InfoHash;
 use dtorrent_peers::content::Content;
-use dtorrent_peers::rtorrent::{Options, Rtorrent};
+use dtorrent_peers::rtorrent::{Address, Listen, Options, Rtorrent};
 use rumqttc::v5::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
 
 use crate::harness::recorder::{Command, Message};
+use crate::harness::scgi::ScgiProxy;
 use crate::harness::{Setup, World, can_run};
 
 /// A world with complete, seeding torrents.
@@ -61,11 +63,11 @@ async fn each_verb_is_ok_only_when_rtorrent_shows_it() {
     .into_iter()
     .enumerate()
     {
-        let mark = world.heard.mark();
+        let mark = world.recorder.mark();
         let id = format!("verb-{number}");
         let mut body = body;
         body["id"] = json!(id);
-        let result = world.heard.command(&format!("home/torrent/{hash}/command/{verb}"), body).await;
+        let result = world.recorder.command(&format!("home/torrent/{hash}/command/{verb}"), body).await;
         for (column, value) in shown {
             assert_eq!(world.home.get(hash, column).await.unwrap(), *value, "{column} when {verb} was {result}");
         }
@@ -74,7 +76,7 @@ async fn each_verb_is_ok_only_when_rtorrent_shows_it() {
         assert_eq!((&result["verb"], &result["server"]), (&json!(verb), &json!("home")));
         assert_eq!(result["results"], json!([{"hash": hash, "status": "ok"}]), "{verb}");
         if let Some(kind) = event {
-            let event = world.heard.event_after(mark, "home", kind, hash).await;
+            let event = world.recorder.event_after(mark, "home", kind, hash).await;
             assert_eq!((&event["cause"], &event["command_id"]), (&json!("command"), &json!(id)), "{event}");
         }
     }
@@ -82,19 +84,98 @@ async fn each_verb_is_ok_only_when_rtorrent_shows_it() {
     for (column, value) in [("d.hashing", "0"), ("d.complete", "1"), ("d.is_active", "1")] {
         world.home.wait_for(hash, column, value).await.unwrap();
     }
-    let finished = world.heard.events("home").iter().any(|event| event["event_type"] == "finished");
+    let finished = world.recorder.events("home").iter().any(|event| event["event_type"] == "finished");
     assert!(!finished, "a re-check of a complete torrent is no `finished`");
 
-    let result = world.heard.command(&format!("home/torrent/{hash}/command/announce"), Value::Null).await;
+    let result = world.recorder.command(&format!("home/torrent/{hash}/command/announce"), Value::Null).await;
     assert_eq!((&result["status"], &result["error"]["code"]), (&json!("error"), &json!("precondition")), "no tracker");
 
-    let result = world.heard.command(&format!("home/torrent/{hash}/command/delete"), json!({"id": "away"})).await;
+    let result = world.recorder.command(&format!("home/torrent/{hash}/command/delete"), json!({"id": "away"})).await;
     assert_eq!(result["status"], "ok", "{result}");
     assert!(world.home.hashes().await.unwrap().is_empty());
-    let removed = world.heard.event("home", "removed", hash).await;
+    let removed = world.recorder.event("home", "removed", hash).await;
     assert_eq!((&removed["cause"], &removed["command_id"]), (&json!("command"), &json!("away")));
     assert!(world.home.downloads.join("seed-1.iso").is_file(), "the data stays");
-    world.heard.assert_gap_free("home");
+    world.recorder.assert_gap_free("home");
+}
+
+#[tokio::test]
+async fn a_verb_that_rtorrent_answers_and_does_not_carry_out_is_unconfirmed() {
+    if !can_run() {
+        return;
+    }
+    let mut world =
+        World::new(Setup { rtorrent: Options { listen: Listen::Tcp, ..Options::default() }, ..Setup::default() }).await;
+    // Each verb gets a torrent of its own, in the state that the verb changes. All wait for their effects at once.
+    let cases = [
+        ("pause", json!({}), "d.is_active", "1"),
+        ("resume", json!({}), "d.is_active", "0"),
+        ("stop", json!({}), "d.state", "1"),
+        ("start", json!({}), "d.state", "0"),
+        ("label", json!({"label": "linux"}), "d.custom1", ""),
+        ("priority", json!({"priority": 3}), "d.priority", "2"),
+        ("delete", json!({}), "d.state", "1"),
+    ];
+    let mut hashes = Vec::new();
+    for (number, (verb, ..)) in (0..).zip(&cases) {
+        let content = Content::file(verb, 50_000, number);
+        content.write_to(&world.home.downloads).unwrap();
+        let hash = world.home.load(&content.torrent, *verb != "start").await.unwrap();
+        if *verb != "start" {
+            world.home.wait_for(hash, "d.complete", "1").await.unwrap();
+            world.home.wait_for(hash, "d.is_active", "1").await.unwrap();
+        }
+        if *verb == "resume" {
+            world.home.act(hash, "d.pause", &[]).await.unwrap();
+        }
+        hashes.push(hash);
+    }
+    let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
+    let proxy = ScgiProxy::to(address).await;
+    world.start_bridge_for(&[("home", &format!("scgi://{}", proxy.address))]).await;
+    // Methods with the same parameters and no visible effect. A load answers 0 whatever it is given.
+    proxy.replace(&[
+        (">d.pause<", ">d.state<"),
+        (">d.resume<", ">d.state<"),
+        (">d.start<", ">d.state<"),
+        (">d.stop<", ">d.state<"),
+        (">d.close<", ">d.state<"),
+        (">d.erase<", ">d.state<"),
+        (">d.custom1.set<", ">d.custom5.set<"),
+        (">d.priority.set<", ">d.peers_max.set<"),
+        ("<base64>", "<base64>AAAA"),
+    ]);
+    let added = Content::file("added", 50_000, 99);
+    let torrent = base64::engine::general_purpose::STANDARD.encode(&added.torrent);
+    let send = async |attempt: &str| {
+        for ((verb, body, ..), hash) in cases.iter().zip(&hashes) {
+            let mut body = body.clone();
+            body["id"] = json!(format!("{verb} {attempt}"));
+            let topic = format!("dtorrent/home/torrent/{hash}/command/{verb}");
+            world.recorder.send(Command::new(&topic, body.to_string())).await;
+        }
+        let body = json!({"torrent": torrent, "start": false, "id": format!("add {attempt}")});
+        world.recorder.send(Command::new("dtorrent/home/command/add", body.to_string())).await;
+    };
+    let verbs = || cases.iter().map(|(verb, ..)| *verb).chain(["add"]);
+    send("in vain").await;
+    for verb in verbs() {
+        let result = world.recorder.result(&format!("{verb} in vain")).await;
+        let error = if result["error"].is_null() { &result["results"][0]["error"] } else { &result["error"] };
+        assert_eq!((&result["status"], &error["code"]), (&json!("error"), &json!("unconfirmed")), "{verb}: {result}");
+    }
+    for ((verb, _, getter, unchanged), hash) in cases.iter().zip(&hashes) {
+        assert_eq!(world.home.get(*hash, getter).await.unwrap(), *unchanged, "{getter} after {verb}");
+    }
+    assert_eq!(world.home.hashes().await.unwrap().len(), cases.len());
+    // The same commands are `ok` when rTorrent gets them.
+    proxy.replace(&[]);
+    send("again").await;
+    for verb in verbs() {
+        let result = world.recorder.result(&format!("{verb} again")).await;
+        assert_eq!(result["status"], "ok", "{verb}: {result}");
+    }
+    world.recorder.assert_gap_free("home");
 }
 
 #[tokio::test]
@@ -105,24 +186,24 @@ async fn many_torrents_are_meant_by_hashes_or_by_a_filter() {
     let (world, hashes) = seeding(3).await;
     let two = &hashes[..2];
     let body = json!({"hashes": two, "id": "two"});
-    let result = world.heard.command("home/command/pause", body).await;
+    let result = world.recorder.command("home/command/pause", body).await;
     assert_eq!((&result["status"], rows(&result)), (&json!("ok"), texts(two)), "{result}");
     for (hash, active) in hashes.iter().zip(["0", "0", "1"]) {
         assert_eq!(world.home.get(*hash, "d.is_active").await.unwrap(), active);
     }
     for hash in two {
-        let event = world.heard.event("home", "paused", *hash).await;
+        let event = world.recorder.event("home", "paused", *hash).await;
         assert_eq!(event["command_id"], "two");
     }
 
     let body = json!({"filter": {"status": "paused", "name": "SEED-*.iso"}});
-    let result = world.heard.command("home/command/resume", body).await;
+    let result = world.recorder.command("home/command/resume", body).await;
     assert_eq!((&result["status"], rows(&result)), (&json!("ok"), texts(two)), "{result}");
     assert_eq!(world.home.get(hashes[0], "d.is_active").await.unwrap(), "1");
 
     let unknown = "ab".repeat(20);
     let body = json!({"hashes": [hashes[2], unknown], "label": "x"});
-    let result = world.heard.command("home/command/label", body).await;
+    let result = world.recorder.command("home/command/label", body).await;
     assert_eq!(result["status"], "partial", "{result}");
     let bad = result["results"].as_array().unwrap().iter().find(|row| row["hash"] == unknown.as_str()).unwrap();
     assert_eq!((&bad["status"], &bad["error"]["code"]), (&json!("error"), &json!("unknown_hash")), "{bad}");
@@ -136,7 +217,7 @@ async fn get_and_list_answer_with_torrents() {
     }
     let (world, hashes) = seeding(3).await;
     let topic = format!("home/torrent/{}/command/get", hashes[0]);
-    let result = world.heard.command(&topic, json!({"files": true, "trackers": true, "peers": true})).await;
+    let result = world.recorder.command(&topic, json!({"files": true, "trackers": true, "peers": true})).await;
     assert_eq!(result["status"], "ok", "{result}");
     let text = result.to_string();
     let file = json!({"name": "seed-1.iso", "path": "seed-1.iso", "length": 200_000, "progress": 100.0, "priority": 1});
@@ -146,14 +227,14 @@ async fn get_and_list_answer_with_torrents() {
     assert_eq!(*files, json!([file]), "{text}");
     assert_eq!(row["torrent"]["hash"], json!(hashes[0]), "{text}");
 
-    let result = world.heard.command("home/command/list", json!({"page_size": 2, "page": 0})).await;
+    let result = world.recorder.command("home/command/list", json!({"page_size": 2, "page": 0})).await;
     assert_eq!((result["status"].as_str(), rows(&result).len()), (Some("ok"), 2), "{result}");
     assert_eq!(result["total"], 3, "{result}");
-    let result = world.heard.command("home/command/list", json!({"page_size": 2, "page": 1})).await;
+    let result = world.recorder.command("home/command/list", json!({"page_size": 2, "page": 1})).await;
     assert_eq!(rows(&result).len(), 1, "{result}");
-    let result = world.heard.command("home/command/list", json!({"filter": {"name": "seed-2*"}})).await;
+    let result = world.recorder.command("home/command/list", json!({"filter": {"name": "seed-2*"}})).await;
     assert_eq!(rows(&result), texts(&hashes[1..2]), "{result}");
-    let result = world.heard.command("home/command/list", json!({"filter": {"status": "stopped"}})).await;
+    let result = world.recorder.command("home/command/list", json!({"filter": {"status": "stopped"}})).await;
     assert_eq!((result["status"].as_str(), rows(&result).len()), (Some("ok"), 0), "{result}");
 }
 
@@ -165,13 +246,13 @@ async fn a_list_is_not_older_than_the_question() {
     let setup = Setup { server: "interval = \"10s\"".to_owned(), ..Setup::default() };
     let mut world = World::running(setup).await;
     let hash = world.home.load(&Content::file("new", 1_000, 1).torrent, false).await.unwrap();
-    let result = world.heard.command("home/command/list", json!({})).await;
+    let result = world.recorder.command("home/command/list", json!({})).await;
     assert_eq!((result["status"].as_str(), rows(&result)), (Some("ok"), texts(&[hash])), "{result}");
-    let result = world.heard.command("home/command/list", json!({"fields": ["name", "size"]})).await;
+    let result = world.recorder.command("home/command/list", json!({"fields": ["name", "size"]})).await;
     assert_eq!(result["error"]["code"], "bad_request", "{result}");
     assert!(result["error"]["message"].as_str().unwrap().contains("no `size`"), "{result}");
     world.home.process().kill().unwrap();
-    let result = world.heard.command("home/command/list", json!({"ttl": "2s"})).await;
+    let result = world.recorder.command("home/command/list", json!({"ttl": "2s"})).await;
     assert_eq!(result["status"], "expired", "{result}");
 }
 
@@ -188,12 +269,12 @@ async fn a_result_comes_on_the_response_topic_too_with_its_correlation() {
         correlation_data: Some(b"\x00\xff42".to_vec().into()),
         ..PublishProperties::default()
     };
-    world.heard.send(command).await;
+    world.recorder.send(command).await;
     let find = |all: &[Message]| all.iter().find(|m| m.topic == "my/answers").cloned();
-    let answer = world.heard.wait_for("an answer on my/answers", find).await;
+    let answer = world.recorder.wait_for("an answer on my/answers", find).await;
     assert_eq!(answer.properties.correlation_data.as_deref(), Some(&b"\x00\xff42"[..]));
     assert_eq!((&answer.json()["id"], &answer.json()["status"]), (&json!("asked"), &json!("ok")));
-    assert_eq!(world.heard.result("asked").await, answer.json(), "the same on the result topic");
+    assert_eq!(world.recorder.result("asked").await, answer.json(), "the same on the result topic");
 }
 
 #[tokio::test]
@@ -235,11 +316,11 @@ async fn each_malformed_command_gets_exactly_one_result_with_a_code() {
         ),
         ("11 MiB", format!("{one}/label"), &large, &["too_large"]),
     ] {
-        let mark = world.heard.mark();
-        world.heard.send(Command::new(&topic, body)).await;
+        let mark = world.recorder.mark();
+        world.recorder.send(Command::new(&topic, body)).await;
         let is_result = |m: &&Message| m.topic == "dtorrent/home/result";
         let result = world
-            .heard
+            .recorder
             .wait_for(&format!("a result of {what}"), |all| all[mark..].iter().find(is_result).cloned())
             .await
             .json();
@@ -249,19 +330,19 @@ async fn each_malformed_command_gets_exactly_one_result_with_a_code() {
         assert!(matches!(result["status"].as_str(), Some("error" | "refused")), "{what}: {result}");
         // A good command after it: its result is the only other one.
         let topic = format!("home/torrent/{}/command/get", hashes[0]);
-        world.heard.command(&topic, Value::Null).await;
-        let results = world.heard.since(mark).into_iter().filter(|m| m.topic == "dtorrent/home/result").count();
+        world.recorder.command(&topic, Value::Null).await;
+        let results = world.recorder.since(mark).into_iter().filter(|m| m.topic == "dtorrent/home/result").count();
         assert_eq!(results, 2, "{what}");
     }
     // Nobody hears of a server that there is not.
-    world.heard.assert_gap_free("home");
+    world.recorder.assert_gap_free("home");
 }
 
 /// Waits until an id was answered so often.
 async fn answers(world: &World, id: &str, count: usize) {
     let is_answer = |m: &&Message| m.topic.ends_with("/result") && m.json()["id"] == id;
     let what = format!("{count} answers to {id}");
-    world.heard.wait_for(&what, |all| (all.iter().filter(is_answer).count() >= count).then_some(())).await;
+    world.recorder.wait_for(&what, |all| (all.iter().filter(is_answer).count() >= count).then_some(())).await;
 }
 
 #[tokio::test]
@@ -273,24 +354,24 @@ async fn the_same_id_is_executed_once_and_answered_the_same_again() {
     let hash = hashes[0];
     let pause = format!("dtorrent/home/torrent/{hash}/command/pause");
     let resume = format!("home/torrent/{hash}/command/resume");
-    world.heard.send(Command::new(&pause, r#"{"id": "once"}"#)).await;
-    let first = world.heard.result("once").await;
+    world.recorder.send(Command::new(&pause, r#"{"id": "once"}"#)).await;
+    let first = world.recorder.result("once").await;
     assert_eq!(first["status"], "ok", "{first}");
-    assert_eq!(world.heard.command(&resume, Value::Null).await["status"], "ok");
+    assert_eq!(world.recorder.command(&resume, Value::Null).await["status"], "ok");
 
-    world.heard.send(Command::new(&pause, r#"{"id": "once"}"#)).await;
+    world.recorder.send(Command::new(&pause, r#"{"id": "once"}"#)).await;
     answers(&world, "once", 2).await;
-    assert_eq!(world.heard.results("once"), [first.clone(), first.clone()]);
+    assert_eq!(world.recorder.results("once"), [first.clone(), first.clone()]);
     assert_eq!(world.home.get(hash, "d.is_active").await.unwrap(), "1", "it was not paused again");
 
     // Nor by the next bridge.
     world.bridge().stop().await;
     world.bridge().restart();
-    world.heard.send(Command::new(&pause, r#"{"id": "once"}"#)).await;
+    world.recorder.send(Command::new(&pause, r#"{"id": "once"}"#)).await;
     answers(&world, "once", 3).await;
-    assert_eq!(world.heard.results("once"), [first.clone(), first.clone(), first]);
+    assert_eq!(world.recorder.results("once"), [first.clone(), first.clone(), first]);
     assert_eq!(world.home.get(hash, "d.is_active").await.unwrap(), "1");
-    let events = world.heard.assert_gap_free("home");
+    let events = world.recorder.assert_gap_free("home");
     assert_eq!(events.iter().filter(|event| event["event_type"] == "paused").count(), 1);
 }
 
@@ -302,15 +383,15 @@ async fn a_retained_command_is_refused_live_and_from_the_store() {
     let (mut world, hashes) = seeding(1).await;
     let topic = format!("dtorrent/home/torrent/{}/command/pause", hashes[0]);
     let retained = |body: &str| Command { retain: true, ..Command::new(&topic, body) };
-    world.heard.send(retained(r#"{"id": "live"}"#)).await;
-    let result = world.heard.result("live").await;
+    world.recorder.send(retained(r#"{"id": "live"}"#)).await;
+    let result = world.recorder.result("live").await;
     assert_eq!((&result["status"], &result["error"]["code"]), (&json!("refused"), &json!("retained")), "{result}");
 
     // One that lies at the broker when the bridge comes.
     world.bridge().stop().await;
-    world.heard.send(retained(r#"{"id": "stored"}"#)).await;
+    world.recorder.send(retained(r#"{"id": "stored"}"#)).await;
     world.bridge().restart();
-    let result = world.heard.result("stored").await;
+    let result = world.recorder.result("stored").await;
     assert_eq!((&result["status"], &result["error"]["code"]), (&json!("refused"), &json!("retained")), "{result}");
     assert_eq!(world.home.get(hashes[0], "d.is_active").await.unwrap(), "1");
 }
@@ -323,18 +404,18 @@ async fn a_command_that_comes_while_the_bridge_is_down_is_done_when_it_is_back()
     let (mut world, hashes) = seeding(1).await;
     let topic = format!("dtorrent/home/torrent/{}/command/stop", hashes[0]);
     world.bridge().process().kill().unwrap();
-    world.heard.send(Command::new(&topic, r#"{"id": "waiting"}"#)).await;
+    world.recorder.send(Command::new(&topic, r#"{"id": "waiting"}"#)).await;
     world.bridge().restart();
-    let result = world.heard.result("waiting").await;
+    let result = world.recorder.result("waiting").await;
     assert_eq!(result["status"], "ok", "{result}");
     assert_eq!(world.home.get(hashes[0], "d.state").await.unwrap(), "0");
-    let event = world.heard.event("home", "stopped", hashes[0]).await;
+    let event = world.recorder.event("home", "stopped", hashes[0]).await;
     assert_eq!(event["command_id"], "waiting", "{event}");
-    world.heard.assert_gap_free("home");
+    world.recorder.assert_gap_free("home");
 }
 
 #[tokio::test]
-async fn what_waited_for_a_server_that_left_the_config_is_answered() {
+async fn commands_waiting_for_a_server_that_left_the_config_are_answered() {
     if !can_run() {
         return;
     }
@@ -343,28 +424,28 @@ async fn what_waited_for_a_server_that_left_the_config_is_answered() {
     let (home_url, attic_url) = (world.home.url(), attic.url());
     world.start_bridge_for(&[("home", &home_url), ("attic", &attic_url)]).await;
     attic.process().kill().unwrap();
-    world.heard.server_event_after(0, "attic", "server_offline").await;
+    world.recorder.server_event_after(0, "attic", "server_offline").await;
     let body = json!({"id": "late", "hashes": ["ab".repeat(20)]}).to_string();
-    world.heard.send(Command::new("dtorrent/attic/command/pause", body)).await;
-    let ledger = world.ledger();
-    ledger.until("the command is written down", |ledger| ledger.unfinished_commands() == 1).await;
+    world.recorder.send(Command::new("dtorrent/attic/command/pause", body)).await;
+    let database = world.database();
+    database.until("the command is written down", |database| database.unfinished_commands() == 1).await;
     world.bridge().process().kill().unwrap();
     world.start_bridge_for(&[("home", &home_url)]).await;
-    let result = world.heard.result("late").await;
+    let result = world.recorder.result("late").await;
     assert_eq!((&result["server"], &result["error"]["code"]), (&json!("attic"), &json!("unknown_server")), "{result}");
-    assert_eq!(ledger.unfinished_commands(), 0);
+    assert_eq!(database.unfinished_commands(), 0);
 }
 
 #[tokio::test]
-async fn a_pattern_of_many_braces_is_refused_and_the_bridge_lives_on() {
+async fn a_pattern_of_many_braces_is_refused_and_the_bridge_keeps_running() {
     if !can_run() {
         return;
     }
     let world = World::running(Setup::default()).await;
     let pattern = "{".repeat(200_000) + &"}".repeat(200_000);
-    let result = world.heard.command("home/command/list", json!({"filter": {"name": pattern}})).await;
+    let result = world.recorder.command("home/command/list", json!({"filter": {"name": pattern}})).await;
     assert_eq!(result["error"]["code"], "bad_request", "{result}");
-    let result = world.heard.command("home/command/list", json!({})).await;
+    let result = world.recorder.command("home/command/list", json!({})).await;
     assert_eq!(result["status"], "ok", "{result}");
 }
 
@@ -380,15 +461,15 @@ async fn a_command_that_waited_at_the_broker_longer_than_its_time_is_not_carried
     let topic = format!("dtorrent/home/torrent/{hash}/command/label");
     for (id, ttl) in [("late", "1h"), ("patient", "23h")] {
         let body = json!({"id": id, "label": id, "ttl": ttl}).to_string();
-        world.heard.send(Command::new(&topic, body)).await;
+        world.recorder.send(Command::new(&topic, body)).await;
     }
     // The folder says that nobody was there for two hours.
     let lock = std::fs::File::options().write(true).open(world.data_dir().join("dtorrent.lock")).unwrap();
     let stopped = lock.metadata().unwrap().modified().unwrap();
     lock.set_modified(stopped - Duration::from_secs(2 * 60 * 60)).unwrap();
     world.bridge().restart();
-    assert_eq!(world.heard.result("late").await["status"], "expired");
-    assert_eq!(world.heard.result("patient").await["status"], "ok");
+    assert_eq!(world.recorder.result("late").await["status"], "expired");
+    assert_eq!(world.recorder.result("patient").await["status"], "ok");
     assert_eq!(world.home.get(hash, "d.custom1").await.unwrap(), "patient");
 }
 
@@ -406,7 +487,7 @@ async fn an_announce_is_ok_when_the_tracker_is_asked() {
     let asked = async || drop(tokio::time::timeout(Duration::from_secs(20), tracker.accept()).await.unwrap().unwrap());
     asked().await; // when it was started
     world.start_bridge().await;
-    let result = world.heard.command(&format!("home/torrent/{hash}/command/announce"), Value::Null).await;
+    let result = world.recorder.command(&format!("home/torrent/{hash}/command/announce"), Value::Null).await;
     assert_eq!(result["status"], "ok", "{result}");
     asked().await;
 }
@@ -417,12 +498,12 @@ async fn an_expired_question_is_not_answered_either() {
         return;
     }
     let world = World::running(Setup::default()).await;
-    let result = world.heard.command("home/command/list", json!({"ttl": "0s"})).await;
+    let result = world.recorder.command("home/command/list", json!({"ttl": "0s"})).await;
     assert_eq!(result["status"], "expired", "{result}");
 }
 
 #[tokio::test]
-async fn a_result_that_the_broker_does_not_take_is_told_without_its_rows() {
+async fn a_result_that_the_broker_refuses_is_sent_without_its_rows() {
     if !can_run() {
         return;
     }
@@ -435,17 +516,19 @@ async fn a_result_that_the_broker_does_not_take_is_told_without_its_rows() {
     content.write_to(&world.home.downloads).unwrap();
     let hash = world.home.load(&content.torrent, true).await.unwrap();
     world.start_bridge().await;
-    let result = world.heard.command("home/command/get", json!({"id": "large", "hashes": [hash], "files": true})).await;
+    let result =
+        world.recorder.command("home/command/get", json!({"id": "large", "hashes": [hash], "files": true})).await;
     assert_eq!((&result["status"], &result["results"]), (&json!("error"), &json!([])), "{result}");
     assert_eq!(result["error"]["code"], "too_large", "{result}");
-    assert_eq!(world.heard.results("large").len(), 1);
+    assert_eq!(world.recorder.results("large").len(), 1);
     let hashes: Vec<String> = (0..60).map(|n| format!("{n:040x}")).collect();
-    let first = world.heard.command("home/command/get", json!({"id": "long", "hashes": hashes})).await;
+    let first = world.recorder.command("home/command/get", json!({"id": "long", "hashes": hashes})).await;
     let count = first["parts"].as_u64().unwrap();
     assert!((2..10).contains(&count), "no smaller than it has to be: {count}");
-    let is_whole = |heard: &[Message]| heard.iter().any(|m| m.json()["id"] == "long" && m.json()["part"] == count);
-    world.heard.wait_for("the last part", |heard| is_whole(heard).then_some(())).await;
-    let parts = world.heard.results("long");
+    let is_whole =
+        |received: &[Message]| received.iter().any(|m| m.json()["id"] == "long" && m.json()["part"] == count);
+    world.recorder.wait_for("the last part", |received| is_whole(received).then_some(())).await;
+    let parts = world.recorder.results("long");
     assert_eq!(parts.iter().map(|part| rows(part).len()).sum::<usize>(), 60);
 }
 
@@ -466,13 +549,13 @@ async fn a_command_to_ten_thousand_torrents_has_one_result_in_parts() {
     let mut command = Command::new(topic, body);
     command.properties.response_topic = Some("asker/answers".to_owned());
     command.properties.correlation_data = Some("1".into());
-    world.heard.send(command).await;
+    world.recorder.send(command).await;
     for topic in ["dtorrent/home/result", "asker/answers"] {
-        let parts = |heard: &[Message]| -> Option<Vec<Value>> {
-            let parts: Vec<_> = heard.iter().filter(|message| message.topic == topic).map(Message::json).collect();
+        let parts = |received: &[Message]| -> Option<Vec<Value>> {
+            let parts: Vec<_> = received.iter().filter(|message| message.topic == topic).map(Message::json).collect();
             parts.last().is_some_and(|last| last["part"] == last["parts"]).then_some(parts)
         };
-        let parts = world.heard.wait_within(Duration::from_secs(180), topic, parts).await;
+        let parts = world.recorder.wait_within(Duration::from_secs(180), topic, parts).await;
         let numbers: Vec<_> = parts.iter().map(|part| (part["part"].as_u64(), part["parts"].as_u64())).collect();
         assert_eq!(numbers, (1..=10).map(|number| (Some(number), Some(10))).collect::<Vec<_>>());
         assert!(parts.iter().all(|part| part["id"] == "many" && part["status"] == "partial"), "{}", parts[0]["error"]);

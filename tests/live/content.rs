@@ -55,7 +55,7 @@ async fn a_torrent_goes_with_its_content_and_the_result_lists_it() {
     let downloads = &world.home.downloads;
     std::fs::write(downloads.join("folder/mine"), b"not of the torrent").unwrap();
 
-    let result = world.heard.command(&delete(folder.hash), json!({"data": true, "dry_run": true})).await;
+    let result = world.recorder.command(&delete(folder.hash), json!({"data": true, "dry_run": true})).await;
     let would = &result["results"][0]["deleted"];
     assert_eq!(
         (&result["status"], &would["count"], &would["bytes"]),
@@ -64,7 +64,7 @@ async fn a_torrent_goes_with_its_content_and_the_result_lists_it() {
     );
     assert_eq!(world.home.hashes().await.unwrap().len(), 2, "nothing was done");
 
-    let result = world.heard.command(&delete(folder.hash), json!({"data": true, "id": "all of it"})).await;
+    let result = world.recorder.command(&delete(folder.hash), json!({"data": true, "id": "all of it"})).await;
     assert_eq!(result["status"], "ok", "{result}");
     let deleted = &result["results"][0]["deleted"];
     let path = |name: &str| downloads.join(name).display().to_string();
@@ -73,14 +73,14 @@ async fn a_torrent_goes_with_its_content_and_the_result_lists_it() {
     assert!(!is_there(&downloads.join("folder/a")) && !is_there(&downloads.join("folder/sub")));
     assert!(is_there(&downloads.join("folder/mine")), "nobody's but mine");
     assert_eq!(world.home.hashes().await.unwrap(), [single.hash]);
-    let removed = world.heard.event("home", "removed", folder.hash).await;
+    let removed = world.recorder.event("home", "removed", folder.hash).await;
     assert_eq!(removed["command_id"], "all of it", "{removed}");
 
-    let result = world.heard.command(&delete(single.hash), json!({"data": true})).await;
+    let result = world.recorder.command(&delete(single.hash), json!({"data": true})).await;
     assert_eq!(result["status"], "ok", "{result}");
     assert!(!is_there(&downloads.join(&single.name)));
     assert!(downloads.is_dir() && world.home.hashes().await.unwrap().is_empty());
-    world.heard.assert_gap_free("home");
+    world.recorder.assert_gap_free("home");
 }
 
 #[tokio::test]
@@ -121,7 +121,7 @@ async fn content_that_is_not_the_torrents_alone_or_not_below_roots_stays() {
         (outside.hash, "forbidden"),
         (linked.hash, "forbidden"),
     ] {
-        let result = world.heard.command(&delete(hash), json!({"data": true})).await;
+        let result = world.recorder.command(&delete(hash), json!({"data": true})).await;
         assert_eq!(code(&result), expected, "{result}");
         assert_eq!(world.home.hashes().await.unwrap(), before, "{result}");
     }
@@ -136,15 +136,15 @@ async fn content_that_is_not_the_torrents_alone_or_not_below_roots_stays() {
     // Not by the base path of a torrent that was told to look elsewhere.
     let directory = downloads.join("new");
     let moved = format!("home/torrent/{}/command/move", cross.hash);
-    assert_eq!(world.heard.command(&delete(part), Value::Null).await["status"], "ok");
-    assert_eq!(world.heard.command(&moved, json!({"directory": directory})).await["status"], "ok");
-    let result = world.heard.command(&delete(cross.hash), json!({"data": true})).await;
+    assert_eq!(world.recorder.command(&delete(part), Value::Null).await["status"], "ok");
+    assert_eq!(world.recorder.command(&moved, json!({"directory": directory})).await["status"], "ok");
+    let result = world.recorder.command(&delete(cross.hash), json!({"data": true})).await;
     assert_eq!((&result["status"], &result["results"][0]["deleted"]["count"]), (&json!("ok"), &json!(0)), "{result}");
     assert!(is_there(&downloads.join("cross/a")), "the old place is not its place any more");
 }
 
 #[tokio::test]
-async fn a_delete_that_is_killed_half_way_is_finished_by_the_next_bridge() {
+async fn a_delete_interrupted_by_a_kill_is_finished_by_the_next_run() {
     if !can_run() {
         return;
     }
@@ -152,7 +152,7 @@ async fn a_delete_that_is_killed_half_way_is_finished_by_the_next_bridge() {
     let mut world = seeding(may_delete(), &contents.iter().collect::<Vec<_>>()).await;
     let hashes: Vec<InfoHash> = contents.iter().map(|content| content.hash).collect();
     let body = json!({"id": "half", "hashes": hashes, "data": true});
-    world.heard.send(crate::harness::recorder::Command::new("dtorrent/home/command/delete", body.to_string())).await;
+    world.recorder.send(crate::harness::recorder::Command::new("dtorrent/home/command/delete", body.to_string())).await;
     let downloads = world.home.downloads.clone();
     world
         .home
@@ -161,11 +161,11 @@ async fn a_delete_that_is_killed_half_way_is_finished_by_the_next_bridge() {
         .unwrap();
     world.bridge().process().kill().unwrap();
     world.bridge().restart();
-    let result = world.heard.result("half").await;
+    let result = world.recorder.result("half").await;
     assert_eq!((&result["status"], result["results"].as_array().unwrap().len()), (&json!("ok"), 30), "{result}");
     assert!(world.home.hashes().await.unwrap().is_empty());
     assert!(contents.iter().all(|content| !is_there(&downloads.join(&content.name))));
-    world.heard.assert_gap_free("home");
+    world.recorder.assert_gap_free("home");
 }
 
 #[tokio::test]
@@ -183,17 +183,17 @@ async fn what_is_there_already_is_checked_and_found_complete() {
     {
         content.write_to(place).unwrap();
         let body = json!({"torrent": base64(&content.torrent), "data_file": place.join(&content.name), "start": start});
-        let result = world.heard.command("home/command/add", body).await;
+        let result = world.recorder.command("home/command/add", body).await;
         assert_eq!(result["status"], "ok", "{result}");
         assert_eq!(world.home.get(content.hash, "d.complete").await.unwrap(), "1", "{}", content.name);
-        let added = world.heard.event("home", "added", content.hash).await;
+        let added = world.recorder.event("home", "added", content.hash).await;
         assert_eq!(added["cause"], "command", "{added}");
         // One that does not run reads it once more.
         assert!(!start || added["torrent"]["finished"] == true, "{added}");
         let active = if start { "1" } else { "0" };
         world.home.wait_for(content.hash, "d.is_active", active).await.unwrap();
     }
-    let events = world.heard.assert_gap_free("home");
+    let events = world.recorder.assert_gap_free("home");
     assert!(events.iter().all(|event| event["event_type"] != "finished"), "it was added complete");
 }
 
@@ -212,7 +212,7 @@ async fn content_that_differs_is_refused_by_file_and_piece() {
     std::fs::write(&b, &bytes).unwrap();
     let add = async |data_file: &Path| {
         let body = json!({"torrent": base64(&content.torrent), "data_file": data_file});
-        let result = world.heard.command("home/command/add", body).await;
+        let result = world.recorder.command("home/command/add", body).await;
         assert!(world.home.hashes().await.unwrap().is_empty(), "nothing is loaded: {result}");
         (code(&result).clone(), result["error"]["message"].as_str().unwrap_or_default().to_owned())
     };
@@ -230,7 +230,7 @@ async fn content_that_differs_is_refused_by_file_and_piece() {
 }
 
 #[tokio::test]
-async fn a_torrent_cannot_bring_its_own_word_of_what_is_here() {
+async fn a_torrent_file_cannot_claim_that_its_data_is_complete() {
     if !can_run() {
         return;
     }
@@ -238,7 +238,7 @@ async fn a_torrent_cannot_bring_its_own_word_of_what_is_here() {
     let content = Content::file("liar.iso", 100_000, 1);
     let liar = dtorrent::model::with_resume_data(&content.torrent, 4, &[(100_000, 0)]).unwrap();
     let body = json!({"torrent": base64(&liar), "start": false});
-    assert_eq!(world.heard.command("home/command/add", body).await["status"], "ok");
+    assert_eq!(world.recorder.command("home/command/add", body).await["status"], "ok");
     assert_eq!(world.home.get(content.hash, "d.complete").await.unwrap(), "0");
     assert_eq!(world.home.get(content.hash, "d.completed_bytes").await.unwrap(), "0");
 }
@@ -256,11 +256,11 @@ async fn a_large_torrent_is_fetched_by_rtorrent_from_the_bridge() {
     assert!(torrent.len() > 2 << 20, "{}", torrent.len());
     let hash = InfoHash::of_torrent(&torrent).unwrap();
     let body = json!({"torrent": base64(&torrent), "start": false, "label": "large"});
-    let result = world.heard.command("home/command/add", body).await;
+    let result = world.recorder.command("home/command/add", body).await;
     assert_eq!(result["status"], "ok", "{result}");
     assert_eq!(world.home.get(hash, "d.size_files").await.unwrap(), "45000");
     assert_eq!(world.home.get(hash, "d.custom1").await.unwrap(), "large");
     assert_eq!(world.home.get(hash, "d.tied_to_file").await.unwrap(), "", "and is nobody's file");
     let added = |all: &[Message]| all.iter().any(|m| m.topic.ends_with(&format!("{hash}/event/added"))).then_some(());
-    world.heard.wait_for("added", added).await;
+    world.recorder.wait_for("added", added).await;
 }

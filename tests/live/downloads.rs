@@ -23,13 +23,14 @@ async fn a_download_is_finished_once_and_a_recheck_does_not_finish_it_again() {
 
     world.home.load(&content.torrent, true).await.unwrap();
     world.home.add_peer(hash, seeder.port).await.unwrap();
-    let added = world.heard.event("home", "added", hash).await;
+    let added = world.recorder.event("home", "added", hash).await;
     assert_eq!(added["torrent"]["finished"], false);
     // On the way there it is told how far it has got.
     let topic = format!("dtorrent/home/torrent/{hash}/state");
     let is_halfway =
         |m: &&Message| m.topic == topic && m.json()["progress"].as_f64().is_some_and(|p| p > 0.0 && p < 100.0);
-    let halfway = world.heard.wait_for("a state between 0 and 100 %", |all| all.iter().find(is_halfway).cloned()).await;
+    let halfway =
+        world.recorder.wait_for("a state between 0 and 100 %", |all| all.iter().find(is_halfway).cloned()).await;
     assert_eq!((&halfway.json()["status"], &halfway.json()["playing"]), (&json!("downloading"), &json!(true)));
     world
         .home
@@ -37,7 +38,7 @@ async fn a_download_is_finished_once_and_a_recheck_does_not_finish_it_again() {
         .call("throttle.global_down.max_rate.set_kb", &[Argument::Text(""), Argument::Text("0")])
         .await
         .unwrap();
-    let finished = world.heard.event("home", "finished", hash).await;
+    let finished = world.recorder.event("home", "finished", hash).await;
     assert_eq!((&finished["cause"], &finished["torrent"]["progress"]), (&json!("observed"), &json!(100.0)));
     assert_eq!(finished["torrent"]["finished"], true);
     assert_eq!(world.home.get(hash, "d.complete").await.unwrap(), "1");
@@ -46,14 +47,14 @@ async fn a_download_is_finished_once_and_a_recheck_does_not_finish_it_again() {
     }
     let files = format!("dtorrent/home/torrent/{hash}/files");
     let has_files = |m: &&Message| m.topic == files && m.json()["files"].as_array().is_some_and(|list| list.len() == 2);
-    world.heard.wait_for("its files", |all| all.iter().any(|m| has_files(&m)).then_some(())).await;
+    world.recorder.wait_for("its files", |all| all.iter().any(|m| has_files(&m)).then_some(())).await;
 
-    let recheck = world.heard.command(&format!("home/torrent/{hash}/command/recheck"), json!({})).await;
+    let recheck = world.recorder.command(&format!("home/torrent/{hash}/command/recheck"), json!({})).await;
     assert_eq!(recheck["status"], "ok", "{recheck}");
-    let label = world.heard.command(&format!("home/torrent/{hash}/command/label"), json!({"label": "last"})).await;
+    let label = world.recorder.command(&format!("home/torrent/{hash}/command/label"), json!({"label": "last"})).await;
     assert_eq!(label["status"], "ok", "{label}");
-    world.heard.event("home", "label_changed", hash).await;
-    let events = world.heard.assert_gap_free("home");
+    world.recorder.event("home", "label_changed", hash).await;
+    let events = world.recorder.assert_gap_free("home");
     let count = |kind: &str| events.iter().filter(|event| event["event_type"] == kind).count();
     assert_eq!((count("finished"), count("unfinished"), count("added"), count("removed")), (1, 0, 1, 0), "{events:#?}");
 }
@@ -70,13 +71,13 @@ async fn a_torrent_that_is_added_complete_is_not_finished_again() {
     world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
     let topic = format!("dtorrent/home/torrent/{}/state", content.hash);
     world
-        .heard
+        .recorder
         .wait_for("a seeding state", |all| {
             all.iter().any(|m| m.topic == topic && m.json()["status"] == "seeding").then_some(())
         })
         .await;
     world.home.act(content.hash, "d.erase", &[]).await.unwrap();
-    world.heard.event("home", "removed", content.hash).await;
-    let events = world.heard.assert_gap_free("home");
+    world.recorder.event("home", "removed", content.hash).await;
+    let events = world.recorder.assert_gap_free("home");
     assert!(events.iter().all(|event| event["event_type"] != "finished"), "{events:#?}");
 }

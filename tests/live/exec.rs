@@ -29,7 +29,7 @@ async fn with_attic_at(broker: mosquitto::Options) -> (World, PathBuf) {
         path.to_string_lossy()
     );
     let world = World::running(Setup { sink, broker, ..Setup::default() }).await;
-    world.heard.server_event_after(0, "attic", "snapshot_done").await;
+    world.recorder.server_event_after(0, "attic", "snapshot_done").await;
     (world, path)
 }
 
@@ -51,32 +51,33 @@ async fn a_program_is_watched_and_commanded_like_any_client() {
     }
     let (mut world, path) = with_attic().await;
     let hash = HASH.parse().unwrap();
-    let added = world.heard.event("attic", "added", hash).await;
+    let added = world.recorder.event("attic", "added", hash).await;
     assert_eq!((&added["torrent"]["progress"], &added["cause"]), (&json!(40.0), &json!("snapshot")));
-    let result = world.heard.command(&format!("attic/torrent/{HASH}/command/pause"), json!({})).await;
+    let result = world.recorder.command(&format!("attic/torrent/{HASH}/command/pause"), json!({})).await;
     assert_eq!(result["status"], "ok", "{result}");
-    let paused = world.heard.event("attic", "paused", hash).await;
+    let paused = world.recorder.event("attic", "paused", hash).await;
     assert_eq!(paused["cause"], "command");
-    let result = world.heard.command(&format!("attic/torrent/{HASH}/command/priority"), json!({"priority": 1})).await;
+    let result =
+        world.recorder.command(&format!("attic/torrent/{HASH}/command/priority"), json!({"priority": 1})).await;
     assert_eq!(result["results"][0]["error"]["code"], "unsupported", "{result}");
     let magnet = "magnet:?xt=urn:btih:0123456789abcdef0123456789abcdef01234567";
-    let result = world.heard.command("attic/command/add", json!({"magnet": magnet})).await;
+    let result = world.recorder.command("attic/command/add", json!({"magnet": magnet})).await;
     assert_eq!(result["status"], "ok", "{result}");
     // Changed by others, and finished.
     let mut torrents: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     torrents[0]["downloaded"] = json!(10);
     write(&path, &torrents);
-    world.heard.event("attic", "finished", hash).await;
-    let result = world.heard.command(&format!("attic/torrent/{HASH}/command/delete"), json!({})).await;
+    world.recorder.event("attic", "finished", hash).await;
+    let result = world.recorder.command(&format!("attic/torrent/{HASH}/command/delete"), json!({})).await;
     assert_eq!(result["status"], "ok", "{result}");
-    world.heard.event("attic", "removed", hash).await;
-    world.heard.assert_gap_free("attic");
+    world.recorder.event("attic", "removed", hash).await;
+    world.recorder.assert_gap_free("attic");
     world.bridge().stop().await;
     fs::remove_dir_all(path.parent().unwrap()).unwrap();
 }
 
 #[tokio::test]
-async fn ten_thousand_come_and_go_at_one_look_each_told_once() {
+async fn ten_thousand_torrents_added_and_removed_in_one_poll_emit_each_event_once() {
     const MANY: usize = 10_000;
     if !can_run() {
         return;
@@ -85,14 +86,14 @@ async fn ten_thousand_come_and_go_at_one_look_each_told_once() {
     let all_told = async |kind: &'static str, count: usize| {
         let end = format!("/event/{kind}");
         let told = |all: &[Message]| all.iter().filter(|message| message.topic.ends_with(&end)).count();
-        world.heard.wait_within(4 * TIMEOUT, kind, |all| (told(all) >= count).then_some(())).await;
+        world.recorder.wait_within(4 * TIMEOUT, kind, |all| (told(all) >= count).then_some(())).await;
     };
     let hashes: Vec<String> = (0..MANY).map(|number| format!("{number:040x}")).collect();
     write(&path, &hashes.iter().map(|hash| torrent(hash)).collect());
     all_told("added", 1 + MANY).await;
     write(&path, &json!([]));
     all_told("removed", 1 + MANY).await;
-    let events = world.heard.assert_gap_free("attic");
+    let events = world.recorder.assert_gap_free("attic");
     let mut kinds: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for event in events.iter().filter(|event| event["hash"].is_string()) {
         kinds.entry(event["hash"].as_str().unwrap()).or_default().push(event["event_type"].as_str().unwrap());
@@ -103,31 +104,31 @@ async fn ten_thousand_come_and_go_at_one_look_each_told_once() {
 }
 
 #[tokio::test]
-async fn a_program_that_fails_is_offline_and_comes_back_without_a_false_word() {
+async fn a_failing_program_goes_offline_and_comes_back_without_false_events() {
     if !can_run() {
         return;
     }
     let (mut world, path) = with_attic().await;
     let hash = HASH.parse().unwrap();
-    world.heard.event("attic", "added", hash).await;
+    world.recorder.event("attic", "added", hash).await;
     // It cannot read this, and ends.
     let torrents = fs::read(&path).unwrap();
     fs::write(&path, "{").unwrap();
-    world.heard.server_event_after(0, "attic", "server_offline").await;
-    world.heard.last_word("dtorrent/attic/status", "offline").await;
+    world.recorder.server_event_after(0, "attic", "server_offline").await;
+    world.recorder.wait_for_last("dtorrent/attic/status", "offline").await;
     // The other server does not notice.
     let body = json!({"id": "while it is away", "ttl": "300s"}).to_string();
-    world.heard.send(Command::new(&format!("dtorrent/attic/torrent/{HASH}/command/pause"), body)).await;
-    world.heard.command("home/command/list", json!({})).await;
+    world.recorder.send(Command::new(&format!("dtorrent/attic/torrent/{HASH}/command/pause"), body)).await;
+    world.recorder.command("home/command/list", json!({})).await;
     fs::write(&path, &torrents).unwrap();
-    world.heard.last_word("dtorrent/attic/status", "online").await;
-    let result = world.heard.result("while it is away").await;
+    world.recorder.wait_for_last("dtorrent/attic/status", "online").await;
+    let result = world.recorder.result("while it is away").await;
     assert_eq!(result["status"], "ok", "{result}");
-    let events = world.heard.assert_gap_free("attic");
+    let events = world.recorder.assert_gap_free("attic");
     for (kind, count) in [("added", 1), ("removed", 0), ("server_offline", 1)] {
         assert_eq!(events.iter().filter(|event| event["event_type"] == kind).count(), count, "{kind}");
     }
-    world.bridge().says("JSONDecodeError").await;
+    world.bridge().wait_for_log("JSONDecodeError").await;
     world.bridge().stop().await;
     fs::remove_dir_all(path.parent().unwrap()).unwrap();
 }

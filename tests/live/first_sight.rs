@@ -15,7 +15,7 @@ fn contents(count: u64) -> Vec<Content> {
 }
 
 #[tokio::test]
-async fn torrents_at_first_sight_are_added_once_and_their_states_are_kept() {
+async fn torrents_of_the_initial_snapshot_are_added_once_and_their_states_are_retained() {
     if !can_run() {
         return;
     }
@@ -26,7 +26,7 @@ async fn torrents_at_first_sight_are_added_once_and_their_states_are_kept() {
     }
     world.start_bridge().await;
 
-    let events = world.heard.assert_gap_free("home");
+    let events = world.recorder.assert_gap_free("home");
     let added: Vec<_> = events.iter().filter(|event| event["event_type"] == "added").collect();
     let hashes: BTreeSet<_> = added.iter().map(|event| event["hash"].as_str().unwrap().to_owned()).collect();
     assert_eq!(hashes, contents.iter().map(|content| content.hash.to_string()).collect());
@@ -36,7 +36,7 @@ async fn torrents_at_first_sight_are_added_once_and_their_states_are_kept() {
 
     // Whoever comes later finds the states and the status, and no event.
     world
-        .heard
+        .recorder
         .wait_for("three states", |all| (all.iter().filter(|m| m.topic.ends_with("/state")).count() >= 3).then_some(()))
         .await;
     let late = Recorder::listen(world.broker.port).await;
@@ -48,13 +48,13 @@ async fn torrents_at_first_sight_are_added_once_and_their_states_are_kept() {
         assert_eq!(state["length"], 50_000);
         assert!(state.get("files").is_none(), "a state has no files");
     }
-    late.last_word("dtorrent/home/status", "online").await;
-    late.last_word("dtorrent/bridge/main/status", "online").await;
+    late.wait_for_last("dtorrent/home/status", "online").await;
+    late.wait_for_last("dtorrent/bridge/main/status", "online").await;
     assert!(late.all().iter().all(|message| !message.topic.contains("/event/")), "an event was retained");
 }
 
 #[tokio::test]
-async fn a_torrent_that_is_loaded_is_added_at_the_next_beat() {
+async fn a_loaded_torrent_is_added_at_the_next_poll() {
     if !can_run() {
         return;
     }
@@ -63,10 +63,10 @@ async fn a_torrent_that_is_loaded_is_added_at_the_next_beat() {
     let content = Content::file("newcomer", 50_000, 1);
     let loaded_at = Instant::now();
     world.home.load(&content.torrent, false).await.unwrap();
-    let event = world.heard.event("home", "added", content.hash).await;
+    let event = world.recorder.event("home", "added", content.hash).await;
     // A beat of one second, and half of one for the look, the commit and the broker. The second
     // after that is for a machine that does other work too.
-    let all = world.heard.all();
+    let all = world.recorder.all();
     let message = all.iter().find(|message| message.topic.ends_with("/event/added")).unwrap();
     let took = message.at.duration_since(loaded_at);
     assert!(took < Duration::from_millis(1500 + 1000), "it took {took:?}");
@@ -74,15 +74,15 @@ async fn a_torrent_that_is_loaded_is_added_at_the_next_beat() {
     assert_eq!(event["torrent"]["finished"], false);
 
     world.home.act(content.hash, "d.erase", &[]).await.unwrap();
-    world.heard.event("home", "removed", content.hash).await;
+    world.recorder.event("home", "removed", content.hash).await;
     // What is gone is cleared, after it was told.
     let topic = format!("dtorrent/home/torrent/{}/state", content.hash);
-    world.heard.last_word(&topic, "").await;
-    world.heard.assert_gap_free("home");
+    world.recorder.wait_for_last(&topic, "").await;
+    world.recorder.assert_gap_free("home");
 }
 
 #[tokio::test]
-async fn a_restart_announces_nothing_again_and_tells_what_happened_meanwhile() {
+async fn a_restart_repeats_no_event_and_emits_what_happened_meanwhile() {
     if !can_run() {
         return;
     }
@@ -93,18 +93,18 @@ async fn a_restart_announces_nothing_again_and_tells_what_happened_meanwhile() {
     world.home.load(&goes.torrent, false).await.unwrap();
     world.start_bridge().await;
     world.bridge().stop().await;
-    let mark = world.heard.mark();
+    let mark = world.recorder.mark();
     world.home.act(goes.hash, "d.erase", &[]).await.unwrap();
     world.home.load(&comes.torrent, false).await.unwrap();
     world.bridge().restart();
 
-    let added = world.heard.event_after(mark, "home", "added", comes.hash).await;
+    let added = world.recorder.event_after(mark, "home", "added", comes.hash).await;
     assert_eq!(added["cause"], "recovered");
-    let removed = world.heard.event_after(mark, "home", "removed", goes.hash).await;
+    let removed = world.recorder.event_after(mark, "home", "removed", goes.hash).await;
     assert_eq!(removed["cause"], "recovered");
     let topic = format!("dtorrent/home/torrent/{}/state", goes.hash);
-    world.heard.last_word(&topic, "").await;
-    let events = world.heard.assert_gap_free("home");
+    world.recorder.wait_for_last(&topic, "").await;
+    let events = world.recorder.assert_gap_free("home");
     let of_stays = events.iter().filter(|event| event["hash"] == stays.hash.to_string().as_str());
     assert_eq!(of_stays.count(), 1, "what stayed is not announced again");
     let snapshots = events.iter().filter(|event| event["event_type"] == "snapshot_done");
@@ -119,8 +119,8 @@ async fn an_event_carries_its_cloudevents_attributes() {
     let world = World::running(Setup::default()).await;
     let content = Content::file("with properties", 50_000, 1);
     world.home.load(&content.torrent, false).await.unwrap();
-    let event = world.heard.event("home", "added", content.hash).await;
-    let message = world.heard.all().into_iter().find(|m| m.topic.ends_with("/event/added")).unwrap();
+    let event = world.recorder.event("home", "added", content.hash).await;
+    let message = world.recorder.all().into_iter().find(|m| m.topic.ends_with("/event/added")).unwrap();
     let attribute = |name: &str| {
         let found = message.properties.user_properties.iter().find(|(key, _)| key == name);
         found.map(|(_, value)| value.clone()).unwrap_or_default()

@@ -38,17 +38,17 @@ fn discovery(id: &str) -> String {
 }
 
 /// The first message under a topic that `is_right`, among what came after `mark`.
-async fn message(heard: &Recorder, mark: usize, topic: &str, is_right: impl Fn(&Value) -> bool) -> Message {
+async fn message(recorder: &Recorder, mark: usize, topic: &str, is_right: impl Fn(&Value) -> bool) -> Message {
     let find = |all: &[Message]| {
         let mut of_topic = all[mark..].iter().filter(|m| m.topic == topic && !m.payload.is_empty());
         of_topic.find(|m| is_right(&m.json())).cloned()
     };
-    heard.wait_for(topic, find).await
+    recorder.wait_for(topic, find).await
 }
 
-async fn device(heard: &Recorder, mark: usize, id: &str) -> Value {
+async fn device(recorder: &Recorder, mark: usize, id: &str) -> Value {
     let topic = discovery(id);
-    let message = message(heard, mark, &topic, |_| true).await;
+    let message = message(recorder, mark, &topic, |_| true).await;
     assert!(message.retain, "{topic}");
     let faults = rules::faults(&topic, &message.payload);
     assert!(faults.is_empty(), "{faults:#?}");
@@ -66,31 +66,31 @@ async fn kept(world: &World) -> BTreeMap<String, Value> {
 }
 
 #[tokio::test]
-async fn devices_appear_and_are_taken_back_when_home_assistant_is_switched_off() {
+async fn devices_appear_and_are_removed_when_home_assistant_is_switched_off() {
     if !can_run() {
         return;
     }
     let mut world = World::running(enabled()).await;
-    let bridge = device(&world.heard, 0, "bridge").await;
-    let home = device(&world.heard, 0, "home").await;
+    let bridge = device(&world.recorder, 0, "bridge").await;
+    let home = device(&world.recorder, 0, "home").await;
     assert_eq!(home["device"]["via_device"], bridge["device"]["identifiers"][0]);
-    let rates = message(&world.heard, 0, "dtorrent/home/homeassistant/rates", |_| true).await;
+    let rates = message(&world.recorder, 0, "dtorrent/home/homeassistant/rates", |_| true).await;
     assert!(rates.retain);
     assert_eq!(rates.json()["status"], "idle");
-    message(&world.heard, 0, "dtorrent/home/homeassistant/slot/10", |_| true).await;
+    message(&world.recorder, 0, "dtorrent/home/homeassistant/slot/10", |_| true).await;
     world.bridge().stop().await;
     let config = std::fs::read_to_string(world.folder.join("dtorrent.toml")).unwrap();
     std::fs::write(world.folder.join("dtorrent.toml"), config.replace("enabled = true", "enabled = false")).unwrap();
     world.bridge().restart();
-    world.heard.last_word(&discovery("home"), "").await;
-    world.heard.last_word(&discovery("bridge"), "").await;
-    world.heard.last_word("dtorrent/home/homeassistant/rates", "").await;
+    world.recorder.wait_for_last(&discovery("home"), "").await;
+    world.recorder.wait_for_last(&discovery("bridge"), "").await;
+    world.recorder.wait_for_last("dtorrent/home/homeassistant/rates", "").await;
     world.bridge().stop().await;
     assert_eq!(kept(&world).await, BTreeMap::new());
 }
 
 #[tokio::test]
-async fn the_device_of_a_server_that_left_the_config_while_the_bridge_was_down_is_taken_back() {
+async fn the_device_of_a_server_that_left_the_config_while_the_bridge_was_down_is_removed() {
     if !can_run() {
         return;
     }
@@ -98,41 +98,41 @@ async fn the_device_of_a_server_that_left_the_config_while_the_bridge_was_down_i
     let attic = Rtorrent::start(&world.folder.join("attic"), &Options::default()).await.unwrap();
     let (home_url, attic_url) = (world.home.url(), attic.url());
     world.start_bridge_for(&[("home", &home_url), ("attic", &attic_url)]).await;
-    device(&world.heard, 0, "attic").await;
+    device(&world.recorder, 0, "attic").await;
     world.bridge().process().kill().unwrap();
     world.start_bridge_for(&[("home", &home_url)]).await;
-    world.heard.last_word(&discovery("attic"), "").await;
-    world.heard.last_word("dtorrent/attic/homeassistant/counts", "").await;
+    world.recorder.wait_for_last(&discovery("attic"), "").await;
+    world.recorder.wait_for_last("dtorrent/attic/homeassistant/counts", "").await;
     assert!(kept(&world).await.keys().all(|topic| !topic.contains("attic")));
 }
 
 #[tokio::test]
-async fn at_the_birth_of_home_assistant_all_is_said_again_and_events_wait_while_it_is_away() {
+async fn the_birth_message_of_home_assistant_republishes_everything_and_events_wait_while_it_is_offline() {
     if !can_run() {
         return;
     }
     let world = World::running(enabled()).await;
-    device(&world.heard, 0, "home").await;
-    world.heard.send(Command::new("homeassistant/status", "offline")).await;
+    device(&world.recorder, 0, "home").await;
+    world.recorder.send(Command::new("homeassistant/status", "offline")).await;
     // Commands and their answers come behind what was said before.
     let hash = world.home.load(&Content::file("one", 20_000, 1).torrent, false).await.unwrap();
-    world.heard.event("home", "added", hash).await;
+    world.recorder.event("home", "added", hash).await;
     let label = format!("home/torrent/{hash}/command/label");
-    world.heard.command(&label, json!({"label": "x"})).await;
-    world.heard.event("home", "label_changed", hash).await;
+    world.recorder.command(&label, json!({"label": "x"})).await;
+    world.recorder.event("home", "label_changed", hash).await;
     let event = "dtorrent/home/homeassistant/event";
     let is_news = |message: &&Message| message.topic == event && message.json()["name"] == "one";
-    assert_eq!(world.heard.all().iter().filter(is_news).count(), 0, "it waits");
-    let mark = world.heard.mark();
-    world.heard.send(Command::new("homeassistant/status", "online")).await;
-    device(&world.heard, mark, "bridge").await;
-    device(&world.heard, mark, "home").await;
-    message(&world.heard, mark, "dtorrent/home/homeassistant/counts", |counts| counts["all"] == 1).await;
-    let added = message(&world.heard, mark, event, |event| event["event_type"] == "added").await;
+    assert_eq!(world.recorder.all().iter().filter(is_news).count(), 0, "it waits");
+    let mark = world.recorder.mark();
+    world.recorder.send(Command::new("homeassistant/status", "online")).await;
+    device(&world.recorder, mark, "bridge").await;
+    device(&world.recorder, mark, "home").await;
+    message(&world.recorder, mark, "dtorrent/home/homeassistant/counts", |counts| counts["all"] == 1).await;
+    let added = message(&world.recorder, mark, event, |event| event["event_type"] == "added").await;
     assert!(!added.retain);
     assert_eq!(added.json()["name"], "one");
-    message(&world.heard, mark, event, |event| event["event_type"] == "label_changed").await;
-    let since = world.heard.since(mark);
+    message(&world.recorder, mark, event, |event| event["event_type"] == "label_changed").await;
+    let since = world.recorder.since(mark);
     let at = |topic: &str| since.iter().position(|m| m.topic == topic).unwrap();
     assert!(at(&discovery("home")) < at(event));
 }
@@ -145,40 +145,40 @@ async fn a_slot_s_switch_pauses_its_torrent_and_the_buttons_pause_and_resume_all
     let mut world = World::new(enabled()).await;
     let hash = world.home.load(&Content::file("one", 20_000, 1).torrent, true).await.unwrap();
     world.start_bridge().await;
-    let home = device(&world.heard, 0, "home").await;
+    let home = device(&world.recorder, 0, "home").await;
     let slot = "dtorrent/home/homeassistant/slot/1";
-    let shown = message(&world.heard, 0, slot, |slot| slot["running"] == true).await.json();
+    let shown = message(&world.recorder, 0, slot, |slot| slot["running"] == true).await.json();
     assert_eq!((&shown["name"], &shown["hash"]), (&json!("one"), &json!(hash)));
     let topic = home["components"]["slot_1_run"]["command_topic"].as_str().unwrap().to_owned();
     for (state, running) in [("OFF", false), ("ON", true)] {
-        let mark = world.heard.mark();
+        let mark = world.recorder.mark();
         // As the template of the switch writes it.
         let body = json!({"state": state, "hash": hash}).to_string();
-        world.heard.send(Command::new(&topic, body.as_str())).await;
-        message(&world.heard, mark, slot, |slot| slot["running"] == running).await;
-        message(&world.heard, mark, "dtorrent/home/result", |result| result["status"] == "ok").await;
+        world.recorder.send(Command::new(&topic, body.as_str())).await;
+        message(&world.recorder, mark, slot, |slot| slot["running"] == running).await;
+        message(&world.recorder, mark, "dtorrent/home/result", |result| result["status"] == "ok").await;
     }
     for (button, running) in [("pause_all", false), ("resume_all", true)] {
-        let mark = world.heard.mark();
+        let mark = world.recorder.mark();
         let button = &home["components"][button];
         let (topic, press) = (button["command_topic"].as_str().unwrap(), button["payload_press"].as_str().unwrap());
-        world.heard.send(Command::new(topic, press)).await;
-        message(&world.heard, mark, slot, |slot| slot["running"] == running).await;
+        world.recorder.send(Command::new(topic, press)).await;
+        message(&world.recorder, mark, slot, |slot| slot["running"] == running).await;
     }
     let all = home["components"]["all_switch"]["command_topic"].as_str().unwrap();
     for (state, started) in [("OFF", 0), ("ON", 1)] {
-        let mark = world.heard.mark();
-        world.heard.send(Command::new(all, state)).await;
+        let mark = world.recorder.mark();
+        world.recorder.send(Command::new(all, state)).await;
         let counts = "dtorrent/home/homeassistant/counts";
-        message(&world.heard, mark, counts, |counts| counts["started"] == started).await;
+        message(&world.recorder, mark, counts, |counts| counts["started"] == started).await;
     }
-    let mark = world.heard.mark();
-    world.heard.send(Command::new(&topic, "nonsense")).await;
-    message(&world.heard, mark, "dtorrent/home/result", |result| result["error"]["code"] == "unsupported").await;
+    let mark = world.recorder.mark();
+    world.recorder.send(Command::new(&topic, "nonsense")).await;
+    message(&world.recorder, mark, "dtorrent/home/result", |result| result["error"]["code"] == "unsupported").await;
 }
 
 #[tokio::test]
-async fn limits_and_the_alternative_speed_are_set_and_resync_says_all_again() {
+async fn limits_and_the_alternative_speed_are_set_and_resync_republishes_everything() {
     if !can_run() {
         return;
     }
@@ -186,42 +186,42 @@ async fn limits_and_the_alternative_speed_are_set_and_resync_says_all_again() {
         "{ENABLED}alternative_download = \"100KiB\"\nalternative_upload = \"50KiB\"\nnormal_upload = \"1MiB\"\n"
     );
     let mut world = World::running(Setup { sink, ..Setup::default() }).await;
-    let home = device(&world.heard, 0, "home").await;
+    let home = device(&world.recorder, 0, "home").await;
     let limits = "dtorrent/home/homeassistant/limits";
     let topic = |component: &str| home["components"][component]["command_topic"].as_str().unwrap().to_owned();
     // As the template of the number writes it.
     let body = json!({"download_limit": 300 * 1024}).to_string();
-    world.heard.send(Command::new(topic("download_limit").as_str(), body.as_str())).await;
-    message(&world.heard, 0, limits, |limits| limits["download_limit"] == 300 * 1024).await;
+    world.recorder.send(Command::new(topic("download_limit").as_str(), body.as_str())).await;
+    message(&world.recorder, 0, limits, |limits| limits["download_limit"] == 300 * 1024).await;
     for (state, down, up) in [("ON", 100, 50), ("OFF", 0, 1024)] {
-        let mark = world.heard.mark();
-        world.heard.send(Command::new(topic("alternative").as_str(), state)).await;
+        let mark = world.recorder.mark();
+        world.recorder.send(Command::new(topic("alternative").as_str(), state)).await;
         let is_set = |limits: &Value| {
             limits["download_limit"] == down * 1024
                 && limits["upload_limit"] == up * 1024
                 && limits["is_alternative"] == (state == "ON")
         };
-        message(&world.heard, mark, limits, is_set).await;
+        message(&world.recorder, mark, limits, is_set).await;
         let rates = ["throttle.global_down.max_rate", "throttle.global_up.max_rate"];
         for (rate, kib) in rates.into_iter().zip([down, up]) {
             let really = world.home.rpc.call(rate, &[Argument::Text("")]).await.unwrap();
             assert_eq!(really, [(kib * 1024).to_string()]);
         }
     }
-    let bridge = device(&world.heard, 0, "bridge").await;
+    let bridge = device(&world.recorder, 0, "bridge").await;
     let of_bridge = bridge["components"]["resync"]["command_topic"].as_str().unwrap();
     for (answer, topic) in [("home/result", topic("resync").as_str()), ("bridge/main/result", of_bridge)] {
-        let mark = world.heard.mark();
-        world.heard.send(Command::new(topic, "")).await;
+        let mark = world.recorder.mark();
+        world.recorder.send(Command::new(topic, "")).await;
         let answer = format!("dtorrent/{answer}");
-        message(&world.heard, mark, &answer, |result| result["verb"] == "resync" && result["status"] == "ok").await;
+        message(&world.recorder, mark, &answer, |result| result["verb"] == "resync" && result["status"] == "ok").await;
     }
     world.bridge().stop().await;
 }
 
 /// The engine with an imagined client and a real broker.
 struct Imagined {
-    heard: Recorder,
+    recorder: Recorder,
     client: Simulator,
     stop: CancellationToken,
     _broker: Mosquitto,
@@ -263,7 +263,7 @@ impl Imagined {
     async fn with(torrents: u32) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let broker = Mosquitto::start(folder.path(), &mosquitto::Options::default()).await.unwrap();
-        let heard = Recorder::listen(broker.port).await;
+        let recorder = Recorder::listen(broker.port).await;
         let (server, sink) = (ServerName::parse("home").unwrap(), SinkName::parse("b").unwrap());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let client = Simulator::populated(server.clone(), Arc::clone(&clock), torrents);
@@ -333,22 +333,22 @@ impl Imagined {
         let stop = CancellationToken::new();
         tokio::spawn(Dispatcher::new(parts).await.unwrap().run(stop.clone()));
         tokio::spawn(watcher.run(stop.clone()));
-        Self { heard, client, stop, _broker: broker, _folder: folder }
+        Self { recorder, client, stop, _broker: broker, _folder: folder }
     }
 
     /// All topics that Home Assistant has something to do with, when all slots are told.
     async fn topics(&self, torrents: u32) -> BTreeSet<String> {
         let counts = "dtorrent/home/homeassistant/counts";
-        message(&self.heard, 0, counts, |counts| counts["all"] == torrents).await;
-        message(&self.heard, 0, "dtorrent/home/homeassistant/slot/10", |slot| slot["hash"].is_string()).await;
-        message(&self.heard, 0, "dtorrent/home/homeassistant/list", |list| list["total"] == torrents).await;
-        device(&self.heard, 0, "home").await;
+        message(&self.recorder, 0, counts, |counts| counts["all"] == torrents).await;
+        message(&self.recorder, 0, "dtorrent/home/homeassistant/slot/10", |slot| slot["hash"].is_string()).await;
+        message(&self.recorder, 0, "dtorrent/home/homeassistant/list", |list| list["total"] == torrents).await;
+        device(&self.recorder, 0, "home").await;
         let ours = |topic: &String| topic.contains("homeassistant") && !topic.ends_with("/event");
         let topics = |all: &[Message]| -> BTreeSet<String> {
             all.iter().map(|message| message.topic.clone()).filter(ours).collect()
         };
         // Seven documents, ten slots, two devices; the last of them may come some seconds later.
-        self.heard.wait_for("all documents", |all| Some(topics(all)).filter(|topics| topics.len() >= 19)).await
+        self.recorder.wait_for("all documents", |all| Some(topics(all)).filter(|topics| topics.len() >= 19)).await
     }
 }
 
@@ -359,18 +359,18 @@ async fn ten_thousand_torrents_make_no_more_entities_than_ten() {
     }
     let (few, many) = (Imagined::with(10).await, Imagined::with(10_000).await);
     assert_eq!(few.topics(10).await, many.topics(10_000).await);
-    let components = async |of: &Imagined| device(&of.heard, 0, "home").await["components"].clone();
+    let components = async |of: &Imagined| device(&of.recorder, 0, "home").await["components"].clone();
     assert_eq!(components(&few).await, components(&many).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_200_moving_torrents_home_assistant_is_told_a_few_changes_a_second() {
+async fn with_200_active_torrents_home_assistant_gets_a_few_changes_a_second() {
     if !can_run() {
         return;
     }
     let world = Imagined::with(200).await;
     world.topics(200).await;
-    let (mark, since) = (world.heard.mark(), tokio::time::Instant::now());
+    let (mark, since) = (world.recorder.mark(), tokio::time::Instant::now());
     let hashes: Vec<_> = world.client.change(|world| world.torrents().keys().copied().collect());
     // Moves all of them until the rates were told five times more.
     let moved = async {
@@ -384,7 +384,7 @@ async fn with_200_moving_torrents_home_assistant_is_told_a_few_changes_a_second(
         }
     };
     let topic = "dtorrent/home/homeassistant/rates";
-    let told = world.heard.wait_within(Duration::from_secs(180), "rates", |all| {
+    let told = world.recorder.wait_within(Duration::from_secs(180), "rates", |all| {
         (all[mark..].iter().filter(|message| message.topic == topic).count() >= 4).then_some(())
     });
     tokio::select! {
@@ -392,7 +392,7 @@ async fn with_200_moving_torrents_home_assistant_is_told_a_few_changes_a_second(
         () = told => {}
     }
     let seconds = since.elapsed().as_secs_f64();
-    let documents = world.heard.since(mark).into_iter().filter(|m| m.topic.contains("/homeassistant/"));
+    let documents = world.recorder.since(mark).into_iter().filter(|m| m.topic.contains("/homeassistant/"));
     let mut last: BTreeMap<String, Value> = BTreeMap::new();
     let mut changes = 0;
     for message in documents.filter(|message| !message.topic.ends_with("/event")) {
@@ -406,15 +406,15 @@ async fn with_200_moving_torrents_home_assistant_is_told_a_few_changes_a_second(
 }
 
 #[tokio::test]
-async fn purge_takes_back_everything_that_was_ever_sent() {
+async fn purge_clears_every_retained_message() {
     if !can_run() {
         return;
     }
     let mut world = World::new(enabled()).await;
     world.home.load(&Content::file("one", 20_000, 1).torrent, false).await.unwrap();
     world.start_bridge().await;
-    device(&world.heard, 0, "home").await;
-    message(&world.heard, 0, "dtorrent/home/homeassistant/slot/10", |_| true).await;
+    device(&world.recorder, 0, "home").await;
+    message(&world.recorder, 0, "dtorrent/home/homeassistant/slot/10", |_| true).await;
     let config = world.folder.join("dtorrent.toml");
     let purge = || {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_dtorrent"));
@@ -428,19 +428,19 @@ async fn purge_takes_back_everything_that_was_ever_sent() {
     assert_eq!(done.status.code(), Some(0), "{done:?}");
     let late = Recorder::listen(world.broker.port).await;
     late.send(Command::new("marker", "x")).await;
-    late.last_word("marker", "x").await;
+    late.wait_for_last("marker", "x").await;
     let left: Vec<String> = late.all().into_iter().filter(|m| m.retain).map(|m| m.topic).collect();
     assert_eq!(left, [""; 0], "something is still kept");
     // A store that is lost, too: what is at the broker is found there.
     world.bridge().restart();
-    world.heard.last_word("dtorrent/bridge/main/status", "online").await;
+    world.recorder.wait_for_last("dtorrent/bridge/main/status", "online").await;
     world.bridge().stop().await;
     std::fs::remove_dir_all(world.data_dir()).unwrap();
     let again = purge().output().await.unwrap();
     assert_eq!(again.status.code(), Some(0), "{again:?}");
     let late = Recorder::listen(world.broker.port).await;
     late.send(Command::new("marker", "x")).await;
-    late.last_word("marker", "x").await;
+    late.wait_for_last("marker", "x").await;
     let left: Vec<String> = late.all().into_iter().filter(|m| m.retain).map(|m| m.topic).collect();
     assert_eq!(left, [""; 0], "something is still kept");
 }

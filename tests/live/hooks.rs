@@ -1,6 +1,6 @@
 //! Hooks: rTorrent itself wakes the bridge, and neither is harmed when the other is gone or rings like mad.
 //!
-//! The interval is a minute, three times what a test waits for anything: what is heard was rung for.
+//! The interval is a minute, three times what a test waits for anything: what is received was rung for.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -99,7 +99,7 @@ async fn path(rtorrent: &Rtorrent, event: &str) -> String {
 async fn assert_heard(world: &World, mark: usize, content: &Content) {
     for (action, kind) in [("d.pause", "paused"), ("d.resume", "resumed")] {
         world.home.act(content.hash, action, &[]).await.unwrap();
-        world.heard.event_after(mark, "home", kind, content.hash).await;
+        world.recorder.event_after(mark, "home", kind, content.hash).await;
     }
 }
 
@@ -111,17 +111,17 @@ async fn running_torrent(world: &World) -> Content {
     let topic = format!("dtorrent/home/torrent/{}/state", content.hash);
     let is_seeding =
         |all: &[Message]| all.iter().any(|m| m.topic == topic && m.json()["status"] == "seeding").then_some(());
-    world.heard.wait_for("a seeding state", is_seeding).await;
+    world.recorder.wait_for("a seeding state", is_seeding).await;
     content
 }
 
 #[tokio::test]
-async fn what_is_done_behind_our_back_is_heard_long_before_the_next_look() {
+async fn a_hook_reports_a_change_long_before_the_next_poll() {
     if !can_run() {
         return;
     }
     let mut world = World::running(hooked("60s")).await;
-    world.bridge().says(SET).await;
+    world.bridge().wait_for_log(SET).await;
     assert_eq!(hooked_events(&world.home).await, EVENTS);
     let seeder = Rtorrent::start(&world.folder.join("seeder"), &Options::default()).await.unwrap();
     let content = Content::file("download", 300_000, 3);
@@ -131,18 +131,18 @@ async fn what_is_done_behind_our_back_is_heard_long_before_the_next_look() {
     seeder.wait_for(hash, "d.complete", "1").await.unwrap();
 
     world.home.load(&content.torrent, false).await.unwrap();
-    world.heard.event("home", "added", hash).await;
+    world.recorder.event("home", "added", hash).await;
     world.home.act(hash, "d.start", &[]).await.unwrap();
-    world.heard.event("home", "started", hash).await;
+    world.recorder.event("home", "started", hash).await;
     world.home.add_peer(hash, seeder.port).await.unwrap();
-    let finished = world.heard.event("home", "finished", hash).await;
+    let finished = world.recorder.event("home", "finished", hash).await;
     assert_eq!((&finished["cause"], &finished["torrent"]["finished"]), (&"observed".into(), &true.into()));
     assert_heard(&world, 0, &content).await;
     world.home.act(hash, "d.stop", &[]).await.unwrap();
-    world.heard.event("home", "stopped", hash).await;
+    world.recorder.event("home", "stopped", hash).await;
     world.home.act(hash, "d.erase", &[]).await.unwrap();
-    world.heard.event("home", "removed", hash).await;
-    world.heard.assert_gap_free("home");
+    world.recorder.event("home", "removed", hash).await;
+    world.recorder.assert_gap_free("home");
 }
 
 #[tokio::test]
@@ -151,7 +151,7 @@ async fn a_restarted_rtorrent_is_hooked_again() {
         return;
     }
     let mut world = World::running(hooked("1s")).await;
-    world.bridge().says(SET).await;
+    world.bridge().wait_for_log(SET).await;
     world.home.process().kill().unwrap();
     world.home.restart().await.unwrap();
     let all = async || Ok(hooked_events(&world.home).await == EVENTS);
@@ -159,12 +159,12 @@ async fn a_restarted_rtorrent_is_hooked_again() {
 }
 
 #[tokio::test]
-async fn a_bridge_that_is_stopped_takes_its_hooks_back() {
+async fn a_stopped_bridge_removes_its_hooks() {
     if !can_run() {
         return;
     }
     let mut world = World::running(hooked("60s")).await;
-    world.bridge().says(SET).await;
+    world.bridge().wait_for_log(SET).await;
     let foreign = ["", "event.download.paused", "zz_other", "print=hello"];
     method(&world.home, "method.set_key", &foreign).await;
     world.bridge().stop().await;
@@ -172,7 +172,7 @@ async fn a_bridge_that_is_stopped_takes_its_hooks_back() {
     assert_eq!(hooked_events(&world.home).await, ["paused"]);
     method(&world.home, "method.set_key", &foreign[..3]).await;
     world.bridge().restart();
-    world.bridge().says_again(1, SET).await;
+    world.bridge().wait_for_log_again(1, SET).await;
     assert_eq!(hooked_events(&world.home).await, EVENTS);
     world.bridge().stop().await;
     assert_eq!(hooked_events(&world.home).await, [""; 0]);
@@ -184,7 +184,7 @@ async fn the_hooks_of_a_bridge_that_was_killed_harm_nobody_and_the_next_one_repl
         return;
     }
     let mut world = World::running(hooked("60s")).await;
-    world.bridge().says(SET).await;
+    world.bridge().wait_for_log(SET).await;
     let content = running_torrent(&world).await;
     let first_path = path(&world.home, "paused").await;
     world.bridge().process().kill().unwrap();
@@ -203,9 +203,9 @@ async fn the_hooks_of_a_bridge_that_was_killed_harm_nobody_and_the_next_one_repl
     assert!(kib < kib_before + (16 << 10), "1,000 events made {kib_before} KiB to {kib} KiB");
 
     world.bridge().restart();
-    world.bridge().says_again(1, SET).await;
+    world.bridge().wait_for_log_again(1, SET).await;
     assert_ne!(path(&world.home, "paused").await, first_path, "another secret");
-    let mark = world.heard.mark();
+    let mark = world.recorder.mark();
     assert_heard(&world, mark, &content).await;
 }
 
@@ -216,13 +216,13 @@ fn resident_kib(pid: u32) -> u64 {
 }
 
 #[tokio::test]
-async fn nobody_is_heard_without_the_secret_and_a_flood_with_it_does_not_wear_rtorrent_out() {
+async fn a_hook_without_the_secret_is_ignored_and_a_flood_of_hooks_does_not_overload_rtorrent() {
     if !can_run() {
         return;
     }
     let ports = Ports::free();
     let mut world = World::running(ports.setup()).await;
-    world.bridge().says(SET).await;
+    world.bridge().wait_for_log(SET).await;
     let content = running_torrent(&world).await;
     assert_heard(&world, 0, &content).await;
     let right = format!("{}{}", path(&world.home, "paused").await, content.hash);
@@ -247,7 +247,7 @@ async fn nobody_is_heard_without_the_secret_and_a_flood_with_it_does_not_wear_rt
         assert_eq!(answer.lines().next(), expected.lines().next(), "{path}");
     }
     assert!(ask(ports.hook_notifier, "\x16\x03\x01 nonsense\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
-    assert_eq!(ports.pokes().await, pokes, "nobody was heard");
+    assert_eq!(ports.pokes().await, pokes, "nobody was received");
 
     let (polls, began) = (ports.polls().await, Instant::now());
     for _ in 0..100 {
@@ -259,18 +259,18 @@ async fn nobody_is_heard_without_the_secret_and_a_flood_with_it_does_not_wear_rt
     let allowed = began.elapsed().as_millis() / 100 + 2;
     assert!(polls >= 1 && u128::from(polls) <= allowed, "{polls} looks where {allowed} are allowed");
     // And it says still what happens.
-    let mark = world.heard.mark();
+    let mark = world.recorder.mark();
     assert_heard(&world, mark, &content).await;
 }
 
 #[tokio::test]
-async fn visitors_of_the_bell_who_do_not_leave_are_sent_away() {
+async fn idle_connections_to_the_hook_endpoint_are_closed() {
     if !can_run() {
         return;
     }
     let ports = Ports::free();
     let mut world = World::running(ports.setup()).await;
-    world.bridge().says(SET).await;
+    world.bridge().wait_for_log(SET).await;
     let content = running_torrent(&world).await;
     let mut silent = Vec::new();
     let mut dripping = Vec::new();
@@ -313,7 +313,7 @@ async fn an_event_with_somebody_elses_hook_is_left_alone() {
     let foreign = ["", "event.download.finished", "notify", "execute.nothrow=true"];
     method(&world.home, "method.set_key", &foreign).await;
     world.start_bridge().await;
-    world.bridge().says(SET).await;
+    world.bridge().wait_for_log(SET).await;
     let ours: Vec<_> = EVENTS.into_iter().filter(|event| *event != "finished").collect();
     assert_eq!(hooked_events(&world.home).await, ours);
     let config = world.folder.join("dtorrent.toml");

@@ -30,10 +30,10 @@ async fn the_example_that_listens_hears_a_torrent_come_and_go() {
     let home = Rtorrent::start(folder.path(), &Options::default()).await.unwrap();
     let content = Content::file("a.iso", 20_000, 1);
     home.load(&content.torrent, false).await.unwrap();
-    let (mut heard, seen) = (Vec::new(), tokio::sync::Notify::new());
+    let (mut received, seen) = (Vec::new(), tokio::sync::Notify::new());
     let url = home.url();
     let listening = listen::listen(&url, |event| {
-        heard.push(event.event_type);
+        received.push(event.event_type);
         if event.event_type == Kind::SnapshotDone {
             seen.notify_one();
         }
@@ -45,7 +45,7 @@ async fn the_example_that_listens_hears_a_torrent_come_and_go() {
         home.act(content.hash, "d.erase", &[]).await.unwrap();
     };
     in_time("listening", async { tokio::join!(listening, acting).0 }).await.unwrap();
-    assert_eq!((heard.first(), heard.last()), (Some(&Kind::ServerOnline), Some(&Kind::Removed)), "{heard:?}");
+    assert_eq!((received.first(), received.last()), (Some(&Kind::ServerOnline), Some(&Kind::Removed)), "{received:?}");
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! The real binary among real programs: what the contract promises, seen from outside.
 //!
 //! Everything runs on loopback ports in temporary folders. A test waits for conditions, with a
-//! deadline, and says what it heard last. Where a program is missing a test is skipped aloud;
+//! deadline, and says what it received last. Where a program is missing a test is skipped aloud;
 //! `DTORRENT_LIVE=required` makes that an error.
 #![allow(clippy::unwrap_used, reason = "a helper of a test that fails is a test that fails")]
 

@@ -22,6 +22,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::harness::skip::skip;
+
 const SOON: Duration = Duration::from_secs(15);
 const HASH: &str = "3f786850e387550fdab836ed7e6dc881de23001b";
 
@@ -117,8 +119,7 @@ fn run_mosquitto(config: &Path) -> Option<Child> {
     match command.spawn() {
         Ok(child) => Some(child),
         Err(error) => {
-            assert!(std::env::var("DTORRENT_LIVE").as_deref() != Ok("required"), "mosquitto is needed: {error}");
-            eprintln!("SKIPPED: mosquitto cannot be started ({error}); install the package `mosquitto`");
+            skip(&format!("mosquitto cannot be started: {error}"));
             None
         }
     }
@@ -180,12 +181,12 @@ fn state(body: impl Into<Bytes>) -> Delivery {
 }
 
 /// A link with its drive in a task, so that a test can await what it sends.
-struct Live {
+struct OpenLink {
     link: Box<dyn Link>,
     drive: tokio::task::JoinHandle<DeliverError>,
 }
 
-impl Live {
+impl OpenLink {
     async fn connect(sink: &MqttSink) -> Self {
         Self::of(timeout(SOON, sink.connect()).await.expect("an answer in time").expect("a connection"))
     }
@@ -215,13 +216,13 @@ impl Live {
 // --- who looks on --------------------------------------------------------------------------------
 
 /// Another client of the broker, on MQTT 5.
-struct Differ {
+struct Subscriber {
     client: AsyncClient,
     seen: mpsc::Receiver<Publish>,
     task: tokio::task::JoinHandle<()>,
 }
 
-impl Differ {
+impl Subscriber {
     async fn new(port: u16, filters: &[&str]) -> Self {
         Self::at(QoS::AtLeastOnce, port, filters).await
     }
@@ -305,7 +306,7 @@ impl Differ {
     }
 }
 
-impl Drop for Differ {
+impl Drop for Subscriber {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -330,9 +331,9 @@ macro_rules! broker_or_skip {
 async fn what_is_acknowledged_has_arrived_in_both_versions() {
     let broker = broker_or_skip!(Mosquitto::open());
     for version in versions() {
-        let mut differ = Differ::new(broker.port, &["dtorrent/home/#"]).await;
+        let mut differ = Subscriber::new(broker.port, &["dtorrent/home/#"]).await;
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
-        let mut live = Live::connect(&sink).await;
+        let mut live = OpenLink::connect(&sink).await;
         for seq in 1..=50 {
             live.send(event(seq)).await.unwrap();
         }
@@ -348,9 +349,9 @@ async fn what_is_acknowledged_has_arrived_in_both_versions() {
 #[tokio::test]
 async fn an_event_carries_the_attributes_of_a_cloud_event_on_mqtt_5() {
     let broker = broker_or_skip!(Mosquitto::open());
-    let mut differ = Differ::new(broker.port, &["dtorrent/home/#"]).await;
+    let mut differ = Subscriber::new(broker.port, &["dtorrent/home/#"]).await;
     let sink = MqttSink::new(broker.settings()).unwrap();
-    let mut live = Live::connect(&sink).await;
+    let mut live = OpenLink::connect(&sink).await;
     live.send(event(4182)).await.unwrap();
     let updated = Delivery::Updated {
         server: home(),
@@ -385,11 +386,11 @@ async fn an_event_carries_the_attributes_of_a_cloud_event_on_mqtt_5() {
 }
 
 #[tokio::test]
-async fn what_is_kept_greets_a_late_subscriber_until_it_is_cleared() {
+async fn a_late_subscriber_gets_the_retained_states_until_they_are_cleared() {
     let broker = broker_or_skip!(Mosquitto::open());
     for version in versions() {
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
-        let mut live = Live::connect(&sink).await;
+        let mut live = OpenLink::connect(&sink).await;
         let kept = [
             state("{}"),
             Delivery::ServerStatus { server: home(), is_online: true },
@@ -406,7 +407,7 @@ async fn what_is_kept_greets_a_late_subscriber_until_it_is_cleared() {
         for delivery in kept.into_iter().chain(passing) {
             live.send(delivery).await.unwrap();
         }
-        let mut late = Differ::new(broker.port, &["dtorrent/#"]).await;
+        let mut late = Subscriber::new(broker.port, &["dtorrent/#"]).await;
         let own = "dtorrent/bridge/main/status";
         assert_eq!(sink.own_retained_topics(), [own, "dtorrent/bridge/main/info"]);
         let mut greeted = BTreeSet::new();
@@ -422,7 +423,7 @@ async fn what_is_kept_greets_a_late_subscriber_until_it_is_cleared() {
         }
         // The bridge contradicts whoever clears its status; everything else is gone.
         late.wait_for(own, "online").await;
-        let mut later = Differ::new(broker.port, &["dtorrent/#"]).await;
+        let mut later = Subscriber::new(broker.port, &["dtorrent/#"]).await;
         assert_eq!(later.next().await.topic, own);
         live.send(event(2)).await.unwrap();
         assert_eq!(later.next().await.payload, r#"{"seq":2}"#, "nothing else was kept");
@@ -431,24 +432,24 @@ async fn what_is_kept_greets_a_late_subscriber_until_it_is_cleared() {
 }
 
 #[tokio::test]
-async fn with_retain_none_the_broker_keeps_no_state() {
+async fn with_retain_none_the_broker_retains_no_state() {
     let broker = broker_or_skip!(Mosquitto::open());
-    let mut differ = Differ::new(broker.port, &["dtorrent/home/#"]).await;
+    let mut differ = Subscriber::new(broker.port, &["dtorrent/home/#"]).await;
     let sink = MqttSink::new(Settings { retain: false, ..broker.settings() }).unwrap();
     assert_eq!(sink.retained_topic(&state("{}")), None);
-    let mut live = Live::connect(&sink).await;
+    let mut live = OpenLink::connect(&sink).await;
     live.send(state("{}")).await.unwrap();
     assert!(!differ.next().await.retain);
     live.close().await;
 }
 
 #[tokio::test]
-async fn a_result_goes_to_its_topic_and_to_whoever_asked() {
+async fn a_result_goes_to_its_topic_and_to_the_response_topic() {
     let broker = broker_or_skip!(Mosquitto::open());
-    let mut differ = Differ::new(broker.port, &["dtorrent/home/#", "answers/#"]).await;
+    let mut differ = Subscriber::new(broker.port, &["dtorrent/home/#", "answers/#"]).await;
     for version in versions() {
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
-        let mut live = Live::connect(&sink).await;
+        let mut live = OpenLink::connect(&sink).await;
         let reply = Some(ReplyTo { topic: "answers/7".into(), correlation: Some(vec![0, 255, 7]) });
         let body = Bytes::from_static(br#"{"status":"ok"}"#);
         live.send(Delivery::Result { server: Some(home()), body: body.clone(), reply }).await.unwrap();
@@ -474,7 +475,7 @@ async fn depth_leaves_room_for_our_own_status_in_what_the_broker_allows() {
         broker_or_skip!(Mosquitto::start("max_inflight_messages 7\nlistener {port} 127.0.0.1\nallow_anonymous true\n"));
     for (version, depth) in [(Version::V5, 5), (Version::V311, 98)] {
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
-        let mut live = Live::connect(&sink).await;
+        let mut live = OpenLink::connect(&sink).await;
         assert_eq!(live.link.limits().window, depth, "{version:?}");
         // As much as may be under way, handed over at once; the last is far beyond what the broker allows.
         let sent: Vec<_> = (0..depth as u64).map(|seq| live.link.send(event(seq))).collect();
@@ -486,7 +487,7 @@ async fn depth_leaves_room_for_our_own_status_in_what_the_broker_allows() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_is_rejected_and_the_rest_flows() {
+async fn a_message_that_is_too_large_is_rejected_and_the_others_arrive() {
     let announced =
         broker_or_skip!(Mosquitto::start("max_packet_size 20000\nlistener {port} 127.0.0.1\nallow_anonymous true\n"));
     let silent = broker_or_skip!(Mosquitto::start(
@@ -495,14 +496,14 @@ async fn what_is_too_large_is_rejected_and_the_rest_flows() {
     let large = || state(vec![b'x'; 30_000]);
     // Known beforehand: not even sent.
     let sink = MqttSink::new(announced.settings()).unwrap();
-    let mut live = Live::connect(&sink).await;
+    let mut live = OpenLink::connect(&sink).await;
     let sent: Vec<_> = [event(1), large(), event(2)].map(|delivery| live.link.send(delivery)).into();
     let verdicts: Vec<_> = futures_util::future::join_all(sent).await;
     assert!(matches!(verdicts[..], [Ok(()), Err(DeliverError::Rejected { .. }), Ok(())]), "{verdicts:?}");
     live.close().await;
     // Never announced: the broker refuses with a code that ends the connection, and the culprit is named.
     let sink = MqttSink::new(silent.settings()).unwrap();
-    let mut live = Live::connect(&sink).await;
+    let mut live = OpenLink::connect(&sink).await;
     let sent: Vec<_> = [event(1), large(), event(2)].map(|delivery| live.link.send(delivery)).into();
     let verdicts: Vec<_> = futures_util::future::join_all(sent).await;
     assert!(matches!(verdicts[1], Err(DeliverError::Rejected { .. })), "{verdicts:?}");
@@ -512,7 +513,7 @@ async fn what_is_too_large_is_rejected_and_the_rest_flows() {
     let open = broker_or_skip!(Mosquitto::open());
     for version in versions() {
         let sink = MqttSink::new(Settings { version, ..open.settings() }).unwrap();
-        let mut live = Live::connect(&sink).await;
+        let mut live = OpenLink::connect(&sink).await;
         let verdict = live.send(state(vec![b'x'; 17 << 20])).await;
         assert!(matches!(verdict, Err(DeliverError::Rejected { .. })), "{verdict:?}");
         live.send(state(vec![b'x'; 15 << 20])).await.unwrap();
@@ -523,40 +524,40 @@ async fn what_is_too_large_is_rejected_and_the_rest_flows() {
 // --- status --------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn a_broken_connection_leaves_offline_and_a_goodbye_does_too() {
+async fn a_broken_connection_and_a_clean_disconnect_both_leave_offline() {
     let broker = broker_or_skip!(Mosquitto::open());
     let topic = "dtorrent/bridge/main/status";
     for version in versions() {
-        let mut differ = Differ::new(broker.port, &["dtorrent/bridge/#"]).await;
+        let mut differ = Subscriber::new(broker.port, &["dtorrent/bridge/#"]).await;
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
-        let live = Live::connect(&sink).await;
+        let live = OpenLink::connect(&sink).await;
         differ.wait_for(topic, "online").await;
         live.cut().await;
         differ.wait_for(topic, "offline").await;
-        let live = Live::connect(&sink).await;
+        let live = OpenLink::connect(&sink).await;
         differ.wait_for(topic, "online").await;
         live.close().await;
         differ.wait_for(topic, "offline").await;
-        let mut late = Differ::new(broker.port, &["dtorrent/bridge/#"]).await;
+        let mut late = Subscriber::new(broker.port, &["dtorrent/bridge/#"]).await;
         let kept = late.next().await;
         assert!(kept.retain && kept.payload == "offline");
     }
 }
 
 #[tokio::test]
-async fn online_has_the_last_word_over_a_late_will() {
+async fn online_is_published_again_after_a_late_will() {
     let broker = broker_or_skip!(Mosquitto::open());
     let topic = "dtorrent/bridge/main/status";
     for version in versions() {
-        let mut differ = Differ::new(broker.port, &["dtorrent/bridge/#"]).await;
+        let mut differ = Subscriber::new(broker.port, &["dtorrent/bridge/#"]).await;
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
-        let live = Live::connect(&sink).await;
+        let live = OpenLink::connect(&sink).await;
         // What a broker does when it notices late that an earlier connection is gone.
         differ.publish(topic, "offline", true, PublishProperties::default()).await;
         differ.wait_for(topic, "offline").await;
         differ.wait_for(topic, "online").await;
         // A second connection with our name throws the first out; its will comes while the second is up.
-        let second = Live::connect(&sink).await;
+        let second = OpenLink::connect(&sink).await;
         timeout(SOON, live.drive).await.expect("the first ends").unwrap();
         differ.publish("dtorrent/bridge/main/mark", "", false, PublishProperties::default()).await;
         let mut last = None;
@@ -579,16 +580,16 @@ async fn a_broker_without_retained_messages_or_acknowledgements_gets_what_it_can
     let common = "listener {port} 127.0.0.1\nallow_anonymous true\n";
     for lack in ["retain_available false\n", "max_qos 0\n"] {
         let broker = broker_or_skip!(Mosquitto::start(&format!("{common}{lack}")));
-        let mut differ = Differ::new(broker.port, &["dtorrent/#"]).await;
+        let mut differ = Subscriber::new(broker.port, &["dtorrent/#"]).await;
         let sink = MqttSink::new(Settings { version: Version::V5, ..broker.settings() }).unwrap();
-        let mut live = Live::connect(&sink).await;
+        let mut live = OpenLink::connect(&sink).await;
         live.send(event(1)).await.unwrap();
         live.send(state("{}")).await.unwrap();
         live.send(Delivery::Clear { name: "dtorrent/home/stats".into() }).await.unwrap();
         differ.wait_for(&format!("dtorrent/home/torrent/{HASH}/state"), "{}").await;
         live.cut().await;
         differ.wait_for("dtorrent/bridge/main/status", "offline").await;
-        Live::connect(&sink).await.close().await;
+        OpenLink::connect(&sink).await.close().await;
     }
 }
 
@@ -614,7 +615,7 @@ async fn nothing_of_5000_is_lost_when_the_broker_is_killed_again_and_again() {
         let mut lane = Lane { next: 1, under_way: FuturesOrdered::new(), acknowledged: 0 };
         while lane.acknowledged < COUNT {
             // With QoS 0 nothing waits in the broker for the observer's acknowledgements, to die with it.
-            let mut differ = Differ::at(QoS::AtMostOnce, broker.port, &["dtorrent/home/#"]).await;
+            let mut differ = Subscriber::at(QoS::AtMostOnce, broker.port, &["dtorrent/home/#"]).await;
             let Connected { mut link, drive } = sink.connect().await.unwrap();
             let mut drive = drive;
             lane.next = lane.acknowledged + 1;
@@ -679,7 +680,7 @@ fn note(publish: &Publish, arrived: &mut BTreeSet<u64>, order_of_first: &mut Vec
 }
 
 #[tokio::test]
-async fn a_broker_that_falls_silent_ends_the_link_and_fails_what_is_under_way() {
+async fn a_broker_that_falls_silent_ends_the_link_and_fails_what_is_in_flight() {
     let broker = broker_or_skip!(Mosquitto::open());
     for version in versions() {
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
@@ -700,7 +701,7 @@ async fn a_broker_that_falls_silent_ends_the_link_and_fails_what_is_under_way() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_listener_that_says_nothing_is_given_up_after_the_deadline() {
+async fn a_server_that_never_answers_times_out() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("mqtt://127.0.0.1:{}", listener.local_addr().unwrap().port());
     let error = MqttSink::new(settings(&url)).unwrap().connect().await.err().unwrap();
@@ -710,7 +711,7 @@ async fn a_listener_that_says_nothing_is_given_up_after_the_deadline() {
 // --- rules and versions --------------------------------------------------------------------------
 
 #[tokio::test]
-async fn a_forbidden_topic_is_rejected_on_mqtt_5_while_others_flow() {
+async fn a_message_on_a_forbidden_topic_is_rejected_on_mqtt_5_and_the_others_arrive() {
     let broker = broker_or_skip!(Mosquitto::start_in(
         tempfile::tempdir().unwrap(),
         free_port(),
@@ -721,7 +722,7 @@ async fn a_forbidden_topic_is_rejected_on_mqtt_5_while_others_flow() {
         },
     ));
     let sink = MqttSink::new(Settings { version: Version::V5, ..broker.settings() }).unwrap();
-    let mut live = Live::connect(&sink).await;
+    let mut live = OpenLink::connect(&sink).await;
     for _ in 0..30 {
         let denied = live.link.send(event(1));
         let allowed = live.link.send(Delivery::ServerStatus { server: home(), is_online: true });
@@ -756,12 +757,12 @@ async fn a_wrong_password_is_named_as_the_fault() {
         };
         let error = MqttSink::new(with("wrong")).unwrap().connect().await.err().expect("a refusal").to_string();
         assert!(error.contains("`password`") && !error.contains("wrong"), "{error}");
-        Live::connect(&MqttSink::new(with("right")).unwrap()).await.close().await;
+        OpenLink::connect(&MqttSink::new(with("right")).unwrap()).await.close().await;
     }
 }
 
 #[tokio::test]
-async fn nobody_at_the_address_is_unavailable() {
+async fn a_refused_connection_is_unavailable() {
     let sink = MqttSink::new(settings(&format!("mqtt://127.0.0.1:{}", free_port()))).unwrap();
     let error = sink.connect().await.err().unwrap();
     assert!(matches!(&error, DeliverError::Unavailable { reason, .. } if reason.contains("refused")), "{error:?}");
@@ -812,7 +813,7 @@ async fn auto_falls_back_to_3_1_1_when_the_broker_does_not_know_5() {
         let (port, turned_away) = turn_5_away(broker.port, refusal).await;
         let sink = MqttSink::new(settings(&format!("mqtt://127.0.0.1:{port}"))).unwrap();
         for _ in 0..2 {
-            let mut live = Live::connect(&sink).await;
+            let mut live = OpenLink::connect(&sink).await;
             live.send(event(1)).await.unwrap();
             assert_eq!(live.link.limits().window, 98, "3.1.1 knows no receive maximum");
             live.close().await;
@@ -862,7 +863,7 @@ async fn tls_with_a_client_certificate_lets_us_in_and_faults_are_named() {
                 client_cert: Some(client()),
                 ..settings(&format!("mqtts://{host}:{}", broker.port))
             };
-            let mut live = Live::connect(&MqttSink::new(good).unwrap()).await;
+            let mut live = OpenLink::connect(&MqttSink::new(good).unwrap()).await;
             live.send(event(1)).await.unwrap();
             live.close().await;
         }
@@ -900,13 +901,13 @@ async fn websockets_carry_the_same_with_and_without_tls() {
     let broker = broker_or_skip!(Mosquitto::start_in(folder, free_port(), &config, make_certificates));
     for version in versions() {
         let url = format!("ws://127.0.0.1:{ws}/mqtt");
-        let mut live = Live::connect(&MqttSink::new(Settings { version, ..settings(&url) }).unwrap()).await;
+        let mut live = OpenLink::connect(&MqttSink::new(Settings { version, ..settings(&url) }).unwrap()).await;
         live.send(event(1)).await.unwrap();
         live.send(state(vec![b'x'; 200_000])).await.unwrap();
         live.close().await;
         let url = format!("wss://localhost:{wss}");
         let ca_pem = Some(broker.read("ca.pem"));
-        let mut live = Live::connect(&MqttSink::new(Settings { version, ca_pem, ..settings(&url) }).unwrap()).await;
+        let mut live = OpenLink::connect(&MqttSink::new(Settings { version, ca_pem, ..settings(&url) }).unwrap()).await;
         live.send(event(1)).await.unwrap();
         live.close().await;
     }
@@ -943,7 +944,7 @@ async fn until_acknowledged(broker: &Mosquitto, commands: &mut MqttCommands, ins
 }
 
 /// Sends a mark and sees that nothing else comes before it.
-async fn nothing_else_comes(sender: &Differ, commands: &mut MqttCommands) {
+async fn nothing_else_comes(sender: &Subscriber, commands: &mut MqttCommands) {
     sender.publish("dtorrent/home/command/mark", "", false, Default::default()).await;
     let incoming = next(commands).await;
     assert_eq!(words(&incoming), "home mark");
@@ -961,7 +962,7 @@ fn words(incoming: &Incoming) -> String {
 #[tokio::test]
 async fn a_command_comes_with_all_that_is_known_of_it() {
     let broker = broker_or_skip!(Mosquitto::open());
-    let sender = Differ::new(broker.port, &[]).await;
+    let sender = Subscriber::new(broker.port, &[]).await;
     let mut commands = MqttCommands::new(broker.settings()).unwrap();
     until_subscribed(&broker, &mut commands, "main", 1).await;
     let properties = |topic: &str| PublishProperties {
@@ -999,7 +1000,7 @@ async fn a_command_comes_with_all_that_is_known_of_it() {
 #[tokio::test]
 async fn an_unacknowledged_command_comes_again_and_an_acknowledged_one_does_not() {
     let broker = broker_or_skip!(Mosquitto::open());
-    let sender = Differ::new(broker.port, &[]).await;
+    let sender = Subscriber::new(broker.port, &[]).await;
     for (version, instance) in versions().into_iter().zip(["new", "old"]) {
         let settings = || Settings { version, instance: instance.into(), ..broker.settings() };
         let mut commands = MqttCommands::new(settings()).unwrap();
@@ -1037,7 +1038,7 @@ async fn an_unacknowledged_command_comes_again_and_an_acknowledged_one_does_not(
 #[tokio::test]
 async fn a_retained_command_is_marked_as_one_live_or_stored() {
     let broker = broker_or_skip!(Mosquitto::open());
-    let sender = Differ::new(broker.port, &[]).await;
+    let sender = Subscriber::new(broker.port, &[]).await;
     sender.publish("dtorrent/home/command/stored", "{}", true, Default::default()).await;
     let mut commands = MqttCommands::new(broker.settings()).unwrap();
     let incoming = next(&mut commands).await;
@@ -1060,9 +1061,9 @@ async fn a_retained_command_is_marked_as_one_live_or_stored() {
 }
 
 #[tokio::test]
-async fn a_command_larger_than_we_take_does_not_come_for_ever() {
+async fn an_oversized_command_is_not_redelivered_for_ever() {
     let broker = broker_or_skip!(Mosquitto::open());
-    let sender = Differ::new(broker.port, &[]).await;
+    let sender = Subscriber::new(broker.port, &[]).await;
     for (version, instance) in versions().into_iter().zip(["new", "old"]) {
         let settings = Settings { version, instance: instance.into(), ..broker.settings() };
         let mut commands = MqttCommands::new(settings).unwrap();
@@ -1089,9 +1090,9 @@ async fn a_command_larger_than_we_take_does_not_come_for_ever() {
 }
 
 #[tokio::test]
-async fn a_caller_who_stops_waiting_loses_no_command() {
+async fn a_caller_that_stops_waiting_loses_no_command() {
     let broker = broker_or_skip!(Mosquitto::open());
-    let sender = Differ::new(broker.port, &[]).await;
+    let sender = Subscriber::new(broker.port, &[]).await;
     let mut commands = MqttCommands::new(broker.settings()).unwrap();
     until_subscribed(&broker, &mut commands, "main", 1).await;
     let mut seen = Vec::new();

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::harness::{Setup, World, can_run};
 
 #[tokio::test]
-async fn a_strange_name_is_shown_as_well_as_can_be_and_harms_no_other() {
+async fn an_undecodable_name_is_shown_as_far_as_possible_and_affects_no_other_torrent() {
     if !can_run() {
         return;
     }
@@ -31,7 +31,7 @@ async fn a_strange_name_is_shown_as_well_as_can_be_and_harms_no_other() {
     }
     world.start_bridge().await;
     for (hash, shown) in &hashes {
-        let event = world.heard.event("home", "added", *hash).await;
+        let event = world.recorder.event("home", "added", *hash).await;
         let name = event["torrent"]["name"].as_str().unwrap();
         assert!(!name.is_empty(), "{event}");
         if let Some(shown) = shown {
@@ -39,12 +39,12 @@ async fn a_strange_name_is_shown_as_well_as_can_be_and_harms_no_other() {
         }
         // And it can be spoken to.
         let topic = format!("home/torrent/{hash}/command/label");
-        let result = world.heard.command(&topic, json!({"label": "odd"})).await;
+        let result = world.recorder.command(&topic, json!({"label": "odd"})).await;
         assert_eq!(result["status"], "ok", "{name:?}: {result}");
     }
-    let event = world.heard.event("home", "added", plain).await;
+    let event = world.recorder.event("home", "added", plain).await;
     assert_eq!(event["torrent"]["name"], "plain");
-    let events = world.heard.assert_gap_free("home");
+    let events = world.recorder.assert_gap_free("home");
     let added = events.iter().filter(|event| event["event_type"] == "added");
     assert_eq!(added.count(), hashes.len() + 1, "each once");
 }
@@ -63,14 +63,14 @@ async fn one_torrent_on_two_servers_has_two_histories() {
     world.start_bridge_for(&[("home", &home_url), ("attic", &attic_url)]).await;
 
     let result =
-        world.heard.command(&format!("attic/torrent/{}/command/label", content.hash), json!({"label": "up"})).await;
+        world.recorder.command(&format!("attic/torrent/{}/command/label", content.hash), json!({"label": "up"})).await;
     assert_eq!((&result["status"], &result["server"]), (&json!("ok"), &json!("attic")), "{result}");
-    world.heard.event("attic", "label_changed", content.hash).await;
+    world.recorder.event("attic", "label_changed", content.hash).await;
     world.home.act(content.hash, "d.erase", &[]).await.unwrap();
-    world.heard.event("home", "removed", content.hash).await;
+    world.recorder.event("home", "removed", content.hash).await;
 
     let kinds = |server: &str| {
-        let events = world.heard.assert_gap_free(server);
+        let events = world.recorder.assert_gap_free(server);
         let of_torrent = events.iter().filter(|event| event["hash"].is_string());
         of_torrent.map(|event| event["event_type"].clone()).collect::<Vec<Value>>()
     };

@@ -12,21 +12,21 @@ use crate::harness::{Setup, World, can_run};
 const STATUS: &str = "dtorrent/bridge/main/status";
 
 #[tokio::test]
-async fn a_stopped_bridge_says_offline_and_a_killed_one_has_it_said() {
+async fn a_stopped_bridge_publishes_offline_and_a_killed_one_leaves_it_to_its_will() {
     if !can_run() {
         return;
     }
     let mut world = World::running(Setup::default()).await;
-    world.heard.last_word(STATUS, "online").await;
+    world.recorder.wait_for_last(STATUS, "online").await;
     world.bridge().stop().await;
-    world.heard.last_word(STATUS, "offline").await;
+    world.recorder.wait_for_last(STATUS, "offline").await;
     world.bridge().restart();
-    world.heard.last_word(STATUS, "online").await;
+    world.recorder.wait_for_last(STATUS, "online").await;
     world.bridge().process().kill().unwrap();
-    world.heard.last_word(STATUS, "offline").await;
+    world.recorder.wait_for_last(STATUS, "offline").await;
     world.bridge().restart();
-    world.heard.last_word(STATUS, "online").await;
-    for message in world.heard.all().iter().filter(|message| message.topic == STATUS) {
+    world.recorder.wait_for_last(STATUS, "online").await;
+    for message in world.recorder.all().iter().filter(|message| message.topic == STATUS) {
         assert!(message.retain, "{message:?}");
     }
 }
@@ -42,18 +42,18 @@ async fn a_killed_rtorrent_goes_offline_and_comes_back_without_a_storm() {
         world.home.act(hash, "d.save_full_session", &[]).await.unwrap();
     }
     world.start_bridge().await;
-    let mark = world.heard.mark();
+    let mark = world.recorder.mark();
     world.home.process().kill().unwrap();
-    world.heard.server_event_after(mark, "home", "server_offline").await;
-    world.heard.last_word("dtorrent/home/status", "offline").await;
+    world.recorder.server_event_after(mark, "home", "server_offline").await;
+    world.recorder.wait_for_last("dtorrent/home/status", "offline").await;
     world.home.restart().await.unwrap();
-    world.heard.server_event_after(mark, "home", "server_online").await;
-    world.heard.server_event_after(mark, "home", "server_restarted").await;
-    world.heard.last_word("dtorrent/home/status", "online").await;
+    world.recorder.server_event_after(mark, "home", "server_online").await;
+    world.recorder.server_event_after(mark, "home", "server_restarted").await;
+    world.recorder.wait_for_last("dtorrent/home/status", "online").await;
     // Something new is seen after it all, so everything before it has been told.
     let newcomer = world.home.load(&Content::file("newcomer", 20_000, 99).torrent, false).await.unwrap();
-    world.heard.event_after(mark, "home", "added", newcomer).await;
-    let events = world.heard.assert_gap_free("home");
+    world.recorder.event_after(mark, "home", "added", newcomer).await;
+    let events = world.recorder.assert_gap_free("home");
     let count = |kind: &str| events.iter().filter(|event| event["event_type"] == kind).count();
     assert_eq!((count("removed"), count("added"), count("server_offline")), (0, 21, 1), "{events:?}");
 }
@@ -67,17 +67,17 @@ async fn a_frozen_rtorrent_removes_nothing() {
     let mut world = World::new(setup).await;
     world.home.load(&Content::file("x", 20_000, 1).torrent, false).await.unwrap();
     world.start_bridge().await;
-    let mark = world.heard.mark();
+    let mark = world.recorder.mark();
     world.home.process().pause().unwrap();
-    world.heard.server_event_after(mark, "home", "server_offline").await;
+    world.recorder.server_event_after(mark, "home", "server_offline").await;
     world.home.process().unpause().unwrap();
-    world.heard.server_event_after(mark, "home", "server_online").await;
-    let events = world.heard.assert_gap_free("home");
+    world.recorder.server_event_after(mark, "home", "server_online").await;
+    let events = world.recorder.assert_gap_free("home");
     assert!(events.iter().all(|event| event["event_type"] != "removed" && event["event_type"] != "server_restarted"));
 }
 
 #[tokio::test]
-async fn what_happens_while_the_broker_is_away_is_told_when_it_is_back() {
+async fn events_during_an_outage_of_the_broker_arrive_when_it_is_back() {
     if !can_run() {
         return;
     }
@@ -89,13 +89,13 @@ async fn what_happens_while_the_broker_is_away_is_told_when_it_is_back() {
     let newcomer = world.home.load(&Content::file("y", 20_000, 2).torrent, false).await.unwrap();
     world.home.act(hash, "d.erase", &[]).await.unwrap();
     world.broker.restart().await.unwrap();
-    world.heard.event("home", "added", newcomer).await;
-    world.heard.event("home", "removed", hash).await;
-    world.heard.last_word(STATUS, "online").await;
+    world.recorder.event("home", "added", newcomer).await;
+    world.recorder.event("home", "removed", hash).await;
+    world.recorder.wait_for_last(STATUS, "online").await;
     let late = Recorder::listen(world.broker.port).await;
     let topic = format!("dtorrent/home/torrent/{newcomer}/state");
     late.wait_for(&topic, |all| all.iter().any(|m| m.topic == topic && m.retain).then_some(())).await;
-    late.last_word("dtorrent/home/status", "online").await;
+    late.wait_for_last("dtorrent/home/status", "online").await;
 }
 
 #[tokio::test]
@@ -110,23 +110,23 @@ async fn a_bridge_killed_again_and_again_loses_no_event() {
         hashes.push(world.home.load(&content.torrent, false).await.unwrap());
         if number % 12 == 0 {
             // Somewhere in the middle of telling of the last ones.
-            world.heard.event("home", "added", hashes[hashes.len() - 12]).await;
+            world.recorder.event("home", "added", hashes[hashes.len() - 12]).await;
             world.bridge().process().kill().unwrap();
             world.bridge().restart();
         }
     }
     for hash in hashes {
-        world.heard.event("home", "added", hash).await;
+        world.recorder.event("home", "added", hash).await;
     }
-    let events = world.heard.assert_gap_free("home");
+    let events = world.recorder.assert_gap_free("home");
     assert_eq!(events.iter().filter(|event| event["event_type"] == "added").count(), 60);
     // The wills of those that were killed do not have the last word.
     let late = Recorder::listen(world.broker.port).await;
-    late.last_word(STATUS, "online").await;
+    late.wait_for_last(STATUS, "online").await;
 }
 
 #[tokio::test]
-async fn a_command_waits_for_an_rtorrent_that_is_away_until_its_time_is_over() {
+async fn a_command_waits_for_an_unreachable_rtorrent_until_it_expires() {
     if !can_run() {
         return;
     }
@@ -135,19 +135,19 @@ async fn a_command_waits_for_an_rtorrent_that_is_away_until_its_time_is_over() {
     world.home.act(hash, "d.save_full_session", &[]).await.unwrap();
     world.start_bridge().await;
     world.home.process().kill().unwrap();
-    world.heard.server_event_after(0, "home", "server_offline").await;
+    world.recorder.server_event_after(0, "home", "server_offline").await;
 
     let topic = format!("home/torrent/{hash}/command/label");
-    let expired = world.heard.command(&topic, json!({"label": "too late", "ttl": "1s"})).await;
+    let expired = world.recorder.command(&topic, json!({"label": "too late", "ttl": "1s"})).await;
     assert_eq!(expired["status"], "expired", "{expired}");
 
     let full = format!("dtorrent/{topic}");
-    world.heard.send(Command::new(&full, r#"{"label": "in time", "id": "patient"}"#)).await;
+    world.recorder.send(Command::new(&full, r#"{"label": "in time", "id": "patient"}"#)).await;
     world.home.restart().await.unwrap();
-    let done = world.heard.result("patient").await;
+    let done = world.recorder.result("patient").await;
     assert_eq!(done["status"], "ok", "{done}");
     assert_eq!(world.home.get(hash, "d.custom1").await.unwrap().replace("%20", " "), "in time");
-    world.heard.assert_gap_free("home");
+    world.recorder.assert_gap_free("home");
 }
 
 #[tokio::test]
@@ -165,15 +165,15 @@ async fn the_bridge_ends_in_time_although_nobody_answers_it() {
 }
 
 #[tokio::test]
-async fn a_broker_that_is_away_does_not_hold_up_another() {
+async fn an_unreachable_broker_does_not_hold_up_another() {
     if !can_run() {
         return;
     }
     let sink = "[brokers.away]\nkind = \"mqtt\"\nurl = \"mqtt://127.0.0.1:1\"".to_owned();
     let world = World::running(Setup { sink, ..Setup::default() }).await;
     let hash = world.home.load(&Content::file("x", 20_000, 1).torrent, false).await.unwrap();
-    world.heard.event("home", "added", hash).await;
-    let result = world.heard.command(&format!("home/torrent/{hash}/command/label"), json!({"label": "x"})).await;
+    world.recorder.event("home", "added", hash).await;
+    let result = world.recorder.command(&format!("home/torrent/{hash}/command/label"), json!({"label": "x"})).await;
     assert_eq!(result["status"], "ok", "{result}");
-    world.heard.assert_gap_free("home");
+    world.recorder.assert_gap_free("home");
 }

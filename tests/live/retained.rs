@@ -10,7 +10,7 @@ use crate::harness::recorder::{Message, Recorder};
 use crate::harness::{Setup, World, can_run};
 
 #[tokio::test]
-async fn of_many_torrents_only_so_many_states_are_kept() {
+async fn of_many_torrents_only_the_limit_of_states_is_retained() {
     if !can_run() {
         return;
     }
@@ -20,20 +20,21 @@ async fn of_many_torrents_only_so_many_states_are_kept() {
         world.home.load(&Content::file(&format!("n{number}"), 100, number).torrent, false).await.unwrap();
     }
     world.start_bridge().await;
-    let added = world.heard.assert_gap_free("home").into_iter().filter(|event| event["event_type"] == "added").count();
+    let added =
+        world.recorder.assert_gap_free("home").into_iter().filter(|event| event["event_type"] == "added").count();
     assert_eq!(added as u64, COUNT);
     // A command and its state come after all that was under way.
     let last = Content::file("n1", 100, 1).hash;
-    world.heard.command(&format!("home/torrent/{last}/command/label"), json!({"label": "last"})).await;
-    world.heard.event("home", "label_changed", last).await;
+    world.recorder.command(&format!("home/torrent/{last}/command/label"), json!({"label": "last"})).await;
+    world.recorder.event("home", "label_changed", last).await;
     // What is not kept is said once, and is not to be taken for kept by who listens meanwhile.
     let states = |all: &[Message]| {
         let topics: BTreeSet<&str> = all.iter().map(|m| m.topic.as_str()).filter(|t| t.ends_with("/state")).collect();
         (topics.len() as u64 == COUNT).then_some(())
     };
-    world.heard.wait_for("all states", states).await;
+    world.recorder.wait_for("all states", states).await;
     let late = Recorder::listen(world.broker.port).await;
-    late.last_word("dtorrent/home/status", "online").await;
+    late.wait_for_last("dtorrent/home/status", "online").await;
     let kept = late.all().iter().filter(|m| m.retain && m.topic.ends_with("/state")).count();
     assert!((1..=500).contains(&kept), "{kept} states are retained");
     // When so many went that there is room for all, the others come in at once.
@@ -54,7 +55,7 @@ async fn of_many_torrents_only_so_many_states_are_kept() {
 }
 
 #[tokio::test]
-async fn what_was_kept_for_a_server_that_left_the_config_is_cleared() {
+async fn retained_states_of_a_server_that_left_the_config_are_cleared() {
     if !can_run() {
         return;
     }
@@ -64,16 +65,16 @@ async fn what_was_kept_for_a_server_that_left_the_config_is_cleared() {
     let (home_url, attic_url) = (world.home.url(), attic.url());
     world.start_bridge_for(&[("home", &home_url), ("attic", &attic_url)]).await;
     let state = format!("dtorrent/attic/torrent/{hash}/state");
-    world.heard.wait_for(&state, |all| all.iter().any(|m| m.topic == state).then_some(())).await;
+    world.recorder.wait_for(&state, |all| all.iter().any(|m| m.topic == state).then_some(())).await;
     world.bridge().stop().await;
     world.start_bridge_for(&[("home", &home_url)]).await;
     for topic in [&state, "dtorrent/attic/status", "dtorrent/attic/stats"] {
-        world.heard.last_word(topic, "").await;
+        world.recorder.wait_for_last(topic, "").await;
     }
 }
 
 #[tokio::test]
-async fn info_and_stats_are_kept_and_say_what_is_there() {
+async fn info_and_stats_are_retained_and_list_servers_and_sinks() {
     if !can_run() {
         return;
     }
@@ -83,13 +84,13 @@ async fn info_and_stats_are_kept_and_say_what_is_there() {
     let topic = "dtorrent/home/stats";
     let has_one =
         |message: &crate::harness::recorder::Message| message.topic == topic && message.json()["torrents"] == 1;
-    let stats = world.heard.wait_for("stats of one torrent", |all| all.iter().find(|m| has_one(m)).cloned()).await;
+    let stats = world.recorder.wait_for("stats of one torrent", |all| all.iter().find(|m| has_one(m)).cloned()).await;
     assert!(stats.retain);
     let stats = stats.json();
     assert_eq!((&stats["by_status"]["stopped"], &stats["by_status"]["seeding"]), (&json!(1), &json!(0)), "{stats}");
     assert!(stats["free_disk"].is_u64() || stats["free_disk"].is_null(), "{stats}");
     let topic = "dtorrent/bridge/main/info";
-    let info = world.heard.wait_for(topic, |all| all.iter().find(|m| m.topic == topic).cloned()).await;
+    let info = world.recorder.wait_for(topic, |all| all.iter().find(|m| m.topic == topic).cloned()).await;
     assert!(info.retain);
     assert_eq!(info.json()["version"], env!("CARGO_PKG_VERSION"));
 }

@@ -21,6 +21,8 @@ use dtorrent::port::{Applied, ClientError, Scope, TorrentClient};
 use sha1::{Digest as _, Sha1};
 use tempfile::TempDir;
 
+use crate::harness::skip::skip;
+
 /// Each condition is waited for as long as this, and looked at so often.
 const TIMEOUT: Duration = Duration::from_secs(60);
 const BEAT: Duration = Duration::from_millis(10);
@@ -60,9 +62,7 @@ fn program() -> Option<PathBuf> {
     if Command::new(&named).arg("-h").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok() {
         return Some(named);
     }
-    let is_required = std::env::var("DTORRENT_LIVE").is_ok_and(|value| value == "required");
-    assert!(!is_required, "{} cannot be started", named.display());
-    eprintln!("SKIPPED: {} cannot be started", named.display());
+    skip(&format!("{} cannot be started", named.display()));
     None
 }
 
@@ -309,7 +309,7 @@ impl Nginx {
             .stderr(Stdio::null())
             .spawn();
         let Ok(process) = started else {
-            eprintln!("SKIPPED: nginx cannot be started");
+            skip("nginx cannot be started");
             return None;
         };
         let nginx = Self { process, _folder: folder, port };
@@ -489,7 +489,7 @@ async fn status_is(client: &RtorrentClient, hash: InfoHash, status: Status) -> L
 }
 
 #[tokio::test]
-async fn a_torrent_goes_through_its_whole_life() {
+async fn each_life_cycle_event_of_a_torrent_arrives_in_order() {
     let Some(server) = start() else { return };
     let client = RtorrentClient::new(Settings { timeout: Duration::from_secs(15), ..server.settings() }).unwrap();
     let hash = seeding(&server, &client, "whole life", &[3; 100_000]).await;
@@ -814,7 +814,7 @@ async fn populate(server: &Rtorrent, client: &RtorrentClient, count: u16) -> Vec
 }
 
 #[tokio::test]
-async fn a_quick_look_at_a_thousand_torrents_reads_none_of_them_and_misses_none() {
+async fn a_quick_poll_of_a_thousand_unchanged_torrents_reads_none_and_misses_no_change() {
     let Some(server) = start() else { return };
     let client = server.client();
     let hashes = populate(&server, &client, 1000).await;
@@ -860,7 +860,7 @@ async fn a_quick_look_at_a_thousand_torrents_reads_none_of_them_and_misses_none(
 }
 
 #[tokio::test]
-async fn whatever_is_done_behind_its_back_a_sweep_knows_it_all() {
+async fn a_full_poll_finds_every_change_that_quick_polls_missed() {
     let Some(server) = start() else { return };
     let watching = server.client();
     // So many that a sweep leaves out what it knows.

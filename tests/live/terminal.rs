@@ -14,13 +14,13 @@ use crate::harness::can_run;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-struct TestSetup {
+struct Fixture {
     home: Rtorrent,
     folder: PathBuf,
     _folder: tempfile::TempDir,
 }
 
-impl TestSetup {
+impl Fixture {
     async fn new() -> Self {
         let temporary = tempfile::Builder::new().prefix("dt-term-").tempdir().unwrap();
         let folder = temporary.path().to_owned();
@@ -36,14 +36,14 @@ impl TestSetup {
 
     /// With torrents that are complete and run.
     async fn with(contents: &[&Content]) -> Self {
-        let setup = Self::new().await;
+        let fixture = Self::new().await;
         for content in contents {
-            content.write_to(&setup.home.downloads).unwrap();
-            setup.home.load(&content.torrent, true).await.unwrap();
-            setup.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
-            setup.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
+            content.write_to(&fixture.home.downloads).unwrap();
+            fixture.home.load(&content.torrent, true).await.unwrap();
+            fixture.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
+            fixture.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
         }
-        setup
+        fixture
     }
 
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
@@ -103,30 +103,30 @@ fn is_there(path: &Path) -> bool {
 }
 
 #[tokio::test]
-async fn torrents_are_listed_shown_and_steered_from_a_terminal() {
+async fn torrents_are_listed_shown_and_controlled_from_a_terminal() {
     if !can_run() {
         return;
     }
     let (one, other) =
         (Content::file("one.iso", 50_000, 1), Content::folder("Album ü", &[("a", 40_000), ("sub/b", 1)], 2));
-    let setup = TestSetup::with(&[&one]).await;
-    std::fs::write(setup.folder.join("other.torrent"), &other.torrent).unwrap();
-    let added = setup.does(&["add", "other.torrent", "--stopped", "--label", "music"]).await;
+    let fixture = Fixture::with(&[&one]).await;
+    std::fs::write(fixture.folder.join("other.torrent"), &other.torrent).unwrap();
+    let added = fixture.does(&["add", "other.torrent", "--stopped", "--label", "music"]).await;
     assert_eq!(added.trim(), other.hash.to_string());
 
-    let table = setup.does(&["list"]).await;
+    let table = fixture.does(&["list"]).await;
     let lines: Vec<&str> = table.lines().collect();
     assert!(lines[0].starts_with("HASH      STATUS   ") && lines[0].ends_with("NAME"), "{table}");
     assert!(lines[1].contains("stopped") && lines[1].contains("music") && lines[1].ends_with("Album ü"), "{table}");
     assert!(lines[2].contains("seeding") && lines[2].contains("100.0%"), "{table}");
     let list: Value =
-        serde_json::from_str(&setup.does(&["list", "home", "--status", "seeding", "--json"]).await).unwrap();
+        serde_json::from_str(&fixture.does(&["list", "home", "--status", "seeding", "--json"]).await).unwrap();
     assert_eq!((list.as_array().unwrap().len(), &list[0]["name"]), (1, &Value::from("one.iso")));
-    assert_eq!(setup.does(&["list", "--label", "none", "--json"]).await, "[]\n");
+    assert_eq!(fixture.does(&["list", "--label", "none", "--json"]).await, "[]\n");
 
-    let shown: Value = serde_json::from_str(&setup.does(&["show", "Album ü", "--trackers", "--json"]).await).unwrap();
+    let shown: Value = serde_json::from_str(&fixture.does(&["show", "Album ü", "--trackers", "--json"]).await).unwrap();
     assert_eq!((&shown["label"], shown["files"].as_array().unwrap().len()), (&Value::from("music"), 2), "{shown}");
-    let page = setup.does(&["show", &other.hash.to_string()[..8]]).await;
+    let page = fixture.does(&["show", &other.hash.to_string()[..8]]).await;
     assert!(page.contains("sub/b") && page.contains("stopped"), "{page}");
 
     let hash = one.hash.to_string();
@@ -139,24 +139,24 @@ async fn torrents_are_listed_shown_and_steered_from_a_terminal() {
         (&["priority", "one.iso", "high"], "d.priority", "3"),
         (&["recheck", "one.iso"], "d.complete", "1"),
     ] {
-        assert_eq!(setup.does(arguments).await, "", "{arguments:?}");
-        setup.home.wait_for(one.hash, what, value).await.unwrap();
+        assert_eq!(fixture.does(arguments).await, "", "{arguments:?}");
+        fixture.home.wait_for(one.hash, what, value).await.unwrap();
     }
-    let result: Value = serde_json::from_str(&setup.does(&["pause", "--all", "--dry-run", "--json"]).await).unwrap();
+    let result: Value = serde_json::from_str(&fixture.does(&["pause", "--all", "--dry-run", "--json"]).await).unwrap();
     assert_eq!(
         (&result["schema"], result["results"].as_array().unwrap().len()),
         (&Value::from("dtorrent.result/1"), 2)
     );
-    assert_eq!(setup.home.get(one.hash, "d.is_active").await.unwrap(), "1", "a dry run does nothing");
+    assert_eq!(fixture.home.get(one.hash, "d.is_active").await.unwrap(), "1", "a dry run does nothing");
 
-    let moved = setup.home.downloads.join("moved");
+    let moved = fixture.home.downloads.join("moved");
     std::fs::create_dir(&moved).unwrap();
-    setup.does(&["move", "one.iso", &moved.to_string_lossy(), "--data"]).await;
+    fixture.does(&["move", "one.iso", &moved.to_string_lossy(), "--data"]).await;
     assert!(is_there(&moved.join("one.iso")));
-    setup.does(&["delete", "Album*"]).await;
-    assert_eq!(setup.home.hashes().await.unwrap(), [one.hash]);
-    setup.does(&["limits", "--download", "500KiB"]).await;
-    assert_eq!(setup.home.rpc.call("throttle.global_down.max_rate", &[]).await.unwrap(), ["512000"]);
+    fixture.does(&["delete", "Album*"]).await;
+    assert_eq!(fixture.home.hashes().await.unwrap(), [one.hash]);
+    fixture.does(&["limits", "--download", "500KiB"]).await;
+    assert_eq!(fixture.home.rpc.call("throttle.global_down.max_rate", &[]).await.unwrap(), ["512000"]);
 }
 
 #[tokio::test]
@@ -165,7 +165,7 @@ async fn what_cannot_be_done_has_its_code_and_its_reason_on_stderr() {
         return;
     }
     let one = Content::file("one.iso", 50_000, 1);
-    let mut setup = TestSetup::with(&[&one]).await;
+    let mut fixture = Fixture::with(&[&one]).await;
     for (arguments, code, reason) in [
         (&["pause"][..], 2, "which torrents?"),
         (&["pause", "nothing"], 1, "no torrent is `nothing`"),
@@ -181,40 +181,40 @@ async fn what_cannot_be_done_has_its_code_and_its_reason_on_stderr() {
         (&["delete", "one.iso", "--data"], 2, "--yes"),
         (&["pause", "one.iso", "--config", "missing.toml"], 2, "missing.toml"),
     ] {
-        let said = setup.fails(arguments, code).await;
+        let said = fixture.fails(arguments, code).await;
         assert!(said.contains(reason), "{arguments:?}: {said}");
     }
-    setup.home.process().kill().unwrap();
+    fixture.home.process().kill().unwrap();
     for arguments in [
         &["list"][..],
         &["pause", "--all"],
         &["show", "one.iso"],
         &["add", "magnet:?xt=urn:btih:0123456789abcdef0123456789abcdef01234567"],
     ] {
-        let said = setup.fails(arguments, 3).await;
+        let said = fixture.fails(arguments, 3).await;
         assert!(said.contains("server home"), "{arguments:?}: {said}");
     }
 }
 
 #[tokio::test]
-async fn files_are_deleted_only_after_a_person_said_yes() {
+async fn files_are_deleted_only_after_confirmation() {
     if !can_run() {
         return;
     }
     let (one, other) = (Content::file("one.iso", 50_000, 1), Content::file("other.iso", 2_000, 2));
-    let setup = TestSetup::with(&[&one, &other]).await;
-    let (code, said) = setup.on_a_terminal("delete one.iso --data", "n\n", &[]).await;
+    let fixture = Fixture::with(&[&one, &other]).await;
+    let (code, said) = fixture.on_a_terminal("delete one.iso --data", "n\n", &[]).await;
     assert!(
         code == Some(1) && said.contains("Delete this torrent and 1 files, 48.8 KiB, for ever? [y/N]"),
         "{code:?} {said}"
     );
-    assert!(is_there(&setup.home.downloads.join("one.iso")));
-    let (code, said) = setup.on_a_terminal("delete one.iso --data", "y\n", &[]).await;
+    assert!(is_there(&fixture.home.downloads.join("one.iso")));
+    let (code, said) = fixture.on_a_terminal("delete one.iso --data", "y\n", &[]).await;
     assert_eq!(code, Some(0), "{said}");
-    assert!(!is_there(&setup.home.downloads.join("one.iso")));
-    setup.does(&["delete", "other.iso", "--data", "--yes"]).await;
-    assert!(!is_there(&setup.home.downloads.join("other.iso")));
-    assert_eq!(setup.home.hashes().await.unwrap(), []);
+    assert!(!is_there(&fixture.home.downloads.join("one.iso")));
+    fixture.does(&["delete", "other.iso", "--data", "--yes"]).await;
+    assert!(!is_there(&fixture.home.downloads.join("other.iso")));
+    assert_eq!(fixture.home.hashes().await.unwrap(), []);
 }
 
 #[tokio::test]
@@ -222,19 +222,19 @@ async fn a_terminal_has_colours_unless_somebody_does_not_want_them() {
     if !can_run() {
         return;
     }
-    let setup = TestSetup::with(&[&Content::file("one.iso", 50_000, 1)]).await;
-    let (_, coloured) = setup.on_a_terminal("list", "", &[("TERM", "xterm")]).await;
+    let fixture = Fixture::with(&[&Content::file("one.iso", 50_000, 1)]).await;
+    let (_, coloured) = fixture.on_a_terminal("list", "", &[("TERM", "xterm")]).await;
     assert!(coloured.contains("\x1b[32mseeding"), "{coloured:?}");
-    let (_, plain) = setup.on_a_terminal("list", "", &[("TERM", "xterm"), ("NO_COLOR", "1")]).await;
+    let (_, plain) = fixture.on_a_terminal("list", "", &[("TERM", "xterm"), ("NO_COLOR", "1")]).await;
     assert!(!plain.contains('\x1b') && plain.contains("seeding"), "{plain:?}");
-    let (_, narrow) = setup.on_a_terminal("list", "", &[("COLUMNS", "20"), ("NO_COLOR", "1")]).await;
+    let (_, narrow) = fixture.on_a_terminal("list", "", &[("COLUMNS", "20"), ("NO_COLOR", "1")]).await;
     assert!(narrow.lines().all(|line| line.trim_end().chars().count() <= 20), "{narrow:?}");
 }
 
 /// `dtorrent watch`, and what it prints.
-fn watch(setup: &TestSetup, arguments: &[&str]) -> (Child, tokio::io::Lines<BufReader<tokio::process::ChildStdout>>) {
+fn watch(fixture: &Fixture, arguments: &[&str]) -> (Child, tokio::io::Lines<BufReader<tokio::process::ChildStdout>>) {
     let arguments: Vec<&str> = ["watch"].iter().chain(arguments).copied().collect();
-    let mut child = setup.command(env!("CARGO_BIN_EXE_dtorrent"), &arguments).spawn().unwrap();
+    let mut child = fixture.command(env!("CARGO_BIN_EXE_dtorrent"), &arguments).spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     (child, lines)
 }
@@ -260,12 +260,12 @@ async fn watch_shows_what_happens_and_ends_quietly_when_nobody_reads() {
         return;
     }
     let one = Content::file("one.iso", 50_000, 1);
-    let setup = TestSetup::with(&[&one]).await;
-    let (mut machine, mut json) = watch(&setup, &["home", "--json"]);
-    let (mut person, mut pretty) = watch(&setup, &[]);
+    let fixture = Fixture::with(&[&one]).await;
+    let (mut machine, mut json) = watch(&fixture, &["home", "--json"]);
+    let (mut person, mut pretty) = watch(&fixture, &[]);
     line(&mut json, |line| line.contains("snapshot_done")).await;
     line(&mut pretty, |line| line.contains("snapshot_done")).await;
-    setup.home.act(one.hash, "d.stop", &[]).await.unwrap();
+    fixture.home.act(one.hash, "d.stop", &[]).await.unwrap();
     let stopped: Value =
         serde_json::from_str(&line(&mut json, |line| line.contains("\"event_type\":\"stopped\"")).await).unwrap();
     assert_eq!((&stopped["schema"], &stopped["cause"]), (&Value::from("dtorrent.event/1"), &Value::from("observed")));
@@ -276,7 +276,7 @@ async fn watch_shows_what_happens_and_ends_quietly_when_nobody_reads() {
     );
 
     drop((json, pretty));
-    setup.home.act(one.hash, "d.start", &[]).await.unwrap();
+    fixture.home.act(one.hash, "d.start", &[]).await.unwrap();
     for child in [&mut machine, &mut person] {
         let status = tokio::time::timeout(TIMEOUT, child.wait()).await.expect("it ends").unwrap();
         assert_eq!(status.code(), Some(0));
@@ -287,17 +287,17 @@ async fn watch_shows_what_happens_and_ends_quietly_when_nobody_reads() {
 }
 
 #[tokio::test]
-async fn watch_waits_for_a_client_that_is_away_and_stops_when_it_is_told() {
+async fn watch_waits_for_an_unreachable_client_and_stops_on_a_signal() {
     if !can_run() {
         return;
     }
-    let mut setup = TestSetup::new().await;
-    setup.home.process().kill().unwrap();
-    let (mut child, mut lines) = watch(&setup, &[]);
+    let mut fixture = Fixture::new().await;
+    fixture.home.process().kill().unwrap();
+    let (mut child, mut lines) = watch(&fixture, &[]);
     let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
     let away = tokio::time::timeout(TIMEOUT, said.next_line()).await.unwrap().unwrap().unwrap();
     assert!(away.starts_with("server home does not answer: "), "{away}");
-    setup.home.restart().await.unwrap();
+    fixture.home.restart().await.unwrap();
     line(&mut lines, |line| line.contains("server_online")).await;
     let pid = child.id().unwrap().to_string();
     Command::new("kill").args(["-TERM", &pid]).status().await.unwrap();

@@ -10,21 +10,21 @@ use crate::harness::recorder::Recorder;
 use crate::harness::{Setup, World, can_run};
 
 /// Goes once through everything that a road has to carry.
-async fn works(world: &World, heard: &Recorder) {
+async fn works(world: &World, received: &Recorder) {
     let content = Content::file("travels ☃", 50_000, 1);
     world.home.load(&content.torrent, false).await.unwrap();
-    heard.event("home", "added", content.hash).await;
+    received.event("home", "added", content.hash).await;
     let topic = format!("home/torrent/{}/command/label", content.hash);
-    let result = heard.command(&topic, json!({"label": "arrived"})).await;
+    let result = received.command(&topic, json!({"label": "arrived"})).await;
     assert_eq!(result["status"], "ok", "{result}");
     assert_eq!(world.home.get(content.hash, "d.custom1").await.unwrap(), "arrived");
     let topic = format!("dtorrent/home/torrent/{}/state", content.hash);
-    heard
+    received
         .wait_for("the new state", |all| {
             all.iter().any(|m| m.topic == topic && m.json()["label"] == "arrived").then_some(())
         })
         .await;
-    heard.assert_gap_free("home");
+    received.assert_gap_free("home");
 }
 
 #[tokio::test]
@@ -36,7 +36,7 @@ async fn rtorrent_is_reached_through_nginx_with_a_password() {
     let mut world = World::new(setup).await;
     let nginx = Nginx::start(&world.folder.join("nginx"), &world.home, None).await;
     world.start_bridge_for(&[("home", &format!("http://127.0.0.1:{}/RPC2", nginx.port))]).await;
-    works(&world, &world.heard).await;
+    works(&world, &world.recorder).await;
 }
 
 #[tokio::test]
@@ -50,7 +50,7 @@ async fn rtorrent_is_reached_through_nginx_over_tls() {
     let mut world = World::new(Setup { server, ..Setup::default() }).await;
     let nginx = Nginx::start(&world.folder.join("nginx"), &world.home, Some(&certificates)).await;
     world.start_bridge_for(&[("home", &format!("https://localhost:{}/RPC2", nginx.port))]).await;
-    works(&world, &world.heard).await;
+    works(&world, &world.recorder).await;
 }
 
 #[tokio::test]
@@ -63,7 +63,7 @@ async fn rtorrent_is_reached_over_a_port() {
         ..dtorrent_peers::rtorrent::Options::default()
     };
     let world = World::running(Setup { rtorrent, ..Setup::default() }).await;
-    works(&world, &world.heard).await;
+    works(&world, &world.recorder).await;
 }
 
 /// Lets the bridge use one listener of a broker, and us a second, plain one.
@@ -74,9 +74,9 @@ async fn over(folder: tempfile::TempDir, options: Options, scheme: &str, sink: &
     let sink =
         format!("url = \"{scheme}://localhost:{}{}\"\n{sink}", broker.port, if scheme == "ws" { "/mqtt" } else { "" });
     let mut world = World::new(Setup { sink, ..Setup::default() }).await;
-    world.heard = Recorder::listen(plain).await;
+    world.recorder = Recorder::listen(plain).await;
     world.start_bridge().await;
-    works(&world, &world.heard).await;
+    works(&world, &world.recorder).await;
 }
 
 #[tokio::test]
@@ -106,21 +106,21 @@ async fn the_broker_is_reached_over_websocket() {
 }
 
 #[tokio::test]
-async fn the_broker_is_spoken_to_in_mqtt_3() {
+async fn the_bridge_works_over_mqtt_3_1_1() {
     if !can_run() {
         return;
     }
     let world = World::running(Setup { sink: "version = \"3.1.1\"".to_owned(), ..Setup::default() }).await;
-    works(&world, &world.heard).await;
+    works(&world, &world.recorder).await;
     assert!(
-        world.heard.all().iter().all(|message| {
+        world.recorder.all().iter().all(|message| {
             message.topic.ends_with("/command/label") || message.properties.user_properties.is_empty()
         })
     );
 }
 
 #[tokio::test]
-async fn the_broker_wants_a_password_and_keeps_to_its_list_of_rights() {
+async fn a_broker_with_a_password_and_access_rules_enforces_both() {
     if !can_run() {
         return;
     }
@@ -135,5 +135,5 @@ async fn the_broker_wants_a_password_and_keeps_to_its_list_of_rights() {
     };
     let sink = format!("username = \"bridge\"\npassword_file = \"{}\"", secret.display());
     let world = World::running(Setup { broker, sink, ..Setup::default() }).await;
-    works(&world, &world.heard).await;
+    works(&world, &world.recorder).await;
 }

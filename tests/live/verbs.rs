@@ -44,25 +44,25 @@ async fn limits_are_set_for_all_and_none_is_none() {
         values[0].parse::<u64>().unwrap()
     };
     let body = json!({"download_limit": 500_000, "upload_limit": 102_400});
-    let result = world.heard.command("home/command/limits", body).await;
+    let result = world.recorder.command("home/command/limits", body).await;
     assert_eq!((&result["status"], &result["results"]), (&json!("ok"), &json!([])), "{result}");
     assert!(limit("down").await.abs_diff(500_000) < 1024, "rTorrent counts in KiB");
     assert_eq!(limit("up").await, 102_400);
 
-    let result = world.heard.command("home/command/limits", json!({"download_limit": 0})).await;
+    let result = world.recorder.command("home/command/limits", json!({"download_limit": 0})).await;
     assert_eq!(result["status"], "ok", "{result}");
     assert_eq!((limit("down").await, limit("up").await), (0, 102_400), "the other one stays");
 
-    let result = world.heard.command("home/command/limits", json!({"upload_limit": 1})).await;
+    let result = world.recorder.command("home/command/limits", json!({"upload_limit": 1})).await;
     assert_eq!(result["status"], "ok", "{result}");
     assert_eq!(limit("up").await, 1024, "as little as there is, not none");
     let shown = |all: &[Message]| {
         let stats = all.iter().rev().find(|m| m.topic == "dtorrent/home/stats")?.json();
         (stats["upload_limit"] == 1024 && stats["download_limit"] == 0).then_some(())
     };
-    world.heard.wait_for("the limits in the statistics", shown).await;
+    world.recorder.wait_for("the limits in the statistics", shown).await;
     for bad in [json!({}), json!({"upload_limit": -1}), json!({"download_limit": 1_u64 << 40})] {
-        assert_eq!(code(&world.heard.command("home/command/limits", bad).await), "bad_request");
+        assert_eq!(code(&world.recorder.command("home/command/limits", bad).await), "bad_request");
     }
     assert_eq!(limit("up").await, 1024);
 }
@@ -78,12 +78,12 @@ async fn a_running_torrent_gets_into_a_throttle_group_and_runs_on() {
     let content = Content::file("throttled", 50_000, 1);
     let world = seeding_with(setup, std::slice::from_ref(&content)).await;
     for group in ["slow", "NULL", ""] {
-        let result = world.heard.command(&topic(content.hash, "throttle"), json!({"throttle": group})).await;
+        let result = world.recorder.command(&topic(content.hash, "throttle"), json!({"throttle": group})).await;
         assert_eq!(result["status"], "ok", "{group}: {result}");
         assert_eq!(world.home.get(content.hash, "d.throttle_name").await.unwrap(), group);
         assert_eq!(world.home.get(content.hash, "d.is_active").await.unwrap(), "1");
     }
-    let result = world.heard.command(&topic(content.hash, "throttle"), json!({"throttle": "nobody"})).await;
+    let result = world.recorder.command(&topic(content.hash, "throttle"), json!({"throttle": "nobody"})).await;
     assert_eq!(code(&result), "precondition", "rTorrent would take it: {result}");
     assert_eq!(world.home.get(content.hash, "d.throttle_name").await.unwrap(), "");
 }
@@ -104,13 +104,13 @@ async fn files_are_chosen_by_their_place() {
     };
     assert_eq!(priorities().await, ["1", "1", "1"]);
     let body = json!({"files": [0, 2, 2], "priority": 0});
-    let result = world.heard.command(&topic(hash, "file_priority"), body).await;
+    let result = world.recorder.command(&topic(hash, "file_priority"), body).await;
     assert_eq!(result["status"], "ok", "{result}");
     assert_eq!(priorities().await, ["0", "1", "0"]);
-    let result = world.heard.command(&topic(hash, "file_priority"), json!({"files": [2], "priority": 2})).await;
+    let result = world.recorder.command(&topic(hash, "file_priority"), json!({"files": [2], "priority": 2})).await;
     assert_eq!(result["status"], "ok", "{result}");
     assert_eq!(priorities().await, ["0", "1", "2"]);
-    let result = world.heard.command(&topic(hash, "get"), json!({"files": true})).await;
+    let result = world.recorder.command(&topic(hash, "get"), json!({"files": true})).await;
     let told: Vec<&Value> = result["results"][0]["torrent"]["files"].as_array().unwrap().iter().collect();
     assert_eq!(told.iter().map(|file| file["priority"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2]);
 
@@ -120,7 +120,7 @@ async fn files_are_chosen_by_their_place() {
         (json!({"files": [], "priority": 1}), "bad_request"),
         (json!({"files": [4_294_967_295_u64], "priority": 1}), "precondition"),
     ] {
-        let result = world.heard.command(&topic(hash, "file_priority"), bad).await;
+        let result = world.recorder.command(&topic(hash, "file_priority"), bad).await;
         assert_eq!(code(&result), expected, "{result}");
     }
     assert_eq!(priorities().await, ["0", "1", "2"]);
@@ -140,19 +140,19 @@ async fn a_torrent_moves_without_and_with_its_content() {
     // Without: the content is there already.
     single.write_to(&away).unwrap();
     let body = json!({"directory": away, "id": "bare"});
-    let result = world.heard.command(&topic(single.hash, "move"), body).await;
+    let result = world.recorder.command(&topic(single.hash, "move"), body).await;
     assert_eq!(result["status"], "ok", "{result}");
     assert_eq!(world.home.get(single.hash, "d.directory").await.unwrap(), away.to_str().unwrap());
     world.home.wait_for(single.hash, "d.is_active", "1").await.unwrap();
     world.home.wait_for(single.hash, "d.complete", "1").await.unwrap();
-    let moved = world.heard.event("home", "moved", single.hash).await;
+    let moved = world.recorder.event("home", "moved", single.hash).await;
     assert_eq!((&moved["cause"], &moved["command_id"]), (&json!("command"), &json!("bare")));
     assert!(downloads.join("single.iso").is_file(), "nothing was touched");
 
     // With it, and a torrent of several files.
     for (content, start) in [(&single, away.clone()), (&folder, downloads.clone())] {
         let body = json!({"directory": there, "data": true});
-        let result = world.heard.command(&topic(content.hash, "move"), body).await;
+        let result = world.recorder.command(&topic(content.hash, "move"), body).await;
         assert_eq!(result["status"], "ok", "{result}");
         for (path, bytes) in &content.files {
             assert_eq!(std::fs::read(there.join(path)).unwrap(), *bytes, "{path}");
@@ -161,27 +161,28 @@ async fn a_torrent_moves_without_and_with_its_content() {
         world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
         world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
         assert_eq!(world.home.get(content.hash, "d.hashing_failed").await.unwrap(), "0");
-        world.heard.event("home", "moved", content.hash).await;
+        world.recorder.event("home", "moved", content.hash).await;
     }
     assert!(!downloads.join("folder").try_exists().unwrap(), "its empty folder went");
     assert!(away.is_dir(), "a folder that is not its own stays");
 
     // One that rests goes on resting.
     for (verb, state, active) in [("pause", "1", "0"), ("stop", "0", "0")] {
-        assert_eq!(world.heard.command(&topic(folder.hash, verb), Value::Null).await["status"], "ok");
+        assert_eq!(world.recorder.command(&topic(folder.hash, verb), Value::Null).await["status"], "ok");
         let place = downloads.join(verb);
-        let result = world.heard.command(&topic(folder.hash, "move"), json!({"directory": place, "data": true})).await;
+        let result =
+            world.recorder.command(&topic(folder.hash, "move"), json!({"directory": place, "data": true})).await;
         assert_eq!(result["status"], "ok", "{result}");
         world.home.wait_for(folder.hash, "d.state", state).await.unwrap();
         world.home.wait_for(folder.hash, "d.is_active", active).await.unwrap();
         assert_eq!(std::fs::read(place.join("folder/a")).unwrap(), folder.files[0].1);
     }
     assert_eq!(world.home.get(folder.hash, "d.custom=dtorrent_held").await.unwrap_or_default(), "");
-    world.heard.assert_gap_free("home");
+    world.recorder.assert_gap_free("home");
 }
 
 #[tokio::test]
-async fn nothing_moves_where_it_must_not() {
+async fn a_move_outside_the_roots_is_refused() {
     if !can_run() {
         return;
     }
@@ -200,7 +201,7 @@ async fn nothing_moves_where_it_must_not() {
         (downloads.join("taken").display().to_string(), true, "precondition"),
     ] {
         let body = json!({"directory": directory, "data": data});
-        let result = world.heard.command(&topic(content.hash, "move"), body).await;
+        let result = world.recorder.command(&topic(content.hash, "move"), body).await;
         assert_eq!(code(&result), expected, "{directory}: {result}");
         world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
         assert_eq!(world.home.get(content.hash, "d.directory").await.unwrap(), downloads.to_str().unwrap());
@@ -217,7 +218,7 @@ async fn a_list_has_fields_pages_and_a_filter() {
     let contents: Vec<_> = (1..=5).map(|n| Content::file(&format!("list-{n}.iso"), 10_000 * n as usize, n)).collect();
     let world = seeding(&contents).await;
     let body = json!({"fields": ["name", "status"], "page_size": 2, "page": 2});
-    let result = world.heard.command("home/command/list", body).await;
+    let result = world.recorder.command("home/command/list", body).await;
     assert_eq!(
         (&result["total"], &result["page"], &result["page_size"]),
         (&json!(5), &json!(2), &json!(2)),
@@ -234,11 +235,13 @@ async fn a_list_has_fields_pages_and_a_filter() {
         (json!({"ratio": {"min": 0.5}}), 0),
         (json!({"tracker": "*"}), 0),
     ] {
-        let result = world.heard.command("home/command/list", json!({"filter": filter})).await;
+        let result = world.recorder.command("home/command/list", json!({"filter": filter})).await;
         assert_eq!(result["total"], expected, "{filter}: {result}");
     }
-    let result =
-        world.heard.command("home/command/pause", json!({"filter": {"size": {"max": "10kB"}}, "dry_run": true})).await;
+    let result = world
+        .recorder
+        .command("home/command/pause", json!({"filter": {"size": {"max": "10kB"}}, "dry_run": true}))
+        .await;
     assert_eq!(result["results"], json!([{"hash": contents[0].hash, "status": "ok"}]), "what would be hit");
     assert_eq!(world.home.get(contents[0].hash, "d.is_active").await.unwrap(), "1");
 }
@@ -251,12 +254,12 @@ async fn events_are_sent_again_with_their_own_ids() {
     let contents: Vec<_> = (1..=3).map(|n| Content::file(&format!("again-{n}"), 20_000, n)).collect();
     let mut world = seeding(&contents).await;
     for verb in ["pause", "resume"] {
-        assert_eq!(world.heard.command(&topic(contents[0].hash, verb), Value::Null).await["status"], "ok");
+        assert_eq!(world.recorder.command(&topic(contents[0].hash, verb), Value::Null).await["status"], "ok");
     }
-    world.heard.event("home", "resumed", contents[0].hash).await;
-    let before = world.heard.events("home");
-    let mark = world.heard.mark();
-    let result = world.heard.command("home/command/resync", json!({"from_seq": 3})).await;
+    world.recorder.event("home", "resumed", contents[0].hash).await;
+    let before = world.recorder.events("home");
+    let mark = world.recorder.mark();
+    let result = world.recorder.command("home/command/resync", json!({"from_seq": 3})).await;
     assert_eq!(result["status"], "ok", "{result}");
     let (from, to) = (result["value"]["from_seq"].as_u64(), result["value"]["to_seq"].as_u64().unwrap());
     assert_eq!((from, to), (Some(3), before.len() as u64), "{result}");
@@ -264,31 +267,31 @@ async fn events_are_sent_again_with_their_own_ids() {
         let events = crate::harness::recorder::events_in(&all[mark..], "home");
         (events.len() as u64 >= to - 2).then_some(events)
     };
-    let repeated = world.heard.wait_for("the events again", repeated).await;
+    let repeated = world.recorder.wait_for("the events again", repeated).await;
     assert_eq!(repeated, before[2..], "the same, in their order");
 
     // What happens now comes once, also when the bridge starts anew.
-    assert_eq!(world.heard.command(&topic(contents[1].hash, "stop"), Value::Null).await["status"], "ok");
-    world.heard.event("home", "stopped", contents[1].hash).await;
-    world.heard.assert_gap_free("home");
+    assert_eq!(world.recorder.command(&topic(contents[1].hash, "stop"), Value::Null).await["status"], "ok");
+    world.recorder.event("home", "stopped", contents[1].hash).await;
+    world.recorder.assert_gap_free("home");
     for (from_seq, status) in [(1_000_000, "ok"), (0, "ok")] {
-        let result = world.heard.command("home/command/resync", json!({"from_seq": from_seq})).await;
+        let result = world.recorder.command("home/command/resync", json!({"from_seq": from_seq})).await;
         assert_eq!(result["status"], status, "{result}");
     }
     world.bridge().stop().await;
-    world.heard.assert_gap_free("home");
+    world.recorder.assert_gap_free("home");
 }
 
 #[tokio::test]
-async fn the_bridge_asserts_everything_again_and_changes_how_much_it_says() {
+async fn resync_republishes_everything_and_log_level_changes_the_log() {
     if !can_run() {
         return;
     }
     let contents: Vec<_> = (1..=3).map(|n| Content::file(&format!("state-{n}"), 20_000, n)).collect();
     let mut world = seeding(&contents).await;
     for (asked, others) in [("bridge/main/command/resync", true), ("home/command/resync", false)] {
-        let mark = world.heard.mark();
-        let result = world.heard.command(asked, Value::Null).await;
+        let mark = world.recorder.mark();
+        let result = world.recorder.command(asked, Value::Null).await;
         assert_eq!(result["status"], "ok", "{result}");
         let mut topics: Vec<String> =
             contents.iter().map(|content| format!("dtorrent/home/torrent/{}/state", content.hash)).collect();
@@ -296,23 +299,23 @@ async fn the_bridge_asserts_everything_again_and_changes_how_much_it_says() {
         topics.extend(others.then(|| "dtorrent/bridge/main/info".to_owned()));
         for topic in topics {
             let is_again = |all: &[Message]| all[mark..].iter().any(|m| m.topic == topic).then_some(());
-            world.heard.wait_for(&format!("{topic} again"), is_again).await;
+            world.recorder.wait_for(&format!("{topic} again"), is_again).await;
         }
     }
-    let result = world.heard.command("bridge/main/command/log_level", json!({"level": "trace"})).await;
+    let result = world.recorder.command("bridge/main/command/log_level", json!({"level": "trace"})).await;
     assert_eq!(result["status"], "ok", "{result}");
-    let result = world.heard.command("bridge/main/command/log_level", json!({"level": "error"})).await;
+    let result = world.recorder.command("bridge/main/command/log_level", json!({"level": "error"})).await;
     assert_eq!(result["status"], "ok", "{result}");
-    let said = world.bridge().times_said("command done");
-    assert_eq!(world.heard.command("home/command/list", Value::Null).await["status"], "ok");
-    assert_eq!(world.bridge().times_said("command done"), said, "it says no more than errors now");
+    let said = world.bridge().count_in_log("command done");
+    assert_eq!(world.recorder.command("home/command/list", Value::Null).await["status"], "ok");
+    assert_eq!(world.bridge().count_in_log("command done"), said, "it says no more than errors now");
     for (topic, body, expected) in [
         ("bridge/main/command/log_level", json!({"level": "loud"}), "bad_request"),
         ("bridge/main/command/resync", json!({"from_seq": 1}), "bad_request"),
         ("bridge/main/command/pause", json!({}), "unsupported"),
         ("home/command/log_level", json!({"level": "info"}), "bad_request"),
     ] {
-        let result = world.heard.command(topic, body).await;
+        let result = world.recorder.command(topic, body).await;
         assert_eq!(code(&result), expected, "{topic}: {result}");
     }
 }
@@ -328,13 +331,13 @@ async fn rpc_calls_what_the_config_allows_and_nothing_else() {
     let world = seeding_with(setup, std::slice::from_ref(&content)).await;
     let hash = content.hash.to_string().to_ascii_uppercase();
     let pid = world.home.rpc.call("system.pid", &[]).await.unwrap()[0].parse::<u64>().unwrap();
-    let result = world.heard.command("home/command/rpc", json!({"method": "system.pid"})).await;
+    let result = world.recorder.command("home/command/rpc", json!({"method": "system.pid"})).await;
     assert_eq!((&result["status"], &result["value"]), (&json!("ok"), &json!(pid)), "{result}");
     let evil = "$execute.capture={touch,/tmp/dtorrent-never},\";\n'";
     let set = json!({"method": "d.custom.set", "params": [hash, "k", evil]});
-    assert_eq!(world.heard.command("home/command/rpc", set).await["status"], "ok");
+    assert_eq!(world.recorder.command("home/command/rpc", set).await["status"], "ok");
     let get = json!({"method": "d.custom", "params": [hash, "k"]});
-    assert_eq!(world.heard.command("home/command/rpc", get).await["value"], evil, "stored as it is");
+    assert_eq!(world.recorder.command("home/command/rpc", get).await["value"], evil, "stored as it is");
     for (body, expected) in [
         (json!({"method": "system.client_version"}), "client_fault"),
         (json!({"method": "execute.capture", "params": ["", "id"]}), "client_fault"),
@@ -344,7 +347,7 @@ async fn rpc_calls_what_the_config_allows_and_nothing_else() {
         (json!({"method": "d.name", "params": [[]]}), "bad_request"),
         (json!({}), "bad_request"),
     ] {
-        let result = world.heard.command("home/command/rpc", body.clone()).await;
+        let result = world.recorder.command("home/command/rpc", body.clone()).await;
         let expected = if expected == "client_fault" && body["method"] != "d.name" { "forbidden" } else { expected };
         assert_eq!(code(&result), expected, "{body}: {result}");
     }
@@ -352,7 +355,7 @@ async fn rpc_calls_what_the_config_allows_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn who_asked_is_in_the_log_with_what_became_of_it() {
+async fn the_log_names_the_sender_and_the_outcome_of_a_command() {
     if !can_run() {
         return;
     }
@@ -361,16 +364,16 @@ async fn who_asked_is_in_the_log_with_what_became_of_it() {
     let at = format!("dtorrent/{}", topic(content.hash, "pause"));
     let mut command = Command::new(&at, r#"{"id": "audited"}"#);
     command.properties.user_properties = vec![("user".to_owned(), "ann <not proven>".to_owned())];
-    world.heard.send(command).await;
-    assert_eq!(world.heard.result("audited").await["status"], "ok");
+    world.recorder.send(command).await;
+    assert_eq!(world.recorder.result("audited").await["status"], "ok");
     let log = world.bridge().log();
     let line = log.lines().find(|line| line.contains("command done") && line.contains("audited")).unwrap();
     for word in ["sink=b", "server=\"home\"", "ann", "verb=\"pause\"", "status=Ok", &content.hash.to_string()] {
         assert!(line.contains(word), "{word} is not in {line}");
     }
-    let result = world.heard.command("home/command/explode", json!({"id": "odd"})).await;
+    let result = world.recorder.command("home/command/explode", json!({"id": "odd"})).await;
     assert_eq!(result["status"], "error");
-    world.bridge().says("id=odd").await;
+    world.bridge().wait_for_log("id=odd").await;
 }
 
 #[tokio::test]
@@ -389,7 +392,7 @@ async fn hundreds_of_torrents_are_asked_for_together() {
     let unknown: InfoHash = "ab".repeat(20).parse().unwrap();
     let with_unknown: Vec<InfoHash> = hashes.iter().copied().chain([unknown]).collect();
     let body = json!({"hashes": with_unknown, "label": "all of them"});
-    let result = world.heard.command("home/command/label", body).await;
+    let result = world.recorder.command("home/command/label", body).await;
     let rows = result["results"].as_array().unwrap();
     assert_eq!((&result["status"], rows.len()), (&json!("partial"), COUNT as usize + 1), "{}", result["error"]);
     let failed: Vec<&Value> = rows.iter().filter(|row| row["status"] != "ok").collect();
@@ -399,7 +402,7 @@ async fn hundreds_of_torrents_are_asked_for_together() {
     }
     for (verb, column, value) in [("start", "d.state", "1"), ("stop", "d.state", "0")] {
         let body = json!({"filter": {"label": "all of them"}});
-        let result = world.heard.command(&format!("home/command/{verb}"), body).await;
+        let result = world.recorder.command(&format!("home/command/{verb}"), body).await;
         assert_eq!(result["status"], "ok", "{verb}: {}", result["error"]);
         assert_eq!(result["results"].as_array().unwrap().len(), COUNT as usize);
         for hash in hashes.iter().step_by(50) {
@@ -407,17 +410,17 @@ async fn hundreds_of_torrents_are_asked_for_together() {
         }
     }
     let body = json!({"hashes": hashes, "files": true});
-    let result = world.heard.command("home/command/get", body).await;
+    let result = world.recorder.command("home/command/get", body).await;
     let row = &result["results"][0]["torrent"];
     assert_eq!((&result["status"], row["files"].as_array().map(Vec::len)), (&json!("ok"), Some(1)));
-    let result = world.heard.command("home/command/delete", json!({"filter": {}})).await;
+    let result = world.recorder.command("home/command/delete", json!({"filter": {}})).await;
     assert_eq!(result["status"], "ok", "{}", result["error"]);
     assert!(world.home.hashes().await.unwrap().is_empty());
-    world.heard.assert_gap_free("home");
+    world.recorder.assert_gap_free("home");
 }
 
 #[tokio::test]
-async fn a_command_waits_while_the_torrent_is_hashed_and_says_so() {
+async fn a_command_waits_while_the_torrent_is_hashed_and_logs_it() {
     if !can_run() {
         return;
     }
@@ -442,9 +445,9 @@ async fn a_command_waits_while_the_torrent_is_hashed_and_says_so() {
     let hash = world.home.load(&bytes, false).await.unwrap();
     world.start_bridge().await;
     world.home.act(hash, "d.check_hash", &[]).await.unwrap();
-    let result = world.heard.command(&topic(hash, "stop"), json!({"id": "patient"})).await;
+    let result = world.recorder.command(&topic(hash, "stop"), json!({"id": "patient"})).await;
     assert_eq!(result["status"], "ok", "{result}");
     assert_eq!(world.home.get(hash, "d.is_open").await.unwrap(), "0");
     assert_eq!(world.home.get(hash, "d.hashing").await.unwrap(), "0");
-    world.bridge().says("a command waits").await;
+    world.bridge().wait_for_log("a command waits").await;
 }

@@ -6,24 +6,19 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use dtorrent_peers::process::{TIMEOUT, find};
+use dtorrent_peers::process::TIMEOUT;
 use tokio::time::Instant;
 
 use super::{load_many, wait_for_newcomer};
-use crate::harness::proxy::{PUBACK, Way};
+use crate::harness::proxy::{Mode, PUBACK};
+use crate::harness::skip::are_installed;
 use crate::harness::{Setup, World, can_run};
 
 const CONSUMER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/consumer.py");
 
-/// Whether what the consumer needs is here, besides what all tests need.
+/// Returns whether what the consumer needs is installed. Skips the test if it is not.
 fn can_consume() -> bool {
-    let programs = [("python3", "python3"), ("mosquitto_sub", "mosquitto-clients")];
-    let Some(missing) = programs.into_iter().find_map(|(program, package)| find(program, package).err()) else {
-        return true;
-    };
-    assert!(!std::env::var("DTORRENT_LIVE").is_ok_and(|value| value == "required"), "{missing}");
-    eprintln!("SKIPPED: {missing}");
-    false
+    are_installed(&[("python3", "python3"), ("mosquitto_sub", "mosquitto-clients")])
 }
 
 /// mosquitto_sub piped into the example, with a session that the broker keeps; killed on drop.
@@ -97,18 +92,18 @@ async fn the_example_consumer_proves_that_it_missed_nothing() {
     world.start_bridge().await;
     consumer.says("home 2 snapshot_done").await;
     // Killed before the acknowledgement: repeats.
-    proxy.answers(Way::HoldPackets(PUBACK));
+    proxy.answers(Mode::HoldPackets(PUBACK));
     let hashes = load_many(&world.home, 0, 10).await;
     consumer.says("home 12 added").await;
     world.bridge().process().kill().unwrap();
     proxy.cut();
-    proxy.answers(Way::Pass);
+    proxy.answers(Mode::Pass);
     world.bridge().restart();
     consumer.says("home 12 again").await;
     // While the consumer is away the broker keeps what comes.
     drop(consumer);
     world.home.act(hashes[0], "d.erase", &[]).await.unwrap();
-    world.heard.event("home", "removed", hashes[0]).await;
+    world.recorder.event("home", "removed", hashes[0]).await;
     let mut consumer = Consumer::start(&world);
     consumer.says("home 13 removed").await;
     // The history is lost.

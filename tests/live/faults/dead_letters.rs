@@ -34,9 +34,9 @@ impl Setting {
         let mut world = World::running(Setup { broker, http, ..Setup::default() }).await;
         if count > 0 {
             world.bridge().stop().await;
-            world.ledger().add_dead_letters("b", count);
+            world.database().add_dead_letters("b", count);
             world.bridge().restart();
-            world.heard.last_word(STATUS, "online").await;
+            world.recorder.wait_for_last(STATUS, "online").await;
         }
         Self { world, pages }
     }
@@ -48,7 +48,7 @@ impl Setting {
         for content in &contents {
             setting.world.home.load(&content.torrent, false).await.unwrap();
         }
-        setting.world.bridge().says("the sink stands").await;
+        setting.world.bridge().wait_for_log("the sink stands").await;
         (setting, contents)
     }
 
@@ -81,17 +81,25 @@ async fn a_full_dead_letter_queue_blocks_delivery_until_there_is_room() {
     // A drop makes room while the bridge runs.
     let listed = setting.dead_letters().await;
     let known: Vec<&str> = listed[..2].iter().map(|letter| letter["id"].as_str().unwrap()).collect();
-    let connections = setting.world.bridge().times_said("connected sink=b");
+    let connections = setting.world.bridge().count_in_log("connected sink=b");
     let (code, _, said) = setting.world.ask(&["dead-letters", "drop", "b", known[0], known[1]], &[]).await;
     assert_eq!((code, said.as_str()), (0, "2 dropped\n"));
-    setting.world.bridge().says("the sink goes on").await;
+    setting.world.bridge().wait_for_log("the sink goes on").await;
     let hashes = contents.map(|content| content.hash.to_string());
     let are_dead_letters =
         |letters: &[(String, String)]| hashes.iter().all(|h| letters.iter().any(|(body, _)| body.contains(h)));
-    setting.world.ledger().until("both are dead letters", |ledger| are_dead_letters(&ledger.dead_letters("b"))).await;
+    setting
+        .world
+        .database()
+        .until("both are dead letters", |database| are_dead_letters(&database.dead_letters("b")))
+        .await;
     assert_eq!(setting.metric("dtorrent_sink_blocked").await, "0");
     assert_eq!(request(setting.pages, "GET", "/readyz", &[], b"").await.status, 200);
-    assert_eq!(setting.world.bridge().times_said("connected sink=b"), connections, "all of it on the same connection");
+    assert_eq!(
+        setting.world.bridge().count_in_log("connected sink=b"),
+        connections,
+        "all of it on the same connection"
+    );
     let (code, _, said) = setting.world.ask(&["dead-letters", "drop", "b", "--all"], &[]).await;
     assert_eq!((code, said.as_str()), (0, "10000 dropped\n"));
     assert_eq!(setting.metric("dtorrent_dead_letters").await, "0");
@@ -104,20 +112,20 @@ async fn a_blocked_broker_that_is_mended_gets_what_it_refused_on_the_same_connec
         return;
     }
     let (mut setting, contents) = Setting::blocked().await;
-    let connections = setting.world.bridge().times_said("connected sink=b");
+    let connections = setting.world.bridge().count_in_log("connected sink=b");
     set_rules(&mut setting.world, OPEN).await;
     for content in &contents {
         let topic = format!("dtorrent/home/torrent/{}/event/added", content.hash);
         let is_told = |all: &[Message]| all.iter().any(|message| message.topic == topic).then_some(());
-        setting.world.heard.wait_within(OFFERED_WITHIN, &topic, is_told).await;
+        setting.world.recorder.wait_within(OFFERED_WITHIN, &topic, is_told).await;
     }
-    setting.world.bridge().says("the sink goes on").await;
+    setting.world.bridge().wait_for_log("the sink goes on").await;
     let later = Content::file("later", 1_000, 9);
     setting.world.home.load(&later.torrent, false).await.unwrap();
-    setting.world.heard.event("home", "added", later.hash).await;
-    assert_eq!(setting.world.bridge().times_said("connected sink=b"), connections);
+    setting.world.recorder.event("home", "added", later.hash).await;
+    assert_eq!(setting.world.bridge().count_in_log("connected sink=b"), connections);
     assert_eq!(setting.metric("dtorrent_sink_blocked").await, "0");
-    setting.world.heard.assert_gap_free("home");
+    setting.world.recorder.assert_gap_free("home");
 }
 
 #[tokio::test]
@@ -130,7 +138,7 @@ async fn dead_letters_of_a_broker_are_listed_replayed_and_dropped() {
     for content in &contents {
         setting.world.home.load(&content.torrent, false).await.unwrap();
     }
-    setting.world.ledger().until("all are dead letters", |ledger| ledger.dead_letters("b").len() == 3).await;
+    setting.world.database().until("all are dead letters", |database| database.dead_letters("b").len() == 3).await;
     let letters = setting.dead_letters().await;
     let id = |number: usize| letters[number]["id"].as_str().unwrap();
     for letter in &letters {
@@ -144,7 +152,7 @@ async fn dead_letters_of_a_broker_are_listed_replayed_and_dropped() {
     let (code, _, said) = setting.world.ask(&["dead-letters", "replay", "b", "--all"], &[]).await;
     assert!(code == 1 && said.contains("stop it first"), "{said}");
     setting.world.bridge().stop().await;
-    let mark = setting.world.heard.mark();
+    let mark = setting.world.recorder.mark();
     for (arguments, expected, word) in [
         (&["dead-letters", "replay", "b"][..], 2, "required"),
         (&["dead-letters", "replay", "other", "--all"], 1, "no broker or webhook other"),
@@ -160,16 +168,16 @@ async fn dead_letters_of_a_broker_are_listed_replayed_and_dropped() {
     let (code, _, said) = setting.world.ask(&["dead-letters", "replay", "b", "--all"], &[]).await;
     assert_eq!((code, said), (0, format!("{}: delivered\n{}: delivered\n", id(0), id(1))));
     let is_told = |all: &[Message], number: usize| all[mark..].iter().any(|m| m.json() == letters[number]["event"]);
-    setting.world.heard.wait_for("both", |all| (is_told(all, 0) && is_told(all, 1)).then_some(())).await;
-    let told = setting.world.heard.since(mark);
+    setting.world.recorder.wait_for("both", |all| (is_told(all, 0) && is_told(all, 1)).then_some(())).await;
+    let told = setting.world.recorder.since(mark);
     assert!(!told.iter().any(|message| message.topic == STATUS), "a replay does not say that the bridge is online");
     assert_eq!(setting.dead_letters().await, Vec::<Value>::new());
     // Without a broker the rest stays in the queue.
-    setting.world.ledger().add_dead_letters("b", 2);
+    setting.world.database().add_dead_letters("b", 2);
     setting.world.broker.process().kill().unwrap();
     let body =
         json!({"id": "home-00000000-000000000001", "event_type": "server_online", "time": "2026-11-22T06:25:01.114Z"});
-    setting.world.ledger().set_letter_bodies("b", &body.to_string());
+    setting.world.database().set_dead_letter_bodies("b", &body.to_string());
     let (code, _, said) = setting.world.ask(&["dead-letters", "replay", "b", "--all"], &[]).await;
     assert_eq!(code, 3, "{said}");
     assert_eq!((said.lines().count(), setting.dead_letters().await.len()), (1, 2), "{said}");

@@ -7,35 +7,35 @@ use dtorrent_peers::content::Content;
 use serde_json::Value;
 
 use super::{count, kinds_of, load_many, patient_broker, wait_for_newcomer};
-use crate::harness::proxy::{PUBACK, PUBLISH, Way};
+use crate::harness::proxy::{Mode, PUBACK, PUBLISH};
 use crate::harness::recorder::{Message, events_in};
 use crate::harness::{Setup, World, can_run};
 
 /// How often each event came.
 fn deliveries(world: &World) -> BTreeMap<String, usize> {
     let mut deliveries = BTreeMap::new();
-    for event in world.heard.events("home") {
+    for event in world.recorder.events("home") {
         *deliveries.entry(event["id"].as_str().unwrap().to_owned()).or_default() += 1;
     }
     deliveries
 }
 
 #[tokio::test]
-async fn killed_before_the_commit_it_tells_after_the_restart() {
+async fn killed_before_the_commit_it_emits_the_event_after_the_restart() {
     if !can_run() {
         return;
     }
     let mut world = World::running(Setup::default()).await;
-    let written = world.ledger().last_seq("home");
+    let written = world.database().last_seq("home");
     // It cannot have seen this: it stands still.
     world.bridge().process().pause().unwrap();
     let hash = world.home.load(&Content::file("x", 1_000, 1).torrent, false).await.unwrap();
     world.bridge().process().kill().unwrap();
-    assert_eq!(world.ledger().last_seq("home"), written);
+    assert_eq!(world.database().last_seq("home"), written);
     world.bridge().restart();
-    let added = world.heard.event("home", "added", hash).await;
+    let added = world.recorder.event("home", "added", hash).await;
     assert_eq!(added["cause"], "recovered", "{added}");
-    assert_eq!(kinds_of(&world.heard.assert_gap_free("home"), hash), ["added"]);
+    assert_eq!(kinds_of(&world.recorder.assert_gap_free("home"), hash), ["added"]);
 }
 
 #[tokio::test]
@@ -46,18 +46,18 @@ async fn killed_between_commit_and_publish_it_sends_what_it_has_written_down() {
     let mut world = World::new(Setup::default()).await;
     let proxy = world.proxy_broker().await;
     world.start_bridge().await;
-    proxy.requests(Way::HoldPackets(PUBLISH));
-    let written = world.ledger().last_seq("home");
+    proxy.requests(Mode::HoldPackets(PUBLISH));
+    let written = world.database().last_seq("home");
     let hash = world.home.load(&Content::file("x", 1_000, 1).torrent, false).await.unwrap();
-    world.ledger().until("the event is written down", |ledger| ledger.last_seq("home") == written + 1).await;
+    world.database().until("the event is written down", |database| database.last_seq("home") == written + 1).await;
     world.bridge().process().kill().unwrap();
     proxy.cut();
-    proxy.requests(Way::Pass);
-    assert!(world.heard.events("home").iter().all(|event| event["event_type"] != "added"), "it got through");
+    proxy.requests(Mode::Pass);
+    assert!(world.recorder.events("home").iter().all(|event| event["event_type"] != "added"), "it got through");
     world.bridge().restart();
-    let added = world.heard.event("home", "added", hash).await;
+    let added = world.recorder.event("home", "added", hash).await;
     assert_eq!((&added["seq"], &added["cause"]), (&Value::from(written + 1), &Value::from("observed")), "{added}");
-    assert_eq!(kinds_of(&world.heard.assert_gap_free("home"), hash), ["added"]);
+    assert_eq!(kinds_of(&world.recorder.assert_gap_free("home"), hash), ["added"]);
 }
 
 #[tokio::test]
@@ -68,19 +68,19 @@ async fn killed_between_publish_and_acknowledgement_it_sends_the_same_again() {
     let mut world = World::new(Setup::default()).await;
     let proxy = world.proxy_broker().await;
     world.start_bridge().await;
-    proxy.answers(Way::HoldPackets(PUBACK));
+    proxy.answers(Mode::HoldPackets(PUBACK));
     let hash = world.home.load(&Content::file("x", 1_000, 1).torrent, false).await.unwrap();
-    let first = world.heard.event("home", "added", hash).await;
+    let first = world.recorder.event("home", "added", hash).await;
     let seq = first["seq"].as_u64().unwrap();
-    let mark = world.heard.mark();
+    let mark = world.recorder.mark();
     world.bridge().process().kill().unwrap();
     proxy.cut();
-    proxy.answers(Way::Pass);
-    assert!(world.ledger().cursor("b", "home") < seq, "nobody has acknowledged it");
+    proxy.answers(Mode::Pass);
+    assert!(world.database().cursor("b", "home") < seq, "nobody has acknowledged it");
     world.bridge().restart();
-    let again = world.heard.event_after(mark, "home", "added", hash).await;
+    let again = world.recorder.event_after(mark, "home", "added", hash).await;
     assert_eq!(first, again, "the same id and the same body");
-    world.heard.assert_gap_free("home");
+    world.recorder.assert_gap_free("home");
 }
 
 #[tokio::test]
@@ -95,15 +95,15 @@ async fn killed_between_acknowledgement_and_cursor_it_repeats_and_skips_nothing(
     let (mut unnoted, mut round) = (0, 0);
     while unnoted < 3 {
         let hashes = load_many(&world.home, round * 10, 10).await;
-        let last = world.heard.event("home", "added", *hashes.iter().max().unwrap()).await;
+        let last = world.recorder.event("home", "added", *hashes.iter().max().unwrap()).await;
         world.bridge().process().kill().unwrap();
-        unnoted += usize::from(world.ledger().cursor("b", "home") < last["seq"].as_u64().unwrap());
+        unnoted += usize::from(world.database().cursor("b", "home") < last["seq"].as_u64().unwrap());
         world.bridge().restart();
         round += 1;
         assert!(round < 30, "the cursor was noted before each of the kills");
     }
     wait_for_newcomer(&world).await;
-    let events = world.heard.assert_gap_free("home");
+    let events = world.recorder.assert_gap_free("home");
     assert_eq!((count(&events, "added") as u64, count(&events, "removed")), (10 * round + 1, 0));
     assert!(deliveries(&world).values().any(|times| *times > 1), "something has to come twice");
     drop(proxy);
@@ -133,9 +133,9 @@ async fn killed_fifty_times_under_load_it_loses_nothing_and_keeps_the_order() {
             1 => message.topic.ends_with(&event),
             _ => message.topic.ends_with(&state),
         };
-        world.heard.wait_for("a word", |all| all[mark..].iter().find(is_word).map(|_| ())).await;
+        world.recorder.wait_for("a word", |all| all[mark..].iter().find(is_word).map(|_| ())).await;
         world.bridge().process().kill().unwrap();
-        mark = world.heard.mark();
+        mark = world.recorder.mark();
         world.bridge().restart();
     }
     wait_for_newcomer(&world).await;
@@ -153,16 +153,16 @@ async fn killed_fifty_times_under_load_it_loses_nothing_and_keeps_the_order() {
     let all_are_gone = |kinds: BTreeMap<InfoHash, Vec<Value>>| {
         gone.iter().all(|hash| kinds.get(hash).is_none_or(|kinds| *kinds == ["added", "removed"])).then_some(kinds)
     };
-    let kinds = world.heard.wait_for("the last removed", |all| all_are_gone(kinds(all))).await;
+    let kinds = world.recorder.wait_for("the last removed", |all| all_are_gone(kinds(all))).await;
     assert!(alive.iter().all(|hash| kinds[hash] == ["added"]), "{kinds:#?}");
     let unseen = gone.iter().filter(|hash| !kinds.contains_key(hash)).count();
     assert!(unseen < added / 2, "{unseen} of {added} were never seen: the kills come too fast to prove anything");
-    let events = world.heard.assert_gap_free("home");
+    let events = world.recorder.assert_gap_free("home");
     println!("50 kills: {} events, {} deliveries", events.len(), deliveries(&world).values().sum::<usize>());
 }
 
 #[tokio::test]
-async fn killed_it_says_every_state_again_also_those_that_nobody_keeps() {
+async fn killed_it_sends_every_state_again_retained_or_not() {
     if !can_run() {
         return;
     }
@@ -177,15 +177,15 @@ async fn killed_it_says_every_state_again_also_those_that_nobody_keeps() {
             topics.iter().all(is_said).then_some(())
         }
     };
-    world.heard.wait_for("all states", are_said(0)).await;
+    world.recorder.wait_for("all states", are_said(0)).await;
     // Until it is noted that all was sent: what is not noted is sent again anyway.
-    let written = world.ledger().last_seq("home");
+    let written = world.database().last_seq("home");
     world
-        .ledger()
-        .until("it is noted", |ledger| ledger.cursor("b", "home") == written && ledger.owes_no_state("b"))
+        .database()
+        .until("it is noted", |database| database.cursor("b", "home") == written && database.has_sent_every_state("b"))
         .await;
     world.bridge().process().kill().unwrap();
-    let mark = world.heard.mark();
+    let mark = world.recorder.mark();
     world.bridge().restart();
-    world.heard.wait_for("all states once more", are_said(mark)).await;
+    world.recorder.wait_for("all states once more", are_said(mark)).await;
 }

@@ -1,13 +1,13 @@
 //! Faults: what is promised (docs/delivery.md), with everything killed, cut, full or hung meanwhile.
 //!
-//! Where a fault has to strike at one point, the proxy holds a packet back or the ledger tells that a
+//! Where a fault has to strike at one point, the proxy holds a packet back or the database tells that a
 //! step was done; nothing here waits for a length of time.
 
 mod broker;
 mod consumer;
 mod dead_letters;
 mod kills;
-mod life;
+mod life_cycle;
 mod outside;
 mod rtorrent;
 mod state;
@@ -58,11 +58,11 @@ pub async fn label_all(rtorrent: &Rtorrent, label: &str) {
 async fn wait_for_newcomer(world: &World) -> InfoHash {
     let content = Content::file("newcomer", 1_000, 1 << 40);
     world.home.load(&content.torrent, false).await.unwrap();
-    world.heard.event("home", "added", content.hash).await;
-    let last = world.ledger().last_seq("home");
+    world.recorder.event("home", "added", content.hash).await;
+    let last = world.database().last_seq("home");
     let is_last = |event: &Value| event["seq"].as_u64() >= Some(last);
     let newest = |all: &[Message]| events_in(&all[all.len().saturating_sub(1000)..], "home").iter().any(is_last);
-    world.heard.wait_for("the last event", |all| newest(all).then_some(())).await;
+    world.recorder.wait_for("the last event", |all| newest(all).then_some(())).await;
     content.hash
 }
 

@@ -11,13 +11,14 @@ use tokio::time::Instant;
 
 use super::{count, load_many, patient_broker, wait_for_newcomer};
 use crate::harness::recorder::Message;
+use crate::harness::skip::skip;
 use crate::harness::{Setup, World, can_run};
 
 /// So long a stop may take; the promise is ten seconds, the rest is for a machine that does other work too.
 const STOP: Duration = Duration::from_secs(15);
 
 #[tokio::test]
-async fn asked_to_stop_in_the_middle_of_a_burst_it_flushes_and_says_goodbye() {
+async fn a_stop_in_the_middle_of_a_burst_flushes_and_publishes_offline() {
     if !can_run() {
         return;
     }
@@ -25,20 +26,20 @@ async fn asked_to_stop_in_the_middle_of_a_burst_it_flushes_and_says_goodbye() {
     world.start_bridge().await;
     load_many(&world.home, 0, 300).await;
     let is_event = |m: &Message| m.topic.ends_with("/event/added");
-    world.heard.wait_for("the first of them", |all| all.iter().any(is_event).then_some(())).await;
+    world.recorder.wait_for("the first of them", |all| all.iter().any(is_event).then_some(())).await;
     let asked_at = Instant::now();
     world.bridge().stop().await;
     assert!(asked_at.elapsed() < STOP, "it took {:?}", asked_at.elapsed());
-    world.heard.last_word("dtorrent/bridge/main/status", "offline").await;
+    world.recorder.wait_for_last("dtorrent/bridge/main/status", "offline").await;
     // All that was written down is with the broker, and noted so.
-    let written = world.ledger().last_seq("home");
-    assert_eq!(world.ledger().cursor("b", "home"), written, "it was not flushed");
-    assert_eq!(world.heard.assert_gap_free("home").len() as u64, written);
+    let written = world.database().last_seq("home");
+    assert_eq!(world.database().cursor("b", "home"), written, "it was not flushed");
+    assert_eq!(world.recorder.assert_gap_free("home").len() as u64, written);
     world.bridge().restart();
     wait_for_newcomer(&world).await;
-    let events = world.heard.assert_gap_free("home");
+    let events = world.recorder.assert_gap_free("home");
     assert_eq!(count(&events, "added"), 301);
-    assert_eq!(world.heard.events("home").len(), events.len(), "after a clean stop nothing comes twice");
+    assert_eq!(world.recorder.events("home").len(), events.len(), "after a clean stop nothing comes twice");
 }
 
 #[tokio::test]
@@ -49,15 +50,14 @@ async fn as_the_first_process_of_a_container_it_ends_as_well() {
     let unshare = find("unshare", "util-linux").unwrap();
     let may = Command::new(&unshare).args(["--pid", "--fork", "true"]).status();
     if !may.is_ok_and(|status| status.success()) {
-        eprintln!("SKIPPED: no right to make a process namespace");
-        return;
+        return skip("no right to create a process namespace");
     }
     let world = World::new(Setup::default()).await;
     let config = world.write_config(&[("home", &world.home.url())]);
     let program = env!("CARGO_BIN_EXE_dtorrent");
     let arguments = ["--pid", "--fork", "--kill-child", program, "run", "--config", &config.to_string_lossy()];
     let mut outer = Process::start(&unshare, &arguments, &world.folder.join("bridge.log")).unwrap();
-    world.heard.server_event_after(0, "home", "snapshot_done").await;
+    world.recorder.server_event_after(0, "home", "snapshot_done").await;
     let outer_pid = outer.pid();
     let children = fs::read_to_string(format!("/proc/{outer_pid}/task/{outer_pid}/children")).unwrap();
     let inner = children.trim();
@@ -69,17 +69,17 @@ async fn as_the_first_process_of_a_container_it_ends_as_well() {
     let status = outer.wait(TIMEOUT).await.unwrap();
     assert_eq!(status.code(), Some(0), "{}", outer.output());
     assert!(asked_at.elapsed() < STOP, "it took {:?}", asked_at.elapsed());
-    world.heard.last_word("dtorrent/bridge/main/status", "offline").await;
+    world.recorder.wait_for_last("dtorrent/bridge/main/status", "offline").await;
 }
 
-/// Debian's libfaketime, if it is here.
+/// Returns the path of libfaketime. Skips the test if it is not installed.
 fn faketime() -> Option<String> {
     let machine = std::env::consts::ARCH;
     let path = format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketimeMT.so.1");
     if Path::new(&path).is_file() {
         return Some(path);
     }
-    eprintln!("SKIPPED: libfaketime is not installed (apt install faketime)");
+    skip("libfaketime is not installed; on Debian and Ubuntu: apt install faketime");
     None
 }
 
@@ -104,22 +104,22 @@ async fn a_clock_that_jumps_an_hour_changes_neither_order_nor_pace() {
     let program = Path::new(env!("CARGO_BIN_EXE_dtorrent"));
     let arguments = ["run", "--config", &config.to_string_lossy()];
     let mut bridge = Process::start_with(program, &arguments, &environment, &world.folder.join("bridge.log")).unwrap();
-    world.heard.server_event_after(0, "home", "snapshot_done").await;
+    world.recorder.server_event_after(0, "home", "snapshot_done").await;
     for (round, offset) in (0..).zip(["+3600", "-3600", "+0", "-3600", "+3600"]) {
         set(offset);
         let jumped_at = Instant::now();
         let hashes = load_many(&world.home, round * 10, 10).await;
         for hash in &hashes {
-            world.heard.event("home", "added", *hash).await;
+            world.recorder.event("home", "added", *hash).await;
         }
         assert!(jumped_at.elapsed() < TIMEOUT, "at {offset} it took {:?}", jumped_at.elapsed());
         let label = serde_json::json!({"label": offset});
         let topic = format!("home/torrent/{}/command/label", hashes[0]);
-        let result = world.heard.command(&topic, label).await;
+        let result = world.recorder.command(&topic, label).await;
         assert_eq!(result["status"], "ok", "at {offset}: {result}");
     }
     wait_for_newcomer(&world).await;
-    let events = world.heard.assert_gap_free("home");
+    let events = world.recorder.assert_gap_free("home");
     let times: Vec<&Value> = events.iter().map(|event| &event["time"]).collect();
     assert!(!times.is_sorted_by_key(|time| time.as_str()), "the clock did not jump: {times:?}");
     assert_eq!((count(&events, "added"), count(&events, "removed"), count(&events, "server_offline")), (51, 0, 0));

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::{count, load_many, wait_for_newcomer};
-use crate::harness::proxy::{Proxy, Way};
+use crate::harness::proxy::{Mode, Proxy};
 use crate::harness::recorder::Command;
 use crate::harness::{Setup, World, can_run};
 
@@ -31,7 +31,7 @@ async fn behind_a_proxy(torrents: u64, server: &str) -> (World, Proxy) {
 /// Nothing was removed or restarted, and each outage told of once.
 async fn assert_only_outages(world: &World, torrents: usize, outages: usize) {
     wait_for_newcomer(world).await;
-    let events = world.heard.assert_gap_free("home");
+    let events = world.recorder.assert_gap_free("home");
     let counts = ["added", "removed", "server_restarted", "server_offline"].map(|kind| count(&events, kind));
     assert_eq!(counts, [torrents + 1, 0, 0, outages], "{events:#?}");
     assert_eq!(count(&events, "server_online"), outages + 1);
@@ -63,11 +63,11 @@ async fn an_answer_that_is_nonsense_is_an_outage_and_nothing_else() {
     ];
     let outages = answers.len();
     for answer in answers {
-        let mark = world.heard.mark();
-        proxy.answers(Way::Say(Bytes::from(answer)));
-        world.heard.server_event_after(mark, "home", "server_offline").await;
-        proxy.answers(Way::Pass);
-        world.heard.server_event_after(mark, "home", "server_online").await;
+        let mark = world.recorder.mark();
+        proxy.answers(Mode::Say(Bytes::from(answer)));
+        world.recorder.server_event_after(mark, "home", "server_offline").await;
+        proxy.answers(Mode::Pass);
+        world.recorder.server_event_after(mark, "home", "server_online").await;
     }
     assert_only_outages(&world, 5, outages).await;
 }
@@ -81,15 +81,15 @@ async fn a_blocked_rtorrent_is_asked_once_at_a_time_and_loses_nothing() {
     let hash = world.home.hashes().await.unwrap()[0];
     let topic = format!("dtorrent/home/torrent/{hash}/command/label");
     for round in 0..2 {
-        let mark = world.heard.mark();
+        let mark = world.recorder.mark();
         world.home.process().pause().unwrap();
-        world.heard.server_event_after(mark, "home", "server_offline").await;
+        world.recorder.server_event_after(mark, "home", "server_offline").await;
         // For many times as long as it is given to answer; there is one at it at any time.
-        proxy.forget_most_open();
+        proxy.reset_most_open();
         let (short, long) = (format!("short{round}"), format!("long{round}"));
         for (id, ttl) in [(&short, "1s"), (&long, "300s")] {
             let body = json!({"label": id, "id": id, "ttl": ttl}).to_string();
-            world.heard.send(Command::new(&topic, body)).await;
+            world.recorder.send(Command::new(&topic, body)).await;
         }
         let asked = proxy.opened();
         let begun = Instant::now();
@@ -98,13 +98,13 @@ async fn a_blocked_rtorrent_is_asked_once_at_a_time_and_loses_nothing() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         // A command that may not wait so long is answered, one that may is kept.
-        let expired = world.heard.result(&short).await;
+        let expired = world.recorder.result(&short).await;
         assert_eq!((&expired["status"], &expired["error"]["code"]), (&json!("expired"), &json!("client_offline")));
-        assert_eq!(world.heard.results(&long).len(), 0, "nobody can know");
+        assert_eq!(world.recorder.results(&long).len(), 0, "nobody can know");
         assert_eq!(proxy.most_open(), 1, "one poll in flight");
         world.home.process().unpause().unwrap();
-        world.heard.server_event_after(mark, "home", "server_online").await;
-        let done = world.heard.result(&long).await;
+        world.recorder.server_event_after(mark, "home", "server_online").await;
+        let done = world.recorder.result(&long).await;
         assert_eq!(done["status"], "ok", "{done}");
         world.home.wait_for(hash, "d.custom1", &long).await.unwrap();
     }
@@ -117,12 +117,12 @@ async fn an_answer_that_stalls_in_the_middle_is_given_up_in_time() {
         return;
     }
     let (world, proxy) = behind_a_proxy(5, "timeout = \"500ms\"").await;
-    let mark = world.heard.mark();
-    proxy.forget_most_open();
-    proxy.answers(Way::Hold);
-    world.heard.server_event_after(mark, "home", "server_offline").await;
-    proxy.answers(Way::Pass);
-    world.heard.server_event_after(mark, "home", "server_online").await;
+    let mark = world.recorder.mark();
+    proxy.reset_most_open();
+    proxy.answers(Mode::Hold);
+    world.recorder.server_event_after(mark, "home", "server_offline").await;
+    proxy.answers(Mode::Pass);
+    world.recorder.server_event_after(mark, "home", "server_online").await;
     assert_eq!(proxy.most_open(), 1, "one poll in flight");
     assert_only_outages(&world, 5, 1).await;
 }
@@ -137,14 +137,14 @@ async fn an_rtorrent_out_of_connections_is_offline_until_it_has_some() {
     load_many(&world.home, 0, 5).await;
     world.start_bridge().await;
     let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
-    let mark = world.heard.mark();
+    let mark = world.recorder.mark();
     let mut greedy = Vec::new();
     for _ in 0..130 {
         greedy.push(TcpStream::connect(address).await.unwrap());
     }
-    world.heard.server_event_after(mark, "home", "server_offline").await;
+    world.recorder.server_event_after(mark, "home", "server_offline").await;
     drop(greedy);
-    world.heard.server_event_after(mark, "home", "server_online").await;
+    world.recorder.server_event_after(mark, "home", "server_online").await;
     assert_only_outages(&world, 5, 1).await;
 }
 
@@ -158,7 +158,7 @@ async fn killed_in_the_middle_of_an_answer_and_loading_its_session_slowly_it_rem
     for hash in &hashes {
         world.home.act(*hash, "d.save_full_session", &[]).await.unwrap();
     }
-    let mark = world.heard.mark();
+    let mark = world.recorder.mark();
     proxy.truncate_answers(5_000);
     world.home.process().kill().unwrap();
     // A session that is still loading, as newer versions show it: at first nothing, then a part, then all.
@@ -172,11 +172,11 @@ async fn killed_in_the_middle_of_an_answer_and_loading_its_session_slowly_it_rem
             std::fs::rename(session.join(&file), aside.join(&file)).unwrap();
         }
     }
-    world.heard.server_event_after(mark, "home", "server_offline").await;
+    world.recorder.server_event_after(mark, "home", "server_offline").await;
     world.home.restart().await.unwrap();
     proxy.truncate_answers(u64::MAX);
-    world.heard.server_event_after(mark, "home", "server_online").await;
-    let restarted = world.heard.server_event_after(mark, "home", "server_restarted").await;
+    world.recorder.server_event_after(mark, "home", "server_online").await;
+    let restarted = world.recorder.server_event_after(mark, "home", "server_restarted").await;
     for (number, hash) in hashes.iter().enumerate() {
         let torrent = std::fs::read(aside.join(&files(*hash)[0])).unwrap();
         world.home.load(&torrent, false).await.unwrap();
@@ -184,17 +184,17 @@ async fn killed_in_the_middle_of_an_answer_and_loading_its_session_slowly_it_rem
             // It has looked at a part.
             let content = Content::file(&format!("seen{number}"), 1_000, 1_000 + number as u64);
             world.home.load(&content.torrent, false).await.unwrap();
-            world.heard.event("home", "added", content.hash).await;
+            world.recorder.event("home", "added", content.hash).await;
         }
     }
     wait_for_newcomer(&world).await;
-    let events = world.heard.assert_gap_free("home");
+    let events = world.recorder.assert_gap_free("home");
     let counts = ["added", "removed", "server_restarted", "server_offline"].map(|kind| count(&events, kind));
     assert_eq!(counts, [45, 0, 1, 1], "{restarted} {events:#?}");
 }
 
 #[tokio::test]
-async fn three_thousand_come_and_go_at_once_each_told_once() {
+async fn three_thousand_torrents_added_and_removed_at_once_emit_each_event_once() {
     /// An rTorrent 0.9.8 that is polled takes a quarter of a minute to load these, and minutes for 10,000.
     const MANY: u64 = 3_000;
     if !can_run() {
@@ -207,7 +207,7 @@ async fn three_thousand_come_and_go_at_once_each_told_once() {
         let is_all = |all: &[crate::harness::recorder::Message]| {
             (all.iter().filter(|m| m.topic.ends_with(&end)).count() as u64 >= MANY).then_some(())
         };
-        world.heard.wait_within(4 * TIMEOUT, kind, is_all).await;
+        world.recorder.wait_within(4 * TIMEOUT, kind, is_all).await;
     };
     let hashes = load_many(&world.home, 0, MANY).await;
     all_told(&world, "added").await;
@@ -215,7 +215,7 @@ async fn three_thousand_come_and_go_at_once_each_told_once() {
         world.home.act(*hash, "d.erase", &[]).await.unwrap();
     }
     all_told(&world, "removed").await;
-    let events = world.heard.assert_gap_free("home");
+    let events = world.recorder.assert_gap_free("home");
     assert_eq!((count(&events, "added") as u64, count(&events, "removed") as u64), (MANY, MANY));
     let mut kinds: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for event in events.iter().filter(|event| event["hash"].is_string()) {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{count, kinds_of, label_all, load_many, wait_for_newcomer};
 use crate::harness::bridge::Bridge;
 use crate::harness::disk::{FailingDisk, SmallDisk};
-use crate::harness::proxy::{PUBLISH, Way};
+use crate::harness::proxy::{Mode, PUBLISH};
 use crate::harness::recorder::{Command, Message, Recorder};
 use crate::harness::{Setup, World, can_run};
 
@@ -30,7 +30,7 @@ fn moved_aside(world: &World) -> usize {
 }
 
 #[tokio::test]
-async fn a_last_record_that_is_torn_is_cut_off_and_told_anew() {
+async fn a_torn_last_record_is_dropped_and_its_events_are_emitted_again() {
     if !can_run() {
         return;
     }
@@ -38,38 +38,38 @@ async fn a_last_record_that_is_torn_is_cut_off_and_told_anew() {
     let proxy = world.proxy_broker().await;
     load_many(&world.home, 0, 5).await;
     world.start_bridge().await;
-    let written = world.ledger().last_seq("home");
+    let written = world.database().last_seq("home");
     // A power cut in the middle of a write: what was not whole on the disk was not sent to anybody.
-    proxy.requests(Way::HoldPackets(PUBLISH));
+    proxy.requests(Mode::HoldPackets(PUBLISH));
     let counted = fs::read(world.data_dir().join("dtorrent.used")).unwrap();
     let hash = world.home.load(&Content::file("torn", 1_000, 77).torrent, false).await.unwrap();
-    world.ledger().until("the event is written down", |ledger| ledger.last_seq("home") == written + 1).await;
+    world.database().until("the event is written down", |database| database.last_seq("home") == written + 1).await;
     world.bridge().process().kill().unwrap();
     proxy.cut();
-    proxy.requests(Way::Pass);
+    proxy.requests(Mode::Pass);
     let log = File::options().write(true).open(change_log(&world)).unwrap();
     log.set_len(log.metadata().unwrap().len() - 1_000).unwrap();
     fs::write(world.data_dir().join("dtorrent.used"), counted).unwrap(); // done only when a commit is whole
-    assert_eq!(world.ledger().last_seq("home"), written, "the last commit is gone");
+    assert_eq!(world.database().last_seq("home"), written, "the last commit is gone");
     world.bridge().restart();
-    let added = world.heard.event("home", "added", hash).await;
+    let added = world.recorder.event("home", "added", hash).await;
     assert_eq!((&added["seq"], &added["cause"]), (&json!(written + 1), &json!("recovered")), "{added}");
-    let events = world.heard.assert_gap_free("home");
+    let events = world.recorder.assert_gap_free("home");
     assert_eq!((count(&events, "added"), count(&events, "removed"), count(&events, "journal_reset")), (6, 0, 0));
 }
 
 /// The bridge starts anew after its state was spoilt while it was killed, and says so.
-async fn history_is_lost_by(spoil: impl Fn(&World)) {
+async fn state_is_lost_by(spoil: impl Fn(&World)) {
     let mut world = World::new(Setup::default()).await;
     load_many(&world.home, 0, 5).await;
     world.start_bridge().await;
     world.bridge().process().kill().unwrap();
     spoil(&world);
-    let mark = world.heard.mark();
+    let mark = world.recorder.mark();
     world.bridge().restart();
-    world.heard.server_event_after(mark, "home", "snapshot_done").await;
+    world.recorder.server_event_after(mark, "home", "snapshot_done").await;
     wait_for_newcomer(&world).await;
-    let epochs = world.heard.assert_gap_free_epochs("home");
+    let epochs = world.recorder.assert_gap_free_epochs("home");
     let [_, again] = &epochs[..] else { panic!("there should be two epochs: {epochs:#?}") };
     assert_eq!(again[0]["event_type"], "journal_reset", "the first word of the new epoch");
     assert_eq!((count(again, "added"), count(again, "removed"), count(again, "journal_reset")), (6, 0, 1));
@@ -78,11 +78,11 @@ async fn history_is_lost_by(spoil: impl Fn(&World)) {
     assert!(world.bridge().log().contains("the state is lost"), "it is not said");
     // Once is enough.
     world.bridge().stop().await;
-    let mark = world.heard.mark();
+    let mark = world.recorder.mark();
     world.bridge().restart();
     world.home.act(kinds_anchor(again), "d.erase", &[]).await.unwrap();
-    world.heard.event_after(mark, "home", "removed", kinds_anchor(again)).await;
-    assert_eq!(world.heard.assert_gap_free_epochs("home").len(), 2);
+    world.recorder.event_after(mark, "home", "removed", kinds_anchor(again)).await;
+    assert_eq!(world.recorder.assert_gap_free_epochs("home").len(), 2);
 }
 
 /// Any torrent that was told of.
@@ -91,11 +91,11 @@ fn kinds_anchor(events: &[Value]) -> dtorrent_peers::InfoHash {
 }
 
 #[tokio::test]
-async fn a_state_that_is_rotten_is_moved_aside_and_a_new_epoch_says_so() {
+async fn a_corrupt_state_is_renamed_and_starts_a_new_epoch() {
     if !can_run() {
         return;
     }
-    history_is_lost_by(|world| {
+    state_is_lost_by(|world| {
         // Checked in: the change log goes into the file, then a bit of each page turns over.
         let connection = rusqlite::Connection::open(database(world)).unwrap();
         connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
@@ -111,11 +111,11 @@ async fn a_state_that_is_rotten_is_moved_aside_and_a_new_epoch_says_so() {
 }
 
 #[tokio::test]
-async fn a_state_that_is_empty_is_moved_aside_and_a_new_epoch_says_so() {
+async fn an_empty_state_is_renamed_and_starts_a_new_epoch() {
     if !can_run() {
         return;
     }
-    history_is_lost_by(|world| {
+    state_is_lost_by(|world| {
         fs::remove_file(change_log(world)).unwrap();
         File::create(database(world)).unwrap();
         assert_eq!(moved_aside(world), 0);
@@ -124,11 +124,11 @@ async fn a_state_that_is_empty_is_moved_aside_and_a_new_epoch_says_so() {
 }
 
 #[tokio::test]
-async fn a_state_that_is_deleted_is_missed_and_a_new_epoch_says_so() {
+async fn a_deleted_state_is_detected_and_starts_a_new_epoch() {
     if !can_run() {
         return;
     }
-    history_is_lost_by(|world| {
+    state_is_lost_by(|world| {
         for file in [database(world), change_log(world)] {
             fs::remove_file(file).unwrap();
         }
@@ -137,11 +137,11 @@ async fn a_state_that_is_deleted_is_missed_and_a_new_epoch_says_so() {
 }
 
 #[tokio::test]
-async fn a_bit_that_turns_over_in_the_change_log_is_missed_and_a_new_epoch_says_so() {
+async fn a_flipped_bit_in_the_write_ahead_log_is_detected_and_starts_a_new_epoch() {
     if !can_run() {
         return;
     }
-    history_is_lost_by(|world| {
+    state_is_lost_by(|world| {
         let log = File::options().read(true).write(true).open(change_log(world)).unwrap();
         let middle = log.metadata().unwrap().len() / 2;
         let mut byte = [0];
@@ -152,7 +152,7 @@ async fn a_bit_that_turns_over_in_the_change_log_is_missed_and_a_new_epoch_says_
 }
 
 #[tokio::test]
-async fn a_folder_that_is_gone_is_known_by_what_the_broker_keeps() {
+async fn a_lost_data_directory_is_detected_by_the_retained_messages() {
     if !can_run() {
         return;
     }
@@ -163,19 +163,19 @@ async fn a_folder_that_is_gone_is_known_by_what_the_broker_keeps() {
         world.start_bridge().await;
         let state_of = |hash| format!("dtorrent/home/torrent/{hash}/state");
         world
-            .heard
+            .recorder
             .wait_for("the last state", |all| {
                 hashes.iter().all(|hash| all.iter().any(|message| message.topic == state_of(*hash))).then_some(())
             })
             .await;
-        assert_eq!(count(&world.heard.events("home"), "journal_reset"), 0, "a first start is no loss");
+        assert_eq!(count(&world.recorder.events("home"), "journal_reset"), 0, "a first start is no loss");
         world.bridge().process().kill().unwrap();
         fs::remove_dir_all(world.data_dir()).unwrap();
         world.home.act(hashes[0], "d.erase", &[]).await.unwrap();
-        let mark = world.heard.mark();
+        let mark = world.recorder.mark();
         world.bridge().restart();
-        world.heard.server_event_after(mark, "home", "journal_reset").await;
-        world.heard.server_event_after(mark, "home", "snapshot_done").await;
+        world.recorder.server_event_after(mark, "home", "journal_reset").await;
+        world.recorder.server_event_after(mark, "home", "snapshot_done").await;
         // What went meanwhile is taken back, what is there stays.
         let is_cleared = |all: &[Message]| {
             all[mark..]
@@ -183,11 +183,11 @@ async fn a_folder_that_is_gone_is_known_by_what_the_broker_keeps() {
                 .any(|message| message.topic == state_of(hashes[0]) && message.payload.is_empty())
                 .then_some(())
         };
-        world.heard.wait_for("the clearing", is_cleared).await;
-        let emptied = world.heard.all()[mark..].iter().filter(|message| message.payload.is_empty()).count();
+        world.recorder.wait_for("the clearing", is_cleared).await;
+        let emptied = world.recorder.all()[mark..].iter().filter(|message| message.payload.is_empty()).count();
         assert_eq!(emptied, 1, "only what is gone");
         wait_for_newcomer(&world).await;
-        let epochs = world.heard.assert_gap_free_epochs("home");
+        let epochs = world.recorder.assert_gap_free_epochs("home");
         assert_eq!(epochs.len(), 2);
         let is_snapshot = |event: &&Value| event["event_type"] == "added" && event["cause"] == "snapshot";
         assert_eq!(epochs[1].iter().filter(is_snapshot).count(), 4);
@@ -195,13 +195,13 @@ async fn a_folder_that_is_gone_is_known_by_what_the_broker_keeps() {
         // Once is enough.
         world.bridge().stop().await;
         world.bridge().restart();
-        world.heard.last_word("dtorrent/bridge/main/status", "online").await;
-        assert_eq!(count(&world.heard.events("home"), "journal_reset"), 1);
+        world.recorder.wait_for_last("dtorrent/bridge/main/status", "online").await;
+        assert_eq!(count(&world.recorder.events("home"), "journal_reset"), 1);
     }
 }
 
 #[tokio::test]
-async fn a_folder_that_is_gone_is_known_although_the_broker_was_away_for_several_lives() {
+async fn a_lost_data_directory_is_detected_although_the_broker_was_unreachable_for_several_runs() {
     if !can_run() {
         return;
     }
@@ -211,7 +211,7 @@ async fn a_folder_that_is_gone_is_known_although_the_broker_was_away_for_several
     world.start_bridge().await;
     let state_of = |hash| format!("dtorrent/home/torrent/{hash}/state");
     world
-        .heard
+        .recorder
         .wait_for("the last state", |all| {
             hashes.iter().all(|hash| all.iter().any(|message| message.topic == state_of(*hash))).then_some(())
         })
@@ -220,39 +220,39 @@ async fn a_folder_that_is_gone_is_known_although_the_broker_was_away_for_several
     proxy.refuse();
     fs::remove_dir_all(world.data_dir()).unwrap();
     world.home.act(hashes[0], "d.erase", &[]).await.unwrap();
-    let mark = world.heard.mark();
+    let mark = world.recorder.mark();
     for life in 1..=2 {
-        let tried = world.bridge().times_said("not connected, trying on");
+        let tried = world.bridge().count_in_log("not connected, trying on");
         world.bridge().restart();
-        world.ledger().until("what is there is written down", |ledger| ledger.last_seq("home") >= 4).await;
-        world.bridge().says_again(tried, "not connected, trying on").await;
-        let before = world.ledger().last_seq("home");
+        world.database().until("what is there is written down", |database| database.last_seq("home") >= 4).await;
+        world.bridge().wait_for_log_again(tried, "not connected, trying on").await;
+        let before = world.database().last_seq("home");
         world.home.load(&Content::file("life", 1_000, 100 + life).torrent, false).await.unwrap();
-        world.ledger().until("life goes on", |ledger| ledger.last_seq("home") > before).await;
+        world.database().until("life goes on", |database| database.last_seq("home") > before).await;
         world.bridge().process().kill().unwrap();
     }
     world.bridge().restart();
     proxy.admit();
-    world.heard.server_event_after(mark, "home", "journal_reset").await;
+    world.recorder.server_event_after(mark, "home", "journal_reset").await;
     let is_cleared = |all: &[Message]| {
         let of_gone = |message: &&Message| message.topic == state_of(hashes[0]) && message.payload.is_empty();
         all[mark..].iter().find(of_gone).map(|_| ())
     };
-    world.heard.wait_for("the clearing", is_cleared).await;
+    world.recorder.wait_for("the clearing", is_cleared).await;
     wait_for_newcomer(&world).await;
-    let emptied = world.heard.all()[mark..].iter().filter(|message| message.payload.is_empty()).count();
+    let emptied = world.recorder.all()[mark..].iter().filter(|message| message.payload.is_empty()).count();
     assert_eq!(emptied, 1, "only what is gone");
     // Once is enough.
     world.bridge().stop().await;
     world.bridge().restart();
-    world.heard.last_word("dtorrent/bridge/main/status", "online").await;
-    let epochs = world.heard.assert_gap_free_epochs("home");
+    world.recorder.wait_for_last("dtorrent/bridge/main/status", "online").await;
+    let epochs = world.recorder.assert_gap_free_epochs("home");
     assert_eq!(epochs.len(), 2);
     assert_eq!((count(&epochs[0], "journal_reset"), count(&epochs[1], "journal_reset")), (0, 1));
 }
 
 #[tokio::test]
-async fn a_broker_under_another_name_loses_what_was_kept_for_torrents_that_went() {
+async fn a_renamed_broker_is_cleared_of_the_states_of_removed_torrents() {
     if !can_run() {
         return;
     }
@@ -261,7 +261,7 @@ async fn a_broker_under_another_name_loses_what_was_kept_for_torrents_that_went(
     world.start_bridge().await;
     world.bridge().stop().await;
     world.home.act(hashes[0], "d.erase", &[]).await.unwrap();
-    let mark = world.heard.mark();
+    let mark = world.recorder.mark();
     let config = world.data_dir().with_file_name("dtorrent.toml");
     let renamed = fs::read_to_string(&config).unwrap().replace("[brokers.b]", "[brokers.renamed]");
     fs::write(&config, renamed).unwrap();
@@ -270,8 +270,8 @@ async fn a_broker_under_another_name_loses_what_was_kept_for_torrents_that_went(
     let is_cleared = |all: &[Message]| {
         all[mark..].iter().any(|message| message.topic == topic && message.payload.is_empty()).then_some(())
     };
-    world.heard.wait_for("the clearing", is_cleared).await;
-    assert_eq!(count(&world.heard.events("home"), "journal_reset"), 0, "the state is all there");
+    world.recorder.wait_for("the clearing", is_cleared).await;
+    assert_eq!(count(&world.recorder.events("home"), "journal_reset"), 0, "the state is all there");
 }
 
 #[tokio::test]
@@ -296,7 +296,7 @@ async fn a_state_of_the_first_version_is_brought_up_to_date() {
     File::create(world.data_dir().join("dtorrent.used")).unwrap();
     world.bridge().restart();
     wait_for_newcomer(&world).await;
-    let events = world.heard.assert_gap_free("home");
+    let events = world.recorder.assert_gap_free("home");
     assert_eq!((count(&events, "added"), count(&events, "journal_reset")), (6, 0));
     assert_eq!(moved_aside(&world), 0);
 }
@@ -325,7 +325,7 @@ async fn a_state_of_a_newer_version_is_refused_and_left_alone() {
     drop(connection);
     world.bridge().restart();
     wait_for_newcomer(&world).await;
-    assert_eq!(count(&world.heard.assert_gap_free("home"), "journal_reset"), 0);
+    assert_eq!(count(&world.recorder.assert_gap_free("home"), "journal_reset"), 0);
 }
 
 #[tokio::test]
@@ -342,16 +342,16 @@ async fn a_second_bridge_on_the_same_folder_refuses_and_the_first_goes_on() {
     assert_eq!(status.code(), Some(1));
     assert!(second.log().contains("another bridge uses the data folder"), "it does not say why:\n{}", second.log());
     wait_for_newcomer(&world).await;
-    world.heard.assert_gap_free("home");
+    world.recorder.assert_gap_free("home");
     let late = Recorder::listen(world.broker.port).await;
-    late.last_word("dtorrent/bridge/main/status", "online").await;
-    let said = world.heard.all().into_iter().filter(|message| message.topic == "dtorrent/bridge/main/status");
+    late.wait_for_last("dtorrent/bridge/main/status", "online").await;
+    let said = world.recorder.all().into_iter().filter(|message| message.topic == "dtorrent/bridge/main/status");
     assert_eq!(said.map(|message| message.text()).collect::<Vec<_>>(), ["online"], "the first was disturbed");
     world.bridge().stop().await;
 }
 
 #[tokio::test]
-async fn on_a_full_disk_it_goes_on_looking_and_tells_it_all_when_there_is_room() {
+async fn on_a_full_disk_polling_goes_on_and_all_is_emitted_when_there_is_room() {
     if !can_run() {
         return;
     }
@@ -371,24 +371,24 @@ async fn on_a_full_disk_it_goes_on_looking_and_tells_it_all_when_there_is_room()
     // A command waits, and the rest of life goes on at the client.
     let topic = format!("dtorrent/home/torrent/{}/command/priority", hashes[0]);
     let body = r#"{"priority": 3, "id": "on a full disk"}"#;
-    world.heard.send(Command::new(&topic, body)).await;
+    world.recorder.send(Command::new(&topic, body)).await;
     world.home.act(hashes[1], "d.erase", &[]).await.unwrap();
     let newcomer = world.home.load(&Content::file("y", 1_000, 99).torrent, false).await.unwrap();
     label_all(&world.home, "last").await;
-    world.bridge().says("a command waits for room on the disk").await;
-    assert!(world.heard.events("home").iter().all(|event| event["event_type"] != "removed"), "told and not written");
+    world.bridge().wait_for_log("a command waits for room on the disk").await;
+    assert!(world.recorder.events("home").iter().all(|event| event["event_type"] != "removed"), "told and not written");
     disk.free();
-    world.heard.event("home", "added", newcomer).await;
-    world.heard.event("home", "removed", hashes[1]).await;
-    let result = world.heard.result("on a full disk").await;
+    world.recorder.event("home", "added", newcomer).await;
+    world.recorder.event("home", "removed", hashes[1]).await;
+    let result = world.recorder.result("on a full disk").await;
     assert_eq!(result["status"], "ok", "{result}");
     let state = format!("dtorrent/home/torrent/{}/state", hashes[2]);
     let is_last = |all: &[Message]| {
         all.iter().rev().find(|message| message.topic == state).filter(|m| m.json()["label"] == "last").map(|_| ())
     };
-    world.heard.wait_for("the last label", is_last).await;
-    world.bridge().says("there is room again").await;
-    let events = world.heard.assert_gap_free("home");
+    world.recorder.wait_for("the last label", is_last).await;
+    world.bridge().wait_for_log("there is room again").await;
+    let events = world.recorder.assert_gap_free("home");
     assert_eq!((count(&events, "added"), count(&events, "removed"), count(&events, "journal_reset")), (31, 1, 0));
     assert!(world.bridge().process().exit_status().unwrap().is_none());
     world.bridge().stop().await;
@@ -408,7 +408,7 @@ async fn a_disk_that_fills_up_at_any_step_of_a_command_or_a_dead_letter_ends_not
     let Some(disk) = SmallDisk::mount(&world.data_dir()) else { return };
     let hashes = load_many(&world.home, 0, 10).await;
     world.launch_bridge();
-    world.heard.last_word("dtorrent/bridge/main/status", "online").await;
+    world.recorder.wait_for_last("dtorrent/bridge/main/status", "online").await;
     for round in 0..4 {
         // Commands, some of them refused, and events that the broker will not have; then the disk is full.
         let mut ids = Vec::new();
@@ -418,30 +418,30 @@ async fn a_disk_that_fills_up_at_any_step_of_a_command_or_a_dead_letter_ends_not
             if number % 4 == 3 {
                 body["label"] = json!(7);
             }
-            world.heard.send(Command::new("dtorrent/home/command/label", body.to_string())).await;
+            world.recorder.send(Command::new("dtorrent/home/command/label", body.to_string())).await;
             ids.push(id);
         }
         if round % 2 == 0 {
-            world.heard.result(&ids[0]).await;
+            world.recorder.result(&ids[0]).await;
         }
         disk.fill();
         let sign = format!("full-{round}");
         let body = json!({"hashes": [hashes[0]], "label": sign, "id": sign}).to_string();
-        let waited = world.bridge().times_said("waits for room on the disk");
-        world.heard.send(Command::new("dtorrent/home/command/label", body)).await;
-        world.bridge().says_again(waited, "waits for room on the disk").await;
+        let waited = world.bridge().count_in_log("waits for room on the disk");
+        world.recorder.send(Command::new("dtorrent/home/command/label", body)).await;
+        world.bridge().wait_for_log_again(waited, "waits for room on the disk").await;
         disk.free();
         for id in ids.iter().chain([&sign]) {
-            let result = world.heard.result(id).await;
+            let result = world.recorder.result(id).await;
             let wanted = if result["error"].is_null() { "ok" } else { "bad_request" };
             assert!(result["status"] == wanted || result["error"]["code"] == wanted, "{result}");
-            assert_eq!(world.heard.results(id).len(), 1, "{result}");
+            assert_eq!(world.recorder.results(id).len(), 1, "{result}");
         }
     }
     world.bridge().stop().await;
-    let letters = world.ledger().dead_letters("b");
-    let last = world.ledger().last_seq("home");
-    assert_eq!((letters.len() as u64, world.ledger().cursor("b", "home")), (last, last), "all were refused");
+    let letters = world.database().dead_letters("b");
+    let last = world.database().last_seq("home");
+    assert_eq!((letters.len() as u64, world.database().cursor("b", "home")), (last, last), "all were refused");
 }
 
 #[tokio::test]
@@ -464,8 +464,8 @@ async fn a_read_only_folder_is_named_at_the_start_and_served_when_it_can_be_writ
     disk.remount("remount,rw");
     world.bridge().restart();
     world.home.act(hash, "d.erase", &[]).await.unwrap();
-    world.heard.event("home", "removed", hash).await;
-    let events = world.heard.assert_gap_free("home");
+    world.recorder.event("home", "removed", hash).await;
+    let events = world.recorder.assert_gap_free("home");
     assert_eq!(kinds_of(&events, hash), ["added", "removed"]);
     world.bridge().stop().await;
 }
@@ -480,26 +480,26 @@ async fn a_start_on_a_full_disk_waits_for_room_and_loses_nothing() {
         let Some(disk) = SmallDisk::mount(&world.data_dir()) else { return };
         load_many(&world.home, 0, 5).await;
         world.start_bridge().await;
-        let written = world.ledger().last_seq("home");
+        let written = world.database().last_seq("home");
         match is_killed {
             true => world.bridge().process().kill().unwrap(),
             false => world.bridge().stop().await,
         }
         disk.fill();
         world.bridge().restart();
-        world.bridge().says("waiting for some").await;
+        world.bridge().wait_for_log("waiting for some").await;
         let hash = world.home.load(&Content::file("meanwhile", 1_000, 77).torrent, false).await.unwrap();
         disk.free();
-        let added = world.heard.event("home", "added", hash).await;
+        let added = world.recorder.event("home", "added", hash).await;
         assert_eq!((&added["seq"], &added["cause"]), (&json!(written + 1), &json!("recovered")), "{added}");
-        let events = world.heard.assert_gap_free("home");
+        let events = world.recorder.assert_gap_free("home");
         assert_eq!((count(&events, "added"), count(&events, "journal_reset")), (6, 0));
         world.bridge().stop().await;
     }
 }
 
 #[tokio::test]
-async fn on_a_disk_that_becomes_read_only_it_goes_on_looking_and_tells_it_all_from_one_that_is_not() {
+async fn on_a_disk_that_becomes_read_only_polling_goes_on_and_all_is_emitted_when_it_is_writable() {
     if !can_run() {
         return;
     }
@@ -510,47 +510,47 @@ async fn on_a_disk_that_becomes_read_only_it_goes_on_looking_and_tells_it_all_fr
     let mut newcomers = Vec::new();
     for (round, is_killed) in [false, true].into_iter().enumerate() {
         let first = world.home.load(&Content::file("first", 1_000, 100 + round as u64).torrent, false).await.unwrap();
-        world.heard.event("home", "added", first).await;
-        let (mark, written) = (world.heard.mark(), world.ledger().last_seq("home"));
+        world.recorder.event("home", "added", first).await;
+        let (mark, written) = (world.recorder.mark(), world.database().last_seq("home"));
         disk.fail();
-        let held = world.bridge().times_said("events cannot be written down");
+        let held = world.bridge().count_in_log("events cannot be written down");
         let second = world.home.load(&Content::file("second", 1_000, 200 + round as u64).torrent, false).await.unwrap();
         world.home.act(hashes[round], "d.erase", &[]).await.unwrap();
         let (id, label) = (format!("held {round}"), format!("last{round}"));
         label_all(&world.home, &label).await;
         let topic = format!("dtorrent/home/torrent/{}/command/priority", hashes[5]);
-        let waited = world.bridge().times_said("a command waits for room on the disk");
-        world.heard.send(Command::new(&topic, json!({"priority": 3 - round, "id": id}).to_string())).await;
-        world.bridge().says_again(waited, "a command waits for room on the disk").await;
+        let waited = world.bridge().count_in_log("a command waits for room on the disk");
+        world.recorder.send(Command::new(&topic, json!({"priority": 3 - round, "id": id}).to_string())).await;
+        world.bridge().wait_for_log_again(waited, "a command waits for room on the disk").await;
         // It is said at the first look and at the tenth: it looks on.
-        world.bridge().says_again(held + 1, "events cannot be written down").await;
+        world.bridge().wait_for_log_again(held + 1, "events cannot be written down").await;
         assert!(world.bridge().log().contains("readonly") || world.bridge().log().contains("disk I/O error"));
-        let told = world.heard.since(mark).into_iter().map(|message| message.topic);
+        let told = world.recorder.since(mark).into_iter().map(|message| message.topic);
         let told: Vec<_> = told.filter(|topic| topic.contains("/event/") || topic.ends_with("/result")).collect();
         assert!(told.is_empty(), "told and not written: {told:?}");
-        assert_eq!(world.ledger().last_seq("home"), written);
+        assert_eq!(world.database().last_seq("home"), written);
         // It cannot be made writable under those who use it.
         if is_killed {
             world.bridge().process().kill().unwrap();
         } else {
             world.bridge().stop().await;
         }
-        disk.mend();
+        disk.repair();
         world.bridge().restart();
-        let added = world.heard.event("home", "added", second).await;
+        let added = world.recorder.event("home", "added", second).await;
         assert_eq!(added["cause"], "recovered", "{added}");
-        world.heard.event("home", "removed", hashes[round]).await;
-        let result = world.heard.result(&id).await;
+        world.recorder.event("home", "removed", hashes[round]).await;
+        let result = world.recorder.result(&id).await;
         assert_eq!(result["status"], "ok", "{result}");
         let state = format!("dtorrent/home/torrent/{}/state", hashes[9]);
         let is_last = |all: &[Message]| {
             all.iter().rev().find(|m| m.topic == state).filter(|m| m.json()["label"] == label.as_str()).map(|_| ())
         };
-        world.heard.wait_for("the last label", is_last).await;
-        assert_eq!(world.heard.results(&id).len(), 1, "one command, one result");
+        world.recorder.wait_for("the last label", is_last).await;
+        assert_eq!(world.recorder.results(&id).len(), 1, "one command, one result");
         newcomers.extend([first, second]);
     }
-    let events = world.heard.assert_gap_free("home");
+    let events = world.recorder.assert_gap_free("home");
     assert_eq!((count(&events, "added"), count(&events, "removed"), count(&events, "journal_reset")), (14, 2, 0));
     assert!(newcomers.iter().all(|hash| kinds_of(&events, *hash)[0] == "added"));
     world.bridge().stop().await;

@@ -31,14 +31,14 @@ impl Bridge {
     }
 
     /// Waits until the log says something.
-    pub async fn says(&mut self, text: &str) {
-        self.says_again(0, text).await;
+    pub async fn wait_for_log(&mut self, text: &str) {
+        self.wait_for_log_again(0, text).await;
     }
 
     /// Waits until the log says something more than so many times.
-    pub async fn says_again(&mut self, times: usize, text: &str) {
+    pub async fn wait_for_log_again(&mut self, times: usize, text: &str) {
         let deadline = Instant::now() + TIMEOUT;
-        while self.times_said(text) <= times {
+        while self.count_in_log(text) <= times {
             assert!(Instant::now() < deadline, "the bridge does not say: {text}");
             assert!(self.process.exit_status().unwrap().is_none(), "the bridge has ended and did not say: {text}");
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -46,7 +46,7 @@ impl Bridge {
     }
 
     /// How often the log says something.
-    pub fn times_said(&self, text: &str) -> usize {
+    pub fn count_in_log(&self, text: &str) -> usize {
         self.log().matches(text).count()
     }
 

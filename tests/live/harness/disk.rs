@@ -1,11 +1,13 @@
-//! Disks of a test's own, mounted on a folder: one that is small, one that fails.
+//! Disks mounted on a folder: one that is small, one that fails.
 //!
-//! Both are `None`, aloud, where we may not mount, or the kernel has not what they need.
+//! `mount` returns `None`, after it has skipped the test, where the right to mount is missing or the kernel lacks
+//! something.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use super::skip::skip;
 
 fn runs(program: &str, arguments: &[&str], folder: &Path) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
@@ -13,30 +15,25 @@ fn runs(program: &str, arguments: &[&str], folder: &Path) -> bool {
     output.is_ok_and(|output| output.status.success())
 }
 
-fn skipped(why: &str) {
-    // Not by `eprintln`: of a test that passes nobody would see it.
-    std::io::stderr().write_all(format!("SKIPPED: {why}\n").as_bytes()).unwrap();
-}
-
-/// Not waiting for those who still use it: a test that fails may leave a bridge on it for a moment.
-fn leave(folder: &Path) {
+/// Unmounts lazily: after a test that failed, a bridge may use the disk for another moment.
+fn unmount(folder: &Path) {
     assert!(runs("umount", &["--lazy"], folder), "{} is still mounted", folder.display());
 }
 
-/// In memory, and soon full.
+/// A tmpfs of 24 MiB.
 pub struct SmallDisk(PathBuf);
 
 impl SmallDisk {
     pub fn mount(folder: &Path) -> Option<Self> {
         fs::create_dir_all(folder).unwrap();
         if !runs("mount", &["-t", "tmpfs", "-o", "size=24m", "tmpfs"], folder) {
-            skipped("no right to mount a small disk");
+            skip("no right to mount a tmpfs");
             return None;
         }
         Some(Self(folder.to_owned()))
     }
 
-    /// Until nothing more goes in.
+    /// Fills the disk completely.
     pub fn fill(&self) {
         assert!(fs::write(self.0.join("ballast"), vec![1; 25 << 20]).is_err(), "the disk has to be full");
     }
@@ -52,12 +49,13 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        leave(&self.0);
+        unmount(&self.0);
     }
 }
 
-/// An ext4 in a file that becomes read-only when it meets an error, as Debian mounts them, and can be told
-/// to meet one. It has no journal: that would take part in the error, and refuse to be mounted after it.
+/// An ext4 file system in a file that becomes read-only on an error, as Debian mounts them, and an error on demand.
+///
+/// It has no journal: an aborted journal would prevent the file system from being mounted again.
 pub struct FailingDisk {
     image: PathBuf,
     folder: PathBuf,
@@ -69,40 +67,40 @@ impl FailingDisk {
         fs::File::create(image).unwrap().set_len(32 << 20).unwrap();
         let disk = Self { image: image.to_owned(), folder: folder.to_owned() };
         if !runs("mkfs.ext4", &["-q", "-O", "^has_journal"], image) {
-            skipped("no mkfs.ext4 (apt install e2fsprogs)");
-        } else if !disk.appear() {
-            skipped("no right to mount a disk from a file");
-        } else if !disk.knob().is_file() {
-            skipped("this kernel cannot make an ext4 fail");
-            leave(folder);
+            skip("`mkfs.ext4` is not installed; on Debian and Ubuntu: apt install e2fsprogs");
+        } else if !disk.mounts() {
+            skip("no right to mount an image, or no loop device");
+        } else if !disk.trigger().is_file() {
+            skip("the kernel has no /sys/fs/ext4/*/trigger_fs_error");
+            unmount(folder);
         } else {
             return Some(disk);
         }
-        std::mem::forget(disk); // it is not mounted
+        std::mem::forget(disk); // it is not mounted, so `drop` must not unmount it
         None
     }
 
-    /// From now on nobody can write to it, also not to files that are open.
+    /// Makes the file system read-only, for open files too.
     pub fn fail(&self) {
-        // It says by an error, or not, that there was one.
-        drop(fs::write(self.knob(), "1"));
+        // The write itself may or may not return the error that it triggers.
+        drop(fs::write(self.trigger(), "1"));
         let error = fs::write(self.folder.join("probe"), "").unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{error}");
     }
 
-    /// Whoever used it has to be gone.
-    pub fn mend(&self) {
-        assert!(runs("umount", &[], &self.folder), "somebody still uses {}", self.folder.display());
-        assert!(self.appear(), "cannot mount it again");
+    /// Makes the file system writable again. Nobody may use it.
+    pub fn repair(&self) {
+        assert!(runs("umount", &[], &self.folder), "{} is still in use", self.folder.display());
+        assert!(self.mounts(), "cannot mount it again");
     }
 
-    fn appear(&self) -> bool {
+    fn mounts(&self) -> bool {
         let image = self.image.to_string_lossy();
         runs("mount", &["-o", "loop,errors=remount-ro", &image], &self.folder)
     }
 
-    /// What the kernel shows of it.
-    fn knob(&self) -> PathBuf {
+    /// Returns the file that triggers an error when it is written to.
+    fn trigger(&self) -> PathBuf {
         let mounts = fs::read_to_string("/proc/mounts").unwrap();
         let folder = self.folder.to_string_lossy();
         let of_it = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|words| words[1] == folder);
@@ -113,6 +111,6 @@ impl FailingDisk {
 
 impl Drop for FailingDisk {
     fn drop(&mut self) {
-        leave(&self.folder);
+        unmount(&self.folder);
     }
 }

@@ -106,7 +106,7 @@ pub struct Event {
 /// Somebody who listens to events.
 pub struct Listener {
     stream: BufReader<TcpStream>,
-    pub heard: Vec<Event>,
+    pub received: Vec<Event>,
 }
 
 impl Listener {
@@ -116,18 +116,18 @@ impl Listener {
         let (status, headers) = head(&mut stream).await;
         assert_eq!(status, 200);
         assert!(headers.contains("content-type: text/event-stream"), "{headers}");
-        Self { stream, heard: Vec::new() }
+        Self { stream, received: Vec::new() }
     }
 
     /// One whose end of the line takes in a few kilobytes, as long as nobody reads; and its port.
-    pub async fn listen_with_small_ears(port: u16) -> (Self, u16) {
+    pub async fn listen_with_small_buffer(port: u16) -> (Self, u16) {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
         let stream = socket.connect(([127, 0, 0, 1], port).into()).await.unwrap();
         let own = stream.local_addr().unwrap().port();
         let mut stream = ask_over(stream, port, "GET", "/api/v1/events", &[], b"").await;
         assert_eq!(head(&mut stream).await.0, 200);
-        (Self { stream, heard: Vec::new() }, own)
+        (Self { stream, received: Vec::new() }, own)
     }
 
     /// The next event; `None` when the stream is over.
@@ -138,7 +138,7 @@ impl Listener {
             let mut line = String::new();
             // What only says that the line is alive gives no new patience.
             let read = timeout_at(deadline, self.stream.read_line(&mut line)).await;
-            read.unwrap_or_else(|_| panic!("no more events after {:?}", self.heard)).ok()?;
+            read.unwrap_or_else(|_| panic!("no more events after {:?}", self.received)).ok()?;
             if !line.ends_with('\n') {
                 return None;
             }
@@ -149,7 +149,7 @@ impl Listener {
                 Some(_) => {}
                 None if event.data.is_null() => {}
                 None => {
-                    self.heard.push(event.clone());
+                    self.received.push(event.clone());
                     return Some(event);
                 }
             }

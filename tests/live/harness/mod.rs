@@ -2,45 +2,40 @@
 
 pub mod bridge;
 pub mod certificates;
+pub mod database;
 pub mod disk;
 pub mod http;
-pub mod ledger;
 pub mod nats;
 pub mod nginx;
 pub mod proxy;
 pub mod receiver;
 pub mod recorder;
+pub mod scgi;
 pub mod schemas;
+pub mod skip;
 
-use std::io::Write as _;
 use std::path::PathBuf;
 
 use dtorrent_peers::mosquitto::{self, Mosquitto};
-use dtorrent_peers::process::find;
 use dtorrent_peers::rtorrent::{self, Rtorrent};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use self::bridge::Bridge;
-use self::ledger::Ledger;
+use self::database::StateDatabase;
 use self::proxy::Proxy;
 use self::recorder::Recorder;
+use self::skip::are_installed;
 
-/// Whether the programs of the live tests are here. If not, the test is skipped aloud, or fails where
-/// `DTORRENT_LIVE=required` says that they have to be.
+/// Returns whether the programs that most live tests need are installed. Skips the test if one is not.
+#[track_caller]
 pub fn can_run() -> bool {
-    let programs = [("rtorrent", "rtorrent"), ("mosquitto", "mosquitto"), ("nginx", "nginx"), ("openssl", "openssl")];
-    let missing = programs.into_iter().find_map(|(program, package)| find(program, package).err());
-    let Some(missing) = missing else { return true };
-    let is_required = std::env::var("DTORRENT_LIVE").is_ok_and(|value| value == "required");
-    assert!(!is_required, "{missing}");
-    say_skipped(&missing.to_string());
-    false
-}
-
-fn say_skipped(missing: &str) {
-    // Not by `eprintln`: of a test that passes nobody would see it.
-    std::io::stderr().write_all(format!("SKIPPED: {missing}\n").as_bytes()).unwrap();
+    are_installed(&[
+        ("rtorrent", "rtorrent"),
+        ("mosquitto", "mosquitto"),
+        ("nginx", "nginx-light"),
+        ("openssl", "openssl"),
+    ])
 }
 
 /// What differs from the usual: one broker, one server `home`, polled four times a second.
@@ -58,7 +53,7 @@ pub struct Setup {
 
 /// A broker, rTorrents, and a consumer; the bridge is started by the test.
 pub struct World {
-    pub heard: Recorder,
+    pub recorder: Recorder,
     pub bridge: Option<Bridge>,
     pub home: Rtorrent,
     pub broker: Mosquitto,
@@ -73,8 +68,8 @@ impl World {
         let folder = temporary.path().to_owned();
         let broker = Mosquitto::start(&folder.join("broker"), &setup.broker).await.unwrap();
         let home = Rtorrent::start(&folder.join("home"), &setup.rtorrent).await.unwrap();
-        let heard = Recorder::listen(broker.port).await;
-        Self { heard, bridge: None, home, broker, folder, setup, _folder: temporary }
+        let recorder = Recorder::listen(broker.port).await;
+        Self { recorder, bridge: None, home, broker, folder, setup, _folder: temporary }
     }
 
     /// One with its bridge running, and the first snapshot told.
@@ -94,7 +89,7 @@ impl World {
         let config = self.write_config(servers);
         self.bridge = Some(Bridge::start(&config));
         for (server, _) in servers {
-            self.heard.server_event_after(0, server, "snapshot_done").await;
+            self.recorder.server_event_after(0, server, "snapshot_done").await;
         }
     }
 
@@ -115,8 +110,8 @@ impl World {
     }
 
     /// What the bridge has written down.
-    pub fn ledger(&self) -> Ledger {
-        Ledger::of(&self.data_dir())
+    pub fn database(&self) -> StateDatabase {
+        StateDatabase::of(&self.data_dir())
     }
 
     /// A proxy before the broker, for the bridge that is started next. Who listens is not behind it.

@@ -13,17 +13,13 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::schemas;
+use super::skip::skip;
 
 /// Where `scripts/install-peers.sh` puts what Debian does not have.
 pub fn peers() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"));
     cache.join("dtorrent-peers")
-}
-
-/// PyPI was not reached, and that is how it is.
-pub fn is_excused() -> bool {
-    peers().join("not-reached").is_file()
 }
 
 /// The newest of what came from PyPI, by the beginning of its name.
@@ -33,27 +29,13 @@ pub fn newest(prefix: &str) -> Option<PathBuf> {
     paths.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix))).max()
 }
 
-/// The folder of the Python client.
-pub fn python_client() -> Option<PathBuf> {
-    newest("python-")
-}
-
-/// The servers that are here: Debian's and a current one. Which are missing is said aloud, or an error.
+/// Returns the installed servers: Debian's, which is an old one, and a current one. Skips the test for one that is
+/// missing.
 pub fn programs() -> Vec<PathBuf> {
-    let is_required = std::env::var("DTORRENT_LIVE").is_ok_and(|value| value == "required");
-    let of_debian = find("nats-server", "nats-server").map_err(|missing| missing.to_string());
-    let current = newest("nats-server-").ok_or("a current nats-server: see scripts/install-peers.sh".to_owned());
-    let mut programs = Vec::new();
-    for (program, must_be_here) in [(of_debian, is_required), (current, is_required && !is_excused())] {
-        match program {
-            Ok(program) => programs.push(program),
-            Err(missing) => {
-                assert!(!must_be_here, "{missing}");
-                super::say_skipped(&missing);
-            }
-        }
-    }
-    programs
+    let debian = find("nats-server", "nats-server").map_err(|missing| missing.to_string());
+    let current = newest("nats-server-").ok_or("a current nats-server is missing: scripts/install-peers.sh".to_owned());
+    let found = [debian, current].into_iter().map(|program| program.inspect_err(|reason| skip(reason)));
+    found.flatten().collect()
 }
 
 /// A server; gone when dropped.
@@ -226,14 +208,14 @@ pub fn assert_once_in_order(stored: &[(String, String, Value)], server: &str) ->
 }
 
 /// Remembers everything that it hears.
-pub struct Ear {
-    heard: Arc<Mutex<Vec<Message>>>,
+pub struct Subscriber {
+    received: Arc<Mutex<Vec<Message>>>,
     pub client: Client,
     task: tokio::task::JoinHandle<()>,
 }
 
-impl Drop for Ear {
-    /// Holds everything that was heard against the schemas.
+impl Drop for Subscriber {
+    /// Holds everything that was received against the schemas.
     fn drop(&mut self) {
         self.task.abort();
         let all: Vec<_> = self.all().into_iter().map(|m| (m.subject.replace('.', "/"), m.payload)).collect();
@@ -241,7 +223,7 @@ impl Drop for Ear {
     }
 }
 
-impl Ear {
+impl Subscriber {
     pub async fn listen(server: &NatsServer) -> Self {
         Self::listen_as(server.client().await).await
     }
@@ -253,25 +235,25 @@ impl Ear {
         client.flush().await.unwrap();
         client.publish("dtorrent.test", Bytes::new()).await.unwrap();
         tokio::time::timeout(TIMEOUT, subscriber.next()).await.unwrap().unwrap();
-        let heard = Arc::new(Mutex::new(Vec::new()));
-        let all = Arc::clone(&heard);
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let all = Arc::clone(&received);
         let task = tokio::spawn(async move {
             while let Some(message) = subscriber.next().await {
                 all.lock().unwrap().push(message);
             }
         });
-        Self { heard, client, task }
+        Self { received, client, task }
     }
 
     pub fn all(&self) -> Vec<Message> {
-        self.heard.lock().unwrap().clone()
+        self.received.lock().unwrap().clone()
     }
 
-    /// Waits until something is found in all that was heard.
+    /// Waits until something is found in all that was received.
     pub async fn wait_for<T>(&self, what: &str, mut find: impl FnMut(&[Message]) -> Option<T>) -> T {
         let deadline = Instant::now() + TIMEOUT;
         loop {
-            if let Some(found) = find(&self.heard.lock().unwrap()) {
+            if let Some(found) = find(&self.received.lock().unwrap()) {
                 return found;
             }
             if Instant::now() > deadline {
@@ -283,7 +265,7 @@ impl Ear {
                         format!("  {} {}", m.subject, String::from_utf8_lossy(&m.payload[..m.payload.len().min(200)]))
                     })
                     .collect();
-                panic!("waited for {what} in vain; heard last:\n{}", last.join("\n"));
+                panic!("waited for {what} in vain; received last:\n{}", last.join("\n"));
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

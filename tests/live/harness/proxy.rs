@@ -1,6 +1,6 @@
 //! A bad network: a TCP proxy that cuts, holds back, refuses, or puts other words into a mouth.
 //!
-//! Each direction has its [`Way`], which may be changed while connections live. What is held back is
+//! Each direction has its [`Mode`], which may be changed while connections live. What is held back is
 //! kept, not lost: neither side learns of anything, as with a line that went dead without a word.
 
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 /// What becomes of the bytes of one direction.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Mode {
     Pass,
     /// Of each connection so many bytes get through, then it is closed.
     Bytes(u64),
@@ -42,8 +42,8 @@ const NONE: u8 = 0;
 pub struct Proxy {
     pub address: SocketAddr,
     cut: watch::Sender<()>,
-    requests: watch::Sender<Way>,
-    answers: watch::Sender<Way>,
+    requests: watch::Sender<Mode>,
+    answers: watch::Sender<Mode>,
     shared: Arc<Shared>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -96,8 +96,8 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (cut, cuts) = watch::channel(());
-        let (requests, request_way) = watch::channel(Way::Pass);
-        let (answers, answer_way) = watch::channel(Way::Pass);
+        let (requests, request_mode) = watch::channel(Mode::Pass);
+        let (answers, answer_mode) = watch::channel(Mode::Pass);
         let shared = Arc::new(Shared::default());
         let of_task = Arc::clone(&shared);
         let task = tokio::spawn(async move {
@@ -107,7 +107,7 @@ impl Proxy {
                 }
                 let mut cuts = cuts.clone();
                 cuts.mark_unchanged();
-                let (request_way, answer_way) = (request_way.clone(), answer_way.clone());
+                let (request_mode, answer_mode) = (request_mode.clone(), answer_mode.clone());
                 // One that was closed before this one was opened is not to count as open any more.
                 for _ in 0..10 {
                     tokio::task::yield_now().await;
@@ -116,9 +116,9 @@ impl Proxy {
                 tokio::spawn(async move {
                     let Ok(far) = TcpStream::connect(target).await else { return };
                     tokio::select! {
-                        biased; // what is cut passes nothing on, though its way may be free by now
+                        biased; // what is cut passes nothing on, though its mode may be free by now
                         _ = cuts.changed() => {}
-                        () = pass(near, far, request_way, answer_way, counted, is_mqtt) => {}
+                        () = pass(near, far, request_mode, answer_mode, counted, is_mqtt) => {}
                     }
                 });
             }
@@ -142,18 +142,18 @@ impl Proxy {
     }
 
     /// What becomes of what the near side sends, from now on.
-    pub fn requests(&self, way: Way) {
-        self.requests.send_replace(way);
+    pub fn requests(&self, mode: Mode) {
+        self.requests.send_replace(mode);
     }
 
     /// What becomes of what the far side sends, from now on.
-    pub fn answers(&self, way: Way) {
-        self.answers.send_replace(way);
+    pub fn answers(&self, mode: Mode) {
+        self.answers.send_replace(mode);
     }
 
     /// Lets only so many bytes of each connection's answers through from now on, then closes it.
     pub fn truncate_answers(&self, bytes: u64) {
-        self.answers(Way::Bytes(bytes));
+        self.answers(Mode::Bytes(bytes));
     }
 
     /// How many connections were opened.
@@ -167,7 +167,7 @@ impl Proxy {
     }
 
     /// Counts from now on.
-    pub fn forget_most_open(&self) {
+    pub fn reset_most_open(&self) {
         self.shared.most_open.store(self.shared.open.load(Ordering::SeqCst), Ordering::SeqCst);
     }
 }
@@ -175,45 +175,45 @@ impl Proxy {
 async fn pass(
     near: TcpStream,
     far: TcpStream,
-    request_way: watch::Receiver<Way>,
-    answer_way: watch::Receiver<Way>,
+    request_mode: watch::Receiver<Mode>,
+    answer_mode: watch::Receiver<Mode>,
     counted: Counted,
     is_mqtt: bool,
 ) {
     let (from_near, to_near) = near.into_split();
     let (from_far, to_far) = far.into_split();
     let forward = async {
-        if relay(from_near, to_far, request_way, is_mqtt).await {
+        if relay(from_near, to_far, request_mode, is_mqtt).await {
             drop(counted);
             std::future::pending::<()>().await;
         }
     };
     tokio::select! {
         () = forward => {}
-        _ = relay(from_far, to_near, answer_way, is_mqtt) => {}
+        _ = relay(from_far, to_near, answer_mode, is_mqtt) => {}
     }
 }
 
-/// Moves bytes until one side ends, which is `true`, or the way says that it is over.
+/// Moves bytes until one side ends, which is `true`, or the mode says that it is over.
 async fn relay(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    mut way: watch::Receiver<Way>,
+    mut mode: watch::Receiver<Mode>,
     is_mqtt: bool,
 ) -> bool {
     let (mut passed, mut kept, mut has_ended) = (0, BytesMut::new(), false);
     loop {
-        let current = way.borrow_and_update().clone();
+        let current = mode.borrow_and_update().clone();
         let may_go = match &current {
-            Way::Pass if is_mqtt && !has_ended => before_packet(&kept, NONE),
-            Way::Reason { .. } => before_packet(&kept, NONE),
-            Way::Pass => kept.len(),
-            Way::Bytes(limit) => kept.len().min(usize::try_from(limit.saturating_sub(passed)).unwrap_or(usize::MAX)),
-            Way::Hold | Way::Say(_) => 0,
-            Way::HoldPackets(kind) => before_packet(&kept, *kind),
-            Way::HoldPublishes(word) => before_publish(&kept, word),
+            Mode::Pass if is_mqtt && !has_ended => before_packet(&kept, NONE),
+            Mode::Reason { .. } => before_packet(&kept, NONE),
+            Mode::Pass => kept.len(),
+            Mode::Bytes(limit) => kept.len().min(usize::try_from(limit.saturating_sub(passed)).unwrap_or(usize::MAX)),
+            Mode::Hold | Mode::Say(_) => 0,
+            Mode::HoldPackets(kind) => before_packet(&kept, *kind),
+            Mode::HoldPublishes(word) => before_publish(&kept, word),
         };
-        if let Way::Reason { instead_of, say } = current {
+        if let Mode::Reason { instead_of, say } = current {
             reword(&mut kept[..may_go], instead_of, say);
         }
         if to.write_all(&kept[..may_go]).await.is_err() {
@@ -222,8 +222,8 @@ async fn relay(
         kept.advance(may_go);
         passed += may_go as u64;
         let is_over = match &current {
-            Way::Bytes(limit) => passed >= *limit && (!kept.is_empty() || has_ended),
-            Way::Say(words) if !kept.is_empty() => {
+            Mode::Bytes(limit) => passed >= *limit && (!kept.is_empty() || has_ended),
+            Mode::Say(words) if !kept.is_empty() => {
                 drop(to.write_all(words).await);
                 true
             }
@@ -238,7 +238,7 @@ async fn relay(
         }
         tokio::select! {
             read = from.read_buf(&mut kept), if !has_ended => has_ended = read.unwrap_or(0) == 0,
-            changed = way.changed() => if changed.is_err() { return false },
+            changed = mode.changed() => if changed.is_err() { return false },
         }
     }
 }

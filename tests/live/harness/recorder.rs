@@ -39,7 +39,7 @@ impl Message {
 }
 
 pub struct Recorder {
-    heard: Arc<Mutex<Vec<Message>>>,
+    received: Arc<Mutex<Vec<Message>>>,
     /// What the test itself has sent, which may be rubbish.
     sent: Mutex<BTreeSet<(String, Bytes)>>,
     news: watch::Receiver<()>,
@@ -49,7 +49,7 @@ pub struct Recorder {
 }
 
 impl Drop for Recorder {
-    /// Holds everything that was heard against the schemas.
+    /// Holds everything that was received against the schemas.
     fn drop(&mut self) {
         self.task.abort();
         let (all, sent) = (self.all(), self.sent.lock().unwrap());
@@ -84,8 +84,8 @@ impl Recorder {
         let (client, mut connection) = AsyncClient::new(options, 100);
         let (wake, news) = watch::channel(());
         let (subscribed, subscriptions) = watch::channel(0);
-        let heard = Arc::new(Mutex::new(Vec::new()));
-        let (all, subscriber) = (Arc::clone(&heard), client.clone());
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let (all, subscriber) = (Arc::clone(&received), client.clone());
         let task = tokio::spawn(async move {
             loop {
                 match connection.poll().await {
@@ -111,12 +111,12 @@ impl Recorder {
                 }
             }
         });
-        let recorder = Self { heard, sent: Mutex::default(), news, subscriptions, client, task };
+        let recorder = Self { received, sent: Mutex::default(), news, subscriptions, client, task };
         recorder.subscribed(1).await;
         recorder
     }
 
-    /// Waits until it has subscribed so many times: what comes to the broker from then on is heard.
+    /// Waits until it has subscribed so many times: what comes to the broker from then on is received.
     pub async fn subscribed(&self, times: usize) {
         let mut subscriptions = self.subscriptions.clone();
         let enough = subscriptions.wait_for(|count| *count >= times);
@@ -130,19 +130,19 @@ impl Recorder {
 
     /// Everything so far.
     pub fn all(&self) -> Vec<Message> {
-        self.heard.lock().unwrap().clone()
+        self.received.lock().unwrap().clone()
     }
 
     /// Where the record is now, for [`Self::since`].
     pub fn mark(&self) -> usize {
-        self.heard.lock().unwrap().len()
+        self.received.lock().unwrap().len()
     }
 
     pub fn since(&self, mark: usize) -> Vec<Message> {
-        self.heard.lock().unwrap()[mark..].to_vec()
+        self.received.lock().unwrap()[mark..].to_vec()
     }
 
-    /// Waits until `find` finds something in all that was heard.
+    /// Waits until `find` finds something in all that was received.
     pub async fn wait_for<T>(&self, what: &str, find: impl FnMut(&[Message]) -> Option<T>) -> T {
         self.wait_within(TIMEOUT, what, find).await
     }
@@ -158,16 +158,16 @@ impl Recorder {
         let mut news = self.news.clone();
         loop {
             news.mark_unchanged();
-            if let Some(found) = find(&self.heard.lock().unwrap()) {
+            if let Some(found) = find(&self.received.lock().unwrap()) {
                 return found;
             }
             if tokio::time::timeout_at(deadline, news.changed()).await.is_err() {
-                panic!("waited for {what} in vain; heard last:\n{}", self.last_heard());
+                panic!("waited for {what} in vain; received last:\n{}", self.last_received());
             }
         }
     }
 
-    fn last_heard(&self) -> String {
+    fn last_received(&self) -> String {
         let all = self.all();
         let last = all.iter().skip(all.len().saturating_sub(25));
         let lines = last.map(|message| {
@@ -200,7 +200,7 @@ impl Recorder {
     }
 
     /// Waits until the last word on a topic is `text`.
-    pub async fn last_word(&self, topic: &str, text: &str) {
+    pub async fn wait_for_last(&self, topic: &str, text: &str) {
         let what = format!("{topic} to say {text}");
         self.wait_for(&what, |all| {
             let last = all.iter().rev().find(|message| message.topic == topic)?;
@@ -280,7 +280,7 @@ impl Recorder {
         let prefix = format!("dtorrent/{server}/torrent/");
         let mut present: BTreeMap<String, bool> = BTreeMap::new();
         // Of many torrents not every state is kept; one that is no longer kept is taken back, maybe
-        // before all that are many were heard of here.
+        // before all that are many were received of here.
         let is_added = |message: &&Message| message.topic.ends_with("/event/added");
         let were_many = self.all().iter().filter(is_added).count() > 500;
         for message in self.all() {

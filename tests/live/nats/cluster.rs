@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{all_is_stored, bus_at, label, load_one, version};
 use crate::faults::{label_all, load_many};
-use crate::harness::nats::{self, Ear, NatsServer, api, until};
+use crate::harness::nats::{self, NatsServer, Subscriber, api, until};
 use crate::harness::{World, can_run};
 
 struct Cluster {
@@ -58,7 +58,7 @@ impl Cluster {
 }
 
 #[tokio::test]
-async fn with_three_replicas_order_is_kept_over_changes_of_the_leader_and_a_kill_of_it() {
+async fn with_three_replicas_order_survives_leader_changes_and_a_kill_of_the_leader() {
     const TORRENTS: u64 = 200;
     if !can_run() {
         return;
@@ -72,37 +72,37 @@ async fn with_three_replicas_order_is_kept_over_changes_of_the_leader_and_a_kill
         let mut world = World::new(setup).await;
         load_many(&world.home, 1, TORRENTS).await;
         world.launch_bridge();
-        let ledger = world.ledger();
-        ledger.until("something is delivered", |ledger| ledger.cursor("bus", "home") > 0).await;
+        let database = world.database();
+        database.until("something is delivered", |database| database.cursor("bus", "home") > 0).await;
         for round in 1..5_u64 {
-            ledger
-                .until("the round before is written down", |ledger| ledger.last_seq("home") >= TORRENTS * round)
+            database
+                .until("the round before is written down", |database| database.last_seq("home") >= TORRENTS * round)
                 .await;
-            let begun = ledger.cursor("bus", "home");
+            let begun = database.cursor("bus", "home");
             label_all(&world.home, &format!("round-{round}")).await;
-            ledger.until("some of it is delivered", |ledger| ledger.cursor("bus", "home") > begun).await;
-            let ear = Ear::listen(&cluster.servers[0]).await;
+            database.until("some of it is delivered", |database| database.cursor("bus", "home") > begun).await;
+            let subscriber = Subscriber::listen(&cluster.servers[0]).await;
             if round == 3 {
-                let leader = cluster.leader(&ear.client).await;
-                drop(ear);
+                let leader = cluster.leader(&subscriber.client).await;
+                drop(subscriber);
                 cluster.servers[leader].kill();
                 cluster.servers[leader].restart().await;
             } else {
-                api(&ear.client, "STREAM.LEADER.STEPDOWN.DTORRENT_EVENTS", Value::Null).await;
+                api(&subscriber.client, "STREAM.LEADER.STEPDOWN.DTORRENT_EVENTS", Value::Null).await;
             }
         }
-        let ear = Ear::listen(&cluster.servers[0]).await;
-        let info = api(&ear.client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await;
+        let subscriber = Subscriber::listen(&cluster.servers[0]).await;
+        let info = api(&subscriber.client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await;
         assert_eq!(info["config"]["num_replicas"], json!(3), "{info}");
-        ledger.until("all is written down", |ledger| ledger.last_seq("home") >= 5 * TORRENTS).await;
-        let last = ledger.last_seq("home");
-        ledger.until("all is delivered", |ledger| ledger.cursor("bus", "home") >= last).await;
-        all_is_stored(&world, &ear).await;
+        database.until("all is written down", |database| database.last_seq("home") >= 5 * TORRENTS).await;
+        let last = database.last_seq("home");
+        database.until("all is delivered", |database| database.cursor("bus", "home") >= last).await;
+        all_is_stored(&world, &subscriber).await;
     }
 }
 
 #[tokio::test]
-async fn a_server_about_to_stop_is_left_for_another_that_it_named() {
+async fn a_server_in_lame_duck_mode_is_left_for_another_of_the_cluster() {
     if !can_run() {
         return;
     }
@@ -113,11 +113,11 @@ async fn a_server_about_to_stop_is_left_for_another_that_it_named() {
         let mut world = World::new(bus_at(&cluster.servers[0].url(), "replicas = 3")).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;
-        let ear = Ear::listen(&cluster.servers[1]).await;
-        all_is_stored(&world, &ear).await;
+        let subscriber = Subscriber::listen(&cluster.servers[1]).await;
+        all_is_stored(&world, &subscriber).await;
         cluster.servers[0].process().signal("USR2").unwrap();
-        world.bridge().says("going to another one").await;
+        world.bridge().wait_for_log("going to another one").await;
         label(&world, hash, "a").await;
-        all_is_stored(&world, &ear).await;
+        all_is_stored(&world, &subscriber).await;
     }
 }

@@ -6,7 +6,8 @@ use dtorrent_peers::process::find;
 use serde_json::Value;
 
 use super::{all_is_stored, bus, label, load_one};
-use crate::harness::nats::{self, Ear, NatsServer};
+use crate::harness::nats::{self, NatsServer, Subscriber};
+use crate::harness::skip::skip;
 use crate::harness::{World, can_run};
 
 #[path = "../../../examples/nats_consumer.rs"]
@@ -24,8 +25,8 @@ async fn the_example_consumers_read_the_whole_stream() {
         let hash = load_one(&world).await;
         world.start_bridge().await;
         label(&world, hash, "a").await;
-        let ear = Ear::listen(&server).await;
-        let expected = all_is_stored(&world, &ear).await;
+        let subscriber = Subscriber::listen(&server).await;
+        let expected = all_is_stored(&world, &subscriber).await;
 
         let mut seen: Vec<Value> = Vec::new();
         nats_consumer::consume(&server.url(), |event| {
@@ -36,7 +37,9 @@ async fn the_example_consumers_read_the_whole_stream() {
         .unwrap();
         assert_eq!(seen, expected);
 
-        let Some(client) = nats::python_client() else { continue };
+        let Some(client) = nats::newest("python-") else {
+            return skip("the Python package nats-py is missing: scripts/install-peers.sh");
+        };
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/nats_consumer.py");
         let output = Command::new(find("python3", "python3").unwrap())
             .env("PYTHONPATH", client)

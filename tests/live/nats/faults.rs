@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::{all_is_stored, bus, bus_at, label, load_one, version};
 use crate::faults::{label_all, load_many};
-use crate::harness::nats::{self, Ear, NatsServer, api, stored, until, value};
-use crate::harness::proxy::{Proxy, Way};
+use crate::harness::nats::{self, NatsServer, Subscriber, api, stored, until, value};
+use crate::harness::proxy::{Mode, Proxy};
 use crate::harness::{World, can_run};
 
 #[tokio::test]
@@ -24,22 +24,22 @@ async fn a_server_killed_in_the_middle_of_five_thousand_events_has_each_once_in_
         let mut world = World::new(bus(&server, "")).await;
         load_many(&world.home, 1, TORRENTS).await;
         world.launch_bridge();
-        let ledger = world.ledger();
+        let database = world.database();
         for round in 1..5_u64 {
             // So much is told of the round before that this one is not confused with it.
             let written = TORRENTS * round;
-            ledger.until("the round before is written down", |ledger| ledger.last_seq("home") >= written).await;
-            let begun = ledger.cursor("bus", "home");
+            database.until("the round before is written down", |database| database.last_seq("home") >= written).await;
+            let begun = database.cursor("bus", "home");
             label_all(&world.home, &format!("round-{round}")).await;
-            ledger.until("some of it is delivered", |ledger| ledger.cursor("bus", "home") > begun).await;
+            database.until("some of it is delivered", |database| database.cursor("bus", "home") > begun).await;
             server.kill();
             server.restart().await;
         }
-        ledger.until("all is written down", |ledger| ledger.last_seq("home") >= 5 * TORRENTS).await;
-        let last = ledger.last_seq("home");
-        ledger.until("all is delivered", |ledger| ledger.cursor("bus", "home") >= last).await;
-        let ear = Ear::listen(&server).await;
-        let events = all_is_stored(&world, &ear).await;
+        database.until("all is written down", |database| database.last_seq("home") >= 5 * TORRENTS).await;
+        let last = database.last_seq("home");
+        database.until("all is delivered", |database| database.cursor("bus", "home") >= last).await;
+        let subscriber = Subscriber::listen(&server).await;
+        let events = all_is_stored(&world, &subscriber).await;
         assert!(events.len() as u64 >= 5 * TORRENTS, "{}", events.len());
     }
 }
@@ -56,22 +56,23 @@ async fn a_bridge_killed_before_the_acknowledgement_has_its_event_stored_once() 
         let mut world = World::new(bus_at(&format!("nats://{}", proxy.address), "")).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;
-        let ear = Ear::listen(&server).await;
-        all_is_stored(&world, &ear).await;
-        let last = world.ledger().last_seq("home");
-        world.ledger().until("all is noted", |ledger| ledger.cursor("bus", "home") == last).await;
-        proxy.answers(Way::Hold);
+        let subscriber = Subscriber::listen(&server).await;
+        all_is_stored(&world, &subscriber).await;
+        let last = world.database().last_seq("home");
+        world.database().until("all is noted", |database| database.cursor("bus", "home") == last).await;
+        proxy.answers(Mode::Hold);
         let seq = label(&world, hash, "a").await;
-        let is_there = async || stored(&ear.client).await.iter().any(|(_, _, event)| event["seq"] == seq).then_some(());
+        let is_there =
+            async || stored(&subscriber.client).await.iter().any(|(_, _, event)| event["seq"] == seq).then_some(());
         until("the event is stored", is_there).await;
-        assert!(world.ledger().cursor("bus", "home") < seq, "not acknowledged");
+        assert!(world.database().cursor("bus", "home") < seq, "not acknowledged");
         world.bridge().process().kill().unwrap();
         proxy.cut();
-        proxy.answers(Way::Pass);
+        proxy.answers(Mode::Pass);
         world.bridge().restart();
-        world.ledger().until("it is delivered", |ledger| ledger.cursor("bus", "home") >= seq).await;
+        world.database().until("it is delivered", |database| database.cursor("bus", "home") >= seq).await;
         label(&world, hash, "b").await;
-        all_is_stored(&world, &ear).await;
+        all_is_stored(&world, &subscriber).await;
     }
 }
 
@@ -86,30 +87,31 @@ async fn a_bridge_killed_between_acknowledgement_and_cursor_has_its_event_stored
         let mut world = World::new(bus(&server, "")).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;
-        let ear = Ear::listen(&server).await;
+        let subscriber = Subscriber::listen(&server).await;
         let mut strikes = 0;
         for round in 0.. {
             assert!(round < 30, "the cursor is always faster");
             let seq = label(&world, hash, &format!("r{round}")).await;
             // The state goes when the event is acknowledged.
             let key = format!("home.{hash}");
-            let is_shown =
-                async || value(&ear.client, &key).await.filter(|state| state["label"] == format!("r{round}")).map(drop);
+            let is_shown = async || {
+                value(&subscriber.client, &key).await.filter(|state| state["label"] == format!("r{round}")).map(drop)
+            };
             until("the state of it is kept", is_shown).await;
             world.bridge().process().kill().unwrap();
-            strikes += u32::from(world.ledger().cursor("bus", "home") < seq);
+            strikes += u32::from(world.database().cursor("bus", "home") < seq);
             world.bridge().restart();
-            world.ledger().until("it is noted", |ledger| ledger.cursor("bus", "home") >= seq).await;
+            world.database().until("it is noted", |database| database.cursor("bus", "home") >= seq).await;
             if strikes == 2 {
                 break;
             }
         }
-        all_is_stored(&world, &ear).await;
+        all_is_stored(&world, &subscriber).await;
     }
 }
 
 #[tokio::test]
-async fn a_stream_deleted_by_hand_is_made_anew_and_nothing_after_it_is_lost() {
+async fn a_deleted_stream_is_created_again_and_no_later_event_is_lost() {
     if !can_run() {
         return;
     }
@@ -119,21 +121,21 @@ async fn a_stream_deleted_by_hand_is_made_anew_and_nothing_after_it_is_lost() {
         let mut world = World::new(bus(&server, "")).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;
-        let ear = Ear::listen(&server).await;
-        all_is_stored(&world, &ear).await;
+        let subscriber = Subscriber::listen(&server).await;
+        all_is_stored(&world, &subscriber).await;
         for stream in ["DTORRENT_EVENTS", "KV_dtorrent_state"] {
-            assert_eq!(api(&ear.client, &format!("STREAM.DELETE.{stream}"), Value::Null).await["success"], true);
+            assert_eq!(api(&subscriber.client, &format!("STREAM.DELETE.{stream}"), Value::Null).await["success"], true);
         }
         let seq = label(&world, hash, "a").await;
         // What else is said meanwhile, and answered, must not hide that nobody answers for the event.
         let is_there = async || {
-            ear.request("dtorrent.home.command.list", "").await;
-            let all = stored(&ear.client).await;
+            subscriber.request("dtorrent.home.command.list", "").await;
+            let all = stored(&subscriber.client).await;
             all.iter().any(|(_, _, event)| event["seq"] == seq).then_some(())
         };
         until("the event is in the new stream", is_there).await;
         let key = format!("home.{hash}");
-        let state = async || value(&ear.client, &key).await.filter(|state| state["label"] == "a");
+        let state = async || value(&subscriber.client, &key).await.filter(|state| state["label"] == "a");
         until("the state is in the new bucket", state).await;
     }
 }
@@ -149,22 +151,22 @@ async fn a_stream_that_is_full_is_explained_and_waited_for() {
         let mut world = World::new(bus(&server, "")).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;
-        let ear = Ear::listen(&server).await;
-        all_is_stored(&world, &ear).await;
-        let info = api(&ear.client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await;
+        let subscriber = Subscriber::listen(&server).await;
+        all_is_stored(&world, &subscriber).await;
+        let info = api(&subscriber.client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await;
         let mut config = info["config"].clone();
         config["discard"] = json!("new");
         config["max_bytes"] = json!(info["state"]["bytes"].as_u64().unwrap() + 10);
-        let changed = api(&ear.client, "STREAM.UPDATE.DTORRENT_EVENTS", config.clone()).await;
+        let changed = api(&subscriber.client, "STREAM.UPDATE.DTORRENT_EVENTS", config.clone()).await;
         assert!(changed["error"].is_null(), "{changed}");
         for round in 0..5 {
             label(&world, hash, &format!("r{round}")).await;
         }
-        world.bridge().says("the stream has no room (").await;
-        world.bridge().says("has limits: events wait when it is full").await;
+        world.bridge().wait_for_log("the stream has no room (").await;
+        world.bridge().wait_for_log("has limits: events wait when it is full").await;
         config["max_bytes"] = json!(-1);
-        api(&ear.client, "STREAM.UPDATE.DTORRENT_EVENTS", config).await;
-        all_is_stored(&world, &ear).await;
+        api(&subscriber.client, "STREAM.UPDATE.DTORRENT_EVENTS", config).await;
+        all_is_stored(&world, &subscriber).await;
     }
 }
 
@@ -176,10 +178,10 @@ async fn a_stream_or_bucket_of_somebody_else_is_explained_and_left_alone() {
     for program in nats::programs() {
         let folder = tempfile::tempdir().unwrap();
         let server = NatsServer::start(&program, folder.path()).await;
-        let ear = Ear::listen(&server).await;
+        let subscriber = Subscriber::listen(&server).await;
         let theirs = json!({"name": "DTORRENT_EVENTS", "subjects": ["dtorrent.>"], "storage": "memory", "retention": "limits",
             "discard": "old", "max_consumers": -1, "max_msgs": -1, "max_bytes": -1, "max_age": 0, "num_replicas": 1});
-        api(&ear.client, "STREAM.CREATE.DTORRENT_EVENTS", theirs).await;
+        api(&subscriber.client, "STREAM.CREATE.DTORRENT_EVENTS", theirs).await;
         let mut world = World::new(bus(&server, "")).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;
@@ -189,7 +191,7 @@ async fn a_stream_or_bucket_of_somebody_else_is_explained_and_left_alone() {
             "has to be 2h at least",
             "It is not changed from here",
         ] {
-            world.bridge().says(why).await;
+            world.bridge().wait_for_log(why).await;
         }
         let config = world.folder.join("dtorrent.toml");
         let check = std::process::Command::new(env!("CARGO_BIN_EXE_dtorrent"))
@@ -198,22 +200,22 @@ async fn a_stream_or_bucket_of_somebody_else_is_explained_and_left_alone() {
             .unwrap();
         let said = String::from_utf8_lossy(&[check.stdout, check.stderr].concat()).into_owned();
         assert!(said.contains("its storage is memory") && check.status.code() == Some(3), "{said}");
-        let there = api(&ear.client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await;
+        let there = api(&subscriber.client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await;
         assert_eq!(there["config"]["storage"], "memory");
         let bucket = json!({"name": "KV_dtorrent_state", "subjects": ["$KV.dtorrent_state.>"], "storage": "file",
             "retention": "limits", "discard": "new", "max_consumers": -1, "max_msgs": -1, "max_bytes": -1,
             "max_msgs_per_subject": 7, "max_age": 3_600_000_000_000_u64, "num_replicas": 1, "allow_rollup_hdrs": true});
-        let made = api(&ear.client, "STREAM.CREATE.KV_dtorrent_state", bucket.clone()).await;
+        let made = api(&subscriber.client, "STREAM.CREATE.KV_dtorrent_state", bucket.clone()).await;
         assert!(made["error"].is_null(), "{made}");
-        api(&ear.client, "STREAM.DELETE.DTORRENT_EVENTS", Value::Null).await;
-        world.bridge().says("its values go after 1h").await;
+        api(&subscriber.client, "STREAM.DELETE.DTORRENT_EVENTS", Value::Null).await;
+        world.bridge().wait_for_log("its values go after 1h").await;
         let mut mended = bucket;
         mended["max_age"] = json!(0);
-        let changed = api(&ear.client, "STREAM.UPDATE.KV_dtorrent_state", mended).await;
+        let changed = api(&subscriber.client, "STREAM.UPDATE.KV_dtorrent_state", mended).await;
         assert!(changed["error"].is_null(), "{changed}");
-        world.bridge().says("keeps a history of 7, not 1").await;
+        world.bridge().wait_for_log("keeps a history of 7, not 1").await;
         label(&world, hash, "a").await;
-        all_is_stored(&world, &ear).await;
+        all_is_stored(&world, &subscriber).await;
     }
 }
 
@@ -228,17 +230,17 @@ async fn without_jetstream_at_the_start_events_wait_until_it_is_there() {
         let mut world = World::new(bus(&server, "")).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;
-        world.bridge().says("JetStream is not there: switch it on").await;
+        world.bridge().wait_for_log("JetStream is not there: switch it on").await;
         label(&world, hash, "a").await;
         server.reconfigure("jetstream { store_dir: \"{dir}/store\" }");
         server.restart().await;
-        let ear = Ear::listen(&server).await;
-        all_is_stored(&world, &ear).await;
+        let subscriber = Subscriber::listen(&server).await;
+        all_is_stored(&world, &subscriber).await;
     }
 }
 
 #[tokio::test]
-async fn what_may_not_be_published_is_put_aside_and_the_rest_flows() {
+async fn an_event_that_may_not_be_published_is_dead_lettered_and_the_others_arrive() {
     if !can_run() {
         return;
     }
@@ -256,11 +258,11 @@ async fn what_may_not_be_published_is_put_aside_and_the_rest_flows() {
         world.start_bridge().await;
         label(&world, hash, "a").await;
         let result =
-            world.heard.command(&format!("home/torrent/{hash}/command/priority"), json!({"priority": 3})).await;
+            world.recorder.command(&format!("home/torrent/{hash}/command/priority"), json!({"priority": 3})).await;
         assert_eq!(result["status"], "ok");
-        let last = world.ledger().last_seq("home");
-        world.ledger().until("all is settled", |ledger| ledger.cursor("bus", "home") >= last).await;
-        let aside = world.ledger().dead_letters("bus");
+        let last = world.database().last_seq("home");
+        world.database().until("all is settled", |database| database.cursor("bus", "home") >= last).await;
+        let aside = world.database().dead_letters("bus");
         assert_eq!(aside.len(), 1, "{aside:?}");
         assert!(aside[0].0.contains("label_changed") && aside[0].1.contains("Permissions Violation"), "{aside:?}");
         let login = async_nats::ConnectOptions::with_user_and_password("reader".into(), "r".into());
@@ -276,12 +278,12 @@ async fn what_may_not_be_published_is_put_aside_and_the_rest_flows() {
         let parked: Value = serde_json::from_str(&aside[0].0).unwrap();
         let last = stored(&client).await.into_iter().map(|(_, _, event)| event).next_back();
         assert_eq!(last, Some(parked));
-        assert_eq!(world.ledger().dead_letters("bus"), []);
+        assert_eq!(world.database().dead_letters("bus"), []);
     }
 }
 
 #[tokio::test]
-async fn hundreds_that_may_not_be_published_are_each_put_aside() {
+async fn hundreds_of_unpublishable_events_are_each_dead_lettered() {
     const TORRENTS: u64 = 400;
     if !can_run() {
         return;
@@ -295,17 +297,17 @@ async fn hundreds_that_may_not_be_published_are_each_put_aside() {
         let mut world = World::new(bus(&server, "username = \"bridge\"\npassword = \"b\"")).await;
         load_many(&world.home, 1, TORRENTS).await;
         world.start_bridge().await;
-        let ledger = world.ledger();
+        let database = world.database();
         label_all(&world.home, "a").await;
-        ledger.until("each is put aside", |ledger| ledger.dead_letters("bus").len() as u64 >= TORRENTS).await;
-        let aside = ledger.dead_letters("bus");
+        database.until("each is put aside", |database| database.dead_letters("bus").len() as u64 >= TORRENTS).await;
+        let aside = database.dead_letters("bus");
         assert_eq!(aside.len() as u64, TORRENTS);
         assert!(aside.iter().all(|(body, _)| body.contains("label_changed")));
     }
 }
 
 #[tokio::test]
-async fn a_line_that_is_dead_without_a_word_is_given_up_and_nothing_is_lost() {
+async fn a_silently_dropped_connection_is_detected_and_loses_nothing() {
     if !can_run() {
         return;
     }
@@ -316,16 +318,16 @@ async fn a_line_that_is_dead_without_a_word_is_given_up_and_nothing_is_lost() {
         let mut world = World::new(bus_at(&format!("nats://{}", proxy.address), "")).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;
-        let ear = Ear::listen(&server).await;
-        all_is_stored(&world, &ear).await;
-        proxy.requests(Way::Hold);
-        proxy.answers(Way::Hold);
+        let subscriber = Subscriber::listen(&server).await;
+        all_is_stored(&world, &subscriber).await;
+        proxy.requests(Mode::Hold);
+        proxy.answers(Mode::Hold);
         label(&world, hash, "a").await;
-        world.bridge().says("no answer within 5s").await;
+        world.bridge().wait_for_log("no answer within 5s").await;
         proxy.cut();
-        proxy.requests(Way::Pass);
-        proxy.answers(Way::Pass);
-        all_is_stored(&world, &ear).await;
+        proxy.requests(Mode::Pass);
+        proxy.answers(Mode::Pass);
+        all_is_stored(&world, &subscriber).await;
     }
 }
 
@@ -337,41 +339,41 @@ async fn a_key_whose_torrent_went_while_the_bridge_was_down_is_deleted() {
     for program in nats::programs() {
         let folder = tempfile::tempdir().unwrap();
         let server = NatsServer::start(&program, folder.path()).await;
-        let ear = Ear::listen(&server).await;
+        let subscriber = Subscriber::listen(&server).await;
         let mut world = World::new(bus(&server, "")).await;
         let (stays, goes) = (load_one(&world).await, Content::file("two", 1_000, 2));
         world.home.load(&goes.torrent, false).await.unwrap();
         world.start_bridge().await;
         let keys = [stays, goes.hash].map(|hash| format!("home.{hash}"));
         for key in &keys {
-            until("the state is kept", async || value(&ear.client, key).await).await;
+            until("the state is kept", async || value(&subscriber.client, key).await).await;
         }
         world.bridge().process().kill().unwrap();
         world.home.act(goes.hash, "d.erase", &[]).await.unwrap();
         world.bridge().restart();
-        until("the key is gone", async || value(&ear.client, &keys[1]).await.is_none().then_some(())).await;
+        until("the key is gone", async || value(&subscriber.client, &keys[1]).await.is_none().then_some(())).await;
         // The same if the state was lost: the bucket itself is asked.
         world.bridge().process().kill().unwrap();
         world.home.act(stays, "d.erase", &[]).await.unwrap();
         std::fs::remove_dir_all(world.data_dir()).unwrap();
         world.bridge().restart();
-        until("the key is gone", async || value(&ear.client, &keys[0]).await.is_none().then_some(())).await;
+        until("the key is gone", async || value(&subscriber.client, &keys[0]).await.is_none().then_some(())).await;
     }
 }
 
 #[tokio::test]
-async fn a_data_folder_that_is_older_than_the_stream_is_found_out_and_nothing_is_sent() {
+async fn a_data_directory_older_than_the_stream_is_detected_and_nothing_is_sent() {
     if !can_run() {
         return;
     }
     for program in nats::programs() {
         let folder = tempfile::tempdir().unwrap();
         let server = NatsServer::start(&program, folder.path()).await;
-        let ear = Ear::listen(&server).await;
+        let subscriber = Subscriber::listen(&server).await;
         let mut world = World::new(bus(&server, "")).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;
-        all_is_stored(&world, &ear).await;
+        all_is_stored(&world, &subscriber).await;
         world.bridge().stop().await;
         let (data, backup) = (world.data_dir(), world.folder.join("backup"));
         let copy = |from: &std::path::Path, to: &std::path::Path| {
@@ -384,22 +386,22 @@ async fn a_data_folder_that_is_older_than_the_stream_is_found_out_and_nothing_is
         copy(&data, &backup);
         world.bridge().restart();
         label(&world, hash, "first").await;
-        all_is_stored(&world, &ear).await;
-        let before = stored(&ear.client).await;
+        all_is_stored(&world, &subscriber).await;
+        let before = stored(&subscriber.client).await;
         world.bridge().stop().await;
         copy(&backup, &data);
         world.bridge().restart();
         world.home.act(hash, "d.custom1.set", &[dtorrent_peers::rtorrent::Argument::Text("second")]).await.unwrap();
-        world.bridge().says("the data folder is older than the stream").await;
+        world.bridge().wait_for_log("the data folder is older than the stream").await;
         // It is not tried again as if nothing had been.
-        world.bridge().says_again(1, "the data folder is older than the stream").await;
-        assert_eq!(stored(&ear.client).await, before);
-        assert!(world.ledger().dead_letters("bus").is_empty());
+        world.bridge().wait_for_log_again(1, "the data folder is older than the stream").await;
+        assert_eq!(stored(&subscriber.client).await, before);
+        assert!(world.database().dead_letters("bus").is_empty());
     }
 }
 
 #[tokio::test]
-async fn a_server_that_is_about_to_stop_is_left_and_found_again() {
+async fn a_server_in_lame_duck_mode_is_left_and_reconnected_to() {
     if !can_run() {
         return;
     }
@@ -412,13 +414,13 @@ async fn a_server_that_is_about_to_stop_is_left_and_found_again() {
         let hash = load_one(&world).await;
         world.start_bridge().await;
         // It is connected to this one too: nobody new is let in after that.
-        all_is_stored(&world, &Ear::listen(&server).await).await;
+        all_is_stored(&world, &Subscriber::listen(&server).await).await;
         server.process().signal("USR2").unwrap();
-        world.bridge().says("lame duck mode").await;
+        world.bridge().wait_for_log("lame duck mode").await;
         let seq = label(&world, hash, "a").await;
         server.restart().await;
-        let ear = Ear::listen(&server).await;
-        all_is_stored(&world, &ear).await;
-        world.ledger().until("it is noted", |ledger| ledger.cursor("bus", "home") >= seq).await;
+        let subscriber = Subscriber::listen(&server).await;
+        all_is_stored(&world, &subscriber).await;
+        world.database().until("it is noted", |database| database.cursor("bus", "home") >= seq).await;
     }
 }

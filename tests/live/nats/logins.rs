@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 
 use super::{all_is_stored, bus_at, label, load_one};
 use crate::harness::certificates::Certificates;
-use crate::harness::nats::{self, Ear, NatsServer, api};
+use crate::harness::nats::{self, NatsServer, Subscriber, api};
 use crate::harness::{World, can_run};
 
 const JETSTREAM: &str = "jetstream {{ store_dir: \"{dir}/store\" }}";
 
 #[tokio::test]
-async fn each_way_to_log_in_gets_in_and_a_wrong_secret_is_named_but_not_shown() {
+async fn each_kind_of_login_works_and_a_wrong_secret_is_named_but_not_printed() {
     if !can_run() {
         return;
     }
@@ -38,8 +38,8 @@ async fn each_way_to_log_in_gets_in_and_a_wrong_secret_is_named_but_not_shown() 
             let server = NatsServer::start_with(&program, place.path(), &lines).await;
             let mut world = World::new(bus_at(&server.url(), &sink_lines)).await;
             world.start_bridge().await;
-            let last = world.ledger().last_seq("home");
-            world.ledger().until("all is delivered", |ledger| ledger.cursor("bus", "home") >= last).await;
+            let last = world.database().last_seq("home");
+            world.database().until("all is delivered", |database| database.cursor("bus", "home") >= last).await;
 
             let wrong = sink_lines.replace("hunter2", "hunter3");
             if wrong == sink_lines {
@@ -47,8 +47,8 @@ async fn each_way_to_log_in_gets_in_and_a_wrong_secret_is_named_but_not_shown() 
             }
             let mut world = World::new(bus_at(&server.url(), &wrong)).await;
             world.start_bridge().await;
-            world.bridge().says("the server refuses the login").await;
-            assert_eq!(world.bridge().times_said("hunter"), 0, "a secret is in the log");
+            world.bridge().wait_for_log("the server refuses the login").await;
+            assert_eq!(world.bridge().count_in_log("hunter"), 0, "a secret is in the log");
             let config = world.folder.join("dtorrent.toml");
             let check = Command::new(env!("CARGO_BIN_EXE_dtorrent"))
                 .args(["check", "--connect", "--config", config.to_str().unwrap()])
@@ -86,22 +86,22 @@ async fn tls_with_an_own_authority_and_a_certificate_of_ours() {
         for scheme in ["tls", "nats"] {
             let mut world = World::new(bus_at(&format!("{scheme}://localhost:{}", server.port), &sink)).await;
             world.start_bridge().await;
-            let last = world.ledger().last_seq("home");
-            world.ledger().until("all is delivered", |ledger| ledger.cursor("bus", "home") >= last).await;
+            let last = world.database().last_seq("home");
+            world.database().until("all is delivered", |database| database.cursor("bus", "home") >= last).await;
         }
         // To a server without TLS nothing is said, though it would take it.
         let plain = NatsServer::start_with(&program, &folder.path().join("plain"), JETSTREAM).await;
         let authority = format!("ca_file = {:?}", text(&certificates.ca));
         let mut world = World::new(bus_at(&format!("nats://localhost:{}", plain.port), &authority)).await;
         world.start_bridge().await;
-        world.bridge().says("not connected, trying on").await;
-        let ear = Ear::listen(&plain).await;
-        let info = api(&ear.client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await;
+        world.bridge().wait_for_log("not connected, trying on").await;
+        let subscriber = Subscriber::listen(&plain).await;
+        let info = api(&subscriber.client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await;
         assert_eq!(info["error"]["code"], 404, "{info}");
         // Without the authority the server is a stranger.
         let mut world = World::new(bus_at(&format!("tls://localhost:{}", server.port), "")).await;
         world.start_bridge().await;
-        world.bridge().says("invalid peer certificate").await;
+        world.bridge().wait_for_log("invalid peer certificate").await;
     }
 }
 
@@ -119,9 +119,9 @@ async fn of_several_servers_any_will_do() {
         let mut world = World::new(setup).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;
-        let ear = Ear::listen(&server).await;
+        let subscriber = Subscriber::listen(&server).await;
         label(&world, hash, "a").await;
-        all_is_stored(&world, &ear).await;
+        all_is_stored(&world, &subscriber).await;
     }
 }
 
@@ -181,13 +181,13 @@ async fn a_credentials_file_gets_in_and_a_login_that_expires_is_named() {
         let sink = format!("creds_file = {:?}", file.to_str().unwrap());
         let mut world = World::new(bus_at(&server.url(), &sink)).await;
         world.start_bridge().await;
-        let last = world.ledger().last_seq("home");
-        world.ledger().until("all is delivered", |ledger| ledger.cursor("bus", "home") >= last).await;
+        let last = world.database().last_seq("home");
+        world.database().until("all is delivered", |database| database.cursor("bus", "home") >= last).await;
         world.bridge().stop().await;
         // One that is good for some seconds yet.
         std::fs::write(&file, creds(Some(jiff::Timestamp::now().as_second() + 4))).unwrap();
         world.bridge().restart();
-        world.bridge().says("User Authentication Expired").await;
-        assert_eq!(world.bridge().times_said("eyJ"), 0, "a secret is in the log");
+        world.bridge().wait_for_log("User Authentication Expired").await;
+        assert_eq!(world.bridge().count_in_log("eyJ"), 0, "a secret is in the log");
     }
 }

@@ -15,7 +15,7 @@ use dtorrent_peers::InfoHash;
 use dtorrent_peers::content::Content;
 use serde_json::Value;
 
-use crate::harness::nats::{Ear, NatsServer, assert_once_in_order, stored, until};
+use crate::harness::nats::{NatsServer, Subscriber, assert_once_in_order, stored, until};
 use crate::harness::{Setup, World};
 
 /// A second broker beside the MQTT one, with more lines.
@@ -36,12 +36,14 @@ fn version(program: &Path) -> String {
 
 /// Changes the label of a torrent and waits until MQTT tells the event; returns its number.
 async fn label(world: &World, hash: InfoHash, label: &str) -> u64 {
-    let result =
-        world.heard.command(&format!("home/torrent/{hash}/command/label"), serde_json::json!({"label": label})).await;
+    let result = world
+        .recorder
+        .command(&format!("home/torrent/{hash}/command/label"), serde_json::json!({"label": label}))
+        .await;
     assert_eq!(result["status"], "ok", "{result}");
     let is_it = |event: &Value| event["event_type"] == "label_changed" && event["torrent"]["label"] == label;
     world
-        .heard
+        .recorder
         .wait_for("the label", |all| {
             let events = crate::harness::recorder::events_in(all, "home");
             events.iter().find(|event| is_it(event)).and_then(|event| event["seq"].as_u64())
@@ -50,10 +52,10 @@ async fn label(world: &World, hash: InfoHash, label: &str) -> u64 {
 }
 
 /// Waits until the stream holds all that MQTT was told, once and in order.
-async fn all_is_stored(world: &World, ear: &Ear) -> Vec<Value> {
-    let last = world.ledger().last_seq("home");
+async fn all_is_stored(world: &World, subscriber: &Subscriber) -> Vec<Value> {
+    let last = world.database().last_seq("home");
     let is_there = async || {
-        let stored = stored(&ear.client).await;
+        let stored = stored(&subscriber.client).await;
         stored.iter().any(|(_, _, event)| event["seq"] == last && event["server"] == "home").then_some(stored)
     };
     let stored = until("the stream holds the last event", is_there).await;

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use super::{all_is_stored, bus, bus_at, label, load_one};
 use crate::faults::{label_all, load_many};
-use crate::harness::nats::{self, Ear, NatsServer, api, body, stored, until, value};
-use crate::harness::proxy::{Proxy, Way};
+use crate::harness::nats::{self, NatsServer, Subscriber, api, body, stored, until, value};
+use crate::harness::proxy::{Mode, Proxy};
 use crate::harness::{World, can_run};
 
 async fn proxy_to(server: &NatsServer) -> Proxy {
@@ -35,23 +35,24 @@ async fn a_server_that_comes_back_empty_gets_all_events_since_and_every_state() 
         let mut world = World::new(bus(&server, "")).await;
         let hashes = load_many(&world.home, 1, 30).await;
         world.start_bridge().await;
-        all_is_stored(&world, &Ear::listen(&server).await).await;
+        all_is_stored(&world, &Subscriber::listen(&server).await).await;
         server.kill();
         std::fs::remove_dir_all(folder.path().join("store")).unwrap();
         let first = label(&world, hashes[0], "while it is away").await;
         server.restart().await;
         label_all(&world.home, "when-it-is-back").await;
-        let ledger = world.ledger();
-        ledger.until("all is written down", |ledger| ledger.last_seq("home") >= first + 30).await;
-        let last = ledger.last_seq("home");
-        ledger.until("all is delivered", |ledger| ledger.cursor("bus", "home") >= last).await;
-        let ear = Ear::listen(&server).await;
-        let seen = numbers(&stored(&ear.client).await);
+        let database = world.database();
+        database.until("all is written down", |database| database.last_seq("home") >= first + 30).await;
+        let last = database.last_seq("home");
+        database.until("all is delivered", |database| database.cursor("bus", "home") >= last).await;
+        let subscriber = Subscriber::listen(&server).await;
+        let seen = numbers(&stored(&subscriber.client).await);
         assert!(seen[0] <= first, "{} was never stored: {seen:?}", first);
         assert_eq!(seen, (seen[0]..=last).collect::<Vec<_>>());
         for hash in hashes {
             let key = format!("home.{hash}");
-            let is_there = async || value(&ear.client, &key).await.filter(|state| state["label"] == "when-it-is-back");
+            let is_there =
+                async || value(&subscriber.client, &key).await.filter(|state| state["label"] == "when-it-is-back");
             until("each state is kept again", is_there).await;
         }
     }
@@ -69,18 +70,19 @@ async fn an_event_whose_acknowledgement_is_lost_is_sent_again_and_stored_once() 
         let mut world = World::new(bus_at(&format!("nats://{}", proxy.address), "")).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;
-        let ear = Ear::listen(&server).await;
-        all_is_stored(&world, &ear).await;
-        proxy.answers(Way::Hold);
+        let subscriber = Subscriber::listen(&server).await;
+        all_is_stored(&world, &subscriber).await;
+        proxy.answers(Mode::Hold);
         let seq = label(&world, hash, "a").await;
-        until("the event is stored", async || numbers(&stored(&ear.client).await).contains(&seq).then_some(())).await;
-        world.bridge().says("no answer within 5s").await;
-        assert!(world.ledger().cursor("bus", "home") < seq, "nobody has acknowledged it");
+        until("the event is stored", async || numbers(&stored(&subscriber.client).await).contains(&seq).then_some(()))
+            .await;
+        world.bridge().wait_for_log("no answer within 5s").await;
+        assert!(world.database().cursor("bus", "home") < seq, "nobody has acknowledged it");
         proxy.cut();
-        proxy.answers(Way::Pass);
-        world.ledger().until("it is acknowledged", |ledger| ledger.cursor("bus", "home") >= seq).await;
+        proxy.answers(Mode::Pass);
+        world.database().until("it is acknowledged", |database| database.cursor("bus", "home") >= seq).await;
         label(&world, hash, "b").await;
-        all_is_stored(&world, &ear).await;
+        all_is_stored(&world, &subscriber).await;
     }
 }
 
@@ -99,14 +101,15 @@ async fn after_an_outage_longer_than_the_duplicate_window_an_event_may_be_stored
         let mut world = World::new(bus_at(&format!("nats://{}", proxy.address), "")).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;
-        let ear = Ear::listen(&server).await;
-        all_is_stored(&world, &ear).await;
-        proxy.answers(Way::Hold);
+        let subscriber = Subscriber::listen(&server).await;
+        all_is_stored(&world, &subscriber).await;
+        proxy.answers(Mode::Hold);
         let seq = label(&world, hash, "a").await;
-        until("the event is stored", async || numbers(&stored(&ear.client).await).contains(&seq).then_some(())).await;
-        drop(ear);
+        until("the event is stored", async || numbers(&stored(&subscriber.client).await).contains(&seq).then_some(()))
+            .await;
+        drop(subscriber);
         proxy.refuse();
-        proxy.answers(Way::Pass);
+        proxy.answers(Mode::Pass);
         let since = Instant::now();
         // Instead of two hours: the server forgets as if they were over, which it does when it starts.
         let client = server.client().await;
@@ -129,10 +132,10 @@ async fn after_an_outage_longer_than_the_duplicate_window_an_event_may_be_stored
         let changed = api(&client, "STREAM.UPDATE.DTORRENT_EVENTS", config).await;
         assert!(changed["error"].is_null(), "{changed}");
         proxy.admit();
-        world.ledger().until("it is acknowledged", |ledger| ledger.cursor("bus", "home") >= seq).await;
+        world.database().until("it is acknowledged", |database| database.cursor("bus", "home") >= seq).await;
         label(&world, hash, "b").await;
-        let last = world.ledger().last_seq("home");
-        world.ledger().until("all is delivered", |ledger| ledger.cursor("bus", "home") >= last).await;
+        let last = world.database().last_seq("home");
+        world.database().until("all is delivered", |database| database.cursor("bus", "home") >= last).await;
 
         let mut seen = stored(&client).await;
         seen.retain(|(_, _, event)| event["server"] == "home");
@@ -147,7 +150,7 @@ async fn after_an_outage_longer_than_the_duplicate_window_an_event_may_be_stored
 }
 
 #[tokio::test]
-async fn an_event_larger_than_the_server_takes_is_put_aside_and_the_others_flow() {
+async fn an_event_too_large_for_the_server_is_dead_lettered_and_the_others_arrive() {
     if !can_run() {
         return;
     }
@@ -160,16 +163,16 @@ async fn an_event_larger_than_the_server_takes_is_put_aside_and_the_others_flow(
         world.start_bridge().await;
         let long = "long ".repeat(2_000);
         world.home.act(hashes[0], "d.custom1.set", &[Argument::Text(&long)]).await.unwrap();
-        let ledger = world.ledger();
-        ledger.until("it is put aside", |ledger| !ledger.dead_letters("bus").is_empty()).await;
+        let database = world.database();
+        database.until("it is put aside", |database| !database.dead_letters("bus").is_empty()).await;
         let seq = label(&world, hashes[1], "a").await;
-        ledger.until("the other one is delivered", |ledger| ledger.cursor("bus", "home") >= seq).await;
-        let aside = ledger.dead_letters("bus");
+        database.until("the other one is delivered", |database| database.cursor("bus", "home") >= seq).await;
+        let aside = database.dead_letters("bus");
         assert_eq!(aside.len(), 1, "{aside:?}");
         assert!(aside[0].0.contains("label_changed") && aside[0].1.contains("more than the 8192"), "{}", aside[0].1);
         let of_aside: Value = serde_json::from_str(&aside[0].0).unwrap();
-        let ear = Ear::listen(&server).await;
-        let seen = numbers(&stored(&ear.client).await);
+        let subscriber = Subscriber::listen(&server).await;
+        let seen = numbers(&stored(&subscriber.client).await);
         let expected: Vec<u64> = (1..=seq).filter(|number| of_aside["seq"] != *number).collect();
         assert_eq!(seen, expected);
     }
@@ -192,19 +195,19 @@ async fn without_jetstream_for_the_account_events_wait_until_it_has_it() {
         let mut world = World::new(bus(&server, "username = \"home\"\npassword = \"h\"")).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;
-        world.bridge().says("for this account too, or write jetstream = false").await;
+        world.bridge().wait_for_log("for this account too, or write jetstream = false").await;
         label(&world, hash, "a").await;
-        assert_eq!(world.ledger().cursor("bus", "home"), 0);
+        assert_eq!(world.database().cursor("bus", "home"), 0);
         server.reconfigure(&lines("jetstream: enabled,"));
         server.restart().await;
         let login = ConnectOptions::with_user_and_password("home".into(), "h".into());
-        let ear = Ear::listen_as(server.client_with(login).await).await;
-        all_is_stored(&world, &ear).await;
+        let subscriber = Subscriber::listen_as(server.client_with(login).await).await;
+        all_is_stored(&world, &subscriber).await;
     }
 }
 
 #[tokio::test]
-async fn of_a_full_window_only_what_is_denied_is_put_aside() {
+async fn of_a_full_window_only_the_denied_events_are_dead_lettered() {
     const TORRENTS: u64 = 300;
     if !can_run() {
         return;
@@ -221,32 +224,32 @@ async fn of_a_full_window_only_what_is_denied_is_put_aside() {
         let mut world = World::new(bus(&server, "username = \"bridge\"\npassword = \"b\"")).await;
         load_many(&world.home, 1, TORRENTS).await;
         world.start_bridge().await;
-        let ledger = world.ledger();
-        let before = ledger.last_seq("home");
-        ledger.until("all is delivered", |ledger| ledger.cursor("bus", "home") >= before).await;
+        let database = world.database();
+        let before = database.last_seq("home");
+        database.until("all is delivered", |database| database.cursor("bus", "home") >= before).await;
         // One look finds both, so that what is denied and what is not stand beside each other.
         let both = ["", "main", "d.custom1.set=a", "d.priority.set=3"].map(Argument::Text);
         world.home.rpc.call("d.multicall2", &both).await.unwrap();
-        ledger
-            .until("all is written down", |ledger| {
-                ledger.last_seq("home") >= before + 2 * TORRENTS
-                    && ledger.cursor("bus", "home") == ledger.last_seq("home")
+        database
+            .until("all is written down", |database| {
+                database.last_seq("home") >= before + 2 * TORRENTS
+                    && database.cursor("bus", "home") == database.last_seq("home")
             })
             .await;
         let aside: Vec<Value> =
-            ledger.dead_letters("bus").iter().map(|(body, _)| serde_json::from_str(body).unwrap()).collect();
+            database.dead_letters("bus").iter().map(|(body, _)| serde_json::from_str(body).unwrap()).collect();
         assert_eq!(aside.len() as u64, TORRENTS);
         assert!(aside.iter().all(|event| event["event_type"] == "label_changed"));
         let aside: BTreeSet<u64> = aside.iter().map(|event| event["seq"].as_u64().unwrap()).collect();
         let login = ConnectOptions::with_user_and_password("reader".into(), "r".into());
         let seen = numbers(&stored(&server.client_with(login).await).await);
-        let expected: Vec<u64> = (1..=ledger.last_seq("home")).filter(|number| !aside.contains(number)).collect();
+        let expected: Vec<u64> = (1..=database.last_seq("home")).filter(|number| !aside.contains(number)).collect();
         assert_eq!(seen, expected);
     }
 }
 
-/// What was heard of events, each number once, in the order in which it came first.
-fn heard(all: &[Message]) -> Vec<u64> {
+/// What was received of events, each number once, in the order in which it came first.
+fn received(all: &[Message]) -> Vec<u64> {
     let mut seen = BTreeSet::new();
     let events = all.iter().filter(|message| message.subject.contains(".event."));
     let numbers = events.filter_map(|message| body(message)["seq"].as_u64());
@@ -254,7 +257,7 @@ fn heard(all: &[Message]) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn without_jetstream_who_listens_all_the_time_hears_every_event_of_a_bridge_that_is_killed() {
+async fn without_jetstream_a_steady_subscriber_gets_every_event_of_a_bridge_that_is_killed() {
     const TORRENTS: u64 = 100;
     if !can_run() {
         return;
@@ -262,26 +265,30 @@ async fn without_jetstream_who_listens_all_the_time_hears_every_event_of_a_bridg
     for program in nats::programs() {
         let folder = tempfile::tempdir().unwrap();
         let server = NatsServer::start(&program, folder.path()).await;
-        let ear = Ear::listen(&server).await;
+        let subscriber = Subscriber::listen(&server).await;
         let mut world = World::new(bus(&server, "jetstream = false")).await;
         load_many(&world.home, 1, TORRENTS).await;
         world.launch_bridge();
-        let ledger = world.ledger();
+        let database = world.database();
         for round in 1..6_u64 {
-            ledger
-                .until("the round before is written down", |ledger| ledger.last_seq("home") >= TORRENTS * round)
+            database
+                .until("the round before is written down", |database| database.last_seq("home") >= TORRENTS * round)
                 .await;
             label_all(&world.home, &format!("round-{round}")).await;
-            let begun = ledger.last_seq("home");
-            ledger.until("some of it is written down", |ledger| ledger.last_seq("home") > begun).await;
+            let begun = database.last_seq("home");
+            database.until("some of it is written down", |database| database.last_seq("home") > begun).await;
             world.bridge().process().kill().unwrap();
             world.bridge().restart();
         }
-        ledger.until("all is written down", |ledger| ledger.last_seq("home") >= 6 * TORRENTS).await;
-        let last = ledger.last_seq("home");
-        ledger.until("all is delivered", |ledger| ledger.cursor("bus", "home") >= last).await;
-        ear.wait_for("the last event", |all| heard(all).contains(&last).then_some(())).await;
-        assert_eq!(heard(&ear.all()), (1..=last).collect::<Vec<_>>(), "some may come twice, none is left out");
+        database.until("all is written down", |database| database.last_seq("home") >= 6 * TORRENTS).await;
+        let last = database.last_seq("home");
+        database.until("all is delivered", |database| database.cursor("bus", "home") >= last).await;
+        subscriber.wait_for("the last event", |all| received(all).contains(&last).then_some(())).await;
+        assert_eq!(
+            received(&subscriber.all()),
+            (1..=last).collect::<Vec<_>>(),
+            "some may come twice, none is left out"
+        );
     }
 }
 
@@ -299,34 +306,34 @@ async fn without_jetstream_a_server_that_is_killed_stops_nothing_for_good() {
         let mut world = World::new(bus(&server, "jetstream = false")).await;
         let hashes = load_many(&world.home, 1, TORRENTS).await;
         world.launch_bridge();
-        let ledger = world.ledger();
+        let database = world.database();
         for round in 1..4_u64 {
-            ledger
-                .until("the round before is written down", |ledger| ledger.last_seq("home") >= TORRENTS * round)
+            database
+                .until("the round before is written down", |database| database.last_seq("home") >= TORRENTS * round)
                 .await;
             label_all(&world.home, &format!("round-{round}")).await;
             server.restart().await;
         }
-        ledger
-            .until("all is written down and delivered", |ledger| {
-                let last = ledger.last_seq("home");
-                last >= 4 * TORRENTS && ledger.cursor("bus", "home") == last
+        database
+            .until("all is written down and delivered", |database| {
+                let last = database.last_seq("home");
+                last >= 4 * TORRENTS && database.cursor("bus", "home") == last
             })
             .await;
-        assert!(ledger.dead_letters("bus").is_empty());
-        let ear = Ear::listen(&server).await;
-        let from = ledger.last_seq("home");
+        assert!(database.dead_letters("bus").is_empty());
+        let subscriber = Subscriber::listen(&server).await;
+        let from = database.last_seq("home");
         let mut last = from;
         for (number, hash) in hashes[..5].iter().enumerate() {
             last = label(&world, *hash, &format!("after-{number}")).await;
         }
-        ear.wait_for("the last event", |all| heard(all).contains(&last).then_some(())).await;
-        assert_eq!(heard(&ear.all()), (from + 1..=last).collect::<Vec<_>>());
+        subscriber.wait_for("the last event", |all| received(all).contains(&last).then_some(())).await;
+        assert_eq!(received(&subscriber.all()), (from + 1..=last).collect::<Vec<_>>());
     }
 }
 
 #[tokio::test]
-async fn a_dozen_links_that_die_over_the_same_event_bury_nothing() {
+async fn a_dozen_links_that_end_with_the_same_event_dead_letter_nothing() {
     if !can_run() {
         return;
     }
@@ -338,21 +345,21 @@ async fn a_dozen_links_that_die_over_the_same_event_bury_nothing() {
     let mut world = World::new(bus_at(&format!("nats://{}", proxy.address), "")).await;
     let hash = load_one(&world).await;
     world.start_bridge().await;
-    let ear = Ear::listen(&server).await;
-    all_is_stored(&world, &ear).await;
-    let last = world.ledger().last_seq("home");
-    world.ledger().until("all is noted", |ledger| ledger.cursor("bus", "home") == last).await;
+    let subscriber = Subscriber::listen(&server).await;
+    all_is_stored(&world, &subscriber).await;
+    let last = world.database().last_seq("home");
+    world.database().until("all is noted", |database| database.cursor("bus", "home") == last).await;
     // Whoever comes is let in and answered, until it publishes an event.
-    proxy.requests(Way::HoldPublishes(".event."));
+    proxy.requests(Mode::HoldPublishes(".event."));
     for round in 0..3 {
         label(&world, hash, &format!("r{round}")).await;
     }
     for links in 0..12 {
-        world.bridge().says_again(links, "no answer within 5s").await;
+        world.bridge().wait_for_log_again(links, "no answer within 5s").await;
     }
-    assert_eq!(world.ledger().cursor("bus", "home"), last, "one got through");
+    assert_eq!(world.database().cursor("bus", "home"), last, "one got through");
     proxy.cut();
-    proxy.requests(Way::Pass);
-    all_is_stored(&world, &ear).await;
-    assert_eq!(world.ledger().dead_letters("bus"), []);
+    proxy.requests(Mode::Pass);
+    all_is_stored(&world, &subscriber).await;
+    assert_eq!(world.database().dead_letters("bus"), []);
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{bus, load_one};
 use crate::harness::bridge::Bridge;
-use crate::harness::nats::{self, Ear, NatsServer, body, until};
+use crate::harness::nats::{self, NatsServer, Subscriber, body, until};
 use crate::harness::{World, can_run};
 
 fn header<'m>(message: &'m Message, name: &str) -> Option<&'m str> {
@@ -17,20 +17,20 @@ fn header<'m>(message: &'m Message, name: &str) -> Option<&'m str> {
 }
 
 /// Waits until the service is there.
-async fn service_is_up(ear: &Ear) {
+async fn service_is_up(subscriber: &Subscriber) {
     until("the service answers", async || {
-        ear.client.request("$SRV.PING.dtorrent", Bytes::new()).await.is_ok().then_some(())
+        subscriber.client.request("$SRV.PING.dtorrent", Bytes::new()).await.is_ok().then_some(())
     })
     .await;
 }
 
 /// Waits until a request is answered; one may be lost.
-async fn lists_again(ear: &Ear) {
+async fn lists_again(subscriber: &Subscriber) {
     until("requests are answered again", async || {
         let request = async_nats::Request::new()
             .payload(Bytes::from(r#"{"page_size": 1}"#))
             .timeout(Some(std::time::Duration::from_secs(2)));
-        let reply = ear.client.send_request("dtorrent.home.command.list", request).await.ok()?;
+        let reply = subscriber.client.send_request("dtorrent.home.command.list", request).await.ok()?;
         (body(&reply)["status"] == "ok").then_some(())
     })
     .await;
@@ -44,28 +44,28 @@ async fn a_request_is_answered_once_when_the_effect_was_seen() {
     for program in nats::programs() {
         let folder = tempfile::tempdir().unwrap();
         let server = NatsServer::start(&program, folder.path()).await;
-        let ear = Ear::listen(&server).await;
+        let subscriber = Subscriber::listen(&server).await;
         let mut world = World::new(bus(&server, "commands = [\"*\", \"-announce\"]")).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;
-        service_is_up(&ear).await;
+        service_is_up(&subscriber).await;
 
         let subject = format!("dtorrent.home.torrent.{hash}.command.label");
-        let reply = ear.request(&subject, r#"{"label": "linux", "id": "one"}"#).await;
+        let reply = subscriber.request(&subject, r#"{"label": "linux", "id": "one"}"#).await;
         assert_eq!(world.home.get(hash, "d.custom1").await.unwrap(), "linux", "ok means seen");
         assert_eq!(body(&reply)["status"], "ok", "{reply:?}");
         assert_eq!((header(&reply, "Nats-Service-Error"), header(&reply, "Nats-Service-Error-Code")), (None, None));
-        let result = ear.on("dtorrent.home.result").await;
+        let result = subscriber.on("dtorrent.home.result").await;
         assert_eq!(body(&result), body(&reply));
         let mut headers = async_nats::HeaderMap::new();
         headers.insert("user", "anna\u{1b}[2J");
         let request = async_nats::Request::new().headers(headers).payload(Bytes::from(r#"{"label": "linux"}"#));
-        let named = ear.client.send_request(subject.clone(), request).await.unwrap();
+        let named = subscriber.client.send_request(subject.clone(), request).await.unwrap();
         assert_eq!(body(&named)["status"], "ok", "{named:?}");
-        world.bridge().says("user=\"anna\u{fffd}[2J\"").await;
+        world.bridge().wait_for_log("user=\"anna\u{fffd}[2J\"").await;
         // The same id is not carried out again, and answered as before.
         world.home.act(hash, "d.custom1.set", &[dtorrent_peers::rtorrent::Argument::Text("other")]).await.unwrap();
-        let again = ear.request(&subject, r#"{"label": "linux", "id": "one"}"#).await;
+        let again = subscriber.request(&subject, r#"{"label": "linux", "id": "one"}"#).await;
         assert_eq!(body(&again), body(&reply));
         assert_eq!(world.home.get(hash, "d.custom1").await.unwrap(), "other");
 
@@ -78,9 +78,9 @@ async fn a_request_is_answered_once_when_the_effect_was_seen() {
             ("dtorrent.home.torrent.nohash.command.pause".to_owned(), "", "bad_request", "400"),
             ("dtorrent.bridge.main.command.explode".to_owned(), "", "unsupported", "501"),
         ] {
-            let inbox = ear.client.new_inbox();
-            let mut replies = ear.client.subscribe(inbox.clone()).await.unwrap();
-            ear.client.publish_with_reply(subject.clone(), inbox, Bytes::from(request)).await.unwrap();
+            let inbox = subscriber.client.new_inbox();
+            let mut replies = subscriber.client.subscribe(inbox.clone()).await.unwrap();
+            subscriber.client.publish_with_reply(subject.clone(), inbox, Bytes::from(request)).await.unwrap();
             let reply = replies.next().await.unwrap();
             let result = body(&reply);
             let of_row = &result["results"][0]["error"]["code"];
@@ -88,7 +88,7 @@ async fn a_request_is_answered_once_when_the_effect_was_seen() {
             assert_eq!(header(&reply, "Nats-Service-Error-Code"), Some(number), "{subject}");
             assert!(header(&reply, "Nats-Service-Error").is_some_and(|text| !text.is_empty()), "{subject}");
             // Whatever is answered to a later request would come after a second reply to this one.
-            ear.request("dtorrent.home.command.explode", "").await;
+            subscriber.request("dtorrent.home.command.explode", "").await;
             let second = futures_util::FutureExt::now_or_never(replies.next()).flatten();
             assert!(second.is_none(), "{subject} is answered twice");
         }
@@ -97,11 +97,11 @@ async fn a_request_is_answered_once_when_the_effect_was_seen() {
         for evil in
             [format!("dtorrent.home.torrent.{hash}.command.delete"), "$JS.API.STREAM.DELETE.DTORRENT_EVENTS".into()]
         {
-            ear.client.publish_with_reply("dtorrent.home.command.explode", evil, Bytes::new()).await.unwrap();
+            subscriber.client.publish_with_reply("dtorrent.home.command.explode", evil, Bytes::new()).await.unwrap();
         }
-        ear.request("dtorrent.home.command.explode", "").await;
+        subscriber.request("dtorrent.home.command.explode", "").await;
         assert_eq!(world.home.hashes().await.unwrap(), [hash]);
-        let info = nats::api(&ear.client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await;
+        let info = nats::api(&subscriber.client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await;
         assert!(info["error"].is_null(), "{info}");
     }
 }
@@ -114,15 +114,15 @@ async fn the_service_shows_itself_and_a_read_only_one_takes_nothing() {
     for program in nats::programs() {
         let folder = tempfile::tempdir().unwrap();
         let server = NatsServer::start(&program, folder.path()).await;
-        let ear = Ear::listen(&server).await;
+        let subscriber = Subscriber::listen(&server).await;
         let mut world = World::new(bus(&server, "")).await;
         world.start_bridge().await;
-        service_is_up(&ear).await;
-        let ping = body(&ear.request("$SRV.PING", "").await);
+        service_is_up(&subscriber).await;
+        let ping = body(&subscriber.request("$SRV.PING", "").await);
         assert_eq!((&ping["name"], &ping["type"]), (&json!("dtorrent"), &json!("io.nats.micro.v1.ping_response")));
         assert_eq!(ping["metadata"]["instance"], "main");
         let id = ping["id"].as_str().unwrap();
-        let info = body(&ear.request(&format!("$SRV.INFO.dtorrent.{id}"), "").await);
+        let info = body(&subscriber.request(&format!("$SRV.INFO.dtorrent.{id}"), "").await);
         let subjects: Vec<&str> = info["endpoints"]
             .as_array()
             .unwrap()
@@ -139,15 +139,15 @@ async fn the_service_shows_itself_and_a_read_only_one_takes_nothing() {
             info["endpoints"].as_array().unwrap().iter().all(|endpoint| endpoint["queue_group"] == *queue),
             "{info}"
         );
-        ear.request("dtorrent.home.command.list", "").await;
-        let stats = body(&ear.request("$SRV.STATS.dtorrent", "").await);
+        subscriber.request("dtorrent.home.command.list", "").await;
+        let stats = body(&subscriber.request("$SRV.STATS.dtorrent", "").await);
         let requests: Vec<&Value> =
             stats["endpoints"].as_array().unwrap().iter().map(|endpoint| &endpoint["num_requests"]).collect();
         assert_eq!(requests, [0, 1, 0], "{stats}");
         // What fails is counted as soon as it is answered.
-        ear.request("dtorrent.home.command.explode", "").await;
+        subscriber.request("dtorrent.home.command.explode", "").await;
         let stats = until("the error is counted", async || {
-            let stats = body(&ear.request("$SRV.STATS.dtorrent", "").await);
+            let stats = body(&subscriber.request("$SRV.STATS.dtorrent", "").await);
             (stats["endpoints"][1]["num_errors"] == 1).then_some(stats)
         })
         .await;
@@ -160,15 +160,15 @@ async fn the_service_shows_itself_and_a_read_only_one_takes_nothing() {
         world.bridge().stop().await;
         until("nobody answers", async || {
             let ping = async_nats::Request::new().timeout(Some(std::time::Duration::from_secs(1)));
-            let gone = ear.client.send_request("$SRV.PING.dtorrent", ping).await.err()?;
+            let gone = subscriber.client.send_request("$SRV.PING.dtorrent", ping).await.err()?;
             (gone.kind() == async_nats::RequestErrorKind::NoResponders).then_some(())
         })
         .await;
 
         let mut world = World::new(bus(&server, "commands = []")).await;
         world.start_bridge().await;
-        service_is_up(&ear).await;
-        drop(ear); // he would count as somebody who could answer
+        service_is_up(&subscriber).await;
+        drop(subscriber); // he would count as somebody who could answer
         let client = server.client().await;
         let refused = client.request("dtorrent.home.command.list", Bytes::new()).await.unwrap_err();
         assert_eq!(refused.kind(), async_nats::RequestErrorKind::NoResponders);
@@ -184,7 +184,7 @@ async fn a_page_that_is_too_large_for_the_server_ends_earlier_and_another_answer
         let folder = tempfile::tempdir().unwrap();
         let lines = "jetstream {{ store_dir: \"{dir}/store\" }}\nmax_payload: 4096";
         let server = NatsServer::start_with(&program, folder.path(), lines).await;
-        let ear = Ear::listen(&server).await;
+        let subscriber = Subscriber::listen(&server).await;
         let mut world = World::new(bus(&server, "")).await;
         let mut hashes = Vec::new();
         for number in 1..=8 {
@@ -192,13 +192,13 @@ async fn a_page_that_is_too_large_for_the_server_ends_earlier_and_another_answer
             hashes.push(world.home.load(&content.torrent, false).await.unwrap());
         }
         world.start_bridge().await;
-        service_is_up(&ear).await;
+        service_is_up(&subscriber).await;
         // A page is shorter than was asked for then, says so, and whoever goes on by what it says gets all.
         for (page, page_size) in [(0, 200), (0, 5), (1, 4)] {
             let mut request = json!({"page": page, "page_size": page_size});
             let mut listed = Vec::new();
             loop {
-                let reply = ear.request("dtorrent.home.command.list", request.to_string()).await;
+                let reply = subscriber.request("dtorrent.home.command.list", request.to_string()).await;
                 let page = body(&reply);
                 assert_eq!((&page["status"], &page["error"], &page["total"]), (&json!("ok"), &json!(null), &json!(8)));
                 assert_eq!(header(&reply, "Nats-Service-Error"), None);
@@ -215,7 +215,7 @@ async fn a_page_that_is_too_large_for_the_server_ends_earlier_and_another_answer
         }
         // What has no pages is shortened with a word.
         let all = json!({"hashes": hashes}).to_string();
-        let reply = ear.request("dtorrent.home.command.get", all).await;
+        let reply = subscriber.request("dtorrent.home.command.get", all).await;
         assert_eq!(body(&reply)["error"]["code"], "too_large", "{reply:?}");
         assert_eq!(header(&reply, "Nats-Service-Error-Code"), Some("413"));
     }
@@ -230,36 +230,36 @@ async fn a_request_that_is_repeated_while_it_is_carried_out_is_answered_each_tim
     for program in nats::programs() {
         let folder = tempfile::tempdir().unwrap();
         let server = NatsServer::start(&program, folder.path()).await;
-        let ear = Ear::listen(&server).await;
+        let subscriber = Subscriber::listen(&server).await;
         let mut world = World::new(bus(&server, "")).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;
-        service_is_up(&ear).await;
+        service_is_up(&subscriber).await;
         world.home.process().pause().unwrap(); // nothing can be done meanwhile
         let subject = format!("dtorrent.home.torrent.{hash}.command.label");
         let request = Bytes::from(r#"{"id": "one", "label": "a", "ttl": "300s"}"#);
-        let inbox = ear.client.new_inbox();
-        let mut replies = ear.client.subscribe(format!("{inbox}.*")).await.unwrap();
+        let inbox = subscriber.client.new_inbox();
+        let mut replies = subscriber.client.subscribe(format!("{inbox}.*")).await.unwrap();
         let ask = async |bridge: &mut Bridge, asker: u64, times: usize| {
             let reply = format!("{inbox}.{asker}");
-            ear.client.publish_with_reply(subject.clone(), reply, request.clone()).await.unwrap();
-            bridge.says_again(times, "the command came again and is being carried out").await;
+            subscriber.client.publish_with_reply(subject.clone(), reply, request.clone()).await.unwrap();
+            bridge.wait_for_log_again(times, "the command came again and is being carried out").await;
         };
-        ear.client.publish_with_reply(subject.clone(), format!("{inbox}.0"), request.clone()).await.unwrap();
+        subscriber.client.publish_with_reply(subject.clone(), format!("{inbox}.0"), request.clone()).await.unwrap();
         let bridge = world.bridge.as_mut().unwrap();
         ask(bridge, 1, 0).await;
         ask(bridge, 2, 1).await;
         ask(bridge, 2, 2).await; // to the same address, but another request
         bridge.process().kill().unwrap();
         bridge.restart();
-        service_is_up(&ear).await;
+        service_is_up(&subscriber).await;
         ask(bridge, 3, 3).await;
         // By the other broker too, without an address of its own; twice, which is one question there.
         let topic = format!("dtorrent/home/torrent/{hash}/command/label");
         for times in [4, 5] {
             let again = crate::harness::recorder::Command::new(&topic, request.to_vec());
-            world.heard.send(again).await;
-            world.bridge().says_again(times, "the command came again and is being carried out").await;
+            world.recorder.send(again).await;
+            world.bridge().wait_for_log_again(times, "the command came again and is being carried out").await;
         }
         world.home.process().unpause().unwrap();
         let mut answered = Vec::new();
@@ -271,49 +271,50 @@ async fn a_request_that_is_repeated_while_it_is_carried_out_is_answered_each_tim
         }
         answered.sort();
         assert_eq!(answered, ["0", "1", "2", "2", "3"]);
-        world.heard.result("one").await;
+        world.recorder.result("one").await;
         // Whatever is answered to a later request would come after one reply too many.
-        ear.request("dtorrent.home.command.explode", "").await;
-        world.heard.command("home/command/list", Value::Null).await;
+        subscriber.request("dtorrent.home.command.explode", "").await;
+        world.recorder.command("home/command/list", Value::Null).await;
         assert!(futures_util::FutureExt::now_or_never(replies.next()).is_none(), "one was answered twice");
-        assert_eq!(world.heard.results("one").len(), 1);
-        let labels = world.heard.events("home").iter().filter(|event| event["event_type"] == "label_changed").count();
+        assert_eq!(world.recorder.results("one").len(), 1);
+        let labels =
+            world.recorder.events("home").iter().filter(|event| event["event_type"] == "label_changed").count();
         assert_eq!(labels, 1, "it was carried out once");
     }
 }
 
 #[tokio::test]
-async fn more_requests_at_once_than_are_taken_cost_their_answers_and_nothing_else() {
+async fn requests_beyond_the_limit_lose_their_answers_and_nothing_else() {
     if !can_run() {
         return;
     }
     for program in nats::programs() {
         let folder = tempfile::tempdir().unwrap();
         let server = NatsServer::start(&program, folder.path()).await;
-        let ear = Ear::listen(&server).await;
+        let subscriber = Subscriber::listen(&server).await;
         let mut world = World::new(bus(&server, "")).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;
-        service_is_up(&ear).await;
-        let inbox = ear.client.new_inbox();
-        let mut replies = ear.client.subscribe(format!("{inbox}.*")).await.unwrap();
+        service_is_up(&subscriber).await;
+        let inbox = subscriber.client.new_inbox();
+        let mut replies = subscriber.client.subscribe(format!("{inbox}.*")).await.unwrap();
         world.bridge().process().pause().unwrap();
         // More than wait to be taken, and less than a server holds back.
         for number in 0..2_000 {
             let reply = format!("{inbox}.{number}");
-            ear.client.publish_with_reply("dtorrent.home.command.explode", reply, Bytes::new()).await.unwrap();
+            subscriber.client.publish_with_reply("dtorrent.home.command.explode", reply, Bytes::new()).await.unwrap();
         }
-        ear.client.flush().await.unwrap();
+        subscriber.client.flush().await.unwrap();
         world.bridge().process().unpause().unwrap();
-        world.bridge().says("requests come faster than they are taken").await;
-        lists_again(&ear).await;
+        world.bridge().wait_for_log("requests come faster than they are taken").await;
+        lists_again(&subscriber).await;
         let mut answered = std::collections::BTreeSet::new();
         while let Some(Some(reply)) = futures_util::FutureExt::now_or_never(replies.next()) {
             assert!(answered.insert(reply.subject.to_string()), "answered twice: {}", reply.subject);
         }
         assert!(!answered.is_empty() && answered.len() < 2_000, "{}", answered.len());
         super::label(&world, hash, "a").await;
-        super::all_is_stored(&world, &ear).await;
+        super::all_is_stored(&world, &subscriber).await;
     }
 }
 
@@ -325,7 +326,7 @@ async fn of_two_bridges_each_request_is_answered_by_one() {
     for program in nats::programs() {
         let folder = tempfile::tempdir().unwrap();
         let server = NatsServer::start(&program, folder.path()).await;
-        let ear = Ear::listen(&server).await;
+        let subscriber = Subscriber::listen(&server).await;
         let mut world = World::new(bus(&server, "")).await;
         let hash: InfoHash = load_one(&world).await;
         world.start_bridge().await;
@@ -342,19 +343,19 @@ async fn of_two_bridges_each_request_is_answered_by_one() {
         std::fs::write(&config, text).unwrap();
         let mut other = Bridge::start(&config);
         until("both bridges are there", async || {
-            let inbox = ear.client.new_inbox();
-            let mut answers = ear.client.subscribe(inbox.clone()).await.unwrap();
-            ear.client.publish_with_reply("$SRV.PING.dtorrent", inbox, Bytes::new()).await.unwrap();
+            let inbox = subscriber.client.new_inbox();
+            let mut answers = subscriber.client.subscribe(inbox.clone()).await.unwrap();
+            subscriber.client.publish_with_reply("$SRV.PING.dtorrent", inbox, Bytes::new()).await.unwrap();
             let both = async { (answers.next().await, answers.next().await) };
             tokio::time::timeout(std::time::Duration::from_secs(1), both).await.ok().map(drop)
         })
         .await;
-        let inbox = ear.client.new_inbox();
-        let mut replies = ear.client.subscribe(inbox.clone()).await.unwrap();
+        let inbox = subscriber.client.new_inbox();
+        let mut replies = subscriber.client.subscribe(inbox.clone()).await.unwrap();
         for number in 0..40 {
             let subject = format!("dtorrent.home.torrent.{hash}.command.get");
             let request = json!({"id": format!("q{number}")}).to_string();
-            ear.client.publish_with_reply(subject, inbox.clone(), Bytes::from(request)).await.unwrap();
+            subscriber.client.publish_with_reply(subject, inbox.clone(), Bytes::from(request)).await.unwrap();
         }
         let mut ids = std::collections::BTreeSet::new();
         for _ in 0..40 {
@@ -363,9 +364,9 @@ async fn of_two_bridges_each_request_is_answered_by_one() {
             assert!(ids.insert(reply["id"].to_string()), "answered twice: {reply}");
         }
         let stats = {
-            let inbox = ear.client.new_inbox();
-            let mut answers = ear.client.subscribe(inbox.clone()).await.unwrap();
-            ear.client.publish_with_reply("$SRV.STATS.dtorrent", inbox, Bytes::new()).await.unwrap();
+            let inbox = subscriber.client.new_inbox();
+            let mut answers = subscriber.client.subscribe(inbox.clone()).await.unwrap();
+            subscriber.client.publish_with_reply("$SRV.STATS.dtorrent", inbox, Bytes::new()).await.unwrap();
             [body(&answers.next().await.unwrap()), body(&answers.next().await.unwrap())]
         };
         let taken = stats.map(|stats| stats["endpoints"][2]["num_requests"].as_u64().unwrap());
@@ -383,22 +384,26 @@ async fn a_bridge_that_was_too_slow_is_back_and_answers_again() {
         let folder = tempfile::tempdir().unwrap();
         let lines = "jetstream {{ store_dir: \"{dir}/store\" }}\nmax_pending: 2MB\nwrite_deadline: \"1s\"";
         let mut server = NatsServer::start_with(&program, folder.path(), lines).await;
-        let ear = Ear::listen(&server).await;
+        let subscriber = Subscriber::listen(&server).await;
         let mut world = World::new(bus(&server, "")).await;
         load_one(&world).await;
         world.start_bridge().await;
-        service_is_up(&ear).await;
+        service_is_up(&subscriber).await;
         world.bridge().process().pause().unwrap();
         // Until the server has had enough of it.
         until("the server cuts the slow one", async || {
             for _ in 0..20 {
-                ear.client.publish("dtorrent.home.command.explode", Bytes::from(vec![b' '; 500_000])).await.unwrap();
+                subscriber
+                    .client
+                    .publish("dtorrent.home.command.explode", Bytes::from(vec![b' '; 500_000]))
+                    .await
+                    .unwrap();
             }
-            ear.client.flush().await.unwrap();
+            subscriber.client.flush().await.unwrap();
             server.process().output().contains("Slow Consumer").then_some(())
         })
         .await;
         world.bridge().process().unpause().unwrap();
-        lists_again(&ear).await;
+        lists_again(&subscriber).await;
     }
 }

@@ -41,9 +41,9 @@ async fn with_the_roles_of_the_stack_the_bridge_works_and_others_may_only_what_t
         let hash = load_one(&world).await;
         world.start_bridge().await;
         let seq = label(&world, hash, "a").await;
-        world.ledger().until("it is delivered", |ledger| ledger.cursor("bus", "home") >= seq).await;
-        assert!(world.ledger().dead_letters("bus").is_empty());
-        assert_eq!(world.bridge().times_said("Permissions Violation"), 0, "the bridge lacks a right");
+        world.database().until("it is delivered", |database| database.cursor("bus", "home") >= seq).await;
+        assert!(world.database().dead_letters("bus").is_empty());
+        assert_eq!(world.bridge().count_in_log("Permissions Violation"), 0, "the bridge lacks a right");
 
         let reader = login(&server, "reader").await;
         assert!(stored(&reader).await.iter().any(|(_, _, event)| event["seq"] == seq));
@@ -59,7 +59,7 @@ async fn with_the_roles_of_the_stack_the_bridge_works_and_others_may_only_what_t
         let pause = format!("dtorrent.home.torrent.{hash}.command.pause");
         let nothing = r#"{"last_by_subj": "$KV.dtorrent_state.nothing"}"#.to_owned();
         let a_state = format!(r#"{{"last_by_subj": "$KV.dtorrent_state.home.{hash}"}}"#);
-        let before = world.ledger().last_seq("home");
+        let before = world.database().last_seq("home");
         for (round, (question, asked)) in [
             ("$JS.API.DIRECT.GET.KV_dtorrent_state", nothing),
             ("$JS.API.DIRECT.GET.KV_dtorrent_state", a_state),
@@ -70,15 +70,15 @@ async fn with_the_roles_of_the_stack_the_bridge_works_and_others_may_only_what_t
         {
             reader.publish_with_reply(question, pause.clone(), Bytes::from(asked)).await.unwrap();
             reader.flush().await.unwrap();
-            world.bridge().says_again(round, "came where commands come").await;
+            world.bridge().wait_for_log_again(round, "came where commands come").await;
         }
         // One that comes after them is answered: they were passed over.
         commander.request(subject.clone(), Bytes::new()).await.unwrap();
-        assert_eq!(world.ledger().last_seq("home"), before, "a torrent was paused");
+        assert_eq!(world.database().last_seq("home"), before, "a torrent was paused");
 
         // What must not be: a command of the reader, a state or an event that never was, a stream that is deleted.
         let before = stored(&reader).await.len();
-        let mut heard = reader.subscribe("dtorrent.>").await.unwrap();
+        let mut received = reader.subscribe("dtorrent.>").await.unwrap();
         reader.flush().await.unwrap();
         for (client, evil) in [
             (&reader, subject.as_str()),
@@ -97,7 +97,7 @@ async fn with_the_roles_of_the_stack_the_bridge_works_and_others_may_only_what_t
         assert!(value(&reader, "home.x").await.is_none());
         let info = api(&reader, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await;
         assert!(info["error"].is_null(), "{info}");
-        while let Some(Some(message)) = futures_util::FutureExt::now_or_never(heard.next()) {
+        while let Some(Some(message)) = futures_util::FutureExt::now_or_never(received.next()) {
             assert_ne!(message.subject.as_str(), "dtorrent.home.event.server_offline");
         }
     }

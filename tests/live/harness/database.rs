@@ -10,11 +10,11 @@ use dtorrent_peers::process::TIMEOUT;
 use rusqlite::{Connection, OpenFlags};
 use tokio::time::Instant;
 
-pub struct Ledger {
+pub struct StateDatabase {
     file: PathBuf,
 }
 
-impl Ledger {
+impl StateDatabase {
     pub fn of(data_dir: &Path) -> Self {
         Self { file: data_dir.join("dtorrent.sqlite3") }
     }
@@ -35,7 +35,7 @@ impl Ledger {
     }
 
     /// Whether it is noted that a sink has every state.
-    pub fn owes_no_state(&self, sink: &str) -> bool {
+    pub fn has_sent_every_state(&self, sink: &str) -> bool {
         let newest = self.number("SELECT max(rev) FROM told", &[]);
         newest > 0 && newest == self.number("SELECT max(sent_rev) FROM progress WHERE sink = ?1", &[sink])
     }
@@ -65,7 +65,7 @@ impl Ledger {
         transaction.commit().unwrap();
     }
 
-    pub fn set_letter_bodies(&self, sink: &str, body: &str) {
+    pub fn set_dead_letter_bodies(&self, sink: &str, body: &str) {
         let sql = "UPDATE dead_letters SET body = CAST(?2 AS BLOB) WHERE sink = ?1";
         Connection::open(&self.file).unwrap().execute(sql, (sink, body)).unwrap();
     }

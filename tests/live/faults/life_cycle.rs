@@ -26,7 +26,7 @@ async fn download(world: &World, content: &Content, seeder: &Rtorrent) {
 }
 
 #[tokio::test]
-async fn finished_while_the_bridge_was_down_is_told_once_as_recovered() {
+async fn finished_while_the_bridge_was_down_is_emitted_once_as_recovered() {
     if !can_run() {
         return;
     }
@@ -34,22 +34,22 @@ async fn finished_while_the_bridge_was_down_is_told_once_as_recovered() {
     let content = Content::file("x", 200_000, 1);
     let seeder = seeder(&world, &content).await;
     world.home.load(&content.torrent, false).await.unwrap();
-    world.heard.event("home", "added", content.hash).await;
+    world.recorder.event("home", "added", content.hash).await;
     world.bridge().process().kill().unwrap();
     download(&world, &content, &seeder).await;
     world.bridge().restart();
-    let finished = world.heard.event("home", "finished", content.hash).await;
+    let finished = world.recorder.event("home", "finished", content.hash).await;
     assert_eq!(finished["cause"], "recovered", "{finished}");
     // Once is once, whatever happens to the bridge afterwards.
     world.bridge().process().kill().unwrap();
     world.bridge().restart();
     wait_for_newcomer(&world).await;
-    let kinds = kinds_of(&world.heard.assert_gap_free("home"), content.hash);
+    let kinds = kinds_of(&world.recorder.assert_gap_free("home"), content.hash);
     assert_eq!(kinds, ["added", "started", "finished"]);
 }
 
 #[tokio::test]
-async fn finished_and_stopped_between_two_looks_are_both_told() {
+async fn finished_and_stopped_between_two_polls_are_both_emitted() {
     if !can_run() {
         return;
     }
@@ -57,23 +57,23 @@ async fn finished_and_stopped_between_two_looks_are_both_told() {
     let content = Content::file("x", 200_000, 1);
     let seeder = seeder(&world, &content).await;
     world.home.load(&content.torrent, true).await.unwrap();
-    world.heard.event("home", "added", content.hash).await;
+    world.recorder.event("home", "added", content.hash).await;
     world.bridge().process().pause().unwrap();
     download(&world, &content, &seeder).await;
     world.home.wait_for(content.hash, "d.hashing", "0").await.unwrap();
     world.home.act(content.hash, "d.stop", &[]).await.unwrap();
     world.home.act(content.hash, "d.close", &[]).await.unwrap();
     world.bridge().process().unpause().unwrap();
-    world.heard.event("home", "stopped", content.hash).await;
-    world.heard.event("home", "finished", content.hash).await;
+    world.recorder.event("home", "stopped", content.hash).await;
+    world.recorder.event("home", "finished", content.hash).await;
     wait_for_newcomer(&world).await;
-    let mut kinds = kinds_of(&world.heard.assert_gap_free("home"), content.hash);
+    let mut kinds = kinds_of(&world.recorder.assert_gap_free("home"), content.hash);
     kinds.sort_unstable();
     assert_eq!(kinds, ["added", "finished", "stopped"]);
 }
 
 #[tokio::test]
-async fn a_check_of_what_was_there_already_finishes_nothing() {
+async fn a_recheck_of_complete_data_emits_no_finished() {
     if !can_run() {
         return;
     }
@@ -84,7 +84,7 @@ async fn a_check_of_what_was_there_already_finishes_nothing() {
     world.home.load(&content.torrent, true).await.unwrap();
     let state = format!("dtorrent/home/torrent/{}/state", content.hash);
     let is_seeding = |m: &Message| m.topic == state && m.json()["status"] == "seeding";
-    world.heard.wait_for("seeding", |all| all.iter().any(is_seeding).then_some(())).await;
+    world.recorder.wait_for("seeding", |all| all.iter().any(is_seeding).then_some(())).await;
     // From 0 to 100 % again, also over a restart of the bridge in the middle.
     for is_killed in [false, true] {
         world.home.act(content.hash, "d.check_hash", &[]).await.unwrap();
@@ -96,7 +96,7 @@ async fn a_check_of_what_was_there_already_finishes_nothing() {
         world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
     }
     wait_for_newcomer(&world).await;
-    let kinds = kinds_of(&world.heard.assert_gap_free("home"), content.hash);
+    let kinds = kinds_of(&world.recorder.assert_gap_free("home"), content.hash);
     let others: Vec<_> =
         kinds.iter().filter(|kind| !["added", "checking", "checked"].contains(&kind.as_str())).collect();
     assert!(others.is_empty(), "{kinds:?}");
@@ -104,7 +104,7 @@ async fn a_check_of_what_was_there_already_finishes_nothing() {
 }
 
 #[tokio::test]
-async fn removed_and_added_again_between_two_looks_is_both() {
+async fn a_torrent_removed_and_added_again_between_two_polls_emits_both_events() {
     if !can_run() {
         return;
     }
@@ -119,10 +119,10 @@ async fn removed_and_added_again_between_two_looks_is_both() {
         world.bridge().process().unpause().unwrap();
         let is_added = |m: &&Message| m.topic.ends_with(&format!("{}/event/added", content.hash));
         let times = |all: &[Message]| (all.iter().filter(is_added).count() >= round).then_some(());
-        world.heard.wait_for("added", times).await;
+        world.recorder.wait_for("added", times).await;
     }
     wait_for_newcomer(&world).await;
-    let kinds = kinds_of(&world.heard.assert_gap_free("home"), content.hash);
+    let kinds = kinds_of(&world.recorder.assert_gap_free("home"), content.hash);
     assert_eq!(kinds, ["added", "removed", "added", "removed", "added"]);
 }
 
@@ -136,23 +136,23 @@ async fn a_magnet_link_that_learns_what_it_is_is_the_same_torrent() {
     let seeder = seeder(&world, &content).await;
     let link = format!("magnet:?xt=urn:btih:{}&dn=wanted", content.hash.to_rpc());
     world.home.rpc.call("load.start", &[Argument::Text(""), Argument::Text(&link)]).await.unwrap();
-    let added = world.heard.event("home", "added", content.hash).await;
+    let added = world.recorder.event("home", "added", content.hash).await;
     assert_eq!(added["torrent"]["status"], "metadata", "{added}");
     // It asks the peer for what it is, is erased, and a new one with the same hash comes in.
     world.home.add_peer(content.hash, seeder.port).await.unwrap();
-    let metadata = world.heard.event("home", "metadata", content.hash).await;
+    let metadata = world.recorder.event("home", "metadata", content.hash).await;
     assert_eq!(metadata["torrent"]["name"], "from a magnet", "{metadata}");
     world.home.add_peer(content.hash, seeder.port).await.unwrap();
-    world.heard.event("home", "finished", content.hash).await;
+    world.recorder.event("home", "finished", content.hash).await;
     wait_for_newcomer(&world).await;
-    let mut kinds = kinds_of(&world.heard.assert_gap_free("home"), content.hash);
+    let mut kinds = kinds_of(&world.recorder.assert_gap_free("home"), content.hash);
     // It really checks, before and after.
     kinds.retain(|kind| kind != "checking" && kind != "checked");
     assert_eq!(kinds, ["added", "metadata", "finished"]);
 }
 
 #[tokio::test]
-async fn content_that_is_missing_at_the_start_is_told_as_it_is() {
+async fn data_that_is_missing_after_a_restart_is_shown_as_incomplete() {
     if !can_run() {
         return;
     }
@@ -163,14 +163,14 @@ async fn content_that_is_missing_at_the_start_is_told_as_it_is() {
     world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
     world.home.act(content.hash, "d.save_full_session", &[]).await.unwrap();
     world.start_bridge().await;
-    let mark = world.heard.mark();
+    let mark = world.recorder.mark();
     world.home.process().kill().unwrap();
     content.remove_from(&world.home.downloads).unwrap();
     world.home.restart().await.unwrap();
-    world.heard.server_event_after(mark, "home", "server_restarted").await;
+    world.recorder.server_event_after(mark, "home", "server_restarted").await;
     // What rTorrent says of it is what is told: that it is not whole, and no more than once.
     world
-        .heard
+        .recorder
         .wait_for("a word on it", |all| {
             let is_word = |m: &&Message| {
                 m.topic.contains(&content.hash.to_string())
@@ -181,9 +181,9 @@ async fn content_that_is_missing_at_the_start_is_told_as_it_is() {
         })
         .await;
     wait_for_newcomer(&world).await;
-    let kinds = kinds_of(&world.heard.assert_gap_free("home"), content.hash);
+    let kinds = kinds_of(&world.recorder.assert_gap_free("home"), content.hash);
     let state = world
-        .heard
+        .recorder
         .all()
         .into_iter()
         .rev()
