@@ -35,7 +35,8 @@ fn check_of_a_good_config_prints_what_will_run_to_stdout() {
     let stdout = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert_eq!(text(&output.stderr), "");
-    for part in ["server home  unix:///run/rtorrent.sock, every 1s", "broker home  mqtt://localhost, topics dtorrent/…"]
+    for part in
+        ["server home  unix:///run/rtorrent.sock, every 1s", "broker home  mqtt://localhost:1883, topics dtorrent/…"]
     {
         assert!(stdout.contains(part), "{stdout}");
     }

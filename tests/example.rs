@@ -1,38 +1,100 @@
-//! The example config says the truth: every option is in it, and what is commented out is the default.
+//! The example config is what the table of keys renders, and tells the truth: every key is in it, and what is
+//! commented out is the default. `BLESS=1` writes it anew.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::path::Path;
 
 use dtorrent::config;
+use dtorrent::config::keys::{Default, Form, Key, ROOT, Section};
 
 const EXAMPLE: &str = include_str!("../config/dtorrent.example.toml");
 
-/// Options that have no default: the example shows their form.
-const NO_DEFAULT: [&str; 21] = [
-    "alternative_download",
-    "alternative_upload",
-    "command",
-    "hooks_address",
-    "hosts",
-    "token",
-    "token_file",
-    "username",
-    "password",
-    "password_file",
-    "ca_file",
-    "cert_file",
-    "key_file",
-    "nkey_file",
-    "creds_file",
-    "url_file",
-    "template",
-    "template_file",
-    "content_type",
-    "secret",
-    "secret_file",
-];
+const HEAD: &str = "\
+# Every key of the config. What is commented out stands at its default, or shows the form where there is none.
+# Remove the tables that you do not need. The file is looked for at --config, $DTORRENT_CONFIG, ./dtorrent.toml,
+# $XDG_CONFIG_HOME/dtorrent/dtorrent.toml and /etc/dtorrent/dtorrent.toml; the first that exists is used.
+# Environment variables take precedence over the file: DTORRENT_SERVERS__HOME__URL is servers.home.url.
+# Relative paths start at the working directory. `dtorrent check` reports all errors.
+";
+
+fn render() -> String {
+    let mut text = HEAD.to_owned();
+    render_section(&mut text, &ROOT, "", &mut BTreeSet::new());
+    text
+}
+
+/// A doc is written above the first key that has it: what brokers share is explained once.
+fn render_section(text: &mut String, section: &Section, path: &str, explained: &mut BTreeSet<&'static str>) {
+    if !path.is_empty() {
+        let mark = if section.sample.is_empty() { "# " } else { "" };
+        write!(text, "\n# {}\n{mark}[{path}]\n", section.doc).unwrap();
+    } else {
+        text.push('\n');
+    }
+    let (tables, keys): (Vec<&Key>, Vec<&Key>) =
+        section.iter().partition(|key| matches!(key.form, Form::Section(_) | Form::Named(_)));
+    for key in keys {
+        if explained.insert(key.doc) {
+            writeln!(text, "# {}", key.doc).unwrap();
+        }
+        let mark = if matches!(key.default, Default::Required) { "" } else { "# " };
+        let value = key.default.value().map_or(key.example.to_owned(), |value| as_toml(&value));
+        writeln!(text, "{mark}{} = {value}", key.name).unwrap();
+        if let Some(file) = key.file() {
+            writeln!(text, "# {file} = \"/run/secrets/{}\"", key.name).unwrap();
+        }
+    }
+    for key in tables {
+        let below = if path.is_empty() { key.name.to_owned() } else { format!("{path}.{}", key.name) };
+        match key.form {
+            Form::Section(section) => render_section(text, section, &below, explained),
+            Form::Named(forms) => {
+                for form in forms {
+                    render_section(text, form, &format!("{below}.{}", form.sample), explained);
+                }
+            }
+            _ => unreachable!(),
+        }
+    }
+}
+
+fn as_toml(value: &serde_json::Value) -> String {
+    value.to_string().replace("\",\"", "\", \"")
+}
+
+#[test]
+fn the_example_is_what_the_table_of_keys_renders() {
+    let rendered = render();
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/config/dtorrent.example.toml"), rendered).unwrap();
+        return;
+    }
+    assert_eq!(rendered, EXAMPLE, "BLESS=1 writes it anew");
+}
+
+/// Keys without a default: the example shows their form.
+fn without_default() -> BTreeSet<String> {
+    fn collect(section: &Section, found: &mut BTreeSet<String>) {
+        for key in section.iter() {
+            match key.form {
+                Form::Section(below) => collect(below, found),
+                Form::Named(forms) => forms.iter().for_each(|form| collect(form, found)),
+                _ if key.default.value().is_none() => {
+                    found.extend([Some(key.name.to_owned()), key.file()].into_iter().flatten())
+                }
+                // It applies only to a template, which is such a key.
+                _ if key.name == "content_type" => found.extend([key.name.to_owned()]),
+                _ => {}
+            }
+        }
+    }
+    let mut found = BTreeSet::new();
+    collect(&ROOT, &mut found);
+    found
+}
 
 fn parse(toml: &str) -> config::Config {
     config::parse(Path::new("dtorrent.example.toml"), toml.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"))
@@ -47,7 +109,7 @@ fn option(line: &str) -> Option<&str> {
 /// The example with every option in force that `keep` wants.
 fn uncommented(keep: impl Fn(&str) -> bool) -> String {
     let line = |line: &'static str| match option(line) {
-        Some(key) => keep(key).then(|| line.trim_start_matches("# ")),
+        Some(key) => (!line.starts_with('#') || keep(key)).then(|| line.trim_start_matches("# ")),
         None if line.starts_with("# [") => Some(&line[2..]),
         None => Some(line),
     };
@@ -62,8 +124,7 @@ fn the_example_is_a_config_as_it_stands() {
 #[test]
 fn it_is_right_by_the_schema_also_with_all_that_is_commented_out() {
     let schema = jsonschema::validator_for(&config::schema().to_value()).unwrap();
-    // A program as a client has a command, and not what an rTorrent has.
-    for toml in [EXAMPLE.to_owned(), uncommented(|key| key != "command")] {
+    for toml in [EXAMPLE.to_owned(), uncommented(|_| true)] {
         let table: toml::Table = toml.parse().unwrap();
         let faults: Vec<String> =
             schema.iter_errors(&serde_json::to_value(table).unwrap()).map(|error| error.to_string()).collect();
@@ -73,15 +134,20 @@ fn it_is_right_by_the_schema_also_with_all_that_is_commented_out() {
 
 #[test]
 fn what_is_commented_out_is_the_default() {
-    let all = uncommented(|key| !NO_DEFAULT.contains(&key));
+    let without_default = without_default();
+    let all = uncommented(|key| !without_default.contains(key));
     assert_eq!(format!("{:#?}", parse(&all)), format!("{:#?}", parse(EXAMPLE)));
 }
 
 #[test]
-fn every_option_is_in_the_example_and_nothing_else() {
+fn every_key_is_in_the_example_and_nothing_else() {
     fn collect(table: &toml::Table, path: &str, keys: &mut BTreeSet<String>) {
         for (key, value) in table {
-            let key = if ["home", "bus"].contains(&key.as_str()) { format!("{path}*") } else { format!("{path}{key}") };
+            let key = if ["home", "attic", "bus"].contains(&key.as_str()) {
+                format!("{path}*")
+            } else {
+                format!("{path}{key}")
+            };
             let is_free = [".extra", ".torrents", ".headers", ".header_files"].iter().any(|end| key.ends_with(end));
             match value.as_table().filter(|_| !is_free) {
                 Some(table) => collect(table, &format!("{key}."), keys),
@@ -99,10 +165,10 @@ fn every_option_is_in_the_example_and_nothing_else() {
 }
 
 #[test]
-fn every_option_has_a_comment_above_it() {
+fn every_key_has_a_comment_that_fits_a_line() {
     let lines: Vec<&str> = EXAMPLE.lines().collect();
     for pair in lines.windows(2).filter(|pair| option(pair[1]).is_some()) {
-        let is_explained = pair[0].starts_with('#') || option(pair[0]).is_some() || pair[0].starts_with("[brokers");
-        assert!(is_explained, "{}", pair[1]);
+        assert!(pair[0].starts_with(['#', '[']) || option(pair[0]).is_some(), "{}", pair[1]);
     }
+    assert!(lines.iter().all(|line| line.chars().count() <= 130), "{:?}", lines.iter().max_by_key(|line| line.len()));
 }

@@ -181,7 +181,7 @@ fn deliveries() -> Vec<Delivery> {
 
 #[test]
 fn topics_match_the_golden_file() {
-    let topics = Topics::new(Prefix::parse("dtorrent").unwrap(), "main", true);
+    let topics = Topics::new(Prefix::of_topics("dtorrent").unwrap(), "main", true);
     let mut lines = String::new();
     for delivery in &deliveries() {
         let route = topics.route(delivery);
@@ -207,7 +207,7 @@ fn home_assistant(verbs: &[&str]) -> HomeAssistant {
 #[test]
 fn discovery_messages_match_the_golden_files_and_the_rules_of_home_assistant() {
     let names = Names {
-        prefix: Prefix::parse("dtorrent").unwrap(),
+        prefix: Prefix::of_topics("dtorrent").unwrap(),
         instance: "main".to_owned(),
         discovery_prefix: "homeassistant".to_owned(),
     };
@@ -243,7 +243,7 @@ fn discovery_messages_match_the_golden_files_and_the_rules_of_home_assistant() {
 #[test]
 fn the_checker_of_discovery_messages_finds_what_home_assistant_would_refuse() {
     let names = Names {
-        prefix: Prefix::parse("dtorrent").unwrap(),
+        prefix: Prefix::of_topics("dtorrent").unwrap(),
         instance: "main".to_owned(),
         discovery_prefix: "homeassistant".to_owned(),
     };
@@ -281,8 +281,8 @@ fn the_checker_of_discovery_messages_finds_what_home_assistant_would_refuse() {
 
 #[test]
 fn subjects_match_the_golden_file_and_are_the_topics_with_dots() {
-    let subjects = Subjects::new(nats::Prefix::parse("dtorrent").unwrap(), "main", true);
-    let topics = Topics::new(Prefix::parse("dtorrent").unwrap(), "main", true);
+    let subjects = Subjects::new(nats::Prefix::of_subjects("dtorrent").unwrap(), "main", true);
+    let topics = Topics::new(Prefix::of_topics("dtorrent").unwrap(), "main", true);
     let caught = subjects.of_stream();
     let mut lines = String::new();
     for delivery in &deliveries() {

@@ -309,8 +309,8 @@ fn channels_of<'d>(document: &'d Value, topic: &str, separator: char) -> Vec<(&'
 #[test]
 fn every_message_goes_where_the_asyncapi_document_says() {
     let document = schema::asyncapi();
-    let topics = Topics::new(mqtt::Prefix::parse("dtorrent").unwrap(), "main", true);
-    let subjects = Subjects::new(nats::Prefix::parse("dtorrent").unwrap(), "main", true);
+    let topics = Topics::new(mqtt::Prefix::of_topics("dtorrent").unwrap(), "main", true);
+    let subjects = Subjects::new(nats::Prefix::of_subjects("dtorrent").unwrap(), "main", true);
     let operation_of = |key: &str| {
         let channel = json!({"$ref": format!("#/channels/{key}")});
         let mut all = document["operations"].as_object().unwrap().values();
@@ -344,7 +344,7 @@ fn every_message_goes_where_the_asyncapi_document_says() {
 #[test]
 fn every_command_is_taken_where_the_asyncapi_document_says() {
     let document = schema::asyncapi();
-    let topics = Topics::new(mqtt::Prefix::parse("dtorrent").unwrap(), "main", true);
+    let topics = Topics::new(mqtt::Prefix::of_topics("dtorrent").unwrap(), "main", true);
     for verb in Verb::ALL.iter().map(|verb| verb.as_str()) {
         let mut places = 0;
         for topic in [

@@ -18,7 +18,7 @@ use super::report::BridgeReporter;
 use crate::commands::{
     Admission, BridgeWorker, Caller, CommandReceiver, Queue, QueuedCommand, answer_for_removed_server,
 };
-use crate::config::{Broker, Config, EventFilter};
+use crate::config::{Broker, Config};
 use crate::http;
 use crate::live_state::LiveState;
 use crate::log_throttle::retry_while_full;
@@ -207,7 +207,7 @@ impl Bridge {
         let source = reached.commands(broker, &self.common.clock)?;
         let rights = broker.commands.clone();
         let allows = move |verb: &str| rights.allows(verb);
-        let admission = self.admission(name.clone(), allows, broker.reply_prefixes.clone(), &broker.servers);
+        let admission = self.admission(name.clone(), allows, broker.reply_prefixes.clone(), broker.servers());
         Some(CommandReceiver { source, admission, unattended_since: self.last_alive })
     }
 
@@ -235,7 +235,7 @@ impl Bridge {
 
 /// Returns every sink with the servers whose events it gets. A webhook is one sink for each of its servers.
 fn servers_by_sink(config: &Config) -> BTreeMap<SinkName, Vec<ServerName>> {
-    let brokers = config.brokers.iter().map(|(name, broker)| (name.clone(), broker.servers.clone()));
+    let brokers = config.brokers.iter().map(|(name, broker)| (name.clone(), broker.servers().to_vec()));
     let webhooks = config.webhooks.iter().flat_map(|(name, webhook)| lines(name, webhook));
     brokers.chain(webhooks.map(|(sink, server)| (sink, vec![server.clone()]))).collect()
 }
@@ -263,7 +263,7 @@ fn build_servers(
     for (name, server) in &config.servers {
         let set_up = || format!("set up server {name}");
         let setup = ServerSetup {
-            client: build_client(name, server).with_context(set_up)?,
+            client: build_client(&server.client).with_context(set_up)?,
             interval: server.interval,
             sweep: server.sweep,
             roots: server.roots.clone(),
@@ -297,13 +297,13 @@ fn build_sinks(
     for (name, broker) in &config.brokers {
         // An event at or before these may have been sent by an earlier run; JetStream then answers "duplicate".
         let last_seq = |server: &ServerName| live.read(server, |server| server.last_seq).unwrap_or_default();
-        let before = broker.servers.iter().map(|server| (server.clone(), last_seq(server))).collect();
-        let reached = Reached::new(name, &config.instance, broker, before);
+        let before = broker.servers().iter().map(|server| (server.clone(), last_seq(server))).collect();
+        let reached = Reached::new(broker, before);
         let reached = reached.with_context(|| format!("set up broker {name}"))?;
         let parts = SinkParts {
             sink: reached.sink(),
-            servers: broker.servers.clone(),
-            events: kinds(&broker.events),
+            servers: broker.servers().to_vec(),
+            events: broker.events.clone(),
             retain: retain(broker),
             broker: Some((reached, broker.clone())),
         };
@@ -316,7 +316,7 @@ fn build_sinks(
             let parts = SinkParts {
                 sink: build_line(sink.clone(), &endpoint),
                 servers: vec![server.clone()],
-                events: kinds(&webhook.events),
+                events: webhook.events.clone(),
                 retain: Retain::None,
                 broker: None,
             };
@@ -325,8 +325,4 @@ fn build_sinks(
         endpoints.insert(name.clone(), endpoint);
     }
     Ok((sinks, endpoints))
-}
-
-fn kinds(filter: &EventFilter) -> BTreeSet<Kind> {
-    Kind::ALL.iter().copied().filter(|kind| filter.allows(*kind)).collect()
 }

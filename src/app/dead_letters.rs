@@ -247,7 +247,7 @@ impl ReplayTarget {
                     let seq = newest.entry(dead_letter.server.clone()).or_default();
                     *seq = dead_letter.seq.max(*seq);
                 }
-                Ok(Self::Broker(Reached::new(name, &config.instance, broker, newest)?, None))
+                Ok(Self::Broker(Reached::new(broker, newest)?, None))
             }
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 use tokio::net::TcpListener;
 
-use crate::config::{Config, Rtorrent};
+use crate::config::{self, Config};
 use crate::http;
 use crate::model::{Hook, HookAddress, HookKey, HookSecret, ServerName};
 
@@ -19,8 +19,8 @@ pub(super) struct HookListener {
 impl HookListener {
     /// Returns `None` if no server of the config has hooks.
     pub(super) async fn bind(config: &Config) -> anyhow::Result<Option<Self>> {
-        let rtorrents = config.servers.iter().filter_map(|(name, server)| Some((name, server.rtorrent()?)));
-        let hooked: Vec<(&ServerName, &Rtorrent)> = rtorrents.filter(|(_, server)| server.hooks.is_wanted).collect();
+        let hooked = config.servers.iter().filter_map(|(name, server)| Some((name, server.hooks.as_ref()?)));
+        let hooked: Vec<(&ServerName, &config::Hooks)> = hooked.collect();
         if hooked.is_empty() {
             return Ok(None);
         }
@@ -28,8 +28,8 @@ impl HookListener {
         let listener = http::bind(listen).await.with_context(|| format!("listen for hooks on {listen}"))?;
         let bound = listener.local_addr().context("listen for hooks")?;
         let secret = HookSecret::new(rand::random());
-        let hook = |(name, server): (&ServerName, &Rtorrent)| {
-            let address = match &server.hooks.address {
+        let hook = |(name, hooks): (&ServerName, &config::Hooks)| {
+            let address = match &hooks.address {
                 Some(address) => address.clone(),
                 None => HookAddress::parse(&bound.to_string())?,
             };

@@ -20,7 +20,7 @@ pub async fn probe(config: &Config) -> Vec<(String, anyhow::Result<String>)> {
         answers.push((format!("server {name}"), probe_server(name, &config.instance, server).await));
     }
     for (name, broker) in &config.brokers {
-        answers.push((format!("broker {name}"), probe_broker(name, &config.instance, broker).await));
+        answers.push((format!("broker {name}"), probe_broker(broker).await));
     }
     for (name, webhook) in &config.webhooks {
         answers.push((format!("webhook {name}"), probe_webhook(webhook).await));
@@ -37,26 +37,26 @@ pub async fn purge(config: &Config) -> anyhow::Result<Vec<(SinkName, anyhow::Res
     let (store, _) = open_store(config, Arc::new(SystemClock))?;
     let mut purged = Vec::new();
     for (name, broker) in &config.brokers {
-        purged.push((name.clone(), purge_broker(name, &config.instance, broker, &store).await));
+        purged.push((name.clone(), purge_broker(name, broker, &store).await));
     }
     store.close().await.context("save the state")?;
     Ok(purged)
 }
 
-async fn purge_broker(name: &SinkName, instance: &str, broker: &Broker, store: &SqliteStore) -> anyhow::Result<usize> {
+async fn purge_broker(name: &SinkName, broker: &Broker, store: &SqliteStore) -> anyhow::Result<usize> {
     let topics = store.retained_topics(name).await.context("read the retained topics")?;
-    let count = Reached::new(name, instance, broker, BTreeMap::new())?.purge(topics.clone()).await?;
+    let count = Reached::new(broker, BTreeMap::new())?.purge(topics.clone()).await?;
     store.unregister_topics(name, topics).await.context("unregister the cleared topics")?;
     store.save_projection_state(name, "{}".to_owned()).await.context("reset the saved projection")?;
     Ok(count)
 }
 
 async fn probe_server(name: &ServerName, instance: &str, server: &Server) -> anyhow::Result<String> {
-    let client = build_client(name, server)?;
+    let client = build_client(&server.client)?;
     let listing = client.list(Scope::Full).await?;
     let kind = listing.stats.client.unwrap_or_else(|| "a client".to_owned());
     let found = format!("{kind} with {} torrents", listing.torrents.len());
-    if !server.rtorrent().is_some_and(|server| server.hooks.is_wanted) {
+    if server.hooks.is_none() {
         return Ok(found);
     }
     let Some(hooks) = client.capabilities().hooks else { return Ok(found) };
@@ -79,8 +79,8 @@ fn describe_hooks(hooks: &Hooks) -> String {
     format!("{set}; skipped {}: hooks of others that may run programs are set there", skipped.join(" "))
 }
 
-async fn probe_broker(name: &SinkName, instance: &str, broker: &Broker) -> anyhow::Result<String> {
-    Reached::new(name, instance, broker, BTreeMap::new())?.probe().await?;
+async fn probe_broker(broker: &Broker) -> anyhow::Result<String> {
+    Reached::new(broker, BTreeMap::new())?.probe().await?;
     Ok("accepts this login".to_owned())
 }
 

@@ -68,11 +68,11 @@ fn summary(loaded: &Loaded) -> String {
     ];
     for (name, server) in servers {
         let interval = humantime::format_duration(server.interval);
-        let (what, hooks) = match &server.client {
-            Client::Rtorrent(rtorrent) if rtorrent.hooks.is_wanted => (rtorrent.url.clone(), " and when it rings"),
-            Client::Rtorrent(rtorrent) => (rtorrent.url.clone(), ""),
-            Client::Exec { command } => (format!("the program {}", printable(command.join(" ").as_bytes())), ""),
+        let what = match &server.client {
+            Client::Rtorrent(settings) => settings.endpoint.to_string(),
+            Client::Exec(settings) => format!("the program {}", settings.command.join(" ")),
         };
+        let hooks = if server.hooks.is_some() { " and when a hook notifies" } else { "" };
         lines.push((format!("server {name}"), format!("{what}, every {interval}{hooks}")));
     }
     for (name, broker) in brokers {
@@ -93,27 +93,30 @@ fn summary(loaded: &Loaded) -> String {
 }
 
 fn describe(broker: &Broker) -> String {
-    let servers: Vec<&str> = broker.servers.iter().map(|name| name.as_str()).collect();
+    let servers: Vec<&str> = broker.servers().iter().map(|name| name.as_str()).collect();
     let commands: Vec<&str> = broker.commands.iter().collect();
     let commands = if commands.is_empty() { "none, read-only".to_owned() } else { commands.join(" ") };
-    let names = match &broker.kind {
-        BrokerKind::Mqtt { .. } => format!("topics {}/…", broker.prefix),
-        BrokerKind::Nats(nats) if nats.jetstream => format!("subjects {}.…, stored by JetStream", broker.prefix),
-        BrokerKind::Nats(_) => format!("subjects {}.…, stored by nobody", broker.prefix),
+    let (url, names) = match &broker.kind {
+        BrokerKind::Mqtt(mqtt) => (mqtt.url.to_string(), format!("topics {}/…", mqtt.prefix)),
+        BrokerKind::Nats(nats) => {
+            let urls: Vec<String> = nats.urls.iter().map(ToString::to_string).collect();
+            let stored = if nats.jetstream { "stored by JetStream" } else { "not stored" };
+            (urls.join(", "), format!("subjects {}.…, {stored}", nats.prefix))
+        }
     };
-    format!("{}, {names}, servers {}; commands: {commands}", broker.url, servers.join(" "))
+    format!("{url}, {names}, servers {}; commands: {commands}", servers.join(" "))
 }
 
 fn describe_webhook(webhook: &Webhook) -> String {
-    let Webhook { servers, events, endpoint } = webhook;
+    let Webhook { servers, events, settings } = webhook;
     let servers: Vec<&str> = servers.iter().map(|name| name.as_str()).collect();
-    let kinds = Kind::ALL.iter().filter(|kind| events.allows(**kind)).count();
-    let format = endpoint.format.name();
-    let signed = if endpoint.secrets.is_some() { "signed" } else { "not signed" };
-    let address = &endpoint.address;
+    let format = settings.format.name();
+    let signed = if settings.secrets.is_some() { "signed" } else { "not signed" };
+    let address = &settings.address;
     format!(
-        "{address}, {format}, {signed}, servers {}; {kinds} of {} kinds of events",
+        "{address}, {format}, {signed}, servers {}; {} of {} kinds of events",
         servers.join(" "),
+        events.len(),
         Kind::ALL.len()
     )
 }

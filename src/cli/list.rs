@@ -101,7 +101,7 @@ fn list(options: Options, arguments: &Arguments) -> Result<Exit, Exit> {
 async fn read_all(session: &Session, servers: &[ServerName]) -> (Vec<Torrent>, Exit) {
     let read = |name: ServerName| async move {
         let server = &session.config.servers[&name];
-        let client = app::client(&name, server).map_err(|error| (format!("{error:#}"), Exit::Usage))?;
+        let client = app::client(&server.client).map_err(|error| (format!("{error:#}"), Exit::Usage))?;
         let failed = |error: ClientError| {
             let exit = exit_of_client(&error);
             (format!("{:#}", anyhow::Error::new(error)), exit)

@@ -5,3 +5,4 @@
 
 pub mod exec;
 pub mod rtorrent;
+pub mod settings;

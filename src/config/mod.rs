@@ -12,29 +12,32 @@
 //!
 //! Reads files, changes nothing, opens no connection.
 
+mod brokers;
 mod checked;
+mod choose;
 mod env;
 mod error;
 mod file;
+pub mod keys;
 mod read;
 mod schema;
 mod secret;
+mod servers;
+mod values;
 mod warnings;
 mod webhooks;
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use figment::Figment;
 use figment::value::Value;
 
-pub use checked::{
-    Broker, BrokerKind, Client, ClientAuth, Config, EventFilter, HomeAssistant, Http, INTERVAL_MIN, Log, LogFormat,
-    Mqtt, MqttVersion, Nats, Retain, Rights, Rtorrent, Server, Webhook,
-};
+pub use checked::{Broker, BrokerKind, Client, Config, Hooks, Http, Log, LogFormat, Server, Webhook};
+pub use choose::Rights;
 pub use env::Layer as Flag;
 pub use error::{ConfigError, ConfigErrors, Place};
+pub use keys::{INTERVAL_MIN, keys};
 pub use schema::schema;
 pub use warnings::warnings;
 
@@ -99,13 +102,9 @@ pub struct Loaded {
 /// Everything that is wrong with it, at once.
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
     let path = sources.find();
-    let (file, errors) = match path.as_deref().map(File::read) {
-        None => (None, Vec::new()),
-        Some(Ok(file)) => (Some(file), Vec::new()),
-        // The other layers are read all the same, but what they lack may well be in the file.
-        Some(Err(errors)) => return Err(ConfigErrors(errors)),
-    };
-    let config = read_layers(file.as_ref(), sources, errors)?.0;
+    // Without the file the other layers are not read either: what they lack may well be in it.
+    let file = path.as_deref().map(File::read).transpose().map_err(ConfigErrors)?;
+    let config = read_layers(file.as_ref(), sources)?;
     Ok(Loaded { config, file: path })
 }
 
@@ -115,41 +114,31 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
 /// As for [`load`].
 pub fn parse(name: &std::path::Path, bytes: &[u8]) -> Result<Config, ConfigErrors> {
     let file = File::parse(name, bytes).map_err(ConfigErrors)?;
-    Ok(read_layers(Some(&file), &Sources::default(), Vec::new())?.0)
+    read_layers(Some(&file), &Sources::default())
 }
 
-/// Every key of the config, with `*` for the name of a server, broker or webhook: `servers.*.url`.
-pub fn keys() -> BTreeSet<String> {
-    let every_table = b"[servers.x]\nurl = 'unix:///x'\n[servers.y]\nclient = 'exec'\ncommand = ['x']\n\
-        [brokers.x]\nkind = 'mqtt'\nurl = 'mqtt://x'\n[brokers.y]\nkind = 'nats'\nurl = 'nats://x'\n\
-        [webhooks.x]\nurl = 'http://x'\n";
-    let file = File::parse(std::path::Path::new(FILE_NAME), every_table).expect("it is TOML");
-    read_layers(Some(&file), &Sources::default(), Vec::new()).expect("it is a whole config").1
-}
-
-type Read = (Config, BTreeSet<String>);
-
-fn read_layers(file: Option<&File>, sources: &Sources, mut errors: Vec<ConfigError>) -> Result<Read, ConfigErrors> {
+fn read_layers(file: Option<&File>, sources: &Sources) -> Result<Config, ConfigErrors> {
     let mut figment = Figment::new();
     if let Some(file) = file {
         figment = figment.merge(file);
     }
     let below = whole(&figment).into_dict().unwrap_or_default();
-    let (layers, faults) = env::layers(&sources.variables, &below);
-    errors.extend(faults);
+    let (layers, mut errors) = env::layers(&sources.variables, &below);
     for layer in layers.iter().chain(&sources.flags) {
         figment = figment.merge(layer);
     }
     let tree = whole(&figment);
     let context = Context::new(figment, file);
-    let config = checked::config(Table::root(&context, &tree));
-    let (faults, keys) = context.into_parts();
-    errors.extend(faults);
-    if errors.is_empty() && config.servers.is_empty() {
-        errors.push(nothing_to_watch(file, sources));
+    let config = checked::config(&Table::root(&context, &tree));
+    errors.extend(context.into_errors());
+    if errors.is_empty() && config.as_ref().is_some_and(|config| config.servers.is_empty()) {
+        errors.push(nothing_to_monitor(file, sources));
     }
     errors.sort_by_key(|error| error.place.line().unwrap_or(usize::MAX));
-    if errors.is_empty() { Ok((config, keys)) } else { Err(ConfigErrors(errors)) }
+    match config {
+        Some(config) if errors.is_empty() => Ok(config),
+        _ => Err(ConfigErrors(errors)),
+    }
 }
 
 fn whole(figment: &Figment) -> Value {
@@ -157,13 +146,13 @@ fn whole(figment: &Figment) -> Value {
     figment.find_value("").unwrap_or_else(|_| Value::from(figment::value::Dict::new()))
 }
 
-fn nothing_to_watch(file: Option<&File>, sources: &Sources) -> ConfigError {
+fn nothing_to_monitor(file: Option<&File>, sources: &Sources) -> ConfigError {
     let right = "write a table [servers.NAME] with url = \"unix:///path/of/rpc.sock\", \
                  or set DTORRENT_SERVERS__NAME__URL";
     let (place, wrong) = match file {
         Some(file) => {
             let place = Place::File { path: file.path().to_owned(), line: None };
-            (place, "no server is given, so there is nothing to watch".to_owned())
+            (place, "no server is given, so there is nothing to monitor".to_owned())
         }
         None => {
             let places: Vec<String> = sources.places().iter().map(|path| path.display().to_string()).collect();

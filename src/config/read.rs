@@ -1,12 +1,15 @@
 //! Reads typed values out of the merged layers and collects what is wrong, instead of stopping at
-//! the first fault.
+//! the first error.
 //!
-//! Whoever reads a table asks for each key that it may have. So the reading is the only list of
-//! known keys: what was never asked for is unknown. A fault never shows the value, which may be a
-//! secret in the wrong place; parsers of plain values add it where it helps.
+//! A [`Table`] knows its section of the table of keys: form, range and default of a value come from
+//! there, and any other key is an error. Every reading method returns `None` where an error was
+//! noted or where nothing is written and nothing is the default; a config with errors is never used.
+//!
+//! An error never shows the value, which may be a secret in the wrong place; parsers of plain values
+//! add it where that helps.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::time::Duration;
 
 use figment::Figment;
 use figment::value::{Dict, Value};
@@ -14,6 +17,7 @@ use figment::value::{Dict, Value};
 use super::env;
 use super::error::{ConfigError, Place};
 use super::file::{File, Lines};
+use super::keys::{Default, Form, Key, ROOT, Section};
 
 /// What is wrong with a value, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +32,18 @@ impl Fault {
     }
 }
 
-/// Which layer a value came from; the higher wins.
+/// Takes over what an adapter's parser says, as `wrong; right` or `wrong: right`.
+impl<E: std::error::Error> From<E> for Fault {
+    fn from(error: E) -> Self {
+        let text = error.to_string();
+        match text.find("; ").into_iter().chain(text.find(": ")).min() {
+            Some(at) => Self::new(&text[..at], &text[at + 2..]),
+            None => Self::new(text, "see docs/configuration.md"),
+        }
+    }
+}
+
+/// Layer that a value came from; the higher wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rank {
     File,
@@ -41,18 +56,16 @@ pub struct Context {
     figment: Figment,
     lines: Lines,
     errors: RefCell<Vec<ConfigError>>,
-    /// Every key that was asked for, with `*` for a name.
-    keys: RefCell<BTreeSet<String>>,
 }
 
 impl Context {
     pub fn new(figment: Figment, file: Option<&File>) -> Self {
         let lines = file.map(File::lines).cloned().unwrap_or_default();
-        Self { figment, lines, errors: RefCell::default(), keys: RefCell::default() }
+        Self { figment, lines, errors: RefCell::default() }
     }
 
-    pub fn into_parts(self) -> (Vec<ConfigError>, BTreeSet<String>) {
-        (self.errors.into_inner(), self.keys.into_inner())
+    pub fn into_errors(self) -> Vec<ConfigError> {
+        self.errors.into_inner()
     }
 
     fn place(&self, value: &Value, path: &[String]) -> Place {
@@ -62,251 +75,368 @@ impl Context {
             None => env::place(metadata),
         }
     }
+
+    /// Notes an error of the key at `path`, at the place of `value`.
+    fn note(&self, path: &[String], value: Option<&Value>, Fault { wrong, right }: Fault) {
+        let place = value.map_or(Place::Nowhere, |value| self.place(value, path));
+        self.errors.borrow_mut().push(ConfigError { place, key: path.join("."), wrong, right });
+    }
 }
 
 /// One table of the config.
 pub struct Table<'a> {
     context: &'a Context,
+    section: &'static Section,
     path: Vec<String>,
-    pattern: Vec<&'static str>,
     value: Option<&'a Value>,
-    asked: RefCell<BTreeSet<&'static str>>,
 }
 
 impl<'a> Table<'a> {
     pub fn root(context: &'a Context, value: &'a Value) -> Self {
-        Self { context, path: Vec::new(), pattern: Vec::new(), value: Some(value), asked: RefCell::default() }
+        Self::new(context, &ROOT, &[], Vec::new(), Some(value))
+    }
+
+    fn new(
+        context: &'a Context,
+        section: &'static Section,
+        forms: &'static [&'static Section],
+        path: Vec<String>,
+        value: Option<&'a Value>,
+    ) -> Self {
+        let table = Self { context, section, path, value: value.filter(|value| value.as_dict().is_some()) };
+        table.note_unknown_keys(forms);
+        table
     }
 
     fn dict(&self) -> Option<&'a Dict> {
         self.value.and_then(Value::as_dict)
     }
 
-    fn path_of(&self, key: &str) -> Vec<String> {
-        self.path.iter().cloned().chain([key.to_owned()]).collect()
+    fn get(&self, name: &str) -> Option<&'a Value> {
+        self.dict()?.get(name)
     }
 
-    fn ask(&self, key: &'static str) -> Option<&'a Value> {
-        self.asked.borrow_mut().insert(key);
-        let pattern: Vec<&str> = self.pattern.iter().copied().chain([key]).collect();
-        self.context.keys.borrow_mut().insert(pattern.join("."));
-        self.dict()?.get(key)
+    fn path_of(&self, name: &str) -> Vec<String> {
+        self.path.iter().cloned().chain([name.to_owned()]).collect()
     }
 
-    fn push(&self, place: Place, path: &[String], fault: Fault) {
-        let Fault { wrong, right } = fault;
-        self.context.errors.borrow_mut().push(ConfigError { place, key: path.join("."), wrong, right });
+    fn key(&self, name: &str) -> &'static Key {
+        self.section.key(name).expect("only keys of the section are read")
     }
 
-    /// Notes a fault of `key`, at the place where it was written.
-    pub fn fault(&self, key: &str, fault: Fault) {
-        let path = self.path_of(key);
-        let value = self.dict().and_then(|dict| dict.get(key)).or(self.value);
-        let place = value.map_or(Place::Nowhere, |value| self.context.place(value, &path));
-        self.push(place, &path, fault);
+    /// Notes an error of a key, at the place where it or else its table was written.
+    pub fn fault(&self, name: &str, fault: Fault) {
+        self.context.note(&self.path_of(name), self.get(name).or(self.value), fault);
     }
 
-    /// Notes that `key` has to be given and is not.
-    pub fn missing(&self, key: &str, right: &str) {
-        self.fault(key, Fault::new("is missing", right));
+    /// Notes that a key has to be given and is not.
+    pub fn missing(&self, name: &str, right: impl Into<String>) {
+        self.fault(name, Fault::new("is missing", right));
     }
 
-    /// Notes a fault of the table as a whole.
-    pub fn fault_here(&self, fault: Fault) {
-        let place = self.value.map_or(Place::Nowhere, |value| self.context.place(value, &self.path));
-        self.push(place, &self.path, fault);
+    /// Returns the value of `tag` that tells this table from the other forms of its kind.
+    pub fn tag(&self) -> &'static str {
+        self.section.tag().map_or("", |(_, value)| value)
     }
 
-    pub fn has(&self, key: &'static str) -> bool {
-        self.ask(key).is_some()
+    pub fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
     }
 
-    /// Notes a fault of `key`, which is none here, if it is written all the same.
-    pub fn refuse(&self, key: &str, fault: Fault) {
-        if self.dict().is_some_and(|dict| dict.contains_key(key)) {
-            self.fault(key, fault);
-        }
-    }
-
-    /// Which layer gave this key.
-    pub fn rank(&self, key: &'static str) -> Option<Rank> {
-        let value = self.ask(key)?;
-        Some(match self.context.place(value, &self.path_of(key)) {
+    /// Returns the layer that gave this key.
+    pub fn rank(&self, name: &str) -> Option<Rank> {
+        Some(match self.context.place(self.get(name)?, &self.path_of(name)) {
             Place::File { .. } | Place::Nowhere => Rank::File,
             Place::Variable(_) => Rank::Environment,
             Place::Flag(_) => Rank::Flag,
         })
     }
 
-    fn is_text_from_outside(&self, key: &'static str) -> bool {
-        self.rank(key) > Some(Rank::File)
+    /// Returns whether the value is a text from a variable or flag, which cannot write anything else.
+    fn is_from_outside(&self, name: &str) -> bool {
+        self.rank(name) > Some(Rank::File)
     }
 
-    fn wrong_type(&self, key: &str, value: &Value, wanted: &str, right: &str) {
-        let found = match value {
-            Value::String(..) | Value::Char(..) => "a text",
-            Value::Bool(..) => "true or false",
-            Value::Num(..) => "a number",
-            Value::Empty(..) => "a date",
-            Value::Dict(..) => "a table",
-            Value::Array(..) => "a list",
-        };
-        self.fault(key, Fault::new(format!("is {found}, not {wanted}"), right));
-    }
-
-    pub fn text(&self, key: &'static str) -> Option<String> {
-        match self.ask(key)? {
-            Value::String(_, text) => Some(text.clone()),
-            other => {
-                self.wrong_type(key, other, "a text", &format!("write {key} = \"…\", in quotes"));
-                None
-            }
+    /// Returns the default of a key that is not written; notes an error if it has to be.
+    fn default(&self, name: &str) -> Default {
+        let key = self.key(name);
+        if matches!(key.default, Default::Required) {
+            let file = key.file().map_or(String::new(), |file| format!(", or {file} = \"/run/secrets/{name}\""));
+            self.missing(name, format!("write {name} = {}{file}", key.example));
         }
+        key.default
     }
 
-    /// A text that `parse` makes something of.
-    pub fn parsed<T>(&self, key: &'static str, parse: impl FnOnce(&str) -> Result<T, Fault>) -> Option<T> {
-        let text = self.text(key)?;
-        parse(&text).map_err(|fault| self.fault(key, fault)).ok()
+    fn wrong_type<T>(&self, name: &str, value: &Value, wanted: &str, right: &str) -> Option<T> {
+        self.fault(name, wrong_type(value, wanted, right));
+        None
     }
 
-    pub fn boolean(&self, key: &'static str) -> Option<bool> {
-        let right = format!("write {key} = true or {key} = false, without quotes");
-        match self.ask(key)? {
-            Value::Bool(_, is_true) => Some(*is_true),
-            Value::String(_, text) if self.is_text_from_outside(key) => match text.trim() {
-                "true" => Some(true),
-                "false" => Some(false),
-                _ => {
-                    self.fault(key, Fault::new("is neither true nor false", "set it to true or false"));
-                    None
-                }
+    /// Reads a text.
+    pub fn text(&self, name: &str) -> Option<String> {
+        match self.get(name) {
+            Some(Value::String(_, text)) => Some(text.clone()),
+            Some(other) => self.wrong_type(name, other, "a text", &format!("write {name} = \"…\", in quotes")),
+            None => match self.default(name) {
+                Default::Text(text) => Some(text.to_owned()),
+                _ => None,
             },
-            other => {
-                self.wrong_type(key, other, "true or false", &right);
-                None
-            }
         }
     }
 
-    /// A whole number within `range`.
-    pub fn whole(&self, key: &'static str, range: std::ops::RangeInclusive<i64>) -> Option<i64> {
-        let right = format!("write a whole number from {} to {}, without quotes", range.start(), range.end());
-        let value = self.ask(key)?;
-        let number = match value {
-            Value::Num(_, number) => number.to_i128().and_then(|number| i64::try_from(number).ok()),
-            Value::String(_, text) if self.is_text_from_outside(key) => text.trim().parse().ok(),
-            other => {
-                self.wrong_type(key, other, "a number", &right);
-                return None;
+    /// Reads a text that `parse` makes something of.
+    pub fn parsed<T, E: Into<Fault>>(&self, name: &str, parse: impl FnOnce(&str) -> Result<T, E>) -> Option<T> {
+        let text = self.text(name)?;
+        parse(&text).map_err(|error| self.fault(name, error.into())).ok()
+    }
+
+    /// Reads a text that is one of the names of a choice.
+    pub fn choice<T: Copy>(&self, name: &str, choices: &[(&'static str, T)]) -> Option<T> {
+        self.parsed(name, |text| {
+            let found = choices.iter().find(|(choice, _)| *choice == text);
+            found
+                .map(|(_, value)| *value)
+                .ok_or_else(|| unknown_choice(text, choices.iter().map(|(choice, _)| *choice)))
+        })
+    }
+
+    /// Reads a time span within the range of the key.
+    pub fn duration(&self, name: &str) -> Option<Duration> {
+        let Form::Duration(min, max) = self.key(name).form else { return None };
+        if !self.has(name) {
+            return match self.default(name) {
+                Default::Duration(duration) => Some(duration),
+                _ => None,
+            };
+        }
+        self.parsed(name, |text| {
+            let wrong = match humantime::parse_duration(text) {
+                Err(_) => "is not a duration",
+                Ok(duration) if duration < min => "is too short",
+                Ok(duration) if duration > max => "is too long",
+                Ok(duration) => return Ok(duration),
+            };
+            let (min, max) = (humantime::format_duration(min), humantime::format_duration(max));
+            let right = format!("write {min} to {max} with a unit, as in \"1s\" or \"500ms\"");
+            Err(Fault::new(format!("`{text}` {wrong}"), right))
+        })
+    }
+
+    /// Reads `true` or `false`.
+    pub fn boolean(&self, name: &str) -> Option<bool> {
+        match self.get(name) {
+            Some(Value::Bool(_, is_true)) => Some(*is_true),
+            Some(Value::String(_, text)) if self.is_from_outside(name) => {
+                let fault = || Fault::new("is neither true nor false", "set it to true or false");
+                text.trim().parse().map_err(|_| self.fault(name, fault())).ok()
             }
+            Some(other) => {
+                let right = format!("write {name} = true or {name} = false, without quotes");
+                self.wrong_type(name, other, "true or false", &right)
+            }
+            None => match self.default(name) {
+                Default::Bool(is_true) => Some(is_true),
+                _ => None,
+            },
+        }
+    }
+
+    /// Reads a whole number within the range of the key.
+    pub fn whole<T: TryFrom<i64>>(&self, name: &str) -> Option<T> {
+        let Form::Whole(min, max) = self.key(name).form else { return None };
+        let right = format!("write a whole number from {min} to {max}, without quotes");
+        let number = match self.get(name) {
+            Some(Value::Num(_, number)) => number.to_i128().and_then(|number| i64::try_from(number).ok()),
+            Some(Value::String(_, text)) if self.is_from_outside(name) => text.trim().parse().ok(),
+            Some(other) => return self.wrong_type(name, other, "a number", &right),
+            None => match self.default(name) {
+                Default::Whole(number) => Some(number),
+                _ => return None,
+            },
         };
-        let within = number.filter(|number| range.contains(number));
-        if within.is_none() {
-            self.fault(key, Fault::new("is no whole number in its range", right));
+        let number = number.filter(|number| (min..=max).contains(number)).and_then(|number| T::try_from(number).ok());
+        if number.is_none() {
+            self.fault(name, Fault::new("is not a whole number in its range", right));
         }
-        within
+        number
     }
 
-    /// A list of texts. From the environment: `a,b`, or a list as in TOML.
-    pub fn texts(&self, key: &'static str) -> Option<Vec<String>> {
-        let right = format!("write {key} = [\"…\", \"…\"]");
-        match self.ask(key)? {
-            Value::Array(_, items) => self.texts_of(key, items, &right),
-            Value::String(_, text) if self.is_text_from_outside(key) => {
+    /// Reads a list of texts. From outside: `a,b`, or a list as in TOML.
+    pub fn texts(&self, name: &str) -> Option<Vec<String>> {
+        let right = format!("write {name} = [\"…\", \"…\"]");
+        match self.get(name) {
+            Some(Value::Array(_, items)) => {
+                let texts: Option<Vec<String>> = items.iter().map(|item| item.as_str().map(str::to_owned)).collect();
+                if texts.is_none() {
+                    self.fault(name, Fault::new("contains something other than text", right));
+                }
+                texts
+            }
+            Some(Value::String(_, text)) if self.is_from_outside(name) => {
                 let list = texts_from_outside(text);
                 if list.is_none() {
-                    self.fault(key, Fault::new("is no list of texts", "separate the texts by commas"));
+                    self.fault(name, Fault::new("is not a list of texts", "separate the texts by commas"));
                 }
                 list
             }
-            other => {
-                self.wrong_type(key, other, "a list", &right);
-                None
-            }
+            Some(other) => self.wrong_type(name, other, "a list", &right),
+            None => match self.default(name) {
+                Default::List(items) => Some(items.iter().copied().map(str::to_owned).collect()),
+                _ => None,
+            },
         }
     }
 
-    /// A text, or a list of texts.
-    pub fn one_or_more(&self, key: &'static str) -> Option<Vec<String>> {
-        match self.ask(key)? {
-            Value::String(_, text) if !self.is_text_from_outside(key) => Some(vec![text.clone()]),
-            _ => self.texts(key),
-        }
-    }
-
-    fn texts_of(&self, key: &str, items: &[Value], right: &str) -> Option<Vec<String>> {
-        let texts: Vec<String> = items.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect();
-        if texts.len() < items.len() {
-            self.fault(key, Fault::new("holds something that is no text", right));
-            return None;
+    /// Reads a text or a list of texts, at least one.
+    pub fn one_or_more(&self, name: &str) -> Option<Vec<String>> {
+        let texts = match self.get(name) {
+            Some(Value::String(_, text)) if !self.is_from_outside(name) => vec![text.clone()],
+            _ => self.texts(name)?,
+        };
+        if texts.is_empty() {
+            let right = format!("write {name} = {}", self.key(name).example);
+            self.fault(name, Fault::new("is an empty list", right));
         }
         Some(texts)
     }
 
-    /// The table under `key`; an empty one if there is none.
-    pub fn table(&self, key: &'static str) -> Table<'a> {
-        let value = self.ask(key);
-        if let Some(value) = value.filter(|value| value.as_dict().is_none()) {
-            let section = self.path_of(key).join(".");
-            self.wrong_type(key, value, "a table", &format!("write [{section}] and its keys below"));
-        }
-        self.below(key, key, value)
+    /// Parses each of `texts`, which were read from this key; notes an error for each that cannot be.
+    pub fn each<T, E: Into<Fault>>(
+        &self,
+        name: &str,
+        texts: Option<Vec<String>>,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Option<Vec<T>> {
+        let note = |error: E| self.fault(name, error.into());
+        Some(texts?.iter().filter_map(|text| parse(text).map_err(note).ok()).collect())
     }
 
-    /// The tables under `key`, each with its name.
-    pub fn named(&self, key: &'static str) -> Vec<(String, Table<'a>)> {
-        let outer = self.table(key);
+    /// Reads the table under this key; an empty one if there is none.
+    pub fn table(&self, name: &str) -> Option<Table<'a>> {
+        let Form::Section(section) = self.key(name).form else { return None };
+        let value = self.get(name);
+        if let Some(value) = value.filter(|value| value.as_dict().is_none()) {
+            let path = self.path_of(name).join(".");
+            return self.wrong_type(name, value, "a table", &format!("write [{path}] and its keys below"));
+        }
+        Some(Self::new(self.context, section, &[], self.path_of(name), value))
+    }
+
+    /// Reads the tables under this key, each with its name; `None` for a name with an error.
+    pub fn named<N, E: Into<Fault>>(
+        &self,
+        name: &str,
+        parse: impl Fn(&str) -> Result<N, E>,
+    ) -> Vec<(Option<N>, Table<'a>)> {
+        let Form::Named(forms) = self.key(name).form else { return Vec::new() };
         let mut tables = Vec::new();
-        for (name, value) in outer.dict().into_iter().flatten() {
-            if value.as_dict().is_some() {
-                tables.push((name.clone(), outer.below(name, "*", Some(value))));
-            } else {
-                outer.wrong_type(name, value, "a table", &format!("write [{key}.{name}] and its keys below"));
+        for (free, value) in self.dict_below(name) {
+            let mut path = self.path_of(name);
+            path.push(free.clone());
+            let Some(dict) = value.as_dict() else {
+                let right = format!("write [{name}.{free}] and its keys below");
+                self.context.note(&path, Some(value), wrong_type(value, "a table", &right));
+                continue;
+            };
+            match form_of(dict, forms) {
+                Ok(form) => {
+                    let table = Self::new(self.context, form, forms, path, Some(value));
+                    let free = parse(free).map_err(|error| self.context.note(&table.path, Some(value), error.into()));
+                    tables.push((free.ok(), table));
+                }
+                Err((tag, fault)) => {
+                    path.push(tag.to_owned());
+                    self.context.note(&path, dict.get(tag).or(Some(value)), fault);
+                }
             }
         }
         tables
     }
 
-    /// The texts under `key`, each with its free name.
-    pub fn named_texts(&self, key: &'static str) -> Vec<(String, String)> {
-        let outer = self.table(key);
+    /// Reads the texts under this key, each with its free name.
+    pub fn named_texts(&self, name: &str) -> Vec<(String, String)> {
         let mut texts = Vec::new();
-        for (name, value) in outer.dict().into_iter().flatten() {
+        for (free, value) in self.dict_below(name) {
             match value.as_str() {
-                Some(text) => texts.push((name.clone(), text.to_owned())),
-                None => outer.wrong_type(name, value, "a text", &format!("write \"{name}\" = \"…\", in quotes")),
+                Some(text) => texts.push((free.clone(), text.to_owned())),
+                None => {
+                    let mut path = self.path_of(name);
+                    path.push(free.clone());
+                    let right = format!("write \"{free}\" = \"…\", in quotes");
+                    self.context.note(&path, Some(value), wrong_type(value, "a text", &right));
+                }
             }
         }
         texts
     }
 
-    fn below(&self, key: &str, pattern: &'static str, value: Option<&'a Value>) -> Table<'a> {
-        let pattern = self.pattern.iter().copied().chain([pattern]).collect();
-        let value = value.filter(|value| value.as_dict().is_some());
-        Table { context: self.context, path: self.path_of(key), pattern, value, asked: RefCell::default() }
+    fn dict_below(&self, name: &str) -> impl Iterator<Item = (&'a String, &'a Value)> + use<'a> {
+        let value = self.get(name);
+        if let Some(value) = value.filter(|value| value.as_dict().is_none()) {
+            let path = self.path_of(name).join(".");
+            self.fault(name, wrong_type(value, "a table", &format!("write [{path}] and its keys below")));
+        }
+        value.and_then(Value::as_dict).into_iter().flatten()
     }
 
-    fn is_refused(&self, key: &str) -> bool {
-        let path = self.path_of(key).join(".");
-        self.context.errors.borrow().iter().any(|error| error.key == path)
-    }
-
-    /// Ends the reading: every key that nobody asked for, and that was not refused, is unknown.
-    pub fn finish(self) {
-        let asked = self.asked.borrow();
-        let known: Vec<&str> = asked.iter().copied().collect();
-        let unknown = |key: &&String| !asked.contains(key.as_str()) && !self.is_refused(key);
-        for key in self.dict().into_iter().flat_map(|dict| dict.keys()).filter(unknown) {
-            let nearest = known.iter().find(|known| is_near(known, key));
-            let list = known.join(", ");
-            let right = match nearest {
-                Some(nearest) => format!("did you mean `{nearest}`? Known here: {list}"),
-                None => format!("known here: {list}"),
+    /// Notes every key that this section does not have. `forms`: those that the table could have instead.
+    fn note_unknown_keys(&self, forms: &'static [&'static Section]) {
+        let known = self.section.names();
+        for name in self.dict().into_iter().flat_map(|dict| dict.keys()).filter(|name| !known.contains(*name)) {
+            let other = forms.iter().find(|form| form.names().contains(name)).and_then(|form| form.tag());
+            let (wrong, right) = match other {
+                Some((key, value)) => (
+                    format!("is not a key of {} = \"{}\"", key.name, self.tag()),
+                    format!("remove it, or write {} = \"{value}\"", key.name),
+                ),
+                None => {
+                    let list = known.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+                    let nearest = known.iter().find(|known| is_near(known, name));
+                    let nearest = nearest.map_or(String::new(), |nearest| format!("did you mean `{nearest}`? "));
+                    ("is an unknown key".to_owned(), format!("{nearest}known here: {list}"))
+                }
             };
-            self.fault(key, Fault::new("is no key of dtorrent", right));
+            self.fault(name, Fault::new(wrong, right));
         }
     }
+}
+
+/// Returns which of `forms` a table has, or the key that should say so and what is wrong with it.
+fn form_of(dict: &Dict, forms: &'static [&'static Section]) -> Result<&'static Section, (&'static str, Fault)> {
+    let tags = || forms.iter().filter_map(|form| Some((*form, form.tag()?)));
+    let Some((_, (key, _))) = tags().next() else { return Ok(forms[0]) };
+    let values = || tags().map(|(_, (_, value))| value);
+    let (found, fault) = match dict.get(key.name) {
+        None => {
+            let right = format!("write {}", alternatives(values().map(|value| format!("{} = \"{value}\"", key.name))));
+            let default = tags().find(|(_, (key, _))| !matches!(key.default, Default::Required));
+            (default, Fault::new("is missing", right))
+        }
+        Some(Value::String(_, text)) => (tags().find(|(_, (_, value))| value == text), unknown_choice(text, values())),
+        Some(other) => (None, wrong_type(other, "a text", &format!("write {} = \"…\", in quotes", key.name))),
+    };
+    found.map(|(form, _)| form).ok_or((key.name, fault))
+}
+
+fn wrong_type(value: &Value, wanted: &str, right: &str) -> Fault {
+    let found = match value {
+        Value::String(..) | Value::Char(..) => "a text",
+        Value::Bool(..) => "true or false",
+        Value::Num(..) => "a number",
+        Value::Empty(..) => "a date",
+        Value::Dict(..) => "a table",
+        Value::Array(..) => "a list",
+    };
+    Fault::new(format!("is {found}, not {wanted}"), right)
+}
+
+fn unknown_choice(text: &str, known: impl Iterator<Item = &'static str>) -> Fault {
+    let right = format!("write {}", alternatives(known.map(|known| format!("\"{known}\""))));
+    Fault::new(format!("`{text}` is an unknown value"), right)
+}
+
+fn alternatives(all: impl Iterator<Item = String>) -> String {
+    all.collect::<Vec<_>>().join(" or ")
 }
 
 fn texts_from_outside(text: &str) -> Option<Vec<String>> {
@@ -318,7 +448,7 @@ fn texts_from_outside(text: &str) -> Option<Vec<String>> {
     Some(text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect())
 }
 
-/// Whether one is the other but for two slips of the finger.
+/// Returns whether one is the other but for two typing errors.
 fn is_near(known: &str, written: &str) -> bool {
     let known: Vec<char> = known.chars().collect();
     let mut row: Vec<usize> = (0..=known.len()).collect();
@@ -339,7 +469,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slip_of_the_finger_is_near_and_another_word_is_not() {
+    fn a_typing_error_is_near_and_another_word_is_not() {
         for (known, written, near) in [
             ("password", "pasword", true),
             ("password", "passwrod", true),

@@ -15,6 +15,7 @@ use super::{BuildError, Manager, Shared};
 use crate::clients::exec::{self, ExecClient};
 use crate::clients::rtorrent::RtorrentClient;
 use crate::clients::rtorrent::settings::{Endpoint, Settings};
+use crate::clients::settings::{DEFAULT_INTERVAL, DEFAULT_SWEEP, DEFAULT_TIMEOUT};
 use crate::commands::{Admission, Caller, Queue, answer_for_removed_server};
 use crate::live_state::LiveState;
 use crate::model::{ServerName, SinkName};
@@ -109,13 +110,7 @@ impl Server {
     }
 
     fn of(client: Client) -> Self {
-        Self {
-            client,
-            interval: Duration::from_secs(1),
-            sweep: Duration::from_secs(30),
-            timeout: Duration::from_secs(10),
-            roots: Vec::new(),
-        }
+        Self { client, interval: DEFAULT_INTERVAL, sweep: DEFAULT_SWEEP, timeout: DEFAULT_TIMEOUT, roots: Vec::new() }
     }
 
     /// User and password for an rTorrent behind http(s); others have none.

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+pub use crate::model::Retain;
 use crate::model::{InfoHash, Snapshot, SnapshotTorrent, Status, Timestamp};
 
 /// A default mosquitto drops retained messages beyond about 1,000 for a slow subscriber; two topics
@@ -9,14 +10,6 @@ use crate::model::{InfoHash, Snapshot, SnapshotTorrent, Status, Timestamp};
 pub const AUTO_MAX: usize = 500;
 
 const DAY_MILLIS: u64 = 24 * 60 * 60 * 1000;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Retain {
-    All,
-    None,
-    /// All up to [`AUTO_MAX`] torrents; beyond that those that matter now.
-    Auto,
-}
 
 /// The choice for one server.
 #[derive(Clone, Debug, PartialEq, Eq)]

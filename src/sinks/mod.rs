@@ -4,7 +4,7 @@
 //! are the dispatcher's.
 
 #[cfg(any(feature = "mqtt", feature = "nats"))]
-pub mod endpoint;
+pub mod broker;
 #[cfg(feature = "mqtt")]
 pub mod mqtt;
 #[cfg(feature = "nats")]

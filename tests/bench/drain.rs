@@ -131,7 +131,7 @@ impl Bench {
             version: Version::Auto,
             prefix: Prefix::default(),
             servers: vec![self.server.clone()],
-            retain: true,
+            retain: Retain::All,
             home_assistant: None,
         })?;
         drained(&self.store, &self.server, name, Arc::new(sink), ENTRIES, async |_| Ok(())).await

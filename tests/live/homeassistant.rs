@@ -300,7 +300,7 @@ impl Imagined {
             version: Version::Auto,
             prefix: Prefix::default(),
             servers: vec![server.clone()],
-            retain: true,
+            retain: Retain::All,
             home_assistant: Some(home_assistant),
         };
         let parts = DispatcherParts {

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dtorrent::model::{Epoch, EventId, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, SinkName, Timestamp};
+use dtorrent::model::{
+    Epoch, EventId, InfoHash, JournalEntry, Kind, Retain, Rev, Seq, ServerName, SinkName, Timestamp,
+};
 use dtorrent::port::{CommandSource as _, Connected, DeliverError, Delivery, Incoming, Link, ReplyTo, Sink as _};
 use dtorrent::sinks::mqtt::{BrokerUrl, ClientCert, MqttCommands, MqttSink, Prefix, Settings, Version};
 use futures_util::future::BoxFuture;
@@ -147,7 +149,7 @@ fn settings(url: &str) -> Settings {
         version: Version::Auto,
         prefix: Prefix::default(),
         servers: vec![home()],
-        retain: true,
+        retain: Retain::All,
         home_assistant: None,
     }
 }
@@ -435,7 +437,7 @@ async fn a_late_subscriber_gets_the_retained_states_until_they_are_cleared() {
 async fn with_retain_none_the_broker_retains_no_state() {
     let broker = broker_or_skip!(Mosquitto::open());
     let mut differ = Subscriber::new(broker.port, &["dtorrent/home/#"]).await;
-    let sink = MqttSink::new(Settings { retain: false, ..broker.settings() }).unwrap();
+    let sink = MqttSink::new(Settings { retain: Retain::None, ..broker.settings() }).unwrap();
     assert_eq!(sink.retained_topic(&state("{}")), None);
     let mut live = OpenLink::connect(&sink).await;
     live.send(state("{}")).await.unwrap();

@@ -64,7 +64,7 @@ impl Broker {
         Arc::new(Self {
             name: SinkName::parse(name).unwrap(),
             stage,
-            topics: Topics::new(Prefix::parse("dtorrent").unwrap(), "main", keeps_state),
+            topics: Topics::new(Prefix::of_topics("dtorrent").unwrap(), "main", keeps_state),
             depth,
             state: Mutex::default(),
             changed: Notify::new(),

@@ -97,7 +97,7 @@ impl Session {
         let mut builder = Manager::builder();
         for (name, server) in self.config.servers.iter().filter(|(name, _)| servers.contains(name)) {
             let client =
-                app::client(name, server).map_err(|error| fail(&format!("set up server {name}: {error:#}")))?;
+                app::client(&server.client).map_err(|error| fail(&format!("set up server {name}: {error:#}")))?;
             let watched = Server::from(Arc::clone(&client)).interval(server.interval.min(INTERVAL));
             builder = builder.server(name.as_str(), watched.sweep(server.sweep).roots(server.roots.clone()));
         }

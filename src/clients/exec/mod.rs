@@ -18,6 +18,7 @@
 
 mod answer;
 mod child;
+pub mod settings;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -29,10 +30,10 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::model::{
-    Action, Add, AddSource, Covers, Details, InfoHash, Listing, Observed, Parts, ServerName, ServerStats, Verb,
-};
+use crate::model::{Action, Add, AddSource, Covers, Details, InfoHash, Listing, Observed, Parts, ServerStats, Verb};
 use crate::port::{Applied, Capabilities, ClientError, Scope, TorrentClient};
+
+pub use settings::Settings;
 
 use child::{Child, Failure};
 
@@ -59,16 +60,6 @@ const VERBS: &[Verb] = &[
     Verb::Label,
     Verb::Priority,
 ];
-
-/// How the program is started.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    pub server: ServerName,
-    /// The program and its arguments; never given to a shell.
-    pub command: Vec<String>,
-    /// For each answer, the start of the program included.
-    pub timeout: Duration,
-}
 
 /// See the module.
 pub struct ExecClient {
@@ -296,6 +287,7 @@ fn params_of_add(add: &Add) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::ServerName;
     use crate::testing::conformance::{self, Finding, Verdict};
 
     /// A client whose program is these lines of shell.

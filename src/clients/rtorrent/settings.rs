@@ -14,27 +14,34 @@ use std::time::Duration;
 use secrecy::SecretString;
 use url::Url;
 
+use crate::clients::settings::DEFAULT_TIMEOUT;
 use crate::model::ServerName;
 
+/// Settings of one rTorrent.
+///
 /// Build on [`Settings::new`], which a later version may add to: `Settings { timeout, ..Settings::new(server, endpoint) }`.
+#[derive(Clone, Debug)]
 pub struct Settings {
+    /// Name of the server in the config.
     pub server: ServerName,
+    /// Address of its RPC interface.
     pub endpoint: Endpoint,
-    /// For HTTP basic authentication.
+    /// User for HTTP basic authentication.
     pub username: Option<String>,
+    /// Password for HTTP basic authentication.
     pub password: Option<SecretString>,
     /// The only authorities to trust with `https`, as PEM; the system's if there are none.
     pub ca_pem: Option<Vec<u8>>,
-    /// For one exchange. Listings of many torrents get a little more.
+    /// Limit for one exchange. Listings of many torrents get a little more.
     pub timeout: Duration,
-    /// More columns, by the names that they shall have in `extra`.
+    /// More columns, by the names that they have in `extra`.
     pub extra: BTreeMap<Arc<str>, ExtraColumn>,
-    /// What the command `rpc` may call.
+    /// Methods that the command `rpc` may call.
     pub rpc: Vec<AllowedMethod>,
 }
 
 impl Settings {
-    /// Without login, further columns or own authorities; ten seconds for an exchange.
+    /// Returns settings without login, further columns or own authorities, with [`DEFAULT_TIMEOUT`].
     pub fn new(server: ServerName, endpoint: Endpoint) -> Self {
         Self {
             server,
@@ -42,19 +49,27 @@ impl Settings {
             username: None,
             password: None,
             ca_pem: None,
-            timeout: Duration::from_secs(10),
+            timeout: DEFAULT_TIMEOUT,
             extra: BTreeMap::new(),
             rpc: Vec::new(),
         }
     }
 }
 
-/// Where rTorrent listens. Its text is an address without credentials.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Address of an rTorrent. Its text holds no credentials and no query.
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Endpoint {
+    /// SCGI on a unix socket.
     Unix(PathBuf),
-    Scgi { host: String, port: u16 },
+    /// SCGI on a TCP port.
+    Scgi {
+        /// A name or an address; one of IPv6 without brackets.
+        host: String,
+        /// The port, which has no default.
+        port: u16,
+    },
+    /// HTTP or HTTPS, with the path of the RPC interface.
     Http(Url),
 }
 
@@ -110,6 +125,8 @@ impl Endpoint {
         }
     }
 
+    /// Returns whether anybody on the network can reach it without a login.
+    ///
     /// SCGI has no password, and whoever can connect can run programs: only this machine should.
     pub fn is_open_to_the_network(&self) -> bool {
         match self {
@@ -118,6 +135,15 @@ impl Endpoint {
                 !is_loopback
             }
             Self::Unix(_) | Self::Http(_) => false,
+        }
+    }
+
+    /// Returns the host that the address names; `None` for a unix socket.
+    pub fn host(&self) -> Option<&str> {
+        match self {
+            Self::Unix(_) => None,
+            Self::Scgi { host, .. } => Some(host),
+            Self::Http(url) => url.host_str(),
         }
     }
 }
@@ -135,6 +161,12 @@ impl fmt::Display for Endpoint {
                 write!(out, "{shown}")
             }
         }
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, out)
     }
 }
 

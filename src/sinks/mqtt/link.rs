@@ -531,7 +531,7 @@ mod tests {
             version: Version::Auto,
             prefix: Prefix::default(),
             servers: Vec::new(),
-            retain: true,
+            retain: crate::model::Retain::All,
             home_assistant: None,
         };
         let (client, events) = wire::open(

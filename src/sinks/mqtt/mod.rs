@@ -28,7 +28,7 @@ use rustls::ClientConfig;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::model::ServerName;
+use crate::model::{Retain, ServerName};
 use crate::port::{Companion, Connected, DeliverError, Delivery, Sink};
 use crate::sinks::tls;
 
@@ -83,7 +83,7 @@ impl Broker {
             true => Some(tls::client_config(settings.ca_pem.as_deref(), settings.client_cert.as_ref())?),
             false => None,
         };
-        let topics = Topics::new(settings.prefix.clone(), &*settings.instance, settings.retain);
+        let topics = Topics::new(settings.prefix.clone(), &*settings.instance, settings.retain != Retain::None);
         Ok(Self {
             settings,
             topics,

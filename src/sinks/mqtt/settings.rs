@@ -11,16 +11,17 @@ use std::fmt;
 use secrecy::SecretString;
 use url::Url;
 
-use super::homeassistant::HomeAssistant;
-use crate::model::{InvalidServerName, ServerName, SinkName};
-use crate::sinks::endpoint::{self, Endpoint, InvalidEndpoint};
-use crate::sinks::tls::ClientCert;
+pub use super::homeassistant::{HomeAssistant, Limits};
+use crate::model::{Retain, ServerName, SinkName};
+pub use crate::sinks::broker::prefix::Prefix;
+use crate::sinks::broker::url::{self as broker_url, Endpoint, InvalidEndpoint};
+pub use crate::sinks::tls::ClientCert;
 
 /// One broker, and what it gets.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub name: SinkName,
-    /// Checked by [`parse_instance`].
+    /// A name like a server's: a level of the bridge's own topics, part of its client ids.
     pub instance: String,
     pub url: BrokerUrl,
     pub username: Option<String>,
@@ -32,8 +33,8 @@ pub struct Settings {
     pub prefix: Prefix,
     /// The servers whose events go here and whose commands are taken from here.
     pub servers: Vec<ServerName>,
-    /// `false`: the broker keeps no torrent's state, whatever the delivery says.
-    pub retain: bool,
+    /// Which torrents' states the broker retains.
+    pub retain: Retain,
     /// `None`: Home Assistant gets nothing of its own.
     pub home_assistant: Option<HomeAssistant>,
 }
@@ -48,97 +49,9 @@ pub enum Version {
     V311,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no such MQTT version here: use \"auto\", \"5\" or \"3.1.1\"")]
-pub struct InvalidVersion;
-
 impl Version {
-    pub fn parse(text: &str) -> Result<Self, InvalidVersion> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "5" | "5.0" => Ok(Self::V5),
-            "3.1.1" => Ok(Self::V311),
-            _ => Err(InvalidVersion),
-        }
-    }
-}
-
-/// Checks the name of this bridge, which is a level of its topics and part of its client ids.
-///
-/// # Errors
-/// The same letters as for a server are allowed; the text of the error fits here too.
-pub fn parse_instance(text: &str) -> Result<String, InvalidServerName> {
-    ServerName::parse(text).map(|name| name.as_str().to_owned())
-}
-
-/// The first levels of every topic: `dtorrent`, or several as `home/dtorrent`.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Prefix(String);
-
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum InvalidPrefix {
-    #[error("the prefix is empty: leave it out for `dtorrent`, or name at least one level")]
-    Empty,
-    #[error("the prefix is longer than {} bytes", Prefix::BYTES_MAX)]
-    TooLong,
-    #[error("the prefix has an empty level: no `/` at its ends and no `//`")]
-    EmptyLevel,
-    #[error("the prefix contains `+` or `#`, which are wildcards in MQTT: use other letters")]
-    Wildcard,
-    #[error("the prefix begins with `$`, which brokers keep for themselves: begin with a letter")]
-    Reserved,
-    #[error("the prefix contains a control character: use printable ones")]
-    Control,
-}
-
-impl Prefix {
-    /// Leaves room for the longest topic below it in what a broker takes anywhere.
-    pub const BYTES_MAX: usize = 200;
-
-    pub fn parse(text: &str) -> Result<Self, InvalidPrefix> {
-        if text.is_empty() {
-            return Err(InvalidPrefix::Empty);
-        }
-        if text.len() > Self::BYTES_MAX {
-            return Err(InvalidPrefix::TooLong);
-        }
-        if text.split('/').any(str::is_empty) {
-            return Err(InvalidPrefix::EmptyLevel);
-        }
-        if text.contains(['+', '#']) {
-            return Err(InvalidPrefix::Wildcard);
-        }
-        if text.starts_with('$') {
-            return Err(InvalidPrefix::Reserved);
-        }
-        if text.chars().any(char::is_control) {
-            return Err(InvalidPrefix::Control);
-        }
-        Ok(Self(text.to_owned()))
-    }
-
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl Default for Prefix {
-    fn default() -> Self {
-        Self("dtorrent".to_owned())
-    }
-}
-
-impl fmt::Display for Prefix {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for Prefix {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&self.0)
-    }
+    /// Versions by their names in a config.
+    pub const NAMES: [(&str, Self); 3] = [("auto", Self::Auto), ("5", Self::V5), ("3.1.1", Self::V311)];
 }
 
 /// How the bytes travel.
@@ -210,7 +123,7 @@ impl BrokerUrl {
             Some("wss") => Transport::SecureWebSocket,
             _ => return Err(InvalidBrokerUrl::Scheme),
         };
-        let (endpoint, url) = endpoint::parse(text, transport.default_port())?;
+        let (endpoint, url) = broker_url::parse(text, transport.default_port())?;
         if url.query().is_some() || url.fragment().is_some() {
             return Err(InvalidBrokerUrl::Query);
         }
@@ -303,36 +216,5 @@ mod tests {
                 proptest::prop_assert!(!snapshot.contains("hunter2"));
             }
         }
-    }
-
-    #[test]
-    fn a_prefix_is_one_or_more_levels_that_are_no_wildcards() {
-        for good in ["dtorrent", "a/b", "Haus/Keller 1/tørrent", &"x".repeat(200)] {
-            assert_eq!(Prefix::parse(good).unwrap().as_str(), good);
-        }
-        for (bad, expected) in [
-            ("", InvalidPrefix::Empty),
-            ("/a", InvalidPrefix::EmptyLevel),
-            ("a/", InvalidPrefix::EmptyLevel),
-            ("a//b", InvalidPrefix::EmptyLevel),
-            ("a/+", InvalidPrefix::Wildcard),
-            ("a#", InvalidPrefix::Wildcard),
-            ("$SYS", InvalidPrefix::Reserved),
-            ("a\0b", InvalidPrefix::Control),
-            ("a\n", InvalidPrefix::Control),
-            (&"x".repeat(201), InvalidPrefix::TooLong),
-        ] {
-            assert_eq!(Prefix::parse(bad), Err(expected), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn an_instance_and_a_version_are_read() {
-        assert_eq!(parse_instance("main").as_deref(), Ok("main"));
-        assert!(parse_instance("a/b").is_err());
-        assert_eq!(Version::parse("auto"), Ok(Version::Auto));
-        assert_eq!(Version::parse("5"), Ok(Version::V5));
-        assert_eq!(Version::parse("3.1.1"), Ok(Version::V311));
-        assert_eq!(Version::parse("4"), Err(InvalidVersion));
     }
 }

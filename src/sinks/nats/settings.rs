@@ -12,8 +12,9 @@ use nkeys::{KeyPair, KeyPairType};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::model::{ServerName, SinkName};
-use crate::sinks::endpoint::{self, Endpoint, InvalidEndpoint};
-use crate::sinks::tls::ClientCert;
+pub use crate::sinks::broker::prefix::Prefix;
+use crate::sinks::broker::url::{self as broker_url, Endpoint, InvalidEndpoint};
+pub use crate::sinks::tls::ClientCert;
 
 /// One NATS system, and what it gets.
 #[derive(Clone, Debug)]
@@ -122,77 +123,6 @@ fn check_seed(seed: &str) -> Result<(), InvalidLogin> {
     if matches!(pair.key_pair_type(), KeyPairType::User) { Ok(()) } else { Err(InvalidLogin::Seed) }
 }
 
-/// The first tokens of every subject: `dtorrent`, or several as `home.dtorrent`.
-///
-/// What is a prefix of topics is one of subjects too: levels and tokens are the same.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Prefix(String);
-
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum InvalidPrefix {
-    #[error("the prefix is empty: leave it out for `dtorrent`, or name at least one token")]
-    Empty,
-    #[error("the prefix is longer than {} bytes", Prefix::BYTES_MAX)]
-    TooLong,
-    #[error("the prefix has an empty token: no `.` or `/` at its ends and no two of them together")]
-    EmptyToken,
-    #[error("the prefix contains `*` or `>`, which are wildcards in NATS: use other letters")]
-    Wildcard,
-    #[error("the prefix begins with `$` or `_`, which NATS keeps for itself: begin with a letter")]
-    Reserved,
-    #[error("the prefix contains a space or a control character: use printable ones")]
-    Unprintable,
-}
-
-impl Prefix {
-    pub const BYTES_MAX: usize = 200;
-
-    pub fn parse(text: &str) -> Result<Self, InvalidPrefix> {
-        if text.is_empty() {
-            return Err(InvalidPrefix::Empty);
-        }
-        if text.len() > Self::BYTES_MAX {
-            return Err(InvalidPrefix::TooLong);
-        }
-        if text.split(['/', '.']).any(str::is_empty) {
-            return Err(InvalidPrefix::EmptyToken);
-        }
-        if text.contains(['*', '>']) {
-            return Err(InvalidPrefix::Wildcard);
-        }
-        if text.starts_with(['$', '_']) {
-            return Err(InvalidPrefix::Reserved);
-        }
-        if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return Err(InvalidPrefix::Unprintable);
-        }
-        Ok(Self(text.replace('/', ".")))
-    }
-
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl Default for Prefix {
-    fn default() -> Self {
-        Self("dtorrent".to_owned())
-    }
-}
-
-impl fmt::Display for Prefix {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for Prefix {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&self.0)
-    }
-}
-
 /// Where a NATS server is. Holds no user name and no password, so it may be shown.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ServerUrl {
@@ -222,7 +152,7 @@ impl ServerUrl {
             Some("tls") => true,
             _ => return Err(InvalidServerUrl::Scheme),
         };
-        let (endpoint, url) = endpoint::parse(text, PORT)?;
+        let (endpoint, url) = broker_url::parse(text, PORT)?;
         if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
             return Err(InvalidServerUrl::Path);
         }
@@ -287,28 +217,6 @@ mod tests {
         ] {
             assert_eq!(ServerUrl::parse(text), Err(expected.clone()), "{text}");
             assert!(!format!("{expected} {expected:?}").contains("hunter2"));
-        }
-    }
-
-    #[test]
-    fn a_prefix_is_one_or_more_tokens_that_are_no_wildcards() {
-        for (good, subject) in [("dtorrent", "dtorrent"), ("a/b", "a.b"), ("a.b", "a.b"), ("tørrent", "tørrent")] {
-            assert_eq!(Prefix::parse(good).unwrap().as_str(), subject);
-        }
-        for (bad, expected) in [
-            ("", InvalidPrefix::Empty),
-            ("a/", InvalidPrefix::EmptyToken),
-            (".a", InvalidPrefix::EmptyToken),
-            ("a..b", InvalidPrefix::EmptyToken),
-            ("a.*", InvalidPrefix::Wildcard),
-            ("a>", InvalidPrefix::Wildcard),
-            ("$JS", InvalidPrefix::Reserved),
-            ("_INBOX", InvalidPrefix::Reserved),
-            ("a b", InvalidPrefix::Unprintable),
-            ("a\r\nPUB x 0", InvalidPrefix::Unprintable),
-            (&"x".repeat(201), InvalidPrefix::TooLong),
-        ] {
-            assert_eq!(Prefix::parse(bad), Err(expected), "{bad:?}");
         }
     }
 

@@ -100,7 +100,7 @@ pub fn mqtt_topics(bytes: &[u8]) {
     if let Ok(url) = BrokerUrl::parse(topic) {
         assert_eq!(BrokerUrl::parse(&url.to_string()), Ok(url));
     }
-    let Ok(prefix) = Prefix::parse(prefix) else { return };
+    let Ok(prefix) = Prefix::of_topics(prefix) else { return };
     let below = format!("{prefix}/{topic}");
     let topics = Topics::new(prefix, "main", true);
     for topic in [topic, &below] {
@@ -125,7 +125,7 @@ pub fn nats(bytes: &[u8]) {
     if let Ok(url) = ServerUrl::parse(text) {
         assert_eq!(ServerUrl::parse(&url.to_string()), Ok(url));
     }
-    let Ok(prefix) = nats::Prefix::parse(prefix) else { return };
+    let Ok(prefix) = nats::Prefix::of_subjects(prefix) else { return };
     let below = format!("{prefix}.{text}");
     let subjects = Subjects::new(prefix, "main", true);
     for subject in [text, &below] {

@@ -1,0 +1,150 @@
+//! Parsers of single values that no adapter knows better.
+
+use std::net::SocketAddr;
+use std::path::{Component, Path, PathBuf};
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use secrecy::{SecretSlice, SecretString};
+
+use super::read::{Fault, Table};
+use super::secret::secret;
+use crate::model::{Filter, SinkName};
+use crate::sinks::mqtt::settings::ClientCert;
+
+pub fn instance(text: &str) -> Result<String, Fault> {
+    SinkName::parse(text).map(|name| name.as_str().to_owned()).map_err(|_| {
+        let right = "use a-z, 0-9, _ and -, at most 63, the first a letter or digit; `bridge` is reserved";
+        Fault::new(format!("`{text}` is not an instance name"), right)
+    })
+}
+
+pub fn directory(text: &str) -> Result<PathBuf, Fault> {
+    if text.is_empty() || text.contains('\0') {
+        return Err(Fault::new("is not a path", "write data_dir = \"data\""));
+    }
+    Ok(PathBuf::from(text))
+}
+
+pub fn root(text: &str) -> Result<PathBuf, Fault> {
+    let path = Path::new(text);
+    if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) || text.contains('\0') {
+        let right = "write directories that begin with `/`, without `..`";
+        return Err(Fault::new(format!("`{text}` is not an absolute path"), right));
+    }
+    Ok(path.to_owned())
+}
+
+/// Reads an address to listen on; `None` for `off`.
+pub fn listener(text: &str) -> Result<Option<SocketAddr>, Fault> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+    numeric.as_deref().unwrap_or(text).parse().map(Some).map_err(|_| {
+        let right = "write an IP address and a port, \"127.0.0.1:8787\", or \"off\"";
+        Fault::new(format!("`{text}` is not an address to listen on"), right)
+    })
+}
+
+pub fn hooks_listener(text: &str) -> Result<SocketAddr, Fault> {
+    listener(text).ok().flatten().ok_or_else(|| {
+        let right =
+            "write an IP address and a port, \"127.0.0.1:0\" (0: any free one); each server turns its hooks on or off";
+        Fault::new(format!("`{text}` is not an address to listen on"), right)
+    })
+}
+
+/// Reads a host name as browsers send it, without a port.
+pub fn host(text: &str) -> Result<String, Fault> {
+    let is_right = !text.is_empty()
+        && text.len() <= 253
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
+    is_right.then(|| text.to_ascii_lowercase()).ok_or_else(|| {
+        let right = "write a name, \"torrents.example.org\", without a scheme and a port";
+        Fault::new(format!("`{text}` is not a host name"), right)
+    })
+}
+
+/// Reads bytes a second: a whole number and a unit.
+pub fn rate(text: &str) -> Result<u64, Fault> {
+    let units = [("kB", 1_000), ("MB", 1_000_000), ("GB", 1_000_000_000), ("KiB", 1 << 10), ("MiB", 1 << 20)];
+    let mut units = units.into_iter().chain([("GiB", 1 << 30), ("B", 1), ("", 1)]);
+    let rate = units.find_map(|(unit, bytes): (&str, u64)| {
+        let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+        number.checked_mul(bytes)
+    });
+    let right = "write bytes a second with a unit, as in \"500kB\" or \"2MiB\"; \"0\" is no limit";
+    rate.ok_or_else(|| Fault::new(format!("`{text}` is not a rate"), right))
+}
+
+/// Reads one or more levels of a topic that may be published to.
+pub fn topic(text: &str) -> Result<String, Fault> {
+    let is_right = text.split('/').all(|level| !level.is_empty())
+        && !text.starts_with('$')
+        && text.len() <= 200
+        && !text.chars().any(|c| c.is_control() || c == '+' || c == '#');
+    is_right.then(|| text.to_owned()).ok_or_else(|| {
+        let right =
+            "write levels joined by `/`, as in \"home/torrents\": none empty, no + or #, not $… , at most 200 bytes";
+        Fault::new(format!("`{text}` is not the start of a topic"), right)
+    })
+}
+
+/// Reads a whole file.
+pub fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>, Fault> {
+    let path = path.as_ref();
+    let right = "name a file that this user may read; a relative path starts at the working directory";
+    super::file::read_limited(path)
+        .map_err(|error| Fault::new(format!("`{}` cannot be read: {error}", path.display()), right))
+}
+
+/// Reads a PEM file with at least one certificate.
+pub fn certificates(path: &str) -> Result<Vec<u8>, Fault> {
+    let bytes = read_file(path)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    if found.is_ok_and(|found| !found.is_empty()) {
+        return Ok(bytes);
+    }
+    Err(Fault::new(format!("`{path}` holds no certificate"), "name a certificate file in PEM form"))
+}
+
+fn private_key(path: &str) -> Result<SecretSlice<u8>, Fault> {
+    let bytes = read_file(path)?;
+    match PrivateKeyDer::from_pem_slice(&bytes) {
+        Ok(_) => Ok(bytes.into()),
+        Err(_) => Err(Fault::new(format!("`{path}` holds no private key"), "name a key file in PEM form")),
+    }
+}
+
+/// Reads `cert_file` and `key_file`, which go together.
+pub fn client_cert(table: &Table<'_>) -> Option<ClientCert> {
+    match (table.has("cert_file"), table.has("key_file")) {
+        (true, false) => table.missing("key_file", "cert_file needs the key of the certificate: write both or none"),
+        (false, true) => table.missing("cert_file", "key_file needs the certificate of the key: write both or none"),
+        _ => {}
+    }
+    let cert_pem = table.parsed("cert_file", certificates);
+    let key_pem = table.parsed("key_file", private_key);
+    Some(ClientCert { cert_pem: cert_pem?, key_pem: key_pem? })
+}
+
+/// Reads `username` and `password`.
+pub fn login(table: &Table<'_>) -> (Option<String>, Option<SecretString>) {
+    let username = table.text("username");
+    let password = secret(table, "password");
+    if password.is_some() && !table.has("username") {
+        table.missing("username", "a password goes with a username: write both");
+    }
+    (username, password)
+}
+
+/// Reads which torrents are meant; `None` if nothing is written.
+pub fn torrents(table: &Table<'_>) -> Option<Filter> {
+    let torrents: serde_json::Map<_, _> =
+        table.named_texts("torrents").into_iter().map(|(key, text)| (key, text.into())).collect();
+    if torrents.is_empty() {
+        return None;
+    }
+    Filter::from_json(torrents.into()).map_err(|error| table.fault("torrents", error.into())).ok()
+}
