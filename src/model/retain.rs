@@ -2,6 +2,7 @@
 
 /// Retention policy of one sink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Retain {
     /// The state of every torrent.
     All,
