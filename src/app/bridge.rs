@@ -24,7 +24,7 @@ use crate::live_state::LiveState;
 use crate::log_throttle::retry_while_full;
 use crate::model::{HookSignal, Kind, ServerName, SinkName, Timestamp, Verb};
 use crate::outbox::retention::Retain;
-use crate::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
+use crate::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
 use crate::port::{Clock, Sink, Store};
 use crate::servers::{Common, ServerParts, ServerSetup, load, unfinished_commands};
 use crate::sinks::webhook::Endpoint;
@@ -74,7 +74,7 @@ impl Bridge {
         let live = load_live_state(config, &*dyn_store, sinks.keys().cloned()).await?;
         let is_first_run = recovery.is_new && !recovery.lost;
         for (sink, servers) in &sinks {
-            let note = || note_start(&*dyn_store, &live, sink, servers, is_first_run);
+            let note = || init_sink_progress(&*dyn_store, &live, sink, servers, is_first_run);
             retry_while_full("a start", note).await.with_context(|| format!("note where {sink} starts"))?;
         }
         let common = Common { store: dyn_store, live, clock };
@@ -190,7 +190,7 @@ impl Bridge {
                 servers: servers.clone(),
                 events: events.clone(),
                 retain: *retain,
-                ended_in_order: self.was_clean_shutdown,
+                was_clean_shutdown: self.was_clean_shutdown,
             },
             sink: Arc::clone(sink),
             store,

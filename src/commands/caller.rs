@@ -105,7 +105,7 @@ impl Caller {
                 () = stop.cancelled() => return Ok(()),
                 () = buffer.results.notified() => {}
                 // Nobody here reads states, and the buffer is not to grow.
-                () = buffer.changed.notified() => drop(buffer.drain()),
+                () = buffer.changed.notified() => drop(buffer.take_states()),
             }
         }
     }

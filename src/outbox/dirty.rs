@@ -1,16 +1,16 @@
-//! The dirty set: which torrents one sink has an old picture of.
+//! The dirty set: torrents whose latest state one sink has not received yet.
 //!
-//! A sink that keeps up has an empty set. One that is slow or away collects *names*, not messages:
-//! however long it is away and however often a torrent changes, it owes one update per torrent. So
-//! memory is bounded by the number of torrents, and what a returning sink hears is the present.
+//! The set holds info-hashes, not messages: however long a sink is disconnected and however often a torrent changes, one
+//! state per torrent is pending. Memory is bounded by the number of torrents, and a sink that reconnects receives the
+//! present, not the past.
 //!
-//! What must hold:
-//! - a torrent enters with the picture the sink has, and later changes leave that alone (I8);
-//! - it is not offered while the sink has journal entries of it to come, or an event would arrive
-//!   after the state it led to;
-//! - a change that comes while the state is under way makes it owed again.
+//! Invariants:
+//! - a torrent enters with the state that the sink knows; later changes leave that alone (I8);
+//! - a state is held back while journal entries of its torrent are undelivered: an event must not arrive after the state
+//!   it led to;
+//! - a change that comes while the state is in flight makes the torrent pending again.
 //!
-//! Pure: sending, retrying and the clock are the dispatcher's.
+//! Pure: sending, retrying and time belong to the dispatcher.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -22,123 +22,123 @@ use crate::model::{InfoHash, Seq, Torrent};
 pub enum Known {
     /// There is none for it.
     Nothing,
-    Picture(Arc<Torrent>),
-    /// What is told: the state alone is to be said again.
+    Torrent(Arc<Torrent>),
+    /// The present: only the state is to be published again, without an `updated`.
     Present,
-    /// What it knew is forgotten: the bridge was started anew.
+    /// Lost with an earlier run of the bridge.
     Forgotten,
 }
 
 #[derive(Debug)]
-struct Owed {
+struct Dirty {
     known: Known,
-    /// The entry that taught this.
-    learned_from: Seq,
+    /// The entry that the sink knows this from.
+    known_from: Seq,
     not_before: Seq,
-    /// The picture that is under way to the sink, if one is.
-    under_way: Option<Known>,
-    /// It changed again meanwhile.
+    /// What the sink will know when the state that is in flight arrives, if one is.
+    in_flight: Option<Known>,
+    /// The torrent changed again meanwhile.
     is_stale: bool,
 }
 
-/// The torrents of one server that are owed to one sink.
+/// The dirty torrents of one server, for one sink.
 #[derive(Debug, Default)]
 pub struct DirtySet {
-    owed: HashMap<InfoHash, Owed>,
-    /// Those not under way, by when they may go.
-    ready: BTreeSet<(Seq, InfoHash)>,
+    torrents: HashMap<InfoHash, Dirty>,
+    /// Those that are not in flight, by the entry that has to be delivered before.
+    pending: BTreeSet<(Seq, InfoHash)>,
 }
 
 impl DirtySet {
-    /// The torrent changed; `known` is what the sink had before, if it is not owed already.
+    /// Adds a torrent that changed. `known` is what the sink knew before, unless the torrent is dirty already; its state
+    /// is held until the entry `not_before` is delivered.
     pub fn mark(&mut self, hash: InfoHash, known: Known, not_before: Seq) {
-        match self.owed.get_mut(&hash) {
-            Some(owed) => {
-                if owed.known == Known::Present {
-                    owed.known = known;
+        match self.torrents.get_mut(&hash) {
+            Some(dirty) => {
+                if dirty.known == Known::Present {
+                    dirty.known = known;
                 }
-                let is_ready = self.ready.remove(&(owed.not_before, hash));
-                owed.not_before = owed.not_before.max(not_before);
-                owed.is_stale = owed.under_way.is_some();
-                if is_ready {
-                    self.ready.insert((owed.not_before, hash));
+                let is_pending = self.pending.remove(&(dirty.not_before, hash));
+                dirty.not_before = dirty.not_before.max(not_before);
+                dirty.is_stale = dirty.in_flight.is_some();
+                if is_pending {
+                    self.pending.insert((dirty.not_before, hash));
                 }
             }
             None => {
-                let learned_from = Seq(0);
-                self.owed.insert(hash, Owed { known, learned_from, not_before, under_way: None, is_stale: false });
-                self.ready.insert((not_before, hash));
+                let dirty = Dirty { known, known_from: Seq(0), not_before, in_flight: None, is_stale: false };
+                self.torrents.insert(hash, dirty);
+                self.pending.insert((not_before, hash));
             }
         }
     }
 
-    /// The sink has the journal entry `seq` about the torrent, and knows that picture now. It may be
-    /// heard of a later entry first: that one counts.
+    /// Records what the sink knows since it received the entry `seq` about the torrent. Entries may be acknowledged out of
+    /// order: the latest one counts.
     pub fn learned(&mut self, hash: InfoHash, known: Known, seq: Seq) {
-        if let Some(owed) = self.owed.get_mut(&hash).filter(|owed| owed.learned_from < seq) {
-            owed.known = known;
-            owed.learned_from = seq;
+        if let Some(dirty) = self.torrents.get_mut(&hash).filter(|dirty| dirty.known_from < seq) {
+            dirty.known = known;
+            dirty.known_from = seq;
         }
     }
 
-    /// Whether the sink waits for a state of it.
-    pub fn owes(&self, hash: &InfoHash) -> bool {
-        self.owed.contains_key(hash)
+    pub fn contains(&self, hash: &InfoHash) -> bool {
+        self.torrents.contains_key(hash)
     }
 
-    /// The next torrent whose state may go.
+    /// Returns the next torrent whose state may be sent, with the cursor of the sink at `cursor`.
     pub fn peek(&self, cursor: Seq) -> Option<InfoHash> {
-        self.ready.first().filter(|(not_before, _)| *not_before <= cursor).map(|(_, hash)| *hash)
+        self.pending.first().filter(|(not_before, _)| *not_before <= cursor).map(|(_, hash)| *hash)
     }
 
-    /// Takes the next torrent whose state may go, with what the sink knows of it.
+    /// Takes the torrent that [`Self::peek`] shows, with what the sink knows of it.
     pub fn next(&mut self, cursor: Seq) -> Option<(InfoHash, Known)> {
         let hash = self.peek(cursor)?;
-        self.ready.pop_first();
-        let known = self.owed.get(&hash).map(|owed| owed.known.clone())?;
+        self.pending.pop_first();
+        let known = self.torrents.get(&hash).map(|dirty| dirty.known.clone())?;
         Some((hash, known))
     }
 
-    /// The state offered last is under way; the sink will know this picture.
-    pub fn sent(&mut self, hash: InfoHash, picture: Known) {
-        if let Some(owed) = self.owed.get_mut(&hash) {
-            owed.under_way = Some(picture);
-            owed.is_stale = false;
+    /// Records that the state of a torrent is in flight; when it arrives, the sink knows `known`.
+    pub fn sent(&mut self, hash: InfoHash, known: Known) {
+        if let Some(dirty) = self.torrents.get_mut(&hash) {
+            dirty.in_flight = Some(known);
+            dirty.is_stale = false;
         }
     }
 
-    /// It arrived, or the sink will never take it.
-    pub fn settled(&mut self, hash: InfoHash) {
-        let Some(owed) = self.owed.get_mut(&hash) else { return };
-        let Some(picture) = owed.under_way.take() else { return };
-        if owed.is_stale {
-            owed.known = picture;
-            self.ready.insert((owed.not_before, hash));
+    /// Records that a state arrived, or that the sink will never take it.
+    pub fn resolve(&mut self, hash: InfoHash) {
+        let Some(dirty) = self.torrents.get_mut(&hash) else { return };
+        let Some(known) = dirty.in_flight.take() else { return };
+        if dirty.is_stale {
+            dirty.known = known;
+            self.pending.insert((dirty.not_before, hash));
         } else {
-            self.owed.remove(&hash);
+            self.torrents.remove(&hash);
         }
     }
 
-    /// The connection is over: what was under way is owed as before.
-    pub fn go_back(&mut self) {
-        for (hash, owed) in &mut self.owed {
-            owed.under_way = None;
-            owed.is_stale = false;
-            self.ready.insert((owed.not_before, *hash));
+    /// Makes pending again what is in flight.
+    pub fn reset_in_flight(&mut self) {
+        for (hash, dirty) in &mut self.torrents {
+            dirty.in_flight = None;
+            dirty.is_stale = false;
+            self.pending.insert((dirty.not_before, *hash));
         }
     }
 
-    /// All that are owed, in no order.
+    /// Returns all dirty torrents, in no order.
     pub fn hashes(&self) -> impl Iterator<Item = &InfoHash> {
-        self.owed.keys()
+        self.torrents.keys()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.owed.is_empty()
+        self.torrents.is_empty()
     }
 
     pub fn len(&self) -> usize {
-        self.owed.len()
+        self.torrents.len()
     }
 }
 
@@ -151,11 +151,11 @@ mod tests {
     }
 
     #[test]
-    fn a_torrent_is_owed_once_however_often_it_changes() {
+    fn a_torrent_is_pending_once_however_often_it_changes() {
         let mut dirty = DirtySet::default();
         dirty.mark(hash(1), Known::Forgotten, Seq(0));
         dirty.mark(hash(1), Known::Nothing, Seq(0));
-        assert_eq!(dirty.next(Seq(0)), Some((hash(1), Known::Forgotten)), "the first picture stands");
+        assert_eq!(dirty.next(Seq(0)), Some((hash(1), Known::Forgotten)), "the first state counts");
         assert_eq!(dirty.next(Seq(0)), None);
     }
 
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_is_only_said_again_becomes_an_update_when_it_changes() {
+    fn a_state_that_is_only_published_again_becomes_an_update_when_it_changes() {
         let mut dirty = DirtySet::default();
         dirty.mark(hash(1), Known::Present, Seq(0));
         dirty.mark(hash(1), Known::Forgotten, Seq(0));
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_entry_counts_whichever_is_heard_of_first() {
+    fn the_newest_entry_counts_whichever_is_acknowledged_first() {
         let mut dirty = DirtySet::default();
         dirty.mark(hash(1), Known::Nothing, Seq(0));
         dirty.learned(hash(1), Known::Forgotten, Seq(2));
@@ -189,26 +189,26 @@ mod tests {
     }
 
     #[test]
-    fn a_change_while_the_state_is_under_way_is_owed_again() {
+    fn a_torrent_that_changes_while_its_state_is_in_flight_is_pending_again() {
         let mut dirty = DirtySet::default();
         dirty.mark(hash(1), Known::Nothing, Seq(0));
         dirty.next(Seq(0)).unwrap();
         dirty.sent(hash(1), Known::Forgotten);
         dirty.mark(hash(1), Known::Nothing, Seq(1));
-        dirty.settled(hash(1));
+        dirty.resolve(hash(1));
         assert_eq!(dirty.next(Seq(1)), Some((hash(1), Known::Forgotten)), "it knows what arrived");
         dirty.sent(hash(1), Known::Nothing);
-        dirty.settled(hash(1));
+        dirty.resolve(hash(1));
         assert!(dirty.is_empty());
     }
 
     #[test]
-    fn what_was_under_way_when_the_connection_ended_is_owed_as_before() {
+    fn a_state_in_flight_when_the_link_ends_is_pending_as_before() {
         let mut dirty = DirtySet::default();
         dirty.mark(hash(1), Known::Nothing, Seq(0));
         dirty.next(Seq(0)).unwrap();
         dirty.sent(hash(1), Known::Forgotten);
-        dirty.go_back();
+        dirty.reset_in_flight();
         assert_eq!(dirty.next(Seq(0)), Some((hash(1), Known::Nothing)));
     }
 }

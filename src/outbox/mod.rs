@@ -1,22 +1,130 @@
-//! Handing over to the sinks, at each one's own pace.
+//! What each sink still has to be sent, and its delivery at each sink's own pace.
 //!
-//! A [`Dispatcher`] owns one sink. Two things are owed to it: the journal, entry by entry from its
-//! cursor on ([`lane`]), and the present of each torrent that it has an old picture of ([`dirty`]).
-//! Whatever fails, everything unacknowledged is sent again, in order, on the next connection.
+//! ```text
+//!  live state, journal,         Outboxes                          Dispatcher
+//!  command log
+//!     ┌──────────────► EventOutbox ──────────┐        ┌───────────┐   ┌────────────┐
+//!     ├──────────────► StateOutbox ──────────┤ shares │           │   │            │ send   Link
+//!     ├──────────────► ResultOutbox ─────────┼──────► │  window   │ ► │ quarantine │ ─────► ═════► receiver
+//!     └──────────────► EphemeralOutbox ──────┘        │           │   │            │
+//!                          ▲                          └───────────┘   └────────────┘
+//!                          └── resolve: acknowledged or rejected ◄──────────┘ outcome
+//! ```
 //!
-//! A [`Reader`] is for those who only listen for a while, in this process: nothing waits for it.
+//! A [`Dispatcher`] owns one sink: its connection, the window, the backoff. What there is to send comes from four
+//! outboxes, each of which keeps to itself what it has sent and what became of it:
+//!
+//! | outbox | source | rule |
+//! | --- | --- | --- |
+//! | [`event`] | journal | at least once, in order per server |
+//! | [`state`] | snapshot | latest wins; with the registry of retained topics and the projections |
+//! | [`result`] | command log | at least once; split or shortened for the receiver |
+//! | [`ephemeral`] | live state | lossy; repeated on each new link |
+//!
+//! Invariants:
+//! - a cursor moves on acknowledgement alone, or when a rejected event is a dead letter on disk (I3, I4);
+//! - first deliveries are in journal order; whatever ends a link, everything unacknowledged is sent again (I5);
+//! - the state of a torrent is held while events of the torrent are undelivered, and read when it is sent (I7);
+//! - a retained topic is in the registry on disk before anything is first sent to it;
+//! - after an unclean shutdown every state is asserted again: the sink may know more than the store;
+//! - one delivery that failed with its link hides no other that was acknowledged before the link ended;
+//! - a full disk stops nothing here: what cannot be saved now is saved later, and may be sent twice after a crash.
+//!
+//! A [`Reader`] serves listeners inside this process; nothing waits for one.
 
+mod background;
 pub mod backoff;
-mod beside;
-pub mod caution;
+pub mod cursor;
+mod dead_letters;
 pub mod dirty;
-mod dispatch;
-pub mod lane;
-mod pick;
+mod dispatcher;
+mod ephemeral;
+mod event;
+mod outboxes;
+mod projection;
+pub mod quarantine;
 mod reader;
 pub mod registry;
+mod result;
 pub mod retention;
-mod unburied;
+mod state;
+#[cfg(test)]
+mod testing;
+mod updates;
 
-pub use dispatch::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
+use crate::model::{InfoHash, Seq, ServerName};
+use crate::port::{Delivery, StoreError};
+
+pub use dispatcher::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
 pub use reader::{Begin, Heard, Missed, Reader, ReaderParts};
+
+/// What one sink still has to be sent, of one kind.
+trait Outbox {
+    /// Returns at most about `budget` deliveries, most urgent first; from now on they are in flight. A message that
+    /// belongs to another one, as an update to its state, is returned with it.
+    ///
+    /// # Errors
+    /// The store cannot be used any more; a full disk is none.
+    async fn next(&mut self, budget: usize) -> Result<Vec<Outgoing>, StoreError>;
+
+    /// Records what became of a delivery that was in flight.
+    async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<(), StoreError>;
+
+    /// Writes to the store what could not be written before, or was not worth a write of its own.
+    async fn save(&mut self) -> Result<(), StoreError>;
+
+    /// The link is gone: everything in flight is pending again.
+    fn reset_in_flight(&mut self);
+
+    /// Returns how much is pending or in flight that a stopping process should still deliver.
+    fn backlog(&self) -> u64;
+}
+
+/// A delivery on its way to the link.
+type Outgoing = (DeliveryId, Delivery);
+
+/// The identity of a delivery; the same when it is sent again on another link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeliveryId {
+    Event(ServerName, Seq),
+    State(ServerName, InfoHash),
+    /// The conflated event that accompanies a state; nothing depends on its outcome.
+    Updated(ServerName, InfoHash),
+    /// The clearing of a retained topic.
+    Clearing(String),
+    /// A message of a projection, by its topic.
+    Projected(String),
+    /// A part of a result, by the number of the result in the command log.
+    Result(i64, Piece),
+    /// Nothing depends on its outcome.
+    Ephemeral,
+}
+
+/// Which part of a result. One that is acknowledged says nothing about another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece {
+    Part(usize),
+    /// A shorter result in place of the whole, of so many bytes: those that follow are shorter still.
+    Substitute(usize),
+}
+
+/// What became of a delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Outcome {
+    Acknowledged,
+    Rejected {
+        reason: String,
+        /// It was not sent any more, as it had ended several connections ([`quarantine`]).
+        is_poison: bool,
+    },
+}
+
+impl Outcome {
+    /// Returns why the receiver refused it; `None` if it did not.
+    fn rejection(&self) -> Option<&str> {
+        match self {
+            Self::Acknowledged => None,
+            Self::Rejected { reason, .. } => Some(reason),
+        }
+    }
+}

@@ -18,8 +18,8 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::dirty::{DirtySet, Known};
-use super::pick::{changes_for, known_from, updated};
-use crate::live_state::{ChangeBuffer, Drained, LiveServer, LiveState};
+use super::updates::{changes_for, known_after, updated};
+use crate::live_state::{BufferedStates, ChangeBuffer, LiveServer, LiveState};
 use crate::model::{Event, EventId, InfoHash, JournalEntry, Kind, Seq, ServerName};
 use crate::port::{JournalPosition, Store, StoreError};
 
@@ -224,8 +224,8 @@ impl Reader {
         }
         let is_full = page.len() == usize::from(READ_MAX);
         let mut is_ahead_of_board = false;
-        let drained = self.buffer.drain();
-        self.take_in(drained);
+        let buffered = self.buffer.take_states();
+        self.take_in(buffered);
         for (position, entry) in page {
             // What is not on the board yet would be followed by the state from before it.
             is_ahead_of_board = self.lanes.contains_key(&entry.server) && entry.seq > self.last(&entry.server);
@@ -259,9 +259,9 @@ impl Reader {
         if !self.events.contains(&entry.kind) {
             return;
         }
-        if let Some(hash) = entry.hash.filter(|hash| lane.dirty.owes(hash)) {
+        if let Some(hash) = entry.hash.filter(|hash| lane.dirty.contains(hash)) {
             let snapshot = self.live.read(&entry.server, |content| content.snapshot.get(&hash).cloned()).flatten();
-            lane.dirty.learned(hash, known_from(&entry, snapshot), entry.seq);
+            lane.dirty.learned(hash, known_after(&entry, snapshot), entry.seq);
         }
         self.ready.push_back(Heard::Entry(entry));
     }
@@ -277,34 +277,35 @@ impl Reader {
         }
     }
 
-    fn take_in(&mut self, drained: Drained) {
-        for (server, changed) in drained.changed {
+    fn take_in(&mut self, buffered: BufferedStates) {
+        for (server, changed) in buffered.changed {
             let Some(lane) = self.lanes.get_mut(&server) else { continue };
             for (hash, changed) in changed {
-                lane.dirty.mark(hash, changed.before.map_or(Known::Nothing, Known::Picture), changed.not_before);
+                lane.dirty.mark(hash, changed.before.map_or(Known::Nothing, Known::Torrent), changed.not_before);
             }
         }
     }
 
     /// The next torrent that there is something new to say of. Made only now: it tells the present.
     fn next_update(&mut self) -> Option<Heard> {
-        let drained = self.buffer.drain();
-        self.take_in(drained);
+        let buffered = self.buffer.take_states();
+        self.take_in(buffered);
         let servers: Vec<ServerName> = self.lanes.keys().cloned().collect();
         for server in servers {
             while let Some(hash) = self.lanes.get(&server)?.peek() {
                 // The picture and what lies on the desk are read in one: no change is between them.
-                let read =
-                    |content: &LiveServer| (self.buffer.drain(), content.epoch, content.snapshot.get(&hash).cloned());
-                let (drained, epoch, snapshot) = self.live.read(&server, read)?;
-                self.take_in(drained);
+                let read = |content: &LiveServer| {
+                    (self.buffer.take_states(), content.epoch, content.snapshot.get(&hash).cloned())
+                };
+                let (buffered, epoch, snapshot) = self.live.read(&server, read)?;
+                self.take_in(buffered);
                 let lane = self.lanes.get_mut(&server)?;
                 if lane.peek() != Some(hash) {
                     continue;
                 }
                 let (hash, known) = lane.dirty.next(lane.cursor.unwrap_or_default())?;
                 lane.dirty.sent(hash, Known::Present);
-                lane.dirty.settled(hash);
+                lane.dirty.resolve(hash);
                 let Some(snapshot) = snapshot.filter(|_| self.events.contains(&Kind::Updated)) else { continue };
                 if let Some(changes) = changes_for(&known, &snapshot.torrent) {
                     let id = EventId::Updated { server: server.clone(), epoch, rev: snapshot.rev };

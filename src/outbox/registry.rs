@@ -1,100 +1,104 @@
-//! The registry: under which names one sink's far side keeps something, or may do so.
+//! The registry of retained topics: where one sink's receiver retains something of ours, or may do so.
 //!
-//! A name is in the registry before anything is first sent under it, and leaves it when its clearing
-//! was acknowledged and nothing was kept there again meanwhile. So whatever is killed, what was ever
-//! kept can be taken back.
+//! A topic is in the registry before anything is first sent to it, and leaves it when its clearing was acknowledged and
+//! nothing was retained there again meanwhile. So whatever is killed, everything that was ever retained can be cleared.
 //!
-//! Pure: the copy on disk, which is never behind this one, is the dispatcher's.
+//! Pure: the copy on disk, which is never behind this one for long, belongs to the state outbox.
 
 use std::collections::{BTreeSet, HashSet};
 
+/// The topics of one sink, and how far the clearing of those that nobody wants has come.
 #[derive(Debug, Default)]
 pub struct Registry {
-    names: HashSet<String>,
-    /// Nobody wants them any more; to be cleared when there is time.
-    leftover: BTreeSet<String>,
-    /// Their clearing is under way.
+    topics: HashSet<String>,
+    /// Nobody wants them any more: to be cleared when there is time.
+    orphans: BTreeSet<String>,
+    /// Their clearing is in flight.
     clearing: HashSet<String>,
-    /// Cleared, and to be crossed out on disk.
+    /// Cleared, and to be unregistered on disk.
     cleared: BTreeSet<String>,
 }
 
 impl Registry {
-    pub fn new(names: impl IntoIterator<Item = String>) -> Self {
-        Self { names: names.into_iter().collect(), ..Self::default() }
+    pub fn new(topics: impl IntoIterator<Item = String>) -> Self {
+        Self { topics: topics.into_iter().collect(), ..Self::default() }
     }
 
-    pub fn knows(&self, name: &str) -> bool {
-        self.names.contains(name)
+    pub fn contains(&self, topic: &str) -> bool {
+        self.topics.contains(topic)
     }
 
-    /// Those that have to be written down before anything is sent under them.
-    pub fn unknown(&self, names: impl IntoIterator<Item = String>) -> Vec<String> {
-        let unknown: BTreeSet<String> = names.into_iter().filter(|name| !self.knows(name)).collect();
+    /// Returns those that have to be registered before anything is sent to them; each once.
+    pub fn unknown(&self, topics: impl IntoIterator<Item = String>) -> Vec<String> {
+        let unknown: BTreeSet<String> = topics.into_iter().filter(|topic| !self.contains(topic)).collect();
         unknown.into_iter().collect()
     }
 
-    /// They are written down.
-    pub fn add(&mut self, names: impl IntoIterator<Item = String>) {
-        self.names.extend(names);
+    pub fn add(&mut self, topics: impl IntoIterator<Item = String>) {
+        self.topics.extend(topics);
     }
 
-    /// Something is kept there from now on: a clearing that was planned is off, one under way counts for nothing.
-    pub fn keep(&mut self, name: &str) {
-        self.leftover.remove(name);
-        self.clearing.remove(name);
-        self.cleared.remove(name);
+    /// Records that something is retained there from now on: a planned clearing is off, one in flight does not count.
+    pub fn retain(&mut self, topic: &str) {
+        self.orphans.remove(topic);
+        self.clearing.remove(topic);
+        self.cleared.remove(topic);
     }
 
     /// Plans to clear everything but these.
-    pub fn keep_only(&mut self, wanted: &HashSet<String>) {
-        self.leftover = self.names.iter().filter(|name| !wanted.contains(*name)).cloned().collect();
+    pub fn retain_only(&mut self, wanted: &HashSet<String>) {
+        self.orphans = self.topics.iter().filter(|topic| !wanted.contains(*topic)).cloned().collect();
     }
 
-    /// The next name to clear; its clearing counts as under way.
-    pub fn next_leftover(&mut self) -> Option<String> {
-        let name = self.leftover.pop_first()?;
-        self.clearing.insert(name.clone());
-        Some(name)
+    /// Returns the next orphan; its clearing counts as in flight.
+    pub fn next_orphan(&mut self) -> Option<String> {
+        let topic = self.orphans.pop_first()?;
+        self.clearing.insert(topic.clone());
+        Some(topic)
     }
 
-    /// Its clearing is under way.
-    pub fn clear(&mut self, name: &str) {
-        self.leftover.remove(name);
-        self.clearing.insert(name.to_owned());
+    /// Records that a clearing is in flight; returns whether there is something to clear.
+    pub fn clear(&mut self, topic: &str) -> bool {
+        let is_known = self.contains(topic);
+        if is_known {
+            self.orphans.remove(topic);
+            self.clearing.insert(topic.to_owned());
+        }
+        is_known
     }
 
-    /// Its clearing was acknowledged.
-    pub fn cleared(&mut self, name: String) {
-        if self.clearing.remove(&name) {
-            self.cleared.insert(name);
+    /// Records that a clearing was acknowledged.
+    pub fn cleared(&mut self, topic: String) {
+        if self.clearing.remove(&topic) {
+            self.cleared.insert(topic);
         }
     }
 
-    /// Its clearing was refused: it may still be kept there, and stays until a clearing is taken.
-    pub fn not_cleared(&mut self, name: &str) {
-        self.clearing.remove(name);
+    /// Records that a clearing was refused: the topic stays until one is acknowledged.
+    pub fn not_cleared(&mut self, topic: &str) {
+        self.clearing.remove(topic);
     }
 
-    /// What is to be crossed out on disk.
-    pub fn to_cross_out(&self) -> Vec<String> {
+    /// Returns the topics to be unregistered on disk.
+    pub fn to_unregister(&self) -> Vec<String> {
         self.cleared.iter().cloned().collect()
     }
 
-    /// All of that is crossed out.
-    pub fn crossed_out(&mut self) {
-        for name in std::mem::take(&mut self.cleared) {
-            self.names.remove(&name);
+    /// Records that all of those are unregistered on disk.
+    pub fn unregistered(&mut self) {
+        for topic in std::mem::take(&mut self.cleared) {
+            self.topics.remove(&topic);
         }
     }
 
-    /// The connection is over: nothing is known of what was under way.
-    pub fn go_back(&mut self) {
+    /// Forgets what was in flight: nothing is known of it.
+    pub fn reset_in_flight(&mut self) {
         self.clearing.clear();
     }
 
-    pub fn has_leftovers(&self) -> bool {
-        !self.leftover.is_empty()
+    /// Returns how many topics are still to be cleared.
+    pub fn orphans(&self) -> usize {
+        self.orphans.len()
     }
 }
 
@@ -107,52 +111,52 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_wants_is_cleared_and_crossed_out() {
+    fn an_orphan_is_cleared_and_then_unregistered() {
         let mut registry = registry();
-        registry.keep_only(&HashSet::from(["b".to_owned()]));
-        let cleared: Vec<String> = std::iter::from_fn(|| registry.next_leftover()).collect();
+        registry.retain_only(&HashSet::from(["b".to_owned()]));
+        let cleared: Vec<String> = std::iter::from_fn(|| registry.next_orphan()).collect();
         assert_eq!(cleared, ["a", "c"]);
         registry.cleared("a".to_owned());
-        assert_eq!(registry.to_cross_out(), ["a"]);
-        assert!(registry.knows("a"), "it may still be on disk");
-        registry.crossed_out();
-        assert!(!registry.knows("a"));
-        assert!(registry.knows("b") && registry.knows("c"), "not acknowledged yet");
+        assert_eq!(registry.to_unregister(), ["a"]);
+        assert!(registry.contains("a"), "it may still be on disk");
+        registry.unregistered();
+        assert!(!registry.contains("a"));
+        assert!(registry.contains("b") && registry.contains("c"), "not acknowledged yet");
     }
 
     #[test]
-    fn a_name_that_is_wanted_again_stays_whether_its_clearing_is_planned_or_under_way() {
+    fn a_topic_that_is_wanted_again_stays_whether_its_clearing_is_planned_or_in_flight() {
         let mut registry = registry();
-        registry.keep_only(&HashSet::new());
-        registry.keep("a");
-        assert_eq!(registry.next_leftover().as_deref(), Some("b"));
-        registry.keep("b");
+        registry.retain_only(&HashSet::new());
+        registry.retain("a");
+        assert_eq!(registry.next_orphan().as_deref(), Some("b"));
+        registry.retain("b");
         registry.cleared("b".to_owned());
-        assert_eq!(registry.next_leftover().as_deref(), Some("c"));
+        assert_eq!(registry.next_orphan().as_deref(), Some("c"));
         registry.cleared("c".to_owned());
-        registry.keep("c");
-        assert_eq!(registry.next_leftover(), None);
-        assert!(registry.to_cross_out().is_empty());
+        registry.retain("c");
+        assert_eq!(registry.next_orphan(), None);
+        assert!(registry.to_unregister().is_empty());
     }
 
     #[test]
-    fn a_name_whose_clearing_was_refused_stays_and_is_cleared_with_the_next_plan() {
+    fn a_topic_whose_clearing_was_refused_stays_and_is_cleared_with_the_next_plan() {
         let mut registry = registry();
         registry.clear("a");
         registry.not_cleared("a");
-        assert!(registry.to_cross_out().is_empty() && registry.knows("a"));
-        registry.keep_only(&HashSet::from(["b".to_owned(), "c".to_owned()]));
-        assert_eq!(registry.next_leftover().as_deref(), Some("a"));
+        assert!(registry.to_unregister().is_empty() && registry.contains("a"));
+        registry.retain_only(&HashSet::from(["b".to_owned(), "c".to_owned()]));
+        assert_eq!(registry.next_orphan().as_deref(), Some("a"));
         registry.cleared("a".to_owned());
-        assert_eq!(registry.to_cross_out(), ["a"]);
+        assert_eq!(registry.to_unregister(), ["a"]);
     }
 
     #[test]
-    fn a_lost_connection_crosses_nothing_out() {
+    fn a_lost_connection_unregisters_nothing() {
         let mut registry = registry();
         registry.clear("a");
-        registry.go_back();
+        registry.reset_in_flight();
         registry.cleared("a".to_owned());
-        assert!(registry.to_cross_out().is_empty());
+        assert!(registry.to_unregister().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Which torrents' states a broker keeps for those who come later.
+//! Which states a broker retains for later subscribers.
 
 use std::collections::HashSet;
 
@@ -13,13 +13,13 @@ const DAY_MILLIS: u64 = 24 * 60 * 60 * 1000;
 
 /// The choice for one server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kept {
+pub enum Retained {
     All,
     None,
     These(HashSet<InfoHash>),
 }
 
-impl Kept {
+impl Retained {
     pub fn contains(&self, hash: &InfoHash) -> bool {
         match self {
             Self::All => true,
@@ -28,7 +28,7 @@ impl Kept {
         }
     }
 
-    /// Chooses by policy. Of more than [`AUTO_MAX`] that matter those stay that were kept `before`,
+    /// Chooses by policy. Of more than [`AUTO_MAX`] that matter those stay that were retained `before`,
     /// then those come that changed last: a topic that comes and goes helps nobody.
     pub fn choose(snapshot: &Snapshot, retain: Retain, now: Timestamp, before: &Self) -> Self {
         match retain {
@@ -39,8 +39,8 @@ impl Kept {
             Retain::Auto => {
                 let mut chosen: Vec<_> = snapshot.iter().filter(|(_, snapshot)| matters(snapshot, now)).collect();
                 chosen.sort_by_key(|(hash, snapshot)| {
-                    let was_kept = matches!(before, Self::These(these) if these.contains(hash));
-                    (!was_kept, std::cmp::Reverse(snapshot.changed_at), **hash)
+                    let was_retained = matches!(before, Self::These(these) if these.contains(hash));
+                    (!was_retained, std::cmp::Reverse(snapshot.changed_at), **hash)
                 });
                 Self::These(chosen.into_iter().take(AUTO_MAX).map(|(hash, _)| *hash).collect())
             }
@@ -48,7 +48,7 @@ impl Kept {
     }
 }
 
-impl Kept {
+impl Retained {
     /// Then nothing can come in, whatever else there is.
     fn is_full_of_what_matters(&self, snapshot: &Snapshot, now: Timestamp) -> bool {
         let Self::These(these) = self else { return false };
@@ -93,13 +93,13 @@ mod tests {
     }
 
     #[test]
-    fn up_to_500_all_are_kept_and_above_500_of_those_that_matter() {
+    fn up_to_500_all_are_retained_and_above_500_of_those_that_matter() {
         let now = Timestamp::from_seconds(1_000_000);
-        let choose = |count, retain| Kept::choose(&snapshot(count), retain, now, &Kept::None);
-        assert_eq!(choose(500, Retain::Auto), Kept::All);
-        assert_eq!(choose(501, Retain::All), Kept::All);
-        assert_eq!(choose(1, Retain::None), Kept::None);
-        let Kept::These(these) = choose(501, Retain::Auto) else { panic!() };
+        let choose = |count, retain| Retained::choose(&snapshot(count), retain, now, &Retained::None);
+        assert_eq!(choose(500, Retain::Auto), Retained::All);
+        assert_eq!(choose(501, Retain::All), Retained::All);
+        assert_eq!(choose(1, Retain::None), Retained::None);
+        let Retained::These(these) = choose(501, Retain::Auto) else { panic!() };
         assert_eq!(these.len(), AUTO_MAX);
         assert!(!these.contains(snapshot(1).keys().next().unwrap()), "the one that changed first is left out");
         let mut seeds = snapshot(600);
@@ -107,21 +107,21 @@ mod tests {
             let torrent = Torrent { status: Status::Seeding, finished: true, ..(*snapshot.torrent).clone() };
             snapshot.torrent = Arc::new(torrent);
         }
-        assert_eq!(Kept::choose(&seeds, Retain::Auto, now, &Kept::None), Kept::These(HashSet::new()));
+        assert_eq!(Retained::choose(&seeds, Retain::Auto, now, &Retained::None), Retained::These(HashSet::new()));
     }
 
     #[test]
-    fn what_is_kept_is_not_ousted_by_what_changed_a_moment_later() {
+    fn a_retained_state_is_not_ousted_by_one_that_changed_a_moment_later() {
         let now = Timestamp::from_seconds(1_000_000);
         let mut snapshot = snapshot(600);
-        let before = Kept::choose(&snapshot, Retain::Auto, now, &Kept::None);
+        let before = Retained::choose(&snapshot, Retain::Auto, now, &Retained::None);
         for snapshot in snapshot.values_mut() {
             snapshot.changed_at = Timestamp::from_seconds(10_000 - snapshot.changed_at.as_millis() / 1000);
         }
-        assert_eq!(Kept::choose(&snapshot, Retain::Auto, now, &before), before);
+        assert_eq!(Retained::choose(&snapshot, Retain::Auto, now, &before), before);
         let gone = *snapshot.keys().next_back().unwrap();
         snapshot.remove(&gone);
-        let Kept::These(after) = Kept::choose(&snapshot, Retain::Auto, now, &before) else { panic!() };
+        let Retained::These(after) = Retained::choose(&snapshot, Retain::Auto, now, &before) else { panic!() };
         assert_eq!((after.len(), after.contains(&gone)), (AUTO_MAX, false), "another takes the place of one that went");
     }
 }

@@ -39,8 +39,8 @@ pub trait Sink: Send + Sync {
         true
     }
 
-    /// What the sink shows of the servers beside events and states; made anew for each life of a dispatcher.
-    fn companion(&self) -> Option<Box<dyn Companion>> {
+    /// Returns a new projection of the servers for this sink; one for each run of its dispatcher.
+    fn projection(&self) -> Option<Box<dyn Projection>> {
         None
     }
 
@@ -50,57 +50,59 @@ pub trait Sink: Send + Sync {
     }
 }
 
-/// Makes further messages for a sink out of what was told, each in its own time.
+/// Messages for one kind of consumer, derived from snapshots and events: Home Assistant's, for instance.
 ///
-/// It does nothing by itself: it is shown servers and events, and asked what is due. Times are since
-/// the beginning of its life. What it must not forget it hands out as a text, which is on stable
-/// storage before anything is sent that [`Companion::next`] returned after it.
-pub trait Companion: Send + Sync {
-    /// Takes back what [`Companion::memory`] gave in an earlier life.
-    fn remember(&mut self, memory: &str);
+/// Does nothing by itself: the state outbox shows it servers and events, and asks what is due. Times are since it was
+/// made. What must not be forgotten is handed out as a text, which is on stable storage before anything is sent that
+/// [`Projection::next`] returned after it.
+pub trait Projection: Send + Sync {
+    /// Continues with what [`Projection::state_to_save`] returned in an earlier run.
+    fn restore(&mut self, saved: &str);
 
-    /// A text to be kept, if it is due; `is_last`: the connection ends, and later may be never.
-    fn memory(&mut self, at: Duration, is_last: bool) -> Option<String>;
+    /// Returns a text to be saved, if that is due; `is_last`: the link has ended, and later may be never.
+    fn state_to_save(&mut self, at: Duration, is_last: bool) -> Option<String>;
 
-    /// The names under which it keeps something, or soon will.
-    fn names(&self) -> Vec<String>;
+    /// Returns the topics where it retains something, or soon will.
+    fn retained_topics(&self) -> Vec<String>;
 
-    /// There is a new connection: all is to be said again.
+    /// Begins a new link: everything is to be published again.
     fn begin(&mut self, at: Duration);
 
-    /// The sink took this event.
-    fn heard(&mut self, entry: &JournalEntry, at: Duration);
+    /// Takes in an event that the sink acknowledged.
+    fn on_event(&mut self, entry: &JournalEntry, at: Duration);
 
-    /// Something about this server was told.
-    fn touch(&mut self, server: &ServerName);
+    /// Takes in that something about this server was published.
+    fn on_change(&mut self, server: &ServerName);
 
     /// Whether it is time to look at this server.
-    fn wants(&self, server: &ServerName, at: Duration) -> bool;
+    fn needs_view(&self, server: &ServerName, at: Duration) -> bool;
 
-    fn look(&mut self, server: &ServerName, view: View<'_>, at: Duration);
+    /// Looks at a server.
+    fn update(&mut self, server: &ServerName, view: ServerView<'_>, at: Duration);
 
-    /// The next message that is due: a [`Delivery::Shown`] or a [`Delivery::Clear`].
+    /// Returns the next message that is due: a [`Delivery::Shown`] or a [`Delivery::Clear`].
     fn next(&mut self, at: Duration) -> Option<Delivery>;
 
-    /// The sink took what it was shown under this topic.
-    fn taken(&mut self, topic: &str);
+    /// Records that the sink acknowledged or refused a message to this topic.
+    fn acknowledged(&mut self, topic: &str);
 
-    /// When something is due without news, at the latest.
+    /// Returns when something is due at the latest.
     fn wake_at(&self, at: Duration) -> Duration;
 
-    /// Woken when the far side has news for it.
-    fn news(&self) -> Arc<Notify>;
+    /// Returns what wakes the outbox when the receiver has sent something that concerns the projection.
+    fn wake(&self) -> Arc<Notify>;
 }
 
-/// What is known of one server.
-pub struct View<'a> {
+/// One server as a projection sees it.
+pub struct ServerView<'a> {
     pub snapshot: &'a Snapshot,
     pub state: &'a ServerState,
     pub stats: &'a ServerStats,
-    /// How long the last look took, and how long ago the last good one was.
+    /// How long the last poll took.
     pub poll: Duration,
+    /// Age of the last successful poll; `None` before the first.
     pub poll_age: Option<Duration>,
-    /// Why the last look failed; `None` if it did not.
+    /// Why the last poll failed; `None` if it did not.
     pub problem: Option<&'a str>,
 }
 
@@ -193,7 +195,7 @@ pub enum Delivery {
         body: Bytes,
         reply: Option<ReplyTo>,
     },
-    /// A message of the sink's [`Companion`]. `keep`: whoever comes later shall see it too.
+    /// A message of the sink's [`Projection`]. `keep`: whoever comes later shall see it too.
     Shown {
         topic: String,
         body: Bytes,
@@ -231,6 +233,14 @@ impl DeliverError {
     /// Returns the failure of a connection that ended without a reason from the receiver.
     pub fn unavailable(reason: impl Into<String>) -> Self {
         Self::Unavailable { reason: reason.into(), retry_after: None, gave_reason: false }
+    }
+
+    /// Returns the time before which no attempt makes sense.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Unavailable { retry_after, .. } | Self::Deferred { retry_after, .. } => *retry_after,
+            Self::Rejected { .. } => None,
+        }
     }
 
     /// Whether this delivery alone was refused; everything else ends the link.

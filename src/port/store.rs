@@ -94,7 +94,7 @@ pub trait SinkStore: Send + Sync {
     /// Notes, synced, that the sink has put one event off and may have taken the next.
     async fn note_strict_ordering(&self, sink: &SinkName) -> Result<(), StoreError>;
 
-    /// What a sink's [`Companion`] wanted to be kept.
+    /// Returns what a sink's projection wanted to be saved.
     async fn projection_state(&self, sink: &SinkName) -> Result<Option<String>, StoreError>;
     /// Keeps it, synced.
     async fn save_projection_state(&self, sink: &SinkName, projection_state: String) -> Result<(), StoreError>;

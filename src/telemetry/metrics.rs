@@ -97,7 +97,7 @@ pub fn record_sink(sink: &SinkName, report: &SinkReport) {
     gauge!("dtorrent_sink_lag_entries", "sink" => sink.clone()).set(report.lag_entries as f64);
     gauge!("dtorrent_sink_lag_seconds", "sink" => sink.clone()).set(lag_seconds);
     gauge!("dtorrent_sink_dirty", "sink" => sink.clone()).set(report.dirty as f64);
-    let is_blocked = report.standstill.is_some();
+    let is_blocked = report.blocked_reason.is_some();
     gauge!("dtorrent_sink_blocked", "sink" => sink.clone()).set(f64::from(u8::from(is_blocked)));
     counter!("dtorrent_deliveries_total", "sink" => sink.clone(), "result" => "ok").absolute(report.delivered);
     counter!("dtorrent_deliveries_total", "sink" => sink, "result" => "rejected").absolute(report.rejected);

@@ -175,7 +175,7 @@ pub async fn drained(
         servers: vec![server.clone()],
         events: Kind::ALL.iter().copied().collect::<BTreeSet<_>>(),
         retain: Retain::Auto,
-        ended_in_order: true,
+        was_clean_shutdown: true,
     };
     let parts = DispatcherParts {
         settings,

@@ -309,7 +309,7 @@ impl Imagined {
                 servers: vec![server.clone()],
                 events: Kind::ALL.iter().copied().collect(),
                 retain: Retain::None,
-                ended_in_order: true,
+                was_clean_shutdown: true,
             },
             sink: Arc::new(MqttSink::new(settings).unwrap()),
             store: Arc::clone(&store),

@@ -13,7 +13,7 @@ use dtorrent::live_state::{LiveServer, LiveState, PollReport};
 use dtorrent::log_throttle::retry_while_full;
 use dtorrent::model::{Kind, ServerName, ServerStats};
 use dtorrent::outbox::retention::Retain;
-use dtorrent::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, note_start};
+use dtorrent::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
 use dtorrent::port::{Clock, CommandLog as _, Journal as _, Store, StoreError, TorrentClient};
 use dtorrent::testing::simulator::Simulator;
 use dtorrent::watch::{FilesWanted, Watcher};
@@ -67,10 +67,10 @@ impl Bridge {
         let clock: Arc<dyn Clock> = stage.clone();
         let dyn_store: Arc<dyn Store> = store.clone();
         let mut contents = BTreeMap::new();
-        let mut is_first_life = true;
+        let mut is_first_run = true;
         for server in clients.keys() {
             let loaded = store.load(server).await.unwrap();
-            is_first_life &= loaded.is_new;
+            is_first_run &= loaded.is_new;
             let content = LiveServer {
                 epoch: loaded.epoch,
                 snapshot: loaded.snapshot,
@@ -94,11 +94,11 @@ impl Bridge {
                 servers: plan.servers.clone(),
                 events: plan.events.clone(),
                 retain: plan.retain,
-                ended_in_order: false,
+                was_clean_shutdown: false,
             };
             let sink = Arc::new(Reached(plan.broker.clone()));
             let buffer = live.buffer(&plan.broker.name).unwrap().clone();
-            let note = || note_start(&*dyn_store, &live, &plan.broker.name, &plan.servers, is_first_life);
+            let note = || init_sink_progress(&*dyn_store, &live, &plan.broker.name, &plan.servers, is_first_run);
             retry_while_full("a start", note).await.unwrap();
             let parts = DispatcherParts {
                 settings,

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use dtorrent::model::{Seq, ServerName};
-use dtorrent::outbox::retention::{Kept, Retain};
+use dtorrent::outbox::retention::{Retain, Retained};
 use dtorrent::port::{Clock, Journal as _, SinkStore as _};
 
 use super::bridge::{Bridge, SinkPlan};
@@ -77,7 +77,7 @@ async fn shown_is_told(run: &Run, bridge: &Bridge, plan: &SinkPlan, open: &mut V
     let mut names = Vec::new();
     for server in &plan.servers {
         let snapshot = bridge.live.read(server, |content| content.snapshot.clone()).unwrap();
-        let kept = Kept::choose(&snapshot, plan.retain, run.stage.now(), &Kept::None);
+        let kept = Retained::choose(&snapshot, plan.retain, run.stage.now(), &Retained::None);
         for (hash, snapshot) in &snapshot {
             let body = Bytes::from(serde_json::to_vec(&*snapshot.torrent).unwrap());
             broker.change(|state| {

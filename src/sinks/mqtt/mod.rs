@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::model::{Retain, ServerName};
-use crate::port::{Companion, Connected, DeliverError, Delivery, Sink};
+use crate::port::{Connected, DeliverError, Delivery, Projection, Sink};
 use crate::sinks::tls;
 
 pub use crate::sinks::tls::{ClientCert, TlsError};
@@ -38,7 +38,7 @@ pub use homeassistant::{HomeAssistant, Limits};
 pub use settings::{BrokerUrl, Prefix, Settings, Version};
 
 use homeassistant::names::{Device, Names};
-use homeassistant::{Companionship, Presence};
+use homeassistant::{HomeAssistantProjection, Presence};
 use link::{Birth, Driver, Manners, Voice};
 use message::Message;
 use topics::{Qos, Route, Topics};
@@ -425,11 +425,11 @@ impl Sink for MqttSink {
         self.broker.topics.own()
     }
 
-    fn companion(&self) -> Option<Box<dyn Companion>> {
+    fn projection(&self) -> Option<Box<dyn Projection>> {
         let (settings, names) = (&self.broker.settings, self.broker.home_assistant_names()?);
         let wanted = settings.home_assistant.clone()?;
         let presence = Arc::clone(&self.broker.presence);
-        Some(Box::new(Companionship::new(wanted, names, &settings.servers, presence)))
+        Some(Box::new(HomeAssistantProjection::new(wanted, names, &settings.servers, presence)))
     }
 
     async fn scan_retained(&self, servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {

@@ -119,7 +119,7 @@ pub fn messages(subjects: &Subjects, instance: &str, is_stored: bool, delivery: 
             reply_message = reply.map(|reply| answer(reply, &body));
             vec![Message::json(subject, body)]
         }
-        // Nothing is shown here: this sink has no companion.
+        // This sink has no projection.
         Delivery::Shown { .. } => Vec::new(),
         Delivery::Clear { name } => vec![Message::cleared(&name)],
     };

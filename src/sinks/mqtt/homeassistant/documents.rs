@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::slots::{by_importance, is_moving};
 use super::{Limits, Totals};
 use crate::model::{InfoHash, Status, Timestamp, Torrent, ratio};
-use crate::port::View;
+use crate::port::ServerView;
 
 /// Below this many bytes a second it counts as idle.
 const IDLE_BELOW: u64 = 1_000;
@@ -43,7 +43,7 @@ fn rate(of_server: Option<u64>, of_torrents: impl Iterator<Item = u64>) -> u64 {
     of_server.unwrap_or_else(|| of_torrents.sum())
 }
 
-pub fn rates(view: &View<'_>) -> Value {
+pub fn rates(view: &ServerView<'_>) -> Value {
     let torrents = || view.snapshot.values().map(|snapshot| &snapshot.torrent);
     let down = rate(view.stats.download_rate, torrents().map(|torrent| torrent.download_rate.unwrap_or(0)));
     let up = rate(view.stats.upload_rate, torrents().map(|torrent| torrent.upload_rate.unwrap_or(0)));
@@ -61,7 +61,7 @@ fn megabytes(bytes: u64) -> u64 {
     bytes / 1_000_000 * 1_000_000
 }
 
-pub fn totals(view: &View<'_>, all_time: &Totals) -> Value {
+pub fn totals(view: &ServerView<'_>, all_time: &Totals) -> Value {
     let (down, up) = (view.stats.downloaded, view.stats.uploaded);
     json!({
         "session_downloaded": down.map(megabytes),
@@ -74,7 +74,7 @@ pub fn totals(view: &View<'_>, all_time: &Totals) -> Value {
     })
 }
 
-pub fn counts(view: &View<'_>) -> Value {
+pub fn counts(view: &ServerView<'_>) -> Value {
     let count =
         |is_one: &dyn Fn(&Torrent) -> bool| view.snapshot.values().filter(|snapshot| is_one(&snapshot.torrent)).count();
     let with = |status: Status| count(&|torrent| torrent.status == status);
@@ -116,7 +116,7 @@ pub fn counts(view: &View<'_>) -> Value {
     })
 }
 
-pub fn limits(view: &View<'_>, alternative: Option<&Limits>) -> Value {
+pub fn limits(view: &ServerView<'_>, alternative: Option<&Limits>) -> Value {
     let (down, up) = (view.stats.download_limit, view.stats.upload_limit);
     let is_set = |shown: Option<u64>, wanted: u64| {
         shown.is_some_and(|shown| shown.abs_diff(wanted) < LIMIT_STEP && (shown == 0) == (wanted == 0))
@@ -125,7 +125,7 @@ pub fn limits(view: &View<'_>, alternative: Option<&Limits>) -> Value {
     json!({"download_limit": down, "upload_limit": up, "is_alternative": is_alternative})
 }
 
-pub fn poll(view: &View<'_>) -> Value {
+pub fn poll(view: &ServerView<'_>) -> Value {
     json!({
         "seconds": (view.poll.as_secs_f64() * 1000.0).round() / 1000.0,
         "age_seconds": view.poll_age.map(|age| age.as_secs() / 10 * 10),
@@ -181,7 +181,7 @@ pub const DRIFTING: [&str; 12] = [
 ];
 
 /// As many torrents as have room, those that matter most first.
-pub fn list(view: &View<'_>) -> Value {
+pub fn list(view: &ServerView<'_>) -> Value {
     let mut torrents = Vec::new();
     let mut bytes = 200;
     for hash in by_importance(view.snapshot) {

@@ -10,11 +10,11 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::json;
 use tracing::warn;
 
 use super::EVENT_KINDS;
-use crate::model::JournalEntry;
+use crate::model::{Cause, JournalEntry};
 
 const WAITING_MAX: usize = 1_000;
 const AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -24,27 +24,24 @@ pub fn body(entry: &JournalEntry) -> Option<Bytes> {
     if !EVENT_KINDS.contains(&entry.kind) {
         return None;
     }
-    let event: Value = serde_json::from_slice(&entry.body).ok()?;
-    if event["cause"] == "snapshot" {
-        return None;
-    }
-    let torrent = &event["torrent"];
+    let event = entry.event().ok().filter(|event| event.cause != Cause::Snapshot)?;
+    let torrent = event.torrent.as_deref();
     let body = json!({
         "event_type": entry.kind.as_str(),
-        "id": event["id"],
-        "time": event["time"],
+        "id": event.id,
+        "time": event.time,
         "server": entry.server,
-        "cause": event["cause"],
+        "cause": event.cause,
         "hash": entry.hash,
-        "name": torrent["name"],
-        "label": torrent["label"],
-        "directory": torrent["directory"],
-        "size": torrent["length"],
-        "ratio": torrent["ratio"],
-        "progress": torrent["progress"],
-        "finished": torrent["finished"],
-        "tracker": torrent["tracker"],
-        "message": torrent["message"],
+        "name": torrent.map(|torrent| &torrent.name),
+        "label": torrent.and_then(|torrent| torrent.label.as_ref()),
+        "directory": torrent.and_then(|torrent| torrent.directory.as_ref()),
+        "size": torrent.map(|torrent| torrent.length),
+        "ratio": torrent.and_then(|torrent| torrent.ratio),
+        "progress": torrent.map(|torrent| torrent.progress),
+        "finished": torrent.map(|torrent| torrent.finished),
+        "tracker": torrent.and_then(|torrent| torrent.tracker.as_ref()),
+        "message": torrent.and_then(|torrent| torrent.message.as_ref()),
     });
     Some(Bytes::from(body.to_string()))
 }

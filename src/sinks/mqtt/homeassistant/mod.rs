@@ -36,7 +36,7 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use crate::model::{Filter, InfoHash, JournalEntry, Kind, ServerName, Snapshot, Timestamp, Torrent};
-use crate::port::{Clock, Companion, Delivery, SystemClock, View};
+use crate::port::{Clock, Delivery, Projection, ServerView, SystemClock};
 
 use entities::{Components, Payload};
 use events::Waiting;
@@ -162,7 +162,7 @@ pub struct Totals {
 
 impl Totals {
     /// Adds what the client has moved since the last time.
-    fn add(&mut self, view: &View<'_>) {
+    fn add(&mut self, view: &ServerView<'_>) {
         let (Some(down), Some(up)) = (view.stats.downloaded, view.stats.uploaded) else { return };
         let is_same_run = self.run == view.state.run && down >= self.session.0 && up >= self.session.1;
         let (before_down, before_up) = if is_same_run { self.session } else { (0, 0) };
@@ -173,7 +173,7 @@ impl Totals {
     }
 
     /// Begins with what the torrents say of their own past.
-    fn begin(view: &View<'_>) -> Self {
+    fn begin(view: &ServerView<'_>) -> Self {
         let sum = |of: fn(&Torrent) -> u64| view.snapshot.values().map(|snapshot| of(&snapshot.torrent)).sum::<u64>();
         let (down, up) = (view.stats.downloaded.unwrap_or(0), view.stats.uploaded.unwrap_or(0));
         Self {
@@ -277,8 +277,8 @@ struct Server {
     was_full: bool,
 }
 
-/// Home Assistant as a companion of one broker.
-pub struct Companionship {
+/// The projection for Home Assistant of one broker.
+pub struct HomeAssistantProjection {
     settings: HomeAssistant,
     names: Names,
     presence: Arc<Presence>,
@@ -297,11 +297,11 @@ pub struct Companionship {
     memorized_at: Duration,
 }
 
-impl Companionship {
+impl HomeAssistantProjection {
     pub fn new(settings: HomeAssistant, names: Names, servers: &[ServerName], presence: Arc<Presence>) -> Self {
         let births = presence.births.load(Ordering::Relaxed);
         let servers = servers.iter().map(|server| (server.clone(), Server::default())).collect();
-        let mut companionship = Self {
+        let mut projection = Self {
             settings,
             names,
             presence,
@@ -318,9 +318,9 @@ impl Companionship {
             memorized: Memory::default(),
             memorized_at: Duration::ZERO,
         };
-        let bridge = entities::bridge(&companionship.settings, &companionship.names);
-        companionship.announce(Device::Bridge, bridge, Duration::ZERO);
-        companionship
+        let bridge = entities::bridge(&projection.settings, &projection.names);
+        projection.announce(Device::Bridge, bridge, Duration::ZERO);
+        projection
     }
 
     /// This is how the device is to be from now on.
@@ -513,9 +513,9 @@ impl Companionship {
     }
 }
 
-impl Companion for Companionship {
-    fn remember(&mut self, memory: &str) {
-        match serde_json::from_str::<Memory>(memory) {
+impl Projection for HomeAssistantProjection {
+    fn restore(&mut self, saved: &str) {
+        match serde_json::from_str::<Memory>(saved) {
             Ok(memory) => {
                 self.memorized = memory.clone();
                 self.memory = memory;
@@ -531,7 +531,7 @@ impl Companion for Companionship {
         });
     }
 
-    fn memory(&mut self, at: Duration, is_last: bool) -> Option<String> {
+    fn state_to_save(&mut self, at: Duration, is_last: bool) -> Option<String> {
         let is_urgent =
             self.memory.devices != self.memorized.devices || self.memory.torrents != self.memorized.torrents;
         let is_due = is_urgent || is_last || at >= self.memorized_at + MEMORIZE_EACH;
@@ -543,7 +543,7 @@ impl Companion for Companionship {
         Some(serde_json::to_string(&self.memory).expect("names and numbers are plain JSON"))
     }
 
-    fn names(&self) -> Vec<String> {
+    fn retained_topics(&self) -> Vec<String> {
         let mut names = vec![self.names.discovery(&Device::Bridge)];
         for server in self.servers.keys() {
             names.push(self.names.discovery(&Device::Server(server.clone())));
@@ -563,8 +563,8 @@ impl Companion for Companionship {
         self.owe_all(at);
     }
 
-    fn heard(&mut self, entry: &JournalEntry, at: Duration) {
-        self.touch(&entry.server);
+    fn on_event(&mut self, entry: &JournalEntry, at: Duration) {
+        self.on_change(&entry.server);
         if self.servers.contains_key(&entry.server)
             && let Some(body) = events::body(entry)
         {
@@ -572,25 +572,25 @@ impl Companion for Companionship {
         }
     }
 
-    fn taken(&mut self, topic: &str) {
+    fn acknowledged(&mut self, topic: &str) {
         if topic.ends_with("/homeassistant/event") {
             self.waiting.taken();
         }
     }
 
-    fn touch(&mut self, server: &ServerName) {
+    fn on_change(&mut self, server: &ServerName) {
         if let Some(of_server) = self.servers.get_mut(server) {
             of_server.is_touched = true;
         }
     }
 
-    fn wants(&self, server: &ServerName, at: Duration) -> bool {
+    fn needs_view(&self, server: &ServerName, at: Duration) -> bool {
         let Some(of_server) = self.servers.get(server) else { return false };
         let pause = if of_server.is_touched { LOOK_AGAIN } else { LOOK_EACH };
         of_server.looked_at.is_none_or(|looked| at >= looked + pause)
     }
 
-    fn look(&mut self, server: &ServerName, view: View<'_>, at: Duration) {
+    fn update(&mut self, server: &ServerName, view: ServerView<'_>, at: Duration) {
         let Some(of_server) = self.servers.get_mut(server) else { return };
         of_server.is_touched = false;
         of_server.looked_at = Some(at);
@@ -655,7 +655,7 @@ impl Companion for Companionship {
         looks.chain(devices).chain(events).chain(documents).min().unwrap_or(at + LOOK_EACH)
     }
 
-    fn news(&self) -> Arc<Notify> {
+    fn wake(&self) -> Arc<Notify> {
         Arc::clone(&self.presence.news)
     }
 }

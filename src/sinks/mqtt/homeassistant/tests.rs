@@ -1,4 +1,4 @@
-//! The companion under a clock of the tests' own: what it sends when, whatever moves.
+//! The projection under a clock of the tests' own: what it sends when, whatever moves.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -6,7 +6,10 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::*;
-use crate::model::{DiffState as Kept, Rev, Seq, ServerState, ServerStats, SnapshotTorrent};
+use crate::model::{
+    Cause, Changes, DiffState, EVENT_SCHEMA, Entity, Epoch, Event, EventId, Rev, Seq, ServerState, ServerStats,
+    SnapshotTorrent,
+};
 use crate::sinks::mqtt::settings::Prefix;
 
 fn home() -> ServerName {
@@ -35,7 +38,10 @@ fn torrent(n: u32, more: &[(&str, Value)]) -> Torrent {
 fn snapshot(torrents: impl IntoIterator<Item = Torrent>) -> Snapshot {
     let snapshot = |torrent: Torrent| {
         let (torrent, changed_at) = (Arc::new(torrent), Timestamp::from_seconds(0));
-        (torrent.hash, SnapshotTorrent { torrent, rev: Rev(1), last_seq: Seq(1), changed_at, memory: Kept::default() })
+        (
+            torrent.hash,
+            SnapshotTorrent { torrent, rev: Rev(1), last_seq: Seq(1), changed_at, memory: DiffState::default() },
+        )
     };
     torrents.into_iter().map(snapshot).collect()
 }
@@ -56,9 +62,27 @@ fn names() -> Names {
     Names { prefix: Prefix::default(), instance: "main".into(), discovery_prefix: "homeassistant".into() }
 }
 
-/// A companion, what it is shown, and what it has sent.
+fn entry(kind: Kind, cause: Cause) -> JournalEntry {
+    let event = Event {
+        schema: EVENT_SCHEMA,
+        entity: Entity::Torrent,
+        event_type: kind,
+        id: EventId::Journal { server: home(), epoch: Epoch(1), seq: Seq(1) },
+        seq: Some(Seq(1)),
+        time: Timestamp::from_seconds(0),
+        server: home(),
+        hash: Some(hash(1)),
+        cause,
+        command_id: None,
+        changes: Changes::new(),
+        torrent: Some(Arc::new(torrent(1, &[]))),
+    };
+    JournalEntry::new(event, Rev(1))
+}
+
+/// A projection, what it is shown, and what it has sent.
 struct Played {
-    companion: Companionship,
+    projection: HomeAssistantProjection,
     presence: Arc<Presence>,
     snapshot: Snapshot,
     stats: ServerStats,
@@ -70,11 +94,11 @@ struct Played {
 impl Played {
     fn new(settings: HomeAssistant, snapshot: Snapshot) -> Self {
         let presence = Arc::new(Presence::default());
-        let mut companion = Companionship::new(settings, names(), &[home()], Arc::clone(&presence));
-        companion.begin(Duration::ZERO);
+        let mut projection = HomeAssistantProjection::new(settings, names(), &[home()], Arc::clone(&presence));
+        projection.begin(Duration::ZERO);
         let state = ServerState { is_known: true, is_online: true, ..ServerState::default() };
         let stats = ServerStats { client: Some("rTorrent 0.9.8".into()), ..ServerStats::default() };
-        Self { companion, presence, snapshot, stats, state, at: Duration::ZERO, sent: Vec::new() }
+        Self { projection, presence, snapshot, stats, state, at: Duration::ZERO, sent: Vec::new() }
     }
 
     /// Lets time pass as the dispatcher does: it asks when it was told to, ten times a second at most.
@@ -84,8 +108,8 @@ impl Played {
         while self.at < end {
             change(self, tenth);
             tenth += 1;
-            if self.companion.wants(&home(), self.at) {
-                let view = View {
+            if self.projection.needs_view(&home(), self.at) {
+                let view = ServerView {
                     snapshot: &self.snapshot,
                     state: &self.state,
                     stats: &self.stats,
@@ -93,11 +117,11 @@ impl Played {
                     poll_age: Some(Duration::ZERO),
                     problem: None,
                 };
-                self.companion.look(&home(), view, self.at);
+                self.projection.update(&home(), view, self.at);
             }
-            while let Some(delivery) = self.companion.next(self.at) {
+            while let Some(delivery) = self.projection.next(self.at) {
                 if let Delivery::Shown { topic, .. } = &delivery {
-                    self.companion.taken(topic);
+                    self.projection.acknowledged(topic);
                 }
                 self.sent.push((self.at, delivery));
             }
@@ -159,7 +183,7 @@ fn shake(played: &mut Played, tenth: u64) {
     played.stats.upload_rate = Some(tenth * 104_729 % 10_000_000);
     played.stats.downloaded = Some(tenth * 3_000_000);
     played.stats.uploaded = Some(tenth * 1_000_000);
-    played.companion.touch(&home());
+    played.projection.on_change(&home());
 }
 
 #[test]
@@ -184,7 +208,7 @@ fn ten_thousand_torrents_make_no_more_entities_than_ten_do_and_the_list_stays_sm
         played
     };
     let (few, many) = (many(10), many(10_000));
-    assert_eq!(few.companion.names(), many.companion.names());
+    assert_eq!(few.projection.retained_topics(), many.projection.retained_topics());
     let topics = |played: &Played| -> HashSet<String> {
         let topic = |(_, delivery): &(Duration, Delivery)| match delivery {
             Delivery::Shown { topic, .. } => topic.clone(),
@@ -217,7 +241,7 @@ fn discovery_is_said_once_more_after_half_a_minute_and_never_twice_in_two_second
     played.play(120, |played, tenth| {
         if tenth == 3 {
             played.stats.client = Some("rTorrent 0.9.8".into());
-            played.companion.touch(&home());
+            played.projection.on_change(&home());
         }
     });
     let times: Vec<u64> = played.discovery().iter().map(|(at, _)| at.as_secs()).collect();
@@ -229,16 +253,18 @@ fn discovery_is_said_once_more_after_half_a_minute_and_never_twice_in_two_second
 fn a_component_that_is_gone_is_taken_back_by_name_also_by_a_later_life() {
     let mut played = Played::new(settings(3), snapshot([]));
     played.play(60, |_, _| {});
-    let memory =
-        played.companion.memory(played.at, true).or(Some(serde_json::to_string(&played.companion.memory).unwrap()));
+    let memory = played
+        .projection
+        .state_to_save(played.at, true)
+        .or(Some(serde_json::to_string(&played.projection.memory).unwrap()));
     let mut later = Played::new(settings(1), snapshot([]));
-    later.companion.remember(&memory.unwrap());
+    later.projection.restore(&memory.unwrap());
     later.play(120, |_, _| {});
     let said: Vec<Value> = later.discovery().into_iter().map(|(_, body)| body["components"].clone()).collect();
     assert_eq!(said[0]["slot_3_run"], json!({"platform": "switch"}));
     assert_eq!(said[1].get("slot_3_run"), None, "it is gone there by then");
     assert!(said.iter().all(|components| components["slot_1"]["unique_id"].is_string()));
-    let kept: Memory = serde_json::from_str(&later.companion.memory(later.at, true).unwrap()).unwrap();
+    let kept: Memory = serde_json::from_str(&later.projection.state_to_save(later.at, true).unwrap()).unwrap();
     assert!(!kept.devices["home"].contains_key("slot_2"));
     assert!(kept.devices["home"].contains_key("slot_1"));
 }
@@ -246,7 +272,7 @@ fn a_component_that_is_gone_is_taken_back_by_name_also_by_a_later_life() {
 #[test]
 fn a_device_is_written_down_before_it_is_sent() {
     let mut played = Played::new(settings(1), snapshot([]));
-    let view = View {
+    let view = ServerView {
         snapshot: &played.snapshot,
         state: &played.state,
         stats: &played.stats,
@@ -254,15 +280,15 @@ fn a_device_is_written_down_before_it_is_sent() {
         poll_age: None,
         problem: None,
     };
-    played.companion.look(&home(), view, Duration::ZERO);
-    while let Some(delivery) = played.companion.next(Duration::from_secs(1)) {
+    played.projection.update(&home(), view, Duration::ZERO);
+    while let Some(delivery) = played.projection.next(Duration::from_secs(1)) {
         if matches!(&delivery, Delivery::Shown { topic, .. } if topic.ends_with("home/config")) {
-            let memory = played.companion.memory(Duration::from_secs(1), false).unwrap();
+            let memory = played.projection.state_to_save(Duration::from_secs(1), false).unwrap();
             assert!(memory.contains("slot_1_run"), "{memory}");
             return;
         }
-        played.companion.memory(Duration::from_secs(1), false);
-        played.companion.next_device_at = Duration::ZERO;
+        played.projection.state_to_save(Duration::from_secs(1), false);
+        played.projection.next_device_at = Duration::ZERO;
     }
     panic!("the device was not sent");
 }
@@ -272,18 +298,8 @@ fn at_birth_discovery_comes_again_then_events_and_while_it_is_away_none() {
     let mut played = Played::new(settings(1), snapshot([torrent(1, &[])]));
     played.play(60, |_, _| {});
     played.presence.heard(b"offline", false);
-    let event = json!({"cause": "observed", "torrent": torrent(1, &[])});
-    let entry = JournalEntry::stored(
-        home(),
-        Seq(1),
-        crate::model::EventId::Journal { server: home(), epoch: crate::model::Epoch(1), seq: Seq(1) },
-        Kind::Finished,
-        Some(hash(1)),
-        Rev(1),
-        Timestamp::from_seconds(0),
-        Bytes::from(event.to_string()),
-    );
-    played.companion.heard(&entry, played.at);
+    let entry = entry(Kind::Finished, Cause::Observed);
+    played.projection.on_event(&entry, played.at);
     played.play(60, |_, _| {});
     let events = "dtorrent/home/homeassistant/event";
     assert!(played.sent_to(events).is_empty());
@@ -297,18 +313,8 @@ fn at_birth_discovery_comes_again_then_events_and_while_it_is_away_none() {
     assert!((Duration::from_millis(500)..Duration::from_secs(3)).contains(&pause), "{pause:?}");
     assert!(played.sent_to(events)[0].0 >= again[0].0 + SUBSCRIBED_AFTER);
     assert!(played.sent_to("dtorrent/home/homeassistant/counts").len() >= 2, "states come again");
-    let snapshot = json!({"cause": "snapshot", "torrent": torrent(1, &[])});
-    let first_sight = JournalEntry::stored(
-        home(),
-        Seq(1),
-        entry.id.clone(),
-        Kind::Added,
-        Some(hash(1)),
-        Rev(1),
-        Timestamp::from_seconds(0),
-        Bytes::from(snapshot.to_string()),
-    );
-    played.companion.heard(&first_sight, played.at);
+    let first_sight = self::entry(Kind::Added, Cause::Snapshot);
+    played.projection.on_event(&first_sight, played.at);
     played.play(10, |_, _| {});
     assert_eq!(played.sent_to(events).len(), 1, "a first sight is no news");
 }
@@ -319,13 +325,13 @@ fn what_happened_is_shown_within_a_second_and_what_drifts_is_not() {
     played.play(61, |_, _| {});
     let (slot, before) = ("dtorrent/home/homeassistant/slot/1", played.at);
     played.snapshot = snapshot([torrent(1, &[("status", json!("paused"))])]);
-    played.companion.touch(&home());
+    played.projection.on_change(&home());
     played.play(2, |_, _| {});
     let (at, body) = played.sent_to(slot).pop().unwrap();
     assert_eq!(body["running"], false);
     assert!(at - before <= Duration::from_secs(1));
     played.snapshot = snapshot([torrent(1, &[("status", json!("paused")), ("progress", json!(50.1))])]);
-    played.companion.touch(&home());
+    played.projection.on_change(&home());
     played.play(5, |_, _| {});
     assert_eq!(played.sent_to(slot).pop().unwrap().1["progress"], 50.0);
     played.play(20, |_, _| {});
@@ -335,20 +341,20 @@ fn what_happened_is_shown_within_a_second_and_what_drifts_is_not() {
 #[test]
 fn all_time_totals_go_on_over_a_restart_of_the_client_and_of_the_bridge() {
     let mut played = Played::new(settings(0), snapshot([torrent(1, &[])]));
-    let totals = |played: &Played| played.companion.memory.totals[&home()].uploaded;
+    let totals = |played: &Played| played.projection.memory.totals[&home()].uploaded;
     let session = |played: &mut Played, run: &str, uploaded: u64| {
         played.state.run = Some(run.into());
         (played.stats.downloaded, played.stats.uploaded) = (Some(0), Some(uploaded));
-        played.companion.touch(&home());
+        played.projection.on_change(&home());
         played.play(2, |_, _| {});
         totals(played)
     };
     assert_eq!(session(&mut played, "1", 40), 100, "the torrents know of more than the session");
     assert_eq!(session(&mut played, "1", 90), 150);
     assert_eq!(session(&mut played, "2", 200), 350, "another run, whose count is larger");
-    let memory = played.companion.memory(played.at, true).unwrap();
+    let memory = played.projection.state_to_save(played.at, true).unwrap();
     let mut later = Played::new(settings(0), snapshot([]));
-    later.companion.remember(&memory);
+    later.projection.restore(&memory);
     assert_eq!(session(&mut later, "2", 210), 360);
     assert_eq!(session(&mut later, "2", 5), 365, "it counts from 0 again");
 }
@@ -371,13 +377,13 @@ fn chosen_torrents_have_devices_up_to_a_number_and_keep_them_for_an_hour() {
     let gone = played.sent_to(&names().torrent(&home(), hash(2))).pop().unwrap().1;
     assert_eq!((&gone["status"], played.cleared().len()), (&json!("gone"), 0));
     // A later life knows them, and does not have them cleared before it has looked.
-    let memory = serde_json::to_string(&played.companion.memory).unwrap();
+    let memory = serde_json::to_string(&played.projection.memory).unwrap();
     let mut later = Played::new(chosen, snapshot([torrent(1, &label)]));
-    later.companion.remember(&memory);
-    assert!(later.companion.names().contains(&topic(2)));
+    later.projection.restore(&memory);
+    assert!(later.projection.retained_topics().contains(&topic(2)));
     later.play(3_700, |_, _| {});
     assert_eq!(later.cleared(), [names().torrent(&home(), hash(2)), topic(2)]);
-    assert!(!later.companion.names().contains(&topic(2)));
+    assert!(!later.projection.retained_topics().contains(&topic(2)));
 }
 
 #[test]
@@ -410,7 +416,7 @@ fn the_alternative_speed_is_on_when_the_client_has_its_limits_as_it_rounds_them(
         let stats =
             ServerStats { download_limit: Some(download), upload_limit: Some(upload), ..ServerStats::default() };
         let (snapshot, state, stats, poll) = (&snapshot, &state, &stats, Duration::ZERO);
-        let view = View { snapshot, state, stats, poll, poll_age: None, problem: None };
+        let view = ServerView { snapshot, state, stats, poll, poll_age: None, problem: None };
         documents::limits(&view, Some(&alternative))["is_alternative"] == true
     };
     assert!(is_on(100_000, 0) && is_on(97 * 1024, 0) && is_on(98 * 1024, 0));

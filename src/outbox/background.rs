@@ -1,0 +1,67 @@
+//! A write to the store that sending does not wait for.
+
+use futures_util::FutureExt;
+use tokio_util::sync::ReusableBoxFuture;
+use tracing::debug;
+
+use crate::port::StoreError;
+
+/// At most one write at a time, with a note of what it writes.
+///
+/// The future is polled when it is started and when somebody asks for its end, not in between: the store thread works on
+/// its own once it has the request.
+pub(super) struct BackgroundWrite<T> {
+    running: Option<(T, ReusableBoxFuture<'static, Result<(), StoreError>>)>,
+}
+
+impl<T> Default for BackgroundWrite<T> {
+    fn default() -> Self {
+        Self { running: None }
+    }
+}
+
+impl<T> BackgroundWrite<T> {
+    pub fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Starts a write; an earlier one has to be finished.
+    pub fn start(&mut self, what: T, write: impl Future<Output = Result<(), StoreError>> + Send + 'static) {
+        debug_assert!(!self.is_running());
+        let mut write = ReusableBoxFuture::new(write);
+        if let Some(written) = (&mut write).now_or_never() {
+            write.set(std::future::ready(written));
+        }
+        self.running = Some((what, write));
+    }
+
+    /// Returns what was written if the write has ended since the last call; does not wait.
+    pub fn try_finish(&mut self) -> Result<Option<T>, StoreError> {
+        let Some(written) = self.running.as_mut().and_then(|(_, write)| write.now_or_never()) else { return Ok(None) };
+        self.end(written)
+    }
+
+    /// Waits for the write, if one is running, and returns what was written. Cancel-safe.
+    pub async fn finish(&mut self) -> Result<Option<T>, StoreError> {
+        let Some((_, write)) = &mut self.running else { return Ok(None) };
+        let written = write.await;
+        self.end(written)
+    }
+
+    fn end(&mut self, written: Result<(), StoreError>) -> Result<Option<T>, StoreError> {
+        let what = self.running.take().map(|(what, _)| what);
+        Ok(unless_full(written)?.and(what))
+    }
+}
+
+/// Returns `None` if the disk is full: the same write is made again later.
+pub(super) fn unless_full<T>(written: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match written {
+        Ok(done) => Ok(Some(done)),
+        Err(StoreError::Full { reason }) => {
+            debug!(reason, "disk full, write postponed");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,412 @@
+//! The dispatcher: one sink's connection, its window and its backoff.
+//!
+//! ```text
+//! connect ──► begin link ──► fill the window, resolve what is answered, save ─┐
+//!    ▲                                                                        │
+//!    └──── backoff ◄── everything unacknowledged is pending again ◄── failure ┘
+//! ```
+//!
+//! One connection lives inside one future ([`Dispatcher::serve`]), polled beside the link's own `drive`. When the link dies
+//! that future reads what has already become of its deliveries, and is dropped. Dropping it anywhere is safe: cursors move on
+//! acknowledgement alone, a topic is registered before anything is sent to it, and what is in flight is pending again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::backoff::Backoff;
+use super::outboxes::Outboxes;
+use super::quarantine::Quarantine;
+use super::retention::Retain;
+use super::{DeliveryId, Outcome};
+use crate::live_state::{ChangeBuffer, LiveState};
+use crate::log_throttle::LogThrottle;
+use crate::model::{Kind, Seq, ServerName, SinkName};
+use crate::port::{Clock, Connected, DeliverError, Link, Sink, SinkProgress, Store, StoreError};
+
+/// Time between two writes of the cursors: after a crash so much may be sent twice.
+const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+const HEALTH_INTERVAL: Duration = Duration::from_secs(30);
+/// Time between two choices of which states are retained.
+const RETENTION_INTERVAL: Duration = Duration::from_secs(60);
+/// How long a stopping process goes on delivering.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a link that is over may take to say what became of its deliveries.
+const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_millis(250);
+/// A connection that lived so long was a good one: the next attempt comes soon.
+const GOOD_AFTER: Duration = Duration::from_secs(1);
+
+/// What a sink receives, and in which way.
+pub struct DispatcherSettings {
+    pub name: SinkName,
+    pub servers: Vec<ServerName>,
+    /// Kinds of events that the sink receives.
+    pub events: BTreeSet<Kind>,
+    pub retain: Retain,
+    /// The last run ended in a clean shutdown, so what was saved is what this sink was sent. After a crash it may know more.
+    pub was_clean_shutdown: bool,
+}
+
+/// Renders what is published of the bridge itself.
+pub trait Reporter: Send + Sync {
+    /// Returns version, servers and limits as JSON.
+    fn info(&self) -> Bytes;
+    /// Returns how servers and sinks are doing, as JSON.
+    fn health(&self) -> Bytes;
+}
+
+/// What a dispatcher works with.
+pub struct DispatcherParts {
+    pub settings: DispatcherSettings,
+    pub sink: Arc<dyn Sink>,
+    pub store: Arc<dyn Store>,
+    pub live: Arc<LiveState>,
+    /// The change buffer of this sink.
+    pub buffer: Arc<ChangeBuffer>,
+    pub clock: Arc<dyn Clock>,
+    pub reporter: Arc<dyn Reporter>,
+}
+
+impl DispatcherParts {
+    /// Returns the newest journal entry of a server that is published.
+    pub(super) fn published(&self, server: &ServerName) -> Seq {
+        self.live.read(server, |live| live.last_seq).unwrap_or_default()
+    }
+
+    pub(super) fn present(&self, server: &ServerName) -> SinkProgress {
+        present(&self.live, server)
+    }
+}
+
+/// Why work on a link ended: the sink can be tried again, the store cannot.
+#[derive(Debug)]
+pub(super) enum Failure {
+    Sink(DeliverError),
+    Store(StoreError),
+}
+
+impl From<DeliverError> for Failure {
+    fn from(error: DeliverError) -> Self {
+        Self::Sink(error)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+type Answer = (DeliveryId, Result<(), DeliverError>);
+type InFlight = FuturesUnordered<BoxFuture<'static, Answer>>;
+
+/// Saves where a sink begins with servers that are new to it: with the present. A sink that is new itself is scanned for
+/// what it retains of ours; `is_first_run`: there was no store, so that would be of a state that is lost.
+///
+/// To be called before the first event of this run, so that neither a crash nor a slow start makes an old sink a new one.
+pub async fn init_sink_progress(
+    store: &dyn Store,
+    live: &LiveState,
+    sink: &SinkName,
+    servers: &[ServerName],
+    is_first_run: bool,
+) -> Result<(), StoreError> {
+    let saved = store.progress(sink).await?;
+    if saved.is_empty() {
+        // First: a sink with progress is not new any more after a crash.
+        store.require_retained_scan(sink, is_first_run).await?;
+    }
+    let is_new = |server: &&ServerName| !saved.contains_key(*server);
+    let begun: BTreeMap<ServerName, SinkProgress> =
+        servers.iter().filter(is_new).map(|server| (server.clone(), present(live, server))).collect();
+    if !begun.is_empty() {
+        store.save_progress(sink, begun).await?;
+    }
+    Ok(())
+}
+
+fn present(live: &LiveState, server: &ServerName) -> SinkProgress {
+    let read = live.read(server, |live| SinkProgress {
+        cursor: live.last_seq,
+        sent_rev: live.snapshot.values().map(|torrent| torrent.rev).max().unwrap_or_default(),
+    });
+    read.unwrap_or_default()
+}
+
+/// Delivers to one sink. See the module.
+pub struct Dispatcher {
+    parts: Arc<DispatcherParts>,
+    outboxes: Outboxes,
+    quarantine: Quarantine,
+    backoff: Backoff,
+    connection_log: LogThrottle,
+    scan_log: LogThrottle,
+    /// Random part of a wait, in 0..1.
+    jitter: Box<dyn FnMut() -> f64 + Send + Sync>,
+}
+
+impl Dispatcher {
+    /// Reads how far the sink has got; see [`init_sink_progress`].
+    ///
+    /// # Errors
+    /// The store cannot be used.
+    pub async fn new(parts: DispatcherParts) -> Result<Self, StoreError> {
+        let parts = Arc::new(parts);
+        // An earlier dispatcher of this sink may have ended blocked.
+        parts.buffer.report(|report| report.blocked_reason = None);
+        Ok(Self {
+            outboxes: Outboxes::new(&parts).await?,
+            parts,
+            quarantine: Quarantine::default(),
+            backoff: Backoff::default(),
+            connection_log: LogThrottle::default(),
+            scan_log: LogThrottle::default(),
+            jitter: Box::new(rand::random),
+        })
+    }
+
+    /// Takes the random part of waits, in 0..1, from here: for runs that can be repeated.
+    pub fn with_jitter(self, jitter: impl FnMut() -> f64 + Send + Sync + 'static) -> Self {
+        Self { jitter: Box::new(jitter), ..self }
+    }
+
+    /// Delivers until `stop`, then flushes for a few seconds and closes the connection.
+    ///
+    /// # Errors
+    /// The store cannot be used any more; a sink's failures are waited out.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), StoreError> {
+        self.outboxes.start().await?;
+        while !stop.is_cancelled() {
+            let connected = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                connected = self.connect() => connected,
+            };
+            let ended = match connected {
+                Ok(connected) => self.run_link(connected, &stop).await,
+                Err(failure) => Err(failure),
+            };
+            match ended {
+                Ok(()) => break,
+                Err(Failure::Store(error)) => return Err(error),
+                Err(Failure::Sink(failure)) => self.wait_after(&failure, &stop).await,
+            }
+        }
+        self.parts.buffer.report(|report| report.is_connected = false);
+        self.outboxes.save().await
+    }
+
+    /// Makes one attempt. Cancel-safe: a scan that was not finished is begun again.
+    async fn connect(&mut self) -> Result<Connected, Failure> {
+        let scan_error = match self.outboxes.scan_retained().await {
+            Ok(()) => None,
+            Err(Failure::Sink(error)) => Some(error),
+            // What is sent before the scan is saved would be found by it, and taken for somebody else's.
+            Err(Failure::Store(StoreError::Full { reason })) => return Err(DeliverError::unavailable(reason).into()),
+            Err(failure) => return Err(failure),
+        };
+        let connected = self.parts.sink.connect().await?;
+        if let Some(error) = scan_error
+            && let Some(times) = self.scan_log.failed()
+        {
+            let sink = &self.parts.settings.name;
+            warn!(%sink, times, %error, "scan for retained messages failed, retrying with the next connection");
+        }
+        Ok(connected)
+    }
+
+    /// Runs one connection to its end, and accounts for what was in flight. `Ok`: the process stops.
+    async fn run_link(&mut self, connected: Connected, stop: &CancellationToken) -> Result<(), Failure> {
+        let sink = &self.parts.settings.name;
+        if let Some(failures) = self.connection_log.recovered() {
+            info!(%sink, failures, "connected again");
+        }
+        self.parts.buffer.report(|report| {
+            report.is_connected = true;
+            report.failure = None;
+        });
+        let since = Instant::now();
+        let ended = self.drive(connected, stop).await;
+        let (lived, is_busy) = (since.elapsed(), self.outboxes.in_flight() > 0);
+        let failure = match &ended {
+            Ok(()) => None,
+            Err(Failure::Sink(failure)) => Some(failure),
+            Err(Failure::Store(_)) => return ended,
+        };
+        self.outboxes.end_link(matches!(failure, Some(DeliverError::Deferred { .. }))).await?;
+        if let Some(failure) = failure {
+            self.note_end(failure, lived, is_busy);
+        }
+        ended
+    }
+
+    /// Learns from the end of a connection. A receiver that gives a reason is not one that hangs up over a message.
+    fn note_end(&mut self, failure: &DeliverError, lived: Duration, is_busy: bool) {
+        let was_one_at_a_time = self.quarantine.is_one_at_a_time();
+        let is_unexplained = matches!(failure, DeliverError::Unavailable { gave_reason: false, .. });
+        self.quarantine.ended(lived, is_busy && is_unexplained);
+        if self.quarantine.is_one_at_a_time() && !was_one_at_a_time {
+            let sink = &self.parts.settings.name;
+            warn!(%sink, "connection breaks again and again, sending one message at a time to find the cause");
+        }
+        // While a poison message is looked for, each connection is a step forward.
+        if lived > GOOD_AFTER || self.quarantine.has_suspect() {
+            self.backoff.reset();
+        }
+    }
+
+    /// Reports a failed attempt or a lost connection, and waits; changes are taken in meanwhile.
+    async fn wait_after(&mut self, failure: &DeliverError, stop: &CancellationToken) {
+        if stop.is_cancelled() {
+            return;
+        }
+        let wait = self.backoff.next((self.jitter)()).max(failure.retry_after().unwrap_or_default());
+        let due = self.connection_log.failed();
+        // Another reason is news, however often there was one before.
+        let last = self.parts.buffer.last_report().failure;
+        if due.is_some() || last.is_some_and(|last| last != failure.to_string()) {
+            let (sink, times) = (&self.parts.settings.name, due.unwrap_or_default());
+            warn!(%sink, times, error = %failure, retry_in = ?wait, "connection failed, retrying");
+        }
+        self.parts.buffer.report(|report| {
+            report.is_connected = false;
+            report.failure = Some(failure.to_string());
+        });
+        let until = Instant::now() + wait;
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep_until(until) => return,
+                () = self.parts.buffer.changed.notified() => {}
+            }
+            self.outboxes.absorb_while_disconnected();
+            self.report_backlog();
+        }
+    }
+
+    /// Polls the link beside what is sent on it, and reads its last answers when it is over.
+    async fn drive(&mut self, connected: Connected, stop: &CancellationToken) -> Result<(), Failure> {
+        let Connected { link, mut drive } = connected;
+        let mut serve = std::pin::pin!(self.serve(link, stop));
+        let failure = tokio::select! {
+            biased;
+            failure = &mut drive => failure,
+            ended = &mut serve => return ended,
+        };
+        match timeout(LAST_ANSWERS_TIMEOUT, serve).await {
+            Ok(ended) => ended,
+            Err(_) => Err(failure.into()),
+        }
+    }
+
+    /// Sends on one link until it fails; `Ok` after `stop`, when everything is delivered or the time for that is over.
+    async fn serve(&mut self, mut link: Box<dyn Link>, stop: &CancellationToken) -> Result<(), Failure> {
+        self.outboxes.begin_link().await?;
+        let mut in_flight = InFlight::new();
+        let (mut save, mut health, mut retention) =
+            (ticks(SAVE_INTERVAL), ticks(HEALTH_INTERVAL), ticks(RETENTION_INTERVAL));
+        let mut flush_until: Option<Instant> = None;
+        loop {
+            self.fill(link.as_mut(), &mut in_flight).await?;
+            self.report_backlog();
+            if let Some(until) = flush_until
+                && (Instant::now() >= until || self.outboxes.is_empty())
+            {
+                return Ok(link.close().await?);
+            }
+            let has_room = in_flight.len() < self.window(link.as_ref());
+            // What is rare comes first, so that a fast sink cannot keep it waiting.
+            tokio::select! {
+                biased;
+                _ = save.tick() => self.outboxes.save().await?,
+                _ = health.tick() => self.outboxes.health_is_due(),
+                _ = retention.tick() => self.outboxes.retention_is_due(),
+                () = stop.cancelled(), if flush_until.is_none() => flush_until = Some(Instant::now() + FLUSH_TIMEOUT),
+                () = tokio::time::sleep_until(flush_until.unwrap_or_else(Instant::now)), if flush_until.is_some() => {}
+                () = self.parts.buffer.changed.notified() => {}
+                () = self.outboxes.projection_due(), if has_room => {}
+                () = self.parts.buffer.results.notified() => self.outboxes.results_changed(),
+                Some(answer) = in_flight.next(), if !in_flight.is_empty() => {
+                    self.take_answers(answer, &mut in_flight).await?;
+                    self.outboxes.save_if_due().await?;
+                }
+            }
+        }
+    }
+
+    fn window(&self, link: &dyn Link) -> usize {
+        if self.quarantine.is_one_at_a_time() { 1 } else { link.limits().window }
+    }
+
+    /// Sends as much as may be in flight.
+    async fn fill(&mut self, link: &mut dyn Link, in_flight: &mut InFlight) -> Result<(), StoreError> {
+        loop {
+            let mut limits = link.limits();
+            limits.window = self.window(link);
+            let batch = self.outboxes.next(limits).await?;
+            if batch.is_empty() {
+                return Ok(());
+            }
+            for (id, delivery) in batch {
+                if let Some(attempts) = self.quarantine.is_poison(&id) {
+                    let reason =
+                        format!("{attempts} connections in a row ended, without a reason, when it was sent alone");
+                    self.resolve(id, Outcome::Rejected { reason, is_poison: true }).await?;
+                    continue;
+                }
+                self.quarantine.sent(&id);
+                let answer = link.send(delivery);
+                in_flight.push(Box::pin(async move { (id, answer.await) }));
+            }
+        }
+    }
+
+    /// Resolves an answer and all others that are there already; an error ends the link.
+    async fn take_answers(&mut self, first: Answer, in_flight: &mut InFlight) -> Result<(), Failure> {
+        let mut failure = None;
+        let mut next = Some(first);
+        while let Some((id, result)) = next {
+            match result {
+                Ok(()) => self.resolve(id, Outcome::Acknowledged).await?,
+                Err(DeliverError::Rejected { reason }) => {
+                    self.resolve(id, Outcome::Rejected { reason, is_poison: false }).await?;
+                }
+                // One that failed with its link must not hide another that was acknowledged. That an event was put off
+                // counts more than the failures that follow from it.
+                Err(error @ DeliverError::Deferred { .. }) => failure = Some(error),
+                Err(error) => drop(failure.get_or_insert(error)),
+            }
+            next = in_flight.next().now_or_never().flatten();
+        }
+        failure.map_or(Ok(()), |failure| Err(failure.into()))
+    }
+
+    async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<(), StoreError> {
+        self.quarantine.answered(&id);
+        self.parts.buffer.report(|report| match &outcome {
+            Outcome::Acknowledged => report.delivered += 1,
+            Outcome::Rejected { .. } => report.rejected += 1,
+        });
+        self.outboxes.resolve(id, outcome).await
+    }
+
+    fn report_backlog(&self) {
+        let (events, dirty) = self.outboxes.lag();
+        self.parts.buffer.report(|report| report.backlog(events, dirty));
+    }
+}
+
+fn ticks(each: Duration) -> tokio::time::Interval {
+    let mut ticks = interval(each);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}

@@ -1,0 +1,473 @@
+//! The events of one sink: the journal of each server, from the sink's cursor on.
+//!
+//! ```text
+//! commit ──► change buffer ─┐                       acknowledged ──► cursor moves
+//!                           ├─► pending ─► in flight
+//! store ──── read ahead ────┘                       rejected ─► dead-letter queue ─► cursor moves
+//!                                                        └── queue full: delivery is blocked
+//! ```
+//!
+//! Entries come from the change buffer while the sink is up to date, so that what was just written is not read back; from
+//! the store after a start, an outage, or an overflow of the buffer.
+//!
+//! With strict ordering at most one event of each server is in flight. A link may ask for that; a sink that ever put an
+//! event off is treated so for good, which is on disk before anything else is sent.
+
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use tokio::time::Instant;
+use tokio_util::sync::ReusableBoxFuture;
+use tracing::{error, info, warn};
+
+use super::background::unless_full;
+use super::cursor::SinkCursor;
+use super::dead_letters::PendingDeadLetters;
+use super::dispatcher::DispatcherParts;
+use super::{DeliveryId, Outbox, Outcome, Outgoing};
+use crate::log_throttle::LogThrottle;
+use crate::model::{JournalEntry, Seq, ServerName};
+use crate::port::{Delivery, EventOrdering, Store, StoreError};
+
+/// Entries read from the journal at once.
+const READ_MAX: u16 = 256;
+
+/// See the module.
+pub(super) struct EventOutbox {
+    parts: Arc<DispatcherParts>,
+    servers: Vec<ServerEvents>,
+    /// The server that is next to be asked: they take turns.
+    turn: usize,
+    dead_letters: PendingDeadLetters,
+    block_log: LogThrottle,
+    /// As the link asks for it.
+    ordering: EventOrdering,
+    deferral: Deferral,
+    /// Acknowledged, and not passed on to the state outbox yet.
+    delivered: Vec<JournalEntry>,
+}
+
+/// Whether the sink ever put an event off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Deferral {
+    Never,
+    /// It did, which is not on disk yet.
+    Unsaved,
+    Saved,
+}
+
+/// The journal of one server on its way to the sink.
+struct ServerEvents {
+    server: ServerName,
+    cursor: SinkCursor,
+    /// From here on events are to be sent again.
+    rewind: Option<Seq>,
+    read_ahead: Option<ReadAhead>,
+}
+
+/// Entries on their way from the store, so that they are there when they are needed.
+struct ReadAhead {
+    after: Seq,
+    entries: ReusableBoxFuture<'static, Result<Vec<JournalEntry>, StoreError>>,
+}
+
+impl ReadAhead {
+    fn start(store: &Arc<dyn Store>, server: &ServerName, after: Seq) -> Self {
+        let (store, server) = (Arc::clone(store), server.clone());
+        let mut entries = ReusableBoxFuture::new(async move { store.read(&server, after, READ_MAX).await });
+        // The first poll sends the request to the store's thread, which works while something else is done here.
+        if let Some(read) = (&mut entries).now_or_never() {
+            entries.set(std::future::ready(read));
+        }
+        Self { after, entries }
+    }
+}
+
+impl EventOutbox {
+    /// `cursors`: where the sink stands with each of its servers.
+    pub fn new(
+        parts: &Arc<DispatcherParts>,
+        cursors: impl IntoIterator<Item = (ServerName, Seq)>,
+        has_deferred: bool,
+    ) -> Self {
+        let servers = cursors.into_iter().map(|(server, seq)| ServerEvents {
+            server,
+            cursor: SinkCursor::new(seq),
+            rewind: None,
+            read_ahead: None,
+        });
+        parts.buffer.buffer_entries_of(&parts.settings.servers);
+        Self {
+            parts: Arc::clone(parts),
+            servers: servers.collect(),
+            turn: 0,
+            dead_letters: PendingDeadLetters::default(),
+            block_log: LogThrottle::default(),
+            ordering: EventOrdering::default(),
+            deferral: if has_deferred { Deferral::Saved } else { Deferral::Never },
+            delivered: Vec::new(),
+        }
+    }
+
+    /// Keeps to what the link asks for.
+    pub fn set_ordering(&mut self, ordering: EventOrdering) {
+        self.ordering = ordering;
+    }
+
+    /// Orders events strictly from now on, whatever links ask for: the sink put one off.
+    pub fn event_was_deferred(&mut self) {
+        if self.deferral == Deferral::Never {
+            self.deferral = Deferral::Unsaved;
+        }
+    }
+
+    /// Returns the last entry of a server up to which the sink has all.
+    pub fn cursor(&self, server: &ServerName) -> Seq {
+        let events = self.servers.iter().find(|events| events.server == *server);
+        events.map(|events| events.cursor.position()).unwrap_or_default()
+    }
+
+    /// Takes the entries that were acknowledged since the last call.
+    pub fn take_delivered(&mut self) -> Vec<JournalEntry> {
+        std::mem::take(&mut self.delivered)
+    }
+
+    fn is_strict(&self) -> bool {
+        self.ordering == EventOrdering::Strict || self.deferral != Deferral::Never
+    }
+
+    fn server_mut(&mut self, server: &ServerName) -> Option<&mut ServerEvents> {
+        self.servers.iter_mut().find(|events| events.server == *server)
+    }
+
+    fn take_rewinds(&mut self) {
+        for (server, from) in self.parts.buffer.take_rewinds() {
+            if let Some(events) = self.server_mut(&server) {
+                events.rewind = Some(events.rewind.map_or(from, |noted| noted.min(from)));
+            }
+        }
+    }
+
+    /// Saves rejected events, each before the cursor passes it; blocks delivery while there is no room.
+    async fn save_dead_letters(&mut self) -> Result<(), StoreError> {
+        while let Some((entry, reason)) = self.dead_letters.first() {
+            match self.parts.store.add_dead_letter(&self.parts.settings.name, entry, reason).await {
+                Ok(()) => {
+                    if let Some(entry) = self.dead_letters.saved()
+                        && let Some(events) = self.server_mut(&entry.server)
+                    {
+                        events.cursor.acknowledge(entry.seq);
+                    }
+                    self.unblock();
+                }
+                Err(StoreError::Full { reason }) => {
+                    self.block(format!("a rejected event cannot be saved as a dead letter, all others wait: {reason}"));
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn block(&mut self, reason: String) {
+        if let Some(times) = self.block_log.failed() {
+            error!(sink = %self.parts.settings.name, times, reason, "delivery blocked");
+        }
+        self.parts.buffer.report(|report| report.blocked_reason = Some(reason));
+    }
+
+    /// Reports that delivery goes on, unless another rejected event is without a place.
+    fn unblock(&mut self) {
+        if self.dead_letters.is_empty() && self.block_log.recovered().is_some() {
+            info!(sink = %self.parts.settings.name, "delivery no longer blocked");
+            self.parts.buffer.report(|report| report.blocked_reason = None);
+        }
+    }
+}
+
+impl Outbox for EventOutbox {
+    /// The servers take turns.
+    async fn next(&mut self, budget: usize) -> Result<Vec<Outgoing>, StoreError> {
+        self.take_rewinds();
+        if !self.dead_letters.is_empty() {
+            // Any other event could be the next that is rejected and finds no place.
+            let offered = self.dead_letters.offer(Instant::now()).filter(|_| budget > 0);
+            return Ok(offered.map(outgoing).into_iter().collect());
+        }
+        let is_strict = self.is_strict();
+        let (mut batch, mut idle) = (Vec::new(), 0);
+        while batch.len() < budget && idle < self.servers.len() {
+            self.turn %= self.servers.len();
+            match self.servers[self.turn].next(&self.parts, is_strict).await? {
+                Some(entry) => {
+                    batch.push(outgoing(entry));
+                    idle = 0;
+                }
+                None => idle += 1,
+            }
+            self.turn += 1;
+        }
+        Ok(batch)
+    }
+
+    async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<(), StoreError> {
+        let DeliveryId::Event(server, seq) = id else { return Ok(()) };
+        let Some(events) = self.server_mut(&server) else { return Ok(()) };
+        match outcome {
+            Outcome::Acknowledged => {
+                if let Some(entry) = events.cursor.acknowledge(seq) {
+                    self.dead_letters.acknowledged(&entry);
+                    self.delivered.push(entry);
+                }
+                self.unblock();
+                Ok(())
+            }
+            Outcome::Rejected { reason, .. } => {
+                let Some(entry) = events.cursor.in_flight(seq).cloned() else { return Ok(()) };
+                let sink = &self.parts.settings.name;
+                warn!(%sink, id = %entry.id, reason, "event rejected, moving it to the dead-letter queue");
+                self.dead_letters.rejected(entry, reason, Instant::now());
+                self.save_dead_letters().await
+            }
+        }
+    }
+
+    async fn save(&mut self) -> Result<(), StoreError> {
+        if self.deferral == Deferral::Unsaved {
+            let saved = self.parts.store.note_strict_ordering(&self.parts.settings.name).await;
+            if unless_full(saved)?.is_some() {
+                self.deferral = Deferral::Saved;
+            }
+        }
+        self.save_dead_letters().await
+    }
+
+    fn reset_in_flight(&mut self) {
+        for events in &mut self.servers {
+            events.cursor.reset_in_flight();
+        }
+        self.dead_letters.reset_in_flight();
+    }
+
+    /// Entries that are not dealt with.
+    fn backlog(&self) -> u64 {
+        let behind = |events: &ServerEvents| {
+            let published = self.parts.published(&events.server);
+            published.0.saturating_sub(events.cursor.position().0)
+        };
+        self.servers.iter().map(behind).sum()
+    }
+}
+
+fn outgoing(entry: JournalEntry) -> Outgoing {
+    (DeliveryId::Event(entry.server.clone(), entry.seq), Delivery::Event(entry))
+}
+
+impl ServerEvents {
+    /// Returns the next entry that may be sent and is for the sink; all others are passed over.
+    async fn next(&mut self, parts: &DispatcherParts, is_strict: bool) -> Result<Option<JournalEntry>, StoreError> {
+        if let Some(from) = self.rewind {
+            if !self.cursor.rewind(from) {
+                return Ok(None);
+            }
+            self.rewind = None;
+        }
+        if is_strict && self.cursor.has_in_flight() {
+            return Ok(None);
+        }
+        loop {
+            self.refill(parts).await?;
+            let Some(entry) = self.cursor.next() else { return Ok(None) };
+            if parts.settings.events.contains(&entry.kind) && parts.sink.wants(&Delivery::Event(entry.clone())) {
+                return Ok(Some(entry));
+            }
+            // The sink does not receive the entry, so what it knows of the torrent stays.
+            self.cursor.acknowledge(entry.seq);
+        }
+    }
+
+    async fn refill(&mut self, parts: &DispatcherParts) -> Result<(), StoreError> {
+        let published = parts.published(&self.server);
+        let Some(after) = self.cursor.needs_entries_after(published) else { return Ok(()) };
+        let mut entries = parts.buffer.take_entries(&self.server, after);
+        if entries.is_empty() {
+            let ahead = self.read_ahead.take().filter(|ahead| ahead.after == after);
+            let ahead = ahead.unwrap_or_else(|| ReadAhead::start(&parts.store, &self.server, after));
+            entries = ahead.entries.await?;
+            if entries.is_empty() {
+                self.cursor.skip_to(published);
+            }
+            // An entry that is committed and not published yet would be followed by the state from before it.
+            entries.retain(|entry| entry.seq <= published);
+        }
+        self.cursor.fill(entries);
+        let next = self.cursor.reads_on_after(published);
+        self.read_ahead = next.map(|after| ReadAhead::start(&parts.store, &self.server, after));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+    use std::time::Duration;
+
+    use super::super::retention::Retain;
+    use super::super::testing::{TestSetup, acknowledge, home, ids, rejected, sink_name};
+    use super::*;
+    use crate::port::SinkStore as _;
+    use crate::store::Options;
+
+    fn outbox(setup: &TestSetup, cursor: u64, has_deferred: bool) -> EventOutbox {
+        EventOutbox::new(&setup.parts, [(home(), Seq(cursor))], has_deferred)
+    }
+
+    fn seqs(batch: &[Outgoing]) -> Vec<u64> {
+        let seq = |(_, delivery): &Outgoing| match delivery {
+            Delivery::Event(entry) => entry.seq.0,
+            _ => 0,
+        };
+        batch.iter().map(seq).collect()
+    }
+
+    #[tokio::test]
+    async fn an_up_to_date_sink_reads_nothing_back_from_the_store() {
+        let setup = TestSetup::new().await;
+        let mut outbox = outbox(&setup, 0, false);
+        for seq in 1..=50 {
+            setup.publish_events(1).await;
+            let batch = outbox.next(8).await.unwrap();
+            assert_eq!(seqs(&batch), [seq]);
+            acknowledge(&mut outbox, batch).await;
+        }
+        setup.publish_events(20).await;
+        let batch = outbox.next(100).await.unwrap();
+        assert_eq!(batch.len(), 20);
+        acknowledge(&mut outbox, batch).await;
+        assert_eq!((outbox.backlog(), setup.store.reads.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn after_an_outage_the_store_is_read_until_the_buffer_has_the_rest() {
+        let setup = TestSetup::new().await;
+        setup.publish_events(300).await;
+        let mut outbox = outbox(&setup, 0, false);
+        setup.publish_events(10).await;
+        let mut sent = Vec::new();
+        loop {
+            let batch = outbox.next(64).await.unwrap();
+            if batch.is_empty() {
+                break;
+            }
+            sent.extend(seqs(&batch));
+            acknowledge(&mut outbox, batch).await;
+        }
+        assert_eq!(sent, (1..=310).collect::<Vec<u64>>());
+        assert_eq!(outbox.cursor(&home()), Seq(310));
+        let reads = setup.store.reads.load(Ordering::Relaxed);
+        setup.publish_events(1).await;
+        assert_eq!(seqs(&outbox.next(1).await.unwrap()), [311]);
+        assert_eq!(setup.store.reads.load(Ordering::Relaxed), reads);
+    }
+
+    #[tokio::test]
+    async fn everything_unacknowledged_is_sent_again_in_order_on_the_next_link() {
+        let setup = TestSetup::new().await;
+        let mut outbox = outbox(&setup, 0, false);
+        setup.publish_events(4).await;
+        let mut batch = outbox.next(4).await.unwrap();
+        acknowledge(&mut outbox, vec![batch.remove(0)]).await;
+        acknowledge(&mut outbox, vec![batch.remove(1)]).await;
+        assert_eq!(outbox.cursor(&home()), Seq(1), "3 waits for 2");
+        outbox.reset_in_flight();
+        assert_eq!(seqs(&outbox.next(9).await.unwrap()), [2, 3, 4]);
+    }
+
+    #[tokio::test]
+    async fn with_strict_ordering_the_next_event_waits_for_the_acknowledgement_of_the_one_before() {
+        for (of_link, has_deferred) in [(EventOrdering::Strict, false), (EventOrdering::Pipelined, true)] {
+            let setup = TestSetup::new().await;
+            let mut outbox = outbox(&setup, 0, has_deferred);
+            outbox.set_ordering(of_link);
+            setup.publish_events(3).await;
+            let first = outbox.next(9).await.unwrap();
+            assert_eq!(seqs(&first), [1]);
+            assert!(outbox.next(9).await.unwrap().is_empty());
+            acknowledge(&mut outbox, first).await;
+            let second = outbox.next(9).await.unwrap();
+            assert_eq!(seqs(&second), [2]);
+            outbox.reset_in_flight();
+            assert_eq!(seqs(&outbox.next(9).await.unwrap()), [2]);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_that_was_put_off_makes_ordering_strict_for_good_and_on_disk() {
+        let setup = TestSetup::new().await;
+        let mut outbox = outbox(&setup, 0, false);
+        outbox.set_ordering(EventOrdering::Pipelined);
+        setup.publish_events(3).await;
+        assert_eq!(outbox.next(9).await.unwrap().len(), 3);
+        outbox.event_was_deferred();
+        outbox.reset_in_flight();
+        setup.store.is_full.store(true, Ordering::Relaxed);
+        outbox.save().await.unwrap();
+        assert_eq!(seqs(&outbox.next(9).await.unwrap()), [1], "although the disk is full");
+        setup.store.is_full.store(false, Ordering::Relaxed);
+        outbox.save().await.unwrap();
+        assert!(setup.store.sink_notes(&sink_name()).await.unwrap().is_strict_ordering);
+    }
+
+    #[tokio::test]
+    async fn a_rejected_event_is_a_dead_letter_before_the_cursor_passes_it() {
+        let setup = TestSetup::new().await;
+        let mut outbox = outbox(&setup, 0, false);
+        setup.publish_events(2).await;
+        let batch = outbox.next(2).await.unwrap();
+        setup.store.is_full.store(true, Ordering::Relaxed);
+        let [first, second] = [0, 1].map(|at| ids(&batch)[at].clone());
+        outbox.resolve(first, rejected("never")).await.unwrap();
+        outbox.resolve(second, Outcome::Acknowledged).await.unwrap();
+        assert_eq!(outbox.cursor(&home()), Seq(0));
+        let blocked = || setup.parts.buffer.last_report().blocked_reason.is_some();
+        assert!(blocked());
+        setup.publish_events(1).await;
+        assert!(outbox.next(9).await.unwrap().is_empty(), "delivery is blocked");
+        setup.store.is_full.store(false, Ordering::Relaxed);
+        outbox.save().await.unwrap();
+        assert!(!blocked());
+        assert_eq!(outbox.cursor(&home()), Seq(2));
+        assert_eq!(seqs(&outbox.next(9).await.unwrap()), [3]);
+        assert_eq!(outbox.take_delivered().len(), 1, "the sink never had the rejected one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_blocked_sink_that_takes_the_event_after_all_goes_on() {
+        let options = Options { dead_letters_max: 0, ..Options::default() };
+        let setup = TestSetup::with(options, Retain::All).await;
+        let mut outbox = outbox(&setup, 0, false);
+        setup.publish_events(2).await;
+        let batch = outbox.next(1).await.unwrap();
+        outbox.resolve(ids(&batch)[0].clone(), rejected("not yet")).await.unwrap();
+        assert!(outbox.next(9).await.unwrap().is_empty());
+        tokio::time::advance(Duration::from_secs(15)).await;
+        let again = outbox.next(9).await.unwrap();
+        assert_eq!(seqs(&again), [1]);
+        acknowledge(&mut outbox, again).await;
+        assert_eq!(setup.parts.buffer.last_report().blocked_reason, None);
+        assert_eq!(seqs(&outbox.next(9).await.unwrap()), [2]);
+    }
+
+    #[tokio::test]
+    async fn a_rewind_waits_for_what_is_in_flight_and_then_sends_again() {
+        let setup = TestSetup::new().await;
+        let mut outbox = outbox(&setup, 0, false);
+        setup.publish_events(3).await;
+        let batch = outbox.next(3).await.unwrap();
+        setup.parts.buffer.rewind(&home(), Seq(2));
+        assert!(outbox.next(9).await.unwrap().is_empty());
+        acknowledge(&mut outbox, batch).await;
+        assert_eq!(seqs(&outbox.next(9).await.unwrap()), [2, 3]);
+    }
+}

@@ -1,0 +1,273 @@
+//! The four outboxes of one sink: how they share the window, and who hears of an outcome.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::background::BackgroundWrite;
+use super::dispatcher::{DispatcherParts, Failure};
+use super::ephemeral::EphemeralOutbox;
+use super::event::EventOutbox;
+use super::result::ResultOutbox;
+use super::state::StateOutbox;
+use super::{DeliveryId, Outbox, Outcome, Outgoing};
+use crate::model::{ServerName, SinkName};
+use crate::port::{LinkLimits, SinkProgress, Store, StoreError};
+
+/// After so many acknowledged events cursors are saved at once: after a crash so many may be sent twice.
+const SAVE_AFTER_COUNT: u32 = 100;
+
+/// A kind of delivery, most urgent first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Ephemeral,
+    Result,
+    Event,
+    State,
+}
+
+impl Kind {
+    /// Each kind with the eighths of the window that it gets before another one gets more than its share.
+    const SHARES: [(Self, usize); 4] = [(Self::Ephemeral, 1), (Self::Result, 1), (Self::Event, 4), (Self::State, 2)];
+
+    fn of(id: &DeliveryId) -> Self {
+        match id {
+            DeliveryId::Ephemeral => Self::Ephemeral,
+            DeliveryId::Result(..) => Self::Result,
+            DeliveryId::Event(..) => Self::Event,
+            DeliveryId::State(..) | DeliveryId::Updated(..) | DeliveryId::Clearing(_) | DeliveryId::Projected(_) => {
+                Self::State
+            }
+        }
+    }
+}
+
+/// See the module.
+pub(super) struct Outboxes {
+    events: EventOutbox,
+    states: StateOutbox,
+    results: ResultOutbox,
+    ephemeral: EphemeralOutbox,
+    /// Deliveries in flight, by [`Kind`].
+    in_flight: [usize; 4],
+    progress: ProgressWriter,
+}
+
+impl Outboxes {
+    /// Reads how far the sink has got; see [`super::init_sink_progress`].
+    pub async fn new(parts: &Arc<DispatcherParts>) -> Result<Self, StoreError> {
+        let (name, store) = (&parts.settings.name, &parts.store);
+        let saved = store.progress(name).await?;
+        let notes = store.sink_notes(name).await?;
+        let progress = |server: &ServerName| saved.get(server).copied().unwrap_or_else(|| parts.present(server));
+        let progress: BTreeMap<_, _> =
+            parts.settings.servers.iter().map(|server| (server.clone(), progress(server))).collect();
+        let cursors = progress.iter().map(|(server, progress)| (server.clone(), progress.cursor));
+        Ok(Self {
+            events: EventOutbox::new(parts, cursors, notes.is_strict_ordering),
+            states: StateOutbox::new(parts, &progress, notes.search).await?,
+            results: ResultOutbox::new(parts),
+            ephemeral: EphemeralOutbox::new(parts),
+            in_flight: [0; 4],
+            progress: ProgressWriter::new(name, store, saved),
+        })
+    }
+
+    /// Prepares the first connection of this run.
+    pub async fn start(&mut self) -> Result<(), StoreError> {
+        self.states.register_own_topics().await
+    }
+
+    /// Looks for what the sink retains from earlier; see [`StateOutbox::scan_retained`].
+    pub async fn scan_retained(&mut self) -> Result<(), Failure> {
+        self.states.scan_retained().await
+    }
+
+    /// Plans to publish again, on a new link, what is retained.
+    pub async fn begin_link(&mut self) -> Result<(), StoreError> {
+        self.states.begin_link().await
+    }
+
+    /// Returns what is to be sent next, as much as the limits of the link leave room for.
+    ///
+    /// In the first round each kind gets its share of the window, so that none starves another; in the second one the
+    /// rest goes to whoever has more, most urgent first.
+    pub async fn next(&mut self, limits: LinkLimits) -> Result<Vec<Outgoing>, StoreError> {
+        self.events.set_ordering(limits.ordering);
+        self.results.set_bytes_max(limits.result_bytes_max);
+        let (mut batch, mut is_exhausted) = (Vec::new(), [false; 4]);
+        for is_shared in [true, false] {
+            for (kind, eighths) in Kind::SHARES {
+                let share = (limits.window * eighths / 8).max(1).saturating_sub(self.in_flight[kind as usize]);
+                let free = limits.window.saturating_sub(self.in_flight());
+                let budget = if is_shared { free.min(share) } else { free };
+                if budget == 0 || is_exhausted[kind as usize] {
+                    continue;
+                }
+                let more = self.next_of(kind, budget).await?;
+                is_exhausted[kind as usize] = more.len() < budget;
+                self.in_flight[kind as usize] += more.len();
+                batch.extend(more);
+            }
+        }
+        Ok(batch)
+    }
+
+    async fn next_of(&mut self, kind: Kind, budget: usize) -> Result<Vec<Outgoing>, StoreError> {
+        match kind {
+            Kind::Ephemeral => self.ephemeral.next(budget).await,
+            Kind::Result => self.results.next(budget).await,
+            Kind::Event => self.events.next(budget).await,
+            Kind::State => {
+                self.states.set_cursors(|server| self.events.cursor(server));
+                self.states.next(budget).await
+            }
+        }
+    }
+
+    /// Passes an outcome on to whom it concerns.
+    pub async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<(), StoreError> {
+        let kind = Kind::of(&id);
+        self.in_flight[kind as usize] = self.in_flight[kind as usize].saturating_sub(1);
+        match kind {
+            Kind::Ephemeral => self.ephemeral.resolve(id, outcome).await,
+            Kind::Result => self.results.resolve(id, outcome).await,
+            Kind::State => self.states.resolve(id, outcome).await,
+            Kind::Event => {
+                self.events.resolve(id, outcome).await?;
+                for entry in self.events.take_delivered() {
+                    self.states.on_delivered(&entry);
+                }
+                self.progress.acknowledged += 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// Deliveries that were sent and not resolved.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.iter().sum()
+    }
+
+    /// Starts to save the cursors if enough events were acknowledged; sending does not wait for that.
+    pub async fn save_if_due(&mut self) -> Result<(), StoreError> {
+        if self.progress.acknowledged >= SAVE_AFTER_COUNT && self.progress.is_idle()? {
+            let progress = self.current_progress();
+            self.progress.start(progress);
+        }
+        Ok(())
+    }
+
+    /// Saves what is not on disk yet, as far as there is room.
+    pub async fn save(&mut self) -> Result<(), StoreError> {
+        self.states.save().await?;
+        self.results.save().await?;
+        self.events.save().await?;
+        self.ephemeral.save().await?;
+        // The older write first, or it would be the one that stays.
+        self.progress.finish().await?;
+        let progress = self.current_progress();
+        self.progress.start(progress);
+        self.progress.finish().await
+    }
+
+    fn current_progress(&mut self) -> BTreeMap<ServerName, SinkProgress> {
+        // A revision counts as sent only with the entries before it, so cursors are read first.
+        let progress = |(server, sent_rev)| (SinkProgress { cursor: self.events.cursor(&server), sent_rev }, server);
+        self.states.sent_revs().into_iter().map(progress).map(|(progress, server)| (server, progress)).collect()
+    }
+
+    /// The link is gone: saves what became of its deliveries, and makes everything else pending again.
+    pub async fn end_link(&mut self, was_deferred: bool) -> Result<(), StoreError> {
+        if was_deferred {
+            self.events.event_was_deferred();
+        }
+        self.save().await?;
+        self.states.save_projection().await?;
+        self.in_flight = [0; 4];
+        self.events.reset_in_flight();
+        self.states.reset_in_flight();
+        self.results.reset_in_flight();
+        self.ephemeral.reset_in_flight();
+        Ok(())
+    }
+
+    /// Takes in what changes while there is no link; messages that are not kept for one are dropped.
+    pub fn absorb_while_disconnected(&mut self) {
+        self.states.absorb();
+        self.ephemeral.reset_in_flight();
+    }
+
+    /// Reads the command log again: a result was written.
+    pub fn results_changed(&mut self) {
+        self.results.wake();
+    }
+
+    /// Publishes the health of the bridge with the next batch.
+    pub fn health_is_due(&mut self) {
+        self.ephemeral.health_is_due();
+    }
+
+    /// Chooses anew which states are retained: the choice depends on the time.
+    pub fn retention_is_due(&mut self) {
+        self.states.choose_retained();
+    }
+
+    /// Waits until the projection has something to send. Cancel-safe.
+    pub async fn projection_due(&self) {
+        self.states.projection_due().await;
+    }
+
+    /// Whether nothing is left that a stopping process should still deliver.
+    pub fn is_empty(&self) -> bool {
+        let backlogs = [self.events.backlog(), self.states.backlog(), self.results.backlog(), self.ephemeral.backlog()];
+        self.in_flight() == 0 && backlogs.iter().all(|backlog| *backlog == 0)
+    }
+
+    /// Returns the events and the states that the sink does not have: lag and dirty torrents.
+    pub fn lag(&self) -> (u64, u64) {
+        (self.events.backlog(), self.states.dirty())
+    }
+}
+
+/// The progress of a sink on its way to the store.
+struct ProgressWriter {
+    sink: SinkName,
+    store: Arc<dyn Store>,
+    /// As it is on disk.
+    saved: BTreeMap<ServerName, SinkProgress>,
+    saving: BackgroundWrite<BTreeMap<ServerName, SinkProgress>>,
+    /// Events that were acknowledged since the last write began.
+    acknowledged: u32,
+}
+
+impl ProgressWriter {
+    fn new(sink: &SinkName, store: &Arc<dyn Store>, saved: BTreeMap<ServerName, SinkProgress>) -> Self {
+        let (sink, store) = (sink.clone(), Arc::clone(store));
+        Self { sink, store, saved, saving: BackgroundWrite::default(), acknowledged: 0 }
+    }
+
+    /// Whether no write is running.
+    fn is_idle(&mut self) -> Result<bool, StoreError> {
+        if let Some(saved) = self.saving.try_finish()? {
+            self.saved = saved;
+        }
+        Ok(!self.saving.is_running())
+    }
+
+    /// Starts a write, unless that is on disk already.
+    fn start(&mut self, progress: BTreeMap<ServerName, SinkProgress>) {
+        self.acknowledged = 0;
+        if progress == self.saved {
+            return;
+        }
+        let (store, sink, written) = (Arc::clone(&self.store), self.sink.clone(), progress.clone());
+        self.saving.start(progress, async move { store.save_progress(&sink, written).await });
+    }
+
+    async fn finish(&mut self) -> Result<(), StoreError> {
+        if let Some(saved) = self.saving.finish().await? {
+            self.saved = saved;
+        }
+        Ok(())
+    }
+}

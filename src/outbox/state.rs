@@ -1,0 +1,695 @@
+//! The states of one sink's torrents: the latest counts.
+//!
+//! ```text
+//! change buffer ─► dirty ─── held while events of the torrent are undelivered ───► updated, clearing, state
+//! retained scan ─► found ─── until the server's torrents are known ──► orphans ──► clearing
+//! projection ────────────────────────────────────────────────────────────────────► its messages
+//! ```
+//!
+//! A state is read from the snapshot when it is sent. Every retained topic goes through the registry here, those of the
+//! other outboxes too: registered before anything is first sent to it, unregistered when its clearing is acknowledged. On
+//! each new link all that is retained is published again: a broker may have lost it, or have an older copy.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tracing::warn;
+
+use super::background::unless_full;
+use super::dirty::{DirtySet, Known};
+use super::dispatcher::{DispatcherParts, Failure};
+use super::projection::ProjectionDriver;
+use super::registry::Registry;
+use super::retention::{AUTO_MAX, Retained};
+use super::updates::{changes_for, known_after, updated};
+use super::{DeliveryId, Outbox, Outcome, Outgoing};
+use crate::live_state::BufferedStates;
+use crate::model::{EventId, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, Snapshot, SnapshotTorrent};
+use crate::port::{Delivery, RetainedScan, SinkProgress, StoreError};
+
+/// See the module.
+pub(super) struct StateOutbox {
+    parts: Arc<DispatcherParts>,
+    servers: BTreeMap<ServerName, ServerStates>,
+    registry: Registry,
+    /// In the registry, and not written to the store yet.
+    unsaved_topics: Vec<String>,
+    /// The sink may retain what is not in the registry. Stays in the store until nothing found is left to reconcile.
+    scan: Option<RetainedScan>,
+    /// The scan was made in this run.
+    has_scanned: bool,
+    /// Found by it, and left alone until the torrents of their servers are known.
+    found: BTreeMap<ServerName, Vec<String>>,
+    projection: Option<ProjectionDriver>,
+}
+
+/// The states of one server.
+struct ServerStates {
+    dirty: DirtySet,
+    retained: Retained,
+    /// Torrents of which the sink may know more than the store does.
+    doubted: HashSet<InfoHash>,
+    /// Every state up to here is acknowledged.
+    sent_rev: Rev,
+    /// The last entry up to which the sink has all; see [`StateOutbox::set_cursors`].
+    cursor: Seq,
+}
+
+impl StateOutbox {
+    /// Reads what the sink retains and what is known of it. `progress`: where it stands with each of its servers.
+    pub async fn new(
+        parts: &Arc<DispatcherParts>,
+        progress: &BTreeMap<ServerName, SinkProgress>,
+        scan: Option<RetainedScan>,
+    ) -> Result<Self, StoreError> {
+        let name = &parts.settings.name;
+        let registry = Registry::new(parts.store.retained_topics(name).await?);
+        let projection = match parts.sink.projection() {
+            Some(projection) => Some(ProjectionDriver::new(projection, parts.store.projection_state(name).await?)),
+            None => None,
+        };
+        let servers = progress.iter().map(|(server, progress)| (server.clone(), ServerStates::new(progress)));
+        let mut outbox = Self {
+            parts: Arc::clone(parts),
+            servers: servers.collect(),
+            registry,
+            unsaved_topics: Vec::new(),
+            scan,
+            has_scanned: false,
+            found: BTreeMap::new(),
+            projection,
+        };
+        outbox.mark_unsent();
+        Ok(outbox)
+    }
+
+    /// After a start: what was published after the last save may never have arrived; after an unclean shutdown the sink
+    /// may also know more than the store.
+    fn mark_unsent(&mut self) {
+        for (server, states) in &mut self.servers {
+            self.parts.live.read(server, |live| {
+                if !self.parts.settings.was_clean_shutdown {
+                    states.doubted = live.snapshot.keys().copied().collect();
+                    states.reassert(&live.snapshot);
+                }
+                for (hash, torrent) in live.snapshot.iter().filter(|(_, torrent)| torrent.rev > states.sent_rev) {
+                    states.dirty.mark(*hash, Known::Forgotten, torrent.last_seq);
+                }
+            });
+        }
+    }
+
+    /// Holds states until the sink has the entries that led to them.
+    pub fn set_cursors(&mut self, cursor: impl Fn(&ServerName) -> Seq) {
+        for (server, states) in &mut self.servers {
+            states.cursor = cursor(server);
+        }
+    }
+
+    /// Records that the sink has an event: what it knows of the torrent moves on.
+    pub fn on_delivered(&mut self, entry: &JournalEntry) {
+        // The entry's own change may still be in the buffer, and has to be dirty before it is known.
+        self.absorb();
+        if let Some(projection) = &mut self.projection {
+            projection.on_event(entry);
+        }
+        let (Some(states), Some(hash)) = (self.servers.get_mut(&entry.server), entry.hash) else { return };
+        states.doubted.remove(&hash);
+        if states.dirty.contains(&hash) {
+            let snapshot = self.parts.live.read(&entry.server, |live| live.snapshot.get(&hash).cloned()).flatten();
+            states.dirty.learned(hash, known_after(entry, snapshot), entry.seq);
+        }
+    }
+
+    /// Returns how many torrents the sink has an old state of.
+    pub fn dirty(&self) -> u64 {
+        self.servers.values().map(|states| states.dirty.len() as u64).sum()
+    }
+
+    /// Returns up to which revision the sink has all states of each server.
+    pub fn sent_revs(&mut self) -> BTreeMap<ServerName, Rev> {
+        let servers: Vec<ServerName> = self.servers.keys().cloned().collect();
+        for server in &servers {
+            // Read together: a change that is still in the buffer is not sent, however empty the dirty set.
+            let newest = |snapshot: &Snapshot| snapshot.values().map(|torrent| torrent.rev).max().unwrap_or_default();
+            let read = |live: &crate::live_state::LiveServer| (self.parts.buffer.take_states(), newest(&live.snapshot));
+            if self.servers[server].dirty.is_empty()
+                && let Some((buffered, newest)) = self.parts.live.read(server, read)
+            {
+                self.absorb_buffered(buffered);
+                if let Some(states) = self.servers.get_mut(server).filter(|states| states.dirty.is_empty()) {
+                    states.sent_rev = states.sent_rev.max(newest);
+                }
+            }
+        }
+        self.servers.iter().map(|(server, states)| (server.clone(), states.sent_rev)).collect()
+    }
+
+    /// Takes in what changed.
+    pub fn absorb(&mut self) {
+        let buffered = self.parts.buffer.take_states();
+        self.absorb_buffered(buffered);
+    }
+
+    fn absorb_buffered(&mut self, buffered: BufferedStates) {
+        for (server, states) in &mut self.servers {
+            if buffered.reassert.includes(server) {
+                self.parts.live.read(server, |live| states.reassert(&live.snapshot));
+            }
+        }
+        let mut has_other_torrents = false;
+        for (server, changed) in buffered.changed {
+            let Some(states) = self.servers.get_mut(&server) else { continue };
+            if let Some(projection) = &mut self.projection {
+                projection.on_change(&server);
+            }
+            for (hash, change) in changed {
+                has_other_torrents |= change.before.is_none();
+                let known = match change.before {
+                    None => Known::Nothing,
+                    Some(_) if states.doubted.remove(&hash) => Known::Forgotten,
+                    Some(before) => Known::Torrent(before),
+                };
+                states.dirty.mark(hash, known, change.not_before);
+            }
+            // So many went that there is room for all others.
+            let count = self.parts.live.read(&server, |live| live.snapshot.len()).unwrap_or_default();
+            has_other_torrents |= matches!(states.retained, Retained::These(_)) && count <= AUTO_MAX;
+        }
+        if has_other_torrents {
+            self.choose_retained();
+        }
+    }
+
+    /// Chooses which states are retained; those that came in or fell out become dirty.
+    pub fn choose_retained(&mut self) {
+        let (now, retain) = (self.parts.clock.now(), self.parts.settings.retain);
+        for (server, states) in &mut self.servers {
+            self.parts.live.read(server, |live| {
+                let retained = Retained::choose(&live.snapshot, retain, now, &states.retained);
+                if retained == states.retained {
+                    return;
+                }
+                let before = std::mem::replace(&mut states.retained, retained);
+                for (hash, torrent) in &live.snapshot {
+                    if states.retained.contains(hash) != before.contains(hash) {
+                        states.dirty.mark(*hash, Known::Present, torrent.last_seq);
+                    }
+                }
+            });
+        }
+    }
+
+    /// Registers the topics that the receiver publishes to by itself, as a last will: it may do so at any time.
+    pub async fn register_own_topics(&mut self) -> Result<(), StoreError> {
+        let topics = self.parts.sink.own_retained_topics();
+        self.register(topics).await
+    }
+
+    /// Publishes everything that is retained again on a new link, and plans to clear what nobody wants.
+    pub async fn begin_link(&mut self) -> Result<(), StoreError> {
+        if let Some(projection) = &mut self.projection {
+            projection.begin_link();
+        }
+        self.choose_retained();
+        for (server, states) in &mut self.servers {
+            self.parts.live.read(server, |live| {
+                for (hash, torrent) in live.snapshot.iter().filter(|(hash, _)| states.retained.contains(hash)) {
+                    states.dirty.mark(*hash, Known::Present, torrent.last_seq);
+                }
+            });
+        }
+        let topics = [self.fixed_topics(), self.topics_of_states()].concat();
+        self.plan_clearing(topics.clone());
+        self.register(topics).await
+    }
+
+    /// Plans to clear all but these. What a scan found is cleared when it is known which torrents there are.
+    fn plan_clearing(&mut self, wanted: Vec<String>) {
+        let live = &self.parts.live;
+        self.found.retain(|server, _| live.read(server, |live| live.state.is_known) == Some(false));
+        let found = self.found.values().flatten().cloned();
+        let projected = self.projection.iter().flat_map(ProjectionDriver::retained_topics);
+        self.registry.retain_only(&wanted.into_iter().chain(found).chain(projected).collect());
+    }
+
+    /// Whether a server whose retained topics a scan found has shown what torrents it has.
+    fn is_any_found_known(&self) -> bool {
+        self.found.keys().any(|server| self.parts.live.read(server, |live| live.state.is_known) == Some(true))
+    }
+
+    /// The retained topics of the bridge and of its servers.
+    fn fixed_topics(&self) -> Vec<String> {
+        let mut topics = self.parts.sink.own_retained_topics();
+        for server in self.servers.keys() {
+            let status = Delivery::ServerStatus { server: server.clone(), is_online: false };
+            let stats = Delivery::Stats { server: server.clone(), body: Bytes::new() };
+            topics.extend([status, stats].iter().filter_map(|delivery| self.parts.sink.retained_topic(delivery)));
+        }
+        topics
+    }
+
+    fn topics_of_states(&self) -> Vec<String> {
+        let mut topics = Vec::new();
+        for (server, states) in &self.servers {
+            self.parts.live.read(server, |live| {
+                let retained = live.snapshot.keys().filter(|hash| states.retained.contains(hash));
+                topics.extend(retained.filter_map(|hash| self.topic_of_state(server, *hash)));
+            });
+        }
+        topics
+    }
+
+    fn topics_of_dirty(&self) -> Vec<String> {
+        let mut topics = Vec::new();
+        for (server, states) in &self.servers {
+            let retained = states.dirty.hashes().filter(|hash| states.retained.contains(hash));
+            topics.extend(retained.filter_map(|hash| self.topic_of_state(server, *hash)));
+        }
+        topics
+    }
+
+    fn topic_of_state(&self, server: &ServerName, hash: InfoHash) -> Option<String> {
+        let (server, body) = (server.clone(), Bytes::new());
+        self.parts.sink.retained_topic(&Delivery::State { server, hash, body, keep: true })
+    }
+
+    /// Registers topics, on disk before this returns; on a full disk they are used all the same, and saved later.
+    async fn register(&mut self, topics: impl IntoIterator<Item = String>) -> Result<(), StoreError> {
+        let unknown = self.registry.unknown(topics);
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        self.registry.add(unknown.clone());
+        self.unsaved_topics.extend(unknown);
+        self.save_topics().await
+    }
+
+    async fn save_topics(&mut self) -> Result<(), StoreError> {
+        let (store, sink) = (&self.parts.store, &self.parts.settings.name);
+        if !self.unsaved_topics.is_empty()
+            && unless_full(store.register_topics(sink, self.unsaved_topics.clone()).await)?.is_some()
+        {
+            self.unsaved_topics.clear();
+        }
+        let cleared = self.registry.to_unregister();
+        if !cleared.is_empty() && unless_full(store.unregister_topics(sink, cleared).await)?.is_some() {
+            self.registry.unregistered();
+        }
+        Ok(())
+    }
+
+    /// Looks for what the sink retains from earlier, if that is to be done and was not done in this run.
+    ///
+    /// # Errors
+    /// The scan failed, or what was found cannot be saved (`StoreError::Full`): it is made again with the next link.
+    pub async fn scan_retained(&mut self) -> Result<(), Failure> {
+        let Some(scan) = self.scan.filter(|_| !self.has_scanned) else { return Ok(()) };
+        let found = self.parts.sink.scan_retained(&self.parts.settings.servers).await?;
+        Ok(self.adopt(scan, found).await?)
+    }
+
+    /// Takes responsibility for what was found: it is ours to clear. A server that the sink knows from a state that is
+    /// lost has to report that with `journal_reset`.
+    async fn adopt(&mut self, scan: RetainedScan, found: BTreeMap<ServerName, Vec<String>>) -> Result<(), StoreError> {
+        let sink = &self.parts.settings.name;
+        let is_news = |topics: &Vec<String>| topics.iter().any(|topic| !self.registry.contains(topic));
+        let is_orphaned = |server: &&ServerName| {
+            scan.is_of_first_life && self.servers.contains_key(*server) && is_news(&found[*server])
+        };
+        let orphaned = found.keys().filter(is_orphaned).cloned().collect();
+        let topics: Vec<String> = found.values().flatten().cloned().collect();
+        for server in self.parts.store.adopt_retained(sink, topics.clone(), orphaned).await? {
+            warn!(%sink, %server, "the sink knows this server from a state that is lost");
+            if let Some(live) = self.parts.live.server(&server) {
+                live.write(|live| live.needs_reset = true);
+                live.wake.notify_one();
+            }
+        }
+        self.registry.add(topics);
+        self.found = found;
+        self.has_scanned = true;
+        self.scan = Some(RetainedScan { is_of_first_life: false });
+        Ok(())
+    }
+
+    /// A scan is over when everything found belongs to servers whose torrents are known: until then a crash would leave
+    /// nobody who knows what is to be left alone.
+    async fn save_scan(&mut self) -> Result<(), StoreError> {
+        if self.scan.is_some() && self.has_scanned && self.found.is_empty() {
+            let saved = self.parts.store.scan_completed(&self.parts.settings.name).await;
+            if unless_full(saved)?.is_some() {
+                self.scan = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Saves the state of the projection in full: the link has ended.
+    pub async fn save_projection(&mut self) -> Result<(), StoreError> {
+        match &mut self.projection {
+            Some(projection) => projection.save(&self.parts, true).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until the projection has something to send; for ever without one. Cancel-safe.
+    pub async fn projection_due(&self) {
+        match &self.projection {
+            Some(projection) => projection.due().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn next_projected(&mut self, budget: usize, batch: &mut Vec<Outgoing>) {
+        let Some(projection) = &mut self.projection else { return };
+        projection.refresh(&self.parts);
+        while batch.len() < budget
+            && let Some(delivery) = projection.next()
+        {
+            match &delivery {
+                Delivery::Clear { name } if self.registry.clear(name) => {
+                    batch.push((DeliveryId::Clearing(name.clone()), delivery));
+                }
+                Delivery::Shown { topic, .. } => {
+                    if let Some(topic) = self.parts.sink.retained_topic(&delivery) {
+                        self.registry.retain(&topic);
+                    }
+                    batch.push((DeliveryId::Projected(topic.clone()), delivery));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn next_states(&mut self, budget: usize, batch: &mut Vec<Outgoing>) {
+        let servers: Vec<ServerName> = self.servers.keys().cloned().collect();
+        for server in &servers {
+            while batch.len() < budget && self.next_state(server, batch) {}
+        }
+    }
+
+    /// Adds the next state of a server, with the update before it; returns whether there was one.
+    fn next_state(&mut self, server: &ServerName, batch: &mut Vec<Outgoing>) -> bool {
+        let Some(hash) = self.servers.get(server).and_then(ServerStates::peek) else { return false };
+        // The snapshot and the buffer are read together: no change is between them.
+        let read = |live: &crate::live_state::LiveServer| {
+            (self.parts.buffer.take_states(), live.epoch, live.snapshot.get(&hash).cloned())
+        };
+        let Some((buffered, epoch, snapshot)) = self.parts.live.read(server, read) else { return false };
+        self.absorb_buffered(buffered);
+        let Some(states) = self.servers.get_mut(server) else { return false };
+        if states.peek() != Some(hash) {
+            // It has to wait for an event by now; another one may be next.
+            return states.peek().is_some();
+        }
+        let Some((hash, known)) = states.dirty.next(states.cursor) else { return false };
+        let Some(snapshot) = snapshot else {
+            states.dirty.sent(hash, Known::Nothing);
+            states.dirty.resolve(hash);
+            self.clear_state(server, hash, batch);
+            return true;
+        };
+        states.dirty.sent(hash, Known::Torrent(Arc::clone(&snapshot.torrent)));
+        let keep = states.retained.contains(&hash);
+        let id = EventId::Updated { server: server.clone(), epoch, rev: snapshot.rev };
+        batch.extend(self.update(server, id, &known, &snapshot));
+        match self.topic_of_state(server, hash) {
+            Some(topic) if keep => self.registry.retain(&topic),
+            _ => self.clear_state(server, hash, batch),
+        }
+        let body = Bytes::from(serde_json::to_vec(&*snapshot.torrent).expect("a torrent is plain JSON"));
+        let delivery = Delivery::State { server: server.clone(), hash, body, keep };
+        if self.parts.sink.wants(&delivery) {
+            batch.push((DeliveryId::State(server.clone(), hash), delivery));
+        } else if let Some(states) = self.servers.get_mut(server) {
+            states.dirty.resolve(hash);
+        }
+        true
+    }
+
+    fn update(&self, server: &ServerName, id: EventId, known: &Known, snapshot: &SnapshotTorrent) -> Option<Outgoing> {
+        let is_wanted = self.parts.settings.events.contains(&Kind::Updated);
+        let changes = changes_for(known, &snapshot.torrent).filter(|_| is_wanted)?;
+        let hash = snapshot.torrent.hash;
+        let event = updated(server, id.clone(), changes, snapshot);
+        let (time, body) = (event.time, Bytes::from(event.to_json()));
+        let delivery = Delivery::Updated { server: server.clone(), hash, id, time, body };
+        let is_wanted = self.parts.sink.wants(&delivery);
+        is_wanted.then(|| (DeliveryId::Updated(server.clone(), hash), delivery))
+    }
+
+    fn clear_state(&mut self, server: &ServerName, hash: InfoHash, batch: &mut Vec<Outgoing>) {
+        if let Some(name) = self.topic_of_state(server, hash).filter(|topic| self.registry.clear(topic)) {
+            batch.push((DeliveryId::Clearing(name.clone()), Delivery::Clear { name }));
+        }
+    }
+
+    fn next_orphans(&mut self, budget: usize, batch: &mut Vec<Outgoing>) {
+        if self.is_any_found_known() {
+            self.plan_clearing([self.fixed_topics(), self.topics_of_states()].concat());
+        }
+        while batch.len() < budget
+            && let Some(name) = self.registry.next_orphan()
+        {
+            batch.push((DeliveryId::Clearing(name.clone()), Delivery::Clear { name }));
+        }
+    }
+}
+
+impl Outbox for StateOutbox {
+    /// A state is up to three messages: the update, the clearing of a copy that is no longer retained, the state.
+    async fn next(&mut self, budget: usize) -> Result<Vec<Outgoing>, StoreError> {
+        self.absorb();
+        let mut batch = Vec::new();
+        self.next_projected(budget, &mut batch);
+        self.next_states(budget, &mut batch);
+        self.next_orphans(budget, &mut batch);
+        let mut topics: Vec<String> =
+            batch.iter().filter_map(|(_, delivery)| self.parts.sink.retained_topic(delivery)).collect();
+        if topics.iter().any(|topic| !self.registry.contains(topic)) {
+            // Each registration waits for the disk: those of the states that come next go with it.
+            topics.extend(self.topics_of_dirty());
+        }
+        self.register(topics).await?;
+        if let Some(projection) = &mut self.projection {
+            projection.save(&self.parts, false).await?;
+        }
+        Ok(batch)
+    }
+
+    async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<(), StoreError> {
+        let sink = &self.parts.settings.name;
+        let rejection = outcome.rejection();
+        match id {
+            DeliveryId::State(server, hash) => {
+                if let Some(reason) = rejection {
+                    warn!(%sink, %server, %hash, reason, "state rejected");
+                }
+                if let Some(states) = self.servers.get_mut(&server) {
+                    states.dirty.resolve(hash);
+                }
+            }
+            DeliveryId::Clearing(topic) => match rejection {
+                None => {
+                    self.registry.cleared(topic);
+                    return self.save_topics().await;
+                }
+                Some(reason) => {
+                    warn!(%sink, topic, reason, "clearing a retained message was rejected, retrying on the next link");
+                    self.registry.not_cleared(&topic);
+                }
+            },
+            DeliveryId::Projected(topic) => {
+                if let Some(reason) = rejection {
+                    warn!(%sink, topic, reason, "message rejected");
+                }
+                if let Some(projection) = &mut self.projection {
+                    projection.acknowledged(&topic);
+                }
+            }
+            DeliveryId::Updated(server, hash) => {
+                if let Some(reason) = rejection {
+                    warn!(%sink, %server, %hash, reason, "update rejected");
+                }
+            }
+            DeliveryId::Event(..) | DeliveryId::Result(..) | DeliveryId::Ephemeral => {}
+        }
+        Ok(())
+    }
+
+    async fn save(&mut self) -> Result<(), StoreError> {
+        self.save_topics().await?;
+        self.save_scan().await
+    }
+
+    fn reset_in_flight(&mut self) {
+        self.servers.values_mut().for_each(|states| states.dirty.reset_in_flight());
+        self.registry.reset_in_flight();
+    }
+
+    fn backlog(&self) -> u64 {
+        self.dirty() + self.registry.orphans() as u64
+    }
+}
+
+impl ServerStates {
+    fn new(progress: &SinkProgress) -> Self {
+        Self {
+            dirty: DirtySet::default(),
+            retained: Retained::None,
+            doubted: HashSet::new(),
+            sent_rev: progress.sent_rev,
+            cursor: progress.cursor,
+        }
+    }
+
+    fn reassert(&mut self, snapshot: &Snapshot) {
+        for (hash, torrent) in snapshot {
+            self.dirty.mark(*hash, Known::Present, torrent.last_seq);
+        }
+    }
+
+    fn peek(&self) -> Option<InfoHash> {
+        self.dirty.peek(self.cursor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::super::retention::Retain;
+    use super::super::testing::{TestSetup, acknowledge, hash, home, ids, sink_name, topic};
+    use super::*;
+    use crate::port::SinkStore as _;
+    use crate::store::Options;
+
+    async fn outbox(setup: &TestSetup) -> StateOutbox {
+        let scan = setup.store.sink_notes(&sink_name()).await.unwrap().search;
+        let progress = [(home(), SinkProgress::default())].into();
+        StateOutbox::new(&setup.parts, &progress, scan).await.unwrap()
+    }
+
+    fn state(number: u8) -> DeliveryId {
+        DeliveryId::State(home(), hash(number))
+    }
+
+    fn update(number: u8) -> DeliveryId {
+        DeliveryId::Updated(home(), hash(number))
+    }
+
+    async fn registered(setup: &TestSetup) -> Vec<String> {
+        setup.store.retained_topics(&sink_name()).await.unwrap()
+    }
+
+    async fn entry(setup: &TestSetup, seq: u64) -> JournalEntry {
+        use crate::port::Journal as _;
+        setup.store.read(&home(), Seq(seq - 1), 1).await.unwrap().remove(0)
+    }
+
+    #[tokio::test]
+    async fn a_state_is_held_while_its_torrent_has_undelivered_events_and_registered_before_it_is_sent() {
+        let setup = TestSetup::new().await;
+        let mut outbox = outbox(&setup).await;
+        outbox.begin_link().await.unwrap();
+        setup.publish(1, Some(10), &[Kind::Added]).await;
+        setup.publish(2, Some(10), &[]).await;
+        assert_eq!(ids(&outbox.next(9).await.unwrap()), [state(2)]);
+        assert!(registered(&setup).await.contains(&topic(2)));
+        outbox.set_cursors(|_| Seq(1));
+        outbox.on_delivered(&entry(&setup, 1).await);
+        assert_eq!(ids(&outbox.next(9).await.unwrap()), [state(1)], "the event has reported it all");
+    }
+
+    #[tokio::test]
+    async fn however_often_a_torrent_changes_one_update_is_sent_from_what_the_sink_knows() {
+        let setup = TestSetup::new().await;
+        setup.publish(1, Some(10), &[]).await;
+        let mut outbox = outbox(&setup).await;
+        outbox.begin_link().await.unwrap();
+        let first = outbox.next(9).await.unwrap();
+        acknowledge(&mut outbox, first).await;
+        for downloaded in [20, 30, 40] {
+            setup.publish(1, Some(downloaded), &[]).await;
+        }
+        let batch = outbox.next(9).await.unwrap();
+        assert_eq!(ids(&batch), [update(1), state(1)]);
+        let Delivery::Updated { body, .. } = &batch[0].1 else { panic!("{batch:?}") };
+        let event: serde_json::Value = serde_json::from_slice(body).unwrap();
+        assert_eq!(event["changes"]["downloaded"], serde_json::json!({"from": 10, "to": 40}));
+        outbox.reset_in_flight();
+        assert_eq!(ids(&outbox.next(9).await.unwrap()), [update(1), state(1)], "the link ended");
+    }
+
+    #[tokio::test]
+    async fn a_topic_is_unregistered_when_its_clearing_is_acknowledged_and_not_before() {
+        let setup = TestSetup::new().await;
+        setup.publish(1, Some(10), &[]).await;
+        let mut outbox = outbox(&setup).await;
+        outbox.begin_link().await.unwrap();
+        let first = outbox.next(9).await.unwrap();
+        acknowledge(&mut outbox, first).await;
+        setup.publish(1, None, &[Kind::Removed]).await;
+        assert!(outbox.next(9).await.unwrap().is_empty(), "the event comes first");
+        outbox.set_cursors(|_| Seq(1));
+        let clearing = outbox.next(9).await.unwrap();
+        assert_eq!(ids(&clearing), [DeliveryId::Clearing(topic(1))]);
+        outbox.reset_in_flight();
+        assert_eq!(registered(&setup).await, [topic(1)]);
+        outbox.begin_link().await.unwrap();
+        let clearing = outbox.next(9).await.unwrap();
+        assert_eq!(ids(&clearing), [DeliveryId::Clearing(topic(1))], "an orphan of the link before");
+        acknowledge(&mut outbox, clearing).await;
+        assert_eq!(registered(&setup).await, [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn on_a_full_disk_a_state_is_sent_and_its_topic_registered_later() {
+        let setup = TestSetup::new().await;
+        let mut outbox = outbox(&setup).await;
+        outbox.begin_link().await.unwrap();
+        setup.store.is_full.store(true, Ordering::Relaxed);
+        setup.publish(1, Some(10), &[]).await;
+        assert_eq!(ids(&outbox.next(9).await.unwrap()), [state(1)]);
+        assert_eq!(registered(&setup).await, [""; 0]);
+        setup.store.is_full.store(false, Ordering::Relaxed);
+        outbox.save().await.unwrap();
+        assert_eq!(registered(&setup).await, [topic(1)]);
+    }
+
+    #[tokio::test]
+    async fn what_a_scan_finds_is_cleared_once_the_torrents_of_its_server_are_known() {
+        let setup = TestSetup::new().await;
+        setup.store.require_retained_scan(&sink_name(), false).await.unwrap();
+        setup.live.server(&home()).unwrap().write(|live| live.state.is_known = false);
+        *setup.sink.found.lock().unwrap() = [(home(), vec![topic(1), topic(7)])].into();
+        let mut outbox = outbox(&setup).await;
+        outbox.scan_retained().await.unwrap();
+        outbox.begin_link().await.unwrap();
+        assert!(outbox.next(9).await.unwrap().is_empty());
+        setup.publish(1, Some(10), &[]).await;
+        setup.live.server(&home()).unwrap().write(|live| live.state.is_known = true);
+        let batch = outbox.next(9).await.unwrap();
+        assert_eq!(ids(&batch), [state(1), DeliveryId::Clearing(topic(7))]);
+        acknowledge(&mut outbox, batch).await;
+        outbox.save().await.unwrap();
+        assert_eq!(registered(&setup).await, [topic(1)]);
+        assert_eq!(setup.store.sink_notes(&sink_name()).await.unwrap().search, None);
+    }
+
+    #[tokio::test]
+    async fn a_revision_counts_as_sent_when_its_state_is_acknowledged() {
+        let setup = TestSetup::with(Options::default(), Retain::None).await;
+        let mut outbox = outbox(&setup).await;
+        outbox.begin_link().await.unwrap();
+        let before = outbox.sent_revs()[&home()];
+        setup.publish(1, Some(10), &[]).await;
+        assert_eq!(outbox.sent_revs()[&home()], before, "it is still in the buffer");
+        let batch = outbox.next(9).await.unwrap();
+        assert_eq!(outbox.sent_revs()[&home()], before);
+        acknowledge(&mut outbox, batch).await;
+        assert!(outbox.sent_revs()[&home()] > before);
+    }
+}
