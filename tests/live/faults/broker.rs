@@ -53,7 +53,7 @@ async fn a_broker_that_is_down_at_the_start_gets_everything_when_it_comes() {
     let hash = world.home.load(&Content::file("x", 1_000, 1).torrent, false).await.unwrap();
     proxy.refuse();
     world.launch_bridge();
-    world.bridge().wait_for_log("not connected, trying on").await;
+    world.bridge().wait_for_log("connection failed, retrying").await;
     world.database().until("the first snapshot is written down", |database| database.last_seq("home") >= 3).await;
     world.home.act(hash, "d.erase", &[]).await.unwrap();
     world.database().until("the removal is written down", |database| database.last_seq("home") >= 4).await;
@@ -206,10 +206,10 @@ async fn a_silently_dropped_connection_is_detected_and_reestablished() {
     proxy.requests(Mode::Hold);
     proxy.answers(Mode::Hold);
     let hash = world.home.load(&Content::file("x", 1_000, 1).torrent, false).await.unwrap();
-    let times = world.bridge().count_in_log("not connected, trying on");
+    let times = world.bridge().count_in_log("connection failed, retrying");
     let patience = Duration::from_secs(45);
     let dead_at = tokio::time::Instant::now();
-    while world.bridge().count_in_log("not connected, trying on") == times {
+    while world.bridge().count_in_log("connection failed, retrying") == times {
         assert!(dead_at.elapsed() < patience, "it is not noticed");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -260,7 +260,7 @@ async fn an_event_that_a_broker_refuses_is_dead_lettered_with_the_reason_and_the
     let parked: Value = serde_json::from_str(body).unwrap();
     assert_eq!((&parked["event_type"], &parked["hash"]), (&json!("added"), &json!(refused.hash.to_string())));
     assert!(reason.contains("not allow"), "{reason}");
-    world.bridge().wait_for_log("an event was rejected and is put aside").await;
+    world.bridge().wait_for_log("event rejected, moving it to the dead-letter queue").await;
     assert!(world.bridge().log().contains("does not allow this user to publish to the topic"));
     // A consumer sees that one is missing, and which.
     let seqs: Vec<u64> = world.recorder.events("home").iter().map(|event| event["seq"].as_u64().unwrap()).collect();
@@ -520,8 +520,8 @@ async fn an_event_that_makes_a_broker_disconnect_is_dead_lettered_and_the_others
     world.home.act(hashes[1], "d.custom1.set", &[Argument::Text("short")]).await.unwrap();
     let letters = world.database().dead_letters("b");
     assert!(!letters.is_empty() && letters.iter().all(|(body, _)| body.len() > 2_000), "{letters:?}");
-    assert!(letters[0].1.contains("without a word"), "{letters:?}");
-    world.bridge().wait_for_log("from now on one thing at a time").await;
+    assert!(letters[0].1.contains("without a reason"), "{letters:?}");
+    world.bridge().wait_for_log("sending one message at a time").await;
 }
 
 /// The answer to a question is lost on nobody for being too large.

@@ -48,7 +48,7 @@ impl Setting {
         for content in &contents {
             setting.world.home.load(&content.torrent, false).await.unwrap();
         }
-        setting.world.bridge().wait_for_log("the sink stands").await;
+        setting.world.bridge().wait_for_log("delivery blocked").await;
         (setting, contents)
     }
 
@@ -84,7 +84,7 @@ async fn a_full_dead_letter_queue_blocks_delivery_until_there_is_room() {
     let connections = setting.world.bridge().count_in_log("connected sink=b");
     let (code, _, said) = setting.world.ask(&["dead-letters", "drop", "b", known[0], known[1]], &[]).await;
     assert_eq!((code, said.as_str()), (0, "2 dropped\n"));
-    setting.world.bridge().wait_for_log("the sink goes on").await;
+    setting.world.bridge().wait_for_log("delivery no longer blocked").await;
     let hashes = contents.map(|content| content.hash.to_string());
     let are_dead_letters =
         |letters: &[(String, String)]| hashes.iter().all(|h| letters.iter().any(|(body, _)| body.contains(h)));
@@ -119,7 +119,7 @@ async fn a_blocked_broker_that_is_mended_gets_what_it_refused_on_the_same_connec
         let is_told = |all: &[Message]| all.iter().any(|message| message.topic == topic).then_some(());
         setting.world.recorder.wait_within(OFFERED_WITHIN, &topic, is_told).await;
     }
-    setting.world.bridge().wait_for_log("the sink goes on").await;
+    setting.world.bridge().wait_for_log("delivery no longer blocked").await;
     let later = Content::file("later", 1_000, 9);
     setting.world.home.load(&later.torrent, false).await.unwrap();
     setting.world.recorder.event("home", "added", later.hash).await;

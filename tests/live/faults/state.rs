@@ -222,10 +222,10 @@ async fn a_lost_data_directory_is_detected_although_the_broker_was_unreachable_f
     world.home.act(hashes[0], "d.erase", &[]).await.unwrap();
     let mark = world.recorder.mark();
     for life in 1..=2 {
-        let tried = world.bridge().count_in_log("not connected, trying on");
+        let tried = world.bridge().count_in_log("connection failed, retrying");
         world.bridge().restart();
         world.database().until("what is there is written down", |database| database.last_seq("home") >= 4).await;
-        world.bridge().wait_for_log_again(tried, "not connected, trying on").await;
+        world.bridge().wait_for_log_again(tried, "connection failed, retrying").await;
         let before = world.database().last_seq("home");
         world.home.load(&Content::file("life", 1_000, 100 + life).torrent, false).await.unwrap();
         world.database().until("life goes on", |database| database.last_seq("home") > before).await;

@@ -94,7 +94,7 @@ async fn tls_with_an_own_authority_and_a_certificate_of_ours() {
         let authority = format!("ca_file = {:?}", text(&certificates.ca));
         let mut world = World::new(bus_at(&format!("nats://localhost:{}", plain.port), &authority)).await;
         world.start_bridge().await;
-        world.bridge().wait_for_log("not connected, trying on").await;
+        world.bridge().wait_for_log("connection failed, retrying").await;
         let subscriber = Subscriber::listen(&plain).await;
         let info = api(&subscriber.client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await;
         assert_eq!(info["error"]["code"], 404, "{info}");
