@@ -1,6 +1,6 @@
 //! What must be true of a run that is over, by what truly happened, hash by hash and sink by sink.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use bytes::Bytes;
 use dtorrent::model::{Action, EventId, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, Timestamp};
@@ -310,23 +310,26 @@ fn states_came_after_their_events(plan: &SinkPlan, chronicle: &Chronicle) -> Ver
 fn updates_are_a_chain(plan: &SinkPlan, run: &Run) -> Verdict {
     let name = &plan.broker.name;
     let mut pictures: HashMap<(ServerName, InfoHash), Vec<Map<String, Value>>> = HashMap::new();
+    let mut reported: HashSet<(ServerName, InfoHash)> = HashSet::new();
     plan.broker.change(|state| {
         for arrived in &state.arrived {
             let (server, hash, body) = match &arrived.delivery {
                 Delivery::Event(entry) => match entry.hash {
                     Some(hash) if entry.kind == Kind::Removed => {
                         pictures.remove(&(entry.server.clone(), hash));
+                        reported.remove(&(entry.server.clone(), hash));
                         continue;
                     }
                     Some(hash) => (&entry.server, hash, &entry.body),
                     None => continue,
                 },
                 Delivery::Updated { server, hash, body, .. } => (server, *hash, body),
-                // One whose `added` was refused is known by its state first.
+                // One whose `added` was refused is known by its states alone, until it is the subject of an event.
                 Delivery::State { server, hash, body, .. } => {
-                    let known = pictures.entry((server.clone(), *hash)).or_default();
-                    if known.is_empty() {
-                        known.push(serde_json::from_slice(body).expect("a state is a JSON object"));
+                    let of_torrent = (server.clone(), *hash);
+                    if !reported.contains(&of_torrent) {
+                        let state = serde_json::from_slice(body).expect("a state is a JSON object");
+                        pictures.entry(of_torrent).or_default().push(state);
                     }
                     continue;
                 }
@@ -338,6 +341,7 @@ fn updates_are_a_chain(plan: &SinkPlan, run: &Run) -> Verdict {
                 return Err(format!("{name}: an event without a torrent"));
             };
             let known = pictures.entry((server.clone(), hash)).or_default();
+            reported.insert((server.clone(), hash));
             if matches!(arrived.delivery, Delivery::Updated { .. }) && !changes.is_empty() {
                 let leads_here = |picture: &&Map<String, Value>| leads(picture, &changes, &torrent);
                 let newest = if run.is_rough { known.len() } else { 1 };
