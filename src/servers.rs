@@ -14,13 +14,13 @@ use crate::live_state::{LiveServer, LiveState, PollReport};
 use crate::model::{ServerName, ServerStats, Words};
 use crate::port::{Clock, LoggedCommand, Store, StoreError, TorrentClient};
 use crate::supervise::Group;
-use crate::watch::{FilesWanted, Watcher};
+use crate::watch::{FilePublisher, Watcher};
 
 /// What a server is, as whoever wants it watched says it.
 pub struct ServerSetup {
     pub client: Arc<dyn TorrentClient>,
     pub interval: Duration,
-    pub sweep: Duration,
+    pub full_interval: Duration,
     /// The only folders that commands may name.
     pub roots: Vec<PathBuf>,
     /// Somebody wants to hear which files a torrent has.
@@ -41,7 +41,7 @@ pub struct Common {
 pub struct ServerParts {
     pub queue: Arc<Queue>,
     pub worker: Arc<WorkerParts>,
-    files: Arc<FilesWanted>,
+    files: Arc<FilePublisher>,
     tells_files: bool,
     watcher: Watcher,
 }
@@ -57,10 +57,10 @@ impl ServerParts {
         unfinished: Vec<QueuedCommand>,
         common: &Common,
     ) -> Result<Self, reqwest::Error> {
-        let ServerSetup { client, interval, sweep, roots, tells_files, is_history_lost } = setup;
+        let ServerSetup { client, interval, full_interval, roots, tells_files, is_history_lost } = setup;
         let Common { store, live, clock } = common.clone();
         let pending_effects = Arc::new(PendingEffects::default());
-        let files = Arc::new(FilesWanted::new(tells_files));
+        let files = Arc::new(FilePublisher::new(tells_files));
         let worker = WorkerParts {
             server: server.clone(),
             client: Arc::clone(&client),
@@ -73,7 +73,7 @@ impl ServerParts {
         let watcher = Watcher {
             server,
             interval,
-            sweep,
+            full_interval,
             client,
             store,
             live,

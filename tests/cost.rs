@@ -21,7 +21,7 @@ use allocation_counter::{AllocationInfo, measure};
 use dtorrent::clients::rtorrent::calls::{Answers, Cell, Fault};
 use dtorrent::clients::rtorrent::settings::{Endpoint, Settings};
 use dtorrent::clients::rtorrent::{RtorrentClient, jsonrpc, xmlrpc};
-use dtorrent::diff::{Differ, Limits, Moment};
+use dtorrent::diff::{Differ, Limits, PollTime};
 use dtorrent::model::{
     Committed, Completion, DiffState, Facts, Listing, Observed, Rev, Run, Seq, ServerName, ServerState, Snapshot,
     SnapshotTorrent, Timestamp, Torrent,
@@ -116,7 +116,7 @@ fn a_poll_without_changes_retains_nothing_and_allocates_little() {
     let mut listing = Listing::of_all(torrents.iter().map(seen));
     listing.run = run;
     let mut differ = Differ::new(server, Limits::default());
-    let moment = |second: u32| Moment {
+    let moment = |second: u32| PollTime {
         time: Timestamp::from_seconds(1_795_000_000 + i64::from(second)),
         at: Duration::from_secs(u64::from(second)),
     };

@@ -13,7 +13,7 @@ use dtorrent::model::{JournalEntry, Kind, Rev, Seq, ServerName, ServerStats, Sin
 use dtorrent::port::{SinkProgress, Store, SystemClock};
 use dtorrent::store::{MemoryStore, Options};
 use dtorrent::testing::simulator::Simulator;
-use dtorrent::watch::{FilesWanted, Watcher};
+use dtorrent::watch::{FilePublisher, Watcher};
 use tokio_util::sync::CancellationToken;
 
 const TORRENTS: u32 = 1_200;
@@ -46,13 +46,13 @@ async fn an_initial_snapshot_in_parts_is_published_whole_and_once_within_any_lim
     let watcher = Watcher {
         server: server.clone(),
         interval: Duration::from_secs(1),
-        sweep: Duration::from_secs(30),
+        full_interval: Duration::from_secs(30),
         client: Arc::new(Simulator::populated(server.clone(), Arc::new(SystemClock), TORRENTS)),
         store: Arc::clone(&store),
         live: Arc::clone(&live),
         clock: Arc::new(SystemClock),
         pending_effects: Arc::new(PendingEffects::default()),
-        files: Arc::new(FilesWanted::default()),
+        files: Arc::new(FilePublisher::default()),
         is_history_lost: false,
     };
     let stop = CancellationToken::new();

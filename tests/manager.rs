@@ -10,7 +10,7 @@ use std::time::Duration;
 use dtorrent::manager::{BuildError, Builder, Events, Manager, ManagerError, NewTorrent, Server, Since};
 use dtorrent::model::{Cause, Change, ErrorCode, Event, InfoHash, Kind, ServerName, Status, Verb};
 use dtorrent::port::SystemClock;
-use dtorrent::testing::simulator::{Drive, Imagined, Mood, Simulator};
+use dtorrent::testing::simulator::{Behavior, RunMode, SimulatedTorrent, Simulator};
 use serde_json::json;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -24,7 +24,7 @@ fn simulator(server: &str, torrents: u8) -> Simulator {
     let simulator = Simulator::new(ServerName::parse(server).unwrap(), Arc::new(SystemClock));
     simulator.change(|world| {
         for n in 1..=torrents {
-            world.add(hash(n), Imagined::new(format!("torrent {n}"), 1000));
+            world.add(hash(n), SimulatedTorrent::new(format!("torrent {n}"), 1000));
         }
     });
     simulator
@@ -76,7 +76,7 @@ async fn a_stream_yields_every_event_since_the_manager_was_built_without_a_gap()
         snapshot.iter().filter(|event| event.event_type == Kind::Added).all(|event| event.cause == Cause::Snapshot)
     );
     let mut late = manager.events_since(Since::Now);
-    client.change(|world| world.add(hash(4), Imagined::new("new", 10)));
+    client.change(|world| world.add(hash(4), SimulatedTorrent::new("new", 10)));
     assert_eq!(next(&mut late).await, until(&mut events, Kind::Added).await);
 }
 
@@ -107,7 +107,7 @@ async fn a_command_has_succeeded_when_its_effect_was_seen() {
     assert_eq!(manager.get_all().await.unwrap().len(), 2);
     let all = home.command(Verb::Stop, None, json!({"filter": {}}).as_object().unwrap().clone()).await.unwrap();
     assert_eq!(all.results.len(), 2);
-    assert!(client.change(|world| world.torrents().values().all(|torrent| torrent.drive == Drive::Stopped)));
+    assert!(client.change(|world| world.torrents().values().all(|torrent| torrent.run_mode == RunMode::Stopped)));
 }
 
 /// Not only once it was taken: who leaves at any moment leaves nothing half done.
@@ -118,13 +118,13 @@ async fn a_command_is_carried_out_whoever_waits() {
     let manager = builder(&client).data_dir(folder.path()).build().await.unwrap();
     let home = manager.watcher("home").unwrap();
     manager.get_all().await.unwrap();
-    for drive in [Drive::Stopped, Drive::Running].into_iter().cycle().take(6) {
+    for drive in [RunMode::Stopped, RunMode::Running].into_iter().cycle().take(6) {
         tokio::select! {
             biased;
-            _ = async { if drive == Drive::Stopped { home.stop(hash(1)).await } else { home.start(hash(1)).await } } => {}
+            _ = async { if drive == RunMode::Stopped { home.stop(hash(1)).await } else { home.start(hash(1)).await } } => {}
             () = std::future::ready(()) => {}
         }
-        eventually("it is done", || client.change(|world| world.torrents()[&hash(1)].drive == drive)).await;
+        eventually("it is done", || client.change(|world| world.torrents()[&hash(1)].run_mode == drive)).await;
     }
 }
 
@@ -141,7 +141,7 @@ async fn an_error_names_its_cause() {
     assert_eq!(error.code, ErrorCode::BadRequest);
     let file = manager.add("home", NewTorrent::file("/etc/passwd")).await.unwrap_err();
     assert!(matches!(file, ManagerError::Command(error) if error.code == ErrorCode::Forbidden));
-    client.change(|world| world.mood = Mood::Away);
+    client.change(|world| world.behavior = Behavior::Unreachable);
     let home = manager.watcher("home").unwrap();
     eventually("it is known to be away", || home.status().problem.is_some()).await;
     let Err(ManagerError::Command(error)) = home.pause(hash(2)).await else { panic!() };
@@ -155,11 +155,11 @@ async fn an_error_names_its_cause() {
 #[tokio::test]
 async fn a_server_that_never_answered_is_offline_and_not_empty() {
     let client = simulator("home", 2);
-    client.change(|world| world.mood = Mood::Away);
+    client.change(|world| world.behavior = Behavior::Unreachable);
     let manager = builder(&client).build().await.unwrap();
     let error = manager.get_all().await.unwrap_err();
     assert!(matches!(error, ManagerError::Offline { .. }), "{error}");
-    client.change(|world| world.mood = Mood::Well);
+    client.change(|world| world.behavior = Behavior::Well);
     let mut events = manager.events();
     until(&mut events, Kind::SnapshotDone).await;
     assert_eq!(manager.get_all().await.unwrap().len(), 2);
@@ -180,7 +180,7 @@ async fn a_listener_is_called_in_order_and_one_that_panics_harms_nobody() {
     let removed = manager.on(Kind::Added, |_| panic!("this one was taken away"));
     manager.off(removed);
     for n in 1..=3 {
-        client.change(|world| world.add(hash(n), Imagined::new("new", 10)));
+        client.change(|world| world.add(hash(n), SimulatedTorrent::new("new", 10)));
         eventually("it is heard", || heard.lock().unwrap().len() == usize::from(n)).await;
     }
     assert_eq!(*heard.lock().unwrap(), [hash(1), hash(2), hash(3)]);

@@ -6,12 +6,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dtorrent::diff::{Differ, Limits, Moment};
+use dtorrent::diff::{Differ, Limits, PollTime};
 use dtorrent::model::{
     ChangeSet, Committed, Covers, InfoHash, Rev, Seq, ServerName, ServerState, Snapshot, SnapshotTorrent, Timestamp,
 };
 use dtorrent::port::{Scope, SystemClock, TorrentClient as _};
-use dtorrent::testing::simulator::{Drive, Imagined, Simulator};
+use dtorrent::testing::simulator::{RunMode, SimulatedTorrent, Simulator};
 use proptest::prelude::*;
 
 /// A look at the client, or something that happens to one of its torrents: which, what, how much.
@@ -40,12 +40,12 @@ impl Watched {
     async fn look(&mut self, is_sweep: bool) -> Covers {
         self.second += 1;
         let nothing = BTreeSet::new();
-        let needs_all = is_sweep || self.differ.needs_all(&self.state);
+        let needs_all = is_sweep || self.differ.needs_full_poll(&self.state);
         let scope = if needs_all { Scope::Full } else { Scope::Changed { named: &nothing } };
         let listing = self.simulator.list(scope).await.unwrap();
         let at = Duration::from_secs(self.second);
         let time = Timestamp::from_seconds(1_000_000 + i64::try_from(self.second).unwrap());
-        let change_set = self.differ.polled(&self.snapshot, &self.state, &listing, Moment { time, at });
+        let change_set = self.differ.polled(&self.snapshot, &self.state, &listing, PollTime { time, at });
         self.commit(change_set, at);
         listing.covers
     }
@@ -76,7 +76,7 @@ impl Watched {
     fn happen(&self, (which, what, much): Step) {
         let hash = InfoHash::V1([which % 6; 20]);
         self.simulator.change(|world| match what % 12 {
-            0 | 1 => world.add(hash, Imagined::new(format!("torrent {which}"), 10_000)),
+            0 | 1 => world.add(hash, SimulatedTorrent::new(format!("torrent {which}"), 10_000)),
             2 => drop(world.remove(&hash)),
             3 => world.reload(&hash),
             4 => world.receive(&hash, u64::from(much) * 50, u64::from(much) * 10),
@@ -87,7 +87,9 @@ impl Watched {
                 let Some(torrent) = world.torrent_mut(&hash) else { return };
                 match what % 12 {
                     8 => torrent.label = format!("label {much}"),
-                    9 => torrent.drive = [Drive::Stopped, Drive::Paused, Drive::Running][usize::from(much % 3)],
+                    9 => {
+                        torrent.run_mode = [RunMode::Stopped, RunMode::Paused, RunMode::Running][usize::from(much % 3)]
+                    }
                     10 => torrent.error = (much % 2 == 0).then(|| "no space".to_owned()),
                     _ => torrent.uploaded += u64::from(much),
                 }

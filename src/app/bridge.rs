@@ -31,7 +31,7 @@ use crate::sinks::webhook::Endpoint;
 use crate::store::{Recovery, SqliteStore};
 use crate::supervise::Group;
 use crate::telemetry::metrics::Metrics;
-use crate::watch::HookKeeper;
+use crate::watch::HookInstaller;
 
 type Unfinished = BTreeMap<Option<ServerName>, Vec<QueuedCommand>>;
 
@@ -134,7 +134,7 @@ impl Bridge {
             let Some(parts) = self.servers.get(&server) else { continue };
             let client = Arc::clone(&parts.worker.client);
             let name = format!("hooks {server}");
-            let keeper = HookKeeper { server, client, live: Arc::clone(&self.common.live), hook };
+            let keeper = HookInstaller { server, client, live: Arc::clone(&self.common.live), hook };
             group.spawn(name, move |stop| {
                 let keeper = keeper.clone();
                 async move {
@@ -265,7 +265,7 @@ fn build_servers(
         let setup = ServerSetup {
             client: build_client(&server.client).with_context(set_up)?,
             interval: server.interval,
-            sweep: server.sweep,
+            full_interval: server.sweep,
             roots: server.roots.clone(),
             tells_files: true,
             is_history_lost: recovery.lost,

@@ -1,54 +1,54 @@
-//! One torrent, as told and as seen: what has happened to it.
+//! The comparison of one torrent in a poll with its snapshot.
 
 use crate::model::{Completion, DiffState, Facts, Kind, Observed, Run, SnapshotTorrent, Status, Torrent};
 
-/// What a look at one torrent means.
+/// The outcome of comparing one torrent.
 #[derive(Debug, PartialEq)]
-pub enum Finding {
-    /// As told, to the last number, and time alone changes nothing.
-    Snapshot,
-    /// As told before, or not worth telling yet.
+pub enum Comparison {
+    /// Equal in every number, and time alone changes nothing.
+    Unchanged,
+    /// Equal, or below the threshold of an event.
     Same,
-    /// It was erased and loaded again since: `removed`, then `added`.
+    /// Erased and loaded again since: `removed`, then `added`.
     Replaced(Torrent, DiffState),
-    /// It is to be told anew, by these events; by `updated` alone if there are none.
+    /// Changed, with these events; `updated` alone if there are none.
     Changed(Vec<Kind>, Torrent, DiffState),
 }
 
-/// What the watcher adds to a look from its own memory.
+/// What a comparison needs besides the poll and the snapshot.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Context {
-    /// Bytes moved since the last look.
+pub struct PollContext {
+    /// Bytes moved since the last poll.
     pub has_moved: bool,
-    /// Bytes of it are coming in.
+    /// Bytes are being received.
     pub is_receiving: bool,
-    /// Nothing has come for long enough to call a downloading torrent stalled.
+    /// Nothing was received for long enough to call a downloading torrent stalled.
     pub is_dry: bool,
-    /// How often the client has restarted, see [`crate::model::ServerState`].
+    /// The generation of the client, see [`crate::model::ServerState`].
     pub generation: u64,
-    /// It has been loading its session until now: every load may be new.
+    /// The client was loading its session until now, so every load may be new.
     pub was_loading: bool,
 }
 
-/// The picture and the memory of a torrent that is seen for the first time.
-pub fn first_sight(seen: &Observed, context: Context) -> (Torrent, DiffState) {
+/// Returns the published state and the diff state of a torrent that is new.
+pub fn first_seen(seen: &Observed, context: PollContext) -> (Torrent, DiffState) {
     let mut torrent = seen.torrent.clone();
     torrent.playing |= context.has_moved;
     torrent.stalled = false;
     let nothing = DiffState { received_bytes: seen.facts.received_bytes, ..DiffState::default() };
-    let memory = remember(&nothing, &seen.facts, &torrent, context.generation);
+    let memory = next_diff_state(&nothing, &seen.facts, &torrent, context.generation);
     (torrent, memory)
 }
 
-/// Compares a look with what was told; `is_due` says whether small changes are to be told, too.
+/// Compares a poll with the snapshot. `is_due` decides whether a change without events is published.
 pub fn compare(
     snapshot: &SnapshotTorrent,
     seen: &Observed,
-    context: Context,
+    context: PollContext,
     is_due: impl Fn(&Torrent, &Torrent) -> bool,
-) -> Finding {
-    if is_as_told(snapshot, seen, context) {
-        return Finding::Snapshot;
+) -> Comparison {
+    if is_unchanged(snapshot, seen, context) {
+        return Comparison::Unchanged;
     }
     let before = &snapshot.memory;
     let is_resolved = !before.has_metadata && seen.facts.has_metadata;
@@ -56,23 +56,24 @@ pub fn compare(
     // After a restart every torrent has been loaded anew, and that says nothing.
     let is_same_run = before.generation == context.generation && !context.was_loading;
     if is_other_load && is_same_run && !is_resolved {
-        let (torrent, memory) = first_sight(seen, context);
-        return Finding::Replaced(torrent, memory);
+        let (torrent, memory) = first_seen(seen, context);
+        return Comparison::Replaced(torrent, memory);
     }
-    let torrent = picture(&snapshot.torrent, seen, context);
-    let memory = remember(before, &seen.facts, &torrent, context.generation);
-    let kinds = happened(&snapshot.torrent, before, &torrent, &seen.facts, is_resolved);
-    // The memory is written with the next thing that is told; until then the look after this one
-    // finds the same again. A new load alone changes nothing that could be told.
+    let torrent = published_state(&snapshot.torrent, seen, context);
+    let memory = next_diff_state(before, &seen.facts, &torrent, context.generation);
+    let kinds = events_between(&snapshot.torrent, before, &torrent, &seen.facts, is_resolved);
+    // The diff state is committed with the next change that is published; until then the next poll finds the
+    // same again. A new load alone changes nothing that could be published.
     if !kinds.is_empty() || is_due(&snapshot.torrent, &torrent) || needs_writing(before, &memory) {
-        Finding::Changed(kinds, torrent, memory)
+        Comparison::Changed(kinds, torrent, memory)
     } else {
-        Finding::Same
+        Comparison::Same
     }
 }
 
-/// What holds for almost every torrent at almost every look, found without making a picture of it.
-fn is_as_told(snapshot: &SnapshotTorrent, seen: &Observed, context: Context) -> bool {
+/// Returns whether nothing changed, without building the published state: the case of almost every torrent in
+/// almost every poll.
+fn is_unchanged(snapshot: &SnapshotTorrent, seen: &Observed, context: PollContext) -> bool {
     let (torrent, facts, memory) = (&seen.torrent, &seen.facts, &snapshot.memory);
     let is_at_rest = !matches!(torrent.status, Status::Checking | Status::Downloading) && !context.has_moved;
     is_at_rest
@@ -83,22 +84,23 @@ fn is_as_told(snapshot: &SnapshotTorrent, seen: &Observed, context: Context) -> 
         && *torrent == *snapshot.torrent
 }
 
-/// Whether the world was told all that a look shows, if nothing moves any more.
-pub fn is_told_whole(snapshot: &Torrent, seen: &Observed, context: Context) -> bool {
-    picture(snapshot, seen, Context { has_moved: false, ..context }) == *snapshot
+/// Returns whether the snapshot is what would be published if nothing moves any more.
+pub fn is_fully_published(snapshot: &Torrent, seen: &Observed, context: PollContext) -> bool {
+    published_state(snapshot, seen, PollContext { has_moved: false, ..context }) == *snapshot
 }
 
-/// The load of a torrent decides about "replaced", so a changed one must not be forgotten.
+/// Returns whether the diff state has to be committed. The load of a torrent decides about
+/// [`Comparison::Replaced`], so a changed one must not be lost.
 fn needs_writing(before: &DiffState, after: &DiffState) -> bool {
     let DiffState { load, generation: _, has_metadata, received_bytes: _, completion, run } = before;
     *load != after.load || *has_metadata != after.has_metadata || *completion != after.completion || *run != after.run
 }
 
-/// The torrent as it is to be told if anything is told.
+/// Returns the torrent as it is published if anything is.
 ///
-/// While its content is checked, what is here counts up from nothing, which says how far the check
-/// is and not what is here. Until it ends, the last known numbers stand.
-fn picture(snapshot: &Torrent, seen: &Observed, context: Context) -> Torrent {
+/// While its content is checked, the downloaded bytes count up from zero: they show the progress of the check,
+/// not what is there. Until it ends, the last known numbers are published.
+fn published_state(snapshot: &Torrent, seen: &Observed, context: PollContext) -> Torrent {
     let mut torrent = seen.torrent.clone();
     torrent.playing |= context.has_moved;
     torrent.stalled =
@@ -114,15 +116,15 @@ fn picture(snapshot: &Torrent, seen: &Observed, context: Context) -> Torrent {
     torrent
 }
 
-fn remember(before: &DiffState, facts: &Facts, now: &Torrent, generation: u64) -> DiffState {
+fn next_diff_state(before: &DiffState, facts: &Facts, now: &Torrent, generation: u64) -> DiffState {
     let is_checking = now.status == Status::Checking;
     let received_bytes = match (before.completion, completion(facts)) {
         _ if is_checking => before.received_bytes,
         (_, Completion::Complete) => facts.received_bytes,
-        // What has come and is not checked yet belongs to the download that is under way.
+        // Bytes that were received and are not checked yet belong to the running download.
         (Completion::Unknown, _) => facts.received_bytes.min(now.downloaded),
-        // Found incomplete after it was complete, it is downloaded again by what comes from now on. Of a client that
-        // counts what is here, the number falls with it.
+        // A complete torrent that was found incomplete is downloaded again from now on. Where a client counts what
+        // is there, the number falls with it.
         (Completion::Complete, _) => before.received_bytes.min(facts.received_bytes),
         (Completion::Incomplete, _) => before.received_bytes,
     };
@@ -140,7 +142,7 @@ fn completion(facts: &Facts) -> Completion {
     if facts.complete && facts.has_metadata { Completion::Complete } else { Completion::Incomplete }
 }
 
-/// Whether it runs; unknown while it is checked, for then a client shows what it does after the check.
+/// Returns whether the torrent runs; `None` while it is checked, because clients show what follows the check.
 fn run_at_rest(status: Status) -> Option<Run> {
     match status {
         Status::Checking => None,
@@ -150,48 +152,54 @@ fn run_at_rest(status: Status) -> Option<Run> {
     }
 }
 
-/// The events between two pictures, in the order in which they are told.
-fn happened(snapshot: &Torrent, before: &DiffState, now: &Torrent, facts: &Facts, is_resolved: bool) -> Vec<Kind> {
+/// Returns the events between two states, in the order in which they are published.
+fn events_between(
+    snapshot: &Torrent,
+    before: &DiffState,
+    now: &Torrent,
+    facts: &Facts,
+    is_resolved: bool,
+) -> Vec<Kind> {
     let mut kinds = Vec::new();
-    let mut tell = |kind, is_so| {
+    let mut push = |kind, is_so| {
         if is_so {
             kinds.push(kind);
         }
     };
-    // A magnet link that learned what it is has another name and place by that alone.
-    tell(Kind::Metadata, is_resolved);
-    tell(Kind::Renamed, snapshot.name != now.name && !is_resolved);
-    tell(Kind::Moved, is_other_value(&snapshot.directory, &now.directory) && !is_resolved);
-    tell(Kind::LabelChanged, is_other_value(&snapshot.label, &now.label));
-    tell(Kind::PriorityChanged, is_other_value(&snapshot.priority, &now.priority));
-    tell(Kind::Checking, snapshot.status != Status::Checking && now.status == Status::Checking);
-    tell(Kind::Checked, snapshot.status == Status::Checking && now.status != Status::Checking);
+    // Resolving a magnet link changes its name and directory.
+    push(Kind::Metadata, is_resolved);
+    push(Kind::Renamed, snapshot.name != now.name && !is_resolved);
+    push(Kind::Moved, is_other_value(&snapshot.directory, &now.directory) && !is_resolved);
+    push(Kind::LabelChanged, is_other_value(&snapshot.label, &now.label));
+    push(Kind::PriorityChanged, is_other_value(&snapshot.priority, &now.priority));
+    push(Kind::Checking, snapshot.status != Status::Checking && now.status == Status::Checking);
+    push(Kind::Checked, snapshot.status == Status::Checking && now.status != Status::Checking);
     if let Some(run) = run_at_rest(now.status) {
         let is_start = before.run == Run::Stopped && run == Run::Running;
-        tell(Kind::Started, is_start);
-        tell(Kind::Resumed, before.run == Run::Paused && run == Run::Running);
-        tell(Kind::Paused, matches!(before.run, Run::Running | Run::Stopped) && run == Run::Paused);
-        tell(Kind::Stopped, matches!(before.run, Run::Running | Run::Paused) && run == Run::Stopped);
+        push(Kind::Started, is_start);
+        push(Kind::Resumed, before.run == Run::Paused && run == Run::Running);
+        push(Kind::Paused, matches!(before.run, Run::Running | Run::Stopped) && run == Run::Paused);
+        push(Kind::Stopped, matches!(before.run, Run::Running | Run::Paused) && run == Run::Stopped);
         let is_complete = completion(facts) == Completion::Complete;
         let is_finished = match before.completion {
-            // Data that somebody put there and a check found is no download.
+            // Data that a check found, and that was not received, is not a download.
             Completion::Incomplete | Completion::Unknown => {
                 is_complete && facts.received_bytes != before.received_bytes
             }
             Completion::Complete => false,
         };
-        tell(Kind::Finished, is_finished);
-        tell(Kind::Unfinished, before.completion == Completion::Complete && !is_complete);
+        push(Kind::Finished, is_finished);
+        push(Kind::Unfinished, before.completion == Completion::Complete && !is_complete);
     }
-    tell(Kind::Stalled, !snapshot.stalled && now.stalled);
-    tell(Kind::Unstalled, snapshot.stalled && !now.stalled);
-    tell(Kind::Error, !snapshot.error && now.error);
-    tell(Kind::ErrorCleared, snapshot.error && !now.error);
+    push(Kind::Stalled, !snapshot.stalled && now.stalled);
+    push(Kind::Unstalled, snapshot.stalled && !now.stalled);
+    push(Kind::Error, !snapshot.error && now.error);
+    push(Kind::ErrorCleared, snapshot.error && !now.error);
     kinds.sort_unstable();
     kinds
 }
 
-/// Known before and now, and different: learning a value is no event.
+/// Returns whether a known value changed. Learning a value is no event.
 fn is_other_value<T: PartialEq>(snapshot: &Option<T>, now: &Option<T>) -> bool {
     matches!((snapshot, now), (Some(snapshot), Some(now)) if snapshot != now)
 }

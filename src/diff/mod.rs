@@ -1,22 +1,22 @@
-//! From looks at a server to what is to be told of it.
+//! The comparison of polls with the snapshot, and the events that follow.
 //!
-//! [`Differ`] takes one poll after another, good or failed, together with what the world was told
-//! so far, and makes of each a [`ChangeSet`](crate::model::ChangeSet). What holds:
+//! [`Differ`] takes one poll after another, successful or failed, together with the snapshot, and returns a
+//! [`ChangeSet`](crate::model::ChangeSet) for each. Invariants:
 //!
-//! - a failed poll tells nothing of any torrent; absence counts only in complete listings of a
-//!   steady server, two in a row (I2);
-//! - every look is compared with what was *told*, not with the look before it. So a change too
-//!   small to tell now is not lost, it grows; and a tick that could not be written is told by the next;
-//! - the same input makes the same tick.
+//! - a failed poll emits no torrent events; absence counts only in complete listings of a steady server, two
+//!   in a row (I2);
+//! - every poll is compared with the *snapshot*, not with the poll before it. A change too small to publish
+//!   now is not lost, it grows; and a change set that could not be committed comes again with the next poll;
+//! - the same input yields the same change set.
 //!
-//! Pure: time comes in as an argument, nothing is read or sent.
+//! Pure: time is an argument, nothing is read or sent.
 
 mod compare;
 mod differ;
+mod threshold;
 mod trust;
-mod worth;
 
-pub use differ::{Differ, Limits, Moment};
+pub use differ::{Differ, Limits, PollTime};
 
 #[cfg(test)]
 mod tests;

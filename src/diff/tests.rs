@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{Differ, Limits, Moment};
+use super::{Differ, Limits, PollTime};
 use crate::model::*;
 
 fn hash(name: &str) -> InfoHash {
@@ -132,9 +132,9 @@ impl World {
         world
     }
 
-    fn now(&self) -> Moment {
+    fn now(&self) -> PollTime {
         let at = Duration::from_secs(self.second);
-        Moment { time: Timestamp::from_seconds(1_000_000 + self.second as i64), at }
+        PollTime { time: Timestamp::from_seconds(1_000_000 + self.second as i64), at }
     }
 
     fn change_set(&mut self, torrents: &str) -> ChangeSet {
@@ -440,27 +440,27 @@ fn absence_from_a_look_at_what_changed_says_nothing() {
         assert_eq!(world.look("only a seeding label=x"), if world.second == 4 { "label_changed a" } else { "" });
     }
     assert_eq!(world.look("a seeding label=x"), "");
-    assert!(world.differ.needs_all(&world.state), "to confirm that b is gone");
+    assert!(world.differ.needs_full_poll(&world.state), "to confirm that b is gone");
     assert_eq!(world.look("a seeding label=x"), "removed b");
-    assert!(!world.differ.needs_all(&world.state));
+    assert!(!world.differ.needs_full_poll(&world.state));
 }
 
 #[test]
 fn only_a_known_and_steady_server_is_asked_for_changes() {
     let mut world = World::new();
     for torrents in ["a seeding", "a seeding"] {
-        assert!(world.differ.needs_all(&world.state));
+        assert!(world.differ.needs_full_poll(&world.state));
         world.look(torrents);
     }
-    assert!(!world.differ.needs_all(&world.state));
+    assert!(!world.differ.needs_full_poll(&world.state));
     world.look("failed");
-    assert!(world.differ.needs_all(&world.state), "after a failure");
+    assert!(world.differ.needs_full_poll(&world.state), "after a failure");
     world.look("a seeding");
-    assert!(!world.differ.needs_all(&world.state));
+    assert!(!world.differ.needs_full_poll(&world.state));
     world.look("a seeding load=2@8");
     world.look("a seeding load=2@8");
     assert_eq!(world.look("only a seeding load=2@9"), "", "another run is not believed from a part");
-    assert!(world.differ.needs_all(&world.state));
+    assert!(world.differ.needs_full_poll(&world.state));
 }
 
 #[test]
@@ -469,9 +469,9 @@ fn what_could_not_be_written_down_is_looked_for_in_all() {
     world.second += 1;
     let lost = world.change_set("only a paused 100%");
     assert_eq!(said(&lost), "paused a");
-    assert!(world.differ.needs_all(&world.state));
+    assert!(world.differ.needs_full_poll(&world.state));
     assert_eq!(world.look("a paused 100%, b seeding"), "paused a");
-    assert!(!world.differ.needs_all(&world.state));
+    assert!(!world.differ.needs_full_poll(&world.state));
 }
 
 #[test]

@@ -1,8 +1,8 @@
-//! How far the answers of one server can be believed.
+//! Trust in the answers of one server.
 
 use std::time::Duration;
 
-/// How far the answers of one server can be believed.
+/// How far the answers of one server can be trusted.
 ///
 /// ```text
 ///        answer, same run          n-th failure
@@ -13,42 +13,47 @@ use std::time::Duration;
 ///   answer of another run
 /// ```
 ///
-/// A client that has just started answers before it has loaded its session: 0.9.8 blocks until
-/// then, 0.15.7 and later say "no torrents" first. While it settles, what is missing may still turn up.
-/// A failure does not end that, it only begins its time anew.
+/// A client that has just started answers before it has loaded its session: rTorrent 0.9.8 blocks until then,
+/// 0.15.7 and later report no torrents first. While it settles, a missing torrent may still be loaded. A
+/// failure does not end that, it restarts the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
+    /// Never answered, or failed too often.
     Lost { failures: u32 },
+    /// May still be loading its session, until `until` and until two polls agree in the number of torrents.
     Settling { until: Duration, torrents: usize, failures: u32 },
+    /// Answers are complete.
     Steady { failures: u32 },
 }
 
-/// What a poll gave, as far as trust is concerned.
+/// The outcome of a poll, as far as trust is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Poll {
     Failed,
     Answered {
-        /// For how long it may have been loading its session, if it may: this is another run of the client
-        /// than the one that answered last, say.
+        /// Time for which the client may have been loading its session; `None` if it may not. Another run of the
+        /// client, for example, may.
         loading_for: Option<Duration>,
         torrents: usize,
-        /// Every torrent that the world knows of is there.
+        /// Every torrent of the snapshot is listed.
         nothing_missing: bool,
     },
 }
 
+/// Limits of the transitions of [`Trust`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrustLimits {
-    /// So many failures in a row, and the server is called offline.
+    /// Failures in a row after which the server is offline.
     pub failures_max: u32,
-    /// A restarted client with torrents missing settles at least so long.
+    /// Minimum time for which a restarted client with missing torrents settles.
     pub settle: Duration,
 }
 
 impl Trust {
+    /// The trust in a server that was not polled yet.
     pub const START: Self = Self::Lost { failures: 0 };
 
-    /// `at` is monotonic time, from any fixed moment.
+    /// Returns the trust after `poll`. `at` is monotonic time from any fixed point.
     pub fn after(self, poll: Poll, at: Duration, limits: &TrustLimits) -> Self {
         match (self, poll) {
             (Self::Lost { failures }, Poll::Failed) => Self::Lost { failures: failures.saturating_add(1) },
@@ -74,12 +79,12 @@ impl Trust {
         }
     }
 
-    /// Whether an answer of now may prove that a torrent is gone.
+    /// Returns whether an answer may prove that a torrent is gone.
     pub fn believes_absence(self) -> bool {
         matches!(self, Self::Steady { .. })
     }
 
-    /// Whether the failures are enough to say that nobody is there.
+    /// Returns whether the failures are enough to call the server offline.
     pub fn is_offline(self, limits: &TrustLimits) -> bool {
         matches!(self, Self::Lost { failures } | Self::Settling { failures, .. } if failures >= limits.failures_max)
     }
@@ -127,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bridge_that_begins_anew_goes_on_waiting_where_the_former_one_was() {
+    fn a_restarted_bridge_waits_on_where_its_former_run_was() {
         let already = |seconds| Poll::Answered {
             loading_for: Some(Duration::from_secs(seconds)),
             torrents: 2,
@@ -135,7 +140,7 @@ mod tests {
         };
         assert!(!run(&[(0, already(20)), (9, answered(false, 2, false))]).believes_absence());
         assert!(run(&[(0, already(20)), (10, answered(false, 2, false))]).believes_absence());
-        assert!(!run(&[(0, already(500))]).believes_absence(), "one look is never enough");
+        assert!(!run(&[(0, already(500))]).believes_absence(), "one poll is never enough");
         assert!(run(&[(0, already(500)), (1, answered(false, 2, false))]).believes_absence());
     }
 
@@ -149,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_run_that_answers_again_is_believed_at_once() {
+    fn the_same_run_is_trusted_at_once_when_it_answers_again() {
         let back = run(&[(0, Poll::Failed), (1, Poll::Failed), (2, Poll::Failed), (3, answered(false, 2, false))]);
         assert!(back.believes_absence());
     }

@@ -8,8 +8,8 @@
 //! completed or checked since the last answer. Another number of torrents, a load that it has not shown
 //! or another run make it show all. Label, priority, directory, message and idle numbers betray nothing.
 //!
-//! A listing shows the world as it is when the answer is complete, not when it was asked for. Beside
-//! the world stands what truly happened in it ([`Life`]), for tests to compare with what was told.
+//! A listing shows the state as it is when the answer is complete, not when it was asked for. Beside
+//! the state stands what truly happened in it ([`Presence`]), for tests to compare with what was told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,33 +36,33 @@ const VERBS: &[Verb] = &[
     Verb::Priority,
 ];
 
-/// An imagined client. Clones show the same world.
+/// An imagined client. Clones show the same state.
 #[derive(Clone)]
 pub struct Simulator {
     server: ServerName,
-    world: Arc<Mutex<World>>,
+    state: Arc<Mutex<SimulatorState>>,
 }
 
 /// How the client answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mood {
+pub enum Behavior {
     #[default]
     Well,
-    /// Nobody listens.
-    Away,
+    /// Refuses connections.
+    Unreachable,
     /// Every exchange ends by its deadline; what was asked for is done all the same.
     Hanging,
     /// What it answers makes no sense; what was asked for is not done.
-    Garbled,
+    Malformed,
     /// Listings lack every other torrent, and say so.
     Short,
     /// The next listing lacks every other torrent and calls itself complete; then it is well again.
-    Forgetful,
+    SilentlyShortOnce,
 }
 
 /// What the client is told to do when it is not asked to check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Drive {
+pub enum RunMode {
     Stopped,
     Paused,
     Running,
@@ -70,14 +70,14 @@ pub enum Drive {
 
 /// A torrent in the imagined client.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Imagined {
+pub struct SimulatedTorrent {
     pub name: String,
     pub length: u64,
     /// Bytes that are here.
     pub done: u64,
     pub received: u64,
     pub uploaded: u64,
-    pub drive: Drive,
+    pub run_mode: RunMode,
     /// Bytes of the content that the check under way has seen; `None` if there is no check.
     pub checked: Option<u64>,
     pub has_metadata: bool,
@@ -94,7 +94,7 @@ pub struct Imagined {
     pub finished_at: Option<Timestamp>,
 }
 
-impl Imagined {
+impl SimulatedTorrent {
     /// Running, with nothing of it here.
     pub fn new(name: impl Into<String>, length: u64) -> Self {
         Self {
@@ -103,7 +103,7 @@ impl Imagined {
             done: 0,
             received: 0,
             uploaded: 0,
-            drive: Drive::Running,
+            run_mode: RunMode::Running,
             checked: None,
             has_metadata: true,
             error: None,
@@ -124,13 +124,13 @@ impl Imagined {
     }
 
     pub fn status(&self) -> Status {
-        match (self.checked, self.drive) {
+        match (self.checked, self.run_mode) {
             (Some(_), _) => Status::Checking,
-            (None, Drive::Stopped) => Status::Stopped,
-            (None, Drive::Paused) => Status::Paused,
-            (None, Drive::Running) if !self.has_metadata => Status::Metadata,
-            (None, Drive::Running) if self.is_complete() => Status::Seeding,
-            (None, Drive::Running) => Status::Downloading,
+            (None, RunMode::Stopped) => Status::Stopped,
+            (None, RunMode::Paused) => Status::Paused,
+            (None, RunMode::Running) if !self.has_metadata => Status::Metadata,
+            (None, RunMode::Running) if self.is_complete() => Status::Seeding,
+            (None, RunMode::Running) => Status::Downloading,
         }
     }
 
@@ -138,7 +138,7 @@ impl Imagined {
     fn mark(&self) -> Mark {
         Mark {
             load: self.load,
-            drive: self.drive,
+            run_mode: self.run_mode,
             is_complete: self.is_complete(),
             is_moving: self.checked.is_some() || self.download_rate + self.upload_rate > 0,
         }
@@ -196,7 +196,7 @@ impl Imagined {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Mark {
     load: u64,
-    drive: Drive,
+    run_mode: RunMode,
     is_complete: bool,
     is_moving: bool,
 }
@@ -209,7 +209,7 @@ struct Shown {
 
 /// One stay of a torrent in the client, as it truly was.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Life {
+pub struct Presence {
     pub hash: InfoHash,
     pub from: Timestamp,
     /// `None` while it is there.
@@ -221,21 +221,21 @@ pub struct Life {
 }
 
 /// What the client has, and what happens to it.
-pub struct World {
+pub struct SimulatorState {
     clock: Arc<dyn Clock>,
-    pub mood: Mood,
+    pub behavior: Behavior,
     /// How long an answer takes.
     pub latency: Duration,
     /// After this a caller has given up.
     pub deadline: Duration,
-    torrents: BTreeMap<InfoHash, Imagined>,
+    torrents: BTreeMap<InfoHash, SimulatedTorrent>,
     /// How many torrents a client that started has loaded; `None` for all.
     loaded: Option<usize>,
     run: u64,
     /// A restarted client bears the name of its former run, as a process in a container does.
-    pub keeps_its_name: bool,
+    pub keeps_run_id: bool,
     loads: u64,
-    lives: Vec<Life>,
+    presences: Vec<Presence>,
     /// `None` if the last answer did not show everything as it was, or there was none.
     shown: Option<Shown>,
     full_listings: u64,
@@ -243,18 +243,18 @@ pub struct World {
     asked: Vec<(Timestamp, Action)>,
 }
 
-impl World {
-    pub fn torrents(&self) -> &BTreeMap<InfoHash, Imagined> {
+impl SimulatorState {
+    pub fn torrents(&self) -> &BTreeMap<InfoHash, SimulatedTorrent> {
         &self.torrents
     }
 
     /// For scripts that change a torrent in ways that have no method here.
-    pub fn torrent_mut(&mut self, hash: &InfoHash) -> Option<&mut Imagined> {
+    pub fn torrent_mut(&mut self, hash: &InfoHash) -> Option<&mut SimulatedTorrent> {
         self.torrents.get_mut(hash)
     }
 
-    pub fn lives(&self) -> &[Life] {
-        &self.lives
+    pub fn presences(&self) -> &[Presence] {
+        &self.presences
     }
 
     pub fn asked(&self) -> &[(Timestamp, Action)] {
@@ -262,22 +262,22 @@ impl World {
     }
 
     /// Loads a torrent; one that is there already stays.
-    pub fn add(&mut self, hash: InfoHash, torrent: Imagined) {
+    pub fn add(&mut self, hash: InfoHash, torrent: SimulatedTorrent) {
         if self.torrents.contains_key(&hash) {
             return;
         }
         let now = self.clock.now();
         self.loads += 1;
         let was_complete = torrent.is_complete();
-        self.lives.push(Life { hash, from: now, until: None, was_complete, finished_at: None });
-        self.torrents.insert(hash, Imagined { load: self.loads, added_at: now, ..torrent });
+        self.presences.push(Presence { hash, from: now, until: None, was_complete, finished_at: None });
+        self.torrents.insert(hash, SimulatedTorrent { load: self.loads, added_at: now, ..torrent });
     }
 
-    pub fn remove(&mut self, hash: &InfoHash) -> Option<Imagined> {
+    pub fn remove(&mut self, hash: &InfoHash) -> Option<SimulatedTorrent> {
         let torrent = self.torrents.remove(hash)?;
         let now = self.clock.now();
-        if let Some(life) = self.life_mut(hash) {
-            life.until = Some(now);
+        if let Some(presence) = self.presence_mut(hash) {
+            presence.until = Some(now);
         }
         Some(torrent)
     }
@@ -285,7 +285,7 @@ impl World {
     /// Erased and loaded again at once, with what is here of its content.
     pub fn reload(&mut self, hash: &InfoHash) {
         if let Some(torrent) = self.remove(hash) {
-            self.add(*hash, Imagined { received: 0, uploaded: 0, checked: None, ..torrent });
+            self.add(*hash, SimulatedTorrent { received: 0, uploaded: 0, checked: None, ..torrent });
         }
     }
 
@@ -303,8 +303,8 @@ impl World {
         if torrent.is_complete() {
             torrent.download_rate = 0;
             torrent.finished_at = Some(now);
-            if let Some(life) = self.life_mut(hash) {
-                life.finished_at = Some(now);
+            if let Some(presence) = self.presence_mut(hash) {
+                presence.finished_at = Some(now);
             }
         }
     }
@@ -329,7 +329,7 @@ impl World {
         self.loads += 1;
         let load = self.loads;
         if let Some(torrent) = self.torrents.get_mut(hash).filter(|torrent| !torrent.has_metadata) {
-            *torrent = Imagined { name: name.to_owned(), length, has_metadata: true, load, ..torrent.clone() };
+            *torrent = SimulatedTorrent { name: name.to_owned(), length, has_metadata: true, load, ..torrent.clone() };
         }
     }
 
@@ -360,11 +360,11 @@ impl World {
         self.loaded.is_some()
     }
 
-    fn life_mut(&mut self, hash: &InfoHash) -> Option<&mut Life> {
-        self.lives.iter_mut().rev().find(|life| life.hash == *hash)
+    fn presence_mut(&mut self, hash: &InfoHash) -> Option<&mut Presence> {
+        self.presences.iter_mut().rev().find(|presence| presence.hash == *hash)
     }
 
-    fn visible(&self) -> impl Iterator<Item = (&InfoHash, &Imagined)> {
+    fn visible(&self) -> impl Iterator<Item = (&InfoHash, &SimulatedTorrent)> {
         self.torrents.iter().take(self.loaded.unwrap_or(usize::MAX))
     }
 
@@ -382,20 +382,20 @@ impl World {
             Scope::Full => None,
             Scope::Changed { named } => self.changed(named),
         };
-        let has_gaps = matches!(self.mood, Mood::Short | Mood::Forgetful);
+        let has_gaps = matches!(self.behavior, Behavior::Short | Behavior::SilentlyShortOnce);
         let listing = match changed.filter(|_| !has_gaps) {
             Some(torrents) => Listing { covers: Covers::Changed, complete: false, ..self.listing(server, torrents) },
             None => {
                 self.full_listings += 1;
                 let shown = self.visible().enumerate().filter(|(place, _)| !has_gaps || place % 2 == 0);
                 let torrents = shown.map(|(_, (hash, _))| *hash).collect();
-                Listing { complete: self.mood != Mood::Short, ..self.listing(server, torrents) }
+                Listing { complete: self.behavior != Behavior::Short, ..self.listing(server, torrents) }
             }
         };
         let marks = self.visible().map(|(hash, torrent)| (*hash, torrent.mark())).collect();
         self.shown = (!has_gaps).then_some(Shown { run: self.run, marks });
-        if self.mood == Mood::Forgetful {
-            self.mood = Mood::Well;
+        if self.behavior == Behavior::SilentlyShortOnce {
+            self.behavior = Behavior::Well;
         }
         listing
     }
@@ -404,7 +404,7 @@ impl World {
     fn changed(&self, named: &BTreeSet<InfoHash>) -> Option<BTreeSet<InfoHash>> {
         let shown = self.shown.as_ref()?;
         // Under its old name a run is known by the loads of its torrents.
-        if (shown.run != self.run && !self.keeps_its_name) || self.visible().count() != shown.marks.len() {
+        if (shown.run != self.run && !self.keeps_run_id) || self.visible().count() != shown.marks.len() {
             return None;
         }
         let mut changed = BTreeSet::new();
@@ -422,14 +422,14 @@ impl World {
 
     fn listing(&self, server: &ServerName, hashes: BTreeSet<InfoHash>) -> Listing {
         let torrents = hashes.into_iter().map(|hash| (hash, self.torrents[&hash].observed(server, hash))).collect();
-        let sum = |rate: fn(&Imagined) -> u64| Some(self.torrents.values().map(rate).sum());
+        let sum = |rate: fn(&SimulatedTorrent) -> u64| Some(self.torrents.values().map(rate).sum());
         let stats = ServerStats {
             client: Some("Simulator".to_owned()),
             download_rate: sum(|torrent| torrent.download_rate),
             upload_rate: sum(|torrent| torrent.upload_rate),
             ..ServerStats::default()
         };
-        let run = if self.keeps_its_name { 1 } else { self.run };
+        let run = if self.keeps_run_id { 1 } else { self.run };
         Listing { covers: Covers::All, run: Some(run.to_string()), complete: true, torrents, stats }
     }
 
@@ -458,12 +458,12 @@ impl World {
                 return Err(ClientError::Unsupported { what: "do that".to_owned() });
             }
             Action::Add(add) => {
-                let torrent = Imagined {
+                let torrent = SimulatedTorrent {
                     has_metadata: false,
-                    drive: if add.start { Drive::Running } else { Drive::Stopped },
+                    run_mode: if add.start { RunMode::Running } else { RunMode::Stopped },
                     label: add.label.clone().unwrap_or_default(),
                     priority: add.priority.unwrap_or(2),
-                    ..Imagined::new(format!("{}.meta", add.hash), 0)
+                    ..SimulatedTorrent::new(format!("{}.meta", add.hash), 0)
                 };
                 self.add(add.hash, torrent);
                 return Ok(Applied::Asked);
@@ -479,14 +479,14 @@ impl World {
             action => {
                 let torrent = self.torrents.get_mut(hash).expect("what is visible is there");
                 match action {
-                    Action::Pause(_) => torrent.drive = Drive::Paused,
-                    Action::Resume(_) | Action::Start(_) => torrent.drive = Drive::Running,
-                    Action::Stop(_) | Action::Hold(_) => torrent.drive = Drive::Stopped,
+                    Action::Pause(_) => torrent.run_mode = RunMode::Paused,
+                    Action::Resume(_) | Action::Start(_) => torrent.run_mode = RunMode::Running,
+                    Action::Stop(_) | Action::Hold(_) => torrent.run_mode = RunMode::Stopped,
                     Action::Label(_, label) => torrent.label.clone_from(label),
                     Action::Priority(_, priority) => torrent.priority = *priority,
                     _ => {}
                 }
-                if torrent.drive != Drive::Running {
+                if torrent.run_mode != RunMode::Running {
                     (torrent.download_rate, torrent.upload_rate) = (0, 0);
                 }
             }
@@ -498,54 +498,58 @@ impl World {
 impl Simulator {
     /// A client without torrents that answers at once.
     pub fn new(server: ServerName, clock: Arc<dyn Clock>) -> Self {
-        let world = World {
+        let state = SimulatorState {
             clock,
-            mood: Mood::Well,
+            behavior: Behavior::Well,
             latency: Duration::ZERO,
             deadline: Duration::from_secs(10),
             torrents: BTreeMap::new(),
             loaded: None,
             run: 1,
-            keeps_its_name: false,
+            keeps_run_id: false,
             loads: 0,
-            lives: Vec::new(),
+            presences: Vec::new(),
             shown: None,
             full_listings: 0,
             asked: Vec::new(),
         };
-        Self { server, world: Arc::new(Mutex::new(world)) }
+        Self { server, state: Arc::new(Mutex::new(state)) }
     }
 
     /// A client with so many torrents, a tenth of them downloading: for benchmarks.
     pub fn populated(server: ServerName, clock: Arc<dyn Clock>, count: u32) -> Self {
         let simulator = Self::new(server, clock);
-        simulator.change(|world| {
+        simulator.change(|state| {
             for number in 0..count {
                 let mut bytes = [0; 20];
                 bytes[..4].copy_from_slice(&number.wrapping_mul(0x9e37_79b9).to_be_bytes());
                 bytes[16..].copy_from_slice(&number.to_be_bytes());
                 let length = 1 << 30;
                 let done = if number.is_multiple_of(10) { length / 2 } else { length };
-                world.add(
+                state.add(
                     InfoHash::V1(bytes),
-                    Imagined { done, received: done, ..Imagined::new(format!("torrent {number}"), length) },
+                    SimulatedTorrent {
+                        done,
+                        received: done,
+                        ..SimulatedTorrent::new(format!("torrent {number}"), length)
+                    },
                 );
             }
         });
         simulator
     }
 
-    /// Looks at the world or changes it.
-    pub fn change<T>(&self, change: impl FnOnce(&mut World) -> T) -> T {
-        change(&mut self.world.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Looks at the state or changes it.
+    pub fn change<T>(&self, change: impl FnOnce(&mut SimulatorState) -> T) -> T {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     async fn request(&self, action: &Action) -> Result<Applied, ClientError> {
         match self.exchange().await {
-            Ok(()) => self.change(|world| world.perform(action)),
+            Ok(()) => self.change(|state| state.perform(action)),
             Err(timeout @ ClientError::Timeout { .. }) => {
                 // Nobody hears how it went, but the test does, from `asked`.
-                drop(self.change(|world| world.perform(action)));
+                drop(self.change(|state| state.perform(action)));
                 Err(timeout)
             }
             Err(error) => Err(error),
@@ -554,19 +558,19 @@ impl Simulator {
 
     /// Waits as long as an answer takes, and says how the client fails if it does.
     async fn exchange(&self) -> Result<(), ClientError> {
-        let (mood, latency, deadline) = self.change(|world| (world.mood, world.latency, world.deadline));
-        let wait = if mood == Mood::Hanging { deadline } else { latency };
+        let (behavior, latency, deadline) = self.change(|state| (state.behavior, state.latency, state.deadline));
+        let wait = if behavior == Behavior::Hanging { deadline } else { latency };
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
-        match mood {
-            Mood::Well | Mood::Short | Mood::Forgetful => Ok(()),
-            Mood::Away => {
+        match behavior {
+            Behavior::Well | Behavior::Short | Behavior::SilentlyShortOnce => Ok(()),
+            Behavior::Unreachable => {
                 let source = Box::new(std::io::Error::from(std::io::ErrorKind::ConnectionRefused));
                 Err(ClientError::Unreachable { address: "the simulator".to_owned(), source })
             }
-            Mood::Hanging => Err(ClientError::Timeout { limit: deadline }),
-            Mood::Garbled => Err(ClientError::Protocol { reason: "the simulator is garbled".to_owned() }),
+            Behavior::Hanging => Err(ClientError::Timeout { limit: deadline }),
+            Behavior::Malformed => Err(ClientError::Protocol { reason: "the simulator is garbled".to_owned() }),
         }
     }
 }
@@ -575,15 +579,15 @@ impl Simulator {
 impl TorrentClient for Simulator {
     async fn list(&self, scope: Scope<'_>) -> Result<Listing, ClientError> {
         if let Err(error) = self.exchange().await {
-            self.change(|world| world.shown = None);
+            self.change(|state| state.shown = None);
             return Err(error);
         }
-        Ok(self.change(|world| world.list(&self.server, scope)))
+        Ok(self.change(|state| state.list(&self.server, scope)))
     }
 
     async fn get(&self, hashes: &[InfoHash], parts: Parts) -> Result<Vec<Option<Details>>, ClientError> {
         self.exchange().await?;
-        Ok(self.change(|world| hashes.iter().map(|hash| world.details(&self.server, *hash, parts)).collect()))
+        Ok(self.change(|state| hashes.iter().map(|hash| state.details(&self.server, *hash, parts)).collect()))
     }
 
     async fn apply(&self, actions: &[Action]) -> Vec<Result<Applied, ClientError>> {
@@ -610,9 +614,9 @@ mod tests {
 
     fn simulator() -> Simulator {
         let simulator = Simulator::new(ServerName::parse("home").unwrap(), Arc::new(SystemClock));
-        simulator.change(|world| {
+        simulator.change(|state| {
             for number in 1..=3 {
-                world.add(hash(number), Imagined::new("x", 100));
+                state.add(hash(number), SimulatedTorrent::new("x", 100));
             }
         });
         simulator
@@ -622,11 +626,11 @@ mod tests {
     async fn a_restarted_client_is_another_run_that_shows_what_it_has_loaded() {
         let simulator = simulator();
         let before = simulator.list(Scope::Full).await.unwrap();
-        simulator.change(World::restart);
+        simulator.change(SimulatorState::restart);
         let after = simulator.list(Scope::Full).await.unwrap();
         assert_ne!(before.run, after.run);
         assert_eq!((before.torrents.len(), after.torrents.len(), after.complete), (3, 0, true));
-        simulator.change(|world| world.load_session(None));
+        simulator.change(|state| state.load_session(None));
         let loaded = simulator.list(Scope::Full).await.unwrap();
         assert_ne!(loaded.torrents[&hash(1)].facts.load, before.torrents[&hash(1)].facts.load);
     }
@@ -634,10 +638,10 @@ mod tests {
     #[tokio::test]
     async fn a_short_listing_says_so_and_a_forgetful_one_comes_once() {
         let simulator = simulator();
-        simulator.change(|world| world.mood = Mood::Short);
+        simulator.change(|state| state.behavior = Behavior::Short);
         let short = simulator.list(Scope::Full).await.unwrap();
         assert_eq!((short.torrents.len(), short.complete), (2, false));
-        simulator.change(|world| world.mood = Mood::Forgetful);
+        simulator.change(|state| state.behavior = Behavior::SilentlyShortOnce);
         let forgetful = simulator.list(Scope::Full).await.unwrap();
         assert_eq!((forgetful.torrents.len(), forgetful.complete), (2, true));
         assert_eq!(simulator.list(Scope::Full).await.unwrap().torrents.len(), 3);
@@ -646,9 +650,9 @@ mod tests {
     #[tokio::test]
     async fn what_is_asked_of_a_hanging_client_is_done_without_an_answer() {
         let simulator = simulator();
-        simulator.change(|world| (world.mood, world.deadline) = (Mood::Hanging, Duration::ZERO));
+        simulator.change(|state| (state.behavior, state.deadline) = (Behavior::Hanging, Duration::ZERO));
         let results = simulator.apply(&[Action::Delete(hash(1))]).await;
         assert!(matches!(results[..], [Err(ClientError::Timeout { .. })]));
-        simulator.change(|world| assert!(world.lives()[0].until.is_some()));
+        simulator.change(|state| assert!(state.presences()[0].until.is_some()));
     }
 }

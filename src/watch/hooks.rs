@@ -1,12 +1,13 @@
-//! Hooks in a client, and the bell that they ring: what happens there is looked for at once.
+//! Hooks in a client, and the signals that they send: what happens there is polled at once.
 //!
-//! Two things run side by side. One has the client ring: as soon as it answers, again when it is another
-//! run of it, and each minute it looks whether the hooks still hang. The other answers the bell, by poking
-//! the watcher. A ring says nothing but "look" (I11): hooks that are missing, late or rung by somebody else
-//! cost promptness or a look, never an event.
+//! Two loops run at the same time. One installs the hooks: as soon as the client answers, again when it is
+//! another run, and each minute it checks that they are still there. The other turns signals into wakes of the
+//! watcher. A signal says nothing but "poll" (I11): hooks that are missing or late, and signals sent by
+//! somebody else, cost promptness or a poll, never an event.
 //!
-//! The first ring pokes at once; those that follow are answered together, and not before the client has
-//! had twice the time of a look to itself. So however often it is rung, looking is a third of what it does.
+//! The first signal wakes the watcher at once. Those that follow are answered together, and not before the
+//! client has had twice the duration of a poll for itself. So however many signals arrive, polls take a third
+//! of the client's time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,32 +15,37 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::SHORTEST_PAUSE;
+use super::PAUSE_MIN;
 use crate::live_state::{LiveState, ServerHandle};
 use crate::log_throttle::LogThrottle;
 use crate::model::{Hook, ServerName, error_chain};
 use crate::port::{ClientError, EventHooks, HookRequest, Hooks, TorrentClient};
 
-/// How long hooks may be gone unnoticed in a client that did not restart.
-const LOOK_FOR_HOOKS_EACH: Duration = Duration::from_secs(60);
+/// Maximum time for which missing hooks go unnoticed in a client that did not restart.
+const INSPECTION_INTERVAL: Duration = Duration::from_secs(60);
 
+/// The task that keeps the hooks of one server installed and receives their signals.
 #[derive(Clone)]
-pub struct HookKeeper {
+pub struct HookInstaller {
+    /// The server whose client is hooked.
     pub server: ServerName,
+    /// A client with [`EventHooks`]; without them nothing is done.
     pub client: Arc<dyn TorrentClient>,
+    /// Where signals arrive and the watcher is woken.
     pub live: Arc<LiveState>,
+    /// The hook to install.
     pub hook: Hook,
 }
 
-impl HookKeeper {
-    /// Keeps the hooks until `stop`, and takes them back then.
+impl HookInstaller {
+    /// Keeps the hooks installed until `stop`, and removes them then.
     pub async fn run(self, stop: CancellationToken) {
         let Some(live) = self.live.server(&self.server) else { return };
         let Some(hooks) = self.client.capabilities().hooks else { return };
-        tokio::join!(self.receive_hook_signals(live, &stop), self.keep(live, hooks, &stop));
+        tokio::join!(self.receive_hook_signals(live, &stop), self.install(live, hooks, &stop));
         match hooks.hooks(HookRequest::Remove(&self.hook.key)).await {
-            Ok(hooks) => debug!(server = %self.server, taken = hooks.changed, "hooks taken back"),
-            Err(error) => warn!(server = %self.server, error = error_chain(&error), "hooks could not be taken back"),
+            Ok(hooks) => debug!(server = %self.server, removed = hooks.changed, "hooks removed"),
+            Err(error) => warn!(server = %self.server, error = error_chain(&error), "removing hooks failed"),
         }
     }
 
@@ -49,7 +55,7 @@ impl HookKeeper {
                 () = stop.cancelled() => return,
                 () = live.hook_notifier.notified.notified() => live.wake.notify_one(),
             }
-            let pause = SHORTEST_PAUSE.max(2 * live.read(|content| content.poll.duration));
+            let pause = PAUSE_MIN.max(2 * live.read(|server| server.poll.duration));
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
@@ -57,17 +63,17 @@ impl HookKeeper {
         }
     }
 
-    async fn keep(&self, live: &ServerHandle, hooks: &dyn EventHooks, stop: &CancellationToken) {
+    async fn install(&self, live: &ServerHandle, hooks: &dyn EventHooks, stop: &CancellationToken) {
         let mut failures = LogThrottle::default();
         while !stop.is_cancelled() {
-            if live.read(|content| content.poll.is_answering()) {
+            if live.read(|server| server.poll.is_answering()) {
                 let result = hooks.hooks(HookRequest::Install(&self.hook)).await;
                 self.note(live, result, &mut failures);
             }
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = live.hook_notifier.client_is_new.notified() => {}
-                () = tokio::time::sleep(LOOK_FOR_HOOKS_EACH) => {}
+                () = tokio::time::sleep(INSPECTION_INTERVAL) => {}
             }
         }
     }
@@ -76,22 +82,22 @@ impl HookKeeper {
         match result {
             Ok(hooks) => {
                 if let Some(times) = failures.recovered() {
-                    info!(server = %self.server, times, "hooks can be set again");
+                    info!(server = %self.server, times, "hooks can be installed again");
                 }
                 let Hooks { installed, skipped, changed } = &hooks;
                 if *changed > 0 {
-                    info!(server = %self.server, events = ?installed, ?skipped, "the client rings by itself");
-                    // Nobody rang for what happened before.
+                    info!(server = %self.server, events = ?installed, ?skipped, "hooks installed");
+                    // What happened before has sent no signal.
                     live.wake.notify_one();
                 } else if installed.is_empty() && live.hook_notifier.last_report().hooks.as_ref() != Some(&hooks) {
-                    warn!(server = %self.server, ?skipped, "no event can be hooked: others hang there");
+                    warn!(server = %self.server, ?skipped, "no hooks installed: every event has hooks of others");
                 }
                 live.hook_notifier.report(|report| (report.hooks, report.problem) = (Some(hooks), None));
             }
             Err(error) => {
                 let problem = error_chain(&error);
                 if let Some(times) = failures.failed() {
-                    warn!(server = %self.server, times, problem, "hooks cannot be set, looking each interval all the same");
+                    warn!(server = %self.server, times, problem, "installing hooks failed, polling at the interval");
                 }
                 live.hook_notifier.report(|report| (report.hooks, report.problem) = (None, Some(problem)));
             }
@@ -116,7 +122,7 @@ mod tests {
     };
     use crate::port::{Applied, Capabilities, EventHooks, Scope};
 
-    /// Has hooks and nothing else.
+    /// A client with hooks and nothing else.
     #[derive(Default)]
     struct Hookable {
         is_hooked: Mutex<bool>,
@@ -126,10 +132,10 @@ mod tests {
     #[async_trait]
     impl TorrentClient for Hookable {
         async fn list(&self, _: Scope<'_>) -> Result<Listing, ClientError> {
-            unreachable!("hooks are not looked for in a listing")
+            unreachable!("hooks need no listing")
         }
         async fn get(&self, _: &[InfoHash], _: Parts) -> Result<Vec<Option<Details>>, ClientError> {
-            unreachable!("hooks are not looked for in a torrent")
+            unreachable!("hooks need no torrent")
         }
         async fn apply(&self, _: &[Action]) -> Vec<Result<Applied, ClientError>> {
             unreachable!("hooks change no torrent")
@@ -141,31 +147,31 @@ mod tests {
 
     #[async_trait]
     impl EventHooks for Hookable {
-        async fn hooks(&self, wish: HookRequest<'_>) -> Result<Hooks, ClientError> {
+        async fn hooks(&self, request: HookRequest<'_>) -> Result<Hooks, ClientError> {
             let mut is_hooked = self.is_hooked.lock().unwrap();
-            let (word, is_wanted) = match wish {
-                HookRequest::Inspect(_) => ("look", *is_hooked),
-                HookRequest::Install(_) => ("set", true),
-                HookRequest::Remove(_) => ("take", false),
+            let (name, is_wanted) = match request {
+                HookRequest::Inspect(_) => ("inspect", *is_hooked),
+                HookRequest::Install(_) => ("install", true),
+                HookRequest::Remove(_) => ("remove", false),
             };
-            self.asked.lock().unwrap().push(word);
+            self.asked.lock().unwrap().push(name);
             let changed = usize::from(*is_hooked != is_wanted);
             *is_hooked = is_wanted;
             Ok(Hooks { installed: vec!["paused"], skipped: Vec::new(), changed })
         }
     }
 
-    struct Stage {
+    struct TestServer {
         live: Arc<LiveState>,
         server: ServerName,
         client: Arc<Hookable>,
-        keeper: HookKeeper,
+        installer: HookInstaller,
     }
 
-    impl Stage {
+    impl TestServer {
         fn new() -> Self {
             let server = ServerName::parse("home").unwrap();
-            let content = LiveServer {
+            let live_server = LiveServer {
                 epoch: Epoch(1),
                 snapshot: Snapshot::new(),
                 state: ServerState::default(),
@@ -175,7 +181,7 @@ mod tests {
                 stats_body: Bytes::new(),
                 poll: PollReport::default(),
             };
-            let live = Arc::new(LiveState::new(BTreeMap::from([(server.clone(), content)]), []));
+            let live = Arc::new(LiveState::new(BTreeMap::from([(server.clone(), live_server)]), []));
             let hook = Hook {
                 key: HookKey::new("main", &server).unwrap(),
                 address: HookAddress::parse("127.0.0.1:1").unwrap(),
@@ -184,18 +190,18 @@ mod tests {
             };
             let client = Arc::new(Hookable::default());
             let dyn_client: Arc<dyn TorrentClient> = client.clone();
-            let keeper = HookKeeper { server: server.clone(), client: dyn_client, live: Arc::clone(&live), hook };
-            Self { live, server, client, keeper }
+            let installer = HookInstaller { server: server.clone(), client: dyn_client, live: Arc::clone(&live), hook };
+            Self { live, server, client, installer }
         }
 
         fn live(&self) -> &ServerHandle {
             self.live.server(&self.server).unwrap()
         }
 
-        /// The client answered a look that took so long.
+        /// Reports an answered poll of this duration.
         fn answers(&self, took: Duration) {
-            self.live().write(|content| {
-                content.poll =
+            self.live().write(|server| {
+                server.poll =
                     PollReport { last_success: Some(Instant::now()), duration: took, ..PollReport::default() };
             });
             self.live().hook_notifier.client_is_new.notify_one();
@@ -205,10 +211,10 @@ mod tests {
             std::mem::take(&mut self.client.asked.lock().unwrap())
         }
 
-        /// Runs the keeper beside `test`, and until it has ended.
+        /// Runs the installer while `test` runs, and until it has ended.
         async fn while_running(&self, test: impl Future<Output = ()>) {
             let stop = CancellationToken::new();
-            tokio::join!(self.keeper.clone().run(stop.clone()), async {
+            tokio::join!(self.installer.clone().run(stop.clone()), async {
                 test.await;
                 stop.cancel();
             });
@@ -222,62 +228,60 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn hooks_are_hung_when_the_client_answers_looked_after_and_taken_back() {
-        let stage = Stage::new();
-        stage
-            .while_running(async {
-                pass(100.0).await;
-                assert!(stage.asked().is_empty(), "nobody answers");
-                stage.answers(Duration::ZERO);
-                pass(1.0).await;
-                assert_eq!(stage.asked(), ["set"]);
-                tokio::time::timeout(Duration::ZERO, stage.live().wake.notified()).await.expect("a first look");
-                assert_eq!(stage.live().hook_notifier.last_report().hooks.unwrap().installed, ["paused"]);
-                pass(60.0).await;
-                assert_eq!(stage.asked(), ["set"], "each minute");
-                let wake = tokio::time::timeout(Duration::ZERO, stage.live().wake.notified()).await;
-                assert!(wake.is_err(), "nothing was changed");
-                *stage.client.is_hooked.lock().unwrap() = false;
-                stage.answers(Duration::ZERO);
-                pass(1.0).await;
-                assert_eq!(stage.asked(), ["set"], "another run has none");
-            })
-            .await;
-        assert_eq!(stage.asked(), ["take"]);
-        assert!(!*stage.client.is_hooked.lock().unwrap());
+    async fn hooks_are_installed_when_the_client_answers_checked_and_removed() {
+        let test = TestServer::new();
+        test.while_running(async {
+            pass(100.0).await;
+            assert!(test.asked().is_empty(), "the client does not answer");
+            test.answers(Duration::ZERO);
+            pass(1.0).await;
+            assert_eq!(test.asked(), ["install"]);
+            tokio::time::timeout(Duration::ZERO, test.live().wake.notified()).await.expect("a first poll");
+            assert_eq!(test.live().hook_notifier.last_report().hooks.unwrap().installed, ["paused"]);
+            pass(60.0).await;
+            assert_eq!(test.asked(), ["install"], "each minute");
+            let wake = tokio::time::timeout(Duration::ZERO, test.live().wake.notified()).await;
+            assert!(wake.is_err(), "nothing was changed");
+            *test.client.is_hooked.lock().unwrap() = false;
+            test.answers(Duration::ZERO);
+            pass(1.0).await;
+            assert_eq!(test.asked(), ["install"], "another run has none");
+        })
+        .await;
+        assert_eq!(test.asked(), ["remove"]);
+        assert!(!*test.client.is_hooked.lock().unwrap());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_ring_is_answered_at_once_and_many_as_one_and_the_client_has_time_for_itself() {
-        for (look, pause) in [(Duration::ZERO, 0.1), (Duration::from_secs(1), 2.0)] {
-            let stage = Stage::new();
-            stage.live().write(|content| content.poll.duration = look);
-            stage
-                .while_running(async {
-                    let poked = async || {
-                        let began = Instant::now();
-                        stage.live().wake.notified().await;
-                        began.elapsed().as_secs_f64()
-                    };
-                    stage.live().hook_notifier.notify(HASH);
-                    assert_eq!(poked().await, 0.0, "at once");
-                    for _ in 0..10_000 {
-                        stage.live().hook_notifier.notify(HASH);
-                    }
-                    let waited = poked().await;
-                    assert!((waited - pause).abs() < 0.01, "{waited} s after a look of {look:?}");
-                    let more = tokio::time::timeout(Duration::from_secs(10), poked()).await;
-                    assert!(more.is_err(), "all were answered");
-                    assert_eq!(stage.live().hook_notifier.last_report().wakes, 10_001);
-                })
-                .await;
+    async fn the_first_signal_wakes_at_once_and_many_as_one_after_a_pause() {
+        for (poll, pause) in [(Duration::ZERO, 0.1), (Duration::from_secs(1), 2.0)] {
+            let test = TestServer::new();
+            test.live().write(|server| server.poll.duration = poll);
+            test.while_running(async {
+                let woken = async || {
+                    let began = Instant::now();
+                    test.live().wake.notified().await;
+                    began.elapsed().as_secs_f64()
+                };
+                test.live().hook_notifier.notify(HASH);
+                assert_eq!(woken().await, 0.0, "at once");
+                for _ in 0..10_000 {
+                    test.live().hook_notifier.notify(HASH);
+                }
+                let waited = woken().await;
+                assert!((waited - pause).abs() < 0.01, "{waited} s after a poll of {poll:?}");
+                let more = tokio::time::timeout(Duration::from_secs(10), woken()).await;
+                assert!(more.is_err(), "all were answered");
+                assert_eq!(test.live().hook_notifier.last_report().wakes, 10_001);
+            })
+            .await;
         }
     }
 
     #[test]
-    fn what_is_named_is_kept_until_it_is_too_much_to_be_worth_it() {
-        let stage = Stage::new();
-        let hook_notifier = &stage.live().hook_notifier;
+    fn named_torrents_are_collected_up_to_a_limit() {
+        let test = TestServer::new();
+        let hook_notifier = &test.live().hook_notifier;
         hook_notifier.notify(HASH);
         hook_notifier.notify(HASH);
         assert_eq!(hook_notifier.take_named(), Named::These([HASH].into()));

@@ -1,12 +1,14 @@
-//! The watcher: looks at one server again and again, and has what it found written down and told.
+//! The watcher of one server: poll, compare, commit, publish.
 //!
-//! There are two speeds. At each beat it asks for what changed, which costs the client next to
-//! nothing; now and then, and whenever that leaves a doubt, for all ([`pace`], [`Differ::needs_all`]).
+//! There are two kinds of polls. At each interval the watcher asks for what changed, which costs the client
+//! next to nothing; from time to time, and whenever that leaves a doubt, it reads everything ([`pace`],
+//! [`Differ::needs_full_poll`]).
 //!
-//! One look at a time. A look is: list → diff against what was told → commit → board. It is never
-//! broken off half-way, so `told` and journal agree. What a look cannot commit (no room) stays
-//! untold, and the next look finds it again.
+//! One poll at a time: list → diff against the snapshot → commit → live state. A poll is never interrupted
+//! half-way, so snapshot and journal agree. What cannot be committed because the store is full is not in the
+//! snapshot either, and the next poll finds it again.
 
+mod files;
 mod hooks;
 mod pace;
 
@@ -17,294 +19,321 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{Instrument as _, debug, debug_span, error, info, warn};
 
-use self::pace::{Pace, Reason};
+use self::pace::{Pace, PollReason};
 use crate::commands::PendingEffects;
-use crate::diff::{Differ, Limits, Moment};
+use crate::diff::{Differ, Limits, PollTime};
 use crate::live_state::{LiveState, Named, ServerHandle};
 use crate::log_throttle::LogThrottle;
 use crate::model::{
-    Cause, ChangeSet, Changes, Covers, Files, InfoHash, Kind, Listing, NewEvent, Parts, Seq, ServerName, Stats,
-    Torrent, error_chain,
+    Cause, ChangeSet, Changes, Covers, InfoHash, Kind, Listing, NewEvent, Seq, ServerName, Stats, Torrent, error_chain,
 };
-use crate::port::{ClientError, Clock, Delivery, Scope, Store, StoreError, TorrentClient};
+use crate::port::{ClientError, Clock, Scope, Store, StoreError, TorrentClient};
 
-pub use self::hooks::HookKeeper;
+pub use self::files::FilePublisher;
+pub use self::hooks::HookInstaller;
 
-/// Between two looks, however slow the client is and however much somebody waits for an effect.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
-/// So many looks at a server that is new are made at once; if the first picture is not whole then, there is
-/// no hurry any more.
+/// Minimum pause between two polls, however slow the client is and however many commands wait for an effect.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Polls of a new server that are not limited in pace. If the first snapshot is not complete then, it is a
+/// large one, and takes its time.
 const FIRST_POLLS: u64 = 5;
-/// So many events are written down together.
-const FACTS_AT_ONCE: usize = 500;
-/// Of more torrents that somebody named all are looked at.
+/// Events of one commit. A large change set is committed in parts, so that the first are delivered while the
+/// last are written.
+const COMMIT_EVENTS_MAX: usize = 500;
+/// Torrents that one poll reads by name; of more, all torrents are read.
 const NAMED_MAX: usize = 1024;
-/// The stats message is made anew at most this often.
-const STATS_EACH: Duration = Duration::from_secs(5);
+/// Minimum time between two statistics messages.
+const STATS_INTERVAL: Duration = Duration::from_secs(5);
 
+/// The watcher of one server.
 #[derive(Clone)]
 pub struct Watcher {
+    /// The server to watch.
     pub server: ServerName,
+    /// Time from one poll to the next.
     pub interval: Duration,
-    /// A full picture at least this often.
-    pub sweep: Duration,
+    /// Maximum time from one full poll to the next.
+    pub full_interval: Duration,
+    /// The client of the server.
     pub client: Arc<dyn TorrentClient>,
+    /// The store that events and snapshot are committed to.
     pub store: Arc<dyn Store>,
+    /// What other tasks read of the server.
     pub live: Arc<LiveState>,
+    /// The time of events.
     pub clock: Arc<dyn Clock>,
+    /// Effects that running commands expect.
     pub pending_effects: Arc<PendingEffects>,
-    pub files: Arc<FilesWanted>,
-    /// This epoch began by a loss: that is the first thing to tell.
+    /// Publisher of the lists of files.
+    pub files: Arc<FilePublisher>,
+    /// The epoch began because the state was lost, which is the first event to publish.
     pub is_history_lost: bool,
 }
 
-/// What a running watcher keeps between looks.
-struct State {
-    differ: Differ,
-    start: Instant,
-    failures: LogThrottle,
-    full: LogThrottle,
-    stats_made: Option<Instant>,
-    /// What the stats are made of has changed since.
-    are_stats_old: bool,
-    pace: Pace,
-    /// To be looked at, until a look has succeeded.
-    named: BTreeSet<InfoHash>,
-    /// More were named than can be looked at one by one.
-    are_many_named: bool,
-    /// The run of the client that answered the last look, if it did.
-    run: Option<Option<String>>,
-}
-
 impl Watcher {
-    /// Looks until `stop`; a look under way is finished first.
+    /// Polls until `stop`. A poll that has begun is finished first.
     ///
     /// # Errors
     /// Only a store that cannot be used any more.
     pub async fn run(self, stop: CancellationToken) -> Result<(), StoreError> {
         let Some(live) = self.live.server(&self.server) else { return Ok(()) };
-        let mut state = State {
-            differ: Differ::new(self.server.clone(), Limits::default()),
-            start: Instant::now(),
-            failures: LogThrottle::default(),
-            full: LogThrottle::default(),
-            stats_made: None,
-            are_stats_old: true,
-            pace: Pace::new(self.interval, self.sweep),
-            named: BTreeSet::new(),
-            are_many_named: false,
-            run: None,
-        };
-        let mut is_poked = false;
+        let mut polling = PollLoop::new(&self, live);
+        let mut pause = Duration::ZERO;
         loop {
-            let (took, pause) = self.look(&mut state, live).await?;
-            // Who was woken for a torrent that is missing is not to sleep before it is known to be gone.
-            let is_urgent = self.pending_effects.is_waiting() || (is_poked && state.differ.is_in_doubt());
-            let pause = if is_urgent { took } else { pause }.max(SHORTEST_PAUSE);
-            live.write(|content| content.poll.interval = took + pause);
-            is_poked = tokio::select! {
+            let is_woken = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 () = live.wake.notified() => true,
                 () = tokio::time::sleep(pause) => false,
             };
-        }
-    }
-
-    /// One look, told and written down. Returns how long the client took, and how long to leave it alone.
-    async fn look(&self, state: &mut State, live: &ServerHandle) -> Result<(Duration, Duration), StoreError> {
-        let look = self.pending_effects.begin_poll();
-        match live.hook_notifier.take_named() {
-            Named::These(mut hashes) => state.named.append(&mut hashes),
-            Named::Many => state.are_many_named = true,
-        }
-        self.pending_effects.awaited(&mut state.named);
-        if state.named.len() > NAMED_MAX {
-            state.named.clear();
-            state.are_many_named = true;
-        }
-        let (needs_all, is_first) = live.read(|content| {
-            let is_first = !content.state.is_known && content.poll.polls < FIRST_POLLS;
-            (state.differ.needs_all(&content.state), is_first)
-        });
-        let needs_all = needs_all || state.are_many_named;
-        let is_sweep = state.pace.is_sweep_due(state.start.elapsed());
-        let scope = if needs_all || is_sweep { Scope::Full } else { Scope::Changed { named: &state.named } };
-        let began = Instant::now();
-        let answer = self.client.list(scope).await;
-        let took = began.elapsed();
-        let reason = match &answer {
-            Err(_) => Reason::Free,
-            Ok(_) if is_first => Reason::Free,
-            Ok(_) if is_sweep => Reason::Sweep,
-            Ok(_) => Reason::ChangeSet,
-        };
-        let is_full = answer.as_ref().is_ok_and(|listing| listing.covers == Covers::All);
-        let pause = state.pace.polled(reason, is_full, took, state.start.elapsed());
-        let now = Moment { time: self.clock.now(), at: state.start.elapsed() };
-        let mut change_set = live.read(|content| match &answer {
-            Ok(listing) => state.differ.polled(&content.snapshot, &content.state, listing, now),
-            Err(_) => state.differ.failed(&content.state, now),
-        });
-        let needs_reset =
-            live.read(|content| content.needs_reset || self.is_history_lost && content.last_seq == Seq(0));
-        if answer.is_ok() && needs_reset {
-            change_set.events.insert(0, journal_reset());
-        }
-        self.pending_effects.attribute(&mut change_set);
-        state.are_stats_old |= !change_set.is_empty();
-        self.publish(state, live, change_set, now.at).await?;
-        // "It answers" may be read only when what it answered stands on the board.
-        self.report_poll(state, live, &answer, began, took);
-        note_run(state, live, &answer);
-        if let Ok(listing) = &answer {
-            self.make_stats(state, live, listing);
-            state.named.clear();
-            state.are_many_named = false;
-            live.read(|content| self.pending_effects.judge(look, listing, &content.snapshot));
-        }
-        Ok((took, pause))
-    }
-
-    /// Has a tick told; a large one in parts, so that the first is on its way while the last is written down.
-    async fn publish(
-        &self,
-        state: &mut State,
-        live: &ServerHandle,
-        change_set: ChangeSet,
-        at: Duration,
-    ) -> Result<(), StoreError> {
-        if change_set.is_empty() {
-            return Ok(());
-        }
-        for part in change_set.into_parts(FACTS_AT_ONCE) {
-            if !self.tell_part(state, live, part, at).await? {
-                state.differ.held_back();
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Commits and puts it on the board. Without room nothing is told, and the next look finds it again.
-    async fn tell_part(
-        &self,
-        state: &mut State,
-        live: &ServerHandle,
-        change_set: ChangeSet,
-        at: Duration,
-    ) -> Result<bool, StoreError> {
-        let server_state = change_set.state.clone();
-        let said: Vec<(Kind, Option<Arc<Torrent>>)> =
-            change_set.events.iter().map(|new_event| (new_event.kind, new_event.torrent.clone())).collect();
-        match self.store.commit(change_set).await {
-            Ok(committed) => {
-                if let Some(times) = state.full.recovered() {
-                    info!(server = %self.server, times, "there is room again, what happened meanwhile is told now");
-                }
-                state.differ.committed(&committed, at);
-                if said.iter().any(|(kind, _)| *kind == Kind::JournalReset) {
-                    live.write(|content| content.needs_reset = false);
-                }
-                self.live.publish(&self.server, committed, server_state);
-                for (kind, torrent) in said {
-                    debug!(server = %self.server, kind = kind.as_str(), "told");
-                    let labels = [("server", self.server.to_string()), ("kind", kind.as_str().to_owned())];
-                    metrics::counter!("dtorrent_events_total", &labels).increment(1);
-                    let Some(torrent) = torrent else { continue };
-                    if matches!(kind, Kind::Added | Kind::Metadata | Kind::Finished) {
-                        self.files.want(torrent.hash);
-                    }
-                }
-                Ok(true)
-            }
-            Err(StoreError::Full { reason }) => {
-                metrics::counter!("dtorrent_commits_full_total", "server" => self.server.to_string()).increment(1);
-                if let Some(times) = state.full.failed() {
-                    error!(server = %self.server, times, reason, "events cannot be written down; they are held back");
-                }
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn report_poll(
-        &self,
-        state: &mut State,
-        live: &ServerHandle,
-        answer: &Result<Listing, ClientError>,
-        began: Instant,
-        took: Duration,
-    ) {
-        let failure = answer.as_ref().err().map(|error| error_chain(error));
-        match &failure {
-            None => {
-                if let Some(times) = state.failures.recovered() {
-                    info!(server = %self.server, times, "the client answers again");
-                }
-            }
-            Some(failure) => {
-                if let Some(times) = state.failures.failed() {
-                    warn!(server = %self.server, times, failure, "the client does not answer, trying on");
-                }
-            }
-        }
-        let result = if failure.is_none() { "ok" } else { "failed" };
-        let labels = [("server", self.server.to_string()), ("result", result.to_owned())];
-        metrics::counter!("dtorrent_polls_total", &labels).increment(1);
-        metrics::histogram!("dtorrent_poll_duration_seconds", "server" => self.server.to_string()).record(took);
-        live.write(|content| {
-            content.poll.polls += 1;
-            content.poll.duration = took;
-            if failure.is_none() {
-                content.poll.last_success = Some(Instant::now());
-                content.poll.last_began = Some(began);
-            } else {
-                content.poll.failures += 1;
-            }
-            content.poll.failure = failure;
-            content.poll.sweep = state.pace.sweep();
-            if let Ok(listing) = answer {
-                content.poll.full += u64::from(listing.covers == Covers::All);
-                if content.stats != listing.stats {
-                    content.stats = listing.stats.clone();
-                    state.are_stats_old = true;
-                }
-            }
-        });
-    }
-
-    fn make_stats(&self, state: &mut State, live: &ServerHandle, listing: &Listing) {
-        if !state.are_stats_old || state.stats_made.is_some_and(|made| made.elapsed() < STATS_EACH) {
-            return;
-        }
-        state.stats_made = Some(Instant::now());
-        state.are_stats_old = false;
-        let body = live.read(|content| {
-            let stats = Stats::of(listing.stats.clone(), content.snapshot.values().map(|snapshot| &*snapshot.torrent));
-            for (status, count) in &stats.by_status {
-                let labels = [("server", self.server.to_string()), ("status", status.as_str().to_owned())];
-                metrics::gauge!("dtorrent_torrents", &labels).set(*count as f64);
-            }
-            Bytes::from(serde_json::to_vec(&stats).expect("stats are plain JSON"))
-        });
-        if live.read(|content| content.stats_body != body) {
-            live.write(|content| content.stats_body = body);
-            self.live.wake_sinks();
+            // Outside the select: a poll that has begun is committed, so snapshot and journal agree.
+            pause = polling.poll(is_woken).instrument(debug_span!("poll", server = %self.server)).await?;
         }
     }
 }
 
-/// Tells who hangs hooks that the client is not the one that answered the look before.
-fn note_run(state: &mut State, live: &ServerHandle, answer: &Result<Listing, ClientError>) {
-    let run = answer.as_ref().ok().map(|listing| listing.run.clone());
-    if run.is_some() && run != state.run {
-        live.hook_notifier.client_is_new.notify_one();
+/// What a running watcher remembers from poll to poll.
+struct PollLoop<'a> {
+    watcher: &'a Watcher,
+    live: &'a ServerHandle,
+    start: Instant,
+    differ: Differ,
+    pace: Pace,
+    poll_failures: LogThrottle,
+    full_store: LogThrottle,
+    stats_published_at: Option<Instant>,
+    /// Something that statistics are computed from has changed since.
+    are_stats_stale: bool,
+    /// Torrents that the next successful poll has to show.
+    named: BTreeSet<InfoHash>,
+    /// More torrents were named than are worth reading one by one.
+    are_many_named: bool,
+    /// The run of the client in the last poll; the outer `None` if that failed.
+    run: Option<Option<String>>,
+}
+
+impl<'a> PollLoop<'a> {
+    fn new(watcher: &'a Watcher, live: &'a ServerHandle) -> Self {
+        Self {
+            watcher,
+            live,
+            start: Instant::now(),
+            differ: Differ::new(watcher.server.clone(), Limits::default()),
+            pace: Pace::new(watcher.interval, watcher.full_interval),
+            poll_failures: LogThrottle::default(),
+            full_store: LogThrottle::default(),
+            stats_published_at: None,
+            are_stats_stale: true,
+            named: BTreeSet::new(),
+            are_many_named: false,
+            run: None,
+        }
     }
-    state.run = run;
+
+    /// Polls once, commits and publishes what that showed, and returns the pause before the next poll.
+    async fn poll(&mut self, is_woken: bool) -> Result<Duration, StoreError> {
+        let number = self.watcher.pending_effects.begin_poll();
+        self.collect_named();
+        let is_first = self.live.read(|server| !server.state.is_known && server.poll.polls < FIRST_POLLS);
+        let is_full_due = self.pace.is_full_due(self.start.elapsed());
+
+        let began = Instant::now();
+        let answer = self.watcher.client.list(self.scope(is_full_due)).await;
+        let took = began.elapsed();
+
+        let reason = match &answer {
+            Err(_) => PollReason::Unlimited,
+            Ok(_) if is_first => PollReason::Unlimited,
+            Ok(_) if is_full_due => PollReason::FullDue,
+            Ok(_) => PollReason::Changes,
+        };
+        let is_full = answer.as_ref().is_ok_and(|listing| listing.covers == Covers::All);
+        let pause = self.pace.polled(reason, is_full, took, self.start.elapsed());
+
+        let now = PollTime { time: self.watcher.clock.now(), at: self.start.elapsed() };
+        let change_set = self.diff(&answer, now);
+        self.are_stats_stale |= !change_set.is_empty();
+        self.commit(change_set, now.at).await?;
+        // After the commit: whoever reads that the client answers finds in the snapshot what it answered.
+        self.report(&answer, began, took);
+        if let Ok(listing) = &answer {
+            self.publish_stats(listing);
+            self.named.clear();
+            self.are_many_named = false;
+            self.live.read(|server| self.watcher.pending_effects.judge(number, listing, &server.snapshot));
+        }
+
+        // A command that waits for its effect, or whoever woke the watcher for a torrent that may be gone,
+        // is not kept waiting for the interval.
+        let is_urgent = self.watcher.pending_effects.is_waiting() || (is_woken && self.differ.is_in_doubt());
+        let pause = if is_urgent { took } else { pause }.max(PAUSE_MIN);
+        self.live.write(|server| server.poll.interval = took + pause);
+        Ok(pause)
+    }
+
+    /// Adds the torrents that hooks and commands have named since the last poll.
+    fn collect_named(&mut self) {
+        match self.live.hook_notifier.take_named() {
+            Named::These(mut hashes) => self.named.append(&mut hashes),
+            Named::Many => self.are_many_named = true,
+        }
+        self.watcher.pending_effects.awaited(&mut self.named);
+        if self.named.len() > NAMED_MAX {
+            self.named.clear();
+            self.are_many_named = true;
+        }
+    }
+
+    fn scope(&self, is_full_due: bool) -> Scope<'_> {
+        let needs_full = self.live.read(|server| self.differ.needs_full_poll(&server.state));
+        if needs_full || self.are_many_named || is_full_due {
+            Scope::Full
+        } else {
+            Scope::Changed { named: &self.named }
+        }
+    }
+
+    /// Compares the answer with the snapshot.
+    fn diff(&mut self, answer: &Result<Listing, ClientError>, now: PollTime) -> ChangeSet {
+        let is_history_lost = self.watcher.is_history_lost;
+        let (mut change_set, needs_reset) = self.live.read(|server| {
+            let change_set = match answer {
+                Ok(listing) => self.differ.polled(&server.snapshot, &server.state, listing, now),
+                Err(_) => self.differ.failed(&server.state, now),
+            };
+            (change_set, server.needs_reset || is_history_lost && server.last_seq == Seq(0))
+        });
+        if answer.is_ok() && needs_reset {
+            change_set.events.insert(0, journal_reset());
+        }
+        self.watcher.pending_effects.attribute(&mut change_set);
+        change_set
+    }
+
+    /// Commits a change set in parts, and publishes each.
+    async fn commit(&mut self, change_set: ChangeSet, at: Duration) -> Result<(), StoreError> {
+        if change_set.is_empty() {
+            return Ok(());
+        }
+        let span = debug_span!("commit", server = %self.watcher.server, events = change_set.events.len());
+        async {
+            for part in change_set.into_parts(COMMIT_EVENTS_MAX) {
+                if !self.commit_part(part, at).await? {
+                    self.differ.held_back();
+                    break;
+                }
+            }
+            Ok(())
+        }
+        .instrument(span)
+        .await
+    }
+
+    /// Returns false if the store is full: nothing was committed, and the next poll finds the same again.
+    async fn commit_part(&mut self, change_set: ChangeSet, at: Duration) -> Result<bool, StoreError> {
+        let Watcher { server, store, live, .. } = self.watcher;
+        let state = change_set.state.clone();
+        let events: Vec<(Kind, Option<Arc<Torrent>>)> =
+            change_set.events.iter().map(|event| (event.kind, event.torrent.clone())).collect();
+        let committed = match store.commit(change_set).await {
+            Ok(committed) => committed,
+            Err(StoreError::Full { reason }) => {
+                metrics::counter!("dtorrent_commits_full_total", "server" => server.to_string()).increment(1);
+                if let Some(times) = self.full_store.failed() {
+                    error!(%server, times, reason, "store full, events held back");
+                }
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(times) = self.full_store.recovered() {
+            info!(%server, times, "store has room again, events held back are committed");
+        }
+        self.differ.committed(&committed, at);
+        if events.iter().any(|(kind, _)| *kind == Kind::JournalReset) {
+            self.live.write(|server| server.needs_reset = false);
+        }
+        live.publish(server, committed, state);
+        for (kind, torrent) in events {
+            debug!(%server, kind = kind.as_str(), "event");
+            let labels = [("server", server.to_string()), ("kind", kind.as_str().to_owned())];
+            metrics::counter!("dtorrent_events_total", &labels).increment(1);
+            if let (Kind::Added | Kind::Metadata | Kind::Finished, Some(torrent)) = (kind, torrent) {
+                self.watcher.files.want(torrent.hash);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reports the poll to the log, the metrics and the live state, and a new run of the client to the hooks.
+    fn report(&mut self, answer: &Result<Listing, ClientError>, began: Instant, took: Duration) {
+        let server = &self.watcher.server;
+        let failure = answer.as_ref().err().map(|error| error_chain(error));
+        match &failure {
+            None => {
+                if let Some(times) = self.poll_failures.recovered() {
+                    info!(%server, times, "client answers again");
+                }
+            }
+            Some(failure) => {
+                if let Some(times) = self.poll_failures.failed() {
+                    warn!(%server, times, failure, "poll failed, retrying");
+                }
+            }
+        }
+        let result = if failure.is_none() { "ok" } else { "failed" };
+        let labels = [("server", server.to_string()), ("result", result.to_owned())];
+        metrics::counter!("dtorrent_polls_total", &labels).increment(1);
+        metrics::histogram!("dtorrent_poll_duration_seconds", "server" => server.to_string()).record(took);
+        self.live.write(|server| {
+            server.poll.polls += 1;
+            server.poll.duration = took;
+            if failure.is_none() {
+                server.poll.last_success = Some(Instant::now());
+                server.poll.last_began = Some(began);
+            } else {
+                server.poll.failures += 1;
+            }
+            server.poll.failure = failure;
+            server.poll.sweep = self.pace.full_interval();
+            if let Ok(listing) = answer {
+                server.poll.full += u64::from(listing.covers == Covers::All);
+                if server.stats != listing.stats {
+                    server.stats = listing.stats.clone();
+                    self.are_stats_stale = true;
+                }
+            }
+        });
+        let run = answer.as_ref().ok().map(|listing| listing.run.clone());
+        if run.is_some() && run != self.run {
+            self.live.hook_notifier.client_is_new.notify_one();
+        }
+        self.run = run;
+    }
+
+    /// Publishes the statistics if they have changed, at most once each [`STATS_INTERVAL`].
+    fn publish_stats(&mut self, listing: &Listing) {
+        let is_recent = self.stats_published_at.is_some_and(|at| at.elapsed() < STATS_INTERVAL);
+        if !self.are_stats_stale || is_recent {
+            return;
+        }
+        self.stats_published_at = Some(Instant::now());
+        self.are_stats_stale = false;
+        let body = self.live.read(|server| {
+            let stats = Stats::of(listing.stats.clone(), server.snapshot.values().map(|snapshot| &*snapshot.torrent));
+            for (status, count) in &stats.by_status {
+                let labels = [("server", self.watcher.server.to_string()), ("status", status.as_str().to_owned())];
+                metrics::gauge!("dtorrent_torrents", &labels).set(*count as f64);
+            }
+            Bytes::from(serde_json::to_vec(&stats).expect("stats are plain JSON"))
+        });
+        if self.live.read(|server| server.stats_body != body) {
+            self.live.write(|server| server.stats_body = body);
+            self.watcher.live.wake_sinks();
+        }
+    }
 }
 
 fn journal_reset() -> NewEvent {
@@ -314,65 +343,5 @@ fn journal_reset() -> NewEvent {
         command_id: None,
         changes: Changes::new(),
         torrent: None,
-    }
-}
-
-/// Torrents whose list of files is to be read and passed on; each at most once.
-#[derive(Default)]
-pub struct FilesWanted {
-    is_anybody_there: bool,
-    hashes: std::sync::Mutex<BTreeSet<InfoHash>>,
-    wanted: tokio::sync::Notify,
-}
-
-impl FilesWanted {
-    /// `is_anybody_there`: if not, nothing is to be read.
-    pub fn new(is_anybody_there: bool) -> Self {
-        Self { is_anybody_there, ..Self::default() }
-    }
-
-    pub fn want(&self, hash: InfoHash) {
-        if self.is_anybody_there {
-            self.hashes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(hash);
-            self.wanted.notify_one();
-        }
-    }
-
-    fn next(&self) -> Option<InfoHash> {
-        self.hashes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_first()
-    }
-
-    /// Reads and passes on until `stop`, one torrent at a time and at most a tenth of the time, so
-    /// that a large first snapshot does not keep the client busy.
-    pub async fn run(
-        &self,
-        server: ServerName,
-        client: Arc<dyn TorrentClient>,
-        live: Arc<LiveState>,
-        stop: CancellationToken,
-    ) {
-        while !stop.is_cancelled() {
-            let Some(hash) = self.next() else {
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = self.wanted.notified() => continue,
-                }
-            };
-            let began = Instant::now();
-            let parts = Parts { files: true, ..Parts::default() };
-            let files = client.get_one(hash, parts).await.map(|details| details.and_then(|details| details.files));
-            match files {
-                Ok(Some(files)) => {
-                    let body = serde_json::to_vec(&Files { hash, files }).expect("files are plain JSON");
-                    live.publish_ephemeral(&Delivery::Files { server: server.clone(), hash, body: Bytes::from(body) });
-                }
-                Ok(None) => {}
-                Err(error) => debug!(%server, %hash, error = error_chain(&error), "files could not be read"),
-            }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(began.elapsed() * 9) => {}
-            }
-        }
     }
 }

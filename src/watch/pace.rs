@@ -1,41 +1,42 @@
-//! How often to look, so that the client does not feel it.
+//! The pace of polls: how often the client is asked, so that it does not notice.
 //!
-//! A look costs the client as long as it takes to answer, for it does nothing else meanwhile. Two
-//! shares of its time are ours, a twentieth each: one for the full pictures that come by the clock,
-//! which come less often if they take long; one for all other looks, which may be overdrawn for a
-//! moment (a torrent was added, all are read again) and is then paid back by longer pauses. How long a
-//! look takes is the middle one of the last three: an answer that waited once, while the client was
-//! loading ten thousand torrents or its disk hung, says nothing of what a look costs.
+//! A poll costs the client the time that it takes to answer, because it does nothing else meanwhile. Two shares
+//! of its time are used, a twentieth each: one for full polls at their interval, which come less often if they
+//! take long; one for all other polls, which may be overdrawn for a moment (a torrent was added, and all are
+//! read again) and is then paid back by longer pauses. The cost of a poll is the median of the last three: an
+//! answer that waited once, while the client loaded ten thousand torrents or its disk hung, says nothing of
+//! what a poll costs.
 //!
-//! Where a full picture costs nothing to speak of, it is taken more often than it has to be: a server
-//! with some hundred torrents is read whole at each beat.
+//! Where a full poll is cheap, it is made more often than it has to be: a server with some hundred torrents is
+//! read completely at each interval.
 //!
 //! Pure: the clock is the watcher's.
 
 use std::time::Duration;
 
-/// One part in so many of the client's time, for each of the two.
-const SHARE: u32 = 20;
-/// A full picture that takes so long may be taken at once again; one of ten times that, a tenth as much of the
-/// time. So a hundred torrents are read at each beat, a thousand each few seconds, and beyond some
-/// thousands the configured sweep is what counts.
-const NOTHING: Duration = Duration::from_micros(200);
-/// So much of the client's time may be overdrawn before looks become rarer.
+/// Reciprocal of each share of the client's time.
+const SHARE_DIVISOR: u32 = 20;
+/// Cost of a full poll that may be repeated at once; one of ten times that takes a tenth as much of the time. So
+/// a hundred torrents are read at each interval, a thousand each few seconds, and beyond some thousands the
+/// configured interval of full polls decides.
+const FREE_COST: Duration = Duration::from_micros(200);
+/// Time of the client that may be overdrawn before polls become rarer.
 const OVERDRAFT: Duration = Duration::from_secs(3);
 
+/// The pace of one server.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     interval: Duration,
-    sweep: Duration,
-    /// Taken from the client beyond its share, as of `at`.
+    full_interval: Duration,
+    /// Time taken from the client beyond its share, as of `at`.
     debt: Duration,
     at: Duration,
-    swept_at: Option<Duration>,
+    full_at: Option<Duration>,
     full: Recent,
     quick: Recent,
 }
 
-/// How long the last three looks of a kind took; nothing where there were fewer.
+/// Durations of the last three polls of a kind, zero where there were fewer.
 #[derive(Clone, Copy, Debug, Default)]
 struct Recent([Duration; 3]);
 
@@ -52,56 +53,70 @@ impl Recent {
     }
 }
 
-/// Why a look was made.
+/// The reason for a poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// A full picture was due.
-    Sweep,
-    /// It was time, something was poked, or only all could show what happened.
-    ChangeSet,
-    /// The first snapshot is being taken, or there was no answer: neither waits.
-    Free,
+pub enum PollReason {
+    /// A full poll was due.
+    FullDue,
+    /// The interval, a wake, or a doubt that only a full poll resolves.
+    Changes,
+    /// The first snapshot, or a failed poll: neither counts against a share.
+    Unlimited,
 }
 
 impl Pace {
-    pub fn new(interval: Duration, sweep: Duration) -> Self {
+    /// The pace for polls at `interval` and full polls at `full_interval`.
+    pub fn new(interval: Duration, full_interval: Duration) -> Self {
         let debt = Duration::ZERO;
-        Self { interval, sweep, debt, at: debt, swept_at: None, full: Recent::default(), quick: Recent::default() }
+        Self {
+            interval,
+            full_interval,
+            debt,
+            at: debt,
+            full_at: None,
+            full: Recent::default(),
+            quick: Recent::default(),
+        }
     }
 
-    /// From one full picture to the next: as configured, or longer if one takes long, or sooner if it
-    /// takes no time.
-    pub fn sweep(&self) -> Duration {
+    /// Returns the time from one full poll to the next: as configured, longer if one takes long, shorter if it is
+    /// cheap.
+    pub fn full_interval(&self) -> Duration {
         let took = self.full.usual();
-        self.sweep.min(took.mul_f64(took.div_duration_f64(NOTHING))).max(took * SHARE).max(self.interval)
+        self.full_interval
+            .min(took.mul_f64(took.div_duration_f64(FREE_COST)))
+            .max(took * SHARE_DIVISOR)
+            .max(self.interval)
     }
 
-    /// Whether a look at `at` has to be full, so that one at the next beat is not too late.
-    pub fn is_sweep_due(&self, at: Duration) -> bool {
-        self.swept_at.is_none_or(|swept| at.saturating_sub(swept) + self.interval / 2 >= self.sweep())
+    /// Returns whether a poll at `at` has to be full, because the next one would be too late.
+    pub fn is_full_due(&self, at: Duration) -> bool {
+        self.full_at.is_none_or(|last| at.saturating_sub(last) + self.interval / 2 >= self.full_interval())
     }
 
-    /// A look ended at `at` after `took`. Returns how long to wait for the next.
-    pub fn polled(&mut self, reason: Reason, is_full: bool, took: Duration, at: Duration) -> Duration {
-        self.debt = self.debt.saturating_sub(at.saturating_sub(self.at) / SHARE);
+    /// Records a poll that took `took` and ended at `at`, and returns the pause before the next one.
+    pub fn polled(&mut self, reason: PollReason, is_full: bool, took: Duration, at: Duration) -> Duration {
+        self.debt = self.debt.saturating_sub(at.saturating_sub(self.at) / SHARE_DIVISOR);
         self.at = at;
         let recent = if is_full { &mut self.full } else { &mut self.quick };
         recent.note(took);
         let cost = recent.usual();
         if is_full {
-            self.swept_at = Some(at);
+            self.full_at = Some(at);
         }
         match reason {
-            Reason::Sweep | Reason::Free => {}
-            // A debt is never more than what is paid back until the next full picture.
-            Reason::ChangeSet => self.debt = (self.debt + cost).min(OVERDRAFT.max(cost) + self.sweep() / SHARE),
+            PollReason::FullDue | PollReason::Unlimited => {}
+            // A debt is never more than what is paid back until the next full poll.
+            PollReason::Changes => {
+                self.debt = (self.debt + cost).min(OVERDRAFT.max(cost) + self.full_interval() / SHARE_DIVISOR)
+            }
         }
-        let beat = self.interval.saturating_sub(took);
-        if reason == Reason::Free {
-            return beat;
+        let pause = self.interval.saturating_sub(took);
+        if reason == PollReason::Unlimited {
+            return pause;
         }
-        let until_sweep = self.swept_at.map_or(Duration::ZERO, |swept| (swept + self.sweep()).saturating_sub(at));
-        beat.max(until_sweep.min(self.debt.saturating_sub(OVERDRAFT) * SHARE))
+        let until_full = self.full_at.map_or(Duration::ZERO, |last| (last + self.full_interval()).saturating_sub(at));
+        pause.max(until_full.min(self.debt.saturating_sub(OVERDRAFT) * SHARE_DIVISOR))
     }
 }
 
@@ -113,115 +128,115 @@ mod tests {
         Duration::from_millis(millis)
     }
 
-    /// Looks for so long; returns how many there were and the part of the time that they took.
-    fn run(pace: &mut Pace, took: impl Fn(Reason) -> (bool, Duration), until: Duration) -> (u32, f64) {
-        let (mut at, mut spent, mut looks) = (Duration::ZERO, Duration::ZERO, 0);
+    /// Polls until `until`, and returns the number of polls and the share of the time that they took.
+    fn run(pace: &mut Pace, took: impl Fn(PollReason) -> (bool, Duration), until: Duration) -> (u32, f64) {
+        let (mut at, mut spent, mut polls) = (Duration::ZERO, Duration::ZERO, 0);
         while at < until {
-            let reason = if pace.is_sweep_due(at) { Reason::Sweep } else { Reason::ChangeSet };
+            let reason = if pace.is_full_due(at) { PollReason::FullDue } else { PollReason::Changes };
             let (is_full, took) = took(reason);
             at += took;
             spent += took;
-            looks += 1;
+            polls += 1;
             at += pace.polled(reason, is_full, took, at).max(ms(1));
         }
-        (looks, spent.as_secs_f64() / at.as_secs_f64())
+        (polls, spent.as_secs_f64() / at.as_secs_f64())
     }
 
     #[test]
-    fn a_quick_client_is_looked_at_as_often_as_configured_and_swept_in_time() {
+    fn a_quick_client_is_polled_as_often_as_configured_and_fully_in_time() {
         let mut pace = Pace::new(ms(1000), ms(30_000));
-        let sweeps = std::cell::Cell::new(0);
-        let (looks, _) = run(
+        let full_polls = std::cell::Cell::new(0);
+        let (polls, _) = run(
             &mut pace,
             |reason| {
-                let is_sweep = reason == Reason::Sweep;
-                sweeps.set(sweeps.get() + u32::from(is_sweep));
-                (is_sweep, if is_sweep { ms(200) } else { ms(10) })
+                let is_full = reason == PollReason::FullDue;
+                full_polls.set(full_polls.get() + u32::from(is_full));
+                (is_full, if is_full { ms(200) } else { ms(10) })
             },
             ms(600_000),
         );
-        assert!((598..=602).contains(&looks), "{looks}");
-        assert!((20..=21).contains(&sweeps.get()), "{}", sweeps.get());
-        assert_eq!(pace.sweep(), ms(30_000));
+        assert!((598..=602).contains(&polls), "{polls}");
+        assert!((20..=21).contains(&full_polls.get()), "{}", full_polls.get());
+        assert_eq!(pace.full_interval(), ms(30_000));
     }
 
     #[test]
-    fn a_client_with_few_torrents_is_read_whole_at_each_beat() {
+    fn a_client_with_few_torrents_is_polled_fully_at_each_interval() {
         let mut pace = Pace::new(ms(1000), ms(30_000));
-        pace.polled(Reason::Free, true, ms(2), ms(1000));
-        assert!(pace.is_sweep_due(ms(2000)));
-        pace.polled(Reason::Sweep, true, ms(40), ms(2000));
-        pace.polled(Reason::Sweep, true, ms(40), ms(2000));
-        assert!(!pace.is_sweep_due(ms(3000)));
-        assert_eq!(pace.sweep(), ms(8000), "no more often than it is nothing to speak of");
+        pace.polled(PollReason::Unlimited, true, ms(2), ms(1000));
+        assert!(pace.is_full_due(ms(2000)));
+        pace.polled(PollReason::FullDue, true, ms(40), ms(2000));
+        pace.polled(PollReason::FullDue, true, ms(40), ms(2000));
+        assert!(!pace.is_full_due(ms(3000)));
+        assert_eq!(pace.full_interval(), ms(8000), "no more often than it is cheap");
     }
 
     #[test]
-    fn a_slow_client_gives_no_more_than_a_tenth_of_its_time_whatever_is_asked() {
+    fn polls_take_no_more_than_a_tenth_of_a_slow_clients_time() {
         for (name, quick, full, is_always_full) in [
-            ("slow in all", ms(500), ms(8000), false),
-            ("slow in full pictures", ms(5), ms(8000), false),
-            ("nothing but full pictures", ms(700), ms(700), true),
+            ("slow in all polls", ms(500), ms(8000), false),
+            ("slow in full polls", ms(5), ms(8000), false),
+            ("nothing but full polls", ms(700), ms(700), true),
         ] {
             let mut pace = Pace::new(ms(1000), ms(30_000));
             let took = |reason| {
-                let is_full = is_always_full || reason == Reason::Sweep;
+                let is_full = is_always_full || reason == PollReason::FullDue;
                 (is_full, if is_full { full } else { quick })
             };
-            let (looks, share) = run(&mut pace, took, ms(3_600_000));
+            let (polls, share) = run(&mut pace, took, ms(3_600_000));
             assert!(share <= 0.105, "{name}: {share}");
-            assert!(looks > 100, "{name}: {looks}");
+            assert!(polls > 100, "{name}: {polls}");
         }
     }
 
     #[test]
-    fn however_much_was_taken_the_next_full_picture_comes_in_time() {
+    fn the_next_full_poll_is_in_time_however_much_was_overdrawn() {
         let mut pace = Pace::new(ms(1000), ms(30_000));
         let mut at = Duration::ZERO;
-        // Somebody waits, or the client rings: looks come without a pause for an hour.
+        // A command waits, or hooks notify: polls come without a pause for an hour.
         while at < ms(3_600_000) {
             at += ms(400);
-            pace.polled(Reason::ChangeSet, true, ms(400), at);
+            pace.polled(PollReason::Changes, true, ms(400), at);
             at += ms(400);
         }
-        let pause = pace.polled(Reason::ChangeSet, false, ms(10), at);
-        assert!(pause <= pace.sweep(), "{pause:?}");
-        let later = pace.polled(Reason::Sweep, true, ms(400), at + pause);
-        assert!(later <= pace.sweep(), "{later:?}");
+        let pause = pace.polled(PollReason::Changes, false, ms(10), at);
+        assert!(pause <= pace.full_interval(), "{pause:?}");
+        let later = pace.polled(PollReason::FullDue, true, ms(400), at + pause);
+        assert!(later <= pace.full_interval(), "{later:?}");
     }
 
     #[test]
-    fn an_answer_that_waited_once_makes_nothing_slower() {
+    fn a_single_slow_answer_does_not_change_the_pace() {
         let mut pace = Pace::new(ms(1000), ms(30_000));
         for second in 1..=3 {
-            pace.polled(Reason::Sweep, true, ms(20), ms(second * 1000));
-            pace.polled(Reason::ChangeSet, false, ms(1), ms(second * 1000 + 500));
+            pace.polled(PollReason::FullDue, true, ms(20), ms(second * 1000));
+            pace.polled(PollReason::Changes, false, ms(1), ms(second * 1000 + 500));
         }
-        let sweep = pace.sweep();
-        for reason in [Reason::Sweep, Reason::ChangeSet] {
+        let full_interval = pace.full_interval();
+        for reason in [PollReason::FullDue, PollReason::Changes] {
             assert_eq!(pace.polled(reason, true, ms(45_000), ms(60_000)), ms(0));
-            assert_eq!(pace.sweep(), sweep);
+            assert_eq!(pace.full_interval(), full_interval);
             pace.polled(reason, true, ms(20), ms(60_000));
             pace.polled(reason, true, ms(20), ms(60_000));
         }
-        assert_eq!(pace.polled(Reason::ChangeSet, false, ms(45_000), ms(120_000)), ms(0));
+        assert_eq!(pace.polled(PollReason::Changes, false, ms(45_000), ms(120_000)), ms(0));
     }
 
     #[test]
-    fn a_few_long_looks_in_a_row_are_nobodys_concern() {
+    fn a_few_slow_polls_in_a_row_do_not_change_the_pace() {
         let mut pace = Pace::new(ms(1000), ms(30_000));
         for second in 1..=5 {
-            let pause = pace.polled(Reason::ChangeSet, true, ms(400), ms(second * 1000));
+            let pause = pace.polled(PollReason::Changes, true, ms(400), ms(second * 1000));
             assert_eq!(pause, ms(600), "after {second}");
         }
     }
 
     #[test]
-    fn a_client_that_does_not_answer_is_tried_at_the_beat() {
+    fn a_client_that_does_not_answer_is_polled_at_the_interval() {
         let mut pace = Pace::new(ms(1000), ms(30_000));
         for try_number in 1..=5 {
-            assert_eq!(pace.polled(Reason::Free, false, ms(10_000), ms(try_number * 10_000)), Duration::ZERO);
+            assert_eq!(pace.polled(PollReason::Unlimited, false, ms(10_000), ms(try_number * 10_000)), Duration::ZERO);
         }
-        assert!(pace.is_sweep_due(ms(50_000)), "there never was a full picture");
+        assert!(pace.is_full_due(ms(50_000)), "there never was a full poll");
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use dtorrent::clients::rtorrent::calls::{Answers, Cell, Fault};
 use dtorrent::clients::rtorrent::{jsonrpc, xmlrpc};
-use dtorrent::diff::{Differ, Limits, Moment};
+use dtorrent::diff::{Differ, Limits, PollTime};
 use dtorrent::model::{
     Committed, Completion, DiffState, Facts, Listing, Observed, Rev, Run, Seq, ServerName, ServerState, Snapshot,
     SnapshotTorrent, Timestamp, Torrent,
@@ -227,7 +227,7 @@ fn diff(changed: usize) -> anyhow::Result<Duration> {
     let mut listing = Listing::of_all(torrents.iter().map(|torrent| observed(torrent)));
     listing.run = run;
     let mut differ = Differ::new(server, Limits::default());
-    let moment = |second: u32| Moment {
+    let moment = |second: u32| PollTime {
         time: Timestamp::from_seconds(1_795_000_000 + i64::from(second)),
         at: Duration::from_secs(u64::from(second)),
     };

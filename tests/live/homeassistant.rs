@@ -321,7 +321,7 @@ impl Imagined {
         let watcher = Watcher {
             server,
             interval: Duration::from_millis(250),
-            sweep: Duration::from_secs(30),
+            full_interval: Duration::from_secs(30),
             client: Arc::new(client.clone()),
             store,
             live,

@@ -17,7 +17,7 @@ use crate::harness::{Setup, World, can_run};
 
 const EVENTS: [&str; 7] = ["inserted_new", "erased", "finished", "paused", "resumed", "hash_done", "closed"];
 const KEY: &str = "zz_dtorrent.main.home";
-const SET: &str = "the client rings by itself";
+const SET: &str = "hooks installed";
 
 /// Polled once a minute, with pages and the bell at ports that the test knows.
 struct Ports {

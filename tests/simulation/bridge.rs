@@ -16,7 +16,7 @@ use dtorrent::outbox::retention::Retain;
 use dtorrent::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
 use dtorrent::port::{Clock, CommandLog as _, Journal as _, Store, StoreError, TorrentClient};
 use dtorrent::testing::simulator::Simulator;
-use dtorrent::watch::{FilesWanted, Watcher};
+use dtorrent::watch::{FilePublisher, Watcher};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -126,11 +126,11 @@ impl Bridge {
             queues.insert(server.clone(), queue.clone());
             let client: Arc<dyn TorrentClient> = Arc::new(client.clone());
             let pending_effects = Arc::new(PendingEffects::default());
-            let files = Arc::new(FilesWanted::new(true));
+            let files = Arc::new(FilePublisher::new(true));
             let watcher = Watcher {
                 server: server.clone(),
                 interval,
-                sweep,
+                full_interval: sweep,
                 client: client.clone(),
                 store: dyn_store.clone(),
                 live: live.clone(),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use bytes::Bytes;
 use dtorrent::model::{Action, EventId, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, Timestamp};
 use dtorrent::port::Delivery;
-use dtorrent::testing::simulator::Life;
+use dtorrent::testing::simulator::Presence;
 use serde_json::{Map, Value};
 
 use super::bridge::SinkPlan;
@@ -25,7 +25,7 @@ pub async fn all(run: &Run) -> Verdict {
         let present: BTreeSet<InfoHash> =
             bridge.live.read(server, |content| content.snapshot.keys().copied().collect()).unwrap();
         journal_leads_to_told(server, &snapshot, &present)?;
-        let lives = run.clients[server].change(|world| world.lives().to_vec());
+        let lives = run.clients[server].change(|world| world.presences().to_vec());
         told_lives_are_true(server, &snapshot, &lives)?;
         finished_comes_once(server, &snapshot, &lives)?;
     }
@@ -125,19 +125,19 @@ fn journal_leads_to_told(server: &ServerName, lives: &[ToldLife], snapshot: &BTr
     Err(format!("I1: {server}: the journal leads to {replayed:?}, told is {snapshot:?}"))
 }
 
-fn overlap(snapshot: &ToldLife, life: &Life) -> bool {
+fn overlap(snapshot: &ToldLife, life: &Presence) -> bool {
     snapshot.hash == life.hash
         && snapshot.until.is_none_or(|until| life.from <= until)
         && life.until.is_none_or(|until| snapshot.from <= until)
 }
 
 /// I2: what was announced was there, and what was said to be gone had gone.
-fn told_lives_are_true(server: &ServerName, snapshot: &[ToldLife], lives: &[Life]) -> Verdict {
+fn told_lives_are_true(server: &ServerName, snapshot: &[ToldLife], lives: &[Presence]) -> Verdict {
     for snapshot in snapshot {
         let hash = short(Some(snapshot.hash));
         let of_hash = || lives.iter().filter(|life| life.hash == snapshot.hash);
         let was_there =
-            |life: &&Life| life.from <= snapshot.from && life.until.is_none_or(|until| snapshot.from <= until);
+            |life: &&Presence| life.from <= snapshot.from && life.until.is_none_or(|until| snapshot.from <= until);
         if !of_hash().any(|life| was_there(&life)) {
             return Err(format!("I2: {server}: {hash} was announced at {} and was not there", snapshot.from));
         }
@@ -152,9 +152,9 @@ fn told_lives_are_true(server: &ServerName, snapshot: &[ToldLife], lives: &[Life
     Ok(())
 }
 
-fn finished_comes_once(server: &ServerName, snapshot: &[ToldLife], lives: &[Life]) -> Verdict {
+fn finished_comes_once(server: &ServerName, snapshot: &[ToldLife], lives: &[Presence]) -> Verdict {
     for snapshot in snapshot {
-        let overlapping: Vec<&Life> = lives.iter().filter(|life| overlap(snapshot, life)).collect();
+        let overlapping: Vec<&Presence> = lives.iter().filter(|life| overlap(snapshot, life)).collect();
         let hash = short(Some(snapshot.hash));
         if snapshot.finished > overlapping.len() {
             return Err(format!("{server}: {hash} finished {} times", snapshot.finished));

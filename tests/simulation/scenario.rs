@@ -9,7 +9,7 @@ use dtorrent::model::{InfoHash, Kind, ServerName};
 use dtorrent::outbox::retention::Retain;
 use dtorrent::port::CommandAddress;
 use dtorrent::store::Options;
-use dtorrent::testing::simulator::{Drive, Imagined, Mood, Simulator};
+use dtorrent::testing::simulator::{Behavior, RunMode, SimulatedTorrent, Simulator};
 use tokio::time::Instant;
 
 use super::bridge::{Bridge, SinkPlan};
@@ -131,9 +131,9 @@ impl Run {
             lied: BTreeMap::new(),
         };
         for server in &servers {
-            let keeps_its_name = run.stage.dice.percent(25);
+            let keeps_run_id = run.stage.dice.percent(25);
             run.clients[server].change(|world| {
-                world.keeps_its_name = keeps_its_name;
+                world.keeps_run_id = keeps_run_id;
                 world.latency = run.stage.dice.millis(150);
             });
             for _ in 0..run.stage.dice.below(4) {
@@ -157,7 +157,7 @@ impl Run {
             self.pass(pause).await?;
             self.act().await?;
         }
-        if self.clients.values().any(|client| client.change(|world| world.keeps_its_name && world.is_loading())) {
+        if self.clients.values().any(|client| client.change(|world| world.keeps_run_id && world.is_loading())) {
             self.pass(Duration::from_secs(7)).await?;
         }
         self.calm_down().await;
@@ -298,12 +298,12 @@ impl Run {
         let dice = &self.stage.dice;
         let number = u8::try_from(1 + dice.below(u64::from(TORRENTS))).unwrap();
         let length = 1000 * (1 + dice.below(9));
-        let mut torrent = Imagined::new(format!("torrent {number}"), length);
+        let mut torrent = SimulatedTorrent::new(format!("torrent {number}"), length);
         if dice.percent(30) {
             (torrent.done, torrent.received) = (length, 0);
         }
         if dice.percent(20) {
-            torrent.drive = Drive::Paused;
+            torrent.run_mode = RunMode::Paused;
         }
         let is_checked = dice.percent(15);
         self.clients[server].change(|world| {
@@ -372,9 +372,9 @@ impl Run {
                     let Some(torrent) = world.torrent_mut(&hash) else { return };
                     match what {
                         17 => torrent.label = format!("label {}", dice.below(3)),
-                        18 => torrent.drive = Drive::Running,
-                        19 => torrent.drive = Drive::Paused,
-                        20 => torrent.drive = Drive::Stopped,
+                        18 => torrent.run_mode = RunMode::Running,
+                        19 => torrent.run_mode = RunMode::Paused,
+                        20 => torrent.run_mode = RunMode::Stopped,
                         21 => torrent.error = dice.percent(60).then(|| "no space".to_owned()),
                         22 => torrent.priority = u8::try_from(dice.below(4)).unwrap(),
                         23 => torrent.uploaded += dice.below(500_000),
@@ -390,18 +390,24 @@ impl Run {
         let dice = &self.stage.dice;
         let client = &self.clients[server];
         // A restart that takes no time and shows in nothing cannot be known as one.
-        let is_away = client.change(|world| world.keeps_its_name && world.is_loading())
+        let is_away = client.change(|world| world.keeps_run_id && world.is_loading())
             && self.loading.get(server).is_some_and(|began| began.elapsed() < Duration::from_secs(6));
         if is_away {
             return;
         }
-        let moods = [Mood::Away, Mood::Hanging, Mood::Garbled, Mood::Short, Mood::Forgetful];
+        let moods = [
+            Behavior::Unreachable,
+            Behavior::Hanging,
+            Behavior::Malformed,
+            Behavior::Short,
+            Behavior::SilentlyShortOnce,
+        ];
         match dice.below(10) {
             0 | 1 => {
                 client.change(|world| {
                     world.restart();
-                    if world.keeps_its_name {
-                        world.mood = Mood::Away;
+                    if world.keeps_run_id {
+                        world.behavior = Behavior::Unreachable;
                     }
                 });
                 self.loading.insert(server.clone(), Instant::now());
@@ -420,20 +426,20 @@ impl Run {
                 let mut mood = dice.pick(&moods).unwrap();
                 // One lie at a time: what two complete listings in a row lack counts as gone. And none
                 // from a client that restarts under its old name: its rows are all it is known by.
-                if mood == Mood::Forgetful {
-                    if world.keeps_its_name
+                if mood == Behavior::SilentlyShortOnce {
+                    if world.keeps_run_id
                         || self.lied.get(server).is_some_and(|at| at.elapsed() < Duration::from_secs(60))
                     {
-                        mood = Mood::Well;
+                        mood = Behavior::Well;
                     } else {
                         self.lied.insert(server.clone(), Instant::now());
                     }
                 }
-                world.mood = mood;
+                world.behavior = mood;
                 self.stage.note(|| format!("{server}: is {mood:?}"));
             }),
             _ => client.change(|world| {
-                world.mood = Mood::Well;
+                world.behavior = Behavior::Well;
                 self.stage.note(|| format!("{server}: is well"));
             }),
         }
@@ -529,7 +535,7 @@ impl Run {
         *lock(&self.disk.room) = Room::Enough;
         for client in self.clients.values() {
             client.change(|world| {
-                world.mood = Mood::Well;
+                world.behavior = Behavior::Well;
                 world.latency = Duration::from_millis(20);
                 world.load_session(None);
                 world.rest();

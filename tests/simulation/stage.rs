@@ -52,14 +52,14 @@ impl Dice {
 pub struct Stage {
     pub dice: Dice,
     began: Instant,
-    life: Mutex<Life>,
+    life: Mutex<Presence>,
     pub crashed: Notify,
     trace: Option<Mutex<Vec<String>>>,
 }
 
 /// The bridge's present life.
 #[derive(Default)]
-struct Life {
+struct Presence {
     /// Nothing that a dead bridge asks for is done or answered.
     is_dead: bool,
     crash_in: Option<u64>,
@@ -98,7 +98,7 @@ impl Stage {
     }
 
     pub fn live_again(&self) {
-        *lock(&self.life) = Life::default();
+        *lock(&self.life) = Presence::default();
     }
 
     pub fn is_dead(&self) -> bool {

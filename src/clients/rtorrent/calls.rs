@@ -1,16 +1,16 @@
-//! What we say to rTorrent, and the pieces of what it says back.
+//! Calls to rTorrent, and the values of its answers.
 //!
-//! [`METHODS`] is everything that this program can ever ask an rTorrent to do, besides hooking an event
-//! of a download ([`Call::set_hook`]). There is no `execute`, no import, no `f.*` of a single file
-//! among them: these run programs, crash old versions, or both. Text from outside travels as typed arguments, which
-//! rTorrent stores as they are, never as a piece of a command.
+//! [`METHODS`] is everything that this program can ask an rTorrent to do, besides hooks on events of downloads
+//! ([`Call::set_hook`]) and the methods that the config allows ([`Call::allowed`]). There is no `execute`, no
+//! import, no `f.*` of a single file among them: these run programs, crash old versions, or both. Text from
+//! outside travels as typed arguments, which rTorrent stores unchanged, never as part of a command.
 
 use std::borrow::Cow;
 
 use super::settings::AllowedMethod;
 use crate::model::{Hook, HookKey, InfoHash};
 
-/// All that we can ask for, besides the readers of columns.
+/// The methods that can be called, besides the readers of columns.
 const METHODS: &[&str] = &[
     "d.check_hash",
     "d.close",
@@ -58,10 +58,10 @@ const METHODS: &[&str] = &[
     "view.size",
 ];
 
-/// What can be asked of one file, which is named by its torrent and its place and never otherwise.
+/// The methods of one file, which is named by its torrent and its place and never otherwise.
 const FILE_METHODS: &[&str] = &["f.priority.set"];
 
-/// One request; several travel together.
+/// One call; several travel in one request.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Call {
     pub method: Cow<'static, str>,
@@ -78,13 +78,13 @@ pub(super) enum Param {
 impl Call {
     /// A call about rTorrent as a whole: its target, always the first argument, is empty.
     pub(super) fn global(method: &'static str) -> Self {
-        assert!(METHODS.contains(&method), "{method} is not among what may be asked");
+        assert!(METHODS.contains(&method), "{method} is not in the list of methods");
         Self { method: method.into(), params: vec![Param::Text(String::new())] }
     }
 
     /// A call about one torrent.
     pub(super) fn on(hash: InfoHash, method: &'static str) -> Self {
-        assert!(METHODS.contains(&method), "{method} is not among what may be asked");
+        assert!(METHODS.contains(&method), "{method} is not in the list of methods");
         Self::of_torrent(hash, method)
     }
 
@@ -97,36 +97,36 @@ impl Call {
 
     /// A call about one file of a torrent.
     pub(super) fn on_file(hash: InfoHash, file: u32, method: &'static str) -> Self {
-        assert!(FILE_METHODS.contains(&method), "{method} is not among what may be asked of a file");
+        assert!(FILE_METHODS.contains(&method), "{method} is not in the list of file methods");
         let target = format!("{}:f{file}", hash.to_string().to_ascii_uppercase());
         Self { method: method.into(), params: vec![Param::Text(target)] }
     }
 
-    /// A call of a method that the config allows, as whoever wrote that wants it.
+    /// A call of a method that the config allows, with unchecked parameters.
     pub(super) fn allowed(method: &AllowedMethod, params: Vec<Param>) -> Self {
         Self { method: method.as_str().to_owned().into(), params }
     }
 
-    /// All hooks of an event of downloads, by their keys.
-    pub(super) fn hooks_of(event: &'static str) -> Self {
+    /// A call that reads all hooks of an event of downloads, by their keys.
+    pub(super) fn read_hooks(event: &'static str) -> Self {
         Self {
             method: "method.get".into(),
             params: vec![Param::Text(String::new()), Param::Text(download_event(event))],
         }
     }
 
-    /// Hangs our hook to an event of downloads, in place of what hangs there by this key, or takes that away.
+    /// A call that installs a hook on an event of downloads, in place of one with the same key, or removes that.
     pub(super) fn set_hook(event: &'static str, key: &HookKey, hook: Option<&Hook>) -> Self {
         let params = vec![Param::Text(String::new()), Param::Text(download_event(event))];
         let call = Self { method: "method.set_key".into(), params }.text(key.as_str());
         match hook {
-            Some(hook) => call.text(ring_command(event, hook)),
+            Some(hook) => call.text(hook_command(event, hook)),
             None => call,
         }
     }
 
     fn of_torrent(hash: InfoHash, method: &'static str) -> Self {
-        // Upper case is what every version answers with itself.
+        // Upper case, as every version answers itself.
         Self { method: method.into(), params: vec![Param::Text(hash.to_string().to_ascii_uppercase())] }
     }
 
@@ -150,24 +150,28 @@ fn download_event(event: &'static str) -> String {
     format!("event.download.{event}")
 }
 
-/// What a hook of ours runs: rTorrent asks for the address by itself, as if a torrent were there.
+/// Returns the command of a hook: rTorrent requests the address as if a torrent were there.
 ///
-/// It starts no program and waits for nothing; answered 404, or not at all, it leaves nothing behind. All
-/// of it is ours or checked letter by letter, but for the hash, which rTorrent puts in itself.
-pub(super) fn ring_command(event: &'static str, hook: &Hook) -> String {
+/// The command starts no program and waits for nothing; answered with 404, or not at all, it leaves nothing
+/// behind. Every part of it is constant or checked character by character, but for the hash, which rTorrent
+/// inserts itself.
+pub(super) fn hook_command(event: &'static str, hook: &Hook) -> String {
     format!("load.normal=\"$cat={},$d.hash=\"", hook.url(event))
 }
 
-/// One value of a row. Text is as it came: mostly UTF-8, not always.
+/// One value of a row. Text is unchecked: mostly UTF-8, not always.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Cell<'a> {
+    /// A whole number, also of a boolean.
     Int(i64),
+    /// Text, or the decoded bytes of a base64 value.
     Text(Cow<'a, [u8]>),
+    /// No value.
     Null,
 }
 
 impl Cell<'_> {
-    /// The number, also where it is written as text.
+    /// Returns the number, also where it is written as text.
     pub(super) fn int(&self) -> Option<i64> {
         match self {
             Self::Int(number) => Some(*number),
@@ -176,7 +180,7 @@ impl Cell<'_> {
         }
     }
 
-    /// Text, with what is not UTF-8 replaced.
+    /// Returns the text, with bytes that are not UTF-8 replaced.
     pub(super) fn text(&self) -> Option<String> {
         match self {
             Self::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
@@ -185,28 +189,35 @@ impl Cell<'_> {
     }
 }
 
-/// rTorrent's refusal of one call.
+/// The refusal of one call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fault {
+    /// The number, which differs between versions.
     pub code: i64,
+    /// The message, unchecked.
     pub text: String,
 }
 
 impl Fault {
-    /// Each version has its own code and words for a torrent that is not there.
+    /// Returns whether the torrent does not exist. Each version has its own code and text for that.
     pub(super) fn is_unknown_hash(&self) -> bool {
         let text = self.text.to_ascii_lowercase();
         text.contains("info-hash") && (text.contains("not find") || text.contains("not found"))
     }
 }
 
-/// A value of any shape, for answers that are small.
+/// A value of any kind, for answers that are small.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
+    /// A whole number, also of a boolean.
     Int(i64),
+    /// Text, with bytes that are not UTF-8 replaced.
     Text(String),
+    /// Values in their order.
     Array(Vec<Value>),
+    /// Members in their order.
     Struct(Vec<(String, Value)>),
+    /// No value.
     Null,
 }
 
@@ -226,7 +237,7 @@ impl Value {
         }
     }
 
-    /// Where a number may come as text or the other way round.
+    /// Returns a text or a number as text.
     pub(super) fn to_text(&self) -> Option<String> {
         match self {
             Self::Text(text) => Some(text.clone()),
@@ -251,7 +262,7 @@ impl Value {
         }
     }
 
-    /// The fault that a struct with these two members is.
+    /// Returns the fault, if the value is a struct with the two members of one.
     pub(super) fn as_fault(&self) -> Option<Fault> {
         let Self::Struct(members) = self else { return None };
         let member = |wanted: &str| members.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
@@ -259,28 +270,36 @@ impl Value {
     }
 }
 
-/// Takes the parts of an answer to several calls as they are read. `call` counts from 0.
+/// A visitor of the answer to several calls. `call` is the place of the call, from 0.
 pub trait Answers {
+    /// The call answered with a single value.
     fn scalar(&mut self, call: usize, cell: Cell<'_>);
+    /// One row of the listing that the call answered with.
     fn row(&mut self, call: usize, cells: &[Cell<'_>]);
-    /// A row that cannot be read; the others can.
+    /// A row that cannot be read. The others are passed on.
     fn broken_row(&mut self, call: usize);
+    /// The call was refused.
     fn fault(&mut self, call: usize, fault: Fault);
 }
 
-/// Why an answer as a whole cannot be read.
+/// The reason why an answer cannot be read.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Unreadable {
-    /// The request as a whole was refused.
+    /// The whole request was refused.
     Refused(Fault),
-    /// At this byte there is something else than there should be.
-    Malformed { at: usize, expected: &'static str },
+    /// The answer differs from the expected syntax.
+    Malformed {
+        /// Offset in bytes.
+        at: usize,
+        /// The syntax that was expected there.
+        expected: &'static str,
+    },
 }
 
-/// Keeps all that it is told.
+/// Records everything that is passed to it.
 #[cfg(test)]
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Heard {
+pub(super) struct RecordedAnswers {
     pub scalars: Vec<(usize, Cell<'static>)>,
     pub rows: Vec<(usize, Vec<Cell<'static>>)>,
     pub broken: usize,
@@ -297,7 +316,7 @@ fn owned(cell: &Cell<'_>) -> Cell<'static> {
 }
 
 #[cfg(test)]
-impl Answers for Heard {
+impl Answers for RecordedAnswers {
     fn scalar(&mut self, call: usize, cell: Cell<'_>) {
         self.scalars.push((call, owned(&cell)));
     }
@@ -320,7 +339,7 @@ mod tests {
     const HASH: InfoHash = InfoHash::V1([0xab; 20]);
 
     #[test]
-    fn rule_5_no_file_is_ever_asked_for_by_a_bare_hash() {
+    fn rule_5_no_file_is_ever_named_by_a_bare_hash() {
         assert!(METHODS.iter().filter(|method| method.starts_with("f.")).eq(&["f.multicall"]));
         assert!(FILE_METHODS.iter().all(|method| !METHODS.contains(method)));
         let call = Call::on_file(HASH, 7, "f.priority.set");
@@ -331,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn rule_8_nothing_that_we_can_say_runs_a_program() {
+    fn rule_8_no_method_in_the_list_runs_a_program() {
         let harmless = |method: &&str| {
             !["execute", "method.", "schedule", "import", "try_import", "log."]
                 .iter()
@@ -343,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_asks_for_our_address_and_nothing_else() {
+    fn a_hook_requests_the_address_of_the_bridge_and_nothing_else() {
         let server = ServerName::parse("home").unwrap();
         let hook = Hook {
             key: HookKey::new("main", &server).unwrap(),
@@ -361,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_torrent_is_known_in_the_words_of_every_version() {
+    fn a_missing_torrent_is_recognised_in_every_version() {
         for (code, text, expected) in [
             (-501, "Could not find info-hash.", true),
             (-503, "invalid parameters: info-hash not found", true),

@@ -1,72 +1,74 @@
-//! Hooks: rTorrent itself rings when something happens to a torrent.
+//! Hooks: rTorrent itself notifies the bridge when something happens to a torrent.
 //!
-//! Each of [`EVENTS`] gets one command under our key, which has rTorrent ask for an address of ours as if
-//! a torrent were there (see [`super::calls::ring_command`]). It is not kept over a restart of rTorrent.
+//! Each of [`EVENTS`] gets one command under the key of this bridge, which has rTorrent request an address of
+//! the bridge as if a torrent were there (see [`super::calls::hook_command`]). rTorrent forgets it when it
+//! restarts.
 //!
-//! Versions before 0.15.4 can crash when the hooks of an event are changed while one of them runs a
-//! program: they let go of their lock in the middle of going through them. (Seen on 0.9.8, twice in a
-//! few minutes of changes; those of *other* events were changed more than 100,000 times meanwhile, and nothing came of it.) What somebody's hook runs cannot be known from its text, so
-//! on those versions an event that has hooks besides rTorrent's own and a bridge's is left alone, both
-//! when hooks are set and when they are taken away. What is left behind then rings where nobody listens.
+//! Versions before 0.15.4 can crash when the hooks of an event are changed while one of them runs a program:
+//! they release their lock while they go through them. This was seen on 0.9.8, twice in a few minutes of
+//! changes; changes to *other* events did no harm in more than 100,000 attempts. The text of a hook does not
+//! tell what it runs, so on those versions an event that has hooks besides those of rTorrent and of a bridge
+//! is not touched, neither to install a hook nor to remove one. A hook that stays behind notifies nobody.
 
-use super::Turn;
-use super::calls::{Call, Fault, Value, ring_command};
+use super::Access;
+use super::calls::{Call, Fault, Value, hook_command};
 use crate::model::HookKey;
 use crate::port::{ClientError, HookRequest, Hooks};
 
-/// The events of downloads after which a look is worth while. What has no event (a label, say) is found
-/// by the next look anyway.
+/// The events of downloads after which a poll is worth while. A change without an event, of a label for
+/// example, is found by the next poll anyway.
 const EVENTS: [&str; 7] = ["inserted_new", "erased", "finished", "paused", "resumed", "hash_done", "closed"];
 
-pub(super) async fn hooks(turn: &Turn<'_>, request: HookRequest<'_>) -> Result<Hooks, ClientError> {
-    let probe = turn.probe().await?;
+/// Installs, removes or inspects the hooks of this bridge.
+pub(super) async fn hooks(access: &Access<'_>, request: HookRequest<'_>) -> Result<Hooks, ClientError> {
+    let probe = access.probe().await?;
     let key = match request {
         HookRequest::Inspect(key) | HookRequest::Remove(key) => key,
         HookRequest::Install(hook) => &hook.key,
     };
     let mut hooks = Hooks::default();
     let mut calls = Vec::new();
-    let answers = turn.ask(&EVENTS.map(Call::hooks_of)).await?;
+    let answers = access.call(&EVENTS.map(Call::read_hooks)).await?;
     for (event, answer) in EVENTS.into_iter().zip(answers) {
-        let hanging = Hanging::read(answer.map_err(|fault| refused(turn, &fault))?);
-        if probe.is_legacy && hanging.may_run_programs() {
+        let commands = EventCommands::read(answer.map_err(|fault| refused(access, &fault))?);
+        if probe.is_legacy && commands.may_run_programs() {
             hooks.skipped.push(event);
             continue;
         }
-        let ours = hanging.command(key);
+        let ours = commands.command(key);
         let call = match request {
             HookRequest::Inspect(_) => None,
-            HookRequest::Install(hook) if ours == Some(&ring_command(event, hook)) => None,
+            HookRequest::Install(hook) if ours == Some(&hook_command(event, hook)) => None,
             HookRequest::Install(hook) => Some(Call::set_hook(event, key, Some(hook))),
             HookRequest::Remove(_) => ours.map(|_| Call::set_hook(event, key, None)),
         };
         calls.extend(call);
-        let is_ringing = match request {
+        let is_installed = match request {
             HookRequest::Inspect(_) => ours.is_some(),
             HookRequest::Install(_) => true,
             HookRequest::Remove(_) => false,
         };
-        hooks.installed.extend(is_ringing.then_some(event));
+        hooks.installed.extend(is_installed.then_some(event));
     }
     hooks.changed = calls.len();
     if !calls.is_empty() {
-        let answers = turn.ask(&calls).await?;
-        answers.into_iter().collect::<Result<Vec<_>, _>>().map_err(|fault| refused(turn, &fault))?;
+        let answers = access.call(&calls).await?;
+        answers.into_iter().collect::<Result<Vec<_>, _>>().map_err(|fault| refused(access, &fault))?;
     }
     Ok(hooks)
 }
 
-fn refused(turn: &Turn<'_>, fault: &Fault) -> ClientError {
-    match turn.client.fault(fault) {
+fn refused(access: &Access<'_>, fault: &Fault) -> ClientError {
+    match access.client.fault(fault) {
         ClientError::Fault { message } => ClientError::Fault { message: format!("hooks: {message}") },
         other => other,
     }
 }
 
-/// What hangs at one event, by key.
-struct Hanging(Vec<(String, Value)>);
+/// The commands of one event, by key.
+struct EventCommands(Vec<(String, Value)>);
 
-impl Hanging {
+impl EventCommands {
     fn read(answer: Value) -> Self {
         match answer {
             Value::Struct(members) => Self(members),
@@ -82,7 +84,7 @@ impl Hanging {
         }
     }
 
-    /// Whether somebody else's hook is there, or one of rTorrent's own was made to run something.
+    /// Returns whether a hook of somebody else is there, or one of rTorrent's own was changed to run a program.
     fn may_run_programs(&self) -> bool {
         self.0.iter().any(|(key, command)| {
             let is_known = key.starts_with(HookKey::PREFIX) || is_rtorrents_own(key);
@@ -91,7 +93,7 @@ impl Hanging {
     }
 }
 
-/// Keys under which rTorrent hangs hooks of its own, before and after all others.
+/// Returns whether rTorrent itself uses the key, for hooks that run before and after all others.
 fn is_rtorrents_own(key: &str) -> bool {
     ["!", "~_", "1_"].iter().any(|prefix| key.starts_with(prefix))
 }
@@ -109,12 +111,12 @@ fn has_word(command: &Value, word: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn hanging(key: &str, command: Value) -> Hanging {
-        Hanging(vec![(key.to_owned(), command)])
+    fn commands(key: &str, command: Value) -> EventCommands {
+        EventCommands(vec![(key.to_owned(), command)])
     }
 
     #[test]
-    fn rule_8_whatever_may_run_a_program_is_left_alone() {
+    fn rule_8_an_event_whose_hooks_may_run_a_program_is_not_touched() {
         let text = |text: &str| Value::Text(text.to_owned());
         let list = |texts: &[&str]| Value::Array(vec![Value::Array(texts.iter().map(|t| text(t)).collect())]);
         for (key, command, expected) in [
@@ -127,8 +129,8 @@ mod tests {
             ("notify", text("execute={notify-send,$d.name=}"), true),
             ("notify", text("my_own_command="), true),
         ] {
-            assert_eq!(hanging(key, command.clone()).may_run_programs(), expected, "{key} {command:?}");
+            assert_eq!(commands(key, command.clone()).may_run_programs(), expected, "{key} {command:?}");
         }
-        assert!(!Hanging::read(Value::Struct(Vec::new())).may_run_programs());
+        assert!(!EventCommands::read(Value::Struct(Vec::new())).may_run_programs());
     }
 }

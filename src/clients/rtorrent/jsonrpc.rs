@@ -1,7 +1,7 @@
 //! JSON-RPC, which rTorrent speaks from 0.15.2 on: a fifth of the bytes of XML for the same listing.
 //!
-//! It is used for listings alone, whose requests hold nothing but constants. One name that is no
-//! UTF-8 makes rTorrent refuse the whole answer; then XML is the way until it restarts.
+//! JSON is used for listings alone, whose requests hold nothing but constants. One name that is not UTF-8
+//! makes rTorrent refuse the whole answer; then XML is used until it restarts.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use super::calls::{Answers, Call, Cell, Fault, Param, Unreadable};
 
-/// Some versions cut the reply header to the size of the request, so none is shorter than this.
+/// Minimum size of a request: some versions truncate the header of the reply to the size of the request.
 const REQUEST_BYTES_MIN: usize = 200;
 
 #[derive(Serialize)]
@@ -30,7 +30,8 @@ enum Argument<'a> {
     Int(i64),
 }
 
-/// Several calls as one batch; `None` if one has bytes to send, for which JSON has no type.
+/// Returns the request body for several calls, as one batch; `None` if one has bytes to send, for which JSON
+/// has no type.
 pub(super) fn write(calls: &[Call]) -> Option<Vec<u8>> {
     let requests: Option<Vec<_>> = calls
         .iter()
@@ -73,6 +74,9 @@ fn malformed(error: &serde_json::Error, expected: &'static str) -> Unreadable {
 }
 
 /// Reads the answer to several calls, as [`super::xmlrpc::scan`] does: once over the bytes, row by row.
+///
+/// # Errors
+/// As [`super::xmlrpc::scan`].
 pub fn scan(bytes: &[u8], answers: &mut impl Answers) -> Result<(), Unreadable> {
     if bytes.trim_ascii_start().starts_with(b"{") {
         #[derive(Deserialize)]
@@ -89,7 +93,7 @@ pub fn scan(bytes: &[u8], answers: &mut impl Answers) -> Result<(), Unreadable> 
     read.map_err(|error| malformed(&error, "a batch of answers"))
 }
 
-// --- serde's visitors, one for each thing that an answer is made of ------------------------------
+// --- serde visitors, one for each level of an answer ----------------------------------------------
 
 struct Batch<'s, A>(&'s mut A);
 
@@ -109,7 +113,7 @@ impl<'de, A: Answers> Visitor<'de> for Batch<'_, A> {
     }
 }
 
-/// The answer to one call, which is that of its place unless it says which.
+/// The answer to one call: that of its `id`, or of its place if it has none.
 struct Response<'s, A> {
     place: usize,
     answers: &'s mut A,
@@ -150,7 +154,7 @@ impl<'de, A: Answers> Visitor<'de> for Response<'_, A> {
                 (Member::Result, Some(call)) => {
                     outcome = members.next_value_seed(ResultOf { call, answers: &mut *answers })?;
                 }
-                // rTorrent says first which call it answers. From anybody else the result waits for that.
+                // rTorrent writes the id first. JSON does not promise an order, so a result without one waits.
                 (Member::Result, None) => waiting = members.next_value::<Option<&'de RawValue>>()?,
                 (Member::Other, _) => drop(members.next_value::<IgnoredAny>()?),
             }
@@ -172,10 +176,10 @@ impl<'de, A: Answers> Visitor<'de> for Response<'_, A> {
     }
 }
 
-/// What a result was.
+/// The kind of a result.
 enum Outcome<'de> {
     Cell(Cell<'de>),
-    /// Rows, which have been handed out.
+    /// Rows, which were passed on.
     Rows,
 }
 
@@ -184,14 +188,14 @@ struct ResultOf<'s, A> {
     answers: &'s mut A,
 }
 
-/// What a value in a row was.
-enum Piece<'de> {
+/// A value in a row.
+enum RowValue<'de> {
     Cell(Cell<'de>),
-    /// No plain value.
-    Odd,
+    /// An array, an object or a fraction, which no column has.
+    Unexpected,
 }
 
-/// The plain values, by the name of what they become.
+/// Visits of plain values, wrapped in the given constructor.
 macro_rules! plain_values {
     ($made:path) => {
         fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
@@ -246,7 +250,7 @@ impl<'de, A: Answers> Visitor<'de> for ResultOf<'_, A> {
     }
 }
 
-/// Reads a row; `false` if it is none, or holds something else than plain values.
+/// Reads a row; `false` if it is none, or holds other than plain values.
 struct RowInto<'s, 'de>(&'s mut Vec<Cell<'de>>);
 
 impl<'de> DeserializeSeed<'de> for RowInto<'_, 'de> {
@@ -257,7 +261,7 @@ impl<'de> DeserializeSeed<'de> for RowInto<'_, 'de> {
     }
 }
 
-/// A row that is no list: whatever it is, it is stepped over.
+/// Visits of a row that is no list, which is skipped.
 macro_rules! no_row {
     ($($visit:ident($kind:ty)),*) => {
         $(fn $visit<E>(self, _: $kind) -> Result<bool, E> {
@@ -286,41 +290,41 @@ impl<'de> Visitor<'de> for RowInto<'_, 'de> {
     fn visit_seq<S: SeqAccess<'de>>(self, mut row: S) -> Result<bool, S::Error> {
         while let Some(piece) = row.next_element()? {
             match piece {
-                Piece::Cell(cell) => self.0.push(cell),
-                Piece::Odd => return IgnoredAny.visit_seq(row).map(|_| false),
+                RowValue::Cell(cell) => self.0.push(cell),
+                RowValue::Unexpected => return IgnoredAny.visit_seq(row).map(|_| false),
             }
         }
         Ok(true)
     }
 }
 
-impl<'de> Deserialize<'de> for Piece<'de> {
+impl<'de> Deserialize<'de> for RowValue<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct PieceVisitor;
+        struct RowValueVisitor;
 
-        impl<'de> Visitor<'de> for PieceVisitor {
-            type Value = Piece<'de>;
+        impl<'de> Visitor<'de> for RowValueVisitor {
+            type Value = RowValue<'de>;
 
             fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
                 out.write_str("anything")
             }
 
-            plain_values!(Piece::Cell);
+            plain_values!(RowValue::Cell);
 
             fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-                Ok(Piece::Odd)
+                Ok(RowValue::Unexpected)
             }
 
             fn visit_seq<S: SeqAccess<'de>>(self, values: S) -> Result<Self::Value, S::Error> {
-                IgnoredAny.visit_seq(values).map(|_| Piece::Odd)
+                IgnoredAny.visit_seq(values).map(|_| RowValue::Unexpected)
             }
 
             fn visit_map<M: MapAccess<'de>>(self, members: M) -> Result<Self::Value, M::Error> {
-                IgnoredAny.visit_map(members).map(|_| Piece::Odd)
+                IgnoredAny.visit_map(members).map(|_| RowValue::Unexpected)
             }
         }
 
-        deserializer.deserialize_any(PieceVisitor)
+        deserializer.deserialize_any(RowValueVisitor)
     }
 }
 
@@ -328,12 +332,12 @@ impl<'de> Deserialize<'de> for Piece<'de> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::calls::Heard;
+    use super::super::calls::RecordedAnswers;
     use super::*;
 
-    fn heard(text: &str) -> Result<Heard, Unreadable> {
-        let mut heard = Heard::default();
-        scan(text.as_bytes(), &mut heard).map(|()| heard)
+    fn recorded(text: &str) -> Result<RecordedAnswers, Unreadable> {
+        let mut recorded = RecordedAnswers::default();
+        scan(text.as_bytes(), &mut recorded).map(|()| recorded)
     }
 
     fn text(text: &'static str) -> Cell<'static> {
@@ -346,45 +350,45 @@ mod tests {
 
     #[test]
     fn a_batch_is_read_like_its_xml() {
-        let heard = heard(ANSWER).unwrap();
-        assert_eq!(heard.scalars, [(0, Cell::Int(16910))]);
+        let recorded = recorded(ANSWER).unwrap();
+        assert_eq!(recorded.scalars, [(0, Cell::Int(16910))]);
         let rows = [
             (1, vec![text("AB"), text("a \"q\" 🦀\u{1}"), Cell::Int(-7)]),
             (1, vec![text("CD"), text(""), Cell::Int(i64::MAX)]),
         ];
-        assert_eq!(heard.rows, rows);
-        assert_eq!(heard.faults, [(2, Fault { code: -32601, text: "method not found: d.nope".to_owned() })]);
+        assert_eq!(recorded.rows, rows);
+        assert_eq!(recorded.faults, [(2, Fault { code: -32601, text: "method not found: d.nope".to_owned() })]);
     }
 
     #[test]
-    fn an_answer_that_is_refused_as_a_whole_is_no_listing() {
-        let refused = heard(r#"{"error":{"code":-32700,"message":"invalid UTF-8 byte"},"id":null,"jsonrpc":"2.0"}"#);
+    fn an_answer_that_is_refused_as_a_whole_is_not_a_listing() {
+        let refused = recorded(r#"{"error":{"code":-32700,"message":"invalid UTF-8 byte"},"id":null,"jsonrpc":"2.0"}"#);
         assert!(matches!(refused, Err(Unreadable::Refused(Fault { code: -32700, .. }))), "{refused:?}");
     }
 
     #[test]
     fn a_row_that_cannot_be_read_is_lost_alone() {
-        let heard = heard(r#"[{"id":1,"result":[["AB",1],["CD",[1]],7,["EF",1.5],["GH",2]]}]"#).unwrap();
-        assert_eq!((heard.rows.len(), heard.broken), (2, 3));
+        let recorded = recorded(r#"[{"id":1,"result":[["AB",1],["CD",[1]],7,["EF",1.5],["GH",2]]}]"#).unwrap();
+        assert_eq!((recorded.rows.len(), recorded.broken), (2, 3));
     }
 
     #[test]
-    fn an_answer_that_says_late_what_it_answers_is_read_too() {
-        let late = heard(r#"[{"result":[["AB",1],[{}]],"id":7,"jsonrpc":"2.0"},{"result":5}]"#).unwrap();
+    fn an_answer_whose_id_comes_last_is_read_too() {
+        let late = recorded(r#"[{"result":[["AB",1],[{}]],"id":7,"jsonrpc":"2.0"},{"result":5}]"#).unwrap();
         assert_eq!((late.rows, late.broken), (vec![(7, vec![text("AB"), Cell::Int(1)])], 1));
         assert_eq!(late.scalars, [(1, Cell::Int(5))]);
-        assert!(heard(r#"[{"id":1,"result":{"a":1}}]"#).is_err(), "neither a value nor rows");
+        assert!(recorded(r#"[{"id":1,"result":{"a":1}}]"#).is_err(), "neither a value nor rows");
     }
 
     #[test]
     fn an_answer_cut_at_any_byte_is_an_error() {
         for cut in (0..ANSWER.len()).filter(|cut| ANSWER.is_char_boundary(*cut)) {
-            assert!(heard(&ANSWER[..cut]).is_err(), "cut at {cut}");
+            assert!(recorded(&ANSWER[..cut]).is_err(), "cut at {cut}");
         }
     }
 
     #[test]
-    fn a_short_request_is_filled_up() {
+    fn a_short_request_is_padded() {
         let body = write(&[Call::global("system.pid")]).unwrap();
         assert!(body.len() >= REQUEST_BYTES_MIN);
         let request: serde_json::Value = serde_json::from_slice(&body).unwrap();
@@ -396,8 +400,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_at_all_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _either = scan(&bytes, &mut Heard::default()).is_ok();
-            let _either = scan(&[b"[{\"id\":1,\"result\":[", bytes.as_slice(), b"]}]"].concat(), &mut Heard::default()).is_ok();
+            let _either = scan(&bytes, &mut RecordedAnswers::default()).is_ok();
+            let _either = scan(&[b"[{\"id\":1,\"result\":[", bytes.as_slice(), b"]}]"].concat(), &mut RecordedAnswers::default()).is_ok();
         }
     }
 }

@@ -1,13 +1,13 @@
-//! From rTorrent's columns to a torrent as the world sees it.
+//! The mapping of rTorrent's columns to a torrent of the model.
 //!
-//! [`COLUMNS`] is what we read of each torrent; every column says into which field of [`Raw`] it goes,
-//! so that the same table serves a listing, a listing in several parts, and one torrent alone. What a
-//! server does not have is left out, and its field stays at its default.
+//! [`COLUMNS`] lists the columns that are read of each torrent, each with the field of [`TorrentRow`] that it
+//! sets, so that one table serves a listing, a listing in several parts, and a single torrent. A column that
+//! a server does not have is left out, and its field stays at its default.
 //!
 //! Choices that are not obvious:
 //! - `active` is `d.is_active`; `downloaded` is `d.completed_bytes`, whole checked pieces only. Both that
-//!   and `progress` fall to 0 while rTorrent hashes: the engine holds the last numbers meanwhile.
-//! - `left` is 0 when all *selected* files are here; rTorrent's own figure counts the others too.
+//!   and `progress` fall to 0 while rTorrent hashes: the engine keeps the last numbers meanwhile.
+//! - `left` is 0 when all *selected* files are complete; rTorrent's own figure counts the others too.
 //! - `added_at` is the custom value `addtime`, which ruTorrent, Flood and our own `add` set. rTorrent
 //!   keeps no such time: its load date is that of the last restart. Unknown is better than that.
 //! - The label is custom1, percent-decoded as ruTorrent and Flood encode it.
@@ -18,27 +18,28 @@ use std::sync::Arc;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde_json::Value as Json;
 
-use super::calls::Cell;
+use super::calls::{Call, Cell};
 use super::settings::ExtraColumn;
 use crate::model::{
     Extra, Facts, InfoHash, Observed, ServerName, Status, Timestamp, Torrent, Words, eta_seconds, progress, ratio,
 };
 
-/// Says nothing of the torrent: some tracker answered, or there is none to ask.
+/// A message that is no error: some tracker answered, or there is none to ask.
 const NOT_AN_ERROR: &str = "Tracker: [Tried all trackers.]";
 
-/// What rTorrent says of one torrent, in its own terms. Sizes are bytes, times seconds, 0 for never.
+/// One torrent in rTorrent's terms. Sizes are bytes, rates bytes per second, times seconds since 1970 or 0 for
+/// never.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Raw {
+pub(super) struct TorrentRow {
     pub name: String,
-    /// It wants to run.
+    /// Wants to run.
     pub state: bool,
-    /// It does run.
+    /// Runs.
     pub is_active: bool,
-    /// Its files are open.
+    /// Has its files open.
     pub is_open: bool,
     pub is_hash_checking: bool,
-    /// 0 no, 1 initial, 2 on completion, 3 re-check; also while it waits for that.
+    /// 0 no check, 1 initial, 2 on completion, 3 re-check; also while the torrent waits for its check.
     pub hashing: u64,
     pub hashing_failed: bool,
     pub complete: bool,
@@ -68,15 +69,15 @@ pub(super) struct Raw {
     pub tracker_size: u64,
     /// In the order of the settings; `None` for what this server does not have.
     pub extra: Vec<Option<Json>>,
-    /// Into how many parts of a listing it was found.
+    /// Number of parts of a listing that hold the torrent.
     pub parts: usize,
 }
 
-/// What stays as it is from one load of a torrent to the next, for all that anybody ever saw.
+/// Columns that stay the same as long as a torrent is loaded, as far as was ever observed.
 ///
-/// It is read with the load, and again with every whole listing.
+/// They are read once for each load, and again with every full listing that leaves nothing out.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Lasting {
+pub(super) struct FixedColumns {
     name: String,
     size_bytes: u64,
     is_private: bool,
@@ -86,16 +87,21 @@ pub(super) struct Lasting {
     size_files: u64,
 }
 
-/// The columns of [`Lasting`].
-const LASTING: &[&str] =
+/// The methods of [`FixedColumns`].
+const FIXED: &[&str] =
     &["d.name", "d.size_bytes", "d.is_private", "d.is_meta", "d.tied_to_file", "d.loaded_file", "d.size_files"];
 
 /// Columns that change only when a torrent starts, stops or is complete.
 const TIMES: &[&str] = &["d.timestamp.started", "d.timestamp.finished"];
 
-impl Raw {
-    pub(super) fn lasting(&self) -> Lasting {
-        Lasting {
+impl TorrentRow {
+    /// A row without values, for so many columns of the user.
+    pub(super) fn new(extra: usize) -> Self {
+        Self { extra: vec![None; extra], ..Self::default() }
+    }
+
+    pub(super) fn fixed(&self) -> FixedColumns {
+        FixedColumns {
             name: self.name.clone(),
             size_bytes: self.size_bytes,
             is_private: self.is_private,
@@ -106,8 +112,8 @@ impl Raw {
         }
     }
 
-    pub(super) fn set_lasting(&mut self, lasting: &Lasting) {
-        let Lasting { name, size_bytes, is_private, is_meta, tied_to_file, loaded_file, size_files } = lasting;
+    pub(super) fn set_fixed(&mut self, fixed: &FixedColumns) {
+        let FixedColumns { name, size_bytes, is_private, is_meta, tied_to_file, loaded_file, size_files } = fixed;
         self.name.clone_from(name);
         self.size_bytes = *size_bytes;
         self.is_private = *is_private;
@@ -117,18 +123,18 @@ impl Raw {
         self.size_files = *size_files;
     }
 
-    /// Its numbers flow, so that each look shows others.
+    /// Returns whether its numbers change from poll to poll.
     pub(super) fn is_moving(&self) -> bool {
         self.up_rate > 0 || self.down_rate > 0 || self.is_hash_checking
     }
 }
 
-/// A column, and what to do with its value; `None` if the value is of the wrong kind.
+/// A column, and the setter of its field; that returns `None` if the value is of the wrong kind.
 #[derive(Clone, Copy)]
 pub(super) struct Column {
     pub method: &'static str,
     pub key: Option<&'static str>,
-    set: fn(&mut Raw, &Cell<'_>) -> Option<()>,
+    set: fn(&mut TorrentRow, &Cell<'_>) -> Option<()>,
 }
 
 macro_rules! columns {
@@ -136,14 +142,14 @@ macro_rules! columns {
         &[$(Column {
             method: $method,
             key: columns!(@key $($key)?),
-            set: |raw, cell| { raw.$field = $kind(cell)?; Some(()) },
+            set: |row, cell| { row.$field = $kind(cell)?; Some(()) },
         }),*]
     };
     (@key) => { None };
     (@key $key:literal) => { Some($key) };
 }
 
-/// Everything but the hash, which comes first in each part of a listing.
+/// Every column but the hash, which comes first in each part of a listing.
 pub(super) const COLUMNS: &[Column] = columns! {
     "d.name" => name: text,
     "d.state" => state: flag,
@@ -183,12 +189,12 @@ fn flag(cell: &Cell<'_>) -> Option<bool> {
     cell.int().map(|number| number != 0)
 }
 
-/// Negative is what very old servers say where they overflow: not known, so 0.
+/// Reads a number; negative ones, which very old servers return on overflow, become 0.
 fn number(cell: &Cell<'_>) -> Option<u64> {
     cell.int().map(|number| u64::try_from(number).unwrap_or(0))
 }
 
-/// Anybody may write there: whatever is no number is none.
+/// Reads a custom value, which anybody may write: text that is no number becomes 0.
 fn free_number(cell: &Cell<'_>) -> Option<u64> {
     Some(number(cell).unwrap_or(0))
 }
@@ -197,11 +203,11 @@ fn text(cell: &Cell<'_>) -> Option<String> {
     cell.text()
 }
 
-/// A column of ours or of the user's.
+/// A column of the program or of the user.
 #[derive(Clone)]
 pub(super) enum Field {
     Own(Column),
-    /// With its place in [`Raw::extra`].
+    /// A column of the user, with its place in [`TorrentRow::extra`].
     Extra(usize, ExtraColumn),
 }
 
@@ -213,35 +219,40 @@ impl Field {
         }
     }
 
-    pub(super) fn key(&self) -> Option<&str> {
+    fn key(&self) -> Option<&str> {
         match self {
             Self::Own(column) => column.key,
             Self::Extra(_, column) => column.key(),
         }
     }
 
-    /// Read with the load of a torrent, see [`Lasting`].
-    pub(super) fn is_lasting(&self) -> bool {
-        matches!(self, Self::Own(column) if LASTING.contains(&column.method))
+    /// Returns whether the column belongs to [`FixedColumns`].
+    pub(super) fn is_fixed(&self) -> bool {
+        matches!(self, Self::Own(column) if FIXED.contains(&column.method))
     }
 
-    /// Worth nothing in a listing of torrents whose state is known to be the same: the times are, and
-    /// whether one is being hashed is said by `d.hashing`, too.
+    /// Returns whether the column follows from what is known, for a torrent in the same state: the times stay
+    /// the same, and `d.hashing` shows whether it is hash-checked.
     pub(super) fn follows_from_state(&self) -> bool {
         matches!(self, Self::Own(column) if TIMES.contains(&column.method) || column.method == "d.is_hash_checking")
     }
 
-    /// As it stands in a listing's request.
+    /// Returns the call that reads the column of one torrent.
+    pub(super) fn call(&self, hash: InfoHash) -> Call {
+        Call::column(hash, self.method(), self.key())
+    }
+
+    /// Returns the column as an argument of a listing.
     pub(super) fn command(&self) -> String {
         format!("{}={}", self.method(), self.key().unwrap_or(""))
     }
 
-    /// Puts a value where it belongs; `None` if it is of the wrong kind.
-    pub(super) fn set(&self, raw: &mut Raw, cell: &Cell<'_>) -> Option<()> {
+    /// Sets the field of the column; `None` if the value is of the wrong kind.
+    pub(super) fn set(&self, row: &mut TorrentRow, cell: &Cell<'_>) -> Option<()> {
         match self {
-            Self::Own(column) => (column.set)(raw, cell),
+            Self::Own(column) => (column.set)(row, cell),
             Self::Extra(place, _) => {
-                *raw.extra.get_mut(*place)? = match cell {
+                *row.extra.get_mut(*place)? = match cell {
                     Cell::Int(number) => Some(Json::from(*number)),
                     Cell::Text(_) => cell.text().map(Json::from),
                     Cell::Null => None,
@@ -252,82 +263,82 @@ impl Field {
     }
 }
 
-fn status(raw: &Raw) -> Status {
-    if raw.is_hash_checking || raw.hashing != 0 {
+fn status(row: &TorrentRow) -> Status {
+    if row.is_hash_checking || row.hashing != 0 {
         Status::Checking
-    } else if raw.is_meta && raw.is_active {
+    } else if row.is_meta && row.is_active {
         Status::Metadata
-    } else if raw.is_active && has_all_selected(raw) {
+    } else if row.is_active && has_all_selected(row) {
         Status::Seeding
-    } else if raw.is_active {
+    } else if row.is_active {
         Status::Downloading
-    } else if raw.is_open && raw.state {
+    } else if row.is_open && row.state {
         Status::Paused
-    } else if raw.state {
+    } else if row.state {
         Status::Queued
     } else {
         Status::Stopped
     }
 }
 
-fn has_all_selected(raw: &Raw) -> bool {
-    raw.complete || raw.is_partially_done
+fn has_all_selected(row: &TorrentRow) -> bool {
+    row.complete || row.is_partially_done
 }
 
-/// A torrent out of its columns. `extra` are the user's names, in the order of [`Raw::extra`].
+/// Converts a row. `extra` are the user's column names, in the order of [`TorrentRow::extra`].
 pub(super) fn observed(
     server: &ServerName,
     hash: InfoHash,
-    raw: Raw,
+    row: TorrentRow,
     tracker: Option<Arc<str>>,
     extra: impl Iterator<Item = Arc<str>>,
     words: &mut Words,
 ) -> Observed {
-    let status = status(&raw);
-    let left = if has_all_selected(&raw) { 0 } else { raw.left_bytes };
+    let status = status(&row);
+    let left = if has_all_selected(&row) { 0 } else { row.left_bytes };
     let facts = Facts {
-        load: (!raw.local_id.is_empty()).then_some(raw.local_id),
-        complete: raw.complete,
-        has_metadata: !raw.is_meta,
-        received_bytes: raw.down_total,
-        moved_bytes: raw.up_total.saturating_add(raw.down_total),
+        load: (!row.local_id.is_empty()).then_some(row.local_id),
+        complete: row.complete,
+        has_metadata: !row.is_meta,
+        received_bytes: row.down_total,
+        moved_bytes: row.up_total.saturating_add(row.down_total),
     };
-    let extra: Extra = extra.zip(raw.extra).map(|(name, value)| (name, value.unwrap_or(Json::Null))).collect();
+    let extra: Extra = extra.zip(row.extra).map(|(name, value)| (name, value.unwrap_or(Json::Null))).collect();
     let torrent = Torrent {
         hash,
-        name: raw.name,
+        name: row.name,
         server: server.clone(),
-        active: raw.is_active,
-        downloaded: raw.completed_bytes,
-        uploaded: raw.up_total,
-        length: raw.size_bytes,
-        path: [raw.tied_to_file, raw.loaded_file]
+        active: row.is_active,
+        downloaded: row.completed_bytes,
+        uploaded: row.up_total,
+        length: row.size_bytes,
+        path: [row.tied_to_file, row.loaded_file]
             .into_iter()
             .find(|path| !path.is_empty() && !path.starts_with("magnet:")),
-        progress: if raw.is_meta { 0.0 } else { progress(raw.completed_bytes, raw.size_bytes) },
-        ratio: ratio(raw.up_total, raw.completed_bytes),
-        finished: raw.complete && raw.hashing == 0,
-        playing: raw.up_rate > 0 || raw.down_rate > 0,
+        progress: if row.is_meta { 0.0 } else { progress(row.completed_bytes, row.size_bytes) },
+        ratio: ratio(row.up_total, row.completed_bytes),
+        finished: row.complete && row.hashing == 0,
+        playing: row.up_rate > 0 || row.down_rate > 0,
         extra,
         status,
-        error: raw.hashing_failed || !(raw.message.is_empty() || raw.message == NOT_AN_ERROR),
-        message: Some(words.share(&raw.message)),
+        error: row.hashing_failed || !(row.message.is_empty() || row.message == NOT_AN_ERROR),
+        message: Some(words.share(&row.message)),
         stalled: false,
-        download_rate: Some(raw.down_rate),
-        upload_rate: Some(raw.up_rate),
+        download_rate: Some(row.down_rate),
+        upload_rate: Some(row.up_rate),
         left: Some(left),
-        eta: (status == Status::Downloading).then(|| eta_seconds(left, raw.down_rate)).flatten(),
-        peers: Some(raw.peers_connected),
-        seeds: Some(raw.peers_complete),
-        label: Some(words.share(&decode_label(&raw.custom1))),
-        directory: Some(words.share(&raw.directory)),
-        private: Some(raw.is_private),
-        priority: u8::try_from(raw.priority).ok().filter(|priority| *priority <= 3),
+        eta: (status == Status::Downloading).then(|| eta_seconds(left, row.down_rate)).flatten(),
+        peers: Some(row.peers_connected),
+        seeds: Some(row.peers_complete),
+        label: Some(words.share(&decode_label(&row.custom1))),
+        directory: Some(words.share(&row.directory)),
+        private: Some(row.is_private),
+        priority: u8::try_from(row.priority).ok().filter(|priority| *priority <= 3),
         tracker,
-        added_at: time(raw.addtime),
-        started_at: time(raw.started),
-        finished_at: time(raw.finished),
-        size_files: Some(raw.size_files),
+        added_at: time(row.addtime),
+        started_at: time(row.started),
+        finished_at: time(row.finished),
+        size_files: Some(row.size_files),
     };
     Observed { torrent, facts }
 }
@@ -340,23 +351,25 @@ fn decode_label(written: &str) -> Cow<'_, str> {
     percent_decode_str(written).decode_utf8().unwrap_or(Cow::Borrowed(written))
 }
 
-/// What `encodeURIComponent` leaves as it is.
+/// The complement of what `encodeURIComponent` leaves unchanged.
 const LABEL_ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// A label as it is written into custom1: as it is, or percent-encoded where it would not come back.
+/// Encodes a label for custom1: unchanged, or percent-encoded where it would not come back.
 ///
-/// xmlrpc-c answers with `?` for every letter beyond ASCII once there is one beyond the basic plane.
+/// xmlrpc-c answers with `?` for every character beyond ASCII once there is one beyond the basic
+/// multilingual plane.
 pub(super) fn encode_label(label: &str) -> String {
     let comes_back = decode_label(label) == label && label.chars().all(|c| !c.is_control() && c < '\u{fffd}');
     if comes_back { label.to_owned() } else { encode_fully(label) }
 }
 
-/// Letters, digits and `-_.~%` only, so that it may stand in a command.
+/// Encodes text to letters, digits and `-_.~%`, which are harmless in a command.
 pub(super) fn encode_fully(text: &str) -> String {
     utf8_percent_encode(text, LABEL_ENCODED).to_string()
 }
 
-/// The host of the first tracker that is asked, out of `<is_enabled><url>` for each.
+/// Returns the host of the first enabled tracker, or else of the first one. Each item is whether the tracker is
+/// enabled, and its URL.
 pub(super) fn tracker_host<'a>(trackers: impl Iterator<Item = (bool, &'a str)> + Clone) -> Option<String> {
     let host = |url: &str| {
         let rest = url.split_once("://").filter(|(scheme, _)| matches!(*scheme, "http" | "https" | "udp"))?.1;
@@ -379,9 +392,9 @@ mod tests {
 
     use super::*;
 
-    fn seen(raw: Raw) -> Torrent {
+    fn seen(row: TorrentRow) -> Torrent {
         let server = ServerName::parse("home").unwrap();
-        observed(&server, InfoHash::V1([1; 20]), raw, None, std::iter::empty(), &mut Words::default()).torrent
+        observed(&server, InfoHash::V1([1; 20]), row, None, std::iter::empty(), &mut Words::default()).torrent
     }
 
     #[test]
@@ -404,7 +417,7 @@ mod tests {
             (". . . h n . . m", Status::Checking),
         ] {
             let has = |letter| columns.contains(letter);
-            let raw = Raw {
+            let row = TorrentRow {
                 state: has('s'),
                 is_active: has('a'),
                 is_open: has('o'),
@@ -413,9 +426,9 @@ mod tests {
                 complete: has('c'),
                 is_partially_done: has('p'),
                 is_meta: has('m'),
-                ..Raw::default()
+                ..TorrentRow::default()
             };
-            assert_eq!(status(&raw), expected, "{columns}");
+            assert_eq!(status(&row), expected, "{columns}");
         }
     }
 
@@ -429,7 +442,7 @@ mod tests {
             ("Tracker: [Failure reason \"unregistered torrent\"]", false, true),
             ("Low diskspace.", true, true),
         ] {
-            let torrent = seen(Raw { message: message.to_owned(), hashing_failed, ..Raw::default() });
+            let torrent = seen(TorrentRow { message: message.to_owned(), hashing_failed, ..TorrentRow::default() });
             assert_eq!((torrent.error, torrent.message.as_deref()), (expected, Some(message)));
         }
     }
@@ -437,28 +450,28 @@ mod tests {
     #[test]
     fn a_complete_torrent_is_finished_only_while_it_is_not_hashed() {
         for (complete, hashing, expected) in [(true, 0, true), (true, 3, false), (true, 2, false), (false, 0, false)] {
-            assert_eq!(seen(Raw { complete, hashing, ..Raw::default() }).finished, expected);
+            assert_eq!(seen(TorrentRow { complete, hashing, ..TorrentRow::default() }).finished, expected);
         }
     }
 
     #[test]
-    fn what_nobody_chose_is_not_left_to_get() {
-        let raw = Raw {
+    fn files_that_are_not_selected_do_not_count_as_left() {
+        let row = TorrentRow {
             size_bytes: 100,
             completed_bytes: 40,
             left_bytes: 60,
             down_rate: 7,
             is_active: true,
-            ..Raw::default()
+            ..TorrentRow::default()
         };
-        assert_eq!((seen(raw.clone()).left, seen(raw.clone()).eta), (Some(60), Some(9)));
-        let selected = Raw { is_partially_done: true, ..raw };
+        assert_eq!((seen(row.clone()).left, seen(row.clone()).eta), (Some(60), Some(9)));
+        let selected = TorrentRow { is_partially_done: true, ..row };
         assert_eq!((seen(selected.clone()).left, seen(selected).eta), (Some(0), None));
     }
 
     #[test]
     fn a_time_of_zero_is_unknown_and_the_load_date_is_not_taken_for_it() {
-        let torrent = seen(Raw { started: 0, finished: 5, addtime: 0, ..Raw::default() });
+        let torrent = seen(TorrentRow { started: 0, finished: 5, addtime: 0, ..TorrentRow::default() });
         assert_eq!((torrent.started_at, torrent.finished_at), (None, Some(Timestamp::from_seconds(5))));
         assert_eq!(torrent.added_at, None);
     }
@@ -506,21 +519,21 @@ mod tests {
             ("", "magnet:?xt=urn:btih:00", None),
             ("", "", None),
         ] {
-            let raw = Raw { tied_to_file: tied.into(), loaded_file: loaded.into(), ..Raw::default() };
-            assert_eq!(seen(raw).path.as_deref(), expected);
+            let row = TorrentRow { tied_to_file: tied.into(), loaded_file: loaded.into(), ..TorrentRow::default() };
+            assert_eq!(seen(row).path.as_deref(), expected);
         }
     }
 
     #[test]
     fn extra_columns_carry_the_users_names_and_null_where_there_is_nothing() {
         let server = ServerName::parse("home").unwrap();
-        let mut raw = Raw { extra: vec![None; 3], ..Raw::default() };
+        let mut row = TorrentRow { extra: vec![None; 3], ..TorrentRow::default() };
         for (place, cell) in [(0, Cell::Int(-7)), (1, Cell::Text(Cow::Borrowed(b"caf\xe9")))] {
             let field = Field::Extra(place, ExtraColumn::parse("d.ratio=").unwrap());
-            field.set(&mut raw, &cell).unwrap();
+            field.set(&mut row, &cell).unwrap();
         }
         let names = ["a", "b", "c"].map(Arc::from).into_iter();
-        let extra = observed(&server, InfoHash::V1([1; 20]), raw, None, names, &mut Words::default()).torrent.extra;
+        let extra = observed(&server, InfoHash::V1([1; 20]), row, None, names, &mut Words::default()).torrent.extra;
         assert_eq!(serde_json::to_string(&extra).unwrap(), r#"{"a":-7,"b":"caf�","c":null}"#);
     }
 
@@ -534,7 +547,7 @@ mod tests {
             ("d.hashing", Cell::Null, false),
         ] {
             let column = COLUMNS.iter().find(|column| column.method == method).unwrap();
-            let is_taken = Field::Own(*column).set(&mut Raw::default(), &cell).is_some();
+            let is_taken = Field::Own(*column).set(&mut TorrentRow::default(), &cell).is_some();
             assert_eq!(is_taken, is_right, "{method} {cell:?}");
         }
     }

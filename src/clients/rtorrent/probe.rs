@@ -1,52 +1,54 @@
-//! What an rTorrent is: its version, its generation, and what it knows.
+//! The probe of an rTorrent: its version, its generation, and its methods.
 //!
-//! Versions lie (forks call themselves 0.9.8), so whether a command exists is looked up in the
-//! server's own list, and its generation follows from its API version.
+//! Versions are unreliable (forks call themselves 0.9.8), so whether a method exists is looked up in the
+//! server's own list, and the generation follows from the API version.
 
 use std::collections::BTreeSet;
 
 use super::calls::{Call, Value};
 use super::map::{COLUMNS, Field};
-use super::transport::Dialect;
-use super::{ExtraColumns, Turn, jsonrpc, xmlrpc};
+use super::transport::WireFormat;
+use super::{Access, ExtraColumns, jsonrpc, xmlrpc};
 use crate::port::ClientError;
 
-/// From 0.15.4 on, whose API version is 14, calls run on rTorrent's main thread. Before, stopping a
-/// torrent that is hash-checked can hang it for ever, and many announces in a row abort it.
+/// API version of 0.15.4, from which calls run on rTorrent's main thread. Before, stopping a torrent that is
+/// hash-checked can hang it for ever, and many announces in a row abort it.
 const API_VERSION_MODERN: i64 = 14;
 
+/// The abilities of one run of rTorrent.
 #[derive(Clone, Debug)]
 pub(super) struct Probe {
     pub version: String,
     pub pid: Option<i64>,
+    /// Older than [`API_VERSION_MODERN`].
     pub is_legacy: bool,
-    pub back_end: BackEnd,
+    pub xml_library: XmlLibrary,
     pub has_json: bool,
-    /// It can list by a predicate.
+    /// Can list by a predicate (`d.multicall.filtered`).
     pub has_filtered: bool,
-    /// How many torrents it had.
+    /// Number of torrents at that time.
     pub count: u64,
-    /// As it is configured, which need not be an absolute path.
+    /// As configured, which need not be an absolute path.
     pub default_directory: String,
-    /// The columns that it has; `None` if it does not tell.
+    /// The columns that this server has; `None` if it has no list of methods.
     columns: Option<BTreeSet<&'static str>>,
 }
 
-/// The XML library that it is built with; they differ in what they refuse.
+/// The XML library that rTorrent is built with. The two differ in what they refuse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BackEnd {
+pub(super) enum XmlLibrary {
     XmlrpcC,
     TinyXml2,
 }
 
-impl BackEnd {
+impl XmlLibrary {
     fn of(answer: &[u8]) -> Self {
         if answer.starts_with(b"<?xml version=\"1.0\"?><methodResponse>") { Self::TinyXml2 } else { Self::XmlrpcC }
     }
 }
 
 impl Probe {
-    /// More than this no setting lets through: 2 MiB before version 0.10, 16 MiB since.
+    /// Returns the largest request that any setting allows: 2 MiB before version 0.10, 16 MiB since.
     pub(super) fn request_bytes_max(&self) -> usize {
         let is_oldest = self.version.starts_with("0.9.");
         (if is_oldest { 2 << 20 } else { 16 << 20 }) - (64 << 10)
@@ -56,11 +58,11 @@ impl Probe {
         self.columns.as_ref().is_none_or(|columns| columns.contains(method))
     }
 
-    /// The columns to read here: one that a server lacks would fail the whole listing.
+    /// Returns the columns to read. One that the server lacks would fail the whole listing.
     pub(super) fn fields(&self, extra: &ExtraColumns) -> Vec<Field> {
         let own = COLUMNS.iter().copied().map(Field::Own);
         let extra = extra.values().cloned().enumerate().map(|(place, column)| Field::Extra(place, column));
-        // Without a list only what every version has can be asked for, and `extra` is not that.
+        // Without a list only columns that every version has can be read, and `extra` need not be one.
         let is_known = |field: &Field| match field {
             Field::Own(column) => self.has(column.method),
             Field::Extra(_, column) => self.columns.is_some() && self.has(column.method()),
@@ -69,7 +71,8 @@ impl Probe {
     }
 }
 
-pub(super) async fn look(turn: &Turn<'_>) -> Result<Probe, ClientError> {
+/// Probes the server.
+pub(super) async fn probe(access: &Access<'_>) -> Result<Probe, ClientError> {
     let calls = [
         Call::global("system.client_version"),
         Call::global("system.api_version"),
@@ -78,28 +81,28 @@ pub(super) async fn look(turn: &Turn<'_>) -> Result<Probe, ClientError> {
         Call::global("directory.default"),
         Call::global("system.listMethods"),
     ];
-    let limit = turn.client.settings.timeout;
-    let answer = turn.exchange(Dialect::Xml, &xmlrpc::write(&calls), limit).await?;
-    let results = xmlrpc::read(&answer).map_err(|reason| turn.client.unreadable(reason))?;
+    let limit = access.client.settings.timeout;
+    let answer = access.exchange(WireFormat::Xml, &xmlrpc::write(&calls), limit).await?;
+    let results = xmlrpc::read(&answer).map_err(|reason| access.client.unreadable(reason))?;
     let [version, api_version, pid, count, directory, methods] = results.as_slice() else {
         return Err(ClientError::Protocol { reason: "system.multicall did not answer each call".to_owned() });
     };
-    // A command that is not allowed here says so in words that the user can act on.
-    let version = version.as_ref().map_err(|fault| turn.client.fault(fault))?;
+    // A proxy that does not allow the method says so in a message that the user can act on.
+    let version = version.as_ref().map_err(|fault| access.client.fault(fault))?;
     let api_version = api_version.as_ref().ok().and_then(Value::int);
     let names: Option<BTreeSet<&str>> =
         methods.as_ref().ok().map(|methods| methods.array().iter().filter_map(Value::str).collect());
     let columns = names.as_ref().map(|names| {
         let ours = COLUMNS.iter().map(|column| column.method);
-        let extra = turn.client.settings.extra.values().map(|column| column.method());
+        let extra = access.client.settings.extra.values().map(|column| column.method());
         ours.chain(extra).filter(|method| names.contains(method)).collect()
     });
     Ok(Probe {
         version: version.to_text().unwrap_or_default(),
         pid: pid.as_ref().ok().and_then(Value::int),
         is_legacy: api_version.is_none_or(|version| version < API_VERSION_MODERN),
-        back_end: BackEnd::of(&answer),
-        has_json: speaks_json(turn).await?,
+        xml_library: XmlLibrary::of(&answer),
+        has_json: speaks_json(access).await?,
         has_filtered: names.is_some_and(|names| names.contains("d.multicall.filtered")),
         count: count.as_ref().ok().and_then(Value::int).and_then(|count| u64::try_from(count).ok()).unwrap_or(0),
         default_directory: directory.as_ref().ok().and_then(Value::to_text).unwrap_or_default(),
@@ -107,10 +110,12 @@ pub(super) async fn look(turn: &Turn<'_>) -> Result<Probe, ClientError> {
     })
 }
 
-/// Old versions take the question for bad XML, and say so in XML.
-async fn speaks_json(turn: &Turn<'_>) -> Result<bool, ClientError> {
-    struct Heard(bool);
-    impl super::calls::Answers for Heard {
+/// Returns whether the server answers JSON-RPC. Old versions take the request for malformed XML, and say so in
+/// XML.
+async fn speaks_json(access: &Access<'_>) -> Result<bool, ClientError> {
+    /// Whether the answer was a number.
+    struct NumberReader(bool);
+    impl super::calls::Answers for NumberReader {
         fn scalar(&mut self, _: usize, cell: super::calls::Cell<'_>) {
             self.0 = cell.int().is_some();
         }
@@ -119,12 +124,12 @@ async fn speaks_json(turn: &Turn<'_>) -> Result<bool, ClientError> {
         fn fault(&mut self, _: usize, _: super::calls::Fault) {}
     }
     let Some(body) = jsonrpc::write(&[Call::global("view.size").text("main")]) else { return Ok(false) };
-    match turn.exchange(Dialect::Json, &body, turn.client.settings.timeout).await {
+    match access.exchange(WireFormat::Json, &body, access.client.settings.timeout).await {
         Ok(answer) => {
-            let mut heard = Heard(false);
-            Ok(jsonrpc::scan(&answer, &mut heard).is_ok() && heard.0)
+            let mut reader = NumberReader(false);
+            Ok(jsonrpc::scan(&answer, &mut reader).is_ok() && reader.0)
         }
-        // A proxy or a server that closes on what it does not know.
+        // A proxy or a server that closes the connection on a request that it does not know.
         Err(ClientError::Protocol { .. }) => Ok(false),
         Err(error) => Err(error),
     }
@@ -132,13 +137,13 @@ async fn speaks_json(turn: &Turn<'_>) -> Result<bool, ClientError> {
 
 #[cfg(test)]
 impl Probe {
-    /// One that tells nothing of itself.
+    /// A legacy server without a list of methods.
     pub(super) fn of_tests(has_filtered: bool) -> Self {
         Self {
             version: String::new(),
             pid: None,
             is_legacy: true,
-            back_end: BackEnd::XmlrpcC,
+            xml_library: XmlLibrary::XmlrpcC,
             has_json: false,
             has_filtered,
             count: 0,
@@ -153,12 +158,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_back_end_is_told_by_the_first_bytes() {
+    fn the_xml_library_shows_in_the_first_bytes() {
         for (answer, expected) in [
-            (&b"<?xml version=\"1.0\" encoding=\"UTF-8\"?>\r\n<methodResponse>"[..], BackEnd::XmlrpcC),
-            (b"<?xml version=\"1.0\"?><methodResponse><params>", BackEnd::TinyXml2),
+            (&b"<?xml version=\"1.0\" encoding=\"UTF-8\"?>\r\n<methodResponse>"[..], XmlLibrary::XmlrpcC),
+            (b"<?xml version=\"1.0\"?><methodResponse><params>", XmlLibrary::TinyXml2),
         ] {
-            assert_eq!(BackEnd::of(answer), expected);
+            assert_eq!(XmlLibrary::of(answer), expected);
         }
     }
 
@@ -171,6 +176,6 @@ mod tests {
         let commands = |probe: &Probe| probe.fields(&extra).iter().map(Field::command).collect::<Vec<_>>();
         assert_eq!(commands(&probe), ["d.name=", "d.ratio="]);
         probe.columns = None;
-        assert_eq!(commands(&probe).len(), COLUMNS.len(), "without a list only what everybody has");
+        assert_eq!(commands(&probe).len(), COLUMNS.len(), "without a list only what every version has");
     }
 }

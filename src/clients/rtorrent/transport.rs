@@ -1,9 +1,9 @@
 //! One exchange with rTorrent: bytes out, bytes in, over SCGI or HTTP.
 //!
-//! rTorrent stands still while somebody does not read his answer, so an answer is read as fast as it
-//! comes, into memory, up to a limit; and a call that is given up closes its connection, which sets
-//! rTorrent free. A connection carries one exchange. What an answer means is not known here, only
-//! that it is whole: as long as its header said.
+//! rTorrent blocks while a peer does not read its answer, so an answer is read into memory as fast as it
+//! arrives, up to a limit, and a call that is given up closes its connection, which unblocks rTorrent. A
+//! connection carries one exchange. This module knows nothing of the content, only that an answer is
+//! complete: as long as its header said.
 
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
@@ -25,52 +25,59 @@ use super::settings::{Endpoint, Settings};
 use crate::model::{error_chain, printable};
 use crate::port::ClientError;
 
-/// More than this is not held in memory. rTorrent itself aborts at 100 MiB.
+/// Maximum size of an answer. rTorrent itself aborts at 100 MiB.
 pub(super) const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// A reply header has about 80 bytes.
+/// Maximum size of a reply header, which has about 80 bytes.
 const REPLY_HEADER_BYTES_MAX: usize = 4096;
 
-/// Past this the connection is refused by a machine that drops packets, not by a busy one.
+/// Maximum time to connect. A busy machine answers sooner; one that takes longer drops packets.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
+/// The encoding of requests and answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Dialect {
+pub(super) enum WireFormat {
     Xml,
     Json,
 }
 
-impl Dialect {
+impl WireFormat {
     fn content_type(self) -> &'static str {
         match self {
-            // `application/xml` is closed without an answer by modern rTorrents.
+            // Modern versions close the connection on `application/xml` without an answer.
             Self::Xml => "text/xml",
             Self::Json => "application/json",
         }
     }
 }
 
+/// An HTTP endpoint that cannot be set up.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SetupError {
+    /// The file of authorities is empty or of another kind.
     #[error("ca_file holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)")]
     NoCertificate,
+    /// One of the authorities is malformed, with the reason.
     #[error("ca_file holds a certificate that cannot be used: {0}")]
     BadCertificate(String),
+    /// The credentials cannot be written into an HTTP header.
     #[error("the user name or password cannot be sent over HTTP")]
     BadCredentials,
+    /// The HTTP client cannot be built, with the reason.
     #[error("cannot make an HTTP client: {0}")]
     Http(String),
 }
 
+/// The transport to one rTorrent.
 #[derive(Debug)]
 pub(super) struct Transport {
     address: String,
-    road: Road,
+    route: Route,
 }
 
 #[derive(Debug)]
-enum Road {
+enum Route {
     Unix(PathBuf),
     Tcp { host: String, port: u16 },
     Http { client: reqwest::Client, url: url::Url, authorization: Option<HeaderValue> },
@@ -79,40 +86,40 @@ enum Road {
 impl Transport {
     pub(super) fn new(settings: &Settings) -> Result<Self, SetupError> {
         let has_credentials = settings.username.is_some() || settings.password.is_some();
-        let road = match &settings.endpoint {
-            Endpoint::Unix(path) => Road::Unix(path.clone()),
-            Endpoint::Scgi { host, port } => Road::Tcp { host: host.clone(), port: *port },
-            Endpoint::Http(url) => Road::Http {
+        let route = match &settings.endpoint {
+            Endpoint::Unix(path) => Route::Unix(path.clone()),
+            Endpoint::Scgi { host, port } => Route::Tcp { host: host.clone(), port: *port },
+            Endpoint::Http(url) => Route::Http {
                 client: http_client(settings.ca_pem.as_deref())?,
                 url: url.clone(),
                 authorization: has_credentials.then(|| authorization(settings)).transpose()?,
             },
         };
-        Ok(Self { address: printable(settings.endpoint.to_string().as_bytes()), road })
+        Ok(Self { address: printable(settings.endpoint.to_string().as_bytes()), route })
     }
 
-    /// Sends one request and reads its whole answer, the header taken off.
+    /// Sends one request and returns the body of its answer.
     pub(super) async fn exchange(
         &self,
-        dialect: Dialect,
+        format: WireFormat,
         body: &[u8],
         limit: Duration,
     ) -> Result<Vec<u8>, ClientError> {
         let deadline = Instant::now() + limit;
         let exchange = async {
-            match &self.road {
-                Road::Unix(path) => {
+            match &self.route {
+                Route::Unix(path) => {
                     let mut stream = self.connect(limit, UnixStream::connect(path)).await?;
-                    self.scgi(&mut stream, dialect, body).await
+                    self.scgi(&mut stream, format, body).await
                 }
-                Road::Tcp { host, port } => {
+                Route::Tcp { host, port } => {
                     let mut stream = self.connect(limit, TcpStream::connect((host.as_str(), *port))).await?;
-                    self.scgi(&mut stream, dialect, body).await
+                    self.scgi(&mut stream, format, body).await
                 }
-                Road::Http { client, url, authorization } => {
+                Route::Http { client, url, authorization } => {
                     let mut request = client
                         .post(url.clone())
-                        .header(header::CONTENT_TYPE, dialect.content_type())
+                        .header(header::CONTENT_TYPE, format.content_type())
                         .body(body.to_vec());
                     if let Some(value) = authorization {
                         request = request.header(header::AUTHORIZATION, value.clone());
@@ -135,7 +142,7 @@ impl Transport {
             Ok(Err(error)) => error,
             Err(_) => io::Error::new(ErrorKind::TimedOut, "no answer to the attempt to connect"),
         };
-        let mend = match error.kind() {
+        let remedy = match error.kind() {
             ErrorKind::NotFound => {
                 "there is no such socket: is rTorrent running, with network.scgi.open_local set to this path?"
             }
@@ -146,7 +153,7 @@ impl Transport {
             ErrorKind::TimedOut => "no answer to the attempt to connect: is the host right, and no firewall between?",
             _ => return Err(self.unreachable(error)),
         };
-        Err(self.unreachable(io::Error::new(error.kind(), mend)))
+        Err(self.unreachable(io::Error::new(error.kind(), remedy)))
     }
 
     fn unreachable(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
@@ -160,7 +167,7 @@ impl Transport {
     async fn scgi(
         &self,
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
-        dialect: Dialect,
+        format: WireFormat,
         body: &[u8],
     ) -> Result<Vec<u8>, ClientError> {
         let broken = |error: io::Error| {
@@ -169,7 +176,7 @@ impl Transport {
                 error.kind()
             ))
         };
-        stream.write_all(&scgi_header(dialect, body.len())).await.map_err(broken)?;
+        stream.write_all(&scgi_header(format, body.len())).await.map_err(broken)?;
         stream.write_all(body).await.map_err(broken)?;
         stream.flush().await.map_err(broken)?;
 
@@ -287,16 +294,17 @@ fn authorization(settings: &Settings) -> Result<HeaderValue, SetupError> {
     Ok(value)
 }
 
-/// The netstring before a body. `CONTENT_LENGTH` must come first, and the block stay below 2000 bytes.
-fn scgi_header(dialect: Dialect, body_bytes: usize) -> Vec<u8> {
-    let block = format!("CONTENT_LENGTH\0{body_bytes}\0SCGI\x001\0CONTENT_TYPE\0{}\0", dialect.content_type());
+/// Returns the netstring before a body. `CONTENT_LENGTH` has to come first, and the block to stay below 2000
+/// bytes (SCGI specification; rTorrent's limit).
+fn scgi_header(format: WireFormat, body_bytes: usize) -> Vec<u8> {
+    let block = format!("CONTENT_LENGTH\0{body_bytes}\0SCGI\x001\0CONTENT_TYPE\0{}\0", format.content_type());
     format!("{}:{block},", block.len()).into_bytes()
 }
 
-/// Where the body begins and how long it is; `None` while the header is not whole.
+/// Returns where the body begins and its length; `None` while the header is incomplete.
 ///
 /// # Errors
-/// It is no header of rTorrent's, or does not say the length.
+/// The bytes are not a header that rTorrent writes, or lack the length.
 pub fn reply_header(bytes: &[u8]) -> Result<Option<(usize, usize)>, String> {
     const FIRST: &[u8] = b"Status: ";
     let seen = bytes.len().min(FIRST.len());
@@ -329,7 +337,7 @@ mod tests {
     use super::*;
 
     fn transport() -> Transport {
-        Transport { address: "unix:///test".to_owned(), road: Road::Unix("/test".into()) }
+        Transport { address: "unix:///test".to_owned(), route: Route::Unix("/test".into()) }
     }
 
     const ANSWER: &[u8] = b"Status: 200 OK\r\nContent-Type: text/xml\r\nContent-Length: 11\r\n\r\nhello world";
@@ -345,13 +353,13 @@ mod tests {
         far.write_all(bytes).await.unwrap();
     }
 
-    /// With the clock paused: time goes on only when both sides wait, however slow the machine is.
+    /// To be called with the clock paused: time advances only while both sides wait, however slow the machine is.
     async fn exchange(answer: &[u8]) -> Result<Vec<u8>, ClientError> {
         let (mut near, far) = duplex(64);
         let transport = transport();
         let (result, ()) = tokio::join!(
             async {
-                let result = transport.scgi(&mut near, Dialect::Xml, b"?").await;
+                let result = transport.scgi(&mut near, WireFormat::Xml, b"?").await;
                 drop(near);
                 result
             },
@@ -365,11 +373,11 @@ mod tests {
 
     #[test]
     fn the_header_begins_with_the_length_and_is_short() {
-        let header = scgi_header(Dialect::Xml, 5);
+        let header = scgi_header(WireFormat::Xml, 5);
         let block = b"CONTENT_LENGTH\x005\0SCGI\x001\0CONTENT_TYPE\0text/xml\0";
         assert_eq!(header, [b"46:".as_slice(), block, b","].concat());
         assert_eq!(block.len(), 46);
-        assert!(scgi_header(Dialect::Json, usize::MAX).len() < 2000);
+        assert!(scgi_header(WireFormat::Json, usize::MAX).len() < 2000);
     }
 
     #[tokio::test(start_paused = true)]
@@ -398,9 +406,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let listener = tokio::net::UnixListener::bind(&path).unwrap();
-        let transport = Transport { address: String::new(), road: Road::Unix(path) };
+        let transport = Transport { address: String::new(), route: Route::Unix(path) };
         let limit = Duration::from_secs(3);
-        let (result, read) = tokio::join!(transport.exchange(Dialect::Xml, b"?", limit), async {
+        let (result, read) = tokio::join!(transport.exchange(WireFormat::Xml, b"?", limit), async {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut all = Vec::new();
             stream.read_to_end(&mut all).await.unwrap()
@@ -417,7 +425,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_not_scgi_is_named_without_its_control_characters() {
+    async fn an_answer_that_is_not_scgi_is_quoted_without_its_control_characters() {
         for answer in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"\x1b[31mred\x00", b"Status: 500 x\x1b\r\n\r\n"] {
             let said = exchange(answer).await.unwrap_err().to_string();
             assert!(said.contains("unix:///test") && !said.chars().any(char::is_control), "{said}");
@@ -425,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn each_http_status_says_what_to_mend() {
+    fn each_http_status_says_what_to_do() {
         for (status, needle) in [(401, "password"), (413, "client_max_body_size"), (502, "scgi_pass"), (504, "slow")] {
             let status = StatusCode::from_u16(status).unwrap();
             let said = transport().check_status(status, 7).unwrap_err().to_string();
@@ -434,9 +442,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_missing_socket_is_named_with_what_to_mend() {
-        let transport = Transport { address: "unix:///nowhere".to_owned(), road: Road::Unix("/nowhere/x".into()) };
-        let error = transport.exchange(Dialect::Xml, b"", Duration::from_secs(5)).await.unwrap_err();
+    async fn a_missing_socket_is_named_with_what_to_do() {
+        let transport = Transport { address: "unix:///nowhere".to_owned(), route: Route::Unix("/nowhere/x".into()) };
+        let error = transport.exchange(WireFormat::Xml, b"", Duration::from_secs(5)).await.unwrap_err();
         let said = error_chain(&error);
         assert!(said.contains("unix:///nowhere") && said.contains("is rTorrent running"), "{said}");
     }

@@ -362,7 +362,7 @@ async fn on_a_full_disk_polling_goes_on_and_all_is_emitted_when_there_is_room() 
     disk.fill();
     // What is left of pages that were taken before may still hold a few.
     let mut number = 0;
-    while !world.bridge().log().contains("events cannot be written down") {
+    while !world.bridge().log().contains("store full, events held back") {
         number += 1;
         label_all(&world.home, &format!("full{number}")).await;
         assert!(world.bridge().process().exit_status().unwrap().is_none(), "it has ended:\n{}", world.bridge().log());
@@ -387,7 +387,7 @@ async fn on_a_full_disk_polling_goes_on_and_all_is_emitted_when_there_is_room() 
         all.iter().rev().find(|message| message.topic == state).filter(|m| m.json()["label"] == "last").map(|_| ())
     };
     world.recorder.wait_for("the last label", is_last).await;
-    world.bridge().wait_for_log("there is room again").await;
+    world.bridge().wait_for_log("store has room again").await;
     let events = world.recorder.assert_gap_free("home");
     assert_eq!((count(&events, "added"), count(&events, "removed"), count(&events, "journal_reset")), (31, 1, 0));
     assert!(world.bridge().process().exit_status().unwrap().is_none());
@@ -513,7 +513,7 @@ async fn on_a_disk_that_becomes_read_only_polling_goes_on_and_all_is_emitted_whe
         world.recorder.event("home", "added", first).await;
         let (mark, written) = (world.recorder.mark(), world.database().last_seq("home"));
         disk.fail();
-        let held = world.bridge().count_in_log("events cannot be written down");
+        let held = world.bridge().count_in_log("store full, events held back");
         let second = world.home.load(&Content::file("second", 1_000, 200 + round as u64).torrent, false).await.unwrap();
         world.home.act(hashes[round], "d.erase", &[]).await.unwrap();
         let (id, label) = (format!("held {round}"), format!("last{round}"));
@@ -523,7 +523,7 @@ async fn on_a_disk_that_becomes_read_only_polling_goes_on_and_all_is_emitted_whe
         world.recorder.send(Command::new(&topic, json!({"priority": 3 - round, "id": id}).to_string())).await;
         world.bridge().wait_for_log_again(waited, "a command waits for room on the disk").await;
         // It is said at the first look and at the tenth: it looks on.
-        world.bridge().wait_for_log_again(held + 1, "events cannot be written down").await;
+        world.bridge().wait_for_log_again(held + 1, "store full, events held back").await;
         assert!(world.bridge().log().contains("readonly") || world.bridge().log().contains("disk I/O error"));
         let told = world.recorder.since(mark).into_iter().map(|message| message.topic);
         let told: Vec<_> = told.filter(|topic| topic.contains("/event/") || topic.ends_with("/result")).collect();

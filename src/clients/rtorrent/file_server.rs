@@ -1,8 +1,8 @@
-//! A .torrent file for rTorrent to fetch, where it is too large to be sent.
+//! An HTTP server for one .torrent file that is too large to be sent in a request.
 //!
-//! Requests have a size that no setting lifts; what rTorrent fetches by HTTP has none. The bytes are
-//! served under a name that nobody can guess, on the address by which this machine reaches rTorrent (loopback if it
-//! is on this machine), and only as long as it takes.
+//! Requests have a maximum size that no setting lifts; a file that rTorrent fetches has none. The file is
+//! served under an unguessable name, on the address by which this machine reaches rTorrent (loopback if it
+//! is this machine), and only until it is loaded.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -14,18 +14,20 @@ use tokio::time::{Duration, timeout};
 use super::settings::Endpoint;
 use crate::port::ClientError;
 
-/// For one request and its answer.
-const SERVED_WITHIN: Duration = Duration::from_secs(20);
+/// Maximum time for one request and its answer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// Maximum size of a request's header.
 const REQUEST_BYTES_MAX: usize = 8 << 10;
 
-pub(super) struct Handover {
+/// A server that listens and has one file.
+pub(super) struct TorrentFileServer {
     listener: TcpListener,
     address: SocketAddr,
     secret: String,
     body: Bytes,
 }
 
-impl Handover {
+impl TorrentFileServer {
     pub(super) async fn new(endpoint: &Endpoint, body: Bytes) -> Result<Self, ClientError> {
         let listen = async {
             let listener = TcpListener::bind((own_address(endpoint).await?, 0)).await?;
@@ -43,12 +45,12 @@ impl Handover {
         format!("http://{}/{}.torrent", self.address, self.secret)
     }
 
-    /// Answers until it is dropped; ends only if it cannot listen any more.
+    /// Answers requests until it is dropped; ends only if it can no longer listen.
     pub(super) async fn serve(&self) {
         while let Ok((stream, _)) = self.listener.accept().await {
-            // Whoever else comes gets nothing, and may not keep rTorrent waiting for long.
-            if let Ok(Err(error)) = timeout(SERVED_WITHIN, self.answer(stream)).await {
-                tracing::debug!(%error, "a torrent could not be handed over");
+            // Other clients get nothing, and must not delay rTorrent for long.
+            if let Ok(Err(error)) = timeout(REQUEST_TIMEOUT, self.answer(stream)).await {
+                tracing::debug!(%error, "serving a torrent file failed");
             }
         }
     }
@@ -72,7 +74,7 @@ impl Handover {
     }
 }
 
-/// The address of this machine that rTorrent can reach.
+/// Returns the address of this machine that rTorrent can reach.
 async fn own_address(endpoint: &Endpoint) -> std::io::Result<IpAddr> {
     let (host, port) = match endpoint {
         Endpoint::Unix(_) => return Ok(Ipv4Addr::LOCALHOST.into()),
@@ -84,7 +86,7 @@ async fn own_address(endpoint: &Endpoint) -> std::io::Result<IpAddr> {
     };
     let mut found = tokio::net::lookup_host((host, port)).await?;
     let there = found.next().ok_or(std::io::ErrorKind::NotFound)?;
-    // Sends nothing: it only asks the routing table.
+    // Connecting a UDP socket sends nothing; it only consults the routing table.
     let any: SocketAddr = if there.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
     let socket = UdpSocket::bind(any).await?;
     socket.connect(there).await?;

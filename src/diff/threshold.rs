@@ -1,25 +1,26 @@
-//! Which change is worth telling now.
+//! The threshold of `updated`: which changes are worth an event now.
 //!
-//! A moving torrent differs at every look. What people wait for (status, label, error, …) is told at
-//! once; numbers that flow are told every two seconds at most, and only when they differ visibly. When a
-//! torrent comes to rest, its last numbers are always told: then what the world knows is exact.
+//! A moving torrent differs at every poll. What people wait for (status, label, error, …) is published at
+//! once; numbers that change with every byte are published every two seconds at most, and only when they
+//! differ visibly. The last numbers of a torrent that comes to rest are always published, so the published
+//! state is exact then.
 
 use std::time::Duration;
 
 use crate::model::Torrent;
 
-/// Flowing numbers of one torrent are told at most this often.
-const PAUSE: Duration = Duration::from_secs(2);
+/// Minimum time between two events about the moving numbers of one torrent.
+const UPDATE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Whether `seen` is to be told to those who know `told`, `since` ago.
-pub fn is_worth_telling(snapshot: &Torrent, seen: &Torrent, since: Duration) -> bool {
+/// Returns whether `seen` is worth an event after `snapshot`, which was published `since` ago.
+pub fn is_worth_an_event(snapshot: &Torrent, seen: &Torrent, since: Duration) -> bool {
     if snapshot == seen {
         return false;
     }
     if differs_in_substance(snapshot, seen) {
         return true;
     }
-    if since < PAUSE {
+    if since < UPDATE_INTERVAL {
         return false;
     }
     let is_at_rest = seen.download_rate.unwrap_or(0) == 0 && seen.upload_rate.unwrap_or(0) == 0;
@@ -33,9 +34,9 @@ pub fn is_worth_telling(snapshot: &Torrent, seen: &Torrent, since: Duration) -> 
         || moved_visibly(snapshot.uploaded, seen.uploaded, seen.length)
 }
 
-/// Everything but the numbers that flow while bytes move.
+/// Returns whether anything differs but the numbers that change while bytes move.
 fn differs_in_substance(snapshot: &Torrent, seen: &Torrent) -> bool {
-    let flowing_as_told = Torrent {
+    let with_known_numbers = Torrent {
         downloaded: snapshot.downloaded,
         uploaded: snapshot.uploaded,
         progress: snapshot.progress,
@@ -49,10 +50,10 @@ fn differs_in_substance(snapshot: &Torrent, seen: &Torrent) -> bool {
         seeds: snapshot.seeds,
         ..seen.clone()
     };
-    *snapshot != flowing_as_told
+    *snapshot != with_known_numbers
 }
 
-/// A tenth, and at least 1 KiB/s.
+/// Returns whether two rates differ by a tenth, and at least 1 KiB/s.
 fn differs_visibly(snapshot: Option<u64>, seen: Option<u64>) -> bool {
     match (snapshot, seen) {
         (Some(snapshot), Some(seen)) => snapshot.abs_diff(seen) >= (snapshot.max(seen) / 10).max(1024),
@@ -60,7 +61,7 @@ fn differs_visibly(snapshot: Option<u64>, seen: Option<u64>) -> bool {
     }
 }
 
-/// A hundredth of the torrent, and at least 64 KiB.
+/// Returns whether a hundredth of the torrent was moved, and at least 64 KiB.
 fn moved_visibly(snapshot: u64, seen: u64, length: u64) -> bool {
     snapshot.abs_diff(seen) >= (length / 100).max(64 * 1024)
 }

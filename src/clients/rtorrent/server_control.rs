@@ -1,18 +1,19 @@
-//! What is asked of rTorrent as a whole: its limits, and the methods that a config allows.
+//! Control over rTorrent as a whole: its rate limits, and the methods that the config allows.
 
 use serde_json::Value as Json;
 
-use super::Turn;
+use super::Access;
 use super::calls::{Call, Param, Value};
 use crate::model::Limits;
 use crate::port::ClientError;
 
-/// rTorrent counts in KiB; a limit below one would be none.
+/// Lowest limit other than none, in bytes per second: rTorrent counts in KiB, and takes less for no limit.
 const LIMIT_MIN: u64 = 1024;
+/// Highest limit, in bytes per second.
 const LIMIT_MAX: u64 = 1 << 30;
 
 /// Sets the limits and reads them back.
-pub(super) async fn set_limits(turn: &Turn<'_>, limits: Limits) -> Result<(), ClientError> {
+pub(super) async fn set_limits(access: &Access<'_>, limits: Limits) -> Result<(), ClientError> {
     let wanted = [
         ("throttle.global_down.max_rate.set", "throttle.global_down.max_rate", limits.download),
         ("throttle.global_up.max_rate.set", "throttle.global_up.max_rate", limits.upload),
@@ -25,9 +26,9 @@ pub(super) async fn set_limits(turn: &Turn<'_>, limits: Limits) -> Result<(), Cl
         }
         let limit = if limit == 0 { 0 } else { limit.max(LIMIT_MIN) };
         let number = i64::try_from(limit).unwrap_or(i64::MAX);
-        let answers = turn.ask(&[Call::global(set).int(number), Call::global(read)]).await?;
+        let answers = access.call(&[Call::global(set).int(number), Call::global(read)]).await?;
         if let Some(fault) = answers.iter().find_map(|answer| answer.as_ref().err()) {
-            return Err(turn.client.fault(fault));
+            return Err(access.client.fault(fault));
         }
         let now = answers.last().and_then(|answer| answer.as_ref().ok()?.int());
         if now.is_none_or(|now| now.abs_diff(number) >= LIMIT_MIN || (now == 0) != (number == 0)) {
@@ -39,32 +40,32 @@ pub(super) async fn set_limits(turn: &Turn<'_>, limits: Limits) -> Result<(), Cl
 }
 
 /// Calls a method that the config allows.
-pub(super) async fn call(turn: &Turn<'_>, method: &str, params: &[Json]) -> Result<Json, ClientError> {
-    let allowed = turn.client.settings.rpc.iter().find(|allowed| allowed.as_str() == method);
+pub(super) async fn call(access: &Access<'_>, method: &str, params: &[Json]) -> Result<Json, ClientError> {
+    let allowed = access.client.settings.rpc.iter().find(|allowed| allowed.as_str() == method);
     let Some(allowed) = allowed else {
         let reason = "the config of this server does not allow this method".to_owned();
         return Err(ClientError::Unauthorized { reason });
     };
     let mut typed: Vec<Param> = params.iter().filter_map(param).collect();
-    // Everything that is not about a torrent has an empty target first; a file or tracker never a bare hash.
+    // A method that is not about a torrent has an empty target. A file or tracker is never a bare hash.
     let target = match typed.first() {
         Some(Param::Text(text)) => text.clone(),
         _ => String::new(),
     };
-    let needs_a_part = ["f.", "t.", "p."].iter().any(|room| method.starts_with(room));
-    let is_of_a_part = target.len() > 41 && target.is_char_boundary(40) && target[40..].starts_with(':');
+    let needs_part = ["f.", "t.", "p."].iter().any(|prefix| method.starts_with(prefix));
+    let names_part = target.len() > 41 && target.is_char_boundary(40) && target[40..].starts_with(':');
     if typed.is_empty() {
         typed.push(Param::Text(String::new()));
     }
-    if needs_a_part && !is_of_a_part {
+    if needs_part && !names_part {
         let reason =
             "its first parameter is HASH:f0, HASH:t0 or HASH:p…; rTorrent dies of a bare hash there".to_owned();
         return Err(ClientError::Precondition { reason });
     }
-    let mut answers = turn.ask(&[Call::allowed(allowed, typed)]).await?;
+    let mut answers = access.call(&[Call::allowed(allowed, typed)]).await?;
     match answers.pop() {
         Some(Ok(value)) => Ok(json(value, 0)),
-        Some(Err(fault)) => Err(turn.client.fault(&fault)),
+        Some(Err(fault)) => Err(access.client.fault(&fault)),
         None => Ok(Json::Null),
     }
 }

@@ -1,0 +1,256 @@
+//! Adding torrents.
+//!
+//! Every load answers 0, whatever became of it: only the torrent itself, read afterwards, tells. A torrent
+//! file is loaded stopped, gets what belongs to it, and is then started. A magnet link takes that along as
+//! commands, because rTorrent replaces the placeholder when the link is resolved, and forgets what was set.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::super::Access;
+use super::super::calls::Call;
+use super::super::file_server::TorrentFileServer;
+use super::super::probe::{Probe, XmlLibrary};
+use super::super::{map, xmlrpc};
+use super::single::{CurrentTorrent, SingleAction};
+use super::{EFFECT_INTERVAL, Outcome, check_directory, check_priority, priority_calls};
+use crate::model::{Add, AddSource, InfoHash, printable};
+use crate::port::{Applied, ClientError};
+
+/// Maximum time for a loaded torrent to appear: a millisecond or two, unless rTorrent is busy.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for a torrent file that rTorrent fetches.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
+/// Request size that xmlrpc-c accepts unless it is told otherwise.
+const REQUEST_BYTES_DEFAULT: usize = 512 << 10;
+/// Modern versions save each torrent that they load on a thread of its own, which can overwrite a save that is
+/// requested meanwhile with the state before. Seen on 0.16.20.
+const SAVE_DELAY: Duration = Duration::from_millis(300);
+/// Begin of the message of a torrent one of whose load commands failed; rTorrent leaves a ghost of it.
+const CREATION_FAILED: &str = "Command on torrent creation failed";
+
+impl SingleAction<'_> {
+    /// Loads a torrent with its directory, label and priority, and starts it if that is wanted.
+    pub(super) async fn add(&self, add: &Add) -> Outcome {
+        if let Some(priority) = add.priority {
+            check_priority(priority)?;
+        }
+        if let Some(directory) = &add.directory {
+            check_directory(directory)?;
+        }
+        if matches!(self.hash, InfoHash::V2(_)) {
+            return Err(ClientError::Unsupported { what: "load a torrent that is only of version 2".to_owned() });
+        }
+        let access = self.client.access().await;
+        let probe = access.probe().await?;
+        // rTorrent ignores a second load, and the commands that go with it.
+        if access.read_row(self.hash, Vec::new()).await?.is_some() {
+            return Ok(Applied::Asked);
+        }
+        let time = access.call(&[Call::global("system.time_seconds")]).await?;
+        let now = time.first().and_then(|time| time.as_ref().ok()?.int());
+        match &add.source {
+            AddSource::Magnet(link) => {
+                let load = magnet_call(link, add, now)?;
+                access.call_torrent(self.hash, &[load]).await?;
+                drop(access);
+                self.wait_until_loaded(LOAD_TIMEOUT).await?;
+            }
+            AddSource::Torrent(file) => {
+                self.load_file(access, &probe, file).await?;
+                let completed = self.set_up(add, now).await;
+                if let Err(ClientError::Fault { .. }) = completed {
+                    self.erase().await?;
+                }
+                completed?;
+                if !probe.is_legacy {
+                    tokio::time::sleep(SAVE_DELAY).await;
+                    let access = self.client.access().await;
+                    access.call_torrent(self.hash, &[self.call("d.save_full_session")]).await?;
+                }
+            }
+        }
+        Ok(Applied::Asked)
+    }
+
+    async fn load_file(&self, access: Access<'_>, probe: &Probe, file: &Bytes) -> Result<(), ClientError> {
+        let load = [Call::global("load.raw").bytes(file.clone())];
+        let request_bytes = xmlrpc::write(&load).len();
+        if request_bytes > probe.request_bytes_max() {
+            drop(access);
+            return self.load_by_fetch(file).await;
+        }
+        raise_request_limit(&access, probe, request_bytes).await?;
+        access.call_torrent(self.hash, &load).await?;
+        drop(access);
+        self.wait_until_loaded(LOAD_TIMEOUT).await
+    }
+
+    /// Has rTorrent fetch a torrent file that is too large for one request.
+    async fn load_by_fetch(&self, file: &Bytes) -> Result<(), ClientError> {
+        let server = TorrentFileServer::new(&self.client.settings.endpoint, file.clone()).await?;
+        let load = [Call::global("load.normal").text(server.url())];
+        let load_and_wait = async {
+            self.client.access().await.call_torrent(self.hash, &load).await?;
+            self.wait_until_loaded(FETCH_TIMEOUT).await
+        };
+        tokio::select! {
+            loaded = load_and_wait => loaded,
+            () = server.serve() => Err(ClientError::Fault { message: "rTorrent could not be served".to_owned() }),
+        }
+    }
+
+    async fn wait_until_loaded(&self, timeout: Duration) -> Result<(), ClientError> {
+        let until = Instant::now() + timeout;
+        let row = loop {
+            match self.read().await {
+                Ok(CurrentTorrent { row, .. }) => break row,
+                Err(ClientError::UnknownHash(_)) if Instant::now() < until => {}
+                Err(ClientError::UnknownHash(_)) => {
+                    let message = "the torrent did not appear: rTorrent takes none without content, with a `/` in its \
+                                   name, or, in many versions, without a tracker while DHT is off"
+                        .to_owned();
+                    return Err(ClientError::Fault { message });
+                }
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(EFFECT_INTERVAL).await;
+        };
+        if row.hashing_failed && row.message.starts_with(CREATION_FAILED) {
+            self.erase().await?;
+            return Err(ClientError::Fault { message: printable(row.message.as_bytes()) });
+        }
+        Ok(())
+    }
+
+    async fn erase(&self) -> Result<(), ClientError> {
+        let access = self.client.access().await;
+        access.call_torrent(self.hash, &[self.call("d.erase")]).await.map(drop)
+    }
+
+    /// Sets what belongs to a torrent that was loaded stopped, and starts it if that is wanted.
+    async fn set_up(&self, add: &Add, now: Option<i64>) -> Result<(), ClientError> {
+        let mut calls = Vec::new();
+        if let Some(directory) = &add.directory {
+            calls.push(self.call("d.directory.set").text(directory));
+        }
+        if let Some(label) = &add.label {
+            calls.push(self.call("d.custom1.set").text(map::encode_label(label)));
+        }
+        if let Some(now) = now {
+            calls.push(self.call("d.custom.set").text("addtime").text(now.to_string()));
+        }
+        if let Some(priority) = add.priority {
+            calls.extend(priority_calls(self.hash, priority));
+        }
+        calls.push(self.call("d.save_full_session"));
+        if add.start {
+            calls.push(self.call("d.start"));
+        } else if add.is_checked {
+            // Only a start makes rTorrent use the resume data of the file; without one it has to read the content.
+            calls.push(self.call("d.check_hash"));
+        }
+        let access = self.client.access().await;
+        access.call_torrent(self.hash, &calls).await.map(drop)
+    }
+}
+
+/// Raises the request limit of xmlrpc-c, which refuses larger requests; TinyXML-2 has none.
+async fn raise_request_limit(access: &Access<'_>, probe: &Probe, request_bytes: usize) -> Result<(), ClientError> {
+    if probe.xml_library == XmlLibrary::TinyXml2 || request_bytes <= REQUEST_BYTES_DEFAULT {
+        return Ok(());
+    }
+    let wanted = i64::try_from(request_bytes + 4096).unwrap_or(i64::MAX);
+    let limits = access.call(&[Call::global("network.xmlrpc.size_limit")]).await?;
+    let limit = limits.first().and_then(|limit| limit.as_ref().ok()?.int());
+    if limit.is_some_and(|limit| limit < wanted) {
+        let results = access.call(&[Call::global("network.xmlrpc.size_limit.set").int(wanted)]).await?;
+        if let Some(Err(fault)) = results.first() {
+            return Err(access.client.fault(fault));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the call that loads a magnet link, with commands for the torrent that it will become.
+///
+/// rTorrent runs the commands again when the link is resolved. They are code, so nothing from outside is in
+/// them as it came.
+fn magnet_call(link: &str, add: &Add, now: Option<i64>) -> Result<Call, ClientError> {
+    let is_link = link.starts_with("magnet:?") && !link.chars().any(|c| c.is_control() || c.is_whitespace());
+    if !is_link {
+        let reason = "a magnet link begins with `magnet:?` and has no blanks".to_owned();
+        return Err(ClientError::Precondition { reason });
+    }
+    let load = Call::global(if add.start { "load.start" } else { "load.normal" });
+    let mut call = load.text(link);
+    if let Some(directory) = &add.directory {
+        if !directory.chars().all(|c| c.is_alphanumeric() || "/._-+ ".contains(c)) {
+            let what = "put a magnet link into a directory whose name has other signs than letters, digits, blanks \
+                        and ._-+; add its .torrent file instead"
+                .to_owned();
+            return Err(ClientError::Unsupported { what });
+        }
+        call = call.text(format!("d.directory.set=\"{directory}\""));
+    }
+    if let Some(label) = &add.label {
+        call = call.text(format!("d.custom1.set={}", map::encode_fully(label)));
+    }
+    if let Some(now) = now {
+        call = call.text(format!("d.custom.set=addtime,{now}"));
+    }
+    if let Some(priority) = add.priority {
+        call = call.text(format!("d.priority.set={priority}"));
+    }
+    Ok(call)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::calls::Param;
+    use super::*;
+
+    const HASH: InfoHash = InfoHash::V1([1; 20]);
+
+    #[test]
+    fn rule_7_the_commands_of_a_magnet_link_hold_nothing_that_could_run() {
+        let link = "magnet:?xt=urn:btih:0101010101010101010101010101010101010101";
+        let add = Add {
+            hash: HASH,
+            source: AddSource::Magnet(link.to_owned()),
+            start: true,
+            label: Some("$execute={x}, \"q\"; 🦀".to_owned()),
+            directory: Some("/downloads/a b/Ünï-1.x".to_owned()),
+            priority: Some(2),
+            is_checked: false,
+        };
+        let call = magnet_call(link, &add, Some(1_700_000_000)).unwrap();
+        assert_eq!(call.method, "load.start");
+        let texts = call.params.iter().map(|param| match param {
+            Param::Text(text) => text.as_str(),
+            Param::Int(_) | Param::Bytes(_) => panic!("only text"),
+        });
+        let texts = texts.collect::<Vec<_>>();
+        assert_eq!(
+            texts,
+            [
+                "",
+                link,
+                "d.directory.set=\"/downloads/a b/Ünï-1.x\"",
+                "d.custom1.set=%24execute%3D%7Bx%7D%2C%20%22q%22%3B%20%F0%9F%A6%80",
+                "d.custom.set=addtime,1700000000",
+                "d.priority.set=2",
+            ]
+        );
+        for bad in ["/a\"b", "/a\\b", "/$a", "/a,b", "/a;b", "/a{b}", "/a'b", "/a=b", "/a(b)"] {
+            let add = Add { directory: Some(bad.to_owned()), ..add.clone() };
+            let error = magnet_call(link, &add, None).unwrap_err();
+            assert!(matches!(error, ClientError::Unsupported { .. }), "{bad}");
+        }
+        for bad in ["", "http://x/", "MAGNET:?xt=", "magnet:?xt=\n", "/etc/passwd", "$cat=magnet:?"] {
+            assert!(magnet_call(bad, &add, None).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Actions that need several exchanges of their own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::calls::{Call, Value};
+use super::super::map::TorrentRow;
+use super::super::probe::Probe;
+use super::super::{Access, RtorrentClient};
+use super::rules::{self, Rule};
+use super::{EFFECT_INTERVAL, Outcome, check_directory};
+use crate::model::{InfoHash, printable};
+use crate::port::{Applied, ClientError};
+
+/// The custom value of a held torrent that says how it was: `running`, `paused` or `stopped`.
+const HELD_KEY: &str = "dtorrent_held";
+/// Files whose priority is set in one exchange.
+const FILES_BATCH: usize = 500;
+/// Maximum time for which a re-check of a paused torrent is waited for before the polls take over.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum time for an announce to show.
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// One action on one torrent.
+pub(super) struct SingleAction<'a> {
+    pub(super) client: &'a RtorrentClient,
+    pub(super) hash: InfoHash,
+    pub(super) deadline: Instant,
+}
+
+/// A torrent as it was read, with the access that keeps others from changing it meanwhile.
+pub(super) struct CurrentTorrent<'a> {
+    pub(super) access: Access<'a>,
+    pub(super) probe: Arc<Probe>,
+    pub(super) row: TorrentRow,
+}
+
+impl<'a> SingleAction<'a> {
+    pub(super) fn call(&self, method: &'static str) -> Call {
+        Call::on(self.hash, method)
+    }
+
+    pub(super) async fn read(&self) -> Result<CurrentTorrent<'a>, ClientError> {
+        let access = self.client.access().await;
+        let probe = access.probe().await?;
+        let (row, _) = access.read_row(self.hash, Vec::new()).await?.ok_or(ClientError::UnknownHash(self.hash))?;
+        Ok(CurrentTorrent { access, probe, row })
+    }
+
+    /// Reads the torrent and returns the calls that `rule` prescribes; none if it is already as requested.
+    ///
+    /// Announces are counted here, so the calls have to be made.
+    async fn prepare(&self, rule: &Rule) -> Result<(CurrentTorrent<'a>, Vec<Call>), ClientError> {
+        let current = self.read().await?;
+        let methods = rule.methods(&current.row, &current.probe)?;
+        if !methods.is_empty() {
+            self.client.admit_announce(self.hash, &current.probe)?;
+        }
+        Ok((current, methods.iter().map(|method| self.call(method)).collect()))
+    }
+
+    pub(super) async fn recheck(&self) -> Outcome {
+        let (current, mut calls) = self.prepare(&rules::RECHECK).await?;
+        if calls.is_empty() {
+            return Ok(Applied::Seen);
+        }
+        let was_paused = current.row.state && current.row.is_open && !current.row.is_active;
+        calls.push(Call::column(self.hash, "d.hashing", None));
+        let values = current.access.call_torrent(self.hash, &calls).await?;
+        drop(current);
+        let is_seen = values.last().and_then(Value::int).is_some_and(|hashing| hashing != 0);
+        if was_paused {
+            self.client.state().actions.pause_after_check.insert(self.hash);
+            self.pause_when_checked().await?;
+        }
+        Ok(if is_seen { Applied::Seen } else { Applied::Asked })
+    }
+
+    /// Pauses the torrent when its check is over, if that is soon.
+    ///
+    /// rTorrent itself resumes it then. Pausing it before the next poll keeps a `resumed` that nobody asked
+    /// for out of the events; for a longer check the polls do the same later.
+    async fn pause_when_checked(&self) -> Result<(), ClientError> {
+        let until = self.deadline.min(Instant::now() + CHECK_TIMEOUT);
+        while Instant::now() < until {
+            let CurrentTorrent { access, row, .. } = self.read().await?;
+            if row.hashing == 0 {
+                if !row.is_active {
+                    self.client.state().actions.pause_after_check.remove(&self.hash);
+                    return Ok(());
+                }
+                if self.client.state().actions.announces.try_announce(self.hash, Instant::now()) {
+                    access.call_torrent(self.hash, &[self.call("d.pause")]).await?;
+                    self.client.state().actions.pause_after_check.remove(&self.hash);
+                    return Ok(());
+                }
+            }
+            drop(access);
+            tokio::time::sleep(EFFECT_INTERVAL).await;
+        }
+        Ok(())
+    }
+
+    /// Announces to the trackers, and waits a moment until one of them shows it: no column of a torrent does.
+    pub(super) async fn announce(&self) -> Outcome {
+        let trackers = [
+            "t.is_enabled=",
+            "t.type=",
+            "t.is_busy=",
+            "t.success_counter=",
+            "t.failed_counter=",
+            "t.activity_time_last=",
+        ]
+        .iter()
+        .fold(self.call("t.multicall").text(""), |call, column| call.text(*column));
+        let (current, mut calls) = self.prepare(&rules::ANNOUNCE).await?;
+        let before = current.access.call_torrent(self.hash, std::slice::from_ref(&trackers)).await?;
+        let [before] = before.as_slice() else { return Ok(Applied::Asked) };
+        // Type 3 is DHT, which is no tracker to ask.
+        let is_asked =
+            |row: &Value| matches!(row.array(), [on, kind, ..] if on.int() == Some(1) && kind.int() != Some(3));
+        if !before.array().iter().any(is_asked) {
+            let reason = "it has no tracker that is switched on".to_owned();
+            return Err(ClientError::Precondition { reason });
+        }
+        calls.push(trackers.clone());
+        let mut values = current.access.call_torrent(self.hash, &calls).await?;
+        drop(current);
+        let until = self.deadline.min(Instant::now() + ANNOUNCE_TIMEOUT);
+        loop {
+            if values.last().is_some_and(|after| is_announced(before, after)) {
+                return Ok(Applied::Seen);
+            }
+            if Instant::now() >= until {
+                return Ok(Applied::Asked);
+            }
+            tokio::time::sleep(EFFECT_INTERVAL).await;
+            let access = self.client.access().await;
+            values = access.call_torrent(self.hash, std::slice::from_ref(&trackers)).await?;
+        }
+    }
+
+    /// Stops and closes the torrent, and stores in it how it was.
+    pub(super) async fn hold(&self) -> Outcome {
+        let (current, calls) = self.prepare(&rules::HOLD).await?;
+        if calls.is_empty() {
+            return Ok(Applied::Seen);
+        }
+        let TorrentRow { state, is_active, is_open, .. } = current.row;
+        let was = match (state, is_active, is_open) {
+            (false, false, _) => "stopped",
+            (true, false, true) => "paused",
+            _ => "running",
+        };
+        let stored = current.access.call_torrent(self.hash, &[self.held_state()]).await?;
+        let mut all = Vec::new();
+        // A value that is there belongs to a command that was interrupted, and is still true.
+        if stored.first().and_then(Value::str).is_none_or(str::is_empty) {
+            all.extend([self.call("d.custom.set").text(HELD_KEY).text(was), self.call("d.save_full_session")]);
+        }
+        all.extend(calls);
+        all.push(Call::column(self.hash, "d.is_open", None));
+        let values = current.access.call_torrent(self.hash, &all).await?;
+        match values.last().and_then(Value::int) {
+            Some(0) => Ok(Applied::Seen),
+            _ => Err(ClientError::Fault { message: "it did not close its files".to_owned() }),
+        }
+    }
+
+    fn held_state(&self) -> Call {
+        Call::column(self.hash, "d.custom", Some(HELD_KEY))
+    }
+
+    /// Sets the directory of the content, and lets the torrent go on as before a hold.
+    ///
+    /// It is held first, because rTorrent silently closes a torrent whose directory is set while it is open.
+    pub(super) async fn relocate(&self, directory: &str) -> Outcome {
+        check_directory(directory)?;
+        self.hold().await?;
+        let current = self.read().await?;
+        let calls = [
+            self.call("d.directory.set").text(directory),
+            self.call("d.save_full_session"),
+            Call::column(self.hash, "d.directory", None),
+            self.held_state(),
+        ];
+        let values = current.access.call_torrent(self.hash, &calls).await?;
+        let [_, _, now, was] = values.as_slice() else { return Ok(Applied::Asked) };
+        let now = now.str().unwrap_or_default();
+        let is_there = now
+            .strip_prefix(directory.trim_end_matches('/'))
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        if !is_there {
+            let message = format!("its directory is {:?} after it was set", printable(now.as_bytes()));
+            return Err(ClientError::Fault { message });
+        }
+        let was = was.str().unwrap_or_default().to_owned();
+        let mut calls = vec![self.call("d.custom.set").text(HELD_KEY).text(""), self.call("d.save_full_session")];
+        if was != "stopped" && !was.is_empty() {
+            self.client.state().actions.announces.record(self.hash, Instant::now());
+            calls.insert(0, self.call("d.start"));
+        }
+        current.access.call_torrent(self.hash, &calls).await?;
+        drop(current);
+        if was == "paused" {
+            self.client.state().actions.pause_after_check.insert(self.hash);
+            self.pause_when_checked().await?;
+        }
+        Ok(Applied::Seen)
+    }
+
+    /// Puts the torrent into a throttle group, which has limits of its own.
+    pub(super) async fn throttle(&self, group: &str) -> Outcome {
+        if !matches!(group, "" | "NULL") {
+            let access = self.client.access().await;
+            let limit = access.call(&[Call::global("throttle.up.max").text(group)]).await?;
+            // rTorrent accepts an unknown name without an error; its limit is -1.
+            if limit.first().and_then(|limit| limit.as_ref().ok()?.int()).is_none_or(|limit| limit < 0) {
+                let reason = "rTorrent has no throttle group of this name; its config makes one".to_owned();
+                return Err(ClientError::Precondition { reason });
+            }
+        }
+        let (current, mut calls) = self.prepare(&rules::THROTTLE).await?;
+        let must_resume = !calls.is_empty();
+        calls.push(self.call("d.throttle_name.set").text(group));
+        if must_resume {
+            calls.push(self.call("d.resume"));
+            // To the trackers a pause and a resume are two announces.
+            self.client.state().actions.announces.record(self.hash, Instant::now());
+        }
+        calls.extend([self.call("d.save_full_session"), Call::column(self.hash, "d.throttle_name", None)]);
+        let values = current.access.call_torrent(self.hash, &calls).await?;
+        if values.last().and_then(Value::str).unwrap_or_default() == group {
+            return Ok(Applied::Seen);
+        }
+        Err(ClientError::Fault { message: "the throttle group is another one after it was set".to_owned() })
+    }
+
+    pub(super) async fn file_priority(&self, files: &[u32], priority: u8) -> Outcome {
+        if priority > 2 {
+            return Err(ClientError::Precondition { reason: "the priority of a file is 0, 1 or 2".to_owned() });
+        }
+        let current = self.read().await?;
+        let count = current.row.size_files;
+        if let Some(file) = files.iter().find(|file| u64::from(**file) >= count) {
+            let reason = format!("it has no file {file}: it has {count}, counted from 0");
+            return Err(ClientError::Precondition { reason });
+        }
+        for batch in files.chunks(FILES_BATCH) {
+            let call = |file: &u32| Call::on_file(self.hash, *file, "f.priority.set").int(priority.into());
+            current.access.call_torrent(self.hash, &batch.iter().map(call).collect::<Vec<_>>()).await?;
+        }
+        let calls = [
+            self.call("d.update_priorities"),
+            self.call("d.save_full_session"),
+            self.call("f.multicall").text("").text("f.priority="),
+        ];
+        let values = current.access.call_torrent(self.hash, &calls).await?;
+        let now = values.last().map(Value::array).unwrap_or_default();
+        let is_set = |file: &u32| {
+            let row = usize::try_from(*file).ok().and_then(|file| now.get(file)).map(Value::array);
+            row.and_then(|row| row.first()?.int()) == Some(priority.into())
+        };
+        if files.iter().all(is_set) {
+            return Ok(Applied::Seen);
+        }
+        Err(ClientError::Fault { message: "the priority of a file is another one after it was set".to_owned() })
+    }
+}
+
+/// Returns whether the trackers show an announce: one is busy, or a counter or a time has moved.
+fn is_announced(before: &Value, after: &Value) -> bool {
+    before.array().len() != after.array().len()
+        || before.array().iter().zip(after.array()).any(|(before, after)| match after.array() {
+            [_, _, is_busy, ..] => is_busy.int() == Some(1) || before != after,
+            _ => false,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_announce_shows_as_a_busy_tracker_or_a_moved_counter() {
+        let tracker = |is_busy, failed| {
+            let row = [1, 1, is_busy, 0, failed, 0].map(Value::Int).to_vec();
+            Value::Array(vec![Value::Array(row)])
+        };
+        assert!(!is_announced(&tracker(0, 1), &tracker(0, 1)));
+        assert!(is_announced(&tracker(0, 1), &tracker(1, 1)));
+        assert!(is_announced(&tracker(0, 1), &tracker(0, 2)));
+    }
+}

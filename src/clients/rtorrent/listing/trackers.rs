@@ -1,0 +1,136 @@
+//! The tracker of each torrent, read once for each load and whenever the number of trackers changes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::calls::{Answers, Call, Cell, Fault, Value};
+use super::super::transport::WireFormat;
+use super::super::{Access, ClientState, map, xmlrpc};
+use super::RawListing;
+use crate::model::{Covers, InfoHash};
+use crate::port::ClientError;
+
+/// Torrents whose trackers are read one by one in a listing; each costs a walk over rTorrent's list.
+const SINGLY_MAX: usize = 64;
+/// Torrents up to which the trackers of all are read in one listing.
+const AT_ONCE_MAX: usize = 20_000;
+/// Time for which listings do without trackers after reading them failed.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(60);
+/// Time allowed for the listing of all trackers, beyond the timeout: 20,000 torrents at a millisecond each.
+const AT_ONCE_TIME: Duration = Duration::from_secs(20);
+
+/// The host of the tracker of each torrent; `None` for a torrent without one.
+pub(super) type Hosts = HashMap<InfoHash, Option<Arc<str>>>;
+type Found = HashMap<InfoHash, Option<String>>;
+
+/// Tracker hosts that are known.
+#[derive(Default)]
+pub(super) struct TrackerCache {
+    known: HashMap<InfoHash, KnownTracker>,
+    /// Reading trackers failed: not again before this.
+    paused_until: Option<Instant>,
+}
+
+#[derive(Clone, PartialEq)]
+struct KnownTracker {
+    load: String,
+    /// Number of trackers at that time.
+    count: u64,
+    host: Option<Arc<str>>,
+}
+
+/// Returns the tracker host of each listed torrent, reading those that are not known.
+pub(super) async fn hosts(access: &Access<'_>, raw: &RawListing) -> Result<Hosts, ClientError> {
+    let mut hosts = Hosts::with_capacity(raw.rows.len());
+    let mut unknown = Vec::new();
+    let is_paused = {
+        let cache = &mut access.client.state().listing.trackers;
+        if raw.covers == Covers::All {
+            cache.known.retain(|hash, _| raw.rows.contains_key(hash));
+        }
+        for (hash, row) in &raw.rows {
+            match cache.known.get(hash) {
+                Some(known) if known.load == row.local_id && known.count == row.tracker_size => {
+                    hosts.insert(*hash, known.host.clone());
+                }
+                _ => unknown.push(*hash),
+            }
+        }
+        cache.paused_until.is_some_and(|after| Instant::now() < after)
+    };
+    let result = match unknown.len() {
+        0 => return Ok(hosts),
+        _ if is_paused => return Ok(hosts),
+        few if few <= SINGLY_MAX => hosts_singly(access, &unknown).await,
+        _ if raw.rows.len() <= AT_ONCE_MAX => hosts_at_once(access).await,
+        // The others follow with the next listings.
+        _ => hosts_singly(access, &unknown[..SINGLY_MAX]).await,
+    };
+    let ClientState { listing, words, .. } = &mut *access.client.state();
+    let cache = &mut listing.trackers;
+    match result {
+        Ok(found) => {
+            for hash in unknown {
+                let (Some(row), Some(host)) = (raw.rows.get(&hash), found.get(&hash)) else { continue };
+                let host = host.as_deref().map(|host| words.share(host));
+                hosts.insert(hash, host.clone());
+                let known = KnownTracker { load: row.local_id.clone(), count: row.tracker_size, host };
+                cache.known.insert(hash, known);
+            }
+            Ok(hosts)
+        }
+        Err(error) => {
+            // Listings without trackers get through meanwhile.
+            cache.paused_until = Some(Instant::now() + PAUSE_AFTER_FAILURE);
+            Err(error)
+        }
+    }
+}
+
+async fn hosts_singly(access: &Access<'_>, hashes: &[InfoHash]) -> Result<Found, ClientError> {
+    let calls: Vec<_> = hashes
+        .iter()
+        .map(|hash| Call::on(*hash, "t.multicall").text("").text("t.is_enabled=").text("t.url="))
+        .collect();
+    let results = access.call(&calls).await?;
+    let host = |value: &Value| {
+        let trackers = value.array().iter().filter_map(|row| match row.array() {
+            [is_enabled, url] => Some((is_enabled.int()? != 0, url.str()?)),
+            _ => None,
+        });
+        map::tracker_host(trackers)
+    };
+    // A torrent that was removed meanwhile is left out.
+    Ok(hashes.iter().zip(&results).filter_map(|(hash, result)| Some((*hash, host(result.as_ref().ok()?)))).collect())
+}
+
+/// Separator of the trackers of a torrent in one text: for each `1` or `0`, its address, and this.
+const TRACKER_END: &str = "|||";
+
+async fn hosts_at_once(access: &Access<'_>) -> Result<Found, ClientError> {
+    struct HostReader(Found);
+    impl Answers for HostReader {
+        fn row(&mut self, _: usize, cells: &[Cell<'_>]) {
+            let [Cell::Text(hash), trackers] = cells else { return };
+            let (Ok(hash), Some(text)) = (InfoHash::from_hex(hash), trackers.text()) else { return };
+            let trackers = text.split(TRACKER_END).filter_map(|one| {
+                let url = one.get(1..)?;
+                Some((one.starts_with('1'), url))
+            });
+            self.0.insert(hash, map::tracker_host(trackers));
+        }
+        fn scalar(&mut self, _: usize, _: Cell<'_>) {}
+        fn broken_row(&mut self, _: usize) {}
+        fn fault(&mut self, _: usize, _: Fault) {}
+    }
+    let column = "cat=\"$t.multicall=d.hash=,t.is_enabled=,t.url=,cat={|||}\"";
+    let body = xmlrpc::write(&[Call::global("d.multicall2").text("main").text("d.hash=").text(column)]);
+    let limit = access.client.settings.timeout + AT_ONCE_TIME;
+    let answer = access.exchange(WireFormat::Xml, &body, limit).await?;
+    let mut reader = HostReader(Found::new());
+    xmlrpc::scan(&answer, &mut reader).map_err(|reason| access.client.unreadable(reason))?;
+    Ok(reader.0)
+}
