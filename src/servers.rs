@@ -1,6 +1,6 @@
-//! The left half: for each server what looks at it, what acts on it, and what reads its files.
+//! The tasks of each server: its watcher, its worker, and the publisher of its files.
 //!
-//! The bridge and the library begin it alike. Who is told, and by whom commands come, is theirs.
+//! The bridge and the library share them. Sinks and command sources are theirs.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,20 +16,23 @@ use crate::port::{Clock, LoggedCommand, Store, StoreError, TorrentClient};
 use crate::supervise::Group;
 use crate::watch::{FilePublisher, Watcher};
 
-/// What a server is, as whoever wants it watched says it.
+/// The settings of one server.
 pub struct ServerSetup {
+    /// The client to poll.
     pub client: Arc<dyn TorrentClient>,
+    /// Time from one poll to the next.
     pub interval: Duration,
+    /// Maximum time from one full poll to the next.
     pub full_interval: Duration,
     /// The only folders that commands may name.
     pub roots: Vec<PathBuf>,
-    /// Somebody wants to hear which files a torrent has.
-    pub tells_files: bool,
+    /// The lists of files are published.
+    pub publishes_files: bool,
     /// This epoch began by a loss.
     pub is_history_lost: bool,
 }
 
-/// What all servers share.
+/// Parts that all servers share.
 #[derive(Clone)]
 pub struct Common {
     pub store: Arc<dyn Store>,
@@ -42,7 +45,7 @@ pub struct ServerParts {
     pub queue: Arc<Queue>,
     pub worker: Arc<WorkerParts>,
     files: Arc<FilePublisher>,
-    tells_files: bool,
+    publishes_files: bool,
     watcher: Watcher,
 }
 
@@ -57,10 +60,10 @@ impl ServerParts {
         unfinished: Vec<QueuedCommand>,
         common: &Common,
     ) -> Result<Self, reqwest::Error> {
-        let ServerSetup { client, interval, full_interval, roots, tells_files, is_history_lost } = setup;
+        let ServerSetup { client, interval, full_interval, roots, publishes_files, is_history_lost } = setup;
         let Common { store, live, clock } = common.clone();
         let pending_effects = Arc::new(PendingEffects::default());
-        let files = Arc::new(FilePublisher::new(tells_files));
+        let files = Arc::new(FilePublisher::new(publishes_files));
         let worker = WorkerParts {
             server: server.clone(),
             client: Arc::clone(&client),
@@ -82,11 +85,11 @@ impl ServerParts {
             files: Arc::clone(&files),
             is_history_lost,
         };
-        Ok(Self { queue: Arc::new(Queue::new(unfinished)), worker: Arc::new(worker), files, tells_files, watcher })
+        Ok(Self { queue: Arc::new(Queue::new(unfinished)), worker: Arc::new(worker), files, publishes_files, watcher })
     }
 
     pub fn spawn(&self, group: &mut Group) {
-        let Self { queue, worker, files, tells_files, watcher } = self;
+        let Self { queue, worker, files, publishes_files, watcher } = self;
         let (name, live, client) = (watcher.server.clone(), Arc::clone(&watcher.live), Arc::clone(&watcher.client));
         let watcher = watcher.clone();
         group.spawn(format!("watcher {name}"), move |stop| watcher.clone().run(stop));
@@ -94,7 +97,7 @@ impl ServerParts {
         group.spawn(format!("worker {name}"), move |stop| {
             Worker { parts: Arc::clone(&worker), queue: Arc::clone(&queue) }.run(stop)
         });
-        if !tells_files {
+        if !publishes_files {
             return;
         }
         let files = Arc::clone(files);
@@ -109,7 +112,10 @@ impl ServerParts {
     }
 }
 
-/// What was told of a server by the last life.
+/// Loads the committed state of a server.
+///
+/// # Errors
+/// The store cannot be read.
 pub async fn load(store: &dyn Store, server: &ServerName) -> Result<LiveServer, StoreError> {
     let mut loaded = store.load(server).await?;
     let mut words = Words::default();

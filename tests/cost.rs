@@ -125,13 +125,13 @@ fn a_poll_without_changes_retains_nothing_and_allocates_little() {
     let mut change_set = None;
     let info = measure(|| change_set = Some(differ.polled(&snapshot, &state, &listing, moment(20))));
     assert!(change_set.unwrap().is_empty());
-    assert!(info.count_total <= LOOK_ALLOCATIONS_PER_DOWNLOAD * (ROWS as u64 / 100) + 20, "{info:?}");
+    assert!(info.count_total <= POLL_ALLOCATIONS_PER_DOWNLOAD * (ROWS as u64 / 100) + 20, "{info:?}");
     assert!(info.count_current <= 1, "nothing of it stays: {info:?}");
 }
 
 /// Of a torrent that downloads the picture that would be told is made, compared and kept for the next look;
 /// of one that rests, none is.
-const LOOK_ALLOCATIONS_PER_DOWNLOAD: u64 = 40;
+const POLL_ALLOCATIONS_PER_DOWNLOAD: u64 = 40;
 
 #[tokio::test]
 async fn rule_2_a_hundred_thousand_torrents_come_in_answers_far_from_what_aborts_rtorrent() {

@@ -1,4 +1,4 @@
-//! A look that finds more than is written down at once, while there is hardly any room.
+//! A poll that finds more than one commit holds, while the store is nearly full.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 const TORRENTS: u32 = 1_200;
 
-/// Room for one part and not for two: each look tells some, is held back, and the next one finds the rest.
+/// Room for one part and not for two: each poll commits some events, is held back, and the next one finds the rest.
 #[tokio::test(start_paused = true)]
 async fn an_initial_snapshot_in_parts_is_published_whole_and_once_within_any_limit() {
     let server = ServerName::parse("home").unwrap();
@@ -61,10 +61,10 @@ async fn an_initial_snapshot_in_parts_is_published_whole_and_once_within_any_lim
 
     let mut entries: Vec<JournalEntry> = Vec::new();
     let mut held_back = 0;
-    let is_told_whole = |entries: &[JournalEntry]| entries.iter().any(|entry| entry.kind == Kind::SnapshotDone);
+    let is_complete = |entries: &[JournalEntry]| entries.iter().any(|entry| entry.kind == Kind::SnapshotDone);
     let all = async {
-        while !is_told_whole(&entries) {
-            // Long enough for a look, which without room tells no more.
+        while !is_complete(&entries) {
+            // Long enough for a poll, which commits nothing while the store is full.
             tokio::time::sleep(Duration::from_secs(5)).await;
             let cursor = entries.last().map_or(Seq(0), |entry| entry.seq);
             entries.extend(store.read(&server, cursor, 2_000).await.unwrap());
@@ -77,17 +77,17 @@ async fn an_initial_snapshot_in_parts_is_published_whole_and_once_within_any_lim
     stop.cancel();
     watching.await.unwrap().unwrap();
 
-    assert!(held_back > 0, "there was room for all of it");
+    assert!(held_back > 0, "all of it fitted at once");
     assert!(entries.iter().map(|entry| entry.seq.0).eq(1..=entries.len() as u64), "no number is left out");
     let added: Vec<_> =
         entries.iter().filter(|entry| entry.kind == Kind::Added).filter_map(|entry| entry.hash).collect();
-    assert_eq!(added.len(), TORRENTS as usize, "each is told once");
-    assert_eq!(added.iter().collect::<BTreeSet<_>>().len(), added.len(), "each is told once");
+    assert_eq!(added.len(), TORRENTS as usize, "each is committed once");
+    assert_eq!(added.iter().collect::<BTreeSet<_>>().len(), added.len(), "each is committed once");
     assert_eq!(entries.iter().filter(|entry| entry.kind == Kind::ServerOnline).count(), 1);
-    let is_by_the_first_look =
+    let is_of_the_initial_snapshot =
         |entry: &&JournalEntry| String::from_utf8_lossy(&entry.body).contains("\"cause\":\"snapshot\"");
     assert_eq!(
-        entries.iter().filter(is_by_the_first_look).count(),
+        entries.iter().filter(is_of_the_initial_snapshot).count(),
         TORRENTS as usize + 1,
         "and all of it as the snapshot"
     );

@@ -1,4 +1,4 @@
-//! Whatever happens between full pictures: one sweep later, what was told is what there is.
+//! Polls of changes between full polls: after the next full poll, the snapshot is what the client has.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
@@ -14,10 +14,10 @@ use dtorrent::port::{Scope, SystemClock, TorrentClient as _};
 use dtorrent::testing::simulator::{RunMode, SimulatedTorrent, Simulator};
 use proptest::prelude::*;
 
-/// A look at the client, or something that happens to one of its torrents: which, what, how much.
+/// A change of one torrent: which torrent, which change, how much.
 type Step = (u8, u8, u8);
 
-struct Watched {
+struct TestServer {
     simulator: Simulator,
     differ: Differ,
     snapshot: Snapshot,
@@ -25,7 +25,7 @@ struct Watched {
     second: u64,
 }
 
-impl Watched {
+impl TestServer {
     fn new() -> Self {
         let server = ServerName::parse("home").unwrap();
         Self {
@@ -37,10 +37,10 @@ impl Watched {
         }
     }
 
-    async fn look(&mut self, is_sweep: bool) -> Covers {
+    async fn poll(&mut self, is_full: bool) -> Covers {
         self.second += 1;
         let nothing = BTreeSet::new();
-        let needs_all = is_sweep || self.differ.needs_full_poll(&self.state);
+        let needs_all = is_full || self.differ.needs_full_poll(&self.state);
         let scope = if needs_all { Scope::Full } else { Scope::Changed { named: &nothing } };
         let listing = self.simulator.list(scope).await.unwrap();
         let at = Duration::from_secs(self.second);
@@ -75,16 +75,16 @@ impl Watched {
 
     fn happen(&self, (which, what, much): Step) {
         let hash = InfoHash::V1([which % 6; 20]);
-        self.simulator.change(|world| match what % 12 {
-            0 | 1 => world.add(hash, SimulatedTorrent::new(format!("torrent {which}"), 10_000)),
-            2 => drop(world.remove(&hash)),
-            3 => world.reload(&hash),
-            4 => world.receive(&hash, u64::from(much) * 50, u64::from(much) * 10),
-            5 => world.begin_check(&hash),
-            6 => world.end_check(&hash),
-            7 => world.rest(),
+        self.simulator.change(|state| match what % 12 {
+            0 | 1 => state.add(hash, SimulatedTorrent::new(format!("torrent {which}"), 10_000)),
+            2 => drop(state.remove(&hash)),
+            3 => state.reload(&hash),
+            4 => state.receive(&hash, u64::from(much) * 50, u64::from(much) * 10),
+            5 => state.begin_check(&hash),
+            6 => state.end_check(&hash),
+            7 => state.rest(),
             _ => {
-                let Some(torrent) = world.torrent_mut(&hash) else { return };
+                let Some(torrent) = state.torrent_mut(&hash) else { return };
                 match what % 12 {
                     8 => torrent.label = format!("label {much}"),
                     9 => {
@@ -103,31 +103,31 @@ proptest! {
     fn one_full_poll_later_the_snapshot_is_what_the_client_has(steps in prop::collection::vec(any::<(bool, Step)>(), 1..60)) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
-            let mut watched = Watched::new();
-            watched.look(false).await;
-            watched.look(false).await;
-            for (looks, step) in steps {
-                watched.happen(step);
-                if looks {
-                    watched.look(false).await;
+            let mut server = TestServer::new();
+            server.poll(false).await;
+            server.poll(false).await;
+            for (polls, step) in steps {
+                server.happen(step);
+                if polls {
+                    server.poll(false).await;
                 }
             }
-            watched.simulator.change(|world| {
-                let hashes: Vec<InfoHash> = world.torrents().keys().copied().collect();
-                hashes.iter().for_each(|hash| world.end_check(hash));
-                world.rest();
+            server.simulator.change(|state| {
+                let hashes: Vec<InfoHash> = state.torrents().keys().copied().collect();
+                hashes.iter().for_each(|hash| state.end_check(hash));
+                state.rest();
             });
-            watched.look(true).await;
-            // What is gone is believed at the second time, small numbers wait for a moment, and a client all of whose
-            // torrents were loaded anew is taken for one that still loads its session, for half a minute.
+            server.poll(true).await;
+            // A removal needs two polls, small numbers wait for a moment, and a client all of whose torrents were
+            // loaded anew counts as one that still loads its session, for half a minute.
             for _ in 0..40 {
-                watched.look(false).await;
+                server.poll(false).await;
             }
-            prop_assert_eq!(watched.look(false).await, Covers::Changed, "there is nothing to look at");
-            let truth = watched.simulator.list(Scope::Full).await.unwrap().torrents;
-            prop_assert!(watched.snapshot.keys().eq(truth.keys()));
+            prop_assert_eq!(server.poll(false).await, Covers::Changed, "no full poll is needed");
+            let truth = server.simulator.list(Scope::Full).await.unwrap().torrents;
+            prop_assert!(server.snapshot.keys().eq(truth.keys()));
             for (hash, seen) in &truth {
-                let mut snapshot = (*watched.snapshot[hash].torrent).clone();
+                let mut snapshot = (*server.snapshot[hash].torrent).clone();
                 snapshot.stalled = false;
                 prop_assert_eq!(&snapshot, &seen.torrent);
             }

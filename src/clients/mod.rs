@@ -1,7 +1,7 @@
-//! Adapters that speak to torrent programs.
+//! Adapters of torrent programs.
 //!
-//! Each implements [`crate::port::TorrentClient`] and knows nothing of the engine. None of them
-//! tries anything again: whether and when is the engine's decision.
+//! Each implements [`TorrentClient`](crate::port::TorrentClient) and knows nothing of the engine. None of them
+//! retries: whether and when is the engine's decision.
 
 pub mod exec;
 pub mod rtorrent;

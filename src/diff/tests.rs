@@ -1,4 +1,4 @@
-//! Looks, one after another, and what each tells.
+//! Sequences of polls, and the events that follow from each.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -84,7 +84,7 @@ fn seen(words: &str) -> Observed {
     Observed { torrent, facts }
 }
 
-/// Whole torrents, `@cut` if some are lacking, `@8` in another run; after `only` those that changed.
+/// A listing of all torrents, incomplete with `@cut`, of another run with `@8`; after `only` a listing of changes.
 fn listing(torrents: &str) -> Listing {
     let (torrents, covers) = match torrents.strip_prefix("only ") {
         Some(torrents) => (torrents, Covers::Changed),
@@ -103,8 +103,8 @@ fn listing(torrents: &str) -> Listing {
     Listing { covers, run: Some(run.to_owned()), complete, torrents: torrents.collect(), stats: ServerStats::default() }
 }
 
-/// A server with its observer, and a store that always has room.
-struct World {
+/// A server with its differ, and a store that is never full.
+struct TestServer {
     differ: Differ,
     snapshot: Snapshot,
     state: ServerState,
@@ -112,7 +112,7 @@ struct World {
     second: u64,
 }
 
-impl World {
+impl TestServer {
     fn new() -> Self {
         Self {
             differ: Differ::new(ServerName::parse("home").unwrap(), Limits::default()),
@@ -123,13 +123,13 @@ impl World {
         }
     }
 
-    /// A server whose first snapshot was told.
+    /// A server whose initial snapshot is committed.
     fn knowing(torrents: &str) -> Self {
-        let mut world = Self::new();
-        world.look(torrents);
-        world.look(torrents);
-        assert!(world.state.is_known);
-        world
+        let mut server = Self::new();
+        server.poll(torrents);
+        server.poll(torrents);
+        assert!(server.state.is_known);
+        server
     }
 
     fn now(&self) -> PollTime {
@@ -144,12 +144,12 @@ impl World {
         }
     }
 
-    /// Looks and commits. Returns the events in short: `finished a`, with `!cause` if not observed.
-    fn look(&mut self, torrents: &str) -> String {
+    /// Polls and commits. Returns the events in short: `finished a`, with `!cause` if not observed.
+    fn poll(&mut self, torrents: &str) -> String {
         self.second += 1;
         let change_set = self.change_set(torrents);
         self.commit(&change_set);
-        said(&change_set)
+        events(&change_set)
     }
 
     fn commit(&mut self, change_set: &ChangeSet) {
@@ -180,23 +180,23 @@ impl World {
     }
 }
 
-fn said(change_set: &ChangeSet) -> String {
-    let events = change_set.events.iter().map(|fact| {
-        let name = fact.torrent.as_ref().map(|torrent| format!(" {}", torrent.name)).unwrap_or_default();
-        let cause = match fact.cause {
+fn events(change_set: &ChangeSet) -> String {
+    let events = change_set.events.iter().map(|event| {
+        let name = event.torrent.as_ref().map(|torrent| format!(" {}", torrent.name)).unwrap_or_default();
+        let cause = match event.cause {
             Cause::Observed => "",
             Cause::Snapshot => " !snapshot",
             Cause::Recovered => " !recovered",
             Cause::Command => " !command",
         };
-        format!("{}{name}{cause}", fact.kind.as_str())
+        format!("{}{name}{cause}", event.kind.as_str())
     });
     events.collect::<Vec<_>>().join(", ")
 }
 
 #[test]
-fn diff_tells_each_change_once() {
-    //  told                              seen                              expected
+fn diff_reports_each_change_once() {
+    //  snapshot                          seen                              expected
     for (snapshot, seen, expected) in [
         ("a downloading 40%", "a downloading 40%", ""),
         ("a downloading 40%", "a seeding", "finished a"),
@@ -222,64 +222,64 @@ fn diff_tells_each_change_once() {
         ("a seeding", "a seeding load=2", "removed a, added a"),
         ("a seeding, b stopped 0%", "a paused 100%, b downloading 0%", "paused a, started b"),
     ] {
-        assert_eq!(World::knowing(snapshot).look(seen), expected, "{snapshot} → {seen}");
+        assert_eq!(TestServer::knowing(snapshot).poll(seen), expected, "{snapshot} → {seen}");
     }
 }
 
 #[test]
-fn the_first_snapshot_is_told_as_such_and_then_over() {
-    let mut world = World::new();
-    assert_eq!(world.look("a seeding, b downloading 1%"), "server_online, added a !snapshot, added b !snapshot");
-    assert_eq!(world.look("a seeding, b downloading 1%, c stopped 0%"), "added c !snapshot");
-    assert_eq!(world.look("a seeding, b downloading 1%, c stopped 0%"), "snapshot_done !snapshot");
-    assert_eq!(world.look("a seeding, b downloading 1%, c stopped 0%, d seeding"), "added d");
+fn the_initial_snapshot_is_marked_as_such_and_ends() {
+    let mut server = TestServer::new();
+    assert_eq!(server.poll("a seeding, b downloading 1%"), "server_online, added a !snapshot, added b !snapshot");
+    assert_eq!(server.poll("a seeding, b downloading 1%, c stopped 0%"), "added c !snapshot");
+    assert_eq!(server.poll("a seeding, b downloading 1%, c stopped 0%"), "snapshot_done !snapshot");
+    assert_eq!(server.poll("a seeding, b downloading 1%, c stopped 0%, d seeding"), "added d");
 }
 
 #[test]
 fn a_torrent_is_gone_when_two_complete_listings_lack_it() {
-    let mut world = World::knowing("a seeding, b seeding");
-    assert_eq!(world.look("a seeding"), "");
-    assert_eq!(world.look("a seeding"), "removed b");
-    assert_eq!(world.look("a seeding"), "");
-    let mut world = World::knowing("a seeding, b seeding");
+    let mut server = TestServer::knowing("a seeding, b seeding");
+    assert_eq!(server.poll("a seeding"), "");
+    assert_eq!(server.poll("a seeding"), "removed b");
+    assert_eq!(server.poll("a seeding"), "");
+    let mut server = TestServer::knowing("a seeding, b seeding");
     for torrents in ["a seeding", "a seeding, b seeding", "a seeding", "failed", "a seeding @cut", "a seeding"] {
-        assert_eq!(world.look(torrents), "", "{torrents}: not two complete ones in a row");
+        assert_eq!(server.poll(torrents), "", "{torrents}: not two complete ones in a row");
     }
-    assert_eq!(world.look("a seeding"), "removed b");
+    assert_eq!(server.poll("a seeding"), "removed b");
 }
 
 #[test]
 fn a_failed_poll_between_two_that_lack_a_torrent_does_not_count_as_either() {
-    let mut world = World::knowing("a seeding, b seeding");
-    assert_eq!(world.look("a seeding"), "");
-    assert_eq!(world.look("failed"), "");
-    assert_eq!(world.look("a seeding"), "removed b", "the same run answered twice without it");
+    let mut server = TestServer::knowing("a seeding, b seeding");
+    assert_eq!(server.poll("a seeding"), "");
+    assert_eq!(server.poll("failed"), "");
+    assert_eq!(server.poll("a seeding"), "removed b", "the same run answered twice without it");
 }
 
 #[test]
 fn rechecking_a_complete_torrent_is_not_finished() {
-    let mut world = World::knowing("a seeding");
-    assert_eq!(world.look("a checking 0%"), "checking a");
-    let snapshot = Arc::clone(&world.snapshot[&hash("a")].torrent);
+    let mut server = TestServer::knowing("a seeding");
+    assert_eq!(server.poll("a checking 0%"), "checking a");
+    let snapshot = Arc::clone(&server.snapshot[&hash("a")].torrent);
     assert_eq!(
         (snapshot.downloaded, snapshot.progress, snapshot.finished),
         (1000, 100.0, true),
         "what is here is not unlearned"
     );
-    assert_eq!(world.look("a checking 50%"), "");
-    assert_eq!(world.look("a seeding"), "checked a");
+    assert_eq!(server.poll("a checking 50%"), "");
+    assert_eq!(server.poll("a seeding"), "checked a");
 }
 
 #[test]
 fn a_torrent_added_complete_is_not_finished_even_if_its_first_check_was_seen() {
-    let mut world = World::knowing("b seeding");
-    assert_eq!(world.look("b seeding, a checking 0% received=5"), "added a");
-    assert_eq!(world.look("b seeding, a checking 50% received=5"), "");
-    assert_eq!(world.look("b seeding, a seeding received=5"), "checked a");
-    let mut world = World::knowing("b seeding");
-    assert_eq!(world.look("b seeding, a checking 0%"), "added a");
+    let mut server = TestServer::knowing("b seeding");
+    assert_eq!(server.poll("b seeding, a checking 0% received=5"), "added a");
+    assert_eq!(server.poll("b seeding, a checking 50% received=5"), "");
+    assert_eq!(server.poll("b seeding, a seeding received=5"), "checked a");
+    let mut server = TestServer::knowing("b seeding");
+    assert_eq!(server.poll("b seeding, a checking 0%"), "added a");
     assert_eq!(
-        world.look("b seeding, a seeding received=1000"),
+        server.poll("b seeding, a seeding received=1000"),
         "checked a, finished a",
         "it was downloaded meanwhile"
     );
@@ -287,211 +287,215 @@ fn a_torrent_added_complete_is_not_finished_even_if_its_first_check_was_seen() {
 
 #[test]
 fn a_check_that_finds_a_download_complete_is_finished() {
-    let mut world = World::knowing("a downloading 90%");
-    assert_eq!(world.look("a checking 10%"), "checking a");
-    world.restart_bridge();
-    assert_eq!(world.look("a seeding"), "checked a !recovered, finished a !recovered");
+    let mut server = TestServer::knowing("a downloading 90%");
+    assert_eq!(server.poll("a checking 10%"), "checking a");
+    server.restart_bridge();
+    assert_eq!(server.poll("a seeding"), "checked a !recovered, finished a !recovered");
 }
 
 #[test]
 fn content_that_somebody_put_there_is_no_download() {
-    let mut world = World::knowing("a stopped 0%");
-    assert_eq!(world.look("a checking 10% received=0"), "checking a");
-    assert_eq!(world.look("a stopped 100% received=0"), "checked a");
-    let mut world = World::knowing("b seeding");
-    assert_eq!(world.look("b seeding, a downloading 99% received=1000"), "added a");
-    assert_eq!(world.look("b seeding, a seeding received=1000"), "finished a", "all had come, and was not checked yet");
+    let mut server = TestServer::knowing("a stopped 0%");
+    assert_eq!(server.poll("a checking 10% received=0"), "checking a");
+    assert_eq!(server.poll("a stopped 100% received=0"), "checked a");
+    let mut server = TestServer::knowing("b seeding");
+    assert_eq!(server.poll("b seeding, a downloading 99% received=1000"), "added a");
+    assert_eq!(
+        server.poll("b seeding, a seeding received=1000"),
+        "finished a",
+        "all had come, and was not checked yet"
+    );
 }
 
 #[test]
 fn content_that_was_gone_and_is_back_is_no_second_download() {
     for lost in ["a stopped 30% received=1000", "a downloading 30% received=1000"] {
-        let mut world = World::knowing("a seeding");
-        world.look("a checking 0% received=1000");
-        assert!(world.look(lost).contains("unfinished a"));
-        world.look("a checking 0% received=1000");
-        world.restart_bridge();
-        let snapshot = world.look("a seeding received=1000");
+        let mut server = TestServer::knowing("a seeding");
+        server.poll("a checking 0% received=1000");
+        assert!(server.poll(lost).contains("unfinished a"));
+        server.poll("a checking 0% received=1000");
+        server.restart_bridge();
+        let snapshot = server.poll("a seeding received=1000");
         assert!(snapshot.contains("checked a") && !snapshot.contains("finished"), "{snapshot}");
-        let mut world = World::knowing("a seeding");
-        world.look(lost);
-        assert!(world.look("a seeding received=1700").contains("finished a"), "it came again");
+        let mut server = TestServer::knowing("a seeding");
+        server.poll(lost);
+        assert!(server.poll("a seeding received=1700").contains("finished a"), "it came again");
     }
     // A client that counts what is here: `received` is as much.
-    let mut world = World::knowing("a seeding");
-    world.look("a downloading 30%");
-    assert!(world.look("a seeding").contains("finished a"), "it came again");
+    let mut server = TestServer::knowing("a seeding");
+    server.poll("a downloading 30%");
+    assert!(server.poll("a seeding").contains("finished a"), "it came again");
 }
 
 #[test]
 fn a_check_that_starts_a_paused_torrent_says_so() {
-    let mut world = World::knowing("a paused 40%");
-    assert_eq!(world.look("a checking 10%"), "checking a");
-    assert_eq!(world.look("a downloading 40%"), "checked a, resumed a");
+    let mut server = TestServer::knowing("a paused 40%");
+    assert_eq!(server.poll("a checking 10%"), "checking a");
+    assert_eq!(server.poll("a downloading 40%"), "checked a, resumed a");
 }
 
 #[test]
 fn what_happened_while_the_bridge_was_down_is_recovered_and_what_comes_then_is_observed() {
-    let mut world = World::knowing("a downloading 40%, b seeding, c seeding");
-    world.restart_bridge();
-    assert_eq!(world.look("a seeding, c seeding, d seeding"), "finished a !recovered, added d !recovered");
-    assert_eq!(world.look("a seeding, d seeding"), "removed b !recovered", "first missed when it came back");
-    assert_eq!(world.look("a seeding, d seeding, e seeding"), "removed c, added e");
+    let mut server = TestServer::knowing("a downloading 40%, b seeding, c seeding");
+    server.restart_bridge();
+    assert_eq!(server.poll("a seeding, c seeding, d seeding"), "finished a !recovered, added d !recovered");
+    assert_eq!(server.poll("a seeding, d seeding"), "removed b !recovered", "first missed when it came back");
+    assert_eq!(server.poll("a seeding, d seeding, e seeding"), "removed c, added e");
 }
 
 #[test]
 fn a_restarted_client_that_still_loads_its_session_loses_nothing() {
-    let mut world = World::knowing("a seeding, b seeding");
-    assert_eq!(world.look("@8"), "server_restarted");
-    assert_eq!(world.look("@8"), "");
-    assert_eq!(world.look("a seeding load=9, b seeding load=9 @8"), "", "another load, but another run, too");
-    assert_eq!(world.look("a seeding load=9 @8"), "");
-    assert_eq!(world.look("a seeding load=9 @8"), "removed b");
+    let mut server = TestServer::knowing("a seeding, b seeding");
+    assert_eq!(server.poll("@8"), "server_restarted");
+    assert_eq!(server.poll("@8"), "");
+    assert_eq!(server.poll("a seeding load=9, b seeding load=9 @8"), "", "another load, but another run, too");
+    assert_eq!(server.poll("a seeding load=9 @8"), "");
+    assert_eq!(server.poll("a seeding load=9 @8"), "removed b");
 }
 
 #[test]
 fn a_client_in_a_container_restarts_under_the_same_process_id() {
-    let mut world = World::knowing("a seeding, b seeding");
-    assert_eq!(world.look("failed"), "");
-    assert_eq!(world.look("a seeding load=8, b seeding load=9"), "server_restarted");
-    assert_eq!(world.look("a seeding load=8, b seeding load=9"), "");
-    assert_eq!(world.look("a seeding load=8, b seeding load=7"), "removed b, added b", "loaded again in one run");
-    world.restart_bridge();
-    assert_eq!(world.look("a seeding load=1, b seeding load=2"), "server_restarted !recovered");
-    assert_eq!(world.look("a seeding load=3, b seeding load=4"), "server_restarted", "between two looks");
-    assert_eq!(world.look("failed"), "");
-    assert_eq!(world.look(""), "", "back, and its session is not loaded yet");
-    assert_eq!(world.look(""), "");
-    assert_eq!(world.look("a seeding load=5, b seeding load=6"), "server_restarted");
+    let mut server = TestServer::knowing("a seeding, b seeding");
+    assert_eq!(server.poll("failed"), "");
+    assert_eq!(server.poll("a seeding load=8, b seeding load=9"), "server_restarted");
+    assert_eq!(server.poll("a seeding load=8, b seeding load=9"), "");
+    assert_eq!(server.poll("a seeding load=8, b seeding load=7"), "removed b, added b", "loaded again in one run");
+    server.restart_bridge();
+    assert_eq!(server.poll("a seeding load=1, b seeding load=2"), "server_restarted !recovered");
+    assert_eq!(server.poll("a seeding load=3, b seeding load=4"), "server_restarted", "between two polls");
+    assert_eq!(server.poll("failed"), "");
+    assert_eq!(server.poll(""), "", "back, and its session is not loaded yet");
+    assert_eq!(server.poll(""), "");
+    assert_eq!(server.poll("a seeding load=5, b seeding load=6"), "server_restarted");
 }
 
 #[test]
 fn what_is_missing_after_a_restart_has_settled_is_gone() {
-    let mut world = World::knowing("a seeding, b seeding");
-    assert_eq!(world.look("a seeding load=2 @8"), "server_restarted");
-    world.second += 40;
-    assert_eq!(world.look("a seeding load=2 @8"), "", "settled now, and missed for the first time");
-    assert_eq!(world.look("a seeding load=2 @8"), "removed b");
+    let mut server = TestServer::knowing("a seeding, b seeding");
+    assert_eq!(server.poll("a seeding load=2 @8"), "server_restarted");
+    server.second += 40;
+    assert_eq!(server.poll("a seeding load=2 @8"), "", "settled now, and missed for the first time");
+    assert_eq!(server.poll("a seeding load=2 @8"), "removed b");
 }
 
 #[test]
 fn a_server_is_offline_once_and_back_once() {
-    let mut world = World::knowing("a seeding");
-    let said: Vec<String> = (0..5).map(|_| world.look("failed")).collect();
-    assert_eq!(said, ["", "", "server_offline", "", ""]);
-    assert_eq!(world.look("a seeding"), "server_online");
-    assert_eq!(world.look("failed"), "");
-    assert_eq!(world.look("a seeding"), "");
+    let mut server = TestServer::knowing("a seeding");
+    let events: Vec<String> = (0..5).map(|_| server.poll("failed")).collect();
+    assert_eq!(events, ["", "", "server_offline", "", ""]);
+    assert_eq!(server.poll("a seeding"), "server_online");
+    assert_eq!(server.poll("failed"), "");
+    assert_eq!(server.poll("a seeding"), "");
 }
 
 #[test]
 fn a_dry_download_stalls_after_a_minute_and_stays_so_until_bytes_come() {
-    let mut world = World::knowing("a downloading 40% received=400");
+    let mut server = TestServer::knowing("a downloading 40% received=400");
     let mut stalled_at = None;
     for _ in 0..100 {
-        match world.look("a downloading 40% received=400").as_str() {
+        match server.poll("a downloading 40% received=400").as_str() {
             "" => {}
-            "stalled a" if stalled_at.is_none() => stalled_at = Some(world.second),
+            "stalled a" if stalled_at.is_none() => stalled_at = Some(server.second),
             other => panic!("{other}"),
         }
     }
     assert!((60..=63).contains(&stalled_at.unwrap()), "{stalled_at:?}");
-    world.restart_bridge();
-    assert_eq!(world.look("a downloading 40% received=400"), "", "a new bridge does not forget it");
-    assert_eq!(world.look("a downloading 41% received=410"), "unstalled a");
+    server.restart_bridge();
+    assert_eq!(server.poll("a downloading 40% received=400"), "", "a new bridge does not forget it");
+    assert_eq!(server.poll("a downloading 41% received=410"), "unstalled a");
 }
 
 #[test]
-fn what_could_not_be_written_is_told_by_the_next_look() {
-    let mut world = World::knowing("a downloading 40%, b seeding");
-    world.second += 1;
-    let lost = world.change_set("a seeding, b seeding, c seeding");
-    assert_eq!(said(&lost), "finished a, added c");
-    assert_eq!(world.look("a seeding, b seeding, c seeding"), "finished a, added c");
+fn what_could_not_be_committed_is_found_by_the_next_poll() {
+    let mut server = TestServer::knowing("a downloading 40%, b seeding");
+    server.second += 1;
+    let lost = server.change_set("a seeding, b seeding, c seeding");
+    assert_eq!(events(&lost), "finished a, added c");
+    assert_eq!(server.poll("a seeding, b seeding, c seeding"), "finished a, added c");
 }
 
 #[test]
-fn numbers_that_flow_are_told_every_few_seconds_and_the_last_ones_always() {
-    let mut world = World::knowing("a downloading 10% rate=5000 received=100");
+fn moving_numbers_are_published_every_few_seconds_and_the_last_ones_always() {
+    let mut server = TestServer::knowing("a downloading 10% rate=5000 received=100");
     let mut told_at = Vec::new();
     for percent in 11..31 {
-        world.second += 1;
+        server.second += 1;
         let words = format!("a downloading {percent}% rate=5000 received={percent}0");
-        let change_set = world.change_set(&words);
+        let change_set = server.change_set(&words);
         if !change_set.changes.is_empty() {
-            told_at.push(world.second);
+            told_at.push(server.second);
         }
-        world.commit(&change_set);
+        server.commit(&change_set);
     }
     assert!(told_at.windows(2).all(|pair| pair[1] - pair[0] >= 2), "{told_at:?}");
     assert!(told_at.len() >= 3, "{told_at:?}");
     for _ in 0..7 {
-        world.look("a stopped 30% received=300");
+        server.poll("a stopped 30% received=300");
     }
     let seen = listing("a stopped 30% received=300");
-    assert_eq!(*world.snapshot[&hash("a")].torrent, seen.torrents[&hash("a")].torrent, "exact when it is at rest");
+    assert_eq!(*server.snapshot[&hash("a")].torrent, seen.torrents[&hash("a")].torrent, "exact when it is at rest");
 }
 
 #[test]
-fn absence_from_a_look_at_what_changed_says_nothing() {
-    let mut world = World::knowing("a seeding, b seeding");
+fn absence_from_a_listing_of_changes_means_nothing() {
+    let mut server = TestServer::knowing("a seeding, b seeding");
     for _ in 0..5 {
-        assert_eq!(world.look("only "), "");
-        assert_eq!(world.look("only a seeding label=x"), if world.second == 4 { "label_changed a" } else { "" });
+        assert_eq!(server.poll("only "), "");
+        assert_eq!(server.poll("only a seeding label=x"), if server.second == 4 { "label_changed a" } else { "" });
     }
-    assert_eq!(world.look("a seeding label=x"), "");
-    assert!(world.differ.needs_full_poll(&world.state), "to confirm that b is gone");
-    assert_eq!(world.look("a seeding label=x"), "removed b");
-    assert!(!world.differ.needs_full_poll(&world.state));
+    assert_eq!(server.poll("a seeding label=x"), "");
+    assert!(server.differ.needs_full_poll(&server.state), "to confirm that b is gone");
+    assert_eq!(server.poll("a seeding label=x"), "removed b");
+    assert!(!server.differ.needs_full_poll(&server.state));
 }
 
 #[test]
 fn only_a_known_and_steady_server_is_asked_for_changes() {
-    let mut world = World::new();
+    let mut server = TestServer::new();
     for torrents in ["a seeding", "a seeding"] {
-        assert!(world.differ.needs_full_poll(&world.state));
-        world.look(torrents);
+        assert!(server.differ.needs_full_poll(&server.state));
+        server.poll(torrents);
     }
-    assert!(!world.differ.needs_full_poll(&world.state));
-    world.look("failed");
-    assert!(world.differ.needs_full_poll(&world.state), "after a failure");
-    world.look("a seeding");
-    assert!(!world.differ.needs_full_poll(&world.state));
-    world.look("a seeding load=2@8");
-    world.look("a seeding load=2@8");
-    assert_eq!(world.look("only a seeding load=2@9"), "", "another run is not believed from a part");
-    assert!(world.differ.needs_full_poll(&world.state));
+    assert!(!server.differ.needs_full_poll(&server.state));
+    server.poll("failed");
+    assert!(server.differ.needs_full_poll(&server.state), "after a failure");
+    server.poll("a seeding");
+    assert!(!server.differ.needs_full_poll(&server.state));
+    server.poll("a seeding load=2@8");
+    server.poll("a seeding load=2@8");
+    assert_eq!(server.poll("only a seeding load=2@9"), "", "another run is not trusted from a listing of changes");
+    assert!(server.differ.needs_full_poll(&server.state));
 }
 
 #[test]
-fn what_could_not_be_written_down_is_looked_for_in_all() {
-    let mut world = World::knowing("a seeding, b seeding");
-    world.second += 1;
-    let lost = world.change_set("only a paused 100%");
-    assert_eq!(said(&lost), "paused a");
-    assert!(world.differ.needs_full_poll(&world.state));
-    assert_eq!(world.look("a paused 100%, b seeding"), "paused a");
-    assert!(!world.differ.needs_full_poll(&world.state));
+fn what_could_not_be_committed_needs_a_full_poll() {
+    let mut server = TestServer::knowing("a seeding, b seeding");
+    server.second += 1;
+    let lost = server.change_set("only a paused 100%");
+    assert_eq!(events(&lost), "paused a");
+    assert!(server.differ.needs_full_poll(&server.state));
+    assert_eq!(server.poll("a paused 100%, b seeding"), "paused a");
+    assert!(!server.differ.needs_full_poll(&server.state));
 }
 
 #[test]
-fn what_time_alone_brings_is_told_without_another_word_of_the_client() {
-    let mut world = World::knowing("a downloading 40% rate=9, b downloading 10%");
-    world.look("only a downloading 50% rate=9");
-    // Its last numbers come too soon after the others to be told, and nothing comes after them.
-    world.look("only a downloading 60% rate=0");
+fn pending_changes_are_published_after_a_time_without_another_change() {
+    let mut server = TestServer::knowing("a downloading 40% rate=9, b downloading 10%");
+    server.poll("only a downloading 50% rate=9");
+    // The last numbers come too soon after the others to be published, and nothing comes after them.
+    server.poll("only a downloading 60% rate=0");
     for _ in 0..3 {
-        world.look("only ");
+        server.poll("only ");
     }
-    let snapshot = &world.snapshot[&hash("a")].torrent;
+    let snapshot = &server.snapshot[&hash("a")].torrent;
     assert_eq!((snapshot.downloaded, snapshot.download_rate, snapshot.playing), (600, Some(0), false));
-    let mut heard = Vec::new();
+    let mut all_events = Vec::new();
     for _ in 0..70 {
-        let said = world.look("only ");
-        heard.extend((!said.is_empty()).then_some(said));
+        let events = server.poll("only ");
+        all_events.extend((!events.is_empty()).then_some(events));
     }
-    assert_eq!(heard, ["stalled b", "stalled a"]);
-    assert_eq!(world.look("only "), "");
+    assert_eq!(all_events, ["stalled b", "stalled a"]);
+    assert_eq!(server.poll("only "), "");
 }
 
 fn any_words() -> impl Strategy<Value = String> {
@@ -510,32 +514,32 @@ fn any_words() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    /// The same look twice tells nothing the second time (but what removal and calm need time for).
+    /// The same poll twice emits nothing the second time (except where removal and calm need time).
     #[test]
-    fn a_look_at_what_was_told_tells_nothing(words in any_words()) {
-        let mut world = World::knowing(&words);
-        world.look(&words);
-        prop_assert_eq!(world.look(&words), "");
+    fn a_poll_equal_to_the_snapshot_emits_nothing(words in any_words()) {
+        let mut server = TestServer::knowing(&words);
+        server.poll(&words);
+        prop_assert_eq!(server.poll(&words), "");
     }
 
-    /// Whatever is seen on the way: when a picture stands still, it is what was told (I7).
+    /// Whatever happens on the way: when nothing changes any more, the snapshot is what is listed (I7).
     #[test]
-    fn told_becomes_what_is_seen(steps in prop::collection::vec(any_words(), 1..8)) {
-        let mut world = World::new();
+    fn the_snapshot_becomes_what_is_listed(steps in prop::collection::vec(any_words(), 1..8)) {
+        let mut server = TestServer::new();
         for words in &steps {
-            world.look(words);
+            server.poll(words);
         }
         let last = steps.last().unwrap();
         for _ in 0..10 {
-            world.second += 4;
-            world.look(last);
+            server.second += 4;
+            server.poll(last);
         }
         let seen = listing(last).torrents;
-        let snapshot: BTreeMap<_, _> = world.snapshot.iter().map(|(hash, snapshot)| (*hash, snapshot.torrent.status)).collect();
+        let snapshot: BTreeMap<_, _> = server.snapshot.iter().map(|(hash, snapshot)| (*hash, snapshot.torrent.status)).collect();
         let statuses: BTreeMap<_, _> = seen.iter().map(|(hash, seen)| (*hash, seen.torrent.status)).collect();
         prop_assert_eq!(snapshot, statuses);
         for (hash, seen) in &seen {
-            let snapshot = &world.snapshot[hash].torrent;
+            let snapshot = &server.snapshot[hash].torrent;
             prop_assert_eq!((snapshot.error, &snapshot.label), (seen.torrent.error, &seen.torrent.label));
             if seen.torrent.status != Status::Checking {
                 prop_assert_eq!(&**snapshot, &seen.torrent);
@@ -543,35 +547,35 @@ proptest! {
         }
     }
 
-    /// The chain of `changes` of a torrent leads from each picture to the next.
+    /// The `changes` of a torrent lead from each state to the next.
     #[test]
     fn changes_lead_from_picture_to_picture(steps in prop::collection::vec(any_words(), 2..8)) {
-        let mut world = World::new();
-        let mut pictures: BTreeMap<InfoHash, serde_json::Value> = BTreeMap::new();
+        let mut server = TestServer::new();
+        let mut states: BTreeMap<InfoHash, serde_json::Value> = BTreeMap::new();
         for words in &steps {
-            world.second += 1;
-            let change_set = world.change_set(words);
-            for fact in &change_set.events {
-                let Some(torrent) = &fact.torrent else { continue };
+            server.second += 1;
+            let change_set = server.change_set(words);
+            for event in &change_set.events {
+                let Some(torrent) = &event.torrent else { continue };
                 let now = serde_json::to_value(&**torrent).unwrap();
-                match fact.kind {
-                    Kind::Removed => drop(pictures.remove(&torrent.hash)),
-                    Kind::Added => drop(pictures.insert(torrent.hash, now)),
+                match event.kind {
+                    Kind::Removed => drop(states.remove(&torrent.hash)),
+                    Kind::Added => drop(states.insert(torrent.hash, now)),
                     _ => {
-                        let Some(picture) = pictures.get_mut(&torrent.hash) else { continue };
-                        for (key, change) in &fact.changes {
-                            picture[key] = change.to.clone();
+                        let Some(state) = states.get_mut(&torrent.hash) else { continue };
+                        for (key, change) in &event.changes {
+                            state[key] = change.to.clone();
                         }
-                        prop_assert_eq!(&*picture, &now);
+                        prop_assert_eq!(&*state, &now);
                     }
                 }
             }
             for (hash, change) in &change_set.changes {
                 if let Some((torrent, _)) = change {
-                    pictures.insert(*hash, serde_json::to_value(&**torrent).unwrap());
+                    states.insert(*hash, serde_json::to_value(&**torrent).unwrap());
                 }
             }
-            world.commit(&change_set);
+            server.commit(&change_set);
         }
     }
 }

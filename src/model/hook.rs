@@ -1,26 +1,31 @@
-//! The bell at our door: how a client is told to ring it, and what ringing says.
+//! Hooks of a client that notify the bridge, and the signals that they send.
 //!
-//! A client that can do so asks `http://ADDRESS/SECRET/SERVER/EVENT/HASH` when something happens in it.
-//! The address stands in a command of the client's, so it is made of letters that no client reads as
-//! anything else: names, digits, dots and hyphens. Who rings is believed nothing: the hash says which
-//! torrent to look at first, and the event is not read at all.
+//! A client with hooks requests `http://ADDRESS/SECRET/SERVER/EVENT/HASH` when something happens in it. The
+//! address is part of a command of the client, so it consists of characters that no client interprets: names,
+//! digits, dots and hyphens. A signal is a hint, never evidence: the hash says which torrent to poll, and the
+//! event is not read at all.
 
 use std::fmt;
 
 use super::{InfoHash, InvalidServerName, ServerName};
 
-/// Where the bell hangs, as a client reaches it: a name or an IP address, and a port.
+/// The address of the hook listener, as a client reaches it: a host name or an IP address, and a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HookAddress {
     host: String,
     port: u16,
 }
 
+/// Text that is no [`HookAddress`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{}` is no address with a port: write `host:8788`, `10.0.0.5:8788` or `[fd00::5]:8788`", .0.escape_default())]
 pub struct InvalidHookAddress(String);
 
 impl HookAddress {
+    /// Parses `host:port`, with an IPv6 address in brackets.
+    ///
+    /// # Errors
+    /// The text is not of this form, or has a character that a client could interpret.
     pub fn parse(text: &str) -> Result<Self, InvalidHookAddress> {
         let invalid = || InvalidHookAddress(text.chars().take(80).collect());
         let (host, port) = text.rsplit_once(':').ok_or_else(invalid)?;
@@ -50,17 +55,17 @@ impl fmt::Display for HookAddress {
     }
 }
 
-/// What has to stand in the path for anybody to be heard; another one with each start.
+/// The part of the path that authenticates a signal. Each start of the bridge has its own.
 #[derive(Clone)]
 pub struct HookSecret(String);
 
 impl HookSecret {
-    /// From 16 random bytes.
+    /// Makes a secret from 16 random bytes.
     pub fn new(random: [u8; 16]) -> Self {
         Self(data_encoding::HEXLOWER.encode(&random))
     }
 
-    /// Takes as long for any text of the right length.
+    /// Compares in constant time for any text of the right length, so that the time reveals nothing.
     fn is(&self, text: &str) -> bool {
         let (ours, theirs) = (self.0.as_bytes(), text.as_bytes());
         ours.len() == theirs.len() && ours.iter().zip(theirs).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
@@ -73,20 +78,24 @@ impl fmt::Debug for HookSecret {
     }
 }
 
-/// The name under which a client keeps our hooks: the same in each life of a bridge, so that hooks of
-/// an earlier one are found and replaced; another one for each bridge and server.
+/// The name of the bridge's hooks in a client.
+///
+/// It is the same in each run of a bridge, so that hooks of an earlier run are found and replaced, and different
+/// for each bridge and server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HookKey(String);
 
 impl HookKey {
-    /// What every key of this program begins with. Hooks run in the order of their keys: ours come late.
+    /// Begin of every key of this program. rTorrent runs hooks in the order of their keys, so these run late.
     pub const PREFIX: &str = "zz_dtorrent.";
 
+    /// Makes the key of a bridge and a server.
+    ///
     /// # Errors
     /// The instance is no slug.
     pub fn new(instance: &str, server: &ServerName) -> Result<Self, InvalidServerName> {
         let instance = ServerName::parse(instance)?;
-        // No slug has a dot, so no two pairs make the same key.
+        // A slug has no dot, so no two pairs make the same key.
         Ok(Self(format!("{}{instance}.{server}", Self::PREFIX)))
     }
 
@@ -95,33 +104,38 @@ impl HookKey {
     }
 }
 
-/// What one client is told: where to ring, and under which name to keep that.
+/// A hook to install in a client.
 #[derive(Clone, Debug)]
 pub struct Hook {
+    /// The name under which the client stores it.
     pub key: HookKey,
+    /// Where it sends its signals.
     pub address: HookAddress,
+    /// Authentication of the signals.
     pub secret: HookSecret,
+    /// The server that the client is.
     pub server: ServerName,
 }
 
 impl Hook {
-    /// The address to ask for an event; the hash is to follow. `event` is a word of ours.
+    /// Returns the URL to request for an event, to which the client appends the hash.
     pub fn url(&self, event: &'static str) -> String {
         let Self { key: _, address, secret, server } = self;
         format!("http://{address}/{}/{server}/{event}/", secret.0)
     }
 }
 
-/// Somebody who knows the secret rang.
+/// A signal of a hook, from a sender that knows the secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HookSignal {
+    /// The server in which something happened.
     pub server: ServerName,
-    /// What to look at first. A hint.
+    /// The torrent to poll. A hint.
     pub hash: InfoHash,
 }
 
 impl HookSignal {
-    /// Reads the path of a request; `None` if it is not one that a hook asks for.
+    /// Parses the path of a request; `None` if it is not one of a hook with this secret.
     pub fn parse(path: &str, secret: &HookSecret) -> Option<Self> {
         let mut parts = path.strip_prefix('/')?.split('/');
         let (theirs, server, event, hash) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
@@ -152,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_made_of_letters_that_mean_nothing_in_a_command() {
+    fn an_address_has_no_character_that_a_command_interprets() {
         for good in ["127.0.0.1:1", "bridge:8788", "a-b.example.org:65535", "[::1]:80", "[fd00::5]:8788"] {
             assert_eq!(HookAddress::parse(good).unwrap().to_string(), good);
         }
@@ -197,18 +211,18 @@ mod tests {
     }
 
     #[test]
-    fn what_a_hook_asks_for_is_understood() {
+    fn the_url_of_a_hook_parses_as_its_signal() {
         let url = hook("127.0.0.1:4711", "seed-box_2").url("paused");
         let path = url.strip_prefix("http://127.0.0.1:4711").unwrap();
-        let ring = HookSignal::parse(&format!("{path}{HASH}"), &secret()).unwrap();
-        assert_eq!((ring.server.as_str(), ring.hash.to_string()), ("seed-box_2", HASH.to_lowercase()));
+        let signal = HookSignal::parse(&format!("{path}{HASH}"), &secret()).unwrap();
+        assert_eq!((signal.server.as_str(), signal.hash.to_string()), ("seed-box_2", HASH.to_lowercase()));
     }
 
     #[test]
-    fn nobody_is_heard_who_does_not_say_all_of_it() {
+    fn an_incomplete_or_wrong_path_is_no_signal() {
         let right = "a5".repeat(16);
-        let heard = |path: String| HookSignal::parse(&path, &secret()).is_some();
-        assert!(heard(format!("/{right}/home/paused/{HASH}")));
+        let is_signal = |path: String| HookSignal::parse(&path, &secret()).is_some();
+        assert!(is_signal(format!("/{right}/home/paused/{HASH}")));
         for wrong in [
             String::new(),
             "/".to_owned(),
@@ -224,7 +238,7 @@ mod tests {
             format!("/{}/home/paused/{HASH}", &right[1..]),
             format!("//home/paused/{HASH}"),
         ] {
-            assert!(!heard(wrong.clone()), "{wrong}");
+            assert!(!is_signal(wrong.clone()), "{wrong}");
         }
         assert_eq!(format!("{:?}", secret()), "[secret]");
     }
@@ -237,8 +251,8 @@ mod tests {
 
         #[test]
         fn any_end_of_a_path_is_read_without_a_panic(rest in "(/[a-z0-9_]{0,4}){0,4}|.*") {
-            if let Some(ring) = HookSignal::parse(&format!("/{}{rest}", secret().0), &secret()) {
-                prop_assert!(rest.contains(ring.server.as_str()));
+            if let Some(signal) = HookSignal::parse(&format!("/{}{rest}", secret().0), &secret()) {
+                prop_assert!(rest.contains(signal.server.as_str()));
             }
         }
 

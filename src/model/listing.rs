@@ -1,4 +1,4 @@
-//! What a client answers: listings for the watcher, details for who asks about one torrent.
+//! The answers of a client: listings for the watcher, details of torrents for commands.
 
 use std::collections::BTreeMap;
 
@@ -7,35 +7,38 @@ use serde::Serialize;
 
 use super::{InfoHash, ServerStats, Status, Timestamp, Torrent, progress};
 
-/// Which torrents a listing speaks of.
+/// The torrents that a listing covers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Covers {
-    /// All that the client has.
+    /// All torrents of the client.
     #[default]
     All,
-    /// Those that may have changed since the look before, each of them whole. Of the others it says
-    /// nothing, least of all that they are gone.
+    /// Torrents that may have changed since the last poll, each with all of its values. Other torrents are not
+    /// covered: their absence means nothing.
     Changed,
 }
 
-/// One look at a server.
+/// The result of one poll.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Listing {
+    /// The torrents that it covers.
     pub covers: Covers,
-    /// What tells one run of the client from the next (a process id, say); `None` if it has no such thing.
+    /// Identity of this run of the client, for example a process id; `None` if the client has none.
     pub run: Option<String>,
-    /// The answer was read to its end and agrees with what the client says of its own size.
+    /// The answer was read to its end and agrees with the number of torrents that the client states.
     ///
-    /// Only then, and if it covers all, does absence of a torrent mean anything.
+    /// Only then, and if all torrents are covered, does the absence of one mean anything.
     pub complete: bool,
+    /// The listed torrents.
     pub torrents: BTreeMap<InfoHash, Observed>,
+    /// Statistics of the server.
     pub stats: ServerStats,
 }
 
 impl Listing {
-    /// All that the client has, read to the end.
+    /// A complete listing of all torrents.
     pub fn of_all(torrents: impl IntoIterator<Item = Observed>) -> Self {
         let torrents = torrents.into_iter().map(|observed| (observed.torrent.hash, observed)).collect();
         Self { covers: Covers::All, run: None, complete: true, torrents, stats: ServerStats::default() }
@@ -43,7 +46,7 @@ impl Listing {
 }
 
 impl From<Torrent> for Observed {
-    /// With the facts as the torrent itself tells them, for clients that know no more.
+    /// Derives the facts from the torrent, for clients that know no more.
     fn from(torrent: Torrent) -> Self {
         let facts = Facts {
             load: None,
@@ -57,45 +60,52 @@ impl From<Torrent> for Observed {
 }
 
 impl From<Torrent> for Details {
-    /// Without any of the parts.
+    /// Details without any of the parts.
     fn from(torrent: Torrent) -> Self {
         Self { observed: torrent.into(), is_folder: None, files: None, trackers: None, peers: None }
     }
 }
 
-/// A torrent as one look showed it, with the facts behind it that the world does not see.
+/// A torrent as one poll showed it, with facts that are not published.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Observed {
+    /// The published part.
     pub torrent: Torrent,
+    /// The unpublished part.
     pub facts: Facts,
 }
 
-/// What an adapter knows of a torrent beyond its JSON shape.
+/// Facts about a torrent that events depend on and that are not part of its JSON.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Facts {
-    /// Another value means that the torrent was erased and loaded again, or its client restarted.
+    /// Identity of this load: another value means that the torrent was erased and loaded again, or that its client
+    /// was restarted. `None` if the client has none.
     pub load: Option<String>,
-    /// All content is here by the client's last word, also while that is being checked again.
+    /// The content is complete as far as the client last knew, also while it is checked again.
     pub complete: bool,
-    /// Known to be a torrent, no longer a bare magnet link.
+    /// The metadata is there: a torrent, no longer a bare magnet link.
     pub has_metadata: bool,
-    /// Payload bytes received, all time; what is `downloaded` where the client does not count.
+    /// Payload bytes received in total; equal to `downloaded` where the client does not count them.
     pub received_bytes: u64,
-    /// Payload bytes moved both ways; only ever compared with an earlier value.
+    /// Payload bytes received and sent in total. Only compared with an earlier value.
     pub moved_bytes: u64,
 }
 
-/// More about one torrent than a listing holds. A part that was not asked for is `None`.
+/// A torrent with more than a listing holds. A part that was not requested is `None`.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Details {
+    /// The torrent as in a listing.
     pub observed: Observed,
-    /// Its files are in a folder of its own; `None` if the client does not say.
+    /// The files are in a folder of their own; `None` if the client does not report it.
     pub is_folder: Option<bool>,
+    /// Files, in the order of the torrent.
     pub files: Option<Vec<File>>,
+    /// Trackers, in the order in which they are asked.
     pub trackers: Option<Vec<Tracker>>,
+    /// Connected peers.
     pub peers: Option<Vec<Peer>>,
 }
 
@@ -121,13 +131,21 @@ pub struct File {
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Tracker {
+    /// Announce URL, which may hold a passkey.
     pub url: String,
+    /// `http`, `udp` or `dht`.
     pub kind: Option<&'static str>,
+    /// Is asked.
     pub enabled: bool,
+    /// Seeds that it knows.
     pub seeds: Option<u64>,
+    /// Incomplete peers that it knows.
     pub leeches: Option<u64>,
+    /// Successful announces since the torrent was loaded.
     pub succeeded: Option<u64>,
+    /// Failed announces since the torrent was loaded.
     pub failed: Option<u64>,
+    /// Time of the last announce; `None` if there was none.
     pub last_announce_at: Option<Timestamp>,
 }
 
@@ -135,33 +153,38 @@ pub struct Tracker {
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Peer {
+    /// IP address.
     pub address: String,
+    /// Its port.
     pub port: Option<u16>,
+    /// Name and version of its client.
     pub client: Option<String>,
     /// Percent of the torrent that it has.
     pub progress: Option<f64>,
+    /// The connection is encrypted.
     pub encrypted: Option<bool>,
+    /// The peer opened the connection.
     pub incoming: Option<bool>,
-    /// Bytes that we got from it.
+    /// Bytes received from it.
     pub downloaded: Option<u64>,
 }
 
 impl File {
-    /// One of which nothing is here; its path components are joined by `/`.
+    /// A file with no bytes downloaded. The components of `path` are joined by `/`.
     pub fn new(path: impl Into<String>, length: u64) -> Self {
         let path = path.into();
         let name = path.rsplit('/').next().unwrap_or_default().to_owned();
         Self { name, path, length, progress: 0.0, priority: None }
     }
 
-    /// With so many bytes of it here.
+    /// Sets the progress from the downloaded bytes.
     pub fn with_bytes(self, downloaded: u64) -> Self {
         Self { progress: progress(downloaded, self.length), ..self }
     }
 }
 
 impl Tracker {
-    /// One that is asked, and of which nothing is known.
+    /// An enabled tracker of which nothing else is known.
     pub fn new(url: impl Into<String>) -> Self {
         let (url, enabled) = (url.into(), true);
         Self {
@@ -178,7 +201,7 @@ impl Tracker {
 }
 
 impl Peer {
-    /// One of which nothing else is known.
+    /// A peer of which nothing else is known.
     pub fn new(address: impl Into<String>) -> Self {
         let address = address.into();
         Self { address, port: None, client: None, progress: None, encrypted: None, incoming: None, downloaded: None }
@@ -189,7 +212,9 @@ impl Peer {
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Files {
+    /// The torrent.
     pub hash: InfoHash,
+    /// Its files, in the order of the torrent.
     pub files: Vec<File>,
 }
 

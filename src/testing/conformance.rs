@@ -1,8 +1,7 @@
-//! What the engine expects of a [`TorrentClient`], tried out on one.
+//! The conformance suite of [`TorrentClient`]: what the engine expects of a client, tried on one.
 //!
-//! Looking is tried on whatever torrents there are. Acting is tried on a torrent of our own, a magnet link that
-//! nobody shares, which is added and removed again; on others only what is asked for by
-//! [`Options::may_act_on`].
+//! Reading is tried on whatever torrents there are. Acting is tried on a torrent of the suite, a magnet link that
+//! nobody shares, which is added and removed again; on others only as [`Options::may_act_on`] allows.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -13,14 +12,15 @@ use tokio::time::Instant;
 use crate::model::{Action, Add, AddSource, InfoHash, Listing, Observed, Parts, Status, error_chain};
 use crate::port::{ClientError, Scope, TorrentClient};
 
-/// How often the listing is read again while an effect is waited for.
-const LOOK_EACH: Duration = Duration::from_millis(200);
+/// Time between two listings while an effect is waited for.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
+/// How the suite may act.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// A torrent that may be paused and resumed.
     pub may_act_on: Option<InfoHash>,
-    /// How long an effect may take to show.
+    /// Maximum time for an effect to show.
     pub patience: Duration,
 }
 
@@ -30,22 +30,26 @@ impl Default for Options {
     }
 }
 
-/// What came of one expectation.
+/// The outcome of one expectation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verdict {
+    /// The client behaves as expected.
     Met,
-    /// The client says that it cannot do this, or there was nothing to try it on: no fault, but something
+    /// The client states that it cannot do this, or there was nothing to try it on. Not a fault, but a function
     /// that will not work.
     Missing(String),
+    /// The client behaves differently, with the observation.
     Broken(String),
 }
 
+/// One expectation and its outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Finding {
-    /// What is expected, in a sentence.
+    /// The expectation, in a sentence.
     pub expectation: &'static str,
+    /// The outcome.
     pub verdict: Verdict,
 }
 
@@ -59,7 +63,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Tries everything and returns what was found, in order. Takes up to the patience for each effect.
+/// Tries every expectation and returns the findings in order. Takes up to [`Options::patience`] for each effect.
 pub async fn client(client: &dyn TorrentClient, options: &Options) -> Vec<Finding> {
     let mut suite = Suite { client, options, findings: Vec::new() };
     let Some(listing) = suite.listing().await else { return suite.findings };
@@ -77,8 +81,8 @@ struct Suite<'a> {
     findings: Vec<Finding>,
 }
 
-/// A hash that no torrent has: of no content that anybody could share.
-fn nobodys() -> InfoHash {
+/// Returns a random hash, which no torrent has.
+fn unused_hash() -> InfoHash {
     InfoHash::V1(rand::random())
 }
 
@@ -109,7 +113,7 @@ impl Suite<'_> {
     async fn two_agree(&mut self, first: &Listing) {
         let verdict = match self.client.list(Scope::Full).await {
             Err(error) => Verdict::Broken(error_chain(&error)),
-            Ok(second) if second.run != first.run => Verdict::Broken("it calls its run by another name".to_owned()),
+            Ok(second) if second.run != first.run => Verdict::Broken("its run has another id".to_owned()),
             Ok(second) => {
                 let load = |seen: &Observed| seen.facts.load.clone();
                 let differing = first
@@ -129,7 +133,7 @@ impl Suite<'_> {
         let wrong = listing.torrents.values().find_map(|seen| nonsense(seen).map(|what| (seen.torrent.hash, what)));
         let verdict = match wrong {
             Some((hash, what)) => Verdict::Broken(format!("{hash}: {what}")),
-            None if listing.torrents.is_empty() => Verdict::Missing("there is no torrent to look at".to_owned()),
+            None if listing.torrents.is_empty() => Verdict::Missing("there is no torrent to read".to_owned()),
             None => Verdict::Met,
         };
         self.note("what a torrent says of itself fits together", verdict);
@@ -142,7 +146,7 @@ impl Suite<'_> {
         };
         let parts = Parts { files: true, ..Parts::default() };
         let verdict = match self.client.get_one(hash, parts).await {
-            Ok(Some(details)) if details.files.is_none() => Verdict::Missing("the files are not told".to_owned()),
+            Ok(Some(details)) if details.files.is_none() => Verdict::Missing("it lists no files".to_owned()),
             Ok(Some(_)) => Verdict::Met,
             Ok(None) => Verdict::Broken(format!("{hash} is listed, and then there is no such torrent")),
             Err(ClientError::Unsupported { what }) => Verdict::Missing(format!("it has no `{what}`")),
@@ -152,17 +156,17 @@ impl Suite<'_> {
     }
 
     async fn unknown_torrents(&mut self) {
-        let hash = nobodys();
+        let hash = unused_hash();
         let verdict = match self.client.get_one(hash, Parts::default()).await {
             Ok(None) | Err(ClientError::UnknownHash(_) | ClientError::Fault { .. }) => Verdict::Met,
-            Ok(Some(_)) => Verdict::Broken("it tells of a torrent that does not exist".to_owned()),
+            Ok(Some(_)) => Verdict::Broken("it returned a torrent that does not exist".to_owned()),
             Err(error) => Verdict::Broken(error_chain(&error)),
         };
         self.note("`get` of a torrent that is not there says so", verdict);
         let verdict = match self.client.apply_one(&Action::Pause(hash)).await {
             Err(ClientError::Unsupported { what }) => Verdict::Missing(format!("it has no `{what}`")),
             Err(_) => Verdict::Met,
-            Ok(_) => Verdict::Broken("it says nothing, so whoever asks is told `unconfirmed` much later".to_owned()),
+            Ok(_) => Verdict::Broken("it reports no error, so the command ends as `unconfirmed` much later".to_owned()),
         };
         self.note("`pause` of a torrent that is not there is refused", verdict);
     }
@@ -171,7 +175,7 @@ impl Suite<'_> {
         const ADDED: &str = "what `add` adds is listed";
         const TWICE: &str = "`add` of what is there changes nothing";
         const REMOVED: &str = "what `remove` removes is not listed any more, and nothing else is gone";
-        let hash = nobodys();
+        let hash = unused_hash();
         let add = Action::Add(Add {
             hash,
             source: AddSource::Magnet(format!("magnet:?xt=urn:btih:{hash}&dn=dtorrent-conformance")),
@@ -223,18 +227,22 @@ impl Suite<'_> {
         self.note(RESUMED, resumed);
     }
 
-    /// Does something and waits until a listing shows it.
+    /// Requests an action and waits until a listing shows its effect. A busy client is asked again meanwhile, as
+    /// the engine does.
     async fn effect(&self, action: &Action, is_shown: impl Fn(&Listing) -> bool) -> Verdict {
-        match self.client.apply_one(action).await {
-            Ok(_) => {}
-            Err(ClientError::Unsupported { what }) => return Verdict::Missing(format!("it has no `{what}`")),
-            Err(error) => return Verdict::Broken(error_chain(&error)),
-        }
         let deadline = Instant::now() + self.options.patience;
+        loop {
+            match self.client.apply_one(action).await {
+                Ok(_) => break,
+                Err(ClientError::Busy { .. }) if Instant::now() < deadline => tokio::time::sleep(POLL_INTERVAL).await,
+                Err(ClientError::Unsupported { what }) => return Verdict::Missing(format!("it has no `{what}`")),
+                Err(error) => return Verdict::Broken(error_chain(&error)),
+            }
+        }
         loop {
             match self.client.list(Scope::Full).await {
                 Ok(listing) if is_shown(&listing) => return Verdict::Met,
-                Ok(_) if Instant::now() < deadline => tokio::time::sleep(LOOK_EACH).await,
+                Ok(_) if Instant::now() < deadline => tokio::time::sleep(POLL_INTERVAL).await,
                 Ok(_) => return Verdict::Broken(format!("not within {:?}", self.options.patience)),
                 Err(error) => return Verdict::Broken(error_chain(&error)),
             }

@@ -165,8 +165,8 @@ impl<'a> PollLoop<'a> {
             self.live.read(|server| self.watcher.pending_effects.judge(number, listing, &server.snapshot));
         }
 
-        // A command that waits for its effect, or whoever woke the watcher for a torrent that may be gone,
-        // is not kept waiting for the interval.
+        // Neither a command that waits for its effect nor a wake for a torrent that may be gone has to wait for
+        // the interval.
         let is_urgent = self.watcher.pending_effects.is_waiting() || (is_woken && self.differ.is_in_doubt());
         let pause = if is_urgent { took } else { pause }.max(PAUSE_MIN);
         self.live.write(|server| server.poll.interval = took + pause);

@@ -1,7 +1,7 @@
-//! What a client program says, made into what the engine knows. Pure.
+//! Conversion of a program's answers to the model. Pure.
 //!
 //! dTorrent's seven attributes are enough (`hash name length active downloaded uploaded path`); the rest is
-//! worked out from them or unknown. Attributes that are not known here are passed over.
+//! derived from them or unknown. Other attributes are ignored.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::model::{
     ratio,
 };
 
-/// A message, as far as it is the answer that is waited for.
+/// A message of the program, by what it means for the pending request.
 #[derive(Debug, PartialEq)]
 pub enum Reply {
     Result(Value),
@@ -22,24 +22,24 @@ pub enum Reply {
         code: i64,
         message: String,
     },
-    /// A notification, or the late answer to something that is not waited for any more.
-    NotForUs,
+    /// A notification, or the late answer to an earlier request.
+    Other,
 }
 
-/// What a program says of itself. All of it may be missing.
+/// The answer to `initialize`. Every member may be missing.
 #[derive(Debug, Default, PartialEq, Deserialize)]
-pub struct Hello {
-    /// Another value means that the client was restarted.
+pub struct Initialized {
+    /// Identity of the run: another value means that the client was restarted.
     pub run: Option<String>,
-    /// Its name and version, for people.
+    /// Name and version of the client.
     pub name: Option<String>,
     pub methods: Option<Vec<String>>,
 }
 
-/// Takes a line as a JSON-RPC 2.0 response to the request of this id.
+/// Parses a line as a JSON-RPC 2.0 response to the request with this id.
 ///
 /// # Errors
-/// It is none, with the reason.
+/// The reason why it is none.
 pub fn reply(line: &[u8], id: u64) -> Result<Reply, String> {
     #[derive(Deserialize)]
     struct Refusal {
@@ -61,8 +61,8 @@ pub fn reply(line: &[u8], id: u64) -> Result<Reply, String> {
         serde_json::from_slice(line).map_err(|error| format!("no JSON-RPC message: {error}"))?;
     match (of, result, error) {
         (None, _, Some(refusal)) => Err(format!("it did not understand: {}", refusal.message)),
-        (None, ..) => Ok(Reply::NotForUs),
-        (Some(of), ..) if of < id => Ok(Reply::NotForUs),
+        (None, ..) => Ok(Reply::Other),
+        (Some(of), ..) if of < id => Ok(Reply::Other),
         (Some(of), ..) if of > id => Err(format!("an answer to request {of}, which was not made")),
         (_, Some(value), None) => Ok(Reply::Result(value)),
         (_, None | Some(Value::Null), Some(Refusal { code, message })) => Ok(Reply::Refusal { code, message }),
@@ -70,21 +70,23 @@ pub fn reply(line: &[u8], id: u64) -> Result<Reply, String> {
     }
 }
 
+/// Parses the answer to `initialize`.
+///
 /// # Errors
-/// It speaks another protocol, or says so in a way that makes no sense.
-pub fn hello(result: &Value) -> Result<Hello, String> {
+/// Another version of the protocol, or an invalid member.
+pub fn initialized(result: &Value) -> Result<Initialized, String> {
     if let Some(protocol) = result.get("protocol").filter(|protocol| **protocol != super::PROTOCOL) {
         return Err(format!("it speaks protocol {protocol}, this is {}", super::PROTOCOL));
     }
     if result.is_null() {
-        return Ok(Hello::default());
+        return Ok(Initialized::default());
     }
-    Hello::deserialize(result).map_err(|error| format!("its greeting: {error}"))
+    Initialized::deserialize(result).map_err(|error| format!("its greeting: {error}"))
 }
 
-/// A torrent as a program tells of it.
+/// A torrent in an answer.
 #[derive(Deserialize)]
-struct Told {
+struct WireTorrent {
     hash: InfoHash,
     name: String,
     length: u64,
@@ -112,14 +114,14 @@ struct Told {
     size_files: Option<u64>,
     #[serde(default)]
     extra: Extra,
-    /// Another value means that the torrent was removed and added again.
+    /// Identity of the load: another value means that the torrent was removed and added again.
     load: Option<String>,
 }
 
-/// All torrents that make sense, and what is wrong with the first that does not.
+/// Parses a list: the valid torrents, and what is wrong with the first invalid one.
 ///
 /// # Errors
-/// It is no list.
+/// The result is no list.
 pub fn listing(server: &ServerName, result: Value) -> Result<(BTreeMap<InfoHash, Observed>, Option<String>), String> {
     let Value::Array(rows) = result else { return Err("`list`: the result is no array of torrents".to_owned()) };
     let mut torrents = BTreeMap::new();
@@ -140,11 +142,13 @@ pub fn listing(server: &ServerName, result: Value) -> Result<(BTreeMap<InfoHash,
     Ok((torrents, complaint))
 }
 
+/// Parses the details of one torrent.
+///
 /// # Errors
-/// It is not this torrent, or makes no sense.
+/// The result is another torrent, or invalid.
 pub fn details(server: &ServerName, hash: InfoHash, result: Value) -> Result<Details, String> {
     #[derive(Deserialize)]
-    struct ToldFile {
+    struct WireFile {
         path: String,
         length: u64,
         downloaded: Option<u64>,
@@ -152,74 +156,74 @@ pub fn details(server: &ServerName, hash: InfoHash, result: Value) -> Result<Det
     }
     #[derive(Deserialize)]
     struct Lists {
-        files: Option<Vec<ToldFile>>,
+        files: Option<Vec<WireFile>>,
     }
     let Lists { files } = Lists::deserialize(&result).map_err(|error| format!("`get`: {error}"))?;
     let observed = observed(server, result).map_err(|reason| format!("`get`: {reason}"))?;
     if observed.torrent.hash != hash {
-        return Err(format!("`get`: asked for {hash}, it told of {}", observed.torrent.hash));
+        return Err(format!("`get`: asked for {hash}, the answer is about {}", observed.torrent.hash));
     }
     let is_whole = observed.torrent.finished;
-    let file = |told: ToldFile| File {
-        name: told.path.rsplit('/').next().unwrap_or_default().to_owned(),
-        progress: progress(told.downloaded.unwrap_or(if is_whole { told.length } else { 0 }), told.length),
-        path: told.path,
-        length: told.length,
-        priority: told.priority,
+    let file = |wire: WireFile| File {
+        name: wire.path.rsplit('/').next().unwrap_or_default().to_owned(),
+        progress: progress(wire.downloaded.unwrap_or(if is_whole { wire.length } else { 0 }), wire.length),
+        path: wire.path,
+        length: wire.length,
+        priority: wire.priority,
     };
     let files = files.map(|files| files.into_iter().map(file).collect());
     Ok(Details { observed, is_folder: None, files, trackers: None, peers: None })
 }
 
 fn observed(server: &ServerName, row: Value) -> Result<Observed, String> {
-    let told = Told::deserialize(row).map_err(|error| error.to_string())?;
-    let finished = told.finished.unwrap_or(told.length > 0 && told.downloaded >= told.length);
-    let status = told.status.unwrap_or(match (told.active, finished) {
+    let wire = WireTorrent::deserialize(row).map_err(|error| error.to_string())?;
+    let finished = wire.finished.unwrap_or(wire.length > 0 && wire.downloaded >= wire.length);
+    let status = wire.status.unwrap_or(match (wire.active, finished) {
         (false, _) => Status::Stopped,
         (true, true) => Status::Seeding,
         (true, false) => Status::Downloading,
     });
-    let left = told.left.unwrap_or(if finished { 0 } else { told.length.saturating_sub(told.downloaded) });
+    let left = wire.left.unwrap_or(if finished { 0 } else { wire.length.saturating_sub(wire.downloaded) });
     let facts = Facts {
-        load: told.load,
+        load: wire.load,
         complete: finished,
         has_metadata: status != Status::Metadata,
-        received_bytes: told.downloaded,
-        moved_bytes: told.downloaded.saturating_add(told.uploaded),
+        received_bytes: wire.downloaded,
+        moved_bytes: wire.downloaded.saturating_add(wire.uploaded),
     };
     let torrent = Torrent {
-        hash: told.hash,
-        name: told.name,
+        hash: wire.hash,
+        name: wire.name,
         server: server.clone(),
-        active: told.active,
-        downloaded: told.downloaded,
-        uploaded: told.uploaded,
-        length: told.length,
-        path: told.path,
-        progress: progress(told.downloaded, told.length),
-        ratio: ratio(told.uploaded, told.downloaded),
+        active: wire.active,
+        downloaded: wire.downloaded,
+        uploaded: wire.uploaded,
+        length: wire.length,
+        path: wire.path,
+        progress: progress(wire.downloaded, wire.length),
+        ratio: ratio(wire.uploaded, wire.downloaded),
         finished: finished && status != Status::Checking,
-        playing: told.download_rate.unwrap_or(0) > 0 || told.upload_rate.unwrap_or(0) > 0,
-        extra: told.extra,
+        playing: wire.download_rate.unwrap_or(0) > 0 || wire.upload_rate.unwrap_or(0) > 0,
+        extra: wire.extra,
         status,
-        error: told.error.unwrap_or(false),
-        message: told.message.map(Arc::from),
+        error: wire.error.unwrap_or(false),
+        message: wire.message.map(Arc::from),
         stalled: false,
-        download_rate: told.download_rate,
-        upload_rate: told.upload_rate,
+        download_rate: wire.download_rate,
+        upload_rate: wire.upload_rate,
         left: Some(left),
-        eta: eta_seconds(left, told.download_rate.unwrap_or(0)),
-        peers: told.peers,
-        seeds: told.seeds,
-        label: told.label.map(Arc::from),
-        directory: told.directory.map(Arc::from),
-        private: told.private,
-        priority: told.priority.map(|priority| priority.min(3)),
-        tracker: told.tracker.map(Arc::from),
-        added_at: told.added_at,
-        started_at: told.started_at,
-        finished_at: told.finished_at,
-        size_files: told.size_files,
+        eta: eta_seconds(left, wire.download_rate.unwrap_or(0)),
+        peers: wire.peers,
+        seeds: wire.seeds,
+        label: wire.label.map(Arc::from),
+        directory: wire.directory.map(Arc::from),
+        private: wire.private,
+        priority: wire.priority.map(|priority| priority.min(3)),
+        tracker: wire.tracker.map(Arc::from),
+        added_at: wire.added_at,
+        started_at: wire.started_at,
+        finished_at: wire.finished_at,
+        size_files: wire.size_files,
     };
     Ok(Observed { torrent, facts })
 }
@@ -246,8 +250,8 @@ mod tests {
         for (line, expected) in [
             (r#"{"jsonrpc":"2.0","id":2,"result":[]}"#, Ok(Reply::Result(json!([])))),
             (r#"{"id":2,"result":null}"#, Ok(Reply::Result(Value::Null))),
-            (r#"{"id":1,"result":1}"#, Ok(Reply::NotForUs)),
-            (r#"{"method":"changed"}"#, Ok(Reply::NotForUs)),
+            (r#"{"id":1,"result":1}"#, Ok(Reply::Other)),
+            (r#"{"method":"changed"}"#, Ok(Reply::Other)),
             (
                 r#"{"id":2,"error":{"code":-32601,"message":"no"}}"#,
                 Ok(Reply::Refusal { code: -32601, message: "no".to_owned() }),
@@ -272,11 +276,11 @@ mod tests {
     }
 
     #[test]
-    fn a_greeting_may_be_short_and_must_be_of_our_protocol() {
-        assert_eq!(hello(&Value::Null), Ok(Hello::default()));
-        assert_eq!(hello(&json!({"protocol": 1, "run": "7"})).unwrap().run.as_deref(), Some("7"));
-        assert!(hello(&json!({"protocol": 2})).unwrap_err().contains("protocol 2"));
-        assert!(hello(&json!({"methods": "list"})).unwrap_err().contains("greeting"));
+    fn an_initialization_may_be_short_and_must_be_of_this_protocol() {
+        assert_eq!(initialized(&Value::Null), Ok(Initialized::default()));
+        assert_eq!(initialized(&json!({"protocol": 1, "run": "7"})).unwrap().run.as_deref(), Some("7"));
+        assert!(initialized(&json!({"protocol": 2})).unwrap_err().contains("protocol 2"));
+        assert!(initialized(&json!({"methods": "list"})).unwrap_err().contains("greeting"));
     }
 
     #[test]
@@ -299,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_left_out_and_named_and_the_rest_is_read() {
+    fn an_invalid_torrent_is_left_out_and_named_and_the_rest_is_read() {
         let broken = |key: &str, value: Value| {
             let mut row = seven();
             row[key] = value;

@@ -1,4 +1,4 @@
-//! The running program: lines in, lines out.
+//! The running program, which is sent requests and read line by line.
 
 use std::process::Stdio;
 
@@ -11,46 +11,45 @@ use crate::model::{ServerName, printable};
 
 use super::answer::{self, Reply};
 
-/// The longest line that is read: an answer about some 50,000 torrents.
+/// Maximum length of a line: an answer about some 50,000 torrents.
 const LINE_BYTES_MAX: usize = 16 << 20;
-/// The longest line of its standard error that goes to the log as one.
-const REMARK_BYTES_MAX: usize = 4 << 10;
+/// Maximum length of a line of standard error.
+const STDERR_LINE_BYTES_MAX: usize = 4 << 10;
 
-/// How long a program that hung up may take to end before it is killed.
-const LAST_WORD_WITHIN: std::time::Duration = std::time::Duration::from_millis(500);
+/// Maximum time for a program that closed its output to end before it is killed.
+const EXIT_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(500);
 
-/// Why an exchange came to nothing.
+/// The failure of an exchange.
 #[derive(Debug)]
 pub enum Failure {
+    /// The program cannot be started.
     NotStarted(std::io::Error),
+    /// The program ended, with its exit status if it is known.
     Ended(String),
     /// No answer within the deadline.
     Silent,
-    /// What it answered is not what it was asked.
-    Nonsense(String),
-    /// It said no, in its own words.
-    Refused {
-        code: i64,
-        message: String,
-    },
-    /// It does not have the method.
+    /// The answer is invalid, with the reason.
+    Invalid(String),
+    /// It refused, with its own message.
+    Refused { code: i64, message: String },
+    /// The program does not have the method.
     Unsupported,
 }
 
 impl Failure {
-    /// Nothing it says after this could be trusted to belong to what it is asked.
+    /// Returns whether the program has to be killed: a later answer could not be trusted to belong to its request.
     pub fn ends_the_child(&self) -> bool {
         !matches!(self, Self::Refused { .. } | Self::Unsupported)
     }
 }
 
-/// A program that runs. Dropped, it is killed with all that it has started.
+/// A running program. When dropped, it is killed with every process that it has started.
 pub struct Child {
     process: tokio::process::Child,
     group: rustix::process::Pid,
     input: ChildStdin,
     output: Lines<tokio::process::ChildStdout>,
-    remarks: Lines<tokio::process::ChildStderr>,
+    errors: Lines<tokio::process::ChildStderr>,
     server: ServerName,
     last_id: u64,
 }
@@ -72,22 +71,22 @@ impl Child {
             group: group.ok_or_else(gone)?,
             input: process.stdin.take().ok_or_else(gone)?,
             output: Lines::new(process.stdout.take().ok_or_else(gone)?, LINE_BYTES_MAX),
-            remarks: Lines::new(process.stderr.take().ok_or_else(gone)?, REMARK_BYTES_MAX),
+            errors: Lines::new(process.stderr.take().ok_or_else(gone)?, STDERR_LINE_BYTES_MAX),
             server: server.clone(),
             last_id: 0,
             process,
         };
-        info!(%server, program, process = child.id(), "the client program was started");
+        info!(%server, program, process = child.id(), "client program started");
         Ok(child)
     }
 
-    /// Its process id.
+    /// Returns the process id.
     pub fn id(&self) -> i32 {
         self.group.as_raw_nonzero().get()
     }
 
-    /// Asks, and reads until the answer to just that has come. Not cancel-safe: a child whose call was dropped
-    /// is to be dropped too.
+    /// Sends a request, and reads until its answer. Not cancel-safe: a child whose call was dropped has to be
+    /// dropped too.
     pub async fn call(&mut self, method: &str, params: Option<Value>) -> Result<Value, Failure> {
         self.last_id += 1;
         let mut request = json!({"jsonrpc": "2.0", "id": self.last_id, "method": method});
@@ -95,8 +94,9 @@ impl Child {
             request["params"] = params;
         }
         let line = format!("{request}\n");
-        // A program that talks before it listens must not stop us from writing, nor we it.
-        let Self { input, output, remarks, server, last_id, process, .. } = self;
+        // Reading and writing at the same time: a program that fills its output before it reads must not block
+        // this side, nor this side the program.
+        let Self { input, output, errors, server, last_id, process, .. } = self;
         let mut writing = std::pin::pin!(async {
             input.write_all(line.as_bytes()).await?;
             input.flush().await
@@ -109,29 +109,29 @@ impl Child {
                     Err(error) => return Err(ended(process, &error.to_string()).await),
                 },
                 line = output.next() => match line {
-                    Ok(Some(line)) => match answer::reply(&line, *last_id).map_err(Failure::Nonsense)? {
+                    Ok(Some(line)) => match answer::reply(&line, *last_id).map_err(Failure::Invalid)? {
                         Reply::Result(value) if is_written => return Ok(value),
-                        Reply::Result(_) => return Err(Failure::Nonsense("it answered before it was asked".to_owned())),
+                        Reply::Result(_) => return Err(Failure::Invalid("it answered before it was asked".to_owned())),
                         Reply::Refusal { code, message } => return Err(Failure::Refused { code, message }),
-                        Reply::NotForUs => {}
+                        Reply::Other => {}
                     },
                     Ok(None) => return Err(ended(process, "it closed its output").await),
                     Err(TooLong) => {
-                        return Err(Failure::Nonsense(format!("a line of more than {LINE_BYTES_MAX} bytes")));
+                        return Err(Failure::Invalid(format!("a line of more than {LINE_BYTES_MAX} bytes")));
                     }
                 },
-                remark = remarks.next(), if !remarks.is_over => if let Ok(Some(remark)) = remark {
-                    let remark = printable(&remark);
-                    warn!(%server, remark, "the client program says");
+                line_of_stderr = errors.next(), if !errors.is_over => if let Ok(Some(line_of_stderr)) = line_of_stderr {
+                    let line_of_stderr = printable(&line_of_stderr);
+                    warn!(%server, line_of_stderr, "client program");
                 },
             }
         }
     }
 }
 
-/// A program that hangs up is about to end, and how it ended tells more.
+/// Waits for a program that closed its output, because its exit status explains more.
 async fn ended(process: &mut tokio::process::Child, otherwise: &str) -> Failure {
-    match tokio::time::timeout(LAST_WORD_WITHIN, process.wait()).await {
+    match tokio::time::timeout(EXIT_TIMEOUT, process.wait()).await {
         Ok(Ok(status)) => Failure::Ended(format!("it ended: {status}")),
         _ => Failure::Ended(otherwise.to_owned()),
     }
@@ -139,14 +139,14 @@ async fn ended(process: &mut tokio::process::Child, otherwise: &str) -> Failure 
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // Gone already is as good.
+        // The group may have ended already.
         rustix::process::kill_process_group(self.group, rustix::process::Signal::KILL).ok();
     }
 }
 
 struct TooLong;
 
-/// Lines of bounded length, read so that a dropped read loses nothing.
+/// Lines of bounded length.
 struct Lines<R> {
     reader: BufReader<R>,
     line: Vec<u8>,
@@ -159,7 +159,8 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         Self { reader: BufReader::new(reader), line: Vec::new(), bytes_max, is_over: false }
     }
 
-    /// The next line without its end; `None` at the end of all. Cancel-safe.
+    /// Returns the next line without its end; `None` at the end of the stream. Cancel-safe: a dropped call keeps
+    /// what it has read.
     async fn next(&mut self) -> Result<Option<Vec<u8>>, TooLong> {
         loop {
             let part = match self.reader.fill_buf().await {

@@ -1,7 +1,7 @@
-//! A client that is a program of the user's, in any language.
+//! A client that is a program of the user, in any language.
 //!
 //! The program is started without a shell, in a process group of its own, and speaks JSON-RPC 2.0 over its
-//! standard input and output, one message a line. What it writes to standard error goes to our log.
+//! standard input and output, one message per line. Its standard error goes to the log.
 //!
 //! ```text
 //! → {"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocol":1,"server":"attic"}}
@@ -12,9 +12,9 @@
 //! ← {"jsonrpc":"2.0","id":3,"result":null}
 //! ```
 //!
-//! What must hold: one exchange at a time; each ends within the deadline; a program that hangs, ends, writes a
-//! line that is too long or answers what makes no sense is killed with its whole group, and started again by
-//! a later call, not too soon. Nothing of a wrong answer is believed.
+//! Invariants: one exchange at a time; each ends within the deadline; a program that hangs, ends, writes a line
+//! that is too long or an invalid answer is killed with its whole process group, and started again by a later
+//! call, at growing distances. Nothing of an invalid answer is used.
 
 mod answer;
 mod child;
@@ -37,15 +37,17 @@ pub use settings::Settings;
 
 use child::{Child, Failure};
 
-/// The protocol spoken here.
+/// Version of the protocol.
 const PROTOCOL: u64 = 1;
 /// JSON-RPC 2.0, section 5.1.
 const METHOD_NOT_FOUND: i64 = -32601;
-/// A program that ended is started again at the earliest after this, doubled each time until [`RESTART_MAX`].
-const RESTART_FIRST: Duration = Duration::from_millis(500);
-const RESTART_MAX: Duration = Duration::from_secs(30);
-/// A program that lived so long begins again at [`RESTART_FIRST`].
-const LIVED_WELL: Duration = Duration::from_secs(60);
+/// Minimum time before a program that ended is started again, doubled each time until [`RESTART_DELAY_MAX`].
+///
+/// A call within this time fails at once. Nothing here waits: the engine polls again by itself.
+const RESTART_DELAY_FIRST: Duration = Duration::from_millis(500);
+const RESTART_DELAY_MAX: Duration = Duration::from_secs(30);
+/// Run time of a program after which its failures no longer count.
+const STABLE_AFTER: Duration = Duration::from_secs(60);
 
 /// Verbs that a program may have a method for.
 const VERBS: &[Verb] = &[
@@ -61,15 +63,15 @@ const VERBS: &[Verb] = &[
     Verb::Priority,
 ];
 
-/// See the module.
+/// The client of one program.
 pub struct ExecClient {
     settings: Settings,
     running: tokio::sync::Mutex<Running>,
-    /// Why the last listing left torrents out, so that it is said once.
+    /// The reason why the last listing left torrents out, so that it is logged once.
     complaint: Mutex<Option<String>>,
 }
 
-/// The program, and when it may be started again.
+/// The program, if it runs, and when it may be started again.
 #[derive(Default)]
 struct Running {
     child: Option<Started>,
@@ -80,20 +82,21 @@ struct Running {
 struct Started {
     child: Child,
     since: Instant,
-    /// What it calls its run; its process id where it says nothing.
+    /// The run that it states; its process id if it states none.
     run: String,
     name: Option<String>,
-    /// `None`: it did not say, all are tried.
+    /// The methods that it has; `None` if it did not say, then all are tried.
     methods: Option<Vec<String>>,
 }
 
 impl ExecClient {
+    /// A client whose program is not started yet.
     pub fn new(settings: Settings) -> Self {
         Self { settings, running: tokio::sync::Mutex::default(), complaint: Mutex::default() }
     }
 
-    /// One exchange; the program is started if it does not run.
-    async fn call(&self, method: &str, params: Option<Value>) -> Result<(Value, Speaker), ClientError> {
+    /// Makes one exchange, starting the program if it does not run.
+    async fn call(&self, method: &str, params: Option<Value>) -> Result<(Value, Responder), ClientError> {
         let mut running = self.running.lock().await;
         let limit = self.settings.timeout;
         let exchange = async {
@@ -102,7 +105,7 @@ impl ExecClient {
                 return Err(Failure::Unsupported);
             }
             let result = started.child.call(method, params).await?;
-            Ok((result, Speaker { run: started.run.clone(), name: started.name.clone() }))
+            Ok((result, Responder { run: started.run.clone(), name: started.name.clone() }))
         };
         let outcome = match tokio::time::timeout(limit, exchange).await {
             Ok(outcome) => outcome,
@@ -122,7 +125,7 @@ impl ExecClient {
             Failure::Silent => ClientError::Timeout { limit: self.settings.timeout },
             Failure::NotStarted(source) => ClientError::Unreachable { address: program.clone(), source: source.into() },
             Failure::Ended(how) => ClientError::Unreachable { address: program.clone(), source: how.into() },
-            Failure::Nonsense(reason) => ClientError::Protocol { reason: format!("{program}: `{method}`: {reason}") },
+            Failure::Invalid(reason) => ClientError::Protocol { reason: format!("{program}: `{method}`: {reason}") },
             Failure::Refused { code: METHOD_NOT_FOUND, .. } | Failure::Unsupported => {
                 ClientError::Unsupported { what: method.to_owned() }
             }
@@ -130,15 +133,15 @@ impl ExecClient {
         }
     }
 
-    /// Says once why torrents are left out of listings, and once that none are any more.
-    fn complain(&self, complaint: Option<String>) {
+    /// Logs once that torrents are left out of listings, and once that none are any more.
+    fn log_complaint(&self, complaint: Option<String>) {
         let mut last = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
         if *last != complaint {
             match &complaint {
                 Some(reason) => {
-                    warn!(server = %self.settings.server, reason, "a torrent cannot be read and is left out")
+                    warn!(server = %self.settings.server, reason, "torrent unreadable, left out of the listing")
                 }
-                None => warn!(server = %self.settings.server, "all torrents can be read again"),
+                None => warn!(server = %self.settings.server, "all torrents are readable again"),
             }
             *last = complaint;
         }
@@ -189,14 +192,14 @@ impl ExecClient {
             }
         };
         self.call(method, Some(params)).await?;
-        // A program has no listing that would show these.
+        // A listing does not show these, so the answer has to do.
         let is_over = matches!(action, Action::Announce(_) | Action::Recheck(_));
         Ok(if is_over { Applied::Seen } else { Applied::Asked })
     }
 }
 
-/// Who answered.
-struct Speaker {
+/// The program that answered.
+struct Responder {
     run: String,
     name: Option<String>,
 }
@@ -209,24 +212,24 @@ impl Running {
                 return Err(Failure::Ended(how));
             }
             let mut child = Child::start(&settings.command, &settings.server).map_err(Failure::NotStarted)?;
-            let hello = json!({"protocol": PROTOCOL, "server": settings.server});
+            let params = json!({"protocol": PROTOCOL, "server": settings.server});
             let id = child.id();
-            let (hello, child) = match child.call("initialize", Some(hello)).await {
-                Ok(hello) => (answer::hello(&hello).map_err(Failure::Nonsense)?, child),
-                Err(Failure::Refused { .. }) => (answer::Hello::default(), child),
+            let (initialized, child) = match child.call("initialize", Some(params)).await {
+                Ok(result) => (answer::initialized(&result).map_err(Failure::Invalid)?, child),
+                Err(Failure::Refused { .. }) => (answer::Initialized::default(), child),
                 Err(failure) => {
                     self.note_failure(Duration::ZERO);
                     return Err(failure);
                 }
             };
-            let answer::Hello { run, name, methods } = hello;
+            let answer::Initialized { run, name, methods } = initialized;
             let run = run.unwrap_or_else(|| id.to_string());
             self.child = Some(Started { child, since: Instant::now(), run, name, methods });
         }
         Ok(self.child.as_mut().expect("it was started above"))
     }
 
-    /// The program is gone, or has to go.
+    /// Kills the program, if it still runs, and delays its next start.
     fn ended(&mut self) {
         if let Some(Started { since, .. }) = self.child.take() {
             self.note_failure(since.elapsed());
@@ -235,9 +238,9 @@ impl Running {
         }
     }
 
-    fn note_failure(&mut self, lived: Duration) {
-        self.failures = if lived >= LIVED_WELL { 1 } else { self.failures.saturating_add(1) };
-        let wait = RESTART_FIRST.saturating_mul(1 << (self.failures - 1).min(16)).min(RESTART_MAX);
+    fn note_failure(&mut self, run_time: Duration) {
+        self.failures = if run_time >= STABLE_AFTER { 1 } else { self.failures.saturating_add(1) };
+        let wait = RESTART_DELAY_FIRST.saturating_mul(1 << (self.failures - 1).min(16)).min(RESTART_DELAY_MAX);
         self.not_before = Some(Instant::now() + wait);
     }
 }
@@ -245,13 +248,13 @@ impl Running {
 #[async_trait]
 impl TorrentClient for ExecClient {
     async fn list(&self, _scope: Scope<'_>) -> Result<Listing, ClientError> {
-        let (result, speaker) = self.call("list", None).await?;
+        let (result, responder) = self.call("list", None).await?;
         let (torrents, complaint) =
             answer::listing(&self.settings.server, result).map_err(|reason| self.protocol(reason))?;
         let complete = complaint.is_none();
-        self.complain(complaint);
-        let stats = ServerStats { client: speaker.name, ..ServerStats::default() };
-        Ok(Listing { covers: Covers::All, run: Some(speaker.run), complete, torrents, stats })
+        self.log_complaint(complaint);
+        let stats = ServerStats { client: responder.name, ..ServerStats::default() };
+        Ok(Listing { covers: Covers::All, run: Some(responder.run), complete, torrents, stats })
     }
 
     async fn get(&self, hashes: &[InfoHash], parts: Parts) -> Result<Vec<Option<Details>>, ClientError> {
@@ -328,13 +331,13 @@ mod tests {
         let findings = conformance::client(&client, &options).await;
         let short: Vec<_> = findings.iter().filter(|finding| finding.verdict != Verdict::Met).collect();
         let [Finding { verdict: Verdict::Missing(what), .. }] = short[..] else { panic!("{short:#?}") };
-        assert_eq!(what, "the files are not told", "without `get` it answers from the list");
+        assert_eq!(what, "it lists no files", "without `get` it answers from the list");
         assert_eq!(findings.len(), 11);
         assert_eq!(client.list(Scope::Full).await.unwrap().stats.client.as_deref(), Some("twenty lines"));
     }
 
     #[tokio::test]
-    async fn a_shell_script_is_enough_to_be_looked_at() {
+    async fn a_shell_script_is_enough_to_be_polled() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("a \"quoted\" one"), "12345").unwrap();
         let client = client(example("client.sh", folder.path()), Duration::from_secs(20));
@@ -387,7 +390,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_answer_is_a_protocol_error_and_ends_the_program() {
+    async fn an_invalid_answer_is_a_protocol_error_and_ends_the_program() {
         for (script, reason) in [
             ("read l; echo hello", "no JSON-RPC message"),
             (r#"read l; echo '{"id":99,"result":1}'"#, "was not made"),
@@ -405,7 +408,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn much_noise_on_the_standard_error_is_no_hindrance() {
+    async fn much_output_on_the_standard_error_does_not_block() {
         let client = shell(
             r#"head -c 1000000 /dev/zero | tr '\0' 'x' >&2; echo >&2; echo "a word" >&2
             read l; echo '{"id":1,"error":{"code":-32601,"message":"what?"}}'

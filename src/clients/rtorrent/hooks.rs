@@ -88,7 +88,7 @@ impl EventCommands {
     fn may_run_programs(&self) -> bool {
         self.0.iter().any(|(key, command)| {
             let is_known = key.starts_with(HookKey::PREFIX) || is_rtorrents_own(key);
-            !is_known || has_word(command, "execute")
+            !is_known || contains_command(command, "execute")
         })
     }
 }
@@ -98,11 +98,11 @@ fn is_rtorrents_own(key: &str) -> bool {
     ["!", "~_", "1_"].iter().any(|prefix| key.starts_with(prefix))
 }
 
-fn has_word(command: &Value, word: &str) -> bool {
+fn contains_command(command: &Value, name: &str) -> bool {
     match command {
-        Value::Text(text) => text.contains(word),
-        Value::Array(values) => values.iter().any(|value| has_word(value, word)),
-        Value::Struct(members) => members.iter().any(|(_, value)| has_word(value, word)),
+        Value::Text(text) => text.contains(name),
+        Value::Array(values) => values.iter().any(|value| contains_command(value, name)),
+        Value::Struct(members) => members.iter().any(|(_, value)| contains_command(value, name)),
         Value::Int(_) | Value::Null => false,
     }
 }

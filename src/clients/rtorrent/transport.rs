@@ -172,7 +172,7 @@ impl Transport {
     ) -> Result<Vec<u8>, ClientError> {
         let broken = |error: io::Error| {
             self.protocol(format_args!(
-                "the connection broke ({}); rTorrent closes it without a word when a request is too large or not SCGI",
+                "the connection broke ({}); rTorrent closes it without an answer when a request is too large or not SCGI",
                 error.kind()
             ))
         };

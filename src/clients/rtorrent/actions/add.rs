@@ -1,6 +1,6 @@
 //! Adding torrents.
 //!
-//! Every load answers 0, whatever became of it: only the torrent itself, read afterwards, tells. A torrent
+//! Every load answers 0, whatever became of it: only the torrent itself, read afterwards, shows that. A torrent
 //! file is loaded stopped, gets what belongs to it, and is then started. A magnet link takes that along as
 //! commands, because rTorrent replaces the placeholder when the link is resolved, and forgets what was set.
 
@@ -23,7 +23,7 @@ use crate::port::{Applied, ClientError};
 const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same for a torrent file that rTorrent fetches.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
-/// Request size that xmlrpc-c accepts unless it is told otherwise.
+/// Request size that xmlrpc-c accepts by default.
 const REQUEST_BYTES_DEFAULT: usize = 512 << 10;
 /// Modern versions save each torrent that they load on a thread of its own, which can overwrite a save that is
 /// requested meanwhile with the state before. Seen on 0.16.20.

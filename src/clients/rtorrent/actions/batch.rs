@@ -146,7 +146,7 @@ async fn rows_of(access: &Access<'_>, actions: &[&Action]) -> Result<HashMap<Inf
     }
 }
 
-/// The columns that [`rules`] look at, of every torrent.
+/// The columns that [`rules`] decide by, of every torrent.
 const STATE_COLUMNS: &[&str] =
     &["d.hash=", "d.state=", "d.is_active=", "d.is_open=", "d.hashing=", "d.hashing_failed=", "d.is_meta="];
 

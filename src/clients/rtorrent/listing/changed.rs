@@ -307,12 +307,12 @@ mod tests {
         };
         let calls = query.calls(probe, &fields());
         let listings = calls.iter().filter(|call| call.method.starts_with("d.multicall"));
-        let words = |call: &Call| {
+        let in_short = |call: &Call| {
             let until = call.params.iter().position(|param| text(param) == "d.hash=").unwrap();
             let params: Vec<String> = call.params[1..until].iter().map(text).collect();
             format!("{} {}", call.method, params.join(" "))
         };
-        listings.map(words).collect()
+        listings.map(in_short).collect()
     }
 
     const HASHING: &str = "d.multicall.filtered hashing d.is_hash_checking=";

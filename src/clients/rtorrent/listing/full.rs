@@ -239,7 +239,7 @@ mod tests {
         second.row(Counters::ROWS, &[text(B), Cell::Int(2)]);
         assert_eq!((second.row_count, second.broken), (1, 0));
         let rows: Vec<_> = second.rows.values().map(|row| (row.name.as_str(), row.size_bytes, row.parts)).collect();
-        assert_eq!(rows, [("one", 0, 1), ("two", 2, 2)], "what is not in every part can be told by its count");
+        assert_eq!(rows, [("one", 0, 1), ("two", 2, 2)], "a torrent that is not in every part shows in its count");
     }
 
     #[test]
