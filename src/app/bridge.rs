@@ -267,7 +267,7 @@ fn build_servers(
             interval: server.interval,
             full_interval: server.sweep,
             roots: server.roots.clone(),
-            tells_files: true,
+            publishes_files: true,
             is_history_lost: recovery.lost,
         };
         let of_server = unfinished.remove(&Some(name.clone())).unwrap_or_default();

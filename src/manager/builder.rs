@@ -198,7 +198,7 @@ impl Builder {
             clients.insert(name.clone(), Arc::clone(&client));
             let sweep = sweep.max(interval);
             let setup =
-                ServerSetup { client, interval, full_interval: sweep, roots, tells_files: false, is_history_lost };
+                ServerSetup { client, interval, full_interval: sweep, roots, publishes_files: false, is_history_lost };
             let unfinished_of_server = unfinished.remove(&Some(name.clone())).unwrap_or_default();
             let failed = |error: reqwest::Error| BuildError::Server { server: name.clone(), source: error.into() };
             let parts = ServerParts::new(name.clone(), setup, unfinished_of_server, &common).map_err(failed)?;
