@@ -51,13 +51,13 @@ fn check_of_a_bad_config_prints_every_error_to_stderr() {
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     assert_eq!(text(&output.stdout), "");
     let starts = ["dtorrent.toml:1: a:", "dtorrent.toml:2: b:", "dtorrent.toml:3: servers.home.url: is missing"];
-    for start in starts.iter().chain(&["flag --log-level: log.level: `loud`", "4 faults in the config"]) {
+    for start in starts.iter().chain(&["flag --log-level: log.level: `loud`", "4 errors in the config"]) {
         assert!(stderr.lines().any(|line| line.starts_with(start)), "{start} in {stderr}");
     }
 }
 
 #[test]
-fn what_is_no_command_ends_with_2() {
+fn wrong_usage_exits_with_2() {
     let folder = tempfile::tempdir().unwrap();
     for arguments in
         [&["fly"][..], &["check", "--explode"], &["check"], &["check", "--config", "missing.toml"], &["health"]]
@@ -69,13 +69,13 @@ fn what_is_no_command_ends_with_2() {
 }
 
 #[test]
-fn health_is_what_healthz_answers() {
+fn health_exits_as_healthz_answers() {
     let folder = folder_with(CONFIG);
     for (answer, code, said) in [
         ("HTTP/1.1 200 OK\r\n\r\nok", 0, ""),
         ("HTTP/1.1 503 Service Unavailable\r\n\r\n", 1, "503"),
         ("\x1b[31mwhat?", 1, "what?"),
-        ("", 1, "not well"),
+        ("", 1, "unhealthy"),
     ] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -95,7 +95,7 @@ fn health_is_what_healthz_answers() {
 }
 
 #[test]
-fn health_without_a_bridge_fails_and_without_an_address_cannot_be_asked() {
+fn health_without_a_bridge_fails_and_without_an_address_is_wrong_usage() {
     let folder = folder_with(CONFIG);
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let output = dtorrent(folder.path(), &["health", "--listen", &address]);
@@ -106,7 +106,7 @@ fn health_without_a_bridge_fails_and_without_an_address_cannot_be_asked() {
 }
 
 #[test]
-fn check_connect_names_each_one_that_nobody_answers_for() {
+fn check_connect_names_each_peer_that_does_not_answer() {
     let free = |()| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let (server, broker) = (free(()), free(()));
     let folder = folder_with(&format!(
@@ -207,5 +207,5 @@ fn the_manual_has_a_page_for_each_command() {
     }
     let output = dtorrent(folder.path(), &["man", "pages/dtorrent.1/x"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(text(&output.stderr).starts_with("dtorrent man: make pages/dtorrent.1/x: "), "{output:?}");
+    assert!(text(&output.stderr).starts_with("dtorrent: create pages/dtorrent.1/x: "), "{output:?}");
 }

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::terminal::put_json;
-use super::terminal::select::{Conditions, chosen};
-use super::terminal::server::{ServerChoice, Session, at_work, exit_of_code, tell_of};
-use super::{Exit, Options, tell};
+use super::terminal::print_json;
+use super::terminal::select::{Conditions, select};
+use super::terminal::server::{ServerChoice, Session, exit_for_code, report_error, with_spinner};
+use super::{CommandResult, Exit, Options, print_message, usage};
 use crate::model::{InfoHash, Outcome, OutcomeStatus, Torrent, Verb};
 use crate::port::{Clock as _, SystemClock};
 
@@ -54,7 +54,7 @@ impl Doing {
 }
 
 /// One of those that need no word more.
-pub fn plain(options: Options, arguments: Arguments, verb: Verb) -> Exit {
+pub fn plain(options: Options, arguments: Arguments, verb: Verb) -> CommandResult {
     let done = match verb {
         Verb::Pause => "paused",
         Verb::Resume => "resumed",
@@ -68,8 +68,8 @@ pub fn plain(options: Options, arguments: Arguments, verb: Verb) -> Exit {
     run(options, selectors, &which, &Doing::new(verb, json!({}), done))
 }
 
-pub fn run(options: Options, selectors: Vec<String>, which: &Which, doing: &Doing) -> Exit {
-    run_if(options, selectors, which, doing, async |_, _| Ok(())).map_or_else(|exit| exit, |()| Exit::Done)
+pub fn run(options: Options, selectors: Vec<String>, which: &Which, doing: &Doing) -> CommandResult {
+    run_if(options, selectors, which, doing, async |_, _| Ok(()))
 }
 
 /// Does it, if `may` has nothing against it.
@@ -78,29 +78,25 @@ pub fn run_if(
     selectors: Vec<String>,
     which: &Which,
     doing: &Doing,
-    may: impl AsyncFn(&crate::manager::Watcher, &[Torrent]) -> Result<(), Exit>,
-) -> Result<(), Exit> {
+    may: impl AsyncFn(&crate::manager::Watcher, &[Torrent]) -> CommandResult,
+) -> CommandResult {
     let session = Session::start(options)?;
     let (server, selectors) = session.server(&which.choice, selectors)?;
-    let usage = |text: &str| {
-        tell(text);
-        Exit::Usage
-    };
     if selectors.is_empty() && which.conditions.is_empty() && !which.all {
         return Err(usage(
-            "which torrents? The beginning of a hash, a name or a pattern says it, or --status, --label, --all",
+            "no torrents selected; give a hash prefix, a name or a pattern, or --status, --label, --all",
         ));
     }
     let filter = which.conditions.filter(None).map_err(|error| usage(&error))?;
     session.run(async {
         let (_manager, watcher, torrents) = session.reach(&server).await?;
-        let chosen = chosen(&torrents, &selectors, &filter, SystemClock.now()).map_err(|error| {
-            tell(&error);
+        let chosen = select(&torrents, &selectors, &filter, SystemClock.now()).map_err(|error| {
+            print_message(&error);
             Exit::Failed
         })?;
         let chosen: Vec<Torrent> = chosen.into_iter().cloned().collect();
         if chosen.is_empty() {
-            tell("no torrent is like that");
+            print_message("no torrent matches");
             return Err(Exit::Failed);
         }
         if !which.dry_run {
@@ -115,26 +111,26 @@ pub fn run_if(
             arguments.insert("hashes".to_owned(), chosen.iter().map(|torrent| json!(torrent.hash)).collect());
         }
         arguments.insert("dry_run".to_owned(), json!(which.dry_run));
-        let outcome = at_work("waiting until it is seen", watcher.command(doing.verb, hash, arguments)).await;
-        let outcome = outcome.map_err(|error| tell_of(&error))?;
+        let outcome = with_spinner("waiting until it is seen", watcher.command(doing.verb, hash, arguments)).await;
+        let outcome = outcome.map_err(|error| report_error(&error))?;
         let said = match which.json {
-            true => put_json(&serde_json::to_string(&outcome).expect("an outcome is plain JSON")),
+            true => print_json(&outcome),
             false => Ok(()),
         };
         let names = chosen.iter().map(|torrent| (torrent.hash, torrent.name.as_str())).collect();
         // Who does not read to the end hears all the same whether it was done.
-        tell_outcome(&outcome, &names, &doing.done, which.dry_run).and(said)
+        report_outcome(&outcome, &names, &doing.done, which.dry_run).and(said)
     })
 }
 
 /// Says what became of each torrent.
-fn tell_outcome(outcome: &Outcome, names: &BTreeMap<InfoHash, &str>, done: &str, is_dry: bool) -> Result<(), Exit> {
+fn report_outcome(outcome: &Outcome, names: &BTreeMap<InfoHash, &str>, done: &str, is_dry: bool) -> CommandResult {
     for row in &outcome.results {
         let name = names.get(&row.hash).map_or_else(|| row.hash.to_string(), |name| (*name).to_owned());
         match &row.error {
-            None if is_dry => tell(&format!("{name}: would be {done}")),
-            None => tell(&format!("{name}: {done}")),
-            Some(error) => tell(&format!("{name}: {}", error.message)),
+            None if is_dry => print_message(&format!("{name}: would be {done}")),
+            None => print_message(&format!("{name}: {done}")),
+            Some(error) => print_message(&format!("{name}: {}", error.message)),
         }
     }
     match &outcome.error {
@@ -142,9 +138,9 @@ fn tell_outcome(outcome: &Outcome, names: &BTreeMap<InfoHash, &str>, done: &str,
         None => Err(Exit::Failed),
         Some(error) => {
             if outcome.results.is_empty() {
-                tell(&error.message);
+                print_message(&error.message);
             }
-            Err(exit_of_code(error.code))
+            Err(exit_for_code(error.code))
         }
     }
 }
@@ -153,9 +149,6 @@ fn tell_outcome(outcome: &Outcome, names: &BTreeMap<InfoHash, &str>, done: &str,
 pub fn with_value(mut arguments: Vec<String>, what: &str) -> Result<(Vec<String>, String), Exit> {
     match arguments.pop() {
         Some(value) => Ok((arguments, value)),
-        None => {
-            tell(&format!("{what} is missing: it comes last"));
-            Err(Exit::Usage)
-        }
+        None => Err(usage(&format!("{what} is missing; it comes last"))),
     }
 }

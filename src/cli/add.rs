@@ -6,16 +6,16 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
-use super::terminal::server::{ServerChoice, Session, bytes_bar, tell_of};
-use super::terminal::{put, put_json};
-use super::{Exit, Options, tell};
+use super::terminal::server::{ServerChoice, Session, bytes_bar, report_error};
+use super::terminal::{print_bytes, print_json};
+use super::{CommandResult, Exit, Options, print_message, usage};
 use crate::manager::{ManagerError, NewTorrent, Watcher};
 use crate::model::InfoHash;
 
 /// What a command may carry.
 const TORRENT_BYTES_MAX: u64 = 10 << 20;
 /// How often a bar is drawn.
-const DRAW_EACH: Duration = Duration::from_millis(100);
+const BAR_INTERVAL: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Debug, Args)]
 pub struct Arguments {
@@ -44,17 +44,12 @@ pub struct Arguments {
     json: bool,
 }
 
-pub fn run(options: Options, arguments: Arguments) -> Exit {
-    add_all(options, arguments).unwrap_or_else(|exit| exit)
-}
-
-fn add_all(options: Options, arguments: Arguments) -> Result<Exit, Exit> {
+pub fn run(options: Options, arguments: Arguments) -> CommandResult {
     let Arguments { sources, choice, stopped, label, directory, priority, data_file, json } = arguments;
     let session = Session::start(options)?;
     let (server, sources) = session.server(&choice, sources)?;
     if sources.is_empty() {
-        tell("what is to be added? A magnet link, an http(s) link or a .torrent file says it");
-        return Err(Exit::Usage);
+        return Err(usage("nothing to add; give a magnet link, an http(s) URL or a .torrent file"));
     }
     let mut torrents = Vec::with_capacity(sources.len());
     for source in &sources {
@@ -78,29 +73,29 @@ fn add_all(options: Options, arguments: Arguments) -> Result<Exit, Exit> {
     }
     session.run(async {
         let (_manager, watcher, _) = session.reach(&server).await?;
-        let mut exit = Exit::Done;
+        let mut result = Ok(());
         for (source, torrent) in sources.iter().zip(torrents) {
             match watched(&watcher, torrent).await {
                 Ok(hash) => {
                     let said = match json {
-                        true => put_json(&json!({"source": source, "hash": hash}).to_string()),
-                        false => put(format!("{hash}\n").as_bytes()),
+                        true => print_json(&json!({"source": source, "hash": hash})),
+                        false => print_bytes(format!("{hash}\n").as_bytes()),
                     };
                     match said {
                         // Who has read enough of the hashes still wants the other torrents.
                         Ok(()) | Err(Exit::Done) => {}
-                        Err(failed) => exit = failed,
+                        Err(failed) => result = Err(failed),
                     }
                 }
                 Err(error) => {
                     if sources.len() > 1 {
-                        tell(&format!("{source}:"));
+                        print_message(&format!("{source}:"));
                     }
-                    exit = tell_of(&error);
+                    result = Err(report_error(&error));
                 }
             }
         }
-        Ok(exit)
+        result
     })
 }
 
@@ -109,7 +104,7 @@ async fn watched(watcher: &Watcher, torrent: NewTorrent) -> Result<InfoHash, Man
     let mut adding = std::pin::pin!(watcher.add(torrent));
     let bar = bytes_bar("checking", 0);
     loop {
-        if let Ok(added) = tokio::time::timeout(DRAW_EACH, &mut adding).await {
+        if let Ok(added) = tokio::time::timeout(BAR_INTERVAL, &mut adding).await {
             bar.finish_and_clear();
             return added;
         }
@@ -133,9 +128,9 @@ fn read(source: &str) -> Result<NewTorrent, Exit> {
         path => std::fs::File::open(path).and_then(|file| file.take(TORRENT_BYTES_MAX + 1).read_to_end(&mut bytes)),
     };
     match read {
-        Err(error) => tell(&format!("read {source}: {error}")),
+        Err(error) => print_message(&format!("read {source}: {error}")),
         Ok(length) if length as u64 > TORRENT_BYTES_MAX => {
-            tell(&format!("{source} is too large to be a .torrent file"))
+            print_message(&format!("{source} is too large to be a .torrent file"))
         }
         Ok(_) if bytes.starts_with(b"magnet:") => {
             return Ok(NewTorrent::magnet(String::from_utf8_lossy(&bytes).trim().to_owned()));

@@ -1,57 +1,47 @@
-//! `dtorrent check`: everything that is wrong with the config, or what it comes to.
+//! `dtorrent check`: validates the config and shows what will run.
 
 use std::fmt::Write as _;
 
 use clap::Args;
 
-use super::terminal::put;
-use super::{Exit, Options, tell};
+use super::terminal::print_bytes;
+use super::{CommandResult, Exit, Options, print_message, start_runtime};
 use crate::app;
 use crate::config::{self, Broker, BrokerKind, Client, Config, Loaded, Webhook};
 use crate::model::{Kind, printable};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Reach every server, broker and webhook, too
+    /// Connect to every server, broker and webhook, too
     #[arg(long)]
     connect: bool,
 }
 
-pub fn run(options: Options, arguments: &Arguments) -> Exit {
+pub fn run(options: Options, arguments: &Arguments) -> CommandResult {
     let Arguments { connect } = arguments;
-    let loaded = match options.load_or_tell() {
-        Ok(loaded) => loaded,
-        Err(exit) => return exit,
-    };
+    let loaded = options.load_or_report()?;
     for warning in config::warnings(&loaded.config) {
-        tell(&format!("warning: {warning}"));
+        print_message(&format!("warning: {warning}"));
     }
-    match put(summary(&loaded).as_bytes()) {
-        Ok(()) | Err(Exit::Done) if *connect => reach_all(&loaded.config),
-        said => said.map_or_else(|exit| exit, |()| Exit::Done),
+    match print_bytes(summary(&loaded).as_bytes()) {
+        Ok(()) | Err(Exit::Done) if *connect => connect_to_all(&loaded.config),
+        printed => printed,
     }
 }
 
-/// Says of each server and broker whether it can be reached, and if not, why.
-fn reach_all(config: &Config) -> Exit {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tell(&format!("dtorrent check: start the runtime: {error}"));
-            return Exit::Failed;
-        }
-    };
-    let mut exit = Exit::Done;
-    for (what, result) in runtime.block_on(app::probe(config)) {
-        match result {
-            Ok(found) => tell(&format!("{what}: {found}")),
+/// Prints what each server, broker and webhook answers, or why it does not.
+fn connect_to_all(config: &Config) -> CommandResult {
+    let mut result = Ok(());
+    for (peer, answer) in start_runtime()?.block_on(app::probe(config)) {
+        match answer {
+            Ok(answer) => print_message(&format!("{peer}: {answer}")),
             Err(error) => {
-                tell(&format!("{what}: {error:#}"));
-                exit = Exit::Unreachable;
+                print_message(&format!("{peer}: {error:#}"));
+                result = Err(Exit::Unreachable);
             }
         }
     }
-    exit
+    result
 }
 
 /// One line for each thing that will run; no secret.

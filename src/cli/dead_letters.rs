@@ -1,11 +1,11 @@
 //! `dtorrent dead-letters`: the events that brokers and endpoints refused.
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, anyhow};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::terminal::{put, put_json};
-use super::{Exit, Options, tell};
+use super::terminal::{print_bytes, print_json};
+use super::{CommandResult, Exit, Options, failed, print_message, start_runtime};
 use crate::app::dead_letters::{self, ReplayStatus, Replayed, SinkDeadLetter};
 use crate::config::Config;
 use crate::model::{SinkName, printable};
@@ -44,36 +44,25 @@ pub struct Selection {
     all: bool,
 }
 
-pub fn run(options: Options, arguments: Arguments) -> Exit {
-    let loaded = match options.load_or_tell() {
-        Ok(loaded) => loaded,
-        Err(exit) => return exit,
-    };
-    let config = &loaded.config;
-    let result = match arguments {
-        Arguments::List(ListArguments { name, json }) => list(config, name.as_deref(), json),
-        Arguments::Replay(selection) => replay(config, &selection),
-        Arguments::Drop(selection) => delete(config, &selection),
-    };
-    result.unwrap_or_else(|error| {
-        tell(&format!("dtorrent dead-letters: {error:#}"));
-        Exit::Failed
-    })
+pub fn run(options: Options, arguments: Arguments) -> CommandResult {
+    let config = options.load_or_report()?.config;
+    match arguments {
+        Arguments::List(ListArguments { name, json }) => list(&config, name.as_deref(), json),
+        Arguments::Replay(selection) => replay(&config, &selection),
+        Arguments::Drop(selection) => delete(&config, &selection),
+    }
 }
 
-fn list(config: &Config, name: Option<&str>, is_json: bool) -> anyhow::Result<Exit> {
-    let mut dead_letters = dead_letters::list(&config.data_dir)?;
+fn list(config: &Config, name: Option<&str>, is_json: bool) -> CommandResult {
+    let mut dead_letters = dead_letters::list(&config.data_dir).map_err(failed)?;
     dead_letters.retain(|one| name.is_none_or(|name| one.receiver.name().as_str() == name));
     for one in &dead_letters {
-        let said = if is_json { put_json(&as_json(one).to_string()) } else { put(as_line(one).as_bytes()) };
-        if let Err(exit) = said {
-            return Ok(exit);
-        }
+        if is_json { print_json(&as_json(one)) } else { print_bytes(as_line(one).as_bytes()) }?;
     }
     if dead_letters.is_empty() && !is_json {
-        tell("no dead letters");
+        print_message("no dead letters");
     }
-    Ok(Exit::Done)
+    Ok(())
 }
 
 fn as_line(SinkDeadLetter { receiver, dead_letter, .. }: &SinkDeadLetter) -> String {
@@ -104,42 +93,45 @@ fn as_json(SinkDeadLetter { receiver, dead_letter, .. }: &SinkDeadLetter) -> Val
     })
 }
 
-/// The dead letters of one broker or webhook that the command line names.
-fn selected(config: &Config, Selection { name, ids, all: _ }: &Selection) -> anyhow::Result<Vec<SinkDeadLetter>> {
-    let name = SinkName::parse(name)?;
-    let mut dead_letters = dead_letters::list(&config.data_dir)?;
+/// Returns the dead letters of one broker or webhook that the command line names.
+fn selected(config: &Config, Selection { name, ids, all: _ }: &Selection) -> Result<Vec<SinkDeadLetter>, Exit> {
+    let name = SinkName::parse(name).map_err(|error| failed(error.into()))?;
+    let mut dead_letters = dead_letters::list(&config.data_dir).map_err(failed)?;
     dead_letters.retain(|one| *one.receiver.name() == name);
     let is_known = config.brokers.contains_key(&name) || config.webhooks.contains_key(&name);
-    ensure!(is_known || !dead_letters.is_empty(), "the config has no broker or webhook {name}");
-    let dead_letters = dead_letters::select(dead_letters, ids).with_context(|| name.to_string())?;
+    if dead_letters.is_empty() && !is_known {
+        return Err(failed(anyhow!("the config has no broker or webhook {name}")));
+    }
+    let dead_letters = dead_letters::select(dead_letters, ids).with_context(|| name.to_string()).map_err(failed)?;
     if dead_letters.is_empty() {
-        tell(&format!("no dead letters of {name}"));
+        print_message(&format!("no dead letters of {name}"));
     }
     Ok(dead_letters)
 }
 
-fn replay(config: &Config, selection: &Selection) -> anyhow::Result<Exit> {
+fn replay(config: &Config, selection: &Selection) -> CommandResult {
     let dead_letters = selected(config, selection)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    let mut exit = Exit::Done;
-    for Replayed { id, status, reason } in runtime.block_on(dead_letters::replay(config, dead_letters))? {
+    let replayed = start_runtime()?.block_on(dead_letters::replay(config, dead_letters)).map_err(failed)?;
+    let mut result = Ok(());
+    for Replayed { id, status, reason } in replayed {
         match status {
             ReplayStatus::Delivered => {
-                tell(&format!("{id}: delivered"));
+                print_message(&format!("{id}: delivered"));
                 continue;
             }
-            ReplayStatus::Rejected => exit = Exit::Failed,
-            ReplayStatus::Unreachable => exit = Exit::Unreachable,
+            ReplayStatus::Rejected => result = Err(Exit::Failed),
+            ReplayStatus::Unreachable => result = Err(Exit::Unreachable),
         }
-        tell(&format!("{id}: {}", reason.unwrap_or_default()));
+        print_message(&format!("{id}: {}", reason.unwrap_or_default()));
     }
-    Ok(exit)
+    result
 }
 
-fn delete(config: &Config, selection: &Selection) -> anyhow::Result<Exit> {
+fn delete(config: &Config, selection: &Selection) -> CommandResult {
     let dead_letters = selected(config, selection)?;
     if !dead_letters.is_empty() {
-        tell(&format!("{} dropped", dead_letters::delete(&config.data_dir, &dead_letters)?));
+        let dropped = dead_letters::delete(&config.data_dir, &dead_letters).map_err(failed)?;
+        print_message(&format!("{dropped} dropped"));
     }
-    Ok(Exit::Done)
+    Ok(())
 }

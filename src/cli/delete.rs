@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::act::{self, Doing, Which};
 use super::terminal::human;
-use super::terminal::server::{can_ask, tell_of};
-use super::{Exit, Options, tell};
+use super::terminal::server::{is_interactive, report_error};
+use super::{CommandResult, Exit, Options, print_message, usage};
 use crate::manager::Watcher;
 use crate::model::{DeletedFiles, Torrent, Verb};
 
@@ -30,11 +30,10 @@ pub struct Arguments {
     which: Which,
 }
 
-pub fn run(options: Options, arguments: Arguments) -> Exit {
+pub fn run(options: Options, arguments: Arguments) -> CommandResult {
     let Arguments { selectors, data, yes, which } = arguments;
-    if data && !yes && !which.dry_run && !can_ask() {
-        tell("nobody is there to be asked whether files may be deleted; --yes says that they may");
-        return Exit::Usage;
+    if data && !yes && !which.dry_run && !is_interactive() {
+        return Err(usage("not a terminal; pass --yes to delete files"));
     }
     let done = if data { "deleted with its files" } else { "deleted" };
     let doing = Doing::new(Verb::Delete, json!({"data": data}), done);
@@ -42,10 +41,10 @@ pub fn run(options: Options, arguments: Arguments) -> Exit {
         if !data || yes || is_wanted(watcher, torrents).await? {
             return Ok(());
         }
-        tell("nothing was deleted");
+        print_message("nothing was deleted");
         Err(Exit::Failed)
     };
-    act::run_if(options, selectors, &which, &doing, may).map_or_else(|exit| exit, |()| Exit::Done)
+    act::run_if(options, selectors, &which, &doing, may)
 }
 
 /// Says what would go, and asks.
@@ -53,14 +52,14 @@ async fn is_wanted(watcher: &Watcher, torrents: &[Torrent]) -> Result<bool, Exit
     let hashes: Vec<_> = torrents.iter().map(|torrent| torrent.hash).collect();
     let arguments = json!({"hashes": hashes, "data": true, "dry_run": true});
     let preview = watcher.command(Verb::Delete, None, arguments.as_object().cloned().unwrap_or_default()).await;
-    let preview = preview.map_err(|error| tell_of(&error))?;
+    let preview = preview.map_err(|error| report_error(&error))?;
     let all: Vec<&DeletedFiles> = preview.results.iter().filter_map(|row| row.deleted.as_ref()).collect();
     let (files, bytes) = all.iter().fold((0, 0), |(files, bytes), one| (files + one.count, bytes + one.bytes));
     for torrent in torrents.iter().take(NAMED_MAX) {
-        tell(&format!("  {}", torrent.name));
+        print_message(&format!("  {}", torrent.name));
     }
     if torrents.len() > NAMED_MAX {
-        tell(&format!("  and {} more", torrents.len() - NAMED_MAX));
+        print_message(&format!("  and {} more", torrents.len() - NAMED_MAX));
     }
     let question = format!(
         "Delete {} and {files} files, {}, for ever? [y/N] ",

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::act::{self, Doing, Which, with_value};
-use super::{Exit, Options};
+use super::{CommandResult, Options};
 use crate::model::Verb;
 
 #[derive(Clone, Debug, Args)]
@@ -17,12 +17,9 @@ pub struct Arguments {
     which: Which,
 }
 
-pub fn run(options: Options, arguments: Arguments) -> Exit {
+pub fn run(options: Options, arguments: Arguments) -> CommandResult {
     let Arguments { arguments, which } = arguments;
-    let (selectors, label) = match with_value(arguments, "the label") {
-        Ok(found) => found,
-        Err(exit) => return exit,
-    };
+    let (selectors, label) = with_value(arguments, "the label")?;
     let done = format!("labelled `{label}`");
     act::run(options, selectors, &which, &Doing::new(Verb::Label, json!({"label": label}), done))
 }

@@ -3,9 +3,9 @@
 use clap::Args;
 use serde_json::json;
 
-use super::terminal::server::{ServerChoice, Session, tell_of};
-use super::terminal::{human, put_json, say};
-use super::{Exit, Options};
+use super::terminal::server::{ServerChoice, Session, report_error};
+use super::terminal::{human, print_json, print_text};
+use super::{CommandResult, Options};
 use crate::model::Limits;
 
 #[derive(Clone, Debug, Args)]
@@ -24,30 +24,26 @@ pub struct Arguments {
     json: bool,
 }
 
-pub fn run(options: Options, arguments: Arguments) -> Exit {
-    limits(options, arguments).map_or_else(|exit| exit, |()| Exit::Done)
-}
-
-fn limits(options: Options, arguments: Arguments) -> Result<(), Exit> {
+pub fn run(options: Options, arguments: Arguments) -> CommandResult {
     let Arguments { server, download, upload, json } = arguments;
     let session = Session::start(options)?;
     let (server, _) = session.server(&ServerChoice { server }, Vec::new())?;
     session.run(async {
         let (_manager, watcher, _) = session.reach(&server).await?;
         if download.is_some() || upload.is_some() {
-            watcher.limits(Limits { download, upload }).await.map_err(|error| tell_of(&error))?;
+            watcher.limits(Limits { download, upload }).await.map_err(|error| report_error(&error))?;
         }
         let stats = watcher.status().stats.server;
         let (download, upload) = (download.or(stats.download_limit), upload.or(stats.upload_limit));
         if json {
-            return put_json(&json!({"download_limit": download, "upload_limit": upload}).to_string());
+            return print_json(&json!({"download_limit": download, "upload_limit": upload}));
         }
         let shown = |limit: Option<u64>| match limit {
             None => "not known".to_owned(),
             Some(0) => "no limit".to_owned(),
             Some(rate) => human::rate(Some(rate)),
         };
-        say(&format!("download  {}\nupload    {}\n", shown(download), shown(upload)))
+        print_text(&format!("download  {}\nupload    {}\n", shown(download), shown(upload)))
     })
 }
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::terminal::select::Conditions;
-use super::terminal::server::{Session, at_work, exit_of_client};
+use super::terminal::server::{Session, exit_for_client_error, with_spinner};
 use super::terminal::table::{Cell, Column, table};
-use super::terminal::{human, paint, put_json, say, width};
-use super::{Exit, Options, tell};
+use super::terminal::{human, paint, print_json_text, print_text, width};
+use super::{CommandResult, Exit, Options, print_message, usage};
 use crate::app;
 use crate::model::{ServerName, Torrent, printable};
 use crate::port::{ClientError, Clock as _, Scope, SystemClock};
@@ -58,19 +58,12 @@ const COLUMNS: [Column; 11] = [
     Column::left("NAME", 0),
 ];
 
-pub fn run(options: Options, arguments: &Arguments) -> Exit {
-    list(options, arguments).unwrap_or_else(|exit| exit)
-}
-
-fn list(options: Options, arguments: &Arguments) -> Result<Exit, Exit> {
+pub fn run(options: Options, arguments: &Arguments) -> CommandResult {
     let Arguments { servers, conditions, name, sort, reverse, json } = arguments;
     let session = Session::start(options)?;
     let servers = session.servers(servers)?;
-    let filter = conditions.filter(name.as_deref()).map_err(|error| {
-        tell(&error);
-        Exit::Usage
-    })?;
-    let (torrents, exit) = session.run(at_work("reading", read_all(&session, &servers)));
+    let filter = conditions.filter(name.as_deref()).map_err(|error| usage(&error))?;
+    let (torrents, result) = session.run(with_spinner("reading", read_all(&session, &servers)));
     let now = SystemClock.now();
     let mut found: Vec<&Torrent> = torrents.iter().filter(|torrent| filter.matches(torrent, now)).collect();
     found.sort_by_key(|torrent| torrent.name.to_lowercase());
@@ -89,46 +82,46 @@ fn list(options: Options, arguments: &Arguments) -> Result<Exit, Exit> {
     if *json {
         let lines: Vec<String> =
             found.iter().map(|torrent| serde_json::to_string(torrent).expect("a torrent is plain JSON")).collect();
-        put_json(&format!("[{}]", lines.join(",\n")))?;
+        print_json_text(&format!("[{}]", lines.join(",\n")))?;
     } else if !found.is_empty() {
         let rows: Vec<Vec<Cell>> = found.iter().map(|torrent| row(torrent, servers.len() > 1)).collect();
-        say(&table(&COLUMNS, &rows, width()))?;
+        print_text(&table(&COLUMNS, &rows, width()))?;
     }
-    Ok(exit)
+    result
 }
 
-/// What the servers have, and how it ends if one of them does not say.
-async fn read_all(session: &Session, servers: &[ServerName]) -> (Vec<Torrent>, Exit) {
+/// Returns the torrents of the servers that answered, and the exit code of one that did not.
+async fn read_all(session: &Session, servers: &[ServerName]) -> (Vec<Torrent>, CommandResult) {
     let read = |name: ServerName| async move {
         let server = &session.config.servers[&name];
         let client = app::client(&server.client).map_err(|error| (format!("{error:#}"), Exit::Usage))?;
         let failed = |error: ClientError| {
-            let exit = exit_of_client(&error);
+            let exit = exit_for_client_error(&error);
             (format!("{:#}", anyhow::Error::new(error)), exit)
         };
         let listing = client.list(Scope::Full).await.map_err(failed)?;
         if !listing.complete {
-            return Err(("it did not tell all of its torrents; once more may help".to_owned(), Exit::Failed));
+            return Err(("the listing is incomplete; try again".to_owned(), Exit::Failed));
         }
         Ok(listing.torrents.into_values().map(|observed| observed.torrent).collect::<Vec<_>>())
     };
     let answers = futures_util::future::join_all(servers.iter().cloned().map(read)).await;
-    let (mut torrents, mut exit) = (Vec::new(), Exit::Done);
+    let (mut torrents, mut result) = (Vec::new(), Ok(()));
     for (name, answer) in servers.iter().zip(answers) {
         match answer {
             Ok(all) => torrents.extend(all),
-            Err((reason, how)) => {
-                tell(&format!("server {name}: {reason}"));
-                exit = how;
+            Err((reason, exit)) => {
+                print_message(&format!("server {name}: {reason}"));
+                result = Err(exit);
             }
         }
     }
-    (torrents, exit)
+    (torrents, result)
 }
 
-fn row(torrent: &Torrent, tells_server: bool) -> Vec<Cell> {
+fn row(torrent: &Torrent, shows_server: bool) -> Vec<Cell> {
     let Torrent { hash, name, server, status, error, progress, length, ratio, eta, label, .. } = torrent;
-    let server = if tells_server { server.to_string() } else { String::new() };
+    let server = if shows_server { server.to_string() } else { String::new() };
     let style = paint::status(*status, *error);
     let text = |text: &str| Cell::from(printable(text.as_bytes()));
     let eta = eta.map(|seconds| human::duration(Duration::from_secs(seconds))).unwrap_or_default();

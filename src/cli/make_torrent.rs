@@ -1,7 +1,7 @@
-//! `dtorrent make-torrent`: a .torrent file of what is here.
+//! `dtorrent make-torrent`: creates a .torrent file from local content.
 //!
-//! Of version 1, which every client can load. Files come in the order of their names, so that the same
-//! content makes the same torrent wherever it lies. Links are followed to files and not to folders.
+//! Version 1, which every client can load. Files are in the order of their names, so that the same content makes the same
+//! torrent wherever it is. Links are followed to files, not to folders.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -14,64 +14,57 @@ use indicatif::ProgressBar;
 use url::Url;
 
 use super::terminal::server::bytes_bar;
-use super::{Exit, tell};
+use super::{CommandResult, failed, print_message};
 use crate::model::{Metainfo, MetainfoBuilder};
 
-/// Pieces that a torrent should have about: fewer are lost at a time, more make it large.
+/// Number of pieces to aim at: with fewer, a bad one costs more data; with more, the .torrent file grows.
 const PIECES_WANTED: u64 = 1500;
 const PIECE_MIN: u64 = 16 << 10;
 const PIECE_MAX: u64 = 16 << 20;
+/// Maximum number of files in a torrent.
 const FILES_MAX: usize = 100_000;
-/// What other programs take as a .torrent file.
+/// Maximum size of a .torrent file that other programs accept.
 const TORRENT_BYTES_MAX: usize = 10 << 20;
 
 #[derive(Clone, Debug, Args)]
 pub struct Arguments {
-    /// The file or folder to make a torrent of
+    /// The content: a file or a folder
     path: PathBuf,
-    /// Write it here [default: the name of PATH with .torrent, in this folder; - for stdout]
+    /// Write the torrent to this file, or to stdout with - [default: the name of PATH with .torrent, in this folder]
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// A tracker; again for more, each in a tier of its own
+    /// Add a tracker; may be repeated, each in a tier of its own
     #[arg(long, short, value_name = "URL", value_parser = tracker)]
     tracker: Vec<String>,
-    /// Only the trackers may tell of peers
+    /// Mark the torrent as private: peers only from its trackers
     #[arg(long)]
     private: bool,
-    /// KiB, a power of two from 16 to 16384 [default: chosen by the size]
+    /// Set the length of a piece in KiB, a power of two from 16 to 16384 [default: by the size of the content]
     #[arg(long, value_name = "KIB", value_parser = piece_length)]
     piece_length: Option<u64>,
-    /// Write over a file that is there
+    /// Overwrite an existing file
     #[arg(long)]
     force: bool,
 }
 
-pub fn run(arguments: &Arguments) -> Exit {
-    match make(arguments) {
-        Ok(said) => {
-            tell(&said);
-            Exit::Done
-        }
-        Err(error) => {
-            tell(&format!("{error:#}"));
-            Exit::Failed
-        }
-    }
+pub fn run(arguments: &Arguments) -> CommandResult {
+    print_message(&make(arguments).map_err(failed)?);
+    Ok(())
 }
 
 fn tracker(text: &str) -> Result<String, String> {
     let parsed = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https" | "udp"));
-    parsed.map(|_| text.to_owned()).ok_or_else(|| "an address with http, https or udp is right".to_owned())
+    parsed.map(|_| text.to_owned()).ok_or_else(|| "expected a URL with http, https or udp".to_owned())
 }
 
 fn piece_length(text: &str) -> Result<u64, String> {
     let kib = text.parse::<u64>().ok().filter(|kib| kib.is_power_of_two());
     let kib = kib.filter(|kib| (PIECE_MIN..=PIECE_MAX).contains(&kib.saturating_mul(1024)));
-    kib.ok_or_else(|| "a power of two from 16 to 16384 is right".to_owned())
+    kib.ok_or_else(|| "expected a power of two from 16 to 16384".to_owned())
 }
 
 struct Source {
-    /// Below the torrent's folder; of a single file its name.
+    /// The path inside the torrent; of a single file, its name.
     path: Vec<Vec<u8>>,
     file: PathBuf,
     length: u64,
@@ -90,7 +83,7 @@ fn make(arguments: &Arguments) -> anyhow::Result<String> {
     let is_stdout = output.as_os_str() == "-";
     ensure!(
         is_stdout || *force || output.symlink_metadata().is_err(),
-        "{} is there already; --force writes over it",
+        "{} exists; --force overwrites it",
         output.display()
     );
 
@@ -98,12 +91,12 @@ fn make(arguments: &Arguments) -> anyhow::Result<String> {
     if is_folder {
         collect(&whole, &mut Vec::new(), &mut sources)?;
     } else {
-        let length = whole.metadata().context("look at the file")?.len();
+        let length = whole.metadata().context("read the size of the file")?.len();
         sources.push(Source { path: vec![name.as_bytes().to_vec()], file: whole.clone(), length });
     }
     let total: u64 = sources.iter().map(|source| source.length).sum();
-    ensure!(total > 0, "there is nothing in {}", path.display());
-    let piece_bytes = piece_length.map_or_else(|| chosen_piece_bytes(total), |kib| kib * 1024);
+    ensure!(total > 0, "{} is empty", path.display());
+    let piece_bytes = piece_length.map_or_else(|| default_piece_bytes(total), |kib| kib * 1024);
     let piece_bytes = u32::try_from(piece_bytes).context("a piece is too long")?;
     let mut builder = if is_folder {
         MetainfoBuilder::folder(name.as_bytes(), piece_bytes)
@@ -125,10 +118,10 @@ fn make(arguments: &Arguments) -> anyhow::Result<String> {
     let torrent = builder.build();
     ensure!(
         torrent.len() <= TORRENT_BYTES_MAX,
-        "the torrent has {} bytes, more than programs take: choose longer pieces",
+        "the torrent has {} bytes, more than other programs accept; choose longer pieces",
         torrent.len()
     );
-    let metainfo = Metainfo::parse(&torrent).context("this would be no torrent")?;
+    let metainfo = Metainfo::parse(&torrent).context("check the torrent")?;
     if is_stdout {
         std::io::stdout().write_all(&torrent).context("write to stdout")?;
     } else {
@@ -138,7 +131,7 @@ fn make(arguments: &Arguments) -> anyhow::Result<String> {
     Ok(format!("{}: {hash}, {files} files, {total} bytes in {pieces} pieces of {piece_bytes}", output.display()))
 }
 
-/// The files below a folder, by name.
+/// Collects the files below a folder, in the order of their names.
 fn collect(folder: &Path, path: &mut Vec<Vec<u8>>, sources: &mut Vec<Source>) -> anyhow::Result<()> {
     let read = || format!("read {}", folder.display());
     let mut names: Vec<_> = Vec::new();
@@ -148,14 +141,14 @@ fn collect(folder: &Path, path: &mut Vec<Vec<u8>>, sources: &mut Vec<Source>) ->
     names.sort();
     for name in names {
         let file = folder.join(&name);
-        let found = file.symlink_metadata().with_context(|| format!("look at {}", file.display()))?;
+        let found = file.symlink_metadata().with_context(|| format!("read {}", file.display()))?;
         path.push(name.as_bytes().to_vec());
         if found.is_dir() {
             ensure!(path.len() < 64, "{}: folders are nested too deeply", file.display());
             collect(&file, path, sources)?;
         } else {
-            let target = file.metadata().with_context(|| format!("look at {}", file.display()))?;
-            ensure!(target.is_file(), "{} is no file", file.display());
+            let target = file.metadata().with_context(|| format!("read {}", file.display()))?;
+            ensure!(target.is_file(), "{} is not a regular file", file.display());
             ensure!(sources.len() < FILES_MAX, "more than {FILES_MAX} files");
             sources.push(Source { path: path.clone(), length: target.len(), file });
         }
@@ -182,7 +175,7 @@ fn add_content(mut builder: MetainfoBuilder, source: &Source, bar: &ProgressBar)
     Ok(builder)
 }
 
-fn chosen_piece_bytes(total: u64) -> u64 {
+fn default_piece_bytes(total: u64) -> u64 {
     (total / PIECES_WANTED).max(1).next_power_of_two().clamp(PIECE_MIN, PIECE_MAX)
 }
 
@@ -191,9 +184,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_are_as_long_as_it_takes_for_about_fifteen_hundred() {
+    fn the_default_piece_length_makes_about_fifteen_hundred_pieces() {
         for (total, expected) in [(1, PIECE_MIN), (100 << 20, 128 << 10), (4 << 30, 4 << 20), (1 << 50, PIECE_MAX)] {
-            assert_eq!(chosen_piece_bytes(total), expected, "{total}");
+            assert_eq!(default_piece_bytes(total), expected, "{total}");
         }
     }
 

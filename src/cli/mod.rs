@@ -1,6 +1,6 @@
-//! The command line: what was asked for, and the code that it ends with.
+//! The command line: arguments in, exit code out.
 //!
-//! One file per subcommand. Messages for people go to stderr, data to stdout.
+//! One file per subcommand. Messages for people go to stderr, data to stdout (see [`terminal`]).
 
 mod act;
 mod add;
@@ -28,11 +28,14 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use tokio::runtime::Runtime;
 
 use crate::config::{self, ConfigErrors, Flag, Loaded, Sources};
 use crate::model::{Verb, printable};
 
+/// The arguments of the program.
 #[derive(Debug, Parser)]
 #[command(name = "dtorrent", version, about, disable_help_subcommand = true)]
 pub struct Cli {
@@ -44,23 +47,23 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the bridge (also without a word)
+    /// Run the bridge (the default)
     Run,
-    /// Show everything on this machine: a broker, two rTorrents that move data, the bridge between
+    /// Run a demonstration on this machine: a broker, two rTorrents that exchange data, and a bridge
     Demo,
-    /// Read the config, tell everything that is wrong with it, or what it comes to
+    /// Validate the config, and show all of its errors or what will run
     Check(check::Arguments),
-    /// Show what happens, as it happens; no broker is needed
+    /// Watch events as they happen; no broker is needed
     Watch(watch::Arguments),
     /// List torrents
     List(list::Arguments),
-    /// Show all about one torrent
+    /// Show everything about one torrent
     Show(show::Arguments),
-    /// Add torrents from magnet links, links or files
+    /// Add torrents from magnet links, URLs or files
     Add(add::Arguments),
-    /// Hold torrents for a while
+    /// Pause torrents
     Pause(act::Arguments),
-    /// Let paused torrents go on
+    /// Resume paused torrents
     Resume(act::Arguments),
     /// Start torrents
     Start(act::Arguments),
@@ -68,65 +71,69 @@ enum Command {
     Stop(act::Arguments),
     /// Remove torrents, and with --data their files
     Delete(delete::Arguments),
-    /// Have the content compared with the torrent
+    /// Verify (hash-check) the data of torrents
     Recheck(act::Arguments),
-    /// Tell the trackers now
+    /// Announce torrents to their trackers now
     Announce(act::Arguments),
-    /// Give torrents a label
+    /// Set the label of torrents
     Label(label::Arguments),
-    /// Say which torrents come first
+    /// Set the priority of torrents
     Priority(priority::Arguments),
     /// Move torrents to another folder
     Move(move_to::Arguments),
-    /// Show or set the limits of a server
+    /// Show or set the rate limits of a server
     Limits(limits::Arguments),
-    /// Make a .torrent file of a file or a folder
+    /// Create a .torrent file from a file or folder
     MakeTorrent(make_torrent::Arguments),
-    /// Take back every retained topic and discovery message of this instance; the bridge must be stopped
+    /// Clear every retained message that this instance published; the bridge must be stopped
     Purge,
     /// List, replay or drop the events that brokers and webhooks refused
     #[command(subcommand)]
     DeadLetters(dead_letters::Arguments),
-    /// For a client of your own (`client = "exec"`)
+    /// Test a client of your own (`client = "exec"`)
     #[command(subcommand)]
     Client(client::Arguments),
-    /// Ask the running bridge whether it is alive: exit code 0 or 1
+    /// Check whether the running bridge is alive: exit code 0 or 1
     Health,
-    /// Print the shape of what is sent and taken: a JSON Schema, or an AsyncAPI document
+    /// Print the JSON Schema of a message or of the config, or an AsyncAPI document
     #[command(subcommand)]
     Schema(schema::Arguments),
-    /// Print the completions of this command line for a shell
+    /// Print shell completions
     Completions(manual::CompletionsArguments),
-    /// Print the manual, or write its pages into a folder
+    /// Print the manual, or write its pages to a folder
     Man(manual::ManArguments),
 }
 
-/// How the config is found, and what the command line says in its place.
+/// Where the config is, and the options of it that the command line overrides.
 #[derive(Clone, Debug, Args)]
 pub struct Options {
     /// Read this file [default: $DTORRENT_CONFIG, ./dtorrent.toml, the user's, /etc/dtorrent/dtorrent.toml]
     #[arg(long, short, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Keep the durable state here, whatever the config says
+    /// Store the durable state here; overrides the config
     #[arg(long, global = true, value_name = "FOLDER")]
     data_dir: Option<String>,
-    /// Serve HTTP here, whatever the config says: ADDRESS:PORT or `off`
+    /// Serve HTTP on ADDRESS:PORT, or `off`; overrides the config
     #[arg(long, global = true, value_name = "ADDRESS")]
     listen: Option<String>,
-    /// error, warn, info, debug, trace or off, whatever the config says
+    /// Set the log level: error, warn, info, debug, trace or off; overrides the config
     #[arg(long, global = true, value_name = "LEVEL")]
     log_level: Option<String>,
-    /// pretty or json, whatever the config says
+    /// Set the log format: pretty or json; overrides the config
     #[arg(long, global = true, value_name = "FORMAT")]
     log_format: Option<String>,
 }
 
 impl Options {
-    /// This file and nothing else from the command line.
+    /// Returns the options for a config file without overrides.
     fn of_file(config: PathBuf) -> Self {
         Self { config: Some(config), data_dir: None, listen: None, log_level: None, log_format: None }
     }
 
+    /// Loads the config.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
     pub fn load(self) -> Result<Loaded, ConfigErrors> {
         let Self { config, data_dir, listen, log_level, log_format } = self;
         let flags = [
@@ -139,27 +146,32 @@ impl Options {
         config::load(&Sources::of_process(config, flags))
     }
 
-    /// The config, or the exit code after all that is wrong with it was told.
-    fn load_or_tell(self) -> Result<Loaded, Exit> {
+    /// Loads the config, and prints everything that is wrong with it.
+    fn load_or_report(self) -> Result<Loaded, Exit> {
         self.load().map_err(|errors| {
             let count = errors.0.len();
-            let faults = if count == 1 { "1 fault".to_owned() } else { format!("{count} faults") };
-            tell(&format!("{errors}\n{faults} in the config"));
-            Exit::Usage
+            let summary = if count == 1 { "1 error".to_owned() } else { format!("{count} errors") };
+            usage(&format!("{errors}\n{summary} in the config"))
         })
     }
 }
 
-/// How the program ends.
+/// The exit code of the program (contract §10).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
+    /// 0: done.
     Done,
+    /// 1: failed.
     Failed,
-    /// The command line or the config is wrong.
+    /// 2: the command line or the config is wrong.
     Usage,
-    /// Somebody who has to be reached is not.
+    /// 3: a server, a broker or an endpoint is unreachable.
     Unreachable,
 }
+
+/// The outcome of a subcommand. An `Err` has been reported already; what is left of it is the exit code, which is
+/// [`Exit::Done`] if the reader of stdout has closed it.
+type CommandResult = Result<(), Exit>;
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
@@ -173,44 +185,67 @@ impl From<Exit> for ExitCode {
 }
 
 impl Cli {
+    /// Runs the subcommand.
     pub fn run(self) -> Exit {
+        self.dispatch().map_or_else(|exit| exit, |()| Exit::Done)
+    }
+
+    fn dispatch(self) -> CommandResult {
         let Self { options, command } = self;
-        match command {
-            Some(Command::Check(arguments)) => check::run(options, &arguments),
-            Some(Command::Watch(arguments)) => watch::run(options, &arguments),
-            Some(Command::List(arguments)) => list::run(options, &arguments),
-            Some(Command::Show(arguments)) => show::run(options, arguments),
-            Some(Command::Add(arguments)) => add::run(options, arguments),
-            Some(Command::Pause(arguments)) => act::plain(options, arguments, Verb::Pause),
-            Some(Command::Resume(arguments)) => act::plain(options, arguments, Verb::Resume),
-            Some(Command::Start(arguments)) => act::plain(options, arguments, Verb::Start),
-            Some(Command::Stop(arguments)) => act::plain(options, arguments, Verb::Stop),
-            Some(Command::Delete(arguments)) => delete::run(options, arguments),
-            Some(Command::Recheck(arguments)) => act::plain(options, arguments, Verb::Recheck),
-            Some(Command::Announce(arguments)) => act::plain(options, arguments, Verb::Announce),
-            Some(Command::Label(arguments)) => label::run(options, arguments),
-            Some(Command::Priority(arguments)) => priority::run(options, arguments),
-            Some(Command::Move(arguments)) => move_to::run(options, arguments),
-            Some(Command::Limits(arguments)) => limits::run(options, arguments),
-            Some(Command::MakeTorrent(arguments)) => make_torrent::run(&arguments),
-            Some(Command::Purge) => purge::run(options),
-            Some(Command::DeadLetters(arguments)) => dead_letters::run(options, arguments),
-            Some(Command::Client(arguments)) => client::run(arguments),
-            Some(Command::Health) => health::run(options),
-            Some(Command::Schema(arguments)) => schema::run(&arguments),
-            Some(Command::Completions(arguments)) => manual::completions(&arguments),
-            Some(Command::Man(arguments)) => manual::man(&arguments),
-            Some(Command::Demo) => demo::run(),
-            Some(Command::Run) | None => run::run(options),
+        match command.unwrap_or(Command::Run) {
+            Command::Run => run::run(options),
+            Command::Demo => demo::run(),
+            Command::Check(arguments) => check::run(options, &arguments),
+            Command::Watch(arguments) => watch::run(options, &arguments),
+            Command::List(arguments) => list::run(options, &arguments),
+            Command::Show(arguments) => show::run(options, arguments),
+            Command::Add(arguments) => add::run(options, arguments),
+            Command::Pause(arguments) => act::plain(options, arguments, Verb::Pause),
+            Command::Resume(arguments) => act::plain(options, arguments, Verb::Resume),
+            Command::Start(arguments) => act::plain(options, arguments, Verb::Start),
+            Command::Stop(arguments) => act::plain(options, arguments, Verb::Stop),
+            Command::Delete(arguments) => delete::run(options, arguments),
+            Command::Recheck(arguments) => act::plain(options, arguments, Verb::Recheck),
+            Command::Announce(arguments) => act::plain(options, arguments, Verb::Announce),
+            Command::Label(arguments) => label::run(options, arguments),
+            Command::Priority(arguments) => priority::run(options, arguments),
+            Command::Move(arguments) => move_to::run(options, arguments),
+            Command::Limits(arguments) => limits::run(options, arguments),
+            Command::MakeTorrent(arguments) => make_torrent::run(&arguments),
+            Command::Purge => purge::run(options),
+            Command::DeadLetters(arguments) => dead_letters::run(options, arguments),
+            Command::Client(arguments) => client::run(arguments),
+            Command::Health => health::run(options),
+            Command::Schema(arguments) => schema::run(&arguments),
+            Command::Completions(arguments) => manual::completions(&arguments),
+            Command::Man(arguments) => manual::man(&arguments),
         }
     }
 }
 
-/// Says something to a person. If stderr is gone there is nobody to say it to.
+/// Prints a message to stderr. A closed stderr is ignored, because nobody could be told of it.
 ///
-/// Names of torrents and words of servers are in it, so nothing in it does anything to a terminal.
-fn tell(text: &str) {
+/// Texts of torrents and servers are in it, so control characters are replaced.
+fn print_message(text: &str) {
     for line in text.lines() {
-        let _nobody_listens = writeln!(std::io::stderr(), "{}", printable(line.as_bytes())).is_err();
+        let _is_closed = writeln!(std::io::stderr(), "{}", printable(line.as_bytes())).is_err();
     }
+}
+
+/// Prints what is wrong with the command line or the config.
+fn usage(text: &str) -> Exit {
+    print_message(text);
+    Exit::Usage
+}
+
+/// Prints an error with its causes.
+fn failed(error: anyhow::Error) -> Exit {
+    print_message(&format!("dtorrent: {error:#}"));
+    Exit::Failed
+}
+
+/// Starts the runtime of a command that does one thing after the other.
+fn start_runtime() -> Result<Runtime, Exit> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("start the runtime").map_err(failed)
 }

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::act::{self, Doing, Which, with_value};
-use super::{Exit, Options};
+use super::{CommandResult, Options};
 use crate::model::Verb;
 
 #[derive(Clone, Debug, Args)]
@@ -20,12 +20,9 @@ pub struct Arguments {
     which: Which,
 }
 
-pub fn run(options: Options, arguments: Arguments) -> Exit {
+pub fn run(options: Options, arguments: Arguments) -> CommandResult {
     let Arguments { arguments, data, which } = arguments;
-    let (selectors, folder) = match with_value(arguments, "the folder") {
-        Ok(found) => found,
-        Err(exit) => return exit,
-    };
+    let (selectors, folder) = with_value(arguments, "the folder")?;
     let done = format!("in {folder}");
     act::run(options, selectors, &which, &Doing::new(Verb::Move, json!({"directory": folder, "data": data}), done))
 }

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::act::{self, Doing, Which, with_value};
-use super::{Exit, Options, tell};
+use super::{CommandResult, Options, usage};
 use crate::model::Verb;
 
 const NAMES: [&str; 4] = ["off", "low", "normal", "high"];
@@ -19,16 +19,12 @@ pub struct Arguments {
     which: Which,
 }
 
-pub fn run(options: Options, arguments: Arguments) -> Exit {
+pub fn run(options: Options, arguments: Arguments) -> CommandResult {
     let Arguments { arguments, which } = arguments;
-    let (selectors, priority) = match with_value(arguments, "the priority") {
-        Ok(found) => found,
-        Err(exit) => return exit,
-    };
+    let (selectors, priority) = with_value(arguments, "the priority")?;
     let number = NAMES.iter().position(|name| *name == priority).or_else(|| priority.parse().ok());
     let Some(number) = number.filter(|number| *number < NAMES.len()) else {
-        tell(&format!("`{priority}` is no priority: {} are", NAMES.join(", ")));
-        return Exit::Usage;
+        return Err(usage(&format!("unknown priority `{priority}`; expected {}", NAMES.join(", "))));
     };
     let done = format!("of {} priority", NAMES[number]);
     act::run(options, selectors, &which, &Doing::new(Verb::Priority, json!({"priority": number}), done))

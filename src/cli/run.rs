@@ -6,26 +6,17 @@ use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{Exit, Options, tell};
+use super::{CommandResult, Options, failed, print_message};
 use crate::config::{self, Config};
 use crate::telemetry::{self, metrics::Metrics};
 use crate::{app, supervise};
 
-/// Whoever signals a process and its group sends two that mean one.
-const SAME_SIGNAL: Duration = Duration::from_millis(500);
+/// Signals this close together count as one: a terminal or a service manager that signals the process and its group
+/// sends two.
+const SIGNAL_DEBOUNCE: Duration = Duration::from_millis(500);
 
-pub fn run(options: Options) -> Exit {
-    let loaded = match options.load_or_tell() {
-        Ok(loaded) => loaded,
-        Err(exit) => return exit,
-    };
-    match start(loaded.config) {
-        Ok(()) => Exit::Done,
-        Err(error) => {
-            tell(&format!("dtorrent: {error:#}"));
-            Exit::Failed
-        }
-    }
+pub fn run(options: Options) -> CommandResult {
+    start(options.load_or_report()?.config).map_err(failed)
 }
 
 fn start(config: Config) -> anyhow::Result<()> {
@@ -36,17 +27,21 @@ fn start(config: Config) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
     runtime.block_on(async {
         let metrics = Metrics::start()?;
-        let stop = stop_by_signal()?;
+        let stop = stop_on_signal()?;
         app::run(config, metrics, stop).await
     })
 }
 
-/// Is cancelled by SIGTERM or SIGINT; a second one ends the process at once, as safely as a crash.
-pub fn stop_by_signal() -> anyhow::Result<CancellationToken> {
+/// Returns a token that SIGTERM or SIGINT cancels. A second signal ends the process at once, which is as safe as a
+/// crash.
+///
+/// # Errors
+/// The signals cannot be listened for.
+pub fn stop_on_signal() -> anyhow::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let stop = CancellationToken::new();
-    let asked = stop.clone();
+    let cancelled = stop.clone();
     supervise::spawn_detached("signals", async move {
         let mut first: Option<Instant> = None;
         loop {
@@ -54,11 +49,11 @@ pub fn stop_by_signal() -> anyhow::Result<CancellationToken> {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            asked.cancel();
+            cancelled.cancel();
             match first {
                 None => first = Some(Instant::now()),
-                Some(first) if first.elapsed() > SAME_SIGNAL => {
-                    tell("dtorrent: asked to end a second time, so it ends at once");
+                Some(first) if first.elapsed() > SIGNAL_DEBOUNCE => {
+                    print_message("dtorrent: second signal, exiting at once");
                     std::process::exit(1);
                 }
                 Some(_) => {}

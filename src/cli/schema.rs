@@ -1,42 +1,42 @@
-//! `dtorrent schema`: the shapes of what is sent and taken, on stdout.
+//! `dtorrent schema`: prints the schemas of messages and of the config.
 
 use clap::{Subcommand, ValueEnum};
 
-use super::Exit;
-use super::terminal::put_json;
+use super::CommandResult;
+use super::terminal::print_json_text;
 use crate::config;
 use crate::model::Verb;
 use crate::schema::{self, Body};
 
 #[derive(Debug, Subcommand)]
 pub enum Arguments {
-    /// The config file
+    /// Print the schema of the config file
     Config,
-    /// An event, as each broker gets it
+    /// Print the schema of an event
     Event,
-    /// The result of a command
+    /// Print the schema of the result of a command
     Result,
-    /// A torrent: the state on a broker, and in each event
+    /// Print the schema of a torrent: its state, and its part in each event
     Torrent,
-    /// The files of a torrent
+    /// Print the schema of the files of a torrent
     Files,
-    /// The statistics of a server
+    /// Print the schema of the statistics of a server
     Stats,
-    /// What the bridge says of itself
+    /// Print the schema of the `info` of a bridge
     Info,
-    /// What the bridge says of how it is
+    /// Print the schema of the `health` of a bridge
     Health,
-    /// The body of a command; of all of them without a name
+    /// Print the schema of the body of a command; without VERB of any command
     Command {
         /// pause, add, list, …
         #[arg(value_name = "VERB")]
         verb: Option<Named>,
     },
-    /// Which of them is on which topic and subject: an AsyncAPI 3 document
+    /// Print an AsyncAPI 3 document: which message is on which topic and subject
     Asyncapi,
 }
 
-/// A verb by its name on the topics.
+/// A verb, by its name in topics.
 #[derive(Clone, Copy, Debug)]
 pub struct Named(Verb);
 
@@ -52,7 +52,7 @@ impl ValueEnum for Named {
     }
 }
 
-pub fn run(arguments: &Arguments) -> Exit {
+pub fn run(arguments: &Arguments) -> CommandResult {
     let document = match arguments {
         Arguments::Config => config::schema().to_value(),
         Arguments::Event => Body::Event.schema().to_value(),
@@ -66,6 +66,5 @@ pub fn run(arguments: &Arguments) -> Exit {
         Arguments::Command { verb: None } => schema::any_command().to_value(),
         Arguments::Asyncapi => schema::asyncapi(),
     };
-    put_json(&serde_json::to_string_pretty(&document).expect("it is plain JSON"))
-        .map_or_else(|exit| exit, |()| Exit::Done)
+    print_json_text(&serde_json::to_string_pretty(&document).expect("it is plain JSON"))
 }

@@ -6,11 +6,11 @@ use std::time::Duration;
 use clap::Args;
 use unicode_width::UnicodeWidthStr as _;
 
-use super::terminal::select::chosen;
-use super::terminal::server::{ServerChoice, Session, tell_of};
+use super::terminal::select::select;
+use super::terminal::server::{ServerChoice, Session, report_error};
 use super::terminal::table::{Cell, Column, cut, table};
-use super::terminal::{human, paint, put_json, say, width};
-use super::{Exit, Options, tell};
+use super::terminal::{human, paint, print_json, print_text, width};
+use super::{CommandResult, Exit, Options, print_message, usage};
 use crate::manager::TorrentDetails;
 use crate::model::{File, Filter, Parts, Peer, Timestamp, Torrent, Tracker, printable};
 use crate::port::{Clock as _, SystemClock};
@@ -40,39 +40,27 @@ const TRACKERS: [Column; 4] =
 const PEERS: [Column; 4] =
     [Column::right("DONE", 1), Column::right("GOT", 2), Column::left("ADDRESS", 3), Column::left("CLIENT", 0)];
 
-pub fn run(options: Options, arguments: Arguments) -> Exit {
-    show(options, arguments).map_or_else(|exit| exit, |()| Exit::Done)
-}
-
-fn show(options: Options, arguments: Arguments) -> Result<(), Exit> {
+pub fn run(options: Options, arguments: Arguments) -> CommandResult {
     let Arguments { selectors, choice, trackers, peers, json } = arguments;
     let session = Session::start(options)?;
     let (server, selectors) = session.server(&choice, selectors)?;
-    let usage = |text: &str| {
-        tell(text);
-        Exit::Usage
-    };
     if selectors.len() != 1 {
-        return Err(usage("which torrent? The beginning of its hash, or its name, says it"));
+        return Err(usage("select one torrent, by a prefix of its hash or by its name"));
     }
     session.run(async {
         let (_manager, watcher, torrents) = session.reach(&server).await?;
-        let found = chosen(&torrents, &selectors, &Filter::default(), SystemClock.now());
+        let found = select(&torrents, &selectors, &Filter::default(), SystemClock.now());
         let found = found.and_then(|found| match found.as_slice() {
             [one] => Ok(one.hash),
-            several => Err(format!("that is {} torrents; name one by its hash", several.len())),
+            several => Err(format!("{} torrents match; select one by its hash", several.len())),
         });
         let hash = found.map_err(|error| {
-            tell(&error);
+            print_message(&error);
             Exit::Failed
         })?;
         let details = watcher.get_parts(hash, Parts { files: true, trackers, peers }).await;
-        let details = details.map_err(|error| tell_of(&error))?;
-        if json {
-            put_json(&serde_json::to_string(&details).expect("a torrent is plain JSON"))
-        } else {
-            say(&page(&details, width()))
-        }
+        let details = details.map_err(|error| report_error(&error))?;
+        if json { print_json(&details) } else { print_text(&page(&details, width())) }
     })
 }
 

@@ -1,119 +1,110 @@
-//! `dtorrent watch`: what happens, as it happens.
+//! `dtorrent watch`: prints events as they happen.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use clap::Args;
 
-use super::run::stop_by_signal;
+use super::run::stop_on_signal;
 use super::terminal::server::Session;
 use super::terminal::table::cut;
-use super::terminal::{human, paint, put_json, say, width};
-use super::{Exit, Options, tell};
+use super::terminal::{human, paint, print_json_text, print_text, width};
+use super::{CommandResult, Options, failed, print_message};
 use crate::manager::{Manager, Since};
 use crate::model::{Cause, Event, Kind, ServerName, Torrent, printable};
 use crate::outbox::{Heard, Reader};
 
-/// How often is looked whether a server still answers.
-const LOOK_EACH: Duration = Duration::from_millis(500);
+/// Interval at which the servers are checked for a change of their reachability.
+const STATUS_INTERVAL: Duration = Duration::from_millis(500);
+/// Columns of the progress bar.
 const BAR: usize = 10;
 
 #[derive(Clone, Debug, Args)]
 pub struct Arguments {
-    /// Only these servers [default: all]
+    /// Watch only these servers [default: all]
     servers: Vec<String>,
-    /// Only events of these kinds; several with commas
+    /// Print only events of these kinds, separated by commas
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = kind)]
     events: Vec<Kind>,
-    /// Print one JSON object a line, the same that brokers get
+    /// Print one JSON object a line, the same as on a broker
     #[arg(long)]
     json: bool,
 }
 
 fn kind(text: &str) -> Result<Kind, String> {
     let names = || Kind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>().join(", ");
-    Kind::parse(text).ok_or_else(|| format!("one of {}", names()))
+    Kind::parse(text).ok_or_else(|| format!("expected one of {}", names()))
 }
 
-pub fn run(options: Options, arguments: &Arguments) -> Exit {
-    watch(options, arguments).map_or_else(|exit| exit, |()| Exit::Done)
-}
-
-fn watch(options: Options, arguments: &Arguments) -> Result<(), Exit> {
+pub fn run(options: Options, arguments: &Arguments) -> CommandResult {
     let Arguments { servers, events, json } = arguments;
     let session = Session::start(options)?;
     let servers = session.servers(servers)?;
     let kinds: BTreeSet<Kind> =
         if events.is_empty() { Kind::ALL.iter().copied().collect() } else { events.iter().copied().collect() };
     session.run(async {
-        let stop = stop_by_signal().map_err(|error| {
-            tell(&format!("dtorrent watch: {error:#}"));
-            Exit::Failed
-        })?;
+        let stop = stop_on_signal().map_err(failed)?;
         let manager = session.watch(&servers).await?;
         let reader = manager.reader(&Since::Built, kinds);
-        let printer = Printer { json: *json, tells_server: servers.len() > 1, width: width() };
+        let printer = Printer { json: *json, shows_server: servers.len() > 1, width: width() };
         tokio::select! {
             biased;
             () = stop.cancelled() => Ok(()),
             ended = print(reader, printer) => ended,
-            () = tell_problems(&manager, &servers) => Ok(()),
+            () = report_problems(&manager, &servers) => Ok(()),
         }
     })
 }
 
-async fn print(mut reader: Reader, printer: Printer) -> Result<(), Exit> {
+async fn print(mut reader: Reader, printer: Printer) -> CommandResult {
     loop {
         match reader.next().await {
-            Ok(Some(Heard::Missed(missed))) => tell(&missed.to_string()),
+            Ok(Some(Heard::Missed(missed))) => print_message(&missed.to_string()),
             Ok(Some(heard)) => {
                 let Some(body) = heard.body() else { continue };
                 if printer.json {
-                    put_json(&String::from_utf8_lossy(&body))?;
+                    print_json_text(&String::from_utf8_lossy(&body))?;
                 } else if let Some(line) = printer.line(&body) {
-                    say(&line)?;
+                    print_text(&line)?;
                 }
             }
             Ok(None) => return Ok(()),
-            Err(error) => {
-                tell(&format!("dtorrent watch: {error}"));
-                return Err(Exit::Failed);
-            }
+            Err(error) => return Err(failed(error.into())),
         }
     }
 }
 
-/// Says on stderr when a server does not answer, and when it does again.
-async fn tell_problems(manager: &Manager, servers: &[ServerName]) {
-    let mut told: BTreeMap<&ServerName, String> = BTreeMap::new();
+/// Prints to stderr when a server stops answering polls, and when it answers again.
+async fn report_problems(manager: &Manager, servers: &[ServerName]) {
+    let mut printed: BTreeMap<&ServerName, String> = BTreeMap::new();
     loop {
         for server in servers {
             let Some(watcher) = manager.watcher(server.as_str()) else { continue };
             match watcher.status().problem {
-                Some(problem) if told.get(server) != Some(&problem) => {
-                    tell(&format!("server {server} does not answer: {problem}"));
-                    told.insert(server, problem);
+                Some(problem) if printed.get(server) != Some(&problem) => {
+                    print_message(&format!("server {server} does not answer: {problem}"));
+                    printed.insert(server, problem);
                 }
-                None if told.remove(server).is_some() => tell(&format!("server {server} answers")),
+                None if printed.remove(server).is_some() => print_message(&format!("server {server} answers")),
                 _ => {}
             }
         }
-        tokio::time::sleep(LOOK_EACH).await;
+        tokio::time::sleep(STATUS_INTERVAL).await;
     }
 }
 
-/// How events look.
+/// The format of events.
 struct Printer {
     json: bool,
-    tells_server: bool,
+    shows_server: bool,
     width: Option<usize>,
 }
 
 impl Printer {
-    /// The line for an event to people; `None` for one that is not worth it.
+    /// Returns the line for an event; `None` for one that is not worth a line.
     fn line(&self, body: &[u8]) -> Option<String> {
         let event: Event = serde_json::from_slice(body).ok()?;
-        // The first picture is no news; `snapshot_done` says how much it is.
+        // The torrents of a server seen for the first time are no news; `snapshot_done` says how many there are.
         if event.event_type == Kind::Added && event.cause == Cause::Snapshot {
             return None;
         }
@@ -123,7 +114,7 @@ impl Printer {
     fn pretty(&self, event: &Event) -> String {
         let time = event.time.to_string();
         let time = time.get(11..19).unwrap_or_default();
-        let server = if self.tells_server { format!("{}  ", event.server) } else { String::new() };
+        let server = if self.shows_server { format!("{}  ", event.server) } else { String::new() };
         let kind = format!("{:16}", event.event_type.as_str());
         let about = event.torrent.as_deref().map(about).unwrap_or_default();
         let used = time.len() + 2 + server.len() + kind.len() + 1;
@@ -137,7 +128,8 @@ impl Printer {
     }
 }
 
-/// Progress first, so that it is a column; the name last, so that it is what is cut.
+/// Returns the part of the line about the torrent: progress first, so that it is a column; the name last, because the
+/// end is what is cut.
 fn about(torrent: &Torrent) -> String {
     let (down, up) = (human::rate(torrent.download_rate), human::rate(torrent.upload_rate));
     let arrow = |arrow: char, rate: String| if rate.is_empty() { String::new() } else { format!("{arrow}{rate}  ") };
@@ -181,20 +173,20 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_a_line_that_fits_and_cannot_paint() {
-        let wide = Printer { json: false, tells_server: true, width: None };
+    fn an_event_is_a_line_that_fits_and_has_no_control_characters() {
+        let wide = Printer { json: false, shows_server: true, width: None };
         let line = printed(&wide, &event()).unwrap();
         assert!(line.starts_with("06:25:01  home  resumed"), "{line}");
         assert!(line.contains("████▌       45.3%  ↓2.0 MiB/s  漢字 ") && !line.contains('\u{1b}'), "{line}");
         for width in 30..90 {
-            let line = printed(&Printer { json: false, tells_server: false, width: Some(width) }, &event()).unwrap();
+            let line = printed(&Printer { json: false, shows_server: false, width: Some(width) }, &event()).unwrap();
             assert!(line.trim_end().width() <= width, "{width}: {line}");
         }
     }
 
     #[test]
-    fn people_are_spared_the_first_picture() {
+    fn the_first_snapshot_prints_no_lines() {
         let first = Event { event_type: Kind::Added, cause: Cause::Snapshot, ..event() };
-        assert_eq!(printed(&Printer { json: false, tells_server: false, width: None }, &first), None);
+        assert_eq!(printed(&Printer { json: false, shows_server: false, width: None }, &first), None);
     }
 }

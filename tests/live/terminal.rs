@@ -160,20 +160,20 @@ async fn torrents_are_listed_shown_and_controlled_from_a_terminal() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_done_has_its_code_and_its_reason_on_stderr() {
+async fn a_command_that_fails_has_its_exit_code_and_prints_the_reason() {
     if !can_run() {
         return;
     }
     let one = Content::file("one.iso", 50_000, 1);
     let mut fixture = Fixture::with(&[&one]).await;
     for (arguments, code, reason) in [
-        (&["pause"][..], 2, "which torrents?"),
-        (&["pause", "nothing"], 1, "no torrent is `nothing`"),
-        (&["pause", "--all", "--server", "attic"], 2, "no server is called `attic`; there are: home"),
+        (&["pause"][..], 2, "no torrents selected"),
+        (&["pause", "nothing"], 1, "no torrent matches `nothing`"),
+        (&["pause", "--all", "--server", "attic"], 2, "unknown server `attic`; the config has: home"),
         (&["list", "--status", "asleep"], 2, "checking, downloading"),
         (&["list", "--filter", "{"], 2, "--filter"),
-        (&["label", "one.iso"], 2, "which torrents?"),
-        (&["priority", "one.iso", "highest"], 2, "no priority"),
+        (&["label", "one.iso"], 2, "no torrents selected"),
+        (&["priority", "one.iso", "highest"], 2, "unknown priority"),
         (&["move", "one.iso", "/etc"], 1, "directory: "),
         (&["announce", "one.iso"], 1, "one.iso: it has no tracker"),
         (&["add", "missing.torrent"], 1, "missing.torrent"),
@@ -218,7 +218,7 @@ async fn files_are_deleted_only_after_confirmation() {
 }
 
 #[tokio::test]
-async fn a_terminal_has_colours_unless_somebody_does_not_want_them() {
+async fn a_terminal_has_colours_unless_they_are_turned_off() {
     if !can_run() {
         return;
     }

@@ -1,10 +1,10 @@
-//! Numbers as people read them. Pure.
+//! Numbers in human-readable form. Pure.
 
 use std::time::Duration;
 
 const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
-/// `4.2 GiB`: three digits at most, and one after the point below a hundred.
+/// Returns a size as `4.2 GiB`: at most three digits before the point, and one after it below a hundred.
 pub fn bytes(bytes: u64) -> String {
     let mut value = bytes as f64;
     let mut unit = 0;
@@ -20,7 +20,7 @@ pub fn bytes(bytes: u64) -> String {
     }
 }
 
-/// `1.2 MiB/s`, and nothing for nothing.
+/// Returns a rate as `1.2 MiB/s`; empty if it is 0 or unknown.
 pub fn rate(bytes_per_second: Option<u64>) -> String {
     match bytes_per_second {
         None | Some(0) => String::new(),
@@ -28,7 +28,7 @@ pub fn rate(bytes_per_second: Option<u64>) -> String {
     }
 }
 
-/// `3h12m`: the two largest parts.
+/// Returns a duration in its two largest units, `3h12m`.
 pub fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let parts = [(seconds / 86_400, "d"), (seconds / 3600 % 24, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
@@ -40,7 +40,7 @@ pub fn duration(duration: Duration) -> String {
         .fold(String::new(), |text, (n, unit)| format!("{text}{n}{unit}"))
 }
 
-/// A bar of so many columns, in eighths, and the percentage after it.
+/// Returns a bar of so many columns, in eighths of a column, followed by the percentage.
 pub fn progress(percent: f64, columns: usize) -> String {
     const EIGHTHS: [char; 8] = [' ', '▏', '▎', '▍', '▌', '▋', '▊', '▉'];
     let filled = (percent.clamp(0.0, 100.0) / 100.0 * columns as f64 * 8.0) as usize;

@@ -1,8 +1,8 @@
-//! What the one-shot commands have in common: how they look on a terminal, and how they reach a server.
+//! Output on a terminal and access to a server, shared by the one-shot commands.
 //!
-//! Data goes to stdout, as wide as it likes if that is no terminal; what is said to people goes to stderr. Colours
-//! are for terminals that want them. Names of torrents are strangers' words: nothing in them does anything to a
-//! terminal. A reader that has had enough (`| head`) is no error.
+//! Data goes to stdout, uncut if that is not a terminal; messages go to stderr. Colours appear only on terminals that
+//! want them. The name of a torrent is chosen by its maker, so nothing in it may control the terminal. A reader that
+//! closes stdout early (`| head`) is no error.
 
 pub mod human;
 pub mod paint;
@@ -13,22 +13,41 @@ pub mod table;
 use std::fmt::Write as _;
 use std::io;
 
-use super::{Exit, tell};
+use serde::Serialize;
+
+use super::{Exit, print_message};
 use crate::model::is_active;
 
-/// Writes data for people, in colours where they are wanted. Who reads may have had enough, which ends the program
-/// quietly.
-pub fn say(text: &str) -> Result<(), Exit> {
-    written(&mut anstream::stdout().lock(), text.as_bytes())
+/// Prints text to stdout, in colours where they are wanted.
+///
+/// # Errors
+/// [`Exit::Done`] if the reader has closed stdout, which ends the program quietly; else the exit code after a message.
+pub fn print_text(text: &str) -> Result<(), Exit> {
+    write_all(&mut anstream::stdout().lock(), text.as_bytes())
 }
 
-/// Writes data as it is, as quietly.
-pub fn put(bytes: &[u8]) -> Result<(), Exit> {
-    written(&mut io::stdout().lock(), bytes)
+/// Prints bytes to stdout as they are.
+///
+/// # Errors
+/// As [`print_text`].
+pub fn print_bytes(bytes: &[u8]) -> Result<(), Exit> {
+    write_all(&mut io::stdout().lock(), bytes)
 }
 
-/// Writes JSON, and a line break. What a terminal would obey is written as JSON can write it: the value is the same.
-pub fn put_json(json: &str) -> Result<(), Exit> {
+/// Prints a value as one line of JSON.
+///
+/// # Errors
+/// As [`print_text`].
+pub fn print_json(value: &impl Serialize) -> Result<(), Exit> {
+    print_json_text(&serde_json::to_string(value).expect("the values of commands are plain JSON"))
+}
+
+/// Prints rendered JSON and a line break. Characters that a terminal would obey are escaped, which leaves the value the
+/// same.
+///
+/// # Errors
+/// As [`print_text`].
+pub fn print_json_text(json: &str) -> Result<(), Exit> {
     let mut text = String::with_capacity(json.len() + 1);
     for c in json.chars() {
         match c {
@@ -38,24 +57,24 @@ pub fn put_json(json: &str) -> Result<(), Exit> {
         }
     }
     text.push('\n');
-    put(text.as_bytes())
+    print_bytes(text.as_bytes())
 }
 
-fn written(out: &mut impl io::Write, bytes: &[u8]) -> Result<(), Exit> {
+fn write_all(out: &mut impl io::Write, bytes: &[u8]) -> Result<(), Exit> {
     let written = out.write_all(bytes).and_then(|()| out.flush());
     written.map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => Exit::Done,
         _ => {
-            tell(&format!("write to stdout: {error}"));
+            print_message(&format!("write to stdout: {error}"));
             Exit::Failed
         }
     })
 }
 
-/// How many columns stdout has; `None` if it is no terminal.
+/// Returns the width of stdout in columns; `None` if it is not a terminal.
 pub fn width() -> Option<usize> {
-    // `COLUMNS` is for tests and for those who know better.
-    let asked = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).filter(|columns| *columns > 0);
-    let found = || terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| usize::from(width.0));
-    asked.or_else(found)
+    // `COLUMNS` overrides it, as in other programs; tests use this.
+    let set = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).filter(|columns| *columns > 0);
+    let measured = || terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| usize::from(width.0));
+    set.or_else(measured)
 }

@@ -1,4 +1,4 @@
-//! Colours, by what they mean. What takes them off again where nobody wants them is `anstream`.
+//! Colours by meaning. `anstream` removes them where they are not wanted.
 
 use anstyle::{AnsiColor, Style};
 
@@ -8,14 +8,22 @@ const fn coloured(colour: AnsiColor) -> Style {
     Style::new().fg_color(Some(anstyle::Color::Ansi(colour)))
 }
 
+/// Complete, or well again.
 pub const GOOD: Style = coloured(AnsiColor::Green);
+/// At work.
 pub const BUSY: Style = coloured(AnsiColor::Cyan);
+/// Waiting.
 pub const HELD: Style = coloured(AnsiColor::Yellow);
+/// In error.
 pub const BAD: Style = coloured(AnsiColor::Red).bold();
+/// Secondary.
 pub const FAINT: Style = Style::new().dimmed();
+/// A heading.
 pub const HEAD: Style = Style::new().bold();
+/// Unstyled.
 pub const PLAIN: Style = Style::new();
 
+/// Returns the style of a torrent's status.
 pub fn status(status: Status, has_error: bool) -> Style {
     match status {
         _ if has_error => BAD,
@@ -26,6 +34,7 @@ pub fn status(status: Status, has_error: bool) -> Style {
     }
 }
 
+/// Returns the style of a kind of event.
 pub fn kind(kind: Kind) -> Style {
     match kind {
         Kind::Finished | Kind::ServerOnline | Kind::ErrorCleared | Kind::SnapshotDone => GOOD,
@@ -36,7 +45,7 @@ pub fn kind(kind: Kind) -> Style {
     }
 }
 
-/// A text in a style, with the way back behind it.
+/// Returns a text in a style, with the reset after it.
 pub fn painted(style: Style, text: &str) -> String {
     format!("{style}{text}{style:#}")
 }

@@ -1,4 +1,4 @@
-//! Which torrents somebody means: by hash, by name, or by what they are. Pure, but for the arguments.
+//! Selection of torrents: by hash, by name, or by condition.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 
 use crate::model::{Filter, InfoHash, Status, Timestamp, Torrent, printable};
 
-/// A shorter beginning of a hash might as well be a word.
+/// Minimum length of a hash prefix; a shorter one might as well be a name.
 const PREFIX_MIN: usize = 4;
 
-/// Torrents by what they are.
+/// Conditions that torrents have to meet.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Conditions {
     /// Only those that are checking, downloading, seeding, paused, stopped, queued or metadata; several with commas
@@ -31,21 +31,22 @@ fn status(text: &str) -> Result<Status, String> {
 }
 
 impl Conditions {
+    /// Returns whether there is no condition.
     pub fn is_empty(&self) -> bool {
         let Self { status, label, filter } = self;
         status.is_empty() && label.is_none() && filter.is_none()
     }
 
-    /// `name`: a pattern that names have to match, too.
+    /// Returns the conditions as a filter. `name` is a further pattern, for the name of a torrent.
     ///
     /// # Errors
-    /// What is wrong with the filter.
+    /// What is wrong with `--filter`.
     pub fn filter(&self, name: Option<&str>) -> Result<Filter, String> {
         let Self { status, label, filter } = self;
         let mut object = match filter.as_deref().map(serde_json::from_str) {
             None => Map::new(),
             Some(Ok(Value::Object(object))) => object,
-            Some(_) => return Err("--filter: a JSON object like {\"name\": \"*.iso\"} is right".to_owned()),
+            Some(_) => return Err("--filter: expected a JSON object, such as {\"name\": \"*.iso\"}".to_owned()),
         };
         if !status.is_empty() {
             object.insert("status".to_owned(), json!(status));
@@ -60,14 +61,14 @@ impl Conditions {
     }
 }
 
-/// Those of `torrents` that are meant. Without a selector these are all that match the filter.
+/// Returns the torrents that match the filter and a selector; without selectors, all that match the filter.
 ///
-/// A selector is the beginning of a hash, or a name, and then means one torrent; or a pattern with `*`, `?`,
-/// `[…]` or `{…}`, which may match many.
+/// A selector is a prefix of a hash, or a name, and then matches one torrent; or a pattern with `*`, `?`, `[…]` or
+/// `{…}`, which may match many.
 ///
 /// # Errors
-/// A selector that means none, or more than one without being a pattern.
-pub fn chosen<'a>(
+/// A selector that matches no torrent, or several without being a pattern.
+pub fn select<'a>(
     torrents: impl IntoIterator<Item = &'a Torrent>,
     selectors: &[String],
     filter: &Filter,
@@ -77,15 +78,15 @@ pub fn chosen<'a>(
     if selectors.is_empty() {
         return Ok(matching);
     }
-    let mut chosen: BTreeMap<InfoHash, &Torrent> = BTreeMap::new();
+    let mut selected: BTreeMap<InfoHash, &Torrent> = BTreeMap::new();
     for selector in selectors {
-        let meant = meant(&matching, selector)?;
-        chosen.extend(meant.into_iter().map(|torrent| (torrent.hash, torrent)));
+        let matched = matches(&matching, selector)?;
+        selected.extend(matched.into_iter().map(|torrent| (torrent.hash, torrent)));
     }
-    Ok(chosen.into_values().collect())
+    Ok(selected.into_values().collect())
 }
 
-fn meant<'a>(torrents: &[&'a Torrent], selector: &str) -> Result<Vec<&'a Torrent>, String> {
+fn matches<'a>(torrents: &[&'a Torrent], selector: &str) -> Result<Vec<&'a Torrent>, String> {
     let shown = printable(selector.as_bytes());
     let is_prefix = selector.len() >= PREFIX_MIN && selector.bytes().all(|b| b.is_ascii_hexdigit());
     let prefix = selector.to_ascii_lowercase();
@@ -97,7 +98,11 @@ fn meant<'a>(torrents: &[&'a Torrent], selector: &str) -> Result<Vec<&'a Torrent
         [_] => return Ok(found),
         several => {
             let some: Vec<String> = several.iter().take(5).map(|torrent| torrent.hash.to_string()).collect();
-            return Err(format!("`{shown}` is {} torrents; name one by its hash: {}", several.len(), some.join(" ")));
+            return Err(format!(
+                "`{shown}` matches {} torrents; select one by its hash: {}",
+                several.len(),
+                some.join(" ")
+            ));
         }
     }
     let is_pattern = selector.contains(['*', '?', '[', '{']);
@@ -106,10 +111,10 @@ fn meant<'a>(torrents: &[&'a Torrent], selector: &str) -> Result<Vec<&'a Torrent
     let glob = glob.compile_matcher();
     let found: Vec<&Torrent> = torrents.iter().filter(|torrent| glob.is_match(&torrent.name)).copied().collect();
     match found.len() {
-        0 => Err(format!("no torrent is `{shown}`")),
+        0 => Err(format!("no torrent matches `{shown}`")),
         1 => Ok(found),
         _ if is_pattern => Ok(found),
-        count => Err(format!("`{shown}` is {count} torrents; name one by its hash")),
+        count => Err(format!("`{shown}` matches {count} torrents; select one by its hash")),
     }
 }
 
@@ -137,7 +142,7 @@ mod tests {
     fn check(selectors: &[&str], expected: &str) {
         let torrents = torrents();
         let selectors: Vec<String> = selectors.iter().map(|text| (*text).to_owned()).collect();
-        let found = match chosen(&torrents, &selectors, &Filter::default(), Timestamp::from_millis(0)) {
+        let found = match select(&torrents, &selectors, &Filter::default(), Timestamp::from_millis(0)) {
             Ok(found) => {
                 found.iter().map(|torrent| torrent.hash.to_string()[..2].to_owned()).collect::<Vec<_>>().join(" ")
             }
@@ -147,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torrent_is_meant_by_its_hash_its_name_or_a_pattern() {
+    fn a_selector_is_a_hash_prefix_a_name_or_a_pattern() {
         check(&[], "ab ac ad ae af b0");
         check(&["ACAC"], "ac");
         check(&["debian.iso"], "ab");
@@ -159,12 +164,12 @@ mod tests {
     }
 
     #[test]
-    fn what_means_none_or_might_mean_another_is_refused() {
-        check(&["aca"], "error: no torrent is `aca`");
-        check(&["cccc"], "error: no torrent is");
-        check(&["same"], "error: `same` is 2 torrents; name one by its hash: aeae");
-        check(&["abab"], "error: `abab` is 2 torrents");
-        check(&["*.iso", "nothing"], "error: no torrent is `nothing`");
+    fn a_selector_that_matches_no_torrent_or_is_ambiguous_is_refused() {
+        check(&["aca"], "error: no torrent matches `aca`");
+        check(&["cccc"], "error: no torrent matches");
+        check(&["same"], "error: `same` matches 2 torrents; select one by its hash: aeae");
+        check(&["abab"], "error: `abab` matches 2 torrents");
+        check(&["*.iso", "nothing"], "error: no torrent matches `nothing`");
         check(&["a{b"], "error: `a{b`: ");
     }
 
@@ -174,7 +179,7 @@ mod tests {
             Conditions { status: vec![Status::Paused], label: None, filter: Some("{\"name\": \"fed*\"}".to_owned()) };
         let torrents = torrents();
         let filter = conditions.filter(None).unwrap();
-        let found = chosen(&torrents, &[], &filter, Timestamp::from_millis(0)).unwrap();
+        let found = select(&torrents, &[], &filter, Timestamp::from_millis(0)).unwrap();
         assert_eq!(found.iter().map(|torrent| torrent.name.as_str()).collect::<Vec<_>>(), ["Fedora.iso"]);
         for wrong in ["[]", "{", "{\"colour\": 1}"] {
             let conditions = Conditions { filter: Some(wrong.to_owned()), ..Conditions::default() };

@@ -1,60 +1,58 @@
-//! Reaching a server for one command: the config, the client, a manager in memory.
+//! Access to a server for one command: the config, the client, a manager in memory.
 
 use std::io::{self, IsTerminal as _};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::runtime::Runtime;
 
 use crate::app;
-use crate::cli::{Exit, Options, tell};
+use crate::cli::{Exit, Options, failed, print_message, usage};
 use crate::config::{Config, Log};
 use crate::manager::{Manager, ManagerError, Server, Watcher};
 use crate::model::{ErrorCode, ServerName, Torrent, error_chain};
 use crate::port::ClientError;
 use crate::telemetry;
 
-/// Somebody waits for the effect.
-const INTERVAL: Duration = Duration::from_millis(250);
-/// What takes longer than this says that it is at work.
-const QUIET: Duration = Duration::from_millis(400);
+/// Maximum poll interval: a person waits for the effect.
+const INTERVAL_MAX: Duration = Duration::from_millis(250);
+/// Delay before work in progress is shown.
+const SPINNER_DELAY: Duration = Duration::from_millis(400);
 
 #[derive(Clone, Debug, Args)]
 pub struct ServerChoice {
-    /// The server that is meant; it can also stand before all else. Not needed if there is only one
+    /// Select the server; its name may also come before all other arguments. Optional if there is only one
     #[arg(long, short, value_name = "NAME")]
     pub server: Option<String>,
 }
 
-/// A config and what it takes to ask its servers.
+/// A loaded config and a runtime.
 pub struct Session {
     pub config: Config,
     runtime: Runtime,
 }
 
 impl Session {
-    /// Reads the config. What is logged is only what went wrong, unless the command line wants more.
+    /// Loads the config and starts the log, with errors only unless the command line sets a level.
     pub fn start(options: Options) -> Result<Self, Exit> {
         let wants_log = options.log_level.is_some();
-        let config = options.load_or_tell()?.config;
+        let config = options.load_or_report()?.config;
         let level = if wants_log { config.log.level } else { Some(tracing::Level::ERROR) };
-        let failed = |error: anyhow::Error| {
-            tell(&format!("dtorrent: {error:#}"));
-            Exit::Failed
-        };
         telemetry::start(Log { level, ..config.log }).map_err(failed)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.map_err(|error| failed(anyhow::Error::new(error).context("start the runtime")))?;
         Ok(Self { config, runtime })
     }
 
+    /// Runs a future to its end.
     pub fn run<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)
     }
 
-    /// The servers of these names; all, without any.
+    /// Returns the servers with these names; all of them, if `names` is empty.
     pub fn servers(&self, names: &[String]) -> Result<Vec<ServerName>, Exit> {
         if names.is_empty() {
             return Ok(self.config.servers.keys().cloned().collect());
@@ -63,7 +61,7 @@ impl Session {
         names.iter().map(find).collect()
     }
 
-    /// The one server that is meant, and the other arguments: its name may stand before them.
+    /// Returns the server to use, and the arguments without its name, which may come first.
     pub fn server(&self, choice: &ServerChoice, mut rest: Vec<String>) -> Result<(ServerName, Vec<String>), Exit> {
         if let Some(name) = &choice.server {
             return self.named(name).map(|server| (server, rest)).ok_or_else(|| self.unknown(name));
@@ -76,8 +74,7 @@ impl Session {
             [only] => Ok(((*only).clone(), rest)),
             several => {
                 let names: Vec<&str> = several.iter().map(|name| name.as_str()).collect();
-                tell(&format!("which server is meant? One of {} first, or with --server", names.join(", ")));
-                Err(Exit::Usage)
+                Err(usage(&format!("several servers; put one first or set --server: {}", names.join(", "))))
             }
         }
     }
@@ -88,56 +85,52 @@ impl Session {
 
     fn unknown(&self, name: &str) -> Exit {
         let names: Vec<&str> = self.config.servers.keys().map(ServerName::as_str).collect();
-        tell(&format!("no server is called `{name}`; there are: {}", names.join(", ")));
-        Exit::Usage
+        usage(&format!("unknown server `{name}`; the config has: {}", names.join(", ")))
     }
 
-    /// Begins to watch these servers, in memory.
+    /// Starts to monitor these servers, in memory.
     pub async fn watch(&self, servers: &[ServerName]) -> Result<Manager, Exit> {
         let mut builder = Manager::builder();
         for (name, server) in self.config.servers.iter().filter(|(name, _)| servers.contains(name)) {
-            let client =
-                app::client(&server.client).map_err(|error| fail(&format!("set up server {name}: {error:#}")))?;
-            let watched = Server::from(Arc::clone(&client)).interval(server.interval.min(INTERVAL));
+            let client = app::client(&server.client).with_context(|| format!("set up server {name}")).map_err(failed)?;
+            let watched = Server::from(Arc::clone(&client)).interval(server.interval.min(INTERVAL_MAX));
             builder = builder.server(name.as_str(), watched.sweep(server.sweep).roots(server.roots.clone()));
         }
-        builder.build().await.map_err(|error| fail(&format!("{:#}", anyhow::Error::new(error))))
+        builder.build().await.map_err(|error| failed(error.into()))
     }
 
-    /// A manager of one server that has shown what it has, and that.
+    /// Connects to one server. Returns the manager with it, and its torrents.
     pub async fn reach(&self, server: &ServerName) -> Result<(Manager, Watcher, Vec<Torrent>), Exit> {
         let manager = self.watch(std::slice::from_ref(server)).await?;
-        let watcher = manager.watcher(server.as_str()).expect("it was just given");
-        let torrents =
-            at_work(&format!("reading {server}"), watcher.get_all()).await.map_err(|error| tell_of(&error))?;
+        let watcher = manager.watcher(server.as_str()).expect("the manager was built with this server");
+        let torrents = with_spinner(&format!("reading {server}"), watcher.get_all())
+            .await
+            .map_err(|error| report_error(&error))?;
         Ok((manager, watcher, torrents))
     }
 }
 
-fn fail(text: &str) -> Exit {
-    tell(text);
-    Exit::Failed
-}
-
-/// Says what went wrong, and what that makes of the program.
-pub fn tell_of(error: &ManagerError) -> Exit {
-    tell(&error_chain(error));
+/// Prints an error with its causes, and returns its exit code.
+pub fn report_error(error: &ManagerError) -> Exit {
+    print_message(&error_chain(error));
     match error {
         ManagerError::Offline { .. } => Exit::Unreachable,
-        ManagerError::Client(error) => exit_of_client(error),
-        ManagerError::Command(error) => exit_of_code(error.code),
+        ManagerError::Client(error) => exit_for_client_error(error),
+        ManagerError::Command(error) => exit_for_code(error.code),
         _ => Exit::Failed,
     }
 }
 
-pub fn exit_of_client(error: &ClientError) -> Exit {
+/// Returns the exit code for an error of a client.
+pub fn exit_for_client_error(error: &ClientError) -> Exit {
     match error {
         ClientError::Unreachable { .. } | ClientError::Timeout { .. } => Exit::Unreachable,
         _ => Exit::Failed,
     }
 }
 
-pub fn exit_of_code(code: ErrorCode) -> Exit {
+/// Returns the exit code for the error of a command's result.
+pub fn exit_for_code(code: ErrorCode) -> Exit {
     match code {
         ErrorCode::ClientOffline => Exit::Unreachable,
         ErrorCode::BadRequest => Exit::Usage,
@@ -145,10 +138,10 @@ pub fn exit_of_code(code: ErrorCode) -> Exit {
     }
 }
 
-/// Shows on a terminal that something takes its time.
-pub async fn at_work<T>(what: &str, work: impl Future<Output = T>) -> T {
+/// Shows a spinner on a terminal while work takes longer than [`SPINNER_DELAY`].
+pub async fn with_spinner<T>(what: &str, work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
-    if let Ok(done) = tokio::time::timeout(QUIET, &mut work).await {
+    if let Ok(done) = tokio::time::timeout(SPINNER_DELAY, &mut work).await {
         return done;
     }
     let spinner = ProgressBar::new_spinner().with_message(what.to_owned());
@@ -158,14 +151,14 @@ pub async fn at_work<T>(what: &str, work: impl Future<Output = T>) -> T {
     done
 }
 
-/// A bar for bytes; hidden where stderr is no terminal.
+/// Returns a progress bar for bytes; hidden if stderr is not a terminal.
 pub fn bytes_bar(what: &str, total: u64) -> ProgressBar {
     let template = "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(total).with_style(style).with_message(what.to_owned())
 }
 
-/// Somebody is there to answer.
-pub fn can_ask() -> bool {
+/// Returns whether a person can be asked.
+pub fn is_interactive() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }

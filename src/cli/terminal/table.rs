@@ -1,42 +1,46 @@
-//! Tables that fit: the least important columns go first, and the last one is cut. Pure.
+//! Tables that fit a terminal: the least important columns are left out first, then the last one is cut. Pure.
 //!
-//! Widths are those of a terminal, where `ü` has one column, `漢` two, and a combining mark none.
+//! Widths are those of a terminal, where `ü` takes one column, `漢` two, and a combining mark none.
 
 use anstyle::Style;
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use super::paint::{self, painted};
 
-/// Between two columns.
+/// Blanks between two columns.
 const GAP: usize = 2;
-/// The last column is not cut below this; rather another column goes.
+/// Minimum width of the last column; before it is cut further, another column is left out.
 const LAST_MIN: usize = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The alignment of a column.
 pub enum Align {
     Left,
     Right,
 }
 
-/// A column: its heading, and when it goes. 0 stays, then the higher the sooner.
+/// A column of a table.
 #[derive(Clone, Copy, Debug)]
 pub struct Column {
     pub heading: &'static str,
     pub align: Align,
-    pub goes: u8,
+    /// When the column is left out: 0 never, then the highest first.
+    pub drop_order: u8,
 }
 
 impl Column {
-    pub const fn left(heading: &'static str, goes: u8) -> Self {
-        Self { heading, align: Align::Left, goes }
+    /// Returns a column that is aligned to the left.
+    pub const fn left(heading: &'static str, drop_order: u8) -> Self {
+        Self { heading, align: Align::Left, drop_order }
     }
 
-    pub const fn right(heading: &'static str, goes: u8) -> Self {
-        Self { heading, align: Align::Right, goes }
+    /// Returns a column that is aligned to the right.
+    pub const fn right(heading: &'static str, drop_order: u8) -> Self {
+        Self { heading, align: Align::Right, drop_order }
     }
 }
 
-/// A text, already printable, and how it is painted.
+/// A cell: a text without control characters, and its style.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cell {
     pub text: String,
@@ -50,12 +54,13 @@ impl From<String> for Cell {
 }
 
 impl Cell {
+    /// Returns a cell in a style.
     pub fn painted(text: impl Into<String>, style: Style) -> Self {
         Self { text: text.into(), style }
     }
 }
 
-/// The lines of a table, headings first. Columns in which nothing stands are left out.
+/// Returns the lines of a table, the headings first. Columns without any text are left out.
 pub fn table(columns: &[Column], rows: &[Vec<Cell>], width: Option<usize>) -> String {
     let widest = |place: usize| {
         let texts = rows.iter().map(|row| row[place].text.width());
@@ -66,11 +71,13 @@ pub fn table(columns: &[Column], rows: &[Vec<Cell>], width: Option<usize>) -> St
         (0..columns.len()).filter_map(|place| widest(place).map(|width| (place, width))).collect();
     if let Some(width) = width {
         while needed(&shown, last) > width
-            && let Some(first) =
-                shown.iter().filter(|(place, _)| columns[*place].goes > 0).max_by_key(|(place, _)| columns[*place].goes)
+            && let Some(first) = shown
+                .iter()
+                .filter(|(place, _)| columns[*place].drop_order > 0)
+                .max_by_key(|(place, _)| columns[*place].drop_order)
         {
-            let goes = first.0;
-            shown.retain(|(place, _)| *place != goes);
+            let dropped = first.0;
+            shown.retain(|(place, _)| *place != dropped);
         }
         let others: usize = shown.iter().filter(|(place, _)| *place != last).map(|(_, width)| width + GAP).sum();
         if let Some((_, of_last)) = shown.iter_mut().find(|(place, _)| *place == last) {
@@ -88,7 +95,7 @@ pub fn table(columns: &[Column], rows: &[Vec<Cell>], width: Option<usize>) -> St
     std::iter::once(&headings).chain(rows).map(line).collect()
 }
 
-/// The columns that it takes at least.
+/// Returns the width that the shown columns need at least.
 fn needed(shown: &[(usize, usize)], last: usize) -> usize {
     let least = |(place, width): &(usize, usize)| if *place == last { (*width).min(LAST_MIN) } else { *width };
     shown.iter().map(least).sum::<usize>() + GAP * shown.len().saturating_sub(1)
@@ -105,22 +112,22 @@ fn padded(cell: &Cell, align: Align, width: usize, is_end: bool) -> String {
     }
 }
 
-/// As much of a text as fits, with `…` where the rest was.
+/// Returns as much of a text as fits, with `…` in place of the rest.
 pub fn cut(text: &str, columns: usize) -> String {
     if text.width() <= columns {
         return text.to_owned();
     }
-    let mut kept = String::new();
+    let mut cut = String::new();
     let mut used = 0;
-    for letter in text.chars() {
-        let width = letter.width().unwrap_or(0);
+    for c in text.chars() {
+        let width = c.width().unwrap_or(0);
         if used + width + 1 > columns {
             break;
         }
         used += width;
-        kept.push(letter);
+        cut.push(c);
     }
-    kept + "…"
+    cut + "…"
 }
 
 #[cfg(test)]
@@ -138,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_stand_under_their_headings_and_empty_ones_are_left_out() {
+    fn columns_are_under_their_headings_and_empty_ones_are_left_out() {
         let text = anstream::adapter::strip_str(&table(&COLUMNS, &rows(), None)).to_string();
         assert_eq!(
             text,
@@ -147,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_the_width_no_line_is_wider() {
+    fn no_line_is_wider_than_the_terminal() {
         for width in 1..60 {
             let text = anstream::adapter::strip_str(&table(&COLUMNS, &rows(), Some(width))).to_string();
             for line in text.lines() {
@@ -159,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_cut_where_a_wide_letter_would_not_fit() {
+    fn a_text_is_cut_before_a_wide_character_that_does_not_fit() {
         for (text, columns, expected) in [("abc", 3, "abc"), ("abcd", 3, "ab…"), ("漢字", 3, "漢…"), ("漢字", 2, "…")]
         {
             assert_eq!(cut(text, columns), expected, "{text} in {columns}");

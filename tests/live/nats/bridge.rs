@@ -215,7 +215,7 @@ async fn purge_deletes_every_key_and_leaves_the_events() {
             let purge = purge.arg("purge").arg("--config").arg(world.folder.join("dtorrent.toml"));
             let done = purge.output().await.unwrap();
             assert_eq!(done.status.code(), Some(0), "{done:?}");
-            assert!(String::from_utf8_lossy(&done.stderr).contains("broker bus: 1 names cleared"), "{done:?}");
+            assert!(String::from_utf8_lossy(&done.stderr).contains("broker bus: 1 topics cleared"), "{done:?}");
             assert_eq!(value(&subscriber.client, &key).await, None);
             assert_eq!(stored(&subscriber.client).await.len(), events);
             if !is_lost {
