@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, info_span};
 
 use super::client_turns::ClientTurns;
 use super::execution::Execution;
@@ -16,7 +17,7 @@ use super::queue::{Queue, QueuedCommand};
 use super::results::finish;
 use super::sources::Sources;
 use crate::live_state::LiveState;
-use crate::model::ServerName;
+use crate::model::{ServerName, Verb};
 use crate::port::{Clock, Store, StoreError, TorrentClient};
 
 /// Interval of looking for commands whose time to live is over while others hold them up.
@@ -62,13 +63,16 @@ impl Worker {
         loop {
             // A command that waits costs nothing, and the client is asked in turns: whatever may run does.
             while let Some(QueuedCommand { command, request, user }) = queue.next(parts.clock.now()) {
-                running.push(async move {
+                let (id, verb) = (command.id.as_str(), command.verb.map(Verb::as_str));
+                let span = info_span!("command", id, server = %parts.server, verb);
+                let execution = async move {
                     let execution = Execution { parts, queue, turns, command: &command, request: &request };
                     let body = execution.run().await?;
                     let (store, live, clock) = (&*parts.store, &*parts.live, &*parts.clock);
                     finish(store, live, clock, &command, user.as_deref(), body).await?;
                     Ok(command.id)
-                });
+                };
+                running.push(execution.instrument(span));
             }
             tokio::select! {
                 biased;

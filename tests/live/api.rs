@@ -117,6 +117,7 @@ async fn everything_is_available_over_http_without_any_broker() {
     );
     assert_eq!(one.body, other.body, "whoever asks the same meanwhile hears the same");
     site.world.bridge().wait_for_log("user=\"http\"").await;
+    assert!(site.world.bridge().log().contains("command{id="), "a command runs in a span of its own");
 
     let path = format!("home/torrents/{hash}/commands/resume");
     assert_eq!(site.post(&path, &[], json!({})).await.json()["status"], "ok");

@@ -92,7 +92,8 @@ impl Session {
     pub async fn watch(&self, servers: &[ServerName]) -> Result<Manager, Exit> {
         let mut builder = Manager::builder();
         for (name, server) in self.config.servers.iter().filter(|(name, _)| servers.contains(name)) {
-            let client = app::client(&server.client).with_context(|| format!("set up server {name}")).map_err(failed)?;
+            let client =
+                app::client(&server.client).with_context(|| format!("set up server {name}")).map_err(failed)?;
             let watched = Server::from(Arc::clone(&client)).interval(server.interval.min(INTERVAL_MAX));
             builder = builder.server(name.as_str(), watched.sweep(server.sweep).roots(server.roots.clone()));
         }
