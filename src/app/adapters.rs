@@ -46,9 +46,9 @@ impl Reached {
     }
 
     /// A connection for what a bridge that does not run hands over; it says nothing of the bridge.
-    pub(super) async fn connect_aside(&self) -> Result<Connected, DeliverError> {
+    pub(super) async fn connect_detached(&self) -> Result<Connected, DeliverError> {
         match self {
-            Self::Mqtt(sink) => sink.connect_aside().await,
+            Self::Mqtt(sink) => sink.connect_detached().await,
             Self::Nats(sink) => sink.connect().await,
         }
     }

@@ -260,7 +260,7 @@ impl ReplayTarget {
         };
         let Connected { mut link, mut drive } = match connected.take() {
             Some(connected) => connected,
-            None => broker.connect_aside().await?,
+            None => broker.connect_detached().await?,
         };
         let mut sent = link.send(Delivery::Event(entry));
         tokio::select! {

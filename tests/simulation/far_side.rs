@@ -196,7 +196,7 @@ impl Sink for Reached {
         }
         let mut found: BTreeMap<_, Vec<String>> = BTreeMap::new();
         for name in state.kept.keys() {
-            if let Some(server) = broker.topics.server_of_kept(name).filter(|server| servers.contains(server)) {
+            if let Some(server) = broker.topics.server_of_retained(name).filter(|server| servers.contains(server)) {
                 found.entry(server).or_default().push(name.clone());
             }
         }
@@ -206,7 +206,7 @@ impl Sink for Reached {
 
     fn own_retained_topics(&self) -> Vec<String> {
         // This one says no status by itself.
-        self.0.topics.own().into_iter().filter(|name| !name.ends_with("/status")).collect()
+        self.0.topics.own_retained().into_iter().filter(|name| !name.ends_with("/status")).collect()
     }
 }
 

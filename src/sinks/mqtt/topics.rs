@@ -1,31 +1,27 @@
-//! Which topic a delivery goes to, and which command a topic is.
-//!
-//! What must hold: a name becomes at most one level of a topic, and only names that were parsed
-//! ([`ServerName`], [`InfoHash`], [`Prefix`]) become one; what a command's sender asks to be answered on
-//! can never be a topic of ours that means something.
+//! The MQTT topics of a bridge: where a delivery goes, and which command a topic is.
 //!
 //! Pure: no I/O.
 
 use crate::model::{InfoHash, ServerName};
 use crate::port::{CommandAddress, Delivery};
+use crate::sinks::broker::address::{AddressSpace, InvalidReplyAddress, Syntax};
 
 use super::settings::Prefix;
 
-/// What MQTT can say as the length of a topic.
+const SYNTAX: Syntax = Syntax { separator: '/', any_level: "+" };
+/// Maximum length of a topic: MQTT has two bytes for it (MQTT 5 §1.5.4).
 const TOPIC_BYTES_MAX: usize = 65_535;
 
-/// Levels that mean something below our prefix. `result` is left out: answers belong there.
-const OUR_WORDS: [&str; 9] =
-    ["command", "event", "state", "status", "stats", "files", "info", "health", "homeassistant"];
-
-/// How sure a publish is.
+/// The quality of service of a publish. QoS 2 is not used: consumers drop repetitions by the event's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Qos {
+    /// QoS 0.
     AtMostOnce,
+    /// QoS 1.
     AtLeastOnce,
 }
 
-/// Where a delivery goes, and how.
+/// The topic of a publish, and how it is published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     pub topic: String,
@@ -33,75 +29,39 @@ pub struct Route {
     pub is_retained: bool,
 }
 
-/// All topics of one bridge on one broker.
+/// The topics of one bridge on one broker.
 #[derive(Clone, Debug)]
 pub struct Topics {
-    prefix: Prefix,
-    instance: String,
-    keeps_state: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum UnfitTopic {
-    #[error("it is empty")]
-    Empty,
-    #[error("it is longer than {TOPIC_BYTES_MAX} bytes")]
-    TooLong,
-    #[error("it contains a wildcard")]
-    Wildcard,
-    #[error("it contains a control character")]
-    Control,
-    #[error("topics that begin with `$` are the broker's own")]
-    Reserved,
-    #[error("it is one of the bridge's own topics")]
-    Ours,
+    addresses: AddressSpace,
+    retains_state: bool,
 }
 
 impl Topics {
-    /// `keeps_state`: whether the broker may keep a torrent's state at all.
-    pub fn new(prefix: Prefix, instance: impl Into<String>, keeps_state: bool) -> Self {
-        Self { prefix, instance: instance.into(), keeps_state }
+    /// `retains_state`: whether states of torrents may be retained at all.
+    pub fn new(prefix: Prefix, instance: impl Into<String>, retains_state: bool) -> Self {
+        Self { addresses: AddressSpace::new(SYNTAX, prefix.as_str(), instance), retains_state }
     }
 
+    /// Returns the topic of `online` and `offline`, which the last will goes to as well.
     pub fn bridge_status(&self) -> String {
-        self.bridge("status")
+        self.addresses.bridge("status")
     }
 
     pub fn route(&self, delivery: &Delivery) -> Route {
         use Qos::{AtLeastOnce, AtMostOnce};
-        let prefix = &self.prefix;
-        let (topic, qos, is_retained) = match delivery {
-            Delivery::Event(entry) => {
-                let (server, kind) = (&entry.server, entry.kind.as_str());
-                let topic = match entry.hash {
-                    Some(hash) => format!("{prefix}/{server}/torrent/{hash}/event/{kind}"),
-                    None => format!("{prefix}/{server}/event/{kind}"),
-                };
-                (topic, AtLeastOnce, false)
+        let (qos, is_retained) = match delivery {
+            Delivery::Updated { .. } | Delivery::Health { .. } => (AtMostOnce, false),
+            Delivery::Event(_) | Delivery::Files { .. } | Delivery::Result { .. } => (AtLeastOnce, false),
+            Delivery::State { keep, .. } => (AtLeastOnce, *keep && self.retains_state),
+            Delivery::Shown { keep, .. } => (AtLeastOnce, *keep),
+            Delivery::ServerStatus { .. } | Delivery::Stats { .. } | Delivery::Info { .. } | Delivery::Clear { .. } => {
+                (AtLeastOnce, true)
             }
-            Delivery::Updated { server, hash, .. } => {
-                (format!("{prefix}/{server}/torrent/{hash}/event/updated"), AtMostOnce, false)
-            }
-            Delivery::State { server, hash, keep, .. } => {
-                (format!("{prefix}/{server}/torrent/{hash}/state"), AtLeastOnce, *keep && self.keeps_state)
-            }
-            Delivery::Files { server, hash, .. } => {
-                (format!("{prefix}/{server}/torrent/{hash}/files"), AtLeastOnce, false)
-            }
-            Delivery::ServerStatus { server, .. } => (format!("{prefix}/{server}/status"), AtLeastOnce, true),
-            Delivery::Stats { server, .. } => (format!("{prefix}/{server}/stats"), AtLeastOnce, true),
-            Delivery::Info { .. } => (self.bridge("info"), AtLeastOnce, true),
-            Delivery::Health { .. } => (self.bridge("health"), AtMostOnce, false),
-            Delivery::Result { server: Some(server), .. } => (format!("{prefix}/{server}/result"), AtLeastOnce, false),
-            Delivery::Result { server: None, .. } => (self.bridge("result"), AtLeastOnce, false),
-            Delivery::Shown { topic, keep, .. } => (topic.clone(), AtLeastOnce, *keep),
-            Delivery::Clear { name } => (name.clone(), AtLeastOnce, true),
         };
-        Route { topic, qos, is_retained }
+        Route { topic: self.addresses.of(delivery), qos, is_retained }
     }
 
-    /// The topic that the broker keeps this under.
+    /// Returns the topic that the broker retains this delivery under, until it is cleared.
     pub fn retained_topic(&self, delivery: &Delivery) -> Option<String> {
         if matches!(delivery, Delivery::Clear { .. }) {
             return None;
@@ -110,115 +70,84 @@ impl Topics {
         route.is_retained.then_some(route.topic)
     }
 
-    /// What is kept for the bridge itself, so that it is no leftover of a server or torrent.
-    pub fn own(&self) -> Vec<String> {
-        vec![self.bridge("status"), self.bridge("info")]
+    /// Returns the topics that are retained for the bridge itself, and so are no orphans of a server or torrent.
+    pub fn own_retained(&self) -> Vec<String> {
+        vec![self.addresses.bridge("status"), self.addresses.bridge("info")]
     }
 
-    /// Filters for everything that is kept of a server.
-    pub fn kept_of(&self, server: &ServerName) -> [String; 4] {
-        ["status", "stats", "torrent/+/state", "homeassistant/#"]
-            .map(|below| format!("{}/{server}/{below}", self.prefix))
+    /// Returns filters that match everything retained for a server.
+    pub fn retained_filters(&self, server: &ServerName) -> [String; 4] {
+        let below: [&[&str]; 4] = [&["status"], &["stats"], &["torrent", "+", "state"], &["homeassistant", "#"]];
+        below.map(|below| self.addresses.join(&[&[server.as_str()], below].concat()))
     }
 
-    /// Whose this is, if it is a topic under which something of a server is kept.
-    pub fn server_of_kept(&self, topic: &str) -> Option<ServerName> {
-        let below = topic.strip_prefix(self.prefix.as_str())?.strip_prefix('/')?;
-        let (server, below) = below.split_once('/')?;
+    /// Returns the server that a retained topic belongs to; `None` for a topic that no server retains.
+    pub fn server_of_retained(&self, topic: &str) -> Option<ServerName> {
+        let levels = self.addresses.levels(topic)?;
+        let (server, below) = levels.split_first()?;
         let server = ServerName::parse(server).ok()?;
-        let is_kept = match below.split('/').collect::<Vec<_>>()[..] {
+        let is_retained = match below {
             ["status" | "stats"] => true,
             ["homeassistant", "command", ..] => false,
             ["homeassistant", _, ..] => true,
-            // As we write it, else it is not ours.
-            ["torrent", hash, "state"] => hash.parse::<InfoHash>().is_ok_and(|parsed| parsed.to_string() == hash),
+            // A hash in another spelling than ours was published by somebody else.
+            ["torrent", hash, "state"] => hash.parse::<InfoHash>().is_ok_and(|parsed| parsed.to_string() == *hash),
             _ => false,
         };
-        is_kept.then_some(server)
+        is_retained.then_some(server)
     }
 
-    /// What to subscribe to for the commands of these servers and of the bridge.
-    pub fn subscriptions(&self, servers: &[ServerName]) -> Vec<String> {
-        let prefix = &self.prefix;
-        let mut filters = vec![format!("{}/+", self.bridge("command"))];
-        for server in servers {
-            filters.push(format!("{prefix}/{server}/command/+"));
-            filters.push(format!("{prefix}/{server}/torrent/+/command/+"));
-        }
-        filters
+    /// Returns filters that match the commands to these servers and to the bridge.
+    pub fn command_filters(&self, servers: &[ServerName]) -> Vec<String> {
+        let of_server =
+            |server: &ServerName| [self.addresses.server_commands(server), self.addresses.torrent_commands(server)];
+        std::iter::once(self.addresses.bridge_commands()).chain(servers.iter().flat_map(of_server)).collect()
     }
 
-    /// What to subscribe to for what Home Assistant's switches say.
-    pub fn home_assistant_subscriptions(&self, servers: &[ServerName]) -> Vec<String> {
-        servers.iter().map(|server| format!("{}/{server}/homeassistant/command/+", self.prefix)).collect()
+    /// Returns filters that match what Home Assistant's controls of these servers publish.
+    pub fn home_assistant_filters(&self, servers: &[ServerName]) -> Vec<String> {
+        let of_server = |server: &ServerName| self.addresses.join(&[server.as_str(), "homeassistant", "command", "+"]);
+        servers.iter().map(of_server).collect()
     }
 
-    /// The server and the last level of such a topic.
+    /// Returns the server and the control of a topic that [`Self::home_assistant_filters`] match.
     pub fn home_assistant_command<'t>(&self, topic: &'t str) -> Option<(&'t str, &'t str)> {
-        let below = topic.strip_prefix(self.prefix.as_str())?.strip_prefix('/')?;
-        match below.split('/').collect::<Vec<_>>()[..] {
-            [server, "homeassistant", "command", what] if !server.is_empty() && !what.is_empty() => {
-                Some((server, what))
+        match self.addresses.levels(topic)?[..] {
+            [server, "homeassistant", "command", control] if !server.is_empty() && !control.is_empty() => {
+                Some((server, control))
             }
             _ => None,
         }
     }
 
-    /// The words of a command's topic; `None` if it is none for this bridge.
+    /// Parses the topic of a command; `None` if it is no command for this bridge.
     pub fn command(&self, topic: &str) -> Option<CommandAddress> {
-        let below = topic.strip_prefix(self.prefix.as_str())?.strip_prefix('/')?;
-        let levels: Vec<&str> = below.splitn(6, '/').collect();
-        if levels.iter().any(|level| level.is_empty()) {
-            return None;
-        }
-        let (server, hash, verb) = match levels[..] {
-            ["bridge", instance, "command", verb] => return self.bridge_command(instance, verb),
-            ["bridge", ..] => return None,
-            [server, "command", verb] => (server, None, verb),
-            [server, "torrent", hash, "command", verb] => (server, Some(hash), verb),
-            _ => return None,
-        };
-        Some(CommandAddress { server: Some(server.into()), hash: hash.map(Into::into), verb: verb.into() })
+        self.addresses.command(topic)
     }
 
-    fn bridge_command(&self, instance: &str, verb: &str) -> Option<CommandAddress> {
-        (instance == self.instance).then(|| CommandAddress { server: None, hash: None, verb: verb.into() })
-    }
-
-    /// Whether the answer to a command may go to `topic`, which its sender chose.
-    ///
-    /// Below our prefix only what is no topic of ours, or a result's: otherwise who may only send
-    /// commands could have us send further commands, or events that never happened.
-    pub fn check_reply(&self, topic: &str) -> Result<(), UnfitTopic> {
+    /// Checks that a command's result may be published to `topic`, which the command's sender chose.
+    pub fn check_reply(&self, topic: &str) -> Result<(), InvalidReplyAddress> {
         check_topic(topic)?;
-        let below = topic.strip_prefix(self.prefix.as_str()).and_then(|rest| rest.strip_prefix('/'));
-        if below.is_some_and(|below| below.split('/').any(|level| OUR_WORDS.contains(&level))) {
-            return Err(UnfitTopic::Ours);
-        }
-        Ok(())
-    }
-
-    fn bridge(&self, word: &str) -> String {
-        format!("{}/bridge/{}/{word}", self.prefix, self.instance)
+        if self.addresses.is_own(topic) { Err(InvalidReplyAddress::Own) } else { Ok(()) }
     }
 }
 
-/// Whether a broker takes a publish to this topic.
-pub fn check_topic(topic: &str) -> Result<(), UnfitTopic> {
+/// Checks that a broker accepts a publish to this topic (MQTT 5 §4.7).
+pub fn check_topic(topic: &str) -> Result<(), InvalidReplyAddress> {
     if topic.is_empty() {
-        return Err(UnfitTopic::Empty);
+        return Err(InvalidReplyAddress::Empty);
     }
     if topic.len() > TOPIC_BYTES_MAX {
-        return Err(UnfitTopic::TooLong);
+        return Err(InvalidReplyAddress::TooLong { bytes_max: TOPIC_BYTES_MAX });
     }
     if topic.contains(['+', '#']) {
-        return Err(UnfitTopic::Wildcard);
+        return Err(InvalidReplyAddress::Wildcard);
     }
     if topic.chars().any(char::is_control) {
-        return Err(UnfitTopic::Control);
+        return Err(InvalidReplyAddress::Unprintable);
     }
     if topic.starts_with('$') {
-        return Err(UnfitTopic::Reserved);
+        return Err(InvalidReplyAddress::Reserved);
     }
     Ok(())
 }
@@ -258,7 +187,7 @@ mod tests {
         ))
     }
 
-    /// Every delivery there is, beside what the contract says of it: topic, QoS, retained.
+    /// Every delivery with its topic, QoS and retain flag as documented.
     fn golden() -> Vec<(Delivery, String, &'static str)> {
         let id = EventId::Updated { server: home(), epoch: Epoch(1), rev: Rev(1) };
         let (body, time) = (Bytes::new(), Timestamp::from_millis(0));
@@ -298,39 +227,39 @@ mod tests {
                 _ => (Qos::AtLeastOnce, true),
             };
             assert_eq!((route.qos, route.is_retained), (qos, is_retained), "{topic}");
-            let is_kept = is_retained && !matches!(delivery, Delivery::Clear { .. });
-            assert_eq!(topics().retained_topic(&delivery), is_kept.then_some(topic));
+            let has_retained_topic = is_retained && !matches!(delivery, Delivery::Clear { .. });
+            assert_eq!(topics().retained_topic(&delivery), has_retained_topic.then_some(topic));
         }
     }
 
     #[test]
-    fn with_retain_none_no_state_is_kept_but_the_servers_status_is() {
+    fn with_retain_none_no_state_is_retained_but_the_servers_status_is() {
         let topics = Topics::new(Prefix::default(), "main", false);
-        let kept: Vec<_> = golden().iter().filter_map(|(delivery, ..)| topics.retained_topic(delivery)).collect();
-        assert_eq!(kept, ["dtorrent/home/status", "dtorrent/home/stats", "dtorrent/bridge/main/info"]);
+        let retained: Vec<_> = golden().iter().filter_map(|(delivery, ..)| topics.retained_topic(delivery)).collect();
+        assert_eq!(retained, ["dtorrent/home/status", "dtorrent/home/stats", "dtorrent/bridge/main/info"]);
     }
 
     #[test]
-    fn what_is_kept_of_a_server_is_known_by_its_topic_and_nothing_else_is() {
+    fn a_retained_topic_names_its_server_and_no_other_topic_does() {
         for (_, topic, _) in golden() {
             let is_servers = ["/state", "/stats", "/status"].iter().any(|word| topic.ends_with(word));
             let server = is_servers.then(|| ServerName::parse(topic.split('/').nth(1).unwrap()).unwrap());
-            assert_eq!(topics().server_of_kept(&topic), server, "{topic}");
+            assert_eq!(topics().server_of_retained(&topic), server, "{topic}");
         }
         for other in ["dtorrent/home/torrent/3F78/state", "dtorrent/Home/status", "x/home/status", "dtorrent/home", ""]
         {
-            assert_eq!(topics().server_of_kept(other), None, "{other}");
+            assert_eq!(topics().server_of_retained(other), None, "{other}");
         }
         let upper = format!("dtorrent/home/torrent/{}/state", HASH.to_uppercase());
-        assert_eq!(topics().server_of_kept(&upper), None);
+        assert_eq!(topics().server_of_retained(&upper), None);
     }
 
     #[test]
-    fn a_command_topic_is_taken_apart_and_nothing_else_is() {
+    fn a_command_topic_is_parsed_and_no_other_topic_is() {
         let check = |topic: &str, expected: Option<(Option<&str>, Option<&str>, &str)>| {
             let address = topics().command(topic);
-            let words = address.as_ref().map(|a| (a.server.as_deref(), a.hash.as_deref(), a.verb.as_str()));
-            assert_eq!(words, expected, "{topic}");
+            let parts = address.as_ref().map(|a| (a.server.as_deref(), a.hash.as_deref(), a.verb.as_str()));
+            assert_eq!(parts, expected, "{topic}");
         };
         check("dtorrent/home/command/add", Some((Some("home"), None, "add")));
         check("dtorrent/home/torrent/3F78/command/pause", Some((Some("home"), Some("3F78"), "pause")));
@@ -358,38 +287,38 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_goes_anywhere_but_to_topics_of_ours() {
+    fn a_reply_goes_anywhere_but_to_topics_of_ours() {
         for good in ["a", "reply/42", "dtorrent", "dtorrentx/home/state", "dtorrent/home/result", "dtorrent/answers/7"]
         {
             assert_eq!(topics().check_reply(good), Ok(()), "{good}");
         }
         for (bad, expected) in [
-            ("", UnfitTopic::Empty),
-            ("a/+", UnfitTopic::Wildcard),
-            ("#", UnfitTopic::Wildcard),
-            ("a\0", UnfitTopic::Control),
-            ("$SYS/x", UnfitTopic::Reserved),
-            (&"x".repeat(65_536), UnfitTopic::TooLong),
-            ("dtorrent/home/command/delete", UnfitTopic::Ours),
-            ("dtorrent/home/torrent/3f78/command/delete", UnfitTopic::Ours),
-            ("dtorrent/bridge/main/command/resync", UnfitTopic::Ours),
-            ("dtorrent/bridge/other/command/resync", UnfitTopic::Ours),
-            ("dtorrent/bridge/main/status", UnfitTopic::Ours),
-            ("dtorrent/home/event/server_offline", UnfitTopic::Ours),
-            ("dtorrent/home/torrent/3f78/state", UnfitTopic::Ours),
+            ("", InvalidReplyAddress::Empty),
+            ("a/+", InvalidReplyAddress::Wildcard),
+            ("#", InvalidReplyAddress::Wildcard),
+            ("a\0", InvalidReplyAddress::Unprintable),
+            ("$SYS/x", InvalidReplyAddress::Reserved),
+            (&"x".repeat(65_536), InvalidReplyAddress::TooLong { bytes_max: TOPIC_BYTES_MAX }),
+            ("dtorrent/home/command/delete", InvalidReplyAddress::Own),
+            ("dtorrent/home/torrent/3f78/command/delete", InvalidReplyAddress::Own),
+            ("dtorrent/bridge/main/command/resync", InvalidReplyAddress::Own),
+            ("dtorrent/bridge/other/command/resync", InvalidReplyAddress::Own),
+            ("dtorrent/bridge/main/status", InvalidReplyAddress::Own),
+            ("dtorrent/home/event/server_offline", InvalidReplyAddress::Own),
+            ("dtorrent/home/torrent/3f78/state", InvalidReplyAddress::Own),
         ] {
             assert_eq!(topics().check_reply(bad), Err(expected), "{bad}");
         }
     }
 
-    fn word() -> impl Strategy<Value = String> {
+    fn level() -> impl Strategy<Value = String> {
         "[^/]{1,12}"
-            .prop_filter("a level of its own", |word| word != "bridge" && word != "command" && word != "torrent")
+            .prop_filter("a level of its own", |level| !["bridge", "command", "torrent"].contains(&level.as_str()))
     }
 
     proptest! {
         #[test]
-        fn a_command_topic_reads_back_whatever_its_words(server in word(), hash in proptest::option::of(word()), verb in word()) {
+        fn a_command_topic_parses_back_whatever_its_levels(server in level(), hash in proptest::option::of(level()), verb in level()) {
             let topic = match &hash {
                 Some(hash) => format!("dtorrent/{server}/torrent/{hash}/command/{verb}"),
                 None => format!("dtorrent/{server}/command/{verb}"),
@@ -398,17 +327,17 @@ mod tests {
         }
 
         #[test]
-        fn no_topic_panics_and_no_word_of_a_command_is_more_than_one_level(topic in ".{0,200}|dtorrent/[a-z/+#]{0,60}") {
+        fn no_topic_panics_and_no_part_of_a_command_is_more_than_one_level(topic in ".{0,200}|dtorrent/[a-z/+#]{0,60}") {
             if let Some(CommandAddress { server, hash, verb }) = topics().command(&topic) {
-                for word in [server, hash, Some(verb)].into_iter().flatten() {
-                    prop_assert!(!word.is_empty() && !word.contains('/'));
+                for part in [server, hash, Some(verb)].into_iter().flatten() {
+                    prop_assert!(!part.is_empty() && !part.contains('/'));
                 }
                 prop_assert!(topics().check_reply(&topic).is_err(), "a command must not be answered with a command");
             }
         }
 
         #[test]
-        fn what_is_sent_for_a_server_stays_below_its_levels(name in "[a-z0-9][a-z0-9_-]{0,20}", prefix in "[^/+#$\\x00-\\x1f\\x7f-\\u{9f}]{1,20}") {
+        fn a_delivery_for_a_server_stays_below_its_levels(name in "[a-z0-9][a-z0-9_-]{0,20}", prefix in "[^/+#$\\x00-\\x1f\\x7f-\\u{9f}]{1,20}") {
             let (Ok(server), Ok(prefix)) = (ServerName::parse(&name), Prefix::of_topics(&prefix)) else { return Ok(()) };
             let topics = Topics::new(prefix.clone(), "main", true);
             let state = Delivery::State { server, hash: hash(), body: Bytes::new(), keep: true };

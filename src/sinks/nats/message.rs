@@ -1,165 +1,176 @@
-//! What a delivery is on the wire: one or more publishes, each with how sure it has to be.
+//! The publishes of a delivery: its own, each with the acknowledgement it needs, and the reply to a command's sender.
 //!
 //! Pure: no I/O.
 
 use std::time::Duration;
 
+use async_nats::HeaderMap;
 use bytes::Bytes;
 use serde::Deserialize;
 
-use crate::model::{
-    CommandError, Entity, ErrorCode, EventId, Kind, OutcomeStatus, Seq, ServerName, Timestamp, printable,
-};
+use crate::model::{CommandError, ErrorCode, OutcomeStatus, Seq, ServerName, printable};
 use crate::port::{Delivery, ReplyTo};
+use crate::sinks::broker::{cloud_event, status_body};
 
+use super::service_stats::RequestOutcome;
 use super::subjects::{Subjects, bucket_subject};
-use super::tally::Told;
 
-const ONLINE: &[u8] = b"online";
-const OFFLINE: &[u8] = b"offline";
-
-/// A header is one line, and nobody reads a longer one.
+/// Maximum length of an error text in a header; longer ones are of no use to readers of `nats req`.
 const HEADER_CHARS_MAX: usize = 300;
 
-/// When a publish counts as delivered.
+/// What acknowledges a publish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Surety {
-    /// The server has read it: whoever listens gets it.
-    Heard,
-    /// JetStream has it.
-    Stored,
+pub enum AckKind {
+    /// An echo behind it: the server has read it and passes it on to whoever listens.
+    Echo,
+    /// JetStream: it is stored.
+    JetStream,
 }
 
 /// One publish.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
     pub subject: String,
-    pub headers: Vec<(&'static str, String)>,
+    pub headers: HeaderMap,
     pub body: Bytes,
-    pub surety: Surety,
-    /// For a journal entry: whose and which.
+    pub ack: AckKind,
+    /// Server and number of a journal entry.
     pub entry: Option<(ServerName, Seq)>,
 }
 
 impl Message {
     fn new(subject: String, body: Bytes) -> Self {
-        Self { subject, headers: Vec::new(), body, surety: Surety::Heard, entry: None }
+        Self { subject, headers: HeaderMap::new(), body, ack: AckKind::Echo, entry: None }
     }
 
     fn json(subject: String, body: Bytes) -> Self {
-        Self { headers: vec![("content-type", "application/json".to_owned())], ..Self::new(subject, body) }
+        Self { headers: headers([("content-type", "application/json")]), ..Self::new(subject, body) }
     }
 
-    /// Whether the bridge is there. NATS knows no last will: after a crash nobody says `offline`.
+    /// Returns the bridge's own status. NATS has no last will: after a crash nobody publishes `offline`.
     pub fn bridge_status(subjects: &Subjects, is_online: bool) -> Self {
-        Self::new(subjects.bridge_status(), status(is_online))
+        Self::new(subjects.bridge_status(), status_body(is_online))
     }
 
-    /// Takes a value back as a purge of its key: its history goes, and who watches hears of it.
-    pub fn cleared(key: &str) -> Self {
-        let headers = vec![("KV-Operation", "PURGE".to_owned()), ("Nats-Rollup", "sub".to_owned())];
-        Self { headers, surety: Surety::Stored, ..Self::new(bucket_subject(key), Bytes::new()) }
+    /// Returns the purge of a key in the bucket: its history goes, and watchers are notified (ADR-8).
+    pub fn purge(key: &str) -> Self {
+        let headers = headers([("KV-Operation", "PURGE"), ("Nats-Rollup", "sub")]);
+        Self { headers, ack: AckKind::JetStream, ..Self::new(bucket_subject(key), Bytes::new()) }
     }
 
-    /// How many bytes the server counts against the most that it takes.
+    /// Returns the size that the server compares with its `max_payload`: headers as written, and body.
     pub fn payload_bytes(&self) -> usize {
-        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+        let lines = self.headers.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value)));
+        let headers: usize =
+            lines.map(|(name, value)| AsRef::<str>::as_ref(name).len() + value.as_str().len() + 4).sum();
         let frame = if self.headers.is_empty() { 0 } else { "NATS/1.0\r\n\r\n".len() };
         self.body.len() + headers + frame
     }
 }
 
-/// The messages of a delivery.
+fn headers<'v>(pairs: impl IntoIterator<Item = (&'static str, &'v str)>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    pairs.into_iter().for_each(|(name, value)| headers.insert(name, value));
+    headers
+}
+
+/// The publishes of one delivery.
 #[derive(Debug, PartialEq)]
 pub struct Messages {
-    /// All of them have to arrive.
+    /// All of them have to be acknowledged.
     pub own: Vec<Message>,
-    /// To the sender of a command, who chose where: if it is not taken, that is all.
+    /// To the address that a command's sender chose: a refusal of it is not the delivery's.
     pub reply: Option<Reply>,
 }
 
+/// The reply to a command.
 #[derive(Debug, PartialEq)]
 pub struct Reply {
     pub message: Message,
-    /// For whoever counts.
-    pub told: Told,
+    pub outcome: RequestOutcome,
 }
 
-fn status(is_online: bool) -> Bytes {
-    Bytes::from_static(if is_online { ONLINE } else { OFFLINE })
-}
-
-/// `is_stored`: there is JetStream behind it.
+/// Returns the messages of a delivery. `is_stored`: whether JetStream is used.
 pub fn messages(subjects: &Subjects, instance: &str, is_stored: bool, delivery: Delivery) -> Messages {
     let subject = subjects.of(&delivery);
     let key = subjects.retained_topic(&delivery);
-    let mut reply_message = None;
+    let event_headers = event_headers(instance, &delivery);
+    let mut reply = None;
     let own = match delivery {
         Delivery::Event(entry) => {
-            let about = attributes(instance, &entry.server, &entry.id, entry.kind, entry.hash, entry.time);
-            let surety = if is_stored { Surety::Stored } else { Surety::Heard };
-            let which = Some((entry.server, entry.seq));
-            vec![Message { headers: about, surety, entry: which, ..Message::new(subject, entry.body) }]
+            let ack = if is_stored { AckKind::JetStream } else { AckKind::Echo };
+            let id = Some((entry.server, entry.seq));
+            vec![Message { headers: event_headers, ack, entry: id, ..Message::new(subject, entry.body) }]
         }
-        Delivery::Updated { server, hash, id, time, body } => {
-            let about = attributes(instance, &server, &id, Kind::Updated, Some(hash), time);
-            vec![Message { headers: about, ..Message::new(subject, body) }]
-        }
+        Delivery::Updated { body, .. } => vec![Message { headers: event_headers, ..Message::new(subject, body) }],
         Delivery::State { body, .. } => {
-            let kept =
-                key.map(|key| Message { surety: Surety::Stored, ..Message::new(bucket_subject(&key), body.clone()) });
-            std::iter::once(Message::json(subject, body)).chain(kept).collect()
+            let stored =
+                key.map(|key| Message { ack: AckKind::JetStream, ..Message::new(bucket_subject(&key), body.clone()) });
+            std::iter::once(Message::json(subject, body)).chain(stored).collect()
         }
         Delivery::Files { body, .. }
         | Delivery::Stats { body, .. }
         | Delivery::Info { body }
         | Delivery::Health { body } => vec![Message::json(subject, body)],
-        Delivery::ServerStatus { is_online, .. } => vec![Message::new(subject, status(is_online))],
-        Delivery::Result { body, reply, .. } => {
-            reply_message = reply.map(|reply| answer(reply, &body));
+        Delivery::ServerStatus { is_online, .. } => vec![Message::new(subject, status_body(is_online))],
+        Delivery::Result { body, reply: reply_to, .. } => {
+            reply = reply_to.map(|reply_to| reply_message(reply_to, &body));
             vec![Message::json(subject, body)]
         }
         // This sink has no projection.
         Delivery::Shown { .. } => Vec::new(),
-        Delivery::Clear { name } => vec![Message::cleared(&name)],
+        Delivery::Clear { name } => vec![Message::purge(&name)],
     };
-    Messages { own, reply: reply_message }
+    Messages { own, reply }
 }
 
-/// The result as the reply to a request: an error is in the headers too, as of any micro service.
-fn answer(ReplyTo { topic, correlation: mark }: ReplyTo, body: &Bytes) -> Reply {
+/// Returns the headers of an event: its id, by which JetStream drops repetitions, and the CloudEvents attributes.
+fn event_headers(instance: &str, delivery: &Delivery) -> HeaderMap {
+    let Some(attributes) = cloud_event::attributes(instance, delivery) else { return HeaderMap::new() };
+    let mut headers = headers([("content-type", "application/json")]);
+    for (name, value) in attributes {
+        if name == "id" {
+            headers.insert(async_nats::header::NATS_MESSAGE_ID, &*value);
+        }
+        headers.insert(format!("ce-{name}"), value);
+    }
+    headers
+}
+
+/// Returns the result as the reply to a request: an error is in the headers too, as micro services have it (ADR-32).
+fn reply_message(ReplyTo { topic, correlation: request_id }: ReplyTo, body: &Bytes) -> Reply {
     let mut message = Message::json(topic, body.clone());
-    let result: Option<Judged> = serde_json::from_slice(body).ok();
+    let result: Option<ResultHead> = serde_json::from_slice(body).ok();
     let took = Duration::from_millis(result.as_ref().map_or(0, |result| result.took_ms));
     let mut error = None;
-    if let Some(CommandError { code, message: text, .. }) = result.and_then(error_in) {
+    if let Some(CommandError { code, message: text, .. }) = result.and_then(first_error) {
         let text: String = printable(text.as_bytes()).chars().take(HEADER_CHARS_MAX).collect();
         let code = http_code(code).to_string();
         error = Some(format!("{code}:{text}"));
-        message.headers.push(("Nats-Service-Error", text));
-        message.headers.push(("Nats-Service-Error-Code", code));
+        message.headers.insert("Nats-Service-Error", text);
+        message.headers.insert("Nats-Service-Error-Code", code);
     }
-    Reply { message, told: Told { mark: mark.unwrap_or_default(), error, took } }
+    Reply { message, outcome: RequestOutcome { request_id: request_id.unwrap_or_default(), error, took } }
 }
 
-/// Of a result, what is looked at here.
+/// The fields of a result that the reply's headers are made of.
 #[derive(Deserialize)]
-struct Judged {
+struct ResultHead {
     status: OutcomeStatus,
     #[serde(default)]
     took_ms: u64,
     error: Option<CommandError>,
     #[serde(default)]
-    results: Vec<Row>,
+    results: Vec<ResultRow>,
 }
 
 #[derive(Deserialize)]
-struct Row {
+struct ResultRow {
     error: Option<CommandError>,
 }
 
-/// What went wrong, as a result says it; nothing if it is `ok`.
-fn error_in(result: Judged) -> Option<CommandError> {
+/// Returns the error of a result, or the first of its rows; `None` if it is `ok`.
+fn first_error(result: ResultHead) -> Option<CommandError> {
     if result.status == OutcomeStatus::Ok {
         return result.error; // the effect was seen, but the rows were too many
     }
@@ -168,7 +179,7 @@ fn error_in(result: Judged) -> Option<CommandError> {
     Some(result.error.or(of_rows).unwrap_or_else(unnamed))
 }
 
-/// Service errors have numbers, and these are the ones that everybody knows.
+/// Returns the HTTP status that a service error has as its code.
 pub fn http_code(code: ErrorCode) -> u16 {
     match code {
         ErrorCode::BadRequest | ErrorCode::Retained => 400,
@@ -181,32 +192,6 @@ pub fn http_code(code: ErrorCode) -> u16 {
         ErrorCode::ClientOffline => 503,
         ErrorCode::Unconfirmed => 504,
     }
-}
-
-/// The attributes of a CloudEvent in the binary mode of its NATS binding, and the id by which JetStream
-/// knows a repetition.
-fn attributes(
-    instance: &str,
-    server: &ServerName,
-    id: &EventId,
-    kind: Kind,
-    hash: Option<crate::model::InfoHash>,
-    time: Timestamp,
-) -> Vec<(&'static str, String)> {
-    let entity = match kind.entity() {
-        Entity::Torrent => "torrent",
-        Entity::Server => "server",
-    };
-    vec![
-        ("Nats-Msg-Id", id.to_string()),
-        ("content-type", "application/json".to_owned()),
-        ("ce-specversion", "1.0".to_owned()),
-        ("ce-id", id.to_string()),
-        ("ce-source", format!("dtorrent/{instance}/{server}")),
-        ("ce-type", format!("dtorrent.{entity}.{}", kind.as_str())),
-        ("ce-subject", hash.map_or_else(|| server.to_string(), |hash| hash.to_string())),
-        ("ce-time", time.to_string()),
-    ]
 }
 
 #[cfg(test)]
@@ -227,16 +212,16 @@ mod tests {
     }
 
     #[test]
-    fn a_state_is_published_and_put_into_the_bucket_if_there_is_one() {
+    fn a_state_is_published_and_stored_in_the_bucket_if_there_is_one() {
         let state =
             || Delivery::State { server: home(), hash: HASH.parse().unwrap(), body: Bytes::from("{}"), keep: true };
-        let subjects = |messages: Messages| -> Vec<(String, Surety)> {
-            messages.own.into_iter().map(|message| (message.subject, message.surety)).collect()
+        let subjects = |messages: Messages| -> Vec<(String, AckKind)> {
+            messages.own.into_iter().map(|message| (message.subject, message.ack)).collect()
         };
-        let own = (format!("dtorrent.home.torrent.{HASH}.state"), Surety::Heard);
+        let own = (format!("dtorrent.home.torrent.{HASH}.state"), AckKind::Echo);
         assert_eq!(subjects(of(state(), false)), std::slice::from_ref(&own));
-        let kept = (format!("$KV.dtorrent_state.home.{HASH}"), Surety::Stored);
-        assert_eq!(subjects(of(state(), true)), [own, kept]);
+        let stored = (format!("$KV.dtorrent_state.home.{HASH}"), AckKind::JetStream);
+        assert_eq!(subjects(of(state(), true)), [own, stored]);
     }
 
     #[test]
@@ -248,24 +233,25 @@ mod tests {
         };
         let error = json!({"code": "unknown_hash", "message": "no such\r\nPUB x 0", "retryable": false});
         let ok = reply(json!({"status": "ok", "error": null, "results": []}));
-        assert_eq!(ok.headers, [("content-type", "application/json".to_owned())]);
+        assert_eq!(ok.headers, headers([("content-type", "application/json")]));
         for result in [
             json!({"status": "error", "error": error, "results": []}),
             json!({"status": "partial", "error": null, "results": [{"error": null}, {"error": error}]}),
         ] {
             let headers = reply(result).headers;
-            assert_eq!(headers[2], ("Nats-Service-Error-Code", "404".to_owned()));
-            assert!(headers[1].0 == "Nats-Service-Error" && !headers[1].1.contains(['\r', '\n']), "{headers:?}");
+            let header = |name: &str| headers.get(name).unwrap().as_str();
+            assert_eq!(header("Nats-Service-Error-Code"), "404");
+            assert!(!header("Nats-Service-Error").contains(['\r', '\n']), "{headers:?}");
         }
         let plain = reply(json!({"status": "expired", "error": null}));
-        assert_eq!(plain.headers[1], ("Nats-Service-Error", "expired".to_owned()));
+        assert_eq!(plain.headers.get("Nats-Service-Error").unwrap().as_str(), "expired");
     }
 
     #[test]
-    fn what_the_server_counts_is_the_body_and_the_headers() {
+    fn the_payload_is_the_body_and_the_headers_as_written() {
         let mut message = Message::new("a".into(), Bytes::from("12345"));
         assert_eq!(message.payload_bytes(), 5);
-        message.headers.push(("a", "b".into()));
+        message.headers.insert("a", "b");
         assert_eq!(message.payload_bytes(), 5 + "NATS/1.0\r\na: b\r\n\r\n".len());
     }
 }

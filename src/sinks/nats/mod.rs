@@ -1,22 +1,23 @@
 //! NATS: events out, commands in, with JetStream behind it or without.
 //!
-//! Two connections to one system. The first publishes ([`NatsSink`]): events into a stream, states into
-//! a bucket, the rest to whoever listens. The second takes commands ([`NatsCommands`]), as a micro
-//! service.
+//! Two connections to one system. The first publishes ([`NatsSink`]): events into a stream, states into a bucket,
+//! everything else to whoever subscribes. The second takes commands ([`NatsCommands`]), as a micro service.
 //!
-//! async-nats is used for one connection at a time. Its own reconnecting would send what was lost
-//! behind what came after it, so after the first error the client is thrown away, and whoever holds
-//! the unacknowledged messages sends them again, in order; the stream knows repetitions by their ids.
+//! async-nats is used for one connection at a time. Its own reconnecting would send lost messages behind later ones, so
+//! after the first error the client is dropped, and the dispatcher sends everything unacknowledged again, in order; the
+//! stream recognizes repetitions by their ids.
 
-pub mod answer;
-mod dial;
+mod connection;
+mod driver;
 mod link;
 mod message;
+pub mod reply;
+mod send_history;
 mod service;
+mod service_stats;
 pub mod settings;
 mod stream;
 pub mod subjects;
-mod tally;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,38 +35,43 @@ pub use crate::sinks::tls::{ClientCert, TlsError};
 pub use service::NatsCommands;
 pub use settings::{Login, Prefix, ServerUrl, Settings};
 
-use dial::{Ended, Line};
-use link::{Driver, History, Voice};
-use stream::Found;
+use connection::{Connection, ConnectionError};
+use driver::{Driver, REPLIES_MAX};
+use link::PublishOptions;
+use send_history::SendHistory;
+use service_stats::ServiceStats;
+use stream::StreamSetup;
 use subjects::Subjects;
-use tally::Tally;
 
+/// The note of a sink without JetStream.
 const NOT_STORED: &str = "jetstream = false: nothing is stored here, so who does not listen misses events and states";
 
-/// What both connections to a system have in common.
+/// A NATS system, as far as both connections have it in common.
 struct System {
     settings: Settings,
     subjects: Subjects,
     tls: Option<Arc<ClientConfig>>,
-    /// Servers that the last one we reached named beside itself.
+    /// Further servers that the last one named when we connected.
     siblings: Mutex<Vec<ServerUrl>>,
-    tally: Arc<Tally>,
+    stats: Arc<ServiceStats>,
 }
 
 impl System {
     fn new(settings: Settings) -> Result<Self, TlsError> {
         let made = tls::client_config(settings.ca_pem.as_deref(), settings.client_cert.as_ref());
-        // A server may ask for TLS also where the URL does not, so without it we only come if we have to.
+        // A server may require TLS where the URL does not, so a machine without CA certificates is an error only if TLS
+        // is certain to be used.
         let is_needed = settings.urls.iter().any(|url| url.needs_tls)
             || settings.ca_pem.is_some()
             || settings.client_cert.is_some();
         let tls = if is_needed { Some(made?) } else { made.ok() };
         let subjects = Subjects::new(settings.prefix.clone(), &*settings.instance, settings.jetstream);
-        let tally = Arc::new(Tally::new(format!("{:016x}", rand::random::<u64>())));
-        Ok(Self { settings, subjects, tls, siblings: Mutex::default(), tally })
+        let stats = Arc::new(ServiceStats::new(format!("{:016x}", rand::random::<u64>())));
+        Ok(Self { settings, subjects, tls, siblings: Mutex::default(), stats })
     }
 
-    /// Those of the config first, in any order: their names are the ones that certificates are made for.
+    /// Returns the servers to try: those of the config first, in random order, because certificates are made for their
+    /// names; then the others of the cluster.
     fn urls(&self) -> Vec<ServerUrl> {
         let siblings = self.siblings.lock().unwrap_or_else(PoisonError::into_inner);
         let mut urls = self.settings.urls.clone();
@@ -78,22 +84,22 @@ impl System {
         self.urls().len() > 1
     }
 
-    async fn dial(&self, purpose: &str, capacity: usize) -> Result<Line, Ended> {
-        let line = Line::connect(&self.settings, self.tls.as_ref(), &self.urls(), purpose, capacity).await?;
+    async fn connect(&self, purpose: &str, capacity: usize) -> Result<Connection, ConnectionError> {
+        let connection = Connection::open(&self.settings, self.tls.as_ref(), &self.urls(), purpose, capacity).await?;
         if let Some(first) = self.settings.urls.first() {
-            let named = line.client.server_info().connect_urls;
+            let named = connection.client.server_info().connect_urls;
             let siblings = named.iter().filter_map(|address| first.sibling(address).ok()).collect();
             *self.siblings.lock().unwrap_or_else(PoisonError::into_inner) = siblings;
         }
-        Ok(line)
+        Ok(connection)
     }
 }
 
 /// A NATS system as a receiver of events.
 pub struct NatsSink {
     system: Arc<System>,
-    history: Arc<History>,
-    /// What its users should know of how it delivers.
+    history: Arc<SendHistory>,
+    /// Shown with the sink's health.
     notes: Mutex<Vec<String>>,
 }
 
@@ -104,81 +110,83 @@ impl NatsSink {
     /// The certificates or the key cannot be used. Nothing is reached yet.
     pub fn new(settings: Settings, before: BTreeMap<ServerName, Seq>) -> Result<Self, TlsError> {
         let system = Arc::new(System::new(settings)?);
-        let sink = Self { system, history: Arc::new(History::new(before)), notes: Mutex::default() };
-        sink.note(&Found::default());
+        let sink = Self { system, history: Arc::new(SendHistory::new(before)), notes: Mutex::default() };
+        sink.note(&StreamSetup::default());
         Ok(sink)
     }
 
-    /// The commands that come by this system, on a connection of their own.
+    /// Returns the source of the commands that come by this system, on a connection of its own.
     pub fn commands(&self, clock: &dyn Clock) -> NatsCommands {
-        NatsCommands::of(Arc::clone(&self.system), clock)
+        NatsCommands::new(Arc::clone(&self.system), clock)
     }
 
-    /// Connects, looks at stream and bucket if they are there, and leaves again without a word to anybody.
+    /// Connects, checks stream and bucket where they exist, and disconnects; nothing is published.
     pub async fn probe(&self) -> Result<(), DeliverError> {
         let System { settings, subjects, .. } = &*self.system;
-        let mut line = self.system.dial("probe", link::ANSWERS).await?;
+        let mut connection = self.system.connect("probe", REPLIES_MAX).await?;
         if settings.jetstream {
-            stream::look(&mut line, settings, subjects).await?;
+            stream::check(&mut connection, settings, subjects).await?;
         }
         Ok(())
     }
 
-    /// Clears what the bucket has under these names and of our servers, and says how many keys that were.
+    /// Purges these keys and all of our servers from the bucket, and returns their number.
     ///
-    /// For a bridge that does not run: it would say again what is cleared here.
+    /// For a bridge that does not run: it would store again what is purged here.
     pub async fn purge(&self, names: Vec<String>) -> Result<usize, DeliverError> {
         let settings = &self.system.settings;
         if !settings.jetstream {
             return Ok(0);
         }
-        let mut line = self.system.dial("purge", link::ANSWERS).await?;
-        if !stream::has_bucket(&mut line).await? {
+        let mut connection = self.system.connect("purge", REPLIES_MAX).await?;
+        if !stream::has_bucket(&mut connection).await? {
             return Ok(0);
         }
         let mut keys: BTreeSet<String> = names.into_iter().collect();
         for server in &settings.servers {
-            keys.extend(stream::keys(&mut line, server).await?);
+            keys.extend(stream::keys(&mut connection, server).await?);
         }
         for key in &keys {
-            stream::clear(&mut line, key).await?;
+            stream::purge(&mut connection, key).await?;
         }
         Ok(keys.len())
     }
 
-    fn note(&self, found: &Found) {
-        let mut notes = found.remarks.clone();
+    fn note(&self, setup: &StreamSetup) {
+        let mut notes = setup.notes.clone();
         notes.extend((!self.system.settings.jetstream).then(|| NOT_STORED.to_owned()));
         let mut noted = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         if *noted != notes {
-            notes.iter().for_each(|note| warn!(sink = %self.system.settings.name, note, "mind how it is set up"));
+            notes
+                .iter()
+                .for_each(|note| warn!(sink = %self.system.settings.name, note, "check how the system is set up"));
             *noted = notes;
         }
     }
 
-    async fn begin(&self) -> Result<Connected, Ended> {
-        if let Some(reason) = self.history.over.get() {
-            return Err(Ended::refused(reason.clone()));
+    async fn begin(&self) -> Result<Connected, ConnectionError> {
+        if let Some(reason) = self.history.id_conflict() {
+            return Err(ConnectionError::refused(reason));
         }
         let System { settings, subjects, .. } = &*self.system;
-        let mut line = self.system.dial("events", link::ANSWERS).await?;
-        let found = match settings.jetstream {
-            true => stream::ensure(&mut line, settings, subjects).await?,
-            false => Found::default(),
+        let mut connection = self.system.connect("events", REPLIES_MAX).await?;
+        let setup = match settings.jetstream {
+            true => stream::ensure(&mut connection, settings, subjects).await?,
+            false => StreamSetup::default(),
         };
-        self.note(&found);
-        let server = line.client.server_info();
-        let voice = Voice {
+        self.note(&setup);
+        let server = connection.client.server_info();
+        let options = PublishOptions {
             sink: settings.name.clone(),
             instance: settings.instance.clone(),
             subjects: subjects.clone(),
             is_stored: settings.jetstream,
-            may_refuse_one: found.may_refuse_one,
+            ordering: setup.ordering,
             has_others: self.system.has_others(),
             history: Arc::clone(&self.history),
-            tally: Arc::clone(&self.system.tally),
+            stats: Arc::clone(&self.system.stats),
         };
-        let (link, driver) = Driver::begin(voice, line).await?;
+        let (link, driver) = Driver::begin(options, connection).await?;
         info!(
             sink = %settings.name, server = server.server_name, version = server.version,
             jetstream = settings.jetstream, "connected"
@@ -204,9 +212,9 @@ impl Sink for NatsSink {
     async fn scan_retained(&self, servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
         let mut found = BTreeMap::new();
         if self.system.settings.jetstream {
-            let mut line = self.system.dial("search", link::ANSWERS).await?;
+            let mut connection = self.system.connect("search", REPLIES_MAX).await?;
             for server in servers {
-                let keys = stream::keys(&mut line, server).await?;
+                let keys = stream::keys(&mut connection, server).await?;
                 if !keys.is_empty() {
                     found.insert(server.clone(), keys);
                 }

@@ -1,12 +1,11 @@
-//! Commands as requests to a micro service, on a connection of its own.
+//! The command source: commands as requests to a micro service (ADR-32), on a connection of its own.
 //!
-//! The service is called `dtorrent` and answers to `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`. Its
-//! endpoints take commands, as one of a queue group, so that of several bridges one gets each. The
-//! reply is the result, sent by the sink once the effect was seen, so it is not given here.
+//! The service is called `dtorrent` and replies to `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`. Its endpoints share a queue
+//! group, so that each request reaches one of several bridges. The reply to a command is its result, which the sink sends
+//! once the effect was seen.
 //!
-//! What must hold: what comes is passed on with all that is known of it, and judged by nobody here,
-//! except that an answer to somebody's question is no command; the monitoring answers tell of what was really taken,
-//! and really answered.
+//! A message is passed on with everything known of it and admitted elsewhere, except that a reply to somebody else's
+//! request is no command.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,66 +14,63 @@ use std::time::Duration;
 use async_nats::{Message as Received, Subscriber};
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
-use futures_util::stream::{SelectAll, select_all};
+use futures_util::stream::{BoxStream, SelectAll, select_all};
 use futures_util::{FutureExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::System;
-use super::answer::is_answer;
-use super::dial::{Ended, Line, Word};
-use crate::model::Timestamp;
+use super::connection::{Connection, ConnectionError, ConnectionEvent};
+use super::reply::is_reply;
+use crate::model::{ServerName, Timestamp};
 use crate::port::{Clock, CommandSource, DeliverError, Incoming, ReplyTo};
+use crate::sinks::broker::on_demand::OnDemand;
 
 const NAME: &str = "dtorrent";
-/// All bridges share it.
-const QUEUE: &str = "q";
-/// So many requests of an endpoint wait to be taken; what is more is lost, and said aloud.
-const WAITING_MAX: usize = 256;
-/// At most this often it is said that some are lost.
-const TOO_SLOW_EACH: Duration = Duration::from_secs(10);
-/// The header in which a sender says who it is; as on MQTT the user property.
-const USER: &str = "user";
-/// How a subscription is told from the others.
-type Source = Option<usize>;
+/// The queue group, shared by all bridges; ADR-32's default.
+const QUEUE_GROUP: &str = "q";
+/// Maximum number of requests that wait per endpoint; NATS drops what exceeds it.
+const REQUESTS_MAX: usize = 256;
+/// Minimum time between two warnings about dropped requests.
+const DROPPED_LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// The header for the sender's name, for the log; on MQTT a user property.
+const USER_HEADER: &str = "user";
+
+/// The subscription that a message came by: an endpoint, by its index, or the monitoring of the service.
+#[derive(Clone, Copy)]
+enum Subscription {
+    Endpoint(usize),
+    Monitoring,
+}
 
 /// A NATS system as a source of commands.
 pub struct NatsCommands {
     system: Arc<System>,
-    state: State,
+    session: OnDemand<Session, ConnectionError>,
     started: Timestamp,
     endpoints: Vec<Endpoint>,
-    /// When it was said last that requests are lost.
-    too_slow_at: Option<Instant>,
+    /// The last warning about dropped requests.
+    dropped_logged_at: Option<Instant>,
 }
 
+#[derive(Clone)]
 struct Endpoint {
     name: String,
     subject: String,
 }
 
-enum State {
-    Away,
-    /// Kept here, so that a caller who stops waiting does not stop the attempt.
-    Connecting(BoxFuture<'static, Result<Session, Ended>>),
-    Connected(Box<Session>),
-}
-
 struct Session {
-    line: Line,
-    requests: SelectAll<BoxedRequests>,
-    /// Monitoring answers that are still to be written.
-    answers: VecDeque<(String, Value)>,
-    /// Why nothing more will come.
-    over: Option<Ended>,
+    connection: Connection,
+    messages: SelectAll<BoxStream<'static, (Subscription, Received)>>,
+    /// Monitoring replies that are still to be written.
+    monitoring_replies: VecDeque<(String, Value)>,
+    /// Why the session ends, once what was received before has been handed over.
+    ending: Option<ConnectionError>,
 }
-
-type BoxedRequests = futures_util::stream::BoxStream<'static, (Source, Received)>;
 
 impl NatsCommands {
-    pub(super) fn of(system: Arc<System>, clock: &dyn Clock) -> Self {
+    pub(super) fn new(system: Arc<System>, clock: &dyn Clock) -> Self {
         let settings = &system.settings;
         let endpoints = match settings.takes_commands {
             true => system.subjects.endpoints(&settings.servers),
@@ -82,90 +78,64 @@ impl NatsCommands {
         };
         let endpoints = endpoints.into_iter().map(|(name, subject)| Endpoint { name, subject }).collect();
         let started = clock.now();
-        Self { system, state: State::Away, started, endpoints, too_slow_at: None }
+        Self { system, session: OnDemand::default(), started, endpoints, dropped_logged_at: None }
     }
 
-    /// Moves on by one step. Cancel-safe: all that lasts is in `self`.
-    async fn step(&mut self) -> Result<Option<(Source, Received)>, Ended> {
-        match &mut self.state {
-            State::Away => {
-                let system = Arc::clone(&self.system);
-                let subjects = self.endpoints.iter().map(|endpoint| endpoint.subject.clone()).collect();
-                self.state = State::Connecting(Box::pin(async move { Session::open(&system, subjects).await }));
-                Ok(None)
-            }
-            State::Connecting(connecting) => {
-                let session = connecting.await?;
-                info!(sink = %self.system.settings.name, endpoints = self.endpoints.len(), "taking commands");
-                self.state = State::Connected(Box::new(session));
-                Ok(None)
-            }
-            State::Connected(session) => {
-                session.answer().await;
-                if let Some(over) = &session.over {
-                    // What was received before is taken all the same.
-                    let rest = session.requests.next().now_or_never().flatten();
-                    return rest.map_or_else(|| Err(over.clone()), |received| Ok(Some(received)));
-                }
-                tokio::select! {
-                    biased;
-                    word = session.line.word() => {
-                        self.on_word(word);
-                        Ok(None)
-                    }
-                    received = session.requests.next() => match received {
-                        Some(received) => Ok(Some(received)),
-                        None => Err(Ended::other("the connection broke")),
-                    },
-                }
-            }
+    /// Returns the next message, or `None` after something else happened. Cancel-safe: all progress is in `self`.
+    async fn receive(&mut self) -> Result<Option<(Subscription, Received)>, ConnectionError> {
+        let connect = || {
+            let (system, endpoints) = (Arc::clone(&self.system), self.endpoints.clone());
+            async move { Session::open(&system, &endpoints).await }.boxed()
+        };
+        let session = self.session.get(connect).await?;
+        session.write_monitoring_replies().await;
+        if let Some(error) = &session.ending {
+            let rest = session.messages.next().now_or_never().flatten();
+            return rest.map_or_else(|| Err(error.clone()), |message| Ok(Some(message)));
         }
-    }
-
-    fn on_word(&mut self, word: Result<Word, Ended>) {
+        let event = tokio::select! {
+            biased;
+            event = session.connection.next_event() => event,
+            message = session.messages.next() => {
+                return message.map(Some).ok_or_else(|| ConnectionError::other("the connection broke"));
+            }
+        };
         let sink = &self.system.settings.name;
-        let over = match word {
-            Err(over) => over,
-            Ok(Word::LameDuck) if self.system.has_others() => {
-                Ended::other("the server was about to stop (lame duck mode)")
+        match event {
+            Err(error) => session.ending = Some(error),
+            Ok(ConnectionEvent::LameDuck) if self.system.has_others() => {
+                session.ending = Some(ConnectionError::other("the server was about to stop (lame duck mode)"));
             }
-            Ok(Word::Denied(complaint)) => {
-                warn!(%sink, %complaint, "some requests cannot be heard or answered");
-                return;
+            Ok(ConnectionEvent::PermissionDenied { text, .. }) => {
+                warn!(%sink, reason = text, "some requests cannot be received or replied to");
             }
-            Ok(Word::TooSlow) => {
-                if self.too_slow_at.is_none_or(|at| at.elapsed() > TOO_SLOW_EACH) {
-                    self.too_slow_at = Some(Instant::now());
+            Ok(ConnectionEvent::SlowConsumer) => {
+                if self.dropped_logged_at.is_none_or(|at| at.elapsed() > DROPPED_LOG_INTERVAL) {
+                    self.dropped_logged_at = Some(Instant::now());
                     warn!(%sink, "requests come faster than they are taken, some are lost without an answer");
                 }
-                return;
             }
-            Ok(Word::LameDuck | Word::Other) => return,
-        };
-        if let State::Connected(session) = &mut self.state {
-            session.over = Some(over);
+            Ok(ConnectionEvent::LameDuck | ConnectionEvent::Other) => {}
         }
+        Ok(None)
     }
 
-    /// Answers to a question about the service itself.
-    fn answer(&mut self, question: Received) {
-        let Some(reply) = question.reply.as_ref().filter(|reply| self.system.subjects.check_reply(reply).is_ok())
-        else {
-            return;
-        };
-        let verb = question.subject.split('.').nth(1).unwrap_or_default();
-        let body = self.monitoring(verb);
-        if let (Some(body), State::Connected(session)) = (body, &mut self.state) {
-            session.answers.push_back((reply.to_string(), body));
+    /// Replies to a request about the service itself.
+    fn reply_to_monitoring(&mut self, request: &Received) {
+        let check_reply = |reply: &str| self.system.subjects.check_reply(reply);
+        let Some(reply) = request.reply.as_ref().filter(|reply| check_reply(reply).is_ok()) else { return };
+        let verb = request.subject.split('.').nth(1).unwrap_or_default();
+        if let (Some(body), Some(session)) = (self.monitoring(verb), self.session.current()) {
+            session.monitoring_replies.push_back((reply.to_string(), body));
         }
     }
 
     fn monitoring(&self, verb: &str) -> Option<Value> {
         let settings = &self.system.settings;
-        let servers: Vec<&str> = settings.servers.iter().map(crate::model::ServerName::as_str).collect();
+        let servers: Vec<&str> = settings.servers.iter().map(ServerName::as_str).collect();
         let mut body = json!({
             "name": NAME,
-            "id": self.system.tally.id,
+            "id": self.system.stats.service_id,
             "version": env!("CARGO_PKG_VERSION"),
             "metadata": {
                 "instance": settings.instance,
@@ -179,49 +149,47 @@ impl NatsCommands {
             "PING" => {}
             "INFO" => {
                 body["description"] = json!("torrents: commands, answered when their effect was seen");
-                let of = |endpoint: &Endpoint| {
+                let info = |endpoint: &Endpoint| {
                     json!({
-                        "name": endpoint.name, "subject": endpoint.subject, "queue_group": QUEUE,
+                        "name": endpoint.name, "subject": endpoint.subject, "queue_group": QUEUE_GROUP,
                         "metadata": {"request": "a command's body, JSON", "response": "dtorrent.result/1"},
                     })
                 };
-                body["endpoints"] = self.endpoints.iter().map(of).collect();
+                body["endpoints"] = self.endpoints.iter().map(info).collect();
             }
             "STATS" => {
                 body["started"] = json!(self.started);
-                let of = |endpoint: &Endpoint| {
-                    let counts = self.system.tally.of(&endpoint.name);
+                let stats = |endpoint: &Endpoint| {
+                    let stats = self.system.stats.of(&endpoint.name);
                     json!({
-                        "name": endpoint.name, "subject": endpoint.subject, "queue_group": QUEUE,
-                        "num_requests": counts.requests, "num_errors": counts.errors, "last_error": counts.last_error,
-                        "processing_time": nanos(counts.processing), "average_processing_time": nanos(counts.average()),
+                        "name": endpoint.name, "subject": endpoint.subject, "queue_group": QUEUE_GROUP,
+                        "num_requests": stats.requests, "num_errors": stats.errors, "last_error": stats.last_error,
+                        "processing_time": nanos(stats.processing), "average_processing_time": nanos(stats.average()),
                     })
                 };
-                body["endpoints"] = self.endpoints.iter().map(of).collect();
+                body["endpoints"] = self.endpoints.iter().map(stats).collect();
             }
             _ => return None,
         }
         Some(body)
     }
 
-    /// Makes a message a command; `None` if it is none of ours.
-    fn incoming(&mut self, endpoint: usize, received: Received) -> Option<Incoming> {
+    /// Makes a command of a message; `None` if it is none for this bridge.
+    fn incoming(&self, endpoint: usize, received: Received) -> Option<Incoming> {
+        let System { settings, subjects, stats, .. } = &*self.system;
         let Received { subject, reply, payload, headers, status, .. } = received;
         let mut names = headers.iter().flat_map(|headers| headers.iter()).map(|(name, _)| name.as_ref());
-        if is_answer(status.is_some(), &mut names, reply.as_deref(), &payload) {
-            warn!(
-                sink = %self.system.settings.name, %subject,
-                "an answer to somebody's question came where commands come, and is none"
-            );
+        if is_reply(status.is_some(), &mut names, reply.as_deref(), &payload) {
+            warn!(sink = %settings.name, %subject, "reply of another service on a command subject, ignored");
             return None;
         }
-        let user = headers.as_ref().and_then(|headers| headers.get(USER)).map(|user| user.as_str().to_owned());
-        let mark = self.endpoints.get(endpoint).map(|endpoint| self.system.tally.requested(&endpoint.name));
-        let address = self.system.subjects.command(&subject)?;
-        let reply = reply.and_then(|reply| match self.system.subjects.check_reply(&reply) {
-            Ok(()) => Some(ReplyTo { topic: reply.to_string(), correlation: mark }),
+        let user = headers.as_ref().and_then(|headers| headers.get(USER_HEADER)).map(|user| user.as_str().to_owned());
+        let request_id = self.endpoints.get(endpoint).map(|endpoint| stats.count_request(&endpoint.name));
+        let address = subjects.command(&subject)?;
+        let reply = reply.and_then(|reply| match subjects.check_reply(&reply) {
+            Ok(()) => Some(ReplyTo { topic: reply.to_string(), correlation: request_id }),
             Err(error) => {
-                info!(sink = %self.system.settings.name, %error, "not answering on the reply subject of a command");
+                info!(sink = %settings.name, %error, "reply subject of a command ignored");
                 None
             }
         });
@@ -233,7 +201,7 @@ impl NatsCommands {
             expires_in: None,
             reply,
             user,
-            // Nobody keeps a request: what is lost before it is in the log is not answered either.
+            // NATS stores no request: one that is lost before it is in the command log is not replied to either.
             ack: Box::new(|| {}),
         })
     }
@@ -243,53 +211,56 @@ impl NatsCommands {
 impl CommandSource for NatsCommands {
     async fn next(&mut self) -> Result<Incoming, DeliverError> {
         loop {
-            match self.step().await {
-                Ok(Some((Some(endpoint), received))) => {
+            match self.receive().await {
+                Ok(Some((Subscription::Endpoint(endpoint), received))) => {
                     if let Some(incoming) = self.incoming(endpoint, received) {
                         return Ok(incoming);
                     }
                 }
-                Ok(Some((None, question))) => self.answer(question),
+                Ok(Some((Subscription::Monitoring, request))) => self.reply_to_monitoring(&request),
                 Ok(None) => {}
-                Err(ended) => {
-                    self.state = State::Away;
-                    return Err(ended.into());
+                Err(error) => {
+                    self.session.take();
+                    return Err(error.into());
                 }
             }
         }
     }
 
-    /// Leaves, so that who asks is told at once that nobody is there: nobody keeps what would be answered too late.
+    /// Disconnects, so that requesters get "no responders" at once: nobody stores what would be replied to too late.
     async fn pause(&mut self) {
-        self.state = State::Away;
+        self.session.take();
     }
 }
 
 impl Session {
-    async fn open(system: &System, endpoints: Vec<String>) -> Result<Self, Ended> {
-        let line = system.dial("commands", WAITING_MAX).await?;
-        let client = line.client.clone();
-        let failed = |error: async_nats::SubscribeError| Ended::other(format!("cannot subscribe: {error}"));
-        let tagged =
-            |source: Source, subscriber: Subscriber| subscriber.map(move |received| (source, received)).boxed();
-        let (id, mut all) = (&system.tally.id, Vec::new());
-        for (number, subject) in endpoints.into_iter().enumerate() {
-            let subscriber = client.queue_subscribe(subject, QUEUE.to_owned()).await.map_err(failed)?;
-            all.push(tagged(Some(number), subscriber));
+    async fn open(system: &System, endpoints: &[Endpoint]) -> Result<Self, ConnectionError> {
+        let connection = system.connect("commands", REQUESTS_MAX).await?;
+        let client = &connection.client;
+        let failed = |error: async_nats::SubscribeError| ConnectionError::other(format!("cannot subscribe: {error}"));
+        let tagged = |subscription: Subscription, subscriber: Subscriber| {
+            subscriber.map(move |received| (subscription, received)).boxed()
+        };
+        let (id, mut subscribers) = (&system.stats.service_id, Vec::new());
+        for (index, Endpoint { subject, .. }) in endpoints.iter().enumerate() {
+            let subscriber = client.queue_subscribe(subject.clone(), QUEUE_GROUP.to_owned()).await.map_err(failed)?;
+            subscribers.push(tagged(Subscription::Endpoint(index), subscriber));
         }
         for verb in ["PING", "INFO", "STATS"] {
             for subject in [format!("$SRV.{verb}"), format!("$SRV.{verb}.{NAME}"), format!("$SRV.{verb}.{NAME}.{id}")] {
-                all.push(tagged(None, client.subscribe(subject).await.map_err(failed)?));
+                subscribers.push(tagged(Subscription::Monitoring, client.subscribe(subject).await.map_err(failed)?));
             }
         }
-        client.flush().await.map_err(|error| Ended::other(error.to_string()))?;
-        Ok(Self { line, requests: select_all(all), answers: VecDeque::new(), over: None })
+        client.flush().await.map_err(|error| ConnectionError::other(error.to_string()))?;
+        info!(sink = %system.settings.name, endpoints = endpoints.len(), "taking commands");
+        let messages = select_all(subscribers);
+        Ok(Self { connection, messages, monitoring_replies: VecDeque::new(), ending: None })
     }
 
-    async fn answer(&mut self) {
-        while let Some((reply, body)) = self.answers.pop_front() {
-            if let Err(error) = self.line.client.publish(reply, Bytes::from(body.to_string())).await {
-                debug!(%error, "a monitoring answer was not sent");
+    async fn write_monitoring_replies(&mut self) {
+        while let Some((reply, body)) = self.monitoring_replies.pop_front() {
+            if let Err(error) = self.connection.client.publish(reply, Bytes::from(body.to_string())).await {
+                debug!(%error, "monitoring reply not sent");
             }
         }
     }

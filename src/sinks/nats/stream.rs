@@ -1,11 +1,10 @@
-//! The stream of events and the bucket of states: made where they are missing, else looked at.
+//! The stream of events and the bucket of states: created where they are missing, checked otherwise.
 //!
-//! What is there already belongs to whoever made it and is never changed. If it breaks a promise
-//! (events lost, caught twice, kept in memory), the sink stays away and says what would be right; what
-//! is merely different is remarked upon.
+//! An existing one belongs to whoever made it and is never changed. If it breaks a promise (events lost, captured twice,
+//! held in memory), the sink does not connect and says what has to be changed; other differences become notes.
 //!
-//! The bucket is made as the stream that it is: so it can be made on servers before 2.10, whose
-//! answers the crate's own call does not read.
+//! The bucket is created as the stream that implements it: async-nats cannot read what servers before 2.10 reply to its
+//! own call.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,75 +13,86 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::info;
 
-use super::answer::{Answer, ApiError, read_answer};
-use super::dial::{Ended, Line};
+use super::connection::{Connection, ConnectionError};
 use super::message::Message;
+use super::reply::{ApiError, PublishReply, parse_publish_reply};
 use super::settings::Settings;
 use super::subjects::{BUCKET, BUCKET_STREAM, STREAM, Subjects, bucket_subject, covers, overlap};
 use crate::model::ServerName;
+use crate::port::EventOrdering;
 
-/// A repetition is known as one for so long.
+/// How long JetStream recognizes a repetition: longer than any outage after which unacknowledged events are sent again.
 pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(2 * 60 * 60);
-/// So long an event is there for whoever comes later.
+/// How long events are stored for consumers that come later.
 const AGE_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
-/// So many keys are taken in; a server has fewer torrents.
+/// Maximum number of keys that a scan collects; no server has as many torrents.
 const KEYS_MAX: usize = 200_000;
+/// The default of servers; states are not sent with ids.
 const BUCKET_DUPLICATE_WINDOW: Duration = Duration::from_secs(2 * 60);
 
-/// What is known of stream and bucket once both are there.
+/// How stream and bucket are set up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
-    /// One may be refused and the next one taken: then events go one at a time.
-    pub may_refuse_one: bool,
-    /// What is different from what would have been made, for people.
-    pub remarks: Vec<String>,
+pub struct StreamSetup {
+    /// `Strict` where the stream may refuse one event and take the next.
+    pub ordering: EventOrdering,
+    /// Differences from what this program would have created, one sentence each.
+    pub notes: Vec<String>,
 }
 
-/// Makes sure of both.
-pub async fn ensure(line: &mut Line, settings: &Settings, subjects: &Subjects) -> Result<Found, Ended> {
+/// Creates stream and bucket where they are missing, and checks them.
+pub async fn ensure(
+    connection: &mut Connection,
+    settings: &Settings,
+    subjects: &Subjects,
+) -> Result<StreamSetup, ConnectionError> {
     let replicas = settings.replicas;
-    let stream = ensure_one(line, STREAM, stream(subjects, replicas)).await?;
-    let mut found = check_stream(&stream, subjects, replicas).map_err(Ended::refused)?;
-    // What passes through another server may be lost on the way, and the next one not.
-    found.may_refuse_one |=
-        stream.leader.as_ref().is_some_and(|leader| *leader != line.client.server_info().server_name);
-    let bucket = ensure_one(line, BUCKET_STREAM, bucket(replicas)).await?;
-    found.remarks.extend(check_bucket(&bucket, replicas).map_err(Ended::refused)?);
-    Ok(found)
+    let stream = ensure_one(connection, STREAM, stream(subjects, replicas)).await?;
+    let mut setup = check_stream(&stream, subjects, replicas).map_err(ConnectionError::refused)?;
+    // A message that passes through another server may be lost between the two, and the next one not.
+    if stream.leader.as_ref().is_some_and(|leader| *leader != connection.client.server_info().server_name) {
+        setup.ordering = EventOrdering::Strict;
+    }
+    let bucket = ensure_one(connection, BUCKET_STREAM, bucket(replicas)).await?;
+    setup.notes.extend(check_bucket(&bucket, replicas).map_err(ConnectionError::refused)?);
+    Ok(setup)
 }
 
-/// Looks at those that are there, and makes none.
-pub async fn look(line: &mut Line, settings: &Settings, subjects: &Subjects) -> Result<(), Ended> {
-    if let Some(stream) = read(line, STREAM).await? {
-        check_stream(&stream, subjects, settings.replicas).map_err(Ended::refused)?;
+/// Checks stream and bucket where they exist, and creates nothing.
+pub async fn check(
+    connection: &mut Connection,
+    settings: &Settings,
+    subjects: &Subjects,
+) -> Result<(), ConnectionError> {
+    if let Some(stream) = read(connection, STREAM).await? {
+        check_stream(&stream, subjects, settings.replicas).map_err(ConnectionError::refused)?;
     }
-    if let Some(bucket) = read(line, BUCKET_STREAM).await? {
-        check_bucket(&bucket, settings.replicas).map_err(Ended::refused)?;
+    if let Some(bucket) = read(connection, BUCKET_STREAM).await? {
+        check_bucket(&bucket, settings.replicas).map_err(ConnectionError::refused)?;
     }
     Ok(())
 }
 
-async fn ensure_one(line: &mut Line, name: &str, wanted: Value) -> Result<Config, Ended> {
-    if let Some(there) = read(line, name).await? {
+async fn ensure_one(connection: &mut Connection, name: &str, wanted: Value) -> Result<Config, ConnectionError> {
+    if let Some(there) = read(connection, name).await? {
         return Ok(there);
     }
-    let made = line.ask(&format!("$JS.API.STREAM.CREATE.{name}"), wanted.to_string()).await?;
+    let made = connection.request_api(&format!("$JS.API.STREAM.CREATE.{name}"), wanted.to_string()).await?;
     match config_in(&made) {
         Ok(config) => {
             info!(stream = name, replicas = config.num_replicas, "made the stream");
             Ok(config)
         }
-        // Another bridge was faster.
+        // Another bridge created it in between.
         Err(Some(error)) if error.err_code == ApiError::STREAM_NAME_IN_USE => {
-            let there = read(line, name).await?;
-            there.ok_or_else(|| Ended::other(format!("the stream {name} comes and goes")))
+            let there = read(connection, name).await?;
+            there.ok_or_else(|| ConnectionError::other(format!("the stream {name} comes and goes")))
         }
         Err(error) => Err(cannot("make", name, error)),
     }
 }
 
-async fn read(line: &mut Line, name: &str) -> Result<Option<Config>, Ended> {
-    let answer = line.ask(&format!("$JS.API.STREAM.INFO.{name}"), String::new()).await?;
+async fn read(connection: &mut Connection, name: &str) -> Result<Option<Config>, ConnectionError> {
+    let answer = connection.request_api(&format!("$JS.API.STREAM.INFO.{name}"), String::new()).await?;
     match config_in(&answer) {
         Ok(config) => Ok(Some(config)),
         Err(Some(error)) if error.err_code == ApiError::STREAM_NOT_FOUND => Ok(None),
@@ -90,20 +100,20 @@ async fn read(line: &mut Line, name: &str) -> Result<Option<Config>, Ended> {
     }
 }
 
-/// The keys that the bucket has of a server, if there is a bucket; those of purged values too.
-pub async fn keys(line: &mut Line, server: &ServerName) -> Result<Vec<String>, Ended> {
+/// Returns the keys of a server in the bucket, also of purged values; none if there is no bucket.
+pub async fn keys(connection: &mut Connection, server: &ServerName) -> Result<Vec<String>, ConnectionError> {
     let filter = bucket_subject(&format!("{server}.>"));
     let mut keys = Vec::new();
     loop {
-        let question = json!({"subjects_filter": filter, "offset": keys.len()});
-        let answer = line.ask(&format!("$JS.API.STREAM.INFO.{BUCKET_STREAM}"), question.to_string()).await?;
+        let request = json!({"subjects_filter": filter, "offset": keys.len()});
+        let answer =
+            connection.request_api(&format!("$JS.API.STREAM.INFO.{BUCKET_STREAM}"), request.to_string()).await?;
         let page = keys_in(&answer);
         if page.is_empty() || keys.len() >= KEYS_MAX {
             return Ok(keys);
         }
-        // A server that knows no pages says everything at once, each time.
-        let is_again = keys.first() == page.first();
-        if is_again {
+        // Servers before 2.10 ignore `offset` and return all keys each time.
+        if keys.first() == page.first() {
             return Ok(keys);
         }
         keys.extend(page);
@@ -111,16 +121,16 @@ pub async fn keys(line: &mut Line, server: &ServerName) -> Result<Vec<String>, E
 }
 
 /// Whether there is a bucket.
-pub async fn has_bucket(line: &mut Line) -> Result<bool, Ended> {
-    Ok(read(line, BUCKET_STREAM).await?.is_some())
+pub async fn has_bucket(connection: &mut Connection) -> Result<bool, ConnectionError> {
+    Ok(read(connection, BUCKET_STREAM).await?.is_some())
 }
 
-/// Takes a value out of the bucket.
-pub async fn clear(line: &mut Line, key: &str) -> Result<(), Ended> {
-    match read_answer(false, &line.store(Message::cleared(key)).await?) {
-        Answer::Stored { .. } => Ok(()),
-        Answer::Refused(reason) | Answer::NotNow(reason) => {
-            Err(Ended::other(format!("{key} is not cleared: {reason}")))
+/// Purges a key from the bucket.
+pub async fn purge(connection: &mut Connection, key: &str) -> Result<(), ConnectionError> {
+    match parse_publish_reply(false, &connection.store(Message::purge(key)).await?) {
+        PublishReply::Stored { .. } => Ok(()),
+        PublishReply::Refused(reason) | PublishReply::Deferred(reason) => {
+            Err(ConnectionError::other(format!("{key} is not cleared: {reason}")))
         }
     }
 }
@@ -141,9 +151,9 @@ fn keys_in(answer: &[u8]) -> Vec<String> {
     subjects.keys().filter_map(|subject| subject.strip_prefix(&prefix).map(str::to_owned)).collect()
 }
 
-fn cannot(what: &str, name: &str, error: Option<ApiError>) -> Ended {
-    let why = error.map_or_else(|| "the answer is none".to_owned(), |error| error.explained());
-    Ended::other(format!("cannot {what} the stream {name}: {why}"))
+fn cannot(what: &str, name: &str, error: Option<ApiError>) -> ConnectionError {
+    let why = error.map_or_else(|| "the answer cannot be read".to_owned(), |error| error.explain());
+    ConnectionError::other(format!("cannot {what} the stream {name}: {why}"))
 }
 
 fn config_in(answer: &[u8]) -> Result<Config, Option<ApiError>> {
@@ -167,7 +177,7 @@ fn config_in(answer: &[u8]) -> Result<Config, Option<ApiError>> {
     }
 }
 
-/// Of the configuration of a stream, what matters here.
+/// The part of a stream's configuration that matters here.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(default)]
 struct Config {
@@ -185,7 +195,7 @@ struct Config {
     no_ack: bool,
     sealed: bool,
     allow_rollup_hdrs: bool,
-    /// The server that has it, if that is one of several.
+    /// The server that leads the stream, in a cluster.
     #[serde(skip)]
     leader: Option<String>,
 }
@@ -217,7 +227,7 @@ impl Config {
         self.max_msgs > 0 || self.max_bytes > 0 || self.max_msgs_per_subject > 0
     }
 
-    /// What no stream of ours may be.
+    /// Returns what neither stream may be.
     fn common_faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         if self.storage != "file" {
@@ -281,7 +291,7 @@ fn bucket(replicas: u8) -> Value {
     })
 }
 
-fn check_stream(config: &Config, subjects: &Subjects, replicas: u8) -> Result<Found, String> {
+fn check_stream(config: &Config, subjects: &Subjects, replicas: u8) -> Result<StreamSetup, String> {
     let mut faults = config.common_faults();
     let missing: Vec<String> = subjects
         .of_stream()
@@ -307,27 +317,30 @@ fn check_stream(config: &Config, subjects: &Subjects, replicas: u8) -> Result<Fo
             faults.join("; ")
         ));
     }
-    let mut remarks = Vec::new();
+    let mut notes = Vec::new();
     if config.max_age != nanos(AGE_MAX) {
         let there = match config.max_age {
             0 => "for ever".to_owned(),
             age => humantime::format_duration(Duration::from_nanos(age)).to_string(),
         };
-        remarks.push(format!("the stream {STREAM} keeps events {there}, not 30days"));
+        notes.push(format!("the stream {STREAM} keeps events {there}, not 30days"));
     }
     if config.has_limits() {
         let what = match config.discard.as_str() {
             "new" => "events wait when it is full",
             _ => "its oldest events go when it is full",
         };
-        remarks.push(format!("the stream {STREAM} has limits: {what}"));
+        notes.push(format!("the stream {STREAM} has limits: {what}"));
     }
     if config.max_msg_size > 0 {
-        remarks.push(format!("the stream {STREAM} takes no event of more than {} bytes", config.max_msg_size));
+        notes.push(format!("the stream {STREAM} takes no event of more than {} bytes", config.max_msg_size));
     }
-    remarks.extend(other_replicas(STREAM, config, replicas));
-    let may_refuse_one = config.num_replicas > 1 || config.discard == "new" && config.has_limits();
-    Ok(Found { may_refuse_one, remarks })
+    notes.extend(other_replicas(STREAM, config, replicas));
+    let ordering = match config.num_replicas > 1 || config.discard == "new" && config.has_limits() {
+        true => EventOrdering::Strict,
+        false => EventOrdering::Pipelined,
+    };
+    Ok(StreamSetup { ordering, notes })
 }
 
 fn check_bucket(config: &Config, replicas: u8) -> Result<Vec<String>, String> {
@@ -353,15 +366,15 @@ fn check_bucket(config: &Config, replicas: u8) -> Result<Vec<String>, String> {
             faults.join("; ")
         ));
     }
-    let mut remarks = Vec::new();
+    let mut notes = Vec::new();
     if config.max_msgs_per_subject != 1 {
-        remarks.push(format!("the bucket {BUCKET} keeps a history of {}, not 1", config.max_msgs_per_subject));
+        notes.push(format!("the bucket {BUCKET} keeps a history of {}, not 1", config.max_msgs_per_subject));
     }
     if config.max_bytes > 0 {
-        remarks.push(format!("the bucket {BUCKET} takes no more states when it holds {} bytes", config.max_bytes));
+        notes.push(format!("the bucket {BUCKET} takes no more states when it holds {} bytes", config.max_bytes));
     }
-    remarks.extend(other_replicas(BUCKET_STREAM, config, replicas));
-    Ok(remarks)
+    notes.extend(other_replicas(BUCKET_STREAM, config, replicas));
+    Ok(notes)
 }
 
 fn other_replicas(name: &str, config: &Config, replicas: u8) -> Option<String> {
@@ -388,15 +401,15 @@ mod tests {
     }
 
     #[test]
-    fn what_we_make_is_as_it_has_to_be() {
-        assert_eq!(check_stream(&parsed(&stream(&subjects(), 1)), &subjects(), 1), Ok(Found::default()));
+    fn stream_and_bucket_as_created_pass_the_checks() {
+        assert_eq!(check_stream(&parsed(&stream(&subjects(), 1)), &subjects(), 1), Ok(StreamSetup::default()));
         assert_eq!(check_bucket(&parsed(&bucket(1)), 1), Ok(Vec::new()));
         let clustered = check_stream(&parsed(&stream(&subjects(), 3)), &subjects(), 3).unwrap();
-        assert!(clustered.may_refuse_one && clustered.remarks.is_empty());
+        assert!(clustered.ordering == EventOrdering::Strict && clustered.notes.is_empty());
     }
 
     #[test]
-    fn the_server_that_leads_is_known_where_there_are_several() {
+    fn the_leader_is_known_in_a_cluster() {
         let leader = |cluster: Value| {
             let answer = json!({"config": stream(&subjects(), 1), "cluster": cluster}).to_string();
             config_in(answer.as_bytes()).unwrap().leader
@@ -407,10 +420,10 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_breaks_a_promise_is_refused_and_the_fault_named() {
-        let check = |key: &str, value: Value, told: &str| {
+    fn a_stream_that_breaks_a_promise_is_refused_with_the_fault() {
+        let check = |key: &str, value: Value, fault: &str| {
             let wrong = check_stream(&with(stream(&subjects(), 1), key, value), &subjects(), 1).unwrap_err();
-            assert!(wrong.contains(told), "{key}: {wrong}");
+            assert!(wrong.contains(fault), "{key}: {wrong}");
         };
         check("storage", json!("memory"), "storage is memory");
         check("subjects", json!(["dtorrent.*.event.>"]), "does not catch dtorrent.*.torrent.*.event.");
@@ -422,26 +435,26 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_is_merely_different_is_remarked_upon() {
+    fn a_stream_that_is_merely_different_gets_a_note() {
         let check = |key: &str, value: Value| {
             let found = check_stream(&with(stream(&subjects(), 1), key, value), &subjects(), 1).unwrap();
-            (found.may_refuse_one, found.remarks.join(" "))
+            (found.ordering, found.notes.join(" "))
         };
         assert!(check("max_age", json!(0)).1.contains("for ever, not 30days"));
         assert!(check("max_bytes", json!(1000)).1.contains("its oldest events go"));
         assert!(
             check("num_replicas", json!(3))
-                == (true, "the stream DTORRENT_EVENTS has 3 replicas, not the 1 of the config".into())
+                == (EventOrdering::Strict, "the stream DTORRENT_EVENTS has 3 replicas, not the 1 of the config".into())
         );
         let mut full = stream(&subjects(), 1);
         full["max_bytes"] = json!(1000);
         full["discard"] = json!("new");
         let found = check_stream(&parsed(&full), &subjects(), 1).unwrap();
-        assert!(found.may_refuse_one && found.remarks[0].contains("events wait"), "{found:?}");
+        assert!(found.ordering == EventOrdering::Strict && found.notes[0].contains("events wait"), "{found:?}");
     }
 
     #[test]
-    fn a_bucket_is_refused_if_states_would_go_from_it_and_remarked_upon_if_it_keeps_more() {
+    fn a_bucket_is_refused_if_it_loses_states_and_gets_a_note_if_it_stores_more() {
         let fault = |key: &str, value: Value| check_bucket(&with(bucket(1), key, value), 1).unwrap_err();
         assert!(fault("max_age", json!(3_600_000_000_000_u64)).contains("values go after 1h"));
         assert!(fault("storage", json!("memory")).contains("storage is memory"));
@@ -454,7 +467,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_answer_panics(body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+        fn no_reply_panics(body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
             config_in(&body).ok();
             keys_in(&body);
         }

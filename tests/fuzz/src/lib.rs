@@ -15,7 +15,7 @@ use dtorrent::sinks::mqtt::homeassistant::commands::command;
 use dtorrent::sinks::mqtt::homeassistant::names::Device;
 use dtorrent::sinks::mqtt::topics::Topics;
 use dtorrent::sinks::mqtt::{BrokerUrl, HomeAssistant, Limits, Prefix};
-use dtorrent::sinks::nats::answer::{is_answer, read_answer, read_denial};
+use dtorrent::sinks::nats::reply::{is_reply, parse_publish_reply, parse_violation};
 use dtorrent::sinks::nats::subjects::Subjects;
 use dtorrent::sinks::nats::{self, Login, ServerUrl};
 use dtorrent::sinks::webhook::response::{AttemptOutcome, RETRY_AFTER_MAX, classify};
@@ -117,9 +117,9 @@ pub fn mqtt_topics(bytes: &[u8]) {
 /// A prefix, and a subject, an answer or a denial: none becomes more than it says.
 pub fn nats(bytes: &[u8]) {
     let Some((prefix, text)) = texts(bytes) else { return };
-    read_answer(false, text.as_bytes());
-    read_denial(text);
-    is_answer(false, [text].into_iter(), Some(text), text.as_bytes());
+    parse_publish_reply(false, text.as_bytes());
+    parse_violation(text);
+    is_reply(false, [text].into_iter(), Some(text), text.as_bytes());
     Login::parse_nkey(text).ok();
     Login::parse_creds(text).ok();
     if let Ok(url) = ServerUrl::parse(text) {

@@ -1,0 +1,153 @@
+//! Addresses on a broker: levels below the bridge's prefix, joined as the broker joins them.
+//!
+//! MQTT's topics and NATS's subjects are the same levels with another separator; `docs/reference.md` lists them.
+//!
+//! Invariants:
+//! - a name is exactly one level, and only parsed names ([`ServerName`], [`InfoHash`]) become one;
+//! - a reply address chosen by a command's sender is never an address of ours that means something: whoever may only
+//!   send commands could otherwise have the bridge publish further commands, or events that never happened.
+//!
+//! Pure: no I/O.
+
+use crate::model::{InfoHash, JournalEntry, Kind, ServerName};
+use crate::port::{CommandAddress, Delivery};
+
+/// Levels below the prefix that mean something on some broker. `result` is not among them: replies belong there.
+const RESERVED_LEVELS: [&str; 9] =
+    ["command", "event", "state", "status", "stats", "files", "info", "health", "homeassistant"];
+
+/// Number of levels of the longest address below the prefix that is parsed.
+const LEVELS_MAX: usize = 5;
+
+/// How a broker writes addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct Syntax {
+    pub separator: char,
+    /// The wildcard for exactly one level.
+    pub any_level: &'static str,
+}
+
+/// The addresses of one bridge on one broker.
+#[derive(Clone, Debug)]
+pub struct AddressSpace {
+    syntax: Syntax,
+    prefix: String,
+    instance: String,
+}
+
+/// A reply cannot be published to the address that a command's sender chose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidReplyAddress {
+    #[error("it is empty or has an empty level")]
+    Empty,
+    #[error("it is longer than {bytes_max} bytes")]
+    TooLong { bytes_max: usize },
+    #[error("it contains a wildcard")]
+    Wildcard,
+    #[error("it contains a character that the broker does not allow")]
+    Unprintable,
+    #[error("addresses that begin with `$` are reserved for the broker")]
+    Reserved,
+    #[error("it is one of the bridge's own addresses")]
+    Own,
+}
+
+impl AddressSpace {
+    /// `prefix`: one or more levels, in this syntax. `instance`: one level.
+    pub fn new(syntax: Syntax, prefix: &str, instance: impl Into<String>) -> Self {
+        Self { syntax, prefix: prefix.to_owned(), instance: instance.into() }
+    }
+
+    /// Returns the address of something of the bridge itself.
+    pub fn bridge(&self, leaf: &str) -> String {
+        self.join(&["bridge", &self.instance, leaf])
+    }
+
+    /// Returns the address that a delivery is published to.
+    pub fn of(&self, delivery: &Delivery) -> String {
+        match delivery {
+            Delivery::Event(JournalEntry { server, hash, kind, .. }) => self.event(server, *hash, *kind),
+            Delivery::Updated { server, hash, .. } => self.event(server, Some(*hash), Kind::Updated),
+            Delivery::State { server, hash, .. } => self.torrent(server, *hash, &["state"]),
+            Delivery::Files { server, hash, .. } => self.torrent(server, *hash, &["files"]),
+            Delivery::ServerStatus { server, .. } => self.join(&[server.as_str(), "status"]),
+            Delivery::Stats { server, .. } => self.join(&[server.as_str(), "stats"]),
+            Delivery::Info { .. } => self.bridge("info"),
+            Delivery::Health { .. } => self.bridge("health"),
+            Delivery::Result { server: Some(server), .. } => self.join(&[server.as_str(), "result"]),
+            Delivery::Result { server: None, .. } => self.bridge("result"),
+            Delivery::Shown { topic, .. } => topic.clone(),
+            Delivery::Clear { name } => name.clone(),
+        }
+    }
+
+    fn event(&self, server: &ServerName, hash: Option<InfoHash>, kind: Kind) -> String {
+        match hash {
+            Some(hash) => self.torrent(server, hash, &["event", kind.as_str()]),
+            None => self.join(&[server.as_str(), "event", kind.as_str()]),
+        }
+    }
+
+    fn torrent(&self, server: &ServerName, hash: InfoHash, leaf: &[&str]) -> String {
+        self.join(&[&[server.as_str(), "torrent", &hash.to_string()], leaf].concat())
+    }
+
+    /// Joins levels below the prefix, to an address or to a pattern.
+    pub fn join(&self, levels: &[&str]) -> String {
+        let mut address = self.prefix.clone();
+        for level in levels {
+            address.push(self.syntax.separator);
+            address.push_str(level);
+        }
+        address
+    }
+
+    /// Returns the pattern of all commands to the bridge itself.
+    pub fn bridge_commands(&self) -> String {
+        self.join(&["bridge", &self.instance, "command", self.syntax.any_level])
+    }
+
+    /// Returns the pattern of all commands to a server.
+    pub fn server_commands(&self, server: &ServerName) -> String {
+        self.join(&[server.as_str(), "command", self.syntax.any_level])
+    }
+
+    /// Returns the pattern of all commands to torrents of a server.
+    pub fn torrent_commands(&self, server: &ServerName) -> String {
+        self.join(&[server.as_str(), "torrent", self.syntax.any_level, "command", self.syntax.any_level])
+    }
+
+    /// Returns the levels below the prefix, the rest from the sixth on in one; `None` for an address elsewhere.
+    pub fn levels<'a>(&self, address: &'a str) -> Option<Vec<&'a str>> {
+        Some(self.below_prefix(address)?.splitn(LEVELS_MAX + 1, self.syntax.separator).collect())
+    }
+
+    fn below_prefix<'a>(&self, address: &'a str) -> Option<&'a str> {
+        address.strip_prefix(&*self.prefix)?.strip_prefix(self.syntax.separator)
+    }
+
+    /// Parses the address of a command; `None` if it is no command for this bridge.
+    ///
+    /// Server, hash and verb are one non-empty level each, not checked further.
+    pub fn command(&self, address: &str) -> Option<CommandAddress> {
+        let levels = self.levels(address)?;
+        if levels.iter().any(|level| level.is_empty()) {
+            return None;
+        }
+        let (server, hash, verb) = match levels[..] {
+            ["bridge", instance, "command", verb] if instance == self.instance => (None, None, verb),
+            ["bridge", ..] => return None,
+            [server, "command", verb] => (Some(server), None, verb),
+            [server, "torrent", hash, "command", verb] => (Some(server), Some(hash), verb),
+            _ => return None,
+        };
+        Some(CommandAddress { server: server.map(Into::into), hash: hash.map(Into::into), verb: verb.into() })
+    }
+
+    /// Whether an address has a reserved level below the prefix, whichever bridge's it is.
+    pub fn is_own(&self, address: &str) -> bool {
+        let below = self.below_prefix(address);
+        below.is_some_and(|below| below.split(self.syntax.separator).any(|level| RESERVED_LEVELS.contains(&level)))
+    }
+}

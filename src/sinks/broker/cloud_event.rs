@@ -1,0 +1,24 @@
+//! The CloudEvents 1.0 attributes of an event, in binary content mode: beside the body, which stays the event's JSON.
+//!
+//! MQTT carries them as user properties under their own names (MQTT binding §3.1.3.1), NATS as headers with the prefix
+//! `ce-` (NATS binding §3.1.3.1).
+
+use crate::model::{JournalEntry, Kind};
+use crate::port::Delivery;
+
+/// Returns name and value of each attribute; `None` for a delivery that is not an event.
+pub fn attributes(instance: &str, delivery: &Delivery) -> Option<[(&'static str, String); 6]> {
+    let (server, id, kind, hash, time) = match delivery {
+        Delivery::Event(JournalEntry { server, id, kind, hash, time, .. }) => (server, id, *kind, *hash, time),
+        Delivery::Updated { server, hash, id, time, .. } => (server, id, Kind::Updated, Some(*hash), time),
+        _ => return None,
+    };
+    Some([
+        ("specversion", "1.0".to_owned()),
+        ("id", id.to_string()),
+        ("source", format!("dtorrent/{instance}/{server}")),
+        ("type", format!("dtorrent.{}.{}", kind.entity().as_str(), kind.as_str())),
+        ("subject", hash.map_or_else(|| server.to_string(), |hash| hash.to_string())),
+        ("time", time.to_string()),
+    ])
+}

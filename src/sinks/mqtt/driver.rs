@@ -1,0 +1,418 @@
+//! The driver of a connection that publishes: moves it on, and resolves what was sent with what the broker answers.
+//!
+//! Invariants:
+//! - each message is resolved by its own acknowledgement, with QoS 0 once it is written (I3);
+//! - the first error ends the link: everything unresolved fails, and nothing is sent again here;
+//! - where the broker could put one event off and take the next (MQTT 5 has reason codes for that), the link asks for
+//!   strict ordering (I5). A mosquitto puts messages off only if a plugin has it do so, so it is exempt once it has been
+//!   recognized; the first message that is put off ends the link as [`DeliverError::Deferred`];
+//! - while the link is up, the last message on the bridge's status topic is `online` ([`StatusGuard`]).
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::{Interval, interval};
+use tracing::{debug, warn};
+
+use crate::port::{DeliverError, EventOrdering};
+use crate::sinks::broker::ONLINE;
+use crate::sinks::broker::in_flight::given_up;
+
+use super::link::{MqttLink, PublishOptions};
+use super::message::Message;
+use super::publisher::{InFlight, Publisher};
+use super::status_guard::StatusGuard;
+use super::topics::Qos;
+use super::wire::{Client, ConnectionError, ErrorKind, Event, EventLoop, PubAck, Received};
+
+/// Maximum time between writing a message and its acknowledgement: some brokers drop messages without any answer.
+const ACK_TIMEOUT: Duration = Duration::from_secs(120);
+/// Interval of the checks for it.
+const ACK_CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// The topic where some brokers publish their name and version.
+const BROKER_NAME_TOPIC: &str = "$SYS/broker/version";
+/// The beginning of the name of brokers that take messages in order or close the connection.
+const IN_ORDER_BROKER: &[u8] = b"mosquitto ";
+/// Number of connections in a row that may end over the question for the broker's name before it is no longer asked: some
+/// brokers close the connection over a subscription that is not allowed.
+const NAME_REQUESTS_MAX: u32 = 2;
+
+/// Drives the connection and resolves what was sent.
+pub(super) struct Driver {
+    options: PublishOptions,
+    publisher: Publisher,
+    events: EventLoop,
+    /// Written and not acknowledged, by packet id.
+    in_flight: HashMap<u16, InFlight>,
+    status_topic: String,
+    status_guard: StatusGuard,
+    /// The subscription to status topics was answered.
+    is_subscribed: bool,
+    ack_check: Interval,
+}
+
+impl Driver {
+    /// Connects and, unless detached, publishes `online` and subscribes to the status topics.
+    pub(super) async fn connect(
+        options: PublishOptions,
+        client: Client,
+        mut events: EventLoop,
+    ) -> Result<Self, ConnectionError> {
+        let connack = events.connected().await?;
+        let ordering = match connack.can_defer && connack.can_acknowledge {
+            true => EventOrdering::Strict,
+            false => EventOrdering::Pipelined,
+        };
+        let mut driver = Self {
+            status_topic: options.topics.bridge_status(),
+            publisher: Publisher::new(client, connack, ordering),
+            in_flight: HashMap::new(),
+            status_guard: StatusGuard::default(),
+            is_subscribed: false,
+            ack_check: interval(ACK_CHECK_INTERVAL),
+            options,
+            events,
+        };
+        if !driver.options.is_detached {
+            driver.warn_of_missing_abilities();
+            driver.publish_online().await?;
+            driver.subscribe().await?;
+        }
+        driver.request_broker_name();
+        Ok(driver)
+    }
+
+    pub(super) fn link(&self) -> MqttLink {
+        MqttLink { options: self.options.clone(), publisher: self.publisher.clone() }
+    }
+
+    fn warn_of_missing_abilities(&self) {
+        let sink = &self.options.sink;
+        if !self.publisher.connack.can_retain {
+            warn!(%sink, "the broker retains no messages: later subscribers see no state and no status");
+        }
+        if !self.publisher.connack.can_acknowledge {
+            warn!(%sink, "the broker has QoS 0 only: messages count as delivered once they are written");
+        }
+    }
+
+    async fn publish_online(&mut self) -> Result<(), ConnectionError> {
+        let failed = |error: DeliverError| ConnectionError::other(error.to_string());
+        let online = Message::bridge_status(&self.options.topics, true);
+        let mut acknowledgement = self.publisher.publish(online).map_err(failed)?;
+        loop {
+            match acknowledgement.try_wait() {
+                Some(Ok(())) => return Ok(()),
+                Some(Err(error)) if error.is_rejected() => {
+                    warn!(sink = %self.options.sink, %error, "status `online` refused");
+                    return Ok(());
+                }
+                Some(Err(error)) => return Err(failed(error)),
+                None => self.step().await?,
+            }
+        }
+    }
+
+    async fn subscribe(&mut self) -> Result<(), ConnectionError> {
+        let topics: Vec<String> = self.status_topics().map(str::to_owned).collect();
+        self.publisher
+            .client
+            .subscribe(topics.into_iter(), Qos::AtLeastOnce)
+            .map_err(|_| ConnectionError::other("the connection was given up"))?;
+        while !self.is_subscribed {
+            self.step().await?;
+        }
+        Ok(())
+    }
+
+    fn status_topics(&self) -> impl Iterator<Item = &str> {
+        let birth = self.options.birth.as_ref().map(|birth| birth.topic.as_str());
+        std::iter::once(self.status_topic.as_str()).chain(birth)
+    }
+
+    /// Asks for the broker's name where it matters. Nothing waits for the answer; until it comes, ordering is strict.
+    fn request_broker_name(&self) {
+        let unanswered = &self.options.quirks.unanswered_name_requests;
+        let is_strict = self.publisher.state().ordering == EventOrdering::Strict;
+        if is_strict && unanswered.load(Ordering::Relaxed) < NAME_REQUESTS_MAX {
+            unanswered.fetch_add(1, Ordering::Relaxed);
+            // If this is lost, so is the connection.
+            self.publisher.client.subscribe(std::iter::once(BROKER_NAME_TOPIC.to_owned()), Qos::AtMostOnce).ok();
+        }
+    }
+
+    /// Runs until the connection is over, and returns the reason.
+    pub(super) async fn run(mut self) -> DeliverError {
+        loop {
+            if let Err(error) = self.step().await {
+                return self.end(error);
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Result<(), ConnectionError> {
+        tokio::select! {
+            event = self.events.next() => self.on_event(event.map_err(ConnectionError::once_connected)?),
+            () = self.status_guard.correction_due() => {
+                self.correct_status();
+                Ok(())
+            }
+            _ = self.ack_check.tick() => self.check_ack_timeout(),
+        }
+    }
+
+    fn on_event(&mut self, event: Event) -> Result<(), ConnectionError> {
+        match event {
+            Event::Written(id) => return self.on_written(id),
+            Event::Acknowledged(id, puback) => return self.on_acknowledged(id, puback),
+            Event::Subscribed(_) if self.is_subscribed => {
+                self.options.quirks.unanswered_name_requests.store(0, Ordering::Relaxed);
+            }
+            Event::Subscribed(answers) => {
+                self.is_subscribed = true;
+                for (topic, refusal) in self.status_topics().zip(answers) {
+                    if let Some(refusal) = refusal {
+                        warn!(sink = %self.options.sink, topic, refusal, "subscription to a status topic refused");
+                    }
+                }
+            }
+            Event::Received(received) => self.on_received(&received),
+            Event::Disconnected => {
+                self.publisher.state().disconnected();
+                return Err(ConnectionError::other("closed"));
+            }
+            Event::Connected(_) | Event::Other => {}
+        }
+        Ok(())
+    }
+
+    fn on_received(&mut self, Received { topic, body, is_retained, .. }: &Received) {
+        if let Some(birth) = self.options.birth.as_ref().filter(|birth| birth.topic == *topic) {
+            birth.presence.heard(body, *is_retained);
+        }
+        if topic == BROKER_NAME_TOPIC && body.starts_with(IN_ORDER_BROKER) {
+            self.publisher.state().ordering = EventOrdering::Pipelined;
+        }
+        if *topic == self.status_topic && &body[..] != ONLINE {
+            self.status_guard.wrong_status_seen();
+        }
+    }
+
+    fn on_written(&mut self, id: u16) -> Result<(), ConnectionError> {
+        let Some(message) = self.publisher.state().written() else {
+            return Err(ConnectionError::other("more was written than was handed over"));
+        };
+        match id {
+            0 => message.resolve(Ok(())),
+            id => drop(self.in_flight.insert(id, message)),
+        }
+        Ok(())
+    }
+
+    fn on_acknowledged(&mut self, id: u16, puback: PubAck) -> Result<(), ConnectionError> {
+        let Some(message) = self.in_flight.remove(&id) else {
+            return Err(ConnectionError::other("the broker acknowledged what was not sent"));
+        };
+        match puback {
+            PubAck::Accepted => message.resolve(Ok(())),
+            PubAck::Refused(reason) => message.resolve(Err(DeliverError::Rejected { reason: reason.to_owned() })),
+            // The broker may take what follows, so the link must not go on: the order would be lost (I5).
+            PubAck::Deferred(reason) => {
+                self.in_flight.insert(id, message);
+                return Err(ConnectionError::new(ErrorKind::Deferred, reason));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_ack_timeout(&self) -> Result<(), ConnectionError> {
+        if self.in_flight.values().any(|message| message.since.elapsed() > ACK_TIMEOUT) {
+            return Err(ConnectionError::other("the broker does not acknowledge what was published"));
+        }
+        Ok(())
+    }
+
+    fn correct_status(&mut self) {
+        if self.publisher.state().is_closing {
+            self.status_guard.cancel();
+            return;
+        }
+        match self.status_guard.corrected() {
+            1 => debug!(sink = %self.options.sink, "late last will said `offline`, publishing `online` again"),
+            2 => warn!(
+                sink = %self.options.sink, instance = %self.options.instance,
+                "status keeps being set to offline: does another bridge use the same `instance`?"
+            ),
+            _ => {}
+        }
+        // Not waited for: if it is lost, so is the connection.
+        drop(self.publisher.publish(Message::bridge_status(&self.options.topics, true)));
+    }
+
+    fn end(&mut self, error: ConnectionError) -> DeliverError {
+        if error.kind == ErrorKind::SentTooLarge {
+            self.reject_largest();
+        }
+        let error = DeliverError::from(error);
+        self.fail_all(&error);
+        error
+    }
+
+    /// Rejects the largest message in flight: a broker that closes the connection over a packet's size does not say which
+    /// one it was, and the same message would end the next connection too.
+    fn reject_largest(&mut self) {
+        let largest = self.in_flight.iter().max_by_key(|(_, message)| message.packet_bytes).map(|(id, _)| *id);
+        if let Some(message) = largest.and_then(|id| self.in_flight.remove(&id)) {
+            let reason = format!("{} bytes are more than the broker takes", message.packet_bytes);
+            message.resolve(Err(DeliverError::Rejected { reason }));
+        }
+    }
+
+    fn fail_all(&mut self, error: &DeliverError) {
+        let queued = self.publisher.state().end(error);
+        for message in self.in_flight.drain().map(|(_, message)| message).chain(queued) {
+            message.resolve(Err(error.clone()));
+        }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.fail_all(&given_up());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::super::link::REQUESTS_MAX;
+    use super::super::settings::{BrokerUrl, Prefix, Settings, Version};
+    use super::super::topics::{Route, Topics};
+    use super::super::wire::{self, AckToken, ConnAck, ConnectOptions, Protocol};
+    use super::*;
+    use crate::model::{Retain, SinkName};
+    use crate::port::Link as _;
+
+    /// A driver of a connection that is never made.
+    fn driver(ordering: EventOrdering) -> Driver {
+        let settings = Settings {
+            name: SinkName::parse("b").unwrap(),
+            instance: "main".to_owned(),
+            url: BrokerUrl::parse("mqtt://127.0.0.1:1").unwrap(),
+            username: None,
+            password: None,
+            ca_pem: None,
+            client_cert: None,
+            version: Version::Auto,
+            prefix: Prefix::default(),
+            servers: Vec::new(),
+            retain: Retain::All,
+            home_assistant: None,
+        };
+        let (client, events) = wire::open(
+            &settings,
+            None,
+            &ConnectOptions {
+                protocol: Protocol::V5,
+                client_id: "x".to_owned(),
+                session: None,
+                will: None,
+                packet_bytes_max: wire::PACKET_BYTES_MAX,
+                channel: REQUESTS_MAX,
+                receive_max: None,
+            },
+        );
+        let connack = ConnAck {
+            is_session_present: false,
+            receive_max: u16::MAX,
+            packet_bytes_max: wire::PACKET_BYTES_MAX,
+            can_retain: true,
+            can_acknowledge: true,
+            can_defer: true,
+        };
+        let topics = Topics::new(Prefix::default(), "main", true);
+        Driver {
+            status_topic: topics.bridge_status(),
+            publisher: Publisher::new(client, connack, ordering),
+            options: PublishOptions {
+                sink: settings.name,
+                instance: settings.instance,
+                topics,
+                birth: None,
+                is_detached: false,
+                quirks: Arc::default(),
+            },
+            events,
+            in_flight: HashMap::new(),
+            status_guard: StatusGuard::default(),
+            is_subscribed: true,
+            ack_check: interval(ACK_CHECK_INTERVAL),
+        }
+    }
+
+    fn message(name: &str) -> Message {
+        let route = Route { topic: name.to_owned(), qos: Qos::AtLeastOnce, is_retained: false };
+        Message::bytes(route, Bytes::new())
+    }
+
+    fn received(topic: &str, body: &str) -> Received {
+        Received {
+            topic: topic.to_owned(),
+            body: body.to_owned().into(),
+            is_retained: true,
+            expires_in: None,
+            response_topic: None,
+            correlation: None,
+            user: None,
+            ack_token: AckToken::NONE,
+        }
+    }
+
+    #[tokio::test]
+    async fn ordering_is_strict_until_the_broker_is_known_to_be_a_mosquitto() {
+        for (topic, name, expected) in [
+            (BROKER_NAME_TOPIC, "mosquitto version 2.0.11", EventOrdering::Pipelined),
+            (BROKER_NAME_TOPIC, "other", EventOrdering::Strict),
+            ("dtorrent/home/info", "mosquitto version 2.0.11", EventOrdering::Strict),
+        ] {
+            let mut driver = driver(EventOrdering::Strict);
+            let link = driver.link();
+            assert_eq!(link.limits().ordering, EventOrdering::Strict);
+            driver.on_event(Event::Received(Box::new(received(topic, name)))).unwrap();
+            assert_eq!(link.limits().ordering, expected, "{topic} {name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_that_is_put_off_fails_all_in_flight_as_deferred() {
+        let mut driver = driver(EventOrdering::Pipelined);
+        let [first, second] = ["a", "b"].map(|topic| driver.publisher.publish(message(topic)).unwrap());
+        driver.on_written(1).unwrap();
+        driver.on_written(2).unwrap();
+        let error = driver.on_acknowledged(1, PubAck::Deferred("a quota is used up")).unwrap_err();
+        assert!(matches!(driver.end(error), DeliverError::Deferred { retry_after: Some(_), .. }));
+        for acknowledgement in [first, second] {
+            assert!(matches!(acknowledgement.wait().await, Err(DeliverError::Deferred { .. })));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_missing_acknowledgement_ends_the_link_after_two_minutes() {
+        let mut driver = driver(EventOrdering::Pipelined);
+        drop(driver.publisher.publish(message("a")).unwrap());
+        driver.on_written(1).unwrap();
+        tokio::time::advance(ACK_TIMEOUT).await;
+        driver.check_ack_timeout().unwrap();
+        // A later one does not change that.
+        drop(driver.publisher.publish(message("b")).unwrap());
+        driver.on_written(2).unwrap();
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(driver.check_ack_timeout().is_err());
+        driver.on_acknowledged(1, PubAck::Accepted).unwrap();
+        driver.check_ack_timeout().unwrap();
+    }
+}

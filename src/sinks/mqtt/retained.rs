@@ -1,0 +1,89 @@
+//! Retained messages on a broker: reading what is there, and clearing it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::message::Message;
+use super::topics::Qos;
+use super::wire::{Client, ConnectionError, Event, EventLoop, PubAck};
+
+/// Maximum pause between two retained messages. Most brokers send them before they answer a later subscription; some fetch
+/// them meanwhile.
+const RETAINED_PAUSE: Duration = Duration::from_millis(100);
+/// Maximum number of retained messages that a scan collects; no server has as many torrents.
+const RETAINED_MAX: usize = 200_000;
+
+/// Connects, reads what is retained under these filters, and disconnects.
+pub(super) async fn read(
+    client: Client,
+    mut events: EventLoop,
+    filters: Vec<String>,
+) -> Result<Vec<(String, Bytes)>, ConnectionError> {
+    events.connected().await?;
+    let retained = match filters.is_empty() {
+        true => Vec::new(),
+        false => read_filters(&client, &mut events, filters).await?,
+    };
+    if client.disconnect().is_ok() {
+        events.disconnected().await?;
+    }
+    Ok(retained)
+}
+
+async fn read_filters(
+    client: &Client,
+    events: &mut EventLoop,
+    filters: Vec<String>,
+) -> Result<Vec<(String, Bytes)>, ConnectionError> {
+    client.subscribe(filters.clone().into_iter(), Qos::AtMostOnce).map_err(given_up)?;
+    // The answer to this one comes behind the messages that the first has brought.
+    client.subscribe(filters.into_iter().take(1), Qos::AtMostOnce).map_err(given_up)?;
+    let mut answers = 0;
+    let mut retained: Vec<(String, Bytes)> = Vec::new();
+    while retained.len() < RETAINED_MAX {
+        let event = match answers {
+            0 | 1 => events.next().await,
+            _ => match tokio::time::timeout(RETAINED_PAUSE, events.next()).await {
+                Ok(event) => event,
+                Err(_) => break,
+            },
+        };
+        match event? {
+            Event::Subscribed(_) => answers += 1,
+            Event::Received(received) if received.is_retained => retained.push((received.topic, received.body)),
+            _ => {}
+        }
+    }
+    Ok(retained)
+}
+
+/// Connects, clears these topics, and disconnects. Each clearing is acknowledged before the next is sent: slow, but never
+/// more than a broker accepts.
+pub(super) async fn clear(client: Client, mut events: EventLoop, topics: Vec<String>) -> Result<(), ConnectionError> {
+    let connack = events.connected().await?;
+    for topic in topics.into_iter().filter(|_| connack.can_retain) {
+        let mut message = Message::cleared(topic);
+        if !connack.can_acknowledge {
+            message.route.qos = Qos::AtMostOnce;
+        }
+        client.publish(message).map_err(given_up)?;
+        loop {
+            match events.next().await? {
+                Event::Acknowledged(_, PubAck::Accepted) | Event::Written(0) => break,
+                Event::Acknowledged(_, PubAck::Refused(reason) | PubAck::Deferred(reason)) => {
+                    return Err(ConnectionError::other(format!("the broker does not let us clear: {reason}")));
+                }
+                _ => {}
+            }
+        }
+    }
+    if client.disconnect().is_ok() {
+        events.disconnected().await?;
+    }
+    Ok(())
+}
+
+fn given_up<E>(_: E) -> ConnectionError {
+    ConnectionError::other("the connection was given up")
+}
