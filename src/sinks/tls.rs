@@ -1,4 +1,4 @@
-//! The TLS side of a broker connection: whom to trust, and who we are.
+//! TLS of connections to brokers and endpoints: which authorities to trust, and the client certificate.
 
 use std::sync::Arc;
 
@@ -7,13 +7,16 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use secrecy::{ExposeSecret, SecretSlice};
 
-/// A certificate chain and its key, both PEM.
+/// A client certificate with its key, both PEM.
 #[derive(Clone, Debug)]
 pub struct ClientCert {
+    /// The certificate chain, the client's own first.
     pub cert_pem: Vec<u8>,
+    /// The private key, not encrypted.
     pub key_pem: SecretSlice<u8>,
 }
 
+/// Certificates or keys cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
@@ -33,7 +36,10 @@ pub enum TlsError {
     Setup(#[source] rustls::Error),
 }
 
-/// Makes what all connections to a broker use.
+/// Returns the TLS configuration of all connections to one receiver; `None` for `ca_pem` trusts the machine's authorities.
+///
+/// # Errors
+/// A file is not what it should be, or the machine trusts no authority.
 pub fn client_config(ca_pem: Option<&[u8]>, client_cert: Option<&ClientCert>) -> Result<Arc<ClientConfig>, TlsError> {
     match ca_pem {
         Some(pem) => trusting(own_roots(pem)?, client_cert),
@@ -41,7 +47,7 @@ pub fn client_config(ca_pem: Option<&[u8]>, client_cert: Option<&ClientCert>) ->
     }
 }
 
-/// For connections that are not encrypted, on a machine that may trust nobody.
+/// Returns a configuration for plain HTTP, which needs no certificate authority on the machine.
 #[cfg(feature = "webhooks")]
 pub fn trusting_nobody() -> Result<Arc<ClientConfig>, TlsError> {
     trusting(RootCertStore::empty(), None)
@@ -74,7 +80,7 @@ fn own_roots(pem: &[u8]) -> Result<RootCertStore, TlsError> {
 
 fn native_roots() -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
-    // A few unusable ones among the many of a machine are normal.
+    // A machine's store often has some certificates that rustls does not accept.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() { Err(TlsError::NoNativeRoots) } else { Ok(roots) }
 }
@@ -95,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_certificate_is_refused_by_the_name_of_its_option() {
+    fn an_invalid_certificate_is_refused_with_the_name_of_its_option() {
         let broken = b"-----BEGIN CERTIFICATE-----\nnot base64 !\n-----END CERTIFICATE-----\n";
         let text = |ca: &[u8]| client_config(Some(ca), None).unwrap_err().to_string();
         assert!(text(b"").contains("`ca_file` holds no certificate"));

@@ -22,6 +22,7 @@ const LEVELS_MAX: usize = 5;
 /// How a broker writes addresses.
 #[derive(Clone, Copy, Debug)]
 pub struct Syntax {
+    /// Stands between two levels.
     pub separator: char,
     /// The wildcard for exactly one level.
     pub any_level: &'static str,

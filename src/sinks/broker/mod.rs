@@ -19,6 +19,7 @@ pub const ONLINE: &[u8] = b"online";
 /// The body of a status message otherwise, also of the last will.
 pub const OFFLINE: &[u8] = b"offline";
 
+/// Returns the body of a status message.
 pub fn status_body(is_online: bool) -> Bytes {
     Bytes::from_static(if is_online { ONLINE } else { OFFLINE })
 }

@@ -21,19 +21,23 @@ use super::wire::{self, Client, ConnectOptions, ConnectionError, ErrorKind, Even
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) struct Broker {
+    /// The broker's settings.
     pub settings: Settings,
+    /// Topics below the prefix of the settings.
     pub topics: Topics,
     tls: Option<Arc<ClientConfig>>,
     /// The broker said that it does not speak MQTT 5.
     refuses_5: AtomicBool,
     /// Another bridge with our `instance` is online there, so neither connection is made.
     pub has_namesake: AtomicBool,
-    /// Of Home Assistant, if there is one.
+    /// Home Assistant's presence, if there is one.
     pub presence: Arc<Presence>,
+    /// Shared by all connections.
     pub quirks: Arc<BrokerQuirks>,
 }
 
 impl Broker {
+    /// Prepares TLS where the URL needs it.
     pub fn new(settings: Settings) -> Result<Self, TlsError> {
         let tls = match settings.url.transport.is_encrypted() {
             true => Some(tls::client_config(settings.ca_pem.as_deref(), settings.client_cert.as_ref())?),
@@ -51,12 +55,14 @@ impl Broker {
         })
     }
 
+    /// Returns the names in Home Assistant, if that is configured.
     pub fn home_assistant_names(&self) -> Option<Names> {
         let Settings { prefix, instance, home_assistant, .. } = &self.settings;
         let discovery_prefix = home_assistant.as_ref()?.discovery_prefix.clone();
         Some(Names { prefix: prefix.clone(), instance: instance.clone(), discovery_prefix })
     }
 
+    /// Prepares a connection.
     pub fn open(&self, options: &ConnectOptions) -> (Client, EventLoop) {
         wire::open(&self.settings, self.tls.as_ref(), options)
     }

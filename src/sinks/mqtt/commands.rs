@@ -44,7 +44,7 @@ const REQUESTS_MAX: usize = 1_000;
 pub struct MqttCommands {
     broker: Arc<Broker>,
     session: OnDemand<Session, ConnectionError>,
-    /// This run has subscribed, so a session that the broker still holds has exactly our filters.
+    /// Whether this run has subscribed, so that a session that the broker still holds has exactly our filters.
     has_subscribed: bool,
     /// Raised for one connection after a command arrived that was larger than we accept.
     packet_bytes_max: u32,

@@ -29,19 +29,24 @@ const RESULT_OVERHEAD_BYTES: usize = 512;
 /// Maximum time for `offline` and DISCONNECT before the connection is dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What a link and its driver know of the sink.
+/// The facts about a sink that its links and drivers need.
 #[derive(Clone)]
 pub(super) struct PublishOptions {
+    /// For the log.
     pub sink: SinkName,
+    /// Part of the CloudEvents source.
     pub instance: String,
+    /// The sink's topics.
     pub topics: Topics,
+    /// `None` without Home Assistant.
     pub birth: Option<BirthTopic>,
     /// The bridge does not run: nothing is published about its status, and nothing subscribed to.
     pub is_detached: bool,
+    /// Shared by all connections.
     pub quirks: Arc<BrokerQuirks>,
 }
 
-/// What is known of a broker over all connections.
+/// Peculiarities of a broker, remembered over all connections.
 #[derive(Debug, Default)]
 pub(super) struct BrokerQuirks {
     /// How many connections in a row ended before the broker answered the question for its name.
@@ -51,12 +56,16 @@ pub(super) struct BrokerQuirks {
 /// The topic where Home Assistant announces itself, and what is notified of that.
 #[derive(Clone)]
 pub(super) struct BirthTopic {
+    /// Home Assistant's status topic.
     pub topic: String,
+    /// Notified of what is published there.
     pub presence: Arc<Presence>,
 }
 
 pub(super) struct MqttLink {
+    /// Shared with the driver.
     pub options: PublishOptions,
+    /// Shared with the driver.
     pub publisher: Publisher,
 }
 

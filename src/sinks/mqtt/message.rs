@@ -12,16 +12,22 @@ use super::topics::{Qos, Route, Topics};
 /// One publish. MQTT 3.1.1 has no properties; there everything but route and body is left out.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
+    /// Where the message goes, and how.
     pub route: Route,
+    /// The payload.
     pub body: Bytes,
+    /// The media type of the body.
     pub content_type: Option<&'static str>,
     /// Whether the body is UTF-8 (the payload format indicator).
     pub is_text: bool,
+    /// Correlation data of a reply, as the command had it; at most 65,535 bytes.
     pub correlation: Option<Bytes>,
+    /// Names and values, in this order.
     pub user_properties: Vec<(String, String)>,
 }
 
 impl Message {
+    /// Returns a message without properties.
     pub fn bytes(route: Route, body: Bytes) -> Self {
         Self { route, body, content_type: None, is_text: false, correlation: None, user_properties: Vec::new() }
     }

@@ -39,10 +39,12 @@ impl NamesakeSuspicion {
         self.short_connections.fetch_add(1, Ordering::Relaxed) + 1 == SHORT_CONNECTIONS_MAX
     }
 
+    /// Whether the client id is to be left to the other bridge while that is online.
     pub fn is_raised(&self) -> bool {
         self.short_connections.load(Ordering::Relaxed) >= SHORT_CONNECTIONS_MAX
     }
 
+    /// Drops the suspicion.
     pub fn clear(&self) {
         self.short_connections.store(0, Ordering::Relaxed);
     }

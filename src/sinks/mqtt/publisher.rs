@@ -19,7 +19,9 @@ use super::wire::{Client, ConnAck};
 /// The sending half, shared by link and driver.
 #[derive(Clone)]
 pub(super) struct Publisher {
+    /// Also used for subscriptions and DISCONNECT.
     pub client: Client,
+    /// What the broker granted.
     pub connack: ConnAck,
     state: Arc<Mutex<PublisherState>>,
 }
@@ -39,6 +41,7 @@ pub(super) struct PublisherState {
 
 /// A message that is queued or written, and not resolved yet.
 pub(super) struct InFlight {
+    /// Size of the packet, for the case that the broker rejects it.
     pub packet_bytes: usize,
     /// When it was written, or queued if it is not written yet.
     pub since: Instant,
@@ -46,18 +49,21 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
+    /// Tells the link what became of the message.
     pub fn resolve(self, result: DeliverResult) {
         self.resolver.resolve(result);
     }
 }
 
 impl Publisher {
+    /// Creates the publisher of a new connection.
     pub fn new(client: Client, connack: ConnAck, ordering: EventOrdering) -> Self {
         let state =
             PublisherState { queued: VecDeque::new(), ordering, ended: None, is_closing: false, disconnected: None };
         Self { client, connack, state: Arc::new(Mutex::new(state)) }
     }
 
+    /// Locks the state; not to be held across an await.
     pub fn state(&self) -> MutexGuard<'_, PublisherState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,7 +1,7 @@
 //! The guard of the bridge's retained status: when to publish `online` again after somebody published something else.
 //!
 //! The last will of an earlier connection may be published after we are connected again; a second bridge with our
-//! `instance` keeps publishing it. Pure but for the clock.
+//! `instance` keeps publishing it.
 
 use std::time::Duration;
 

@@ -24,8 +24,11 @@ pub enum Qos {
 /// The topic of a publish, and how it is published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
+    /// The topic, without wildcards.
     pub topic: String,
+    /// Lowered to QoS 0 where the broker has nothing else.
     pub qos: Qos,
+    /// Dropped where the broker retains nothing.
     pub is_retained: bool,
 }
 
@@ -47,6 +50,7 @@ impl Topics {
         self.addresses.bridge("status")
     }
 
+    /// Returns the topic of a delivery, and how it is published.
     pub fn route(&self, delivery: &Delivery) -> Route {
         use Qos::{AtLeastOnce, AtMostOnce};
         let (qos, is_retained) = match delivery {

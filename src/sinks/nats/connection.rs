@@ -33,6 +33,7 @@ const REFUSED_RETRY: Duration = Duration::from_secs(10);
 /// A connection could not be made, or is over.
 #[derive(Clone, Debug)]
 pub struct ConnectionError {
+    /// For people.
     pub reason: String,
     /// No attempt makes sense before this.
     pub retry_after: Option<Duration>,
@@ -60,6 +61,7 @@ impl From<ConnectionError> for DeliverError {
 
 /// A connection to a NATS server.
 pub struct Connection {
+    /// async-nats's client, for publishes and subscriptions.
     pub client: Client,
     events: mpsc::Receiver<Event>,
     /// The last error that the server sent: mostly the reason why it closes the connection next.

@@ -25,29 +25,39 @@ pub(super) const PUBLISHES_MAX: usize = 2 * WINDOW + 16;
 /// Maximum time for the last message before the connection is closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What a link and its driver know of the sink.
+/// The facts about a sink that its links and drivers need.
 #[derive(Clone)]
 pub(super) struct PublishOptions {
+    /// For the log.
     pub sink: SinkName,
+    /// Part of the CloudEvents source.
     pub instance: String,
+    /// The sink's subjects.
     pub subjects: Subjects,
     /// Whether JetStream is used.
     pub is_stored: bool,
+    /// What the link asks for, as the stream is set up.
     pub ordering: EventOrdering,
     /// Whether the system has further servers to connect to.
     pub has_others: bool,
+    /// Shared by all connections.
     pub history: Arc<SendHistory>,
+    /// Counters of the service, for replies.
     pub stats: Arc<ServiceStats>,
 }
 
 /// A message for the driver to publish.
 pub(super) struct Publish {
+    /// The message.
     pub message: Message,
+    /// Gets the answer.
     pub resolver: Resolver,
 }
 
 pub(super) struct NatsLink {
+    /// Shared with the driver.
     pub options: PublishOptions,
+    /// To the driver.
     pub publishes: mpsc::Sender<Publish>,
     /// The server's `max_payload`.
     pub payload_bytes_max: usize,

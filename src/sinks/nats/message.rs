@@ -18,7 +18,7 @@ use super::subjects::{Subjects, bucket_subject};
 /// Maximum length of an error text in a header; longer ones are of no use to readers of `nats req`.
 const HEADER_CHARS_MAX: usize = 300;
 
-/// What acknowledges a publish.
+/// The acknowledgement of a publish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AckKind {
     /// An echo behind it: the server has read it and passes it on to whoever listens.
@@ -30,9 +30,13 @@ pub enum AckKind {
 /// One publish.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
+    /// The subject, without wildcards.
     pub subject: String,
+    /// Header lines; their order on the wire is not defined.
     pub headers: HeaderMap,
+    /// The payload.
     pub body: Bytes,
+    /// What acknowledges it.
     pub ack: AckKind,
     /// Server and number of a journal entry.
     pub entry: Option<(ServerName, Seq)>,
@@ -86,7 +90,9 @@ pub struct Messages {
 /// The reply to a command.
 #[derive(Debug, PartialEq)]
 pub struct Reply {
+    /// The publish to the reply subject.
     pub message: Message,
+    /// For the counters of the service.
     pub outcome: RequestOutcome,
 }
 

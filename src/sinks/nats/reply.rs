@@ -18,17 +18,22 @@ pub enum PublishReply {
 /// An error of JetStream's API, as it is encoded in a reply.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub struct ApiError {
+    /// HTTP-like status.
     #[serde(default)]
     pub code: u16,
+    /// JetStream's number for the error.
     #[serde(default)]
     pub err_code: u32,
+    /// The server's text.
     #[serde(default)]
     pub description: String,
 }
 
 impl ApiError {
     // Numbers from the server's `server/errors.json`.
+    /// The stream does not exist.
     pub const STREAM_NOT_FOUND: u32 = 10059;
+    /// The stream was created by somebody else in between.
     pub const STREAM_NAME_IN_USE: u32 = 10058;
     const MESSAGE_TOO_LARGE: u32 = 10054;
     const STORE_FAILED: u32 = 10077;

@@ -32,6 +32,7 @@ impl SendHistory {
         is_first
     }
 
+    /// Returns why the sink has ended, if it has.
     pub fn id_conflict(&self) -> Option<&String> {
         self.id_conflict.get()
     }
@@ -41,10 +42,12 @@ impl SendHistory {
         self.id_conflict.set(reason).is_ok()
     }
 
+    /// Whether a publish was denied in this run.
     pub fn was_denied(&self) -> bool {
         self.was_denied.load(Ordering::Relaxed)
     }
 
+    /// Notes that a publish was denied.
     pub fn set_denied(&self) {
         self.was_denied.store(true, Ordering::Relaxed);
     }

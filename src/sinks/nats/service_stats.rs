@@ -19,7 +19,9 @@ pub struct ServiceStats {
 /// The counters of one endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointStats {
+    /// Requests received.
     pub requests: u64,
+    /// Requests whose reply is an error, or was refused.
     pub errors: u64,
     /// Code and text of the last error, as in the headers of its reply; empty before the first.
     pub last_error: String,
@@ -32,11 +34,14 @@ pub struct EndpointStats {
 pub struct RequestOutcome {
     /// From [`ServiceStats::count_request`]; any other id is ignored.
     pub request_id: Vec<u8>,
+    /// Code and text; `None` for a success.
     pub error: Option<String>,
+    /// Time from request to reply.
     pub took: Duration,
 }
 
 impl ServiceStats {
+    /// Creates counters at zero.
     pub fn new(service_id: String) -> Self {
         Self { service_id, endpoints: Mutex::default() }
     }
@@ -50,6 +55,7 @@ impl ServiceStats {
         format!("{} {endpoint} {number}", self.service_id).into_bytes()
     }
 
+    /// Counts the outcome of a request of this run.
     pub fn count_reply(&self, outcome: RequestOutcome) {
         let RequestOutcome { request_id, error, took } = outcome;
         let request_id = String::from_utf8_lossy(&request_id);
@@ -66,6 +72,7 @@ impl ServiceStats {
         }
     }
 
+    /// Returns the counters of an endpoint, zero for an unknown one.
     pub fn of(&self, endpoint: &str) -> EndpointStats {
         self.update(endpoint, |stats| stats.clone())
     }

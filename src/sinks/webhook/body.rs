@@ -29,7 +29,9 @@ pub enum Format {
 /// A request body with its media type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Body {
+    /// The value of the `Content-Type` header.
     pub content_type: String,
+    /// The bytes that are signed and sent.
     pub bytes: Vec<u8>,
 }
 
@@ -40,6 +42,7 @@ impl Body {
 }
 
 impl Format {
+    /// Returns the name of the format, for people.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Standard => "standard",

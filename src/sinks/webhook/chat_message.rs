@@ -17,6 +17,7 @@ pub enum Level {
 }
 
 impl Level {
+    /// Returns the level as templates get it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Info => "info",
@@ -30,12 +31,16 @@ impl Level {
 /// An event in words for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChatMessage {
+    /// What happened, at most 200 characters.
     pub title: String,
+    /// Details, at most 1000 characters.
     pub text: String,
+    /// The level, which services show as a colour, a tag or an icon.
     pub level: Level,
 }
 
 impl ChatMessage {
+    /// Describes an event.
     pub fn new(event: &Event) -> Self {
         let phrase = phrase(event.event_type);
         let (title, text) = match &event.torrent {

@@ -238,6 +238,7 @@ struct RetryState {
 }
 
 impl WebhookSink {
+    /// Creates the sink; `name` is `WEBHOOK.SERVER`.
     pub fn new(name: SinkName, endpoint: Arc<Endpoint>) -> Self {
         Self { sender: Arc::new(EventSender { name, endpoint, state: Mutex::default() }) }
     }

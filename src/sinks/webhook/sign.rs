@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret as _, SecretSlice};
 use sha2::Sha256;
 
 const PREFIX: &str = "whsec_";
-/// What Standard Webhooks allows: shorter ones can be guessed, longer ones are a file by mistake.
+/// Sizes of a key that Standard Webhooks allows: shorter ones can be guessed, longer ones are a file by mistake.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 const SECRETS_MAX: usize = 8;
 
@@ -24,6 +24,7 @@ pub struct Secrets(Vec<SecretSlice<u8>>);
 #[error(
     "{0}; write whsec_ and 24 to 64 random bytes in base64 (`echo whsec_$(openssl rand -base64 32)`), several with a blank between"
 )]
+/// A text is not one to eight secrets.
 pub struct InvalidSecret(&'static str);
 
 impl Secrets {

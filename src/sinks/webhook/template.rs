@@ -1,8 +1,7 @@
-//! A body of the user's own, written as a template.
+//! Templates: webhook bodies in a shape of the user's own.
 //!
-//! What a template may do is bounded: it has no files and no includes, so many steps, and so many bytes of
-//! output. In JSON every value that it prints is written as JSON, quotes and all, so no name of a torrent
-//! can break out of its place.
+//! A template has no access to files and no includes, and is bounded in steps, recursion and output. In JSON every value
+//! that it prints is encoded as JSON, with quotes, so a torrent's name cannot break out of its place (I14).
 
 use std::fmt;
 use std::io;
@@ -11,12 +10,18 @@ use std::sync::Arc;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior};
 use serde_json::{Value, json};
 
+/// The name in the environment, which holds one template.
 const NAME: &str = "template";
+/// Maximum size of a template's source.
 const SOURCE_BYTES_MAX: usize = 64 << 10;
+/// Maximum size of a rendered body.
 const BODY_BYTES_MAX: usize = 256 << 10;
+/// Maximum number of instructions of one rendering: some milliseconds.
 const STEPS_MAX: u64 = 100_000;
+/// Maximum recursion of macros and loops.
 const DEPTH_MAX: usize = 50;
 
+/// A template that was parsed and tried.
 #[derive(Clone)]
 pub struct Template {
     environment: Arc<Environment<'static>>,
@@ -24,18 +29,21 @@ pub struct Template {
     is_json: bool,
 }
 
+/// A template cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{wrong}; {right}")]
 pub struct InvalidTemplate {
+    /// What is wrong with it.
     pub wrong: String,
+    /// What would be right.
     pub right: &'static str,
 }
 
 impl Template {
-    /// Reads a template and tries it on an event of a torrent and on one of a server.
+    /// Parses a template and renders it with a sample event of a torrent and one of a server.
     ///
     /// # Errors
-    /// It cannot be read or carried out, or does not make JSON where it has to.
+    /// The template cannot be parsed or rendered, or its output is not JSON where `content_type` says so.
     pub fn parse(source: &str, content_type: &str) -> Result<Self, InvalidTemplate> {
         let refuse = |wrong: String, right| InvalidTemplate { wrong, right };
         if source.len() > SOURCE_BYTES_MAX {
@@ -49,7 +57,7 @@ impl Template {
         let is_json = kind == "application/json" || kind.ends_with("+json");
         let mut environment = Environment::new();
         environment.set_auto_escape_callback(move |_| if is_json { AutoEscape::Json } else { AutoEscape::None });
-        // An event of a server has no torrent, and that is no fault of the template.
+        // An event of a server has no torrent; `{{ torrent.name }}` is then empty, not an error.
         environment.set_undefined_behavior(UndefinedBehavior::Chainable);
         environment.set_fuel(Some(STEPS_MAX));
         environment.set_recursion_limit(DEPTH_MAX);
@@ -66,12 +74,15 @@ impl Template {
         Ok(template)
     }
 
+    /// Returns the media type of the bodies.
     pub fn content_type(&self) -> &str {
         &self.content_type
     }
 
+    /// Renders a body.
+    ///
     /// # Errors
-    /// It takes too many steps or bytes, or what it makes is no JSON where it has to be; in words.
+    /// The rendering exceeds a limit, or its output is not JSON where it has to be; the text says which.
     pub fn render(&self, context: &Value) -> Result<Vec<u8>, String> {
         let template = self.environment.get_template(NAME).map_err(|error| format!("{error:#}"))?;
         let mut body = Bounded::default();
@@ -114,7 +125,7 @@ impl io::Write for Bounded {
     }
 }
 
-/// Events as a template meets them, with what is awkward in names.
+/// Returns sample contexts, with characters in names that templates often mishandle.
 fn samples() -> [(&'static str, Value); 2] {
     let torrent = json!({
         "hash": "3f786850e387550fdab836ed7e6dc881de23001b", "name": "A \"name\" {{ with }} <odds> & \\ends", "server": "home",
@@ -162,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn other_texts_are_as_they_are_written() {
+    fn other_media_types_are_not_encoded() {
         assert_eq!(
             rendered("{{ event.event_type|upper }}: {{ title }}", "text/plain; charset=utf-8"),
             "FINISHED: A title"
@@ -171,7 +182,7 @@ mod tests {
     }
 
     proptest! {
-        /// The texts are strangers' words: whatever they are, they stay in the places that the template has for them.
+        /// Names come from anywhere: whatever they are, they stay in the places that the template has for them.
         #[test]
         fn no_text_breaks_out_of_its_place_in_json(name in "\\PC{0,40}|[\"\\\\{}%\u{0}-\u{1f}]{0,20}") {
             let source = r#"{"n": {{ torrent.name }}, "t": {{ title ~ "!" }}}"#;
@@ -188,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_is_refused_when_it_is_read() {
+    fn a_template_that_cannot_work_is_refused_when_it_is_parsed() {
         for (source, content_type, expected) in [
             ("{{", "text/plain", "is no template: syntax error"),
             ("{\"t\": \"{{ title }}\"}", "application/json", "what it makes is no JSON"),

@@ -70,7 +70,7 @@ async fn with_the_roles_of_the_stack_the_bridge_works_and_others_may_only_what_t
         {
             reader.publish_with_reply(question, pause.clone(), Bytes::from(asked)).await.unwrap();
             reader.flush().await.unwrap();
-            world.bridge().wait_for_log_again(round, "came where commands come").await;
+            world.bridge().wait_for_log_again(round, "reply of another service on a command subject").await;
         }
         // One that comes after them is answered: they were passed over.
         commander.request(subject.clone(), Bytes::new()).await.unwrap();

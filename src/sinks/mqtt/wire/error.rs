@@ -11,7 +11,9 @@ use crate::port::DeliverError;
 /// Delay after a quota of the broker was used up.
 const QUOTA_RETRY: Duration = Duration::from_secs(30);
 
+/// The reason of a connection that was closed without one.
 pub const CLOSED: &str = "the broker closed the connection";
+/// The reason of a connection whose client id another one took.
 pub const TAKEN_OVER: &str = "another connection uses our client id: give each bridge its own `instance`";
 const SILENT: &str = "the broker does not answer";
 const WILL_REFUSED: &str = "the broker refuses our last will";
@@ -23,11 +25,13 @@ const BAD_CLIENT_ID: &str = "the broker refuses our client id: try a shorter `in
 /// A connection could not be made, or is over.
 #[derive(Debug)]
 pub struct ConnectionError {
+    /// What the caller can do.
     pub kind: ErrorKind,
+    /// For people.
     pub reason: String,
 }
 
-/// What the caller can do about a [`ConnectionError`].
+/// The kinds of [`ConnectionError`], by what the caller can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
     /// The broker said that it does not speak this version.
@@ -50,10 +54,12 @@ pub enum ErrorKind {
 }
 
 impl ConnectionError {
+    /// Returns an error of this kind.
     pub fn new(kind: ErrorKind, reason: impl Into<String>) -> Self {
         Self { kind, reason: reason.into() }
     }
 
+    /// Returns an error that asks for nothing but another attempt.
     pub fn other(reason: impl Into<String>) -> Self {
         Self::new(ErrorKind::Other, reason)
     }

@@ -12,10 +12,13 @@ pub const PACKET_BYTES_MAX: u32 = 16 * 1024 * 1024;
 /// The limits and abilities that a broker states in its CONNACK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnAck {
+    /// Whether the broker held the session.
     pub is_session_present: bool,
     /// Receive Maximum: publishes that may be unacknowledged.
     pub receive_max: u16,
+    /// Maximum Packet Size, at most [`PACKET_BYTES_MAX`].
     pub packet_bytes_max: u32,
+    /// Whether retained messages are available.
     pub can_retain: bool,
     /// Whether QoS 1 is available.
     pub can_acknowledge: bool,
@@ -49,14 +52,21 @@ pub enum Event {
 /// A message from the broker. Properties are empty with MQTT 3.1.1.
 #[derive(Debug)]
 pub struct Received {
+    /// The topic, not checked further.
     pub topic: String,
+    /// The payload.
     pub body: Bytes,
+    /// Whether the message was retained before we subscribed.
     pub is_retained: bool,
+    /// Message Expiry Interval that is left.
     pub expires_in: Option<Duration>,
+    /// Where the sender wants a reply, not checked.
     pub response_topic: Option<String>,
+    /// Correlation data for the reply.
     pub correlation: Option<Bytes>,
     /// The user property `user`.
     pub user: Option<String>,
+    /// For [`super::Client::acknowledge`].
     pub ack_token: AckToken,
 }
 

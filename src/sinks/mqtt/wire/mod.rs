@@ -44,12 +44,15 @@ pub enum Protocol {
 
 /// The options of one connection.
 pub struct ConnectOptions {
+    /// The version to speak.
     pub protocol: Protocol,
+    /// Unique per connection: a broker disconnects an earlier one with the same id.
     pub client_id: String,
     /// How long the broker holds subscriptions and their messages while we are disconnected; `None` for a clean session.
     pub session: Option<Duration>,
     /// The route of the last will, whose body is `offline`.
     pub will: Option<Route>,
+    /// Maximum size of packets that are accepted.
     pub packet_bytes_max: u32,
     /// Number of requests that may wait to be written.
     pub channel: usize,
@@ -165,6 +168,7 @@ impl Client {
         }
     }
 
+    /// Queues a publish.
     pub fn publish(&self, mut message: Message) -> Result<(), QueueFull> {
         match self {
             Self::V311(client) => {
@@ -200,6 +204,7 @@ impl Client {
         }
     }
 
+    /// Queues the acknowledgement of a received message; a message with QoS 0 needs none.
     pub fn acknowledge(&self, AckToken(pkid): AckToken) -> Result<(), QueueFull> {
         match self {
             _ if pkid == 0 => Ok(()),
@@ -214,6 +219,7 @@ impl Client {
         }
     }
 
+    /// Queues DISCONNECT, behind everything else.
     pub fn disconnect(&self) -> Result<(), QueueFull> {
         match self {
             Self::V311(client) => client.try_disconnect().map_err(|_| QueueFull),
