@@ -1,4 +1,4 @@
-//! The surface of the library that versions are counted by, in `tests/golden/api.txt`.
+//! The public API that version numbers refer to, in `tests/golden/api.txt`.
 //!
 //! `BLESS=1` writes it anew; a person reads the difference, and the changelog says what users of the library have to
 //! do. It is read from the source, so that it needs no other compiler than the program itself: everything public in the

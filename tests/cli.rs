@@ -1,4 +1,4 @@
-//! The real binary: what it prints where, and the code it ends with.
+//! The real binary: what it prints to which stream, and its exit codes.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 

@@ -1,4 +1,4 @@
-//! The config as its users meet it: what is refused, in which words, and which layer wins.
+//! The config as users see it: what is refused, with which message, and which layer wins.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 

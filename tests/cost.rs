@@ -1,4 +1,4 @@
-//! What the program may cost, in counts that are the same on every machine: allocations and bytes of an answer.
+//! Limits on costs that are the same on every machine: allocations, and bytes of an answer.
 //!
 //! Times are in `make bench`; here is what a change must not make worse unnoticed.
 
@@ -129,8 +129,8 @@ fn a_poll_without_changes_retains_nothing_and_allocates_little() {
     assert!(info.count_current <= 1, "nothing of it stays: {info:?}");
 }
 
-/// Of a torrent that downloads the picture that would be told is made, compared and kept for the next look;
-/// of one that rests, none is.
+/// For a torrent that downloads, the state that would be published is built, compared and kept for the next poll;
+/// for one that is idle, none is built.
 const POLL_ALLOCATIONS_PER_DOWNLOAD: u64 = 40;
 
 #[tokio::test]

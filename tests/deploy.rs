@@ -1,4 +1,4 @@
-//! What `deploy/` hands out works: the broker's config starts a broker, its roles hold, the unit is one.
+//! The files in `deploy/` work: the broker's config starts a broker, its access rules hold, systemd accepts the unit.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 

@@ -1,4 +1,4 @@
-//! The pages say the truth: every option, kind, verb, code and field of the code is in them.
+//! The docs are complete and true: they name every option, kind, verb, code and field, and link to existing places.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
@@ -201,7 +201,7 @@ fn pages() -> BTreeMap<PathBuf, String> {
     paths.into_iter().map(|path| (path.clone(), fs::read_to_string(&path).unwrap())).collect()
 }
 
-/// Whoever names a test as a proof names one that is there.
+/// A page that names a test as a proof names an existing one.
 #[test]
 fn every_test_that_a_page_names_as_a_proof_is_in_the_tree() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

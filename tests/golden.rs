@@ -1,13 +1,10 @@
-//! What goes over the wire and to the terminal, letter by letter, in `tests/golden/`.
-//!
-//! `BLESS=1` writes the files anew; a person reads the difference.
+//! Bodies, topics, schemas, CLI help and tables, compared with the files in `tests/golden/`.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
 use std::fmt::Write as _;
 use std::fs;
 use std::process::Command;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use dtorrent::model::*;
@@ -21,77 +18,15 @@ use dtorrent::sinks::nats::subjects::{STREAM, Subjects, covers};
 use serde::Serialize;
 use serde_json::json;
 
+use self::samples::{assert_golden, event, hash, home, time, torrent};
+
 #[path = "rules/homeassistant.rs"]
 mod rules;
-
-fn is_golden(name: &str, text: &str) {
-    let path = format!("tests/golden/{name}");
-    let text = format!("{}\n", text.trim_end());
-    if std::env::var_os("BLESS").is_some() {
-        fs::write(&path, &text).unwrap();
-    }
-    let golden = fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(text, golden, "{path} says otherwise; BLESS=1 writes it anew");
-}
+#[path = "rules/samples.rs"]
+mod samples;
 
 fn pretty(value: &impl Serialize) -> String {
     serde_json::to_string_pretty(value).unwrap()
-}
-
-fn home() -> ServerName {
-    ServerName::parse("home").unwrap()
-}
-
-fn hash() -> InfoHash {
-    "3f786850e387550fdab836ed7e6dc881de23001b".parse().unwrap()
-}
-
-fn time() -> Timestamp {
-    Timestamp::from_millis(1_795_328_701_114)
-}
-
-fn torrent() -> Torrent {
-    let mut torrent = Torrent::new(home(), hash(), "Ünï ☃ 🦀 \u{1}<&>\"");
-    torrent.active = true;
-    torrent.downloaded = 1_500;
-    torrent.uploaded = 500;
-    torrent.length = 1_500;
-    torrent.path = Some("/watch/x.torrent".to_owned());
-    torrent.progress = progress(1_500, 1_500);
-    torrent.ratio = ratio(500, 1_500);
-    torrent.finished = true;
-    torrent.playing = true;
-    torrent.extra = Extra::from([("throttle".into(), json!("slow")), ("absent".into(), json!(null))]);
-    torrent.status = Status::Seeding;
-    torrent.error = false;
-    torrent.message = Some("".into());
-    torrent.stalled = false;
-    torrent.download_rate = Some(0);
-    torrent.upload_rate = Some(1_000_000_000_000);
-    torrent.left = Some(0);
-    torrent.eta = None;
-    torrent.peers = Some(3);
-    torrent.seeds = Some(0);
-    torrent.label = Some("linux".into());
-    torrent.directory = Some("/downloads".into());
-    torrent.private = Some(false);
-    torrent.priority = Some(2);
-    torrent.tracker = Some("tracker.example".into());
-    torrent.added_at = Some(time());
-    torrent.started_at = Some(time());
-    torrent.finished_at = None;
-    torrent.size_files = Some(1);
-    torrent
-}
-
-fn event(event_type: Kind, id: EventId) -> Event {
-    let is_torrents = event_type.entity() == Entity::Torrent;
-    let change = Change { from: json!("downloading"), to: json!("seeding") };
-    let mut event = Event::new(id, event_type, time());
-    event.hash = is_torrents.then(hash);
-    event.changes = if is_torrents { Changes::from([("status".to_owned(), change)]) } else { Changes::new() };
-    event.torrent = is_torrents.then(|| Arc::new(torrent()));
-    event
 }
 
 #[test]
@@ -104,15 +39,15 @@ fn events_match_the_golden_files() {
         event.command_id = Some(CommandId::parse("9b1c").unwrap());
         event
     };
-    is_golden("event-finished.json", &pretty(&caused));
-    is_golden("event-server-online.json", &pretty(&event(Kind::ServerOnline, journal)));
+    assert_golden("event-finished.json", &pretty(&caused));
+    assert_golden("event-server-online.json", &pretty(&event(Kind::ServerOnline, journal)));
     let updated = EventId::Updated { server: home(), epoch, rev: Rev(9001) };
-    is_golden("event-updated.json", &pretty(&event(Kind::Updated, updated)));
+    assert_golden("event-updated.json", &pretty(&event(Kind::Updated, updated)));
 }
 
 #[test]
 fn a_state_and_statistics_match_the_golden_files() {
-    is_golden("torrent.json", &pretty(&torrent()));
+    assert_golden("torrent.json", &pretty(&torrent()));
     let server = {
         let mut stats = ServerStats::default();
         stats.client = Some("rTorrent 0.9.8".to_owned());
@@ -123,7 +58,7 @@ fn a_state_and_statistics_match_the_golden_files() {
         torrent.finished_at = Some(time());
         torrent
     };
-    is_golden("stats.json", &pretty(&Stats::of(server, [&torrent(), &finished].into_iter())));
+    assert_golden("stats.json", &pretty(&Stats::of(server, [&torrent(), &finished].into_iter())));
 }
 
 #[test]
@@ -140,7 +75,7 @@ fn results_match_the_golden_files() {
     let unknown = CommandError::new(ErrorCode::UnknownHash, "the client has no torrent of that hash");
     let rows = vec![TorrentOutcome::ok(hash()), TorrentOutcome::failed(InfoHash::V2([7; 32]), unknown.clone())];
     let partial = outcome(Verb::Pause, OutcomeStatus::Partial, rows, Some(unknown), None);
-    is_golden("result-partial.json", &pretty(&partial));
+    assert_golden("result-partial.json", &pretty(&partial));
     let listed = vec![{
         let mut row = TorrentOutcome::ok(hash());
         row.torrent = Some(json!({"name": "x"}));
@@ -148,9 +83,9 @@ fn results_match_the_golden_files() {
     }];
     let page = Page { total: 1, page: 0, page_size: 200, next_page: None };
     let list = outcome(Verb::List, OutcomeStatus::Ok, listed, None, Some(page));
-    is_golden("result-list.json", &pretty(&list));
+    assert_golden("result-list.json", &pretty(&list));
     let body = shorter(&serde_json::to_vec(&list).unwrap(), "the packet is too large").unwrap();
-    is_golden("result-too-large.json", &pretty(&serde_json::from_slice::<serde_json::Value>(&body).unwrap()));
+    assert_golden("result-too-large.json", &pretty(&serde_json::from_slice::<serde_json::Value>(&body).unwrap()));
 }
 
 /// One of each.
@@ -188,7 +123,7 @@ fn topics_match_the_golden_file() {
         let retained = if route.is_retained { " retained" } else { "" };
         writeln!(lines, "{} {:?}{retained}", route.topic, route.qos).unwrap();
     }
-    is_golden("topics.txt", &lines);
+    assert_golden("topics.txt", &lines);
 }
 
 /// With every command allowed that the contract knows, and with none.
@@ -231,7 +166,7 @@ fn discovery_messages_match_the_golden_files_and_the_rules_of_home_assistant() {
         if name == "bridge" {
             value["device"]["sw_version"] = json!("VERSION");
         }
-        is_golden(&format!("discovery-{name}.json"), &pretty(&value));
+        assert_golden(&format!("discovery-{name}.json"), &pretty(&value));
         let old = Components::from([("gone".to_owned(), "sensor".to_owned())]);
         let body = payload.body(&old);
         let taken_back: serde_json::Value = serde_json::from_slice(&body).unwrap();
@@ -296,16 +231,16 @@ fn subjects_match_the_golden_file_and_are_the_topics_with_dots() {
     let home = subjects.endpoints(&[home()]);
     let endpoints: Vec<String> = home.iter().map(|(name, subject)| format!("{name} {subject}")).collect();
     writeln!(lines, "\nthe service:\n{}", endpoints.join("\n")).unwrap();
-    is_golden("subjects.txt", &lines);
+    assert_golden("subjects.txt", &lines);
 }
 
 #[test]
 fn schemas_match_the_golden_files() {
     for body in Body::ALL {
-        is_golden(&format!("schema-{}.json", format!("{body:?}").to_lowercase()), &pretty(&body.schema()));
+        assert_golden(&format!("schema-{}.json", format!("{body:?}").to_lowercase()), &pretty(&body.schema()));
     }
-    is_golden("schema-command.json", &pretty(&schema::any_command()));
-    is_golden("schema-config.json", &pretty(&dtorrent::config::schema()));
+    assert_golden("schema-command.json", &pretty(&schema::any_command()));
+    assert_golden("schema-config.json", &pretty(&dtorrent::config::schema()));
     let mut asyncapi = schema::asyncapi();
     asyncapi["info"]["version"] = json!("VERSION");
     // The schemas are those above.
@@ -315,7 +250,7 @@ fn schemas_match_the_golden_files() {
     for verb in Verb::ALL {
         components["messages"][verb.as_str()]["payload"] = json!("schema-command.json");
     }
-    is_golden("asyncapi.json", &pretty(&asyncapi));
+    assert_golden("asyncapi.json", &pretty(&asyncapi));
 }
 
 #[test]
@@ -349,7 +284,7 @@ fn help_matches_the_golden_file() {
         writeln!(text, "$ dtorrent {}\n{}", arguments.join(" "), String::from_utf8(output.stdout).unwrap()).unwrap();
     }
     let text: Vec<&str> = text.lines().map(str::trim_end).collect();
-    is_golden("help.txt", &text.join("\n"));
+    assert_golden("help.txt", &text.join("\n"));
 }
 
 /// What the one-shot commands print of a client that always has the same torrents.
@@ -382,5 +317,5 @@ fn tables_match_the_golden_file_on_wide_and_narrow_terminals() {
         let columns = if columns.is_empty() { "a pipe" } else { columns };
         writeln!(text, "$ dtorrent {} # {columns}\n{printed}", arguments.join(" ")).unwrap();
     }
-    is_golden("list.txt", &text);
+    assert_golden("list.txt", &text);
 }

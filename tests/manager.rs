@@ -1,4 +1,4 @@
-//! The library face, on an imagined client: what its documentation promises.
+//! The library API on a simulated client: what its documentation promises.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
@@ -214,7 +214,7 @@ async fn a_reader_that_paused_gets_changed_counters_as_one_update() {
     for (bytes, total) in [(100, 100), (200, 300)] {
         client.change(|world| world.receive(&hash(1), bytes, 100));
         while manager.get_all().await.unwrap()[0].downloaded != total {
-            assert!(tokio::time::Instant::now() < deadline, "{total} was never told");
+            assert!(tokio::time::Instant::now() < deadline, "{total} never arrived");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

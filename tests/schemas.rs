@@ -1,4 +1,4 @@
-//! The schemas say what is sent, and the AsyncAPI document where.
+//! The schemas describe what is sent, and the AsyncAPI document where.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 

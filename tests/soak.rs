@@ -1,8 +1,8 @@
 //! The long test: torrents come and go in a real rTorrent while the bridge and a broker are killed at random.
 //!
-//! The bridge tells two brokers. One is never killed, so that what listens there loses nothing by itself,
-//! but the line to it is cut again and again; what arrives there is compared with what was done to
-//! rTorrent. The other is killed and forgets everything; at the end it has to show what there is.
+//! The bridge publishes to two brokers. One is never killed, so that its subscriber loses nothing by itself,
+//! but the bridge's connection to it is cut repeatedly; what arrives there is compared with what was done to
+//! rTorrent. The other is killed and loses everything; at the end it has to show the present state.
 //!
 //! `make soak MINUTES=10`; `SOAK_SEED` repeats the choices of an earlier run, though not its timing.
 #![allow(clippy::unwrap_used, reason = "who watches a soak sees a panic as its end")]
@@ -24,9 +24,9 @@ use tokio::time::{Instant, sleep};
 use crate::harness::recorder::{Message, Recorder};
 use crate::harness::{Setup, World, can_run};
 
-/// Above this more go than come: up to 500 states are kept at a broker whatever they are.
+/// Torrent count above which more are removed than added: a broker retains up to 500 states in any case.
 const ALIVE_MAX: usize = 200;
-/// How long everything may take to arrive when all is well again.
+/// Maximum time for everything to arrive after the last fault.
 const SETTLE: Duration = Duration::from_secs(60);
 
 #[tokio::main]
@@ -75,11 +75,11 @@ struct Soak {
     world: World,
     proxy: harness::proxy::Proxy,
     forgetful: Mosquitto,
-    /// Closed from time to time by killing; `None` while it is away.
+    /// The broker that is killed from time to time; `None` while it is down.
     is_away: bool,
     alive: Vec<InfoHash>,
     gone: BTreeSet<InfoHash>,
-    /// Who was told to be there: only those are removed, for what comes and goes between two looks is never told.
+    /// Who was told to be there: only those are removed, for what comes and goes between two polls is never told.
     snapshot: BTreeSet<InfoHash>,
     read: usize,
     next: u64,

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use dtorrent::model::is_active;
 use serde_json::{Value, json};
 
-/// What would paint, ring, set the window's title, move the cursor, and turn what follows.
+/// A name with control characters that colour, beep, set the window's title, move the cursor and reverse text.
 const HOSTILE: &str = "a\u{1b}]0;mine\u{7}\u{1b}[2Jb\u{9b}31mc\u{7f}d\u{202e}gpj.exe\r\nx";
 
 struct Fixture {

@@ -1,4 +1,4 @@
-//! Reading a listing, and comparing it with what was told: no network, no disk.
+//! Decoding a listing and comparing it with the snapshot, without network and disk.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -27,21 +27,21 @@ pub fn run() -> anyhow::Result<Vec<Line>> {
     let json = json(COLUMNS, TORRENTS);
     let clean_text = std::str::from_utf8(&clean)?;
     let mut lines = vec![
-        beside(
+        alternate(
             &format!("decode {TORRENTS} × {}, XML", COLUMNS.len()),
             "bare quick-xml events",
             0.5,
             || typed(|rows| xmlrpc::scan(&clean, rows).is_ok()),
             || events(clean_text),
         )?,
-        beside(
+        alternate(
             "the same, control characters, no UTF-8, references",
             "bare quick-xml events",
             0.5,
             || typed(|rows| xmlrpc::scan(&dirty, rows).is_ok()),
             || events(&dirty_text),
         )?,
-        beside(
+        alternate(
             "the same, JSON",
             "serde_json into typed rows",
             1.2,
@@ -54,7 +54,7 @@ pub fn run() -> anyhow::Result<Vec<Line>> {
 }
 
 /// Both in turns; the ratio is the median of the rounds' ratios.
-fn beside(
+fn alternate(
     what: &str,
     bare: &str,
     bar: f64,
@@ -232,7 +232,7 @@ fn diff(changed: usize) -> anyhow::Result<Duration> {
         at: Duration::from_secs(u64::from(second)),
     };
     let first = differ.polled(&snapshot, &state, &listing, moment(10));
-    ensure!(first.is_empty(), "the first look tells something: {:?}", first.events.first());
+    ensure!(first.is_empty(), "the first poll tells something: {:?}", first.events.first());
     differ.committed(&Committed::default(), Duration::from_secs(10));
     let downloading = listing.torrents.values_mut().filter(|seen| !seen.torrent.finished);
     for seen in downloading.take(changed) {

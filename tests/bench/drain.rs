@@ -1,9 +1,9 @@
-//! How fast a backlog reaches a broker, beside a bare publisher of the same library.
+//! How fast a backlog reaches a broker, next to a bare publisher of the same library.
 //!
-//! The store holds a journal. In each round one new sink is owed all of it: the dispatcher reads it from
+//! The store holds a journal. In each round a new sink has all of it pending: the dispatcher reads it from
 //! the disk and sends it to a real mosquitto with QoS 1, through the adapter that the program uses. Then the
 //! bare publisher sends the same bodies, from memory, to the same topics of the same broker, with as many
-//! under way, and counts PUBACKs. Both begin before they connect and end with the last acknowledgement;
+//! in flight, and counts PUBACKs. Both begin before they connect and end with the last acknowledgement;
 //! they take turns, so that a machine that is busy is busy for both.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,7 +34,7 @@ use crate::table::{Line, Measured, median};
 const ENTRIES: usize = 10_000;
 const TORRENTS: usize = 20;
 const ROUNDS: usize = 7;
-/// The bridge has at most so many under way, and keeps two of what the broker grants for its own status.
+/// The bridge has at most so many in flight, and keeps two of what the broker grants for its own status.
 const DEPTH_MAX: u16 = 100;
 const RESERVE: u16 = 2;
 
@@ -63,7 +63,7 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
         }
         let [bridge, bare, ratio] = [bridge, bare, ratios].map(median);
         lines.push(Line {
-            what: format!("events to a broker, {shown}, {window} under way"),
+            what: format!("events to a broker, {shown}, {window} in flight"),
             figure: format!("{bridge:.0}/s"),
             baseline: format!("a bare publisher, {} bytes each: {bare:.0}/s", bench.mean_bytes()),
             measured: Measured::at_least(ratio, 0.5, "×"),
@@ -137,7 +137,7 @@ impl Bench {
         drained(&self.store, &self.server, name, Arc::new(sink), ENTRIES, async |_| Ok(())).await
     }
 
-    /// Events a second of a bare publisher, and how many it had under way.
+    /// Events a second of a bare publisher, and how many it had in flight.
     async fn bare(&self, broker: &Mosquitto) -> anyhow::Result<(f64, u16)> {
         let messages = self.messages.clone();
         let port = broker.port;
@@ -152,8 +152,8 @@ pub async fn drained(
     server: &ServerName,
     name: &SinkName,
     sink: Arc<dyn Sink>,
-    owed: usize,
-    mut beside: impl AsyncFnMut(u64) -> anyhow::Result<()>,
+    pending: usize,
+    mut on_progress: impl AsyncFnMut(u64) -> anyhow::Result<()>,
 ) -> anyhow::Result<f64> {
     let store: Arc<dyn Store> = store.clone();
     let loaded = store.load(server).await?;
@@ -193,8 +193,8 @@ pub async fn drained(
         loop {
             tokio::time::sleep(Duration::from_millis(1)).await;
             let report = buffer.last_report();
-            beside(report.delivered).await?;
-            if report.delivered >= owed as u64 && report.lag_entries == 0 {
+            on_progress(report.delivered).await?;
+            if report.delivered >= pending as u64 && report.lag_entries == 0 {
                 let took = started.elapsed();
                 stop.cancel();
                 return anyhow::Ok(took);
@@ -208,7 +208,7 @@ pub async fn drained(
     let noted = store.progress(name).await?;
     let cursor = noted.get(server).map(|progress| progress.cursor);
     ensure!(cursor == Some(last), "the cursor stands at {cursor:?}");
-    Ok(owed as f64 / took.as_secs_f64())
+    Ok(pending as f64 / took.as_secs_f64())
 }
 
 pub async fn publish(messages: Vec<(String, Bytes)>, port: u16) -> anyhow::Result<(f64, u16)> {

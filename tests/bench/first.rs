@@ -1,7 +1,7 @@
-//! The first complete picture: from the start of the process to the last `added` at a broker.
+//! The initial snapshot: from the start of the process to the last `added` at a broker.
 //!
-//! Beside it one raw call that asks for the same columns, and then a bare publisher that sends what the
-//! bridge had sent until then: the same topics and bodies, as many under way.
+//! Next to it one raw call that asks for the same columns, and then a bare publisher that sends what the
+//! bridge had sent until then: the same topics and bodies, as many in flight.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use crate::table::{Line, Measured, median, millis, short};
 /// One line of the trackers of a torrent, as the adapter asks for them.
 const TRACKERS: &str = "cat=\"$t.multicall=d.hash=,t.is_enabled=,t.url=,cat={|||}\"";
 
-/// Nothing but the first picture, with nothing moving.
+/// Nothing but the initial snapshot, with nothing moving.
 pub async fn run() -> anyhow::Result<Vec<Line>> {
     const TORRENTS: usize = 5_000;
     const ROUNDS: usize = 7;
@@ -35,10 +35,15 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
         Config::new(&folder.path().join(format!("first-{round}")), servers, broker.url())
     };
     let configs: Vec<Config> = (0..ROUNDS).map(config).collect();
-    Ok(vec![picture(&stage, &broker, &configs, TORRENTS).await?])
+    Ok(vec![initial_snapshot(&stage, &broker, &configs, TORRENTS).await?])
 }
 
-pub async fn picture(stage: &Stage, broker: &Mosquitto, configs: &[Config], torrents: usize) -> anyhow::Result<Line> {
+pub async fn initial_snapshot(
+    stage: &Stage,
+    broker: &Mosquitto,
+    configs: &[Config],
+    torrents: usize,
+) -> anyhow::Result<Line> {
     let columns: Vec<&str> = COLUMNS.iter().copied().chain([TRACKERS]).collect();
     let request = listing_request(&columns);
     let (mut of_bridge, mut of_bare, mut ratios, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
@@ -68,7 +73,7 @@ pub async fn picture(stage: &Stage, broker: &Mosquitto, configs: &[Config], torr
         ratios.push(bridge_took.as_secs_f64() / bare_took.as_secs_f64());
     }
     Ok(Line {
-        what: format!("first picture of {torrents}: start to last `added`"),
+        what: format!("initial snapshot of {torrents}: start to last `added`"),
         figure: millis(Duration::from_secs_f64(median(of_bridge))),
         baseline: format!(
             "one raw call, a bare publisher of {} MB: {}",
@@ -121,8 +126,8 @@ impl Listener {
             }
             anyhow::Ok(())
         };
-        tokio::time::timeout(TIMEOUT, all).await.context("not all torrents are told")??;
-        ensure!(added == torrents, "{added} torrents were told");
+        tokio::time::timeout(TIMEOUT, all).await.context("not all torrents are published")??;
+        ensure!(added == torrents, "{added} torrents were published");
         Ok((Instant::now(), messages))
     }
 
@@ -148,7 +153,9 @@ pub async fn large() -> anyhow::Result<Vec<Line>> {
     );
     let mut bridge = Bridge::start(&config)?;
     bridge
-        .until("all to be told", async |bridge| Ok(bridge.metric("dtorrent_torrents", &[]).await? as usize == TORRENTS))
+        .until("all to be published", async |bridge| {
+            Ok(bridge.metric("dtorrent_torrents", &[]).await? as usize == TORRENTS)
+        })
         .await?;
     bridge.stop().await?;
     Ok(vec![Line {

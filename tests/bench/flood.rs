@@ -49,7 +49,7 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
 
 async fn round(flooded: usize, rate: usize, time: Duration) -> anyhow::Result<Vec<Line>> {
     let folder = tempfile::tempdir_in(".")?;
-    // What the broker itself throws away reaches nobody.
+    // What the broker itself drops reaches nobody.
     let lines = ["log_dest none", "max_queued_messages 0", "max_inflight_messages 1000"].map(str::to_owned).to_vec();
     let options = mosquitto::Options { lines, ..mosquitto::Options::default() };
     let mut broker = Mosquitto::start(&folder.path().join("broker"), &options).await?;
@@ -68,7 +68,7 @@ async fn round(flooded: usize, rate: usize, time: Duration) -> anyhow::Result<Ve
     let (mut received, mut received_by_other) =
         (Listener::connect(broker.port).await?, Listener::connect(other.port).await?);
     let mut own = || hashes.pop().context("a torrent for each");
-    let (same, beside, http) = (own()?, own()?, own()?);
+    let (same, other_broker, http) = (own()?, own()?, own()?);
     let is_over = AtomicBool::new(false);
     let (cpu_before, broker_before) = (cpu(bridge.pid())?, cpu(broker.process().pid())?);
     let answers = Arc::clone(&received.answers);
@@ -78,10 +78,10 @@ async fn round(flooded: usize, rate: usize, time: Duration) -> anyhow::Result<Ve
         is_over.store(true, Ordering::SeqCst);
         sent.map(|sent| (sent, answered, took))
     };
-    let (flood, same, beside, http) = tokio::join!(
+    let (flood, same, other_broker, http) = tokio::join!(
         flood,
         others(&is_over, async |number| received.label(same, number).await),
-        others(&is_over, async |number| received_by_other.label(beside, number).await),
+        others(&is_over, async |number| received_by_other.label(other_broker, number).await),
         others(&is_over, async |number| label_over_http(bridge.page(), http, number).await),
     );
     let (sent, answered, took) = flood?;
@@ -112,10 +112,10 @@ async fn round(flooded: usize, rate: usize, time: Duration) -> anyhow::Result<Ve
     let reason = match flooded {
         0..100 => "",
         _ => {
-            "a thousand torrents change at once: each look reads all of them, and rTorrent is left nine tenths of its time"
+            "a thousand torrents change at once: each poll reads all of them, and rTorrent is left nine tenths of its time"
         }
     };
-    for (who, waits) in [("on the same broker", same?), ("on another broker", beside?), ("over HTTP", http?)] {
+    for (who, waits) in [("on the same broker", same?), ("on another broker", other_broker?), ("over HTTP", http?)] {
         shown.push(Line { reason, ..line(what(who), waits, baseline.clone())? });
     }
     Ok(shown)

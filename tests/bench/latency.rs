@@ -1,7 +1,7 @@
 //! How long a change in rTorrent takes to reach a subscriber.
 //!
 //! Torrents of a small rTorrent are stopped and started at random moments. The bridge watches with an
-//! interval of a second; beside it a bare loop lists everything as often, and notes when it has read the
+//! interval of a second; next to it a bare loop lists everything as often, and notes when it has read the
 //! change. A second run, where this version has hooks, stands beside the way of a bare message through the
 //! broker.
 
@@ -49,7 +49,7 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
         figure: format!("p50 {}, p99 {}", millis(bridge_p50), millis(bridge_p99)),
         baseline: format!("a raw loop: p50 {}, p99 {}", millis(loop_p50), millis(loop_p99)),
         measured: Measured::at_most(bridge_p99.as_secs_f64() * 1e3, allowed.as_secs_f64() * 1e3, " ms"),
-        reason: "a change that just missed a look waits for the next; that, the commit and the way out take the rest",
+        reason: "a change that just missed a poll waits for the next; that, the commit and the way out take the rest",
     }];
     let hooked = Config { server_lines: "hooks = true".to_owned(), folder: folder.path().join("hooked"), ..config };
     if hooked.is_taken()? {
@@ -60,10 +60,10 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
             figure: format!("p50 {}, p99 {}", millis(p50), millis(p99)),
             baseline: format!("a message through the broker: p50 {}, p99 {}", millis(broker_p50), millis(broker_p99)),
             measured: Measured::at_most(p99.saturating_sub(broker_p99).as_secs_f64() * 1e3, 50.0, " ms more"),
-            reason: "of two rings within 100 ms the second waits for the end of that time; each look is synced before it is told",
+            reason: "of two rings within 100 ms the second waits for the end of that time; each poll is synced before it is told",
         });
     } else {
-        eprintln!("  this version refuses hooks = true, so nothing is told of hooks");
+        eprintln!("  this version refuses hooks = true, so hooks are not measured");
     }
     Ok(lines)
 }
@@ -82,9 +82,9 @@ struct Samples {
 async fn samples(stage: &Stage, broker: &Mosquitto, config: &Config, with_loop: bool) -> anyhow::Result<Samples> {
     let mut bridge = Bridge::start(config)?;
     bridge.at_rest(1, TORRENTS).await?;
-    let (received, looked) = (Seen::default(), Seen::default());
+    let (received, polled) = (Seen::default(), Seen::default());
     let _hearing = hear(broker, &received).await?;
-    let _looking = if with_loop { Some(look(stage, &looked).await?) } else { None };
+    let _polling = if with_loop { Some(poll(stage, &polled).await?) } else { None };
     let hashes = stage.home.hashes().await?;
     let mut changes: Vec<(String, bool, Instant)> = Vec::new();
     for sample in 0..SAMPLES {
@@ -106,11 +106,11 @@ async fn samples(stage: &Stage, broker: &Mosquitto, config: &Config, with_loop: 
     };
     let deadline = Instant::now() + TIMEOUT;
     let samples = loop {
-        let bare = if with_loop { of(&looked) } else { Some(Vec::new()) };
+        let bare = if with_loop { of(&polled) } else { Some(Vec::new()) };
         if let (Some(bridge), Some(bare)) = (of(&received), bare) {
             break Samples { bridge, bare };
         }
-        ensure!(Instant::now() < deadline, "not every change was told");
+        ensure!(Instant::now() < deadline, "not every change arrived");
         tokio::time::sleep(Duration::from_millis(100)).await;
     };
     bridge.stop().await?;
@@ -142,7 +142,7 @@ async fn hear(broker: &Mosquitto, seen: &Seen) -> anyhow::Result<AbortOnDropHand
 }
 
 /// Lists everything each second and notes what has changed, since before this returns.
-async fn look(stage: &Stage, seen: &Seen) -> anyhow::Result<AbortOnDropHandle<()>> {
+async fn poll(stage: &Stage, seen: &Seen) -> anyhow::Result<AbortOnDropHandle<()>> {
     #[derive(Default)]
     struct States(HashMap<String, bool>);
     impl Answers for States {

@@ -1,4 +1,4 @@
-//! How much memory a bridge takes that has told everything and goes on looking.
+//! Memory of a bridge that has published everything and keeps polling.
 
 use dtorrent_peers::mosquitto::{self, Mosquitto};
 

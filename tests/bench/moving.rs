@@ -1,8 +1,8 @@
-//! What watching costs: rTorrent's processor time beyond what it uses by itself, and the bridge's own.
+//! The cost of monitoring: rTorrent's processor time beyond what it uses by itself, and the bridge's own.
 //!
 //! Three things take turns, each for a while: nobody asks; a bare client lists everything each
-//! second; the bridge, which has told everything before, watches. What rTorrent uses while nobody asks is
-//! taken off the other two.
+//! second; the bridge, after its initial snapshot, monitors. What rTorrent uses while nobody asks is
+//! subtracted from the other two.
 
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,7 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
     };
     let of_bridge = config("bridge");
     let firsts = [config("first-0"), config("first-1"), config("first-2")];
-    let first = first::picture(&stage, &broker, &firsts, TORRENTS).await?;
+    let first = first::initial_snapshot(&stage, &broker, &firsts, TORRENTS).await?;
     tell_once(&of_bridge).await?;
 
     let moving = phases(&mut stage, &of_bridge).await?;
@@ -54,12 +54,12 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
             figure: percent(moving.of_bridge),
             baseline: format!("none moving: {}", percent(resting.of_bridge)),
             measured: Measured::at_most(moving.of_bridge * 100.0, 2.0, " %"),
-            reason: "what moves is compared, written down and sent at each look",
+            reason: "what moves is compared, written down and sent at each poll",
         },
     ])
 }
 
-/// Lets a bridge begin, so that what is told only at first sight is over when it is watched.
+/// Lets a bridge begin, so that what is told only for the initial snapshot is over when it is watched.
 async fn tell_once(config: &Config) -> anyhow::Result<()> {
     let mut bridge = Bridge::start(config)?;
     bridge.at_rest(1, TORRENTS).await?;

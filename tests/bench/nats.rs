@@ -1,8 +1,8 @@
 //! How fast a backlog reaches JetStream, and whether all of it does when the server is killed.
 //!
 //! As in `drain`: the dispatcher sends a journal from the disk to a real nats-server, through the adapter that
-//! the program uses; beside it a bare publisher of the same library sends the same bodies from memory, with as
-//! many under way. Then a new sink is owed all of a longer journal, and the server is killed (SIGKILL) six times
+//! the program uses; next to it a bare publisher of the same library sends the same bodies from memory, with as
+//! many in flight. Then a new sink has all of a longer journal pending, and the server is killed (SIGKILL) six times
 //! on the way; afterwards the stream is read from its first message to its last.
 
 use std::collections::BTreeMap;
@@ -37,7 +37,7 @@ const TORRENTS: usize = 200;
 const TIMED: usize = 20_000;
 const ROUNDS: usize = 5;
 const KILLS: u64 = 6;
-/// The bridge has at most so many under way.
+/// The bridge has at most so many in flight.
 const DEPTH: usize = 256;
 /// Torrents that are paused by request.
 const PAUSED: usize = 100;
@@ -65,7 +65,7 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
     }
     let [bridge, bare, ratio] = [bridge, bare, ratios].map(median);
     let timed = Line {
-        what: format!("events to JetStream, {}, {DEPTH} under way", server.version()?),
+        what: format!("events to JetStream, {}, {DEPTH} in flight", server.version()?),
         figure: format!("{bridge:.0}/s"),
         baseline: format!("a bare publisher, the same bodies: {bare:.0}/s"),
         measured: Measured::at_least(ratio, 0.5, "×"),
@@ -133,8 +133,8 @@ impl Bench {
         let sinks: Vec<SinkName> = (0..=ROUNDS + 1).map(sink).collect::<Result<_, _>>()?;
         store.declare_sinks(&sinks.iter().map(|sink| (sink.clone(), vec![server.clone()])).collect()).await?;
         for (round, sink) in sinks.iter().enumerate() {
-            let owed = if round <= ROUNDS { TIMED } else { ENTRIES };
-            let progress = SinkProgress { cursor: Seq((ENTRIES - owed) as u64), sent_rev: Rev(0) };
+            let pending = if round <= ROUNDS { TIMED } else { ENTRIES };
+            let progress = SinkProgress { cursor: Seq((ENTRIES - pending) as u64), sent_rev: Rev(0) };
             store.save_progress(sink, [(server.clone(), progress)].into()).await?;
         }
         let kinds = [Kind::Paused, Kind::Resumed, Kind::Stalled, Kind::Unstalled];
@@ -191,7 +191,7 @@ impl Bench {
                     let acknowledged = jetstream.publish_with_headers(subject, headers, body).await?;
                     under_way.push(acknowledged.into_future());
                 }
-                let acknowledged = under_way.next().await.context("nothing is under way")??;
+                let acknowledged = under_way.next().await.context("nothing is in flight")??;
                 ensure!(!acknowledged.duplicate, "it was there before");
                 stored += 1;
             }

@@ -1,4 +1,4 @@
-//! Someone at the other end of a socket who speaks like rTorrent 0.9.8 and has any number of torrents, all at rest.
+//! A server that answers like rTorrent 0.9.8 with any number of torrents, all idle.
 //!
 //! For what no real rTorrent can be had for: a hundred thousand torrents, fifty servers. It knows columns and
 //! calls by their names, so it serves whatever way of asking; what it does not know it refuses as
@@ -21,7 +21,7 @@ use crate::listing::{COLUMNS, Value, hash, number, value, write_xml_rows};
 const ANSWERS_KEPT: usize = 4;
 const ANSWER_KEPT_BYTES_MAX: usize = 40 << 20;
 
-/// What it has received.
+/// The requests received.
 #[derive(Default)]
 pub struct Received {
     /// When all torrents were asked for, and how many bytes the answer had.

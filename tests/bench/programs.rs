@@ -129,7 +129,7 @@ impl Bridge {
 
     /// Waits until it has told so many torrents and looked at each server a few times since.
     pub async fn at_rest(&mut self, servers: usize, torrents: usize) -> anyhow::Result<()> {
-        self.until("all to be told", async |bridge| {
+        self.until("all to be published", async |bridge| {
             let is_told = bridge.metric("dtorrent_torrents", &[]).await? as usize >= torrents;
             Ok(is_told
                 && bridge.metric("dtorrent_sink_connected", &[]).await? > 0.0
@@ -138,7 +138,7 @@ impl Bridge {
         })
         .await?;
         let seen = self.metric("dtorrent_polls_total", &["ok"]).await?;
-        self.until("more looks", async |bridge| {
+        self.until("more polls", async |bridge| {
             Ok(bridge.metric("dtorrent_polls_total", &["ok"]).await? >= seen + 3.0 * servers as f64)
         })
         .await

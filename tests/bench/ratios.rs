@@ -1,4 +1,4 @@
-//! What the bridge costs, each figure beside what something bare came to in the same run.
+//! The cost of the bridge, each figure next to that of a bare program in the same run.
 //!
 //! `make bench` runs all and prints one table; `make bench ONLY=decode` runs one, or several:
 //! `ONLY="decode diff"`. docs/benchmarks.md tells how each is measured, and why a line is short of

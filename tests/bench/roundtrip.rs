@@ -1,7 +1,7 @@
 //! How long a `pause` takes from the command to its result, beside the same asked of rTorrent itself.
 //!
 //! The real program between a real mosquitto and a real rTorrent that seeds so many torrents. A result says that
-//! the watcher has seen the effect, so a round trip has a look in it; the raw call is followed by one reading of one
+//! the watcher has seen the effect, so a round trip has a poll in it; the raw call is followed by one reading of one
 //! torrent. An old rTorrent may not announce a torrent more than three times in
 //! ten seconds, so each torrent is paused once.
 

@@ -34,11 +34,11 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
         }
         let who = if is_one_hanging { "one of them hanging" } else { "all well" };
         lines.push(Line {
-            what: format!("longest pause between two looks, {count} servers, {who}"),
+            what: format!("longest pause between two polls, {count} servers, {who}"),
             figure: millis(many.longest_pause),
             baseline: format!("for a single one: {}", millis(one.longest_pause)),
             measured: Measured::at_most(many.longest_pause.as_secs_f64() / one.longest_pause.as_secs_f64(), 1.5, "×"),
-            reason: "the machine has no time left: looks, the peers and the broker share its cores",
+            reason: "the machine has no time left: polls, the peers and the broker share its cores",
         });
     }
     Ok(lines)
@@ -47,7 +47,7 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
 struct Watched {
     /// Seconds of processor time a second.
     cpu: f64,
-    /// Between two looks at one server that answers, from the view of the peer.
+    /// Between two polls at one server that answers, from the view of the peer.
     longest_pause: Duration,
 }
 
@@ -60,7 +60,7 @@ async fn watch(folder: &Path, broker: &Mosquitto, count: usize, is_one_hanging: 
         .collect::<Result<_, _>>()?;
     let servers = peers.iter().enumerate().map(|(number, peer)| (format!("s{number}"), peer.url())).collect();
     let config = Config::new(&home, servers, broker.url());
-    // What is told only at first sight is over before it is watched.
+    // What is told only for the initial snapshot is over before it is watched.
     let mut first = Bridge::start(&config)?;
     first.at_rest(count, count * TORRENTS).await?;
     first.stop().await?;

@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use crate::programs::TIMEOUT;
 
 const PIECE_BYTES: u32 = 32 * 1024;
-/// So much of each moving torrent that none is finished while it is looked at.
+/// Size of each moving torrent, enough that none finishes during a measurement.
 const MOVING_BYTES: u64 = 24 << 20;
 /// For each moving torrent.
 const MOVING_KIB_PER_SECOND: u32 = 20;

@@ -1,4 +1,4 @@
-//! How many journal entries a second reach the disk, beside a bare file that does the same.
+//! How many journal entries a second reach the disk, next to a bare file that does the same.
 //!
 //! Both write the same bytes in the same batches and sync each batch, in turns, so that a disk
 //! that is slow today is slow for both.

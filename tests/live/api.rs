@@ -256,8 +256,8 @@ async fn an_event_stream_resumes_where_it_was_after_the_bridge_was_killed() {
         &format!("garage-{epoch}-000000000001"),
     ] {
         let mut third = Listener::listen(port, "", Some(unknown)).await;
-        let told = third.next().await.unwrap();
-        assert_eq!(told.kind.as_deref(), Some("gap"), "{unknown}: {told:?}");
+        let gap = third.next().await.unwrap();
+        assert_eq!(gap.kind.as_deref(), Some("gap"), "{unknown}: {gap:?}");
     }
     let mut chosen = Listener::listen(port, "?server=attic&event=added", last.id.as_deref()).await;
     assert_eq!(chosen.next().await.unwrap().id, added.id);

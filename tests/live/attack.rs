@@ -1,4 +1,4 @@
-//! What somebody who may publish tries, and what comes of it: an answer each, and nothing else.
+//! Attacks by a client that may publish commands: each gets an answer, and nothing else happens.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -403,7 +403,7 @@ async fn command_in_flood(world: &World, topic: &str, label: &str) -> Value {
     world.recorder.wait_within(Duration::from_secs(300), &id, find).await
 }
 
-/// `ATTACK_SECONDS=60` for the long run, whose figures are told on stderr.
+/// Runs for `ATTACK_SECONDS`, and prints its figures to stderr.
 #[tokio::test]
 async fn a_flood_of_commands_is_answered_one_by_one_and_others_are_served() {
     if !can_run() {
@@ -412,7 +412,7 @@ async fn a_flood_of_commands_is_answered_one_by_one_and_others_are_served() {
     let seconds = std::env::var("ATTACK_SECONDS").ok().and_then(|text| text.parse().ok());
     let (count, time) = seconds.map_or((3_000, Duration::from_secs(60)), |s| (usize::MAX, Duration::from_secs(s)));
     let mut setup = Setup { sink: "commands = [\"*\"]".to_owned(), ..Setup::default() };
-    // What the broker itself throws away reaches nobody.
+    // What the broker itself drops reaches nobody.
     setup.broker.lines.extend(["max_queued_messages 0".to_owned(), "max_inflight_messages 1000".to_owned()]);
     let mut world = World::new(setup).await;
     let contents: Vec<_> = (1..=5).map(|n| Content::file(&format!("flooded-{n}"), 20_000, n)).collect();

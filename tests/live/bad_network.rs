@@ -1,4 +1,4 @@
-//! Connections that break at any time: nothing is lost, nothing is believed by halves.
+//! Connections that break at any time: nothing is lost, and no partial answer is believed.
 
 use dtorrent_peers::content::Content;
 use dtorrent_peers::rtorrent::{Address, Listen, Options};

@@ -15,7 +15,7 @@ use crate::harness::recorder::{Command, Message};
 use crate::harness::scgi::ScgiProxy;
 use crate::harness::{Setup, World, can_run};
 
-/// A world with complete, seeding torrents.
+/// Starts everything with complete, seeding torrents.
 async fn seeding(count: u64) -> (World, Vec<InfoHash>) {
     let mut world = World::new(Setup::default()).await;
     let mut hashes = Vec::new();
@@ -338,7 +338,7 @@ async fn each_malformed_command_gets_exactly_one_result_with_a_code() {
     world.recorder.assert_gap_free("home");
 }
 
-/// Waits until an id was answered so often.
+/// Waits until a command id has `count` results.
 async fn answers(world: &World, id: &str, count: usize) {
     let is_answer = |m: &&Message| m.topic.ends_with("/result") && m.json()["id"] == id;
     let what = format!("{count} answers to {id}");
@@ -538,12 +538,12 @@ async fn a_command_to_ten_thousand_torrents_has_one_result_in_parts() {
         return;
     }
     let (world, hashes) = seeding(2).await;
-    let strangers = (0..9_998_u32).map(|number| {
+    let unknown = (0..9_998_u32).map(|number| {
         let mut bytes = [7; 20];
         bytes[..4].copy_from_slice(&number.to_be_bytes());
         InfoHash::from(bytes)
     });
-    let all: Vec<InfoHash> = hashes.iter().copied().chain(strangers).collect();
+    let all: Vec<InfoHash> = hashes.iter().copied().chain(unknown).collect();
     let topic = "dtorrent/home/command/label";
     let body = json!({"id": "many", "hashes": all, "label": "many"}).to_string();
     let mut command = Command::new(topic, body);

@@ -35,7 +35,7 @@ fn delete(hash: InfoHash) -> String {
     format!("home/torrent/{hash}/command/delete")
 }
 
-/// The code of a result, wherever it stands.
+/// Returns the error code of a result or of its first row.
 fn code(result: &Value) -> &Value {
     if result["error"].is_null() { &result["results"][0]["error"]["code"] } else { &result["error"]["code"] }
 }

@@ -1,4 +1,4 @@
-//! `dtorrent demo`, as a person meets it.
+//! `dtorrent demo`, run as a user runs it.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use tokio::time::{Duration, Instant};
 
 use crate::harness::can_run;
 
-/// Starts it with `folder` for temporary files, and waits until it tells of a finished download.
+/// Starts the demo with `folder` for temporary files, and waits until it prints a finished download.
 async fn running(folder: &Path, log: &Path) -> Process {
     let program = Path::new(env!("CARGO_BIN_EXE_dtorrent"));
     let environment = [("TMPDIR", &*folder.to_string_lossy())];
@@ -31,7 +31,7 @@ async fn emptied(folder: &Path) {
     }
 }
 
-/// The programs whose command line speaks of `folder`.
+/// Returns the command lines of running programs that contain `folder`.
 fn programs_in(folder: &Path) -> Vec<String> {
     let folder = folder.to_string_lossy();
     let all =

@@ -85,8 +85,8 @@ async fn ten_thousand_torrents_added_and_removed_in_one_poll_emit_each_event_onc
     let (world, path) = with_attic_at(patient_broker()).await;
     let all_told = async |kind: &'static str, count: usize| {
         let end = format!("/event/{kind}");
-        let told = |all: &[Message]| all.iter().filter(|message| message.topic.ends_with(&end)).count();
-        world.recorder.wait_within(4 * TIMEOUT, kind, |all| (told(all) >= count).then_some(())).await;
+        let count_of = |all: &[Message]| all.iter().filter(|message| message.topic.ends_with(&end)).count();
+        world.recorder.wait_within(4 * TIMEOUT, kind, |all| (count_of(all) >= count).then_some(())).await;
     };
     let hashes: Vec<String> = (0..MANY).map(|number| format!("{number:040x}")).collect();
     write(&path, &hashes.iter().map(|hash| torrent(hash)).collect());

@@ -1,4 +1,4 @@
-//! What is told when the bridge comes, and when it comes back.
+//! Events of the initial snapshot and after restarts of the bridge.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What Home Assistant gets: devices that appear, tell what is, and are taken back.
+//! Home Assistant: devices appear, show the present state, and are removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -219,7 +219,7 @@ async fn limits_and_the_alternative_speed_are_set_and_resync_republishes_everyth
     world.bridge().stop().await;
 }
 
-/// The engine with an imagined client and a real broker.
+/// The engine with a simulated client and a real broker.
 struct Imagined {
     recorder: Recorder,
     client: Simulator,

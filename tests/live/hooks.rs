@@ -1,6 +1,6 @@
-//! Hooks: rTorrent itself wakes the bridge, and neither is harmed when the other is gone or rings like mad.
+//! Hooks: rTorrent wakes the bridge. Neither is harmed when the other is gone or floods it.
 //!
-//! The interval is a minute, three times what a test waits for anything: what is received was rung for.
+//! The interval is a minute, longer than a test waits: a change that arrives in time was found through a hook.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -19,7 +19,7 @@ const EVENTS: [&str; 7] = ["inserted_new", "erased", "finished", "paused", "resu
 const KEY: &str = "zz_dtorrent.main.home";
 const SET: &str = "hooks installed";
 
-/// Polled once a minute, with pages and the bell at ports that the test knows.
+/// A setup that is polled once a minute, with HTTP and the hook listener on known ports.
 struct Ports {
     pages: SocketAddr,
     hook_notifier: SocketAddr,
@@ -95,7 +95,7 @@ async fn path(rtorrent: &Rtorrent, event: &str) -> String {
     url[url.find('/').unwrap()..].to_owned()
 }
 
-/// Pauses and resumes, and hears of both.
+/// Pauses and resumes a torrent, and waits for both events.
 async fn assert_heard(world: &World, mark: usize, content: &Content) {
     for (action, kind) in [("d.pause", "paused"), ("d.resume", "resumed")] {
         world.home.act(content.hash, action, &[]).await.unwrap();

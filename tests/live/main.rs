@@ -1,8 +1,8 @@
-//! The real binary among real programs: what the contract promises, seen from outside.
+//! Tests of the real binary with real peers: what the contract promises, seen from outside.
 //!
 //! Everything runs on loopback ports in temporary folders. A test waits for conditions, with a
-//! deadline, and says what it received last. Where a program is missing a test is skipped aloud;
-//! `DTORRENT_LIVE=required` makes that an error.
+//! deadline, and prints what it received last. A test whose programs are missing is skipped with a message;
+//! with `DTORRENT_LIVE=required` it fails.
 #![allow(clippy::unwrap_used, reason = "a helper of a test that fails is a test that fails")]
 
 mod adding;

@@ -207,7 +207,7 @@ impl OpenLink {
         timeout(SOON, self.drive).await.expect("the drive ends").unwrap();
     }
 
-    /// The connection breaks without a goodbye.
+    /// Drops the connection without DISCONNECT.
     async fn cut(self) {
         self.drive.abort();
         // It was aborted, or had ended by itself.
@@ -479,7 +479,7 @@ async fn depth_leaves_room_for_our_own_status_in_what_the_broker_allows() {
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
         let mut live = OpenLink::connect(&sink).await;
         assert_eq!(live.link.limits().window, depth, "{version:?}");
-        // As much as may be under way, handed over at once; the last is far beyond what the broker allows.
+        // As much as may be in flight, handed over at once; the last is far beyond what the broker allows.
         let sent: Vec<_> = (0..depth as u64).map(|seq| live.link.send(event(seq))).collect();
         for sent in sent {
             timeout(SOON, sent).await.unwrap().unwrap();
@@ -597,10 +597,10 @@ async fn a_broker_without_retained_messages_or_acknowledgements_gets_what_it_can
 
 // --- loss ----------------------------------------------------------------------------------------
 
-/// Sends like a dispatcher: in order, at most `depth` under way, from the first unacknowledged after a failure.
-struct Lane {
+/// Sends like a dispatcher: in order, at most `depth` in flight, from the first unacknowledged after a failure.
+struct Flow {
     next: u64,
-    under_way: FuturesOrdered<BoxFuture<'static, Result<(), DeliverError>>>,
+    in_flight: FuturesOrdered<BoxFuture<'static, Result<(), DeliverError>>>,
     acknowledged: u64,
 }
 
@@ -614,43 +614,43 @@ async fn nothing_of_5000_is_lost_when_the_broker_is_killed_again_and_again() {
         let mut arrived = BTreeSet::new();
         let mut order_of_first = Vec::new();
         let mut kills = VecDeque::from([700, 2_100, 3_900]);
-        let mut lane = Lane { next: 1, under_way: FuturesOrdered::new(), acknowledged: 0 };
-        while lane.acknowledged < COUNT {
+        let mut flow = Flow { next: 1, in_flight: FuturesOrdered::new(), acknowledged: 0 };
+        while flow.acknowledged < COUNT {
             // With QoS 0 nothing waits in the broker for the observer's acknowledgements, to die with it.
             let mut differ = Subscriber::at(QoS::AtMostOnce, broker.port, &["dtorrent/home/#"]).await;
             let Connected { mut link, drive } = sink.connect().await.unwrap();
             let mut drive = drive;
-            lane.next = lane.acknowledged + 1;
+            flow.next = flow.acknowledged + 1;
             let broken = loop {
-                while lane.next <= COUNT && lane.under_way.len() < link.limits().window {
-                    lane.under_way.push_back(link.send(event(lane.next)));
-                    lane.next += 1;
+                while flow.next <= COUNT && flow.in_flight.len() < link.limits().window {
+                    flow.in_flight.push_back(link.send(event(flow.next)));
+                    flow.next += 1;
                 }
                 tokio::select! {
                     error = &mut drive => break Some(error),
-                    Some(verdict) = lane.under_way.next() => match verdict {
-                        Ok(()) => lane.acknowledged += 1,
+                    Some(verdict) = flow.in_flight.next() => match verdict {
+                        Ok(()) => flow.acknowledged += 1,
                         Err(error) => break Some(error),
                     },
                     else => break None,
                 }
-                if kills.front().is_some_and(|kill| lane.acknowledged >= *kill) {
+                if kills.front().is_some_and(|kill| flow.acknowledged >= *kill) {
                     kills.pop_front();
                     broker.kill();
                 }
-                if lane.acknowledged == COUNT {
+                if flow.acknowledged == COUNT {
                     break None;
                 }
             };
             if let Some(error) = broken {
                 assert!(matches!(error, DeliverError::Unavailable { .. }), "{error:?}");
-                // All that was under way fails with it, none hangs.
-                while let Some(verdict) = timeout(SOON, lane.under_way.next()).await.expect("a verdict for each") {
+                // All that was in flight fails with it, none hangs.
+                while let Some(verdict) = timeout(SOON, flow.in_flight.next()).await.expect("a verdict for each") {
                     match verdict {
-                        Ok(()) => lane.acknowledged += 1,
+                        Ok(()) => flow.acknowledged += 1,
                         Err(error) => {
                             assert!(matches!(error, DeliverError::Unavailable { .. }), "{error:?}");
-                            lane.under_way = FuturesOrdered::new();
+                            flow.in_flight = FuturesOrdered::new();
                         }
                     }
                 }
@@ -777,7 +777,7 @@ enum Refusal {
     HangsUp,
 }
 
-/// Stands before a mosquitto and turns MQTT 5 away; 3.1.1 goes through. Counts those it turned away.
+/// A proxy in front of a mosquitto that refuses MQTT 5 and passes 3.1.1. Counts the refusals.
 #[allow(clippy::disallowed_methods)]
 async fn turn_5_away(broker_port: u16, refusal: Refusal) -> (u16, Arc<AtomicUsize>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -870,8 +870,8 @@ async fn tls_with_a_client_certificate_lets_us_in_and_faults_are_named() {
             live.close().await;
         }
         let url = format!("mqtts://127.0.0.1:{}", broker.port);
-        let stranger = Settings { version, ca_pem: Some(broker.read("client.pem")), ..settings(&url) };
-        let error = MqttSink::new(stranger).unwrap().connect().await.err().unwrap().to_string();
+        let unknown_authority = Settings { version, ca_pem: Some(broker.read("client.pem")), ..settings(&url) };
+        let error = MqttSink::new(unknown_authority).unwrap().connect().await.err().unwrap().to_string();
         assert!(error.contains("`ca_file`"), "{error}");
         let nobody = Settings { version, ca_pem: Some(broker.read("ca.pem")), ..settings(&url) };
         let error = MqttSink::new(nobody).unwrap().connect().await.err().unwrap().to_string();

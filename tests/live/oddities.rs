@@ -1,4 +1,4 @@
-//! Names that break naive readers, and one torrent on two servers.
+//! Names that break naive parsers, and one torrent on two servers.
 
 use dtorrent::model::MetainfoBuilder;
 use dtorrent_peers::content::Content;

@@ -1,4 +1,4 @@
-//! Ends, good and bad, of the bridge, of rTorrent and of the broker.
+//! Stops and crashes of the bridge, of rTorrent and of the broker.
 
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ async fn a_killed_rtorrent_goes_offline_and_comes_back_without_a_storm() {
     world.recorder.server_event_after(mark, "home", "server_online").await;
     world.recorder.server_event_after(mark, "home", "server_restarted").await;
     world.recorder.wait_for_last("dtorrent/home/status", "online").await;
-    // Something new is seen after it all, so everything before it has been told.
+    // Something new is seen after it all, so everything before it has arrived.
     let newcomer = world.home.load(&Content::file("newcomer", 20_000, 99).torrent, false).await.unwrap();
     world.recorder.event_after(mark, "home", "added", newcomer).await;
     let events = world.recorder.assert_gap_free("home");
@@ -109,7 +109,7 @@ async fn a_bridge_killed_again_and_again_loses_no_event() {
         let content = Content::file(&format!("n{number}"), 20_000, number);
         hashes.push(world.home.load(&content.torrent, false).await.unwrap());
         if number % 12 == 0 {
-            // Somewhere in the middle of telling of the last ones.
+            // Somewhere in the middle of publishing the last ones.
             world.recorder.event("home", "added", hashes[hashes.len() - 12]).await;
             world.bridge().process().kill().unwrap();
             world.bridge().restart();
@@ -120,7 +120,7 @@ async fn a_bridge_killed_again_and_again_loses_no_event() {
     }
     let events = world.recorder.assert_gap_free("home");
     assert_eq!(events.iter().filter(|event| event["event_type"] == "added").count(), 60);
-    // The wills of those that were killed do not have the last word.
+    // The wills of those that were killed do not come last.
     let late = Recorder::listen(world.broker.port).await;
     late.wait_for_last(STATUS, "online").await;
 }

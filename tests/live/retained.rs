@@ -1,4 +1,4 @@
-//! What the broker keeps for whoever comes later: neither too much nor what is gone.
+//! Retained messages: neither too many nor of torrents that are gone.
 
 use std::collections::BTreeSet;
 
@@ -23,11 +23,11 @@ async fn of_many_torrents_only_the_limit_of_states_is_retained() {
     let added =
         world.recorder.assert_gap_free("home").into_iter().filter(|event| event["event_type"] == "added").count();
     assert_eq!(added as u64, COUNT);
-    // A command and its state come after all that was under way.
+    // A command and its state come after all that was in flight.
     let last = Content::file("n1", 100, 1).hash;
     world.recorder.command(&format!("home/torrent/{last}/command/label"), json!({"label": "last"})).await;
     world.recorder.event("home", "label_changed", last).await;
-    // What is not kept is said once, and is not to be taken for kept by who listens meanwhile.
+    // What is not retained is said once, and is not to be taken for retained by who listens meanwhile.
     let states = |all: &[Message]| {
         let topics: BTreeSet<&str> = all.iter().map(|m| m.topic.as_str()).filter(|t| t.ends_with("/state")).collect();
         (topics.len() as u64 == COUNT).then_some(())
@@ -35,21 +35,21 @@ async fn of_many_torrents_only_the_limit_of_states_is_retained() {
     world.recorder.wait_for("all states", states).await;
     let late = Recorder::listen(world.broker.port).await;
     late.wait_for_last("dtorrent/home/status", "online").await;
-    let kept = late.all().iter().filter(|m| m.retain && m.topic.ends_with("/state")).count();
-    assert!((1..=500).contains(&kept), "{kept} states are retained");
+    let retained = late.all().iter().filter(|m| m.retain && m.topic.ends_with("/state")).count();
+    assert!((1..=500).contains(&retained), "{retained} states are retained");
     // When so many went that there is room for all, the others come in at once.
     for number in 1..=COUNT - 490 {
         world.home.act(Content::file(&format!("n{number}"), 100, number).hash, "d.erase", &[]).await.unwrap();
     }
     let kept_now = |all: &[Message]| {
-        let mut kept = BTreeSet::new();
+        let mut retained = BTreeSet::new();
         for message in all.iter().filter(|message| message.topic.ends_with("/state")) {
             match message.payload.is_empty() {
-                true => kept.remove(&message.topic),
-                false => kept.insert(message.topic.clone()),
+                true => retained.remove(&message.topic),
+                false => retained.insert(message.topic.clone()),
             };
         }
-        (kept.len() == 490).then_some(())
+        (retained.len() == 490).then_some(())
     };
     late.wait_for("all that is left", kept_now).await;
 }

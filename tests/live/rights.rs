@@ -1,4 +1,4 @@
-//! What a command may not do, or not now.
+//! Commands that are refused: for want of a right, or because a condition does not hold.
 
 use dtorrent_peers::InfoHash;
 use dtorrent_peers::content::Content;
@@ -18,7 +18,7 @@ async fn with_one_torrent(sink: &str) -> (World, InfoHash) {
     (world, hash)
 }
 
-/// The code of a result, wherever it stands.
+/// Returns the error code of a result or of its first row.
 fn code(result: &Value) -> &Value {
     if result["error"].is_null() { &result["results"][0]["error"]["code"] } else { &result["error"]["code"] }
 }

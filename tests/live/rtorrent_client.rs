@@ -1,6 +1,6 @@
 //! The rTorrent client against a real rTorrent.
 //!
-//! Without the program the tests are skipped aloud; `DTORRENT_LIVE=required` makes that an error.
+//! Without the program the tests are skipped with a message; with `DTORRENT_LIVE=required` they fail.
 //! `DTORRENT_RTORRENT` names another build to try.
 
 #![allow(clippy::unwrap_used, reason = "what helps a test fails as loudly as the test")]
@@ -23,7 +23,7 @@ use tempfile::TempDir;
 
 use crate::harness::skip::skip;
 
-/// Each condition is waited for as long as this, and looked at so often.
+/// Maximum time to wait for a condition, and the interval between two checks.
 const TIMEOUT: Duration = Duration::from_secs(60);
 const BEAT: Duration = Duration::from_millis(10);
 
@@ -852,7 +852,7 @@ async fn a_quick_poll_of_a_thousand_unchanged_torrents_reads_none_and_misses_no_
     let again = changes(&client, &[]).await;
     assert_eq!(again.covers, Covers::All);
     assert_ne!(again.torrents[&hashes[9]].facts.load, before);
-    // A start is seen by the look after it.
+    // A start is seen by the poll after it.
     std::fs::write(server.downloads().join("many 00010"), 10_u16.to_be_bytes()).unwrap();
     server.call("d.start", &[&hashes[10].to_string()]);
     let started = changes(&client, &[]).await;

@@ -1,4 +1,4 @@
-//! The other roads: through a web server, over TLS, MQTT 3.1.1, WebSocket.
+//! Other transports: a web server in between, TLS, MQTT 3.1.1, WebSocket.
 
 use dtorrent_peers::content::Content;
 use dtorrent_peers::mosquitto::{Mosquitto, Options, Tls};

@@ -28,7 +28,7 @@ fn topic(hash: InfoHash, verb: &str) -> String {
     format!("home/torrent/{hash}/command/{verb}")
 }
 
-/// The code of a result, wherever it stands.
+/// Returns the error code of a result or of its first row.
 fn code(result: &Value) -> &Value {
     if result["error"].is_null() { &result["results"][0]["error"]["code"] } else { &result["error"]["code"] }
 }
@@ -111,8 +111,8 @@ async fn files_are_chosen_by_their_place() {
     assert_eq!(result["status"], "ok", "{result}");
     assert_eq!(priorities().await, ["0", "1", "2"]);
     let result = world.recorder.command(&topic(hash, "get"), json!({"files": true})).await;
-    let told: Vec<&Value> = result["results"][0]["torrent"]["files"].as_array().unwrap().iter().collect();
-    assert_eq!(told.iter().map(|file| file["priority"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2]);
+    let files: Vec<&Value> = result["results"][0]["torrent"]["files"].as_array().unwrap().iter().collect();
+    assert_eq!(files.iter().map(|file| file["priority"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2]);
 
     for (bad, expected) in [
         (json!({"files": [3], "priority": 1}), "precondition"),

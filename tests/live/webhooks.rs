@@ -194,7 +194,7 @@ async fn a_bridge_that_is_killed_while_it_posts_goes_on_where_it_was() {
         return;
     }
     let mut fixture = Fixture::running(&["attic", "home"], "timeout = \"5s\"\n").await;
-    // Every third request is not answered, so that kills find something under way.
+    // Every third request is not answered, so that kills find something in flight.
     let mut count = 0;
     fixture.endpoint.answer(move |_| {
         count += 1;
@@ -255,7 +255,7 @@ async fn events_that_an_endpoint_refuses_are_dead_letters_and_can_be_replayed() 
         |request: &Request| request.event()["torrent"]["name"].as_str().is_some_and(|name| name.starts_with("bad"));
     fixture.endpoint.answer(move |request| if refused(request) { Answer::Status(422) } else { Answer::Status(204) });
     fixture.add("home", &["bad one", "good", "bad two"]);
-    fixture.database().until("both are put aside", |database| database.dead_letters("hook.home").len() == 2).await;
+    fixture.database().until("both are dead-lettered", |database| database.dead_letters("hook.home").len() == 2).await;
     fixture.endpoint.takes("home", "added", "good").await;
     let asked = |request: &Request| request.answer == Answer::Status(422);
     let mut first: Vec<Request> = fixture.endpoint.requests().into_iter().filter(asked).collect();
@@ -318,8 +318,8 @@ async fn a_running_bridge_replays_dead_letters_one_at_a_time() {
     });
     fixture.add("home", &["bad one", "bad two", "bad three", "good"]);
     fixture.endpoint.takes("home", "added", "good").await;
-    let letters = |database: &StateDatabase| database.dead_letters("hook.home").len();
-    fixture.database().until("all are put aside", |database| letters(database) == 3).await;
+    let dead_letters = |database: &StateDatabase| database.dead_letters("hook.home").len();
+    fixture.database().until("all are dead-lettered", |database| dead_letters(database) == 3).await;
     for (arguments, expected, reason) in [
         (&["dead-letters", "replay", "hook", "home-00000000-000000000001"][..], 1, "no dead letter"),
         (&["dead-letters", "replay", "other", "--all"], 1, "no broker or webhook other"),
@@ -336,13 +336,13 @@ async fn a_running_bridge_replays_dead_letters_one_at_a_time() {
     let (code, _, said) = fixture.ask(&["dead-letters", "replay", "hook", "--all"]).await;
     assert_eq!((code, said.lines().count()), (3, 1), "who is away is asked once: {said}");
 
-    // While it goes, new events come: neither is under way beside the other.
+    // While it goes, new events come: neither is in flight beside the other.
     fixture.endpoint.answer(|_| Answer::Late);
     fixture.add("home", &["new one", "new two"]);
     let (code, _, said) = fixture.ask(&["dead-letters", "replay", "hook", "--all"]).await;
     assert_eq!((code, said.matches(": delivered").count()), (0, 2), "{said}");
     fixture.endpoint.takes("home", "added", "new two").await;
-    assert_eq!((letters(&fixture.database()), fixture.endpoint.most_at_once()), (0, 1));
+    assert_eq!((dead_letters(&fixture.database()), fixture.endpoint.most_at_once()), (0, 1));
     assert_promised_but_for_order(&fixture.endpoint.requests());
 
     let post = async |token: &str, body: &str| {
@@ -398,8 +398,8 @@ async fn an_expired_event_is_a_dead_letter_and_the_rest_goes_on() {
     });
     fixture.add("home", &["stone", "behind it"]);
     fixture.endpoint.takes("home", "added", "behind it").await;
-    let letters = fixture.database().dead_letters("hook.home");
-    let [(body, reason)] = letters.as_slice() else { panic!("{letters:?}") };
+    let dead_letters = fixture.database().dead_letters("hook.home");
+    let [(body, reason)] = dead_letters.as_slice() else { panic!("{dead_letters:?}") };
     assert!(body.contains("\"stone\""), "{body}");
     assert_eq!(reason, "in vain for 3s, at last: the endpoint answers 500: because 1");
     let tries = fixture.endpoint.requests().iter().filter(|request| request.answer == Answer::Status(500)).count();
@@ -422,7 +422,7 @@ async fn an_endpoint_that_is_gone_is_switched_off_until_the_next_start() {
     let is_full = |database: &StateDatabase| {
         database.dead_letters("hook.home").len() == 2 && database.dead_letters("hook.attic").len() == 1
     };
-    fixture.database().until("all is put aside", is_full).await;
+    fixture.database().until("all is dead-lettered", is_full).await;
     assert_eq!(fixture.endpoint.requests().len(), asked, "nobody is asked any more");
     fixture.bridge().stop().await;
     fixture.endpoint.answer_next([]);
@@ -505,16 +505,16 @@ async fn over_tls_an_endpoint_is_trusted_by_its_own_authority_only() {
         nginx.port,
         certificates.ca.to_string_lossy()
     );
-    let stranger = webhook.replace(
+    let unknown_authority = webhook.replace(
         certificates.ca.to_str().unwrap(),
         Certificates::make(&fixture.folder.path().join("others")).ca.to_str().unwrap(),
     );
-    fixture.configure(&stranger);
+    fixture.configure(&unknown_authority);
     let (code, _, said) = fixture.ask(&["check", "--connect"]).await;
     assert_eq!(code, 3, "{said}");
     assert!(said.contains("webhook hook: ") && said.contains("certificate"), "{said}");
     assert!(fixture.endpoint.requests().is_empty());
-    fixture.start(&stranger);
+    fixture.start(&unknown_authority);
     fixture.bridge().wait_for_log("connection failed, retrying").await;
     fixture.bridge().stop().await;
     assert!(fixture.endpoint.requests().is_empty());
@@ -577,7 +577,7 @@ async fn only_events_that_pass_the_filter_arrive_in_the_configured_format() {
     }
     let webhook = "format = \"dtorrent\"\nevents = [\"added\", \"paused\"]\ncauses = [\"observed\"]\ntorrents = { name = \"*.iso\" }\n";
     let mut fixture = Fixture::new(&["home"]).await;
-    // What is there at first sight has the cause snapshot.
+    // What is there for the initial snapshot has the cause snapshot.
     fixture.add("home", &["first.iso"]);
     fixture.start(webhook);
     fixture.database().until("it is known", |database| database.last_seq("home") >= 3).await;
@@ -588,14 +588,14 @@ async fn only_events_that_pass_the_filter_arrive_in_the_configured_format() {
     fixture.add("home", &["last.iso"]);
     let is_last = |request: &Request| request.json()["torrent"]["name"] == "last.iso";
     let requests = fixture.endpoint.until("the last came", |requests| requests.iter().any(is_last)).await;
-    let told: Vec<Value> = requests.iter().map(Request::json).collect();
-    for body in &told {
+    let bodies: Vec<Value> = requests.iter().map(Request::json).collect();
+    for body in &bodies {
         assert_eq!(body["entity"], "torrent");
         assert!(body["torrent"]["name"].as_str().unwrap().ends_with(".iso"), "{body}");
         assert_ne!(body["torrent"]["name"], "first.iso");
         assert_eq!(body.as_object().unwrap().len(), 3);
     }
-    assert!(told.iter().any(|body| body["event"] == "added" && body["torrent"]["name"] == "one.iso"), "{told:?}");
+    assert!(bodies.iter().any(|body| body["event"] == "added" && body["torrent"]["name"] == "one.iso"), "{bodies:?}");
     // What was left out is dealt with, too.
     fixture
         .database()

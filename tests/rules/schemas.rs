@@ -1,8 +1,8 @@
-//! What the schemas say of a message: whether it has the shape that its topic promises, to the letter.
+//! A strict check of messages against the schema of their topic.
 //!
 //! The published schemas are open, because a later version may say more. Here they are closed: whatever is
 //! sent and not described is a fault. Which schema a topic has is read from the AsyncAPI document, so that is
-//! held true as well.
+//! tested too.
 
 use jsonschema::{Draft, Validator};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! The broker: away at the start, away for long, forgetful, killed, silent, choosy, slow.
+//! The broker: unreachable at the start or for long, without its state, killed, silent, selective, slow.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -29,8 +29,8 @@ const SECONDS: Duration = Duration::from_secs(20);
 /// the one who listens is there again.
 async fn replace_broker(world: &mut World, proxy: &crate::harness::proxy::Proxy) {
     let times = world.recorder.subscriptions();
-    let doors = ["connected sink=b", "taking commands sink=b"];
-    let opened = doors.map(|door| world.bridge().count_in_log(door));
+    let messages = ["connected sink=b", "taking commands sink=b"];
+    let opened = messages.map(|message| world.bridge().count_in_log(message));
     world.broker.process().kill().unwrap();
     proxy.refuse();
     world.broker.restart().await.unwrap();
@@ -38,8 +38,8 @@ async fn replace_broker(world: &mut World, proxy: &crate::harness::proxy::Proxy)
     proxy.answers(Mode::Pass);
     proxy.admit();
     // It has no session any more: a command that comes before the subscription is nobody's.
-    for (door, times) in doors.into_iter().zip(opened) {
-        world.bridge().wait_for_log_again(times, door).await;
+    for (message, times) in messages.into_iter().zip(opened) {
+        world.bridge().wait_for_log_again(times, message).await;
     }
 }
 
@@ -154,7 +154,7 @@ async fn a_broker_that_lost_everything_has_it_all_again_within_seconds() {
             late.wait_for(topic, |all| all.iter().any(|m| m.topic == *topic && m.retain).then_some(())).await;
         }
         assert!(back_at.elapsed() < SECONDS, "it took {:?}", back_at.elapsed());
-        // A broker that forgot who listens throws away what comes before he listens again.
+        // A broker that forgot who listens drops what comes before he listens again.
         world.bridge().wait_for_log_again(listened, "taking commands").await;
         assert!(back_at.elapsed() < SECONDS, "it took {:?}", back_at.elapsed());
         let topic = format!("home/torrent/{}/command/label", hashes[0]);
@@ -174,13 +174,13 @@ async fn a_broker_killed_with_messages_in_flight_gets_them_again() {
     world.start_bridge().await;
     for round in 0..5 {
         let all_is_noted = |database: &StateDatabase| database.cursor("b", "home") == database.last_seq("home");
-        world.database().until("nothing is under way", all_is_noted).await;
+        world.database().until("nothing is in flight", all_is_noted).await;
         // Sent, arrived, and nobody has said so: then the broker is killed.
         proxy.answers(Mode::HoldPackets(PUBACK));
         let mark = world.recorder.mark();
         let hashes = load_many(&world.home, round * 30, 30).await;
         let is_sent = |m: &Message| m.topic.starts_with("dtorrent/home/torrent/");
-        world.recorder.wait_for("something under way", |all| all[mark..].iter().any(is_sent).then_some(())).await;
+        world.recorder.wait_for("something in flight", |all| all[mark..].iter().any(is_sent).then_some(())).await;
         replace_broker(&mut world, &proxy).await;
         for hash in hashes {
             world.recorder.event("home", "added", hash).await;
@@ -255,8 +255,8 @@ async fn an_event_that_a_broker_refuses_is_dead_lettered_with_the_reason_and_the
     world.database().until("it is parked", |database| !database.dead_letters("b").is_empty()).await;
     world.home.load(&allowed.torrent, false).await.unwrap();
     world.recorder.event("home", "added", allowed.hash).await;
-    let letters = world.database().dead_letters("b");
-    let [(body, reason)] = &letters[..] else { panic!("one is parked: {letters:?}") };
+    let dead_letters = world.database().dead_letters("b");
+    let [(body, reason)] = &dead_letters[..] else { panic!("one is dead-lettered: {dead_letters:?}") };
     let parked: Value = serde_json::from_str(body).unwrap();
     assert_eq!((&parked["event_type"], &parked["hash"]), (&json!("added"), &json!(refused.hash.to_string())));
     assert!(reason.contains("not allow"), "{reason}");
@@ -292,14 +292,14 @@ async fn an_event_too_large_for_a_broker_is_dead_lettered_with_and_without_a_sta
         world.home.act(large, "d.custom1.set", &[Argument::Text("short")]).await.unwrap();
         let small = world.home.load(&Content::file("small", 1_000, 2).torrent, false).await.unwrap();
         world.recorder.event("home", "added", small).await;
-        let letters = world.database().dead_letters("b");
+        let dead_letters = world.database().dead_letters("b");
         assert!(
-            letters.iter().all(|(body, reason)| body.len() > 2_000 && reason.contains("bytes")),
-            "{limit}: {letters:?}"
+            dead_letters.iter().all(|(body, reason)| body.len() > 2_000 && reason.contains("bytes")),
+            "{limit}: {dead_letters:?}"
         );
         assert!(
-            (1..=2).contains(&letters.len()),
-            "{limit}: the change to it, and perhaps the one from it: {letters:?}"
+            (1..=2).contains(&dead_letters.len()),
+            "{limit}: the change to it, and perhaps the one from it: {dead_letters:?}"
         );
     }
 }
@@ -360,8 +360,8 @@ async fn is_waited_for(reason: u8, words: &str) {
     written(&world, 20 + 40).await;
     world.home.act(early[0], "d.erase", &[]).await.unwrap();
     written(&world, 20 + 40 + 1).await;
-    let told = world.recorder.since(mark).into_iter().filter(|message| message.topic.contains("/event/")).count();
-    assert_eq!(told, 0, "the broker has taken something");
+    let seen = world.recorder.since(mark).into_iter().filter(|message| message.topic.contains("/event/")).count();
+    assert_eq!(seen, 0, "the broker has taken something");
     // (Nobody is at it while the rules change: it would take the end of a row, and not its beginning.)
     proxy.refuse();
     set_rules(&mut world, &open).await;
@@ -375,7 +375,7 @@ async fn is_waited_for(reason: u8, words: &str) {
     assert!(world.bridge().process().exit_status().unwrap().is_none());
 }
 
-/// What is told of the first of these, while nobody is at the broker, is put off by it; returns how many of the events
+/// What is seen of the first of these, while nobody is at the broker, is deferred by it; returns how many of the events
 /// behind that were taken all the same.
 async fn one_of_twenty_is_deferred(world: &mut World, open: &str, first: u64) -> (Vec<InfoHash>, usize) {
     world.bridge().stop().await;
@@ -391,9 +391,9 @@ async fn one_of_twenty_is_deferred(world: &mut World, open: &str, first: u64) ->
     let is_behind =
         |all: &[Message]| all[mark..].iter().any(|message| message.topic == "dtorrent/behind").then_some(());
     world.recorder.wait_for("what was sent last", is_behind).await;
-    let told = world.recorder.since(mark).into_iter().filter(|message| message.topic.ends_with("/event/added")).count();
+    let seen = world.recorder.since(mark).into_iter().filter(|message| message.topic.ends_with("/event/added")).count();
     set_rules(world, open).await;
-    (hashes, told)
+    (hashes, seen)
 }
 
 const USED_UP: &str = "a quota of the broker is used up";
@@ -420,8 +420,8 @@ async fn a_broker_that_defers_one_event_gets_all_in_order_from_the_first_on() {
     // It does not say what it is.
     let open = "topic readwrite #\nuser bridge\ntopic readwrite dtorrent/#\n";
     let (mut world, _proxy) = with_a_broker_with_access_rules(open).await;
-    let (hashes, told) = one_of_twenty_is_deferred(&mut world, open, 0).await;
-    assert_eq!(told, 0, "something was taken before the one that was put off");
+    let (hashes, seen) = one_of_twenty_is_deferred(&mut world, open, 0).await;
+    assert_eq!(seen, 0, "something was taken before the one that was deferred");
     world.bridge().restart();
     world.recorder.event("home", "added", hashes[19]).await;
     wait_for_newcomer(&world).await;
@@ -443,8 +443,8 @@ async fn a_mosquitto_that_defers_an_event_gets_all_in_order_from_then_on() {
     world.recorder.event("home", "added", hashes[0]).await;
     wait_for_newcomer(&world).await;
     let (mark, before) = (world.recorder.mark(), world.database().last_seq("home"));
-    let (hashes, told) = one_of_twenty_is_deferred(&mut world, open, 20).await;
-    assert_eq!(told, 0, "something was taken before the one that was put off");
+    let (hashes, seen) = one_of_twenty_is_deferred(&mut world, open, 20).await;
+    assert_eq!(seen, 0, "something was taken before the one that was deferred");
     world.bridge().restart();
     world.recorder.event("home", "added", hashes[19]).await;
     let mut newest = before;
@@ -518,9 +518,9 @@ async fn an_event_that_makes_a_broker_disconnect_is_dead_lettered_and_the_others
         })
         .await;
     world.home.act(hashes[1], "d.custom1.set", &[Argument::Text("short")]).await.unwrap();
-    let letters = world.database().dead_letters("b");
-    assert!(!letters.is_empty() && letters.iter().all(|(body, _)| body.len() > 2_000), "{letters:?}");
-    assert!(letters[0].1.contains("without a reason"), "{letters:?}");
+    let dead_letters = world.database().dead_letters("b");
+    assert!(!dead_letters.is_empty() && dead_letters.iter().all(|(body, _)| body.len() > 2_000), "{dead_letters:?}");
+    assert!(dead_letters[0].1.contains("without a reason"), "{dead_letters:?}");
     world.bridge().wait_for_log("sending one message at a time").await;
 }
 

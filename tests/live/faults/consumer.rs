@@ -1,4 +1,4 @@
-//! examples/consumer.py, at the end of a line that is killed and cut.
+//! examples/consumer.py behind a bridge that is killed and a connection that is cut.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -106,7 +106,7 @@ async fn the_example_consumer_proves_that_it_missed_nothing() {
     world.recorder.event("home", "removed", hashes[0]).await;
     let mut consumer = Consumer::start(&world);
     consumer.says("home 13 removed").await;
-    // The history is lost.
+    // The state is lost.
     world.bridge().process().kill().unwrap();
     for file in ["dtorrent.sqlite3", "dtorrent.sqlite3-wal"] {
         fs::remove_file(world.data_dir().join(file)).unwrap();
@@ -132,7 +132,7 @@ fn the_example_consumer_sees_a_gap_and_a_repeat() {
         let line = |(epoch, seq): &(&str, u64)| event(&format!("my-home-{epoch}-{seq:012}"), *seq) + "\n";
         numbers.iter().map(line).collect::<String>()
     };
-    for (told, is_whole) in [
+    for (numbers, is_whole) in [
         (&[("aa", 5), ("aa", 6), ("aa", 7)][..], true),
         (&[("aa", 5), ("aa", 6), ("aa", 5), ("aa", 6), ("aa", 7)], true),
         (&[("aa", 5), ("aa", 7)], false),
@@ -142,10 +142,10 @@ fn the_example_consumer_sees_a_gap_and_a_repeat() {
         let mut consumer = Command::new("python3");
         consumer.arg(CONSUMER).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut consumer = consumer.spawn().unwrap();
-        consumer.stdin.take().unwrap().write_all(lines(told).as_bytes()).unwrap();
+        consumer.stdin.take().unwrap().write_all(lines(numbers).as_bytes()).unwrap();
         let output = consumer.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(i32::from(!is_whole)), "{told:?}: {output:?}");
+        assert_eq!(output.status.code(), Some(i32::from(!is_whole)), "{numbers:?}: {output:?}");
         let words = String::from_utf8_lossy(if is_whole { &output.stdout } else { &output.stderr }).into_owned();
-        assert!(words.contains("missed"), "{told:?}: {words}");
+        assert!(words.contains("missed"), "{numbers:?}: {words}");
     }
 }

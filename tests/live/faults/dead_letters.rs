@@ -169,8 +169,8 @@ async fn dead_letters_of_a_broker_are_listed_replayed_and_dropped() {
     assert_eq!((code, said), (0, format!("{}: delivered\n{}: delivered\n", id(0), id(1))));
     let is_told = |all: &[Message], number: usize| all[mark..].iter().any(|m| m.json() == letters[number]["event"]);
     setting.world.recorder.wait_for("both", |all| (is_told(all, 0) && is_told(all, 1)).then_some(())).await;
-    let told = setting.world.recorder.since(mark);
-    assert!(!told.iter().any(|message| message.topic == STATUS), "a replay does not say that the bridge is online");
+    let seen = setting.world.recorder.since(mark);
+    assert!(!seen.iter().any(|message| message.topic == STATUS), "a replay does not say that the bridge is online");
     assert_eq!(setting.dead_letters().await, Vec::<Value>::new());
     // Without a broker the rest stays in the queue.
     setting.world.database().add_dead_letters("b", 2);

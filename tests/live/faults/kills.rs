@@ -139,7 +139,7 @@ async fn killed_fifty_times_under_load_it_loses_nothing_and_keeps_the_order() {
         world.bridge().restart();
     }
     wait_for_newcomer(&world).await;
-    // Who was told to be there is told to be gone. What came and went between two looks is not told at all.
+    // Who was told to be there is told to be gone. What came and went between two polls is not told at all.
     let kinds = |all: &[Message]| {
         let mut kinds: BTreeMap<InfoHash, Vec<Value>> = BTreeMap::new();
         let mut seen = BTreeSet::new();

@@ -1,4 +1,4 @@
-//! The life of a torrent at awkward moments: each event once, none invented.
+//! Life-cycle events around restarts and between polls: each once, none invented.
 
 use dtorrent_peers::content::Content;
 use dtorrent_peers::rtorrent::{Argument, Options, Rtorrent};
@@ -17,7 +17,7 @@ async fn seeder(world: &World, content: &Content) -> Rtorrent {
     seeder
 }
 
-/// Downloads it while the bridge is not looking.
+/// Downloads the content without waiting for the bridge.
 async fn download(world: &World, content: &Content, seeder: &Rtorrent) {
     world.home.act(content.hash, "d.start", &[]).await.unwrap();
     world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();

@@ -1,7 +1,7 @@
 //! Faults: what is promised (docs/delivery.md), with everything killed, cut, full or hung meanwhile.
 //!
-//! Where a fault has to strike at one point, the proxy holds a packet back or the database tells that a
-//! step was done; nothing here waits for a length of time.
+//! To inject a fault at an exact point, the proxy holds a packet back, or the test reads from the database that a
+//! step was done. Nothing here sleeps for a fixed time.
 
 mod broker;
 mod consumer;
@@ -23,7 +23,7 @@ use serde_json::Value;
 use crate::harness::World;
 use crate::harness::recorder::{Message, events_in};
 
-/// A broker that drops nothing on the way to the one who listens, however much comes at once.
+/// Returns a broker without a limit on queued messages, so that it drops none on the way to the recorder.
 pub fn patient_broker() -> mosquitto::Options {
     let lines = ["max_inflight_messages 5000", "max_queued_messages 100000"].map(str::to_owned).into();
     mosquitto::Options { lines, ..mosquitto::Options::default() }
@@ -54,7 +54,7 @@ pub async fn label_all(rtorrent: &Rtorrent, label: &str) {
     rtorrent.rpc.call("d.multicall2", &arguments).await.unwrap();
 }
 
-/// Loads one more torrent and waits until it is told: then everything before it has been told, too.
+/// Loads one more torrent and waits for its event: events before it have then arrived, too.
 async fn wait_for_newcomer(world: &World) -> InfoHash {
     let content = Content::file("newcomer", 1_000, 1 << 40);
     world.home.load(&content.torrent, false).await.unwrap();
@@ -70,7 +70,7 @@ fn count(events: &[Value], kind: &str) -> usize {
     events.iter().filter(|event| event["event_type"] == kind).count()
 }
 
-/// What was told of one torrent, in order.
+/// Returns the kinds of one torrent's events, in order.
 fn kinds_of(events: &[Value], hash: InfoHash) -> Vec<String> {
     let hash = hash.to_string();
     let of_torrent = events.iter().filter(|event| event["hash"] == hash.as_str());

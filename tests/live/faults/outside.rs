@@ -1,4 +1,4 @@
-//! What comes from outside: signals, and a clock that jumps.
+//! Signals, and a clock that jumps.
 
 use std::fs;
 use std::path::Path;

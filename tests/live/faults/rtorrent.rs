@@ -1,4 +1,4 @@
-//! rTorrent: restarted, blocked, cut off, talking nonsense, out of connections.
+//! rTorrent: restarted, blocked, cut off, answering nonsense, out of connections.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -28,7 +28,7 @@ async fn behind_a_proxy(torrents: u64, server: &str) -> (World, Proxy) {
     (world, proxy)
 }
 
-/// Nothing was removed or restarted, and each outage told of once.
+/// Asserts that nothing was removed or restarted, and that each outage was emitted once.
 async fn assert_only_outages(world: &World, torrents: usize, outages: usize) {
     wait_for_newcomer(world).await;
     let events = world.recorder.assert_gap_free("home");

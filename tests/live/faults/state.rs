@@ -1,4 +1,4 @@
-//! The data folder: torn, rotten, emptied, deleted, full, locked, from the future.
+//! The data directory: torn, corrupt, emptied, deleted, full, locked, written by a newer version.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -58,7 +58,7 @@ async fn a_torn_last_record_is_dropped_and_its_events_are_emitted_again() {
     assert_eq!((count(&events, "added"), count(&events, "removed"), count(&events, "journal_reset")), (6, 0, 0));
 }
 
-/// The bridge starts anew after its state was spoilt while it was killed, and says so.
+/// Asserts that the bridge, whose state was damaged while it was dead, starts a new epoch and announces it.
 async fn state_is_lost_by(spoil: impl Fn(&World)) {
     let mut world = World::new(Setup::default()).await;
     load_many(&world.home, 0, 5).await;
@@ -85,7 +85,7 @@ async fn state_is_lost_by(spoil: impl Fn(&World)) {
     assert_eq!(world.recorder.assert_gap_free_epochs("home").len(), 2);
 }
 
-/// Any torrent that was told of.
+/// Returns the hash of any torrent with an event.
 fn kinds_anchor(events: &[Value]) -> dtorrent_peers::InfoHash {
     events.iter().find_map(|event| event["hash"].as_str()).unwrap().parse().unwrap()
 }
@@ -375,8 +375,11 @@ async fn on_a_full_disk_polling_goes_on_and_all_is_emitted_when_there_is_room() 
     world.home.act(hashes[1], "d.erase", &[]).await.unwrap();
     let newcomer = world.home.load(&Content::file("y", 1_000, 99).torrent, false).await.unwrap();
     label_all(&world.home, "last").await;
-    world.bridge().wait_for_log("a command waits for room on the disk").await;
-    assert!(world.recorder.events("home").iter().all(|event| event["event_type"] != "removed"), "told and not written");
+    world.bridge().wait_for_log("disk full, command waits").await;
+    assert!(
+        world.recorder.events("home").iter().all(|event| event["event_type"] != "removed"),
+        "published and not written"
+    );
     disk.free();
     world.recorder.event("home", "added", newcomer).await;
     world.recorder.event("home", "removed", hashes[1]).await;
@@ -427,9 +430,9 @@ async fn a_disk_that_fills_up_at_any_step_of_a_command_or_a_dead_letter_ends_not
         disk.fill();
         let sign = format!("full-{round}");
         let body = json!({"hashes": [hashes[0]], "label": sign, "id": sign}).to_string();
-        let waited = world.bridge().count_in_log("waits for room on the disk");
+        let waited = world.bridge().count_in_log("disk full, command waits");
         world.recorder.send(Command::new("dtorrent/home/command/label", body)).await;
-        world.bridge().wait_for_log_again(waited, "waits for room on the disk").await;
+        world.bridge().wait_for_log_again(waited, "disk full, command waits").await;
         disk.free();
         for id in ids.iter().chain([&sign]) {
             let result = world.recorder.result(id).await;
@@ -439,9 +442,9 @@ async fn a_disk_that_fills_up_at_any_step_of_a_command_or_a_dead_letter_ends_not
         }
     }
     world.bridge().stop().await;
-    let letters = world.database().dead_letters("b");
+    let dead_letters = world.database().dead_letters("b");
     let last = world.database().last_seq("home");
-    assert_eq!((letters.len() as u64, world.database().cursor("b", "home")), (last, last), "all were refused");
+    assert_eq!((dead_letters.len() as u64, world.database().cursor("b", "home")), (last, last), "all were refused");
 }
 
 #[tokio::test]
@@ -519,15 +522,15 @@ async fn on_a_disk_that_becomes_read_only_polling_goes_on_and_all_is_emitted_whe
         let (id, label) = (format!("held {round}"), format!("last{round}"));
         label_all(&world.home, &label).await;
         let topic = format!("dtorrent/home/torrent/{}/command/priority", hashes[5]);
-        let waited = world.bridge().count_in_log("a command waits for room on the disk");
+        let waited = world.bridge().count_in_log("disk full, command waits");
         world.recorder.send(Command::new(&topic, json!({"priority": 3 - round, "id": id}).to_string())).await;
-        world.bridge().wait_for_log_again(waited, "a command waits for room on the disk").await;
-        // It is said at the first look and at the tenth: it looks on.
+        world.bridge().wait_for_log_again(waited, "disk full, command waits").await;
+        // It is said at the first poll and at the tenth: it looks on.
         world.bridge().wait_for_log_again(held + 1, "store full, events held back").await;
         assert!(world.bridge().log().contains("readonly") || world.bridge().log().contains("disk I/O error"));
-        let told = world.recorder.since(mark).into_iter().map(|message| message.topic);
-        let told: Vec<_> = told.filter(|topic| topic.contains("/event/") || topic.ends_with("/result")).collect();
-        assert!(told.is_empty(), "told and not written: {told:?}");
+        let seen = world.recorder.since(mark).into_iter().map(|message| message.topic);
+        let seen: Vec<_> = seen.filter(|topic| topic.contains("/event/") || topic.ends_with("/result")).collect();
+        assert!(seen.is_empty(), "published and not written: {seen:?}");
         assert_eq!(world.database().last_seq("home"), written);
         // It cannot be made writable under those who use it.
         if is_killed {

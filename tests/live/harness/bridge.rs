@@ -1,4 +1,4 @@
-//! The real binary, with a configuration of the test's.
+//! The real binary with a config of the test.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,40 +23,40 @@ impl Bridge {
         &mut self.process
     }
 
-    /// The most memory that it ever had.
+    /// Returns the peak resident memory.
     pub fn peak_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 
-    /// Waits until the log says something.
+    /// Waits until the log contains `text`.
     pub async fn wait_for_log(&mut self, text: &str) {
         self.wait_for_log_again(0, text).await;
     }
 
-    /// Waits until the log says something more than so many times.
+    /// Waits until the log contains `text` more than `times` times.
     pub async fn wait_for_log_again(&mut self, times: usize, text: &str) {
         let deadline = Instant::now() + TIMEOUT;
         while self.count_in_log(text) <= times {
-            assert!(Instant::now() < deadline, "the bridge does not say: {text}");
-            assert!(self.process.exit_status().unwrap().is_none(), "the bridge has ended and did not say: {text}");
+            assert!(Instant::now() < deadline, "not in the log of the bridge: {text}");
+            assert!(self.process.exit_status().unwrap().is_none(), "the bridge has ended, and not in its log: {text}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// How often the log says something.
+    /// Returns how often the log contains `text`.
     pub fn count_in_log(&self, text: &str) -> usize {
         self.log().matches(text).count()
     }
 
-    /// SIGTERM; it has to end well.
+    /// Sends SIGTERM, waits, and asserts exit code 0.
     pub async fn stop(&mut self) {
         let status = self.process.terminate().await.unwrap();
-        assert_eq!(status.code(), Some(0), "after SIGTERM the bridge says:\n{}", self.process.output());
+        assert_eq!(status.code(), Some(0), "log of the bridge after SIGTERM:\n{}", self.process.output());
     }
 
-    /// Starts it again after [`Self::stop`] or a kill.
+    /// Starts the bridge again; kills it first if it runs.
     pub fn restart(&mut self) {
         self.process.kill().unwrap();
         self.process = launch(&self.config, &self.log);
@@ -78,7 +78,7 @@ impl Drop for Bridge {
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<_> = log.lines().collect();
-            eprintln!("--- the bridge said:\n{}\n---", lines[lines.len().saturating_sub(80)..].join("\n"));
+            eprintln!("--- log of the bridge:\n{}\n---", lines[lines.len().saturating_sub(80)..].join("\n"));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A certificate authority for one test, by `openssl`.
+//! A certificate authority for one test, made with `openssl`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -51,7 +51,7 @@ impl Certificates {
     }
 }
 
-/// Runs openssl; what it prints.
+/// Runs openssl and returns its output.
 pub fn openssl(arguments: &[&str]) -> String {
     let output = Command::new(find("openssl", "openssl").unwrap()).args(arguments).output().unwrap();
     assert!(output.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));

@@ -1,7 +1,7 @@
-//! What the bridge has written down, read over its shoulder.
+//! The bridge's state on disk, read while it runs.
 //!
-//! It tells a test when to strike: between the commit and the publish, between the acknowledgement and
-//! the cursor. Nothing is concluded from it about what was promised.
+//! A test learns from it when to inject a fault: between the commit and the publish, or between the acknowledgement and
+//! the cursor. What the contract promises is judged from outside only.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,33 +19,33 @@ impl StateDatabase {
         Self { file: data_dir.join("dtorrent.sqlite3") }
     }
 
-    /// The number of the last entry of a server, 0 if there is none.
+    /// Returns the number of a server's last journal entry; 0 if there is none.
     pub fn last_seq(&self, server: &str) -> u64 {
         self.number("SELECT last_seq FROM servers WHERE name = ?1", &[server])
     }
 
-    /// How far a sink has got, as far as that was noted.
+    /// Returns the cursor of a sink as it was last persisted.
     pub fn cursor(&self, sink: &str, server: &str) -> u64 {
         self.number("SELECT cursor FROM progress WHERE sink = ?1 AND server = ?2", &[sink, server])
     }
 
-    /// How many commands have no result yet.
+    /// Returns the number of commands without a result.
     pub fn unfinished_commands(&self) -> u64 {
         self.number("SELECT count(*) FROM commands WHERE result IS NULL", &[])
     }
 
-    /// Whether it is noted that a sink has every state.
+    /// Returns whether it is persisted that a sink has received every state.
     pub fn has_sent_every_state(&self, sink: &str) -> bool {
         let newest = self.number("SELECT max(rev) FROM told", &[]);
         newest > 0 && newest == self.number("SELECT max(sent_rev) FROM progress WHERE sink = ?1", &[sink])
     }
 
-    /// How many results a sink has not taken yet, as far as that was noted.
+    /// Returns the number of results that a sink has not acknowledged.
     pub fn result_backlog(&self, sink: &str) -> u64 {
         self.number("SELECT count(*) FROM results WHERE sink = ?1", &[sink])
     }
 
-    /// Bodies and reasons of what a sink would not take, oldest first.
+    /// Returns the dead letters of a sink, oldest first: body and reason.
     pub fn dead_letters(&self, sink: &str) -> Vec<(String, String)> {
         let Some(connection) = self.open() else { return Vec::new() };
         let sql = "SELECT CAST(body AS TEXT), reason FROM dead_letters WHERE sink = ?1 ORDER BY number";
@@ -54,7 +54,7 @@ impl StateDatabase {
         rows.map(Result::unwrap).collect()
     }
 
-    /// Puts so many letters into a sink's box. The bridge does not run.
+    /// Adds dead letters to the queue of a sink. The bridge must not run.
     pub fn add_dead_letters(&self, sink: &str, count: u64) {
         let mut connection = Connection::open(&self.file).unwrap();
         let transaction = connection.transaction().unwrap();
@@ -70,16 +70,16 @@ impl StateDatabase {
         Connection::open(&self.file).unwrap().execute(sql, (sink, body)).unwrap();
     }
 
-    /// Waits until a number in it is right.
+    /// Waits until a condition on the state holds.
     pub async fn until(&self, what: &str, mut is_so: impl FnMut(&Self) -> bool) {
         let deadline = Instant::now() + TIMEOUT;
         while !is_so(self) {
-            assert!(Instant::now() < deadline, "waited in vain until {what}");
+            assert!(Instant::now() < deadline, "timed out waiting until {what}");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
-    /// 0 where there is no such row, or no such file yet.
+    /// Returns the number that a query yields; 0 if there is no row, or no file yet.
     fn number(&self, sql: &str, arguments: &[&str]) -> u64 {
         let read =
             |connection: Connection| connection.query_row(sql, rusqlite::params_from_iter(arguments), |row| row.get(0));

@@ -1,4 +1,4 @@
-//! A plain HTTP client, which says what no library would let it say.
+//! A plain HTTP client that can send malformed requests.
 
 use std::time::Duration;
 
@@ -82,7 +82,7 @@ pub async fn get(port: u16, path: &str) -> Answer {
     request(port, "GET", path, &[], b"").await
 }
 
-/// Waits until an answer is as it should be.
+/// Polls a page until its body satisfies a condition, and returns the body.
 pub async fn get_until(port: u16, path: &str, is_right: impl Fn(&Value) -> bool) -> Value {
     let deadline = Instant::now() + TIMEOUT;
     loop {
@@ -95,7 +95,7 @@ pub async fn get_until(port: u16, path: &str, is_right: impl Fn(&Value) -> bool)
     }
 }
 
-/// One event of a stream.
+/// A server-sent event.
 #[derive(Clone, Debug, Default)]
 pub struct Event {
     pub id: Option<String>,
@@ -103,7 +103,7 @@ pub struct Event {
     pub data: Value,
 }
 
-/// Somebody who listens to events.
+/// A client of the event stream.
 pub struct Listener {
     stream: BufReader<TcpStream>,
     pub received: Vec<Event>,
@@ -119,7 +119,7 @@ impl Listener {
         Self { stream, received: Vec::new() }
     }
 
-    /// One whose end of the line takes in a few kilobytes, as long as nobody reads; and its port.
+    /// Connects with a receive buffer of a few kilobytes; returns the client's port too.
     pub async fn listen_with_small_buffer(port: u16) -> (Self, u16) {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
@@ -130,7 +130,7 @@ impl Listener {
         (Self { stream, received: Vec::new() }, own)
     }
 
-    /// The next event; `None` when the stream is over.
+    /// Returns the next event; `None` at the end of the stream.
     pub async fn next(&mut self) -> Option<Event> {
         let mut event = Event::default();
         let deadline = Instant::now() + TIMEOUT;
@@ -156,7 +156,7 @@ impl Listener {
         }
     }
 
-    /// Waits for one that is right.
+    /// Returns the first event that satisfies a condition.
     pub async fn until(&mut self, is_right: impl Fn(&Event) -> bool) -> Event {
         loop {
             let event = self.next().await.expect("the stream goes on");

@@ -1,4 +1,4 @@
-//! Real programs around the real binary, in a temporary folder on free ports, gone on drop.
+//! The environment of a live test: real programs around the real binary, in a temporary folder, on free ports.
 
 pub mod bridge;
 pub mod certificates;
@@ -38,20 +38,20 @@ pub fn can_run() -> bool {
     ])
 }
 
-/// What differs from the usual: one broker, one server `home`, polled four times a second.
+/// Changes to the default environment: one broker, one server `home`, polled four times a second.
 #[derive(Clone, Default)]
 pub struct Setup {
     pub broker: mosquitto::Options,
     pub rtorrent: rtorrent::Options,
-    /// More lines for `[servers.…]`; `interval` is there unless it is given here.
+    /// Further lines of `[servers.…]`; `interval = "250ms"` unless they set it.
     pub server: String,
-    /// Lines for `[http]`; it is off without.
+    /// Lines of `[http]`; without them HTTP is off.
     pub http: String,
-    /// More lines for `[brokers.b]` and what follows it; `url` is there unless they begin with it.
+    /// Further lines of `[brokers.b]` and of tables after it; `url` is the broker's unless they begin with one.
     pub sink: String,
 }
 
-/// A broker, rTorrents, and a consumer; the bridge is started by the test.
+/// A broker, an rTorrent and a consumer. The test starts the bridge.
 pub struct World {
     pub recorder: Recorder,
     pub bridge: Option<Bridge>,
@@ -72,14 +72,14 @@ impl World {
         Self { recorder, bridge: None, home, broker, folder, setup, _folder: temporary }
     }
 
-    /// One with its bridge running, and the first snapshot told.
+    /// Starts everything, the bridge included, and waits for the initial snapshot.
     pub async fn running(setup: Setup) -> Self {
         let mut world = Self::new(setup).await;
         world.start_bridge().await;
         world
     }
 
-    /// Starts the bridge for `home`, and waits until the first snapshot is told.
+    /// Starts the bridge for `home`, and waits for the initial snapshot.
     pub async fn start_bridge(&mut self) {
         let url = self.home.url();
         self.start_bridge_for(&[("home", &url)]).await;
@@ -93,12 +93,12 @@ impl World {
         }
     }
 
-    /// Another address of the broker, for the bridge that is started next.
+    /// Sets the URL of the broker for the next start of the bridge.
     pub fn use_broker_at(&mut self, url: &str) {
         self.setup.sink = format!("url = \"{url}\"\n{}", self.setup.sink);
     }
 
-    /// Starts the bridge for `home` and waits for nothing: neither client nor broker need to be there.
+    /// Starts the bridge for `home` without waiting: client and broker may be unreachable.
     pub fn launch_bridge(&mut self) {
         let url = self.home.url();
         let config = self.write_config(&[("home", &url)]);
@@ -109,12 +109,12 @@ impl World {
         self.folder.join("data")
     }
 
-    /// What the bridge has written down.
+    /// Returns a reader of the bridge's state on disk.
     pub fn database(&self) -> StateDatabase {
         StateDatabase::of(&self.data_dir())
     }
 
-    /// A proxy before the broker, for the bridge that is started next. Who listens is not behind it.
+    /// Puts a proxy between the broker and the bridge, from its next start on. The recorder connects directly.
     pub async fn proxy_broker(&mut self) -> Proxy {
         let proxy = Proxy::to_broker(self.broker.port).await;
         self.use_broker_at(&format!("mqtt://{}", proxy.address));
@@ -150,7 +150,7 @@ impl World {
         config
     }
 
-    /// Runs another command with the same config: its exit code, and what it says to stdout and stderr.
+    /// Runs another command with the same config; returns its exit code, stdout and stderr.
     pub async fn ask(&self, arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String, String) {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_dtorrent"));
         command.args(arguments).arg("--config").arg(self.folder.join("dtorrent.toml"));
@@ -170,7 +170,7 @@ impl Drop for World {
             let log = self.broker.process().output();
             let is_telling = |line: &&str| !["PUBLISH", "PUBACK", "PING"].iter().any(|packet| line.contains(packet));
             let lines: Vec<_> = log.lines().filter(is_telling).collect();
-            eprintln!("--- the broker said:\n{}\n---", lines[lines.len().saturating_sub(20)..].join("\n"));
+            eprintln!("--- log of the broker:\n{}\n---", lines[lines.len().saturating_sub(20)..].join("\n"));
         }
     }
 }

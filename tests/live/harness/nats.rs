@@ -1,4 +1,4 @@
-//! NATS servers of our own, and somebody who listens there.
+//! NATS servers, and a subscriber that records everything.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -15,14 +15,14 @@ use tokio::time::Instant;
 use super::schemas;
 use super::skip::skip;
 
-/// Where `scripts/install-peers.sh` puts what Debian does not have.
+/// Returns the folder in which `scripts/install-peers.sh` installs packages from PyPI.
 pub fn peers() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"));
     cache.join("dtorrent-peers")
 }
 
-/// The newest of what came from PyPI, by the beginning of its name.
+/// Returns the newest version of a package from PyPI, by the beginning of its name.
 pub fn newest(prefix: &str) -> Option<PathBuf> {
     let entries = std::fs::read_dir(peers()).ok()?;
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
@@ -38,7 +38,7 @@ pub fn programs() -> Vec<PathBuf> {
     found.flatten().collect()
 }
 
-/// A server; gone when dropped.
+/// A running server. Dropping it kills it.
 pub struct NatsServer {
     pub port: u16,
     pub folder: PathBuf,
@@ -49,12 +49,12 @@ pub struct NatsServer {
 }
 
 impl NatsServer {
-    /// One with JetStream, for everybody.
+    /// Starts a server with JetStream and without logins.
     pub async fn start(program: &Path, folder: &Path) -> Self {
         Self::start_with(program, folder, "jetstream {{ store_dir: \"{dir}/store\" }}").await
     }
 
-    /// One with these lines in its config; `{dir}` stands for its folder.
+    /// Starts a server with further lines in its config; `{dir}` stands for its folder.
     pub async fn start_with(program: &Path, folder: &Path, lines: &str) -> Self {
         Self::start_at(program, folder, free_port().unwrap(), lines).await
     }
@@ -65,7 +65,7 @@ impl NatsServer {
         server
     }
 
-    /// Starts it and waits for nothing.
+    /// Starts a server without waiting for it.
     pub fn prepare(program: &Path, folder: &Path, port: u16, lines: &str) -> Self {
         std::fs::create_dir_all(folder).unwrap();
         let lines = lines.replace("{{", "{").replace("}}", "}").replace("{dir}", folder.to_str().unwrap());
@@ -101,7 +101,7 @@ impl NatsServer {
         self.ready().await;
     }
 
-    /// Other lines for the next start.
+    /// Replaces the lines of the config for the next start.
     pub fn reconfigure(&self, lines: &str) {
         let lines = lines.replace("{{", "{").replace("}}", "}").replace("{dir}", self.folder.to_str().unwrap());
         let text = format!("listen: 127.0.0.1:{}\nserver_name: \"n{}\"\n{lines}\n", self.port, self.port);
@@ -117,17 +117,17 @@ impl NatsServer {
         let client = async_nats::connect_with_options(self.url(), options).await.unwrap();
         let deadline = Instant::now() + TIMEOUT;
         while client.flush().await.is_err() || client.try_server_info().is_none() {
-            assert!(Instant::now() < deadline, "the server lets nobody in");
+            assert!(Instant::now() < deadline, "the server refuses the client");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         client
     }
 }
 
-/// What JetStream answers while a leader is being chosen.
+/// JetStream's error code while a leader is being elected.
 const UNAVAILABLE: u32 = 10008;
 
-/// Asks JetStream's API; the answer may be an error. Asked again if none comes, as from a cluster without a leader.
+/// Sends a request to JetStream's API, again while none answers, as in a cluster without a leader. The answer may be an error.
 pub async fn api(client: &Client, subject: &str, body: Value) -> Value {
     let body = if body.is_null() { String::new() } else { body.to_string() };
     until(&format!("$JS.API.{subject} is answered"), async || {
@@ -139,7 +139,7 @@ pub async fn api(client: &Client, subject: &str, body: Value) -> Value {
     .await
 }
 
-/// The last value of a key of the bucket: `None` if there is none or it was deleted.
+/// Returns the last value of a key of the bucket; `None` if there is none or it was deleted.
 pub async fn value(client: &Client, key: &str) -> Option<Value> {
     let body = json!({"last_by_subj": format!("$KV.dtorrent_state.{key}")});
     let answer = api(client, "STREAM.MSG.GET.KV_dtorrent_state", body).await;
@@ -152,7 +152,7 @@ pub async fn value(client: &Client, key: &str) -> Option<Value> {
     Some(serde_json::from_slice(&message.payload).unwrap())
 }
 
-/// What the stream holds, in its order, each with its id.
+/// Returns the messages of the stream in order: subject, id, body.
 pub async fn stored(client: &Client) -> Vec<(String, String, Value)> {
     let info = api(client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await;
     let (Some(first), Some(last)) = (info["state"]["first_seq"].as_u64(), info["state"]["last_seq"].as_u64()) else {
@@ -207,7 +207,7 @@ pub fn assert_once_in_order(stored: &[(String, String, Value)], server: &str) ->
     of_server.into_iter().map(|(_, _, event)| event.clone()).collect()
 }
 
-/// Remembers everything that it hears.
+/// A subscriber to everything below `dtorrent.`, which records it.
 pub struct Subscriber {
     received: Arc<Mutex<Vec<Message>>>,
     pub client: Client,
@@ -215,7 +215,7 @@ pub struct Subscriber {
 }
 
 impl Drop for Subscriber {
-    /// Holds everything that was received against the schemas.
+    /// Checks everything received against the schemas.
     fn drop(&mut self) {
         self.task.abort();
         let all: Vec<_> = self.all().into_iter().map(|m| (m.subject.replace('.', "/"), m.payload)).collect();
@@ -249,7 +249,7 @@ impl Subscriber {
         self.received.lock().unwrap().clone()
     }
 
-    /// Waits until something is found in all that was received.
+    /// Waits until `find` finds something in everything received.
     pub async fn wait_for<T>(&self, what: &str, mut find: impl FnMut(&[Message]) -> Option<T>) -> T {
         let deadline = Instant::now() + TIMEOUT;
         loop {
@@ -265,13 +265,13 @@ impl Subscriber {
                         format!("  {} {}", m.subject, String::from_utf8_lossy(&m.payload[..m.payload.len().min(200)]))
                     })
                     .collect();
-                panic!("waited for {what} in vain; received last:\n{}", last.join("\n"));
+                panic!("timed out waiting for {what}; last messages:\n{}", last.join("\n"));
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
-    /// Waits for something on a subject.
+    /// Waits for the first message on a subject.
     pub async fn on(&self, subject: &str) -> Message {
         self.wait_for(subject, |all| all.iter().find(|m| m.subject.as_str() == subject).cloned()).await
     }
@@ -287,7 +287,7 @@ pub fn body(message: &Message) -> Value {
     serde_json::from_slice(&message.payload).unwrap_or_default()
 }
 
-/// Waits until a look shows what is wanted, and returns it.
+/// Repeats a check until it returns a value.
 pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + 2 * TIMEOUT;
     loop {

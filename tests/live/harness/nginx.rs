@@ -1,4 +1,4 @@
-//! An nginx in front of an rTorrent, as people have it: `/RPC2`, a password, TLS; or before something else.
+//! An nginx in front of an rTorrent, with `/RPC2`, a password and TLS, or in front of another server.
 
 use std::path::Path;
 
@@ -34,7 +34,7 @@ impl Nginx {
         Self::start_with(folder, &location, certificates).await
     }
 
-    /// Passes everything on to whoever listens on this port, over TLS.
+    /// Terminates TLS in front of a plain HTTP server.
     pub async fn in_front_of(folder: &Path, port: u16, certificates: &Certificates) -> Self {
         std::fs::create_dir_all(folder).unwrap();
         let location = format!("location / {{ proxy_pass http://127.0.0.1:{port}; }}");

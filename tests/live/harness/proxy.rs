@@ -1,7 +1,7 @@
-//! A bad network: a TCP proxy that cuts, holds back, refuses, or puts other words into a mouth.
+//! A TCP proxy that cuts, stalls, refuses, truncates or forges.
 //!
-//! Each direction has its [`Mode`], which may be changed while connections live. What is held back is
-//! kept, not lost: neither side learns of anything, as with a line that went dead without a word.
+//! Each direction has a [`Mode`], which may be changed while connections are open. Held bytes are buffered, not lost:
+//! neither side notices, as with a silently dropped connection.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,22 +12,22 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// What becomes of the bytes of one direction.
+/// The treatment of the bytes of one direction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mode {
     Pass,
-    /// Of each connection so many bytes get through, then it is closed.
+    /// This many bytes of each connection pass, then it is closed.
     Bytes(u64),
-    /// Nothing gets through, and nothing is closed.
+    /// Nothing passes, and nothing is closed.
     Hold,
-    /// The first MQTT packet of this type, and all that follows it, is held back.
+    /// The first MQTT packet of this type is held, and everything after it.
     HoldPackets(u8),
     /// The first message that is published over NATS on a subject with this in it, and all that follows it, is
     /// held back.
     HoldPublishes(&'static str),
-    /// This is said instead of whatever comes, then the connection is closed.
+    /// These bytes replace what was sent, then the connection is closed.
     Say(Bytes),
-    /// A PUBACK of MQTT 5 that gives the one reason gives the other. What the broker did is as it was.
+    /// One reason code of PUBACK (MQTT 5) is replaced by another. What the broker did stays done.
     Reason {
         instead_of: u8,
         say: u8,
@@ -201,29 +201,29 @@ async fn relay(
     mut mode: watch::Receiver<Mode>,
     is_mqtt: bool,
 ) -> bool {
-    let (mut passed, mut kept, mut has_ended) = (0, BytesMut::new(), false);
+    let (mut passed, mut held, mut has_ended) = (0, BytesMut::new(), false);
     loop {
         let current = mode.borrow_and_update().clone();
         let may_go = match &current {
-            Mode::Pass if is_mqtt && !has_ended => before_packet(&kept, NONE),
-            Mode::Reason { .. } => before_packet(&kept, NONE),
-            Mode::Pass => kept.len(),
-            Mode::Bytes(limit) => kept.len().min(usize::try_from(limit.saturating_sub(passed)).unwrap_or(usize::MAX)),
+            Mode::Pass if is_mqtt && !has_ended => before_packet(&held, NONE),
+            Mode::Reason { .. } => before_packet(&held, NONE),
+            Mode::Pass => held.len(),
+            Mode::Bytes(limit) => held.len().min(usize::try_from(limit.saturating_sub(passed)).unwrap_or(usize::MAX)),
             Mode::Hold | Mode::Say(_) => 0,
-            Mode::HoldPackets(kind) => before_packet(&kept, *kind),
-            Mode::HoldPublishes(word) => before_publish(&kept, word),
+            Mode::HoldPackets(kind) => before_packet(&held, *kind),
+            Mode::HoldPublishes(word) => before_publish(&held, word),
         };
         if let Mode::Reason { instead_of, say } = current {
-            reword(&mut kept[..may_go], instead_of, say);
+            reword(&mut held[..may_go], instead_of, say);
         }
-        if to.write_all(&kept[..may_go]).await.is_err() {
+        if to.write_all(&held[..may_go]).await.is_err() {
             return false;
         }
-        kept.advance(may_go);
+        held.advance(may_go);
         passed += may_go as u64;
         let is_over = match &current {
-            Mode::Bytes(limit) => passed >= *limit && (!kept.is_empty() || has_ended),
-            Mode::Say(words) if !kept.is_empty() => {
+            Mode::Bytes(limit) => passed >= *limit && (!held.is_empty() || has_ended),
+            Mode::Say(words) if !held.is_empty() => {
                 drop(to.write_all(words).await);
                 true
             }
@@ -232,12 +232,12 @@ async fn relay(
         if is_over {
             return false;
         }
-        if has_ended && kept.is_empty() {
+        if has_ended && held.is_empty() {
             drop(to.shutdown().await);
             return true;
         }
         tokio::select! {
-            read = from.read_buf(&mut kept), if !has_ended => has_ended = read.unwrap_or(0) == 0,
+            read = from.read_buf(&mut held), if !has_ended => has_ended = read.unwrap_or(0) == 0,
             changed = mode.changed() => if changed.is_err() { return false },
         }
     }

@@ -1,4 +1,4 @@
-//! The far end of a webhook: an HTTP server that takes what is posted, or fails in the way it is told to.
+//! An HTTP server for webhooks that accepts requests, or fails as configured.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
-/// What somebody posted, or asked for.
+/// A request that was received.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub method: String,
@@ -84,7 +84,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Takes everything until it is told otherwise.
+    /// Starts a server that answers 204 to everything.
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -128,8 +128,8 @@ impl Receiver {
                 return requests;
             }
             if Instant::now() >= deadline {
-                let told = requests.iter().map(|r| (r.headers.get("webhook-id"), &r.answer)).collect::<Vec<_>>();
-                panic!("waited in vain until {what}; there came {told:?}");
+                let received = requests.iter().map(|r| (r.headers.get("webhook-id"), &r.answer)).collect::<Vec<_>>();
+                panic!("waited in vain until {what}; there came {received:?}");
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

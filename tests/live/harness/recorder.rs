@@ -1,4 +1,4 @@
-//! A consumer at the broker: remembers everything that it hears, and sends commands.
+//! A consumer at the broker that records every message and sends commands.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -49,12 +49,12 @@ pub struct Recorder {
 }
 
 impl Drop for Recorder {
-    /// Holds everything that was received against the schemas.
+    /// Checks everything received against the schemas.
     fn drop(&mut self) {
         self.task.abort();
         let (all, sent) = (self.all(), self.sent.lock().unwrap());
         let by_others = all.iter().filter(|message| !sent.contains(&(message.topic.clone(), message.payload.clone())));
-        // An empty retained message takes back what was kept.
+        // An empty retained message clears the topic.
         let bodies = by_others.filter(|message| !(message.retain && message.payload.is_empty()));
         schemas::assert_fit(bodies.map(|message| (message.topic.as_str(), &message.payload[..])));
     }
@@ -106,7 +106,7 @@ impl Recorder {
                         wake.send_replace(());
                     }
                     Ok(_) => {}
-                    // The broker is away: it is part of some tests.
+                    // Some tests stop the broker.
                     Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
                 }
             }
@@ -162,7 +162,7 @@ impl Recorder {
                 return found;
             }
             if tokio::time::timeout_at(deadline, news.changed()).await.is_err() {
-                panic!("waited for {what} in vain; received last:\n{}", self.last_received());
+                panic!("timed out waiting for {what}; last messages:\n{}", self.last_received());
             }
         }
     }
@@ -245,7 +245,7 @@ impl Recorder {
     /// the same id whenever it comes again.
     pub fn assert_gap_free(&self, server: &str) -> Vec<Value> {
         let mut epochs = self.assert_gap_free_epochs(server);
-        assert!(epochs.len() <= 1, "the history was lost");
+        assert!(epochs.len() <= 1, "the state was lost: there are several epochs");
         self.assert_states_follow_events(server);
         epochs.pop().unwrap_or_default()
     }

@@ -53,7 +53,7 @@ async fn events_are_stored_in_the_stream_states_in_the_bucket_and_the_rest_is_pu
         assert_eq!(health["sinks"]["bus"]["notes"], json!([]), "{health}");
 
         let key = format!("home.{hash}");
-        let state = until("the state is kept", async || value(&subscriber.client, &key).await).await;
+        let state = until("the state is stored", async || value(&subscriber.client, &key).await).await;
         assert_eq!(state["hash"], json!(hash));
         let on_subject = subscriber.on(&format!("dtorrent.home.torrent.{hash}.state")).await;
         assert_eq!(body(&on_subject)["name"], "a.iso");
@@ -63,7 +63,7 @@ async fn events_are_stored_in_the_stream_states_in_the_bucket_and_the_rest_is_pu
         world.recorder.command(&topic, json!({"label": "linux"})).await;
         subscriber.on(&format!("dtorrent.home.torrent.{hash}.event.label_changed")).await;
         let label = async || value(&subscriber.client, &key).await.filter(|state| state["label"] == "linux");
-        until("the kept state has the label", label).await;
+        until("the stored state has the label", label).await;
 
         let topic = format!("home/torrent/{hash}/command/delete");
         world.recorder.command(&topic, Value::Null).await;
@@ -125,11 +125,11 @@ async fn each_broker_has_its_filter_and_its_own_cursor() {
         world.database().until("NATS has caught up", |database| database.cursor("bus", "home") >= last).await;
         let subscriber = Subscriber::listen(&server).await;
         let events = stored(&subscriber.client).await;
-        let told: Vec<(&str, &str)> = events
+        let seen: Vec<(&str, &str)> = events
             .iter()
             .map(|(_, _, event)| (event["server"].as_str().unwrap(), event["torrent"]["label"].as_str().unwrap()))
             .collect();
-        assert_eq!(told, [("home", "a"), ("home", "b")]);
+        assert_eq!(seen, [("home", "a"), ("home", "b")]);
         assert!(events.iter().all(|(_, _, event)| event["event_type"] == "label_changed"));
         world.recorder.assert_gap_free("home");
     }
@@ -205,7 +205,7 @@ async fn purge_deletes_every_key_and_leaves_the_events() {
         world.start_bridge().await;
         // With what was written down, and without: then the bucket is asked.
         for is_lost in [false, true] {
-            until("the state is kept", async || value(&subscriber.client, &key).await).await;
+            until("the state is stored", async || value(&subscriber.client, &key).await).await;
             world.bridge().stop().await;
             let events = stored(&subscriber.client).await.len();
             if is_lost {

@@ -97,7 +97,7 @@ async fn a_bridge_killed_between_acknowledgement_and_cursor_has_its_event_stored
             let is_shown = async || {
                 value(&subscriber.client, &key).await.filter(|state| state["label"] == format!("r{round}")).map(drop)
             };
-            until("the state of it is kept", is_shown).await;
+            until("its state is stored", is_shown).await;
             world.bridge().process().kill().unwrap();
             strikes += u32::from(world.database().cursor("bus", "home") < seq);
             world.bridge().restart();
@@ -262,9 +262,12 @@ async fn an_event_that_may_not_be_published_is_dead_lettered_and_the_others_arri
         assert_eq!(result["status"], "ok");
         let last = world.database().last_seq("home");
         world.database().until("all is settled", |database| database.cursor("bus", "home") >= last).await;
-        let aside = world.database().dead_letters("bus");
-        assert_eq!(aside.len(), 1, "{aside:?}");
-        assert!(aside[0].0.contains("label_changed") && aside[0].1.contains("Permissions Violation"), "{aside:?}");
+        let dead_letters = world.database().dead_letters("bus");
+        assert_eq!(dead_letters.len(), 1, "{dead_letters:?}");
+        assert!(
+            dead_letters[0].0.contains("label_changed") && dead_letters[0].1.contains("Permissions Violation"),
+            "{dead_letters:?}"
+        );
         let login = async_nats::ConnectOptions::with_user_and_password("reader".into(), "r".into());
         let client = server.client_with(login).await;
         let kinds: Vec<Value> =
@@ -275,7 +278,7 @@ async fn an_event_that_may_not_be_published_is_dead_lettered_and_the_others_arri
         let login = [("DTORRENT_BROKERS__BUS__USERNAME", "reader"), ("DTORRENT_BROKERS__BUS__PASSWORD", "r")];
         let (code, _, said) = world.ask(&["dead-letters", "replay", "bus", "--all"], &login).await;
         assert!(code == 0 && said.contains(": delivered"), "{said}");
-        let parked: Value = serde_json::from_str(&aside[0].0).unwrap();
+        let parked: Value = serde_json::from_str(&dead_letters[0].0).unwrap();
         let last = stored(&client).await.into_iter().map(|(_, _, event)| event).next_back();
         assert_eq!(last, Some(parked));
         assert_eq!(world.database().dead_letters("bus"), []);
@@ -299,10 +302,10 @@ async fn hundreds_of_unpublishable_events_are_each_dead_lettered() {
         world.start_bridge().await;
         let database = world.database();
         label_all(&world.home, "a").await;
-        database.until("each is put aside", |database| database.dead_letters("bus").len() as u64 >= TORRENTS).await;
-        let aside = database.dead_letters("bus");
-        assert_eq!(aside.len() as u64, TORRENTS);
-        assert!(aside.iter().all(|(body, _)| body.contains("label_changed")));
+        database.until("each is dead-lettered", |database| database.dead_letters("bus").len() as u64 >= TORRENTS).await;
+        let dead_letters = database.dead_letters("bus");
+        assert_eq!(dead_letters.len() as u64, TORRENTS);
+        assert!(dead_letters.iter().all(|(body, _)| body.contains("label_changed")));
     }
 }
 
@@ -346,7 +349,7 @@ async fn a_key_whose_torrent_went_while_the_bridge_was_down_is_deleted() {
         world.start_bridge().await;
         let keys = [stays, goes.hash].map(|hash| format!("home.{hash}"));
         for key in &keys {
-            until("the state is kept", async || value(&subscriber.client, key).await).await;
+            until("the state is stored", async || value(&subscriber.client, key).await).await;
         }
         world.bridge().process().kill().unwrap();
         world.home.act(goes.hash, "d.erase", &[]).await.unwrap();

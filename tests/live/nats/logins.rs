@@ -1,4 +1,4 @@
-//! Who we are, over which line, to which server; and what is said when that is wrong.
+//! Logins, TLS and server lists, and the messages when one of them is wrong.
 
 use std::process::Command;
 

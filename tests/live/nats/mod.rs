@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::harness::nats::{NatsServer, Subscriber, assert_once_in_order, stored, until};
 use crate::harness::{Setup, World};
 
-/// A second broker beside the MQTT one, with more lines.
+/// Returns a setup with a NATS broker besides the MQTT one, with further lines.
 fn bus(server: &NatsServer, lines: &str) -> Setup {
     bus_at(&server.url(), lines)
 }
@@ -34,7 +34,7 @@ fn version(program: &Path) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// Changes the label of a torrent and waits until MQTT tells the event; returns its number.
+/// Changes the label of a torrent and waits for the event on MQTT; returns its number.
 async fn label(world: &World, hash: InfoHash, label: &str) -> u64 {
     let result = world
         .recorder
@@ -51,7 +51,7 @@ async fn label(world: &World, hash: InfoHash, label: &str) -> u64 {
         .await
 }
 
-/// Waits until the stream holds all that MQTT was told, once and in order.
+/// Waits until the stream holds every event that MQTT received, once and in order.
 async fn all_is_stored(world: &World, subscriber: &Subscriber) -> Vec<Value> {
     let last = world.database().last_seq("home");
     let is_there = async || {

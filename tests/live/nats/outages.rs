@@ -1,4 +1,4 @@
-//! What a server, an account or the way there may do to events, and what is stored all the same.
+//! Outages of the server, the account or the connection: every event is stored all the same.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -53,7 +53,7 @@ async fn a_server_that_comes_back_empty_gets_all_events_since_and_every_state() 
             let key = format!("home.{hash}");
             let is_there =
                 async || value(&subscriber.client, &key).await.filter(|state| state["label"] == "when-it-is-back");
-            until("each state is kept again", is_there).await;
+            until("each state is stored again", is_there).await;
         }
     }
 }
@@ -164,16 +164,20 @@ async fn an_event_too_large_for_the_server_is_dead_lettered_and_the_others_arriv
         let long = "long ".repeat(2_000);
         world.home.act(hashes[0], "d.custom1.set", &[Argument::Text(&long)]).await.unwrap();
         let database = world.database();
-        database.until("it is put aside", |database| !database.dead_letters("bus").is_empty()).await;
+        database.until("it is dead-lettered", |database| !database.dead_letters("bus").is_empty()).await;
         let seq = label(&world, hashes[1], "a").await;
         database.until("the other one is delivered", |database| database.cursor("bus", "home") >= seq).await;
-        let aside = database.dead_letters("bus");
-        assert_eq!(aside.len(), 1, "{aside:?}");
-        assert!(aside[0].0.contains("label_changed") && aside[0].1.contains("more than the 8192"), "{}", aside[0].1);
-        let of_aside: Value = serde_json::from_str(&aside[0].0).unwrap();
+        let dead_letters = database.dead_letters("bus");
+        assert_eq!(dead_letters.len(), 1, "{dead_letters:?}");
+        assert!(
+            dead_letters[0].0.contains("label_changed") && dead_letters[0].1.contains("more than the 8192"),
+            "{}",
+            dead_letters[0].1
+        );
+        let of_dead_letter: Value = serde_json::from_str(&dead_letters[0].0).unwrap();
         let subscriber = Subscriber::listen(&server).await;
         let seen = numbers(&stored(&subscriber.client).await);
-        let expected: Vec<u64> = (1..=seq).filter(|number| of_aside["seq"] != *number).collect();
+        let expected: Vec<u64> = (1..=seq).filter(|number| of_dead_letter["seq"] != *number).collect();
         assert_eq!(seen, expected);
     }
 }
@@ -227,7 +231,7 @@ async fn of_a_full_window_only_the_denied_events_are_dead_lettered() {
         let database = world.database();
         let before = database.last_seq("home");
         database.until("all is delivered", |database| database.cursor("bus", "home") >= before).await;
-        // One look finds both, so that what is denied and what is not stand beside each other.
+        // One poll finds both, so that what is denied and what is not are mixed.
         let both = ["", "main", "d.custom1.set=a", "d.priority.set=3"].map(Argument::Text);
         world.home.rpc.call("d.multicall2", &both).await.unwrap();
         database
@@ -236,14 +240,15 @@ async fn of_a_full_window_only_the_denied_events_are_dead_lettered() {
                     && database.cursor("bus", "home") == database.last_seq("home")
             })
             .await;
-        let aside: Vec<Value> =
+        let dead_letters: Vec<Value> =
             database.dead_letters("bus").iter().map(|(body, _)| serde_json::from_str(body).unwrap()).collect();
-        assert_eq!(aside.len() as u64, TORRENTS);
-        assert!(aside.iter().all(|event| event["event_type"] == "label_changed"));
-        let aside: BTreeSet<u64> = aside.iter().map(|event| event["seq"].as_u64().unwrap()).collect();
+        assert_eq!(dead_letters.len() as u64, TORRENTS);
+        assert!(dead_letters.iter().all(|event| event["event_type"] == "label_changed"));
+        let dead_letters: BTreeSet<u64> = dead_letters.iter().map(|event| event["seq"].as_u64().unwrap()).collect();
         let login = ConnectOptions::with_user_and_password("reader".into(), "r".into());
         let seen = numbers(&stored(&server.client_with(login).await).await);
-        let expected: Vec<u64> = (1..=database.last_seq("home")).filter(|number| !aside.contains(number)).collect();
+        let expected: Vec<u64> =
+            (1..=database.last_seq("home")).filter(|number| !dead_letters.contains(number)).collect();
         assert_eq!(seen, expected);
     }
 }

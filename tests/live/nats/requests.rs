@@ -243,7 +243,7 @@ async fn a_request_that_is_repeated_while_it_is_carried_out_is_answered_each_tim
         let ask = async |bridge: &mut Bridge, asker: u64, times: usize| {
             let reply = format!("{inbox}.{asker}");
             subscriber.client.publish_with_reply(subject.clone(), reply, request.clone()).await.unwrap();
-            bridge.wait_for_log_again(times, "the command came again and is being carried out").await;
+            bridge.wait_for_log_again(times, "command repeated, it is being executed").await;
         };
         subscriber.client.publish_with_reply(subject.clone(), format!("{inbox}.0"), request.clone()).await.unwrap();
         let bridge = world.bridge.as_mut().unwrap();
@@ -259,7 +259,7 @@ async fn a_request_that_is_repeated_while_it_is_carried_out_is_answered_each_tim
         for times in [4, 5] {
             let again = crate::harness::recorder::Command::new(&topic, request.to_vec());
             world.recorder.send(again).await;
-            world.bridge().wait_for_log_again(times, "the command came again and is being carried out").await;
+            world.bridge().wait_for_log_again(times, "command repeated, it is being executed").await;
         }
         world.home.process().unpause().unwrap();
         let mut answered = Vec::new();
