@@ -1,93 +1,137 @@
-//! What is done to torrents: `dtorrent pause resume start stop recheck announce`, and the way that all others take.
+//! Commands for torrents: `dtorrent pause resume start stop recheck announce`, and the way that the others take.
 
 use std::collections::BTreeMap;
 
-use clap::Args;
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Args, FromArgMatches, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::terminal::print_json;
 use super::terminal::select::{Conditions, select};
 use super::terminal::server::{ServerChoice, Session, exit_for_code, report_error, with_spinner};
 use super::{CommandResult, Exit, Options, print_message, usage};
-use crate::model::{InfoHash, Outcome, OutcomeStatus, Torrent, Verb};
+use crate::manager::Watcher;
+use crate::model::{InfoHash, Level, Outcome, OutcomeStatus, Torrent, Verb};
 use crate::port::{Clock as _, SystemClock};
 
-#[derive(Clone, Debug, Args)]
-pub struct Arguments {
-    /// The server, if there are several, and which torrents: the beginning of a hash, a name, or a pattern like '*.iso'
-    #[arg(value_name = "[SERVER] SELECTOR")]
-    pub selectors: Vec<String>,
-    #[command(flatten)]
-    pub which: Which,
+/// A verb that takes torrents and nothing else. Each row of the verbs with a participle is a subcommand.
+#[derive(Clone, Debug)]
+pub struct PlainVerb {
+    verb: Verb,
+    participle: &'static str,
+    arguments: Arguments,
 }
 
-/// Which torrents, beside selectors, and how it is told.
 #[derive(Clone, Debug, Args)]
-pub struct Which {
+struct Arguments {
+    /// The server, if there are several, and which torrents: the beginning of a hash, a name, or a pattern like '*.iso'
+    #[arg(value_name = "[SERVER] SELECTOR")]
+    selectors: Vec<String>,
     #[command(flatten)]
-    pub choice: ServerChoice,
+    selection: Selection,
+}
+
+/// How torrents are chosen besides selectors, and how the result is shown.
+#[derive(Clone, Debug, Args)]
+pub struct Selection {
     #[command(flatten)]
-    pub conditions: Conditions,
+    choice: ServerChoice,
+    #[command(flatten)]
+    conditions: Conditions,
     /// All torrents of the server
     #[arg(long)]
-    pub all: bool,
+    all: bool,
     /// Say what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
     /// Print the result as JSON
     #[arg(long)]
-    pub json: bool,
+    json: bool,
 }
 
-/// What is to be done, in the words of the wire and in those of people.
-pub struct Doing {
-    pub verb: Verb,
-    pub arguments: Map<String, Value>,
-    pub done: String,
+/// A command, and how its effect is told to people.
+pub struct VerbCall {
+    verb: Verb,
+    arguments: Map<String, Value>,
+    /// What a torrent is afterwards: `paused`.
+    participle: String,
 }
 
-impl Doing {
-    pub fn new(verb: Verb, arguments: Value, done: impl Into<String>) -> Self {
+impl VerbCall {
+    /// `arguments` is a JSON object.
+    pub fn new(verb: Verb, arguments: Value, participle: impl Into<String>) -> Self {
         let arguments = arguments.as_object().cloned().unwrap_or_default();
-        Self { verb, arguments, done: done.into() }
+        Self { verb, arguments, participle: participle.into() }
     }
 }
 
-/// One of those that need no word more.
-pub fn plain(options: Options, arguments: Arguments, verb: Verb) -> CommandResult {
-    let done = match verb {
-        Verb::Pause => "paused",
-        Verb::Resume => "resumed",
-        Verb::Start => "started",
-        Verb::Stop => "stopped",
-        Verb::Recheck => "being checked",
-        Verb::Announce => "announced",
-        other => other.as_str(),
-    };
-    let Arguments { selectors, which } = arguments;
-    run(options, selectors, &which, &Doing::new(verb, json!({}), done))
+impl PlainVerb {
+    fn all() -> impl Iterator<Item = (Verb, &'static str)> {
+        Verb::ALL.iter().filter_map(|verb| Some((*verb, verb.participle()?)))
+    }
+
+    /// Carries it out.
+    pub fn run(self, options: Options) -> CommandResult {
+        let Self { verb, participle, arguments: Arguments { selectors, selection } } = self;
+        run(options, selectors, &selection, &VerbCall::new(verb, json!({}), participle))
+    }
 }
 
-pub fn run(options: Options, selectors: Vec<String>, which: &Which, doing: &Doing) -> CommandResult {
-    run_if(options, selectors, which, doing, async |_, _| Ok(()))
+impl FromArgMatches for PlainVerb {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let found = matches.subcommand().and_then(|(name, matches)| {
+            Self::all().find(|(verb, _)| verb.as_str() == name).map(|found| (found, matches))
+        });
+        let Some(((verb, participle), matches)) = found else {
+            return Err(clap::Error::raw(ErrorKind::InvalidSubcommand, "no such verb"));
+        };
+        Ok(Self { verb, participle, arguments: Arguments::from_arg_matches(matches)? })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
-/// Does it, if `may` has nothing against it.
+impl Subcommand for PlainVerb {
+    fn augment_subcommands(command: clap::Command) -> clap::Command {
+        Self::all().fold(command, |command, (verb, _)| {
+            // After the arguments, whose own docs would be the help otherwise.
+            command.subcommand(Arguments::augment_args(clap::Command::new(verb.as_str())).about(verb.summary()))
+        })
+    }
+
+    fn augment_subcommands_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_subcommands(command)
+    }
+
+    fn has_subcommand(name: &str) -> bool {
+        Self::all().any(|(verb, _)| verb.as_str() == name)
+    }
+}
+
+/// Carries out a command for the torrents that are chosen.
+pub fn run(options: Options, selectors: Vec<String>, selection: &Selection, call: &VerbCall) -> CommandResult {
+    run_if(options, selectors, selection, call, async |_, _| Ok(()))
+}
+
+/// Carries out a command, unless `may` ends it before anything is asked.
 pub fn run_if(
     options: Options,
     selectors: Vec<String>,
-    which: &Which,
-    doing: &Doing,
-    may: impl AsyncFn(&crate::manager::Watcher, &[Torrent]) -> CommandResult,
+    selection: &Selection,
+    call: &VerbCall,
+    may: impl AsyncFn(&Watcher, &[Torrent]) -> CommandResult,
 ) -> CommandResult {
     let session = Session::start(options)?;
-    let (server, selectors) = session.server(&which.choice, selectors)?;
-    if selectors.is_empty() && which.conditions.is_empty() && !which.all {
+    let (server, selectors) = session.server(&selection.choice, selectors)?;
+    if selectors.is_empty() && selection.conditions.is_empty() && !selection.all {
         return Err(usage(
             "no torrents selected; give a hash prefix, a name or a pattern, or --status, --label, --all",
         ));
     }
-    let filter = which.conditions.filter(None).map_err(|error| usage(&error))?;
+    let filter = selection.conditions.filter(None).map_err(|error| usage(&error))?;
     session.run(async {
         let (_manager, watcher, torrents) = session.reach(&server).await?;
         let chosen = select(&torrents, &selectors, &filter, SystemClock.now()).map_err(|error| {
@@ -99,27 +143,27 @@ pub fn run_if(
             print_message("no torrent matches");
             return Err(Exit::Failed);
         }
-        if !which.dry_run {
+        if !selection.dry_run {
             may(&watcher, &chosen).await?;
         }
-        let mut arguments = doing.arguments.clone();
-        let hash = match (doing.verb, chosen.as_slice()) {
-            (Verb::FilePriority, [one]) => Some(one.hash),
+        let mut arguments = call.arguments.clone();
+        let hash = match (call.verb.level(), chosen.as_slice()) {
+            (Level::Torrent, [one]) => Some(one.hash),
             _ => None,
         };
         if hash.is_none() {
             arguments.insert("hashes".to_owned(), chosen.iter().map(|torrent| json!(torrent.hash)).collect());
         }
-        arguments.insert("dry_run".to_owned(), json!(which.dry_run));
-        let outcome = with_spinner("waiting until it is seen", watcher.command(doing.verb, hash, arguments)).await;
+        arguments.insert("dry_run".to_owned(), json!(selection.dry_run));
+        let outcome = with_spinner("waiting until it is seen", watcher.command(call.verb, hash, arguments)).await;
         let outcome = outcome.map_err(|error| report_error(&error))?;
-        let said = match which.json {
+        let said = match selection.json {
             true => print_json(&outcome),
             false => Ok(()),
         };
         let names = chosen.iter().map(|torrent| (torrent.hash, torrent.name.as_str())).collect();
         // Who does not read to the end hears all the same whether it was done.
-        report_outcome(&outcome, &names, &doing.done, which.dry_run).and(said)
+        report_outcome(&outcome, &names, &call.participle, selection.dry_run).and(said)
     })
 }
 
@@ -145,7 +189,7 @@ fn report_outcome(outcome: &Outcome, names: &BTreeMap<InfoHash, &str>, done: &st
     }
 }
 
-/// The last of the arguments is what torrents get; the others say which.
+/// Splits off the last argument, the value to set; the others choose torrents.
 pub fn with_value(mut arguments: Vec<String>, what: &str) -> Result<(Vec<String>, String), Exit> {
     match arguments.pop() {
         Some(value) => Ok((arguments, value)),

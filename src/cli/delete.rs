@@ -1,18 +1,18 @@
-//! `dtorrent delete`: torrents, and with `--data` what they hold.
+//! `dtorrent delete`: torrents, and with `--data` their files.
 
 use std::io::Write as _;
 
 use clap::Args;
 use serde_json::json;
 
-use super::act::{self, Doing, Which};
+use super::act::{self, Selection, VerbCall};
 use super::terminal::human;
 use super::terminal::server::{is_interactive, report_error};
 use super::{CommandResult, Exit, Options, print_message, usage};
 use crate::manager::Watcher;
 use crate::model::{DeletedFiles, Torrent, Verb};
 
-/// So many are named in the question.
+/// Most torrents that the question names.
 const NAMED_MAX: usize = 10;
 
 #[derive(Clone, Debug, Args)]
@@ -27,28 +27,28 @@ pub struct Arguments {
     #[arg(long, short)]
     yes: bool,
     #[command(flatten)]
-    which: Which,
+    selection: Selection,
 }
 
 pub fn run(options: Options, arguments: Arguments) -> CommandResult {
-    let Arguments { selectors, data, yes, which } = arguments;
-    if data && !yes && !which.dry_run && !is_interactive() {
+    let Arguments { selectors, data, yes, selection } = arguments;
+    if data && !yes && !selection.dry_run && !is_interactive() {
         return Err(usage("not a terminal; pass --yes to delete files"));
     }
-    let done = if data { "deleted with its files" } else { "deleted" };
-    let doing = Doing::new(Verb::Delete, json!({"data": data}), done);
+    let participle = if data { "deleted with its files" } else { "deleted" };
+    let call = VerbCall::new(Verb::Delete, json!({"data": data}), participle);
     let may = async |watcher: &Watcher, torrents: &[Torrent]| {
-        if !data || yes || is_wanted(watcher, torrents).await? {
+        if !data || yes || confirm(watcher, torrents).await? {
             return Ok(());
         }
         print_message("nothing was deleted");
         Err(Exit::Failed)
     };
-    act::run_if(options, selectors, &which, &doing, may)
+    act::run_if(options, selectors, &selection, &call, may)
 }
 
-/// Says what would go, and asks.
-async fn is_wanted(watcher: &Watcher, torrents: &[Torrent]) -> Result<bool, Exit> {
+/// Shows what would be deleted, and asks.
+async fn confirm(watcher: &Watcher, torrents: &[Torrent]) -> Result<bool, Exit> {
     let hashes: Vec<_> = torrents.iter().map(|torrent| torrent.hash).collect();
     let arguments = json!({"hashes": hashes, "data": true, "dry_run": true});
     let preview = watcher.command(Verb::Delete, None, arguments.as_object().cloned().unwrap_or_default()).await;

@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::json;
 
-use super::act::{self, Doing, Which, with_value};
+use super::act::{self, Selection, VerbCall, with_value};
 use super::{CommandResult, Options};
 use crate::model::Verb;
 
@@ -14,12 +14,12 @@ pub struct Arguments {
     #[arg(value_name = "[SERVER] [SELECTOR]... LABEL", required = true)]
     arguments: Vec<String>,
     #[command(flatten)]
-    which: Which,
+    selection: Selection,
 }
 
 pub fn run(options: Options, arguments: Arguments) -> CommandResult {
-    let Arguments { arguments, which } = arguments;
+    let Arguments { arguments, selection } = arguments;
     let (selectors, label) = with_value(arguments, "the label")?;
-    let done = format!("labelled `{label}`");
-    act::run(options, selectors, &which, &Doing::new(Verb::Label, json!({"label": label}), done))
+    let participle = format!("labelled `{label}`");
+    act::run(options, selectors, &selection, &VerbCall::new(Verb::Label, json!({"label": label}), participle))
 }

@@ -33,7 +33,7 @@ use clap::{Args, Parser, Subcommand};
 use tokio::runtime::Runtime;
 
 use crate::config::{self, ConfigErrors, Flag, Loaded, Sources};
-use crate::model::{Verb, printable};
+use crate::model::printable;
 
 /// The arguments of the program.
 #[derive(Debug, Parser)]
@@ -61,20 +61,10 @@ enum Command {
     Show(show::Arguments),
     /// Add torrents from magnet links, URLs or files
     Add(add::Arguments),
-    /// Pause torrents
-    Pause(act::Arguments),
-    /// Resume paused torrents
-    Resume(act::Arguments),
-    /// Start torrents
-    Start(act::Arguments),
-    /// Stop torrents
-    Stop(act::Arguments),
+    #[command(flatten)]
+    Plain(act::PlainVerb),
     /// Remove torrents, and with --data their files
     Delete(delete::Arguments),
-    /// Verify (hash-check) the data of torrents
-    Recheck(act::Arguments),
-    /// Announce torrents to their trackers now
-    Announce(act::Arguments),
     /// Set the label of torrents
     Label(label::Arguments),
     /// Set the priority of torrents
@@ -200,13 +190,8 @@ impl Cli {
             Command::List(arguments) => list::run(options, &arguments),
             Command::Show(arguments) => show::run(options, arguments),
             Command::Add(arguments) => add::run(options, arguments),
-            Command::Pause(arguments) => act::plain(options, arguments, Verb::Pause),
-            Command::Resume(arguments) => act::plain(options, arguments, Verb::Resume),
-            Command::Start(arguments) => act::plain(options, arguments, Verb::Start),
-            Command::Stop(arguments) => act::plain(options, arguments, Verb::Stop),
+            Command::Plain(plain) => plain.run(options),
             Command::Delete(arguments) => delete::run(options, arguments),
-            Command::Recheck(arguments) => act::plain(options, arguments, Verb::Recheck),
-            Command::Announce(arguments) => act::plain(options, arguments, Verb::Announce),
             Command::Label(arguments) => label::run(options, arguments),
             Command::Priority(arguments) => priority::run(options, arguments),
             Command::Move(arguments) => move_to::run(options, arguments),

@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::json;
 
-use super::act::{self, Doing, Which, with_value};
+use super::act::{self, Selection, VerbCall, with_value};
 use super::{CommandResult, Options};
 use crate::model::Verb;
 
@@ -17,12 +17,17 @@ pub struct Arguments {
     #[arg(long)]
     data: bool,
     #[command(flatten)]
-    which: Which,
+    selection: Selection,
 }
 
 pub fn run(options: Options, arguments: Arguments) -> CommandResult {
-    let Arguments { arguments, data, which } = arguments;
+    let Arguments { arguments, data, selection } = arguments;
     let (selectors, folder) = with_value(arguments, "the folder")?;
-    let done = format!("in {folder}");
-    act::run(options, selectors, &which, &Doing::new(Verb::Move, json!({"directory": folder, "data": data}), done))
+    let participle = format!("in {folder}");
+    act::run(
+        options,
+        selectors,
+        &selection,
+        &VerbCall::new(Verb::Move, json!({"directory": folder, "data": data}), participle),
+    )
 }

@@ -1,9 +1,9 @@
-//! `dtorrent priority`: which torrents come first.
+//! `dtorrent priority`: the priority of torrents.
 
 use clap::Args;
 use serde_json::json;
 
-use super::act::{self, Doing, Which, with_value};
+use super::act::{self, Selection, VerbCall, with_value};
 use super::{CommandResult, Options, usage};
 use crate::model::Verb;
 
@@ -16,16 +16,16 @@ pub struct Arguments {
     #[arg(value_name = "[SERVER] [SELECTOR]... PRIORITY", required = true)]
     arguments: Vec<String>,
     #[command(flatten)]
-    which: Which,
+    selection: Selection,
 }
 
 pub fn run(options: Options, arguments: Arguments) -> CommandResult {
-    let Arguments { arguments, which } = arguments;
+    let Arguments { arguments, selection } = arguments;
     let (selectors, priority) = with_value(arguments, "the priority")?;
     let number = NAMES.iter().position(|name| *name == priority).or_else(|| priority.parse().ok());
     let Some(number) = number.filter(|number| *number < NAMES.len()) else {
         return Err(usage(&format!("unknown priority `{priority}`; expected {}", NAMES.join(", "))));
     };
-    let done = format!("of {} priority", NAMES[number]);
-    act::run(options, selectors, &which, &Doing::new(Verb::Priority, json!({"priority": number}), done))
+    let participle = format!("of {} priority", NAMES[number]);
+    act::run(options, selectors, &selection, &VerbCall::new(Verb::Priority, json!({"priority": number}), participle))
 }

@@ -42,7 +42,7 @@ impl Execution<'_> {
         self.note_start().await?;
         let (mut rows, mut asked, mut waiting) = (Vec::with_capacity(actions.len()), Vec::new(), Vec::new());
         for action in actions {
-            match self.check_status(action.hash()) {
+            match self.check(action.hash()) {
                 Err(error) => rows.push(TorrentOutcome::failed(action.hash(), error)),
                 Ok(()) => waiting.push(action),
             }
@@ -138,7 +138,7 @@ impl Execution<'_> {
     fn dry_run(&self, action: &Action) -> TorrentOutcome {
         let hash = action.hash();
         let is_known = matches!(action, Action::Add(_)) || self.read(|server| server.snapshot.contains_key(&hash));
-        match self.check_status(hash) {
+        match self.check(hash) {
             Err(error) => TorrentOutcome::failed(hash, error),
             Ok(()) if is_known => TorrentOutcome::ok(hash),
             Ok(()) => TorrentOutcome::failed(hash, unknown_hash(hash)),
@@ -202,8 +202,9 @@ impl Execution<'_> {
         self.read(|server| server.snapshot.get(&hash).map(|one| one.torrent.status))
     }
 
-    /// Checks `if_status` of the command.
-    pub(super) fn check_status(&self, hash: InfoHash) -> Result<(), CommandError> {
+    /// Checks what can be said of a torrent before the client is asked: the capability of the client, and `if_status`.
+    pub(super) fn check(&self, hash: InfoHash) -> Result<(), CommandError> {
+        self.check_capability().map_err(|error| command_error(&error))?;
         let Some(allowed) = &self.request.if_status else { return Ok(()) };
         match self.status(hash) {
             Some(status) if allowed.contains(&status) => Ok(()),

@@ -14,8 +14,7 @@ use crate::model::{CommandId, Filter, Level, OneOrMore, Status, Verb};
 #[derive(JsonSchema)]
 #[expect(dead_code, reason = "nothing is ever of this type: it is only described")]
 struct Common {
-    /// The sender's; made up if there is none. A command with the id of an earlier one, within 24 hours, is not executed
-    /// again and gets the same result.
+    /// The sender's; made up if there is none. An id that comes again within 24 hours gets the result of the first.
     id: Option<CommandId>,
     /// The torrents, where the topic names none.
     #[schemars(length(max = request::HASHES_MAX), inner(regex(pattern = r"^([0-9a-fA-F]{40}|[0-9a-fA-F]{64})$")))]

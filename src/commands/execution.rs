@@ -21,7 +21,7 @@ use super::results::ResultBody;
 use super::worker::WorkerParts;
 use crate::live_state::{LiveServer, ServerHandle};
 use crate::log_throttle::retry_while_full;
-use crate::model::{Action, CommandError, ErrorCode, InfoHash, Limits, Operation};
+use crate::model::{Action, Capability, CommandError, ErrorCode, InfoHash, Limits, Operation};
 use crate::port::{ClientError, LoggedCommand, ServerControl, StoreError};
 
 /// A command that runs.
@@ -111,7 +111,7 @@ impl Execution<'_> {
     async fn set_limits(&self, limits: Limits) -> Attempt<ResultBody> {
         self.note_start().await?;
         let _permit = self.long_turn().await;
-        self.server_control("limit its rates")?.set_limits(limits).await?;
+        self.server_control()?.set_limits(limits).await?;
         self.wake();
         Ok(ResultBody::ok())
     }
@@ -124,7 +124,7 @@ impl Execution<'_> {
         }
         self.note_start().await?;
         let _permit = self.long_turn().await;
-        let value = match self.server_control("be called in its own words")?.call(method, params).await {
+        let value = match self.server_control()?.call(method, params).await {
             Err(ClientError::Unauthorized { reason }) => {
                 return Err(CommandError::new(ErrorCode::Forbidden, reason).into());
             }
@@ -134,9 +134,23 @@ impl Execution<'_> {
         Ok(ResultBody::with_value(value))
     }
 
-    fn server_control(&self, what: &str) -> Result<&dyn ServerControl, ClientError> {
-        let missing = || ClientError::Unsupported { what: what.to_owned() };
-        self.parts.client.capabilities().server.ok_or_else(missing)
+    /// Checks that the client has the capability that the verb needs.
+    pub fn check_capability(&self) -> Result<(), ClientError> {
+        let (verb, capabilities) = (self.request.verb, self.parts.client.capabilities());
+        let is_capable = match verb.capability() {
+            Capability::Actions => capabilities.verbs.contains(&verb),
+            Capability::ServerControl => capabilities.server.is_some(),
+            Capability::Reading => true,
+        };
+        if is_capable { Ok(()) } else { Err(self.unsupported()) }
+    }
+
+    fn server_control(&self) -> Result<&dyn ServerControl, ClientError> {
+        self.parts.client.capabilities().server.ok_or_else(|| self.unsupported())
+    }
+
+    fn unsupported(&self) -> ClientError {
+        ClientError::Unsupported { what: format!("carry out `{}`", self.request.verb.as_str()) }
     }
 
     /// Waits for the right to make a request that takes longer. Whoever holds one must not wait for another.

@@ -66,7 +66,7 @@ impl Execution<'_> {
 
     /// Deletes the files first and then the torrent: interrupted in between, it is still there to go on with.
     async fn delete_with_files(&self, hash: InfoHash, listing: &Listing) -> Attempt<TorrentOutcome> {
-        self.check_status(hash)?;
+        self.check(hash)?;
         let deleted = |deleted| TorrentOutcome { deleted: Some(deleted), ..TorrentOutcome::ok(hash) };
         let Located { plan, .. } = match self.locate(hash, listing).await {
             // Interrupted when all was done but the result.
@@ -95,7 +95,7 @@ impl Execution<'_> {
 
     /// Holds the torrent, moves its files, sets its directory: in this order no file is open while it moves.
     async fn move_with_files(&self, hash: InfoHash, directory: &str, listing: &Listing) -> Attempt<TorrentOutcome> {
-        self.check_status(hash)?;
+        self.check(hash)?;
         let Located { plan, own_folder, home } = self.locate(hash, listing).await?;
         let to = own_folder.map_or_else(|| PathBuf::from(directory), |name| Path::new(directory).join(name));
         if self.request.dry_run {

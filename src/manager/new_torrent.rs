@@ -1,30 +1,30 @@
-//! What is to be added.
+//! A torrent to add.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Map, Value, json};
 
-/// A torrent to add: where it is, and how it shall be when it is there. It starts, unless told otherwise.
+/// A torrent to add: where it is, and how it is set up. It starts unless [`NewTorrent::stopped`] is called.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewTorrent(Map<String, Value>);
 
 impl NewTorrent {
-    /// A magnet link, `magnet:?xt=…`.
+    /// From a magnet link, `magnet:?xt=…`.
     pub fn magnet(link: impl Into<String>) -> Self {
         Self::from("magnet", json!(link.into()))
     }
 
-    /// An http(s) link to a .torrent file, which is fetched from here.
+    /// From the http(s) URL of a .torrent file, which this process fetches.
     pub fn url(url: impl Into<String>) -> Self {
         Self::from("url", json!(url.into()))
     }
 
-    /// The bytes of a .torrent file.
+    /// From the bytes of a .torrent file.
     pub fn torrent(bytes: impl AsRef<[u8]>) -> Self {
         Self::from("torrent", json!(BASE64.encode(bytes)))
     }
 
-    /// The path of a .torrent file on this machine, below the server's `roots`.
+    /// From the path of a .torrent file on this machine, below the server's `roots`.
     pub fn file(path: impl Into<String>) -> Self {
         Self::from("file", json!(path.into()))
     }
@@ -38,26 +38,27 @@ impl NewTorrent {
         self
     }
 
-    /// It is only loaded.
+    /// Loads it without starting it.
     pub fn stopped(self) -> Self {
         self.with("start", json!(false))
     }
 
+    /// Sets its label: at most 255 bytes, no control characters.
     pub fn label(self, label: impl Into<String>) -> Self {
         self.with("label", json!(label.into()))
     }
 
-    /// Where its content goes: a folder below the server's `roots`.
+    /// Sets the directory of its data, below the server's `roots`.
     pub fn directory(self, directory: impl Into<String>) -> Self {
         self.with("directory", json!(directory.into()))
     }
 
-    /// 0 off, 1 low, 2 normal, 3 high.
+    /// Sets its priority: 0 off, 1 low, 2 normal, 3 high.
     pub fn priority(self, priority: u8) -> Self {
         self.with("priority", json!(priority))
     }
 
-    /// Its content is here already, below the server's `roots`: every piece is checked before anything is loaded.
+    /// Uses data that is there already, below the server's `roots`: every piece is verified before anything is loaded.
     pub fn data_file(self, path: impl Into<String>) -> Self {
         self.with("data_file", json!(path.into()))
     }

@@ -1,4 +1,4 @@
-//! Which torrents a command means, said by their properties.
+//! Conditions on torrents, by which a command or a config chooses some.
 
 use std::borrow::Cow;
 
@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 
 use super::{Status, Timestamp, Torrent};
 
-/// A longer pattern is refused. Each opening brace of a glob is a level of recursion, and its automaton
-/// costs about a kilobyte a letter: without a limit one pattern overflows the stack or fills the memory.
+/// Longest glob that is accepted. Each opening brace of a glob is a level of recursion, and its automaton takes about
+/// a kilobyte per letter: without a limit one pattern overflows the stack or exhausts the memory.
 const NAME_PATTERN_BYTES_MAX: usize = 1000;
 
-/// Conditions on torrents; all that are given must hold. Without any it matches everything.
+/// Conditions on torrents, all of which must hold. Without any, every torrent matches.
 ///
-/// What a torrent does not say (a ratio before the first byte, an age that nobody noted) meets no condition.
+/// A value that a torrent does not have (a ratio before the first byte, an unknown age) meets no condition.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     status: Option<Vec<Status>>,
@@ -28,7 +28,7 @@ pub struct Filter {
     age_millis: Range<u64>,
 }
 
-/// From the one to the other, both included; `None` for no end.
+/// A range with both ends included; `None` for no end.
 #[derive(Clone, Copy, Debug)]
 struct Range<T> {
     min: Option<T>,
@@ -51,54 +51,57 @@ impl<T: PartialOrd + Copy> Range<T> {
     }
 }
 
+/// A filter that cannot be parsed, with what would be right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("filter: {0}")]
 pub struct InvalidFilter(String);
 
-/// One, or a list of them.
+/// One value, or a list of them.
 #[derive(JsonSchema)]
 #[schemars(untagged)]
 pub enum OneOrMore<T> {
+    /// A single value.
     One(T),
+    /// Any of these values.
     More(Vec<T>),
 }
 
-/// Conditions on torrents; all that are given must hold.
+/// Conditions on torrents, all of which must hold.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "Filter")]
-struct Written {
+struct FilterArguments {
     #[schemars(with = "Option<OneOrMore<Status>>")]
     status: Option<Value>,
     label: Option<String>,
-    /// A glob; case counts not.
+    /// A glob; case is ignored.
     #[schemars(length(max = NAME_PATTERN_BYTES_MAX))]
     name: Option<String>,
-    /// A glob for the host of the first tracker; case counts not.
+    /// A glob for the host of the first tracker; case is ignored.
     #[schemars(length(max = NAME_PATTERN_BYTES_MAX))]
     tracker: Option<String>,
     private: Option<bool>,
     /// From `min` to `max`: `{"min": 2}`.
     #[serde(default)]
     #[schemars(schema_with = "ratio_range")]
-    ratio: WrittenRange,
-    /// Bytes, or a text with a unit: `{"max": "700MiB"}`.
+    ratio: RangeArguments,
+    /// Bytes, or a string with a unit: `{"max": "700MiB"}`.
     #[serde(default)]
     #[schemars(schema_with = "size_range")]
-    size: WrittenRange,
+    size: RangeArguments,
     /// Durations: `{"min": "30days"}`.
     #[serde(default)]
     #[schemars(schema_with = "age_range")]
-    age: WrittenRange,
+    age: RangeArguments,
 }
 
 impl JsonSchema for Filter {
     fn schema_name() -> Cow<'static, str> {
-        Written::schema_name()
+        FilterArguments::schema_name()
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        Written::json_schema(generator)
+        FilterArguments::json_schema(generator)
     }
 }
 
@@ -122,12 +125,12 @@ fn age_range(_generator: &mut SchemaGenerator) -> Schema {
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WrittenRange {
+struct RangeArguments {
     min: Option<Value>,
     max: Option<Value>,
 }
 
-impl WrittenRange {
+impl RangeArguments {
     fn parse<T>(self, key: &str, parse: impl Fn(&Value) -> Option<T>, right: &str) -> Result<Range<T>, InvalidFilter> {
         let one = |value: Option<Value>| match value {
             None => Ok(None),
@@ -138,16 +141,16 @@ impl WrittenRange {
 }
 
 impl Filter {
-    /// Reads `{"status": "seeding", "label": "linux", "name": "*.iso"}` and more of the kind: `tracker` (a glob as
-    /// `name`; case counts not), `private`, and with `min` and `max` `ratio`, `size` and `age`.
+    /// Parses `{"status": "seeding", "label": "linux", "name": "*.iso"}`. Further keys are `tracker` (a glob, as `name`;
+    /// case is ignored), `private`, and with `min` and `max` `ratio`, `size` and `age`.
     ///
     /// # Errors
-    /// An unknown key, an unknown status, or a glob that cannot be read or is too long.
+    /// An unknown key, an unknown status, or a glob that is invalid or too long.
     pub fn from_json(value: Value) -> Result<Self, InvalidFilter> {
         if !value.is_object() {
             return Err(InvalidFilter("an object like {\"label\": \"linux\"} is right".to_owned()));
         }
-        let Written { status, label, name, tracker, private, ratio, size, age } =
+        let FilterArguments { status, label, name, tracker, private, ratio, size, age } =
             serde_json::from_value(value).map_err(|error| InvalidFilter(error.to_string()))?;
         let statuses = status.map(|status| match status {
             Value::Array(statuses) => Value::Array(statuses),
@@ -166,7 +169,7 @@ impl Filter {
         })
     }
 
-    /// `now` is what the age of a torrent is measured from.
+    /// Whether a torrent meets every condition; its age is measured from `now`.
     pub fn matches(&self, torrent: &Torrent, now: Timestamp) -> bool {
         let Self { status, label, name, tracker, private, ratio, size_bytes, age_millis } = self;
         status.as_ref().is_none_or(|statuses| statuses.contains(&torrent.status))
@@ -235,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn every_condition_that_is_given_has_to_hold() {
+    fn every_condition_has_to_hold() {
         for (filter, expected) in [
             (json!({}), true),
             (json!({"status": "seeding"}), true),
@@ -272,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_named() {
+    fn invalid_filters_are_refused_with_what_is_wrong() {
         for (filter, expected) in [
             (json!({"colour": "red"}), "unknown field"),
             (json!({"status": "asleep"}), "unknown variant `asleep`"),
@@ -289,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn no_pattern_of_a_stranger_exhausts_the_stack_or_the_memory() {
+    fn no_glob_exhausts_the_stack_or_the_memory() {
         let deep = |depth: usize| json!({"name": "{".repeat(depth) + &"}".repeat(depth)});
         let error = Filter::from_json(deep(1_000_000)).unwrap_err();
         assert_eq!(error.to_string(), "filter: name: a pattern has at most 1000 bytes");

@@ -6,6 +6,7 @@
 //! Pure: no clock, no I/O, no async.
 
 mod action;
+mod arguments;
 mod bencode;
 mod command;
 mod event;
@@ -50,4 +51,4 @@ pub use snapshot::{
 pub use text::{Words, error_chain, is_active, printable};
 pub use time::Timestamp;
 pub use torrent::{Extra, Status, Torrent, eta_seconds, progress, ratio};
-pub use verb::{Level, Verb};
+pub use verb::{Capability, Level, Verb};

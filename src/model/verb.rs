@@ -1,13 +1,13 @@
 //! The verbs: every kind of command, one row each.
 //!
-//! A row says where a verb is accepted, which arguments it takes, what they come to, and which right it needs
-//! beside its own. The parser, the JSON Schemas, the AsyncAPI document, the rights in the config and the plain
-//! subcommands of the command line are made from the rows.
+//! A row says where a verb is accepted, what a client has to be capable of, which arguments it takes and what they
+//! come to, and which right it needs beside its own. The parser, the JSON Schemas, the AsyncAPI document, the rights
+//! in the config and the plain subcommands of the command line are made from the rows.
 //!
 //! A verb that asks a client for something new, say `superseed`, touches six places:
 //!
 //! 1. this file: the variant of [`Verb`] and its row;
-//! 2. `model/operation.rs`: the type of its arguments, if it has any;
+//! 2. `model/arguments.rs`: the type of its arguments, if it has any;
 //! 3. `model/action.rs`: the [`Action`], and what a later poll has to show for it;
 //! 4. `clients/rtorrent/commands.rs`, the calls that carry it out, and the verbs that the adapter states;
 //! 5. `clients/exec/mod.rs` and `testing/simulator.rs`, which have it or not;
@@ -23,12 +23,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::operation::{
+use super::arguments::{
     AddArguments, DeleteArguments, FilePriorityArguments, GetArguments, LabelArguments, LimitsArguments, ListArguments,
-    LogLevelArguments, MoveArguments, NoArguments, Operation, PriorityArguments, ResyncArguments, RpcArguments,
-    ThrottleArguments,
+    LogLevelArguments, MoveArguments, NoArguments, PriorityArguments, ResyncArguments, RpcArguments, ThrottleArguments,
 };
-use super::{Action, CommandError, ErrorCode, InfoHash};
+use super::{Action, CommandError, ErrorCode, InfoHash, Operation};
+use Capability::{Actions, Reading, ServerControl};
+use Level::{Bridge, Server, ServerFiltered, ServerOrBridge, Torrent, Torrents};
 
 /// The kind of a command, as topics name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -74,6 +75,18 @@ pub enum Level {
     Bridge,
 }
 
+/// What a client has to be capable of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Capability {
+    /// Nothing but reading torrents, which every client is.
+    Reading,
+    /// The actions of this verb, which a client states by the verb.
+    Actions,
+    /// Control over the program as a whole.
+    ServerControl,
+}
+
 struct Row {
     verb: Verb,
     /// The last level of a command topic, and the right to use the verb.
@@ -81,6 +94,7 @@ struct Row {
     level: Level,
     /// A sentence in the imperative, without a full stop.
     summary: &'static str,
+    needs: Capability,
     arguments: &'static dyn Arguments,
     /// What a torrent is afterwards. The command line has a subcommand for each row with a participle.
     participle: Option<&'static str>,
@@ -125,10 +139,11 @@ const fn row(
     verb: Verb,
     name: &'static str,
     level: Level,
+    needs: Capability,
     summary: &'static str,
     arguments: &'static dyn Arguments,
 ) -> Row {
-    Row { verb, name, level, summary, arguments, participle: None, extra_right: None }
+    Row { verb, name, level, needs, summary, arguments, participle: None, extra_right: None }
 }
 
 /// A verb for torrents that has no arguments.
@@ -139,94 +154,46 @@ const fn plain(
     participle: &'static str,
     arguments: &'static Takes<NoArguments>,
 ) -> Row {
-    Row { participle: Some(participle), ..row(verb, name, Level::Torrents, summary, arguments) }
+    Row { participle: Some(participle), ..row(verb, name, Torrents, Actions, summary, arguments) }
 }
 
+const DELETE: Row = row(
+    Verb::Delete,
+    "delete",
+    Torrents,
+    Actions,
+    "Remove torrents, with or without their files",
+    &Takes(DeleteArguments::operation),
+);
+const DELETE_DATA: ExtraRight =
+    ExtraRight { name: "delete_data", is_needed: |operation| matches!(operation, Operation::DeleteWithData) };
+
 /// In the order of the variants, so that a verb finds its row by its number.
+#[rustfmt::skip] // a table: one row, one line
 const ROWS: &[Row] = &[
-    plain(Verb::Pause, "pause", "Pause torrents", "paused", &Takes(|_| Ok(act(Action::Pause)))),
-    plain(Verb::Resume, "resume", "Resume paused torrents", "resumed", &Takes(|_| Ok(act(Action::Resume)))),
-    plain(Verb::Start, "start", "Start torrents", "started", &Takes(|_| Ok(act(Action::Start)))),
-    plain(Verb::Stop, "stop", "Stop torrents", "stopped", &Takes(|_| Ok(act(Action::Stop)))),
-    Row {
-        extra_right: Some(ExtraRight {
-            name: "delete_data",
-            is_needed: |operation| matches!(operation, Operation::DeleteWithData),
-        }),
-        ..row(
-            Verb::Delete,
-            "delete",
-            Level::Torrents,
-            "Remove torrents, and with --data their files",
-            &Takes(DeleteArguments::operation),
-        )
-    },
-    row(
-        Verb::Add,
-        "add",
-        Level::Server,
-        "Add torrents from magnet links, URLs or files",
-        &Takes(AddArguments::operation),
-    ),
-    plain(
-        Verb::Recheck,
-        "recheck",
-        "Verify (hash-check) the data",
-        "being checked",
-        &Takes(|_| Ok(act(Action::Recheck))),
-    ),
-    plain(
-        Verb::Announce,
-        "announce",
-        "Announce to the trackers now",
-        "announced",
-        &Takes(|_| Ok(act(Action::Announce))),
-    ),
-    row(Verb::Label, "label", Level::Torrents, "Set the label of torrents", &Takes(LabelArguments::operation)),
-    row(
-        Verb::Priority,
-        "priority",
-        Level::Torrents,
-        "Set the priority of torrents",
-        &Takes(PriorityArguments::operation),
-    ),
-    row(Verb::Get, "get", Level::Torrents, "Read torrents as the client has them now", &Takes(GetArguments::operation)),
-    row(Verb::List, "list", Level::ServerFiltered, "List torrents", &Takes(ListArguments::operation)),
-    row(Verb::Move, "move", Level::Torrents, "Move torrents to another directory", &Takes(MoveArguments::operation)),
-    row(
-        Verb::Throttle,
-        "throttle",
-        Level::Torrents,
-        "Assign torrents to a throttle group",
-        &Takes(ThrottleArguments::operation),
-    ),
-    row(
-        Verb::FilePriority,
-        "file_priority",
-        Level::Torrent,
-        "Set the priority of files",
-        &Takes(FilePriorityArguments::operation),
-    ),
-    row(Verb::Limits, "limits", Level::Server, "Set the rate limits of a server", &Takes(LimitsArguments::operation)),
-    row(
-        Verb::Resync,
-        "resync",
-        Level::ServerOrBridge,
-        "Send events or the present state again",
-        &Takes(ResyncArguments::operation),
-    ),
-    row(Verb::Rpc, "rpc", Level::Server, "Call a method of the client", &Takes(RpcArguments::operation)),
-    row(
-        Verb::LogLevel,
-        "log_level",
-        Level::Bridge,
-        "Set the log level of the bridge",
-        &Takes(LogLevelArguments::operation),
-    ),
+    plain(Verb::Pause, "pause", "Pause torrents", "paused", &Takes(|_| act(Action::Pause))),
+    plain(Verb::Resume, "resume", "Resume paused torrents", "resumed", &Takes(|_| act(Action::Resume))),
+    plain(Verb::Start, "start", "Start torrents", "started", &Takes(|_| act(Action::Start))),
+    plain(Verb::Stop, "stop", "Stop torrents", "stopped", &Takes(|_| act(Action::Stop))),
+    Row { extra_right: Some(DELETE_DATA), ..DELETE },
+    row(Verb::Add, "add", Server, Actions, "Add torrents from magnet links, URLs or files", &Takes(AddArguments::operation)),
+    plain(Verb::Recheck, "recheck", "Verify (hash-check) the data of torrents", "being checked", &Takes(|_| act(Action::Recheck))),
+    plain(Verb::Announce, "announce", "Announce torrents to their trackers now", "announced", &Takes(|_| act(Action::Announce))),
+    row(Verb::Label, "label", Torrents, Actions, "Set the label of torrents", &Takes(LabelArguments::operation)),
+    row(Verb::Priority, "priority", Torrents, Actions, "Set the priority of torrents", &Takes(PriorityArguments::operation)),
+    row(Verb::Get, "get", Torrents, Reading, "Read torrents as the client has them now", &Takes(GetArguments::operation)),
+    row(Verb::List, "list", ServerFiltered, Reading, "List torrents", &Takes(ListArguments::operation)),
+    row(Verb::Move, "move", Torrents, Actions, "Move torrents to another directory", &Takes(MoveArguments::operation)),
+    row(Verb::Throttle, "throttle", Torrents, Actions, "Assign torrents to a throttle group", &Takes(ThrottleArguments::operation)),
+    row(Verb::FilePriority, "file_priority", Torrent, Actions, "Set the priority of files", &Takes(FilePriorityArguments::operation)),
+    row(Verb::Limits, "limits", Server, ServerControl, "Set the rate limits of a server", &Takes(LimitsArguments::operation)),
+    row(Verb::Resync, "resync", ServerOrBridge, Reading, "Send events or the present state again", &Takes(ResyncArguments::operation)),
+    row(Verb::Rpc, "rpc", Server, ServerControl, "Call a method of the client", &Takes(RpcArguments::operation)),
+    row(Verb::LogLevel, "log_level", Bridge, Reading, "Set the log level of the bridge", &Takes(LogLevelArguments::operation)),
 ];
 
-fn act(action: fn(InfoHash) -> Action) -> Operation {
-    Operation::act(action)
+fn act(action: fn(InfoHash) -> Action) -> Result<Operation, CommandError> {
+    Ok(Operation::act(action))
 }
 
 impl Verb {
@@ -260,6 +227,11 @@ impl Verb {
         self.row().level
     }
 
+    /// Returns what a client has to be capable of.
+    pub fn capability(self) -> Capability {
+        self.row().needs
+    }
+
     /// Returns a sentence in the imperative, without a full stop: `Pause torrents`.
     pub fn summary(self) -> &'static str {
         self.row().summary
@@ -272,17 +244,17 @@ impl Verb {
 
     /// Whether each command is for one or more torrents.
     pub fn is_for_torrents(self) -> bool {
-        matches!(self.level(), Level::Torrent | Level::Torrents)
+        matches!(self.level(), Torrent | Torrents)
     }
 
     /// Whether commands are accepted on a server's topic.
     pub fn is_for_servers(self) -> bool {
-        matches!(self.level(), Level::Torrents | Level::Server | Level::ServerFiltered | Level::ServerOrBridge)
+        matches!(self.level(), Torrents | Server | ServerFiltered | ServerOrBridge)
     }
 
     /// Whether commands are accepted on the topic of the bridge.
     pub fn is_for_bridge(self) -> bool {
-        matches!(self.level(), Level::ServerOrBridge | Level::Bridge)
+        matches!(self.level(), ServerOrBridge | Bridge)
     }
 
     /// Returns the schema of the arguments that only this verb has.

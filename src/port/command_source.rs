@@ -8,51 +8,60 @@ use serde::{Deserialize, Serialize};
 
 use super::DeliverError;
 
-/// Where commands come from.
+/// A source of commands: a broker, for one.
 #[async_trait]
 pub trait CommandSource: Send {
-    /// Waits for the next command, connecting first if there is no connection (one attempt).
+    /// Waits for the next message, connecting first if there is no connection (one attempt).
     ///
     /// Cancel-safe: a message is handed over whole or comes again.
     ///
     /// # Errors
-    /// The connection could not be made or is over; the next call makes a new one.
+    /// The connection could not be made or has ended; the next call makes a new one.
     async fn next(&mut self) -> Result<Incoming, DeliverError>;
 
-    /// No more is wanted until `next` is called again: the far side is to keep what comes meanwhile, and to be
-    /// told at once what was acknowledged. A source that nothing can wait in has nothing to do.
+    /// Stops taking messages until `next` is called again.
+    ///
+    /// Acknowledgements that are pending are sent at once, and the broker has to queue what comes meanwhile. A source in
+    /// which nothing can wait need not implement this.
     async fn pause(&mut self) {}
 }
 
-/// A message that wants to be a command. Nothing in it is checked yet.
+/// A message on a command topic, not checked yet.
 pub struct Incoming {
+    /// The levels of its topic.
     pub address: CommandAddress,
+    /// Its payload.
     pub body: Bytes,
-    /// The broker kept it for whoever comes: it is never carried out.
+    /// Whether the broker had retained it: such a command is never executed.
     pub is_retained: bool,
-    /// It may have waited at the broker while nobody took it. How long, the broker does not tell.
+    /// Whether it may have waited at the broker while nobody took commands; for how long, the broker does not say.
     pub may_have_waited: bool,
-    /// How much longer its sender wants it done; `None` for no word about that.
+    /// Time until the message expires at the broker; `None` if it does not.
     pub expires_in: Option<Duration>,
+    /// Where the sender wants the result, as the protocol has it.
     pub reply: Option<ReplyTo>,
-    /// Who the sender says it is; not proven, for the log alone.
+    /// Who the sender says it is; not proven, for the log only.
     pub user: Option<String>,
-    /// Tells the source that the command is safe in the log; until then it comes again.
+    /// Acknowledges the message, once the command is in the log; until then it is delivered again.
     pub ack: Box<dyn FnOnce() + Send>,
 }
 
-/// The words of a topic, not checked.
+/// The levels of a command topic, not checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandAddress {
-    /// `None`: the bridge itself.
+    /// `None` for the bridge itself.
     pub server: Option<String>,
+    /// `None` for a command to a server or to the bridge.
     pub hash: Option<String>,
+    /// The last level.
     pub verb: String,
 }
 
-/// Where the sender of a command wants its answer, besides the result topic.
+/// Where the sender of a command wants its result, besides the result topic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplyTo {
+    /// A topic or subject.
     pub topic: String,
+    /// Bytes that are returned with the result, as they came.
     pub correlation: Option<Vec<u8>>,
 }

@@ -1,0 +1,368 @@
+//! The arguments of the verbs, as senders write them.
+//!
+//! The types are read by serde and described by schemars, so a schema says what the parser takes. What serde cannot
+//! check, `operation` checks; the tests of `commands` compare both.
+//!
+//! Pure.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::operation::{is_magnet, is_url};
+use super::{Action, AddRequest, CommandError, ErrorCode, Limits, Operation, Parts, Seq, TorrentSource};
+
+/// Torrents on a page of `list`, if the command does not say.
+const PAGE_SIZE: u64 = 200;
+/// Most torrents on a page of `list`; a torrent has about a kilobyte.
+const PAGE_SIZE_MAX: u64 = 1000;
+/// Longest label that is accepted.
+const LABEL_BYTES_MAX: usize = 255;
+/// Longest name of a throttle group that is accepted.
+const GROUP_BYTES_MAX: usize = 64;
+/// Highest rate limit that rTorrent takes: a gigabyte per second.
+const LIMIT_MAX: u64 = 1 << 30;
+/// Most files of one `file_priority`.
+const FILES_MAX: usize = 50_000;
+/// Most parameters of one `rpc`.
+const PARAMS_MAX: usize = 16;
+/// Longest text among the parameters of `rpc`.
+const PARAM_BYTES_MAX: usize = 4096;
+
+fn bad(message: impl Into<String>) -> CommandError {
+    CommandError::new(ErrorCode::BadRequest, message)
+}
+
+const NO_CONTROL: &str = r"^[^\u0000-\u001f\u007f-\u009f]*$";
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(inline)]
+pub(super) struct NoArguments {}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(inline)]
+pub(super) struct DeleteArguments {
+    /// Delete the files, too: needs the right `delete_data`.
+    #[serde(default)]
+    data: bool,
+}
+
+impl DeleteArguments {
+    pub fn operation(self) -> Result<Operation, CommandError> {
+        Ok(if self.data { Operation::DeleteWithData } else { Operation::act(Action::Delete) })
+    }
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(inline)]
+pub(super) struct LabelArguments {
+    /// 255 bytes at most; empty for none.
+    #[schemars(length(max = LABEL_BYTES_MAX), regex(pattern = NO_CONTROL))]
+    label: String,
+}
+
+impl LabelArguments {
+    pub fn operation(self) -> Result<Operation, CommandError> {
+        let label = checked_label(self.label)?;
+        Ok(Operation::act(move |hash| Action::Label(hash, label.clone())))
+    }
+}
+
+fn checked_label(label: String) -> Result<String, CommandError> {
+    if label.len() > LABEL_BYTES_MAX || label.chars().any(char::is_control) {
+        return Err(bad(format!("a label has at most {LABEL_BYTES_MAX} bytes and no control characters")));
+    }
+    Ok(label)
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(inline)]
+pub(super) struct PriorityArguments {
+    /// 0 off, 1 low, 2 normal, 3 high.
+    #[schemars(range(max = 3))]
+    priority: u8,
+}
+
+impl PriorityArguments {
+    pub fn operation(self) -> Result<Operation, CommandError> {
+        let priority = checked_priority(self.priority)?;
+        Ok(Operation::act(move |hash| Action::Priority(hash, priority)))
+    }
+}
+
+/// rTorrent takes any number modulo 4, so the range has to be checked here.
+fn checked_priority(priority: u8) -> Result<u8, CommandError> {
+    if priority > 3 {
+        return Err(bad("priority is 0 (off), 1 (low), 2 (normal) or 3 (high)"));
+    }
+    Ok(priority)
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(inline)]
+pub(super) struct MoveArguments {
+    /// The directory in which the client looks for the data: below the server's `roots`.
+    directory: String,
+    /// Move the files there first.
+    #[serde(default)]
+    data: bool,
+}
+
+impl MoveArguments {
+    pub fn operation(self) -> Result<Operation, CommandError> {
+        let Self { directory, data } = self;
+        Ok(Operation::Move { directory, data })
+    }
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(inline)]
+pub(super) struct ThrottleArguments {
+    /// A group that the client's own config defines; empty for none, `NULL` for no limit at all.
+    #[schemars(length(max = GROUP_BYTES_MAX), regex(pattern = NO_CONTROL))]
+    throttle: String,
+}
+
+impl ThrottleArguments {
+    pub fn operation(self) -> Result<Operation, CommandError> {
+        let group = self.throttle;
+        if group.len() > GROUP_BYTES_MAX || group.chars().any(char::is_control) {
+            let right = format!("at most {GROUP_BYTES_MAX} bytes and no control characters");
+            return Err(bad(format!("the name of a throttle group has {right}")));
+        }
+        Ok(Operation::act(move |hash| Action::Throttle(hash, group.clone())))
+    }
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(inline)]
+pub(super) struct FilePriorityArguments {
+    /// Places in the list of files, from 0.
+    #[schemars(length(min = 1, max = FILES_MAX))]
+    files: Vec<u32>,
+    /// 0 off, 1 normal, 2 high.
+    #[schemars(range(max = 2))]
+    priority: u8,
+}
+
+impl FilePriorityArguments {
+    pub fn operation(self) -> Result<Operation, CommandError> {
+        let Self { mut files, priority } = self;
+        if priority > 2 {
+            return Err(bad("the priority of a file is 0 (off), 1 (normal) or 2 (high)"));
+        }
+        if !(1..=FILES_MAX).contains(&files.len()) {
+            return Err(bad(format!("files is a list of 1 to {FILES_MAX} places in the torrent, from 0")));
+        }
+        files.sort_unstable();
+        files.dedup();
+        Ok(Operation::act(move |hash| Action::FilePriority(hash, files.clone(), priority)))
+    }
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(inline, extend("anyOf" = [{"required": ["download_limit"]}, {"required": ["upload_limit"]}]))]
+pub(super) struct LimitsArguments {
+    /// Bytes per second for all torrents together, 0 for none.
+    #[schemars(range(max = LIMIT_MAX))]
+    download_limit: Option<u64>,
+    /// Bytes per second for all torrents together, 0 for none.
+    #[schemars(range(max = LIMIT_MAX))]
+    upload_limit: Option<u64>,
+}
+
+impl LimitsArguments {
+    pub fn operation(self) -> Result<Operation, CommandError> {
+        let limits = Limits { download: self.download_limit, upload: self.upload_limit };
+        if limits == Limits::default() {
+            return Err(bad("limits takes download_limit, upload_limit or both, in bytes per second"));
+        }
+        if [limits.download, limits.upload].into_iter().flatten().any(|limit| limit > LIMIT_MAX) {
+            return Err(bad(format!("a limit is 0 (none) to {LIMIT_MAX} bytes per second")));
+        }
+        Ok(Operation::SetLimits(limits))
+    }
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(inline)]
+pub(super) struct ResyncArguments {
+    /// The first event to send again, with all that follow. Without it the present state is sent again.
+    from_seq: Option<u64>,
+}
+
+impl ResyncArguments {
+    pub fn operation(self) -> Result<Operation, CommandError> {
+        Ok(Operation::Resync { from_seq: self.from_seq.map(Seq) })
+    }
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(inline)]
+pub(super) struct RpcArguments {
+    /// A method that the server's config lists.
+    method: String,
+    /// Strings and integers.
+    #[serde(default)]
+    #[schemars(length(max = PARAMS_MAX), schema_with = "params")]
+    params: Vec<Value>,
+}
+
+impl RpcArguments {
+    pub fn operation(self) -> Result<Operation, CommandError> {
+        let is_scalar = |param: &Value| match param {
+            Value::String(text) => text.len() <= PARAM_BYTES_MAX,
+            Value::Number(number) => number.is_i64(),
+            _ => false,
+        };
+        let Self { method, params } = self;
+        if params.len() > PARAMS_MAX || !params.iter().all(is_scalar) {
+            let right = format!("at most {PARAMS_MAX} texts (of {PARAM_BYTES_MAX} bytes at most) and whole numbers");
+            return Err(bad(format!("params is a list of {right}")));
+        }
+        Ok(Operation::Rpc { method, params })
+    }
+}
+
+fn params(_generator: &mut SchemaGenerator) -> Schema {
+    let text = json!({"type": "string", "maxLength": PARAM_BYTES_MAX});
+    json_schema!({"type": "array", "items": {"anyOf": [text, {"type": "integer"}]}})
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(inline)]
+pub(super) struct LogLevelArguments {
+    /// error, warn, info, debug, trace or off.
+    level: String,
+}
+
+impl LogLevelArguments {
+    pub fn operation(self) -> Result<Operation, CommandError> {
+        Ok(Operation::SetLogLevel(self.level))
+    }
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(inline)]
+pub(super) struct GetArguments {
+    /// Read the files, too.
+    #[serde(default)]
+    files: bool,
+    /// Read the trackers, too.
+    #[serde(default)]
+    trackers: bool,
+    /// Read the peers, too.
+    #[serde(default)]
+    peers: bool,
+}
+
+impl GetArguments {
+    pub fn operation(self) -> Result<Operation, CommandError> {
+        let Self { files, trackers, peers } = self;
+        Ok(Operation::Get(Parts { files, trackers, peers }))
+    }
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(inline)]
+pub(super) struct ListArguments {
+    /// Show only these keys of each torrent.
+    fields: Option<Vec<String>>,
+    /// From 0.
+    #[serde(default)]
+    page: u64,
+    /// 200 by default.
+    #[schemars(range(min = 1, max = PAGE_SIZE_MAX))]
+    page_size: Option<u64>,
+}
+
+impl ListArguments {
+    pub fn operation(self) -> Result<Operation, CommandError> {
+        let Self { fields, page, page_size } = self;
+        let page_size = page_size.unwrap_or(PAGE_SIZE);
+        if !(1..=PAGE_SIZE_MAX).contains(&page_size) {
+            return Err(bad(format!("page_size is 1 to {PAGE_SIZE_MAX}")));
+        }
+        Ok(Operation::List { fields, page, page_size })
+    }
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(inline, transform = exactly_one_source)]
+pub(super) struct AddArguments {
+    /// A magnet link.
+    #[schemars(regex(pattern = r"^[mM][aA][gG][nN][eE][tT]:\?"))]
+    magnet: Option<String>,
+    /// The URL of a .torrent file.
+    #[schemars(regex(pattern = r"^[hH][tT][tT][pP][sS]?://"))]
+    url: Option<String>,
+    /// A .torrent file, in base64.
+    #[schemars(extend("contentEncoding" = "base64"))]
+    torrent: Option<String>,
+    /// The path of a .torrent file on the bridge's machine, below the server's `roots`.
+    file: Option<String>,
+    /// Start the torrent: true by default.
+    start: Option<bool>,
+    /// 255 bytes at most.
+    #[schemars(length(max = LABEL_BYTES_MAX), regex(pattern = NO_CONTROL))]
+    label: Option<String>,
+    /// The directory for the data: below the server's `roots`.
+    directory: Option<String>,
+    /// 0 off, 1 low, 2 normal, 3 high.
+    #[schemars(range(max = 3))]
+    priority: Option<u8>,
+    /// The path of data that is already there: verified, piece by piece, before anything is loaded.
+    data_file: Option<String>,
+}
+
+impl AddArguments {
+    pub fn operation(self) -> Result<Operation, CommandError> {
+        let Self { magnet, url, torrent, file, start, label, directory, priority, data_file } = self;
+        let source = match (magnet, url, torrent, file) {
+            (Some(magnet), None, None, None) if is_magnet(&magnet) => TorrentSource::Magnet(magnet),
+            (Some(_), None, None, None) => return Err(bad("magnet: a link that begins with `magnet:?` is right")),
+            (None, Some(url), None, None) if is_url(&url) => TorrentSource::Url(url),
+            (None, Some(_), None, None) => {
+                return Err(bad("url: a link that begins with http:// or https:// is right"));
+            }
+            (None, None, Some(torrent), None) => {
+                let bytes = BASE64.decode(torrent.trim());
+                TorrentSource::Torrent(bytes.map_err(|error| bad(format!("torrent is no base64: {error}")))?.into())
+            }
+            (None, None, None, Some(file)) => TorrentSource::File(file),
+            _ => return Err(bad("add takes exactly one of magnet, url, torrent (base64) and file")),
+        };
+        if data_file.is_some() && matches!(source, TorrentSource::Magnet(_)) {
+            return Err(bad("data_file needs the torrent itself: a magnet link does not say what its content is"));
+        }
+        Ok(Operation::Add(AddRequest {
+            source,
+            data_file,
+            start: start.unwrap_or(true),
+            label: label.map(checked_label).transpose()?,
+            directory,
+            priority: priority.map(checked_priority).transpose()?,
+        }))
+    }
+}
+
+fn exactly_one_source(schema: &mut Schema) {
+    let given = |key: &str| json!({"required": [key], "properties": {key: {"type": "string"}}});
+    schema.insert("oneOf".to_owned(), ["magnet", "url", "torrent", "file"].map(given).to_vec().into());
+}
