@@ -1,4 +1,4 @@
-//! How a manager comes to be.
+//! The builder of a manager.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,18 +24,18 @@ use crate::servers::{Common, ServerParts, ServerSetup, load, unfinished_commands
 use crate::store::{MemoryStore, Options};
 use crate::supervise::{Group, spawn_detached};
 
-/// Under this name the command log knows whose commands these are.
+/// The origin of the manager's commands in the command log.
 const ORIGIN: &str = "library";
-/// A journal in memory: half of it is there for who reads late.
+/// Budget of a journal in memory; half of it is kept for late readers.
 const MEMORY_JOURNAL_BYTES: u64 = 64 << 20;
-/// How long what is under way may take at the end.
-const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// Maximum time for the tasks of each side to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Says what is to be watched, and how. See [`Manager::builder`].
-#[must_use = "nothing is watched before `build`"]
+/// The settings of a manager. See [`Manager::builder`].
+#[must_use = "nothing is monitored before `build`"]
 pub struct Builder {
     servers: Vec<(String, Server)>,
-    keeps: Keeps,
+    state: State,
     patience: Duration,
     journal_bytes: Option<u64>,
     clock: Arc<dyn Clock>,
@@ -45,7 +45,7 @@ impl Default for Builder {
     fn default() -> Self {
         Self {
             servers: Vec::new(),
-            keeps: Keeps::Memory,
+            state: State::Memory,
             patience: Duration::from_secs(60),
             journal_bytes: None,
             clock: Arc::new(SystemClock),
@@ -53,16 +53,16 @@ impl Default for Builder {
     }
 }
 
-/// Where what was told is kept.
-enum Keeps {
+/// Where snapshots, journal and command log are kept.
+enum State {
     Memory,
     #[cfg(feature = "sqlite")]
     Folder(PathBuf),
 }
 
-/// A server to watch: how it is reached, and how often it is looked at.
+/// A server to monitor: how it is reached, and how often it is polled.
 ///
-/// Made of any [`TorrentClient`], or for one of the kinds that are built in.
+/// Made from any [`TorrentClient`], or for one of the built-in kinds.
 #[must_use = "give it to a builder"]
 pub struct Server {
     client: Client,
@@ -91,20 +91,19 @@ impl From<Arc<dyn TorrentClient>> for Server {
 }
 
 impl Server {
-    /// A client of your own.
+    /// With a client of your own.
     pub fn new(client: impl TorrentClient + 'static) -> Self {
         Self::of(Client::Ready(Arc::new(client)))
     }
 
-    /// An rTorrent at `unix:///path/to/rpc.sock`, `scgi://host:5000` or `http(s)://host/RPC2`.
+    /// With an rTorrent at `unix:///path/to/rpc.sock`, `scgi://host:5000` or `http(s)://host/RPC2`.
     ///
-    /// For more than this can say (a CA, further columns) make an [`RtorrentClient`] and give that to
-    /// [`Server::new`].
+    /// For further settings (a CA, further columns) make an [`RtorrentClient`] and pass it to [`Server::new`].
     pub fn rtorrent(url: impl Into<String>) -> Self {
         Self::of(Client::Rtorrent { url: url.into(), login: None })
     }
 
-    /// A program in any language; see [`crate::clients::exec`].
+    /// With a program in any language; see [`crate::clients::exec`].
     pub fn exec<T: Into<String>>(command: impl IntoIterator<Item = T>) -> Self {
         Self::of(Client::Exec { command: command.into_iter().map(Into::into).collect() })
     }
@@ -113,7 +112,7 @@ impl Server {
         Self { client, interval: DEFAULT_INTERVAL, sweep: DEFAULT_SWEEP, timeout: DEFAULT_TIMEOUT, roots: Vec::new() }
     }
 
-    /// User and password for an rTorrent behind http(s); others have none.
+    /// Sets user and password for an rTorrent behind http(s); other clients have none.
     pub fn login(mut self, username: impl Into<String>, password: impl Into<SecretString>) -> Self {
         if let Client::Rtorrent { login, .. } = &mut self.client {
             *login = Some((username.into(), password.into()));
@@ -121,67 +120,69 @@ impl Server {
         self
     }
 
-    /// How often to look for what changed: a second, if nothing is said. Never more than ten times a second.
+    /// Sets the interval of polls: a second by default; shorter than 100 ms has no effect.
     pub fn interval(self, interval: Duration) -> Self {
         Self { interval, ..self }
     }
 
-    /// How often, at least, to look at everything: half a minute, if nothing is said.
+    /// Sets the maximum time between two full polls: half a minute by default.
     pub fn sweep(self, sweep: Duration) -> Self {
         Self { sweep, ..self }
     }
 
-    /// How long a client of a built-in kind may take to answer: ten seconds, if nothing is said.
+    /// Sets the timeout of a request to a built-in client: ten seconds by default.
     pub fn timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
     }
 
-    /// The only folders that files may be read from, moved to and deleted in. Without any no command may name a path.
+    /// Sets the only directories that files may be read from, moved to and deleted in. Without any, no command may name
+    /// a path.
     pub fn roots(self, roots: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
         Self { roots: roots.into_iter().map(Into::into).collect(), ..self }
     }
 }
 
 impl Builder {
-    /// Watches one more server. The name has the letters a-z, 0-9, `_` and `-`.
+    /// Adds a server. Its name has the characters a-z, 0-9, `_` and `-`.
     pub fn server(mut self, name: impl Into<String>, server: impl Into<Server>) -> Self {
         self.servers.push((name.into(), server.into()));
         self
     }
 
-    /// Keeps what was told in this folder, which is made if it is missing and belongs to one process.
+    /// Keeps the state in this directory, which is created if it is missing and belongs to one process.
     #[cfg(feature = "sqlite")]
     pub fn data_dir(self, folder: impl Into<PathBuf>) -> Self {
-        Self { keeps: Keeps::Folder(folder.into()), ..self }
+        Self { state: State::Folder(folder.into()), ..self }
     }
 
-    /// How long a command waits for a client that does not answer: a minute, if nothing is said.
+    /// Sets the time to live of commands, for which they wait for an unreachable client: a minute by default.
     pub fn patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
     }
 
-    /// How many bytes the journal may take, about a thousand an event: 64 MiB in memory and 256 MiB on disk, if
-    /// nothing is said. Half of it is kept for who reads late.
+    /// Sets the budget of the journal, in bytes; an event has about a thousand. By default 64 MiB in memory and 256 MiB on
+    /// disk. Half of it is kept for late readers.
     pub fn journal_bytes(self, journal_bytes: u64) -> Self {
         Self { journal_bytes: Some(journal_bytes), ..self }
     }
 
-    /// Begins to watch. A client that cannot be reached is no error: the manager tries on, and tells when it is there.
+    /// Builds the manager and starts its tasks. An unreachable client is no error: the manager retries, and emits
+    /// `server_online` when it answers.
     ///
     /// # Errors
-    /// What was said of the servers is wrong, or the state cannot be opened.
+    /// The settings of a server are wrong, or the state cannot be opened.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
     pub async fn build(self) -> Result<Manager, BuildError> {
-        let Self { servers, keeps, patience, journal_bytes, clock } = self;
-        use_some_tls();
+        let Self { servers, state, patience, journal_bytes, clock } = self;
+        ensure_tls_provider();
         let servers = named(servers)?;
         let origin = SinkName::parse(ORIGIN)?;
-        let Opened { store, close, is_history_lost } = match keeps {
-            Keeps::Memory => in_memory(journal_bytes, &clock),
+        let Opened { store, close, is_history_lost } = match state {
+            State::Memory => in_memory(journal_bytes, &clock),
             #[cfg(feature = "sqlite")]
-            Keeps::Folder(folder) => in_folder(folder, journal_bytes, &origin, &clock).await?,
+            State::Folder(folder) => in_folder(folder, journal_bytes, &origin, &clock).await?,
         };
         let mut contents = BTreeMap::new();
         for name in servers.keys() {
@@ -211,7 +212,7 @@ impl Builder {
         }
         let admission = Admission {
             origin,
-            // Events are read again by `Since`, and there is no bridge.
+            // `Since` replays events, and there is no bridge to be commanded.
             allows: Box::new(|verb| verb != "resync"),
             reply_prefixes: Vec::new(),
             queues,
@@ -233,7 +234,7 @@ impl Builder {
             patience,
             listeners: Mutex::new(Some(Group::new())),
             stop: stop.clone(),
-            is_all_told: CancellationToken::new(),
+            events_ended: CancellationToken::new(),
         });
         let (sender, ended) = watch::channel(None);
         let kept = Arc::clone(&shared);
@@ -256,15 +257,15 @@ async fn keep(mut left: Group, shared: &Shared, close: Close) -> Result<(), Stor
         }
     };
     shared.stop.cancel();
-    let left = left.stop(STOP_WITHIN).await;
-    shared.is_all_told.cancel();
+    let left = left.stop(STOP_TIMEOUT).await;
+    shared.events_ended.cancel();
     let listeners = shared.listeners().take();
     let right = match listeners {
-        Some(listeners) => listeners.stop(STOP_WITHIN).await,
+        Some(listeners) => listeners.stop(STOP_TIMEOUT).await,
         None => Ok(()),
     };
     let closed = match close.await {
-        // Without room only the tidying fails: what was written down stays.
+        // With a full disk only the clean-up fails; what was committed stays.
         Err(StoreError::Full { .. }) => Ok(()),
         closed => closed,
     };
@@ -284,12 +285,12 @@ fn named(servers: Vec<(String, Server)>) -> Result<BTreeMap<ServerName, Server>,
 
 type Close = BoxFuture<'static, Result<(), StoreError>>;
 
-/// A store that is ready.
+/// A store that was opened.
 struct Opened {
     store: Arc<dyn Store>,
-    /// Ends it in good order.
+    /// Closes it.
     close: Close,
-    /// What was told before is gone.
+    /// Whether an earlier state was lost.
     is_history_lost: bool,
 }
 
@@ -338,10 +339,10 @@ fn connect(
     })
 }
 
-/// Links are fetched over TLS, which wants one provider for the whole process: ours, if yours has none.
-fn use_some_tls() {
+/// Installs a TLS provider for the process, if it has none: links are fetched over TLS.
+fn ensure_tls_provider() {
     if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // Refused only if somebody was faster, and then there is one.
-        let _somebody_was = rustls::crypto::ring::default_provider().install_default().is_err();
+        // Fails only if another thread was faster, and then there is one.
+        let _is_installed = rustls::crypto::ring::default_provider().install_default().is_err();
     }
 }

@@ -1,4 +1,4 @@
-//! The stream of events.
+//! The stream of events of a manager.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -13,24 +13,25 @@ use crate::outbox::{Heard, Missed, Reader};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Since {
-    /// With the first event of this manager's life.
+    /// With the first event since the manager was built.
     #[default]
     Built,
-    /// With what is told from now on.
+    /// With the next event.
     Now,
-    /// After these events, one for each server, as [`Event::id`] gave them; also those of an earlier life, with
-    /// [`Builder::data_dir`](super::Builder::data_dir). Of a server that none of them names, with the present.
+    /// After these events, one for each server, as [`Event::id`] gave them; with
+    /// [`Builder::data_dir`](super::Builder::data_dir) they may be of an earlier run. A server that none of them names
+    /// begins with the next event.
     ///
-    /// `updated` has no place in the order, so its ids do not count here, and none is told of the time before.
+    /// `updated` has no place in the order, so its ids are ignored here, and no earlier one is read.
     After(Vec<EventId>),
 }
 
-/// Events as they are told, the same as on every wire; a [`Stream`] that ends when the manager has stopped.
+/// A stream of events, the same as brokers get; it ends when the manager has stopped.
 ///
-/// Nothing waits for a reader, and it costs no more memory for being slow: events wait in the journal, and an
-/// `updated` is made when it is read. What was trimmed from the journal before it was read is an `Err`, which says
-/// how many events that were; reading goes on after it.
-#[must_use = "events are heard by reading them"]
+/// Nothing waits for a reader, and a slow one takes no more memory: events are read from the journal, and an `updated`
+/// is made when it is read. Events that were trimmed from the journal before they were read are an `Err` with their
+/// number; the stream goes on after it.
+#[must_use = "a stream does nothing unless it is read"]
 pub struct Events(BoxStream<'static, Result<Event, Missed>>);
 
 impl Events {
@@ -45,7 +46,7 @@ impl Events {
                     },
                     Ok(None) => return None,
                     Err(error) => {
-                        error!(error = &error as &dyn std::error::Error, "the journal cannot be read any more");
+                        error!(error = &error as &dyn std::error::Error, "cannot read the journal, event stream ends");
                         return None;
                     }
                 };
@@ -55,7 +56,7 @@ impl Events {
         Self(stream::unfold(reader, next).boxed())
     }
 
-    /// The next event; `None` when there will be none. Cancel-safe.
+    /// Returns the next event; `None` after the last. Cancel-safe.
     pub async fn next(&mut self) -> Option<Result<Event, Missed>> {
         self.0.next().await
     }
@@ -69,7 +70,7 @@ impl Stream for Events {
     }
 }
 
-/// An event in its typed shape.
+/// Returns the event of a journal entry or an `updated`.
 pub(super) fn event(heard: Heard) -> Option<Event> {
     match heard {
         Heard::Missed(_) | Heard::Elsewhere(_) => None,
@@ -77,7 +78,7 @@ pub(super) fn event(heard: Heard) -> Option<Event> {
         Heard::Entry(entry) => match serde_json::from_slice(&entry.body) {
             Ok(event) => Some(event),
             Err(error) => {
-                error!(id = %entry.id, %error, "an event of an earlier version cannot be read and is left out");
+                error!(id = %entry.id, %error, "cannot read an event of an earlier version, skipped");
                 None
             }
         },

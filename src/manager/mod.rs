@@ -1,8 +1,8 @@
-//! The library face: any number of servers, watched and commanded from within your own program.
+//! The library API: any number of servers, monitored and commanded from your own program.
 //!
-//! It is the bridge without its brokers: the same watchers, the same worker and queue for each server, the
-//! same journal. So an event here is an event there, `finished` comes once, a restarting client causes no
-//! storm, and a command has succeeded when its effect was *seen*.
+//! The bridge without its brokers: the same watchers, the same worker and queue for each server, the same journal. So
+//! events are the same as on a broker, `finished` comes once, a restarting client causes no storm, and a command has
+//! succeeded when its effect was *seen*.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -24,13 +24,13 @@
 //! # }
 //! ```
 //!
-//! # What is kept
+//! # State
 //!
-//! In memory, unless [`Builder::data_dir`] names a folder. With one, what was told survives a restart: what
-//! happened meanwhile then comes with [`Cause::Recovered`](crate::model::Cause::Recovered) and not as a first
-//! snapshot, numbers go on, and a command that was interrupted is carried on with.
+//! The state is in memory, unless [`Builder::data_dir`] names a directory. With one it survives a restart: what happened
+//! meanwhile then comes with [`Cause::Recovered`](crate::model::Cause::Recovered) and not as a first snapshot, sequence
+//! numbers go on, and an interrupted command is resumed.
 //!
-//! # What it needs
+//! # Requirements
 //!
 //! A tokio runtime with its time and I/O drivers, from [`Builder::build`] on. Dropping the manager stops it;
 //! [`Manager::shutdown`] also waits for that.
@@ -62,63 +62,64 @@ pub use self::new_torrent::NewTorrent;
 pub use self::watcher::{ServerStatus, TorrentDetails, Watcher};
 pub use crate::outbox::Missed;
 
-/// Watches servers, tells what happens, and acts on them. See the module.
+/// Monitors servers, emits their events, and executes commands. See the module.
 pub struct Manager {
     shared: Arc<Shared>,
-    /// Says how it ended, when it has.
+    /// The result of the shutdown, once it is over.
     ended: watch::Receiver<Option<Result<(), Arc<StoreError>>>>,
     _stop: DropGuard,
 }
 
-/// A listener's name, to take it away by.
+/// The id of a listener, to remove it by.
 #[derive(Clone, Debug)]
 pub struct ListenerId(CancellationToken);
 
-/// What the manager and its watchers share. It runs nothing itself.
+/// What the manager and its watchers share.
 struct Shared {
     live: Arc<LiveState>,
     store: Arc<dyn Store>,
     caller: Arc<Caller>,
     clients: BTreeMap<ServerName, Arc<dyn TorrentClient>>,
-    /// The newest entry of each server when this life began.
+    /// The last journal entry of each server when the manager was built.
     begun: BTreeMap<ServerName, Seq>,
-    /// How long a command may wait for its client.
+    /// Time to live of commands.
     patience: std::time::Duration,
     listeners: Mutex<Option<Group>>,
-    /// Nobody looks and nobody acts any more.
+    /// No poll and no command any more.
     stop: CancellationToken,
-    /// Nothing more is told.
-    is_all_told: CancellationToken,
+    /// No event any more.
+    events_ended: CancellationToken,
 }
 
 impl Manager {
+    /// Returns a builder without servers, whose state is in memory.
     pub fn builder() -> Builder {
         Builder::default()
     }
 
-    /// Every event since this manager was built, and from then on.
+    /// Returns a stream of every event since this manager was built.
     ///
-    /// A stream that is read late hears first what was; [`Since::Now`] begins with the present.
+    /// A stream that is opened late begins with the past; [`Since::Now`] does not.
     pub fn events(&self) -> Events {
         self.events_since(Since::Built)
     }
 
-    /// Events from a place of your choice on: see [`Since`].
+    /// Returns a stream of the events since a place in their order.
     pub fn events_since(&self, since: Since) -> Events {
         let kinds = Kind::ALL.iter().copied().collect();
-        Events::new(self.shared.reader(&since, kinds, self.shared.is_all_told.clone()))
+        Events::new(self.shared.reader(&since, kinds, self.shared.events_ended.clone()))
     }
 
-    /// Events of these kinds in the bytes of the wire, for those who pass them on.
+    /// Returns a reader of the events of these kinds, as brokers get them, to pass them on.
     pub fn reader(&self, since: &Since, kinds: BTreeSet<Kind>) -> Reader {
-        self.shared.reader(since, kinds, self.shared.is_all_told.clone())
+        self.shared.reader(since, kinds, self.shared.events_ended.clone())
     }
 
-    /// Calls `listener` for each event of this kind, since the manager was built, in order for each server.
+    /// Calls `listener` for each event of this kind since the manager was built, in order for each server.
     ///
-    /// Each listener has a task of its own: one that is slow or panics holds up no other, and nothing else. It
-    /// runs on the runtime, so it must not block; for work that waits, read [`Manager::events`] instead. It
-    /// misses what is trimmed from the journal before its turn, which the log says.
+    /// Each listener has a task of its own, so one that is slow or panics delays nothing else. It runs on the runtime, so
+    /// it must not block; for work that waits, read [`Manager::events`] instead. It misses events that are trimmed from
+    /// the journal before it is called, which is logged.
     pub fn on(&self, kind: Kind, listener: impl Fn(&Event) + Send + Sync + 'static) -> ListenerId {
         let gone = CancellationToken::new();
         let id = ListenerId(gone.clone());
@@ -132,23 +133,23 @@ impl Manager {
         id
     }
 
-    /// Takes a listener away; a call of it that is under way ends as it will.
+    /// Removes a listener; a running call of it ends by itself.
     pub fn off(&self, listener: ListenerId) {
         listener.0.cancel();
     }
 
-    /// The names of the servers, in order.
+    /// Returns the names of the servers, in order.
     pub fn servers(&self) -> impl Iterator<Item = &ServerName> {
         self.shared.clients.keys()
     }
 
-    /// One of the servers, to act on; `None` if there is none of that name.
+    /// Returns the watcher of a server; `None` if there is no server of that name.
     pub fn watcher(&self, server: &str) -> Option<Watcher> {
         let server = self.shared.clients.keys().find(|name| name.as_str() == server)?;
         Some(Watcher { server: server.clone(), shared: Arc::clone(&self.shared) })
     }
 
-    /// All torrents of all servers, as they were told last.
+    /// Returns the torrents of all servers, from their snapshots.
     ///
     /// # Errors
     /// The first of [`Watcher::get_all`].
@@ -160,7 +161,7 @@ impl Manager {
         Ok(all)
     }
 
-    /// One torrent as its client has it now, with its files.
+    /// Reads one torrent from its client, with its files.
     ///
     /// # Errors
     /// [`ManagerError::UnknownHash`] or [`ManagerError::Ambiguous`] if it is not on exactly one server, and those of
@@ -169,7 +170,7 @@ impl Manager {
         self.of(hash).await?.get_one(hash).await
     }
 
-    /// Holds a torrent for a while. Returns when that was seen, as all that follow.
+    /// Pauses a torrent. Returns when the effect was seen, as all that follow.
     ///
     /// # Errors
     /// As [`Manager::get_one`], and [`ManagerError::Command`] with what became of it.
@@ -177,13 +178,15 @@ impl Manager {
         self.of(hash).await?.pause(hash).await
     }
 
+    /// Resumes a paused torrent.
+    ///
     /// # Errors
     /// As [`Manager::pause`].
     pub async fn resume(&self, hash: InfoHash) -> Result<(), ManagerError> {
         self.of(hash).await?.resume(hash).await
     }
 
-    /// Removes a torrent from its client and leaves its content; [`Watcher::delete_with_data`] does not.
+    /// Removes a torrent from its client; its files stay. [`Watcher::delete_with_data`] deletes them, too.
     ///
     /// # Errors
     /// As [`Manager::pause`].
@@ -191,7 +194,7 @@ impl Manager {
         self.of(hash).await?.delete(hash).await
     }
 
-    /// Adds a torrent to a server. Returns its info-hash when it was seen there.
+    /// Adds a torrent to a server. Returns its info-hash once it was seen there.
     ///
     /// # Errors
     /// [`ManagerError::UnknownServer`], or [`ManagerError::Command`] with what became of it.
@@ -200,10 +203,10 @@ impl Manager {
         watcher.add(torrent).await
     }
 
-    /// The one server that has this torrent, once every server has shown what it has.
+    /// Returns the watcher of the only server that has this torrent, after a full poll of every server.
     ///
     /// # Errors
-    /// None has it, or several; or a server does not answer, so that nobody knows.
+    /// None has it, or several have; or a server does not answer, so that it is unknown.
     pub async fn of(&self, hash: InfoHash) -> Result<Watcher, ManagerError> {
         let mut having = Vec::new();
         for server in self.servers() {
@@ -223,15 +226,15 @@ impl Manager {
         }
     }
 
-    /// Stops looking and acting, lets the listeners hear what was told, and ends; streams end when they were read.
+    /// Stops polls and commands, lets the listeners get the last events, and ends. Streams end when they were read.
     ///
     /// # Errors
-    /// The state could not be kept, now or earlier: then what was told since may be told again.
+    /// The state could not be written, now or earlier: then events since may come again.
     pub async fn shutdown(mut self) -> Result<(), Arc<StoreError>> {
         self.shared.stop.cancel();
         match self.ended.wait_for(Option::is_some).await {
             Ok(result) => result.clone().unwrap_or(Ok(())),
-            // The runtime is going down and has dropped what kept us.
+            // The runtime is shutting down, and has dropped the task that owns the manager.
             Err(_) => Ok(()),
         }
     }
@@ -258,7 +261,7 @@ impl Shared {
         })
     }
 
-    /// In another epoch all of this one is news.
+    /// Returns the place of an event; of another epoch, the beginning of this one.
     fn place_of(&self, id: &EventId) -> Option<(ServerName, Seq)> {
         let EventId::Journal { server, epoch, seq } = id else { return None };
         let now = self.live.read(server, |content| content.epoch)?;

@@ -1,4 +1,4 @@
-//! One server of a manager, to ask and to act on.
+//! One server of a manager: its state, and commands to it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,48 +20,54 @@ const FIRST_POLL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One server of a [`Manager`](super::Manager).
 ///
-/// Cheap to clone. It keeps nothing running: when the manager stops, it answers [`ManagerError::Stopped`].
+/// Cheap to clone. It keeps nothing running: when the manager has stopped, it returns [`ManagerError::Stopped`].
 ///
-/// A command waits for its turn (commands for one torrent run in order), for a client that is away (as long as
-/// [`Builder::patience`](super::Builder::patience) says), and until its effect is *seen*. Who does not wait for the
-/// answer does not take the command back.
+/// A command waits for its turn (commands for one torrent run in order), for an unreachable client (as long as
+/// [`Builder::patience`](super::Builder::patience) says), and until its effect is *seen*. Dropping the future does not
+/// cancel the command.
 #[derive(Clone)]
 pub struct Watcher {
     pub(super) server: ServerName,
     pub(super) shared: Arc<Shared>,
 }
 
-/// A torrent with what a listing does not hold.
+/// A torrent with the details that a listing does not have.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct TorrentDetails {
+    /// The torrent, as a listing has it.
     #[serde(flatten)]
     pub torrent: Torrent,
-    /// What was not asked for is `None`.
+    /// Its files; `None` if they were not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub files: Option<Vec<File>>,
+    /// Its trackers; `None` if they were not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trackers: Option<Vec<Tracker>>,
+    /// Its peers; `None` if they were not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peers: Option<Vec<Peer>>,
 }
 
-/// How it is with a server.
+/// The state of a server.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ServerStatus {
-    /// As it was told: one failed look does not make it offline.
+    /// As in the last event about it: one failed poll does not make it offline.
     pub is_online: bool,
-    /// Why the last look failed; `None` if it did not.
+    /// Why the last poll failed; `None` if it did not.
     pub problem: Option<String>,
+    /// Totals, as on the stats topic.
     pub stats: Stats,
 }
 
 impl Watcher {
+    /// Returns the name of the server.
     pub fn server(&self) -> &ServerName {
         &self.server
     }
 
+    /// Returns the state of the server, without asking it.
     pub fn status(&self) -> ServerStatus {
         self.live().read(|server| ServerStatus {
             is_online: server.state.is_online,
@@ -70,17 +76,17 @@ impl Watcher {
         })
     }
 
-    /// All torrents, as they were told last: what events said, and numbers of a few seconds ago. Waits for the
-    /// first look at the server.
+    /// Returns all torrents of the snapshot: what events said, and numbers of a few seconds ago. Waits for the first full
+    /// poll of the server.
     ///
     /// # Errors
-    /// [`ManagerError::Offline`] if it has never answered.
+    /// [`ManagerError::Offline`] if it has not answered yet.
     pub async fn get_all(&self) -> Result<Vec<Torrent>, ManagerError> {
         self.wait_for_snapshot().await?;
         Ok(self.live().read(|server| server.snapshot.values().map(|one| (*one.torrent).clone()).collect()))
     }
 
-    /// One torrent as the client has it now, with its files.
+    /// Reads one torrent from the client, with its files.
     ///
     /// # Errors
     /// [`ManagerError::UnknownHash`], or [`ManagerError::Client`] if the client gave no answer.
@@ -88,7 +94,7 @@ impl Watcher {
         self.get_parts(hash, Parts { files: true, ..Parts::default() }).await
     }
 
-    /// One torrent as the client has it now, with the parts that are asked for.
+    /// Reads one torrent from the client, with the details that are asked for.
     ///
     /// # Errors
     /// As [`Watcher::get_one`].
@@ -105,31 +111,39 @@ impl Watcher {
         Ok(TorrentDetails { torrent, files, trackers, peers })
     }
 
+    /// Pauses a torrent.
+    ///
     /// # Errors
-    /// [`ManagerError::Command`] with what became of it, as for all that follow.
+    /// [`ManagerError::Command`] with the reason, as for all that follow.
     pub async fn pause(&self, hash: InfoHash) -> Result<(), ManagerError> {
         self.act(Verb::Pause, hash, json!({})).await.map(drop)
     }
 
+    /// Resumes a paused torrent.
+    ///
     /// # Errors
     /// As [`Watcher::pause`].
     pub async fn resume(&self, hash: InfoHash) -> Result<(), ManagerError> {
         self.act(Verb::Resume, hash, json!({})).await.map(drop)
     }
 
+    /// Starts a torrent.
+    ///
     /// # Errors
     /// As [`Watcher::pause`].
     pub async fn start(&self, hash: InfoHash) -> Result<(), ManagerError> {
         self.act(Verb::Start, hash, json!({})).await.map(drop)
     }
 
+    /// Stops a torrent.
+    ///
     /// # Errors
     /// As [`Watcher::pause`].
     pub async fn stop(&self, hash: InfoHash) -> Result<(), ManagerError> {
         self.act(Verb::Stop, hash, json!({})).await.map(drop)
     }
 
-    /// Removes the torrent from the client; its content stays.
+    /// Removes a torrent from the client; its files stay.
     ///
     /// # Errors
     /// As [`Watcher::pause`].
@@ -137,8 +151,8 @@ impl Watcher {
         self.act(Verb::Delete, hash, json!({})).await.map(drop)
     }
 
-    /// Removes the torrent and its files, as far as they are below [`Server::roots`](super::Server::roots), its own,
-    /// and no other torrent's. Returns what became of them.
+    /// Removes a torrent and its files, as far as they are below [`Server::roots`](super::Server::roots) and no other
+    /// torrent has them. Returns which files were deleted and which remain.
     ///
     /// # Errors
     /// As [`Watcher::pause`].
@@ -147,7 +161,7 @@ impl Watcher {
         Ok(outcome.results.into_iter().find_map(|row| row.deleted).unwrap_or_default())
     }
 
-    /// Adds a torrent. Returns its info-hash when it was seen there.
+    /// Adds a torrent. Returns its info-hash once it was seen there.
     ///
     /// # Errors
     /// As [`Watcher::pause`].
@@ -157,7 +171,7 @@ impl Watcher {
         hash.ok_or_else(|| CommandError::new(ErrorCode::ClientFault, "the result names no torrent").into())
     }
 
-    /// Has the content compared with the torrent. Returns when that has begun, or is over already.
+    /// Verifies (hash-checks) the data. Returns once the check has begun, or is over already.
     ///
     /// # Errors
     /// As [`Watcher::pause`].
@@ -165,13 +179,15 @@ impl Watcher {
         self.act(Verb::Recheck, hash, json!({})).await.map(drop)
     }
 
+    /// Announces to the trackers now.
+    ///
     /// # Errors
     /// As [`Watcher::pause`].
     pub async fn announce(&self, hash: InfoHash) -> Result<(), ManagerError> {
         self.act(Verb::Announce, hash, json!({})).await.map(drop)
     }
 
-    /// An empty label takes it away.
+    /// Sets the label; an empty one removes it.
     ///
     /// # Errors
     /// As [`Watcher::pause`].
@@ -179,7 +195,7 @@ impl Watcher {
         self.act(Verb::Label, hash, json!({"label": label})).await.map(drop)
     }
 
-    /// 0 off, 1 low, 2 normal, 3 high.
+    /// Sets the priority: 0 off, 1 low, 2 normal, 3 high.
     ///
     /// # Errors
     /// As [`Watcher::pause`].
@@ -187,7 +203,7 @@ impl Watcher {
         self.act(Verb::Priority, hash, json!({"priority": priority})).await.map(drop)
     }
 
-    /// Has the content looked for in another folder, and moved there first if `data` says so.
+    /// Sets the directory of the data; with `data` the files are moved there first.
     ///
     /// # Errors
     /// As [`Watcher::pause`].
@@ -195,7 +211,7 @@ impl Watcher {
         self.act(Verb::Move, hash, json!({"directory": directory, "data": data})).await.map(drop)
     }
 
-    /// Puts it into a group that shares a limit; an empty name stands for the global one.
+    /// Assigns a torrent to a group that shares a limit; an empty name is the global one.
     ///
     /// # Errors
     /// As [`Watcher::pause`].
@@ -203,7 +219,7 @@ impl Watcher {
         self.act(Verb::Throttle, hash, json!({"throttle": group})).await.map(drop)
     }
 
-    /// Files by their place in the torrent, from 0: 0 off, 1 normal, 2 high.
+    /// Sets the priority of files, by their place in the torrent, from 0: 0 off, 1 normal, 2 high.
     ///
     /// # Errors
     /// As [`Watcher::pause`].
@@ -211,7 +227,7 @@ impl Watcher {
         self.act(Verb::FilePriority, hash, json!({"files": files, "priority": priority})).await.map(drop)
     }
 
-    /// Limits for all torrents together.
+    /// Sets the rate limits of all torrents together.
     ///
     /// # Errors
     /// As [`Watcher::pause`].
@@ -221,8 +237,8 @@ impl Watcher {
         done(self.command(Verb::Limits, None, body).await?).map(drop)
     }
 
-    /// Any command in the words of the wire, to one torrent or, with `hashes` or a `filter` in its arguments, to many;
-    /// with its whole result, also where that says that it failed.
+    /// Executes any command with the arguments that it has on a broker: for one torrent or, with `hashes` or a `filter`
+    /// among them, for many. Returns the whole result, also of a command that failed.
     ///
     /// # Errors
     /// [`ManagerError::Stopped`] if there is no result.
@@ -245,12 +261,12 @@ impl Watcher {
         Ok(serde_json::from_slice(&result).expect("it is written as it is read"))
     }
 
-    /// How far the content is that commands are checking (see [`NewTorrent::data_file`]): bytes read, and all.
+    /// Returns the progress of data that is being verified (see [`NewTorrent::data_file`]): bytes read, and all bytes.
     pub fn checks(&self) -> Vec<(u64, u64)> {
         self.live().checks().values().copied().collect()
     }
 
-    /// Looks now, not at the next beat.
+    /// Polls now.
     pub fn wake(&self) {
         self.live().wake.notify_one();
     }
@@ -287,7 +303,7 @@ fn object(arguments: Value) -> Map<String, Value> {
     }
 }
 
-/// What was done; an error if that is not all that was asked for.
+/// Returns an error unless the command was done as a whole.
 fn done(outcome: Outcome) -> Result<Outcome, ManagerError> {
     match (outcome.status, &outcome.error) {
         (OutcomeStatus::Ok, _) => Ok(outcome),
