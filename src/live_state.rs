@@ -540,7 +540,7 @@ mod tests {
         let entry = |seq| {
             let id = EventId::Journal { server: home(), epoch: Epoch(1), seq: Seq(seq) };
             let (time, body) = (Timestamp::from_millis(0), Bytes::from(vec![0; bytes]));
-            JournalEntry::stored(home(), Seq(seq), id, Kind::Added, None, Rev(0), time, body)
+            JournalEntry::stored(id, Kind::Added, None, Rev(0), time, body)
         };
         seqs.map(entry).collect()
     }

@@ -94,8 +94,8 @@ fn deliveries() -> Vec<Delivery> {
     let id = EventId::Journal { server: home(), epoch: Epoch(1), seq: Seq(1) };
     let entry = |kind: Kind| {
         let hash = (kind.entity() == Entity::Torrent).then_some(hash);
-        let (server, id, body) = (server.clone(), id.clone(), body.clone());
-        Delivery::Event(JournalEntry::stored(server, Seq(1), id, kind, hash, Rev(1), time(), body))
+        let (id, body) = (id.clone(), body.clone());
+        Delivery::Event(JournalEntry::stored(id, kind, hash, Rev(1), time(), body))
     };
     let mut deliveries: Vec<Delivery> =
         Kind::ALL.iter().filter(|kind| **kind != Kind::Updated).map(|k| entry(*k)).collect();

@@ -269,8 +269,8 @@ fn deliveries() -> Vec<Delivery> {
     let id = EventId::Journal { server: server.clone(), epoch: Epoch(1), seq: Seq(1) };
     let entry = |kind: &Kind| {
         let hash = (kind.entity() == Entity::Torrent).then_some(hash);
-        let (server, id, body) = (server.clone(), id.clone(), body.clone());
-        Delivery::Event(JournalEntry::stored(server, Seq(1), id, *kind, hash, Rev(1), time, body))
+        let (id, body) = (id.clone(), body.clone());
+        Delivery::Event(JournalEntry::stored(id, *kind, hash, Rev(1), time, body))
     };
     let events = Kind::ALL.iter().filter(|kind| **kind != Kind::Updated).map(entry);
     let others = [

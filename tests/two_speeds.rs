@@ -57,9 +57,9 @@ impl TestServer {
         let mut committed = Committed::default();
         self.state = change_set.state.unwrap_or_else(|| self.state.clone());
         for (hash, change) in change_set.changes {
-            let snapshot = change.map(|(torrent, memory)| SnapshotTorrent {
+            let snapshot = change.map(|(torrent, diff_state)| SnapshotTorrent {
                 torrent,
-                memory,
+                diff_state,
                 rev: Rev(1),
                 last_seq: Seq(0),
                 changed_at: change_set.time,

@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use futures_util::FutureExt as _;
 use secrecy::ExposeSecret as _;
+use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::Mutex as AsyncMutex;
@@ -103,7 +104,7 @@ pub fn select(mut dead_letters: Vec<SinkDeadLetter>, ids: &[String]) -> anyhow::
 /// # Errors
 /// The state cannot be read. A running bridge is no hindrance.
 pub fn list(data_dir: &Path) -> anyhow::Result<Vec<SinkDeadLetter>> {
-    let found = SqliteStore::look_at_dead_letters(data_dir)
+    let found = SqliteStore::read_dead_letters(data_dir)
         .with_context(|| format!("read the state in {}", data_dir.display()))?;
     Ok(found.into_iter().filter_map(|(sink, dead_letter)| SinkDeadLetter::new(&sink, dead_letter)).collect())
 }
@@ -203,7 +204,7 @@ async fn replay_each(
             Some(_) => Err(rejected("the events of this range are no longer stored; it can only be dropped")),
         };
         if result.is_ok() {
-            let forget = || store.forget_dead_letter(&sink, &dead_letter.id);
+            let forget = || store.drop_dead_letter(&sink, &dead_letter.id);
             retry_while_full("a dead letter", forget).await.context("delete the delivered dead letter")?;
         }
         let one = Replayed::new(dead_letter.id, result);
@@ -286,7 +287,7 @@ impl ReplayTarget {
 }
 
 /// Rebuilds the journal entry that a dead letter was.
-fn journal_entry(DeadLetter { server, seq, body, .. }: &DeadLetter) -> Result<JournalEntry, serde_json::Error> {
+fn journal_entry(DeadLetter { body, .. }: &DeadLetter) -> Result<JournalEntry, serde_json::Error> {
     #[derive(Deserialize)]
     struct Head {
         id: EventId,
@@ -295,8 +296,10 @@ fn journal_entry(DeadLetter { server, seq, body, .. }: &DeadLetter) -> Result<Jo
         time: Timestamp,
     }
     let Head { id, event_type, hash, time } = serde_json::from_slice(body)?;
-    let (server, seq, body) = (server.clone(), *seq, body.clone());
-    Ok(JournalEntry::stored(server, seq, id, event_type, hash, Rev(0), time, body))
+    if let EventId::Updated { .. } = id {
+        return Err(serde_json::Error::custom("an `updated` is in no journal"));
+    }
+    Ok(JournalEntry::stored(id, event_type, hash, Rev(0), time, body.clone()))
 }
 
 /// Replays inside the running bridge.

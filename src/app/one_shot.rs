@@ -44,7 +44,8 @@ pub async fn purge(config: &Config) -> anyhow::Result<Vec<(SinkName, anyhow::Res
 }
 
 async fn purge_broker(name: &SinkName, broker: &Broker, store: &SqliteStore) -> anyhow::Result<usize> {
-    let topics = store.retained_topics(name).await.context("read the retained topics")?;
+    let state = store.load_sink(name).await.context("read the retained topics")?;
+    let topics: Vec<String> = state.retained_topics.into_iter().collect();
     let count = Reached::new(broker, BTreeMap::new())?.purge(topics.clone()).await?;
     store.unregister_topics(name, topics).await.context("unregister the cleared topics")?;
     store.save_projection_state(name, "{}".to_owned()).await.context("reset the saved projection")?;

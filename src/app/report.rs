@@ -14,7 +14,7 @@ use crate::model::{
 };
 use crate::outbox::Reporter;
 use crate::port::{Clock, CommandLog as _, Hooks, Journal as _, Sink};
-use crate::store::{BoxUsage, SqliteStore};
+use crate::store::{DeadLetterUsage, SqliteStore};
 use crate::telemetry::metrics;
 
 /// Renders `{p}/bridge/{inst}/info` and `{p}/bridge/{inst}/health`.
@@ -126,12 +126,12 @@ fn rounded(seconds: f64) -> f64 {
 ///
 /// What the store cannot count now, a full disk for one, keeps its last value.
 pub(super) async fn record_metrics(live: &LiveState, store: &SqliteStore) {
-    let boxes = store.boxes().await.ok();
+    let usage = store.dead_letter_usage().await.ok();
     for (name, buffer) in live.buffers() {
         metrics::record_sink(name, &buffer.last_report());
-        if let Some(boxes) = &boxes {
-            let BoxUsage { letters, given_up } = boxes.get(name.as_str()).copied().unwrap_or_default();
-            metrics::record_dead_letters(name, letters, given_up);
+        if let Some(usage) = &usage {
+            let DeadLetterUsage { dead_letters, given_up } = usage.get(name.as_str()).copied().unwrap_or_default();
+            metrics::record_dead_letters(name, dead_letters, given_up);
         }
         if let Ok(backlog) = store.result_backlog(name).await {
             metrics::record_results(name, backlog);

@@ -158,8 +158,8 @@ impl Admission {
 
     /// Writes the command to the log, with its result if it is refused.
     async fn record(&self, judged: &Judged) -> Result<Recorded, StoreError> {
-        let (command, result) = judged.log_entry();
-        self.store.record_command(command, result).await
+        let mut recorded = self.store.record_commands(vec![judged.log_entry()]).await?;
+        Ok(recorded.pop().expect("one for each command"))
     }
 
     /// Judges a message. Cheap checks come first; a body that is too large is not read.

@@ -50,7 +50,7 @@ pub fn compare(
     if is_unchanged(snapshot, seen, context) {
         return Comparison::Unchanged;
     }
-    let before = &snapshot.memory;
+    let before = &snapshot.diff_state;
     let is_resolved = !before.has_metadata && seen.facts.has_metadata;
     let is_other_load = matches!((&before.load, &seen.facts.load), (Some(old), Some(new)) if old != new);
     // After a restart every torrent has been loaded anew, and that says nothing.
@@ -74,7 +74,7 @@ pub fn compare(
 /// Returns whether nothing changed, without building the published state: the case of almost every torrent in
 /// almost every poll.
 fn is_unchanged(snapshot: &SnapshotTorrent, seen: &Observed, context: PollContext) -> bool {
-    let (torrent, facts, memory) = (&seen.torrent, &seen.facts, &snapshot.memory);
+    let (torrent, facts, memory) = (&seen.torrent, &seen.facts, &snapshot.diff_state);
     let is_at_rest = !matches!(torrent.status, Status::Checking | Status::Downloading) && !context.has_moved;
     is_at_rest
         && facts.has_metadata == memory.has_metadata

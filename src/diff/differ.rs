@@ -429,10 +429,11 @@ impl LoadSummary {
         for (_, snapshot, seen) in side_by_side(snapshot, listing) {
             let Some(snapshot) = snapshot else { continue };
             loads.missing += usize::from(seen.is_none());
-            if loads.has_unchanged || snapshot.memory.generation != state.generation {
+            if loads.has_unchanged || snapshot.diff_state.generation != state.generation {
                 continue;
             }
-            if let (Some(before), Some(seen)) = (&snapshot.memory.load, seen.and_then(|seen| seen.facts.load.as_ref()))
+            if let (Some(before), Some(seen)) =
+                (&snapshot.diff_state.load, seen.and_then(|seen| seen.facts.load.as_ref()))
             {
                 loads.has_unchanged = before == seen;
                 loads.changed += usize::from(before != seen);

@@ -156,12 +156,12 @@ impl TestServer {
         let mut committed = Committed::default();
         for (hash, change) in &change_set.changes {
             self.rev += 1;
-            let snapshot = change.clone().map(|(torrent, memory)| SnapshotTorrent {
+            let snapshot = change.clone().map(|(torrent, diff_state)| SnapshotTorrent {
                 torrent,
                 rev: Rev(self.rev),
                 last_seq: Seq(0),
                 changed_at: change_set.time,
-                memory,
+                diff_state,
             });
             match &snapshot {
                 Some(snapshot) => self.snapshot.insert(*hash, snapshot.clone()),

@@ -1,6 +1,7 @@
 //! What the world was told, and the tick that tells it more.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -20,7 +21,7 @@ pub struct SnapshotTorrent {
     /// The newest journal entry about it. A sink that has not got so far must not see the state yet.
     pub last_seq: Seq,
     pub changed_at: Timestamp,
-    pub memory: DiffState,
+    pub diff_state: DiffState,
 }
 
 /// What has to be remembered of a torrent to judge the next look at it. Kept on disk, never shown.
@@ -145,7 +146,7 @@ pub struct NewEvent {
 ///
 /// The event itself is at hand in the run that committed the entry. Of an entry that was read back from disk it is decoded
 /// from the stored bytes when somebody asks for it, once.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct JournalEntry {
     pub server: ServerName,
     pub seq: Seq,
@@ -164,38 +165,22 @@ impl JournalEntry {
     /// Renders an event that was given its number.
     ///
     /// # Panics
-    /// If the event has no number: an `updated` is never journaled.
+    /// If the event is an `updated`, which is never journaled.
     pub fn new(event: Event, rev: Rev) -> Self {
-        let seq = event.seq.expect("only events with a number are journaled");
         let body = Bytes::from(event.to_json());
         let event = Arc::new(event);
-        let entry = Self::stored(
-            event.server.clone(),
-            seq,
-            event.id.clone(),
-            event.event_type,
-            event.hash,
-            rev,
-            event.time,
-            body,
-        );
+        let entry = Self::stored(event.id.clone(), event.event_type, event.hash, rev, event.time, body);
         entry.event.get_or_init(|| event);
         entry
     }
 
-    /// An entry as it was stored, its bytes not decoded.
-    #[allow(clippy::too_many_arguments)] // the columns of its row
-    pub fn stored(
-        server: ServerName,
-        seq: Seq,
-        id: EventId,
-        kind: Kind,
-        hash: Option<InfoHash>,
-        rev: Rev,
-        time: Timestamp,
-        body: Bytes,
-    ) -> Self {
-        Self { server, seq, id, kind, hash, rev, time, body, event: OnceLock::new() }
+    /// An entry as it was stored, its bytes not decoded. Server and number are those of its id.
+    ///
+    /// # Panics
+    /// If the id is that of an `updated`, which is never journaled.
+    pub fn stored(id: EventId, kind: Kind, hash: Option<InfoHash>, rev: Rev, time: Timestamp, body: Bytes) -> Self {
+        let EventId::Journal { server, seq, .. } = &id else { panic!("{id} is not the id of a journal entry") };
+        Self { server: server.clone(), seq: *seq, id, kind, hash, rev, time, body, event: OnceLock::new() }
     }
 
     /// Returns the event.
@@ -208,6 +193,15 @@ impl JournalEntry {
         }
         let event = serde_json::from_slice(&self.body)?;
         Ok(self.event.get_or_init(|| Arc::new(event)))
+    }
+}
+
+impl fmt::Debug for JournalEntry {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { server: _, seq: _, id, kind, hash, rev, time, body, event: _ } = self;
+        let mut entry = out.debug_struct("JournalEntry");
+        entry.field("id", id).field("kind", kind).field("hash", hash).field("rev", rev);
+        entry.field("time", time).field("body", body).finish_non_exhaustive()
     }
 }
 

@@ -122,9 +122,9 @@ mod tests {
 
     fn entry(seq: u64) -> JournalEntry {
         let server = ServerName::parse("home").unwrap();
-        let id = EventId::Journal { server: server.clone(), epoch: Epoch(1), seq: Seq(seq) };
+        let id = EventId::Journal { server, epoch: Epoch(1), seq: Seq(seq) };
         let time = Timestamp::from_millis(0);
-        JournalEntry::stored(server, Seq(seq), id, Kind::Added, None, Rev(0), time, Bytes::new())
+        JournalEntry::stored(id, Kind::Added, None, Rev(0), time, Bytes::new())
     }
 
     #[test]

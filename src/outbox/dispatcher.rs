@@ -30,7 +30,7 @@ use super::{DeliveryId, Outcome};
 use crate::live_state::{ChangeBuffer, LiveState};
 use crate::log_throttle::LogThrottle;
 use crate::model::{Kind, Seq, ServerName, SinkName};
-use crate::port::{Clock, Connected, DeliverError, Link, Sink, SinkProgress, Store, StoreError};
+use crate::port::{Clock, Connected, DeliverError, Link, Sink, RetainedScan, SinkProgress, SinkState, Store, StoreError};
 
 /// Time between two writes of the cursors: after a crash so much may be sent twice.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
@@ -119,10 +119,10 @@ pub async fn init_sink_progress(
     servers: &[ServerName],
     is_first_run: bool,
 ) -> Result<(), StoreError> {
-    let saved = store.progress(sink).await?;
-    if saved.is_empty() {
+    let SinkState { progress: saved, retained_scan, .. } = store.load_sink(sink).await?;
+    if saved.is_empty() && retained_scan.is_none() {
         // First: a sink with progress is not new any more after a crash.
-        store.require_retained_scan(sink, is_first_run).await?;
+        store.set_retained_scan(sink, Some(RetainedScan { is_first_run })).await?;
     }
     let is_new = |server: &&ServerName| !saved.contains_key(*server);
     let begun: BTreeMap<ServerName, SinkProgress> =

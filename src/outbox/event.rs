@@ -74,7 +74,7 @@ struct ReadAhead {
 impl ReadAhead {
     fn start(store: &Arc<dyn Store>, server: &ServerName, after: Seq) -> Self {
         let (store, server) = (Arc::clone(store), server.clone());
-        let mut entries = ReusableBoxFuture::new(async move { store.read(&server, after, READ_MAX).await });
+        let mut entries = ReusableBoxFuture::new(async move { store.read_after(&server, after, READ_MAX).await });
         // The first poll sends the request to the store's thread, which works while something else is done here.
         if let Some(read) = (&mut entries).now_or_never() {
             entries.set(std::future::ready(read));
@@ -235,7 +235,7 @@ impl Outbox for EventOutbox {
 
     async fn save(&mut self) -> Result<(), StoreError> {
         if self.deferral == Deferral::Unsaved {
-            let saved = self.parts.store.note_strict_ordering(&self.parts.settings.name).await;
+            let saved = self.parts.store.set_strict_ordering(&self.parts.settings.name).await;
             if unless_full(saved)?.is_some() {
                 self.deferral = Deferral::Saved;
             }
@@ -416,7 +416,7 @@ mod tests {
         assert_eq!(seqs(&outbox.next(9).await.unwrap()), [1], "although the disk is full");
         setup.store.is_full.store(false, Ordering::Relaxed);
         outbox.save().await.unwrap();
-        assert!(setup.store.sink_notes(&sink_name()).await.unwrap().is_strict_ordering);
+        assert!(setup.store.load_sink(&sink_name()).await.unwrap().has_strict_ordering);
     }
 
     #[tokio::test]

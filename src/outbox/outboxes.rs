@@ -56,19 +56,18 @@ impl Outboxes {
     /// Reads how far the sink has got; see [`super::init_sink_progress`].
     pub async fn new(parts: &Arc<DispatcherParts>) -> Result<Self, StoreError> {
         let (name, store) = (&parts.settings.name, &parts.store);
-        let saved = store.progress(name).await?;
-        let notes = store.sink_notes(name).await?;
-        let progress = |server: &ServerName| saved.get(server).copied().unwrap_or_else(|| parts.present(server));
+        let saved = store.load_sink(name).await?;
+        let progress = |server: &ServerName| saved.progress.get(server).copied().unwrap_or_else(|| parts.present(server));
         let progress: BTreeMap<_, _> =
             parts.settings.servers.iter().map(|server| (server.clone(), progress(server))).collect();
         let cursors = progress.iter().map(|(server, progress)| (server.clone(), progress.cursor));
         Ok(Self {
-            events: EventOutbox::new(parts, cursors, notes.is_strict_ordering),
-            states: StateOutbox::new(parts, &progress, notes.search).await?,
+            events: EventOutbox::new(parts, cursors, saved.has_strict_ordering),
             results: ResultOutbox::new(parts),
             ephemeral: EphemeralOutbox::new(parts),
             in_flight: [0; 4],
-            progress: ProgressWriter::new(name, store, saved),
+            progress: ProgressWriter::new(name, store, saved.progress.clone()),
+            states: StateOutbox::new(parts, &progress, saved),
         })
     }
 

@@ -347,7 +347,7 @@ async fn find(store: &dyn Store, live: &LiveState, id: &str) -> Result<Found, St
         return Ok(unknown);
     }
     let position = store.position(&server, seq).await?;
-    let entry = store.read(&server, Seq(seq.0.saturating_sub(1)), 1).await?.into_iter().next();
+    let entry = store.read_after(&server, Seq(seq.0.saturating_sub(1)), 1).await?.into_iter().next();
     Ok(match (position, entry) {
         (Some(position), Some(entry)) if entry.seq == seq => Found::Event(position, entry),
         _ => Found::Oldest("the event is no longer kept; this begins with the oldest that is"),
@@ -509,7 +509,7 @@ mod tests {
         for downloaded in 0..40 {
             stage.tell("home", downloaded, &[Kind::Stalled]).await;
         }
-        let oldest = stage.store.read(&name("home"), Seq(0), 1).await.unwrap()[0].seq.0;
+        let oldest = stage.store.read_after(&name("home"), Seq(0), 1).await.unwrap()[0].seq.0;
         assert!(oldest > 1);
         let mut reader = stage.after(stage.id("home", 1));
         let all = heard(&mut reader).await;

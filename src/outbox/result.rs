@@ -248,7 +248,7 @@ mod tests {
             is_started: false,
         };
         let result = LoggedResult { status: OutcomeStatus::Refused, body: body.into() };
-        setup.store.record_command(command, Some(result)).await.unwrap();
+        setup.store.record_commands(vec![(command, Some(result))]).await.unwrap();
     }
 
     /// The result of a command that was done, with so many rows.

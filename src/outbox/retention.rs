@@ -83,10 +83,10 @@ mod tests {
             });
             let torrent: Torrent = serde_json::from_value(json).unwrap();
             let changed_at = Timestamp::from_seconds(i64::from(n));
-            let memory = DiffState::default();
+            let diff_state = DiffState::default();
             (
                 torrent.hash,
-                SnapshotTorrent { torrent: Arc::new(torrent), rev: Rev(1), last_seq: Seq(1), changed_at, memory },
+                SnapshotTorrent { torrent: Arc::new(torrent), rev: Rev(1), last_seq: Seq(1), changed_at, diff_state },
             )
         };
         (0..count).map(torrent).collect()

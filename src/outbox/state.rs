@@ -26,7 +26,7 @@ use super::updates::{changes_for, known_after, updated};
 use super::{DeliveryId, Outbox, Outcome, Outgoing};
 use crate::live_state::BufferedStates;
 use crate::model::{EventId, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, Snapshot, SnapshotTorrent};
-use crate::port::{Delivery, RetainedScan, SinkProgress, StoreError};
+use crate::port::{Delivery, RetainedScan, SinkProgress, SinkState, StoreError};
 
 /// See the module.
 pub(super) struct StateOutbox {
@@ -57,18 +57,16 @@ struct ServerStates {
 }
 
 impl StateOutbox {
-    /// Reads what the sink retains and what is known of it. `progress`: where it stands with each of its servers.
-    pub async fn new(
+    /// Continues from the saved state of the sink. `progress`: where it stands with each of its servers.
+    pub fn new(
         parts: &Arc<DispatcherParts>,
         progress: &BTreeMap<ServerName, SinkProgress>,
-        scan: Option<RetainedScan>,
-    ) -> Result<Self, StoreError> {
-        let name = &parts.settings.name;
-        let registry = Registry::new(parts.store.retained_topics(name).await?);
-        let projection = match parts.sink.projection() {
-            Some(projection) => Some(ProjectionDriver::new(projection, parts.store.projection_state(name).await?)),
-            None => None,
-        };
+        saved: SinkState,
+    ) -> Self {
+        let SinkState { retained_topics, retained_scan: scan, projection_state, .. } = saved;
+        let registry = Registry::new(retained_topics);
+        let projection =
+            parts.sink.projection().map(|projection| ProjectionDriver::new(projection, projection_state));
         let servers = progress.iter().map(|(server, progress)| (server.clone(), ServerStates::new(progress)));
         let mut outbox = Self {
             parts: Arc::clone(parts),
@@ -81,7 +79,7 @@ impl StateOutbox {
             projection,
         };
         outbox.mark_unsent();
-        Ok(outbox)
+        outbox
     }
 
     /// After a start: what was published after the last save may never have arrived; after an unclean shutdown the sink
@@ -316,7 +314,7 @@ impl StateOutbox {
         let sink = &self.parts.settings.name;
         let is_news = |topics: &Vec<String>| topics.iter().any(|topic| !self.registry.contains(topic));
         let is_orphaned = |server: &&ServerName| {
-            scan.is_of_first_life && self.servers.contains_key(*server) && is_news(&found[*server])
+            scan.is_first_run && self.servers.contains_key(*server) && is_news(&found[*server])
         };
         let orphaned = found.keys().filter(is_orphaned).cloned().collect();
         let topics: Vec<String> = found.values().flatten().cloned().collect();
@@ -330,7 +328,7 @@ impl StateOutbox {
         self.registry.add(topics);
         self.found = found;
         self.has_scanned = true;
-        self.scan = Some(RetainedScan { is_of_first_life: false });
+        self.scan = Some(RetainedScan { is_first_run: false });
         Ok(())
     }
 
@@ -338,7 +336,7 @@ impl StateOutbox {
     /// nobody who knows what is to be left alone.
     async fn save_scan(&mut self) -> Result<(), StoreError> {
         if self.scan.is_some() && self.has_scanned && self.found.is_empty() {
-            let saved = self.parts.store.scan_completed(&self.parts.settings.name).await;
+            let saved = self.parts.store.set_retained_scan(&self.parts.settings.name, None).await;
             if unless_full(saved)?.is_some() {
                 self.scan = None;
             }
@@ -567,9 +565,9 @@ mod tests {
     use crate::store::Options;
 
     async fn outbox(setup: &TestSetup) -> StateOutbox {
-        let scan = setup.store.sink_notes(&sink_name()).await.unwrap().search;
+        let saved = setup.store.load_sink(&sink_name()).await.unwrap();
         let progress = [(home(), SinkProgress::default())].into();
-        StateOutbox::new(&setup.parts, &progress, scan).await.unwrap()
+        StateOutbox::new(&setup.parts, &progress, saved)
     }
 
     fn state(number: u8) -> DeliveryId {
@@ -581,12 +579,12 @@ mod tests {
     }
 
     async fn registered(setup: &TestSetup) -> Vec<String> {
-        setup.store.retained_topics(&sink_name()).await.unwrap()
+        setup.store.load_sink(&sink_name()).await.unwrap().retained_topics.into_iter().collect()
     }
 
     async fn entry(setup: &TestSetup, seq: u64) -> JournalEntry {
         use crate::port::Journal as _;
-        setup.store.read(&home(), Seq(seq - 1), 1).await.unwrap().remove(0)
+        setup.store.read_after(&home(), Seq(seq - 1), 1).await.unwrap().remove(0)
     }
 
     #[tokio::test]
@@ -662,7 +660,8 @@ mod tests {
     #[tokio::test]
     async fn what_a_scan_finds_is_cleared_once_the_torrents_of_its_server_are_known() {
         let setup = TestSetup::new().await;
-        setup.store.require_retained_scan(&sink_name(), false).await.unwrap();
+        let scan = Some(RetainedScan { is_first_run: false });
+        setup.store.set_retained_scan(&sink_name(), scan).await.unwrap();
         setup.live.server(&home()).unwrap().write(|live| live.state.is_known = false);
         *setup.sink.found.lock().unwrap() = [(home(), vec![topic(1), topic(7)])].into();
         let mut outbox = outbox(&setup).await;
@@ -676,7 +675,7 @@ mod tests {
         acknowledge(&mut outbox, batch).await;
         outbox.save().await.unwrap();
         assert_eq!(registered(&setup).await, [topic(1)]);
-        assert_eq!(setup.store.sink_notes(&sink_name()).await.unwrap().search, None);
+        assert_eq!(setup.store.load_sink(&sink_name()).await.unwrap().retained_scan, None);
     }
 
     #[tokio::test]

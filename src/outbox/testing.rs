@@ -16,9 +16,9 @@ use crate::model::{
     ServerName, ServerState, ServerStats, SinkName, Torrent,
 };
 use crate::port::{
-    Clock as _, CommandLog, Connected, DeliverError, Delivery, Journal, JournalPosition, Loaded, LoggedCommand,
-    LoggedResult, Recorded, ResultBacklog, Sink, SinkNotes, SinkProgress, SinkStore, StoreError, SystemClock,
-    UnsentResult, Usage,
+    Clock as _, CommandLog, Connected, DeliverError, Delivery, Journal, JournalPosition, JournalUsage, Loaded, LoggedCommand,
+    LoggedResult, Recorded, ResultBacklog, RetainedScan, Sink, SinkProgress, SinkState, SinkStore, StoreError,
+    SystemClock, UnsentResult,
 };
 use crate::store::{MemoryStore, Options};
 
@@ -195,9 +195,9 @@ impl Journal for TestStore {
         self.inner.commit(change_set).await
     }
 
-    async fn read(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<JournalEntry>, StoreError> {
+    async fn read_after(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<JournalEntry>, StoreError> {
         self.reads.fetch_add(1, Ordering::Relaxed);
-        self.inner.read(server, after, limit).await
+        self.inner.read_after(server, after, limit).await
     }
 
     async fn position(&self, server: &ServerName, seq: Seq) -> Result<Option<JournalPosition>, StoreError> {
@@ -212,15 +212,15 @@ impl Journal for TestStore {
         self.inner.read_all_after(after, limit).await
     }
 
-    async fn usage(&self) -> Result<Usage, StoreError> {
+    async fn usage(&self) -> Result<JournalUsage, StoreError> {
         self.inner.usage().await
     }
 }
 
 #[async_trait]
 impl SinkStore for TestStore {
-    async fn progress(&self, sink: &SinkName) -> Result<BTreeMap<ServerName, SinkProgress>, StoreError> {
-        self.inner.progress(sink).await
+    async fn load_sink(&self, sink: &SinkName) -> Result<SinkState, StoreError> {
+        self.inner.load_sink(sink).await
     }
 
     async fn save_progress(
@@ -237,53 +237,37 @@ impl SinkStore for TestStore {
         self.inner.add_dead_letter(sink, entry, reason).await
     }
 
-    async fn retained_topics(&self, sink: &SinkName) -> Result<Vec<String>, StoreError> {
-        self.inner.retained_topics(sink).await
-    }
-
-    async fn register_topics(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
+    async fn register_topics(&self, sink: &SinkName, topics: Vec<String>) -> Result<(), StoreError> {
         self.room()?;
-        self.inner.register_topics(sink, names).await
+        self.inner.register_topics(sink, topics).await
     }
 
-    async fn unregister_topics(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
+    async fn unregister_topics(&self, sink: &SinkName, topics: Vec<String>) -> Result<(), StoreError> {
         self.room()?;
-        self.inner.unregister_topics(sink, names).await
+        self.inner.unregister_topics(sink, topics).await
     }
 
-    async fn sink_notes(&self, sink: &SinkName) -> Result<SinkNotes, StoreError> {
-        self.inner.sink_notes(sink).await
-    }
-
-    async fn require_retained_scan(&self, sink: &SinkName, is_first_life: bool) -> Result<(), StoreError> {
-        self.inner.require_retained_scan(sink, is_first_life).await
+    async fn set_retained_scan(&self, sink: &SinkName, scan: Option<RetainedScan>) -> Result<(), StoreError> {
+        self.inner.set_retained_scan(sink, scan).await
     }
 
     async fn adopt_retained(
         &self,
         sink: &SinkName,
-        names: Vec<String>,
-        orphaned: Vec<ServerName>,
+        topics: Vec<String>,
+        servers: Vec<ServerName>,
     ) -> Result<Vec<ServerName>, StoreError> {
         self.room()?;
-        self.inner.adopt_retained(sink, names, orphaned).await
+        self.inner.adopt_retained(sink, topics, servers).await
     }
 
-    async fn scan_completed(&self, sink: &SinkName) -> Result<(), StoreError> {
-        self.inner.scan_completed(sink).await
-    }
-
-    async fn note_strict_ordering(&self, sink: &SinkName) -> Result<(), StoreError> {
+    async fn set_strict_ordering(&self, sink: &SinkName) -> Result<(), StoreError> {
         self.room()?;
-        self.inner.note_strict_ordering(sink).await
+        self.inner.set_strict_ordering(sink).await
     }
 
-    async fn projection_state(&self, sink: &SinkName) -> Result<Option<String>, StoreError> {
-        self.inner.projection_state(sink).await
-    }
-
-    async fn save_projection_state(&self, sink: &SinkName, projection_state: String) -> Result<(), StoreError> {
-        self.inner.save_projection_state(sink, projection_state).await
+    async fn save_projection_state(&self, sink: &SinkName, state: String) -> Result<(), StoreError> {
+        self.inner.save_projection_state(sink, state).await
     }
 }
 
@@ -304,9 +288,9 @@ impl CommandLog for TestStore {
         &self,
         server: Option<&ServerName>,
         id: &CommandId,
-        answer: LoggedResult,
+        result: LoggedResult,
     ) -> Result<(), StoreError> {
-        self.inner.finish_command(server, id, answer).await
+        self.inner.finish_command(server, id, result).await
     }
 
     async fn unfinished_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {

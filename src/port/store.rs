@@ -1,8 +1,16 @@
-//! The seams to the durable state: [`Journal`], [`SinkStore`] and [`CommandLog`].
+//! The seams to durable state: [`Journal`], [`SinkStore`] and [`CommandLog`].
 //!
-//! One SQLite file implements all three, and so does the memory store; one conformance suite runs on both.
+//! One SQLite file implements all three, and so does the memory store. What a trait promises is
+//! stated on the trait and checked by its conformance suite, which runs on both.
+//!
+//! "Synced" means on stable storage when the call returns `Ok`. A write that is not synced is
+//! visible at once and survives a crash of the process; a power cut may take it. Writes become
+//! durable in the order in which they were made, so a synced write covers all earlier ones.
+//!
+//! No method is cancel-safe unless its documentation says so: a dropped call may or may not have
+//! taken effect. Reads have no effect and may be dropped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,131 +21,154 @@ use crate::model::{
     SinkName, Snapshot, Timestamp, Verb,
 };
 
-/// So many bytes of results are enough at once.
+/// Bytes of results after which [`CommandLog::unsent_results`] ends a page.
 pub const RESULTS_BYTES: usize = 4 << 20;
 
 /// The snapshot of every server and the journal of its events, committed together (I1, I3).
+///
+/// Entries of a server are numbered without gaps from 1 per epoch. The body of an entry is rendered
+/// once, in the commit, and is the same bytes ever after (I6). No [`Seq`] and no [`Rev`] is assigned
+/// twice in an epoch, whatever is killed.
+///
+/// An entry that a sink still needs, by the cursors of [`SinkStore::save_progress`], is kept (I4);
+/// older ones may go. The one exception is a sink whose delivery is blocked because its dead-letter
+/// queue is full: once the journal is at its limit, entries are given up for that sink alone, and a
+/// dead letter names the range.
 #[async_trait]
 pub trait Journal: Send + Sync {
-    /// Not there yet: a server begins empty, at seq 0.
+    /// Reads what was last committed for a server; an unknown server is empty, at [`Seq`] 0.
     async fn load(&self, server: &ServerName) -> Result<Loaded, StoreError>;
 
-    /// Commits one tick: what it tells, and that it was told.
+    /// Commits a change set: the new snapshot rows and the events that lead to them, all or nothing.
     ///
-    /// When this returns `Ok`, the journal entries of the tick are on stable storage; a tick without
-    /// any is written but not synced. Not cancel-safe: a dropped call may or may not have committed.
+    /// Synced if the change set has events. Returns the journal entries written and the new rows.
     ///
     /// # Errors
-    /// [`StoreError::Full`] if the journal or the disk has no room; nothing was written then.
+    /// [`StoreError::Full`] if the journal's budget or the disk is full; nothing was written. A
+    /// change set without events takes no room in the journal.
     async fn commit(&self, change_set: ChangeSet) -> Result<Committed, StoreError>;
 
-    /// Journal entries after `after`, oldest first, at most `limit`.
-    async fn read(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<JournalEntry>, StoreError>;
+    /// Reads the entries of one server that follow `after`, oldest first, at most `limit`.
+    async fn read_after(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<JournalEntry>, StoreError>;
 
-    /// Where an entry stands among those of all servers; `None` if it is not kept.
+    /// Returns the position of an entry among those of all servers; `None` if it is not in the journal.
     async fn position(&self, server: &ServerName, seq: Seq) -> Result<Option<JournalPosition>, StoreError>;
 
-    /// Entries of all servers in the order of their commits, after this place, at most `limit`; without a
-    /// place from the oldest on that is kept.
+    /// Reads entries of all servers in the order of their commits, at most `limit`.
+    ///
+    /// Begins behind `after`; without it, with the oldest entry in the journal.
     async fn read_all_after(
         &self,
         after: Option<JournalPosition>,
         limit: u16,
     ) -> Result<Vec<(JournalPosition, JournalEntry)>, StoreError>;
 
-    /// What an operator wants to know of the journal.
-    async fn usage(&self) -> Result<Usage, StoreError>;
+    /// Returns the size of the journal, all servers together.
+    async fn usage(&self) -> Result<JournalUsage, StoreError>;
 }
 
-/// What one sink has been sent and still has to be sent: cursors, dead letters, the registry of retained topics.
+/// The delivery state of every sink: cursors, dead letters, the registry of retained topics, projection state.
+///
+/// A sink's cursor holds back the entries behind it, so a sink saves one for a server, if only the one
+/// it starts from, before it relies on the entries that follow.
 #[async_trait]
 pub trait SinkStore: Send + Sync {
-    /// How far a sink has got with each server.
-    async fn progress(&self, sink: &SinkName) -> Result<BTreeMap<ServerName, SinkProgress>, StoreError>;
+    /// Reads everything that is stored of a sink; an unknown sink has the default state.
+    async fn load_sink(&self, sink: &SinkName) -> Result<SinkState, StoreError>;
 
-    /// Notes how far a sink has got. Not synced: after a power cut it may be an earlier note.
+    /// Saves the progress of a sink with some servers. Not synced: after a power cut an earlier one may be read,
+    /// and entries are delivered again.
     async fn save_progress(
         &self,
         sink: &SinkName,
         progress: BTreeMap<ServerName, SinkProgress>,
     ) -> Result<(), StoreError>;
 
-    /// Puts an entry aside that a sink will never take, with the reason; synced.
+    /// Puts an entry that the sink refused for good into its dead-letter queue, with the reason. Synced.
+    ///
+    /// An entry that is there already stays as it is, with its first reason.
     ///
     /// # Errors
-    /// [`StoreError::Full`] also if too many of the sink's entries lie there already.
+    /// [`StoreError::Full`] also if the dead-letter queue is full. From then on the sink's delivery counts as
+    /// blocked, until a dead letter is taken or the cursor passes the entry.
     async fn add_dead_letter(&self, sink: &SinkName, entry: &JournalEntry, reason: &str) -> Result<(), StoreError>;
 
-    /// The names that a sink's far side keeps something under, or may do so.
-    async fn retained_topics(&self, sink: &SinkName) -> Result<Vec<String>, StoreError>;
-    /// Writes names down, synced, before anything is first sent under them.
-    async fn register_topics(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError>;
-    /// Crosses names out whose clearing was acknowledged.
-    async fn unregister_topics(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError>;
+    /// Adds topics to the registry of retained topics. Synced, so that nothing is retained that is not registered.
+    async fn register_topics(&self, sink: &SinkName, topics: Vec<String>) -> Result<(), StoreError>;
 
-    /// What was found out about a sink.
-    async fn sink_notes(&self, sink: &SinkName) -> Result<SinkNotes, StoreError>;
-    /// Notes, synced, that what the sink keeps of ours is to be looked for. `is_first_life`: the store was
-    /// made in this life, so what is found is of a state that is lost. What was noted before stays.
-    async fn require_retained_scan(&self, sink: &SinkName, is_first_life: bool) -> Result<(), StoreError>;
-    /// Registers what was found there, synced, and that `strangers`, known there from a state that is lost, owe a
-    /// `journal_reset`, as long as none was told in this epoch. Returns those of them that owe it only now. What a later
-    /// search finds is of this store.
+    /// Removes topics whose clearing was acknowledged. Not synced: one that comes back is cleared once more.
+    async fn unregister_topics(&self, sink: &SinkName, topics: Vec<String>) -> Result<(), StoreError>;
+
+    /// Sets whether the sink still needs a retained scan. Synced.
+    async fn set_retained_scan(&self, sink: &SinkName, scan: Option<RetainedScan>) -> Result<(), StoreError>;
+
+    /// Takes responsibility for what a retained scan found, in one transaction. Synced.
+    ///
+    /// Registers `topics`, marks each of `servers` as in need of a `journal_reset` unless one was emitted in
+    /// this epoch, and makes a pending scan one of this state ([`RetainedScan::is_first_run`] becomes false).
+    /// Returns the servers that were marked by this call.
     async fn adopt_retained(
         &self,
         sink: &SinkName,
-        names: Vec<String>,
-        strangers: Vec<ServerName>,
+        topics: Vec<String>,
+        servers: Vec<ServerName>,
     ) -> Result<Vec<ServerName>, StoreError>;
-    /// The search is over and nothing depends on it any more. Not synced: it may be made again.
-    async fn scan_completed(&self, sink: &SinkName) -> Result<(), StoreError>;
-    /// Notes, synced, that the sink has put one event off and may have taken the next.
-    async fn note_strict_ordering(&self, sink: &SinkName) -> Result<(), StoreError>;
 
-    /// Returns what a sink's projection wanted to be saved.
-    async fn projection_state(&self, sink: &SinkName) -> Result<Option<String>, StoreError>;
-    /// Keeps it, synced.
-    async fn save_projection_state(&self, sink: &SinkName, projection_state: String) -> Result<(), StoreError>;
+    /// Records, for good, that the sink needs strict ordering. Synced.
+    async fn set_strict_ordering(&self, sink: &SinkName) -> Result<(), StoreError>;
+
+    /// Saves the state of the sink's projection, in place of an earlier one. Synced.
+    async fn save_projection_state(&self, sink: &SinkName, state: String) -> Result<(), StoreError>;
 }
 
 /// The commands that were accepted and their results (I12).
+///
+/// A command is identified by its server (`None`: the bridge itself) and its id. A finished one is
+/// remembered for 24 hours from its arrival, within bounds on count and bytes; an unfinished one
+/// until it has its result.
 #[async_trait]
 pub trait CommandLog: Send + Sync {
-    /// Writes commands down, synced and in their order; those that are refused at the door with their answers, at once.
-    /// An id of the last 24 hours is not written again; whoever sends it gets the same result.
+    /// Records commands in their order, in one transaction; those refused at admission with their result. Synced.
+    ///
+    /// An id that is remembered is not recorded again; its sender gets the same result. Returns one
+    /// answer for each command, in the same order.
     ///
     /// # Errors
-    /// None of them was written.
+    /// None of the commands was recorded.
     async fn record_commands(
         &self,
         commands: Vec<(LoggedCommand, Option<LoggedResult>)>,
     ) -> Result<Vec<Recorded>, StoreError>;
-    /// The same for one.
-    async fn record_command(
-        &self,
-        command: LoggedCommand,
-        answer: Option<LoggedResult>,
-    ) -> Result<Recorded, StoreError> {
-        let admissions = self.record_commands(vec![(command, answer)]).await?;
-        Ok(admissions.into_iter().next().expect("one for each command"))
-    }
-    /// Notes, synced, that its actions are about to be asked for.
+
+    /// Records that a command's actions are about to be applied. Synced.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if the command is not in the log.
     async fn start_command(&self, server: Option<&ServerName>, id: &CommandId) -> Result<(), StoreError>;
-    /// Writes its result down, synced.
+
+    /// Records a command's result and queues it for each sender. Synced. The first result counts; another changes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if the command is not in the log.
     async fn finish_command(
         &self,
         server: Option<&ServerName>,
         id: &CommandId,
-        answer: LoggedResult,
+        result: LoggedResult,
     ) -> Result<(), StoreError>;
-    /// Commands without a result, oldest first.
+
+    /// Reads the commands without a result, oldest first.
     async fn unfinished_commands(&self) -> Result<Vec<LoggedCommand>, StoreError>;
-    /// Results that a sink has not taken yet, oldest first, those with a higher number than `after`, at most `limit`;
-    /// with [`RESULTS_BYTES`] no more are read.
+
+    /// Reads the results that a sink has not acknowledged, oldest first, those numbered above `after`.
+    ///
+    /// At most `limit`; a page ends early once it holds [`RESULTS_BYTES`].
     async fn unsent_results(&self, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, StoreError>;
-    /// How much that is.
+
+    /// Returns how many results a sink has not acknowledged.
     async fn result_backlog(&self, sink: &SinkName) -> Result<ResultBacklog, StoreError>;
-    /// A sink has taken these.
+
+    /// Removes results that were acknowledged, by their numbers. Not synced: one that comes back is sent again.
     async fn mark_results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError>;
 }
 
@@ -146,112 +177,145 @@ pub trait Store: Journal + SinkStore + CommandLog {}
 
 impl<T: Journal + SinkStore + CommandLog> Store for T {}
 
+/// The committed state of one server.
 #[derive(Clone, Debug)]
 pub struct Loaded {
+    /// Epoch of the store.
     pub epoch: Epoch,
+    /// Snapshot rows of all torrents.
     pub snapshot: Snapshot,
+    /// State of the server itself.
     pub state: ServerState,
-    /// The newest journal entry.
+    /// Number of the newest journal entry, also if that has been trimmed.
     pub last_seq: Seq,
-    /// The store is new or had to be made anew: what was told before is lost.
-    pub is_new: bool,
-    /// A sink knows the server from a state that is lost, and `journal_reset` was not told yet.
+    /// A sink retains messages of this server from a lost state, and no `journal_reset` was emitted in this epoch.
     pub needs_reset: bool,
 }
 
-/// What was found out about a sink, and holds in later lives.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SinkNotes {
-    pub search: Option<RetainedScan>,
-    /// It has put one event off and may have taken the next.
-    pub is_strict_ordering: bool,
+/// The stored state of one sink.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SinkState {
+    /// How far the sink has got, by server; empty for a sink that is new to the store.
+    pub progress: BTreeMap<ServerName, SinkProgress>,
+    /// The registry of retained topics.
+    pub retained_topics: BTreeSet<String>,
+    /// The retained scan that is still to be made or evaluated.
+    pub retained_scan: Option<RetainedScan>,
+    /// The sink has been seen to defer one event after accepting a later one.
+    pub has_strict_ordering: bool,
+    /// State of the sink's projection, as it was saved.
+    pub projection_state: Option<String>,
 }
-
-/// What a sink keeps of ours is to be looked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RetainedScan {
-    /// The store was made in the life that noted it.
-    pub is_of_first_life: bool,
-}
-
-/// Results that a sink has not taken yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ResultBacklog {
-    pub count: u64,
-    pub bytes: u64,
-}
-
-/// Where an entry stands in the order of all commits, among the entries that are kept with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct JournalPosition(pub i64);
 
 /// How far one sink has got with one server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SinkProgress {
-    /// Every entry up to here is acknowledged, buried or filtered out.
+    /// The last entry of the unbroken row that is acknowledged, dead-lettered or filtered out.
     pub cursor: Seq,
-    /// Every state up to here is acknowledged.
+    /// The revision up to which every state is acknowledged.
     pub sent_rev: Rev,
 }
 
-/// A command as it is written down: enough to carry it out after a crash.
+/// A scan for messages that the sink retains from an earlier state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetainedScan {
+    /// The store was created in the run that required the scan, so anything found stems from a lost state.
+    pub is_first_run: bool,
+}
+
+/// The size of the journal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JournalUsage {
+    /// Entries, all servers together.
+    pub entries: u64,
+    /// Bytes of their bodies; rows and indexes take more on disk.
+    pub bytes: u64,
+}
+
+/// A place in the order of all commits. Grows with each entry; none is used twice while the store is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct JournalPosition(pub i64);
+
+/// A command as it is recorded: enough to execute it after a crash.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoggedCommand {
+    /// Id that its sender gave it, or that was made for it.
     pub id: CommandId,
+    /// Server to act on; `None` for the bridge itself.
     pub server: Option<ServerName>,
-    /// The sink that it came by.
+    /// The sink through which it came, and which gets the result.
     pub origin: SinkName,
+    /// Torrent to act on, if it names one.
     pub hash: Option<InfoHash>,
-    /// `None`: it was refused at the door; only its result is to be kept.
+    /// `None` if it was refused at admission: only its result is stored.
     pub verb: Option<Verb>,
+    /// Arguments, in the bytes that came.
     pub body: Bytes,
+    /// Time of arrival, from which the id is remembered for 24 hours.
     pub received_at: Timestamp,
+    /// End of its time to live: it is not started later.
     pub expires_at: Timestamp,
+    /// Reply address of the sender, besides the result topic.
     pub reply: Option<ReplyTo>,
-    /// Its actions may have been asked for before a crash.
+    /// Its actions may have been applied before a crash.
     pub is_started: bool,
 }
 
-/// The result of a command, in the bytes that are sent.
+/// The result of a command.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoggedResult {
+    /// Status, as it stands in the body.
     pub status: OutcomeStatus,
+    /// JSON in the bytes that are sent.
     pub body: Bytes,
 }
 
+/// Whether a command was recorded.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Recorded {
+    /// Recorded, and to be executed by the caller unless it came with its result.
     New,
-    /// Being carried out: its result is still to come, to this reply address as well.
+    /// The id is being executed: its result goes to this reply address as well.
     Running,
-    /// Being carried out, and too many wait for its result already: this one was not noted.
+    /// The id is being executed, and too many wait for its result already: this sender gets none.
     WaitersFull,
-    /// Done before: the result that was given then is sent again, to this reply address.
+    /// The id has its result, which is queued again for this reply address.
     Answered,
 }
 
+/// A result that a sink has not acknowledged.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UnsentResult {
+    /// Number by which it is marked as sent; grows with each result and is never used twice.
     pub number: i64,
+    /// Server that the command was for; `None` for the bridge itself.
     pub server: Option<ServerName>,
+    /// JSON in the bytes to send.
     pub body: Bytes,
+    /// Reply address of the sender, besides the result topic.
     pub reply: Option<ReplyTo>,
 }
 
+/// The results that a sink has not acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    pub journal_entries: u64,
-    pub journal_bytes: u64,
+pub struct ResultBacklog {
+    /// Number of results.
+    pub count: u64,
+    /// Bytes of their bodies.
+    pub bytes: u64,
 }
 
+/// A failure of the store, by what the caller can do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// No room. Nothing was written, and the same call may succeed later.
-    #[error("no room for the journal: {reason}")]
+    /// The disk or a budget is full. Nothing was written; the same call may succeed later.
+    #[error("the store is full: {reason}")]
     Full { reason: String },
+    /// The stored data cannot be used. Retrying does not help.
     #[error("the state is damaged: {reason}")]
     Corrupt { reason: String },
+    /// The store cannot be used, or no longer; a bridge that cannot store stops (I13).
     #[error("cannot use the state")]
     Io(#[source] Box<dyn std::error::Error + Send + Sync>),
 }

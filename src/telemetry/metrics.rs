@@ -10,7 +10,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::live_state::{HookReport, PollReport, SinkReport};
 use crate::model::{ServerName, SinkName};
-use crate::port::{ResultBacklog, Usage};
+use crate::port::{JournalUsage, ResultBacklog};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
@@ -127,9 +127,9 @@ pub fn record_results(sink: &SinkName, backlog: ResultBacklog) {
     gauge!("dtorrent_results_waiting", "sink" => sink.to_string()).set(backlog.count as f64);
 }
 
-pub fn record_journal(usage: Usage) {
-    gauge!("dtorrent_journal_entries").set(usage.journal_entries as f64);
-    gauge!("dtorrent_journal_bytes").set(usage.journal_bytes as f64);
+pub fn record_journal(usage: JournalUsage) {
+    gauge!("dtorrent_journal_entries").set(usage.entries as f64);
+    gauge!("dtorrent_journal_bytes").set(usage.bytes as f64);
 }
 
 /// Memory of this process that is in RAM, in bytes; `None` where the system does not tell.

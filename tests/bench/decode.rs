@@ -212,7 +212,7 @@ fn diff(changed: usize) -> anyhow::Result<Duration> {
         rev: Rev(1),
         last_seq: Seq(1),
         changed_at: Timestamp::from_seconds(1_795_000_000),
-        memory: DiffState {
+        diff_state: DiffState {
             load: Some(torrent.hash.to_string()),
             generation: 0,
             has_metadata: true,

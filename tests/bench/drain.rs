@@ -105,7 +105,7 @@ impl Bench {
         let topics = Topics::new(Prefix::default(), "main", true);
         let mut messages = Vec::new();
         for after in (0..ENTRIES as u64).step_by(1_000) {
-            for entry in store.read(&server, Seq(after), 1_000).await? {
+            for entry in store.read_after(&server, Seq(after), 1_000).await? {
                 let body = entry.body.clone();
                 messages.push((topics.route(&Delivery::Event(entry)).topic, body));
             }
@@ -205,7 +205,7 @@ pub async fn drained(
     let running = tokio::spawn(dispatcher.run(stop.clone()));
     let took = tokio::time::timeout(Duration::from_secs(300), drained).await??;
     running.await??;
-    let noted = store.progress(name).await?;
+    let noted = store.load_sink(name).await?.progress;
     let cursor = noted.get(server).map(|progress| progress.cursor);
     ensure!(cursor == Some(last), "the cursor stands at {cursor:?}");
     Ok(pending as f64 / took.as_secs_f64())

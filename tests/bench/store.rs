@@ -49,7 +49,7 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
             let committed = store.commit(change_set).await?;
             commits.push(started.elapsed());
             in_store += started.elapsed();
-            let written = store.read(&server, last, u16::try_from(batch)?).await?;
+            let written = store.read_after(&server, last, u16::try_from(batch)?).await?;
             last = committed.last_seq;
             let bytes: Vec<u8> = written.iter().flat_map(|entry| entry.body.to_vec()).collect();
             let started = Instant::now();

@@ -167,8 +167,6 @@ fn hash() -> InfoHash {
 fn event(seq: u64) -> Delivery {
     let id = EventId::Journal { server: home(), epoch: Epoch(0x7f3a_9c21), seq: Seq(seq) };
     Delivery::Event(JournalEntry::stored(
-        home(),
-        Seq(seq),
         id,
         Kind::Finished,
         Some(hash()),

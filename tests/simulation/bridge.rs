@@ -11,7 +11,7 @@ use dtorrent::commands::{
 };
 use dtorrent::live_state::{LiveServer, LiveState, PollReport};
 use dtorrent::log_throttle::retry_while_full;
-use dtorrent::model::{Kind, ServerName, ServerStats};
+use dtorrent::model::{Kind, Seq, ServerName, ServerState, ServerStats};
 use dtorrent::outbox::retention::Retain;
 use dtorrent::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
 use dtorrent::port::{Clock, CommandLog as _, Journal as _, Store, StoreError, TorrentClient};
@@ -70,7 +70,7 @@ impl Bridge {
         let mut is_first_run = true;
         for server in clients.keys() {
             let loaded = store.load(server).await.unwrap();
-            is_first_run &= loaded.is_new;
+            is_first_run &= loaded.last_seq == Seq(0) && loaded.state == ServerState::default();
             let content = LiveServer {
                 epoch: loaded.epoch,
                 snapshot: loaded.snapshot,

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dtorrent::model::{ChangeSet, CommandId, Committed, Epoch, InfoHash, JournalEntry, Rev, Seq, ServerName, SinkName};
 use dtorrent::port::{
-    Clock, CommandLog, Journal, JournalPosition, Loaded, LoggedCommand, LoggedResult, Recorded, ResultBacklog,
-    SinkNotes, SinkProgress, SinkStore, StoreError, UnsentResult, Usage,
+    Clock, CommandLog, Journal, JournalPosition, JournalUsage, Loaded, LoggedCommand, LoggedResult, Recorded,
+    ResultBacklog, RetainedScan, SinkProgress, SinkState, SinkStore, StoreError, UnsentResult,
 };
 use dtorrent::store::{Image, MemoryStore, Options};
 
@@ -132,7 +132,7 @@ impl DiskStore {
     /// Writes down for the test what was committed.
     async fn record(&self, server: &ServerName, committed: &Committed) {
         let last = lock(&self.disk.chronicle).entries.get(server).and_then(|entries| entries.keys().last().copied());
-        let new = self.inner.read(server, last.unwrap_or_default(), u16::MAX).await.expect("memory can be read");
+        let new = self.inner.read_after(server, last.unwrap_or_default(), u16::MAX).await.expect("memory can be read");
         let mut chronicle = lock(&self.disk.chronicle);
         for entry in new {
             self.disk
@@ -176,9 +176,9 @@ impl Journal for DiskStore {
         Ok(committed)
     }
 
-    async fn read(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<JournalEntry>, StoreError> {
+    async fn read_after(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<JournalEntry>, StoreError> {
         self.disk.stage.step().await;
-        self.inner.read(server, after, limit).await
+        self.inner.read_after(server, after, limit).await
     }
 
     async fn position(&self, server: &ServerName, seq: Seq) -> Result<Option<JournalPosition>, StoreError> {
@@ -193,15 +193,15 @@ impl Journal for DiskStore {
         self.inner.read_all_after(after, limit).await
     }
 
-    async fn usage(&self) -> Result<Usage, StoreError> {
+    async fn usage(&self) -> Result<JournalUsage, StoreError> {
         self.inner.usage().await
     }
 }
 
 #[async_trait]
 impl SinkStore for DiskStore {
-    async fn progress(&self, sink: &SinkName) -> Result<BTreeMap<ServerName, SinkProgress>, StoreError> {
-        self.inner.progress(sink).await
+    async fn load_sink(&self, sink: &SinkName) -> Result<SinkState, StoreError> {
+        self.inner.load_sink(sink).await
     }
 
     async fn save_progress(
@@ -228,30 +228,22 @@ impl SinkStore for DiskStore {
         Ok(())
     }
 
-    async fn retained_topics(&self, sink: &SinkName) -> Result<Vec<String>, StoreError> {
-        self.inner.retained_topics(sink).await
-    }
-
-    async fn register_topics(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
+    async fn register_topics(&self, sink: &SinkName, topics: Vec<String>) -> Result<(), StoreError> {
         self.before_write().await?;
-        self.inner.register_topics(sink, names).await?;
+        self.inner.register_topics(sink, topics).await?;
         self.after_synced_write().await;
         Ok(())
     }
 
-    async fn unregister_topics(&self, sink: &SinkName, names: Vec<String>) -> Result<(), StoreError> {
+    async fn unregister_topics(&self, sink: &SinkName, topics: Vec<String>) -> Result<(), StoreError> {
         self.before_write().await?;
         self.risk();
-        self.inner.unregister_topics(sink, names).await
+        self.inner.unregister_topics(sink, topics).await
     }
 
-    async fn sink_notes(&self, sink: &SinkName) -> Result<SinkNotes, StoreError> {
-        self.inner.sink_notes(sink).await
-    }
-
-    async fn require_retained_scan(&self, sink: &SinkName, is_first_life: bool) -> Result<(), StoreError> {
+    async fn set_retained_scan(&self, sink: &SinkName, scan: Option<RetainedScan>) -> Result<(), StoreError> {
         self.before_write().await?;
-        self.inner.require_retained_scan(sink, is_first_life).await?;
+        self.inner.set_retained_scan(sink, scan).await?;
         self.after_synced_write().await;
         Ok(())
     }
@@ -259,35 +251,25 @@ impl SinkStore for DiskStore {
     async fn adopt_retained(
         &self,
         sink: &SinkName,
-        names: Vec<String>,
-        strangers: Vec<ServerName>,
+        topics: Vec<String>,
+        servers: Vec<ServerName>,
     ) -> Result<Vec<ServerName>, StoreError> {
         self.before_write().await?;
-        let owe_reset = self.inner.adopt_retained(sink, names, strangers).await?;
+        let marked = self.inner.adopt_retained(sink, topics, servers).await?;
         self.after_synced_write().await;
-        Ok(owe_reset)
+        Ok(marked)
     }
 
-    async fn scan_completed(&self, sink: &SinkName) -> Result<(), StoreError> {
+    async fn set_strict_ordering(&self, sink: &SinkName) -> Result<(), StoreError> {
         self.before_write().await?;
-        self.risk();
-        self.inner.scan_completed(sink).await
-    }
-
-    async fn note_strict_ordering(&self, sink: &SinkName) -> Result<(), StoreError> {
-        self.before_write().await?;
-        self.inner.note_strict_ordering(sink).await?;
+        self.inner.set_strict_ordering(sink).await?;
         self.after_synced_write().await;
         Ok(())
     }
 
-    async fn projection_state(&self, sink: &SinkName) -> Result<Option<String>, StoreError> {
-        self.inner.projection_state(sink).await
-    }
-
-    async fn save_projection_state(&self, sink: &SinkName, projection_state: String) -> Result<(), StoreError> {
+    async fn save_projection_state(&self, sink: &SinkName, state: String) -> Result<(), StoreError> {
         self.before_write().await?;
-        self.inner.save_projection_state(sink, projection_state).await?;
+        self.inner.save_projection_state(sink, state).await?;
         self.after_synced_write().await;
         Ok(())
     }
@@ -316,10 +298,10 @@ impl CommandLog for DiskStore {
         &self,
         server: Option<&ServerName>,
         id: &CommandId,
-        answer: LoggedResult,
+        result: LoggedResult,
     ) -> Result<(), StoreError> {
         self.before_write().await?;
-        self.inner.finish_command(server, id, answer).await?;
+        self.inner.finish_command(server, id, result).await?;
         self.after_synced_write().await;
         Ok(())
     }

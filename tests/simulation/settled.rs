@@ -4,6 +4,7 @@ use bytes::Bytes;
 use dtorrent::model::{Seq, ServerName};
 use dtorrent::outbox::retention::{Retain, Retained};
 use dtorrent::port::{Clock, Journal as _, SinkStore as _};
+use std::collections::BTreeSet;
 
 use super::bridge::{Bridge, SinkPlan};
 use super::checks::{received, results_of};
@@ -103,8 +104,8 @@ async fn shown_is_told(run: &Run, bridge: &Bridge, plan: &SinkPlan, open: &mut V
             }
         });
     }
-    let registry = bridge.store.inner().retained_topics(&broker.name).await.unwrap();
-    let kept: Vec<String> = broker.change(|state| state.kept.keys().cloned().collect());
+    let registry = bridge.store.inner().load_sink(&broker.name).await.unwrap().retained_topics;
+    let kept: BTreeSet<String> = broker.change(|state| state.kept.keys().cloned().collect());
     if registry != kept {
         open.push(format!("{}: keeps {kept:?}, the registry has {registry:?}", broker.name));
     }

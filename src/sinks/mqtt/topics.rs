@@ -180,8 +180,6 @@ mod tests {
 
     fn event(kind: Kind, hash: Option<InfoHash>) -> Delivery {
         Delivery::Event(JournalEntry::stored(
-            home(),
-            Seq(1),
             EventId::Journal { server: home(), epoch: Epoch(1), seq: Seq(1) },
             kind,
             hash,

@@ -175,7 +175,7 @@ mod tests {
         let id = EventId::Journal { server: home(), epoch: Epoch(1), seq: Seq(1) };
         let hash = (kind.entity() == Entity::Torrent).then(|| HASH.parse().unwrap());
         let time = Timestamp::from_millis(0);
-        Delivery::Event(JournalEntry::stored(home(), Seq(1), id, kind, hash, Rev(1), time, Bytes::new()))
+        Delivery::Event(JournalEntry::stored(id, kind, hash, Rev(1), time, Bytes::new()))
     }
 
     #[test]

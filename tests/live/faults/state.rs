@@ -283,13 +283,22 @@ async fn a_state_of_the_first_version_is_brought_up_to_date() {
     load_many(&world.home, 0, 5).await;
     world.start_bridge().await;
     world.bridge().stop().await;
-    // The first version did not count its commits, remembered nothing for companions, nobody who asked again, and
-    // nothing of sinks but their places.
+    // The first version did not count its commits, and stored no projections, no second senders of a command, and
+    // nothing of sinks but their cursors. It had other names for tables and columns.
     let connection = rusqlite::Connection::open(database(&world)).unwrap();
-    connection.execute("DROP TABLE memories", []).unwrap();
-    connection.execute("DROP TABLE askers", []).unwrap();
-    connection.execute("DROP TABLE sinks", []).unwrap();
-    connection.execute("ALTER TABLE servers DROP COLUMN reset", []).unwrap();
+    let first_version = "
+        DROP TABLE projections;
+        DROP TABLE waiters;
+        DROP TABLE sinks;
+        ALTER TABLE servers DROP COLUMN journal_reset;
+        ALTER TABLE servers RENAME COLUMN has_commits TO is_used;
+        ALTER TABLE snapshot RENAME COLUMN diff_state TO memory;
+        ALTER TABLE snapshot RENAME TO told;
+        ALTER TABLE retained_topics RENAME COLUMN topic TO name;
+        ALTER TABLE retained_topics RENAME TO retained;
+        DROP INDEX unfinished_commands;
+        CREATE INDEX open_commands ON commands (number) WHERE result IS NULL;";
+    connection.execute_batch(first_version).unwrap();
     connection.execute("DELETE FROM meta WHERE key = 'commits'", []).unwrap();
     connection.pragma_update(None, "user_version", 1).unwrap();
     drop(connection);

@@ -36,7 +36,7 @@ impl StateDatabase {
 
     /// Returns whether it is persisted that a sink has received every state.
     pub fn has_sent_every_state(&self, sink: &str) -> bool {
-        let newest = self.number("SELECT max(rev) FROM told", &[]);
+        let newest = self.number("SELECT max(rev) FROM snapshot", &[]);
         newest > 0 && newest == self.number("SELECT max(sent_rev) FROM progress WHERE sink = ?1", &[sink])
     }
 

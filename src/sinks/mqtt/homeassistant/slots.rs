@@ -129,7 +129,13 @@ mod tests {
             let changed_at = Timestamp::from_seconds(0);
             (
                 hash(n),
-                SnapshotTorrent { torrent, rev: Rev(1), last_seq: Seq(1), changed_at, memory: DiffState::default() },
+                SnapshotTorrent {
+                    torrent,
+                    rev: Rev(1),
+                    last_seq: Seq(1),
+                    changed_at,
+                    diff_state: DiffState::default(),
+                },
             )
         };
         letters.chars().enumerate().filter(|(_, letter)| *letter != '.').map(snapshot).collect()

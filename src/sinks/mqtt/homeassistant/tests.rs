@@ -40,7 +40,7 @@ fn snapshot(torrents: impl IntoIterator<Item = Torrent>) -> Snapshot {
         let (torrent, changed_at) = (Arc::new(torrent), Timestamp::from_seconds(0));
         (
             torrent.hash,
-            SnapshotTorrent { torrent, rev: Rev(1), last_seq: Seq(1), changed_at, memory: DiffState::default() },
+            SnapshotTorrent { torrent, rev: Rev(1), last_seq: Seq(1), changed_at, diff_state: DiffState::default() },
         )
     };
     torrents.into_iter().map(snapshot).collect()

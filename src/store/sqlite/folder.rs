@@ -1,11 +1,10 @@
-//! The data folder: who may use it, and what its last user left.
+//! The data directory: its lock, and the marks of its last user.
 //!
-//! Two files beside the database speak of the last run. `dtorrent.used` is made with the database
-//! and stays: where it is and the database is not, a state was lost. It also says how many synced
-//! commits the database has had: with fewer than that, a part of them was lost (SQLite takes a change
-//! log that is damaged in its middle for one that ends there). `dtorrent.clean` is there only between a
-//! clean close and the next open. (Removing a file needs no room on the disk, so a full disk cannot make
-//! a crash look clean.)
+//! Two files next to the database describe the last run. `dtorrent.used` is created with the database
+//! and stays: where it exists and the database does not, a state was lost. It also counts the synced
+//! commits of the database: with fewer than that, some were lost (SQLite takes a change log that is
+//! damaged in its middle for one that ends there). `dtorrent.clean` exists only between a clean close
+//! and the next open. Removing a file takes no space, so a full disk cannot make a crash look clean.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, TryLockError};
@@ -17,27 +16,28 @@ use std::time::{Duration, UNIX_EPOCH};
 use crate::model::{Epoch, Timestamp};
 use crate::port::StoreError;
 
+/// The directory, locked.
 pub(super) struct Folder {
     path: PathBuf,
-    /// Held as long as the folder is in use.
+    /// Held as long as the directory is in use.
     lock: File,
 }
 
-/// Where the count of synced commits is noted. It is not synced itself: what a power cut takes of it
-/// makes it older, which is no alarm.
+/// The file that holds the count of synced commits. Not synced itself: a power cut can only make the
+/// count lower, which is harmless.
 pub(super) struct CommitMark {
     file: File,
     epoch: Epoch,
 }
 
 impl CommitMark {
-    /// As many bytes each time, so that it needs no room on a full disk.
+    /// Writes the same number of bytes each time, so that it takes no space on a full disk.
     pub fn note(&self, commits: u64) -> io::Result<()> {
         self.file.write_all_at(format!("{:010} {commits:020}\n", self.epoch.0).as_bytes(), 0)
     }
 }
 
-/// Says by the age of the lock file that the folder is in use: that costs no write of its own.
+/// Records in the modification time of the lock file that the directory is in use, which costs no data write.
 pub(super) struct AliveMark(File);
 
 impl AliveMark {
@@ -48,39 +48,40 @@ impl AliveMark {
 }
 
 impl Drop for Folder {
-    /// Closing the file would not do: a child process that is just being started has it open too.
+    /// Unlocks explicitly, because a child process that is just being started has the file open too, and would
+    /// keep the lock.
     fn drop(&mut self) {
         if let Err(error) = self.lock.unlock() {
-            tracing::warn!(%error, "the data folder could not be unlocked");
+            tracing::warn!(%error, "data directory not unlocked");
         }
     }
 }
 
 impl Folder {
-    /// Makes the folder if it is missing and takes it for this process.
+    /// Creates the directory if it is missing and locks it for this process.
     pub fn lock(path: &Path) -> Result<Self, StoreError> {
         let at = |what: &str, source: io::Error| {
             let text = format!("{what} {}: {source}", path.display());
             StoreError::Io(io::Error::new(source.kind(), text).into())
         };
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| at("make the data folder", e))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| at("create the data directory", e))?;
         let lock_path = path.join("dtorrent.lock");
         let lock = File::options().create(true).truncate(false).write(true).open(lock_path);
-        let lock = lock.map_err(|e| at("make the lock file in", e))?;
+        let lock = lock.map_err(|e| at("create the lock file in", e))?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { path: path.to_owned(), lock }),
             Err(TryLockError::WouldBlock) => {
                 let text = format!(
-                    "another bridge uses the data folder {}: stop it, or give this one a data_dir of its own",
+                    "another bridge uses the data directory {}: stop it, or give this one a data_dir of its own",
                     path.display()
                 );
                 Err(StoreError::Io(io::Error::new(io::ErrorKind::WouldBlock, text).into()))
             }
-            Err(TryLockError::Error(e)) => Err(at("lock the data folder", e)),
+            Err(TryLockError::Error(e)) => Err(at("lock the data directory", e)),
         }
     }
 
-    /// When somebody last noted that he uses the folder; see [`AliveMark`].
+    /// Returns the time at which the directory was last in use; see [`AliveMark`].
     pub fn last_alive(&self) -> io::Result<Timestamp> {
         let modified = self.lock.metadata()?.modified()?;
         let since = modified.duration_since(UNIX_EPOCH).map_err(io::Error::other)?;
@@ -99,8 +100,8 @@ impl Folder {
         path.join("dtorrent.sqlite3")
     }
 
-    /// The database's own companions: its log of changes, and the index of that.
-    fn companions(database: &Path) -> [PathBuf; 2] {
+    /// The files that SQLite keeps next to a database: its change log, and the index of that.
+    fn side_files(database: &Path) -> [PathBuf; 2] {
         ["-wal", "-shm"].map(|suffix| with_suffix(database, suffix))
     }
 
@@ -117,15 +118,16 @@ impl Folder {
     }
 
     pub fn mark_used(&self) -> io::Result<()> {
-        self.make(&self.used_mark())
+        self.create(&self.used_mark())
     }
 
-    /// How many synced commits a database of this epoch has had at least; 0 where nothing is noted of it.
+    /// Returns how many synced commits a database of this epoch has had at least; 0 if none are recorded.
     pub fn commits_noted(&self, epoch: Epoch) -> io::Result<u64> {
         let text = fs::read(self.used_mark())?;
-        let mut words = std::str::from_utf8(&text).unwrap_or_default().split_ascii_whitespace();
-        let of = words.next().and_then(|word| word.parse().ok());
-        let commits = words.next().filter(|word| word.len() == 20).and_then(|word| word.parse().ok());
+        let mut fields = std::str::from_utf8(&text).unwrap_or_default().split_ascii_whitespace();
+        let of = fields.next().and_then(|field| field.parse().ok());
+        // Shorter than it was written: the file is torn.
+        let commits = fields.next().filter(|field| field.len() == 20).and_then(|field| field.parse().ok());
         Ok(commits.filter(|_| of == Some(epoch.0)).unwrap_or(0))
     }
 
@@ -135,10 +137,10 @@ impl Folder {
     }
 
     pub fn mark_clean(&self) -> io::Result<()> {
-        self.make(&self.clean_mark())
+        self.create(&self.clean_mark())
     }
 
-    /// Takes the clean mark away and says whether it was there.
+    /// Removes the clean mark; returns whether it was there.
     pub fn take_clean_mark(&self) -> io::Result<bool> {
         match fs::remove_file(self.clean_mark()) {
             Ok(()) => self.sync().map(|()| true),
@@ -147,10 +149,10 @@ impl Folder {
         }
     }
 
-    /// The bytes of the database and of its change log, `None` for what is not there.
+    /// Returns the bytes of the database and of its change log, `None` for one that does not exist.
     pub fn sizes(&self) -> io::Result<[Option<u64>; 2]> {
         let database = self.database();
-        let [log, _] = Self::companions(&database);
+        let [log, _] = Self::side_files(&database);
         let size = |path: &Path| match fs::metadata(path) {
             Ok(metadata) => Ok(Some(metadata.len())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -159,17 +161,17 @@ impl Folder {
         Ok([size(&database)?, size(&log)?])
     }
 
-    /// Renames the database and its companions, so that a fresh one can be made; returns the new name.
+    /// Renames the database and its side files, so that a fresh one can be created; returns the new path.
     pub fn move_aside(&self, now: Timestamp) -> io::Result<PathBuf> {
         let database = self.database();
         let base = with_suffix(&database, &format!(".corrupt-{}", now.to_string().replace(':', "")));
         let mut target = base.clone();
         let mut number = 1;
-        while target.try_exists()? || Self::companions(&target)[0].try_exists()? {
+        while target.try_exists()? || Self::side_files(&target)[0].try_exists()? {
             number += 1;
             target = with_suffix(&base, &format!(".{number}"));
         }
-        let pairs = Self::companions(&database).into_iter().zip(Self::companions(&target));
+        let pairs = Self::side_files(&database).into_iter().zip(Self::side_files(&target));
         for (from, to) in pairs.chain([(database, target.clone())]) {
             match fs::rename(&from, &to) {
                 Ok(()) => {}
@@ -181,12 +183,12 @@ impl Folder {
         Ok(target)
     }
 
-    fn make(&self, path: &Path) -> io::Result<()> {
+    fn create(&self, path: &Path) -> io::Result<()> {
         File::create(path)?.sync_all()?;
         self.sync()
     }
 
-    /// Makes new and vanished names durable.
+    /// Makes new and removed names durable.
     fn sync(&self) -> io::Result<()> {
         File::open(&self.path)?.sync_all()
     }

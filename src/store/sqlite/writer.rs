@@ -1,14 +1,14 @@
-//! The writer: one thread that owns the connection and carries out what is asked, in groups.
+//! The writer: one thread that owns the connection and executes requests in groups.
 //!
-//! What waits at the same time shares one transaction, and one fsync if any of it asks for one.
-//! Each request is still whole or not at all: it has a savepoint of its own, and if the shared
+//! Requests that wait at the same time share one transaction, and one fsync if any of them asks for
+//! one. Each request is still whole or not at all: it has a savepoint of its own, and if the shared
 //! transaction fails, each is tried again alone, so that one cannot fail another.
 //!
 //! Reads of a group come first and see what was committed before, so nobody reads what is not
-//! yet on the disk. The thread ends when its store closes or is dropped, or if it panics; every
-//! request after that is answered with an error.
+//! yet on disk. The thread ends when its store closes or is dropped, or if it panics; every
+//! request after that fails.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -16,41 +16,44 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
+use super::super::dead_letters::BlockedSinks;
+use super::super::{COMMANDS_MAX, Options};
+use super::columns::to_sql;
 use super::folder::{CommitMark, Folder};
-use super::{COMMANDS_MAX, Options, commands, journal, schema};
-use crate::model::{Epoch, Seq, ServerName, SinkName, Timestamp};
+use super::{command_log, journal, schema};
+use crate::model::{Epoch, ServerName, Timestamp};
 use crate::port::{Clock, StoreError};
 
-/// Requests that wait; more callers wait before that.
+/// Limit on queued requests, and on the requests of one group; further callers wait for a place in the queue.
 const REQUESTS_MAX: usize = 64;
+/// Interval at which everything that is too old is removed.
+const TRIM_INTERVAL_MILLIS: u64 = 60_000;
+/// Number of new commands after which those above [`COMMANDS_MAX`] are removed.
+const COMMANDS_PER_TRIM: u32 = 1_000;
 
-const TIDY_EVERY_MILLIS: u64 = 60_000;
-/// After so many new commands old ones go, more than so many.
-const COMMANDS_EACH: u32 = 1_000;
-
-/// What the thread owns.
+/// The state that the thread owns.
 pub(super) struct Db {
     pub connection: Connection,
     pub epoch: Epoch,
     pub options: Options,
     pub clock: Arc<dyn Clock>,
-    /// Nothing had been committed when the store was opened.
-    pub was_new: bool,
     pub servers: HashMap<ServerName, journal::Numbers>,
-    /// Sinks that stand: the box is full, and this entry of theirs finds no place in it.
-    pub standing: BTreeMap<SinkName, (ServerName, Seq)>,
-    /// When everything was looked through last for what may go.
-    pub tidied_at: Option<Timestamp>,
-    /// Commands since those that are too many were let go.
-    pub logged: u32,
+    /// Position of the newest journal entry. Counted here, because SQLite numbers rows from the newest that is
+    /// still there.
+    pub last_position: i64,
+    pub blocked: BlockedSinks,
+    /// Time at which everything that is too old was last removed.
+    trimmed_at: Option<Timestamp>,
+    /// Commands recorded since excess ones were removed.
+    pub recorded: u32,
     folder: Folder,
     is_synced: bool,
-    /// Synced ones, and where their count is noted.
+    /// Number of synced commits, which is noted in `commit_mark` too.
     commits: u64,
     commit_mark: CommitMark,
 }
 
-/// Why a request failed, before it is known what that means to the caller.
+/// The failure of a request, before it is known whether it was a read or a write.
 #[derive(Debug)]
 pub(super) enum Failure {
     Sql(rusqlite::Error),
@@ -84,7 +87,7 @@ impl Failure {
         }
     }
 
-    /// A write that failed for want of room or of a working disk may succeed later.
+    /// A write that failed because the disk is full or does not work may succeed later.
     pub fn into_write_error(self) -> StoreError {
         match self {
             Self::Sql(error)
@@ -106,12 +109,14 @@ impl Failure {
     }
 }
 
-/// How a request is carried out.
+/// How a request is executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
+    /// Outside of transactions.
     Read,
-    /// Written, and on the disk with the next synced one.
+    /// Written, and on disk with the next synced request.
     Lazy,
+    /// Written and on disk.
     Synced,
     /// Ends the thread.
     Close,
@@ -119,12 +124,12 @@ pub(super) enum Mode {
 
 pub(super) struct Request {
     mode: Mode,
-    /// The server that this is about, and how many revisions it takes.
+    /// The server of a commit, and how many revisions it needs.
     revs: Option<(ServerName, u64)>,
     job: Box<dyn Job>,
 }
 
-/// Work and the one who waits for it. `run` may be called again if what it wrote was rolled back.
+/// Work and its caller. `run` may be called again if its writes were rolled back.
 trait Job: Send {
     fn run(&mut self, db: &mut Db) -> Result<(), Failure>;
     fn answer(self: Box<Self>, outcome: Result<(), StoreError>);
@@ -144,11 +149,11 @@ impl<T: Send, F: FnMut(&mut Db) -> Result<T, Failure> + Send> Job for Call<T, F>
 
     fn answer(self: Box<Self>, outcome: Result<(), StoreError>) {
         let Self { work: _, value, reply } = *self;
-        drop(reply.send(outcome.map(|()| value.expect("a job that ran well has a value")))); // whoever asked may be gone
+        drop(reply.send(outcome.map(|()| value.expect("a job that ran well has a value")))); // the caller may be gone
     }
 }
 
-/// The way to the thread.
+/// The handle of the thread.
 pub(super) struct Writer {
     requests: Option<mpsc::Sender<Request>>,
     thread: Option<JoinHandle<()>>,
@@ -161,7 +166,7 @@ impl Writer {
         Ok(Self { requests: Some(requests), thread: Some(thread) })
     }
 
-    /// Has `work` done and waits for the answer, which for a write comes after its commit.
+    /// Has `work` done and waits for its outcome, which for a write comes after its commit.
     pub async fn ask<T, F>(&self, mode: Mode, revs: Option<(ServerName, u64)>, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -177,13 +182,13 @@ impl Writer {
 }
 
 impl Drop for Writer {
-    /// Waits for what was asked already, so that the folder is free when this returns.
+    /// Waits for queued requests, so that the directory is free when this returns.
     fn drop(&mut self) {
         self.requests = None;
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the store's thread had panicked");
+            tracing::error!("store thread panicked");
         }
     }
 }
@@ -204,11 +209,11 @@ fn serve(mut db: Db, mut waiting: mpsc::Receiver<Request>) {
         }
         if !writes.is_empty() {
             db.write(writes);
-            db.tidy();
+            db.trim();
         }
         if let Some(mut close) = closes.into_iter().next() {
             let outcome = close.job.run(&mut db).map_err(Failure::into_write_error);
-            drop(db); // whoever waits may open the folder again at once
+            drop(db); // the caller may open the directory again at once
             close.job.answer(outcome);
             return;
         }
@@ -224,19 +229,20 @@ impl Db {
         folder: Folder,
     ) -> Result<Self, StoreError> {
         let servers = journal::numbers(&connection).map_err(Failure::into_read_error)?;
+        let last_position = journal::last_position(&connection).map_err(Failure::into_read_error)?;
         let is_synced = true; // as `schema::open` left it
-        let schema::Meta { epoch, commits, is_new: was_new, .. } = meta;
+        let schema::Meta { epoch, commits, .. } = meta;
         let commit_mark = folder.commit_mark(epoch).map_err(|error| StoreError::Io(error.into()))?;
         Ok(Self {
             connection,
             epoch,
             options,
             clock,
-            was_new,
             servers,
-            standing: BTreeMap::new(),
-            tidied_at: None,
-            logged: COMMANDS_EACH,
+            last_position,
+            blocked: BlockedSinks::default(),
+            trimmed_at: None,
+            recorded: COMMANDS_PER_TRIM, // an earlier run may have stopped before it trimmed
             folder,
             is_synced,
             commits,
@@ -264,8 +270,10 @@ impl Db {
         self.transaction(request.mode == Mode::Synced, |db| request.job.run(db))
     }
 
+    /// Writes a group in one transaction. A request that is refused by itself has its own outcome.
+    ///
     /// # Errors
-    /// Nothing of the group was written; what one of it alone was refused for is its own outcome.
+    /// Nothing of the group was written.
     fn write_together(&mut self, group: &mut [Request]) -> Result<Vec<Result<(), StoreError>>, Failure> {
         for request in &*group {
             self.reserve(request)?;
@@ -287,7 +295,7 @@ impl Db {
         })
     }
 
-    /// Runs `work` in a transaction that is synced or not, and ends that in any case.
+    /// Runs `work` in a transaction, synced or not, which is committed or rolled back when this returns.
     pub fn transaction<T>(
         &mut self,
         is_synced: bool,
@@ -302,7 +310,7 @@ impl Db {
             if is_synced {
                 let mut statement =
                     self.connection.prepare_cached("UPDATE meta SET value = ?1 WHERE key = 'commits'")?;
-                statement.execute([journal::to_sql(self.commits + 1)])?;
+                statement.execute([to_sql(self.commits + 1)])?;
             }
             self.connection.execute_batch("COMMIT")?;
             Ok(value)
@@ -313,13 +321,13 @@ impl Db {
         if done.is_ok() && is_synced {
             self.commits += 1;
             if let Err(error) = self.commit_mark.note(self.commits) {
-                tracing::debug!(%error, "the number of commits could not be noted");
+                tracing::debug!(%error, "number of commits not recorded");
             }
         }
         done
     }
 
-    /// Sees to it that the server is known and has as many revisions in reserve as the request takes.
+    /// Ensures that the server of a commit has a row and enough reserved revisions.
     fn reserve(&mut self, request: &Request) -> Result<(), Failure> {
         match &request.revs {
             Some((server, count)) => journal::reserve(self, server, *count),
@@ -327,34 +335,34 @@ impl Db {
         }
     }
 
-    /// Lets go what may go: a batch of the journal or of commands now, and once a minute everything that is too old.
-    fn tidy(&mut self) {
+    /// Removes a batch of excess entries or commands, and once a minute everything that is too old.
+    fn trim(&mut self) {
         let now = self.clock.now();
-        let is_due = self.tidied_at.is_none_or(|at| now.millis_since(at) >= TIDY_EVERY_MILLIS || now < at);
+        let is_due = self.trimmed_at.is_none_or(|at| now.millis_since(at) >= TRIM_INTERVAL_MILLIS || now < at);
         if is_due {
-            self.tidied_at = Some(now);
+            self.trimmed_at = Some(now);
         }
         let is_crowded = match journal::usage(&self.connection) {
-            Ok(usage) => usage.journal_bytes > self.options.journal_bytes_max / 2,
+            Ok(usage) => usage.bytes > self.options.journal_bytes_max / 2,
             Err(_) => false,
         };
-        let has_many_commands = self.logged >= COMMANDS_EACH;
+        let has_many_commands = self.recorded >= COMMANDS_PER_TRIM;
         if !is_due && !is_crowded && !has_many_commands {
             return;
         }
-        let tidied = self.transaction(false, |db| {
+        let trimmed = self.transaction(false, |db| {
             if is_due || is_crowded {
                 journal::trim_batch(db, is_due)?;
             }
             if has_many_commands {
-                db.logged = 0;
-                commands::trim_excess(db, COMMANDS_MAX)?;
+                db.recorded = 0;
+                command_log::trim_excess(db, COMMANDS_MAX)?;
             }
-            if is_due { commands::trim(db) } else { Ok(()) }
+            if is_due { command_log::trim(db) } else { Ok(()) }
         });
-        if let Err(error) = tidied {
-            // Nothing is lost by it, and the next write tries again.
-            tracing::debug!(error = %error.into_write_error(), "old entries could not be let go");
+        if let Err(error) = trimmed {
+            // Harmless: the next write tries again.
+            tracing::debug!(error = %error.into_write_error(), "old entries not removed");
         }
     }
 
@@ -365,7 +373,7 @@ impl Db {
             .connection
             .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0).map(|n| n > 0))?;
         if is_blocked {
-            tracing::debug!("another program reads the state; its change log stays for the next start");
+            tracing::debug!("another program reads the state, its change log stays for the next start");
         }
         self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map(drop)?;
         self.folder.mark_clean().map_err(|error| StoreError::Io(error.into()))?;

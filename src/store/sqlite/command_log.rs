@@ -1,28 +1,73 @@
-//! The command log: what came, what was begun, what was answered, and which answers are to be sent.
-//!
-//! An id is remembered for a day from when it came; without a result it stays until it has one.
+//! The command log in SQL.
 
-use rusqlite::{OptionalExtension, Row, params};
+use async_trait::async_trait;
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::journal::{from_sql, hash_from_sql, to_sql, unreadable};
-use super::thread::{Db, Failure};
-use super::{ANSWERS_BYTES_MAX, ASKERS_MAX, COMMAND_MEMORY};
+use super::super::{COMMAND_MEMORY, RESULTS_BYTES_MAX, WAITERS_MAX};
+use super::SqliteStore;
+use super::columns::{from_sql, hash_from_sql, server_from_sql, to_sql, unreadable};
+use super::writer::{Db, Failure, Mode};
 use crate::model::{CommandId, InfoHash, OutcomeStatus, ServerName, SinkName, Timestamp, Verb};
 use crate::port::{
-    LoggedCommand, LoggedResult, RESULTS_BYTES, Recorded, ReplyTo, ResultBacklog, StoreError, UnsentResult,
+    CommandLog, LoggedCommand, LoggedResult, RESULTS_BYTES, Recorded, ReplyTo, ResultBacklog, StoreError, UnsentResult,
 };
 
-/// So many are forgotten at once.
+/// Limit on the commands forgotten at once.
 const TRIM_MAX: u32 = 2_000;
 
-/// As it stands in the table, where the bridge itself is ''.
+#[async_trait]
+impl CommandLog for SqliteStore {
+    async fn record_commands(
+        &self,
+        commands: Vec<(LoggedCommand, Option<LoggedResult>)>,
+    ) -> Result<Vec<Recorded>, StoreError> {
+        self.write(Mode::Synced, move |db| {
+            commands.iter().map(|(command, result)| record(db, command, result.as_ref())).collect()
+        })
+        .await
+    }
+
+    async fn start_command(&self, server: Option<&ServerName>, id: &CommandId) -> Result<(), StoreError> {
+        let (server, id) = (server.cloned(), id.clone());
+        self.write(Mode::Synced, move |db| start(db, server.as_ref(), &id)).await
+    }
+
+    async fn finish_command(
+        &self,
+        server: Option<&ServerName>,
+        id: &CommandId,
+        result: LoggedResult,
+    ) -> Result<(), StoreError> {
+        let (server, id) = (server.cloned(), id.clone());
+        self.write(Mode::Synced, move |db| finish(db, server.as_ref(), &id, &result)).await
+    }
+
+    async fn unfinished_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {
+        self.read(|db| unfinished(&db.connection)).await
+    }
+
+    async fn unsent_results(&self, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
+        let sink = sink.clone();
+        self.read(move |db| unsent(&db.connection, &sink, after, limit)).await
+    }
+
+    async fn result_backlog(&self, sink: &SinkName) -> Result<ResultBacklog, StoreError> {
+        let sink = sink.clone();
+        self.read(move |db| backlog(&db.connection, &sink)).await
+    }
+
+    async fn mark_results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError> {
+        self.write(Mode::Lazy, move |db| mark_sent(&db.connection, &numbers)).await
+    }
+}
+
+/// The server column, where the bridge itself is ''.
 fn key(server: Option<&ServerName>) -> &str {
     server.map_or("", ServerName::as_str)
 }
 
-fn server_from_sql(name: &str) -> rusqlite::Result<Option<ServerName>> {
-    let parse = |name| ServerName::parse(name).map_err(|e| unreadable(e.into()));
-    (!name.is_empty()).then(|| parse(name)).transpose()
+fn key_from_sql(name: &str) -> rusqlite::Result<Option<ServerName>> {
+    (!name.is_empty()).then(|| server_from_sql(name)).transpose()
 }
 
 fn reply_to_sql(reply: Option<&ReplyTo>) -> Option<String> {
@@ -30,21 +75,21 @@ fn reply_to_sql(reply: Option<&ReplyTo>) -> Option<String> {
 }
 
 fn reply_from_sql(text: Option<&str>) -> rusqlite::Result<Option<ReplyTo>> {
-    text.map(|text| serde_json::from_str(text).map_err(|e| unreadable(e.into()))).transpose()
+    text.map(|text| serde_json::from_str(text).map_err(unreadable)).transpose()
 }
 
 fn status_to_sql(status: OutcomeStatus) -> String {
     let value = serde_json::to_value(status).expect("a status is plain JSON");
-    value.as_str().expect("a status is a word").to_owned()
+    value.as_str().expect("a status is a JSON string").to_owned()
 }
 
-/// The moment before which a finished command has to have come to be forgotten now.
-fn forgotten_before(db: &Db) -> i64 {
+/// The time of arrival up to which finished commands are forgotten now.
+fn forgotten_until(db: &Db) -> i64 {
     db.clock.now().as_millis().saturating_sub(COMMAND_MEMORY.as_millis() as i64)
 }
 
-/// Many may come at once, and most of a flood is refused: so a new one takes as few statements as it can.
-pub(super) fn log(db: &mut Db, command: &LoggedCommand, answer: Option<&LoggedResult>) -> Result<Recorded, Failure> {
+// Many may come at once, and most of a flood is refused, so a new one takes as few statements as possible.
+fn record(db: &mut Db, command: &LoggedCommand, result: Option<&LoggedResult>) -> Result<Recorded, Failure> {
     let LoggedCommand { id, server, origin, hash, verb, body, received_at, expires_at, reply, is_started } = command;
     let server = key(server.as_ref());
     let sql = "SELECT result, received_at FROM commands WHERE server = ?1 AND id = ?2";
@@ -52,20 +97,20 @@ pub(super) fn log(db: &mut Db, command: &LoggedCommand, answer: Option<&LoggedRe
     let known = db.connection.prepare_cached(sql)?.query_row((server, id.as_str()), read).optional()?;
     let reply = reply_to_sql(reply.as_ref());
     match known {
-        Some((Some(result), received_at)) if received_at > forgotten_before(db) => {
-            queue_result(db, origin.as_str(), server, &result, reply.as_deref())?;
+        Some((Some(result), received_at)) if received_at > forgotten_until(db) => {
+            queue_result(&db.connection, origin.as_str(), server, &result, reply.as_deref())?;
             return Ok(Recorded::Answered);
         }
         Some((Some(_), _)) => {
             let sql = "DELETE FROM commands WHERE server = ?1 AND id = ?2";
             db.connection.prepare_cached(sql)?.execute((server, id.as_str()))?;
         }
-        Some((None, _)) => return ask_too(db, origin.as_str(), server, id, reply.as_deref()),
+        Some((None, _)) => return add_waiter(db, origin.as_str(), server, id, reply.as_deref()),
         None => {}
     }
     let sql = "INSERT INTO commands (server, id, origin, hash, verb, body, received_at, expires_at, reply, is_started, \
                status, result) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
-    let body: &[u8] = if answer.is_some() { &[] } else { body };
+    let body: &[u8] = if result.is_some() { &[] } else { body };
     db.connection.prepare_cached(sql)?.execute(params![
         server,
         id.as_str(),
@@ -77,35 +122,40 @@ pub(super) fn log(db: &mut Db, command: &LoggedCommand, answer: Option<&LoggedRe
         expires_at.as_millis(),
         reply,
         is_started,
-        answer.map(|answer| status_to_sql(answer.status)),
-        answer.map(|answer| &answer.body[..]),
+        result.map(|result| status_to_sql(result.status)),
+        result.map(|result| &result.body[..]),
     ])?;
-    if let Some(answer) = answer {
-        queue_result(db, origin.as_str(), server, &answer.body, reply.as_deref())?;
+    if let Some(result) = result {
+        queue_result(&db.connection, origin.as_str(), server, &result.body, reply.as_deref())?;
     }
-    db.logged += 1;
+    db.recorded += 1;
     Ok(Recorded::New)
 }
 
-fn queue_result(db: &Db, sink: &str, server: &str, result: &[u8], reply: Option<&str>) -> Result<(), Failure> {
+fn queue_result(
+    connection: &Connection,
+    sink: &str,
+    server: &str,
+    result: &[u8],
+    reply: Option<&str>,
+) -> Result<(), Failure> {
     let sql = "INSERT INTO results (sink, server, body, reply) VALUES (?1, ?2, ?3, ?4)";
-    db.connection.prepare_cached(sql)?.execute((sink, server, result, reply))?;
+    connection.prepare_cached(sql)?.execute((sink, server, result, reply))?;
     Ok(())
 }
 
-/// Notes who else is to be answered. What comes again by the same sink with the same address is the same question:
-/// one result answers it.
-fn ask_too(db: &Db, sink: &str, server: &str, id: &CommandId, reply: Option<&str>) -> Result<Recorded, Failure> {
+/// Notes a further sender. The same address of the same sink gets one result, however often it asks.
+fn add_waiter(db: &Db, sink: &str, server: &str, id: &CommandId, reply: Option<&str>) -> Result<Recorded, Failure> {
     let sql = "SELECT EXISTS (SELECT 1 FROM commands WHERE server = ?1 AND id = ?2 AND origin = ?3 AND reply IS ?4) \
-               OR EXISTS (SELECT 1 FROM askers WHERE server = ?1 AND id = ?2 AND sink = ?3 AND reply IS ?4), \
-               (SELECT count(*) FROM askers WHERE server = ?1 AND id = ?2)";
+               OR EXISTS (SELECT 1 FROM waiters WHERE server = ?1 AND id = ?2 AND sink = ?3 AND reply IS ?4), \
+               (SELECT count(*) FROM waiters WHERE server = ?1 AND id = ?2)";
     let read = |row: &Row<'_>| Ok((row.get::<_, bool>(0)?, row.get::<_, i64>(1)?.unsigned_abs()));
     match db.connection.prepare_cached(sql)?.query_row((server, id.as_str(), sink, reply), read)? {
         (true, _) => Ok(Recorded::Running),
-        // Without an address there is one for each sink, and no more.
-        (false, askers) if reply.is_some() && askers >= ASKERS_MAX => Ok(Recorded::WaitersFull),
+        // Without a reply address there is one per sink, so that number is bounded.
+        (false, waiters) if reply.is_some() && waiters >= WAITERS_MAX => Ok(Recorded::WaitersFull),
         (false, _) => {
-            let sql = "INSERT INTO askers (server, id, sink, reply) VALUES (?1, ?2, ?3, ?4)";
+            let sql = "INSERT INTO waiters (server, id, sink, reply) VALUES (?1, ?2, ?3, ?4)";
             db.connection.prepare_cached(sql)?.execute((server, id.as_str(), sink, reply))?;
             Ok(Recorded::Running)
         }
@@ -116,7 +166,7 @@ fn unknown(id: &CommandId) -> Failure {
     StoreError::Io(format!("command {id} is not in the log").into()).into()
 }
 
-pub(super) fn start(db: &Db, server: Option<&ServerName>, id: &CommandId) -> Result<(), Failure> {
+fn start(db: &Db, server: Option<&ServerName>, id: &CommandId) -> Result<(), Failure> {
     let sql = "UPDATE commands SET is_started = 1 WHERE server = ?1 AND id = ?2";
     match db.connection.prepare_cached(sql)?.execute((key(server), id.as_str()))? {
         0 => Err(unknown(id)),
@@ -124,14 +174,8 @@ pub(super) fn start(db: &Db, server: Option<&ServerName>, id: &CommandId) -> Res
     }
 }
 
-/// The first result is the one that counts; another one changes nothing.
-pub(super) fn finish(
-    db: &Db,
-    server: Option<&ServerName>,
-    id: &CommandId,
-    answer: &LoggedResult,
-) -> Result<(), Failure> {
-    let LoggedResult { status, body: result } = answer;
+fn finish(db: &Db, server: Option<&ServerName>, id: &CommandId, result: &LoggedResult) -> Result<(), Failure> {
+    let LoggedResult { status, body: result } = result;
     let result: &[u8] = result;
     let server = key(server);
     let sql = "SELECT origin, reply, result IS NOT NULL FROM commands WHERE server = ?1 AND id = ?2";
@@ -144,23 +188,25 @@ pub(super) fn finish(
     }
     let sql = "UPDATE commands SET status = ?3, result = ?4, body = x'' WHERE server = ?1 AND id = ?2";
     db.connection.prepare_cached(sql)?.execute((server, id.as_str(), status_to_sql(*status), result))?;
-    queue_result(db, &origin, server, result, reply.as_deref())?;
+    queue_result(&db.connection, &origin, server, result, reply.as_deref())?;
     let sql = "INSERT INTO results (sink, server, body, reply) \
-               SELECT sink, server, ?3, reply FROM askers WHERE server = ?1 AND id = ?2 ORDER BY number";
+               SELECT sink, server, ?3, reply FROM waiters WHERE server = ?1 AND id = ?2 ORDER BY number";
     db.connection.prepare_cached(sql)?.execute((server, id.as_str(), result))?;
-    db.connection.prepare_cached("DELETE FROM askers WHERE server = ?1 AND id = ?2")?.execute((server, id.as_str()))?;
+    db.connection
+        .prepare_cached("DELETE FROM waiters WHERE server = ?1 AND id = ?2")?
+        .execute((server, id.as_str()))?;
     Ok(())
 }
 
-pub(super) fn open(db: &Db) -> Result<Vec<LoggedCommand>, Failure> {
+fn unfinished(connection: &Connection) -> Result<Vec<LoggedCommand>, Failure> {
     let sql = "SELECT id, server, origin, hash, verb, body, received_at, expires_at, reply, is_started \
                FROM commands WHERE result IS NULL ORDER BY number";
-    let mut statement = db.connection.prepare_cached(sql)?;
+    let mut statement = connection.prepare_cached(sql)?;
     let rows = statement.query_map([], |row| {
         Ok(LoggedCommand {
-            id: CommandId::parse(row.get_ref(0)?.as_str()?).map_err(|e| unreadable(e.into()))?,
-            server: server_from_sql(row.get_ref(1)?.as_str()?)?,
-            origin: SinkName::recall(row.get_ref(2)?.as_str()?).map_err(|e| unreadable(e.into()))?,
+            id: CommandId::parse(row.get_ref(0)?.as_str()?).map_err(unreadable)?,
+            server: key_from_sql(row.get_ref(1)?.as_str()?)?,
+            origin: SinkName::recall(row.get_ref(2)?.as_str()?).map_err(unreadable)?,
             hash: row.get_ref(3)?.as_blob_or_null()?.map(hash_from_sql).transpose()?,
             verb: row.get_ref(4)?.as_str_or_null()?.and_then(Verb::parse),
             body: row.get::<_, Vec<u8>>(5)?.into(),
@@ -173,14 +219,14 @@ pub(super) fn open(db: &Db) -> Result<Vec<LoggedCommand>, Failure> {
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-pub(super) fn unsent(db: &Db, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, Failure> {
+fn unsent(connection: &Connection, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, Failure> {
     let sql =
         "SELECT number, server, body, reply FROM results WHERE sink = ?1 AND number > ?2 ORDER BY number LIMIT ?3";
-    let mut statement = db.connection.prepare_cached(sql)?;
+    let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query_map((sink.as_str(), after, limit), |row| {
         Ok(UnsentResult {
             number: row.get(0)?,
-            server: server_from_sql(row.get_ref(1)?.as_str()?)?,
+            server: key_from_sql(row.get_ref(1)?.as_str()?)?,
             body: row.get::<_, Vec<u8>>(2)?.into(),
             reply: reply_from_sql(row.get_ref(3)?.as_str_or_null()?)?,
         })
@@ -195,34 +241,34 @@ pub(super) fn unsent(db: &Db, sink: &SinkName, after: i64, limit: u16) -> Result
     Ok(results)
 }
 
-pub(super) fn waiting(db: &Db, sink: &SinkName) -> Result<ResultBacklog, Failure> {
+fn backlog(connection: &Connection, sink: &SinkName) -> Result<ResultBacklog, Failure> {
     let sql = "SELECT count(*), coalesce(sum(length(body)), 0) FROM results WHERE sink = ?1";
-    let mut statement = db.connection.prepare_cached(sql)?;
+    let mut statement = connection.prepare_cached(sql)?;
     let read = |row: &Row<'_>| Ok(ResultBacklog { count: from_sql(row.get(0)?), bytes: from_sql(row.get(1)?) });
     Ok(statement.query_row([sink.as_str()], read)?)
 }
 
-pub(super) fn sent(db: &Db, numbers: &[i64]) -> Result<(), Failure> {
-    let mut statement = db.connection.prepare_cached("DELETE FROM results WHERE number = ?1")?;
+fn mark_sent(connection: &Connection, numbers: &[i64]) -> Result<(), Failure> {
+    let mut statement = connection.prepare_cached("DELETE FROM results WHERE number = ?1")?;
     for number in numbers {
         statement.execute([number])?;
     }
     Ok(())
 }
 
-/// Forgets finished commands that are older than a day, and the oldest of too many bytes.
+/// Forgets finished commands that are too old, and the oldest of too many bytes.
 pub(super) fn trim(db: &Db) -> Result<(), Failure> {
     let sql = "DELETE FROM commands WHERE number IN \
                (SELECT number FROM commands WHERE result IS NOT NULL AND received_at <= ?1 LIMIT ?2)";
-    db.connection.execute(sql, (forgotten_before(db), TRIM_MAX))?;
+    db.connection.execute(sql, (forgotten_until(db), TRIM_MAX))?;
     let sql = "DELETE FROM commands WHERE number IN (SELECT number FROM (SELECT number, sum(length(result)) OVER \
                (ORDER BY number DESC) AS bytes FROM commands WHERE result IS NOT NULL) WHERE bytes > ?1)";
-    db.connection.execute(sql, [to_sql(ANSWERS_BYTES_MAX)])?;
+    db.connection.execute(sql, [to_sql(RESULTS_BYTES_MAX)])?;
     Ok(())
 }
 
-/// Forgets finished commands that came before the last `max`, some at a time: all that a flood left would keep whoever
-/// writes waiting for seconds.
+/// Forgets finished commands that came before the last `max`, a batch at a time: forgetting all that a flood left
+/// would delay writes for seconds.
 pub(super) fn trim_excess(db: &Db, max: u64) -> Result<(), Failure> {
     let sql = "DELETE FROM commands WHERE number IN (SELECT number FROM commands WHERE result IS NOT NULL \
                AND number <= (SELECT max(number) FROM commands) - ?1 ORDER BY number LIMIT ?2)";

@@ -1,4 +1,4 @@
-//! The file's format: what makes it ours, its tables, and how a file is opened, checked and made.
+//! The file's format: its marks, its tables, and how a file is opened, checked, migrated and created.
 //!
 //! A step of `STEPS` is never changed once released: a new format is one more step, and
 //! `user_version` counts the steps that a file has been through.
@@ -6,19 +6,21 @@
 use std::path::Path;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Row, TransactionBehavior};
 
-use super::Recovery;
+use super::super::Recovery;
+use super::BUSY_TIMEOUT;
+use super::columns::from_sql;
 use super::folder::Folder;
-use super::thread::Failure;
+use super::writer::Failure;
 use crate::model::{Epoch, Timestamp};
 use crate::port::StoreError;
 
-/// "dTor": what `file` and `PRAGMA application_id` show of our files.
+/// "dTor", which `file` and `PRAGMA application_id` show of these files.
 const APPLICATION_ID: i64 = 0x6454_6f72;
 
-/// Numbers are not given twice: entries and revisions are numbered by `servers`, and the rest
-/// by AUTOINCREMENT, without which the highest number is given again after its row is gone.
+/// Numbers are not used twice: entries and revisions are numbered by `servers`, and the rest
+/// by AUTOINCREMENT, without which SQLite uses the highest number again after its row is gone.
 const STEPS: &[&str] = &[
     "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
@@ -131,9 +133,27 @@ const STEPS: &[&str] = &[
     ) STRICT;
     ALTER TABLE servers ADD COLUMN reset INTEGER NOT NULL DEFAULT 0; -- journal_reset is owed: 1; was told: 2
 ",
+    // Names as the documentation has them.
+    "
+    ALTER TABLE servers RENAME COLUMN is_used TO has_commits;       -- a change set was committed
+    ALTER TABLE servers RENAME COLUMN reset TO journal_reset;       -- pending: 1; was emitted in this epoch: 2
+    ALTER TABLE told RENAME TO snapshot;
+    ALTER TABLE snapshot RENAME COLUMN memory TO diff_state;
+    ALTER TABLE retained RENAME TO retained_topics;
+    ALTER TABLE retained_topics RENAME COLUMN name TO topic;
+    ALTER TABLE sinks RENAME COLUMN search TO retained_scan;        -- pending: 1; and of the first run of this file: 2
+    ALTER TABLE sinks RENAME COLUMN is_careful TO has_strict_ordering;
+    ALTER TABLE memories RENAME TO projections;
+    ALTER TABLE projections RENAME COLUMN memory TO state;
+    ALTER TABLE askers RENAME TO waiters;
+    DROP INDEX askers_of_command;
+    CREATE INDEX waiters_of_command ON waiters (server, id, number);
+    DROP INDEX open_commands;
+    CREATE INDEX unfinished_commands ON commands (number) WHERE result IS NULL;
+",
 ];
 
-/// Opens the folder's database, or makes one where there is none that can be used.
+/// Opens the directory's database, or creates one where there is none that can be used.
 pub(super) fn open(folder: &Folder, now: Timestamp) -> Result<(Connection, Meta, Recovery), StoreError> {
     let io = |error: std::io::Error| StoreError::Io(error.into());
     let was_used = folder.was_used().map_err(io)?;
@@ -147,7 +167,7 @@ pub(super) fn open(folder: &Folder, now: Timestamp) -> Result<(Connection, Meta,
         None | Some(0) if !was_used && !has_log => Found::Nothing,
         None => Found::Lost { reason: "the file is gone".to_owned(), is_file: has_log },
         Some(0) => Found::Lost { reason: "the file is empty".to_owned(), is_file: true },
-        Some(_) => look(folder, was_used, was_clean)?,
+        Some(_) => check(folder, was_used, was_clean)?,
     };
     let mut connection = match found {
         Found::Usable(connection) => connection,
@@ -166,7 +186,7 @@ pub(super) fn open(folder: &Folder, now: Timestamp) -> Result<(Connection, Meta,
         folder.mark_used().map_err(io)?;
     }
     let meta = meta(&connection).map_err(Failure::into_read_error)?;
-    recovery.is_new = meta.is_new;
+    recovery.is_new = !has_commits(&connection).map_err(Failure::into_read_error)?;
     recovery.lost |= meta.was_lost;
     Ok((connection, meta, recovery))
 }
@@ -174,15 +194,15 @@ pub(super) fn open(folder: &Folder, now: Timestamp) -> Result<(Connection, Meta,
 enum Found {
     Nothing,
     Usable(Connection),
-    /// A file that is ours and whole is not there.
+    /// There is no file, or none that can be used.
     Lost {
         reason: String,
         is_file: bool,
     },
 }
 
-/// Opens a file that is there and judges it. Only damage is `Lost`; what may pass is an error.
-fn look(folder: &Folder, was_used: bool, was_clean: bool) -> Result<Found, StoreError> {
+/// Opens a file that is there and checks it. Only damage is `Lost`; a failure that may pass is an error.
+fn check(folder: &Folder, was_used: bool, was_clean: bool) -> Result<Found, StoreError> {
     let database = &folder.database();
     let lost = |reason: String| Ok(Found::Lost { reason, is_file: true });
     let judged = connect(database).and_then(|connection| {
@@ -201,7 +221,7 @@ fn look(folder: &Folder, was_used: bool, was_clean: bool) -> Result<Found, Store
         Ok((_, Verdict::Bad(reason))) => lost(reason),
         Ok((_, Verdict::Newer(version))) => Err(StoreError::Corrupt {
             reason: format!(
-                "{} was written by a newer dtorrent (format {version}, this one knows {}): use that one, or another data_dir",
+                "{} was written by a newer dtorrent (format {version}, this one knows {}): use the newer version, or another data_dir",
                 database.display(),
                 STEPS.len()
             ),
@@ -221,7 +241,7 @@ fn judge(connection: &Connection, was_used: bool, was_clean: bool) -> Result<Ver
     let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
     let tables = number("SELECT count(*) FROM sqlite_schema")?;
     if tables == 0 && !was_used {
-        return Ok(Verdict::Good); // killed while it was being made: nothing was ever in it
+        return Ok(Verdict::Good); // killed while it was being created: nothing was ever in it
     }
     if number("PRAGMA application_id")? != APPLICATION_ID {
         return Ok(Verdict::Bad("the file is a database of another program".to_owned()));
@@ -231,9 +251,9 @@ fn judge(connection: &Connection, was_used: bool, was_clean: bool) -> Result<Ver
         return Ok(Verdict::Newer(version));
     }
     if !was_clean {
-        let word: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        if word != "ok" {
-            return Ok(Verdict::Bad(word));
+        let answer: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        if answer != "ok" {
+            return Ok(Verdict::Bad(answer));
         }
     }
     Ok(match meta(connection) {
@@ -248,20 +268,20 @@ fn connect(database: &Path) -> Result<Connection, StoreError> {
         let connection = Connection::open(database)?;
         // A damaged file keeps its change log as it was found; `close` empties it.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-        connection.busy_timeout(std::time::Duration::from_secs(5))?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.set_prepared_statement_cache_capacity(64);
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?; // before the first page is written
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "wal_autocheckpoint", 4_000)?;
-        connection.pragma_update(None, "cache_size", -1_024)?; // KiB; what else is read comes from the system's cache
+        connection.pragma_update(None, "cache_size", -1_024)?; // KiB; other pages come from the system's cache
         Ok(connection)
     };
     open().map_err(Failure::into_read_error)
 }
 
-/// Takes the file through the steps it has not seen; a file without any is made ours first.
+/// Takes the file through the steps it has not seen; a file without any gets its marks too.
 fn migrate(connection: &mut Connection, lost: bool) -> Result<(), Failure> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let done: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
@@ -280,27 +300,29 @@ fn migrate(connection: &mut Connection, lost: bool) -> Result<(), Failure> {
     Ok(transaction.commit()?)
 }
 
+/// The identity of a file, readable in every format.
 pub(super) struct Meta {
     pub epoch: Epoch,
-    /// Synced ones.
+    /// Number of synced commits.
     pub commits: u64,
-    /// No tick was committed yet.
-    pub is_new: bool,
     /// An earlier state was lost before this one.
     was_lost: bool,
 }
 
 fn meta(connection: &Connection) -> Result<Meta, Failure> {
-    let sql = "SELECT (SELECT value FROM meta WHERE key = 'lost'), NOT EXISTS (SELECT 1 FROM servers WHERE is_used), \
-               coalesce((SELECT value FROM meta WHERE key = 'commits'), 0), value FROM meta WHERE key = 'epoch'";
-    let read = |row: &rusqlite::Row<'_>| {
-        let (was_lost, is_new, epoch) = (row.get(0)?, row.get(1)?, Epoch(row.get(3)?));
-        Ok(Meta { epoch, commits: row.get::<_, i64>(2)?.unsigned_abs(), is_new, was_lost })
-    };
+    let sql = "SELECT value, coalesce((SELECT value FROM meta WHERE key = 'commits'), 0), \
+               (SELECT value FROM meta WHERE key = 'lost') FROM meta WHERE key = 'epoch'";
+    let read =
+        |row: &Row<'_>| Ok(Meta { epoch: Epoch(row.get(0)?), commits: from_sql(row.get(1)?), was_lost: row.get(2)? });
     Ok(connection.query_row(sql, [], read)?)
 }
 
-/// Whether the file itself is damaged, as opposed to what it stands on.
+fn has_commits(connection: &Connection) -> Result<bool, Failure> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM servers WHERE has_commits)";
+    Ok(connection.query_row(sql, [], |row| row.get(0))?)
+}
+
+/// Whether the file itself is damaged, as opposed to the disk it is on.
 pub(super) fn is_damage(code: ErrorCode) -> bool {
     matches!(code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
 }

@@ -1,0 +1,139 @@
+//! The conformance suite of [`CommandLog`](crate::port::CommandLog).
+
+use super::*;
+
+#[tokio::test]
+async fn commands_recorded_together_have_an_answer_each() {
+    on_each(Options::default(), async |store, clock| {
+        let refused = LoggedResult { status: OutcomeStatus::Refused, body: Bytes::from_static(b"no") };
+        let all = ["one", "two", "one"].map(|id| command(id, "bus", clock.now()));
+        let [one, two, again] = all.clone();
+        let admissions =
+            store.record_commands(vec![(one, None), (two, Some(refused)), (again.clone(), None)]).await.unwrap();
+        assert_eq!(admissions, [Recorded::New, Recorded::New, Recorded::Running]);
+        assert_eq!(store.unfinished_commands().await.unwrap(), [again]);
+        let unsent = store.unsent_results(&sink("bus"), 0, 10).await.unwrap();
+        assert_eq!(unsent.iter().map(|result| &result.body[..]).collect::<Vec<_>>(), [b"no"]);
+        assert!(store.unsent_results(&sink("bus"), unsent[0].number, 10).await.unwrap().is_empty());
+        assert_eq!(record(store, command("two", "bus", clock.now()), None).await, Recorded::Answered);
+        let more = store.unsent_results(&sink("bus"), unsent[0].number, 10).await.unwrap();
+        assert_eq!(more.len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_command_repeated_while_it_runs_is_answered_with_the_first_up_to_a_limit() {
+    on_each(Options::default(), async |store, clock| {
+        let (home, mqtt, bus) = (server("home"), sink("mqtt"), sink("bus"));
+        let to = |topic: &str| Some(ReplyTo { topic: topic.to_owned(), correlation: None });
+        let from = |sink: &str, reply| LoggedCommand { reply, ..command("c1", sink, clock.now()) };
+        let admitted = async |command: LoggedCommand| record(store, command, None).await;
+        assert_eq!(admitted(from("mqtt", to("a"))).await, Recorded::New);
+        for again in [
+            from("mqtt", to("a")),
+            from("mqtt", to("b")),
+            from("mqtt", to("b")),
+            from("mqtt", None),
+            from("bus", to("a")),
+            from("bus", None),
+        ] {
+            assert_eq!(admitted(again).await, Recorded::Running);
+        }
+        for number in 4..WAITERS_MAX {
+            assert_eq!(admitted(from("bus", to(&number.to_string()))).await, Recorded::Running);
+        }
+        assert_eq!(admitted(from("bus", to("one more"))).await, Recorded::WaitersFull);
+        assert_eq!(admitted(from("mqtt", to("a"))).await, Recorded::Running);
+        assert_eq!(admitted(from("page", None)).await, Recorded::Running);
+        assert_eq!(store.unfinished_commands().await.unwrap().len(), 1);
+
+        let done = LoggedResult { status: OutcomeStatus::Ok, body: Bytes::from_static(b"done") };
+        let id = CommandId::parse("c1").unwrap();
+        for _ in 0..2 {
+            store.finish_command(Some(&home), &id, done.clone()).await.unwrap();
+        }
+        let topics = async |sink: &SinkName| {
+            let unsent = store.unsent_results(sink, 0, 1_000).await.unwrap();
+            assert!(unsent.iter().all(|result| result.body == done.body && result.server.as_ref() == Some(&home)));
+            unsent.into_iter().map(|result| result.reply.map(|reply| reply.topic)).collect::<Vec<_>>()
+        };
+        assert_eq!(topics(&mqtt).await, [Some("a".to_owned()), Some("b".to_owned()), None]);
+        let of_bus = topics(&bus).await;
+        assert_eq!(of_bus[..2], [Some("a".to_owned()), None]);
+        assert_eq!(of_bus.len() as u64, WAITERS_MAX - 2);
+        assert_eq!(admitted(from("mqtt", to("c"))).await, Recorded::Answered);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_command_is_executed_once_a_day_and_answered_whenever_it_comes() {
+    on_each(Options::default(), async |store, clock| {
+        let (home, mqtt, bus) = (server("home"), sink("mqtt"), sink("bus"));
+        let first = command("c1", "mqtt", clock.now());
+        let to_bridge = LoggedCommand { server: None, hash: None, verb: None, reply: None, ..first.clone() };
+        assert_eq!(record(store, first.clone(), None).await, Recorded::New);
+        assert_eq!(record(store, first.clone(), None).await, Recorded::Running);
+        assert_eq!(record(store, to_bridge.clone(), None).await, Recorded::New);
+        assert_eq!(store.unfinished_commands().await.unwrap(), [first.clone(), to_bridge.clone()]);
+
+        store.start_command(Some(&home), &first.id).await.unwrap();
+        let started = LoggedCommand { is_started: true, ..first.clone() };
+        assert_eq!(store.unfinished_commands().await.unwrap(), [started, to_bridge]);
+
+        let done = Bytes::from_static(b"{\"status\":\"ok\"}");
+        store
+            .finish_command(Some(&home), &first.id, LoggedResult { status: OutcomeStatus::Ok, body: done.clone() })
+            .await
+            .unwrap();
+        let other = Bytes::from_static(b"another");
+        store
+            .finish_command(Some(&home), &first.id, LoggedResult { status: OutcomeStatus::Error, body: other.clone() })
+            .await
+            .unwrap();
+        store
+            .finish_command(None, &first.id, LoggedResult { status: OutcomeStatus::Refused, body: other.clone() })
+            .await
+            .unwrap();
+        assert!(store.unfinished_commands().await.unwrap().is_empty());
+        let unsent = store.unsent_results(&mqtt, 0, 10).await.unwrap();
+        let shown: Vec<_> = unsent.iter().map(|u| (u.server.clone(), u.body.clone(), u.reply.clone())).collect();
+        assert_eq!(shown, [(Some(home.clone()), done.clone(), first.reply.clone()), (None, other, None)]);
+        assert_eq!(store.unsent_results(&mqtt, 0, 1).await.unwrap(), unsent[..1]);
+        store.mark_results_sent(vec![unsent[0].number]).await.unwrap();
+        assert_eq!(store.unsent_results(&mqtt, 0, 10).await.unwrap(), unsent[1..]);
+
+        clock.forward(Duration::from_secs(24 * 3600 - 1));
+        let again = LoggedCommand { reply: None, ..command("c1", "bus", clock.now()) };
+        assert_eq!(record(store, again.clone(), None).await, Recorded::Answered);
+        let unsent = store.unsent_results(&bus, 0, 10).await.unwrap();
+        assert_eq!((&unsent[0].body, &unsent[0].reply), (&done, &None));
+
+        clock.forward(Duration::from_secs(1));
+        assert_eq!(record(store, again, None).await, Recorded::New);
+        let nobody = CommandId::parse("nobody").unwrap();
+        assert!(store.start_command(Some(&home), &nobody).await.is_err());
+        assert!(
+            store.finish_command(None, &nobody, LoggedResult { status: OutcomeStatus::Ok, body: done }).await.is_err()
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn unsent_results_are_counted_for_each_sink() {
+    on_each(Options::default(), async |store, clock| {
+        let mqtt = sink("mqtt");
+        assert_eq!(store.result_backlog(&mqtt).await.unwrap(), ResultBacklog::default());
+        let answer = || LoggedResult { status: OutcomeStatus::Refused, body: Bytes::from_static(b"12345") };
+        for (id, origin) in [("1", "mqtt"), ("2", "mqtt"), ("3", "bus"), ("1", "mqtt")] {
+            record(store, command(id, origin, clock.now()), Some(answer())).await;
+        }
+        assert_eq!(store.result_backlog(&mqtt).await.unwrap(), ResultBacklog { count: 3, bytes: 15 });
+        let first = store.unsent_results(&mqtt, 0, 1).await.unwrap()[0].number;
+        store.mark_results_sent(vec![first]).await.unwrap();
+        assert_eq!(store.result_backlog(&mqtt).await.unwrap(), ResultBacklog { count: 2, bytes: 10 });
+    })
+    .await;
+}

@@ -1,0 +1,164 @@
+//! The command log in memory.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::super::{COMMAND_MEMORY, COMMANDS_MAX, RESULTS_BYTES_MAX, WAITERS_MAX};
+use super::{MemoryStore, State};
+use crate::model::{CommandId, ServerName, SinkName, Timestamp};
+use crate::port::{
+    CommandLog, LoggedCommand, LoggedResult, RESULTS_BYTES, Recorded, ReplyTo, ResultBacklog, StoreError, UnsentResult,
+};
+
+#[derive(Clone)]
+pub(super) struct Command {
+    logged: LoggedCommand,
+    result: Option<Bytes>,
+    /// Further senders of the same id while it was being executed.
+    waiters: Vec<(SinkName, Option<ReplyTo>)>,
+}
+
+#[async_trait]
+impl CommandLog for MemoryStore {
+    async fn record_commands(
+        &self,
+        commands: Vec<(LoggedCommand, Option<LoggedResult>)>,
+    ) -> Result<Vec<Recorded>, StoreError> {
+        let mut state = self.state();
+        state.forget_commands(self.clock.now());
+        commands.into_iter().map(|(command, result)| state.record(command, result)).collect()
+    }
+
+    async fn start_command(&self, server: Option<&ServerName>, id: &CommandId) -> Result<(), StoreError> {
+        let mut state = self.state();
+        state.command(server, id).ok_or_else(|| unknown(id))?.logged.is_started = true;
+        Ok(())
+    }
+
+    async fn finish_command(
+        &self,
+        server: Option<&ServerName>,
+        id: &CommandId,
+        result: LoggedResult,
+    ) -> Result<(), StoreError> {
+        self.state().finish(server, id, result)
+    }
+
+    async fn unfinished_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {
+        let state = self.state();
+        let unfinished = state.commands.iter().filter(|command| command.result.is_none());
+        Ok(unfinished.map(|command| command.logged.clone()).collect())
+    }
+
+    async fn unsent_results(&self, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
+        let state = self.state();
+        let later = state.results.range(after.saturating_add(1)..).map(|(_, result)| result);
+        let unsent = later.filter(|(of, _)| of == sink).map(|(_, result)| result.clone());
+        let mut bytes = 0;
+        let has_room = |result: &UnsentResult| {
+            let has_room = bytes < RESULTS_BYTES;
+            bytes += result.body.len();
+            has_room
+        };
+        Ok(unsent.take(usize::from(limit)).take_while(has_room).collect())
+    }
+
+    async fn result_backlog(&self, sink: &SinkName) -> Result<ResultBacklog, StoreError> {
+        let state = self.state();
+        let unsent = state.results.values().filter(|(of, _)| of == sink);
+        Ok(unsent.fold(ResultBacklog::default(), |backlog, (_, result)| ResultBacklog {
+            count: backlog.count + 1,
+            bytes: backlog.bytes + length(&result.body),
+        }))
+    }
+
+    async fn mark_results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError> {
+        self.state().results.retain(|number, _| !numbers.contains(number));
+        Ok(())
+    }
+}
+
+impl Command {
+    /// Notes a further sender. The same address of the same sink gets one result, however often it asks.
+    fn add_waiter(&mut self, sink: SinkName, reply: Option<ReplyTo>) -> Recorded {
+        let waiter = (sink, reply);
+        if (&self.logged.origin, &self.logged.reply) == (&waiter.0, &waiter.1) || self.waiters.contains(&waiter) {
+            return Recorded::Running;
+        }
+        if waiter.1.is_some() && self.waiters.len() as u64 >= WAITERS_MAX {
+            return Recorded::WaitersFull;
+        }
+        self.waiters.push(waiter);
+        Recorded::Running
+    }
+}
+
+impl State {
+    fn command(&mut self, server: Option<&ServerName>, id: &CommandId) -> Option<&mut Command> {
+        self.commands.iter_mut().find(|c| c.logged.server.as_ref() == server && c.logged.id == *id)
+    }
+
+    fn queue_result(&mut self, sink: SinkName, server: Option<ServerName>, body: Bytes, reply: Option<ReplyTo>) {
+        self.last_result += 1;
+        let number = self.last_result;
+        self.results.insert(number, (sink, UnsentResult { number, server, body, reply }));
+    }
+
+    fn record(&mut self, command: LoggedCommand, result: Option<LoggedResult>) -> Result<Recorded, StoreError> {
+        if let Some(known) = self.command(command.server.as_ref(), &command.id) {
+            let Some(body) = known.result.clone() else { return Ok(known.add_waiter(command.origin, command.reply)) };
+            self.queue_result(command.origin, command.server, body, command.reply);
+            return Ok(Recorded::Answered);
+        }
+        let (server, id) = (command.server.clone(), command.id.clone());
+        self.commands.push(Command { logged: command, result: None, waiters: Vec::new() });
+        if let Some(result) = result {
+            self.finish(server.as_ref(), &id, result)?;
+        }
+        Ok(Recorded::New)
+    }
+
+    fn finish(&mut self, server: Option<&ServerName>, id: &CommandId, result: LoggedResult) -> Result<(), StoreError> {
+        let command = self.command(server, id).ok_or_else(|| unknown(id))?;
+        if command.result.is_some() {
+            return Ok(());
+        }
+        command.result = Some(result.body.clone());
+        command.logged.body = Bytes::new();
+        let LoggedCommand { origin, server, reply, .. } = command.logged.clone();
+        let waiters = std::mem::take(&mut command.waiters);
+        for (sink, reply) in std::iter::once((origin, reply)).chain(waiters) {
+            self.queue_result(sink, server.clone(), result.body.clone(), reply);
+        }
+        Ok(())
+    }
+
+    /// Forgets finished commands that are too old, and the oldest of too many and of too many bytes.
+    fn forget_commands(&mut self, now: Timestamp) {
+        let is_old = |command: &Command| {
+            let age_millis = u128::from(now.millis_since(command.logged.received_at));
+            command.result.is_some() && age_millis >= COMMAND_MEMORY.as_millis()
+        };
+        self.commands.retain(|command| !is_old(command));
+        let finished = self.commands.iter().filter_map(|command| command.result.as_ref());
+        let (mut count, mut bytes) =
+            finished.fold((0, 0), |(count, bytes), result| (count + 1, bytes + length(result)));
+        self.commands.retain(|command| {
+            let Some(result) = &command.result else { return true };
+            let is_excess = count > COMMANDS_MAX || bytes > RESULTS_BYTES_MAX;
+            if is_excess {
+                count -= 1;
+                bytes -= length(result);
+            }
+            !is_excess
+        });
+    }
+}
+
+fn length(bytes: &Bytes) -> u64 {
+    bytes.len() as u64
+}
+
+fn unknown(id: &CommandId) -> StoreError {
+    StoreError::Io(format!("command {id} is not in the log").into())
+}
