@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use crate::commands::{PendingEffects, Queue, QueuedCommand, Request, Sources, Worker, WorkerParts};
 use crate::live_state::{LiveServer, LiveState, PollReport};
-use crate::model::{ServerName, ServerStats, Words};
+use crate::model::{Interner, ServerName, ServerStats};
 use crate::port::{Clock, LoggedCommand, Store, StoreError, TorrentClient};
 use crate::supervise::Group;
 use crate::watch::{FilePublisher, Watcher};
@@ -118,9 +118,9 @@ impl ServerParts {
 /// The store cannot be read.
 pub async fn load(store: &dyn Store, server: &ServerName) -> Result<LiveServer, StoreError> {
     let mut loaded = store.load(server).await?;
-    let mut words = Words::default();
+    let mut interner = Interner::default();
     for snapshot in loaded.snapshot.values_mut() {
-        Arc::make_mut(&mut snapshot.torrent).share(&mut words);
+        Arc::make_mut(&mut snapshot.torrent).intern(&mut interner);
     }
     Ok(LiveServer {
         epoch: loaded.epoch,

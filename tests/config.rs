@@ -293,7 +293,7 @@ x.toml:2: colour: is an unknown key; known here: brokers, data_dir, http, instan
 x.toml:4: log.level: `loud` is an unknown value; write "error" or "warn" or "info" or "debug" or "trace" or "off"
 x.toml:6: http.listen: `somewhere` is not an address to listen on; write an IP address and a port, "127.0.0.1:8787", or "off"
 x.toml:7: http.hooks_listen: `off` is not an address to listen on; write an IP address and a port, "127.0.0.1:0" (0: any free one); each server turns its hooks on or off
-x.toml:8: servers.Home: `Home` is no server name; use a-z, 0-9, _ and -, at most 63, the first a letter or digit; `bridge` is reserved
+x.toml:8: servers.Home: `Home` is not a valid name; use a-z, 0-9, _ and -, at most 63, the first a letter or digit; `bridge` is reserved
 x.toml:11: servers.a.url: `ftp` is no way to reach rTorrent; write `unix:///path/to/rpc.sock`, `scgi://host:5000` or `http://host/RPC2`
 x.toml:12: servers.a.pasword: is an unknown key; did you mean `password`? known here: ca_file, client, extra, hooks, hooks_address, interval, password, password_file, roots, rpc, sweep, timeout, url, username
 x.toml:13: servers.a.interval: `100ms` is too short; write 250ms to 1h with a unit, as in "1s" or "500ms"

@@ -98,7 +98,8 @@ impl Execution<'_> {
             return Ok(ResultBody::ok());
         };
         if from <= last {
-            let oldest = parts.store.read_after(&parts.server, Seq(from.0 - 1), 1).await?.first().map(|entry| entry.seq);
+            let oldest =
+                parts.store.read_after(&parts.server, Seq(from.0 - 1), 1).await?.first().map(|entry| entry.seq);
             if oldest != Some(from) {
                 let kept =
                     oldest.map_or_else(|| "none are kept".to_owned(), |seq| format!("the oldest kept is {}", seq.0));

@@ -1,11 +1,11 @@
 //! Bencoding, read in place: a value is the span of bytes that it was read from.
 //!
-//! Input comes from strangers. So nothing here recurses, lengths are checked before they are used,
-//! and a value in hand has been read to its end once: going through it again cannot fail. Spans are
-//! exact, which an info-hash needs. Dictionary keys may come in any order; a key that stands twice
-//! is an error where it is asked for, because programs disagree on which one counts.
+//! Input is untrusted: nothing here recurses, lengths are checked before they are used, and a
+//! [`Value`] has been read to its end once, so iterating over it cannot fail. Spans are exact, which
+//! an info-hash needs. Dictionary keys may come in any order; a duplicate key is an error where it is
+//! looked up, because programs disagree on which one counts.
 
-/// Deeper nesting than this is refused. A file tree takes two levels a folder.
+/// Limit on nesting. A file tree of version 2 takes two levels per folder.
 const DEPTH_MAX: usize = 100;
 
 /// Why bytes are not bencoding, and where.
@@ -13,40 +13,45 @@ const DEPTH_MAX: usize = 100;
 #[error("not bencoded at byte {at}: {what}")]
 #[non_exhaustive]
 pub struct NotBencoded {
+    /// Offset of the byte, from the start of the input.
     pub at: usize,
+    /// The fault, for people.
     pub what: &'static str,
 }
 
-/// A whole value, known to be well formed.
+/// A complete value, known to be well formed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Value<'a>(&'a [u8]);
 
 impl<'a> Value<'a> {
-    /// Reads the value at the start of `input`; what follows it is left alone.
+    /// Reads the value at the start of `input`; bytes behind it are ignored.
     pub fn parse(input: &'a [u8]) -> Result<Self, NotBencoded> {
         Ok(Self(&input[..end_of_value(input)?]))
     }
 
-    /// The bytes that it was read from.
+    /// Returns the bytes that it was read from.
     pub fn span(self) -> &'a [u8] {
         self.0
     }
 
+    /// Returns the bytes of a byte string; `None` for another type.
     pub fn text(self) -> Option<&'a [u8]> {
         let length = usize::try_from(digits(self.0)?.0).ok()?;
         Some(&self.0[self.0.len() - length..])
     }
 
+    /// Returns the value of an integer; `None` for another type.
     pub fn number(self) -> Option<i64> {
         let inner = self.0.strip_prefix(b"i")?.strip_suffix(b"e")?;
         std::str::from_utf8(inner).ok()?.parse().ok()
     }
 
+    /// Returns the values of a list; `None` for another type.
     pub fn list(self) -> Option<impl Iterator<Item = Value<'a>>> {
         self.0.starts_with(b"l").then(|| Values(&self.0[1..self.0.len() - 1]))
     }
 
-    /// Key and value pairs, in the order in which they stand.
+    /// Returns the pairs of a dictionary in the order of the input; `None` for another type.
     pub fn dictionary(self) -> Option<impl Iterator<Item = (&'a [u8], Value<'a>)>> {
         if !self.0.starts_with(b"d") {
             return None;
@@ -56,7 +61,7 @@ impl<'a> Value<'a> {
     }
 }
 
-/// Values one after the other, up to the end of the bytes.
+/// Consecutive values, up to the end of the bytes.
 struct Values<'a>(&'a [u8]);
 
 impl<'a> Iterator for Values<'a> {
@@ -72,7 +77,7 @@ impl<'a> Iterator for Values<'a> {
     }
 }
 
-/// A container that is open while a value is read, and what may come next in it.
+/// A container that is open while a value is read, with the role of the next value.
 #[derive(Clone, Copy, PartialEq)]
 enum Open {
     List,
@@ -86,29 +91,29 @@ fn end_of_value(input: &[u8]) -> Result<usize, NotBencoded> {
     let mut at = 0;
     loop {
         let wrong = |what| NotBencoded { at, what };
-        let byte = *input.get(at).ok_or(wrong("the end is missing"))?;
+        let byte = *input.get(at).ok_or(wrong("unexpected end of input"))?;
         match byte {
             b'e' => {
                 match open.pop() {
                     Some(Open::List | Open::Key) => at += 1,
                     Some(Open::ValueOfKey) => return Err(wrong("a key without a value")),
-                    None => return Err(wrong("an end of nothing")),
+                    None => return Err(wrong("`e` without an open list or dictionary")),
                 };
             }
             b'0'..=b'9' => {
-                let (length, digits) = digits(&input[at..]).ok_or(wrong("a length that is no number"))?;
+                let (length, digits) = digits(&input[at..]).ok_or(wrong("a length that is not a number"))?;
                 if input.get(at + digits) != Some(&b':') {
                     return Err(wrong("a length without a colon"));
                 }
                 let rest = input.len() - at - digits - 1;
                 let length = usize::try_from(length).ok().filter(|length| *length <= rest);
-                at += digits + 1 + length.ok_or(wrong("a text longer than the input"))?;
+                at += digits + 1 + length.ok_or(wrong("a byte string longer than the input"))?;
             }
-            _ if open.last() == Some(&Open::Key) => return Err(wrong("a key that is no text")),
+            _ if open.last() == Some(&Open::Key) => return Err(wrong("a key that is not a byte string")),
             b'i' => {
                 let length = input[at..].iter().take(22).position(|byte| *byte == b'e');
-                let end = at + length.ok_or(wrong("a number without an end"))? + 1;
-                Value(&input[at..end]).number().ok_or(wrong("a number that is none"))?;
+                let end = at + length.ok_or(wrong("an integer without an end"))? + 1;
+                Value(&input[at..end]).number().ok_or(wrong("an integer that is not a number"))?;
                 at = end;
             }
             b'l' | b'd' if open.len() == DEPTH_MAX => return Err(wrong("nested too deeply")),
@@ -117,7 +122,7 @@ fn end_of_value(input: &[u8]) -> Result<usize, NotBencoded> {
                 at += 1;
                 continue;
             }
-            _ => return Err(wrong("no value begins like this")),
+            _ => return Err(wrong("not the start of a value")),
         }
         match open.last_mut() {
             None => return Ok(at),
@@ -128,20 +133,20 @@ fn end_of_value(input: &[u8]) -> Result<usize, NotBencoded> {
     }
 }
 
-/// Reads a decimal number: its value, and how many digits it has.
+/// Reads a decimal number; returns its value and its number of digits.
 fn digits(input: &[u8]) -> Option<(u64, usize)> {
     let count = input.iter().take(20).take_while(|byte| byte.is_ascii_digit()).count();
     let number = std::str::from_utf8(&input[..count]).ok()?.parse().ok()?;
     Some((number, count))
 }
 
-/// Appends a text.
+/// Appends a byte string.
 pub fn write_text(out: &mut Vec<u8>, text: &[u8]) {
     out.extend_from_slice(format!("{}:", text.len()).as_bytes());
     out.extend_from_slice(text);
 }
 
-/// Appends a number.
+/// Appends an integer.
 pub fn write_number(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(format!("i{number}e").as_bytes());
 }

@@ -1,4 +1,4 @@
-//! The event: what happened, as every sink gets it.
+//! The event, in the form that every sink gets.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,31 +13,37 @@ use serde_json::{Value, json};
 
 use super::{CommandId, Epoch, InfoHash, Rev, Seq, ServerName, Timestamp, Torrent};
 
+/// Name and version of the JSON shape of an [`Event`].
 pub const EVENT_SCHEMA: &str = "dtorrent.event/1";
 
-/// Not written out where it is used: serde would take it for something borrowed from the text.
+/// An alias, because serde would take a `&'static str` that is written out for a borrow from the input.
 type SchemaName = &'static str;
 
-/// Whatever the text says: what has another shape cannot be read anyway.
+/// Accepts any name of a schema: an event of an incompatible one cannot be decoded anyway.
 fn event_schema<'de, D: Deserializer<'de>>(text: D) -> Result<SchemaName, D::Error> {
     IgnoredAny::deserialize(text).map(|_any| EVENT_SCHEMA)
 }
 
-/// One field before and after.
+/// The value of one field before and after a change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Change {
+    /// Value before.
     pub from: Value,
+    /// Value after.
     pub to: Value,
 }
 
-/// Every changed field, by its JSON name.
+/// Changed fields, by their JSON names.
 pub type Changes = BTreeMap<String, Change>;
 
+/// The kind of thing that an event is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Entity {
+    /// One torrent.
     Torrent,
+    /// One server.
     Server,
 }
 
@@ -52,19 +58,22 @@ impl Entity {
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $text:literal of $entity:ident),* $(,)?) => {
-        /// What happened. The order is the order of events of one torrent in one tick.
+        /// The kind of an event. Events of one torrent in one change set come in the order of the variants.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
         #[serde(rename_all = "snake_case")]
         #[non_exhaustive]
         pub enum Kind { $($(#[$doc])* $name),* }
 
         impl Kind {
+            /// All kinds, in their order.
             pub const ALL: &'static [Self] = &[$(Self::$name),*];
 
+            /// Returns the name in JSON, topics and filters.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $text),* }
             }
 
+            /// Returns the kind of thing that events of this kind are about.
             pub fn entity(self) -> Entity {
                 match self { $(Self::$name => Entity::$entity),* }
             }
@@ -73,61 +82,86 @@ macro_rules! kinds {
 }
 
 kinds! {
+    /// The stored state was lost: a new epoch begins, and numbers start from 1.
     JournalReset = "journal_reset" of Server,
+    /// The server answers, for the first time or again.
     ServerOnline = "server_online" of Server,
+    /// The client was restarted.
     ServerRestarted = "server_restarted" of Server,
+    /// Gone from two complete listings in a row; carries the torrent as it last was.
     Removed = "removed" of Torrent,
+    /// New to the snapshot; with cause `snapshot` it was there when the server was first seen.
     Added = "added" of Torrent,
-    /// A magnet link learned what it is.
+    /// A magnet link has received its metadata.
     Metadata = "metadata" of Torrent,
+    /// The name changed.
     Renamed = "renamed" of Torrent,
+    /// The directory of the content changed.
     Moved = "moved" of Torrent,
+    /// The label changed.
     LabelChanged = "label_changed" of Torrent,
+    /// The priority changed.
     PriorityChanged = "priority_changed" of Torrent,
+    /// A hash check began.
     Checking = "checking" of Torrent,
+    /// A hash check ended.
     Checked = "checked" of Torrent,
+    /// Started after it was stopped.
     Started = "started" of Torrent,
+    /// Resumed after it was paused.
     Resumed = "resumed" of Torrent,
+    /// Incomplete after it was complete.
     Unfinished = "unfinished" of Torrent,
+    /// A download is complete and checked; not sent for a re-check or for a torrent added complete.
     Finished = "finished" of Torrent,
+    /// Downloading, and no data has come for the configured time.
     Stalled = "stalled" of Torrent,
+    /// Data comes again.
     Unstalled = "unstalled" of Torrent,
+    /// Paused.
     Paused = "paused" of Torrent,
+    /// Stopped.
     Stopped = "stopped" of Torrent,
+    /// The client reports an error.
     Error = "error" of Torrent,
+    /// The error is gone.
     ErrorCleared = "error_cleared" of Torrent,
+    /// Every torrent of the first listing has been sent as `added`.
     SnapshotDone = "snapshot_done" of Server,
+    /// The server has not answered several polls in a row.
     ServerOffline = "server_offline" of Server,
-    /// The only one that is conflated, has no `seq` and is in no journal.
+    /// Any other change. Conflated, without a `seq`, and not journaled.
     Updated = "updated" of Torrent,
 }
 
 impl Kind {
+    /// Reads the name of a kind.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.as_str() == text)
     }
 }
 
-/// Why an event is told now.
+/// The reason why an event is emitted now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Cause {
+    /// Observed between two polls.
     Observed,
-    /// The effect of a command that came through this bridge.
+    /// Effect of a command that came through this bridge.
     Command,
-    /// It happened while the bridge was down.
+    /// Happened while the bridge was down, and found by comparison with the stored snapshot.
     Recovered,
-    /// First sight of a server.
+    /// Part of the first listing of a server.
     Snapshot,
 }
 
-/// The name of an event, never used for two.
+/// The id of an event, never used for two.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EventId {
-    /// `home-7f3a9c21-000000004182`
+    /// Id of a journal entry: `home-7f3a9c21-000000004182`.
     Journal { server: ServerName, epoch: Epoch, seq: Seq },
-    /// `home-7f3a9c21-u000000009001`
+    /// Id of an `updated`, numbered by revision: `home-7f3a9c21-u000000009001`.
     Updated { server: ServerName, epoch: Epoch, rev: Rev },
 }
 
@@ -147,24 +181,25 @@ impl JsonSchema for EventId {
 
     fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "description": "The name of an event: the same on every repetition and on every sink, never used for two.",
+            "description": "Id of an event: the same on every redelivery and on every sink, never used for two events.",
             "type": "string",
             "pattern": "^[a-z0-9][a-z0-9_-]{0,62}-[0-9a-f]{8}-(u[0-9]{12,20}|[0-9]{12,20})$",
         })
     }
 }
 
+/// The text of an event id is malformed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{}` is no event id: like `home-7f3a9c21-000000004182` is right", .0.escape_default())]
+#[error("invalid event id `{}`; expected one like `home-7f3a9c21-000000004182`", .0.escape_default())]
 pub struct InvalidEventId(String);
 
 impl FromStr for EventId {
     type Err = InvalidEventId;
 
-    /// Reads what [`Display`](fmt::Display) writes, and nothing else.
+    /// Reads the exact form that [`Display`](fmt::Display) writes.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parse = || {
-            // A server's name may have hyphens itself.
+            // From the right: a server's name may have hyphens itself.
             let (rest, number) = text.rsplit_once('-')?;
             let (server, epoch) = rest.rsplit_once('-')?;
             let server = ServerName::parse(server).ok()?;
@@ -191,37 +226,44 @@ impl Serialize for EventId {
     }
 }
 
-/// An event in its JSON shape.
+/// An event, in its JSON shape (contract §4).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(transform = of_its_entity)]
 #[non_exhaustive]
 pub struct Event {
     #[schemars(extend("const" = EVENT_SCHEMA))]
     #[serde(deserialize_with = "event_schema")]
+    /// Name and version of this JSON shape.
     pub schema: SchemaName,
+    /// Kind of thing it is about.
     pub entity: Entity,
+    /// Kind of the event.
     pub event_type: Kind,
+    /// Id, also the CloudEvents `id`, the `Nats-Msg-Id` and the `webhook-id`.
     pub id: EventId,
     /// Gap-free per server and epoch (the part of the id before its last `-`); `null` for `updated`.
     pub seq: Option<Seq>,
-    /// When it was seen.
+    /// Time of the poll that showed it.
     pub time: Timestamp,
+    /// Server it is about or from.
     pub server: ServerName,
+    /// Info-hash of the torrent; absent for events of a server.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "InfoHash")]
     pub hash: Option<InfoHash>,
+    /// Reason why it is emitted now.
     pub cause: Cause,
-    /// The command that caused it, if the cause is one.
+    /// The command that caused it, if the cause is `command`.
     pub command_id: Option<CommandId>,
-    /// What the observation that showed this event found changed in the torrent.
+    /// Fields of the torrent that changed with this event.
     pub changes: Changes,
-    /// The torrent after the event; for `removed` as it was last.
+    /// The torrent after the event; for `removed` as it last was.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Torrent")]
     pub torrent: Option<Arc<Torrent>>,
 }
 
-/// What a type cannot say: which events have a torrent, and which a number.
+/// Adds the rules that types cannot express: which events have a torrent, and which a number.
 fn of_its_entity(schema: &mut Schema) {
     let kinds = |entity| -> Vec<&str> {
         Kind::ALL.iter().filter(|kind| kind.entity() == entity).map(|kind| kind.as_str()).collect()
@@ -242,7 +284,7 @@ fn of_its_entity(schema: &mut Schema) {
 }
 
 impl Event {
-    /// An event of this name and kind, observed, without a torrent; for those who try out what they do with events.
+    /// An observed event without a torrent, as a starting point for tests of code that handles events.
     pub fn new(id: EventId, event_type: Kind, time: Timestamp) -> Self {
         let (server, seq) = match &id {
             EventId::Journal { server, seq, .. } => (server.clone(), Some(*seq)),
@@ -264,7 +306,7 @@ impl Event {
         }
     }
 
-    /// The bytes that go on every wire.
+    /// Renders the JSON that every sink gets.
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("an event is plain JSON")
     }

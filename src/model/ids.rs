@@ -1,4 +1,4 @@
-//! The names of things: servers, torrents, sinks, and the numbers that order what is told.
+//! Names of servers, torrents and sinks, and the numbers that order events and states.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,17 +9,22 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The name of a watched torrent client: `^[a-z0-9][a-z0-9_-]{0,62}$`, not `bridge`.
+/// The name of a monitored torrent client: `^[a-z0-9][a-z0-9_-]{0,62}$`, not `bridge`.
 ///
-/// It is a level of a topic and a token of a subject, so nothing else is let in.
+/// A level of MQTT topics and a token of NATS subjects, hence the narrow alphabet.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServerName(Arc<str>);
 
+/// The name of a server or sink is malformed or reserved.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{}` is no server name: use a-z, 0-9, _ and -, at most 63, the first a letter or digit; `bridge` is reserved", .0.escape_default())]
+#[error("`{}` is not a valid name: use a-z, 0-9, _ and -, at most 63, the first a letter or digit; `bridge` is reserved", .0.escape_default())]
 pub struct InvalidServerName(String);
 
 impl ServerName {
+    /// Reads a name.
+    ///
+    /// # Errors
+    /// The text is no name; the error quotes it, shortened.
     pub fn parse(text: &str) -> Result<Self, InvalidServerName> {
         let first_is_right = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
         let all_are_right =
@@ -31,39 +36,40 @@ impl ServerName {
         }
     }
 
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// The name of a broker or webhook: the same letters as a server's name.
+/// The name of a broker or webhook, in the same alphabet as a [`ServerName`].
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SinkName(Arc<str>);
 
 impl SinkName {
-    /// # Errors
-    /// The same as for a server; the text of the error speaks of a name, and fits here too.
+    /// Reads a name, by the rules of [`ServerName::parse`].
     pub fn parse(text: &str) -> Result<Self, InvalidServerName> {
         ServerName::parse(text).map(|name| Self(name.0))
     }
 
-    /// Those who ask over HTTP. No name in a config is like it.
+    /// The origin of commands that come over HTTP. No name in a config is equal to it.
     pub fn http() -> Self {
         Self(HTTP.into())
     }
 
-    /// A name that was written down, which may be that of [`Self::http`].
+    /// Reads a name that was stored, which may be that of [`Self::http`].
     pub fn recall(text: &str) -> Result<Self, InvalidServerName> {
         if text == HTTP { Ok(Self::http()) } else { Self::parse(text) }
     }
 
-    /// The sink that hands one server's events to the webhook of this name: `ntfy.home`.
+    /// Returns the name of the sink that delivers one server's events to the webhook of this name: `ntfy.home`.
     ///
-    /// No other sink is called so, because a name of the config has no dot.
+    /// Distinct from every other sink, because a name in a config has no dot.
     pub fn line(&self, server: &ServerName) -> Self {
         Self(format!("{self}.{server}").into())
     }
 
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -109,23 +115,25 @@ macro_rules! text_id {
         }
     };
 }
-text_id!(ServerName, ServerName::parse, "The name of a watched torrent client.");
-text_id!(SinkName, SinkName::parse, "The name of a broker or webhook.");
+text_id!(ServerName, ServerName::parse, "Name of a monitored torrent client.");
+text_id!(SinkName, SinkName::parse, "Name of a broker or webhook.");
 
-/// The info-hash of a torrent: 20 bytes (v1) or 32 (v2).
-///
-/// Written in lower-case hex, read in any case.
+/// The info-hash of a torrent, written in lower-case hex and read in any case.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum InfoHash {
+    /// SHA-1 of the `info` bytes (BEP 3).
     V1([u8; 20]),
+    /// SHA-256 of the `info` bytes (BEP 52).
     V2([u8; 32]),
 }
 
+/// The text of an info-hash is malformed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{}` is no info-hash: 40 (v1) or 64 (v2) hex digits are", .0.escape_default())]
+#[error("invalid info-hash `{}`; expected 40 (v1) or 64 (v2) hex digits", .0.escape_default())]
 pub struct InvalidInfoHash(String);
 
 impl InfoHash {
+    /// Returns the 20 or 32 bytes.
     pub fn as_bytes(&self) -> &[u8] {
         match self {
             Self::V1(bytes) => bytes,
@@ -133,7 +141,7 @@ impl InfoHash {
         }
     }
 
-    /// Reads 40 or 64 hex digits as they stand in an answer, without a copy of the text.
+    /// Reads 40 or 64 hex digits from bytes, without a copy of the text.
     pub fn from_hex(text: &[u8]) -> Result<Self, InvalidInfoHash> {
         let invalid = || InvalidInfoHash(String::from_utf8_lossy(text).chars().take(80).collect());
         let hex = &data_encoding::HEXLOWER_PERMISSIVE;
@@ -158,7 +166,7 @@ impl FromStr for InfoHash {
 
 impl fmt::Display for InfoHash {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // In one piece: it stands in every topic, id and body.
+        // Written in one piece, because hashes are in every topic and body.
         let bytes = self.as_bytes();
         let mut text = [0; 64];
         let text = &mut text[..2 * bytes.len()];
@@ -193,16 +201,16 @@ impl JsonSchema for InfoHash {
 
     fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "description": "The info-hash of a torrent in lower-case hex: 40 digits (v1) or 64 (v2).",
+            "description": "Info-hash of a torrent in lower-case hex: 40 digits (v1) or 64 (v2).",
             "type": "string",
             "pattern": "^([0-9a-f]{40}|[0-9a-f]{64})$",
         })
     }
 }
 
-/// The life of one state folder: random, made with the store, eight hex digits.
+/// The identity of one stored state: random, created with the store, written as eight hex digits.
 ///
-/// Event ids carry it, so that an id of a lost store can never come again.
+/// Event ids carry it, so that no id of a lost state is used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub u32);
 
@@ -212,12 +220,12 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// The number of a journal entry: gap-free per server and epoch, from 1. 0 is "before the first".
+/// The number of a journal entry: gap-free per server and epoch, from 1. 0 stands before the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Seq(pub u64);
 
-/// The number of a change to what was told of a torrent: counts up per server and epoch, with gaps.
+/// The revision of a snapshot row: grows per server and epoch, with gaps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Rev(pub u64);

@@ -1,10 +1,10 @@
-//! Torrent files and magnet links: what they are called and what they hold.
+//! Torrent files and magnet links: parsing, validation, and building.
 //!
-//! Both come from strangers. A [`Metainfo`] in hand has an info-hash made from the very bytes it
-//! was read from, and file paths that stay below the folder they are put into. Bytes that follow
-//! the torrent are ignored, as clients do; unknown keys are too.
+//! Both are untrusted input. A [`Metainfo`] has an info-hash computed from the exact bytes it was
+//! read from, and file paths that stay below the directory they are put into. Bytes behind the
+//! torrent are ignored, as clients do, and so are unknown keys.
 //!
-//! Whether a client can load it (version 2, say) is for others to know.
+//! Whether a client can load a torrent (one of version 2, say) is not decided here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,30 +15,32 @@ use url::Url;
 use super::InfoHash;
 use super::bencode::{NotBencoded, Value, write_number, write_text};
 
-/// What a .torrent file says.
+/// The content of a .torrent file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Metainfo {
-    /// SHA-1 of the `info` bytes, if it has pieces of version 1.
+    /// SHA-1 of the `info` bytes, if it has pieces of version 1 (BEP 3).
     pub v1: Option<InfoHash>,
-    /// SHA-256 of the same bytes, if it is of version 2 (a hybrid has both).
+    /// SHA-256 of the same bytes, if it is of version 2 (BEP 52); a hybrid has both.
     pub v2: Option<InfoHash>,
-    /// Bytes that are not UTF-8 are replaced; control characters stay.
+    /// Name. Bytes that are not UTF-8 are replaced; control characters stay.
     pub name: String,
+    /// Private (BEP 27).
     pub private: bool,
-    /// Host of the first tracker.
+    /// Host name of the first tracker.
     pub tracker: Option<String>,
     /// Bytes of content, padding not counted.
     pub length: u64,
+    /// Bytes per piece.
     pub piece_length: u32,
-    /// The SHA-1 of each piece, 20 bytes apiece; empty if there is no version 1.
+    /// SHA-1 of each piece, 20 bytes apiece; empty without version 1.
     pub pieces: Vec<u8>,
-    /// In the order of the content. A torrent of one file has one, under its name.
+    /// Files in the order of the content. A single-file torrent has one, under the torrent's name.
     pub files: Vec<TorrentFile>,
-    /// The files are in a folder of the torrent's name.
+    /// The files are in a directory of the torrent's name.
     pub is_folder: bool,
-    /// For version 2: the hashes of the pieces of a file, 32 bytes apiece, by the file's root. Files of one
-    /// piece have none: the root says it all.
+    /// For version 2: hashes of a file's pieces, 32 bytes apiece, by the file's root. A file of one piece has none,
+    /// because its root is the hash.
     pub layers: BTreeMap<[u8; 32], Vec<u8>>,
 }
 
@@ -46,22 +48,25 @@ pub struct Metainfo {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TorrentFile {
-    /// Names of folders and of the file, as bytes: none is empty, `.` or `..`, or holds `/` or NUL.
+    /// Path components as bytes: none is empty, `.` or `..`, or contains `/` or NUL.
     pub path: Vec<Vec<u8>>,
+    /// Bytes of content.
     pub length: u64,
-    /// Zeros between two files, never on disk.
+    /// Padding between two files (BEP 47): zeros, never on disk.
     pub is_padding: bool,
-    /// For version 2: the root of its tree of hashes; a file of no bytes has none.
+    /// For version 2: root of its Merkle tree; an empty file has none.
     pub root: Option<[u8; 32]>,
 }
 
-/// Why something is no torrent.
+/// A .torrent file is malformed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidMetainfo {
-    #[error("no torrent: {0}")]
+    /// The bytes are not bencoded.
+    #[error("invalid torrent file: {0}")]
     NotBencoded(#[from] NotBencoded),
-    #[error("no torrent: `{key}` {what}")]
+    /// A key is missing, or its value is wrong.
+    #[error("invalid torrent file: `{key}` {what}")]
     Key { key: &'static str, what: &'static str },
 }
 
@@ -69,26 +74,26 @@ fn wrong(key: &'static str, what: &'static str) -> InvalidMetainfo {
     InvalidMetainfo::Key { key, what }
 }
 
-/// The value of a key; an error if `dictionary` is none or has the key twice.
+/// Returns the value of a key; an error if `dictionary` is no dictionary or has the key twice.
 fn lookup<'a>(dictionary: Value<'a>, key: &'static str) -> Result<Option<Value<'a>>, InvalidMetainfo> {
-    let pairs = dictionary.dictionary().ok_or(wrong(key, "is looked for in what is no dictionary"))?;
+    let pairs = dictionary.dictionary().ok_or(wrong(key, "is not in a dictionary"))?;
     let mut found = pairs.filter(|(name, _)| *name == key.as_bytes()).map(|(_, value)| value);
     let value = found.next();
     if found.next().is_some() {
-        return Err(wrong(key, "is there twice"));
+        return Err(wrong(key, "is a duplicate key"));
     }
     Ok(value)
 }
 
 fn size(dictionary: Value<'_>, key: &'static str) -> Result<u64, InvalidMetainfo> {
     let number = lookup(dictionary, key)?.ok_or(wrong(key, "is missing"))?.number();
-    number.and_then(|number| u64::try_from(number).ok()).ok_or(wrong(key, "is no size"))
+    number.and_then(|number| u64::try_from(number).ok()).ok_or(wrong(key, "is not a size"))
 }
 
-/// Checks one name of a path.
+/// Checks one component of a path.
 fn component(bytes: &[u8], key: &'static str) -> Result<Vec<u8>, InvalidMetainfo> {
     if matches!(bytes, b"" | b"." | b"..") || bytes.iter().any(|byte| matches!(byte, b'/' | 0)) {
-        return Err(wrong(key, "is no name for a file"));
+        return Err(wrong(key, "is not a valid file name"));
     }
     Ok(bytes.to_owned())
 }
@@ -102,7 +107,7 @@ impl Metainfo {
         let raw_name = component(raw_name, "name")?;
         let piece_length = u32::try_from(size(info, "piece length")?).ok().filter(|length| *length > 0);
         let piece_length = piece_length.ok_or(wrong("piece length", "is out of range"))?;
-        let pieces = lookup(info, "pieces")?.map(|value| value.text().ok_or(wrong("pieces", "is no text")));
+        let pieces = lookup(info, "pieces")?.map(|value| value.text().ok_or(wrong("pieces", "is not a byte string")));
         let pieces = pieces.transpose()?;
         let is_v2 = lookup(info, "meta version")?.and_then(Value::number) == Some(2);
 
@@ -123,16 +128,16 @@ impl Metainfo {
         };
         let sum = |padding_too: bool| {
             let counted = files.iter().filter(|file| padding_too || !file.is_padding);
-            counted.map(|file| file.length).try_fold(0, u64::checked_add).ok_or(wrong("length", "is too much"))
+            counted.map(|file| file.length).try_fold(0, u64::checked_add).ok_or(wrong("length", "is too large"))
         };
         let (length, length_with_padding) = (sum(false)?, sum(true)?);
         if length == 0 {
-            return Err(wrong("length", "adds up to nothing"));
+            return Err(wrong("length", "is 0 in total"));
         }
         if let Some(pieces) = pieces
             && Some(pieces.len() as u64) != length_with_padding.div_ceil(u64::from(piece_length)).checked_mul(20)
         {
-            return Err(wrong("pieces", "does not fit the length"));
+            return Err(wrong("pieces", "does not match the length"));
         }
         Ok(Self {
             v1: pieces.map(|_| InfoHash::V1(Sha1::digest(info.span()).into())),
@@ -149,13 +154,13 @@ impl Metainfo {
         })
     }
 
-    /// The hash under which a client shows it: of version 1 where there is one.
+    /// Returns the hash by which clients know it: that of version 1 if there is one.
     pub fn client_hash(&self) -> InfoHash {
         self.v1.or(self.v2).expect("`parse` gives a torrent of one version at least")
     }
 }
 
-/// The hashes of the pieces of the files that have more than one, each list proven by the root of its file.
+/// Reads the piece hashes of the files that have more than one piece, each list verified against the root of its file.
 fn layers(
     torrent: Value<'_>,
     files: &[TorrentFile],
@@ -168,16 +173,16 @@ fn layers(
         return Ok(layers);
     }
     if !piece_length.is_power_of_two() || piece_length < MERKLE_BLOCK_BYTES {
-        return Err(wrong("piece length", "is no power of two from 16 KiB on"));
+        return Err(wrong("piece length", "is not a power of two of at least 16 KiB"));
     }
     let listed = lookup(torrent, "piece layers")?.and_then(Value::dictionary);
     for (root, hashes) in listed.into_iter().flatten() {
-        let hashes = hashes.text().ok_or(wrong("piece layers", "is no text"))?;
+        let hashes = hashes.text().ok_or(wrong("piece layers", "is not a byte string"))?;
         let Some(root) = <[u8; 32]>::try_from(root).ok().filter(|root| roots.contains(root)) else { continue };
         let (hashes_each, rest) = hashes.as_chunks::<32>();
         let padding = merkle_root(&[], (piece_length / MERKLE_BLOCK_BYTES) as usize, [0; 32]);
         if !rest.is_empty() || merkle_root(hashes_each, hashes_each.len().next_power_of_two(), padding) != root {
-            return Err(wrong("piece layers", "does not fit the root of its file"));
+            return Err(wrong("piece layers", "does not match the root of its file"));
         }
         layers.insert(root, hashes.to_owned());
     }
@@ -187,10 +192,10 @@ fn layers(
     Ok(layers)
 }
 
-/// What version 2 hashes at the bottom of its trees.
+/// Bytes per leaf of a Merkle tree of version 2 (BEP 52).
 pub const MERKLE_BLOCK_BYTES: u32 = 16 << 10;
 
-/// The root of a tree whose leaves are `hashes`, filled up with `padding` to `width`, a power of two.
+/// Returns the root of a Merkle tree whose leaves are `hashes`, padded with `padding` to `width`, a power of two.
 pub fn merkle_root(hashes: &[[u8; 32]], width: usize, padding: [u8; 32]) -> [u8; 32] {
     let mut level = hashes.to_vec();
     let (mut width, mut padding) = (width, padding);
@@ -207,15 +212,15 @@ pub fn merkle_root(hashes: &[[u8; 32]], width: usize, padding: [u8; 32]) -> [u8;
 fn listed_files(list: Value<'_>) -> Result<Vec<TorrentFile>, InvalidMetainfo> {
     let mut files = Vec::new();
     let mut written_before = Vec::new();
-    for file in list.list().ok_or(wrong("files", "is no list"))? {
+    for file in list.list().ok_or(wrong("files", "is not a list"))? {
         let written = written_paths(file);
         if written.iter().any(|path| written_before.iter().any(|before: &Vec<&[u8]>| path.starts_with(before))) {
-            return Err(wrong("files", "has a file twice in a row, or one within the other"));
+            return Err(wrong("files", "has a file twice in a row, or one inside the other"));
         }
         written_before = written;
         let path = lookup(file, "path")?.and_then(Value::list).ok_or(wrong("path", "is missing"))?;
         let path: Vec<Vec<u8>> = path
-            .map(|name| component(name.text().ok_or(wrong("path", "is no text"))?, "path"))
+            .map(|name| component(name.text().ok_or(wrong("path", "is not a byte string"))?, "path"))
             .collect::<Result<_, _>>()?;
         if path.is_empty() {
             return Err(wrong("path", "is empty"));
@@ -227,10 +232,10 @@ fn listed_files(list: Value<'_>) -> Result<Vec<TorrentFile>, InvalidMetainfo> {
     Ok(files)
 }
 
-/// All that may be taken for the path of a file: `path`, and the same in other encodings (`path.utf-8`).
+/// Returns every path that a client may use for a file: `path`, and the same in other encodings (`path.utf-8`).
 ///
 /// rTorrent aborts (`verify_file_list() 3`) if the path of a file begins with the whole path of the one before
-/// it. Far apart the same is harmless, and is found in honest torrents: padding files are named by length.
+/// it. Further apart, repeated paths are harmless and occur in real torrents: padding files are named by length.
 fn written_paths(file: Value<'_>) -> Vec<Vec<&[u8]>> {
     let entries = file.dictionary().into_iter().flatten();
     let paths = entries.filter(|(key, _)| *key == b"path" || key.starts_with(b"path."));
@@ -252,7 +257,7 @@ fn tree_files(tree: Value<'_>) -> Result<Vec<TorrentFile>, InvalidMetainfo> {
             Some((b"", file)) if !path.is_empty() => {
                 let length = size(file, "length")?;
                 let root = lookup(file, "pieces root")?.and_then(Value::text).map(<[u8; 32]>::try_from);
-                let root = root.transpose().map_err(|_| wrong("pieces root", "is no hash"))?;
+                let root = root.transpose().map_err(|_| wrong("pieces root", "is not a hash"))?;
                 if root.is_none() && length > 0 {
                     return Err(wrong("pieces root", "is missing"));
                 }
@@ -267,9 +272,9 @@ fn tree_files(tree: Value<'_>) -> Result<Vec<TorrentFile>, InvalidMetainfo> {
     Ok(files)
 }
 
-/// The entries of one folder of a file tree.
+/// Returns the entries of one directory of a file tree.
 fn entries<'a>(folder: Value<'a>) -> Result<impl Iterator<Item = (&'a [u8], Value<'a>)>, InvalidMetainfo> {
-    folder.dictionary().ok_or(wrong("file tree", "is no dictionary"))
+    folder.dictionary().ok_or(wrong("file tree", "is not a dictionary"))
 }
 
 fn first_tracker(root: Value<'_>) -> Result<Option<String>, InvalidMetainfo> {
@@ -279,15 +284,16 @@ fn first_tracker(root: Value<'_>) -> Result<Option<String>, InvalidMetainfo> {
     Ok(all.find_map(|url| Url::parse(std::str::from_utf8(url).ok()?).ok()?.host_str().map(str::to_owned)))
 }
 
-/// The torrent without what clients write into one for themselves: with `libtorrent_resume` in it, rTorrent
-/// would believe a stranger which pieces are here.
+/// Removes the keys that clients add for themselves.
+///
+/// With `libtorrent_resume` in an untrusted file, rTorrent would take its claim of which pieces are there.
 pub fn without_resume_data(torrent: &[u8]) -> Result<Vec<u8>, InvalidMetainfo> {
     rewritten(torrent, None)
 }
 
-/// The same, with the word of one who has checked every piece: rTorrent finds it complete, and need not hash.
+/// Replaces those keys by a claim that every piece is there, which the caller has verified: rTorrent need not hash.
 ///
-/// `files` are the size on disk and the time of the last change, in seconds, of each file in order.
+/// `files` are size in bytes and modification time in seconds of each file on disk, in order.
 pub fn with_resume_data(torrent: &[u8], pieces: u64, files: &[(u64, u64)]) -> Result<Vec<u8>, InvalidMetainfo> {
     let mut resume = b"d".to_vec();
     write_text(&mut resume, b"bitfield");
@@ -310,7 +316,7 @@ pub fn with_resume_data(torrent: &[u8], pieces: u64, files: &[(u64, u64)]) -> Re
 
 fn rewritten(torrent: &[u8], resume: Option<&[u8]>) -> Result<Vec<u8>, InvalidMetainfo> {
     const KEY: &[u8] = b"libtorrent_resume";
-    let pairs = Value::parse(torrent)?.dictionary().ok_or(wrong("info", "is looked for in what is no dictionary"))?;
+    let pairs = Value::parse(torrent)?.dictionary().ok_or(wrong("info", "is not in a dictionary"))?;
     let mut entries: Vec<(&[u8], &[u8])> = pairs.map(|(key, value)| (key, value.span())).collect();
     entries.retain(|(key, _)| ![KEY, b"rtorrent"].contains(key));
     entries.extend(resume.map(|resume| (KEY, resume)));
@@ -324,31 +330,35 @@ fn rewritten(torrent: &[u8], resume: Option<&[u8]>) -> Result<Vec<u8>, InvalidMe
     Ok(out)
 }
 
-/// What a magnet link says.
+/// The content of a magnet link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Magnet {
+    /// Info-hash of version 1 (`urn:btih:`).
     pub v1: Option<InfoHash>,
+    /// Info-hash of version 2 (`urn:btmh:`).
     pub v2: Option<InfoHash>,
+    /// Display name (`dn`).
     pub name: Option<String>,
 }
 
-/// A magnet link may be as long as this.
+/// Limit on the length of a magnet link.
 pub const MAGNET_BYTES_MAX: usize = 64 * 1024;
 
+/// A magnet link is malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no magnet link: {0}")]
+#[error("invalid magnet link: {0}")]
 pub struct InvalidMagnet(&'static str);
 
 impl Magnet {
-    /// Reads `magnet:?xt=urn:btih:…`; the scheme in lower case, as clients want it.
+    /// Reads `magnet:?xt=urn:btih:…`; the scheme must be in lower case, as clients require.
     pub fn parse(link: &str) -> Result<Self, InvalidMagnet> {
         if link.len() > MAGNET_BYTES_MAX {
             return Err(InvalidMagnet("it is longer than 64 KiB"));
         }
-        let query = link.strip_prefix("magnet:?").ok_or(InvalidMagnet("it does not begin with `magnet:?`"))?;
+        let query = link.strip_prefix("magnet:?").ok_or(InvalidMagnet("it does not start with `magnet:?`"))?;
         if link.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return Err(InvalidMagnet("it has blanks or control characters in it"));
+            return Err(InvalidMagnet("it contains blanks or control characters"));
         }
         let mut magnet = Self { v1: None, v2: None, name: None };
         for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
@@ -367,14 +377,14 @@ impl Magnet {
         Ok(magnet)
     }
 
-    /// The hash under which a client shows it: of version 1 where there is one.
+    /// Returns the hash by which clients know it: that of version 1 if there is one.
     pub fn client_hash(&self) -> InfoHash {
         self.v1.or(self.v2).expect("`parse` gives a link with one hash at least")
     }
 }
 
 fn btih(text: &str) -> Result<InfoHash, InvalidMagnet> {
-    let error = InvalidMagnet("its hash is not 40 hex digits or 32 letters of base32");
+    let error = InvalidMagnet("its hash is neither 40 hex digits nor 32 letters of base32");
     match text.len() {
         40 => InfoHash::from_hex(text.as_bytes()).map_err(|_| error),
         32 => {
@@ -391,9 +401,9 @@ fn btmh(text: &str) -> Result<InfoHash, InvalidMagnet> {
     InfoHash::from_hex(hex.as_bytes()).map_err(|_| error)
 }
 
-/// Makes a .torrent file of version 1 from content that is read once, piece by piece.
+/// A builder of .torrent files of version 1, fed with the content once, in order.
 ///
-/// Names are bytes and are not checked, so that tests can make what no honest program would.
+/// Names are bytes and are not checked, so that tests can build malformed files.
 pub struct MetainfoBuilder {
     name: Vec<u8>,
     piece_length: u32,
@@ -407,7 +417,7 @@ pub struct MetainfoBuilder {
 }
 
 impl MetainfoBuilder {
-    /// A torrent of one file. `piece_length` is above 0, by custom a power of two from 16 KiB.
+    /// A single-file torrent. `piece_length` is above 0, by custom a power of two of at least 16 KiB.
     pub fn single(name: impl Into<Vec<u8>>, piece_length: u32) -> Self {
         assert!(piece_length > 0, "a piece has a length");
         Self {
@@ -422,11 +432,12 @@ impl MetainfoBuilder {
         }
     }
 
-    /// A torrent of a folder; [`Self::file`] begins each file in it.
+    /// A torrent of a directory; [`Self::file`] begins each file in it.
     pub fn folder(name: impl Into<Vec<u8>>, piece_length: u32) -> Self {
         Self { files: Some(Vec::new()), ..Self::single(name, piece_length) }
     }
 
+    /// Sets the private flag.
     pub fn private(mut self) -> Self {
         self.private = true;
         self
@@ -438,14 +449,14 @@ impl MetainfoBuilder {
         self
     }
 
-    /// Begins the next file of a folder.
+    /// Begins the next file of a directory.
     pub fn file<T: Into<Vec<u8>>>(mut self, path: impl IntoIterator<Item = T>) -> Self {
-        let files = self.files.as_mut().expect("only a folder has several files");
+        let files = self.files.as_mut().expect("only a directory has several files");
         files.push((path.into_iter().map(Into::into).collect(), 0));
         self
     }
 
-    /// Adds content to the file that was begun last.
+    /// Appends content to the file that was begun last.
     pub fn content(mut self, mut bytes: &[u8]) -> Self {
         if let Some(files) = &mut self.files {
             files.last_mut().expect("a file was begun").1 += bytes.len() as u64;
@@ -464,7 +475,7 @@ impl MetainfoBuilder {
         self
     }
 
-    /// The bytes of the .torrent file.
+    /// Returns the bytes of the .torrent file.
     pub fn build(mut self) -> Vec<u8> {
         if !self.length.is_multiple_of(u64::from(self.piece_length)) {
             self.pieces.extend_from_slice(&self.piece.finalize_reset());

@@ -1,7 +1,7 @@
-//! The words of dtorrent: torrents, events, commands and their JSON shapes.
+//! The domain types: torrents, events, commands, and their JSON shapes.
 //!
-//! Everything here is a plain value. Ids are parsed once, where they come in, so that a
-//! [`ServerName`] or an [`InfoHash`] in hand is a valid one and may be written into a topic.
+//! Everything here is a plain value. Ids are parsed once, where they enter the program, so a
+//! [`ServerName`] or an [`InfoHash`] is always valid and may be written into a topic.
 //!
 //! Pure: no clock, no I/O, no async.
 
@@ -48,7 +48,7 @@ pub use server::{LastFinished, ServerStats, Stats};
 pub use snapshot::{
     ChangeSet, Committed, Completion, DiffState, JournalEntry, NewEvent, Run, ServerState, Snapshot, SnapshotTorrent,
 };
-pub use text::{Words, error_chain, is_active, printable};
+pub use text::{Interner, error_chain, is_active, printable};
 pub use time::Timestamp;
 pub use torrent::{Extra, Status, Torrent, eta_seconds, progress, ratio};
 pub use verb::{Capability, Level, Verb};

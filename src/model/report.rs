@@ -1,4 +1,4 @@
-//! What the bridge says of itself: the bodies of its `info` and `health`.
+//! Reports of the bridge about itself: the bodies of `info` and `health`.
 
 use std::collections::BTreeMap;
 
@@ -10,105 +10,121 @@ use super::{CommandId, ServerName, SinkName, Timestamp};
 /// The body of `{p}/bridge/{inst}/info`.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Info {
-    /// Of the bridge.
+    /// Version of the bridge.
     pub version: &'static str,
+    /// Name of the instance, as configured.
     pub instance: String,
+    /// Servers that the bridge monitors.
     pub servers: Vec<ServerName>,
-    #[schemars(with = "Vec<Line>")]
+    /// Brokers, and webhooks once per server.
+    #[schemars(with = "Vec<SinkLabel>")]
     pub sinks: Vec<SinkName>,
-    /// The versions of the bodies that it sends.
+    /// Names and versions of the JSON shapes that it sends.
     pub schemas: Vec<&'static str>,
+    /// Limits on input.
     pub limits: ReportLimits,
 }
 
-/// A broker by its name, or a webhook's line to one server: `ntfy.home`.
+/// Name of a broker, or of a webhook and one of its servers: `ntfy.home`.
 #[derive(JsonSchema)]
-#[expect(dead_code, reason = "it is only described: the type of it is `SinkName`")]
-struct Line(#[schemars(regex(pattern = r"^[a-z0-9][a-z0-9_-]{0,62}(\.[a-z0-9][a-z0-9_-]{0,62})?$"))] String);
+#[expect(dead_code, reason = "describes a `SinkName` in the schema")]
+struct SinkLabel(#[schemars(regex(pattern = r"^[a-z0-9][a-z0-9_-]{0,62}(\.[a-z0-9][a-z0-9_-]{0,62})?$"))] String);
 
-/// What is refused because it is too large.
+/// Limits above which input is refused.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct ReportLimits {
-    /// Bytes of a command's body.
+    /// Limit on the body of a command, in bytes.
     pub command_bytes: usize,
 }
 
 /// The body of `{p}/bridge/{inst}/health`.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Health {
+    /// Time of this report.
     pub time: Timestamp,
+    /// Time since the bridge was started.
     pub uptime_seconds: u64,
-    /// What the process holds of the machine's memory; `null` where that cannot be read.
+    /// Resident memory of the process; `null` where it cannot be read.
     pub memory_bytes: Option<u64>,
+    /// Health of each server.
     pub servers: BTreeMap<ServerName, ServerHealth>,
-    #[schemars(with = "BTreeMap<Line, SinkHealth>")]
+    /// Health of each sink.
+    #[schemars(with = "BTreeMap<SinkLabel, SinkHealth>")]
     pub sinks: BTreeMap<SinkName, SinkHealth>,
 }
 
-/// How looking at one server goes.
+/// Health of the polling of one server.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct ServerHealth {
+    /// The server answers polls.
     pub online: bool,
-    /// Why the last look failed; `null` if it did not.
+    /// Error of the last poll; `null` if it succeeded.
     pub problem: Option<String>,
-    /// Since the last answer; `null` before the first.
+    /// Time since the last successful poll; `null` before the first.
     pub poll_age_seconds: Option<f64>,
-    /// How long the last look took.
+    /// Duration of the last poll.
     pub poll_seconds: f64,
-    /// Looks so far.
+    /// Polls since the bridge was started.
     pub polls: u64,
+    /// Polls that failed.
     pub polls_failed: u64,
-    /// Those that read all torrents.
+    /// Polls that read every torrent.
     pub polls_full: u64,
-    /// From one look to the next, as it is now.
+    /// Time between two polls at present.
     pub interval_seconds: f64,
-    /// From one full picture to the next at most, as it is now.
+    /// Maximum time between two full polls at present.
     pub sweep_seconds: f64,
+    /// Torrents in the snapshot.
     pub torrents: usize,
-    /// Content that is being read and compared for `add` with `data_file`.
+    /// Content that is being hash-checked for an `add` with `data_file`.
     pub checking: Vec<Check>,
-    /// Only where hooks are wanted.
+    /// State of the hooks; absent unless they are configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "HooksHealth")]
     pub hooks: Option<HooksHealth>,
 }
 
-/// How far the check of content is that a command brings along.
+/// Progress of the hash check of content that a command brings along.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Check {
+    /// Id of the command.
     pub command_id: CommandId,
+    /// Bytes read so far.
     pub read_bytes: u64,
+    /// Bytes to read in all.
     pub total_bytes: u64,
 }
 
-/// What a client rings for by itself.
+/// State of the hooks in a client.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct HooksHealth {
-    /// Events that ring, in the client's words.
+    /// Client events with a hook, by the client's names.
     pub events: Vec<&'static str>,
-    /// Events that must not be touched, because of what else hangs there.
+    /// Client events left without a hook, because other handlers there make changing them unsafe.
     pub left_alone: Vec<&'static str>,
-    /// Why they could not be seen to last time; `null` if they could.
+    /// Error of the last attempt to read or set them; `null` if it succeeded.
     pub problem: Option<String>,
-    /// How often somebody rang.
+    /// Notifications received since the bridge was started.
     pub wakes: u64,
 }
 
-/// How handing over to one broker, or by one line of a webhook, goes.
+/// Health of the delivery to one sink.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct SinkHealth {
+    /// Connected; for a webhook, its last delivery succeeded.
     pub connected: bool,
-    /// Why it is not; `null` if it is.
+    /// Reason why delivery fails or is blocked; `null` if it does not.
     pub problem: Option<String>,
-    /// Journal entries that it has still to get.
+    /// Journal entries that it has not acknowledged.
     pub lag_entries: u64,
-    /// How long it has been behind; 0 if it is not.
+    /// Time for which it has been behind; 0 if it is not.
     pub lag_seconds: f64,
-    /// Torrents of which it has an old picture.
+    /// Torrents whose latest state it has not received.
     pub dirty: u64,
+    /// Messages acknowledged since the bridge was started.
     pub delivered: u64,
-    /// What it would not take, and was put aside.
+    /// Events rejected since the bridge was started, which went to the dead-letter queue.
     pub rejected: u64,
-    /// What its users should know of how it delivers.
+    /// Properties of its delivery that its users should know, one sentence each.
     pub notes: Vec<String>,
 }

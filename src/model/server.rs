@@ -1,4 +1,4 @@
-//! What is known of a server as a whole.
+//! Statistics of a server as a whole.
 
 use std::collections::BTreeMap;
 
@@ -7,44 +7,45 @@ use serde::{Deserialize, Serialize};
 
 use super::{Status, Timestamp, Torrent};
 
-/// What the client says of itself in a listing. Rates and limits in bytes per second.
+/// The client's own statistics, from a listing. Rates and limits are in bytes per second.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct ServerStats {
-    /// The client's kind and version, `rTorrent 0.9.8`.
+    /// Program and version of the client: `rTorrent 0.9.8`.
     pub client: Option<String>,
-    /// Of all torrents together.
+    /// Download rate of all torrents together.
     pub download_rate: Option<u64>,
-    /// Of all torrents together.
+    /// Upload rate of all torrents together.
     pub upload_rate: Option<u64>,
-    /// 0 is "no limit".
+    /// Limit on the download rate; 0 means no limit.
     pub download_limit: Option<u64>,
-    /// 0 is "no limit".
+    /// Limit on the upload rate; 0 means no limit.
     pub upload_limit: Option<u64>,
-    /// Bytes in this run of the client.
+    /// Bytes downloaded in this run of the client.
     pub downloaded: Option<u64>,
-    /// Bytes in this run of the client.
+    /// Bytes uploaded in this run of the client.
     pub uploaded: Option<u64>,
-    /// Free bytes where the client puts new downloads.
+    /// Free bytes on the disk where the client puts new downloads.
     pub free_disk: Option<u64>,
 }
 
-/// The body of `{p}/{s}/stats`: [`ServerStats`] with what the torrents add up to.
+/// The body of `{p}/{s}/stats`: the client's own statistics, and counts of its torrents.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Stats {
+    /// The client's own statistics.
     #[serde(flatten)]
     pub server: ServerStats,
-    /// How many it has.
+    /// Number of torrents.
     pub torrents: u64,
-    /// How many torrents have each status; every status is there.
+    /// Number of torrents with each status; every status is listed.
     #[schemars(schema_with = "by_status")]
     pub by_status: BTreeMap<Status, u64>,
-    /// How many torrents are in error.
+    /// Number of torrents in error.
     pub errors: u64,
-    /// How many torrents are stalled.
+    /// Number of stalled torrents.
     pub stalled: u64,
-    /// Of the torrents that are still there.
+    /// The download that finished last, of the torrents that still exist.
     pub last_finished: Option<LastFinished>,
 }
 
@@ -55,16 +56,20 @@ fn by_status(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "object", "properties": counts, "required": every_status})
 }
 
-/// Which download was complete last, and when.
+/// The download that finished last.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct LastFinished {
+    /// Info-hash of the torrent.
     pub hash: super::InfoHash,
+    /// Name of the torrent.
     pub name: String,
+    /// Time at which it finished.
     pub time: Timestamp,
 }
 
 impl Stats {
+    /// Counts torrents.
     pub fn of<'a>(server: ServerStats, torrents: impl Iterator<Item = &'a Torrent>) -> Self {
         let by_status = Status::ALL.into_iter().map(|status| (status, 0)).collect();
         let mut stats = Self { server, by_status, ..Self::default() };

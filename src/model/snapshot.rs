@@ -1,4 +1,4 @@
-//! What the world was told, and the tick that tells it more.
+//! The snapshot, the change set that advances it, and journal entries.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,44 +9,52 @@ use serde::{Deserialize, Serialize};
 
 use super::{Cause, Changes, CommandId, Event, EventId, InfoHash, Kind, Rev, Seq, ServerName, Timestamp, Torrent};
 
-/// What the world was told of every torrent of one server.
+/// The last committed state of every torrent of one server.
 pub type Snapshot = BTreeMap<InfoHash, SnapshotTorrent>;
 
-/// What the world was told of one torrent last.
+/// The last committed state of one torrent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SnapshotTorrent {
+    /// The torrent, as state messages show it.
     pub torrent: Arc<Torrent>,
-    /// Counts up with each change of `torrent`.
+    /// Revision, which grows with each change of `torrent`.
     pub rev: Rev,
-    /// The newest journal entry about it. A sink that has not got so far must not see the state yet.
+    /// Newest journal entry about the torrent. A sink gets the state only once it has acknowledged that entry.
     pub last_seq: Seq,
+    /// Time of the last change of `torrent`.
     pub changed_at: Timestamp,
+    /// Input for the next comparison.
     pub diff_state: DiffState,
 }
 
-/// What has to be remembered of a torrent to judge the next look at it. Kept on disk, never shown.
+/// The knowledge about a torrent that the next comparison needs. Stored with the snapshot, never published.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DiffState {
-    /// See [`super::Facts::load`].
+    /// Identity of this load of the torrent in the client; see [`super::Facts::load`].
     pub load: Option<String>,
-    /// The generation of the client in which `load` was seen; see [`ServerState`].
+    /// Generation of the client in which `load` was seen; see [`ServerState::generation`].
     #[serde(default)]
     pub generation: u64,
+    /// The metadata is known: not a magnet link that still asks its peers.
     pub has_metadata: bool,
-    /// What had been received when it was found incomplete; a download is what came after that.
+    /// Bytes received when it was last found incomplete; only bytes that came later count as a download.
     pub received_bytes: u64,
+    /// Whether it was complete when last at rest.
     pub completion: Completion,
+    /// Whether it ran when last at rest.
     pub run: Run,
 }
 
-/// Whether the content was here when the torrent was last seen at rest (not being checked).
+/// Whether the content was complete when the torrent was last seen at rest (not being checked).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Completion {
-    /// It was being checked ever since it was first seen.
+    /// Being checked ever since it was first seen.
     #[default]
     Unknown,
+    /// Some selected content was missing.
     Incomplete,
+    /// All selected content was there.
     Complete,
 }
 
@@ -54,65 +62,71 @@ pub enum Completion {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Run {
-    /// It was being checked ever since it was first seen.
+    /// Being checked ever since it was first seen.
     #[default]
     Unknown,
+    /// Stopped.
     Stopped,
+    /// Paused.
     Paused,
+    /// Downloading, seeding, queued or fetching metadata.
     Running,
 }
 
-/// What is remembered of a server between two ticks and two lives of the bridge.
+/// The state of a server that outlives a poll and a run of the bridge.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerState {
-    /// A first snapshot was told.
+    /// A first snapshot was completed.
     pub is_known: bool,
+    /// The server answered, by the last `server_online` or `server_offline`.
     pub is_online: bool,
-    /// The run of the client that answered last.
+    /// Identity of the client's run that answered last.
     pub run: Option<String>,
-    /// How many restarts of the client were noticed. A run may have the name of an earlier one: in
-    /// a container the process id is the same each time.
+    /// Number of client restarts noticed. `run` alone does not tell them apart: in a container the process id
+    /// is the same each time.
     #[serde(default)]
     pub generation: u64,
-    /// Since when it may still be loading its session, which a restart of the bridge does not begin anew.
+    /// Time since which the client may still be loading its session. Stored, so that a restart of the bridge does
+    /// not extend it.
     #[serde(default)]
     pub settling_since: Option<Timestamp>,
 }
 
-/// Everything that one look at a server has to tell, in order. It is committed whole or not at all.
+/// Everything that one poll of a server produced. Committed as a whole or not at all (I1).
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChangeSet {
+    /// Server that was polled.
     pub server: ServerName,
+    /// Time of the poll, and of its events.
     pub time: Timestamp,
-    /// The life-cycle events.
+    /// Events to journal, in order.
     pub events: Vec<NewEvent>,
-    /// What is told differently from now on; `None` for a torrent that is gone.
+    /// New snapshot rows; `None` for a torrent that is gone.
     pub changes: BTreeMap<InfoHash, Option<(Arc<Torrent>, DiffState)>>,
-    /// The new state of the server, if it changed.
+    /// New state of the server, if it changed.
     pub state: Option<ServerState>,
 }
 
 impl ChangeSet {
+    /// Whether there is nothing to commit.
     pub fn is_empty(&self) -> bool {
         let Self { server: _, time: _, events, changes, state } = self;
         events.is_empty() && changes.is_empty() && state.is_none()
     }
-}
 
-impl ChangeSet {
-    /// The same in parts of about `facts_max` events, each of which is true by itself: whatever is told of a torrent
-    /// is in one of them, and what is known of the server is in the first.
+    /// Splits the change set into parts of about `events_max` events, each consistent by itself.
     ///
-    /// A tick that ends a snapshot stays whole: that it has ended is known of the server, and told last.
-    pub fn into_parts(mut self, facts_max: usize) -> Vec<Self> {
-        if self.events.len() <= facts_max || self.events.iter().any(|new_event| new_event.kind == Kind::SnapshotDone) {
+    /// All events and the row of a torrent are in one part; the state of the server is in the first. A change set
+    /// that completes a snapshot stays whole, because its last event follows from the state of the server.
+    pub fn into_parts(mut self, events_max: usize) -> Vec<Self> {
+        if self.events.len() <= events_max || self.events.iter().any(|new_event| new_event.kind == Kind::SnapshotDone) {
             return vec![self];
         }
         let hash = |new_event: &NewEvent| new_event.torrent.as_ref().map(|torrent| torrent.hash);
         let mut parts: Vec<Self> = Vec::new();
         for new_event in std::mem::take(&mut self.events) {
             let is_full =
-                |part: &Self| part.events.len() >= facts_max && part.events.last().and_then(hash) != hash(&new_event);
+                |part: &Self| part.events.len() >= events_max && part.events.last().and_then(hash) != hash(&new_event);
             if parts.last().is_none_or(is_full) {
                 let (server, time, state) = (self.server.clone(), self.time, self.state.take());
                 parts.push(Self { server, time, events: Vec::new(), changes: BTreeMap::new(), state });
@@ -123,7 +137,7 @@ impl ChangeSet {
             }
             part.events.push(new_event);
         }
-        // What no event tells of.
+        // Rows without an event.
         if let Some(last) = parts.last_mut() {
             last.changes.append(&mut self.changes);
         }
@@ -131,38 +145,48 @@ impl ChangeSet {
     }
 }
 
-/// A life-cycle event before it has its number.
+/// An event before it has its number.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewEvent {
+    /// Kind of the event.
     pub kind: Kind,
+    /// Reason why it is emitted now.
     pub cause: Cause,
+    /// The command that caused it.
     pub command_id: Option<CommandId>,
+    /// Changed fields of the torrent.
     pub changes: Changes,
-    /// As it is now; for `removed` as it was last. `None` for events of a server.
+    /// The torrent after the event; for `removed` as it last was. `None` for events of a server.
     pub torrent: Option<Arc<Torrent>>,
 }
 
 /// A journal entry: an event with its number, in the bytes that every sink gets.
 ///
-/// The event itself is at hand in the run that committed the entry. Of an entry that was read back from disk it is decoded
-/// from the stored bytes when somebody asks for it, once.
+/// An entry that this run committed holds the event itself. One that was read back from disk decodes it from the
+/// stored bytes, once, when it is first needed.
 #[derive(Clone)]
 pub struct JournalEntry {
+    /// Server of the event.
     pub server: ServerName,
+    /// Number of the entry.
     pub seq: Seq,
+    /// Id of the event, which holds server and number as well.
     pub id: EventId,
+    /// Kind of the event.
     pub kind: Kind,
     /// The torrent it is about; `None` for an event of a server.
     pub hash: Option<InfoHash>,
-    /// The revision of the torrent's snapshot after this entry.
+    /// Revision of the torrent's snapshot row after this entry; 0 for an event of a server.
     pub rev: Rev,
+    /// Time of the event.
     pub time: Timestamp,
+    /// The event in JSON, rendered once (I6).
     pub body: Bytes,
     event: OnceLock<Arc<Event>>,
 }
 
 impl JournalEntry {
-    /// Renders an event that was given its number.
+    /// Renders an event that has its number.
     ///
     /// # Panics
     /// If the event is an `updated`, which is never journaled.
@@ -206,7 +230,7 @@ impl fmt::Debug for JournalEntry {
 }
 
 impl PartialEq for JournalEntry {
-    /// Two entries are the same if their rows are; whether one was decoded already makes no difference.
+    /// Compares the rows; whether the event has been decoded makes no difference.
     fn eq(&self, other: &Self) -> bool {
         let Self { server, seq, id, kind, hash, rev, time, body, event: _ } = self;
         (server, seq, id, kind, hash) == (&other.server, &other.seq, &other.id, &other.kind, &other.hash)
@@ -214,14 +238,14 @@ impl PartialEq for JournalEntry {
     }
 }
 
-/// The outcome of one commit.
+/// The outcome of a commit.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Committed {
-    /// The number of the newest journal entry of the server now.
+    /// Number of the server's newest journal entry.
     pub last_seq: Seq,
-    /// The journal entries that were written, in order.
+    /// Journal entries that were written, in order.
     pub entries: Vec<JournalEntry>,
-    /// The new snapshot of all torrents that changed; `None` for those that are gone.
+    /// New rows of the torrents that changed; `None` for one that is gone.
     pub snapshot: BTreeMap<InfoHash, Option<SnapshotTorrent>>,
 }
 
@@ -255,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_tick_comes_in_parts_that_keep_what_belongs_together() {
+    fn a_large_change_set_is_split_into_consistent_parts() {
         let events = vec![
             new_event(Kind::ServerOnline, None),
             new_event(Kind::Removed, Some(1)),
@@ -277,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_tick_and_one_that_ends_a_snapshot_stay_whole() {
+    fn a_small_change_set_and_one_that_completes_a_snapshot_stay_whole() {
         let small = change_set(vec![new_event(Kind::Paused, Some(1))], &[1]);
         assert_eq!(small.clone().into_parts(1), [small]);
         let last = change_set(vec![new_event(Kind::Paused, Some(1)), new_event(Kind::SnapshotDone, None)], &[1]);

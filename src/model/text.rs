@@ -1,14 +1,13 @@
-//! Text from outside: made fit to show, and kept once.
+//! Text from outside: sanitized for display, and interned.
 
 use std::collections::HashSet;
 use std::error::Error;
 use std::sync::Arc;
 
-/// Replaces control characters, marks that turn the direction of what follows, and bytes that are not UTF-8 by
-/// U+FFFD, line breaks and tabs by blanks.
+/// Sanitizes text for a log, a terminal, a page or a message for people.
 ///
-/// For text that goes to a log, a terminal, a page or a message for people. The result may be longer in
-/// bytes than the input, at most three times.
+/// Control characters, bidirectional marks and bytes that are not UTF-8 become U+FFFD, line breaks and tabs
+/// become blanks. The result may be longer in bytes than the input, at most three times.
 pub fn printable(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes)
         .chars()
@@ -20,7 +19,8 @@ pub fn printable(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// Whether a character does something to a terminal or to the text around it, and shows nothing itself.
+/// Whether a character is a control character or a bidirectional mark, which act on the terminal or the text around
+/// them and show nothing themselves.
 pub fn is_active(c: char) -> bool {
     let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || turns
@@ -37,24 +37,24 @@ pub fn error_chain(error: &dyn Error) -> String {
     })
 }
 
-/// Texts of which many torrents have the same (labels, folders, trackers), each kept once.
+/// A pool of strings that many torrents share (labels, directories, trackers), each held in memory once.
 #[derive(Debug, Default)]
-pub struct Words(HashSet<Arc<str>>);
+pub struct Interner(HashSet<Arc<str>>);
 
-impl Words {
-    /// The one that is kept of this text.
-    pub fn share(&mut self, text: &str) -> Arc<str> {
-        if let Some(kept) = self.0.get(text) {
-            return Arc::clone(kept);
+impl Interner {
+    /// Returns the shared copy of a text.
+    pub fn intern(&mut self, text: &str) -> Arc<str> {
+        if let Some(shared) = self.0.get(text) {
+            return Arc::clone(shared);
         }
-        let kept: Arc<str> = text.into();
-        self.0.insert(Arc::clone(&kept));
-        kept
+        let shared: Arc<str> = text.into();
+        self.0.insert(Arc::clone(&shared));
+        shared
     }
 
-    /// Keeps only what somebody else has too.
-    pub fn forget_unused(&mut self) {
-        self.0.retain(|kept| Arc::strong_count(kept) > 1);
+    /// Drops the strings that nobody else holds.
+    pub fn drop_unused(&mut self) {
+        self.0.retain(|shared| Arc::strong_count(shared) > 1);
     }
 }
 
@@ -65,14 +65,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_is_kept_once_and_as_long_as_somebody_has_it() {
-        let mut words = Words::default();
-        let (one, same, other) = (words.share("linux"), words.share("linux"), words.share("bsd"));
+    fn a_string_is_held_once_and_as_long_as_it_is_used() {
+        let mut interner = Interner::default();
+        let (one, same, other) = (interner.intern("linux"), interner.intern("linux"), interner.intern("bsd"));
         assert!(Arc::ptr_eq(&one, &same) && *other == *"bsd");
         drop((same, other));
-        words.forget_unused();
-        assert_eq!(words.0.len(), 1);
-        assert!(Arc::ptr_eq(&one, &words.share("linux")));
+        interner.drop_unused();
+        assert_eq!(interner.0.len(), 1);
+        assert!(Arc::ptr_eq(&one, &interner.intern("linux")));
     }
 
     #[test]
@@ -100,7 +100,7 @@ mod tests {
 
     /// `gpj.exe` would be shown as `exe.jpg`.
     #[test]
-    fn no_mark_turns_what_follows() {
+    fn bidirectional_marks_are_replaced() {
         assert_eq!(
             printable("a\u{202e}gpj.exe\u{2066}\u{200f}\u{2028}b".as_bytes()),
             "a\u{fffd}gpj.exe\u{fffd}\u{fffd} b"
@@ -109,7 +109,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_comes_is_one_line_that_does_nothing(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+        fn any_input_becomes_one_line_without_control_characters(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             let text = printable(&bytes);
             prop_assert!(!text.chars().any(is_active) && text.lines().count() <= 1 && text.len() <= 3 * bytes.len());
             prop_assert_eq!(printable(text.as_bytes()), text);

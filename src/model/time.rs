@@ -1,4 +1,4 @@
-//! A moment of wall time, as the wire shows it.
+//! Wall-clock time, in the form of the wire.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,35 +8,39 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A moment of wall time in milliseconds since 1970, UTC.
+/// A point in wall-clock time, in milliseconds since 1970, UTC.
 ///
-/// Its text is RFC 3339 with exactly three decimals and `Z`, in JSON as elsewhere:
+/// The text form, in JSON as elsewhere, is RFC 3339 with exactly three decimals and `Z`:
 /// `2026-11-22T06:25:01.114Z`. Times before the year 1 and after 9999 are clamped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
-/// Within the years of four digits, with a day to spare for any zone.
+/// Range of four-digit years, with a day to spare for any time zone.
 const MIN_MILLIS: i64 = -62_135_596_800_000;
 const MAX_MILLIS: i64 = 253_402_207_199_999;
 
 impl Timestamp {
+    /// A time in milliseconds since 1970, clamped.
     pub fn from_millis(millis: i64) -> Self {
         Self(millis.clamp(MIN_MILLIS, MAX_MILLIS))
     }
 
+    /// A time in seconds since 1970, clamped.
     pub fn from_seconds(seconds: i64) -> Self {
         Self::from_millis(seconds.saturating_mul(1000))
     }
 
+    /// Returns milliseconds since 1970.
     pub fn as_millis(self) -> i64 {
         self.0
     }
 
-    /// The time from `earlier` to here in milliseconds, 0 if it lies ahead (a clock stepped back).
+    /// Returns the milliseconds since `earlier`; 0 if that is later, because the clock stepped back.
     pub fn millis_since(self, earlier: Self) -> u64 {
         u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0)
     }
 
+    /// Returns the time that many milliseconds later, clamped.
     pub fn plus_millis(self, millis: u64) -> Self {
         Self::from_millis(self.0.saturating_add(i64::try_from(millis).unwrap_or(i64::MAX)))
     }
@@ -64,7 +68,7 @@ impl JsonSchema for Timestamp {
 
     fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "description": "A moment in UTC: RFC 3339 with milliseconds.",
+            "description": "Time in UTC: RFC 3339 with milliseconds.",
             "type": "string",
             "format": "date-time",
             "pattern": r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z$",

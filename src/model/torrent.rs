@@ -1,4 +1,4 @@
-//! The torrent as the world sees it, and the arithmetic of its derived fields.
+//! The torrent, and the arithmetic of its derived fields.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,35 +7,38 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Change, Changes, InfoHash, ServerName, Timestamp, Words};
+use super::{Change, Changes, InfoHash, Interner, ServerName, Timestamp};
 
-/// The configured extra columns of a torrent: text or whole numbers, by the user's own names.
+/// Values of the configured extra columns, strings or integers, by their configured names.
 pub type Extra = BTreeMap<Arc<str>, Value>;
 
-/// What a torrent is doing. Errors are apart from it.
+/// The activity of a torrent. Independent of errors, which have a field of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Status {
-    /// Its content is being read and compared, or waits for that.
+    /// Being hash-checked, or waiting for that.
     Checking,
+    /// Downloading.
     Downloading,
-    /// Nothing more to get: complete, or all selected files are here.
+    /// Complete, or all selected files are.
     Seeding,
-    /// Held for a while; a restart of the client may let it go on.
+    /// Paused; a restart of the client may resume it.
     Paused,
-    /// Not to run until it is started.
+    /// Stopped until it is started.
     Stopped,
-    /// Wants to run, the client does not let it yet.
+    /// Started, and waiting for the client's queue.
     Queued,
-    /// A magnet link that asks its peers what it is.
+    /// A magnet link that fetches its metadata.
     Metadata,
 }
 
 impl Status {
+    /// All statuses, in their order.
     pub const ALL: [Self; 7] =
         [Self::Checking, Self::Downloading, Self::Seeding, Self::Paused, Self::Stopped, Self::Queued, Self::Metadata];
 
+    /// Returns the name in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Checking => "checking",
@@ -49,73 +52,81 @@ impl Status {
     }
 }
 
-/// A torrent, in the JSON shape that is the same on every road.
+/// A torrent, in the JSON shape that is the same everywhere (contract §3).
 ///
-/// `None` is "unknown to this client" and becomes `null`. Sizes are bytes, rates bytes per second.
+/// `None` means unknown to this client and becomes `null`. Sizes are in bytes, rates in bytes per second.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Torrent {
+    /// Info-hash, by which the client knows it.
     pub hash: InfoHash,
+    /// Name.
     pub name: String,
+    /// Server that has it.
     pub server: ServerName,
     /// Open and ready to transfer.
     pub active: bool,
-    /// Bytes of the content that are here and checked.
+    /// Bytes of the content that are downloaded and checked.
     pub downloaded: u64,
-    /// Bytes, all time.
+    /// Bytes uploaded, all time.
     pub uploaded: u64,
-    /// Bytes of the content.
+    /// Size of the content in bytes.
     pub length: u64,
-    /// The .torrent file it came from, where the client knows one.
+    /// Name of the .torrent file, if the client knows one.
     pub path: Option<String>,
-    /// Percent, rounded down to 0.1: 100 means complete.
+    /// Downloaded part in percent, rounded down to 0.1: 100 means complete.
     #[schemars(range(min = 0, max = 100))]
     pub progress: f64,
     /// Uploaded ÷ downloaded, 3 decimals; `null` at 0 downloaded.
     pub ratio: Option<f64>,
     /// Complete and checked.
     pub finished: bool,
-    /// Bytes moved since the last observation, or a rate is above 0.
+    /// Bytes were transferred since the last poll, or a rate is above 0.
     pub playing: bool,
-    /// The columns of the config's `extra`, by their names.
+    /// Values of the columns in the config's `extra`, by their names.
     pub extra: Extra,
+    /// Activity.
     pub status: Status,
-    /// The client has a problem with it; apart from the status.
+    /// The client reports an error, whatever the status.
     pub error: bool,
-    /// What the client says of it last, empty if nothing.
+    /// Last message of the client or a tracker; empty if there is none.
     pub message: Option<Arc<str>>,
-    /// Downloading, and for a while nothing has come.
+    /// Downloading, and no data has come for the configured time.
     pub stalled: bool,
-    /// Bytes per second.
+    /// Download rate in bytes per second.
     pub download_rate: Option<u64>,
-    /// Bytes per second.
+    /// Upload rate in bytes per second.
     pub upload_rate: Option<u64>,
-    /// Bytes still to get.
+    /// Bytes left to download.
     pub left: Option<u64>,
-    /// Seconds until nothing is left; `null` if nothing moves.
+    /// Seconds until the download is complete; `null` if the rate is 0.
     pub eta: Option<u64>,
     /// Connected peers, seeds among them.
     pub peers: Option<u64>,
-    /// Connected peers that have everything.
+    /// Connected peers that have the complete content.
     pub seeds: Option<u64>,
-    /// What ruTorrent and Flood call so.
+    /// Label, as ruTorrent and Flood show it.
     pub label: Option<Arc<str>>,
-    /// Where its content is, on the client's machine.
+    /// Directory of the content, on the client's machine.
     pub directory: Option<Arc<str>>,
+    /// Private (BEP 27): peers come from its trackers alone.
     pub private: Option<bool>,
-    /// 0 off, 1 low, 2 normal, 3 high.
+    /// Priority: 0 off, 1 low, 2 normal, 3 high.
     #[schemars(range(max = 3))]
     pub priority: Option<u8>,
-    /// Host of the first tracker.
+    /// Host name of the first tracker.
     pub tracker: Option<Arc<str>>,
+    /// Time at which it was added to the client.
     pub added_at: Option<Timestamp>,
+    /// Time at which it was last started.
     pub started_at: Option<Timestamp>,
+    /// Time at which the download was complete.
     pub finished_at: Option<Timestamp>,
-    /// How many files it has.
+    /// Number of files.
     pub size_files: Option<u64>,
 }
 
-/// Compares field by field; takes the structs apart by name, so that a new field cannot be forgotten.
+/// Compares field by field. Destructures by name, so that a new field cannot be forgotten.
 macro_rules! changed_fields {
     ($from:expr, $to:expr; $($field:ident),* ; same: $($same:ident),*) => {{
         let Torrent { $($field: _,)* $($same: _,)* } = $from;
@@ -135,7 +146,7 @@ fn json<T: Serialize>(field: &T) -> Value {
 }
 
 impl Torrent {
-    /// A torrent that is stopped, with no content and nothing known of it.
+    /// A stopped torrent without content, of which nothing else is known.
     pub fn new(server: ServerName, hash: InfoHash, name: impl Into<String>) -> Self {
         Self {
             hash,
@@ -173,7 +184,7 @@ impl Torrent {
         }
     }
 
-    /// With these sizes in bytes, and what follows from them: progress, ratio, what is left, whether it is finished.
+    /// Sets sizes in bytes, and the fields derived from them: progress, ratio, bytes left, finished.
     pub fn with_bytes(self, length: u64, downloaded: u64, uploaded: u64) -> Self {
         Self {
             length,
@@ -187,19 +198,19 @@ impl Torrent {
         }
     }
 
-    /// Doing this; whatever is not stopped is active.
+    /// Sets the status; a torrent that is not stopped is active.
     pub fn with_status(self, status: Status) -> Self {
         Self { status, active: !matches!(status, Status::Stopped), ..self }
     }
 
-    /// Has the texts in common with other torrents that many of them have the same.
-    pub fn share(&mut self, words: &mut Words) {
+    /// Replaces texts that many torrents share by interned copies.
+    pub fn intern(&mut self, interner: &mut Interner) {
         for text in [&mut self.message, &mut self.label, &mut self.directory, &mut self.tracker].into_iter().flatten() {
-            *text = words.share(text);
+            *text = interner.intern(text);
         }
     }
 
-    /// What is different in `later`, by the names of the JSON fields.
+    /// Returns the fields that differ in `later`, by their JSON names.
     pub fn changes_to(&self, later: &Self) -> Changes {
         changed_fields!(self, later;
             name, active, downloaded, uploaded, length, path, progress, ratio, finished, playing,
@@ -209,7 +220,7 @@ impl Torrent {
     }
 }
 
-/// How much of a torrent is here, in percent.
+/// Returns the downloaded part of a torrent in percent.
 ///
 /// Rounded *down* to 0.1, so that 100 means complete and 99.97 does not. A torrent without
 /// content (a magnet link before its metadata) is at 0.
@@ -221,7 +232,7 @@ pub fn progress(done_bytes: u64, size_bytes: u64) -> f64 {
     f64::from(u16::try_from(tenths).unwrap_or(1000)) / 10.0
 }
 
-/// Uploaded ÷ downloaded, rounded to 3 decimals; `None` while nothing is downloaded.
+/// Returns uploaded ÷ downloaded, rounded to 3 decimals; `None` while nothing is downloaded.
 pub fn ratio(uploaded_bytes: u64, downloaded_bytes: u64) -> Option<f64> {
     if downloaded_bytes == 0 {
         return None;
@@ -231,7 +242,7 @@ pub fn ratio(uploaded_bytes: u64, downloaded_bytes: u64) -> Option<f64> {
     Some(thousandths as f64 / 1000.0)
 }
 
-/// Seconds until `left_bytes` are here at this rate, rounded up; `None` if nothing is left or moves.
+/// Returns the seconds that `left_bytes` take at a rate in bytes per second, rounded up; `None` if either is 0.
 pub fn eta_seconds(left_bytes: u64, rate: u64) -> Option<u64> {
     (left_bytes > 0 && rate > 0).then(|| left_bytes.div_ceil(rate))
 }
@@ -270,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn eta_is_rounded_up_and_unknown_when_nothing_moves() {
+    fn eta_is_rounded_up_and_unknown_at_rate_0() {
         for (left, rate, expected) in [(0, 5, None), (5, 0, None), (1, 5, Some(1)), (11, 5, Some(3))] {
             assert_eq!(eta_seconds(left, rate), expected, "{left} at {rate}");
         }

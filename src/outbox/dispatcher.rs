@@ -30,7 +30,9 @@ use super::{DeliveryId, Outcome};
 use crate::live_state::{ChangeBuffer, LiveState};
 use crate::log_throttle::LogThrottle;
 use crate::model::{Kind, Seq, ServerName, SinkName};
-use crate::port::{Clock, Connected, DeliverError, Link, Sink, RetainedScan, SinkProgress, SinkState, Store, StoreError};
+use crate::port::{
+    Clock, Connected, DeliverError, Link, RetainedScan, Sink, SinkProgress, SinkState, Store, StoreError,
+};
 
 /// Time between two writes of the cursors: after a crash so much may be sent twice.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);

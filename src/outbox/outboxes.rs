@@ -57,7 +57,8 @@ impl Outboxes {
     pub async fn new(parts: &Arc<DispatcherParts>) -> Result<Self, StoreError> {
         let (name, store) = (&parts.settings.name, &parts.store);
         let saved = store.load_sink(name).await?;
-        let progress = |server: &ServerName| saved.progress.get(server).copied().unwrap_or_else(|| parts.present(server));
+        let progress =
+            |server: &ServerName| saved.progress.get(server).copied().unwrap_or_else(|| parts.present(server));
         let progress: BTreeMap<_, _> =
             parts.settings.servers.iter().map(|server| (server.clone(), progress(server))).collect();
         let cursors = progress.iter().map(|(server, progress)| (server.clone(), progress.cursor));

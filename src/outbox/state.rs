@@ -58,15 +58,10 @@ struct ServerStates {
 
 impl StateOutbox {
     /// Continues from the saved state of the sink. `progress`: where it stands with each of its servers.
-    pub fn new(
-        parts: &Arc<DispatcherParts>,
-        progress: &BTreeMap<ServerName, SinkProgress>,
-        saved: SinkState,
-    ) -> Self {
+    pub fn new(parts: &Arc<DispatcherParts>, progress: &BTreeMap<ServerName, SinkProgress>, saved: SinkState) -> Self {
         let SinkState { retained_topics, retained_scan: scan, projection_state, .. } = saved;
         let registry = Registry::new(retained_topics);
-        let projection =
-            parts.sink.projection().map(|projection| ProjectionDriver::new(projection, projection_state));
+        let projection = parts.sink.projection().map(|projection| ProjectionDriver::new(projection, projection_state));
         let servers = progress.iter().map(|(server, progress)| (server.clone(), ServerStates::new(progress)));
         let mut outbox = Self {
             parts: Arc::clone(parts),
@@ -313,9 +308,8 @@ impl StateOutbox {
     async fn adopt(&mut self, scan: RetainedScan, found: BTreeMap<ServerName, Vec<String>>) -> Result<(), StoreError> {
         let sink = &self.parts.settings.name;
         let is_news = |topics: &Vec<String>| topics.iter().any(|topic| !self.registry.contains(topic));
-        let is_orphaned = |server: &&ServerName| {
-            scan.is_first_run && self.servers.contains_key(*server) && is_news(&found[*server])
-        };
+        let is_orphaned =
+            |server: &&ServerName| scan.is_first_run && self.servers.contains_key(*server) && is_news(&found[*server]);
         let orphaned = found.keys().filter(is_orphaned).cloned().collect();
         let topics: Vec<String> = found.values().flatten().cloned().collect();
         for server in self.parts.store.adopt_retained(sink, topics.clone(), orphaned).await? {

@@ -16,9 +16,9 @@ use crate::model::{
     ServerName, ServerState, ServerStats, SinkName, Torrent,
 };
 use crate::port::{
-    Clock as _, CommandLog, Connected, DeliverError, Delivery, Journal, JournalPosition, JournalUsage, Loaded, LoggedCommand,
-    LoggedResult, Recorded, ResultBacklog, RetainedScan, Sink, SinkProgress, SinkState, SinkStore, StoreError,
-    SystemClock, UnsentResult,
+    Clock as _, CommandLog, Connected, DeliverError, Delivery, Journal, JournalPosition, JournalUsage, Loaded,
+    LoggedCommand, LoggedResult, Recorded, ResultBacklog, RetainedScan, Sink, SinkProgress, SinkState, SinkStore,
+    StoreError, SystemClock, UnsentResult,
 };
 use crate::store::{MemoryStore, Options};
 

@@ -1,9 +1,10 @@
-//! The seam to wall time.
+//! The seam to wall-clock time.
 
 use crate::model::Timestamp;
 
-/// Wall time. Durations are measured with tokio's monotonic clock, which tests can pause.
+/// A source of wall-clock time. Durations are measured with tokio's monotonic clock instead, which tests can pause.
 pub trait Clock: Send + Sync {
+    /// Returns the present time. May step back, when the machine's clock is set.
     fn now(&self) -> Timestamp;
 }
 
@@ -12,6 +13,7 @@ pub trait Clock: Send + Sync {
 pub struct SystemClock;
 
 impl Clock for SystemClock {
+    /// Returns the present time. May step back, when the machine's clock is set.
     fn now(&self) -> Timestamp {
         Timestamp::from_millis(jiff::Timestamp::now().as_millisecond())
     }

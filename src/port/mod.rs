@@ -1,8 +1,8 @@
-//! The seams between the engine and what it is plugged into.
+//! The seams between the engine and its adapters.
 //!
-//! The engine (diff, watch, deliver, commands) and the adapters (clients, sinks, store) know this
-//! file and the model, never each other. Adapters say what went wrong in the terms of these error
-//! types; whether to try again is the engine's decision alone, so no adapter retries.
+//! The engine (diff, watch, outbox, commands) and the adapters (clients, sinks, store) know this
+//! module and the model, never each other. Adapters report failures as the error types defined here;
+//! whether to retry is the engine's decision alone, so no adapter retries.
 
 mod client;
 mod clock;

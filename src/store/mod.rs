@@ -60,7 +60,7 @@ impl Options {
     }
 }
 
-/// What opening a store found.
+/// The findings of opening a store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
     /// No change set has been committed: a first start, or a loss.

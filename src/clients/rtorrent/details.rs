@@ -27,9 +27,9 @@ pub(super) async fn read_one(
     let trackers = trackers.unwrap_or_default();
     let host = map::tracker_host(trackers.iter().map(|tracker| (tracker.enabled, tracker.url.as_str())));
     let settings = &access.client.settings;
-    let words = &mut access.client.state().words;
+    let interner = &mut access.client.state().interner;
     let observed =
-        map::observed(&settings.server, hash, row, host.map(Arc::from), settings.extra.keys().cloned(), words);
+        map::observed(&settings.server, hash, row, host.map(Arc::from), settings.extra.keys().cloned(), interner);
     Ok(Some(Details { observed, is_folder, files, trackers: parts.trackers.then_some(trackers), peers }))
 }
 

@@ -21,7 +21,7 @@ use serde_json::Value as Json;
 use super::calls::{Call, Cell};
 use super::settings::ExtraColumn;
 use crate::model::{
-    Extra, Facts, InfoHash, Observed, ServerName, Status, Timestamp, Torrent, Words, eta_seconds, progress, ratio,
+    Extra, Facts, InfoHash, Interner, Observed, ServerName, Status, Timestamp, Torrent, eta_seconds, progress, ratio,
 };
 
 /// A message that is no error: some tracker answered, or there is none to ask.
@@ -292,7 +292,7 @@ pub(super) fn observed(
     row: TorrentRow,
     tracker: Option<Arc<str>>,
     extra: impl Iterator<Item = Arc<str>>,
-    words: &mut Words,
+    interner: &mut Interner,
 ) -> Observed {
     let status = status(&row);
     let left = if has_all_selected(&row) { 0 } else { row.left_bytes };
@@ -322,7 +322,7 @@ pub(super) fn observed(
         extra,
         status,
         error: row.hashing_failed || !(row.message.is_empty() || row.message == NOT_AN_ERROR),
-        message: Some(words.share(&row.message)),
+        message: Some(interner.intern(&row.message)),
         stalled: false,
         download_rate: Some(row.down_rate),
         upload_rate: Some(row.up_rate),
@@ -330,8 +330,8 @@ pub(super) fn observed(
         eta: (status == Status::Downloading).then(|| eta_seconds(left, row.down_rate)).flatten(),
         peers: Some(row.peers_connected),
         seeds: Some(row.peers_complete),
-        label: Some(words.share(&decode_label(&row.custom1))),
-        directory: Some(words.share(&row.directory)),
+        label: Some(interner.intern(&decode_label(&row.custom1))),
+        directory: Some(interner.intern(&row.directory)),
         private: Some(row.is_private),
         priority: u8::try_from(row.priority).ok().filter(|priority| *priority <= 3),
         tracker,
@@ -394,7 +394,7 @@ mod tests {
 
     fn seen(row: TorrentRow) -> Torrent {
         let server = ServerName::parse("home").unwrap();
-        observed(&server, InfoHash::V1([1; 20]), row, None, std::iter::empty(), &mut Words::default()).torrent
+        observed(&server, InfoHash::V1([1; 20]), row, None, std::iter::empty(), &mut Interner::default()).torrent
     }
 
     #[test]
@@ -533,7 +533,7 @@ mod tests {
             field.set(&mut row, &cell).unwrap();
         }
         let names = ["a", "b", "c"].map(Arc::from).into_iter();
-        let extra = observed(&server, InfoHash::V1([1; 20]), row, None, names, &mut Words::default()).torrent.extra;
+        let extra = observed(&server, InfoHash::V1([1; 20]), row, None, names, &mut Interner::default()).torrent.extra;
         assert_eq!(serde_json::to_string(&extra).unwrap(), r#"{"a":-7,"b":"caf�","c":null}"#);
     }
 

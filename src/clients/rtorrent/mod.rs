@@ -49,7 +49,7 @@ use self::probe::Probe;
 use self::settings::Settings;
 pub use self::transport::SetupError;
 use self::transport::{Transport, WireFormat};
-use crate::model::{Action, Details, InfoHash, Limits, Listing, Parts, Verb, Words, printable};
+use crate::model::{Action, Details, InfoHash, Interner, Limits, Listing, Parts, Verb, printable};
 use crate::port::{
     Applied, Capabilities, ClientError, EventHooks, HookRequest, Hooks, Scope, ServerControl, TorrentClient,
 };
@@ -88,7 +88,7 @@ struct ClientState {
     probe: Option<Arc<Probe>>,
     listing: listing::ListingState,
     actions: actions::ActionState,
-    words: Words,
+    interner: Interner,
 }
 
 /// Exclusive access to the rTorrent: while it is held, nobody else has an exchange.

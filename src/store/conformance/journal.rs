@@ -168,8 +168,8 @@ async fn a_journal_that_a_sink_needs_is_full_until_the_sink_has_it() {
         store.save_progress(&slow, [(home.clone(), at(last, 0))].into()).await.unwrap();
         for next in last + 1..last + 20 {
             assert_eq!(store.commit(added(&home, 1)).await.unwrap().last_seq, Seq(next));
-            let noted = [(home.clone(), at(next, 0))].into();
-            store.save_progress(&slow, noted).await.unwrap();
+            let progress = [(home.clone(), at(next, 0))].into();
+            store.save_progress(&slow, progress).await.unwrap();
         }
         let usage = store.usage().await.unwrap();
         assert!(usage.bytes <= 4_000, "{usage:?}");

@@ -167,8 +167,8 @@ impl Trim for Trimming<'_> {
         let State { epoch, sinks, blocked, dead_letters, .. } = &mut *self.state;
         for sink in blocked.names() {
             let Some(progress) = sinks.get_mut(&sink).and_then(|sink| sink.progress.get_mut(server)) else { continue };
-            let gaps = dead_letters.iter().map(|(of, letter)| (of, letter)).filter(|(of, _)| **of == sink);
-            let gaps = gaps.map(|(_, letter)| letter).filter(|gap| gap.server == *server && gap.gap().is_some());
+            let queue = dead_letters.iter().filter(|(of, _)| *of == sink).map(|(_, dead_letter)| dead_letter);
+            let gaps = queue.filter(|dead_letter| dead_letter.server == *server && dead_letter.gap().is_some());
             let newest = gaps.max_by_key(|gap| gap.seq);
             let gap = DeadLetter::new_gap((server, *epoch), (progress.cursor, newest), last, self.now);
             let Some(gap) = gap else { continue };

@@ -31,7 +31,7 @@ pub(super) struct CommitMark {
 }
 
 impl CommitMark {
-    /// Writes the same number of bytes each time, so that it takes no space on a full disk.
+    /// Records the count: the same number of bytes each time, so that it takes no space on a full disk.
     pub fn note(&self, commits: u64) -> io::Result<()> {
         self.file.write_all_at(format!("{:010} {commits:020}\n", self.epoch.0).as_bytes(), 0)
     }
@@ -41,6 +41,7 @@ impl CommitMark {
 pub(super) struct AliveMark(File);
 
 impl AliveMark {
+    /// Sets the modification time.
     pub fn note(&self, now: Timestamp) -> io::Result<()> {
         let millis = u64::try_from(now.as_millis()).unwrap_or(0);
         self.0.set_modified(UNIX_EPOCH + Duration::from_millis(millis))
@@ -88,14 +89,17 @@ impl Folder {
         Ok(Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX)))
     }
 
+    /// Returns the mark by which a run records that it is alive.
     pub fn alive_mark(&self) -> io::Result<AliveMark> {
         self.lock.try_clone().map(AliveMark)
     }
 
+    /// Returns the path of the database.
     pub fn database(&self) -> PathBuf {
         Self::database_in(&self.path)
     }
 
+    /// Returns the path of the database of a directory that is not locked.
     pub fn database_in(path: &Path) -> PathBuf {
         path.join("dtorrent.sqlite3")
     }
@@ -113,10 +117,12 @@ impl Folder {
         self.path.join("dtorrent.clean")
     }
 
+    /// Whether a database was ever created here.
     pub fn was_used(&self) -> io::Result<bool> {
         self.used_mark().try_exists()
     }
 
+    /// Records that a database is created here.
     pub fn mark_used(&self) -> io::Result<()> {
         self.create(&self.used_mark())
     }
@@ -131,11 +137,13 @@ impl Folder {
         Ok(commits.filter(|_| of == Some(epoch.0)).unwrap_or(0))
     }
 
+    /// Opens the count of synced commits.
     pub fn commit_mark(&self, epoch: Epoch) -> io::Result<CommitMark> {
         let file = File::options().write(true).open(self.used_mark())?;
         Ok(CommitMark { file, epoch })
     }
 
+    /// Records that the store is closed.
     pub fn mark_clean(&self) -> io::Result<()> {
         self.create(&self.clean_mark())
     }

@@ -30,7 +30,7 @@ const STEPS: &[&str] = &[
         state TEXT,                                 -- NULL: nothing is known of it
         last_seq INTEGER NOT NULL DEFAULT 0,
         rev_reserved INTEGER NOT NULL DEFAULT 0,    -- revisions up to here may have been used
-        is_used INTEGER NOT NULL DEFAULT 0,         -- a tick was committed
+        is_used INTEGER NOT NULL DEFAULT 0,         -- a change set was committed
         journal_entries INTEGER NOT NULL DEFAULT 0, -- what the journal holds of it now
         journal_bytes INTEGER NOT NULL DEFAULT 0
     ) STRICT;
@@ -69,7 +69,7 @@ const STEPS: &[&str] = &[
         server TEXT NOT NULL,
         seq INTEGER NOT NULL,
         reason TEXT NOT NULL,
-        time INTEGER NOT NULL,                      -- when it was buried
+        time INTEGER NOT NULL,                      -- when it entered the queue
         body BLOB NOT NULL,
         UNIQUE (sink, id)
     ) STRICT;
@@ -109,11 +109,11 @@ const STEPS: &[&str] = &[
     "
     INSERT INTO meta VALUES ('commits', 0);
 ",
-    // What a sink's companion must not forget.
+    // State of a sink's projection.
     "
     CREATE TABLE memories (sink TEXT PRIMARY KEY, memory TEXT NOT NULL) STRICT;
 ",
-    // Who sent a command again while it was being carried out: they get its result too.
+    // Further senders of a command that is being executed: they get its result too.
     "
     CREATE TABLE askers (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -124,14 +124,14 @@ const STEPS: &[&str] = &[
     ) STRICT;
     CREATE INDEX askers_of_command ON askers (server, id, number);
 ",
-    // What was found out about a sink, and whether a sink knows a server from a state that is lost.
+    // Flags of a sink, and whether a sink knows a server from a lost state.
     "
     CREATE TABLE sinks (
         sink TEXT PRIMARY KEY,
-        search INTEGER NOT NULL DEFAULT 0,          -- is owed: 1; and was noted in the first life of this file: 2
+        search INTEGER NOT NULL DEFAULT 0,          -- pending: 1; and of the first run of this file: 2
         is_careful INTEGER NOT NULL DEFAULT 0
     ) STRICT;
-    ALTER TABLE servers ADD COLUMN reset INTEGER NOT NULL DEFAULT 0; -- journal_reset is owed: 1; was told: 2
+    ALTER TABLE servers ADD COLUMN reset INTEGER NOT NULL DEFAULT 0; -- journal_reset is pending: 1; was emitted: 2
 ",
     // Names as the documentation has them.
     "
@@ -302,6 +302,7 @@ fn migrate(connection: &mut Connection, lost: bool) -> Result<(), Failure> {
 
 /// The identity of a file, readable in every format.
 pub(super) struct Meta {
+    /// Random number of the file.
     pub epoch: Epoch,
     /// Number of synced commits.
     pub commits: u64,

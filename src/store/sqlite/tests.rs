@@ -13,7 +13,7 @@ fn open(folder: &Path) -> (SqliteStore, Recovery) {
     SqliteStore::open(folder, Options::default(), HandClock::new()).unwrap()
 }
 
-/// Nothing was found but a folder that was in use when the test began.
+/// Nothing was found but a directory that was in use when the test began.
 fn after_a_kill() -> Recovery {
     Recovery { last_alive: Some(Timestamp::from_millis(START)), ..Recovery::default() }
 }
@@ -162,7 +162,7 @@ fn a_missing_directory_is_created_for_its_owner_only() {
     assert_eq!(std::fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
 }
 
-/// A folder whose store held entries, left as a crash leaves it; its epoch.
+/// A directory whose store held entries, left as a crash leaves it; its epoch.
 async fn used_folder(is_clean: bool) -> (tempfile::TempDir, Epoch) {
     let folder = tempfile::tempdir().unwrap();
     let (store, _) = open(folder.path());
@@ -174,7 +174,7 @@ async fn used_folder(is_clean: bool) -> (tempfile::TempDir, Epoch) {
     if is_clean {
         store.close().await.unwrap();
     }
-    // As after a crash: the file has to be looked at.
+    // As after a crash: the file has to be checked.
     drop(store);
     drop(std::fs::remove_file(folder.path().join("dtorrent.clean")));
     (folder, epoch)
@@ -211,7 +211,7 @@ async fn a_file_that_cannot_be_used_is_moved_aside_and_reported() {
         let kept = recovery.moved_to.as_ref().map(|path| std::fs::read(path).unwrap());
         assert_eq!(kept.is_some(), found.is_some(), "{name}: {recovery:?}");
         if name != "another program's" {
-            assert_eq!(kept, found, "{name}: what was found is kept as it was");
+            assert_eq!(kept, found, "{name}: the file that was found stays as it was");
         }
         let loaded = store.load(&server("home")).await.unwrap();
         assert!(loaded.last_seq == Seq(0) && loaded.epoch != epoch, "{name}");
@@ -300,7 +300,7 @@ async fn a_missing_synced_commit_is_noticed_and_ends_the_epoch() {
         assert!(recovery.moved_to.is_some());
         assert_ne!(store.load(&server("home")).await.unwrap().epoch, epoch, "else numbers would be given again");
     }
-    // What is noted of another epoch says nothing of this one, and what cannot be read says nothing.
+    // A count of another epoch, or one that cannot be read, is ignored.
     for note in ["4294967295 00000000000000009999", "no number", "1 2", ""] {
         let other = torn_copy(folder.path(), 0);
         std::fs::write(other.path().join("dtorrent.used"), note).unwrap();
@@ -310,7 +310,7 @@ async fn a_missing_synced_commit_is_noticed_and_ends_the_epoch() {
     }
 }
 
-/// The folder without the last `cut` bytes of its change log.
+/// The directory without the last `cut` bytes of its change log.
 fn torn_copy(folder: &Path, cut: usize) -> tempfile::TempDir {
     let other = tempfile::tempdir().unwrap();
     for name in ["dtorrent.sqlite3", "dtorrent.sqlite3-wal", "dtorrent.used"] {

@@ -33,14 +33,20 @@ const COMMANDS_PER_TRIM: u32 = 1_000;
 
 /// The state that the thread owns.
 pub(super) struct Db {
+    /// The only connection of this process.
     pub connection: Connection,
+    /// Epoch of the file.
     pub epoch: Epoch,
+    /// Limits.
     pub options: Options,
+    /// Clock for ages.
     pub clock: Arc<dyn Clock>,
+    /// Rows of the servers that a commit has used.
     pub servers: HashMap<ServerName, journal::Numbers>,
     /// Position of the newest journal entry. Counted here, because SQLite numbers rows from the newest that is
     /// still there.
     pub last_position: i64,
+    /// Sinks with a full dead-letter queue.
     pub blocked: BlockedSinks,
     /// Time at which everything that is too old was last removed.
     trimmed_at: Option<Timestamp>,
@@ -73,10 +79,12 @@ impl From<StoreError> for Failure {
 }
 
 impl Failure {
+    /// The stored data cannot be used.
     pub fn corrupt(reason: impl std::fmt::Display) -> Self {
         Self::Store(StoreError::Corrupt { reason: reason.to_string() })
     }
 
+    /// The error of a read.
     pub fn into_read_error(self) -> StoreError {
         match self {
             Self::Store(error) => error,
@@ -87,7 +95,7 @@ impl Failure {
         }
     }
 
-    /// A write that failed because the disk is full or does not work may succeed later.
+    /// The error of a write. One that failed because the disk is full or does not work may succeed later.
     pub fn into_write_error(self) -> StoreError {
         match self {
             Self::Sql(error)
@@ -160,6 +168,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
+    /// Starts the thread.
     pub fn start(db: Db) -> std::io::Result<Self> {
         let (requests, waiting) = mpsc::channel(REQUESTS_MAX);
         let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || serve(db, waiting))?;
@@ -213,7 +222,7 @@ fn serve(mut db: Db, mut waiting: mpsc::Receiver<Request>) {
         }
         if let Some(mut close) = closes.into_iter().next() {
             let outcome = close.job.run(&mut db).map_err(Failure::into_write_error);
-            drop(db); // the caller may open the directory again at once
+            drop(db); // the caller may open the folder again at once
             close.job.answer(outcome);
             return;
         }
@@ -221,6 +230,7 @@ fn serve(mut db: Db, mut waiting: mpsc::Receiver<Request>) {
 }
 
 impl Db {
+    /// Takes over a connection that `schema::open` has checked and migrated.
     pub fn new(
         connection: Connection,
         meta: schema::Meta,

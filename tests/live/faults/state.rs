@@ -349,7 +349,7 @@ async fn a_second_bridge_on_the_same_folder_refuses_and_the_first_goes_on() {
     let mut second = Bridge::start(&config);
     let status = second.process().wait(TIMEOUT).await.unwrap();
     assert_eq!(status.code(), Some(1));
-    assert!(second.log().contains("another bridge uses the data folder"), "it does not say why:\n{}", second.log());
+    assert!(second.log().contains("another bridge uses the data directory"), "it does not say why:\n{}", second.log());
     wait_for_newcomer(&world).await;
     world.recorder.assert_gap_free("home");
     let late = Recorder::listen(world.broker.port).await;

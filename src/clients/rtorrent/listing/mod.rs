@@ -110,14 +110,14 @@ async fn read_all(access: &Access<'_>, probe: &Probe) -> Result<RawListing, Clie
 fn listing(access: &Access<'_>, probe: &Probe, raw: RawListing, hosts: &Hosts, free_disk: Option<u64>) -> Listing {
     let RawListing { rows, counters, complete, covers, .. } = raw;
     let settings = &access.client.settings;
-    let words = &mut access.client.state().words;
+    let interner = &mut access.client.state().interner;
     let observe = |(hash, row): (InfoHash, TorrentRow)| {
         let host = hosts.get(&hash).cloned().flatten();
-        (hash, map::observed(&settings.server, hash, row, host, settings.extra.keys().cloned(), words))
+        (hash, map::observed(&settings.server, hash, row, host, settings.extra.keys().cloned(), interner))
     };
     let torrents = rows.into_iter().map(observe).collect();
     if covers == Covers::All {
-        words.forget_unused();
+        interner.drop_unused();
     }
     let [download_rate, upload_rate, download_limit, upload_limit, downloaded, uploaded] = counters.throttle;
     Listing {

@@ -69,13 +69,13 @@ pub(super) async fn hosts(access: &Access<'_>, raw: &RawListing) -> Result<Hosts
         // The others follow with the next listings.
         _ => hosts_singly(access, &unknown[..SINGLY_MAX]).await,
     };
-    let ClientState { listing, words, .. } = &mut *access.client.state();
+    let ClientState { listing, interner, .. } = &mut *access.client.state();
     let cache = &mut listing.trackers;
     match result {
         Ok(found) => {
             for hash in unknown {
                 let (Some(row), Some(host)) = (raw.rows.get(&hash), found.get(&hash)) else { continue };
-                let host = host.as_deref().map(|host| words.share(host));
+                let host = host.as_deref().map(|host| interner.intern(host));
                 hosts.insert(hash, host.clone());
                 let known = KnownTracker { load: row.local_id.clone(), count: row.tracker_size, host };
                 cache.known.insert(hash, known);
