@@ -1,6 +1,7 @@
 //! A broker that is only imagined: it keeps, forgets, refuses, is slow, loses acknowledgements.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -177,8 +178,13 @@ impl Sink for Reached {
         });
         let number = number.ok_or_else(|| DeliverError::unavailable("nobody listens"))?;
         broker.stage.note(|| format!("{} is connected, {number}", broker.name));
-        let wire =
-            Arc::new(Wire { broker: Arc::clone(broker), number, queue: Mutex::default(), filled: Notify::new() });
+        let wire = Arc::new(Wire {
+            broker: Arc::clone(broker),
+            number,
+            queue: Mutex::default(),
+            filled: Notify::new(),
+            is_broken: AtomicBool::new(false),
+        });
         let link = Box::new(Connection { wire: Arc::clone(&wire) });
         Ok(Connected { link, drive: Box::pin(async move { wire.carry().await }) })
     }
@@ -218,6 +224,8 @@ struct Wire {
     number: u64,
     queue: Mutex<VecDeque<(Delivery, Acknowledge)>>,
     filled: Notify,
+    /// From then on nothing arrives: a message cannot overtake those that were lost before it.
+    is_broken: AtomicBool,
 }
 
 impl Wire {
@@ -262,7 +270,8 @@ impl Wire {
     /// Some of what was on its way still arrives, and nobody hears of it.
     fn broken(&self, reason: &str) -> DeliverError {
         let mut queue = lock(&self.queue);
-        while !queue.is_empty() && self.broker.stage.dice.percent(60) {
+        let was_broken = self.is_broken.swap(true, Ordering::Relaxed);
+        while !was_broken && !queue.is_empty() && self.broker.stage.dice.percent(60) {
             if let Some((delivery, _)) = queue.pop_front() {
                 drop(self.broker.arrive(self.number, delivery));
             }
