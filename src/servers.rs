@@ -35,14 +35,19 @@ pub struct ServerSetup {
 /// Parts that all servers share.
 #[derive(Clone)]
 pub struct Common {
+    /// The store of all servers.
     pub store: Arc<dyn Store>,
+    /// What other tasks read of the servers.
     pub live: Arc<LiveState>,
+    /// The time of events.
     pub clock: Arc<dyn Clock>,
 }
 
 /// One server, built and not yet running.
 pub struct ServerParts {
+    /// Commands that wait for the worker.
     pub queue: Arc<Queue>,
+    /// What the worker runs on.
     pub worker: Arc<WorkerParts>,
     files: Arc<FilePublisher>,
     publishes_files: bool,
@@ -88,6 +93,7 @@ impl ServerParts {
         Ok(Self { queue: Arc::new(Queue::new(unfinished)), worker: Arc::new(worker), files, publishes_files, watcher })
     }
 
+    /// Spawns the tasks of the server.
     pub fn spawn(&self, group: &mut Group) {
         let Self { queue, worker, files, publishes_files, watcher } = self;
         let (name, live, client) = (watcher.server.clone(), Arc::clone(&watcher.live), Arc::clone(&watcher.client));

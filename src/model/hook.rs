@@ -99,6 +99,7 @@ impl HookKey {
         Ok(Self(format!("{}{instance}.{server}", Self::PREFIX)))
     }
 
+    /// Returns the key as the client stores it.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -18,11 +18,14 @@ const API_VERSION_MODERN: i64 = 14;
 /// The abilities of one run of rTorrent.
 #[derive(Clone, Debug)]
 pub(super) struct Probe {
+    /// The version that the server states.
     pub version: String,
+    /// Process id.
     pub pid: Option<i64>,
     /// Older than [`API_VERSION_MODERN`].
     pub is_legacy: bool,
     pub xml_library: XmlLibrary,
+    /// Answers JSON-RPC.
     pub has_json: bool,
     /// Can list by a predicate (`d.multicall.filtered`).
     pub has_filtered: bool,

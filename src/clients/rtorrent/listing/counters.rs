@@ -18,11 +18,13 @@ pub(super) const VIEWS: [&str; 4] = ["main", "started", "active", "complete"];
 /// Counters of one exchange, in rTorrent's units: bytes, bytes per second, seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Counters {
+    /// Process id, the run of a listing.
     pub pid: Option<i64>,
     /// rTorrent's own clock.
     pub time: Option<i64>,
     /// Sizes of [`VIEWS`].
     pub views: [Option<u64>; VIEWS.len()],
+    /// Values of the methods of `THROTTLE`.
     pub throttle: [Option<u64>; THROTTLE.len()],
 }
 

@@ -1,15 +1,17 @@
-//! A torrent client that is only imagined: a script moves its torrents, and it answers like a real one.
+//! A simulated torrent client: a script changes its torrents, and it answers like a real one.
 //!
-//! It serves tests and benchmarks, and users who want to try automations without a torrent. What a
-//! real client does wrong it does on demand: it restarts and loads its session bit by bit, hangs,
-//! answers nonsense, leaves rows out with and without saying so.
+//! It serves tests and benchmarks, and users who want to try automations without a torrent. The faults of
+//! real clients happen on demand ([`Behavior`]): it restarts and loads its session bit by bit, hangs, answers
+//! invalidly, and leaves rows out, with and without reporting it.
 //!
-//! Asked for changes it answers as rTorrent does: with what moves, and what was started, stopped,
-//! completed or checked since the last answer. Another number of torrents, a load that it has not shown
-//! or another run make it show all. Label, priority, directory, message and idle numbers betray nothing.
+//! Asked for changes it answers as rTorrent does: with what moves, and what was started, stopped, completed or
+//! checked since the last answer. Another number of torrents, a load that was not listed yet, or another run
+//! make it list everything. A change of label, priority, directory, message or idle numbers is not noticed.
 //!
-//! A listing shows the state as it is when the answer is complete, not when it was asked for. Beside
-//! the state stands what truly happened in it ([`Presence`]), for tests to compare with what was told.
+//! A listing shows the state at the end of the exchange, not at its begin. The true history is recorded too
+//! ([`Presence`]), for tests to compare with the events.
+
+mod torrent;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,9 +19,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use self::torrent::Mark;
+pub use self::torrent::{RunMode, SimulatedTorrent};
 use crate::model::{
-    Action, Covers, Details, Extra, Facts, File, InfoHash, Listing, Observed, Parts, ServerName, ServerStats, Status,
-    Timestamp, Torrent, Verb, eta_seconds, progress, ratio,
+    Action, Covers, Details, File, InfoHash, Listing, Parts, ServerName, ServerStats, Status, Timestamp, Torrent, Verb,
 };
 use crate::port::{Applied, Capabilities, ClientError, Clock, Scope, TorrentClient};
 
@@ -36,7 +39,7 @@ const VERBS: &[Verb] = &[
     Verb::Priority,
 ];
 
-/// An imagined client. Clones show the same state.
+/// A simulated client. Clones share their state.
 #[derive(Clone)]
 pub struct Simulator {
     server: ServerName,
@@ -46,222 +49,88 @@ pub struct Simulator {
 /// How the client answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Behavior {
+    /// Without faults.
     #[default]
     Well,
     /// Refuses connections.
     Unreachable,
-    /// Every exchange ends by its deadline; what was asked for is done all the same.
+    /// Every exchange ends at its deadline; actions are carried out all the same.
     Hanging,
-    /// What it answers makes no sense; what was asked for is not done.
+    /// Answers are invalid; actions are not carried out.
     Malformed,
-    /// Listings lack every other torrent, and say so.
+    /// Listings lack every other torrent and are marked as incomplete.
     Short,
-    /// The next listing lacks every other torrent and calls itself complete; then it is well again.
+    /// The next listing lacks every other torrent and is marked as complete; then the client is well again.
     SilentlyShortOnce,
 }
 
-/// What the client is told to do when it is not asked to check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RunMode {
-    Stopped,
-    Paused,
-    Running,
-}
-
-/// A torrent in the imagined client.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SimulatedTorrent {
-    pub name: String,
-    pub length: u64,
-    /// Bytes that are here.
-    pub done: u64,
-    pub received: u64,
-    pub uploaded: u64,
-    pub run_mode: RunMode,
-    /// Bytes of the content that the check under way has seen; `None` if there is no check.
-    pub checked: Option<u64>,
-    pub has_metadata: bool,
-    pub error: Option<String>,
-    pub label: String,
-    pub directory: String,
-    pub priority: u8,
-    pub download_rate: u64,
-    pub upload_rate: u64,
-    pub peers: u64,
-    /// Another one with each time it is loaded.
-    pub load: u64,
-    pub added_at: Timestamp,
-    pub finished_at: Option<Timestamp>,
-}
-
-impl SimulatedTorrent {
-    /// Running, with nothing of it here.
-    pub fn new(name: impl Into<String>, length: u64) -> Self {
-        Self {
-            name: name.into(),
-            length,
-            done: 0,
-            received: 0,
-            uploaded: 0,
-            run_mode: RunMode::Running,
-            checked: None,
-            has_metadata: true,
-            error: None,
-            label: String::new(),
-            directory: "/downloads".to_owned(),
-            priority: 2,
-            download_rate: 0,
-            upload_rate: 0,
-            peers: 0,
-            load: 0,
-            added_at: Timestamp::from_millis(0),
-            finished_at: None,
-        }
-    }
-
-    pub fn is_complete(&self) -> bool {
-        self.has_metadata && self.done == self.length
-    }
-
-    pub fn status(&self) -> Status {
-        match (self.checked, self.run_mode) {
-            (Some(_), _) => Status::Checking,
-            (None, RunMode::Stopped) => Status::Stopped,
-            (None, RunMode::Paused) => Status::Paused,
-            (None, RunMode::Running) if !self.has_metadata => Status::Metadata,
-            (None, RunMode::Running) if self.is_complete() => Status::Seeding,
-            (None, RunMode::Running) => Status::Downloading,
-        }
-    }
-
-    /// By what a change of it is noticed without reading all of it.
-    fn mark(&self) -> Mark {
-        Mark {
-            load: self.load,
-            run_mode: self.run_mode,
-            is_complete: self.is_complete(),
-            is_moving: self.checked.is_some() || self.download_rate + self.upload_rate > 0,
-        }
-    }
-
-    fn observed(&self, server: &ServerName, hash: InfoHash) -> Observed {
-        let status = self.status();
-        let downloaded = self.checked.unwrap_or(self.done);
-        let left = self.length - downloaded;
-        let facts = Facts {
-            load: Some(self.load.to_string()),
-            complete: self.is_complete(),
-            has_metadata: self.has_metadata,
-            received_bytes: self.received,
-            moved_bytes: self.received + self.uploaded,
-        };
-        let torrent = Torrent {
-            hash,
-            name: self.name.clone(),
-            server: server.clone(),
-            active: matches!(status, Status::Downloading | Status::Seeding | Status::Metadata),
-            downloaded,
-            uploaded: self.uploaded,
-            length: self.length,
-            path: None,
-            progress: progress(downloaded, self.length),
-            ratio: ratio(self.uploaded, downloaded),
-            finished: self.is_complete() && self.checked.is_none(),
-            playing: self.download_rate + self.upload_rate > 0,
-            extra: Extra::new(),
-            status,
-            error: self.error.is_some(),
-            message: Some(self.error.as_deref().unwrap_or_default().into()),
-            stalled: false,
-            download_rate: Some(self.download_rate),
-            upload_rate: Some(self.upload_rate),
-            left: Some(left),
-            eta: eta_seconds(left, self.download_rate),
-            peers: Some(self.peers),
-            seeds: Some(self.peers / 2),
-            label: Some(self.label.as_str().into()),
-            directory: Some(self.directory.as_str().into()),
-            private: Some(false),
-            priority: Some(self.priority),
-            tracker: None,
-            added_at: Some(self.added_at),
-            started_at: None,
-            finished_at: self.finished_at,
-            size_files: Some(1),
-        };
-        Observed { torrent, facts }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Mark {
-    load: u64,
-    run_mode: RunMode,
-    is_complete: bool,
-    is_moving: bool,
-}
-
-/// What the last answer was about.
+/// The content of the last answer.
 struct Shown {
     run: u64,
     marks: BTreeMap<InfoHash, Mark>,
 }
 
-/// One stay of a torrent in the client, as it truly was.
+/// The presence of a torrent in the client, as it truly was.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Presence {
+    /// The torrent.
     pub hash: InfoHash,
+    /// Time at which it was loaded.
     pub from: Timestamp,
-    /// `None` while it is there.
+    /// Time at which it was removed; `None` while it is there.
     pub until: Option<Timestamp>,
-    /// Its content was there from the beginning.
+    /// The content was complete when it was loaded.
     pub was_complete: bool,
-    /// When its last byte came in.
+    /// Time at which its last byte was received.
     pub finished_at: Option<Timestamp>,
 }
 
-/// What the client has, and what happens to it.
+/// The state of the client, and the changes that a script can make.
 pub struct SimulatorState {
     clock: Arc<dyn Clock>,
+    /// How the client answers.
     pub behavior: Behavior,
-    /// How long an answer takes.
+    /// Duration of an exchange.
     pub latency: Duration,
-    /// After this a caller has given up.
+    /// Time after which a hanging exchange ends.
     pub deadline: Duration,
     torrents: BTreeMap<InfoHash, SimulatedTorrent>,
-    /// How many torrents a client that started has loaded; `None` for all.
+    /// Number of torrents that a restarted client has loaded; `None` for all.
     loaded: Option<usize>,
     run: u64,
-    /// A restarted client bears the name of its former run, as a process in a container does.
+    /// A restarted client keeps its run id, as a process in a container may.
     pub keeps_run_id: bool,
     loads: u64,
     presences: Vec<Presence>,
-    /// `None` if the last answer did not show everything as it was, or there was none.
+    /// `None` if the last answer was incomplete, or there was none.
     shown: Option<Shown>,
     full_listings: u64,
-    /// Every action that had an effect or was asked for in vain, in order.
+    /// Every requested action with its time, in order.
     asked: Vec<(Timestamp, Action)>,
 }
 
 impl SimulatorState {
+    /// Returns the torrents, also those that are not loaded yet.
     pub fn torrents(&self) -> &BTreeMap<InfoHash, SimulatedTorrent> {
         &self.torrents
     }
 
-    /// For scripts that change a torrent in ways that have no method here.
+    /// Returns a torrent for changes that have no method here.
     pub fn torrent_mut(&mut self, hash: &InfoHash) -> Option<&mut SimulatedTorrent> {
         self.torrents.get_mut(hash)
     }
 
+    /// Returns the true history, in the order of loading.
     pub fn presences(&self) -> &[Presence] {
         &self.presences
     }
 
+    /// Returns every requested action with its time.
     pub fn asked(&self) -> &[(Timestamp, Action)] {
         &self.asked
     }
 
-    /// Loads a torrent; one that is there already stays.
+    /// Loads a torrent, unless it is there already.
     pub fn add(&mut self, hash: InfoHash, torrent: SimulatedTorrent) {
         if self.torrents.contains_key(&hash) {
             return;
@@ -273,6 +142,7 @@ impl SimulatorState {
         self.torrents.insert(hash, SimulatedTorrent { load: self.loads, added_at: now, ..torrent });
     }
 
+    /// Removes a torrent and returns it.
     pub fn remove(&mut self, hash: &InfoHash) -> Option<SimulatedTorrent> {
         let torrent = self.torrents.remove(hash)?;
         let now = self.clock.now();
@@ -282,14 +152,14 @@ impl SimulatorState {
         Some(torrent)
     }
 
-    /// Erased and loaded again at once, with what is here of its content.
+    /// Erases a torrent and loads it again with its content.
     pub fn reload(&mut self, hash: &InfoHash) {
         if let Some(torrent) = self.remove(hash) {
             self.add(*hash, SimulatedTorrent { received: 0, uploaded: 0, checked: None, ..torrent });
         }
     }
 
-    /// Receives so much of it, at this rate; does nothing to one that is not downloading.
+    /// Receives bytes of a torrent at this rate, if it is downloading.
     pub fn receive(&mut self, hash: &InfoHash, bytes: u64, rate: u64) {
         let now = self.clock.now();
         let Some(torrent) = self.torrents.get_mut(hash).filter(|torrent| torrent.status() == Status::Downloading)
@@ -309,7 +179,7 @@ impl SimulatorState {
         }
     }
 
-    /// Begins to check what is here.
+    /// Begins a check of the content.
     pub fn begin_check(&mut self, hash: &InfoHash) {
         if let Some(torrent) = self.torrents.get_mut(hash).filter(|torrent| torrent.has_metadata) {
             torrent.checked = Some(0);
@@ -317,14 +187,14 @@ impl SimulatorState {
         }
     }
 
-    /// The check under way ends and finds everything as it should be.
+    /// Ends the running check, which finds no error.
     pub fn end_check(&mut self, hash: &InfoHash) {
         if let Some(torrent) = self.torrents.get_mut(hash) {
             torrent.checked = None;
         }
     }
 
-    /// A magnet link learns what it is, which loads it anew.
+    /// Resolves a magnet link, which loads it anew.
     pub fn resolve(&mut self, hash: &InfoHash, name: &str, length: u64) {
         self.loads += 1;
         let load = self.loads;
@@ -333,14 +203,14 @@ impl SimulatorState {
         }
     }
 
-    /// Puts every rate to 0.
+    /// Sets every rate to 0.
     pub fn rest(&mut self) {
         for torrent in self.torrents.values_mut() {
             (torrent.download_rate, torrent.upload_rate) = (0, 0);
         }
     }
 
-    /// The client starts anew and has loaded nothing of its session yet.
+    /// Restarts the client, which has loaded nothing of its session yet.
     pub fn restart(&mut self) {
         self.run += 1;
         self.loaded = Some(0);
@@ -351,11 +221,12 @@ impl SimulatorState {
         }
     }
 
-    /// So much of the session is loaded now; `None`: all of it.
+    /// Loads this number of torrents of the session; `None` for all.
     pub fn load_session(&mut self, loaded: Option<usize>) {
         self.loaded = loaded.filter(|loaded| *loaded < self.torrents.len());
     }
 
+    /// Returns whether the session is not completely loaded.
     pub fn is_loading(&self) -> bool {
         self.loaded.is_some()
     }
@@ -372,7 +243,7 @@ impl SimulatorState {
         self.visible().any(|(visible, _)| visible == hash)
     }
 
-    /// How many answers showed all.
+    /// Returns the number of full listings.
     pub fn full_listings(&self) -> u64 {
         self.full_listings
     }
@@ -400,10 +271,10 @@ impl SimulatorState {
         listing
     }
 
-    /// Which torrents have changed in what can be noticed cheaply; `None` if all have to be shown.
+    /// Returns the torrents whose change is noticed; `None` if everything has to be listed.
     fn changed(&self, named: &BTreeSet<InfoHash>) -> Option<BTreeSet<InfoHash>> {
         let shown = self.shown.as_ref()?;
-        // Under its old name a run is known by the loads of its torrents.
+        // A run that keeps its id is recognised by the loads of its torrents.
         if (shown.run != self.run && !self.keeps_run_id) || self.visible().count() != shown.marks.len() {
             return None;
         }
@@ -496,7 +367,7 @@ impl SimulatorState {
 }
 
 impl Simulator {
-    /// A client without torrents that answers at once.
+    /// A client without torrents, whose exchanges take no time.
     pub fn new(server: ServerName, clock: Arc<dyn Clock>) -> Self {
         let state = SimulatorState {
             clock,
@@ -516,7 +387,7 @@ impl Simulator {
         Self { server, state: Arc::new(Mutex::new(state)) }
     }
 
-    /// A client with so many torrents, a tenth of them downloading: for benchmarks.
+    /// A client with this number of torrents, a tenth of them downloading, for benchmarks.
     pub fn populated(server: ServerName, clock: Arc<dyn Clock>, count: u32) -> Self {
         let simulator = Self::new(server, clock);
         simulator.change(|state| {
@@ -539,7 +410,7 @@ impl Simulator {
         simulator
     }
 
-    /// Looks at the state or changes it.
+    /// Reads or changes the state.
     pub fn change<T>(&self, change: impl FnOnce(&mut SimulatorState) -> T) -> T {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -548,7 +419,7 @@ impl Simulator {
         match self.exchange().await {
             Ok(()) => self.change(|state| state.perform(action)),
             Err(timeout @ ClientError::Timeout { .. }) => {
-                // Nobody hears how it went, but the test does, from `asked`.
+                // The result is lost with the answer; tests find the action in `asked`.
                 drop(self.change(|state| state.perform(action)));
                 Err(timeout)
             }
@@ -556,7 +427,7 @@ impl Simulator {
         }
     }
 
-    /// Waits as long as an answer takes, and says how the client fails if it does.
+    /// Waits for the duration of an exchange, and fails as the behavior demands.
     async fn exchange(&self) -> Result<(), ClientError> {
         let (behavior, latency, deadline) = self.change(|state| (state.behavior, state.latency, state.deadline));
         let wait = if behavior == Behavior::Hanging { deadline } else { latency };
@@ -636,19 +507,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_short_listing_says_so_and_a_forgetful_one_comes_once() {
+    async fn a_short_listing_is_marked_and_a_silently_short_one_comes_once() {
         let simulator = simulator();
         simulator.change(|state| state.behavior = Behavior::Short);
         let short = simulator.list(Scope::Full).await.unwrap();
         assert_eq!((short.torrents.len(), short.complete), (2, false));
         simulator.change(|state| state.behavior = Behavior::SilentlyShortOnce);
-        let forgetful = simulator.list(Scope::Full).await.unwrap();
-        assert_eq!((forgetful.torrents.len(), forgetful.complete), (2, true));
+        let silent = simulator.list(Scope::Full).await.unwrap();
+        assert_eq!((silent.torrents.len(), silent.complete), (2, true));
         assert_eq!(simulator.list(Scope::Full).await.unwrap().torrents.len(), 3);
     }
 
     #[tokio::test]
-    async fn what_is_asked_of_a_hanging_client_is_done_without_an_answer() {
+    async fn a_hanging_client_carries_out_actions_without_an_answer() {
         let simulator = simulator();
         simulator.change(|state| (state.behavior, state.deadline) = (Behavior::Hanging, Duration::ZERO));
         let results = simulator.apply(&[Action::Delete(hash(1))]).await;
