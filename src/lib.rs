@@ -1,9 +1,10 @@
-//! dtorrent: watches torrent clients and tells what happens there, to brokers or to your own program.
+//! dtorrent monitors torrent clients and publishes the state and the life-cycle events of every torrent: to MQTT, NATS
+//! and webhooks, or to your own program.
 //!
 //! # As a library
 //!
-//! A [`Manager`](manager::Manager) watches any number of servers, needs no broker, and keeps what it knows in memory
-//! or in a folder. It gives a stream of events, listeners, and commands that return when their effect was seen.
+//! A [`Manager`](manager::Manager) monitors any number of servers without a broker, and keeps its state in memory or in a
+//! folder. It gives a stream of events, listeners, and commands that return when their effect has been seen.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -28,74 +29,89 @@
 //! # }
 //! ```
 //!
-//! A client of your own is a type that implements [`TorrentClient`](port::TorrentClient); [`testing`] tries it out.
+//! A client of your own is a type that implements [`TorrentClient`](port::TorrentClient); the conformance suite in
+//! [`testing`] checks it.
 //!
 //! | feature | adds |
 //! |---|---|
-//! | `sqlite` | a state that outlives the process: `Builder::data_dir` |
+//! | `sqlite` | durable state: `Builder::data_dir` |
 //! | `mqtt`, `nats`, `webhooks` | these sinks, as parts |
-//! | `http` | what is shown over HTTP, as a part |
+//! | `http` | the HTTP server, as a part |
 //! | `bridge` | all of them, and the whole bridge with its config, to be run from your own program |
 //! | `cli` (default) | the program `dtorrent` |
 //!
-//! With `default-features = false` there is the manager, in memory, and nothing of these is compiled.
+//! With `default-features = false` there is the manager with its state in memory, and none of these is compiled.
 //!
 //! # As a bridge
 //!
 //! ```text
-//!  torrent clients          dtorrent (one process)                                   message world
+//!  torrent clients             dtorrent (one process)                                                      message world
 //!
-//!                     watch          diff           store          deliver       sinks
-//!  rTorrent  ◄─list── Watcher ─────► Observer ────► told+journal ► Dispatcher ══► MQTT broker
-//!            ◄─apply─ Worker ◄────── queue ◄─────── command log ◄ admission ◄════ commands
-//!                     commands
+//!                       watch/           diff/ (pure)           store/         outbox/         sinks/
+//!  rTorrent     ◄─poll─ Watcher ─Listing─► trust ► diff ─ChangeSet─► commit ─► Dispatcher ══ Link ══► MQTT ── Home Assistant
+//!  exec child   ◄─────  Watcher     ▲                     (snapshot +       ─► Dispatcher ══ Link ══► NATS JetStream
+//!                                   │ wake                 journal, one     ─► Dispatcher ══ Link ══► each webhook
+//!                                   │                      transaction)          one per sink
+//!                                   │                          ▲
+//!  a client     ◄─apply─ Worker ◄───┴─ admission ◄─ command log┴◄── commands: MQTT, NATS, HTTP, command line
+//!                      (per server)        └── result, once a later poll has shown the effect
 //! ```
 //!
-//! A watcher looks at each server again and again and compares what it sees with what the world was
-//! *told*. What is different is committed in one transaction: the new picture, and the events that tell
-//! it. Only then is it sent, to each sink at its own pace. There are two ways out. The *journal* holds
-//! every event but `updated`, without a gap, and each sink gets each entry, in order, at least once.
-//! `updated` and state are *conflated*: a sink that was away hears the present, not the past.
+//! The left half turns state into events, the store makes them durable, the right half delivers them at each sink's own
+//! pace. There are two ways out. *Journal:* every event but `updated`, gap-free per server, at least once, in order.
+//! *Conflated:* `updated`, state and statistics; the latest value wins. Nothing on the right slows, stops or reorders
+//! the left, and no sink holds up another.
 //!
 //! # Rooms
 //!
-//! | room | what it is |
+//! | room | holds |
 //! |---|---|
-//! | [`model`] | the words: torrents, events, commands, with their JSON. Pure |
-//! | [`port`] | the seams: client, sink, link, command source, store, clock |
-//! | [`diff`] | from looks to what is to be told. Pure |
-//! | [`watch`], [`deliver`], [`commands`] | the engine: looking, handing over, carrying out |
-//! | [`board`] | what was told, for all in the process to read |
-//! | [`schema`] | the shapes of what is sent and taken, made from the types. Pure |
+//! | [`model`] | domain types with their JSON. Pure |
+//! | [`port`] | the seams: client, sink, command source, store, clock |
+//! | [`diff`] | trust in a poll, comparison with the snapshot, what is worth an event. Pure |
+//! | [`watch`] | the poll loop of one server, and hooks |
+//! | [`outbox`] | what each sink still has to be sent, and the dispatcher that sends it |
+//! | [`commands`] | admission, queue, execution, pending effects, results; file operations |
+//! | [`live_state`] | the latest committed state of every server, in memory |
 //! | [`clients`], [`sinks`], [`store`], `http` | adapters; they know the seams and never each other |
-//! | `config`, `telemetry` | leaves |
-//! | [`testing`] | what the engine expects of a client, to be tried on one's own |
-//! | [`servers`], [`supervise`] | the engine of each server put together; tasks and their end |
+//! | `config` | file, environment and flags, parsed and checked |
+//! | `telemetry`, [`supervise`], [`log_throttle`] | logs and metrics, tasks, repeated log messages |
+//! | [`schema`] | JSON Schemas and the AsyncAPI document, made from the types. Pure |
+//! | [`servers`] | the engine of one server, put together |
 //! | [`manager`] | the library face |
-//! | `app`, `cli`, `demo` | the program |
+//! | `app`, `cli`, `demo` | the program: composition, command line, demonstration |
+//! | [`testing`] | the conformance suite for clients |
 //!
-//! `tests/architecture.rs` fails on an arrow that points wrong.
+//! `tests/architecture.rs` fails on an arrow that points the wrong way.
 //!
-//! Versions are counted by [`manager`], [`model`], [`port`], [`clients`], [`testing`] and [`schema`]. What is public
-//! there stands in `tests/golden/api.txt`, and a test fails when something of it vanishes or changes. The other rooms
-//! are public for those who put parts together, and may change with any version.
+//! [`manager`], [`model`], [`port`], [`clients`], [`testing`] and [`schema`] follow semantic versioning: their public
+//! items are listed in `tests/golden/api.txt`, and a test fails when one of them vanishes or changes. The other rooms are
+//! public for programs that compose parts themselves, and may change with any version.
 //!
-//! # What holds
+//! # Invariants
 //!
-//! - **I1** What the world was told and the events that tell it are committed together, or neither is.
-//! - **I2** A failed poll tells nothing. Absence counts only in complete listings, two in a row.
-//! - **I3** An event is sent only after it is on stable storage. Queued is not delivered.
-//! - **I4** Each sink acknowledges each event, or it is put aside with a reason. Nothing else ends it.
-//! - **I5** Per sink and server, first deliveries are in the order of `seq`.
-//! - **I6** A redelivery has the same id and the same bytes. No id ever names two events.
-//! - **I7** When the world is quiet, what each sink shows is what was told is what the client has.
-//! - **I8** Only `updated`, state and stats are conflated.
-//! - **I9** Each queue, buffer, window, retry and file has a bound and a stated consequence.
-//! - **I10** One writer: a lock on the data folder.
-//! - **I11** Only a watcher makes events. A command or a hook pokes it; the watcher looks.
-//! - **I12** A command's id is carried out once and answered the same again, also over a crash.
-//! - **I13** A failing server or sink degrades itself only. A failing store stops the process.
-//! - **I14** Secrets are in no log, event or error. What comes in is data.
+//! - **I1 Atomic commit.** The new snapshot and the events that lead to it are committed in one transaction, or neither
+//!   is.
+//! - **I2 No guesses.** A failed or untrusted poll yields nothing. Absence counts only in complete listings, two in a
+//!   row.
+//! - **I3 Durable first.** A journal entry is sent only after fsync. Queued is not delivered: a cursor moves on PUBACK,
+//!   PubAck, 2xx.
+//! - **I4 At least once.** Each journal entry is, per enabled sink, acknowledged or dead-lettered. Nothing else ends it.
+//! - **I5 Order.** Per sink and server, first deliveries are in `seq` order. A replay goes back; it never skips.
+//! - **I6 Identity.** A redelivery has the same id and the same bytes. No id ever names two events.
+//! - **I7 Convergence.** When nothing changes any more, what each sink shows equals the snapshot equals the client; what
+//!   is gone is cleared.
+//! - **I8 Conflation.** Only `updated`, state and statistics are conflated.
+//! - **I9 Bounds.** Each queue, buffer, line, window, retry and file has a stated limit and a stated consequence.
+//! - **I10 One writer** per server: a lock on the data directory.
+//! - **I11 One source.** Only a watcher produces torrent events. A command or a hook wakes it; the watcher polls.
+//! - **I12 Commands once.** A command id is executed once and answered the same again, also across a crash. Retained and
+//!   expired commands are never executed.
+//! - **I13 Isolation.** A failing server or sink degrades only itself. A failing store stops the process.
+//! - **I14 Secrets** appear in no log, event, page, error or `Debug`. Input is data: never a command, a path outside
+//!   `roots`, or a topic.
+//! - **I15 Honest results.** `ok` means that a later poll showed the effect, and for files, that the file system shows
+//!   it. Every command gets exactly one result before its time to live plus the verification time is over.
 
 #[cfg(feature = "bridge")]
 pub mod app;

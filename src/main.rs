@@ -1,16 +1,16 @@
-//! Reads the command line, does what it says, ends with its code. All else is the library's.
+//! The program: parses the command line and runs it. Everything else is in the library.
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
-/// A listing is read on one thread and forgotten on another, which glibc's allocator answers with a heap for
-/// each that it never gives back: with 10,000 torrents 84 MB stay, with this one 50 (docs/benchmarks.md).
+/// The allocator. A listing is allocated on one thread and freed on another, for which glibc keeps a heap per thread and
+/// never returns it: 84 MB stay with 10,000 torrents, 50 with mimalloc (docs/benchmarks.md).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    // One TLS provider for the whole process, before anything can ask for one.
+    // Before anything asks for a TLS provider: with two in the dependency tree rustls would not choose one.
     let _already = rustls::crypto::ring::default_provider().install_default().is_err();
     dtorrent::cli::Cli::parse().run().into()
 }

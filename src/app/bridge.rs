@@ -56,7 +56,7 @@ struct SinkParts {
     servers: Vec<ServerName>,
     events: BTreeSet<Kind>,
     retain: Retain,
-    /// Of a broker, which commands may come from, too.
+    /// The adapter and the config of a broker, where commands may come from; `None` for a webhook.
     broker: Option<(Reached, Broker)>,
 }
 

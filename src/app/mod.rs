@@ -43,8 +43,8 @@ const DELIVERY_STOP_TIMEOUT: Duration = Duration::from_millis(6500);
 /// Runs the bridge until `stop`, then drains it.
 ///
 /// # Errors
-/// What makes a start impossible, or a store that can no longer be used. An unreachable client or broker is neither: the
-/// bridge stays up and retries.
+/// The start is impossible, or the store can no longer be used. An unreachable client or broker is no error: the bridge
+/// stays up and retries.
 pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     // Ports before the store: a second bridge on this machine is noticed before it touches anything.

@@ -124,7 +124,7 @@ fn rounded(seconds: f64) -> f64 {
 
 /// Brings up to date the metrics that are read from the live state and the store, not counted as things happen.
 ///
-/// What the store cannot count now, a full disk for one, keeps its last value.
+/// A metric that the store cannot count now keeps its last value.
 pub(super) async fn record_metrics(live: &LiveState, store: &SqliteStore) {
     let usage = store.dead_letter_usage().await.ok();
     for (name, buffer) in live.buffers() {

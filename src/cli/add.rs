@@ -18,7 +18,7 @@ const TORRENT_BYTES_MAX: u64 = 10 << 20;
 const BAR_INTERVAL: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Debug, Args)]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// The server, if there are several, and magnet links, http(s) links or .torrent files; - for one on stdin
     #[arg(value_name = "[SERVER] SOURCE", required = true)]
     sources: Vec<String>,
@@ -44,7 +44,7 @@ pub struct Arguments {
     json: bool,
 }
 
-pub fn run(options: Options, arguments: Arguments) -> CommandResult {
+pub(super) fn run(options: Options, arguments: Arguments) -> CommandResult {
     let Arguments { sources, choice, stopped, label, directory, priority, data_file, json } = arguments;
     let session = Session::start(options)?;
     let (server, sources) = session.server(&choice, sources)?;

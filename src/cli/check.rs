@@ -11,13 +11,13 @@ use crate::config::{self, Broker, BrokerKind, Client, Config, Loaded, Webhook};
 use crate::model::{Kind, printable};
 
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// Connect to every server, broker and webhook, too
     #[arg(long)]
     connect: bool,
 }
 
-pub fn run(options: Options, arguments: &Arguments) -> CommandResult {
+pub(super) fn run(options: Options, arguments: &Arguments) -> CommandResult {
     let Arguments { connect } = arguments;
     let loaded = options.load_or_report()?;
     for warning in config::warnings(&loaded.config) {

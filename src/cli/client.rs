@@ -13,13 +13,13 @@ use crate::telemetry;
 use crate::testing::conformance::{self, Finding, Verdict};
 
 #[derive(Debug, Subcommand)]
-pub enum Arguments {
+pub(super) enum Arguments {
     /// Run the conformance suite on a program, and print what works, what is missing and what is broken
     Check(CheckArguments),
 }
 
 #[derive(Debug, Args)]
-pub struct CheckArguments {
+pub(super) struct CheckArguments {
     /// Pause and resume this torrent of the program
     #[arg(long, value_name = "HASH")]
     torrent: Option<InfoHash>,
@@ -31,7 +31,7 @@ pub struct CheckArguments {
     command: Vec<String>,
 }
 
-pub fn run(arguments: Arguments) -> CommandResult {
+pub(super) fn run(arguments: Arguments) -> CommandResult {
     let Arguments::Check(CheckArguments { torrent, timeout, command }) = arguments;
     let log = Log { level: Some(tracing::Level::WARN), format: LogFormat::Pretty };
     telemetry::start(log).map_err(failed)?;

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::model::{SinkName, printable};
 
 #[derive(Debug, Subcommand)]
-pub enum Arguments {
+pub(super) enum Arguments {
     /// List dead letters, oldest first; the bridge may run
     List(ListArguments),
     /// Send dead letters again, with their ids and bodies. Those of a broker need the bridge stopped; those of a webhook
@@ -22,7 +22,7 @@ pub enum Arguments {
 }
 
 #[derive(Debug, Args)]
-pub struct ListArguments {
+pub(super) struct ListArguments {
     /// Only those of this broker or webhook
     #[arg(value_name = "NAME")]
     name: Option<String>,
@@ -32,7 +32,7 @@ pub struct ListArguments {
 }
 
 #[derive(Debug, Args)]
-pub struct Selection {
+pub(super) struct Selection {
     /// The broker or webhook, by its name in the config
     #[arg(value_name = "NAME")]
     name: String,
@@ -44,7 +44,7 @@ pub struct Selection {
     all: bool,
 }
 
-pub fn run(options: Options, arguments: Arguments) -> CommandResult {
+pub(super) fn run(options: Options, arguments: Arguments) -> CommandResult {
     let config = options.load_or_report()?.config;
     match arguments {
         Arguments::List(ListArguments { name, json }) => list(&config, name.as_deref(), json),

@@ -7,7 +7,7 @@ use super::{CommandResult, Options, failed};
 use crate::telemetry::{self, metrics::Metrics};
 use crate::{app, demo};
 
-pub fn run() -> CommandResult {
+pub(super) fn run() -> CommandResult {
     start().map_err(failed)
 }
 

@@ -9,7 +9,7 @@ use super::{CommandResult, Options};
 use crate::model::Limits;
 
 #[derive(Clone, Debug, Args)]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// The server, if there are several
     #[arg(value_name = "SERVER")]
     server: Option<String>,
@@ -24,7 +24,7 @@ pub struct Arguments {
     json: bool,
 }
 
-pub fn run(options: Options, arguments: Arguments) -> CommandResult {
+pub(super) fn run(options: Options, arguments: Arguments) -> CommandResult {
     let Arguments { server, download, upload, json } = arguments;
     let session = Session::start(options)?;
     let (server, _) = session.server(&ServerChoice { server }, Vec::new())?;

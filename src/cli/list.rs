@@ -15,7 +15,7 @@ use crate::model::{ServerName, Torrent, printable};
 use crate::port::{ClientError, Clock as _, Scope, SystemClock};
 
 #[derive(Clone, Debug, Args)]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// Only these servers [default: all]
     servers: Vec<String>,
     #[command(flatten)]
@@ -58,7 +58,7 @@ const COLUMNS: [Column; 11] = [
     Column::left("NAME", 0),
 ];
 
-pub fn run(options: Options, arguments: &Arguments) -> CommandResult {
+pub(super) fn run(options: Options, arguments: &Arguments) -> CommandResult {
     let Arguments { servers, conditions, name, sort, reverse, json } = arguments;
     let session = Session::start(options)?;
     let servers = session.servers(servers)?;

@@ -27,7 +27,7 @@ const FILES_MAX: usize = 100_000;
 const TORRENT_BYTES_MAX: usize = 10 << 20;
 
 #[derive(Clone, Debug, Args)]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// The content: a file or a folder
     path: PathBuf,
     /// Write the torrent to this file, or to stdout with - [default: the name of PATH with .torrent, in this folder]
@@ -47,7 +47,7 @@ pub struct Arguments {
     force: bool,
 }
 
-pub fn run(arguments: &Arguments) -> CommandResult {
+pub(super) fn run(arguments: &Arguments) -> CommandResult {
     print_message(&make(arguments).map_err(failed)?);
     Ok(())
 }

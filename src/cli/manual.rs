@@ -11,25 +11,25 @@ use super::terminal::print_bytes;
 use super::{Cli, CommandResult, failed};
 
 #[derive(Debug, Args)]
-pub struct CompletionsArguments {
+pub(super) struct CompletionsArguments {
     /// Print completions for this shell
     shell: Shell,
 }
 
 #[derive(Debug, Args)]
-pub struct ManArguments {
+pub(super) struct ManArguments {
     /// Write a page for each subcommand to this folder, instead of the main page to stdout
     #[arg(value_name = "FOLDER")]
     folder: Option<PathBuf>,
 }
 
-pub fn completions(arguments: &CompletionsArguments) -> CommandResult {
+pub(super) fn completions(arguments: &CompletionsArguments) -> CommandResult {
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut Cli::command(), "dtorrent", &mut script);
     print_bytes(&script)
 }
 
-pub fn man(arguments: &ManArguments) -> CommandResult {
+pub(super) fn man(arguments: &ManArguments) -> CommandResult {
     match &arguments.folder {
         None => print_bytes(&page(built()).map_err(failed)?),
         Some(folder) => write_pages(folder).map_err(failed),

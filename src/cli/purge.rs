@@ -3,7 +3,7 @@
 use super::{CommandResult, Exit, Options, failed, print_message, start_runtime};
 use crate::app;
 
-pub fn run(options: Options) -> CommandResult {
+pub(super) fn run(options: Options) -> CommandResult {
     let config = options.load_or_report()?.config;
     let mut result = Ok(());
     for (broker, cleared) in start_runtime()?.block_on(app::purge(&config)).map_err(failed)? {

@@ -15,7 +15,7 @@ use crate::{app, supervise};
 /// sends two.
 const SIGNAL_DEBOUNCE: Duration = Duration::from_millis(500);
 
-pub fn run(options: Options) -> CommandResult {
+pub(super) fn run(options: Options) -> CommandResult {
     start(options.load_or_report()?.config).map_err(failed)
 }
 
@@ -37,7 +37,7 @@ fn start(config: Config) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// The signals cannot be listened for.
-pub fn stop_on_signal() -> anyhow::Result<CancellationToken> {
+pub(super) fn stop_on_signal() -> anyhow::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let stop = CancellationToken::new();

@@ -9,7 +9,7 @@ use crate::model::Verb;
 use crate::schema::{self, Body};
 
 #[derive(Debug, Subcommand)]
-pub enum Arguments {
+pub(super) enum Arguments {
     /// Print the schema of the config file
     Config,
     /// Print the schema of an event
@@ -38,7 +38,7 @@ pub enum Arguments {
 
 /// A verb, by its name in topics.
 #[derive(Clone, Copy, Debug)]
-pub struct Named(Verb);
+pub(super) struct Named(Verb);
 
 impl ValueEnum for Named {
     fn value_variants<'a>() -> &'a [Self] {
@@ -52,7 +52,7 @@ impl ValueEnum for Named {
     }
 }
 
-pub fn run(arguments: &Arguments) -> CommandResult {
+pub(super) fn run(arguments: &Arguments) -> CommandResult {
     let document = match arguments {
         Arguments::Config => config::schema().to_value(),
         Arguments::Event => Body::Event.schema().to_value(),

@@ -16,7 +16,7 @@ use crate::model::{File, Filter, Parts, Peer, Timestamp, Torrent, Tracker, print
 use crate::port::{Clock as _, SystemClock};
 
 #[derive(Clone, Debug, Args)]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// The server, if there are several, and the torrent: the beginning of its hash, or its name
     #[arg(value_name = "[SERVER] SELECTOR", required = true)]
     selectors: Vec<String>,
@@ -40,7 +40,7 @@ const TRACKERS: [Column; 4] =
 const PEERS: [Column; 4] =
     [Column::right("DONE", 1), Column::right("GOT", 2), Column::left("ADDRESS", 3), Column::left("CLIENT", 0)];
 
-pub fn run(options: Options, arguments: Arguments) -> CommandResult {
+pub(super) fn run(options: Options, arguments: Arguments) -> CommandResult {
     let Arguments { selectors, choice, trackers, peers, json } = arguments;
     let session = Session::start(options)?;
     let (server, selectors) = session.server(&choice, selectors)?;

@@ -20,7 +20,7 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(500);
 const BAR: usize = 10;
 
 #[derive(Clone, Debug, Args)]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// Watch only these servers [default: all]
     servers: Vec<String>,
     /// Print only events of these kinds, separated by commas
@@ -36,7 +36,7 @@ fn kind(text: &str) -> Result<Kind, String> {
     Kind::parse(text).ok_or_else(|| format!("expected one of {}", names()))
 }
 
-pub fn run(options: Options, arguments: &Arguments) -> CommandResult {
+pub(super) fn run(options: Options, arguments: &Arguments) -> CommandResult {
     let Arguments { servers, events, json } = arguments;
     let session = Session::start(options)?;
     let servers = session.servers(servers)?;

@@ -33,7 +33,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 /// Interval of empty comments in the event stream, below the idle timeout of common proxies (nginx: 60 s).
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 
-/// What the HTTP server asks of the bridge.
+/// The bridge, as the HTTP server sees it.
 #[async_trait]
 pub trait Api: Send + Sync {
     /// Returns whether every server is polled and every sink is connected.

@@ -48,7 +48,7 @@ const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                                        base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// What every request needs.
+/// State shared by all requests.
 struct HttpState {
     api: Arc<dyn Api>,
     access: AccessRules,

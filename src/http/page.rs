@@ -13,11 +13,12 @@ pub(super) const SCRIPT: &str = include_str!("page/page.js");
 /// The style sheet of the page.
 pub(super) const STYLE: &str = include_str!("page/page.css");
 
-/// What stands for a value that is unknown.
+/// The text for an unknown value.
 const NONE: &str = "–";
 
 /// A server with some of its torrents.
 pub(super) struct Server {
+    /// The server itself.
     pub server: ServerView,
     /// The torrents on the page.
     pub torrents: Vec<Arc<Torrent>>,

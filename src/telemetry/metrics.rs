@@ -1,6 +1,6 @@
-//! Every metric, by name and meaning, and the text in which Prometheus reads them.
+//! Metrics: the table of all of them, their recorder, and their text for Prometheus.
 //!
-//! No hash, name, path or URL is ever a label: there are as many series as servers, sinks and kinds.
+//! No hash, torrent name, path or URL is ever a label, so the number of series is bounded by servers, sinks and kinds.
 
 use std::time::Duration;
 
@@ -12,10 +12,14 @@ use crate::live_state::{HookReport, PollReport, SinkReport};
 use crate::model::{ServerName, SinkName};
 use crate::port::{JournalUsage, ResultBacklog};
 
+/// The type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
+    /// Only grows, until the process ends.
     Counter,
+    /// Has a present value.
     Gauge,
+    /// Counts observations in buckets.
     Histogram,
 }
 
@@ -47,23 +51,23 @@ pub const ALL: &[(&str, Shape, &str)] = &[
     ("dtorrent_task_restarts_total", Shape::Counter, "Tasks restarted after a panic"),
 ];
 
-/// The recorder of this process.
+/// The recorder of metrics of this process.
 #[derive(Clone)]
 pub struct Metrics {
     handle: PrometheusHandle,
 }
 
 impl Metrics {
-    /// Starts recording. To be called once.
+    /// Installs the recorder. To be called once.
     ///
     /// # Errors
-    /// Somebody else has started.
+    /// The process has a recorder already.
     pub fn start() -> anyhow::Result<Self> {
         let buckets = [0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
         let handle = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &buckets)
             .and_then(|builder| builder.install_recorder())
-            .context("start the metrics")?;
+            .context("install the recorder of metrics")?;
         for (name, shape, meaning) in ALL {
             match shape {
                 Shape::Counter => describe_counter!(*name, *meaning),
@@ -75,13 +79,14 @@ impl Metrics {
         Ok(Self { handle })
     }
 
-    /// The text, with what was recorded until now; also keeps the histograms from growing.
+    /// Returns the present text, and drains the histograms.
     pub fn render(&self) -> String {
         self.handle.run_upkeep();
         self.handle.render()
     }
 
-    /// Keeps the histograms from growing while nobody reads them.
+    /// Drains the histograms every few seconds, forever: they buffer observations, without a bound, until somebody reads
+    /// them.
     pub async fn upkeep(&self) {
         loop {
             tokio::time::sleep(Duration::from_secs(5)).await;
@@ -90,6 +95,7 @@ impl Metrics {
     }
 }
 
+/// Records how delivery to a sink goes.
 pub fn record_sink(sink: &SinkName, report: &SinkReport) {
     let sink = sink.to_string();
     let lag_seconds = report.behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
@@ -103,11 +109,13 @@ pub fn record_sink(sink: &SinkName, report: &SinkReport) {
     counter!("dtorrent_deliveries_total", "sink" => sink, "result" => "rejected").absolute(report.rejected);
 }
 
+/// Records the number of dead letters of a sink, and of the events given up for it.
 pub fn record_dead_letters(sink: &SinkName, count: u64, given_up: u64) {
     gauge!("dtorrent_dead_letters", "sink" => sink.to_string()).set(count as f64);
     gauge!("dtorrent_given_up_events", "sink" => sink.to_string()).set(given_up as f64);
 }
 
+/// Records how polling of a server goes.
 pub fn record_poll(server: &ServerName, poll: &PollReport) {
     counter!("dtorrent_full_polls_total", "server" => server.to_string()).absolute(poll.full);
     gauge!("dtorrent_poll_interval_seconds", "server" => server.to_string()).set(poll.interval.as_secs_f64());
@@ -116,6 +124,7 @@ pub fn record_poll(server: &ServerName, poll: &PollReport) {
     }
 }
 
+/// Records the hooks of a server.
 pub fn record_hooks(server: &ServerName, report: &HookReport) {
     let server = server.to_string();
     let hooked = report.hooks.as_ref().map_or(0, |hooks| hooks.installed.len());
@@ -123,16 +132,18 @@ pub fn record_hooks(server: &ServerName, report: &HookReport) {
     counter!("dtorrent_hook_wakes_total", "server" => server).absolute(report.wakes);
 }
 
+/// Records the results that wait for a sink.
 pub fn record_results(sink: &SinkName, backlog: ResultBacklog) {
     gauge!("dtorrent_results_waiting", "sink" => sink.to_string()).set(backlog.count as f64);
 }
 
+/// Records the size of the journal.
 pub fn record_journal(usage: JournalUsage) {
     gauge!("dtorrent_journal_entries").set(usage.entries as f64);
     gauge!("dtorrent_journal_bytes").set(usage.bytes as f64);
 }
 
-/// Memory of this process that is in RAM, in bytes; `None` where the system does not tell.
+/// Returns the resident memory of this process in bytes; `None` where `/proc` does not have it.
 pub fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

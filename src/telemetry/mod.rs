@@ -1,8 +1,8 @@
-//! What the program says while it runs: log lines on stderr, for people or for machines.
+//! Logs and metrics. The log goes to stderr, as text for people or as JSON for machines.
 //!
-//! Names of torrents and texts of trackers come from anybody, and a log is read in a terminal. So
-//! control characters of a value never reach it, and a value never begins a line of its own.
-//! (tracing-subscriber does that for messages, not for fields.)
+//! Names of torrents and messages of trackers are chosen by others, and a log is read in a terminal. Hence control
+//! characters of a value never reach it, and a value never starts a line of its own. (tracing-subscriber escapes
+//! messages, but not fields.)
 
 pub mod metrics;
 
@@ -25,10 +25,10 @@ use tracing_subscriber::{Layer as _, Registry, reload};
 use crate::config::{Log, LogFormat};
 use crate::model::{error_chain, printable};
 
-/// Starts the log. To be called once.
+/// Installs the log. To be called once.
 ///
 /// # Errors
-/// Somebody else has started one.
+/// The process has a log already.
 pub fn start(log: Log) -> anyhow::Result<()> {
     let (filter, handle) = reload::Layer::new(filter(log.level));
     let layer = match log.format {
@@ -37,16 +37,16 @@ pub fn start(log: Log) -> anyhow::Result<()> {
     };
     let started = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
     started.map_err(|error| anyhow!("start the log: {error}"))?;
-    LEVEL.set(handle).map_err(|_| anyhow!("the log was started before"))
+    LEVEL.set(handle).map_err(|_| anyhow!("the log has been started before"))
 }
 
-/// How to change the level of the log that runs.
+/// The handle that changes the level of the running log.
 static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
-/// Says more or less from now on, until the next start.
+/// Changes the level of the log until the next start.
 ///
 /// # Errors
-/// What would be right.
+/// `level` is none of the levels, or no log was installed; the text is for the user.
 pub fn set_level(level: &str) -> Result<(), String> {
     let level = match level {
         "off" => None,
@@ -55,18 +55,18 @@ pub fn set_level(level: &str) -> Result<(), String> {
         "info" => Some(Level::INFO),
         "debug" => Some(Level::DEBUG),
         "trace" => Some(Level::TRACE),
-        _ => return Err("level is error, warn, info, debug, trace or off".to_owned()),
+        _ => return Err("level: expected error, warn, info, debug, trace or off".to_owned()),
     };
-    let handle = LEVEL.get().ok_or("no log was started")?;
+    let handle = LEVEL.get().ok_or("no log is installed")?;
     handle.reload(filter(level)).map_err(|error| error.to_string())
 }
 
-/// Our own words at `level`; those of libraries only if they warn.
+/// Lets through our own messages at `level`, and those of libraries from `warn` on.
 fn filter(level: Option<Level>) -> Targets {
     let level = level.map_or(LevelFilter::OFF, LevelFilter::from_level);
     Targets::new()
         .with_target("dtorrent", level)
-        // Its errors reach us and are told by us; a broker could have it write a line for each byte it sends.
+        // Their errors reach us and are logged by us; a broker could make rumqttc log a line for each byte it sends.
         .with_target("rumqttc", LevelFilter::OFF)
         .with_target("async_nats", LevelFilter::OFF)
         .with_default(level.min(LevelFilter::WARN))
@@ -90,7 +90,7 @@ where
     layer().json().flatten_event(true).with_writer(Printable(writer))
 }
 
-/// Writes `key=value`, with each value made printable.
+/// Formats fields as `key=value`, with control characters replaced.
 struct PrintableFields;
 
 impl<'w> FormatFields<'w> for PrintableFields {
@@ -132,7 +132,7 @@ impl Visit for PrintableVisitor<'_> {
     }
 }
 
-/// Takes the control characters out of a line that JSON leaves in: DEL and those above 0x7f.
+/// Replaces the control characters that JSON does not escape: DEL and those above 0x7f.
 struct Printable<W>(W);
 
 impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for Printable<W> {

@@ -40,7 +40,7 @@ impl Conditions {
     /// Returns the conditions as a filter. `name` is a further pattern, for the name of a torrent.
     ///
     /// # Errors
-    /// What is wrong with `--filter`.
+    /// `--filter` is no filter; the text is for the user.
     pub fn filter(&self, name: Option<&str>) -> Result<Filter, String> {
         let Self { status, label, filter } = self;
         let mut object = match filter.as_deref().map(serde_json::from_str) {

@@ -1,5 +1,5 @@
 "use strict";
-// Keeps the tables fresh and lists events as they come. Whatever is shown is set as text, never as HTML.
+// Refreshes the tables and lists events as they happen. Everything shown is set as text, never as HTML.
 
 const EVENTS_SHOWN = 100;
 const REFRESH_MS = 5000;
@@ -21,18 +21,18 @@ source.onmessage = (message) => {
   say([event.time, event.server, event.event_type, name].join("  "), "event");
 };
 source.addEventListener("gap", (message) => say(JSON.parse(message.data).reason, "problem"));
-source.onerror = () => say("the bridge is away, trying on", "problem");
+source.onerror = () => say("disconnected from the bridge, reconnecting", "problem");
 
 async function refresh() {
   if (document.hidden) return;
   try {
     const answer = await fetch(".", { cache: "no-store" });
     if (!answer.ok) return;
-    // Our own page again: the server has escaped what is in it, and what is parsed this way runs nothing.
+    // This is our own page, in which the server has escaped all texts; a document parsed this way runs no scripts.
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("state");
     document.getElementById("state").replaceChildren(...document.adoptNode(fresh).childNodes);
   } catch {
-    // Away for a moment; the next one may come through.
+    // The next refresh may succeed.
   }
 }
 setInterval(refresh, REFRESH_MS);
