@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dead_letters::Replayer;
 use super::report::{age_seconds, lag_seconds, record_metrics};
-use crate::commands::{Caller, Envelope, TTL};
+use crate::commands::{CallResult, Caller, Envelope, TTL};
 use crate::http::{
     self, CommandReply, CommandRequest, ComponentReadiness, EventsQuery, Readiness, ServerView, SinkView, StreamItem,
     TorrentsQuery,
@@ -125,7 +125,7 @@ impl http::Api for Api {
         let address = CommandAddress { server: Some(server), hash, verb };
         let call = self.caller.call(address, body, Some(USER.to_owned()), &self.stop);
         match tokio::time::timeout(timeout, call).await {
-            Ok(Some(body)) => CommandReply::Result(body),
+            Ok(Some(CallResult { status, error, body })) => CommandReply::Result { status, error, body },
             Ok(None) => CommandReply::Stopping,
             Err(_) => CommandReply::Running { id: id.map(|id| id.as_str().to_owned()) },
         }

@@ -72,7 +72,7 @@ fn summary(loaded: &Loaded) -> String {
         lines.push((format!("webhook {name}"), describe_webhook(webhook)));
     }
     if brokers.is_empty() && webhooks.is_empty() {
-        lines.push(("broker".to_owned(), "none: what happens is told over HTTP alone".to_owned()));
+        lines.push(("broker".to_owned(), "none: events are available over HTTP only".to_owned()));
     }
     let width = lines.iter().map(|(what, _)| what.chars().count()).max().unwrap_or(0);
     let mut text = String::new();

@@ -15,14 +15,25 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, BATCH_MAX};
 use crate::log_throttle::retry_while_full;
-use crate::model::{CommandId, ServerName};
+use crate::model::{CommandError, CommandId, ErrorCode, OutcomeStatus, ServerName};
 use crate::port::{CommandAddress, Incoming, StoreError};
 
 /// Results read from the command log at a time.
 const RESULTS_MAX: u16 = 64;
 
 type Key = (Option<ServerName>, CommandId);
-type Waiter = oneshot::Sender<Bytes>;
+type Waiter = oneshot::Sender<CallResult>;
+
+/// The result of a command that a caller waits for.
+#[derive(Clone, Debug)]
+pub struct CallResult {
+    /// How it ended.
+    pub status: OutcomeStatus,
+    /// The code of its error, if it has one.
+    pub error: Option<ErrorCode>,
+    /// The whole result, as brokers get it.
+    pub body: Bytes,
+}
 
 /// Takes commands of one origin and returns their results. See the module.
 pub struct Caller {
@@ -39,7 +50,7 @@ impl Caller {
         Self { admission, sender, receiver: AsyncMutex::new(receiver), waiting: Mutex::default() }
     }
 
-    /// Has a command executed and returns its result, as brokers get it; `None` if `stop` comes first.
+    /// Has a command executed and returns its result; `None` if `stop` comes first.
     ///
     /// Cancel-safe: a command is taken whole or not at all, and is executed although nobody waits any more.
     pub async fn call(
@@ -48,7 +59,7 @@ impl Caller {
         body: Bytes,
         user: Option<String>,
         stop: &CancellationToken,
-    ) -> Option<Bytes> {
+    ) -> Option<CallResult> {
         let incoming = Incoming {
             address,
             body,
@@ -112,8 +123,10 @@ impl Caller {
 
     async fn return_unsent_results(&self) -> Result<(), StoreError> {
         #[derive(serde::Deserialize)]
-        struct Named {
+        struct Head {
             id: CommandId,
+            status: OutcomeStatus,
+            error: Option<CommandError>,
         }
         loop {
             let results = self.admission.store.unsent_results(&self.admission.origin, 0, RESULTS_MAX).await?;
@@ -121,11 +134,11 @@ impl Caller {
                 return Ok(());
             }
             for result in &results {
-                let named = serde_json::from_slice::<Named>(&result.body).ok();
-                let waiting = named.and_then(|named| self.waiting().remove(&(result.server.clone(), named.id)));
-                for waiter in waiting.into_iter().flatten() {
+                let Ok(Head { id, status, error }) = serde_json::from_slice(&result.body) else { continue };
+                let returned = CallResult { status, error: error.map(|error| error.code), body: result.body.clone() };
+                for waiter in self.waiting().remove(&(result.server.clone(), id)).into_iter().flatten() {
                     // Fails only if the sender of the command has gone, and then nobody misses it.
-                    let _nobody_waits = waiter.send(result.body.clone()).is_err();
+                    let _nobody_waits = waiter.send(returned.clone()).is_err();
                 }
             }
             let numbers: Vec<i64> = results.iter().map(|result| result.number).collect();

@@ -31,7 +31,7 @@ mod worker;
 pub use admission::Admission;
 pub use body_schema::body_schema;
 pub use bridge::{BridgeWorker, SetLogLevel};
-pub use caller::Caller;
+pub use caller::{CallResult, Caller};
 pub use pending_effects::{EffectWaiter, PendingEffects};
 pub use queue::{Queue, QueuedCommand};
 pub use receiver::CommandReceiver;

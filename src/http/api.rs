@@ -24,7 +24,7 @@ use super::HttpState;
 use super::access::Refusal;
 use super::connections::Permit;
 use super::query::{self, EventsQuery, TorrentsQuery};
-use crate::model::{CommandError, ErrorCode, InfoHash, Seq, ServerName, SinkName, Stats, Torrent};
+use crate::model::{CommandError, ErrorCode, InfoHash, OutcomeStatus, Seq, ServerName, SinkName, Stats, Torrent};
 
 /// Maximum body of a request that changes something: the same as for a command on a broker.
 const BODY_BYTES_MAX: usize = 10 << 20;
@@ -145,8 +145,15 @@ pub struct CommandRequest {
 /// The answer to a command.
 #[derive(Clone, Debug)]
 pub enum CommandReply {
-    /// The body of its result.
-    Result(Bytes),
+    /// Its result.
+    Result {
+        /// How it ended.
+        status: OutcomeStatus,
+        /// The code of its error, if it has one.
+        error: Option<ErrorCode>,
+        /// The whole result, as brokers get it.
+        body: Bytes,
+    },
     /// The command runs longer than an HTTP request waits. `id` is the one by which its sender can ask again.
     Running { id: Option<String> },
     /// The bridge stops; the command may have been accepted.
@@ -265,7 +272,7 @@ async fn command(
         () = state.stop.cancelled() => CommandReply::Stopping,
     };
     let (status, body) = match reply {
-        CommandReply::Result(body) => (status_of(&body), body),
+        CommandReply::Result { status, error, body } => (http_status(status, error), body),
         CommandReply::Running { id } => {
             (StatusCode::ACCEPTED, Bytes::from(json!({"id": id, "status": "running"}).to_string()))
         }
@@ -342,17 +349,12 @@ async fn read_body(body: Body) -> Result<Bytes, Response> {
     }
 }
 
-/// Returns the HTTP status for the body of a command's result.
-fn status_of(result: &[u8]) -> StatusCode {
-    #[derive(serde::Deserialize)]
-    struct Head {
-        status: String,
-        error: Option<CommandError>,
-    }
-    match serde_json::from_slice::<Head>(result) {
-        Ok(Head { status, .. }) if status == "ok" || status == "partial" => StatusCode::OK,
-        Ok(Head { error: Some(error), .. }) => status_of_error(error.code),
-        Ok(Head { error: None, .. }) | Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+/// Returns the HTTP status for the result of a command.
+fn http_status(status: OutcomeStatus, error: Option<ErrorCode>) -> StatusCode {
+    match (status, error) {
+        (OutcomeStatus::Ok | OutcomeStatus::Partial, _) => StatusCode::OK,
+        (_, Some(code)) => status_of_error(code),
+        (_, None) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
@@ -499,15 +501,15 @@ mod tests {
 
     #[test]
     fn each_result_has_its_http_status() {
-        let error = |status: &str, code: ErrorCode| {
-            let body = json!({"status": status, "error": CommandError::new(code, "x"), "results": []});
-            status_of(body.to_string().as_bytes()).as_u16()
-        };
-        assert_eq!(status_of(br#"{"status": "ok", "error": null}"#), 200);
-        assert_eq!(error("partial", ErrorCode::UnknownHash), 200);
-        assert_eq!(error("error", ErrorCode::UnknownHash), 404);
-        assert_eq!(error("refused", ErrorCode::Forbidden), 403);
-        assert_eq!(error("expired", ErrorCode::ClientOffline), 503);
-        assert_eq!(status_of(b"?"), 500);
+        for (status, error, expected) in [
+            (OutcomeStatus::Ok, None, 200),
+            (OutcomeStatus::Partial, Some(ErrorCode::UnknownHash), 200),
+            (OutcomeStatus::Error, Some(ErrorCode::UnknownHash), 404),
+            (OutcomeStatus::Refused, Some(ErrorCode::Forbidden), 403),
+            (OutcomeStatus::Expired, Some(ErrorCode::ClientOffline), 503),
+            (OutcomeStatus::Error, None, 500),
+        ] {
+            assert_eq!(http_status(status, error).as_u16(), expected, "{status:?} {error:?}");
+        }
     }
 }

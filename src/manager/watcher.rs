@@ -258,7 +258,7 @@ impl Watcher {
         let body = Value::Object(arguments).to_string().into();
         let result = self.shared.caller.call(address, body, None, &self.shared.stop).await;
         let result = result.ok_or(ManagerError::Stopped)?;
-        Ok(serde_json::from_slice(&result).expect("it is written as it is read"))
+        Ok(serde_json::from_slice(&result.body).expect("it is written as it is read"))
     }
 
     /// Returns the progress of data that is being verified (see [`NewTorrent::data_file`]): bytes read, and all bytes.
