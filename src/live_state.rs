@@ -1,11 +1,17 @@
-//! The board: what was told of each server, for everyone in the process to read.
+//! The live state: the last committed snapshot of each server, for the whole process to read.
 //!
-//! Only the watcher of a server writes on its part, after the commit, so nothing stands here that
-//! is not in the store. Each sink has a [`ChangeBuffer`] on which changes are laid; a change that is not
-//! fetched in time is not lost, the desk then holds the oldest picture and the board the newest.
+//! ```text
+//! watcher ── commit ──► store
+//!    └────── publish ─► LiveState ─► ChangeBuffer of each sink ─► outboxes
+//! ```
 //!
-//! Locks here are held for the time of a look-up, never across an await; a desk's inside a board's,
-//! never the other way.
+//! Invariants:
+//! - only the watcher of a server writes its part, after the commit: nothing is here that is not in the store;
+//! - a change is in the buffers as soon as it can be read here, as both are written under one lock;
+//! - a change that is not taken in time is not lost: the buffer then holds the oldest state, and this the newest.
+//!
+//! Locks are held for the time of a look-up, never across an await; that of a buffer inside that of a server, never the
+//! other way round.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -21,48 +27,50 @@ use crate::model::{
 };
 use crate::port::{Delivery, Hooks};
 
-/// How many side messages (files, results of look-ups) wait for a slow sink; the oldest go first.
-pub const SIDE_MESSAGES_MAX: usize = 1024;
+/// Maximum number of ephemeral messages, such as lists of files, that wait for a slow sink; the oldest are dropped.
+pub const EPHEMERAL_MAX: usize = 1024;
 
-/// Journal entries that wait for a slow sink, for each server; of more, the oldest are read from the store.
+/// Maximum number of journal entries of one server that wait for a slow sink; beyond that, the oldest are dropped here and
+/// read from the store.
 const ENTRIES_MAX: usize = 512;
-/// The same in bytes of their bodies.
+/// The same limit in bytes of their bodies.
 const ENTRY_BYTES_MAX: usize = 1 << 20;
 
-/// How many torrents can be named to a watcher at once; of more, it looks at all anyway.
+/// Maximum number of torrents that hooks can name between two polls; beyond that, a full poll is cheaper.
 const NAMED_MAX: usize = 256;
 
-/// What is known of all servers.
+/// The snapshots of all servers, and the change buffers of all sinks.
 pub struct LiveState {
     servers: BTreeMap<ServerName, ServerHandle>,
     buffers: BTreeMap<SinkName, Arc<ChangeBuffer>>,
-    /// Of those who ask over HTTP; only answers are laid there.
+    /// Of callers over HTTP, who receive only results.
     http: Arc<ChangeBuffer>,
-    /// Of those who listen for a while; one is gone when nobody sits at it.
+    /// Of readers in this process; one is gone when its reader has dropped it.
     subscribers: Mutex<Vec<Weak<ChangeBuffer>>>,
 }
 
-/// What is known of one server.
+/// One server: its live state, and what wakes its tasks.
 pub struct ServerHandle {
     content: RwLock<LiveServer>,
     /// Wakes all who wait for the content to change. A `watch` channel would wake them in random order, and then the
     /// same seed would not be the same run of the simulation.
     changed: Notify,
-    /// Wakes its watcher; carries nothing.
+    /// Wakes the watcher for a poll; carries no data.
     pub wake: Notify,
-    /// Rung by the client itself, if it is hooked.
+    /// Notified by hooks in the client.
     pub hook_notifier: HookNotifier,
-    /// Content that commands are checking, and how far that is: read and all bytes.
+    /// Verifications in progress, by command: bytes read and bytes in total.
     checks: Mutex<BTreeMap<CommandId, (u64, u64)>>,
 }
 
-/// A check of content under way; over when it is dropped.
+/// A verification of content in progress; ends when it is dropped.
 pub struct Checking<'a> {
     server: &'a ServerHandle,
     command: CommandId,
 }
 
 impl Checking<'_> {
+    /// Reports how far the verification has come.
     pub fn progress(&self, read_bytes: u64, total_bytes: u64) {
         self.server.checks().insert(self.command.clone(), (read_bytes, total_bytes));
     }
@@ -74,16 +82,17 @@ impl Drop for Checking<'_> {
     }
 }
 
-/// What stands on one server's board.
+/// What is published of one server.
 pub struct LiveServer {
     pub epoch: Epoch,
     pub snapshot: Snapshot,
     pub state: ServerState,
+    /// The newest journal entry.
     pub last_seq: Seq,
-    /// A sink knows of an earlier epoch of this server: its watcher has to say that another began.
+    /// A sink knows an earlier epoch of this server: the watcher has to report `journal_reset`.
     pub needs_reset: bool,
     pub stats: ServerStats,
-    /// The body of the stats message, as of a few seconds ago.
+    /// The body of the statistics message, rendered every few seconds.
     pub stats_body: Bytes,
     pub poll: PollReport,
 }
@@ -92,46 +101,46 @@ pub struct LiveServer {
 #[derive(Clone, Debug, Default)]
 pub struct PollReport {
     pub last_success: Option<Instant>,
-    /// When the last one that was answered began: what it told is not older.
+    /// When the last successful poll began: its listing is not older.
     pub last_began: Option<Instant>,
     pub duration: Duration,
     /// Why the last poll failed; `None` if it did not.
     pub failure: Option<String>,
     pub failures: u64,
     pub polls: u64,
-    /// Of the polls, those that read all torrents.
+    /// Of these, full polls.
     pub full: u64,
-    /// From one look to the next, as it is now.
+    /// Current time from one poll to the next.
     pub interval: Duration,
-    /// From one full picture to the next at most, as it is now.
+    /// Current maximum time between two full polls.
     pub sweep: Duration,
 }
 
 impl PollReport {
-    /// The last poll was answered.
+    /// Whether the last poll succeeded.
     pub fn is_answering(&self) -> bool {
         self.last_success.is_some() && self.failure.is_none()
     }
 }
 
-/// The bell of one server, which its client rings when something happens in it.
+/// Notifications from hooks in the client of one server.
 ///
-/// Whoever rings is believed nothing. The hashes are what a look may begin with.
+/// A notification is not believed, it only causes a poll; the hashes say which torrents to poll first.
 #[derive(Default)]
 pub struct HookNotifier {
-    /// Wakes who answers the bell; rings in the meantime are one.
+    /// Wakes the watcher; notifications in the meantime count as one.
     pub notified: Notify,
-    /// Wakes who hangs hooks: the client answers, and did not or was another before.
+    /// Wakes the task that installs hooks: the client is reachable again, or is another process.
     pub client_is_new: Notify,
     named: Mutex<Named>,
     report: Mutex<HookReport>,
 }
 
-/// Which torrents were named.
+/// Torrents that hooks named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Named {
     These(BTreeSet<InfoHash>),
-    /// More than it pays to look at one by one.
+    /// More than are worth polling one by one.
     Many,
 }
 
@@ -141,18 +150,18 @@ impl Default for Named {
     }
 }
 
-/// How it is with the hooks of a client, for health and metrics.
+/// State of the hooks in a client, for health and metrics.
 #[derive(Clone, Debug, Default)]
 pub struct HookReport {
     /// `None` until it is known; always, if no hooks are wanted.
     pub hooks: Option<Hooks>,
-    /// Why it could not be seen to, last time.
+    /// Why they could not be installed or checked last time.
     pub problem: Option<String>,
     pub wakes: u64,
 }
 
 impl HookNotifier {
-    /// Somebody rang, and named a torrent.
+    /// Records a notification about a torrent and wakes the watcher.
     pub fn notify(&self, hash: InfoHash) {
         self.report(|report| report.wakes += 1);
         {
@@ -167,7 +176,7 @@ impl HookNotifier {
         self.notified.notify_one();
     }
 
-    /// What was named since it was asked last. For the watcher only.
+    /// Takes the torrents named since the last call. For the watcher only.
     pub fn take_named(&self) -> Named {
         std::mem::take(&mut *self.named.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -188,6 +197,7 @@ impl LiveState {
         Self { servers, buffers, http: Arc::default(), subscribers: Mutex::default() }
     }
 
+    /// Returns the change buffer of a sink; `None` if there is no such sink.
     pub fn buffer(&self, sink: &SinkName) -> Option<&Arc<ChangeBuffer>> {
         self.buffers.get(sink).or_else(|| (*sink == SinkName::http()).then_some(&self.http))
     }
@@ -196,7 +206,7 @@ impl LiveState {
         self.buffers.iter()
     }
 
-    /// A desk for somebody who comes and goes; it is laid on as long as it is held.
+    /// Returns a new buffer for a reader; changes are added to it as long as it is held.
     pub fn subscribe(&self) -> Arc<ChangeBuffer> {
         let buffer = Arc::new(ChangeBuffer::default());
         self.subscribers().push(Arc::downgrade(&buffer));
@@ -209,7 +219,7 @@ impl LiveState {
 
     fn for_each_buffer(&self, mut visit: impl FnMut(&ChangeBuffer)) {
         self.buffers.values().for_each(|buffer| visit(buffer));
-        self.subscribers().retain(|guest| guest.upgrade().is_some_and(|buffer| (visit(&buffer), true).1));
+        self.subscribers().retain(|subscriber| subscriber.upgrade().is_some_and(|buffer| (visit(&buffer), true).1));
     }
 
     pub fn names(&self) -> impl Iterator<Item = &ServerName> {
@@ -220,12 +230,12 @@ impl LiveState {
         self.servers.get(name)
     }
 
-    /// Reads one server's part; `None` if there is no such server.
+    /// Reads the live state of a server; `None` if there is no such server.
     pub fn read<T>(&self, name: &ServerName, read: impl FnOnce(&LiveServer) -> T) -> Option<T> {
         self.server(name).map(|server| server.read(read))
     }
 
-    /// Writes down what a commit told, and lays it on every desk.
+    /// Makes a commit visible, and adds it to the change buffer of every sink.
     pub fn publish(&self, name: &ServerName, committed: Committed, state: Option<ServerState>) {
         let Some(server) = self.server(name) else { return };
         server.write(|content| {
@@ -249,18 +259,18 @@ impl LiveState {
         });
     }
 
-    /// Wakes all by whom commands come: a result was written down, for one of them or for several.
+    /// Wakes all sinks that commands come by: a result was written to the command log.
     pub fn wake_for_results(&self) {
         self.buffers.values().chain([&self.http]).for_each(|buffer| buffer.results.notify_one());
     }
 
-    /// Wakes every sink: something that it reads from the board itself has changed.
+    /// Wakes every sink: something that is read from the live state itself has changed.
     pub fn wake_sinks(&self) {
         self.for_each_buffer(|buffer| buffer.changed.notify_one());
     }
 
-    /// Something for every sink that is neither journal nor state; sinks that are away may miss it. Guests, who
-    /// may not look at their desks for days, have no use for it.
+    /// Passes a message that is neither event nor state to every sink; one that is disconnected misses it. Readers have no
+    /// use for these.
     pub fn publish_ephemeral(&self, delivery: &Delivery) {
         self.buffers.values().for_each(|buffer| buffer.record_ephemeral(delivery.clone()));
     }
@@ -277,7 +287,7 @@ impl ServerHandle {
         }
     }
 
-    /// A command checks content; how far it is stands here as long as what is returned.
+    /// Begins a verification; its progress is visible until the returned value is dropped.
     pub fn begin_check(&self, command: &CommandId) -> Checking<'_> {
         Checking { server: self, command: command.clone() }
     }
@@ -290,7 +300,7 @@ impl ServerHandle {
         read(&self.content.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// For its watcher only, and for who finds that it owes a `journal_reset`.
+    /// Changes the live state. For the watcher only, and for a sink that finds a `journal_reset` to be due.
     pub fn write(&self, write: impl FnOnce(&mut LiveServer)) {
         write(&mut self.content.write().unwrap_or_else(PoisonError::into_inner));
         self.changed.notify_waiters();
@@ -318,30 +328,31 @@ pub struct BufferedChange {
     pub not_before: Seq,
 }
 
-/// How delivery to one sink goes, for health and metrics.
+/// State of the delivery to one sink, for health and metrics.
 #[derive(Clone, Debug, Default)]
 pub struct SinkReport {
     pub is_connected: bool,
-    /// Why it is not.
+    /// Why the sink is not connected.
     pub failure: Option<String>,
     /// Why its events wait, connected or not: somebody has to make room among the dead letters.
     pub blocked_reason: Option<String>,
-    /// Journal entries not settled.
+    /// Journal entries that are not acknowledged.
     pub lag_entries: u64,
-    /// Since when there has been a lag.
+    /// Start of the current lag.
     pub behind_since: Option<Instant>,
-    /// Torrents of which it has an old picture.
+    /// Torrents whose latest state is not acknowledged.
     pub dirty: u64,
     pub delivered: u64,
     pub rejected: u64,
 }
 
 impl SinkReport {
-    /// What is wrong with it; `None` if nothing is.
+    /// Returns what is wrong with the delivery; `None` if nothing is.
     pub fn problem(&self) -> Option<String> {
         self.blocked_reason.clone().or_else(|| self.failure.clone())
     }
 
+    /// Records how far the sink is behind.
     pub fn backlog(&mut self, lag_entries: u64, dirty: u64) {
         self.lag_entries = lag_entries;
         self.dirty = dirty;
@@ -467,7 +478,7 @@ impl ChangeBuffer {
 
     fn record_ephemeral(&self, delivery: Delivery) {
         self.add(|Buffered { ephemeral: BufferedEphemeral { deliveries, .. }, .. }| {
-            if deliveries.len() >= SIDE_MESSAGES_MAX {
+            if deliveries.len() >= EPHEMERAL_MAX {
                 deliveries.pop_front();
             }
             deliveries.push_back(delivery);
@@ -518,10 +529,12 @@ impl ChangeBuffer {
         std::mem::take(&mut self.buffered().rewinds)
     }
 
+    /// Takes the changed torrents.
     pub fn take_states(&self) -> BufferedStates {
         std::mem::take(&mut self.buffered().states)
     }
 
+    /// Takes the ephemeral messages.
     pub fn take_ephemeral(&self) -> BufferedEphemeral {
         std::mem::take(&mut self.buffered().ephemeral)
     }

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use dtorrent::model::{ServerName, Verb};
-use dtorrent::sinks::mqtt::homeassistant::entities;
-use dtorrent::sinks::mqtt::homeassistant::names::Names;
+use dtorrent::sinks::home_assistant::entities;
+use dtorrent::sinks::home_assistant::names::Names;
 use dtorrent::sinks::mqtt::{HomeAssistant, Limits, Prefix};
 use serde_yaml_ng::Value;
 

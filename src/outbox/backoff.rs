@@ -1,24 +1,28 @@
-//! How long to wait before the next attempt.
+//! The wait before the next attempt: exponential, with jitter. Pure.
 
 use std::time::Duration;
 
+/// Longest wait after the first failure.
 const FIRST: Duration = Duration::from_millis(500);
+/// Longest wait of all: an operator who has repaired something does not want to wait longer.
 const LONGEST: Duration = Duration::from_secs(15);
 
-/// Doubles from half a second to 15 s, each wait a random part of that ("full jitter"), at least a tenth.
+/// The failures in a row. The bound doubles from half a second to 15 s; each wait is a random part of it ("full jitter"), at
+/// least a tenth.
 #[derive(Debug, Default)]
 pub struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
-    /// The wait after one more failure; `random` is in 0..1.
+    /// Returns the wait after one more failure; `random` is in 0..1.
     pub fn next(&mut self, random: f64) -> Duration {
         let longest = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
         longest.mul_f64(random.clamp(0.1, 1.0))
     }
 
+    /// Begins again with the shortest wait.
     pub fn reset(&mut self) {
         self.failures = 0;
     }

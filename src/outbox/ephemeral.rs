@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tracing::warn;
 
-use super::dispatcher::DispatcherParts;
+use super::parts::DispatcherParts;
 use super::{DeliveryId, Outbox, Outcome, Outgoing};
 use crate::model::ServerName;
 use crate::port::{Delivery, StoreError};
@@ -56,7 +56,7 @@ impl EphemeralOutbox {
             _ => true,
         };
         self.pending.extend(buffered.deliveries.into_iter().filter(is_ours));
-        let excess = self.pending.len().saturating_sub(crate::live_state::SIDE_MESSAGES_MAX);
+        let excess = self.pending.len().saturating_sub(crate::live_state::EPHEMERAL_MAX);
         self.pending.drain(..excess);
     }
 

@@ -23,7 +23,7 @@ use tracing::{error, info, warn};
 use super::background::unless_full;
 use super::cursor::SinkCursor;
 use super::dead_letters::PendingDeadLetters;
-use super::dispatcher::DispatcherParts;
+use super::parts::DispatcherParts;
 use super::{DeliveryId, Outbox, Outcome, Outgoing};
 use crate::log_throttle::LogThrottle;
 use crate::model::{JournalEntry, Seq, ServerName};

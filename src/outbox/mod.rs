@@ -41,6 +41,7 @@ mod dispatcher;
 mod ephemeral;
 mod event;
 mod outboxes;
+mod parts;
 mod projection;
 pub mod quarantine;
 mod reader;
@@ -55,7 +56,8 @@ mod updates;
 use crate::model::{InfoHash, Seq, ServerName};
 use crate::port::{Delivery, StoreError};
 
-pub use dispatcher::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
+pub use dispatcher::Dispatcher;
+pub use parts::{DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
 pub use reader::{Begin, Heard, Missed, Reader, ReaderParts};
 
 /// What one sink still has to be sent, of one kind.

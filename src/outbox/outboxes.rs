@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::background::BackgroundWrite;
-use super::dispatcher::{DispatcherParts, Failure};
 use super::ephemeral::EphemeralOutbox;
 use super::event::EventOutbox;
+use super::parts::{DispatcherParts, Failure};
 use super::result::ResultOutbox;
 use super::state::StateOutbox;
 use super::{DeliveryId, Outbox, Outcome, Outgoing};

@@ -8,9 +8,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::background::unless_full;
-use super::dispatcher::DispatcherParts;
+use super::parts::DispatcherParts;
 use crate::live_state::LiveServer;
-use crate::model::{JournalEntry, ServerName};
+use crate::model::{JournalEntry, ServerName, Timestamp};
 use crate::port::{Delivery, Projection, ServerView, StoreError};
 
 /// Shortest time between two wakes, however often a projection wants to be woken.
@@ -24,7 +24,7 @@ pub(super) struct ProjectionDriver {
     unsaved: Option<String>,
 }
 
-fn view(live: &LiveServer) -> ServerView<'_> {
+fn view(live: &LiveServer, now: Timestamp) -> ServerView<'_> {
     ServerView {
         snapshot: &live.snapshot,
         state: &live.state,
@@ -32,6 +32,7 @@ fn view(live: &LiveServer) -> ServerView<'_> {
         poll: live.poll.duration,
         poll_age: live.poll.last_success.map(|at| at.elapsed()),
         problem: live.poll.failure.as_deref(),
+        now,
     }
 }
 
@@ -78,7 +79,7 @@ impl ProjectionDriver {
         let at = self.at();
         for server in &parts.settings.servers {
             if self.projection.needs_view(server, at) {
-                parts.live.read(server, |live| self.projection.update(server, view(live), at));
+                parts.live.read(server, |live| self.projection.update(server, view(live, parts.clock.now()), at));
             }
         }
     }

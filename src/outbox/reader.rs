@@ -1,15 +1,13 @@
-//! The reader: hears what is told, as long as it likes, and nobody waits for it.
+//! The reader: a listener inside this process, such as a library user, a terminal or a page. Nothing waits for one.
 //!
-//! It is for whoever listens in this process or over a connection of his own: a library user, a terminal, a page.
-//! It is no sink: nothing is noted of it on disk. Journal entries of all servers come in the order of their commits,
-//! so one of them says where a reader stands with all; an `updated` is made when it is asked for, and tells all that
-//! changed since the reader heard of that torrent last.
+//! A reader is no sink: nothing about it is on disk. Journal entries of all servers come in the order of their commits, so
+//! one of them says where a reader stands with all; an `updated` is made when it is asked for, with everything that changed
+//! since the reader last received something about that torrent.
 //!
-//! What must hold:
-//! - a reader costs a place in the journal, a page of it, and one entry a torrent that it has an old picture of,
-//!   however slow it is; it never holds the journal back. What was trimmed before it was read is [`Missed`], and
-//!   counted;
-//! - per server, entries come in the order of `seq`, and an `updated` after the entries that led there.
+//! Invariants:
+//! - a reader costs a position in the journal, a page of it, and one entry per dirty torrent, however slow it is; it never
+//!   holds the journal back. What was trimmed before it was read is [`Missed`], and counted;
+//! - per server, entries come in the order of `seq`, and an `updated` after the entries that led to it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -26,26 +24,26 @@ use crate::port::{JournalPosition, Store, StoreError};
 /// Entries read from the journal at once.
 const READ_MAX: u16 = 256;
 
-/// What a reader works with.
+/// Configuration of a [`Reader`], and what it reads from.
 pub struct ReaderParts {
     pub live: Arc<LiveState>,
     pub store: Arc<dyn Store>,
-    /// Only events of these are heard.
+    /// Only events of these servers are read.
     pub servers: BTreeSet<ServerName>,
-    /// Only these are heard.
+    /// Only events of these kinds are read.
     pub events: BTreeSet<Kind>,
     pub begin: Begin,
-    /// What is told by then is still heard.
+    /// Ends the reader, after what is published by then.
     pub stop: CancellationToken,
 }
 
 /// Where a reader begins.
 #[derive(Clone, Debug)]
 pub enum Begin {
-    /// After these entries; with the present, where nothing is said of a server.
+    /// After these entries; with the present for a server that is not in the map.
     After(BTreeMap<ServerName, Seq>),
-    /// With all that came, of all servers, after the event of this id, as somebody said it. What changed since
-    /// without an event is told, too.
+    /// With everything of all servers that came after the event of this id, as a client sent it; also with what changed
+    /// since without an event.
     AfterEvent(String),
 }
 
@@ -55,10 +53,10 @@ pub struct Reader {
     store: Arc<dyn Store>,
     buffer: Arc<ChangeBuffer>,
     events: BTreeSet<Kind>,
-    lanes: BTreeMap<ServerName, ReaderLane>,
+    servers: BTreeMap<ServerName, ServerReader>,
     /// `None`: it has begun.
     begin: Option<Begin>,
-    /// All before it was read; `None`: nothing was.
+    /// Everything up to here was read; `None`: nothing was.
     position: Option<JournalPosition>,
     /// Read, and not handed out yet.
     ready: VecDeque<Heard>,
@@ -66,13 +64,13 @@ pub struct Reader {
 }
 
 #[derive(Default)]
-struct ReaderLane {
+struct ServerReader {
     /// Every entry up to here was read; `None`: it is not known yet how far.
     cursor: Option<Seq>,
     dirty: DirtySet,
 }
 
-/// What a reader hears.
+/// One item that a reader returns.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Heard {
@@ -80,23 +78,23 @@ pub enum Heard {
     /// The conflated event.
     Updated(Box<Event>),
     Missed(Missed),
-    /// The event to begin after is not there, so something may be missing, of any server. Says why, and with what
-    /// it begins instead.
+    /// The event to begin after does not exist, so something may be missing, of any server. Contains why, and with what the
+    /// reader begins instead.
     Elsewhere(&'static str),
 }
 
-/// Events were told faster than they were read, and are not kept any more.
+/// Events that left the journal before they were read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{events} events of {server} were not read in time and are gone")]
 #[non_exhaustive]
 pub struct Missed {
     pub server: ServerName,
-    /// How many, of all kinds but `updated`.
+    /// Their number, of all kinds but `updated`.
     pub events: u64,
 }
 
 impl Heard {
-    /// The bytes that go on every wire; `None` for what is no event.
+    /// Returns the event as JSON, as every sink receives it; `None` for what is no event.
     pub fn body(&self) -> Option<Bytes> {
         match self {
             Self::Entry(entry) => Some(entry.body.clone()),
@@ -109,20 +107,20 @@ impl Heard {
 impl Reader {
     pub fn new(parts: ReaderParts) -> Self {
         let ReaderParts { live, store, servers, events, begin, stop } = parts;
-        // From here on no change is missed.
+        // Subscribed before anything is read, so that no change is missed in between.
         let buffer = live.subscribe();
-        let lane = |server: ServerName| {
+        let begin_server = |server: ServerName| {
             let last_seq = live.read(&server, |content| content.last_seq)?;
             let asked = if let Begin::After(after) = &begin { after.get(&server) } else { None };
             let cursor = Some(asked.map_or(last_seq, |seq| last_seq.min(*seq)));
-            Some((server, ReaderLane { cursor, ..ReaderLane::default() }))
+            Some((server, ServerReader { cursor, ..ServerReader::default() }))
         };
-        let lanes = servers.into_iter().filter_map(lane).collect();
+        let servers = servers.into_iter().filter_map(begin_server).collect();
         let (begin, position, ready) = (Some(begin), None, VecDeque::new());
-        Self { live, store, buffer, events, lanes, begin, position, ready, stop }
+        Self { live, store, buffer, events, servers, begin, position, ready, stop }
     }
 
-    /// Waits for the next. `None` after the stop, when all is heard. Cancel-safe.
+    /// Waits for the next item; `None` after the stop, when everything is read. Cancel-safe.
     ///
     /// # Errors
     /// A store that cannot be used any more.
@@ -151,29 +149,31 @@ impl Reader {
         }
     }
 
-    /// How many events were told that it has not come to yet.
+    /// Returns the number of published events that were not read yet.
     pub fn behind(&self) -> u64 {
-        let lanes = self.lanes.iter();
-        lanes.map(|(server, lane)| self.last(server).0.saturating_sub(lane.cursor.unwrap_or_default().0)).sum()
+        self.servers
+            .iter()
+            .map(|(server, lane)| self.last(server).0.saturating_sub(lane.cursor.unwrap_or_default().0))
+            .sum()
     }
 
     fn last(&self, server: &ServerName) -> Seq {
         self.live.read(server, |content| content.last_seq).unwrap_or_default()
     }
 
-    /// Finds its place in the journal, if it has none yet.
+    /// Finds the position in the journal, if there is none yet.
     async fn begin(&mut self) -> Result<(), StoreError> {
         match &self.begin {
             None => return Ok(()),
-            Some(Begin::After(_)) => self.position = self.place_of_lanes().await?,
+            Some(Begin::After(_)) => self.position = self.position_of_cursors().await?,
             Some(Begin::AfterEvent(id)) => match find(&*self.store, &self.live, id).await? {
                 Found::Event(position, entry) => self.begin_after(position, &entry),
                 Found::Oldest(reason) => {
-                    self.lanes.values_mut().for_each(|lane| lane.cursor = None);
+                    self.servers.values_mut().for_each(|lane| lane.cursor = None);
                     self.ready.push_back(Heard::Elsewhere(reason));
                 }
                 Found::Nothing(reason) => {
-                    self.position = self.place_of_lanes().await?;
+                    self.position = self.position_of_cursors().await?;
                     self.ready.push_back(Heard::Elsewhere(reason));
                 }
             },
@@ -182,12 +182,12 @@ impl Reader {
         Ok(())
     }
 
-    /// The place before which nothing stands that is to be read; `None`: before the oldest that is kept.
-    async fn place_of_lanes(&self) -> Result<Option<JournalPosition>, StoreError> {
+    /// Returns the position after which everything is to be read; `None`: from the oldest entry on.
+    async fn position_of_cursors(&self) -> Result<Option<JournalPosition>, StoreError> {
         let (mut first, mut last) = (None::<JournalPosition>, None);
-        for (server, lane) in &self.lanes {
+        for (server, lane) in &self.servers {
             let cursor = lane.cursor.unwrap_or_default();
-            // Also one that is written down and not told yet: others that came after it may be told already.
+            // Also an entry that is committed and not published: later ones of other servers may be published already.
             match self.store.position(server, Seq(cursor.0 + 1)).await? {
                 Some(next) => first = Some(first.map_or(next, |first| first.min(next))),
                 None if cursor < self.last(server) => return Ok(None),
@@ -197,10 +197,10 @@ impl Reader {
         Ok(first.map_or(last, |first| Some(JournalPosition(first.0 - 1))))
     }
 
-    /// What changed since, without an event to tell it, is told as it is now.
+    /// Begins after an entry. What changed since without an event is reported as it is now.
     fn begin_after(&mut self, position: JournalPosition, entry: &JournalEntry) {
         self.position = Some(position);
-        for (server, lane) in &mut self.lanes {
+        for (server, lane) in &mut self.servers {
             lane.cursor = (*server == entry.server).then_some(entry.seq);
             self.live.read(server, |content| {
                 for (hash, snapshot) in content.snapshot.iter().filter(|(_, snapshot)| snapshot.changed_at > entry.time)
@@ -211,43 +211,43 @@ impl Reader {
         }
     }
 
-    /// Reads a page of the journal, if there is something new in it; says whether there may be more.
+    /// Reads a page of the journal, if there is something new in it; returns whether there may be more.
     async fn read_all_after(&mut self) -> Result<bool, StoreError> {
         if self.behind() == 0 {
             return Ok(false);
         }
-        let lasts: Vec<Seq> = self.lanes.keys().map(|server| self.last(server)).collect();
+        let lasts: Vec<Seq> = self.servers.keys().map(|server| self.last(server)).collect();
         let mut page = self.store.read_all_after(self.position, READ_MAX).await?;
-        if page.is_empty() && self.is_behind_with_what_it_knows(&lasts) {
-            // The journal was empty in between, and counts its places anew.
+        if page.is_empty() && self.is_behind_known_cursors(&lasts) {
+            // The journal was empty in between, and its positions begin anew.
             page = self.store.read_all_after(None, READ_MAX).await?;
         }
         let is_full = page.len() == usize::from(READ_MAX);
-        let mut is_ahead_of_board = false;
+        let mut is_unpublished = false;
         let buffered = self.buffer.take_states();
         self.take_in(buffered);
         for (position, entry) in page {
-            // What is not on the board yet would be followed by the state from before it.
-            is_ahead_of_board = self.lanes.contains_key(&entry.server) && entry.seq > self.last(&entry.server);
-            if is_ahead_of_board {
+            // An entry that is not published yet would be followed by the state from before it.
+            is_unpublished = self.servers.contains_key(&entry.server) && entry.seq > self.last(&entry.server);
+            if is_unpublished {
                 break;
             }
             self.position = Some(position);
             self.take(entry);
         }
-        if !is_full && !is_ahead_of_board {
-            self.give_up_what_is_gone(&lasts);
+        if !is_full && !is_unpublished {
+            self.skip_trimmed(&lasts);
         }
-        Ok(is_full && !is_ahead_of_board)
+        Ok(is_full && !is_unpublished)
     }
 
-    /// Some of what came after the last that was read of a server is not to be had after its place.
-    fn is_behind_with_what_it_knows(&self, lasts: &[Seq]) -> bool {
-        self.lanes.values().zip(lasts).any(|(lane, last)| lane.cursor.is_some_and(|cursor| cursor < *last))
+    /// Whether entries of a server are missing after the position.
+    fn is_behind_known_cursors(&self, lasts: &[Seq]) -> bool {
+        self.servers.values().zip(lasts).any(|(lane, last)| lane.cursor.is_some_and(|cursor| cursor < *last))
     }
 
     fn take(&mut self, entry: JournalEntry) {
-        let Some(lane) = self.lanes.get_mut(&entry.server) else { return };
+        let Some(lane) = self.servers.get_mut(&entry.server) else { return };
         if lane.cursor.is_some_and(|cursor| entry.seq <= cursor) {
             return;
         }
@@ -266,9 +266,9 @@ impl Reader {
         self.ready.push_back(Heard::Entry(entry));
     }
 
-    /// All that is kept was read: what had been told before and was not among it is gone.
-    fn give_up_what_is_gone(&mut self, lasts: &[Seq]) {
-        for ((server, lane), last) in self.lanes.iter_mut().zip(lasts) {
+    /// Counts as missed what was published and is no longer in the journal, which was read to its end.
+    fn skip_trimmed(&mut self, lasts: &[Seq]) {
+        for ((server, lane), last) in self.servers.iter_mut().zip(lasts) {
             let events = lane.cursor.map_or(0, |cursor| last.0.saturating_sub(cursor.0));
             if events > 0 {
                 self.ready.push_back(Heard::Missed(Missed { server: server.clone(), events }));
@@ -279,27 +279,27 @@ impl Reader {
 
     fn take_in(&mut self, buffered: BufferedStates) {
         for (server, changed) in buffered.changed {
-            let Some(lane) = self.lanes.get_mut(&server) else { continue };
+            let Some(lane) = self.servers.get_mut(&server) else { continue };
             for (hash, changed) in changed {
                 lane.dirty.mark(hash, changed.before.map_or(Known::Nothing, Known::Torrent), changed.not_before);
             }
         }
     }
 
-    /// The next torrent that there is something new to say of. Made only now: it tells the present.
+    /// Returns the next update. Made only now, so that it has the present state.
     fn next_update(&mut self) -> Option<Heard> {
         let buffered = self.buffer.take_states();
         self.take_in(buffered);
-        let servers: Vec<ServerName> = self.lanes.keys().cloned().collect();
+        let servers: Vec<ServerName> = self.servers.keys().cloned().collect();
         for server in servers {
-            while let Some(hash) = self.lanes.get(&server)?.peek() {
-                // The picture and what lies on the desk are read in one: no change is between them.
+            while let Some(hash) = self.servers.get(&server)?.peek() {
+                // The snapshot and the buffer are read together: no change is between them.
                 let read = |content: &LiveServer| {
                     (self.buffer.take_states(), content.epoch, content.snapshot.get(&hash).cloned())
                 };
                 let (buffered, epoch, snapshot) = self.live.read(&server, read)?;
                 self.take_in(buffered);
-                let lane = self.lanes.get_mut(&server)?;
+                let lane = self.servers.get_mut(&server)?;
                 if lane.peek() != Some(hash) {
                     continue;
                 }
@@ -318,19 +318,19 @@ impl Reader {
     }
 }
 
-impl ReaderLane {
-    /// The next torrent that may be told.
+impl ServerReader {
+    /// Returns the next torrent whose update may be sent.
     fn peek(&self) -> Option<InfoHash> {
         self.dirty.peek(self.cursor.unwrap_or_default())
     }
 }
 
-/// What became of the event that somebody names.
+/// The event to begin after, as it was found.
 enum Found {
     Event(JournalPosition, JournalEntry),
-    /// It was there. The oldest that is kept comes next.
+    /// No longer in the journal: reading begins with the oldest entry.
     Oldest(&'static str),
-    /// As far as is known, it never was. There is only the present.
+    /// Never existed, as far as is known: reading begins with the present.
     Nothing(&'static str),
 }
 
@@ -375,13 +375,13 @@ mod tests {
         Arc::new(torrent.with_bytes(1000, downloaded, 0))
     }
 
-    struct Stage {
+    struct TestSetup {
         store: Arc<MemoryStore>,
         live: Arc<LiveState>,
         epoch: Epoch,
     }
 
-    impl Stage {
+    impl TestSetup {
         async fn new(options: Options) -> Self {
             let store = Arc::new(MemoryStore::new(options, Arc::new(SystemClock)));
             let epoch = store.load(&name("home")).await.unwrap().epoch;
@@ -402,13 +402,13 @@ mod tests {
             Self { store, live, epoch }
         }
 
-        /// Tells so much of one torrent, with events of this kind, or without.
-        async fn tell(&self, server: &str, downloaded: u64, kinds: &[Kind]) {
+        /// Publishes a torrent with so many bytes, with events of these kinds.
+        async fn publish(&self, server: &str, downloaded: u64, kinds: &[Kind]) {
             let committed = self.commit(server, downloaded, kinds).await;
             self.live.publish(&name(server), committed, None);
         }
 
-        /// Writes it down, and does not tell it yet.
+        /// Commits that, and does not publish it yet.
         async fn commit(&self, server: &str, downloaded: u64, kinds: &[Kind]) -> Committed {
             let torrent = torrent(1, downloaded);
             let new_event = |kind: &Kind| NewEvent {
@@ -452,7 +452,7 @@ mod tests {
         }
     }
 
-    /// What is heard until nothing more is.
+    /// Returns what is read until nothing more comes.
     async fn heard(reader: &mut Reader) -> Vec<String> {
         let mut all = Vec::new();
         while let Ok(Ok(Some(heard))) = tokio::time::timeout(Duration::from_millis(200), reader.next()).await {
@@ -471,87 +471,87 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_event_says_where_a_reader_stands_with_all_servers() {
-        let stage = Stage::new(Options::default()).await;
-        let mut first = stage.starting_now();
+        let setup = TestSetup::new(Options::default()).await;
+        let mut first = setup.starting_now();
         for (server, downloaded) in [("home", 1), ("attic", 1), ("home", 2), ("attic", 2), ("home", 3)] {
-            stage.tell(server, downloaded, &[Kind::Stalled]).await;
+            setup.publish(server, downloaded, &[Kind::Stalled]).await;
         }
         let all = ["home 1", "attic 1", "home 2", "attic 2", "home 3"];
         assert_eq!(heard(&mut first).await, all);
         for (server, seq, position) in [("home", 1, 1), ("attic", 1, 2), ("attic", 2, 4), ("home", 3, 5)] {
-            let mut again = stage.after(stage.id(server, seq));
+            let mut again = setup.after(setup.id(server, seq));
             assert_eq!(heard(&mut again).await, all[position..], "after {server} {seq}");
         }
-        stage.tell("attic", 5, &[Kind::Unstalled]).await;
+        setup.publish("attic", 5, &[Kind::Unstalled]).await;
         assert_eq!(heard(&mut first).await, ["attic 3"]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn updates_are_conflated_and_come_after_the_events_that_led_there() {
-        let stage = Stage::new(Options::default()).await;
-        stage.tell("home", 1, &[Kind::Added]).await;
-        let mut reader = stage.starting_now();
+        let setup = TestSetup::new(Options::default()).await;
+        setup.publish("home", 1, &[Kind::Added]).await;
+        let mut reader = setup.starting_now();
         assert_eq!(heard(&mut reader).await, [""; 0]);
-        stage.tell("home", 2, &[]).await;
-        stage.tell("home", 3, &[]).await;
+        setup.publish("home", 2, &[]).await;
+        setup.publish("home", 3, &[]).await;
         assert_eq!(heard(&mut reader).await, ["home 1>3"]);
-        stage.tell("home", 4, &[]).await;
-        stage.tell("home", 5, &[Kind::Stalled]).await;
-        assert_eq!(heard(&mut reader).await, ["home 2"], "the event has told it all");
-        stage.tell("home", 6, &[Kind::Unstalled]).await;
-        stage.tell("home", 7, &[]).await;
+        setup.publish("home", 4, &[]).await;
+        setup.publish("home", 5, &[Kind::Stalled]).await;
+        assert_eq!(heard(&mut reader).await, ["home 2"], "the event has reported it all");
+        setup.publish("home", 6, &[Kind::Unstalled]).await;
+        setup.publish("home", 7, &[]).await;
         assert_eq!(heard(&mut reader).await, ["home 3", "home 6>7"]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_not_kept_any_more_is_told() {
-        let stage = Stage::new(Options { journal_bytes_max: 8_000, ..Options::default() }).await;
+    async fn what_left_the_journal_is_reported_as_missed() {
+        let setup = TestSetup::new(Options { journal_bytes_max: 8_000, ..Options::default() }).await;
         for downloaded in 0..40 {
-            stage.tell("home", downloaded, &[Kind::Stalled]).await;
+            setup.publish("home", downloaded, &[Kind::Stalled]).await;
         }
-        let oldest = stage.store.read_after(&name("home"), Seq(0), 1).await.unwrap()[0].seq.0;
+        let oldest = setup.store.read_after(&name("home"), Seq(0), 1).await.unwrap()[0].seq.0;
         assert!(oldest > 1);
-        let mut reader = stage.after(stage.id("home", 1));
+        let mut reader = setup.after(setup.id("home", 1));
         let all = heard(&mut reader).await;
         assert_eq!(all[..2], ["elsewhere".to_owned(), format!("home {oldest}")]);
         assert_eq!(all.last().unwrap(), "home 40");
-        let other = EventId::Journal { server: name("home"), epoch: Epoch(stage.epoch.0 ^ 1), seq: Seq(40) };
-        for after in [other.to_string(), stage.id("home", 41), stage.id("garage", 1), "x".to_owned()] {
-            let mut reader = stage.after(after.clone());
+        let other = EventId::Journal { server: name("home"), epoch: Epoch(setup.epoch.0 ^ 1), seq: Seq(40) };
+        for after in [other.to_string(), setup.id("home", 41), setup.id("garage", 1), "x".to_owned()] {
+            let mut reader = setup.after(after.clone());
             assert_eq!(heard(&mut reader).await[0], "elsewhere", "{after}");
         }
-        // One that looks on, and does not ask for long enough.
-        let mut reader = stage.starting_now();
+        // A reader that does not read for too long.
+        let mut reader = setup.starting_now();
         for downloaded in 0..40 {
-            stage.tell("home", downloaded, &[Kind::Stalled]).await;
+            setup.publish("home", downloaded, &[Kind::Stalled]).await;
         }
         let all = heard(&mut reader).await;
         assert!(all[0].starts_with("home misses ") && all.last().unwrap() == "home 80", "{all:?}");
     }
 
-    /// An event may be told before another that was written down earlier: the watchers of two servers do not wait
-    /// for each other.
+    /// An event may be published before another that was committed earlier: the watchers of two servers do not wait for
+    /// each other.
     #[tokio::test(start_paused = true)]
-    async fn what_is_written_down_and_not_told_yet_when_a_reader_begins_is_heard() {
-        let stage = Stage::new(Options::default()).await;
-        stage.tell("home", 1, &[Kind::Added]).await;
-        let late = stage.commit("home", 2, &[Kind::Stalled]).await;
-        stage.tell("attic", 1, &[Kind::Added]).await;
-        let mut reader = stage.starting_now();
+    async fn an_entry_committed_and_not_published_when_a_reader_begins_is_read() {
+        let setup = TestSetup::new(Options::default()).await;
+        setup.publish("home", 1, &[Kind::Added]).await;
+        let late = setup.commit("home", 2, &[Kind::Stalled]).await;
+        setup.publish("attic", 1, &[Kind::Added]).await;
+        let mut reader = setup.starting_now();
         assert_eq!(heard(&mut reader).await, [""; 0]);
-        stage.live.publish(&name("home"), late, None);
-        stage.tell("attic", 2, &[Kind::Stalled]).await;
+        setup.live.publish(&name("home"), late, None);
+        setup.publish("attic", 2, &[Kind::Stalled]).await;
         assert_eq!(heard(&mut reader).await, ["home 2", "attic 2"]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_reader_begins_at_a_place_of_its_own_with_each_server_and_ends_when_all_is_heard() {
-        let stage = Stage::new(Options::default()).await;
+    async fn a_reader_begins_at_its_own_cursor_of_each_server_and_ends_when_all_is_read() {
+        let setup = TestSetup::new(Options::default()).await;
         for downloaded in 1..=3 {
-            stage.tell("home", downloaded, &[Kind::Stalled]).await;
-            stage.tell("attic", downloaded, &[Kind::Stalled]).await;
+            setup.publish("home", downloaded, &[Kind::Stalled]).await;
+            setup.publish("attic", downloaded, &[Kind::Stalled]).await;
         }
-        let mut reader = stage.reader(Begin::After([(name("home"), Seq(3)), (name("attic"), Seq(1))].into()));
+        let mut reader = setup.reader(Begin::After([(name("home"), Seq(3)), (name("attic"), Seq(1))].into()));
         reader.stop.cancel();
         assert_eq!(heard(&mut reader).await, ["attic 2", "attic 3"]);
         assert_eq!(reader.next().await.unwrap(), None);

@@ -13,7 +13,7 @@ use tokio_util::sync::ReusableBoxFuture;
 use tracing::warn;
 
 use super::background::BackgroundWrite;
-use super::dispatcher::DispatcherParts;
+use super::parts::DispatcherParts;
 use super::{DeliveryId, Outbox, Outcome, Outgoing, Piece};
 use crate::model::{in_parts, shorter, shortest};
 use crate::port::{Delivery, RESULTS_BYTES, StoreError, UnsentResult};

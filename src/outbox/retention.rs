@@ -1,17 +1,17 @@
-//! Which states a broker retains for later subscribers.
+//! The choice of states that a broker retains for later subscribers. Pure.
 
 use std::collections::HashSet;
 
 pub use crate::model::Retain;
 use crate::model::{InfoHash, Snapshot, SnapshotTorrent, Status, Timestamp};
 
-/// A default mosquitto drops retained messages beyond about 1,000 for a slow subscriber; two topics
-/// a torrent and some room for others make 500.
+/// Maximum number of torrents whose states are retained with [`Retain::Auto`]. A mosquitto with its defaults drops retained
+/// messages beyond about 1,000 for a slow subscriber; two topics per torrent and some room for others make 500.
 pub const AUTO_MAX: usize = 500;
 
 const DAY_MILLIS: u64 = 24 * 60 * 60 * 1000;
 
-/// The choice for one server.
+/// The states of one server that are retained.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Retained {
     All,
@@ -28,7 +28,7 @@ impl Retained {
         }
     }
 
-    /// Chooses by policy. Of more than [`AUTO_MAX`] that matter those stay that were retained `before`,
+    /// Returns the choice by policy. Of more than [`AUTO_MAX`] that matter those stay that were retained `before`,
     /// then those come that changed last: a topic that comes and goes helps nobody.
     pub fn choose(snapshot: &Snapshot, retain: Retain, now: Timestamp, before: &Self) -> Self {
         match retain {
@@ -49,7 +49,7 @@ impl Retained {
 }
 
 impl Retained {
-    /// Then nothing can come in, whatever else there is.
+    /// Whether no other state can come in, whatever else there is.
     fn is_full_of_what_matters(&self, snapshot: &Snapshot, now: Timestamp) -> bool {
         let Self::These(these) = self else { return false };
         these.len() == AUTO_MAX

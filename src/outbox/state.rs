@@ -18,7 +18,7 @@ use tracing::warn;
 
 use super::background::unless_full;
 use super::dirty::{DirtySet, Known};
-use super::dispatcher::{DispatcherParts, Failure};
+use super::parts::{DispatcherParts, Failure};
 use super::projection::ProjectionDriver;
 use super::registry::Registry;
 use super::retention::{AUTO_MAX, Retained};

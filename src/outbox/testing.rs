@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::dispatcher::{DispatcherParts, DispatcherSettings, Reporter};
+use super::parts::{DispatcherParts, DispatcherSettings, Reporter};
 use super::retention::Retain;
 use super::{DeliveryId, Outbox, Outcome, Outgoing};
 use crate::live_state::{LiveServer, LiveState, PollReport};

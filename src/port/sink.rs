@@ -15,26 +15,26 @@ use crate::model::{EventId, InfoHash, JournalEntry, ServerName, ServerState, Ser
 /// A receiver of events: a broker or a webhook.
 #[async_trait]
 pub trait Sink: Send + Sync {
-    /// One attempt to connect. Trying again is the dispatcher's business, never the library's.
+    /// Makes one attempt to connect. Retrying is up to the dispatcher, never to a client library.
     async fn connect(&self) -> Result<Connected, DeliverError>;
 
-    /// The name under which the far side keeps this delivery until it is cleared; `None` if it keeps nothing.
+    /// Returns the topic where the receiver retains this delivery until it is cleared; `None` if nothing is retained.
     ///
-    /// The dispatcher writes it down before the delivery is first sent.
+    /// Registered in the store before the delivery is first sent.
     fn retained_topic(&self, delivery: &Delivery) -> Option<String>;
 
-    /// Names that the sink keeps something under by itself: its status, say.
+    /// Returns the topics where the sink retains something by itself: its status, for instance.
     fn own_retained_topics(&self) -> Vec<String>;
 
-    /// Under which names the far side keeps something of these servers already.
+    /// Looks for what the receiver retains of these servers already; by server, the topics.
     ///
-    /// Asked of a sink that is new to the store, until it could be answered: the state may have been lost, or
-    /// the sink may have had another name. A sink that cannot tell, or keeps nothing, has found nothing.
+    /// Made for a sink that is new to the store, until it succeeds: the state may have been lost, or the sink may have had
+    /// another name. A sink that cannot look, or retains nothing, has found nothing.
     async fn scan_retained(&self, _servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
         Ok(BTreeMap::new())
     }
 
-    /// Whether a delivery is for this sink; what is not counts as dealt with, and is not sent.
+    /// Whether a delivery is for this sink; one that is not is passed over, and counts as delivered.
     fn wants(&self, _delivery: &Delivery) -> bool {
         true
     }
@@ -44,7 +44,7 @@ pub trait Sink: Send + Sync {
         None
     }
 
-    /// What its users should know of how it delivers, one sentence each; shown with its health.
+    /// Returns what users should know of how the sink delivers, one sentence each; shown with its health.
     fn notes(&self) -> Vec<String> {
         Vec::new()
     }
@@ -104,9 +104,11 @@ pub struct ServerView<'a> {
     pub poll_age: Option<Duration>,
     /// Why the last poll failed; `None` if it did not.
     pub problem: Option<&'a str>,
+    /// The present.
+    pub now: Timestamp,
 }
 
-/// One connection: what sends on it, and what makes it run.
+/// One connection: what sends on it, and what runs it.
 pub struct Connected {
     pub link: Box<dyn Link>,
     /// Runs the connection and ends, with the reason, when it is over. Nothing moves unless it is polled.
@@ -148,7 +150,7 @@ pub enum EventOrdering {
     Strict,
 }
 
-/// Something for a sink. Bodies are the bytes on the wire.
+/// A message for a sink. Bodies are the bytes on the wire.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Delivery {
@@ -162,7 +164,7 @@ pub enum Delivery {
         time: Timestamp,
         body: Bytes,
     },
-    /// The torrent as told. `keep`: whoever comes later shall see it too.
+    /// A torrent as of the snapshot. `keep`: retained for later subscribers.
     State {
         server: ServerName,
         hash: InfoHash,
@@ -195,13 +197,13 @@ pub enum Delivery {
         body: Bytes,
         reply: Option<ReplyTo>,
     },
-    /// A message of the sink's [`Projection`]. `keep`: whoever comes later shall see it too.
+    /// A message of the sink's [`Projection`]. `keep`: retained for later subscribers.
     Shown {
         topic: String,
         body: Bytes,
         keep: bool,
     },
-    /// Take back what is kept under this name.
+    /// Clears what is retained under this topic.
     Clear {
         name: String,
     },

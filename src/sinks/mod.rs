@@ -6,6 +6,8 @@
 #[cfg(any(feature = "mqtt", feature = "nats"))]
 pub mod broker;
 #[cfg(feature = "mqtt")]
+pub mod home_assistant;
+#[cfg(feature = "mqtt")]
 pub mod mqtt;
 #[cfg(feature = "nats")]
 pub mod nats;

@@ -10,12 +10,12 @@ use tracing::info;
 use crate::model::Retain;
 use crate::sinks::tls::{self, TlsError};
 
-use super::homeassistant::Presence;
-use super::homeassistant::names::Names;
 use super::link::{self, BrokerQuirks};
 use super::settings::{Settings, Version};
 use super::topics::Topics;
 use super::wire::{self, Client, ConnectOptions, ConnectionError, ErrorKind, EventLoop, Protocol};
+use crate::sinks::home_assistant::Presence;
+use crate::sinks::home_assistant::names::Names;
 
 /// Maximum time for one attempt, until `online` is published or the subscriptions are answered.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -19,13 +19,13 @@ use crate::port::{CommandAddress, CommandSource, DeliverError, Incoming, ReplyTo
 use crate::sinks::broker::on_demand::OnDemand;
 
 use super::broker::Broker;
-use super::homeassistant;
 use super::settings::Settings;
 use super::tls::TlsError;
 use super::topics::Qos;
 use super::wire::{
     self, AckToken, Client, ConnectOptions, ConnectionError, ErrorKind, Event, EventLoop, Protocol, Received,
 };
+use crate::sinks::home_assistant::commands as home_assistant_commands;
 
 /// How long a broker holds commands for a bridge that is disconnected. Each has a time to live of its own.
 const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -157,7 +157,7 @@ fn incoming(broker: &Broker, received: Received, session: &Session) -> Option<In
     let Received { topic, body, is_retained, expires_in, response_topic, correlation, user, ack_token } = received;
     let translated = settings.home_assistant.as_ref().and_then(|home_assistant| {
         let (server, control) = topics.home_assistant_command(&topic)?;
-        Some(homeassistant::commands::command(home_assistant, server, control, &body))
+        Some(home_assistant_commands::command(home_assistant, server, control, &body))
     });
     let command = translated.or_else(|| Some((topics.command(&topic)?, body)));
     let Some((address, body)) = command.filter(|(address, _)| is_for_us(settings, address)) else {

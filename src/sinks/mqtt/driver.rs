@@ -189,7 +189,7 @@ impl Driver {
 
     fn on_received(&mut self, Received { topic, body, is_retained, .. }: &Received) {
         if let Some(birth) = self.options.birth.as_ref().filter(|birth| birth.topic == *topic) {
-            birth.presence.heard(body, *is_retained);
+            birth.presence.on_status(body, *is_retained);
         }
         if topic == BROKER_NAME_TOPIC && body.starts_with(IN_ORDER_BROKER) {
             self.publisher.state().ordering = EventOrdering::Pipelined;

@@ -12,11 +12,11 @@ use crate::model::SinkName;
 use crate::port::{DeliverError, Delivery, Link, LinkLimits};
 use crate::sinks::broker::in_flight::{Acknowledgement, DeliverResult};
 
-use super::homeassistant::Presence;
 use super::message::{Message, messages};
 use super::publisher::Publisher;
 use super::topics::Topics;
 use super::wire::ConnAck;
+use crate::sinks::home_assistant::Presence;
 
 /// Maximum number of deliveries in flight, where the broker's Receive Maximum is not smaller.
 const WINDOW_MAX: u16 = 100;

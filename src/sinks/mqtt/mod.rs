@@ -10,7 +10,6 @@
 mod broker;
 mod commands;
 mod driver;
-pub mod homeassistant;
 mod link;
 mod message;
 mod namesake;
@@ -34,15 +33,15 @@ use crate::model::ServerName;
 use crate::port::{Connected, DeliverError, Delivery, Projection, Sink};
 use crate::sinks::tls;
 
+pub use crate::sinks::home_assistant::{HomeAssistant, Limits};
 pub use crate::sinks::tls::{ClientCert, TlsError};
 pub use commands::MqttCommands;
-pub use homeassistant::{HomeAssistant, Limits};
 pub use settings::{BrokerUrl, Prefix, Settings, Version};
 
+use crate::sinks::home_assistant::HomeAssistantProjection;
+use crate::sinks::home_assistant::names::{Device, Names};
 use broker::Broker;
 use driver::Driver;
-use homeassistant::HomeAssistantProjection;
-use homeassistant::names::{Device, Names};
 use link::{BirthTopic, PublishOptions};
 use message::Message;
 use namesake::{NAMESAKE_RETRY, NamesakeSuspicion};

@@ -11,10 +11,10 @@ use std::fmt;
 use secrecy::SecretString;
 use url::Url;
 
-pub use super::homeassistant::{HomeAssistant, Limits};
 use crate::model::{Retain, ServerName, SinkName};
 pub use crate::sinks::broker::prefix::Prefix;
 use crate::sinks::broker::url::{self as broker_url, Endpoint, InvalidEndpoint};
+pub use crate::sinks::home_assistant::{HomeAssistant, Limits};
 pub use crate::sinks::tls::ClientCert;
 
 /// One broker, and what it gets.

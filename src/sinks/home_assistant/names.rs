@@ -7,12 +7,12 @@
 //! Pure.
 
 use crate::model::{InfoHash, ServerName};
-
-use super::super::settings::Prefix;
+use crate::sinks::broker::prefix::Prefix;
 
 /// Names of one bridge on one broker.
 #[derive(Clone, Debug)]
 pub struct Names {
+    /// First levels of every topic of ours.
     pub prefix: Prefix,
     pub instance: String,
     pub discovery_prefix: String,
@@ -107,8 +107,11 @@ mod tests {
 
     #[test]
     fn a_device_reads_back_from_its_topic_and_nothing_else_is_one() {
-        let names =
-            Names { prefix: Prefix::default(), instance: "main".into(), discovery_prefix: "homeassistant".into() };
+        let names = Names {
+            prefix: Prefix::of_topics("dtorrent").unwrap(),
+            instance: "main".into(),
+            discovery_prefix: "homeassistant".into(),
+        };
         let home = ServerName::parse("home").unwrap();
         for device in [Device::Bridge, Device::Server(home.clone()), Device::Torrent(home, InfoHash::V1([7; 20]))] {
             let topic = names.discovery(&device);

@@ -10,7 +10,7 @@ use crate::model::{
     Cause, Changes, DiffState, EVENT_SCHEMA, Entity, Epoch, Event, EventId, Rev, Seq, ServerState, ServerStats,
     SnapshotTorrent,
 };
-use crate::sinks::mqtt::settings::Prefix;
+use crate::sinks::broker::prefix::Prefix;
 
 fn home() -> ServerName {
     ServerName::parse("home").unwrap()
@@ -59,7 +59,11 @@ fn settings(slots: u8) -> HomeAssistant {
 }
 
 fn names() -> Names {
-    Names { prefix: Prefix::default(), instance: "main".into(), discovery_prefix: "homeassistant".into() }
+    Names {
+        prefix: Prefix::of_topics("dtorrent").unwrap(),
+        instance: "main".into(),
+        discovery_prefix: "homeassistant".into(),
+    }
 }
 
 fn entry(kind: Kind, cause: Cause) -> JournalEntry {
@@ -116,6 +120,7 @@ impl Played {
                     poll: Duration::from_millis(5),
                     poll_age: Some(Duration::ZERO),
                     problem: None,
+                    now: Timestamp::from_seconds(0),
                 };
                 self.projection.update(&home(), view, self.at);
             }
@@ -256,7 +261,7 @@ fn a_component_that_is_gone_is_taken_back_by_name_also_by_a_later_life() {
     let memory = played
         .projection
         .state_to_save(played.at, true)
-        .or(Some(serde_json::to_string(&played.projection.memory).unwrap()));
+        .or(Some(serde_json::to_string(&played.projection.state).unwrap()));
     let mut later = Played::new(settings(1), snapshot([]));
     later.projection.restore(&memory.unwrap());
     later.play(120, |_, _| {});
@@ -264,7 +269,7 @@ fn a_component_that_is_gone_is_taken_back_by_name_also_by_a_later_life() {
     assert_eq!(said[0]["slot_3_run"], json!({"platform": "switch"}));
     assert_eq!(said[1].get("slot_3_run"), None, "it is gone there by then");
     assert!(said.iter().all(|components| components["slot_1"]["unique_id"].is_string()));
-    let kept: Memory = serde_json::from_str(&later.projection.state_to_save(later.at, true).unwrap()).unwrap();
+    let kept: SavedState = serde_json::from_str(&later.projection.state_to_save(later.at, true).unwrap()).unwrap();
     assert!(!kept.devices["home"].contains_key("slot_2"));
     assert!(kept.devices["home"].contains_key("slot_1"));
 }
@@ -279,6 +284,7 @@ fn a_device_is_written_down_before_it_is_sent() {
         poll: Duration::ZERO,
         poll_age: None,
         problem: None,
+        now: Timestamp::from_seconds(0),
     };
     played.projection.update(&home(), view, Duration::ZERO);
     while let Some(delivery) = played.projection.next(Duration::from_secs(1)) {
@@ -297,14 +303,14 @@ fn a_device_is_written_down_before_it_is_sent() {
 fn at_birth_discovery_comes_again_then_events_and_while_it_is_away_none() {
     let mut played = Played::new(settings(1), snapshot([torrent(1, &[])]));
     played.play(60, |_, _| {});
-    played.presence.heard(b"offline", false);
+    played.presence.on_status(b"offline", false);
     let entry = entry(Kind::Finished, Cause::Observed);
     played.projection.on_event(&entry, played.at);
     played.play(60, |_, _| {});
     let events = "dtorrent/home/homeassistant/event";
     assert!(played.sent_to(events).is_empty());
     let (born, before) = (played.at, played.discovery().len());
-    played.presence.heard(b"online", false);
+    played.presence.on_status(b"online", false);
     played.play(60, |_, _| {});
     let again = &played.discovery()[before..];
     let (_, event) = &played.sent_to(events)[0];
@@ -341,7 +347,7 @@ fn what_happened_is_shown_within_a_second_and_what_drifts_is_not() {
 #[test]
 fn all_time_totals_go_on_over_a_restart_of_the_client_and_of_the_bridge() {
     let mut played = Played::new(settings(0), snapshot([torrent(1, &[])]));
-    let totals = |played: &Played| played.projection.memory.totals[&home()].uploaded;
+    let totals = |played: &Played| played.projection.state.totals[&home()].uploaded;
     let session = |played: &mut Played, run: &str, uploaded: u64| {
         played.state.run = Some(run.into());
         (played.stats.downloaded, played.stats.uploaded) = (Some(0), Some(uploaded));
@@ -377,7 +383,7 @@ fn chosen_torrents_have_devices_up_to_a_number_and_keep_them_for_an_hour() {
     let gone = played.sent_to(&names().torrent(&home(), hash(2))).pop().unwrap().1;
     assert_eq!((&gone["status"], played.cleared().len()), (&json!("gone"), 0));
     // A later life knows them, and does not have them cleared before it has looked.
-    let memory = serde_json::to_string(&played.projection.memory).unwrap();
+    let memory = serde_json::to_string(&played.projection.state).unwrap();
     let mut later = Played::new(chosen, snapshot([torrent(1, &label)]));
     later.projection.restore(&memory);
     assert!(later.projection.retained_topics().contains(&topic(2)));
@@ -416,7 +422,8 @@ fn the_alternative_speed_is_on_when_the_client_has_its_limits_as_it_rounds_them(
         let stats =
             ServerStats { download_limit: Some(download), upload_limit: Some(upload), ..ServerStats::default() };
         let (snapshot, state, stats, poll) = (&snapshot, &state, &stats, Duration::ZERO);
-        let view = ServerView { snapshot, state, stats, poll, poll_age: None, problem: None };
+        let view =
+            ServerView { snapshot, state, stats, poll, poll_age: None, problem: None, now: Timestamp::from_seconds(0) };
         documents::limits(&view, Some(&alternative))["is_alternative"] == true
     };
     assert!(is_on(100_000, 0) && is_on(97 * 1024, 0) && is_on(98 * 1024, 0));

@@ -1,8 +1,7 @@
-//! Events for Home Assistant's event entities: what is in them, and how long they wait.
+//! Events for Home Assistant's event entities: their bodies, and how long they wait.
 //!
-//! An event entity takes an event only while it is there, so what happens while Home Assistant is away
-//! waits here, up to a number and an age; then the oldest go. What a first sight of a server shows is
-//! no news and never an event here.
+//! An event entity receives an event only while Home Assistant is online, so events wait here while it is offline, up to a
+//! number and an age; then the oldest are dropped. The first snapshot of a server is no news and never an event here.
 //!
 //! Pure but for the log.
 
@@ -19,7 +18,7 @@ use crate::model::{Cause, JournalEntry};
 const WAITING_MAX: usize = 1_000;
 const AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What an event entity gets; `None` for what is no event there.
+/// Returns the body for an event entity; `None` for an entry that is no event there.
 pub fn body(entry: &JournalEntry) -> Option<Bytes> {
     if !EVENT_KINDS.contains(&entry.kind) {
         return None;
@@ -46,12 +45,12 @@ pub fn body(entry: &JournalEntry) -> Option<Bytes> {
     Some(Bytes::from(body.to_string()))
 }
 
-/// Those of all servers that were not sent yet, or not taken.
+/// Events of all servers that were not sent yet, or not acknowledged.
 #[derive(Debug, Default)]
 pub struct Waiting {
     events: VecDeque<(Duration, String, Bytes)>,
-    under_way: VecDeque<(Duration, String, Bytes)>,
-    /// So many had to go since the last one was sent.
+    in_flight: VecDeque<(Duration, String, Bytes)>,
+    /// Dropped since the last one was sent.
     lost: usize,
 }
 
@@ -60,7 +59,10 @@ impl Waiting {
         if self.events.len() >= WAITING_MAX {
             self.events.pop_front();
             if self.lost == 0 {
-                warn!(kept = WAITING_MAX, "Home Assistant is away for long: the oldest events for it are dropped");
+                warn!(
+                    kept = WAITING_MAX,
+                    "Home Assistant has been offline for long, dropping the oldest events for it"
+                );
             }
             self.lost += 1;
         }
@@ -73,18 +75,18 @@ impl Waiting {
         }
         let event = self.events.pop_front()?;
         self.lost = 0;
-        self.under_way.push_back(event.clone());
+        self.in_flight.push_back(event.clone());
         Some((event.1, event.2))
     }
 
-    /// The oldest that was sent has arrived.
-    pub fn taken(&mut self) {
-        self.under_way.pop_front();
+    /// Removes the oldest event in flight: the broker acknowledged it.
+    pub fn acknowledged(&mut self) {
+        self.in_flight.pop_front();
     }
 
-    /// What was under way is to be sent again.
-    pub fn go_back(&mut self) {
-        while let Some(event) = self.under_way.pop_back() {
+    /// Makes pending again what is in flight.
+    pub fn reset_in_flight(&mut self) {
+        while let Some(event) = self.in_flight.pop_back() {
             self.events.push_front(event);
         }
     }
@@ -103,14 +105,14 @@ mod tests {
     }
 
     #[test]
-    fn events_wait_in_order_and_those_not_taken_come_again() {
+    fn events_wait_in_order_and_those_not_acknowledged_come_again() {
         let mut waiting = Waiting::default();
         for n in 0..3 {
             waiting.push(n.to_string(), Bytes::new(), Duration::ZERO);
         }
         assert_eq!(sent(&mut waiting, 1), ["0", "1", "2"]);
-        waiting.taken();
-        waiting.go_back();
+        waiting.acknowledged();
+        waiting.reset_in_flight();
         assert_eq!(sent(&mut waiting, 1), ["1", "2"]);
     }
 
