@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -135,6 +135,49 @@ fn every_allowed_use_of_a_room_occurs() {
     for (room, allowed) in USES {
         let idle: Vec<_> = allowed.iter().filter(|other| !found[*room].contains_key(**other)).collect();
         assert!(idle.is_empty(), "{room} no longer uses {idle:?}");
+    }
+}
+
+/// A submodule is a part of its parent, so that it may use what the parent's file defines.
+#[test]
+fn files_do_not_use_each_other_in_a_circle() {
+    let files = Files::read(Path::new("src"));
+    let mut uses = files.uses();
+    for (file, used) in &mut uses {
+        used.retain(|other, _| !(other.ends_with("mod.rs") && file.starts_with(other.parent().unwrap())));
+    }
+    let mut circles: BTreeSet<Vec<String>> = BTreeSet::new();
+    for file in uses.keys() {
+        circles.extend(circle_through(file, &uses));
+    }
+    assert!(circles.is_empty(), "{circles:#?}");
+}
+
+/// Returns a shortest way from a file back to itself, with the paths by which each uses the next.
+fn circle_through(file: &Path, uses: &BTreeMap<&Path, BTreeMap<&Path, BTreeSet<String>>>) -> Option<Vec<String>> {
+    let mut came_from: BTreeMap<&Path, &Path> = BTreeMap::new();
+    let mut queue = VecDeque::from([file]);
+    while let Some(current) = queue.pop_front() {
+        for &next in uses.get(current).into_iter().flat_map(BTreeMap::keys) {
+            if came_from.contains_key(next) {
+                continue;
+            }
+            came_from.insert(next, current);
+            queue.push_back(next);
+        }
+    }
+    let mut steps = Vec::new();
+    let mut to = file;
+    loop {
+        let from = *came_from.get(to)?;
+        let by: Vec<&str> = uses[from][to].iter().map(String::as_str).collect();
+        steps.push(format!("{} uses {} as {}", from.display(), to.display(), by.join(", ")));
+        to = from;
+        if from == file {
+            // Every file of a circle finds it: sorted, it is counted once.
+            steps.sort();
+            return Some(steps);
+        }
     }
 }
 

@@ -9,20 +9,40 @@
 //! The parts: queries in `queries`, changes of torrents in `actions`, those that touch files in `file_operations`.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 
 use super::client_turns::ClientTurns;
+use super::pending_effects::PendingEffects;
 use super::queue::Queue;
 use super::request::{HASHES_MAX, Request, Target};
 use super::results::ResultBody;
-use super::worker::WorkerParts;
-use crate::live_state::{LiveServer, ServerHandle};
+use super::sources::Sources;
+use crate::live_state::{LiveServer, LiveState, ServerHandle};
 use crate::log_throttle::retry_while_full;
-use crate::model::{Action, Capability, CommandError, ErrorCode, InfoHash, Limits, Operation};
-use crate::port::{ClientError, LoggedCommand, ServerControl, StoreError};
+use crate::model::{Action, Capability, CommandError, ErrorCode, InfoHash, Limits, Operation, ServerName};
+use crate::port::{ClientError, Clock, LoggedCommand, ServerControl, Store, StoreError, TorrentClient};
+
+/// What the executions of one server share.
+pub struct WorkerParts {
+    /// The server whose commands are executed.
+    pub server: ServerName,
+    /// The client that is asked.
+    pub client: Arc<dyn TorrentClient>,
+    /// Where results go.
+    pub store: Arc<dyn Store>,
+    /// What polls have shown.
+    pub live: Arc<LiveState>,
+    /// Wall time, for expiry.
+    pub clock: Arc<dyn Clock>,
+    /// The effects that the watcher looks for.
+    pub pending_effects: Arc<PendingEffects>,
+    /// What resolves torrents to add.
+    pub sources: Sources,
+}
 
 /// A command that runs.
 pub(super) struct Execution<'a> {

@@ -11,35 +11,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info_span};
 
 use super::client_turns::ClientTurns;
-use super::execution::Execution;
-use super::pending_effects::PendingEffects;
+use super::execution::{Execution, WorkerParts};
 use super::queue::{Queue, QueuedCommand};
 use super::results::finish;
-use super::sources::Sources;
-use crate::live_state::LiveState;
-use crate::model::{ServerName, Verb};
-use crate::port::{Clock, Store, StoreError, TorrentClient};
+use crate::model::Verb;
+use crate::port::StoreError;
 
 /// Interval of looking for commands whose time to live is over while others hold them up.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
-
-/// What the executions of one server share.
-pub struct WorkerParts {
-    /// The server whose commands are executed.
-    pub server: ServerName,
-    /// The client that is asked.
-    pub client: Arc<dyn TorrentClient>,
-    /// Where results go.
-    pub store: Arc<dyn Store>,
-    /// What polls have shown.
-    pub live: Arc<LiveState>,
-    /// Wall time, for expiry.
-    pub clock: Arc<dyn Clock>,
-    /// The effects that the watcher looks for.
-    pub pending_effects: Arc<PendingEffects>,
-    /// What resolves torrents to add.
-    pub sources: Sources,
-}
 
 /// Executes the commands of one server; see the module.
 pub struct Worker {

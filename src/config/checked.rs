@@ -11,10 +11,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use super::choose::{Rights, commands};
-use super::read::Table;
-use super::secret::secret;
-use super::{brokers, servers, values, webhooks};
+use super::choose::Rights;
 use crate::clients::exec::settings as exec;
 use crate::clients::rtorrent::settings as rtorrent;
 use crate::model::{HookAddress, Kind, ServerName, SinkName};
@@ -160,41 +157,4 @@ pub struct Webhook {
     pub events: BTreeSet<Kind>,
     /// Settings of the adapter.
     pub settings: webhook::Settings,
-}
-
-/// Reads the whole config; `None` only if an error was noted.
-pub(super) fn config(root: &Table<'_>) -> Option<Config> {
-    let instance = root.parsed("instance", values::instance);
-    let data_dir = root.parsed("data_dir", values::directory);
-    let log = root.table("log").and_then(|table| log(&table));
-    let http = root.table("http").and_then(|table| http(&table));
-    let (names, servers) = servers::servers(root, http.as_ref());
-    let brokers = brokers::brokers(root, &names, instance.as_deref().unwrap_or_default());
-    let webhooks = webhooks::webhooks(root, &names);
-    Some(Config { instance: instance?, data_dir: data_dir?, log: log?, http: http?, servers, brokers, webhooks })
-}
-
-fn log(table: &Table<'_>) -> Option<Log> {
-    let level = table.choice(
-        "level",
-        &[
-            ("error", Some(tracing::Level::ERROR)),
-            ("warn", Some(tracing::Level::WARN)),
-            ("info", Some(tracing::Level::INFO)),
-            ("debug", Some(tracing::Level::DEBUG)),
-            ("trace", Some(tracing::Level::TRACE)),
-            ("off", None),
-        ],
-    );
-    let format = table.choice("format", &[("pretty", LogFormat::Pretty), ("json", LogFormat::Json)]);
-    Some(Log { level: level?, format: format? })
-}
-
-fn http(table: &Table<'_>) -> Option<Http> {
-    let listen = table.parsed("listen", values::listener);
-    let hooks_listen = table.parsed("hooks_listen", values::hooks_listener);
-    let token = secret(table, "token");
-    let commands = commands(table);
-    let hosts = table.each("hosts", table.texts("hosts"), values::host);
-    Some(Http { listen: listen?, hooks_listen: hooks_listen?, token, commands: commands?, hosts: hosts? })
 }

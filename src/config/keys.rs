@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::webhooks;
+use super::formats::FORMATS;
 use crate::clients::settings::{DEFAULT_INTERVAL, DEFAULT_SWEEP, DEFAULT_TIMEOUT};
 use crate::model::Retain;
 use crate::sinks::mqtt::settings::{Prefix, Version};
@@ -494,7 +494,7 @@ static WEBHOOK: Section = Section {
         .required("\"http://localhost:8080/hook\""),
         Key::new(
             "format",
-            Form::Choice(&names(&webhooks::FORMATS)),
+            Form::Choice(&names(&FORMATS)),
             "Format of the body: `standard` (Standard Webhooks), `dtorrent` (as dTorrent for Node) or that of a service.",
         )
         .or(Default::Text("standard")),

@@ -18,8 +18,10 @@ mod choose;
 mod env;
 mod error;
 mod file;
+mod formats;
 pub mod keys;
 mod read;
+mod root;
 mod schema;
 mod secret;
 mod servers;
@@ -129,7 +131,7 @@ fn read_layers(file: Option<&File>, sources: &Sources) -> Result<Config, ConfigE
     }
     let tree = whole(&figment);
     let context = Context::new(figment, file);
-    let config = checked::config(&Table::root(&context, &tree));
+    let config = root::config(&Table::root(&context, &tree));
     errors.extend(context.into_errors());
     if errors.is_empty() && config.as_ref().is_some_and(|config| config.servers.is_empty()) {
         errors.push(nothing_to_monitor(file, sources));

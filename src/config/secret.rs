@@ -5,7 +5,6 @@ use std::path::Path;
 use secrecy::SecretString;
 
 use super::read::{Fault, Table};
-use super::values::read_file;
 
 /// Reads `name`, or the content of the file that `NAME_file` names, and returns the key that gave it.
 ///
@@ -42,4 +41,12 @@ pub fn read_secret(path: &Path) -> Result<String, Fault> {
     let mut text = String::from_utf8(read_file(path)?).map_err(|_| fault("is not UTF-8"))?;
     text.truncate(text.trim_end_matches(['\n', '\r']).len());
     if text.is_empty() { Err(fault("is empty")) } else { Ok(text) }
+}
+
+/// Reads a whole file.
+pub fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>, Fault> {
+    let path = path.as_ref();
+    let right = "name a file that this user may read; a relative path starts at the working directory";
+    super::file::read_limited(path)
+        .map_err(|error| Fault::new(format!("`{}` cannot be read: {error}", path.display()), right))
 }

@@ -8,7 +8,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use secrecy::{SecretSlice, SecretString};
 
 use super::read::{Fault, Table};
-use super::secret::secret;
+use super::secret::{read_file, secret};
 use crate::model::{Filter, SinkName};
 use crate::sinks::mqtt::settings::ClientCert;
 
@@ -89,14 +89,6 @@ pub fn topic(text: &str) -> Result<String, Fault> {
             "write levels joined by `/`, as in \"home/torrents\": none empty, no + or #, not $… , at most 200 bytes";
         Fault::new(format!("`{text}` is not the start of a topic"), right)
     })
-}
-
-/// Reads a whole file.
-pub fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>, Fault> {
-    let path = path.as_ref();
-    let right = "name a file that this user may read; a relative path starts at the working directory";
-    super::file::read_limited(path)
-        .map_err(|error| Fault::new(format!("`{}` cannot be read: {error}", path.display()), right))
 }
 
 /// Reads a PEM file with at least one certificate.

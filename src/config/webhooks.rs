@@ -8,41 +8,14 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use super::checked::Webhook;
 use super::choose::{events, patterns, servers};
+use super::formats::{FORMATS, NamedFormat};
 use super::read::{Fault, Table};
-use super::secret::{read_secret, secret, secret_and_key};
-use super::values::{certificates, login, read_file, torrents};
+use super::secret::{read_file, read_secret, secret, secret_and_key};
+use super::values::{certificates, login, torrents};
 use crate::model::{Kind, ServerName, SinkName};
 use crate::sinks::webhook::settings::{
     Address, EventFilter, Format, InvalidTemplate, Login, Secrets, Settings, Template, header,
 };
-
-/// Named formats. The topic of ntfy stands in the address.
-#[derive(Clone, Copy)]
-pub enum NamedFormat {
-    Standard,
-    Dtorrent,
-    Ntfy,
-    Discord,
-    Slack,
-    Apprise,
-}
-
-impl NamedFormat {
-    /// Returns whether people read it, who do not want every torrent announced when a server is seen first.
-    fn is_chat(self) -> bool {
-        matches!(self, Self::Ntfy | Self::Discord | Self::Slack | Self::Apprise)
-    }
-}
-
-/// Formats by their names in a config.
-pub const FORMATS: [(&str, NamedFormat); 6] = [
-    ("standard", NamedFormat::Standard),
-    ("dtorrent", NamedFormat::Dtorrent),
-    ("ntfy", NamedFormat::Ntfy),
-    ("discord", NamedFormat::Discord),
-    ("slack", NamedFormat::Slack),
-    ("apprise", NamedFormat::Apprise),
-];
 
 /// Reads all webhooks.
 pub fn webhooks(root: &Table<'_>, names: &[ServerName]) -> BTreeMap<SinkName, Webhook> {

@@ -1,7 +1,6 @@
 //! The event, in the form that every sink gets.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -9,9 +8,9 @@ use std::sync::Arc;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{CommandId, Epoch, InfoHash, Rev, Seq, ServerName, Timestamp, Torrent};
+use super::{Changes, CommandId, Epoch, InfoHash, Rev, Seq, ServerName, Timestamp, Torrent};
 
 /// Name and version of the JSON shape of an [`Event`].
 pub const EVENT_SCHEMA: &str = "dtorrent.event/1";
@@ -23,18 +22,6 @@ type SchemaName = &'static str;
 fn event_schema<'de, D: Deserializer<'de>>(text: D) -> Result<SchemaName, D::Error> {
     IgnoredAny::deserialize(text).map(|_any| EVENT_SCHEMA)
 }
-
-/// The value of one field before and after a change.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Change {
-    /// Value before.
-    pub from: Value,
-    /// Value after.
-    pub to: Value,
-}
-
-/// Changed fields, by their JSON names.
-pub type Changes = BTreeMap<String, Change>;
 
 /// The kind of thing that an event is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]

@@ -8,6 +8,7 @@
 mod action;
 mod arguments;
 mod bencode;
+mod change;
 mod command;
 mod event;
 mod filter;
@@ -29,8 +30,9 @@ mod verb;
 
 pub use action::{Action, Add, AddSource, Limits, Parts};
 pub use bencode::NotBencoded;
+pub use change::{Change, Changes};
 pub use command::{CommandError, CommandId, ErrorCode, InvalidCommandId};
-pub use event::{Cause, Change, Changes, EVENT_SCHEMA, Entity, Event, EventId, InvalidEventId, Kind};
+pub use event::{Cause, EVENT_SCHEMA, Entity, Event, EventId, InvalidEventId, Kind};
 pub use filter::{Filter, InvalidFilter, OneOrMore};
 pub use hook::{Hook, HookAddress, HookKey, HookSecret, HookSignal, InvalidHookAddress};
 pub use ids::{Epoch, InfoHash, InvalidInfoHash, InvalidServerName, Rev, Seq, ServerName, SinkName};

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 
-use super::DeliverError;
+use super::{DeliverError, ReplyTo};
 
 /// A source of commands: a broker, for one.
 #[async_trait]
@@ -55,13 +54,4 @@ pub struct CommandAddress {
     pub hash: Option<String>,
     /// The last level.
     pub verb: String,
-}
-
-/// Where the sender of a command wants its result, besides the result topic.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReplyTo {
-    /// A topic or subject.
-    pub topic: String,
-    /// Bytes that are returned with the result, as they came.
-    pub correlation: Option<Vec<u8>>,
 }

@@ -7,9 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::ReplyTo;
 use crate::model::{EventId, InfoHash, JournalEntry, ServerName, ServerState, ServerStats, Snapshot, Timestamp};
 
 /// A receiver of events: a broker or a webhook.
@@ -207,6 +207,15 @@ pub enum Delivery {
     Clear {
         name: String,
     },
+}
+
+/// Where the sender of a command wants its result, besides the result topic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplyTo {
+    /// A topic or subject.
+    pub topic: String,
+    /// Bytes that are returned with the result, as they came.
+    pub correlation: Option<Vec<u8>>,
 }
 
 /// Why a delivery was not acknowledged. All but `Rejected` end the link.

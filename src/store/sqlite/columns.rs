@@ -2,7 +2,7 @@
 
 use rusqlite::types::Type;
 
-use super::writer::Failure;
+use super::failure::Failure;
 use crate::model::{InfoHash, ServerName, SinkName};
 
 /// SQLite's integers are signed: a number above their range is stored as the largest.

@@ -6,7 +6,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::super::{COMMAND_MEMORY, RESULTS_BYTES_MAX, WAITERS_MAX};
 use super::SqliteStore;
 use super::columns::{from_sql, hash_from_sql, server_from_sql, to_sql, unreadable};
-use super::writer::{Db, Failure, Mode};
+use super::db::{Db, Mode};
+use super::failure::Failure;
 use crate::model::{CommandId, InfoHash, OutcomeStatus, ServerName, SinkName, Timestamp, Verb};
 use crate::port::{
     CommandLog, LoggedCommand, LoggedResult, RESULTS_BYTES, Recorded, ReplyTo, ResultBacklog, StoreError, UnsentResult,

@@ -8,7 +8,8 @@ use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::super::rules::{Holding, Numbered, Trim, make_room};
 use super::columns::{damaged, from_sql, hash_from_sql, server_from_sql, sinks_to_sql, to_sql, unreadable};
-use super::writer::{Db, Failure, Mode};
+use super::db::{Db, Mode, Numbers};
+use super::failure::Failure;
 use super::{SqliteStore, sink_store};
 use crate::model::{
     ChangeSet, Committed, Epoch, EventId, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, ServerState, SinkName,
@@ -59,15 +60,6 @@ impl Journal for SqliteStore {
     async fn usage(&self) -> Result<JournalUsage, StoreError> {
         self.read(|db| usage(&db.connection)).await
     }
-}
-
-/// The part of a server's row that is at hand without asking the disk.
-#[derive(Clone, Copy)]
-pub(super) struct Numbers {
-    id: i64,
-    rev_used: u64,
-    /// Durable: no other run has used or will use a revision in between.
-    rev_reserved: u64,
 }
 
 pub(super) fn numbers(connection: &Connection) -> Result<HashMap<ServerName, Numbers>, Failure> {

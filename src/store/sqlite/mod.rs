@@ -8,14 +8,18 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
+use self::db::{Db, Mode};
+use self::failure::Failure;
 use self::folder::{AliveMark, Folder};
-use self::writer::{Db, Failure, Mode, Writer};
+use self::writer::Writer;
 use super::{DeadLetter, DeadLetterUsage, Options, Recovery};
 use crate::model::{ServerName, SinkName};
 use crate::port::{Clock, StoreError};
 
 mod columns;
 mod command_log;
+mod db;
+mod failure;
 mod folder;
 mod journal;
 mod schema;

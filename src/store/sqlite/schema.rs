@@ -6,13 +6,13 @@
 use std::path::Path;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, Row, TransactionBehavior};
+use rusqlite::{Connection, Row, TransactionBehavior};
 
 use super::super::Recovery;
 use super::BUSY_TIMEOUT;
 use super::columns::from_sql;
+use super::failure::Failure;
 use super::folder::Folder;
-use super::writer::Failure;
 use crate::model::{Epoch, Timestamp};
 use crate::port::StoreError;
 
@@ -321,9 +321,4 @@ fn meta(connection: &Connection) -> Result<Meta, Failure> {
 fn has_commits(connection: &Connection) -> Result<bool, Failure> {
     let sql = "SELECT EXISTS (SELECT 1 FROM servers WHERE has_commits)";
     Ok(connection.query_row(sql, [], |row| row.get(0))?)
-}
-
-/// Whether the file itself is damaged, as opposed to the disk it is on.
-pub(super) fn is_damage(code: ErrorCode) -> bool {
-    matches!(code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
 }

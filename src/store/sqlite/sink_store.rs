@@ -8,7 +8,8 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use super::super::dead_letters::{DeadLetter, DeadLetterUsage, GAP};
 use super::SqliteStore;
 use super::columns::{from_sql, server_from_sql, to_sql};
-use super::writer::{Db, Failure, Mode};
+use super::db::{Db, Mode};
+use super::failure::Failure;
 use crate::model::{JournalEntry, Rev, Seq, ServerName, SinkName, Timestamp};
 use crate::port::{RetainedScan, SinkProgress, SinkState, SinkStore, StoreError};
 

@@ -8,20 +8,21 @@
 //! yet on disk. The thread ends when its store closes or is dropped, or if it panics; every
 //! request after that fails.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use rusqlite::Connection;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::dead_letters::BlockedSinks;
 use super::super::{COMMANDS_MAX, Options};
 use super::columns::to_sql;
-use super::folder::{CommitMark, Folder};
+use super::db::{Db, Mode};
+use super::failure::Failure;
+use super::folder::Folder;
 use super::{command_log, journal, schema};
-use crate::model::{Epoch, ServerName, Timestamp};
+use crate::model::ServerName;
 use crate::port::{Clock, StoreError};
 
 /// Limit on queued requests, and on the requests of one group; further callers wait for a place in the queue.
@@ -30,105 +31,6 @@ const REQUESTS_MAX: usize = 64;
 const TRIM_INTERVAL_MILLIS: u64 = 60_000;
 /// Number of new commands after which those above [`COMMANDS_MAX`] are removed.
 const COMMANDS_PER_TRIM: u32 = 1_000;
-
-/// The state that the thread owns.
-pub(super) struct Db {
-    /// The only connection of this process.
-    pub connection: Connection,
-    /// Epoch of the file.
-    pub epoch: Epoch,
-    /// Limits.
-    pub options: Options,
-    /// Clock for ages.
-    pub clock: Arc<dyn Clock>,
-    /// Rows of the servers that a commit has used.
-    pub servers: HashMap<ServerName, journal::Numbers>,
-    /// Position of the newest journal entry. Counted here, because SQLite numbers rows from the newest that is
-    /// still there.
-    pub last_position: i64,
-    /// Sinks with a full dead-letter queue.
-    pub blocked: BlockedSinks,
-    /// Time at which everything that is too old was last removed.
-    trimmed_at: Option<Timestamp>,
-    /// Commands recorded since excess ones were removed.
-    pub recorded: u32,
-    folder: Folder,
-    is_synced: bool,
-    /// Number of synced commits, which is noted in `commit_mark` too.
-    commits: u64,
-    commit_mark: CommitMark,
-}
-
-/// The failure of a request, before it is known whether it was a read or a write.
-#[derive(Debug)]
-pub(super) enum Failure {
-    Sql(rusqlite::Error),
-    Store(StoreError),
-}
-
-impl From<rusqlite::Error> for Failure {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Sql(error)
-    }
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
-impl Failure {
-    /// The stored data cannot be used.
-    pub fn corrupt(reason: impl std::fmt::Display) -> Self {
-        Self::Store(StoreError::Corrupt { reason: reason.to_string() })
-    }
-
-    /// The error of a read.
-    pub fn into_read_error(self) -> StoreError {
-        match self {
-            Self::Store(error) => error,
-            Self::Sql(error) => match error.sqlite_error_code() {
-                Some(code) if schema::is_damage(code) => StoreError::Corrupt { reason: error.to_string() },
-                _ => StoreError::Io(error.into()),
-            },
-        }
-    }
-
-    /// The error of a write. One that failed because the disk is full or does not work may succeed later.
-    pub fn into_write_error(self) -> StoreError {
-        match self {
-            Self::Sql(error)
-                if matches!(
-                    error.sqlite_error_code(),
-                    Some(
-                        ErrorCode::DiskFull
-                            | ErrorCode::ReadOnly
-                            | ErrorCode::SystemIoFailure
-                            | ErrorCode::CannotOpen
-                            | ErrorCode::DatabaseBusy
-                    )
-                ) =>
-            {
-                StoreError::Full { reason: error.to_string() }
-            }
-            other => other.into_read_error(),
-        }
-    }
-}
-
-/// How a request is executed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mode {
-    /// Outside of transactions.
-    Read,
-    /// Written, and on disk with the next synced request.
-    Lazy,
-    /// Written and on disk.
-    Synced,
-    /// Ends the thread.
-    Close,
-}
 
 pub(super) struct Request {
     mode: Mode,

@@ -1,0 +1,29 @@
+//! The named formats of webhooks.
+
+/// Named formats. The topic of ntfy stands in the address.
+#[derive(Clone, Copy)]
+pub enum NamedFormat {
+    Standard,
+    Dtorrent,
+    Ntfy,
+    Discord,
+    Slack,
+    Apprise,
+}
+
+impl NamedFormat {
+    /// Returns whether people read it, who do not want every torrent announced when a server is seen first.
+    pub fn is_chat(self) -> bool {
+        matches!(self, Self::Ntfy | Self::Discord | Self::Slack | Self::Apprise)
+    }
+}
+
+/// Formats by their names in a config.
+pub const FORMATS: [(&str, NamedFormat); 6] = [
+    ("standard", NamedFormat::Standard),
+    ("dtorrent", NamedFormat::Dtorrent),
+    ("ntfy", NamedFormat::Ntfy),
+    ("discord", NamedFormat::Discord),
+    ("slack", NamedFormat::Slack),
+    ("apprise", NamedFormat::Apprise),
+];

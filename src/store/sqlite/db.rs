@@ -1,0 +1,62 @@
+//! The state that the writer thread owns.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rusqlite::Connection;
+
+use super::super::Options;
+use super::super::dead_letters::BlockedSinks;
+use super::folder::{CommitMark, Folder};
+use crate::model::{Epoch, ServerName, Timestamp};
+use crate::port::Clock;
+
+/// The state that the thread owns.
+pub(super) struct Db {
+    /// The only connection of this process.
+    pub connection: Connection,
+    /// Epoch of the file.
+    pub epoch: Epoch,
+    /// Limits.
+    pub options: Options,
+    /// Clock for ages.
+    pub clock: Arc<dyn Clock>,
+    /// Rows of the servers that a commit has used.
+    pub servers: HashMap<ServerName, Numbers>,
+    /// Position of the newest journal entry. Counted here, because SQLite numbers rows from the newest that is
+    /// still there.
+    pub last_position: i64,
+    /// Sinks with a full dead-letter queue.
+    pub blocked: BlockedSinks,
+    /// Time at which everything that is too old was last removed.
+    pub trimmed_at: Option<Timestamp>,
+    /// Commands recorded since excess ones were removed.
+    pub recorded: u32,
+    pub folder: Folder,
+    pub is_synced: bool,
+    /// Number of synced commits, which is noted in `commit_mark` too.
+    pub commits: u64,
+    pub commit_mark: CommitMark,
+}
+
+/// The part of a server's row that is at hand without asking the disk.
+#[derive(Clone, Copy)]
+pub(super) struct Numbers {
+    pub id: i64,
+    pub rev_used: u64,
+    /// Durable: no other run has used or will use a revision in between.
+    pub rev_reserved: u64,
+}
+
+/// How a request is executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Outside of transactions.
+    Read,
+    /// Written, and on disk with the next synced request.
+    Lazy,
+    /// Written and on disk.
+    Synced,
+    /// Ends the thread.
+    Close,
+}
