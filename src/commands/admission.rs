@@ -32,7 +32,7 @@ pub(super) const BATCH_MAX: usize = 256;
 pub struct Admission {
     /// The sink that the messages come from.
     pub origin: SinkName,
-    /// Whether this sink has a right: the name of a verb, or one that some bodies need beside.
+    /// Whether this sink has a right: the name of a verb, or one that some bodies need besides.
     pub allows: Box<dyn Fn(&str) -> bool + Send + Sync>,
     /// The topics below which a body's `reply_to` may be.
     pub reply_prefixes: Vec<String>,

@@ -218,7 +218,7 @@ impl Execution<'_> {
     }
 }
 
-/// Runs what blocks on files beside the tasks of the runtime.
+/// Runs file operations on a thread for blocking work, so that no task of the runtime waits for a disk.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, CommandError> {
     let failed = |_| CommandError::new(ErrorCode::ClientFault, "a fault in this program; its log says which");
     spawn_blocking(work).await.map_err(failed)

@@ -1,7 +1,7 @@
 //! The verbs: every kind of command, one row each.
 //!
 //! A row says where a verb is accepted, what a client has to be capable of, which arguments it takes and what they
-//! come to, and which right it needs beside its own. The parser, the JSON Schemas, the AsyncAPI document, the rights
+//! come to, and which right it needs besides its own. The parser, the JSON Schemas, the AsyncAPI document, the rights
 //! in the config and the plain subcommands of the command line are made from the rows.
 //!
 //! A verb that asks a client for something new, say `superseed`, touches six places:
@@ -98,7 +98,7 @@ struct Row {
     arguments: &'static dyn Arguments,
     /// What a torrent is afterwards. The command line has a subcommand for each row with a participle.
     participle: Option<&'static str>,
-    /// A right that some bodies need beside the verb's own.
+    /// A right that some bodies need besides the verb's own.
     extra_right: Option<ExtraRight>,
 }
 
@@ -270,12 +270,12 @@ impl Verb {
         self.row().arguments.parse(object)
     }
 
-    /// Returns the right that this operation needs beside the verb's own.
+    /// Returns the right that this operation needs besides the verb's own.
     pub fn extra_right(self, operation: &Operation) -> Option<&'static str> {
         self.row().extra_right.as_ref().filter(|right| (right.is_needed)(operation)).map(|right| right.name)
     }
 
-    /// Every right that a config may give: the names of the verbs, and those that some bodies need beside.
+    /// Every right that a config may give: the names of the verbs, and those that some bodies need besides.
     pub fn rights() -> impl Iterator<Item = &'static str> {
         let extra = ROWS.iter().filter_map(|row| Some(row.extra_right.as_ref()?.name));
         ROWS.iter().map(|row| row.name).chain(extra)
