@@ -449,5 +449,5 @@ async fn a_command_waits_while_the_torrent_is_hashed_and_logs_it() {
     assert_eq!(result["status"], "ok", "{result}");
     assert_eq!(world.home.get(hash, "d.is_open").await.unwrap(), "0");
     assert_eq!(world.home.get(hash, "d.hashing").await.unwrap(), "0");
-    world.bridge().wait_for_log("a command waits").await;
+    world.bridge().wait_for_log("client busy, command waits").await;
 }
