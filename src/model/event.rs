@@ -213,7 +213,7 @@ impl Serialize for EventId {
     }
 }
 
-/// An event, in its JSON shape (contract §4).
+/// An event, in its JSON shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(transform = of_its_entity)]
 #[non_exhaustive]

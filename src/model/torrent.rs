@@ -52,7 +52,7 @@ impl Status {
     }
 }
 
-/// A torrent, in the JSON shape that is the same everywhere (contract §3).
+/// A torrent, in the JSON shape that is the same everywhere.
 ///
 /// `None` means unknown to this client and becomes `null`. Sizes are in bytes, rates in bytes per second.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
