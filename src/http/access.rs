@@ -9,7 +9,7 @@
 //! *Request forgery*: his page submits a form to this address. Hence a change needs the token, which no browser adds by
 //! itself, and must not declare another origin.
 
-use std::net::IpAddr;
+use core::net::IpAddr;
 
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Uri, header};

@@ -54,6 +54,8 @@ struct ServerStates {
     sent_rev: Rev,
     /// The last entry up to which the sink has all; see [`StateOutbox::set_cursors`].
     cursor: Seq,
+    /// The newest entry when orphans were planned. One may be of a torrent whose `removed` is among the entries up to here.
+    orphans_after: Seq,
 }
 
 impl StateOutbox {
@@ -223,6 +225,9 @@ impl StateOutbox {
         let live = &self.parts.live;
         self.found.retain(|server, _| live.read(server, |live| live.state.is_known) == Some(false));
         let found = self.found.values().flatten().cloned();
+        for (server, states) in &mut self.servers {
+            states.orphans_after = self.parts.published(server);
+        }
         let projected = self.projection.iter().flat_map(ProjectionDriver::retained_topics);
         self.registry.retain_only(&wanted.into_iter().chain(found).chain(projected).collect());
     }
@@ -442,7 +447,10 @@ impl StateOutbox {
         if self.is_any_found_known() {
             self.plan_clearing([self.fixed_topics(), self.topics_of_states()].concat());
         }
-        while batch.len() < budget
+        // With strict ordering the window has room while events are pending, and a clearing must not overtake `removed`.
+        let is_held = self.servers.values().any(|states| states.cursor < states.orphans_after);
+        while !is_held
+            && batch.len() < budget
             && let Some(name) = self.registry.next_orphan()
         {
             batch.push((DeliveryId::Clearing(name.clone()), Delivery::Clear { name }));
@@ -534,6 +542,7 @@ impl ServerStates {
             doubted: HashSet::new(),
             sent_rev: progress.sent_rev,
             cursor: progress.cursor,
+            orphans_after: Seq(0),
         }
     }
 

@@ -254,7 +254,7 @@ impl Driver {
 
     fn report_id_conflict(&self, subject: &str) -> String {
         let reason = format!(
-            "the stream has an event with the id of a new one ({subject}): the data folder is older than the stream, as \
+            "the stream has an event with the id of a new one ({subject}): the data directory is older than the stream, as \
              after a restored backup, or two tables of the config send to one stream. Nothing more is sent here. \
              For a new history stop the bridge, move the state file out of the data folder, and start it again"
         );

@@ -471,7 +471,7 @@ async fn while_results_are_not_taken_commands_wait_at_the_broker_and_each_gets_o
     for _ in 0..SENT {
         world.recorder.send(Command::new("dtorrent/home/command/unheard_of", "{}")).await;
     }
-    let held = "no more commands are taken from there";
+    let held = "results are not taken, command source paused";
     world.bridge().wait_for_log(held).await;
     let waiting = world.database().result_backlog("b");
     assert!((1_000..1_600).contains(&waiting), "{waiting} results wait");

@@ -499,7 +499,7 @@ async fn a_start_on_a_full_disk_waits_for_room_and_loses_nothing() {
         }
         disk.fill();
         world.bridge().restart();
-        world.bridge().wait_for_log("waiting for some").await;
+        world.bridge().wait_for_log("store full, retrying").await;
         let hash = world.home.load(&Content::file("meanwhile", 1_000, 77).torrent, false).await.unwrap();
         disk.free();
         let added = world.recorder.event("home", "added", hash).await;

@@ -395,9 +395,9 @@ async fn a_data_directory_older_than_the_stream_is_detected_and_nothing_is_sent(
         copy(&backup, &data);
         world.bridge().restart();
         world.home.act(hash, "d.custom1.set", &[dtorrent_peers::rtorrent::Argument::Text("second")]).await.unwrap();
-        world.bridge().wait_for_log("the data folder is older than the stream").await;
+        world.bridge().wait_for_log("the data directory is older than the stream").await;
         // It is not tried again as if nothing had been.
-        world.bridge().wait_for_log_again(1, "the data folder is older than the stream").await;
+        world.bridge().wait_for_log_again(1, "the data directory is older than the stream").await;
         assert_eq!(stored(&subscriber.client).await, before);
         assert!(world.database().dead_letters("bus").is_empty());
     }
