@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::process::Command;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use dtorrent::model::*;
@@ -100,7 +101,7 @@ fn deliveries() -> Vec<Delivery> {
     let mut deliveries: Vec<Delivery> =
         Kind::ALL.iter().filter(|kind| **kind != Kind::Updated).map(|k| entry(*k)).collect();
     deliveries.extend([
-        Delivery::Updated { server: server.clone(), hash, id: id.clone(), time: time(), body: body.clone() },
+        Delivery::Updated { hash, event: Arc::new(Event::new(id.clone(), Kind::Updated, time())), body: body.clone() },
         Delivery::State { server: server.clone(), hash, body: body.clone(), keep: true },
         Delivery::State { server: server.clone(), hash, body: body.clone(), keep: false },
         Delivery::Files { server: server.clone(), hash, body: body.clone() },

@@ -274,7 +274,7 @@ fn deliveries() -> Vec<Delivery> {
     };
     let events = Kind::ALL.iter().filter(|kind| **kind != Kind::Updated).map(entry);
     let others = [
-        Delivery::Updated { server: server.clone(), hash, id: id.clone(), time, body: body.clone() },
+        Delivery::Updated { hash, event: Arc::new(Event::new(id.clone(), Kind::Updated, time)), body: body.clone() },
         Delivery::State { server: server.clone(), hash, body: body.clone(), keep: true },
         Delivery::Files { server: server.clone(), hash, body: body.clone() },
         Delivery::ServerStatus { server: server.clone(), is_online: true },

@@ -430,9 +430,9 @@ impl StateOutbox {
         let is_wanted = self.parts.settings.events.contains(&Kind::Updated);
         let changes = changes_for(known, &snapshot.torrent).filter(|_| is_wanted)?;
         let hash = snapshot.torrent.hash;
-        let event = updated(server, id.clone(), changes, snapshot);
-        let (time, body) = (event.time, Bytes::from(event.to_json()));
-        let delivery = Delivery::Updated { server: server.clone(), hash, id, time, body };
+        let event = updated(server, id, changes, snapshot);
+        let body = Bytes::from(event.to_json());
+        let delivery = Delivery::Updated { hash, event: Arc::new(event), body };
         let is_wanted = self.parts.sink.wants(&delivery);
         is_wanted.then(|| (DeliveryId::Updated(server.clone(), hash), delivery))
     }

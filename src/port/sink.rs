@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use crate::model::{EventId, InfoHash, JournalEntry, ServerName, ServerState, ServerStats, Snapshot, Timestamp};
+use crate::model::{Event, InfoHash, JournalEntry, ServerName, ServerState, ServerStats, Snapshot, Timestamp};
 
 /// A receiver of events: a broker or a webhook.
 #[async_trait]
@@ -156,12 +156,10 @@ pub enum EventOrdering {
 pub enum Delivery {
     /// A journal entry.
     Event(JournalEntry),
-    /// The conflated event.
+    /// An `updated` event of the torrent `hash`; `body` is its JSON.
     Updated {
-        server: ServerName,
         hash: InfoHash,
-        id: EventId,
-        time: Timestamp,
+        event: Arc<Event>,
         body: Bytes,
     },
     /// A torrent as of the snapshot. `keep`: retained for later subscribers.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dtorrent::model::{
-    Epoch, EventId, InfoHash, JournalEntry, Kind, Retain, Rev, Seq, ServerName, SinkName, Timestamp,
+    Epoch, Event, EventId, InfoHash, JournalEntry, Kind, Retain, Rev, Seq, ServerName, SinkName, Timestamp,
 };
 use dtorrent::port::{CommandSource as _, Connected, DeliverError, Delivery, Incoming, Link, ReplyTo, Sink as _};
 use dtorrent::sinks::mqtt::{BrokerUrl, ClientCert, MqttCommands, MqttSink, Prefix, Settings, Version};
@@ -353,11 +353,10 @@ async fn an_event_carries_the_attributes_of_a_cloud_event_on_mqtt_5() {
     let sink = MqttSink::new(broker.settings()).unwrap();
     let mut live = OpenLink::connect(&sink).await;
     live.send(event(4182)).await.unwrap();
+    let id = EventId::Updated { server: home(), epoch: Epoch(1), rev: Rev(9) };
     let updated = Delivery::Updated {
-        server: home(),
         hash: hash(),
-        id: EventId::Updated { server: home(), epoch: Epoch(1), rev: Rev(9) },
-        time: Timestamp::from_millis(0),
+        event: Arc::new(Event::new(id, Kind::Updated, Timestamp::from_millis(0))),
         body: Bytes::from_static(b"{}"),
     };
     live.send(updated).await.unwrap();

@@ -182,10 +182,10 @@ fn one_id_is_one_body(run: &Run) -> Verdict {
             let first = events.entry(entry.id.clone()).or_insert_with(|| entry.body.clone());
             if *first == entry.body { Ok(()) } else { Err(format!("I6: {} names two events", entry.id)) }
         }
-        Delivery::Updated { id, body, .. } => {
+        Delivery::Updated { event, body, .. } => {
             let torrent = torrent_in(body);
-            let first = torrents.entry(id.clone()).or_insert_with(|| torrent.clone());
-            if *first == torrent { Ok(()) } else { Err(format!("I6: {id} shows two torrents")) }
+            let first = torrents.entry(event.id.clone()).or_insert_with(|| torrent.clone());
+            if *first == torrent { Ok(()) } else { Err(format!("I6: {} shows two torrents", event.id)) }
         }
         _ => Ok(()),
     };
@@ -276,7 +276,8 @@ fn states_came_after_their_events(plan: &SinkPlan, chronicle: &Chronicle) -> Ver
                         }
                         (*hash, like_this.iter().map(|snapshot| snapshot.last_seq).min())
                     }
-                    Delivery::Updated { server: of, hash, id: EventId::Updated { rev, .. }, .. } if of == server => {
+                    Delivery::Updated { hash, event, .. } if event.server == *server => {
+                        let EventId::Updated { rev, .. } = &event.id else { continue };
                         let snapshot = chronicle.snapshot.get(&(server.clone(), *hash)).into_iter().flatten();
                         (
                             *hash,
@@ -323,7 +324,7 @@ fn updates_are_a_chain(plan: &SinkPlan, run: &Run) -> Verdict {
                     Some(hash) => (&entry.server, hash, &entry.body),
                     None => continue,
                 },
-                Delivery::Updated { server, hash, body, .. } => (server, *hash, body),
+                Delivery::Updated { hash, event, body } => (&event.server, *hash, body),
                 // One whose `added` was refused is known by its states alone, until it is the subject of an event.
                 Delivery::State { server, hash, body, .. } => {
                     let of_torrent = (server.clone(), *hash);

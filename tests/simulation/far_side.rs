@@ -150,7 +150,7 @@ fn said(delivery: &Delivery) -> String {
         Delivery::Event(entry) => {
             format!("event {} {:?} {} {}", entry.seq.0, entry.kind, entry.server, short(entry.hash))
         }
-        Delivery::Updated { id, hash, .. } => format!("updated {} {id}", short(Some(*hash))),
+        Delivery::Updated { hash, event, .. } => format!("updated {} {}", short(Some(*hash)), event.id),
         Delivery::State { server, hash, keep, .. } => format!("state {server} {} keep={keep}", short(Some(*hash))),
         Delivery::Result { body, .. } => format!("result {}", String::from_utf8_lossy(body)),
         Delivery::Clear { name } => format!("clear {name}"),

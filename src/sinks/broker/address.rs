@@ -9,6 +9,7 @@
 //!
 //! Pure: no I/O.
 
+use super::prefix::Prefix;
 use crate::model::{InfoHash, JournalEntry, Kind, ServerName};
 use crate::port::{CommandAddress, Delivery};
 
@@ -32,7 +33,7 @@ pub struct Syntax {
 #[derive(Clone, Debug)]
 pub struct AddressSpace {
     syntax: Syntax,
-    prefix: String,
+    prefix: Prefix,
     instance: String,
 }
 
@@ -55,9 +56,9 @@ pub enum InvalidReplyAddress {
 }
 
 impl AddressSpace {
-    /// `prefix`: one or more levels, in this syntax. `instance`: one level.
-    pub fn new(syntax: Syntax, prefix: &str, instance: impl Into<String>) -> Self {
-        Self { syntax, prefix: prefix.to_owned(), instance: instance.into() }
+    /// `prefix` was parsed for this syntax; `instance` is one level.
+    pub fn new(syntax: Syntax, prefix: Prefix, instance: impl Into<String>) -> Self {
+        Self { syntax, prefix, instance: instance.into() }
     }
 
     /// Returns the address of something of the bridge itself.
@@ -69,7 +70,7 @@ impl AddressSpace {
     pub fn of(&self, delivery: &Delivery) -> String {
         match delivery {
             Delivery::Event(JournalEntry { server, hash, kind, .. }) => self.event(server, *hash, *kind),
-            Delivery::Updated { server, hash, .. } => self.event(server, Some(*hash), Kind::Updated),
+            Delivery::Updated { hash, event, .. } => self.event(&event.server, Some(*hash), Kind::Updated),
             Delivery::State { server, hash, .. } => self.torrent(server, *hash, &["state"]),
             Delivery::Files { server, hash, .. } => self.torrent(server, *hash, &["files"]),
             Delivery::ServerStatus { server, .. } => self.join(&[server.as_str(), "status"]),
@@ -96,7 +97,7 @@ impl AddressSpace {
 
     /// Joins levels below the prefix, to an address or to a pattern.
     pub fn join(&self, levels: &[&str]) -> String {
-        let mut address = self.prefix.clone();
+        let mut address = self.prefix.as_str().to_owned();
         for level in levels {
             address.push(self.syntax.separator);
             address.push_str(level);
@@ -125,7 +126,7 @@ impl AddressSpace {
     }
 
     fn below_prefix<'a>(&self, address: &'a str) -> Option<&'a str> {
-        address.strip_prefix(&*self.prefix)?.strip_prefix(self.syntax.separator)
+        address.strip_prefix(self.prefix.as_str())?.strip_prefix(self.syntax.separator)
     }
 
     /// Parses the address of a command; `None` if it is no command for this bridge.

@@ -10,7 +10,7 @@ use crate::port::Delivery;
 pub fn attributes(instance: &str, delivery: &Delivery) -> Option<[(&'static str, String); 6]> {
     let (server, id, kind, hash, time) = match delivery {
         Delivery::Event(JournalEntry { server, id, kind, hash, time, .. }) => (server, id, *kind, *hash, time),
-        Delivery::Updated { server, hash, id, time, .. } => (server, id, Kind::Updated, Some(*hash), time),
+        Delivery::Updated { hash, event, .. } => (&event.server, &event.id, Kind::Updated, Some(*hash), &event.time),
         _ => return None,
     };
     Some([

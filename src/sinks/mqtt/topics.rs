@@ -42,7 +42,7 @@ pub struct Topics {
 impl Topics {
     /// `retains_state`: whether states of torrents may be retained at all.
     pub fn new(prefix: Prefix, instance: impl Into<String>, retains_state: bool) -> Self {
-        Self { addresses: AddressSpace::new(SYNTAX, prefix.as_str(), instance), retains_state }
+        Self { addresses: AddressSpace::new(SYNTAX, prefix, instance), retains_state }
     }
 
     /// Returns the topic of `online` and `offline`, which the last will goes to as well.
@@ -158,11 +158,13 @@ pub fn check_topic(topic: &str) -> Result<(), InvalidReplyAddress> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::{Epoch, EventId, JournalEntry, Kind, Rev, Seq, Timestamp};
+    use crate::model::{Epoch, Event, EventId, JournalEntry, Kind, Rev, Seq, Timestamp};
 
     const HASH: &str = "3f786850e387550fdab836ed7e6dc881de23001b";
 
@@ -201,7 +203,11 @@ mod tests {
             (event(Kind::ErrorCleared, Some(hash())), torrent("event/error_cleared"), "1"),
             (event(Kind::ServerOnline, None), "dtorrent/home/event/server_online".into(), "1"),
             (
-                Delivery::Updated { server: home(), hash: hash(), id, time, body: body.clone() },
+                Delivery::Updated {
+                    hash: hash(),
+                    event: Arc::new(Event::new(id, Kind::Updated, time)),
+                    body: body.clone(),
+                },
                 torrent("event/updated"),
                 "0",
             ),

@@ -32,7 +32,7 @@ pub struct Subjects {
 impl Subjects {
     /// `stores_state`: whether there is a bucket for the torrents' states.
     pub fn new(prefix: Prefix, instance: impl Into<String>, stores_state: bool) -> Self {
-        Self { addresses: AddressSpace::new(SYNTAX, prefix.as_str(), instance), stores_state }
+        Self { addresses: AddressSpace::new(SYNTAX, prefix, instance), stores_state }
     }
 
     /// Returns the subject of `online` and `offline`.

@@ -36,9 +36,7 @@ impl EventFilter {
         match delivery {
             // An entry that cannot be decoded is rejected when it is sent, and so reaches the dead letters.
             Delivery::Event(entry) => entry.event().map_or(true, |event| self.allows(event)),
-            Delivery::Updated { body, .. } => {
-                self.has_updates && serde_json::from_slice(body).map_or(true, |event| self.allows(&event))
-            }
+            Delivery::Updated { event, .. } => self.has_updates && self.allows(event),
             Delivery::State { .. } => self.has_updates,
             Delivery::Files { .. }
             | Delivery::ServerStatus { .. }

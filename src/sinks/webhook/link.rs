@@ -68,9 +68,7 @@ impl Link for WebhookLink {
     fn send(&mut self, delivery: Delivery) -> BoxFuture<'static, Result<(), DeliverError>> {
         let event = match delivery {
             Delivery::Event(entry) => entry.event().map(|event| PendingEvent::new(event, &entry.body)).map(Some),
-            Delivery::Updated { body, .. } => {
-                serde_json::from_slice(&body).map(|event| Some(PendingEvent::new(&Arc::new(event), &body)))
-            }
+            Delivery::Updated { event, body, .. } => Ok(Some(PendingEvent::new(&event, &body))),
             // A webhook has no states; where updates are sent, this one is acknowledged after the update before it.
             _ => Ok(None),
         };
