@@ -5,13 +5,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::commands::{PendingEffects, Queue, QueuedCommand, Request, Sources, Worker, WorkerParts};
 use crate::live_state::{LiveServer, LiveState, PollReport};
-use crate::model::{Interner, ServerName, ServerStats};
+use crate::model::{Interner, PollSettings, ServerName, ServerStats};
 use crate::port::{Clock, LoggedCommand, Store, StoreError, TorrentClient};
 use crate::supervise::Group;
 use crate::watch::{FilePublisher, Watcher};
@@ -20,10 +19,8 @@ use crate::watch::{FilePublisher, Watcher};
 pub struct ServerSetup {
     /// The client to poll.
     pub client: Arc<dyn TorrentClient>,
-    /// Time from one poll to the next.
-    pub interval: Duration,
-    /// Maximum time from one full poll to the next.
-    pub full_interval: Duration,
+    /// Pace of the polls.
+    pub poll: PollSettings,
     /// The only folders that commands may name.
     pub roots: Vec<PathBuf>,
     /// The lists of files are published.
@@ -65,7 +62,7 @@ impl ServerParts {
         unfinished: Vec<QueuedCommand>,
         common: &Common,
     ) -> Result<Self, reqwest::Error> {
-        let ServerSetup { client, interval, full_interval, roots, publishes_files, is_history_lost } = setup;
+        let ServerSetup { client, poll, roots, publishes_files, is_history_lost } = setup;
         let Common { store, live, clock } = common.clone();
         let pending_effects = Arc::new(PendingEffects::default());
         let files = Arc::new(FilePublisher::new(publishes_files));
@@ -80,8 +77,7 @@ impl ServerParts {
         };
         let watcher = Watcher {
             server,
-            interval,
-            full_interval,
+            poll,
             client,
             store,
             live,

@@ -223,8 +223,8 @@ fn a_server_with_an_address_is_a_whole_config() {
     assert_eq!(config.data_dir, Path::new("data"));
     assert_eq!(config.http.listen.unwrap().to_string(), "127.0.0.1:8787");
     assert_eq!(config.log.level, Some(tracing::Level::INFO));
-    assert_eq!(server.interval, Duration::from_secs(1));
-    assert_eq!(server.sweep, Duration::from_secs(30));
+    assert_eq!(server.poll.interval, Duration::from_secs(1));
+    assert_eq!(server.poll.full_interval, Duration::from_secs(30));
     assert_eq!(rtorrent(&config).timeout, Duration::from_secs(10));
     assert_eq!(rtorrent(&config).endpoint.to_string(), "unix:///run/rtorrent.sock");
     assert!(server.roots.is_empty() && rtorrent(&config).extra.is_empty() && config.brokers.is_empty());
@@ -294,7 +294,7 @@ x.toml:4: log.level: `loud` is an unknown value; write "error" or "warn" or "inf
 x.toml:6: http.listen: `somewhere` is not an address to listen on; write an IP address and a port, "127.0.0.1:8787", or "off"
 x.toml:7: http.hooks_listen: `off` is not an address to listen on; write an IP address and a port, "127.0.0.1:0" (0: any free one); each server turns its hooks on or off
 x.toml:8: servers.Home: `Home` is not a valid name; use a-z, 0-9, _ and -, at most 63, the first a letter or digit; `bridge` is reserved
-x.toml:11: servers.a.url: `ftp` is no way to reach rTorrent; write `unix:///path/to/rpc.sock`, `scgi://host:5000` or `http://host/RPC2`
+x.toml:11: servers.a.url: unknown scheme `ftp`; write `unix:///path/to/rpc.sock`, `scgi://host:5000` or `http://host/RPC2`
 x.toml:12: servers.a.pasword: is an unknown key; did you mean `password`? known here: ca_file, client, extra, hooks, hooks_address, interval, password, password_file, roots, rpc, sweep, timeout, url, username
 x.toml:13: servers.a.interval: `100ms` is too short; write 250ms to 1h with a unit, as in "1s" or "500ms"
 x.toml:14: servers.a.timeout: is a number, not a text; write timeout = "…", in quotes
@@ -315,7 +315,7 @@ x.toml:29: brokers.home.commands: `-explode` is an unknown command; known: *, pa
 x.toml:30: brokers.home.cert_file: `/nonexistent.pem` cannot be read: No such file or directory (os error 2); name a file that this user may read; a relative path starts at the working directory
 x.toml:32: brokers.home.home_assistant.normal_upload: `fast` is not a rate; write bytes a second with a unit, as in "500kB" or "2MiB"; "0" is no limit
 x.toml:35: brokers.bus.url: the URL contains a user name, password or token; move them to `username` and `password_file`
-x.toml:35: brokers.bus.url: the URL has no scheme that is known here; write nats://host or tls://host
+x.toml:35: brokers.bus.url: unknown scheme; write nats://host or tls://host
 x.toml:37: brokers.bus.nkey_file: `/nonexistent.nk` cannot be read: No such file or directory (os error 2); name a file that this user may read; a relative path starts at the working directory
 x.toml:38: brokers.bus.replicas: is not a whole number in its range; write a whole number from 1 to 5, without quotes
 x.toml:39: brokers.bus.retain: is not a key of kind = "nats"; remove it, or write kind = "mqtt"
@@ -603,11 +603,21 @@ fn what_is_likely_a_mistake_is_a_warning() {
             "",
         ),
         ("[servers.x]\nurl = 'http://h/RPC2'\nusername = 'u'\npassword = 'p'", "unencrypted"),
-        ("[servers.x]\nurl = 'unix:///x'\nusername = 'u'\npassword = 'p'", "are not used"),
+        ("[servers.x]\nurl = 'unix:///x'\nusername = 'u'\npassword = 'p'", "is not used"),
         ("http.listen = '0.0.0.0:80'\n[servers.x]\nurl = 'unix:///x'", "open to the network"),
         ("[servers.x]\nurl = 'unix:///x'", ""),
+        (
+            "[brokers.b]\nkind = 'mqtt'\nurl = 'mqtt://h'\nusername = 'u'\npassword = 'p'",
+            "brokers.b.url: the password crosses the network unencrypted; use mqtts or wss",
+        ),
+        ("[brokers.b]\nkind = 'mqtt'\nurl = 'mqtt://[::1]'\nusername = 'u'\npassword = 'p'", ""),
+        ("[brokers.b]\nkind = 'nats'\nurl = 'nats://h'\ntoken = 't'", "brokers.b.url: the token crosses the network"),
+        ("[brokers.b]\nkind = 'nats'\nurl = ['tls://h', 'nats://localhost']\ntoken = 't'", ""),
+        ("[webhooks.w]\nurl = 'http://h'\ntoken = 't'", "webhooks.w.url: the login crosses the network unencrypted"),
+        ("[webhooks.w]\nurl = 'https://h'\ntoken = 't'", ""),
     ] {
-        let warnings = config::warnings(&parsed(toml)).join("\n");
+        let toml = if toml.contains("[servers.") { toml.to_owned() } else { format!("{toml}\n{SERVER}") };
+        let warnings = config::warnings(&parsed(&toml)).join("\n");
         assert!(warnings.contains(expected) && (warnings.is_empty() == expected.is_empty()), "{toml}: {warnings}");
     }
 }

@@ -40,8 +40,11 @@ fn render_section(text: &mut String, section: &Section, path: &str, explained: &
         if explained.insert(key.doc) {
             writeln!(text, "# {}", key.doc).unwrap();
         }
-        let mark = if matches!(key.default, Default::Required) { "" } else { "# " };
-        let value = key.default.value().map_or(key.example.to_owned(), |value| as_toml(&value));
+        let (mark, value) = match (key.default, key.default.value()) {
+            (Default::Required(example), _) => ("", example.to_owned()),
+            (Default::None(example), _) => ("# ", example.to_owned()),
+            (_, value) => ("# ", as_toml(&value.unwrap())),
+        };
         writeln!(text, "{mark}{} = {value}", key.name).unwrap();
         if let Some(file) = key.file() {
             writeln!(text, "# {file} = \"/run/secrets/{}\"", key.name).unwrap();

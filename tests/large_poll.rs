@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dtorrent::commands::PendingEffects;
 use dtorrent::live_state::{LiveServer, LiveState, PollReport};
-use dtorrent::model::{JournalEntry, Kind, Rev, Seq, ServerName, ServerStats, SinkName};
+use dtorrent::model::{JournalEntry, Kind, PollSettings, Rev, Seq, ServerName, ServerStats, SinkName};
 use dtorrent::port::{SinkProgress, Store, SystemClock};
 use dtorrent::store::{MemoryStore, Options};
 use dtorrent::testing::simulator::Simulator;
@@ -45,8 +45,7 @@ async fn an_initial_snapshot_in_parts_is_published_whole_and_once_within_any_lim
     let live = Arc::new(LiveState::new(BTreeMap::from([(server.clone(), content)]), [sink.clone()]));
     let watcher = Watcher {
         server: server.clone(),
-        interval: Duration::from_secs(1),
-        full_interval: Duration::from_secs(30),
+        poll: PollSettings::DEFAULT,
         client: Arc::new(Simulator::populated(server.clone(), Arc::new(SystemClock), TORRENTS)),
         store: Arc::clone(&store),
         live: Arc::clone(&live),

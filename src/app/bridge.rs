@@ -264,8 +264,7 @@ fn build_servers(
         let set_up = || format!("set up server {name}");
         let setup = ServerSetup {
             client: build_client(&server.client).with_context(set_up)?,
-            interval: server.interval,
-            full_interval: server.sweep,
+            poll: server.poll,
             roots: server.roots.clone(),
             publishes_files: true,
             is_history_lost: recovery.lost,

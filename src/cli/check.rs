@@ -12,7 +12,7 @@ use crate::model::{Kind, printable};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Connect to every server, broker and webhook, too
+    /// Connect to every server, broker and webhook
     #[arg(long)]
     connect: bool,
 }
@@ -48,7 +48,9 @@ fn connect_to_all(config: &Config) -> CommandResult {
 fn summary(loaded: &Loaded) -> String {
     let Loaded { config, file } = loaded;
     let Config { instance, data_dir, log: _, http, servers, brokers, webhooks } = config;
-    let file = file.as_ref().map_or("none, the environment says it all".to_owned(), |path| path.display().to_string());
+    let file = file
+        .as_ref()
+        .map_or("none; everything comes from the environment".to_owned(), |path| path.display().to_string());
     let listen = http.listen.map_or("off".to_owned(), |listen| listen.to_string());
     let mut lines = vec![
         ("config".to_owned(), file),
@@ -57,7 +59,7 @@ fn summary(loaded: &Loaded) -> String {
         ("http".to_owned(), listen),
     ];
     for (name, server) in servers {
-        let interval = humantime::format_duration(server.interval);
+        let interval = humantime::format_duration(server.poll.interval);
         let what = match &server.client {
             Client::Rtorrent(settings) => settings.endpoint.to_string(),
             Client::Exec(settings) => format!("the program {}", settings.command.join(" ")),

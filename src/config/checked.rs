@@ -7,14 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use secrecy::SecretString;
 
 use super::choose::Rights;
 use crate::clients::exec::settings as exec;
 use crate::clients::rtorrent::settings as rtorrent;
-use crate::model::{HookAddress, Kind, ServerName, SinkName};
+use crate::model::{HookAddress, Kind, PollSettings, ServerName, SinkName};
 use crate::sinks::mqtt::settings as mqtt;
 use crate::sinks::nats::settings as nats;
 use crate::sinks::webhook::settings as webhook;
@@ -90,10 +89,8 @@ impl Http {
 pub struct Server {
     /// The adapter and its settings.
     pub client: Client,
-    /// Time between two polls.
-    pub interval: Duration,
-    /// Maximum time between two full polls; never shorter than `interval`.
-    pub sweep: Duration,
+    /// Pace of the polls.
+    pub poll: PollSettings,
     /// Directories that commands may name; absolute, without `..`.
     pub roots: Vec<PathBuf>,
     /// `None`: the client is not asked to notify the bridge.

@@ -1,9 +1,8 @@
 //! The layers over the file: environment variables and command-line flags.
 //!
-//! Each variable and each flag is a layer of its own, so that figment remembers for every value
-//! which one it came from. The value stays the text that was given: what it should be (a list, a
-//! number) is decided where it is read, by the key. Guessing from the text would turn a password
-//! `12345` into a number and ` 007 ` into 7.
+//! Each variable and each flag is a layer of its own, so that figment knows for every value which one
+//! it came from. The value stays the text that was given, and the key decides what it is read as:
+//! guessing from the text would turn a password `12345` into a number and ` 007 ` into 7.
 
 use std::ffi::OsString;
 
@@ -14,33 +13,34 @@ use super::error::{ConfigError, Place};
 
 const PREFIX: &str = "DTORRENT_";
 
-/// Variables with our prefix that are no keys of the config.
-const NO_KEYS: [&str; 2] = ["DTORRENT_CONFIG", "DTORRENT_LIVE"];
+/// Variables with the prefix that stand for no key.
+const OTHER_VARIABLES: [&str; 2] = ["DTORRENT_CONFIG", "DTORRENT_LIVE"];
 
-/// Kubernetes sets these for a service called `dtorrent`; none of them is meant for us.
-const OF_KUBERNETES: [&str; 2] = ["DTORRENT_SERVICE_", "DTORRENT_PORT"];
+/// Starts of variables that Kubernetes sets for a service named `dtorrent`, none of them for this program.
+const KUBERNETES: [&str; 2] = ["DTORRENT_SERVICE_", "DTORRENT_PORT"];
 
-/// Deeper than any key.
+/// Maximum number of parts of a key; no key has as many.
 const DEPTH_MAX: usize = 8;
 
-/// One text for one key, as a layer for figment.
+/// A text for one key, as a layer of figment.
 #[derive(Clone, Debug)]
 pub struct Layer {
     path: Vec<String>,
     text: String,
-    /// What figment calls it; [`place`] reads it back.
+    /// Name in figment's metadata, from which [`place`] is read.
     name: String,
 }
 
 const FLAG: &str = "flag ";
 
 impl Layer {
+    /// Returns the layer of a flag: its name with the dashes, the dotted key that it stands for, its value.
     pub fn flag(name: &str, key: &str, text: String) -> Self {
         Self { path: key.split('.').map(str::to_owned).collect(), text, name: format!("{FLAG}{name}") }
     }
 }
 
-/// The place that a layer of this module stands for.
+/// Returns the place of a layer of this module.
 pub fn place(metadata: &Metadata) -> Place {
     match metadata.name.strip_prefix(FLAG) {
         Some(flag) => Place::Flag(flag.to_owned()),
@@ -48,10 +48,10 @@ pub fn place(metadata: &Metadata) -> Place {
     }
 }
 
-/// The layers of all variables that name a key, in the order of their names.
+/// Returns the layers of all variables that name a key, sorted by name.
 ///
-/// A part of a name means the key of `below` (the layers under this one) that is the same but for
-/// case and for `-`, which a shell does not let into the name of a variable.
+/// A part of a name means the key of `below` (the layers under this one) that is equal except for
+/// case and for `-`, which a shell does not allow in the name of a variable.
 pub fn layers(variables: &[(OsString, OsString)], below: &Dict) -> (Vec<Layer>, Vec<ConfigError>) {
     let mut layers = Vec::new();
     let mut errors = Vec::new();
@@ -67,7 +67,7 @@ pub fn layers(variables: &[(OsString, OsString)], below: &Dict) -> (Vec<Layer>, 
             continue;
         }
         let Some(text) = text.to_str() else {
-            fault("is no UTF-8", "set it to text");
+            fault("is not UTF-8", "set it to text");
             continue;
         };
         layers.push(Layer { path: as_below(&parts, below), text: text.to_owned(), name });
@@ -77,7 +77,7 @@ pub fn layers(variables: &[(OsString, OsString)], below: &Dict) -> (Vec<Layer>, 
 }
 
 fn key_parts(variable: &str) -> Option<Vec<String>> {
-    let is_foreign = NO_KEYS.contains(&variable) || OF_KUBERNETES.iter().any(|start| variable.starts_with(start));
+    let is_foreign = OTHER_VARIABLES.contains(&variable) || KUBERNETES.iter().any(|start| variable.starts_with(start));
     let rest = variable.strip_prefix(PREFIX).filter(|_| !is_foreign)?;
     Some(rest.split("__").map(str::to_lowercase).collect())
 }

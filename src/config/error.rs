@@ -1,27 +1,30 @@
-//! What is wrong with a config: every fault, with its place and its mend.
+//! Errors of a config, each with its place, its key and what would be right.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use crate::model::printable;
 
-/// Where a value was written.
+/// Place where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
+    /// A line of the config file.
     File {
+        /// Path of the file.
         path: PathBuf,
-        /// From 1; `None` if the fault is the whole file's.
+        /// Counted from 1; `None` if the whole file is meant.
         line: Option<usize>,
     },
     /// An environment variable.
     Variable(String),
     /// A command-line flag.
     Flag(String),
-    /// Nowhere: something is missing.
+    /// No place: something is missing.
     Nowhere,
 }
 
 impl Place {
+    /// Returns the line, if the place is one.
     pub fn line(&self) -> Option<usize> {
         match self {
             Self::File { line, .. } => *line,
@@ -42,16 +45,18 @@ impl fmt::Display for Place {
     }
 }
 
-/// One fault.
+/// One error of a config.
 ///
-/// Its text never holds the value of a secret, and is fit for a terminal.
+/// Its text never contains the value of a secret, and is safe to print on a terminal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
+    /// Place where the value was written.
     pub place: Place,
-    /// The dotted path of the key; empty if no key is meant.
+    /// Dotted path of the key; empty if no key is meant.
     pub key: String,
+    /// The fault, worded to follow the key: `is missing`.
     pub wrong: String,
-    /// What would be right.
+    /// The remedy: what would be right.
     pub right: String,
 }
 
@@ -63,7 +68,7 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// Everything that is wrong with a config; never empty. Shown one fault a line.
+/// All errors of a config; never empty. Shown one a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors(pub Vec<ConfigError>);
 

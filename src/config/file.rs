@@ -1,8 +1,7 @@
-//! The config file as it is written: TOML text into a tree of values, with the line of each.
+//! The config file: TOML text into a tree of values, with the line of each.
 //!
-//! All syntax errors are found at once. What the keys mean is not known here: that is
-//! [`super::checked`]'s. A syntax error is told by its message and line only, because the text of
-//! the line may hold a secret.
+//! All syntax errors are found at once. The meaning of keys is left to [`super::read`]. A syntax error
+//! is reported by its message and line only, because the text of the line may contain a secret.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read as _};
@@ -16,10 +15,10 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, Place};
 
-/// A config of this size is a mistake: it is not read.
+/// Maximum size of a config. A larger file is a mistake and is not read.
 const FILE_BYTES_MAX: usize = 1 << 20;
 
-/// A file that could be read, as a layer for figment.
+/// A file that was read, as a layer of figment.
 #[derive(Clone, Debug)]
 pub struct File {
     path: PathBuf,
@@ -32,13 +31,13 @@ pub struct File {
 pub struct Lines(BTreeMap<Vec<String>, usize>);
 
 impl Lines {
-    /// The line of this key, or of the nearest table around it.
+    /// Returns the line of this key, or of the nearest table around it.
     pub fn of(&self, path: &[String]) -> Option<usize> {
         (0..=path.len()).rev().find_map(|length| self.0.get(&path[..length]).copied())
     }
 }
 
-/// Reads a file that is small by its nature. One without an end (a device) is not read to it.
+/// Reads a small file. One without an end (a device) is read up to the limit only.
 pub(super) fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
@@ -52,7 +51,7 @@ impl File {
     /// Reads a file.
     ///
     /// # Errors
-    /// It cannot be read, is no UTF-8, is too large, or is no TOML.
+    /// The file cannot be read, is not UTF-8, is too large, or is not TOML.
     pub fn read(path: &Path) -> Result<Self, Vec<ConfigError>> {
         let bytes = read_limited(path).map_err(|error| {
             let right = "give the path of a file that this user may read";
@@ -61,7 +60,7 @@ impl File {
         Self::parse(path, &bytes)
     }
 
-    /// Takes `bytes` as the content of the file at `path`; the path is only for messages.
+    /// Parses `bytes` as the content of the file at `path`; the path is only for messages.
     ///
     /// # Errors
     /// As for [`Self::read`].
@@ -72,7 +71,7 @@ impl File {
         }
         let text = std::str::from_utf8(bytes).map_err(|error| {
             let line = line_of(bytes, error.valid_up_to());
-            vec![file_error(path, Some(line), "is no UTF-8 here".to_owned(), "save the file as UTF-8")]
+            vec![file_error(path, Some(line), "is not UTF-8".to_owned(), "save the file as UTF-8")]
         })?;
         let (table, errors) = DeTable::parse_recoverable(text);
         if !errors.is_empty() {
@@ -85,10 +84,12 @@ impl File {
         Ok(Self { path: path.to_owned(), values, lines })
     }
 
+    /// Returns the line of each key.
     pub fn lines(&self) -> &Lines {
         &self.lines
     }
 
+    /// Returns the path as it was given.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -111,7 +112,7 @@ fn file_error(path: &Path, line: Option<usize>, wrong: String, right: &str) -> C
 
 fn syntax_error(path: &Path, bytes: &[u8], error: &toml::de::Error) -> ConfigError {
     let line = error.span().map(|span| line_of(bytes, span.start));
-    file_error(path, line, format!("is no TOML: {}", error.message()), "mend the syntax (https://toml.io)")
+    file_error(path, line, format!("is not TOML: {}", error.message()), "correct the syntax (https://toml.io)")
 }
 
 fn line_of(bytes: &[u8], offset: usize) -> usize {
@@ -140,7 +141,7 @@ fn plain(value: &Spanned<DeValue<'_>>, bytes: &[u8], path: &mut Vec<String>, lin
         DeValue::String(text) => Value::String(tag, text.to_string()),
         DeValue::Integer(digits) => match i64::from_str_radix(digits.as_str(), digits.radix()) {
             Ok(number) => Value::Num(tag, Num::I64(number)),
-            // No key takes a number of this size, so that it is none is all that has to be known.
+            // No key takes a number of this size: its range check refuses infinity.
             Err(_) => Value::Num(tag, Num::F64(f64::INFINITY)),
         },
         DeValue::Float(digits) => Value::Num(tag, Num::F64(digits.as_str().parse().unwrap_or(f64::NAN))),
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_an_end_is_not_read_to_it() {
+    fn a_file_without_an_end_is_read_up_to_the_limit() {
         let error = read_limited(Path::new("/dev/zero")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::FileTooLarge);
     }
@@ -182,13 +183,13 @@ mod tests {
     fn each_syntax_error_has_its_line_and_none_shows_the_text() {
         let errors = texts(b"a = 1\n[servers.home]\npassword = sesame\nurl = \"x\n[y\n");
         assert!(errors.len() > 1, "{errors:?}");
-        assert!(errors[0].starts_with("x.toml:3: is no TOML:"), "{errors:?}");
+        assert!(errors[0].starts_with("x.toml:3: is not TOML:"), "{errors:?}");
         assert!(!errors.iter().any(|error| error.contains("sesame")), "{errors:?}");
     }
 
     #[test]
-    fn what_is_no_text_or_too_large_is_refused() {
-        assert_eq!(texts(b"a = 1\n\xff"), ["x.toml:2: is no UTF-8 here; save the file as UTF-8"]);
+    fn a_file_that_is_not_text_or_too_large_is_refused() {
+        assert_eq!(texts(b"a = 1\n\xff"), ["x.toml:2: is not UTF-8; save the file as UTF-8"]);
         assert!(texts(&vec![b'\n'; FILE_BYTES_MAX + 1])[0].contains("at most 1 MiB"));
     }
 

@@ -2,16 +2,18 @@
 //!
 //! Reader, JSON Schema (`dtorrent schema config`) and `config/dtorrent.example.toml` are made from
 //! this table, so a key, its default and its documentation are written once. Adapters state the
-//! defaults that also hold for those who build their settings by hand.
+//! defaults that also hold for those who build their settings by hand. Laid out by hand, two lines
+//! a key, to be read as a table.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use self::{Default as D, Form as F};
 use super::formats::FORMATS;
-use crate::clients::settings::{DEFAULT_INTERVAL, DEFAULT_SWEEP, DEFAULT_TIMEOUT};
-use crate::model::Retain;
+use crate::clients::settings::DEFAULT_TIMEOUT;
+use crate::model::{PollSettings, Retain};
 use crate::sinks::mqtt::settings::{Prefix, Version};
 
 /// A table of the config, or one of the forms that a table may have.
@@ -34,8 +36,6 @@ pub struct Key {
     pub form: Form,
     /// What applies where it is left out.
     pub default: Default,
-    /// A value that shows the form, as TOML, where there is no default.
-    pub example: &'static str,
     /// Meaning, in one line.
     pub doc: &'static str,
 }
@@ -80,10 +80,10 @@ pub enum Form {
 /// What applies where a key is left out.
 #[derive(Clone, Copy, Debug)]
 pub enum Default {
-    /// Nothing.
-    None,
-    /// An error: the key has to be given.
-    Required,
+    /// Nothing; this TOML shows the form.
+    None(&'static str),
+    /// An error: the key has to be given, for example as this TOML.
+    Required(&'static str),
     /// This text.
     Text(&'static str),
     /// This time span.
@@ -102,7 +102,7 @@ impl Default {
     /// Returns the default as it would be written; `None` if there is none.
     pub fn value(&self) -> Option<Value> {
         Some(match self {
-            Self::None | Self::Required => return None,
+            Self::None(_) | Self::Required(_) => return None,
             Self::Text(text) => json!(text),
             Self::Duration(duration) => json!(humantime::format_duration(*duration).to_string()),
             Self::Bool(is_true) => json!(is_true),
@@ -139,22 +139,6 @@ impl Section {
 }
 
 impl Key {
-    const fn new(name: &'static str, form: Form, doc: &'static str) -> Self {
-        Self { name, form, default: Default::None, example: "", doc }
-    }
-
-    const fn or(self, default: Default) -> Self {
-        Self { default, ..self }
-    }
-
-    const fn like(self, example: &'static str) -> Self {
-        Self { example, ..self }
-    }
-
-    const fn required(self, example: &'static str) -> Self {
-        Self { default: Default::Required, example, ..self }
-    }
-
     /// Returns the key that names a file with the value, if the value is a secret.
     pub fn file(&self) -> Option<String> {
         matches!(self.form, Form::Secret(_)).then(|| format!("{}_file", self.name))
@@ -182,369 +166,247 @@ pub fn keys() -> BTreeSet<String> {
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const DAY: Duration = days(1);
 /// Shortest interval between two polls; a client answers no faster.
 pub const INTERVAL_MIN: Duration = Duration::from_millis(250);
 const TIMEOUT_MIN: Duration = Duration::from_millis(100);
 
-const ALL: Default = Default::List(&["*"]);
-/// Neither content nor arbitrary methods, unless they are asked for.
-const SAFE_COMMANDS: Default = Default::List(&["*", "-delete_data", "-rpc"]);
-const PEM_OF_AUTHORITY: &str =
-    "PEM file with the certificate authority to trust in place of the system's, where TLS is spoken.";
-const SERVERS: &str = "Servers that it receives events of: names or patterns in order; a `-` removes what it names.";
+const ALL: D = D::List(&["*"]);
+/// Neither content nor arbitrary methods, unless the config asks for them.
+const SAFE_COMMANDS: D = D::List(&["*", "-delete_data", "-rpc"]);
+#[rustfmt::skip]
+const CA_FILE: Key = key("ca_file", F::Text(""), D::None("\"ca.pem\""),
+    "PEM file with the certificate authority to trust in place of the system's, where TLS is spoken.");
+#[rustfmt::skip]
+const SERVERS: Key = key("servers", F::List(""), ALL,
+    "Servers that it receives events of: names or patterns in order; a `-` removes what it names.");
 const EVENTS: &str = "Kinds of events that it receives: names or patterns in order; a `-` removes what it names.";
 
+const fn key(name: &'static str, form: Form, default: Default, doc: &'static str) -> Key {
+    Key { name, form, default, doc }
+}
+
+const fn table(name: &'static str, form: Form, doc: &'static str) -> Key {
+    Key { name, form, default: D::None(""), doc }
+}
+
 /// The top level.
+#[rustfmt::skip]
 pub static ROOT: Section = Section {
     doc: "Config of dtorrent: one TOML file, under environment variables, under command-line flags.",
     sample: "",
     keys: &[&[
-        Key::new(
-            "instance",
-            Form::Name,
-            "Name of this bridge: a level of its own topics, so two bridges on one broker need two names.",
-        )
-        .or(Default::Text("main")),
-        Key::new(
-            "data_dir",
-            Form::Text("."),
-            "Directory of the durable state: snapshot, journal, command log. Locked by one process.",
-        )
-        .or(Default::Text("data")),
-        Key::new("log", Form::Section(&LOG), LOG.doc),
-        Key::new("http", Form::Section(&HTTP), HTTP.doc),
-        Key::new("servers", Form::Named(&[&RTORRENT, &EXEC]), "Torrent clients to monitor, by their names."),
-        Key::new("brokers", Form::Named(&[&MQTT, &NATS]), "Message brokers to publish to, by their names."),
-        Key::new("webhooks", Form::Named(&[&WEBHOOK]), "URLs to post events to, by their names."),
+        key("instance", F::Name, D::Text("main"),
+            "Name of this bridge: a level of its own topics, so two bridges on one broker need two names."),
+        key("data_dir", F::Text("."), D::Text("data"),
+            "Directory of the durable state: snapshot, journal, command log. Locked by one process."),
+        table("log", F::Section(&LOG), LOG.doc),
+        table("http", F::Section(&HTTP), HTTP.doc),
+        table("servers", F::Named(&[&RTORRENT, &EXEC]), "Torrent clients to monitor, by their names."),
+        table("brokers", F::Named(&[&MQTT, &NATS]), "Message brokers to publish to, by their names."),
+        table("webhooks", F::Named(&[&WEBHOOK]), "URLs to post events to, by their names."),
     ]],
 };
 
+#[rustfmt::skip]
 static LOG: Section = Section {
     doc: "Log, always on standard error.",
     sample: "",
     keys: &[&[
-        Key::new(
-            "level",
-            Form::Choice(&["error", "warn", "info", "debug", "trace", "off"]),
-            "Least severe level that is logged: error, warn, info, debug, trace or off.",
-        )
-        .or(Default::Text("info")),
-        Key::new("format", Form::Choice(&["pretty", "json"]), "`pretty`, or `json` for one object a line.")
-            .or(Default::Text("pretty")),
+        key("level", F::Choice(&["error", "warn", "info", "debug", "trace", "off"]), D::Text("info"),
+            "Least severe level that is logged: error, warn, info, debug, trace or off."),
+        key("format", F::Choice(&["pretty", "json"]), D::Text("pretty"), "`pretty`, or `json` for one object a line."),
     ]],
 };
 
+#[rustfmt::skip]
 static HTTP: Section = Section {
     doc: "HTTP: page, API, health and metrics; and the address for rTorrent's hooks.",
     sample: "",
     keys: &[&[
-        Key::new(
-            "listen",
-            Form::Text("^(off|.+:[0-9]{1,5})$"),
-            "Address of the page, the API, `/healthz`, `/readyz` and `/metrics`, or `off`.",
-        )
-        .or(Default::Text("127.0.0.1:8787")),
-        Key::new(
-            "hosts",
-            Form::List(""),
-            "Host names with dots by which browsers may ask for the page, such as `torrents.example.org`.",
-        )
-        .or(Default::List(&[])),
-        Key::new(
-            "hooks_listen",
-            Form::Text("^.+:[0-9]{1,5}$"),
-            "Address that rTorrent's hooks notify; port 0 is any free one.",
-        )
-        .or(Default::Text("127.0.0.1:0")),
-        Key::new(
-            "token",
-            Form::Secret(""),
-            "Token for requests that change something; without one they are all refused.",
-        )
-        .like("\"a long random text\""),
-        Key::new(
-            "commands",
-            Form::Rights,
-            "Commands that the token allows; `[]` is read-only, `delete_data` is the right to delete content.",
-        )
-        .or(SAFE_COMMANDS),
+        key("listen", F::Text("^(off|.+:[0-9]{1,5})$"), D::Text("127.0.0.1:8787"),
+            "Address of the page, the API, `/healthz`, `/readyz` and `/metrics`, or `off`."),
+        key("hosts", F::List(""), D::List(&[]),
+            "Host names with dots by which browsers may ask for the page, such as `torrents.example.org`."),
+        key("hooks_listen", F::Text("^.+:[0-9]{1,5}$"), D::Text("127.0.0.1:0"),
+            "Address that rTorrent's hooks notify; port 0 is any free one."),
+        key("token", F::Secret(""), D::None("\"a long random text\""),
+            "Token for requests that change something; without one they are all refused."),
+        key("commands", F::Rights, SAFE_COMMANDS,
+            "Commands that the token allows; `[]` is read-only, `delete_data` is the right to delete content."),
     ]],
 };
 
+#[rustfmt::skip]
 static POLLING: [Key; 4] = [
-    Key::new("interval", Form::Duration(INTERVAL_MIN, HOUR), "Time between two polls: 250ms to 1h.")
-        .or(Default::Duration(DEFAULT_INTERVAL)),
-    Key::new("sweep", Form::Duration(INTERVAL_MIN, DAY), "Maximum time between two full polls: 250ms to 24h.")
-        .or(Default::Duration(DEFAULT_SWEEP)),
-    Key::new("timeout", Form::Duration(TIMEOUT_MIN, HOUR), "Limit for one exchange: 100ms to 1h.")
-        .or(Default::Duration(DEFAULT_TIMEOUT)),
-    Key::new(
-        "roots",
-        Form::List("^/"),
-        "Absolute directories that commands may name or delete from, with all below them; no others.",
-    )
-    .or(Default::List(&[])),
+    key("interval", F::Duration(INTERVAL_MIN, HOUR), D::Duration(PollSettings::DEFAULT.interval),
+        "Time between two polls: 250ms to 1h."),
+    key("sweep", F::Duration(INTERVAL_MIN, DAY), D::Duration(PollSettings::DEFAULT.full_interval),
+        "Maximum time between two full polls: 250ms to 24h."),
+    key("timeout", F::Duration(TIMEOUT_MIN, HOUR), D::Duration(DEFAULT_TIMEOUT), "Limit for one exchange: 100ms to 1h."),
+    key("roots", F::List("^/"), D::List(&[]),
+        "Absolute directories that commands may name or delete from, with all below them; no others."),
 ];
 
+#[rustfmt::skip]
 static RTORRENT: Section = Section {
     doc: "An rTorrent. The name of the table is a level of the topics: a-z, 0-9, _ and -.",
     sample: "home",
-    keys: &[
-        &[
-            Key::new("client", Form::Tag("rtorrent"), "Kind of client: `rtorrent`, or `exec` for a program of your own.")
-                .or(Default::Text("rtorrent")),
-            Key::new(
-                "url",
-                Form::Text("^(unix:///|scgi://|https?://)."),
-                "`unix:///path/of/rpc.sock`, `scgi://host:port` or `http(s)://host[:port]/RPC2`.",
-            )
-            .required("\"unix:///run/rtorrent/rpc.sock\""),
-            Key::new("username", Form::Text(""), "User for HTTP basic authentication.").like("\"me\""),
-            Key::new("password", Form::Secret(""), "Password for HTTP basic authentication.").like("\"sesame\""),
-            Key::new("ca_file", Form::Text(""), PEM_OF_AUTHORITY).like("\"ca.pem\""),
-            Key::new(
-                "hooks",
-                Form::Bool,
-                "Whether rTorrent notifies the bridge of changes, which it then polls without waiting for the interval.",
-            )
-            .or(Default::Bool(false)),
-            Key::new(
-                "hooks_address",
-                Form::Text("^.+:[0-9]{1,5}$"),
-                "Address at which this rTorrent reaches `http.hooks_listen`, if it runs elsewhere or in a container.",
-            )
-            .like("\"bridge:8788\""),
-            Key::new(
-                "rpc",
-                Form::List(""),
-                "Methods that the command `rpc` may call, such as `system.pid`; harmful ones are refused here.",
-            )
-            .or(Default::List(&[])),
-            Key::new(
-                "extra",
-                Form::Texts,
-                "More columns, by your names for them: `{ throttle = \"d.throttle_name=\", \"my-tag\" = \"d.custom=tag\" }`.",
-            )
-            .or(Default::Empty),
-        ],
-        &POLLING,
-    ],
+    keys: &[&[
+        key("client", F::Tag("rtorrent"), D::Text("rtorrent"),
+            "Kind of client: `rtorrent`, or `exec` for a program of your own."),
+        key("url", F::Text("^(unix:///|scgi://|https?://)."), D::Required("\"unix:///run/rtorrent/rpc.sock\""),
+            "`unix:///path/of/rpc.sock`, `scgi://host:port` or `http(s)://host[:port]/RPC2`."),
+        key("username", F::Text(""), D::None("\"me\""), "User for HTTP basic authentication."),
+        key("password", F::Secret(""), D::None("\"sesame\""), "Password for HTTP basic authentication."),
+        CA_FILE,
+        key("hooks", F::Bool, D::Bool(false),
+            "Whether rTorrent notifies the bridge of changes, which it then polls without waiting for the interval."),
+        key("hooks_address", F::Text("^.+:[0-9]{1,5}$"), D::None("\"bridge:8788\""),
+            "Address at which this rTorrent reaches `http.hooks_listen`, if it runs elsewhere or in a container."),
+        key("rpc", F::List(""), D::List(&[]),
+            "Methods that the command `rpc` may call, such as `system.pid`; harmful ones are refused here."),
+        key("extra", F::Texts, D::Empty,
+            "More columns, by your names for them: `{ throttle = \"d.throttle_name=\", \"my-tag\" = \"d.custom=tag\" }`."),
+    ], &POLLING],
 };
 
+#[rustfmt::skip]
 static EXEC: Section = Section {
     doc: "A program of your own that speaks for a torrent client, see docs/clients.md.",
     sample: "attic",
-    keys: &[
-        &[
-            Key::new("client", Form::Tag("exec"), "Kind of client: `rtorrent`, or `exec` for a program of your own.")
-                .required("\"exec\""),
-            Key::new("command", Form::List(""), "The program and its arguments; there is no shell.")
-                .required("[\"./my-client\", \"an argument\"]"),
-        ],
-        &POLLING,
-    ],
+    keys: &[&[
+        key("client", F::Tag("exec"), D::Required("\"exec\""),
+            "Kind of client: `rtorrent`, or `exec` for a program of your own."),
+        key("command", F::List(""), D::Required("[\"./my-client\", \"an argument\"]"),
+            "The program and its arguments; there is no shell."),
+    ], &POLLING],
 };
 
+#[rustfmt::skip]
 static BROKER_TLS: [Key; 3] = [
-    Key::new("ca_file", Form::Text(""), PEM_OF_AUTHORITY).like("\"ca.pem\""),
-    Key::new("cert_file", Form::Text(""), "PEM file with the bridge's own certificate; goes with `key_file`.")
-        .like("\"dtorrent.pem\""),
-    Key::new("key_file", Form::Text(""), "PEM file with the key of the certificate in `cert_file`.")
-        .like("\"dtorrent.key\""),
+    CA_FILE,
+    key("cert_file", F::Text(""), D::None("\"dtorrent.pem\""),
+        "PEM file with the bridge's own certificate; goes with `key_file`."),
+    key("key_file", F::Text(""), D::None("\"dtorrent.key\""),
+        "PEM file with the key of the certificate in `cert_file`."),
 ];
 
+#[rustfmt::skip]
 static BROKER: [Key; 4] = [
-    Key::new(
-        "prefix",
-        Form::Text("."),
-        "First levels of every topic, such as `home/torrents`; in NATS they become tokens of the subject.",
-    )
-    .or(Default::Text(Prefix::DEFAULT)),
-    Key::new("servers", Form::List(""), SERVERS).or(ALL),
-    Key::new("events", Form::List(""), EVENTS).or(ALL),
-    Key::new(
-        "commands",
-        Form::Rights,
-        "Commands accepted from it; `[]` is read-only, `delete_data` is the right to delete content.",
-    )
-    .or(SAFE_COMMANDS),
+    key("prefix", F::Text("."), D::Text(Prefix::DEFAULT),
+        "First levels of every topic, such as `home/torrents`; in NATS they become tokens of the subject."),
+    SERVERS,
+    key("events", F::List(""), ALL, EVENTS),
+    key("commands", F::Rights, SAFE_COMMANDS,
+        "Commands accepted from it; `[]` is read-only, `delete_data` is the right to delete content."),
 ];
 
+#[rustfmt::skip]
 static MQTT: Section = Section {
     doc: "An MQTT broker. Without brokers and webhooks there are the page, the API and its event stream.",
     sample: "home",
-    keys: &[
-        &[
-            Key::new("kind", Form::Tag("mqtt"), "Kind of broker: `mqtt` or `nats`.").required("\"mqtt\""),
-            Key::new(
-                "url",
-                Form::Text("^(mqtts?|wss?)://."),
-                "`mqtt://`, `mqtts://`, `ws://` or `wss://`, a host, and the port if it is not the usual one.",
-            )
-            .required("\"mqtt://localhost:1883\""),
-            Key::new("username", Form::Text(""), "User to log in as.").like("\"dtorrent\""),
-            Key::new("password", Form::Secret(""), "Password of that user.").like("\"sesame\""),
-        ],
-        &BROKER_TLS,
-        &[Key::new(
-            "version",
-            Form::Choice(&names(&Version::NAMES)),
-            "Version of MQTT: `5`, `3.1.1`, or `auto` for 5 where the broker has it.",
-        )
-        .or(Default::Text("auto"))],
-        &BROKER,
-        &[
-            Key::new(
-                "retain",
-                Form::Choice(&names(&Retain::NAMES)),
-                "Torrents whose state is retained: `all`, `none`, or `auto` for at most 500 of a server.",
-            )
-            .or(Default::Text("auto")),
-            Key::new(
-                "reply_prefixes",
-                Form::List("^.{1,200}$"),
-                "Topics below which the `reply_to` of a command may point.",
-            )
-            .or(Default::List(&[])),
-            Key::new("home_assistant", Form::Section(&HOME_ASSISTANT), HOME_ASSISTANT.doc),
-        ],
-    ],
+    keys: &[&[
+        key("kind", F::Tag("mqtt"), D::Required("\"mqtt\""), "Kind of broker: `mqtt` or `nats`."),
+        key("url", F::Text("^(mqtts?|wss?)://."), D::Required("\"mqtt://localhost:1883\""),
+            "`mqtt://`, `mqtts://`, `ws://` or `wss://`, a host, and the port if it is not the usual one."),
+        key("username", F::Text(""), D::None("\"dtorrent\""), "User to log in as."),
+        key("password", F::Secret(""), D::None("\"sesame\""), "Password of that user."),
+    ], &BROKER_TLS, &[
+        key("version", F::Choice(&names(&Version::NAMES)), D::Text("auto"),
+            "Version of MQTT: `5`, `3.1.1`, or `auto` for 5 where the broker has it."),
+    ], &BROKER, &[
+        key("retain", F::Choice(&names(&Retain::NAMES)), D::Text("auto"),
+            "Torrents whose state is retained: `all`, `none`, or `auto` for at most 500 of a server."),
+        key("reply_prefixes", F::List("^.{1,200}$"), D::List(&[]),
+            "Topics below which the `reply_to` of a command may point."),
+        table("home_assistant", F::Section(&HOME_ASSISTANT), HOME_ASSISTANT.doc),
+    ]],
 };
 
+#[rustfmt::skip]
 static NATS: Section = Section {
     doc: "A NATS system, see docs/nats.md.",
     sample: "bus",
-    keys: &[
-        &[
-            Key::new("kind", Form::Tag("nats"), "Kind of broker: `mqtt` or `nats`.").required("\"nats\""),
-            Key::new(
-                "url",
-                Form::OneOrMore("^(nats|tls)://."),
-                "`nats://` or `tls://`, a host, and the port if it is not 4222; a list for several servers of one system.",
-            )
-            .required("\"nats://localhost:4222\""),
-            Key::new("username", Form::Text(""), "User to log in as; give one of `username`, `token`, `nkey_file`, `creds_file`.")
-                .like("\"dtorrent\""),
-            Key::new("password", Form::Secret(""), "Password of that user.").like("\"sesame\""),
-            Key::new("token", Form::Secret(""), "Token to log in with.").like("\"a long random text\""),
-            Key::new("nkey_file", Form::Text(""), "File with the seed of a user's key.").like("\"dtorrent.nk\""),
-            Key::new("creds_file", Form::Text(""), "Credentials file as `nsc` writes it.").like("\"dtorrent.creds\""),
-        ],
-        &BROKER_TLS,
-        &[
-            Key::new(
-                "jetstream",
-                Form::Bool,
-                "Whether events are stored in the stream DTORRENT_EVENTS and states in the bucket dtorrent_state.",
-            )
-            .or(Default::Bool(true)),
-            Key::new(
-                "replicas",
-                // NATS stores at most five copies.
-                Form::Whole(1, 5),
-                "Servers that store a copy, where stream and bucket are created: 1 to 5.",
-            )
-            .or(Default::Whole(1)),
-        ],
-        &BROKER,
-    ],
+    keys: &[&[
+        key("kind", F::Tag("nats"), D::Required("\"nats\""), "Kind of broker: `mqtt` or `nats`."),
+        key("url", F::OneOrMore("^(nats|tls)://."), D::Required("\"nats://localhost:4222\""),
+            "`nats://` or `tls://`, a host, and the port if it is not 4222; a list for several servers of one system."),
+        key("username", F::Text(""), D::None("\"dtorrent\""),
+            "User to log in as; give one of `username`, `token`, `nkey_file`, `creds_file`."),
+        key("password", F::Secret(""), D::None("\"sesame\""), "Password of that user."),
+        key("token", F::Secret(""), D::None("\"a long random text\""), "Token to log in with."),
+        key("nkey_file", F::Text(""), D::None("\"dtorrent.nk\""), "File with the seed of a user's key."),
+        key("creds_file", F::Text(""), D::None("\"dtorrent.creds\""), "Credentials file as `nsc` writes it."),
+    ], &BROKER_TLS, &[
+        key("jetstream", F::Bool, D::Bool(true),
+            "Whether events are stored in the stream DTORRENT_EVENTS and states in the bucket dtorrent_state."),
+        // NATS stores at most five copies.
+        key("replicas", F::Whole(1, 5), D::Whole(1),
+            "Servers that store a copy, where stream and bucket are created: 1 to 5."),
+    ], &BROKER],
 };
 
+#[rustfmt::skip]
 static HOME_ASSISTANT: Section = Section {
     doc: "Devices and entities in Home Assistant, see docs/home-assistant.md.",
     sample: "",
     keys: &[&[
-        Key::new("enabled", Form::Bool, "Whether discovery messages are published.").or(Default::Bool(false)),
-        Key::new("discovery_prefix", Form::Text("^.{1,200}$"), "Discovery prefix in Home Assistant's MQTT settings.")
-            .or(Default::Text("homeassistant")),
-        Key::new("slots", Form::Whole(0, 50), "Number of entities that show active torrents: 0 to 50.")
-            .or(Default::Whole(10)),
-        Key::new(
-            "torrents",
-            Form::Filter,
-            "Torrents with devices of their own: `{ label = \"ha\" }`, `{ name = \"*.iso\" }`; none if empty.",
-        )
-        .or(Default::Empty),
-        Key::new("torrents_max", Form::Whole(1, 50), "Maximum number of torrents of a server with devices: 1 to 50.")
-            .or(Default::Whole(20)),
-        Key::new(
-            "alternative_download",
-            Form::Rate,
-            "Download limit of the switch for alternative speed, in bytes a second; without limits there is no switch.",
-        )
-        .like("\"500kB\""),
-        Key::new("alternative_upload", Form::Rate, "Upload limit of that switch; `0` for none.").like("\"100kB\""),
-        Key::new("normal_download", Form::Rate, "Download limit while the switch is off; `0` for none.")
-            .or(Default::Text("0")),
-        Key::new("normal_upload", Form::Rate, "Upload limit while the switch is off; `0` for none.")
-            .or(Default::Text("0")),
+        key("enabled", F::Bool, D::Bool(false), "Whether discovery messages are published."),
+        key("discovery_prefix", F::Text("^.{1,200}$"), D::Text("homeassistant"),
+            "Discovery prefix in Home Assistant's MQTT settings."),
+        key("slots", F::Whole(0, 50), D::Whole(10), "Number of entities that show active torrents: 0 to 50."),
+        key("torrents", F::Filter, D::Empty,
+            "Torrents with devices of their own: `{ label = \"ha\" }`, `{ name = \"*.iso\" }`; none if empty."),
+        key("torrents_max", F::Whole(1, 50), D::Whole(20),
+            "Maximum number of torrents of a server with devices: 1 to 50."),
+        key("alternative_download", F::Rate, D::None("\"500kB\""),
+            "Download limit of the switch for alternative speed, in bytes a second; without limits there is no switch."),
+        key("alternative_upload", F::Rate, D::None("\"100kB\""), "Upload limit of that switch; `0` for none."),
+        key("normal_download", F::Rate, D::Text("0"), "Download limit while the switch is off; `0` for none."),
+        key("normal_upload", F::Rate, D::Text("0"), "Upload limit while the switch is off; `0` for none."),
     ]],
 };
 
+#[rustfmt::skip]
 static WEBHOOK: Section = Section {
     doc: "A URL that events are posted to, see docs/webhooks.md.",
     sample: "home",
     keys: &[&[
-        Key::new(
-            "url",
-            Form::Secret(r"^\s*https?://."),
-            "`http://…` or `https://…`. May be a secret as a whole, so it is never shown.",
-        )
-        .required("\"http://localhost:8080/hook\""),
-        Key::new(
-            "format",
-            Form::Choice(&names(&FORMATS)),
-            "Format of the body: `standard` (Standard Webhooks), `dtorrent` (as dTorrent for Node) or that of a service.",
-        )
-        .or(Default::Text("standard")),
-        Key::new("template", Form::Text(""), "Template of a body of your own, in place of `format`.")
-            .like(r#"'{"text": {{ title }}}'"#),
-        Key::new("template_file", Form::Text(""), "File with the template.").like("\"hook.json.j2\""),
-        Key::new("content_type", Form::Text("/"), "Media type that the template renders.")
-            .or(Default::Text("application/json")),
-        Key::new("servers", Form::List(""), SERVERS).or(ALL),
-        Key::new("events", Form::List(""), EVENTS).or(Default::List(&["*", "-updated"])),
-        Key::new(
-            "causes",
-            Form::List(""),
-            "Causes of events: observed, command, recovered, snapshot. Formats of chat services go without snapshot by default.",
-        )
-        .or(ALL),
-        Key::new(
-            "torrents",
-            Form::Filter,
-            "Torrents whose events are sent: `{ label = \"linux\" }`, `{ status = \"seeding\", name = \"*.iso\" }`.",
-        )
-        .or(Default::Empty),
-        Key::new(
-            "secret",
-            Form::Secret(r"^\s*whsec_"),
-            "Secret that signs each request: `whsec_` and 24 to 64 bytes in base64; several, separated by spaces, to rotate.",
-        )
-        .like("\"whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD\""),
-        Key::new("username", Form::Text(""), "User for HTTP basic authentication.").like("\"me\""),
-        Key::new("password", Form::Secret(""), "Password for HTTP basic authentication.").like("\"sesame\""),
-        Key::new("token", Form::Secret(""), "Token for `Authorization: Bearer`, in place of a user.")
-            .like("\"a long random text\""),
-        Key::new("headers", Form::Texts, "More headers.").or(Default::Empty),
-        Key::new(
-            "header_files",
-            Form::Texts,
-            "More headers, whose values are in files: `{ X-Api-Key = \"/run/secrets/api_key\" }`.",
-        )
-        .or(Default::Empty),
-        Key::new("ca_file", Form::Text(""), PEM_OF_AUTHORITY).like("\"ca.pem\""),
-        Key::new("timeout", Form::Duration(TIMEOUT_MIN, MINUTE), "Limit for one request: 100ms to 60s.")
-            .or(Default::Duration(Duration::from_secs(20))),
-        Key::new(
-            "keep_trying",
-            Form::Duration(Duration::from_secs(1), Duration::from_secs(30 * DAY.as_secs())),
-            "Age at which an undelivered event becomes a dead letter: 1s to 30days.",
-        )
-        .or(Default::Duration(Duration::from_secs(3 * DAY.as_secs()))),
+        key("url", F::Secret(r"^\s*https?://."), D::Required("\"http://localhost:8080/hook\""),
+            "`http://…` or `https://…`. May be a secret as a whole, so it is never shown."),
+        key("format", F::Choice(&names(&FORMATS)), D::Text("standard"),
+            "Format of the body: `standard` (Standard Webhooks), `dtorrent` (as dTorrent for Node) or that of a service."),
+        key("template", F::Text(""), D::None(r#"'{"text": {{ title }}}'"#),
+            "Template of a body of your own, in place of `format`."),
+        key("template_file", F::Text(""), D::None("\"hook.json.j2\""), "File with the template."),
+        key("content_type", F::Text("/"), D::Text("application/json"), "Media type that the template renders."),
+        SERVERS,
+        key("events", F::List(""), D::List(&["*", "-updated"]), EVENTS),
+        key("causes", F::List(""), ALL,
+            "Causes of events: observed, command, recovered, snapshot. Chat formats go without snapshot by default."),
+        key("torrents", F::Filter, D::Empty,
+            "Torrents whose events are sent: `{ label = \"linux\" }`, `{ status = \"seeding\", name = \"*.iso\" }`."),
+        key("secret", F::Secret(r"^\s*whsec_"), D::None("\"whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD\""),
+            "Secret that signs each request: `whsec_` and 24 to 64 bytes in base64; several, with spaces, to rotate."),
+        key("username", F::Text(""), D::None("\"me\""), "User for HTTP basic authentication."),
+        key("password", F::Secret(""), D::None("\"sesame\""), "Password for HTTP basic authentication."),
+        key("token", F::Secret(""), D::None("\"a long random text\""),
+            "Token for `Authorization: Bearer`, in place of a user."),
+        key("headers", F::Texts, D::Empty, "More headers."),
+        key("header_files", F::Texts, D::Empty,
+            "More headers, whose values are in files: `{ X-Api-Key = \"/run/secrets/api_key\" }`."),
+        CA_FILE,
+        key("timeout", F::Duration(TIMEOUT_MIN, MINUTE), D::Duration(Duration::from_secs(20)),
+            "Limit for one request: 100ms to 60s."),
+        key("keep_trying", F::Duration(Duration::from_secs(1), days(30)), D::Duration(days(3)),
+            "Age at which an undelivered event becomes a dead letter: 1s to 30days."),
     ]],
 };
+
+const fn days(count: u64) -> Duration {
+    Duration::from_secs(count * 24 * 60 * 60)
+}
 
 /// Returns the names of a choice.
 const fn names<T: Copy, const N: usize>(choices: &[(&'static str, T); N]) -> [&'static str; N] {

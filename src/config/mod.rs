@@ -1,16 +1,17 @@
 //! The config: one TOML file over defaults, under environment variables, under command-line flags.
 //!
 //! ```text
-//! file ──┐
-//! env  ──┼─ figment: the higher layer wins ─► read: typed values, all faults ─► checked: Config
-//! flags ─┘
+//! file ──┐                                       keys: names, forms, defaults, docs
+//! env  ──┼─ figment: the higher layer wins ─┐      │                └─► schema, example
+//! flags ─┘                                  └─► read: typed values ─► servers, brokers, webhooks ─► checked: Config
 //! ```
 //!
-//! What must hold: whoever has a [`Config`] has a valid one; [`load`] tells every fault, each with
-//! where it was written, the key, what is wrong and what would be right; no secret is in a fault or
-//! in a `Debug`. Relative paths are relative to the working directory.
+//! A value is parsed once, where its table is read, into the type that uses it: the settings of an
+//! adapter go from here to the adapter unchanged.
 //!
-//! Reads files, changes nothing, opens no connection.
+//! Invariants: a [`Config`] is valid; [`load`] reports every error, each with its place, its key, what
+//! is wrong and what would be right; no secret is in an error or in a `Debug`. Relative paths start at
+//! the working directory. Reads files, changes nothing, opens no connection.
 
 mod brokers;
 mod checked;
@@ -48,20 +49,21 @@ use read::{Context, Table};
 
 const FILE_NAME: &str = "dtorrent.toml";
 
-/// Where a config comes from.
+/// The sources of a config.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
-    /// `--config`: this file and no other.
+    /// The file of `--config`; no other is searched for.
     pub file: Option<PathBuf>,
+    /// Flags that stand for keys.
     pub flags: Vec<Flag>,
-    /// The environment; all of it, the rest is skipped.
+    /// The whole environment; variables without the prefix are skipped.
     pub variables: Vec<(OsString, OsString)>,
-    /// Where the search for a file begins; the working directory if empty.
+    /// Directory in which the search for a file begins; the working directory if empty.
     pub folder: PathBuf,
 }
 
 impl Sources {
-    /// Those of this process.
+    /// Returns the sources of this process.
     pub fn of_process(file: Option<PathBuf>, flags: Vec<Flag>) -> Self {
         Self { file, flags, variables: std::env::vars_os().collect(), folder: PathBuf::new() }
     }
@@ -71,12 +73,12 @@ impl Sources {
         (!text.is_empty()).then(|| PathBuf::from(text))
     }
 
-    /// The file that was asked for; it has to be there.
+    /// Returns the file that was asked for; it has to exist.
     fn named(&self) -> Option<PathBuf> {
         self.file.clone().or_else(|| self.variable("DTORRENT_CONFIG"))
     }
 
-    /// Where to look if none was asked for: the first that is there.
+    /// Returns where a file is searched for: the first that exists is used.
     fn places(&self) -> Vec<PathBuf> {
         let user = self.variable("XDG_CONFIG_HOME").or_else(|| self.variable("HOME").map(|home| home.join(".config")));
         let user = user.map(|folder| folder.join("dtorrent").join(FILE_NAME));
@@ -85,32 +87,33 @@ impl Sources {
     }
 
     fn find(&self) -> Option<PathBuf> {
-        // What cannot even be looked at is taken for there: reading it says why not.
+        // A path that cannot be examined counts as existing, so that reading it reports why.
         self.named().or_else(|| self.places().into_iter().find(|path| path.try_exists().unwrap_or(true)))
     }
 }
 
-/// A config and where it came from.
+/// A config and its file.
 #[derive(Clone, Debug)]
 pub struct Loaded {
+    /// The valid config.
     pub config: Config,
-    /// `None`: the environment said it all.
+    /// The file that was read; `None` if everything came from the environment and flags.
     pub file: Option<PathBuf>,
 }
 
 /// Finds, reads and checks the config.
 ///
 /// # Errors
-/// Everything that is wrong with it, at once.
+/// All errors of the config at once.
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
     let path = sources.find();
-    // Without the file the other layers are not read either: what they lack may well be in it.
+    // After a syntax error the other layers are not checked: what they lack may be in the file.
     let file = path.as_deref().map(File::read).transpose().map_err(ConfigErrors)?;
     let config = read_layers(file.as_ref(), sources)?;
     Ok(Loaded { config, file: path })
 }
 
-/// Checks `bytes` as if they were the only source.
+/// Checks `bytes` as the only source; `name` is the path in errors.
 ///
 /// # Errors
 /// As for [`load`].
@@ -144,7 +147,7 @@ fn read_layers(file: Option<&File>, sources: &Sources) -> Result<Config, ConfigE
 }
 
 fn whole(figment: &Figment) -> Value {
-    // The providers of this module never fail, and the path of nothing is everything.
+    // The providers of this module never fail, and the empty path is the whole tree.
     figment.find_value("").unwrap_or_else(|_| Value::from(figment::value::Dict::new()))
 }
 

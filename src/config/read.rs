@@ -8,6 +8,7 @@
 //! An error never shows the value, which may be a secret in the wrong place; parsers of plain values
 //! add it where that helps.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::time::Duration;
 
@@ -19,20 +20,23 @@ use super::error::{ConfigError, Place};
 use super::file::{File, Lines};
 use super::keys::{Default, Form, Key, ROOT, Section};
 
-/// What is wrong with a value, and what would be right.
+/// A fault of a value, and its remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
+    /// The fault, worded to follow the key.
     pub wrong: String,
+    /// The remedy.
     pub right: String,
 }
 
 impl Fault {
+    /// Returns a fault of these two texts.
     pub fn new(wrong: impl Into<String>, right: impl Into<String>) -> Self {
         Self { wrong: wrong.into(), right: right.into() }
     }
 }
 
-/// Takes over what an adapter's parser says, as `wrong; right` or `wrong: right`.
+/// Divides the text of a parser's error, `wrong; right` or `wrong: right`.
 impl<E: std::error::Error> From<E> for Fault {
     fn from(error: E) -> Self {
         let text = error.to_string();
@@ -46,12 +50,15 @@ impl<E: std::error::Error> From<E> for Fault {
 /// Layer that a value came from; the higher wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rank {
+    /// The config file.
     File,
+    /// An environment variable.
     Environment,
+    /// A command-line flag.
     Flag,
 }
 
-/// What all tables of one reading share.
+/// The part that all tables of one reading share.
 pub struct Context {
     figment: Figment,
     lines: Lines,
@@ -59,11 +66,13 @@ pub struct Context {
 }
 
 impl Context {
+    /// Returns the context of these layers, the file among them.
     pub fn new(figment: Figment, file: Option<&File>) -> Self {
         let lines = file.map(File::lines).cloned().unwrap_or_default();
         Self { figment, lines, errors: RefCell::default() }
     }
 
+    /// Returns the errors that were noted.
     pub fn into_errors(self) -> Vec<ConfigError> {
         self.errors.into_inner()
     }
@@ -92,6 +101,7 @@ pub struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
+    /// Returns the top level.
     pub fn root(context: &'a Context, value: &'a Value) -> Self {
         Self::new(context, &ROOT, &[], Vec::new(), Some(value))
     }
@@ -139,6 +149,7 @@ impl<'a> Table<'a> {
         self.section.tag().map_or("", |(_, value)| value)
     }
 
+    /// Returns whether the key is written in any layer.
     pub fn has(&self, name: &str) -> bool {
         self.get(name).is_some()
     }
@@ -157,14 +168,17 @@ impl<'a> Table<'a> {
         self.rank(name) > Some(Rank::File)
     }
 
-    /// Returns the default of a key that is not written; notes an error if it has to be.
-    fn default(&self, name: &str) -> Default {
-        let key = self.key(name);
-        if matches!(key.default, Default::Required) {
-            let file = key.file().map_or(String::new(), |file| format!(", or {file} = \"/run/secrets/{name}\""));
-            self.missing(name, format!("write {name} = {}{file}", key.example));
+    /// Returns what is written, or else the default; notes an error if the key has to be written.
+    fn value(&self, name: &str) -> Option<Cow<'a, Value>> {
+        if let Some(value) = self.get(name) {
+            return Some(Cow::Borrowed(value));
         }
-        key.default
+        let key = self.key(name);
+        if let Default::Required(example) = key.default {
+            let file = key.file().map_or(String::new(), |file| format!(", or {file} = \"/run/secrets/{name}\""));
+            self.missing(name, format!("write {name} = {example}{file}"));
+        }
+        Value::serialize(key.default.value()?).ok().map(Cow::Owned)
     }
 
     fn wrong_type<T>(&self, name: &str, value: &Value, wanted: &str, right: &str) -> Option<T> {
@@ -174,13 +188,9 @@ impl<'a> Table<'a> {
 
     /// Reads a text.
     pub fn text(&self, name: &str) -> Option<String> {
-        match self.get(name) {
-            Some(Value::String(_, text)) => Some(text.clone()),
-            Some(other) => self.wrong_type(name, other, "a text", &format!("write {name} = \"…\", in quotes")),
-            None => match self.default(name) {
-                Default::Text(text) => Some(text.to_owned()),
-                _ => None,
-            },
+        match self.value(name)?.as_ref() {
+            Value::String(_, text) => Some(text.clone()),
+            other => self.wrong_type(name, other, "a text", &format!("write {name} = \"…\", in quotes")),
         }
     }
 
@@ -203,12 +213,6 @@ impl<'a> Table<'a> {
     /// Reads a time span within the range of the key.
     pub fn duration(&self, name: &str) -> Option<Duration> {
         let Form::Duration(min, max) = self.key(name).form else { return None };
-        if !self.has(name) {
-            return match self.default(name) {
-                Default::Duration(duration) => Some(duration),
-                _ => None,
-            };
-        }
         self.parsed(name, |text| {
             let wrong = match humantime::parse_duration(text) {
                 Err(_) => "is not a duration",
@@ -224,20 +228,16 @@ impl<'a> Table<'a> {
 
     /// Reads `true` or `false`.
     pub fn boolean(&self, name: &str) -> Option<bool> {
-        match self.get(name) {
-            Some(Value::Bool(_, is_true)) => Some(*is_true),
-            Some(Value::String(_, text)) if self.is_from_outside(name) => {
+        match self.value(name)?.as_ref() {
+            Value::Bool(_, is_true) => Some(*is_true),
+            Value::String(_, text) if self.is_from_outside(name) => {
                 let fault = || Fault::new("is neither true nor false", "set it to true or false");
                 text.trim().parse().map_err(|_| self.fault(name, fault())).ok()
             }
-            Some(other) => {
+            other => {
                 let right = format!("write {name} = true or {name} = false, without quotes");
                 self.wrong_type(name, other, "true or false", &right)
             }
-            None => match self.default(name) {
-                Default::Bool(is_true) => Some(is_true),
-                _ => None,
-            },
         }
     }
 
@@ -245,14 +245,14 @@ impl<'a> Table<'a> {
     pub fn whole<T: TryFrom<i64>>(&self, name: &str) -> Option<T> {
         let Form::Whole(min, max) = self.key(name).form else { return None };
         let right = format!("write a whole number from {min} to {max}, without quotes");
-        let number = match self.get(name) {
-            Some(Value::Num(_, number)) => number.to_i128().and_then(|number| i64::try_from(number).ok()),
-            Some(Value::String(_, text)) if self.is_from_outside(name) => text.trim().parse().ok(),
-            Some(other) => return self.wrong_type(name, other, "a number", &right),
-            None => match self.default(name) {
-                Default::Whole(number) => Some(number),
-                _ => return None,
-            },
+        let number: Option<i64> = match self.value(name)?.as_ref() {
+            Value::Num(_, number) => {
+                // Signed in a file, unsigned as a default.
+                let unsigned = || number.to_u128()?.try_into().ok();
+                number.to_i128().and_then(|number| number.try_into().ok()).or_else(unsigned)
+            }
+            Value::String(_, text) if self.is_from_outside(name) => text.trim().parse().ok(),
+            other => return self.wrong_type(name, other, "a number", &right),
         };
         let number = number.filter(|number| (min..=max).contains(number)).and_then(|number| T::try_from(number).ok());
         if number.is_none() {
@@ -264,27 +264,20 @@ impl<'a> Table<'a> {
     /// Reads a list of texts. From outside: `a,b`, or a list as in TOML.
     pub fn texts(&self, name: &str) -> Option<Vec<String>> {
         let right = format!("write {name} = [\"…\", \"…\"]");
-        match self.get(name) {
-            Some(Value::Array(_, items)) => {
-                let texts: Option<Vec<String>> = items.iter().map(|item| item.as_str().map(str::to_owned)).collect();
-                if texts.is_none() {
-                    self.fault(name, Fault::new("contains something other than text", right));
-                }
-                texts
+        let (texts, fault) = match self.value(name)?.as_ref() {
+            Value::Array(_, items) => (
+                items.iter().map(|item| item.as_str().map(str::to_owned)).collect(),
+                Fault::new("contains something other than text", right),
+            ),
+            Value::String(_, text) if self.is_from_outside(name) => {
+                (texts_from_outside(text), Fault::new("is not a list of texts", "separate the texts by commas"))
             }
-            Some(Value::String(_, text)) if self.is_from_outside(name) => {
-                let list = texts_from_outside(text);
-                if list.is_none() {
-                    self.fault(name, Fault::new("is not a list of texts", "separate the texts by commas"));
-                }
-                list
-            }
-            Some(other) => self.wrong_type(name, other, "a list", &right),
-            None => match self.default(name) {
-                Default::List(items) => Some(items.iter().copied().map(str::to_owned).collect()),
-                _ => None,
-            },
+            other => return self.wrong_type(name, other, "a list", &right),
+        };
+        if texts.is_none() {
+            self.fault(name, fault);
         }
+        texts
     }
 
     /// Reads a text or a list of texts, at least one.
@@ -294,8 +287,7 @@ impl<'a> Table<'a> {
             _ => self.texts(name)?,
         };
         if texts.is_empty() {
-            let right = format!("write {name} = {}", self.key(name).example);
-            self.fault(name, Fault::new("is an empty list", right));
+            self.fault(name, Fault::new("is an empty list", "write at least one"));
         }
         Some(texts)
     }
@@ -409,7 +401,7 @@ fn form_of(dict: &Dict, forms: &'static [&'static Section]) -> Result<&'static S
     let (found, fault) = match dict.get(key.name) {
         None => {
             let right = format!("write {}", alternatives(values().map(|value| format!("{} = \"{value}\"", key.name))));
-            let default = tags().find(|(_, (key, _))| !matches!(key.default, Default::Required));
+            let default = tags().find(|(_, (key, _))| !matches!(key.default, Default::Required(_)));
             (default, Fault::new("is missing", right))
         }
         Some(Value::String(_, text)) => (tags().find(|(_, (_, value))| value == text), unknown_choice(text, values())),

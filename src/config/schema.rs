@@ -33,8 +33,8 @@ fn section(section: &Section) -> Map<String, Value> {
             );
         }
         match (key.default, file) {
-            (Default::Required, None) => required.push(json!(key.name)),
-            (Default::Required, Some(file)) => {
+            (Default::Required(_), None) => required.push(json!(key.name)),
+            (Default::Required(_), Some(file)) => {
                 either.extend([json!({"required": [key.name]}), json!({"required": [file]})]);
             }
             _ => {}
@@ -70,7 +70,7 @@ fn value(key: &Key) -> Map<String, Value> {
         Form::Bool => json!({"type": "boolean"}),
         Form::Whole(min, max) => json!({"type": "integer", "minimum": min, "maximum": max}),
         Form::List(pattern) => {
-            let min = usize::from(matches!(key.default, Default::Required));
+            let min = usize::from(matches!(key.default, Default::Required(_)));
             json!({"type": "array", "items": text(pattern), "minItems": min})
         }
         Form::OneOrMore(pattern) => {

@@ -7,7 +7,7 @@ use super::read::{Fault, Table};
 use super::values::{certificates, login, root};
 use crate::clients::exec::settings as exec;
 use crate::clients::rtorrent::settings::{AllowedMethod, Endpoint, ExtraColumn, Settings};
-use crate::model::{HookAddress, ServerName};
+use crate::model::{HookAddress, PollSettings, ServerName};
 
 /// Reads all servers. The names also have those of servers with errors, so that sinks may choose them.
 pub fn servers(root: &Table<'_>, http: Option<&Http>) -> (Vec<ServerName>, BTreeMap<ServerName, Server>) {
@@ -28,7 +28,7 @@ fn server(name: Option<ServerName>, table: &Table<'_>, http: Option<&Http>) -> O
     };
     let (interval, sweep) = (table.duration("interval"), table.duration("sweep"));
     let roots = table.each("roots", table.texts("roots"), root);
-    Some(Server { client: client?, interval: interval?, sweep: sweep?.max(interval?), roots: roots?, hooks })
+    Some(Server { client: client?, poll: PollSettings::new(interval?, sweep?), roots: roots?, hooks })
 }
 
 fn exec(server: Option<ServerName>, table: &Table<'_>) -> Option<exec::Settings> {

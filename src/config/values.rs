@@ -12,6 +12,7 @@ use super::secret::{read_file, secret};
 use crate::model::{Filter, SinkName};
 use crate::sinks::mqtt::settings::ClientCert;
 
+/// Reads the name of an instance, which follows the rules of a sink's name.
 pub fn instance(text: &str) -> Result<String, Fault> {
     SinkName::parse(text).map(|name| name.as_str().to_owned()).map_err(|_| {
         let right = "use a-z, 0-9, _ and -, at most 63, the first a letter or digit; `bridge` is reserved";
@@ -19,6 +20,7 @@ pub fn instance(text: &str) -> Result<String, Fault> {
     })
 }
 
+/// Reads the path of the state directory.
 pub fn directory(text: &str) -> Result<PathBuf, Fault> {
     if text.is_empty() || text.contains('\0') {
         return Err(Fault::new("is not a path", "write data_dir = \"data\""));
@@ -26,6 +28,7 @@ pub fn directory(text: &str) -> Result<PathBuf, Fault> {
     Ok(PathBuf::from(text))
 }
 
+/// Reads a directory that commands may name.
 pub fn root(text: &str) -> Result<PathBuf, Fault> {
     let path = Path::new(text);
     if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) || text.contains('\0') {
@@ -47,6 +50,7 @@ pub fn listener(text: &str) -> Result<Option<SocketAddr>, Fault> {
     })
 }
 
+/// Reads an address to listen on for hooks.
 pub fn hooks_listener(text: &str) -> Result<SocketAddr, Fault> {
     listener(text).ok().flatten().ok_or_else(|| {
         let right =

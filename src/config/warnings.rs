@@ -8,116 +8,93 @@ use crate::sinks::nats::settings::Login;
 
 /// Returns what the owner of a valid config should know, one sentence each.
 pub fn warnings(config: &Config) -> Vec<String> {
-    let mut warnings = Vec::new();
+    let mut warnings = Warnings(Vec::new());
     for (name, server) in &config.servers {
         if let Client::Rtorrent(settings) = &server.client {
-            warnings.extend(
-                of_rtorrent(settings, server, config).map(|(key, text)| format!("servers.{name}{key}: {text}")),
-            );
+            warnings.note_rtorrent(&format!("servers.{name}"), settings, server, config);
         }
     }
     for (name, broker) in &config.brokers {
-        warnings.extend(of_broker(broker).map(|(key, text)| format!("brokers.{name}{key}: {text}")));
+        warnings.note_broker(&format!("brokers.{name}"), broker);
     }
     for (name, webhook) in &config.webhooks {
-        warnings.extend(of_webhook(webhook).map(|(key, text)| format!("webhooks.{name}{key}: {text}")));
+        warnings.note_webhook(&format!("webhooks.{name}"), webhook);
     }
-    if let Some(listen) = config.http.listen.filter(|listen| !listen.ip().is_loopback()) {
-        warnings.push(format!(
-            "http.listen: {listen} is open to the network, where everybody who reaches it can read everything without a login"
-        ));
+    if let Some(listen) = config.http.listen {
+        let text = format!(
+            "{listen} is open to the network, and everybody who reaches it can read everything without a login"
+        );
+        warnings.note(!listen.ip().is_loopback(), "http", "listen", &text);
     }
-    warnings
+    warnings.0
 }
 
-/// A warning that applies if the condition holds: the key, if one is meant, and the text.
-type Warning = (&'static str, String);
+struct Warnings(Vec<String>);
 
-fn of_rtorrent(settings: &Settings, server: &Server, config: &Config) -> impl Iterator<Item = Warning> {
-    let Settings { endpoint, username, password, ca_pem, .. } = settings;
-    let is_http = matches!(endpoint, Endpoint::Http(_));
-    let is_clear = matches!(endpoint, Endpoint::Http(url) if url.scheme() == "http");
-    let is_far = !endpoint.host().is_none_or(is_local);
-    let hooks_listen = config.http.hooks_listen.ip();
-    let hooks_miss = server.hooks.as_ref().is_some_and(|hooks| hooks.address.is_none()) && hooks_listen.is_loopback();
-    applying([
-        (
-            endpoint.is_open_to_the_network(),
-            ".url",
-            "SCGI has no login, and everybody who reaches that port can run programs there; \
-             use a unix socket, or http(s) with a login"
-                .to_owned(),
-        ),
-        (
-            !is_http && (username.is_some() || ca_pem.is_some()),
-            "",
-            "username, password and ca_file apply to http(s) only and are not used".to_owned(),
-        ),
-        (
-            hooks_miss && is_far,
-            ".hooks",
-            format!(
-                "rTorrent runs on another machine and would notify its own {hooks_listen}; \
-                 write http.hooks_listen and hooks_address as it reaches them"
-            ),
-        ),
-        (
-            is_clear && is_far && password.is_some(),
-            ".url",
-            "the password crosses the network unencrypted; use https".to_owned(),
-        ),
-    ])
+impl Warnings {
+    fn note(&mut self, applies: bool, table: &str, key: &str, text: &str) {
+        if applies {
+            self.0.push(format!("{table}.{key}: {text}"));
+        }
+    }
+
+    fn note_rtorrent(&mut self, table: &str, settings: &Settings, server: &Server, config: &Config) {
+        let Settings { endpoint, username, password, ca_pem, .. } = settings;
+        let is_http = matches!(endpoint, Endpoint::Http(_));
+        let is_clear = matches!(endpoint, Endpoint::Http(url) if url.scheme() == "http");
+        let is_far = endpoint.host().is_some_and(|host| !is_local(host));
+        let text = "SCGI has no login, and everybody who reaches that port can run programs there; \
+                    use a unix socket, or http(s) with a login";
+        self.note(endpoint.is_open_to_the_network(), table, "url", text);
+        self.note(!is_http && username.is_some(), table, "username", "applies to http(s) only and is not used");
+        self.note(!is_http && ca_pem.is_some(), table, "ca_file", "applies to https only and is not used");
+        self.note(is_clear && is_far && password.is_some(), table, "url", &crosses("password", "https"));
+        let hooks_listen = config.http.hooks_listen.ip();
+        let lacks_address = server.hooks.as_ref().is_some_and(|hooks| hooks.address.is_none());
+        let text = format!(
+            "rTorrent runs on another machine and would notify its own {hooks_listen}; \
+             write http.hooks_listen and hooks_address as it reaches them"
+        );
+        self.note(lacks_address && hooks_listen.is_loopback() && is_far, table, "hooks", &text);
+    }
+
+    fn note_broker(&mut self, table: &str, broker: &Broker) {
+        match &broker.kind {
+            BrokerKind::Mqtt(mqtt) => {
+                let is_clear = !mqtt.url.transport.is_encrypted();
+                let is_far = !is_local(&mqtt.url.endpoint.host);
+                let text = crosses("password", "mqtts or wss");
+                self.note(is_clear && is_far && mqtt.password.is_some(), table, "url", &text);
+                let text = "applies to mqtts and wss only and is not used";
+                self.note(is_clear && mqtt.ca_pem.is_some(), table, "ca_file", text);
+                self.note(is_clear && mqtt.client_cert.is_some(), table, "cert_file", text);
+            }
+            BrokerKind::Nats(nats) => {
+                let secret = match nats.login {
+                    Login::User { .. } => Some("password"),
+                    Login::Token(_) => Some("token"),
+                    // A seed never crosses the network: it signs.
+                    Login::Nobody | Login::Nkey(_) | Login::Creds { .. } => None,
+                };
+                let is_exposed = nats.urls.iter().any(|url| !url.needs_tls && !is_local(&url.endpoint.host));
+                // Certificates without tls:// are no mistake: a NATS server may ask for TLS all the same.
+                self.note(is_exposed && secret.is_some(), table, "url", &crosses(secret.unwrap_or_default(), "tls"));
+            }
+        }
+    }
+
+    fn note_webhook(&mut self, table: &str, webhook: &Webhook) {
+        let settings = &webhook.settings;
+        let is_clear = !settings.address.is_encrypted();
+        let is_far = !settings.address.url().host_str().is_some_and(is_local);
+        let has_secrets = settings.login.is_some() || !settings.headers.is_empty();
+        self.note(is_clear && is_far && has_secrets, table, "url", &crosses("login", "https"));
+        self.note(is_clear && settings.ca_pem.is_some(), table, "ca_file", "applies to https only and is not used");
+    }
 }
 
-fn of_broker(broker: &Broker) -> impl Iterator<Item = Warning> {
-    let (is_clear, is_far, secret, encrypted) = match &broker.kind {
-        BrokerKind::Mqtt(mqtt) => (
-            !mqtt.url.transport.is_encrypted(),
-            !is_local(&mqtt.url.endpoint.host),
-            mqtt.password.is_some().then_some("password"),
-            "mqtts or wss",
-        ),
-        BrokerKind::Nats(nats) => (
-            nats.urls.iter().any(|url| !url.needs_tls),
-            nats.urls.iter().any(|url| !is_local(&url.endpoint.host)),
-            match nats.login {
-                Login::User { .. } => Some("password"),
-                Login::Token(_) => Some("token"),
-                // Neither ever crosses the network.
-                Login::Nobody | Login::Nkey(_) | Login::Creds { .. } => None,
-            },
-            "tls",
-        ),
-    };
-    // A NATS server may ask for TLS also where the URL does not.
-    let has_idle_certificates = match &broker.kind {
-        BrokerKind::Mqtt(mqtt) => is_clear && (mqtt.ca_pem.is_some() || mqtt.client_cert.is_some()),
-        BrokerKind::Nats(_) => false,
-    };
-    let secret_in_clear = secret.filter(|_| is_clear && is_far);
-    applying([
-        (
-            secret_in_clear.is_some(),
-            ".url",
-            format!("the {} crosses the network unencrypted; use {encrypted}", secret_in_clear.unwrap_or_default()),
-        ),
-        (has_idle_certificates, "", "certificates apply to mqtts and wss only and are not used".to_owned()),
-    ])
-}
-
-fn of_webhook(webhook: &Webhook) -> impl Iterator<Item = Warning> {
-    let settings = &webhook.settings;
-    let is_clear = !settings.address.is_encrypted();
-    let is_far = !settings.address.url().host_str().is_some_and(is_local);
-    let has_secrets = settings.login.is_some() || !settings.headers.is_empty();
-    applying([
-        (is_clear && is_far && has_secrets, ".url", "the login crosses the network unencrypted; use https".to_owned()),
-        (is_clear && settings.ca_pem.is_some(), "", "ca_file applies to https only and is not used".to_owned()),
-    ])
-}
-
-fn applying<const N: usize>(warnings: [(bool, &'static str, String); N]) -> impl Iterator<Item = Warning> {
-    warnings.into_iter().filter(|(applies, ..)| *applies).map(|(_, key, text)| (key, text))
+fn crosses(secret: &str, encrypted: &str) -> String {
+    format!("the {secret} crosses the network unencrypted; use {encrypted}")
 }
 
 /// Returns whether a host of a URL is this machine.

@@ -15,10 +15,10 @@ use super::{BuildError, Manager, Shared};
 use crate::clients::exec::{self, ExecClient};
 use crate::clients::rtorrent::RtorrentClient;
 use crate::clients::rtorrent::settings::{Endpoint, Settings};
-use crate::clients::settings::{DEFAULT_INTERVAL, DEFAULT_SWEEP, DEFAULT_TIMEOUT};
+use crate::clients::settings::DEFAULT_TIMEOUT;
 use crate::commands::{Admission, Caller, Queue, answer_for_removed_server};
 use crate::live_state::LiveState;
-use crate::model::{ServerName, SinkName};
+use crate::model::{PollSettings, ServerName, SinkName};
 use crate::port::{Clock, Store, StoreError, SystemClock, TorrentClient};
 use crate::servers::{Common, ServerParts, ServerSetup, load, unfinished_commands};
 use crate::store::{MemoryStore, Options};
@@ -109,7 +109,8 @@ impl Server {
     }
 
     fn of(client: Client) -> Self {
-        Self { client, interval: DEFAULT_INTERVAL, sweep: DEFAULT_SWEEP, timeout: DEFAULT_TIMEOUT, roots: Vec::new() }
+        let PollSettings { interval, full_interval: sweep } = PollSettings::DEFAULT;
+        Self { client, interval, sweep, timeout: DEFAULT_TIMEOUT, roots: Vec::new() }
     }
 
     /// Sets user and password for an rTorrent behind http(s); other clients have none.
@@ -197,9 +198,8 @@ impl Builder {
             let failed = |source| BuildError::Server { server: name.clone(), source };
             let client = connect(client, &name, timeout).map_err(failed)?;
             clients.insert(name.clone(), Arc::clone(&client));
-            let sweep = sweep.max(interval);
-            let setup =
-                ServerSetup { client, interval, full_interval: sweep, roots, publishes_files: false, is_history_lost };
+            let poll = PollSettings::new(interval, sweep);
+            let setup = ServerSetup { client, poll, roots, publishes_files: false, is_history_lost };
             let unfinished_of_server = unfinished.remove(&Some(name.clone())).unwrap_or_default();
             let failed = |error: reqwest::Error| BuildError::Server { server: name.clone(), source: error.into() };
             let parts = ServerParts::new(name.clone(), setup, unfinished_of_server, &common).map_err(failed)?;

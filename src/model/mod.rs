@@ -18,9 +18,9 @@ mod listing;
 mod metainfo;
 mod operation;
 mod outcome;
+mod policy;
 mod report;
 mod result_size;
-mod retain;
 mod server;
 mod snapshot;
 mod text;
@@ -43,9 +43,9 @@ pub use metainfo::{
 };
 pub use operation::{ActionFor, AddRequest, Operation, TorrentSource};
 pub use outcome::{DeletedFiles, Outcome, OutcomeStatus, Page, Part, RESULT_SCHEMA, RemainingFile, TorrentOutcome};
+pub use policy::{PollSettings, Retain};
 pub use report::{Check, Health, HooksHealth, Info, ReportLimits, ServerHealth, SinkHealth};
 pub use result_size::{in_parts, shorter, shortest};
-pub use retain::Retain;
 pub use server::{LastFinished, ServerStats, Stats};
 pub use snapshot::{
     ChangeSet, Committed, Completion, DiffState, JournalEntry, NewEvent, Run, ServerState, Snapshot, SnapshotTorrent,

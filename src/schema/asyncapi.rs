@@ -1,8 +1,7 @@
-//! The AsyncAPI 3 document: which messages are on which topics and subjects, and who sends them.
+//! The AsyncAPI 3 document: topics and subjects, their messages, and who sends them.
 //!
-//! It speaks for the bridge: what it *sends* is what others subscribe to. The table of channels below is the
-//! only place where topics are written a second time; `tests/schemas.rs` holds it against the routes that
-//! messages really take.
+//! Written from the bridge's side: others subscribe to what it *sends*. The table of channels is the only
+//! place that repeats topics; `tests/schemas.rs` compares it with the routes that messages take.
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
@@ -11,34 +10,41 @@ use serde_json::{Map, Value, json};
 use crate::commands;
 use crate::model::{Entity, Event, Files, Health, Info, Kind, Outcome, Stats, Torrent, Verb};
 
-/// A topic, with parameters in braces, and what is on it.
+/// A topic with parameters in braces, and its messages.
 struct Channel {
     key: &'static str,
     address: &'static str,
     title: &'static str,
-    is: Is,
+    direction: Direction,
 }
 
-enum Is {
-    /// One message, which the bridge sends.
+enum Direction {
+    /// One kind of message, which the bridge sends.
     Sent { message: &'static str, qos: u8, is_retained: bool },
-    /// Commands, whose results go to another channel.
-    Taken { verbs: fn(Verb) -> bool, result: &'static str },
+    /// Commands, whose results are sent on another channel.
+    Received { verbs: fn(Verb) -> bool, result: &'static str },
 }
 
 const CHANNELS: [Channel; 15] = [
-    sent("bridgeStatus", "{prefix}/bridge/{instance}/status", "Is the bridge there", "status", 1, true),
-    sent("bridgeInfo", "{prefix}/bridge/{instance}/info", "What the bridge is", "info", 1, true),
-    sent("bridgeHealth", "{prefix}/bridge/{instance}/health", "How it goes, every 30 seconds", "health", 0, false),
+    sent("bridgeStatus", "{prefix}/bridge/{instance}/status", "Whether the bridge runs", "status", 1, true),
+    sent("bridgeInfo", "{prefix}/bridge/{instance}/info", "Version and limits of the bridge", "info", 1, true),
+    sent(
+        "bridgeHealth",
+        "{prefix}/bridge/{instance}/health",
+        "Condition of servers and sinks, every 30 seconds",
+        "health",
+        0,
+        false,
+    ),
     sent("bridgeResult", "{prefix}/bridge/{instance}/result", "Results of commands to the bridge", "result", 1, false),
-    sent("serverStatus", "{prefix}/{server}/status", "Can the client be reached", "status", 1, true),
+    sent("serverStatus", "{prefix}/{server}/status", "Whether the client is reachable", "status", 1, true),
     sent("serverStats", "{prefix}/{server}/stats", "Statistics of a server", "stats", 1, true),
     sent("serverEvent", "{prefix}/{server}/event/{serverKind}", "Events of a server", "event", 1, false),
     sent("serverResult", "{prefix}/{server}/result", "Results of commands", "result", 1, false),
     sent(
         "torrentState",
         "{prefix}/{server}/torrent/{hash}/state",
-        "A torrent as it is now; retained as the broker's `retain` says, empty when it is gone",
+        "Current state of a torrent; retained according to the broker's `retain`, empty when it is gone",
         "torrent",
         1,
         true,
@@ -54,27 +60,27 @@ const CHANNELS: [Channel; 15] = [
     sent(
         "torrentUpdated",
         "{prefix}/{server}/torrent/{hash}/event/updated",
-        "What else changed of a torrent: latest wins",
+        "Other changes of a torrent; the latest wins",
         "event",
         0,
         false,
     ),
     sent("torrentFiles", "{prefix}/{server}/torrent/{hash}/files", "The files of a torrent", "files", 1, false),
-    taken(
+    received(
         "bridgeCommand",
         "{prefix}/bridge/{instance}/command/{bridgeVerb}",
         "Commands to the bridge",
         Verb::is_for_bridge,
         "bridgeResult",
     ),
-    taken(
+    received(
         "serverCommand",
         "{prefix}/{server}/command/{serverVerb}",
         "Commands to a server, or on many torrents",
         Verb::is_for_servers,
         "serverResult",
     ),
-    taken(
+    received(
         "torrentCommand",
         "{prefix}/{server}/torrent/{hash}/command/{torrentVerb}",
         "Commands on one torrent",
@@ -91,20 +97,20 @@ const fn sent(
     qos: u8,
     is_retained: bool,
 ) -> Channel {
-    Channel { key, address, title, is: Is::Sent { message, qos, is_retained } }
+    Channel { key, address, title, direction: Direction::Sent { message, qos, is_retained } }
 }
 
-const fn taken(
+const fn received(
     key: &'static str,
     address: &'static str,
     title: &'static str,
     verbs: fn(Verb) -> bool,
     result: &'static str,
 ) -> Channel {
-    Channel { key, address, title, is: Is::Taken { verbs, result } }
+    Channel { key, address, title, direction: Direction::Received { verbs, result } }
 }
 
-/// Of several bridges on one system one gets each request: the queue group that NATS has for micro services.
+/// Queue group of NATS micro services: of several bridges on one system one receives each request.
 const NATS_QUEUE: &str = "q";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -113,7 +119,7 @@ enum Protocol {
     Nats,
 }
 
-/// The document.
+/// Returns the document.
 pub fn document() -> Value {
     let (messages, schemas) = messages();
     let mut channels = Map::new();
@@ -128,7 +134,7 @@ pub fn document() -> Value {
         "reply".to_owned(),
         json!({
             "address": null,
-            "title": "Where the sender of a request on NATS listens for its result",
+            "title": "Reply subject of a request on NATS",
             "servers": [{"$ref": "#/servers/nats"}],
             "messages": {"result": {"$ref": "#/components/messages/result"}},
         }),
@@ -138,8 +144,8 @@ pub fn document() -> Value {
         "info": {
             "title": "dtorrent",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "A bridge between torrent clients and message brokers, as its brokers see it. What it \
-                sends may say more in a later version; what it takes may not say anything else.",
+            "description": "A bridge between torrent clients and message brokers, as its brokers see it. Messages \
+                that it sends may gain keys in a later version; commands may not contain unknown keys.",
             "license": {"name": "GPL-3.0-or-later", "url": "https://www.gnu.org/licenses/gpl-3.0.html"},
         },
         "defaultContentType": "application/json",
@@ -175,7 +181,7 @@ impl Protocol {
         }
     }
 
-    /// Both have the same channels, so the second needs names of its own.
+    /// Returns the key of a channel. Both protocols have the same channels, so the second needs names of its own.
     fn key(self, key: &str) -> String {
         match self {
             Self::Mqtt => key.to_owned(),
@@ -186,9 +192,9 @@ impl Protocol {
 
 impl Channel {
     fn messages(&self) -> Vec<&'static str> {
-        match &self.is {
-            Is::Sent { message, .. } => vec![message],
-            Is::Taken { verbs, .. } => {
+        match &self.direction {
+            Direction::Sent { message, .. } => vec![message],
+            Direction::Received { verbs, .. } => {
                 let chosen = Verb::ALL.iter().filter(|verb| verbs(**verb)).map(|verb| verb.as_str());
                 let is_bare = verbs(Verb::Add);
                 chosen.chain(["addLink", "addTorrentFile"].into_iter().filter(|_| is_bare)).collect()
@@ -219,9 +225,9 @@ impl Channel {
     }
 
     fn operation_key(&self, protocol: Protocol) -> String {
-        let action = match self.is {
-            Is::Sent { .. } => "send",
-            Is::Taken { .. } => "receive",
+        let action = match self.direction {
+            Direction::Sent { .. } => "send",
+            Direction::Received { .. } => "receive",
         };
         let (first, rest) = self.key.split_at(1);
         protocol.key(&format!("{action}{}{rest}", first.to_uppercase()))
@@ -240,13 +246,13 @@ impl Channel {
             "channel": {"$ref": format!("#/channels/{channel}")},
             "messages": refs,
         });
-        match (&self.is, protocol) {
-            (Is::Sent { qos, is_retained, .. }, Protocol::Mqtt) => {
+        match (&self.direction, protocol) {
+            (Direction::Sent { qos, is_retained, .. }, Protocol::Mqtt) => {
                 let binding = json!({"qos": qos, "retain": is_retained, "bindingVersion": "0.2.0"});
                 operation["bindings"] = json!({"mqtt": binding});
             }
-            (Is::Sent { .. }, Protocol::Nats) => {}
-            (Is::Taken { result, .. }, Protocol::Mqtt) => {
+            (Direction::Sent { .. }, Protocol::Nats) => {}
+            (Direction::Received { result, .. }, Protocol::Mqtt) => {
                 operation["action"] = "receive".into();
                 // Retained commands are refused.
                 operation["bindings"] = json!({"mqtt": {"qos": 1, "retain": false, "bindingVersion": "0.2.0"}});
@@ -255,7 +261,7 @@ impl Channel {
                     "messages": [{"$ref": format!("#/channels/{result}/messages/result")}],
                 });
             }
-            (Is::Taken { .. }, Protocol::Nats) => {
+            (Direction::Received { .. }, Protocol::Nats) => {
                 operation["action"] = "receive".into();
                 operation["bindings"] = json!({"nats": {"queue": NATS_QUEUE, "bindingVersion": "0.1.0"}});
                 operation["reply"] = json!({
@@ -269,7 +275,7 @@ impl Channel {
     }
 }
 
-/// The names in braces.
+/// Returns the names in braces.
 fn names_in(address: &str) -> impl Iterator<Item = &str> {
     address.split('{').skip(1).filter_map(|rest| rest.split('}').next())
 }
@@ -285,17 +291,17 @@ fn parameters() -> Value {
     json!({
         "prefix": {"description": "The broker's `prefix`, one or more levels.", "default": "dtorrent"},
         "instance": {"description": "The bridge's `instance`.", "default": "main"},
-        "server": {"description": "The name of a watched torrent client."},
-        "hash": {"description": "The info-hash of a torrent in lower-case hex; any case is read."},
-        "serverKind": {"description": "What happened.", "enum": kinds(Entity::Server)},
-        "torrentKind": {"description": "What happened.", "enum": kinds(Entity::Torrent)},
-        "bridgeVerb": {"description": "What to do.", "enum": verbs(Verb::is_for_bridge)},
-        "serverVerb": {"description": "What to do.", "enum": verbs(Verb::is_for_servers)},
-        "torrentVerb": {"description": "What to do.", "enum": verbs(Verb::is_for_torrents)},
+        "server": {"description": "Name of a monitored torrent client."},
+        "hash": {"description": "Info-hash of a torrent in lower-case hex; any case is accepted."},
+        "serverKind": {"description": "Kind of event.", "enum": kinds(Entity::Server)},
+        "torrentKind": {"description": "Kind of event.", "enum": kinds(Entity::Torrent)},
+        "bridgeVerb": {"description": "Verb.", "enum": verbs(Verb::is_for_bridge)},
+        "serverVerb": {"description": "Verb.", "enum": verbs(Verb::is_for_servers)},
+        "torrentVerb": {"description": "Verb.", "enum": verbs(Verb::is_for_torrents)},
     })
 }
 
-/// The messages, and the schemas that they refer to.
+/// Returns the messages, and the schemas that they refer to.
 ///
 /// AsyncAPI's own dialect is JSON Schema 7 with references from the root of the document.
 fn messages() -> (Map<String, Value>, Map<String, Value>) {
@@ -315,8 +321,8 @@ fn messages() -> (Map<String, Value>, Map<String, Value>) {
         ("torrent", "Torrent", of::<Torrent>(&mut out)),
         ("files", "Files of a torrent", of::<Files>(&mut out)),
         ("stats", "Statistics", of::<Stats>(&mut out)),
-        ("info", "What the bridge is", of::<Info>(&mut out)),
-        ("health", "How the bridge is", of::<Health>(&mut out)),
+        ("info", "Version and limits of the bridge", of::<Info>(&mut out)),
+        ("health", "Condition of the bridge", of::<Health>(&mut out)),
         ("result", "Result of a command", of::<Outcome>(&mut out)),
     ];
     for (name, title, payload) in sent {
@@ -325,9 +331,9 @@ fn messages() -> (Map<String, Value>, Map<String, Value>) {
     let id = json!({"location": "$message.payload#/id", "description": "The id of the command"});
     messages["result"]["correlationId"] = id.clone();
 
-    let mut taken = settings().for_deserialize().into_generator();
+    let mut received = settings().for_deserialize().into_generator();
     for verb in Verb::ALL {
-        let payload = commands::body_schema(*verb, &mut taken).to_value();
+        let payload = commands::body_schema(*verb, &mut received).to_value();
         let name = verb.as_str().to_owned();
         let title = format!("Command {name}; an empty body is an empty object");
         messages.insert(name, json!({"title": title, "payload": payload, "correlationId": id}));
@@ -342,7 +348,7 @@ fn messages() -> (Map<String, Value>, Map<String, Value>) {
     }
 
     let mut schemas = out.take_definitions(true);
-    schemas.extend(taken.take_definitions(true));
+    schemas.extend(received.take_definitions(true));
     (messages, schemas)
 }
 

@@ -1,9 +1,8 @@
-//! The shapes of all that goes over a wire, for those who read and write it: JSON Schemas, and an AsyncAPI
-//! document that says on which topic each of them is.
+//! JSON Schemas of all messages, and an AsyncAPI document that maps topics and subjects to messages.
 //!
-//! They are made from the types that are sent, so they cannot say something else; and the live tests hold
-//! every message that they hear against them. A schema of what we send is open: a later version may say more.
-//! One of what we take is closed, because a key that is not known is refused.
+//! Generated from the types that are sent, so they cannot differ from them; live tests validate every
+//! message that they receive. The schema of a message that the bridge sends is open, because a later
+//! version may add keys. The schema of a command is closed, because an unknown key is refused.
 //!
 //! Pure.
 
@@ -22,19 +21,28 @@ pub use asyncapi::document as asyncapi;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Body {
+    /// An event of a server or torrent.
     Event,
+    /// The result of a command.
     Result,
+    /// The state of a torrent.
     Torrent,
+    /// The files of a torrent.
     Files,
+    /// The statistics of a server.
     Stats,
+    /// Version and limits of the bridge.
     Info,
+    /// Condition of servers and sinks.
     Health,
 }
 
 impl Body {
+    /// All bodies.
     pub const ALL: [Self; 7] =
         [Self::Event, Self::Result, Self::Torrent, Self::Files, Self::Stats, Self::Info, Self::Health];
 
+    /// Returns the JSON Schema of this body.
     pub fn schema(self) -> Schema {
         match self {
             Self::Event => sent::<Event>(),
@@ -52,12 +60,12 @@ fn sent<T: JsonSchema>() -> Schema {
     SchemaSettings::draft2020_12().for_serialize().into_generator().into_root_schema_for::<T>()
 }
 
-/// The body of a command, as JSON.
+/// Returns the schema of the body of a command.
 pub fn command(verb: Verb) -> Schema {
     whole(|generator| commands::body_schema(verb, generator))
 }
 
-/// The bodies of all commands: any of them, each also by its name below `$defs`.
+/// Returns the schema of any command's body, with each one by its name below `$defs`.
 pub fn any_command() -> Schema {
     whole(|generator| {
         let names = Verb::ALL.iter().map(|verb| verb.as_str());
@@ -73,7 +81,7 @@ pub fn any_command() -> Schema {
     })
 }
 
-/// What `make` makes, with the definitions that it needs and the mark of its dialect.
+/// Completes the schema that `make` returns by the definitions that it refers to and its dialect.
 fn whole(make: impl FnOnce(&mut schemars::SchemaGenerator) -> Schema) -> Schema {
     let mut generator = SchemaSettings::draft2020_12().for_deserialize().into_generator();
     let mut schema = make(&mut generator);

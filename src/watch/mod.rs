@@ -27,7 +27,8 @@ use crate::diff::{Differ, Limits, PollTime};
 use crate::live_state::{LiveState, Named, ServerHandle};
 use crate::log_throttle::LogThrottle;
 use crate::model::{
-    Cause, ChangeSet, Changes, Covers, InfoHash, Kind, Listing, NewEvent, Seq, ServerName, Stats, Torrent, error_chain,
+    Cause, ChangeSet, Changes, Covers, InfoHash, Kind, Listing, NewEvent, PollSettings, Seq, ServerName, Stats,
+    Torrent, error_chain,
 };
 use crate::port::{ClientError, Clock, Scope, Store, StoreError, TorrentClient};
 
@@ -52,10 +53,8 @@ const STATS_INTERVAL: Duration = Duration::from_secs(5);
 pub struct Watcher {
     /// The server to watch.
     pub server: ServerName,
-    /// Time from one poll to the next.
-    pub interval: Duration,
-    /// Maximum time from one full poll to the next.
-    pub full_interval: Duration,
+    /// Pace of the polls.
+    pub poll: PollSettings,
     /// The client of the server.
     pub client: Arc<dyn TorrentClient>,
     /// The store that events and snapshot are committed to.
@@ -121,7 +120,7 @@ impl<'a> PollLoop<'a> {
             live,
             start: Instant::now(),
             differ: Differ::new(watcher.server.clone(), Limits::default()),
-            pace: Pace::new(watcher.interval, watcher.full_interval),
+            pace: Pace::new(watcher.poll),
             poll_failures: LogThrottle::default(),
             full_store: LogThrottle::default(),
             stats_published_at: None,

@@ -14,6 +14,8 @@
 
 use std::time::Duration;
 
+use crate::model::PollSettings;
+
 /// Reciprocal of each share of the client's time.
 const SHARE_DIVISOR: u32 = 20;
 /// Cost of a full poll that may be repeated at once; one of ten times that takes a tenth as much of the time. So
@@ -65,8 +67,8 @@ pub enum PollReason {
 }
 
 impl Pace {
-    /// The pace for polls at `interval` and full polls at `full_interval`.
-    pub fn new(interval: Duration, full_interval: Duration) -> Self {
+    /// Returns the pace of these settings.
+    pub fn new(PollSettings { interval, full_interval }: PollSettings) -> Self {
         let debt = Duration::ZERO;
         Self {
             interval,
@@ -144,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_quick_client_is_polled_as_often_as_configured_and_fully_in_time() {
-        let mut pace = Pace::new(ms(1000), ms(30_000));
+        let mut pace = Pace::new(PollSettings::new(ms(1000), ms(30_000)));
         let full_polls = std::cell::Cell::new(0);
         let (polls, _) = run(
             &mut pace,
@@ -162,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_client_with_few_torrents_is_polled_fully_at_each_interval() {
-        let mut pace = Pace::new(ms(1000), ms(30_000));
+        let mut pace = Pace::new(PollSettings::new(ms(1000), ms(30_000)));
         pace.polled(PollReason::Unlimited, true, ms(2), ms(1000));
         assert!(pace.is_full_due(ms(2000)));
         pace.polled(PollReason::FullDue, true, ms(40), ms(2000));
@@ -178,7 +180,7 @@ mod tests {
             ("slow in full polls", ms(5), ms(8000), false),
             ("nothing but full polls", ms(700), ms(700), true),
         ] {
-            let mut pace = Pace::new(ms(1000), ms(30_000));
+            let mut pace = Pace::new(PollSettings::new(ms(1000), ms(30_000)));
             let took = |reason| {
                 let is_full = is_always_full || reason == PollReason::FullDue;
                 (is_full, if is_full { full } else { quick })
@@ -191,7 +193,7 @@ mod tests {
 
     #[test]
     fn the_next_full_poll_is_in_time_however_much_was_overdrawn() {
-        let mut pace = Pace::new(ms(1000), ms(30_000));
+        let mut pace = Pace::new(PollSettings::new(ms(1000), ms(30_000)));
         let mut at = Duration::ZERO;
         // A command waits, or hooks notify: polls come without a pause for an hour.
         while at < ms(3_600_000) {
@@ -207,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_single_slow_answer_does_not_change_the_pace() {
-        let mut pace = Pace::new(ms(1000), ms(30_000));
+        let mut pace = Pace::new(PollSettings::new(ms(1000), ms(30_000)));
         for second in 1..=3 {
             pace.polled(PollReason::FullDue, true, ms(20), ms(second * 1000));
             pace.polled(PollReason::Changes, false, ms(1), ms(second * 1000 + 500));
@@ -224,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_few_slow_polls_in_a_row_do_not_change_the_pace() {
-        let mut pace = Pace::new(ms(1000), ms(30_000));
+        let mut pace = Pace::new(PollSettings::new(ms(1000), ms(30_000)));
         for second in 1..=5 {
             let pause = pace.polled(PollReason::Changes, true, ms(400), ms(second * 1000));
             assert_eq!(pause, ms(600), "after {second}");
@@ -233,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_client_that_does_not_answer_is_polled_at_the_interval() {
-        let mut pace = Pace::new(ms(1000), ms(30_000));
+        let mut pace = Pace::new(PollSettings::new(ms(1000), ms(30_000)));
         for try_number in 1..=5 {
             assert_eq!(pace.polled(PollReason::Unlimited, false, ms(10_000), ms(try_number * 10_000)), Duration::ZERO);
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dtorrent::live_state::{LiveServer, LiveState, PollReport};
-use dtorrent::model::{Health, Info, Kind, ReportLimits, ServerName, ServerStats, SinkName, Timestamp};
+use dtorrent::model::{Health, Info, Kind, PollSettings, ReportLimits, ServerName, ServerStats, SinkName, Timestamp};
 use dtorrent::outbox::retention::Retain;
 use dtorrent::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter};
 use dtorrent::port::{Clock, Store, SystemClock};
@@ -320,8 +320,7 @@ impl Imagined {
         };
         let watcher = Watcher {
             server,
-            interval: Duration::from_millis(250),
-            full_interval: Duration::from_secs(30),
+            poll: PollSettings::new(Duration::from_millis(250), Duration::from_secs(30)),
             client: Arc::new(client.clone()),
             store,
             live,

@@ -11,7 +11,7 @@ use dtorrent::commands::{
 };
 use dtorrent::live_state::{LiveServer, LiveState, PollReport};
 use dtorrent::log_throttle::retry_while_full;
-use dtorrent::model::{Kind, Seq, ServerName, ServerState, ServerStats};
+use dtorrent::model::{Kind, PollSettings, Seq, ServerName, ServerState, ServerStats};
 use dtorrent::outbox::retention::Retain;
 use dtorrent::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
 use dtorrent::port::{Clock, CommandLog as _, Journal as _, Store, StoreError, TorrentClient};
@@ -129,8 +129,7 @@ impl Bridge {
             let files = Arc::new(FilePublisher::new(true));
             let watcher = Watcher {
                 server: server.clone(),
-                interval,
-                full_interval: sweep,
+                poll: PollSettings::new(interval, sweep),
                 client: client.clone(),
                 store: dyn_store.clone(),
                 live: live.clone(),

@@ -94,8 +94,9 @@ impl Session {
         for (name, server) in self.config.servers.iter().filter(|(name, _)| servers.contains(name)) {
             let client =
                 app::client(&server.client).with_context(|| format!("set up server {name}")).map_err(failed)?;
-            let watched = Server::from(Arc::clone(&client)).interval(server.interval.min(INTERVAL_MAX));
-            builder = builder.server(name.as_str(), watched.sweep(server.sweep).roots(server.roots.clone()));
+            let watched = Server::from(Arc::clone(&client)).interval(server.poll.interval.min(INTERVAL_MAX));
+            builder =
+                builder.server(name.as_str(), watched.sweep(server.poll.full_interval).roots(server.roots.clone()));
         }
         builder.build().await.map_err(|error| failed(error.into()))
     }

@@ -1,8 +1,8 @@
-//! How to reach an rTorrent, and which columns to read besides our own.
+//! Settings of one rTorrent: its address, further columns, and the methods that `rpc` may call.
 //!
-//! Everything a user writes is parsed here once. An [`Endpoint`] holds no credentials, so that it
-//! may be shown anywhere; an [`ExtraColumn`] is one of a fixed list of readers, so that it can
-//! never make rTorrent do something: rTorrent would *execute* whatever stands in a column.
+//! Texts of a user are parsed here, once. An [`Endpoint`] contains no credentials and may be shown
+//! anywhere. An [`ExtraColumn`] is one of a fixed list of getters, because rTorrent *executes* whatever
+//! command stands in a column.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -75,28 +75,35 @@ pub enum Endpoint {
 
 const FORMS: &str = "write `unix:///path/to/rpc.sock`, `scgi://host:5000` or `http://host/RPC2`";
 
+/// Reason why a text is not an [`Endpoint`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidEndpoint {
-    #[error("this is no address; {FORMS}")]
+    /// Not a URL at all.
+    #[error("is not a URL; {FORMS}")]
     NotAnAddress,
-    #[error("`{0}` is no way to reach rTorrent; {FORMS}")]
+    /// A scheme other than unix, scgi, http and https.
+    #[error("unknown scheme `{0}`; {FORMS}")]
     Scheme(String),
+    /// A unix socket with a host, or with a relative path.
     #[error("a unix socket needs an absolute path and no host, with three slashes: `unix:///path/to/rpc.sock`")]
     UnixPath,
+    /// SCGI without a port, or with more than a host and a port.
     #[error("SCGI needs a host and a port and nothing else: `scgi://host:5000`")]
     Scgi,
-    #[error("take user and password out of the address: they belong into `username` and `password_file`")]
+    /// A user or password in the URL, which would be shown.
+    #[error("the URL contains a user name or password; move them to `username` and `password_file`")]
     Credentials,
+    /// HTTP without a host, or with a fragment.
     #[error("an http address has a host, a path (mostly `/RPC2`) and no `#`: `http://host/RPC2`")]
     Http,
 }
 
 impl Endpoint {
-    /// Reads `unix:///path`, `scgi://host:port` or `http(s)://host[:port]/path`.
+    /// Parses `unix:///path`, `scgi://host:port` or `http(s)://host[:port]/path`.
     ///
     /// # Errors
-    /// Say what would be right, and never repeat the text: it may hold a password.
+    /// The text is not such an address. Errors never repeat it: it may contain a password.
     pub fn parse(text: &str) -> Result<Self, InvalidEndpoint> {
         if let Some(path) = text.strip_prefix("unix://") {
             let is_path = path.starts_with('/') && path.len() > 1 && !path.contains('\0');
@@ -170,23 +177,27 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// One more column of a listing: a reader of one field, or `d.custom=KEY`.
+/// A further column of a listing: a getter of one field, or `d.custom=KEY`.
 ///
-/// Made by [`ExtraColumn::parse`] alone, so its text is safe to send.
+/// Created by [`ExtraColumn::parse`] alone, so its text is safe to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExtraColumn {
     method: &'static str,
-    /// For `d.custom`.
+    /// Key of `d.custom`.
     key: Option<String>,
 }
 
+/// Reason why a text is not an [`ExtraColumn`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidColumn {
+    /// A `d.custom` without a key, or with other characters in it.
     #[error("the key of `d.custom=` has the letters A-Z a-z 0-9 _ . - and at least one: `d.custom=my-tag`")]
     Key,
+    /// An argument to a getter that takes none.
     #[error("only one value can be read, without an argument: write it like `d.throttle_name=`")]
     Argument,
+    /// A command that is not one of the getters.
     #[error(
         "`{0}` is not among the values that can be read (like `d.throttle_name=`, `d.ratio=`, `d.custom2=` or `d.custom=my-tag`); \
          commands and expensive ones are left out on purpose"
@@ -194,9 +205,9 @@ pub enum InvalidColumn {
     NotAReader(String),
 }
 
-/// What can be read of a torrent at the cost of a field. Everything else is refused: an action
-/// (`d.erase`), a setter, what faults on some torrents and with them fails the listing
-/// (`d.custom.items`), and what is expensive (`d.bitfield`, `d.chunks_seen`, `d.free_diskspace`).
+/// Getters that cost no more than a field. Everything else is refused: actions (`d.erase`), setters,
+/// getters that fail on some torrents and with them the whole listing (`d.custom.items`), and
+/// expensive ones (`d.bitfield`, `d.chunks_seen`, `d.free_diskspace`).
 const READERS: &[&str] = &[
     "d.accepting_seeders",
     "d.base_filename",
@@ -284,7 +295,10 @@ const READERS: &[&str] = &[
 ];
 
 impl ExtraColumn {
-    /// Reads `d.throttle_name=` or `d.custom=tag`; the `=` of a bare name may be left out.
+    /// Parses `d.throttle_name=` or `d.custom=tag`; the `=` of a bare name may be left out.
+    ///
+    /// # Errors
+    /// The text names no getter, or has an argument that it does not take.
     pub fn parse(text: &str) -> Result<Self, InvalidColumn> {
         let (name, argument) = text.split_once('=').unwrap_or((text, ""));
         if name == "d.custom" {
@@ -302,12 +316,12 @@ impl ExtraColumn {
         if argument.is_empty() { Ok(Self { method, key: None }) } else { Err(InvalidColumn::Argument) }
     }
 
-    /// The name of the command behind it, to be looked for in what the server knows.
+    /// Returns the name of the command, which not every version of rTorrent has.
     pub(super) fn method(&self) -> &'static str {
         self.method
     }
 
-    /// The argument of that command besides the torrent.
+    /// Returns the argument of the command after the torrent.
     pub(super) fn key(&self) -> Option<&str> {
         self.key.as_deref()
     }
@@ -319,25 +333,30 @@ impl fmt::Display for ExtraColumn {
     }
 }
 
-/// A method that somebody on a broker may call, because the config says so.
+/// A method that the command `rpc` may call, because the config allows it.
 ///
-/// Made by [`AllowedMethod::parse`] alone, which refuses what no config should give away: whatever runs a
-/// program or takes a command for an argument, reads or writes files, changes where rTorrent listens, or
-/// can crash an old version in a careless hand. For most of these there is a command that takes care.
+/// Created by [`AllowedMethod::parse`] alone, which refuses what no config should allow: methods that run
+/// programs, take commands as arguments, read or write files, change where rTorrent listens, or can crash
+/// old versions. Most of these have a command of ours that does the same safely.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllowedMethod(String);
 
+/// Reason why a text is not an [`AllowedMethod`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidMethod {
-    #[error("`{0}` is no name of a method: letters, digits, `_` and at least one dot, as `system.client_version`")]
+    /// Other characters than a name has, or no dot.
+    #[error(
+        "`{0}` is not a method name; write letters, digits, `_` and at least one dot, as in `system.client_version`"
+    )]
     NotAName(String),
-    #[error("`{0}` is not to be called from a broker; there are commands for what is safe of that")]
+    /// A method that no config should allow.
+    #[error("`{0}` may not be called from a broker; use the commands for what is safe of it")]
     Dangerous(String),
 }
 
-/// What begins like this reads and sets numbers and texts, but for the exceptions below.
-const RPC_ROOMS: &[&str] = &[
+/// Starts of methods that read and set numbers and texts, except for those below.
+const RPC_PREFIXES: &[&str] = &[
     "d.",
     "dht.",
     "f.",
@@ -353,7 +372,7 @@ const RPC_ROOMS: &[&str] = &[
     "view.",
 ];
 
-/// Takes commands for arguments, touches files or who may connect, deletes, or needs the care of a verb.
+/// Starts of methods that take commands as arguments, change files or who may connect, delete, or need the care of a verb.
 const RPC_DANGEROUS: &[&str] = &[
     "d.add_to_hash_table",
     "d.check_hash",
@@ -407,8 +426,10 @@ const RPC_DANGEROUS: &[&str] = &[
 ];
 
 impl AllowedMethod {
+    /// Parses the full name of a method.
+    ///
     /// # Errors
-    /// It is no name, or dangerous.
+    /// The text is not a name, or names a method that no config should allow.
     pub fn parse(text: &str) -> Result<Self, InvalidMethod> {
         let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
         if text.len() > 100 || !text.contains('.') || !text.chars().all(is_name) {
@@ -419,13 +440,14 @@ impl AllowedMethod {
             || ["d.state_changed", "d.state_counter", "system.cwd", "d.is_open", "system.file.allocate"]
                 .contains(&text);
         let is_dangerous = RPC_DANGEROUS.iter().any(|bad| text.starts_with(bad)) || text.contains("multicall");
-        let is_in_a_room = RPC_ROOMS.iter().any(|room| text.starts_with(room));
-        if !is_in_a_room || (is_dangerous && !is_harmless_reader) {
+        let is_known = RPC_PREFIXES.iter().any(|prefix| text.starts_with(prefix));
+        if !is_known || (is_dangerous && !is_harmless_reader) {
             return Err(InvalidMethod::Dangerous(text.to_owned()));
         }
         Ok(Self(text.to_owned()))
     }
 
+    /// Returns the name of the method.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -436,7 +458,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_no_config_should_give_away_is_refused() {
+    fn methods_that_no_config_should_allow_are_refused() {
         for good in [
             "system.client_version",
             "throttle.global_down.max_rate.set",

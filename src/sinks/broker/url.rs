@@ -1,4 +1,4 @@
-//! Where a broker listens: the part that its URL has in common with every other URL.
+//! Host and port of a broker's URL, which the URLs of all brokers have in common.
 
 use std::fmt;
 
@@ -7,30 +7,37 @@ use url::Url;
 /// A host and a port, shown as they stand in a URL.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
-    /// A name or an address; one of IPv6 without brackets.
+    /// A name in lower case or an address; one of IPv6 without brackets.
     pub host: String,
+    /// The port in the URL, or else the default of the protocol.
     pub port: u16,
 }
 
+/// Reason why a URL names no usable host and port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidEndpoint {
+    /// No host.
     #[error("the URL names no host: write it as scheme://host:port")]
     NoHost,
+    /// A host with other characters than names and addresses have.
     #[error("the host in the URL is not a plain name or address: letters, digits, `.`, `-` and `_`, or [IPv6]")]
     Host,
+    /// A port out of range.
     #[error("the port in the URL is not a number from 1 to 65535")]
     Port,
+    /// A login in the URL, which would be shown.
     #[error("the URL contains a user name, password or token: move them to `username` and `password_file`")]
     Credentials,
+    /// Any other fault of syntax.
     #[error("the URL cannot be read: write it as scheme://host:port")]
     Unreadable,
 }
 
-/// Takes a URL apart as far as all have the same parts; its scheme, path and query are left to the caller.
+/// Parses a URL and checks host, port and login; scheme, path and query are left to the caller.
 ///
 /// # Errors
-/// None of them repeats anything of `text`, which may hold a password.
+/// Host or port are missing or wrong, or there is a login. Errors never repeat `text`: it may contain a password.
 pub fn parse(text: &str, default_port: u16) -> Result<(Endpoint, Url), InvalidEndpoint> {
     let url = Url::parse(text).map_err(|error| match error {
         url::ParseError::EmptyHost => InvalidEndpoint::NoHost,

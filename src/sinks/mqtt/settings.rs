@@ -1,10 +1,9 @@
-//! What a user says about one MQTT broker, parsed and checked.
+//! Settings of one MQTT broker.
 //!
-//! Whoever holds a [`Settings`] holds values that may go into a topic or onto the network as they
-//! are. Every parser says what is wrong and what would be right, and never repeats a text that may
-//! hold a password.
+//! Every value may go into a topic or onto the network as it is. Errors state what is wrong and what
+//! would be right, and never repeat a text that may contain a password.
 //!
-//! Pure: reading files and the network are left to others.
+//! Pure: files and network are left to others.
 
 use std::fmt;
 
@@ -17,35 +16,44 @@ use crate::sinks::broker::url::{self as broker_url, Endpoint, InvalidEndpoint};
 pub use crate::sinks::home_assistant::{HomeAssistant, Limits};
 pub use crate::sinks::tls::ClientCert;
 
-/// One broker, and what it gets.
+/// Settings of one broker.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Name of the sink.
     pub name: SinkName,
-    /// A name like a server's: a level of the bridge's own topics, part of its client ids.
+    /// Name of the bridge, which follows the rules of a server's name: a level of its own topics, part of its client ids.
     pub instance: String,
+    /// Address of the broker.
     pub url: BrokerUrl,
+    /// User to log in as.
     pub username: Option<String>,
+    /// Password to log in with.
     pub password: Option<SecretString>,
-    /// Instead of the certificate authorities that the machine trusts.
+    /// Certificate authorities to trust, as PEM, in place of the system's.
     pub ca_pem: Option<Vec<u8>>,
+    /// Certificate of the bridge.
     pub client_cert: Option<ClientCert>,
+    /// Version of MQTT.
     pub version: Version,
+    /// First levels of every topic.
     pub prefix: Prefix,
-    /// The servers whose events go here and whose commands are taken from here.
+    /// Servers whose events are published here and whose commands are accepted from here.
     pub servers: Vec<ServerName>,
     /// Which torrents' states the broker retains.
     pub retain: Retain,
-    /// `None`: Home Assistant gets nothing of its own.
+    /// `None`: nothing is published for Home Assistant.
     pub home_assistant: Option<HomeAssistant>,
 }
 
-/// Which MQTT to speak.
+/// Version of MQTT to speak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Version {
-    /// 5, and 3.1.1 if the broker does not know it.
+    /// 5, and 3.1.1 if the broker refuses it.
     #[default]
     Auto,
+    /// 5 only.
     V5,
+    /// 3.1.1 only.
     V311,
 }
 
@@ -54,16 +62,21 @@ impl Version {
     pub const NAMES: [(&str, Self); 3] = [("auto", Self::Auto), ("5", Self::V5), ("3.1.1", Self::V311)];
 }
 
-/// How the bytes travel.
+/// Transport of the MQTT connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {
+    /// `mqtt://`
     Tcp,
+    /// `mqtts://`
     Tls,
+    /// `ws://`
     WebSocket,
+    /// `wss://`
     SecureWebSocket,
 }
 
 impl Transport {
+    /// Returns whether TLS is spoken.
     pub fn is_encrypted(self) -> bool {
         matches!(self, Self::Tls | Self::SecureWebSocket)
     }
@@ -87,34 +100,42 @@ impl Transport {
     }
 }
 
-/// Where a broker is. Holds no user name and no password, so it may be shown.
+/// Address of a broker. Contains no user name and no password, so it may be shown.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct BrokerUrl {
+    /// Transport that the scheme names.
     pub transport: Transport,
+    /// Host and port.
     pub endpoint: Endpoint,
-    /// Of a WebSocket only; begins with `/`.
+    /// Path of a WebSocket, which begins with `/`; other transports have none.
     pub path: Option<String>,
 }
 
+/// Reason why a text is not a [`BrokerUrl`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidBrokerUrl {
-    #[error(
-        "the broker's URL has no scheme that is known here: write mqtt://host, mqtts://host, ws://host/path or wss://host/path"
-    )]
+    /// No scheme, or one that names no transport.
+    #[error("unknown scheme; write mqtt://host, mqtts://host, ws://host/path or wss://host/path")]
     Scheme,
+    /// A fault of host, port or login.
     #[error(transparent)]
     Endpoint(#[from] InvalidEndpoint),
+    /// A path without a WebSocket.
     #[error("the broker's URL has a path, which only ws:// and wss:// know: remove what follows the port")]
     Path,
+    /// A query or fragment.
     #[error("the broker's URL has a `?` or `#` part, which MQTT does not know: remove it")]
     Query,
 }
 
 impl BrokerUrl {
-    /// Reads `mqtt://host[:1883]`, `mqtts://host[:8883]`, `ws://host[:80][/path]` or `wss://host[:443][/path]`.
+    /// Parses `mqtt://host[:1883]`, `mqtts://host[:8883]`, `ws://host[:80][/path]` or `wss://host[:443][/path]`.
     ///
-    /// Where a WebSocket has no path it is `/mqtt`, as most brokers expect.
+    /// A WebSocket without a path gets `/mqtt`, which most brokers expect.
+    ///
+    /// # Errors
+    /// The text is not such a URL. Errors never repeat it.
     pub fn parse(text: &str) -> Result<Self, InvalidBrokerUrl> {
         let transport = match text.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).as_deref() {
             Some("mqtt" | "tcp") => Transport::Tcp,
@@ -160,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_broker_url_shows_every_default_and_reads_back() {
+    fn a_broker_url_shows_every_default_and_parses_back() {
         for (text, shown) in [
             ("mqtt://localhost", "mqtt://localhost:1883"),
             ("mqtt://localhost:1884/", "mqtt://localhost:1884"),
@@ -180,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_broker_url_is_told_what_would_be_right() {
+    fn an_invalid_broker_url_is_refused_with_its_reason() {
         use {InvalidBrokerUrl as Wrong, InvalidEndpoint as At};
         for (text, expected) in [
             ("", Wrong::Scheme),
@@ -207,7 +228,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_broker_url_that_is_taken_reads_back_and_no_error_tells_a_secret(rest in "[ -~]{0,40}", scheme in "mqtts?|wss?") {
+        fn every_accepted_broker_url_parses_back_and_no_error_shows_a_secret(rest in "[ -~]{0,40}", scheme in "mqtts?|wss?") {
             if let Ok(url) = BrokerUrl::parse(&format!("{scheme}://{rest}")) {
                 proptest::prop_assert_eq!(BrokerUrl::parse(&url.to_string()), Ok(url));
             }

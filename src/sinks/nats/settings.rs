@@ -1,10 +1,9 @@
-//! What a user says about one NATS system, parsed and checked.
+//! Settings of one NATS system.
 //!
-//! Whoever holds a [`Settings`] holds values that may go into a subject or onto the network as they
-//! are. Every parser says what is wrong and what would be right, and never repeats a text that may
-//! hold a secret.
+//! Every value may go into a subject or onto the network as it is. Errors state what is wrong and what
+//! would be right, and never repeat a text that may contain a secret.
 //!
-//! Pure: reading files and the network are left to others.
+//! Pure: files and network are left to others.
 
 use std::fmt;
 
@@ -16,73 +15,91 @@ pub use crate::sinks::broker::prefix::Prefix;
 use crate::sinks::broker::url::{self as broker_url, Endpoint, InvalidEndpoint};
 pub use crate::sinks::tls::ClientCert;
 
-/// One NATS system, and what it gets.
+/// Settings of one NATS system.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Name of the sink.
     pub name: SinkName,
-    /// Checked as a server's name is, and not [`RESERVED_INSTANCE`].
+    /// Name of the bridge, which follows the rules of a server's name and is not [`RESERVED_INSTANCE`].
     pub instance: String,
-    /// At least one; any of them will do.
+    /// Servers of the system, at least one; any of them serves.
     pub urls: Vec<ServerUrl>,
+    /// Login.
     pub login: Login,
-    /// Instead of the certificate authorities that the machine trusts.
+    /// Certificate authorities to trust, as PEM, in place of the system's.
     pub ca_pem: Option<Vec<u8>>,
+    /// Certificate of the bridge.
     pub client_cert: Option<ClientCert>,
+    /// First tokens of every subject.
     pub prefix: Prefix,
-    /// The servers whose events go here and whose commands are taken from here.
+    /// Servers whose events are published here and whose commands are accepted from here.
     pub servers: Vec<ServerName>,
-    /// `false`: nothing is stored by the NATS servers.
+    /// `false`: the NATS servers store nothing.
     pub jetstream: bool,
-    /// Of the stream and the bucket, where they have to be made.
+    /// Copies of stream and bucket, where they have to be created.
     pub replicas: u8,
-    /// `false`: the service is there, but has no endpoints.
+    /// `false`: the service is announced, but has no endpoints.
     pub takes_commands: bool,
 }
 
-/// With this name of a bridge its own subjects would look like those of events.
+/// Name that a bridge may not have: its own subjects would look like those of events.
 pub const RESERVED_INSTANCE: &str = "event";
 
-/// As who we come.
+/// Login of the bridge.
 #[derive(Clone, Debug, Default)]
 pub enum Login {
+    /// No login.
     #[default]
     Nobody,
+    /// A token.
     Token(SecretString),
+    /// A user with a password.
     User {
+        /// Name of the user.
         name: String,
+        /// Empty if none is configured.
         password: SecretString,
     },
-    /// The seed of a user's key.
+    /// The seed of a user's key. Never sent: it signs the server's nonce.
     Nkey(SecretString),
-    /// What a credentials file holds: who we are, and the seed of the key that proves it.
+    /// The content of a credentials file.
     Creds {
+        /// The user's token, sent to the server.
         jwt: SecretString,
+        /// The seed of the user's key, which signs the server's nonce.
         seed: SecretString,
     },
 }
 
+/// Reason why a file is not a login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidLogin {
-    #[error("there is no seed of a user's key in it: it is one line that begins with SU")]
+    /// No seed of a user's key; that of an account is none.
+    #[error("contains no seed of a user's key: it is one line that begins with SU")]
     Seed,
+    /// Not both parts of a credentials file.
     #[error(
-        "it is no credentials file: name one as `nsc` writes it, with -----BEGIN NATS USER JWT----- and -----BEGIN USER NKEY SEED-----"
+        "is not a credentials file: name one as `nsc` writes it, with -----BEGIN NATS USER JWT----- and -----BEGIN USER NKEY SEED-----"
     )]
     Creds,
 }
 
 impl Login {
+    /// Parses a file with the seed of a user's key.
+    ///
     /// # Errors
-    /// The text holds no seed of a user's key.
+    /// The text contains no seed of a user's key.
     pub fn parse_nkey(text: &str) -> Result<Self, InvalidLogin> {
         let seed = text.lines().map(str::trim).find(|line| line.starts_with("SU")).ok_or(InvalidLogin::Seed)?;
         check_seed(seed)?;
         Ok(Self::Nkey(seed.into()))
     }
 
+    /// Parses a credentials file.
+    ///
     /// # Errors
-    /// The text is no credentials file.
+    /// The text is not a credentials file.
     pub fn parse_creds(text: &str) -> Result<Self, InvalidLogin> {
         let block = |name: &str| {
             let mut lines = text.lines().map(str::trim);
@@ -94,7 +111,7 @@ impl Login {
         Ok(Self::Creds { jwt: jwt.into(), seed: seed.into() })
     }
 
-    /// What the server is shown when it says `nonce`.
+    /// Returns the answer to a server that sent this nonce.
     pub(super) fn answer(&self, nonce: &[u8]) -> Result<async_nats::Auth, nkeys::error::Error> {
         let mut auth = async_nats::Auth::new();
         match self {
@@ -123,29 +140,37 @@ fn check_seed(seed: &str) -> Result<(), InvalidLogin> {
     if matches!(pair.key_pair_type(), KeyPairType::User) { Ok(()) } else { Err(InvalidLogin::Seed) }
 }
 
-/// Where a NATS server is. Holds no user name and no password, so it may be shown.
+/// Address of a NATS server. Contains no user name and no password, so it may be shown.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ServerUrl {
-    /// Not without TLS. With `nats://` there is TLS too, if the server wants it.
+    /// Whether TLS is required. With `nats://` TLS is spoken too if the server asks for it.
     pub needs_tls: bool,
+    /// Host and port.
     pub endpoint: Endpoint,
 }
 
+/// Reason why a text is not a [`ServerUrl`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidServerUrl {
-    #[error("the URL has no scheme that is known here: write nats://host or tls://host")]
+    /// No scheme, or one other than nats and tls.
+    #[error("unknown scheme; write nats://host or tls://host")]
     Scheme,
+    /// A fault of host, port or login.
     #[error(transparent)]
     Endpoint(#[from] InvalidEndpoint),
-    #[error("the URL has something behind the port, which NATS does not know: remove it")]
+    /// A path, query or fragment.
+    #[error("the URL continues after the port, which NATS does not allow; remove that part")]
     Path,
 }
 
 const PORT: u16 = 4222;
 
 impl ServerUrl {
-    /// Reads `nats://host[:4222]` or `tls://host[:4222]`.
+    /// Parses `nats://host[:4222]` or `tls://host[:4222]`.
+    ///
+    /// # Errors
+    /// The text is not such a URL. Errors never repeat it.
     pub fn parse(text: &str) -> Result<Self, InvalidServerUrl> {
         let needs_tls = match text.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).as_deref() {
             Some("nats") => false,
@@ -159,7 +184,7 @@ impl ServerUrl {
         Ok(Self { needs_tls, endpoint })
     }
 
-    /// Another server of the same system, as one of them names it: `host:port`.
+    /// Returns another server of the same system, which one of them names as `host:port`.
     pub(super) fn sibling(&self, address: &str) -> Result<Self, InvalidServerUrl> {
         let scheme = if self.needs_tls { "tls" } else { "nats" };
         Self::parse(&format!("{scheme}://{address}"))
@@ -184,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_shows_its_port_and_reads_back() {
+    fn a_url_shows_its_port_and_parses_back() {
         for (text, shown) in [
             ("nats://localhost", "nats://localhost:4222"),
             ("NATS://Bus.Example:4333/", "nats://bus.example:4333"),
@@ -200,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_url_is_told_what_would_be_right() {
+    fn an_invalid_url_is_refused_with_its_reason() {
         use {InvalidEndpoint as At, InvalidServerUrl as Wrong};
         for (text, expected) in [
             ("", Wrong::Scheme),
@@ -221,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_and_a_credentials_file_are_read_and_never_shown() {
+    fn a_seed_and_a_credentials_file_are_parsed_and_never_shown() {
         let seed = KeyPair::new_user().seed().unwrap();
         let nkey = Login::parse_nkey(&format!("# mine\n{seed}\n")).unwrap();
         let creds = format!(
@@ -244,13 +269,13 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_url_that_is_taken_reads_back_and_no_error_tells_a_secret(rest in "[ -~]{0,40}", scheme in "nats|tls") {
+        fn every_accepted_url_parses_back_and_no_error_shows_a_secret(rest in "[ -~]{0,40}", scheme in "nats|tls") {
             if let Ok(url) = ServerUrl::parse(&format!("{scheme}://{rest}")) {
                 proptest::prop_assert_eq!(ServerUrl::parse(&url.to_string()), Ok(url));
             }
             if let Err(error) = ServerUrl::parse(&format!("{scheme}://user:hunter2@{rest}")) {
-                let told = format!("{error} {error:?}");
-                proptest::prop_assert!(!told.contains("hunter2"));
+                let shown = format!("{error} {error:?}");
+                proptest::prop_assert!(!shown.contains("hunter2"));
             }
         }
 

@@ -1,4 +1,4 @@
-//! What a webhook has to know, and how its texts are read.
+//! Settings of one webhook, and the parsers of its texts.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,56 +13,77 @@ pub use super::sign::{InvalidSecret, Secrets};
 pub use super::template::{InvalidTemplate, Template};
 use crate::model::SinkName;
 
-/// Everything about one endpoint.
+/// Settings of one endpoint.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// As it is called in the config.
+    /// Name of the webhook in the config.
     pub name: SinkName,
+    /// URL that events are posted to.
     pub address: Address,
+    /// Format of the body.
     pub format: Format,
+    /// Events that are posted.
     pub filter: EventFilter,
+    /// Secrets that sign each request.
     pub secrets: Option<Secrets>,
+    /// Login of the bridge.
     pub login: Option<Login>,
     /// More headers; all of them secret.
     pub headers: HeaderMap,
-    /// At least one certificate.
+    /// Certificate authorities to trust, as PEM, in place of the system's.
     pub ca_pem: Option<Vec<u8>>,
-    /// For one whole exchange.
+    /// Limit for one request with its answer.
     pub timeout: Duration,
-    /// How old an event may become before it is put aside.
+    /// Age at which an undelivered event becomes a dead letter.
     pub keep_trying: Duration,
 }
 
-/// How we say who we are.
+/// Login of the bridge at an endpoint.
 #[derive(Clone, Debug)]
 pub enum Login {
-    User { name: String, password: SecretString },
+    /// HTTP basic authentication.
+    User {
+        /// Name of the user.
+        name: String,
+        /// Empty if none is configured.
+        password: SecretString,
+    },
+    /// `Authorization: Bearer`.
     Token(SecretString),
 }
 
-/// Where events are posted to.
+/// URL that events are posted to.
 ///
 /// Its path and query may be a secret (Discord's and Slack's are), so they are never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Address(Url);
 
+/// Reason why a text is not an [`Address`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidAddress {
-    #[error("is no URL; write url = \"https://host/path\"")]
+    /// Not a URL at all.
+    #[error("is not a URL; write url = \"https://host/path\"")]
     NoUrl,
-    #[error("is not a way to post; write http://… or https://…")]
+    /// A scheme other than http and https.
+    #[error("unknown scheme; write http://… or https://…")]
     Scheme,
+    /// A user or password in the URL.
     #[error("the URL contains a user name or password; move them to `username` and `password_file`")]
     Credentials,
+    /// A fragment.
     #[error("has a `#`, which is never sent; leave it and what follows out")]
     Fragment,
+    /// An address of ntfy that does not end in a topic.
     #[error("names no topic; write it at the end, as \"https://ntfy.sh/my-topic\"")]
     NoTopic,
 }
 
 impl Address {
-    /// Reads an http or https URL. The text of an error never shows it.
+    /// Parses an http or https URL.
+    ///
+    /// # Errors
+    /// The text is not such a URL. Errors never repeat it.
     pub fn parse(text: &str) -> Result<Self, InvalidAddress> {
         let text = text.trim();
         let url = Url::parse(text).map_err(|_| InvalidAddress::NoUrl)?;
@@ -78,7 +99,10 @@ impl Address {
         Ok(Self(url))
     }
 
-    /// Takes the topic of ntfy off the end: what is posted as JSON goes to where the topics are.
+    /// Divides an address of ntfy into its parent and the topic: JSON is posted to the parent of all topics.
+    ///
+    /// # Errors
+    /// The address does not end in a topic.
     pub fn split_topic(&self) -> Result<(Self, String), InvalidAddress> {
         let mut url = self.0.clone();
         let path = url.path().trim_end_matches('/');
@@ -92,15 +116,17 @@ impl Address {
         Ok((Self(url), topic))
     }
 
+    /// Returns whether TLS is spoken.
     pub fn is_encrypted(&self) -> bool {
         self.0.scheme() == "https"
     }
 
+    /// Returns the whole URL, which may be a secret.
     pub fn url(&self) -> &Url {
         &self.0
     }
 
-    /// Only who is there, without the path.
+    /// Returns scheme, host and port, without the path.
     pub fn host(&self) -> &str {
         &self.0[..Position::BeforePath]
     }
@@ -118,19 +144,23 @@ impl fmt::Debug for Address {
     }
 }
 
+/// Reason why a header cannot be sent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidHeader {
-    #[error("`{0}` is no name of a header; write one as \"X-Api-Key\"")]
+    /// Characters that no header name has.
+    #[error("`{0}` is not a header name; write one like \"X-Api-Key\"")]
     Name(String),
+    /// A header that every request has, or that changes where it ends.
     #[error("`{0}` is written by dtorrent itself; leave it out")]
-    Ours(String),
+    Reserved(String),
+    /// A control character in the value.
     #[error("the value of `{0}` has a line break or another control character; write one line of text")]
     Value(String),
 }
 
-/// Headers that a request has by itself, or that would change where it ends.
-const OURS: [&str; 8] = [
+/// Headers that every request has, or that would change where it ends.
+const RESERVED: [&str; 8] = [
     "host",
     "content-length",
     "content-type",
@@ -141,12 +171,15 @@ const OURS: [&str; 8] = [
     "webhook-signature",
 ];
 
-/// Reads one header. The text of an error never shows the value.
+/// Parses one header, whose value becomes sensitive.
+///
+/// # Errors
+/// The name or the value cannot be sent. Errors never show the value.
 pub fn header(name: &str, value: &SecretString) -> Result<(HeaderName, HeaderValue), InvalidHeader> {
     let shown = || name.escape_default().take(80).collect::<String>();
     let parsed = HeaderName::try_from(name).map_err(|_| InvalidHeader::Name(shown()))?;
-    if OURS.contains(&parsed.as_str()) {
-        return Err(InvalidHeader::Ours(shown()));
+    if RESERVED.contains(&parsed.as_str()) {
+        return Err(InvalidHeader::Reserved(shown()));
     }
     let mut value = HeaderValue::try_from(value.expose_secret()).map_err(|_| InvalidHeader::Value(shown()))?;
     value.set_sensitive(true);
