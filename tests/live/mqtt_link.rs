@@ -19,7 +19,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, StreamExt as _};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{ConnectProperties, Filter, Packet, Publish, PublishProperties};
-use rumqttc::v5::{AsyncClient, Event, MqttOptions};
+use rumqttc::v5::{AsyncClient, Event as ClientEvent, MqttOptions};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -249,12 +249,12 @@ impl Subscriber {
         let task = tokio::spawn(async move {
             loop {
                 match events.poll().await {
-                    Ok(Event::Incoming(Packet::SubAck(_))) => {
+                    Ok(ClientEvent::Incoming(Packet::SubAck(_))) => {
                         if let Some(ready) = ready.take() {
                             ready.send(()).ok();
                         }
                     }
-                    Ok(Event::Incoming(Packet::Publish(publish))) => {
+                    Ok(ClientEvent::Incoming(Packet::Publish(publish))) => {
                         if tell.send(publish).await.is_err() {
                             return;
                         }
@@ -265,7 +265,7 @@ impl Subscriber {
             }
             // rumqttc keeps back what it had read before the end.
             for event in std::mem::take(&mut events.state.events) {
-                if let Event::Incoming(Packet::Publish(publish)) = event {
+                if let ClientEvent::Incoming(Packet::Publish(publish)) = event {
                     tell.send(publish).await.ok();
                 }
             }
