@@ -259,7 +259,9 @@ async fn building_a_manager_fails_with_the_setting_that_is_wrong() {
     assert_eq!(build(Manager::builder()).await, "no server was given");
     let twice = Manager::builder().server("a", quick(&simulator("a", 0))).server("a", quick(&simulator("a", 0)));
     assert_eq!(build(twice).await, "server a was given twice");
-    assert!(build(Manager::builder().server("A", Server::rtorrent("unix:///x"))).await.contains("no server name"));
+    assert!(
+        build(Manager::builder().server("A", Server::rtorrent("unix:///x"))).await.contains("`A` is not a valid name")
+    );
     assert_eq!(build(Manager::builder().server("a", Server::rtorrent("nonsense"))).await, "set up server a");
 }
 

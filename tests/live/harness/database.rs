@@ -40,6 +40,11 @@ impl StateDatabase {
         newest > 0 && newest == self.number("SELECT max(sent_rev) FROM progress WHERE sink = ?1", &[sink])
     }
 
+    /// Returns the number of torrents whose stored snapshot contains a text.
+    pub fn snapshots_with(&self, text: &str) -> u64 {
+        self.number("SELECT count(*) FROM snapshot WHERE instr(torrent, ?1) > 0", &[text])
+    }
+
     /// Returns the number of results that a sink has not acknowledged.
     pub fn result_backlog(&self, sink: &str) -> u64 {
         self.number("SELECT count(*) FROM results WHERE sink = ?1", &[sink])
