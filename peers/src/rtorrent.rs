@@ -151,7 +151,7 @@ impl Rtorrent {
     /// Returns the hashes of all torrents.
     pub async fn hashes(&self) -> anyhow::Result<Vec<InfoHash>> {
         let hashes = self.rpc.call("download_list", &[Argument::Text("")]).await?;
-        hashes.iter().map(|hash| hash.parse().map_err(anyhow::Error::from)).collect()
+        hashes.iter().map(|hash| hash.parse()).collect()
     }
 
     /// Returns the answer of a getter of one torrent, such as `d.name` or `d.complete`.

@@ -287,11 +287,14 @@ async fn build_worker(mut unfinished: Unfinished, common: &Common) -> anyhow::Re
     Ok(BridgeWorker { queue, store, live, clock, set_log_level: Arc::new(crate::telemetry::set_level) })
 }
 
-/// Builds the sinks, and the endpoints of the webhooks by their names in the config.
+/// The endpoints of the webhooks, by their names in the config.
+type Endpoints = BTreeMap<SinkName, Arc<Endpoint>>;
+
+/// Builds the sinks, and the endpoints of the webhooks.
 fn build_sinks(
     config: &Config,
     Common { store: _, live, clock }: &Common,
-) -> anyhow::Result<(BTreeMap<SinkName, SinkParts>, BTreeMap<SinkName, Arc<Endpoint>>)> {
+) -> anyhow::Result<(BTreeMap<SinkName, SinkParts>, Endpoints)> {
     let mut sinks = BTreeMap::new();
     for (name, broker) in &config.brokers {
         // An event at or before these may have been sent by an earlier run; JetStream then answers "duplicate".

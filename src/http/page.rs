@@ -194,8 +194,7 @@ mod tests {
         torrent.message = Some(text.into());
         torrent.error = true;
         torrent.download_rate = Some(0);
-        let mut stats = ServerStats::default();
-        stats.client = Some(text.to_owned());
+        let stats = ServerStats { client: Some(text.to_owned()), ..ServerStats::default() };
         let server = ServerView {
             name,
             status: "online",

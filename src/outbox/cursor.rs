@@ -66,7 +66,7 @@ impl SinkCursor {
     }
 
     /// Returns the next entry to send; from now on it is in flight.
-    pub fn next(&mut self) -> Option<JournalEntry> {
+    pub fn send_next(&mut self) -> Option<JournalEntry> {
         let entry = self.pending.pop_front()?;
         self.in_flight.push_back((entry.seq, Some(entry.clone())));
         Some(entry)
@@ -135,7 +135,7 @@ mod tests {
         cursor.skip_to(Seq(9));
         assert_eq!((cursor.position(), cursor.needs_entries_after(Seq(9))), (Seq(9), None));
         cursor.fill(vec![entry(10)]);
-        assert_eq!(cursor.next().map(|entry| entry.seq), Some(Seq(10)));
+        assert_eq!(cursor.send_next().map(|entry| entry.seq), Some(Seq(10)));
         assert!(!cursor.rewind(Seq(3)), "something is in flight");
         // What is in flight is not passed over.
         cursor.skip_to(Seq(12));
@@ -149,8 +149,8 @@ mod tests {
         let mut cursor = SinkCursor::new(Seq(0));
         cursor.fill(vec![entry(1), entry(2)]);
         assert_eq!(cursor.acknowledge(Seq(1)), None, "it was not sent");
-        cursor.next();
-        cursor.next();
+        cursor.send_next();
+        cursor.send_next();
         assert_eq!(cursor.in_flight(Seq(2)), Some(&entry(2)));
         assert_eq!(cursor.acknowledge(Seq(2)), Some(entry(2)));
         assert_eq!((cursor.acknowledge(Seq(2)), cursor.in_flight(Seq(2))), (None, None));
@@ -172,7 +172,7 @@ mod tests {
                     0 => if let Some(after) = cursor.needs_entries_after(published) {
                         cursor.fill((after.0 + 1..=published.0.min(after.0 + 5)).map(entry).collect());
                     },
-                    1 => if let Some(sent) = cursor.next() {
+                    1 => if let Some(sent) = cursor.send_next() {
                         if first_deliveries.last().is_none_or(|last| *last < sent.seq) {
                             first_deliveries.push(sent.seq);
                         }

@@ -278,7 +278,7 @@ impl ServerEvents {
         }
         loop {
             self.refill(parts).await?;
-            let Some(entry) = self.cursor.next() else { return Ok(None) };
+            let Some(entry) = self.cursor.send_next() else { return Ok(None) };
             if parts.settings.events.contains(&entry.kind) && parts.sink.wants(&Delivery::Event(entry.clone())) {
                 return Ok(Some(entry));
             }

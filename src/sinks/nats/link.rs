@@ -107,8 +107,8 @@ impl Link for NatsLink {
         let Messages { own, reply } = messages(subjects, instance, *is_stored, delivery);
         // All or none: a result that is too large is replaced, and must be replied to once. The reply has more headers
         // than the result itself, so it may be too large alone.
-        let all = own.iter().chain(reply.as_ref().map(|reply| &reply.message));
-        if let Err(error) = all.map(|message| self.check_size(message)).collect::<DeliverResult>() {
+        let mut all = own.iter().chain(reply.as_ref().map(|reply| &reply.message));
+        if let Err(error) = all.try_for_each(|message| self.check_size(message)) {
             return Box::pin(async { Err(error) });
         }
         let sent: Vec<_> = own.into_iter().map(|message| self.publish(message)).collect();
