@@ -647,6 +647,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_orphan_is_held_until_the_sink_has_the_events_that_may_have_made_it_one() {
+        let setup = TestSetup::new().await;
+        setup.store.register_topics(&sink_name(), vec![topic(7)]).await.unwrap();
+        setup.publish(1, Some(10), &[Kind::Added]).await;
+        let mut outbox = outbox(&setup).await;
+        outbox.begin_link().await.unwrap();
+        assert!(outbox.next(9).await.unwrap().is_empty(), "the sink has no event yet");
+        outbox.set_cursors(|_| Seq(1));
+        let batch = outbox.next(9).await.unwrap();
+        assert_eq!(ids(&batch), [update(1), state(1), DeliveryId::Clearing(topic(7))]);
+    }
+
+    #[tokio::test]
     async fn on_a_full_disk_a_state_is_sent_and_its_topic_registered_later() {
         let setup = TestSetup::new().await;
         let mut outbox = outbox(&setup).await;
