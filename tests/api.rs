@@ -89,7 +89,7 @@ const CLOSED: &[&str] = &[
     "model::Rev",
     "model::Seq",
     "port::CommandAddress",
-    "port::Place",
+    "port::JournalPosition",
     "port::ReplyTo",
     // What the bridge says of itself, for all to read as JSON.
     "model::Check",
@@ -125,7 +125,7 @@ const CLOSED: &[&str] = &[
     "port::SinkProgress",
     "port::SinkState",
     "port::UnsentResult",
-    "port::View",
+    "port::ServerView",
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
