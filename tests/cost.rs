@@ -23,13 +23,13 @@ use dtorrent::clients::rtorrent::settings::{Endpoint, Settings};
 use dtorrent::clients::rtorrent::{RtorrentClient, jsonrpc, xmlrpc};
 use dtorrent::diff::{Differ, Limits, PollTime};
 use dtorrent::model::{
-    Committed, Completion, DiffState, Facts, Listing, Observed, Rev, Run, Seq, ServerName, ServerState, Snapshot,
-    SnapshotTorrent, Timestamp, Torrent,
+    Committed, Completion, DiffState, Facts, InfoHash, Listing, Observed, Parts, Rev, Run, Seq, ServerName,
+    ServerState, Snapshot, SnapshotTorrent, Timestamp, Torrent,
 };
 use dtorrent::port::{Scope, TorrentClient as _};
 
 use crate::listing::COLUMNS;
-use crate::peer::Peer;
+use crate::peer::{Peer, Received};
 
 const ROWS: usize = 1_000;
 
@@ -150,4 +150,25 @@ async fn rule_2_a_hundred_thousand_torrents_come_in_answers_far_from_what_aborts
     let (whole, largest) = (sizes.iter().sum::<usize>(), sizes.iter().max().copied().unwrap_or_default());
     assert!(whole > 100 << 20, "in one answer it would have aborted: {sizes:?}");
     assert!(largest < 48 << 20, "half of what is allowed: {sizes:?}");
+}
+
+#[tokio::test]
+async fn files_are_read_by_two_calls_for_each_torrent_without_a_listing() {
+    let folder = tempfile::tempdir().unwrap();
+    let peer = Peer::start(&folder.path().join("rpc.sock"), 120).unwrap();
+    let server = ServerName::parse("home").unwrap();
+    let client = RtorrentClient::new(Settings::new(server, Endpoint::parse(&peer.url()).unwrap())).unwrap();
+    let files = Parts { files: true, ..Parts::default() };
+    //                           torrents, requests, calls
+    for (count, requests, calls) in [(1, 1, 2), (2, 1, 4), (120, 3, 240)] {
+        let hashes: Vec<InfoHash> = (0..count).map(|number| listing::hash(number).parse().unwrap()).collect();
+        peer.received(|received| *received = Received::default());
+        let read = client.get(&hashes, files).await.unwrap();
+        assert!(read.iter().flatten().all(|details| details.observed.is_none() && details.is_folder == Some(false)));
+        assert_eq!(read.iter().flatten().flat_map(|details| details.files.iter().flatten()).count(), count);
+        peer.received(|received| {
+            assert_eq!((received.requests, received.calls), (requests, calls), "{count} torrents");
+            assert!(received.listings.is_empty(), "{count} torrents");
+        });
+    }
 }

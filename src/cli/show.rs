@@ -58,7 +58,7 @@ pub(super) fn run(options: Options, arguments: Arguments) -> CommandResult {
             print_message(&error);
             Exit::Failed
         })?;
-        let details = watcher.get_parts(hash, Parts { files: true, trackers, peers }).await;
+        let details = watcher.get_parts(hash, Parts { torrent: true, files: true, trackers, peers }).await;
         let details = details.map_err(|error| report_error(&error))?;
         if json { print_json(&details) } else { print_text(&page(&details, width())) }
     })

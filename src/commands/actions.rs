@@ -9,7 +9,7 @@ use super::execution::{Attempt, Execution, Failure, command_error, still_busy, u
 use super::pending_effects::EffectWaiter;
 use super::results::ResultBody;
 use crate::model::{
-    Action, Add, AddRequest, CommandError, ErrorCode, InfoHash, Operation, Parts, Status, TorrentOutcome,
+    Action, Add, AddRequest, CommandError, Details, ErrorCode, InfoHash, Operation, Parts, Status, TorrentOutcome,
 };
 use crate::port::{Applied, ClientError};
 
@@ -172,10 +172,11 @@ impl Execution<'_> {
     async fn ask_to_add(&self, add: &Add) -> Result<Option<Applied>, ClientError> {
         let client = &self.parts.client;
         let action = Action::Add(add.clone());
-        let Some(details) = client.get_one(add.hash, Parts::default()).await? else {
+        let parts = Parts { torrent: true, ..Parts::default() };
+        let Some(Details { observed, .. }) = client.get_one(add.hash, parts).await? else {
             return client.apply_one(&action).await.map(Some);
         };
-        if action.is_shown_by(Some(&details.observed)) {
+        if action.is_shown_by(observed.as_ref()) {
             return Ok(None);
         }
         if !self.command.is_started {

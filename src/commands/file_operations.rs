@@ -151,9 +151,9 @@ impl Execution<'_> {
 
     /// Locates the files of a torrent, as the client has them now, none of which is another torrent's, too.
     async fn locate(&self, hash: InfoHash, listing: &Listing) -> Attempt<Located> {
-        let parts = Parts { files: true, ..Parts::default() };
+        let parts = Parts { torrent: true, files: true, ..Parts::default() };
         let details = self.details(&[hash], parts).await?.into_iter().next().flatten();
-        let Some(Details { observed, is_folder, files, .. }) = details else {
+        let Some(Details { observed: Some(observed), is_folder, files, .. }) = details else {
             return Err(unknown_hash(hash).into());
         };
         let refuse = |message: &str| CommandError::new(ErrorCode::Precondition, message);

@@ -27,9 +27,9 @@ impl Execution<'_> {
                 }
                 Err(error) => return Err(error.into()),
             };
-            rows.extend(batch.iter().zip(found).map(|(hash, details)| match details {
-                Some(details) => self.row_of_details(*hash, details),
-                None => TorrentOutcome::failed(*hash, unknown_hash(*hash)),
+            rows.extend(batch.iter().zip(found).map(|(hash, details)| {
+                let row = details.and_then(|details| self.row_of_details(*hash, details));
+                row.unwrap_or_else(|| TorrentOutcome::failed(*hash, unknown_hash(*hash)))
             }));
         }
         Ok(ResultBody::of_torrents(rows))
@@ -40,9 +40,9 @@ impl Execution<'_> {
         self.parts.client.get(hashes, parts).await
     }
 
-    fn row_of_details(&self, hash: InfoHash, details: Details) -> TorrentOutcome {
+    fn row_of_details(&self, hash: InfoHash, details: Details) -> Option<TorrentOutcome> {
         let Details { observed, files, trackers, peers, .. } = details;
-        let mut torrent = observed.torrent;
+        let mut torrent = observed?.torrent;
         // Only the snapshot knows for how long nothing has moved.
         torrent.stalled = self.read(|server| server.snapshot.get(&hash).is_some_and(|one| one.torrent.stalled));
         let mut object = as_object(&torrent);
@@ -55,7 +55,7 @@ impl Execution<'_> {
         }
         object.extend(trackers.map(|trackers| ("trackers".to_owned(), as_value(&trackers))));
         object.extend(peers.map(|peers| ("peers".to_owned(), as_value(&peers))));
-        TorrentOutcome { torrent: Some(Value::Object(object)), ..TorrentOutcome::ok(hash) }
+        Some(TorrentOutcome { torrent: Some(Value::Object(object)), ..TorrentOutcome::ok(hash) })
     }
 
     /// Lists a page of the snapshot, after a poll that began after the command came.

@@ -94,7 +94,7 @@ impl Watcher {
         self.get_parts(hash, Parts { files: true, ..Parts::default() }).await
     }
 
-    /// Reads one torrent from the client, with the details that are asked for.
+    /// Reads one torrent from the client, with further parts as requested.
     ///
     /// # Errors
     /// As [`Watcher::get_one`].
@@ -103,8 +103,10 @@ impl Watcher {
             return Err(ManagerError::Stopped);
         }
         let client = &self.shared.clients[&self.server];
-        let details = client.get_one(hash, parts).await?.ok_or(ManagerError::UnknownHash(hash))?;
-        let Details { observed, files, trackers, peers, .. } = details;
+        let details = client.get_one(hash, Parts { torrent: true, ..parts }).await?;
+        let Some(Details { observed: Some(observed), files, trackers, peers, .. }) = details else {
+            return Err(ManagerError::UnknownHash(hash));
+        };
         let mut torrent = observed.torrent;
         // Only the snapshot knows for how long nothing has moved.
         torrent.stalled = self.live().read(|server| server.snapshot.get(&hash).is_some_and(|one| one.torrent.stalled));

@@ -178,9 +178,11 @@ impl fmt::Debug for AddSource {
     }
 }
 
-/// The details of a torrent that are read.
+/// The parts of a torrent that are read. Without any, only whether the client has the torrent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Parts {
+    /// The torrent itself, as in a listing. It takes rTorrent more than thirty calls, and a list of files two.
+    pub torrent: bool,
     /// Its files.
     pub files: bool,
     /// Its trackers.

@@ -273,7 +273,7 @@ pub(super) struct GetArguments {
 impl GetArguments {
     pub fn operation(self) -> Result<Operation, CommandError> {
         let Self { files, trackers, peers } = self;
-        Ok(Operation::Get(Parts { files, trackers, peers }))
+        Ok(Operation::Get(Parts { torrent: true, files, trackers, peers }))
     }
 }
 

@@ -59,10 +59,17 @@ impl From<Torrent> for Observed {
     }
 }
 
+impl From<Observed> for Details {
+    /// The torrent itself, and no other part.
+    fn from(observed: Observed) -> Self {
+        Self { observed: Some(observed), ..Self::default() }
+    }
+}
+
 impl From<Torrent> for Details {
-    /// Details without any of the parts.
+    /// The torrent itself, and no other part.
     fn from(torrent: Torrent) -> Self {
-        Self { observed: torrent.into(), is_folder: None, files: None, trackers: None, peers: None }
+        Observed::from(torrent).into()
     }
 }
 
@@ -93,12 +100,12 @@ pub struct Facts {
     pub moved_bytes: u64,
 }
 
-/// A torrent with more than a listing holds. A part that was not requested is `None`.
-#[derive(Clone, Debug, PartialEq)]
+/// The requested parts of a torrent. A part that was not requested is `None`, or there all the same.
+#[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Details {
     /// The torrent as in a listing.
-    pub observed: Observed,
+    pub observed: Option<Observed>,
     /// The files are in a folder of their own; `None` if the client does not report it.
     pub is_folder: Option<bool>,
     /// Files, in the order of the torrent.

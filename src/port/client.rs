@@ -25,7 +25,7 @@ pub trait TorrentClient: Send + Sync {
     async fn list(&self, scope: Scope<'_>) -> Result<Listing, ClientError>;
 
     /// Reads torrents as they are now, in the order of `hashes`; `None` stands for one that the client
-    /// does not have.
+    /// does not have. A part that was not requested may be left out.
     ///
     /// # Errors
     /// The first failure that concerns more than one torrent ends the call.

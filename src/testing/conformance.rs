@@ -144,8 +144,11 @@ impl Suite<'_> {
         let Some(hash) = listing.torrents.keys().next().copied() else {
             return self.note(EXPECTED, Verdict::Missing("there is no torrent to ask for".to_owned()));
         };
-        let parts = Parts { files: true, ..Parts::default() };
+        let parts = Parts { torrent: true, files: true, ..Parts::default() };
         let verdict = match self.client.get_one(hash, parts).await {
+            Ok(Some(details)) if details.observed.is_none() => {
+                Verdict::Broken("it returned files without their torrent".to_owned())
+            }
             Ok(Some(details)) if details.files.is_none() => Verdict::Missing("it lists no files".to_owned()),
             Ok(Some(_)) => Verdict::Met,
             Ok(None) => Verdict::Broken(format!("{hash} is listed, and then there is no such torrent")),

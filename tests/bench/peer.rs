@@ -26,6 +26,10 @@ const ANSWER_KEPT_BYTES_MAX: usize = 40 << 20;
 pub struct Received {
     /// When all torrents were asked for, and how many bytes the answer had.
     pub listings: Vec<(Instant, usize)>,
+    /// Number of requests.
+    pub requests: usize,
+    /// Number of calls in all requests.
+    pub calls: usize,
 }
 
 pub struct Peer {
@@ -114,10 +118,13 @@ impl Responder {
                 answer
             }
         };
+        let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+        received.requests += 1;
+        received.calls += memchr::memmem::find_iter(&request, b"<name>methodName</name>").count().max(1);
         if memchr::memmem::find(&request, b"d.multicall").is_some() {
-            let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
             received.listings.push((Instant::now(), answer.len()));
         }
+        drop(received);
         let header = format!("Status: 200 OK\r\nContent-Type: text/xml\r\nContent-Length: {}\r\n\r\n", answer.len());
         stream.write_all(header.as_bytes())?;
         stream.write_all(answer.as_bytes())?;

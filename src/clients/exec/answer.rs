@@ -172,7 +172,7 @@ pub fn details(server: &ServerName, hash: InfoHash, result: Value) -> Result<Det
         priority: wire.priority,
     };
     let files = files.map(|files| files.into_iter().map(file).collect());
-    Ok(Details { observed, is_folder: None, files, trackers: None, peers: None })
+    Ok(Details { files, ..Details::from(observed) })
 }
 
 fn observed(server: &ServerName, row: Value) -> Result<Observed, String> {

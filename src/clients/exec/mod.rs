@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::model::{Action, Add, AddSource, Covers, Details, InfoHash, Listing, Observed, Parts, ServerStats, Verb};
+use crate::model::{Action, Add, AddSource, Covers, Details, InfoHash, Listing, Parts, ServerStats, Verb};
 use crate::port::{Applied, Capabilities, ClientError, Scope, TorrentClient};
 
 pub use settings::Settings;
@@ -151,12 +151,9 @@ impl ExecClient {
         ClientError::Protocol { reason: format!("{}: {reason}", self.settings.command[0]) }
     }
 
-    async fn one(&self, hash: InfoHash) -> Result<Option<Observed>, ClientError> {
-        Ok(self.list(Scope::Full).await?.torrents.remove(&hash))
-    }
-
     async fn details(&self, hash: InfoHash, parts: Parts) -> Result<Option<Details>, ClientError> {
-        let Parts { files, trackers, peers } = parts;
+        // A program answers `get` with the whole torrent, requested or not.
+        let Parts { torrent: _, files, trackers, peers } = parts;
         let params = json!({"hash": hash, "files": files, "trackers": trackers, "peers": peers});
         match self.call("get", Some(params)).await {
             Ok((Value::Null, _)) => Ok(None),
@@ -164,13 +161,9 @@ impl ExecClient {
                 let details = answer::details(&self.settings.server, hash, result);
                 details.map(Some).map_err(|reason| self.protocol(reason))
             }
-            Err(ClientError::Unsupported { .. }) => Ok(self.one(hash).await?.map(|observed| Details {
-                observed,
-                is_folder: None,
-                files: None,
-                trackers: None,
-                peers: None,
-            })),
+            Err(ClientError::Unsupported { .. }) => {
+                Ok(self.list(Scope::Full).await?.torrents.remove(&hash).map(Details::from))
+            }
             Err(error) => Err(error),
         }
     }

@@ -1,103 +1,120 @@
-//! Details of torrents: the row, and its files, trackers and peers where they are wanted.
+//! The parts of torrents: the torrent itself, its files, trackers and peers, as far as they are requested.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::calls::{Call, Fault, Value};
-use super::{Access, RtorrentClient, map};
+use super::{RtorrentClient, map};
 use crate::model::{Details, File, InfoHash, Parts, Peer, Timestamp, Tracker, progress};
 use crate::port::{ClientError, Scope, TorrentClient as _};
 
-/// Torrents whose parts are read in one exchange.
+/// Maximum number of torrents whose parts are read in one exchange.
 const BATCH: usize = 50;
 
-/// Reads one torrent, with all of its columns by its hash. For one torrent this is cheaper than a listing.
-pub(super) async fn read_one(
-    access: &Access<'_>,
-    hash: InfoHash,
-    parts: Parts,
-) -> Result<Option<Details>, ClientError> {
-    // The trackers are always read: the host of one of them is part of the torrent itself.
-    let with_trackers = Parts { trackers: true, ..parts };
-    let mut calls = vec![Call::column(hash, "d.is_multi_file", None)];
-    calls.extend(part_calls(hash, with_trackers));
-    let Some((row, rest)) = access.read_row(hash, calls).await? else { return Ok(None) };
-    let mut rest = rest.into_iter();
-    let is_folder = rest.next().as_ref().and_then(Value::int).map(|number| number != 0);
-    let PartValues { files, trackers, peers } = PartValues::take(with_trackers, &mut rest);
-    let trackers = trackers.unwrap_or_default();
-    let host = map::tracker_host(trackers.iter().map(|tracker| (tracker.enabled, tracker.url.as_str())));
-    let settings = &access.client.settings;
-    let interner = &mut access.client.state().interner;
-    let observed =
-        map::observed(&settings.server, hash, row, host.map(Arc::from), settings.extra.keys().cloned(), interner);
-    Ok(Some(Details { observed, is_folder, files, trackers: parts.trackers.then_some(trackers), peers }))
-}
-
-/// Reads several torrents: their rows from one listing, their parts in batches.
-pub(super) async fn read_many(
+/// Reads torrents, with as few calls as the parts allow.
+pub(super) async fn read(
     client: &RtorrentClient,
     hashes: &[InfoHash],
     parts: Parts,
 ) -> Result<Vec<Option<Details>>, ClientError> {
-    let mut listing = client.list(Scope::Full).await?;
-    let without_parts = |observed| Details { observed, is_folder: None, files: None, trackers: None, peers: None };
-    let mut found: Vec<Option<Details>> =
-        hashes.iter().map(|hash| listing.torrents.remove(hash).map(without_parts)).collect();
-    let present: Vec<usize> = (0..hashes.len()).filter(|place| found[*place].is_some()).collect();
-    if parts == Parts::default() {
-        return Ok(found);
+    match hashes {
+        // One call for each column costs less than a listing with as many columns of every torrent.
+        [hash] if parts.torrent => Ok(vec![read_one(client, *hash, parts).await?]),
+        _ if parts.torrent => {
+            let mut listed = client.list(Scope::Full).await?.torrents;
+            let others = Parts { torrent: false, ..parts };
+            let has_more = others != Parts::default();
+            let mut read = if has_more { read_parts(client, hashes, others).await? } else { BTreeMap::new() };
+            let details = |hash: &InfoHash| {
+                let observed = listed.remove(hash)?;
+                // A torrent that is listed and has no parts was removed between the exchanges.
+                let parts = if has_more { read.remove(hash)? } else { Details::default() };
+                Some(Details { observed: Some(observed), ..parts })
+            };
+            Ok(hashes.iter().map(details).collect())
+        }
+        _ => {
+            let mut read = read_parts(client, hashes, parts).await?;
+            Ok(hashes.iter().map(|hash| read.remove(hash)).collect())
+        }
     }
-    for batch in present.chunks(BATCH) {
-        let calls: Vec<Call> = batch.iter().flat_map(|place| part_calls(hashes[*place], parts)).collect();
+}
+
+/// Reads one torrent and its parts in one exchange, with all of its columns by its hash.
+async fn read_one(client: &RtorrentClient, hash: InfoHash, parts: Parts) -> Result<Option<Details>, ClientError> {
+    // The host of a tracker is part of the torrent itself, so the trackers are always read.
+    let with_trackers = Parts { trackers: true, ..parts };
+    let Some((row, values)) = client.access().await.read_row(hash, part_calls(hash, with_trackers)).await? else {
+        return Ok(None);
+    };
+    let mut details = details(with_trackers, values);
+    let trackers = details.trackers.take().unwrap_or_default();
+    let host = map::tracker_host(trackers.iter().map(|tracker| (tracker.enabled, tracker.url.as_str())));
+    let settings = &client.settings;
+    let interner = &mut client.state().interner;
+    let observed =
+        map::observed(&settings.server, hash, row, host.map(Arc::from), settings.extra.keys().cloned(), interner);
+    Ok(Some(Details { observed: Some(observed), trackers: parts.trackers.then_some(trackers), ..details }))
+}
+
+/// Reads the parts of torrents other than the torrent itself, in batches. A torrent that rTorrent does not have is
+/// left out.
+async fn read_parts(
+    client: &RtorrentClient,
+    hashes: &[InfoHash],
+    parts: Parts,
+) -> Result<BTreeMap<InfoHash, Details>, ClientError> {
+    let mut read = BTreeMap::new();
+    // rTorrent knows torrents by their version 1 hash alone.
+    let known: Vec<InfoHash> = hashes.iter().filter(|hash| matches!(hash, InfoHash::V1(_))).copied().collect();
+    for batch in known.chunks(BATCH) {
+        let calls: Vec<Call> = batch.iter().flat_map(|hash| part_calls(*hash, parts)).collect();
         let per_torrent = calls.len() / batch.len();
-        let answers = client.access().await.call(&calls).await?;
-        for (place, of_torrent) in batch.iter().zip(answers.chunks(per_torrent)) {
-            let values: Result<Vec<Value>, Fault> = of_torrent.iter().cloned().collect();
-            match values {
-                Ok(values) => {
-                    let Some(details) = &mut found[*place] else { continue };
-                    let PartValues { files, trackers, peers } = PartValues::take(parts, &mut values.into_iter());
-                    (details.files, details.trackers, details.peers) = (files, trackers, peers);
-                }
-                // It was removed after the listing.
-                Err(fault) if fault.is_unknown_hash() => found[*place] = None,
+        let mut answers = client.access().await.call(&calls).await?.into_iter();
+        for hash in batch {
+            // Taken as a whole first: collecting the values ends at the first fault.
+            let of_torrent: Vec<Result<Value, Fault>> = answers.by_ref().take(per_torrent).collect();
+            match of_torrent.into_iter().collect::<Result<Vec<Value>, Fault>>() {
+                Ok(values) => drop(read.insert(*hash, details(parts, values))),
+                Err(fault) if fault.is_unknown_hash() => {}
                 Err(fault) => return Err(client.fault(&fault)),
             }
         }
     }
-    Ok(found)
+    Ok(read)
 }
 
-/// The calls for the wanted parts of a torrent, in the order of [`PartValues::take`].
+/// Returns the calls for the parts of a torrent, in the order in which [`details`] takes the answers.
+///
+/// The first is made in any case: it shows whether the torrent is there.
 fn part_calls(hash: InfoHash, parts: Parts) -> Vec<Call> {
-    let wanted = [
+    let lists = [
         (parts.files, "f.multicall", FILE_COLUMNS),
         (parts.trackers, "t.multicall", TRACKER_COLUMNS),
         (parts.peers, "p.multicall", PEER_COLUMNS),
     ];
-    let call = |method, columns: &[&str]| {
+    let list = |(_, method, columns): (bool, _, &[&str])| {
         columns.iter().fold(Call::on(hash, method).text(""), |call, column| call.text(*column))
     };
-    wanted.iter().filter(|(is_wanted, ..)| *is_wanted).map(|(_, method, columns)| call(method, columns)).collect()
+    let is_folder = Call::column(hash, "d.is_multi_file", None);
+    std::iter::once(is_folder).chain(lists.into_iter().filter(|(is_wanted, ..)| *is_wanted).map(list)).collect()
 }
 
-/// The parts of one torrent.
-struct PartValues {
-    files: Option<Vec<File>>,
-    trackers: Option<Vec<Tracker>>,
-    peers: Option<Vec<Peer>>,
-}
-
-impl PartValues {
-    /// Takes the answers to [`part_calls`]. Rows that cannot be read are left out.
-    fn take(parts: Parts, values: &mut impl Iterator<Item = Value>) -> Self {
-        let mut next = |is_wanted: bool| is_wanted.then(|| values.next().unwrap_or(Value::Null));
-        let (files, trackers, peers) = (next(parts.files), next(parts.trackers), next(parts.peers));
-        Self {
-            files: files.map(|files| files.array().iter().filter_map(file).collect()),
-            trackers: trackers.map(|trackers| trackers.array().iter().filter_map(tracker).collect()),
-            peers: peers.map(|peers| peers.array().iter().filter_map(peer).collect()),
-        }
+/// Returns the parts that the answers to [`part_calls`] hold. Rows that cannot be read are left out.
+fn details(parts: Parts, values: Vec<Value>) -> Details {
+    fn rows<T>(value: &Value, row: fn(&Value) -> Option<T>) -> Vec<T> {
+        value.array().iter().filter_map(row).collect()
+    }
+    let mut values = values.into_iter();
+    let is_folder = values.next().and_then(|value| value.int()).map(|number| number != 0);
+    let mut next = |is_wanted: bool| is_wanted.then(|| values.next().unwrap_or(Value::Null));
+    let (files, trackers, peers) = (next(parts.files), next(parts.trackers), next(parts.peers));
+    Details {
+        observed: None,
+        is_folder,
+        files: files.map(|value| rows(&value, file)),
+        trackers: trackers.map(|value| rows(&value, tracker)),
+        peers: peers.map(|value| rows(&value, peer)),
     }
 }
 

@@ -208,10 +208,7 @@ impl TorrentClient for RtorrentClient {
     }
 
     async fn get(&self, hashes: &[InfoHash], parts: Parts) -> Result<Vec<Option<Details>>, ClientError> {
-        match hashes {
-            [hash] => Ok(vec![details::read_one(&self.access().await, *hash, parts).await?]),
-            hashes => details::read_many(self, hashes, parts).await,
-        }
+        details::read(self, hashes, parts).await
     }
 
     async fn apply(&self, actions: &[Action]) -> Vec<Result<Applied, ClientError>> {

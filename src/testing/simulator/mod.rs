@@ -315,7 +315,7 @@ impl SimulatorState {
             files: parts.files.then(|| vec![file]),
             trackers: parts.trackers.then(Vec::new),
             peers: parts.peers.then(Vec::new),
-            observed,
+            observed: parts.torrent.then_some(observed),
         })
     }
 
