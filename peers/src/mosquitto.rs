@@ -67,6 +67,11 @@ impl Mosquitto {
         format!("mqtt://127.0.0.1:{}", self.port)
     }
 
+    /// Returns the log so far: every packet received and sent.
+    pub fn output(&self) -> String {
+        self.process.output()
+    }
+
     /// Returns the process, to signal or kill it.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process

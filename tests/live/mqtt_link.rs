@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -15,126 +14,69 @@ use dtorrent::model::{
 };
 use dtorrent::port::{CommandSource as _, Connected, DeliverError, Delivery, Incoming, Link, ReplyTo, Sink as _};
 use dtorrent::sinks::mqtt::{BrokerUrl, ClientCert, MqttCommands, MqttSink, Prefix, Settings, Version};
+use dtorrent_peers::mosquitto::{Mosquitto, Options, Tls};
+use dtorrent_peers::process::{Process, free_port};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, StreamExt as _};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{ConnectProperties, Filter, Packet, Publish, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event as ClientEvent, MqttOptions};
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::harness::skip::skip;
+use crate::harness::certificates::Certificates;
+use crate::harness::skip::are_installed;
 
 const SOON: Duration = Duration::from_secs(15);
 const HASH: &str = "3f786850e387550fdab836ed7e6dc881de23001b";
 
 // --- a broker ------------------------------------------------------------------------------------
 
-/// A mosquitto of one test; killed when dropped.
-struct Mosquitto {
-    child: Child,
-    folder: tempfile::TempDir,
+/// A mosquitto of one test.
+struct Broker {
+    mosquitto: Mosquitto,
     port: u16,
+    _folder: TempDir,
 }
 
-impl Mosquitto {
-    /// Starts one whose listener and rules are `config`; `{port}` and `{dir}` stand for its own.
-    fn start(config: &str) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        Self::start_in(folder, free_port(), config, |_| {})
-    }
-
-    fn start_in(folder: tempfile::TempDir, port: u16, config: &str, prepare: impl FnOnce(&Path)) -> Option<Self> {
-        prepare(folder.path());
-        let dir = folder.path().to_str().unwrap();
-        // Started by root it would become another user, who cannot read the temporary folder.
-        let config = format!("user root\n{config}").replace("{port}", &port.to_string()).replace("{dir}", dir);
-        let file = folder.path().join("mosquitto.conf");
-        std::fs::write(&file, &config).unwrap();
-        let child = run_mosquitto(&file)?;
-        let broker = Self { child, folder, port };
-        let ports = config.lines().filter_map(|line| line.strip_prefix("listener ")?.split(' ').next()?.parse().ok());
-        ports.for_each(|port| broker.wait_until_it_listens(port));
-        Some(broker)
-    }
-
-    fn open() -> Option<Self> {
-        Self::start("listener {port} 127.0.0.1\nallow_anonymous true\n")
-    }
-
-    fn wait_until_it_listens(&self, port: u16) {
-        let begin = std::time::Instant::now();
-        while !listens(port) {
-            let log = || std::fs::read_to_string(self.path("mosquitto.log")).unwrap_or_default();
-            assert!(begin.elapsed() < SOON, "mosquitto does not listen on {port}: {}", log());
-            std::thread::yield_now();
+impl Broker {
+    /// Starts a broker; `None` if the test is skipped.
+    async fn start(options: Options) -> Option<Self> {
+        if !are_installed(&[("mosquitto", "mosquitto")]) {
+            return None;
         }
+        let folder = tempfile::tempdir().unwrap();
+        let mosquitto = Mosquitto::start(folder.path(), &options).await.unwrap();
+        Some(Self { port: mosquitto.port, mosquitto, _folder: folder })
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+    async fn open() -> Option<Self> {
+        Self::start(Options::default()).await
     }
 
-    fn read(&self, name: &str) -> Vec<u8> {
-        std::fs::read(self.path(name)).unwrap()
+    /// Starts a broker with a further line of mosquitto.conf.
+    async fn with(line: &str) -> Option<Self> {
+        Self::start(Options { lines: vec![line.to_owned()], ..Options::default() }).await
     }
 
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").arg(signal).arg(self.child.id().to_string()).status().unwrap();
-        assert!(sent.success());
+    fn process(&mut self) -> &mut Process {
+        self.mosquitto.process()
     }
 
     /// How often the log says this.
     fn said(&self, text: &str) -> usize {
-        let log = std::fs::read_to_string(self.path("mosquitto.log")).unwrap();
-        log.lines().filter(|line| line.contains(text)).count()
-    }
-
-    fn restart(&mut self) {
-        self.child = run_mosquitto(&self.path("mosquitto.conf")).unwrap();
-        self.wait_until_it_listens(self.port);
+        self.mosquitto.output().lines().filter(|line| line.contains(text)).count()
     }
 
     fn settings(&self) -> Settings {
-        settings(&format!("mqtt://127.0.0.1:{}", self.port))
+        settings(&self.mosquitto.url())
     }
 }
 
-impl Drop for Mosquitto {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-fn run_mosquitto(config: &Path) -> Option<Child> {
-    let path = format!("{}:/usr/sbin:/usr/local/sbin", std::env::var("PATH").unwrap_or_default());
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(config.with_extension("log")).unwrap();
-    let mut command = Command::new("mosquitto");
-    command.env("PATH", &path).arg("-v").arg("-c").arg(config).stdout(Stdio::null()).stderr(log).stdin(Stdio::null());
-    match command.spawn() {
-        Ok(child) => Some(child),
-        Err(error) => {
-            skip(&format!("mosquitto cannot be started: {error}"));
-            None
-        }
-    }
-}
-
-/// A connection to a port of the range that the system gives to callers may meet itself.
 fn listens(port: u16) -> bool {
-    TcpStream::connect(("127.0.0.1", port))
-        .is_ok_and(|stream| stream.local_addr().ok().map(|own| own.port()) != Some(port))
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    TcpStream::connect(("127.0.0.1", port)).is_ok()
 }
 
 fn settings(url: &str) -> Settings {
@@ -316,20 +258,11 @@ fn versions() -> [Version; 2] {
     [Version::V5, Version::V311]
 }
 
-macro_rules! broker_or_skip {
-    ($broker:expr) => {
-        match $broker {
-            Some(broker) => broker,
-            None => return,
-        }
-    };
-}
-
 // --- publishing ----------------------------------------------------------------------------------
 
 #[tokio::test]
 async fn what_is_acknowledged_has_arrived_in_both_versions() {
-    let broker = broker_or_skip!(Mosquitto::open());
+    let Some(broker) = Broker::open().await else { return };
     for version in versions() {
         let mut differ = Subscriber::new(broker.port, &["dtorrent/home/#"]).await;
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
@@ -348,7 +281,7 @@ async fn what_is_acknowledged_has_arrived_in_both_versions() {
 
 #[tokio::test]
 async fn an_event_carries_the_attributes_of_a_cloud_event_on_mqtt_5() {
-    let broker = broker_or_skip!(Mosquitto::open());
+    let Some(broker) = Broker::open().await else { return };
     let mut differ = Subscriber::new(broker.port, &["dtorrent/home/#"]).await;
     let sink = MqttSink::new(broker.settings()).unwrap();
     let mut live = OpenLink::connect(&sink).await;
@@ -386,7 +319,7 @@ async fn an_event_carries_the_attributes_of_a_cloud_event_on_mqtt_5() {
 
 #[tokio::test]
 async fn a_late_subscriber_gets_the_retained_states_until_they_are_cleared() {
-    let broker = broker_or_skip!(Mosquitto::open());
+    let Some(broker) = Broker::open().await else { return };
     for version in versions() {
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
         let mut live = OpenLink::connect(&sink).await;
@@ -432,7 +365,7 @@ async fn a_late_subscriber_gets_the_retained_states_until_they_are_cleared() {
 
 #[tokio::test]
 async fn with_retain_none_the_broker_retains_no_state() {
-    let broker = broker_or_skip!(Mosquitto::open());
+    let Some(broker) = Broker::open().await else { return };
     let mut differ = Subscriber::new(broker.port, &["dtorrent/home/#"]).await;
     let sink = MqttSink::new(Settings { retain: Retain::None, ..broker.settings() }).unwrap();
     assert_eq!(sink.retained_topic(&state("{}")), None);
@@ -444,7 +377,7 @@ async fn with_retain_none_the_broker_retains_no_state() {
 
 #[tokio::test]
 async fn a_result_goes_to_its_topic_and_to_the_response_topic() {
-    let broker = broker_or_skip!(Mosquitto::open());
+    let Some(broker) = Broker::open().await else { return };
     let mut differ = Subscriber::new(broker.port, &["dtorrent/home/#", "answers/#"]).await;
     for version in versions() {
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
@@ -470,8 +403,7 @@ async fn a_result_goes_to_its_topic_and_to_the_response_topic() {
 
 #[tokio::test]
 async fn depth_leaves_room_for_our_own_status_in_what_the_broker_allows() {
-    let broker =
-        broker_or_skip!(Mosquitto::start("max_inflight_messages 7\nlistener {port} 127.0.0.1\nallow_anonymous true\n"));
+    let Some(broker) = Broker::with("max_inflight_messages 7").await else { return };
     for (version, depth) in [(Version::V5, 5), (Version::V311, 98)] {
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
         let mut live = OpenLink::connect(&sink).await;
@@ -487,11 +419,8 @@ async fn depth_leaves_room_for_our_own_status_in_what_the_broker_allows() {
 
 #[tokio::test]
 async fn a_message_that_is_too_large_is_rejected_and_the_others_arrive() {
-    let announced =
-        broker_or_skip!(Mosquitto::start("max_packet_size 20000\nlistener {port} 127.0.0.1\nallow_anonymous true\n"));
-    let silent = broker_or_skip!(Mosquitto::start(
-        "message_size_limit 20000\nlistener {port} 127.0.0.1\nallow_anonymous true\n"
-    ));
+    let Some(announced) = Broker::with("max_packet_size 20000").await else { return };
+    let Some(silent) = Broker::with("message_size_limit 20000").await else { return };
     let large = || state(vec![b'x'; 30_000]);
     // Known beforehand: not even sent.
     let sink = MqttSink::new(announced.settings()).unwrap();
@@ -509,7 +438,7 @@ async fn a_message_that_is_too_large_is_rejected_and_the_others_arrive() {
     assert!(!matches!(verdicts[2], Err(DeliverError::Rejected { .. })), "{verdicts:?}");
     live.cut().await;
     // More than we send to anybody, in both versions.
-    let open = broker_or_skip!(Mosquitto::open());
+    let Some(open) = Broker::open().await else { return };
     for version in versions() {
         let sink = MqttSink::new(Settings { version, ..open.settings() }).unwrap();
         let mut live = OpenLink::connect(&sink).await;
@@ -524,7 +453,7 @@ async fn a_message_that_is_too_large_is_rejected_and_the_others_arrive() {
 
 #[tokio::test]
 async fn a_broken_connection_and_a_clean_disconnect_both_leave_offline() {
-    let broker = broker_or_skip!(Mosquitto::open());
+    let Some(broker) = Broker::open().await else { return };
     let topic = "dtorrent/bridge/main/status";
     for version in versions() {
         let mut differ = Subscriber::new(broker.port, &["dtorrent/bridge/#"]).await;
@@ -545,7 +474,7 @@ async fn a_broken_connection_and_a_clean_disconnect_both_leave_offline() {
 
 #[tokio::test]
 async fn online_is_published_again_after_a_late_will() {
-    let broker = broker_or_skip!(Mosquitto::open());
+    let Some(broker) = Broker::open().await else { return };
     let topic = "dtorrent/bridge/main/status";
     for version in versions() {
         let mut differ = Subscriber::new(broker.port, &["dtorrent/bridge/#"]).await;
@@ -576,9 +505,8 @@ async fn online_is_published_again_after_a_late_will() {
 
 #[tokio::test]
 async fn a_broker_without_retained_messages_or_acknowledgements_gets_what_it_can_take() {
-    let common = "listener {port} 127.0.0.1\nallow_anonymous true\n";
-    for lack in ["retain_available false\n", "max_qos 0\n"] {
-        let broker = broker_or_skip!(Mosquitto::start(&format!("{common}{lack}")));
+    for lack in ["retain_available false", "max_qos 0"] {
+        let Some(broker) = Broker::with(lack).await else { return };
         let mut differ = Subscriber::new(broker.port, &["dtorrent/#"]).await;
         let sink = MqttSink::new(Settings { version: Version::V5, ..broker.settings() }).unwrap();
         let mut live = OpenLink::connect(&sink).await;
@@ -604,8 +532,7 @@ struct Flow {
 #[tokio::test]
 async fn nothing_of_5000_is_lost_when_the_broker_is_killed_again_and_again() {
     const COUNT: u64 = 5_000;
-    let mut broker =
-        broker_or_skip!(Mosquitto::start("listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n"));
+    let Some(mut broker) = Broker::with("max_queued_messages 0").await else { return };
     for version in versions() {
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
         let mut arrived = BTreeSet::new();
@@ -633,7 +560,7 @@ async fn nothing_of_5000_is_lost_when_the_broker_is_killed_again_and_again() {
                 }
                 if kills.front().is_some_and(|kill| flow.acknowledged >= *kill) {
                     kills.pop_front();
-                    broker.kill();
+                    broker.process().kill().unwrap();
                 }
                 if flow.acknowledged == COUNT {
                     break None;
@@ -655,7 +582,7 @@ async fn nothing_of_5000_is_lost_when_the_broker_is_killed_again_and_again() {
                 while let Ok(Some(publish)) = timeout(SOON, differ.seen.recv()).await {
                     note(&publish, &mut arrived, &mut order_of_first);
                 }
-                broker.restart();
+                broker.mosquitto.restart().await.unwrap();
             } else {
                 while !arrived.contains(&COUNT) {
                     note(&differ.next().await, &mut arrived, &mut order_of_first);
@@ -680,17 +607,17 @@ fn note(publish: &Publish, arrived: &mut BTreeSet<u64>, order_of_first: &mut Vec
 
 #[tokio::test]
 async fn a_broker_that_falls_silent_ends_the_link_and_fails_what_is_in_flight() {
-    let broker = broker_or_skip!(Mosquitto::open());
+    let Some(mut broker) = Broker::open().await else { return };
     for version in versions() {
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
         let Connected { mut link, drive } = sink.connect().await.unwrap();
-        broker.signal("-STOP");
+        broker.process().pause().unwrap();
         let sent = link.send(event(1));
         // The clock runs as soon as nothing else does: the keep-alive takes a minute of it.
         tokio::time::pause();
         let (verdict, reason) = tokio::join!(sent, drive);
         tokio::time::resume();
-        broker.signal("-CONT");
+        broker.process().unpause().unwrap();
         assert!(matches!(verdict, Err(DeliverError::Unavailable { .. })), "{verdict:?}");
         assert!(reason.to_string().contains("does not answer"), "{reason}");
         let late = link.send(event(2)).await;
@@ -711,15 +638,8 @@ async fn a_server_that_never_answers_times_out() {
 
 #[tokio::test]
 async fn a_message_on_a_forbidden_topic_is_rejected_on_mqtt_5_and_the_others_arrive() {
-    let broker = broker_or_skip!(Mosquitto::start_in(
-        tempfile::tempdir().unwrap(),
-        free_port(),
-        "listener {port} 127.0.0.1\nallow_anonymous true\nacl_file {dir}/acl\n",
-        |dir| {
-            let rules = "topic readwrite dtorrent/bridge/#\ntopic readwrite dtorrent/home/status\ntopic read #\n";
-            std::fs::write(dir.join("acl"), rules).unwrap();
-        },
-    ));
+    let acl = "topic readwrite dtorrent/bridge/#\ntopic readwrite dtorrent/home/status\ntopic read #\n".to_owned();
+    let Some(broker) = Broker::start(Options { acl: Some(acl), ..Options::default() }).await else { return };
     let sink = MqttSink::new(Settings { version: Version::V5, ..broker.settings() }).unwrap();
     let mut live = OpenLink::connect(&sink).await;
     for _ in 0..30 {
@@ -737,16 +657,8 @@ async fn a_message_on_a_forbidden_topic_is_rejected_on_mqtt_5_and_the_others_arr
 
 #[tokio::test]
 async fn a_wrong_password_is_named_as_the_fault() {
-    let broker = broker_or_skip!(Mosquitto::start_in(
-        tempfile::tempdir().unwrap(),
-        free_port(),
-        "listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {dir}/passwords\n",
-        |dir| {
-            std::fs::write(dir.join("passwords"), "bridge:right\n").unwrap();
-            let hashed = Command::new("mosquitto_passwd").arg("-U").arg(dir.join("passwords")).status().unwrap();
-            assert!(hashed.success());
-        },
-    ));
+    let users = vec![("bridge".to_owned(), "right".to_owned())];
+    let Some(broker) = Broker::start(Options { users, ..Options::default() }).await else { return };
     for version in [Version::V5, Version::V311, Version::Auto] {
         let with = |password: &str| Settings {
             version,
@@ -762,7 +674,7 @@ async fn a_wrong_password_is_named_as_the_fault() {
 
 #[tokio::test]
 async fn a_refused_connection_is_unavailable() {
-    let sink = MqttSink::new(settings(&format!("mqtt://127.0.0.1:{}", free_port()))).unwrap();
+    let sink = MqttSink::new(settings(&format!("mqtt://127.0.0.1:{}", free_port().unwrap()))).unwrap();
     let error = sink.connect().await.err().unwrap();
     assert!(matches!(&error, DeliverError::Unavailable { reason, .. } if reason.contains("refused")), "{error:?}");
 }
@@ -807,7 +719,7 @@ async fn turn_5_away(broker_port: u16, refusal: Refusal) -> (u16, Arc<AtomicUsiz
 
 #[tokio::test]
 async fn auto_falls_back_to_3_1_1_when_the_broker_does_not_know_5() {
-    let broker = broker_or_skip!(Mosquitto::open());
+    let Some(broker) = Broker::open().await else { return };
     for refusal in [Refusal::Says, Refusal::HangsUp] {
         let (port, turned_away) = turn_5_away(broker.port, refusal).await;
         let sink = MqttSink::new(settings(&format!("mqtt://127.0.0.1:{port}"))).unwrap();
@@ -826,40 +738,23 @@ async fn auto_falls_back_to_3_1_1_when_the_broker_does_not_know_5() {
 
 // --- transports ----------------------------------------------------------------------------------
 
-/// Makes an authority and two certificates in `dir`: `server` for 127.0.0.1 and localhost, and `client`.
-fn make_certificates(dir: &Path) {
-    let openssl = |arguments: &str| {
-        let output = Command::new("openssl").args(arguments.split(' ')).current_dir(dir).output().expect("openssl");
-        assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-    };
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    openssl(&format!("req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=authority"));
-    std::fs::write(dir.join("server.ext"), "subjectAltName=IP:127.0.0.1,DNS:localhost\n").unwrap();
-    std::fs::write(dir.join("client.ext"), "extendedKeyUsage=clientAuth\n").unwrap();
-    for name in ["server", "client"] {
-        openssl(&format!("req {key} -keyout {name}.key -out {name}.csr -subj /CN={name}"));
-        openssl(&format!(
-            "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile {name}.ext -out {name}.pem"
-        ));
-    }
-}
-
 #[tokio::test]
 async fn tls_with_a_client_certificate_lets_us_in_and_faults_are_named() {
-    let broker = broker_or_skip!(Mosquitto::start_in(
-        tempfile::tempdir().unwrap(),
-        free_port(),
-        "listener {port} 127.0.0.1\nallow_anonymous true\nrequire_certificate true\n\
-         cafile {dir}/ca.pem\ncertfile {dir}/server.pem\nkeyfile {dir}/server.key\n",
-        make_certificates,
-    ));
-    let client = || ClientCert { cert_pem: broker.read("client.pem"), key_pem: broker.read("client.key").into() };
+    if !are_installed(&[("openssl", "openssl")]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let Certificates { ca, server, server_key, client, client_key } = Certificates::make(folder.path());
+    let tls = Tls { ca: ca.clone(), certificate: server, key: server_key.clone(), client_certificates: true };
+    let Some(broker) = Broker::start(Options { tls: Some(tls), ..Options::default() }).await else { return };
+    let read = |path: &Path| std::fs::read(path).unwrap();
+    let cert = |key: &Path| ClientCert { cert_pem: read(&client), key_pem: read(key).into() };
     for version in versions() {
         for host in ["127.0.0.1", "localhost"] {
             let good = Settings {
                 version,
-                ca_pem: Some(broker.read("ca.pem")),
-                client_cert: Some(client()),
+                ca_pem: Some(read(&ca)),
+                client_cert: Some(cert(&client_key)),
                 ..settings(&format!("mqtts://{host}:{}", broker.port))
             };
             let mut live = OpenLink::connect(&MqttSink::new(good).unwrap()).await;
@@ -867,19 +762,17 @@ async fn tls_with_a_client_certificate_lets_us_in_and_faults_are_named() {
             live.close().await;
         }
         let url = format!("mqtts://127.0.0.1:{}", broker.port);
-        let unknown_authority = Settings { version, ca_pem: Some(broker.read("client.pem")), ..settings(&url) };
+        let unknown_authority = Settings { version, ca_pem: Some(read(&client)), ..settings(&url) };
         let error = MqttSink::new(unknown_authority).unwrap().connect().await.err().unwrap().to_string();
         assert!(error.contains("`ca_file`"), "{error}");
-        let nobody = Settings { version, ca_pem: Some(broker.read("ca.pem")), ..settings(&url) };
+        let nobody = Settings { version, ca_pem: Some(read(&ca)), ..settings(&url) };
         let error = MqttSink::new(nobody).unwrap().connect().await.err().unwrap().to_string();
         assert!(error.contains("`cert_file`"), "{error}");
     }
-    let mixed = ClientCert { cert_pem: broker.read("client.pem"), key_pem: broker.read("server.key").into() };
-    let no_key = ClientCert { cert_pem: broker.read("client.pem"), key_pem: broker.read("client.pem").into() };
-    for (client_cert, expected) in [(mixed, "do not fit together"), (no_key, "`key_file`")] {
+    for (key, expected) in [(&server_key, "do not fit together"), (&client, "`key_file`")] {
         let wrong = Settings {
-            ca_pem: Some(broker.read("ca.pem")),
-            client_cert: Some(client_cert),
+            ca_pem: Some(read(&ca)),
+            client_cert: Some(cert(key)),
             ..settings(&format!("mqtts://127.0.0.1:{}", broker.port))
         };
         let error = MqttSink::new(wrong).err().unwrap().to_string();
@@ -890,14 +783,17 @@ async fn tls_with_a_client_certificate_lets_us_in_and_faults_are_named() {
 #[tokio::test]
 async fn websockets_carry_the_same_with_and_without_tls() {
     // mosquitto 2.0.11 stops when it has no listener but WebSockets.
-    let (ws, wss) = (free_port(), free_port());
-    let config = format!(
-        "listener {{port}} 127.0.0.1\nlistener {ws} 127.0.0.1\nprotocol websockets\n\
-         listener {wss} 127.0.0.1\nprotocol websockets\n\
-         cafile {{dir}}/ca.pem\ncertfile {{dir}}/server.pem\nkeyfile {{dir}}/server.key\nallow_anonymous true\n"
-    );
+    if !are_installed(&[("openssl", "openssl")]) {
+        return;
+    }
     let folder = tempfile::tempdir().unwrap();
-    let broker = broker_or_skip!(Mosquitto::start_in(folder, free_port(), &config, make_certificates));
+    let Certificates { ca, server, server_key, .. } = Certificates::make(folder.path());
+    let (ws, wss) = (free_port().unwrap(), free_port().unwrap());
+    let websockets = |port| format!("listener {port} 127.0.0.1\nprotocol websockets");
+    let tls = format!("cafile {}\ncertfile {}\nkeyfile {}", ca.display(), server.display(), server_key.display());
+    let lines = vec![websockets(ws), websockets(wss), tls];
+    let Some(mut broker) = Broker::start(Options { lines, ..Options::default() }).await else { return };
+    broker.process().wait_until_ready(async || [ws, wss].into_iter().all(listens)).await.unwrap();
     for version in versions() {
         let url = format!("ws://127.0.0.1:{ws}/mqtt");
         let mut live = OpenLink::connect(&MqttSink::new(Settings { version, ..settings(&url) }).unwrap()).await;
@@ -905,7 +801,7 @@ async fn websockets_carry_the_same_with_and_without_tls() {
         live.send(state(vec![b'x'; 200_000])).await.unwrap();
         live.close().await;
         let url = format!("wss://localhost:{wss}");
-        let ca_pem = Some(broker.read("ca.pem"));
+        let ca_pem = Some(std::fs::read(&ca).unwrap());
         let mut live = OpenLink::connect(&MqttSink::new(Settings { version, ca_pem, ..settings(&url) }).unwrap()).await;
         live.send(event(1)).await.unwrap();
         live.close().await;
@@ -922,7 +818,7 @@ async fn next(commands: &mut MqttCommands) -> Incoming {
 }
 
 /// Keeps the source going until the broker's log says something for the `count`th time.
-async fn until_said(broker: &Mosquitto, commands: &mut MqttCommands, text: &str, count: usize) {
+async fn until_said(broker: &Broker, commands: &mut MqttCommands, text: &str, count: usize) {
     let begin = tokio::time::Instant::now();
     while broker.said(text) < count {
         assert!(begin.elapsed() < SOON, "`{text}` was said {} times of {count}", broker.said(text));
@@ -934,11 +830,11 @@ async fn until_said(broker: &Mosquitto, commands: &mut MqttCommands, text: &str,
     }
 }
 
-async fn until_subscribed(broker: &Mosquitto, commands: &mut MqttCommands, instance: &str, count: usize) {
+async fn until_subscribed(broker: &Broker, commands: &mut MqttCommands, instance: &str, count: usize) {
     until_said(broker, commands, &format!("Sending SUBACK to dtorrent-{instance}-bus-commands"), count).await;
 }
 
-async fn until_acknowledged(broker: &Mosquitto, commands: &mut MqttCommands, instance: &str, count: usize) {
+async fn until_acknowledged(broker: &Broker, commands: &mut MqttCommands, instance: &str, count: usize) {
     until_said(broker, commands, &format!("Received PUBACK from dtorrent-{instance}-bus-commands"), count).await;
 }
 
@@ -960,7 +856,7 @@ fn words(incoming: &Incoming) -> String {
 
 #[tokio::test]
 async fn a_command_comes_with_all_that_is_known_of_it() {
-    let broker = broker_or_skip!(Mosquitto::open());
+    let Some(broker) = Broker::open().await else { return };
     let sender = Subscriber::new(broker.port, &[]).await;
     let mut commands = MqttCommands::new(broker.settings()).unwrap();
     until_subscribed(&broker, &mut commands, "main", 1).await;
@@ -998,7 +894,7 @@ async fn a_command_comes_with_all_that_is_known_of_it() {
 
 #[tokio::test]
 async fn an_unacknowledged_command_comes_again_and_an_acknowledged_one_does_not() {
-    let broker = broker_or_skip!(Mosquitto::open());
+    let Some(broker) = Broker::open().await else { return };
     let sender = Subscriber::new(broker.port, &[]).await;
     for (version, instance) in versions().into_iter().zip(["new", "old"]) {
         let settings = || Settings { version, instance: instance.into(), ..broker.settings() };
@@ -1036,7 +932,7 @@ async fn an_unacknowledged_command_comes_again_and_an_acknowledged_one_does_not(
 
 #[tokio::test]
 async fn a_retained_command_is_marked_as_one_live_or_stored() {
-    let broker = broker_or_skip!(Mosquitto::open());
+    let Some(broker) = Broker::open().await else { return };
     let sender = Subscriber::new(broker.port, &[]).await;
     sender.publish("dtorrent/home/command/stored", "{}", true, Default::default()).await;
     let mut commands = MqttCommands::new(broker.settings()).unwrap();
@@ -1061,7 +957,7 @@ async fn a_retained_command_is_marked_as_one_live_or_stored() {
 
 #[tokio::test]
 async fn an_oversized_command_is_not_redelivered_for_ever() {
-    let broker = broker_or_skip!(Mosquitto::open());
+    let Some(broker) = Broker::open().await else { return };
     let sender = Subscriber::new(broker.port, &[]).await;
     for (version, instance) in versions().into_iter().zip(["new", "old"]) {
         let settings = Settings { version, instance: instance.into(), ..broker.settings() };
@@ -1090,7 +986,7 @@ async fn an_oversized_command_is_not_redelivered_for_ever() {
 
 #[tokio::test]
 async fn a_caller_that_stops_waiting_loses_no_command() {
-    let broker = broker_or_skip!(Mosquitto::open());
+    let Some(broker) = Broker::open().await else { return };
     let sender = Subscriber::new(broker.port, &[]).await;
     let mut commands = MqttCommands::new(broker.settings()).unwrap();
     until_subscribed(&broker, &mut commands, "main", 1).await;

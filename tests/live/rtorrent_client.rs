@@ -7,10 +7,8 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
-use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,13 +16,16 @@ use dtorrent::clients::rtorrent::RtorrentClient;
 use dtorrent::clients::rtorrent::settings::{Endpoint, ExtraColumn, Settings};
 use dtorrent::model::{Action, Add, AddSource, Covers, Details, InfoHash, Listing, Parts, ServerName, Status, Torrent};
 use dtorrent::port::{Applied, ClientError, Scope, TorrentClient};
+use dtorrent_peers::process::{Process, TIMEOUT, find, free_port};
+use dtorrent_peers::rtorrent::Address;
 use sha1::{Digest as _, Sha1};
 use tempfile::TempDir;
 
-use crate::harness::skip::skip;
+use crate::harness::certificates::Certificates;
+use crate::harness::nginx::{self, Nginx};
+use crate::harness::skip::{are_installed, skip};
 
-/// Maximum time to wait for a condition, and the interval between two checks.
-const TIMEOUT: Duration = Duration::from_secs(60);
+/// Interval between two checks of a condition.
 const BEAT: Duration = Duration::from_millis(10);
 
 /// Requests one action, and again for as long as the client must not be asked for it, as the engine does.
@@ -48,40 +49,28 @@ async fn get(client: &dyn TorrentClient, hash: InfoHash, parts: Parts) -> Result
 // --- a server ------------------------------------------------------------------------------------
 
 struct Rtorrent {
-    process: Child,
+    process: Process,
+    program: PathBuf,
     folder: TempDir,
     endpoint: Endpoint,
 }
 
-impl Drop for Rtorrent {
-    fn drop(&mut self) {
-        let _gone = self.process.kill().is_ok();
-        let _reaped = self.process.wait().is_ok();
-    }
-}
-
 fn program() -> Option<PathBuf> {
-    let named = std::env::var_os("DTORRENT_RTORRENT").map_or_else(|| PathBuf::from("rtorrent"), PathBuf::from);
-    if Command::new(&named).arg("-h").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok() {
-        return Some(named);
+    if let Some(named) = std::env::var_os("DTORRENT_RTORRENT") {
+        return Some(named.into());
     }
-    skip(&format!("{} cannot be started", named.display()));
-    None
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    find("rtorrent", "rtorrent").inspect_err(|missing| skip(&missing.to_string())).ok()
 }
 
 /// Starts an rTorrent and waits until it answers.
-fn start_on(listen: &str, endpoint: impl Fn(&Path) -> Endpoint) -> Option<Rtorrent> {
+async fn start_on(listen: &str, endpoint: impl Fn(&Path) -> Endpoint) -> Option<Rtorrent> {
     let program = program()?;
     let folder = tempfile::Builder::new().prefix("rt").tempdir().unwrap();
     let path = folder.path();
     for name in ["session", "downloads"] {
         std::fs::create_dir(path.join(name)).unwrap();
     }
-    let port = free_port();
+    let port = free_port().unwrap();
     let config = format!(
         "directory.default.set = {0}/downloads\nsession.path.set = {0}/session\n{1}\n\
          network.port_range.set = {port}-{port}\ndht.mode.set = disable\ntrackers.use_udp.set = no\n\
@@ -98,41 +87,30 @@ fn start_on(listen: &str, endpoint: impl Fn(&Path) -> Endpoint) -> Option<Rtorre
         config
     };
     std::fs::write(path.join("rc"), config).unwrap();
-    let process = Command::new(program)
-        .args(["-n", "-o", &format!("import={}/rc", path.display())])
-        .current_dir(path)
-        .stdin(Stdio::null())
-        .stdout(std::fs::File::create(path.join("out")).unwrap())
-        .stderr(std::fs::File::create(path.join("err")).unwrap())
-        .spawn()
-        .unwrap();
     let endpoint = endpoint(path);
-    let server = Rtorrent { process, folder, endpoint };
-    let deadline = Instant::now() + TIMEOUT;
-    while !server.is_listening() {
-        assert!(Instant::now() < deadline, "rTorrent does not listen: {}", server.said());
-        std::thread::sleep(BEAT);
-    }
-    Some(server)
+    let process = launch(&program, path, &endpoint).await;
+    Some(Rtorrent { process, program, folder, endpoint })
 }
 
-fn start() -> Option<Rtorrent> {
-    start_on("network.scgi.open_local = FOLDER/rpc.sock", |path| Endpoint::Unix(path.join("rpc.sock")))
+/// Starts the program on the files in `folder`, and waits until it listens.
+async fn launch(program: &Path, folder: &Path, endpoint: &Endpoint) -> Process {
+    let import = format!("import={}/rc", folder.display());
+    let arguments = ["-n", "-o", &import];
+    let mut process = Process::start_with(program, &arguments, &[("TERM", "dumb")], &folder.join("log")).unwrap();
+    let is_listening = async || match endpoint {
+        Endpoint::Unix(path) => UnixStream::connect(path).is_ok(),
+        Endpoint::Scgi { host, port } => std::net::TcpStream::connect((host.as_str(), *port)).is_ok(),
+        _ => true,
+    };
+    process.wait_until_ready(is_listening).await.unwrap();
+    process
+}
+
+async fn start() -> Option<Rtorrent> {
+    start_on("network.scgi.open_local = FOLDER/rpc.sock", |path| Endpoint::Unix(path.join("rpc.sock"))).await
 }
 
 impl Rtorrent {
-    fn is_listening(&self) -> bool {
-        match &self.endpoint {
-            Endpoint::Unix(path) => UnixStream::connect(path).is_ok(),
-            Endpoint::Scgi { host, port } => std::net::TcpStream::connect((host.as_str(), *port)).is_ok(),
-            _ => true,
-        }
-    }
-
-    fn said(&self) -> String {
-        ["out", "err"].map(|name| std::fs::read_to_string(self.folder.path().join(name)).unwrap_or_default()).concat()
-    }
-
     fn downloads(&self) -> PathBuf {
         self.folder.path().join("downloads")
     }
@@ -225,10 +203,10 @@ fn torrent(listing: &Listing, hash: InfoHash) -> &Torrent {
 
 #[tokio::test]
 async fn an_empty_rtorrent_is_listed_over_the_unix_socket() {
-    let Some(server) = start() else { return };
+    let Some(server) = start().await else { return };
     let listing = server.client().list(Scope::Full).await.unwrap();
     assert!(listing.complete && listing.torrents.is_empty());
-    assert_eq!(listing.run, Some(server.process.id().to_string()));
+    assert_eq!(listing.run, Some(server.process.pid().to_string()));
     assert!(listing.stats.client.unwrap().starts_with("rTorrent 0."));
     assert_eq!(listing.stats.download_limit, Some(0));
     assert_eq!(listing.stats.download_rate, Some(0));
@@ -236,125 +214,64 @@ async fn an_empty_rtorrent_is_listed_over_the_unix_socket() {
 
 #[tokio::test]
 async fn a_listing_is_the_same_over_tcp_and_through_nginx() {
-    let port = free_port();
-    let host = || "127.0.0.1".to_owned();
-    let listen = format!("network.scgi.open_port = 127.0.0.1:{port}");
-    let Some(server) = start_on(&listen, |_| Endpoint::Scgi { host: host(), port }) else { return };
+    let Some(mut server) = start_on_port().await else { return };
     let direct = server.client();
     let (hash, file) = metafile(b"over the wire", &[7; 40_000], TRACKER);
     apply(&direct, &Action::Add(adding(hash, file, false))).await.unwrap();
     let over_tcp = list_until(&direct, "the torrent", |listing| !listing.torrents.is_empty()).await;
     assert!(over_tcp.complete);
 
-    let Some(nginx) = Nginx::start(port) else { return };
-    let over_http = RtorrentClient::new(nginx.settings("/RPC2", "tester")).unwrap().list(Scope::Full).await.unwrap();
+    let Some(nginx) = start_nginx(&server, None).await else { return };
+    let through_nginx = |path, user: &str| {
+        let endpoint = Endpoint::parse(&format!("http://127.0.0.1:{}{path}", nginx.port)).unwrap();
+        RtorrentClient::new(with_login(endpoint, user)).unwrap()
+    };
+    let over_http = through_nginx("/RPC2", nginx::USER).list(Scope::Full).await.unwrap();
     assert_eq!(over_http.torrents, over_tcp.torrents);
     assert_eq!((over_http.complete, over_http.run), (true, over_tcp.run));
 
-    let wrong_user =
-        RtorrentClient::new(nginx.settings("/RPC2", "stranger")).unwrap().list(Scope::Full).await.unwrap_err();
+    let wrong_user = through_nginx("/RPC2", "stranger").list(Scope::Full).await.unwrap_err();
     assert!(matches!(&wrong_user, ClientError::Unauthorized { .. }), "{wrong_user}");
-    let said = RtorrentClient::new(nginx.settings("/nothing", "tester"))
-        .unwrap()
-        .list(Scope::Full)
-        .await
-        .unwrap_err()
-        .to_string();
-    assert!(said.contains("/RPC2") && !said.contains("secret"), "{said}");
-    drop(server);
-    let said = RtorrentClient::new(nginx.settings("/RPC2", "tester"))
-        .unwrap()
-        .list(Scope::Full)
-        .await
-        .unwrap_err()
-        .to_string();
+    let said = through_nginx("/nothing", nginx::USER).list(Scope::Full).await.unwrap_err().to_string();
+    assert!(said.contains("/RPC2") && !said.contains(nginx::PASSWORD), "{said}");
+    server.process.kill().unwrap();
+    let said = through_nginx("/RPC2", nginx::USER).list(Scope::Full).await.unwrap_err().to_string();
     assert!(said.contains("is it running"), "{said}");
 }
 
-struct Nginx {
-    process: Child,
-    _folder: TempDir,
-    port: u16,
+async fn start_on_port() -> Option<Rtorrent> {
+    let port = free_port().unwrap();
+    let listen = format!("network.scgi.open_port = 127.0.0.1:{port}");
+    start_on(&listen, |_| Endpoint::Scgi { host: "127.0.0.1".to_owned(), port }).await
 }
 
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        let _gone = self.process.kill().is_ok();
-        let _reaped = self.process.wait().is_ok();
+/// Starts an nginx with a password in front of a server that listens on a port.
+async fn start_nginx(server: &Rtorrent, certificates: Option<&Certificates>) -> Option<Nginx> {
+    if !are_installed(&[("nginx", "nginx-light"), ("openssl", "openssl")]) {
+        return None;
     }
+    let Endpoint::Scgi { port, .. } = server.endpoint else { panic!("only for a port") };
+    let folder = server.folder.path().join("nginx");
+    Some(Nginx::start(&folder, &Address::Tcp(([127, 0, 0, 1], port).into()), certificates).await)
 }
 
-impl Nginx {
-    /// A web server with basic authentication before the SCGI of this port.
-    fn start(scgi_port: u16) -> Option<Self> {
-        Self::start_with(scgi_port, "", tempfile::tempdir().unwrap())
-    }
-
-    /// `tls` is what follows the port, and the lines for it; FOLDER stands for the folder.
-    fn start_with(scgi_port: u16, tls: &str, folder: TempDir) -> Option<Self> {
-        let (path, port) = (folder.path().display().to_string(), free_port());
-        let tls = if tls.is_empty() { ";".to_owned() } else { tls.replace("FOLDER", &path) };
-        std::fs::write(folder.path().join("users"), "tester:{PLAIN}secret\n").unwrap();
-        std::fs::write(
-            folder.path().join("nginx.conf"),
-            format!(
-                "daemon off; master_process off; pid {path}/pid; error_log {path}/error.log; events {{}}\n\
-                 http {{ access_log off; client_body_temp_path {path}; proxy_temp_path {path}; fastcgi_temp_path {path};\n\
-                 uwsgi_temp_path {path}; scgi_temp_path {path};\n\
-                 server {{ listen 127.0.0.1:{port}{tls} auth_basic x; auth_basic_user_file {path}/users;\n\
-                 location /RPC2 {{ include /etc/nginx/scgi_params; scgi_pass 127.0.0.1:{scgi_port}; }} }} }}\n"
-            ),
-        )
-        .unwrap();
-        let started = Command::new("nginx")
-            .args(["-c", &format!("{path}/nginx.conf"), "-p", &path])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        let Ok(process) = started else {
-            skip("nginx cannot be started");
-            return None;
-        };
-        let nginx = Self { process, _folder: folder, port };
-        let deadline = Instant::now() + TIMEOUT;
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < deadline, "nginx does not listen");
-            std::thread::sleep(BEAT);
-        }
-        Some(nginx)
-    }
-
-    fn settings(&self, path: &str, user: &str) -> Settings {
-        let endpoint = Endpoint::parse(&format!("http://127.0.0.1:{}{path}", self.port)).unwrap();
-        Settings { username: Some(user.to_owned()), password: Some("secret".to_owned().into()), ..settings(endpoint) }
-    }
+fn with_login(endpoint: Endpoint, user: &str) -> Settings {
+    let password = Some(nginx::PASSWORD.to_owned().into());
+    Settings { username: Some(user.to_owned()), password, ..settings(endpoint) }
 }
 
 #[tokio::test]
 async fn https_is_trusted_through_the_given_authority_and_no_other() {
-    let port = free_port();
-    let listen = format!("network.scgi.open_port = 127.0.0.1:{port}");
-    let address = || Endpoint::Scgi { host: "127.0.0.1".to_owned(), port };
-    let Some(_server) = start_on(&listen, |_| address()) else { return };
-    let folder = tempfile::tempdir().unwrap();
-    let openssl = |arguments: &str| {
-        let arguments = arguments.replace("FOLDER", folder.path().to_str().unwrap());
-        let new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 ";
-        let output = Command::new("openssl").args(format!("{new}{arguments}").split_whitespace()).output();
-        output.is_ok_and(|output| output.status.success())
-    };
-    let is_made = openssl("-subj /CN=authority -keyout FOLDER/ca.key -out FOLDER/ca.pem")
-        && openssl(
-            "-subj /CN=server -CA FOLDER/ca.pem -CAkey FOLDER/ca.key -keyout FOLDER/server.key -out FOLDER/server.pem \
-             -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=IP:127.0.0.1",
-        );
-    assert!(is_made, "openssl makes no certificates");
-    let ca_pem = std::fs::read(folder.path().join("ca.pem")).unwrap();
-    let tls = " ssl; ssl_certificate FOLDER/server.pem; ssl_certificate_key FOLDER/server.key;";
-    let Some(nginx) = Nginx::start_with(port, tls, folder) else { return };
+    let Some(server) = start_on_port().await else { return };
+    if !are_installed(&[("openssl", "openssl")]) {
+        return;
+    }
+    let certificates = Certificates::make(&server.folder.path().join("certificates"));
+    let Some(nginx) = start_nginx(&server, Some(&certificates)).await else { return };
+    let ca_pem = std::fs::read(&certificates.ca).unwrap();
     let settings = |ca_pem| {
         let endpoint = Endpoint::parse(&format!("https://127.0.0.1:{}/RPC2", nginx.port)).unwrap();
-        Settings { endpoint, ca_pem, ..nginx.settings("/", "tester") }
+        Settings { ca_pem, ..with_login(endpoint, nginx::USER) }
     };
     assert!(RtorrentClient::new(settings(Some(ca_pem))).unwrap().list(Scope::Full).await.unwrap().complete);
     let error = RtorrentClient::new(settings(None)).unwrap().list(Scope::Full).await.unwrap_err();
@@ -364,7 +281,7 @@ async fn https_is_trusted_through_the_given_authority_and_no_other() {
 
 #[tokio::test]
 async fn names_that_are_no_xml_do_not_spoil_the_listing() {
-    let Some(server) = start() else { return };
+    let Some(server) = start().await else { return };
     let client = server.client();
     let names: &[&[u8]] = &[
         b"plain",
@@ -403,7 +320,7 @@ async fn names_that_are_no_xml_do_not_spoil_the_listing() {
 
 #[tokio::test]
 async fn extra_columns_are_read_and_unknown_ones_are_null() {
-    let Some(server) = start() else { return };
+    let Some(server) = start().await else { return };
     let mut settings = server.settings();
     for (name, column) in [
         ("throttle", "d.throttle_name="),
@@ -426,7 +343,7 @@ async fn extra_columns_are_read_and_unknown_ones_are_null() {
 
 #[tokio::test]
 async fn rule_9_a_restarted_rtorrent_is_another_run_and_the_same_torrents_are_loaded_anew() {
-    let Some(mut server) = start() else { return };
+    let Some(mut server) = start().await else { return };
     let client = server.client();
     let (hash, file) = metafile(b"stays", &[1; 10], TRACKER);
     apply(&client, &Action::Add(adding(hash, file, false))).await.unwrap();
@@ -439,7 +356,7 @@ async fn rule_9_a_restarted_rtorrent_is_another_run_and_the_same_torrents_are_lo
         tokio::time::sleep(BEAT).await;
     }
 
-    server.restart();
+    server.restart().await;
     let after = list_until(&client, "the session", |listing| !listing.torrents.is_empty()).await;
     assert_ne!(after.run, before.run);
     assert_ne!(after.torrents[&hash].facts.load, before.torrents[&hash].facts.load);
@@ -450,26 +367,12 @@ async fn rule_9_a_restarted_rtorrent_is_another_run_and_the_same_torrents_are_lo
 
 impl Rtorrent {
     /// Kills it, as a crash would, and starts it again on the same session.
-    fn restart(&mut self) {
+    async fn restart(&mut self) {
         self.process.kill().unwrap();
-        self.process.wait().unwrap();
-        let path = self.folder.path().to_path_buf();
         for name in ["rtorrent.lock", "session/rtorrent.lock"] {
-            let _absent = std::fs::remove_file(path.join(name)).is_err();
+            let _absent = std::fs::remove_file(self.folder.path().join(name)).is_err();
         }
-        self.process = Command::new(program().unwrap())
-            .args(["-n", "-o", &format!("import={}/rc", path.display())])
-            .current_dir(&path)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let deadline = Instant::now() + TIMEOUT;
-        while !self.is_listening() {
-            assert!(Instant::now() < deadline, "rTorrent does not come back");
-            std::thread::sleep(BEAT);
-        }
+        self.process = launch(&self.program, self.folder.path(), &self.endpoint).await;
     }
 }
 
@@ -493,7 +396,7 @@ async fn status_is(client: &RtorrentClient, hash: InfoHash, status: Status) -> L
 
 #[tokio::test]
 async fn each_life_cycle_event_of_a_torrent_arrives_in_order() {
-    let Some(server) = start() else { return };
+    let Some(server) = start().await else { return };
     let client = RtorrentClient::new(Settings { timeout: Duration::from_secs(15), ..server.settings() }).unwrap();
     let hash = seeding(&server, &client, "whole life", &[3; 100_000]).await;
     let listing = client.list(Scope::Full).await.unwrap();
@@ -533,7 +436,7 @@ async fn each_life_cycle_event_of_a_torrent_arrives_in_order() {
 
 #[tokio::test]
 async fn a_closed_torrent_that_wants_to_run_is_started_again() {
-    let Some(server) = start() else { return };
+    let Some(server) = start().await else { return };
     let client = server.client();
     let hash = seeding(&server, &client, "closed", &[3; 1000]).await;
     server.call("d.close", &[&hash.to_string()]);
@@ -544,7 +447,7 @@ async fn a_closed_torrent_that_wants_to_run_is_started_again() {
 
 #[tokio::test]
 async fn a_recheck_is_seen_and_leaves_a_paused_torrent_paused() {
-    let Some(server) = start() else { return };
+    let Some(server) = start().await else { return };
     let client = server.client();
     let hash = seeding(&server, &client, "checked", &[3; 1_000_000]).await;
     assert_eq!(apply(&client, &Action::Recheck(hash)).await.unwrap(), Applied::Seen);
@@ -559,7 +462,7 @@ async fn a_recheck_is_seen_and_leaves_a_paused_torrent_paused() {
 
 #[tokio::test]
 async fn rule_3_what_is_hash_checked_is_not_stopped_before_the_check_is_over() {
-    let Some(server) = start() else { return };
+    let Some(server) = start().await else { return };
     let is_legacy = server.call("system.api_version", &[""]).contains("<string>10<");
     // On a machine that does other work too the check takes its time, and so does what waits for it.
     let client = RtorrentClient::new(Settings { timeout: TIMEOUT, ..server.settings() }).unwrap();
@@ -573,7 +476,7 @@ async fn rule_3_what_is_hash_checked_is_not_stopped_before_the_check_is_over() {
 
 #[tokio::test]
 async fn what_is_checked_is_paused_when_the_check_is_over() {
-    let Some(server) = start() else { return };
+    let Some(server) = start().await else { return };
     let client = server.client();
     let hash = checked_at_length(&server, &client).await;
     apply(&client, &Action::Pause(hash)).await.unwrap();
@@ -612,7 +515,7 @@ async fn a_stop_is_refused(client: &dyn TorrentClient, hash: InfoHash) {
 
 #[tokio::test]
 async fn rule_4_an_old_rtorrent_survives_a_storm_of_announces() {
-    let Some(server) = start() else { return };
+    let Some(server) = start().await else { return };
     let is_legacy = server.call("system.api_version", &[""]).contains("<string>10<");
     let hasty = RtorrentClient::new(Settings { timeout: Duration::from_secs(2), ..server.settings() }).unwrap();
     let hash = seeding(&server, &hasty, "storm", &[3; 1000]).await;
@@ -633,7 +536,7 @@ async fn rule_4_an_old_rtorrent_survives_a_storm_of_announces() {
 
 #[tokio::test]
 async fn rule_7_a_label_is_text_and_comes_back_as_it_was() {
-    let Some(server) = start() else { return };
+    let Some(server) = start().await else { return };
     let client = server.client();
     let (hash, file) = metafile(b"labelled", &[1; 10], TRACKER);
     apply(&client, &Action::Add(adding(hash, file, false))).await.unwrap();
@@ -649,7 +552,7 @@ async fn rule_7_a_label_is_text_and_comes_back_as_it_was() {
 
 #[tokio::test]
 async fn rule_10_a_priority_outside_its_range_is_not_sent() {
-    let Some(server) = start() else { return };
+    let Some(server) = start().await else { return };
     let client = server.client();
     let (hash, file) = metafile(b"important", &[1; 10], TRACKER);
     apply(&client, &Action::Add(adding(hash, file, false))).await.unwrap();
@@ -664,7 +567,7 @@ async fn rule_10_a_priority_outside_its_range_is_not_sent() {
 
 #[tokio::test]
 async fn a_torrent_is_added_with_all_that_belongs_to_it() {
-    let Some(server) = start() else { return };
+    let Some(server) = start().await else { return };
     let client = server.client();
     let directory = server.folder.path().join("else where, \"here\"");
     std::fs::create_dir(&directory).unwrap();
@@ -686,7 +589,7 @@ async fn a_torrent_is_added_with_all_that_belongs_to_it() {
 
 #[tokio::test]
 async fn what_rtorrent_does_not_take_is_reported() {
-    let Some(server) = start() else { return };
+    let Some(server) = start().await else { return };
     let client = server.client();
     let (hash, _) = metafile(b"x", &[1; 10], TRACKER);
     let error = apply(&client, &Action::Add(adding(hash, Bytes::from_static(b"d4:infoe"), true))).await.unwrap_err();
@@ -695,7 +598,7 @@ async fn what_rtorrent_does_not_take_is_reported() {
 
 #[tokio::test]
 async fn a_torrent_file_over_the_limit_of_a_request_is_added() {
-    let Some(server) = start() else { return };
+    let Some(server) = start().await else { return };
     let client = server.client();
     // 30,000 pieces make a file of 600 kB, and a request of 800 kB.
     let (hash, file) = metafile_of_pieces(b"large", 30_000, [0x5a; 20]);
@@ -719,7 +622,7 @@ fn metafile_of_pieces(name: &[u8], pieces: usize, piece: [u8; 20]) -> (InfoHash,
 
 #[tokio::test]
 async fn a_magnet_link_is_added_with_all_that_belongs_to_it() {
-    let Some(server) = start() else { return };
+    let Some(server) = start().await else { return };
     let client = server.client();
     let hash: InfoHash = "aabbccddeeff00112233445566778899aabbccdd".parse().unwrap();
     let directory = server.folder.path().join("for magnets");
@@ -752,7 +655,7 @@ async fn a_magnet_link_is_added_with_all_that_belongs_to_it() {
 
 #[tokio::test]
 async fn one_torrent_is_read_with_its_parts() {
-    let Some(server) = start() else { return };
+    let Some(server) = start().await else { return };
     let client = server.client();
     let hash = seeding(&server, &client, "parts", &[3; 100_000]).await;
     let parts = Parts { torrent: true, files: true, trackers: true, peers: true };
@@ -768,7 +671,7 @@ async fn one_torrent_is_read_with_its_parts() {
 
 #[tokio::test]
 async fn many_torrents_are_listed_whole_with_their_trackers() {
-    let Some(server) = start() else { return };
+    let Some(server) = start().await else { return };
     let client = server.client();
     let mut hashes = Vec::new();
     for number in 0..150_u32 {
@@ -820,7 +723,7 @@ async fn populate(server: &Rtorrent, client: &RtorrentClient, count: u16) -> Vec
 
 #[tokio::test]
 async fn a_quick_poll_of_a_thousand_unchanged_torrents_reads_none_and_misses_no_change() {
-    let Some(server) = start() else { return };
+    let Some(server) = start().await else { return };
     let client = server.client();
     let hashes = populate(&server, &client, 1000).await;
     for _ in 0..2 {
@@ -866,7 +769,7 @@ async fn a_quick_poll_of_a_thousand_unchanged_torrents_reads_none_and_misses_no_
 
 #[tokio::test]
 async fn a_full_poll_finds_every_change_that_quick_polls_missed() {
-    let Some(server) = start() else { return };
+    let Some(server) = start().await else { return };
     let watching = server.client();
     // So many that a sweep leaves out what it knows.
     let hashes = populate(&server, &watching, 510).await;

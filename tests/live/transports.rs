@@ -5,7 +5,7 @@ use dtorrent_peers::mosquitto::{Mosquitto, Options, Tls};
 use serde_json::json;
 
 use crate::harness::certificates::Certificates;
-use crate::harness::nginx::Nginx;
+use crate::harness::nginx::{self, Nginx};
 use crate::harness::recorder::Recorder;
 use crate::harness::{Setup, World, can_run};
 
@@ -32,9 +32,10 @@ async fn rtorrent_is_reached_through_nginx_with_a_password() {
     if !can_run() {
         return;
     }
-    let setup = Setup { server: "username = \"u\"\npassword = \"p\"".to_owned(), ..Setup::default() };
+    let server = format!("username = \"{}\"\npassword = \"{}\"", nginx::USER, nginx::PASSWORD);
+    let setup = Setup { server, ..Setup::default() };
     let mut world = World::new(setup).await;
-    let nginx = Nginx::start(&world.folder.join("nginx"), &world.home, None).await;
+    let nginx = Nginx::start(&world.folder.join("nginx"), &world.home.rpc.address, None).await;
     world.start_bridge_for(&[("home", &format!("http://127.0.0.1:{}/RPC2", nginx.port))]).await;
     works(&world, &world.recorder).await;
 }
@@ -46,9 +47,10 @@ async fn rtorrent_is_reached_through_nginx_over_tls() {
     }
     let folder = tempfile::tempdir().unwrap();
     let certificates = Certificates::make(folder.path());
-    let server = format!("username = \"u\"\npassword = \"p\"\nca_file = \"{}\"", certificates.ca.display());
+    let (user, password, ca) = (nginx::USER, nginx::PASSWORD, certificates.ca.display());
+    let server = format!("username = \"{user}\"\npassword = \"{password}\"\nca_file = \"{ca}\"");
     let mut world = World::new(Setup { server, ..Setup::default() }).await;
-    let nginx = Nginx::start(&world.folder.join("nginx"), &world.home, Some(&certificates)).await;
+    let nginx = Nginx::start(&world.folder.join("nginx"), &world.home.rpc.address, Some(&certificates)).await;
     world.start_bridge_for(&[("home", &format!("https://localhost:{}/RPC2", nginx.port))]).await;
     works(&world, &world.recorder).await;
 }

@@ -167,7 +167,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = self.broker.process().output();
+            let log = self.broker.output();
             let is_telling = |line: &&str| !["PUBLISH", "PUBACK", "PING"].iter().any(|packet| line.contains(packet));
             let lines: Vec<_> = log.lines().filter(is_telling).collect();
             eprintln!("--- log of the broker:\n{}\n---", lines[lines.len().saturating_sub(20)..].join("\n"));

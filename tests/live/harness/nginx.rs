@@ -3,10 +3,14 @@
 use std::path::Path;
 
 use dtorrent_peers::process::{Process, find, free_port};
-use dtorrent_peers::rtorrent::{Address, Rtorrent};
+use dtorrent_peers::rtorrent::Address;
 use tokio::net::TcpStream;
 
 use super::certificates::{Certificates, openssl};
+
+/// The login that `/RPC2` needs.
+pub const USER: &str = "tester";
+pub const PASSWORD: &str = "secret";
 
 pub struct Nginx {
     pub port: u16,
@@ -14,13 +18,13 @@ pub struct Nginx {
 }
 
 impl Nginx {
-    /// Passes `/RPC2` on for user `u` with password `p`, over TLS if there are certificates.
-    pub async fn start(folder: &Path, rtorrent: &Rtorrent, certificates: Option<&Certificates>) -> Self {
+    /// Passes `/RPC2` on to the SCGI of an rTorrent, over TLS if there are certificates.
+    pub async fn start(folder: &Path, rtorrent: &Address, certificates: Option<&Certificates>) -> Self {
         std::fs::create_dir_all(folder).unwrap();
         let passwords = folder.join("passwords");
-        let hash = openssl(&["passwd", "-apr1", "p"]);
-        std::fs::write(&passwords, format!("u:{}\n", hash.trim())).unwrap();
-        let target = match &rtorrent.rpc.address {
+        let hash = openssl(&["passwd", "-apr1", PASSWORD]);
+        std::fs::write(&passwords, format!("{USER}:{}\n", hash.trim())).unwrap();
+        let target = match rtorrent {
             Address::Unix(socket) => format!("unix:{}", socket.display()),
             Address::Tcp(address) => address.to_string(),
         };
