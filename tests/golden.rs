@@ -102,8 +102,8 @@ fn deliveries() -> Vec<Delivery> {
         Kind::ALL.iter().filter(|kind| **kind != Kind::Updated).map(|k| entry(*k)).collect();
     deliveries.extend([
         Delivery::Updated { hash, event: Arc::new(Event::new(id.clone(), Kind::Updated, time())), body: body.clone() },
-        Delivery::State { server: server.clone(), hash, body: body.clone(), keep: true },
-        Delivery::State { server: server.clone(), hash, body: body.clone(), keep: false },
+        Delivery::State { server: server.clone(), hash, body: body.clone(), retain: true },
+        Delivery::State { server: server.clone(), hash, body: body.clone(), retain: false },
         Delivery::Files { server: server.clone(), hash, body: body.clone() },
         Delivery::ServerStatus { server: server.clone(), is_online: true },
         Delivery::Stats { server: server.clone(), body: body.clone() },

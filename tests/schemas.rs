@@ -275,7 +275,7 @@ fn deliveries() -> Vec<Delivery> {
     let events = Kind::ALL.iter().filter(|kind| **kind != Kind::Updated).map(entry);
     let others = [
         Delivery::Updated { hash, event: Arc::new(Event::new(id.clone(), Kind::Updated, time)), body: body.clone() },
-        Delivery::State { server: server.clone(), hash, body: body.clone(), keep: true },
+        Delivery::State { server: server.clone(), hash, body: body.clone(), retain: true },
         Delivery::Files { server: server.clone(), hash, body: body.clone() },
         Delivery::ServerStatus { server: server.clone(), is_online: true },
         Delivery::Stats { server: server.clone(), body: body.clone() },

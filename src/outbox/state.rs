@@ -270,7 +270,7 @@ impl StateOutbox {
 
     fn topic_of_state(&self, server: &ServerName, hash: InfoHash) -> Option<String> {
         let (server, body) = (server.clone(), Bytes::new());
-        self.parts.sink.retained_topic(&Delivery::State { server, hash, body, keep: true })
+        self.parts.sink.retained_topic(&Delivery::State { server, hash, body, retain: true })
     }
 
     /// Registers topics, on disk before this returns; on a full disk they are used all the same, and saved later.
@@ -366,10 +366,10 @@ impl StateOutbox {
             && let Some(delivery) = projection.next()
         {
             match &delivery {
-                Delivery::Clear { name } if self.registry.clear(name) => {
-                    batch.push((DeliveryId::Clearing(name.clone()), delivery));
+                Delivery::Clear { topic } if self.registry.clear(topic) => {
+                    batch.push((DeliveryId::Clearing(topic.clone()), delivery));
                 }
-                Delivery::Shown { topic, .. } => {
+                Delivery::Projected { topic, .. } => {
                     if let Some(topic) = self.parts.sink.retained_topic(&delivery) {
                         self.registry.retain(&topic);
                     }
@@ -409,15 +409,15 @@ impl StateOutbox {
             return true;
         };
         states.dirty.sent(hash, Known::Torrent(Arc::clone(&snapshot.torrent)));
-        let keep = states.retained.contains(&hash);
+        let retain = states.retained.contains(&hash);
         let id = EventId::Updated { server: server.clone(), epoch, rev: snapshot.rev };
         batch.extend(self.update(server, id, &known, &snapshot));
         match self.topic_of_state(server, hash) {
-            Some(topic) if keep => self.registry.retain(&topic),
+            Some(topic) if retain => self.registry.retain(&topic),
             _ => self.clear_state(server, hash, batch),
         }
         let body = Bytes::from(serde_json::to_vec(&*snapshot.torrent).expect("a torrent is plain JSON"));
-        let delivery = Delivery::State { server: server.clone(), hash, body, keep };
+        let delivery = Delivery::State { server: server.clone(), hash, body, retain };
         if self.parts.sink.wants(&delivery) {
             batch.push((DeliveryId::State(server.clone(), hash), delivery));
         } else if let Some(states) = self.servers.get_mut(server) {
@@ -438,8 +438,8 @@ impl StateOutbox {
     }
 
     fn clear_state(&mut self, server: &ServerName, hash: InfoHash, batch: &mut Vec<Outgoing>) {
-        if let Some(name) = self.topic_of_state(server, hash).filter(|topic| self.registry.clear(topic)) {
-            batch.push((DeliveryId::Clearing(name.clone()), Delivery::Clear { name }));
+        if let Some(topic) = self.topic_of_state(server, hash).filter(|topic| self.registry.clear(topic)) {
+            batch.push((DeliveryId::Clearing(topic.clone()), Delivery::Clear { topic }));
         }
     }
 
@@ -451,9 +451,9 @@ impl StateOutbox {
         let is_held = self.servers.values().any(|states| states.cursor < states.orphans_after);
         while !is_held
             && batch.len() < budget
-            && let Some(name) = self.registry.next_orphan()
+            && let Some(topic) = self.registry.next_orphan()
         {
-            batch.push((DeliveryId::Clearing(name.clone()), Delivery::Clear { name }));
+            batch.push((DeliveryId::Clearing(topic.clone()), Delivery::Clear { topic }));
         }
     }
 }

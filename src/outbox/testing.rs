@@ -67,7 +67,7 @@ impl Sink for FakeSink {
 
     fn retained_topic(&self, delivery: &Delivery) -> Option<String> {
         match delivery {
-            Delivery::State { server, hash, keep: true, .. } => Some(format!("{server}/{hash}")),
+            Delivery::State { server, hash, retain: true, .. } => Some(format!("{server}/{hash}")),
             _ => None,
         }
     }

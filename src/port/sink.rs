@@ -80,7 +80,7 @@ pub trait Projection: Send + Sync {
     /// Looks at a server.
     fn update(&mut self, server: &ServerName, view: ServerView<'_>, at: Duration);
 
-    /// Returns the next message that is due: a [`Delivery::Shown`] or a [`Delivery::Clear`].
+    /// Returns the next message that is due: a [`Delivery::Projected`] or a [`Delivery::Clear`].
     fn next(&mut self, at: Duration) -> Option<Delivery>;
 
     /// Records that the sink acknowledged or refused a message to this topic.
@@ -162,12 +162,12 @@ pub enum Delivery {
         event: Arc<Event>,
         body: Bytes,
     },
-    /// A torrent as of the snapshot. `keep`: retained for later subscribers.
+    /// A torrent as of the snapshot. `retain`: retained for later subscribers.
     State {
         server: ServerName,
         hash: InfoHash,
         body: Bytes,
-        keep: bool,
+        retain: bool,
     },
     Files {
         server: ServerName,
@@ -195,15 +195,15 @@ pub enum Delivery {
         body: Bytes,
         reply: Option<ReplyTo>,
     },
-    /// A message of the sink's [`Projection`]. `keep`: retained for later subscribers.
-    Shown {
+    /// A message of the sink's [`Projection`]. `retain`: retained for later subscribers.
+    Projected {
         topic: String,
         body: Bytes,
-        keep: bool,
+        retain: bool,
     },
-    /// Clears what is retained under this topic.
+    /// Clears what the receiver retains under this topic, which is a [`Sink::retained_topic`].
     Clear {
-        name: String,
+        topic: String,
     },
 }
 

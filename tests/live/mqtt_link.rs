@@ -119,7 +119,7 @@ fn event(seq: u64) -> Delivery {
 }
 
 fn state(body: impl Into<Bytes>) -> Delivery {
-    Delivery::State { server: home(), hash: hash(), body: body.into(), keep: true }
+    Delivery::State { server: home(), hash: hash(), body: body.into(), retain: true }
 }
 
 /// A link with its drive in a task, so that a test can await what it sends.
@@ -350,8 +350,8 @@ async fn a_late_subscriber_gets_the_retained_states_until_they_are_cleared() {
         }
         names.insert(own.into());
         assert_eq!(greeted, names);
-        for name in names {
-            live.send(Delivery::Clear { name }).await.unwrap();
+        for topic in names {
+            live.send(Delivery::Clear { topic }).await.unwrap();
         }
         // The bridge contradicts whoever clears its status; everything else is gone.
         late.wait_for(own, "online").await;
@@ -512,7 +512,7 @@ async fn a_broker_without_retained_messages_or_acknowledgements_gets_what_it_can
         let mut live = OpenLink::connect(&sink).await;
         live.send(event(1)).await.unwrap();
         live.send(state("{}")).await.unwrap();
-        live.send(Delivery::Clear { name: "dtorrent/home/stats".into() }).await.unwrap();
+        live.send(Delivery::Clear { topic: "dtorrent/home/stats".into() }).await.unwrap();
         differ.wait_for(&format!("dtorrent/home/torrent/{HASH}/state"), "{}").await;
         live.cut().await;
         differ.wait_for("dtorrent/bridge/main/status", "offline").await;

@@ -107,7 +107,7 @@ impl Broker {
 
     /// The name under which a torrent's state is kept here.
     pub fn name_of_state(&self, server: &ServerName, hash: InfoHash) -> Option<String> {
-        self.topics.retained_topic(&Delivery::State { server: server.clone(), hash, body: Bytes::new(), keep: true })
+        self.topics.retained_topic(&Delivery::State { server: server.clone(), hash, body: Bytes::new(), retain: true })
     }
 
     fn arrive(&self, connection: u64, delivery: Delivery) -> Result<(), DeliverError> {
@@ -125,7 +125,7 @@ impl Broker {
         self.stage.note(|| format!("{} gets {} on {connection}", self.name, said(&delivery)));
         let route = self.topics.route(&delivery);
         match &delivery {
-            Delivery::Clear { name } => drop(state.kept.remove(name)),
+            Delivery::Clear { topic } => drop(state.kept.remove(topic)),
             Delivery::State { server, hash, body, .. } => {
                 state.shown.insert((server.clone(), *hash), body.clone());
                 if route.is_retained {
@@ -151,9 +151,9 @@ fn said(delivery: &Delivery) -> String {
             format!("event {} {:?} {} {}", entry.seq.0, entry.kind, entry.server, short(entry.hash))
         }
         Delivery::Updated { hash, event, .. } => format!("updated {} {}", short(Some(*hash)), event.id),
-        Delivery::State { server, hash, keep, .. } => format!("state {server} {} keep={keep}", short(Some(*hash))),
+        Delivery::State { server, hash, retain, .. } => format!("state {server} {} retain={retain}", short(Some(*hash))),
         Delivery::Result { body, .. } => format!("result {}", String::from_utf8_lossy(body)),
-        Delivery::Clear { name } => format!("clear {name}"),
+        Delivery::Clear { topic } => format!("clear {topic}"),
         other => format!("{other:?}").chars().take(60).collect(),
     }
 }

@@ -79,8 +79,8 @@ impl AddressSpace {
             Delivery::Health { .. } => self.bridge("health"),
             Delivery::Result { server: Some(server), .. } => self.join(&[server.as_str(), "result"]),
             Delivery::Result { server: None, .. } => self.bridge("result"),
-            Delivery::Shown { topic, .. } => topic.clone(),
-            Delivery::Clear { name } => name.clone(),
+            Delivery::Projected { topic, .. } => topic.clone(),
+            Delivery::Clear { topic } => topic.clone(),
         }
     }
 

@@ -385,7 +385,7 @@ impl HomeAssistantProjection {
         announced.sent_at = Some(at);
         self.next_device_at = at + DEVICE_INTERVAL;
         self.next_event_at = self.next_event_at.max(at + SUBSCRIBED_AFTER);
-        Some(Delivery::Shown { topic: self.names.discovery(device), body, keep: true })
+        Some(Delivery::Projected { topic: self.names.discovery(device), body, retain: true })
     }
 
     fn next_document(&mut self, at: Duration) -> Option<Delivery> {
@@ -403,7 +403,7 @@ impl HomeAssistantProjection {
         document.is_unsent = false;
         document.compare();
         let body = Bytes::from(document.wanted.to_string());
-        Some(Delivery::Shown { topic, body, keep: true })
+        Some(Delivery::Projected { topic, body, retain: true })
     }
 
     fn next_event(&mut self, at: Duration) -> Option<Delivery> {
@@ -412,7 +412,7 @@ impl HomeAssistantProjection {
         }
         let (topic, body) = self.waiting.next(at)?;
         self.next_event_at = at + EVENT_INTERVAL;
-        Some(Delivery::Shown { topic, body, keep: false })
+        Some(Delivery::Projected { topic, body, retain: false })
     }
 
     fn show(&mut self, topic: String, wanted: Value, each: u64, dynamics: Dynamics, entities: usize) {
@@ -635,8 +635,8 @@ impl Projection for HomeAssistantProjection {
 
     fn next(&mut self, at: Duration) -> Option<Delivery> {
         self.note_birth(at);
-        if let Some(name) = self.clearing.pop() {
-            return Some(Delivery::Clear { name });
+        if let Some(topic) = self.clearing.pop() {
+            return Some(Delivery::Clear { topic });
         }
         // Documents first: entities have something to show as soon as they are created.
         self.next_document(at).or_else(|| self.next_discovery(at)).or_else(|| self.next_event(at))

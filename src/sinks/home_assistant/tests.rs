@@ -125,7 +125,7 @@ impl Played {
                 self.projection.update(&home(), view, self.at);
             }
             while let Some(delivery) = self.projection.next(self.at) {
-                if let Delivery::Shown { topic, .. } = &delivery {
+                if let Delivery::Projected { topic, .. } = &delivery {
                     self.projection.acknowledged(topic);
                 }
                 self.sent.push((self.at, delivery));
@@ -136,7 +136,7 @@ impl Played {
 
     fn sent_to(&self, topic: &str) -> Vec<(Duration, Value)> {
         let body = |(at, delivery): &(Duration, Delivery)| match delivery {
-            Delivery::Shown { topic: to, body, .. } if to == topic => {
+            Delivery::Projected { topic: to, body, .. } if to == topic => {
                 Some((*at, serde_json::from_slice(body).unwrap()))
             }
             _ => None,
@@ -151,7 +151,7 @@ impl Played {
     fn cleared(&self) -> Vec<&str> {
         let name = |(_, delivery): &'_ (Duration, Delivery)| matches!(delivery, Delivery::Clear { .. });
         let cleared = self.sent.iter().filter(|sent| name(sent));
-        cleared.map(|(_, delivery)| if let Delivery::Clear { name } = delivery { name.as_str() } else { "" }).collect()
+        cleared.map(|(_, delivery)| if let Delivery::Clear { topic } = delivery { topic.as_str() } else { "" }).collect()
     }
 
     /// How many values of entities changed, by second.
@@ -159,7 +159,7 @@ impl Played {
         let mut last: BTreeMap<&str, Value> = BTreeMap::new();
         let mut seconds = vec![0; self.at.as_secs() as usize + 1];
         for (at, delivery) in &self.sent {
-            let Delivery::Shown { topic, body, keep: true } = delivery else { continue };
+            let Delivery::Projected { topic, body, retain: true } = delivery else { continue };
             if topic.ends_with("/config") {
                 continue;
             }
@@ -216,7 +216,7 @@ fn ten_thousand_torrents_make_no_more_entities_than_ten_do_and_the_list_stays_sm
     assert_eq!(few.projection.retained_topics(), many.projection.retained_topics());
     let topics = |played: &Played| -> HashSet<String> {
         let topic = |(_, delivery): &(Duration, Delivery)| match delivery {
-            Delivery::Shown { topic, .. } => topic.clone(),
+            Delivery::Projected { topic, .. } => topic.clone(),
             _ => String::new(),
         };
         played.sent.iter().map(topic).collect()
@@ -230,7 +230,7 @@ fn ten_thousand_torrents_make_no_more_entities_than_ten_do_and_the_list_stays_sm
     assert_eq!(list["total"], 10_000);
     assert!(list["shown"].as_u64().unwrap() > 20, "{}", list["shown"]);
     for (_, delivery) in &many.sent {
-        if let Delivery::Shown { topic, body, .. } = delivery
+        if let Delivery::Projected { topic, body, .. } = delivery
             && !topic.ends_with("/config")
         {
             assert!(body.len() < 15 * 1024, "{topic} has {} bytes", body.len());
@@ -288,7 +288,7 @@ fn a_device_is_written_down_before_it_is_sent() {
     };
     played.projection.update(&home(), view, Duration::ZERO);
     while let Some(delivery) = played.projection.next(Duration::from_secs(1)) {
-        if matches!(&delivery, Delivery::Shown { topic, .. } if topic.ends_with("home/config")) {
+        if matches!(&delivery, Delivery::Projected { topic, .. } if topic.ends_with("home/config")) {
             let memory = played.projection.state_to_save(Duration::from_secs(1), false).unwrap();
             assert!(memory.contains("slot_1_run"), "{memory}");
             return;

@@ -71,7 +71,7 @@ pub fn messages(topics: &Topics, instance: &str, delivery: Delivery) -> (Message
         | Delivery::Stats { body, .. }
         | Delivery::Info { body }
         | Delivery::Health { body }
-        | Delivery::Shown { body, .. } => Message::json(route, body),
+        | Delivery::Projected { body, .. } => Message::json(route, body),
     };
     let user_properties = attributes.into_iter().flatten().map(|(name, value)| (name.to_owned(), value)).collect();
     (Message { user_properties, ..message }, None)

@@ -56,8 +56,8 @@ impl Topics {
         let (qos, is_retained) = match delivery {
             Delivery::Updated { .. } | Delivery::Health { .. } => (AtMostOnce, false),
             Delivery::Event(_) | Delivery::Files { .. } | Delivery::Result { .. } => (AtLeastOnce, false),
-            Delivery::State { keep, .. } => (AtLeastOnce, *keep && self.retains_state),
-            Delivery::Shown { keep, .. } => (AtLeastOnce, *keep),
+            Delivery::State { retain, .. } => (AtLeastOnce, *retain && self.retains_state),
+            Delivery::Projected { retain, .. } => (AtLeastOnce, *retain),
             Delivery::ServerStatus { .. } | Delivery::Stats { .. } | Delivery::Info { .. } | Delivery::Clear { .. } => {
                 (AtLeastOnce, true)
             }
@@ -196,7 +196,7 @@ mod tests {
         let id = EventId::Updated { server: home(), epoch: Epoch(1), rev: Rev(1) };
         let (body, time) = (Bytes::new(), Timestamp::from_millis(0));
         let torrent = |rest: &str| format!("dtorrent/home/torrent/{HASH}/{rest}");
-        let state = |keep| Delivery::State { server: home(), hash: hash(), body: Bytes::new(), keep };
+        let state = |retain| Delivery::State { server: home(), hash: hash(), body: Bytes::new(), retain };
         let result = |server| Delivery::Result { server, body: Bytes::new(), reply: None };
         vec![
             (event(Kind::Finished, Some(hash())), torrent("event/finished"), "1"),
@@ -220,7 +220,7 @@ mod tests {
             (Delivery::Health { body }, "dtorrent/bridge/main/health".into(), "0"),
             (result(Some(home())), "dtorrent/home/result".into(), "1"),
             (result(None), "dtorrent/bridge/main/result".into(), "1"),
-            (Delivery::Clear { name: "dtorrent/old/status".into() }, "dtorrent/old/status".into(), "1 retained"),
+            (Delivery::Clear { topic: "dtorrent/old/status".into() }, "dtorrent/old/status".into(), "1 retained"),
         ]
     }
 
@@ -348,7 +348,7 @@ mod tests {
         fn a_delivery_for_a_server_stays_below_its_levels(name in "[a-z0-9][a-z0-9_-]{0,20}", prefix in "[^/+#$\\x00-\\x1f\\x7f-\\u{9f}]{1,20}") {
             let (Ok(server), Ok(prefix)) = (ServerName::parse(&name), Prefix::of_topics(&prefix)) else { return Ok(()) };
             let topics = Topics::new(prefix.clone(), "main", true);
-            let state = Delivery::State { server, hash: hash(), body: Bytes::new(), keep: true };
+            let state = Delivery::State { server, hash: hash(), body: Bytes::new(), retain: true };
             let topic = topics.route(&state).topic;
             prop_assert_eq!(topic.split('/').collect::<Vec<_>>(), [prefix.as_str(), &name, "torrent", HASH, "state"]);
             prop_assert_eq!(check_topic(&topic), Ok(()));

@@ -124,8 +124,8 @@ pub fn messages(subjects: &Subjects, instance: &str, is_stored: bool, delivery: 
             vec![Message::json(subject, body)]
         }
         // This sink has no projection.
-        Delivery::Shown { .. } => Vec::new(),
-        Delivery::Clear { name } => vec![Message::purge(&name)],
+        Delivery::Projected { .. } => Vec::new(),
+        Delivery::Clear { topic } => vec![Message::purge(&topic)],
     };
     Messages { own, reply }
 }
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn a_state_is_published_and_stored_in_the_bucket_if_there_is_one() {
         let state =
-            || Delivery::State { server: home(), hash: HASH.parse().unwrap(), body: Bytes::from("{}"), keep: true };
+            || Delivery::State { server: home(), hash: HASH.parse().unwrap(), body: Bytes::from("{}"), retain: true };
         let subjects = |messages: Messages| -> Vec<(String, AckKind)> {
             messages.own.into_iter().map(|message| (message.subject, message.ack)).collect()
         };

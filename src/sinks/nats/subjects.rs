@@ -43,7 +43,7 @@ impl Subjects {
     /// Returns the subject that a delivery is published to; of a clearing, the subject of its key in the bucket.
     pub fn of(&self, delivery: &Delivery) -> String {
         match delivery {
-            Delivery::Clear { name } => bucket_subject(name),
+            Delivery::Clear { topic } => bucket_subject(topic),
             _ => self.addresses.of(delivery),
         }
     }
@@ -51,7 +51,7 @@ impl Subjects {
     /// Returns the key that the bucket stores this delivery under.
     pub fn retained_topic(&self, delivery: &Delivery) -> Option<String> {
         match delivery {
-            Delivery::State { server, hash, keep: true, .. } if self.stores_state => Some(format!("{server}.{hash}")),
+            Delivery::State { server, hash, retain: true, .. } if self.stores_state => Some(format!("{server}.{hash}")),
             _ => None,
         }
     }
@@ -194,13 +194,13 @@ mod tests {
 
     #[test]
     fn a_state_is_stored_under_its_server_and_hash_and_nothing_else_is() {
-        let state = |keep| Delivery::State { server: home(), hash: HASH.parse().unwrap(), body: Bytes::new(), keep };
+        let state = |retain| Delivery::State { server: home(), hash: HASH.parse().unwrap(), body: Bytes::new(), retain };
         let key = format!("home.{HASH}");
         assert_eq!(subjects().retained_topic(&state(true)).as_deref(), Some(&*key));
         assert_eq!(subjects().retained_topic(&state(false)), None);
         assert_eq!(Subjects::new(Prefix::default(), "main", false).retained_topic(&state(true)), None);
         assert_eq!(subjects().retained_topic(&event(Kind::Added)), None);
-        let clear = Delivery::Clear { name: key.clone() };
+        let clear = Delivery::Clear { topic: key.clone() };
         assert_eq!(
             (subjects().retained_topic(&clear), subjects().of(&clear)),
             (None, format!("$KV.dtorrent_state.{key}"))

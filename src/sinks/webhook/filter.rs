@@ -44,7 +44,7 @@ impl EventFilter {
             | Delivery::Info { .. }
             | Delivery::Health { .. }
             | Delivery::Result { .. }
-            | Delivery::Shown { .. }
+            | Delivery::Projected { .. }
             | Delivery::Clear { .. } => false,
         }
     }
