@@ -230,7 +230,8 @@ fn subjects_match_the_golden_file_and_are_the_topics_with_dots() {
     }
     writeln!(lines, "\nthe stream {}:\n{}", STREAM, caught.join("\n")).unwrap();
     let home = subjects.endpoints(&[home()]);
-    let endpoints: Vec<String> = home.iter().map(|(name, subject)| format!("{name} {subject}")).collect();
+    let endpoints: Vec<String> =
+        home.iter().map(|endpoint| format!("{} {}", endpoint.name, endpoint.subject)).collect();
     writeln!(lines, "\nthe service:\n{}", endpoints.join("\n")).unwrap();
     assert_golden("subjects.txt", &lines);
 }

@@ -331,7 +331,7 @@ fn every_message_goes_where_the_asyncapi_document_says() {
         assert_eq!((&operation["action"], &operation_of(nats_key)["action"]), (&json!("send"), &json!("send")));
         used.extend([mqtt_key.to_string(), nats_key.to_string()]);
     }
-    let status = topics.bridge_status();
+    let status = topics.addresses.bridge_status();
     used.extend(["bridgeStatus", "bridgeStatusOnNats", "reply"].map(str::to_owned));
     assert_eq!(channels_of(&document, &status, '/')[0].0, "bridgeStatus");
     let will = &document["servers"]["mqtt"]["bindings"]["mqtt"]["lastWill"];
@@ -352,7 +352,7 @@ fn every_command_is_taken_where_the_asyncapi_document_says() {
             format!("dtorrent/home/command/{verb}"),
             format!("dtorrent/home/torrent/{}/command/{verb}", InfoHash::V2([1; 32])),
         ] {
-            assert!(topics.command(&topic).is_some());
+            assert!(topics.addresses.command(&topic).is_some());
             for (key, channel) in channels_of(&document, &topic, '/') {
                 places += 1;
                 assert!(channel["messages"][verb]["$ref"].is_string(), "{key} has no message {verb}");

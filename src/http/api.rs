@@ -359,17 +359,7 @@ fn http_status(status: OutcomeStatus, error: Option<ErrorCode>) -> StatusCode {
 }
 
 fn status_of_error(code: ErrorCode) -> StatusCode {
-    match code {
-        ErrorCode::UnknownServer | ErrorCode::UnknownHash => StatusCode::NOT_FOUND,
-        ErrorCode::BadRequest | ErrorCode::Retained => StatusCode::BAD_REQUEST,
-        ErrorCode::Forbidden => StatusCode::FORBIDDEN,
-        ErrorCode::Precondition => StatusCode::CONFLICT,
-        ErrorCode::ClientOffline => StatusCode::SERVICE_UNAVAILABLE,
-        ErrorCode::ClientFault => StatusCode::BAD_GATEWAY,
-        ErrorCode::Unconfirmed => StatusCode::GATEWAY_TIMEOUT,
-        ErrorCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        ErrorCode::Unsupported => StatusCode::NOT_IMPLEMENTED,
-    }
+    StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 fn bad(code: ErrorCode, message: impl Into<String>) -> Response {

@@ -83,6 +83,23 @@ pub enum ErrorCode {
     Unsupported,
 }
 
+impl ErrorCode {
+    /// Returns the HTTP status for this error. NATS services use the same numbers (ADR-32).
+    pub fn http_status(self) -> u16 {
+        match self {
+            Self::BadRequest | Self::Retained => 400,
+            Self::Forbidden => 403,
+            Self::UnknownServer | Self::UnknownHash => 404,
+            Self::Precondition => 409,
+            Self::TooLarge => 413,
+            Self::Unsupported => 501,
+            Self::ClientFault => 502,
+            Self::ClientOffline => 503,
+            Self::Unconfirmed => 504,
+        }
+    }
+}
+
 /// Why a command was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, thiserror::Error)]
 #[error("{message}")]

@@ -50,7 +50,7 @@ pub use server::{LastFinished, ServerStats, Stats};
 pub use snapshot::{
     ChangeSet, Committed, Completion, DiffState, JournalEntry, NewEvent, Run, ServerState, Snapshot, SnapshotTorrent,
 };
-pub use text::{Interner, error_chain, is_active, printable};
+pub use text::{Interner, error_chain, is_active, printable, truncated};
 pub use time::Timestamp;
 pub use torrent::{Extra, Status, Torrent, eta_seconds, progress, ratio};
 pub use verb::{Capability, Level, Verb};

@@ -19,6 +19,14 @@ pub fn printable(bytes: &[u8]) -> String {
         .collect()
 }
 
+/// Shortens a text to `chars_max` characters; one that was cut ends in an ellipsis.
+pub fn truncated(text: &str, chars_max: usize) -> String {
+    if text.chars().count() <= chars_max {
+        return text.to_owned();
+    }
+    text.chars().take(chars_max - 1).chain(['…']).collect()
+}
+
 /// Whether a character is a control character or a bidirectional mark, which act on the terminal or the text around
 /// them and show nothing themselves.
 pub fn is_active(c: char) -> bool {
@@ -96,6 +104,12 @@ mod tests {
     fn control_characters_do_not_reach_the_terminal() {
         assert_eq!(printable(b"a\x1b[31mb\xff\nc\x00"), "a\u{fffd}[31mb\u{fffd} c\u{fffd}");
         assert_eq!(printable("Ünï ☃ 🦀".as_bytes()), "Ünï ☃ 🦀");
+    }
+
+    #[test]
+    fn a_text_that_is_too_long_is_cut_between_characters_and_ends_in_an_ellipsis() {
+        assert_eq!(truncated("äöü", 3), "äöü");
+        assert_eq!(truncated("äöüß", 3), "äö…");
     }
 
     /// `gpj.exe` would be shown as `exe.jpg`.

@@ -7,6 +7,8 @@
 pub mod broker;
 #[cfg(feature = "mqtt")]
 pub mod home_assistant;
+#[cfg(any(feature = "mqtt", feature = "nats", feature = "webhooks"))]
+pub mod in_flight;
 #[cfg(feature = "mqtt")]
 pub mod mqtt;
 #[cfg(feature = "nats")]

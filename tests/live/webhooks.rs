@@ -401,7 +401,7 @@ async fn an_expired_event_is_a_dead_letter_and_the_rest_goes_on() {
     let dead_letters = fixture.database().dead_letters("hook.home");
     let [(body, reason)] = dead_letters.as_slice() else { panic!("{dead_letters:?}") };
     assert!(body.contains("\"stone\""), "{body}");
-    assert_eq!(reason, "in vain for 3s, at last: the endpoint answers 500: because 1");
+    assert_eq!(reason, "not accepted within 3s: the endpoint answers 500: because 1");
     let tries = fixture.endpoint.requests().iter().filter(|request| request.answer == Answer::Status(500)).count();
     assert!((3..=6).contains(&tries), "{tries} attempts");
     fixture.bridge().stop().await;

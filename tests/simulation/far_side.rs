@@ -151,7 +151,9 @@ fn said(delivery: &Delivery) -> String {
             format!("event {} {:?} {} {}", entry.seq.0, entry.kind, entry.server, short(entry.hash))
         }
         Delivery::Updated { hash, event, .. } => format!("updated {} {}", short(Some(*hash)), event.id),
-        Delivery::State { server, hash, retain, .. } => format!("state {server} {} retain={retain}", short(Some(*hash))),
+        Delivery::State { server, hash, retain, .. } => {
+            format!("state {server} {} retain={retain}", short(Some(*hash)))
+        }
         Delivery::Result { body, .. } => format!("result {}", String::from_utf8_lossy(body)),
         Delivery::Clear { topic } => format!("clear {topic}"),
         other => format!("{other:?}").chars().take(60).collect(),

@@ -23,10 +23,12 @@ const LEVELS_MAX: usize = 5;
 /// How a broker writes addresses.
 #[derive(Clone, Copy, Debug)]
 pub struct Syntax {
-    /// Stands between two levels.
+    /// The character between two levels.
     pub separator: char,
     /// The wildcard for exactly one level.
     pub any_level: &'static str,
+    /// Checks that the broker accepts a publish to this address from any client.
+    pub check: fn(&str) -> Result<(), InvalidReplyAddress>,
 }
 
 /// The addresses of one bridge on one broker.
@@ -41,24 +43,38 @@ pub struct AddressSpace {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidReplyAddress {
+    /// No text, or on NATS two separators together.
     #[error("it is empty or has an empty level")]
     Empty,
+    /// More bytes than the protocol can express, or than a server accepts.
     #[error("it is longer than {bytes_max} bytes")]
-    TooLong { bytes_max: usize },
+    TooLong {
+        /// The limit of the protocol.
+        bytes_max: usize,
+    },
+    /// Only subscriptions may have one.
     #[error("it contains a wildcard")]
     Wildcard,
+    /// A control character, or on NATS white space.
     #[error("it contains a character that the broker does not allow")]
     Unprintable,
+    /// On NATS a publish there makes the server act: `$JS.API.STREAM.DELETE.…`, for one.
     #[error("addresses that begin with `$` are reserved for the broker")]
     Reserved,
+    /// A level below our prefix that means something to a bridge or to its consumers.
     #[error("it is one of the bridge's own addresses")]
     Own,
 }
 
 impl AddressSpace {
-    /// `prefix` was parsed for this syntax; `instance` is one level.
+    /// Creates the addresses below `prefix`, which was parsed for this syntax; `instance` is one level.
     pub fn new(syntax: Syntax, prefix: Prefix, instance: impl Into<String>) -> Self {
         Self { syntax, prefix, instance: instance.into() }
+    }
+
+    /// Returns the address of `online` and `offline` of the bridge; on MQTT the last will goes there as well.
+    pub fn bridge_status(&self) -> String {
+        self.bridge("status")
     }
 
     /// Returns the address of something of the bridge itself.
@@ -134,11 +150,13 @@ impl AddressSpace {
     /// Server, hash and verb are one non-empty level each, not checked further.
     pub fn command(&self, address: &str) -> Option<CommandAddress> {
         let levels = self.levels(address)?;
+        // MQTT allows empty levels in a topic; an empty server, hash or verb would look like one that is not there.
         if levels.iter().any(|level| level.is_empty()) {
             return None;
         }
         let (server, hash, verb) = match levels[..] {
             ["bridge", instance, "command", verb] if instance == self.instance => (None, None, verb),
+            // No server can be called `bridge`; without this arm `bridge/command/…` would be a command to one.
             ["bridge", ..] => return None,
             [server, "command", verb] => (Some(server), None, verb),
             [server, "torrent", hash, "command", verb] => (Some(server), Some(hash), verb),
@@ -147,9 +165,14 @@ impl AddressSpace {
         Some(CommandAddress { server: server.map(Into::into), hash: hash.map(Into::into), verb: verb.into() })
     }
 
-    /// Whether an address has a reserved level below the prefix, whichever bridge's it is.
-    pub fn is_own(&self, address: &str) -> bool {
-        let below = self.below_prefix(address);
-        below.is_some_and(|below| below.split(self.syntax.separator).any(|level| RESERVED_LEVELS.contains(&level)))
+    /// Checks that a command's result may be published to `address`, which the command's sender chose.
+    pub fn check_reply(&self, address: &str) -> Result<(), InvalidReplyAddress> {
+        (self.syntax.check)(address)?;
+        // Whichever bridge's it is: a second one below the same prefix would execute a reply to its command topic.
+        let below = self.below_prefix(address).unwrap_or_default();
+        match below.split(self.syntax.separator).any(|level| RESERVED_LEVELS.contains(&level)) {
+            true => Err(InvalidReplyAddress::Own),
+            false => Ok(()),
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! The parts that message brokers have in common: addresses of levels, CloudEvents attributes, messages in flight,
-//! connections that are made on demand, and what their settings share.
+//! The parts that message brokers have in common: addresses of levels, CloudEvents attributes, connections that
+//! are made on demand, and what their settings share.
 //!
 //! MQTT's topics and NATS's subjects are the same levels below a prefix; both carry events as CloudEvents, commands as
 //! messages to an address, and presence as `online` or `offline`. What differs stays in the adapters: QoS and retained
@@ -7,7 +7,6 @@
 
 pub mod address;
 pub mod cloud_event;
-pub mod in_flight;
 pub mod on_demand;
 pub mod prefix;
 pub mod url;

@@ -151,7 +151,9 @@ impl Played {
     fn cleared(&self) -> Vec<&str> {
         let name = |(_, delivery): &'_ (Duration, Delivery)| matches!(delivery, Delivery::Clear { .. });
         let cleared = self.sent.iter().filter(|sent| name(sent));
-        cleared.map(|(_, delivery)| if let Delivery::Clear { topic } = delivery { topic.as_str() } else { "" }).collect()
+        cleared
+            .map(|(_, delivery)| if let Delivery::Clear { topic } = delivery { topic.as_str() } else { "" })
+            .collect()
     }
 
     /// How many values of entities changed, by second.

@@ -1,7 +1,7 @@
-//! A broker, as far as both connections to it have it in common: settings, topics, and attempts to connect.
+//! A broker, as far as its connections have it in common: settings, topics, what is known of it, and attempts to connect.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustls::ClientConfig;
@@ -10,7 +10,8 @@ use tracing::info;
 use crate::model::Retain;
 use crate::sinks::tls::{self, TlsError};
 
-use super::link::{self, BrokerQuirks};
+use super::namesake::NamesakeSuspicion;
+use super::publisher::REQUESTS_MAX;
 use super::settings::{Settings, Version};
 use super::topics::Topics;
 use super::wire::{self, Client, ConnectOptions, ConnectionError, ErrorKind, EventLoop, Protocol};
@@ -28,12 +29,12 @@ pub(super) struct Broker {
     tls: Option<Arc<ClientConfig>>,
     /// The broker said that it does not speak MQTT 5.
     refuses_5: AtomicBool,
-    /// Another bridge with our `instance` is online there, so neither connection is made.
-    pub has_namesake: AtomicBool,
+    /// Whether another bridge uses our `instance` there.
+    pub namesake: NamesakeSuspicion,
     /// Home Assistant's presence, if there is one.
     pub presence: Arc<Presence>,
-    /// Shared by all connections.
-    pub quirks: Arc<BrokerQuirks>,
+    /// Number of connections in a row that ended before the broker answered the question for its name.
+    pub unanswered_name_requests: AtomicU32,
 }
 
 impl Broker {
@@ -48,10 +49,10 @@ impl Broker {
             settings,
             topics,
             tls,
-            refuses_5: AtomicBool::new(false),
-            has_namesake: AtomicBool::new(false),
+            refuses_5: AtomicBool::default(),
+            namesake: NamesakeSuspicion::default(),
             presence: Arc::default(),
-            quirks: Arc::default(),
+            unanswered_name_requests: AtomicU32::default(),
         })
     }
 
@@ -67,23 +68,14 @@ impl Broker {
         wire::open(&self.settings, self.tls.as_ref(), options)
     }
 
-    /// Opens a connection under a random client id, which disconnects nobody, and without a last will.
+    /// Opens a connection without a last will, and under a random client id: with the bridge's own the broker would
+    /// disconnect a bridge that runs (MQTT 5 §3.1.4).
     pub fn open_probe(&self, protocol: Protocol) -> (Client, EventLoop) {
-        self.open(&ConnectOptions {
-            protocol,
-            client_id: format!("dtorrent-{}-probe-{:08x}", self.settings.instance, rand::random::<u32>()),
-            session: None,
-            will: None,
-            packet_bytes_max: wire::PACKET_BYTES_MAX,
-            channel: link::REQUESTS_MAX,
-            receive_max: None,
-        })
+        let client_id = format!("dtorrent-{}-probe-{:08x}", self.settings.instance, rand::random::<u32>());
+        self.open(&ConnectOptions::new(protocol, client_id, REQUESTS_MAX))
     }
 
     /// Makes one attempt, with `auto` in the newest version that the broker speaks.
-    ///
-    /// A broker that does not know MQTT 5 says so, or only closes the connection. An explicit refusal is remembered; a
-    /// broker that closed the connection may merely have been about to stop, so it is asked again the next time.
     pub async fn attempt<T, F>(&self, connect: impl Fn(Protocol) -> F) -> Result<T, ConnectionError>
     where
         F: Future<Output = Result<T, ConnectionError>>,
@@ -102,11 +94,15 @@ impl Broker {
         if only_311 {
             return within_timeout(connect(Protocol::V311)).await;
         }
+        // A broker that does not know MQTT 5 says so, or only closes the connection, although MQTT 3.1.1 §3.1.2.2 asks for an
+        // answer.
         let refusal = match within_timeout(connect(Protocol::V5)).await {
             Err(error) if is_auto && matches!(error.kind, ErrorKind::VersionRefused | ErrorKind::Closed) => error,
             result => return result,
         };
         let connected = within_timeout(connect(Protocol::V311)).await?;
+        // Only an explicit refusal is remembered: a broker that closed the connection may merely have been about to stop,
+        // so it is asked for MQTT 5 again the next time.
         let was_known = refusal.kind == ErrorKind::VersionRefused && self.refuses_5.swap(true, Ordering::Relaxed);
         if !was_known {
             info!(sink = %self.settings.name, reason = refusal.reason, "no MQTT 5 with this broker: using 3.1.1");
@@ -116,8 +112,6 @@ impl Broker {
 }
 
 async fn within_timeout<T>(attempt: impl Future<Output = Result<T, ConnectionError>>) -> Result<T, ConnectionError> {
-    match tokio::time::timeout(CONNECT_TIMEOUT, attempt).await {
-        Ok(result) => result,
-        Err(_) => Err(ConnectionError::other(format!("no connection within {CONNECT_TIMEOUT:?}"))),
-    }
+    let timed_out = |_| ConnectionError::other(format!("no connection within {CONNECT_TIMEOUT:?}"));
+    tokio::time::timeout(CONNECT_TIMEOUT, attempt).await.map_err(timed_out)?
 }

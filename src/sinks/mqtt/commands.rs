@@ -20,12 +20,12 @@ use crate::sinks::broker::on_demand::OnDemand;
 
 use super::broker::Broker;
 use super::settings::Settings;
-use super::tls::TlsError;
 use super::topics::Qos;
 use super::wire::{
     self, AckToken, Client, ConnectOptions, ConnectionError, ErrorKind, Event, EventLoop, Protocol, Received,
 };
 use crate::sinks::home_assistant::commands as home_assistant_commands;
+use crate::sinks::tls::TlsError;
 
 /// How long a broker holds commands for a bridge that is disconnected. Each has a time to live of its own.
 const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -59,8 +59,7 @@ struct Session {
     catching_up_until: Option<Instant>,
 }
 
-/// Acknowledgements that are to be written. A lost one would leave its command at the broker until the next connection, so
-/// those that find the request channel full wait; there are never more than the broker has sent messages.
+/// Acknowledgements that are to be written; never more than the broker has sent messages.
 struct PendingAcks {
     client: Client,
     queue: Mutex<VecDeque<AckToken>>,
@@ -74,6 +73,8 @@ impl PendingAcks {
 
     /// Hands over as many as the channel has room for. After the end of the connection none is, and the commands come again.
     fn flush(&self) {
+        // A lost one would leave its command at the broker until the next connection, so those that find the request channel
+        // full wait here.
         let mut queue = self.queue();
         while queue.front().is_some_and(|ack_token| self.client.acknowledge(*ack_token).is_ok()) {
             queue.pop_front();
@@ -86,7 +87,7 @@ impl PendingAcks {
 }
 
 impl MqttCommands {
-    /// Creates a source without a sink beside it.
+    /// Creates a source without a sink of the same broker.
     ///
     /// # Errors
     /// The certificates or the key cannot be used. Nothing is connected to yet.
@@ -105,7 +106,7 @@ impl MqttCommands {
             let (broker, has_subscribed) = (Arc::clone(&self.broker), self.has_subscribed);
             let packet_bytes_max = std::mem::replace(&mut self.packet_bytes_max, wire::PACKET_BYTES_MAX);
             async move {
-                if broker.has_namesake.load(Ordering::Relaxed) {
+                if broker.namesake.is_online.load(Ordering::Relaxed) {
                     return Err(ConnectionError::other("another bridge of this instance is online there"));
                 }
                 broker.attempt(|protocol| Session::open(&broker, protocol, has_subscribed, packet_bytes_max)).await
@@ -159,14 +160,15 @@ fn incoming(broker: &Broker, received: Received, session: &Session) -> Option<In
         let (server, control) = topics.home_assistant_command(&topic)?;
         Some(home_assistant_commands::command(home_assistant, server, control, &body))
     });
-    let command = translated.or_else(|| Some((topics.command(&topic)?, body)));
+    let command = translated.or_else(|| Some((topics.addresses.command(&topic)?, body)));
     let Some((address, body)) = command.filter(|(address, _)| is_for_us(settings, address)) else {
-        // The session still has a subscription of an earlier configuration.
+        // The session still has a subscription of an earlier configuration. Not acknowledged, the message would come again on
+        // every connection, and use up the Receive Maximum.
         debug!(sink = %settings.name, "message that is no command for this bridge");
         session.acks.add(ack_token);
         return None;
     };
-    let reply = response_topic.and_then(|topic| match topics.check_reply(&topic) {
+    let reply = response_topic.and_then(|topic| match topics.addresses.check_reply(&topic) {
         Ok(()) => Some(ReplyTo { topic, correlation: correlation.map(|data| data.to_vec()) }),
         Err(error) => {
             info!(sink = %settings.name, %error, "response topic of a command ignored");
@@ -192,13 +194,10 @@ impl Session {
     ) -> Result<Self, ConnectionError> {
         let Settings { name: sink, instance, .. } = &broker.settings;
         let (client, mut events) = broker.open(&ConnectOptions {
-            protocol,
-            client_id: format!("dtorrent-{instance}-{sink}-commands"),
             session: Some(SESSION_EXPIRY),
-            will: None,
             packet_bytes_max,
-            channel: REQUESTS_MAX,
             receive_max: Some(RECEIVE_MAX),
+            ..ConnectOptions::new(protocol, format!("dtorrent-{instance}-{sink}-commands"), REQUESTS_MAX)
         });
         let connack = events.connected().await?;
         let mut early = VecDeque::new();
@@ -259,9 +258,8 @@ async fn subscribe(
     if home_assistant.is_some() {
         filters.extend(broker.topics.home_assistant_filters(servers));
     }
-    client
-        .subscribe(filters.iter().cloned(), Qos::AtLeastOnce)
-        .map_err(|_| ConnectionError::other("the connection was given up"))?;
+    // QoS 1, not 2: rumqttc ends each connection over a PUBREL that was left from the one before.
+    client.subscribe(filters.iter().cloned(), Qos::AtLeastOnce)?;
     let answers = loop {
         match events.next().await.map_err(ConnectionError::once_connected)? {
             Event::Subscribed(answers) => break answers,

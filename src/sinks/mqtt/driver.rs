@@ -9,6 +9,7 @@
 //! - while the link is up, the last message on the bridge's status topic is `online` ([`StatusGuard`]).
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -17,14 +18,15 @@ use tracing::{debug, warn};
 
 use crate::port::{DeliverError, EventOrdering};
 use crate::sinks::broker::ONLINE;
-use crate::sinks::broker::in_flight::given_up;
+use crate::sinks::in_flight::given_up;
 
-use super::link::{MqttLink, PublishOptions};
+use super::broker::Broker;
+use super::link::MqttLink;
 use super::message::Message;
 use super::publisher::{InFlight, Publisher};
 use super::status_guard::StatusGuard;
 use super::topics::Qos;
-use super::wire::{Client, ConnectionError, ErrorKind, Event, EventLoop, PubAck, Received};
+use super::wire::{Client, ConnAck, ConnectionError, ErrorKind, Event, EventLoop, PubAck, Received};
 
 /// Maximum time between writing a message and its acknowledgement: some brokers drop messages without any answer.
 const ACK_TIMEOUT: Duration = Duration::from_secs(120);
@@ -34,18 +36,21 @@ const ACK_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 const BROKER_NAME_TOPIC: &str = "$SYS/broker/version";
 /// The beginning of the name of brokers that take messages in order or close the connection.
 const IN_ORDER_BROKER: &[u8] = b"mosquitto ";
-/// Number of connections in a row that may end over the question for the broker's name before it is no longer asked: some
-/// brokers close the connection over a subscription that is not allowed.
+/// Number of connections in a row that may end over the question for the broker's name before it is no longer asked.
 const NAME_REQUESTS_MAX: u32 = 2;
 
 /// Drives the connection and resolves what was sent.
 pub(super) struct Driver {
-    options: PublishOptions,
+    broker: Arc<Broker>,
     publisher: Publisher,
     events: EventLoop,
     /// Written and not acknowledged, by packet id.
     in_flight: HashMap<u16, InFlight>,
     status_topic: String,
+    /// Home Assistant's status topic; `None` without Home Assistant.
+    birth_topic: Option<String>,
+    /// The bridge does not run: nothing is published about its status, and nothing subscribed to.
+    is_detached: bool,
     status_guard: StatusGuard,
     /// The subscription to status topics was answered.
     is_subscribed: bool,
@@ -55,40 +60,48 @@ pub(super) struct Driver {
 impl Driver {
     /// Connects and, unless detached, publishes `online` and subscribes to the status topics.
     pub(super) async fn connect(
-        options: PublishOptions,
-        client: Client,
-        mut events: EventLoop,
+        broker: Arc<Broker>,
+        (client, mut events): (Client, EventLoop),
+        is_detached: bool,
     ) -> Result<Self, ConnectionError> {
         let connack = events.connected().await?;
-        let ordering = match connack.can_defer && connack.can_acknowledge {
-            true => EventOrdering::Strict,
-            false => EventOrdering::Pipelined,
-        };
-        let mut driver = Self {
-            status_topic: options.topics.bridge_status(),
-            publisher: Publisher::new(client, connack, ordering),
-            in_flight: HashMap::new(),
-            status_guard: StatusGuard::default(),
-            is_subscribed: false,
-            ack_check: interval(ACK_CHECK_INTERVAL),
-            options,
-            events,
-        };
-        if !driver.options.is_detached {
+        let mut driver = Self::new(broker, client, events, connack, is_detached);
+        if !is_detached {
             driver.warn_of_missing_abilities();
             driver.publish_online().await?;
+            // Only now: before it the retained status is `offline`, which the guard would take for a late last will.
             driver.subscribe().await?;
         }
         driver.request_broker_name();
         Ok(driver)
     }
 
+    fn new(broker: Arc<Broker>, client: Client, events: EventLoop, connack: ConnAck, is_detached: bool) -> Self {
+        let ordering = match connack.can_defer && connack.can_acknowledge {
+            true => EventOrdering::Strict,
+            false => EventOrdering::Pipelined,
+        };
+        Self {
+            publisher: Publisher::new(client, connack, ordering),
+            events,
+            in_flight: HashMap::new(),
+            status_topic: broker.topics.addresses.bridge_status(),
+            birth_topic: broker.home_assistant_names().map(|names| names.birth()),
+            is_detached,
+            status_guard: StatusGuard::default(),
+            is_subscribed: false,
+            ack_check: interval(ACK_CHECK_INTERVAL),
+            broker,
+        }
+    }
+
     pub(super) fn link(&self) -> MqttLink {
-        MqttLink { options: self.options.clone(), publisher: self.publisher.clone() }
+        let (broker, publisher) = (Arc::clone(&self.broker), self.publisher.clone());
+        MqttLink { broker, publisher, is_detached: self.is_detached }
     }
 
     fn warn_of_missing_abilities(&self) {
-        let sink = &self.options.sink;
+        let sink = &self.broker.settings.name;
         if !self.publisher.connack.can_retain {
             warn!(%sink, "the broker retains no messages: later subscribers see no state and no status");
         }
@@ -99,45 +112,35 @@ impl Driver {
 
     async fn publish_online(&mut self) -> Result<(), ConnectionError> {
         let failed = |error: DeliverError| ConnectionError::other(error.to_string());
-        let online = Message::bridge_status(&self.options.topics, true);
-        let mut acknowledgement = self.publisher.publish(online).map_err(failed)?;
-        loop {
-            match acknowledgement.try_wait() {
-                Some(Ok(())) => return Ok(()),
-                Some(Err(error)) if error.is_rejected() => {
-                    warn!(sink = %self.options.sink, %error, "status `online` refused");
-                    return Ok(());
-                }
-                Some(Err(error)) => return Err(failed(error)),
-                None => self.step().await?,
-            }
+        let online = Message::bridge_status(&self.broker.topics, true);
+        let mut online = self.publisher.publish(online).map_err(failed)?;
+        while !online.is_online_answered(&self.broker.settings.name).map_err(failed)? {
+            self.step().await?;
         }
+        Ok(())
     }
 
     async fn subscribe(&mut self) -> Result<(), ConnectionError> {
-        let topics: Vec<String> = self.status_topics().map(str::to_owned).collect();
-        self.publisher
-            .client
-            .subscribe(topics.into_iter(), Qos::AtLeastOnce)
-            .map_err(|_| ConnectionError::other("the connection was given up"))?;
+        let topics: Vec<String> = self.status_topics().cloned().collect();
+        self.publisher.client.subscribe(topics.into_iter(), Qos::AtLeastOnce)?;
         while !self.is_subscribed {
             self.step().await?;
         }
         Ok(())
     }
 
-    fn status_topics(&self) -> impl Iterator<Item = &str> {
-        let birth = self.options.birth.as_ref().map(|birth| birth.topic.as_str());
-        std::iter::once(self.status_topic.as_str()).chain(birth)
+    fn status_topics(&self) -> impl Iterator<Item = &String> {
+        std::iter::once(&self.status_topic).chain(&self.birth_topic)
     }
 
-    /// Asks for the broker's name where it matters. Nothing waits for the answer; until it comes, ordering is strict.
+    /// Asks for the broker's name where it matters.
     fn request_broker_name(&self) {
-        let unanswered = &self.options.quirks.unanswered_name_requests;
+        let unanswered = &self.broker.unanswered_name_requests;
         let is_strict = self.publisher.state().ordering == EventOrdering::Strict;
+        // Some brokers close the connection over a subscription that is not allowed, so it is not tried for ever.
         if is_strict && unanswered.load(Ordering::Relaxed) < NAME_REQUESTS_MAX {
             unanswered.fetch_add(1, Ordering::Relaxed);
-            // If this is lost, so is the connection.
+            // Nothing waits for the answer: until it comes, ordering is strict. If it is lost, so is the connection.
             self.publisher.client.subscribe(std::iter::once(BROKER_NAME_TOPIC.to_owned()), Qos::AtMostOnce).ok();
         }
     }
@@ -167,13 +170,14 @@ impl Driver {
             Event::Written(id) => return self.on_written(id),
             Event::Acknowledged(id, puback) => return self.on_acknowledged(id, puback),
             Event::Subscribed(_) if self.is_subscribed => {
-                self.options.quirks.unanswered_name_requests.store(0, Ordering::Relaxed);
+                self.broker.unanswered_name_requests.store(0, Ordering::Relaxed);
             }
             Event::Subscribed(answers) => {
                 self.is_subscribed = true;
                 for (topic, refusal) in self.status_topics().zip(answers) {
                     if let Some(refusal) = refusal {
-                        warn!(sink = %self.options.sink, topic, refusal, "subscription to a status topic refused");
+                        let sink = &self.broker.settings.name;
+                        warn!(%sink, topic, refusal, "subscription to a status topic refused");
                     }
                 }
             }
@@ -188,10 +192,11 @@ impl Driver {
     }
 
     fn on_received(&mut self, Received { topic, body, is_retained, .. }: &Received) {
-        if let Some(birth) = self.options.birth.as_ref().filter(|birth| birth.topic == *topic) {
-            birth.presence.on_status(body, *is_retained);
+        if self.birth_topic.as_ref() == Some(topic) {
+            self.broker.presence.on_status(body, *is_retained);
         }
         if topic == BROKER_NAME_TOPIC && body.starts_with(IN_ORDER_BROKER) {
+            // mosquitto has no reason to put a message off by itself; a plugin that does ends the link as `Deferred`.
             self.publisher.state().ordering = EventOrdering::Pipelined;
         }
         if *topic == self.status_topic && &body[..] != ONLINE {
@@ -204,6 +209,7 @@ impl Driver {
             return Err(ConnectionError::other("more was written than was handed over"));
         };
         match id {
+            // QoS 0 has no acknowledgement: written is all that can be known.
             0 => message.resolve(Ok(())),
             id => drop(self.in_flight.insert(id, message)),
         }
@@ -234,20 +240,22 @@ impl Driver {
     }
 
     fn correct_status(&mut self) {
+        // `offline` is our own then, on its way before DISCONNECT.
         if self.publisher.state().is_closing {
             self.status_guard.cancel();
             return;
         }
+        let sink = &self.broker.settings.name;
         match self.status_guard.corrected() {
-            1 => debug!(sink = %self.options.sink, "late last will said `offline`, publishing `online` again"),
+            1 => debug!(%sink, "late last will said `offline`, publishing `online` again"),
             2 => warn!(
-                sink = %self.options.sink, instance = %self.options.instance,
+                %sink, instance = self.broker.settings.instance,
                 "status keeps being set to offline: does another bridge use the same `instance`?"
             ),
             _ => {}
         }
         // Not waited for: if it is lost, so is the connection.
-        drop(self.publisher.publish(Message::bridge_status(&self.options.topics, true)));
+        drop(self.publisher.publish(Message::bridge_status(&self.broker.topics, true)));
     }
 
     fn end(&mut self, error: ConnectionError) -> DeliverError {
@@ -259,9 +267,9 @@ impl Driver {
         error
     }
 
-    /// Rejects the largest message in flight: a broker that closes the connection over a packet's size does not say which
-    /// one it was, and the same message would end the next connection too.
     fn reject_largest(&mut self) {
+        // A broker that closes the connection over a packet's size does not say which one it was, and the same message would
+        // end the next connection too.
         let largest = self.in_flight.iter().max_by_key(|(_, message)| message.packet_bytes).map(|(id, _)| *id);
         if let Some(message) = largest.and_then(|id| self.in_flight.remove(&id)) {
             let reason = format!("{} bytes are more than the broker takes", message.packet_bytes);
@@ -285,20 +293,17 @@ impl Drop for Driver {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use bytes::Bytes;
 
-    use super::super::link::REQUESTS_MAX;
     use super::super::settings::{BrokerUrl, Prefix, Settings, Version};
-    use super::super::topics::{Route, Topics};
-    use super::super::wire::{self, AckToken, ConnAck, ConnectOptions, Protocol};
+    use super::super::topics::Route;
+    use super::super::wire::{AckToken, PACKET_BYTES_MAX, Protocol};
     use super::*;
     use crate::model::{Retain, SinkName};
     use crate::port::Link as _;
 
     /// A driver of a connection that is never made.
-    fn driver(ordering: EventOrdering) -> Driver {
+    fn driver(can_defer: bool) -> Driver {
         let settings = Settings {
             name: SinkName::parse("b").unwrap(),
             instance: "main".to_owned(),
@@ -313,45 +318,19 @@ mod tests {
             retain: Retain::All,
             home_assistant: None,
         };
-        let (client, events) = wire::open(
-            &settings,
-            None,
-            &ConnectOptions {
-                protocol: Protocol::V5,
-                client_id: "x".to_owned(),
-                session: None,
-                will: None,
-                packet_bytes_max: wire::PACKET_BYTES_MAX,
-                channel: REQUESTS_MAX,
-                receive_max: None,
-            },
-        );
+        let broker = Arc::new(Broker::new(settings).unwrap());
+        let (client, events) = broker.open_probe(Protocol::V5);
         let connack = ConnAck {
             is_session_present: false,
             receive_max: u16::MAX,
-            packet_bytes_max: wire::PACKET_BYTES_MAX,
+            packet_bytes_max: PACKET_BYTES_MAX,
             can_retain: true,
             can_acknowledge: true,
-            can_defer: true,
+            can_defer,
         };
-        let topics = Topics::new(Prefix::default(), "main", true);
-        Driver {
-            status_topic: topics.bridge_status(),
-            publisher: Publisher::new(client, connack, ordering),
-            options: PublishOptions {
-                sink: settings.name,
-                instance: settings.instance,
-                topics,
-                birth: None,
-                is_detached: false,
-                quirks: Arc::default(),
-            },
-            events,
-            in_flight: HashMap::new(),
-            status_guard: StatusGuard::default(),
-            is_subscribed: true,
-            ack_check: interval(ACK_CHECK_INTERVAL),
-        }
+        let mut driver = Driver::new(broker, client, events, connack, false);
+        driver.is_subscribed = true;
+        driver
     }
 
     fn message(name: &str) -> Message {
@@ -379,7 +358,7 @@ mod tests {
             (BROKER_NAME_TOPIC, "other", EventOrdering::Strict),
             ("dtorrent/home/info", "mosquitto version 2.0.11", EventOrdering::Strict),
         ] {
-            let mut driver = driver(EventOrdering::Strict);
+            let mut driver = driver(true);
             let link = driver.link();
             assert_eq!(link.limits().ordering, EventOrdering::Strict);
             driver.on_event(Event::Received(Box::new(received(topic, name)))).unwrap();
@@ -389,7 +368,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_message_that_is_put_off_fails_all_in_flight_as_deferred() {
-        let mut driver = driver(EventOrdering::Pipelined);
+        let mut driver = driver(false);
         let [first, second] = ["a", "b"].map(|topic| driver.publisher.publish(message(topic)).unwrap());
         driver.on_written(1).unwrap();
         driver.on_written(2).unwrap();
@@ -402,7 +381,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_missing_acknowledgement_ends_the_link_after_two_minutes() {
-        let mut driver = driver(EventOrdering::Pipelined);
+        let mut driver = driver(false);
         drop(driver.publisher.publish(message("a")).unwrap());
         driver.on_written(1).unwrap();
         tokio::time::advance(ACK_TIMEOUT).await;

@@ -38,7 +38,7 @@ impl Message {
 
     /// Returns the bridge's own status, in the topic that its last will goes to as well.
     pub fn bridge_status(topics: &Topics, is_online: bool) -> Self {
-        let route = Route { topic: topics.bridge_status(), qos: Qos::AtLeastOnce, is_retained: true };
+        let route = Route { topic: topics.addresses.bridge_status(), qos: Qos::AtLeastOnce, is_retained: true };
         Self { is_text: true, ..Self::bytes(route, status_body(is_online)) }
     }
 

@@ -31,7 +31,6 @@ use tracing::{info, warn};
 
 use crate::model::ServerName;
 use crate::port::{Connected, DeliverError, Delivery, Projection, Sink};
-use crate::sinks::tls;
 
 pub use crate::sinks::home_assistant::{HomeAssistant, Limits};
 pub use crate::sinks::tls::{ClientCert, TlsError};
@@ -42,23 +41,24 @@ use crate::sinks::home_assistant::HomeAssistantProjection;
 use crate::sinks::home_assistant::names::{Device, Names};
 use broker::Broker;
 use driver::Driver;
-use link::{BirthTopic, PublishOptions};
 use message::Message;
-use namesake::{NAMESAKE_RETRY, NamesakeSuspicion};
+use namesake::NAMESAKE_RETRY;
+use publisher::REQUESTS_MAX;
 use topics::{Qos, Route};
 use wire::{ConnectOptions, ConnectionError, ErrorKind, Protocol};
 
 /// A broker as a receiver of events.
 pub struct MqttSink {
     broker: Arc<Broker>,
-    namesake: Arc<NamesakeSuspicion>,
 }
 
 impl MqttSink {
+    /// Prepares the sink. Nothing is connected to yet.
+    ///
     /// # Errors
-    /// The certificates or the key cannot be used. Nothing is connected to yet.
+    /// The certificates or the key cannot be used.
     pub fn new(settings: Settings) -> Result<Self, TlsError> {
-        Ok(Self { broker: Arc::new(Broker::new(settings)?), namesake: Arc::default() })
+        Ok(Self { broker: Arc::new(Broker::new(settings)?) })
     }
 
     /// Returns the source of the commands that come by this broker, on a connection of its own.
@@ -78,9 +78,8 @@ impl MqttSink {
         let mut topics: BTreeSet<String> = topics.into_iter().collect();
         let Broker { settings, topics: ours, .. } = &*self.broker;
         let names = self.broker.home_assistant_names();
-        let discovery = names.as_ref().map(Names::all_discovery);
-        let filters = settings.servers.iter().flat_map(|server| ours.retained_filters(server)).chain(discovery);
-        let found = self.read_retained(filters.chain(ours.own_retained()).collect()).await?;
+        let found =
+            self.read_retained([self.retained_filters(&settings.servers), ours.own_retained()].concat()).await?;
         let is_ours = |topic: &String| {
             ours.own_retained().contains(topic)
                 || ours.server_of_retained(topic).is_some()
@@ -89,24 +88,27 @@ impl MqttSink {
         topics.extend(found.into_iter().map(|(topic, _)| topic).filter(is_ours));
         // Devices go before their states: without a state Home Assistant would show them as unavailable meanwhile.
         let (discovery, others): (Vec<_>, Vec<_>) = topics.into_iter().partition(|topic| topic.ends_with("/config"));
-        let topics: Vec<String> = discovery.into_iter().chain(others).collect();
+        let topics = [discovery, others].concat();
         let clear = |protocol| {
             let (client, events) = self.broker.open_probe(protocol);
             retained::clear(client, events, topics.clone())
         };
-        self.broker.attempt(clear).await.map_err(DeliverError::from)?;
+        self.broker.attempt(clear).await?;
         Ok(topics.len())
     }
 
     /// Connects for a bridge that does not run and has something to send all the same: without a last will, and without
     /// publishing a status.
     pub async fn connect_detached(&self) -> Result<Connected, DeliverError> {
-        let connect = |protocol| {
-            let (client, events) = self.broker.open_probe(protocol);
-            Driver::connect(PublishOptions { is_detached: true, ..self.publish_options() }, client, events)
-        };
-        let driver = self.broker.attempt(connect).await.map_err(DeliverError::from)?;
+        let connect = |protocol| Driver::connect(Arc::clone(&self.broker), self.broker.open_probe(protocol), true);
+        let driver = self.broker.attempt(connect).await?;
         Ok(Connected { link: Box::new(driver.link()), drive: Box::pin(driver.run()) })
+    }
+
+    /// Returns filters that match everything retained for these servers, and every discovery message of ours.
+    fn retained_filters(&self, servers: &[ServerName]) -> Vec<String> {
+        let discovery = self.broker.home_assistant_names().map(|names| names.all_discovery());
+        servers.iter().flat_map(|server| self.broker.topics.retained_filters(server)).chain(discovery).collect()
     }
 
     async fn read_retained(&self, filters: Vec<String>) -> Result<Vec<(String, Bytes)>, DeliverError> {
@@ -114,33 +116,32 @@ impl MqttSink {
             let (client, events) = self.broker.open_probe(protocol);
             retained::read(client, events, filters.clone())
         };
-        self.broker.attempt(read).await.map_err(DeliverError::from)
+        Ok(self.broker.attempt(read).await?)
     }
 
     /// Leaves the client id to another bridge, as long as the status says that one is online while we are disconnected.
     async fn yield_to_namesake(&self) -> Result<(), DeliverError> {
-        let Broker { settings: Settings { name, instance, .. }, topics, has_namesake, .. } = &*self.broker;
-        let status = self.read_retained(vec![topics.bridge_status()]).await?;
+        let Broker { settings: Settings { name, instance, .. }, topics, namesake, .. } = &*self.broker;
+        let status = self.read_retained(vec![topics.addresses.bridge_status()]).await?;
         if !status.iter().any(|(_, body)| body == "online") {
-            has_namesake.store(false, Ordering::Relaxed);
-            self.namesake.clear();
+            namesake.clear();
             return Ok(());
         }
-        if !has_namesake.swap(true, Ordering::Relaxed) {
+        if !namesake.is_online.swap(true, Ordering::Relaxed) {
             warn!(sink = %name, instance, "another bridge is online in this name: waiting until it is gone");
         }
-        if self.namesake.seen() {
-            has_namesake.store(false, Ordering::Relaxed);
+        if namesake.seen() {
             return Ok(());
         }
         let reason = format!("another bridge is online as instance `{instance}`: give one of them another");
         Err(DeliverError::Unavailable { reason, retry_after: Some(NAMESAKE_RETRY), gave_reason: true })
     }
 
-    /// Connects with a last will that the broker accepts. What a broker lacks for the will it refuses one by one, and before
-    /// CONNACK states its abilities.
+    /// Connects with a last will that the broker accepts.
     async fn handshake(&self, protocol: Protocol) -> Result<Driver, ConnectionError> {
         let mut will = Message::bridge_status(&self.broker.topics, false).route;
+        // The will is part of CONNECT, and only CONNACK states a broker's abilities: what it lacks it refuses one by one
+        // (MQTT 5 §3.2.2.2, reason codes 0x9A and 0x9B).
         loop {
             match self.connect_with_will(protocol, will.clone()).await {
                 Err(error) if error.kind == ErrorKind::QosRefused && will.qos != Qos::AtMostOnce => {
@@ -154,50 +155,31 @@ impl MqttSink {
 
     async fn connect_with_will(&self, protocol: Protocol, will: Route) -> Result<Driver, ConnectionError> {
         let Settings { name, instance, url, .. } = &self.broker.settings;
-        let (client, events) = self.broker.open(&ConnectOptions {
-            protocol,
-            client_id: format!("dtorrent-{instance}-{name}"),
-            session: None,
-            will: Some(will),
-            packet_bytes_max: wire::PACKET_BYTES_MAX,
-            channel: link::REQUESTS_MAX,
-            receive_max: None,
-        });
-        let driver = Driver::connect(self.publish_options(), client, events).await?;
+        let options = ConnectOptions::new(protocol, format!("dtorrent-{instance}-{name}"), REQUESTS_MAX);
+        let opened = self.broker.open(&ConnectOptions { will: Some(will), ..options });
+        let driver = Driver::connect(Arc::clone(&self.broker), opened, false).await?;
         info!(sink = %name, broker = %url, ?protocol, "connected");
         Ok(driver)
-    }
-
-    fn publish_options(&self) -> PublishOptions {
-        let Broker { settings, topics, presence, quirks, .. } = &*self.broker;
-        let names = self.broker.home_assistant_names();
-        PublishOptions {
-            sink: settings.name.clone(),
-            instance: settings.instance.clone(),
-            topics: topics.clone(),
-            birth: names.map(|names| BirthTopic { topic: names.birth(), presence: Arc::clone(presence) }),
-            is_detached: false,
-            quirks: Arc::clone(quirks),
-        }
     }
 }
 
 #[async_trait]
 impl Sink for MqttSink {
     async fn connect(&self) -> Result<Connected, DeliverError> {
-        if self.namesake.is_raised() {
+        let namesake = &self.broker.namesake;
+        if namesake.is_raised() {
             self.yield_to_namesake().await?;
         }
         let connected = self.broker.attempt(|protocol| self.handshake(protocol)).await;
         if connected.is_err() {
-            self.namesake.clear();
+            // The broker is down or refuses us, which another bridge cannot be the reason of.
+            namesake.clear();
         }
-        let driver = connected.map_err(DeliverError::from)?;
-        let link = Box::new(driver.link());
-        let (broker, namesake, since) = (Arc::clone(&self.broker), Arc::clone(&self.namesake), Instant::now());
+        let driver = connected?;
+        let (link, broker, since) = (Box::new(driver.link()), Arc::clone(&self.broker), Instant::now());
         let drive = async move {
             let error = driver.run().await;
-            if namesake.connection_ended(since.elapsed(), &error) {
+            if broker.namesake.connection_ended(since.elapsed(), &error) {
                 let Settings { name, instance, .. } = &broker.settings;
                 warn!(
                     sink = %name, instance,
@@ -225,24 +207,17 @@ impl Sink for MqttSink {
     }
 
     async fn scan_retained(&self, servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
-        let topics = &self.broker.topics;
         let mut found: BTreeMap<ServerName, Vec<String>> = BTreeMap::new();
         let names = self.broker.home_assistant_names();
-        let discovery = names.as_ref().map(Names::all_discovery);
-        let filters = servers.iter().flat_map(|server| topics.retained_filters(server)).chain(discovery).collect();
-        for (topic, _) in self.read_retained(filters).await? {
-            // The discovery of the servers that are configured is published again anyway.
-            if let Some(Device::Server(server) | Device::Torrent(server, _)) =
-                names.as_ref().and_then(|names| names.device_of(&topic)).filter(|device| match device {
-                    Device::Bridge => false,
-                    Device::Server(server) => !servers.contains(server),
-                    Device::Torrent(..) => true,
-                })
-            {
-                found.entry(server).or_default().push(topic);
-                continue;
-            }
-            if let Some(server) = topics.server_of_retained(&topic).filter(|server| servers.contains(server)) {
+        for (topic, _) in self.read_retained(self.retained_filters(servers)).await? {
+            let server = match names.as_ref().and_then(|names: &Names| names.device_of(&topic)) {
+                // The discovery of the servers that are configured is published again anyway.
+                Some(Device::Server(server)) if servers.contains(&server) => None,
+                Some(Device::Server(server) | Device::Torrent(server, _)) => Some(server),
+                Some(Device::Bridge) => None,
+                None => self.broker.topics.server_of_retained(&topic).filter(|server| servers.contains(server)),
+            };
+            if let Some(server) = server {
                 found.entry(server).or_default().push(topic);
             }
         }

@@ -3,7 +3,7 @@
 //! A broker disconnects a client when another one connects with its id (MQTT 5 §3.1.4), and brokers of MQTT 3.1.1 do not
 //! say why. Two bridges with one `instance` would disconnect each other for ever.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::port::DeliverError;
@@ -25,6 +25,8 @@ pub(super) struct NamesakeSuspicion {
     /// In a row, since the last long connection or failed attempt.
     short_connections: AtomicU32,
     sightings: AtomicU32,
+    /// The other bridge was online at the last check, so neither connection is made.
+    pub is_online: AtomicBool,
 }
 
 impl NamesakeSuspicion {
@@ -47,14 +49,16 @@ impl NamesakeSuspicion {
     /// Drops the suspicion.
     pub fn clear(&self) {
         self.short_connections.store(0, Ordering::Relaxed);
+        self.is_online.store(false, Ordering::Relaxed);
     }
 
-    /// Notes that the other bridge is online; whether to connect all the same. One more short connection then raises the
-    /// suspicion again.
+    /// Notes that the other bridge is online; whether to connect all the same.
     pub fn seen(&self) -> bool {
         let is_time = (self.sightings.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(SIGHTINGS_MAX);
         if is_time {
+            // One more short connection raises the suspicion again: the other bridge is there after all.
             self.short_connections.store(SHORT_CONNECTIONS_MAX - 1, Ordering::Relaxed);
+            self.is_online.store(false, Ordering::Relaxed);
         }
         is_time
     }

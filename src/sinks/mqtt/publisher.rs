@@ -10,18 +10,23 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::port::{DeliverError, EventOrdering};
-use crate::sinks::broker::in_flight::{Acknowledgement, DeliverResult, Resolver, in_flight};
+use crate::sinks::in_flight::{Acknowledgement, DeliverResult, Resolver, in_flight};
 
 use super::message::Message;
 use super::topics::{Qos, check_topic};
 use super::wire::{Client, ConnAck};
+
+/// Maximum number of deliveries in flight, where the broker's Receive Maximum is not smaller.
+pub(super) const WINDOW_MAX: u16 = 100;
+/// Capacity of rumqttc's request channel: two messages for each delivery, and some for the bridge's own status.
+pub(super) const REQUESTS_MAX: usize = 2 * WINDOW_MAX as usize + 16;
 
 /// The sending half, shared by link and driver.
 #[derive(Clone)]
 pub(super) struct Publisher {
     /// Also used for subscriptions and DISCONNECT.
     pub client: Client,
-    /// What the broker granted.
+    /// The limits and abilities that the broker stated.
     pub connack: ConnAck,
     state: Arc<Mutex<PublisherState>>,
 }
@@ -49,7 +54,7 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
-    /// Tells the link what became of the message.
+    /// Passes the outcome on to the link.
     pub fn resolve(self, result: DeliverResult) {
         self.resolver.resolve(result);
     }
@@ -74,12 +79,14 @@ impl Publisher {
     /// The broker would not take it, so it is not sent at all.
     pub fn publish(&self, mut message: Message) -> Result<Acknowledgement, DeliverError> {
         let packet_bytes = self.check(&message).map_err(|reason| DeliverError::Rejected { reason })?;
+        // A broker without the ability ends the connection over the flag (MQTT 5 §3.2.2.3.5), and over the QoS (§3.2.2.3.4).
         message.route.is_retained &= self.connack.can_retain;
         if !self.connack.can_acknowledge {
             message.route.qos = Qos::AtMostOnce;
         }
         let (resolver, acknowledgement) = in_flight();
-        // One lock for both queues, so that they agree.
+        // rumqttc reports packet ids only, in the order in which it got the messages: one lock for its channel and our queue,
+        // so that no other message comes between the two.
         let mut state = self.state();
         if state.ended.is_none() && self.client.publish(message).is_err() {
             // A later message must not overtake this one.
@@ -119,6 +126,7 @@ impl PublisherState {
     /// Takes the oldest queued message, which has just been written.
     pub fn written(&mut self) -> Option<InFlight> {
         let message = self.queued.pop_front()?;
+        // Only now does the time for the acknowledgement begin: behind a slow write a message may have been queued for long.
         Some(InFlight { since: Instant::now(), ..message })
     }
 

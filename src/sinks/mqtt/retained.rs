@@ -8,8 +8,7 @@ use super::message::Message;
 use super::topics::Qos;
 use super::wire::{Client, ConnectionError, Event, EventLoop, PubAck};
 
-/// Maximum pause between two retained messages. Most brokers send them before they answer a later subscription; some fetch
-/// them meanwhile.
+/// Maximum pause between two retained messages after the last answer.
 const RETAINED_PAUSE: Duration = Duration::from_millis(100);
 /// Maximum number of retained messages that a scan collects; no server has as many torrents.
 const RETAINED_MAX: usize = 200_000;
@@ -36,14 +35,15 @@ async fn read_filters(
     events: &mut EventLoop,
     filters: Vec<String>,
 ) -> Result<Vec<(String, Bytes)>, ConnectionError> {
-    client.subscribe(filters.clone().into_iter(), Qos::AtMostOnce).map_err(given_up)?;
-    // The answer to this one comes behind the messages that the first has brought.
-    client.subscribe(filters.into_iter().take(1), Qos::AtMostOnce).map_err(given_up)?;
+    client.subscribe(filters.clone().into_iter(), Qos::AtMostOnce)?;
+    // MQTT does not say where retained messages end. The answer to this one comes behind those that the first has brought.
+    client.subscribe(filters.into_iter().take(1), Qos::AtMostOnce)?;
     let mut answers = 0;
     let mut retained: Vec<(String, Bytes)> = Vec::new();
     while retained.len() < RETAINED_MAX {
         let event = match answers {
             0 | 1 => events.next().await,
+            // Most brokers send retained messages before they answer a later subscription; some fetch them meanwhile.
             _ => match tokio::time::timeout(RETAINED_PAUSE, events.next()).await {
                 Ok(event) => event,
                 Err(_) => break,
@@ -51,6 +51,7 @@ async fn read_filters(
         };
         match event? {
             Event::Subscribed(_) => answers += 1,
+            // A message without the flag was published just now, by a bridge that runs: it is not left over.
             Event::Received(received) if received.is_retained => retained.push((received.topic, received.body)),
             _ => {}
         }
@@ -58,8 +59,7 @@ async fn read_filters(
     Ok(retained)
 }
 
-/// Connects, clears these topics, and disconnects. Each clearing is acknowledged before the next is sent: slow, but never
-/// more than a broker accepts.
+/// Connects, clears these topics, and disconnects.
 pub(super) async fn clear(client: Client, mut events: EventLoop, topics: Vec<String>) -> Result<(), ConnectionError> {
     let connack = events.connected().await?;
     for topic in topics.into_iter().filter(|_| connack.can_retain) {
@@ -67,7 +67,8 @@ pub(super) async fn clear(client: Client, mut events: EventLoop, topics: Vec<Str
         if !connack.can_acknowledge {
             message.route.qos = Qos::AtMostOnce;
         }
-        client.publish(message).map_err(given_up)?;
+        client.publish(message)?;
+        // One at a time: slow, but never more than the broker's Receive Maximum, and a refusal is this topic's.
         loop {
             match events.next().await? {
                 Event::Acknowledged(_, PubAck::Accepted) | Event::Written(0) => break,
@@ -82,8 +83,4 @@ pub(super) async fn clear(client: Client, mut events: EventLoop, topics: Vec<Str
         events.disconnected().await?;
     }
     Ok(())
-}
-
-fn given_up<E>(_: E) -> ConnectionError {
-    ConnectionError::other("the connection was given up")
 }

@@ -3,12 +3,12 @@
 //! Pure: no I/O.
 
 use crate::model::{InfoHash, ServerName};
-use crate::port::{CommandAddress, Delivery};
+use crate::port::Delivery;
 use crate::sinks::broker::address::{AddressSpace, InvalidReplyAddress, Syntax};
 
 use super::settings::Prefix;
 
-const SYNTAX: Syntax = Syntax { separator: '/', any_level: "+" };
+const SYNTAX: Syntax = Syntax { separator: '/', any_level: "+", check: check_topic };
 /// Maximum length of a topic: MQTT has two bytes for it (MQTT 5 §1.5.4).
 const TOPIC_BYTES_MAX: usize = 65_535;
 
@@ -35,19 +35,15 @@ pub struct Route {
 /// The topics of one bridge on one broker.
 #[derive(Clone, Debug)]
 pub struct Topics {
-    addresses: AddressSpace,
+    /// The addresses that every broker has.
+    pub addresses: AddressSpace,
     retains_state: bool,
 }
 
 impl Topics {
-    /// `retains_state`: whether states of torrents may be retained at all.
+    /// Creates the topics below `prefix`; `retains_state`: whether states of torrents may be retained at all.
     pub fn new(prefix: Prefix, instance: impl Into<String>, retains_state: bool) -> Self {
         Self { addresses: AddressSpace::new(SYNTAX, prefix, instance), retains_state }
-    }
-
-    /// Returns the topic of `online` and `offline`, which the last will goes to as well.
-    pub fn bridge_status(&self) -> String {
-        self.addresses.bridge("status")
     }
 
     /// Returns the topic of a delivery, and how it is published.
@@ -76,7 +72,7 @@ impl Topics {
 
     /// Returns the topics that are retained for the bridge itself, and so are no orphans of a server or torrent.
     pub fn own_retained(&self) -> Vec<String> {
-        vec![self.addresses.bridge("status"), self.addresses.bridge("info")]
+        vec![self.addresses.bridge_status(), self.addresses.bridge("info")]
     }
 
     /// Returns filters that match everything retained for a server.
@@ -123,17 +119,6 @@ impl Topics {
             _ => None,
         }
     }
-
-    /// Parses the topic of a command; `None` if it is no command for this bridge.
-    pub fn command(&self, topic: &str) -> Option<CommandAddress> {
-        self.addresses.command(topic)
-    }
-
-    /// Checks that a command's result may be published to `topic`, which the command's sender chose.
-    pub fn check_reply(&self, topic: &str) -> Result<(), InvalidReplyAddress> {
-        check_topic(topic)?;
-        if self.addresses.is_own(topic) { Err(InvalidReplyAddress::Own) } else { Ok(()) }
-    }
 }
 
 /// Checks that a broker accepts a publish to this topic (MQTT 5 §4.7).
@@ -165,6 +150,7 @@ mod tests {
 
     use super::*;
     use crate::model::{Epoch, Event, EventId, JournalEntry, Kind, Rev, Seq, Timestamp};
+    use crate::port::CommandAddress;
 
     const HASH: &str = "3f786850e387550fdab836ed7e6dc881de23001b";
 
@@ -265,7 +251,7 @@ mod tests {
     #[test]
     fn a_command_topic_is_parsed_and_no_other_topic_is() {
         let check = |topic: &str, expected: Option<(Option<&str>, Option<&str>, &str)>| {
-            let address = topics().command(topic);
+            let address = topics().addresses.command(topic);
             let parts = address.as_ref().map(|a| (a.server.as_deref(), a.hash.as_deref(), a.verb.as_str()));
             assert_eq!(parts, expected, "{topic}");
         };
@@ -298,7 +284,7 @@ mod tests {
     fn a_reply_goes_anywhere_but_to_topics_of_ours() {
         for good in ["a", "reply/42", "dtorrent", "dtorrentx/home/state", "dtorrent/home/result", "dtorrent/answers/7"]
         {
-            assert_eq!(topics().check_reply(good), Ok(()), "{good}");
+            assert_eq!(topics().addresses.check_reply(good), Ok(()), "{good}");
         }
         for (bad, expected) in [
             ("", InvalidReplyAddress::Empty),
@@ -315,7 +301,7 @@ mod tests {
             ("dtorrent/home/event/server_offline", InvalidReplyAddress::Own),
             ("dtorrent/home/torrent/3f78/state", InvalidReplyAddress::Own),
         ] {
-            assert_eq!(topics().check_reply(bad), Err(expected), "{bad}");
+            assert_eq!(topics().addresses.check_reply(bad), Err(expected), "{bad}");
         }
     }
 
@@ -331,16 +317,16 @@ mod tests {
                 Some(hash) => format!("dtorrent/{server}/torrent/{hash}/command/{verb}"),
                 None => format!("dtorrent/{server}/command/{verb}"),
             };
-            prop_assert_eq!(topics().command(&topic), Some(CommandAddress { server: Some(server), hash, verb }));
+            prop_assert_eq!(topics().addresses.command(&topic), Some(CommandAddress { server: Some(server), hash, verb }));
         }
 
         #[test]
         fn no_topic_panics_and_no_part_of_a_command_is_more_than_one_level(topic in ".{0,200}|dtorrent/[a-z/+#]{0,60}") {
-            if let Some(CommandAddress { server, hash, verb }) = topics().command(&topic) {
+            if let Some(CommandAddress { server, hash, verb }) = topics().addresses.command(&topic) {
                 for part in [server, hash, Some(verb)].into_iter().flatten() {
                     prop_assert!(!part.is_empty() && !part.contains('/'));
                 }
-                prop_assert!(topics().check_reply(&topic).is_err(), "a command must not be answered with a command");
+                prop_assert!(topics().addresses.check_reply(&topic).is_err(), "a command must not be answered with a command");
             }
         }
 

@@ -45,6 +45,11 @@ impl ConnectionError {
         Self { reason: reason.into(), retry_after: None }
     }
 
+    /// Returns the end of a connection to a server that is about to stop, while others serve.
+    pub fn lame_duck() -> Self {
+        Self::other("the server was about to stop (lame duck mode)")
+    }
+
     /// Returns an end that lasts until the login or the server's configuration is changed.
     pub fn refused(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), retry_after: Some(REFUSED_RETRY) }

@@ -8,6 +8,8 @@
 //!   because the data directory is older than the stream (I6).
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Display;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{HeaderMap, Message as Received, StatusCode, Subscriber};
@@ -17,12 +19,13 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tracing::{error, info, warn};
 
+use super::System;
 use super::connection::{Connection, ConnectionError, ConnectionEvent};
-use super::link::{NatsLink, PUBLISHES_MAX, Publish, PublishOptions, unavailable};
+use super::link::{NatsLink, PUBLISHES_MAX, Publish};
 use super::message::{AckKind, Message};
 use super::reply::{Denied, PublishReply, parse_publish_reply};
-use crate::port::DeliverError;
-use crate::sinks::broker::in_flight::Resolver;
+use crate::port::{DeliverError, EventOrdering};
+use crate::sinks::in_flight::Resolver;
 
 /// Capacity of the subscription for replies.
 pub(super) const REPLIES_MAX: usize = 2 * PUBLISHES_MAX;
@@ -48,7 +51,7 @@ struct InFlight {
 
 /// Drives the connection and resolves what was sent.
 pub(super) struct Driver {
-    options: PublishOptions,
+    system: Arc<System>,
     connection: Connection,
     publishes: mpsc::Receiver<Publish>,
     /// Replies come to subjects below this.
@@ -62,27 +65,28 @@ pub(super) struct Driver {
     awaiting_echo: VecDeque<(u64, InFlight)>,
     /// An echo is in flight.
     is_echo_sent: bool,
-    /// The login may not publish echoes, so a flush stands for one.
+    /// The login may not publish echoes, so a flush is used in place of one.
     is_echo_denied: bool,
     /// Why the connection ends, and when at the latest.
     ending: Option<(ConnectionError, Instant)>,
 }
 
 impl Driver {
-    /// Takes over a connection: `online` is published on it first.
+    /// Begins to publish on a connection: `online` first.
     pub(super) async fn begin(
-        options: PublishOptions,
+        system: Arc<System>,
         connection: Connection,
+        ordering: EventOrdering,
     ) -> Result<(NatsLink, Self), ConnectionError> {
-        let client = connection.client.clone();
+        let client = &connection.client;
         let inbox = client.new_inbox();
         let subscribed = client.subscribe(format!("{inbox}.*")).await;
         let replies = subscribed.map_err(|error| ConnectionError::other(error.to_string()))?;
         let (sender, publishes) = mpsc::channel(PUBLISHES_MAX);
         let payload_bytes_max = client.server_info().max_payload;
-        let link = NatsLink { options: options.clone(), publishes: sender, payload_bytes_max };
+        let link = NatsLink { system: Arc::clone(&system), ordering, publishes: sender, payload_bytes_max };
         let mut driver = Self {
-            options,
+            system,
             connection,
             publishes,
             inbox,
@@ -100,19 +104,11 @@ impl Driver {
 
     async fn publish_online(&mut self, link: &NatsLink) -> Result<(), ConnectionError> {
         let failed = |error: DeliverError| ConnectionError::other(error.to_string());
-        let online = Message::bridge_status(&self.options.subjects, true);
-        let mut acknowledgement = link.publish(online).map_err(failed)?;
-        loop {
-            match acknowledgement.try_wait() {
-                Some(Ok(())) => return Ok(()),
-                Some(Err(error)) if error.is_rejected() => {
-                    warn!(sink = %self.options.sink, %error, "status `online` refused");
-                    return Ok(());
-                }
-                Some(Err(error)) => return Err(failed(error)),
-                None => self.step().await?,
-            }
+        let mut online = link.publish(Message::bridge_status(&self.system.subjects, true)).map_err(failed)?;
+        while !online.is_online_answered(&self.system.settings.name).map_err(failed)? {
+            self.step().await?;
         }
+        Ok(())
     }
 
     /// Runs until the connection is over, and returns the reason.
@@ -136,6 +132,7 @@ impl Driver {
         let deadline = reply_due.unwrap_or_else(Instant::now);
         let may_publish = self.may_publish();
         tokio::select! {
+            // A reply is handled before the timeout that waits for it, and before anything more is published.
             biased;
             event = self.connection.next_event() => self.on_event(event?),
             reply = self.replies.next() => match reply {
@@ -153,9 +150,9 @@ impl Driver {
         }
     }
 
-    /// Returns when a reply has to have come, if one is due. The oldest message counts: a reply to a later one says
-    /// nothing of the stream or subject of this one.
+    /// Returns when a reply has to have come, if one is due.
     fn reply_due(&self) -> Option<Instant> {
+        // The oldest message counts: a reply to a later one says nothing of the stream or subject of this one.
         let oldest = [self.awaiting_ack.values().next(), self.awaiting_echo.front().map(|(_, message)| message)];
         let since = oldest.into_iter().flatten().map(|message| message.since).min()?;
         Some(self.ending.as_ref().map_or(since + REPLY_TIMEOUT, |(_, until)| *until))
@@ -163,18 +160,19 @@ impl Driver {
 
     fn may_publish(&self) -> bool {
         let has_room = || self.awaiting_ack.len() + self.awaiting_echo.len() < DENIED_WINDOW;
-        self.ending.is_none() && (!self.options.history.was_denied() || has_room())
+        self.ending.is_none() && (!self.system.history.was_denied() || has_room())
     }
 
     fn on_event(&mut self, event: ConnectionEvent) -> Result<(), ConnectionError> {
         match event {
             ConnectionEvent::PermissionDenied { denied, text } => return self.on_denied(denied, text),
-            ConnectionEvent::LameDuck if self.options.has_others => {
-                info!(sink = %self.options.sink, "server is about to stop (lame duck mode), changing to another one");
-                self.end_soon(ConnectionError::other("the server was about to stop (lame duck mode)"));
-            }
             ConnectionEvent::LameDuck => {
-                info!(sink = %self.options.sink, "server is about to stop (lame duck mode), no other is known");
+                let has_others = self.system.has_others();
+                info!(sink = %self.system.settings.name, has_others, "server is about to stop (lame duck mode)");
+                // Without another one the connection is used as long as it lasts: a lame duck serves until it stops.
+                if has_others {
+                    self.end_soon(ConnectionError::lame_duck());
+                }
             }
             ConnectionEvent::SlowConsumer => {
                 return Err(ConnectionError::other("answers came faster than they were read"));
@@ -184,13 +182,12 @@ impl Driver {
         Ok(())
     }
 
-    /// A denial names the subject but not the message: the oldest one on that subject is meant, since the server
-    /// handles a connection's messages in order.
     fn on_denied(&mut self, denied: Denied, reason: String) -> Result<(), ConnectionError> {
         match denied {
+            // The echo itself: everything before it was read by the server, as with an echo that comes back.
             Denied::Publish(subject) if subject.starts_with(&self.inbox) => {
                 warn!(
-                    sink = %self.options.sink, reason,
+                    sink = %self.system.settings.name, reason,
                     "echoes to our own inbox are denied: what is not stored counts as delivered once it is written"
                 );
                 self.is_echo_denied = true;
@@ -199,7 +196,9 @@ impl Driver {
                 Ok(())
             }
             Denied::Publish(subject) => {
-                self.options.history.set_denied();
+                self.system.history.set_denied();
+                // A denial names the subject but not the message. The server handles a connection's messages in order, so
+                // it is the oldest one on that subject.
                 if let Some(message) = self.take_oldest(&subject) {
                     message.resolver.resolve(Err(DeliverError::Rejected { reason }));
                 }
@@ -232,10 +231,12 @@ impl Driver {
         let Some(InFlight { subject, resolver, is_stored_event, is_first, .. }) = message else { return Ok(()) };
         let has_no_responder = reply.status == Some(StatusCode::NO_RESPONDERS);
         match parse_publish_reply(has_no_responder, &reply.payload) {
+            // I6: the id of this event names another one in the stream, and consumers that drop repetitions would never see it.
             PublishReply::Stored { is_duplicate: true } if is_first && is_stored_event => {
                 let reason = self.report_id_conflict(&subject);
-                resolver.resolve(Err(unavailable(reason.clone())));
-                return Err(ConnectionError::refused(reason));
+                let error = ConnectionError::refused(reason);
+                resolver.resolve(Err(error.clone().into()));
+                return Err(error);
             }
             PublishReply::Stored { .. } => resolver.resolve(Ok(())),
             PublishReply::Refused(reason) => resolver.resolve(Err(DeliverError::Rejected { reason })),
@@ -258,8 +259,8 @@ impl Driver {
              after a restored backup, or two tables of the config send to one stream. Nothing more is sent here. \
              For a new history stop the bridge, move the state file out of the data folder, and start it again"
         );
-        if self.options.history.set_id_conflict(reason.clone()) {
-            error!(sink = %self.options.sink, reason, "event id conflict, sink stopped");
+        if self.system.history.set_id_conflict(reason.clone()) {
+            error!(sink = %self.system.settings.name, reason, "event id conflict, sink stopped");
         }
         reason
     }
@@ -292,7 +293,7 @@ impl Driver {
         self.number += 1;
         let number = self.number;
         let is_stored_event = entry.is_some() && ack == AckKind::JetStream;
-        let is_first = entry.is_some_and(|(server, seq)| self.options.history.is_first(&server, seq));
+        let is_first = entry.is_some_and(|(server, seq)| self.system.history.is_first(&server, seq));
         let in_flight =
             InFlight { subject: subject.clone(), resolver, is_stored_event, is_first, since: Instant::now() };
         let reply_to = match ack {
@@ -309,42 +310,36 @@ impl Driver {
     }
 
     async fn write(
-        &mut self,
+        &self,
         subject: String,
         reply_to: Option<String>,
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<(), ConnectionError> {
         let client = &self.connection.client;
-        let writing = async {
-            match (reply_to, headers.is_empty()) {
-                (Some(reply_to), _) => client.publish_with_reply_and_headers(subject, reply_to, headers, body).await,
-                (None, false) => client.publish_with_headers(subject, headers, body).await,
-                (None, true) => client.publish(subject, body).await,
+        within_timeout(async {
+            match reply_to {
+                Some(reply_to) => client.publish_with_reply_and_headers(subject, reply_to, headers, body).await,
+                None => client.publish_with_headers(subject, headers, body).await,
             }
-        };
-        match timeout(REPLY_TIMEOUT, writing).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(ConnectionError::other(format!("the connection broke: {error}"))),
-            Err(_) => Err(ConnectionError::other("the server reads nothing any more")),
-        }
+        })
+        .await
     }
 
-    /// Sends an echo behind messages that wait for one. NATS acknowledges no publish, but handles a connection's
-    /// messages in order, so the server has read everything before an echo that comes back. One is in flight at most.
+    /// Sends an echo behind messages that wait for one, at most one at a time.
     async fn echo_if_due(&mut self) -> Result<(), ConnectionError> {
         if self.awaiting_echo.is_empty() || self.is_echo_sent {
             return Ok(());
         }
         if self.is_echo_denied {
-            let flushed = timeout(REPLY_TIMEOUT, self.connection.client.flush()).await;
-            flushed
-                .map_err(|_| ConnectionError::other("the server reads nothing any more"))?
-                .map_err(|error| ConnectionError::other(error.to_string()))?;
+            // Less than an echo says: a flush means that the bytes left, and a killed server loses some of those.
+            within_timeout(self.connection.client.flush()).await?;
             self.echoed_up_to(u64::MAX);
             return Ok(());
         }
         self.is_echo_sent = true;
+        // NATS acknowledges no publish, but handles a connection's messages in order: the server has read everything before an
+        // echo that comes back.
         self.write(format!("{}.e{}", self.inbox, self.number), None, HeaderMap::new(), Bytes::new()).await
     }
 
@@ -360,6 +355,14 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.fail_all(&unavailable("the connection was given up"));
+        self.fail_all(&ConnectionError::other("the connection was given up").into());
+    }
+}
+
+/// Hands something to async-nats, whose channel stays full while the server reads nothing.
+async fn within_timeout<E: Display>(writing: impl Future<Output = Result<(), E>>) -> Result<(), ConnectionError> {
+    match timeout(REPLY_TIMEOUT, writing).await {
+        Ok(written) => written.map_err(|error| ConnectionError::other(format!("the connection broke: {error}"))),
+        Err(_) => Err(ConnectionError::other("the server reads nothing any more")),
     }
 }

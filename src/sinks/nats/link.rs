@@ -7,16 +7,13 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tracing::warn;
 
+use super::System;
 use super::connection::ConnectionError;
 use super::message::{Message, Messages, Reply, messages};
-use super::send_history::SendHistory;
-use super::service_stats::{RequestOutcome, ServiceStats};
-use super::subjects::Subjects;
-use crate::model::SinkName;
+use super::service_stats::RequestOutcome;
 use crate::port::{DeliverError, Delivery, EventOrdering, Link, LinkLimits};
-use crate::sinks::broker::in_flight::{Acknowledgement, DeliverResult, Resolver, in_flight};
+use crate::sinks::in_flight::{Acknowledgement, DeliverResult, Resolver, in_flight, reply_refusal};
 
 /// Maximum number of deliveries in flight.
 const WINDOW: usize = 256;
@@ -25,38 +22,18 @@ pub(super) const PUBLISHES_MAX: usize = 2 * WINDOW + 16;
 /// Maximum time for the last message before the connection is closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The facts about a sink that its links and drivers need.
-#[derive(Clone)]
-pub(super) struct PublishOptions {
-    /// For the log.
-    pub sink: SinkName,
-    /// Part of the CloudEvents source.
-    pub instance: String,
-    /// The sink's subjects.
-    pub subjects: Subjects,
-    /// Whether JetStream is used.
-    pub is_stored: bool,
-    /// What the link asks for, as the stream is set up.
-    pub ordering: EventOrdering,
-    /// Whether the system has further servers to connect to.
-    pub has_others: bool,
-    /// Shared by all connections.
-    pub history: Arc<SendHistory>,
-    /// Counters of the service, for replies.
-    pub stats: Arc<ServiceStats>,
-}
-
 /// A message for the driver to publish.
 pub(super) struct Publish {
-    /// The message.
     pub message: Message,
     /// Gets the answer.
     pub resolver: Resolver,
 }
 
+/// The link of one connection, which [`super::driver::Driver`] moves on.
 pub(super) struct NatsLink {
-    /// Shared with the driver.
-    pub options: PublishOptions,
+    pub system: Arc<System>,
+    /// The ordering that the set-up of the stream needs.
+    pub ordering: EventOrdering,
     /// To the driver.
     pub publishes: mpsc::Sender<Publish>,
     /// The server's `max_payload`.
@@ -79,32 +56,33 @@ impl NatsLink {
         Ok(acknowledgement)
     }
 
-    /// Checks the reply subject once more: it was checked when the command came, but has been in the command log since.
     fn publish_reply(&self, reply: Message) -> Result<Acknowledgement, DeliverError> {
-        let checked = self.options.subjects.check_reply(&reply.subject);
+        // Checked once more: it was when the command came, but has been in the command log since.
+        let checked = self.system.subjects.addresses.check_reply(&reply.subject);
         checked.map_err(|error| DeliverError::Rejected { reason: format!("invalid reply subject: {error}") })?;
         self.publish(reply)
     }
 }
 
 /// Returns the failure of a connection that is over; never counted against a message ([`ConnectionError`]).
-pub(super) fn unavailable(reason: impl Into<String>) -> DeliverError {
+fn unavailable(reason: impl Into<String>) -> DeliverError {
     ConnectionError::other(reason).into()
 }
 
 #[async_trait]
 impl Link for NatsLink {
     fn limits(&self) -> LinkLimits {
-        LinkLimits { window: WINDOW, result_bytes_max: None, ordering: self.options.ordering }
+        // No split results: one request gets one reply, so a result that is too large is shortened.
+        LinkLimits { window: WINDOW, result_bytes_max: None, ordering: self.ordering }
     }
 
     fn send(&mut self, delivery: Delivery) -> BoxFuture<'static, DeliverResult> {
-        let PublishOptions { sink, instance, subjects, is_stored, stats, .. } = &self.options;
-        if matches!(delivery, Delivery::Clear { .. }) && !is_stored {
+        let System { settings, subjects, .. } = &*self.system;
+        if matches!(delivery, Delivery::Clear { .. }) && !settings.jetstream {
             // The bucket of an earlier configuration cannot be reached without JetStream.
             return Box::pin(async { Ok(()) });
         }
-        let Messages { own, reply } = messages(subjects, instance, *is_stored, delivery);
+        let Messages { own, reply } = messages(subjects, &settings.instance, settings.jetstream, delivery);
         // All or none: a result that is too large is replaced, and must be replied to once. The reply has more headers
         // than the result itself, so it may be too large alone.
         let mut all = own.iter().chain(reply.as_ref().map(|reply| &reply.message));
@@ -113,7 +91,7 @@ impl Link for NatsLink {
         }
         let sent: Vec<_> = own.into_iter().map(|message| self.publish(message)).collect();
         let replied = reply.map(|Reply { message, outcome }| (self.publish_reply(message), outcome));
-        let (sink, stats) = (sink.clone(), Arc::clone(stats));
+        let system = Arc::clone(&self.system);
         Box::pin(async move {
             let mut result = Ok(());
             for acknowledgement in sent {
@@ -124,26 +102,18 @@ impl Link for NatsLink {
                 }
             }
             result?;
-            let Some((replied, outcome)) = replied else { return Ok(()) };
-            match async { replied?.wait().await }.await {
-                Ok(()) => stats.count_reply(outcome),
-                // The result is on the result subject; the command's sender chose where else.
-                Err(DeliverError::Rejected { reason }) => {
-                    warn!(%sink, reason, "reply to a command refused");
-                    stats.count_reply(RequestOutcome { error: Some(reason), ..outcome });
-                }
-                Err(error) => return Err(error),
+            if let Some((replied, outcome)) = replied {
+                let refusal = reply_refusal(&system.settings.name, replied).await?;
+                system.stats.count_reply(RequestOutcome { error: refusal.or(outcome.error), ..outcome });
             }
             Ok(())
         })
     }
 
     async fn close(self: Box<Self>) -> DeliverResult {
-        let offline = Message::bridge_status(&self.options.subjects, false);
-        match timeout(CLOSE_TIMEOUT, async { self.publish(offline)?.wait().await }).await {
-            Ok(result) => result,
-            Err(_) => Err(unavailable("the server did not take `offline` in time")),
-        }
+        let offline = Message::bridge_status(&self.system.subjects, false);
+        let closing = timeout(CLOSE_TIMEOUT, async { self.publish(offline)?.wait().await });
+        closing.await.map_err(|_| unavailable("the server did not take `offline` in time"))?
     }
 }
 
@@ -154,8 +124,25 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::model::SinkName;
     use crate::port::ReplyTo;
-    use crate::sinks::nats::settings::Prefix;
+    use crate::sinks::nats::{Login, Prefix, ServerUrl, Settings};
+
+    fn test_settings() -> Settings {
+        Settings {
+            name: SinkName::parse("bus").unwrap(),
+            instance: "main".to_owned(),
+            urls: vec![ServerUrl::parse("nats://127.0.0.1:1").unwrap()],
+            login: Login::Nobody,
+            ca_pem: None,
+            client_cert: None,
+            prefix: Prefix::default(),
+            servers: Vec::new(),
+            jetstream: true,
+            replicas: 1,
+            takes_commands: true,
+        }
+    }
 
     #[tokio::test]
     async fn a_result_whose_reply_alone_is_too_large_is_rejected_and_none_of_it_is_sent() {
@@ -166,20 +153,12 @@ mod tests {
             reply: Some(ReplyTo { topic: "_INBOX.1".into(), correlation: None }),
         };
         let (publishes, mut sent) = mpsc::channel(PUBLISHES_MAX);
-        let options = PublishOptions {
-            sink: SinkName::parse("bus").unwrap(),
-            instance: "main".to_owned(),
-            subjects: Subjects::new(Prefix::default(), "main", true),
-            is_stored: true,
-            ordering: EventOrdering::Pipelined,
-            has_others: false,
-            history: Arc::new(SendHistory::new(BTreeMap::new())),
-            stats: Arc::new(ServiceStats::new(String::new())),
-        };
-        let Messages { own, reply } = messages(&options.subjects, "main", true, result());
+        let system = System::new(test_settings(), BTreeMap::new()).unwrap();
+        let Messages { own, reply } = messages(&system.subjects, "main", true, result());
         let (of_own, of_reply) = (own[0].payload_bytes(), reply.unwrap().message.payload_bytes());
         assert!(of_own < of_reply);
-        let mut link = NatsLink { options, publishes, payload_bytes_max: of_reply - 1 };
+        let (system, ordering) = (Arc::new(system), EventOrdering::Pipelined);
+        let mut link = NatsLink { system, ordering, publishes, payload_bytes_max: of_reply - 1 };
         assert!(matches!(link.send(result()).await, Err(DeliverError::Rejected { .. })));
         assert!(sent.try_recv().is_err());
         link.payload_bytes_max = of_reply;

@@ -36,7 +36,7 @@ pub struct Message {
     pub headers: HeaderMap,
     /// The payload.
     pub body: Bytes,
-    /// What acknowledges it.
+    /// Acknowledgement that the message counts as delivered with.
     pub ack: AckKind,
     /// Server and number of a journal entry.
     pub entry: Option<(ServerName, Seq)>,
@@ -53,7 +53,7 @@ impl Message {
 
     /// Returns the bridge's own status. NATS has no last will: after a crash nobody publishes `offline`.
     pub fn bridge_status(subjects: &Subjects, is_online: bool) -> Self {
-        Self::new(subjects.bridge_status(), status_body(is_online))
+        Self::new(subjects.addresses.bridge_status(), status_body(is_online))
     }
 
     /// Returns the purge of a key in the bucket: its history goes, and watchers are notified (ADR-8).
@@ -110,6 +110,7 @@ pub fn messages(subjects: &Subjects, instance: &str, is_stored: bool, delivery: 
         }
         Delivery::Updated { body, .. } => vec![Message { headers: event_headers, ..Message::new(subject, body) }],
         Delivery::State { body, .. } => {
+            // Twice: whoever subscribes to the subject gets changes without JetStream, and the bucket shows the last one.
             let stored =
                 key.map(|key| Message { ack: AckKind::JetStream, ..Message::new(bucket_subject(&key), body.clone()) });
             std::iter::once(Message::json(subject, body)).chain(stored).collect()
@@ -123,7 +124,7 @@ pub fn messages(subjects: &Subjects, instance: &str, is_stored: bool, delivery: 
             reply = reply_to.map(|reply_to| reply_message(reply_to, &body));
             vec![Message::json(subject, body)]
         }
-        // This sink has no projection.
+        // No projection has NATS as its consumer, so this never comes.
         Delivery::Projected { .. } => Vec::new(),
         Delivery::Clear { topic } => vec![Message::purge(&topic)],
     };
@@ -150,8 +151,9 @@ fn reply_message(ReplyTo { topic, correlation: request_id }: ReplyTo, body: &Byt
     let took = Duration::from_millis(result.as_ref().map_or(0, |result| result.took_ms));
     let mut error = None;
     if let Some(CommandError { code, message: text, .. }) = result.and_then(first_error) {
+        // A line break in it would end the header: the text is a client's, and so anybody's (I14).
         let text: String = printable(text.as_bytes()).chars().take(HEADER_CHARS_MAX).collect();
-        let code = http_code(code).to_string();
+        let code = code.http_status().to_string();
         error = Some(format!("{code}:{text}"));
         message.headers.insert("Nats-Service-Error", text);
         message.headers.insert("Nats-Service-Error-Code", code);
@@ -178,26 +180,12 @@ struct ResultRow {
 /// Returns the error of a result, or the first of its rows; `None` if it is `ok`.
 fn first_error(result: ResultHead) -> Option<CommandError> {
     if result.status == OutcomeStatus::Ok {
-        return result.error; // the effect was seen, but the rows were too many
+        // `ok` with an error: the effect was seen, but the rows were too many for a message.
+        return result.error;
     }
     let of_rows = result.results.into_iter().find_map(|row| row.error);
     let unnamed = || CommandError::new(ErrorCode::ClientFault, format!("{:?}", result.status).to_lowercase());
     Some(result.error.or(of_rows).unwrap_or_else(unnamed))
-}
-
-/// Returns the HTTP status that a service error has as its code.
-pub fn http_code(code: ErrorCode) -> u16 {
-    match code {
-        ErrorCode::BadRequest | ErrorCode::Retained => 400,
-        ErrorCode::Forbidden => 403,
-        ErrorCode::UnknownServer | ErrorCode::UnknownHash => 404,
-        ErrorCode::Precondition => 409,
-        ErrorCode::TooLarge => 413,
-        ErrorCode::Unsupported => 501,
-        ErrorCode::ClientFault => 502,
-        ErrorCode::ClientOffline => 503,
-        ErrorCode::Unconfirmed => 504,
-    }
 }
 
 #[cfg(test)]

@@ -37,7 +37,6 @@ pub use settings::{Login, Prefix, ServerUrl, Settings};
 
 use connection::{Connection, ConnectionError};
 use driver::{Driver, REPLIES_MAX};
-use link::PublishOptions;
 use send_history::SendHistory;
 use service_stats::ServiceStats;
 use stream::StreamSetup;
@@ -53,11 +52,13 @@ struct System {
     tls: Option<Arc<ClientConfig>>,
     /// Further servers that the last one named when we connected.
     siblings: Mutex<Vec<ServerUrl>>,
-    stats: Arc<ServiceStats>,
+    /// Counters of the service: requests arrive on one connection, and are replied to on the other.
+    stats: ServiceStats,
+    history: SendHistory,
 }
 
 impl System {
-    fn new(settings: Settings) -> Result<Self, TlsError> {
+    fn new(settings: Settings, before: BTreeMap<ServerName, Seq>) -> Result<Self, TlsError> {
         let made = tls::client_config(settings.ca_pem.as_deref(), settings.client_cert.as_ref());
         // A server may require TLS where the URL does not, so a machine without CA certificates is an error only if TLS
         // is certain to be used.
@@ -66,13 +67,13 @@ impl System {
             || settings.client_cert.is_some();
         let tls = if is_needed { Some(made?) } else { made.ok() };
         let subjects = Subjects::new(settings.prefix.clone(), &*settings.instance, settings.jetstream);
-        let stats = Arc::new(ServiceStats::new(format!("{:016x}", rand::random::<u64>())));
-        Ok(Self { settings, subjects, tls, siblings: Mutex::default(), stats })
+        let stats = ServiceStats::new(format!("{:016x}", rand::random::<u64>()));
+        Ok(Self { settings, subjects, tls, siblings: Mutex::default(), stats, history: SendHistory::new(before) })
     }
 
-    /// Returns the servers to try: those of the config first, in random order, because certificates are made for their
-    /// names; then the others of the cluster.
+    /// Returns the servers to try: those of the config in random order, then the others of the cluster.
     fn urls(&self) -> Vec<ServerUrl> {
+        // Those of the config first, because certificates are made for their names; the others name themselves by address.
         let siblings = self.siblings.lock().unwrap_or_else(PoisonError::into_inner);
         let mut urls = self.settings.urls.clone();
         urls.shuffle(&mut rand::rng());
@@ -98,19 +99,18 @@ impl System {
 /// A NATS system as a receiver of events.
 pub struct NatsSink {
     system: Arc<System>,
-    history: Arc<SendHistory>,
     /// Shown with the sink's health.
     notes: Mutex<Vec<String>>,
 }
 
 impl NatsSink {
-    /// `before`: the newest journal entry of each server when this run of the bridge began.
+    /// Prepares the sink. `before`: the newest journal entry of each server when this run of the bridge began. Nothing is
+    /// connected to yet.
     ///
     /// # Errors
-    /// The certificates or the key cannot be used. Nothing is reached yet.
+    /// The certificates or the key cannot be used.
     pub fn new(settings: Settings, before: BTreeMap<ServerName, Seq>) -> Result<Self, TlsError> {
-        let system = Arc::new(System::new(settings)?);
-        let sink = Self { system, history: Arc::new(SendHistory::new(before)), notes: Mutex::default() };
+        let sink = Self { system: Arc::new(System::new(settings, before)?), notes: Mutex::default() };
         sink.note(&StreamSetup::default());
         Ok(sink)
     }
@@ -157,18 +157,17 @@ impl NatsSink {
         notes.extend((!self.system.settings.jetstream).then(|| NOT_STORED.to_owned()));
         let mut noted = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         if *noted != notes {
-            notes
-                .iter()
-                .for_each(|note| warn!(sink = %self.system.settings.name, note, "check how the system is set up"));
+            let sink = &self.system.settings.name;
+            notes.iter().for_each(|note| warn!(%sink, note, "check how the system is set up"));
             *noted = notes;
         }
     }
 
     async fn begin(&self) -> Result<Connected, ConnectionError> {
-        if let Some(reason) = self.history.id_conflict() {
+        let System { settings, subjects, history, .. } = &*self.system;
+        if let Some(reason) = history.id_conflict() {
             return Err(ConnectionError::refused(reason));
         }
-        let System { settings, subjects, .. } = &*self.system;
         let mut connection = self.system.connect("events", REPLIES_MAX).await?;
         let setup = match settings.jetstream {
             true => stream::ensure(&mut connection, settings, subjects).await?,
@@ -176,17 +175,7 @@ impl NatsSink {
         };
         self.note(&setup);
         let server = connection.client.server_info();
-        let options = PublishOptions {
-            sink: settings.name.clone(),
-            instance: settings.instance.clone(),
-            subjects: subjects.clone(),
-            is_stored: settings.jetstream,
-            ordering: setup.ordering,
-            has_others: self.system.has_others(),
-            history: Arc::clone(&self.history),
-            stats: Arc::clone(&self.system.stats),
-        };
-        let (link, driver) = Driver::begin(options, connection).await?;
+        let (link, driver) = Driver::begin(Arc::clone(&self.system), connection, setup.ordering).await?;
         info!(
             sink = %settings.name, server = server.server_name, version = server.version,
             jetstream = settings.jetstream, "connected"
@@ -211,8 +200,9 @@ impl Sink for NatsSink {
 
     async fn scan_retained(&self, servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
         let mut found = BTreeMap::new();
+        // Without JetStream nothing is stored, and the bucket of an earlier configuration cannot be reached.
         if self.system.settings.jetstream {
-            let mut connection = self.system.connect("search", REPLIES_MAX).await?;
+            let mut connection = self.system.connect("scan", REPLIES_MAX).await?;
             for server in servers {
                 let keys = stream::keys(&mut connection, server).await?;
                 if !keys.is_empty() {

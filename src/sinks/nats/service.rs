@@ -23,6 +23,8 @@ use tracing::{debug, info, warn};
 use super::System;
 use super::connection::{Connection, ConnectionError, ConnectionEvent};
 use super::reply::is_reply;
+use super::stream::nanos;
+use super::subjects::Endpoint;
 use crate::model::{ServerName, Timestamp};
 use crate::port::{Clock, CommandSource, DeliverError, Incoming, ReplyTo};
 use crate::sinks::broker::on_demand::OnDemand;
@@ -54,12 +56,6 @@ pub struct NatsCommands {
     dropped_logged_at: Option<Instant>,
 }
 
-#[derive(Clone)]
-struct Endpoint {
-    name: String,
-    subject: String,
-}
-
 struct Session {
     connection: Connection,
     messages: SelectAll<BoxStream<'static, (Subscription, Received)>>,
@@ -76,7 +72,6 @@ impl NatsCommands {
             true => system.subjects.endpoints(&settings.servers),
             false => Vec::new(),
         };
-        let endpoints = endpoints.into_iter().map(|(name, subject)| Endpoint { name, subject }).collect();
         let started = clock.now();
         Self { system, session: OnDemand::default(), started, endpoints, dropped_logged_at: None }
     }
@@ -104,7 +99,7 @@ impl NatsCommands {
         match event {
             Err(error) => session.ending = Some(error),
             Ok(ConnectionEvent::LameDuck) if self.system.has_others() => {
-                session.ending = Some(ConnectionError::other("the server was about to stop (lame duck mode)"));
+                session.ending = Some(ConnectionError::lame_duck());
             }
             Ok(ConnectionEvent::PermissionDenied { text, .. }) => {
                 warn!(%sink, reason = text, "some requests cannot be received or replied to");
@@ -122,7 +117,7 @@ impl NatsCommands {
 
     /// Replies to a request about the service itself.
     fn reply_to_monitoring(&mut self, request: &Received) {
-        let check_reply = |reply: &str| self.system.subjects.check_reply(reply);
+        let check_reply = |reply: &str| self.system.subjects.addresses.check_reply(reply);
         let Some(reply) = request.reply.as_ref().filter(|reply| check_reply(reply).is_ok()) else { return };
         let verb = request.subject.split('.').nth(1).unwrap_or_default();
         if let (Some(body), Some(session)) = (self.monitoring(verb), self.session.current()) {
@@ -185,8 +180,8 @@ impl NatsCommands {
         }
         let user = headers.as_ref().and_then(|headers| headers.get(USER_HEADER)).map(|user| user.as_str().to_owned());
         let request_id = self.endpoints.get(endpoint).map(|endpoint| stats.count_request(&endpoint.name));
-        let address = subjects.command(&subject)?;
-        let reply = reply.and_then(|reply| match subjects.check_reply(&reply) {
+        let address = subjects.addresses.command(&subject)?;
+        let reply = reply.and_then(|reply| match subjects.addresses.check_reply(&reply) {
             Ok(()) => Some(ReplyTo { topic: reply.to_string(), correlation: request_id }),
             Err(error) => {
                 info!(sink = %settings.name, %error, "reply subject of a command ignored");
@@ -264,8 +259,4 @@ impl Session {
             }
         }
     }
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -27,7 +27,7 @@ pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(2 * 60 * 60);
 const AGE_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Maximum number of keys that a scan collects; no server has as many torrents.
 const KEYS_MAX: usize = 200_000;
-/// The default of servers; states are not sent with ids.
+/// Duplicate window of the bucket: the default of servers. States are sent without ids, so it matches nothing.
 const BUCKET_DUPLICATE_WINDOW: Duration = Duration::from_secs(2 * 60);
 
 /// How stream and bucket are set up.
@@ -49,6 +49,7 @@ pub async fn ensure(
     let stream = ensure_one(connection, STREAM, stream(subjects, replicas)).await?;
     let mut setup = check_stream(&stream, subjects, replicas).map_err(ConnectionError::refused)?;
     // A message that passes through another server may be lost between the two, and the next one not.
+    // In a cluster the leader need not be the server that we are connected to.
     if stream.leader.as_ref().is_some_and(|leader| *leader != connection.client.server_info().server_name) {
         setup.ordering = EventOrdering::Strict;
     }
@@ -79,15 +80,15 @@ async fn ensure_one(connection: &mut Connection, name: &str, wanted: Value) -> R
     let made = connection.request_api(&format!("$JS.API.STREAM.CREATE.{name}"), wanted.to_string()).await?;
     match config_in(&made) {
         Ok(config) => {
-            info!(stream = name, replicas = config.num_replicas, "made the stream");
+            info!(stream = name, replicas = config.num_replicas, "stream created");
             Ok(config)
         }
         // Another bridge created it in between.
         Err(Some(error)) if error.err_code == ApiError::STREAM_NAME_IN_USE => {
             let there = read(connection, name).await?;
-            there.ok_or_else(|| ConnectionError::other(format!("the stream {name} comes and goes")))
+            there.ok_or_else(|| ConnectionError::other(format!("the stream {name} was created and deleted meanwhile")))
         }
-        Err(error) => Err(cannot("make", name, error)),
+        Err(error) => Err(cannot("create", name, error)),
     }
 }
 
@@ -96,7 +97,7 @@ async fn read(connection: &mut Connection, name: &str) -> Result<Option<Config>,
     match config_in(&answer) {
         Ok(config) => Ok(Some(config)),
         Err(Some(error)) if error.err_code == ApiError::STREAM_NOT_FOUND => Ok(None),
-        Err(error) => Err(cannot("look at", name, error)),
+        Err(error) => Err(cannot("read", name, error)),
     }
 }
 
@@ -109,11 +110,8 @@ pub async fn keys(connection: &mut Connection, server: &ServerName) -> Result<Ve
         let answer =
             connection.request_api(&format!("$JS.API.STREAM.INFO.{BUCKET_STREAM}"), request.to_string()).await?;
         let page = keys_in(&answer);
-        if page.is_empty() || keys.len() >= KEYS_MAX {
-            return Ok(keys);
-        }
         // Servers before 2.10 ignore `offset` and return all keys each time.
-        if keys.first() == page.first() {
+        if page.is_empty() || keys.len() >= KEYS_MAX || keys.first() == page.first() {
             return Ok(keys);
         }
         keys.extend(page);
@@ -177,8 +175,8 @@ fn config_in(answer: &[u8]) -> Result<Config, Option<ApiError>> {
     }
 }
 
-/// The part of a stream's configuration that matters here.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+/// The part of a stream's configuration that matters here; servers send every value that is not their type's zero.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(default)]
 struct Config {
     subjects: Vec<String>,
@@ -200,53 +198,35 @@ struct Config {
     leader: Option<String>,
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            subjects: Vec::new(),
-            retention: "limits".to_owned(),
-            storage: "file".to_owned(),
-            discard: "old".to_owned(),
-            max_msgs: -1,
-            max_bytes: -1,
-            max_age: 0,
-            max_msgs_per_subject: -1,
-            max_msg_size: -1,
-            num_replicas: 1,
-            duplicate_window: 0,
-            no_ack: false,
-            sealed: false,
-            allow_rollup_hdrs: false,
-            leader: None,
-        }
-    }
-}
-
 impl Config {
     fn has_limits(&self) -> bool {
         self.max_msgs > 0 || self.max_bytes > 0 || self.max_msgs_per_subject > 0
     }
 
-    /// Returns what neither stream may be.
+    /// Returns each setting that breaks a promise in the stream as well as in the bucket.
     fn common_faults(&self) -> Vec<String> {
-        let mut faults = Vec::new();
-        if self.storage != "file" {
-            faults.push(format!("its storage is {}, and has to be file", self.storage));
-        }
-        if self.retention != "limits" {
-            faults.push(format!("its retention is {}, and has to be limits", self.retention));
-        }
-        if self.no_ack {
-            faults.push("it acknowledges nothing (no_ack)".to_owned());
-        }
-        if self.sealed {
-            faults.push("it is sealed".to_owned());
-        }
-        faults
+        applicable([
+            // What is in memory is gone when the server stops, after it was acknowledged (I3).
+            (self.storage != "file", format!("its storage is {}, and has to be file", self.storage)),
+            // The others delete a message once it was read, or when it has no consumer.
+            (self.retention != "limits", format!("its retention is {}, and has to be limits", self.retention)),
+            (self.no_ack, "it acknowledges nothing (no_ack)".to_owned()),
+            (self.sealed, "it is sealed".to_owned()),
+        ])
     }
 }
 
-fn nanos(duration: Duration) -> u64 {
+/// Returns the texts whose condition holds.
+fn applicable<const N: usize>(texts: [(bool, String); N]) -> Vec<String> {
+    texts.into_iter().filter_map(|(applies, text)| applies.then_some(text)).collect()
+}
+
+fn duration_text(nanos: u64) -> String {
+    humantime::format_duration(Duration::from_nanos(nanos)).to_string()
+}
+
+/// Returns nanoseconds, in which NATS counts time.
+pub fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -273,7 +253,8 @@ fn bucket(replicas: u8) -> Value {
     json!({
         "name": BUCKET_STREAM,
         "description": "the last state of each torrent, as dtorrent tells it",
-        "subjects": [format!("$KV.{BUCKET}.>")],
+        // The settings by which a stream is a key-value bucket (ADR-8): one value per key, purged by roll-up.
+        "subjects": [bucket_subject(">")],
         "retention": "limits",
         "storage": "file",
         "discard": "new",
@@ -292,50 +273,47 @@ fn bucket(replicas: u8) -> Value {
 }
 
 fn check_stream(config: &Config, subjects: &Subjects, replicas: u8) -> Result<StreamSetup, String> {
-    let mut faults = config.common_faults();
-    let missing: Vec<String> = subjects
-        .of_stream()
-        .into_iter()
-        .filter(|ours| !config.subjects.iter().any(|there| covers(there, ours)))
-        .collect();
-    if !missing.is_empty() {
-        faults.push(format!("it does not catch {}", missing.join(", ")));
-    }
+    let ours = subjects.of_stream();
+    let is_caught = |ours: &String| config.subjects.iter().any(|there| covers(there, ours));
+    let missing: Vec<&str> = ours.iter().filter(|ours| !is_caught(ours)).map(String::as_str).collect();
     let updates = subjects.of_updates();
-    if let Some(there) = config.subjects.iter().find(|there| overlap(there, &updates)) {
-        faults.push(format!("its subject {there} catches {updates}, of which there is far too much to keep"));
-    }
-    if config.duplicate_window < nanos(DUPLICATE_WINDOW) {
-        let there = humantime::format_duration(Duration::from_nanos(config.duplicate_window));
-        faults.push(format!("its duplicate window is {there}, and has to be 2h at least"));
-    }
+    let too_wide = config.subjects.iter().find(|there| overlap(there, &updates));
+    let mut faults = config.common_faults();
+    faults.extend(applicable([
+        (!missing.is_empty(), format!("it does not catch {}", missing.join(", "))),
+        // A repetition after that would be stored a second time, and consumers would get the event twice.
+        (
+            config.duplicate_window < nanos(DUPLICATE_WINDOW),
+            format!("its duplicate window is {}, and has to be 2h at least", duration_text(config.duplicate_window)),
+        ),
+    ]));
+    faults.extend(
+        too_wide.map(|there| format!("its subject {there} catches {updates}, of which there is far too much to keep")),
+    );
     if !faults.is_empty() {
-        let subjects = subjects.of_stream().join(",");
         return Err(format!(
             "the stream {STREAM} is there and is not as it has to be: {}. It is not changed from here: \
-             mend it, or take it away and it is made anew (subjects {subjects})",
-            faults.join("; ")
+             correct it, or delete it and it is created again (subjects {})",
+            faults.join("; "),
+            ours.join(",")
         ));
     }
-    let mut notes = Vec::new();
-    if config.max_age != nanos(AGE_MAX) {
-        let there = match config.max_age {
-            0 => "for ever".to_owned(),
-            age => humantime::format_duration(Duration::from_nanos(age)).to_string(),
-        };
-        notes.push(format!("the stream {STREAM} keeps events {there}, not 30days"));
-    }
-    if config.has_limits() {
-        let what = match config.discard.as_str() {
-            "new" => "events wait when it is full",
-            _ => "its oldest events go when it is full",
-        };
-        notes.push(format!("the stream {STREAM} has limits: {what}"));
-    }
-    if config.max_msg_size > 0 {
-        notes.push(format!("the stream {STREAM} takes no event of more than {} bytes", config.max_msg_size));
-    }
+    let age = if config.max_age == 0 { "for ever".to_owned() } else { duration_text(config.max_age) };
+    let when_full = match config.discard.as_str() {
+        "new" => "events wait when it is full",
+        _ => "its oldest events go when it is full",
+    };
+    let mut notes = applicable([
+        (config.max_age != nanos(AGE_MAX), format!("the stream {STREAM} keeps events {age}, not 30days")),
+        (config.has_limits(), format!("the stream {STREAM} has limits: {when_full}")),
+        (
+            config.max_msg_size > 0,
+            format!("the stream {STREAM} takes no event of more than {} bytes", config.max_msg_size),
+        ),
+    ]);
     notes.extend(other_replicas(STREAM, config, replicas));
+    // Replicas have to agree on a message, and a full stream may have room again for the next one: either way it may refuse one
+    // event and take the one behind it (I5).
     let ordering = match config.num_replicas > 1 || config.discard == "new" && config.has_limits() {
         true => EventOrdering::Strict,
         false => EventOrdering::Pipelined,
@@ -344,35 +322,37 @@ fn check_stream(config: &Config, subjects: &Subjects, replicas: u8) -> Result<St
 }
 
 fn check_bucket(config: &Config, replicas: u8) -> Result<Vec<String>, String> {
+    let all = bucket_subject(">");
     let mut faults = config.common_faults();
-    let all = format!("$KV.{BUCKET}.>");
-    if !config.subjects.iter().any(|there| covers(there, &all)) {
-        faults.push(format!("it does not catch {all}"));
-    }
-    if config.max_age > 0 {
-        let there = humantime::format_duration(Duration::from_nanos(config.max_age));
-        faults.push(format!("its values go after {there}, also of torrents that are still there: no ttl may be set"));
-    }
-    if !config.allow_rollup_hdrs {
-        faults.push("its keys cannot be purged (allow_rollup_hdrs is off)".to_owned());
-    }
-    if config.max_msgs > 0 || config.max_bytes > 0 && config.discard == "old" {
-        faults.push("it has limits by which states of torrents go that are still there".to_owned());
-    }
+    faults.extend(applicable([
+        (!config.subjects.iter().any(|there| covers(there, &all)), format!("it does not catch {all}")),
+        (
+            config.max_age > 0,
+            format!(
+                "its values go after {}, also of torrents that are still there: no ttl may be set",
+                duration_text(config.max_age)
+            ),
+        ),
+        // Purging a key rolls up its subject, which the server otherwise refuses.
+        (!config.allow_rollup_hdrs, "its keys cannot be purged (allow_rollup_hdrs is off)".to_owned()),
+        // With `discard: new` a full bucket refuses further states, and loses none.
+        (
+            config.max_msgs > 0 || config.max_bytes > 0 && config.discard == "old",
+            "it has limits by which states of torrents go that are still there".to_owned(),
+        ),
+    ]));
     if !faults.is_empty() {
         return Err(format!(
             "the bucket {BUCKET} is there and is not as it has to be: {}. It is not changed from here: \
-             mend it (as the stream {BUCKET_STREAM}), or take it away and it is made anew",
+             correct it (as the stream {BUCKET_STREAM}), or delete it and it is created again",
             faults.join("; ")
         ));
     }
-    let mut notes = Vec::new();
-    if config.max_msgs_per_subject != 1 {
-        notes.push(format!("the bucket {BUCKET} keeps a history of {}, not 1", config.max_msgs_per_subject));
-    }
-    if config.max_bytes > 0 {
-        notes.push(format!("the bucket {BUCKET} takes no more states when it holds {} bytes", config.max_bytes));
-    }
+    let (history, bytes) = (config.max_msgs_per_subject, config.max_bytes);
+    let mut notes = applicable([
+        (history != 1, format!("the bucket {BUCKET} keeps a history of {history}, not 1")),
+        (bytes > 0, format!("the bucket {BUCKET} takes no more states when it holds {bytes} bytes")),
+    ]);
     notes.extend(other_replicas(BUCKET_STREAM, config, replicas));
     Ok(notes)
 }

@@ -5,7 +5,7 @@
 //! Pure: no I/O.
 
 use crate::model::{Entity, Kind, ServerName};
-use crate::port::{CommandAddress, Delivery};
+use crate::port::Delivery;
 use crate::sinks::broker::address::{AddressSpace, InvalidReplyAddress, Syntax};
 
 use super::settings::Prefix;
@@ -17,27 +17,32 @@ pub const BUCKET: &str = "dtorrent_state";
 /// The stream that implements the bucket on the server.
 pub const BUCKET_STREAM: &str = "KV_dtorrent_state";
 
-const SYNTAX: Syntax = Syntax { separator: '.', any_level: "*" };
+const SYNTAX: Syntax = Syntax { separator: '.', any_level: "*", check: check_subject };
 /// Maximum length of a reply subject: longer than any subject of ours, shorter than the 4096 bytes that a server
 /// accepts as one protocol line.
 const SUBJECT_BYTES_MAX: usize = 1024;
 
+/// An endpoint of the service.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// Name as requesters see it in `$SRV.INFO`; a server's name is part of it.
+    pub name: String,
+    /// Subject with wildcards that its requests are sent to.
+    pub subject: String,
+}
+
 /// The subjects of one bridge on one NATS system.
 #[derive(Clone, Debug)]
 pub struct Subjects {
-    addresses: AddressSpace,
+    /// The addresses that every broker has.
+    pub addresses: AddressSpace,
     stores_state: bool,
 }
 
 impl Subjects {
-    /// `stores_state`: whether there is a bucket for the torrents' states.
+    /// Creates the subjects below `prefix`; `stores_state`: whether there is a bucket for the torrents' states.
     pub fn new(prefix: Prefix, instance: impl Into<String>, stores_state: bool) -> Self {
         Self { addresses: AddressSpace::new(SYNTAX, prefix, instance), stores_state }
-    }
-
-    /// Returns the subject of `online` and `offline`.
-    pub fn bridge_status(&self) -> String {
-        self.addresses.bridge("status")
     }
 
     /// Returns the subject that a delivery is published to; of a clearing, the subject of its key in the bucket.
@@ -73,30 +78,17 @@ impl Subjects {
         self.addresses.join(&["*", "torrent", "*", "event", kind.as_str()])
     }
 
-    /// Returns name and subject of each endpoint of the service: commands to the bridge, to these servers, and to
-    /// their torrents.
-    pub fn endpoints(&self, servers: &[ServerName]) -> Vec<(String, String)> {
+    /// Returns each endpoint of the service: commands to the bridge, to these servers, and to their torrents.
+    pub fn endpoints(&self, servers: &[ServerName]) -> Vec<Endpoint> {
+        let endpoint = |name: String, subject: String| Endpoint { name, subject };
         let of_server = |server: &ServerName| {
             [
-                (format!("{server}-command"), self.addresses.server_commands(server)),
-                (format!("{server}-torrent-command"), self.addresses.torrent_commands(server)),
+                endpoint(format!("{server}-command"), self.addresses.server_commands(server)),
+                endpoint(format!("{server}-torrent-command"), self.addresses.torrent_commands(server)),
             ]
         };
-        let bridge = ("bridge".to_owned(), self.addresses.bridge_commands());
+        let bridge = endpoint("bridge".to_owned(), self.addresses.bridge_commands());
         std::iter::once(bridge).chain(servers.iter().flat_map(of_server)).collect()
-    }
-
-    /// Parses the subject of a command; `None` if it is no command for this bridge.
-    pub fn command(&self, subject: &str) -> Option<CommandAddress> {
-        self.addresses.command(subject)
-    }
-
-    /// Checks that a command's result may be published to `subject`, which the command's sender chose.
-    ///
-    /// Subjects that begin with `$` make a server act (JetStream's API, for one), so they are refused as well.
-    pub fn check_reply(&self, subject: &str) -> Result<(), InvalidReplyAddress> {
-        check_subject(subject)?;
-        if self.addresses.is_own(subject) { Err(InvalidReplyAddress::Own) } else { Ok(()) }
     }
 }
 
@@ -105,7 +97,6 @@ pub fn bucket_subject(key: &str) -> String {
     format!("$KV.{BUCKET}.{key}")
 }
 
-/// Checks that a server accepts a publish to this subject from any client.
 fn check_subject(subject: &str) -> Result<(), InvalidReplyAddress> {
     if subject.split('.').any(str::is_empty) {
         return Err(InvalidReplyAddress::Empty);
@@ -116,9 +107,11 @@ fn check_subject(subject: &str) -> Result<(), InvalidReplyAddress> {
     if subject.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(InvalidReplyAddress::Unprintable);
     }
+    // Only a whole token is a wildcard: `a*` is a subject that servers accept.
     if subject.split('.').any(|token| token == "*" || token == ">") {
         return Err(InvalidReplyAddress::Wildcard);
     }
+    // `$JS.API.…`, `$KV.…`, `$SRV.…`: a publish there makes the server or another service act. `_INBOX.…` is where replies go.
     if subject.starts_with('$') {
         return Err(InvalidReplyAddress::Reserved);
     }
@@ -160,6 +153,7 @@ mod tests {
 
     use super::*;
     use crate::model::{Epoch, EventId, JournalEntry, Rev, Seq, Timestamp};
+    use crate::port::CommandAddress;
 
     const HASH: &str = "3f786850e387550fdab836ed7e6dc881de23001b";
 
@@ -194,7 +188,8 @@ mod tests {
 
     #[test]
     fn a_state_is_stored_under_its_server_and_hash_and_nothing_else_is() {
-        let state = |retain| Delivery::State { server: home(), hash: HASH.parse().unwrap(), body: Bytes::new(), retain };
+        let state =
+            |retain| Delivery::State { server: home(), hash: HASH.parse().unwrap(), body: Bytes::new(), retain };
         let key = format!("home.{HASH}");
         assert_eq!(subjects().retained_topic(&state(true)).as_deref(), Some(&*key));
         assert_eq!(subjects().retained_topic(&state(false)), None);
@@ -229,7 +224,7 @@ mod tests {
     #[test]
     fn a_command_subject_is_parsed_and_no_other_subject_is() {
         let check = |subject: &str, expected: Option<(Option<&str>, Option<&str>, &str)>| {
-            let address = subjects().command(subject);
+            let address = subjects().addresses.command(subject);
             let parts = address.as_ref().map(|a| (a.server.as_deref(), a.hash.as_deref(), a.verb.as_str()));
             assert_eq!(parts, expected, "{subject}");
         };
@@ -256,7 +251,7 @@ mod tests {
     #[test]
     fn a_reply_goes_anywhere_but_to_subjects_of_ours_and_of_the_server() {
         for good in ["_INBOX.x.1", "_R_.x", "a", "dtorrent.home.result", "dtorrent.answers.7", "dtorrentx.home.state"] {
-            assert_eq!(subjects().check_reply(good), Ok(()), "{good}");
+            assert_eq!(subjects().addresses.check_reply(good), Ok(()), "{good}");
         }
         for (bad, expected) in [
             ("", InvalidReplyAddress::Empty),
@@ -271,18 +266,18 @@ mod tests {
             ("dtorrent.bridge.main.status", InvalidReplyAddress::Own),
             ("dtorrent.home.torrent.3f78.event.finished", InvalidReplyAddress::Own),
         ] {
-            assert_eq!(subjects().check_reply(bad), Err(expected), "{bad}");
+            assert_eq!(subjects().addresses.check_reply(bad), Err(expected), "{bad}");
         }
     }
 
     proptest! {
         #[test]
         fn no_subject_panics_and_no_command_is_answered_with_a_command(subject in ".{0,200}|dtorrent\\.[a-z.*>]{0,60}") {
-            if let Some(CommandAddress { server, hash, verb }) = subjects().command(&subject) {
+            if let Some(CommandAddress { server, hash, verb }) = subjects().addresses.command(&subject) {
                 for part in [server, hash, Some(verb)].into_iter().flatten() {
                     prop_assert!(!part.is_empty() && !part.contains('.'));
                 }
-                prop_assert!(subjects().check_reply(&subject).is_err());
+                prop_assert!(subjects().addresses.check_reply(&subject).is_err());
             }
         }
 

@@ -17,10 +17,14 @@ pub enum Format {
     Dtorrent,
     /// ntfy's JSON publishing, which names the topic in the body.
     Ntfy {
+        /// The topic, which the user wrote at the end of the URL.
         topic: String,
     },
+    /// A Discord webhook: one embed.
     Discord,
+    /// A Slack incoming webhook: one block.
     Slack,
+    /// The API of Apprise.
     Apprise,
     /// A template of the user's.
     Own(Template),
@@ -73,8 +77,8 @@ impl Format {
     }
 }
 
-/// The event's bytes are copied, not rendered again: an event of an earlier version is sent as it was stored.
 fn standard(event: &Event, event_json: &[u8]) -> Body {
+    // The event's bytes are copied, not rendered again: an event of an earlier version is sent as it was stored (I6).
     let (entity, kind, time) = (event.entity.as_str(), event.event_type.as_str(), event.time);
     // Neither names nor times have a character that JSON would escape.
     let head = format!(r#"{{"type":"{entity}.{kind}","timestamp":"{time}","data":"#);
@@ -108,13 +112,18 @@ fn from_template(template: &Template, event: &Event) -> Result<Body, String> {
 
 fn ntfy(topic: &str, message: &ChatMessage) -> Value {
     let ChatMessage { title, text, level } = message;
-    let (tag, priority) = match level {
-        Level::Info => ("information_source", 3),
-        Level::Success => ("white_check_mark", 3),
-        Level::Warning => ("warning", 3),
-        Level::Error => ("rotating_light", 4),
-    };
-    json!({"topic": topic, "title": title, "message": text, "tags": [tag], "priority": priority})
+    let priority = if *level == Level::Error { 4 } else { 3 };
+    json!({"topic": topic, "title": title, "message": text, "tags": [emoji(*level)], "priority": priority})
+}
+
+/// Returns the short name of an emoji, which ntfy and Slack have in common.
+fn emoji(level: Level) -> &'static str {
+    match level {
+        Level::Info => "information_source",
+        Level::Success => "white_check_mark",
+        Level::Warning => "warning",
+        Level::Error => "rotating_light",
+    }
 }
 
 fn discord(event: &Event, message: &ChatMessage) -> Value {
@@ -138,6 +147,7 @@ fn discord(event: &Event, message: &ChatMessage) -> Value {
 fn without_markup(text: &str, chars_max: usize) -> String {
     let (mut shown, mut count) = (String::new(), 0);
     for c in text.chars() {
+        // The limit counts the escapes too, so a name full of marks is cut earlier.
         let is_mark = "\\*_~`|>[]()#<@".contains(c);
         count += 1 + usize::from(is_mark);
         if count > chars_max {
@@ -151,30 +161,20 @@ fn without_markup(text: &str, chars_max: usize) -> String {
 
 fn slack(message: &ChatMessage) -> Value {
     let ChatMessage { title, text, level } = message;
-    let sign = match level {
-        Level::Info => ":information_source:",
-        Level::Success => ":white_check_mark:",
-        Level::Warning => ":warning:",
-        Level::Error => ":rotating_light:",
-    };
     // Slack asks for exactly these three to be escaped; other markup means nothing in `plain_text`.
     let escaped = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     let section =
         |text: String| json!({"type": "section", "text": {"type": "plain_text", "text": text, "emoji": true}});
     json!({
         "text": escaped(&format!("{title}\n{text}")),
-        "blocks": [section(format!("{sign} {title}\n{text}"))],
+        "blocks": [section(format!(":{}: {title}\n{text}", emoji(*level)))],
     })
 }
 
 fn apprise(message: &ChatMessage) -> Value {
     let ChatMessage { title, text, level } = message;
-    let kind = match level {
-        Level::Info => "info",
-        Level::Success => "success",
-        Level::Warning => "warning",
-        Level::Error => "failure",
-    };
+    // Apprise's own word for it; the other three are the same.
+    let kind = if *level == Level::Error { "failure" } else { level.as_str() };
     json!({"title": title, "body": text, "type": kind, "format": "text"})
 }
 

@@ -1,6 +1,6 @@
 //! The chat message for an event: a title, a line of details, and a level. Pure.
 
-use crate::model::{Event, Kind, Torrent};
+use crate::model::{Event, Kind, Torrent, truncated};
 
 /// Maximum length of a title. Services cut or refuse longer ones, and a torrent's name may be long.
 const TITLE_CHARS_MAX: usize = 200;
@@ -10,9 +10,13 @@ const TEXT_CHARS_MAX: usize = 1000;
 /// How much an event matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
+    /// A change that most people do not wait for.
     Info,
+    /// Something that was waited for: finished, healed, online again.
     Success,
+    /// Something that may need a look.
     Warning,
+    /// A torrent or a server does not work.
     Error,
 }
 
@@ -31,7 +35,7 @@ impl Level {
 /// An event in words for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChatMessage {
-    /// What happened, at most 200 characters.
+    /// The event and the torrent's or server's name, at most 200 characters.
     pub title: String,
     /// Details, at most 1000 characters.
     pub text: String,
@@ -42,72 +46,43 @@ pub struct ChatMessage {
 impl ChatMessage {
     /// Describes an event.
     pub fn new(event: &Event) -> Self {
-        let phrase = phrase(event.event_type);
+        let (phrase, level) = describe(event.event_type);
         let (title, text) = match &event.torrent {
             Some(torrent) => (format!("{phrase}: {}", torrent.name), details(torrent)),
             None => (format!("{} {phrase}", event.server), format!("at {}", event.time)),
         };
-        Self {
-            title: truncated(&title, TITLE_CHARS_MAX),
-            text: truncated(&text, TEXT_CHARS_MAX),
-            level: level(event.event_type),
-        }
+        Self { title: truncated(&title, TITLE_CHARS_MAX), text: truncated(&text, TEXT_CHARS_MAX), level }
     }
 }
 
-/// Returns what happened, to stand before a torrent's name or after a server's.
-fn phrase(kind: Kind) -> &'static str {
+/// Returns the event in words, for before a torrent's name or after a server's, and its level.
+fn describe(kind: Kind) -> (&'static str, Level) {
     match kind {
-        Kind::JournalReset => "starts a new epoch: its earlier state was lost",
-        Kind::ServerOnline => "is online",
-        Kind::ServerRestarted => "was restarted",
-        Kind::SnapshotDone => "is known: every torrent was read",
-        Kind::ServerOffline => "is offline",
-        Kind::Removed => "Removed",
-        Kind::Added => "Added",
-        Kind::Metadata => "Metadata found",
-        Kind::Renamed => "Renamed",
-        Kind::Moved => "Moved",
-        Kind::LabelChanged => "Label changed",
-        Kind::PriorityChanged => "Priority changed",
-        Kind::Checking => "Checking",
-        Kind::Checked => "Checked",
-        Kind::Started => "Started",
-        Kind::Resumed => "Resumed",
-        Kind::Unfinished => "No longer complete",
-        Kind::Finished => "Finished",
-        Kind::Stalled => "Stalled",
-        Kind::Unstalled => "Moving again",
-        Kind::Paused => "Paused",
-        Kind::Stopped => "Stopped",
-        Kind::Error => "Error",
-        Kind::ErrorCleared => "No longer in error",
-        Kind::Updated => "Updated",
-    }
-}
-
-fn level(kind: Kind) -> Level {
-    match kind {
-        Kind::Error | Kind::ServerOffline => Level::Error,
-        Kind::JournalReset | Kind::Unfinished | Kind::Stalled => Level::Warning,
-        Kind::Finished | Kind::ErrorCleared | Kind::ServerOnline => Level::Success,
-        Kind::ServerRestarted
-        | Kind::SnapshotDone
-        | Kind::Removed
-        | Kind::Added
-        | Kind::Metadata
-        | Kind::Renamed
-        | Kind::Moved
-        | Kind::LabelChanged
-        | Kind::PriorityChanged
-        | Kind::Checking
-        | Kind::Checked
-        | Kind::Started
-        | Kind::Resumed
-        | Kind::Unstalled
-        | Kind::Paused
-        | Kind::Stopped
-        | Kind::Updated => Level::Info,
+        Kind::JournalReset => ("starts a new epoch: its earlier state was lost", Level::Warning),
+        Kind::ServerOnline => ("is online", Level::Success),
+        Kind::ServerRestarted => ("was restarted", Level::Info),
+        Kind::SnapshotDone => ("is known: every torrent was read", Level::Info),
+        Kind::ServerOffline => ("is offline", Level::Error),
+        Kind::Removed => ("Removed", Level::Info),
+        Kind::Added => ("Added", Level::Info),
+        Kind::Metadata => ("Metadata found", Level::Info),
+        Kind::Renamed => ("Renamed", Level::Info),
+        Kind::Moved => ("Moved", Level::Info),
+        Kind::LabelChanged => ("Label changed", Level::Info),
+        Kind::PriorityChanged => ("Priority changed", Level::Info),
+        Kind::Checking => ("Checking", Level::Info),
+        Kind::Checked => ("Checked", Level::Info),
+        Kind::Started => ("Started", Level::Info),
+        Kind::Resumed => ("Resumed", Level::Info),
+        Kind::Unfinished => ("No longer complete", Level::Warning),
+        Kind::Finished => ("Finished", Level::Success),
+        Kind::Stalled => ("Stalled", Level::Warning),
+        Kind::Unstalled => ("Moving again", Level::Info),
+        Kind::Paused => ("Paused", Level::Info),
+        Kind::Stopped => ("Stopped", Level::Info),
+        Kind::Error => ("Error", Level::Error),
+        Kind::ErrorCleared => ("No longer in error", Level::Success),
+        Kind::Updated => ("Updated", Level::Info),
     }
 }
 
@@ -124,24 +99,12 @@ fn details(torrent: &Torrent) -> String {
 }
 
 fn size(bytes: u64) -> String {
-    let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    let mut amount = bytes as f64;
-    let mut unit = "B";
-    for larger in units {
-        if amount < 1024.0 {
-            break;
-        }
-        amount /= 1024.0;
-        unit = larger;
+    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let unit = bytes.checked_ilog2().unwrap_or(0) / 10;
+    match unit {
+        0 => format!("{bytes} B"),
+        unit => format!("{:.1} {}", bytes as f64 / f64::from(unit * 10).exp2(), UNITS[unit as usize]),
     }
-    if unit == "B" { format!("{bytes} B") } else { format!("{amount:.1} {unit}") }
-}
-
-fn truncated(text: &str, chars_max: usize) -> String {
-    if text.chars().count() <= chars_max {
-        return text.to_owned();
-    }
-    text.chars().take(chars_max - 1).chain(['…']).collect()
 }
 
 #[cfg(test)]
@@ -155,11 +118,5 @@ mod tests {
         {
             assert_eq!(size(bytes), expected);
         }
-    }
-
-    #[test]
-    fn a_text_that_is_too_long_ends_in_an_ellipsis() {
-        assert_eq!(truncated("äöü", 3), "äöü");
-        assert_eq!(truncated("äöüß", 3), "äö…");
     }
 }

@@ -31,21 +31,15 @@ impl EventFilter {
         Self { has_updates: true, causes, torrents: None }
     }
 
-    /// Whether a delivery is for this endpoint. A state is, where updates are: it says when one has arrived.
+    /// Whether a delivery is for this endpoint.
     pub fn wants(&self, delivery: &Delivery) -> bool {
         match delivery {
             // An entry that cannot be decoded is rejected when it is sent, and so reaches the dead letters.
             Delivery::Event(entry) => entry.event().map_or(true, |event| self.allows(event)),
             Delivery::Updated { event, .. } => self.has_updates && self.allows(event),
+            // Not posted, but acknowledged behind the `updated` before it: only then is the torrent no longer dirty.
             Delivery::State { .. } => self.has_updates,
-            Delivery::Files { .. }
-            | Delivery::ServerStatus { .. }
-            | Delivery::Stats { .. }
-            | Delivery::Info { .. }
-            | Delivery::Health { .. }
-            | Delivery::Result { .. }
-            | Delivery::Projected { .. }
-            | Delivery::Clear { .. } => false,
+            _ => false,
         }
     }
 

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use tokio::sync::{mpsc, oneshot};
-use tracing::debug;
+use tokio::sync::mpsc;
 
 use super::{EventSender, PendingEvent};
 use crate::port::{Connected, DeliverError, Delivery, EventOrdering, Link, LinkLimits};
+use crate::sinks::in_flight::{DeliverResult, Resolver, in_flight};
 
 /// One delivery in flight: a second one would overtake the first if that failed.
 const WINDOW: usize = 1;
@@ -20,7 +20,7 @@ const QUEUE_MAX: usize = 16;
 struct Queued {
     /// `None`: nothing is posted; acknowledged when everything before it was accepted.
     event: Option<PendingEvent>,
-    done: oneshot::Sender<Result<(), DeliverError>>,
+    resolver: Resolver,
 }
 
 struct WebhookLink {
@@ -34,28 +34,22 @@ pub(super) fn connected(sender: Arc<EventSender>) -> Connected {
 
 /// Posts until one fails; what follows it is not sent on this link.
 async fn drive(sender: Arc<EventSender>, mut queue: mpsc::Receiver<Queued>) -> DeliverError {
-    while let Some(Queued { event, done }) = queue.recv().await {
+    while let Some(Queued { event, resolver }) = queue.recv().await {
         let result = match event {
             Some(event) => sender.send(event).await,
             None => Ok(()),
         };
         let failure = result.as_ref().err().filter(|error| !error.is_rejected()).cloned();
-        if done.send(result).is_err() {
-            debug!(sink = %sender.name, "nobody waits for the outcome of a delivery");
-        }
+        resolver.resolve(result);
         if let Some(failure) = failure {
+            // Posting what is behind it would put it before this one (I5).
             queue.close();
-            while let Ok(Queued { done, .. }) = queue.try_recv() {
-                // Whoever has stopped waiting sends it again anyway.
-                drop(done.send(Err(failure.clone())));
+            while let Ok(Queued { resolver, .. }) = queue.try_recv() {
+                resolver.resolve(Err(failure.clone()));
             }
             return failure;
         }
     }
-    closed()
-}
-
-fn closed() -> DeliverError {
     DeliverError::unavailable("the link is closed")
 }
 
@@ -65,7 +59,7 @@ impl Link for WebhookLink {
         LinkLimits { window: WINDOW, result_bytes_max: None, ordering: EventOrdering::Pipelined }
     }
 
-    fn send(&mut self, delivery: Delivery) -> BoxFuture<'static, Result<(), DeliverError>> {
+    fn send(&mut self, delivery: Delivery) -> BoxFuture<'static, DeliverResult> {
         let event = match delivery {
             Delivery::Event(entry) => entry.event().map(|event| PendingEvent::new(event, &entry.body)).map(Some),
             Delivery::Updated { event, body, .. } => Ok(Some(PendingEvent::new(&event, &body))),
@@ -79,14 +73,13 @@ impl Link for WebhookLink {
                 return async { Err(DeliverError::Rejected { reason }) }.boxed();
             }
         };
-        let (done, outcome) = oneshot::channel();
-        match self.queue.try_send(Queued { event, done }) {
-            Ok(()) => outcome.map(|outcome| outcome.unwrap_or_else(|_| Err(closed()))).boxed(),
-            Err(_) => async { Err(closed()) }.boxed(),
-        }
+        let (resolver, acknowledgement) = in_flight();
+        // After the end of the driver this drops the resolver, which fails the delivery.
+        self.queue.try_send(Queued { event, resolver }).ok();
+        acknowledgement.wait().boxed()
     }
 
-    async fn close(self: Box<Self>) -> Result<(), DeliverError> {
+    async fn close(self: Box<Self>) -> DeliverResult {
         Ok(())
     }
 }

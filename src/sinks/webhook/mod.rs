@@ -46,10 +46,13 @@ const BODY_START_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SetupError {
+    /// The certificates cannot be used.
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
+    /// The login is no HTTP header.
     #[error("the name or the password cannot be sent: it has a control character")]
     Login,
+    /// The HTTP client refuses the settings, which is a bug.
     #[error("HTTP cannot be set up")]
     Http(#[source] reqwest::Error),
 }
@@ -80,8 +83,10 @@ impl PendingEvent {
 }
 
 impl Endpoint {
+    /// Prepares the endpoint. Nothing is connected to yet.
+    ///
     /// # Errors
-    /// The certificates or the login cannot be used. Nothing is reached yet.
+    /// The certificates or the login cannot be used.
     pub fn new(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self, SetupError> {
         let tls = match settings.address.is_encrypted() || settings.ca_pem.is_some() {
             true => tls::client_config(settings.ca_pem.as_deref(), None)?,
@@ -92,7 +97,9 @@ impl Endpoint {
             .tls_backend_preconfigured(Arc::unwrap_or_clone(tls))
             .http1_only()
             .no_proxy()
+            // A redirect would send the body and its signature to another host than the one in the config.
             .redirect(reqwest::redirect::Policy::none())
+            // Retries are the dispatcher's: each attempt has a signature with its own time.
             .retry(reqwest::retry::never())
             .timeout(settings.timeout)
             .user_agent(concat!("dtorrent/", env!("CARGO_PKG_VERSION")))
@@ -136,6 +143,7 @@ impl Endpoint {
     }
 
     async fn attempt(&self, sink: &SinkName, PendingEvent { event, json }: &PendingEvent) -> AttemptOutcome {
+        // A replay of dead letters posts from another task than the sink, and must not overtake it.
         let lock = self.request_lock(sink);
         let _request = lock.lock().await;
         let Body { content_type, bytes } = match self.settings.format.render(event, json) {
@@ -169,11 +177,12 @@ impl Endpoint {
         classify(status, retry_after.as_deref(), &body_start, self.clock.now())
     }
 
-    /// Returns the error with its causes, without the URL, whose path may be a secret (I14).
+    /// Returns the error with its causes, without the URL.
     fn describe(&self, error: reqwest::Error) -> String {
         if error.is_timeout() && !error.is_connect() {
             return format!("no answer from {} within {:?}", self.settings.address.host(), self.settings.timeout);
         }
+        // The path of the URL may be a secret (I14).
         let error = error.without_url();
         format!("{}: {}", self.settings.address.host(), error_chain(&error))
     }
@@ -228,8 +237,7 @@ struct RetryState {
     failures: u32,
     /// The first of them.
     failing_since: Option<Instant>,
-    /// The first of the refusals of bodies in a row. Outlasts the events that were rejected for it, so that a template
-    /// that is wrong does not cost each event its full time.
+    /// The first of the refusals of bodies in a row.
     refused_since: Option<Instant>,
     /// The event that failed last: the next connection begins with it.
     pending: Option<PendingEvent>,
@@ -251,6 +259,7 @@ impl EventSender {
 
     /// Posts an event, unless [`Self::retry_pending`] has done so already.
     async fn send(&self, event: PendingEvent) -> Result<(), DeliverError> {
+        // The connection was made with this very event; posting it again would deliver it twice.
         let concluded = self.state().concluded.take_if(|(concluded, _)| concluded.id == event.event.id);
         match concluded {
             Some((_, result)) => result,
@@ -294,13 +303,14 @@ impl EventSender {
         if !is_about_the_body {
             state.refused_since = None;
         } else if state.refused_since.get_or_insert_with(Instant::now).elapsed() >= retry::REFUSED_BODY_TIMEOUT {
+            // `refused_since` outlasts the event: a template that is wrong does not cost each event its full time.
             *state = RetryState { refused_since: state.refused_since, ..RetryState::default() };
             return Err(DeliverError::Rejected { reason });
         }
         let age = Duration::from_millis(self.endpoint.clock.now().millis_since(event.event.time));
         if retry::is_expired(age, failing_for, *keep_trying) {
-            let tried_for = humantime::format_duration(*keep_trying);
-            return Err(DeliverError::Rejected { reason: format!("in vain for {tried_for}, at last: {reason}") });
+            let reason = format!("not accepted within {}: {reason}", humantime::format_duration(*keep_trying));
+            return Err(DeliverError::Rejected { reason });
         }
         state.pending = Some(event);
         let retry_after = Some(retry::delay(state.failures, rand::random(), retry_after));
@@ -318,6 +328,7 @@ impl EventSender {
     async fn retry_pending(&self) -> Result<(), DeliverError> {
         let pending = {
             let mut state = self.state();
+            // The link that would have asked for it is gone; its event comes again from the journal.
             state.concluded = None;
             state.pending.clone()
         };

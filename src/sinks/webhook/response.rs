@@ -19,22 +19,28 @@ const QUOTE_CHARS_MAX: usize = 200;
 /// The outcome of one attempt to post an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AttemptOutcome {
+    /// 2xx: the endpoint took responsibility.
     Accepted,
-    /// To be sent again, not before `retry_after` if the endpoint asked for a wait.
+    /// To be sent again.
     Retry {
+        /// Status and beginning of the response, or the failure of the request.
         reason: String,
+        /// The wait that the endpoint asked for.
         retry_after: Option<Duration>,
     },
     /// The endpoint refuses this body. Not final at once: some endpoints answer so while they are set up.
     BodyRefused {
+        /// Status and beginning of the response.
         reason: String,
     },
     /// No further attempt can succeed.
     Undeliverable {
+        /// The fault of the template, or why the endpoint is switched off.
         reason: String,
     },
     /// The endpoint takes no events any more.
     Gone {
+        /// Status and beginning of the response.
         reason: String,
     },
 }
@@ -48,6 +54,7 @@ pub fn classify(status: u16, retry_after: Option<&[u8]>, body_start: &[u8], now:
             let reason = format!("the endpoint answers {status}: redirects are not followed, so write where it is now");
             AttemptOutcome::Retry { reason, retry_after: None }
         }
+        // Standard Webhooks asks senders to disable an endpoint that answers so.
         410 => AttemptOutcome::Gone { reason },
         400 | 413 | 415 | 422 => AttemptOutcome::BodyRefused { reason },
         _ => {

@@ -16,13 +16,13 @@ pub const REFUSED_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Returns the delay after the `failures`-th failure in a row; `random` is in 0..1.
 ///
-/// At least half of the full delay, so that many lines to one endpoint do not retry at once; never less than the
+/// At least half of the full delay, so that many sinks of one endpoint do not retry at once; never less than the
 /// endpoint's own `retry_after`.
 pub fn delay(failures: u32, random: f64, retry_after: Option<Duration>) -> Duration {
     let full = DELAY_MIN.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(DELAY_MAX);
     let random = random.clamp(0.0, 1.0);
     let own = full.mul_f64(0.5 + random / 2.0);
-    // Lines that were given the same `Retry-After` are spread as well.
+    // Sinks that were given the same `Retry-After` are spread as well.
     own.max(retry_after.unwrap_or_default().mul_f64(1.0 + random / 20.0))
 }
 

@@ -20,11 +20,11 @@ const SECRETS_MAX: usize = 8;
 #[derive(Clone)]
 pub struct Secrets(Vec<SecretSlice<u8>>);
 
+/// A text is not one to eight secrets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0}; write whsec_ and 24 to 64 random bytes in base64 (`echo whsec_$(openssl rand -base64 32)`), several with a blank between"
 )]
-/// A text is not one to eight secrets.
 pub struct InvalidSecret(&'static str);
 
 impl Secrets {
@@ -41,8 +41,9 @@ impl Secrets {
         }
     }
 
-    /// The value of `webhook-signature`. `time` is that of the attempt, in seconds since 1970.
+    /// Returns the value of `webhook-signature`. `time` is that of the attempt, in seconds since 1970.
     pub fn sign(&self, id: &str, time: i64, body: &[u8]) -> String {
+        // One for each secret, so that a receiver can be given a new one before the old one is taken away.
         let signatures = self.0.iter().map(|secret| {
             let mut mac =
                 Hmac::<Sha256>::new_from_slice(secret.expose_secret()).expect("HMAC takes keys of any length");

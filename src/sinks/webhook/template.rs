@@ -33,9 +33,9 @@ pub struct Template {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{wrong}; {right}")]
 pub struct InvalidTemplate {
-    /// What is wrong with it.
+    /// The fault, in words that go behind the name of the key.
     pub wrong: String,
-    /// What would be right.
+    /// Advice to the user.
     pub right: &'static str,
 }
 
@@ -59,12 +59,14 @@ impl Template {
         environment.set_auto_escape_callback(move |_| if is_json { AutoEscape::Json } else { AutoEscape::None });
         // An event of a server has no torrent; `{{ torrent.name }}` is then empty, not an error.
         environment.set_undefined_behavior(UndefinedBehavior::Chainable);
+        // A template that loops over a torrent's files must not hold up the sink for ever (I9).
         environment.set_fuel(Some(STEPS_MAX));
         environment.set_recursion_limit(DEPTH_MAX);
-        environment
-            .add_template_owned(NAME, source.to_owned())
-            .map_err(|error| refuse(format!("is no template: {error:#}"), "mend it, as docs/webhooks.md has it"))?;
+        environment.add_template_owned(NAME, source.to_owned()).map_err(|error| {
+            refuse(format!("is no template: {error:#}"), "correct it; docs/webhooks.md has examples")
+        })?;
         let template = Self { environment: Arc::new(environment), content_type: content_type.to_owned(), is_json };
+        // Tried at once, so that a mistake is an error of the config and not a dead letter for each event.
         for (what, sample) in samples() {
             template.render(&sample).map_err(|reason| {
                 let wrong = format!("fails with an event of a {what}: {reason}");
@@ -90,6 +92,7 @@ impl Template {
         if let Err(error) = template.render_captured_to(context, &mut body) {
             return Err(if body.is_full { "it makes more than 256 KiB".to_owned() } else { format!("{error:#}") });
         }
+        // A receiver's answer to broken JSON would cost the event; the fault is the template's.
         if self.is_json {
             serde_json::from_slice::<serde::de::IgnoredAny>(&body.bytes)
                 .map_err(|error| format!("what it makes is no JSON: {error}"))?;
@@ -113,6 +116,7 @@ struct Bounded {
 impl io::Write for Bounded {
     fn write(&mut self, more: &[u8]) -> io::Result<usize> {
         if self.bytes.len() + more.len() > BODY_BYTES_MAX {
+            // The error that comes back from minijinja is one of writing, so the reason is noted here.
             self.is_full = true;
             return Err(io::ErrorKind::OutOfMemory.into());
         }

@@ -104,8 +104,8 @@ pub fn mqtt_topics(bytes: &[u8]) {
     let below = format!("{prefix}/{topic}");
     let topics = Topics::new(prefix, "main", true);
     for topic in [topic, &below] {
-        let is_answerable = topics.check_reply(topic).is_ok();
-        if let Some(address) = topics.command(topic) {
+        let is_answerable = topics.addresses.check_reply(topic).is_ok();
+        if let Some(address) = topics.addresses.command(topic) {
             assert!(!is_answerable);
             for word in [address.server, address.hash, Some(address.verb)].into_iter().flatten() {
                 assert!(!word.is_empty() && !word.contains('/'));
@@ -129,8 +129,8 @@ pub fn nats(bytes: &[u8]) {
     let below = format!("{prefix}.{text}");
     let subjects = Subjects::new(prefix, "main", true);
     for subject in [text, &below] {
-        if let Some(address) = subjects.command(subject) {
-            assert!(subjects.check_reply(subject).is_err());
+        if let Some(address) = subjects.addresses.command(subject) {
+            assert!(subjects.addresses.check_reply(subject).is_err());
             for word in [address.server, address.hash, Some(address.verb)].into_iter().flatten() {
                 assert!(!word.is_empty() && !word.contains('.'));
             }

@@ -35,10 +35,13 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Maximum number of publishes that rumqttc has in flight. Far above our own window: rumqttc reuses packet ids in turn, and
 /// one that is acknowledged late must not meet its successor.
 const PACKET_IDS_MAX: u16 = 1_000;
+
 /// A protocol version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
+    /// MQTT 3.1.1.
     V311,
+    /// MQTT 5.
     V5,
 }
 
@@ -60,20 +63,38 @@ pub struct ConnectOptions {
     pub receive_max: Option<u16>,
 }
 
+impl ConnectOptions {
+    /// Returns the options of a connection with a clean session and without a last will; `channel` as in the field.
+    pub fn new(protocol: Protocol, client_id: String, channel: usize) -> Self {
+        let packet_bytes_max = PACKET_BYTES_MAX;
+        Self { protocol, client_id, session: None, will: None, packet_bytes_max, channel, receive_max: None }
+    }
+}
+
 /// The queue of the event loop is full, or the event loop is gone.
 #[derive(Debug)]
 pub struct QueueFull;
 
+impl From<QueueFull> for ConnectionError {
+    fn from(_: QueueFull) -> Self {
+        Self::other("the connection was given up")
+    }
+}
+
 /// The sending side of a connection.
 #[derive(Clone)]
 pub enum Client {
+    /// Of MQTT 3.1.1.
     V311(v4::AsyncClient),
+    /// Of MQTT 5.
     V5(v5::AsyncClient),
 }
 
 /// The side of a connection that moves it on.
 pub enum EventLoop {
+    /// Of MQTT 3.1.1.
     V311(Box<v4::EventLoop>),
+    /// Of MQTT 5.
     V5(Box<v5::EventLoop>),
 }
 
