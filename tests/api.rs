@@ -1,9 +1,8 @@
 //! The public API that version numbers refer to, in `tests/golden/api.txt`.
 //!
-//! `BLESS=1` writes it anew; a person reads the difference, and the changelog says what users of the library have to
-//! do. It is read from the source, so that it needs no other compiler than the program itself: everything public in the
-//! rooms below, and what a private module of theirs gives away by `pub use`; without bodies and comments. Macros
-//! are not carried out, but shown.
+//! `BLESS=1` rewrites the file; a person reads the difference, and the changelog states what users of the library have
+//! to do. The list is read from the source, so that it needs no nightly compiler: every public item of the rooms below,
+//! and items of their private modules that `pub use` exports, without bodies and comments. Macros are listed unexpanded.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
@@ -14,10 +13,10 @@ use std::path::{Path, PathBuf};
 use quote::{ToTokens, quote};
 use syn::{Attribute, Fields, ImplItem, Item, Signature, TraitItem, UseTree, Visibility};
 
-/// As `src/lib.rs` and docs/library.md name them. The other rooms are parts, which may change with any version.
+/// The rooms under semantic versioning, as in `src/lib.rs` and docs/library.md. The others may change with any version.
 const ROOMS: [&str; 6] = ["clients", "manager", "model", "port", "schema", "testing"];
 
-/// What is public in them for those who measure and test the adapter for rTorrent, and imagine clients.
+/// Modules in them that are public only for benches and tests of the rTorrent adapter, and for simulated clients.
 const INSIDE: [&str; 5] = [
     "clients::rtorrent::calls",
     "clients::rtorrent::jsonrpc",
@@ -29,13 +28,13 @@ const INSIDE: [&str; 5] = [
 const GOLDEN: &str = "tests/golden/api.txt";
 
 #[test]
-fn no_public_item_vanishes_or_changes_unnoticed() {
+fn public_items_match_the_golden_file() {
     let mut surface = Surface::default();
     for room in ROOMS {
         surface.room = room;
         surface.types.clear();
         let file = source_of(Path::new("src"), room);
-        // Types first: their methods may stand in other files.
+        // Types first, because their methods may be in other files.
         for wants in [Wants::Types, Wants::All] {
             surface.read(&file, room, None, wants);
         }
@@ -48,10 +47,10 @@ fn no_public_item_vanishes_or_changes_unnoticed() {
     let golden = fs::read_to_string(GOLDEN).unwrap_or_default();
     let (now, was): (BTreeSet<&str>, BTreeSet<&str>) = (text.lines().collect(), golden.lines().collect());
     let (gone, new): (Vec<_>, Vec<_>) = (was.difference(&now).collect(), now.difference(&was).collect());
-    assert!(gone.is_empty() && new.is_empty(), "gone: {gone:#?}\nnew: {new:#?}\nBLESS=1 writes {GOLDEN} anew");
+    assert!(gone.is_empty() && new.is_empty(), "gone: {gone:#?}\nnew: {new:#?}\nBLESS=1 rewrites {GOLDEN}");
 }
 
-/// What is public and not `#[non_exhaustive]`: whole as it is, or there to be built by those who use the library.
+/// Public types without `#[non_exhaustive]`: complete by their nature, or built by users of the library.
 #[test]
 fn extensible_types_are_non_exhaustive() {
     let golden = fs::read_to_string(GOLDEN).unwrap();
@@ -71,13 +70,13 @@ fn extensible_types_are_non_exhaustive() {
 }
 
 const CLOSED: &[&str] = &[
-    // Settings: whoever builds on `new` or `default` (`Parts { files: true, ..Parts::default() }`) is not broken.
+    // Settings: a new field does not break code that uses `new` or `..Parts::default()`.
     "clients::exec::settings::Settings",
     "clients::rtorrent::settings::Settings",
     "model::Limits",
     "model::Parts",
     "testing::conformance::Options",
-    // Whole as they are.
+    // Complete by their nature.
     "model::Change",
     "model::Epoch",
     "model::EventId",
@@ -91,7 +90,7 @@ const CLOSED: &[&str] = &[
     "port::CommandAddress",
     "port::JournalPosition",
     "port::ReplyTo",
-    // What the bridge says of itself, for all to read as JSON.
+    // Reports of the bridge about itself, read as JSON.
     "model::Check",
     "model::Health",
     "model::HooksHealth",
@@ -99,7 +98,7 @@ const CLOSED: &[&str] = &[
     "model::ReportLimits",
     "model::ServerHealth",
     "model::SinkHealth",
-    // What a store, a sink or a source of commands of one's own is handed, or hands over.
+    // Arguments and results of a custom store, sink or command source.
     "model::ChangeSet",
     "model::Committed",
     "model::Completion",
@@ -137,7 +136,7 @@ enum Wants {
 #[derive(Default)]
 struct Surface {
     room: &'static str,
-    /// The public types of the room, by the names that they have in the source; and their public paths.
+    /// Public paths of the room's public types, by their paths in the source.
     types: BTreeMap<String, String>,
     lines: BTreeSet<String>,
 }
@@ -148,7 +147,7 @@ fn source_of(folder: &Path, module: &str) -> PathBuf {
 }
 
 impl Surface {
-    /// Reads a file whose items are known under `path`; those of these names, or all.
+    /// Reads the public items of a file under `path`: those with these names, or all.
     fn read(&mut self, file: &Path, path: &str, names: Option<&BTreeSet<String>>, wants: Wants) {
         let source = fs::read_to_string(file).unwrap();
         let parsed = syn::parse_file(&source).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
@@ -234,7 +233,7 @@ impl Surface {
         }
     }
 
-    /// One that makes public items, and one that is used for that; a line for each part, so that a difference is one.
+    /// Lists a macro, one part a line, so that a difference is small.
     fn add_macro(&mut self, path: &str, item: &syn::ItemMacro, is_given: impl Fn(&syn::Ident) -> bool) {
         let tokens = text(&item.mac.tokens);
         if let Some(name) = &item.ident {
@@ -281,7 +280,7 @@ fn is_test(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| text(attribute) == "#[cfg(test)]")
 }
 
-/// What is given away of which module.
+/// Returns the re-exports of each module.
 fn collect(tree: &UseTree, path: &mut Vec<String>, given: &mut BTreeMap<String, BTreeSet<String>>) {
     let mut add = |path: &[String], name: String| {
         let from = path.strip_prefix(&["self".to_owned()]).unwrap_or(path).join("::");
@@ -300,7 +299,7 @@ fn collect(tree: &UseTree, path: &mut Vec<String>, given: &mut BTreeMap<String, 
     }
 }
 
-/// What a user of an item feels of its attributes.
+/// Returns the attributes that are part of the public API.
 fn marks(attributes: &[Attribute]) -> String {
     let felt =
         |attribute: &&Attribute| ["cfg", "derive", "non_exhaustive"].iter().any(|name| attribute.path().is_ident(name));
@@ -315,7 +314,7 @@ fn signature(signature: &Signature) -> String {
     text(&quote!(#name #generics (#inputs) #output #bounds #is_const #is_async))
 }
 
-/// Source as people write it, as far as blanks matter.
+/// Returns tokens as source text with the usual spaces.
 fn text(tokens: &impl ToTokens) -> String {
     let mut text = tokens.to_token_stream().to_string();
     for (from, to) in [

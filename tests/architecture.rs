@@ -11,7 +11,7 @@ use self::files::Files;
 #[path = "architecture/files.rs"]
 mod files;
 
-/// Which rooms a room may use. One that is not named may not be used.
+/// The rooms that each room may use; all others are forbidden.
 const USES: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("port", &["model"]),
@@ -95,7 +95,7 @@ const PURE_LACKS: [&str; 11] = [
     "async ",
 ];
 
-/// Returns every source file with its text, without its tests: they stand at the end of a file and may reach across.
+/// Returns every source file with its text, without its tests, which are at the end of a file and may use any room.
 fn sources() -> Vec<(PathBuf, String)> {
     fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).unwrap() {
@@ -168,7 +168,7 @@ fn files_do_not_use_each_other_in_a_circle() {
     assert!(circles.is_empty(), "{circles:#?}");
 }
 
-/// Returns a shortest way from a file back to itself, with the paths by which each uses the next.
+/// Returns a shortest circle from a file back to itself, with the paths by which each uses the next.
 fn circle_through(file: &Path, uses: &BTreeMap<&Path, BTreeMap<&Path, BTreeSet<String>>>) -> Option<Vec<String>> {
     let mut came_from: BTreeMap<&Path, &Path> = BTreeMap::new();
     let mut queue = VecDeque::from([file]);
@@ -189,7 +189,7 @@ fn circle_through(file: &Path, uses: &BTreeMap<&Path, BTreeMap<&Path, BTreeSet<S
         steps.push(format!("{} uses {} as {}", from.display(), to.display(), by.join(", ")));
         to = from;
         if from == file {
-            // Every file of a circle finds it: sorted, it is counted once.
+            // Each file of a circle finds the same one; sorting makes them equal, so that it is reported once.
             steps.sort();
             return Some(steps);
         }
@@ -197,7 +197,7 @@ fn circle_through(file: &Path, uses: &BTreeMap<&Path, BTreeMap<&Path, BTreeSet<S
 }
 
 #[test]
-fn a_config_asks_adapters_for_their_settings_only() {
+fn config_uses_only_the_settings_of_adapters() {
     for (path, text) in sources().iter().filter(|(path, _)| room(path) == "config") {
         for line in text.lines().filter(|line| line.contains("crate::clients") || line.contains("crate::sinks")) {
             assert!(line.contains("settings"), "{}: {line}", path.display());

@@ -1,4 +1,4 @@
-//! The real binary: what it prints to which stream, and its exit codes.
+//! The real binary: its output on each stream, and its exit codes.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
@@ -71,7 +71,7 @@ fn wrong_usage_exits_with_2() {
 #[test]
 fn health_exits_as_healthz_answers() {
     let folder = folder_with(CONFIG);
-    for (answer, code, said) in [
+    for (answer, code, printed) in [
         ("HTTP/1.1 200 OK\r\n\r\nok", 0, ""),
         ("HTTP/1.1 503 Service Unavailable\r\n\r\n", 1, "503"),
         ("\x1b[31mwhat?", 1, "what?"),
@@ -90,7 +90,7 @@ fn health_exits_as_healthz_answers() {
         assert!(server.join().unwrap().starts_with("GET /healthz HTTP/1.1\r\n"));
         let stderr = text(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{output:?}");
-        assert!(stderr.contains(said) && !stderr.contains('\x1b'), "{stderr:?}");
+        assert!(stderr.contains(printed) && !stderr.contains('\x1b'), "{stderr:?}");
     }
 }
 
@@ -164,9 +164,9 @@ fn completions_know_every_command_in_every_shell() {
     assert_eq!(dtorrent(folder.path(), &["completions", "cmd"]).status.code(), Some(2));
 }
 
-/// As a user's shell does it: the script is read, a line is begun, and the words are asked for.
+/// Completes as a user's shell does: reads the script, sets a partial line, and calls the completion function.
 #[test]
-fn bash_completes_what_was_begun() {
+fn bash_completes_a_partial_command_line() {
     let folder = tempfile::tempdir().unwrap();
     let script = dtorrent(folder.path(), &["completions", "bash"]).stdout;
     fs::write(folder.path().join("dtorrent.bash"), script).unwrap();

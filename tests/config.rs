@@ -1,4 +1,4 @@
-//! The config as users see it: what is refused, with which message, and which layer wins.
+//! The config as users see it: refused values, error messages, and precedence of the layers.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
@@ -23,7 +23,7 @@ use serde_json::Value;
 const SERVER: &str = "[servers.home]\nurl = \"unix:///run/rtorrent.sock\"\n";
 const BROKER: &str = "[brokers.home]\nkind = \"mqtt\"\nurl = \"mqtt://localhost\"\n";
 
-/// What is read has to be right by the schema too: it must not know better.
+/// Asserts that every config that is read is valid by the schema, too.
 fn parse(toml: &str) -> Result<Config, ConfigErrors> {
     let config = config::parse(Path::new("x.toml"), toml.as_bytes());
     if config.is_ok() {
@@ -44,7 +44,7 @@ fn faults_by_schema(toml: &str) -> Vec<String> {
 fn the_schema_has_every_key_and_no_other() {
     let mut found = BTreeSet::new();
     keys_below(&config::schema().to_value(), "", &mut found);
-    // A filter has keys of its own.
+    // The keys of a filter are not in the table of keys.
     found.retain(|key| !key.contains(".torrents."));
     assert_eq!(found, config::keys());
 }
@@ -60,7 +60,7 @@ fn keys_below(schema: &Value, path: &str, found: &mut BTreeSet<String>) {
     }
 }
 
-/// A date is right for no key, so a key that is read complains about it.
+/// A date is valid for no key, so every key that is read reports one.
 #[test]
 fn every_key_of_the_table_is_read() {
     let forms = |path: &str| match path {
@@ -92,7 +92,7 @@ fn every_key_of_the_table_is_read() {
 }
 
 #[test]
-fn what_has_the_wrong_shape_is_wrong_by_the_schema() {
+fn values_of_a_wrong_type_are_invalid_by_the_schema() {
     let broken_server = |line: &str| format!("{SERVER}{line}");
     let broken_broker = |line: &str| format!("{BROKER}{line}");
     let webhook = |line: &str| format!("[webhooks.x]\nurl = \"https://x\"\n{line}");
@@ -159,12 +159,12 @@ fn what_has_the_wrong_shape_is_wrong_by_the_schema() {
     }
 }
 
-/// The one server of a config.
+/// Returns the only server of a config.
 fn server(config: &Config) -> &Server {
     config.servers.values().next().unwrap()
 }
 
-/// The one broker of a config.
+/// Returns the only broker of a config.
 fn broker(config: &Config) -> &Broker {
     config.brokers.values().next().unwrap()
 }
@@ -194,7 +194,7 @@ fn parsed(toml: &str) -> Config {
     parse(toml).unwrap_or_else(|errors| panic!("{errors}\nin\n{toml}"))
 }
 
-/// Loads `toml` (nothing if empty) under these variables and flags.
+/// Loads the file `toml` (none if empty) with these variables and flags.
 fn load(toml: &str, variables: &[(&str, &str)], flags: Vec<Flag>) -> Result<Loaded, ConfigErrors> {
     let folder = tempfile::tempdir().unwrap();
     if !toml.is_empty() {
@@ -216,7 +216,7 @@ fn faults(toml: &str, variables: &[(&str, &str)]) -> Vec<String> {
 }
 
 #[test]
-fn a_server_with_an_address_is_a_whole_config() {
+fn a_server_with_only_a_url_is_a_valid_config() {
     let config = parsed(SERVER);
     let server = server(&config);
     assert_eq!(config.instance, "main");
@@ -365,7 +365,7 @@ fn hooks_need_an_http_address_that_the_client_can_reach() {
 }
 
 #[test]
-fn types_are_told_apart() {
+fn a_value_of_a_wrong_type_is_reported_with_both_types() {
     for (toml, expected) in [
         ("servers = 1", "servers: is a number, not a table; write [servers] and its keys below"),
         ("servers.home = \"x\"", "servers.home: is a text, not a table; write [servers.home] and its keys below"),
@@ -384,7 +384,7 @@ fn types_are_told_apart() {
 }
 
 #[test]
-fn without_anything_it_says_what_is_missing() {
+fn an_empty_config_reports_what_is_missing() {
     let text = faults("", &[("XDG_CONFIG_HOME", "/nonexistent/xdg")]).join("\n");
     for part in ["no file was found", "/nonexistent/xdg/dtorrent/dtorrent.toml", "[servers.NAME]", "/etc/dtorrent/"] {
         assert!(text.contains(part), "{text}");
@@ -461,7 +461,7 @@ fn the_environment_alone_is_enough() {
 }
 
 #[test]
-fn a_text_from_the_environment_stays_as_it_is() {
+fn a_text_from_the_environment_is_used_verbatim() {
     for text in ["12345", "true", " 007 ", "{a=b}", "[1]", "\"12345\"", "1.0", "a,b", "  "] {
         let config = loaded(
             &format!("{SERVER}{BROKER}"),
@@ -591,7 +591,7 @@ fn servers_and_events_are_chosen_by_patterns() {
 }
 
 #[test]
-fn what_is_likely_a_mistake_is_a_warning() {
+fn likely_mistakes_are_warnings() {
     for (toml, expected) in [
         ("[servers.x]\nurl = 'scgi://10.0.0.1:5000'", "servers.x.url: SCGI has no login"),
         ("[servers.x]\nurl = 'scgi://127.0.0.1:5000'", ""),
@@ -647,13 +647,13 @@ fn toml_like() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn no_file_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), toml in toml_like()) {
+    fn no_file_makes_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), toml in toml_like()) {
         let _checked = config::parse(Path::new("x"), &bytes).is_ok();
         let _checked = parse(&toml).map_err(|errors| errors.to_string()).is_ok();
     }
 
     #[test]
-    fn no_environment_makes_it_panic(name in "DTORRENT_[A-Z_*.]{0,30}", text in ".{0,20}") {
+    fn no_environment_makes_the_parser_panic(name in "DTORRENT_[A-Z_*.]{0,30}", text in ".{0,20}") {
         let sources = Sources { variables: vec![(name.into(), text.into())], folder: "/nonexistent".into(), ..Sources::default() };
         let _checked = config::load(&sources).map_err(|errors| errors.to_string()).is_ok();
     }
@@ -693,7 +693,7 @@ fn a_nats_system_is_one_server_or_a_list_and_has_one_login() {
 }
 
 #[test]
-fn a_program_as_a_client_needs_its_command_and_nothing_of_rtorrents() {
+fn an_exec_server_needs_a_command_and_accepts_no_rtorrent_keys() {
     for (lines, expected) in [
         ("client = 'exec'\ncommand = ['./c', 'a b']", ""),
         ("client = 'exec'\ncommand = []", "servers.x.command: names no program"),
@@ -718,7 +718,7 @@ fn a_program_as_a_client_needs_its_command_and_nothing_of_rtorrents() {
 }
 
 #[test]
-fn a_webhook_with_an_address_is_a_whole_one() {
+fn a_webhook_with_only_a_url_is_a_valid_config() {
     let config = parsed(&format!("{SERVER}[webhooks.hook]\nurl = 'https://example.org/hook?key=sesame'\n"));
     let webhook = config.webhooks.values().next().unwrap();
     assert_eq!(webhook.servers, config.servers.keys().cloned().collect::<Vec<_>>());
@@ -752,7 +752,7 @@ fn chat_formats_leave_the_initial_snapshot_out_unless_configured() {
 }
 
 #[test]
-fn what_a_webhook_keeps_secret_may_be_in_files() {
+fn secrets_of_a_webhook_may_be_in_files() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         let path = folder.path().join(name);

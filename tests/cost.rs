@@ -1,6 +1,6 @@
-//! Limits on costs that are the same on every machine: allocations, and bytes of an answer.
+//! Limits on machine-independent costs: allocations, and bytes of an answer.
 //!
-//! Times are in `make bench`; here is what a change must not make worse unnoticed.
+//! `make bench` measures times.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
@@ -33,7 +33,7 @@ use crate::peer::{Peer, Received};
 
 const ROWS: usize = 1_000;
 
-/// Counts the rows and keeps nothing.
+/// Counts the rows and stores nothing.
 #[derive(Default)]
 struct Count {
     rows: usize,
@@ -51,7 +51,7 @@ impl Answers for Count {
     fn fault(&mut self, _: usize, _: Fault) {}
 }
 
-/// What reading a listing of a thousand allocates.
+/// Returns the allocations for reading a listing of a thousand torrents.
 fn allocations(scan: impl FnOnce(&mut Count) -> bool) -> AllocationInfo {
     let mut count = Count::default();
     let mut is_read = false;
@@ -62,7 +62,7 @@ fn allocations(scan: impl FnOnce(&mut Count) -> bool) -> AllocationInfo {
 }
 
 #[test]
-fn reading_a_listing_makes_no_tree_and_no_text_for_a_number() {
+fn reading_a_listing_allocates_no_tree_and_no_text_for_numbers() {
     let clean = listing::xml(COLUMNS, ROWS);
     let info = allocations(|count| xmlrpc::scan(&clean, count).is_ok());
     assert!(info.count_total <= 4, "one row's cells, whatever the number of rows: {info:?}");
@@ -71,11 +71,11 @@ fn reading_a_listing_makes_no_tree_and_no_text_for_a_number() {
     let info = allocations(|count| xmlrpc::scan(&dirty, count).is_ok());
     let with_references = ROWS as u64 / 10;
     assert!(info.count_total <= with_references + 4, "and a text where a reference is resolved: {info:?}");
-    assert!(info.bytes_max < 16_000, "of which one row is kept at a time: {info:?}");
+    assert!(info.bytes_max < 16_000, "one row is in memory at a time: {info:?}");
 
     let json = listing::json(COLUMNS, ROWS);
     let info = allocations(|count| jsonrpc::scan(&json, count).is_ok());
-    assert!(info.count_total <= 8, "JSON is read as it stands: {info:?}");
+    assert!(info.count_total <= 8, "JSON is read without intermediate values: {info:?}");
 }
 
 #[test]
@@ -129,8 +129,7 @@ fn a_poll_without_changes_retains_nothing_and_allocates_little() {
     assert!(info.count_current <= 1, "nothing of it stays: {info:?}");
 }
 
-/// For a torrent that downloads, the state that would be published is built, compared and kept for the next poll;
-/// for one that is idle, none is built.
+/// For a downloading torrent the state is built, compared and stored for the next poll; for an idle one, none is built.
 const POLL_ALLOCATIONS_PER_DOWNLOAD: u64 = 40;
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The files in `deploy/` work: the broker's config starts a broker, its access rules hold, systemd accepts the unit.
+//! The files in `deploy/`: the broker starts with its config, its access rules are enforced, systemd accepts the unit.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
@@ -15,7 +15,7 @@ mod skip;
 
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
 
-/// The broker and its tools.
+/// Programs of the broker, with their Debian package.
 const BROKER: [(&str, &str); 4] = [
     ("mosquitto", "mosquitto"),
     ("mosquitto_passwd", "mosquitto"),
@@ -30,7 +30,7 @@ fn program(name: &str) -> Command {
     command
 }
 
-/// A broker that is gone when this is.
+/// A running broker; killed when dropped.
 struct Broker {
     child: Child,
     port: u16,
@@ -45,7 +45,7 @@ impl Drop for Broker {
 }
 
 impl Broker {
-    /// Starts mosquitto with the config of the compose stack; only the paths and the port are other ones.
+    /// Starts mosquitto with the config of the compose stack, with other paths and another port.
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name).display().to_string();
@@ -73,9 +73,9 @@ impl Broker {
         let mut child = command.args(["-c", &at("mosquitto.conf")]).stderr(log).stdout(Stdio::null()).spawn().unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            let said = fs::read_to_string(folder.path().join("log")).unwrap();
-            assert!(child.try_wait().unwrap().is_none(), "mosquitto ended: {said}");
-            assert!(Instant::now() < deadline, "mosquitto does not listen: {said}");
+            let printed = fs::read_to_string(folder.path().join("log")).unwrap();
+            assert!(child.try_wait().unwrap().is_none(), "mosquitto ended: {printed}");
+            assert!(Instant::now() < deadline, "mosquitto does not listen: {printed}");
             std::thread::sleep(Duration::from_millis(10));
         }
         Self { child, port, _folder: folder }
@@ -86,8 +86,8 @@ impl Broker {
         program(name).args(["-h", "127.0.0.1", "-p", &port, "-u", user, "-P", user]).args(more).output().unwrap()
     }
 
-    /// Publishes retained and says whether a reader finds it there.
-    fn takes(&self, user: &str, topic: &str) -> bool {
+    /// Publishes a retained message and returns whether a reader receives it.
+    fn accepts(&self, user: &str, topic: &str) -> bool {
         let sent = self.client("mosquitto_pub", user, &["-V", "5", "-q", "1", "-r", "-t", topic, "-m", user]);
         let found = self.client("mosquitto_sub", "reader", &["-t", topic, "-C", "1", "-W", "1", "-F", "%p"]);
         let _cleared = self.client("mosquitto_pub", "bridge", &["-q", "1", "-r", "-t", topic, "-n"]);
@@ -96,14 +96,14 @@ impl Broker {
 }
 
 #[test]
-fn the_roles_of_the_broker_hold() {
+fn the_access_rules_of_the_broker_are_enforced() {
     if !are_installed(&BROKER) {
         return;
     }
     let broker = Broker::start();
     let state = "dtorrent/home/torrent/3f78000000000000000000000000000000000000/state";
     let one = "dtorrent/home/torrent/3f78000000000000000000000000000000000000/command/pause";
-    for (user, topic, is_taken) in [
+    for (user, topic, is_accepted) in [
         ("bridge", state, true),
         ("bridge", "dtorrent/bridge/main/status", true),
         ("bridge", "elsewhere", false),
@@ -115,11 +115,11 @@ fn the_roles_of_the_broker_hold() {
         ("commander", state, false),
         ("commander", "dtorrent/home/status", false),
     ] {
-        assert_eq!(broker.takes(user, topic), is_taken, "{user} on {topic}");
+        assert_eq!(broker.accepts(user, topic), is_accepted, "{user} on {topic}");
     }
     let port = broker.port.to_string();
-    let nobody = program("mosquitto_pub").args(["-h", "127.0.0.1", "-p", &port, "-t", "x", "-n"]).output().unwrap();
-    assert!(!nobody.status.success(), "nobody gets in without a login");
+    let anonymous = program("mosquitto_pub").args(["-h", "127.0.0.1", "-p", &port, "-t", "x", "-n"]).output().unwrap();
+    assert!(!anonymous.status.success(), "the broker refuses connections without a login");
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn a_retained_state_of_a_thousand_torrents_and_more_reaches_a_new_reader() {
     let broker = Broker::start();
     let port = broker.port.to_string();
     let count = 1500;
-    // One client, one message a line: the topic is the same, so each needs a publish of its own.
+    // One client publishes one message a line, so that a thousand messages need one connection.
     for chunk in (0..count).collect::<Vec<u32>>().chunks(100) {
         let children: Vec<Child> = chunk
             .iter()
@@ -155,14 +155,14 @@ fn systemd_understands_the_unit() {
     if !are_installed(&[("systemd-analyze", "systemd")]) {
         return;
     }
-    // The program is where the unit will look for it only once it is installed: any other one will do here.
+    // systemd checks that the program exists; it is not installed here, so another one takes its place.
     let folder = tempfile::tempdir().unwrap();
     let unit = fs::read_to_string(format!("{DEPLOY}/dtorrent.service")).unwrap();
     let adapted = folder.path().join("dtorrent.service");
     fs::write(&adapted, unit.replace("/usr/local/bin/dtorrent", "/bin/true")).unwrap();
     let output = program("systemd-analyze").arg("verify").arg(&adapted).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!said.contains("dtorrent.service"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!printed.contains("dtorrent.service"), "{printed}");
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn the_compose_stack_is_consistent_with_and_without_each_profile() {
 }
 
 #[test]
-fn every_variable_that_is_handed_to_the_program_is_an_option() {
+fn every_environment_variable_in_the_stack_is_a_config_key() {
     let keys = dtorrent::config::keys();
     for file in ["compose.yaml", "Dockerfile", "dtorrent.service"] {
         let text = fs::read_to_string(Path::new(DEPLOY).join(file)).unwrap();

@@ -1,4 +1,4 @@
-//! The docs are complete and true: they name every option, kind, verb, code and field, and link to existing places.
+//! The docs are complete and correct: they name every option, kind, verb, code and field, and every link resolves.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
@@ -36,7 +36,7 @@ fn torrent() -> Torrent {
     Torrent::new(ServerName::parse("home").unwrap(), hash(), "")
 }
 
-/// The keys of an object, and of the objects in it that are ours.
+/// Returns the keys of an object, and of the objects in it that have a schema of their own.
 fn keys(value: &Value) -> Vec<String> {
     let object = value.as_object().unwrap();
     object.keys().cloned().collect()
@@ -152,9 +152,9 @@ fn every_metric_named_in_the_docs_exists() {
     }
 }
 
-/// Every TOML block in the pages that holds a server is a config, but for the files that it names.
+/// Every TOML block with a server in the docs is a valid config, except for files that do not exist.
 #[test]
-fn the_configs_in_the_pages_are_right() {
+fn the_configs_in_the_docs_are_valid() {
     let mut count = 0;
     for (path, text) in pages() {
         let blocks = text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
@@ -171,7 +171,7 @@ fn the_configs_in_the_pages_are_right() {
 }
 
 #[test]
-fn no_link_between_the_pages_is_broken() {
+fn no_link_between_the_docs_is_broken() {
     for (path, text) in pages() {
         for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             if target.starts_with("http") {
@@ -201,9 +201,9 @@ fn pages() -> BTreeMap<PathBuf, String> {
     paths.into_iter().map(|path| (path.clone(), fs::read_to_string(&path).unwrap())).collect()
 }
 
-/// A page that names a test as a proof names an existing one.
+/// The docs cite tests as evidence; every cited test exists.
 #[test]
-fn every_test_that_a_page_names_as_a_proof_is_in_the_tree() {
+fn every_test_that_the_docs_cite_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut sources = String::new();
     let mut folders = vec![root.join("tests"), root.join("src")];

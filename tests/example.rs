@@ -1,5 +1,5 @@
-//! The example config is what the table of keys renders, and tells the truth: every key is in it, and what is
-//! commented out is the default. `BLESS=1` writes it anew.
+//! The example config is rendered from the table of keys: every key is in it, and a commented key shows its default.
+//! `BLESS=1` rewrites it.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
@@ -26,7 +26,7 @@ fn render() -> String {
     text
 }
 
-/// A doc is written above the first key that has it: what brokers share is explained once.
+/// A doc is written above the first key that has it, so that keys shared by brokers are explained once.
 fn render_section(text: &mut String, section: &Section, path: &str, explained: &mut BTreeSet<&'static str>) {
     if !path.is_empty() {
         let mark = if section.sample.is_empty() { "# " } else { "" };
@@ -75,10 +75,10 @@ fn the_example_is_what_the_table_of_keys_renders() {
         std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/config/dtorrent.example.toml"), rendered).unwrap();
         return;
     }
-    assert_eq!(rendered, EXAMPLE, "BLESS=1 writes it anew");
+    assert_eq!(rendered, EXAMPLE, "BLESS=1 rewrites it");
 }
 
-/// Keys without a default: the example shows their form.
+/// Keys without a default: the example shows their format.
 fn without_default() -> BTreeSet<String> {
     fn collect(section: &Section, found: &mut BTreeSet<String>) {
         for key in section.iter() {
@@ -88,7 +88,7 @@ fn without_default() -> BTreeSet<String> {
                 _ if key.default.value().is_none() => {
                     found.extend([Some(key.name.to_owned()), key.file()].into_iter().flatten())
                 }
-                // It applies only to a template, which is such a key.
+                // Applies only together with a template, which has no default.
                 _ if key.name == "content_type" => found.extend([key.name.to_owned()]),
                 _ => {}
             }
@@ -103,13 +103,13 @@ fn parse(toml: &str) -> config::Config {
     config::parse(Path::new("dtorrent.example.toml"), toml.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
-/// The option that a line sets, in force or commented out.
+/// Returns the key that a line sets, commented out or not.
 fn option(line: &str) -> Option<&str> {
     let (key, _) = line.trim_start_matches("# ").split_once(" = ")?;
     key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_').then_some(key)
 }
 
-/// The example with every option in force that `keep` wants.
+/// Returns the example with every key uncommented for which `keep` returns `true`.
 fn uncommented(keep: impl Fn(&str) -> bool) -> String {
     let line = |line: &'static str| match option(line) {
         Some(key) => (!line.starts_with('#') || keep(key)).then(|| line.trim_start_matches("# ")),
@@ -120,12 +120,12 @@ fn uncommented(keep: impl Fn(&str) -> bool) -> String {
 }
 
 #[test]
-fn the_example_is_a_config_as_it_stands() {
+fn the_example_is_a_valid_config() {
     parse(EXAMPLE);
 }
 
 #[test]
-fn it_is_right_by_the_schema_also_with_all_that_is_commented_out() {
+fn the_example_is_valid_by_the_schema_with_and_without_its_commented_keys() {
     let schema = jsonschema::validator_for(&config::schema().to_value()).unwrap();
     for toml in [EXAMPLE.to_owned(), uncommented(|_| true)] {
         let table: toml::Table = toml.parse().unwrap();
@@ -136,7 +136,7 @@ fn it_is_right_by_the_schema_also_with_all_that_is_commented_out() {
 }
 
 #[test]
-fn what_is_commented_out_is_the_default() {
+fn commented_keys_show_the_default() {
     let without_default = without_default();
     let all = uncommented(|key| !without_default.contains(key));
     assert_eq!(format!("{:#?}", parse(&all)), format!("{:#?}", parse(EXAMPLE)));

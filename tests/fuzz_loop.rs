@@ -1,8 +1,7 @@
-//! What `tests/fuzz` tries with a fuzzer that sees which branches are taken, tried blindly: mutations of good
-//! inputs, on any compiler, for as long as it is let. Not run with the other tests: `make fuzz SECONDS_EACH=600`,
-//! `make fuzz ONLY="bencode magnet"`.
+//! The fuzz targets of `tests/fuzz`, run with mutations of valid inputs and without coverage guidance, so that any
+//! compiler will do. Not run with the other tests: `make fuzz SECONDS_EACH=600`, `make fuzz ONLY="bencode magnet"`.
 //!
-//! It prints how many inputs each target had. A panic is a finding; its input is printed before it.
+//! Prints the number of inputs of each target. A panic is a finding; its input is printed before it.
 
 #[path = "fuzz/src/lib.rs"]
 mod targets;
@@ -116,13 +115,13 @@ const TARGETS: &[Target] = &[
         run: targets::config,
     },
     Target {
-        name: "bell",
+        name: "hook_signal",
         seeds: &[
             b"/a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5/home/finished/ABCDEF0123456789ABCDEF0123456789ABCDEF01",
             b"/home/finished/ABCDEF0123456789ABCDEF0123456789ABCDEF01",
             b"127.0.0.1:8788",
         ],
-        run: targets::hook_notifier,
+        run: targets::hook_signal,
     },
     Target {
         name: "home_assistant",
@@ -140,7 +139,7 @@ const TARGETS: &[Target] = &[
     },
 ];
 
-/// Words that mean something in one of the languages.
+/// Tokens with a meaning in one of the input languages.
 const WORDS: &[&[u8]] = &[
     b"i-1e",
     b"99999999999999999999",

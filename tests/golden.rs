@@ -89,7 +89,7 @@ fn results_match_the_golden_files() {
     assert_golden("result-too-large.json", &pretty(&serde_json::from_slice::<serde_json::Value>(&body).unwrap()));
 }
 
-/// One of each.
+/// Returns one delivery of each kind.
 fn deliveries() -> Vec<Delivery> {
     let (server, hash, body) = (home(), hash(), Bytes::new());
     let id = EventId::Journal { server: home(), epoch: Epoch(1), seq: Seq(1) };
@@ -127,7 +127,7 @@ fn topics_match_the_golden_file() {
     assert_golden("topics.txt", &lines);
 }
 
-/// With every command allowed that the contract knows, and with none.
+/// Discovery messages with every command allowed, and with none.
 fn home_assistant(verbs: &[&str]) -> HomeAssistant {
     HomeAssistant {
         discovery_prefix: "homeassistant".to_owned(),
@@ -162,7 +162,7 @@ fn discovery_messages_match_the_golden_files_and_the_rules_of_home_assistant() {
         let faults = rules::faults(&names.discovery(&device), &body);
         assert!(faults.is_empty(), "{name}: {faults:#?}");
         let mut value: serde_json::Value = serde_json::from_slice(&body).unwrap();
-        // The version of this program is the only thing that a release may change.
+        // A release changes only the version of the program.
         value["origin"]["sw_version"] = json!("VERSION");
         if name == "bridge" {
             value["device"]["sw_version"] = json!("VERSION");
@@ -177,7 +177,7 @@ fn discovery_messages_match_the_golden_files_and_the_rules_of_home_assistant() {
 }
 
 #[test]
-fn the_checker_of_discovery_messages_finds_what_home_assistant_would_refuse() {
+fn the_checker_of_discovery_messages_reports_what_home_assistant_refuses() {
     let names = Names {
         prefix: Prefix::of_topics("dtorrent").unwrap(),
         instance: "main".to_owned(),
@@ -245,7 +245,7 @@ fn schemas_match_the_golden_files() {
     assert_golden("schema-config.json", &pretty(&dtorrent::config::schema()));
     let mut asyncapi = schema::asyncapi();
     asyncapi["info"]["version"] = json!("VERSION");
-    // The schemas are those above.
+    // The schemas are compared above.
     let components = asyncapi["components"].as_object_mut().unwrap();
     let names: Vec<String> = components["schemas"].as_object().unwrap().keys().cloned().collect();
     components["schemas"] = json!(names);
@@ -289,7 +289,7 @@ fn help_matches_the_golden_file() {
     assert_golden("help.txt", &text.join("\n"));
 }
 
-/// What the one-shot commands print of a client that always has the same torrents.
+/// The output of the one-shot commands for a client with fixed torrents.
 #[test]
 fn tables_match_the_golden_file_on_wide_and_narrow_terminals() {
     let folder = tempfile::tempdir().unwrap();

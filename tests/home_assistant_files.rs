@@ -1,4 +1,4 @@
-//! What is handed out for Home Assistant: every YAML is one, and speaks of entities and topics that there are.
+//! The files for Home Assistant: every YAML file parses, and names only existing entities and topics.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
@@ -22,7 +22,7 @@ fn parsed(what: &str, text: &str) -> Value {
     serde_yaml_ng::from_str(text).unwrap_or_else(|error| panic!("{what}: {error}"))
 }
 
-/// All files below the folder and all blocks of the page, by where they are.
+/// Returns all YAML files below the folder and all YAML blocks of the page, by their places.
 fn all() -> BTreeMap<String, String> {
     let mut texts = BTreeMap::new();
     let mut folders = vec![folder()];
@@ -41,7 +41,7 @@ fn all() -> BTreeMap<String, String> {
     texts
 }
 
-/// The ids that Home Assistant makes of the entities of a server called `home`, everything allowed.
+/// Returns the ids that Home Assistant assigns to the entities of a server `home` with all commands allowed.
 fn entity_ids() -> BTreeSet<String> {
     let verbs = Verb::ALL.iter().map(|verb| verb.as_str()).chain(["limits", "resync"]);
     let settings = HomeAssistant {
@@ -64,7 +64,7 @@ fn entity_ids() -> BTreeSet<String> {
 }
 
 #[test]
-fn every_yaml_is_one() {
+fn every_yaml_file_parses() {
     let all = all();
     assert!(all.len() >= 10, "{:?}", all.keys());
     for (what, text) in &all {
@@ -73,7 +73,7 @@ fn every_yaml_is_one() {
 }
 
 #[test]
-fn every_entity_that_is_named_is_there() {
+fn every_entity_that_the_files_name_exists() {
     let ids = entity_ids();
     let mut named = 0;
     for (what, text) in all() {
@@ -84,7 +84,7 @@ fn every_entity_that_is_named_is_there() {
         }
     }
     assert!(named > 20, "{named}");
-    // Of those that the page lists by their ends, too.
+    // Includes ids that the page lists by their suffixes.
     for part in PAGE.split('`').filter(|part| part.contains("…_")) {
         let end = part.rsplit("…_").next().unwrap();
         assert!(ids.iter().any(|id| id.ends_with(&format!("dtorrent_home_{end}"))), "{part} in the page");
@@ -92,7 +92,7 @@ fn every_entity_that_is_named_is_there() {
 }
 
 #[test]
-fn every_entity_of_a_server_is_on_the_page() {
+fn every_entity_of_a_server_is_documented() {
     for id in entity_ids() {
         let end = id.split("dtorrent_home_").nth(1).unwrap();
         let is_slot = end.starts_with("slot_");
@@ -101,7 +101,7 @@ fn every_entity_of_a_server_is_on_the_page() {
 }
 
 #[test]
-fn blueprints_have_an_input_for_each_that_they_use() {
+fn blueprints_declare_every_input_that_they_use() {
     for path in fs::read_dir(folder().join("blueprints")).unwrap().map(|entry| entry.unwrap().path()) {
         let text = fs::read_to_string(&path).unwrap();
         let value = parsed(&path.display().to_string(), &text);
@@ -129,7 +129,7 @@ fn the_actions_of_the_native_integrations_have_scripts() {
 }
 
 #[test]
-fn the_add_on_is_what_the_store_takes() {
+fn the_add_on_has_a_valid_config_and_translations() {
     let read = |name: &str| parsed(name, &fs::read_to_string(folder().join("addons").join(name)).unwrap());
     assert!(read("repository.yaml")["name"].is_string());
     let config = read("dtorrent/config.yaml");

@@ -1,4 +1,4 @@
-//! The library API on a simulated client: what its documentation promises.
+//! The library API on a simulated client, as documented.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
@@ -19,7 +19,7 @@ fn hash(n: u8) -> InfoHash {
     InfoHash::V1([n; 20])
 }
 
-/// A client with this many torrents that run and do nothing.
+/// A client with this many idle torrents in run mode.
 fn simulator(server: &str, torrents: u8) -> Simulator {
     let simulator = Simulator::new(ServerName::parse(server).unwrap(), Arc::new(SystemClock));
     simulator.change(|world| {
@@ -40,7 +40,7 @@ fn builder(simulator: &Simulator) -> Builder {
 
 async fn next(events: &mut Events) -> Event {
     let next = tokio::time::timeout(TIMEOUT, events.next()).await.expect("an event in time");
-    next.expect("the stream goes on").expect("nothing is missed")
+    next.expect("the stream continues").expect("nothing is missed")
 }
 
 async fn until(events: &mut Events, kind: Kind) -> Event {
@@ -55,7 +55,7 @@ async fn until(events: &mut Events, kind: Kind) -> Event {
 async fn eventually(what: &str, condition: impl Fn() -> bool) {
     let deadline = tokio::time::Instant::now() + TIMEOUT;
     while !condition() {
-        assert!(tokio::time::Instant::now() < deadline, "waited in vain: {what}");
+        assert!(tokio::time::Instant::now() < deadline, "timed out waiting for: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -81,7 +81,7 @@ async fn a_stream_yields_every_event_since_the_manager_was_built_without_a_gap()
 }
 
 #[tokio::test]
-async fn a_command_has_succeeded_when_its_effect_was_seen() {
+async fn a_command_returns_once_a_poll_showed_its_effect() {
     let client = simulator("home", 2);
     let manager = builder(&client).build().await.unwrap();
     let mut events = manager.events();
@@ -110,9 +110,9 @@ async fn a_command_has_succeeded_when_its_effect_was_seen() {
     assert!(client.change(|world| world.torrents().values().all(|torrent| torrent.run_mode == RunMode::Stopped)));
 }
 
-/// Not only once it was taken: who leaves at any moment leaves nothing half done.
+/// Dropping the call at any moment leaves no command half done.
 #[tokio::test]
-async fn a_command_is_carried_out_whoever_waits() {
+async fn a_command_is_executed_even_if_its_caller_stops_waiting() {
     let folder = tempfile::tempdir().unwrap();
     let client = simulator("home", 1);
     let manager = builder(&client).data_dir(folder.path()).build().await.unwrap();
@@ -166,24 +166,24 @@ async fn a_server_that_never_answered_is_offline_and_not_empty() {
 }
 
 #[tokio::test]
-async fn a_listener_is_called_in_order_and_one_that_panics_harms_nobody() {
+async fn listeners_are_called_in_order_and_a_panic_in_one_affects_no_other() {
     let client = simulator("home", 0);
     let manager = builder(&client).build().await.unwrap();
-    let heard = Arc::new(Mutex::new(Vec::new()));
-    let (kept, panicked) = (Arc::clone(&heard), Arc::new(AtomicUsize::new(0)));
-    manager.on(Kind::Added, move |event| kept.lock().unwrap().push(event.hash.unwrap()));
+    let received = Arc::new(Mutex::new(Vec::new()));
+    let (recorded, panicked) = (Arc::clone(&received), Arc::new(AtomicUsize::new(0)));
+    manager.on(Kind::Added, move |event| recorded.lock().unwrap().push(event.hash.unwrap()));
     let count = Arc::clone(&panicked);
     manager.on(Kind::Added, move |_| {
         count.fetch_add(1, Ordering::Relaxed);
         panic!("a listener that panics, on purpose");
     });
-    let removed = manager.on(Kind::Added, |_| panic!("this one was taken away"));
+    let removed = manager.on(Kind::Added, |_| panic!("a removed listener was called"));
     manager.off(removed);
     for n in 1..=3 {
         client.change(|world| world.add(hash(n), SimulatedTorrent::new("new", 10)));
-        eventually("it is heard", || heard.lock().unwrap().len() == usize::from(n)).await;
+        eventually("the event arrives", || received.lock().unwrap().len() == usize::from(n)).await;
     }
-    assert_eq!(*heard.lock().unwrap(), [hash(1), hash(2), hash(3)]);
+    assert_eq!(*received.lock().unwrap(), [hash(1), hash(2), hash(3)]);
     eventually("it is called again", || panicked.load(Ordering::Relaxed) == 3).await;
 }
 
@@ -200,7 +200,7 @@ async fn a_slow_reader_of_a_stream_learns_how_many_events_it_missed() {
     let missed = tokio::time::timeout(TIMEOUT, slow.next()).await.unwrap().unwrap().unwrap_err();
     assert!(missed.events > 10, "{missed}");
     let first = next(&mut slow).await;
-    assert_eq!(first.seq.unwrap().0, missed.events + 1, "it goes on where the journal begins");
+    assert_eq!(first.seq.unwrap().0, missed.events + 1, "it continues where the journal begins");
     assert_eq!(reader.next().await.unwrap(), Err(missed));
 }
 
@@ -224,7 +224,7 @@ async fn a_reader_that_paused_gets_changed_counters_as_one_update() {
 }
 
 #[tokio::test]
-async fn with_a_folder_what_happened_meanwhile_is_recovered_and_numbers_go_on() {
+async fn with_a_data_directory_missed_changes_are_recovered_and_numbering_continues() {
     async fn manager(client: &Simulator, folder: &Path) -> Manager {
         builder(client).data_dir(folder).build().await.unwrap()
     }
@@ -266,7 +266,7 @@ async fn building_a_manager_fails_with_the_setting_that_is_wrong() {
 }
 
 #[test]
-fn its_public_types_can_be_sent_between_threads() {
+fn public_types_can_be_sent_between_threads() {
     fn is_fine<T: Send + Sync + 'static>() {}
     fn is_send<T: Send + 'static>() {}
     is_fine::<Manager>();

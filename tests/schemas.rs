@@ -1,4 +1,4 @@
-//! The schemas describe what is sent, and the AsyncAPI document where.
+//! The JSON Schemas describe every message, and the AsyncAPI document the address of each.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
@@ -43,7 +43,7 @@ fn golden(name: &str) -> Value {
 }
 
 #[test]
-fn what_goes_over_the_wire_is_what_the_schemas_say() {
+fn messages_of_every_topic_have_the_shape_of_their_schemas() {
     for (body, names) in [
         (Body::Event, &["event-finished", "event-server-online", "event-updated"][..]),
         (Body::Torrent, &["torrent"]),
@@ -57,7 +57,7 @@ fn what_goes_over_the_wire_is_what_the_schemas_say() {
 }
 
 #[test]
-fn what_is_wrong_is_no_event() {
+fn malformed_events_are_invalid_by_the_schema() {
     let finished = golden("event-finished");
     let changes: [fn(&mut Value); 12] = [
         |event| event["schema"] = json!("dtorrent.event/2"),
@@ -81,14 +81,14 @@ fn what_is_wrong_is_no_event() {
 }
 
 #[test]
-fn a_consumer_may_meet_keys_that_it_does_not_know_and_a_test_may_not() {
+fn unknown_keys_are_valid_for_consumers_and_faults_in_tests() {
     let mut event = golden("event-finished");
-    event["torrent"]["mood"] = json!("good");
+    event["torrent"]["unknown"] = json!("good");
     assert!(open(Body::Event).is_valid(&event));
     assert_eq!(rules::faults(&strict(Body::Event), &event).len(), 1);
 }
 
-// --- any value ---------------------------------------------------------------------------------
+// --- strategies --------------------------------------------------------------------------------
 
 fn hash() -> impl Strategy<Value = InfoHash> {
     prop_oneof![any::<[u8; 20]>().prop_map(InfoHash::V1), any::<[u8; 32]>().prop_map(InfoHash::V2)]
@@ -261,7 +261,7 @@ fn every_message_is_valid_by_its_schema() {
     run.unwrap_or_else(|error| panic!("{error}"));
 }
 
-// --- where it is sent --------------------------------------------------------------------------
+// --- addresses ---------------------------------------------------------------------------------
 
 fn deliveries() -> Vec<Delivery> {
     let (server, hash, body) = (ServerName::parse("home").unwrap(), InfoHash::V1([7; 20]), Bytes::new());
@@ -287,7 +287,7 @@ fn deliveries() -> Vec<Delivery> {
     events.chain(others).collect()
 }
 
-/// The channels whose address has room for `topic`, with every parameter taking what stands there.
+/// Returns the channels whose address matches `topic`, each parameter one level.
 fn channels_of<'d>(document: &'d Value, topic: &str, separator: char) -> Vec<(&'d String, &'d Value)> {
     let fits = |address: &str| {
         let (pattern, levels): (Vec<_>, Vec<_>) =
@@ -307,14 +307,14 @@ fn channels_of<'d>(document: &'d Value, topic: &str, separator: char) -> Vec<(&'
 }
 
 #[test]
-fn every_message_goes_where_the_asyncapi_document_says() {
+fn every_message_goes_to_a_channel_of_the_asyncapi_document() {
     let document = schema::asyncapi();
     let topics = Topics::new(mqtt::Prefix::of_topics("dtorrent").unwrap(), "main", true);
     let subjects = Subjects::new(nats::Prefix::of_subjects("dtorrent").unwrap(), "main", true);
     let operation_of = |key: &str| {
         let channel = json!({"$ref": format!("#/channels/{key}")});
         let mut all = document["operations"].as_object().unwrap().values();
-        all.find(|operation| operation["channel"] == channel).unwrap_or_else(|| panic!("nobody uses {key}"))
+        all.find(|operation| operation["channel"] == channel).unwrap_or_else(|| panic!("no operation uses {key}"))
     };
     let mut used = BTreeSet::new();
     for delivery in deliveries() {
@@ -338,11 +338,11 @@ fn every_message_goes_where_the_asyncapi_document_says() {
     assert_eq!((&will["topic"], &will["message"]), (&json!(status), &json!("offline")));
     let idle = document["channels"].as_object().unwrap().keys().filter(|key| !used.contains(*key));
     let only_commands: Vec<_> = idle.filter(|key| !key.contains("Command")).collect();
-    assert!(only_commands.is_empty(), "nothing goes to {only_commands:?}");
+    assert!(only_commands.is_empty(), "no message is sent to {only_commands:?}");
 }
 
 #[test]
-fn every_command_is_taken_where_the_asyncapi_document_says() {
+fn every_command_is_accepted_on_a_channel_of_the_asyncapi_document() {
     let document = schema::asyncapi();
     let topics = Topics::new(mqtt::Prefix::of_topics("dtorrent").unwrap(), "main", true);
     for verb in Verb::ALL.iter().map(|verb| verb.as_str()) {
@@ -362,7 +362,7 @@ fn every_command_is_taken_where_the_asyncapi_document_says() {
     }
 }
 
-/// Every reference in a document.
+/// Returns every reference in a document.
 fn collect_references(value: &Value, found: &mut Vec<Value>) {
     match value {
         Value::Object(object) => {
@@ -374,9 +374,9 @@ fn collect_references(value: &Value, found: &mut Vec<Value>) {
     }
 }
 
-/// What the official JSON Schema of AsyncAPI 3.0 cannot say, and what it would.
+/// Rules of AsyncAPI 3.0, among them some that its official JSON Schema cannot express.
 #[test]
-fn the_asyncapi_document_holds_together() {
+fn every_reference_in_the_asyncapi_document_resolves() {
     let document = schema::asyncapi();
     assert_eq!(document["asyncapi"], "3.0.0");
     let mut references = Vec::new();
@@ -427,12 +427,12 @@ fn the_asyncapi_document_has_the_same_schemas() {
     assert_eq!(faults("dtorrent/home/command/pause", &json!({})), None);
     assert_eq!(faults("another/topic", &json!({})), None);
     let mut more = state.clone();
-    more["mood"] = json!("good");
+    more["unknown"] = json!("good");
     assert_eq!(faults(&format!("{torrent}/state"), &more).map(|faults| faults.len()), Some(1));
 }
 
 #[test]
-fn every_schema_is_one_of_its_dialect_and_has_no_loose_end() {
+fn every_schema_is_valid_in_its_dialect_and_resolves() {
     let mut all: Vec<Value> = Body::ALL.iter().map(|body| body.schema().to_value()).collect();
     all.extend(Verb::ALL.iter().map(|verb| schema::command(*verb).to_value()));
     all.extend([schema::any_command().to_value(), dtorrent::config::schema().to_value()]);

@@ -1,9 +1,9 @@
-//! The whole program on imagined clients, brokers and a disk, with everything going wrong.
+//! The whole engine on simulated clients, brokers and a simulated disk, under random faults.
 //!
-//! Each seed is one run of some simulated minutes, the same each time. Crashes come between any two
-//! steps, power cuts take what was not synced. Afterwards every journal entry, every state and every
-//! command is held against what truly happened; the numbers in brackets are the invariants of
-//! `docs/architecture.md`.
+//! Each seed is one deterministic run of a few simulated minutes. The process crashes between any two
+//! steps; a power cut loses writes that were not synced. Afterwards every journal entry, every state and every
+//! command is compared with what happened at the simulated clients. I1, I2, … are the invariants of
+//! `ARCHITECTURE.md`.
 //!
 //! - `DTORRENT_SEEDS=20000` runs more than usual,
 //! - `DTORRENT_SEED=17` runs one and prints what happened in it.
@@ -12,12 +12,12 @@
 
 mod simulation {
     pub mod bridge;
+    pub mod broker;
     pub mod checks;
+    pub mod convergence;
     pub mod disk;
-    pub mod far_side;
+    pub mod env;
     pub mod scenario;
-    pub mod settled;
-    pub mod stage;
 }
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,33 +27,33 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use simulation::scenario::Run;
 
 const SEEDS: u64 = 2_000;
-/// More failures than these tell nothing new.
+/// Number of failing seeds after which the test stops: further ones repeat the same fault.
 const FAILURES_MAX: usize = 10;
 
-/// Seeds beyond the usual ones that once showed a fault. A change of the scenario makes other runs of
-/// them; what they found has unit tests of its own.
+/// Seeds outside the default range that once failed. A change of the scenario changes their runs; each fault also has a
+/// unit test.
 const REGRESSIONS: &[u64] = &[
-    2329, 2805, 4033, // acknowledgements out of order taught the older picture
-    4130, // a new torrent hid the restart of a client that keeps its name
-    8582, 1594, // a client that settled, and was restarted under its old name
+    2329, 2805, 4033, // acknowledgements out of order restored an older state
+    4130, // a new torrent hid the restart of a client that keeps its run id
+    8582, 1594, // a client that was restarted under the same run id after it had settled
 ];
 
-/// Plays one seed. Returns what was wrong, and what happened if it was traced.
+/// Runs one seed. Returns the violated invariant, and the trace if one was recorded.
 fn play(seed: u64, is_traced: bool) -> (Result<(), String>, Vec<String>) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
     runtime.block_on(async {
         let mut run = Run::new(seed, is_traced).await;
-        let stage = run.stage.clone();
+        let env = run.env.clone();
         let played = run.play().await;
-        (played, stage.trace())
+        (played, env.trace())
     })
 }
 
 fn verdict(seed: u64) -> Result<(), String> {
     match catch_unwind(AssertUnwindSafe(|| play(seed, false).0)) {
         Ok(verdict) => verdict,
-        Err(_told_by_the_panic_hook) => Err("panicked".to_owned()),
+        Err(_reported_by_the_panic_hook) => Err("panicked".to_owned()),
     }
 }
 
@@ -62,7 +62,7 @@ fn from_env(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text}")))
 }
 
-/// The first seeds that fail, a few of them at most. Each core plays its own.
+/// Returns the first failing seeds, at most [`FAILURES_MAX`]. Each core runs its own share.
 fn failing(seeds: &[u64]) -> Vec<u64> {
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let play_some = || {
@@ -85,7 +85,7 @@ fn failing(seeds: &[u64]) -> Vec<u64> {
 }
 
 #[test]
-fn the_same_seed_is_the_same_run() {
+fn the_same_seed_repeats_the_same_run() {
     for seed in 0..20 {
         let (first, second) = (play(seed, true).1, play(seed, true).1);
         let differs = first.iter().zip(&second).find(|(first, second)| first != second);
@@ -94,7 +94,7 @@ fn the_same_seed_is_the_same_run() {
 }
 
 #[test]
-fn whatever_goes_wrong_the_promise_is_kept() {
+fn invariants_hold_under_crashes_and_faults() {
     if let Some(seed) = from_env("DTORRENT_SEED") {
         let (verdict, trace) = play(seed, true);
         println!("{}", trace.join("\n"));
@@ -104,7 +104,9 @@ fn whatever_goes_wrong_the_promise_is_kept() {
     let failures = failing(&REGRESSIONS.iter().copied().chain(0..seeds).collect::<Vec<_>>());
     if let Some(seed) = failures.first() {
         let (again, trace) = play(*seed, true);
-        let again = again.err().unwrap_or_else(|| "did not fail again: something is random beside the seed".to_owned());
+        let again = again
+            .err()
+            .unwrap_or_else(|| "did not fail again: the run depends on something other than the seed".to_owned());
         panic!(
             "{}\nseed {seed}: {again}\nalone: DTORRENT_SEED={seed} cargo test --test simulation -- --nocapture",
             trace.join("\n")

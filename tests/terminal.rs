@@ -1,4 +1,4 @@
-//! The one-shot commands on a terminal and in a pipe, with a client whose torrents have any names.
+//! The one-shot commands on a terminal and in a pipe, with hostile torrent names.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
@@ -23,12 +23,12 @@ fn torrent(hash: u8, name: &str) -> Value {
 }
 
 impl Fixture {
-    /// With servers of these names and torrents.
+    /// Returns a setup with these servers and torrents.
     fn new(servers: &[(&str, Vec<Value>)]) -> Self {
         Self::slow(servers, "0")
     }
 
-    /// Each answer takes so many seconds more.
+    /// Delays each answer by this many seconds.
     fn slow(servers: &[(&str, Vec<Value>)], seconds: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let client = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/client.py");
@@ -73,10 +73,10 @@ impl Fixture {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// On a terminal; what it shows there.
+    /// Runs a command on a terminal, and returns its output there.
     fn output_of(&self, line: &str, variables: &[(&str, &str)]) -> String {
         let line = format!("{} {line}", env!("CARGO_BIN_EXE_dtorrent"));
-        let mut command = self.command("script", &["--quiet", "--return", "--command", &line, "/dev/null"]);
+        let mut command = self.command("script", &["--piped", "--return", "--command", &line, "/dev/null"]);
         let output = command.env("TERM", "xterm").envs(variables.iter().copied()).output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     }
@@ -94,24 +94,24 @@ fn does_nothing(shown: &str) {
 }
 
 #[test]
-fn no_name_of_a_torrent_does_anything_to_a_terminal() {
+fn no_torrent_name_sends_control_sequences_to_a_terminal() {
     let fixture = Fixture::new(&[("home", vec![torrent(0xab, HOSTILE)])]);
     let plain = [("NO_COLOR", "1")];
     for line in ["list", "list --json", "show abab", "show abab --json", "pause abab", "resume --all --json"] {
-        // What says that it is at work wipes its line.
+        // The spinner clears its line.
         does_nothing(&fixture.output_of(line, &plain).replace("\u{1b}[2K", ""));
     }
-    let said = fixture.run(&["show", HOSTILE, HOSTILE]);
-    assert_eq!(said.status.code(), Some(2), "{said:?}");
-    let said = fixture.run(&["pause", &format!("no{HOSTILE}")]);
-    does_nothing(&String::from_utf8(said.stderr).unwrap());
+    let printed = fixture.run(&["show", HOSTILE, HOSTILE]);
+    assert_eq!(printed.status.code(), Some(2), "{printed:?}");
+    let printed = fixture.run(&["pause", &format!("no{HOSTILE}")]);
+    does_nothing(&String::from_utf8(printed.stderr).unwrap());
     fs::write(fixture.path().join(format!("{}.torrent", HOSTILE.replace('/', ""))), "x").unwrap();
-    let said = fixture.run(&["make-torrent", &format!("{HOSTILE}.torrent"), "-o", &format!("none/{HOSTILE}")]);
-    does_nothing(&String::from_utf8(said.stderr).unwrap());
+    let printed = fixture.run(&["make-torrent", &format!("{HOSTILE}.torrent"), "-o", &format!("none/{HOSTILE}")]);
+    does_nothing(&String::from_utf8(printed.stderr).unwrap());
 }
 
 #[test]
-fn json_holds_a_name_as_it_is_and_reaches_no_terminal_raw() {
+fn json_keeps_names_unchanged_and_escapes_control_characters() {
     let fixture = Fixture::new(&[("home", vec![torrent(0xab, HOSTILE)])]);
     for arguments in [&["list", "--json"][..], &["show", "abab", "--json"]] {
         let text = fixture.does(arguments);
@@ -135,7 +135,7 @@ fn end(mut child: Child) {
 }
 
 #[test]
-fn torrents_of_one_name_are_all_listed_also_one_torrent_on_two_servers() {
+fn torrents_with_equal_names_and_one_torrent_on_two_servers_are_all_listed() {
     let one = torrent(0xab, "same");
     let fixture = Fixture::new(&[("home", vec![one.clone(), torrent(0xcd, "same")]), ("attic", vec![one])]);
     for pattern in ["same", "SAM?", "*"] {
@@ -147,7 +147,7 @@ fn torrents_of_one_name_are_all_listed_also_one_torrent_on_two_servers() {
     assert_eq!((wrong.status.code(), &wrong.stdout[..]), (Some(2), &b""[..]), "{wrong:?}");
 }
 
-/// Runs with nobody at the other end of the pipe.
+/// Runs with a closed pipe as stdout.
 fn unread(fixture: &Fixture, arguments: &[&str]) -> (Option<i32>, String) {
     let mut child = fixture.command(env!("CARGO_BIN_EXE_dtorrent"), arguments).spawn().unwrap();
     drop(child.stdout.take());
@@ -156,7 +156,7 @@ fn unread(fixture: &Fixture, arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_closed_pipe_ends_the_output_quietly_and_the_command_is_still_carried_out() {
+fn a_closed_pipe_ends_the_output_quietly_and_the_command_is_still_executed() {
     let fixture = Fixture::new(&[("home", vec![torrent(0xab, "one")])]);
     for arguments in [
         &["list"][..],
@@ -168,20 +168,20 @@ fn a_closed_pipe_ends_the_output_quietly_and_the_command_is_still_carried_out() 
         &["schema", "asyncapi"],
         &["make-torrent", "dtorrent.toml", "-o", "-"],
     ] {
-        let (code, said) = unread(&fixture, arguments);
+        let (code, printed) = unread(&fixture, arguments);
         let is_told = arguments[0] == "make-torrent";
-        assert_eq!((code, said.is_empty() || is_told), (Some(0), true), "{arguments:?}: {said}");
+        assert_eq!((code, printed.is_empty() || is_told), (Some(0), true), "{arguments:?}: {printed}");
     }
     let magnets: Vec<String> =
         (1..=3).map(|n| format!("magnet:?xt=urn:btih:{}", format!("{n:02}").repeat(20))).collect();
     let arguments: Vec<&str> = ["add"].into_iter().chain(magnets.iter().map(String::as_str)).collect();
     assert_eq!(unread(&fixture, &arguments), (Some(0), String::new()));
     assert_eq!(fixture.torrents("home").len(), 4, "all were added");
-    let (code, said) = unread(&fixture, &["announce", "one", "--json"]);
-    assert_eq!(code, Some(1), "that it failed is told all the same: {said}");
+    let (code, printed) = unread(&fixture, &["announce", "one", "--json"]);
+    assert_eq!(code, Some(1), "the failure is reported all the same: {printed}");
 }
 
-/// A file whose pieces take a moment.
+/// A file whose check takes a moment.
 fn large(fixture: &Fixture, bytes: u64) -> PathBuf {
     let path = fixture.path().join("large.iso");
     fs::File::create(&path).unwrap().set_len(bytes).unwrap();
@@ -194,8 +194,8 @@ fn long_work_shows_its_progress_on_a_terminal_and_nothing_in_a_pipe() {
     let large = large(&fixture, 32 << 20);
     let made = fixture.output_of("make-torrent large.iso", &[]);
     assert!(made.contains("reading ") && made.contains("/32.00 MiB"), "{made:?}");
-    let quiet = fixture.run(&["make-torrent", "large.iso", "--force"]);
-    assert_eq!(String::from_utf8(quiet.stderr).unwrap().lines().count(), 1, "only what was made");
+    let piped = fixture.run(&["make-torrent", "large.iso", "--force"]);
+    assert_eq!(String::from_utf8(piped.stderr).unwrap().lines().count(), 1, "only the summary");
 
     let waited = fixture.output_of("pause one", &[]);
     assert!(waited.contains("reading home") && waited.contains("waiting until it is seen"), "{waited:?}");
@@ -205,6 +205,6 @@ fn long_work_shows_its_progress_on_a_terminal_and_nothing_in_a_pipe() {
     let checked = fixture.output_of(&add, &[]);
     assert!(checked.contains("checking ") && checked.contains("/32.00 MiB"), "{checked:?}");
     fixture.run(&["make-torrent", "large.iso", "--private", "-o", "other.torrent"]);
-    let quiet = fixture.run(&["add", "other.torrent", "--data-file", large.to_str().unwrap()]);
-    assert!(!String::from_utf8_lossy(&quiet.stderr).contains("checking "), "{quiet:?}");
+    let piped = fixture.run(&["add", "other.torrent", "--data-file", large.to_str().unwrap()]);
+    assert!(!String::from_utf8_lossy(&piped.stderr).contains("checking "), "{piped:?}");
 }

@@ -1,4 +1,4 @@
-//! Polls of changes between full polls: after the next full poll, the snapshot is what the client has.
+//! Partial polls between full polls: after the next full poll, the snapshot equals the client.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
@@ -14,7 +14,7 @@ use dtorrent::port::{Scope, SystemClock, TorrentClient as _};
 use dtorrent::testing::simulator::{RunMode, SimulatedTorrent, Simulator};
 use proptest::prelude::*;
 
-/// A change of one torrent: which torrent, which change, how much.
+/// A change of one torrent: index of the torrent, kind of change, amount.
 type Step = (u8, u8, u8);
 
 struct TestServer {
@@ -118,8 +118,8 @@ proptest! {
                 state.rest();
             });
             server.poll(true).await;
-            // A removal needs two polls, small numbers wait for a moment, and a client all of whose torrents were
-            // loaded anew counts as one that still loads its session, for half a minute.
+            // A removal needs two polls, small changes are reported with a delay, and a client all of whose torrents were
+            // loaded again is taken to load its session for half a minute.
             for _ in 0..40 {
                 server.poll(false).await;
             }

@@ -65,7 +65,7 @@ fn broker(sink: &str) -> BrokerKind {
     config(sink).brokers.into_values().next().unwrap().kind
 }
 
-/// Sends an event of each kind, one after the other.
+/// Sends one event of each kind, in order.
 #[allow(clippy::disallowed_methods)] // a test's own task
 async fn send_all(sink: &dyn Sink) {
     let Connected { mut link, drive } = sink.connect().await.unwrap();
@@ -76,7 +76,7 @@ async fn send_all(sink: &dyn Sink) {
     drive.abort();
 }
 
-/// Returns the end of the topic or subject of a kind of event.
+/// Returns the last level of the topic or subject of a kind of event.
 fn topic(kind: Kind) -> String {
     let of_torrent = if kind.entity() == Entity::Torrent { format!("/torrent/{}", hash()) } else { String::new() };
     format!("dtorrent/home{of_torrent}/event/{}", kind.as_str())
@@ -92,7 +92,7 @@ async fn every_kind_of_event_on_mqtt_matches_the_golden_file() {
     let recorder = Recorder::listen(mosquitto.port).await;
     let BrokerKind::Mqtt(settings) = broker(&format!("[brokers.b]\nkind = \"mqtt\"\nurl = \"{}\"\n", mosquitto.url()))
     else {
-        unreachable!("the config says so")
+        unreachable!("the config has this kind")
     };
     send_all(&MqttSink::new(*settings).unwrap()).await;
     let mut text = String::new();
@@ -122,7 +122,7 @@ async fn every_kind_of_event_on_nats_matches_the_golden_file() {
         let subscriber = Subscriber::listen(&server).await;
         let BrokerKind::Nats(settings) = broker(&format!("[brokers.b]\nkind = \"nats\"\nurl = \"{}\"\n", server.url()))
         else {
-            unreachable!("the config says so")
+            unreachable!("the config has this kind")
         };
         send_all(&NatsSink::new(*settings, Default::default()).unwrap()).await;
         let mut text = String::new();

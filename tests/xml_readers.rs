@@ -1,7 +1,7 @@
 //! The reader of XML-RPC answers, compared with a reader on top of a general XML parser.
 //!
-//! The program has one reader, made for what rTorrent writes. Here is a second one, written in another way,
-//! which has to come to the same values.
+//! The program's reader is specialised for rTorrent's output. The reference reader here is independent of it and has to
+//! return the same values.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
@@ -13,7 +13,7 @@ use memchr::memmem;
 use proptest::prelude::*;
 use quick_xml::events::Event;
 
-// --- the other reader ----------------------------------------------------------------------------
+// --- reference reader ----------------------------------------------------------------------------
 
 fn is_blank(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_whitespace())
@@ -44,7 +44,7 @@ fn resolve(name: &str) -> Option<char> {
     Some(char::from_u32(code).filter(|c| *c != '\0').unwrap_or(char::REPLACEMENT_CHARACTER))
 }
 
-/// Nesting at which a value is refused.
+/// Maximum nesting of a value.
 const DEPTH_MAX: u8 = 16;
 
 /// Reads an answer as [`xmlrpc::read`] does.
@@ -88,7 +88,7 @@ struct Tree<'a> {
     waiting: Option<Piece>,
 }
 
-/// Every tag that rTorrent writes.
+/// The tags of XML-RPC.
 const TAGS: &[&str] = &[
     "methodResponse",
     "params",
@@ -118,7 +118,7 @@ enum Piece {
     Start(&'static str),
     Empty(&'static str),
     End(&'static str),
-    /// Never two in a row.
+    /// Text; two adjacent texts are joined.
     Text(String),
     Over,
 }
@@ -139,7 +139,7 @@ impl<'a> Tree<'a> {
         TAGS.iter().copied().find(|tag| *tag == name).ok_or_else(|| self.malformed("a tag of the dialect"))
     }
 
-    /// The next piece, text included.
+    /// Returns the next piece, text included.
     fn any(&mut self) -> Result<Piece, Unreadable> {
         if let Some(piece) = self.waiting.take() {
             return Ok(piece);
@@ -167,7 +167,7 @@ impl<'a> Tree<'a> {
         Ok(Piece::Text(text))
     }
 
-    /// The next tag, with nothing but white space before it.
+    /// Returns the next tag; only white space may precede it.
     fn piece(&mut self) -> Result<Piece, Unreadable> {
         match self.any()? {
             Piece::Text(text) if is_blank(&text) => self.any(),
@@ -180,7 +180,7 @@ impl<'a> Tree<'a> {
         if self.piece()? == piece { Ok(()) } else { Err(self.malformed(expected)) }
     }
 
-    /// After `<value>`, up to and with `</value>`.
+    /// Reads a value after its `<value>`, up to and including `</value>`.
     fn value(&mut self, depth: u8) -> Result<Value, Unreadable> {
         let text = match self.any()? {
             Piece::Text(text) => text,
@@ -237,7 +237,7 @@ impl<'a> Tree<'a> {
         value.ok_or_else(|| self.malformed("a value"))
     }
 
-    /// After `<array>`, up to and with `</array>`.
+    /// Reads an array after its `<array>`, up to and including `</array>`.
     fn array(&mut self, depth: u8) -> Result<Vec<Value>, Unreadable> {
         let mut values = Vec::new();
         match self.piece()? {
@@ -256,7 +256,7 @@ impl<'a> Tree<'a> {
         Ok(values)
     }
 
-    /// After `<struct>`, up to and with `</struct>`.
+    /// Reads a struct after its `<struct>`, up to and including `</struct>`.
     fn members(&mut self, depth: u8) -> Result<Vec<(String, Value)>, Unreadable> {
         let mut members = Vec::new();
         loop {
@@ -281,7 +281,7 @@ impl<'a> Tree<'a> {
 
 // --- answers -------------------------------------------------------------------------------------
 
-/// Puts rows into the answer of a `system.multicall` of a number, a listing, a fault.
+/// Returns the answer of a `system.multicall` with a number, a listing of these rows, and a fault.
 fn answer(style: Style, rows: &str) -> Vec<u8> {
     let (prolog, space, code) = match style {
         Style::XmlrpcC => ("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\r\n", "\r\n", "i4"),
@@ -306,7 +306,7 @@ enum Style {
     TinyXml2,
 }
 
-/// Keeps the rows of a scanned answer as values.
+/// Collects the rows of a scanned answer as values.
 #[derive(Default)]
 struct Rows {
     rows: Vec<Value>,
@@ -365,7 +365,7 @@ fn any_cell() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![text, number]
 }
 
-/// Answers of small calls, which hold structs and arrays in arrays.
+/// Answers of small calls, with structs and nested arrays.
 fn any_value(depth: u32) -> impl Strategy<Value = Vec<u8>> {
     let leaf = prop_oneof![any_cell(), Just(b"<value/>".to_vec()), Just(b"<value><struct/></value>".to_vec())];
     leaf.prop_recursive(depth, 24, 4, |inner| {
@@ -388,7 +388,7 @@ fn answer_of(value: &[u8]) -> Vec<u8> {
 
 proptest! {
     #[test]
-    fn both_readers_see_the_same_rows(
+    fn both_readers_return_the_same_rows(
         rows in proptest::collection::vec(proptest::collection::vec(any_cell(), 0..5), 0..5),
         is_tiny in any::<bool>(),
     ) {
@@ -412,7 +412,7 @@ proptest! {
     }
 
     #[test]
-    fn both_readers_see_the_same_values(value in any_value(4)) {
+    fn both_readers_return_the_same_values(value in any_value(4)) {
         let bytes = answer_of(&value);
         prop_assert_eq!(xmlrpc::read(&bytes).unwrap(), read(&bytes).unwrap());
     }

@@ -1,8 +1,8 @@
 //! Which source file uses which, read from the code.
 //!
-//! A path is followed to the file that defines what it names, also through re-exports: a module that hands on items of
-//! its own submodules is a facade and does not use them. Code under `#[cfg(test)]` is left out, as tests may reach
-//! across. A call of a method names no file, so it is not seen.
+//! A path is followed to the file that defines its item, also through re-exports: a module that re-exports items of its
+//! own submodules is a facade and does not use them. Code under `#[cfg(test)]` is skipped, because tests may use any
+//! room. A method call names no file, so it is not detected.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -22,11 +22,11 @@ struct Module {
     path: Segments,
     /// Names that the file defines.
     defined: BTreeSet<String>,
-    /// Names that it imports or hands on, and the paths that they stand for.
+    /// Names that the file imports or re-exports, and their paths.
     imported: BTreeMap<String, Segments>,
-    /// Modules all of whose names it imports or hands on.
+    /// Modules that the file imports or re-exports with a glob.
     globs: Vec<Segments>,
-    /// Paths that it names, other than re-exports of its own submodules.
+    /// Paths that the file names, except re-exports of its own submodules.
     used: BTreeSet<Segments>,
 }
 
@@ -102,7 +102,7 @@ impl Files {
 }
 
 impl Module {
-    /// Notes what an item defines or imports.
+    /// Records what an item defines or imports.
     fn declare(&mut self, item: &Item) {
         if is_test(attributes(item)) {
             return;
@@ -143,7 +143,7 @@ impl Module {
         }
     }
 
-    /// Notes the paths in an item that stands in so many inline modules.
+    /// Records the paths in an item. `depth`: number of inline modules around it.
     fn note_item(&mut self, item: &Item, inner: usize) {
         match item {
             item if is_test(attributes(item)) => {}

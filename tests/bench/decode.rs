@@ -53,27 +53,27 @@ pub fn run() -> anyhow::Result<Vec<Line>> {
     Ok(lines)
 }
 
-/// Both in turns; the ratio is the median of the rounds' ratios.
+/// Measures both in alternation; the ratio is the median of the rounds' ratios.
 fn alternate(
     what: &str,
     bare: &str,
     bar: f64,
-    mut ours: impl FnMut() -> usize,
-    mut theirs: impl FnMut() -> usize,
+    mut measured: impl FnMut() -> usize,
+    mut baseline: impl FnMut() -> usize,
 ) -> anyhow::Result<Line> {
-    let (mut of_ours, mut of_theirs, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut of_measured, mut of_baseline, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
-        let (ours, theirs) = (timed(&mut ours)?, timed(&mut theirs)?);
+        let (measured, baseline) = (timed(&mut measured)?, timed(&mut baseline)?);
         if round > 0 {
-            of_ours.push(ours.as_secs_f64());
-            of_theirs.push(theirs.as_secs_f64());
-            ratios.push(ours.as_secs_f64() / theirs.as_secs_f64());
+            of_measured.push(measured.as_secs_f64());
+            of_baseline.push(baseline.as_secs_f64());
+            ratios.push(measured.as_secs_f64() / baseline.as_secs_f64());
         }
     }
     Ok(Line {
         what: what.to_owned(),
-        figure: millis(Duration::from_secs_f64(median(of_ours))),
-        baseline: format!("{bare}: {}", millis(Duration::from_secs_f64(median(of_theirs)))),
+        figure: millis(Duration::from_secs_f64(median(of_measured))),
+        baseline: format!("{bare}: {}", millis(Duration::from_secs_f64(median(of_baseline)))),
         measured: Measured::at_most(median(ratios), bar, "×"),
         reason: "",
     })
@@ -87,9 +87,9 @@ fn timed(work: &mut impl FnMut() -> usize) -> anyhow::Result<Duration> {
     Ok(took)
 }
 
-// --- what is built of the rows --------------------------------------------------------------------
+// --- rows as values -------------------------------------------------------------------------------
 
-/// A row with every column in its type, as the adapter keeps it.
+/// A row with every column in its type, as the adapter stores it.
 #[derive(Deserialize)]
 #[allow(dead_code, reason = "it is built, which is what is measured")]
 #[rustfmt::skip]
@@ -147,7 +147,7 @@ fn typed_by_serde(bytes: &[u8]) -> usize {
     black_box(&responses).iter().map(|response| response.result.len()).sum()
 }
 
-/// Steps over every event and keeps nothing; counts the rows as something to check.
+/// Skips every token and stores nothing; counts the rows as a check.
 fn events(text: &str) -> usize {
     let mut reader = quick_xml::Reader::from_str(text);
     let (mut starts, mut bytes) = (0, 0);
@@ -190,7 +190,7 @@ fn diffs(mut decode: impl FnMut() -> usize) -> anyhow::Result<Vec<Line>> {
     Ok(lines)
 }
 
-/// How long an observer that has seen all once takes to see all again, some of it changed.
+/// Measures a differ on a listing that it has seen before, with some torrents changed.
 fn diff(changed: usize) -> anyhow::Result<Duration> {
     let server = ServerName::parse("home")?;
     let observed = |torrent: &Torrent| {
@@ -232,7 +232,7 @@ fn diff(changed: usize) -> anyhow::Result<Duration> {
         at: Duration::from_secs(u64::from(second)),
     };
     let first = differ.polled(&snapshot, &state, &listing, moment(10));
-    ensure!(first.is_empty(), "the first poll tells something: {:?}", first.events.first());
+    ensure!(first.is_empty(), "the first poll yields events: {:?}", first.events.first());
     differ.committed(&Committed::default(), Duration::from_secs(10));
     let downloading = listing.torrents.values_mut().filter(|seen| !seen.torrent.finished);
     for seen in downloading.take(changed) {
@@ -245,6 +245,6 @@ fn diff(changed: usize) -> anyhow::Result<Duration> {
     let began = Instant::now();
     let change_set = black_box(differ.polled(&snapshot, &state, &listing, moment(20)));
     let took = began.elapsed();
-    ensure!(change_set.changes.len() == changed, "{} told instead of {changed}", change_set.changes.len());
+    ensure!(change_set.changes.len() == changed, "{} changes instead of {changed}", change_set.changes.len());
     Ok(took)
 }

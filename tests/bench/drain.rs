@@ -1,10 +1,9 @@
 //! How fast a backlog reaches a broker, next to a bare publisher of the same library.
 //!
-//! The store holds a journal. In each round a new sink has all of it pending: the dispatcher reads it from
-//! the disk and sends it to a real mosquitto with QoS 1, through the adapter that the program uses. Then the
-//! bare publisher sends the same bodies, from memory, to the same topics of the same broker, with as many
-//! in flight, and counts PUBACKs. Both begin before they connect and end with the last acknowledgement;
-//! they take turns, so that a machine that is busy is busy for both.
+//! The store holds a journal. In each round a new sink has all of it pending: the dispatcher reads it from disk and
+//! sends it to a real mosquitto with QoS 1, through the program's adapter. Then the bare publisher sends the same bodies
+//! from memory to the same topics of the same broker, with as many in flight, and counts PUBACKs. Both measurements begin
+//! before the connection and end with the last acknowledgement; they alternate, so that other load affects both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,14 +11,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use bytes::Bytes;
-use dtorrent::live_state::{LiveServer, LiveState, PollReport};
+use dtorrent::live_state::LiveState;
 use dtorrent::model::{
-    Cause, ChangeSet, Changes, DiffState, InfoHash, Kind, NewEvent, Rev, Seq, ServerName, ServerStats, SinkName,
-    Timestamp, Torrent,
+    Cause, ChangeSet, Changes, DiffState, InfoHash, Kind, NewEvent, Rev, Seq, ServerName, SinkName, Timestamp, Torrent,
 };
 use dtorrent::outbox::retention::Retain;
 use dtorrent::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter};
 use dtorrent::port::{Delivery, Journal as _, Sink, SinkProgress, SinkStore as _, Store, SystemClock};
+use dtorrent::servers::load;
 use dtorrent::sinks::mqtt::topics::Topics;
 use dtorrent::sinks::mqtt::{BrokerUrl, MqttSink, Prefix, Settings, Version};
 use dtorrent::store::{Options, SqliteStore};
@@ -34,7 +33,7 @@ use crate::table::{Line, Measured, median};
 const ENTRIES: usize = 10_000;
 const TORRENTS: usize = 20;
 const ROUNDS: usize = 7;
-/// The bridge has at most so many in flight, and keeps two of what the broker grants for its own status.
+/// Maximum number of messages in flight; the bridge reserves two of the broker's receive maximum for its own status.
 const DEPTH_MAX: u16 = 100;
 const RESERVE: u16 = 2;
 
@@ -45,7 +44,7 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
     let wider = format!("max_inflight_messages {DEPTH_MAX}");
     for (number, line) in [None, Some(wider)].into_iter().enumerate() {
         let shown = line.clone().unwrap_or_else(|| "mosquitto as it comes".to_owned());
-        // A broker that wrote a line about each message would be what is measured.
+        // A broker that logs each message would be the bottleneck.
         let options = line.into_iter().chain(["log_dest none".to_owned()]).collect();
         let options = mosquitto::Options { lines: options, ..mosquitto::Options::default() };
         let broker = Mosquitto::start(&folder.path().join(format!("mosquitto-{number}")), &options).await?;
@@ -55,7 +54,7 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
             let (of_bare, granted) = bench.bare(&broker).await?;
             window = granted;
             if round > 0 {
-                // The first one warms up.
+                // The first round warms up.
                 bridge.push(of_bridge);
                 bare.push(of_bare);
                 ratios.push(of_bridge / of_bare);
@@ -81,7 +80,7 @@ fn sink(broker: usize, round: usize) -> anyhow::Result<SinkName> {
 struct Bench {
     server: ServerName,
     store: Arc<SqliteStore>,
-    /// What the bridge will have sent: topics and bodies.
+    /// Topics and bodies that the bridge will have sent.
     messages: Vec<(String, Bytes)>,
 }
 
@@ -93,7 +92,7 @@ impl Bench {
             (0..2).flat_map(|broker| (0..=ROUNDS).map(move |round| sink(broker, round))).collect::<Result<_, _>>()?;
         store.declare_sinks(&sinks.iter().map(|sink| (sink.clone(), vec![server.clone()])).collect()).await?;
         for sink in &sinks {
-            // Owed all that will be written.
+            // All entries written below are pending for the sink.
             store
                 .save_progress(sink, [(server.clone(), SinkProgress { cursor: Seq(0), sent_rev: Rev(0) })].into())
                 .await?;
@@ -118,7 +117,7 @@ impl Bench {
         self.messages.iter().map(|(_, body)| body.len()).sum::<usize>() / self.messages.len()
     }
 
-    /// Events a second of the bridge.
+    /// Returns the events per second of the bridge.
     async fn bridge(&self, name: &SinkName, broker: &Mosquitto) -> anyhow::Result<f64> {
         let sink = MqttSink::new(Settings {
             name: name.clone(),
@@ -137,16 +136,17 @@ impl Bench {
         drained(&self.store, &self.server, name, Arc::new(sink), ENTRIES, async |_| Ok(())).await
     }
 
-    /// Events a second of a bare publisher, and how many it had in flight.
+    /// Returns the events per second of a bare publisher, and its number of messages in flight.
     async fn bare(&self, broker: &Mosquitto) -> anyhow::Result<(f64, u16)> {
         let messages = self.messages.clone();
         let port = broker.port;
-        #[allow(clippy::disallowed_methods, reason = "beside what runs as a task of its own")]
+        #[allow(clippy::disallowed_methods, reason = "a task of the bench, not of the bridge")]
         tokio::spawn(async move { publish(messages, port).await }).await?
     }
 }
 
-/// Events a second of the bridge, which owes the sink so many. `beside` is told again and again how many have arrived.
+/// Returns the events per second of the bridge with `pending` entries. Calls `on_progress` with the number delivered so
+/// far.
 pub async fn drained(
     store: &Arc<SqliteStore>,
     server: &ServerName,
@@ -156,19 +156,9 @@ pub async fn drained(
     mut on_progress: impl AsyncFnMut(u64) -> anyhow::Result<()>,
 ) -> anyhow::Result<f64> {
     let store: Arc<dyn Store> = store.clone();
-    let loaded = store.load(server).await?;
-    let last = loaded.last_seq;
-    let content = LiveServer {
-        epoch: loaded.epoch,
-        snapshot: loaded.snapshot,
-        state: loaded.state,
-        last_seq: loaded.last_seq,
-        needs_reset: loaded.needs_reset,
-        stats: ServerStats::default(),
-        stats_body: Bytes::new(),
-        poll: PollReport::default(),
-    };
-    let live = Arc::new(LiveState::new(BTreeMap::from([(server.clone(), content)]), [name.clone()]));
+    let committed = load(&*store, server).await?;
+    let last = committed.last_seq;
+    let live = Arc::new(LiveState::new(BTreeMap::from([(server.clone(), committed)]), [name.clone()]));
     let buffer = live.buffer(name).cloned().expect("made for this sink");
     let settings = DispatcherSettings {
         name: name.clone(),
@@ -184,7 +174,7 @@ pub async fn drained(
         live,
         buffer: Arc::clone(&buffer),
         clock: Arc::new(SystemClock),
-        reporter: Arc::new(Silent),
+        reporter: Arc::new(EmptyReporter),
     };
     let dispatcher = Dispatcher::new(parts).await?;
     let stop = CancellationToken::new();
@@ -201,13 +191,13 @@ pub async fn drained(
             }
         }
     };
-    #[allow(clippy::disallowed_methods, reason = "the program runs it as a task of its own as well")]
+    #[allow(clippy::disallowed_methods, reason = "the program spawns it as a separate task, too")]
     let running = tokio::spawn(dispatcher.run(stop.clone()));
     let took = tokio::time::timeout(Duration::from_secs(300), drained).await??;
     running.await??;
     let noted = store.load_sink(name).await?.progress;
     let cursor = noted.get(server).map(|progress| progress.cursor);
-    ensure!(cursor == Some(last), "the cursor stands at {cursor:?}");
+    ensure!(cursor == Some(last), "the cursor is at {cursor:?}");
     Ok(pending as f64 / took.as_secs_f64())
 }
 
@@ -258,10 +248,10 @@ pub fn change_set(server: &ServerName, kind: Kind, torrents: usize) -> ChangeSet
     ChangeSet { server: server.clone(), time: Timestamp::from_seconds(1_795_328_701), events, changes, state: None }
 }
 
-/// Has nothing to say of the bridge itself.
-struct Silent;
+/// A reporter for an engine without a bridge around it.
+struct EmptyReporter;
 
-impl Reporter for Silent {
+impl Reporter for EmptyReporter {
     fn info(&self) -> Bytes {
         Bytes::from_static(b"{}")
     }

@@ -1,7 +1,7 @@
 //! The initial snapshot: from the start of the process to the last `added` at a broker.
 //!
-//! Next to it one raw call that asks for the same columns, and then a bare publisher that sends what the
-//! bridge had sent until then: the same topics and bodies, as many in flight.
+//! The baseline is one raw call for the same columns, and then a bare publisher that sends the same topics and bodies as
+//! the bridge, with as many in flight.
 
 use std::time::{Duration, Instant};
 
@@ -14,13 +14,13 @@ use rumqttc::v5::{AsyncClient, Event, EventLoop, Incoming, MqttOptions};
 use crate::drain::publish;
 use crate::listing::COLUMNS;
 use crate::programs::{Bridge, Config, TIMEOUT};
-use crate::stage::{Stage, listing_request, programs, raw_exchange};
+use crate::rtorrents::{RtorrentPair, listing_request, programs, raw_exchange};
 use crate::table::{Line, Measured, median, millis, short};
 
-/// One line of the trackers of a torrent, as the adapter asks for them.
+/// The trackers of a torrent in one text, as the adapter requests them.
 const TRACKERS: &str = "cat=\"$t.multicall=d.hash=,t.is_enabled=,t.url=,cat={|||}\"";
 
-/// Nothing but the initial snapshot, with nothing moving.
+/// Measures the initial snapshot alone, without transfers.
 pub async fn run() -> anyhow::Result<Vec<Line>> {
     const TORRENTS: usize = 5_000;
     const ROUNDS: usize = 7;
@@ -29,17 +29,17 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
     let lines = ["log_dest none", "max_queued_messages 1000000"].map(str::to_owned).to_vec();
     let broker =
         Mosquitto::start(&folder.path().join("broker"), &mosquitto::Options { lines, ..Default::default() }).await?;
-    let stage = Stage::set(folder.path(), TORRENTS, 0).await?;
+    let pair = RtorrentPair::start(folder.path(), TORRENTS, 0).await?;
     let config = |round| {
-        let servers = vec![("home".to_owned(), stage.home.url())];
+        let servers = vec![("home".to_owned(), pair.home.url())];
         Config::new(&folder.path().join(format!("first-{round}")), servers, broker.url())
     };
     let configs: Vec<Config> = (0..ROUNDS).map(config).collect();
-    Ok(vec![initial_snapshot(&stage, &broker, &configs, TORRENTS).await?])
+    Ok(vec![initial_snapshot(&pair, &broker, &configs, TORRENTS).await?])
 }
 
 pub async fn initial_snapshot(
-    stage: &Stage,
+    pair: &RtorrentPair,
     broker: &Mosquitto,
     configs: &[Config],
     torrents: usize,
@@ -48,7 +48,7 @@ pub async fn initial_snapshot(
     let request = listing_request(&columns);
     let (mut of_bridge, mut of_bare, mut ratios, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for (round, config) in configs.iter().enumerate() {
-        // Else each would begin by clearing what the one before has left.
+        // Otherwise each run would begin by clearing the states of the previous one.
         let config = Config { broker_lines: format!("prefix = \"first-{round}\""), ..config.clone() };
         let filter = format!("first-{round}/#");
         let mut listener = Listener::start(broker, &filter).await?;
@@ -58,10 +58,10 @@ pub async fn initial_snapshot(
         bridge.stop().await?;
         bytes = messages.iter().map(|(_, body)| body.len()).sum();
 
-        // Somebody listens to these as well.
+        // The baseline has a subscriber as well.
         let listening = Listener::start(broker, &filter).await?;
         let began = Instant::now();
-        raw_exchange(&stage.home.rpc, &request).await?;
+        raw_exchange(&pair.home.rpc, &request).await?;
         let asked = began.elapsed();
         let listening = listening.drain();
         publish(messages, broker.port).await?;
@@ -85,7 +85,7 @@ pub async fn initial_snapshot(
     })
 }
 
-/// Hears what a broker passes on.
+/// A subscriber at a broker.
 pub struct Listener {
     events: EventLoop,
     _client: AsyncClient,
@@ -104,7 +104,7 @@ impl Listener {
         Ok(Self { events, _client: client })
     }
 
-    /// The next message that was not there before: its topic and body.
+    /// Returns topic and body of the next message that is not retained.
     pub async fn next(&mut self) -> anyhow::Result<(String, Bytes)> {
         loop {
             if let Event::Incoming(Incoming::Publish(publish)) = self.events.poll().await?
@@ -115,7 +115,7 @@ impl Listener {
         }
     }
 
-    /// When the last of so many `added` came, and all that came until then.
+    /// Returns the time of the `count`-th `added`, and all messages up to it.
     async fn until_added(&mut self, torrents: usize) -> anyhow::Result<(Instant, Vec<(String, Bytes)>)> {
         let (mut messages, mut added) = (Vec::new(), 0);
         let all = async {
@@ -131,7 +131,7 @@ impl Listener {
         Ok((Instant::now(), messages))
     }
 
-    /// Goes on hearing until it is dropped.
+    /// Keeps receiving until it is dropped.
     fn drain(mut self) -> tokio_util::task::AbortOnDropHandle<()> {
         #[allow(clippy::disallowed_methods, reason = "it ends with its handle")]
         let task = tokio::spawn(async move { while self.next().await.is_ok() {} });
@@ -139,16 +139,16 @@ impl Listener {
     }
 }
 
-/// Twenty thousand in a real rTorrent: how large its answers to the bridge become.
+/// Measures the size of rTorrent's answers to the bridge with twenty thousand torrents.
 pub async fn large() -> anyhow::Result<Vec<Line>> {
     const TORRENTS: usize = 20_000;
     programs()?;
     let folder = tempfile::tempdir_in(".")?;
-    let stage = Stage::set(folder.path(), TORRENTS, 0).await?;
-    let answer = raw_exchange(&stage.home.rpc, &listing_request(COLUMNS)).await?;
+    let pair = RtorrentPair::start(folder.path(), TORRENTS, 0).await?;
+    let answer = raw_exchange(&pair.home.rpc, &listing_request(COLUMNS)).await?;
     let config = Config::new(
         &folder.path().join("bridge"),
-        vec![("home".to_owned(), stage.home.url())],
+        vec![("home".to_owned(), pair.home.url())],
         "mqtt://127.0.0.1:1".to_owned(),
     );
     let mut bridge = Bridge::start(&config)?;

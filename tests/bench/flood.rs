@@ -1,9 +1,9 @@
-//! How long others wait for their commands while somebody sends ten thousand a second.
+//! Latency of commands while another client sends ten thousand a second.
 //!
-//! The real program between a real rTorrent and two real mosquittos. Through one of them somebody sends commands for a
-//! minute (`FLOOD_SECONDS`), at a rate (`FLOOD_RATE`) that does not wait for anybody. Meanwhile others label a torrent
-//! each, one command after the other: through the same broker, through the other broker, over HTTP. Each
-//! command of the flood has to have its answer, one, in the end.
+//! The real program between a real rTorrent and two real mosquittos. Through one of them a client sends commands for a
+//! minute (`FLOOD_SECONDS`) at a fixed rate (`FLOOD_RATE`). Meanwhile other clients label a torrent each, one command
+//! after the other: through the same broker, through the other broker, over HTTP. Each command of the flood has to get
+//! exactly one result.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,14 +22,14 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use crate::programs::{Bridge, Config, cpu, memory};
-use crate::stage::{Stage, programs};
+use crate::rtorrents::{RtorrentPair, programs};
 use crate::table::{Line, Measured, millis, short};
 
 const TOKEN: &str = "flood";
-/// How many torrents the flood is for: a few, whose turns are soon full; or many, which fill the queue of the server.
+/// Number of torrents of the flood: a few, whose own queues fill up, or many, which fill the queue of the server.
 const FLOODED: [usize; 2] = [4, 2_000];
 const VERBS: [&str; 8] = ["pause", "resume", "stop", "start", "announce", "recheck", "label", "explode"];
-/// The bar on how long others wait, in seconds.
+/// Limit on the latency of other clients, in seconds.
 const BAR: f64 = 2.0;
 
 fn from_environment(name: &str, usual: usize) -> anyhow::Result<usize> {
@@ -49,18 +49,18 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
 
 async fn round(flooded: usize, rate: usize, time: Duration) -> anyhow::Result<Vec<Line>> {
     let folder = tempfile::tempdir_in(".")?;
-    // What the broker itself drops reaches nobody.
+    // Commands that the broker drops get no result.
     let lines = ["log_dest none", "max_queued_messages 0", "max_inflight_messages 1000"].map(str::to_owned).to_vec();
     let options = mosquitto::Options { lines, ..mosquitto::Options::default() };
     let mut broker = Mosquitto::start(&folder.path().join("broker"), &options).await?;
     let other = Mosquitto::start(&folder.path().join("other"), &options).await?;
-    let stage = Stage::set(folder.path(), flooded + 3, 0).await?;
-    let mut hashes = stage.home.hashes().await?;
+    let pair = RtorrentPair::start(folder.path(), flooded + 3, 0).await?;
+    let mut hashes = pair.home.hashes().await?;
     let config = Config {
         broker_lines: format!("commands = [\"*\"]\n[brokers.c]\nkind = \"mqtt\"\nurl = \"{}\"\n", other.url()),
         token: Some(TOKEN),
         log_level: "info",
-        ..Config::new(&folder.path().join("bridge"), vec![("home".to_owned(), stage.home.url())], broker.url())
+        ..Config::new(&folder.path().join("bridge"), vec![("home".to_owned(), pair.home.url())], broker.url())
     };
     let mut bridge = Bridge::start(&config)?;
     bridge.at_rest(1, flooded + 3).await?;
@@ -106,7 +106,8 @@ async fn round(flooded: usize, rate: usize, time: Duration) -> anyhow::Result<Ve
         used.1
     );
     bridge.stop().await?;
-    let what = |who: &str| format!("others {who}, {:.0}/s for {flooded} torrents", sent as f64 / took.as_secs_f64());
+    let what =
+        |which: &str| format!("others {which}, {:.0}/s for {flooded} torrents", sent as f64 / took.as_secs_f64());
     let baseline = format!("{} answered one by one, {} MiB", sent, peak >> 20);
     let mut shown = Vec::new();
     let reason = match flooded {
@@ -115,16 +116,16 @@ async fn round(flooded: usize, rate: usize, time: Duration) -> anyhow::Result<Ve
             "a thousand torrents change at once: each poll reads all of them, and rTorrent is left nine tenths of its time"
         }
     };
-    for (who, waits) in [("on the same broker", same?), ("on another broker", other_broker?), ("over HTTP", http?)] {
-        shown.push(Line { reason, ..line(what(who), waits, baseline.clone())? });
+    for (which, waits) in [("on the same broker", same?), ("on another broker", other_broker?), ("over HTTP", http?)] {
+        shown.push(Line { reason, ..line(what(which), waits, baseline.clone())? });
     }
     Ok(shown)
 }
 
-/// What became of others' commands: how long each took, and how it ended.
+/// Outcomes of the other clients' commands: latency and status of each.
 type Waits = Vec<(Duration, String)>;
 
-/// One after the other until the flood is over.
+/// Sends commands in sequence until the end of the flood.
 async fn others(
     is_over: &AtomicBool,
     mut ask: impl AsyncFnMut(usize) -> anyhow::Result<Value>,
@@ -145,7 +146,7 @@ fn line(what: String, mut waits: Waits, baseline: String) -> anyhow::Result<Line
     for (_, status) in &waits {
         *statuses.entry(status).or_default() += 1;
     }
-    ensure!(!waits.is_empty(), "nobody else was served");
+    ensure!(!waits.is_empty(), "no other client was served");
     let at = |part: usize| waits[(waits.len() * part / 100).min(waits.len() - 1)].0;
     Ok(Line {
         what,
@@ -156,18 +157,18 @@ fn line(what: String, mut waits: Waits, baseline: String) -> anyhow::Result<Line
     })
 }
 
-/// Sends at its rate, whoever keeps up; returns how many the broker took.
+/// Sends at a fixed rate. Returns the number of commands that the broker accepted.
 async fn flood(port: u16, hashes: &[InfoHash], rate: usize, time: Duration) -> anyhow::Result<usize> {
     const EACH: Duration = Duration::from_millis(10);
     let mut options = MqttOptions::new("flood", "127.0.0.1", port);
     options.set_keep_alive(Duration::from_secs(600)).set_outgoing_inflight_upper_limit(u16::MAX - 1);
     let (client, mut events) = AsyncClient::new(options, rate);
-    let (mut sent, mut taken) = (0, 0);
+    let (mut sent, mut accepted) = (0, 0);
     let began = Instant::now();
-    let mut beat = tokio::time::interval(EACH);
+    let mut interval = tokio::time::interval(EACH);
     loop {
         tokio::select! {
-            _ = beat.tick(), if began.elapsed() < time => {
+            _ = interval.tick(), if began.elapsed() < time => {
                 let due = (rate as f64 * began.elapsed().as_secs_f64()) as usize;
                 while sent < due {
                     let (topic, body) = command(hashes, sent);
@@ -179,11 +180,11 @@ async fn flood(port: u16, hashes: &[InfoHash], rate: usize, time: Duration) -> a
             }
             event = events.poll() => {
                 if matches!(event?, Event::Incoming(Incoming::PubAck(_))) {
-                    taken += 1;
+                    accepted += 1;
                 }
             }
         }
-        if began.elapsed() >= time && taken == sent {
+        if began.elapsed() >= time && accepted == sent {
             return Ok(sent);
         }
     }
@@ -198,7 +199,7 @@ fn command(hashes: &[InfoHash], number: usize) -> (String, String) {
     )
 }
 
-/// Counts the answers to the flood, and hands over those to others.
+/// Counts the results of the flood, and forwards those of other clients.
 struct Listener {
     client: AsyncClient,
     answers: Arc<AtomicUsize>,
@@ -261,7 +262,7 @@ impl Listener {
         self.client.publish(topic, QoS::AtLeastOnce, false, body.to_string()).await?;
         let answer = async {
             loop {
-                let result = self.results.recv().await.context("nobody listens")?;
+                let result = self.results.recv().await.context("the receiver ended")?;
                 if result["id"] == id.as_str() {
                     return anyhow::Ok(result);
                 }
@@ -271,7 +272,7 @@ impl Listener {
     }
 }
 
-/// Which command of the flood this answers.
+/// Returns the command of the flood that a result belongs to.
 fn number_of(body: &[u8]) -> Option<usize> {
     let from = memmem::find(body, b"\"flood-")? + b"\"flood-".len();
     let length = body[from..].iter().position(|byte| *byte == b'"')?;

@@ -1,9 +1,8 @@
-//! How long a change in rTorrent takes to reach a subscriber.
+//! Latency from a change in rTorrent to its event at a subscriber.
 //!
-//! Torrents of a small rTorrent are stopped and started at random moments. The bridge watches with an
-//! interval of a second; next to it a bare loop lists everything as often, and notes when it has read the
-//! change. A second run, where this version has hooks, stands beside the way of a bare message through the
-//! broker.
+//! Torrents of a small rTorrent are stopped and started at random moments. The bridge polls with an interval of a second;
+//! the baseline is a bare loop that lists everything as often and records when it has read the change. A second run uses
+//! hooks, where this version has them; its baseline is a bare message through the broker.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,14 +18,14 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::first::Listener;
 use crate::listing::COLUMNS;
 use crate::programs::{Bridge, Config, TIMEOUT};
-use crate::stage::{Stage, listing_request, programs, raw_exchange};
+use crate::rtorrents::{RtorrentPair, listing_request, programs, raw_exchange};
 use crate::table::{Line, Measured, millis};
 
 const TORRENTS: usize = 200;
 const SAMPLES: usize = 120;
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// When a torrent was seen to be started or stopped.
+/// Times at which a torrent was observed as started or stopped.
 type Seen = Arc<Mutex<HashMap<(String, bool), Vec<Instant>>>>;
 
 pub async fn run() -> anyhow::Result<Vec<Line>> {
@@ -34,12 +33,12 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
     let folder = tempfile::tempdir_in(".")?;
     let options = mosquitto::Options { lines: vec!["log_dest none".to_owned()], ..Default::default() };
     let broker = Mosquitto::start(&folder.path().join("broker"), &options).await?;
-    let stage = Stage::set(folder.path(), TORRENTS, 0).await?;
-    let servers = vec![("home".to_owned(), stage.home.url())];
+    let pair = RtorrentPair::start(folder.path(), TORRENTS, 0).await?;
+    let servers = vec![("home".to_owned(), pair.home.url())];
     let config = Config::new(&folder.path().join("bridge"), servers, broker.url());
     let of_broker = broker_alone(&broker).await?;
 
-    let polled = samples(&stage, &broker, &config, true).await?;
+    let polled = samples(&pair, &broker, &config, true).await?;
     let [bridge_p50, bridge_p99] = p50_p99(polled.bridge);
     let [loop_p50, loop_p99] = p50_p99(polled.bare);
     let [broker_p50, broker_p99] = p50_p99(of_broker);
@@ -53,14 +52,14 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
     }];
     let hooked = Config { server_lines: "hooks = true".to_owned(), folder: folder.path().join("hooked"), ..config };
     if hooked.is_taken()? {
-        let hooked = samples(&stage, &broker, &hooked, false).await?;
+        let hooked = samples(&pair, &broker, &hooked, false).await?;
         let [p50, p99] = p50_p99(hooked.bridge);
         lines.push(Line {
             what: "the same with hooks".to_owned(),
             figure: format!("p50 {}, p99 {}", millis(p50), millis(p99)),
             baseline: format!("a message through the broker: p50 {}, p99 {}", millis(broker_p50), millis(broker_p99)),
             measured: Measured::at_most(p99.saturating_sub(broker_p99).as_secs_f64() * 1e3, 50.0, " ms more"),
-            reason: "of two rings within 100 ms the second waits for the end of that time; each poll is synced before it is told",
+            reason: "of two hook signals within 100 ms the second waits for the end of that time; each poll is synced before it is published",
         });
     } else {
         eprintln!("  this version refuses hooks = true, so hooks are not measured");
@@ -75,24 +74,24 @@ pub fn p50_p99(mut times: Vec<Duration>) -> [Duration; 2] {
 
 struct Samples {
     bridge: Vec<Duration>,
-    /// Empty if no loop ran beside.
+    /// Times of the bare loop; empty without one.
     bare: Vec<Duration>,
 }
 
-async fn samples(stage: &Stage, broker: &Mosquitto, config: &Config, with_loop: bool) -> anyhow::Result<Samples> {
+async fn samples(pair: &RtorrentPair, broker: &Mosquitto, config: &Config, with_loop: bool) -> anyhow::Result<Samples> {
     let mut bridge = Bridge::start(config)?;
     bridge.at_rest(1, TORRENTS).await?;
     let (received, polled) = (Seen::default(), Seen::default());
-    let _hearing = hear(broker, &received).await?;
-    let _polling = if with_loop { Some(poll(stage, &polled).await?) } else { None };
-    let hashes = stage.home.hashes().await?;
+    let _subscriber = subscribe(broker, &received).await?;
+    let _polling = if with_loop { Some(poll(pair, &polled).await?) } else { None };
+    let hashes = pair.home.hashes().await?;
     let mut changes: Vec<(String, bool, Instant)> = Vec::new();
     for sample in 0..SAMPLES {
-        // A torrent's own changes are far apart, so that each is told by itself.
+        // The changes of one torrent are far apart, so that each has its own event.
         let hash = hashes[sample % (hashes.len() / 2)];
-        let is_start = stage.home.get(hash, "d.state").await? == "0";
+        let is_start = pair.home.get(hash, "d.state").await? == "0";
         let began = Instant::now();
-        stage.home.act(hash, if is_start { "d.start" } else { "d.stop" }, &[]).await?;
+        pair.home.act(hash, if is_start { "d.start" } else { "d.stop" }, &[]).await?;
         changes.push((hash.to_string(), is_start, began));
         tokio::time::sleep(Duration::from_millis(150 + u64::from(rand::random::<u8>()))).await;
     }
@@ -122,15 +121,15 @@ fn note(seen: &Seen, hash: &str, is_started: bool) {
     seen.entry((hash.to_owned(), is_started)).or_default().push(Instant::now());
 }
 
-/// Notes what comes from the broker.
-async fn hear(broker: &Mosquitto, seen: &Seen) -> anyhow::Result<AbortOnDropHandle<()>> {
+/// Records the events from the broker.
+async fn subscribe(broker: &Mosquitto, seen: &Seen) -> anyhow::Result<AbortOnDropHandle<()>> {
     let mut listener = Listener::start(broker, "dtorrent/home/torrent/+/event/+").await?;
     let seen = Arc::clone(seen);
     #[allow(clippy::disallowed_methods, reason = "it ends with its handle")]
     let task = tokio::spawn(async move {
         while let Ok((topic, _)) = listener.next().await {
             let levels: Vec<&str> = topic.split('/').collect();
-            // Started and stopped, or resumed and paused: whichever way rTorrent shows it.
+            // `started` and `stopped`, or `resumed` and `paused`, depending on how rTorrent shows the change.
             match levels.as_slice() {
                 [.., hash, _, "started" | "resumed"] => note(&seen, hash, true),
                 [.., hash, _, "stopped" | "paused"] => note(&seen, hash, false),
@@ -141,8 +140,8 @@ async fn hear(broker: &Mosquitto, seen: &Seen) -> anyhow::Result<AbortOnDropHand
     Ok(AbortOnDropHandle::new(task))
 }
 
-/// Lists everything each second and notes what has changed, since before this returns.
-async fn poll(stage: &Stage, seen: &Seen) -> anyhow::Result<AbortOnDropHandle<()>> {
+/// Lists everything each second and records changes; the first listing is complete when this returns.
+async fn poll(pair: &RtorrentPair, seen: &Seen) -> anyhow::Result<AbortOnDropHandle<()>> {
     #[derive(Default)]
     struct States(HashMap<String, bool>);
     impl Answers for States {
@@ -155,7 +154,7 @@ async fn poll(stage: &Stage, seen: &Seen) -> anyhow::Result<AbortOnDropHandle<()
         fn broken_row(&mut self, _: usize) {}
         fn fault(&mut self, _: usize, _: Fault) {}
     }
-    let (rpc, seen) = (stage.home.rpc.clone(), Arc::clone(seen));
+    let (rpc, seen) = (pair.home.rpc.clone(), Arc::clone(seen));
     let request = listing_request(COLUMNS);
     let mut first = States::default();
     let is_read = xmlrpc::scan(&raw_exchange(&rpc, &request).await?, &mut first).is_ok();
@@ -163,9 +162,9 @@ async fn poll(stage: &Stage, seen: &Seen) -> anyhow::Result<AbortOnDropHandle<()
     let mut known = first.0;
     #[allow(clippy::disallowed_methods, reason = "it ends with its handle")]
     let task = tokio::spawn(async move {
-        let mut beat = tokio::time::interval(INTERVAL);
+        let mut interval = tokio::time::interval(INTERVAL);
         loop {
-            beat.tick().await;
+            interval.tick().await;
             let Ok(answer) = raw_exchange(&rpc, &request).await else { continue };
             let mut states = States::default();
             if xmlrpc::scan(&answer, &mut states).is_err() {
@@ -182,7 +181,7 @@ async fn poll(stage: &Stage, seen: &Seen) -> anyhow::Result<AbortOnDropHandle<()
     Ok(AbortOnDropHandle::new(task))
 }
 
-/// From a publisher through the broker to a subscriber, nothing else.
+/// Measures a message from a publisher through the broker to a subscriber.
 async fn broker_alone(broker: &Mosquitto) -> anyhow::Result<Vec<Duration>> {
     let mut listener = Listener::start(broker, "bare").await?;
     let options = rumqttc::v5::MqttOptions::new("bare", "127.0.0.1", broker.port);

@@ -1,4 +1,4 @@
-//! Listings as rTorrent answers them, made up: any number of torrents, with all columns.
+//! Synthetic listings in rTorrent's format: any number of torrents, with all columns.
 
 use std::fmt::Write as _;
 
@@ -47,18 +47,18 @@ pub enum Value {
     Int(u64),
 }
 
-/// The hash of the torrent with this number, as rTorrent writes it. The number can be had back from it.
+/// Returns the hash of the torrent with this number, as rTorrent writes it; reversible.
 pub fn hash(number: usize) -> String {
     let spread = (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     format!("{spread:016X}0000000000000000{number:08X}")
 }
 
-/// The number in a hash of ours.
+/// Returns the number in a hash made by [`hash`].
 pub fn number(hash: &str) -> Option<usize> {
     usize::from_str_radix(hash.get(32..40)?, 16).ok()
 }
 
-/// What a column (without its arguments) says of a torrent: seeding, complete, of a usual length.
+/// Returns a column (without its arguments) of a complete, seeding torrent of a usual size.
 pub fn value(column: &str, number: usize) -> Option<Value> {
     let text = |text: String| Some(Value::Text(text));
     let size = 700_000_000 + (number as u64) * 4_096;
@@ -85,7 +85,7 @@ pub fn value(column: &str, number: usize) -> Option<Value> {
     }
 }
 
-/// A value of a row; a column that nobody knows is 0.
+/// Returns a value of a row; an unknown column is 0.
 fn cell(column: &str, number: usize) -> Value {
     value(column, number).unwrap_or(Value::Int(0))
 }
@@ -105,7 +105,7 @@ pub fn write_xml_rows(out: &mut String, columns: &[&str], numbers: impl Iterator
     }
 }
 
-/// The answer to one `d.multicall2` in a `system.multicall`.
+/// Returns the answer to one `d.multicall2` in a `system.multicall`.
 pub fn xml(columns: &[&str], count: usize) -> Vec<u8> {
     let mut out = String::with_capacity(count * columns.len() * 45 + 512);
     out.push_str(
@@ -118,8 +118,8 @@ pub fn xml(columns: &[&str], count: usize) -> Vec<u8> {
     out.into_bytes()
 }
 
-/// The same with what strict readers stumble over: every tenth name has raw control characters, bytes
-/// that are no UTF-8, and references.
+/// Returns the same with names that strict parsers refuse: every tenth has raw control characters, invalid UTF-8, and
+/// references.
 pub fn dirty_xml(columns: &[&str], count: usize) -> Vec<u8> {
     let clean = xml(columns, count);
     let finder = memchr::memmem::Finder::new(b"Some.Show");
@@ -136,7 +136,7 @@ pub fn dirty_xml(columns: &[&str], count: usize) -> Vec<u8> {
     dirty
 }
 
-/// The same listing in JSON, as modern rTorrents write it.
+/// Returns the same listing in JSON, as current rTorrent versions write it.
 pub fn json(columns: &[&str], count: usize) -> Vec<u8> {
     let rows: Vec<Vec<serde_json::Value>> = (0..count)
         .map(|number| {

@@ -1,8 +1,7 @@
-//! The cost of monitoring: rTorrent's processor time beyond what it uses by itself, and the bridge's own.
+//! The cost of monitoring: additional processor time of rTorrent, and processor time of the bridge.
 //!
-//! Three things take turns, each for a while: nobody asks; a bare client lists everything each
-//! second; the bridge, after its initial snapshot, monitors. What rTorrent uses while nobody asks is
-//! subtracted from the other two.
+//! Three phases alternate: idle; a bare client lists everything each second; the bridge monitors, after its initial
+//! snapshot. The processor time of the idle phase is subtracted from the other two.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use dtorrent_peers::mosquitto::{self, Mosquitto};
 use crate::first;
 use crate::listing::COLUMNS;
 use crate::programs::{Bridge, Config, cpu};
-use crate::stage::{Stage, listing_request, programs, raw_exchange};
+use crate::rtorrents::{RtorrentPair, listing_request, programs, raw_exchange};
 use crate::table::{Line, Measured, short};
 
 const TORRENTS: usize = 5_000;
@@ -20,31 +19,31 @@ const MOVING: usize = 50;
 const ROUNDS: usize = 2;
 const IDLE: Duration = Duration::from_secs(12);
 const BARE: Duration = Duration::from_secs(12);
-/// One sweep, wherever it falls.
+/// Length of a phase, enough for one full poll.
 const WATCHED: Duration = Duration::from_secs(30);
 
-/// Everything that is measured with these five thousand.
+/// Measures everything that uses these five thousand torrents.
 pub async fn run() -> anyhow::Result<Vec<Line>> {
     programs()?;
     let folder = tempfile::tempdir_in(".")?;
     let lines = ["log_dest none", "max_queued_messages 1000000"].map(str::to_owned).to_vec();
     let broker =
         Mosquitto::start(&folder.path().join("broker"), &mosquitto::Options { lines, ..Default::default() }).await?;
-    let mut stage = Stage::set(folder.path(), TORRENTS - MOVING, MOVING).await?;
+    let mut pair = RtorrentPair::start(folder.path(), TORRENTS - MOVING, MOVING).await?;
     let config = |name: &str| {
-        let servers = vec![("home".to_owned(), stage.home.url())];
+        let servers = vec![("home".to_owned(), pair.home.url())];
         Config::new(&folder.path().join(name), servers, broker.url())
     };
     let of_bridge = config("bridge");
     let firsts = [config("first-0"), config("first-1"), config("first-2")];
-    let first = first::initial_snapshot(&stage, &broker, &firsts, TORRENTS).await?;
+    let first = first::initial_snapshot(&pair, &broker, &firsts, TORRENTS).await?;
     tell_once(&of_bridge).await?;
 
-    let moving = phases(&mut stage, &of_bridge).await?;
-    let receiving = stage.receiving().await?;
+    let moving = phases(&mut pair, &of_bridge).await?;
+    let receiving = pair.receiving().await?;
     ensure!(receiving >= MOVING * 8 / 10, "only {receiving} of {MOVING} torrents move");
-    stage.rest().await?;
-    let resting = phases(&mut stage, &of_bridge).await?;
+    pair.rest().await?;
+    let resting = phases(&mut pair, &of_bridge).await?;
     Ok(vec![
         moving.line(format!("rTorrent CPU above idle, {TORRENTS}, {receiving} moving, 1 s"), 0.10),
         resting.line(format!("rTorrent CPU above idle, {TORRENTS}, none moving, 1 s"), 0.04),
@@ -59,14 +58,14 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
     ])
 }
 
-/// Lets a bridge begin, so that what is told only for the initial snapshot is over when it is watched.
+/// Starts a bridge and waits until its initial snapshot is complete.
 async fn tell_once(config: &Config) -> anyhow::Result<()> {
     let mut bridge = Bridge::start(config)?;
     bridge.at_rest(1, TORRENTS).await?;
     bridge.stop().await
 }
 
-/// Processor time per second: of rTorrent while nobody asks, while it is listed, while it is watched; of the bridge.
+/// Processor time per second: of rTorrent while idle, listed and monitored; of the bridge.
 #[derive(Clone, Copy, Debug, Default)]
 struct Shares {
     idle: f64,
@@ -83,7 +82,7 @@ impl Shares {
             figure: percent(watched),
             baseline: format!("a full listing each second: {} (idle {})", percent(bare), percent(self.idle)),
             measured: Measured::at_most(watched.max(0.0) / bare, bar, "×"),
-            reason: "a sweep in 30 s is most of what is left, and reading what moves",
+            reason: "mostly one full poll in 30 s, and the reads of moving torrents",
         }
     }
 }
@@ -92,13 +91,13 @@ fn percent(share: f64) -> String {
     format!("{} %", short(share * 100.0))
 }
 
-async fn phases(stage: &mut Stage, config: &Config) -> anyhow::Result<Shares> {
-    let pid = stage.pid();
+async fn phases(pair: &mut RtorrentPair, config: &Config) -> anyhow::Result<Shares> {
+    let pid = pair.pid();
     let request = listing_request(COLUMNS);
     let mut sum = Shares::default();
     for _ in 0..ROUNDS {
         sum.idle += share(pid, pass(IDLE)).await?;
-        sum.bare += share(pid, list_each_second(stage, &request)).await?;
+        sum.bare += share(pid, list_each_second(pair, &request)).await?;
         let mut bridge = Bridge::start(config)?;
         bridge.at_rest(1, TORRENTS).await?;
         let before = cpu(bridge.pid())?;
@@ -120,17 +119,17 @@ async fn pass(time: Duration) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn list_each_second(stage: &Stage, request: &[u8]) -> anyhow::Result<()> {
-    let mut beat = tokio::time::interval(Duration::from_secs(1));
+async fn list_each_second(pair: &RtorrentPair, request: &[u8]) -> anyhow::Result<()> {
+    let mut interval = tokio::time::interval(Duration::from_secs(1));
     for _ in 0..BARE.as_secs() {
-        beat.tick().await;
-        raw_exchange(&stage.home.rpc, request).await?;
+        interval.tick().await;
+        raw_exchange(&pair.home.rpc, request).await?;
     }
-    beat.tick().await; // the last second counts too
+    interval.tick().await; // the last second counts too
     Ok(())
 }
 
-/// How much of one processor a process uses meanwhile.
+/// Returns the share of one processor that a process uses meanwhile.
 async fn share(pid: u32, meanwhile: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<f64> {
     let (before, began) = (cpu(pid)?, Instant::now());
     meanwhile.await?;

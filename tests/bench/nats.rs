@@ -1,9 +1,9 @@
-//! How fast a backlog reaches JetStream, and whether all of it does when the server is killed.
+//! Rate at which a backlog reaches JetStream, and completeness when the server is killed.
 //!
-//! As in `drain`: the dispatcher sends a journal from the disk to a real nats-server, through the adapter that
-//! the program uses; next to it a bare publisher of the same library sends the same bodies from memory, with as
-//! many in flight. Then a new sink has all of a longer journal pending, and the server is killed (SIGKILL) six times
-//! on the way; afterwards the stream is read from its first message to its last.
+//! As in `drain`, the dispatcher sends a journal from disk to a real nats-server, through the program's adapter; the
+//! baseline is a bare publisher of the same library that sends the same bodies from memory, with as many in flight. Then
+//! a new sink has all of a longer journal pending, and the server is killed (SIGKILL) six times meanwhile; afterwards the
+//! stream is read from its first message to its last.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,18 +28,18 @@ use tokio::net::TcpStream;
 use crate::drain::{change_set, drained};
 use crate::latency::p50_p99;
 use crate::programs::{Bridge, Config};
-use crate::stage::Stage;
+use crate::rtorrents::RtorrentPair;
 use crate::table::{Line, Measured, median, millis};
 
 const ENTRIES: usize = 200_000;
 const TORRENTS: usize = 200;
-/// Of these the rate is taken.
+/// Number of entries of the rate measurement.
 const TIMED: usize = 20_000;
 const ROUNDS: usize = 5;
 const KILLS: u64 = 6;
-/// The bridge has at most so many in flight.
+/// Maximum number of messages in flight.
 const DEPTH: usize = 256;
-/// Torrents that are paused by request.
+/// Number of torrents that are paused by request.
 const PAUSED: usize = 100;
 const STREAM: &str = "DTORRENT_EVENTS";
 
@@ -49,7 +49,7 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
     let bench = Bench::begin(folder.path()).await?;
     let (mut bridge, mut bare, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
-        // Ids are the same each time, so the stream has to be another one.
+        // The ids are the same each time, so each round needs a new stream.
         jetstream::new(server.client().await?).delete_stream(STREAM).await.ok();
         let name = sink(round)?;
         let adapter = Arc::new(bench.adapter(&name, &server)?);
@@ -57,7 +57,7 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
         let of_bridge = drained(&bench.store, &bench.server, &name, adapter, TIMED, async |_| Ok(())).await?;
         let of_bare = bench.bare(server.url(), round).await?;
         if round > 0 {
-            // The first one warms up.
+            // The first round warms up.
             bridge.push(of_bridge);
             bare.push(of_bare);
             ratios.push(of_bridge / of_bare);
@@ -77,18 +77,18 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
     Ok(vec![timed, killed, paused])
 }
 
-/// From the request to the reply, which comes when the effect was seen.
+/// Measures the time from a request to its reply, which follows the observed effect.
 async fn pauses(folder: &Path, server: &Server) -> anyhow::Result<Line> {
-    let stage = Stage::set(folder, PAUSED, 0).await?;
+    let pair = RtorrentPair::start(folder, PAUSED, 0).await?;
     let broker = Mosquitto::start(&folder.join("mosquitto"), &mosquitto::Options::default()).await?;
-    let servers = vec![("home".to_owned(), stage.home.url())];
+    let servers = vec![("home".to_owned(), pair.home.url())];
     let server_lines = format!("[brokers.bus]\nkind = \"nats\"\nurl = \"{}\"", server.url());
     let config = Config { server_lines, ..Config::new(&folder.join("bridge"), servers, broker.url()) };
     let mut bridge = Bridge::start(&config)?;
     bridge.at_rest(1, PAUSED).await?;
     let client = server.client().await?;
     let (mut took, mut bare) = (Vec::new(), Vec::new());
-    for hash in stage.home.hashes().await? {
+    for hash in pair.home.hashes().await? {
         let began = Instant::now();
         client.request("$JS.API.INFO", Bytes::new()).await?;
         bare.push(began.elapsed());
@@ -118,9 +118,9 @@ fn sink(round: usize) -> anyhow::Result<SinkName> {
 struct Bench {
     server: ServerName,
     store: Arc<SqliteStore>,
-    /// Ids, in order.
+    /// Event ids, in order.
     ids: Vec<String>,
-    /// Of the timed ones: subjects and bodies.
+    /// Subjects and bodies of the timed entries.
     messages: Vec<(String, Bytes)>,
 }
 
@@ -129,7 +129,7 @@ impl Bench {
         let server = ServerName::parse("home")?;
         let options = Options { journal_bytes_max: 2 << 30, ..Options::default() };
         let (store, _) = SqliteStore::open(&folder.join("data"), options, Arc::new(SystemClock))?;
-        // The last one is for the kills.
+        // The last sink is for the kills.
         let sinks: Vec<SinkName> = (0..=ROUNDS + 1).map(sink).collect::<Result<_, _>>()?;
         store.declare_sinks(&sinks.iter().map(|sink| (sink.clone(), vec![server.clone()])).collect()).await?;
         for (round, sink) in sinks.iter().enumerate() {
@@ -173,11 +173,11 @@ impl Bench {
         Ok(NatsSink::new(settings, BTreeMap::new())?)
     }
 
-    /// Events a second of a bare publisher, which begins before it connects as the bridge does.
+    /// Returns the events per second of a bare publisher, connection included, as for the bridge.
     async fn bare(&self, url: String, round: usize) -> anyhow::Result<f64> {
         let messages = self.messages.clone();
         let ids: Vec<String> = (0..messages.len()).map(|number| format!("bare-{round}-{number}")).collect();
-        #[allow(clippy::disallowed_methods, reason = "beside what runs as a task of its own")]
+        #[allow(clippy::disallowed_methods, reason = "a task of the bench, not of the bridge")]
         tokio::spawn(async move {
             let (count, started) = (messages.len(), Instant::now());
             let jetstream = jetstream::new(async_nats::connect(url).await?);
@@ -200,7 +200,7 @@ impl Bench {
         .await?
     }
 
-    /// All of the journal while the server is killed again and again.
+    /// Delivers the whole journal while the server is killed repeatedly.
     async fn killed(&self, server: &mut Server) -> anyhow::Result<Line> {
         jetstream::new(server.client().await?).delete_stream(STREAM).await?;
         let name = sink(ROUNDS + 1)?;
@@ -239,7 +239,7 @@ impl Bench {
     }
 }
 
-/// The ids that the stream holds, in its order.
+/// Returns the ids in the stream, in its order.
 async fn read_ids(client: Client) -> anyhow::Result<Vec<String>> {
     let mut stream = jetstream::new(client).get_stream(STREAM).await?;
     let count = usize::try_from(stream.info().await?.state.messages)?;
@@ -254,7 +254,7 @@ async fn read_ids(client: Client) -> anyhow::Result<Vec<String>> {
     Ok(ids)
 }
 
-/// A nats-server with JetStream: a current one if it is here, else Debian's.
+/// A nats-server with JetStream: a current one if installed, else Debian's.
 struct Server {
     port: u16,
     program: PathBuf,
@@ -297,7 +297,7 @@ impl Server {
     }
 }
 
-/// Where `scripts/install-peers.sh` puts it.
+/// The folder in which `scripts/install-peers.sh` installs it.
 fn current() -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;

@@ -1,8 +1,8 @@
 //! A server that answers like rTorrent 0.9.8 with any number of torrents, all idle.
 //!
-//! For what no real rTorrent can be had for: a hundred thousand torrents, fifty servers. It knows columns and
-//! calls by their names, so it serves whatever way of asking; what it does not know it refuses as
-//! rTorrent does. One exchange at a time, on a thread of its own.
+//! For sizes that a real rTorrent cannot reach: a hundred thousand torrents, fifty servers. It resolves columns and calls
+//! by name, so that it serves any combination of them; unknown ones are refused as by rTorrent. One exchange at a time,
+//! on a separate thread.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -17,14 +17,14 @@ use anyhow::Context as _;
 
 use crate::listing::{COLUMNS, Value, hash, number, value, write_xml_rows};
 
-/// Answers that are kept: making one takes longer than reading it.
+/// Cached answers: rendering one takes longer than reading it.
 const ANSWERS_KEPT: usize = 4;
 const ANSWER_KEPT_BYTES_MAX: usize = 40 << 20;
 
-/// The requests received.
+/// The received requests.
 #[derive(Default)]
 pub struct Received {
-    /// When all torrents were asked for, and how many bytes the answer had.
+    /// Times at which all torrents were requested, with the size of each answer in bytes.
     pub listings: Vec<(Instant, usize)>,
     /// Number of requests.
     pub requests: usize,
@@ -57,7 +57,7 @@ impl Peer {
                 if hanging.load(Ordering::Relaxed) {
                     unanswered.push(stream);
                 } else {
-                    // Whoever asked may be gone.
+                    // The client may have disconnected.
                     let _is_served = responder.serve(stream).is_ok();
                 }
             }
@@ -69,7 +69,7 @@ impl Peer {
         format!("unix://{}", self.socket.display())
     }
 
-    /// From now on it accepts and never answers.
+    /// Accepts further connections without answering.
     pub fn hang(&self) {
         self.is_hanging.store(true, Ordering::Relaxed);
     }
@@ -82,7 +82,7 @@ impl Peer {
 impl Drop for Peer {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::Relaxed);
-        // Wakes it; if that fails there is nobody to wake.
+        // Wakes the accept loop; a failure means that it has ended.
         let _is_awake = UnixStream::connect(&self.socket).is_ok();
         if let Some(thread) = self.thread.take() {
             let _has_panicked = thread.join().is_err();
@@ -96,7 +96,7 @@ struct Responder {
     answers: VecDeque<(Vec<u8>, Arc<String>)>,
 }
 
-/// One call of a request: its method and its arguments as texts.
+/// A call of a request: method, and arguments as texts.
 struct Call {
     method: String,
     arguments: Vec<String>,
@@ -168,7 +168,7 @@ impl Responder {
         out
     }
 
-    /// Writes what a call answers; `false` if there is no such method.
+    /// Writes the answer of a call; `false` for an unknown method.
     fn result(&self, out: &mut String, call: &Call) -> bool {
         let Call { method, arguments } = call;
         let int = |out: &mut String, int: usize| write!(out, "<i8>{int}</i8>").is_ok();
@@ -197,7 +197,7 @@ impl Responder {
                 let columns: Vec<&str> = arguments.iter().skip(2).map(|argument| column(argument)).collect();
                 rows(out, |out| write_xml_rows(out, &columns, 0..self.count))
             }
-            // All are at rest: none is what anybody filters for.
+            // All torrents are idle, so no filter matches any.
             "d.multicall.filtered" => rows(out, |_| ()),
             "t.multicall" => rows(out, |out| {
                 let columns: Vec<&str> = arguments.iter().skip(2).map(String::as_str).collect();
@@ -238,7 +238,7 @@ impl Responder {
     }
 }
 
-/// A column as it stands in a request; `cat="$t.multicall=…"` asks for the trackers in one text.
+/// A column as written in a request; `cat="$t.multicall=…"` requests the trackers in one text.
 fn column(argument: &str) -> &str {
     if argument.starts_with("cat=") { "cat" } else { argument }
 }
@@ -280,7 +280,7 @@ fn read_request(stream: &mut UnixStream) -> anyhow::Result<Vec<u8>> {
     }
 }
 
-/// The calls of a request as our adapter or a bare client writes them.
+/// Parses the calls of a request of the adapter or of a bare client.
 fn calls(text: &str) -> (bool, Vec<Call>) {
     let between = |text: &str, from: &str, to: &str| {
         let start = text.find(from)? + from.len();

@@ -1,4 +1,4 @@
-//! The bridge as a process of its own, and what the system says of processes.
+//! The bridge as a separate process, and the resource use of processes.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -8,32 +8,32 @@ use dtorrent_peers::process::{Process, free_port};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// Far more than anything here takes.
+/// Timeout of every wait, far longer than any takes.
 pub const TIMEOUT: Duration = Duration::from_secs(180);
 
-/// The real binary, optimised as this bench is, with a configuration file of ours.
+/// The real binary, built with the profile of the bench, with a generated config.
 pub struct Bridge {
     process: Process,
     page: u16,
     pub started: Instant,
 }
 
-/// What stands in a configuration file.
+/// Content of the config file.
 #[derive(Clone)]
 pub struct Config {
     pub folder: PathBuf,
     pub servers: Vec<(String, String)>,
     pub broker: String,
-    /// More lines for each server, and for the broker.
+    /// Further lines for each server, and for the broker.
     pub server_lines: String,
     pub broker_lines: String,
-    /// With it the API takes commands.
+    /// Token with which the API accepts commands.
     pub token: Option<&'static str>,
     pub log_level: &'static str,
 }
 
 impl Config {
-    /// Watches `servers` each second; keeps its state in `folder`.
+    /// Starts a bridge that polls `servers` each second, with its state in `folder`.
     pub fn new(folder: &Path, servers: Vec<(String, String)>, broker: String) -> Self {
         let (server_lines, broker_lines) = (String::new(), String::new());
         Self { folder: folder.to_owned(), servers, broker, server_lines, broker_lines, token: None, log_level: "warn" }
@@ -58,7 +58,7 @@ impl Config {
         Ok(file)
     }
 
-    /// Whether this version takes the configuration.
+    /// Returns whether this version accepts the config.
     pub fn is_taken(&self) -> anyhow::Result<bool> {
         let file = self.write(free_port()?)?;
         let output = std::process::Command::new(program()).arg("check").arg("--config").arg(file).output()?;
@@ -84,12 +84,12 @@ impl Bridge {
         self.process.pid()
     }
 
-    /// Where its API is.
+    /// Returns the address of its API.
     pub fn page(&self) -> u16 {
         self.page
     }
 
-    /// A metric, summed over its labels; those of which all `labels` stand in it.
+    /// Returns the sum of a metric over all series that contain these labels.
     pub async fn metric(&self, name: &str, labels: &[&str]) -> anyhow::Result<f64> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.page)).await?;
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await?;
@@ -116,18 +116,18 @@ impl Bridge {
                 Err(error) => format!("{error:#}"),
             };
             if self.process.exit_status()?.is_some() {
-                bail!("the bridge has ended; it said:\n{}", self.process.output());
+                bail!("the bridge has ended; log:\n{}", self.process.output());
             }
             ensure!(
                 Instant::now() < deadline,
-                "waited in vain for {what} ({last}); it said:\n{}",
+                "timed out waiting for {what} ({last}); log:\n{}",
                 self.process.output()
             );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
-    /// Waits until it has told so many torrents and looked at each server a few times since.
+    /// Waits until it has published this many torrents, and has polled each server a few times since.
     pub async fn at_rest(&mut self, servers: usize, torrents: usize) -> anyhow::Result<()> {
         self.until("all to be published", async |bridge| {
             let is_told = bridge.metric("dtorrent_torrents", &[]).await? as usize >= torrents;
@@ -146,27 +146,27 @@ impl Bridge {
 
     pub async fn stop(mut self) -> anyhow::Result<()> {
         let status = self.process.terminate().await?;
-        ensure!(status.success(), "the bridge ended with {status}; it said:\n{}", self.process.output());
+        ensure!(status.success(), "the bridge ended with {status}; log:\n{}", self.process.output());
         Ok(())
     }
 }
 
-/// Processor time that a process has used so far, all threads, user and system.
+/// Returns the processor time of a process so far: all threads, user and system.
 pub fn cpu(pid: u32) -> anyhow::Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name, in brackets, may hold blanks. Behind it utime and stime are the 12th and 13th.
+    // The name, in brackets, may contain blanks. After it, utime and stime are the 12th and 13th field.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |place: usize| fields.get(place).and_then(|text| text.parse::<u32>().ok());
     let (user, system) = ticks(11).zip(ticks(12)).context("read /proc/…/stat")?;
-    // Linux shows them in hundredths of a second everywhere.
+    // Linux reports them in hundredths of a second (USER_HZ).
     Ok(Duration::from_millis(10) * (user + system))
 }
 
-/// Memory of a process in RAM, in bytes.
+/// Returns the resident memory of a process in bytes.
 pub struct Resident {
     pub now: u64,
     pub at_most: u64,
-    /// Pages of files, nearly all of the program's own: shared, and taken back when somebody needs the room.
+    /// File-backed pages, nearly all of them of the program itself: shared, and reclaimed under memory pressure.
     pub of_files: u64,
 }
 

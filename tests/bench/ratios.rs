@@ -1,8 +1,8 @@
 //! The cost of the bridge, each figure next to that of a bare program in the same run.
 //!
 //! `make bench` runs all and prints one table; `make bench ONLY=decode` runs one, or several:
-//! `ONLY="decode diff"`. docs/benchmarks.md tells how each is measured, and why a line is short of
-//! its bar where it is. Rates are those of one machine on one day; the ratios are what counts.
+//! `ONLY="decode diff"`. docs/benchmarks.md describes how each is measured, and why a line misses its bar. Rates depend
+//! on the machine; the ratios are what counts.
 
 mod decode;
 mod drain;
@@ -16,9 +16,9 @@ mod nats;
 mod peer;
 mod programs;
 mod roundtrip;
+mod rtorrents;
 mod sample;
 mod servers;
-mod stage;
 mod store;
 mod table;
 
@@ -31,7 +31,7 @@ use self::table::Line;
 
 type Bench = fn() -> LocalBoxFuture<'static, anyhow::Result<Vec<Line>>>;
 
-/// By name, and whether it is part of a run of all.
+/// The benches by name, each with whether a run without `ONLY` includes it.
 const BENCHES: &[(&str, bool, Bench)] = &[
     ("decode", true, || async { decode::run() }.boxed_local()),
     ("rtorrent", true, || moving::run().boxed_local()),
@@ -43,9 +43,9 @@ const BENCHES: &[(&str, bool, Bench)] = &[
     ("roundtrip", true, || roundtrip::run().boxed_local()),
     ("store", true, || store::run().boxed_local()),
     ("flood", false, || flood::run().boxed_local()),
-    // A part of `rtorrent`, for who works at it.
+    // A part of `rtorrent`, for work on it.
     ("first", false, || first::run().boxed_local()),
-    // Loads for minutes: by hand.
+    // Loads torrents for minutes, so it runs on request only.
     ("large", false, || first::large().boxed_local()),
 ];
 
@@ -64,7 +64,7 @@ async fn main() -> anyhow::Result<()> {
         }
         let began = Instant::now();
         eprintln!("{name} …");
-        // One that cannot be measured takes nothing from the others.
+        // A bench that fails does not affect the others.
         match run().await {
             Ok(of_bench) => lines.extend(of_bench),
             Err(error) => {

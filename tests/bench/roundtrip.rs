@@ -1,9 +1,8 @@
-//! How long a `pause` takes from the command to its result, beside the same asked of rTorrent itself.
+//! Latency of a `pause` from the command to its result, compared with the same calls to rTorrent.
 //!
-//! The real program between a real mosquitto and a real rTorrent that seeds so many torrents. A result says that
-//! the watcher has seen the effect, so a round trip has a poll in it; the raw call is followed by one reading of one
-//! torrent. An old rTorrent may not announce a torrent more than three times in
-//! ten seconds, so each torrent is paused once.
+//! The real program between a real mosquitto and a real rTorrent with many seeding torrents. A result means that the
+//! watcher has observed the effect, so a round trip includes a poll; the raw call is followed by one read of one torrent.
+//! An old rTorrent must not announce a torrent more than three times in ten seconds, so each torrent is paused once.
 
 use std::time::{Duration, Instant};
 
@@ -15,10 +14,10 @@ use rumqttc::v5::{AsyncClient, Event, EventLoop, Incoming, MqttOptions};
 use serde_json::{Value, json};
 
 use crate::programs::{Bridge, Config};
-use crate::stage::{Stage, programs};
+use crate::rtorrents::{RtorrentPair, programs};
 use crate::table::{Line, Measured, median, millis};
 
-/// Torrents on the server, and how many of them are paused one by one, each way.
+/// Number of torrents on the server, and of those paused one by one, each way.
 const ROUNDS: [(usize, usize); 2] = [(60, 30), (5_000, 100)];
 
 pub async fn run() -> anyhow::Result<Vec<Line>> {
@@ -34,8 +33,8 @@ async fn round(count: usize, samples: usize) -> anyhow::Result<Vec<Line>> {
     let folder = tempfile::tempdir_in(".")?;
     let options = mosquitto::Options { lines: vec!["log_dest none".to_owned()], ..mosquitto::Options::default() };
     let broker = Mosquitto::start(&folder.path().join("broker"), &options).await?;
-    let stage = Stage::set(folder.path(), count, 0).await?;
-    let home = &stage.home;
+    let pair = RtorrentPair::start(folder.path(), count, 0).await?;
+    let home = &pair.home;
     let hashes = home.hashes().await?;
     let config = Config::new(&folder.path().join("bridge"), vec![("home".to_owned(), home.url())], broker.url());
     let bridge = Bridge::start(&config)?;
@@ -43,7 +42,7 @@ async fn round(count: usize, samples: usize) -> anyhow::Result<Vec<Line>> {
     client.until_known("seeding", count).await?;
 
     let (mut raw, mut whole) = (Vec::new(), Vec::new());
-    // Not in turns: what somebody else pauses has the bridge read all torrents, and the next command would wait for that.
+    // Not alternating: a pause by another client makes the bridge read all torrents, and the next command would wait for it.
     for hash in &hashes[..samples] {
         let began = Instant::now();
         home.act(*hash, "d.pause", &[]).await?;
@@ -60,17 +59,21 @@ async fn round(count: usize, samples: usize) -> anyhow::Result<Vec<Line>> {
     let mut lines = vec![line(format!("`pause` to its result, one of {count}"), whole, raw)];
     let rest: Vec<InfoHash> = hashes.iter().skip(2 * samples).copied().collect();
     if !rest.is_empty() {
-        // Half of them each way.
-        let (ours, bare) = rest.split_at(rest.len() / 2);
+        // Half of the torrents each way.
+        let (bridged, bare) = rest.split_at(rest.len() / 2);
         let began = Instant::now();
         for hash in bare {
             home.act(*hash, "d.pause", &[]).await?;
         }
         let bare_took = began.elapsed();
         let began = Instant::now();
-        let result = client.ask("command/pause", json!({"hashes": ours, "ttl": "10m"})).await?;
+        let result = client.ask("command/pause", json!({"hashes": bridged, "ttl": "10m"})).await?;
         ensure!(result["status"] == "ok", "{}", result["error"]);
-        lines.push(line(format!("one `pause` for {} of {count}", ours.len()), vec![began.elapsed()], vec![bare_took]));
+        lines.push(line(
+            format!("one `pause` for {} of {count}", bridged.len()),
+            vec![began.elapsed()],
+            vec![bare_took],
+        ));
     }
     bridge.stop().await?;
     Ok(lines)
@@ -135,7 +138,7 @@ impl Client {
     async fn until_known(&mut self, status: &str, count: usize) -> anyhow::Result<()> {
         for _ in 0..300 {
             let body = json!({"page_size": 1, "filter": {"status": status}, "ttl": "1s"});
-            // Whoever asks before the bridge listens gets no answer.
+            // A command sent before the bridge has subscribed gets no result.
             let answer = self.ask_within(Duration::from_secs(1), "command/list", body).await;
             if answer.is_ok_and(|result| result["total"] == count) {
                 return Ok(());

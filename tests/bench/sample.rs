@@ -1,4 +1,4 @@
-//! A torrent as bridges see them, for what is measured with real sizes.
+//! Sample torrents of realistic size.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ pub fn torrent(server: &ServerName, number: usize) -> Arc<Torrent> {
     })
 }
 
-/// One of a library: of a hundred torrents one downloads, and the others have all and rest.
+/// A torrent of a large library: of a hundred, one downloads, and the others are complete and idle.
 pub fn of_a_library(server: &ServerName, number: usize) -> Arc<Torrent> {
     let torrent = torrent(server, number);
     if number.is_multiple_of(100) {

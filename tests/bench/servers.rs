@@ -1,4 +1,4 @@
-//! Many servers at one bridge: what each costs, and whether one that hangs holds up the others.
+//! Many servers in one bridge: cost of each, and isolation from one that hangs.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -32,9 +32,9 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
                 reason: "",
             });
         }
-        let who = if is_one_hanging { "one of them hanging" } else { "all well" };
+        let which = if is_one_hanging { "one of them hanging" } else { "all well" };
         lines.push(Line {
-            what: format!("longest pause between two polls, {count} servers, {who}"),
+            what: format!("longest pause between two polls, {count} servers, {which}"),
             figure: millis(many.longest_pause),
             baseline: format!("for a single one: {}", millis(one.longest_pause)),
             measured: Measured::at_most(many.longest_pause.as_secs_f64() / one.longest_pause.as_secs_f64(), 1.5, "×"),
@@ -45,9 +45,9 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
 }
 
 struct Watched {
-    /// Seconds of processor time a second.
+    /// Seconds of processor time per second.
     cpu: f64,
-    /// Between two polls at one server that answers, from the view of the peer.
+    /// Time between two polls of an answering server, measured at the peer.
     longest_pause: Duration,
 }
 
@@ -60,7 +60,7 @@ async fn watch(folder: &Path, broker: &Mosquitto, count: usize, is_one_hanging: 
         .collect::<Result<_, _>>()?;
     let servers = peers.iter().enumerate().map(|(number, peer)| (format!("s{number}"), peer.url())).collect();
     let config = Config::new(&home, servers, broker.url());
-    // What is told only for the initial snapshot is over before it is watched.
+    // The initial snapshot is complete before the measurement.
     let mut first = Bridge::start(&config)?;
     first.at_rest(count, count * TORRENTS).await?;
     first.stop().await?;

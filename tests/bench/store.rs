@@ -1,7 +1,6 @@
-//! How many journal entries a second reach the disk, next to a bare file that does the same.
+//! Journal entries per second that reach the disk, compared with a bare file.
 //!
-//! Both write the same bytes in the same batches and sync each batch, in turns, so that a disk
-//! that is slow today is slow for both.
+//! Both write the same bytes in the same batches and sync each batch, in alternation, so that other load affects both.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -62,7 +61,7 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
         let [of_store, of_file] = [in_store, in_file].map(|time| entries as f64 / time.as_secs_f64());
         let p50 = commits[commits.len() / 2].as_secs_f64() * 1_000.0;
         lines.push(Line {
-            what: format!("events to the disk, {batch} a tick"),
+            what: format!("events to the disk, {batch} a commit"),
             figure: format!("{of_store:.0}/s, a commit takes {p50:.2} ms"),
             baseline: format!("the same bytes into a file: {of_file:.0}/s"),
             measured: Measured::snapshot(of_store / of_file, "×"),

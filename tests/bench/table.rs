@@ -1,17 +1,17 @@
-//! The table that `make bench` prints: a figure, what it stands beside, and the bar it is held to.
+//! The table that `make bench` prints: a figure, its baseline, and its bar.
 
 use std::time::Duration;
 
-/// One measured line.
+/// A measured line.
 pub struct Line {
     pub what: String,
-    /// What the bridge came to, with its unit.
+    /// Figure of the bridge, with its unit.
     pub figure: String,
-    /// What something bare came to in the same run.
+    /// Figure of the baseline in the same run.
     pub baseline: String,
-    /// What is held against the bar, mostly figure ÷ baseline.
+    /// Value compared with the bar, mostly figure ÷ baseline.
     pub measured: Measured,
-    /// Why it is short of its bar, if it is; one line.
+    /// Reason why the value misses its bar, in one line.
     pub reason: &'static str,
 }
 
@@ -27,7 +27,7 @@ pub struct Measured {
 pub enum Bar {
     AtMost(f64),
     AtLeast(f64),
-    /// Told for comparison only.
+    /// For comparison only; never fails.
     None,
 }
 
@@ -44,7 +44,7 @@ impl Measured {
         Self { value, bar: Bar::None, unit }
     }
 
-    /// `None` if there is no bar.
+    /// Returns whether the value meets the bar; `None` without a bar.
     fn is_met(&self) -> Option<bool> {
         match self.bar {
             Bar::AtMost(bar) => Some(self.value <= bar),
@@ -54,7 +54,7 @@ impl Measured {
     }
 }
 
-/// Enough digits to compare, and no more.
+/// Formats a number with three significant digits.
 pub fn short(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
@@ -74,9 +74,9 @@ pub fn median(mut figures: Vec<f64>) -> f64 {
     figures[figures.len() / 2]
 }
 
-/// Prints all lines as a table in Markdown, and below it why some are short. Returns how many are.
+/// Prints all lines as a Markdown table, and below it why some miss their bar. Returns the number of those.
 pub fn print(lines: &[Line]) -> usize {
-    let header = ["", "bridge", "beside", "measured", "bar", ""].map(str::to_owned);
+    let header = ["", "bridge", "baseline", "measured", "bar", ""].map(str::to_owned);
     let mut rows = vec![header];
     let mut shorts = Vec::new();
     for Line { what, figure, baseline, measured, reason } in lines {
@@ -91,7 +91,7 @@ pub fn print(lines: &[Line]) -> usize {
                 shorts.push(format!(
                     "{}. {what}: {}",
                     shorts.len() + 1,
-                    if reason.is_empty() { "not known why" } else { reason }
+                    if reason.is_empty() { "reason unknown" } else { reason }
                 ));
                 format!("SHORT ({})", shorts.len())
             }

@@ -1,4 +1,4 @@
-//! `add`, in each of its ways.
+//! The command `add` with each source.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use crate::harness::recorder::{Command, Message};
 use crate::harness::{Setup, World, can_run};
 
-/// A web server that has one file; everything else is not found.
+/// A web server with one file; every other path is 404.
 #[allow(clippy::disallowed_methods)] // a test's own task, gone with its runtime
 async fn serve(path: &'static str, body: Vec<u8>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -80,7 +80,7 @@ async fn a_torrent_is_added_from_each_source() {
 }
 
 #[tokio::test]
-async fn a_torrent_that_would_abort_rtorrent_does_not_reach_it() {
+async fn a_torrent_that_would_abort_rtorrent_is_not_sent_to_it() {
     if !can_run() {
         return;
     }
@@ -91,11 +91,11 @@ async fn a_torrent_that_would_abort_rtorrent_does_not_reach_it() {
         let result = world.recorder.command("home/command/add", json!({"torrent": base64(&torrent.build())})).await;
         assert_eq!(result["error"]["code"], "bad_request", "{result}");
     }
-    assert!(world.home.hashes().await.unwrap().is_empty(), "rTorrent lives and has none of them");
+    assert!(world.home.hashes().await.unwrap().is_empty(), "rTorrent still runs and has none of them");
 }
 
 #[tokio::test]
-async fn what_is_no_torrent_is_an_error_and_not_ok() {
+async fn adding_something_that_is_not_a_torrent_is_an_error() {
     if !can_run() {
         return;
     }

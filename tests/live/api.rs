@@ -1,4 +1,4 @@
-//! The pages and the API: what they show, what they do, and for whom they do not.
+//! The pages and the API: content, commands, and access rules.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ struct Site {
 }
 
 impl Site {
-    /// With one complete torrent of a hostile name.
+    /// Starts a bridge with one complete torrent of a hostile name.
     async fn new(http: &str, rtorrents: &[(&str, &str)]) -> Self {
         let port = free_port().unwrap();
         let http = format!("listen = \"127.0.0.1:{port}\"\n{http}");
@@ -115,7 +115,7 @@ async fn everything_is_available_over_http_without_any_broker() {
         site.post("home/commands/announce", &[], body.clone()),
         site.post("home/commands/announce", &[], body)
     );
-    assert_eq!(one.body, other.body, "whoever asks the same meanwhile hears the same");
+    assert_eq!(one.body, other.body, "a concurrent request with the same id gets the same result");
     site.world.bridge().wait_for_log("user=\"http\"").await;
     assert!(site.world.bridge().log().contains("command{id="), "a command runs in a span of its own");
 
@@ -132,7 +132,7 @@ async fn everything_is_available_over_http_without_any_broker() {
 }
 
 #[tokio::test]
-async fn nothing_is_changed_by_those_who_may_not() {
+async fn requests_without_permission_change_nothing() {
     if !can_run() {
         return;
     }
@@ -182,7 +182,7 @@ async fn nothing_is_changed_by_those_who_may_not() {
     let large = vec![b'x'; (10 << 20) + 1];
     let answer = request(port, "POST", &path, &[("Authorization", &*right)], &large).await;
     assert_eq!(answer.status, 413);
-    assert_eq!(site.world.home.get(hash, "d.is_active").await.unwrap(), "1", "nobody stopped it");
+    assert_eq!(site.world.home.get(hash, "d.is_active").await.unwrap(), "1", "no request stopped it");
     let origin = format!("http://{here}");
     let path = format!("home/torrents/{hash}/commands/stop");
     assert_eq!(site.post(&path, &[("Origin", &*origin)], json!({})).await.status, 200);
@@ -191,7 +191,7 @@ async fn nothing_is_changed_by_those_who_may_not() {
 }
 
 #[tokio::test]
-async fn without_a_token_nothing_can_be_changed_at_all() {
+async fn without_a_configured_token_every_change_is_refused() {
     if !can_run() {
         return;
     }
@@ -203,7 +203,7 @@ async fn without_a_token_nothing_can_be_changed_at_all() {
 }
 
 #[tokio::test]
-async fn an_event_stream_resumes_where_it_was_after_the_bridge_was_killed() {
+async fn an_event_stream_resumes_at_its_last_event_after_the_bridge_was_killed() {
     if !can_run() {
         return;
     }
@@ -231,7 +231,7 @@ async fn an_event_stream_resumes_where_it_was_after_the_bridge_was_killed() {
     let answer = site.post("home/commands/stop", &[], json!({"hashes": [hash]})).await;
     assert_eq!(answer.json()["status"], "ok", "{}", answer.body);
 
-    // From one id of one server: all that came after it, of both.
+    // Resuming after an event of one server yields all later events of both.
     let mut second = Listener::listen(port, "", last.id.as_deref()).await;
     second.event("home", "stopped").await;
     let received = |server: &str| -> Vec<u64> {
@@ -244,7 +244,7 @@ async fn an_event_stream_resumes_where_it_was_after_the_bridge_was_killed() {
     assert!(received("attic").contains(&added.data["seq"].as_u64().unwrap()), "of the other server too");
     assert!(
         second.received.iter().all(|event| event.kind.is_none()),
-        "nothing is said to be missing: {:?}",
+        "an event is reported as missing: {:?}",
         second.received
     );
 
@@ -263,8 +263,8 @@ async fn an_event_stream_resumes_where_it_was_after_the_bridge_was_killed() {
     assert_eq!(chosen.next().await.unwrap().id, added.id);
 }
 
-/// Whether the connection between two ports of this machine stands, as seen from the first.
-fn stands(port: u16, other: u16) -> bool {
+/// Returns whether the connection between two local ports is established, as seen from the first.
+fn is_established(port: u16, other: u16) -> bool {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let (here, there) = (format!("0100007F:{port:04X}"), format!("0100007F:{other:04X}"));
     table.lines().any(|line| {
@@ -286,18 +286,18 @@ async fn an_event_stream_whose_client_does_not_read_is_closed_and_can_be_resumed
     }
     get_until(port, "/api/v1/servers", |servers| servers["servers"][0]["torrents"] == 201).await;
     let mut quick = Listener::listen(port, "", None).await;
-    let (mut deaf, deaf_port) = Listener::listen_with_small_buffer(port).await;
-    assert!(stands(port, deaf_port));
-    // The system holds some megabytes for him; when that is full, he has ten seconds.
+    let (mut idle, idle_port) = Listener::listen_with_small_buffer(port).await;
+    assert!(is_established(port, idle_port));
+    // The system buffers some megabytes for the client; once they are full, it is disconnected after ten seconds.
     let deadline = Instant::now() + Duration::from_secs(180);
     let mut rounds = 0;
-    while stands(port, deaf_port) {
-        assert!(Instant::now() < deadline, "who takes nothing is kept after {rounds} rounds");
+    while is_established(port, idle_port) {
+        assert!(Instant::now() < deadline, "an idle client is still connected after {rounds} rounds");
         rounds += 1;
         let label = format!("{rounds}-{}", "y".repeat(200));
         let answer = site.post("home/commands/label", &[], json!({"filter": {}, "label": label})).await;
         assert_eq!(answer.json()["status"], "ok", "{}", answer.body);
-        // Others hear all of it meanwhile.
+        // Other clients receive every event meanwhile.
         let is_of_round = |event: &Event| event.data["torrent"]["label"] == label.as_str() && event.id.is_some();
         for _ in 0..201 {
             quick.until(is_of_round).await;
@@ -306,9 +306,9 @@ async fn an_event_stream_whose_client_does_not_read_is_closed_and_can_be_resumed
     let peak = site.world.bridge().peak_bytes();
     assert!(peak < 400 << 20, "{peak} bytes of memory");
 
-    // What the system still holds for him comes, whole or not; then the line is over.
+    // The buffered part arrives, perhaps cut off; then the connection ends.
     let mut received = Vec::new();
-    while let Some(event) = deaf.next().await {
+    while let Some(event) = idle.next().await {
         received.extend(event.data["seq"].as_u64().map(|seq| (seq, event.id.clone())));
     }
     let (last, id) = received.pop().expect("some came before the line was full");

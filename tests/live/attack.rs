@@ -1,4 +1,4 @@
-//! Attacks by a client that may publish commands: each gets an answer, and nothing else happens.
+//! Attacks by a client that may publish commands: each is answered, and has no other effect.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::harness::recorder::{Command, Message};
 use crate::harness::{Setup, World, can_run};
 
-/// Every right there is, and two torrents to harm.
+/// A setup with every right, and two torrents as targets.
 async fn target() -> (World, [Content; 2]) {
     let setup = Setup {
         sink: "commands = [\"*\"]".to_owned(),
@@ -41,7 +41,7 @@ async fn target() -> (World, [Content; 2]) {
     (world, contents)
 }
 
-/// All paths below, with what is in the files. What links point to is not below.
+/// Returns all paths below a folder, with the content of files. Links are not followed.
 fn tree(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -56,7 +56,7 @@ fn tree(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     found
 }
 
-/// Texts that mean something to a shell, to rTorrent, to JSON, to XML, to a file system or to MQTT.
+/// Texts with a meaning to a shell, rTorrent, JSON, XML, a file system or MQTT.
 fn evil_texts(marker: &Path) -> Vec<String> {
     let marker = marker.display();
     let mut texts: Vec<String> = [
@@ -202,7 +202,7 @@ async fn answered(world: &World, mark: usize, count: usize) {
     world.recorder.wait_within(Duration::from_secs(120), &what, enough).await;
 }
 
-/// Nothing ran, nothing outside was touched, and both torrents are where they were.
+/// Asserts that nothing was executed, no file outside was touched, and both torrents are unchanged.
 async fn assert_unharmed(world: &World, contents: &[Content], before: &BTreeMap<String, Vec<u8>>, marker: &Path) {
     assert!(marker.symlink_metadata().is_err(), "a command ran");
     assert_eq!(tree(&world.folder.join("outside")), *before, "something outside was touched");
@@ -227,7 +227,7 @@ async fn a_hostile_command_body_is_answered_and_has_no_other_effect() {
     let mark = world.recorder.mark();
     let mut sent = 0;
     for (number, (verb, body)) in bodies.iter().enumerate() {
-        // By turns on a torrent, on the server, and on the bridge.
+        // On the topics of a torrent, a server and the bridge in turn.
         let topic = match number % 5 {
             0 => format!("dtorrent/home/command/{verb}"),
             1 if *verb != "add" => format!("dtorrent/bridge/main/command/{verb}"),
@@ -236,7 +236,7 @@ async fn a_hostile_command_body_is_answered_and_has_no_other_effect() {
         };
         world.recorder.send(Command::new(&topic, body.clone())).await;
         sent += 1;
-        // One answer each, at a pace that leaves the recorder able to say which one was missing.
+        // One result each. In batches, so that the recorder can name a missing one.
         if sent % 100 == 0 {
             answered(&world, mark, sent).await;
         }
@@ -247,7 +247,7 @@ async fn a_hostile_command_body_is_answered_and_has_no_other_effect() {
     let results = world.recorder.since(mark).iter().filter(|message| is_result(message)).count();
     assert_eq!(results, sent + 1, "each has one answer");
     assert_unharmed(&world, &contents, &before, &marker).await;
-    assert!(world.bridge().process().exit_status().unwrap().is_none(), "the bridge lives");
+    assert!(world.bridge().process().exit_status().unwrap().is_none(), "the bridge still runs");
     world.recorder.assert_gap_free("home");
 }
 
@@ -294,12 +294,12 @@ async fn no_topic_makes_the_bridge_answer_where_it_must_not() {
     for message in world.recorder.since(mark).iter().filter(is_ours) {
         assert_eq!(message.topic, "dtorrent/home/result");
     }
-    assert_eq!(world.home.get(hash, "d.is_active").await.unwrap(), "1", "nobody stopped it by an answer");
+    assert_eq!(world.home.get(hash, "d.is_active").await.unwrap(), "1", "no answer stopped it");
 }
 
 #[tokio::test]
 #[allow(clippy::disallowed_methods)] // a test's own task, gone with its runtime
-async fn a_link_that_leads_on_to_a_secret_place_is_not_followed() {
+async fn a_redirect_to_an_internal_address_is_not_followed() {
     if !can_run() {
         return;
     }
@@ -333,23 +333,23 @@ async fn a_link_that_leads_on_to_a_secret_place_is_not_followed() {
     assert_eq!(world.home.hashes().await.unwrap().len(), 2);
 }
 
-/// Somebody with a connection of his own who sends as fast as the broker takes it.
+/// A client with its own connection that sends as fast as the broker accepts.
 struct Flood {
     sent: Arc<AtomicUsize>,
-    taken: Arc<AtomicUsize>,
+    accepted: Arc<AtomicUsize>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Flood {
-    /// Until so many are sent, or for so long.
+    /// Sends until this many commands are sent, or this time has passed.
     #[allow(clippy::disallowed_methods)] // a test's own tasks
     fn begin(port: u16, torrents: Vec<InfoHash>, count: usize, time: Duration) -> Self {
         const VERBS: [&str; 8] = ["pause", "resume", "stop", "start", "announce", "recheck", "label", "explode"];
         let mut options = MqttOptions::new("flood", "127.0.0.1", port);
         options.set_keep_alive(Duration::from_secs(600)).set_outgoing_inflight_upper_limit(1000);
         let (client, mut connection) = AsyncClient::new(options, 1000);
-        let (sent, taken) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let (sending, taking) = (Arc::clone(&sent), Arc::clone(&taken));
+        let (sent, accepted) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (sending, accepting) = (Arc::clone(&sent), Arc::clone(&accepted));
         let sender = tokio::spawn(async move {
             let began = Instant::now();
             for number in 0..count {
@@ -370,17 +370,17 @@ impl Flood {
         let poller = tokio::spawn(async move {
             while let Ok(event) = connection.poll().await {
                 if matches!(event, Event::Incoming(Packet::PubAck(_))) {
-                    taking.fetch_add(1, Ordering::SeqCst);
+                    accepting.fetch_add(1, Ordering::SeqCst);
                 }
             }
         });
-        Self { sent, taken, tasks: vec![sender, poller] }
+        Self { sent, accepted, tasks: vec![sender, poller] }
     }
 
-    /// How many the broker took, once it took all.
+    /// Returns the number of commands that the broker accepted.
     fn over(&self) -> Option<usize> {
         let sent = self.sent.load(Ordering::SeqCst);
-        (self.tasks[0].is_finished() && self.taken.load(Ordering::SeqCst) == sent).then_some(sent)
+        (self.tasks[0].is_finished() && self.accepted.load(Ordering::SeqCst) == sent).then_some(sent)
     }
 }
 
@@ -390,7 +390,7 @@ impl Drop for Flood {
     }
 }
 
-/// Labels a torrent, and finds the result among very many: each message is looked at once.
+/// Labels a torrent, and waits for its result. Each received message is read once, because there are very many.
 async fn command_in_flood(world: &World, topic: &str, label: &str) -> Value {
     let mut at = world.recorder.mark();
     let id = format!("id of {label}");
@@ -412,7 +412,7 @@ async fn a_flood_of_commands_is_answered_one_by_one_and_others_are_served() {
     let seconds = std::env::var("ATTACK_SECONDS").ok().and_then(|text| text.parse().ok());
     let (count, time) = seconds.map_or((3_000, Duration::from_secs(60)), |s| (usize::MAX, Duration::from_secs(s)));
     let mut setup = Setup { sink: "commands = [\"*\"]".to_owned(), ..Setup::default() };
-    // What the broker itself drops reaches nobody.
+    // Commands that the broker drops get no result.
     setup.broker.lines.extend(["max_queued_messages 0".to_owned(), "max_inflight_messages 1000".to_owned()]);
     let mut world = World::new(setup).await;
     let contents: Vec<_> = (1..=5).map(|n| Content::file(&format!("flooded-{n}"), 20_000, n)).collect();
@@ -469,6 +469,6 @@ async fn a_flood_of_commands_is_answered_one_by_one_and_others_are_served() {
         waits[waits.len() - 1],
         peak >> 20
     );
-    assert_eq!(world.home.hashes().await.unwrap().len(), 5, "rTorrent lives");
+    assert_eq!(world.home.hashes().await.unwrap().len(), 5, "rTorrent still runs");
     world.recorder.assert_gap_free("home");
 }

@@ -1,4 +1,4 @@
-//! Connections that break at any time: nothing is lost, and no partial answer is believed.
+//! Connections that break at any time: nothing is lost, and a partial answer is a failed poll.
 
 use dtorrent_peers::content::Content;
 use dtorrent_peers::rtorrent::{Address, Listen, Options};
@@ -29,7 +29,7 @@ async fn a_broker_connection_that_is_cut_repeatedly_loses_nothing() {
         world.recorder.event("home", "added", *hash).await;
     }
     world.recorder.wait_for_last("dtorrent/bridge/main/status", "online").await;
-    // Commands get through again as well.
+    // Commands arrive again as well.
     let result =
         world.recorder.command(&format!("home/torrent/{}/command/label", hashes[0]), json!({"label": "x"})).await;
     assert_eq!(result["status"], "ok", "{result}");

@@ -1,4 +1,4 @@
-//! Commands over MQTT: `ok` means that rTorrent shows it, and each gets one result.
+//! Commands over MQTT: `ok` means that rTorrent shows the effect, and each command has one result.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -80,7 +80,7 @@ async fn each_verb_is_ok_only_when_rtorrent_shows_it() {
             assert_eq!((&event["cause"], &event["command_id"]), (&json!("command"), &json!(id)), "{event}");
         }
     }
-    // `ok` says that it is being checked; that may take a while.
+    // `ok` means that the check has begun; its end may take a while.
     for (column, value) in [("d.hashing", "0"), ("d.complete", "1"), ("d.is_active", "1")] {
         world.home.wait_for(hash, column, value).await.unwrap();
     }
@@ -100,13 +100,13 @@ async fn each_verb_is_ok_only_when_rtorrent_shows_it() {
 }
 
 #[tokio::test]
-async fn a_verb_that_rtorrent_answers_and_does_not_carry_out_is_an_error() {
+async fn a_verb_that_rtorrent_acknowledges_without_executing_is_an_error() {
     if !can_run() {
         return;
     }
     let mut world =
         World::new(Setup { rtorrent: Options { listen: Listen::Tcp, ..Options::default() }, ..Setup::default() }).await;
-    // Each verb gets a torrent of its own, in the state that the verb changes. All wait for their effects at once.
+    // Each verb gets a torrent of its own, in the state that the verb changes. The effects are awaited concurrently.
     let cases = [
         ("pause", json!({}), "d.is_active", "1"),
         ("resume", json!({}), "d.is_active", "0"),
@@ -133,7 +133,7 @@ async fn a_verb_that_rtorrent_answers_and_does_not_carry_out_is_an_error() {
     let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
     let proxy = ScgiProxy::to(address).await;
     world.start_bridge_for(&[("home", &format!("scgi://{}", proxy.address))]).await;
-    // Methods with the same parameters and no visible effect. A load answers 0 whatever it is given.
+    // Methods with the same parameters and no visible effect. A load answers 0 for any input.
     proxy.replace(&[
         (">d.pause<", ">d.state<"),
         (">d.resume<", ">d.state<"),
@@ -158,11 +158,11 @@ async fn a_verb_that_rtorrent_answers_and_does_not_carry_out_is_an_error() {
         world.recorder.send(Command::new("dtorrent/home/command/add", body.to_string())).await;
     };
     let verbs = || cases.iter().map(|(verb, ..)| *verb).chain(["add"]);
-    send("in vain").await;
+    send("no effect").await;
     for verb in verbs() {
-        let result = world.recorder.result(&format!("{verb} in vain")).await;
+        let result = world.recorder.result(&format!("{verb} no effect")).await;
         let error = if result["error"].is_null() { &result["results"][0]["error"] } else { &result["error"] };
-        // A load that shows no torrent is a refusal of rTorrent, which gives no reason for it.
+        // rTorrent refuses a torrent without a reason: the load succeeds, and no torrent appears.
         let code = if verb == "add" { "client_fault" } else { "unconfirmed" };
         assert_eq!((&result["status"], &error["code"]), (&json!("error"), &json!(code)), "{verb}: {result}");
     }
@@ -170,7 +170,7 @@ async fn a_verb_that_rtorrent_answers_and_does_not_carry_out_is_an_error() {
         assert_eq!(world.home.get(*hash, getter).await.unwrap(), *unchanged, "{getter} after {verb}");
     }
     assert_eq!(world.home.hashes().await.unwrap().len(), cases.len());
-    // The same commands are `ok` when rTorrent gets them.
+    // The same commands are `ok` when rTorrent receives them unchanged.
     proxy.replace(&[]);
     send("again").await;
     for verb in verbs() {
@@ -181,7 +181,7 @@ async fn a_verb_that_rtorrent_answers_and_does_not_carry_out_is_an_error() {
 }
 
 #[tokio::test]
-async fn many_torrents_are_meant_by_hashes_or_by_a_filter() {
+async fn many_torrents_are_selected_by_hashes_or_by_a_filter() {
     if !can_run() {
         return;
     }
@@ -241,7 +241,7 @@ async fn get_and_list_answer_with_torrents() {
 }
 
 #[tokio::test]
-async fn a_list_is_not_older_than_the_question() {
+async fn a_list_is_not_older_than_its_request() {
     if !can_run() {
         return;
     }
@@ -259,7 +259,7 @@ async fn a_list_is_not_older_than_the_question() {
 }
 
 #[tokio::test]
-async fn a_result_comes_on_the_response_topic_too_with_its_correlation() {
+async fn a_result_is_also_sent_to_the_response_topic_with_its_correlation_data() {
     if !can_run() {
         return;
     }
@@ -300,7 +300,7 @@ async fn each_malformed_command_gets_exactly_one_result_with_a_code() {
         ("a label that is a number", format!("{one}/label"), "{\"label\": 5}", &["bad_request"]),
         ("no label", format!("{one}/label"), "{}", &["bad_request"]),
         ("a priority of 9", format!("{one}/priority"), "{\"priority\": 9}", &["bad_request"]),
-        ("nobody meant", "dtorrent/home/command/pause".to_owned(), "", &["bad_request"]),
+        ("no torrent selected", "dtorrent/home/command/pause".to_owned(), "", &["bad_request"]),
         (
             "an unknown status",
             "dtorrent/home/command/pause".to_owned(),
@@ -330,13 +330,13 @@ async fn each_malformed_command_gets_exactly_one_result_with_a_code() {
         let code = if result["error"].is_null() { row_code } else { &result["error"]["code"] };
         assert!(codes.iter().any(|wanted| *code == *wanted), "{what}: {result}");
         assert!(matches!(result["status"].as_str(), Some("error" | "refused")), "{what}: {result}");
-        // A good command after it: its result is the only other one.
+        // A valid command afterwards: its result is the only other one.
         let topic = format!("home/torrent/{}/command/get", hashes[0]);
         world.recorder.command(&topic, Value::Null).await;
         let results = world.recorder.since(mark).into_iter().filter(|m| m.topic == "dtorrent/home/result").count();
         assert_eq!(results, 2, "{what}");
     }
-    // Nobody hears of a server that there is not.
+    // An unknown server gets no result.
     world.recorder.assert_gap_free("home");
 }
 
@@ -366,7 +366,7 @@ async fn the_same_id_is_executed_once_and_answered_the_same_again() {
     assert_eq!(world.recorder.results("once"), [first.clone(), first.clone()]);
     assert_eq!(world.home.get(hash, "d.is_active").await.unwrap(), "1", "it was not paused again");
 
-    // Nor by the next bridge.
+    // The next run does not execute it either.
     world.bridge().stop().await;
     world.bridge().restart();
     world.recorder.send(Command::new(&pause, r#"{"id": "once"}"#)).await;
@@ -378,7 +378,7 @@ async fn the_same_id_is_executed_once_and_answered_the_same_again() {
 }
 
 #[tokio::test]
-async fn a_retained_command_is_refused_live_and_from_the_store() {
+async fn a_retained_command_is_refused_live_and_stored() {
     if !can_run() {
         return;
     }
@@ -389,7 +389,7 @@ async fn a_retained_command_is_refused_live_and_from_the_store() {
     let result = world.recorder.result("live").await;
     assert_eq!((&result["status"], &result["error"]["code"]), (&json!("refused"), &json!("retained")), "{result}");
 
-    // One that lies at the broker when the bridge comes.
+    // A command that the broker has stored when the bridge starts.
     world.bridge().stop().await;
     world.recorder.send(retained(r#"{"id": "stored"}"#)).await;
     world.bridge().restart();
@@ -399,7 +399,7 @@ async fn a_retained_command_is_refused_live_and_from_the_store() {
 }
 
 #[tokio::test]
-async fn a_command_that_comes_while_the_bridge_is_down_is_done_when_it_is_back() {
+async fn a_command_sent_while_the_bridge_is_down_is_executed_after_its_restart() {
     if !can_run() {
         return;
     }
@@ -417,7 +417,7 @@ async fn a_command_that_comes_while_the_bridge_is_down_is_done_when_it_is_back()
 }
 
 #[tokio::test]
-async fn commands_waiting_for_a_server_that_left_the_config_are_answered() {
+async fn commands_pending_for_a_server_that_left_the_config_are_answered() {
     if !can_run() {
         return;
     }
@@ -452,7 +452,7 @@ async fn a_pattern_of_many_braces_is_refused_and_the_bridge_keeps_running() {
 }
 
 #[tokio::test]
-async fn a_command_that_waited_at_the_broker_longer_than_its_time_is_not_carried_out() {
+async fn a_command_that_expired_at_the_broker_is_not_executed() {
     if !can_run() {
         return;
     }
@@ -465,7 +465,7 @@ async fn a_command_that_waited_at_the_broker_longer_than_its_time_is_not_carried
         let body = json!({"id": id, "label": id, "ttl": ttl}).to_string();
         world.recorder.send(Command::new(&topic, body)).await;
     }
-    // The folder says that nobody was there for two hours.
+    // According to the state directory the last run ended two hours ago.
     let lock = std::fs::File::options().write(true).open(world.data_dir().join("dtorrent.lock")).unwrap();
     let stopped = lock.metadata().unwrap().modified().unwrap();
     lock.set_modified(stopped - Duration::from_secs(2 * 60 * 60)).unwrap();
@@ -476,7 +476,7 @@ async fn a_command_that_waited_at_the_broker_longer_than_its_time_is_not_carried
 }
 
 #[tokio::test]
-async fn an_announce_is_ok_when_the_tracker_is_asked() {
+async fn an_announce_is_ok_when_the_tracker_was_contacted() {
     if !can_run() {
         return;
     }
@@ -495,7 +495,7 @@ async fn an_announce_is_ok_when_the_tracker_is_asked() {
 }
 
 #[tokio::test]
-async fn an_expired_question_is_not_answered_either() {
+async fn an_expired_query_is_not_executed() {
     if !can_run() {
         return;
     }

@@ -1,4 +1,4 @@
-//! Torrents and the files behind them: deleting both, adding what is there, large .torrent files.
+//! Torrents and their files: deletion with data, addition of existing data, large .torrent files.
 
 use std::path::Path;
 
@@ -45,7 +45,7 @@ fn is_there(path: &Path) -> bool {
 }
 
 #[tokio::test]
-async fn a_torrent_goes_with_its_content_and_the_result_lists_it() {
+async fn deleting_a_torrent_with_data_removes_its_files_and_lists_them() {
     if !can_run() {
         return;
     }
@@ -71,7 +71,7 @@ async fn a_torrent_goes_with_its_content_and_the_result_lists_it() {
     assert_eq!(deleted["files"], json!([path("folder/a"), path("folder/sub/b")]), "{result}");
     assert_eq!(deleted["left"][0]["path"], json!(path("folder")), "{result}");
     assert!(!is_there(&downloads.join("folder/a")) && !is_there(&downloads.join("folder/sub")));
-    assert!(is_there(&downloads.join("folder/mine")), "nobody's but mine");
+    assert!(is_there(&downloads.join("folder/mine")), "a file of no torrent is not deleted");
     assert_eq!(world.home.hashes().await.unwrap(), [single.hash]);
     let removed = world.recorder.event("home", "removed", folder.hash).await;
     assert_eq!(removed["command_id"], "all of it", "{removed}");
@@ -84,7 +84,7 @@ async fn a_torrent_goes_with_its_content_and_the_result_lists_it() {
 }
 
 #[tokio::test]
-async fn content_that_is_not_the_torrents_alone_or_not_below_roots_stays() {
+async fn files_outside_the_roots_or_shared_with_another_torrent_are_not_deleted() {
     if !can_run() {
         return;
     }
@@ -133,7 +133,7 @@ async fn content_that_is_not_the_torrents_alone_or_not_below_roots_stays() {
     ] {
         assert!(is_there(&path), "{}", path.display());
     }
-    // Not by the base path of a torrent that was told to look elsewhere.
+    // Not through the base path either, which `d.directory.set` can change.
     let directory = downloads.join("new");
     let moved = format!("home/torrent/{}/command/move", cross.hash);
     assert_eq!(world.recorder.command(&delete(part), Value::Null).await["status"], "ok");
@@ -169,7 +169,7 @@ async fn a_delete_interrupted_by_a_kill_is_finished_by_the_next_run() {
 }
 
 #[tokio::test]
-async fn what_is_there_already_is_checked_and_found_complete() {
+async fn existing_data_is_checked_and_found_complete() {
     if !can_run() {
         return;
     }
@@ -188,7 +188,7 @@ async fn what_is_there_already_is_checked_and_found_complete() {
         assert_eq!(world.home.get(content.hash, "d.complete").await.unwrap(), "1", "{}", content.name);
         let added = world.recorder.event("home", "added", content.hash).await;
         assert_eq!(added["cause"], "command", "{added}");
-        // One that does not run reads it once more.
+        // A stopped torrent is checked as well.
         assert!(!start || added["torrent"]["finished"] == true, "{added}");
         let active = if start { "1" } else { "0" };
         world.home.wait_for(content.hash, "d.is_active", active).await.unwrap();
@@ -198,7 +198,7 @@ async fn what_is_there_already_is_checked_and_found_complete() {
 }
 
 #[tokio::test]
-async fn content_that_differs_is_refused_by_file_and_piece() {
+async fn data_that_differs_is_refused_with_file_and_piece() {
     if !can_run() {
         return;
     }
@@ -244,7 +244,7 @@ async fn a_torrent_file_cannot_claim_that_its_data_is_complete() {
 }
 
 #[tokio::test]
-async fn a_large_torrent_is_fetched_by_rtorrent_from_the_bridge() {
+async fn a_large_torrent_is_downloaded_by_rtorrent_from_the_bridge() {
     if !can_run() {
         return;
     }
@@ -260,7 +260,7 @@ async fn a_large_torrent_is_fetched_by_rtorrent_from_the_bridge() {
     assert_eq!(result["status"], "ok", "{result}");
     assert_eq!(world.home.get(hash, "d.size_files").await.unwrap(), "45000");
     assert_eq!(world.home.get(hash, "d.custom1").await.unwrap(), "large");
-    assert_eq!(world.home.get(hash, "d.tied_to_file").await.unwrap(), "", "and is nobody's file");
+    assert_eq!(world.home.get(hash, "d.tied_to_file").await.unwrap(), "", "no .torrent file is tied to it");
     let added = |all: &[Message]| all.iter().any(|m| m.topic.ends_with(&format!("{hash}/event/added"))).then_some(());
     world.recorder.wait_for("added", added).await;
 }

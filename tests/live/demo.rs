@@ -18,7 +18,7 @@ async fn running(folder: &Path, log: &Path) -> Process {
     demo
 }
 
-/// Waits until there is nothing in `folder`.
+/// Waits until `folder` is empty.
 async fn emptied(folder: &Path) {
     let deadline = Instant::now() + TIMEOUT;
     loop {
@@ -40,15 +40,15 @@ fn programs_in(folder: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_demo_shows_events_and_ends_on_ctrl_c_without_a_trace() {
+async fn the_demo_shows_events_and_leaves_nothing_behind_after_ctrl_c() {
     if !can_run() {
         return;
     }
     let (folder, logs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut demo = running(folder.path(), &logs.path().join("log")).await;
-    let said = demo.output();
-    assert!(said.contains("mosquitto_sub -h 127.0.0.1 -p") && said.contains("/command/pause"), "{said}");
-    assert!(said.contains("bridge is online") && said.contains("leecher added podcast-042.ogg"), "{said}");
+    let printed = demo.output();
+    assert!(printed.contains("mosquitto_sub -h 127.0.0.1 -p") && printed.contains("/command/pause"), "{printed}");
+    assert!(printed.contains("bridge is online") && printed.contains("leecher added podcast-042.ogg"), "{printed}");
     demo.signal("INT").unwrap();
     let status = demo.wait(TIMEOUT).await.unwrap();
     assert_eq!(status.code(), Some(0), "{}", demo.output());
@@ -57,7 +57,7 @@ async fn the_demo_shows_events_and_ends_on_ctrl_c_without_a_trace() {
 }
 
 #[tokio::test]
-async fn a_killed_demo_leaves_nothing_behind_either() {
+async fn a_killed_demo_leaves_nothing_behind() {
     if !can_run() {
         return;
     }

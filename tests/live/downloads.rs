@@ -1,4 +1,4 @@
-//! Data that really moves.
+//! Real downloads from one rTorrent to another.
 
 use dtorrent_peers::content::Content;
 use dtorrent_peers::rtorrent::{Argument, Options, Rtorrent};
@@ -25,7 +25,7 @@ async fn a_download_is_finished_once_and_a_recheck_does_not_finish_it_again() {
     world.home.add_peer(hash, seeder.port).await.unwrap();
     let added = world.recorder.event("home", "added", hash).await;
     assert_eq!(added["torrent"]["finished"], false);
-    // On the way there it is told how far it has got.
+    // Its progress is published meanwhile.
     let topic = format!("dtorrent/home/torrent/{hash}/state");
     let is_halfway =
         |m: &&Message| m.topic == topic && m.json()["progress"].as_f64().is_some_and(|p| p > 0.0 && p < 100.0);

@@ -1,4 +1,4 @@
-//! A client that is a program of the user's, watched by the real bridge.
+//! A client that is a user's program, monitored by the real bridge.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use crate::harness::{Setup, World, can_run};
 
 const HASH: &str = "3f786850e387550fdab836ed7e6dc881de23001b";
 
-/// A bridge that also watches `attic`: the example, and the file that holds its torrents.
+/// A bridge that also monitors `attic`: the example client, and the file that holds its torrents.
 async fn with_attic() -> (World, PathBuf) {
     with_attic_at(mosquitto::Options::default()).await
 }
@@ -37,7 +37,7 @@ fn torrent(hash: &str) -> Value {
     json!({"hash": hash, "name": "n", "length": 10, "active": true, "downloaded": 4, "uploaded": 2, "path": null})
 }
 
-/// Whole or not at all, for the program may read it at any time.
+/// Replaces the file atomically, because the program may read it at any time.
 fn write(path: &PathBuf, torrents: &Value) {
     let draft = path.with_extension("new");
     fs::write(&draft, torrents.to_string()).unwrap();
@@ -45,7 +45,7 @@ fn write(path: &PathBuf, torrents: &Value) {
 }
 
 #[tokio::test]
-async fn a_program_is_watched_and_commanded_like_any_client() {
+async fn an_exec_client_is_monitored_and_accepts_commands() {
     if !can_run() {
         return;
     }
@@ -63,7 +63,7 @@ async fn a_program_is_watched_and_commanded_like_any_client() {
     let magnet = "magnet:?xt=urn:btih:0123456789abcdef0123456789abcdef01234567";
     let result = world.recorder.command("attic/command/add", json!({"magnet": magnet})).await;
     assert_eq!(result["status"], "ok", "{result}");
-    // Changed by others, and finished.
+    // Changed outside the bridge, and finished.
     let mut torrents: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     torrents[0]["downloaded"] = json!(10);
     write(&path, &torrents);
@@ -111,12 +111,12 @@ async fn a_failing_program_goes_offline_and_comes_back_without_false_events() {
     let (mut world, path) = with_attic().await;
     let hash = HASH.parse().unwrap();
     world.recorder.event("attic", "added", hash).await;
-    // It cannot read this, and ends.
+    // The example client exits on an invalid file.
     let torrents = fs::read(&path).unwrap();
     fs::write(&path, "{").unwrap();
     world.recorder.server_event_after(0, "attic", "server_offline").await;
     world.recorder.wait_for_last("dtorrent/attic/status", "offline").await;
-    // The other server does not notice.
+    // The other server is unaffected.
     let body = json!({"id": "while it is away", "ttl": "300s"}).to_string();
     world.recorder.send(Command::new(&format!("dtorrent/attic/torrent/{HASH}/command/pause"), body)).await;
     world.recorder.command("home/command/list", json!({})).await;

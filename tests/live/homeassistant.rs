@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dtorrent::live_state::{LiveServer, LiveState, PollReport};
-use dtorrent::model::{Health, Info, Kind, PollSettings, ReportLimits, ServerName, ServerStats, SinkName, Timestamp};
+use dtorrent::live_state::LiveState;
+use dtorrent::model::{Health, Info, Kind, PollSettings, ReportLimits, ServerName, SinkName, Timestamp};
 use dtorrent::outbox::retention::Retain;
 use dtorrent::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter};
 use dtorrent::port::{Clock, Store, SystemClock};
+use dtorrent::servers::load;
 use dtorrent::sinks::mqtt::{BrokerUrl, HomeAssistant, Limits, MqttSink, Prefix, Settings, Version};
 use dtorrent::store::MemoryStore;
 use dtorrent::testing::simulator::Simulator;
@@ -18,7 +19,6 @@ use dtorrent_peers::content::Content;
 use dtorrent_peers::mosquitto::{self, Mosquitto};
 use dtorrent_peers::rtorrent::{Argument, Options, Rtorrent};
 use serde_json::{Value, json};
-
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::recorder::{Command, Message, Recorder};
@@ -37,7 +37,7 @@ fn discovery(id: &str) -> String {
     format!("homeassistant/device/dtorrent_main/{id}/config")
 }
 
-/// The first message under a topic that `is_right`, among what came after `mark`.
+/// Returns the first message on a topic that satisfies `is_right`, received after `mark`.
 async fn message(recorder: &Recorder, mark: usize, topic: &str, is_right: impl Fn(&Value) -> bool) -> Message {
     let find = |all: &[Message]| {
         let mut of_topic = all[mark..].iter().filter(|m| m.topic == topic && !m.payload.is_empty());
@@ -55,14 +55,14 @@ async fn device(recorder: &Recorder, mark: usize, id: &str) -> Value {
     message.json()
 }
 
-/// What a client that comes now finds retained below `homeassistant/` and in our documents.
-async fn kept(world: &World) -> BTreeMap<String, Value> {
+/// Returns what a new client finds retained below `homeassistant/` and in the bridge's documents.
+async fn retained(world: &World) -> BTreeMap<String, Value> {
     let late = Recorder::listen(world.broker.port).await;
     let marker = format!("marker/{}", rand::random::<u64>());
     late.send(Command::new(&marker, "x")).await;
     late.wait_for(&marker, |all| all.iter().any(|m| m.topic == marker).then_some(())).await;
-    let ours = |m: &&Message| m.topic.starts_with("homeassistant/") || m.topic.contains("/homeassistant/");
-    late.all().iter().filter(|m| m.retain).filter(ours).map(|m| (m.topic.clone(), m.json())).collect()
+    let of_home_assistant = |m: &&Message| m.topic.starts_with("homeassistant/") || m.topic.contains("/homeassistant/");
+    late.all().iter().filter(|m| m.retain).filter(of_home_assistant).map(|m| (m.topic.clone(), m.json())).collect()
 }
 
 #[tokio::test]
@@ -86,7 +86,7 @@ async fn devices_appear_and_are_removed_when_home_assistant_is_switched_off() {
     world.recorder.wait_for_last(&discovery("bridge"), "").await;
     world.recorder.wait_for_last("dtorrent/home/homeassistant/rates", "").await;
     world.bridge().stop().await;
-    assert_eq!(kept(&world).await, BTreeMap::new());
+    assert_eq!(retained(&world).await, BTreeMap::new());
 }
 
 #[tokio::test]
@@ -103,7 +103,7 @@ async fn the_device_of_a_server_that_left_the_config_while_the_bridge_was_down_i
     world.start_bridge_for(&[("home", &home_url)]).await;
     world.recorder.wait_for_last(&discovery("attic"), "").await;
     world.recorder.wait_for_last("dtorrent/attic/homeassistant/counts", "").await;
-    assert!(kept(&world).await.keys().all(|topic| !topic.contains("attic")));
+    assert!(retained(&world).await.keys().all(|topic| !topic.contains("attic")));
 }
 
 #[tokio::test]
@@ -114,7 +114,7 @@ async fn the_birth_message_of_home_assistant_republishes_everything_and_events_w
     let world = World::running(enabled()).await;
     device(&world.recorder, 0, "home").await;
     world.recorder.send(Command::new("homeassistant/status", "offline")).await;
-    // Commands and their answers come behind what was said before.
+    // Results are delivered after earlier messages.
     let hash = world.home.load(&Content::file("one", 20_000, 1).torrent, false).await.unwrap();
     world.recorder.event("home", "added", hash).await;
     let label = format!("home/torrent/{hash}/command/label");
@@ -152,7 +152,7 @@ async fn a_slot_s_switch_pauses_its_torrent_and_the_buttons_pause_and_resume_all
     let topic = home["components"]["slot_1_run"]["command_topic"].as_str().unwrap().to_owned();
     for (state, running) in [("OFF", false), ("ON", true)] {
         let mark = world.recorder.mark();
-        // As the template of the switch writes it.
+        // The payload that the switch's template renders.
         let body = json!({"state": state, "hash": hash}).to_string();
         world.recorder.send(Command::new(&topic, body.as_str())).await;
         message(&world.recorder, mark, slot, |slot| slot["running"] == running).await;
@@ -189,7 +189,7 @@ async fn limits_and_the_alternative_speed_are_set_and_resync_republishes_everyth
     let home = device(&world.recorder, 0, "home").await;
     let limits = "dtorrent/home/homeassistant/limits";
     let topic = |component: &str| home["components"][component]["command_topic"].as_str().unwrap().to_owned();
-    // As the template of the number writes it.
+    // The payload that the number's template renders.
     let body = json!({"download_limit": 300 * 1024}).to_string();
     world.recorder.send(Command::new(topic("download_limit").as_str(), body.as_str())).await;
     message(&world.recorder, 0, limits, |limits| limits["download_limit"] == 300 * 1024).await;
@@ -220,7 +220,7 @@ async fn limits_and_the_alternative_speed_are_set_and_resync_republishes_everyth
 }
 
 /// The engine with a simulated client and a real broker.
-struct Imagined {
+struct SimulatedEngine {
     recorder: Recorder,
     client: Simulator,
     stop: CancellationToken,
@@ -228,16 +228,16 @@ struct Imagined {
     _folder: tempfile::TempDir,
 }
 
-impl Drop for Imagined {
+impl Drop for SimulatedEngine {
     fn drop(&mut self) {
         self.stop.cancel();
     }
 }
 
-/// Has nothing to say of the bridge itself.
-struct Silent;
+/// A reporter for an engine without a bridge around it.
+struct EmptyReporter;
 
-impl Reporter for Silent {
+impl Reporter for EmptyReporter {
     fn info(&self) -> Bytes {
         let info = Info {
             version: "0",
@@ -258,7 +258,7 @@ impl Reporter for Silent {
     }
 }
 
-impl Imagined {
+impl SimulatedEngine {
     #[allow(clippy::disallowed_methods)] // a test's own tasks
     async fn with(torrents: u32) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -268,18 +268,8 @@ impl Imagined {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let client = Simulator::populated(server.clone(), Arc::clone(&clock), torrents);
         let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
-        let loaded = store.load(&server).await.unwrap();
-        let content = LiveServer {
-            epoch: loaded.epoch,
-            snapshot: loaded.snapshot,
-            state: loaded.state,
-            last_seq: loaded.last_seq,
-            needs_reset: false,
-            stats: ServerStats::default(),
-            stats_body: Bytes::new(),
-            poll: PollReport::default(),
-        };
-        let live = Arc::new(LiveState::new(BTreeMap::from([(server.clone(), content)]), [sink.clone()]));
+        let committed = load(&*store, &server).await.unwrap();
+        let live = Arc::new(LiveState::new(BTreeMap::from([(server.clone(), committed)]), [sink.clone()]));
         let home_assistant = HomeAssistant {
             discovery_prefix: "homeassistant".to_owned(),
             slots: 10,
@@ -316,7 +306,7 @@ impl Imagined {
             live: Arc::clone(&live),
             buffer: live.buffer(&sink).cloned().unwrap(),
             clock: Arc::clone(&clock),
-            reporter: Arc::new(Silent),
+            reporter: Arc::new(EmptyReporter),
         };
         let watcher = Watcher {
             server,
@@ -335,18 +325,18 @@ impl Imagined {
         Self { recorder, client, stop, _broker: broker, _folder: folder }
     }
 
-    /// All topics that Home Assistant has something to do with, when all slots are told.
+    /// Returns all topics of Home Assistant's, once every slot has been published.
     async fn topics(&self, torrents: u32) -> BTreeSet<String> {
         let counts = "dtorrent/home/homeassistant/counts";
         message(&self.recorder, 0, counts, |counts| counts["all"] == torrents).await;
         message(&self.recorder, 0, "dtorrent/home/homeassistant/slot/10", |slot| slot["hash"].is_string()).await;
         message(&self.recorder, 0, "dtorrent/home/homeassistant/list", |list| list["total"] == torrents).await;
         device(&self.recorder, 0, "home").await;
-        let ours = |topic: &String| topic.contains("homeassistant") && !topic.ends_with("/event");
+        let of_home_assistant = |topic: &String| topic.contains("homeassistant") && !topic.ends_with("/event");
         let topics = |all: &[Message]| -> BTreeSet<String> {
-            all.iter().map(|message| message.topic.clone()).filter(ours).collect()
+            all.iter().map(|message| message.topic.clone()).filter(of_home_assistant).collect()
         };
-        // Seven documents, ten slots, two devices; the last of them may come some seconds later.
+        // Seven documents, ten slots, two devices; the last of them may arrive some seconds later.
         self.recorder.wait_for("all documents", |all| Some(topics(all)).filter(|topics| topics.len() >= 19)).await
     }
 }
@@ -356,9 +346,9 @@ async fn ten_thousand_torrents_make_no_more_entities_than_ten() {
     if !can_run() {
         return;
     }
-    let (few, many) = (Imagined::with(10).await, Imagined::with(10_000).await);
+    let (few, many) = (SimulatedEngine::with(10).await, SimulatedEngine::with(10_000).await);
     assert_eq!(few.topics(10).await, many.topics(10_000).await);
-    let components = async |of: &Imagined| device(&of.recorder, 0, "home").await["components"].clone();
+    let components = async |of: &SimulatedEngine| device(&of.recorder, 0, "home").await["components"].clone();
     assert_eq!(components(&few).await, components(&many).await);
 }
 
@@ -367,11 +357,11 @@ async fn with_200_active_torrents_home_assistant_gets_a_few_changes_a_second() {
     if !can_run() {
         return;
     }
-    let world = Imagined::with(200).await;
+    let world = SimulatedEngine::with(200).await;
     world.topics(200).await;
     let (mark, since) = (world.recorder.mark(), tokio::time::Instant::now());
     let hashes: Vec<_> = world.client.change(|world| world.torrents().keys().copied().collect());
-    // Moves all of them until the rates were told five times more.
+    // Every torrent transfers until the rates have been published four more times.
     let moved = async {
         for round in 1u64.. {
             world.client.change(|world| {
@@ -383,12 +373,12 @@ async fn with_200_active_torrents_home_assistant_gets_a_few_changes_a_second() {
         }
     };
     let topic = "dtorrent/home/homeassistant/rates";
-    let told = world.recorder.wait_within(Duration::from_secs(180), "rates", |all| {
+    let published = world.recorder.wait_within(Duration::from_secs(180), "rates", |all| {
         (all[mark..].iter().filter(|message| message.topic == topic).count() >= 4).then_some(())
     });
     tokio::select! {
         () = moved => unreachable!(),
-        () = told => {}
+        () = published => {}
     }
     let seconds = since.elapsed().as_secs_f64();
     let documents = world.recorder.since(mark).into_iter().filter(|m| m.topic.contains("/homeassistant/"));
@@ -400,7 +390,7 @@ async fn with_200_active_torrents_home_assistant_gets_a_few_changes_a_second() {
         let entities = if message.topic.contains("/slot/") { 3 } else { 17 };
         changes += body.as_object().unwrap().iter().filter(|(k, v)| before.get(*k) != Some(*v)).count().min(entities);
     }
-    // What was saved up before may be spent now.
+    // The budget saved up before the measurement may be used in it.
     assert!((changes as f64) < 5.0 * seconds + 50.0, "{changes} changes in {seconds} s");
 }
 
@@ -429,8 +419,8 @@ async fn purge_clears_every_retained_message() {
     late.send(Command::new("marker", "x")).await;
     late.wait_for_last("marker", "x").await;
     let left: Vec<String> = late.all().into_iter().filter(|m| m.retain).map(|m| m.topic).collect();
-    assert_eq!(left, [""; 0], "something is still kept");
-    // A store that is lost, too: what is at the broker is found there.
+    assert_eq!(left, [""; 0], "something is still retained");
+    // With a lost store, too: purge scans the broker for retained messages.
     world.bridge().restart();
     world.recorder.wait_for_last("dtorrent/bridge/main/status", "online").await;
     world.bridge().stop().await;
@@ -441,5 +431,5 @@ async fn purge_clears_every_retained_message() {
     late.send(Command::new("marker", "x")).await;
     late.wait_for_last("marker", "x").await;
     let left: Vec<String> = late.all().into_iter().filter(|m| m.retain).map(|m| m.topic).collect();
-    assert_eq!(left, [""; 0], "something is still kept");
+    assert_eq!(left, [""; 0], "something is still retained");
 }

@@ -1,6 +1,6 @@
-//! Hooks: rTorrent wakes the bridge. Neither is harmed when the other is gone or floods it.
+//! Hooks: rTorrent wakes the bridge. Neither is affected when the other is gone or sends too much.
 //!
-//! The interval is a minute, longer than a test waits: a change that arrives in time was found through a hook.
+//! The interval is a minute, longer than a test waits, so that a change can arrive in time only through a hook.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -36,7 +36,7 @@ impl Ports {
         Setup { http, ..hooked("60s") }
     }
 
-    /// A figure of the bridge's metrics.
+    /// Returns a value from the bridge's metrics.
     async fn metric(&self, name: &str) -> u64 {
         let page = ask(self.pages, "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
         let line = page.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {page}"));
@@ -47,7 +47,7 @@ impl Ports {
         self.metric("dtorrent_polls_total{server=\"home\",result=\"ok\"}").await
     }
 
-    async fn pokes(&self) -> u64 {
+    async fn wakes(&self) -> u64 {
         self.metric("dtorrent_hook_wakes_total").await
     }
 }
@@ -56,17 +56,17 @@ fn hooked(interval: &str) -> Setup {
     Setup { server: format!("interval = \"{interval}\"\nhooks = true"), ..Setup::default() }
 }
 
-/// What is answered to a request, as far as it comes.
+/// Sends a request and returns the received part of the response.
 async fn ask(address: SocketAddr, request: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    // A connection may be cut: what was said before that counts.
+    // A connection may be cut: the bytes before that count.
     drop(stream.read_to_end(&mut answer).await);
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-async fn ring(hook_notifier: SocketAddr, path: &str) -> String {
+async fn signal(hook_notifier: SocketAddr, path: &str) -> String {
     ask(hook_notifier, &format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n")).await
 }
 
@@ -75,7 +75,7 @@ async fn method(rtorrent: &Rtorrent, method: &str, arguments: &[&str]) -> Vec<St
     rtorrent.rpc.call(method, &arguments).await.unwrap()
 }
 
-/// The events that our hook hangs at.
+/// Returns the rTorrent events on which the bridge's hook is set.
 async fn hooked_events(rtorrent: &Rtorrent) -> Vec<&'static str> {
     let mut found = Vec::new();
     for event in EVENTS {
@@ -85,12 +85,12 @@ async fn hooked_events(rtorrent: &Rtorrent) -> Vec<&'static str> {
     found
 }
 
-/// The path that our hook asks for, up to the hash.
+/// Returns the path that the bridge's hook requests, up to the hash.
 async fn path(rtorrent: &Rtorrent, event: &str) -> String {
     let commands = method(rtorrent, "method.get", &["", &format!("event.download.{event}")]).await;
-    let ours: Vec<_> = commands.iter().filter(|command| command.contains("http://")).collect();
-    assert_eq!(ours.len(), 1, "{commands:?}");
-    let (_, after) = ours[0].split_once("http://").unwrap();
+    let of_bridge: Vec<_> = commands.iter().filter(|command| command.contains("http://")).collect();
+    assert_eq!(of_bridge.len(), 1, "{commands:?}");
+    let (_, after) = of_bridge[0].split_once("http://").unwrap();
     let (url, _) = after.split_once(",$d.hash=").unwrap();
     url[url.find('/').unwrap()..].to_owned()
 }
@@ -103,7 +103,7 @@ async fn assert_heard(world: &World, mark: usize, content: &Content) {
     }
 }
 
-/// A complete torrent that runs, and was told as one: paused before that, it would have been checked only.
+/// A complete, running torrent that has been published as such: if paused earlier, it would still be in its check.
 async fn running_torrent(world: &World) -> Content {
     let content = Content::file("here", 50_000, 1);
     content.write_to(&world.home.downloads).unwrap();
@@ -146,7 +146,7 @@ async fn a_hook_reports_a_change_long_before_the_next_poll() {
 }
 
 #[tokio::test]
-async fn a_restarted_rtorrent_is_hooked_again() {
+async fn hooks_are_installed_again_after_a_restart_of_rtorrent() {
     if !can_run() {
         return;
     }
@@ -168,7 +168,7 @@ async fn a_stopped_bridge_removes_its_hooks() {
     let foreign = ["", "event.download.paused", "zz_other", "print=hello"];
     method(&world.home, "method.set_key", &foreign).await;
     world.bridge().stop().await;
-    // (What hangs beside a stranger's hook is left, as rule 8 wants it.)
+    // (Other hooks on the same event are left alone, see rule 8.)
     assert_eq!(hooked_events(&world.home).await, ["paused"]);
     method(&world.home, "method.set_key", &foreign[..3]).await;
     world.bridge().restart();
@@ -179,7 +179,7 @@ async fn a_stopped_bridge_removes_its_hooks() {
 }
 
 #[tokio::test]
-async fn the_hooks_of_a_bridge_that_was_killed_harm_nobody_and_the_next_one_replaces_them() {
+async fn hooks_left_by_a_killed_bridge_are_harmless_and_replaced_by_the_next_one() {
     if !can_run() {
         return;
     }
@@ -228,9 +228,9 @@ async fn a_hook_without_the_secret_is_ignored_and_a_flood_of_hooks_does_not_over
     let right = format!("{}{}", path(&world.home, "paused").await, content.hash);
     let secret = right.split('/').nth(1).unwrap().to_owned();
 
-    // Quiet: what happened has been looked at.
-    let mut pokes = ports.pokes().await;
-    assert!(pokes > 0);
+    // Idle: all changes have been polled.
+    let mut wakes = ports.wakes().await;
+    assert!(wakes > 0);
     let wrong = [
         right.replacen(&secret, &"0".repeat(32), 1),
         right.replacen(&secret, "", 1),
@@ -239,26 +239,26 @@ async fn a_hook_without_the_secret_is_ignored_and_a_flood_of_hooks_does_not_over
         right[..right.len() - 1].to_owned(),
         "/".to_owned(),
     ];
-    let expected = ring(ports.hook_notifier, &right).await;
+    let expected = signal(ports.hook_notifier, &right).await;
     assert!(expected.starts_with("HTTP/1.1 404 "), "{expected}");
-    pokes += 1;
+    wakes += 1;
     for path in &wrong {
-        let answer = ring(ports.hook_notifier, path).await;
+        let answer = signal(ports.hook_notifier, path).await;
         assert_eq!(answer.lines().next(), expected.lines().next(), "{path}");
     }
     assert!(ask(ports.hook_notifier, "\x16\x03\x01 nonsense\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
-    assert_eq!(ports.pokes().await, pokes, "nobody was received");
+    assert_eq!(ports.wakes().await, wakes, "no signal was accepted");
 
     let (polls, began) = (ports.polls().await, Instant::now());
     for _ in 0..100 {
-        let rings = (0..100).map(|_| ring(ports.hook_notifier, &right));
-        futures_util::future::join_all(rings).await;
+        let signals = (0..100).map(|_| signal(ports.hook_notifier, &right));
+        futures_util::future::join_all(signals).await;
     }
-    assert_eq!(ports.pokes().await, pokes + 10_000, "all were answered");
+    assert_eq!(ports.wakes().await, wakes + 10_000, "all were answered");
     let polls = ports.polls().await - polls;
     let allowed = began.elapsed().as_millis() / 100 + 2;
-    assert!(polls >= 1 && u128::from(polls) <= allowed, "{polls} looks where {allowed} are allowed");
-    // And it says still what happens.
+    assert!(polls >= 1 && u128::from(polls) <= allowed, "{polls} polls where {allowed} are allowed");
+    // Events are still published.
     let mark = world.recorder.mark();
     assert_heard(&world, mark, &content).await;
 }
@@ -280,13 +280,13 @@ async fn idle_connections_to_the_hook_endpoint_are_closed() {
     }
     let drip = async {
         while !dripping.is_empty() {
-            let mut kept = Vec::new();
+            let mut open = Vec::new();
             for mut stream in dripping.drain(..) {
                 if stream.write_all(b"G").await.is_ok() {
-                    kept.push(stream);
+                    open.push(stream);
                 }
             }
-            dripping = kept;
+            dripping = open;
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
@@ -298,14 +298,14 @@ async fn idle_connections_to_the_hook_endpoint_are_closed() {
     }
     let endless = format!("GET /{} HTTP/1.1\r\n", "x".repeat(1 << 20));
     let mut talker = TcpStream::connect(ports.hook_notifier).await.unwrap();
-    let said = talker.write_all(endless.as_bytes()).await;
+    let printed = talker.write_all(endless.as_bytes()).await;
     let mut answer = Vec::new();
     drop(talker.read_to_end(&mut answer).await);
-    assert!(said.is_err() || !answer.starts_with(b"HTTP/1.1 404"), "{}", String::from_utf8_lossy(&answer));
+    assert!(printed.is_err() || !answer.starts_with(b"HTTP/1.1 404"), "{}", String::from_utf8_lossy(&answer));
 }
 
 #[tokio::test]
-async fn an_event_with_somebody_elses_hook_is_left_alone() {
+async fn an_rtorrent_event_with_a_foreign_hook_is_left_alone() {
     if !can_run() {
         return;
     }
@@ -314,16 +314,16 @@ async fn an_event_with_somebody_elses_hook_is_left_alone() {
     method(&world.home, "method.set_key", &foreign).await;
     world.start_bridge().await;
     world.bridge().wait_for_log(SET).await;
-    let ours: Vec<_> = EVENTS.into_iter().filter(|event| *event != "finished").collect();
-    assert_eq!(hooked_events(&world.home).await, ours);
+    let of_bridge: Vec<_> = EVENTS.into_iter().filter(|event| *event != "finished").collect();
+    assert_eq!(hooked_events(&world.home).await, of_bridge);
     let config = world.folder.join("dtorrent.toml");
     let check = std::process::Command::new(env!("CARGO_BIN_EXE_dtorrent"))
         .args(["check", "--connect", "--config", &config.to_string_lossy()])
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&check.stderr).into_owned();
-    let expected = format!("hooks are set for {}; skipped finished: hooks of others", ours.join(" "));
-    assert!(check.status.success() && said.contains(&expected), "{said}");
+    let printed = String::from_utf8_lossy(&check.stderr).into_owned();
+    let expected = format!("hooks are set for {}; skipped finished: hooks of others", of_bridge.join(" "));
+    assert!(check.status.success() && printed.contains(&expected), "{printed}");
     world.bridge().stop().await;
     assert_eq!(hooked_events(&world.home).await, [""; 0]);
     let left = method(&world.home, "method.has_key", &foreign[..3]).await;

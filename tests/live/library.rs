@@ -1,4 +1,4 @@
-//! The library with a real rTorrent: its examples, run.
+//! The examples of the library with a real rTorrent.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
 }
 
 #[tokio::test]
-async fn the_example_that_listens_hears_a_torrent_come_and_go() {
+async fn the_listening_example_reports_a_torrent_added_and_removed() {
     if !can_run() {
         return;
     }
@@ -49,7 +49,7 @@ async fn the_example_that_listens_hears_a_torrent_come_and_go() {
 }
 
 #[tokio::test]
-async fn the_example_that_steers_leaves_nothing_behind() {
+async fn the_controlling_example_leaves_nothing_behind() {
     if !can_run() {
         return;
     }
@@ -61,6 +61,6 @@ async fn the_example_that_steers_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn the_example_of_a_client_of_ones_own_runs() {
+async fn the_custom_client_example_runs() {
     in_time("the example", own_client::run()).await.unwrap();
 }

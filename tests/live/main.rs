@@ -1,8 +1,7 @@
-//! Tests of the real binary with real peers: what the contract promises, seen from outside.
+//! Tests of the contract with the real binary and real peers.
 //!
-//! Everything runs on loopback ports in temporary folders. A test waits for conditions, with a
-//! deadline, and prints what it received last. A test whose programs are missing is skipped with a message;
-//! with `DTORRENT_LIVE=required` it fails.
+//! Everything runs on loopback ports in temporary folders. A test waits for conditions with a deadline, and prints what
+//! it received last. A test whose programs are missing is skipped with a message; with `DTORRENT_LIVE=required` it fails.
 #![allow(clippy::unwrap_used, reason = "a helper of a test that fails is a test that fails")]
 
 mod adding;
@@ -15,19 +14,19 @@ mod demo;
 mod downloads;
 mod exec;
 mod faults;
-mod first_sight;
 mod harness;
 mod homeassistant;
 mod hooks;
+mod initial_snapshot;
 mod library;
 mod mqtt_link;
 mod nats;
-mod oddities;
 mod outages;
 mod retained;
 mod rights;
 mod rtorrent_client;
 mod terminal;
 mod transports;
+mod unusual_torrents;
 mod verbs;
 mod webhooks;

@@ -65,8 +65,8 @@ impl Broker {
         self.mosquitto.process()
     }
 
-    /// How often the log says this.
-    fn said(&self, text: &str) -> usize {
+    /// Returns how often the log contains a text.
+    fn count_in_log(&self, text: &str) -> usize {
         self.mosquitto.output().lines().filter(|line| line.contains(text)).count()
     }
 
@@ -96,7 +96,7 @@ fn settings(url: &str) -> Settings {
     }
 }
 
-// --- what is sent --------------------------------------------------------------------------------
+// --- deliveries ----------------------------------------------------------------------------------
 
 fn home() -> ServerName {
     ServerName::parse("home").unwrap()
@@ -143,19 +143,19 @@ impl OpenLink {
     }
 
     async fn close(self) {
-        timeout(SOON, self.link.close()).await.expect("a goodbye in time").expect("a goodbye");
+        timeout(SOON, self.link.close()).await.expect("a disconnect in time").expect("a disconnect");
         timeout(SOON, self.drive).await.expect("the drive ends").unwrap();
     }
 
     /// Drops the connection without DISCONNECT.
     async fn cut(self) {
         self.drive.abort();
-        // It was aborted, or had ended by itself.
+        // The task was aborted, or had ended by itself.
         self.drive.await.ok();
     }
 }
 
-// --- who looks on --------------------------------------------------------------------------------
+// --- subscriber ----------------------------------------------------------------------------------
 
 /// Another client of the broker, on MQTT 5.
 struct Subscriber {
@@ -178,7 +178,7 @@ impl Subscriber {
         properties.max_packet_size = Some(32 << 20);
         options.set_connect_properties(properties);
         let (client, mut events) = AsyncClient::new(options, 100);
-        let (tell, seen) = mpsc::channel(100_000);
+        let (publishes, seen) = mpsc::channel(100_000);
         let filters: Vec<_> =
             filters.iter().map(|path| Filter { preserve_retain: true, ..Filter::new(*path, qos) }).collect();
         let (ready, is_ready) = tokio::sync::oneshot::channel();
@@ -197,7 +197,7 @@ impl Subscriber {
                         }
                     }
                     Ok(ClientEvent::Incoming(Packet::Publish(publish))) => {
-                        if tell.send(publish).await.is_err() {
+                        if publishes.send(publish).await.is_err() {
                             return;
                         }
                     }
@@ -205,10 +205,10 @@ impl Subscriber {
                     Err(_) => break,
                 }
             }
-            // rumqttc keeps back what it had read before the end.
+            // rumqttc returns the end of the connection before messages that it has already read.
             for event in std::mem::take(&mut events.state.events) {
                 if let ClientEvent::Incoming(Packet::Publish(publish)) = event {
-                    tell.send(publish).await.ok();
+                    publishes.send(publish).await.ok();
                 }
             }
         });
@@ -220,7 +220,7 @@ impl Subscriber {
         timeout(SOON, self.seen.recv()).await.expect("a message in time").expect("a connection")
     }
 
-    /// The next message with this topic; what comes before it is passed over.
+    /// Returns the next message with this topic; others before it are skipped.
     async fn next_on(&mut self, topic: &str) -> Publish {
         let mut others = Vec::new();
         loop {
@@ -261,21 +261,21 @@ fn versions() -> [Version; 2] {
 // --- publishing ----------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn what_is_acknowledged_has_arrived_in_both_versions() {
+async fn an_acknowledged_message_has_arrived_in_both_versions() {
     let Some(broker) = Broker::open().await else { return };
     for version in versions() {
         let mut differ = Subscriber::new(broker.port, &["dtorrent/home/#"]).await;
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
-        let mut live = OpenLink::connect(&sink).await;
+        let mut open = OpenLink::connect(&sink).await;
         for seq in 1..=50 {
-            live.send(event(seq)).await.unwrap();
+            open.send(event(seq)).await.unwrap();
         }
         for seq in 1..=50 {
             let publish = differ.next_on(&format!("dtorrent/home/torrent/{HASH}/event/finished")).await;
             assert_eq!(publish.payload, format!(r#"{{"seq":{seq}}}"#));
-            assert!(!publish.retain, "an event is never kept");
+            assert!(!publish.retain, "an event is never retained");
         }
-        live.close().await;
+        open.close().await;
     }
 }
 
@@ -284,15 +284,15 @@ async fn an_event_carries_the_attributes_of_a_cloud_event_on_mqtt_5() {
     let Some(broker) = Broker::open().await else { return };
     let mut differ = Subscriber::new(broker.port, &["dtorrent/home/#"]).await;
     let sink = MqttSink::new(broker.settings()).unwrap();
-    let mut live = OpenLink::connect(&sink).await;
-    live.send(event(4182)).await.unwrap();
+    let mut open = OpenLink::connect(&sink).await;
+    open.send(event(4182)).await.unwrap();
     let id = EventId::Updated { server: home(), epoch: Epoch(1), rev: Rev(9) };
     let updated = Delivery::Updated {
         hash: hash(),
         event: Arc::new(Event::new(id, Kind::Updated, Timestamp::from_millis(0))),
         body: Bytes::from_static(b"{}"),
     };
-    live.send(updated).await.unwrap();
+    open.send(updated).await.unwrap();
 
     let publish = differ.next().await;
     assert_eq!(publish.qos, QoS::AtLeastOnce);
@@ -314,7 +314,7 @@ async fn an_event_carries_the_attributes_of_a_cloud_event_on_mqtt_5() {
     assert_eq!(publish.qos, QoS::AtMostOnce);
     let id = publish.properties.unwrap().user_properties.into_iter().find(|(name, _)| name == "id");
     assert_eq!(id.unwrap().1, "home-00000001-u000000000009");
-    live.close().await;
+    open.close().await;
 }
 
 #[tokio::test]
@@ -322,8 +322,8 @@ async fn a_late_subscriber_gets_the_retained_states_until_they_are_cleared() {
     let Some(broker) = Broker::open().await else { return };
     for version in versions() {
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
-        let mut live = OpenLink::connect(&sink).await;
-        let kept = [
+        let mut open = OpenLink::connect(&sink).await;
+        let retained = [
             state("{}"),
             Delivery::ServerStatus { server: home(), is_online: true },
             Delivery::Stats { server: home(), body: Bytes::from_static(b"{}") },
@@ -335,9 +335,9 @@ async fn a_late_subscriber_gets_the_retained_states_until_they_are_cleared() {
             Delivery::Health { body: Bytes::from_static(b"{}") },
             Delivery::Result { server: Some(home()), body: Bytes::from_static(b"{}"), reply: None },
         ];
-        let mut names: BTreeSet<String> = kept.iter().map(|delivery| sink.retained_topic(delivery).unwrap()).collect();
-        for delivery in kept.into_iter().chain(passing) {
-            live.send(delivery).await.unwrap();
+        let mut names: BTreeSet<String> = retained.iter().map(|delivery| sink.retained_topic(delivery).unwrap()).collect();
+        for delivery in retained.into_iter().chain(passing) {
+            open.send(delivery).await.unwrap();
         }
         let mut late = Subscriber::new(broker.port, &["dtorrent/#"]).await;
         let own = "dtorrent/bridge/main/status";
@@ -351,15 +351,15 @@ async fn a_late_subscriber_gets_the_retained_states_until_they_are_cleared() {
         names.insert(own.into());
         assert_eq!(greeted, names);
         for topic in names {
-            live.send(Delivery::Clear { topic }).await.unwrap();
+            open.send(Delivery::Clear { topic }).await.unwrap();
         }
-        // The bridge contradicts whoever clears its status; everything else is gone.
+        // The bridge publishes its status again after it was cleared; everything else is gone.
         late.wait_for(own, "online").await;
         let mut later = Subscriber::new(broker.port, &["dtorrent/#"]).await;
         assert_eq!(later.next().await.topic, own);
-        live.send(event(2)).await.unwrap();
-        assert_eq!(later.next().await.payload, r#"{"seq":2}"#, "nothing else was kept");
-        live.close().await;
+        open.send(event(2)).await.unwrap();
+        assert_eq!(later.next().await.payload, r#"{"seq":2}"#, "nothing else was retained");
+        open.close().await;
     }
 }
 
@@ -369,10 +369,10 @@ async fn with_retain_none_the_broker_retains_no_state() {
     let mut differ = Subscriber::new(broker.port, &["dtorrent/home/#"]).await;
     let sink = MqttSink::new(Settings { retain: Retain::None, ..broker.settings() }).unwrap();
     assert_eq!(sink.retained_topic(&state("{}")), None);
-    let mut live = OpenLink::connect(&sink).await;
-    live.send(state("{}")).await.unwrap();
+    let mut open = OpenLink::connect(&sink).await;
+    open.send(state("{}")).await.unwrap();
     assert!(!differ.next().await.retain);
-    live.close().await;
+    open.close().await;
 }
 
 #[tokio::test]
@@ -381,39 +381,39 @@ async fn a_result_goes_to_its_topic_and_to_the_response_topic() {
     let mut differ = Subscriber::new(broker.port, &["dtorrent/home/#", "answers/#"]).await;
     for version in versions() {
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
-        let mut live = OpenLink::connect(&sink).await;
+        let mut open = OpenLink::connect(&sink).await;
         let reply = Some(ReplyTo { topic: "answers/7".into(), correlation: Some(vec![0, 255, 7]) });
         let body = Bytes::from_static(br#"{"status":"ok"}"#);
-        live.send(Delivery::Result { server: Some(home()), body: body.clone(), reply }).await.unwrap();
+        open.send(Delivery::Result { server: Some(home()), body: body.clone(), reply }).await.unwrap();
         let (first, second) = (differ.next().await, differ.next().await);
         assert_eq!((&first.topic[..], &second.topic[..]), (&b"dtorrent/home/result"[..], &b"answers/7"[..]));
         assert_eq!((&first.payload, &second.payload), (&body, &body));
         if version == Version::V5 {
             assert_eq!(second.properties.unwrap().correlation_data.unwrap(), &[0, 255, 7][..]);
         }
-        // A topic that cannot be published to costs the copy, not the result.
+        // With an invalid reply topic only the copy is dropped, not the result.
         for topic in ["answers/#", "dtorrent/home/command/delete", ""] {
             let reply = Some(ReplyTo { topic: topic.into(), correlation: None });
-            live.send(Delivery::Result { server: Some(home()), body: body.clone(), reply }).await.unwrap();
+            open.send(Delivery::Result { server: Some(home()), body: body.clone(), reply }).await.unwrap();
             assert_eq!(differ.next().await.topic, "dtorrent/home/result", "and nothing on {topic}");
         }
-        live.close().await;
+        open.close().await;
     }
 }
 
 #[tokio::test]
-async fn depth_leaves_room_for_our_own_status_in_what_the_broker_allows() {
+async fn the_window_leaves_room_for_status_messages_within_the_receive_maximum() {
     let Some(broker) = Broker::with("max_inflight_messages 7").await else { return };
     for (version, depth) in [(Version::V5, 5), (Version::V311, 98)] {
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
-        let mut live = OpenLink::connect(&sink).await;
-        assert_eq!(live.link.limits().window, depth, "{version:?}");
-        // As much as may be in flight, handed over at once; the last is far beyond what the broker allows.
-        let sent: Vec<_> = (0..depth as u64).map(|seq| live.link.send(event(seq))).collect();
+        let mut open = OpenLink::connect(&sink).await;
+        assert_eq!(open.link.limits().window, depth, "{version:?}");
+        // A full window at once; the last depth exceeds every receive maximum.
+        let sent: Vec<_> = (0..depth as u64).map(|seq| open.link.send(event(seq))).collect();
         for sent in sent {
             timeout(SOON, sent).await.unwrap().unwrap();
         }
-        live.close().await;
+        open.close().await;
     }
 }
 
@@ -422,30 +422,30 @@ async fn a_message_that_is_too_large_is_rejected_and_the_others_arrive() {
     let Some(announced) = Broker::with("max_packet_size 20000").await else { return };
     let Some(silent) = Broker::with("message_size_limit 20000").await else { return };
     let large = || state(vec![b'x'; 30_000]);
-    // Known beforehand: not even sent.
+    // With an announced limit the message is not sent.
     let sink = MqttSink::new(announced.settings()).unwrap();
-    let mut live = OpenLink::connect(&sink).await;
-    let sent: Vec<_> = [event(1), large(), event(2)].map(|delivery| live.link.send(delivery)).into();
+    let mut open = OpenLink::connect(&sink).await;
+    let sent: Vec<_> = [event(1), large(), event(2)].map(|delivery| open.link.send(delivery)).into();
     let verdicts: Vec<_> = futures_util::future::join_all(sent).await;
     assert!(matches!(verdicts[..], [Ok(()), Err(DeliverError::Rejected { .. }), Ok(())]), "{verdicts:?}");
-    live.close().await;
-    // Never announced: the broker refuses with a code that ends the connection, and the culprit is named.
+    open.close().await;
+    // Without an announced limit the broker ends the connection with a code, and the error names the message.
     let sink = MqttSink::new(silent.settings()).unwrap();
-    let mut live = OpenLink::connect(&sink).await;
-    let sent: Vec<_> = [event(1), large(), event(2)].map(|delivery| live.link.send(delivery)).into();
+    let mut open = OpenLink::connect(&sink).await;
+    let sent: Vec<_> = [event(1), large(), event(2)].map(|delivery| open.link.send(delivery)).into();
     let verdicts: Vec<_> = futures_util::future::join_all(sent).await;
     assert!(matches!(verdicts[1], Err(DeliverError::Rejected { .. })), "{verdicts:?}");
     assert!(!matches!(verdicts[2], Err(DeliverError::Rejected { .. })), "{verdicts:?}");
-    live.cut().await;
-    // More than we send to anybody, in both versions.
+    open.cut().await;
+    // Above the bridge's own limit, in both versions.
     let Some(open) = Broker::open().await else { return };
     for version in versions() {
         let sink = MqttSink::new(Settings { version, ..open.settings() }).unwrap();
-        let mut live = OpenLink::connect(&sink).await;
-        let verdict = live.send(state(vec![b'x'; 17 << 20])).await;
+        let mut open = OpenLink::connect(&sink).await;
+        let verdict = open.send(state(vec![b'x'; 17 << 20])).await;
         assert!(matches!(verdict, Err(DeliverError::Rejected { .. })), "{verdict:?}");
-        live.send(state(vec![b'x'; 15 << 20])).await.unwrap();
-        live.close().await;
+        open.send(state(vec![b'x'; 15 << 20])).await.unwrap();
+        open.close().await;
     }
 }
 
@@ -458,17 +458,17 @@ async fn a_broken_connection_and_a_clean_disconnect_both_leave_offline() {
     for version in versions() {
         let mut differ = Subscriber::new(broker.port, &["dtorrent/bridge/#"]).await;
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
-        let live = OpenLink::connect(&sink).await;
+        let open = OpenLink::connect(&sink).await;
         differ.wait_for(topic, "online").await;
-        live.cut().await;
+        open.cut().await;
         differ.wait_for(topic, "offline").await;
-        let live = OpenLink::connect(&sink).await;
+        let open = OpenLink::connect(&sink).await;
         differ.wait_for(topic, "online").await;
-        live.close().await;
+        open.close().await;
         differ.wait_for(topic, "offline").await;
         let mut late = Subscriber::new(broker.port, &["dtorrent/bridge/#"]).await;
-        let kept = late.next().await;
-        assert!(kept.retain && kept.payload == "offline");
+        let retained = late.next().await;
+        assert!(retained.retain && retained.payload == "offline");
     }
 }
 
@@ -479,14 +479,14 @@ async fn online_is_published_again_after_a_late_will() {
     for version in versions() {
         let mut differ = Subscriber::new(broker.port, &["dtorrent/bridge/#"]).await;
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
-        let live = OpenLink::connect(&sink).await;
-        // What a broker does when it notices late that an earlier connection is gone.
+        let open = OpenLink::connect(&sink).await;
+        // A broker that notices late that an earlier connection is gone publishes its will late.
         differ.publish(topic, "offline", true, PublishProperties::default()).await;
         differ.wait_for(topic, "offline").await;
         differ.wait_for(topic, "online").await;
-        // A second connection with our name throws the first out; its will comes while the second is up.
+        // A second connection with the same client id ends the first, whose will is published while the second is up.
         let second = OpenLink::connect(&sink).await;
-        timeout(SOON, live.drive).await.expect("the first ends").unwrap();
+        timeout(SOON, open.drive).await.expect("the first ends").unwrap();
         differ.publish("dtorrent/bridge/main/mark", "", false, PublishProperties::default()).await;
         let mut last = None;
         loop {
@@ -504,17 +504,17 @@ async fn online_is_published_again_after_a_late_will() {
 }
 
 #[tokio::test]
-async fn a_broker_without_retained_messages_or_acknowledgements_gets_what_it_can_take() {
+async fn a_broker_without_retained_messages_or_qos_1_gets_what_it_supports() {
     for lack in ["retain_available false", "max_qos 0"] {
         let Some(broker) = Broker::with(lack).await else { return };
         let mut differ = Subscriber::new(broker.port, &["dtorrent/#"]).await;
         let sink = MqttSink::new(Settings { version: Version::V5, ..broker.settings() }).unwrap();
-        let mut live = OpenLink::connect(&sink).await;
-        live.send(event(1)).await.unwrap();
-        live.send(state("{}")).await.unwrap();
-        live.send(Delivery::Clear { topic: "dtorrent/home/stats".into() }).await.unwrap();
+        let mut open = OpenLink::connect(&sink).await;
+        open.send(event(1)).await.unwrap();
+        open.send(state("{}")).await.unwrap();
+        open.send(Delivery::Clear { topic: "dtorrent/home/stats".into() }).await.unwrap();
         differ.wait_for(&format!("dtorrent/home/torrent/{HASH}/state"), "{}").await;
-        live.cut().await;
+        open.cut().await;
         differ.wait_for("dtorrent/bridge/main/status", "offline").await;
         OpenLink::connect(&sink).await.close().await;
     }
@@ -530,7 +530,7 @@ struct Flow {
 }
 
 #[tokio::test]
-async fn nothing_of_5000_is_lost_when_the_broker_is_killed_again_and_again() {
+async fn repeated_kills_of_the_broker_lose_none_of_5000_events() {
     const COUNT: u64 = 5_000;
     let Some(mut broker) = Broker::with("max_queued_messages 0").await else { return };
     for version in versions() {
@@ -540,7 +540,7 @@ async fn nothing_of_5000_is_lost_when_the_broker_is_killed_again_and_again() {
         let mut kills = VecDeque::from([700, 2_100, 3_900]);
         let mut flow = Flow { next: 1, in_flight: FuturesOrdered::new(), acknowledged: 0 };
         while flow.acknowledged < COUNT {
-            // With QoS 0 nothing waits in the broker for the observer's acknowledgements, to die with it.
+            // With QoS 0 no message waits in the broker for the observer's acknowledgement, to be lost in the kill.
             let mut differ = Subscriber::at(QoS::AtMostOnce, broker.port, &["dtorrent/home/#"]).await;
             let Connected { mut link, drive } = sink.connect().await.unwrap();
             let mut drive = drive;
@@ -568,7 +568,7 @@ async fn nothing_of_5000_is_lost_when_the_broker_is_killed_again_and_again() {
             };
             if let Some(error) = broken {
                 assert!(matches!(error, DeliverError::Unavailable { .. }), "{error:?}");
-                // All that was in flight fails with it, none hangs.
+                // Everything in flight fails with the link, and nothing hangs.
                 while let Some(verdict) = timeout(SOON, flow.in_flight.next()).await.expect("a verdict for each") {
                     match verdict {
                         Ok(()) => flow.acknowledged += 1,
@@ -578,7 +578,7 @@ async fn nothing_of_5000_is_lost_when_the_broker_is_killed_again_and_again() {
                         }
                     }
                 }
-                // What the dead broker had passed on is in the observer's channel; it is closed by now.
+                // Messages that the killed broker had passed on are in the observer's channel, which is closed by now.
                 while let Ok(Some(publish)) = timeout(SOON, differ.seen.recv()).await {
                     note(&publish, &mut arrived, &mut order_of_first);
                 }
@@ -590,7 +590,7 @@ async fn nothing_of_5000_is_lost_when_the_broker_is_killed_again_and_again() {
             }
         }
         assert!(kills.is_empty());
-        // mosquitto passes on before it acknowledges.
+        // mosquitto forwards a message before it acknowledges it.
         let missing: Vec<_> = (1..=COUNT).filter(|seq| !arrived.contains(seq)).collect();
         assert!(missing.is_empty(), "{version:?}: missing {missing:?}");
         assert!(order_of_first.is_sorted(), "{version:?}: first deliveries are in order");
@@ -606,14 +606,14 @@ fn note(publish: &Publish, arrived: &mut BTreeSet<u64>, order_of_first: &mut Vec
 }
 
 #[tokio::test]
-async fn a_broker_that_falls_silent_ends_the_link_and_fails_what_is_in_flight() {
+async fn a_silent_broker_ends_the_link_and_fails_everything_in_flight() {
     let Some(mut broker) = Broker::open().await else { return };
     for version in versions() {
         let sink = MqttSink::new(Settings { version, ..broker.settings() }).unwrap();
         let Connected { mut link, drive } = sink.connect().await.unwrap();
         broker.process().pause().unwrap();
         let sent = link.send(event(1));
-        // The clock runs as soon as nothing else does: the keep-alive takes a minute of it.
+        // The paused clock advances when every task is idle; the keep-alive takes a minute of it.
         tokio::time::pause();
         let (verdict, reason) = tokio::join!(sent, drive);
         tokio::time::resume();
@@ -622,7 +622,7 @@ async fn a_broker_that_falls_silent_ends_the_link_and_fails_what_is_in_flight() 
         assert!(reason.to_string().contains("does not answer"), "{reason}");
         let late = link.send(event(2)).await;
         assert!(matches!(late, Err(DeliverError::Unavailable { .. })), "{late:?}");
-        assert!(link.close().await.is_err(), "there is nobody to say goodbye to");
+        assert!(link.close().await.is_err(), "there is no broker to disconnect from");
     }
 }
 
@@ -634,17 +634,17 @@ async fn a_server_that_never_answers_times_out() {
     assert!(error.to_string().contains("no connection within 10s"), "{error}");
 }
 
-// --- rules and versions --------------------------------------------------------------------------
+// --- access rules and versions -------------------------------------------------------------------
 
 #[tokio::test]
 async fn a_message_on_a_forbidden_topic_is_rejected_on_mqtt_5_and_the_others_arrive() {
     let acl = "topic readwrite dtorrent/bridge/#\ntopic readwrite dtorrent/home/status\ntopic read #\n".to_owned();
     let Some(broker) = Broker::start(Options { acl: Some(acl), ..Options::default() }).await else { return };
     let sink = MqttSink::new(Settings { version: Version::V5, ..broker.settings() }).unwrap();
-    let mut live = OpenLink::connect(&sink).await;
+    let mut open = OpenLink::connect(&sink).await;
     for _ in 0..30 {
-        let denied = live.link.send(event(1));
-        let allowed = live.link.send(Delivery::ServerStatus { server: home(), is_online: true });
+        let denied = open.link.send(event(1));
+        let allowed = open.link.send(Delivery::ServerStatus { server: home(), is_online: true });
         let verdict = timeout(SOON, denied).await.unwrap();
         assert!(
             matches!(&verdict, Err(DeliverError::Rejected { reason }) if reason.contains("not allow")),
@@ -652,11 +652,11 @@ async fn a_message_on_a_forbidden_topic_is_rejected_on_mqtt_5_and_the_others_arr
         );
         timeout(SOON, allowed).await.unwrap().unwrap();
     }
-    live.close().await;
+    open.close().await;
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_named_as_the_fault() {
+async fn a_wrong_password_is_reported_as_such() {
     let users = vec![("bridge".to_owned(), "right".to_owned())];
     let Some(broker) = Broker::start(Options { users, ..Options::default() }).await else { return };
     for version in [Version::V5, Version::V311, Version::Auto] {
@@ -679,7 +679,7 @@ async fn a_refused_connection_is_unavailable() {
     assert!(matches!(&error, DeliverError::Unavailable { reason, .. } if reason.contains("refused")), "{error:?}");
 }
 
-/// How a broker of old answers to MQTT 5.
+/// The answer of an old broker to a CONNECT of MQTT 5.
 #[derive(Clone, Copy, Debug)]
 enum Refusal {
     Says,
@@ -697,7 +697,7 @@ async fn turn_5_away(broker_port: u16, refusal: Refusal) -> (u16, Arc<AtomicUsiz
         while let Ok((mut client, _)) = listener.accept().await {
             let count = count.clone();
             tokio::spawn(async move {
-                // Type, a length of one or two bytes, then the name "MQTT" with its length, then the level.
+                // Type, a length of one or two bytes, then the name "MQTT" with its length, then the protocol level.
                 let mut connect = vec![0; 4096];
                 let read = client.read(&mut connect).await.unwrap();
                 let name = connect.windows(6).position(|bytes| bytes == b"\0\x04MQTT").unwrap();
@@ -724,10 +724,10 @@ async fn auto_falls_back_to_3_1_1_when_the_broker_does_not_know_5() {
         let (port, turned_away) = turn_5_away(broker.port, refusal).await;
         let sink = MqttSink::new(settings(&format!("mqtt://127.0.0.1:{port}"))).unwrap();
         for _ in 0..2 {
-            let mut live = OpenLink::connect(&sink).await;
-            live.send(event(1)).await.unwrap();
-            assert_eq!(live.link.limits().window, 98, "3.1.1 knows no receive maximum");
-            live.close().await;
+            let mut open = OpenLink::connect(&sink).await;
+            open.send(event(1)).await.unwrap();
+            assert_eq!(open.link.limits().window, 98, "3.1.1 has no receive maximum");
+            open.close().await;
         }
         let asked = turned_away.load(Ordering::Relaxed);
         assert!(matches!((refusal, asked), (Refusal::Says, 1..=2) | (Refusal::HangsUp, 2)), "{refusal:?} {asked}");
@@ -739,7 +739,7 @@ async fn auto_falls_back_to_3_1_1_when_the_broker_does_not_know_5() {
 // --- transports ----------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn tls_with_a_client_certificate_lets_us_in_and_faults_are_named() {
+async fn tls_with_a_client_certificate_connects_and_its_faults_are_reported() {
     if !are_installed(&[("openssl", "openssl")]) {
         return;
     }
@@ -757,16 +757,16 @@ async fn tls_with_a_client_certificate_lets_us_in_and_faults_are_named() {
                 client_cert: Some(cert(&client_key)),
                 ..settings(&format!("mqtts://{host}:{}", broker.port))
             };
-            let mut live = OpenLink::connect(&MqttSink::new(good).unwrap()).await;
-            live.send(event(1)).await.unwrap();
-            live.close().await;
+            let mut open = OpenLink::connect(&MqttSink::new(good).unwrap()).await;
+            open.send(event(1)).await.unwrap();
+            open.close().await;
         }
         let url = format!("mqtts://127.0.0.1:{}", broker.port);
         let unknown_authority = Settings { version, ca_pem: Some(read(&client)), ..settings(&url) };
         let error = MqttSink::new(unknown_authority).unwrap().connect().await.err().unwrap().to_string();
         assert!(error.contains("`ca_file`"), "{error}");
-        let nobody = Settings { version, ca_pem: Some(read(&ca)), ..settings(&url) };
-        let error = MqttSink::new(nobody).unwrap().connect().await.err().unwrap().to_string();
+        let anonymous = Settings { version, ca_pem: Some(read(&ca)), ..settings(&url) };
+        let error = MqttSink::new(anonymous).unwrap().connect().await.err().unwrap().to_string();
         assert!(error.contains("`cert_file`"), "{error}");
     }
     for (key, expected) in [(&server_key, "do not fit together"), (&client, "`key_file`")] {
@@ -781,7 +781,7 @@ async fn tls_with_a_client_certificate_lets_us_in_and_faults_are_named() {
 }
 
 #[tokio::test]
-async fn websockets_carry_the_same_with_and_without_tls() {
+async fn messages_are_the_same_over_websockets_with_and_without_tls() {
     // mosquitto 2.0.11 stops when it has no listener but WebSockets.
     if !are_installed(&[("openssl", "openssl")]) {
         return;
@@ -796,15 +796,15 @@ async fn websockets_carry_the_same_with_and_without_tls() {
     broker.process().wait_until_ready(async || [ws, wss].into_iter().all(listens)).await.unwrap();
     for version in versions() {
         let url = format!("ws://127.0.0.1:{ws}/mqtt");
-        let mut live = OpenLink::connect(&MqttSink::new(Settings { version, ..settings(&url) }).unwrap()).await;
-        live.send(event(1)).await.unwrap();
-        live.send(state(vec![b'x'; 200_000])).await.unwrap();
-        live.close().await;
+        let mut open = OpenLink::connect(&MqttSink::new(Settings { version, ..settings(&url) }).unwrap()).await;
+        open.send(event(1)).await.unwrap();
+        open.send(state(vec![b'x'; 200_000])).await.unwrap();
+        open.close().await;
         let url = format!("wss://localhost:{wss}");
         let ca_pem = Some(std::fs::read(&ca).unwrap());
-        let mut live = OpenLink::connect(&MqttSink::new(Settings { version, ca_pem, ..settings(&url) }).unwrap()).await;
-        live.send(event(1)).await.unwrap();
-        live.close().await;
+        let mut open = OpenLink::connect(&MqttSink::new(Settings { version, ca_pem, ..settings(&url) }).unwrap()).await;
+        open.send(event(1)).await.unwrap();
+        open.close().await;
     }
 }
 
@@ -817,11 +817,11 @@ async fn next(commands: &mut MqttCommands) -> Incoming {
     }
 }
 
-/// Keeps the source going until the broker's log says something for the `count`th time.
+/// Polls the source until the broker's log contains a text for the `count`-th time.
 async fn until_said(broker: &Broker, commands: &mut MqttCommands, text: &str, count: usize) {
     let begin = tokio::time::Instant::now();
-    while broker.said(text) < count {
-        assert!(begin.elapsed() < SOON, "`{text}` was said {} times of {count}", broker.said(text));
+    while broker.count_in_log(text) < count {
+        assert!(begin.elapsed() < SOON, "`{text}` was logged {} times of {count}", broker.count_in_log(text));
         match timeout(Duration::from_millis(5), commands.next()).await {
             Err(_) => {}
             Ok(Ok(incoming)) => panic!("unexpected {:?}", incoming.address),
@@ -838,7 +838,7 @@ async fn until_acknowledged(broker: &Broker, commands: &mut MqttCommands, instan
     until_said(broker, commands, &format!("Received PUBACK from dtorrent-{instance}-bus-commands"), count).await;
 }
 
-/// Sends a mark and sees that nothing else comes before it.
+/// Asserts that no command arrives before a marker that is sent now.
 async fn nothing_else_comes(sender: &Subscriber, commands: &mut MqttCommands) {
     sender.publish("dtorrent/home/command/mark", "", false, Default::default()).await;
     let incoming = next(commands).await;
@@ -855,7 +855,7 @@ fn words(incoming: &Incoming) -> String {
 }
 
 #[tokio::test]
-async fn a_command_comes_with_all_that_is_known_of_it() {
+async fn a_command_arrives_with_its_address_reply_topic_and_expiry() {
     let Some(broker) = Broker::open().await else { return };
     let sender = Subscriber::new(broker.port, &[]).await;
     let mut commands = MqttCommands::new(broker.settings()).unwrap();
@@ -877,13 +877,13 @@ async fn a_command_comes_with_all_that_is_known_of_it() {
         incoming.expires_in.is_some_and(|left| left <= Duration::from_secs(300) && left > Duration::from_secs(280))
     );
     (incoming.ack)();
-    // A response topic that would be a command of ours is not answered on.
+    // A response topic that is a command topic of the bridge is ignored.
     sender.publish("dtorrent/home/command/add", "x", false, properties("dtorrent/home/command/delete")).await;
     let incoming = next(&mut commands).await;
     assert_eq!((words(&incoming).as_str(), incoming.reply), ("home add", None));
     (incoming.ack)();
     sender.publish("dtorrent/bridge/main/command/resync", "", false, Default::default()).await;
-    // Neither another bridge's nor another server's.
+    // Commands to another bridge or another server do not arrive.
     sender.publish("dtorrent/bridge/other/command/resync", "", false, Default::default()).await;
     sender.publish("dtorrent/attic/command/add", "", false, Default::default()).await;
     let incoming = next(&mut commands).await;
@@ -893,7 +893,7 @@ async fn a_command_comes_with_all_that_is_known_of_it() {
 }
 
 #[tokio::test]
-async fn an_unacknowledged_command_comes_again_and_an_acknowledged_one_does_not() {
+async fn an_unacknowledged_command_is_redelivered_and_an_acknowledged_one_is_not() {
     let Some(broker) = Broker::open().await else { return };
     let sender = Subscriber::new(broker.port, &[]).await;
     for (version, instance) in versions().into_iter().zip(["new", "old"]) {
@@ -911,9 +911,9 @@ async fn an_unacknowledged_command_comes_again_and_an_acknowledged_one_does_not(
         (stop.ack)();
         until_acknowledged(&broker, &mut commands, instance, 2).await;
         drop(commands);
-        // An acknowledgement after the end of its connection is lost without harm.
+        // An acknowledgement after the end of its connection has no effect.
         (resume.ack)();
-        // What comes while we are away is kept too.
+        // Commands sent while the source is disconnected are queued, too.
         sender.publish("dtorrent/home/command/announce", "{}", false, Default::default()).await;
         let mut commands = MqttCommands::new(settings()).unwrap();
         let resume = next(&mut commands).await;
@@ -925,13 +925,13 @@ async fn an_unacknowledged_command_comes_again_and_an_acknowledged_one_does_not(
         drop(commands);
         let mut commands = MqttCommands::new(settings()).unwrap();
         nothing_else_comes(&sender, &mut commands).await;
-        // The other session would keep the next round's commands as well.
+        // Otherwise this session would queue the commands of the next round as well.
         until_acknowledged(&broker, &mut commands, instance, 5).await;
     }
 }
 
 #[tokio::test]
-async fn a_retained_command_is_marked_as_one_live_or_stored() {
+async fn a_retained_command_is_marked_as_retained_live_and_stored() {
     let Some(broker) = Broker::open().await else { return };
     let sender = Subscriber::new(broker.port, &[]).await;
     sender.publish("dtorrent/home/command/stored", "{}", true, Default::default()).await;
@@ -945,10 +945,10 @@ async fn a_retained_command_is_marked_as_one_live_or_stored() {
     (incoming.ack)();
     until_acknowledged(&broker, &mut commands, "main", 2).await;
     drop(commands);
-    // The subscription is not new, so the broker does not tell of them again.
+    // The session already has the subscription, so the broker does not send the retained messages again.
     let mut commands = MqttCommands::new(broker.settings()).unwrap();
     nothing_else_comes(&sender, &mut commands).await;
-    // MQTT 3.1.1 marks what is stored.
+    // MQTT 3.1.1 marks stored messages only.
     let settings = Settings { version: Version::V311, instance: "old".into(), ..broker.settings() };
     let mut commands = MqttCommands::new(settings).unwrap();
     let incoming = next(&mut commands).await;
@@ -956,7 +956,7 @@ async fn a_retained_command_is_marked_as_one_live_or_stored() {
 }
 
 #[tokio::test]
-async fn an_oversized_command_is_not_redelivered_for_ever() {
+async fn an_oversized_command_is_not_redelivered_forever() {
     let Some(broker) = Broker::open().await else { return };
     let sender = Subscriber::new(broker.port, &[]).await;
     for (version, instance) in versions().into_iter().zip(["new", "old"]) {
@@ -971,7 +971,7 @@ async fn an_oversized_command_is_not_redelivered_for_ever() {
         sender.publish("dtorrent/home/command/add", vec![b'x'; 20 << 20], false, Default::default()).await;
         sender.publish("dtorrent/home/command/pause", "{}", false, Default::default()).await;
         if version == Version::V311 {
-            // The broker cannot be told our limit: the connection ends, and the next takes it to refuse it.
+            // MQTT 3.1.1 cannot announce a limit: the connection ends, and the next one accepts the command to refuse it.
             assert!(timeout(SOON, commands.next()).await.unwrap().is_err());
             let incoming = next(&mut commands).await;
             assert_eq!(incoming.body.len(), 20 << 20);

@@ -12,7 +12,7 @@ use crate::harness::{Setup, World, can_run};
 const STATUS: &str = "dtorrent/bridge/main/status";
 
 #[tokio::test]
-async fn a_stopped_bridge_publishes_offline_and_a_killed_one_leaves_it_to_its_will() {
+async fn offline_is_published_by_a_stopped_bridge_and_by_the_will_of_a_killed_one() {
     if !can_run() {
         return;
     }
@@ -32,7 +32,7 @@ async fn a_stopped_bridge_publishes_offline_and_a_killed_one_leaves_it_to_its_wi
 }
 
 #[tokio::test]
-async fn a_killed_rtorrent_goes_offline_and_comes_back_without_a_storm() {
+async fn a_killed_rtorrent_goes_offline_and_comes_back_without_false_events() {
     if !can_run() {
         return;
     }
@@ -50,7 +50,7 @@ async fn a_killed_rtorrent_goes_offline_and_comes_back_without_a_storm() {
     world.recorder.server_event_after(mark, "home", "server_online").await;
     world.recorder.server_event_after(mark, "home", "server_restarted").await;
     world.recorder.wait_for_last("dtorrent/home/status", "online").await;
-    // Something new is seen after it all, so everything before it has arrived.
+    // A new event has arrived, so all events before it have, too.
     let newcomer = world.home.load(&Content::file("newcomer", 20_000, 99).torrent, false).await.unwrap();
     world.recorder.event_after(mark, "home", "added", newcomer).await;
     let events = world.recorder.assert_gap_free("home");
@@ -77,14 +77,14 @@ async fn a_frozen_rtorrent_removes_nothing() {
 }
 
 #[tokio::test]
-async fn events_during_an_outage_of_the_broker_arrive_when_it_is_back() {
+async fn events_during_a_broker_outage_arrive_after_it() {
     if !can_run() {
         return;
     }
     let mut world = World::new(Setup::default()).await;
     let hash = world.home.load(&Content::file("x", 20_000, 1).torrent, false).await.unwrap();
     world.start_bridge().await;
-    // The broker forgets everything, and so do we: what comes now is what a consumer finds afterwards.
+    // The broker loses its retained messages, and the recorder starts empty, as a new consumer.
     world.broker.process().kill().unwrap();
     let newcomer = world.home.load(&Content::file("y", 20_000, 2).torrent, false).await.unwrap();
     world.home.act(hash, "d.erase", &[]).await.unwrap();
@@ -109,7 +109,7 @@ async fn a_bridge_killed_again_and_again_loses_no_event() {
         let content = Content::file(&format!("n{number}"), 20_000, number);
         hashes.push(world.home.load(&content.torrent, false).await.unwrap());
         if number % 12 == 0 {
-            // Somewhere in the middle of publishing the last ones.
+            // During the publication of the last torrents.
             world.recorder.event("home", "added", hashes[hashes.len() - 12]).await;
             world.bridge().process().kill().unwrap();
             world.bridge().restart();
@@ -120,7 +120,7 @@ async fn a_bridge_killed_again_and_again_loses_no_event() {
     }
     let events = world.recorder.assert_gap_free("home");
     assert_eq!(events.iter().filter(|event| event["event_type"] == "added").count(), 60);
-    // The wills of those that were killed do not come last.
+    // No will of a killed bridge is the latest status.
     let late = Recorder::listen(world.broker.port).await;
     late.wait_for_last(STATUS, "online").await;
 }
@@ -151,7 +151,7 @@ async fn a_command_waits_for_an_unreachable_rtorrent_until_it_expires() {
 }
 
 #[tokio::test]
-async fn the_bridge_ends_in_time_although_nobody_answers_it() {
+async fn the_bridge_stops_in_time_although_no_peer_answers() {
     if !can_run() {
         return;
     }
@@ -160,12 +160,12 @@ async fn the_bridge_ends_in_time_although_nobody_answers_it() {
     world.broker.process().pause().unwrap();
     let asked_at = Instant::now();
     world.bridge().stop().await;
-    // Ten seconds are promised; the rest is for a machine that does other work too.
+    // Ten seconds by contract §10; the rest for a busy machine.
     assert!(asked_at.elapsed() < Duration::from_secs(15), "it took {:?}", asked_at.elapsed());
 }
 
 #[tokio::test]
-async fn an_unreachable_broker_does_not_hold_up_another() {
+async fn an_unreachable_broker_does_not_delay_another() {
     if !can_run() {
         return;
     }

@@ -1,4 +1,4 @@
-//! Retained messages: neither too many nor of torrents that are gone.
+//! Retained messages: limited in number, and cleared with their torrents.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use crate::harness::recorder::{Message, Recorder};
 use crate::harness::{Setup, World, can_run};
 
 #[tokio::test]
-async fn of_many_torrents_only_the_limit_of_states_is_retained() {
+async fn above_the_limit_only_500_states_are_retained() {
     if !can_run() {
         return;
     }
@@ -23,11 +23,11 @@ async fn of_many_torrents_only_the_limit_of_states_is_retained() {
     let added =
         world.recorder.assert_gap_free("home").into_iter().filter(|event| event["event_type"] == "added").count();
     assert_eq!(added as u64, COUNT);
-    // A command and its state come after all that was in flight.
+    // The event of a command arrives after everything that was in flight.
     let last = Content::file("n1", 100, 1).hash;
     world.recorder.command(&format!("home/torrent/{last}/command/label"), json!({"label": "last"})).await;
     world.recorder.event("home", "label_changed", last).await;
-    // What is not retained is said once, and is not to be taken for retained by who listens meanwhile.
+    // A state above the limit is published once, without the retain flag.
     let states = |all: &[Message]| {
         let topics: BTreeSet<&str> = all.iter().map(|m| m.topic.as_str()).filter(|t| t.ends_with("/state")).collect();
         (topics.len() as u64 == COUNT).then_some(())
@@ -37,7 +37,7 @@ async fn of_many_torrents_only_the_limit_of_states_is_retained() {
     late.wait_for_last("dtorrent/home/status", "online").await;
     let retained = late.all().iter().filter(|m| m.retain && m.topic.ends_with("/state")).count();
     assert!((1..=500).contains(&retained), "{retained} states are retained");
-    // When so many went that there is room for all, the others come in at once.
+    // Once the torrents are within the limit, the missing states are retained at once.
     for number in 1..=COUNT - 490 {
         world.home.act(Content::file(&format!("n{number}"), 100, number).hash, "d.erase", &[]).await.unwrap();
     }

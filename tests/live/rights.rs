@@ -1,4 +1,4 @@
-//! Commands that are refused: for want of a right, or because a condition does not hold.
+//! Refused commands: a right is missing, or a condition is not met.
 
 use dtorrent_peers::InfoHash;
 use dtorrent_peers::content::Content;
@@ -52,7 +52,7 @@ async fn a_broker_without_commands_is_read_only() {
         let body = json!({"id": format!("read-only-{number}")}).to_string();
         world.recorder.send(Command::new(&format!("dtorrent/{topic}"), body)).await;
     }
-    // A change after them has reached the consumer: a result would have come before.
+    // A later change has arrived at the consumer, and a result would have arrived before it.
     world.home.act(hash, "d.custom1.set", &[Argument::Text("after")]).await.unwrap();
     world.recorder.event("home", "label_changed", hash).await;
     assert!(world.recorder.all().iter().all(|message| !message.topic.ends_with("/result")), "a command was answered");

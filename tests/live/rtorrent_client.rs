@@ -28,7 +28,7 @@ use crate::harness::skip::{are_installed, skip};
 /// Interval between two checks of a condition.
 const BEAT: Duration = Duration::from_millis(10);
 
-/// Requests one action, and again for as long as the client must not be asked for it, as the engine does.
+/// Requests one action, and repeats it while the client answers that it is busy, as the engine does.
 async fn apply(client: &dyn TorrentClient, action: &Action) -> Result<Applied, ClientError> {
     let deadline = Instant::now() + TIMEOUT;
     loop {
@@ -78,7 +78,7 @@ async fn start_on(listen: &str, endpoint: impl Fn(&Path) -> Endpoint) -> Option<
         path.display(),
         listen.replace("FOLDER", path.to_str().unwrap()),
     );
-    // The modern names of what is set above; the old program knows only the old ones.
+    // The current names of the settings above; old versions know only the old ones.
     let config = if program.ends_with("rtorrent") && std::env::var_os("DTORRENT_RTORRENT").is_some() {
         config
             .replace("network.port_range.set", "network.listen.port.range.set")
@@ -123,7 +123,7 @@ impl Rtorrent {
         RtorrentClient::new(self.settings()).unwrap()
     }
 
-    /// A call of the test's own, past the client: string arguments, the answer as it is.
+    /// Calls a method directly, with text arguments. Returns the raw answer.
     fn call(&self, method: &str, arguments: &[&str]) -> String {
         let Endpoint::Unix(path) = &self.endpoint else { panic!("only over the unix socket") };
         let arguments: String =
@@ -154,7 +154,7 @@ fn settings(endpoint: Endpoint) -> Settings {
     }
 }
 
-/// Lists until the torrents are as wanted.
+/// Lists until the torrents satisfy a condition.
 async fn list_until(client: &RtorrentClient, what: &str, is_so: impl Fn(&Listing) -> bool) -> Listing {
     let deadline = Instant::now() + TIMEOUT;
     loop {
@@ -171,7 +171,7 @@ async fn list_until(client: &RtorrentClient, what: &str, is_so: impl Fn(&Listing
 
 const PIECE: usize = 16384;
 
-/// A .torrent file of one file with this name and content.
+/// Returns a .torrent file of one file with this name and content.
 fn metafile(name: &[u8], content: &[u8], announce: &str) -> (InfoHash, Bytes) {
     let mut info = format!("d6:lengthi{}e4:name{}:", content.len(), name.len()).into_bytes();
     info.extend_from_slice(name);
@@ -186,7 +186,7 @@ fn metafile(name: &[u8], content: &[u8], announce: &str) -> (InfoHash, Bytes) {
     (hash, file.into())
 }
 
-/// Nobody answers there.
+/// A tracker URL without a server.
 const TRACKER: &str = "http://127.0.0.1:1/announce";
 
 fn adding(hash: InfoHash, bytes: Bytes, start: bool) -> Add {
@@ -230,13 +230,13 @@ async fn a_listing_is_the_same_over_tcp_and_through_nginx() {
     assert_eq!(over_http.torrents, over_tcp.torrents);
     assert_eq!((over_http.complete, over_http.run), (true, over_tcp.run));
 
-    let wrong_user = through_nginx("/RPC2", "stranger").list(Scope::Full).await.unwrap_err();
+    let wrong_user = through_nginx("/RPC2", "unknown").list(Scope::Full).await.unwrap_err();
     assert!(matches!(&wrong_user, ClientError::Unauthorized { .. }), "{wrong_user}");
-    let said = through_nginx("/nothing", nginx::USER).list(Scope::Full).await.unwrap_err().to_string();
-    assert!(said.contains("/RPC2") && !said.contains(nginx::PASSWORD), "{said}");
+    let printed = through_nginx("/nothing", nginx::USER).list(Scope::Full).await.unwrap_err().to_string();
+    assert!(printed.contains("/RPC2") && !printed.contains(nginx::PASSWORD), "{printed}");
     server.process.kill().unwrap();
-    let said = through_nginx("/RPC2", nginx::USER).list(Scope::Full).await.unwrap_err().to_string();
-    assert!(said.contains("is it running"), "{said}");
+    let printed = through_nginx("/RPC2", nginx::USER).list(Scope::Full).await.unwrap_err().to_string();
+    assert!(printed.contains("is it running"), "{printed}");
 }
 
 async fn start_on_port() -> Option<Rtorrent> {
@@ -261,7 +261,7 @@ fn with_login(endpoint: Endpoint, user: &str) -> Settings {
 }
 
 #[tokio::test]
-async fn https_is_trusted_through_the_given_authority_and_no_other() {
+async fn https_is_trusted_only_through_the_configured_authority() {
     let Some(server) = start_on_port().await else { return };
     if !are_installed(&[("openssl", "openssl")]) {
         return;
@@ -280,7 +280,7 @@ async fn https_is_trusted_through_the_given_authority_and_no_other() {
 }
 
 #[tokio::test]
-async fn names_that_are_no_xml_do_not_spoil_the_listing() {
+async fn names_that_are_not_valid_xml_do_not_break_the_listing() {
     let Some(server) = start().await else { return };
     let client = server.client();
     let names: &[&[u8]] = &[
@@ -342,13 +342,13 @@ async fn extra_columns_are_read_and_unknown_ones_are_null() {
 }
 
 #[tokio::test]
-async fn rule_9_a_restarted_rtorrent_is_another_run_and_the_same_torrents_are_loaded_anew() {
+async fn rule_9_a_restarted_rtorrent_is_another_run_and_its_torrents_are_loaded_again() {
     let Some(mut server) = start().await else { return };
     let client = server.client();
     let (hash, file) = metafile(b"stays", &[1; 10], TRACKER);
     apply(&client, &Action::Add(adding(hash, file, false))).await.unwrap();
     let before = client.list(Scope::Full).await.unwrap();
-    // Modern versions write the session on a thread of its own.
+    // Current versions write the session on a separate thread.
     let session = server.folder.path().join(format!("session/{}.torrent.rtorrent", hash.to_string().to_uppercase()));
     let deadline = Instant::now() + TIMEOUT;
     while !std::fs::read(&session).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains("addtime")) {
@@ -366,7 +366,7 @@ async fn rule_9_a_restarted_rtorrent_is_another_run_and_the_same_torrents_are_lo
 }
 
 impl Rtorrent {
-    /// Kills it, as a crash would, and starts it again on the same session.
+    /// Kills rTorrent, and starts it again with the same session.
     async fn restart(&mut self) {
         self.process.kill().unwrap();
         for name in ["rtorrent.lock", "session/rtorrent.lock"] {
@@ -378,7 +378,7 @@ impl Rtorrent {
 
 // --- commands ------------------------------------------------------------------------------------
 
-/// A torrent whose content lies where rTorrent looks for it, added and started: it seeds.
+/// Adds and starts a torrent with its content in place, so that it seeds.
 async fn seeding(server: &Rtorrent, client: &RtorrentClient, name: &str, content: &[u8]) -> InfoHash {
     std::fs::write(server.downloads().join(name), content).unwrap();
     let (hash, file) = metafile(name.as_bytes(), content, TRACKER);
@@ -398,7 +398,7 @@ async fn status_is(client: &RtorrentClient, hash: InfoHash, status: Status) -> L
 async fn each_life_cycle_event_of_a_torrent_arrives_in_order() {
     let Some(server) = start().await else { return };
     let client = RtorrentClient::new(Settings { timeout: Duration::from_secs(15), ..server.settings() }).unwrap();
-    let hash = seeding(&server, &client, "whole life", &[3; 100_000]).await;
+    let hash = seeding(&server, &client, "life cycle", &[3; 100_000]).await;
     let listing = client.list(Scope::Full).await.unwrap();
     let seen = torrent(&listing, hash);
     assert!(seen.finished && seen.active && !seen.playing, "{seen:#?}");
@@ -425,7 +425,7 @@ async fn each_life_cycle_event_of_a_torrent_arrives_in_order() {
 
     apply(&client, &Action::Delete(hash)).await.unwrap();
     list_until(&client, "its end", |listing| listing.complete && listing.torrents.is_empty()).await;
-    assert!(server.downloads().join("whole life").try_exists().unwrap(), "its data stays");
+    assert!(server.downloads().join("life cycle").try_exists().unwrap(), "its data stays");
     for action in [Action::Pause(hash), Action::Delete(hash), Action::Label(hash, "x".to_owned())] {
         let error = apply(&client, &action).await.unwrap_err();
         assert!(matches!(error, ClientError::UnknownHash(unknown) if unknown == hash), "{error}");
@@ -435,7 +435,7 @@ async fn each_life_cycle_event_of_a_torrent_arrives_in_order() {
 }
 
 #[tokio::test]
-async fn a_closed_torrent_that_wants_to_run_is_started_again() {
+async fn a_closed_torrent_in_run_mode_is_started_again() {
     let Some(server) = start().await else { return };
     let client = server.client();
     let hash = seeding(&server, &client, "closed", &[3; 1000]).await;
@@ -461,10 +461,10 @@ async fn a_recheck_is_seen_and_leaves_a_paused_torrent_paused() {
 }
 
 #[tokio::test]
-async fn rule_3_what_is_hash_checked_is_not_stopped_before_the_check_is_over() {
+async fn rule_3_a_torrent_is_not_stopped_during_a_hash_check() {
     let Some(server) = start().await else { return };
     let is_legacy = server.call("system.api_version", &[""]).contains("<string>10<");
-    // On a machine that does other work too the check takes its time, and so does what waits for it.
+    // On a busy machine the check takes longer, and so does the action that waits for it.
     let client = RtorrentClient::new(Settings { timeout: TIMEOUT, ..server.settings() }).unwrap();
     let hash = checked_at_length(&server, &client).await;
     if is_legacy {
@@ -475,7 +475,7 @@ async fn rule_3_what_is_hash_checked_is_not_stopped_before_the_check_is_over() {
 }
 
 #[tokio::test]
-async fn what_is_checked_is_paused_when_the_check_is_over() {
+async fn a_torrent_in_a_hash_check_is_paused_after_it() {
     let Some(server) = start().await else { return };
     let client = server.client();
     let hash = checked_at_length(&server, &client).await;
@@ -483,21 +483,21 @@ async fn what_is_checked_is_paused_when_the_check_is_over() {
     status_is(&client, hash, Status::Paused).await;
 }
 
-/// A torrent that wants to run, and is being checked for a while.
+/// Adds a torrent in run mode with a long hash check.
 async fn checked_at_length(server: &Rtorrent, client: &RtorrentClient) -> InfoHash {
-    // A sparse file, and enough of it that the check takes a while.
+    // A sparse file, large enough for a long check.
     const PIECES: usize = 65_536;
     let content = std::fs::File::create(server.downloads().join("large")).unwrap();
     content.set_len((PIECES * PIECE) as u64).unwrap();
     let (hash, file) = metafile_of_pieces(b"large", PIECES, Sha1::digest([0; PIECE]).into());
     apply(client, &Action::Add(adding(hash, file, true))).await.unwrap();
-    // The first check is a quick one; the one that is asked for reads everything.
+    // The check on load is quick; a requested one reads all data.
     list_until(client, "the first check", |listing| listing.torrents[&hash].torrent.active).await;
     assert_eq!(apply(client, &Action::Recheck(hash)).await.unwrap(), Applied::Seen);
     hash
 }
 
-/// Asks until it is: on a machine that does other work too the check may be over before the request.
+/// Requests checks until one is running: on a busy machine it may end before the next request.
 async fn a_stop_is_refused(client: &dyn TorrentClient, hash: InfoHash) {
     let deadline = Instant::now() + TIMEOUT;
     loop {
@@ -535,7 +535,7 @@ async fn rule_4_an_old_rtorrent_survives_a_storm_of_announces() {
 }
 
 #[tokio::test]
-async fn rule_7_a_label_is_text_and_comes_back_as_it_was() {
+async fn rule_7_a_label_round_trips_as_text() {
     let Some(server) = start().await else { return };
     let client = server.client();
     let (hash, file) = metafile(b"labelled", &[1; 10], TRACKER);
@@ -566,7 +566,7 @@ async fn rule_10_a_priority_outside_its_range_is_not_sent() {
 }
 
 #[tokio::test]
-async fn a_torrent_is_added_with_all_that_belongs_to_it() {
+async fn a_torrent_is_added_with_every_option() {
     let Some(server) = start().await else { return };
     let client = server.client();
     let directory = server.folder.path().join("else where, \"here\"");
@@ -588,7 +588,7 @@ async fn a_torrent_is_added_with_all_that_belongs_to_it() {
 }
 
 #[tokio::test]
-async fn what_rtorrent_does_not_take_is_reported() {
+async fn a_torrent_that_rtorrent_rejects_is_reported() {
     let Some(server) = start().await else { return };
     let client = server.client();
     let (hash, _) = metafile(b"x", &[1; 10], TRACKER);
@@ -606,7 +606,7 @@ async fn a_torrent_file_over_the_limit_of_a_request_is_added() {
     assert!(client.list(Scope::Full).await.unwrap().torrents.contains_key(&hash));
 }
 
-/// A .torrent file whose pieces are all alike.
+/// Returns a .torrent file with equal pieces.
 fn metafile_of_pieces(name: &[u8], pieces: usize, piece: [u8; 20]) -> (InfoHash, Bytes) {
     let mut info = format!("d6:lengthi{}e4:name{}:", pieces * PIECE, name.len()).into_bytes();
     info.extend_from_slice(name);
@@ -621,7 +621,7 @@ fn metafile_of_pieces(name: &[u8], pieces: usize, piece: [u8; 20]) -> (InfoHash,
 }
 
 #[tokio::test]
-async fn a_magnet_link_is_added_with_all_that_belongs_to_it() {
+async fn a_magnet_link_is_added_with_every_option() {
     let Some(server) = start().await else { return };
     let client = server.client();
     let hash: InfoHash = "aabbccddeeff00112233445566778899aabbccdd".parse().unwrap();
@@ -654,7 +654,7 @@ async fn a_magnet_link_is_added_with_all_that_belongs_to_it() {
 }
 
 #[tokio::test]
-async fn one_torrent_is_read_with_its_parts() {
+async fn one_torrent_is_read_with_files_trackers_and_peers() {
     let Some(server) = start().await else { return };
     let client = server.client();
     let hash = seeding(&server, &client, "parts", &[3; 100_000]).await;
@@ -670,7 +670,7 @@ async fn one_torrent_is_read_with_its_parts() {
 }
 
 #[tokio::test]
-async fn many_torrents_are_listed_whole_with_their_trackers() {
+async fn many_torrents_are_listed_with_their_trackers() {
     let Some(server) = start().await else { return };
     let client = server.client();
     let mut hashes = Vec::new();
@@ -680,7 +680,7 @@ async fn many_torrents_are_listed_whole_with_their_trackers() {
         apply(&client, &Action::Add(adding(hash, file, false))).await.unwrap();
         hashes.push((hash, format!("tracker-{}.example", number % 7)));
     }
-    // A client of its own knows nothing yet and asks for the trackers of all at once.
+    // A new client has no cache and reads the trackers of all torrents at once.
     let listing = server.client().list(Scope::Full).await.unwrap();
     assert!(listing.complete);
     for (hash, host) in hashes {
@@ -696,7 +696,7 @@ async fn changes(client: &RtorrentClient, named: &[InfoHash]) -> Listing {
     client.list(Scope::Changed { named: &named.iter().copied().collect() }).await.unwrap()
 }
 
-/// Writes the file anew each time, for rTorrent deletes it with the torrent.
+/// Writes the file each time, because rTorrent deletes it with the torrent.
 fn load_one_of_many(server: &Rtorrent, number: u16) -> InfoHash {
     let (hash, file) = metafile(format!("many {number:05}").as_bytes(), &number.to_be_bytes(), TRACKER);
     let path = server.folder.path().join(format!("{number}.torrent"));
@@ -705,7 +705,7 @@ fn load_one_of_many(server: &Rtorrent, number: u16) -> InfoHash {
     hash
 }
 
-/// A load may end after its call.
+/// Waits for the torrent, because a load may complete after its call.
 fn until_there_are(server: &Rtorrent, count: usize) {
     let deadline = Instant::now() + TIMEOUT;
     while !server.call("view.size", &["", "main"]).contains(&format!(">{count}<")) {
@@ -714,7 +714,7 @@ fn until_there_are(server: &Rtorrent, count: usize) {
     }
 }
 
-/// Loads so many tiny torrents past the client; waits until they are there.
+/// Loads this many tiny torrents directly, and waits for them.
 async fn populate(server: &Rtorrent, client: &RtorrentClient, count: u16) -> Vec<InfoHash> {
     let hashes = (0..count).map(|number| load_one_of_many(server, number)).collect();
     list_until(client, "all of them", |listing| listing.torrents.len() == usize::from(count)).await;
@@ -727,7 +727,7 @@ async fn a_quick_poll_of_a_thousand_unchanged_torrents_reads_none_and_misses_no_
     let client = server.client();
     let hashes = populate(&server, &client, 1000).await;
     for _ in 0..2 {
-        // What was loaded a moment ago has changed a moment ago.
+        // A torrent that has just been loaded counts as changed.
         let deadline = Instant::now() + TIMEOUT;
         while !changes(&client, &[]).await.torrents.is_empty() {
             assert!(Instant::now() < deadline, "they never come to rest");
@@ -745,14 +745,14 @@ async fn a_quick_poll_of_a_thousand_unchanged_torrents_reads_none_and_misses_no_
     server.call("d.erase", &[&hashes[7].to_string()]);
     let erased = changes(&client, &[]).await;
     assert_eq!((erased.covers, erased.complete, erased.torrents.len()), (Covers::All, true, 999));
-    // One goes, another comes: there are as many as before.
+    // One torrent is removed and another added, so that the count stays the same.
     server.call("d.erase", &[&hashes[8].to_string()]);
     load_one_of_many(&server, 7);
     until_there_are(&server, 999);
     let swapped = changes(&client, &[]).await;
     assert_eq!((swapped.covers, swapped.torrents.len()), (Covers::All, 999));
     assert!(swapped.torrents.contains_key(&hashes[7]) && !swapped.torrents.contains_key(&hashes[8]));
-    // The same one is loaded again.
+    // The same torrent is loaded again.
     let before = swapped.torrents[&hashes[9]].facts.load.clone();
     server.call("d.erase", &[&hashes[9].to_string()]);
     load_one_of_many(&server, 9);
@@ -760,7 +760,7 @@ async fn a_quick_poll_of_a_thousand_unchanged_torrents_reads_none_and_misses_no_
     let again = changes(&client, &[]).await;
     assert_eq!(again.covers, Covers::All);
     assert_ne!(again.torrents[&hashes[9]].facts.load, before);
-    // A start is seen by the poll after it.
+    // The next poll reports the start.
     std::fs::write(server.downloads().join("many 00010"), 10_u16.to_be_bytes()).unwrap();
     server.call("d.start", &[&hashes[10].to_string()]);
     let started = changes(&client, &[]).await;
@@ -771,7 +771,7 @@ async fn a_quick_poll_of_a_thousand_unchanged_torrents_reads_none_and_misses_no_
 async fn a_full_poll_finds_every_change_that_quick_polls_missed() {
     let Some(server) = start().await else { return };
     let watching = server.client();
-    // So many that a sweep leaves out what it knows.
+    // So many torrents that a full poll does not read unchanging columns again.
     let hashes = populate(&server, &watching, 510).await;
     let mut dice: u64 = 0x9e37_79b9_7f4a_7c15;
     let mut roll = |sides: u64| {
@@ -798,7 +798,7 @@ async fn a_full_poll_finds_every_change_that_quick_polls_missed() {
                 changes(&watching, &[]).await;
             }
         }
-        // The torrents are tiny and checked at once, but not at the same instant for two lookers.
+        // The tiny torrents are checked at once, but two clients may see different moments of it.
         let deadline = Instant::now() + TIMEOUT;
         loop {
             let swept = watching.list(Scope::Full).await.unwrap();

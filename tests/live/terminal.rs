@@ -1,4 +1,4 @@
-//! The one-shot commands on a real rTorrent.
+//! The one-shot commands with a real rTorrent.
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -34,7 +34,7 @@ impl Fixture {
         Self { home, folder, _folder: temporary }
     }
 
-    /// With torrents that are complete and run.
+    /// Starts rTorrent with complete, running torrents.
     async fn with(contents: &[&Content]) -> Self {
         let fixture = Self::new().await;
         for content in contents {
@@ -63,7 +63,7 @@ impl Fixture {
         tokio::time::timeout(TIMEOUT, output).await.unwrap_or_else(|_| panic!("{arguments:?} took too long")).unwrap()
     }
 
-    /// What it prints, if all went well.
+    /// Runs a command, asserts success, and returns its output.
     #[track_caller]
     fn good(output: &Output) -> String {
         assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -84,7 +84,7 @@ impl Fixture {
         String::from_utf8(output.stderr).unwrap()
     }
 
-    /// On a terminal, with these lines typed.
+    /// Runs a command on a terminal with these lines as input.
     async fn on_a_terminal(&self, line: &str, typed: &str, variables: &[(&str, &str)]) -> (Option<i32>, String) {
         let line = format!("{} {line}", env!("CARGO_BIN_EXE_dtorrent"));
         let mut command = self.command("script", &["--quiet", "--return", "--command", &line, "/dev/null"]);
@@ -181,8 +181,8 @@ async fn a_command_that_fails_has_its_exit_code_and_prints_the_reason() {
         (&["delete", "one.iso", "--data"], 2, "--yes"),
         (&["pause", "one.iso", "--config", "missing.toml"], 2, "missing.toml"),
     ] {
-        let said = fixture.fails(arguments, code).await;
-        assert!(said.contains(reason), "{arguments:?}: {said}");
+        let printed = fixture.fails(arguments, code).await;
+        assert!(printed.contains(reason), "{arguments:?}: {printed}");
     }
     fixture.home.process().kill().unwrap();
     for arguments in [
@@ -191,8 +191,8 @@ async fn a_command_that_fails_has_its_exit_code_and_prints_the_reason() {
         &["show", "one.iso"],
         &["add", "magnet:?xt=urn:btih:0123456789abcdef0123456789abcdef01234567"],
     ] {
-        let said = fixture.fails(arguments, 3).await;
-        assert!(said.contains("server home"), "{arguments:?}: {said}");
+        let printed = fixture.fails(arguments, 3).await;
+        assert!(printed.contains("server home"), "{arguments:?}: {printed}");
     }
 }
 
@@ -203,14 +203,14 @@ async fn files_are_deleted_only_after_confirmation() {
     }
     let (one, other) = (Content::file("one.iso", 50_000, 1), Content::file("other.iso", 2_000, 2));
     let fixture = Fixture::with(&[&one, &other]).await;
-    let (code, said) = fixture.on_a_terminal("delete one.iso --data", "n\n", &[]).await;
+    let (code, printed) = fixture.on_a_terminal("delete one.iso --data", "n\n", &[]).await;
     assert!(
-        code == Some(1) && said.contains("Delete this torrent and 1 files, 48.8 KiB, for ever? [y/N]"),
-        "{code:?} {said}"
+        code == Some(1) && printed.contains("Delete this torrent and 1 files, 48.8 KiB, for ever? [y/N]"),
+        "{code:?} {printed}"
     );
     assert!(is_there(&fixture.home.downloads.join("one.iso")));
-    let (code, said) = fixture.on_a_terminal("delete one.iso --data", "y\n", &[]).await;
-    assert_eq!(code, Some(0), "{said}");
+    let (code, printed) = fixture.on_a_terminal("delete one.iso --data", "y\n", &[]).await;
+    assert_eq!(code, Some(0), "{printed}");
     assert!(!is_there(&fixture.home.downloads.join("one.iso")));
     fixture.does(&["delete", "other.iso", "--data", "--yes"]).await;
     assert!(!is_there(&fixture.home.downloads.join("other.iso")));
@@ -231,7 +231,7 @@ async fn a_terminal_has_colours_unless_they_are_turned_off() {
     assert!(narrow.lines().all(|line| line.trim_end().chars().count() <= 20), "{narrow:?}");
 }
 
-/// `dtorrent watch`, and what it prints.
+/// A running `dtorrent watch` and its output.
 fn watch(fixture: &Fixture, arguments: &[&str]) -> (Child, tokio::io::Lines<BufReader<tokio::process::ChildStdout>>) {
     let arguments: Vec<&str> = ["watch"].iter().chain(arguments).copied().collect();
     let mut child = fixture.command(env!("CARGO_BIN_EXE_dtorrent"), &arguments).spawn().unwrap();
@@ -245,7 +245,7 @@ async fn line(
 ) -> String {
     let find = async {
         loop {
-            let line = lines.next_line().await.unwrap().expect("it goes on");
+            let line = lines.next_line().await.unwrap().expect("another line");
             if is_it(&line) {
                 return line;
             }
@@ -255,7 +255,7 @@ async fn line(
 }
 
 #[tokio::test]
-async fn watch_shows_what_happens_and_ends_quietly_when_nobody_reads() {
+async fn watch_prints_events_and_ends_quietly_when_its_reader_closes() {
     if !can_run() {
         return;
     }
@@ -281,9 +281,9 @@ async fn watch_shows_what_happens_and_ends_quietly_when_nobody_reads() {
         let status = tokio::time::timeout(TIMEOUT, child.wait()).await.expect("it ends").unwrap();
         assert_eq!(status.code(), Some(0));
     }
-    let mut said = String::new();
-    tokio::io::AsyncReadExt::read_to_string(&mut machine.stderr.take().unwrap(), &mut said).await.unwrap();
-    assert_eq!(said, "");
+    let mut printed = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut machine.stderr.take().unwrap(), &mut printed).await.unwrap();
+    assert_eq!(printed, "");
 }
 
 #[tokio::test]
@@ -294,9 +294,9 @@ async fn watch_waits_for_an_unreachable_client_and_stops_on_a_signal() {
     let mut fixture = Fixture::new().await;
     fixture.home.process().kill().unwrap();
     let (mut child, mut lines) = watch(&fixture, &[]);
-    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
-    let away = tokio::time::timeout(TIMEOUT, said.next_line()).await.unwrap().unwrap().unwrap();
-    assert!(away.starts_with("server home does not answer: "), "{away}");
+    let mut printed = BufReader::new(child.stderr.take().unwrap()).lines();
+    let unreachable = tokio::time::timeout(TIMEOUT, printed.next_line()).await.unwrap().unwrap().unwrap();
+    assert!(unreachable.starts_with("server home does not answer: "), "{unreachable}");
     fixture.home.restart().await.unwrap();
     line(&mut lines, |line| line.contains("server_online")).await;
     let pid = child.id().unwrap().to_string();

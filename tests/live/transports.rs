@@ -1,4 +1,4 @@
-//! Other transports: a web server in between, TLS, MQTT 3.1.1, WebSocket.
+//! Other transports: rTorrent behind a web server, TLS, MQTT 3.1.1, WebSocket.
 
 use dtorrent_peers::content::Content;
 use dtorrent_peers::mosquitto::{Mosquitto, Options, Tls};
@@ -9,7 +9,7 @@ use crate::harness::nginx::{self, Nginx};
 use crate::harness::recorder::Recorder;
 use crate::harness::{Setup, World, can_run};
 
-/// Goes once through everything that a road has to carry.
+/// Exercises every kind of message over a transport.
 async fn works(world: &World, received: &Recorder) {
     let content = Content::file("travels ☃", 50_000, 1);
     world.home.load(&content.torrent, false).await.unwrap();
@@ -68,7 +68,7 @@ async fn rtorrent_is_reached_over_a_port() {
     works(&world, &world.recorder).await;
 }
 
-/// Lets the bridge use one listener of a broker, and us a second, plain one.
+/// Starts a broker with one listener for the bridge, and a second, plain one for the test.
 async fn over(folder: tempfile::TempDir, options: Options, scheme: &str, sink: &str) {
     let plain = dtorrent_peers::process::free_port().unwrap();
     let options = Options { lines: vec![format!("listener {plain} 127.0.0.1")], ..options };
@@ -132,7 +132,7 @@ async fn a_broker_with_a_password_and_access_rules_enforces_both() {
     let broker = Options {
         users: vec![("bridge".to_owned(), "s3cret".to_owned())],
         acl: Some("topic readwrite #\nuser bridge\ntopic readwrite dtorrent/#\n".to_owned()),
-        lines: vec!["allow_anonymous true".to_owned()], // for us, who listen
+        lines: vec!["allow_anonymous true".to_owned()], // for the recorder
         ..Options::default()
     };
     let sink = format!("username = \"bridge\"\npassword_file = \"{}\"", secret.display());

@@ -1,4 +1,4 @@
-//! The verbs that change more than whether a torrent runs, each read back from rTorrent.
+//! The verbs other than pause, resume, start and stop, each verified at rTorrent.
 
 use dtorrent_peers::InfoHash;
 use dtorrent_peers::content::Content;
@@ -34,7 +34,7 @@ fn code(result: &Value) -> &Value {
 }
 
 #[tokio::test]
-async fn limits_are_set_for_all_and_none_is_none() {
+async fn rate_limits_are_set_and_zero_means_no_limit() {
     if !can_run() {
         return;
     }
@@ -68,7 +68,7 @@ async fn limits_are_set_for_all_and_none_is_none() {
 }
 
 #[tokio::test]
-async fn a_running_torrent_gets_into_a_throttle_group_and_runs_on() {
+async fn a_running_torrent_joins_a_throttle_group_and_keeps_running() {
     if !can_run() {
         return;
     }
@@ -83,13 +83,13 @@ async fn a_running_torrent_gets_into_a_throttle_group_and_runs_on() {
         assert_eq!(world.home.get(content.hash, "d.throttle_name").await.unwrap(), group);
         assert_eq!(world.home.get(content.hash, "d.is_active").await.unwrap(), "1");
     }
-    let result = world.recorder.command(&topic(content.hash, "throttle"), json!({"throttle": "nobody"})).await;
+    let result = world.recorder.command(&topic(content.hash, "throttle"), json!({"throttle": "unknown"})).await;
     assert_eq!(code(&result), "precondition", "rTorrent would take it: {result}");
     assert_eq!(world.home.get(content.hash, "d.throttle_name").await.unwrap(), "");
 }
 
 #[tokio::test]
-async fn files_are_chosen_by_their_place() {
+async fn files_are_selected_by_index() {
     if !can_run() {
         return;
     }
@@ -127,7 +127,7 @@ async fn files_are_chosen_by_their_place() {
 }
 
 #[tokio::test]
-async fn a_torrent_moves_without_and_with_its_content() {
+async fn a_torrent_is_moved_with_and_without_its_data() {
     if !can_run() {
         return;
     }
@@ -137,7 +137,7 @@ async fn a_torrent_moves_without_and_with_its_content() {
     let downloads = world.home.downloads.clone();
     let (away, there) = (downloads.join("away"), downloads.join("there, \"too\""));
 
-    // Without: the content is there already.
+    // Without `data`: the content is already in the new directory.
     single.write_to(&away).unwrap();
     let body = json!({"directory": away, "id": "bare"});
     let result = world.recorder.command(&topic(single.hash, "move"), body).await;
@@ -149,7 +149,7 @@ async fn a_torrent_moves_without_and_with_its_content() {
     assert_eq!((&moved["cause"], &moved["command_id"]), (&json!("command"), &json!("bare")));
     assert!(downloads.join("single.iso").is_file(), "nothing was touched");
 
-    // With it, and a torrent of several files.
+    // With `data`, and a torrent of several files.
     for (content, start) in [(&single, away.clone()), (&folder, downloads.clone())] {
         let body = json!({"directory": there, "data": true});
         let result = world.recorder.command(&topic(content.hash, "move"), body).await;
@@ -166,7 +166,7 @@ async fn a_torrent_moves_without_and_with_its_content() {
     assert!(!downloads.join("folder").try_exists().unwrap(), "its empty folder went");
     assert!(away.is_dir(), "a folder that is not its own stays");
 
-    // One that rests goes on resting.
+    // A paused torrent stays paused.
     for (verb, state, active) in [("pause", "1", "0"), ("stop", "0", "0")] {
         assert_eq!(world.recorder.command(&topic(folder.hash, verb), Value::Null).await["status"], "ok");
         let place = downloads.join(verb);
@@ -270,7 +270,7 @@ async fn events_are_sent_again_with_their_own_ids() {
     let repeated = world.recorder.wait_for("the events again", repeated).await;
     assert_eq!(repeated, before[2..], "the same, in their order");
 
-    // What happens now comes once, also when the bridge starts anew.
+    // A new event arrives once, also across a restart of the bridge.
     assert_eq!(world.recorder.command(&topic(contents[1].hash, "stop"), Value::Null).await["status"], "ok");
     world.recorder.event("home", "stopped", contents[1].hash).await;
     world.recorder.assert_gap_free("home");
@@ -306,9 +306,9 @@ async fn resync_republishes_everything_and_log_level_changes_the_log() {
     assert_eq!(result["status"], "ok", "{result}");
     let result = world.recorder.command("bridge/main/command/log_level", json!({"level": "error"})).await;
     assert_eq!(result["status"], "ok", "{result}");
-    let said = world.bridge().count_in_log("command done");
+    let printed = world.bridge().count_in_log("command done");
     assert_eq!(world.recorder.command("home/command/list", Value::Null).await["status"], "ok");
-    assert_eq!(world.bridge().count_in_log("command done"), said, "it says no more than errors now");
+    assert_eq!(world.bridge().count_in_log("command done"), printed, "only errors are logged now");
     for (topic, body, expected) in [
         ("bridge/main/command/log_level", json!({"level": "loud"}), "bad_request"),
         ("bridge/main/command/resync", json!({"from_seq": 1}), "bad_request"),
@@ -321,7 +321,7 @@ async fn resync_republishes_everything_and_log_level_changes_the_log() {
 }
 
 #[tokio::test]
-async fn rpc_calls_what_the_config_allows_and_nothing_else() {
+async fn rpc_calls_only_the_methods_that_the_config_allows() {
     if !can_run() {
         return;
     }
@@ -351,7 +351,7 @@ async fn rpc_calls_what_the_config_allows_and_nothing_else() {
         let expected = if expected == "client_fault" && body["method"] != "d.name" { "forbidden" } else { expected };
         assert_eq!(code(&result), expected, "{body}: {result}");
     }
-    assert_eq!(world.home.hashes().await.unwrap(), [content.hash], "rTorrent lives");
+    assert_eq!(world.home.hashes().await.unwrap(), [content.hash], "rTorrent still runs");
 }
 
 #[tokio::test]
@@ -377,7 +377,7 @@ async fn the_log_names_the_sender_and_the_outcome_of_a_command() {
 }
 
 #[tokio::test]
-async fn hundreds_of_torrents_are_asked_for_together() {
+async fn hundreds_of_torrents_are_read_in_one_request() {
     if !can_run() {
         return;
     }

@@ -19,7 +19,7 @@ use crate::harness::{can_run, nats};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
-/// Servers that are files, an endpoint, and no broker; the bridge is started by the test.
+/// A setup with file-backed servers, an endpoint, and no broker. The test starts the bridge.
 struct Fixture {
     endpoint: Receiver,
     bridge: Option<Bridge>,
@@ -38,12 +38,12 @@ impl Fixture {
         fixture
     }
 
-    /// One whose bridge runs, and knows its servers; `webhook`: more lines for the endpoint's table.
+    /// Starts the bridge too, and waits for the initial snapshots. `webhook`: more lines for the endpoint's table.
     async fn running(servers: &[&str], webhook: &str) -> Self {
         let mut fixture = Self::new(servers).await;
         fixture.start(webhook);
         for server in servers {
-            fixture.endpoint.takes(server, "snapshot_done", "").await;
+            fixture.endpoint.wait_for_event(server, "snapshot_done", "").await;
         }
         fixture
     }
@@ -117,7 +117,7 @@ impl Fixture {
         StateDatabase::of(&self.folder.path().join("data"))
     }
 
-    /// Runs another command with the same config: its exit code, and what it says to stdout and stderr.
+    /// Runs another command with the same config. Returns its exit code, and its stdout and stderr.
     async fn ask(&self, arguments: &[&str]) -> (i32, String, String) {
         let config = self.folder.path().join("dtorrent.toml");
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_dtorrent"));
@@ -127,8 +127,8 @@ impl Fixture {
     }
 }
 
-/// What the contract promises of everything that came: the same id with the same body, and for each server
-/// the first deliveries in the order of `seq`, without a gap.
+/// Asserts the contract for all requests: the same body for the same id, and for each server the first deliveries in the
+/// order of `seq`, without a gap.
 fn assert_promised(requests: &[Request]) {
     assert_promised_but_for_order(requests);
     let mut last: BTreeMap<String, u64> = BTreeMap::new();
@@ -149,8 +149,8 @@ fn assert_promised_but_for_order(requests: &[Request]) {
         assert_eq!(request.event()["id"], request.id());
     }
     let all: BTreeSet<&str> = requests.iter().map(Request::id).collect();
-    let taken: BTreeSet<&str> = requests.iter().filter(|r| r.answer.is_taken()).map(Request::id).collect();
-    assert_eq!(all, taken, "everything that came was taken in the end");
+    let taken: BTreeSet<&str> = requests.iter().filter(|r| r.answer.is_accepted()).map(Request::id).collect();
+    assert_eq!(all, taken, "every received event was accepted in the end");
 }
 
 #[tokio::test]
@@ -177,7 +177,7 @@ async fn an_endpoint_with_every_kind_of_failure_gets_each_event_in_order_with_th
     fixture.add("home", &names);
     fixture.add("attic", &names);
     for server in ["attic", "home"] {
-        fixture.endpoint.takes(server, "added", "t19").await;
+        fixture.endpoint.wait_for_event(server, "added", "t19").await;
     }
     let requests = fixture.endpoint.requests();
     for way in &ways {
@@ -189,12 +189,12 @@ async fn an_endpoint_with_every_kind_of_failure_gets_each_event_in_order_with_th
 }
 
 #[tokio::test]
-async fn a_bridge_that_is_killed_while_it_posts_goes_on_where_it_was() {
+async fn a_bridge_killed_during_a_post_continues_where_it_stopped() {
     if !can_run() {
         return;
     }
     let mut fixture = Fixture::running(&["attic", "home"], "timeout = \"5s\"\n").await;
-    // Every third request is not answered, so that kills find something in flight.
+    // Every third request is not answered, so that a kill finds an event in flight.
     let mut count = 0;
     fixture.endpoint.answer(move |_| {
         count += 1;
@@ -213,14 +213,14 @@ async fn a_bridge_that_is_killed_while_it_posts_goes_on_where_it_was() {
     }
     fixture.endpoint.answer_next([]);
     for server in ["attic", "home"] {
-        fixture.endpoint.takes(server, "added", "r4t3").await;
+        fixture.endpoint.wait_for_event(server, "added", "r4t3").await;
     }
     assert_promised(&fixture.endpoint.requests());
     fixture.bridge().stop().await;
 }
 
 #[tokio::test]
-async fn an_event_that_an_endpoint_fails_on_holds_back_its_own_server_only() {
+async fn an_event_that_an_endpoint_fails_on_delays_only_its_own_server() {
     if !can_run() {
         return;
     }
@@ -235,11 +235,11 @@ async fn an_event_that_an_endpoint_fails_on_holds_back_its_own_server_only() {
         .until("it stumbles", |requests| requests.last().is_some_and(|r| r.answer == Answer::Status(500)))
         .await;
     fixture.add("attic", &["another"]);
-    fixture.endpoint.takes("attic", "added", "another").await;
+    fixture.endpoint.wait_for_event("attic", "added", "another").await;
     let is_behind = |request: &Request| request.event()["torrent"]["name"] == "behind it";
     assert!(!fixture.endpoint.requests().iter().any(is_behind), "what is behind it waits");
     fixture.endpoint.answer_next([]);
-    fixture.endpoint.takes("home", "added", "behind it").await;
+    fixture.endpoint.wait_for_event("home", "added", "behind it").await;
     assert_promised(&fixture.endpoint.requests());
     fixture.bridge().stop().await;
 }
@@ -256,13 +256,13 @@ async fn events_that_an_endpoint_refuses_are_dead_letters_and_can_be_replayed() 
     fixture.endpoint.answer(move |request| if refused(request) { Answer::Status(422) } else { Answer::Status(204) });
     fixture.add("home", &["bad one", "good", "bad two"]);
     fixture.database().until("both are dead-lettered", |database| database.dead_letters("hook.home").len() == 2).await;
-    fixture.endpoint.takes("home", "added", "good").await;
+    fixture.endpoint.wait_for_event("home", "added", "good").await;
     let asked = |request: &Request| request.answer == Answer::Status(422);
     let mut first: Vec<Request> = fixture.endpoint.requests().into_iter().filter(asked).collect();
     assert!((4..=20).contains(&first.len()), "{} attempts", first.len());
     first.dedup_by(|later, first| later.id() == first.id());
     assert_eq!(first.len(), 2, "one after the other");
-    // Looked at while the bridge runs.
+    // Listing works while the bridge runs.
     let (code, listed, _) = fixture.ask(&["dead-letters", "list", "--json"]).await;
     let listed: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((code, listed.len()), (0, 2));
@@ -271,34 +271,34 @@ async fn events_that_an_endpoint_refuses_are_dead_letters_and_can_be_replayed() 
     assert_eq!(listed[0]["event"], first[0].event());
     let (_, text, _) = fixture.ask(&["dead-letters", "list"]).await;
     assert!(text.contains("added \"bad one\": the endpoint answers 422"), "{text}");
-    // A bridge that is to be asked has to have a token.
-    let (code, _, said) = fixture.ask(&["dead-letters", "replay", "hook", "--all"]).await;
+    // A replay through the running bridge needs a token.
+    let (code, _, printed) = fixture.ask(&["dead-letters", "replay", "hook", "--all"]).await;
     assert_eq!(code, 1);
-    assert!(said.contains("the bridge is running") && said.contains("http.token"), "{said}");
+    assert!(printed.contains("the bridge is running") && printed.contains("http.token"), "{printed}");
     fixture.bridge().stop().await;
     for (arguments, expected) in [
         (&["dead-letters", "replay", "hook"][..], 2),
         (&["dead-letters", "replay", "other", "--all"], 1),
         (&["dead-letters", "replay", "hook", "home-00000000-000000000001"], 1),
-        // It still refuses them.
+        // The endpoint still refuses them.
         (&["dead-letters", "replay", "hook", "--all"], 1),
     ] {
-        let (code, _, said) = fixture.ask(arguments).await;
-        assert_eq!(code, expected, "{arguments:?}: {said}");
+        let (code, _, printed) = fixture.ask(arguments).await;
+        assert_eq!(code, expected, "{arguments:?}: {printed}");
     }
     fixture.endpoint.answer_next([Answer::Status(204), Answer::Status(503)]);
-    let (code, _, said) = fixture.ask(&["dead-letters", "replay", "hook", first[1].id()]).await;
-    assert_eq!((code, said.as_str()), (0, format!("{}: delivered\n", first[1].id()).as_str()));
-    let (code, _, said) = fixture.ask(&["dead-letters", "replay", "hook", "--all"]).await;
-    assert_eq!(code, 3, "{said}");
-    let (code, _, said) = fixture.ask(&["dead-letters", "replay", "hook", "--all"]).await;
-    assert_eq!(code, 0, "{said}");
+    let (code, _, printed) = fixture.ask(&["dead-letters", "replay", "hook", first[1].id()]).await;
+    assert_eq!((code, printed.as_str()), (0, format!("{}: delivered\n", first[1].id()).as_str()));
+    let (code, _, printed) = fixture.ask(&["dead-letters", "replay", "hook", "--all"]).await;
+    assert_eq!(code, 3, "{printed}");
+    let (code, _, printed) = fixture.ask(&["dead-letters", "replay", "hook", "--all"]).await;
+    assert_eq!(code, 0, "{printed}");
     assert!(fixture.database().dead_letters("hook.home").is_empty());
     assert_promised_but_for_order(&fixture.endpoint.requests());
-    // Nothing of that confuses the next life.
+    // The next run is unaffected.
     fixture.bridge().restart();
     fixture.add("home", &["later"]);
-    fixture.endpoint.takes("home", "added", "later").await;
+    fixture.endpoint.wait_for_event("home", "added", "later").await;
     fixture.bridge().stop().await;
 }
 
@@ -311,13 +311,13 @@ async fn a_running_bridge_replays_dead_letters_one_at_a_time() {
     let port = free_port().unwrap();
     fixture.http = format!("listen = \"127.0.0.1:{port}\"\ntoken = \"open sesame\"\n");
     fixture.start("");
-    fixture.endpoint.takes("home", "snapshot_done", "").await;
+    fixture.endpoint.wait_for_event("home", "snapshot_done", "").await;
     fixture.endpoint.answer(|request| match request.event()["torrent"]["name"].as_str() {
         Some(name) if name.starts_with("bad") => Answer::Status(422),
         _ => Answer::Status(204),
     });
     fixture.add("home", &["bad one", "bad two", "bad three", "good"]);
-    fixture.endpoint.takes("home", "added", "good").await;
+    fixture.endpoint.wait_for_event("home", "added", "good").await;
     let dead_letters = |database: &StateDatabase| database.dead_letters("hook.home").len();
     fixture.database().until("all are dead-lettered", |database| dead_letters(database) == 3).await;
     for (arguments, expected, reason) in [
@@ -325,23 +325,23 @@ async fn a_running_bridge_replays_dead_letters_one_at_a_time() {
         (&["dead-letters", "replay", "other", "--all"], 1, "no broker or webhook other"),
         (&["dead-letters", "replay", "hook", "--all"], 1, "422"),
     ] {
-        let (code, _, said) = fixture.ask(arguments).await;
-        assert_eq!(code, expected, "{arguments:?}: {said}");
-        assert!(said.contains(reason), "{arguments:?}: {said}");
+        let (code, _, printed) = fixture.ask(arguments).await;
+        assert_eq!(code, expected, "{arguments:?}: {printed}");
+        assert!(printed.contains(reason), "{arguments:?}: {printed}");
     }
     let first = fixture.endpoint.requests().iter().find(|r| r.answer == Answer::Status(422)).unwrap().id().to_owned();
     fixture.endpoint.answer_next([Answer::Status(204), Answer::Status(503)]);
-    let (code, _, said) = fixture.ask(&["dead-letters", "replay", "hook", &first]).await;
-    assert_eq!((code, said), (0, format!("{first}: delivered\n")));
-    let (code, _, said) = fixture.ask(&["dead-letters", "replay", "hook", "--all"]).await;
-    assert_eq!((code, said.lines().count()), (3, 1), "who is away is asked once: {said}");
+    let (code, _, printed) = fixture.ask(&["dead-letters", "replay", "hook", &first]).await;
+    assert_eq!((code, printed), (0, format!("{first}: delivered\n")));
+    let (code, _, printed) = fixture.ask(&["dead-letters", "replay", "hook", "--all"]).await;
+    assert_eq!((code, printed.lines().count()), (3, 1), "an unreachable endpoint is tried once: {printed}");
 
-    // While it goes, new events come: neither is in flight beside the other.
+    // New events arrive during the replay; requests never overlap.
     fixture.endpoint.answer(|_| Answer::Late);
     fixture.add("home", &["new one", "new two"]);
-    let (code, _, said) = fixture.ask(&["dead-letters", "replay", "hook", "--all"]).await;
-    assert_eq!((code, said.matches(": delivered").count()), (0, 2), "{said}");
-    fixture.endpoint.takes("home", "added", "new two").await;
+    let (code, _, printed) = fixture.ask(&["dead-letters", "replay", "hook", "--all"]).await;
+    assert_eq!((code, printed.matches(": delivered").count()), (0, 2), "{printed}");
+    fixture.endpoint.wait_for_event("home", "added", "new two").await;
     assert_eq!((dead_letters(&fixture.database()), fixture.endpoint.most_at_once()), (0, 1));
     assert_promised_but_for_order(&fixture.endpoint.requests());
 
@@ -368,7 +368,7 @@ async fn an_unreachable_endpoint_is_shown_on_every_page() {
     let port = free_port().unwrap();
     fixture.http = format!("listen = \"127.0.0.1:{port}\"\n");
     fixture.start("");
-    fixture.endpoint.takes("home", "snapshot_done", "").await;
+    fixture.endpoint.wait_for_event("home", "snapshot_done", "").await;
     fixture.endpoint.answer(|_| Answer::Status(503));
     fixture.add("home", &["one"]);
     let is_told = |sink: &Value| {
@@ -381,13 +381,13 @@ async fn an_unreachable_endpoint_is_shown_on_every_page() {
     let metrics = get(port, "/metrics").await.body;
     assert!(metrics.contains("dtorrent_sink_connected{sink=\"hook.home\"} 0"), "{metrics}");
     fixture.endpoint.answer_next([]);
-    fixture.endpoint.takes("home", "added", "one").await;
+    fixture.endpoint.wait_for_event("home", "added", "one").await;
     get_until(port, "/readyz", |ready| ready["ready"] == true).await;
     fixture.bridge().stop().await;
 }
 
 #[tokio::test]
-async fn an_expired_event_is_a_dead_letter_and_the_rest_goes_on() {
+async fn an_expired_event_is_dead_lettered_and_delivery_continues() {
     if !can_run() {
         return;
     }
@@ -397,7 +397,7 @@ async fn an_expired_event_is_a_dead_letter_and_the_rest_goes_on() {
         if is_stone { Answer::Status(500) } else { Answer::Status(204) }
     });
     fixture.add("home", &["stone", "behind it"]);
-    fixture.endpoint.takes("home", "added", "behind it").await;
+    fixture.endpoint.wait_for_event("home", "added", "behind it").await;
     let dead_letters = fixture.database().dead_letters("hook.home");
     let [(body, reason)] = dead_letters.as_slice() else { panic!("{dead_letters:?}") };
     assert!(body.contains("\"stone\""), "{body}");
@@ -408,7 +408,7 @@ async fn an_expired_event_is_a_dead_letter_and_the_rest_goes_on() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_is_gone_is_switched_off_until_the_next_start() {
+async fn an_endpoint_that_answers_410_is_disabled_until_the_next_start() {
     if !can_run() {
         return;
     }
@@ -423,26 +423,26 @@ async fn an_endpoint_that_is_gone_is_switched_off_until_the_next_start() {
         database.dead_letters("hook.home").len() == 2 && database.dead_letters("hook.attic").len() == 1
     };
     fixture.database().until("all is dead-lettered", is_full).await;
-    assert_eq!(fixture.endpoint.requests().len(), asked, "nobody is asked any more");
+    assert_eq!(fixture.endpoint.requests().len(), asked, "no further request is sent");
     fixture.bridge().stop().await;
     fixture.endpoint.answer_next([]);
     fixture.bridge().restart();
     fixture.add("home", &["four"]);
-    fixture.endpoint.takes("home", "added", "four").await;
+    fixture.endpoint.wait_for_event("home", "added", "four").await;
     fixture.bridge().stop().await;
-    let (code, _, said) = fixture.ask(&["dead-letters", "replay", "hook", "--all"]).await;
-    assert_eq!((code, said.matches(": delivered").count()), (0, 3), "{said}");
+    let (code, _, printed) = fixture.ask(&["dead-letters", "replay", "hook", "--all"]).await;
+    assert_eq!((code, printed.matches(": delivered").count()), (0, 3), "{printed}");
 }
 
 #[tokio::test]
-async fn an_accepted_event_is_not_held_up_by_a_response_that_never_ends() {
+async fn an_endless_response_body_does_not_delay_an_accepted_event() {
     if !can_run() {
         return;
     }
     let mut fixture = Fixture::running(&["home"], "").await;
     fixture.endpoint.answer_next([Answer::TakenSlowly, Answer::Huge(200), Answer::TakenSlowly]);
     fixture.add("home", &["one", "two", "three", "four"]);
-    fixture.endpoint.takes("home", "added", "four").await;
+    fixture.endpoint.wait_for_event("home", "added", "four").await;
     let requests = fixture.endpoint.requests();
     let ids: BTreeSet<&str> = requests.iter().map(Request::id).collect();
     assert_eq!(ids.len(), requests.len(), "each came once");
@@ -451,7 +451,7 @@ async fn an_accepted_event_is_not_held_up_by_a_response_that_never_ends() {
 }
 
 #[tokio::test]
-async fn what_is_signed_passes_a_check_that_is_not_ours() {
+async fn signatures_pass_an_independent_check() {
     let Some(library) = nats::newest("standardwebhooks-") else {
         return skip("the Python package standardwebhooks is missing: scripts/install-peers.sh");
     };
@@ -459,7 +459,7 @@ async fn what_is_signed_passes_a_check_that_is_not_ours() {
     let mut fixture = Fixture::running(&["home"], &format!("secret = \"{SECRET} {other}\"\n")).await;
     fixture.endpoint.answer_next([Answer::Status(500)]);
     fixture.add("home", &["Ünï ☃ \"quoted\" \\"]);
-    fixture.endpoint.takes("home", "added", "Ünï ☃ \"quoted\" \\").await;
+    fixture.endpoint.wait_for_event("home", "added", "Ünï ☃ \"quoted\" \\").await;
     fixture.bridge().stop().await;
     let requests = fixture.endpoint.requests();
     assert!(requests.iter().any(|request| request.answer == Answer::Status(500)), "a repetition is among them");
@@ -487,12 +487,12 @@ async fn what_is_signed_passes_a_check_that_is_not_ours() {
         .output()
         .await
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(said.trim(), requests.len().to_string(), "{output:?}");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(printed.trim(), requests.len().to_string(), "{output:?}");
 }
 
 #[tokio::test]
-async fn over_tls_an_endpoint_is_trusted_by_its_own_authority_only() {
+async fn over_tls_an_endpoint_is_trusted_only_through_its_configured_authority() {
     if !can_run() {
         return;
     }
@@ -510,17 +510,17 @@ async fn over_tls_an_endpoint_is_trusted_by_its_own_authority_only() {
         Certificates::make(&fixture.folder.path().join("others")).ca.to_str().unwrap(),
     );
     fixture.configure(&unknown_authority);
-    let (code, _, said) = fixture.ask(&["check", "--connect"]).await;
-    assert_eq!(code, 3, "{said}");
-    assert!(said.contains("webhook hook: ") && said.contains("certificate"), "{said}");
+    let (code, _, printed) = fixture.ask(&["check", "--connect"]).await;
+    assert_eq!(code, 3, "{printed}");
+    assert!(printed.contains("webhook hook: ") && printed.contains("certificate"), "{printed}");
     assert!(fixture.endpoint.requests().is_empty());
     fixture.start(&unknown_authority);
     fixture.bridge().wait_for_log("connection failed, retrying").await;
     fixture.bridge().stop().await;
     assert!(fixture.endpoint.requests().is_empty());
     fixture.configure(&webhook);
-    let (code, _, said) = fixture.ask(&["check", "--connect"]).await;
-    assert_eq!(code, 0, "{said}");
+    let (code, _, printed) = fixture.ask(&["check", "--connect"]).await;
+    assert_eq!(code, 0, "{printed}");
     assert!(fixture.endpoint.requests().iter().all(|request| request.method == "HEAD"), "no event was posted");
     fixture.endpoint.answer_next([]);
     fixture.bridge().restart();
@@ -535,13 +535,13 @@ async fn over_tls_an_endpoint_is_trusted_by_its_own_authority_only() {
 }
 
 #[tokio::test]
-async fn updates_come_only_if_they_are_asked_for_and_then_the_newest() {
+async fn updates_are_sent_only_if_configured_and_then_only_the_newest() {
     if !can_run() {
         return;
     }
     let mut fixture = Fixture::running(&["home"], "events = [\"added\", \"snapshot_done\", \"updated\"]\n").await;
     fixture.add("home", &["one"]);
-    fixture.endpoint.takes("home", "added", "one").await;
+    fixture.endpoint.wait_for_event("home", "added", "one").await;
     fixture.endpoint.answer(|_| Answer::Status(503));
     fixture.change("home", "one", "downloaded", json!(5));
     fixture
@@ -560,7 +560,7 @@ async fn updates_come_only_if_they_are_asked_for_and_then_the_newest() {
     let newest = requests.into_iter().find(is_newest).unwrap();
     assert_eq!(newest.json()["type"], "torrent.updated");
     assert!(newest.id().starts_with("home-") && newest.event()["seq"].is_null());
-    // Paused is no event that was asked for, and so only an update.
+    // `paused` is not configured, so the pause is only an update.
     fixture.change("home", "one", "status", json!("paused"));
     let is_paused = |request: &Request| request.event()["torrent"]["status"] == "paused";
     let requests = fixture.endpoint.until("the update", |requests| requests.iter().any(is_paused)).await;
@@ -577,7 +577,7 @@ async fn only_events_that_pass_the_filter_arrive_in_the_configured_format() {
     }
     let webhook = "format = \"dtorrent\"\nevents = [\"added\", \"paused\"]\ncauses = [\"observed\"]\ntorrents = { name = \"*.iso\" }\n";
     let mut fixture = Fixture::new(&["home"]).await;
-    // What is there for the initial snapshot has the cause snapshot.
+    // Torrents of the initial snapshot have the cause `snapshot`.
     fixture.add("home", &["first.iso"]);
     fixture.start(webhook);
     fixture.database().until("it is known", |database| database.last_seq("home") >= 3).await;
@@ -596,7 +596,7 @@ async fn only_events_that_pass_the_filter_arrive_in_the_configured_format() {
         assert_eq!(body.as_object().unwrap().len(), 3);
     }
     assert!(bodies.iter().any(|body| body["event"] == "added" && body["torrent"]["name"] == "one.iso"), "{bodies:?}");
-    // What was left out is dealt with, too.
+    // Filtered events move the cursor, too.
     fixture
         .database()
         .until("the cursor is at the end", |database| database.cursor("hook.home", "home") == database.last_seq("home"))

@@ -1,6 +1,5 @@
-//! Home Assistant's rules for discovery messages, as tried on running cores 2025.4 and 2026.11: what
-//! drops a device, what drops a component, and what is a warning in its log. A checker of our own, so
-//! that each message can be judged without Home Assistant.
+//! Home Assistant's rules for discovery messages, found with Home Assistant Core 2025.4 and 2026.11: faults that make it
+//! drop a device or a component, or log a warning. With them a message is checked without Home Assistant.
 
 use serde_json::{Map, Value};
 
@@ -55,7 +54,7 @@ const ALL: &[&str] = &[
     "default_entity_id",
 ];
 
-/// Further keys of a platform, those of them that it needs, and its device classes.
+/// Further keys of a platform, its required keys, and its device classes.
 type Platform = (&'static [&'static str], &'static [&'static str], &'static [&'static str]);
 
 fn platform(name: &str) -> Option<Platform> {
@@ -164,7 +163,7 @@ fn units(device_class: &str) -> &'static [&'static str] {
     }
 }
 
-/// Everything that Home Assistant would not like, one sentence each.
+/// Returns every fault of a discovery message, one sentence each.
 pub fn faults(topic: &str, body: &[u8]) -> Vec<String> {
     let mut faults = Vec::new();
     let levels: Vec<&str> = topic.split('/').collect();
@@ -199,20 +198,20 @@ pub fn faults(topic: &str, body: &[u8]) -> Vec<String> {
             continue;
         };
         if component.len() == 1 && component.contains_key("platform") {
-            continue; // taken back
+            continue; // cleared
         }
-        let mut said = Vec::new();
-        component_faults(component, &mut said);
+        let mut found = Vec::new();
+        component_faults(component, &mut found);
         if let Some(id) = component.get("unique_id").and_then(Value::as_str)
             && !ids.insert(id)
         {
-            said.push(format!("{id} twice"));
+            found.push(format!("{id} twice"));
         }
         let name = (component["platform"].as_str(), component.get("name").and_then(Value::as_str));
         if name.1.is_some() && !names.insert(name) {
-            said.push(format!("two of the name {name:?}"));
+            found.push(format!("two of the name {name:?}"));
         }
-        faults.extend(said.into_iter().map(|fault| format!("{key}: {fault}")));
+        faults.extend(found.into_iter().map(|fault| format!("{key}: {fault}")));
     }
     faults
 }
@@ -260,8 +259,8 @@ fn component_faults(component: &Map<String, Value>, faults: &mut Vec<String>) {
     if category.is_some_and(|category| category != "diagnostic" && (is_read_only || category != "config")) {
         faults.push(format!("category {category:?}"));
     }
-    // When its device goes, Home Assistant empties our topic once more for each such part, and warns of its own
-    // word (2025.4, seen in its broker's log).
+    // On the removal of a device, Home Assistant clears the discovery topic once for each such component, and logs a
+    // warning about its own message (2025.4, seen in the broker's log).
     if component.get("enabled_by_default") == Some(&Value::Bool(false)) {
         faults.push("off by default".to_owned());
     }

@@ -20,7 +20,7 @@ pub fn assert_golden(name: &str, text: &str) {
     assert_eq!(text, golden, "{path} differs; BLESS=1 rewrites it");
 }
 
-/// Returns the name of the server that every sample is about.
+/// Returns the server of every sample.
 pub fn home() -> ServerName {
     ServerName::parse("home").unwrap()
 }

@@ -1,14 +1,13 @@
 //! A strict check of messages against the schema of their topic.
 //!
-//! The published schemas are open, because a later version may say more. Here they are closed: whatever is
-//! sent and not described is a fault. Which schema a topic has is read from the AsyncAPI document, so that is
-//! tested too.
+//! The published schemas are open, because a later version may add keys. Here they are closed: a key that is sent and not
+//! described is a fault. The AsyncAPI document yields the schema of a topic, so that it is tested too.
 
 use jsonschema::{Draft, Validator};
 use serde_json::{Value, json};
 
 pub struct Rules {
-    /// The levels of a topic, with a name in braces for any, and what its body has to be.
+    /// The levels of each topic, with a name in braces for any level, and the form of its body.
     sent: Vec<(Vec<String>, Shape)>,
 }
 
@@ -19,7 +18,7 @@ enum Shape {
 }
 
 impl Rules {
-    /// For `prefix`, whose levels are joined by `/`.
+    /// Returns the rules for `prefix`, whose levels are joined by `/`.
     pub fn new(prefix: &str) -> Self {
         let document = dtorrent::schema::asyncapi();
         let sent = document["operations"].as_object().unwrap().values().filter(|one| one["action"] == "send");
@@ -34,11 +33,10 @@ impl Rules {
         Self { sent: sent.collect() }
     }
 
-    /// What is wrong with a message, each with its place in the body. `None` if the topic is none that the bridge
-    /// promises anything about.
+    /// Returns the faults of a message, each with its place in the body; `None` if the topic is not in the document.
     pub fn faults(&self, topic: &str, body: &[u8]) -> Option<Vec<String>> {
         let levels: Vec<&str> = topic.split('/').collect();
-        // Where more than one fits, the one that says it in words does: `event/updated`.
+        // Among several matches the most literal one applies: `event/updated`.
         let fitting = self.sent.iter().filter(|(pattern, _)| fits(pattern, &levels));
         let (_, shape) = fitting.min_by_key(|(pattern, _)| pattern.iter().filter(|level| is_name(level)).count())?;
         Some(match shape {
@@ -64,13 +62,13 @@ fn is_name(level: &str) -> bool {
 
 fn fits(pattern: &[String], levels: &[&str]) -> bool {
     let one = |(pattern, level): (&String, &&str)| {
-        // A server cannot have this name, so it is no server.
+        // No server can have this name.
         if is_name(pattern) { *level != "bridge" } else { pattern == level }
     };
     pattern.len() == levels.len() && pattern.iter().zip(levels).all(one)
 }
 
-/// What a reference within the document points at.
+/// Returns the target of a reference within the document.
 pub fn at<'d>(document: &'d Value, reference: &Value) -> &'d Value {
     let pointer = reference.as_str().and_then(|text| text.strip_prefix('#')).unwrap_or_else(|| panic!("{reference}"));
     document.pointer(pointer).unwrap_or_else(|| panic!("{reference} points at nothing"))
@@ -85,7 +83,7 @@ fn shape(document: &Value, payload: &Value) -> Shape {
     Shape::Json(Box::new(strict(schema, Draft::Draft7)))
 }
 
-/// Takes nothing that is not described.
+/// Forbids every key that is not described.
 pub fn strict(mut schema: Value, draft: Draft) -> Validator {
     close(&mut schema);
     for definitions in ["/$defs", "/components/schemas"] {
@@ -95,7 +93,7 @@ pub fn strict(mut schema: Value, draft: Draft) -> Validator {
     jsonschema::options().with_draft(draft).should_validate_formats(true).build(&schema).unwrap()
 }
 
-/// Conditions (`if`, `allOf`) add to what is described elsewhere, so they stay open.
+/// Conditions (`if`, `allOf`) add to keys described elsewhere, so they stay open.
 fn close(schema: &mut Value) {
     let Some(object) = schema.as_object_mut() else { return };
     if object.contains_key("properties") && !object.contains_key("additionalProperties") {

@@ -1,4 +1,4 @@
-//! The whole program, wired as `app` wires it, on a disk, clients and brokers that are imagined.
+//! The whole engine, composed as `app` composes it, on a simulated disk, simulated clients and brokers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,22 +9,23 @@ use dtorrent::commands::{
     Admission, BridgeWorker, CommandReceiver, PendingEffects, Queue, QueuedCommand, Request, Sources, Worker,
     WorkerParts,
 };
-use dtorrent::live_state::{LiveServer, LiveState, PollReport};
+use dtorrent::live_state::LiveState;
 use dtorrent::log_throttle::retry_while_full;
-use dtorrent::model::{Kind, PollSettings, Seq, ServerName, ServerState, ServerStats};
+use dtorrent::model::{Kind, PollSettings, Seq, ServerName, ServerState};
 use dtorrent::outbox::retention::Retain;
 use dtorrent::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
-use dtorrent::port::{Clock, CommandLog as _, Journal as _, Store, StoreError, TorrentClient};
+use dtorrent::port::{Clock, CommandLog as _, Store, StoreError, TorrentClient};
+use dtorrent::servers::load;
 use dtorrent::testing::simulator::Simulator;
 use dtorrent::watch::{FilePublisher, Watcher};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::broker::{Broker, SimulatedCommandSource, SimulatedSink};
 use super::disk::DiskStore;
-use super::far_side::{Broker, Commands, Reached};
-use super::stage::Stage;
+use super::env::SimulationEnv;
 
-/// One sink, as a config would describe it.
+/// The configuration of one sink.
 #[derive(Clone)]
 pub struct SinkPlan {
     pub broker: Arc<Broker>,
@@ -57,33 +58,23 @@ impl Reporter for NothingToReport {
 
 impl Bridge {
     pub async fn start(
-        stage: &Arc<Stage>,
+        env: &Arc<SimulationEnv>,
         store: Arc<DiskStore>,
         clients: &BTreeMap<ServerName, Simulator>,
         sinks: &[SinkPlan],
         interval: Duration,
-        sweep: Duration,
+        full_interval: Duration,
     ) -> Self {
-        let clock: Arc<dyn Clock> = stage.clone();
+        let clock: Arc<dyn Clock> = env.clone();
         let dyn_store: Arc<dyn Store> = store.clone();
-        let mut contents = BTreeMap::new();
+        let mut servers = BTreeMap::new();
         let mut is_first_run = true;
         for server in clients.keys() {
-            let loaded = store.load(server).await.unwrap();
-            is_first_run &= loaded.last_seq == Seq(0) && loaded.state == ServerState::default();
-            let content = LiveServer {
-                epoch: loaded.epoch,
-                snapshot: loaded.snapshot,
-                state: loaded.state,
-                last_seq: loaded.last_seq,
-                needs_reset: loaded.needs_reset,
-                stats: ServerStats::default(),
-                stats_body: Bytes::new(),
-                poll: PollReport::default(),
-            };
-            contents.insert(server.clone(), content);
+            let committed = load(&*store, server).await.unwrap();
+            is_first_run &= committed.last_seq == Seq(0) && committed.state == ServerState::default();
+            servers.insert(server.clone(), committed);
         }
-        let live = Arc::new(LiveState::new(contents, sinks.iter().map(|plan| plan.broker.name.clone())));
+        let live = Arc::new(LiveState::new(servers, sinks.iter().map(|plan| plan.broker.name.clone())));
         let open = store.unfinished_commands().await.unwrap();
         let (mut left, mut right) = (JoinSet::new(), JoinSet::new());
         let (stop_left, stop_right) = (CancellationToken::new(), CancellationToken::new());
@@ -96,7 +87,7 @@ impl Bridge {
                 retain: plan.retain,
                 was_clean_shutdown: false,
             };
-            let sink = Arc::new(Reached(plan.broker.clone()));
+            let sink = Arc::new(SimulatedSink(plan.broker.clone()));
             let buffer = live.buffer(&plan.broker.name).unwrap().clone();
             let note = || init_sink_progress(&*dyn_store, &live, &plan.broker.name, &plan.servers, is_first_run);
             retry_while_full("a start", note).await.unwrap();
@@ -109,9 +100,9 @@ impl Bridge {
                 clock: clock.clone(),
                 reporter: Arc::new(NothingToReport),
             };
-            let (stage, stop) = (stage.clone(), stop_right.clone());
+            let (env, stop) = (env.clone(), stop_right.clone());
             right.spawn(async move {
-                let jitter = move || stage.dice.fraction();
+                let jitter = move || env.rng.fraction();
                 Dispatcher::new(parts).await?.with_jitter(jitter).run(stop).await
             });
         }
@@ -129,7 +120,7 @@ impl Bridge {
             let files = Arc::new(FilePublisher::new(true));
             let watcher = Watcher {
                 server: server.clone(),
-                poll: PollSettings::new(interval, sweep),
+                poll: PollSettings::new(interval, full_interval),
                 client: client.clone(),
                 store: dyn_store.clone(),
                 live: live.clone(),
@@ -181,14 +172,18 @@ impl Bridge {
                 clock: clock.clone(),
             };
             left.spawn(
-                CommandReceiver { source: Box::new(Commands(plan.broker.clone())), admission, unattended_since: None }
-                    .run(stop_left.clone()),
+                CommandReceiver {
+                    source: Box::new(SimulatedCommandSource(plan.broker.clone())),
+                    admission,
+                    unattended_since: None,
+                }
+                .run(stop_left.clone()),
             );
         }
         Self { live, store, left, right, stop_left, stop_right }
     }
 
-    /// Waits until a task ends by itself, which none may do, and says how it ended.
+    /// Waits until a task ends by itself, which is a fault, and returns how it ended.
     pub async fn ended(&mut self) -> String {
         let ended = tokio::select! {
             biased;
@@ -198,14 +193,14 @@ impl Bridge {
         format!("a task of the bridge ended by itself: {ended:?}")
     }
 
-    /// Ends wherever it stands.
+    /// Aborts every task at its current await point.
     pub async fn kill(mut self) -> Arc<DiskStore> {
         self.left.shutdown().await;
         self.right.shutdown().await;
         self.store
     }
 
-    /// Stops as on a signal, left side first, each within its time.
+    /// Stops as on a signal: watchers and commands first, then sinks, each with its own deadline.
     pub async fn stop(mut self) -> Arc<DiskStore> {
         for (stop, tasks, seconds) in [(&self.stop_left, &mut self.left, 3), (&self.stop_right, &mut self.right, 7)] {
             stop.cancel();

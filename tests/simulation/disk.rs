@@ -1,7 +1,7 @@
-//! A disk: the store in memory with what a real one does wrong, and the chronicle of what it took.
+//! A simulated disk: the in-memory store with the faults of a real one, and a chronicle of everything written.
 //!
-//! What is documented as synced survives everything. Of the writes since then a power cut leaves
-//! some first part, perhaps none. A disk may be full, for the journal or for everything.
+//! Writes that are documented as synced survive everything. Of the writes since then a power cut leaves a prefix, which
+//! may be empty. The disk can be full, for the journal or for everything.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
@@ -15,65 +15,65 @@ use dtorrent::port::{
 };
 use dtorrent::store::{Image, MemoryStore, Options};
 
-use super::stage::{Stage, lock};
+use super::env::{SimulationEnv, lock};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
+pub enum DiskSpace {
     Enough,
     /// Commits are refused.
-    NoneForTheJournal,
+    NoneForJournal,
     /// Every write is refused.
     None,
 }
 
-/// What was told of one torrent at one revision.
-pub struct ToldOnce {
+/// The state of one torrent at one revision.
+pub struct CommittedState {
     pub rev: Rev,
     pub last_seq: Seq,
     pub body: Bytes,
 }
 
-/// What the disk has taken, whatever became of it later. The truth that sinks are compared with.
+/// Everything that was written, even if it was lost later. Sinks are compared with it.
 #[derive(Default)]
 pub struct Chronicle {
     pub entries: BTreeMap<ServerName, BTreeMap<Seq, JournalEntry>>,
-    pub snapshot: HashMap<(ServerName, InfoHash), Vec<ToldOnce>>,
-    /// From where each sink began.
+    pub states: HashMap<(ServerName, InfoHash), Vec<CommittedState>>,
+    /// First cursor of each sink.
     pub began: BTreeMap<(SinkName, ServerName), Seq>,
-    /// Entries that a power cut took; none of them was ever acknowledged to the bridge.
+    /// Number of entries lost in power cuts; the store had not acknowledged any of them to the bridge.
     pub lost: usize,
 }
 
-/// Carries the state over crashes. One store at a time is open on it.
+/// The state that survives crashes. One store at a time is open on it.
 pub struct Disk {
-    stage: Arc<Stage>,
+    env: Arc<SimulationEnv>,
     options: Options,
-    pub room: Mutex<Room>,
+    pub space: Mutex<DiskSpace>,
     pub chronicle: Mutex<Chronicle>,
-    pub buried: Mutex<Vec<(SinkName, ServerName, Seq)>>,
+    pub dead_letters: Mutex<Vec<(SinkName, ServerName, Seq)>>,
 }
 
 pub struct DiskStore {
     disk: Arc<Disk>,
     inner: MemoryStore,
-    /// What a power cut would leave, if that is not everything.
+    /// The content after a power cut, if that is not everything.
     floor: Mutex<Option<Image>>,
 }
 
 impl Disk {
-    pub fn new(stage: Arc<Stage>, options: Options) -> Arc<Self> {
+    pub fn new(env: Arc<SimulationEnv>, options: Options) -> Arc<Self> {
         Arc::new(Self {
-            stage,
+            env,
             options,
-            room: Mutex::new(Room::Enough),
+            space: Mutex::new(DiskSpace::Enough),
             chronicle: Mutex::default(),
-            buried: Mutex::default(),
+            dead_letters: Mutex::default(),
         })
     }
 
-    /// Opens the disk, empty or with what an earlier life left on it.
+    /// Opens the disk, empty or with the content that an earlier run left.
     pub async fn open(self: &Arc<Self>, left: Option<Image>, servers: &[ServerName]) -> Arc<DiskStore> {
-        let clock: Arc<dyn Clock> = self.stage.clone();
+        let clock: Arc<dyn Clock> = self.env.clone();
         let inner = match left {
             Some(image) => MemoryStore::open(image, self.options.clone(), clock),
             None => MemoryStore::with_epoch(Epoch(0x7f3a_9c21), self.options.clone(), clock),
@@ -89,7 +89,7 @@ impl Disk {
 }
 
 impl DiskStore {
-    /// What a crash of the bridge leaves, or of the machine.
+    /// Returns the content after a crash of the bridge, or after a power cut.
     pub fn left(&self, is_power_cut: bool) -> Image {
         let floor = lock(&self.floor).take().filter(|_| is_power_cut);
         floor.unwrap_or_else(|| self.inner.image())
@@ -99,18 +99,20 @@ impl DiskStore {
         &self.inner
     }
 
-    fn room_for(&self, is_journal: bool) -> Result<(), StoreError> {
-        match *lock(&self.disk.room) {
-            Room::None => Err(StoreError::Full { reason: "the disk is full".to_owned() }),
-            Room::NoneForTheJournal if is_journal => Err(StoreError::Full { reason: "no room".to_owned() }),
-            Room::NoneForTheJournal | Room::Enough => Ok(()),
+    fn check_space(&self, is_journal: bool) -> Result<(), StoreError> {
+        match *lock(&self.disk.space) {
+            DiskSpace::None => Err(StoreError::Full { reason: "the disk is full".to_owned() }),
+            DiskSpace::NoneForJournal if is_journal => {
+                Err(StoreError::Full { reason: "the journal is full".to_owned() })
+            }
+            DiskSpace::NoneForJournal | DiskSpace::Enough => Ok(()),
         }
     }
 
-    /// Before a write that is not synced: a power cut may take it and any of those before it.
+    /// Marks a write that is not synced: a power cut can lose it and any unsynced write before it.
     fn risk(&self) {
         let mut floor = lock(&self.floor);
-        if floor.is_none() || self.disk.stage.dice.percent(25) {
+        if floor.is_none() || self.disk.env.rng.percent(25) {
             *floor = Some(self.inner.image());
         }
     }
@@ -120,31 +122,31 @@ impl DiskStore {
     }
 
     async fn before_write(&self) -> Result<(), StoreError> {
-        self.disk.stage.step().await;
-        self.room_for(false)
+        self.disk.env.step().await;
+        self.check_space(false)
     }
 
     async fn after_synced_write(&self) {
         self.synced();
-        self.disk.stage.step().await;
+        self.disk.env.step().await;
     }
 
-    /// Writes down for the test what was committed.
+    /// Adds what was committed to the chronicle.
     async fn record(&self, server: &ServerName, committed: &Committed) {
         let last = lock(&self.disk.chronicle).entries.get(server).and_then(|entries| entries.keys().last().copied());
         let new = self.inner.read_after(server, last.unwrap_or_default(), u16::MAX).await.expect("memory can be read");
         let mut chronicle = lock(&self.disk.chronicle);
         for entry in new {
             self.disk
-                .stage
+                .env
                 .note(|| format!("journal {}: {} {:?} {}", entry.seq.0, entry.server, entry.kind, short(entry.hash)));
             chronicle.entries.entry(server.clone()).or_default().insert(entry.seq, entry);
         }
         for (hash, snapshot) in &committed.snapshot {
             let Some(snapshot) = snapshot else { continue };
             let body = Bytes::from(serde_json::to_vec(&*snapshot.torrent).expect("a torrent is plain JSON"));
-            let once = ToldOnce { rev: snapshot.rev, last_seq: snapshot.last_seq, body };
-            chronicle.snapshot.entry((server.clone(), *hash)).or_default().push(once);
+            let state = CommittedState { rev: snapshot.rev, last_seq: snapshot.last_seq, body };
+            chronicle.states.entry((server.clone(), *hash)).or_default().push(state);
         }
     }
 }
@@ -160,8 +162,8 @@ impl Journal for DiskStore {
     }
 
     async fn commit(&self, change_set: ChangeSet) -> Result<Committed, StoreError> {
-        self.disk.stage.step().await;
-        self.room_for(true)?;
+        self.disk.env.step().await;
+        self.check_space(true)?;
         let server = change_set.server.clone();
         let is_synced = !change_set.events.is_empty();
         if !is_synced {
@@ -172,12 +174,12 @@ impl Journal for DiskStore {
         if is_synced {
             self.synced();
         }
-        self.disk.stage.step().await;
+        self.disk.env.step().await;
         Ok(committed)
     }
 
     async fn read_after(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<JournalEntry>, StoreError> {
-        self.disk.stage.step().await;
+        self.disk.env.step().await;
         self.inner.read_after(server, after, limit).await
     }
 
@@ -223,7 +225,7 @@ impl SinkStore for DiskStore {
     async fn add_dead_letter(&self, sink: &SinkName, entry: &JournalEntry, reason: &str) -> Result<(), StoreError> {
         self.before_write().await?;
         self.inner.add_dead_letter(sink, entry, reason).await?;
-        lock(&self.disk.buried).push((sink.clone(), entry.server.clone(), entry.seq));
+        lock(&self.disk.dead_letters).push((sink.clone(), entry.server.clone(), entry.seq));
         self.after_synced_write().await;
         Ok(())
     }

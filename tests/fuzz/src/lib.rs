@@ -1,8 +1,7 @@
-//! What is tried with strange bytes, one function for each reader of what strangers send: none may panic, hang, or
-//! make more of its input than it says.
+//! Fuzz targets, one function for each parser of untrusted input: none may panic, hang, or accept more than its format.
 //!
-//! A fuzzer that sees which branches are taken calls each by its target (`cargo +nightly fuzz run --fuzz-dir tests/fuzz
-//! NAME`), and `make fuzz` calls all of them blindly, on any compiler.
+//! `cargo +nightly fuzz run --fuzz-dir tests/fuzz NAME` runs one target with coverage guidance; `make fuzz` runs all of
+//! them without it, on any compiler.
 
 use std::path::Path;
 
@@ -21,13 +20,13 @@ use dtorrent::sinks::nats::{self, Login, ServerUrl};
 use dtorrent::sinks::webhook::response::{AttemptOutcome, RETRY_AFTER_MAX, classify};
 use dtorrent::sinks::webhook::{Address, Secrets};
 
-/// Two inputs in one: what stands before the first end of a line, and the rest.
+/// Splits an input in two: the first line, and the rest.
 fn halves(bytes: &[u8]) -> (&[u8], &[u8]) {
     let at = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
     (&bytes[..at], bytes.get(at + 1..).unwrap_or_default())
 }
 
-/// Two texts in one; `None` if they are none.
+/// Splits an input into two texts; `None` if one of them is not UTF-8.
 fn texts(bytes: &[u8]) -> Option<(&str, &str)> {
     let (first, second) = halves(bytes);
     Some((std::str::from_utf8(first).ok()?, std::str::from_utf8(second).ok()?))
@@ -42,25 +41,25 @@ impl Answers for Ignore {
     fn fault(&mut self, _: usize, _: Fault) {}
 }
 
-/// Any bytes as an XML-RPC answer.
+/// Reads any bytes as an XML-RPC answer.
 pub fn xmlrpc(bytes: &[u8]) {
     let _either = xml::scan(bytes, &mut Ignore).is_ok();
     let _either = xml::read(bytes).is_ok();
 }
 
-/// Any bytes as a JSON-RPC answer.
+/// Reads any bytes as a JSON-RPC answer.
 pub fn json_rpc(bytes: &[u8]) {
     let _either = jsonrpc::scan(bytes, &mut Ignore).is_ok();
 }
 
-/// Any bytes as the header of an SCGI answer: a body never begins beyond what was read.
+/// Reads any bytes as the header of an SCGI answer: the body never begins beyond the input.
 pub fn scgi_header(bytes: &[u8]) {
     if let Ok(Some((body_at, _length))) = reply_header(bytes) {
         assert!(body_at <= bytes.len());
     }
 }
 
-/// A .torrent file from a stranger: a torrent or an error, in time and memory of its size.
+/// Reads an untrusted .torrent file: a torrent or an error, in time and memory proportional to its size.
 pub fn bencode(bytes: &[u8]) {
     if let Ok(metainfo) = Metainfo::parse(bytes) {
         metainfo.client_hash();
@@ -71,14 +70,14 @@ pub fn bencode(bytes: &[u8]) {
     }
 }
 
-/// A magnet link from a stranger.
+/// Reads an untrusted magnet link.
 pub fn magnet(bytes: &[u8]) {
     if let Ok(magnet) = Magnet::parse(&String::from_utf8_lossy(bytes)) {
         magnet.client_hash();
     }
 }
 
-/// Bodies of commands, of every verb, on a torrent's topic and on a server's.
+/// Reads a command body for every verb, on a torrent's topic and on a server's.
 pub fn command_body(body: &[u8]) {
     drop(Envelope::read(body));
     for verb in Verb::ALL {
@@ -87,14 +86,14 @@ pub fn command_body(body: &[u8]) {
     }
 }
 
-/// Where somebody says that he goes on from: what is read is written the same again.
+/// Reads a `Last-Event-ID`: a parsed id is formatted the same again.
 pub fn event_id(bytes: &[u8]) {
     if let Ok(id) = String::from_utf8_lossy(bytes).parse::<EventId>() {
         assert_eq!(id.to_string().parse::<EventId>().ok(), Some(id));
     }
 }
 
-/// A prefix and a topic: none becomes more than it says, or is answered on when it is a command.
+/// Reads a prefix and a topic: a parsed topic is formatted the same again, and a command topic is never a reply topic.
 pub fn mqtt_topics(bytes: &[u8]) {
     let Some((prefix, topic)) = texts(bytes) else { return };
     if let Ok(url) = BrokerUrl::parse(topic) {
@@ -114,7 +113,7 @@ pub fn mqtt_topics(bytes: &[u8]) {
     }
 }
 
-/// A prefix, and a subject, an answer or a denial: none becomes more than it says.
+/// Reads a prefix, and a subject, an answer or a denial: a parsed subject is formatted the same again.
 pub fn nats(bytes: &[u8]) {
     let Some((prefix, text)) = texts(bytes) else { return };
     parse_publish_reply(false, text.as_bytes());
@@ -138,7 +137,7 @@ pub fn nats(bytes: &[u8]) {
     }
 }
 
-/// Whatever stands in a config file: it is read or refused, and every fault can be shown.
+/// Reads any text as a config file: it is accepted or refused, and every error can be displayed.
 pub fn config(bytes: &[u8]) {
     if let Err(errors) = dtorrent::config::parse(Path::new("fuzz.toml"), bytes) {
         assert!(!errors.0.is_empty());
@@ -146,23 +145,23 @@ pub fn config(bytes: &[u8]) {
     }
 }
 
-/// Any path that somebody asks the bell for: nobody is heard who does not say the secret.
-pub fn hook_notifier(bytes: &[u8]) {
+/// Reads any request path as a hook signal: none is accepted without the secret.
+pub fn hook_signal(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let secret = HookSecret::new([0xa5; 16]);
     let hex = "a5".repeat(16);
     if HookSignal::parse(text, &secret).is_some() {
         assert!(text.starts_with(&format!("/{hex}/")));
     }
-    if let Some(ring) = HookSignal::parse(&format!("/{hex}{text}"), &secret) {
-        assert!(text.contains(ring.server.as_str()));
+    if let Some(signal) = HookSignal::parse(&format!("/{hex}{text}"), &secret) {
+        assert!(text.contains(signal.server.as_str()));
     }
     if let Ok(address) = HookAddress::parse(text) {
         assert!(!address.to_string().contains(['"', '$', ',', ';', '=', '/', ' ', '\\']));
     }
 }
 
-/// Whatever a switch of Home Assistant says is one command, and its device topics are read back as they are.
+/// Reads a message of a Home Assistant entity: it is one command at most, and device topics round-trip.
 pub fn home_assistant(bytes: &[u8]) {
     let (text, body) = halves(bytes);
     let Ok(text) = std::str::from_utf8(text) else { return };
@@ -182,8 +181,8 @@ pub fn home_assistant(bytes: &[u8]) {
     }
 }
 
-/// Nothing that an endpoint answers has us wait for ever, or reaches a log as more than a line: two bytes of a status,
-/// eight of the time, a `Retry-After`, and words.
+/// Reads the answer of a webhook endpoint: the wait is bounded, and its text is one line in the log. The input is two
+/// bytes of the status, eight of the time, a `Retry-After`, and the body.
 pub fn webhook(bytes: &[u8]) {
     let Some((status, rest)) = bytes.split_first_chunk() else { return };
     let Some((now, rest)) = rest.split_first_chunk() else { return };

@@ -1,4 +1,4 @@
-//! The broker: unreachable at the start or for long, without its state, killed, silent, selective, slow.
+//! Faults of the broker: unreachable at the start or for long, without its state, killed, silent, rejecting, slow.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,14 +19,14 @@ use crate::harness::{Setup, World, can_run};
 
 const STATUS: &str = "dtorrent/bridge/main/status";
 
-/// Ten thousand events take their time on a machine that does other work too.
+/// Maximum time for ten thousand events on a busy machine.
 const LONG: Duration = Duration::from_secs(120);
 
-/// What takes two or three on an idle machine, and what would take a minute or for ever if it went wrong.
+/// Limit for actions that take two or three seconds on an idle machine, and a minute or more in case of a fault.
 const SECONDS: Duration = Duration::from_secs(20);
 
-/// Kills the broker, which remembers nothing, and starts another on its port. The bridge is let in when
-/// the one who listens is there again.
+/// Kills the broker, which has no persistence, and starts another on its port. The bridge can connect once the recorder
+/// has subscribed again.
 async fn replace_broker(world: &mut World, proxy: &crate::harness::proxy::Proxy) {
     let times = world.recorder.subscriptions();
     let messages = ["connected sink=b", "taking commands sink=b"];
@@ -37,14 +37,14 @@ async fn replace_broker(world: &mut World, proxy: &crate::harness::proxy::Proxy)
     world.recorder.subscribed(times + 1).await;
     proxy.answers(Mode::Pass);
     proxy.admit();
-    // It has no session any more: a command that comes before the subscription is nobody's.
+    // The session is lost, so the broker drops a command that arrives before the subscription.
     for (message, times) in messages.into_iter().zip(opened) {
         world.bridge().wait_for_log_again(times, message).await;
     }
 }
 
 #[tokio::test]
-async fn a_broker_that_is_down_at_the_start_gets_everything_when_it_comes() {
+async fn a_broker_that_is_down_at_the_start_gets_everything_once_it_is_up() {
     if !can_run() {
         return;
     }
@@ -64,7 +64,7 @@ async fn a_broker_that_is_down_at_the_start_gets_everything_when_it_comes() {
 }
 
 #[tokio::test]
-async fn ten_thousand_events_of_a_long_outage_come_in_order_and_updates_are_one_for_each() {
+async fn after_a_long_outage_ten_thousand_events_arrive_in_order_and_one_update_for_each_torrent() {
     if !can_run() {
         return;
     }
@@ -86,7 +86,7 @@ async fn ten_thousand_events_of_a_long_outage_come_in_order_and_updates_are_one_
             .until("all is written down", |database| database.last_seq("home") >= before + round * 500)
             .await;
     }
-    // Only `updated` publishes a note, so each torrent has one to come.
+    // Only `updated` publishes a changed message, so each torrent has one update pending.
     let arguments = ["", "main", "d.custom2.set=n20"].map(Argument::Text);
     world.home.rpc.call("d.multicall2", &arguments).await.unwrap();
     world.database().until("every note is committed", |database| database.snapshots_with("\"n20\"") == 500).await;
@@ -94,8 +94,8 @@ async fn ten_thousand_events_of_a_long_outage_come_in_order_and_updates_are_one_
     proxy.admit();
     let last = format!("-{:012}", before + 10_000);
     let is_last = |m: &Message| m.topic.ends_with("/label_changed") && m.text().contains(&last);
-    let news = |all: &[Message]| all.iter().rev().take(200).any(is_last).then_some(());
-    world.recorder.wait_within(LONG, "the last event", news).await;
+    let has_last = |all: &[Message]| all.iter().rev().take(200).any(is_last).then_some(());
+    world.recorder.wait_within(LONG, "the last event", has_last).await;
     let torrents_with = |all: &[Message], suffix: &str| {
         let shown = all[mark..].iter().filter(|m| m.topic.ends_with(suffix) && m.text().contains("\"n20\""));
         shown.map(|message| message.topic.clone()).collect::<BTreeSet<_>>().len()
@@ -114,7 +114,7 @@ async fn ten_thousand_events_of_a_long_outage_come_in_order_and_updates_are_one_
     }
     for (topic, changes) in &updates {
         assert!(changes.len() <= 2, "{topic}: more than one, and one repetition: {changes:?}");
-        // The label was sent with each event, the note never: it runs from what the broker had before the outage.
+        // The label was sent with each event, the message never, so its change starts at the value from before the outage.
         let change = json!({"from": {"note": ""}, "to": {"note": "n20"}});
         assert_eq!(changes.iter().filter(|extra| **extra == change).count(), 1, "{topic}: {changes:?}");
     }
@@ -124,7 +124,7 @@ async fn ten_thousand_events_of_a_long_outage_come_in_order_and_updates_are_one_
     assert_eq!(result["status"], "ok", "commands work again: {result}");
 }
 
-/// What a process holds in memory.
+/// Returns the resident memory of a process.
 fn resident_kib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -132,7 +132,7 @@ fn resident_kib(pid: u32) -> u64 {
 }
 
 #[tokio::test]
-async fn a_broker_that_lost_everything_has_it_all_again_within_seconds() {
+async fn a_broker_that_lost_everything_has_every_state_again_within_seconds() {
     if !can_run() {
         return;
     }
@@ -148,13 +148,13 @@ async fn a_broker_that_lost_everything_has_it_all_again_within_seconds() {
         wanted.extend(
             ["bridge/main/status", "bridge/main/info", "home/status", "home/stats"].map(|t| format!("dtorrent/{t}")),
         );
-        // Who comes now finds it.
+        // A new subscriber receives it.
         let late = Recorder::listen(world.broker.port).await;
         for topic in &wanted {
             late.wait_for(topic, |all| all.iter().any(|m| m.topic == *topic && m.retain).then_some(())).await;
         }
         assert!(back_at.elapsed() < SECONDS, "it took {:?}", back_at.elapsed());
-        // A broker that forgot who listens drops what comes before he listens again.
+        // A broker without its sessions drops messages until the recorder has subscribed again.
         world.bridge().wait_for_log_again(listened, "taking commands").await;
         assert!(back_at.elapsed() < SECONDS, "it took {:?}", back_at.elapsed());
         let topic = format!("home/torrent/{}/command/label", hashes[0]);
@@ -175,7 +175,7 @@ async fn a_broker_killed_with_messages_in_flight_gets_them_again() {
     for round in 0..5 {
         let all_is_noted = |database: &StateDatabase| database.cursor("b", "home") == database.last_seq("home");
         world.database().until("nothing is in flight", all_is_noted).await;
-        // Sent, arrived, and nobody has said so: then the broker is killed.
+        // The broker is killed after an event arrived and before its acknowledgement.
         proxy.answers(Mode::HoldPackets(PUBACK));
         let mark = world.recorder.mark();
         let hashes = load_many(&world.home, round * 30, 30).await;
@@ -197,7 +197,7 @@ async fn a_silently_dropped_connection_is_detected_and_reestablished() {
     if !can_run() {
         return;
     }
-    // The broker's word on the keep-alive counts on MQTT 5, so that this takes seconds.
+    // On MQTT 5 the broker sets the keep-alive, so that the detection takes seconds.
     let mut broker = patient_broker();
     broker.lines.push("max_keepalive 10".to_owned());
     let mut world = World::new(Setup { broker, ..Setup::default() }).await;
@@ -213,7 +213,7 @@ async fn a_silently_dropped_connection_is_detected_and_reestablished() {
         assert!(dead_at.elapsed() < patience, "it is not noticed");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    // Those that hung stay so; new ones get through.
+    // Connections that hang stay so; new ones work.
     proxy.cut();
     proxy.requests(Mode::Pass);
     proxy.answers(Mode::Pass);
@@ -239,7 +239,7 @@ async fn an_event_that_a_broker_refuses_is_dead_lettered_with_the_reason_and_the
     }
     let refused = Content::file("refused", 1_000, 1);
     let allowed = Content::file("allowed", 1_000, 2);
-    // (There is no `deny` in the rules of this version: everything else is named.)
+    // (The access rules of this version have no `deny`, so everything else is allowed explicitly.)
     let rules = format!(
         "topic read #\n\
          topic readwrite dtorrent/bridge/#\n\
@@ -252,21 +252,21 @@ async fn an_event_that_a_broker_refuses_is_dead_lettered_with_the_reason_and_the
     let broker = mosquitto::Options { acl: Some(rules), ..patient_broker() };
     let mut world = World::running(Setup { broker, ..Setup::default() }).await;
     world.home.load(&refused.torrent, false).await.unwrap();
-    world.database().until("it is parked", |database| !database.dead_letters("b").is_empty()).await;
+    world.database().until("it is dead-lettered", |database| !database.dead_letters("b").is_empty()).await;
     world.home.load(&allowed.torrent, false).await.unwrap();
     world.recorder.event("home", "added", allowed.hash).await;
     let dead_letters = world.database().dead_letters("b");
     let [(body, reason)] = &dead_letters[..] else { panic!("one is dead-lettered: {dead_letters:?}") };
-    let parked: Value = serde_json::from_str(body).unwrap();
-    assert_eq!((&parked["event_type"], &parked["hash"]), (&json!("added"), &json!(refused.hash.to_string())));
+    let dead_letter: Value = serde_json::from_str(body).unwrap();
+    assert_eq!((&dead_letter["event_type"], &dead_letter["hash"]), (&json!("added"), &json!(refused.hash.to_string())));
     assert!(reason.contains("not allow"), "{reason}");
     world.bridge().wait_for_log("event rejected, moving it to the dead-letter queue").await;
     assert!(world.bridge().log().contains("does not allow this user to publish to the topic"));
-    // A consumer sees that one is missing, and which.
+    // A consumer detects which event is missing.
     let seqs: Vec<u64> = world.recorder.events("home").iter().map(|event| event["seq"].as_u64().unwrap()).collect();
     let missing: Vec<u64> = (1..=*seqs.last().unwrap()).filter(|seq| !seqs.contains(seq)).collect();
-    assert_eq!(missing, [parked["seq"].as_u64().unwrap()]);
-    // After a restart it stays parked, and is not tried again.
+    assert_eq!(missing, [dead_letter["seq"].as_u64().unwrap()]);
+    // After a restart it stays a dead letter, and is not sent again.
     world.bridge().stop().await;
     world.bridge().restart();
     world.home.act(allowed.hash, "d.erase", &[]).await.unwrap();
@@ -285,10 +285,10 @@ async fn an_event_too_large_for_a_broker_is_dead_lettered_with_and_without_a_sta
         let world = World::running(Setup { broker, ..Setup::default() }).await;
         let large = world.home.load(&Content::file("large", 1_000, 1).torrent, false).await.unwrap();
         world.recorder.event("home", "added", large).await;
-        // In rTorrent anything is a label, also what the bridge would not set.
+        // rTorrent accepts any label, also one that the bridge would refuse to set.
         let label = "x".repeat(2_000);
         world.home.act(large, "d.custom1.set", &[Argument::Text(&label)]).await.unwrap();
-        world.database().until("it is parked", |database| !database.dead_letters("b").is_empty()).await;
+        world.database().until("it is dead-lettered", |database| !database.dead_letters("b").is_empty()).await;
         world.home.act(large, "d.custom1.set", &[Argument::Text("short")]).await.unwrap();
         let small = world.home.load(&Content::file("small", 1_000, 2).torrent, false).await.unwrap();
         world.recorder.event("home", "added", small).await;
@@ -304,7 +304,7 @@ async fn an_event_too_large_for_a_broker_is_dead_lettered_with_and_without_a_sta
     }
 }
 
-/// Other access rules, for those who are connected too.
+/// Replaces the access rules, for open connections too.
 pub(super) async fn set_rules(world: &mut World, rules: &str) {
     let reread = |world: &mut World| world.broker.process().output().matches("Reloading config").count();
     std::fs::write(world.folder.join("broker").join("acl"), rules).unwrap();
@@ -322,7 +322,7 @@ async fn an_event_that_a_broker_cannot_accept_now_is_retried_and_all_arrive_in_o
     if !can_run() {
         return;
     }
-    // All at the same time, as a broker that has no room is left alone for half a minute.
+    // All at the same time, because the bridge waits half a minute after "quota exceeded".
     tokio::join!(
         is_waited_for(0x97, "a quota of the broker is used up"),
         is_waited_for(0x80, "the broker could not take a message, and gives no reason"),
@@ -330,13 +330,13 @@ async fn an_event_that_a_broker_cannot_accept_now_is_retried_and_all_arrive_in_o
     );
 }
 
-/// This mosquitto has no quota that says so. It does refuse by its rules, which may change, and the proxy gives
-/// another reason for it.
+/// mosquitto has no quota with this reason code. It rejects by its access rules, which can change at run time, and the
+/// proxy replaces the reason code.
 async fn is_waited_for(reason: u8, words: &str) {
     const NOT_AUTHORIZED: u8 = 0x87;
-    let anybody = "topic readwrite #\nuser bridge\ntopic readwrite dtorrent/bridge/#\n";
-    let open = format!("{anybody}topic readwrite dtorrent/home/#\n");
-    let closed = format!("{anybody}topic read dtorrent/home/#\n");
+    let bridge_rules = "topic readwrite #\nuser bridge\ntopic readwrite dtorrent/bridge/#\n";
+    let open = format!("{bridge_rules}topic readwrite dtorrent/home/#\n");
+    let closed = format!("{bridge_rules}topic read dtorrent/home/#\n");
     let mut broker = patient_broker();
     broker.users = vec![("bridge".to_owned(), "p".to_owned())];
     broker.acl = Some(open.clone());
@@ -361,8 +361,8 @@ async fn is_waited_for(reason: u8, words: &str) {
     world.home.act(early[0], "d.erase", &[]).await.unwrap();
     written(&world, 20 + 40 + 1).await;
     let seen = world.recorder.since(mark).into_iter().filter(|message| message.topic.contains("/event/")).count();
-    assert_eq!(seen, 0, "the broker has taken something");
-    // (Nobody is at it while the rules change: it would take the end of a row, and not its beginning.)
+    assert_eq!(seen, 0, "the broker has accepted an event");
+    // (No event is in flight while the rules change: the broker would accept later events and not the first.)
     proxy.refuse();
     set_rules(&mut world, &open).await;
     proxy.admit();
@@ -375,8 +375,8 @@ async fn is_waited_for(reason: u8, words: &str) {
     assert!(world.bridge().process().exit_status().unwrap().is_none());
 }
 
-/// What is seen of the first of these, while nobody is at the broker, is deferred by it; returns how many of the events
-/// behind that were taken all the same.
+/// Has the broker defer the event of the first torrent. Returns how many of the events after it were accepted all the
+/// same.
 async fn one_of_twenty_is_deferred(world: &mut World, open: &str, first: u64) -> (Vec<InfoHash>, usize) {
     world.bridge().stop().await;
     let mut hashes = load_many(&world.home, first, 20).await;
@@ -386,7 +386,7 @@ async fn one_of_twenty_is_deferred(world: &mut World, open: &str, first: u64) ->
     world.bridge().restart();
     world.bridge().wait_for_log_again(waits, USED_UP).await;
     world.bridge().process().kill().unwrap();
-    // Behind this, nothing that was taken is still to be received.
+    // After this message, every accepted event has been received.
     world.recorder.send(Command::new("dtorrent/behind", "all")).await;
     let is_behind =
         |all: &[Message]| all[mark..].iter().any(|message| message.topic == "dtorrent/behind").then_some(());
@@ -398,7 +398,7 @@ async fn one_of_twenty_is_deferred(world: &mut World, open: &str, first: u64) ->
 
 const USED_UP: &str = "a quota of the broker is used up";
 
-/// A bridge at a broker whose rules can be changed, and which says "not now" where it would say "never".
+/// A bridge at a broker with changeable access rules, which answers "quota exceeded" in place of "not authorized".
 async fn with_a_broker_with_access_rules(open: &str) -> (World, Proxy) {
     let mut broker = patient_broker();
     broker.users = vec![("bridge".to_owned(), "p".to_owned())];
@@ -417,11 +417,11 @@ async fn a_broker_that_defers_one_event_gets_all_in_order_from_the_first_on() {
     if !can_run() {
         return;
     }
-    // It does not say what it is.
+    // It does not name its product.
     let open = "topic readwrite #\nuser bridge\ntopic readwrite dtorrent/#\n";
     let (mut world, _proxy) = with_a_broker_with_access_rules(open).await;
     let (hashes, seen) = one_of_twenty_is_deferred(&mut world, open, 0).await;
-    assert_eq!(seen, 0, "something was taken before the one that was deferred");
+    assert_eq!(seen, 0, "an event before the deferred one was accepted");
     world.bridge().restart();
     world.recorder.event("home", "added", hashes[19]).await;
     wait_for_newcomer(&world).await;
@@ -429,7 +429,7 @@ async fn a_broker_that_defers_one_event_gets_all_in_order_from_the_first_on() {
     assert!(world.database().dead_letters("b").is_empty());
 }
 
-/// The window of a mosquitto is open until it has put something off: once, whatever is killed.
+/// Delivery to mosquitto is pipelined until it has deferred one event, and strictly ordered from then on.
 #[tokio::test]
 async fn a_mosquitto_that_defers_an_event_gets_all_in_order_from_then_on() {
     if !can_run() {
@@ -437,14 +437,14 @@ async fn a_mosquitto_that_defers_an_event_gets_all_in_order_from_then_on() {
     }
     let open = "topic readwrite #\nuser bridge\ntopic readwrite dtorrent/#\ntopic read $SYS/broker/version\n";
     let (mut world, _proxy) = with_a_broker_with_access_rules(open).await;
-    // Some of those behind it may have been taken.
+    // Some of the events after it may have been accepted.
     let (hashes, _) = one_of_twenty_is_deferred(&mut world, open, 0).await;
     world.bridge().restart();
     world.recorder.event("home", "added", hashes[0]).await;
     wait_for_newcomer(&world).await;
     let (mark, before) = (world.recorder.mark(), world.database().last_seq("home"));
     let (hashes, seen) = one_of_twenty_is_deferred(&mut world, open, 20).await;
-    assert_eq!(seen, 0, "something was taken before the one that was deferred");
+    assert_eq!(seen, 0, "an event before the deferred one was accepted");
     world.bridge().restart();
     world.recorder.event("home", "added", hashes[19]).await;
     let mut newest = before;
@@ -458,7 +458,7 @@ async fn a_mosquitto_that_defers_an_event_gets_all_in_order_from_then_on() {
 }
 
 #[tokio::test]
-async fn while_results_are_not_taken_commands_wait_at_the_broker_and_each_gets_one_result() {
+async fn while_results_are_not_accepted_commands_wait_at_the_broker_and_each_gets_one_result() {
     if !can_run() {
         return;
     }
@@ -466,7 +466,7 @@ async fn while_results_are_not_taken_commands_wait_at_the_broker_and_each_gets_o
     let mut world = World::new(Setup { broker: patient_broker(), ..Setup::default() }).await;
     let proxy = world.proxy_broker().await;
     world.start_bridge().await;
-    // The line for commands is well, the other takes nothing.
+    // The connection for commands works, the other is blocked.
     proxy.requests(Mode::HoldPackets(PUBLISH));
     for _ in 0..SENT {
         world.recorder.send(Command::new("dtorrent/home/command/unheard_of", "{}")).await;
@@ -475,7 +475,7 @@ async fn while_results_are_not_taken_commands_wait_at_the_broker_and_each_gets_o
     world.bridge().wait_for_log(held).await;
     let waiting = world.database().result_backlog("b");
     assert!((1_000..1_600).contains(&waiting), "{waiting} results wait");
-    // A new life knows.
+    // The next run still knows it.
     world.bridge().process().kill().unwrap();
     world.bridge().restart();
     world.bridge().wait_for_log_again(1, held).await;
@@ -495,7 +495,7 @@ async fn while_results_are_not_taken_commands_wait_at_the_broker_and_each_gets_o
     assert_eq!(ids.len(), SENT + 1, "each command is one");
 }
 
-/// In MQTT 3.1.1 a broker has no word for a packet that is too large: it hangs up.
+/// In MQTT 3.1.1 a broker cannot reject a packet that is too large: it closes the connection.
 #[tokio::test]
 async fn an_event_that_makes_a_broker_disconnect_is_dead_lettered_and_the_others_arrive_in_order() {
     if !can_run() {
@@ -524,7 +524,7 @@ async fn an_event_that_makes_a_broker_disconnect_is_dead_lettered_and_the_others
     world.bridge().wait_for_log("sending one message at a time").await;
 }
 
-/// The answer to a question is lost on nobody for being too large.
+/// A query whose result is too large is still answered.
 #[tokio::test]
 async fn a_result_that_makes_a_broker_disconnect_is_sent_without_its_rows() {
     if !can_run() {
@@ -543,7 +543,7 @@ async fn a_result_that_makes_a_broker_disconnect_is_sent_without_its_rows() {
         let body = json!({"id": id, "hashes": [hash], "files": true}).to_string();
         world.recorder.send(Command::new("dtorrent/home/command/get", body)).await;
     };
-    // (One after the other: what the broker takes in between must not be what saves the answer.)
+    // (In sequence, so that the result does not depend on other messages that the broker accepts in between.)
     for (id, hash, status) in [("large", large, "error"), ("small", small, "ok"), ("again", large, "error")] {
         ask(id, hash).await;
         let is_there = |all: &[Message]| all.iter().map(Message::json).find(|m| m["id"] == id && m["verb"] == "get");
@@ -552,13 +552,13 @@ async fn a_result_that_makes_a_broker_disconnect_is_sent_without_its_rows() {
         assert_eq!(result["error"]["code"] == "too_large", hash == large, "{result}");
         assert_eq!(result["results"].as_array().unwrap().is_empty(), hash == large, "{result}");
     }
-    // Nothing of it is left that would end another connection.
+    // The oversized result is not sent again.
     let connections = world.bridge().count_in_log("connected sink=b");
     wait_for_newcomer(&world).await;
     assert_eq!(world.bridge().count_in_log("connected sink=b"), connections);
 }
 
-/// What a broker says that it has not, it may have half of: no QoS 1 is one thing, no retained messages another.
+/// Support for QoS 1 and for retained messages is stated separately; a broker may lack either.
 #[tokio::test]
 async fn a_broker_without_qos_1_or_without_retained_messages_still_publishes_the_will() {
     if !can_run() {
@@ -579,7 +579,7 @@ async fn a_broker_without_qos_1_or_without_retained_messages_still_publishes_the
         world.recorder.wait_for_last(STATUS, "offline").await;
         let will = world.recorder.all().into_iter().rev().find(|message| message.topic == STATUS).unwrap();
         assert_eq!((will.qos, will.retain), (qos, is_kept), "{lines:?}");
-        // Who comes now does not find us `online`.
+        // A new subscriber does not receive `online`.
         let late = Recorder::listen(world.broker.port).await;
         if is_kept {
             late.wait_for_last(STATUS, "offline").await;
@@ -592,7 +592,7 @@ async fn a_broker_without_qos_1_or_without_retained_messages_still_publishes_the
 }
 
 #[tokio::test]
-async fn a_broker_that_takes_one_at_a_time_gets_all_in_order() {
+async fn a_broker_with_receive_maximum_1_gets_all_in_order() {
     if !can_run() {
         return;
     }
@@ -613,12 +613,12 @@ async fn a_late_will_does_not_overwrite_online() {
     let proxy = world.proxy_broker().await;
     world.start_bridge().await;
     for _ in 0..3 {
-        // The bridge is gone and its line lives on: the broker learns of the end when the next one comes.
+        // The bridge is killed and its connection stays open: the broker notices when the next one connects.
         proxy.requests(Mode::Hold);
         proxy.answers(Mode::Hold);
         world.bridge().process().kill().unwrap();
         let mark = world.recorder.mark();
-        // The next one speaks to the broker itself; what hung is cut after it has said `online`.
+        // The next bridge connects to the broker directly; the old connection is cut after `online`.
         let direct = world.folder.join("direct").join("dtorrent.toml");
         std::fs::create_dir_all(direct.parent().unwrap()).unwrap();
         let text = std::fs::read_to_string(world.folder.join("dtorrent.toml")).unwrap();
@@ -628,7 +628,7 @@ async fn a_late_will_does_not_overwrite_online() {
         let is_online = |m: &Message| m.topic == STATUS && m.payload == "online";
         world.recorder.wait_for("online", |all| all[mark..].iter().any(is_online).then_some(())).await;
         proxy.cut();
-        // Somebody's will, later still.
+        // A will that is published even later.
         let mark = world.recorder.mark();
         world.recorder.send(Command { retain: true, ..Command::new(STATUS, "offline") }).await;
         world.recorder.wait_for("online", |all| all[mark..].iter().any(is_online).then_some(())).await;
@@ -644,7 +644,7 @@ async fn a_late_will_does_not_overwrite_online() {
 }
 
 #[tokio::test]
-async fn two_bridges_of_one_instance_are_named_once_and_one_waits_for_the_other() {
+async fn two_bridges_of_one_instance_are_reported_once_and_one_waits_for_the_other() {
     if !can_run() {
         return;
     }
@@ -659,10 +659,10 @@ async fn two_bridges_of_one_instance_are_named_once_and_one_waits_for_the_other(
     let named = "the same `instance`";
     let waits = |log: &str| log.contains("another bridge is online in this name");
     while !waits(&world.bridge().log()) && !waits(&second.log()) {
-        assert!(begun.elapsed() < LONG, "nobody gives way:\n{}\n{}", world.bridge().log(), second.log());
+        assert!(begun.elapsed() < LONG, "neither bridge waits:\n{}\n{}", world.bridge().log(), second.log());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    // From then on the line is one's alone, and nothing is said but that.
+    // Afterwards one bridge keeps the connection, and nothing else is logged.
     let connections = |log: String| log.matches("connected sink=b").count();
     let before = connections(world.bridge().log()) + connections(second.log());
     for n in 1..=3 {
@@ -673,7 +673,7 @@ async fn two_bridges_of_one_instance_are_named_once_and_one_waits_for_the_other(
     assert_eq!(connections(world.bridge().log()) + connections(second.log()), before, "{}", second.log());
     let is_wordy = |log: &str| log.matches(named).count() > 1;
     assert!(!is_wordy(&world.bridge().log()) && !is_wordy(&second.log()), "{}", second.log());
-    // When one leaves, the other is whole again.
+    // When one stops, the other recovers.
     drop(second);
     wait_for_newcomer(&world).await;
     let late = Recorder::listen(world.broker.port).await;
@@ -681,7 +681,7 @@ async fn two_bridges_of_one_instance_are_named_once_and_one_waits_for_the_other(
 }
 
 #[tokio::test]
-async fn one_broker_of_two_that_hangs_is_not_felt_by_the_other() {
+async fn a_broker_that_hangs_does_not_delay_the_other() {
     if !can_run() {
         return;
     }

@@ -54,7 +54,7 @@ impl Consumer {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    async fn says(&mut self, text: &str) {
+    async fn prints(&mut self, text: &str) {
         let deadline = Instant::now() + TIMEOUT;
         while !self.output().contains(text) {
             self.assert_runs();
@@ -68,7 +68,7 @@ impl Consumer {
     }
 }
 
-/// A program that does not outlive us.
+/// A program that is killed on drop.
 fn mortal(program: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--", program]);
@@ -76,52 +76,52 @@ fn mortal(program: &str) -> Command {
 }
 
 #[tokio::test]
-async fn the_example_consumer_proves_that_it_missed_nothing() {
+async fn the_example_consumer_confirms_a_gap_free_stream() {
     if !can_run() || !can_consume() {
         return;
     }
     let mut world = World::new(Setup { broker: super::patient_broker(), ..Setup::default() }).await;
     let proxy = world.proxy_broker().await;
     let mut consumer = Consumer::start(&world);
-    // The bridge is started when the broker has let the consumer in.
+    // The bridge starts after the consumer has subscribed.
     let subscribed = Instant::now();
     while !world.broker.process().output().contains("Sending SUBACK to consumer") {
         assert!(subscribed.elapsed() < TIMEOUT, "the consumer does not subscribe:\n{}", consumer.output());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     world.start_bridge().await;
-    consumer.says("home 2 snapshot_done").await;
-    // Killed before the acknowledgement: repeats.
+    consumer.prints("home 2 snapshot_done").await;
+    // A kill before the acknowledgement causes repeats.
     proxy.answers(Mode::HoldPackets(PUBACK));
     let hashes = load_many(&world.home, 0, 10).await;
-    consumer.says("home 12 added").await;
+    consumer.prints("home 12 added").await;
     world.bridge().process().kill().unwrap();
     proxy.cut();
     proxy.answers(Mode::Pass);
     world.bridge().restart();
-    consumer.says("home 12 again").await;
-    // While the consumer is away the broker keeps what comes.
+    consumer.prints("home 12 again").await;
+    // While the consumer is disconnected, the broker queues its messages.
     drop(consumer);
     world.home.act(hashes[0], "d.erase", &[]).await.unwrap();
     world.recorder.event("home", "removed", hashes[0]).await;
     let mut consumer = Consumer::start(&world);
-    consumer.says("home 13 removed").await;
+    consumer.prints("home 13 removed").await;
     // The state is lost.
     world.bridge().process().kill().unwrap();
     for file in ["dtorrent.sqlite3", "dtorrent.sqlite3-wal"] {
         fs::remove_file(world.data_dir().join(file)).unwrap();
     }
     world.bridge().restart();
-    consumer.says("a new epoch").await;
-    consumer.says("home 1 journal_reset").await;
+    consumer.prints("a new epoch").await;
+    consumer.prints("home 1 journal_reset").await;
     wait_for_newcomer(&world).await;
-    consumer.says("added newcomer").await;
+    consumer.prints("added newcomer").await;
     consumer.assert_runs();
     assert!(!consumer.output().contains("missed"), "{}", consumer.output());
 }
 
 #[test]
-fn the_example_consumer_sees_a_gap_and_a_repeat() {
+fn the_example_consumer_reports_a_gap_and_a_repeat() {
     if !can_consume() {
         return;
     }

@@ -1,4 +1,4 @@
-//! Dead letters of brokers: a queue that is full, and what a person does with what is in it.
+//! Dead letters of brokers: a full queue, and listing, replaying and dropping what is in it.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const CLOSED: &str = "topic read #\ntopic readwrite dtorrent/bridge/#\ntopic rea
                       topic readwrite dtorrent/home/event/#\ntopic readwrite dtorrent/+/torrent/+/command/#\n";
 const OPEN: &str = "topic readwrite #\n";
 
-/// The interval at which a blocked event is offered again, and what a busy machine needs.
+/// The retry interval of a blocked sink, and a margin for a busy machine.
 const OFFERED_WITHIN: Duration = Duration::from_secs(60);
 
 struct Setting {
@@ -26,7 +26,7 @@ struct Setting {
 }
 
 impl Setting {
-    /// A bridge whose broker takes no event of a torrent, with so many dead letters in its queue.
+    /// A bridge whose broker rejects every event of a torrent, with this many dead letters in its queue.
     async fn with_dead_letters(count: u64) -> Self {
         let pages = free_port().unwrap();
         let broker = dtorrent_peers::mosquitto::Options { acl: Some(CLOSED.to_owned()), ..patient_broker() };
@@ -41,7 +41,7 @@ impl Setting {
         Self { world, pages }
     }
 
-    /// The same with a full queue, and two torrents whose events find no room in it.
+    /// The same with a full queue, and two torrents whose events are blocked.
     async fn blocked() -> (Self, [Content; 2]) {
         let mut setting = Self::with_dead_letters(10_000).await;
         let contents = [1, 2].map(|seed| Content::file(&format!("n{seed}"), 1_000, seed));
@@ -60,8 +60,8 @@ impl Setting {
     }
 
     async fn dead_letters(&self) -> Vec<Value> {
-        let (code, listed, said) = self.world.ask(&["dead-letters", "list", "b", "--json"], &[]).await;
-        assert_eq!(code, 0, "{said}");
+        let (code, listed, printed) = self.world.ask(&["dead-letters", "list", "b", "--json"], &[]).await;
+        assert_eq!(code, 0, "{printed}");
         listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 }
@@ -78,12 +78,12 @@ async fn a_full_dead_letter_queue_blocks_delivery_until_there_is_room() {
     let problem = ready.json()["sinks"]["b"]["problem"].as_str().unwrap_or_default().to_owned();
     assert_eq!(ready.status, 503);
     assert!(problem.contains("10000") && problem.contains("`dtorrent dead-letters`"), "{problem}");
-    // A drop makes room while the bridge runs.
+    // A drop frees places in the queue while the bridge runs.
     let listed = setting.dead_letters().await;
     let known: Vec<&str> = listed[..2].iter().map(|letter| letter["id"].as_str().unwrap()).collect();
     let connections = setting.world.bridge().count_in_log("connected sink=b");
-    let (code, _, said) = setting.world.ask(&["dead-letters", "drop", "b", known[0], known[1]], &[]).await;
-    assert_eq!((code, said.as_str()), (0, "2 dropped\n"));
+    let (code, _, printed) = setting.world.ask(&["dead-letters", "drop", "b", known[0], known[1]], &[]).await;
+    assert_eq!((code, printed.as_str()), (0, "2 dropped\n"));
     setting.world.bridge().wait_for_log("delivery no longer blocked").await;
     let hashes = contents.map(|content| content.hash.to_string());
     let are_dead_letters =
@@ -100,14 +100,14 @@ async fn a_full_dead_letter_queue_blocks_delivery_until_there_is_room() {
         connections,
         "all of it on the same connection"
     );
-    let (code, _, said) = setting.world.ask(&["dead-letters", "drop", "b", "--all"], &[]).await;
-    assert_eq!((code, said.as_str()), (0, "10000 dropped\n"));
+    let (code, _, printed) = setting.world.ask(&["dead-letters", "drop", "b", "--all"], &[]).await;
+    assert_eq!((code, printed.as_str()), (0, "10000 dropped\n"));
     assert_eq!(setting.metric("dtorrent_dead_letters").await, "0");
     setting.world.bridge().stop().await;
 }
 
 #[tokio::test]
-async fn a_blocked_broker_that_is_mended_gets_what_it_refused_on_the_same_connection() {
+async fn a_blocked_broker_that_accepts_again_gets_the_refused_events_on_the_same_connection() {
     if !can_run() {
         return;
     }
@@ -149,8 +149,8 @@ async fn dead_letters_of_a_broker_are_listed_replayed_and_dropped() {
     }
     let (_, text, _) = setting.world.ask(&["dead-letters", "list"], &[]).await;
     assert!(text.contains(&format!("b  {}  {} bytes  added", id(0), letters[0]["bytes"])), "{text}");
-    let (code, _, said) = setting.world.ask(&["dead-letters", "replay", "b", "--all"], &[]).await;
-    assert!(code == 1 && said.contains("stop it first"), "{said}");
+    let (code, _, printed) = setting.world.ask(&["dead-letters", "replay", "b", "--all"], &[]).await;
+    assert!(code == 1 && printed.contains("stop it first"), "{printed}");
     setting.world.bridge().stop().await;
     let mark = setting.world.recorder.mark();
     for (arguments, expected, word) in [
@@ -158,27 +158,27 @@ async fn dead_letters_of_a_broker_are_listed_replayed_and_dropped() {
         (&["dead-letters", "replay", "other", "--all"], 1, "no broker or webhook other"),
         (&["dead-letters", "drop", "b", "home-00000000-000000000001"], 1, "no dead letter"),
         (&["dead-letters", "drop", "b", id(2)], 0, "1 dropped"),
-        // It still refuses them.
+        // The broker still rejects them.
         (&["dead-letters", "replay", "b", "--all"], 1, "does not allow"),
     ] {
-        let (code, _, said) = setting.world.ask(arguments, &[]).await;
-        assert!(code == expected && said.contains(word), "{arguments:?}: {code} {said}");
+        let (code, _, printed) = setting.world.ask(arguments, &[]).await;
+        assert!(code == expected && printed.contains(word), "{arguments:?}: {code} {printed}");
     }
     set_rules(&mut setting.world, OPEN).await;
-    let (code, _, said) = setting.world.ask(&["dead-letters", "replay", "b", "--all"], &[]).await;
-    assert_eq!((code, said), (0, format!("{}: delivered\n{}: delivered\n", id(0), id(1))));
+    let (code, _, printed) = setting.world.ask(&["dead-letters", "replay", "b", "--all"], &[]).await;
+    assert_eq!((code, printed), (0, format!("{}: delivered\n{}: delivered\n", id(0), id(1))));
     let is_told = |all: &[Message], number: usize| all[mark..].iter().any(|m| m.json() == letters[number]["event"]);
     setting.world.recorder.wait_for("both", |all| (is_told(all, 0) && is_told(all, 1)).then_some(())).await;
     let seen = setting.world.recorder.since(mark);
     assert!(!seen.iter().any(|message| message.topic == STATUS), "a replay does not say that the bridge is online");
     assert_eq!(setting.dead_letters().await, Vec::<Value>::new());
-    // Without a broker the rest stays in the queue.
+    // While the broker is down, the rest stays in the queue.
     setting.world.database().add_dead_letters("b", 2);
     setting.world.broker.process().kill().unwrap();
     let body =
         json!({"id": "home-00000000-000000000001", "event_type": "server_online", "time": "2026-11-22T06:25:01.114Z"});
     setting.world.database().set_dead_letter_bodies("b", &body.to_string());
-    let (code, _, said) = setting.world.ask(&["dead-letters", "replay", "b", "--all"], &[]).await;
-    assert_eq!(code, 3, "{said}");
-    assert_eq!((said.lines().count(), setting.dead_letters().await.len()), (1, 2), "{said}");
+    let (code, _, printed) = setting.world.ask(&["dead-letters", "replay", "b", "--all"], &[]).await;
+    assert_eq!(code, 3, "{printed}");
+    assert_eq!((printed.lines().count(), setting.dead_letters().await.len()), (1, 2), "{printed}");
 }

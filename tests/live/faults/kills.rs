@@ -1,4 +1,4 @@
-//! `kill -9` of the bridge, at each step on the way of an event.
+//! `kill -9` of the bridge, at each step in the delivery of an event.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use crate::harness::proxy::{Mode, PUBACK, PUBLISH};
 use crate::harness::recorder::{Message, events_in};
 use crate::harness::{Setup, World, can_run};
 
-/// How often each event came.
+/// Returns the number of deliveries of each event.
 fn deliveries(world: &World) -> BTreeMap<String, usize> {
     let mut deliveries = BTreeMap::new();
     for event in world.recorder.events("home") {
@@ -27,7 +27,7 @@ async fn killed_before_the_commit_it_emits_the_event_after_the_restart() {
     }
     let mut world = World::running(Setup::default()).await;
     let written = world.database().last_seq("home");
-    // It cannot have seen this: it stands still.
+    // The paused bridge cannot have seen this change.
     world.bridge().process().pause().unwrap();
     let hash = world.home.load(&Content::file("x", 1_000, 1).torrent, false).await.unwrap();
     world.bridge().process().kill().unwrap();
@@ -39,7 +39,7 @@ async fn killed_before_the_commit_it_emits_the_event_after_the_restart() {
 }
 
 #[tokio::test]
-async fn killed_between_commit_and_publish_it_sends_what_it_has_written_down() {
+async fn killed_between_commit_and_publish_it_sends_the_journaled_event() {
     if !can_run() {
         return;
     }
@@ -61,7 +61,7 @@ async fn killed_between_commit_and_publish_it_sends_what_it_has_written_down() {
 }
 
 #[tokio::test]
-async fn killed_between_publish_and_acknowledgement_it_sends_the_same_again() {
+async fn killed_between_publish_and_acknowledgement_it_sends_the_same_event_again() {
     if !can_run() {
         return;
     }
@@ -76,7 +76,7 @@ async fn killed_between_publish_and_acknowledgement_it_sends_the_same_again() {
     world.bridge().process().kill().unwrap();
     proxy.cut();
     proxy.answers(Mode::Pass);
-    assert!(world.database().cursor("b", "home") < seq, "nobody has acknowledged it");
+    assert!(world.database().cursor("b", "home") < seq, "it is not acknowledged");
     world.bridge().restart();
     let again = world.recorder.event_after(mark, "home", "added", hash).await;
     assert_eq!(first, again, "the same id and the same body");
@@ -91,7 +91,7 @@ async fn killed_between_acknowledgement_and_cursor_it_repeats_and_skips_nothing(
     let mut world = World::new(Setup { broker: patient_broker(), ..Setup::default() }).await;
     let proxy = world.proxy_broker().await;
     world.start_bridge().await;
-    // The cursor is noted each second; a kill right after an arrival, again and again, comes before that.
+    // The cursor is stored each second, so repeated kills right after an arrival precede it.
     let (mut unnoted, mut round) = (0, 0);
     while unnoted < 3 {
         let hashes = load_many(&world.home, round * 10, 10).await;
@@ -127,7 +127,7 @@ async fn killed_fifty_times_under_load_it_loses_nothing_and_keeps_the_order() {
             world.home.act(hash, "d.erase", &[]).await.unwrap();
             gone.push(hash);
         }
-        // In the middle of whatever it does: at its first word, at the event, at the state, by turns.
+        // Kills at `online`, at the event and at the state, in turn.
         let is_word = |message: &&Message| match round % 3 {
             0 => message.topic == "dtorrent/bridge/main/status" && message.payload == "online",
             1 => message.topic.ends_with(&event),
@@ -139,7 +139,7 @@ async fn killed_fifty_times_under_load_it_loses_nothing_and_keeps_the_order() {
         world.bridge().restart();
     }
     wait_for_newcomer(&world).await;
-    // Who was told to be there is told to be gone. What came and went between two polls is not told at all.
+    // Every torrent with `added` gets `removed`. One that was added and removed between two polls has no events.
     let kinds = |all: &[Message]| {
         let mut kinds: BTreeMap<InfoHash, Vec<Value>> = BTreeMap::new();
         let mut seen = BTreeSet::new();
@@ -178,7 +178,7 @@ async fn killed_it_sends_every_state_again_retained_or_not() {
         }
     };
     world.recorder.wait_for("all states", are_said(0)).await;
-    // Until it is noted that all was sent: what is not noted is sent again anyway.
+    // Until the store records that every state was sent; otherwise they are sent again in any case.
     let written = world.database().last_seq("home");
     world
         .database()

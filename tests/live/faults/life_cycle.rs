@@ -8,7 +8,7 @@ use super::{kinds_of, wait_for_newcomer};
 use crate::harness::recorder::Message;
 use crate::harness::{Setup, World, can_run};
 
-/// Another rTorrent, which has the content.
+/// Starts another rTorrent that seeds the content.
 async fn seeder(world: &World, content: &Content) -> Rtorrent {
     let seeder = Rtorrent::start(&world.folder.join("seeder"), &Options::default()).await.unwrap();
     content.write_to(&seeder.downloads).unwrap();
@@ -40,7 +40,7 @@ async fn finished_while_the_bridge_was_down_is_emitted_once_as_recovered() {
     world.bridge().restart();
     let finished = world.recorder.event("home", "finished", content.hash).await;
     assert_eq!(finished["cause"], "recovered", "{finished}");
-    // Once is once, whatever happens to the bridge afterwards.
+    // A restart of the bridge does not repeat it.
     world.bridge().process().kill().unwrap();
     world.bridge().restart();
     wait_for_newcomer(&world).await;
@@ -78,14 +78,14 @@ async fn a_recheck_of_complete_data_emits_no_finished() {
         return;
     }
     let mut world = World::running(Setup::default()).await;
-    // Large enough to be seen while it is checked.
+    // Large enough for a poll to see the check.
     let content = Content::file("large", 60 << 20, 1);
     content.write_to(&world.home.downloads).unwrap();
     world.home.load(&content.torrent, true).await.unwrap();
     let state = format!("dtorrent/home/torrent/{}/state", content.hash);
     let is_seeding = |m: &Message| m.topic == state && m.json()["status"] == "seeding";
     world.recorder.wait_for("seeding", |all| all.iter().any(is_seeding).then_some(())).await;
-    // From 0 to 100 % again, also over a restart of the bridge in the middle.
+    // A recheck runs from 0 to 100 % again, also across a restart of the bridge.
     for is_killed in [false, true] {
         world.home.act(content.hash, "d.check_hash", &[]).await.unwrap();
         if is_killed {
@@ -127,7 +127,7 @@ async fn a_torrent_removed_and_added_again_between_two_polls_emits_both_events()
 }
 
 #[tokio::test]
-async fn a_magnet_link_that_learns_what_it_is_is_the_same_torrent() {
+async fn a_magnet_link_that_gets_its_metadata_stays_the_same_torrent() {
     if !can_run() {
         return;
     }
@@ -138,7 +138,7 @@ async fn a_magnet_link_that_learns_what_it_is_is_the_same_torrent() {
     world.home.rpc.call("load.start", &[Argument::Text(""), Argument::Text(&link)]).await.unwrap();
     let added = world.recorder.event("home", "added", content.hash).await;
     assert_eq!(added["torrent"]["status"], "metadata", "{added}");
-    // It asks the peer for what it is, is erased, and a new one with the same hash comes in.
+    // rTorrent fetches the metadata from the peer, erases the placeholder, and adds a torrent with the same hash.
     world.home.add_peer(content.hash, seeder.port).await.unwrap();
     let metadata = world.recorder.event("home", "metadata", content.hash).await;
     assert_eq!(metadata["torrent"]["name"], "from a magnet", "{metadata}");
@@ -146,7 +146,7 @@ async fn a_magnet_link_that_learns_what_it_is_is_the_same_torrent() {
     world.recorder.event("home", "finished", content.hash).await;
     wait_for_newcomer(&world).await;
     let mut kinds = kinds_of(&world.recorder.assert_gap_free("home"), content.hash);
-    // It really checks, before and after.
+    // Both rTorrents really check the data.
     kinds.retain(|kind| kind != "checking" && kind != "checked");
     assert_eq!(kinds, ["added", "metadata", "finished"]);
 }
@@ -168,7 +168,7 @@ async fn data_that_is_missing_after_a_restart_is_shown_as_incomplete() {
     content.remove_from(&world.home.downloads).unwrap();
     world.home.restart().await.unwrap();
     world.recorder.server_event_after(mark, "home", "server_restarted").await;
-    // What rTorrent says of it is what is told: that it is not whole, and no more than once.
+    // The published torrent is incomplete, as at rTorrent, and this is reported at most once.
     world
         .recorder
         .wait_for("a word on it", |all| {

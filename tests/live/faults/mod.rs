@@ -1,15 +1,15 @@
-//! Faults: what is promised (docs/delivery.md), with everything killed, cut, full or hung meanwhile.
+//! The guarantees of docs/delivery.md, with every program killed, cut off, full or hung.
 //!
-//! To inject a fault at an exact point, the proxy holds a packet back, or the test reads from the database that a
-//! step was done. Nothing here sleeps for a fixed time.
+//! To inject a fault at an exact point, the proxy holds a packet back, or the test reads from the database that a step
+//! was done. No test sleeps for a fixed time.
 
 mod broker;
 mod consumer;
 mod dead_letters;
 mod kills;
 mod life_cycle;
-mod outside;
 mod rtorrent;
+mod signals;
 mod state;
 
 use std::collections::BTreeSet;

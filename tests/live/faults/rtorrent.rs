@@ -1,4 +1,4 @@
-//! rTorrent: restarted, blocked, cut off, answering nonsense, out of connections.
+//! Faults of rTorrent: restarts, blocked calls, cut connections, malformed answers, no free connection.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::harness::proxy::{Mode, Proxy};
 use crate::harness::recorder::Command;
 use crate::harness::{Setup, World, can_run};
 
-/// rTorrent behind a proxy, with so many torrents.
+/// An rTorrent behind a proxy, with this many torrents.
 async fn behind_a_proxy(torrents: u64, server: &str) -> (World, Proxy) {
     let rtorrent = Options { listen: Listen::Tcp, ..Options::default() };
     let mut world = World::new(Setup { rtorrent, server: server.to_owned(), ..Setup::default() }).await;
@@ -28,7 +28,7 @@ async fn behind_a_proxy(torrents: u64, server: &str) -> (World, Proxy) {
     (world, proxy)
 }
 
-/// Asserts that nothing was removed or restarted, and that each outage was emitted once.
+/// Asserts that no torrent was removed or started, and that each outage was reported once.
 async fn assert_only_outages(world: &World, torrents: usize, outages: usize) {
     wait_for_newcomer(world).await;
     let events = world.recorder.assert_gap_free("home");
@@ -38,7 +38,7 @@ async fn assert_only_outages(world: &World, torrents: usize, outages: usize) {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_nonsense_is_an_outage_and_nothing_else() {
+async fn a_malformed_answer_is_an_outage_and_emits_no_torrent_event() {
     if !can_run() {
         return;
     }
@@ -73,7 +73,7 @@ async fn an_answer_that_is_nonsense_is_an_outage_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_blocked_rtorrent_is_asked_once_at_a_time_and_loses_nothing() {
+async fn a_blocked_rtorrent_gets_one_request_at_a_time_and_loses_nothing() {
     if !can_run() {
         return;
     }
@@ -84,7 +84,7 @@ async fn a_blocked_rtorrent_is_asked_once_at_a_time_and_loses_nothing() {
         let mark = world.recorder.mark();
         world.home.process().pause().unwrap();
         world.recorder.server_event_after(mark, "home", "server_offline").await;
-        // For many times as long as it is given to answer; there is one at it at any time.
+        // For many times the timeout of one exchange; at most one request is open at any time.
         proxy.reset_most_open();
         let (short, long) = (format!("short{round}"), format!("long{round}"));
         for (id, ttl) in [(&short, "1s"), (&long, "300s")] {
@@ -97,10 +97,10 @@ async fn a_blocked_rtorrent_is_asked_once_at_a_time_and_loses_nothing() {
             assert!(begun.elapsed() < TIMEOUT, "it is not asked any more");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        // A command that may not wait so long is answered, one that may is kept.
+        // A command whose ttl is shorter than the outage expires, one with a longer ttl stays pending.
         let expired = world.recorder.result(&short).await;
         assert_eq!((&expired["status"], &expired["error"]["code"]), (&json!("expired"), &json!("client_offline")));
-        assert_eq!(world.recorder.results(&long).len(), 0, "nobody can know");
+        assert_eq!(world.recorder.results(&long).len(), 0, "its outcome is unknown during the outage");
         assert_eq!(proxy.most_open(), 1, "one poll in flight");
         world.home.process().unpause().unwrap();
         world.recorder.server_event_after(mark, "home", "server_online").await;
@@ -112,7 +112,7 @@ async fn a_blocked_rtorrent_is_asked_once_at_a_time_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn an_answer_that_stalls_in_the_middle_is_given_up_in_time() {
+async fn an_answer_that_stalls_midway_times_out() {
     if !can_run() {
         return;
     }
@@ -128,7 +128,7 @@ async fn an_answer_that_stalls_in_the_middle_is_given_up_in_time() {
 }
 
 #[tokio::test]
-async fn an_rtorrent_out_of_connections_is_offline_until_it_has_some() {
+async fn an_rtorrent_out_of_connections_is_offline_until_one_is_free() {
     if !can_run() {
         return;
     }
@@ -149,7 +149,7 @@ async fn an_rtorrent_out_of_connections_is_offline_until_it_has_some() {
 }
 
 #[tokio::test]
-async fn killed_in_the_middle_of_an_answer_and_loading_its_session_slowly_it_removes_nothing() {
+async fn an_rtorrent_killed_during_an_answer_and_slowly_reloading_removes_nothing() {
     if !can_run() {
         return;
     }
@@ -161,7 +161,7 @@ async fn killed_in_the_middle_of_an_answer_and_loading_its_session_slowly_it_rem
     let mark = world.recorder.mark();
     proxy.truncate_answers(5_000);
     world.home.process().kill().unwrap();
-    // A session that is still loading, as newer versions show it: at first nothing, then a part, then all.
+    // A session that is still loading, as newer versions show it: no torrent at first, then some, then all.
     let session = world.folder.join("home").join("session");
     let aside = world.folder.join("aside");
     std::fs::create_dir(&aside).unwrap();
@@ -181,7 +181,7 @@ async fn killed_in_the_middle_of_an_answer_and_loading_its_session_slowly_it_rem
         let torrent = std::fs::read(aside.join(&files(*hash)[0])).unwrap();
         world.home.load(&torrent, false).await.unwrap();
         if number % 10 == 0 {
-            // It has looked at a part.
+            // The bridge has polled a part of the session.
             let content = Content::file(&format!("seen{number}"), 1_000, 1_000 + number as u64);
             world.home.load(&content.torrent, false).await.unwrap();
             world.recorder.event("home", "added", content.hash).await;

@@ -23,7 +23,7 @@ fn change_log(world: &World) -> PathBuf {
     world.data_dir().join("dtorrent.sqlite3-wal")
 }
 
-/// Files of the folder that were moved aside.
+/// Returns the files of the data directory that were moved aside.
 fn moved_aside(world: &World) -> usize {
     let names = fs::read_dir(world.data_dir()).unwrap().map(|entry| entry.unwrap().file_name());
     names.filter(|name| name.to_string_lossy().contains("sqlite3.corrupt-")).count()
@@ -39,7 +39,7 @@ async fn a_torn_last_record_is_dropped_and_its_events_are_emitted_again() {
     load_many(&world.home, 0, 5).await;
     world.start_bridge().await;
     let written = world.database().last_seq("home");
-    // A power cut in the middle of a write: what was not whole on the disk was not sent to anybody.
+    // A power cut in the middle of a write: an incomplete record was never sent (I3).
     proxy.requests(Mode::HoldPackets(PUBLISH));
     let counted = fs::read(world.data_dir().join("dtorrent.used")).unwrap();
     let hash = world.home.load(&Content::file("torn", 1_000, 77).torrent, false).await.unwrap();
@@ -75,8 +75,8 @@ async fn state_is_lost_by(spoil: impl Fn(&World)) {
     assert_eq!((count(again, "added"), count(again, "removed"), count(again, "journal_reset")), (6, 0, 1));
     let snapshots = again.iter().filter(|event| event["cause"] == "snapshot" && event["event_type"] == "added");
     assert_eq!(snapshots.count(), 5, "what was there is known to have been there");
-    assert!(world.bridge().log().contains("the state is lost"), "it is not said");
-    // Once is enough.
+    assert!(world.bridge().log().contains("the state is lost"), "the loss is not logged");
+    // A further restart announces nothing again.
     world.bridge().stop().await;
     let mark = world.recorder.mark();
     world.bridge().restart();
@@ -96,7 +96,7 @@ async fn a_corrupt_state_is_renamed_and_starts_a_new_epoch() {
         return;
     }
     state_is_lost_by(|world| {
-        // Checked in: the change log goes into the file, then a bit of each page turns over.
+        // The write-ahead log is checkpointed into the database, then one bit of each page is flipped.
         let connection = rusqlite::Connection::open(database(world)).unwrap();
         connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
         drop(connection);
@@ -176,7 +176,7 @@ async fn a_lost_data_directory_is_detected_by_the_retained_messages() {
         world.bridge().restart();
         world.recorder.server_event_after(mark, "home", "journal_reset").await;
         world.recorder.server_event_after(mark, "home", "snapshot_done").await;
-        // What went meanwhile is taken back, what is there stays.
+        // States of removed torrents are cleared, the others stay.
         let is_cleared = |all: &[Message]| {
             all[mark..]
                 .iter()
@@ -192,7 +192,7 @@ async fn a_lost_data_directory_is_detected_by_the_retained_messages() {
         let is_snapshot = |event: &&Value| event["event_type"] == "added" && event["cause"] == "snapshot";
         assert_eq!(epochs[1].iter().filter(is_snapshot).count(), 4);
         assert_eq!(count(&epochs[1], "journal_reset"), 1);
-        // Once is enough.
+        // A further restart announces nothing again.
         world.bridge().stop().await;
         world.bridge().restart();
         world.recorder.wait_for_last("dtorrent/bridge/main/status", "online").await;
@@ -221,14 +221,14 @@ async fn a_lost_data_directory_is_detected_although_the_broker_was_unreachable_f
     fs::remove_dir_all(world.data_dir()).unwrap();
     world.home.act(hashes[0], "d.erase", &[]).await.unwrap();
     let mark = world.recorder.mark();
-    for life in 1..=2 {
+    for run in 1..=2 {
         let tried = world.bridge().count_in_log("connection failed, retrying");
         world.bridge().restart();
         world.database().until("what is there is written down", |database| database.last_seq("home") >= 4).await;
         world.bridge().wait_for_log_again(tried, "connection failed, retrying").await;
         let before = world.database().last_seq("home");
-        world.home.load(&Content::file("life", 1_000, 100 + life).torrent, false).await.unwrap();
-        world.database().until("life goes on", |database| database.last_seq("home") > before).await;
+        world.home.load(&Content::file("run", 1_000, 100 + run).torrent, false).await.unwrap();
+        world.database().until("polling continues", |database| database.last_seq("home") > before).await;
         world.bridge().process().kill().unwrap();
     }
     world.bridge().restart();
@@ -242,7 +242,7 @@ async fn a_lost_data_directory_is_detected_although_the_broker_was_unreachable_f
     wait_for_newcomer(&world).await;
     let emptied = world.recorder.all()[mark..].iter().filter(|message| message.payload.is_empty()).count();
     assert_eq!(emptied, 1, "only what is gone");
-    // Once is enough.
+    // A further restart announces nothing again.
     world.bridge().stop().await;
     world.bridge().restart();
     world.recorder.wait_for_last("dtorrent/bridge/main/status", "online").await;
@@ -275,7 +275,7 @@ async fn a_renamed_broker_is_cleared_of_the_states_of_removed_torrents() {
 }
 
 #[tokio::test]
-async fn a_state_of_the_first_version_is_brought_up_to_date() {
+async fn a_state_of_the_first_version_is_migrated() {
     if !can_run() {
         return;
     }
@@ -283,8 +283,8 @@ async fn a_state_of_the_first_version_is_brought_up_to_date() {
     load_many(&world.home, 0, 5).await;
     world.start_bridge().await;
     world.bridge().stop().await;
-    // The first version did not count its commits, and stored no projections, no second senders of a command, and
-    // nothing of sinks but their cursors. It had other names for tables and columns.
+    // Format 1 had no commit counter, no projection state, no further origins of a command, and of sinks only the cursors.
+    // Its tables and columns had other names.
     let connection = rusqlite::Connection::open(database(&world)).unwrap();
     let first_version = "
         DROP TABLE projections;
@@ -328,7 +328,7 @@ async fn a_state_of_a_newer_version_is_refused_and_left_alone() {
     assert!(world.bridge().log().contains("written by a newer dtorrent"), "it does not say why");
     assert!(before == fs::read(database(&world)).unwrap(), "the file was touched");
     assert_eq!(moved_aside(&world), 0);
-    // The newer one goes on where it was.
+    // The newer version continues where it stopped.
     let connection = rusqlite::Connection::open(database(&world)).unwrap();
     connection.pragma_update(None, "user_version", version).unwrap();
     drop(connection);
@@ -338,7 +338,7 @@ async fn a_state_of_a_newer_version_is_refused_and_left_alone() {
 }
 
 #[tokio::test]
-async fn a_second_bridge_on_the_same_folder_refuses_and_the_first_goes_on() {
+async fn a_second_bridge_on_the_same_data_directory_is_refused_and_the_first_continues() {
     if !can_run() {
         return;
     }
@@ -354,13 +354,13 @@ async fn a_second_bridge_on_the_same_folder_refuses_and_the_first_goes_on() {
     world.recorder.assert_gap_free("home");
     let late = Recorder::listen(world.broker.port).await;
     late.wait_for_last("dtorrent/bridge/main/status", "online").await;
-    let said = world.recorder.all().into_iter().filter(|message| message.topic == "dtorrent/bridge/main/status");
-    assert_eq!(said.map(|message| message.text()).collect::<Vec<_>>(), ["online"], "the first was disturbed");
+    let printed = world.recorder.all().into_iter().filter(|message| message.topic == "dtorrent/bridge/main/status");
+    assert_eq!(printed.map(|message| message.text()).collect::<Vec<_>>(), ["online"], "the first was disturbed");
     world.bridge().stop().await;
 }
 
 #[tokio::test]
-async fn on_a_full_disk_polling_goes_on_and_all_is_emitted_when_there_is_room() {
+async fn on_a_full_disk_polling_continues_and_events_are_emitted_once_there_is_space() {
     if !can_run() {
         return;
     }
@@ -369,7 +369,7 @@ async fn on_a_full_disk_polling_goes_on_and_all_is_emitted_when_there_is_room() 
     let hashes = load_many(&world.home, 0, 30).await;
     world.start_bridge().await;
     disk.fill();
-    // What is left of pages that were taken before may still hold a few.
+    // Free pages of the database may still hold a few entries.
     let mut number = 0;
     while !world.bridge().log().contains("store full, events held back") {
         number += 1;
@@ -377,7 +377,7 @@ async fn on_a_full_disk_polling_goes_on_and_all_is_emitted_when_there_is_room() 
         assert!(world.bridge().process().exit_status().unwrap().is_none(), "it has ended:\n{}", world.bridge().log());
         assert!(number < 5_000, "the disk does not get full");
     }
-    // A command waits, and the rest of life goes on at the client.
+    // A command is pending, and torrents at the client keep changing.
     let topic = format!("dtorrent/home/torrent/{}/command/priority", hashes[0]);
     let body = r#"{"priority": 3, "id": "on a full disk"}"#;
     world.recorder.send(Command::new(&topic, body)).await;
@@ -407,7 +407,7 @@ async fn on_a_full_disk_polling_goes_on_and_all_is_emitted_when_there_is_room() 
 }
 
 #[tokio::test]
-async fn a_disk_that_fills_up_at_any_step_of_a_command_or_a_dead_letter_ends_nothing() {
+async fn a_full_disk_at_any_step_of_a_command_or_a_dead_letter_loses_neither() {
     if !can_run() {
         return;
     }
@@ -422,7 +422,7 @@ async fn a_disk_that_fills_up_at_any_step_of_a_command_or_a_dead_letter_ends_not
     world.launch_bridge();
     world.recorder.wait_for_last("dtorrent/bridge/main/status", "online").await;
     for round in 0..4 {
-        // Commands, some of them refused, and events that the broker will not have; then the disk is full.
+        // Commands, some of them refused, and events that the broker rejects; then the disk fills up.
         let mut ids = Vec::new();
         for number in 0..12 {
             let id = format!("{round}-{number}");
@@ -457,7 +457,7 @@ async fn a_disk_that_fills_up_at_any_step_of_a_command_or_a_dead_letter_ends_not
 }
 
 #[tokio::test]
-async fn a_read_only_folder_is_named_at_the_start_and_served_when_it_can_be_written() {
+async fn a_read_only_data_directory_is_reported_at_the_start_and_used_once_writable() {
     if !can_run() {
         return;
     }
@@ -483,7 +483,7 @@ async fn a_read_only_folder_is_named_at_the_start_and_served_when_it_can_be_writ
 }
 
 #[tokio::test]
-async fn a_start_on_a_full_disk_waits_for_room_and_loses_nothing() {
+async fn a_start_on_a_full_disk_waits_for_space_and_loses_nothing() {
     if !can_run() {
         return;
     }
@@ -511,7 +511,7 @@ async fn a_start_on_a_full_disk_waits_for_room_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn on_a_disk_that_becomes_read_only_polling_goes_on_and_all_is_emitted_when_it_is_writable() {
+async fn on_a_disk_that_turns_read_only_polling_continues_and_events_are_emitted_once_writable() {
     if !can_run() {
         return;
     }
@@ -534,14 +534,14 @@ async fn on_a_disk_that_becomes_read_only_polling_goes_on_and_all_is_emitted_whe
         let waited = world.bridge().count_in_log("disk full, command waits");
         world.recorder.send(Command::new(&topic, json!({"priority": 3 - round, "id": id}).to_string())).await;
         world.bridge().wait_for_log_again(waited, "disk full, command waits").await;
-        // It is said at the first poll and at the tenth: it looks on.
+        // The log throttle reports the first and the tenth failed poll, so polling continues.
         world.bridge().wait_for_log_again(held + 1, "store full, events held back").await;
         assert!(world.bridge().log().contains("readonly") || world.bridge().log().contains("disk I/O error"));
         let seen = world.recorder.since(mark).into_iter().map(|message| message.topic);
         let seen: Vec<_> = seen.filter(|topic| topic.contains("/event/") || topic.ends_with("/result")).collect();
         assert!(seen.is_empty(), "published and not written: {seen:?}");
         assert_eq!(world.database().last_seq("home"), written);
-        // It cannot be made writable under those who use it.
+        // The file system cannot be made writable while files on it are open.
         if is_killed {
             world.bridge().process().kill().unwrap();
         } else {

@@ -7,7 +7,7 @@ use dtorrent_peers::process::find;
 
 pub struct Certificates {
     pub ca: PathBuf,
-    /// For 127.0.0.1 and localhost.
+    /// Creates a certificate for 127.0.0.1 and localhost.
     pub server: PathBuf,
     pub server_key: PathBuf,
     pub client: PathBuf,

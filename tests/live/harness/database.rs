@@ -1,7 +1,7 @@
 //! The bridge's state on disk, read while it runs.
 //!
-//! A test learns from it when to inject a fault: between the commit and the publish, or between the acknowledgement and
-//! the cursor. What the contract promises is judged from outside only.
+//! Tests read it to inject a fault at an exact point: between commit and publish, or between acknowledgement and cursor.
+//! The contract itself is asserted from outside only.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,7 +34,7 @@ impl StateDatabase {
         self.number("SELECT count(*) FROM commands WHERE result IS NULL", &[])
     }
 
-    /// Returns whether it is persisted that a sink has received every state.
+    /// Returns whether the store records that a sink has received every state.
     pub fn has_sent_every_state(&self, sink: &str) -> bool {
         let newest = self.number("SELECT max(rev) FROM snapshot", &[]);
         newest > 0 && newest == self.number("SELECT max(sent_rev) FROM progress WHERE sink = ?1", &[sink])

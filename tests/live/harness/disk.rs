@@ -1,4 +1,4 @@
-//! Disks mounted on a folder: one that is small, one that fails.
+//! File systems mounted on a folder: a small one, and one that fails on demand.
 //!
 //! `mount` returns `None`, after it has skipped the test, where the right to mount is missing or the kernel lacks
 //! something.
@@ -88,7 +88,7 @@ impl FailingDisk {
         assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{error}");
     }
 
-    /// Makes the file system writable again. Nobody may use it.
+    /// Makes the file system writable again. No file on it may be open.
     pub fn repair(&self) {
         assert!(runs("umount", &[], &self.folder), "{} is still in use", self.folder.display());
         assert!(self.mounts(), "cannot mount it again");

@@ -41,7 +41,7 @@ async fn ask_over(
         head += &format!("{name}: {value}\r\n");
     }
     stream.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
-    // Who is refused early may not be listened to until the end.
+    // A server that refuses a request early may close before it has read all of it.
     drop(stream.write_all(body).await);
     BufReader::new(stream)
 }
@@ -51,7 +51,7 @@ async fn connect(port: u16) -> TcpStream {
     loop {
         match TcpStream::connect(("127.0.0.1", port)).await {
             Ok(stream) => return stream,
-            Err(error) => assert!(Instant::now() < deadline, "nobody listens: {error}"),
+            Err(error) => assert!(Instant::now() < deadline, "connect: {error}"),
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -71,7 +71,7 @@ pub async fn request(port: u16, method: &str, path: &str, headers: &[(&str, &str
     let whole = async {
         let (status, headers) = head(&mut stream).await;
         let mut body = Vec::new();
-        // A connection that is closed on what was not read may end by a reset.
+        // A server that closes with unread bytes resets the connection.
         drop(stream.read_to_end(&mut body).await);
         Answer { status, headers, body: String::from_utf8_lossy(&body).into_owned() }
     };
@@ -90,7 +90,7 @@ pub async fn get_until(port: u16, path: &str, is_right: impl Fn(&Value) -> bool)
         if answer.status == 200 && is_right(&answer.json()) {
             return answer.json();
         }
-        assert!(Instant::now() < deadline, "waited in vain for {path}: {} {}", answer.status, answer.body);
+        assert!(Instant::now() < deadline, "timed out waiting for {path}: {} {}", answer.status, answer.body);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -136,7 +136,7 @@ impl Listener {
         let deadline = Instant::now() + TIMEOUT;
         loop {
             let mut line = String::new();
-            // What only says that the line is alive gives no new patience.
+            // A keep-alive comment does not extend the deadline.
             let read = timeout_at(deadline, self.stream.read_line(&mut line)).await;
             read.unwrap_or_else(|_| panic!("no more events after {:?}", self.received)).ok()?;
             if !line.ends_with('\n') {
@@ -159,7 +159,7 @@ impl Listener {
     /// Returns the first event that satisfies a condition.
     pub async fn until(&mut self, is_right: impl Fn(&Event) -> bool) -> Event {
         loop {
-            let event = self.next().await.expect("the stream goes on");
+            let event = self.next().await.expect("the stream continues");
             if is_right(&event) {
                 return event;
             }

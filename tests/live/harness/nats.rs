@@ -54,7 +54,7 @@ impl NatsServer {
         Self::start_with(program, folder, "jetstream {{ store_dir: \"{dir}/store\" }}").await
     }
 
-    /// Starts a server with further lines in its config; `{dir}` stands for its folder.
+    /// Starts a server with further lines in its config; `{dir}` is replaced by its folder.
     pub async fn start_with(program: &Path, folder: &Path, lines: &str) -> Self {
         Self::start_at(program, folder, free_port().unwrap(), lines).await
     }
@@ -124,7 +124,7 @@ impl NatsServer {
     }
 }
 
-/// JetStream's error code while a leader is being elected.
+/// JetStream's error code during the election of a leader.
 const UNAVAILABLE: u32 = 10008;
 
 /// Sends a request to JetStream's API, again while none answers, as in a cluster without a leader. The answer may be an error.
@@ -197,7 +197,7 @@ fn decoded(answer: &Value) -> Option<Decoded> {
     })
 }
 
-/// Checks as a consumer would that the stream misses nothing of a server: numbers without a gap from 1, each once.
+/// Asserts as a consumer would that the stream holds every event of a server: numbers from 1 without a gap, each once.
 pub fn assert_once_in_order(stored: &[(String, String, Value)], server: &str) -> Vec<Value> {
     let of_server: Vec<_> = stored.iter().filter(|(_, _, event)| event["server"] == server).collect();
     for (number, (subject, id, event)) in of_server.iter().enumerate() {
@@ -207,7 +207,7 @@ pub fn assert_once_in_order(stored: &[(String, String, Value)], server: &str) ->
     of_server.into_iter().map(|(_, _, event)| event.clone()).collect()
 }
 
-/// A subscriber to everything below `dtorrent.`, which records it.
+/// A subscriber that records every message below `dtorrent.`.
 pub struct Subscriber {
     received: Arc<Mutex<Vec<Message>>>,
     pub client: Client,
@@ -215,7 +215,7 @@ pub struct Subscriber {
 }
 
 impl Drop for Subscriber {
-    /// Checks everything received against the schemas.
+    /// Checks every received message against the schemas.
     fn drop(&mut self) {
         self.task.abort();
         let all: Vec<_> = self.all().into_iter().map(|m| (m.subject.replace('.', "/"), m.payload)).collect();
@@ -231,7 +231,7 @@ impl Subscriber {
     #[allow(clippy::disallowed_methods)] // a test's own task
     pub async fn listen_as(client: Client) -> Self {
         let mut subscriber = client.subscribe("dtorrent.>").await.unwrap();
-        // A round trip: the subscription is there.
+        // After a round trip the subscription is active.
         client.flush().await.unwrap();
         client.publish("dtorrent.test", Bytes::new()).await.unwrap();
         tokio::time::timeout(TIMEOUT, subscriber.next()).await.unwrap().unwrap();
@@ -249,7 +249,7 @@ impl Subscriber {
         self.received.lock().unwrap().clone()
     }
 
-    /// Waits until `find` finds something in everything received.
+    /// Waits until `find` returns a value for the received messages.
     pub async fn wait_for<T>(&self, what: &str, mut find: impl FnMut(&[Message]) -> Option<T>) -> T {
         let deadline = Instant::now() + TIMEOUT;
         loop {
@@ -288,13 +288,13 @@ pub fn body(message: &Message) -> Value {
 }
 
 /// Repeats a check until it returns a value.
-pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + 2 * TIMEOUT;
     loop {
-        if let Some(found) = look().await {
+        if let Some(found) = check().await {
             return found;
         }
-        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -16,18 +16,17 @@ use tokio::sync::watch;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mode {
     Pass,
-    /// This many bytes of each connection pass, then it is closed.
+    /// Passes this many bytes of each connection, then closes it.
     Bytes(u64),
-    /// Nothing passes, and nothing is closed.
+    /// Holds every byte, and closes nothing.
     Hold,
-    /// The first MQTT packet of this type is held, and everything after it.
+    /// Holds the first MQTT packet of this type, and everything after it.
     HoldPackets(u8),
-    /// The first message that is published over NATS on a subject with this in it, and all that follows it, is
-    /// held back.
+    /// Holds the first NATS message whose subject contains this text, and everything after it.
     HoldPublishes(&'static str),
-    /// These bytes replace what was sent, then the connection is closed.
+    /// Replaces everything by these bytes, then closes the connection.
     Say(Bytes),
-    /// One reason code of PUBACK (MQTT 5) is replaced by another. What the broker did stays done.
+    /// Replaces one reason code of PUBACK (MQTT 5) by another, without changing what the broker did.
     Reason {
         instead_of: u8,
         say: u8,
@@ -36,7 +35,7 @@ pub enum Mode {
 
 pub const PUBLISH: u8 = 3;
 pub const PUBACK: u8 = 4;
-/// No packet has this type.
+/// A packet type that no packet has.
 const NONE: u8 = 0;
 
 pub struct Proxy {
@@ -50,14 +49,14 @@ pub struct Proxy {
 
 #[derive(Default)]
 struct Shared {
-    /// Whoever comes is closed at once.
+    /// Closes each new connection at once.
     is_refusing: AtomicBool,
     opened: AtomicUsize,
     open: AtomicUsize,
     most_open: AtomicUsize,
 }
 
-/// A connection that is open, as long as its near side is.
+/// An open connection, counted until its near side ends.
 struct Counted(Arc<Shared>);
 
 impl Counted {
@@ -86,7 +85,7 @@ impl Proxy {
         Self::start(target, false).await
     }
 
-    /// To a broker on this machine. Only whole packets are passed on, so that they can be told apart.
+    /// Starts a proxy to a broker on this machine. Only whole packets are passed on, so that single ones can be held.
     pub async fn to_broker(port: u16) -> Self {
         Self::start(SocketAddr::from(([127, 0, 0, 1], port)), true).await
     }
@@ -108,7 +107,7 @@ impl Proxy {
                 let mut cuts = cuts.clone();
                 cuts.mark_unchanged();
                 let (request_mode, answer_mode) = (request_mode.clone(), answer_mode.clone());
-                // One that was closed before this one was opened is not to count as open any more.
+                // A connection that was closed before this one was opened must not be counted as open.
                 for _ in 0..10 {
                     tokio::task::yield_now().await;
                 }
@@ -126,12 +125,12 @@ impl Proxy {
         Self { address, cut, requests, answers, shared, task }
     }
 
-    /// Cuts all connections there are, without a goodbye.
+    /// Closes all open connections without a DISCONNECT.
     pub fn cut(&self) {
         self.cut.send_replace(());
     }
 
-    /// Cuts all connections and lets nobody in until [`Self::admit`].
+    /// Closes all connections and refuses new ones until [`Self::admit`].
     pub fn refuse(&self) {
         self.shared.is_refusing.store(true, Ordering::SeqCst);
         self.cut();
@@ -141,32 +140,32 @@ impl Proxy {
         self.shared.is_refusing.store(false, Ordering::SeqCst);
     }
 
-    /// What becomes of what the near side sends, from now on.
+    /// Sets the mode of the bytes from the near side.
     pub fn requests(&self, mode: Mode) {
         self.requests.send_replace(mode);
     }
 
-    /// What becomes of what the far side sends, from now on.
+    /// Sets the mode of the bytes from the server.
     pub fn answers(&self, mode: Mode) {
         self.answers.send_replace(mode);
     }
 
-    /// Lets only so many bytes of each connection's answers through from now on, then closes it.
+    /// Passes this many bytes of each connection's answers from now on, then closes it.
     pub fn truncate_answers(&self, bytes: u64) {
         self.answers(Mode::Bytes(bytes));
     }
 
-    /// How many connections were opened.
+    /// Returns the number of connections opened.
     pub fn opened(&self) -> usize {
         self.shared.opened.load(Ordering::SeqCst)
     }
 
-    /// How many connections were open at the same time, at most.
+    /// Returns the maximum number of simultaneous connections.
     pub fn most_open(&self) -> usize {
         self.shared.most_open.load(Ordering::SeqCst)
     }
 
-    /// Counts from now on.
+    /// Resets the counters.
     pub fn reset_most_open(&self) {
         self.shared.most_open.store(self.shared.open.load(Ordering::SeqCst), Ordering::SeqCst);
     }
@@ -194,7 +193,7 @@ async fn pass(
     }
 }
 
-/// Moves bytes until one side ends, which is `true`, or the mode says that it is over.
+/// Copies bytes until one side ends, which returns `true`, or the mode ends the connection.
 async fn relay(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
@@ -243,7 +242,7 @@ async fn relay(
     }
 }
 
-/// How many bytes lie before the first MQTT packet of this type; only whole packets count.
+/// Returns the number of bytes before the first MQTT packet of this type; only whole packets count.
 fn before_packet(bytes: &[u8], kind: u8) -> usize {
     let mut start = 0;
     while let Some(length) = packet_length(&bytes[start..]) {
@@ -255,8 +254,8 @@ fn before_packet(bytes: &[u8], kind: u8) -> usize {
     start
 }
 
-/// How many bytes lie before the first NATS message on such a subject; only whole operations count, as one may come
-/// in any number of pieces.
+/// Returns the number of bytes before the first NATS message on such a subject. Only whole operations count, because one
+/// may arrive in several reads.
 fn before_publish(bytes: &[u8], word: &str) -> usize {
     let mut start = 0;
     while let Some(end) = bytes[start..].windows(2).position(|pair| pair == b"\r\n") {
@@ -277,7 +276,7 @@ fn before_publish(bytes: &[u8], word: &str) -> usize {
     start
 }
 
-/// Changes the reason of each PUBACK that has this one.
+/// Replaces the reason code of each PUBACK that has this one.
 fn reword(packets: &mut [u8], instead_of: u8, say: u8) {
     let mut start = 0;
     while let Some(length) = packet_length(&packets[start..]) {

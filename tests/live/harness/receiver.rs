@@ -1,4 +1,4 @@
-//! An HTTP server for webhooks that accepts requests, or fails as configured.
+//! A webhook endpoint that accepts requests, or fails as configured.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -10,15 +10,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
-/// A request that was received.
+/// A received request.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub method: String,
     pub path: String,
-    /// By their names in lower case.
+    /// Headers by their names in lower case.
     pub headers: BTreeMap<String, String>,
     pub body: Vec<u8>,
-    /// What it was answered.
+    /// Status of the response.
     pub answer: Answer,
 }
 
@@ -31,7 +31,7 @@ impl Request {
         serde_json::from_slice(&self.body).unwrap()
     }
 
-    /// The event in a body of the format `standard`.
+    /// Returns the event in a body of the format `standard`.
     pub fn event(&self) -> Value {
         self.json()["data"].clone()
     }
@@ -40,26 +40,26 @@ impl Request {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     Status(u16),
-    /// A status with one more header, `Name: value`.
+    /// This status with one more header, `Name: value`.
     With(u16, String),
-    /// It is taken, but the rest of the answer comes a byte at a time, without end.
+    /// Status 204 at once, then an endless body, one byte at a time.
     TakenSlowly,
-    /// It is taken after a while, in which others could come.
+    /// Status 204 after a delay in which other requests could arrive.
     Late,
-    /// No answer, and the line stays open.
+    /// No response; the connection stays open.
     Hang,
-    /// The head of the answer comes a byte at a time, without end.
+    /// An endless response header, one byte at a time.
     Drip,
-    /// The line is cut.
+    /// The connection is closed without a response.
     Reset,
-    /// This status, and then more bytes than anybody should read.
+    /// This status, and a body larger than a client should read.
     Huge(u16),
-    /// What is no HTTP.
+    /// A response that is not HTTP.
     Garbage,
 }
 
 impl Answer {
-    pub fn is_taken(&self) -> bool {
+    pub fn is_accepted(&self) -> bool {
         matches!(
             self,
             Self::Status(200..=299) | Self::With(200..=299, _) | Self::TakenSlowly | Self::Late | Self::Huge(200..=299)
@@ -72,7 +72,7 @@ type Decide = Box<dyn FnMut(&Request) -> Answer + Send>;
 struct Shared {
     requests: Vec<Request>,
     decide: Decide,
-    /// Requests that have no answer yet: now, and at most.
+    /// Concurrent requests without a response: now, and at most.
     at_once: usize,
     most_at_once: usize,
 }
@@ -99,12 +99,12 @@ impl Receiver {
         format!("http://127.0.0.1:{}/hook", self.port)
     }
 
-    /// From now on each request is answered as `decide` says.
+    /// Answers each further request as `decide` returns.
     pub fn answer(&self, decide: impl FnMut(&Request) -> Answer + Send + 'static) {
         self.shared().decide = Box::new(decide);
     }
 
-    /// The next requests are answered so, one after the other, and all others with 204.
+    /// Answers the next requests in this order, and all later ones with 204.
     pub fn answer_next(&self, answers: impl IntoIterator<Item = Answer>) {
         let mut answers = answers.into_iter().collect::<Vec<_>>().into_iter();
         self.answer(move |_| answers.next().unwrap_or(Answer::Status(204)));
@@ -114,12 +114,12 @@ impl Receiver {
         self.shared().requests.clone()
     }
 
-    /// How many requests were waiting for their answers at the same time, when that were most.
+    /// Returns the maximum number of concurrent requests.
     pub fn most_at_once(&self) -> usize {
         self.shared().most_at_once
     }
 
-    /// Waits until the requests are as they should be, and returns them.
+    /// Waits until the requests satisfy a condition, and returns them.
     pub async fn until(&self, what: &str, is_so: impl Fn(&[Request]) -> bool) -> Vec<Request> {
         let deadline = Instant::now() + TIMEOUT;
         loop {
@@ -129,22 +129,22 @@ impl Receiver {
             }
             if Instant::now() >= deadline {
                 let received = requests.iter().map(|r| (r.headers.get("webhook-id"), &r.answer)).collect::<Vec<_>>();
-                panic!("waited in vain until {what}; there came {received:?}");
+                panic!("timed out waiting until {what}; received {received:?}");
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
-    /// Waits until an event of this kind about this torrent was taken.
-    pub async fn takes(&self, server: &str, kind: &str, name: &str) -> Request {
+    /// Waits until an event of this kind about this torrent was accepted.
+    pub async fn wait_for_event(&self, server: &str, kind: &str, name: &str) -> Request {
         let is_it = |request: &Request| {
             let event = request.event();
-            request.answer.is_taken()
+            request.answer.is_accepted()
                 && event["server"] == server
                 && event["event_type"] == kind
                 && (name.is_empty() || event["torrent"]["name"] == name)
         };
-        let what = format!("{kind} {name} of {server} was taken");
+        let what = format!("{kind} {name} of {server} was accepted");
         let requests = self.until(&what, |requests| requests.iter().any(is_it)).await;
         requests.into_iter().find(is_it).unwrap()
     }
@@ -169,7 +169,7 @@ async fn accept(listener: TcpListener, shared: Arc<Mutex<Shared>>) {
     }
 }
 
-/// One connection, request after request, until it ends.
+/// Serves one connection, request after request, until it ends.
 async fn converse(mut stream: TcpStream, shared: Arc<Mutex<Shared>>) {
     let mut bytes = Vec::new();
     while let Some(mut request) = read(&mut stream, &mut bytes).await {
@@ -219,7 +219,7 @@ async fn read(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Option<Request> {
     Some(Request { method, path, headers, body, answer: Answer::Hang })
 }
 
-/// An error: the connection is not to be used any more.
+/// Answers one request. An error ends the connection.
 async fn say(stream: &mut TcpStream, answer: &Answer) -> std::io::Result<()> {
     let over = || Err(std::io::ErrorKind::ConnectionAborted.into());
     match answer {
@@ -237,7 +237,7 @@ async fn say(stream: &mut TcpStream, answer: &Answer) -> std::io::Result<()> {
             drip(stream, b"x").await
         }
         Answer::Hang => {
-            // Until the other side has enough.
+            // Until the client closes the connection.
             let _ended = stream.read_u8().await;
             over()
         }

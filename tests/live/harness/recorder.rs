@@ -21,14 +21,14 @@ pub struct Message {
     pub at: Instant,
     pub topic: String,
     pub payload: Bytes,
-    /// As it was published: the subscription asks for that.
+    /// The retain flag as published (`retain as published` is set in the subscription).
     pub retain: bool,
     pub qos: QoS,
     pub properties: PublishProperties,
 }
 
 impl Message {
-    /// The body as JSON; null if it is none.
+    /// Returns the body as JSON; null if it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.payload).unwrap_or_default()
     }
@@ -40,16 +40,16 @@ impl Message {
 
 pub struct Recorder {
     received: Arc<Mutex<Vec<Message>>>,
-    /// What the test itself has sent, which may be rubbish.
+    /// Messages sent by the test, which may be malformed.
     sent: Mutex<BTreeSet<(String, Bytes)>>,
-    news: watch::Receiver<()>,
+    arrivals: watch::Receiver<()>,
     subscriptions: watch::Receiver<usize>,
     client: AsyncClient,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Drop for Recorder {
-    /// Checks everything received against the schemas.
+    /// Checks every received message against the schemas.
     fn drop(&mut self) {
         self.task.abort();
         let (all, sent) = (self.all(), self.sent.lock().unwrap());
@@ -60,7 +60,7 @@ impl Drop for Recorder {
     }
 }
 
-/// A command that a test sends: where to, and the body.
+/// A command sent by a test: topic and body.
 pub struct Command<'a> {
     pub topic: &'a str,
     pub body: Vec<u8>,
@@ -75,14 +75,14 @@ impl<'a> Command<'a> {
 }
 
 impl Recorder {
-    /// Connects, subscribes to everything, and returns when the broker has agreed.
+    /// Connects, subscribes to everything, and returns once the broker has acknowledged the subscription.
     #[allow(clippy::disallowed_methods)] // a test's own task
     pub async fn listen(port: u16) -> Self {
         let name = format!("recorder-{}", rand::random::<u32>());
         let mut options = MqttOptions::new(name, "127.0.0.1", port);
         options.set_max_packet_size(Some(64 << 20)).set_keep_alive(Duration::from_secs(30));
         let (client, mut connection) = AsyncClient::new(options, 100);
-        let (wake, news) = watch::channel(());
+        let (wake, arrivals) = watch::channel(());
         let (subscribed, subscriptions) = watch::channel(0);
         let received = Arc::new(Mutex::new(Vec::new()));
         let (all, subscriber) = (Arc::clone(&received), client.clone());
@@ -111,29 +111,29 @@ impl Recorder {
                 }
             }
         });
-        let recorder = Self { received, sent: Mutex::default(), news, subscriptions, client, task };
+        let recorder = Self { received, sent: Mutex::default(), arrivals, subscriptions, client, task };
         recorder.subscribed(1).await;
         recorder
     }
 
-    /// Waits until it has subscribed so many times: what comes to the broker from then on is received.
+    /// Waits for the `count`-th subscription: messages published afterwards are received.
     pub async fn subscribed(&self, times: usize) {
         let mut subscriptions = self.subscriptions.clone();
         let enough = subscriptions.wait_for(|count| *count >= times);
-        tokio::time::timeout(TIMEOUT, enough).await.expect("the broker lets us subscribe").unwrap();
+        tokio::time::timeout(TIMEOUT, enough).await.expect("the broker accepts the subscription").unwrap();
     }
 
-    /// How many times it has subscribed.
+    /// Returns the number of subscriptions so far.
     pub fn subscriptions(&self) -> usize {
         *self.subscriptions.borrow()
     }
 
-    /// Everything so far.
+    /// Returns every message received so far.
     pub fn all(&self) -> Vec<Message> {
         self.received.lock().unwrap().clone()
     }
 
-    /// Where the record is now, for [`Self::since`].
+    /// Returns the number of messages so far, for [`Self::since`].
     pub fn mark(&self) -> usize {
         self.received.lock().unwrap().len()
     }
@@ -142,12 +142,12 @@ impl Recorder {
         self.received.lock().unwrap()[mark..].to_vec()
     }
 
-    /// Waits until `find` finds something in all that was received.
+    /// Waits until `find` returns a value for the received messages.
     pub async fn wait_for<T>(&self, what: &str, find: impl FnMut(&[Message]) -> Option<T>) -> T {
         self.wait_within(TIMEOUT, what, find).await
     }
 
-    /// The same, for what takes longer than anything else.
+    /// As [`Self::wait_for`], with another timeout.
     pub async fn wait_within<T>(
         &self,
         patience: Duration,
@@ -155,13 +155,13 @@ impl Recorder {
         mut find: impl FnMut(&[Message]) -> Option<T>,
     ) -> T {
         let deadline = Instant::now() + patience;
-        let mut news = self.news.clone();
+        let mut arrivals = self.arrivals.clone();
         loop {
-            news.mark_unchanged();
+            arrivals.mark_unchanged();
             if let Some(found) = find(&self.received.lock().unwrap()) {
                 return found;
             }
-            if tokio::time::timeout_at(deadline, news.changed()).await.is_err() {
+            if tokio::time::timeout_at(deadline, arrivals.changed()).await.is_err() {
                 panic!("timed out waiting for {what}; last messages:\n{}", self.last_received());
             }
         }
@@ -177,7 +177,7 @@ impl Recorder {
         lines.collect()
     }
 
-    /// All events of a server but `updated`, in the order in which they came.
+    /// Returns all events of a server except `updated`, in the order of arrival.
     pub fn events(&self, server: &str) -> Vec<Value> {
         events_in(&self.all(), server)
     }
@@ -187,19 +187,19 @@ impl Recorder {
         self.event_after(0, server, kind, hash).await
     }
 
-    /// The same, among what came after `mark`.
+    /// Waits for an event of a torrent that was received after `mark`.
     pub async fn event_after(&self, mark: usize, server: &str, kind: &str, hash: InfoHash) -> Value {
         let topic = format!("dtorrent/{server}/torrent/{hash}/event/{kind}");
         self.wait_for(&topic, |all| all[mark..].iter().find(|m| m.topic == topic).map(Message::json)).await
     }
 
-    /// Waits for an event of a server, among what came after `mark`.
+    /// Waits for an event of a server that was received after `mark`.
     pub async fn server_event_after(&self, mark: usize, server: &str, kind: &str) -> Value {
         let topic = format!("dtorrent/{server}/event/{kind}");
         self.wait_for(&topic, |all| all[mark..].iter().find(|m| m.topic == topic).map(Message::json)).await
     }
 
-    /// Waits until the last word on a topic is `text`.
+    /// Waits until the latest message on a topic is `text`.
     pub async fn wait_for_last(&self, topic: &str, text: &str) {
         let what = format!("{topic} to say {text}");
         self.wait_for(&what, |all| {
@@ -234,15 +234,15 @@ impl Recorder {
         self.wait_for(&format!("the result of {id}"), |all| results_in(all, id).into_iter().next()).await
     }
 
-    /// All results with this id on result topics.
+    /// Returns all results with this id on result topics.
     pub fn results(&self, id: &str) -> Vec<Value> {
         results_in(&self.all(), id)
     }
 
-    /// Checks as a consumer would that nothing of a server is missing, and returns its events.
+    /// Asserts as a consumer would that no event of a server is missing, and returns its events.
     ///
-    /// One epoch, numbers without a gap from 1, first deliveries in order, and the same body for
-    /// the same id whenever it comes again.
+    /// There is one epoch, numbers run from 1 without a gap, first deliveries are in order, and a redelivery has the same
+    /// body.
     pub fn assert_gap_free(&self, server: &str) -> Vec<Value> {
         let mut epochs = self.assert_gap_free_epochs(server);
         assert!(epochs.len() <= 1, "the state was lost: there are several epochs");
@@ -250,7 +250,7 @@ impl Recorder {
         epochs.pop().unwrap_or_default()
     }
 
-    /// The same for each epoch of a server, in the order in which they began.
+    /// Asserts the same for each epoch of a server, in the order in which they began.
     pub fn assert_gap_free_epochs(&self, server: &str) -> Vec<Vec<Value>> {
         let mut bodies: BTreeMap<String, Value> = BTreeMap::new();
         let mut epochs: Vec<(String, Vec<Value>)> = Vec::new();
@@ -262,7 +262,7 @@ impl Recorder {
             }
             let (epoch, number) = id.rsplit_once('-').expect("an id ends with a number");
             if epochs.last().is_none_or(|(last, _)| last != epoch) {
-                assert!(epochs.iter().all(|(before, _)| before != epoch), "{epoch} is over, and goes on at {event}");
+                assert!(epochs.iter().all(|(before, _)| before != epoch), "{epoch} is over, and continues at {event}");
                 epochs.push((epoch.to_owned(), Vec::new()));
             }
             let (_, events) = epochs.last_mut().expect("there is one now");
@@ -275,12 +275,11 @@ impl Recorder {
         epochs.into_iter().map(|(_, events)| events).collect()
     }
 
-    /// Checks that no state is shown before the event that led to it, nor taken back before `removed`.
+    /// Asserts that no state is published before the event that led to it, nor cleared before `removed`.
     fn assert_states_follow_events(&self, server: &str) {
         let prefix = format!("dtorrent/{server}/torrent/");
         let mut present: BTreeMap<String, bool> = BTreeMap::new();
-        // Of many torrents not every state is kept; one that is no longer kept is taken back, maybe
-        // before all that are many were received of here.
+        // Above the limit not every state is retained, and one that no longer is gets cleared without a `removed`.
         let is_added = |message: &&Message| message.topic.ends_with("/event/added");
         let were_many = self.all().iter().filter(is_added).count() > 500;
         for message in self.all() {
@@ -295,7 +294,7 @@ impl Recorder {
                     if were_many && is_present && is_cleared {
                         continue;
                     }
-                    assert_eq!(is_present, !is_cleared, "the state of {hash} and what was told of it disagree");
+                    assert_eq!(is_present, !is_cleared, "the state of {hash} contradicts its events");
                 }
                 _ => {}
             }

@@ -1,4 +1,4 @@
-//! A proxy in front of rTorrent that rewrites requests: rTorrent answers, but has not done what was asked.
+//! A proxy in front of rTorrent that rewrites requests: rTorrent answers without executing what was requested.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -26,7 +26,7 @@ impl ScgiProxy {
             while let Ok((near, _)) = listener.accept().await {
                 let of_connection = Arc::clone(&of_task);
                 tokio::spawn(async move {
-                    // Either side may give up at any time.
+                    // Either side may close at any time.
                     exchange(near, target, &of_connection).await.ok();
                 });
             }

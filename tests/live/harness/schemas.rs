@@ -1,4 +1,4 @@
-//! Every message that a test hears is held against the schema of its topic.
+//! A check of every received message against the schema of its topic.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -10,8 +10,8 @@ mod rules;
 
 static RULES: LazyLock<Rules> = LazyLock::new(|| Rules::new("dtorrent"));
 
-/// Fails if one of these messages has another shape than its topic promises. A test that fails anyhow has
-/// something else to tell.
+/// Panics if a message does not match the schema of its topic. During a panic it does nothing, so that the first failure
+/// is the one reported.
 pub fn assert_fit<'m>(messages: impl Iterator<Item = (&'m str, &'m [u8])>) {
     if std::thread::panicking() {
         return;

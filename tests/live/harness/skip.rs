@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use dtorrent_peers::process::find;
 
-/// Reports on standard error that the calling test does not run, and why. The test is to return then.
+/// Reports on standard error that the calling test does not run, and why. The test has to return afterwards.
 ///
 /// # Panics
 /// `DTORRENT_LIVE=required` is set: a test that did not run must not count as passed.

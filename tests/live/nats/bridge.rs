@@ -8,7 +8,7 @@ use crate::harness::nats::{self, NatsServer, Subscriber, api, assert_once_in_ord
 use crate::harness::{World, can_run};
 
 #[tokio::test]
-async fn events_are_stored_in_the_stream_states_in_the_bucket_and_the_rest_is_published() {
+async fn events_are_stored_in_the_stream_states_in_the_bucket_and_other_messages_published() {
     if !can_run() {
         return;
     }
@@ -75,7 +75,7 @@ async fn events_are_stored_in_the_stream_states_in_the_bucket_and_the_rest_is_pu
         let offline = |all: &[async_nats::Message]| (all.iter().rfind(is_status)?.payload == "offline").then_some(());
         subscriber.wait_for("the bridge to say offline", offline).await;
         let events = assert_once_in_order(&stored(&subscriber.client).await, "home");
-        assert_eq!(events, world.recorder.assert_gap_free("home"), "both brokers hear the same");
+        assert_eq!(events, world.recorder.assert_gap_free("home"), "both brokers get the same events");
         assert!(!events.iter().any(|event| event["event_type"] == "updated"));
     }
 }
@@ -87,7 +87,7 @@ async fn without_jetstream_everything_is_published_nothing_is_stored_and_health_
     }
     for program in nats::programs() {
         let folder = tempfile::tempdir().unwrap();
-        // There is JetStream, and it is left alone.
+        // The server has JetStream, and the bridge does not use it.
         let server = NatsServer::start(&program, folder.path()).await;
         let subscriber = Subscriber::listen(&server).await;
         let mut world = World::new(bus(&server, "jetstream = false")).await;
@@ -135,7 +135,7 @@ async fn each_broker_has_its_filter_and_its_own_cursor() {
     }
 }
 
-/// A consumer's filter may be wider than the stream's subjects, in the words of the contract.
+/// The filters of the contract work on the stream, also those that are wider than its subjects.
 #[tokio::test]
 async fn a_consumer_filters_by_the_subjects_of_the_contract() {
     if !can_run() {
@@ -159,9 +159,9 @@ async fn a_consumer_filters_by_the_subjects_of_the_contract() {
     }
 }
 
-/// The MQTT that a NATS server speaks is a broker as any other: 3.1.1, and the same names on both sides.
+/// The MQTT port of a NATS server is a broker of MQTT 3.1.1, and its topics equal the subjects.
 #[tokio::test]
-async fn over_the_mqtt_of_a_nats_server_topics_are_the_subjects() {
+async fn through_the_mqtt_port_of_a_nats_server_topics_equal_the_subjects() {
     if !can_run() {
         return;
     }
@@ -203,7 +203,7 @@ async fn purge_deletes_every_key_and_leaves_the_events() {
         let hash = load_one(&world).await;
         let key = format!("home.{hash}");
         world.start_bridge().await;
-        // With what was written down, and without: then the bucket is asked.
+        // With the registry of retained topics, and with a lost store, in which case the bucket is scanned.
         for is_lost in [false, true] {
             until("the state is stored", async || value(&subscriber.client, &key).await).await;
             world.bridge().stop().await;

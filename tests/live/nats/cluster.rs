@@ -46,7 +46,7 @@ impl Cluster {
         format!("[{}]", urls.join(", "))
     }
 
-    /// The server that leads the stream.
+    /// Returns the leader of the stream.
     async fn leader(&self, client: &async_nats::Client) -> usize {
         until("the stream has a leader", async || {
             let info = api(client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await;
@@ -102,14 +102,14 @@ async fn with_three_replicas_order_survives_leader_changes_and_a_kill_of_the_lea
 }
 
 #[tokio::test]
-async fn a_server_in_lame_duck_mode_is_left_for_another_of_the_cluster() {
+async fn a_server_in_lame_duck_mode_is_replaced_by_another_of_the_cluster() {
     if !can_run() {
         return;
     }
     for program in nats::programs() {
         let folder = tempfile::tempdir().unwrap();
         let mut cluster = Cluster::start(&program, folder.path()).await;
-        // One is in the config; the others are named by it.
+        // The config has one server, which announces the others.
         let mut world = World::new(bus_at(&cluster.servers[0].url(), "replicas = 3")).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;

@@ -1,4 +1,4 @@
-//! The examples of docs/nats.md, at a stream that the bridge fills.
+//! The examples of docs/nats.md, on a stream with events of the bridge.
 
 use std::process::Command;
 
@@ -46,16 +46,16 @@ async fn the_example_consumers_read_the_whole_stream() {
             .args([script, &server.url(), &expected.len().to_string()])
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let lines: Vec<&str> = said.lines().collect();
-        assert_eq!(lines.len(), expected.len(), "{said}");
-        assert_eq!(lines.last().copied(), Some(&*format!("home {} label_changed one", expected.len())), "{said}");
+        let lines: Vec<&str> = printed.lines().collect();
+        assert_eq!(lines.len(), expected.len(), "{printed}");
+        assert_eq!(lines.last().copied(), Some(&*format!("home {} label_changed one", expected.len())), "{printed}");
     }
 }
 
 #[test]
-fn the_example_consumer_sees_a_gap_and_a_repetition() {
+fn the_example_consumer_reports_a_gap_and_a_repetition() {
     let event = |seq: u64| serde_json::json!({"id": format!("home-1-{seq:012}"), "seq": seq});
     let mut last_seqs = nats_consumer::LastSeqs::default();
     assert!(last_seqs.record(&event(4)).unwrap() && last_seqs.record(&event(5)).unwrap());

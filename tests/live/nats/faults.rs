@@ -1,4 +1,4 @@
-//! Everything killed, cut, full, wrong or hung between the bridge and NATS.
+//! Faults between the bridge and NATS: killed, cut off, full, misconfigured or hung.
 
 use std::net::SocketAddr;
 
@@ -26,7 +26,7 @@ async fn a_server_killed_in_the_middle_of_five_thousand_events_has_each_once_in_
         world.launch_bridge();
         let database = world.database();
         for round in 1..5_u64 {
-            // So much is told of the round before that this one is not confused with it.
+            // The labels differ in each round, so that events of the previous one are not taken for this one's.
             let written = TORRENTS * round;
             database.until("the round before is written down", |database| database.last_seq("home") >= written).await;
             let begun = database.cursor("bus", "home");
@@ -92,7 +92,7 @@ async fn a_bridge_killed_between_acknowledgement_and_cursor_has_its_event_stored
         for round in 0.. {
             assert!(round < 30, "the cursor is always faster");
             let seq = label(&world, hash, &format!("r{round}")).await;
-            // The state goes when the event is acknowledged.
+            // The state is sent once the event is acknowledged.
             let key = format!("home.{hash}");
             let is_shown = async || {
                 value(&subscriber.client, &key).await.filter(|state| state["label"] == format!("r{round}")).map(drop)
@@ -127,7 +127,7 @@ async fn a_deleted_stream_is_created_again_and_no_later_event_is_lost() {
             assert_eq!(api(&subscriber.client, &format!("STREAM.DELETE.{stream}"), Value::Null).await["success"], true);
         }
         let seq = label(&world, hash, "a").await;
-        // What else is said meanwhile, and answered, must not hide that nobody answers for the event.
+        // Other acknowledged messages must not hide that the event has no acknowledgement.
         let is_there = async || {
             subscriber.request("dtorrent.home.command.list", "").await;
             let all = stored(&subscriber.client).await;
@@ -141,7 +141,7 @@ async fn a_deleted_stream_is_created_again_and_no_later_event_is_lost() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_full_is_explained_and_waited_for() {
+async fn a_full_stream_is_reported_and_events_wait_for_space() {
     if !can_run() {
         return;
     }
@@ -171,7 +171,7 @@ async fn a_stream_that_is_full_is_explained_and_waited_for() {
 }
 
 #[tokio::test]
-async fn a_stream_or_bucket_of_somebody_else_is_explained_and_left_alone() {
+async fn a_foreign_stream_or_bucket_is_reported_and_left_alone() {
     if !can_run() {
         return;
     }
@@ -198,8 +198,8 @@ async fn a_stream_or_bucket_of_somebody_else_is_explained_and_left_alone() {
             .args(["check", "--connect", "--config", config.to_str().unwrap()])
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&[check.stdout, check.stderr].concat()).into_owned();
-        assert!(said.contains("its storage is memory") && check.status.code() == Some(3), "{said}");
+        let printed = String::from_utf8_lossy(&[check.stdout, check.stderr].concat()).into_owned();
+        assert!(printed.contains("its storage is memory") && check.status.code() == Some(3), "{printed}");
         let there = api(&subscriber.client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await;
         assert_eq!(there["config"]["storage"], "memory");
         let bucket = json!({"name": "KV_dtorrent_state", "subjects": ["$KV.dtorrent_state.>"], "storage": "file",
@@ -209,9 +209,9 @@ async fn a_stream_or_bucket_of_somebody_else_is_explained_and_left_alone() {
         assert!(made["error"].is_null(), "{made}");
         api(&subscriber.client, "STREAM.DELETE.DTORRENT_EVENTS", Value::Null).await;
         world.bridge().wait_for_log("its values go after 1h").await;
-        let mut mended = bucket;
-        mended["max_age"] = json!(0);
-        let changed = api(&subscriber.client, "STREAM.UPDATE.KV_dtorrent_state", mended).await;
+        let mut repaired = bucket;
+        repaired["max_age"] = json!(0);
+        let changed = api(&subscriber.client, "STREAM.UPDATE.KV_dtorrent_state", repaired).await;
         assert!(changed["error"].is_null(), "{changed}");
         world.bridge().wait_for_log("keeps a history of 7, not 1").await;
         label(&world, hash, "a").await;
@@ -261,7 +261,7 @@ async fn an_event_that_may_not_be_published_is_dead_lettered_and_the_others_arri
             world.recorder.command(&format!("home/torrent/{hash}/command/priority"), json!({"priority": 3})).await;
         assert_eq!(result["status"], "ok");
         let last = world.database().last_seq("home");
-        world.database().until("all is settled", |database| database.cursor("bus", "home") >= last).await;
+        world.database().until("all is acknowledged", |database| database.cursor("bus", "home") >= last).await;
         let dead_letters = world.database().dead_letters("bus");
         assert_eq!(dead_letters.len(), 1, "{dead_letters:?}");
         assert!(
@@ -273,14 +273,14 @@ async fn an_event_that_may_not_be_published_is_dead_lettered_and_the_others_arri
         let kinds: Vec<Value> =
             stored(&client).await.into_iter().map(|(_, _, event)| event["event_type"].clone()).collect();
         assert!(kinds.contains(&json!("priority_changed")) && !kinds.contains(&json!("label_changed")), "{kinds:?}");
-        // Under a login that may, it is sent once more as it was.
+        // With permission it is replayed unchanged.
         world.bridge().stop().await;
         let login = [("DTORRENT_BROKERS__BUS__USERNAME", "reader"), ("DTORRENT_BROKERS__BUS__PASSWORD", "r")];
-        let (code, _, said) = world.ask(&["dead-letters", "replay", "bus", "--all"], &login).await;
-        assert!(code == 0 && said.contains(": delivered"), "{said}");
-        let parked: Value = serde_json::from_str(&dead_letters[0].0).unwrap();
+        let (code, _, printed) = world.ask(&["dead-letters", "replay", "bus", "--all"], &login).await;
+        assert!(code == 0 && printed.contains(": delivered"), "{printed}");
+        let dead_letter: Value = serde_json::from_str(&dead_letters[0].0).unwrap();
         let last = stored(&client).await.into_iter().map(|(_, _, event)| event).next_back();
-        assert_eq!(last, Some(parked));
+        assert_eq!(last, Some(dead_letter));
         assert_eq!(world.database().dead_letters("bus"), []);
     }
 }
@@ -335,7 +335,7 @@ async fn a_silently_dropped_connection_is_detected_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_key_whose_torrent_went_while_the_bridge_was_down_is_deleted() {
+async fn the_key_of_a_torrent_removed_while_the_bridge_was_down_is_deleted() {
     if !can_run() {
         return;
     }
@@ -344,20 +344,20 @@ async fn a_key_whose_torrent_went_while_the_bridge_was_down_is_deleted() {
         let server = NatsServer::start(&program, folder.path()).await;
         let subscriber = Subscriber::listen(&server).await;
         let mut world = World::new(bus(&server, "")).await;
-        let (stays, goes) = (load_one(&world).await, Content::file("two", 1_000, 2));
-        world.home.load(&goes.torrent, false).await.unwrap();
+        let (remaining, erased) = (load_one(&world).await, Content::file("two", 1_000, 2));
+        world.home.load(&erased.torrent, false).await.unwrap();
         world.start_bridge().await;
-        let keys = [stays, goes.hash].map(|hash| format!("home.{hash}"));
+        let keys = [remaining, erased.hash].map(|hash| format!("home.{hash}"));
         for key in &keys {
             until("the state is stored", async || value(&subscriber.client, key).await).await;
         }
         world.bridge().process().kill().unwrap();
-        world.home.act(goes.hash, "d.erase", &[]).await.unwrap();
+        world.home.act(erased.hash, "d.erase", &[]).await.unwrap();
         world.bridge().restart();
         until("the key is gone", async || value(&subscriber.client, &keys[1]).await.is_none().then_some(())).await;
-        // The same if the state was lost: the bucket itself is asked.
+        // With a lost store, too: the bucket is scanned.
         world.bridge().process().kill().unwrap();
-        world.home.act(stays, "d.erase", &[]).await.unwrap();
+        world.home.act(remaining, "d.erase", &[]).await.unwrap();
         std::fs::remove_dir_all(world.data_dir()).unwrap();
         world.bridge().restart();
         until("the key is gone", async || value(&subscriber.client, &keys[0]).await.is_none().then_some(())).await;
@@ -396,7 +396,7 @@ async fn a_data_directory_older_than_the_stream_is_detected_and_nothing_is_sent(
         world.bridge().restart();
         world.home.act(hash, "d.custom1.set", &[dtorrent_peers::rtorrent::Argument::Text("second")]).await.unwrap();
         world.bridge().wait_for_log("the data directory is older than the stream").await;
-        // It is not tried again as if nothing had been.
+        // The event is not sent again.
         world.bridge().wait_for_log_again(1, "the data directory is older than the stream").await;
         assert_eq!(stored(&subscriber.client).await, before);
         assert!(world.database().dead_letters("bus").is_empty());
@@ -404,7 +404,7 @@ async fn a_data_directory_older_than_the_stream_is_detected_and_nothing_is_sent(
 }
 
 #[tokio::test]
-async fn a_server_in_lame_duck_mode_is_left_and_reconnected_to() {
+async fn a_server_in_lame_duck_mode_is_disconnected_and_reconnected_to() {
     if !can_run() {
         return;
     }
@@ -416,7 +416,7 @@ async fn a_server_in_lame_duck_mode_is_left_and_reconnected_to() {
         let mut world = World::new(bus(&server, "")).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;
-        // It is connected to this one too: nobody new is let in after that.
+        // In lame-duck mode this server refuses new connections, too.
         all_is_stored(&world, &Subscriber::listen(&server).await).await;
         server.process().signal("USR2").unwrap();
         world.bridge().wait_for_log("lame duck mode").await;

@@ -15,7 +15,7 @@ use crate::harness::{World, can_run};
 const JETSTREAM: &str = "jetstream {{ store_dir: \"{dir}/store\" }}";
 
 #[tokio::test]
-async fn each_kind_of_login_works_and_a_wrong_secret_is_named_but_not_printed() {
+async fn each_kind_of_login_works_and_a_wrong_secret_is_reported_but_not_printed() {
     if !can_run() {
         return;
     }
@@ -54,15 +54,15 @@ async fn each_kind_of_login_works_and_a_wrong_secret_is_named_but_not_printed() 
                 .args(["check", "--connect", "--config", config.to_str().unwrap()])
                 .output()
                 .unwrap();
-            let said = String::from_utf8_lossy(&[check.stdout, check.stderr].concat()).into_owned();
-            assert!(said.contains("refuses the login") && !said.contains("hunter"), "{said}");
-            assert_eq!(check.status.code(), Some(3), "{said}");
+            let printed = String::from_utf8_lossy(&[check.stdout, check.stderr].concat()).into_owned();
+            assert!(printed.contains("refuses the login") && !printed.contains("hunter"), "{printed}");
+            assert_eq!(check.status.code(), Some(3), "{printed}");
         }
     }
 }
 
 #[tokio::test]
-async fn tls_with_an_own_authority_and_a_certificate_of_ours() {
+async fn tls_works_with_a_private_authority_and_a_client_certificate() {
     if !can_run() {
         return;
     }
@@ -89,7 +89,7 @@ async fn tls_with_an_own_authority_and_a_certificate_of_ours() {
             let last = world.database().last_seq("home");
             world.database().until("all is delivered", |database| database.cursor("bus", "home") >= last).await;
         }
-        // To a server without TLS nothing is said, though it would take it.
+        // With `tls://` the bridge sends nothing to a server without TLS, although the server would accept it.
         let plain = NatsServer::start_with(&program, &folder.path().join("plain"), JETSTREAM).await;
         let authority = format!("ca_file = {:?}", text(&certificates.ca));
         let mut world = World::new(bus_at(&format!("nats://localhost:{}", plain.port), &authority)).await;
@@ -98,7 +98,7 @@ async fn tls_with_an_own_authority_and_a_certificate_of_ours() {
         let subscriber = Subscriber::listen(&plain).await;
         let info = api(&subscriber.client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await;
         assert_eq!(info["error"]["code"], 404, "{info}");
-        // Without the authority the server is a stranger.
+        // Without the authority the server's certificate is not trusted.
         let mut world = World::new(bus_at(&format!("tls://localhost:{}", server.port), "")).await;
         world.start_bridge().await;
         world.bridge().wait_for_log("invalid peer certificate").await;
@@ -106,16 +106,16 @@ async fn tls_with_an_own_authority_and_a_certificate_of_ours() {
 }
 
 #[tokio::test]
-async fn of_several_servers_any_will_do() {
+async fn any_of_several_servers_is_used() {
     if !can_run() {
         return;
     }
     for program in nats::programs() {
         let folder = tempfile::tempdir().unwrap();
         let server = NatsServer::start(&program, folder.path()).await;
-        let nobody = dtorrent_peers::process::free_port().unwrap();
+        let unused = dtorrent_peers::process::free_port().unwrap();
         let mut setup = bus_at("x", "");
-        setup.sink = setup.sink.replace("\"x\"", &format!("[\"nats://127.0.0.1:{nobody}\", \"{}\"]", server.url()));
+        setup.sink = setup.sink.replace("\"x\"", &format!("[\"nats://127.0.0.1:{unused}\", \"{}\"]", server.url()));
         let mut world = World::new(setup).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;
@@ -125,7 +125,7 @@ async fn of_several_servers_any_will_do() {
     }
 }
 
-/// A JWT as `nsc` makes it: who it is of, who vouches, and what for.
+/// Returns a JWT as `nsc` creates it, from subject, issuer and claims.
 fn jwt(of: &KeyPair, issuer: &KeyPair, nats: Value, expires: Option<i64>) -> String {
     let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let mut claims = json!({
@@ -141,7 +141,7 @@ fn jwt(of: &KeyPair, issuer: &KeyPair, nats: Value, expires: Option<i64>) -> Str
 }
 
 #[tokio::test]
-async fn a_credentials_file_gets_in_and_a_login_that_expires_is_named() {
+async fn a_credentials_file_logs_in_and_an_expired_login_is_reported() {
     if !can_run() {
         return;
     }
@@ -184,7 +184,7 @@ async fn a_credentials_file_gets_in_and_a_login_that_expires_is_named() {
         let last = world.database().last_seq("home");
         world.database().until("all is delivered", |database| database.cursor("bus", "home") >= last).await;
         world.bridge().stop().await;
-        // One that is good for some seconds yet.
+        // A login that expires in some seconds.
         std::fs::write(&file, creds(Some(jiff::Timestamp::now().as_second() + 4))).unwrap();
         world.bridge().restart();
         world.bridge().wait_for_log("User Authentication Expired").await;

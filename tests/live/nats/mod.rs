@@ -1,4 +1,4 @@
-//! NATS: what the contract promises there, on Debian's nats-server and on a current one.
+//! NATS: the contract on Debian's nats-server and on a current one.
 
 mod bridge;
 mod cluster;
@@ -28,7 +28,7 @@ fn bus_at(url: &str, lines: &str) -> Setup {
     Setup { sink, ..Setup::default() }
 }
 
-/// `2.9.10`, for what a test says.
+/// Returns the version of a server, `2.9.10`, for messages of a test.
 fn version(program: &Path) -> String {
     let output = std::process::Command::new(program).arg("--version").output().unwrap();
     String::from_utf8_lossy(&output.stdout).trim().to_owned()

@@ -1,4 +1,4 @@
-//! Outages of the server, the account or the connection: every event is stored all the same.
+//! Outages of the server, the account or the connection: every event is stored in the end.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ fn numbers(events: &[(String, String, Value)]) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn a_server_that_comes_back_empty_gets_all_events_since_and_every_state() {
+async fn a_server_that_comes_back_empty_gets_the_events_since_then_and_every_state() {
     if !can_run() {
         return;
     }
@@ -77,7 +77,7 @@ async fn an_event_whose_acknowledgement_is_lost_is_sent_again_and_stored_once() 
         until("the event is stored", async || numbers(&stored(&subscriber.client).await).contains(&seq).then_some(()))
             .await;
         world.bridge().wait_for_log("no answer within 5s").await;
-        assert!(world.database().cursor("bus", "home") < seq, "nobody has acknowledged it");
+        assert!(world.database().cursor("bus", "home") < seq, "it is not acknowledged");
         proxy.cut();
         proxy.answers(Mode::Pass);
         world.database().until("it is acknowledged", |database| database.cursor("bus", "home") >= seq).await;
@@ -86,7 +86,7 @@ async fn an_event_whose_acknowledgement_is_lost_is_sent_again_and_stored_once() 
     }
 }
 
-/// The least that JetStream allows.
+/// The minimum that JetStream allows.
 const SHORT_WINDOW: Duration = Duration::from_millis(100);
 
 #[tokio::test]
@@ -111,7 +111,7 @@ async fn after_an_outage_longer_than_the_duplicate_window_an_event_may_be_stored
         proxy.refuse();
         proxy.answers(Mode::Pass);
         let since = Instant::now();
-        // Instead of two hours: the server forgets as if they were over, which it does when it starts.
+        // In place of two hours: with a shorter window, the server drops older ids when it starts.
         let client = server.client().await;
         let mut config = api(&client, "STREAM.INFO.DTORRENT_EVENTS", Value::Null).await["config"].clone();
         let window = config["duplicate_window"].clone();
@@ -127,7 +127,7 @@ async fn after_an_outage_longer_than_the_duplicate_window_an_event_may_be_stored
             let request = async_nats::Request::new().headers(headers).payload(Bytes::from_static(b"{}"));
             body(&client.send_request("dtorrent.other.event.snapshot_done", request).await.unwrap())
         };
-        until("the server takes events", async || ask("x").await["seq"].as_u64()).await;
+        until("the server accepts events", async || ask("x").await["seq"].as_u64()).await;
         config["duplicate_window"] = window;
         let changed = api(&client, "STREAM.UPDATE.DTORRENT_EVENTS", config).await;
         assert!(changed["error"].is_null(), "{changed}");
@@ -142,7 +142,7 @@ async fn after_an_outage_longer_than_the_duplicate_window_an_event_may_be_stored
         let twice: Vec<_> = seen.iter().filter(|(_, _, event)| event["seq"] == seq).collect();
         assert_eq!(twice.len(), 2, "the window was over");
         assert_eq!(twice[0], twice[1], "the same id, and the same event");
-        // Who remembers ids has each once, in order.
+        // A consumer that drops repeated ids has each event once, in order.
         let mut ids = BTreeSet::new();
         seen.retain(|(_, id, _)| ids.insert(id.clone()));
         assert_eq!(numbers(&seen), (1..=last).collect::<Vec<_>>());
@@ -183,7 +183,7 @@ async fn an_event_too_large_for_the_server_is_dead_lettered_and_the_others_arriv
 }
 
 #[tokio::test]
-async fn without_jetstream_for_the_account_events_wait_until_it_has_it() {
+async fn events_wait_while_the_account_has_no_jetstream() {
     if !can_run() {
         return;
     }
@@ -231,7 +231,7 @@ async fn of_a_full_window_only_the_denied_events_are_dead_lettered() {
         let database = world.database();
         let before = database.last_seq("home");
         database.until("all is delivered", |database| database.cursor("bus", "home") >= before).await;
-        // One poll finds both, so that what is denied and what is not are mixed.
+        // One poll finds both, so that denied and accepted events are mixed.
         let both = ["", "main", "d.custom1.set=a", "d.priority.set=3"].map(Argument::Text);
         world.home.rpc.call("d.multicall2", &both).await.unwrap();
         database
@@ -253,7 +253,7 @@ async fn of_a_full_window_only_the_denied_events_are_dead_lettered() {
     }
 }
 
-/// What was received of events, each number once, in the order in which it came first.
+/// Returns the sequence numbers of the received events, each once, in the order of first arrival.
 fn received(all: &[Message]) -> Vec<u64> {
     let mut seen = BTreeSet::new();
     let events = all.iter().filter(|message| message.subject.contains(".event."));
@@ -262,7 +262,7 @@ fn received(all: &[Message]) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn without_jetstream_a_steady_subscriber_gets_every_event_of_a_bridge_that_is_killed() {
+async fn without_jetstream_a_connected_subscriber_gets_every_event_of_a_killed_bridge() {
     const TORRENTS: u64 = 100;
     if !can_run() {
         return;
@@ -297,10 +297,10 @@ async fn without_jetstream_a_steady_subscriber_gets_every_event_of_a_bridge_that
     }
 }
 
-/// Nothing is stored, so a server takes with it what it had read and not passed on, and who listens has to come back
-/// too. What is promised: the bridge comes back, and says from then on what happens.
+/// Without storage a killed server loses messages that it had not forwarded, and subscribers have to reconnect. The
+/// contract: the bridge reconnects, and publishes all later events.
 #[tokio::test]
-async fn without_jetstream_a_server_that_is_killed_stops_nothing_for_good() {
+async fn without_jetstream_delivery_resumes_after_the_server_was_killed() {
     const TORRENTS: u64 = 50;
     if !can_run() {
         return;
@@ -338,11 +338,11 @@ async fn without_jetstream_a_server_that_is_killed_stops_nothing_for_good() {
 }
 
 #[tokio::test]
-async fn a_dozen_links_that_end_with_the_same_event_dead_letter_nothing() {
+async fn a_dozen_connections_that_end_with_the_same_event_dead_letter_nothing() {
     if !can_run() {
         return;
     }
-    // It takes a minute, and the server has no part in it.
+    // The keep-alive takes a minute, so the server is stopped.
     let Some(program) = nats::programs().pop() else { return };
     let folder = tempfile::tempdir().unwrap();
     let server = NatsServer::start(&program, folder.path()).await;
@@ -354,7 +354,7 @@ async fn a_dozen_links_that_end_with_the_same_event_dead_letter_nothing() {
     all_is_stored(&world, &subscriber).await;
     let last = world.database().last_seq("home");
     world.database().until("all is noted", |database| database.cursor("bus", "home") == last).await;
-    // Whoever comes is let in and answered, until it publishes an event.
+    // The fake server accepts each connection and answers it, until the client publishes an event.
     proxy.requests(Mode::HoldPublishes(".event."));
     for round in 0..3 {
         label(&world, hash, &format!("r{round}")).await;

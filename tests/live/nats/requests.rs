@@ -1,4 +1,4 @@
-//! Commands as requests: each has one reply, when the effect was seen.
+//! Commands as NATS requests: each has one reply, after its effect was observed.
 
 use async_nats::Message;
 use bytes::Bytes;
@@ -16,7 +16,7 @@ fn header<'m>(message: &'m Message, name: &str) -> Option<&'m str> {
     message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str)
 }
 
-/// Waits until the service is there.
+/// Waits until the service answers.
 async fn service_is_up(subscriber: &Subscriber) {
     until("the service answers", async || {
         subscriber.client.request("$SRV.PING.dtorrent", Bytes::new()).await.is_ok().then_some(())
@@ -24,7 +24,7 @@ async fn service_is_up(subscriber: &Subscriber) {
     .await;
 }
 
-/// Waits until a request is answered; one may be lost.
+/// Repeats a request until it is answered; some may be lost.
 async fn lists_again(subscriber: &Subscriber) {
     until("requests are answered again", async || {
         let request = async_nats::Request::new()
@@ -37,7 +37,7 @@ async fn lists_again(subscriber: &Subscriber) {
 }
 
 #[tokio::test]
-async fn a_request_is_answered_once_when_the_effect_was_seen() {
+async fn a_request_is_answered_once_after_its_effect_was_observed() {
     if !can_run() {
         return;
     }
@@ -63,7 +63,7 @@ async fn a_request_is_answered_once_when_the_effect_was_seen() {
         let named = subscriber.client.send_request(subject.clone(), request).await.unwrap();
         assert_eq!(body(&named)["status"], "ok", "{named:?}");
         world.bridge().wait_for_log("user=\"anna\u{fffd}[2J\"").await;
-        // The same id is not carried out again, and answered as before.
+        // The same id is not executed again, and answered as before.
         world.home.act(hash, "d.custom1.set", &[dtorrent_peers::rtorrent::Argument::Text("other")]).await.unwrap();
         let again = subscriber.request(&subject, r#"{"label": "linux", "id": "one"}"#).await;
         assert_eq!(body(&again), body(&reply));
@@ -87,13 +87,13 @@ async fn a_request_is_answered_once_when_the_effect_was_seen() {
             assert!(result["error"]["code"] == code || of_row == code, "{subject} {result}");
             assert_eq!(header(&reply, "Nats-Service-Error-Code"), Some(number), "{subject}");
             assert!(header(&reply, "Nats-Service-Error").is_some_and(|text| !text.is_empty()), "{subject}");
-            // Whatever is answered to a later request would come after a second reply to this one.
+            // A second reply to this request would arrive before the reply to a later one.
             subscriber.request("dtorrent.home.command.explode", "").await;
             let second = futures_util::FutureExt::now_or_never(replies.next()).flatten();
             assert!(second.is_none(), "{subject} is answered twice");
         }
 
-        // Nobody has the bridge send a command, or JetStream do something, by naming that as the place for the answer.
+        // A reply subject that is a command or a JetStream API subject gets no reply.
         for evil in
             [format!("dtorrent.home.torrent.{hash}.command.delete"), "$JS.API.STREAM.DELETE.DTORRENT_EVENTS".into()]
         {
@@ -107,7 +107,7 @@ async fn a_request_is_answered_once_when_the_effect_was_seen() {
 }
 
 #[tokio::test]
-async fn the_service_shows_itself_and_a_read_only_one_takes_nothing() {
+async fn the_service_is_discoverable_and_a_read_only_one_accepts_no_command() {
     if !can_run() {
         return;
     }
@@ -144,7 +144,7 @@ async fn the_service_shows_itself_and_a_read_only_one_takes_nothing() {
         let requests: Vec<&Value> =
             stats["endpoints"].as_array().unwrap().iter().map(|endpoint| &endpoint["num_requests"]).collect();
         assert_eq!(requests, [0, 1, 0], "{stats}");
-        // What fails is counted as soon as it is answered.
+        // Failed requests are counted as soon as they are answered.
         subscriber.request("dtorrent.home.command.explode", "").await;
         let stats = until("the error is counted", async || {
             let stats = body(&subscriber.request("$SRV.STATS.dtorrent", "").await);
@@ -158,7 +158,7 @@ async fn the_service_shows_itself_and_a_read_only_one_takes_nothing() {
         let (all, average) = (&home["processing_time"], &home["average_processing_time"]);
         assert_eq!(all.as_u64().unwrap() / 2, average.as_u64().unwrap(), "{stats}");
         world.bridge().stop().await;
-        until("nobody answers", async || {
+        until("the service is gone", async || {
             let ping = async_nats::Request::new().timeout(Some(std::time::Duration::from_secs(1)));
             let gone = subscriber.client.send_request("$SRV.PING.dtorrent", ping).await.err()?;
             (gone.kind() == async_nats::RequestErrorKind::NoResponders).then_some(())
@@ -168,7 +168,7 @@ async fn the_service_shows_itself_and_a_read_only_one_takes_nothing() {
         let mut world = World::new(bus(&server, "commands = []")).await;
         world.start_bridge().await;
         service_is_up(&subscriber).await;
-        drop(subscriber); // he would count as somebody who could answer
+        drop(subscriber); // it would count as a subscriber that could answer
         let client = server.client().await;
         let refused = client.request("dtorrent.home.command.list", Bytes::new()).await.unwrap_err();
         assert_eq!(refused.kind(), async_nats::RequestErrorKind::NoResponders);
@@ -176,7 +176,7 @@ async fn the_service_shows_itself_and_a_read_only_one_takes_nothing() {
 }
 
 #[tokio::test]
-async fn a_page_that_is_too_large_for_the_server_ends_earlier_and_another_answer_is_shortened() {
+async fn an_oversized_page_ends_earlier_and_another_oversized_answer_is_shortened() {
     if !can_run() {
         return;
     }
@@ -193,7 +193,7 @@ async fn a_page_that_is_too_large_for_the_server_ends_earlier_and_another_answer
         }
         world.start_bridge().await;
         service_is_up(&subscriber).await;
-        // A page is shorter than was asked for then, says so, and whoever goes on by what it says gets all.
+        // The page is shorter than requested and says so; paging on by its values yields all rows.
         for (page, page_size) in [(0, 200), (0, 5), (1, 4)] {
             let mut request = json!({"page": page, "page_size": page_size});
             let mut listed = Vec::new();
@@ -213,7 +213,7 @@ async fn a_page_that_is_too_large_for_the_server_ends_earlier_and_another_answer
             all.sort();
             assert_eq!(listed, all[page * page_size..], "from page {page} of {page_size}");
         }
-        // What has no pages is shortened with a word.
+        // A result without pages is shortened, with a note.
         let all = json!({"hashes": hashes}).to_string();
         let reply = subscriber.request("dtorrent.home.command.get", all).await;
         assert_eq!(body(&reply)["error"]["code"], "too_large", "{reply:?}");
@@ -221,9 +221,9 @@ async fn a_page_that_is_too_large_for_the_server_ends_earlier_and_another_answer
     }
 }
 
-/// Who repeats a request while it is carried out is answered too, each once, also over a crash.
+/// A request repeated during its execution is answered each time, also across a crash.
 #[tokio::test]
-async fn a_request_that_is_repeated_while_it_is_carried_out_is_answered_each_time() {
+async fn a_request_repeated_during_its_execution_is_answered_each_time() {
     if !can_run() {
         return;
     }
@@ -254,7 +254,7 @@ async fn a_request_that_is_repeated_while_it_is_carried_out_is_answered_each_tim
         bridge.restart();
         service_is_up(&subscriber).await;
         ask(bridge, 3, 3).await;
-        // By the other broker too, without an address of its own; twice, which is one question there.
+        // Also through the MQTT broker, without a reply topic; sent twice, it has one result there.
         let topic = format!("dtorrent/home/torrent/{hash}/command/label");
         for times in [4, 5] {
             let again = crate::harness::recorder::Command::new(&topic, request.to_vec());
@@ -272,7 +272,7 @@ async fn a_request_that_is_repeated_while_it_is_carried_out_is_answered_each_tim
         answered.sort();
         assert_eq!(answered, ["0", "1", "2", "2", "3"]);
         world.recorder.result("one").await;
-        // Whatever is answered to a later request would come after one reply too many.
+        // A surplus reply would arrive before the reply to a later request.
         subscriber.request("dtorrent.home.command.explode", "").await;
         world.recorder.command("home/command/list", Value::Null).await;
         assert!(futures_util::FutureExt::now_or_never(replies.next()).is_none(), "one was answered twice");
@@ -284,7 +284,7 @@ async fn a_request_that_is_repeated_while_it_is_carried_out_is_answered_each_tim
 }
 
 #[tokio::test]
-async fn requests_beyond_the_limit_lose_their_answers_and_nothing_else() {
+async fn requests_beyond_the_limit_lose_only_their_answers() {
     if !can_run() {
         return;
     }
@@ -299,7 +299,7 @@ async fn requests_beyond_the_limit_lose_their_answers_and_nothing_else() {
         let inbox = subscriber.client.new_inbox();
         let mut replies = subscriber.client.subscribe(format!("{inbox}.*")).await.unwrap();
         world.bridge().process().pause().unwrap();
-        // More than wait to be taken, and less than a server holds back.
+        // More than the bridge queues, and less than a server buffers.
         for number in 0..2_000 {
             let reply = format!("{inbox}.{number}");
             subscriber.client.publish_with_reply("dtorrent.home.command.explode", reply, Bytes::new()).await.unwrap();
@@ -376,7 +376,7 @@ async fn of_two_bridges_each_request_is_answered_by_one() {
 }
 
 #[tokio::test]
-async fn a_bridge_that_was_too_slow_is_back_and_answers_again() {
+async fn a_bridge_disconnected_as_slow_consumer_reconnects_and_answers_again() {
     if !can_run() {
         return;
     }
@@ -390,7 +390,7 @@ async fn a_bridge_that_was_too_slow_is_back_and_answers_again() {
         world.start_bridge().await;
         service_is_up(&subscriber).await;
         world.bridge().process().pause().unwrap();
-        // Until the server has had enough of it.
+        // Until the server disconnects the paused bridge as a slow consumer.
         until("the server cuts the slow one", async || {
             for _ in 0..20 {
                 subscriber

@@ -1,4 +1,4 @@
-//! The roles of deploy/nats: the bridge has all that it needs, the others have no more than they should.
+//! The permissions of deploy/nats: the bridge has all that it needs, other users no more than intended.
 
 use async_nats::{Client, ConnectOptions};
 use bytes::Bytes;
@@ -14,7 +14,7 @@ async fn login(server: &NatsServer, user: &str) -> Client {
 }
 
 #[tokio::test]
-async fn with_the_roles_of_the_stack_the_bridge_works_and_others_may_only_what_they_should() {
+async fn the_permissions_of_the_stack_allow_the_bridge_everything_and_others_no_more_than_needed() {
     if !can_run() {
         return;
     }
@@ -55,7 +55,7 @@ async fn with_the_roles_of_the_stack_the_bridge_works_and_others_may_only_what_t
                 .await;
         assert_eq!(body(&reply)["status"], "ok");
 
-        // An answer is no command, though the reader may choose where it goes.
+        // The reader chooses the reply subject, but a reply is never a command.
         let pause = format!("dtorrent.home.torrent.{hash}.command.pause");
         let nothing = r#"{"last_by_subj": "$KV.dtorrent_state.nothing"}"#.to_owned();
         let a_state = format!(r#"{{"last_by_subj": "$KV.dtorrent_state.home.{hash}"}}"#);
@@ -72,11 +72,11 @@ async fn with_the_roles_of_the_stack_the_bridge_works_and_others_may_only_what_t
             reader.flush().await.unwrap();
             world.bridge().wait_for_log_again(round, "reply of another service on a command subject").await;
         }
-        // One that comes after them is answered: they were passed over.
+        // A later request is answered, so these were ignored.
         commander.request(subject.clone(), Bytes::new()).await.unwrap();
         assert_eq!(world.database().last_seq("home"), before, "a torrent was paused");
 
-        // What must not be: a command of the reader, a state or an event that never was, a stream that is deleted.
+        // Forbidden: commands from the reader, forged states and events, deletion of the stream.
         let before = stored(&reader).await.len();
         let mut received = reader.subscribe("dtorrent.>").await.unwrap();
         reader.flush().await.unwrap();

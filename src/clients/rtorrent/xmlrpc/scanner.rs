@@ -640,7 +640,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn both_readers_see_the_same_rows(
+        fn both_readers_return_the_same_rows(
             rows in proptest::collection::vec(proptest::collection::vec(any_cell(), 0..5), 0..5),
             is_tiny in any::<bool>(),
         ) {

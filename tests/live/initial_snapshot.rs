@@ -34,7 +34,7 @@ async fn torrents_of_the_initial_snapshot_are_added_once_and_their_states_are_re
     assert!(added.iter().all(|event| event["cause"] == "snapshot"), "{added:?}");
     assert_eq!(events.last().unwrap()["event_type"], "snapshot_done");
 
-    // Whoever comes later finds the states and the status, and no event.
+    // A late subscriber receives the states and the status, and no event.
     world
         .recorder
         .wait_for("three states", |all| (all.iter().filter(|m| m.topic.ends_with("/state")).count() >= 3).then_some(()))
@@ -64,8 +64,7 @@ async fn a_loaded_torrent_is_added_at_the_next_poll() {
     let loaded_at = Instant::now();
     world.home.load(&content.torrent, false).await.unwrap();
     let event = world.recorder.event("home", "added", content.hash).await;
-    // A beat of one second, and half of one for the look, the commit and the broker. The second
-    // after that is for a machine that does other work too.
+    // The interval of one second, and half a second for poll, commit and broker; another second for a busy machine.
     let all = world.recorder.all();
     let message = all.iter().find(|message| message.topic.ends_with("/event/added")).unwrap();
     let took = message.at.duration_since(loaded_at);
@@ -75,37 +74,37 @@ async fn a_loaded_torrent_is_added_at_the_next_poll() {
 
     world.home.act(content.hash, "d.erase", &[]).await.unwrap();
     world.recorder.event("home", "removed", content.hash).await;
-    // What is gone is cleared, after it was told.
+    // The state of a removed torrent is cleared after `removed`.
     let topic = format!("dtorrent/home/torrent/{}/state", content.hash);
     world.recorder.wait_for_last(&topic, "").await;
     world.recorder.assert_gap_free("home");
 }
 
 #[tokio::test]
-async fn a_restart_repeats_no_event_and_emits_what_happened_meanwhile() {
+async fn a_restart_repeats_no_event_and_emits_the_changes_made_during_it() {
     if !can_run() {
         return;
     }
     let mut world = World::new(Setup::default()).await;
     let contents = contents(3);
-    let [stays, goes, comes] = &contents[..] else { unreachable!() };
-    world.home.load(&stays.torrent, false).await.unwrap();
-    world.home.load(&goes.torrent, false).await.unwrap();
+    let [remaining, erased, new] = &contents[..] else { unreachable!() };
+    world.home.load(&remaining.torrent, false).await.unwrap();
+    world.home.load(&erased.torrent, false).await.unwrap();
     world.start_bridge().await;
     world.bridge().stop().await;
     let mark = world.recorder.mark();
-    world.home.act(goes.hash, "d.erase", &[]).await.unwrap();
-    world.home.load(&comes.torrent, false).await.unwrap();
+    world.home.act(erased.hash, "d.erase", &[]).await.unwrap();
+    world.home.load(&new.torrent, false).await.unwrap();
     world.bridge().restart();
 
-    let added = world.recorder.event_after(mark, "home", "added", comes.hash).await;
+    let added = world.recorder.event_after(mark, "home", "added", new.hash).await;
     assert_eq!(added["cause"], "recovered");
-    let removed = world.recorder.event_after(mark, "home", "removed", goes.hash).await;
+    let removed = world.recorder.event_after(mark, "home", "removed", erased.hash).await;
     assert_eq!(removed["cause"], "recovered");
-    let topic = format!("dtorrent/home/torrent/{}/state", goes.hash);
+    let topic = format!("dtorrent/home/torrent/{}/state", erased.hash);
     world.recorder.wait_for_last(&topic, "").await;
     let events = world.recorder.assert_gap_free("home");
-    let of_stays = events.iter().filter(|event| event["hash"] == stays.hash.to_string().as_str());
+    let of_stays = events.iter().filter(|event| event["hash"] == remaining.hash.to_string().as_str());
     assert_eq!(of_stays.count(), 1, "what stayed is not announced again");
     let snapshots = events.iter().filter(|event| event["event_type"] == "snapshot_done");
     assert_eq!(snapshots.count(), 1, "there is one first sight");

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use dtorrent::commands::PendingEffects;
-use dtorrent::live_state::{LiveServer, LiveState, PollReport};
-use dtorrent::model::{JournalEntry, Kind, PollSettings, Rev, Seq, ServerName, ServerStats, SinkName};
+use dtorrent::live_state::LiveState;
+use dtorrent::model::{JournalEntry, Kind, PollSettings, Rev, Seq, ServerName, SinkName};
 use dtorrent::port::{SinkProgress, Store, SystemClock};
+use dtorrent::servers::load;
 use dtorrent::store::{MemoryStore, Options};
 use dtorrent::testing::simulator::Simulator;
 use dtorrent::watch::{FilePublisher, Watcher};
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 const TORRENTS: u32 = 1_200;
 
-/// Room for one part and not for two: each poll commits some events, is held back, and the next one finds the rest.
+/// The journal's budget holds one part and not two: each poll commits some events, and the next one finds the rest.
 #[tokio::test(start_paused = true)]
 async fn an_initial_snapshot_in_parts_is_published_whole_and_once_within_any_limit() {
     let server = ServerName::parse("home").unwrap();
@@ -31,18 +31,8 @@ async fn an_initial_snapshot_in_parts_is_published_whole_and_once_within_any_lim
     };
     save_progress(&store, Seq(0)).await;
     let store: Arc<dyn Store> = Arc::new(store);
-    let loaded = store.load(&server).await.unwrap();
-    let content = LiveServer {
-        epoch: loaded.epoch,
-        snapshot: loaded.snapshot,
-        state: loaded.state,
-        last_seq: loaded.last_seq,
-        needs_reset: false,
-        stats: ServerStats::default(),
-        stats_body: Bytes::new(),
-        poll: PollReport::default(),
-    };
-    let live = Arc::new(LiveState::new(BTreeMap::from([(server.clone(), content)]), [sink.clone()]));
+    let committed = load(&*store, &server).await.unwrap();
+    let live = Arc::new(LiveState::new(BTreeMap::from([(server.clone(), committed)]), [sink.clone()]));
     let watcher = Watcher {
         server: server.clone(),
         poll: PollSettings::DEFAULT,
@@ -76,8 +66,8 @@ async fn an_initial_snapshot_in_parts_is_published_whole_and_once_within_any_lim
     stop.cancel();
     watching.await.unwrap().unwrap();
 
-    assert!(held_back > 0, "all of it fitted at once");
-    assert!(entries.iter().map(|entry| entry.seq.0).eq(1..=entries.len() as u64), "no number is left out");
+    assert!(held_back > 0, "the budget held every event at once");
+    assert!(entries.iter().map(|entry| entry.seq.0).eq(1..=entries.len() as u64), "the sequence numbers have no gap");
     let added: Vec<_> =
         entries.iter().filter(|entry| entry.kind == Kind::Added).filter_map(|entry| entry.hash).collect();
     assert_eq!(added.len(), TORRENTS as usize, "each is committed once");
@@ -88,6 +78,6 @@ async fn an_initial_snapshot_in_parts_is_published_whole_and_once_within_any_lim
     assert_eq!(
         entries.iter().filter(is_of_the_initial_snapshot).count(),
         TORRENTS as usize + 1,
-        "and all of it as the snapshot"
+        "every event has the cause snapshot"
     );
 }

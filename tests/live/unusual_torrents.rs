@@ -37,7 +37,7 @@ async fn an_undecodable_name_is_shown_as_far_as_possible_and_affects_no_other_to
         if let Some(shown) = shown {
             assert_eq!(name, *shown);
         }
-        // And it can be spoken to.
+        // Commands for it work.
         let topic = format!("home/torrent/{hash}/command/label");
         let result = world.recorder.command(&topic, json!({"label": "odd"})).await;
         assert_eq!(result["status"], "ok", "{name:?}: {result}");
@@ -50,7 +50,7 @@ async fn an_undecodable_name_is_shown_as_far_as_possible_and_affects_no_other_to
 }
 
 #[tokio::test]
-async fn one_torrent_on_two_servers_has_two_histories() {
+async fn one_torrent_on_two_servers_has_independent_events() {
     if !can_run() {
         return;
     }

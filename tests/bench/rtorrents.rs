@@ -1,4 +1,4 @@
-//! Two real rTorrents on the loopback: one has thousands of torrents, the other feeds some of them.
+//! Two real rTorrents on loopback: one has thousands of torrents, the other seeds some of them.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,19 +16,19 @@ use crate::programs::TIMEOUT;
 const PIECE_BYTES: u32 = 32 * 1024;
 /// Size of each moving torrent, enough that none finishes during a measurement.
 const MOVING_BYTES: u64 = 24 << 20;
-/// For each moving torrent.
+/// Rate limit of each moving torrent.
 const MOVING_KIB_PER_SECOND: u32 = 20;
 
-/// An rTorrent with many torrents that seed and have nobody to seed to, and some that really download.
-pub struct Stage {
+/// An rTorrent with many seeding torrents without peers, and some that really download.
+pub struct RtorrentPair {
     pub home: Rtorrent,
     moving: Vec<InfoHash>,
     _feeder: Option<Rtorrent>,
 }
 
-impl Stage {
-    pub async fn set(folder: &Path, resting: usize, moving: usize) -> anyhow::Result<Self> {
-        // Beyond what the demo needs; each torrent keeps a file open.
+impl RtorrentPair {
+    pub async fn start(folder: &Path, resting: usize, moving: usize) -> anyhow::Result<Self> {
+        // More open files than the demo needs; each torrent has one.
         let lines = [
             "network.max_open_files.set = 4000",
             "network.xmlrpc.size_limit.set = 16M",
@@ -42,33 +42,33 @@ impl Stage {
         };
         let home = Rtorrent::start(&folder.join("home"), &slow).await?;
         load_resting(&home, resting).await?;
-        let mut stage = Self { home, moving: Vec::new(), _feeder: None };
+        let mut pair = Self { home, moving: Vec::new(), _feeder: None };
         if moving > 0 {
             let feeder = Rtorrent::start(&folder.join("feeder"), &Options { lines, ..Options::default() }).await?;
-            stage.moving = feed(&feeder, &stage.home, moving).await?;
-            stage._feeder = Some(feeder);
+            pair.moving = feed(&feeder, &pair.home, moving).await?;
+            pair._feeder = Some(feeder);
         }
-        Ok(stage)
+        Ok(pair)
     }
 
     pub fn pid(&mut self) -> u32 {
         self.home.process().pid()
     }
 
-    /// How many torrents are receiving right now.
+    /// Returns the number of torrents that are receiving.
     pub async fn receiving(&self) -> anyhow::Result<usize> {
         let arguments = ["", "main", "d.down.rate="].map(Argument::Text);
         let rates = self.home.rpc.call("d.multicall2", &arguments).await?;
         Ok(rates.iter().filter(|rate| *rate != "0").count())
     }
 
-    /// Nothing moves from now on.
+    /// Stops all transfers.
     pub async fn rest(&self) -> anyhow::Result<()> {
         for hash in &self.moving {
             self.home.act(*hash, "d.stop", &[]).await?;
             self.home.act(*hash, "d.close", &[]).await?;
         }
-        // A rate is what moved in the last half minute or so, also of what is stopped.
+        // A rate is an average over about half a minute, also for a stopped torrent.
         let deadline = Instant::now() + TIMEOUT;
         loop {
             let receiving = self.receiving().await?;
@@ -81,14 +81,14 @@ impl Stage {
     }
 }
 
-/// All have the same content under many names: one file with many links.
+/// Creates the content of all torrents: one file with many hard links.
 async fn load_resting(home: &Rtorrent, count: usize) -> anyhow::Result<()> {
     let content = vec![b'x'; 1_000];
     let file = home.downloads.join("content");
     std::fs::write(&file, &content)?;
     for number in 0..count {
         let name = format!("Some.Show.S{:02}E{:02}.1080p.WEB.{number}.mkv", number % 20, number % 24);
-        // A file system allows so many links only.
+        // A file system limits the number of links to a file.
         if number % 20_000 == 0 {
             std::fs::write(&file, &content)?;
         }
@@ -112,14 +112,14 @@ async fn load_resting(home: &Rtorrent, count: usize) -> anyhow::Result<()> {
     }
 }
 
-/// Lets so many torrents begin to download, and waits until all do.
+/// Starts the download of this many torrents, and waits until all are receiving.
 async fn feed(feeder: &Rtorrent, home: &Rtorrent, count: usize) -> anyhow::Result<Vec<InfoHash>> {
     let content = vec![0; usize::try_from(MOVING_BYTES)?];
     let mut hashes = Vec::new();
     for number in 0..count {
         let name = format!("moving-{number}.iso");
         let torrent = MetainfoBuilder::single(name.as_str(), PIECE_BYTES).content(&content).build();
-        // Nothing but zeros, so it takes no room on the disk.
+        // A sparse file of zeros takes no space on disk.
         std::fs::File::create(feeder.downloads.join(&name))?.set_len(MOVING_BYTES)?;
         for rtorrent in [feeder, home] {
             rtorrent.rpc.call("load.raw_start", &[Argument::Text(""), Argument::Bytes(&torrent)]).await?;
@@ -144,7 +144,7 @@ async fn feed(feeder: &Rtorrent, home: &Rtorrent, count: usize) -> anyhow::Resul
     }
 }
 
-/// A listing as one call in a `system.multicall`, as the adapter asks too.
+/// A listing as one call in a `system.multicall`, as in the adapter.
 pub fn listing_request(columns: &[&str]) -> Vec<u8> {
     let mut body = "<?xml version=\"1.0\"?><methodCall><methodName>system.multicall</methodName><params><param><value>\
                     <array><data><value><struct><member><name>methodName</name><value><string>d.multicall2</string>\
@@ -159,7 +159,7 @@ pub fn listing_request(columns: &[&str]) -> Vec<u8> {
     format!("{}:{header},{body}", header.len()).into_bytes()
 }
 
-/// Sends a request and reads the answer to its end; its body.
+/// Sends a request and returns the body of the answer.
 pub async fn raw_exchange(rpc: &Rpc, request: &[u8]) -> anyhow::Result<Vec<u8>> {
     let Address::Unix(socket) = &rpc.address else { anyhow::bail!("not over a unix socket") };
     let mut stream = UnixStream::connect(socket).await?;
@@ -173,7 +173,7 @@ pub async fn raw_exchange(rpc: &Rpc, request: &[u8]) -> anyhow::Result<Vec<u8>> 
     Ok(answer)
 }
 
-/// Says which programs are missing, if any are.
+/// Returns the names of missing programs, if any.
 pub fn programs() -> anyhow::Result<()> {
     find("rtorrent", "rtorrent").context("this needs real programs")?;
     find("mosquitto", "mosquitto").context("this needs real programs")?;

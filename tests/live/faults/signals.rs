@@ -1,4 +1,4 @@
-//! Signals, and a clock that jumps.
+//! Signals, and jumps of the system clock.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::harness::recorder::Message;
 use crate::harness::skip::skip;
 use crate::harness::{Setup, World, can_run};
 
-/// So long a stop may take; the promise is ten seconds, the rest is for a machine that does other work too.
+/// Maximum time for a stop: ten seconds by contract §10, the rest for a busy machine.
 const STOP: Duration = Duration::from_secs(15);
 
 #[tokio::test]
@@ -31,7 +31,7 @@ async fn a_stop_in_the_middle_of_a_burst_flushes_and_publishes_offline() {
     world.bridge().stop().await;
     assert!(asked_at.elapsed() < STOP, "it took {:?}", asked_at.elapsed());
     world.recorder.wait_for_last("dtorrent/bridge/main/status", "offline").await;
-    // All that was written down is with the broker, and noted so.
+    // Every journaled event is acknowledged, and the cursor stored.
     let written = world.database().last_seq("home");
     assert_eq!(world.database().cursor("b", "home"), written, "it was not flushed");
     assert_eq!(world.recorder.assert_gap_free("home").len() as u64, written);
@@ -43,7 +43,7 @@ async fn a_stop_in_the_middle_of_a_burst_flushes_and_publishes_offline() {
 }
 
 #[tokio::test]
-async fn as_the_first_process_of_a_container_it_ends_as_well() {
+async fn the_bridge_stops_on_a_signal_as_process_1_of_a_container() {
     if !can_run() {
         return;
     }
@@ -84,7 +84,7 @@ fn faketime() -> Option<String> {
 }
 
 #[tokio::test]
-async fn a_clock_that_jumps_an_hour_changes_neither_order_nor_pace() {
+async fn a_clock_jump_of_an_hour_changes_neither_order_nor_poll_interval() {
     if !can_run() {
         return;
     }

@@ -1,4 +1,4 @@
-//! A broker that is only imagined: it keeps, forgets, refuses, is slow, loses acknowledgements.
+//! A simulated broker: it retains and forgets messages, rejects some, is slow, and loses acknowledgements.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,12 +16,12 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, oneshot};
 
 use super::disk::short;
-use super::stage::{Stage, lock};
+use super::env::{SimulationEnv, lock};
 
-/// A broker and all that ever arrived there.
+/// A broker and everything that arrived there.
 pub struct Broker {
     pub name: SinkName,
-    stage: Arc<Stage>,
+    env: Arc<SimulationEnv>,
     topics: Topics,
     depth: usize,
     state: Mutex<BrokerState>,
@@ -33,19 +33,19 @@ pub struct Broker {
 pub struct BrokerState {
     pub is_down: bool,
     pub latency_millis: u64,
-    /// Of a hundred deliveries so many arrive without an acknowledgement, which ends the connection.
+    /// Percentage of deliveries that arrive without an acknowledgement, which ends the connection.
     pub lost_acks_percent: u32,
-    /// Of a hundred so many are refused.
+    /// Percentage of events that are rejected.
     pub rejected_percent: u32,
-    /// The connection that stands, if one does; counts up.
+    /// Number of the open connection; 0 if there is none.
     connection: u64,
     connections: u64,
     pub arrived: Vec<Arrived>,
-    pub kept: BTreeMap<String, Bytes>,
-    /// What a subscriber shows as state.
-    pub shown: BTreeMap<(ServerName, InfoHash), Bytes>,
+    pub retained: BTreeMap<String, Bytes>,
+    /// Latest state of each torrent at a subscriber.
+    pub subscriber_states: BTreeMap<(ServerName, InfoHash), Bytes>,
     pub rejected: BTreeSet<(ServerName, Seq)>,
-    commands: VecDeque<Waiting>,
+    commands: VecDeque<QueuedCommand>,
     commands_ever: u64,
 }
 
@@ -53,19 +53,19 @@ pub struct Arrived {
     pub delivery: Delivery,
 }
 
-struct Waiting {
+struct QueuedCommand {
     number: u64,
     address: CommandAddress,
     body: Bytes,
-    is_given: bool,
+    is_delivered: bool,
 }
 
 impl Broker {
-    pub fn new(name: &str, stage: Arc<Stage>, depth: usize, keeps_state: bool) -> Arc<Self> {
+    pub fn new(name: &str, env: Arc<SimulationEnv>, depth: usize, retains_state: bool) -> Arc<Self> {
         Arc::new(Self {
             name: SinkName::parse(name).unwrap(),
-            stage,
-            topics: Topics::new(Prefix::of_topics("dtorrent").unwrap(), "main", keeps_state),
+            env,
+            topics: Topics::new(Prefix::of_topics("dtorrent").unwrap(), "main", retains_state),
             depth,
             state: Mutex::default(),
             changed: Notify::new(),
@@ -73,7 +73,7 @@ impl Broker {
         })
     }
 
-    /// Looks at the broker or changes it; connections notice.
+    /// Reads or changes the broker's state, and wakes its connections.
     pub fn change<T>(&self, change: impl FnOnce(&mut BrokerState) -> T) -> T {
         let result = change(&mut lock(&self.state));
         self.changed.notify_waiters();
@@ -84,59 +84,59 @@ impl Broker {
         self.change(|state| state.connection = 0);
     }
 
-    /// Somebody publishes a command.
+    /// Publishes a command.
     pub fn publish(&self, address: CommandAddress, body: Bytes) {
         self.change(|state| {
             state.commands_ever += 1;
             let number = state.commands_ever;
-            state.commands.push_back(Waiting { number, address, body, is_given: false });
+            state.commands.push_back(QueuedCommand { number, address, body, is_delivered: false });
         });
         self.has_commands.notify_one();
     }
 
-    /// There are commands that the bridge has not seen yet.
+    /// Returns whether a command has not been delivered to the bridge yet.
     pub fn has_waiting_commands(&self) -> bool {
-        lock(&self.state).commands.iter().any(|waiting| !waiting.is_given)
+        lock(&self.state).commands.iter().any(|waiting| !waiting.is_delivered)
     }
 
-    /// The bridge is gone: what it did not acknowledge comes again.
-    pub fn bridge_is_gone(&self) {
-        self.change(|state| state.commands.iter_mut().for_each(|waiting| waiting.is_given = false));
+    /// Delivers commands again that the bridge has not acknowledged.
+    pub fn redeliver_commands(&self) {
+        self.change(|state| state.commands.iter_mut().for_each(|waiting| waiting.is_delivered = false));
         self.has_commands.notify_one();
     }
 
-    /// The name under which a torrent's state is kept here.
-    pub fn name_of_state(&self, server: &ServerName, hash: InfoHash) -> Option<String> {
+    /// Returns the retained topic of a torrent's state.
+    pub fn state_topic(&self, server: &ServerName, hash: InfoHash) -> Option<String> {
         self.topics.retained_topic(&Delivery::State { server: server.clone(), hash, body: Bytes::new(), retain: true })
     }
 
     fn arrive(&self, connection: u64, delivery: Delivery) -> Result<(), DeliverError> {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
-        if state.rejected_percent > 0 && self.stage.dice.percent(state.rejected_percent) {
+        if state.rejected_percent > 0 && self.env.rng.percent(state.rejected_percent) {
             if let Delivery::Event(entry) = &delivery {
                 state.rejected.insert((entry.server.clone(), entry.seq));
             }
             if matches!(delivery, Delivery::Event(_)) {
-                self.stage.note(|| format!("{} rejects {}", self.name, said(&delivery)));
-                return Err(DeliverError::Rejected { reason: "not this one".to_owned() });
+                self.env.note(|| format!("{} rejects {}", self.name, describe(&delivery)));
+                return Err(DeliverError::Rejected { reason: "rejected by the simulation".to_owned() });
             }
         }
-        self.stage.note(|| format!("{} gets {} on {connection}", self.name, said(&delivery)));
+        self.env.note(|| format!("{} gets {} on {connection}", self.name, describe(&delivery)));
         let route = self.topics.route(&delivery);
         match &delivery {
-            Delivery::Clear { topic } => drop(state.kept.remove(topic)),
+            Delivery::Clear { topic } => drop(state.retained.remove(topic)),
             Delivery::State { server, hash, body, .. } => {
-                state.shown.insert((server.clone(), *hash), body.clone());
+                state.subscriber_states.insert((server.clone(), *hash), body.clone());
                 if route.is_retained {
-                    state.kept.insert(route.topic, body.clone());
+                    state.retained.insert(route.topic, body.clone());
                 }
             }
             Delivery::Event(entry) if entry.kind == Kind::Removed => {
                 let hash = entry.hash.expect("a removed torrent has a hash");
-                state.shown.remove(&(entry.server.clone(), hash));
+                state.subscriber_states.remove(&(entry.server.clone(), hash));
             }
-            _ if route.is_retained => drop(state.kept.insert(route.topic, Bytes::new())),
+            _ if route.is_retained => drop(state.retained.insert(route.topic, Bytes::new())),
             _ => {}
         }
         state.arrived.push(Arrived { delivery });
@@ -144,8 +144,8 @@ impl Broker {
     }
 }
 
-/// For the trace.
-fn said(delivery: &Delivery) -> String {
+/// Returns a line for the trace.
+fn describe(delivery: &Delivery) -> String {
     match delivery {
         Delivery::Event(entry) => {
             format!("event {} {:?} {} {}", entry.seq.0, entry.kind, entry.server, short(entry.hash))
@@ -160,16 +160,16 @@ fn said(delivery: &Delivery) -> String {
     }
 }
 
-/// The broker as the bridge reaches it.
-pub struct Reached(pub Arc<Broker>);
+/// The bridge's sink for a simulated broker.
+pub struct SimulatedSink(pub Arc<Broker>);
 
 #[async_trait]
-impl Sink for Reached {
+impl Sink for SimulatedSink {
     async fn connect(&self) -> Result<Connected, DeliverError> {
         let Self(broker) = self;
-        broker.stage.step().await;
+        broker.env.step().await;
         let latency = lock(&broker.state).latency_millis;
-        tokio::time::sleep(broker.stage.dice.millis(latency)).await;
+        tokio::time::sleep(broker.env.rng.millis(latency)).await;
         let number = broker.change(|state| {
             if state.is_down {
                 return None;
@@ -178,8 +178,8 @@ impl Sink for Reached {
             state.connection = state.connections;
             Some(state.connection)
         });
-        let number = number.ok_or_else(|| DeliverError::unavailable("nobody listens"))?;
-        broker.stage.note(|| format!("{} is connected, {number}", broker.name));
+        let number = number.ok_or_else(|| DeliverError::unavailable("connection refused"))?;
+        broker.env.note(|| format!("{} is connected, {number}", broker.name));
         let wire = Arc::new(Wire {
             broker: Arc::clone(broker),
             number,
@@ -188,7 +188,7 @@ impl Sink for Reached {
             is_broken: AtomicBool::new(false),
         });
         let link = Box::new(Connection { wire: Arc::clone(&wire) });
-        Ok(Connected { link, drive: Box::pin(async move { wire.carry().await }) })
+        Ok(Connected { link, drive: Box::pin(async move { wire.deliver_queued().await }) })
     }
 
     fn retained_topic(&self, delivery: &Delivery) -> Option<String> {
@@ -197,42 +197,42 @@ impl Sink for Reached {
 
     async fn scan_retained(&self, servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
         let Self(broker) = self;
-        broker.stage.step().await;
+        broker.env.step().await;
         let state = lock(&broker.state);
         if state.is_down {
-            return Err(DeliverError::unavailable("nobody listens"));
+            return Err(DeliverError::unavailable("connection refused"));
         }
         let mut found: BTreeMap<_, Vec<String>> = BTreeMap::new();
-        for name in state.kept.keys() {
+        for name in state.retained.keys() {
             if let Some(server) = broker.topics.server_of_retained(name).filter(|server| servers.contains(server)) {
                 found.entry(server).or_default().push(name.clone());
             }
         }
-        broker.stage.note(|| format!("{} keeps {found:?}", broker.name));
+        broker.env.note(|| format!("{} retains {found:?}", broker.name));
         Ok(found)
     }
 
     fn own_retained_topics(&self) -> Vec<String> {
-        // This one says no status by itself.
+        // The simulated sink publishes no status of its own.
         self.0.topics.own_retained().into_iter().filter(|name| !name.ends_with("/status")).collect()
     }
 }
 
 type Acknowledge = oneshot::Sender<Result<(), DeliverError>>;
 
-/// One connection, with what is on its way.
+/// One connection, with the deliveries in flight.
 struct Wire {
     broker: Arc<Broker>,
     number: u64,
     queue: Mutex<VecDeque<(Delivery, Acknowledge)>>,
     filled: Notify,
-    /// From then on nothing arrives: a message cannot overtake those that were lost before it.
+    /// Whether it has ended. Nothing arrives afterwards: a message cannot overtake those that were lost before it.
     is_broken: AtomicBool,
 }
 
 impl Wire {
-    /// Carries over what is sent, in order, until the connection breaks.
-    async fn carry(&self) -> DeliverError {
+    /// Passes queued deliveries to the broker, in order, until the connection breaks.
+    async fn deliver_queued(&self) -> DeliverError {
         loop {
             let changed = self.broker.changed.notified();
             let (is_cut, latency, lost_acks) = {
@@ -255,31 +255,31 @@ impl Wire {
                 tokio::select! {
                     biased;
                     () = changed => continue,
-                    () = tokio::time::sleep(self.broker.stage.dice.millis(latency)) => {}
+                    () = tokio::time::sleep(self.broker.env.rng.millis(latency)) => {}
                 }
             }
-            self.broker.stage.step().await;
+            self.broker.env.step().await;
             let Some((delivery, acknowledge)) = lock(&self.queue).pop_front() else { continue };
-            let taken = self.broker.arrive(self.number, delivery);
-            if self.broker.stage.dice.percent(lost_acks) {
+            let outcome = self.broker.arrive(self.number, delivery);
+            if self.broker.env.rng.percent(lost_acks) {
                 return self.broken("an acknowledgement was lost");
             }
-            self.broker.stage.step().await;
-            drop(acknowledge.send(taken)); // whoever sent it may be gone
+            self.broker.env.step().await;
+            drop(acknowledge.send(outcome)); // the sender may have been dropped
         }
     }
 
-    /// Some of what was on its way still arrives, and nobody hears of it.
+    /// Ends the connection. Some deliveries in flight still arrive, without an acknowledgement.
     fn broken(&self, reason: &str) -> DeliverError {
         let mut queue = lock(&self.queue);
         let was_broken = self.is_broken.swap(true, Ordering::Relaxed);
-        while !was_broken && !queue.is_empty() && self.broker.stage.dice.percent(60) {
+        while !was_broken && !queue.is_empty() && self.broker.env.rng.percent(60) {
             if let Some((delivery, _)) = queue.pop_front() {
                 drop(self.broker.arrive(self.number, delivery));
             }
         }
         queue.clear();
-        self.broker.stage.note(|| format!("{}: {reason} ({})", self.broker.name, self.number));
+        self.broker.env.note(|| format!("{}: {reason} ({})", self.broker.name, self.number));
         DeliverError::unavailable(reason)
     }
 }
@@ -316,17 +316,17 @@ impl Link for Connection {
     }
 }
 
-/// The commands that come by a broker.
-pub struct Commands(pub Arc<Broker>);
+/// The bridge's command source for a simulated broker.
+pub struct SimulatedCommandSource(pub Arc<Broker>);
 
 #[async_trait]
-impl CommandSource for Commands {
+impl CommandSource for SimulatedCommandSource {
     async fn next(&mut self) -> Result<Incoming, DeliverError> {
         let Self(broker) = self;
         loop {
             let given = broker.change(|state| {
-                let waiting = state.commands.iter_mut().find(|waiting| !waiting.is_given)?;
-                waiting.is_given = true;
+                let waiting = state.commands.iter_mut().find(|waiting| !waiting.is_delivered)?;
+                waiting.is_delivered = true;
                 Some((waiting.number, waiting.address.clone(), waiting.body.clone()))
             });
             let Some((number, address, body)) = given else {
@@ -335,8 +335,8 @@ impl CommandSource for Commands {
             };
             let from = Arc::clone(broker);
             let ack = Box::new(move || {
-                // An acknowledgement that is lost has the command come again.
-                if !from.stage.is_dead() && !from.stage.dice.percent(5) {
+                // After a lost acknowledgement the broker delivers the command again.
+                if !from.env.is_crashed() && !from.env.rng.percent(5) {
                     from.change(|state| state.commands.retain(|waiting| waiting.number != number));
                 }
             });

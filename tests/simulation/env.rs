@@ -1,4 +1,4 @@
-//! What all the fakes of one run share: the dice, the clock, the steps between which a crash may come.
+//! The environment that all fakes of one run share: randomness, clock, and the steps at which a crash can happen.
 
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,15 +17,15 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Seeded randomness. Everything random in a run comes from here, in an order that the seed decides.
-pub struct Dice(Mutex<StdRng>);
+/// Seeded randomness. Every random choice of a run is drawn from it, in an order that the seed determines.
+pub struct SeededRng(Mutex<StdRng>);
 
-impl Dice {
+impl SeededRng {
     pub fn new(seed: u64) -> Self {
         Self(Mutex::new(StdRng::seed_from_u64(seed)))
     }
 
-    /// True in so many of a hundred.
+    /// Returns `true` with this probability, in percent.
     pub fn percent(&self, percent: u32) -> bool {
         self.below(100) < u64::from(percent)
     }
@@ -48,35 +48,35 @@ impl Dice {
     }
 }
 
-/// Where one run is played.
-pub struct Stage {
-    pub dice: Dice,
+/// The environment of one run.
+pub struct SimulationEnv {
+    pub rng: SeededRng,
     began: Instant,
-    life: Mutex<Presence>,
+    process: Mutex<ProcessState>,
     pub crashed: Notify,
     trace: Option<Mutex<Vec<String>>>,
 }
 
-/// The bridge's present life.
+/// The process of the bridge.
 #[derive(Default)]
-struct Presence {
-    /// Nothing that a dead bridge asks for is done or answered.
-    is_dead: bool,
+struct ProcessState {
+    /// Whether it has crashed: its calls then have no effect and never return.
+    is_crashed: bool,
     crash_in: Option<u64>,
 }
 
-impl Stage {
+impl SimulationEnv {
     pub fn new(seed: u64, is_traced: bool) -> Arc<Self> {
         Arc::new(Self {
-            dice: Dice::new(seed),
+            rng: SeededRng::new(seed),
             began: Instant::now(),
-            life: Mutex::default(),
+            process: Mutex::default(),
             crashed: Notify::new(),
             trace: is_traced.then(Mutex::default),
         })
     }
 
-    /// Says what happened, if anybody wants to know.
+    /// Adds a line to the trace, if one is recorded.
     pub fn note(&self, what: impl FnOnce() -> String) {
         if let Some(trace) = &self.trace {
             let line = format!("{:>9.3}  {}", self.began.elapsed().as_secs_f64(), what());
@@ -88,50 +88,50 @@ impl Stage {
         self.trace.as_ref().map(|trace| lock(trace).clone()).unwrap_or_default()
     }
 
-    /// The bridge dies after so many more steps.
+    /// Crashes the bridge after this many more steps.
     pub fn crash_in(&self, steps: u64) {
-        lock(&self.life).crash_in = Some(steps);
+        lock(&self.process).crash_in = Some(steps);
     }
 
-    pub fn die(&self) {
-        lock(&self.life).is_dead = true;
+    pub fn mark_crashed(&self) {
+        lock(&self.process).is_crashed = true;
     }
 
-    pub fn live_again(&self) {
-        *lock(&self.life) = Presence::default();
+    pub fn mark_running(&self) {
+        *lock(&self.process) = ProcessState::default();
     }
 
-    pub fn is_dead(&self) -> bool {
-        lock(&self.life).is_dead
+    pub fn is_crashed(&self) -> bool {
+        lock(&self.process).is_crashed
     }
 
-    /// A point at which the bridge may die; it then never gets an answer. Sometimes it takes a while.
+    /// A point at which the bridge can crash; the call then never returns. Some steps take time.
     pub async fn step(&self) {
         {
-            let mut life = lock(&self.life);
-            if let Some(left) = &mut life.crash_in {
+            let mut process = lock(&self.process);
+            if let Some(left) = &mut process.crash_in {
                 *left = left.saturating_sub(1);
-                if *left == 0 && !life.is_dead {
-                    life.is_dead = true;
+                if *left == 0 && !process.is_crashed {
+                    process.is_crashed = true;
                     self.crashed.notify_one();
                 }
             }
         }
-        if self.is_dead() {
+        if self.is_crashed() {
             return pending().await;
         }
-        match self.dice.below(16) {
-            0 => tokio::time::sleep(self.dice.millis(40)).await,
+        match self.rng.below(16) {
+            0 => tokio::time::sleep(self.rng.millis(40)).await,
             1..=4 => tokio::task::yield_now().await,
             _ => {}
         }
-        if self.is_dead() {
+        if self.is_crashed() {
             pending().await
         }
     }
 }
 
-impl Clock for Stage {
+impl Clock for SimulationEnv {
     fn now(&self) -> Timestamp {
         let millis = i64::try_from(self.began.elapsed().as_millis()).expect("a run is short");
         Timestamp::from_millis(START_MILLIS + millis)
