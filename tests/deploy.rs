@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
+#[path = "rules/config_keys.rs"]
+mod config_keys;
+
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -209,7 +212,7 @@ fn the_compose_stack_is_consistent_with_and_without_each_profile() {
 
 #[test]
 fn every_environment_variable_in_the_stack_is_a_config_key() {
-    let keys = dtorrent::config::keys();
+    let keys = config_keys::keys();
     for file in ["compose.yaml", "Dockerfile", "dtorrent.service"] {
         let text = fs::read_to_string(Path::new(DEPLOY).join(file)).unwrap();
         let names =

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
+#[path = "rules/config_keys.rs"]
+mod config_keys;
+
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -13,8 +16,8 @@ use dtorrent::config::keys::{Default, Form, Key, ROOT, Section};
 const EXAMPLE: &str = include_str!("../config/dtorrent.example.toml");
 
 const HEAD: &str = "\
-# Every key of the config. What is commented out stands at its default, or shows the form where there is none.
-# Remove the tables that you do not need. The file is looked for at --config, $DTORRENT_CONFIG, ./dtorrent.toml,
+# Every key of the config. A commented-out key shows its default, or its format where it has none.
+# Remove the tables that you do not need. The file is searched for at --config, $DTORRENT_CONFIG, ./dtorrent.toml,
 # $XDG_CONFIG_HOME/dtorrent/dtorrent.toml and /etc/dtorrent/dtorrent.toml; the first that exists is used.
 # Environment variables take precedence over the file: DTORRENT_SERVERS__HOME__URL is servers.home.url.
 # Relative paths start at the working directory. `dtorrent check` reports all errors.
@@ -163,7 +166,8 @@ fn every_key_is_in_the_example_and_nothing_else() {
     let mut keys = BTreeSet::new();
     collect(&uncommented(|_| true).parse().unwrap(), "", &mut keys);
     let tables = ["log", "http", "servers", "brokers", "brokers.*.home_assistant", "webhooks"];
-    let known: BTreeSet<String> = config::keys().into_iter().filter(|key| !tables.contains(&key.as_str())).collect();
+    let known: BTreeSet<String> =
+        config_keys::keys().into_iter().filter(|key| !tables.contains(&key.as_str())).collect();
     assert_eq!(keys, known);
 }
 

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
+#[path = "rules/config_keys.rs"]
+mod config_keys;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -139,7 +142,7 @@ fn the_add_on_has_a_valid_config_and_translations() {
     assert_eq!(config["version"], env!("CARGO_PKG_VERSION"));
     assert!(config["arch"].as_sequence().is_some_and(|arch| !arch.is_empty()));
     assert!(["initialize", "system", "services", "application", "once"].contains(&config["startup"].as_str().unwrap()));
-    let known = dtorrent::config::keys();
+    let known = config_keys::keys();
     for name in config["environment"].as_mapping().unwrap().keys().filter_map(Value::as_str) {
         let key = name.trim_start_matches("DTORRENT_").to_lowercase().replace("__", ".");
         assert!(name == "DTORRENT_CONFIG" || known.contains(&key), "{name}");

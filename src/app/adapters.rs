@@ -6,20 +6,20 @@ use std::sync::Arc;
 use crate::clients::exec::ExecClient;
 use crate::clients::rtorrent::RtorrentClient;
 use crate::config::{Broker, BrokerKind, Client, Webhook};
-use crate::model::{Retain, Seq, ServerName, SinkName};
+use crate::model::{Seq, ServerName, SinkName};
 use crate::port::{Clock, CommandSource, Connected, DeliverError, Sink, TorrentClient};
 use crate::sinks::mqtt::MqttSink;
 use crate::sinks::nats::NatsSink;
-use crate::sinks::webhook::{Endpoint, WebhookSink};
+use crate::sinks::webhook::Endpoint;
 
-/// A broker of either kind.
+/// The adapter of a broker, of either kind.
 #[derive(Clone)]
-pub(super) enum Reached {
+pub(super) enum BrokerAdapter {
     Mqtt(Arc<MqttSink>),
     Nats(Arc<NatsSink>),
 }
 
-impl Reached {
+impl BrokerAdapter {
     /// Builds the adapter of a broker. `before`: the newest journal entry of each server when this run began.
     pub(super) fn new(broker: &Broker, before: BTreeMap<ServerName, Seq>) -> anyhow::Result<Self> {
         Ok(match &broker.kind {
@@ -35,17 +35,18 @@ impl Reached {
         }
     }
 
-    /// `None`: nothing is to be taken from there.
+    /// Returns the source of commands; `None` if the broker needs none.
     pub(super) fn commands(&self, broker: &Broker, clock: &Arc<dyn Clock>) -> Option<Box<dyn CommandSource>> {
         match self {
+            // Without a subscription there is no second connection to an MQTT broker.
             Self::Mqtt(_) if broker.commands.is_empty() => None,
             Self::Mqtt(sink) => Some(Box::new(sink.commands())),
-            // Also one that is read-only shows that it is there.
+            // A read-only bridge answers `$SRV.PING` too, because NATS has no last will (docs/nats.md, Presence).
             Self::Nats(sink) => Some(Box::new(sink.commands(&**clock))),
         }
     }
 
-    /// A connection for what a bridge that does not run hands over; it says nothing of the bridge.
+    /// Opens a connection while the bridge is stopped. On MQTT it has no last will and leaves the status topic alone.
     pub(super) async fn connect_detached(&self) -> Result<Connected, DeliverError> {
         match self {
             Self::Mqtt(sink) => sink.connect_detached().await,
@@ -76,24 +77,15 @@ pub fn build_client(client: &Client) -> anyhow::Result<Arc<dyn TorrentClient>> {
     })
 }
 
-/// Where the events of a webhook go.
+/// Builds the endpoint of a webhook.
 pub(super) fn build_endpoint(webhook: &Webhook, clock: &Arc<dyn Clock>) -> anyhow::Result<Arc<Endpoint>> {
     Ok(Arc::new(Endpoint::new(webhook.settings.clone(), Arc::clone(clock))?))
 }
 
-/// The sinks of a webhook, one for each of its servers, with its server.
-pub(super) fn lines<'a>(name: &'a SinkName, webhook: &'a Webhook) -> impl Iterator<Item = (SinkName, &'a ServerName)> {
+/// Returns the sinks of a webhook, one for each of its servers, with the server.
+pub(super) fn webhook_sinks<'a>(
+    name: &'a SinkName,
+    webhook: &'a Webhook,
+) -> impl Iterator<Item = (SinkName, &'a ServerName)> {
     webhook.servers.iter().map(|server| (name.line(server), server))
-}
-
-pub(super) fn build_line(line: SinkName, endpoint: &Arc<Endpoint>) -> Arc<dyn Sink> {
-    Arc::new(WebhookSink::new(line, Arc::clone(endpoint)))
-}
-
-/// Returns which torrents' states a broker retains. A NATS bucket has room for any number.
-pub(super) fn retain(broker: &Broker) -> Retain {
-    match &broker.kind {
-        BrokerKind::Mqtt(settings) => settings.retain,
-        BrokerKind::Nats(_) => Retain::All,
-    }
 }

@@ -1,4 +1,4 @@
-//! The bridge: everything that runs, first built, then spawned.
+//! The bridge: every component is built first, then spawned as tasks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info_span};
 
-use super::adapters::{Reached, build_client, build_endpoint, build_line, lines, retain};
+use super::adapters::{BrokerAdapter, build_client, build_endpoint, webhook_sinks};
 use super::api::Api;
 use super::dead_letters::Replayer;
 use super::hooks::HookListener;
@@ -18,7 +18,7 @@ use super::report::BridgeReporter;
 use crate::commands::{
     Admission, BridgeWorker, Caller, CommandReceiver, Queue, QueuedCommand, answer_for_removed_server,
 };
-use crate::config::{Broker, Config};
+use crate::config::{Broker, BrokerKind, Config};
 use crate::http;
 use crate::live_state::LiveState;
 use crate::log_throttle::retry_while_full;
@@ -27,7 +27,7 @@ use crate::outbox::retention::Retain;
 use crate::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
 use crate::port::{Clock, Sink, Store};
 use crate::servers::{Common, ServerParts, ServerSetup, load, unfinished_commands};
-use crate::sinks::webhook::Endpoint;
+use crate::sinks::webhook::{Endpoint, WebhookSink};
 use crate::store::{Recovery, SqliteStore};
 use crate::supervise::Group;
 use crate::telemetry::metrics::Metrics;
@@ -41,13 +41,12 @@ pub(super) struct Bridge {
     common: Common,
     servers: BTreeMap<ServerName, ServerParts>,
     sinks: BTreeMap<SinkName, SinkParts>,
-    /// The endpoints of the webhooks, by their names in the config.
-    endpoints: BTreeMap<SinkName, Arc<Endpoint>>,
+    endpoints: Endpoints,
     reporter: Arc<dyn Reporter>,
     /// Executes commands to the bridge itself.
     worker: BridgeWorker,
     was_clean_shutdown: bool,
-    /// When the last run ended, as far as known.
+    /// Time at which the last run ended, within [`super::ALIVE_INTERVAL`]; `None` on a first run.
     last_alive: Option<Timestamp>,
 }
 
@@ -56,8 +55,8 @@ struct SinkParts {
     servers: Vec<ServerName>,
     events: BTreeSet<Kind>,
     retain: Retain,
-    /// The adapter and the config of a broker, where commands may come from; `None` for a webhook.
-    broker: Option<(Reached, Broker)>,
+    /// Adapter and config of a broker, from which commands may arrive; `None` for a webhook.
+    broker: Option<(BrokerAdapter, Broker)>,
 }
 
 impl Bridge {
@@ -74,8 +73,10 @@ impl Bridge {
         let live = load_live_state(config, &*dyn_store, sinks.keys().cloned()).await?;
         let is_first_run = recovery.is_new && !recovery.lost;
         for (sink, servers) in &sinks {
-            let note = || init_sink_progress(&*dyn_store, &live, sink, servers, is_first_run);
-            retry_while_full("a start", note).await.with_context(|| format!("note where {sink} starts"))?;
+            let store_cursor = || init_sink_progress(&*dyn_store, &live, sink, servers, is_first_run);
+            retry_while_full("a start", store_cursor)
+                .await
+                .with_context(|| format!("store the first cursor of {sink}"))?;
         }
         let common = Common { store: dyn_store, live, clock };
         let mut unfinished = unfinished_commands(&*common.store).await.context("read the command log")?;
@@ -110,7 +111,7 @@ impl Bridge {
         self.servers.values().for_each(|parts| parts.spawn(group));
     }
 
-    /// Spawns the worker of the bridge itself, and a receiver for each broker that commands may come from.
+    /// Spawns the worker of the bridge itself, and a receiver for each broker that accepts commands.
     pub(super) fn spawn_commands(self: &Arc<Self>, group: &mut Group) {
         let worker = self.worker.clone();
         group.spawn("worker of the bridge".to_owned(), move |stop| worker.clone().run(stop));
@@ -122,7 +123,7 @@ impl Bridge {
         }
     }
 
-    /// Spawns what keeps the hooks set in each hooked client, and serves the port for their signals.
+    /// Spawns the installer of hooks for each hooked client, and serves the port for their signals.
     pub(super) fn serve_hooks(
         &self,
         group: &mut Group,
@@ -134,11 +135,11 @@ impl Bridge {
             let Some(parts) = self.servers.get(&server) else { continue };
             let client = Arc::clone(&parts.worker.client);
             let name = format!("hooks {server}");
-            let keeper = HookInstaller { server, client, live: Arc::clone(&self.common.live), hook };
+            let installer = HookInstaller { server, client, live: Arc::clone(&self.common.live), hook };
             group.spawn(name, move |stop| {
-                let keeper = keeper.clone();
+                let installer = installer.clone();
                 async move {
-                    keeper.run(stop).await;
+                    installer.run(stop).await;
                     Ok(())
                 }
             });
@@ -203,8 +204,8 @@ impl Bridge {
 
     /// Returns `None` for a sink from which no commands come.
     fn receiver(&self, name: &SinkName) -> Option<CommandReceiver> {
-        let (reached, broker) = self.sinks[name].broker.as_ref()?;
-        let source = reached.commands(broker, &self.common.clock)?;
+        let (adapter, broker) = self.sinks[name].broker.as_ref()?;
+        let source = adapter.commands(broker, &self.common.clock)?;
         let rights = broker.commands.clone();
         let allows = move |verb: &str| rights.allows(verb);
         let admission = self.admission(name.clone(), allows, broker.reply_prefixes.clone(), broker.servers());
@@ -236,7 +237,7 @@ impl Bridge {
 /// Returns every sink with the servers whose events it gets. A webhook is one sink for each of its servers.
 fn servers_by_sink(config: &Config) -> BTreeMap<SinkName, Vec<ServerName>> {
     let brokers = config.brokers.iter().map(|(name, broker)| (name.clone(), broker.servers().to_vec()));
-    let webhooks = config.webhooks.iter().flat_map(|(name, webhook)| lines(name, webhook));
+    let webhooks = config.webhooks.iter().flat_map(|(name, webhook)| webhook_sinks(name, webhook));
     brokers.chain(webhooks.map(|(sink, server)| (sink, vec![server.clone()]))).collect()
 }
 
@@ -297,26 +298,31 @@ fn build_sinks(
 ) -> anyhow::Result<(BTreeMap<SinkName, SinkParts>, Endpoints)> {
     let mut sinks = BTreeMap::new();
     for (name, broker) in &config.brokers {
-        // An event at or before these may have been sent by an earlier run; JetStream then answers "duplicate".
+        // Events up to these may have been stored by an earlier run, for which JetStream answers "duplicate". For a later
+        // event that answer means that its id was given twice, and stops the sink (docs/decisions/0007).
         let last_seq = |server: &ServerName| live.read(server, |server| server.last_seq).unwrap_or_default();
         let before = broker.servers().iter().map(|server| (server.clone(), last_seq(server))).collect();
-        let reached = Reached::new(broker, before);
-        let reached = reached.with_context(|| format!("set up broker {name}"))?;
+        let adapter = BrokerAdapter::new(broker, before).with_context(|| format!("set up broker {name}"))?;
+        let retain = match &broker.kind {
+            BrokerKind::Mqtt(settings) => settings.retain,
+            // A NATS bucket holds any number of states.
+            BrokerKind::Nats(_) => Retain::All,
+        };
         let parts = SinkParts {
-            sink: reached.sink(),
+            sink: adapter.sink(),
             servers: broker.servers().to_vec(),
             events: broker.events.clone(),
-            retain: retain(broker),
-            broker: Some((reached, broker.clone())),
+            retain,
+            broker: Some((adapter, broker.clone())),
         };
         sinks.insert(name.clone(), parts);
     }
     let mut endpoints = BTreeMap::new();
     for (name, webhook) in &config.webhooks {
         let endpoint = build_endpoint(webhook, clock).with_context(|| format!("set up webhook {name}"))?;
-        for (sink, server) in lines(name, webhook) {
+        for (sink, server) in webhook_sinks(name, webhook) {
             let parts = SinkParts {
-                sink: build_line(sink.clone(), &endpoint),
+                sink: Arc::new(WebhookSink::new(sink.clone(), Arc::clone(&endpoint))),
                 servers: vec![server.clone()],
                 events: webhook.events.clone(),
                 retain: Retain::None,

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::spawn_blocking;
 
-use super::adapters::{Reached, build_endpoint};
+use super::adapters::{BrokerAdapter, build_endpoint};
 use super::open_store;
 use crate::config::{Config, Http};
 use crate::log_throttle::retry_while_full;
@@ -225,7 +225,7 @@ fn rejected(reason: impl Into<String>) -> DeliverError {
 enum ReplayTarget {
     Webhook(Arc<Endpoint>),
     /// The connection is opened with the first event.
-    Broker(Reached, Option<Connected>),
+    Broker(BrokerAdapter, Option<Connected>),
 }
 
 impl ReplayTarget {
@@ -248,7 +248,7 @@ impl ReplayTarget {
                     let seq = newest.entry(dead_letter.server.clone()).or_default();
                     *seq = dead_letter.seq.max(*seq);
                 }
-                Ok(Self::Broker(Reached::new(broker, newest)?, None))
+                Ok(Self::Broker(BrokerAdapter::new(broker, newest)?, None))
             }
         }
     }

@@ -1,8 +1,7 @@
 //! The composition root: a checked config in, a running bridge out.
 //!
-//! The only room that knows both the engine and the adapters. The bridge starts from the right (store, sinks) to the
-//! left (servers, commands) and stops from the left to the right, so that nothing is produced that nobody is there to
-//! deliver.
+//! The only room that knows both the engine and the adapters. The bridge starts in the order store, sinks, servers,
+//! commands and stops in the reverse order, so that every event has a running sink.
 
 mod adapters;
 mod api;
@@ -19,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::future::OptionFuture;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -32,10 +32,11 @@ use crate::store::{Options, Recovery, SqliteStore};
 use crate::supervise::{Group, spawn_detached};
 use crate::telemetry::metrics::Metrics;
 
-/// How precisely a start after a crash knows when the last run ended, from which the age of queued commands follows.
+/// Interval at which the time is stored. After a crash it tells when the last run ended, and so how long commands may
+/// have waited at a broker.
 const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// Maximum time for servers and commands to stop. With [`DELIVERY_STOP_TIMEOUT`] and what HTTP and the store need, all
-/// of it is over within the ten seconds of contract §10.
+/// Maximum time for servers and commands to stop. Together with [`DELIVERY_STOP_TIMEOUT`], HTTP and the store, a stop
+/// takes at most the ten seconds of contract §10.
 const INTAKE_STOP_TIMEOUT: Duration = Duration::from_millis(2500);
 /// Maximum time for sinks to deliver what is pending, say `offline` and disconnect.
 const DELIVERY_STOP_TIMEOUT: Duration = Duration::from_millis(6500);
@@ -47,7 +48,7 @@ const DELIVERY_STOP_TIMEOUT: Duration = Duration::from_millis(6500);
 /// stays up and retries.
 pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    // Ports before the store: a second bridge on this machine is noticed before it touches anything.
+    // Ports before the store: a second bridge on this machine fails before it touches the state.
     let http_listener = match config.http.listen {
         Some(listen) => Some(http::bind(listen).await.with_context(|| format!("listen on {listen}"))?),
         None => None,
@@ -72,6 +73,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
 
     spawn_upkeep(Arc::clone(&store), metrics.clone());
     let (mut delivery, mut intake) = (Group::new(), Group::new());
+    // Sinks before servers, so that no event is produced without a task that delivers it.
     bridge.spawn_sinks(&mut delivery);
     bridge.spawn_servers(&mut intake);
     bridge.spawn_commands(&mut intake);
@@ -80,32 +82,20 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
         http_listener.map(|listener| bridge.serve_http(&mut intake, listener, &config, metrics.clone(), stop.clone()));
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(()),
-        result = or_until(pages, &stop) => result.context("serve HTTP"),
-        result = or_until(hooks, &stop) => result.context("receive hook signals"),
+        // A branch without a server is disabled, because its pattern does not match `None`.
+        Some(result) = OptionFuture::from(pages) => result.context("serve HTTP"),
+        Some(result) = OptionFuture::from(hooks) => result.context("receive hook signals"),
         error = intake.failed() => Err(anyhow::Error::new(error).context("use the state")),
         error = delivery.failed() => Err(anyhow::Error::new(error).context("use the state")),
     };
 
     info!("stopping");
+    // First the producers of events and results, so that the sinks can still deliver the last of them.
     let intake = intake.stop(INTAKE_STOP_TIMEOUT).await;
     let delivery = delivery.stop(DELIVERY_STOP_TIMEOUT).await;
     let closed = close_store(&store).await;
     ended?;
     intake.and(delivery).and(closed).context("use the state")
-}
-
-/// Waits for a server to end; for `stop` if there is none.
-async fn or_until(
-    serving: Option<impl Future<Output = std::io::Result<()>>>,
-    stop: &CancellationToken,
-) -> std::io::Result<()> {
-    match serving {
-        Some(serving) => serving.await,
-        None => {
-            stop.cancelled().await;
-            Ok(())
-        }
-    }
 }
 
 fn spawn_upkeep(store: Arc<SqliteStore>, metrics: Metrics) {

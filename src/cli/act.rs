@@ -1,4 +1,5 @@
-//! Commands for torrents: `dtorrent pause resume start stop recheck announce`, and the way that the others take.
+//! Commands for torrents: `dtorrent pause resume start stop recheck announce`, and the part shared with `delete`, `label`,
+//! `move` and `priority`.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::terminal::print_json;
 use super::terminal::select::{Conditions, select};
 use super::terminal::server::{ServerChoice, Session, exit_for_code, report_error, with_spinner};
-use super::{CommandResult, Exit, Options, print_message, usage};
+use super::{CommandResult, Exit, Options, print_message, refused, usage};
 use crate::manager::Watcher;
 use crate::model::{InfoHash, Level, Outcome, OutcomeStatus, Torrent, Verb};
 use crate::port::{Clock as _, SystemClock};
@@ -31,7 +32,7 @@ struct Arguments {
     selection: Selection,
 }
 
-/// How torrents are chosen besides selectors, and how the result is shown.
+/// Selection of torrents in addition to selectors, and the output of the result.
 #[derive(Clone, Debug, Args)]
 pub struct Selection {
     #[command(flatten)]
@@ -49,16 +50,16 @@ pub struct Selection {
     json: bool,
 }
 
-/// A command, and how its effect is told to people.
+/// A command, and the description of its effect for people.
 pub struct VerbCall {
     verb: Verb,
     arguments: Map<String, Value>,
-    /// What a torrent is afterwards: `paused`.
+    /// State of a torrent afterwards: `paused`.
     participle: String,
 }
 
 impl VerbCall {
-    /// `arguments` is a JSON object.
+    /// Returns a call with `arguments`, a JSON object.
     pub fn new(verb: Verb, arguments: Value, participle: impl Into<String>) -> Self {
         let arguments = arguments.as_object().cloned().unwrap_or_default();
         Self { verb, arguments, participle: participle.into() }
@@ -70,7 +71,7 @@ impl PlainVerb {
         Verb::ALL.iter().filter_map(|verb| Some((*verb, verb.participle()?)))
     }
 
-    /// Carries it out.
+    /// Executes the verb.
     pub fn run(self, options: Options) -> CommandResult {
         let Self { verb, participle, arguments: Arguments { selectors, selection } } = self;
         run(options, selectors, &selection, &VerbCall::new(verb, json!({}), participle))
@@ -111,12 +112,12 @@ impl Subcommand for PlainVerb {
     }
 }
 
-/// Carries out a command for the torrents that are chosen.
+/// Executes a command for the selected torrents.
 pub fn run(options: Options, selectors: Vec<String>, selection: &Selection, call: &VerbCall) -> CommandResult {
     run_if(options, selectors, selection, call, async |_, _| Ok(()))
 }
 
-/// Carries out a command, unless `may` ends it before anything is asked.
+/// Executes a command for the selected torrents, unless `may` returns an error. With `--dry-run`, `may` is not called.
 pub fn run_if(
     options: Options,
     selectors: Vec<String>,
@@ -134,14 +135,10 @@ pub fn run_if(
     let filter = selection.conditions.filter(None).map_err(|error| usage(&error))?;
     session.run(async {
         let (_manager, watcher, torrents) = session.reach(&server).await?;
-        let chosen = select(&torrents, &selectors, &filter, SystemClock.now()).map_err(|error| {
-            print_message(&error);
-            Exit::Failed
-        })?;
+        let chosen = select(&torrents, &selectors, &filter, SystemClock.now()).map_err(|error| refused(&error))?;
         let chosen: Vec<Torrent> = chosen.into_iter().cloned().collect();
         if chosen.is_empty() {
-            print_message("no torrent matches");
-            return Err(Exit::Failed);
+            return Err(refused("no torrent matches"));
         }
         if !selection.dry_run {
             may(&watcher, &chosen).await?;
@@ -157,17 +154,17 @@ pub fn run_if(
         arguments.insert("dry_run".to_owned(), json!(selection.dry_run));
         let outcome = with_spinner("waiting until it is seen", watcher.command(call.verb, hash, arguments)).await;
         let outcome = outcome.map_err(|error| report_error(&error))?;
-        let said = match selection.json {
+        let printed = match selection.json {
             true => print_json(&outcome),
             false => Ok(()),
         };
         let names = chosen.iter().map(|torrent| (torrent.hash, torrent.name.as_str())).collect();
-        // Who does not read to the end hears all the same whether it was done.
-        report_outcome(&outcome, &names, &call.participle, selection.dry_run).and(said)
+        // A closed stdout must not hide a failed command, so its exit code takes precedence.
+        report_outcome(&outcome, &names, &call.participle, selection.dry_run).and(printed)
     })
 }
 
-/// Says what became of each torrent.
+/// Prints the outcome of each torrent, and returns the exit code.
 fn report_outcome(outcome: &Outcome, names: &BTreeMap<InfoHash, &str>, done: &str, is_dry: bool) -> CommandResult {
     for row in &outcome.results {
         let name = names.get(&row.hash).map_or_else(|| row.hash.to_string(), |name| (*name).to_owned());
@@ -186,13 +183,5 @@ fn report_outcome(outcome: &Outcome, names: &BTreeMap<InfoHash, &str>, done: &st
             }
             Err(exit_for_code(error.code))
         }
-    }
-}
-
-/// Splits off the last argument, the value to set; the others choose torrents.
-pub fn with_value(mut arguments: Vec<String>, what: &str) -> Result<(Vec<String>, String), Exit> {
-    match arguments.pop() {
-        Some(value) => Ok((arguments, value)),
-        None => Err(usage(&format!("{what} is missing; it comes last"))),
     }
 }

@@ -1,4 +1,4 @@
-//! `dtorrent add`: torrents from links and files.
+//! `dtorrent add`: adds torrents from links and files.
 
 use std::io::Read as _;
 use std::time::Duration;
@@ -8,13 +8,13 @@ use serde_json::json;
 
 use super::terminal::server::{ServerChoice, Session, bytes_bar, report_error};
 use super::terminal::{print_bytes, print_json};
-use super::{CommandResult, Exit, Options, print_message, usage};
+use super::{CommandResult, Exit, Options, print_message, refused, usage};
 use crate::manager::{ManagerError, NewTorrent, Watcher};
 use crate::model::InfoHash;
 
-/// What a command may carry.
+/// Maximum size of a .torrent file, the limit of a command.
 const TORRENT_BYTES_MAX: u64 = 10 << 20;
-/// How often a bar is drawn.
+/// Interval at which the progress bar is drawn.
 const BAR_INTERVAL: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Debug, Args)]
@@ -75,14 +75,14 @@ pub(super) fn run(options: Options, arguments: Arguments) -> CommandResult {
         let (_manager, watcher, _) = session.reach(&server).await?;
         let mut result = Ok(());
         for (source, torrent) in sources.iter().zip(torrents) {
-            match watched(&watcher, torrent).await {
+            match add_with_progress(&watcher, torrent).await {
                 Ok(hash) => {
-                    let said = match json {
+                    let printed = match json {
                         true => print_json(&json!({"source": source, "hash": hash})),
                         false => print_bytes(format!("{hash}\n").as_bytes()),
                     };
-                    match said {
-                        // Who has read enough of the hashes still wants the other torrents.
+                    match printed {
+                        // A closed stdout ends the output only; the other torrents are still added.
                         Ok(()) | Err(Exit::Done) => {}
                         Err(failed) => result = Err(failed),
                     }
@@ -99,8 +99,8 @@ pub(super) fn run(options: Options, arguments: Arguments) -> CommandResult {
     })
 }
 
-/// Adds it; while its content is checked, a bar shows how far that is.
-async fn watched(watcher: &Watcher, torrent: NewTorrent) -> Result<InfoHash, ManagerError> {
+/// Adds a torrent, with a progress bar while its data is checked.
+async fn add_with_progress(watcher: &Watcher, torrent: NewTorrent) -> Result<InfoHash, ManagerError> {
     let mut adding = std::pin::pin!(watcher.add(torrent));
     let bar = bytes_bar("checking", 0);
     loop {
@@ -128,14 +128,13 @@ fn read(source: &str) -> Result<NewTorrent, Exit> {
         path => std::fs::File::open(path).and_then(|file| file.take(TORRENT_BYTES_MAX + 1).read_to_end(&mut bytes)),
     };
     match read {
-        Err(error) => print_message(&format!("read {source}: {error}")),
+        Err(error) => Err(refused(&format!("read {source}: {error}"))),
         Ok(length) if length as u64 > TORRENT_BYTES_MAX => {
-            print_message(&format!("{source} is too large to be a .torrent file"))
+            Err(refused(&format!("{source} is too large to be a .torrent file")))
         }
         Ok(_) if bytes.starts_with(b"magnet:") => {
-            return Ok(NewTorrent::magnet(String::from_utf8_lossy(&bytes).trim().to_owned()));
+            Ok(NewTorrent::magnet(String::from_utf8_lossy(&bytes).trim().to_owned()))
         }
-        Ok(_) => return Ok(NewTorrent::torrent(bytes)),
+        Ok(_) => Ok(NewTorrent::torrent(bytes)),
     }
-    Err(Exit::Failed)
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use clap::Args;
 
 use super::terminal::print_bytes;
-use super::{CommandResult, Exit, Options, print_message, start_runtime};
+use super::{CommandResult, Exit, Options, print_message, report_peers, start_runtime};
 use crate::app;
 use crate::config::{self, Broker, BrokerKind, Client, Config, Loaded, Webhook};
 use crate::model::{Kind, printable};
@@ -24,27 +24,13 @@ pub(super) fn run(options: Options, arguments: &Arguments) -> CommandResult {
         print_message(&format!("warning: {warning}"));
     }
     match print_bytes(summary(&loaded).as_bytes()) {
-        Ok(()) | Err(Exit::Done) if *connect => connect_to_all(&loaded.config),
+        // A closed stdout does not end the probe, whose answers go to stderr.
+        Ok(()) | Err(Exit::Done) if *connect => report_peers(start_runtime()?.block_on(app::probe(&loaded.config))),
         printed => printed,
     }
 }
 
-/// Prints what each server, broker and webhook answers, or why it does not.
-fn connect_to_all(config: &Config) -> CommandResult {
-    let mut result = Ok(());
-    for (peer, answer) in start_runtime()?.block_on(app::probe(config)) {
-        match answer {
-            Ok(answer) => print_message(&format!("{peer}: {answer}")),
-            Err(error) => {
-                print_message(&format!("{peer}: {error:#}"));
-                result = Err(Exit::Unreachable);
-            }
-        }
-    }
-    result
-}
-
-/// One line for each thing that will run; no secret.
+/// Returns one line for each component that will run, without secrets.
 fn summary(loaded: &Loaded) -> String {
     let Loaded { config, file } = loaded;
     let Config { instance, data_dir, log: _, http, servers, brokers, webhooks } = config;

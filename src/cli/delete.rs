@@ -1,4 +1,4 @@
-//! `dtorrent delete`: torrents, and with `--data` their files.
+//! `dtorrent delete`: removes torrents, and with `--data` their files.
 
 use std::io::Write as _;
 
@@ -8,11 +8,11 @@ use serde_json::json;
 use super::act::{self, Selection, VerbCall};
 use super::terminal::human;
 use super::terminal::server::{is_interactive, report_error};
-use super::{CommandResult, Exit, Options, print_message, usage};
+use super::{CommandResult, Exit, Options, print_message, refused, usage};
 use crate::manager::Watcher;
-use crate::model::{DeletedFiles, Torrent, Verb};
+use crate::model::{Torrent, Verb};
 
-/// Most torrents that the question names.
+/// Maximum number of torrents that the question names.
 const NAMED_MAX: usize = 10;
 
 #[derive(Clone, Debug, Args)]
@@ -41,20 +41,19 @@ pub fn run(options: Options, arguments: Arguments) -> CommandResult {
         if !data || yes || confirm(watcher, torrents).await? {
             return Ok(());
         }
-        print_message("nothing was deleted");
-        Err(Exit::Failed)
+        Err(refused("nothing was deleted"))
     };
     act::run_if(options, selectors, &selection, &call, may)
 }
 
-/// Shows what would be deleted, and asks.
+/// Prints what would be deleted, and asks for confirmation.
 async fn confirm(watcher: &Watcher, torrents: &[Torrent]) -> Result<bool, Exit> {
     let hashes: Vec<_> = torrents.iter().map(|torrent| torrent.hash).collect();
     let arguments = json!({"hashes": hashes, "data": true, "dry_run": true});
     let preview = watcher.command(Verb::Delete, None, arguments.as_object().cloned().unwrap_or_default()).await;
     let preview = preview.map_err(|error| report_error(&error))?;
-    let all: Vec<&DeletedFiles> = preview.results.iter().filter_map(|row| row.deleted.as_ref()).collect();
-    let (files, bytes) = all.iter().fold((0, 0), |(files, bytes), one| (files + one.count, bytes + one.bytes));
+    let deleted = || preview.results.iter().filter_map(|row| row.deleted.as_ref());
+    let (files, bytes) = (deleted().map(|one| one.count).sum::<u64>(), deleted().map(|one| one.bytes).sum());
     for torrent in torrents.iter().take(NAMED_MAX) {
         print_message(&format!("  {}", torrent.name));
     }

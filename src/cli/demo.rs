@@ -1,26 +1,17 @@
-//! `dtorrent demo`: a broker, two rTorrents and a bridge on this machine, until it is stopped.
+//! `dtorrent demo`: runs a broker, two rTorrents and a bridge on this machine until a signal.
 
-use anyhow::Context as _;
-
-use super::run::stop_on_signal;
+use super::run::run_until_signal;
 use super::{CommandResult, Options, failed};
-use crate::telemetry::{self, metrics::Metrics};
-use crate::{app, demo};
+use crate::{app, demo, telemetry};
 
 pub(super) fn run() -> CommandResult {
-    start().map_err(failed)
-}
-
-fn start() -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
-    runtime.block_on(async {
-        let metrics = Metrics::start()?;
-        let stop = stop_on_signal()?;
+    let start = run_until_signal(async |metrics, stop| {
         demo::run(stop, |config, stop| async move {
-            let loaded = Options::of_file(config).load()?;
-            telemetry::start(loaded.config.log)?;
-            app::run(loaded.config, metrics, stop).await
+            let config = Options { config: Some(config), ..Options::default() }.load()?.config;
+            telemetry::start(config.log)?;
+            app::run(config, metrics, stop).await
         })
         .await
-    })
+    });
+    start.map_err(failed)
 }

@@ -10,16 +10,14 @@ mod dead_letters;
 mod delete;
 mod demo;
 mod health;
-mod label;
 mod limits;
 mod list;
 mod make_torrent;
 mod manual;
-mod move_to;
-mod priority;
 mod purge;
 mod run;
 mod schema;
+mod set;
 mod show;
 mod terminal;
 mod watch;
@@ -66,11 +64,11 @@ enum Command {
     /// Remove torrents, and with --data their files
     Delete(delete::Arguments),
     /// Set the label of torrents
-    Label(label::Arguments),
+    Label(set::LabelArguments),
     /// Set the priority of torrents
-    Priority(priority::Arguments),
+    Priority(set::PriorityArguments),
     /// Move torrents to another folder
-    Move(move_to::Arguments),
+    Move(set::MoveArguments),
     /// Show or set the rate limits of a server
     Limits(limits::Arguments),
     /// Create a .torrent file from a file or folder
@@ -95,7 +93,7 @@ enum Command {
 }
 
 /// Where the config is, and the options of it that the command line overrides.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct Options {
     /// Read this file [default: $DTORRENT_CONFIG, ./dtorrent.toml, the user's, /etc/dtorrent/dtorrent.toml]
     #[arg(long, short, global = true, value_name = "FILE")]
@@ -115,11 +113,6 @@ pub struct Options {
 }
 
 impl Options {
-    /// Returns the options for a config file without overrides.
-    fn of_file(config: PathBuf) -> Self {
-        Self { config: Some(config), data_dir: None, listen: None, log_level: None, log_format: None }
-    }
-
     /// Loads the config.
     ///
     /// # Errors
@@ -192,9 +185,9 @@ impl Cli {
             Command::Add(arguments) => add::run(options, arguments),
             Command::Plain(plain) => plain.run(options),
             Command::Delete(arguments) => delete::run(options, arguments),
-            Command::Label(arguments) => label::run(options, arguments),
-            Command::Priority(arguments) => priority::run(options, arguments),
-            Command::Move(arguments) => move_to::run(options, arguments),
+            Command::Label(arguments) => set::label(options, arguments),
+            Command::Priority(arguments) => set::priority(options, arguments),
+            Command::Move(arguments) => set::directory(options, arguments),
             Command::Limits(arguments) => limits::run(options, arguments),
             Command::MakeTorrent(arguments) => make_torrent::run(&arguments),
             Command::Purge => purge::run(options),
@@ -208,11 +201,12 @@ impl Cli {
     }
 }
 
-/// Prints a message to stderr. A closed stderr is ignored, because nobody could be told of it.
+/// Prints a message to stderr.
 ///
-/// Texts of torrents and servers are in it, so control characters are replaced.
+/// It may contain names from torrents and servers, so control characters are replaced (I14).
 fn print_message(text: &str) {
     for line in text.lines() {
+        // There is no other place to report a closed stderr.
         let _is_closed = writeln!(std::io::stderr(), "{}", printable(line.as_bytes())).is_err();
     }
 }
@@ -221,6 +215,25 @@ fn print_message(text: &str) {
 fn usage(text: &str) -> Exit {
     print_message(text);
     Exit::Usage
+}
+
+/// Prints why a command was refused.
+fn refused(text: &str) -> Exit {
+    print_message(text);
+    Exit::Failed
+}
+
+/// Prints the answer of each server, broker or webhook, or why there is none.
+fn report_peers(answers: impl IntoIterator<Item = (String, anyhow::Result<String>)>) -> CommandResult {
+    let mut result = Ok(());
+    for (peer, answer) in answers {
+        let text = answer.unwrap_or_else(|error| {
+            result = Err(Exit::Unreachable);
+            format!("{error:#}")
+        });
+        print_message(&format!("{peer}: {text}"));
+    }
+    result
 }
 
 /// Prints an error with its causes.

@@ -1,4 +1,4 @@
-//! `dtorrent run`: the bridge.
+//! `dtorrent run`: runs the bridge until a signal.
 
 use std::time::{Duration, Instant};
 
@@ -24,12 +24,15 @@ fn start(config: Config) -> anyhow::Result<()> {
     for warning in config::warnings(&config) {
         tracing::warn!("{warning}");
     }
+    run_until_signal(async |metrics, stop| app::run(config, metrics, stop).await)
+}
+
+/// Starts runtime and metrics, and runs `work` with a token that a signal cancels.
+pub(super) fn run_until_signal(
+    work: impl AsyncFnOnce(Metrics, CancellationToken) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
-    runtime.block_on(async {
-        let metrics = Metrics::start()?;
-        let stop = stop_on_signal()?;
-        app::run(config, metrics, stop).await
-    })
+    runtime.block_on(async { work(Metrics::start()?, stop_on_signal()?).await })
 }
 
 /// Returns a token that SIGTERM or SIGINT cancels. A second signal ends the process at once, which is as safe as a

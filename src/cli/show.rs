@@ -1,4 +1,4 @@
-//! `dtorrent show`: all about one torrent.
+//! `dtorrent show`: prints one torrent with its files, trackers and peers.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -6,11 +6,12 @@ use std::time::Duration;
 use clap::Args;
 use unicode_width::UnicodeWidthStr as _;
 
+use super::set::PRIORITIES;
 use super::terminal::select::select;
 use super::terminal::server::{ServerChoice, Session, report_error};
 use super::terminal::table::{Cell, Column, cut, table};
 use super::terminal::{human, paint, print_json, print_text, width};
-use super::{CommandResult, Exit, Options, print_message, usage};
+use super::{CommandResult, Options, refused, usage};
 use crate::manager::TorrentDetails;
 use crate::model::{File, Filter, Parts, Peer, Timestamp, Torrent, Tracker, printable};
 use crate::port::{Clock as _, SystemClock};
@@ -54,17 +55,14 @@ pub(super) fn run(options: Options, arguments: Arguments) -> CommandResult {
             [one] => Ok(one.hash),
             several => Err(format!("{} torrents match; select one by its hash", several.len())),
         });
-        let hash = found.map_err(|error| {
-            print_message(&error);
-            Exit::Failed
-        })?;
+        let hash = found.map_err(|error| refused(&error))?;
         let details = watcher.get_parts(hash, Parts { torrent: true, files: true, trackers, peers }).await;
         let details = details.map_err(|error| report_error(&error))?;
         if json { print_json(&details) } else { print_text(&page(&details, width())) }
     })
 }
 
-/// Everything that is known of it, and then its files, trackers and peers as tables.
+/// Returns the fields of the torrent, and its files, trackers and peers as tables.
 fn page(details: &TorrentDetails, width: Option<usize>) -> String {
     let TorrentDetails { torrent, files, trackers, peers, .. } = details;
     let mut text = String::new();
@@ -75,20 +73,16 @@ fn page(details: &TorrentDetails, width: Option<usize>) -> String {
         let what = paint::painted(paint::FAINT, &format!("{what:wide$}"));
         writeln!(text, "{what}  {}", paint::painted(cell.style, &cell_text)).expect("a String takes everything");
     }
-    let tables = [
-        files.as_ref().filter(|files| !files.is_empty()).map(|files| table(&FILES, &rows(files, file), width)),
-        trackers.as_ref().filter(|all| !all.is_empty()).map(|all| table(&TRACKERS, &rows(all, tracker), width)),
-        peers.as_ref().filter(|all| !all.is_empty()).map(|all| table(&PEERS, &rows(all, peer), width)),
+    let rows = [
+        (FILES, files.iter().flatten().map(file).collect::<Vec<_>>()),
+        (TRACKERS, trackers.iter().flatten().map(tracker).collect()),
+        (PEERS, peers.iter().flatten().map(peer).collect()),
     ];
-    for table in tables.into_iter().flatten() {
+    for (columns, rows) in rows.iter().filter(|(_, rows)| !rows.is_empty()) {
         text.push('\n');
-        text.push_str(&table);
+        text.push_str(&table(columns, rows, width));
     }
     text
-}
-
-fn rows<T>(all: &[T], row: impl Fn(&T) -> Vec<Cell>) -> Vec<Vec<Cell>> {
-    all.iter().map(row).collect()
 }
 
 fn plain(text: &str) -> Cell {
@@ -113,8 +107,7 @@ fn lines(torrent: &Torrent) -> Vec<(&'static str, Cell)> {
         None => peers.to_string(),
     });
     let eta = torrent.eta.map(|seconds| human::duration(Duration::from_secs(seconds)));
-    let priority =
-        torrent.priority.map(|number| ["off", "low", "normal", "high"][usize::from(number.min(3))].to_owned());
+    let priority = torrent.priority.map(|number| PRIORITIES[usize::from(number.min(3))].to_owned());
     let all = [
         ("name", Some(plain(&torrent.name))),
         ("hash", Some(Cell::from(torrent.hash.to_string()))),

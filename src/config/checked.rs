@@ -1,8 +1,8 @@
 //! The config as the rest of the program sees it: each value parsed into the type that uses it,
 //! secrets read, defaults filled in.
 //!
-//! Whoever holds a [`Config`] holds a valid one. What an adapter runs on is that adapter's own
-//! settings type, so nothing is parsed or converted after this.
+//! Every [`Config`] is valid. Adapters run on their own settings types, which are part of it, so that nothing is parsed
+//! or converted later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use secrecy::SecretString;
 
 use super::choose::Rights;
+use super::log::Log;
 use crate::clients::exec::settings as exec;
 use crate::clients::rtorrent::settings as rtorrent;
 use crate::model::{HookAddress, Kind, PollSettings, ServerName, SinkName};
@@ -35,24 +36,6 @@ pub struct Config {
     pub brokers: BTreeMap<SinkName, Broker>,
     /// URLs to post events to.
     pub webhooks: BTreeMap<SinkName, Webhook>,
-}
-
-/// What is logged, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Log {
-    /// Least severe level that is logged; `None` logs nothing.
-    pub level: Option<tracing::Level>,
-    /// Form of a line.
-    pub format: LogFormat,
-}
-
-/// Form of a log line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Text, coloured on a terminal.
-    Pretty,
-    /// One JSON object.
-    Json,
 }
 
 /// Where the bridge listens, and who may change something there.

@@ -13,10 +13,10 @@ use super::error::{ConfigError, Place};
 
 const PREFIX: &str = "DTORRENT_";
 
-/// Variables with the prefix that stand for no key.
+/// Variables with the prefix that are not keys.
 const OTHER_VARIABLES: [&str; 2] = ["DTORRENT_CONFIG", "DTORRENT_LIVE"];
 
-/// Starts of variables that Kubernetes sets for a service named `dtorrent`, none of them for this program.
+/// Prefixes of variables that Kubernetes sets in every pod for a service named `dtorrent`, and that are not keys either.
 const KUBERNETES: [&str; 2] = ["DTORRENT_SERVICE_", "DTORRENT_PORT"];
 
 /// Maximum number of parts of a key; no key has as many.
@@ -34,7 +34,7 @@ pub struct Layer {
 const FLAG: &str = "flag ";
 
 impl Layer {
-    /// Returns the layer of a flag: its name with the dashes, the dotted key that it stands for, its value.
+    /// Returns the layer of a flag: its name with the dashes, its dotted key, its value.
     pub fn flag(name: &str, key: &str, text: String) -> Self {
         Self { path: key.split('.').map(str::to_owned).collect(), text, name: format!("{FLAG}{name}") }
     }

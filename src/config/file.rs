@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read as _};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use figment::value::{Dict, Empty, Map, Num, Tag, Value};
@@ -124,15 +123,11 @@ fn dict(table: &DeTable<'_>, bytes: &[u8], path: &mut Vec<String>, lines: &mut L
     let mut dict = Dict::new();
     for (key, value) in table {
         path.push(key.get_ref().to_string());
-        note(lines, path, key.span(), bytes);
+        lines.0.insert(path.clone(), line_of(bytes, key.span().start));
         dict.insert(key.get_ref().to_string(), plain(value, bytes, path, lines));
         path.pop();
     }
     dict
-}
-
-fn note(lines: &mut Lines, path: &[String], span: Range<usize>, bytes: &[u8]) {
-    lines.0.insert(path.to_vec(), line_of(bytes, span.start));
 }
 
 fn plain(value: &Spanned<DeValue<'_>>, bytes: &[u8], path: &mut Vec<String>, lines: &mut Lines) -> Value {
@@ -152,7 +147,7 @@ fn plain(value: &Spanned<DeValue<'_>>, bytes: &[u8], path: &mut Vec<String>, lin
             let mut values = Vec::new();
             for (index, item) in items.iter().enumerate() {
                 path.push(index.to_string());
-                note(lines, path, item.span(), bytes);
+                lines.0.insert(path.clone(), line_of(bytes, item.span().start));
                 values.push(plain(item, bytes, path, lines));
                 path.pop();
             }

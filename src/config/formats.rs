@@ -1,6 +1,6 @@
 //! The named formats of webhooks.
 
-/// Named formats. The topic of ntfy stands in the address.
+/// The named formats. The topic of ntfy is part of the address.
 #[derive(Clone, Copy)]
 pub enum NamedFormat {
     Standard,
@@ -12,7 +12,7 @@ pub enum NamedFormat {
 }
 
 impl NamedFormat {
-    /// Returns whether people read it, who do not want every torrent announced when a server is seen first.
+    /// Returns whether people read it. Events of the initial snapshot are excluded from such a format by default.
     pub fn is_chat(self) -> bool {
         matches!(self, Self::Ntfy | Self::Discord | Self::Slack | Self::Apprise)
     }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use self::{Default as D, Form as F};
 use super::formats::FORMATS;
+use super::log::{Log, LogFormat};
 use crate::clients::settings::DEFAULT_TIMEOUT;
 use crate::model::{PollSettings, Retain};
 use crate::sinks::mqtt::settings::{Prefix, Version};
@@ -19,7 +20,7 @@ use crate::sinks::mqtt::settings::{Prefix, Version};
 /// A table of the config, or one of the forms that a table may have.
 #[derive(Debug)]
 pub struct Section {
-    /// What the table is for.
+    /// Purpose of the table.
     pub doc: &'static str,
     /// Name of the table in the example, where names are free.
     pub sample: &'static str,
@@ -32,9 +33,9 @@ pub struct Section {
 pub struct Key {
     /// Name as written in the file.
     pub name: &'static str,
-    /// What its value looks like.
+    /// Form of its value.
     pub form: Form,
-    /// What applies where it is left out.
+    /// The value where it is left out.
     pub default: Default,
     /// Meaning, in one line.
     pub doc: &'static str,
@@ -51,7 +52,7 @@ pub enum Form {
     Secret(&'static str),
     /// One of these texts.
     Choice(&'static [&'static str]),
-    /// The text that says which of several sections the table is.
+    /// The text that selects one of several sections.
     Tag(&'static str),
     /// A time span from the first to the second.
     Duration(Duration, Duration),
@@ -69,7 +70,7 @@ pub enum Form {
     Rights,
     /// A table of texts, by free names.
     Texts,
-    /// A table that says which torrents are meant.
+    /// A table that selects torrents.
     Filter,
     /// A table.
     Section(&'static Section),
@@ -77,7 +78,7 @@ pub enum Form {
     Named(&'static [&'static Section]),
 }
 
-/// What applies where a key is left out.
+/// The value of a key that is left out.
 #[derive(Clone, Copy, Debug)]
 pub enum Default {
     /// Nothing; this TOML shows the form.
@@ -129,7 +130,7 @@ impl Section {
         self.iter().flat_map(|key| [Some(key.name.to_owned()), key.file()]).flatten().collect()
     }
 
-    /// Returns the key that tells this section from its siblings, and its value here.
+    /// Returns the key that distinguishes this section from its siblings, and its value here.
     pub fn tag(&self) -> Option<(&'static Key, &'static str)> {
         self.iter().find_map(|key| match key.form {
             Form::Tag(value) => Some((key, value)),
@@ -145,30 +146,11 @@ impl Key {
     }
 }
 
-/// Returns every key of the config, with `*` for the name of a server, broker or webhook: `servers.*.url`.
-pub fn keys() -> BTreeSet<String> {
-    fn collect(section: &Section, path: &str, keys: &mut BTreeSet<String>) {
-        keys.extend(section.names().iter().map(|name| format!("{path}{name}")));
-        for key in section.iter() {
-            match key.form {
-                Form::Section(below) => collect(below, &format!("{path}{}.", key.name), keys),
-                Form::Named(forms) => {
-                    forms.iter().for_each(|form| collect(form, &format!("{path}{}.*.", key.name), keys))
-                }
-                _ => {}
-            }
-        }
-    }
-    let mut keys = BTreeSet::new();
-    collect(&ROOT, "", &mut keys);
-    keys
-}
-
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = days(1);
-/// Shortest interval between two polls; a client answers no faster.
-pub const INTERVAL_MIN: Duration = Duration::from_millis(250);
+/// Shortest interval between two polls.
+const INTERVAL_MIN: Duration = Duration::from_millis(250);
 const TIMEOUT_MIN: Duration = Duration::from_millis(100);
 
 const ALL: D = D::List(&["*"]);
@@ -213,9 +195,9 @@ static LOG: Section = Section {
     doc: "Log, always on standard error.",
     sample: "",
     keys: &[&[
-        key("level", F::Choice(&["error", "warn", "info", "debug", "trace", "off"]), D::Text("info"),
+        key("level", F::Choice(&names(&Log::LEVELS)), D::Text("info"),
             "Least severe level that is logged: error, warn, info, debug, trace or off."),
-        key("format", F::Choice(&["pretty", "json"]), D::Text("pretty"), "`pretty`, or `json` for one object a line."),
+        key("format", F::Choice(&names(&LogFormat::NAMES)), D::Text("pretty"), "`pretty`, or `json` for one object a line."),
     ]],
 };
 

@@ -21,6 +21,7 @@ mod error;
 mod file;
 mod formats;
 pub mod keys;
+mod log;
 mod read;
 mod root;
 mod schema;
@@ -36,11 +37,11 @@ use std::path::PathBuf;
 use figment::Figment;
 use figment::value::Value;
 
-pub use checked::{Broker, BrokerKind, Client, Config, Hooks, Http, Log, LogFormat, Server, Webhook};
+pub use checked::{Broker, BrokerKind, Client, Config, Hooks, Http, Server, Webhook};
 pub use choose::Rights;
 pub use env::Layer as Flag;
 pub use error::{ConfigError, ConfigErrors, Place};
-pub use keys::{INTERVAL_MIN, keys};
+pub use log::{Log, LogFormat};
 pub use schema::schema;
 pub use warnings::warnings;
 
@@ -54,7 +55,7 @@ const FILE_NAME: &str = "dtorrent.toml";
 pub struct Sources {
     /// The file of `--config`; no other is searched for.
     pub file: Option<PathBuf>,
-    /// Flags that stand for keys.
+    /// Flags that set keys.
     pub flags: Vec<Flag>,
     /// The whole environment; variables without the prefix are skipped.
     pub variables: Vec<(OsString, OsString)>,
@@ -161,7 +162,7 @@ fn nothing_to_monitor(file: Option<&File>, sources: &Sources) -> ConfigError {
         }
         None => {
             let places: Vec<String> = sources.places().iter().map(|path| path.display().to_string()).collect();
-            (Place::Nowhere, format!("no file was found (looked for {}), and no server is given", places.join(", ")))
+            (Place::Nowhere, format!("no file was found (searched for {}), and no server is given", places.join(", ")))
         }
     };
     ConfigError { place, key: String::new(), wrong, right: right.to_owned() }

@@ -144,7 +144,7 @@ impl<'a> Table<'a> {
         self.fault(name, Fault::new("is missing", right));
     }
 
-    /// Returns the value of `tag` that tells this table from the other forms of its kind.
+    /// Returns the value of the tag that distinguishes this table from the other forms of its kind.
     pub fn tag(&self) -> &'static str {
         self.section.tag().map_or("", |(_, value)| value)
     }
@@ -306,12 +306,12 @@ impl<'a> Table<'a> {
     /// Reads the table under this key; an empty one if there is none.
     pub fn table(&self, name: &str) -> Option<Table<'a>> {
         let Form::Section(section) = self.key(name).form else { return None };
-        let value = self.get(name);
-        if let Some(value) = value.filter(|value| value.as_dict().is_none()) {
-            let path = self.path_of(name).join(".");
-            return self.wrong_type(name, value, "a table", &format!("write [{path}] and its keys below"));
+        let (path, value) = (self.path_of(name), self.get(name));
+        if let Some(fault) = not_a_table(&path, value) {
+            self.fault(name, fault);
+            return None;
         }
-        Some(Self::new(self.context, section, &[], self.path_of(name), value))
+        Some(Self::new(self.context, section, &[], path, value))
     }
 
     /// Reads the tables under this key, each with its name; `None` for a name with an error.
@@ -325,11 +325,10 @@ impl<'a> Table<'a> {
         for (free, value) in self.dict_below(name) {
             let mut path = self.path_of(name);
             path.push(free.clone());
-            let Some(dict) = value.as_dict() else {
-                let right = format!("write [{name}.{free}] and its keys below");
-                self.context.note(&path, Some(value), wrong_type(value, "a table", &right));
-                continue;
-            };
+            if let Some(fault) = not_a_table(&path, Some(value)) {
+                self.context.note(&path, Some(value), fault);
+            }
+            let Some(dict) = value.as_dict() else { continue };
             match form_of(dict, forms) {
                 Ok(form) => {
                     let table = Self::new(self.context, form, forms, path, Some(value));
@@ -364,9 +363,8 @@ impl<'a> Table<'a> {
 
     fn dict_below(&self, name: &str) -> impl Iterator<Item = (&'a String, &'a Value)> + use<'a> {
         let value = self.get(name);
-        if let Some(value) = value.filter(|value| value.as_dict().is_none()) {
-            let path = self.path_of(name).join(".");
-            self.fault(name, wrong_type(value, "a table", &format!("write [{path}] and its keys below")));
+        if let Some(fault) = not_a_table(&self.path_of(name), value) {
+            self.fault(name, fault);
         }
         value.and_then(Value::as_dict).into_iter().flatten()
     }
@@ -393,7 +391,7 @@ impl<'a> Table<'a> {
     }
 }
 
-/// Returns which of `forms` a table has, or the key that should say so and what is wrong with it.
+/// Returns the form of a table, or the key that selects the form and its fault.
 fn form_of(dict: &Dict, forms: &'static [&'static Section]) -> Result<&'static Section, (&'static str, Fault)> {
     let tags = || forms.iter().filter_map(|form| Some((*form, form.tag()?)));
     let Some((_, (key, _))) = tags().next() else { return Ok(forms[0]) };
@@ -422,6 +420,11 @@ fn wrong_type(value: &Value, wanted: &str, right: &str) -> Fault {
     Fault::new(format!("is {found}, not {wanted}"), right)
 }
 
+fn not_a_table(path: &[String], value: Option<&Value>) -> Option<Fault> {
+    let value = value.filter(|value| value.as_dict().is_none())?;
+    Some(wrong_type(value, "a table", &format!("write [{}] and its keys below", path.join("."))))
+}
+
 fn unknown_choice(text: &str, known: impl Iterator<Item = &'static str>) -> Fault {
     let right = format!("write {}", alternatives(known.map(|known| format!("\"{known}\""))));
     Fault::new(format!("`{text}` is an unknown value"), right)
@@ -440,20 +443,10 @@ fn texts_from_outside(text: &str) -> Option<Vec<String>> {
     Some(text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect())
 }
 
-/// Returns whether one is the other but for two typing errors.
+/// Returns whether two names differ by at most two typing errors.
 fn is_near(known: &str, written: &str) -> bool {
-    let known: Vec<char> = known.chars().collect();
-    let mut row: Vec<usize> = (0..=known.len()).collect();
-    for (i, c) in written.chars().take(64).enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, k) in known.iter().enumerate() {
-            let changed = diagonal + usize::from(c != *k);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[known.len()] <= 2.min(known.len() / 2)
+    // No key is longer. Without the limit a file full of long keys would take quadratic time.
+    written.len() <= 64 && strsim::levenshtein(known, written) <= 2.min(known.len() / 2)
 }
 
 #[cfg(test)]

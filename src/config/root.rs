@@ -1,7 +1,8 @@
 //! The top level of the config: `instance`, `data_dir`, `[log]`, `[http]`, and the named tables.
 
-use super::checked::{Config, Http, Log, LogFormat};
+use super::checked::{Config, Http};
 use super::choose::commands;
+use super::log::{Log, LogFormat};
 use super::read::Table;
 use super::secret::secret;
 use super::{brokers, servers, values, webhooks};
@@ -19,18 +20,8 @@ pub(super) fn config(root: &Table<'_>) -> Option<Config> {
 }
 
 fn log(table: &Table<'_>) -> Option<Log> {
-    let level = table.choice(
-        "level",
-        &[
-            ("error", Some(tracing::Level::ERROR)),
-            ("warn", Some(tracing::Level::WARN)),
-            ("info", Some(tracing::Level::INFO)),
-            ("debug", Some(tracing::Level::DEBUG)),
-            ("trace", Some(tracing::Level::TRACE)),
-            ("off", None),
-        ],
-    );
-    let format = table.choice("format", &[("pretty", LogFormat::Pretty), ("json", LogFormat::Json)]);
+    let level = table.choice("level", &Log::LEVELS);
+    let format = table.choice("format", &LogFormat::NAMES);
     Some(Log { level: level?, format: format? })
 }
 

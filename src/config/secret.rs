@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use super::read::{Fault, Table};
 
 /// Reads `name`, or the content of the file that `NAME_file` names, and returns the key that gave it.
 ///
 /// Both at once are an error, unless one comes from a higher layer: that one wins.
-pub fn secret_and_key(table: &Table<'_>, name: &str) -> Option<(SecretString, String)> {
+fn secret_and_key(table: &Table<'_>, name: &str) -> Option<(SecretString, String)> {
     let file = format!("{name}_file");
     let (in_place, in_file) = (table.rank(name), table.rank(&file));
     if in_place.is_some() && in_place == in_file {
@@ -31,6 +31,16 @@ pub fn secret_and_key(table: &Table<'_>, name: &str) -> Option<(SecretString, St
 /// Reads a secret; see [`secret_and_key`].
 pub fn secret(table: &Table<'_>, name: &str) -> Option<SecretString> {
     secret_and_key(table, name).map(|(secret, _)| secret)
+}
+
+/// Reads and parses a secret; see [`secret_and_key`].
+pub fn parsed_secret<T, E: Into<Fault>>(
+    table: &Table<'_>,
+    name: &str,
+    parse: impl FnOnce(&str) -> Result<T, E>,
+) -> Option<T> {
+    let (text, key) = secret_and_key(table, name)?;
+    parse(text.expose_secret()).map_err(|error| table.fault(&key, error.into())).ok()
 }
 
 /// Returns the content of a file that holds a secret, without the line break at its end.

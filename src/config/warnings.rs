@@ -2,95 +2,93 @@
 
 use std::net::IpAddr;
 
-use super::checked::{Broker, BrokerKind, Client, Config, Server, Webhook};
+use super::checked::{Broker, BrokerKind, Client, Config, Http, Server, Webhook};
 use crate::clients::rtorrent::settings::{Endpoint, Settings};
 use crate::sinks::nats::settings::Login;
 
-/// Returns what the owner of a valid config should know, one sentence each.
+/// Whether it applies, the key that it is about, and its text.
+type Warning = (bool, &'static str, String);
+
+/// Returns the likely mistakes in a valid config, one sentence each.
 pub fn warnings(config: &Config) -> Vec<String> {
-    let mut warnings = Warnings(Vec::new());
-    for (name, server) in &config.servers {
-        if let Client::Rtorrent(settings) = &server.client {
-            warnings.note_rtorrent(&format!("servers.{name}"), settings, server, config);
-        }
-    }
-    for (name, broker) in &config.brokers {
-        warnings.note_broker(&format!("brokers.{name}"), broker);
-    }
-    for (name, webhook) in &config.webhooks {
-        warnings.note_webhook(&format!("webhooks.{name}"), webhook);
-    }
-    if let Some(listen) = config.http.listen {
-        let text = format!(
-            "{listen} is open to the network, and everybody who reaches it can read everything without a login"
-        );
-        warnings.note(!listen.ip().is_loopback(), "http", "listen", &text);
-    }
-    warnings.0
+    let servers = config.servers.iter().filter_map(|(name, server)| match &server.client {
+        Client::Rtorrent(settings) => Some((format!("servers.{name}"), of_rtorrent(settings, server, config))),
+        Client::Exec(_) => None,
+    });
+    let brokers = config.brokers.iter().map(|(name, broker)| (format!("brokers.{name}"), of_broker(broker)));
+    let webhooks = config.webhooks.iter().map(|(name, webhook)| (format!("webhooks.{name}"), of_webhook(webhook)));
+    let http = [("http".to_owned(), of_http(&config.http))];
+    let all = servers.chain(brokers).chain(webhooks).chain(http);
+    let applying = all.flat_map(|(table, warnings)| {
+        let applying = warnings.into_iter().filter(|(applies, ..)| *applies);
+        applying.map(move |(_, key, text)| format!("{table}.{key}: {text}"))
+    });
+    applying.collect()
 }
 
-struct Warnings(Vec<String>);
+fn of_http(http: &Http) -> Vec<Warning> {
+    let Some(listen) = http.listen else { return Vec::new() };
+    let text =
+        format!("{listen} is open to the network, and everybody who reaches it can read everything without a login");
+    vec![(!listen.ip().is_loopback(), "listen", text)]
+}
 
-impl Warnings {
-    fn note(&mut self, applies: bool, table: &str, key: &str, text: &str) {
-        if applies {
-            self.0.push(format!("{table}.{key}: {text}"));
+fn of_rtorrent(settings: &Settings, server: &Server, config: &Config) -> Vec<Warning> {
+    let Settings { endpoint, username, password, ca_pem, .. } = settings;
+    let is_http = matches!(endpoint, Endpoint::Http(_));
+    let is_clear = matches!(endpoint, Endpoint::Http(url) if url.scheme() == "http");
+    let is_far = endpoint.host().is_some_and(|host| !is_local(host));
+    let open = "SCGI has no login, and everybody who reaches that port can run programs there; \
+                use a unix socket, or http(s) with a login";
+    let hooks_listen = config.http.hooks_listen.ip();
+    let lacks_address = server.hooks.as_ref().is_some_and(|hooks| hooks.address.is_none());
+    let own = format!(
+        "rTorrent runs on another machine and would notify its own {hooks_listen}; \
+         write http.hooks_listen and hooks_address as it reaches them"
+    );
+    vec![
+        (endpoint.is_open_to_the_network(), "url", open.to_owned()),
+        (!is_http && username.is_some(), "username", "applies to http(s) only and is not used".to_owned()),
+        (!is_http && ca_pem.is_some(), "ca_file", "applies to https only and is not used".to_owned()),
+        (is_clear && is_far && password.is_some(), "url", crosses("password", "https")),
+        (lacks_address && hooks_listen.is_loopback() && is_far, "hooks", own),
+    ]
+}
+
+fn of_broker(broker: &Broker) -> Vec<Warning> {
+    match &broker.kind {
+        BrokerKind::Mqtt(mqtt) => {
+            let is_clear = !mqtt.url.transport.is_encrypted();
+            let is_far = !is_local(&mqtt.url.endpoint.host);
+            let unused = "applies to mqtts and wss only and is not used".to_owned();
+            vec![
+                (is_clear && is_far && mqtt.password.is_some(), "url", crosses("password", "mqtts or wss")),
+                (is_clear && mqtt.ca_pem.is_some(), "ca_file", unused.clone()),
+                (is_clear && mqtt.client_cert.is_some(), "cert_file", unused),
+            ]
+        }
+        BrokerKind::Nats(nats) => {
+            let secret = match nats.login {
+                Login::User { .. } => "password",
+                Login::Token(_) => "token",
+                // A seed never crosses the network: it signs.
+                Login::Nobody | Login::Nkey(_) | Login::Creds { .. } => return Vec::new(),
+            };
+            let is_exposed = nats.urls.iter().any(|url| !url.needs_tls && !is_local(&url.endpoint.host));
+            // Certificates without tls:// are no mistake: a NATS server may require TLS all the same.
+            vec![(is_exposed, "url", crosses(secret, "tls"))]
         }
     }
+}
 
-    fn note_rtorrent(&mut self, table: &str, settings: &Settings, server: &Server, config: &Config) {
-        let Settings { endpoint, username, password, ca_pem, .. } = settings;
-        let is_http = matches!(endpoint, Endpoint::Http(_));
-        let is_clear = matches!(endpoint, Endpoint::Http(url) if url.scheme() == "http");
-        let is_far = endpoint.host().is_some_and(|host| !is_local(host));
-        let text = "SCGI has no login, and everybody who reaches that port can run programs there; \
-                    use a unix socket, or http(s) with a login";
-        self.note(endpoint.is_open_to_the_network(), table, "url", text);
-        self.note(!is_http && username.is_some(), table, "username", "applies to http(s) only and is not used");
-        self.note(!is_http && ca_pem.is_some(), table, "ca_file", "applies to https only and is not used");
-        self.note(is_clear && is_far && password.is_some(), table, "url", &crosses("password", "https"));
-        let hooks_listen = config.http.hooks_listen.ip();
-        let lacks_address = server.hooks.as_ref().is_some_and(|hooks| hooks.address.is_none());
-        let text = format!(
-            "rTorrent runs on another machine and would notify its own {hooks_listen}; \
-             write http.hooks_listen and hooks_address as it reaches them"
-        );
-        self.note(lacks_address && hooks_listen.is_loopback() && is_far, table, "hooks", &text);
-    }
-
-    fn note_broker(&mut self, table: &str, broker: &Broker) {
-        match &broker.kind {
-            BrokerKind::Mqtt(mqtt) => {
-                let is_clear = !mqtt.url.transport.is_encrypted();
-                let is_far = !is_local(&mqtt.url.endpoint.host);
-                let text = crosses("password", "mqtts or wss");
-                self.note(is_clear && is_far && mqtt.password.is_some(), table, "url", &text);
-                let text = "applies to mqtts and wss only and is not used";
-                self.note(is_clear && mqtt.ca_pem.is_some(), table, "ca_file", text);
-                self.note(is_clear && mqtt.client_cert.is_some(), table, "cert_file", text);
-            }
-            BrokerKind::Nats(nats) => {
-                let secret = match nats.login {
-                    Login::User { .. } => Some("password"),
-                    Login::Token(_) => Some("token"),
-                    // A seed never crosses the network: it signs.
-                    Login::Nobody | Login::Nkey(_) | Login::Creds { .. } => None,
-                };
-                let is_exposed = nats.urls.iter().any(|url| !url.needs_tls && !is_local(&url.endpoint.host));
-                // Certificates without tls:// are no mistake: a NATS server may ask for TLS all the same.
-                self.note(is_exposed && secret.is_some(), table, "url", &crosses(secret.unwrap_or_default(), "tls"));
-            }
-        }
-    }
-
-    fn note_webhook(&mut self, table: &str, webhook: &Webhook) {
-        let settings = &webhook.settings;
-        let is_clear = !settings.address.is_encrypted();
-        let is_far = !settings.address.url().host_str().is_some_and(is_local);
-        let has_secrets = settings.login.is_some() || !settings.headers.is_empty();
-        self.note(is_clear && is_far && has_secrets, table, "url", &crosses("login", "https"));
-        self.note(is_clear && settings.ca_pem.is_some(), table, "ca_file", "applies to https only and is not used");
-    }
+fn of_webhook(Webhook { settings, .. }: &Webhook) -> Vec<Warning> {
+    let is_clear = !settings.address.is_encrypted();
+    let is_far = !settings.address.url().host_str().is_some_and(is_local);
+    let has_secrets = settings.login.is_some() || !settings.headers.is_empty();
+    vec![
+        (is_clear && is_far && has_secrets, "url", crosses("login", "https")),
+        (is_clear && settings.ca_pem.is_some(), "ca_file", "applies to https only and is not used".to_owned()),
+    ]
 }
 
 fn crosses(secret: &str, encrypted: &str) -> String {

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use reqwest::header::HeaderMap;
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 
 use super::checked::Webhook;
 use super::choose::{events, patterns, servers};
 use super::formats::{FORMATS, NamedFormat};
 use super::read::{Fault, Table};
-use super::secret::{read_file, read_secret, secret, secret_and_key};
+use super::secret::{parsed_secret, read_file, read_secret, secret};
 use super::values::{certificates, login, torrents};
 use crate::model::{Kind, ServerName, SinkName};
 use crate::sinks::webhook::settings::{
@@ -29,7 +29,7 @@ pub fn webhooks(root: &Table<'_>, names: &[ServerName]) -> BTreeMap<SinkName, We
 
 fn webhook(name: Option<SinkName>, table: &Table<'_>, names: &[ServerName]) -> Option<Webhook> {
     let named = table.choice("format", &FORMATS);
-    let address = address(table);
+    let address = parsed_secret(table, "url", Address::parse);
     let (address, format) = match (template(table), named) {
         (Some(template), _) => (address, Some(Format::Own(template))),
         (None, Some(NamedFormat::Ntfy)) => {
@@ -56,9 +56,7 @@ fn webhook(name: Option<SinkName>, table: &Table<'_>, names: &[ServerName]) -> O
         causes.iter_mut().for_each(|causes| causes.retain(|cause| *cause != "snapshot"));
     }
     let torrents = torrents(table);
-    let secrets = secret_and_key(table, "secret").and_then(|(text, key)| {
-        Secrets::parse(text.expose_secret()).map_err(|error| table.fault(&key, error.into())).ok()
-    });
+    let secrets = parsed_secret(table, "secret", Secrets::parse);
     let login = webhook_login(table);
     let headers = headers(table, login.is_some());
     let ca_pem = table.parsed("ca_file", certificates);
@@ -81,11 +79,6 @@ fn webhook(name: Option<SinkName>, table: &Table<'_>, names: &[ServerName]) -> O
         keep_trying: keep_trying?,
     };
     Some(Webhook { servers: servers?, events, settings })
-}
-
-fn address(table: &Table<'_>) -> Option<Address> {
-    let (text, key) = secret_and_key(table, "url")?;
-    Address::parse(text.expose_secret()).map_err(|error| table.fault(&key, error.into())).ok()
 }
 
 fn template(table: &Table<'_>) -> Option<Template> {

@@ -48,25 +48,18 @@ static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 /// # Errors
 /// `level` is none of the levels, or no log was installed; the text is for the user.
 pub fn set_level(level: &str) -> Result<(), String> {
-    let level = match level {
-        "off" => None,
-        "error" => Some(Level::ERROR),
-        "warn" => Some(Level::WARN),
-        "info" => Some(Level::INFO),
-        "debug" => Some(Level::DEBUG),
-        "trace" => Some(Level::TRACE),
-        _ => return Err("level: expected error, warn, info, debug, trace or off".to_owned()),
-    };
+    let found = Log::LEVELS.iter().find(|(name, _)| *name == level);
+    let (_, level) = found.ok_or("level: expected error, warn, info, debug, trace or off")?;
     let handle = LEVEL.get().ok_or("no log is installed")?;
-    handle.reload(filter(level)).map_err(|error| error.to_string())
+    handle.reload(filter(*level)).map_err(|error| error.to_string())
 }
 
-/// Lets through our own messages at `level`, and those of libraries from `warn` on.
+/// Returns a filter for messages of this program from `level` on, and of libraries from `warn` on.
 fn filter(level: Option<Level>) -> Targets {
     let level = level.map_or(LevelFilter::OFF, LevelFilter::from_level);
     Targets::new()
         .with_target("dtorrent", level)
-        // Their errors reach us and are logged by us; a broker could make rumqttc log a line for each byte it sends.
+        // The sinks log the errors of these libraries; a broker could make rumqttc log a line for each byte it sends.
         .with_target("rumqttc", LevelFilter::OFF)
         .with_target("async_nats", LevelFilter::OFF)
         .with_default(level.min(LevelFilter::WARN))
