@@ -39,12 +39,19 @@ const BEHIND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The implementation of [`http::Api`].
 pub(super) struct Api {
+    /// Source of everything that is read.
     pub live: Arc<LiveState>,
+    /// Source of older events, for streams that resume.
     pub store: Arc<SqliteStore>,
+    /// Time to which the `age` of a filter refers.
     pub clock: Arc<dyn Clock>,
+    /// Sender of commands, with admission as on a broker.
     pub caller: Arc<Caller>,
+    /// Replays dead letters of webhooks.
     pub replayer: Replayer,
+    /// Source of `/metrics`.
     pub metrics: Metrics,
+    /// Ends streams and waiting requests.
     pub stop: CancellationToken,
 }
 
@@ -109,6 +116,7 @@ impl http::Api for Api {
                 (Reverse(torrent.error), Reverse(rate), torrent.finished)
             });
         }
+        // Both are from the query, so their product may overflow.
         let skipped = usize::try_from(page.saturating_mul(*page_size)).unwrap_or(usize::MAX);
         let size = usize::try_from(*page_size).unwrap_or(usize::MAX);
         Some((matching.into_iter().skip(skipped).take(size).collect(), total))
@@ -127,6 +135,7 @@ impl http::Api for Api {
         match tokio::time::timeout(timeout, call).await {
             Ok(Some(CallResult { status, error, body })) => CommandReply::Result { status, error, body },
             Ok(None) => CommandReply::Stopping,
+            // Only the wait ends. The command is logged and continues; a request with the same id gets its result (I12).
             Err(_) => CommandReply::Running { id: id.map(|id| id.as_str().to_owned()) },
         }
     }
@@ -172,7 +181,7 @@ async fn next_item(listening: Option<Listening>) -> Option<(StreamItem, Option<L
     Some((item, Some((reader, lag))))
 }
 
-/// Whether a listener keeps up. A resume after an absence is no fault of it, however far behind it begins.
+/// The lag of a listener. A listener that resumes may begin far behind, and is too slow only after it has caught up once.
 #[derive(Default)]
 struct LagWatch {
     has_caught_up: bool,

@@ -67,11 +67,13 @@ impl Bridge {
         recovery: &Recovery,
         clock: Arc<dyn Clock>,
     ) -> anyhow::Result<Self> {
+        // First of all: the cursors of sinks that left the config would hold the journal.
         let sinks = servers_by_sink(config);
         retry_while_full("the sinks", || store.declare_sinks(&sinks)).await.context("declare the sinks")?;
         let dyn_store: Arc<dyn Store> = store.clone();
         let live = load_live_state(config, &*dyn_store, sinks.keys().cloned()).await?;
         let is_first_run = recovery.is_new && !recovery.lost;
+        // Before the first event of this run: a new sink begins with the present, and a known one must never count as new.
         for (sink, servers) in &sinks {
             let store_cursor = || init_sink_progress(&*dyn_store, &live, sink, servers, is_first_run);
             retry_while_full("a start", store_cursor)
@@ -99,6 +101,7 @@ impl Bridge {
         for name in self.sinks.keys() {
             let (bridge, sink) = (Arc::clone(self), name.clone());
             group.spawn(format!("sink {name}"), move |stop| {
+                // Built at each start: after a panic the dispatcher continues from what the store holds.
                 let parts = bridge.dispatcher_parts(&sink);
                 let deliver = async move { Dispatcher::new(parts).await?.run(stop).await };
                 deliver.instrument(info_span!("deliver", %sink))
@@ -280,6 +283,7 @@ fn build_servers(
 async fn build_worker(mut unfinished: Unfinished, common: &Common) -> anyhow::Result<BridgeWorker> {
     let Common { store, live, clock } = common.clone();
     let queue = Arc::new(Queue::new(unfinished.remove(&None).unwrap_or_default()));
+    // Every command gets a result (I15), also if its server left the config.
     for queued in unfinished.into_values().flatten() {
         answer_for_removed_server(&*store, &live, &*clock, &queued.command)
             .await
@@ -325,6 +329,7 @@ fn build_sinks(
                 sink: Arc::new(WebhookSink::new(sink.clone(), Arc::clone(&endpoint))),
                 servers: vec![server.clone()],
                 events: webhook.events.clone(),
+                // A webhook retains nothing.
                 retain: Retain::None,
                 broker: None,
             };

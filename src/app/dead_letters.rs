@@ -62,7 +62,7 @@ impl fmt::Display for Receiver {
 
 /// A dead letter, with the broker or webhook that refused it.
 pub struct SinkDeadLetter {
-    /// Who refused the event.
+    /// The broker or webhook that refused the event.
     pub receiver: Receiver,
     /// The sink whose queue holds it. A webhook has one for each of its servers.
     sink: SinkName,
@@ -139,7 +139,7 @@ pub enum ReplayStatus {
     Delivered,
     /// Refused once more.
     Rejected,
-    /// The receiver could not be reached; the rest was not tried.
+    /// The receiver is unreachable; later dead letters were not sent.
     Unreachable,
 }
 
@@ -154,17 +154,18 @@ impl Replayed {
     }
 }
 
-/// Sends dead letters again, in their order, with their ids and bodies. A running bridge is asked to send those of a
-/// webhook.
+/// Sends dead letters again, in their order, with their ids and bodies. Those of a webhook are sent by the running bridge,
+/// if there is one.
 ///
-/// Returns the outcome of each that was tried: after a receiver that cannot be reached, the rest is not.
+/// Returns the outcome of each one sent, up to the first unreachable receiver.
 ///
 /// # Errors
-/// The config has no such receiver, the state cannot be opened, or the bridge that uses it cannot be asked.
+/// The config has no such receiver, the state cannot be opened, or the running bridge does not accept the request.
 pub async fn replay(config: &Config, dead_letters: Vec<SinkDeadLetter>) -> anyhow::Result<Vec<Replayed>> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let mut targets = ReplayTargets::new();
     for SinkDeadLetter { receiver, .. } in &dead_letters {
+        // All targets before the first event, so that a receiver that left the config sends nothing.
         if let Vacant(target) = targets.entry(receiver.clone()) {
             target.insert(ReplayTarget::new(config, receiver, &dead_letters, &clock)?);
         }
@@ -203,6 +204,7 @@ async fn replay_each(
             None => target.send(&sink, &dead_letter).await,
             Some(_) => Err(rejected("the events of this range are no longer stored; it can only be dropped")),
         };
+        // Only after the acknowledgement (I4): a crash before this line sends the event again.
         if result.is_ok() {
             let forget = || store.drop_dead_letter(&sink, &dead_letter.id);
             retry_while_full("a dead letter", forget).await.context("delete the delivered dead letter")?;
@@ -210,6 +212,7 @@ async fn replay_each(
         let one = Replayed::new(dead_letter.id, result);
         let is_unreachable = one.status == ReplayStatus::Unreachable;
         replayed.push(one);
+        // Each further event would wait for the same timeout.
         if is_unreachable {
             break;
         }
@@ -221,7 +224,7 @@ fn rejected(reason: impl Into<String>) -> DeliverError {
     DeliverError::Rejected { reason: reason.into() }
 }
 
-/// Where the dead letters of one receiver are sent.
+/// The destination of the dead letters of one receiver.
 enum ReplayTarget {
     Webhook(Arc<Endpoint>),
     /// The connection is opened with the first event.
@@ -286,7 +289,7 @@ impl ReplayTarget {
     }
 }
 
-/// Rebuilds the journal entry that a dead letter was.
+/// Returns the journal entry of a dead letter.
 fn journal_entry(DeadLetter { body, .. }: &DeadLetter) -> Result<JournalEntry, serde_json::Error> {
     #[derive(Deserialize)]
     struct Head {
@@ -299,13 +302,17 @@ fn journal_entry(DeadLetter { body, .. }: &DeadLetter) -> Result<JournalEntry, s
     if let EventId::Updated { .. } = id {
         return Err(serde_json::Error::custom("an `updated` is in no journal"));
     }
+    // The revision orders states, and a replay sends none.
     Ok(JournalEntry::stored(id, event_type, hash, Rev(0), time, body.clone()))
 }
 
 /// Replays inside the running bridge.
 pub(super) struct Replayer {
+    /// Directory of the store, from which dead letters are read.
     pub data_dir: PathBuf,
+    /// The open store, in which delivered dead letters are deleted.
     pub store: Arc<SqliteStore>,
+    /// Endpoints of the webhooks, by their names in the config.
     pub endpoints: BTreeMap<SinkName, Arc<Endpoint>>,
     /// Held during a replay, so that two requests for the same events do not both send them.
     pub one_at_a_time: AsyncMutex<()>,
@@ -340,6 +347,7 @@ async fn ask_bridge(http: &Http, dead_letters: &[SinkDeadLetter]) -> anyhow::Res
     let [SinkDeadLetter { receiver, .. }, ..] = dead_letters else { return Ok(Vec::new()) };
     let (Receiver::Webhook(webhook), true) = (receiver, dead_letters.iter().all(|one| one.receiver == *receiver))
     else {
+        // Two connections of one sink to a broker would break its order (I5).
         bail!("the bridge is running: stop it first");
     };
     let (Some(address), Some(token)) = (http.address(), &http.token) else {
@@ -347,6 +355,7 @@ async fn ask_bridge(http: &Http, dead_letters: &[SinkDeadLetter]) -> anyhow::Res
     };
     let client = reqwest::Client::builder()
         .tls_backend_preconfigured(Arc::unwrap_or_clone(tls::trusting_nobody()?))
+        // A proxy from the environment would receive the token.
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(CONNECT_TIMEOUT)

@@ -11,8 +11,11 @@ use crate::model::{Hook, HookAddress, HookKey, HookSecret, ServerName};
 
 /// The bound port, and the hook of each server whose config wants one.
 pub(super) struct HookListener {
+    /// The bound port.
     pub listener: TcpListener,
+    /// The secret of this run, which every signal has to contain.
     pub secret: HookSecret,
+    /// The hook of each server with `hooks = true`.
     pub hooks: BTreeMap<ServerName, Hook>,
 }
 
@@ -26,7 +29,9 @@ impl HookListener {
         }
         let listen = config.http.hooks_listen;
         let listener = http::bind(listen).await.with_context(|| format!("listen for hooks on {listen}"))?;
+        // The config may say port 0.
         let bound = listener.local_addr().context("listen for hooks")?;
+        // New at each start: a hook of an earlier run that was killed cannot wake this one (docs/decisions/0006).
         let secret = HookSecret::new(rand::random());
         let hook = |(name, hooks): (&ServerName, &config::Hooks)| {
             let address = match &hooks.address {

@@ -93,6 +93,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
     // First the producers of events and results, so that the sinks can still deliver the last of them.
     let intake = intake.stop(INTAKE_STOP_TIMEOUT).await;
     let delivery = delivery.stop(DELIVERY_STOP_TIMEOUT).await;
+    // After a failed HTTP server the store is closed as well, so that the next start finds the mark of a clean shutdown.
     let closed = close_store(&store).await;
     ended?;
     intake.and(delivery).and(closed).context("use the state")

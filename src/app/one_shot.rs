@@ -1,4 +1,4 @@
-//! One-shot work without a running bridge: probing every peer, and clearing everything retained.
+//! One-shot work without a running bridge: probing every peer, and clearing every retained message.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,6 +34,7 @@ pub async fn probe(config: &Config) -> Vec<(String, anyhow::Result<String>)> {
 /// # Errors
 /// The state cannot be opened; a running bridge uses it, for one.
 pub async fn purge(config: &Config) -> anyhow::Result<Vec<(SinkName, anyhow::Result<usize>)>> {
+    // The lock of the store also proves that no bridge is running, which would publish everything again.
     let (store, _) = open_store(config, Arc::new(SystemClock))?;
     let mut purged = Vec::new();
     for (name, broker) in &config.brokers {
@@ -47,6 +48,7 @@ async fn purge_broker(name: &SinkName, broker: &Broker, store: &SqliteStore) -> 
     let state = store.load_sink(name).await.context("read the retained topics")?;
     let topics: Vec<String> = state.retained_topics.into_iter().collect();
     let count = BrokerAdapter::new(broker, BTreeMap::new())?.purge(topics.clone()).await?;
+    // Only after the broker has acknowledged: an interrupted purge finds the rest in the registry.
     store.unregister_topics(name, topics).await.context("unregister the cleared topics")?;
     store.save_projection_state(name, "{}".to_owned()).await.context("reset the saved projection")?;
     Ok(count)

@@ -122,9 +122,9 @@ fn rounded(seconds: f64) -> f64 {
     (seconds * 1000.0).round() / 1000.0
 }
 
-/// Brings up to date the metrics that are read from the live state and the store, not counted as things happen.
+/// Updates the metrics that are read from the live state and the store.
 ///
-/// A metric that the store cannot count now keeps its last value.
+/// A metric that cannot be read from the store keeps its last value.
 pub(super) async fn record_metrics(live: &LiveState, store: &SqliteStore) {
     let usage = store.dead_letter_usage().await.ok();
     for (name, buffer) in live.buffers() {

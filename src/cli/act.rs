@@ -15,7 +15,7 @@ use crate::manager::Watcher;
 use crate::model::{InfoHash, Level, Outcome, OutcomeStatus, Torrent, Verb};
 use crate::port::{Clock as _, SystemClock};
 
-/// A verb that takes torrents and nothing else. Each row of the verbs with a participle is a subcommand.
+/// A verb without arguments of its own. Each row of the table of verbs that has a participle is a subcommand.
 #[derive(Clone, Debug)]
 pub struct PlainVerb {
     verb: Verb,
@@ -25,7 +25,7 @@ pub struct PlainVerb {
 
 #[derive(Clone, Debug, Args)]
 struct Arguments {
-    /// The server, if there are several, and which torrents: the beginning of a hash, a name, or a pattern like '*.iso'
+    /// The server, if there are several, and the torrents: the beginning of a hash, a name, or a pattern like '*.iso'
     #[arg(value_name = "[SERVER] SELECTOR")]
     selectors: Vec<String>,
     #[command(flatten)]
@@ -39,10 +39,10 @@ pub struct Selection {
     choice: ServerChoice,
     #[command(flatten)]
     conditions: Conditions,
-    /// All torrents of the server
+    /// Select all torrents of the server
     #[arg(long)]
     all: bool,
-    /// Say what would be done, and do nothing
+    /// Show what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
     /// Print the result as JSON

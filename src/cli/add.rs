@@ -24,22 +24,22 @@ pub(super) struct Arguments {
     sources: Vec<String>,
     #[command(flatten)]
     choice: ServerChoice,
-    /// Load it, and start it later
+    /// Add without starting
     #[arg(long)]
     stopped: bool,
-    /// With this label
+    /// Set this label
     #[arg(long)]
     label: Option<String>,
-    /// Put its content into this folder, below the server's `roots`
+    /// Download into this folder, below the server's `roots`
     #[arg(long, value_name = "FOLDER")]
     directory: Option<String>,
-    /// 0 off, 1 low, 2 normal, 3 high
+    /// Set the priority: 0 off, 1 low, 2 normal, 3 high
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=3))]
     priority: Option<u8>,
-    /// Its content is here already, below the server's `roots`: every piece is checked before anything is loaded
+    /// Use existing content, below the server's `roots`; every piece is checked before the torrent is added
     #[arg(long, value_name = "PATH")]
     data_file: Option<String>,
-    /// Print one JSON object a line, for each that was added
+    /// Print one JSON object a line, for each added torrent
     #[arg(long)]
     json: bool,
 }
@@ -51,6 +51,7 @@ pub(super) fn run(options: Options, arguments: Arguments) -> CommandResult {
     if sources.is_empty() {
         return Err(usage("nothing to add; give a magnet link, an http(s) URL or a .torrent file"));
     }
+    // All sources are read before any torrent is added, so that a missing file adds none.
     let mut torrents = Vec::with_capacity(sources.len());
     for source in &sources {
         let mut torrent = read(source)?;
@@ -104,6 +105,7 @@ async fn add_with_progress(watcher: &Watcher, torrent: NewTorrent) -> Result<Inf
     let mut adding = std::pin::pin!(watcher.add(torrent));
     let bar = bytes_bar("checking", 0);
     loop {
+        // The timeout only draws the bar: the pinned future continues in the next round.
         if let Ok(added) = tokio::time::timeout(BAR_INTERVAL, &mut adding).await {
             bar.finish_and_clear();
             return added;
@@ -122,6 +124,7 @@ fn read(source: &str) -> Result<NewTorrent, Exit> {
     if source.starts_with("http://") || source.starts_with("https://") {
         return Ok(NewTorrent::url(source));
     }
+    // One byte above the limit is read, to detect a larger file.
     let mut bytes = Vec::new();
     let read = match source {
         "-" => std::io::stdin().lock().take(TORRENT_BYTES_MAX + 1).read_to_end(&mut bytes),

@@ -1,4 +1,4 @@
-//! `dtorrent client check`: runs the conformance suite on a program that is to be a client.
+//! `dtorrent client check`: runs the conformance suite on a custom client.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ pub(super) struct CheckArguments {
     /// Pause and resume this torrent of the program
     #[arg(long, value_name = "HASH")]
     torrent: Option<InfoHash>,
-    /// Maximum time for an answer, and for an effect to show
+    /// Set the maximum time for an answer, and for an effect
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     timeout: Duration,
     /// The program and its arguments
@@ -42,6 +42,7 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     let findings = runtime.block_on(conformance::client(&client, &options));
     let printed = print_bytes(report(&findings).as_bytes());
     let is_broken = findings.iter().any(|finding| matches!(finding.verdict, Verdict::Broken(_)));
+    // A closed stdout must not hide a broken client, so its exit code takes precedence.
     if is_broken { Err(Exit::Failed) } else { printed }
 }
 

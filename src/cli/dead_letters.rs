@@ -1,4 +1,4 @@
-//! `dtorrent dead-letters`: the events that brokers and endpoints refused.
+//! `dtorrent dead-letters`: lists, replays and drops the events that brokers and endpoints refused.
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, Subcommand};
@@ -23,7 +23,7 @@ pub(super) enum Arguments {
 
 #[derive(Debug, Args)]
 pub(super) struct ListArguments {
-    /// Only those of this broker or webhook
+    /// List only those of this broker or webhook
     #[arg(value_name = "NAME")]
     name: Option<String>,
     /// Print one JSON object a line, with the whole event
@@ -39,7 +39,7 @@ pub(super) struct Selection {
     /// The events, by their ids
     #[arg(value_name = "ID", required_unless_present = "all")]
     ids: Vec<String>,
-    /// All dead letters of NAME
+    /// Select all dead letters of NAME
     #[arg(long, conflicts_with = "ids")]
     all: bool,
 }
@@ -76,6 +76,7 @@ fn as_line(SinkDeadLetter { receiver, dead_letter, .. }: &SinkDeadLetter) -> Str
         }
     };
     let (time, name, id, reason) = (&dead_letter.time, receiver.name(), &dead_letter.id, &dead_letter.reason);
+    // Torrent names and the reasons of endpoints are untrusted (I14).
     printable(format!("{time}  {name}  {id}  {what}: {reason}").as_bytes()) + "\n"
 }
 
@@ -98,6 +99,7 @@ fn selected(config: &Config, Selection { name, ids, all: _ }: &Selection) -> Res
     let name = SinkName::parse(name).map_err(|error| failed(error.into()))?;
     let mut dead_letters = dead_letters::list(&config.data_dir).map_err(failed)?;
     dead_letters.retain(|one| *one.receiver.name() == name);
+    // A sink that left the config may still have dead letters.
     let is_known = config.brokers.contains_key(&name) || config.webhooks.contains_key(&name);
     if dead_letters.is_empty() && !is_known {
         return Err(failed(anyhow!("the config has no broker or webhook {name}")));

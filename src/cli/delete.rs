@@ -16,22 +16,23 @@ use crate::model::{Torrent, Verb};
 const NAMED_MAX: usize = 10;
 
 #[derive(Clone, Debug, Args)]
-pub struct Arguments {
-    /// The server, if there are several, and which torrents, as in `pause`
+pub(super) struct Arguments {
+    /// The server, if there are several, and the torrents, as in `pause`
     #[arg(value_name = "[SERVER] SELECTOR")]
     selectors: Vec<String>,
-    /// Delete their files, too: those below the server's `roots` that are no other torrent's
+    /// Delete their files, too: those below the server's `roots` that belong to no other torrent
     #[arg(long)]
     data: bool,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long, short)]
     yes: bool,
     #[command(flatten)]
     selection: Selection,
 }
 
-pub fn run(options: Options, arguments: Arguments) -> CommandResult {
+pub(super) fn run(options: Options, arguments: Arguments) -> CommandResult {
     let Arguments { selectors, data, yes, selection } = arguments;
+    // Before the connection, so that a script without --yes fails at once.
     if data && !yes && !selection.dry_run && !is_interactive() {
         return Err(usage("not a terminal; pass --yes to delete files"));
     }
@@ -49,6 +50,7 @@ pub fn run(options: Options, arguments: Arguments) -> CommandResult {
 /// Prints what would be deleted, and asks for confirmation.
 async fn confirm(watcher: &Watcher, torrents: &[Torrent]) -> Result<bool, Exit> {
     let hashes: Vec<_> = torrents.iter().map(|torrent| torrent.hash).collect();
+    // The dry run makes every check of the deletion, so the question names exactly the files that would be deleted.
     let arguments = json!({"hashes": hashes, "data": true, "dry_run": true});
     let preview = watcher.command(Verb::Delete, None, arguments.as_object().cloned().unwrap_or_default()).await;
     let preview = preview.map_err(|error| report_error(&error))?;

@@ -1,4 +1,4 @@
-//! `dtorrent health`: asks the running bridge whether it is alive.
+//! `dtorrent health`: requests `/healthz` from the running bridge.
 //!
 //! Made for health checks in an image that has no shell and no curl. One plain HTTP exchange within a deadline; only the
 //! status line of the answer counts.
@@ -13,6 +13,7 @@ use super::{CommandResult, Options, failed, usage};
 
 /// Maximum time for the whole exchange.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum length of a status line. An answer that is not HTTP may have no line break.
 const STATUS_LINE_BYTES_MAX: usize = 256;
 
 pub(super) fn run(options: Options) -> CommandResult {
@@ -22,6 +23,7 @@ pub(super) fn run(options: Options) -> CommandResult {
 }
 
 fn ask(address: SocketAddr) -> anyhow::Result<()> {
+    // One deadline for the whole exchange: a read timeout alone would start again with each byte of a slow answer.
     let deadline = Instant::now() + TIMEOUT;
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT).with_context(|| format!("connect to {address}"))?;
     stream.set_write_timeout(Some(TIMEOUT)).context("set a time limit")?;

@@ -1,4 +1,4 @@
-//! `dtorrent limits`: how fast a server may be.
+//! `dtorrent limits`: shows or sets the rate limits of a server.
 
 use clap::Args;
 use serde_json::json;
@@ -13,13 +13,13 @@ pub(super) struct Arguments {
     /// The server, if there are several
     #[arg(value_name = "SERVER")]
     server: Option<String>,
-    /// Bytes a second, like 500KiB; 0 for no limit
+    /// Set the download limit: bytes a second, like 500KiB; 0 for no limit
     #[arg(long, value_name = "RATE", value_parser = rate)]
     download: Option<u64>,
-    /// Bytes a second, like 500KiB; 0 for no limit
+    /// Set the upload limit: bytes a second, like 500KiB; 0 for no limit
     #[arg(long, value_name = "RATE", value_parser = rate)]
     upload: Option<u64>,
-    /// Print them as JSON, in bytes a second
+    /// Print the limits as JSON, in bytes a second
     #[arg(long)]
     json: bool,
 }

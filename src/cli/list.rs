@@ -1,4 +1,4 @@
-//! `dtorrent list`: the torrents of servers, as they are now.
+//! `dtorrent list`: prints the torrents of servers as a table.
 
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -16,17 +16,17 @@ use crate::port::{ClientError, Clock as _, Scope, SystemClock};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct Arguments {
-    /// Only these servers [default: all]
+    /// List only these servers [default: all]
     servers: Vec<String>,
     #[command(flatten)]
     conditions: Conditions,
-    /// Only those of this name: a pattern like '*.iso'
+    /// List only torrents whose name matches a pattern like '*.iso'
     #[arg(long, value_name = "PATTERN")]
     name: Option<String>,
-    /// What comes first
+    /// Set the sort key
     #[arg(long, value_enum, default_value_t = Order::Name)]
     sort: Order,
-    /// The other way round
+    /// Reverse the order
     #[arg(long)]
     reverse: bool,
     /// Print a JSON array
@@ -66,6 +66,7 @@ pub(super) fn run(options: Options, arguments: &Arguments) -> CommandResult {
     let (torrents, result) = session.run(with_spinner("reading", read_all(&session, &servers)));
     let now = SystemClock.now();
     let mut found: Vec<&Torrent> = torrents.iter().filter(|torrent| filter.matches(torrent, now)).collect();
+    // The sorts are stable, so this is the order of torrents that are equal in the chosen one.
     found.sort_by_key(|torrent| torrent.name.to_lowercase());
     let rate = |torrent: &Torrent| torrent.download_rate.unwrap_or(0) + torrent.upload_rate.unwrap_or(0);
     match sort {
@@ -100,11 +101,13 @@ async fn read_all(session: &Session, servers: &[ServerName]) -> (Vec<Torrent>, C
             (format!("{:#}", anyhow::Error::new(error)), exit)
         };
         let listing = client.list(Scope::Full).await.map_err(failed)?;
+        // A partial listing would show torrents as missing (I2).
         if !listing.complete {
             return Err(("the listing is incomplete; try again".to_owned(), Exit::Failed));
         }
         Ok(listing.torrents.into_values().map(|observed| observed.torrent).collect::<Vec<_>>())
     };
+    // All at once, so that servers that do not answer cost one timeout in total.
     let answers = futures_util::future::join_all(servers.iter().cloned().map(read)).await;
     let (mut torrents, mut result) = (Vec::new(), Ok(()));
     for (name, answer) in servers.iter().zip(answers) {

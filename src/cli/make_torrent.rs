@@ -4,7 +4,7 @@
 //! torrent wherever it is. Links are followed to files, not to folders.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use url::Url;
 
+use super::terminal::print_bytes;
 use super::terminal::server::bytes_bar;
 use super::{CommandResult, failed, print_message};
 use crate::model::{Metainfo, MetainfoBuilder};
@@ -48,8 +49,10 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> CommandResult {
-    print_message(&make(arguments).map_err(failed)?);
-    Ok(())
+    let Made { summary, for_stdout } = make(arguments).map_err(failed)?;
+    let printed = for_stdout.map_or(Ok(()), |torrent| print_bytes(&torrent));
+    print_message(&summary);
+    printed
 }
 
 fn tracker(text: &str) -> Result<String, String> {
@@ -70,8 +73,15 @@ struct Source {
     length: u64,
 }
 
-fn make(arguments: &Arguments) -> anyhow::Result<String> {
+struct Made {
+    summary: String,
+    /// The torrent, if it was not written to a file.
+    for_stdout: Option<Vec<u8>>,
+}
+
+fn make(arguments: &Arguments) -> anyhow::Result<Made> {
     let Arguments { path, output, tracker, private, piece_length, force } = arguments;
+    // `.` and `..` have no file name of their own.
     let whole = path.canonicalize().with_context(|| format!("read {}", path.display()))?;
     let name = whole.file_name().context("the root of the file system has no name")?;
     let is_folder = whole.is_dir();
@@ -82,6 +92,7 @@ fn make(arguments: &Arguments) -> anyhow::Result<String> {
     });
     let is_stdout = output.as_os_str() == "-";
     ensure!(
+        // Not `exists`: a dangling link counts as a file, because writing would create its target.
         is_stdout || *force || output.symlink_metadata().is_err(),
         "{} exists; --force overwrites it",
         output.display()
@@ -95,6 +106,7 @@ fn make(arguments: &Arguments) -> anyhow::Result<String> {
         sources.push(Source { path: vec![name.as_bytes().to_vec()], file: whole.clone(), length });
     }
     let total: u64 = sources.iter().map(|source| source.length).sum();
+    // Without content there would be no piece to share.
     ensure!(total > 0, "{} is empty", path.display());
     let piece_bytes = piece_length.map_or_else(|| default_piece_bytes(total), |kib| kib * 1024);
     let piece_bytes = u32::try_from(piece_bytes).context("a piece is too long")?;
@@ -121,14 +133,15 @@ fn make(arguments: &Arguments) -> anyhow::Result<String> {
         "the torrent has {} bytes, more than other programs accept; choose longer pieces",
         torrent.len()
     );
+    // The parser that `add` uses has to accept the result.
     let metainfo = Metainfo::parse(&torrent).context("check the torrent")?;
-    if is_stdout {
-        std::io::stdout().write_all(&torrent).context("write to stdout")?;
-    } else {
+    if !is_stdout {
         fs::write(&output, &torrent).with_context(|| format!("write {}", output.display()))?;
     }
     let (hash, files, pieces) = (metainfo.client_hash(), sources.len(), metainfo.pieces.len() / 20);
-    Ok(format!("{}: {hash}, {files} files, {total} bytes in {pieces} pieces of {piece_bytes}", output.display()))
+    let output = output.display();
+    let summary = format!("{output}: {hash}, {files} files, {total} bytes in {pieces} pieces of {piece_bytes}");
+    Ok(Made { summary, for_stdout: is_stdout.then_some(torrent) })
 }
 
 /// Collects the files below a folder, in the order of their names.
@@ -141,6 +154,7 @@ fn collect(folder: &Path, path: &mut Vec<Vec<u8>>, sources: &mut Vec<Source>) ->
     names.sort();
     for name in names {
         let file = folder.join(&name);
+        // A link to a folder may lead in a circle: it is not followed here, and is no regular file below.
         let found = file.symlink_metadata().with_context(|| format!("read {}", file.display()))?;
         path.push(name.as_bytes().to_vec());
         if found.is_dir() {
@@ -171,6 +185,7 @@ fn add_content(mut builder: MetainfoBuilder, source: &Source, bar: &ProgressBar)
         bar.inc(length as u64);
         builder = builder.content(&buffer[..length]);
     }
+    // The length is already in the torrent, and pieces run across files.
     ensure!(read_bytes == source.length, "{} changed while it was read", source.file.display());
     Ok(builder)
 }
@@ -214,7 +229,7 @@ mod tests {
         assert_eq!(paths, ["a", "b", "sub/c"]);
         assert_eq!((metainfo.name.as_str(), metainfo.piece_length, metainfo.length), ("my folder", 32 << 10, 7));
         assert_eq!((metainfo.private, metainfo.tracker.as_deref()), (true, Some("one.example")));
-        assert!(make(&arguments).unwrap_err().to_string().contains("--force"));
+        assert!(make(&arguments).err().unwrap().to_string().contains("--force"));
         for wrong in [
             Arguments { path: folder.path().join("none"), force: true, ..arguments.clone() },
             Arguments { output: Some(folder.path().join("none/x.torrent")), ..arguments.clone() },

@@ -13,7 +13,7 @@ pub(super) const PRIORITIES: [&str; 4] = ["off", "low", "normal", "high"];
 #[derive(Clone, Debug, Args)]
 #[command(override_usage = "dtorrent label [OPTIONS] [SERVER] [SELECTOR]... LABEL")]
 pub(super) struct LabelArguments {
-    /// Which torrents, as in `pause`, and last the label; an empty one takes it away
+    /// The torrents, as in `pause`, and last the label; an empty one removes it
     #[arg(value_name = "[SERVER] [SELECTOR]... LABEL", required = true)]
     arguments: Vec<String>,
     #[command(flatten)]
@@ -23,7 +23,7 @@ pub(super) struct LabelArguments {
 #[derive(Clone, Debug, Args)]
 #[command(override_usage = "dtorrent move [OPTIONS] [SERVER] [SELECTOR]... FOLDER")]
 pub(super) struct MoveArguments {
-    /// Which torrents, as in `pause`, and last the folder, below the server's `roots`
+    /// The torrents, as in `pause`, and last the folder, below the server's `roots`
     #[arg(value_name = "[SERVER] [SELECTOR]... FOLDER", required = true)]
     arguments: Vec<String>,
     /// Move their files there, too
@@ -36,7 +36,7 @@ pub(super) struct MoveArguments {
 #[derive(Clone, Debug, Args)]
 #[command(override_usage = "dtorrent priority [OPTIONS] [SERVER] [SELECTOR]... PRIORITY")]
 pub(super) struct PriorityArguments {
-    /// Which torrents, as in `pause`, and last off, low, normal or high
+    /// The torrents, as in `pause`, and last off, low, normal or high
     #[arg(value_name = "[SERVER] [SELECTOR]... PRIORITY", required = true)]
     arguments: Vec<String>,
     #[command(flatten)]

@@ -23,10 +23,10 @@ pub(super) struct Arguments {
     selectors: Vec<String>,
     #[command(flatten)]
     choice: ServerChoice,
-    /// Its trackers, too
+    /// Show its trackers, too
     #[arg(long)]
     trackers: bool,
-    /// Who is connected, too
+    /// Show its peers, too
     #[arg(long)]
     peers: bool,
     /// Print a JSON object

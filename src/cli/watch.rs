@@ -45,6 +45,7 @@ pub(super) fn run(options: Options, arguments: &Arguments) -> CommandResult {
     session.run(async {
         let stop = stop_on_signal().map_err(failed)?;
         let manager = session.watch(&servers).await?;
+        // From the start of the manager, which has polled since: no event may be missed in between.
         let reader = manager.reader(&Since::Built, kinds);
         let printer = Printer { json: *json, shows_server: servers.len() > 1, width: width() };
         tokio::select! {
@@ -104,7 +105,7 @@ impl Printer {
     /// Returns the line for an event; `None` for one that is not worth a line.
     fn line(&self, body: &[u8]) -> Option<String> {
         let event: Event = serde_json::from_slice(body).ok()?;
-        // The torrents of a server seen for the first time are no news; `snapshot_done` says how many there are.
+        // `watch` shows changes, and the first snapshot of a server contains none.
         if event.event_type == Kind::Added && event.cause == Cause::Snapshot {
             return None;
         }

@@ -56,7 +56,7 @@ fn broker(name: Option<&SinkName>, table: &Table<'_>, names: &[ServerName], inst
     let servers = servers(table, names);
     let (events, commands) = (events(table), commands(table));
     let (kind, reply_prefixes) = match table.tag() {
-        // A request on NATS brings its reply subject with it.
+        // NATS requests carry their reply subject, so there is no `reply_to`.
         "nats" => {
             let nats = nats(name, table, servers, instance, commands.as_ref());
             (nats.map(|nats| BrokerKind::Nats(Box::new(nats))), Some(Vec::new()))
@@ -77,6 +77,7 @@ fn mqtt(
     instance: &str,
     commands: Option<&Rights>,
 ) -> Option<mqtt::Settings> {
+    // All keys are read before the first `?`, so that every error is reported at once. So in the functions below.
     let url = table.parsed("url", BrokerUrl::parse);
     let (username, password) = login(table);
     let ca_pem = table.parsed("ca_file", certificates);
@@ -111,6 +112,7 @@ fn home_assistant(table: &Table<'_>, commands: Option<&Rights>) -> Option<HomeAs
     let alternative = (download.is_some() || upload.is_some())
         .then(|| Limits { download: download.unwrap_or(0), upload: upload.unwrap_or(0) });
     let normal = (table.parsed("normal_download", rate), table.parsed("normal_upload", rate));
+    // After all keys were read: errors are reported for a switched-off table, too.
     if !is_enabled? {
         return None;
     }

@@ -38,7 +38,7 @@ pub struct Config {
     pub webhooks: BTreeMap<SinkName, Webhook>,
 }
 
-/// Where the bridge listens, and who may change something there.
+/// HTTP: addresses to listen on, and access rules.
 #[derive(Clone, Debug)]
 pub struct Http {
     /// Address of page and API; `None`: off.
@@ -76,7 +76,7 @@ pub struct Server {
     pub poll: PollSettings,
     /// Directories that commands may name; absolute, without `..`.
     pub roots: Vec<PathBuf>,
-    /// `None`: the client is not asked to notify the bridge.
+    /// Hooks in the client; `None`: no hooks are installed.
     pub hooks: Option<Hooks>,
 }
 
@@ -89,7 +89,7 @@ pub enum Client {
     Exec(exec::Settings),
 }
 
-/// How a client notifies the bridge.
+/// Hooks of a client that notify the bridge.
 #[derive(Clone, Debug)]
 pub struct Hooks {
     /// Address at which the client reaches the bridge; `None`: the one that the bridge listens on.

@@ -44,6 +44,7 @@ pub fn commands(table: &Table<'_>) -> Option<Rights> {
             (false, Some(right)) => {
                 allowed.insert(right);
             }
+            // Otherwise `["-rpc"]`, meant as "all but rpc", would be read-only.
             (true, Some(_)) if allowed.is_empty() => {
                 let wrong = format!("`{item}` removes something from an empty list");
                 table.fault("commands", Fault::new(wrong, format!("write [\"*\", \"{item}\"], or [] for read-only")));

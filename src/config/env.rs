@@ -1,7 +1,7 @@
 //! The layers over the file: environment variables and command-line flags.
 //!
 //! Each variable and each flag is a layer of its own, so that figment knows for every value which one
-//! it came from. The value stays the text that was given, and the key decides what it is read as:
+//! it came from. The value stays the given text, and the key decides how it is parsed:
 //! guessing from the text would turn a password `12345` into a number and ` 007 ` into 7.
 
 use std::ffi::OsString;
@@ -89,6 +89,7 @@ fn as_below(parts: &[String], below: &Dict) -> Vec<String> {
     let mut path = Vec::new();
     for part in parts {
         let keys = || here.into_iter().flat_map(|dict| dict.keys());
+        // Exact first: two keys of the file may differ only in case or in `-` and `_`.
         let exact = keys().find(|key| *key == part);
         let found =
             exact.or_else(|| keys().find(|key| same(key, part))).or_else(|| keys().find(|key| alike(key, part)));

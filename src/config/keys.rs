@@ -1,9 +1,8 @@
 //! The table of keys: name, form, default and documentation of everything that a config may contain.
 //!
 //! Reader, JSON Schema (`dtorrent schema config`) and `config/dtorrent.example.toml` are made from
-//! this table, so a key, its default and its documentation are written once. Adapters state the
-//! defaults that also hold for those who build their settings by hand. Laid out by hand, two lines
-//! a key, to be read as a table.
+//! this table, so a key, its default and its documentation are written once. Defaults that also apply to settings built in
+//! code are constants of the adapters. Formatted by hand, two lines a key, to be read as a table.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -154,7 +153,7 @@ const INTERVAL_MIN: Duration = Duration::from_millis(250);
 const TIMEOUT_MIN: Duration = Duration::from_millis(100);
 
 const ALL: D = D::List(&["*"]);
-/// Neither content nor arbitrary methods, unless the config asks for them.
+/// All commands except the deletion of content and arbitrary methods, which the config has to allow explicitly.
 const SAFE_COMMANDS: D = D::List(&["*", "-delete_data", "-rpc"]);
 #[rustfmt::skip]
 const CA_FILE: Key = key("ca_file", F::Text(""), D::None("\"ca.pem\""),

@@ -74,7 +74,7 @@ impl Sources {
         (!text.is_empty()).then(|| PathBuf::from(text))
     }
 
-    /// Returns the file that was asked for; it has to exist.
+    /// Returns the file given by flag or variable; it has to exist.
     fn named(&self) -> Option<PathBuf> {
         self.file.clone().or_else(|| self.variable("DTORRENT_CONFIG"))
     }
@@ -137,6 +137,7 @@ fn read_layers(file: Option<&File>, sources: &Sources) -> Result<Config, ConfigE
     let context = Context::new(figment, file);
     let config = root::config(&Table::root(&context, &tree));
     errors.extend(context.into_errors());
+    // Only without other errors, which may be the reason why there is no server.
     if errors.is_empty() && config.as_ref().is_some_and(|config| config.servers.is_empty()) {
         errors.push(nothing_to_monitor(file, sources));
     }

@@ -49,6 +49,7 @@ pub fn read_secret(path: &Path) -> Result<String, Fault> {
         Fault::new(format!("`{}` {wrong}", path.display()), "name a file with the secret as its only line")
     };
     let mut text = String::from_utf8(read_file(path)?).map_err(|_| fault("is not UTF-8"))?;
+    // Editors and `echo` end a file with a line break.
     text.truncate(text.trim_end_matches(['\n', '\r']).len());
     if text.is_empty() { Err(fault("is empty")) } else { Ok(text) }
 }

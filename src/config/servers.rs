@@ -41,6 +41,7 @@ fn exec(server: Option<ServerName>, table: &Table<'_>) -> Option<exec::Settings>
 }
 
 fn rtorrent(server: Option<ServerName>, table: &Table<'_>) -> Option<Settings> {
+    // All keys are read before the first `?`, so that every error is reported at once.
     let endpoint = table.parsed("url", Endpoint::parse);
     let (username, password) = login(table);
     let ca_pem = table.parsed("ca_file", certificates);
@@ -86,6 +87,7 @@ fn hooks(table: &Table<'_>, http: Option<&Http>) -> Option<Hooks> {
         let right = "http.hooks_listen is every address: write hooks_address = \"host:port\", as the client reaches it";
         table.missing("hooks_address", right);
     }
+    // Behind the address is a mapped or opened port, which has to be the same after a restart.
     if address.is_some() && listen.port() == 0 {
         let wrong = "needs a fixed port, and http.hooks_listen has another one with each start";
         table.fault("hooks_address", Fault::new(wrong, "write http.hooks_listen with a port that is not 0"));

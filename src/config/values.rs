@@ -61,6 +61,7 @@ pub fn hooks_listener(text: &str) -> Result<SocketAddr, Fault> {
 
 /// Reads a host name as browsers send it, without a port.
 pub fn host(text: &str) -> Result<String, Fault> {
+    // 253 is the longest name in DNS (RFC 1035).
     let is_right = !text.is_empty()
         && text.len() <= 253
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
@@ -73,6 +74,7 @@ pub fn host(text: &str) -> Result<String, Fault> {
 /// Reads bytes a second: a whole number and a unit.
 pub fn rate(text: &str) -> Result<u64, Fault> {
     let units = [("kB", 1_000), ("MB", 1_000_000), ("GB", 1_000_000_000), ("KiB", 1 << 10), ("MiB", 1 << 20)];
+    // `B` and the empty unit are last, because they match the end of every other text.
     let mut units = units.into_iter().chain([("GiB", 1 << 30), ("B", 1), ("", 1)]);
     let rate = units.find_map(|(unit, bytes): (&str, u64)| {
         let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
@@ -84,6 +86,7 @@ pub fn rate(text: &str) -> Result<u64, Fault> {
 
 /// Reads one or more levels of a topic that may be published to.
 pub fn topic(text: &str) -> Result<String, Fault> {
+    // MQTT 5.0 §4.7: `+` and `#` are wildcards, and topics that begin with `$` are the broker's own.
     let is_right = text.split('/').all(|level| !level.is_empty())
         && !text.starts_with('$')
         && text.len() <= 200
@@ -97,6 +100,7 @@ pub fn topic(text: &str) -> Result<String, Fault> {
 
 /// Reads a PEM file with at least one certificate.
 pub fn certificates(path: &str) -> Result<Vec<u8>, Fault> {
+    // Parsed here, although the adapters parse it again, so that `dtorrent check` reports a wrong file.
     let bytes = read_file(path)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     if found.is_ok_and(|found| !found.is_empty()) {

@@ -52,6 +52,7 @@ fn webhook(name: Option<SinkName>, table: &Table<'_>, names: &[ServerName]) -> O
     let events = events(table);
     let causes = EventFilter::CAUSES.map(|(name, _)| (name, name));
     let mut causes = patterns(table, "causes", "cause", &causes);
+    // The table of keys has one default for all formats.
     if named.is_some_and(NamedFormat::is_chat) && !table.has("causes") {
         causes.iter_mut().for_each(|causes| causes.retain(|cause| *cause != "snapshot"));
     }

@@ -71,6 +71,7 @@ impl FolderCleaner {
         let mut shell = Command::new("sh");
         // The programs die at the same moment as this process and may still create a file, so `rm` runs twice.
         shell.args(["-c", "cat; rm -rf -- \"$1\" || { sleep 1; rm -rf -- \"$1\"; }", "sh"]).arg(folder);
+        // A group of its own, because Ctrl-C on a terminal signals the whole group of this process.
         shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         shell.spawn().map(Self).context("start sh")
     }
@@ -157,6 +158,7 @@ impl Programs {
                 if present.contains(&hash) && self.leecher.get(hash, "d.complete").await? == "0" {
                     finished_since.remove(&hash);
                     let is_active = self.leecher.get(hash, "d.is_active").await? == "1";
+                    // There is neither a tracker nor DHT, so nothing else connects the two.
                     if is_active && self.leecher.get(hash, "d.peers_connected").await? == "0" {
                         self.leecher.add_peer(hash, self.seeder.port).await?;
                     }
@@ -171,7 +173,7 @@ impl Programs {
         }
     }
 
-    /// Starts a download from nothing.
+    /// Removes the data of a torrent, and starts its download.
     async fn download(&self, content: &Content) -> anyhow::Result<()> {
         content.remove_from(&self.leecher.downloads)?;
         self.leecher.load(&content.torrent, true).await?;
@@ -224,6 +226,7 @@ fn configuration(folder: &Path, page: &str, broker: &Mosquitto, servers: [(&str,
 /// Prints the events that arrive at the broker, one a line.
 async fn print_events(port: u16) -> anyhow::Result<()> {
     let mut options = MqttOptions::new("dtorrent-demo", "127.0.0.1", port);
+    // The default of rumqttc is 10 KiB, and a larger message ends the connection.
     options.set_max_packet_size(1 << 20, 1 << 20);
     let (client, mut connection) = AsyncClient::new(options, 10);
     for topic in ["dtorrent/bridge/+/status", "dtorrent/+/event/+", "dtorrent/+/torrent/+/event/+"] {

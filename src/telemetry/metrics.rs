@@ -85,8 +85,7 @@ impl Metrics {
         self.handle.render()
     }
 
-    /// Drains the histograms every few seconds, forever: they buffer observations, without a bound, until somebody reads
-    /// them.
+    /// Drains the histograms every few seconds, forever: they buffer observations without a bound until they are rendered.
     pub async fn upkeep(&self) {
         loop {
             tokio::time::sleep(Duration::from_secs(5)).await;
@@ -95,7 +94,7 @@ impl Metrics {
     }
 }
 
-/// Records how delivery to a sink goes.
+/// Records connection, lag and deliveries of a sink.
 pub fn record_sink(sink: &SinkName, report: &SinkReport) {
     let sink = sink.to_string();
     let lag_seconds = report.behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
@@ -105,6 +104,7 @@ pub fn record_sink(sink: &SinkName, report: &SinkReport) {
     gauge!("dtorrent_sink_dirty", "sink" => sink.clone()).set(report.dirty as f64);
     let is_blocked = report.blocked_reason.is_some();
     gauge!("dtorrent_sink_blocked", "sink" => sink.clone()).set(f64::from(u8::from(is_blocked)));
+    // Absolute, because the report holds the totals of this run.
     counter!("dtorrent_deliveries_total", "sink" => sink.clone(), "result" => "ok").absolute(report.delivered);
     counter!("dtorrent_deliveries_total", "sink" => sink, "result" => "rejected").absolute(report.rejected);
 }
@@ -115,7 +115,7 @@ pub fn record_dead_letters(sink: &SinkName, count: u64, given_up: u64) {
     gauge!("dtorrent_given_up_events", "sink" => sink.to_string()).set(given_up as f64);
 }
 
-/// Records how polling of a server goes.
+/// Records the polls of a server.
 pub fn record_poll(server: &ServerName, poll: &PollReport) {
     counter!("dtorrent_full_polls_total", "server" => server.to_string()).absolute(poll.full);
     gauge!("dtorrent_poll_interval_seconds", "server" => server.to_string()).set(poll.interval.as_secs_f64());

@@ -35,6 +35,7 @@ pub fn start(log: Log) -> anyhow::Result<()> {
         LogFormat::Pretty => pretty(is_coloured(), io::stderr).boxed(),
         LogFormat::Json => json(io::stderr).boxed(),
     };
+    // The filter can be replaced later, for the command `log_level`.
     let started = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
     started.map_err(|error| anyhow!("start the log: {error}"))?;
     LEVEL.set(handle).map_err(|_| anyhow!("the log has been started before"))

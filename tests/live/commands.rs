@@ -17,19 +17,10 @@ use crate::harness::{Setup, World, can_run};
 
 /// Starts everything with complete, seeding torrents.
 async fn seeding(count: u64) -> (World, Vec<InfoHash>) {
-    let mut world = World::new(Setup::default()).await;
-    let mut hashes = Vec::new();
-    for number in 1..=count {
-        let content = Content::file(&format!("seed-{number}.iso"), 200_000, number);
-        content.write_to(&world.home.downloads).unwrap();
-        hashes.push(world.home.load(&content.torrent, true).await.unwrap());
-    }
-    for hash in &hashes {
-        world.home.wait_for(*hash, "d.complete", "1").await.unwrap();
-        world.home.wait_for(*hash, "d.is_active", "1").await.unwrap();
-    }
-    world.start_bridge().await;
-    (world, hashes)
+    let seed = |number| Content::file(&format!("seed-{number}.iso"), 200_000, number);
+    let contents: Vec<Content> = (1..=count).map(seed).collect();
+    let world = World::seeding(Setup::default(), &contents).await;
+    (world, contents.iter().map(|content| content.hash).collect())
 }
 
 fn rows(result: &Value) -> BTreeSet<String> {

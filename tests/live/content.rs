@@ -8,7 +8,7 @@ use dtorrent_peers::InfoHash;
 use dtorrent_peers::content::Content;
 use serde_json::{Value, json};
 
-use crate::harness::recorder::Message;
+use crate::harness::recorder::{Message, error_code};
 use crate::harness::{Setup, World, can_run};
 
 fn base64(bytes: &[u8]) -> String {
@@ -19,25 +19,8 @@ fn may_delete() -> Setup {
     Setup { sink: "commands = [\"*\"]".to_owned(), ..Setup::default() }
 }
 
-async fn seeding(setup: Setup, contents: &[&Content]) -> World {
-    let mut world = World::new(setup).await;
-    for content in contents {
-        content.write_to(&world.home.downloads).unwrap();
-        world.home.load(&content.torrent, true).await.unwrap();
-        world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
-        world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
-    }
-    world.start_bridge().await;
-    world
-}
-
 fn delete(hash: InfoHash) -> String {
     format!("home/torrent/{hash}/command/delete")
-}
-
-/// Returns the error code of a result or of its first row.
-fn code(result: &Value) -> &Value {
-    if result["error"].is_null() { &result["results"][0]["error"]["code"] } else { &result["error"]["code"] }
 }
 
 fn is_there(path: &Path) -> bool {
@@ -51,7 +34,7 @@ async fn deleting_a_torrent_with_data_removes_its_files_and_lists_them() {
     }
     let single = Content::file("single \"x\", $y; #.iso", 50_000, 1);
     let folder = Content::folder("folder", &[("a", 40_000), ("sub/b", 40_000)], 2);
-    let world = seeding(may_delete(), &[&single, &folder]).await;
+    let world = World::seeding(may_delete(), [&single, &folder]).await;
     let downloads = &world.home.downloads;
     std::fs::write(downloads.join("folder/mine"), b"not of the torrent").unwrap();
 
@@ -122,7 +105,7 @@ async fn files_outside_the_roots_or_shared_with_another_torrent_are_not_deleted(
         (linked.hash, "forbidden"),
     ] {
         let result = world.recorder.command(&delete(hash), json!({"data": true})).await;
-        assert_eq!(code(&result), expected, "{result}");
+        assert_eq!(error_code(&result), expected, "{result}");
         assert_eq!(world.home.hashes().await.unwrap(), before, "{result}");
     }
     for path in [
@@ -149,7 +132,7 @@ async fn a_delete_interrupted_by_a_kill_is_finished_by_the_next_run() {
         return;
     }
     let contents: Vec<_> = (1..=30).map(|n| Content::file(&format!("many-{n}"), 20_000, n)).collect();
-    let mut world = seeding(may_delete(), &contents.iter().collect::<Vec<_>>()).await;
+    let mut world = World::seeding(may_delete(), &contents).await;
     let hashes: Vec<InfoHash> = contents.iter().map(|content| content.hash).collect();
     let body = json!({"id": "half", "hashes": hashes, "data": true});
     world.recorder.send(crate::harness::recorder::Command::new("dtorrent/home/command/delete", body.to_string())).await;
@@ -214,7 +197,7 @@ async fn data_that_differs_is_refused_with_file_and_piece() {
         let body = json!({"torrent": base64(&content.torrent), "data_file": data_file});
         let result = world.recorder.command("home/command/add", body).await;
         assert!(world.home.hashes().await.unwrap().is_empty(), "nothing is loaded: {result}");
-        (code(&result).clone(), result["error"]["message"].as_str().unwrap_or_default().to_owned())
+        (error_code(&result).clone(), result["error"]["message"].as_str().unwrap_or_default().to_owned())
     };
     let (code, message) = add(&downloads.join("bad")).await;
     assert_eq!(code, "precondition");

@@ -5,7 +5,7 @@ use dtorrent_peers::content::Content;
 use dtorrent_peers::rtorrent::Argument;
 use serde_json::{Value, json};
 
-use crate::harness::recorder::Command;
+use crate::harness::recorder::{Command, error_code};
 use crate::harness::{Setup, World, can_run};
 
 async fn with_one_torrent(sink: &str) -> (World, InfoHash) {
@@ -18,11 +18,6 @@ async fn with_one_torrent(sink: &str) -> (World, InfoHash) {
     (world, hash)
 }
 
-/// Returns the error code of a result or of its first row.
-fn code(result: &Value) -> &Value {
-    if result["error"].is_null() { &result["results"][0]["error"]["code"] } else { &result["error"]["code"] }
-}
-
 #[tokio::test]
 async fn data_is_not_deleted_without_the_right_to_it() {
     if !can_run() {
@@ -30,7 +25,7 @@ async fn data_is_not_deleted_without_the_right_to_it() {
     }
     let (world, hash) = with_one_torrent("").await;
     let result = world.recorder.command(&format!("home/torrent/{hash}/command/delete"), json!({"data": true})).await;
-    assert!(["forbidden", "unsupported"].contains(&code(&result).as_str().unwrap_or_default()), "{result}");
+    assert!(["forbidden", "unsupported"].contains(&error_code(&result).as_str().unwrap_or_default()), "{result}");
     assert_eq!(world.home.hashes().await.unwrap(), [hash], "nothing is half done");
     assert!(world.home.downloads.join("guarded.iso").is_file());
 }
@@ -67,7 +62,7 @@ async fn a_verb_that_a_broker_may_not_send_is_refused() {
     }
     let (mut world, hash) = with_one_torrent("commands = [\"list\"]").await;
     let result = world.recorder.command(&format!("home/torrent/{hash}/command/pause"), Value::Null).await;
-    assert_eq!((&result["status"], code(&result)), (&json!("refused"), &json!("forbidden")), "{result}");
+    assert_eq!((&result["status"], error_code(&result)), (&json!("refused"), &json!("forbidden")), "{result}");
     assert_eq!(world.home.get(hash, "d.is_active").await.unwrap(), "1");
     assert_eq!(world.recorder.command("home/command/list", Value::Null).await["status"], "ok");
     assert!(subscribes_to_commands(&mut world), "the broker's log shows subscriptions");
@@ -87,7 +82,7 @@ async fn a_condition_that_does_not_hold_and_a_dry_run_change_nothing() {
     let (world, hash) = with_one_torrent("").await;
     let topic = format!("home/torrent/{hash}/command/pause");
     let result = world.recorder.command(&topic, json!({"if_status": "downloading"})).await;
-    assert_eq!(code(&result), "precondition", "{result}");
+    assert_eq!(error_code(&result), "precondition", "{result}");
     let result = world.recorder.command(&topic, json!({"dry_run": true})).await;
     assert_eq!(result["status"], "ok", "{result}");
     assert_eq!(world.home.get(hash, "d.is_active").await.unwrap(), "1");

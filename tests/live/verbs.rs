@@ -5,32 +5,11 @@ use dtorrent_peers::content::Content;
 use dtorrent_peers::rtorrent;
 use serde_json::{Value, json};
 
-use crate::harness::recorder::{Command, Message};
+use crate::harness::recorder::{Command, Message, error_code};
 use crate::harness::{Setup, World, can_run};
-
-async fn seeding_with(setup: Setup, contents: &[Content]) -> World {
-    let mut world = World::new(setup).await;
-    for content in contents {
-        content.write_to(&world.home.downloads).unwrap();
-        world.home.load(&content.torrent, true).await.unwrap();
-        world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
-        world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
-    }
-    world.start_bridge().await;
-    world
-}
-
-async fn seeding(contents: &[Content]) -> World {
-    seeding_with(Setup::default(), contents).await
-}
 
 fn topic(hash: InfoHash, verb: &str) -> String {
     format!("home/torrent/{hash}/command/{verb}")
-}
-
-/// Returns the error code of a result or of its first row.
-fn code(result: &Value) -> &Value {
-    if result["error"].is_null() { &result["results"][0]["error"]["code"] } else { &result["error"]["code"] }
 }
 
 #[tokio::test]
@@ -62,7 +41,7 @@ async fn rate_limits_are_set_and_zero_means_no_limit() {
     };
     world.recorder.wait_for("the limits in the statistics", shown).await;
     for bad in [json!({}), json!({"upload_limit": -1}), json!({"download_limit": 1_u64 << 40})] {
-        assert_eq!(code(&world.recorder.command("home/command/limits", bad).await), "bad_request");
+        assert_eq!(error_code(&world.recorder.command("home/command/limits", bad).await), "bad_request");
     }
     assert_eq!(limit("up").await, 1024);
 }
@@ -76,7 +55,7 @@ async fn a_running_torrent_joins_a_throttle_group_and_keeps_running() {
     setup.rtorrent = rtorrent::Options { lines: vec!["throttle.up = slow,10".to_owned()], ..setup.rtorrent };
     setup.server = "extra = { throttle = \"d.throttle_name=\" }".to_owned();
     let content = Content::file("throttled", 50_000, 1);
-    let world = seeding_with(setup, std::slice::from_ref(&content)).await;
+    let world = World::seeding(setup, [&content]).await;
     for group in ["slow", "NULL", ""] {
         let result = world.recorder.command(&topic(content.hash, "throttle"), json!({"throttle": group})).await;
         assert_eq!(result["status"], "ok", "{group}: {result}");
@@ -84,7 +63,7 @@ async fn a_running_torrent_joins_a_throttle_group_and_keeps_running() {
         assert_eq!(world.home.get(content.hash, "d.is_active").await.unwrap(), "1");
     }
     let result = world.recorder.command(&topic(content.hash, "throttle"), json!({"throttle": "unknown"})).await;
-    assert_eq!(code(&result), "precondition", "rTorrent would take it: {result}");
+    assert_eq!(error_code(&result), "precondition", "rTorrent would take it: {result}");
     assert_eq!(world.home.get(content.hash, "d.throttle_name").await.unwrap(), "");
 }
 
@@ -121,7 +100,7 @@ async fn files_are_selected_by_index() {
         (json!({"files": [4_294_967_295_u64], "priority": 1}), "precondition"),
     ] {
         let result = world.recorder.command(&topic(hash, "file_priority"), bad).await;
-        assert_eq!(code(&result), expected, "{result}");
+        assert_eq!(error_code(&result), expected, "{result}");
     }
     assert_eq!(priorities().await, ["0", "1", "2"]);
 }
@@ -133,7 +112,7 @@ async fn a_torrent_is_moved_with_and_without_its_data() {
     }
     let single = Content::file("single.iso", 50_000, 1);
     let folder = Content::folder("folder", &[("a", 40_000), ("sub/b", 40_000)], 2);
-    let world = seeding(&[single.clone(), folder.clone()]).await;
+    let world = World::seeding(Setup::default(), [&single, &folder]).await;
     let downloads = world.home.downloads.clone();
     let (away, there) = (downloads.join("away"), downloads.join("there, \"too\""));
 
@@ -187,7 +166,7 @@ async fn a_move_outside_the_roots_is_refused() {
         return;
     }
     let content = Content::file("stays.iso", 50_000, 1);
-    let world = seeding(std::slice::from_ref(&content)).await;
+    let world = World::seeding(Setup::default(), [&content]).await;
     let downloads = world.home.downloads.clone();
     std::os::unix::fs::symlink("/etc", downloads.join("link")).unwrap();
     std::fs::create_dir(downloads.join("taken")).unwrap();
@@ -202,7 +181,7 @@ async fn a_move_outside_the_roots_is_refused() {
     ] {
         let body = json!({"directory": directory, "data": data});
         let result = world.recorder.command(&topic(content.hash, "move"), body).await;
-        assert_eq!(code(&result), expected, "{directory}: {result}");
+        assert_eq!(error_code(&result), expected, "{directory}: {result}");
         world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
         assert_eq!(world.home.get(content.hash, "d.directory").await.unwrap(), downloads.to_str().unwrap());
     }
@@ -216,7 +195,7 @@ async fn a_list_has_fields_pages_and_a_filter() {
         return;
     }
     let contents: Vec<_> = (1..=5).map(|n| Content::file(&format!("list-{n}.iso"), 10_000 * n as usize, n)).collect();
-    let world = seeding(&contents).await;
+    let world = World::seeding(Setup::default(), &contents).await;
     let body = json!({"fields": ["name", "status"], "page_size": 2, "page": 2});
     let result = world.recorder.command("home/command/list", body).await;
     assert_eq!(
@@ -252,7 +231,7 @@ async fn events_are_sent_again_with_their_own_ids() {
         return;
     }
     let contents: Vec<_> = (1..=3).map(|n| Content::file(&format!("again-{n}"), 20_000, n)).collect();
-    let mut world = seeding(&contents).await;
+    let mut world = World::seeding(Setup::default(), &contents).await;
     for verb in ["pause", "resume"] {
         assert_eq!(world.recorder.command(&topic(contents[0].hash, verb), Value::Null).await["status"], "ok");
     }
@@ -288,7 +267,7 @@ async fn resync_republishes_everything_and_log_level_changes_the_log() {
         return;
     }
     let contents: Vec<_> = (1..=3).map(|n| Content::file(&format!("state-{n}"), 20_000, n)).collect();
-    let mut world = seeding(&contents).await;
+    let mut world = World::seeding(Setup::default(), &contents).await;
     for (asked, others) in [("bridge/main/command/resync", true), ("home/command/resync", false)] {
         let mark = world.recorder.mark();
         let result = world.recorder.command(asked, Value::Null).await;
@@ -316,7 +295,7 @@ async fn resync_republishes_everything_and_log_level_changes_the_log() {
         ("home/command/log_level", json!({"level": "info"}), "bad_request"),
     ] {
         let result = world.recorder.command(topic, body).await;
-        assert_eq!(code(&result), expected, "{topic}: {result}");
+        assert_eq!(error_code(&result), expected, "{topic}: {result}");
     }
 }
 
@@ -328,7 +307,7 @@ async fn rpc_calls_only_the_methods_that_the_config_allows() {
     let mut setup = Setup { sink: "commands = [\"*\"]".to_owned(), ..Setup::default() };
     setup.server = "rpc = [\"system.pid\", \"d.custom.set\", \"d.custom\", \"d.name\", \"f.path\"]".to_owned();
     let content = Content::file("called", 20_000, 1);
-    let world = seeding_with(setup, std::slice::from_ref(&content)).await;
+    let world = World::seeding(setup, [&content]).await;
     let hash = content.hash.to_string().to_ascii_uppercase();
     let pid = world.home.rpc.call("system.pid", &[]).await.unwrap()[0].parse::<u64>().unwrap();
     let result = world.recorder.command("home/command/rpc", json!({"method": "system.pid"})).await;
@@ -349,7 +328,7 @@ async fn rpc_calls_only_the_methods_that_the_config_allows() {
     ] {
         let result = world.recorder.command("home/command/rpc", body.clone()).await;
         let expected = if expected == "client_fault" && body["method"] != "d.name" { "forbidden" } else { expected };
-        assert_eq!(code(&result), expected, "{body}: {result}");
+        assert_eq!(error_code(&result), expected, "{body}: {result}");
     }
     assert_eq!(world.home.hashes().await.unwrap(), [content.hash], "rTorrent still runs");
 }
@@ -360,7 +339,7 @@ async fn the_log_names_the_sender_and_the_outcome_of_a_command() {
         return;
     }
     let content = Content::file("watched", 20_000, 1);
-    let mut world = seeding(std::slice::from_ref(&content)).await;
+    let mut world = World::seeding(Setup::default(), [&content]).await;
     let at = format!("dtorrent/{}", topic(content.hash, "pause"));
     let mut command = Command::new(&at, r#"{"id": "audited"}"#);
     command.properties.user_properties = vec![("user".to_owned(), "ann <not proven>".to_owned())];

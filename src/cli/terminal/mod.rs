@@ -63,6 +63,7 @@ pub fn print_json_text(json: &str) -> Result<(), Exit> {
 fn write_all(out: &mut impl io::Write, bytes: &[u8]) -> Result<(), Exit> {
     let written = out.write_all(bytes).and_then(|()| out.flush());
     written.map_err(|error| match error.kind() {
+        // Rust ignores SIGPIPE, so a reader that closes the pipe early (`| head`) is an error here.
         io::ErrorKind::BrokenPipe => Exit::Done,
         _ => {
             print_message(&format!("write to stdout: {error}"));

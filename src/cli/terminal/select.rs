@@ -14,13 +14,13 @@ const PREFIX_MIN: usize = 4;
 /// Conditions that torrents have to meet.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Conditions {
-    /// Only those that are checking, downloading, seeding, paused, stopped, queued or metadata; several with commas
+    /// Select by status: checking, downloading, seeding, paused, stopped, queued or metadata; several with commas
     #[arg(long, value_name = "STATUS", value_delimiter = ',', value_parser = status)]
     pub status: Vec<Status>,
-    /// Only those with this label
+    /// Select by label
     #[arg(long, value_name = "LABEL")]
     pub label: Option<String>,
-    /// Only those that match this filter, as in a command: {"ratio": {"min": 2}, "age": {"min": "7days"}}
+    /// Select by a filter, as in a command: {"ratio": {"min": 2}, "age": {"min": "7days"}}
     #[arg(long, value_name = "JSON")]
     pub filter: Option<String>,
 }
@@ -78,6 +78,7 @@ pub fn select<'a>(
     if selectors.is_empty() {
         return Ok(matching);
     }
+    // By hash, so that a torrent that several selectors match is selected once.
     let mut selected: BTreeMap<InfoHash, &Torrent> = BTreeMap::new();
     for selector in selectors {
         let matched = matches(&matching, selector)?;
@@ -92,6 +93,7 @@ fn matches<'a>(torrents: &[&'a Torrent], selector: &str) -> Result<Vec<&'a Torre
     let prefix = selector.to_ascii_lowercase();
     let is_this =
         |torrent: &&&Torrent| torrent.name == selector || is_prefix && torrent.hash.to_string().starts_with(&prefix);
+    // Names before patterns, because a name may contain `[` or `{`.
     let found: Vec<&Torrent> = torrents.iter().filter(is_this).copied().collect();
     match found.as_slice() {
         [] => {}

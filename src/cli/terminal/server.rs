@@ -22,6 +22,7 @@ const INTERVAL_MAX: Duration = Duration::from_millis(250);
 /// Delay before work in progress is shown.
 const SPINNER_DELAY: Duration = Duration::from_millis(400);
 
+/// The option `--server`.
 #[derive(Clone, Debug, Args)]
 pub struct ServerChoice {
     /// Select the server; its name may also come before all other arguments. Optional if there is only one
@@ -31,6 +32,7 @@ pub struct ServerChoice {
 
 /// A loaded config and a runtime.
 pub struct Session {
+    /// The loaded config.
     pub config: Config,
     runtime: Runtime,
 }
@@ -42,6 +44,7 @@ impl Session {
         let config = options.load_or_report()?.config;
         let level = if wants_log { config.log.level } else { Some(tracing::Level::ERROR) };
         telemetry::start(Log { level, ..config.log }).map_err(failed)?;
+        // A worker thread for the tasks of the manager, because a confirmation on stdin blocks the calling thread.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.map_err(|error| failed(anyhow::Error::new(error).context("start the runtime")))?;
         Ok(Self { config, runtime })

@@ -12,17 +12,21 @@ const GAP: usize = 2;
 /// Minimum width of the last column; before it is cut further, another column is left out.
 const LAST_MIN: usize = 16;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 /// The alignment of a column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
+    /// Text.
     Left,
+    /// Numbers.
     Right,
 }
 
 /// A column of a table.
 #[derive(Clone, Copy, Debug)]
 pub struct Column {
+    /// Text of the first line, in capitals.
     pub heading: &'static str,
+    /// Where a narrower cell is placed.
     pub align: Align,
     /// When the column is left out: 0 never, then the highest first.
     pub drop_order: u8,
@@ -43,7 +47,9 @@ impl Column {
 /// A cell: a text without control characters, and its style.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cell {
+    /// One line of text.
     pub text: String,
+    /// Colour by meaning, see [`paint`].
     pub style: Style,
 }
 
@@ -107,6 +113,7 @@ fn padded(cell: &Cell, align: Align, width: usize, is_end: bool) -> String {
     let text = if cell.style == paint::PLAIN { text } else { painted(cell.style, &text) };
     match align {
         Align::Right => space + &text,
+        // No blanks at the end of a line.
         Align::Left if is_end => text,
         Align::Left => text + &space,
     }
@@ -121,6 +128,7 @@ pub fn cut(text: &str, columns: usize) -> String {
     let mut used = 0;
     for c in text.chars() {
         let width = c.width().unwrap_or(0);
+        // One column is left for `…`.
         if used + width + 1 > columns {
             break;
         }

@@ -16,6 +16,7 @@ pub mod skip;
 
 use std::path::PathBuf;
 
+use dtorrent_peers::content::Content;
 use dtorrent_peers::mosquitto::{self, Mosquitto};
 use dtorrent_peers::rtorrent::{self, Rtorrent};
 use serde_json::Value;
@@ -75,6 +76,21 @@ impl World {
     /// Starts everything, the bridge included, and waits for the initial snapshot.
     pub async fn running(setup: Setup) -> Self {
         let mut world = Self::new(setup).await;
+        world.start_bridge().await;
+        world
+    }
+
+    /// Starts everything with complete, seeding torrents, and waits for the initial snapshot.
+    pub async fn seeding(setup: Setup, contents: impl IntoIterator<Item = &Content> + Clone) -> Self {
+        let mut world = Self::new(setup).await;
+        for content in contents.clone() {
+            content.write_to(&world.home.downloads).unwrap();
+            world.home.load(&content.torrent, true).await.unwrap();
+        }
+        for content in contents {
+            world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
+            world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
+        }
         world.start_bridge().await;
         world
     }

@@ -302,6 +302,11 @@ impl Recorder {
     }
 }
 
+/// Returns the error code of a result or of its first row.
+pub fn error_code(result: &Value) -> &Value {
+    if result["error"].is_null() { &result["results"][0]["error"]["code"] } else { &result["error"]["code"] }
+}
+
 pub fn events_in(messages: &[Message], server: &str) -> Vec<Value> {
     let of_torrents = format!("dtorrent/{server}/torrent/");
     let of_server = format!("dtorrent/{server}/event/");
