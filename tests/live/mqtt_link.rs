@@ -335,7 +335,8 @@ async fn a_late_subscriber_gets_the_retained_states_until_they_are_cleared() {
             Delivery::Health { body: Bytes::from_static(b"{}") },
             Delivery::Result { server: Some(home()), body: Bytes::from_static(b"{}"), reply: None },
         ];
-        let mut names: BTreeSet<String> = retained.iter().map(|delivery| sink.retained_topic(delivery).unwrap()).collect();
+        let mut names: BTreeSet<String> =
+            retained.iter().map(|delivery| sink.retained_topic(delivery).unwrap()).collect();
         for delivery in retained.into_iter().chain(passing) {
             open.send(delivery).await.unwrap();
         }
