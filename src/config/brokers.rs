@@ -9,7 +9,7 @@ use super::secret::{read_file, secret};
 use super::values::{certificates, client_cert, login, rate, topic, torrents};
 use crate::model::{Retain, ServerName, SinkName, Verb};
 use crate::sinks::mqtt::settings::{self as mqtt, BrokerUrl, HomeAssistant, Limits, Prefix, Version};
-use crate::sinks::nats::settings::{self as nats, InvalidLogin, Login, RESERVED_INSTANCE, ServerUrl};
+use crate::sinks::nats::settings::{self as nats, InvalidText, Login, RESERVED_INSTANCE, ServerUrl};
 
 /// Reads all brokers.
 pub fn brokers(root: &Table<'_>, names: &[ServerName], instance: &str) -> BTreeMap<SinkName, Broker> {
@@ -161,7 +161,7 @@ fn nats(
 }
 
 fn nats_login(table: &Table<'_>) -> Login {
-    let from_file = |key: &str, parse: fn(&str) -> Result<Login, InvalidLogin>| {
+    let from_file = |key: &str, parse: fn(&str) -> Result<Login, InvalidText>| {
         table.parsed(key, |path| {
             parse(&String::from_utf8_lossy(&read_file(path)?)).map_err(|error| {
                 let Fault { wrong, right } = error.into();
@@ -177,7 +177,7 @@ fn nats_login(table: &Table<'_>) -> Login {
         ("creds_file", from_file("creds_file", Login::parse_creds)),
     ];
     let mut given = logins.into_iter().filter_map(|(key, login)| Some((key, login?)));
-    let Some((first, login)) = given.next() else { return Login::Nobody };
+    let Some((first, login)) = given.next() else { return Login::None };
     if let Some((second, _)) = given.next() {
         let wrong = format!("and `{first}` are two ways to log in");
         table.fault(second, Fault::new(wrong, "keep one of username, token, nkey_file and creds_file"));

@@ -72,7 +72,7 @@ fn of_broker(broker: &Broker) -> Vec<Warning> {
                 Login::User { .. } => "password",
                 Login::Token(_) => "token",
                 // A seed never crosses the network: it signs.
-                Login::Nobody | Login::Nkey(_) | Login::Creds { .. } => return Vec::new(),
+                Login::None | Login::Nkey(_) | Login::Creds { .. } => return Vec::new(),
             };
             let is_exposed = nats.urls.iter().any(|url| !url.needs_tls && !is_local(&url.endpoint.host));
             // Certificates without tls:// are no mistake: a NATS server may require TLS all the same.

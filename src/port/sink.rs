@@ -21,10 +21,14 @@ pub trait Sink: Send + Sync {
     /// Returns the topic where the receiver retains this delivery until it is cleared; `None` if nothing is retained.
     ///
     /// Registered in the store before the delivery is first sent.
-    fn retained_topic(&self, delivery: &Delivery) -> Option<String>;
+    fn retained_topic(&self, _delivery: &Delivery) -> Option<String> {
+        None
+    }
 
     /// Returns the topics where the sink retains something by itself: its status, for instance.
-    fn own_retained_topics(&self) -> Vec<String>;
+    fn own_retained_topics(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Looks for what the receiver retains of these servers already; by server, the topics.
     ///
@@ -126,8 +130,10 @@ pub trait Link: Send {
     /// Never waits itself: the caller keeps to [`LinkLimits::window`].
     fn send(&mut self, delivery: Delivery) -> BoxFuture<'static, Result<(), DeliverError>>;
 
-    /// Closes the connection in the sink's own way; `drive` has to be polled meanwhile.
-    async fn close(self: Box<Self>) -> Result<(), DeliverError>;
+    /// Closes the connection in the sink's own way, if it has one; `drive` has to be polled meanwhile.
+    async fn close(self: Box<Self>) -> Result<(), DeliverError> {
+        Ok(())
+    }
 }
 
 /// What a link takes at a time, and in which order.

@@ -26,7 +26,7 @@ pub fn in_flight() -> (Resolver, Acknowledgement) {
 impl Resolver {
     /// Passes the answer on.
     pub fn resolve(self, result: DeliverResult) {
-        // An error means that nobody waits any more, which is the dispatcher's choice.
+        // An error means that the dispatcher has stopped waiting, and sends the message again.
         self.0.send(result).ok();
     }
 }

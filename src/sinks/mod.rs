@@ -9,6 +9,8 @@ pub mod broker;
 pub mod home_assistant;
 #[cfg(any(feature = "mqtt", feature = "nats", feature = "webhooks"))]
 pub mod in_flight;
+#[cfg(any(feature = "mqtt", feature = "nats", feature = "webhooks"))]
+pub mod invalid;
 #[cfg(feature = "mqtt")]
 pub mod mqtt;
 #[cfg(feature = "nats")]

@@ -20,18 +20,25 @@ pub struct ClientCert {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
+    /// A block of the file is no certificate.
     #[error("`ca_file` is not a PEM file of certificates: it begins with -----BEGIN CERTIFICATE-----")]
     CaUnreadable(#[source] rustls::pki_types::pem::Error),
+    /// No block, or only some that rustls does not accept.
     #[error("`ca_file` holds no certificate that can be used")]
     CaEmpty,
+    /// The system's store of certificates is empty, as in a container image without `ca-certificates`.
     #[error("the machine trusts no certificate authority: install ca-certificates, or set `ca_file`")]
     NoNativeRoots,
+    /// The file has no block of a certificate.
     #[error("`cert_file` is not a PEM file with a certificate")]
     CertUnreadable,
+    /// The file has no block of a key, or of an encrypted one.
     #[error("`key_file` is not a PEM file with an unencrypted private key")]
     KeyUnreadable,
+    /// The key belongs to another certificate, or is of a kind that is not supported.
     #[error("the certificate and the key of the client do not fit together")]
     ClientAuth(#[source] rustls::Error),
+    /// The crypto provider has no protocol version in common with rustls, which is a bug.
     #[error("TLS cannot be set up")]
     Setup(#[source] rustls::Error),
 }
@@ -54,6 +61,7 @@ pub fn trusting_nobody() -> Result<Arc<ClientConfig>, TlsError> {
 }
 
 fn trusting(roots: RootCertStore, client_cert: Option<&ClientCert>) -> Result<Arc<ClientConfig>, TlsError> {
+    // Not the process's default provider: a program that uses the library may not have installed one.
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

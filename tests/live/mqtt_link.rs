@@ -859,7 +859,7 @@ fn words(incoming: &Incoming) -> String {
 async fn a_command_arrives_with_its_address_reply_topic_and_expiry() {
     let Some(broker) = Broker::open().await else { return };
     let sender = Subscriber::new(broker.port, &[]).await;
-    let mut commands = MqttCommands::new(broker.settings()).unwrap();
+    let mut commands = MqttSink::new(broker.settings()).unwrap().commands();
     until_subscribed(&broker, &mut commands, "main", 1).await;
     let properties = |topic: &str| PublishProperties {
         message_expiry_interval: Some(300),
@@ -899,7 +899,7 @@ async fn an_unacknowledged_command_is_redelivered_and_an_acknowledged_one_is_not
     let sender = Subscriber::new(broker.port, &[]).await;
     for (version, instance) in versions().into_iter().zip(["new", "old"]) {
         let settings = || Settings { version, instance: instance.into(), ..broker.settings() };
-        let mut commands = MqttCommands::new(settings()).unwrap();
+        let mut commands = MqttSink::new(settings()).unwrap().commands();
         until_subscribed(&broker, &mut commands, instance, 1).await;
         for verb in ["pause", "resume", "stop"] {
             sender.publish(&format!("dtorrent/home/command/{verb}"), "{}", false, Default::default()).await;
@@ -916,7 +916,7 @@ async fn an_unacknowledged_command_is_redelivered_and_an_acknowledged_one_is_not
         (resume.ack)();
         // Commands sent while the source is disconnected are queued, too.
         sender.publish("dtorrent/home/command/announce", "{}", false, Default::default()).await;
-        let mut commands = MqttCommands::new(settings()).unwrap();
+        let mut commands = MqttSink::new(settings()).unwrap().commands();
         let resume = next(&mut commands).await;
         let announce = next(&mut commands).await;
         assert_eq!([words(&resume), words(&announce)], ["home resume", "home announce"]);
@@ -924,7 +924,7 @@ async fn an_unacknowledged_command_is_redelivered_and_an_acknowledged_one_is_not
         (announce.ack)();
         until_acknowledged(&broker, &mut commands, instance, 4).await;
         drop(commands);
-        let mut commands = MqttCommands::new(settings()).unwrap();
+        let mut commands = MqttSink::new(settings()).unwrap().commands();
         nothing_else_comes(&sender, &mut commands).await;
         // Otherwise this session would queue the commands of the next round as well.
         until_acknowledged(&broker, &mut commands, instance, 5).await;
@@ -936,7 +936,7 @@ async fn a_retained_command_is_marked_as_retained_live_and_stored() {
     let Some(broker) = Broker::open().await else { return };
     let sender = Subscriber::new(broker.port, &[]).await;
     sender.publish("dtorrent/home/command/stored", "{}", true, Default::default()).await;
-    let mut commands = MqttCommands::new(broker.settings()).unwrap();
+    let mut commands = MqttSink::new(broker.settings()).unwrap().commands();
     let incoming = next(&mut commands).await;
     assert!(incoming.is_retained && words(&incoming) == "home stored");
     (incoming.ack)();
@@ -947,11 +947,11 @@ async fn a_retained_command_is_marked_as_retained_live_and_stored() {
     until_acknowledged(&broker, &mut commands, "main", 2).await;
     drop(commands);
     // The session already has the subscription, so the broker does not send the retained messages again.
-    let mut commands = MqttCommands::new(broker.settings()).unwrap();
+    let mut commands = MqttSink::new(broker.settings()).unwrap().commands();
     nothing_else_comes(&sender, &mut commands).await;
     // MQTT 3.1.1 marks stored messages only.
     let settings = Settings { version: Version::V311, instance: "old".into(), ..broker.settings() };
-    let mut commands = MqttCommands::new(settings).unwrap();
+    let mut commands = MqttSink::new(settings).unwrap().commands();
     let incoming = next(&mut commands).await;
     assert!(incoming.is_retained);
 }
@@ -962,7 +962,7 @@ async fn an_oversized_command_is_not_redelivered_forever() {
     let sender = Subscriber::new(broker.port, &[]).await;
     for (version, instance) in versions().into_iter().zip(["new", "old"]) {
         let settings = Settings { version, instance: instance.into(), ..broker.settings() };
-        let mut commands = MqttCommands::new(settings).unwrap();
+        let mut commands = MqttSink::new(settings).unwrap().commands();
         until_subscribed(&broker, &mut commands, instance, 1).await;
         let body = Bytes::from(vec![b'x'; 11 << 20]);
         sender.publish("dtorrent/home/command/add", body.clone(), false, Default::default()).await;
@@ -989,7 +989,7 @@ async fn an_oversized_command_is_not_redelivered_forever() {
 async fn a_caller_that_stops_waiting_loses_no_command() {
     let Some(broker) = Broker::open().await else { return };
     let sender = Subscriber::new(broker.port, &[]).await;
-    let mut commands = MqttCommands::new(broker.settings()).unwrap();
+    let mut commands = MqttSink::new(broker.settings()).unwrap().commands();
     until_subscribed(&broker, &mut commands, "main", 1).await;
     let mut seen = Vec::new();
     for number in 0..200 {

@@ -9,9 +9,12 @@
 //!
 //! Pure: no I/O.
 
+use tracing::info;
+
 use super::prefix::Prefix;
-use crate::model::{InfoHash, JournalEntry, Kind, ServerName};
-use crate::port::{CommandAddress, Delivery};
+use crate::model::{InfoHash, JournalEntry, Kind, ServerName, SinkName};
+use crate::port::{CommandAddress, Delivery, ReplyTo};
+use crate::sinks::invalid::{InvalidText, invalid};
 
 /// Levels below the prefix that mean something on some broker. `result` is not among them: replies belong there.
 const RESERVED_LEVELS: [&str; 9] =
@@ -27,8 +30,35 @@ pub struct Syntax {
     pub separator: char,
     /// The wildcard for exactly one level.
     pub any_level: &'static str,
-    /// Checks that the broker accepts a publish to this address from any client.
-    pub check: fn(&str) -> Result<(), InvalidReplyAddress>,
+    /// Whether an address has a wildcard, with which it is a pattern.
+    pub has_wildcard: fn(&str) -> bool,
+    /// Whether levels may be empty, or have white space in them.
+    pub is_lenient: bool,
+    /// Maximum length of an address.
+    pub bytes_max: usize,
+}
+
+impl Syntax {
+    /// Checks that a broker accepts a publish to this address from any client.
+    pub fn check(&self, address: &str) -> Result<(), InvalidText> {
+        let is_empty = |level: &str| level.is_empty() && !self.is_lenient;
+        let is_unprintable = |c: char| c.is_control() || (c.is_whitespace() && !self.is_lenient);
+        let wrong = if address.is_empty() || address.split(self.separator).any(is_empty) {
+            "it is empty or has an empty level"
+        } else if address.len() > self.bytes_max {
+            return Err(invalid(format!("it is longer than {} bytes", self.bytes_max)));
+        } else if (self.has_wildcard)(address) {
+            "it contains a wildcard"
+        } else if address.chars().any(is_unprintable) {
+            "it contains a character that the broker does not allow"
+        } else if address.starts_with('$') {
+            // MQTT 5 §4.7.2. On NATS (`$JS.API.…`, `$KV.…`, `$SRV.…`) a publish makes the server or another service act.
+            "addresses that begin with `$` are reserved for the broker"
+        } else {
+            return Ok(());
+        };
+        Err(invalid(wrong))
+    }
 }
 
 /// The addresses of one bridge on one broker.
@@ -37,33 +67,6 @@ pub struct AddressSpace {
     syntax: Syntax,
     prefix: Prefix,
     instance: String,
-}
-
-/// A reply cannot be published to the address that a command's sender chose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum InvalidReplyAddress {
-    /// No text, or on NATS two separators together.
-    #[error("it is empty or has an empty level")]
-    Empty,
-    /// More bytes than the protocol can express, or than a server accepts.
-    #[error("it is longer than {bytes_max} bytes")]
-    TooLong {
-        /// The limit of the protocol.
-        bytes_max: usize,
-    },
-    /// Only subscriptions may have one.
-    #[error("it contains a wildcard")]
-    Wildcard,
-    /// A control character, or on NATS white space.
-    #[error("it contains a character that the broker does not allow")]
-    Unprintable,
-    /// On NATS a publish there makes the server act: `$JS.API.STREAM.DELETE.…`, for one.
-    #[error("addresses that begin with `$` are reserved for the broker")]
-    Reserved,
-    /// A level below our prefix that means something to a bridge or to its consumers.
-    #[error("it is one of the bridge's own addresses")]
-    Own,
 }
 
 impl AddressSpace {
@@ -150,7 +153,7 @@ impl AddressSpace {
     /// Server, hash and verb are one non-empty level each, not checked further.
     pub fn command(&self, address: &str) -> Option<CommandAddress> {
         let levels = self.levels(address)?;
-        // MQTT allows empty levels in a topic; an empty server, hash or verb would look like one that is not there.
+        // MQTT allows empty levels in a topic; an empty server, hash or verb is none.
         if levels.iter().any(|level| level.is_empty()) {
             return None;
         }
@@ -165,13 +168,26 @@ impl AddressSpace {
         Some(CommandAddress { server: server.map(Into::into), hash: hash.map(Into::into), verb: verb.into() })
     }
 
+    /// Returns where a command's sender wants its result; `None` if nowhere, or at an address that must not be published to.
+    pub fn reply_to(&self, sink: &SinkName, topic: Option<String>, correlation: Option<Vec<u8>>) -> Option<ReplyTo> {
+        let topic = topic?;
+        match self.check_reply(&topic) {
+            Ok(()) => Some(ReplyTo { topic, correlation }),
+            // The command is executed all the same: its result is on the result address in any case.
+            Err(error) => {
+                info!(%sink, %error, "reply address of a command ignored");
+                None
+            }
+        }
+    }
+
     /// Checks that a command's result may be published to `address`, which the command's sender chose.
-    pub fn check_reply(&self, address: &str) -> Result<(), InvalidReplyAddress> {
-        (self.syntax.check)(address)?;
+    pub fn check_reply(&self, address: &str) -> Result<(), InvalidText> {
+        self.syntax.check(address)?;
         // Whichever bridge's it is: a second one below the same prefix would execute a reply to its command topic.
         let below = self.below_prefix(address).unwrap_or_default();
         match below.split(self.syntax.separator).any(|level| RESERVED_LEVELS.contains(&level)) {
-            true => Err(InvalidReplyAddress::Own),
+            true => Err(invalid("it is one of the bridge's own addresses")),
             false => Ok(()),
         }
     }

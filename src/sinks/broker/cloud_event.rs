@@ -1,4 +1,4 @@
-//! The CloudEvents 1.0 attributes of an event, in binary content mode: beside the body, which stays the event's JSON.
+//! The CloudEvents 1.0 attributes of an event, in binary content mode: the body stays the event's JSON.
 //!
 //! MQTT carries them as user properties under their own names (MQTT binding §3.1.3.1), NATS as headers with the prefix
 //! `ce-` (NATS binding §3.1.3.1).
@@ -13,6 +13,7 @@ pub fn attributes(instance: &str, delivery: &Delivery) -> Option<[(&'static str,
         Delivery::Updated { hash, event, .. } => (&event.server, &event.id, Kind::Updated, Some(*hash), &event.time),
         _ => return None,
     };
+    // The id is the event's, so that a consumer can drop repetitions (I6): source and id name one event (CloudEvents §3.1.1).
     Some([
         ("specversion", "1.0".to_owned()),
         ("id", id.to_string()),

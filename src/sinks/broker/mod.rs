@@ -13,7 +13,7 @@ pub mod url;
 
 use bytes::Bytes;
 
-/// The body of a status message while the bridge, or the server, can be reached.
+/// The body of a status message while the bridge runs, or the server is online.
 pub const ONLINE: &[u8] = b"online";
 /// The body of a status message otherwise, also of the last will.
 pub const OFFLINE: &[u8] = b"offline";

@@ -1,10 +1,10 @@
-//! A connection that is made when it is first needed, and anew after it was lost.
+//! A connection that is made when it is needed: at first, and after it was lost.
 
 use futures_util::future::BoxFuture;
 
-/// A connection of a command source, which nobody drives but its caller.
+/// The connection of a command source, driven by whoever waits for a command.
 pub struct OnDemand<C, E> {
-    /// Kept between calls, so that a caller that stops waiting does not abort the attempt.
+    /// The attempt that is being made.
     attempt: Option<BoxFuture<'static, Result<C, E>>>,
     connection: Option<C>,
 }
@@ -15,6 +15,7 @@ impl<C, E> OnDemand<C, E> {
         match self.connection {
             Some(ref mut connection) => Ok(connection),
             None => {
+                // Kept in `self`: a caller that stops waiting (for a stop, say) must not abort a handshake.
                 let connected = self.attempt.get_or_insert_with(connect).await;
                 self.attempt = None;
                 Ok(self.connection.insert(connected?))

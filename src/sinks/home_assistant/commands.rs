@@ -1,43 +1,36 @@
-//! Commands from Home Assistant that are none of ours: a switch has one topic for on and off, and a
-//! command has one for each verb.
+//! Commands from Home Assistant's controls whose topic or body is not that of a command: a switch has one topic for on and
+//! off, and a command has one for each verb.
 //!
-//! What must hold: what comes out is an ordinary command, which goes the way of all commands and is
-//! judged there; whatever comes in, exactly one comes out.
+//! Invariant: whatever arrives, exactly one ordinary command results, which is admitted as all commands are.
 //!
 //! Pure.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::HomeAssistant;
+use super::{HomeAssistant, Limits};
 use crate::port::CommandAddress;
 
-/// Makes a message to one of our switches the command that it means. `what` is the last level of its topic.
+/// Translates a message to one of our switches into a command. `control` is the last level of its topic.
 ///
-/// What means nothing becomes a command that there is none of, and so is answered with an error.
-pub fn command(settings: &HomeAssistant, server: &str, what: &str, body: &[u8]) -> (CommandAddress, Bytes) {
-    let to = |hash: Option<&str>, verb: &str, body: Value| {
-        let address =
-            CommandAddress { server: Some(server.to_owned()), hash: hash.map(str::to_owned), verb: verb.to_owned() };
-        (address, Bytes::from(body.to_string()))
+/// A message without a meaning becomes a command with an unknown verb, and so gets an error as its result.
+pub fn command(settings: &HomeAssistant, server: &str, control: &str, body: &[u8]) -> (CommandAddress, Bytes) {
+    // The hash is in the body: the slot may show another torrent than at the moment of the press.
+    let pressed: Value = match control {
+        "torrent" => serde_json::from_slice(body).unwrap_or_default(),
+        _ => Value::Null,
     };
-    let all = json!({"filter": {}});
-    match (what, body) {
-        ("all", b"ON") => to(None, "start", all),
-        ("all", b"OFF") => to(None, "stop", all),
-        ("alternative", b"ON" | b"OFF") => {
-            let Some(alternative) = &settings.alternative else { return to(None, "homeassistant", json!({})) };
-            let limits = if body == b"ON" { alternative } else { &settings.normal };
-            to(None, "limits", json!({"download_limit": limits.download, "upload_limit": limits.upload}))
-        }
-        ("torrent", body) => {
-            let said: Value = serde_json::from_slice(body).unwrap_or_default();
-            match (said["state"].as_str(), said["hash"].as_str()) {
-                (Some("ON"), Some(hash)) => to(Some(hash), "resume", json!({})),
-                (Some("OFF"), Some(hash)) => to(Some(hash), "pause", json!({})),
-                _ => to(None, "homeassistant", json!({})),
-            }
-        }
-        _ => to(None, "homeassistant", json!({})),
-    }
+    let alternative = settings.alternative.unwrap_or_default();
+    let set = |limits: &Limits| json!({"download_limit": limits.download, "upload_limit": limits.upload});
+    let (hash, verb, body) = match (control, body, pressed["state"].as_str(), pressed["hash"].as_str()) {
+        ("all", b"ON", ..) => (None, "start", json!({"filter": {}})),
+        ("all", b"OFF", ..) => (None, "stop", json!({"filter": {}})),
+        ("alternative", b"ON", ..) if settings.alternative.is_some() => (None, "limits", set(&alternative)),
+        ("alternative", b"OFF", ..) if settings.alternative.is_some() => (None, "limits", set(&settings.normal)),
+        ("torrent", _, Some("ON"), Some(hash)) => (Some(hash.to_owned()), "resume", json!({})),
+        ("torrent", _, Some("OFF"), Some(hash)) => (Some(hash.to_owned()), "pause", json!({})),
+        _ => (None, "homeassistant", json!({})),
+    };
+    let address = CommandAddress { server: Some(server.to_owned()), hash, verb: verb.to_owned() };
+    (address, Bytes::from(body.to_string()))
 }

@@ -1,7 +1,9 @@
-//! What entities show: one JSON document for each group of them, made of what was told.
+//! The documents that entities show: one JSON object for each group of them, made of the published state of a server.
 //!
-//! What must hold: every key is there in every document, `null` if unknown; numbers are rounded, so
-//! that what hardly changes does not change; a list keeps below what Home Assistant's recorder takes.
+//! Invariants:
+//! - every key is there in every document, `null` if unknown: a template that misses one logs a warning for each message;
+//! - numbers are rounded, so that what hardly changes does not change;
+//! - a list stays below the size that Home Assistant's recorder takes.
 //!
 //! Pure.
 
@@ -9,22 +11,24 @@ use serde_json::{Value, json};
 
 use super::slots::{by_importance, is_moving};
 use super::{Limits, Totals};
-use crate::model::{InfoHash, Status, Timestamp, Torrent, ratio};
+use crate::model::{InfoHash, Status, Timestamp, Torrent, ratio, truncated};
 use crate::port::ServerView;
 
-/// Below this many bytes a second it counts as idle.
+/// Rate below which a direction counts as idle, in bytes a second.
 const IDLE_BELOW: u64 = 1_000;
-/// Home Assistant does not record attributes above 16 KiB, nor take a state above 255 letters.
-pub const LIST_BYTES_MAX: usize = 15_000;
-const NAME_MAX: usize = 250;
-const MESSAGE_MAX: usize = 200;
-/// Clients round limits: rTorrent has whole KiB.
+/// Maximum size of the list: Home Assistant does not record attributes above 16 KiB.
+const LIST_BYTES_MAX: usize = 15_000;
+/// Maximum length of a name: Home Assistant takes no state above 255 characters.
+const NAME_CHARS_MAX: usize = 250;
+/// Maximum length of a message.
+const MESSAGE_CHARS_MAX: usize = 200;
+/// Precision in which limits are compared: clients round them, rTorrent to whole KiB.
 const LIMIT_STEP: u64 = 1024;
-/// Torrents with errors that are named.
-const ERRORS_SHOWN: usize = 5;
+/// Maximum number of torrents with errors that are named.
+const ERRORS_MAX: usize = 5;
 
 /// Rounds to three digits.
-pub fn three_digits(number: u64) -> u64 {
+fn three_digits(number: u64) -> u64 {
     let mut unit = 1;
     while number / unit >= 1000 {
         unit *= 10;
@@ -32,21 +36,16 @@ pub fn three_digits(number: u64) -> u64 {
     (number.saturating_add(unit / 2) / unit).saturating_mul(unit)
 }
 
-fn shortened(text: &str, letters: usize) -> String {
-    if text.chars().count() <= letters {
-        return text.to_owned();
-    }
-    text.chars().take(letters - 1).chain(['…']).collect()
+fn eta(torrent: &Torrent) -> Option<u64> {
+    torrent.eta.map(|eta| eta.div_ceil(10) * 10)
 }
 
-fn rate(of_server: Option<u64>, of_torrents: impl Iterator<Item = u64>) -> u64 {
-    of_server.unwrap_or_else(|| of_torrents.sum())
-}
-
+/// Returns the rates of both directions, and in words which of them is used.
 pub fn rates(view: &ServerView<'_>) -> Value {
-    let torrents = || view.snapshot.values().map(|snapshot| &snapshot.torrent);
-    let down = rate(view.stats.download_rate, torrents().map(|torrent| torrent.download_rate.unwrap_or(0)));
-    let up = rate(view.stats.upload_rate, torrents().map(|torrent| torrent.upload_rate.unwrap_or(0)));
+    // Some clients state no rates of the whole.
+    let sum = |of: fn(&Torrent) -> Option<u64>| view.snapshot.values().filter_map(|row| of(&row.torrent)).sum();
+    let down = view.stats.download_rate.unwrap_or_else(|| sum(|torrent| torrent.download_rate));
+    let up = view.stats.upload_rate.unwrap_or_else(|| sum(|torrent| torrent.upload_rate));
     let status = match (down >= IDLE_BELOW, up >= IDLE_BELOW) {
         (false, false) => "idle",
         (true, false) => "downloading",
@@ -56,11 +55,12 @@ pub fn rates(view: &ServerView<'_>) -> Value {
     json!({"status": status, "download_rate": three_digits(down), "upload_rate": three_digits(up)})
 }
 
-/// A megabyte is enough to see.
+/// Rounds down to whole megabytes: more digits would be a change with each poll.
 fn megabytes(bytes: u64) -> u64 {
     bytes / 1_000_000 * 1_000_000
 }
 
+/// Returns the bytes transferred, in this session of the client and in all, and the free space.
 pub fn totals(view: &ServerView<'_>, all_time: &Totals) -> Value {
     let (down, up) = (view.stats.downloaded, view.stats.uploaded);
     json!({
@@ -74,21 +74,21 @@ pub fn totals(view: &ServerView<'_>, all_time: &Totals) -> Value {
     })
 }
 
+/// Returns the numbers of torrents in each state, and the problem of the server or its torrents.
 pub fn counts(view: &ServerView<'_>) -> Value {
-    let count =
-        |is_one: &dyn Fn(&Torrent) -> bool| view.snapshot.values().filter(|snapshot| is_one(&snapshot.torrent)).count();
+    let torrents = || view.snapshot.values().map(|row| &*row.torrent);
+    let count = |is_one: &dyn Fn(&Torrent) -> bool| torrents().filter(|torrent| is_one(torrent)).count();
     let with = |status: Status| count(&|torrent| torrent.status == status);
     let (all, active) = (view.snapshot.len(), count(&is_moving));
     let (stopped, paused) = (with(Status::Stopped), with(Status::Paused));
     let completed = count(&|torrent| torrent.finished);
     let errored = count(&|torrent| torrent.error);
-    let named = view.snapshot.values().filter(|snapshot| snapshot.torrent.error).take(ERRORS_SHOWN).map(|snapshot| {
-        let torrent = &snapshot.torrent;
+    let named = torrents().filter(|torrent| torrent.error).take(ERRORS_MAX).map(|torrent| {
         let message = torrent.message.as_deref().unwrap_or_default();
-        json!({"name": shortened(&torrent.name, NAME_MAX), "message": shortened(message, MESSAGE_MAX)})
+        json!({"name": truncated(&torrent.name, NAME_CHARS_MAX), "message": truncated(message, MESSAGE_CHARS_MAX)})
     });
     let problem = match (view.problem, errored) {
-        (Some(problem), _) => Some(shortened(problem, MESSAGE_MAX)),
+        (Some(problem), _) => Some(truncated(problem, MESSAGE_CHARS_MAX)),
         (None, 0) => None,
         (None, 1) => Some("1 torrent has an error".to_owned()),
         (None, many) => Some(format!("{many} torrents have errors")),
@@ -116,8 +116,10 @@ pub fn counts(view: &ServerView<'_>) -> Value {
     })
 }
 
+/// Returns the client's limits, and whether they are those of the alternative speed.
 pub fn limits(view: &ServerView<'_>, alternative: Option<&Limits>) -> Value {
     let (down, up) = (view.stats.download_limit, view.stats.upload_limit);
+    // 0 is no limit at all, however close a small one is to it.
     let is_set = |shown: Option<u64>, wanted: u64| {
         shown.is_some_and(|shown| shown.abs_diff(wanted) < LIMIT_STEP && (shown == 0) == (wanted == 0))
     };
@@ -125,6 +127,7 @@ pub fn limits(view: &ServerView<'_>, alternative: Option<&Limits>) -> Value {
     json!({"download_limit": down, "upload_limit": up, "is_alternative": is_alternative})
 }
 
+/// Returns how long the last poll took and how old it is, and the client's name and version.
 pub fn poll(view: &ServerView<'_>) -> Value {
     json!({
         "seconds": (view.poll.as_secs_f64() * 1000.0).round() / 1000.0,
@@ -133,38 +136,39 @@ pub fn poll(view: &ServerView<'_>) -> Value {
     })
 }
 
-/// A torrent in a place, or an empty place.
+/// Returns the document of a torrent, or of an empty slot.
 pub fn torrent(torrent: Option<&Torrent>) -> Value {
     json!({
-        "name": torrent.map(|torrent| shortened(&torrent.name, NAME_MAX)),
+        "name": torrent.map(|torrent| truncated(&torrent.name, NAME_CHARS_MAX)),
         "hash": torrent.map(|torrent| torrent.hash),
         "status": torrent.map(|torrent| torrent.status.as_str()),
         "running": torrent.map(|torrent| !matches!(torrent.status, Status::Paused | Status::Stopped)),
         "error": torrent.map(|torrent| torrent.error),
         "stalled": torrent.map(|torrent| torrent.stalled),
-        "message": torrent.and_then(|torrent| Some(shortened(torrent.message.as_deref()?, MESSAGE_MAX))),
+        "message": torrent.and_then(|torrent| Some(truncated(torrent.message.as_deref()?, MESSAGE_CHARS_MAX))),
         "label": torrent.and_then(|torrent| torrent.label.clone()),
         "progress": torrent.map(|torrent| torrent.progress),
         "download_rate": torrent.map(|torrent| three_digits(torrent.download_rate.unwrap_or(0))),
         "upload_rate": torrent.map(|torrent| three_digits(torrent.upload_rate.unwrap_or(0))),
-        "eta": torrent.and_then(|torrent| torrent.eta).map(|eta| eta.div_ceil(10) * 10),
+        "eta": torrent.and_then(eta),
         "ratio": torrent.and_then(|torrent| torrent.ratio),
         "size": torrent.map(|torrent| torrent.length),
         "added_at": torrent.and_then(|torrent| torrent.added_at),
     })
 }
 
-/// A torrent that is no longer there, whose device waits to be taken back.
+/// Returns the document of a torrent that is no longer there, whose device is to be removed.
 pub fn gone(name: &str, hash: InfoHash) -> Value {
     let mut document = torrent(None);
-    document["name"] = json!(name);
-    document["hash"] = json!(hash);
-    document["status"] = json!("gone");
-    document["error"] = json!(false);
+    for (key, value) in
+        [("name", json!(name)), ("hash", json!(hash)), ("status", json!("gone")), ("error", json!(false))]
+    {
+        document[key] = value;
+    }
     document
 }
 
-/// What changes by itself and is told in its own time. A change of anything else is something that happened.
+/// Keys whose values change by themselves, and are sent in their own time. A change of any other is something that happened.
 pub const DRIFTING: [&str; 12] = [
     "download_rate",
     "upload_rate",
@@ -180,16 +184,16 @@ pub const DRIFTING: [&str; 12] = [
     "errored_torrents",
 ];
 
-/// As many torrents as have room, those that matter most first.
+/// Returns the list of torrents, those that matter most first, as many as have room.
 pub fn list(view: &ServerView<'_>) -> Value {
     let mut torrents = Vec::new();
+    // Room for what is around the rows.
     let mut bytes = 200;
     for hash in by_importance(view.snapshot) {
-        let Some(snapshot) = view.snapshot.get(&hash) else { continue };
-        let torrent = &snapshot.torrent;
+        let Some(torrent) = view.snapshot.get(&hash).map(|row| &row.torrent) else { continue };
         let row = json!({
-            "name": shortened(&torrent.name, NAME_MAX), "hash": hash, "status": torrent.status.as_str(),
-            "progress": torrent.progress, "eta": torrent.eta.map(|eta| eta.div_ceil(10) * 10),
+            "name": truncated(&torrent.name, NAME_CHARS_MAX), "hash": hash, "status": torrent.status.as_str(),
+            "progress": torrent.progress, "eta": eta(torrent),
             "ratio": torrent.ratio, "size": torrent.length, "label": torrent.label, "error": torrent.error,
             "download_rate": torrent.download_rate.map(three_digits),
             "upload_rate": torrent.upload_rate.map(three_digits), "added_at": torrent.added_at,
@@ -203,14 +207,15 @@ pub fn list(view: &ServerView<'_>) -> Value {
     json!({"shown": torrents.len(), "total": view.snapshot.len(), "torrents": torrents})
 }
 
-/// What finished last, kept also when the torrent goes.
+/// Returns the document of the torrent that finished last, which stays when the torrent is removed.
 pub fn last_finished(torrent: &Torrent, time: Timestamp) -> Value {
     json!({
-        "name": shortened(&torrent.name, NAME_MAX), "time": time, "hash": torrent.hash, "label": torrent.label,
+        "name": truncated(&torrent.name, NAME_CHARS_MAX), "time": time, "hash": torrent.hash, "label": torrent.label,
         "directory": torrent.directory, "size": torrent.length, "ratio": torrent.ratio,
     })
 }
 
+/// Returns the same document before any torrent has finished.
 pub fn nothing_finished() -> Value {
     json!({
         "name": null, "time": null, "hash": null, "label": null, "directory": null, "size": null, "ratio": null,
@@ -229,14 +234,5 @@ mod tests {
             assert_eq!(three_digits(number), rounded, "{number}");
         }
         three_digits(u64::MAX);
-    }
-
-    #[test]
-    fn a_long_name_is_cut_between_letters() {
-        let long = "ü".repeat(300);
-        let cut = shortened(&long, NAME_MAX);
-        assert_eq!(cut.chars().count(), NAME_MAX);
-        assert!(cut.ends_with('…'));
-        assert_eq!(shortened("short", NAME_MAX), "short");
     }
 }

@@ -1,11 +1,11 @@
-//! The discovery messages: which entities a device has, and how each is made of our topics.
+//! The payloads of discovery messages: which entities a device has, and how each is made of our topics.
 //!
-//! What must hold, because Home Assistant drops the whole device otherwise, or part of it, or fills its
-//! log: only keys that it knows at the top and in `device`; a platform and, but for triggers, a
-//! `unique_id` in every component; units, classes and kinds of value that go together; all keys of a
-//! document are always there, `null` if unknown, so that no template misses one.
-//!
-//! A component's key and `unique_id` stay the same for ever; what gets another platform gets another key.
+//! Invariants, without which Home Assistant drops the whole device, or part of it, or fills its log:
+//! - only keys that it knows at the top and in `device`;
+//! - a platform in every component, and a `unique_id` in all but triggers;
+//! - units, classes and kinds of value that go together;
+//! - all keys of a document are always there, `null` if unknown, so that no template misses one;
+//! - a component's key and `unique_id` stay the same for ever; with another platform it gets another key.
 //!
 //! Pure.
 
@@ -14,27 +14,31 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
+use super::HomeAssistant;
+use super::events::EVENT_KINDS;
 use super::names::{Device, Names};
-use super::{EVENT_KINDS, HomeAssistant};
 use crate::model::{InfoHash, ServerName};
 
 /// Platforms by the keys of components.
 pub type Components = BTreeMap<String, String>;
 
-/// A discovery message.
+/// The payload of a discovery message.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Payload {
+    /// The keys at the top, without the components.
     pub head: Map<String, Value>,
+    /// The components by their keys.
     pub components: BTreeMap<String, Value>,
 }
 
 impl Payload {
+    /// Returns the platform of each component.
     pub fn platforms(&self) -> Components {
         let platform = |value: &Value| value["platform"].as_str().unwrap_or_default().to_owned();
         self.components.iter().map(|(key, value)| (key.clone(), platform(value))).collect()
     }
 
-    /// The message, in which these components are taken back. Leaving one out would not remove it.
+    /// Returns the message, which removes these components by naming them with their platforms alone.
     pub fn body(&self, removed: &Components) -> Bytes {
         let mut components = self.components.clone();
         for (key, platform) in removed {
@@ -46,7 +50,7 @@ impl Payload {
     }
 }
 
-/// What components are added to.
+/// The device that components are added to.
 struct Builder<'a> {
     settings: &'a HomeAssistant,
     names: &'a Names,
@@ -62,8 +66,9 @@ fn object(value: Value) -> Map<String, Value> {
     }
 }
 
-/// Shows a number of our document divided, with three decimals, or nothing for `null`.
+/// Returns a template that divides a number, with three decimals; `null` stays unknown.
 fn scaled(field: &str, divisor: u64) -> String {
+    // MQTT discovery has no suggested unit: the unit that is sent is shown, and bytes would be twelve digits.
     format!("{{{{ (value_json.{field} / {divisor}) | round(3) if value_json.{field} is number else None }}}}")
 }
 
@@ -79,6 +84,7 @@ impl<'a> Builder<'a> {
     fn new(settings: &'a HomeAssistant, names: &'a Names, device: Device, about: Value) -> Self {
         let mut about = object(about);
         about.insert("identifiers".to_owned(), json!([names.identifier(&device)]));
+        // Both have to be online: after a crash of the bridge the retained status of a server still says `online`.
         let mut availability = vec![json!({"topic": names.bridge("status")})];
         if let Device::Server(server) | Device::Torrent(server, _) = &device {
             availability.push(json!({"topic": names.server(server, "status")}));
@@ -97,6 +103,7 @@ impl<'a> Builder<'a> {
         Payload { head: self.head, components: self.components }
     }
 
+    /// Adds an entity.
     fn add(&mut self, platform: &str, key: &str, name: &str, more: Value) {
         let mut body = object(more);
         body.insert("platform".to_owned(), json!(platform));
@@ -106,7 +113,7 @@ impl<'a> Builder<'a> {
         self.components.insert(key.to_owned(), Value::Object(body));
     }
 
-    /// A number with a unit.
+    /// Adds a number with a unit.
     fn measured(&mut self, key: &str, name: &str, topic: &str, what: (&str, &str, &str), template: String) {
         let (device_class, unit, state_class) = what;
         let precision = if device_class == "duration" { 1 } else { 2 };
@@ -125,15 +132,26 @@ impl<'a> Builder<'a> {
         self.measured(key, name, topic, ("data_size", "GB", state_class), scaled(field, 1_000_000_000));
     }
 
-    /// A number without a unit.
-    fn number(&mut self, key: &str, name: &str, icon: &str, topic: &str, precision: u8) {
+    /// Adds a ratio.
+    fn ratio(&mut self, key: &str, name: &str, topic: &str) {
+        // No device class: `power_factor` is a percentage, and wrong for a ratio above 1.
         let more = json!({
             "state_topic": topic, "value_template": plain(key), "state_class": "measurement",
-            "suggested_display_precision": precision, "icon": icon,
+            "suggested_display_precision": 3, "icon": "mdi:percent-circle",
         });
         self.add("sensor", key, name, more);
     }
 
+    /// Adds the progress of a torrent in percent.
+    fn progress(&mut self, key: &str, name: &str, topic: &str) {
+        let more = json!({
+            "state_topic": topic, "value_template": plain("progress"), "unit_of_measurement": "%",
+            "state_class": "measurement", "suggested_display_precision": 1, "icon": "mdi:progress-download",
+        });
+        self.add("sensor", key, name, more);
+    }
+
+    /// Adds a number of torrents.
     fn count(&mut self, key: &str, name: &str, icon: &str, topic: &str) {
         let more = json!({
             "state_topic": topic, "value_template": plain(key), "state_class": "measurement",
@@ -148,17 +166,13 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Shown also while the torrent client is away.
-    fn outlives_the_client(&mut self, component: &str) {
-        self.set(component, "availability", json!([{"topic": self.names.bridge("status")}]));
-    }
-
-    fn diagnostic(&mut self, component: &str) {
-        self.set(component, "entity_category", json!("diagnostic"));
+    /// Returns the availability of an entity that is shown also while the torrent client is unreachable.
+    fn of_bridge(&self) -> Value {
+        json!([{"topic": self.names.bridge("status")}])
     }
 }
 
-/// The device of the bridge itself.
+/// Returns the device of the bridge itself.
 pub fn bridge(settings: &HomeAssistant, names: &Names) -> Payload {
     let about = json!({
         "name": format!("dTorrent {}", names.instance),
@@ -168,19 +182,20 @@ pub fn bridge(settings: &HomeAssistant, names: &Names) -> Payload {
     let (info, health) = (names.bridge("info"), names.bridge("health"));
     let status = json!({
         "state_topic": names.bridge("status"), "payload_on": "online", "payload_off": "offline",
-        "device_class": "connectivity", "availability": [],
+        // Always available: `offline` is one of its states.
+        "device_class": "connectivity", "availability": [], "entity_category": "diagnostic",
     });
     device.add("binary_sensor", "status", "Status", status);
-    device.diagnostic("status");
-    let version = json!({"state_topic": info, "value_template": plain("version"), "icon": "mdi:tag"});
+    let version = json!({
+        "state_topic": info, "value_template": plain("version"), "icon": "mdi:tag", "entity_category": "diagnostic",
+    });
     device.add("sensor", "version", "Version", version);
-    device.diagnostic("version");
     let servers = json!({
         "state_topic": info, "value_template": "{{ value_json.servers | count }}", "icon": "mdi:server",
         "json_attributes_topic": info, "json_attributes_template": "{{ {'servers': value_json.servers} | tojson }}",
+        "entity_category": "diagnostic",
     });
     device.add("sensor", "servers", "Servers", servers);
-    device.diagnostic("servers");
     device.measured(
         "memory",
         "Memory",
@@ -188,7 +203,7 @@ pub fn bridge(settings: &HomeAssistant, names: &Names) -> Payload {
         ("data_size", "MB", "measurement"),
         "{{ (value_json.memory_bytes / 1000000) | round(1) if value_json.memory_bytes is number else None }}".into(),
     );
-    device.diagnostic("memory");
+    device.set("memory", "entity_category", json!("diagnostic"));
     result(&mut device, &names.bridge("result"));
     if settings.can("resync") {
         resync(&mut device, &names.bridge("command/resync"));
@@ -196,8 +211,10 @@ pub fn bridge(settings: &HomeAssistant, names: &Names) -> Payload {
     device.finish()
 }
 
-/// The answer to a command. Whoever waits for one needs an entity that listens to its topic already.
+/// Adds the result of the last command.
 fn result(device: &mut Builder<'_>, topic: &str) {
+    // A script that publishes a command and then waits for its result times out, unless an entity has subscribed to the topic
+    // before: the result comes before Home Assistant would have.
     let about = "{{ {'id': value_json.id, 'verb': value_json.verb, 'time': value_json.time, \
                  'torrents': value_json.results | count, \
                  'error': (value_json.error or {}).get('message')} | tojson }}";
@@ -205,19 +222,19 @@ fn result(device: &mut Builder<'_>, topic: &str) {
         "state_topic": topic, "value_template": plain("status"), "device_class": "enum",
         "options": ["ok", "partial", "error", "expired", "refused"], "icon": "mdi:reply",
         "json_attributes_topic": topic, "json_attributes_template": about,
+        "availability": device.of_bridge(), "entity_category": "diagnostic",
     });
     device.add("sensor", "last_result", "Last result", more);
-    device.outlives_the_client("last_result");
-    device.diagnostic("last_result");
 }
 
 fn resync(device: &mut Builder<'_>, topic: &str) {
-    let more = json!({"command_topic": topic, "payload_press": "{}", "icon": "mdi:sync"});
+    let more = json!({
+        "command_topic": topic, "payload_press": "{}", "icon": "mdi:sync", "entity_category": "config",
+    });
     device.add("button", "resync", "Resync", more);
-    device.set("resync", "entity_category", json!("config"));
 }
 
-/// The device of a server. `client` is what it says of itself, `rTorrent 0.9.8`.
+/// Returns the device of a server. `client`: name and version, as `rTorrent 0.9.8`; `None` before its first answer.
 pub fn server(settings: &HomeAssistant, names: &Names, server: &ServerName, client: Option<&str>) -> Payload {
     let (model, version) = client.and_then(|client| client.rsplit_once(' ')).unzip();
     let mut about = object(json!({
@@ -227,17 +244,13 @@ pub fn server(settings: &HomeAssistant, names: &Names, server: &ServerName, clie
     }));
     about.extend(version.map(|version| ("sw_version".to_owned(), json!(version))));
     let mut device = Builder::new(settings, names, Device::Server(server.clone()), Value::Object(about));
-    let device = &mut device;
-    traffic(device, server);
-    counts(device, server);
-    condition(device, server);
-    limits(device, server);
-    controls(device, server);
-    events(device, server);
-    for number in 1..=settings.slots {
-        slot(device, server, number);
+    for add in [traffic, counts, condition, limits, controls, events] {
+        add(&mut device, server);
     }
-    Payload { head: std::mem::take(&mut device.head), components: std::mem::take(&mut device.components) }
+    for number in 1..=settings.slots {
+        slot(&mut device, server, number);
+    }
+    device.finish()
 }
 
 fn traffic(device: &mut Builder<'_>, server: &ServerName) {
@@ -258,8 +271,8 @@ fn traffic(device: &mut Builder<'_>, server: &ServerName) {
     ] {
         device.size(key, name, &totals, key, "total_increasing");
     }
-    device.number("session_ratio", "Session ratio", "mdi:percent-circle", &totals, 3);
-    device.number("all_time_ratio", "All-time ratio", "mdi:percent-circle", &totals, 3);
+    device.ratio("session_ratio", "Session ratio", &totals);
+    device.ratio("all_time_ratio", "All-time ratio", &totals);
     device.size("free_space", "Free space", &totals, "free_space", "measurement");
 }
 
@@ -297,20 +310,18 @@ fn condition(device: &mut Builder<'_>, server: &ServerName) {
     let names = device.names;
     let connection = json!({
         "state_topic": names.server(server, "status"), "payload_on": "online", "payload_off": "offline",
-        "device_class": "connectivity",
+        "device_class": "connectivity", "availability": device.of_bridge(), "entity_category": "diagnostic",
     });
     device.add("binary_sensor", "connection", "Connection", connection);
-    device.outlives_the_client("connection");
-    device.diagnostic("connection");
     let counts = names.document(server, "counts");
     let problem = json!({
         "state_topic": counts, "value_template": on_off("value_json.has_problem"), "device_class": "problem",
         "json_attributes_topic": counts,
         "json_attributes_template":
             "{{ {'problem': value_json.problem, 'torrents': value_json.errored_torrents} | tojson }}",
+        "availability": device.of_bridge(),
     });
     device.add("binary_sensor", "problem", "Problem", problem);
-    device.outlives_the_client("problem");
     let finished = names.document(server, "last_finished");
     let last = json!({
         "state_topic": finished, "value_template": plain("name"), "icon": "mdi:flag-checkered",
@@ -325,16 +336,17 @@ fn condition(device: &mut Builder<'_>, server: &ServerName) {
     device.set("poll_duration", "suggested_display_precision", json!(3));
     device.measured("poll_age", "Poll age", &poll, ("duration", "s", "measurement"), plain("age_seconds"));
     device.set("poll_age", "suggested_display_precision", json!(0));
-    device.outlives_the_client("poll_age");
+    // While the client is unreachable its age grows, which is what it is for.
+    device.set("poll_age", "availability", device.of_bridge());
     let client = json!({"state_topic": poll, "value_template": plain("client"), "icon": "mdi:tag"});
     device.add("sensor", "client", "Client", client);
     for key in ["poll_duration", "poll_age", "client"] {
-        device.diagnostic(key);
+        device.set(key, "entity_category", json!("diagnostic"));
     }
     result(device, &names.server(server, "result"));
 }
 
-/// Numbers that can be set where the command is taken, else numbers that are shown.
+/// Adds limits: numbers that can be set where the command is accepted, else numbers that are shown.
 fn limits(device: &mut Builder<'_>, server: &ServerName) {
     let topic = device.names.document(server, "limits");
     for (field, name) in [("download_limit", "Download limit"), ("upload_limit", "Upload limit")] {
@@ -349,15 +361,15 @@ fn limits(device: &mut Builder<'_>, server: &ServerName) {
                 "command_topic": device.names.server(server, "command/limits"),
                 "command_template": format!("{{{{ {{'{field}': (value * 1024) | int}} | tojson }}}}"),
                 "min": 0, "max": LIMIT_MAX, "step": 1, "mode": "box",
-                "device_class": "data_rate", "unit_of_measurement": "KiB/s",
+                "device_class": "data_rate", "unit_of_measurement": "KiB/s", "entity_category": "config",
             });
             device.add("number", field, name, more);
-            device.set(field, "entity_category", json!("config"));
         } else {
+            // Another platform, so another key: with the same one both entities would exist.
             let key = format!("{field}_shown");
             device.measured(&key, name, &topic, ("data_rate", "MB/s", "measurement"), scaled(field, 1_000_000));
             device.set(&key, "icon", json!(icon));
-            device.diagnostic(&key);
+            device.set(&key, "entity_category", json!("diagnostic"));
         }
     }
     if device.settings.can("limits") && device.settings.alternative.is_some() {
@@ -369,7 +381,7 @@ fn limits(device: &mut Builder<'_>, server: &ServerName) {
     }
 }
 
-/// The most that a limit's number shows, in KiB/s, in which rTorrent counts them.
+/// Maximum that the number of a limit shows, in KiB/s, in which rTorrent counts them. A larger state would be an error there.
 const LIMIT_MAX: u32 = 10_000_000;
 
 fn controls(device: &mut Builder<'_>, server: &ServerName) {
@@ -406,9 +418,10 @@ fn controls(device: &mut Builder<'_>, server: &ServerName) {
 fn events(device: &mut Builder<'_>, server: &ServerName) {
     let topic = device.names.document(server, "event");
     let kinds: Vec<&str> = EVENT_KINDS.iter().map(|kind| kind.as_str()).collect();
-    let more = json!({"state_topic": topic, "event_types": kinds, "icon": "mdi:bell"});
+    let more = json!({
+        "state_topic": topic, "event_types": kinds, "icon": "mdi:bell", "availability": device.of_bridge(),
+    });
     device.add("event", "event", "Event", more);
-    device.outlives_the_client("event");
     for kind in ["added", "finished", "removed", "error"] {
         let trigger = json!({
             "platform": "device_automation", "automation_type": "trigger", "type": kind, "subtype": "torrent",
@@ -418,7 +431,7 @@ fn events(device: &mut Builder<'_>, server: &ServerName) {
     }
 }
 
-/// Always the same entities, whatever torrent is in the slot.
+/// Adds the entities of a slot, which are the same whatever torrent is in it.
 fn slot(device: &mut Builder<'_>, server: &ServerName, number: u8) {
     let topic = device.names.slot(server, number);
     let key = format!("slot_{number}");
@@ -427,17 +440,13 @@ fn slot(device: &mut Builder<'_>, server: &ServerName, number: u8) {
         "json_attributes_topic": topic,
     });
     device.add("sensor", &key, &format!("Slot {number}"), more);
-    let progress = json!({
-        "state_topic": topic, "value_template": plain("progress"), "unit_of_measurement": "%",
-        "state_class": "measurement", "suggested_display_precision": 1, "icon": "mdi:progress-download",
-    });
-    device.add("sensor", &format!("{key}_progress"), &format!("Slot {number} progress"), progress);
+    device.progress(&format!("{key}_progress"), &format!("Slot {number} progress"), &topic);
     run_switch(device, server, &format!("{key}_run"), &format!("Slot {number} running"), &topic);
 }
 
-/// Pauses and resumes the torrent that the document shows. The hash is that of the moment of the
-/// press, so a torrent that has come into the slot meanwhile is not hit.
+/// Adds a switch that pauses and resumes the torrent that the document shows.
 fn run_switch(device: &mut Builder<'_>, server: &ServerName, key: &str, name: &str, topic: &str) {
+    // The command has the hash that was shown at the press, so a torrent that has come into the slot meanwhile is not hit.
     if !(device.settings.can("pause") && device.settings.can("resume")) {
         return;
     }
@@ -451,7 +460,7 @@ fn run_switch(device: &mut Builder<'_>, server: &ServerName, key: &str, name: &s
     device.add("switch", key, name, more);
 }
 
-/// The device of a torrent that was chosen in the config.
+/// Returns the device of a torrent that the config selects.
 pub fn torrent(
     settings: &HomeAssistant,
     names: &Names,
@@ -471,14 +480,10 @@ pub fn torrent(
         "json_attributes_topic": topic, "icon": "mdi:list-status",
     });
     device.add("sensor", "status", "Status", status);
-    let progress = json!({
-        "state_topic": topic, "value_template": plain("progress"), "unit_of_measurement": "%",
-        "state_class": "measurement", "suggested_display_precision": 1, "icon": "mdi:progress-download",
-    });
-    device.add("sensor", "progress", "Progress", progress);
+    device.progress("progress", "Progress", &topic);
     device.rate("download_rate", "Download speed", &topic, "download_rate");
     device.rate("upload_rate", "Upload speed", &topic, "upload_rate");
-    device.number("ratio", "Ratio", "mdi:percent-circle", &topic, 3);
+    device.ratio("ratio", "Ratio", &topic);
     device.measured("eta", "Time left", &topic, ("duration", "s", "measurement"), plain("eta"));
     device.set("eta", "suggested_display_precision", json!(0));
     let problem = json!({

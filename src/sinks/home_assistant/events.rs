@@ -1,7 +1,7 @@
 //! Events for Home Assistant's event entities: their bodies, and how long they wait.
 //!
 //! An event entity receives an event only while Home Assistant is online, so events wait here while it is offline, up to a
-//! number and an age; then the oldest are dropped. The first snapshot of a server is no news and never an event here.
+//! number and an age; then the oldest are dropped. The first snapshot of a server is never an event here.
 //!
 //! Pure but for the log.
 
@@ -12,17 +12,46 @@ use bytes::Bytes;
 use serde_json::json;
 use tracing::warn;
 
-use super::EVENT_KINDS;
-use crate::model::{Cause, JournalEntry};
+use crate::model::{Cause, JournalEntry, Kind};
 
-const WAITING_MAX: usize = 1_000;
+/// Maximum number of events that wait.
+const PENDING_MAX: usize = 1_000;
+/// Maximum age of an event that is sent: automations must not act on what is long over.
 const AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Kinds of events that become events of an entity, in the order of its `event_types`, which must not change.
+pub const EVENT_KINDS: [Kind; 23] = [
+    Kind::Added,
+    Kind::Removed,
+    Kind::Started,
+    Kind::Stopped,
+    Kind::Paused,
+    Kind::Resumed,
+    Kind::Finished,
+    Kind::Unfinished,
+    Kind::Error,
+    Kind::ErrorCleared,
+    Kind::Stalled,
+    Kind::Unstalled,
+    Kind::Checking,
+    Kind::Checked,
+    Kind::Metadata,
+    Kind::Moved,
+    Kind::Renamed,
+    Kind::LabelChanged,
+    Kind::PriorityChanged,
+    Kind::ServerOnline,
+    Kind::ServerOffline,
+    Kind::ServerRestarted,
+    Kind::JournalReset,
+];
 
 /// Returns the body for an event entity; `None` for an entry that is no event there.
 pub fn body(entry: &JournalEntry) -> Option<Bytes> {
     if !EVENT_KINDS.contains(&entry.kind) {
         return None;
     }
+    // The torrents of a server that is new here are `added` with this cause; an automation must not act on all of them.
     let event = entry.event().ok().filter(|event| event.cause != Cause::Snapshot)?;
     let torrent = event.torrent.as_deref();
     let body = json!({
@@ -45,54 +74,54 @@ pub fn body(entry: &JournalEntry) -> Option<Bytes> {
     Some(Bytes::from(body.to_string()))
 }
 
-/// Events of all servers that were not sent yet, or not acknowledged.
+/// Events of all servers that were not sent yet, or not acknowledged: with the time of arrival, topic and body.
 #[derive(Debug, Default)]
-pub struct Waiting {
-    events: VecDeque<(Duration, String, Bytes)>,
+pub struct PendingEvents {
+    pending: VecDeque<(Duration, String, Bytes)>,
     in_flight: VecDeque<(Duration, String, Bytes)>,
-    /// Dropped since the last one was sent.
-    lost: usize,
+    /// An event was dropped since the last one was sent, which was logged.
+    has_dropped: bool,
 }
 
-impl Waiting {
+impl PendingEvents {
+    /// Adds an event that arrived at `at`; drops the oldest one if there is no room.
     pub fn push(&mut self, topic: String, body: Bytes, at: Duration) {
-        if self.events.len() >= WAITING_MAX {
-            self.events.pop_front();
-            if self.lost == 0 {
-                warn!(
-                    kept = WAITING_MAX,
-                    "Home Assistant has been offline for long, dropping the oldest events for it"
-                );
+        if self.pending.len() >= PENDING_MAX {
+            self.pending.pop_front();
+            if !std::mem::replace(&mut self.has_dropped, true) {
+                warn!(max = PENDING_MAX, "Home Assistant has been offline for long, dropping the oldest events for it");
             }
-            self.lost += 1;
         }
-        self.events.push_back((at, topic, body));
+        self.pending.push_back((at, topic, body));
     }
 
+    /// Returns topic and body of the oldest event that is not out of date; it is in flight then.
     pub fn next(&mut self, at: Duration) -> Option<(String, Bytes)> {
-        while self.events.front().is_some_and(|(since, ..)| at.saturating_sub(*since) > AGE_MAX) {
-            self.events.pop_front();
+        while self.pending.front().is_some_and(|(since, ..)| at.saturating_sub(*since) > AGE_MAX) {
+            self.pending.pop_front();
         }
-        let event = self.events.pop_front()?;
-        self.lost = 0;
+        let event = self.pending.pop_front()?;
+        self.has_dropped = false;
         self.in_flight.push_back(event.clone());
         Some((event.1, event.2))
     }
 
     /// Removes the oldest event in flight: the broker acknowledged it.
     pub fn acknowledged(&mut self) {
+        // Acknowledgements come in the order of sending, so the topic need not be compared.
         self.in_flight.pop_front();
     }
 
     /// Makes pending again what is in flight.
     pub fn reset_in_flight(&mut self) {
         while let Some(event) = self.in_flight.pop_back() {
-            self.events.push_front(event);
+            self.pending.push_front(event);
         }
     }
 
+    /// Whether no event waits to be sent.
     pub fn is_empty(&self) -> bool {
-        self.events.is_empty()
+        self.pending.is_empty()
     }
 }
 
@@ -100,31 +129,31 @@ impl Waiting {
 mod tests {
     use super::*;
 
-    fn sent(waiting: &mut Waiting, at: u64) -> Vec<String> {
-        std::iter::from_fn(|| waiting.next(Duration::from_secs(at))).map(|(topic, _)| topic).collect()
+    fn sent(pending: &mut PendingEvents, at: u64) -> Vec<String> {
+        std::iter::from_fn(|| pending.next(Duration::from_secs(at))).map(|(topic, _)| topic).collect()
     }
 
     #[test]
     fn events_wait_in_order_and_those_not_acknowledged_come_again() {
-        let mut waiting = Waiting::default();
+        let mut pending = PendingEvents::default();
         for n in 0..3 {
-            waiting.push(n.to_string(), Bytes::new(), Duration::ZERO);
+            pending.push(n.to_string(), Bytes::new(), Duration::ZERO);
         }
-        assert_eq!(sent(&mut waiting, 1), ["0", "1", "2"]);
-        waiting.acknowledged();
-        waiting.reset_in_flight();
-        assert_eq!(sent(&mut waiting, 1), ["1", "2"]);
+        assert_eq!(sent(&mut pending, 1), ["0", "1", "2"]);
+        pending.acknowledged();
+        pending.reset_in_flight();
+        assert_eq!(sent(&mut pending, 1), ["1", "2"]);
     }
 
     #[test]
     fn no_more_than_so_many_wait_and_none_longer_than_a_day() {
-        let mut waiting = Waiting::default();
-        for n in 0..WAITING_MAX + 5 {
-            waiting.push(n.to_string(), Bytes::new(), Duration::from_secs(n as u64));
+        let mut pending = PendingEvents::default();
+        for n in 0..PENDING_MAX + 5 {
+            pending.push(n.to_string(), Bytes::new(), Duration::from_secs(n as u64));
         }
-        let all = sent(&mut waiting, 2_000);
-        assert_eq!((all.len(), all[0].as_str()), (WAITING_MAX, "5"));
-        waiting.push("old".to_owned(), Bytes::new(), Duration::ZERO);
-        assert!(sent(&mut waiting, 24 * 60 * 60 + 1).is_empty());
+        let all = sent(&mut pending, 2_000);
+        assert_eq!((all.len(), all[0].as_str()), (PENDING_MAX, "5"));
+        pending.push("old".to_owned(), Bytes::new(), Duration::ZERO);
+        assert!(sent(&mut pending, 24 * 60 * 60 + 1).is_empty());
     }
 }

@@ -1,8 +1,9 @@
-//! Which torrents are shown: a fixed number of places, filled with those that matter most.
+//! The slots of a server: a fixed number of places, filled with the torrents that matter most.
 //!
-//! What must hold: a torrent stays where it is as long as it is among them, so that a dashboard does
-//! not jump; one that pauses for a moment is not thrown out by another; the same picture gives the
-//! same choice.
+//! Invariants:
+//! - a torrent stays where it is as long as it is among them, so that a dashboard does not jump;
+//! - one that pauses for a moment is not replaced by another;
+//! - the same snapshot gives the same choice.
 //!
 //! Pure.
 
@@ -10,10 +11,10 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::model::{InfoHash, Snapshot, Status, Timestamp, Torrent};
+use crate::model::{InfoHash, Snapshot, SnapshotTorrent, Status, Timestamp, Torrent};
 
-/// So long after bytes moved a torrent counts as active.
-const ACTIVE_FOR: Duration = Duration::from_secs(60);
+/// Time after bytes moved for which a torrent in a place counts as active.
+const ACTIVE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The places of one server.
 #[derive(Debug, Default)]
@@ -26,15 +27,16 @@ pub struct Slots {
 /// How much a torrent matters; less is more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Class {
-    /// It is being loaded.
+    /// Being downloaded, checked, or waiting for its metadata.
     Loading,
     /// Bytes move.
     Active,
-    /// It is not finished, or has an error.
+    /// Not finished, or with an error.
     Open,
     Other,
 }
 
+/// Whether bytes move now, or moved since the last poll.
 pub fn is_moving(torrent: &Torrent) -> bool {
     torrent.playing || torrent.download_rate.unwrap_or(0) > 0 || torrent.upload_rate.unwrap_or(0) > 0
 }
@@ -48,12 +50,10 @@ fn class(torrent: &Torrent) -> Class {
     }
 }
 
-/// Those that matter most, in that order: by class, then the newest.
+/// Returns all torrents, those that matter most first: by class, then the newest.
 pub fn by_importance(snapshot: &Snapshot) -> Vec<InfoHash> {
-    let mut ranked: Vec<_> = snapshot
-        .iter()
-        .map(|(hash, snapshot)| (class(&snapshot.torrent), Reverse(snapshot.torrent.added_at), *hash))
-        .collect();
+    let rank = |(hash, row): (&InfoHash, &SnapshotTorrent)| (class(&row.torrent), Reverse(row.torrent.added_at), *hash);
+    let mut ranked: Vec<_> = snapshot.iter().map(rank).collect();
     ranked.sort_unstable();
     ranked.into_iter().map(|(.., hash)| hash).collect()
 }
@@ -61,25 +61,27 @@ pub fn by_importance(snapshot: &Snapshot) -> Vec<InfoHash> {
 type Rank = (Class, bool, Reverse<Option<Timestamp>>, InfoHash);
 
 impl Slots {
-    /// Chooses anew.
+    /// Chooses the torrents of `count` places from a snapshot.
     pub fn choose(&mut self, snapshot: &Snapshot, count: usize, at: Duration) {
         self.places.resize(count, None);
         let present: BTreeSet<InfoHash> = self.places.iter().flatten().copied().collect();
         let mut ranks: Vec<Rank> = snapshot
             .iter()
-            .map(|(hash, snapshot)| {
+            .map(|(hash, row)| {
                 let is_present = present.contains(hash);
-                let mut class = class(&snapshot.torrent);
+                let mut class = class(&row.torrent);
                 if is_present && class <= Class::Active {
                     self.active.insert(*hash, at);
                 }
-                let was_active = self.active.get(hash).is_some_and(|last| at.saturating_sub(*last) < ACTIVE_FOR);
+                let was_active = self.active.get(hash).is_some_and(|last| at.saturating_sub(*last) < ACTIVE_TIMEOUT);
                 if is_present && was_active {
                     class = class.min(Class::Active);
                 }
-                (class, !is_present, Reverse(snapshot.torrent.added_at), *hash)
+                // Among equals one that has a place keeps it.
+                (class, !is_present, Reverse(row.torrent.added_at), *hash)
             })
             .collect();
+        // A partial sort: ten thousand torrents are ranked each second for ten places.
         if ranks.len() > count && count > 0 {
             ranks.select_nth_unstable(count - 1);
         }
@@ -96,7 +98,7 @@ impl Slots {
         self.active.retain(|hash, _| chosen.contains(hash));
     }
 
-    /// From the first place on.
+    /// Returns the torrent of each place, the first place first; `None` for an empty one.
     pub fn places(&self) -> &[Option<InfoHash>] {
         &self.places
     }
@@ -109,20 +111,20 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::model::{DiffState, Rev, Seq, SnapshotTorrent};
+    use crate::model::{DiffState, Rev, Seq};
 
     fn hash(n: u8) -> InfoHash {
         InfoHash::V1([n; 20])
     }
 
-    /// Torrents as letters: `d`ownloading, `u`ploading, `e`rror, `s`eeding quietly. The later, the newer.
-    fn snapshot(letters: &str) -> Snapshot {
-        let snapshot = |(n, letter): (usize, char)| {
+    /// One torrent for each character: `d`ownloading, `u`ploading, `e`rror, `s`eeding quietly. The later, the newer.
+    fn snapshot(kinds: &str) -> Snapshot {
+        let row = |(n, kind): (usize, char)| {
             let n = u8::try_from(n).unwrap();
             let json = json!({
                 "hash": hash(n), "name": "a", "server": "home", "active": true, "downloaded": 0, "uploaded": 0,
-                "length": 1, "progress": 0.0, "finished": letter != 'd', "playing": letter == 'u', "extra": {},
-                "status": if letter == 'd' { "downloading" } else { "seeding" }, "error": letter == 'e',
+                "length": 1, "progress": 0.0, "finished": kind != 'd', "playing": kind == 'u', "extra": {},
+                "status": if kind == 'd' { "downloading" } else { "seeding" }, "error": kind == 'e',
                 "stalled": false, "added_at": Timestamp::from_seconds(i64::from(n)),
             });
             let torrent = Arc::new(serde_json::from_value(json).unwrap());
@@ -138,7 +140,7 @@ mod tests {
                 },
             )
         };
-        letters.chars().enumerate().filter(|(_, letter)| *letter != '.').map(snapshot).collect()
+        kinds.chars().enumerate().filter(|(_, kind)| *kind != '.').map(row).collect()
     }
 
     fn shown(slots: &Slots) -> String {
@@ -152,9 +154,9 @@ mod tests {
     #[test]
     fn what_matters_comes_in_and_stays_where_it_is() {
         let mut slots = Slots::default();
-        let mut check = |letters: &str, seconds: u64, expected: &str| {
-            slots.choose(&snapshot(letters), 3, Duration::from_secs(seconds));
-            assert_eq!(shown(&slots), expected, "{letters} at {seconds}");
+        let mut check = |kinds: &str, seconds: u64, expected: &str| {
+            slots.choose(&snapshot(kinds), 3, Duration::from_secs(seconds));
+            assert_eq!(shown(&slots), expected, "{kinds} at {seconds}");
         };
         check("", 0, "---");
         check("ss", 0, "10-");

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::*;
 use crate::model::{
-    Cause, Changes, DiffState, EVENT_SCHEMA, Entity, Epoch, Event, EventId, Rev, Seq, ServerState, ServerStats,
+    Cause, Changes, DiffState, EVENT_SCHEMA, Entity, Epoch, Event, EventId, Kind, Rev, Seq, ServerState, ServerStats,
     SnapshotTorrent,
 };
 use crate::sinks::broker::prefix::Prefix;
@@ -105,7 +105,7 @@ impl Played {
         Self { projection, presence, snapshot, stats, state, at: Duration::ZERO, sent: Vec::new() }
     }
 
-    /// Lets time pass as the dispatcher does: it asks when it was told to, ten times a second at most.
+    /// Lets time pass as the dispatcher does: it asks when something is due, ten times a second at most.
     fn play(&mut self, seconds: u64, mut change: impl FnMut(&mut Self, u64)) {
         let end = self.at + Duration::from_secs(seconds);
         let mut tenth = 0;
@@ -204,7 +204,7 @@ fn with_200_moving_torrents_fewer_than_five_values_change_a_second() {
     let burst = played.changes(Duration::ZERO).into_iter().max().unwrap();
     assert!(burst <= 100, "{burst} changes in the first seconds");
     let rates = played.sent_to("dtorrent/home/homeassistant/rates");
-    assert!(rates.len() > 20, "the rates are told all the same: {}", rates.len());
+    assert!(rates.len() > 20, "the rates are sent all the same: {}", rates.len());
 }
 
 #[test]
@@ -241,7 +241,7 @@ fn ten_thousand_torrents_make_no_more_entities_than_ten_do_and_the_list_stays_sm
 }
 
 #[test]
-fn discovery_is_said_once_more_after_half_a_minute_and_never_twice_in_two_seconds() {
+fn discovery_is_repeated_after_half_a_minute_and_never_sent_twice_in_two_seconds() {
     let mut played = Played::new(settings(1), snapshot([]));
     played.stats.client = None;
     // The client says what it is a moment later, which changes its device.
@@ -257,20 +257,20 @@ fn discovery_is_said_once_more_after_half_a_minute_and_never_twice_in_two_second
 }
 
 #[test]
-fn a_component_that_is_gone_is_taken_back_by_name_also_by_a_later_life() {
+fn a_component_that_is_gone_is_removed_by_name_also_by_a_later_run() {
     let mut played = Played::new(settings(3), snapshot([]));
     played.play(60, |_, _| {});
-    let memory = played
+    let saved = played
         .projection
         .state_to_save(played.at, true)
         .or(Some(serde_json::to_string(&played.projection.state).unwrap()));
     let mut later = Played::new(settings(1), snapshot([]));
-    later.projection.restore(&memory.unwrap());
+    later.projection.restore(&saved.unwrap());
     later.play(120, |_, _| {});
-    let said: Vec<Value> = later.discovery().into_iter().map(|(_, body)| body["components"].clone()).collect();
-    assert_eq!(said[0]["slot_3_run"], json!({"platform": "switch"}));
-    assert_eq!(said[1].get("slot_3_run"), None, "it is gone there by then");
-    assert!(said.iter().all(|components| components["slot_1"]["unique_id"].is_string()));
+    let sent: Vec<Value> = later.discovery().into_iter().map(|(_, body)| body["components"].clone()).collect();
+    assert_eq!(sent[0]["slot_3_run"], json!({"platform": "switch"}));
+    assert_eq!(sent[1].get("slot_3_run"), None, "it is gone there by then");
+    assert!(sent.iter().all(|components| components["slot_1"]["unique_id"].is_string()));
     let kept: SavedState = serde_json::from_str(&later.projection.state_to_save(later.at, true).unwrap()).unwrap();
     assert!(!kept.devices["home"].contains_key("slot_2"));
     assert!(kept.devices["home"].contains_key("slot_1"));
@@ -291,12 +291,12 @@ fn a_device_is_written_down_before_it_is_sent() {
     played.projection.update(&home(), view, Duration::ZERO);
     while let Some(delivery) = played.projection.next(Duration::from_secs(1)) {
         if matches!(&delivery, Delivery::Projected { topic, .. } if topic.ends_with("home/config")) {
-            let memory = played.projection.state_to_save(Duration::from_secs(1), false).unwrap();
-            assert!(memory.contains("slot_1_run"), "{memory}");
+            let saved = played.projection.state_to_save(Duration::from_secs(1), false).unwrap();
+            assert!(saved.contains("slot_1_run"), "{saved}");
             return;
         }
         played.projection.state_to_save(Duration::from_secs(1), false);
-        played.projection.next_device_at = Duration::ZERO;
+        played.projection.discovery.next_at = Duration::ZERO;
     }
     panic!("the device was not sent");
 }
@@ -324,7 +324,7 @@ fn at_birth_discovery_comes_again_then_events_and_while_it_is_away_none() {
     let first_sight = self::entry(Kind::Added, Cause::Snapshot);
     played.projection.on_event(&first_sight, played.at);
     played.play(10, |_, _| {});
-    assert_eq!(played.sent_to(events).len(), 1, "a first sight is no news");
+    assert_eq!(played.sent_to(events).len(), 1, "the first snapshot is no event");
 }
 
 #[test]
@@ -360,9 +360,9 @@ fn all_time_totals_go_on_over_a_restart_of_the_client_and_of_the_bridge() {
     assert_eq!(session(&mut played, "1", 40), 100, "the torrents know of more than the session");
     assert_eq!(session(&mut played, "1", 90), 150);
     assert_eq!(session(&mut played, "2", 200), 350, "another run, whose count is larger");
-    let memory = played.projection.state_to_save(played.at, true).unwrap();
+    let saved = played.projection.state_to_save(played.at, true).unwrap();
     let mut later = Played::new(settings(0), snapshot([]));
-    later.projection.restore(&memory);
+    later.projection.restore(&saved);
     assert_eq!(session(&mut later, "2", 210), 360);
     assert_eq!(session(&mut later, "2", 5), 365, "it counts from 0 again");
 }
@@ -384,10 +384,10 @@ fn chosen_torrents_have_devices_up_to_a_number_and_keep_them_for_an_hour() {
     played.play(1_000, |_, _| {});
     let gone = played.sent_to(&names().torrent(&home(), hash(2))).pop().unwrap().1;
     assert_eq!((&gone["status"], played.cleared().len()), (&json!("gone"), 0));
-    // A later life knows them, and does not have them cleared before it has looked.
-    let memory = serde_json::to_string(&played.projection.state).unwrap();
+    // A later run knows them, and does not have them cleared before its first view.
+    let saved = serde_json::to_string(&played.projection.state).unwrap();
     let mut later = Played::new(chosen, snapshot([torrent(1, &label)]));
-    later.projection.restore(&memory);
+    later.projection.restore(&saved);
     assert!(later.projection.retained_topics().contains(&topic(2)));
     later.play(3_700, |_, _| {});
     assert_eq!(later.cleared(), [names().torrent(&home(), hash(2)), topic(2)]);

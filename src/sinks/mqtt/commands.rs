@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::model::SinkName;
-use crate::port::{CommandAddress, CommandSource, DeliverError, Incoming, ReplyTo};
+use crate::port::{CommandAddress, CommandSource, DeliverError, Incoming};
 use crate::sinks::broker::on_demand::OnDemand;
 
 use super::broker::Broker;
@@ -25,7 +25,6 @@ use super::wire::{
     self, AckToken, Client, ConnectOptions, ConnectionError, ErrorKind, Event, EventLoop, Protocol, Received,
 };
 use crate::sinks::home_assistant::commands as home_assistant_commands;
-use crate::sinks::tls::TlsError;
 
 /// How long a broker holds commands for a bridge that is disconnected. Each has a time to live of its own.
 const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -87,15 +86,7 @@ impl PendingAcks {
 }
 
 impl MqttCommands {
-    /// Creates a source without a sink of the same broker.
-    ///
-    /// # Errors
-    /// The certificates or the key cannot be used. Nothing is connected to yet.
-    pub fn new(settings: Settings) -> Result<Self, TlsError> {
-        Ok(Self::with_broker(Arc::new(Broker::new(settings)?)))
-    }
-
-    pub(super) fn with_broker(broker: Arc<Broker>) -> Self {
+    pub(super) fn new(broker: Arc<Broker>) -> Self {
         let packet_bytes_max = wire::PACKET_BYTES_MAX;
         Self { broker, session: OnDemand::default(), has_subscribed: false, packet_bytes_max }
     }
@@ -168,13 +159,8 @@ fn incoming(broker: &Broker, received: Received, session: &Session) -> Option<In
         session.acks.add(ack_token);
         return None;
     };
-    let reply = response_topic.and_then(|topic| match topics.addresses.check_reply(&topic) {
-        Ok(()) => Some(ReplyTo { topic, correlation: correlation.map(|data| data.to_vec()) }),
-        Err(error) => {
-            info!(sink = %settings.name, %error, "response topic of a command ignored");
-            None
-        }
-    });
+    let correlation = correlation.map(|data| data.to_vec());
+    let reply = topics.addresses.reply_to(&settings.name, response_topic, correlation);
     let (acks, may_have_waited) = (Arc::clone(&session.acks), session.catching_up_until.is_some());
     let ack = Box::new(move || acks.add(ack_token));
     Some(Incoming { address, body, is_retained, may_have_waited, expires_in, reply, user, ack })

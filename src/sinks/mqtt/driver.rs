@@ -210,7 +210,7 @@ impl Driver {
         };
         match id {
             // QoS 0 has no acknowledgement: written is all that can be known.
-            0 => message.resolve(Ok(())),
+            0 => message.resolver.resolve(Ok(())),
             id => drop(self.in_flight.insert(id, message)),
         }
         Ok(())
@@ -221,8 +221,10 @@ impl Driver {
             return Err(ConnectionError::other("the broker acknowledged what was not sent"));
         };
         match puback {
-            PubAck::Accepted => message.resolve(Ok(())),
-            PubAck::Refused(reason) => message.resolve(Err(DeliverError::Rejected { reason: reason.to_owned() })),
+            PubAck::Accepted => message.resolver.resolve(Ok(())),
+            PubAck::Refused(reason) => {
+                message.resolver.resolve(Err(DeliverError::Rejected { reason: reason.to_owned() }))
+            }
             // The broker may take what follows, so the link must not go on: the order would be lost (I5).
             PubAck::Deferred(reason) => {
                 self.in_flight.insert(id, message);
@@ -273,14 +275,14 @@ impl Driver {
         let largest = self.in_flight.iter().max_by_key(|(_, message)| message.packet_bytes).map(|(id, _)| *id);
         if let Some(message) = largest.and_then(|id| self.in_flight.remove(&id)) {
             let reason = format!("{} bytes are more than the broker takes", message.packet_bytes);
-            message.resolve(Err(DeliverError::Rejected { reason }));
+            message.resolver.resolve(Err(DeliverError::Rejected { reason }));
         }
     }
 
     fn fail_all(&mut self, error: &DeliverError) {
         let queued = self.publisher.state().end(error);
         for message in self.in_flight.drain().map(|(_, message)| message).chain(queued) {
-            message.resolve(Err(error.clone()));
+            message.resolver.resolve(Err(error.clone()));
         }
     }
 }
@@ -297,7 +299,7 @@ mod tests {
 
     use super::super::settings::{BrokerUrl, Prefix, Settings, Version};
     use super::super::topics::Route;
-    use super::super::wire::{AckToken, PACKET_BYTES_MAX, Protocol};
+    use super::super::wire::{PACKET_BYTES_MAX, Protocol};
     use super::*;
     use crate::model::{Retain, SinkName};
     use crate::port::Link as _;
@@ -339,16 +341,7 @@ mod tests {
     }
 
     fn received(topic: &str, body: &str) -> Received {
-        Received {
-            topic: topic.to_owned(),
-            body: body.to_owned().into(),
-            is_retained: true,
-            expires_in: None,
-            response_topic: None,
-            correlation: None,
-            user: None,
-            ack_token: AckToken::NONE,
-        }
+        Received { topic: topic.to_owned(), body: body.to_owned().into(), is_retained: true, ..Received::default() }
     }
 
     #[tokio::test]

@@ -23,6 +23,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The link of one connection, which [`super::driver::Driver`] moves on.
 pub(super) struct MqttLink {
+    /// Settings and topics.
     pub broker: Arc<Broker>,
     /// Shared with the driver.
     pub publisher: Publisher,

@@ -56,6 +56,7 @@ pub fn messages(topics: &Topics, instance: &str, delivery: Delivery) -> (Message
         Delivery::ServerStatus { is_online, .. } => {
             Message { is_text: true, ..Message::bytes(route, status_body(is_online)) }
         }
+        // An empty retained message is how a topic is cleared (MQTT 5 §3.3.1.3).
         Delivery::Clear { .. } => Message::bytes(route, Bytes::new()),
         Delivery::Result { body, reply, .. } => {
             let copy = reply.map(|ReplyTo { topic, correlation }| Message {

@@ -44,7 +44,7 @@ use driver::Driver;
 use message::Message;
 use namesake::NAMESAKE_RETRY;
 use publisher::REQUESTS_MAX;
-use topics::{Qos, Route};
+use topics::Qos;
 use wire::{ConnectOptions, ConnectionError, ErrorKind, Protocol};
 
 /// A broker as a receiver of events.
@@ -63,7 +63,7 @@ impl MqttSink {
 
     /// Returns the source of the commands that come by this broker, on a connection of its own.
     pub fn commands(&self) -> MqttCommands {
-        MqttCommands::with_broker(Arc::clone(&self.broker))
+        MqttCommands::new(Arc::clone(&self.broker))
     }
 
     /// Connects and disconnects, under another client id and without publishing, so that a running bridge is not disturbed.
@@ -139,25 +139,21 @@ impl MqttSink {
 
     /// Connects with a last will that the broker accepts.
     async fn handshake(&self, protocol: Protocol) -> Result<Driver, ConnectionError> {
+        let Settings { name, instance, url, .. } = &self.broker.settings;
+        let mut options = ConnectOptions::new(protocol, format!("dtorrent-{instance}-{name}"), REQUESTS_MAX);
         let mut will = Message::bridge_status(&self.broker.topics, false).route;
         // The will is part of CONNECT, and only CONNACK states a broker's abilities: what it lacks it refuses one by one
         // (MQTT 5 §3.2.2.2, reason codes 0x9A and 0x9B).
-        loop {
-            match self.connect_with_will(protocol, will.clone()).await {
+        let driver = loop {
+            options.will = Some(will.clone());
+            match Driver::connect(Arc::clone(&self.broker), self.broker.open(&options), false).await {
                 Err(error) if error.kind == ErrorKind::QosRefused && will.qos != Qos::AtMostOnce => {
                     will.qos = Qos::AtMostOnce;
                 }
                 Err(error) if error.kind == ErrorKind::RetainRefused && will.is_retained => will.is_retained = false,
-                result => return result,
+                result => break result?,
             }
-        }
-    }
-
-    async fn connect_with_will(&self, protocol: Protocol, will: Route) -> Result<Driver, ConnectionError> {
-        let Settings { name, instance, url, .. } = &self.broker.settings;
-        let options = ConnectOptions::new(protocol, format!("dtorrent-{instance}-{name}"), REQUESTS_MAX);
-        let opened = self.broker.open(&ConnectOptions { will: Some(will), ..options });
-        let driver = Driver::connect(Arc::clone(&self.broker), opened, false).await?;
+        };
         info!(sink = %name, broker = %url, ?protocol, "connected");
         Ok(driver)
     }

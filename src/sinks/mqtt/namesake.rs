@@ -33,6 +33,7 @@ impl NamesakeSuspicion {
     /// Notes how a connection ended; whether that raises the suspicion.
     pub fn connection_ended(&self, lasted: Duration, error: &DeliverError) -> bool {
         let DeliverError::Unavailable { reason, .. } = error else { return false };
+        // With MQTT 5 the broker says so, with 3.1.1 it only closes the connection.
         let was_taken = lasted < SHORT_CONNECTION && (reason == wire::CLOSED || reason == wire::TAKEN_OVER);
         if !was_taken {
             self.clear();

@@ -1,7 +1,7 @@
 //! The sending half of a connection: messages on their way to rumqttc, and who waits for them.
 //!
-//! rumqttc reports packet ids in the order in which it was handed messages, so a queue beside its channel says which
-//! message each id belongs to (I5). The lock is held for a few instructions and never across an await.
+//! rumqttc reports packet ids in the order in which it was handed messages, so a second queue, in step with its channel, says
+//! which message each id belongs to (I5). The lock is held for a few instructions and never across an await.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,10 +10,10 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::port::{DeliverError, EventOrdering};
-use crate::sinks::in_flight::{Acknowledgement, DeliverResult, Resolver, in_flight};
+use crate::sinks::in_flight::{Acknowledgement, Resolver, in_flight};
 
 use super::message::Message;
-use super::topics::{Qos, check_topic};
+use super::topics::{Qos, SYNTAX};
 use super::wire::{Client, ConnAck};
 
 /// Maximum number of deliveries in flight, where the broker's Receive Maximum is not smaller.
@@ -50,14 +50,8 @@ pub(super) struct InFlight {
     pub packet_bytes: usize,
     /// When it was written, or queued if it is not written yet.
     pub since: Instant,
-    resolver: Resolver,
-}
-
-impl InFlight {
-    /// Passes the outcome on to the link.
-    pub fn resolve(self, result: DeliverResult) {
-        self.resolver.resolve(result);
-    }
+    /// Gets the outcome.
+    pub resolver: Resolver,
 }
 
 impl Publisher {
@@ -101,7 +95,7 @@ impl Publisher {
 
     /// Returns the size of the packet in bytes, or why it cannot be sent.
     fn check(&self, message: &Message) -> Result<usize, String> {
-        check_topic(&message.route.topic).map_err(|error| format!("invalid topic: {error}"))?;
+        SYNTAX.check(&message.route.topic).map_err(|error| format!("invalid topic: {error}"))?;
         let (bytes, limit) = (self.client.packet_bytes(message), self.connack.packet_bytes_max);
         if bytes > limit as usize {
             return Err(format!("{bytes} bytes are more than the {limit} that may be sent at once"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Minimum time between two corrections, so that two bridges with one `instance` do not flood the topic.
+/// Minimum time between two corrections.
 const CORRECTION_INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
@@ -20,6 +20,7 @@ pub(super) struct StatusGuard {
 impl StatusGuard {
     /// Notes that the status is wrong; a correction is due now, or when the interval has passed.
     pub fn wrong_status_seen(&mut self) {
+        // Two bridges with one `instance` must not flood the topic.
         let earliest = self.corrected_at.map_or_else(Instant::now, |at| at + CORRECTION_INTERVAL);
         self.due.get_or_insert(earliest);
     }

@@ -33,7 +33,7 @@ const REFUSED_RETRY: Duration = Duration::from_secs(10);
 /// A connection could not be made, or is over.
 #[derive(Clone, Debug)]
 pub struct ConnectionError {
-    /// For people.
+    /// Text for people.
     pub reason: String,
     /// No attempt makes sense before this.
     pub retry_after: Option<Duration>,
@@ -57,9 +57,9 @@ impl ConnectionError {
 }
 
 impl From<ConnectionError> for DeliverError {
-    /// A NATS server says what it does not take and never hangs up over a message, as brokers of MQTT 3.1.1 do. So every
-    /// end counts as explained, and none puts a message into quarantine.
     fn from(ConnectionError { reason, retry_after }: ConnectionError) -> Self {
+        // A NATS server says what it does not take and never hangs up over a message, as brokers of MQTT 3.1.1 do. So every
+        // end counts as explained, and none puts a message into quarantine.
         Self::Unavailable { reason, retry_after, gave_reason: true }
     }
 }
@@ -78,13 +78,16 @@ pub struct Connection {
 pub enum ConnectionEvent {
     /// The login lacks a permission; `text` is the server's.
     PermissionDenied {
+        /// The operation and its subject.
         denied: Denied,
+        /// The error as the server sent it.
         text: String,
     },
     /// The server is about to stop (lame duck mode).
     LameDuck,
     /// Messages of a subscription were dropped, because they were not read in time.
     SlowConsumer,
+    /// Anything else.
     Other,
 }
 
@@ -105,7 +108,9 @@ impl Connection {
         let was_connected = Arc::new(AtomicBool::new(false));
         let mut options = login(settings.login.clone(), Arc::clone(&was_connected))
             .name(format!("dtorrent {} {purpose}", settings.instance))
+            // The crate counts the first attempts too, so this is one for each server.
             .max_reconnects(servers.len())
+            // The order is ours, and so are the servers of the cluster: see `System::urls`.
             .ignore_discovered_servers()
             .retain_servers_order()
             .connection_timeout(CONNECT_TIMEOUT)
@@ -123,6 +128,7 @@ impl Connection {
             options = options.tls_client_config(ClientConfig::clone(tls)).require_tls(is_required);
         }
         let connected = async_nats::connect_with_options(&servers[..], options).await;
+        // From now on the crate gets no login any more. It has no switch against reconnecting, and would resend on its own.
         was_connected.store(true, Ordering::Relaxed);
         let client = connected.map_err(|error| connect_failed(urls, &error))?;
         Ok(Self { client, events, last_error: None })
@@ -139,6 +145,7 @@ impl Connection {
                 {
                     return Ok(ConnectionEvent::PermissionDenied { denied, text: text.clone() });
                 }
+                // The server sends the reason and closes the connection next; the event of the close has none.
                 self.last_error = Some(explain(&error));
                 Ok(ConnectionEvent::Other)
             }
@@ -189,7 +196,7 @@ impl Connection {
     }
 }
 
-/// Returns options that log in until a connection was established, and never again: so async-nats cannot reconnect.
+/// Returns options that log in until a connection was established, and never again.
 fn login(login: Login, was_connected: Arc<AtomicBool>) -> ConnectOptions {
     ConnectOptions::with_auth_callback(move |nonce| {
         let auth = match was_connected.load(Ordering::Relaxed) {
@@ -204,7 +211,7 @@ fn login(login: Login, was_connected: Arc<AtomicBool>) -> ConnectOptions {
 fn explain(error: &ServerError) -> String {
     match error {
         ServerError::AuthorizationViolation => {
-            "the server refuses the login: look at username and password, token, nkey_file or creds_file".to_owned()
+            "the server refuses the login: check username and password, token, nkey_file or creds_file".to_owned()
         }
         ServerError::Other(text) => format!("the server says: {text}"),
         other => other.to_string(),

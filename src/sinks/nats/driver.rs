@@ -2,12 +2,12 @@
 //!
 //! Invariants:
 //! - messages go out in the order of `send`, and each is resolved by a reply of its own: JetStream's acknowledgement, or
-//!   for a message that nobody stores the return of an echo that was sent behind it (I3, I5);
+//!   for a message that is not stored the return of an echo that was sent behind it (I3, I5);
 //! - the first failure ends the link: everything unresolved fails, and nothing is sent again here;
 //! - an event that was never sent before and is acknowledged as a repetition ends the sink: another event has its id,
 //!   because the data directory is older than the stream (I6).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +43,7 @@ const DEFERRED_RETRY: Duration = Duration::from_secs(1);
 struct InFlight {
     subject: String,
     resolver: Resolver,
+    ack: AckKind,
     is_stored_event: bool,
     /// Sent for the first time ever.
     is_first: bool,
@@ -59,10 +60,8 @@ pub(super) struct Driver {
     replies: Subscriber,
     /// Number of the last message that was published.
     number: u64,
-    /// Waiting for JetStream, by number.
-    awaiting_ack: BTreeMap<u64, InFlight>,
-    /// Waiting for an echo from behind them, by number.
-    awaiting_echo: VecDeque<(u64, InFlight)>,
+    /// Written and not resolved yet, by number.
+    in_flight: BTreeMap<u64, InFlight>,
     /// An echo is in flight.
     is_echo_sent: bool,
     /// The login may not publish echoes, so a flush is used in place of one.
@@ -92,8 +91,7 @@ impl Driver {
             inbox,
             replies,
             number: 0,
-            awaiting_ack: BTreeMap::new(),
-            awaiting_echo: VecDeque::new(),
+            in_flight: BTreeMap::new(),
             is_echo_sent: false,
             is_echo_denied: false,
             ending: None,
@@ -141,7 +139,7 @@ impl Driver {
             },
             () = tokio::time::sleep_until(deadline), if reply_due.is_some() => match &self.ending {
                 Some(_) => Ok(()),
-                // The server reports a deleted stream only where nobody else subscribes to the subject.
+                // The server reports a deleted stream only where the subject has no other subscriber.
                 None => Err(ConnectionError::other(format!(
                     "no answer within {REPLY_TIMEOUT:?}: the server is gone, or the stream"
                 ))),
@@ -153,14 +151,12 @@ impl Driver {
     /// Returns when a reply has to have come, if one is due.
     fn reply_due(&self) -> Option<Instant> {
         // The oldest message counts: a reply to a later one says nothing of the stream or subject of this one.
-        let oldest = [self.awaiting_ack.values().next(), self.awaiting_echo.front().map(|(_, message)| message)];
-        let since = oldest.into_iter().flatten().map(|message| message.since).min()?;
-        Some(self.ending.as_ref().map_or(since + REPLY_TIMEOUT, |(_, until)| *until))
+        let (_, oldest) = self.in_flight.first_key_value()?;
+        Some(self.ending.as_ref().map_or(oldest.since + REPLY_TIMEOUT, |(_, until)| *until))
     }
 
     fn may_publish(&self) -> bool {
-        let has_room = || self.awaiting_ack.len() + self.awaiting_echo.len() < DENIED_WINDOW;
-        self.ending.is_none() && (!self.system.history.was_denied() || has_room())
+        self.ending.is_none() && (!self.system.history.was_denied() || self.in_flight.len() < DENIED_WINDOW)
     }
 
     fn on_event(&mut self, event: ConnectionEvent) -> Result<(), ConnectionError> {
@@ -199,7 +195,10 @@ impl Driver {
                 self.system.history.set_denied();
                 // A denial names the subject but not the message. The server handles a connection's messages in order, so
                 // it is the oldest one on that subject.
-                if let Some(message) = self.take_oldest(&subject) {
+                let oldest = self.in_flight.iter().find(|(_, message)| message.subject == subject);
+                if let Some(message) =
+                    oldest.map(|(number, _)| *number).and_then(|number| self.in_flight.remove(&number))
+                {
                     message.resolver.resolve(Err(DeliverError::Rejected { reason }));
                 }
                 Ok(())
@@ -210,16 +209,6 @@ impl Driver {
         }
     }
 
-    fn take_oldest(&mut self, subject: &str) -> Option<InFlight> {
-        let number =
-            self.awaiting_ack.iter().find(|(_, message)| message.subject == subject).map(|(number, _)| *number);
-        if let Some(number) = number {
-            return self.awaiting_ack.remove(&number);
-        }
-        let at = self.awaiting_echo.iter().position(|(_, message)| message.subject == subject)?;
-        self.awaiting_echo.remove(at).map(|(_, message)| message)
-    }
-
     async fn on_reply(&mut self, reply: &Received) -> Result<(), ConnectionError> {
         let Some(token) = reply.subject.rsplit('.').next() else { return Ok(()) };
         if let Some(number) = token.strip_prefix('e') {
@@ -227,7 +216,7 @@ impl Driver {
             self.is_echo_sent = false;
             return self.echo_if_due().await;
         }
-        let message = token.parse().ok().and_then(|number: u64| self.awaiting_ack.remove(&number));
+        let message = token.parse().ok().and_then(|number: u64| self.in_flight.remove(&number));
         let Some(InFlight { subject, resolver, is_stored_event, is_first, .. }) = message else { return Ok(()) };
         let has_no_responder = reply.status == Some(StatusCode::NO_RESPONDERS);
         match parse_publish_reply(has_no_responder, &reply.payload) {
@@ -271,8 +260,11 @@ impl Driver {
     }
 
     fn echoed_up_to(&mut self, number: u64) {
-        while self.awaiting_echo.front().is_some_and(|(of, _)| *of <= number) {
-            if let Some((_, message)) = self.awaiting_echo.pop_front() {
+        let is_echoed = |message: &InFlight| message.ack == AckKind::Echo;
+        let echoed =
+            self.in_flight.range(..=number).filter(|(_, message)| is_echoed(message)).map(|(number, _)| *number);
+        for number in echoed.collect::<Vec<_>>() {
+            if let Some(message) = self.in_flight.remove(&number) {
                 message.resolver.resolve(Ok(()));
             }
         }
@@ -294,18 +286,10 @@ impl Driver {
         let number = self.number;
         let is_stored_event = entry.is_some() && ack == AckKind::JetStream;
         let is_first = entry.is_some_and(|(server, seq)| self.system.history.is_first(&server, seq));
-        let in_flight =
-            InFlight { subject: subject.clone(), resolver, is_stored_event, is_first, since: Instant::now() };
-        let reply_to = match ack {
-            AckKind::JetStream => {
-                self.awaiting_ack.insert(number, in_flight);
-                Some(format!("{}.{number}", self.inbox))
-            }
-            AckKind::Echo => {
-                self.awaiting_echo.push_back((number, in_flight));
-                None
-            }
-        };
+        let since = Instant::now();
+        let in_flight = InFlight { subject: subject.clone(), resolver, ack, is_stored_event, is_first, since };
+        self.in_flight.insert(number, in_flight);
+        let reply_to = (ack == AckKind::JetStream).then(|| format!("{}.{number}", self.inbox));
         self.write(subject, reply_to, headers, body).await
     }
 
@@ -328,7 +312,8 @@ impl Driver {
 
     /// Sends an echo behind messages that wait for one, at most one at a time.
     async fn echo_if_due(&mut self) -> Result<(), ConnectionError> {
-        if self.awaiting_echo.is_empty() || self.is_echo_sent {
+        let is_due = self.in_flight.values().any(|message| message.ack == AckKind::Echo);
+        if !is_due || self.is_echo_sent {
             return Ok(());
         }
         if self.is_echo_denied {
@@ -345,9 +330,7 @@ impl Driver {
 
     fn fail_all(&mut self, error: &DeliverError) {
         self.publishes.close();
-        let awaiting_ack = std::mem::take(&mut self.awaiting_ack).into_values();
-        let awaiting_echo = self.awaiting_echo.drain(..).map(|(_, message)| message);
-        let written = awaiting_ack.chain(awaiting_echo).map(|message| message.resolver);
+        let written = std::mem::take(&mut self.in_flight).into_values().map(|message| message.resolver);
         let queued = std::iter::from_fn(|| self.publishes.try_recv().ok()).map(|publish| publish.resolver);
         written.chain(queued).for_each(|resolver| resolver.resolve(Err(error.clone())));
     }

@@ -24,6 +24,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A message for the driver to publish.
 pub(super) struct Publish {
+    /// Subject, headers and body, not larger than the server takes.
     pub message: Message,
     /// Gets the answer.
     pub resolver: Resolver,
@@ -31,6 +32,7 @@ pub(super) struct Publish {
 
 /// The link of one connection, which [`super::driver::Driver`] moves on.
 pub(super) struct NatsLink {
+    /// Settings and subjects.
     pub system: Arc<System>,
     /// The ordering that the set-up of the stream needs.
     pub ordering: EventOrdering,
@@ -133,7 +135,7 @@ mod tests {
             name: SinkName::parse("bus").unwrap(),
             instance: "main".to_owned(),
             urls: vec![ServerUrl::parse("nats://127.0.0.1:1").unwrap()],
-            login: Login::Nobody,
+            login: Login::None,
             ca_pem: None,
             client_cert: None,
             prefix: Prefix::default(),

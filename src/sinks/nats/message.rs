@@ -51,7 +51,7 @@ impl Message {
         Self { headers: headers([("content-type", "application/json")]), ..Self::new(subject, body) }
     }
 
-    /// Returns the bridge's own status. NATS has no last will: after a crash nobody publishes `offline`.
+    /// Returns the bridge's own status. NATS has no last will: after a crash no `offline` is published.
     pub fn bridge_status(subjects: &Subjects, is_online: bool) -> Self {
         Self::new(subjects.addresses.bridge_status(), status_body(is_online))
     }

@@ -194,10 +194,6 @@ impl Sink for NatsSink {
         self.system.subjects.retained_topic(delivery)
     }
 
-    fn own_retained_topics(&self) -> Vec<String> {
-        Vec::new()
-    }
-
     async fn scan_retained(&self, servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
         let mut found = BTreeMap::new();
         // Without JetStream nothing is stored, and the bucket of an earlier configuration cannot be reached.

@@ -8,7 +8,10 @@ use serde::Deserialize;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PublishReply {
     /// The message is stored; `is_duplicate`: it was already, under this id.
-    Stored { is_duplicate: bool },
+    Stored {
+        /// JetStream dropped this one as a repetition.
+        is_duplicate: bool,
+    },
     /// JetStream will never store this message.
     Refused(String),
     /// JetStream cannot store it now.
@@ -30,7 +33,7 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    // Numbers from the server's `server/errors.json`.
+    // Numbers from the server's `server/errors.json`; the texts differ between versions.
     /// The stream does not exist.
     pub const STREAM_NOT_FOUND: u32 = 10059;
     /// The stream was created by somebody else in between.
@@ -75,6 +78,7 @@ pub fn parse_publish_reply(has_no_responder: bool, body: &[u8]) -> PublishReply 
         Ok(PubAck { error: Some(error), .. }) if error.err_code == ApiError::MESSAGE_TOO_LARGE => {
             PublishReply::Refused(error.explain())
         }
+        // Unknown errors too: an event that waits can still be delivered, one that was dead-lettered for a passing fault is late.
         Ok(PubAck { error: Some(error), .. }) => PublishReply::Deferred(error.explain()),
         // nats-server 2.10 in a cluster replies so to a repetition while the first copy is not agreed upon, and it may
         // never be: to take it as stored would lose the event.
@@ -87,15 +91,14 @@ pub fn parse_publish_reply(has_no_responder: bool, body: &[u8]) -> PublishReply 
 }
 
 /// Whether a message is a reply of a server, a stream or another service, and not a request.
-///
-/// A requester chooses the reply subject. One who may send requests but no commands could direct a reply to the subject
-/// of a command; these marks give replies away.
 pub fn is_reply<'h>(
     has_status: bool,
     mut headers: impl Iterator<Item = &'h str>,
     reply: Option<&str>,
     body: &[u8],
 ) -> bool {
+    // A requester chooses the reply subject. One who may send requests but no commands could direct a reply to the subject of
+    // a command; these marks distinguish replies.
     const HEADERS: [&str; 11] = [
         "Nats-Stream",
         "Nats-Subject",
@@ -123,7 +126,9 @@ pub fn is_reply<'h>(
 /// The operation that a server's permissions forbid, with its subject.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Denied {
+    /// A publish to this subject.
     Publish(String),
+    /// A subscription to this subject.
     Subscribe(String),
 }
 
@@ -157,7 +162,7 @@ mod tests {
         assert_eq!(error(10054), PublishReply::Refused("why".into()));
         assert!(matches!(error(10077), PublishReply::Deferred(why) if why.contains("no room (why)")));
         assert_eq!(error(1), PublishReply::Deferred("why".into()));
-        // The first of two with one id is under way: newer clusters say it by an error, older ones by no number.
+        // The first of two with one id is not agreed upon yet: newer clusters say it by an error, older ones by no number.
         assert_eq!(error(10158), PublishReply::Deferred("why".into()));
         for no_place in [r#"{"stream":"S","seq":0,"duplicate":true}"#, r#"{"stream":"S","duplicate":true}"#] {
             assert!(matches!(read(no_place), PublishReply::Deferred(why) if why.contains("no place")), "{no_place}");

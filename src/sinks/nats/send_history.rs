@@ -27,6 +27,7 @@ impl SendHistory {
     pub fn is_first(&self, server: &ServerName, seq: Seq) -> bool {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = newest.entry(server.clone()).or_default();
+        // A replay of dead letters sends an old entry behind newer ones, so the newest number only grows.
         let is_first = *newest < seq;
         *newest = seq.max(*newest);
         is_first

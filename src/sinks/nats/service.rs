@@ -26,7 +26,7 @@ use super::reply::is_reply;
 use super::stream::nanos;
 use super::subjects::Endpoint;
 use crate::model::{ServerName, Timestamp};
-use crate::port::{Clock, CommandSource, DeliverError, Incoming, ReplyTo};
+use crate::port::{Clock, CommandSource, DeliverError, Incoming};
 use crate::sinks::broker::on_demand::OnDemand;
 
 const NAME: &str = "dtorrent";
@@ -89,6 +89,7 @@ impl NatsCommands {
             return rest.map_or_else(|| Err(error.clone()), |message| Ok(Some(message)));
         }
         let event = tokio::select! {
+            // An error that explains the end of the connection is read before the end of the subscriptions that it causes.
             biased;
             event = session.connection.next_event() => event,
             message = session.messages.next() => {
@@ -179,15 +180,10 @@ impl NatsCommands {
             return None;
         }
         let user = headers.as_ref().and_then(|headers| headers.get(USER_HEADER)).map(|user| user.as_str().to_owned());
+        // With the endpoint it came by: the sink replies on another connection, perhaps after a restart, and counts the reply.
         let request_id = self.endpoints.get(endpoint).map(|endpoint| stats.count_request(&endpoint.name));
         let address = subjects.addresses.command(&subject)?;
-        let reply = reply.and_then(|reply| match subjects.addresses.check_reply(&reply) {
-            Ok(()) => Some(ReplyTo { topic: reply.to_string(), correlation: request_id }),
-            Err(error) => {
-                info!(sink = %settings.name, %error, "reply subject of a command ignored");
-                None
-            }
-        });
+        let reply = subjects.addresses.reply_to(&settings.name, reply.map(|reply| reply.to_string()), request_id);
         Some(Incoming {
             address,
             body: payload,
@@ -222,7 +218,7 @@ impl CommandSource for NatsCommands {
         }
     }
 
-    /// Disconnects, so that requesters get "no responders" at once: nobody stores what would be replied to too late.
+    /// Disconnects, so that requesters get "no responders" at once. NATS stores no request, so none could be taken later.
     async fn pause(&mut self) {
         self.session.take();
     }
@@ -237,6 +233,7 @@ impl Session {
             subscriber.map(move |received| (subscription, received)).boxed()
         };
         let (id, mut subscribers) = (&system.stats.service_id, Vec::new());
+        // A queue group, so that each request reaches one of several bridges with the same servers.
         for (index, Endpoint { subject, .. }) in endpoints.iter().enumerate() {
             let subscriber = client.queue_subscribe(subject.clone(), QUEUE_GROUP.to_owned()).await.map_err(failed)?;
             subscribers.push(tagged(Subscription::Endpoint(index), subscriber));
@@ -246,6 +243,7 @@ impl Session {
                 subscribers.push(tagged(Subscription::Monitoring, client.subscribe(subject).await.map_err(failed)?));
             }
         }
+        // Until the server has read the subscriptions, a requester would get "no responders" from a service that says it is up.
         client.flush().await.map_err(|error| ConnectionError::other(error.to_string()))?;
         info!(sink = %system.settings.name, endpoints = endpoints.len(), "taking commands");
         let messages = select_all(subscribers);

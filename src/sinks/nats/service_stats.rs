@@ -2,7 +2,7 @@
 //!
 //! A request is received on one connection and replied to on another, by the sink, once its effect was seen. So each
 //! gets an id, which travels with its reply address through the command log and says which endpoint the reply is
-//! counted for; the id also tells two requests to one reply address apart. Replies to requests of an earlier run are not
+//! counted for; the id also distinguishes two requests with one reply address. Replies to requests of an earlier run are not
 //! counted, as those requests are not.
 
 use std::collections::BTreeMap;
@@ -60,6 +60,7 @@ impl ServiceStats {
         let RequestOutcome { request_id, error, took } = outcome;
         let request_id = String::from_utf8_lossy(&request_id);
         let parts: Vec<&str> = request_id.split(' ').collect();
+        // Requests of an earlier run are not counted, and so are their replies not; the id is new in each run.
         let [service_id, endpoint, _number] = parts[..] else { return };
         if service_id == self.service_id {
             self.update(endpoint, |stats| {

@@ -232,43 +232,22 @@ pub fn nanos(duration: Duration) -> u64 {
 
 fn stream(subjects: &Subjects, replicas: u8) -> Value {
     json!({
-        "name": STREAM,
-        "description": "events of torrents, as dtorrent tells them",
-        "subjects": subjects.of_stream(),
-        "retention": "limits",
-        "storage": "file",
-        "discard": "old",
-        "max_consumers": -1,
-        "max_msgs": -1,
-        "max_bytes": -1,
-        "max_msgs_per_subject": -1,
-        "max_msg_size": -1,
-        "max_age": nanos(AGE_MAX),
-        "duplicate_window": nanos(DUPLICATE_WINDOW),
-        "num_replicas": replicas,
+        "name": STREAM, "description": "events of torrents, as dtorrent tells them", "subjects": subjects.of_stream(),
+        "retention": "limits", "storage": "file", "discard": "old", "num_replicas": replicas,
+        "max_age": nanos(AGE_MAX), "duplicate_window": nanos(DUPLICATE_WINDOW),
+        "max_consumers": -1, "max_msgs": -1, "max_bytes": -1, "max_msgs_per_subject": -1, "max_msg_size": -1,
     })
 }
 
 fn bucket(replicas: u8) -> Value {
     json!({
-        "name": BUCKET_STREAM,
-        "description": "the last state of each torrent, as dtorrent tells it",
-        // The settings by which a stream is a key-value bucket (ADR-8): one value per key, purged by roll-up.
+        "name": BUCKET_STREAM, "description": "the last state of each torrent, as dtorrent tells it",
         "subjects": [bucket_subject(">")],
-        "retention": "limits",
-        "storage": "file",
-        "discard": "new",
-        "max_consumers": -1,
-        "max_msgs": -1,
-        "max_bytes": -1,
-        "max_msgs_per_subject": 1,
-        "max_msg_size": -1,
-        "max_age": 0,
-        "duplicate_window": nanos(BUCKET_DUPLICATE_WINDOW),
-        "num_replicas": replicas,
-        "deny_delete": true,
-        "allow_rollup_hdrs": true,
-        "allow_direct": true,
+        "retention": "limits", "storage": "file", "num_replicas": replicas,
+        "max_age": 0, "duplicate_window": nanos(BUCKET_DUPLICATE_WINDOW),
+        "max_consumers": -1, "max_msgs": -1, "max_bytes": -1, "max_msg_size": -1,
+        // The settings by which a stream is a key-value bucket (ADR-8): one value per key, purged by roll-up.
+        "max_msgs_per_subject": 1, "discard": "new", "deny_delete": true, "allow_rollup_hdrs": true, "allow_direct": true,
     })
 }
 

@@ -14,7 +14,7 @@ pub enum Level {
     Info,
     /// Something that was waited for: finished, healed, online again.
     Success,
-    /// Something that may need a look.
+    /// Something that a person may have to check.
     Warning,
     /// A torrent or a server does not work.
     Error,

@@ -78,8 +78,4 @@ impl Link for WebhookLink {
         self.queue.try_send(Queued { event, resolver }).ok();
         acknowledgement.wait().boxed()
     }
-
-    async fn close(self: Box<Self>) -> DeliverResult {
-        Ok(())
-    }
 }

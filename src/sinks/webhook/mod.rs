@@ -114,10 +114,8 @@ impl Endpoint {
         let mut root = self.settings.address.url().clone();
         root.set_path("/");
         root.set_query(None);
-        match self.http.head(root).send().await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(DeliverError::unavailable(self.describe(error))),
-        }
+        let answered = self.http.head(root).send().await;
+        answered.map(drop).map_err(|error| DeliverError::unavailable(self.describe(error)))
     }
 
     /// Makes one attempt to post an event of this sink, whatever became of earlier ones. Used to replay dead letters.
@@ -349,15 +347,6 @@ impl Sink for WebhookSink {
     async fn connect(&self) -> Result<Connected, DeliverError> {
         self.sender.retry_pending().await?;
         Ok(link::connected(Arc::clone(&self.sender)))
-    }
-
-    /// An endpoint retains nothing that could be cleared.
-    fn retained_topic(&self, _: &Delivery) -> Option<String> {
-        None
-    }
-
-    fn own_retained_topics(&self) -> Vec<String> {
-        Vec::new()
     }
 
     fn wants(&self, delivery: &Delivery) -> bool {

@@ -9,9 +9,10 @@ use url::{Position, Url};
 
 pub use super::body::Format;
 pub use super::filter::EventFilter;
-pub use super::sign::{InvalidSecret, Secrets};
+pub use super::sign::Secrets;
 pub use super::template::{InvalidTemplate, Template};
 use crate::model::SinkName;
+use crate::sinks::invalid::{InvalidText, invalid};
 
 /// Settings of one endpoint.
 #[derive(Clone, Debug)]
@@ -58,43 +59,24 @@ pub enum Login {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Address(Url);
 
-/// Reason why a text is not an [`Address`].
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum InvalidAddress {
-    /// Not a URL at all.
-    #[error("is not a URL; write url = \"https://host/path\"")]
-    NoUrl,
-    /// A scheme other than http and https.
-    #[error("unknown scheme; write http://… or https://…")]
-    Scheme,
-    /// A user or password in the URL.
-    #[error("the URL contains a user name or password; move them to `username` and `password_file`")]
-    Credentials,
-    /// A fragment.
-    #[error("has a `#`, which is never sent; leave it and what follows out")]
-    Fragment,
-    /// An address of ntfy that does not end in a topic.
-    #[error("names no topic; write it at the end, as \"https://ntfy.sh/my-topic\"")]
-    NoTopic,
-}
-
 impl Address {
     /// Parses an http or https URL.
     ///
     /// # Errors
     /// The text is not such a URL. Errors never repeat it.
-    pub fn parse(text: &str) -> Result<Self, InvalidAddress> {
+    pub fn parse(text: &str) -> Result<Self, InvalidText> {
         let text = text.trim();
-        let url = Url::parse(text).map_err(|_| InvalidAddress::NoUrl)?;
+        let url = Url::parse(text).map_err(|_| invalid("is not a URL; write url = \"https://host/path\""))?;
+        // Compared with the text: `Url` lower-cases the scheme, and adds the slashes that are missing.
         if !text.starts_with("http://") && !text.starts_with("https://") {
-            return Err(InvalidAddress::Scheme);
+            return Err(invalid("unknown scheme; write http://… or https://…"));
         }
         if url.username() != "" || url.password().is_some() {
-            return Err(InvalidAddress::Credentials);
+            let wrong = "the URL contains a user name or password";
+            return Err(invalid(format!("{wrong}; move them to `username` and `password_file`")));
         }
         if url.fragment().is_some() {
-            return Err(InvalidAddress::Fragment);
+            return Err(invalid("has a `#`, which is never sent; leave it and what follows out"));
         }
         Ok(Self(url))
     }
@@ -103,13 +85,16 @@ impl Address {
     ///
     /// # Errors
     /// The address does not end in a topic.
-    pub fn split_topic(&self) -> Result<(Self, String), InvalidAddress> {
+    pub fn split_topic(&self) -> Result<(Self, String), InvalidText> {
+        let no_topic = || invalid("names no topic; write it at the end, as \"https://ntfy.sh/my-topic\"");
+        // JSON is posted to the root of the server, with the topic in the body; posted to the topic's own path it would be shown as
+        // the text of the message.
         let mut url = self.0.clone();
         let path = url.path().trim_end_matches('/');
-        let (parent, topic) = path.rsplit_once('/').ok_or(InvalidAddress::NoTopic)?;
-        let topic = percent_encoding::percent_decode_str(topic).decode_utf8().map_err(|_| InvalidAddress::NoTopic)?;
+        let (parent, topic) = path.rsplit_once('/').ok_or_else(no_topic)?;
+        let topic = percent_encoding::percent_decode_str(topic).decode_utf8().map_err(|_| no_topic())?;
         if topic.is_empty() {
-            return Err(InvalidAddress::NoTopic);
+            return Err(no_topic());
         }
         let (parent, topic) = (format!("{parent}/"), topic.into_owned());
         url.set_path(&parent);
@@ -144,21 +129,6 @@ impl fmt::Debug for Address {
     }
 }
 
-/// Reason why a header cannot be sent.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum InvalidHeader {
-    /// Characters that no header name has.
-    #[error("`{0}` is not a header name; write one like \"X-Api-Key\"")]
-    Name(String),
-    /// A header that every request has, or that changes where it ends.
-    #[error("`{0}` is written by dtorrent itself; leave it out")]
-    Reserved(String),
-    /// A control character in the value.
-    #[error("the value of `{0}` has a line break or another control character; write one line of text")]
-    Value(String),
-}
-
 /// Headers that every request has, or that would change where it ends.
 const RESERVED: [&str; 8] = [
     "host",
@@ -175,13 +145,18 @@ const RESERVED: [&str; 8] = [
 ///
 /// # Errors
 /// The name or the value cannot be sent. Errors never show the value.
-pub fn header(name: &str, value: &SecretString) -> Result<(HeaderName, HeaderValue), InvalidHeader> {
+pub fn header(name: &str, value: &SecretString) -> Result<(HeaderName, HeaderValue), InvalidText> {
     let shown = || name.escape_default().take(80).collect::<String>();
-    let parsed = HeaderName::try_from(name).map_err(|_| InvalidHeader::Name(shown()))?;
+    let parsed = HeaderName::try_from(name)
+        .map_err(|_| invalid(format!("`{}` is not a header name; write one like \"X-Api-Key\"", shown())))?;
     if RESERVED.contains(&parsed.as_str()) {
-        return Err(InvalidHeader::Reserved(shown()));
+        return Err(invalid(format!("`{}` is written by dtorrent itself; leave it out", shown())));
     }
-    let mut value = HeaderValue::try_from(value.expose_secret()).map_err(|_| InvalidHeader::Value(shown()))?;
+    let mut value = HeaderValue::try_from(value.expose_secret()).map_err(|_| {
+        let wrong = format!("the value of `{}` has a line break or another control character", shown());
+        invalid(format!("{wrong}; write one line of text"))
+    })?;
+    // Sensitive, so that `Debug` of a request does not show it (I14).
     value.set_sensitive(true);
     Ok((parsed, value))
 }

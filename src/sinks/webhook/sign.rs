@@ -11,8 +11,10 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use secrecy::{ExposeSecret as _, SecretSlice};
 use sha2::Sha256;
 
+use crate::sinks::invalid::{InvalidText, invalid};
+
 const PREFIX: &str = "whsec_";
-/// Sizes of a key that Standard Webhooks allows: shorter ones can be guessed, longer ones are a file by mistake.
+/// Sizes of a key that Standard Webhooks allows.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 const SECRETS_MAX: usize = 8;
 
@@ -20,24 +22,22 @@ const SECRETS_MAX: usize = 8;
 #[derive(Clone)]
 pub struct Secrets(Vec<SecretSlice<u8>>);
 
-/// A text is not one to eight secrets.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{0}; write whsec_ and 24 to 64 random bytes in base64 (`echo whsec_$(openssl rand -base64 32)`), several with a blank between"
-)]
-pub struct InvalidSecret(&'static str);
+fn refused(wrong: &str) -> InvalidText {
+    let right = "write whsec_ and 24 to 64 random bytes in base64 (`echo whsec_$(openssl rand -base64 32)`)";
+    invalid(format!("{wrong}; {right}, several with a blank between"))
+}
 
 impl Secrets {
     /// Reads `whsec_…`, several with white space between.
     ///
     /// # Errors
     /// One is no such secret; the text of the error never shows it.
-    pub fn parse(text: &str) -> Result<Self, InvalidSecret> {
+    pub fn parse(text: &str) -> Result<Self, InvalidText> {
         let secrets = text.split_whitespace().map(parse_one).collect::<Result<Vec<_>, _>>()?;
         match secrets.len() {
-            0 => Err(InvalidSecret("is empty")),
+            0 => Err(refused("is empty")),
             1..=SECRETS_MAX => Ok(Self(secrets)),
-            _ => Err(InvalidSecret("has more than 8 secrets")),
+            _ => Err(refused("has more than 8 secrets")),
         }
     }
 
@@ -55,11 +55,12 @@ impl Secrets {
     }
 }
 
-fn parse_one(text: &str) -> Result<SecretSlice<u8>, InvalidSecret> {
-    let encoded = text.strip_prefix(PREFIX).ok_or(InvalidSecret("is no secret of a webhook"))?;
-    let key = BASE64.decode(encoded).map_err(|_| InvalidSecret("is no base64 after whsec_"))?;
+fn parse_one(text: &str) -> Result<SecretSlice<u8>, InvalidText> {
+    let encoded = text.strip_prefix(PREFIX).ok_or_else(|| refused("is no secret of a webhook"))?;
+    let key = BASE64.decode(encoded).map_err(|_| refused("is no base64 after whsec_"))?;
+    // Shorter keys can be guessed; a longer one is a file by mistake.
     if !KEY_BYTES.contains(&key.len()) {
-        return Err(InvalidSecret("has too few or too many bytes"));
+        return Err(refused("has too few or too many bytes"));
     }
     Ok(SecretSlice::from(key))
 }

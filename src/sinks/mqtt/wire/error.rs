@@ -25,9 +25,9 @@ const BAD_CLIENT_ID: &str = "the broker refuses our client id: try a shorter `in
 /// A connection could not be made, or is over.
 #[derive(Debug)]
 pub struct ConnectionError {
-    /// What the caller can do.
+    /// Kind, by which the caller decides.
     pub kind: ErrorKind,
-    /// For people.
+    /// Text for people, without the broker's address.
     pub reason: String,
 }
 
@@ -50,6 +50,7 @@ pub enum ErrorKind {
     Deferred,
     /// A quota of the broker is used up.
     Quota,
+    /// Anything else; another attempt may succeed.
     Other,
 }
 
@@ -64,8 +65,9 @@ impl ConnectionError {
         Self::new(ErrorKind::Other, reason)
     }
 
-    /// Returns the same end for a connection that was established: a close then is not about the protocol version.
+    /// Returns the same error for a connection that was established.
     pub fn once_connected(self) -> Self {
+        // A close after CONNACK is not about the protocol version, so MQTT 3.1.1 must not be tried over it.
         let kind = if self.kind == ErrorKind::Closed { ErrorKind::Other } else { self.kind };
         Self { kind, ..self }
     }
@@ -74,8 +76,10 @@ impl ConnectionError {
 impl From<ConnectionError> for DeliverError {
     fn from(ConnectionError { kind, reason }: ConnectionError) -> Self {
         match kind {
+            // The broker's quota needs time; a link that comes back at once would be refused again.
             ErrorKind::Deferred => Self::Deferred { reason, retry_after: Some(QUOTA_RETRY) },
             ErrorKind::Quota => Self::Unavailable { reason, retry_after: Some(QUOTA_RETRY), gave_reason: true },
+            // Without a reason from the broker: it may have hung up over a message, so the quarantine counts it.
             _ => Self::unavailable(reason),
         }
     }
@@ -95,6 +99,7 @@ pub(super) fn from_311(error: v4::ConnectionError) -> ConnectionError {
             code => ConnectionError::other(format!("the broker refused the connection: {code:?}")),
         },
         Error::MqttState(StateError::ConnectionAborted) => ConnectionError::new(ErrorKind::Closed, CLOSED),
+        // No PINGRESP within the keep-alive: the connection is dead without a FIN or RST.
         Error::MqttState(StateError::AwaitPingResp) => ConnectionError::other(SILENT),
         Error::MqttState(StateError::Io(io) | StateError::Deserialization(mqttbytes::Error::Io(io)))
         | Error::Io(io) => from_io(&io),
@@ -131,6 +136,7 @@ pub(super) fn from_5(error: v5::ConnectionError) -> ConnectionError {
         Error::MqttState(StateError::ServerDisconnect { reason_code, reason_string }) => {
             let said = reason_string.map(|text| format!(" ({text})")).unwrap_or_default();
             match reason_code {
+                // Compared by the namesake suspicion: another bridge may have our client id.
                 Reason::SessionTakenOver => ConnectionError::other(TAKEN_OVER),
                 Reason::PacketTooLarge => ConnectionError::new(ErrorKind::SentTooLarge, SENT_TOO_LARGE),
                 Reason::QuotaExceeded | Reason::MessageRateTooHigh => {
@@ -187,7 +193,7 @@ fn from_rustls(error: &rustls::Error) -> ConnectionError {
     use rustls::{AlertDescription as Alert, CertificateError as Certificate, Error};
     let advice = match error {
         Error::InvalidCertificate(Certificate::UnknownIssuer) => {
-            ": nobody we trust vouches for the broker; set `ca_file` to its authority's certificate"
+            ": the broker's certificate is not signed by a trusted authority; set `ca_file` to its authority's certificate"
         }
         Error::InvalidCertificate(Certificate::NotValidForName | Certificate::NotValidForNameContext { .. }) => {
             ": the certificate is for another name than the one in `url`"

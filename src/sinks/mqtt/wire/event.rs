@@ -29,28 +29,35 @@ pub struct ConnAck {
 /// The broker's answer to a publish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PubAck {
+    /// The broker took responsibility.
     Accepted,
+    /// The broker will never take this one; the reason.
     Refused(&'static str),
+    /// The broker did not take it now; the reason.
     Deferred(&'static str),
 }
 
 /// An event on a connection.
 #[derive(Debug)]
 pub enum Event {
+    /// CONNACK came.
     Connected(ConnAck),
     /// The oldest publish that was queued and not written yet was written, with this packet id; 0 for QoS 0.
     Written(u16),
+    /// The publish with this packet id was answered.
     Acknowledged(u16, PubAck),
     /// The answer to each filter of a subscription: `None`, or the reason of a refusal.
     Subscribed(Vec<Option<String>>),
+    /// A message came.
     Received(Box<Received>),
     /// Our DISCONNECT was written.
     Disconnected,
+    /// Anything else: pings, other packets, other outgoing ones.
     Other,
 }
 
 /// A message from the broker. Properties are empty with MQTT 3.1.1.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Received {
     /// The topic, not checked further.
     pub topic: String,
@@ -71,16 +78,12 @@ pub struct Received {
 }
 
 /// The packet id that an acknowledgement needs; 0 for a message with QoS 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AckToken(pub(super) u16);
-
-#[cfg(test)]
-impl AckToken {
-    pub const NONE: Self = Self(0);
-}
 
 pub(super) fn from_311(event: v4::Event) -> Event {
     match event {
+        // MQTT 3.1.1 has no way to state limits or abilities: what a broker lacks shows when it closes the connection.
         v4::Event::Incoming(v4::Packet::ConnAck(connack)) => Event::Connected(ConnAck {
             is_session_present: connack.session_present,
             receive_max: u16::MAX,
@@ -104,10 +107,7 @@ pub(super) fn from_311(event: v4::Event) -> Event {
             topic: publish.topic,
             body: publish.payload,
             is_retained: publish.retain,
-            expires_in: None,
-            response_topic: None,
-            correlation: None,
-            user: None,
+            ..Received::default()
         })),
         v4::Event::Outgoing(outgoing) => outgoing_event(&outgoing),
         v4::Event::Incoming(_) => Event::Other,
@@ -171,11 +171,13 @@ fn outgoing_event(outgoing: &v4::Outgoing) -> Event {
 fn puback(reason: packet5::PubAckReason) -> PubAck {
     use packet5::PubAckReason as Reason;
     match reason {
+        // Without subscribers a publish is a success too: 0x10 is below 0x80 (MQTT 5 §2.4).
         Reason::Success | Reason::NoMatchingSubscribers => PubAck::Accepted,
         Reason::NotAuthorized => PubAck::Refused("the broker does not allow this user to publish to the topic"),
         Reason::TopicNameInvalid => PubAck::Refused("the broker does not accept the topic"),
         Reason::PayloadFormatInvalid => PubAck::Refused("the broker finds the payload to be no UTF-8"),
         Reason::QuotaExceeded => PubAck::Deferred("a quota of the broker is used up"),
+        // No word on whether it is this message's fault, so none is dead-lettered for it.
         Reason::UnspecifiedError | Reason::ImplementationSpecificError | Reason::PacketIdentifierInUse => {
             PubAck::Deferred("the broker could not take a message, and gives no reason")
         }

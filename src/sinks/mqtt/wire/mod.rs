@@ -71,30 +71,26 @@ impl ConnectOptions {
     }
 }
 
-/// The queue of the event loop is full, or the event loop is gone.
-#[derive(Debug)]
-pub struct QueueFull;
-
-impl From<QueueFull> for ConnectionError {
-    fn from(_: QueueFull) -> Self {
-        Self::other("the connection was given up")
-    }
+/// Returns the error of a request that the event loop does not take: its queue is full, or it is gone.
+fn given_up<E>(_: E) -> ConnectionError {
+    // The text of rumqttc's own error is "Failed to send mqtt requests to eventloop", whatever the reason.
+    ConnectionError::other("the connection was given up")
 }
 
 /// The sending side of a connection.
 #[derive(Clone)]
 pub enum Client {
-    /// Of MQTT 3.1.1.
+    /// For MQTT 3.1.1.
     V311(v4::AsyncClient),
-    /// Of MQTT 5.
+    /// For MQTT 5.
     V5(v5::AsyncClient),
 }
 
 /// The side of a connection that moves it on.
 pub enum EventLoop {
-    /// Of MQTT 3.1.1.
+    /// For MQTT 3.1.1.
     V311(Box<v4::EventLoop>),
-    /// Of MQTT 5.
+    /// For MQTT 5.
     V5(Box<v5::EventLoop>),
 }
 
@@ -190,29 +186,27 @@ impl Client {
     }
 
     /// Queues a publish.
-    pub fn publish(&self, mut message: Message) -> Result<(), QueueFull> {
+    pub fn publish(&self, mut message: Message) -> Result<(), ConnectionError> {
         match self {
             Self::V311(client) => {
                 let Message { route: Route { topic, qos, is_retained }, body, .. } = message;
-                client.try_publish(topic, qos_311(qos), is_retained, body).map_err(|_| QueueFull)
+                client.try_publish(topic, qos_311(qos), is_retained, body).map_err(given_up)
             }
             Self::V5(client) => {
                 let properties = properties(&mut message);
                 let Message { route: Route { topic, qos, is_retained }, body, .. } = message;
-                client
-                    .try_publish_with_properties(topic, qos_5(qos), is_retained, body, properties)
-                    .map_err(|_| QueueFull)
+                client.try_publish_with_properties(topic, qos_5(qos), is_retained, body, properties).map_err(given_up)
             }
         }
     }
 
     /// Subscribes. With MQTT 5 a retained message comes once per new subscription, and a message keeps the retain flag it
     /// was published with.
-    pub fn subscribe(&self, filters: impl Iterator<Item = String>, qos: Qos) -> Result<(), QueueFull> {
+    pub fn subscribe(&self, filters: impl Iterator<Item = String>, qos: Qos) -> Result<(), ConnectionError> {
         match self {
             Self::V311(client) => {
                 let filters = filters.map(|path| v4::SubscribeFilter::new(path, qos_311(qos)));
-                client.try_subscribe_many(filters).map_err(|_| QueueFull)
+                client.try_subscribe_many(filters).map_err(given_up)
             }
             Self::V5(client) => {
                 let filters = filters.map(|path| packet5::Filter {
@@ -220,31 +214,31 @@ impl Client {
                     retain_forward_rule: packet5::RetainForwardRule::OnNewSubscribe,
                     ..packet5::Filter::new(path, qos_5(qos))
                 });
-                client.try_subscribe_many(filters).map_err(|_| QueueFull)
+                client.try_subscribe_many(filters).map_err(given_up)
             }
         }
     }
 
     /// Queues the acknowledgement of a received message; a message with QoS 0 needs none.
-    pub fn acknowledge(&self, AckToken(pkid): AckToken) -> Result<(), QueueFull> {
+    pub fn acknowledge(&self, AckToken(pkid): AckToken) -> Result<(), ConnectionError> {
         match self {
             _ if pkid == 0 => Ok(()),
             Self::V311(client) => {
                 let publish = v4::Publish { pkid, ..v4::Publish::new("", Qos4::AtLeastOnce, []) };
-                client.try_ack(&publish).map_err(|_| QueueFull)
+                client.try_ack(&publish).map_err(given_up)
             }
             Self::V5(client) => {
                 let publish = packet5::Publish { pkid, qos: Qos5::AtLeastOnce, ..Default::default() };
-                client.try_ack(&publish).map_err(|_| QueueFull)
+                client.try_ack(&publish).map_err(given_up)
             }
         }
     }
 
     /// Queues DISCONNECT, behind everything else.
-    pub fn disconnect(&self) -> Result<(), QueueFull> {
+    pub fn disconnect(&self) -> Result<(), ConnectionError> {
         match self {
-            Self::V311(client) => client.try_disconnect().map_err(|_| QueueFull),
-            Self::V5(client) => client.try_disconnect().map_err(|_| QueueFull),
+            Self::V311(client) => client.try_disconnect().map_err(given_up),
+            Self::V5(client) => client.try_disconnect().map_err(given_up),
         }
     }
 }
