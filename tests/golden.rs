@@ -229,9 +229,9 @@ fn subjects_match_the_golden_file_and_are_the_topics_with_dots() {
         writeln!(lines, "{subject}{stored}{kept}").unwrap();
     }
     writeln!(lines, "\nthe stream {}:\n{}", STREAM, caught.join("\n")).unwrap();
-    let home = subjects.endpoints(&[home()]);
+    let home = subjects.addresses.command_patterns(&[home()]);
     let endpoints: Vec<String> =
-        home.iter().map(|endpoint| format!("{} {}", endpoint.name, endpoint.subject)).collect();
+        home.iter().map(|endpoint| format!("{} {}", endpoint.name, endpoint.pattern)).collect();
     writeln!(lines, "\nthe service:\n{}", endpoints.join("\n")).unwrap();
     assert_golden("subjects.txt", &lines);
 }

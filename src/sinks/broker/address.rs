@@ -69,6 +69,15 @@ pub struct AddressSpace {
     instance: String,
 }
 
+/// The commands to one part of a bridge.
+#[derive(Clone, Debug)]
+pub struct CommandPattern {
+    /// Name of the NATS service's endpoint for them, as requesters see it in `$SRV.INFO`.
+    pub name: String,
+    /// The pattern of their addresses.
+    pub pattern: String,
+}
+
 impl AddressSpace {
     /// Creates the addresses below `prefix`, which was parsed for this syntax; `instance` is one level.
     pub fn new(syntax: Syntax, prefix: Prefix, instance: impl Into<String>) -> Self {
@@ -124,19 +133,18 @@ impl AddressSpace {
         address
     }
 
-    /// Returns the pattern of all commands to the bridge itself.
-    pub fn bridge_commands(&self) -> String {
-        self.join(&["bridge", &self.instance, "command", self.syntax.any_level])
-    }
-
-    /// Returns the pattern of all commands to a server.
-    pub fn server_commands(&self, server: &ServerName) -> String {
-        self.join(&[server.as_str(), "command", self.syntax.any_level])
-    }
-
-    /// Returns the pattern of all commands to torrents of a server.
-    pub fn torrent_commands(&self, server: &ServerName) -> String {
-        self.join(&[server.as_str(), "torrent", self.syntax.any_level, "command", self.syntax.any_level])
+    /// Returns the patterns of all commands: to the bridge itself, to these servers, and to their torrents.
+    pub fn command_patterns(&self, servers: &[ServerName]) -> Vec<CommandPattern> {
+        let any = self.syntax.any_level;
+        let pattern = |name: String, levels: &[&str]| CommandPattern { name, pattern: self.join(levels) };
+        let of_server = |server: &ServerName| {
+            [
+                pattern(format!("{server}-command"), &[server.as_str(), "command", any]),
+                pattern(format!("{server}-torrent-command"), &[server.as_str(), "torrent", any, "command", any]),
+            ]
+        };
+        let bridge = pattern("bridge".to_owned(), &["bridge", &self.instance, "command", any]);
+        std::iter::once(bridge).chain(servers.iter().flat_map(of_server)).collect()
     }
 
     /// Returns the levels below the prefix, the rest from the sixth on in one; `None` for an address elsewhere.

@@ -85,7 +85,7 @@ fn entry(kind: Kind, cause: Cause) -> JournalEntry {
 }
 
 /// A projection, what it is shown, and what it has sent.
-struct Played {
+struct TestRun {
     projection: HomeAssistantProjection,
     presence: Arc<Presence>,
     snapshot: Snapshot,
@@ -95,7 +95,7 @@ struct Played {
     sent: Vec<(Duration, Delivery)>,
 }
 
-impl Played {
+impl TestRun {
     fn new(settings: HomeAssistant, snapshot: Snapshot) -> Self {
         let presence = Arc::new(Presence::default());
         let mut projection = HomeAssistantProjection::new(settings, names(), &[home()], Arc::clone(&presence));
@@ -176,8 +176,8 @@ impl Played {
 }
 
 /// Every torrent moves, starts and stalls all the time.
-fn shake(played: &mut Played, tenth: u64) {
-    for (n, snapshot) in played.snapshot.values_mut().enumerate() {
+fn shake(test: &mut TestRun, tenth: u64) {
+    for (n, snapshot) in test.snapshot.values_mut().enumerate() {
         let mut torrent = (*snapshot.torrent).clone();
         let n = n as u64 + tenth;
         torrent.download_rate = Some(n * 7_919 % 1_000_000);
@@ -186,42 +186,42 @@ fn shake(played: &mut Played, tenth: u64) {
         torrent.stalled = n.is_multiple_of(13);
         snapshot.torrent = Arc::new(torrent);
     }
-    played.stats.download_rate = Some(tenth * 7_919 % 10_000_000);
-    played.stats.upload_rate = Some(tenth * 104_729 % 10_000_000);
-    played.stats.downloaded = Some(tenth * 3_000_000);
-    played.stats.uploaded = Some(tenth * 1_000_000);
-    played.projection.on_change(&home());
+    test.stats.download_rate = Some(tenth * 7_919 % 10_000_000);
+    test.stats.upload_rate = Some(tenth * 104_729 % 10_000_000);
+    test.stats.downloaded = Some(tenth * 3_000_000);
+    test.stats.uploaded = Some(tenth * 1_000_000);
+    test.projection.on_change(&home());
 }
 
 #[test]
 fn with_200_moving_torrents_fewer_than_five_values_change_a_second() {
-    let mut played = Played::new(settings(10), snapshot((0..200).map(|n| torrent(n, &[]))));
-    played.play(600, shake);
-    let changes = played.changes(Duration::from_secs(30));
+    let mut test = TestRun::new(settings(10), snapshot((0..200).map(|n| torrent(n, &[]))));
+    test.play(600, shake);
+    let changes = test.changes(Duration::from_secs(30));
     let average = changes.iter().sum::<usize>() as f64 / changes.len() as f64;
     assert!((0.5..5.0).contains(&average), "{average} changes a second");
     assert!(changes.iter().all(|changes| *changes <= 50), "{changes:?}");
-    let burst = played.changes(Duration::ZERO).into_iter().max().unwrap();
+    let burst = test.changes(Duration::ZERO).into_iter().max().unwrap();
     assert!(burst <= 100, "{burst} changes in the first seconds");
-    let rates = played.sent_to("dtorrent/home/homeassistant/rates");
+    let rates = test.sent_to("dtorrent/home/homeassistant/rates");
     assert!(rates.len() > 20, "the rates are sent all the same: {}", rates.len());
 }
 
 #[test]
 fn ten_thousand_torrents_make_no_more_entities_than_ten_do_and_the_list_stays_small() {
     let many = |count| {
-        let mut played = Played::new(settings(10), snapshot((0..count).map(|n| torrent(n, &[]))));
-        played.play(60, |_, _| {});
-        played
+        let mut test = TestRun::new(settings(10), snapshot((0..count).map(|n| torrent(n, &[]))));
+        test.play(60, |_, _| {});
+        test
     };
     let (few, many) = (many(10), many(10_000));
     assert_eq!(few.projection.retained_topics(), many.projection.retained_topics());
-    let topics = |played: &Played| -> HashSet<String> {
+    let topics = |test: &TestRun| -> HashSet<String> {
         let topic = |(_, delivery): &(Duration, Delivery)| match delivery {
             Delivery::Projected { topic, .. } => topic.clone(),
             _ => String::new(),
         };
-        played.sent.iter().map(topic).collect()
+        test.sent.iter().map(topic).collect()
     };
     assert_eq!(topics(&few), topics(&many));
     assert_eq!(few.discovery(), many.discovery());
@@ -242,29 +242,27 @@ fn ten_thousand_torrents_make_no_more_entities_than_ten_do_and_the_list_stays_sm
 
 #[test]
 fn discovery_is_repeated_after_half_a_minute_and_never_sent_twice_in_two_seconds() {
-    let mut played = Played::new(settings(1), snapshot([]));
-    played.stats.client = None;
+    let mut test = TestRun::new(settings(1), snapshot([]));
+    test.stats.client = None;
     // The client says what it is a moment later, which changes its device.
-    played.play(120, |played, tenth| {
+    test.play(120, |test, tenth| {
         if tenth == 3 {
-            played.stats.client = Some("rTorrent 0.9.8".into());
-            played.projection.on_change(&home());
+            test.stats.client = Some("rTorrent 0.9.8".into());
+            test.projection.on_change(&home());
         }
     });
-    let times: Vec<u64> = played.discovery().iter().map(|(at, _)| at.as_secs()).collect();
+    let times: Vec<u64> = test.discovery().iter().map(|(at, _)| at.as_secs()).collect();
     assert_eq!(times, [0, 2, 32]);
-    assert_eq!(played.discovery()[1].1["device"]["sw_version"], "0.9.8");
+    assert_eq!(test.discovery()[1].1["device"]["sw_version"], "0.9.8");
 }
 
 #[test]
 fn a_component_that_is_gone_is_removed_by_name_also_by_a_later_run() {
-    let mut played = Played::new(settings(3), snapshot([]));
-    played.play(60, |_, _| {});
-    let saved = played
-        .projection
-        .state_to_save(played.at, true)
-        .or(Some(serde_json::to_string(&played.projection.state).unwrap()));
-    let mut later = Played::new(settings(1), snapshot([]));
+    let mut test = TestRun::new(settings(3), snapshot([]));
+    test.play(60, |_, _| {});
+    let saved =
+        test.projection.state_to_save(test.at, true).or(Some(serde_json::to_string(&test.projection.state).unwrap()));
+    let mut later = TestRun::new(settings(1), snapshot([]));
     later.projection.restore(&saved.unwrap());
     later.play(120, |_, _| {});
     let sent: Vec<Value> = later.discovery().into_iter().map(|(_, body)| body["components"].clone()).collect();
@@ -277,91 +275,91 @@ fn a_component_that_is_gone_is_removed_by_name_also_by_a_later_run() {
 }
 
 #[test]
-fn a_device_is_written_down_before_it_is_sent() {
-    let mut played = Played::new(settings(1), snapshot([]));
+fn a_device_is_saved_before_it_is_sent() {
+    let mut test = TestRun::new(settings(1), snapshot([]));
     let view = ServerView {
-        snapshot: &played.snapshot,
-        state: &played.state,
-        stats: &played.stats,
+        snapshot: &test.snapshot,
+        state: &test.state,
+        stats: &test.stats,
         poll: Duration::ZERO,
         poll_age: None,
         problem: None,
         now: Timestamp::from_seconds(0),
     };
-    played.projection.update(&home(), view, Duration::ZERO);
-    while let Some(delivery) = played.projection.next(Duration::from_secs(1)) {
+    test.projection.update(&home(), view, Duration::ZERO);
+    while let Some(delivery) = test.projection.next(Duration::from_secs(1)) {
         if matches!(&delivery, Delivery::Projected { topic, .. } if topic.ends_with("home/config")) {
-            let saved = played.projection.state_to_save(Duration::from_secs(1), false).unwrap();
+            let saved = test.projection.state_to_save(Duration::from_secs(1), false).unwrap();
             assert!(saved.contains("slot_1_run"), "{saved}");
             return;
         }
-        played.projection.state_to_save(Duration::from_secs(1), false);
-        played.projection.discovery.next_at = Duration::ZERO;
+        test.projection.state_to_save(Duration::from_secs(1), false);
+        test.projection.discovery.next_at = Duration::ZERO;
     }
     panic!("the device was not sent");
 }
 
 #[test]
-fn at_birth_discovery_comes_again_then_events_and_while_it_is_away_none() {
-    let mut played = Played::new(settings(1), snapshot([torrent(1, &[])]));
-    played.play(60, |_, _| {});
-    played.presence.on_status(b"offline", false);
+fn when_home_assistant_comes_online_discovery_is_repeated_before_the_events_that_waited() {
+    let mut test = TestRun::new(settings(1), snapshot([torrent(1, &[])]));
+    test.play(60, |_, _| {});
+    test.presence.on_status(b"offline", false);
     let entry = entry(Kind::Finished, Cause::Observed);
-    played.projection.on_event(&entry, played.at);
-    played.play(60, |_, _| {});
+    test.projection.on_event(&entry, test.at);
+    test.play(60, |_, _| {});
     let events = "dtorrent/home/homeassistant/event";
-    assert!(played.sent_to(events).is_empty());
-    let (born, before) = (played.at, played.discovery().len());
-    played.presence.on_status(b"online", false);
-    played.play(60, |_, _| {});
-    let again = &played.discovery()[before..];
-    let (_, event) = &played.sent_to(events)[0];
+    assert!(test.sent_to(events).is_empty());
+    let (born, before) = (test.at, test.discovery().len());
+    test.presence.on_status(b"online", false);
+    test.play(60, |_, _| {});
+    let again = &test.discovery()[before..];
+    let (_, event) = &test.sent_to(events)[0];
     assert_eq!((&event["event_type"], &event["name"]), (&json!("finished"), &json!("torrent 1")));
     let pause = again[0].0 - born;
     assert!((Duration::from_millis(500)..Duration::from_secs(3)).contains(&pause), "{pause:?}");
-    assert!(played.sent_to(events)[0].0 >= again[0].0 + SUBSCRIBED_AFTER);
-    assert!(played.sent_to("dtorrent/home/homeassistant/counts").len() >= 2, "states come again");
+    assert!(test.sent_to(events)[0].0 >= again[0].0 + SUBSCRIBED_AFTER);
+    assert!(test.sent_to("dtorrent/home/homeassistant/counts").len() >= 2, "states come again");
     let first_sight = self::entry(Kind::Added, Cause::Snapshot);
-    played.projection.on_event(&first_sight, played.at);
-    played.play(10, |_, _| {});
-    assert_eq!(played.sent_to(events).len(), 1, "the first snapshot is no event");
+    test.projection.on_event(&first_sight, test.at);
+    test.play(10, |_, _| {});
+    assert_eq!(test.sent_to(events).len(), 1, "the first snapshot is no event");
 }
 
 #[test]
 fn what_happened_is_shown_within_a_second_and_what_drifts_is_not() {
-    let mut played = Played::new(settings(1), snapshot([torrent(1, &[])]));
-    played.play(61, |_, _| {});
-    let (slot, before) = ("dtorrent/home/homeassistant/slot/1", played.at);
-    played.snapshot = snapshot([torrent(1, &[("status", json!("paused"))])]);
-    played.projection.on_change(&home());
-    played.play(2, |_, _| {});
-    let (at, body) = played.sent_to(slot).pop().unwrap();
+    let mut test = TestRun::new(settings(1), snapshot([torrent(1, &[])]));
+    test.play(61, |_, _| {});
+    let (slot, before) = ("dtorrent/home/homeassistant/slot/1", test.at);
+    test.snapshot = snapshot([torrent(1, &[("status", json!("paused"))])]);
+    test.projection.on_change(&home());
+    test.play(2, |_, _| {});
+    let (at, body) = test.sent_to(slot).pop().unwrap();
     assert_eq!(body["running"], false);
     assert!(at - before <= Duration::from_secs(1));
-    played.snapshot = snapshot([torrent(1, &[("status", json!("paused")), ("progress", json!(50.1))])]);
-    played.projection.on_change(&home());
-    played.play(5, |_, _| {});
-    assert_eq!(played.sent_to(slot).pop().unwrap().1["progress"], 50.0);
-    played.play(20, |_, _| {});
-    assert_eq!(played.sent_to(slot).pop().unwrap().1["progress"], 50.1);
+    test.snapshot = snapshot([torrent(1, &[("status", json!("paused")), ("progress", json!(50.1))])]);
+    test.projection.on_change(&home());
+    test.play(5, |_, _| {});
+    assert_eq!(test.sent_to(slot).pop().unwrap().1["progress"], 50.0);
+    test.play(20, |_, _| {});
+    assert_eq!(test.sent_to(slot).pop().unwrap().1["progress"], 50.1);
 }
 
 #[test]
-fn all_time_totals_go_on_over_a_restart_of_the_client_and_of_the_bridge() {
-    let mut played = Played::new(settings(0), snapshot([torrent(1, &[])]));
-    let totals = |played: &Played| played.projection.state.totals[&home()].uploaded;
-    let session = |played: &mut Played, run: &str, uploaded: u64| {
-        played.state.run = Some(run.into());
-        (played.stats.downloaded, played.stats.uploaded) = (Some(0), Some(uploaded));
-        played.projection.on_change(&home());
-        played.play(2, |_, _| {});
-        totals(played)
+fn all_time_totals_continue_after_a_restart_of_the_client_and_of_the_bridge() {
+    let mut test = TestRun::new(settings(0), snapshot([torrent(1, &[])]));
+    let totals = |test: &TestRun| test.projection.state.totals[&home()].uploaded;
+    let session = |test: &mut TestRun, run: &str, uploaded: u64| {
+        test.state.run = Some(run.into());
+        (test.stats.downloaded, test.stats.uploaded) = (Some(0), Some(uploaded));
+        test.projection.on_change(&home());
+        test.play(2, |_, _| {});
+        totals(test)
     };
-    assert_eq!(session(&mut played, "1", 40), 100, "the torrents know of more than the session");
-    assert_eq!(session(&mut played, "1", 90), 150);
-    assert_eq!(session(&mut played, "2", 200), 350, "another run, whose count is larger");
-    let saved = played.projection.state_to_save(played.at, true).unwrap();
-    let mut later = Played::new(settings(0), snapshot([]));
+    assert_eq!(session(&mut test, "1", 40), 100, "the torrents know of more than the session");
+    assert_eq!(session(&mut test, "1", 90), 150);
+    assert_eq!(session(&mut test, "2", 200), 350, "another run, whose count is larger");
+    let saved = test.projection.state_to_save(test.at, true).unwrap();
+    let mut later = TestRun::new(settings(0), snapshot([]));
     later.projection.restore(&saved);
     assert_eq!(session(&mut later, "2", 210), 360);
     assert_eq!(session(&mut later, "2", 5), 365, "it counts from 0 again");
@@ -373,20 +371,20 @@ fn chosen_torrents_have_devices_up_to_a_number_and_keep_them_for_an_hour() {
     let chosen = HomeAssistant { torrents: Some(filter), torrents_max: 2, ..settings(0) };
     let label = [("label", json!("ha"))];
     let all = || (0..5).map(|n| torrent(n, if n == 0 { &[] } else { &label }));
-    let mut played = Played::new(chosen.clone(), snapshot(all()));
-    played.play(40, |_, _| {});
+    let mut test = TestRun::new(chosen.clone(), snapshot(all()));
+    test.play(40, |_, _| {});
     let topic = |n| names().discovery(&Device::Torrent(home(), hash(n)));
-    let has_device = |played: &Played| (0..5).filter(|n| !played.sent_to(&topic(*n)).is_empty()).collect::<Vec<_>>();
-    assert_eq!(has_device(&played), [1, 2]);
-    let components = played.sent_to(&topic(1))[0].1["components"].as_object().unwrap().len();
+    let has_device = |test: &TestRun| (0..5).filter(|n| !test.sent_to(&topic(*n)).is_empty()).collect::<Vec<_>>();
+    assert_eq!(has_device(&test), [1, 2]);
+    let components = test.sent_to(&topic(1))[0].1["components"].as_object().unwrap().len();
     assert!(components <= 8, "{components}");
-    played.snapshot = snapshot([torrent(1, &label)]);
-    played.play(1_000, |_, _| {});
-    let gone = played.sent_to(&names().torrent(&home(), hash(2))).pop().unwrap().1;
-    assert_eq!((&gone["status"], played.cleared().len()), (&json!("gone"), 0));
+    test.snapshot = snapshot([torrent(1, &label)]);
+    test.play(1_000, |_, _| {});
+    let gone = test.sent_to(&names().torrent(&home(), hash(2))).pop().unwrap().1;
+    assert_eq!((&gone["status"], test.cleared().len()), (&json!("gone"), 0));
     // A later run knows them, and does not have them cleared before its first view.
-    let saved = serde_json::to_string(&played.projection.state).unwrap();
-    let mut later = Played::new(chosen, snapshot([torrent(1, &label)]));
+    let saved = serde_json::to_string(&test.projection.state).unwrap();
+    let mut later = TestRun::new(chosen, snapshot([torrent(1, &label)]));
     later.projection.restore(&saved);
     assert!(later.projection.retained_topics().contains(&topic(2)));
     later.play(3_700, |_, _| {});
@@ -395,7 +393,7 @@ fn chosen_torrents_have_devices_up_to_a_number_and_keep_them_for_an_hour() {
 }
 
 #[test]
-fn a_switch_of_ours_becomes_a_command_and_nonsense_becomes_one_that_is_answered() {
+fn a_message_of_a_switch_becomes_a_command_and_nonsense_one_that_gets_an_error() {
     let settings = HomeAssistant { alternative: Some(Limits { download: 1_000, upload: 500 }), ..settings(1) };
     let hash = hash(1).to_string();
     let check = |what: &str, body: &str, expected: &str| {
@@ -434,7 +432,7 @@ fn the_alternative_speed_is_on_when_the_client_has_its_limits_as_it_rounds_them(
 
 proptest::proptest! {
     #[test]
-    fn whatever_a_switch_says_is_one_command_to_its_server(what in ".{0,20}", body in proptest::collection::vec(proptest::num::u8::ANY, 0..60)) {
+    fn any_message_of_a_switch_becomes_one_command_to_its_server(what in ".{0,20}", body in proptest::collection::vec(proptest::num::u8::ANY, 0..60)) {
         let (address, body) = commands::command(&settings(1), "home", &what, &body);
         proptest::prop_assert_eq!(address.server.as_deref(), Some("home"));
         proptest::prop_assert!(serde_json::from_slice::<Value>(&body).unwrap().is_object());

@@ -107,9 +107,7 @@ impl Topics {
 
     /// Returns filters that match the commands to these servers and to the bridge.
     pub fn command_filters(&self, servers: &[ServerName]) -> Vec<String> {
-        let of_server =
-            |server: &ServerName| [self.addresses.server_commands(server), self.addresses.torrent_commands(server)];
-        std::iter::once(self.addresses.bridge_commands()).chain(servers.iter().flat_map(of_server)).collect()
+        self.addresses.command_patterns(servers).into_iter().map(|commands| commands.pattern).collect()
     }
 
     /// Returns filters that match what Home Assistant's controls of these servers publish.

@@ -78,7 +78,7 @@ pub fn parse_publish_reply(has_no_responder: bool, body: &[u8]) -> PublishReply 
         Ok(PubAck { error: Some(error), .. }) if error.err_code == ApiError::MESSAGE_TOO_LARGE => {
             PublishReply::Refused(error.explain())
         }
-        // Unknown errors too: an event that waits can still be delivered, one that was dead-lettered for a passing fault is late.
+        // Unknown errors too: an event that waits can still be delivered, unlike one that was dead-lettered for a passing fault.
         Ok(PubAck { error: Some(error), .. }) => PublishReply::Deferred(error.explain()),
         // nats-server 2.10 in a cluster replies so to a repetition while the first copy is not agreed upon, and it may
         // never be: to take it as stored would lose the event.

@@ -24,9 +24,9 @@ use super::System;
 use super::connection::{Connection, ConnectionError, ConnectionEvent};
 use super::reply::is_reply;
 use super::stream::nanos;
-use super::subjects::Endpoint;
 use crate::model::{ServerName, Timestamp};
 use crate::port::{Clock, CommandSource, DeliverError, Incoming};
+use crate::sinks::broker::address::CommandPattern;
 use crate::sinks::broker::on_demand::OnDemand;
 
 const NAME: &str = "dtorrent";
@@ -51,7 +51,7 @@ pub struct NatsCommands {
     system: Arc<System>,
     session: OnDemand<Session, ConnectionError>,
     started: Timestamp,
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<CommandPattern>,
     /// The last warning about dropped requests.
     dropped_logged_at: Option<Instant>,
 }
@@ -69,7 +69,7 @@ impl NatsCommands {
     pub(super) fn new(system: Arc<System>, clock: &dyn Clock) -> Self {
         let settings = &system.settings;
         let endpoints = match settings.takes_commands {
-            true => system.subjects.endpoints(&settings.servers),
+            true => system.subjects.addresses.command_patterns(&settings.servers),
             false => Vec::new(),
         };
         let started = clock.now();
@@ -145,9 +145,9 @@ impl NatsCommands {
             "PING" => {}
             "INFO" => {
                 body["description"] = json!("torrents: commands, answered when their effect was seen");
-                let info = |endpoint: &Endpoint| {
+                let info = |endpoint: &CommandPattern| {
                     json!({
-                        "name": endpoint.name, "subject": endpoint.subject, "queue_group": QUEUE_GROUP,
+                        "name": endpoint.name, "subject": endpoint.pattern, "queue_group": QUEUE_GROUP,
                         "metadata": {"request": "a command's body, JSON", "response": "dtorrent.result/1"},
                     })
                 };
@@ -155,10 +155,10 @@ impl NatsCommands {
             }
             "STATS" => {
                 body["started"] = json!(self.started);
-                let stats = |endpoint: &Endpoint| {
+                let stats = |endpoint: &CommandPattern| {
                     let stats = self.system.stats.of(&endpoint.name);
                     json!({
-                        "name": endpoint.name, "subject": endpoint.subject, "queue_group": QUEUE_GROUP,
+                        "name": endpoint.name, "subject": endpoint.pattern, "queue_group": QUEUE_GROUP,
                         "num_requests": stats.requests, "num_errors": stats.errors, "last_error": stats.last_error,
                         "processing_time": nanos(stats.processing), "average_processing_time": nanos(stats.average()),
                     })
@@ -225,7 +225,7 @@ impl CommandSource for NatsCommands {
 }
 
 impl Session {
-    async fn open(system: &System, endpoints: &[Endpoint]) -> Result<Self, ConnectionError> {
+    async fn open(system: &System, endpoints: &[CommandPattern]) -> Result<Self, ConnectionError> {
         let connection = system.connect("commands", REQUESTS_MAX).await?;
         let client = &connection.client;
         let failed = |error: async_nats::SubscribeError| ConnectionError::other(format!("cannot subscribe: {error}"));
@@ -234,8 +234,8 @@ impl Session {
         };
         let (id, mut subscribers) = (&system.stats.service_id, Vec::new());
         // A queue group, so that each request reaches one of several bridges with the same servers.
-        for (index, Endpoint { subject, .. }) in endpoints.iter().enumerate() {
-            let subscriber = client.queue_subscribe(subject.clone(), QUEUE_GROUP.to_owned()).await.map_err(failed)?;
+        for (index, CommandPattern { pattern, .. }) in endpoints.iter().enumerate() {
+            let subscriber = client.queue_subscribe(pattern.clone(), QUEUE_GROUP.to_owned()).await.map_err(failed)?;
             subscribers.push(tagged(Subscription::Endpoint(index), subscriber));
         }
         for verb in ["PING", "INFO", "STATS"] {

@@ -4,7 +4,7 @@
 //!
 //! Pure: no I/O.
 
-use crate::model::{Entity, Kind, ServerName};
+use crate::model::{Entity, Kind};
 use crate::port::Delivery;
 use crate::sinks::broker::address::{AddressSpace, Syntax};
 
@@ -26,15 +26,6 @@ const SYNTAX: Syntax = Syntax {
     // Longer than any subject of ours, shorter than the 4096 bytes that a server accepts as one protocol line.
     bytes_max: 1024,
 };
-
-/// An endpoint of the service.
-#[derive(Clone, Debug)]
-pub struct Endpoint {
-    /// Name as requesters see it in `$SRV.INFO`; a server's name is part of it.
-    pub name: String,
-    /// Subject with wildcards that its requests are sent to.
-    pub subject: String,
-}
 
 /// The subjects of one bridge on one NATS system.
 #[derive(Clone, Debug)]
@@ -82,19 +73,6 @@ impl Subjects {
     fn torrent_events(&self, kind: Kind) -> String {
         self.addresses.join(&["*", "torrent", "*", "event", kind.as_str()])
     }
-
-    /// Returns each endpoint of the service: commands to the bridge, to these servers, and to their torrents.
-    pub fn endpoints(&self, servers: &[ServerName]) -> Vec<Endpoint> {
-        let endpoint = |name: String, subject: String| Endpoint { name, subject };
-        let of_server = |server: &ServerName| {
-            [
-                endpoint(format!("{server}-command"), self.addresses.server_commands(server)),
-                endpoint(format!("{server}-torrent-command"), self.addresses.torrent_commands(server)),
-            ]
-        };
-        let bridge = endpoint("bridge".to_owned(), self.addresses.bridge_commands());
-        std::iter::once(bridge).chain(servers.iter().flat_map(of_server)).collect()
-    }
 }
 
 /// Returns the subject that stores the value of a key in the bucket.
@@ -136,7 +114,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::{Epoch, EventId, JournalEntry, Rev, Seq, Timestamp};
+    use crate::model::{Epoch, EventId, JournalEntry, Rev, Seq, ServerName, Timestamp};
     use crate::port::CommandAddress;
 
     const HASH: &str = "3f786850e387550fdab836ed7e6dc881de23001b";

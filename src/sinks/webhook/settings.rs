@@ -87,8 +87,8 @@ impl Address {
     /// The address does not end in a topic.
     pub fn split_topic(&self) -> Result<(Self, String), InvalidText> {
         let no_topic = || invalid("names no topic; write it at the end, as \"https://ntfy.sh/my-topic\"");
-        // JSON is posted to the root of the server, with the topic in the body; posted to the topic's own path it would be shown as
-        // the text of the message.
+        // JSON is posted to the root of the server, with the topic in the body; posted to the topic's own path it would be shown
+        // as the text of the message.
         let mut url = self.0.clone();
         let path = url.path().trim_end_matches('/');
         let (parent, topic) = path.rsplit_once('/').ok_or_else(no_topic)?;
