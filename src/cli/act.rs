@@ -140,10 +140,12 @@ pub fn run_if(
         if chosen.is_empty() {
             return Err(refused("no torrent matches"));
         }
+        // A dry run changes nothing, so there is nothing to confirm.
         if !selection.dry_run {
             may(&watcher, &chosen).await?;
         }
         let mut arguments = call.arguments.clone();
+        // A verb for one torrent has it in its address; the others accept a list.
         let hash = match (call.verb.level(), chosen.as_slice()) {
             (Level::Torrent, [one]) => Some(one.hash),
             _ => None,
@@ -178,6 +180,7 @@ fn report_outcome(outcome: &Outcome, names: &BTreeMap<InfoHash, &str>, done: &st
         _ if outcome.status == OutcomeStatus::Ok => Ok(()),
         None => Err(Exit::Failed),
         Some(error) => {
+            // Otherwise each row has its own reason.
             if outcome.results.is_empty() {
                 print_message(&error.message);
             }

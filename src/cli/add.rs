@@ -74,6 +74,7 @@ pub(super) fn run(options: Options, arguments: Arguments) -> CommandResult {
     }
     session.run(async {
         let (_manager, watcher, _) = session.reach(&server).await?;
+        // A failure does not keep the other sources from being added.
         let mut result = Ok(());
         for (source, torrent) in sources.iter().zip(torrents) {
             match add_with_progress(&watcher, torrent).await {

@@ -33,6 +33,7 @@ pub(super) fn run(options: Options, arguments: &Arguments) -> CommandResult {
 /// Returns one line for each component that will run, without secrets.
 fn summary(loaded: &Loaded) -> String {
     let Loaded { config, file } = loaded;
+    // Destructured by name, so that a new part of the config cannot be forgotten here.
     let Config { instance, data_dir, log: _, http, servers, brokers, webhooks } = config;
     let file = file
         .as_ref()

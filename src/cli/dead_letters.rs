@@ -57,6 +57,7 @@ fn list(config: &Config, name: Option<&str>, is_json: bool) -> CommandResult {
     let mut dead_letters = dead_letters::list(&config.data_dir).map_err(failed)?;
     dead_letters.retain(|one| name.is_none_or(|name| one.receiver.name().as_str() == name));
     for one in &dead_letters {
+        // A closed stdout ends the listing quietly.
         if is_json { print_json(&as_json(one)) } else { print_bytes(as_line(one).as_bytes()) }?;
     }
     if dead_letters.is_empty() && !is_json {

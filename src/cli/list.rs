@@ -130,6 +130,7 @@ fn row(torrent: &Torrent, shows_server: bool) -> Vec<Cell> {
     let eta = eta.map(|seconds| human::duration(Duration::from_secs(seconds))).unwrap_or_default();
     vec![
         Cell::from(server),
+        // Eight digits distinguish torrents, and are a valid selector.
         Cell::painted(hash.to_string()[..8].to_owned(), paint::FAINT),
         Cell::painted(if *error { "error" } else { status.as_str() }, style),
         Cell::from(format!("{progress:.1}%")),

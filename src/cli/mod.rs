@@ -119,6 +119,7 @@ impl Options {
     /// Everything that is wrong with it.
     pub fn load(self) -> Result<Loaded, ConfigErrors> {
         let Self { config, data_dir, listen, log_level, log_format } = self;
+        // As texts: the config parses them, and reports errors with the name of the flag.
         let flags = [
             ("--data-dir", "data_dir", data_dir),
             ("--listen", "http.listen", listen),

@@ -55,6 +55,7 @@ pub(super) fn stop_on_signal() -> anyhow::Result<CancellationToken> {
             cancelled.cancel();
             match first {
                 None => first = Some(Instant::now()),
+                // Without draining: unacknowledged events are sent again by the next run (I4).
                 Some(first) if first.elapsed() > SIGNAL_DEBOUNCE => {
                     print_message("dtorrent: second signal, exiting at once");
                     std::process::exit(1);

@@ -42,6 +42,7 @@ pub(super) struct Named(Verb);
 
 impl ValueEnum for Named {
     fn value_variants<'a>() -> &'a [Self] {
+        // `value_variants` returns a slice, and the names of the verbs are in their own table.
         static ALL: std::sync::LazyLock<Vec<Named>> =
             std::sync::LazyLock::new(|| Verb::ALL.iter().map(|verb| Named(*verb)).collect());
         &ALL

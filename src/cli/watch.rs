@@ -49,6 +49,7 @@ pub(super) fn run(options: Options, arguments: &Arguments) -> CommandResult {
         let reader = manager.reader(&Since::Built, kinds);
         let printer = Printer { json: *json, shows_server: servers.len() > 1, width: width() };
         tokio::select! {
+            // A signal first, however many events are ready.
             biased;
             () = stop.cancelled() => Ok(()),
             ended = print(reader, printer) => ended,
@@ -114,8 +115,10 @@ impl Printer {
 
     fn pretty(&self, event: &Event) -> String {
         let time = event.time.to_string();
+        // The time of day in RFC 3339.
         let time = time.get(11..19).unwrap_or_default();
         let server = if self.shows_server { format!("{}  ", event.server) } else { String::new() };
+        // 16 is the length of the longest kinds, `priority_changed` and `server_restarted`.
         let kind = format!("{:16}", event.event_type.as_str());
         let about = event.torrent.as_deref().map(about).unwrap_or_default();
         let used = time.len() + 2 + server.len() + kind.len() + 1;

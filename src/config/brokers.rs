@@ -110,6 +110,7 @@ fn home_assistant(table: &Table<'_>, commands: Option<&Rights>) -> Option<HomeAs
     let torrents_max = table.whole("torrents_max");
     let (download, upload) = (table.parsed("alternative_download", rate), table.parsed("alternative_upload", rate));
     let alternative = (download.is_some() || upload.is_some())
+        // One limit alone leaves the other direction unlimited.
         .then(|| Limits { download: download.unwrap_or(0), upload: upload.unwrap_or(0) });
     let normal = (table.parsed("normal_download", rate), table.parsed("normal_upload", rate));
     // After all keys were read: errors are reported for a switched-off table, too.

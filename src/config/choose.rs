@@ -81,11 +81,13 @@ pub fn patterns<T: Clone>(table: &Table<'_>, key: &str, what: &str, all: &[(&str
         let matcher = Glob::new(pattern).ok().map(|glob| glob.compile_matcher());
         let is_match = |name: &str| matcher.as_ref().is_some_and(|matcher| matcher.is_match(name));
         let matching: Vec<&str> = all.iter().map(|(name, _)| *name).filter(|name| is_match(name)).collect();
+        // `*` may match nothing: the config may have no server with a valid name.
         if matching.is_empty() && pattern != "*" {
             let list: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
             let right = format!("known: *, {}", list.join(", "));
             table.fault(key, Fault::new(format!("`{item}` is an unknown {what}"), right));
         }
+        // In order, so that a later item can restore what an earlier one removed.
         match is_removed {
             true => chosen.retain(|name| !matching.contains(name)),
             false => chosen.extend(matching),

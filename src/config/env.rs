@@ -72,6 +72,7 @@ pub fn layers(variables: &[(OsString, OsString)], below: &Dict) -> (Vec<Layer>, 
         };
         layers.push(Layer { path: as_below(&parts, below), text: text.to_owned(), name });
     }
+    // The environment has no order, and errors need one that is the same each time.
     layers.sort_by(|a, b| a.name.cmp(&b.name));
     (layers, errors)
 }

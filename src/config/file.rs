@@ -39,6 +39,7 @@ impl Lines {
 /// Reads a small file. One without an end (a device) is read up to the limit only.
 pub(super) fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
+    // One byte above the limit is read, to detect a larger file.
     std::fs::File::open(path)?.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > FILE_BYTES_MAX {
         return Err(io::Error::new(ErrorKind::FileTooLarge, "it has more than 1 MiB; is this the right file?"));
@@ -72,6 +73,7 @@ impl File {
             let line = line_of(bytes, error.valid_up_to());
             vec![file_error(path, Some(line), "is not UTF-8".to_owned(), "save the file as UTF-8")]
         })?;
+        // Not `toml::from_str`, which stops at the first error and has no lines for the values.
         let (table, errors) = DeTable::parse_recoverable(text);
         if !errors.is_empty() {
             let mut errors: Vec<ConfigError> = errors.iter().map(|error| syntax_error(path, bytes, error)).collect();

@@ -2,7 +2,7 @@
 
 use tracing::Level;
 
-/// What is logged, and how.
+/// Level and format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Log {
     /// Least severe level that is logged; `None` logs nothing.

@@ -71,6 +71,7 @@ impl Sources {
 
     fn variable(&self, name: &str) -> Option<PathBuf> {
         let text = self.variables.iter().find(|(variable, _)| variable == name).map(|(_, text)| text)?;
+        // An empty variable counts as unset (XDG Base Directory Specification).
         (!text.is_empty()).then(|| PathBuf::from(text))
     }
 
@@ -128,8 +129,10 @@ fn read_layers(file: Option<&File>, sources: &Sources) -> Result<Config, ConfigE
     if let Some(file) = file {
         figment = figment.merge(file);
     }
+    // Variables are matched with the keys of the file, so the file is merged first.
     let below = whole(&figment).into_dict().unwrap_or_default();
     let (layers, mut errors) = env::layers(&sources.variables, &below);
+    // The later layer wins: flags over variables over the file.
     for layer in layers.iter().chain(&sources.flags) {
         figment = figment.merge(layer);
     }

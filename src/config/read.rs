@@ -62,6 +62,7 @@ pub enum Rank {
 pub struct Context {
     figment: Figment,
     lines: Lines,
+    /// A cell, because all tables of a reading share the list.
     errors: RefCell<Vec<ConfigError>>,
 }
 
@@ -114,6 +115,7 @@ impl<'a> Table<'a> {
         value: Option<&'a Value>,
     ) -> Self {
         let table = Self { context, section, path, value: value.filter(|value| value.as_dict().is_some()) };
+        // In the constructor, so that no table is read without this check.
         table.note_unknown_keys(forms);
         table
     }
@@ -178,6 +180,7 @@ impl<'a> Table<'a> {
             let file = key.file().map_or(String::new(), |file| format!(", or {file} = \"/run/secrets/{name}\""));
             self.missing(name, format!("write {name} = {example}{file}"));
         }
+        // A default passes the same parser as a written value.
         Value::serialize(key.default.value()?).ok().map(Cow::Owned)
     }
 
@@ -283,6 +286,7 @@ impl<'a> Table<'a> {
     /// Reads a text or a list of texts, at least one.
     pub fn one_or_more(&self, name: &str) -> Option<Vec<String>> {
         let texts = match self.get(name) {
+            // From outside a text is a list in any case: `a,b`.
             Some(Value::String(_, text)) if !self.is_from_outside(name) => vec![text.clone()],
             _ => self.texts(name)?,
         };
@@ -329,6 +333,7 @@ impl<'a> Table<'a> {
                 self.context.note(&path, Some(value), fault);
             }
             let Some(dict) = value.as_dict() else { continue };
+            // The form decides which keys are known, so a table without a valid tag is not read.
             match form_of(dict, forms) {
                 Ok(form) => {
                     let table = Self::new(self.context, form, forms, path, Some(value));
@@ -437,6 +442,7 @@ fn alternatives(all: impl Iterator<Item = String>) -> String {
 fn texts_from_outside(text: &str) -> Option<Vec<String>> {
     if text.trim_start().starts_with('[') {
         let table: toml::Table = format!("list = {}", text.trim()).parse().ok()?;
+        // A line break in the text could begin a further key.
         let items = table.get("list").filter(|_| table.len() == 1)?.as_array()?;
         return items.iter().map(|item| item.as_str().map(str::to_owned)).collect();
     }

@@ -13,6 +13,7 @@ pub(super) fn config(root: &Table<'_>) -> Option<Config> {
     let data_dir = root.parsed("data_dir", values::directory);
     let log = root.table("log").and_then(|table| log(&table));
     let http = root.table("http").and_then(|table| http(&table));
+    // After `http`, whose address the hooks of a server have to fit.
     let (names, servers) = servers::servers(root, http.as_ref());
     let brokers = brokers::brokers(root, &names, instance.as_deref().unwrap_or_default());
     let webhooks = webhooks::webhooks(root, &names);

@@ -34,6 +34,7 @@ fn section(section: &Section) -> Map<String, Value> {
         }
         match (key.default, file) {
             (Default::Required(_), None) => required.push(json!(key.name)),
+            // A required secret may be in a file, so either key satisfies the schema.
             (Default::Required(_), Some(file)) => {
                 either.extend([json!({"required": [key.name]}), json!({"required": [file]})]);
             }
@@ -65,6 +66,7 @@ fn value(key: &Key) -> Map<String, Value> {
         Form::Name => name(),
         Form::Choice(choices) => json!({"type": "string", "enum": choices}),
         Form::Tag(value) => json!({"const": value}),
+        // A pattern cannot express the range, which only `dtorrent check` finds.
         Form::Duration(..) => text(DURATION),
         Form::Rate => text(RATE),
         Form::Bool => json!({"type": "boolean"}),

@@ -16,6 +16,7 @@ fn secret_and_key(table: &Table<'_>, name: &str) -> Option<(SecretString, String
         table.fault(&file, Fault::new(format!("and `{name}` are both given"), "keep one of them"));
         return None;
     }
+    // `None` is the lowest rank, so this holds, too, if only the file is given.
     if in_file > in_place {
         let text = table.parsed(&file, |path| read_secret(Path::new(path)))?;
         return Some((text.into(), file));

@@ -14,6 +14,7 @@ pub fn servers(root: &Table<'_>, http: Option<&Http>) -> (Vec<ServerName>, BTree
     let mut names = Vec::new();
     let mut servers = BTreeMap::new();
     for (name, table) in root.named("servers", ServerName::parse) {
+        // Also of a server with errors, or each sink that names it would report an unknown server.
         names.extend(name.clone());
         let server = server(name.clone(), &table, http);
         servers.extend(name.zip(server));

@@ -22,6 +22,7 @@ pub fn instance(text: &str) -> Result<String, Fault> {
 
 /// Reads the path of the state directory.
 pub fn directory(text: &str) -> Result<PathBuf, Fault> {
+    // The system accepts no path with a NUL.
     if text.is_empty() || text.contains('\0') {
         return Err(Fault::new("is not a path", "write data_dir = \"data\""));
     }
@@ -119,6 +120,7 @@ fn private_key(path: &str) -> Result<SecretSlice<u8>, Fault> {
 
 /// Reads `cert_file` and `key_file`, which go together.
 pub fn client_cert(table: &Table<'_>) -> Option<ClientCert> {
+    // By presence, not by value: a file that cannot be read has an error of its own.
     match (table.has("cert_file"), table.has("key_file")) {
         (true, false) => table.missing("key_file", "cert_file needs the key of the certificate: write both or none"),
         (false, true) => table.missing("cert_file", "key_file needs the certificate of the key: write both or none"),

@@ -251,6 +251,7 @@ fn line(topic: &str, payload: &[u8]) -> Option<String> {
     let event: Value = serde_json::from_slice(payload).ok()?;
     let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
     let (time, server, kind) = (text("time"), text("server"), text("event_type"));
+    // The time of day in RFC 3339.
     let time = time.get(11..19).unwrap_or_default();
     let Some(name) = event["torrent"]["name"].as_str() else {
         return Some(format!("{time} {server} {kind}"));

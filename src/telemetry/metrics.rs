@@ -63,6 +63,7 @@ impl Metrics {
     /// # Errors
     /// The process has a recorder already.
     pub fn start() -> anyhow::Result<Self> {
+        // From a poll of an idle client on a local socket to one that hangs until its timeout.
         let buckets = [0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
         let handle = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &buckets)

@@ -67,6 +67,7 @@ fn filter(level: Option<Level>) -> Targets {
 }
 
 fn is_coloured() -> bool {
+    // https://no-color.org: any value that is not empty.
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 

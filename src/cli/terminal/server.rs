@@ -146,6 +146,7 @@ pub fn exit_for_code(code: ErrorCode) -> Exit {
 /// Shows a spinner on a terminal while work takes longer than [`SPINNER_DELAY`].
 pub async fn with_spinner<T>(what: &str, work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
+    // A spinner that appears for an instant only flickers.
     if let Ok(done) = tokio::time::timeout(SPINNER_DELAY, &mut work).await {
         return done;
     }

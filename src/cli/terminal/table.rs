@@ -76,6 +76,7 @@ pub fn table(columns: &[Column], rows: &[Vec<Cell>], width: Option<usize>) -> St
     let mut shown: Vec<(usize, usize)> =
         (0..columns.len()).filter_map(|place| widest(place).map(|width| (place, width))).collect();
     if let Some(width) = width {
+        // One column at a time, so that no more are left out than necessary.
         while needed(&shown, last) > width
             && let Some(first) = shown
                 .iter()
