@@ -6,11 +6,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::commands::{PendingEffects, Queue, QueuedCommand, Request, Sources, Worker, WorkerParts};
-use crate::live_state::{LiveServer, LiveState, PollReport};
-use crate::model::{Interner, PollSettings, ServerName, ServerStats};
+use crate::live_state::{LiveServer, LiveState};
+use crate::model::{Interner, PollSettings, ServerName};
 use crate::port::{Clock, LoggedCommand, Store, StoreError, TorrentClient};
 use crate::supervise::Group;
 use crate::watch::{FilePublisher, Watcher};
@@ -124,16 +122,7 @@ pub async fn load(store: &dyn Store, server: &ServerName) -> Result<LiveServer, 
     for snapshot in loaded.snapshot.values_mut() {
         Arc::make_mut(&mut snapshot.torrent).intern(&mut interner);
     }
-    Ok(LiveServer {
-        epoch: loaded.epoch,
-        snapshot: loaded.snapshot,
-        state: loaded.state,
-        last_seq: loaded.last_seq,
-        needs_reset: loaded.needs_reset,
-        stats: ServerStats::default(),
-        stats_body: Bytes::new(),
-        poll: PollReport::default(),
-    })
+    Ok(LiveServer::from(loaded))
 }
 
 /// Reads the commands that an earlier run did not answer, by server; `None` for the bridge itself.

@@ -23,7 +23,7 @@ use dtorrent::clients::rtorrent::settings::{Endpoint, Settings};
 use dtorrent::clients::rtorrent::{RtorrentClient, jsonrpc, xmlrpc};
 use dtorrent::diff::{Differ, Limits, PollTime};
 use dtorrent::model::{
-    Committed, Completion, DiffState, Facts, InfoHash, Listing, Observed, Parts, Rev, Run, Seq, ServerName,
+    Committed, Completion, DiffState, Facts, InfoHash, Listing, Observed, Parts, Rev, RunState, Seq, ServerName,
     ServerState, Snapshot, SnapshotTorrent, Timestamp, Torrent,
 };
 use dtorrent::port::{Scope, TorrentClient as _};
@@ -107,7 +107,7 @@ fn a_poll_without_changes_retains_nothing_and_allocates_little() {
             has_metadata: true,
             received_bytes: 400_000_000,
             completion: if torrent.finished { Completion::Complete } else { Completion::Incomplete },
-            run: Run::Running,
+            run_state: RunState::Running,
         },
     };
     let snapshot: Snapshot = torrents.iter().map(|torrent| (torrent.hash, snapshot(torrent))).collect();

@@ -89,7 +89,7 @@ fn server_health(live: &LiveState, name: &ServerName) -> Option<ServerHealth> {
             polls_failed: poll.failures,
             polls_full: poll.full,
             interval_seconds: rounded(poll.interval.as_secs_f64()),
-            sweep_seconds: rounded(poll.sweep.as_secs_f64()),
+            sweep_seconds: rounded(poll.full_interval.as_secs_f64()),
             torrents: content.snapshot.len(),
             checking,
             hooks,

@@ -1,6 +1,6 @@
 //! The comparison of one torrent in a poll with its snapshot.
 
-use crate::model::{Completion, DiffState, Facts, Kind, Observed, Run, SnapshotTorrent, Status, Torrent};
+use crate::model::{Completion, DiffState, Facts, Kind, Observed, RunState, SnapshotTorrent, Status, Torrent};
 
 /// The outcome of comparing one torrent.
 #[derive(Debug, PartialEq)]
@@ -36,8 +36,8 @@ pub fn first_seen(seen: &Observed, context: PollContext) -> (Torrent, DiffState)
     torrent.playing |= context.has_moved;
     torrent.stalled = false;
     let nothing = DiffState { received_bytes: seen.facts.received_bytes, ..DiffState::default() };
-    let memory = next_diff_state(&nothing, &seen.facts, &torrent, context.generation);
-    (torrent, memory)
+    let diff_state = next_diff_state(&nothing, &seen.facts, &torrent, context.generation);
+    (torrent, diff_state)
 }
 
 /// Compares a poll with the snapshot. `is_due` decides whether a change without events is published.
@@ -56,16 +56,16 @@ pub fn compare(
     // After a restart every torrent has been loaded anew, and that says nothing.
     let is_same_run = before.generation == context.generation && !context.was_loading;
     if is_other_load && is_same_run && !is_resolved {
-        let (torrent, memory) = first_seen(seen, context);
-        return Comparison::Replaced(torrent, memory);
+        let (torrent, diff_state) = first_seen(seen, context);
+        return Comparison::Replaced(torrent, diff_state);
     }
     let torrent = published_state(&snapshot.torrent, seen, context);
-    let memory = next_diff_state(before, &seen.facts, &torrent, context.generation);
+    let diff_state = next_diff_state(before, &seen.facts, &torrent, context.generation);
     let kinds = events_between(&snapshot.torrent, before, &torrent, &seen.facts, is_resolved);
     // The diff state is committed with the next change that is published; until then the next poll finds the
     // same again. A new load alone changes nothing that could be published.
-    if !kinds.is_empty() || is_due(&snapshot.torrent, &torrent) || needs_writing(before, &memory) {
-        Comparison::Changed(kinds, torrent, memory)
+    if !kinds.is_empty() || is_due(&snapshot.torrent, &torrent) || needs_writing(before, &diff_state) {
+        Comparison::Changed(kinds, torrent, diff_state)
     } else {
         Comparison::Same
     }
@@ -74,13 +74,13 @@ pub fn compare(
 /// Returns whether nothing changed, without building the published state: the case of almost every torrent in
 /// almost every poll.
 fn is_unchanged(snapshot: &SnapshotTorrent, seen: &Observed, context: PollContext) -> bool {
-    let (torrent, facts, memory) = (&seen.torrent, &seen.facts, &snapshot.diff_state);
+    let (torrent, facts, diff_state) = (&seen.torrent, &seen.facts, &snapshot.diff_state);
     let is_at_rest = !matches!(torrent.status, Status::Checking | Status::Downloading) && !context.has_moved;
     is_at_rest
-        && facts.has_metadata == memory.has_metadata
-        && facts.load == memory.load
-        && completion(facts) == memory.completion
-        && run_at_rest(torrent.status) == Some(memory.run)
+        && facts.has_metadata == diff_state.has_metadata
+        && facts.load == diff_state.load
+        && completion(facts) == diff_state.completion
+        && run_at_rest(torrent.status) == Some(diff_state.run_state)
         && *torrent == *snapshot.torrent
 }
 
@@ -92,8 +92,11 @@ pub fn is_fully_published(snapshot: &Torrent, seen: &Observed, context: PollCont
 /// Returns whether the diff state has to be committed. The load of a torrent decides about
 /// [`Comparison::Replaced`], so a changed one must not be lost.
 fn needs_writing(before: &DiffState, after: &DiffState) -> bool {
-    let DiffState { load, generation: _, has_metadata, received_bytes: _, completion, run } = before;
-    *load != after.load || *has_metadata != after.has_metadata || *completion != after.completion || *run != after.run
+    let DiffState { load, generation: _, has_metadata, received_bytes: _, completion, run_state } = before;
+    *load != after.load
+        || *has_metadata != after.has_metadata
+        || *completion != after.completion
+        || *run_state != after.run_state
 }
 
 /// Returns the torrent as it is published if anything is.
@@ -134,7 +137,7 @@ fn next_diff_state(before: &DiffState, facts: &Facts, now: &Torrent, generation:
         has_metadata: facts.has_metadata,
         received_bytes,
         completion: if is_checking { before.completion } else { completion(facts) },
-        run: run_at_rest(now.status).unwrap_or(before.run),
+        run_state: run_at_rest(now.status).unwrap_or(before.run_state),
     }
 }
 
@@ -143,12 +146,12 @@ fn completion(facts: &Facts) -> Completion {
 }
 
 /// Returns whether the torrent runs; `None` while it is checked, because clients show what follows the check.
-fn run_at_rest(status: Status) -> Option<Run> {
+fn run_at_rest(status: Status) -> Option<RunState> {
     match status {
         Status::Checking => None,
-        Status::Stopped => Some(Run::Stopped),
-        Status::Paused => Some(Run::Paused),
-        Status::Downloading | Status::Seeding | Status::Metadata | Status::Queued => Some(Run::Running),
+        Status::Stopped => Some(RunState::Stopped),
+        Status::Paused => Some(RunState::Paused),
+        Status::Downloading | Status::Seeding | Status::Metadata | Status::Queued => Some(RunState::Running),
     }
 }
 
@@ -175,11 +178,17 @@ fn events_between(
     push(Kind::Checking, snapshot.status != Status::Checking && now.status == Status::Checking);
     push(Kind::Checked, snapshot.status == Status::Checking && now.status != Status::Checking);
     if let Some(run) = run_at_rest(now.status) {
-        let is_start = before.run == Run::Stopped && run == Run::Running;
+        let is_start = before.run_state == RunState::Stopped && run == RunState::Running;
         push(Kind::Started, is_start);
-        push(Kind::Resumed, before.run == Run::Paused && run == Run::Running);
-        push(Kind::Paused, matches!(before.run, Run::Running | Run::Stopped) && run == Run::Paused);
-        push(Kind::Stopped, matches!(before.run, Run::Running | Run::Paused) && run == Run::Stopped);
+        push(Kind::Resumed, before.run_state == RunState::Paused && run == RunState::Running);
+        push(
+            Kind::Paused,
+            matches!(before.run_state, RunState::Running | RunState::Stopped) && run == RunState::Paused,
+        );
+        push(
+            Kind::Stopped,
+            matches!(before.run_state, RunState::Running | RunState::Paused) && run == RunState::Stopped,
+        );
         let is_complete = completion(facts) == Completion::Complete;
         let is_finished = match before.completion {
             // Data that a check found, and that was not received, is not a download.

@@ -9,7 +9,7 @@ use super::compare::{Comparison, PollContext, compare, first_seen, is_fully_publ
 use super::threshold;
 use super::trust::{Poll, Trust, TrustLimits};
 use crate::model::{
-    Cause, ChangeSet, Changes, Committed, Covers, DiffState, InfoHash, Kind, Listing, NewEvent, Observed, ServerName,
+    Cause, ChangeSet, Committed, Covers, DiffState, InfoHash, Kind, Listing, NewEvent, Observed, ServerName,
     ServerState, Snapshot, SnapshotTorrent, Status, Timestamp, Torrent,
 };
 
@@ -102,7 +102,7 @@ impl Differ {
         self.is_back = false;
         let mut change_set = self.empty_change_set(now);
         if self.trust.is_offline(&self.limits.trust) && state.is_online {
-            change_set.events.push(server_event(Kind::ServerOffline, Cause::Observed));
+            change_set.events.push(NewEvent::of_server(Kind::ServerOffline, Cause::Observed));
             change_set.state = Some(ServerState { is_online: false, ..state.clone() });
         }
         change_set
@@ -121,7 +121,6 @@ impl Differ {
         change_set
     }
 
-    /// Of the torrents that are not listed, those with pending changes are compared as they were last listed.
     fn polled_changes(
         &mut self,
         snapshot: &Snapshot,
@@ -129,23 +128,18 @@ impl Differ {
         listing: &Listing,
         now: PollTime,
     ) -> ChangeSet {
-        let mut change_set = self.empty_change_set(now);
         if self.needs_full_poll(state) || (listing.run.is_some() && listing.run != state.run) {
             self.was_distrusted = true;
-            return change_set;
+            return self.empty_change_set(now);
         }
-        let mut torrents = Vec::new();
+        let mut poll = self.begin(now, Cause::Observed, state.generation, false);
+        // Time alone may lead to an event of a torrent that is not listed: it is compared as it was last listed.
         let mut last_seen = std::mem::take(&mut self.pending_changes);
         last_seen.retain(|hash, _| !listing.torrents.contains_key(hash));
         for (hash, seen) in listing.torrents.iter().chain(&last_seen) {
-            let (context, published_at) = self.record_activity(*hash, seen, now.at);
-            let context = PollContext { generation: state.generation, ..context };
-            let since = now.at.saturating_sub(published_at);
-            let last = snapshot.get(hash);
-            self.diff_torrent(*hash, last, seen, context, Cause::Observed, since, &mut change_set, &mut torrents);
+            self.diff_torrent(&mut poll, *hash, snapshot.get(hash), seen);
         }
-        add_in_order(&mut change_set, torrents);
-        change_set
+        poll.finish()
     }
 
     fn polled_all(&mut self, snapshot: &Snapshot, state: &ServerState, listing: &Listing, now: PollTime) -> ChangeSet {
@@ -155,33 +149,29 @@ impl Differ {
         let is_other_run = self.is_other_run(state, listing, loads);
         let generation = state.generation + u64::from(is_other_run && state.run.is_some());
         let was_settling = !self.has_polled && state.settling_since.is_some();
+        // Before `trust` moves on: in the poll that ends the settling every load may still be new.
         let was_loading = matches!(self.trust, Trust::Settling { .. }) || was_settling;
         let nothing_missing = loads.missing == 0;
         let loading_for = match is_other_run {
             true => Some(Duration::ZERO),
             false => self.may_be_loading_for(state, loads, now),
         };
-        let poll = Poll::Answered { loading_for, torrents: listing.torrents.len(), nothing_missing };
-        self.trust = self.trust.after(poll, now.at, &self.limits.trust);
-        let cause = self.cause(state);
-        let mut change_set = self.empty_change_set(now);
+        let answer = Poll::Answered { loading_for, torrents: listing.torrents.len(), nothing_missing };
+        self.trust = self.trust.after(answer, now.at, &self.limits.trust);
+        let mut poll = self.begin(now, self.cause(state), generation, was_loading);
         let goes_on = loading_for != Some(Duration::ZERO);
         let since = state.settling_since.filter(|_| goes_on).unwrap_or(now.time);
-        self.diff_server(&mut change_set, state, listing, generation, since);
-        let mut torrents = Vec::new();
+        self.diff_server(&mut poll, state, listing, since);
         if nothing_missing || !listing.complete || !self.trust.believes_absence() {
             self.missing.clear();
         } else {
-            self.find_removed(snapshot, listing, cause, &mut change_set, &mut torrents);
+            self.find_removed(&mut poll, snapshot, listing);
         }
         for (hash, last, seen) in side_by_side(snapshot, listing) {
             let Some(seen) = seen else { continue };
-            let (context, published_at) = self.record_activity(hash, seen, now.at);
-            let context = PollContext { generation, was_loading, ..context };
-            let since = now.at.saturating_sub(published_at);
-            self.diff_torrent(hash, last, seen, context, cause, since, &mut change_set, &mut torrents);
+            self.diff_torrent(&mut poll, hash, last, seen);
         }
-        add_in_order(&mut change_set, torrents);
+        let mut change_set = poll.finish();
         self.finish_initial_snapshot(&mut change_set, state, snapshot, listing);
         self.has_polled = true;
         // A restart that could not be committed has to be found again.
@@ -227,6 +217,11 @@ impl Differ {
         }
     }
 
+    fn begin(&self, now: PollTime, cause: Cause, generation: u64, was_loading: bool) -> PollDiff {
+        let context = PollContext { generation, was_loading, ..PollContext::default() };
+        PollDiff { at: now.at, cause, context, change_set: self.empty_change_set(now), torrents: Vec::new() }
+    }
+
     fn cause(&self, state: &ServerState) -> Cause {
         match (state.is_known, self.has_polled) {
             (false, _) => Cause::Snapshot,
@@ -259,50 +254,39 @@ impl Differ {
         Some(Duration::from_millis(now.time.millis_since(since)))
     }
 
-    fn diff_server(
-        &self,
-        change_set: &mut ChangeSet,
-        state: &ServerState,
-        listing: &Listing,
-        generation: u64,
-        settling_since: Timestamp,
-    ) {
+    fn diff_server(&self, poll: &mut PollDiff, state: &ServerState, listing: &Listing, settling_since: Timestamp) {
         let cause = if self.has_polled || !state.is_known { Cause::Observed } else { Cause::Recovered };
+        let PollDiff { change_set, context: PollContext { generation, .. }, .. } = poll;
         if !state.is_online {
-            change_set.events.push(server_event(Kind::ServerOnline, Cause::Observed));
+            change_set.events.push(NewEvent::of_server(Kind::ServerOnline, Cause::Observed));
         }
-        if generation != state.generation {
-            change_set.events.push(server_event(Kind::ServerRestarted, cause));
+        if *generation != state.generation {
+            change_set.events.push(NewEvent::of_server(Kind::ServerRestarted, cause));
         }
         let run = listing.run.clone().or_else(|| state.run.clone());
         let settling_since = (!self.trust.believes_absence()).then_some(settling_since);
-        let now = ServerState { is_known: state.is_known, is_online: true, run, generation, settling_since };
+        let (is_known, is_online, generation) = (state.is_known, true, *generation);
+        let now = ServerState { is_known, is_online, run, generation, settling_since };
         change_set.state = (now != *state).then_some(now);
     }
 
     /// Removes torrents that are absent from the second complete listing in a row of a steady server.
-    fn find_removed(
-        &mut self,
-        snapshot: &Snapshot,
-        listing: &Listing,
-        cause: Cause,
-        change_set: &mut ChangeSet,
-        torrents: &mut Vec<(InfoHash, NewEvent)>,
-    ) {
+    fn find_removed(&mut self, poll: &mut PollDiff, snapshot: &Snapshot, listing: &Listing) {
         let before = std::mem::take(&mut self.missing);
         for (hash, last) in snapshot.iter().filter(|(hash, _)| !listing.torrents.contains_key(hash)) {
             let first_cause = before.get(hash).copied();
-            self.missing.insert(*hash, first_cause.unwrap_or(cause));
+            self.missing.insert(*hash, first_cause.unwrap_or(poll.cause));
             if let Some(cause) = first_cause {
-                torrents.push((*hash, removed(last, cause)));
-                change_set.changes.insert(*hash, None);
+                // The cause of the first listing that lacked it: then it went, and the second one only confirms that.
+                poll.push(*hash, NewEvent::of_torrent(Kind::Removed, cause, Arc::clone(&last.torrent)));
+                poll.change_set.changes.insert(*hash, None);
             }
         }
     }
 
     /// Records what moved, and returns what that means for this poll, and when the torrent was last published.
-    fn record_activity(&mut self, hash: InfoHash, seen: &Observed, at: Duration) -> (PollContext, Duration) {
-        let facts = &seen.facts;
+    fn record_activity(&mut self, poll: &PollDiff, hash: InfoHash, seen: &Observed) -> (PollContext, Duration) {
+        let (facts, at) = (&seen.facts, poll.at);
         let fresh = Activity {
             moved_bytes: facts.moved_bytes,
             received_bytes: facts.received_bytes,
@@ -321,44 +305,34 @@ impl Differ {
         }
         recent.was_downloading = seen.torrent.status == Status::Downloading;
         let is_dry = at.saturating_sub(recent.received_at) >= self.limits.dry;
-        (PollContext { has_moved, is_receiving, is_dry, ..PollContext::default() }, recent.published_at)
+        (PollContext { has_moved, is_receiving, is_dry, ..poll.context }, recent.published_at)
     }
 
-    #[allow(clippy::too_many_arguments)] // one place, called once: a struct would only rename the list
-    fn diff_torrent(
-        &mut self,
-        hash: InfoHash,
-        snapshot: Option<&SnapshotTorrent>,
-        seen: &Observed,
-        context: PollContext,
-        cause: Cause,
-        since: Duration,
-        change_set: &mut ChangeSet,
-        torrents: &mut Vec<(InfoHash, NewEvent)>,
-    ) {
-        let Some(last) = snapshot else {
-            let (torrent, memory) = first_seen(seen, context);
+    fn diff_torrent(&mut self, poll: &mut PollDiff, hash: InfoHash, last: Option<&SnapshotTorrent>, seen: &Observed) {
+        let (context, published_at) = self.record_activity(poll, hash, seen);
+        let Some(last) = last else {
+            let (torrent, diff_state) = first_seen(seen, context);
             self.record_pending(hash, &torrent, seen, context);
-            torrents.push((hash, added(Arc::new(torrent), memory, cause, hash, change_set)));
-            return;
+            return poll.add(hash, torrent, diff_state);
         };
+        let since = poll.at.saturating_sub(published_at);
         match compare(last, seen, context, |snapshot, seen| threshold::is_worth_an_event(snapshot, seen, since)) {
             Comparison::Unchanged => {}
             Comparison::Same => self.record_pending(hash, &last.torrent, seen, context),
-            Comparison::Replaced(torrent, memory) => {
+            Comparison::Replaced(torrent, diff_state) => {
                 self.record_pending(hash, &torrent, seen, context);
-                torrents.push((hash, removed(last, cause)));
-                torrents.push((hash, added(Arc::new(torrent), memory, cause, hash, change_set)));
+                poll.push(hash, NewEvent::of_torrent(Kind::Removed, poll.cause, Arc::clone(&last.torrent)));
+                poll.add(hash, torrent, diff_state);
             }
-            Comparison::Changed(kinds, torrent, memory) => {
+            Comparison::Changed(kinds, torrent, diff_state) => {
                 self.record_pending(hash, &torrent, seen, context);
                 let changes = last.torrent.changes_to(&torrent);
                 let torrent = Arc::new(torrent);
-                torrents.extend(kinds.into_iter().map(|kind| {
-                    let changes = changes.clone();
-                    (hash, NewEvent { kind, cause, command_id: None, changes, torrent: Some(Arc::clone(&torrent)) })
-                }));
-                change_set.changes.insert(hash, Some((torrent, memory)));
+                for kind in kinds {
+                    let new_event = NewEvent::of_torrent(kind, poll.cause, Arc::clone(&torrent));
+                    poll.push(hash, NewEvent { changes: changes.clone(), ..new_event });
+                }
+                poll.change_set.changes.insert(hash, Some((torrent, diff_state)));
             }
         }
     }
@@ -381,12 +355,40 @@ impl Differ {
         listing: &Listing,
     ) {
         let is_whole = listing.complete && listing.torrents.keys().all(|hash| snapshot.contains_key(hash));
-        let has_polled_before = self.has_polled;
-        if !state.is_known && has_polled_before && is_whole {
-            change_set.events.push(server_event(Kind::SnapshotDone, Cause::Snapshot));
+        if !state.is_known && self.has_polled && is_whole {
+            change_set.events.push(NewEvent::of_server(Kind::SnapshotDone, Cause::Snapshot));
             let now = change_set.state.take().unwrap_or_else(|| state.clone());
             change_set.state = Some(ServerState { is_known: true, ..now });
         }
+    }
+}
+
+/// The comparison of one poll, while its change set is put together.
+struct PollDiff {
+    at: Duration,
+    cause: Cause,
+    /// The part of the context that is the same for all torrents.
+    context: PollContext,
+    change_set: ChangeSet,
+    torrents: Vec<(InfoHash, NewEvent)>,
+}
+
+impl PollDiff {
+    fn push(&mut self, hash: InfoHash, new_event: NewEvent) {
+        self.torrents.push((hash, new_event));
+    }
+
+    fn add(&mut self, hash: InfoHash, torrent: Torrent, diff_state: DiffState) {
+        let torrent = Arc::new(torrent);
+        self.push(hash, NewEvent::of_torrent(Kind::Added, self.cause, Arc::clone(&torrent)));
+        self.change_set.changes.insert(hash, Some((torrent, diff_state)));
+    }
+
+    fn finish(mut self) -> ChangeSet {
+        // By hash and kind, so that the same input yields the same change set.
+        self.torrents.sort_by_key(|(hash, new_event)| (*hash, new_event.kind));
+        self.change_set.events.extend(self.torrents.into_iter().map(|(_, new_event)| new_event));
+        self.change_set
     }
 }
 
@@ -446,30 +448,4 @@ impl LoadSummary {
     fn has_nothing(self) -> bool {
         self.snapshot > 0 && self.missing == self.snapshot
     }
-}
-
-/// Adds events in the order of hash and kind, so that the same input yields the same change set.
-fn add_in_order(change_set: &mut ChangeSet, mut torrents: Vec<(InfoHash, NewEvent)>) {
-    torrents.sort_by_key(|(hash, new_event)| (*hash, new_event.kind));
-    change_set.events.extend(torrents.into_iter().map(|(_, new_event)| new_event));
-}
-
-fn server_event(kind: Kind, cause: Cause) -> NewEvent {
-    NewEvent { kind, cause, command_id: None, changes: Changes::new(), torrent: None }
-}
-
-fn removed(last: &SnapshotTorrent, cause: Cause) -> NewEvent {
-    let torrent = Some(Arc::clone(&last.torrent));
-    NewEvent { kind: Kind::Removed, cause, command_id: None, changes: Changes::new(), torrent }
-}
-
-fn added(
-    torrent: Arc<Torrent>,
-    memory: DiffState,
-    cause: Cause,
-    hash: InfoHash,
-    change_set: &mut ChangeSet,
-) -> NewEvent {
-    change_set.changes.insert(hash, Some((Arc::clone(&torrent), memory)));
-    NewEvent { kind: Kind::Added, cause, command_id: None, changes: Changes::new(), torrent: Some(torrent) }
 }

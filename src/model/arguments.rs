@@ -51,10 +51,8 @@ pub(super) struct DeleteArguments {
     data: bool,
 }
 
-impl DeleteArguments {
-    pub fn operation(self) -> Result<Operation, CommandError> {
-        Ok(if self.data { Operation::DeleteWithData } else { Operation::act(Action::Delete) })
-    }
+pub(super) fn delete(DeleteArguments { data }: DeleteArguments) -> Result<Operation, CommandError> {
+    Ok(if data { Operation::DeleteWithData } else { Operation::act(Action::Delete) })
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -66,11 +64,9 @@ pub(super) struct LabelArguments {
     label: String,
 }
 
-impl LabelArguments {
-    pub fn operation(self) -> Result<Operation, CommandError> {
-        let label = checked_label(self.label)?;
-        Ok(Operation::act(move |hash| Action::Label(hash, label.clone())))
-    }
+pub(super) fn label(LabelArguments { label }: LabelArguments) -> Result<Operation, CommandError> {
+    let label = checked_label(label)?;
+    Ok(Operation::act(move |hash| Action::Label(hash, label.clone())))
 }
 
 fn checked_label(label: String) -> Result<String, CommandError> {
@@ -89,11 +85,9 @@ pub(super) struct PriorityArguments {
     priority: u8,
 }
 
-impl PriorityArguments {
-    pub fn operation(self) -> Result<Operation, CommandError> {
-        let priority = checked_priority(self.priority)?;
-        Ok(Operation::act(move |hash| Action::Priority(hash, priority)))
-    }
+pub(super) fn priority(PriorityArguments { priority }: PriorityArguments) -> Result<Operation, CommandError> {
+    let priority = checked_priority(priority)?;
+    Ok(Operation::act(move |hash| Action::Priority(hash, priority)))
 }
 
 /// rTorrent takes any number modulo 4, so the range has to be checked here.
@@ -115,11 +109,8 @@ pub(super) struct MoveArguments {
     data: bool,
 }
 
-impl MoveArguments {
-    pub fn operation(self) -> Result<Operation, CommandError> {
-        let Self { directory, data } = self;
-        Ok(Operation::Move { directory, data })
-    }
+pub(super) fn move_to(MoveArguments { directory, data }: MoveArguments) -> Result<Operation, CommandError> {
+    Ok(Operation::Move { directory, data })
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -131,15 +122,13 @@ pub(super) struct ThrottleArguments {
     throttle: String,
 }
 
-impl ThrottleArguments {
-    pub fn operation(self) -> Result<Operation, CommandError> {
-        let group = self.throttle;
-        if group.len() > GROUP_BYTES_MAX || group.chars().any(char::is_control) {
-            let right = format!("at most {GROUP_BYTES_MAX} bytes and no control characters");
-            return Err(bad(format!("the name of a throttle group has {right}")));
-        }
-        Ok(Operation::act(move |hash| Action::Throttle(hash, group.clone())))
+pub(super) fn throttle(ThrottleArguments { throttle }: ThrottleArguments) -> Result<Operation, CommandError> {
+    let group = throttle;
+    if group.len() > GROUP_BYTES_MAX || group.chars().any(char::is_control) {
+        let right = format!("at most {GROUP_BYTES_MAX} bytes and no control characters");
+        return Err(bad(format!("the name of a throttle group has {right}")));
     }
+    Ok(Operation::act(move |hash| Action::Throttle(hash, group.clone())))
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -154,19 +143,18 @@ pub(super) struct FilePriorityArguments {
     priority: u8,
 }
 
-impl FilePriorityArguments {
-    pub fn operation(self) -> Result<Operation, CommandError> {
-        let Self { mut files, priority } = self;
-        if priority > 2 {
-            return Err(bad("the priority of a file is 0 (off), 1 (normal) or 2 (high)"));
-        }
-        if !(1..=FILES_MAX).contains(&files.len()) {
-            return Err(bad(format!("files is a list of 1 to {FILES_MAX} places in the torrent, from 0")));
-        }
-        files.sort_unstable();
-        files.dedup();
-        Ok(Operation::act(move |hash| Action::FilePriority(hash, files.clone(), priority)))
+pub(super) fn file_priority(
+    FilePriorityArguments { mut files, priority }: FilePriorityArguments,
+) -> Result<Operation, CommandError> {
+    if priority > 2 {
+        return Err(bad("the priority of a file is 0 (off), 1 (normal) or 2 (high)"));
     }
+    if !(1..=FILES_MAX).contains(&files.len()) {
+        return Err(bad(format!("files is a list of 1 to {FILES_MAX} places in the torrent, from 0")));
+    }
+    files.sort_unstable();
+    files.dedup();
+    Ok(Operation::act(move |hash| Action::FilePriority(hash, files.clone(), priority)))
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -181,17 +169,17 @@ pub(super) struct LimitsArguments {
     upload_limit: Option<u64>,
 }
 
-impl LimitsArguments {
-    pub fn operation(self) -> Result<Operation, CommandError> {
-        let limits = Limits { download: self.download_limit, upload: self.upload_limit };
-        if limits == Limits::default() {
-            return Err(bad("limits takes download_limit, upload_limit or both, in bytes per second"));
-        }
-        if [limits.download, limits.upload].into_iter().flatten().any(|limit| limit > LIMIT_MAX) {
-            return Err(bad(format!("a limit is 0 (none) to {LIMIT_MAX} bytes per second")));
-        }
-        Ok(Operation::SetLimits(limits))
+pub(super) fn limits(
+    LimitsArguments { download_limit, upload_limit }: LimitsArguments,
+) -> Result<Operation, CommandError> {
+    let limits = Limits { download: download_limit, upload: upload_limit };
+    if limits == Limits::default() {
+        return Err(bad("limits takes download_limit, upload_limit or both, in bytes per second"));
     }
+    if [limits.download, limits.upload].into_iter().flatten().any(|limit| limit > LIMIT_MAX) {
+        return Err(bad(format!("a limit is 0 (none) to {LIMIT_MAX} bytes per second")));
+    }
+    Ok(Operation::SetLimits(limits))
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -202,10 +190,8 @@ pub(super) struct ResyncArguments {
     from_seq: Option<u64>,
 }
 
-impl ResyncArguments {
-    pub fn operation(self) -> Result<Operation, CommandError> {
-        Ok(Operation::Resync { from_seq: self.from_seq.map(Seq) })
-    }
+pub(super) fn resync(ResyncArguments { from_seq }: ResyncArguments) -> Result<Operation, CommandError> {
+    Ok(Operation::Resync { from_seq: from_seq.map(Seq) })
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -220,20 +206,17 @@ pub(super) struct RpcArguments {
     params: Vec<Value>,
 }
 
-impl RpcArguments {
-    pub fn operation(self) -> Result<Operation, CommandError> {
-        let is_scalar = |param: &Value| match param {
-            Value::String(text) => text.len() <= PARAM_BYTES_MAX,
-            Value::Number(number) => number.is_i64(),
-            _ => false,
-        };
-        let Self { method, params } = self;
-        if params.len() > PARAMS_MAX || !params.iter().all(is_scalar) {
-            let right = format!("at most {PARAMS_MAX} texts (of {PARAM_BYTES_MAX} bytes at most) and whole numbers");
-            return Err(bad(format!("params is a list of {right}")));
-        }
-        Ok(Operation::Rpc { method, params })
+pub(super) fn rpc(RpcArguments { method, params }: RpcArguments) -> Result<Operation, CommandError> {
+    let is_scalar = |param: &Value| match param {
+        Value::String(text) => text.len() <= PARAM_BYTES_MAX,
+        Value::Number(number) => number.is_i64(),
+        _ => false,
+    };
+    if params.len() > PARAMS_MAX || !params.iter().all(is_scalar) {
+        let right = format!("at most {PARAMS_MAX} texts (of {PARAM_BYTES_MAX} bytes at most) and whole numbers");
+        return Err(bad(format!("params is a list of {right}")));
     }
+    Ok(Operation::Rpc { method, params })
 }
 
 fn params(_generator: &mut SchemaGenerator) -> Schema {
@@ -249,10 +232,8 @@ pub(super) struct LogLevelArguments {
     level: String,
 }
 
-impl LogLevelArguments {
-    pub fn operation(self) -> Result<Operation, CommandError> {
-        Ok(Operation::SetLogLevel(self.level))
-    }
+pub(super) fn log_level(LogLevelArguments { level }: LogLevelArguments) -> Result<Operation, CommandError> {
+    Ok(Operation::SetLogLevel(level))
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -270,11 +251,8 @@ pub(super) struct GetArguments {
     peers: bool,
 }
 
-impl GetArguments {
-    pub fn operation(self) -> Result<Operation, CommandError> {
-        let Self { files, trackers, peers } = self;
-        Ok(Operation::Get(Parts { torrent: true, files, trackers, peers }))
-    }
+pub(super) fn get(GetArguments { files, trackers, peers }: GetArguments) -> Result<Operation, CommandError> {
+    Ok(Operation::Get(Parts { torrent: true, files, trackers, peers }))
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -291,15 +269,12 @@ pub(super) struct ListArguments {
     page_size: Option<u64>,
 }
 
-impl ListArguments {
-    pub fn operation(self) -> Result<Operation, CommandError> {
-        let Self { fields, page, page_size } = self;
-        let page_size = page_size.unwrap_or(PAGE_SIZE);
-        if !(1..=PAGE_SIZE_MAX).contains(&page_size) {
-            return Err(bad(format!("page_size is 1 to {PAGE_SIZE_MAX}")));
-        }
-        Ok(Operation::List { fields, page, page_size })
+pub(super) fn list(ListArguments { fields, page, page_size }: ListArguments) -> Result<Operation, CommandError> {
+    let page_size = page_size.unwrap_or(PAGE_SIZE);
+    if !(1..=PAGE_SIZE_MAX).contains(&page_size) {
+        return Err(bad(format!("page_size is 1 to {PAGE_SIZE_MAX}")));
     }
+    Ok(Operation::List { fields, page, page_size })
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -331,35 +306,34 @@ pub(super) struct AddArguments {
     data_file: Option<String>,
 }
 
-impl AddArguments {
-    pub fn operation(self) -> Result<Operation, CommandError> {
-        let Self { magnet, url, torrent, file, start, label, directory, priority, data_file } = self;
-        let source = match (magnet, url, torrent, file) {
-            (Some(magnet), None, None, None) if is_magnet(&magnet) => TorrentSource::Magnet(magnet),
-            (Some(_), None, None, None) => return Err(bad("magnet: a link that begins with `magnet:?` is right")),
-            (None, Some(url), None, None) if is_url(&url) => TorrentSource::Url(url),
-            (None, Some(_), None, None) => {
-                return Err(bad("url: a link that begins with http:// or https:// is right"));
-            }
-            (None, None, Some(torrent), None) => {
-                let bytes = BASE64.decode(torrent.trim());
-                TorrentSource::Torrent(bytes.map_err(|error| bad(format!("torrent is no base64: {error}")))?.into())
-            }
-            (None, None, None, Some(file)) => TorrentSource::File(file),
-            _ => return Err(bad("add takes exactly one of magnet, url, torrent (base64) and file")),
-        };
-        if data_file.is_some() && matches!(source, TorrentSource::Magnet(_)) {
-            return Err(bad("data_file needs the torrent itself: a magnet link does not say what its content is"));
+pub(super) fn add(
+    AddArguments { magnet, url, torrent, file, start, label, directory, priority, data_file }: AddArguments,
+) -> Result<Operation, CommandError> {
+    let source = match (magnet, url, torrent, file) {
+        (Some(magnet), None, None, None) if is_magnet(&magnet) => TorrentSource::Magnet(magnet),
+        (Some(_), None, None, None) => return Err(bad("magnet: a link that begins with `magnet:?` is right")),
+        (None, Some(url), None, None) if is_url(&url) => TorrentSource::Url(url),
+        (None, Some(_), None, None) => {
+            return Err(bad("url: a link that begins with http:// or https:// is right"));
         }
-        Ok(Operation::Add(AddRequest {
-            source,
-            data_file,
-            start: start.unwrap_or(true),
-            label: label.map(checked_label).transpose()?,
-            directory,
-            priority: priority.map(checked_priority).transpose()?,
-        }))
+        (None, None, Some(torrent), None) => {
+            let bytes = BASE64.decode(torrent.trim());
+            TorrentSource::Torrent(bytes.map_err(|error| bad(format!("torrent is no base64: {error}")))?.into())
+        }
+        (None, None, None, Some(file)) => TorrentSource::File(file),
+        _ => return Err(bad("add takes exactly one of magnet, url, torrent (base64) and file")),
+    };
+    if data_file.is_some() && matches!(source, TorrentSource::Magnet(_)) {
+        return Err(bad("data_file needs the torrent itself: a magnet link does not say what its content is"));
     }
+    Ok(Operation::Add(AddRequest {
+        source,
+        data_file,
+        start: start.unwrap_or(true),
+        label: label.map(checked_label).transpose()?,
+        directory,
+        priority: priority.map(checked_priority).transpose()?,
+    }))
 }
 
 fn exactly_one_source(schema: &mut Schema) {

@@ -1,15 +1,15 @@
 //! The event, in the form that every sink gets.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{Error as _, IgnoredAny};
+use schemars::{JsonSchema, Schema};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
 
+use super::json_text::json_text;
 use super::{Changes, CommandId, Epoch, InfoHash, Rev, Seq, ServerName, Timestamp, Torrent};
 
 /// Name and version of the JSON shape of an [`Event`].
@@ -161,19 +161,11 @@ impl fmt::Display for EventId {
     }
 }
 
-impl JsonSchema for EventId {
-    fn schema_name() -> Cow<'static, str> {
-        "EventId".into()
-    }
-
-    fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "description": "Id of an event: the same on every redelivery and on every sink, never used for two events.",
-            "type": "string",
-            "pattern": "^[a-z0-9][a-z0-9_-]{0,62}-[0-9a-f]{8}-(u[0-9]{12,20}|[0-9]{12,20})$",
-        })
-    }
-}
+json_text!(EventId, EventId::from_str, {
+    "description": "Id of an event: the same on every redelivery and on every sink, never used for two events.",
+    "type": "string",
+    "pattern": "^[a-z0-9][a-z0-9_-]{0,62}-[0-9a-f]{8}-(u[0-9]{12,20}|[0-9]{12,20})$",
+});
 
 /// The text of an event id is malformed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -198,18 +190,6 @@ impl FromStr for EventId {
             (id.to_string() == text).then_some(id)
         };
         parse().ok_or_else(|| InvalidEventId(text.chars().take(120).collect()))
-    }
-}
-
-impl<'de> Deserialize<'de> for EventId {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
-}
-
-impl Serialize for EventId {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
     }
 }
 

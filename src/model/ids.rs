@@ -1,13 +1,13 @@
 //! Names of servers, torrents and sinks, and the numbers that order events and states.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::json_text::json_text;
 
 /// The name of a monitored torrent client: `^[a-z0-9][a-z0-9_-]{0,62}$`, not `bridge`.
 ///
@@ -77,46 +77,30 @@ impl SinkName {
 
 const HTTP: &str = "@http";
 
-macro_rules! text_id {
-    ($name:ident, $parse:expr, $what:literal) => {
+macro_rules! name {
+    ($name:ident, $description:literal) => {
         impl fmt::Display for $name {
             fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
                 out.write_str(self.as_str())
             }
         }
+
         impl fmt::Debug for $name {
             fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
                 out.write_str(self.as_str())
             }
         }
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(self.as_str())
-            }
-        }
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = String::deserialize(deserializer)?;
-                $parse(&text).map_err(D::Error::custom)
-            }
-        }
-        impl JsonSchema for $name {
-            fn schema_name() -> Cow<'static, str> {
-                stringify!($name).into()
-            }
-            fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
-                json_schema!({
-                    "description": $what,
-                    "type": "string",
-                    "pattern": "^[a-z0-9][a-z0-9_-]{0,62}$",
-                    "not": {"const": "bridge"},
-                })
-            }
-        }
+
+        json_text!($name, $name::parse, {
+            "description": $description,
+            "type": "string",
+            "pattern": "^[a-z0-9][a-z0-9_-]{0,62}$",
+            "not": {"const": "bridge"},
+        });
     };
 }
-text_id!(ServerName, ServerName::parse, "Name of a monitored torrent client.");
-text_id!(SinkName, SinkName::parse, "Name of a broker or webhook.");
+name!(ServerName, "Name of a monitored torrent client.");
+name!(SinkName, "Name of a broker or webhook.");
 
 /// The info-hash of a torrent, written in lower-case hex and read in any case.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -181,32 +165,11 @@ impl fmt::Debug for InfoHash {
     }
 }
 
-impl Serialize for InfoHash {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for InfoHash {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(D::Error::custom)
-    }
-}
-
-impl JsonSchema for InfoHash {
-    fn schema_name() -> Cow<'static, str> {
-        "InfoHash".into()
-    }
-
-    fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "description": "Info-hash of a torrent in lower-case hex: 40 digits (v1) or 64 (v2).",
-            "type": "string",
-            "pattern": "^([0-9a-f]{40}|[0-9a-f]{64})$",
-        })
-    }
-}
+json_text!(InfoHash, InfoHash::from_str, {
+    "description": "Info-hash of a torrent in lower-case hex: 40 digits (v1) or 64 (v2).",
+    "type": "string",
+    "pattern": "^([0-9a-f]{40}|[0-9a-f]{64})$",
+});
 
 /// The identity of one stored state: random, created with the store, written as eight hex digits.
 ///

@@ -14,6 +14,7 @@ mod event;
 mod filter;
 mod hook;
 mod ids;
+mod json_text;
 mod listing;
 mod metainfo;
 mod operation;
@@ -48,7 +49,8 @@ pub use report::{Check, Health, HooksHealth, Info, ReportLimits, ServerHealth, S
 pub use result_size::{in_parts, shorter, shortest};
 pub use server::{LastFinished, ServerStats, Stats};
 pub use snapshot::{
-    ChangeSet, Committed, Completion, DiffState, JournalEntry, NewEvent, Run, ServerState, Snapshot, SnapshotTorrent,
+    ChangeSet, Committed, Completion, DiffState, JournalEntry, NewEvent, RunState, ServerState, Snapshot,
+    SnapshotTorrent,
 };
 pub use text::{Interner, error_chain, is_active, printable, truncated};
 pub use time::Timestamp;

@@ -42,7 +42,8 @@ pub struct DiffState {
     /// Whether it was complete when last at rest.
     pub completion: Completion,
     /// Whether it ran when last at rest.
-    pub run: Run,
+    #[serde(rename = "run")]
+    pub run_state: RunState,
 }
 
 /// Whether the content was complete when the torrent was last seen at rest (not being checked).
@@ -61,7 +62,7 @@ pub enum Completion {
 /// Whether the torrent ran when it was last seen at rest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Run {
+pub enum RunState {
     /// Being checked ever since it was first seen.
     #[default]
     Unknown,
@@ -158,6 +159,18 @@ pub struct NewEvent {
     pub changes: Changes,
     /// The torrent after the event; for `removed` as it last was. `None` for events of a server.
     pub torrent: Option<Arc<Torrent>>,
+}
+
+impl NewEvent {
+    /// An event of a server.
+    pub fn of_server(kind: Kind, cause: Cause) -> Self {
+        Self { kind, cause, command_id: None, changes: Changes::new(), torrent: None }
+    }
+
+    /// An event of a torrent, without changed fields.
+    pub fn of_torrent(kind: Kind, cause: Cause, torrent: Arc<Torrent>) -> Self {
+        Self { torrent: Some(torrent), ..Self::of_server(kind, cause) }
+    }
 }
 
 /// A journal entry: an event with its number, in the bytes that every sink gets.

@@ -23,10 +23,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::arguments::{
-    AddArguments, DeleteArguments, FilePriorityArguments, GetArguments, LabelArguments, LimitsArguments, ListArguments,
-    LogLevelArguments, MoveArguments, NoArguments, PriorityArguments, ResyncArguments, RpcArguments, ThrottleArguments,
-};
+use super::arguments::{self, NoArguments};
 use super::{Action, CommandError, ErrorCode, InfoHash, Operation};
 use Capability::{Actions, Reading, ServerControl};
 use Level::{Bridge, Server, ServerFiltered, ServerOrBridge, Torrent, Torrents};
@@ -157,14 +154,6 @@ const fn plain(
     Row { participle: Some(participle), ..row(verb, name, Torrents, Actions, summary, arguments) }
 }
 
-const DELETE: Row = row(
-    Verb::Delete,
-    "delete",
-    Torrents,
-    Actions,
-    "Remove torrents, with or without their files",
-    &Takes(DeleteArguments::operation),
-);
 const DELETE_DATA: ExtraRight =
     ExtraRight { name: "delete_data", is_needed: |operation| matches!(operation, Operation::DeleteWithData) };
 
@@ -175,21 +164,21 @@ const ROWS: &[Row] = &[
     plain(Verb::Resume, "resume", "Resume paused torrents", "resumed", &Takes(|_| act(Action::Resume))),
     plain(Verb::Start, "start", "Start torrents", "started", &Takes(|_| act(Action::Start))),
     plain(Verb::Stop, "stop", "Stop torrents", "stopped", &Takes(|_| act(Action::Stop))),
-    Row { extra_right: Some(DELETE_DATA), ..DELETE },
-    row(Verb::Add, "add", Server, Actions, "Add torrents from magnet links, URLs or files", &Takes(AddArguments::operation)),
+    Row { extra_right: Some(DELETE_DATA), ..row(Verb::Delete, "delete", Torrents, Actions, "Remove torrents, with or without their files", &Takes(arguments::delete)) },
+    row(Verb::Add, "add", Server, Actions, "Add torrents from magnet links, URLs or files", &Takes(arguments::add)),
     plain(Verb::Recheck, "recheck", "Verify (hash-check) the data of torrents", "being checked", &Takes(|_| act(Action::Recheck))),
     plain(Verb::Announce, "announce", "Announce torrents to their trackers now", "announced", &Takes(|_| act(Action::Announce))),
-    row(Verb::Label, "label", Torrents, Actions, "Set the label of torrents", &Takes(LabelArguments::operation)),
-    row(Verb::Priority, "priority", Torrents, Actions, "Set the priority of torrents", &Takes(PriorityArguments::operation)),
-    row(Verb::Get, "get", Torrents, Reading, "Read torrents as the client has them now", &Takes(GetArguments::operation)),
-    row(Verb::List, "list", ServerFiltered, Reading, "List torrents", &Takes(ListArguments::operation)),
-    row(Verb::Move, "move", Torrents, Actions, "Move torrents to another directory", &Takes(MoveArguments::operation)),
-    row(Verb::Throttle, "throttle", Torrents, Actions, "Assign torrents to a throttle group", &Takes(ThrottleArguments::operation)),
-    row(Verb::FilePriority, "file_priority", Torrent, Actions, "Set the priority of files", &Takes(FilePriorityArguments::operation)),
-    row(Verb::Limits, "limits", Server, ServerControl, "Set the rate limits of a server", &Takes(LimitsArguments::operation)),
-    row(Verb::Resync, "resync", ServerOrBridge, Reading, "Send events or the present state again", &Takes(ResyncArguments::operation)),
-    row(Verb::Rpc, "rpc", Server, ServerControl, "Call a method of the client", &Takes(RpcArguments::operation)),
-    row(Verb::LogLevel, "log_level", Bridge, Reading, "Set the log level of the bridge", &Takes(LogLevelArguments::operation)),
+    row(Verb::Label, "label", Torrents, Actions, "Set the label of torrents", &Takes(arguments::label)),
+    row(Verb::Priority, "priority", Torrents, Actions, "Set the priority of torrents", &Takes(arguments::priority)),
+    row(Verb::Get, "get", Torrents, Reading, "Read torrents as the client has them now", &Takes(arguments::get)),
+    row(Verb::List, "list", ServerFiltered, Reading, "List torrents", &Takes(arguments::list)),
+    row(Verb::Move, "move", Torrents, Actions, "Move torrents to another directory", &Takes(arguments::move_to)),
+    row(Verb::Throttle, "throttle", Torrents, Actions, "Assign torrents to a throttle group", &Takes(arguments::throttle)),
+    row(Verb::FilePriority, "file_priority", Torrent, Actions, "Set the priority of files", &Takes(arguments::file_priority)),
+    row(Verb::Limits, "limits", Server, ServerControl, "Set the rate limits of a server", &Takes(arguments::limits)),
+    row(Verb::Resync, "resync", ServerOrBridge, Reading, "Send events or the present state again", &Takes(arguments::resync)),
+    row(Verb::Rpc, "rpc", Server, ServerControl, "Call a method of the client", &Takes(arguments::rpc)),
+    row(Verb::LogLevel, "log_level", Bridge, Reading, "Set the log level of the bridge", &Takes(arguments::log_level)),
 ];
 
 fn act(action: fn(InfoHash) -> Action) -> Result<Operation, CommandError> {

@@ -1,4 +1,4 @@
-//! A write to the store that sending does not wait for.
+//! Requests to the store that sending does not wait for.
 
 use futures_util::FutureExt;
 use tokio_util::sync::ReusableBoxFuture;
@@ -6,12 +6,24 @@ use tracing::debug;
 
 use crate::port::StoreError;
 
+/// A request to the store that was started.
+pub(super) type Request<T> = ReusableBoxFuture<'static, Result<T, StoreError>>;
+
+/// Starts a request: the store's thread works on it while something else is done here.
+pub(super) fn start<T: Send + 'static>(
+    request: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+) -> Request<T> {
+    let mut request = ReusableBoxFuture::new(request);
+    // A future does nothing before its first poll, and must not be polled again once it has ended.
+    if let Some(answer) = (&mut request).now_or_never() {
+        request.set(std::future::ready(answer));
+    }
+    request
+}
+
 /// At most one write at a time, with a note of what it writes.
-///
-/// The future is polled when it is started and when somebody asks for its end, not in between: the store thread works on
-/// its own once it has the request.
 pub(super) struct BackgroundWrite<T> {
-    running: Option<(T, ReusableBoxFuture<'static, Result<(), StoreError>>)>,
+    running: Option<(T, Request<()>)>,
 }
 
 impl<T> Default for BackgroundWrite<T> {
@@ -28,11 +40,7 @@ impl<T> BackgroundWrite<T> {
     /// Starts a write; an earlier one has to be finished.
     pub fn start(&mut self, what: T, write: impl Future<Output = Result<(), StoreError>> + Send + 'static) {
         debug_assert!(!self.is_running());
-        let mut write = ReusableBoxFuture::new(write);
-        if let Some(written) = (&mut write).now_or_never() {
-            write.set(std::future::ready(written));
-        }
-        self.running = Some((what, write));
+        self.running = Some((what, start(write)));
     }
 
     /// Returns what was written if the write has ended since the last call; does not wait.

@@ -85,7 +85,6 @@ impl Dispatcher {
     /// # Errors
     /// The store cannot be used any more; a sink's failures are waited out.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), StoreError> {
-        self.outboxes.start().await?;
         while !stop.is_cancelled() {
             let connected = tokio::select! {
                 biased;
@@ -108,7 +107,7 @@ impl Dispatcher {
 
     /// Makes one attempt. Cancel-safe: a scan that was not finished is begun again.
     async fn connect(&mut self) -> Result<Connected, Failure> {
-        let scan_error = match self.outboxes.scan_retained().await {
+        let scan_error = match self.outboxes.states.topics.scan().await {
             Ok(()) => None,
             Err(Failure::Sink(error)) => Some(error),
             // What is sent before the scan is saved would be found by it, and taken for somebody else's.
@@ -212,7 +211,7 @@ impl Dispatcher {
 
     /// Sends on one link until it fails; `Ok` after `stop`, when everything is delivered or the time for that is over.
     async fn serve(&mut self, mut link: Box<dyn Link>, stop: &CancellationToken) -> Result<(), Failure> {
-        self.outboxes.begin_link().await?;
+        self.outboxes.states.begin_link().await?;
         let mut in_flight = InFlight::new();
         let (mut save, mut health, mut retention) =
             (ticks(SAVE_INTERVAL), ticks(HEALTH_INTERVAL), ticks(RETENTION_INTERVAL));
@@ -230,13 +229,13 @@ impl Dispatcher {
             tokio::select! {
                 biased;
                 _ = save.tick() => self.outboxes.save().await?,
-                _ = health.tick() => self.outboxes.health_is_due(),
-                _ = retention.tick() => self.outboxes.retention_is_due(),
+                _ = health.tick() => self.outboxes.ephemeral.health_is_due(),
+                _ = retention.tick() => self.outboxes.states.choose_retained(),
                 () = stop.cancelled(), if flush_until.is_none() => flush_until = Some(Instant::now() + FLUSH_TIMEOUT),
                 () = tokio::time::sleep_until(flush_until.unwrap_or_else(Instant::now)), if flush_until.is_some() => {}
                 () = self.parts.buffer.changed.notified() => {}
-                () = self.outboxes.projection_due(), if has_room => {}
-                () = self.parts.buffer.results.notified() => self.outboxes.results_changed(),
+                () = self.outboxes.states.projection_due(), if has_room => {}
+                () = self.parts.buffer.results.notified() => self.outboxes.results.wake(),
                 Some(answer) = in_flight.next(), if !in_flight.is_empty() => {
                     self.take_answers(answer, &mut in_flight).await?;
                     self.outboxes.save_if_due().await?;

@@ -15,12 +15,10 @@
 
 use std::sync::Arc;
 
-use futures_util::FutureExt;
 use tokio::time::Instant;
-use tokio_util::sync::ReusableBoxFuture;
 use tracing::{error, info, warn};
 
-use super::background::unless_full;
+use super::background::{Request, start, unless_full};
 use super::cursor::SinkCursor;
 use super::dead_letters::PendingDeadLetters;
 use super::parts::DispatcherParts;
@@ -68,18 +66,13 @@ struct ServerEvents {
 /// Entries on their way from the store, so that they are there when they are needed.
 struct ReadAhead {
     after: Seq,
-    entries: ReusableBoxFuture<'static, Result<Vec<JournalEntry>, StoreError>>,
+    entries: Request<Vec<JournalEntry>>,
 }
 
 impl ReadAhead {
     fn start(store: &Arc<dyn Store>, server: &ServerName, after: Seq) -> Self {
         let (store, server) = (Arc::clone(store), server.clone());
-        let mut entries = ReusableBoxFuture::new(async move { store.read_after(&server, after, READ_MAX).await });
-        // The first poll sends the request to the store's thread, which works while something else is done here.
-        if let Some(read) = (&mut entries).now_or_never() {
-            entries.set(std::future::ready(read));
-        }
-        Self { after, entries }
+        Self { after, entries: start(async move { store.read_after(&server, after, READ_MAX).await }) }
     }
 }
 

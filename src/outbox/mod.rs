@@ -47,6 +47,7 @@ pub mod quarantine;
 mod reader;
 pub mod registry;
 mod result;
+mod retained_topics;
 pub mod retention;
 mod state;
 #[cfg(test)]

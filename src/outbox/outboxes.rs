@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::background::BackgroundWrite;
 use super::ephemeral::EphemeralOutbox;
 use super::event::EventOutbox;
-use super::parts::{DispatcherParts, Failure};
+use super::parts::DispatcherParts;
 use super::result::ResultOutbox;
 use super::state::StateOutbox;
 use super::{DeliveryId, Outbox, Outcome, Outgoing};
@@ -43,10 +43,10 @@ impl Kind {
 
 /// See the module.
 pub(super) struct Outboxes {
-    events: EventOutbox,
-    states: StateOutbox,
-    results: ResultOutbox,
-    ephemeral: EphemeralOutbox,
+    pub events: EventOutbox,
+    pub states: StateOutbox,
+    pub results: ResultOutbox,
+    pub ephemeral: EphemeralOutbox,
     /// Deliveries in flight, by [`Kind`].
     in_flight: [usize; 4],
     progress: ProgressWriter,
@@ -62,29 +62,17 @@ impl Outboxes {
         let progress: BTreeMap<_, _> =
             parts.settings.servers.iter().map(|server| (server.clone(), progress(server))).collect();
         let cursors = progress.iter().map(|(server, progress)| (server.clone(), progress.cursor));
-        Ok(Self {
+        let mut outboxes = Self {
             events: EventOutbox::new(parts, cursors, saved.has_strict_ordering),
             results: ResultOutbox::new(parts),
             ephemeral: EphemeralOutbox::new(parts),
             in_flight: [0; 4],
             progress: ProgressWriter::new(name, store, saved.progress.clone()),
             states: StateOutbox::new(parts, &progress, saved),
-        })
-    }
-
-    /// Prepares the first connection of this run.
-    pub async fn start(&mut self) -> Result<(), StoreError> {
-        self.states.register_own_topics().await
-    }
-
-    /// Looks for what the sink retains from earlier; see [`StateOutbox::scan_retained`].
-    pub async fn scan_retained(&mut self) -> Result<(), Failure> {
-        self.states.scan_retained().await
-    }
-
-    /// Plans to publish again, on a new link, what is retained.
-    pub async fn begin_link(&mut self) -> Result<(), StoreError> {
-        self.states.begin_link().await
+        };
+        // Before the first connection: the receiver publishes to these by itself, as a last will, at any time.
+        outboxes.states.topics.register(parts.sink.own_retained_topics()).await?;
+        Ok(outboxes)
     }
 
     /// Returns what is to be sent next, as much as the limits of the link leave room for.
@@ -171,9 +159,10 @@ impl Outboxes {
     }
 
     fn current_progress(&mut self) -> BTreeMap<ServerName, SinkProgress> {
-        // A revision counts as sent only with the entries before it, so cursors are read first.
-        let progress = |(server, sent_rev)| (SinkProgress { cursor: self.events.cursor(&server), sent_rev }, server);
-        self.states.sent_revs().into_iter().map(progress).map(|(progress, server)| (server, progress)).collect()
+        let sent_revs = self.states.sent_revs().into_iter();
+        sent_revs
+            .map(|(server, sent_rev)| (server.clone(), SinkProgress { cursor: self.events.cursor(&server), sent_rev }))
+            .collect()
     }
 
     /// The link is gone: saves what became of its deliveries, and makes everything else pending again.
@@ -182,7 +171,7 @@ impl Outboxes {
             self.events.event_was_deferred();
         }
         self.save().await?;
-        self.states.save_projection().await?;
+        self.states.save_projection(true).await?;
         self.in_flight = [0; 4];
         self.events.reset_in_flight();
         self.states.reset_in_flight();
@@ -195,26 +184,6 @@ impl Outboxes {
     pub fn absorb_while_disconnected(&mut self) {
         self.states.absorb();
         self.ephemeral.reset_in_flight();
-    }
-
-    /// Reads the command log again: a result was written.
-    pub fn results_changed(&mut self) {
-        self.results.wake();
-    }
-
-    /// Publishes the health of the bridge with the next batch.
-    pub fn health_is_due(&mut self) {
-        self.ephemeral.health_is_due();
-    }
-
-    /// Chooses anew which states are retained: the choice depends on the time.
-    pub fn retention_is_due(&mut self) {
-        self.states.choose_retained();
-    }
-
-    /// Waits until the projection has something to send. Cancel-safe.
-    pub async fn projection_due(&self) {
-        self.states.projection_due().await;
     }
 
     /// Whether nothing is left that a stopping process should still deliver.

@@ -52,23 +52,13 @@ impl DispatcherParts {
     }
 }
 
-/// Why work on a link ended: the sink can be tried again, the store cannot.
-#[derive(Debug)]
+/// The reason why work on a link ended: the sink can be tried again, the store cannot.
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    Sink(DeliverError),
-    Store(StoreError),
-}
-
-impl From<DeliverError> for Failure {
-    fn from(error: DeliverError) -> Self {
-        Self::Sink(error)
-    }
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
+    #[error(transparent)]
+    Sink(#[from] DeliverError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// Saves where a sink begins with servers that are new to it: with the present. A sink that is new itself is scanned for

@@ -359,10 +359,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::live_state::PollReport;
-    use crate::model::{
-        Cause, Change, ChangeSet, Changes, Committed, DiffState, Epoch, NewEvent, ServerState, ServerStats, Torrent,
-    };
+    use crate::model::{Cause, Change, ChangeSet, Changes, Committed, DiffState, Epoch, NewEvent, Torrent};
     use crate::port::{Clock as _, Journal as _, SystemClock};
     use crate::store::{MemoryStore, Options};
 
@@ -384,21 +381,10 @@ mod tests {
     impl TestSetup {
         async fn new(options: Options) -> Self {
             let store = Arc::new(MemoryStore::new(options, Arc::new(SystemClock)));
-            let epoch = store.load(&name("home")).await.unwrap().epoch;
-            let content = |server: &str| {
-                let content = LiveServer {
-                    epoch,
-                    snapshot: Default::default(),
-                    state: ServerState::default(),
-                    last_seq: Seq(0),
-                    needs_reset: false,
-                    stats: ServerStats::default(),
-                    stats_body: Bytes::new(),
-                    poll: PollReport::default(),
-                };
-                (name(server), content)
-            };
-            let live = Arc::new(LiveState::new(["home", "attic"].map(content).into(), []));
+            let loaded = store.load(&name("home")).await.unwrap();
+            let epoch = loaded.epoch;
+            let servers = ["home", "attic"].map(|server| (name(server), LiveServer::from(loaded.clone())));
+            let live = Arc::new(LiveState::new(servers.into(), []));
             Self { store, live, epoch }
         }
 

@@ -8,11 +8,9 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
-use tokio_util::sync::ReusableBoxFuture;
 use tracing::warn;
 
-use super::background::BackgroundWrite;
+use super::background::{BackgroundWrite, Request, start};
 use super::parts::DispatcherParts;
 use super::{DeliveryId, Outbox, Outcome, Outgoing, Piece};
 use crate::model::{in_parts, shorter, shortest};
@@ -23,9 +21,6 @@ const READ_MAX: u16 = 256;
 /// Rows of a list in one part of its result.
 const ROWS_MAX: usize = 1000;
 
-/// Results on their way from the store.
-type ReadAhead = ReusableBoxFuture<'static, Result<Vec<UnsentResult>, StoreError>>;
-
 /// See the module.
 pub(super) struct ResultOutbox {
     parts: Arc<DispatcherParts>,
@@ -35,7 +30,7 @@ pub(super) struct ResultOutbox {
     may_have_more: bool,
     /// All results up to this number were read on this link.
     read_to: i64,
-    read_ahead: Option<ReadAhead>,
+    read_ahead: Option<Request<Vec<UnsentResult>>>,
     /// Read, and not saved as delivered.
     open: HashMap<i64, OpenResult>,
     /// What is to be sent next.
@@ -82,14 +77,9 @@ impl ResultOutbox {
         self.may_have_more = true;
     }
 
-    fn start_reading(&self) -> ReadAhead {
+    fn start_reading(&self) -> Request<Vec<UnsentResult>> {
         let (store, sink, after) = (Arc::clone(&self.parts.store), self.parts.settings.name.clone(), self.read_to);
-        let mut results = ReusableBoxFuture::new(async move { store.unsent_results(&sink, after, READ_MAX).await });
-        // The first poll sends the request to the store's thread, which works while something else is done here.
-        if let Some(read) = (&mut results).now_or_never() {
-            results.set(std::future::ready(read));
-        }
-        results
+        start(async move { store.unsent_results(&sink, after, READ_MAX).await })
     }
 
     async fn read(&mut self) -> Result<(), StoreError> {

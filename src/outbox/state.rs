@@ -2,13 +2,12 @@
 //!
 //! ```text
 //! change buffer ─► dirty ─── held while events of the torrent are undelivered ───► updated, clearing, state
-//! retained scan ─► found ─── until the server's torrents are known ──► orphans ──► clearing
 //! projection ────────────────────────────────────────────────────────────────────► its messages
+//! retained topics that nothing is sent to any more ──────────────────────────────► clearing
 //! ```
 //!
-//! A state is read from the snapshot when it is sent. Every retained topic goes through the registry here, those of the
-//! other outboxes too: registered before anything is first sent to it, unregistered when its clearing is acknowledged. On
-//! each new link all that is retained is published again: a broker may have lost it, or have an older copy.
+//! A state is read from the snapshot when it is sent, so that it is never older than what was sent before it. On each
+//! new link everything that is retained is published again: a broker may have lost it, or have an older copy.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -16,31 +15,22 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tracing::warn;
 
-use super::background::unless_full;
 use super::dirty::{DirtySet, Known};
-use super::parts::{DispatcherParts, Failure};
+use super::parts::DispatcherParts;
 use super::projection::ProjectionDriver;
-use super::registry::Registry;
+use super::retained_topics::RetainedTopics;
 use super::retention::{AUTO_MAX, Retained};
 use super::updates::{changes_for, known_after, updated};
 use super::{DeliveryId, Outbox, Outcome, Outgoing};
-use crate::live_state::BufferedStates;
+use crate::live_state::{BufferedStates, LiveServer};
 use crate::model::{EventId, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, Snapshot, SnapshotTorrent};
-use crate::port::{Delivery, RetainedScan, SinkProgress, SinkState, StoreError};
+use crate::port::{Delivery, SinkProgress, SinkState, StoreError};
 
 /// See the module.
 pub(super) struct StateOutbox {
     parts: Arc<DispatcherParts>,
     servers: BTreeMap<ServerName, ServerStates>,
-    registry: Registry,
-    /// In the registry, and not written to the store yet.
-    unsaved_topics: Vec<String>,
-    /// The sink may retain what is not in the registry. Stays in the store until nothing found is left to reconcile.
-    scan: Option<RetainedScan>,
-    /// The scan was made in this run.
-    has_scanned: bool,
-    /// Found by it, and left alone until the torrents of their servers are known.
-    found: BTreeMap<ServerName, Vec<String>>,
+    pub topics: RetainedTopics,
     projection: Option<ProjectionDriver>,
 }
 
@@ -61,18 +51,13 @@ struct ServerStates {
 impl StateOutbox {
     /// Continues from the saved state of the sink. `progress`: where it stands with each of its servers.
     pub fn new(parts: &Arc<DispatcherParts>, progress: &BTreeMap<ServerName, SinkProgress>, saved: SinkState) -> Self {
-        let SinkState { retained_topics, retained_scan: scan, projection_state, .. } = saved;
-        let registry = Registry::new(retained_topics);
+        let SinkState { retained_topics, retained_scan, projection_state, .. } = saved;
         let projection = parts.sink.projection().map(|projection| ProjectionDriver::new(projection, projection_state));
         let servers = progress.iter().map(|(server, progress)| (server.clone(), ServerStates::new(progress)));
         let mut outbox = Self {
             parts: Arc::clone(parts),
             servers: servers.collect(),
-            registry,
-            unsaved_topics: Vec::new(),
-            scan,
-            has_scanned: false,
-            found: BTreeMap::new(),
+            topics: RetainedTopics::new(parts, retained_topics, retained_scan),
             projection,
         };
         outbox.mark_unsent();
@@ -128,7 +113,7 @@ impl StateOutbox {
         for server in &servers {
             // Read together: a change that is still in the buffer is not sent, however empty the dirty set.
             let newest = |snapshot: &Snapshot| snapshot.values().map(|torrent| torrent.rev).max().unwrap_or_default();
-            let read = |live: &crate::live_state::LiveServer| (self.parts.buffer.take_states(), newest(&live.snapshot));
+            let read = |live: &LiveServer| (self.parts.buffer.take_states(), newest(&live.snapshot));
             if self.servers[server].dirty.is_empty()
                 && let Some((buffered, newest)) = self.parts.live.read(server, read)
             {
@@ -196,12 +181,6 @@ impl StateOutbox {
         }
     }
 
-    /// Registers the topics that the receiver publishes to by itself, as a last will: it may do so at any time.
-    pub async fn register_own_topics(&mut self) -> Result<(), StoreError> {
-        let topics = self.parts.sink.own_retained_topics();
-        self.register(topics).await
-    }
-
     /// Publishes everything that is retained again on a new link, and plans to clear what nobody wants.
     pub async fn begin_link(&mut self) -> Result<(), StoreError> {
         if let Some(projection) = &mut self.projection {
@@ -215,37 +194,19 @@ impl StateOutbox {
                 }
             });
         }
-        let topics = [self.fixed_topics(), self.topics_of_states()].concat();
-        self.plan_clearing(topics.clone());
-        self.register(topics).await
+        let wanted = self.plan_clearing();
+        self.topics.register(wanted).await
     }
 
-    /// Plans to clear all but these. What a scan found is cleared when it is known which torrents there are.
-    fn plan_clearing(&mut self, wanted: Vec<String>) {
-        let live = &self.parts.live;
-        self.found.retain(|server, _| live.read(server, |live| live.state.is_known) == Some(false));
-        let found = self.found.values().flatten().cloned();
+    /// Plans to clear all that is not wanted any more, and returns the topics that are, those of the projection aside.
+    fn plan_clearing(&mut self) -> Vec<String> {
         for (server, states) in &mut self.servers {
             states.orphans_after = self.parts.published(server);
         }
+        let wanted = [self.topics.fixed(), self.topics_of_states()].concat();
         let projected = self.projection.iter().flat_map(ProjectionDriver::retained_topics);
-        self.registry.retain_only(&wanted.into_iter().chain(found).chain(projected).collect());
-    }
-
-    /// Whether a server whose retained topics a scan found has shown what torrents it has.
-    fn is_any_found_known(&self) -> bool {
-        self.found.keys().any(|server| self.parts.live.read(server, |live| live.state.is_known) == Some(true))
-    }
-
-    /// The retained topics of the bridge and of its servers.
-    fn fixed_topics(&self) -> Vec<String> {
-        let mut topics = self.parts.sink.own_retained_topics();
-        for server in self.servers.keys() {
-            let status = Delivery::ServerStatus { server: server.clone(), is_online: false };
-            let stats = Delivery::Stats { server: server.clone(), body: Bytes::new() };
-            topics.extend([status, stats].iter().filter_map(|delivery| self.parts.sink.retained_topic(delivery)));
-        }
-        topics
+        self.topics.clear_all_but(wanted.iter().cloned().chain(projected));
+        wanted
     }
 
     fn topics_of_states(&self) -> Vec<String> {
@@ -253,7 +214,7 @@ impl StateOutbox {
         for (server, states) in &self.servers {
             self.parts.live.read(server, |live| {
                 let retained = live.snapshot.keys().filter(|hash| states.retained.contains(hash));
-                topics.extend(retained.filter_map(|hash| self.topic_of_state(server, *hash)));
+                topics.extend(retained.filter_map(|hash| self.topics.of_state(server, *hash)));
             });
         }
         topics
@@ -263,90 +224,15 @@ impl StateOutbox {
         let mut topics = Vec::new();
         for (server, states) in &self.servers {
             let retained = states.dirty.hashes().filter(|hash| states.retained.contains(hash));
-            topics.extend(retained.filter_map(|hash| self.topic_of_state(server, *hash)));
+            topics.extend(retained.filter_map(|hash| self.topics.of_state(server, *hash)));
         }
         topics
     }
 
-    fn topic_of_state(&self, server: &ServerName, hash: InfoHash) -> Option<String> {
-        let (server, body) = (server.clone(), Bytes::new());
-        self.parts.sink.retained_topic(&Delivery::State { server, hash, body, retain: true })
-    }
-
-    /// Registers topics, on disk before this returns; on a full disk they are used all the same, and saved later.
-    async fn register(&mut self, topics: impl IntoIterator<Item = String>) -> Result<(), StoreError> {
-        let unknown = self.registry.unknown(topics);
-        if unknown.is_empty() {
-            return Ok(());
-        }
-        self.registry.add(unknown.clone());
-        self.unsaved_topics.extend(unknown);
-        self.save_topics().await
-    }
-
-    async fn save_topics(&mut self) -> Result<(), StoreError> {
-        let (store, sink) = (&self.parts.store, &self.parts.settings.name);
-        if !self.unsaved_topics.is_empty()
-            && unless_full(store.register_topics(sink, self.unsaved_topics.clone()).await)?.is_some()
-        {
-            self.unsaved_topics.clear();
-        }
-        let cleared = self.registry.to_unregister();
-        if !cleared.is_empty() && unless_full(store.unregister_topics(sink, cleared).await)?.is_some() {
-            self.registry.unregistered();
-        }
-        Ok(())
-    }
-
-    /// Looks for what the sink retains from earlier, if that is to be done and was not done in this run.
-    ///
-    /// # Errors
-    /// The scan failed, or what was found cannot be saved (`StoreError::Full`): it is made again with the next link.
-    pub async fn scan_retained(&mut self) -> Result<(), Failure> {
-        let Some(scan) = self.scan.filter(|_| !self.has_scanned) else { return Ok(()) };
-        let found = self.parts.sink.scan_retained(&self.parts.settings.servers).await?;
-        Ok(self.adopt(scan, found).await?)
-    }
-
-    /// Takes responsibility for what was found: it is ours to clear. A server that the sink knows from a state that is
-    /// lost has to report that with `journal_reset`.
-    async fn adopt(&mut self, scan: RetainedScan, found: BTreeMap<ServerName, Vec<String>>) -> Result<(), StoreError> {
-        let sink = &self.parts.settings.name;
-        let is_news = |topics: &Vec<String>| topics.iter().any(|topic| !self.registry.contains(topic));
-        let is_orphaned =
-            |server: &&ServerName| scan.is_first_run && self.servers.contains_key(*server) && is_news(&found[*server]);
-        let orphaned = found.keys().filter(is_orphaned).cloned().collect();
-        let topics: Vec<String> = found.values().flatten().cloned().collect();
-        for server in self.parts.store.adopt_retained(sink, topics.clone(), orphaned).await? {
-            warn!(%sink, %server, "the sink knows this server from a state that is lost");
-            if let Some(live) = self.parts.live.server(&server) {
-                live.write(|live| live.needs_reset = true);
-                live.wake.notify_one();
-            }
-        }
-        self.registry.add(topics);
-        self.found = found;
-        self.has_scanned = true;
-        self.scan = Some(RetainedScan { is_first_run: false });
-        Ok(())
-    }
-
-    /// A scan is over when everything found belongs to servers whose torrents are known: until then a crash would leave
-    /// nobody who knows what is to be left alone.
-    async fn save_scan(&mut self) -> Result<(), StoreError> {
-        if self.scan.is_some() && self.has_scanned && self.found.is_empty() {
-            let saved = self.parts.store.set_retained_scan(&self.parts.settings.name, None).await;
-            if unless_full(saved)?.is_some() {
-                self.scan = None;
-            }
-        }
-        Ok(())
-    }
-
-    /// Saves the state of the projection in full: the link has ended.
-    pub async fn save_projection(&mut self) -> Result<(), StoreError> {
+    /// Saves the state of the projection; in full if `is_last`, because the link has ended.
+    pub async fn save_projection(&mut self, is_last: bool) -> Result<(), StoreError> {
         match &mut self.projection {
-            Some(projection) => projection.save(&self.parts, true).await,
+            Some(projection) => projection.save(&self.parts, is_last).await,
             None => Ok(()),
         }
     }
@@ -366,12 +252,12 @@ impl StateOutbox {
             && let Some(delivery) = projection.next()
         {
             match &delivery {
-                Delivery::Clear { topic } if self.registry.clear(topic) => {
-                    batch.push((DeliveryId::Clearing(topic.clone()), delivery));
+                Delivery::Clear { topic } if self.topics.registry.clear(topic) => {
+                    batch.push(clearing(topic.clone()));
                 }
                 Delivery::Projected { topic, .. } => {
                     if let Some(topic) = self.parts.sink.retained_topic(&delivery) {
-                        self.registry.retain(&topic);
+                        self.topics.registry.retain(&topic);
                     }
                     batch.push((DeliveryId::Projected(topic.clone()), delivery));
                 }
@@ -391,9 +277,7 @@ impl StateOutbox {
     fn next_state(&mut self, server: &ServerName, batch: &mut Vec<Outgoing>) -> bool {
         let Some(hash) = self.servers.get(server).and_then(ServerStates::peek) else { return false };
         // The snapshot and the buffer are read together: no change is between them.
-        let read = |live: &crate::live_state::LiveServer| {
-            (self.parts.buffer.take_states(), live.epoch, live.snapshot.get(&hash).cloned())
-        };
+        let read = |live: &LiveServer| (self.parts.buffer.take_states(), live.epoch, live.snapshot.get(&hash).cloned());
         let Some((buffered, epoch, snapshot)) = self.parts.live.read(server, read) else { return false };
         self.absorb_buffered(buffered);
         let Some(states) = self.servers.get_mut(server) else { return false };
@@ -412,8 +296,8 @@ impl StateOutbox {
         let retain = states.retained.contains(&hash);
         let id = EventId::Updated { server: server.clone(), epoch, rev: snapshot.rev };
         batch.extend(self.update(server, id, &known, &snapshot));
-        match self.topic_of_state(server, hash) {
-            Some(topic) if retain => self.registry.retain(&topic),
+        match self.topics.of_state(server, hash) {
+            Some(topic) if retain => self.topics.registry.retain(&topic),
             _ => self.clear_state(server, hash, batch),
         }
         let body = Bytes::from(serde_json::to_vec(&*snapshot.torrent).expect("a torrent is plain JSON"));
@@ -438,24 +322,27 @@ impl StateOutbox {
     }
 
     fn clear_state(&mut self, server: &ServerName, hash: InfoHash, batch: &mut Vec<Outgoing>) {
-        if let Some(topic) = self.topic_of_state(server, hash).filter(|topic| self.registry.clear(topic)) {
-            batch.push((DeliveryId::Clearing(topic.clone()), Delivery::Clear { topic }));
-        }
+        let topic = self.topics.of_state(server, hash).filter(|topic| self.topics.registry.clear(topic));
+        batch.extend(topic.map(clearing));
     }
 
     fn next_orphans(&mut self, budget: usize, batch: &mut Vec<Outgoing>) {
-        if self.is_any_found_known() {
-            self.plan_clearing([self.fixed_topics(), self.topics_of_states()].concat());
+        if self.topics.is_any_found_known() {
+            self.plan_clearing();
         }
         // With strict ordering the window has room while events are pending, and a clearing must not overtake `removed`.
         let is_held = self.servers.values().any(|states| states.cursor < states.orphans_after);
         while !is_held
             && batch.len() < budget
-            && let Some(topic) = self.registry.next_orphan()
+            && let Some(topic) = self.topics.registry.next_orphan()
         {
-            batch.push((DeliveryId::Clearing(topic.clone()), Delivery::Clear { topic }));
+            batch.push(clearing(topic));
         }
     }
+}
+
+fn clearing(topic: String) -> Outgoing {
+    (DeliveryId::Clearing(topic.clone()), Delivery::Clear { topic })
 }
 
 impl Outbox for StateOutbox {
@@ -468,14 +355,12 @@ impl Outbox for StateOutbox {
         self.next_orphans(budget, &mut batch);
         let mut topics: Vec<String> =
             batch.iter().filter_map(|(_, delivery)| self.parts.sink.retained_topic(delivery)).collect();
-        if topics.iter().any(|topic| !self.registry.contains(topic)) {
+        if topics.iter().any(|topic| !self.topics.registry.contains(topic)) {
             // Each registration waits for the disk: those of the states that come next go with it.
             topics.extend(self.topics_of_dirty());
         }
-        self.register(topics).await?;
-        if let Some(projection) = &mut self.projection {
-            projection.save(&self.parts, false).await?;
-        }
+        self.topics.register(topics).await?;
+        self.save_projection(false).await?;
         Ok(batch)
     }
 
@@ -493,12 +378,12 @@ impl Outbox for StateOutbox {
             }
             DeliveryId::Clearing(topic) => match rejection {
                 None => {
-                    self.registry.cleared(topic);
-                    return self.save_topics().await;
+                    self.topics.registry.cleared(topic);
+                    return self.topics.save().await;
                 }
                 Some(reason) => {
                     warn!(%sink, topic, reason, "clearing a retained message was rejected, retrying on the next link");
-                    self.registry.not_cleared(&topic);
+                    self.topics.registry.not_cleared(&topic);
                 }
             },
             DeliveryId::Projected(topic) => {
@@ -520,17 +405,17 @@ impl Outbox for StateOutbox {
     }
 
     async fn save(&mut self) -> Result<(), StoreError> {
-        self.save_topics().await?;
-        self.save_scan().await
+        self.topics.save().await?;
+        self.topics.save_scan().await
     }
 
     fn reset_in_flight(&mut self) {
         self.servers.values_mut().for_each(|states| states.dirty.reset_in_flight());
-        self.registry.reset_in_flight();
+        self.topics.registry.reset_in_flight();
     }
 
     fn backlog(&self) -> u64 {
-        self.dirty() + self.registry.orphans() as u64
+        self.dirty() + self.topics.registry.orphans() as u64
     }
 }
 
@@ -564,7 +449,7 @@ mod tests {
     use super::super::retention::Retain;
     use super::super::testing::{TestSetup, acknowledge, hash, home, ids, sink_name, topic};
     use super::*;
-    use crate::port::SinkStore as _;
+    use crate::port::{RetainedScan, SinkStore as _};
     use crate::store::Options;
 
     async fn outbox(setup: &TestSetup) -> StateOutbox {
@@ -681,7 +566,7 @@ mod tests {
         setup.live.server(&home()).unwrap().write(|live| live.state.is_known = false);
         *setup.sink.found.lock().unwrap() = [(home(), vec![topic(1), topic(7)])].into();
         let mut outbox = outbox(&setup).await;
-        outbox.scan_retained().await.unwrap();
+        outbox.topics.scan().await.unwrap();
         outbox.begin_link().await.unwrap();
         assert!(outbox.next(9).await.unwrap().is_empty());
         setup.publish(1, Some(10), &[]).await;

@@ -10,10 +10,10 @@ use bytes::Bytes;
 use super::parts::{DispatcherParts, DispatcherSettings, Reporter};
 use super::retention::Retain;
 use super::{DeliveryId, Outbox, Outcome, Outgoing};
-use crate::live_state::{LiveServer, LiveState, PollReport};
+use crate::live_state::{LiveServer, LiveState};
 use crate::model::{
     Cause, ChangeSet, Changes, CommandId, Committed, DiffState, Epoch, InfoHash, JournalEntry, Kind, NewEvent, Seq,
-    ServerName, ServerState, ServerStats, SinkName, Torrent,
+    ServerName, ServerState, SinkName, Torrent,
 };
 use crate::port::{
     Clock as _, CommandLog, Connected, DeliverError, Delivery, Journal, JournalPosition, JournalUsage, Loaded,
@@ -126,16 +126,8 @@ impl TestSetup {
         let inner = MemoryStore::with_epoch(Epoch(1), options, Arc::new(SystemClock));
         let store = Arc::new(TestStore { inner, reads: AtomicUsize::new(0), is_full: AtomicBool::new(false) });
         let loaded = store.load(&home()).await.unwrap();
-        let content = LiveServer {
-            epoch: loaded.epoch,
-            snapshot: loaded.snapshot,
-            state: ServerState { is_known: true, is_online: true, ..ServerState::default() },
-            last_seq: loaded.last_seq,
-            needs_reset: false,
-            stats: ServerStats::default(),
-            stats_body: Bytes::new(),
-            poll: PollReport::default(),
-        };
+        let state = ServerState { is_known: true, is_online: true, ..ServerState::default() };
+        let content = LiveServer { state, ..LiveServer::from(loaded) };
         let live = Arc::new(LiveState::new([(home(), content)].into(), [sink_name()]));
         let sink = Arc::new(FakeSink::default());
         let parts = Arc::new(DispatcherParts {

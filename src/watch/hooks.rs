@@ -111,16 +111,14 @@ mod tests {
     use std::sync::Mutex;
 
     use async_trait::async_trait;
-    use bytes::Bytes;
     use tokio::time::Instant;
 
     use super::*;
     use crate::live_state::{LiveServer, Named, PollReport};
     use crate::model::{
-        Action, Details, Epoch, HookAddress, HookKey, HookSecret, InfoHash, Listing, Parts, Seq, ServerState,
-        ServerStats, Snapshot,
+        Action, Details, Epoch, HookAddress, HookKey, HookSecret, InfoHash, Listing, Parts, Seq, ServerState, Snapshot,
     };
-    use crate::port::{Applied, Capabilities, EventHooks, Scope};
+    use crate::port::{Applied, Capabilities, EventHooks, Loaded, Scope};
 
     /// A client with hooks and nothing else.
     #[derive(Default)]
@@ -171,16 +169,9 @@ mod tests {
     impl TestServer {
         fn new() -> Self {
             let server = ServerName::parse("home").unwrap();
-            let live_server = LiveServer {
-                epoch: Epoch(1),
-                snapshot: Snapshot::new(),
-                state: ServerState::default(),
-                last_seq: Seq(0),
-                needs_reset: false,
-                stats: ServerStats::default(),
-                stats_body: Bytes::new(),
-                poll: PollReport::default(),
-            };
+            let (epoch, snapshot, state) = (Epoch(1), Snapshot::new(), ServerState::default());
+            let loaded = Loaded { epoch, snapshot, state, last_seq: Seq(0), needs_reset: false };
+            let live_server = LiveServer::from(loaded);
             let live = Arc::new(LiveState::new(BTreeMap::from([(server.clone(), live_server)]), []));
             let hook = Hook {
                 key: HookKey::new("main", &server).unwrap(),

@@ -27,8 +27,8 @@ use crate::diff::{Differ, Limits, PollTime};
 use crate::live_state::{LiveState, Named, ServerHandle};
 use crate::log_throttle::LogThrottle;
 use crate::model::{
-    Cause, ChangeSet, Changes, Covers, InfoHash, Kind, Listing, NewEvent, PollSettings, Seq, ServerName, Stats,
-    Torrent, error_chain,
+    Cause, ChangeSet, Covers, InfoHash, Kind, Listing, NewEvent, PollSettings, Seq, ServerName, Stats, Torrent,
+    error_chain,
 };
 use crate::port::{ClientError, Clock, Scope, Store, StoreError, TorrentClient};
 
@@ -205,7 +205,7 @@ impl<'a> PollLoop<'a> {
             (change_set, server.needs_reset || is_history_lost && server.last_seq == Seq(0))
         });
         if answer.is_ok() && needs_reset {
-            change_set.events.insert(0, journal_reset());
+            change_set.events.insert(0, NewEvent::of_server(Kind::JournalReset, Cause::Observed));
         }
         self.watcher.pending_effects.attribute(&mut change_set);
         change_set
@@ -296,7 +296,7 @@ impl<'a> PollLoop<'a> {
                 server.poll.failures += 1;
             }
             server.poll.failure = failure;
-            server.poll.sweep = self.pace.full_interval();
+            server.poll.full_interval = self.pace.full_interval();
             if let Ok(listing) = answer {
                 server.poll.full += u64::from(listing.covers == Covers::All);
                 if server.stats != listing.stats {
@@ -332,15 +332,5 @@ impl<'a> PollLoop<'a> {
             self.live.write(|server| server.stats_body = body);
             self.watcher.live.wake_sinks();
         }
-    }
-}
-
-fn journal_reset() -> NewEvent {
-    NewEvent {
-        kind: Kind::JournalReset,
-        cause: Cause::Observed,
-        command_id: None,
-        changes: Changes::new(),
-        torrent: None,
     }
 }

@@ -8,7 +8,7 @@ use dtorrent::clients::rtorrent::calls::{Answers, Cell, Fault};
 use dtorrent::clients::rtorrent::{jsonrpc, xmlrpc};
 use dtorrent::diff::{Differ, Limits, PollTime};
 use dtorrent::model::{
-    Committed, Completion, DiffState, Facts, Listing, Observed, Rev, Run, Seq, ServerName, ServerState, Snapshot,
+    Committed, Completion, DiffState, Facts, Listing, Observed, Rev, RunState, Seq, ServerName, ServerState, Snapshot,
     SnapshotTorrent, Timestamp, Torrent,
 };
 use serde::Deserialize;
@@ -218,7 +218,7 @@ fn diff(changed: usize) -> anyhow::Result<Duration> {
             has_metadata: true,
             received_bytes: torrent.downloaded,
             completion: if torrent.finished { Completion::Complete } else { Completion::Incomplete },
-            run: Run::Running,
+            run_state: RunState::Running,
         },
     };
     let snapshot: Snapshot = torrents.iter().map(|torrent| (torrent.hash, told_torrent(torrent))).collect();

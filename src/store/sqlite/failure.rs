@@ -5,22 +5,12 @@ use rusqlite::ErrorCode;
 use crate::port::StoreError;
 
 /// The failure of a request, before it is known whether it was a read or a write.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    Sql(rusqlite::Error),
-    Store(StoreError),
-}
-
-impl From<rusqlite::Error> for Failure {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Sql(error)
-    }
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
+    #[error(transparent)]
+    Sql(#[from] rusqlite::Error),
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 impl Failure {
@@ -42,19 +32,11 @@ impl Failure {
 
     /// The error of a write. One that failed because the disk is full or does not work may succeed later.
     pub fn into_write_error(self) -> StoreError {
+        use ErrorCode::{CannotOpen, DatabaseBusy, DiskFull, ReadOnly, SystemIoFailure};
+        // A disk that is full or broken makes SQLite fail in all of these ways, depending on the file it needs.
+        const MAY_PASS: [ErrorCode; 5] = [DiskFull, ReadOnly, SystemIoFailure, CannotOpen, DatabaseBusy];
         match self {
-            Self::Sql(error)
-                if matches!(
-                    error.sqlite_error_code(),
-                    Some(
-                        ErrorCode::DiskFull
-                            | ErrorCode::ReadOnly
-                            | ErrorCode::SystemIoFailure
-                            | ErrorCode::CannotOpen
-                            | ErrorCode::DatabaseBusy
-                    )
-                ) =>
-            {
+            Self::Sql(error) if error.sqlite_error_code().is_some_and(|code| MAY_PASS.contains(&code)) => {
                 StoreError::Full { reason: error.to_string() }
             }
             other => other.into_read_error(),

@@ -1,0 +1,299 @@
+//! The change buffer of one sink or reader: what was published, and is not taken by its outboxes yet.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::model::{InfoHash, JournalEntry, Seq, ServerName, Torrent};
+use crate::port::Delivery;
+
+/// Maximum number of ephemeral messages, such as lists of files, that wait for a slow sink; the oldest are dropped.
+pub const EPHEMERAL_MAX: usize = 1024;
+
+/// Maximum number of journal entries of one server that wait for a slow sink; beyond that, the oldest are dropped here and
+/// read from the store.
+const ENTRIES_MAX: usize = 512;
+/// The same limit in bytes of their bodies.
+const ENTRY_BYTES_MAX: usize = 1 << 20;
+
+/// A change of one torrent that a sink has not dealt with yet.
+#[derive(Clone, Debug)]
+pub struct BufferedChange {
+    /// The torrent before the oldest change in the buffer; `None` if there was none.
+    pub before: Option<Arc<Torrent>>,
+    /// The newest journal entry about the torrent: its state is sent after that.
+    pub not_before: Seq,
+}
+
+/// State of the delivery to one sink, for health and metrics.
+#[derive(Clone, Debug, Default)]
+pub struct SinkReport {
+    pub is_connected: bool,
+    /// Why the sink is not connected.
+    pub failure: Option<String>,
+    /// Why its events wait, connected or not: somebody has to make room among the dead letters.
+    pub blocked_reason: Option<String>,
+    /// Journal entries that are not acknowledged.
+    pub lag_entries: u64,
+    /// Start of the current lag.
+    pub behind_since: Option<Instant>,
+    /// Torrents whose latest state is not acknowledged.
+    pub dirty: u64,
+    pub delivered: u64,
+    pub rejected: u64,
+}
+
+impl SinkReport {
+    /// Returns what is wrong with the delivery; `None` if nothing is.
+    pub fn problem(&self) -> Option<String> {
+        self.blocked_reason.clone().or_else(|| self.failure.clone())
+    }
+
+    /// Records how far the sink is behind.
+    pub fn backlog(&mut self, lag_entries: u64, dirty: u64) {
+        self.lag_entries = lag_entries;
+        self.dirty = dirty;
+        self.behind_since = (lag_entries > 0).then(|| self.behind_since.unwrap_or_else(Instant::now));
+    }
+}
+
+/// Changes on their way to one sink: at most one per torrent, and a bounded number of everything else.
+///
+/// Each outbox of the sink takes its own part. Nothing here is the only copy: journal entries that were dropped for room
+/// are read from the store, and a change that is not taken in time keeps the oldest `before`.
+#[derive(Default)]
+pub struct ChangeBuffer {
+    buffered: Mutex<Buffered>,
+    report: Mutex<SinkReport>,
+    /// Woken when something was added.
+    pub changed: Notify,
+    /// Woken when the result of a command that came by this sink was written down.
+    pub results: Notify,
+}
+
+#[derive(Default)]
+struct Buffered {
+    states: BufferedStates,
+    ephemeral: BufferedEphemeral,
+    /// Of the servers whose entries are wanted; see [`ChangeBuffer::buffer_entries_of`].
+    entries: BTreeMap<ServerName, BufferedEntries>,
+    rewinds: BTreeMap<ServerName, Seq>,
+}
+
+/// Changed torrents, for the state outbox.
+#[derive(Default)]
+pub struct BufferedStates {
+    pub changed: BTreeMap<ServerName, BTreeMap<InfoHash, BufferedChange>>,
+    pub reassert: Reassert,
+}
+
+/// Messages that are neither event nor state, for the ephemeral outbox.
+#[derive(Default)]
+pub struct BufferedEphemeral {
+    pub deliveries: VecDeque<Delivery>,
+    pub reassert: Reassert,
+}
+
+/// What is to be published once more although it did not change.
+#[derive(Default)]
+pub struct Reassert {
+    pub servers: BTreeSet<ServerName>,
+    /// Everything, including what is published about the bridge itself.
+    pub all: bool,
+}
+
+impl Reassert {
+    pub fn includes(&self, server: &ServerName) -> bool {
+        self.all || self.servers.contains(server)
+    }
+}
+
+/// The newest journal entries of one server, without a gap.
+#[derive(Default)]
+struct BufferedEntries {
+    entries: VecDeque<JournalEntry>,
+    bytes: usize,
+}
+
+impl BufferedEntries {
+    fn push(&mut self, entry: &JournalEntry) {
+        // A watcher that was stopped between commit and publication leaves a gap; who comes to it reads the store.
+        if self.entries.back().is_some_and(|last| last.seq.0 + 1 != entry.seq.0) {
+            *self = Self::default();
+        }
+        self.bytes += entry.body.len();
+        self.entries.push_back(entry.clone());
+        while self.entries.len() > ENTRIES_MAX || self.bytes > ENTRY_BYTES_MAX {
+            self.pop();
+        }
+    }
+
+    fn pop(&mut self) -> Option<JournalEntry> {
+        let entry = self.entries.pop_front()?;
+        self.bytes -= entry.body.len();
+        Some(entry)
+    }
+
+    fn take_after(&mut self, after: Seq) -> Vec<JournalEntry> {
+        while self.entries.front().is_some_and(|entry| entry.seq <= after) {
+            self.pop();
+        }
+        match self.entries.front() {
+            Some(first) if first.seq.0 == after.0 + 1 => {
+                self.bytes = 0;
+                std::mem::take(&mut self.entries).into()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl ChangeBuffer {
+    fn buffered(&self) -> MutexGuard<'_, Buffered> {
+        self.buffered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, add: impl FnOnce(&mut Buffered)) {
+        add(&mut self.buffered());
+        self.changed.notify_one();
+    }
+
+    pub(super) fn record(
+        &self,
+        server: &ServerName,
+        changed: &[(InfoHash, Option<Arc<Torrent>>, Seq)],
+        entries: &[JournalEntry],
+    ) {
+        self.add(|buffered| {
+            let of_server = buffered.states.changed.entry(server.clone()).or_default();
+            for (hash, before, not_before) in changed {
+                of_server
+                    .entry(*hash)
+                    .and_modify(|changed| changed.not_before = *not_before)
+                    .or_insert_with(|| BufferedChange { before: before.clone(), not_before: *not_before });
+            }
+            if let Some(buffer) = buffered.entries.get_mut(server) {
+                entries.iter().for_each(|entry| buffer.push(entry));
+            }
+        });
+    }
+
+    pub(super) fn record_ephemeral(&self, delivery: Delivery) {
+        self.add(|Buffered { ephemeral: BufferedEphemeral { deliveries, .. }, .. }| {
+            if deliveries.len() >= EPHEMERAL_MAX {
+                deliveries.pop_front();
+            }
+            deliveries.push_back(delivery);
+        });
+    }
+
+    /// Sends the events of a server again, from this one on.
+    pub fn rewind(&self, server: &ServerName, from: Seq) {
+        self.add(|buffered| {
+            let noted = buffered.rewinds.entry(server.clone()).or_insert(from);
+            *noted = from.min(*noted);
+        });
+    }
+
+    /// Publishes the state of one server once more, or of everything.
+    pub fn reassert(&self, server: Option<&ServerName>) {
+        self.add(|Buffered { states, ephemeral, .. }| {
+            for reassert in [&mut states.reassert, &mut ephemeral.reassert] {
+                match server {
+                    Some(server) => drop(reassert.servers.insert(server.clone())),
+                    None => reassert.all = true,
+                }
+            }
+        });
+    }
+
+    /// Updates the report. For the sink's dispatcher only.
+    pub fn report(&self, write: impl FnOnce(&mut SinkReport)) {
+        write(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub fn last_report(&self) -> SinkReport {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Buffers the journal entries of these servers from now on; without this call none are.
+    pub fn buffer_entries_of(&self, servers: &[ServerName]) {
+        self.buffered().entries = servers.iter().map(|server| (server.clone(), BufferedEntries::default())).collect();
+    }
+
+    /// Takes the entries that follow `after`; none if the next one is not in the buffer.
+    pub fn take_entries(&self, server: &ServerName, after: Seq) -> Vec<JournalEntry> {
+        self.buffered().entries.get_mut(server).map(|entries| entries.take_after(after)).unwrap_or_default()
+    }
+
+    /// Takes what was asked for with [`Self::rewind`].
+    pub fn take_rewinds(&self) -> BTreeMap<ServerName, Seq> {
+        std::mem::take(&mut self.buffered().rewinds)
+    }
+
+    /// Takes the changed torrents.
+    pub fn take_states(&self) -> BufferedStates {
+        std::mem::take(&mut self.buffered().states)
+    }
+
+    /// Takes the ephemeral messages.
+    pub fn take_ephemeral(&self) -> BufferedEphemeral {
+        std::mem::take(&mut self.buffered().ephemeral)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::model::{Epoch, EventId, Kind, Rev, Timestamp};
+
+    fn home() -> ServerName {
+        ServerName::parse("home").unwrap()
+    }
+
+    fn entries(seqs: std::ops::RangeInclusive<u64>, bytes: usize) -> Vec<JournalEntry> {
+        let entry = |seq| {
+            let id = EventId::Journal { server: home(), epoch: Epoch(1), seq: Seq(seq) };
+            let (time, body) = (Timestamp::from_millis(0), Bytes::from(vec![0; bytes]));
+            JournalEntry::stored(id, Kind::Added, None, Rev(0), time, body)
+        };
+        seqs.map(entry).collect()
+    }
+
+    fn taken(buffer: &ChangeBuffer, after: u64) -> Vec<u64> {
+        buffer.take_entries(&home(), Seq(after)).iter().map(|entry| entry.seq.0).collect()
+    }
+
+    #[test]
+    fn entries_are_handed_out_only_without_a_gap() {
+        let buffer = ChangeBuffer::default();
+        buffer.record(&home(), &[], &entries(1..=2, 1));
+        assert_eq!(taken(&buffer, 0), [0; 0], "nobody asked for them");
+        buffer.buffer_entries_of(&[home()]);
+        buffer.record(&home(), &[], &entries(3..=6, 1));
+        assert_eq!(taken(&buffer, 1), [0; 0], "2 is missing");
+        assert_eq!(taken(&buffer, 3), [4, 5, 6]);
+        assert_eq!(taken(&buffer, 6), [0; 0]);
+        buffer.record(&home(), &[], &entries(7..=8, 1));
+        buffer.record(&home(), &[], &entries(10..=11, 1));
+        assert_eq!(taken(&buffer, 6), [0; 0], "9 is missing");
+        assert_eq!(taken(&buffer, 9), [10, 11]);
+    }
+
+    #[test]
+    fn the_newest_entries_stay_when_there_are_too_many_or_too_large_ones() {
+        let buffer = ChangeBuffer::default();
+        buffer.buffer_entries_of(&[home()]);
+        let last = 2 * ENTRIES_MAX as u64;
+        buffer.record(&home(), &[], &entries(1..=last, 1));
+        let first_kept = last - ENTRIES_MAX as u64 + 1;
+        assert_eq!(taken(&buffer, first_kept - 2), [0; 0]);
+        assert_eq!(taken(&buffer, first_kept - 1).len(), ENTRIES_MAX);
+        buffer.record(&home(), &[], &entries(1..=3, ENTRY_BYTES_MAX / 2));
+        assert_eq!(taken(&buffer, 1), [2, 3]);
+    }
+}
