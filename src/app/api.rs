@@ -20,7 +20,7 @@ use crate::http::{
 };
 use crate::live_state::{ChangeBuffer, LiveServer, LiveState};
 use crate::model::{InfoHash, ServerName, SinkName, Stats, Torrent};
-use crate::outbox::{Begin, Heard, Missed, Reader, ReaderParts};
+use crate::outbox::{Missed, ReadFrom, Reader, ReaderItem, ReaderParts};
 use crate::port::{Clock, CommandAddress, Store};
 use crate::store::SqliteStore;
 use crate::telemetry::metrics::Metrics;
@@ -149,7 +149,7 @@ impl http::Api for Api {
             store,
             servers: self.live.names().filter(is_wanted).cloned().collect(),
             events: kinds,
-            begin: after.map_or_else(|| Begin::After(BTreeMap::new()), Begin::AfterEvent),
+            begin: after.map_or_else(|| ReadFrom::Cursors(BTreeMap::new()), ReadFrom::AfterEvent),
             stop: self.stop.clone(),
         });
         stream::unfold(Some((reader, LagWatch::default())), next_item).boxed()
@@ -169,12 +169,12 @@ async fn next_item(listening: Option<Listening>) -> Option<(StreamItem, Option<L
         return Some((StreamItem::End(format!("more than {BEHIND_MAX} events behind")), None));
     }
     let item = match reader.next().await {
-        Ok(Some(Heard::Entry(entry))) => StreamItem::Event { id: entry.id.to_string(), body: entry.body },
-        Ok(Some(Heard::Updated(event))) => StreamItem::Updated(event.to_json().into()),
-        Ok(Some(Heard::Missed(Missed { server, .. }))) => {
+        Ok(Some(ReaderItem::Entry(entry))) => StreamItem::Event { id: entry.id.to_string(), body: entry.body },
+        Ok(Some(ReaderItem::Updated(event))) => StreamItem::Updated(event.to_json().into()),
+        Ok(Some(ReaderItem::Missed(Missed { server, .. }))) => {
             StreamItem::Gap { server: Some(server), reason: "the journal no longer holds these events".to_owned() }
         }
-        Ok(Some(Heard::Elsewhere(reason))) => StreamItem::Gap { server: None, reason: reason.to_owned() },
+        Ok(Some(ReaderItem::PositionUnknown(reason))) => StreamItem::Gap { server: None, reason: reason.to_owned() },
         Ok(None) => return None,
         Err(error) => return Some((StreamItem::End(error.to_string()), None)),
     };

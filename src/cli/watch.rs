@@ -12,7 +12,7 @@ use super::terminal::{human, paint, print_json_text, print_text, width};
 use super::{CommandResult, Options, failed, print_message};
 use crate::manager::{Manager, Since};
 use crate::model::{Cause, Event, Kind, ServerName, Torrent, printable};
-use crate::outbox::{Heard, Reader};
+use crate::outbox::{Reader, ReaderItem};
 
 /// Interval at which the servers are checked for a change of their reachability.
 const STATUS_INTERVAL: Duration = Duration::from_millis(500);
@@ -61,7 +61,7 @@ pub(super) fn run(options: Options, arguments: &Arguments) -> CommandResult {
 async fn print(mut reader: Reader, printer: Printer) -> CommandResult {
     loop {
         match reader.next().await {
-            Ok(Some(Heard::Missed(missed))) => print_message(&missed.to_string()),
+            Ok(Some(ReaderItem::Missed(missed))) => print_message(&missed.to_string()),
             Ok(Some(heard)) => {
                 let Some(body) = heard.body() else { continue };
                 if printer.json {

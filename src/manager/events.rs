@@ -7,7 +7,7 @@ use futures_util::stream::{self, BoxStream, Stream, StreamExt as _};
 use tracing::error;
 
 use crate::model::{Event, EventId};
-use crate::outbox::{Heard, Missed, Reader};
+use crate::outbox::{Missed, Reader, ReaderItem};
 
 /// Where a stream of events begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,8 +39,8 @@ impl Events {
         let next = |mut reader: Reader| async {
             loop {
                 let item = match reader.next().await {
-                    Ok(Some(Heard::Missed(missed))) => Err(missed),
-                    Ok(Some(heard)) => match event(heard) {
+                    Ok(Some(ReaderItem::Missed(missed))) => Err(missed),
+                    Ok(Some(item)) => match event(item) {
                         Some(event) => Ok(event),
                         None => continue,
                     },
@@ -71,11 +71,11 @@ impl Stream for Events {
 }
 
 /// Returns the event of a journal entry or an `updated`.
-pub(super) fn event(heard: Heard) -> Option<Event> {
-    match heard {
-        Heard::Missed(_) | Heard::Elsewhere(_) => None,
-        Heard::Updated(event) => Some(*event),
-        Heard::Entry(entry) => match serde_json::from_slice(&entry.body) {
+pub(super) fn event(item: ReaderItem) -> Option<Event> {
+    match item {
+        ReaderItem::Missed(_) | ReaderItem::PositionUnknown(_) => None,
+        ReaderItem::Updated(event) => Some(*event),
+        ReaderItem::Entry(entry) => match serde_json::from_slice(&entry.body) {
             Ok(event) => Some(event),
             Err(error) => {
                 error!(id = %entry.id, %error, "cannot read an event of an earlier version, skipped");

@@ -51,7 +51,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::commands::Caller;
 use crate::live_state::LiveState;
 use crate::model::{Event, EventId, InfoHash, Kind, Seq, ServerName, Torrent};
-use crate::outbox::{Begin, Heard, Reader, ReaderParts};
+use crate::outbox::{ReadFrom, Reader, ReaderItem, ReaderParts};
 use crate::port::{Store, StoreError, TorrentClient};
 use crate::supervise::Group;
 
@@ -256,7 +256,7 @@ impl Shared {
             store: Arc::clone(&self.store),
             servers: self.clients.keys().cloned().collect(),
             events,
-            begin: Begin::After(after),
+            begin: ReadFrom::Cursors(after),
             stop,
         })
     }
@@ -283,7 +283,7 @@ async fn listen(mut reader: Reader, gone: CancellationToken, listener: Arc<impl 
         };
         match heard {
             None => return Ok(()),
-            Some(Heard::Missed(missed)) => tracing::warn!(%missed, "a listener was too slow"),
+            Some(ReaderItem::Missed(missed)) => tracing::warn!(%missed, "a listener was too slow"),
             Some(heard) => {
                 let Some(event) = events::event(heard) else { continue };
                 if std::panic::catch_unwind(AssertUnwindSafe(|| listener(&event))).is_err() {

@@ -59,7 +59,7 @@ use crate::port::{Delivery, StoreError};
 
 pub use dispatcher::Dispatcher;
 pub use parts::{DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
-pub use reader::{Begin, Heard, Missed, Reader, ReaderParts};
+pub use reader::{Missed, ReadFrom, Reader, ReaderItem, ReaderParts};
 
 /// What one sink still has to be sent, of one kind.
 trait Outbox {

@@ -32,16 +32,16 @@ pub struct ReaderParts {
     pub servers: BTreeSet<ServerName>,
     /// Only events of these kinds are read.
     pub events: BTreeSet<Kind>,
-    pub begin: Begin,
+    pub begin: ReadFrom,
     /// Ends the reader, after what is published by then.
     pub stop: CancellationToken,
 }
 
 /// Where a reader begins.
 #[derive(Clone, Debug)]
-pub enum Begin {
+pub enum ReadFrom {
     /// After these entries; with the present for a server that is not in the map.
-    After(BTreeMap<ServerName, Seq>),
+    Cursors(BTreeMap<ServerName, Seq>),
     /// With everything of all servers that came after the event of this id, as a client sent it; also with what changed
     /// since without an event.
     AfterEvent(String),
@@ -55,11 +55,11 @@ pub struct Reader {
     events: BTreeSet<Kind>,
     servers: BTreeMap<ServerName, ServerReader>,
     /// `None`: it has begun.
-    begin: Option<Begin>,
+    begin: Option<ReadFrom>,
     /// Everything up to here was read; `None`: nothing was.
     position: Option<JournalPosition>,
     /// Read, and not handed out yet.
-    ready: VecDeque<Heard>,
+    ready: VecDeque<ReaderItem>,
     stop: CancellationToken,
 }
 
@@ -73,14 +73,14 @@ struct ServerReader {
 /// One item that a reader returns.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub enum Heard {
+pub enum ReaderItem {
     Entry(JournalEntry),
     /// The conflated event.
     Updated(Box<Event>),
     Missed(Missed),
     /// The event to begin after does not exist, so something may be missing, of any server. Contains why, and with what the
     /// reader begins instead.
-    Elsewhere(&'static str),
+    PositionUnknown(&'static str),
 }
 
 /// Events that left the journal before they were read.
@@ -93,13 +93,13 @@ pub struct Missed {
     pub events: u64,
 }
 
-impl Heard {
+impl ReaderItem {
     /// Returns the event as JSON, as every sink receives it; `None` for what is no event.
     pub fn body(&self) -> Option<Bytes> {
         match self {
             Self::Entry(entry) => Some(entry.body.clone()),
             Self::Updated(event) => Some(Bytes::from(event.to_json())),
-            Self::Missed(_) | Self::Elsewhere(_) => None,
+            Self::Missed(_) | Self::PositionUnknown(_) => None,
         }
     }
 }
@@ -111,7 +111,7 @@ impl Reader {
         let buffer = live.subscribe();
         let begin_server = |server: ServerName| {
             let last_seq = live.read(&server, |content| content.last_seq)?;
-            let asked = if let Begin::After(after) = &begin { after.get(&server) } else { None };
+            let asked = if let ReadFrom::Cursors(after) = &begin { after.get(&server) } else { None };
             let cursor = Some(asked.map_or(last_seq, |seq| last_seq.min(*seq)));
             Some((server, ServerReader { cursor, ..ServerReader::default() }))
         };
@@ -124,10 +124,10 @@ impl Reader {
     ///
     /// # Errors
     /// A store that cannot be used any more.
-    pub async fn next(&mut self) -> Result<Option<Heard>, StoreError> {
+    pub async fn next(&mut self) -> Result<Option<ReaderItem>, StoreError> {
         loop {
-            if let Some(heard) = self.ready.pop_front() {
-                return Ok(Some(heard));
+            if let Some(item) = self.ready.pop_front() {
+                return Ok(Some(item));
             }
             let is_over = self.stop.is_cancelled();
             self.begin().await?;
@@ -153,7 +153,7 @@ impl Reader {
     pub fn behind(&self) -> u64 {
         self.servers
             .iter()
-            .map(|(server, lane)| self.last(server).0.saturating_sub(lane.cursor.unwrap_or_default().0))
+            .map(|(server, reader)| self.last(server).0.saturating_sub(reader.cursor.unwrap_or_default().0))
             .sum()
     }
 
@@ -165,16 +165,16 @@ impl Reader {
     async fn begin(&mut self) -> Result<(), StoreError> {
         match &self.begin {
             None => return Ok(()),
-            Some(Begin::After(_)) => self.position = self.position_of_cursors().await?,
-            Some(Begin::AfterEvent(id)) => match find(&*self.store, &self.live, id).await? {
+            Some(ReadFrom::Cursors(_)) => self.position = self.position_of_cursors().await?,
+            Some(ReadFrom::AfterEvent(id)) => match find(&*self.store, &self.live, id).await? {
                 Found::Event(position, entry) => self.begin_after(position, &entry),
                 Found::Oldest(reason) => {
-                    self.servers.values_mut().for_each(|lane| lane.cursor = None);
-                    self.ready.push_back(Heard::Elsewhere(reason));
+                    self.servers.values_mut().for_each(|reader| reader.cursor = None);
+                    self.ready.push_back(ReaderItem::PositionUnknown(reason));
                 }
                 Found::Nothing(reason) => {
                     self.position = self.position_of_cursors().await?;
-                    self.ready.push_back(Heard::Elsewhere(reason));
+                    self.ready.push_back(ReaderItem::PositionUnknown(reason));
                 }
             },
         }
@@ -185,8 +185,8 @@ impl Reader {
     /// Returns the position after which everything is to be read; `None`: from the oldest entry on.
     async fn position_of_cursors(&self) -> Result<Option<JournalPosition>, StoreError> {
         let (mut first, mut last) = (None::<JournalPosition>, None);
-        for (server, lane) in &self.servers {
-            let cursor = lane.cursor.unwrap_or_default();
+        for (server, reader) in &self.servers {
+            let cursor = reader.cursor.unwrap_or_default();
             // Also an entry that is committed and not published: later ones of other servers may be published already.
             match self.store.position(server, Seq(cursor.0 + 1)).await? {
                 Some(next) => first = Some(first.map_or(next, |first| first.min(next))),
@@ -200,12 +200,12 @@ impl Reader {
     /// Begins after an entry. What changed since without an event is reported as it is now.
     fn begin_after(&mut self, position: JournalPosition, entry: &JournalEntry) {
         self.position = Some(position);
-        for (server, lane) in &mut self.servers {
-            lane.cursor = (*server == entry.server).then_some(entry.seq);
+        for (server, reader) in &mut self.servers {
+            reader.cursor = (*server == entry.server).then_some(entry.seq);
             self.live.read(server, |content| {
                 for (hash, snapshot) in content.snapshot.iter().filter(|(_, snapshot)| snapshot.changed_at > entry.time)
                 {
-                    lane.dirty.mark(*hash, Known::Forgotten, snapshot.last_seq);
+                    reader.dirty.mark(*hash, Known::Forgotten, snapshot.last_seq);
                 }
             });
         }
@@ -243,51 +243,51 @@ impl Reader {
 
     /// Whether entries of a server are missing after the position.
     fn is_behind_known_cursors(&self, lasts: &[Seq]) -> bool {
-        self.servers.values().zip(lasts).any(|(lane, last)| lane.cursor.is_some_and(|cursor| cursor < *last))
+        self.servers.values().zip(lasts).any(|(reader, last)| reader.cursor.is_some_and(|cursor| cursor < *last))
     }
 
     fn take(&mut self, entry: JournalEntry) {
-        let Some(lane) = self.servers.get_mut(&entry.server) else { return };
-        if lane.cursor.is_some_and(|cursor| entry.seq <= cursor) {
+        let Some(reader) = self.servers.get_mut(&entry.server) else { return };
+        if reader.cursor.is_some_and(|cursor| entry.seq <= cursor) {
             return;
         }
-        let before = lane.cursor.replace(entry.seq);
+        let before = reader.cursor.replace(entry.seq);
         let events = before.map_or(0, |before| entry.seq.0 - before.0 - 1);
         if events > 0 {
-            self.ready.push_back(Heard::Missed(Missed { server: entry.server.clone(), events }));
+            self.ready.push_back(ReaderItem::Missed(Missed { server: entry.server.clone(), events }));
         }
         if !self.events.contains(&entry.kind) {
             return;
         }
-        if let Some(hash) = entry.hash.filter(|hash| lane.dirty.contains(hash)) {
+        if let Some(hash) = entry.hash.filter(|hash| reader.dirty.contains(hash)) {
             let snapshot = self.live.read(&entry.server, |content| content.snapshot.get(&hash).cloned()).flatten();
-            lane.dirty.learned(hash, known_after(&entry, snapshot), entry.seq);
+            reader.dirty.learned(hash, known_after(&entry, snapshot), entry.seq);
         }
-        self.ready.push_back(Heard::Entry(entry));
+        self.ready.push_back(ReaderItem::Entry(entry));
     }
 
     /// Counts as missed what was published and is no longer in the journal, which was read to its end.
     fn skip_trimmed(&mut self, lasts: &[Seq]) {
-        for ((server, lane), last) in self.servers.iter_mut().zip(lasts) {
-            let events = lane.cursor.map_or(0, |cursor| last.0.saturating_sub(cursor.0));
+        for ((server, reader), last) in self.servers.iter_mut().zip(lasts) {
+            let events = reader.cursor.map_or(0, |cursor| last.0.saturating_sub(cursor.0));
             if events > 0 {
-                self.ready.push_back(Heard::Missed(Missed { server: server.clone(), events }));
+                self.ready.push_back(ReaderItem::Missed(Missed { server: server.clone(), events }));
             }
-            lane.cursor = lane.cursor.max(Some(*last));
+            reader.cursor = reader.cursor.max(Some(*last));
         }
     }
 
     fn take_in(&mut self, buffered: BufferedStates) {
         for (server, changed) in buffered.changed {
-            let Some(lane) = self.servers.get_mut(&server) else { continue };
+            let Some(reader) = self.servers.get_mut(&server) else { continue };
             for (hash, changed) in changed {
-                lane.dirty.mark(hash, changed.before.map_or(Known::Nothing, Known::Torrent), changed.not_before);
+                reader.dirty.mark(hash, changed.before.map_or(Known::Nothing, Known::Torrent), changed.not_before);
             }
         }
     }
 
     /// Returns the next update. Made only now, so that it has the present state.
-    fn next_update(&mut self) -> Option<Heard> {
+    fn next_update(&mut self) -> Option<ReaderItem> {
         let buffered = self.buffer.take_states();
         self.take_in(buffered);
         let servers: Vec<ServerName> = self.servers.keys().cloned().collect();
@@ -299,18 +299,18 @@ impl Reader {
                 };
                 let (buffered, epoch, snapshot) = self.live.read(&server, read)?;
                 self.take_in(buffered);
-                let lane = self.servers.get_mut(&server)?;
-                if lane.peek() != Some(hash) {
+                let reader = self.servers.get_mut(&server)?;
+                if reader.peek() != Some(hash) {
                     continue;
                 }
-                let (hash, known) = lane.dirty.next(lane.cursor.unwrap_or_default())?;
-                lane.dirty.sent(hash, Known::Present);
-                lane.dirty.resolve(hash);
+                let (hash, known) = reader.dirty.next(reader.cursor.unwrap_or_default())?;
+                reader.dirty.sent(hash, Known::Present);
+                reader.dirty.resolve(hash);
                 let Some(snapshot) = snapshot.filter(|_| self.events.contains(&Kind::Updated)) else { continue };
                 if let Some(changes) = changes_for(&known, &snapshot.torrent) {
                     let id = EventId::Updated { server: server.clone(), epoch, rev: snapshot.rev };
                     let event = updated(&server, id, changes, &snapshot);
-                    return Some(Heard::Updated(Box::new(event)));
+                    return Some(ReaderItem::Updated(Box::new(event)));
                 }
             }
         }
@@ -414,7 +414,7 @@ mod tests {
             self.store.commit(change_set).await.unwrap()
         }
 
-        fn reader(&self, begin: Begin) -> Reader {
+        fn reader(&self, begin: ReadFrom) -> Reader {
             Reader::new(ReaderParts {
                 live: Arc::clone(&self.live),
                 store: self.store.clone(),
@@ -426,11 +426,11 @@ mod tests {
         }
 
         fn starting_now(&self) -> Reader {
-            self.reader(Begin::After(BTreeMap::new()))
+            self.reader(ReadFrom::Cursors(BTreeMap::new()))
         }
 
         fn after(&self, id: impl Into<String>) -> Reader {
-            self.reader(Begin::AfterEvent(id.into()))
+            self.reader(ReadFrom::AfterEvent(id.into()))
         }
 
         fn id(&self, server: &str, seq: u64) -> String {
@@ -439,17 +439,17 @@ mod tests {
     }
 
     /// Returns what is read until nothing more comes.
-    async fn heard(reader: &mut Reader) -> Vec<String> {
+    async fn items(reader: &mut Reader) -> Vec<String> {
         let mut all = Vec::new();
-        while let Ok(Ok(Some(heard))) = tokio::time::timeout(Duration::from_millis(200), reader.next()).await {
-            all.push(match heard {
-                Heard::Entry(entry) => format!("{} {}", entry.server, entry.seq.0),
-                Heard::Updated(event) => {
+        while let Ok(Ok(Some(item))) = tokio::time::timeout(Duration::from_millis(200), reader.next()).await {
+            all.push(match item {
+                ReaderItem::Entry(entry) => format!("{} {}", entry.server, entry.seq.0),
+                ReaderItem::Updated(event) => {
                     let Change { from, to } = &event.changes["downloaded"];
                     format!("{} {from}>{to}", event.server)
                 }
-                Heard::Missed(Missed { server, events }) => format!("{server} misses {events}"),
-                Heard::Elsewhere(_) => "elsewhere".to_owned(),
+                ReaderItem::Missed(Missed { server, events }) => format!("{server} misses {events}"),
+                ReaderItem::PositionUnknown(_) => "position unknown".to_owned(),
             });
         }
         all
@@ -463,13 +463,13 @@ mod tests {
             setup.publish(server, downloaded, &[Kind::Stalled]).await;
         }
         let all = ["home 1", "attic 1", "home 2", "attic 2", "home 3"];
-        assert_eq!(heard(&mut first).await, all);
+        assert_eq!(items(&mut first).await, all);
         for (server, seq, position) in [("home", 1, 1), ("attic", 1, 2), ("attic", 2, 4), ("home", 3, 5)] {
             let mut again = setup.after(setup.id(server, seq));
-            assert_eq!(heard(&mut again).await, all[position..], "after {server} {seq}");
+            assert_eq!(items(&mut again).await, all[position..], "after {server} {seq}");
         }
         setup.publish("attic", 5, &[Kind::Unstalled]).await;
-        assert_eq!(heard(&mut first).await, ["attic 3"]);
+        assert_eq!(items(&mut first).await, ["attic 3"]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -477,16 +477,16 @@ mod tests {
         let setup = TestSetup::new(Options::default()).await;
         setup.publish("home", 1, &[Kind::Added]).await;
         let mut reader = setup.starting_now();
-        assert_eq!(heard(&mut reader).await, [""; 0]);
+        assert_eq!(items(&mut reader).await, [""; 0]);
         setup.publish("home", 2, &[]).await;
         setup.publish("home", 3, &[]).await;
-        assert_eq!(heard(&mut reader).await, ["home 1>3"]);
+        assert_eq!(items(&mut reader).await, ["home 1>3"]);
         setup.publish("home", 4, &[]).await;
         setup.publish("home", 5, &[Kind::Stalled]).await;
-        assert_eq!(heard(&mut reader).await, ["home 2"], "the event has reported it all");
+        assert_eq!(items(&mut reader).await, ["home 2"], "the event has reported it all");
         setup.publish("home", 6, &[Kind::Unstalled]).await;
         setup.publish("home", 7, &[]).await;
-        assert_eq!(heard(&mut reader).await, ["home 3", "home 6>7"]);
+        assert_eq!(items(&mut reader).await, ["home 3", "home 6>7"]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -498,20 +498,20 @@ mod tests {
         let oldest = setup.store.read_after(&name("home"), Seq(0), 1).await.unwrap()[0].seq.0;
         assert!(oldest > 1);
         let mut reader = setup.after(setup.id("home", 1));
-        let all = heard(&mut reader).await;
-        assert_eq!(all[..2], ["elsewhere".to_owned(), format!("home {oldest}")]);
+        let all = items(&mut reader).await;
+        assert_eq!(all[..2], ["position unknown".to_owned(), format!("home {oldest}")]);
         assert_eq!(all.last().unwrap(), "home 40");
         let other = EventId::Journal { server: name("home"), epoch: Epoch(setup.epoch.0 ^ 1), seq: Seq(40) };
         for after in [other.to_string(), setup.id("home", 41), setup.id("garage", 1), "x".to_owned()] {
             let mut reader = setup.after(after.clone());
-            assert_eq!(heard(&mut reader).await[0], "elsewhere", "{after}");
+            assert_eq!(items(&mut reader).await[0], "position unknown", "{after}");
         }
         // A reader that does not read for too long.
         let mut reader = setup.starting_now();
         for downloaded in 0..40 {
             setup.publish("home", downloaded, &[Kind::Stalled]).await;
         }
-        let all = heard(&mut reader).await;
+        let all = items(&mut reader).await;
         assert!(all[0].starts_with("home misses ") && all.last().unwrap() == "home 80", "{all:?}");
     }
 
@@ -524,10 +524,10 @@ mod tests {
         let late = setup.commit("home", 2, &[Kind::Stalled]).await;
         setup.publish("attic", 1, &[Kind::Added]).await;
         let mut reader = setup.starting_now();
-        assert_eq!(heard(&mut reader).await, [""; 0]);
+        assert_eq!(items(&mut reader).await, [""; 0]);
         setup.live.publish(&name("home"), late, None);
         setup.publish("attic", 2, &[Kind::Stalled]).await;
-        assert_eq!(heard(&mut reader).await, ["home 2", "attic 2"]);
+        assert_eq!(items(&mut reader).await, ["home 2", "attic 2"]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -537,9 +537,9 @@ mod tests {
             setup.publish("home", downloaded, &[Kind::Stalled]).await;
             setup.publish("attic", downloaded, &[Kind::Stalled]).await;
         }
-        let mut reader = setup.reader(Begin::After([(name("home"), Seq(3)), (name("attic"), Seq(1))].into()));
+        let mut reader = setup.reader(ReadFrom::Cursors([(name("home"), Seq(3)), (name("attic"), Seq(1))].into()));
         reader.stop.cancel();
-        assert_eq!(heard(&mut reader).await, ["attic 2", "attic 3"]);
+        assert_eq!(items(&mut reader).await, ["attic 2", "attic 3"]);
         assert_eq!(reader.next().await.unwrap(), None);
     }
 }

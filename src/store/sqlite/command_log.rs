@@ -1,7 +1,7 @@
 //! The command log in SQL.
 
 use async_trait::async_trait;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{OptionalExtension, Row, params};
 
 use super::super::{COMMAND_MEMORY, RESULTS_BYTES_MAX, WAITERS_MAX};
 use super::SqliteStore;
@@ -30,7 +30,14 @@ impl CommandLog for SqliteStore {
 
     async fn start_command(&self, server: Option<&ServerName>, id: &CommandId) -> Result<(), StoreError> {
         let (server, id) = (server.cloned(), id.clone());
-        self.write(Mode::Synced, move |db| start(db, server.as_ref(), &id)).await
+        self.write(Mode::Synced, move |db| {
+            let sql = "UPDATE commands SET is_started = 1 WHERE server = ?1 AND id = ?2";
+            match db.execute(sql, (key(server.as_ref()), id.as_str()))? {
+                0 => Err(unknown(&id)),
+                _ => Ok(()),
+            }
+        })
+        .await
     }
 
     async fn finish_command(
@@ -44,21 +51,28 @@ impl CommandLog for SqliteStore {
     }
 
     async fn unfinished_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {
-        self.read(|db| unfinished(&db.connection)).await
+        self.read(|db| unfinished(db)).await
     }
 
     async fn unsent_results(&self, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
         let sink = sink.clone();
-        self.read(move |db| unsent(&db.connection, &sink, after, limit)).await
+        self.read(move |db| unsent(db, &sink, after, limit)).await
     }
 
     async fn result_backlog(&self, sink: &SinkName) -> Result<ResultBacklog, StoreError> {
         let sink = sink.clone();
-        self.read(move |db| backlog(&db.connection, &sink)).await
+        let sql = "SELECT count(*), coalesce(sum(length(body)), 0) FROM results WHERE sink = ?1";
+        let read = |row: &Row<'_>| Ok(ResultBacklog { count: from_sql(row.get(0)?), bytes: from_sql(row.get(1)?) });
+        self.read(move |db| Ok(db.query_row(sql, [sink.as_str()], read)?)).await
     }
 
     async fn mark_results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError> {
-        self.write(Mode::Lazy, move |db| mark_sent(&db.connection, &numbers)).await
+        self.write(Mode::Lazy, move |db| {
+            numbers
+                .iter()
+                .try_for_each(|number| db.execute("DELETE FROM results WHERE number = ?1", [number]).map(drop))
+        })
+        .await
     }
 }
 
@@ -95,16 +109,15 @@ fn record(db: &mut Db, command: &LoggedCommand, result: Option<&LoggedResult>) -
     let server = key(server.as_ref());
     let sql = "SELECT result, received_at FROM commands WHERE server = ?1 AND id = ?2";
     let read = |row: &Row<'_>| Ok((row.get::<_, Option<Vec<u8>>>(0)?, row.get::<_, i64>(1)?));
-    let known = db.connection.prepare_cached(sql)?.query_row((server, id.as_str()), read).optional()?;
+    let known = db.query_row(sql, (server, id.as_str()), read).optional()?;
     let reply = reply_to_sql(reply.as_ref());
     match known {
         Some((Some(result), received_at)) if received_at > forgotten_until(db) => {
-            queue_result(&db.connection, origin.as_str(), server, &result, reply.as_deref())?;
+            queue_result(db, origin.as_str(), server, &result, reply.as_deref())?;
             return Ok(Recorded::Answered);
         }
         Some((Some(_), _)) => {
-            let sql = "DELETE FROM commands WHERE server = ?1 AND id = ?2";
-            db.connection.prepare_cached(sql)?.execute((server, id.as_str()))?;
+            db.execute("DELETE FROM commands WHERE server = ?1 AND id = ?2", (server, id.as_str()))?;
         }
         Some((None, _)) => return add_waiter(db, origin.as_str(), server, id, reply.as_deref()),
         None => {}
@@ -112,7 +125,7 @@ fn record(db: &mut Db, command: &LoggedCommand, result: Option<&LoggedResult>) -
     let sql = "INSERT INTO commands (server, id, origin, hash, verb, body, received_at, expires_at, reply, is_started, \
                status, result) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
     let body: &[u8] = if result.is_some() { &[] } else { body };
-    db.connection.prepare_cached(sql)?.execute(params![
+    let values = params![
         server,
         id.as_str(),
         origin.as_str(),
@@ -125,24 +138,18 @@ fn record(db: &mut Db, command: &LoggedCommand, result: Option<&LoggedResult>) -
         is_started,
         result.map(|result| status_to_sql(result.status)),
         result.map(|result| &result.body[..]),
-    ])?;
+    ];
+    db.execute(sql, values)?;
     if let Some(result) = result {
-        queue_result(&db.connection, origin.as_str(), server, &result.body, reply.as_deref())?;
+        queue_result(db, origin.as_str(), server, &result.body, reply.as_deref())?;
     }
     db.recorded += 1;
     Ok(Recorded::New)
 }
 
-fn queue_result(
-    connection: &Connection,
-    sink: &str,
-    server: &str,
-    result: &[u8],
-    reply: Option<&str>,
-) -> Result<(), Failure> {
+fn queue_result(db: &Db, sink: &str, server: &str, result: &[u8], reply: Option<&str>) -> Result<(), Failure> {
     let sql = "INSERT INTO results (sink, server, body, reply) VALUES (?1, ?2, ?3, ?4)";
-    connection.prepare_cached(sql)?.execute((sink, server, result, reply))?;
-    Ok(())
+    db.execute(sql, (sink, server, result, reply)).map(drop)
 }
 
 /// Notes a further sender. The same address of the same sink gets one result, however often it asks.
@@ -151,13 +158,13 @@ fn add_waiter(db: &Db, sink: &str, server: &str, id: &CommandId, reply: Option<&
                OR EXISTS (SELECT 1 FROM waiters WHERE server = ?1 AND id = ?2 AND sink = ?3 AND reply IS ?4), \
                (SELECT count(*) FROM waiters WHERE server = ?1 AND id = ?2)";
     let read = |row: &Row<'_>| Ok((row.get::<_, bool>(0)?, row.get::<_, i64>(1)?.unsigned_abs()));
-    match db.connection.prepare_cached(sql)?.query_row((server, id.as_str(), sink, reply), read)? {
+    match db.query_row(sql, (server, id.as_str(), sink, reply), read)? {
         (true, _) => Ok(Recorded::Running),
         // Without a reply address there is one per sink, so that number is bounded.
         (false, waiters) if reply.is_some() && waiters >= WAITERS_MAX => Ok(Recorded::WaitersFull),
         (false, _) => {
             let sql = "INSERT INTO waiters (server, id, sink, reply) VALUES (?1, ?2, ?3, ?4)";
-            db.connection.prepare_cached(sql)?.execute((server, id.as_str(), sink, reply))?;
+            db.execute(sql, (server, id.as_str(), sink, reply))?;
             Ok(Recorded::Running)
         }
     }
@@ -167,43 +174,30 @@ fn unknown(id: &CommandId) -> Failure {
     StoreError::Io(format!("command {id} is not in the log").into()).into()
 }
 
-fn start(db: &Db, server: Option<&ServerName>, id: &CommandId) -> Result<(), Failure> {
-    let sql = "UPDATE commands SET is_started = 1 WHERE server = ?1 AND id = ?2";
-    match db.connection.prepare_cached(sql)?.execute((key(server), id.as_str()))? {
-        0 => Err(unknown(id)),
-        _ => Ok(()),
-    }
-}
-
 fn finish(db: &Db, server: Option<&ServerName>, id: &CommandId, result: &LoggedResult) -> Result<(), Failure> {
     let LoggedResult { status, body: result } = result;
     let result: &[u8] = result;
     let server = key(server);
     let sql = "SELECT origin, reply, result IS NOT NULL FROM commands WHERE server = ?1 AND id = ?2";
-    let mut statement = db.connection.prepare_cached(sql)?;
     let read = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?, row.get(2)?));
-    let (origin, reply, is_finished) =
-        statement.query_row((server, id.as_str()), read).optional()?.ok_or_else(|| unknown(id))?;
+    let known = db.query_row(sql, (server, id.as_str()), read).optional()?;
+    let (origin, reply, is_finished) = known.ok_or_else(|| unknown(id))?;
     if is_finished {
         return Ok(());
     }
     let sql = "UPDATE commands SET status = ?3, result = ?4, body = x'' WHERE server = ?1 AND id = ?2";
-    db.connection.prepare_cached(sql)?.execute((server, id.as_str(), status_to_sql(*status), result))?;
-    queue_result(&db.connection, &origin, server, result, reply.as_deref())?;
+    db.execute(sql, (server, id.as_str(), status_to_sql(*status), result))?;
+    queue_result(db, &origin, server, result, reply.as_deref())?;
     let sql = "INSERT INTO results (sink, server, body, reply) \
                SELECT sink, server, ?3, reply FROM waiters WHERE server = ?1 AND id = ?2 ORDER BY number";
-    db.connection.prepare_cached(sql)?.execute((server, id.as_str(), result))?;
-    db.connection
-        .prepare_cached("DELETE FROM waiters WHERE server = ?1 AND id = ?2")?
-        .execute((server, id.as_str()))?;
-    Ok(())
+    db.execute(sql, (server, id.as_str(), result))?;
+    db.execute("DELETE FROM waiters WHERE server = ?1 AND id = ?2", (server, id.as_str())).map(drop)
 }
 
-fn unfinished(connection: &Connection) -> Result<Vec<LoggedCommand>, Failure> {
+fn unfinished(db: &Db) -> Result<Vec<LoggedCommand>, Failure> {
     let sql = "SELECT id, server, origin, hash, verb, body, received_at, expires_at, reply, is_started \
                FROM commands WHERE result IS NULL ORDER BY number";
-    let mut statement = connection.prepare_cached(sql)?;
-    let rows = statement.query_map([], |row| {
+    let commands = db.query(sql, [], |row| {
         Ok(LoggedCommand {
             id: CommandId::parse(row.get_ref(0)?.as_str()?).map_err(unreadable)?,
             server: key_from_sql(row.get_ref(1)?.as_str()?)?,
@@ -216,14 +210,14 @@ fn unfinished(connection: &Connection) -> Result<Vec<LoggedCommand>, Failure> {
             reply: reply_from_sql(row.get_ref(8)?.as_str_or_null()?)?,
             is_started: row.get(9)?,
         })
-    })?;
-    Ok(rows.collect::<rusqlite::Result<_>>()?)
+    });
+    Ok(commands?)
 }
 
-fn unsent(connection: &Connection, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, Failure> {
+fn unsent(db: &Db, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, Failure> {
     let sql =
         "SELECT number, server, body, reply FROM results WHERE sink = ?1 AND number > ?2 ORDER BY number LIMIT ?3";
-    let mut statement = connection.prepare_cached(sql)?;
+    let mut statement = db.connection.prepare_cached(sql)?;
     let mut rows = statement.query_map((sink.as_str(), after, limit), |row| {
         Ok(UnsentResult {
             number: row.get(0)?,
@@ -242,21 +236,6 @@ fn unsent(connection: &Connection, sink: &SinkName, after: i64, limit: u16) -> R
     Ok(results)
 }
 
-fn backlog(connection: &Connection, sink: &SinkName) -> Result<ResultBacklog, Failure> {
-    let sql = "SELECT count(*), coalesce(sum(length(body)), 0) FROM results WHERE sink = ?1";
-    let mut statement = connection.prepare_cached(sql)?;
-    let read = |row: &Row<'_>| Ok(ResultBacklog { count: from_sql(row.get(0)?), bytes: from_sql(row.get(1)?) });
-    Ok(statement.query_row([sink.as_str()], read)?)
-}
-
-fn mark_sent(connection: &Connection, numbers: &[i64]) -> Result<(), Failure> {
-    let mut statement = connection.prepare_cached("DELETE FROM results WHERE number = ?1")?;
-    for number in numbers {
-        statement.execute([number])?;
-    }
-    Ok(())
-}
-
 /// Forgets finished commands that are too old, and the oldest of too many bytes.
 pub(super) fn trim(db: &Db) -> Result<(), Failure> {
     let sql = "DELETE FROM commands WHERE number IN \
@@ -273,6 +252,5 @@ pub(super) fn trim(db: &Db) -> Result<(), Failure> {
 pub(super) fn trim_excess(db: &Db, max: u64) -> Result<(), Failure> {
     let sql = "DELETE FROM commands WHERE number IN (SELECT number FROM commands WHERE result IS NOT NULL \
                AND number <= (SELECT max(number) FROM commands) - ?1 ORDER BY number LIMIT ?2)";
-    db.connection.prepare_cached(sql)?.execute((to_sql(max), TRIM_MAX))?;
-    Ok(())
+    db.execute(sql, (to_sql(max), TRIM_MAX)).map(drop)
 }

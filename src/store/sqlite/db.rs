@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, Params, Row};
 
 use super::super::Options;
 use super::super::dead_letters::BlockedSinks;
+use super::failure::Failure;
 use super::folder::{CommitMark, Folder};
 use crate::model::{Epoch, ServerName, Timestamp};
 use crate::port::Clock;
@@ -37,6 +38,33 @@ pub(super) struct Db {
     /// Number of synced commits, which is noted in `commit_mark` too.
     pub commits: u64,
     pub commit_mark: CommitMark,
+}
+
+impl Db {
+    /// Executes a statement and returns the number of rows that it changed.
+    pub fn execute(&self, sql: &str, values: impl Params) -> Result<usize, Failure> {
+        Ok(self.connection.prepare_cached(sql)?.execute(values)?)
+    }
+
+    /// Returns the first row of a query; `QueryReturnedNoRows` if there is none.
+    pub fn query_row<T>(
+        &self,
+        sql: &str,
+        values: impl Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        self.connection.prepare_cached(sql)?.query_row(values, read)
+    }
+
+    /// Returns all rows of a query.
+    pub fn query<T, C: FromIterator<T>>(
+        &self,
+        sql: &str,
+        values: impl Params,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<C> {
+        self.connection.prepare_cached(sql)?.query_map(values, read)?.collect()
+    }
 }
 
 /// The part of a server's row that is at hand without asking the disk.

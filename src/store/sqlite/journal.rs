@@ -58,7 +58,7 @@ impl Journal for SqliteStore {
     }
 
     async fn usage(&self) -> Result<JournalUsage, StoreError> {
-        self.read(|db| usage(&db.connection)).await
+        self.read(|db| usage(db)).await
     }
 }
 
@@ -86,8 +86,7 @@ pub(super) fn reserve(db: &mut Db, server: &ServerName, count: u64) -> Result<()
     let id = db.transaction(true, |db| {
         let sql = "INSERT INTO servers (name, rev_reserved) VALUES (?1, ?2) \
                    ON CONFLICT (name) DO UPDATE SET rev_reserved = ?2 RETURNING id";
-        let mut statement = db.connection.prepare_cached(sql)?;
-        Ok(statement.query_row((server.as_str(), to_sql(reserved)), |row| row.get(0))?)
+        Ok(db.query_row(sql, (server.as_str(), to_sql(reserved)), |row| row.get(0))?)
     })?;
     db.servers.insert(server.clone(), Numbers { id, rev_used: used, rev_reserved: reserved });
     Ok(())
@@ -109,21 +108,18 @@ pub(super) fn release(db: &mut Db) -> Result<(), Failure> {
 
 fn load(db: &Db, server: &ServerName) -> Result<Loaded, Failure> {
     let sql = "SELECT id, state, last_seq, journal_reset FROM servers WHERE name = ?1";
-    let mut statement = db.connection.prepare_cached(sql)?;
     let read = |row: &Row<'_>| {
         Ok((row.get::<_, i64>(0)?, row.get::<_, Option<String>>(1)?, row.get(2)?, row.get::<_, i64>(3)?))
     };
-    let Some((id, state, last_seq, reset)) = statement.query_row([server.as_str()], read).optional()? else {
+    let Some((id, state, last_seq, reset)) = db.query_row(sql, [server.as_str()], read).optional()? else {
         let (snapshot, state) = (Snapshot::new(), ServerState::default());
         return Ok(Loaded { epoch: db.epoch, snapshot, state, last_seq: Seq(0), needs_reset: false });
     };
     let state = state.map(|state| serde_json::from_str(&state).map_err(Failure::corrupt)).transpose()?;
     let sql = "SELECT hash, rev, last_seq, changed_at, torrent, diff_state FROM snapshot WHERE server = ?1";
-    let mut statement = db.connection.prepare_cached(sql)?;
-    let snapshot = statement.query_map([id], snapshot_row)?.collect::<rusqlite::Result<_>>();
     Ok(Loaded {
         epoch: db.epoch,
-        snapshot: snapshot.map_err(damaged)?,
+        snapshot: db.query(sql, [id], snapshot_row).map_err(damaged)?,
         state: state.unwrap_or_default(),
         last_seq: Seq(from_sql(last_seq)),
         needs_reset: reset == RESET_PENDING,
@@ -145,11 +141,10 @@ fn snapshot_row(row: &Row<'_>) -> rusqlite::Result<(InfoHash, SnapshotTorrent)> 
 fn commit(db: &mut Db, change_set: &ChangeSet) -> Result<Committed, Failure> {
     let known = db.servers.get(&change_set.server);
     let Numbers { id, rev_used, rev_reserved } = *known.expect("revisions were reserved, so the server is known");
-    let mut statement = db.connection.prepare_cached("SELECT last_seq FROM servers WHERE id = ?1")?;
-    let last_seq = Seq(from_sql(statement.query_row([id], |row| row.get(0))?));
-    let current_rev = |hash| current_rev(&db.connection, id, hash);
+    let last_seq = db.query_row("SELECT last_seq FROM servers WHERE id = ?1", [id], |row| row.get(0))?;
+    let last_seq = Seq(from_sql(last_seq));
+    let current_rev = |hash| current_rev(db, id, hash);
     let numbered = Numbered::new(change_set, db.epoch, (last_seq, Rev(rev_used)), current_rev)?;
-    drop(statement);
     assert!(numbered.last_rev.0 <= rev_reserved, "a revision that is not reserved could be assigned twice");
     // Also if the commit fails from here on: its revisions may have been written before a rollback.
     db.servers.insert(change_set.server.clone(), Numbers { id, rev_used: numbered.last_rev.0, rev_reserved });
@@ -166,17 +161,16 @@ fn commit(db: &mut Db, change_set: &ChangeSet) -> Result<Committed, Failure> {
     let sql = "UPDATE servers SET last_seq = ?2, state = coalesce(?3, state), has_commits = 1, \
                journal_entries = journal_entries + ?4, journal_bytes = journal_bytes + ?5, \
                journal_reset = max(journal_reset, ?6) WHERE id = ?1";
-    let mut statement = db.connection.prepare_cached(sql)?;
     let Numbered { entries, last_seq, .. } = numbered;
     let is_reset = change_set.events.iter().any(|new_event| new_event.kind == Kind::JournalReset);
     let reset = if is_reset { RESET_EMITTED } else { 0 };
-    statement.execute((id, to_sql(last_seq.0), state, to_sql(entries.len() as u64), to_sql(bytes), reset))?;
+    db.execute(sql, (id, to_sql(last_seq.0), state, to_sql(entries.len() as u64), to_sql(bytes), reset))?;
     Ok(Committed { last_seq, entries, snapshot })
 }
 
-fn current_rev(connection: &Connection, server: i64, hash: InfoHash) -> Result<Option<Rev>, Failure> {
-    let mut statement = connection.prepare_cached("SELECT rev FROM snapshot WHERE server = ?1 AND hash = ?2")?;
-    let rev = statement.query_row((server, hash.as_bytes()), |row| row.get(0)).optional()?;
+fn current_rev(db: &Db, server: i64, hash: InfoHash) -> Result<Option<Rev>, Failure> {
+    let sql = "SELECT rev FROM snapshot WHERE server = ?1 AND hash = ?2";
+    let rev = db.query_row(sql, (server, hash.as_bytes()), |row| row.get(0)).optional()?;
     Ok(rev.map(|rev| Rev(from_sql(rev))))
 }
 
@@ -245,23 +239,16 @@ fn write_snapshot(
 }
 
 fn read_after(db: &Db, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<JournalEntry>, Failure> {
-    let Some(Numbers { id, .. }) = db.servers.get(server) else {
-        return Ok(Vec::new());
-    };
+    let Some(Numbers { id, .. }) = db.servers.get(server) else { return Ok(Vec::new()) };
     let sql = "SELECT seq, kind, hash, rev, time, body FROM journal WHERE server = ?1 AND seq > ?2 \
                ORDER BY seq LIMIT ?3";
-    let mut statement = db.connection.prepare_cached(sql)?;
-    let rows = statement.query_map((id, to_sql(after.0), limit), |row| entry_from_row(row, server, db.epoch))?;
-    rows.collect::<rusqlite::Result<_>>().map_err(damaged)
+    db.query(sql, (id, to_sql(after.0), limit), |row| entry_from_row(row, server, db.epoch)).map_err(damaged)
 }
 
 fn position(db: &Db, server: &ServerName, seq: Seq) -> Result<Option<JournalPosition>, Failure> {
-    let Some(Numbers { id, .. }) = db.servers.get(server) else {
-        return Ok(None);
-    };
+    let Some(Numbers { id, .. }) = db.servers.get(server) else { return Ok(None) };
     let sql = "SELECT rowid FROM journal WHERE server = ?1 AND seq = ?2";
-    let mut statement = db.connection.prepare_cached(sql)?;
-    Ok(statement.query_row((id, to_sql(seq.0)), |row| row.get(0).map(JournalPosition)).optional()?)
+    Ok(db.query_row(sql, (id, to_sql(seq.0)), |row| row.get(0).map(JournalPosition)).optional()?)
 }
 
 fn read_all_after(
@@ -271,12 +258,11 @@ fn read_all_after(
 ) -> Result<Vec<(JournalPosition, JournalEntry)>, Failure> {
     let sql = "SELECT j.seq, j.kind, j.hash, j.rev, j.time, j.body, j.rowid, s.name FROM journal j \
                JOIN servers s ON s.id = j.server WHERE j.rowid > ?1 ORDER BY j.rowid LIMIT ?2";
-    let mut statement = db.connection.prepare_cached(sql)?;
-    let rows = statement.query_map((after.map_or(0, |position| position.0), limit), |row| {
+    let read = |row: &Row<'_>| {
         let server = server_from_sql(row.get_ref(7)?.as_str()?)?;
         Ok((JournalPosition(row.get(6)?), entry_from_row(row, &server, db.epoch)?))
-    })?;
-    rows.collect::<rusqlite::Result<_>>().map_err(damaged)
+    };
+    db.query(sql, (after.map_or(0, |position| position.0), limit), read).map_err(damaged)
 }
 
 fn entry_from_row(row: &Row<'_>, server: &ServerName, epoch: Epoch) -> rusqlite::Result<JournalEntry> {
@@ -288,18 +274,17 @@ fn entry_from_row(row: &Row<'_>, server: &ServerName, epoch: Epoch) -> rusqlite:
     Ok(JournalEntry::stored(id, kind, hash, rev, time, row.get::<_, Vec<u8>>(5)?.into()))
 }
 
-pub(super) fn usage(connection: &Connection) -> Result<JournalUsage, Failure> {
+pub(super) fn usage(db: &Db) -> Result<JournalUsage, Failure> {
     let sql = "SELECT coalesce(sum(journal_entries), 0), coalesce(sum(journal_bytes), 0) FROM servers";
-    let mut statement = connection.prepare_cached(sql)?;
     let read = |row: &Row<'_>| Ok(JournalUsage { entries: from_sql(row.get(0)?), bytes: from_sql(row.get(1)?) });
-    Ok(statement.query_row([], read)?)
+    Ok(db.query_row(sql, [], read)?)
 }
 
 impl Trim for Db {
     type Error = Failure;
 
     fn bytes(&self) -> Result<u64, Failure> {
-        Ok(usage(&self.connection)?.bytes)
+        Ok(usage(self)?.bytes)
     }
 
     fn trim(&mut self, excess: u64, holding: Holding) -> Result<Option<(ServerName, Seq)>, Failure> {
@@ -307,15 +292,14 @@ impl Trim for Db {
             Holding::All => Vec::new(),
             Holding::Unblocked => self.blocked.names(),
         };
-        trim(&self.connection, excess, None, &exempt)
+        trim(self, excess, None, &exempt)
     }
 
     fn is_held_for_blocked_sinks_alone(&self, server: &ServerName) -> Result<bool, Failure> {
         let sql = "SELECT count(*), coalesce(sum(sink IN (SELECT value FROM json_each(?2))), 0) FROM progress \
                    WHERE server = ?1";
-        let mut statement = self.connection.prepare_cached(sql)?;
         let values = (server.as_str(), sinks_to_sql(&self.blocked.names()));
-        let (all, blocked): (i64, i64) = statement.query_row(values, |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let (all, blocked): (i64, i64) = self.query_row(sql, values, |row| Ok((row.get(0)?, row.get(1)?)))?;
         Ok(!self.blocked.is_empty() && (all == 0 || blocked < all))
     }
 
@@ -326,57 +310,47 @@ impl Trim for Db {
 
 /// Trims a batch of entries that every sink has: above the target, and with `with_old` those that are too old.
 pub(super) fn trim_batch(db: &Db, with_old: bool) -> Result<(), Failure> {
-    let excess = usage(&db.connection)?.bytes.saturating_sub(db.options.journal_bytes_target());
+    let excess = usage(db)?.bytes.saturating_sub(db.options.journal_bytes_target());
     let age = u64::try_from(db.options.journal_age_max.as_millis()).unwrap_or(u64::MAX);
     let before = db.clock.now().as_millis().saturating_sub(to_sql(age));
     if excess > 0 {
-        trim(&db.connection, excess, None, &[])?;
+        trim(db, excess, None, &[])?;
     } else if with_old {
-        trim(&db.connection, 0, Some(before), &[])?;
+        trim(db, 0, Some(before), &[])?;
     }
     Ok(())
 }
 
 /// Deletes at most a batch of the oldest entries that no sink holds back, sinks in `exempt` aside: as many as
 /// hold `excess` bytes, and those from before `before`. Returns the server and the last that went.
-fn trim(
-    connection: &Connection,
-    excess: u64,
-    before: Option<i64>,
-    exempt: &[SinkName],
-) -> Result<Option<(ServerName, Seq)>, Failure> {
+fn trim(db: &Db, excess: u64, before: Option<i64>, exempt: &[SinkName]) -> Result<Option<(ServerName, Seq)>, Failure> {
     let sql = "SELECT s.id, s.name, coalesce((SELECT min(cursor) FROM progress WHERE server = s.name AND \
                sink NOT IN (SELECT value FROM json_each(?1))), 9223372036854775807) AS floor FROM servers s \
                JOIN journal j ON j.server = s.id AND j.seq = (SELECT min(seq) FROM journal WHERE server = s.id) \
                WHERE j.seq <= floor ORDER BY j.time, s.id LIMIT 1";
-    let mut statement = connection.prepare_cached(sql)?;
-    let oldest = statement.query_row([sinks_to_sql(exempt)], |row| {
+    let oldest = db.query_row(sql, [sinks_to_sql(exempt)], |row| {
         Ok((row.get::<_, i64>(0)?, server_from_sql(row.get_ref(1)?.as_str()?)?, row.get::<_, i64>(2)?))
     });
-    let Some((server, name, floor)) = oldest.optional()? else {
-        return Ok(None);
-    };
+    let Some((server, name, floor)) = oldest.optional()? else { return Ok(None) };
     let sql = "SELECT seq, time, length(body) FROM journal WHERE server = ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3";
-    let mut statement = connection.prepare_cached(sql)?;
+    let mut statement = db.connection.prepare_cached(sql)?;
     let mut rows = statement.query((server, floor, to_sql(TRIM_BATCH)))?;
     let (mut last, mut count, mut bytes) = (0, 0, 0);
     while let Some(row) = rows.next()? {
         let (seq, time, length) = (row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?);
-        let may_go = bytes < excess || before.is_some_and(|before| time < before);
-        if !may_go {
+        if bytes >= excess && before.is_none_or(|before| time >= before) {
             break;
         }
         last = seq;
         count += 1;
         bytes += from_sql(length);
     }
-    drop(rows);
     if count == 0 {
         return Ok(None);
     }
-    connection.execute("DELETE FROM journal WHERE server = ?1 AND seq <= ?2", (server, last))?;
+    db.execute("DELETE FROM journal WHERE server = ?1 AND seq <= ?2", (server, last))?;
     let sql = "UPDATE servers SET journal_entries = journal_entries - ?2, journal_bytes = journal_bytes - ?3 \
                WHERE id = ?1";
-    connection.execute(sql, (server, to_sql(count), to_sql(bytes)))?;
+    db.execute(sql, (server, to_sql(count), to_sql(bytes)))?;
     Ok(Some((name, Seq(from_sql(last)))))
 }

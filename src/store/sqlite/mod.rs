@@ -78,7 +78,7 @@ impl SqliteStore {
     /// Returns the dead letters of a sink, oldest first.
     pub async fn dead_letters(&self, sink: &SinkName) -> Result<Vec<DeadLetter>, StoreError> {
         let sink = sink.clone();
-        self.read(move |db| sink_store::dead_letters(&db.connection, &sink)).await
+        self.read(move |db| sink_store::dead_letters(db, &sink)).await
     }
 
     /// Returns the dead letters of all sinks with the sinks' names, oldest first; also of sinks that no longer exist.
@@ -121,7 +121,7 @@ impl SqliteStore {
 
     /// Returns the size of each dead-letter queue that is not empty, by the names of the sinks.
     pub async fn dead_letter_usage(&self) -> Result<BTreeMap<String, DeadLetterUsage>, StoreError> {
-        self.read(|db| sink_store::dead_letter_usage(&db.connection)).await
+        self.read(|db| sink_store::dead_letter_usage(db)).await
     }
 
     /// Removes a dead letter, which was delivered after all.

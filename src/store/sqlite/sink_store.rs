@@ -1,6 +1,6 @@
 //! The delivery state of sinks in SQL.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, Row};
@@ -17,7 +17,7 @@ use crate::port::{RetainedScan, SinkProgress, SinkState, SinkStore, StoreError};
 impl SinkStore for SqliteStore {
     async fn load_sink(&self, sink: &SinkName) -> Result<SinkState, StoreError> {
         let sink = sink.clone();
-        self.read(move |db| load(&db.connection, &sink)).await
+        self.read(move |db| load(db, &sink)).await
     }
 
     async fn save_progress(
@@ -36,17 +36,24 @@ impl SinkStore for SqliteStore {
 
     async fn register_topics(&self, sink: &SinkName, topics: Vec<String>) -> Result<(), StoreError> {
         let sink = sink.clone();
-        self.write(Mode::Synced, move |db| register_topics(&db.connection, &sink, &topics)).await
+        self.write(Mode::Synced, move |db| register_topics(db, &sink, &topics)).await
     }
 
     async fn unregister_topics(&self, sink: &SinkName, topics: Vec<String>) -> Result<(), StoreError> {
         let sink = sink.clone();
-        self.write(Mode::Lazy, move |db| unregister_topics(&db.connection, &sink, &topics)).await
+        self.write(Mode::Lazy, move |db| {
+            let sql = "DELETE FROM retained_topics WHERE sink = ?1 AND topic = ?2";
+            topics.iter().try_for_each(|topic| db.execute(sql, (sink.as_str(), topic)).map(drop))
+        })
+        .await
     }
 
     async fn set_retained_scan(&self, sink: &SinkName, scan: Option<RetainedScan>) -> Result<(), StoreError> {
         let sink = sink.clone();
-        self.write(Mode::Synced, move |db| set_retained_scan(&db.connection, &sink, scan)).await
+        let scan = scan.map_or(0, |scan| 1 + i64::from(scan.is_first_run));
+        let sql = "INSERT INTO sinks (sink, retained_scan) VALUES (?1, ?2) \
+                   ON CONFLICT (sink) DO UPDATE SET retained_scan = ?2";
+        self.write(Mode::Synced, move |db| db.execute(sql, (sink.as_str(), scan)).map(drop)).await
     }
 
     async fn adopt_retained(
@@ -56,119 +63,75 @@ impl SinkStore for SqliteStore {
         servers: Vec<ServerName>,
     ) -> Result<Vec<ServerName>, StoreError> {
         let sink = sink.clone();
-        self.write(Mode::Synced, move |db| adopt_retained(&db.connection, &sink, &topics, &servers)).await
+        self.write(Mode::Synced, move |db| adopt_retained(db, &sink, &topics, &servers)).await
     }
 
     async fn set_strict_ordering(&self, sink: &SinkName) -> Result<(), StoreError> {
         let sink = sink.clone();
-        self.write(Mode::Synced, move |db| set_strict_ordering(&db.connection, &sink)).await
+        let sql = "INSERT INTO sinks (sink, has_strict_ordering) VALUES (?1, 1) \
+                   ON CONFLICT (sink) DO UPDATE SET has_strict_ordering = 1";
+        self.write(Mode::Synced, move |db| db.execute(sql, [sink.as_str()]).map(drop)).await
     }
 
     async fn save_projection_state(&self, sink: &SinkName, state: String) -> Result<(), StoreError> {
         let sink = sink.clone();
-        self.write(Mode::Synced, move |db| save_projection_state(&db.connection, &sink, &state)).await
+        let sql = "INSERT OR REPLACE INTO projections (sink, state) VALUES (?1, ?2)";
+        self.write(Mode::Synced, move |db| db.execute(sql, (sink.as_str(), &state)).map(drop)).await
     }
 }
 
-fn load(connection: &Connection, sink: &SinkName) -> Result<SinkState, Failure> {
+fn load(db: &Db, sink: &SinkName) -> Result<SinkState, Failure> {
+    let sink = [sink.as_str()];
     let sql = "SELECT retained_scan, has_strict_ordering FROM sinks WHERE sink = ?1";
-    let mut statement = connection.prepare_cached(sql)?;
-    let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get(1)?));
-    let (scan, has_strict_ordering) = statement.query_row([sink.as_str()], read).optional()?.unwrap_or_default();
-    let mut statement = connection.prepare_cached("SELECT state FROM projections WHERE sink = ?1")?;
-    Ok(SinkState {
-        progress: progress(connection, sink)?,
-        retained_topics: retained_topics(connection, sink)?,
-        retained_scan: (scan > 0).then_some(RetainedScan { is_first_run: scan > 1 }),
-        has_strict_ordering,
-        projection_state: statement.query_row([sink.as_str()], |row| row.get(0)).optional()?,
-    })
-}
-
-fn progress(connection: &Connection, sink: &SinkName) -> Result<BTreeMap<ServerName, SinkProgress>, Failure> {
-    let sql = "SELECT server, cursor, sent_rev FROM progress WHERE sink = ?1";
-    let mut statement = connection.prepare_cached(sql)?;
-    let rows = statement.query_map([sink.as_str()], |row| {
+    let flags = db.query_row(sql, sink, |row| Ok((row.get::<_, i64>(0)?, row.get(1)?))).optional()?;
+    let (scan, has_strict_ordering) = flags.unwrap_or_default();
+    let read_progress = |row: &Row<'_>| {
         let progress = SinkProgress { cursor: Seq(from_sql(row.get(1)?)), sent_rev: Rev(from_sql(row.get(2)?)) };
         Ok((server_from_sql(row.get_ref(0)?.as_str()?)?, progress))
-    })?;
-    Ok(rows.collect::<rusqlite::Result<_>>()?)
-}
-
-fn retained_topics(connection: &Connection, sink: &SinkName) -> Result<BTreeSet<String>, Failure> {
-    let mut statement = connection.prepare_cached("SELECT topic FROM retained_topics WHERE sink = ?1")?;
-    let topics = statement.query_map([sink.as_str()], |row| row.get(0))?;
-    Ok(topics.collect::<rusqlite::Result<_>>()?)
+    };
+    let sql = "SELECT state FROM projections WHERE sink = ?1";
+    Ok(SinkState {
+        progress: db.query("SELECT server, cursor, sent_rev FROM progress WHERE sink = ?1", sink, read_progress)?,
+        retained_topics: db.query("SELECT topic FROM retained_topics WHERE sink = ?1", sink, |row| row.get(0))?,
+        retained_scan: (scan > 0).then_some(RetainedScan { is_first_run: scan > 1 }),
+        has_strict_ordering,
+        projection_state: db.query_row(sql, sink, |row| row.get(0)).optional()?,
+    })
 }
 
 fn save_progress(db: &mut Db, sink: &SinkName, progress: &BTreeMap<ServerName, SinkProgress>) -> Result<(), Failure> {
     let sql = "INSERT OR REPLACE INTO progress (sink, server, cursor, sent_rev) VALUES (?1, ?2, ?3, ?4)";
     for (server, SinkProgress { cursor, sent_rev }) in progress {
         let values = (sink.as_str(), server.as_str(), to_sql(cursor.0), to_sql(sent_rev.0));
-        db.connection.prepare_cached(sql)?.execute(values)?;
+        db.execute(sql, values)?;
     }
     db.blocked.on_progress(sink, progress);
     Ok(())
 }
 
-fn register_topics(connection: &Connection, sink: &SinkName, topics: &[String]) -> Result<(), Failure> {
-    let mut statement =
-        connection.prepare_cached("INSERT OR IGNORE INTO retained_topics (sink, topic) VALUES (?1, ?2)")?;
-    for topic in topics {
-        statement.execute((sink.as_str(), topic))?;
-    }
-    Ok(())
-}
-
-fn unregister_topics(connection: &Connection, sink: &SinkName, topics: &[String]) -> Result<(), Failure> {
-    let mut statement = connection.prepare_cached("DELETE FROM retained_topics WHERE sink = ?1 AND topic = ?2")?;
-    for topic in topics {
-        statement.execute((sink.as_str(), topic))?;
-    }
-    Ok(())
-}
-
-fn set_retained_scan(connection: &Connection, sink: &SinkName, scan: Option<RetainedScan>) -> Result<(), Failure> {
-    let scan = scan.map_or(0, |scan| 1 + i64::from(scan.is_first_run));
-    let sql = "INSERT INTO sinks (sink, retained_scan) VALUES (?1, ?2) \
-               ON CONFLICT (sink) DO UPDATE SET retained_scan = ?2";
-    connection.prepare_cached(sql)?.execute((sink.as_str(), scan))?;
-    Ok(())
+fn register_topics(db: &Db, sink: &SinkName, topics: &[String]) -> Result<(), Failure> {
+    let sql = "INSERT OR IGNORE INTO retained_topics (sink, topic) VALUES (?1, ?2)";
+    topics.iter().try_for_each(|topic| db.execute(sql, (sink.as_str(), topic)).map(drop))
 }
 
 fn adopt_retained(
-    connection: &Connection,
+    db: &Db,
     sink: &SinkName,
     topics: &[String],
     servers: &[ServerName],
 ) -> Result<Vec<ServerName>, Failure> {
-    register_topics(connection, sink, topics)?;
-    let sql = "UPDATE sinks SET retained_scan = min(retained_scan, 1) WHERE sink = ?1";
-    connection.prepare_cached(sql)?.execute([sink.as_str()])?;
+    register_topics(db, sink, topics)?;
+    db.execute("UPDATE sinks SET retained_scan = min(retained_scan, 1) WHERE sink = ?1", [sink.as_str()])?;
     // A server for which nothing was committed yet may not have its row.
     let sql = "INSERT INTO servers (name, journal_reset) VALUES (?1, 1) \
                ON CONFLICT (name) DO UPDATE SET journal_reset = 1 WHERE journal_reset = 0";
-    let mut statement = connection.prepare_cached(sql)?;
     let mut marked = Vec::new();
     for server in servers {
-        if statement.execute([server.as_str()])? > 0 {
+        if db.execute(sql, [server.as_str()])? > 0 {
             marked.push(server.clone());
         }
     }
     Ok(marked)
-}
-
-fn set_strict_ordering(connection: &Connection, sink: &SinkName) -> Result<(), Failure> {
-    let sql = "INSERT INTO sinks (sink, has_strict_ordering) VALUES (?1, 1) \
-               ON CONFLICT (sink) DO UPDATE SET has_strict_ordering = 1";
-    connection.prepare_cached(sql)?.execute([sink.as_str()])?;
-    Ok(())
-}
-
-fn save_projection_state(connection: &Connection, sink: &SinkName, state: &str) -> Result<(), Failure> {
-    let sql = "INSERT OR REPLACE INTO projections (sink, state) VALUES (?1, ?2)";
-    connection.prepare_cached(sql)?.execute((sink.as_str(), state))?;
-    Ok(())
 }
 
 /// Forgets the cursors of all pairs that are not among these, and the flags and unsent results of other sinks.
@@ -189,33 +152,31 @@ pub(super) fn declare(connection: &Connection, sinks: &BTreeMap<SinkName, Vec<Se
 fn add_dead_letter(db: &mut Db, sink: &SinkName, entry: &JournalEntry, reason: &str) -> Result<(), Failure> {
     let dead_letter = DeadLetter::new(entry, reason, db.clock.now());
     let sql = "SELECT count(*) FROM dead_letters WHERE sink = ?1 AND id <> ?2";
-    let others = db.connection.prepare_cached(sql)?.query_row((sink.as_str(), &dead_letter.id), |row| row.get(0))?;
+    let others = db.query_row(sql, (sink.as_str(), &dead_letter.id), |row| row.get(0))?;
     if from_sql(others) >= db.options.dead_letters_max {
         return Err(db.blocked.block(sink, entry, db.options.dead_letters_max).into());
     }
     // One that is known may come again: its cursor was not saved before a crash.
-    insert(&db.connection, sink, &dead_letter, "DO NOTHING")?;
+    insert(db, sink, &dead_letter, "DO NOTHING")?;
     db.blocked.unblock(sink);
     Ok(())
 }
 
-fn insert(connection: &Connection, sink: &SinkName, dead_letter: &DeadLetter, if_known: &str) -> Result<(), Failure> {
+fn insert(db: &Db, sink: &SinkName, dead_letter: &DeadLetter, if_known: &str) -> Result<(), Failure> {
     let sql = format!(
         "INSERT INTO dead_letters (sink, id, server, seq, reason, time, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
          ON CONFLICT (sink, id) {if_known}"
     );
     let DeadLetter { id, server, seq, reason, time, body } = dead_letter;
     let (sink, server, body) = (sink.as_str(), server.as_str(), &body[..]);
-    connection.prepare_cached(&sql)?.execute((sink, id, server, to_sql(seq.0), reason, time.as_millis(), body))?;
-    Ok(())
+    db.execute(&sql, (sink, id, server, to_sql(seq.0), reason, time.as_millis(), body)).map(drop)
 }
 
 /// Records a gap for each blocked sink that has not had the entries of a server up to `last`, and moves its cursor.
 pub(super) fn give_up(db: &Db, server: &ServerName, last: Seq) -> Result<(), Failure> {
     for sink in db.blocked.names() {
         let sql = "SELECT cursor FROM progress WHERE sink = ?1 AND server = ?2";
-        let mut statement = db.connection.prepare_cached(sql)?;
-        let cursor = statement.query_row((sink.as_str(), server.as_str()), |row| row.get(0)).optional()?;
+        let cursor = db.query_row(sql, (sink.as_str(), server.as_str()), |row| row.get(0)).optional()?;
         let Some(cursor) = cursor.map(|cursor| Seq(from_sql(cursor))) else { continue };
         let newest = newest_gap(db, &sink, server)?;
         let gap = DeadLetter::new_gap((server, db.epoch), (cursor, newest.as_ref()), last, db.clock.now());
@@ -224,9 +185,9 @@ pub(super) fn give_up(db: &Db, server: &ServerName, last: Seq) -> Result<(), Fai
             let first = gap.gap().map(|(first, _)| first.0);
             tracing::error!(%sink, %server, first, "delivery is blocked and the journal is full, giving up events");
         }
-        insert(&db.connection, &sink, &gap, "DO UPDATE SET seq = excluded.seq, time = excluded.time")?;
+        insert(db, &sink, &gap, "DO UPDATE SET seq = excluded.seq, time = excluded.time")?;
         let sql = "UPDATE progress SET cursor = ?3 WHERE sink = ?1 AND server = ?2 AND cursor < ?3";
-        db.connection.prepare_cached(sql)?.execute((sink.as_str(), server.as_str(), to_sql(last.0)))?;
+        db.execute(sql, (sink.as_str(), server.as_str(), to_sql(last.0)))?;
     }
     Ok(())
 }
@@ -234,17 +195,14 @@ pub(super) fn give_up(db: &Db, server: &ServerName, last: Seq) -> Result<(), Fai
 fn newest_gap(db: &Db, sink: &SinkName, server: &ServerName) -> Result<Option<DeadLetter>, Failure> {
     let sql = "SELECT id, server, seq, reason, time, body FROM dead_letters \
                WHERE sink = ?1 AND id BETWEEN ?2 AND ?3 ORDER BY id DESC LIMIT 1";
-    let mut statement = db.connection.prepare_cached(sql)?;
     let from = DeadLetter::gap_prefix(server, db.epoch);
     let to = format!("{from}:"); // a colon comes next after the digits
-    Ok(statement.query_row((sink.as_str(), from, to), dead_letter).optional()?)
+    Ok(db.query_row(sql, (sink.as_str(), from, to), dead_letter).optional()?)
 }
 
-pub(super) fn dead_letters(connection: &Connection, sink: &SinkName) -> Result<Vec<DeadLetter>, Failure> {
+pub(super) fn dead_letters(db: &Db, sink: &SinkName) -> Result<Vec<DeadLetter>, Failure> {
     let sql = "SELECT id, server, seq, reason, time, body FROM dead_letters WHERE sink = ?1 ORDER BY number";
-    let mut statement = connection.prepare_cached(sql)?;
-    let rows = statement.query_map([sink.as_str()], dead_letter)?;
-    Ok(rows.collect::<rusqlite::Result<_>>()?)
+    Ok(db.query(sql, [sink.as_str()], dead_letter)?)
 }
 
 pub(super) fn all_dead_letters(connection: &Connection) -> Result<Vec<(String, DeadLetter)>, Failure> {
@@ -255,18 +213,16 @@ pub(super) fn all_dead_letters(connection: &Connection) -> Result<Vec<(String, D
 }
 
 /// The size of each queue that is not empty, by the names of the sinks.
-pub(super) fn dead_letter_usage(connection: &Connection) -> Result<BTreeMap<String, DeadLetterUsage>, Failure> {
-    let mut statement = connection.prepare_cached("SELECT sink, count(*) FROM dead_letters GROUP BY sink")?;
-    let rows = statement
-        .query_map([], |row| Ok((row.get(0)?, DeadLetterUsage { dead_letters: from_sql(row.get(1)?), given_up: 0 })))?;
-    let mut usage = rows.collect::<rusqlite::Result<BTreeMap<String, DeadLetterUsage>>>()?;
+pub(super) fn dead_letter_usage(db: &Db) -> Result<BTreeMap<String, DeadLetterUsage>, Failure> {
+    let read_count =
+        |row: &Row<'_>| Ok((row.get(0)?, DeadLetterUsage { dead_letters: from_sql(row.get(1)?), given_up: 0 }));
+    let sql = "SELECT sink, count(*) FROM dead_letters GROUP BY sink";
+    let mut usage: BTreeMap<String, DeadLetterUsage> = db.query(sql, [], read_count)?;
     // The inner query is answered from the index of ids, without reading bodies.
     let sql = "SELECT id, server, seq, reason, time, body, sink FROM dead_letters \
                WHERE number IN (SELECT number FROM dead_letters WHERE id LIKE '%' || ?1 || '%')";
-    let mut statement = connection.prepare_cached(sql)?;
-    let mut rows = statement.query([GAP])?;
-    while let Some(row) = rows.next()? {
-        let (gap, sink) = (dead_letter(row)?, row.get::<_, String>(6)?);
+    let gaps: Vec<(String, DeadLetter)> = db.query(sql, [GAP], |row| Ok((row.get(6)?, dead_letter(row)?)))?;
+    for (sink, gap) in gaps {
         if let Some(of_sink) = usage.get_mut(&sink).filter(|_| gap.gap().is_some()) {
             of_sink.given_up += gap.events();
         }

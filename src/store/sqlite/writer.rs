@@ -220,9 +220,7 @@ impl Db {
         self.connection.execute_batch("BEGIN IMMEDIATE")?;
         let done = work(self).and_then(|value| {
             if is_synced {
-                let mut statement =
-                    self.connection.prepare_cached("UPDATE meta SET value = ?1 WHERE key = 'commits'")?;
-                statement.execute([to_sql(self.commits + 1)])?;
+                self.execute("UPDATE meta SET value = ?1 WHERE key = 'commits'", [to_sql(self.commits + 1)])?;
             }
             self.connection.execute_batch("COMMIT")?;
             Ok(value)
@@ -254,7 +252,7 @@ impl Db {
         if is_due {
             self.trimmed_at = Some(now);
         }
-        let is_crowded = match journal::usage(&self.connection) {
+        let is_crowded = match journal::usage(self) {
             Ok(usage) => usage.bytes > self.options.journal_bytes_max / 2,
             Err(_) => false,
         };
