@@ -15,7 +15,7 @@ pub enum Comparison {
     Changed(Vec<Kind>, Torrent, DiffState),
 }
 
-/// What a comparison needs besides the poll and the snapshot.
+/// Input of a comparison besides the poll and the snapshot.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PollContext {
     /// Bytes moved since the last poll.
@@ -53,7 +53,7 @@ pub fn compare(
     let before = &snapshot.diff_state;
     let is_resolved = !before.has_metadata && seen.facts.has_metadata;
     let is_other_load = matches!((&before.load, &seen.facts.load), (Some(old), Some(new)) if old != new);
-    // After a restart every torrent has been loaded anew, and that says nothing.
+    // After a restart every torrent was loaded again, which proves nothing about one of them.
     let is_same_run = before.generation == context.generation && !context.was_loading;
     if is_other_load && is_same_run && !is_resolved {
         let (torrent, diff_state) = first_seen(seen, context);

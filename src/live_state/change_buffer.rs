@@ -30,6 +30,7 @@ pub struct BufferedChange {
 /// State of the delivery to one sink, for health and metrics.
 #[derive(Clone, Debug, Default)]
 pub struct SinkReport {
+    /// A link is up.
     pub is_connected: bool,
     /// Why the sink is not connected.
     pub failure: Option<String>,
@@ -41,7 +42,9 @@ pub struct SinkReport {
     pub behind_since: Option<Instant>,
     /// Torrents whose latest state is not acknowledged.
     pub dirty: u64,
+    /// Deliveries acknowledged since the start of the process.
     pub delivered: u64,
+    /// Deliveries rejected since the start of the process.
     pub rejected: u64,
 }
 
@@ -77,7 +80,7 @@ pub struct ChangeBuffer {
 struct Buffered {
     states: BufferedStates,
     ephemeral: BufferedEphemeral,
-    /// Of the servers whose entries are wanted; see [`ChangeBuffer::buffer_entries_of`].
+    /// Entries of the servers for which they are wanted; see [`ChangeBuffer::buffer_entries_of`].
     entries: BTreeMap<ServerName, BufferedEntries>,
     rewinds: BTreeMap<ServerName, Seq>,
 }
@@ -85,26 +88,32 @@ struct Buffered {
 /// Changed torrents, for the state outbox.
 #[derive(Default)]
 pub struct BufferedStates {
+    /// One change for each torrent, however often it changed.
     pub changed: BTreeMap<ServerName, BTreeMap<InfoHash, BufferedChange>>,
+    /// States to publish once more.
     pub reassert: Reassert,
 }
 
 /// Messages that are neither event nor state, for the ephemeral outbox.
 #[derive(Default)]
 pub struct BufferedEphemeral {
+    /// Messages in their order, at most [`EPHEMERAL_MAX`].
     pub deliveries: VecDeque<Delivery>,
+    /// Status, statistics and info to publish once more.
     pub reassert: Reassert,
 }
 
-/// What is to be published once more although it did not change.
+/// The request to publish something once more although it did not change.
 #[derive(Default)]
 pub struct Reassert {
+    /// Everything of these servers.
     pub servers: BTreeSet<ServerName>,
     /// Everything, including what is published about the bridge itself.
     pub all: bool,
 }
 
 impl Reassert {
+    /// Whether everything of this server is to be published once more.
     pub fn includes(&self, server: &ServerName) -> bool {
         self.all || self.servers.contains(server)
     }
@@ -119,7 +128,7 @@ struct BufferedEntries {
 
 impl BufferedEntries {
     fn push(&mut self, entry: &JournalEntry) {
-        // A watcher that was stopped between commit and publication leaves a gap; who comes to it reads the store.
+        // A watcher that was stopped between commit and publication leaves a gap; a sink that comes to it reads the store.
         if self.entries.back().is_some_and(|last| last.seq.0 + 1 != entry.seq.0) {
             *self = Self::default();
         }
@@ -171,6 +180,7 @@ impl ChangeBuffer {
             for (hash, before, not_before) in changed {
                 of_server
                     .entry(*hash)
+                    // `before` stays: the next update begins from what the sink has (I8).
                     .and_modify(|changed| changed.not_before = *not_before)
                     .or_insert_with(|| BufferedChange { before: before.clone(), not_before: *not_before });
             }
@@ -193,6 +203,7 @@ impl ChangeBuffer {
     pub fn rewind(&self, server: &ServerName, from: Seq) {
         self.add(|buffered| {
             let noted = buffered.rewinds.entry(server.clone()).or_insert(from);
+            // A replay goes back and never skips (I5): the earliest of several requests covers all of them.
             *noted = from.min(*noted);
         });
     }
@@ -214,6 +225,7 @@ impl ChangeBuffer {
         write(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Returns a copy of the report.
     pub fn last_report(&self) -> SinkReport {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

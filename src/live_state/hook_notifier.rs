@@ -27,6 +27,7 @@ pub struct HookNotifier {
 /// Torrents that hooks named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Named {
+    /// These torrents, at most 256.
     These(BTreeSet<InfoHash>),
     /// More than are worth polling one by one.
     Many,
@@ -45,6 +46,7 @@ pub struct HookReport {
     pub hooks: Option<Hooks>,
     /// Why they could not be installed or checked last time.
     pub problem: Option<String>,
+    /// Notifications since the start of the process.
     pub wakes: u64,
 }
 
@@ -69,10 +71,12 @@ impl HookNotifier {
         std::mem::take(&mut *self.named.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Updates the report. For the task that installs hooks, and for [`Self::notify`].
     pub fn report(&self, write: impl FnOnce(&mut HookReport)) {
         write(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Returns a copy of the report.
     pub fn last_report(&self) -> HookReport {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

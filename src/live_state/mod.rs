@@ -10,7 +10,7 @@
 //! - a change is in the buffers as soon as it can be read here, as both are written under one lock;
 //! - a change that is not taken in time is not lost: the buffer then holds the oldest state, and this the newest.
 //!
-//! Locks are held for the time of a look-up, never across an await; that of a buffer inside that of a server, never the
+//! Locks are held for the time of a read, never across an await; that of a buffer inside that of a server, never the
 //! other way round.
 
 mod change_buffer;
@@ -36,9 +36,9 @@ pub use hook_notifier::{HookNotifier, HookReport, Named};
 pub struct LiveState {
     servers: BTreeMap<ServerName, ServerHandle>,
     buffers: BTreeMap<SinkName, Arc<ChangeBuffer>>,
-    /// Of callers over HTTP, who receive only results.
+    /// The buffer for callers over HTTP, who receive only results.
     http: Arc<ChangeBuffer>,
-    /// Of readers in this process; one is gone when its reader has dropped it.
+    /// The buffers of readers in this process; a dropped reader takes its buffer with it.
     subscribers: Mutex<Vec<Weak<ChangeBuffer>>>,
 }
 
@@ -77,16 +77,21 @@ impl Drop for Checking<'_> {
 
 /// The published part of one server.
 pub struct LiveServer {
+    /// Epoch of the store.
     pub epoch: Epoch,
+    /// Torrents as they were last committed.
     pub snapshot: Snapshot,
+    /// State of the server as it was last committed.
     pub state: ServerState,
     /// The newest journal entry.
     pub last_seq: Seq,
     /// A sink knows an earlier epoch of this server: the watcher has to report `journal_reset`.
     pub needs_reset: bool,
+    /// Statistics of the last successful poll.
     pub stats: ServerStats,
     /// The body of the statistics message, rendered every few seconds.
     pub stats_body: Bytes,
+    /// State of the polls.
     pub poll: PollReport,
 }
 
@@ -102,15 +107,19 @@ impl From<Loaded> for LiveServer {
 /// State of the polls, for health and metrics.
 #[derive(Clone, Debug, Default)]
 pub struct PollReport {
+    /// End of the last successful poll; `None` before the first.
     pub last_success: Option<Instant>,
     /// When the last successful poll began: its listing is not older.
     pub last_began: Option<Instant>,
+    /// Duration of the last poll, successful or not.
     pub duration: Duration,
     /// Why the last poll failed; `None` if it did not.
     pub failure: Option<String>,
+    /// Polls that failed, since the start of the process.
     pub failures: u64,
+    /// All polls since the start of the process.
     pub polls: u64,
-    /// Of these, full polls.
+    /// Successful full polls among them.
     pub full: u64,
     /// Current time from one poll to the next.
     pub interval: Duration,
@@ -126,6 +135,7 @@ impl PollReport {
 }
 
 impl LiveState {
+    /// Makes the state of these servers, with an empty buffer for each sink.
     pub fn new(servers: BTreeMap<ServerName, LiveServer>, sinks: impl IntoIterator<Item = SinkName>) -> Self {
         let servers = servers.into_iter().map(|(name, content)| (name, ServerHandle::new(content))).collect();
         let buffers = sinks.into_iter().map(|name| (name, Arc::default())).collect();
@@ -137,6 +147,7 @@ impl LiveState {
         self.buffers.get(sink).or_else(|| (*sink == SinkName::http()).then_some(&self.http))
     }
 
+    /// Returns the buffers of all configured sinks.
     pub fn buffers(&self) -> impl Iterator<Item = (&SinkName, &Arc<ChangeBuffer>)> {
         self.buffers.iter()
     }
@@ -157,10 +168,12 @@ impl LiveState {
         self.subscribers().retain(|subscriber| subscriber.upgrade().is_some_and(|buffer| (visit(&buffer), true).1));
     }
 
+    /// Returns the names of all servers, sorted.
     pub fn names(&self) -> impl Iterator<Item = &ServerName> {
         self.servers.keys()
     }
 
+    /// Returns a server; `None` if there is no such server.
     pub fn server(&self, name: &ServerName) -> Option<&ServerHandle> {
         self.servers.get(name)
     }
@@ -189,7 +202,7 @@ impl LiveState {
                 };
                 changed.push((hash, before.map(|before| before.torrent), not_before));
             }
-            // Under the same lock: who reads the live state finds in the buffer what led there.
+            // Under the same lock: an outbox that reads the live state finds in its buffer every change that led there.
             self.for_each_buffer(|buffer| buffer.record(name, &changed, &committed.entries));
         });
     }
@@ -227,10 +240,12 @@ impl ServerHandle {
         Checking { server: self, command: command.clone() }
     }
 
+    /// Returns the verifications in progress: bytes read and bytes in total.
     pub fn checks(&self) -> MutexGuard<'_, BTreeMap<CommandId, (u64, u64)>> {
         self.checks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Reads the live state. `read` must not call back into it: the lock is held.
     pub fn read<T>(&self, read: impl FnOnce(&LiveServer) -> T) -> T {
         read(&self.content.read().unwrap_or_else(PoisonError::into_inner))
     }

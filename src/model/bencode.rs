@@ -140,15 +140,53 @@ fn digits(input: &[u8]) -> Option<(u64, usize)> {
     Some((number, count))
 }
 
-/// Appends a byte string.
-pub fn write_text(out: &mut Vec<u8>, text: &[u8]) {
-    out.extend_from_slice(format!("{}:", text.len()).as_bytes());
-    out.extend_from_slice(text);
+/// A value to be written.
+pub enum Encode<'a> {
+    Number(u64),
+    Text(&'a [u8]),
+    List(Vec<Self>),
+    /// Pairs in the order of their keys, as the format has them.
+    Dictionary(Vec<(&'a [u8], Self)>),
+    /// A value that is encoded already.
+    Encoded(&'a [u8]),
 }
 
-/// Appends an integer.
-pub fn write_number(out: &mut Vec<u8>, number: u64) {
-    out.extend_from_slice(format!("i{number}e").as_bytes());
+impl<'a> Encode<'a> {
+    /// Makes a dictionary of pairs that are in the order of their keys.
+    pub fn dictionary(pairs: impl IntoIterator<Item = (&'a str, Self)>) -> Self {
+        Self::Dictionary(pairs.into_iter().map(|(key, value)| (key.as_bytes(), value)).collect())
+    }
+
+    /// Returns the bytes of the value.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.write(&mut out);
+        out
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Number(number) => out.extend_from_slice(format!("i{number}e").as_bytes()),
+            Self::Text(text) => {
+                out.extend_from_slice(format!("{}:", text.len()).as_bytes());
+                out.extend_from_slice(text);
+            }
+            Self::List(values) => {
+                out.push(b'l');
+                values.iter().for_each(|value| value.write(out));
+                out.push(b'e');
+            }
+            Self::Dictionary(pairs) => {
+                out.push(b'd');
+                for (key, value) in pairs {
+                    Self::Text(key).write(out);
+                    value.write(out);
+                }
+                out.push(b'e');
+            }
+            Self::Encoded(bytes) => out.extend_from_slice(bytes),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ pub enum Entity {
 }
 
 impl Entity {
+    /// Returns the name in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Torrent => "torrent",

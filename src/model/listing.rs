@@ -41,7 +41,7 @@ impl Listing {
     /// A complete listing of all torrents.
     pub fn of_all(torrents: impl IntoIterator<Item = Observed>) -> Self {
         let torrents = torrents.into_iter().map(|observed| (observed.torrent.hash, observed)).collect();
-        Self { covers: Covers::All, run: None, complete: true, torrents, stats: ServerStats::default() }
+        Self { complete: true, torrents, ..Self::default() }
     }
 }
 
@@ -135,7 +135,7 @@ pub struct File {
 }
 
 /// One tracker of a torrent.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Tracker {
     /// Announce URL, which may hold a passkey.
@@ -157,7 +157,7 @@ pub struct Tracker {
 }
 
 /// One connected peer of a torrent.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Peer {
     /// IP address.
@@ -193,25 +193,14 @@ impl File {
 impl Tracker {
     /// An enabled tracker of which nothing else is known.
     pub fn new(url: impl Into<String>) -> Self {
-        let (url, enabled) = (url.into(), true);
-        Self {
-            url,
-            kind: None,
-            enabled,
-            seeds: None,
-            leeches: None,
-            succeeded: None,
-            failed: None,
-            last_announce_at: None,
-        }
+        Self { url: url.into(), enabled: true, ..Self::default() }
     }
 }
 
 impl Peer {
     /// A peer of which nothing else is known.
     pub fn new(address: impl Into<String>) -> Self {
-        let address = address.into();
-        Self { address, port: None, client: None, progress: None, encrypted: None, incoming: None, downloaded: None }
+        Self { address: address.into(), ..Self::default() }
     }
 }
 

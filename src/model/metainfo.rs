@@ -13,7 +13,8 @@ use sha2::{Digest, Sha256};
 use url::Url;
 
 use super::InfoHash;
-use super::bencode::{NotBencoded, Value, write_number, write_text};
+use super::bencode::Encode::{self, List, Number, Text};
+use super::bencode::{NotBencoded, Value};
 
 /// The content of a .torrent file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -295,39 +296,22 @@ pub fn without_resume_data(torrent: &[u8]) -> Result<Vec<u8>, InvalidMetainfo> {
 ///
 /// `files` are size in bytes and modification time in seconds of each file on disk, in order.
 pub fn with_resume_data(torrent: &[u8], pieces: u64, files: &[(u64, u64)]) -> Result<Vec<u8>, InvalidMetainfo> {
-    let mut resume = b"d".to_vec();
-    write_text(&mut resume, b"bitfield");
-    write_number(&mut resume, pieces);
-    write_text(&mut resume, b"files");
-    resume.push(b'l');
-    for (length, changed) in files {
-        resume.push(b'd');
-        write_text(&mut resume, b"completed");
-        write_number(&mut resume, *length);
-        write_text(&mut resume, b"mtime");
-        write_number(&mut resume, *changed);
-        write_text(&mut resume, b"priority");
-        write_number(&mut resume, 1);
-        resume.push(b'e');
-    }
-    resume.extend_from_slice(b"ee");
-    rewritten(torrent, Some(&resume))
+    let files = files.iter().map(|(length, changed)| {
+        Encode::dictionary([("completed", Number(*length)), ("mtime", Number(*changed)), ("priority", Number(1))])
+    });
+    let resume = Encode::dictionary([("bitfield", Number(pieces)), ("files", List(files.collect()))]);
+    rewritten(torrent, Some(resume))
 }
 
-fn rewritten(torrent: &[u8], resume: Option<&[u8]>) -> Result<Vec<u8>, InvalidMetainfo> {
+fn rewritten(torrent: &[u8], resume: Option<Encode<'_>>) -> Result<Vec<u8>, InvalidMetainfo> {
     const KEY: &[u8] = b"libtorrent_resume";
     let pairs = Value::parse(torrent)?.dictionary().ok_or(wrong("info", "is not in a dictionary"))?;
-    let mut entries: Vec<(&[u8], &[u8])> = pairs.map(|(key, value)| (key, value.span())).collect();
-    entries.retain(|(key, _)| ![KEY, b"rtorrent"].contains(key));
-    entries.extend(resume.map(|resume| (KEY, resume)));
-    entries.sort_by_key(|(key, _)| *key);
-    let mut out = b"d".to_vec();
-    for (key, value) in entries {
-        write_text(&mut out, key);
-        out.extend_from_slice(value);
-    }
-    out.push(b'e');
-    Ok(out)
+    // The values stay byte for byte: the info-hash is that of the bytes that came.
+    let mut pairs: Vec<_> = pairs.map(|(key, value)| (key, Encode::Encoded(value.span()))).collect();
+    pairs.retain(|(key, _)| ![KEY, b"rtorrent"].contains(key));
+    pairs.extend(resume.map(|resume| (KEY, resume)));
+    pairs.sort_by_key(|(key, _)| *key);
+    Ok(Encode::Dictionary(pairs).to_bytes())
 }
 
 /// The content of a magnet link.
@@ -404,6 +388,7 @@ fn btmh(text: &str) -> Result<InfoHash, InvalidMagnet> {
 /// A builder of .torrent files of version 1, fed with the content once, in order.
 ///
 /// Names are bytes and are not checked, so that tests can build malformed files.
+#[derive(Default)]
 pub struct MetainfoBuilder {
     name: Vec<u8>,
     piece_length: u32,
@@ -420,16 +405,7 @@ impl MetainfoBuilder {
     /// A single-file torrent. `piece_length` is above 0, by custom a power of two of at least 16 KiB.
     pub fn single(name: impl Into<Vec<u8>>, piece_length: u32) -> Self {
         assert!(piece_length > 0, "a piece has a length");
-        Self {
-            name: name.into(),
-            piece_length,
-            trackers: Vec::new(),
-            private: false,
-            files: None,
-            length: 0,
-            piece: Sha1::new(),
-            pieces: Vec::new(),
-        }
+        Self { name: name.into(), piece_length, ..Self::default() }
     }
 
     /// A torrent of a directory; [`Self::file`] begins each file in it.
@@ -480,60 +456,34 @@ impl MetainfoBuilder {
         if !self.length.is_multiple_of(u64::from(self.piece_length)) {
             self.pieces.extend_from_slice(&self.piece.finalize_reset());
         }
-        let mut out = b"d".to_vec();
+        let mut torrent = Vec::new();
         if let Some(first) = self.trackers.first() {
-            write_text(&mut out, b"announce");
-            write_text(&mut out, first.as_bytes());
+            torrent.push(("announce", Text(first.as_bytes())));
         }
         if self.trackers.len() > 1 {
-            write_text(&mut out, b"announce-list");
-            out.push(b'l');
-            for tracker in &self.trackers {
-                out.push(b'l');
-                write_text(&mut out, tracker.as_bytes());
-                out.push(b'e');
-            }
-            out.push(b'e');
+            let tiers = self.trackers.iter().map(|tracker| List(vec![Text(tracker.as_bytes())]));
+            torrent.push(("announce-list", List(tiers.collect())));
         }
-        write_text(&mut out, b"info");
-        self.write_info(&mut out);
-        out.push(b'e');
-        out
+        torrent.push(("info", self.info()));
+        Encode::dictionary(torrent).to_bytes()
     }
 
-    fn write_info(&self, out: &mut Vec<u8>) {
-        out.push(b'd');
-        match &self.files {
+    fn info(&self) -> Encode<'_> {
+        let content = match &self.files {
             Some(files) => {
-                write_text(out, b"files");
-                out.push(b'l');
-                for (path, length) in files {
-                    out.push(b'd');
-                    write_text(out, b"length");
-                    write_number(out, *length);
-                    write_text(out, b"path");
-                    out.push(b'l');
-                    path.iter().for_each(|name| write_text(out, name));
-                    out.extend_from_slice(b"ee");
-                }
-                out.push(b'e');
+                let files = files.iter().map(|(path, length)| {
+                    let path = List(path.iter().map(|name| Text(name)).collect());
+                    Encode::dictionary([("length", Number(*length)), ("path", path)])
+                });
+                ("files", List(files.collect()))
             }
-            None => {
-                write_text(out, b"length");
-                write_number(out, self.length);
-            }
-        }
-        write_text(out, b"name");
-        write_text(out, &self.name);
-        write_text(out, b"piece length");
-        write_number(out, u64::from(self.piece_length));
-        write_text(out, b"pieces");
-        write_text(out, &self.pieces);
-        if self.private {
-            write_text(out, b"private");
-            write_number(out, 1);
-        }
-        out.push(b'e');
+            None => ("length", Number(self.length)),
+        };
+        let (name, pieces) = (Text(&self.name), Text(&self.pieces));
+        let piece_length = Number(self.piece_length.into());
+        let private = self.private.then_some(("private", Number(1)));
+        let pairs = [content, ("name", name), ("piece length", piece_length), ("pieces", pieces)];
+        Encode::dictionary(pairs.into_iter().chain(private))
     }
 }
 

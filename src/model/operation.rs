@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{Action, InfoHash, Limits, Parts, Seq};
 
-/// What a command does.
+/// The effect of a command, with checked arguments.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Operation {

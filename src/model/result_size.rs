@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{CommandError, ErrorCode, OutcomeStatus};
 
-/// What is sent in place of a result that the receiver would not take; `None` if there is nothing shorter to say.
+/// Returns the result to send in place of one that the receiver rejected; `None` if there is nothing shorter.
 ///
 /// Of a page of a list the first half, as a page of its own. Of anything else, and of a single torrent, the same
 /// without its rows: what was asked for with `get` and `list` has not arrived then, so that is an error; what
@@ -23,7 +23,7 @@ pub fn shorter(body: &[u8], reason: &str) -> Option<Vec<u8>> {
     Some(Value::Object(outcome).to_string().into_bytes())
 }
 
-/// As [`shorter`], and at once without any rows: for whoever cannot be asked often what he takes.
+/// As [`shorter`], and at once without any rows: for a receiver with which each attempt is costly.
 pub fn shortest(body: &[u8], reason: &str) -> Option<Vec<u8>> {
     let mut outcome = shortenable(body)?;
     drop_rows(&mut outcome, reason);
@@ -201,7 +201,7 @@ mod tests {
         }
     }
 
-    /// Asks for pages as a client does, of a far side that takes so many rows at most.
+    /// Asks for pages as a client does, of a receiver that takes so many rows at most.
     fn pages_of(total: u64, page_size: u64, rows_max: usize) -> Vec<u64> {
         let (mut listed, mut page, mut page_size) = (Vec::new(), 0, page_size);
         loop {

@@ -60,7 +60,7 @@ impl Interner {
         shared
     }
 
-    /// Drops the strings that nobody else holds.
+    /// Drops the strings that no torrent holds any more.
     pub fn drop_unused(&mut self) {
         self.0.retain(|shared| Arc::strong_count(shared) > 1);
     }

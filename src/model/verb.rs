@@ -72,7 +72,7 @@ pub enum Level {
     Bridge,
 }
 
-/// What a client has to be capable of.
+/// The capability that a verb needs of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Capability {
@@ -93,7 +93,7 @@ struct Row {
     summary: &'static str,
     needs: Capability,
     arguments: &'static dyn Arguments,
-    /// What a torrent is afterwards. The command line has a subcommand for each row with a participle.
+    /// The state of a torrent afterwards. The command line has a subcommand for each row with a participle.
     participle: Option<&'static str>,
     /// A right that some bodies need besides the verb's own.
     extra_right: Option<ExtraRight>,

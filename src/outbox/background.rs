@@ -33,6 +33,7 @@ impl<T> Default for BackgroundWrite<T> {
 }
 
 impl<T> BackgroundWrite<T> {
+    /// Whether a write was started and its end was not taken yet.
     pub fn is_running(&self) -> bool {
         self.running.is_some()
     }
@@ -62,7 +63,7 @@ impl<T> BackgroundWrite<T> {
     }
 }
 
-/// Returns `None` if the disk is full: the same write is made again later.
+/// Returns `None` if the disk is full: that is no failure of the sink, and the same write is made again later.
 pub(super) fn unless_full<T>(written: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match written {
         Ok(done) => Ok(Some(done)),

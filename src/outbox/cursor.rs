@@ -6,7 +6,7 @@
 //!              in flight ─┘─ pending
 //! ```
 //!
-//! Entries leave in the order of their numbers. The cursor stands at the last entry up to which all are dealt with
+//! Entries leave in the order of their numbers. The cursor is the last entry up to which all are dealt with
 //! (acknowledged, dead-lettered or filtered out); an acknowledgement that comes early waits for those before it. When a
 //! link ends, everything after the cursor is pending again (I4, I5).
 //!
@@ -60,6 +60,7 @@ impl SinkCursor {
     /// Gives up what was to be read up to `published`: the journal no longer has it.
     pub fn skip_to(&mut self, published: Seq) {
         self.read_to = self.read_to.max(published);
+        // Not past what is in flight or pending: that is not dealt with.
         if self.in_flight.is_empty() && self.pending.is_empty() {
             self.acknowledged = self.acknowledged.max(published);
         }
@@ -72,6 +73,7 @@ impl SinkCursor {
         Some(entry)
     }
 
+    /// Whether an entry is in flight, dealt with or not.
     pub fn has_in_flight(&self) -> bool {
         !self.in_flight.is_empty()
     }
@@ -86,6 +88,8 @@ impl SinkCursor {
     pub fn acknowledge(&mut self, seq: Seq) -> Option<JournalEntry> {
         let at = self.in_flight.binary_search_by_key(&seq, |(sent, _)| *sent).ok()?;
         let entry = self.in_flight[at].1.take();
+        // Acknowledgements may come out of order. The cursor must not pass an entry that is still open: after a crash
+        // nothing before the cursor is sent again (I4).
         while let Some((seq, None)) = self.in_flight.front() {
             self.acknowledged = *seq;
             self.in_flight.pop_front();
@@ -106,6 +110,7 @@ impl SinkCursor {
 
     /// Forgets everything after the cursor: it is read and sent again.
     pub fn reset_in_flight(&mut self) {
+        // Entries acknowledged out of order go, too: sent once more, they arrive in order (I5).
         self.pending.clear();
         self.in_flight.clear();
         self.read_to = self.acknowledged;

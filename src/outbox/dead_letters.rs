@@ -1,8 +1,8 @@
 //! Rejected events that are not in the dead-letter queue yet.
 //!
 //! An event gets there at once unless the queue or the disk is full. Then delivery is blocked: no other event is sent, as
-//! it would be the next to find no place. Two things may end that, and nobody has to say which: somebody makes room, or
-//! the receiver is mended. So saving is tried again and again, and at longer intervals the events are offered to the
+//! it would be the next to find no place. Two things may end that, neither of which is announced: room is made in the
+//! queue, or the receiver is repaired. So saving is tried again and again, and at longer intervals the events are offered to the
 //! receiver once more, one after the other.
 //!
 //! Sending, saving and the clock belong to the event outbox.
@@ -28,6 +28,7 @@ pub struct PendingDeadLetters {
 }
 
 impl PendingDeadLetters {
+    /// Whether every rejected event is in the dead-letter queue.
     pub fn is_empty(&self) -> bool {
         self.pending.is_empty()
     }

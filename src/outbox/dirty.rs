@@ -17,11 +17,12 @@ use std::sync::Arc;
 
 use crate::model::{InfoHash, Seq, Torrent};
 
-/// What the sink knows of a torrent.
+/// The knowledge that the sink has of a torrent: what the `changes` of the next update begin from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Known {
-    /// There is none for it.
+    /// No such torrent: its `added` comes as an event, so no update is sent.
     Nothing,
+    /// The torrent as the sink last received it.
     Torrent(Arc<Torrent>),
     /// The present: only the state is to be published again, without an `updated`.
     Present,
@@ -35,7 +36,7 @@ struct Dirty {
     /// The entry that the sink knows this from.
     known_from: Seq,
     not_before: Seq,
-    /// What the sink will know when the state that is in flight arrives, if one is.
+    /// The knowledge of the sink once the state in flight arrives; `None` without one.
     in_flight: Option<Known>,
     /// The torrent changed again meanwhile.
     is_stale: bool,
@@ -45,7 +46,7 @@ struct Dirty {
 #[derive(Debug, Default)]
 pub struct DirtySet {
     torrents: HashMap<InfoHash, Dirty>,
-    /// Those that are not in flight, by the entry that has to be delivered before.
+    /// Torrents whose state is not in flight, by the entry that has to be delivered before.
     pending: BTreeSet<(Seq, InfoHash)>,
 }
 
@@ -55,6 +56,7 @@ impl DirtySet {
     pub fn mark(&mut self, hash: InfoHash, known: Known, not_before: Seq) {
         match self.torrents.get_mut(&hash) {
             Some(dirty) => {
+                // A republication needs no update; the change that comes now does, from what the sink has.
                 if dirty.known == Known::Present {
                     dirty.known = known;
                 }
@@ -82,6 +84,7 @@ impl DirtySet {
         }
     }
 
+    /// Whether a torrent is dirty, pending or in flight.
     pub fn contains(&self, hash: &InfoHash) -> bool {
         self.torrents.contains_key(hash)
     }
@@ -122,6 +125,7 @@ impl DirtySet {
     /// Makes pending again what is in flight.
     pub fn reset_in_flight(&mut self) {
         for (hash, dirty) in &mut self.torrents {
+            // `known` stays: a state that may not have arrived is nothing that the next update can begin from.
             dirty.in_flight = None;
             dirty.is_stale = false;
             self.pending.insert((dirty.not_before, *hash));
@@ -133,10 +137,12 @@ impl DirtySet {
         self.torrents.keys()
     }
 
+    /// Whether the sink has the latest state of every torrent.
     pub fn is_empty(&self) -> bool {
         self.torrents.is_empty()
     }
 
+    /// Returns the number of dirty torrents, pending or in flight.
     pub fn len(&self) -> usize {
         self.torrents.len()
     }

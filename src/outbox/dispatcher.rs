@@ -6,7 +6,7 @@
 //!    └──── backoff ◄── everything unacknowledged is pending again ◄── failure ┘
 //! ```
 //!
-//! One connection lives inside one future ([`Dispatcher::serve`]), polled beside the link's own `drive`. When the link dies
+//! One connection is one future ([`Dispatcher::serve`]), polled together with the link's own `drive`. When the link ends
 //! that future reads what has already become of its deliveries, and is dropped. Dropping it anywhere is safe: cursors move on
 //! acknowledgement alone, a topic is registered before anything is sent to it, and what is in flight is pending again.
 
@@ -30,14 +30,15 @@ use crate::port::{Connected, DeliverError, Link, StoreError};
 
 /// Time between two writes of the cursors: after a crash so much may be sent twice.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+/// Time between two health messages.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(30);
 /// Time between two choices of which states are retained.
 const RETENTION_INTERVAL: Duration = Duration::from_secs(60);
-/// How long a stopping process goes on delivering.
+/// Maximum time for which a stopping process goes on delivering.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a link that is over may take to say what became of its deliveries.
+/// Maximum time for the outcomes of deliveries to be read after their link has ended.
 const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_millis(250);
-/// A connection that lived so long was a good one: the next attempt comes soon.
+/// Duration of a connection after which the backoff starts again.
 const GOOD_AFTER: Duration = Duration::from_secs(1);
 
 type Answer = (DeliveryId, Result<(), DeliverError>);
@@ -142,6 +143,7 @@ impl Dispatcher {
             Err(Failure::Sink(failure)) => Some(failure),
             Err(Failure::Store(_)) => return ended,
         };
+        // Before the backoff: what was acknowledged on this link is on disk even if the process ends during the wait.
         self.outboxes.end_link(matches!(failure, Some(DeliverError::Deferred { .. }))).await?;
         if let Some(failure) = failure {
             self.note_end(failure, lived, is_busy);
@@ -158,7 +160,7 @@ impl Dispatcher {
             let sink = &self.parts.settings.name;
             warn!(%sink, "connection breaks again and again, sending one message at a time to find the cause");
         }
-        // While a poison message is looked for, each connection is a step forward.
+        // While a poison message is searched for, each connection is a step forward.
         if lived > GOOD_AFTER || self.quarantine.has_suspect() {
             self.backoff.reset();
         }
@@ -171,7 +173,7 @@ impl Dispatcher {
         }
         let wait = self.backoff.next((self.jitter)()).max(failure.retry_after().unwrap_or_default());
         let due = self.connection_log.failed();
-        // Another reason is news, however often there was one before.
+        // Another reason is logged at once, however long the throttle is.
         let last = self.parts.buffer.last_report().failure;
         if due.is_some() || last.is_some_and(|last| last != failure.to_string()) {
             let (sink, times) = (&self.parts.settings.name, due.unwrap_or_default());
@@ -194,7 +196,7 @@ impl Dispatcher {
         }
     }
 
-    /// Polls the link beside what is sent on it, and reads its last answers when it is over.
+    /// Polls the link together with what is sent on it, and reads its last answers when it has ended.
     async fn drive(&mut self, connected: Connected, stop: &CancellationToken) -> Result<(), Failure> {
         let Connected { link, mut drive } = connected;
         let mut serve = std::pin::pin!(self.serve(link, stop));
@@ -203,6 +205,7 @@ impl Dispatcher {
             failure = &mut drive => failure,
             ended = &mut serve => return ended,
         };
+        // Acknowledgements that arrived with the end of the link count: otherwise all that was in flight is sent again.
         match timeout(LAST_ANSWERS_TIMEOUT, serve).await {
             Ok(ended) => ended,
             Err(_) => Err(failure.into()),
@@ -251,6 +254,7 @@ impl Dispatcher {
     /// Sends as much as may be in flight.
     async fn fill(&mut self, link: &mut dyn Link, in_flight: &mut InFlight) -> Result<(), StoreError> {
         loop {
+            // Asked for each batch: they change as more becomes known of the receiver.
             let mut limits = link.limits();
             limits.window = self.window(link);
             let batch = self.outboxes.next(limits).await?;
@@ -292,6 +296,7 @@ impl Dispatcher {
     }
 
     async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<(), StoreError> {
+        // A rejection counts as an answer, too: the message no longer ends connections.
         self.quarantine.answered(&id);
         self.parts.buffer.report(|report| match &outcome {
             Outcome::Acknowledged => report.delivered += 1,
@@ -308,6 +313,7 @@ impl Dispatcher {
 
 fn ticks(each: Duration) -> tokio::time::Interval {
     let mut ticks = interval(each);
+    // A write that took long must not be followed by a burst of writes.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
 }

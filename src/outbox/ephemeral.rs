@@ -1,4 +1,4 @@
-//! What is published of the bridge and its servers beside events and states: info, status, statistics, health, files.
+//! Messages about the bridge and its servers that are neither event nor state: info, status, statistics, health, files.
 //!
 //! Lossy: what is rejected is logged and forgotten, and messages for a sink that is disconnected are dropped. On each new
 //! link all that is retained is published again, as a broker may have lost it or kept an older copy.
@@ -24,7 +24,7 @@ pub(super) struct EphemeralOutbox {
     pending: VecDeque<Delivery>,
 }
 
-/// What was published of a server on this link.
+/// The messages about a server that were published on this link.
 #[derive(Default)]
 struct Published {
     is_online: Option<bool>,
@@ -32,6 +32,7 @@ struct Published {
 }
 
 impl EphemeralOutbox {
+    /// An outbox that publishes everything on the first link.
     pub fn new(parts: &Arc<DispatcherParts>) -> Self {
         let servers = parts.settings.servers.iter().map(|server| (server.clone(), Published::default())).collect();
         Self { parts: Arc::clone(parts), servers, needs_info: true, needs_health: false, pending: VecDeque::new() }
@@ -51,6 +52,7 @@ impl EphemeralOutbox {
                 *published = Published::default();
             }
         }
+        // A buffer holds the files of all servers, whichever of them the sink receives.
         let is_ours = |delivery: &Delivery| match delivery {
             Delivery::Files { server, .. } => self.servers.contains_key(server),
             _ => true,
@@ -117,6 +119,7 @@ impl Outbox for EphemeralOutbox {
     }
 
     fn reset_in_flight(&mut self) {
+        // Taken from the buffer and dropped, so that a long outage fills no queue.
         self.absorb();
         self.pending.clear();
         self.needs_info = true;

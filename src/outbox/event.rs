@@ -10,8 +10,8 @@
 //! Entries come from the change buffer while the sink is up to date, so that what was just written is not read back; from
 //! the store after a start, an outage, or an overflow of the buffer.
 //!
-//! With strict ordering at most one event of each server is in flight. A link may ask for that; a sink that ever put an
-//! event off is treated so for good, which is on disk before anything else is sent.
+//! With strict ordering at most one event of each server is in flight. A link may ask for that; a sink that ever deferred
+//! an event is treated so for good, which is on disk before anything else is sent.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ use crate::port::{Delivery, EventOrdering, Store, StoreError};
 /// Entries read from the journal at once.
 const READ_MAX: u16 = 256;
 
-/// See the module.
+/// The events of one sink that are pending or in flight. See the module.
 pub(super) struct EventOutbox {
     parts: Arc<DispatcherParts>,
     servers: Vec<ServerEvents>,
@@ -45,12 +45,13 @@ pub(super) struct EventOutbox {
     delivered: Vec<JournalEntry>,
 }
 
-/// Whether the sink ever put an event off.
+/// Whether the sink ever deferred an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Deferral {
     Never,
-    /// It did, which is not on disk yet.
+    /// Deferred one, which is not on disk yet.
     Unsaved,
+    /// Deferred one, and that is on disk.
     Saved,
 }
 
@@ -77,7 +78,7 @@ impl ReadAhead {
 }
 
 impl EventOutbox {
-    /// `cursors`: where the sink stands with each of its servers.
+    /// Continues after `cursors`, the last entry of each server that the sink has.
     pub fn new(
         parts: &Arc<DispatcherParts>,
         cursors: impl IntoIterator<Item = (ServerName, Seq)>,
@@ -89,6 +90,7 @@ impl EventOutbox {
             rewind: None,
             read_ahead: None,
         });
+        // Before anything is read from the store, so that no entry falls between the two.
         parts.buffer.buffer_entries_of(&parts.settings.servers);
         Self {
             parts: Arc::clone(parts),
@@ -107,14 +109,14 @@ impl EventOutbox {
         self.ordering = ordering;
     }
 
-    /// Orders events strictly from now on, whatever links ask for: the sink put one off.
+    /// Orders events strictly from now on, whatever links ask for: the sink deferred one.
     pub fn event_was_deferred(&mut self) {
         if self.deferral == Deferral::Never {
             self.deferral = Deferral::Unsaved;
         }
     }
 
-    /// Returns the last entry of a server up to which the sink has all.
+    /// Returns the cursor of a server: the last entry up to which all are dealt with.
     pub fn cursor(&self, server: &ServerName) -> Seq {
         let events = self.servers.iter().find(|events| events.server == *server);
         events.map(|events| events.cursor.position()).unwrap_or_default()
@@ -213,6 +215,7 @@ impl Outbox for EventOutbox {
                     self.dead_letters.acknowledged(&entry);
                     self.delivered.push(entry);
                 }
+                // An event that was offered once more and acknowledged ends the block like a saved one.
                 self.unblock();
                 Ok(())
             }
@@ -243,7 +246,7 @@ impl Outbox for EventOutbox {
         self.dead_letters.reset_in_flight();
     }
 
-    /// Entries that are not dealt with.
+    /// Returns the number of entries that are not dealt with.
     fn backlog(&self) -> u64 {
         let behind = |events: &ServerEvents| {
             let published = self.parts.published(&events.server);
@@ -262,6 +265,7 @@ impl ServerEvents {
     async fn next(&mut self, parts: &DispatcherParts, is_strict: bool) -> Result<Option<JournalEntry>, StoreError> {
         if let Some(from) = self.rewind {
             if !self.cursor.rewind(from) {
+                // In flight: nothing new is sent until that is answered, then the replay begins.
                 return Ok(None);
             }
             self.rewind = None;
@@ -289,6 +293,7 @@ impl ServerEvents {
             let ahead = ahead.unwrap_or_else(|| ReadAhead::start(&parts.store, &self.server, after));
             entries = ahead.entries.await?;
             if entries.is_empty() {
+                // Given up for this sink while its delivery was blocked: a dead letter names the range.
                 self.cursor.skip_to(published);
             }
             // An entry that is committed and not published yet would be followed by the state from before it.

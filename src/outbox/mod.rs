@@ -1,4 +1,4 @@
-//! What each sink still has to be sent, and its delivery at each sink's own pace.
+//! The outboxes of each sink and their dispatcher: pending messages, delivered at the pace of the sink.
 //!
 //! ```text
 //!  live state, journal,         Outboxes                          Dispatcher
@@ -61,7 +61,7 @@ pub use dispatcher::Dispatcher;
 pub use parts::{DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
 pub use reader::{Missed, ReadFrom, Reader, ReaderItem, ReaderParts};
 
-/// What one sink still has to be sent, of one kind.
+/// The messages of one kind that one sink still has to be sent.
 trait Outbox {
     /// Returns at most about `budget` deliveries, most urgent first; from now on they are in flight. A message that
     /// belongs to another one, as an update to its state, is returned with it.
@@ -89,7 +89,9 @@ type Outgoing = (DeliveryId, Delivery);
 /// The identity of a delivery; the same when it is sent again on another link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeliveryId {
+    /// A journal entry.
     Event(ServerName, Seq),
+    /// The state of a torrent.
     State(ServerName, InfoHash),
     /// The conflated event that accompanies a state; nothing depends on its outcome.
     Updated(ServerName, InfoHash),
@@ -99,25 +101,29 @@ pub enum DeliveryId {
     Projected(String),
     /// A part of a result, by the number of the result in the command log.
     Result(i64, Piece),
-    /// Nothing depends on its outcome.
+    /// Any other message; nothing depends on its outcome.
     Ephemeral,
 }
 
 /// Which part of a result. One that is acknowledged says nothing about another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Piece {
+    /// A part of the result as it was written, from 0.
     Part(usize),
     /// A shorter result in place of the whole, of so many bytes: those that follow are shorter still.
     Substitute(usize),
 }
 
-/// What became of a delivery.
+/// The outcome of a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Outcome {
+    /// The receiver took responsibility.
     Acknowledged,
+    /// The receiver refused it for good.
     Rejected {
+        /// The reason of the receiver, for people.
         reason: String,
-        /// It was not sent any more, as it had ended several connections ([`quarantine`]).
+        /// Not sent at all, because it had ended several connections ([`quarantine`]).
         is_poison: bool,
     },
 }

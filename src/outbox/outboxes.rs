@@ -1,4 +1,4 @@
-//! The four outboxes of one sink: how they share the window, and who hears of an outcome.
+//! The four outboxes of one sink: their shares of the window, and the way of an outcome.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -43,9 +43,13 @@ impl Kind {
 
 /// See the module.
 pub(super) struct Outboxes {
+    /// Journal entries.
     pub events: EventOutbox,
+    /// States of torrents, retained topics, the projection.
     pub states: StateOutbox,
+    /// Results of commands.
     pub results: ResultOutbox,
+    /// Everything else.
     pub ephemeral: EphemeralOutbox,
     /// Deliveries in flight, by [`Kind`].
     in_flight: [usize; 4],
@@ -106,13 +110,14 @@ impl Outboxes {
             Kind::Result => self.results.next(budget).await,
             Kind::Event => self.events.next(budget).await,
             Kind::State => {
+                // Just before, so that a state is held for every event of its torrent that is not acknowledged yet (I7).
                 self.states.set_cursors(|server| self.events.cursor(server));
                 self.states.next(budget).await
             }
         }
     }
 
-    /// Passes an outcome on to whom it concerns.
+    /// Passes an outcome to the outbox that returned the delivery.
     pub async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<(), StoreError> {
         let kind = Kind::of(&id);
         self.in_flight[kind as usize] = self.in_flight[kind as usize].saturating_sub(1);
@@ -122,6 +127,7 @@ impl Outboxes {
             Kind::State => self.states.resolve(id, outcome).await,
             Kind::Event => {
                 self.events.resolve(id, outcome).await?;
+                // Before states are asked for again: what the sink knows of the torrent has moved on.
                 for entry in self.events.take_delivered() {
                     self.states.on_delivered(&entry);
                 }

@@ -1,4 +1,4 @@
-//! What the outboxes and the dispatcher of one sink work with, and where a sink begins.
+//! The parts that the outboxes and the dispatcher of one sink share, and the first progress of a sink.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,34 +10,44 @@ use crate::live_state::{ChangeBuffer, LiveState};
 use crate::model::{Kind, Seq, ServerName, SinkName};
 use crate::port::{Clock, DeliverError, RetainedScan, Sink, SinkProgress, SinkState, Store, StoreError};
 
-/// What a sink receives, and in which way.
+/// The deliveries of one sink, as configured.
 pub struct DispatcherSettings {
+    /// Name of the sink, under which the store has its progress.
     pub name: SinkName,
+    /// Servers whose events, states and statistics the sink receives.
     pub servers: Vec<ServerName>,
     /// Kinds of events that the sink receives.
     pub events: BTreeSet<Kind>,
+    /// Policy by which states are retained.
     pub retain: Retain,
-    /// The last run ended in a clean shutdown, so what was saved is what this sink was sent. After a crash it may know more.
+    /// The last run ended in a clean shutdown, so the saved progress is what the sink was sent. After a crash the sink may
+    /// know more.
     pub was_clean_shutdown: bool,
 }
 
-/// Renders what is published of the bridge itself.
+/// A renderer of the messages about the bridge itself.
 pub trait Reporter: Send + Sync {
     /// Returns version, servers and limits as JSON.
     fn info(&self) -> Bytes;
-    /// Returns how servers and sinks are doing, as JSON.
+    /// Returns the health of servers and sinks as JSON.
     fn health(&self) -> Bytes;
 }
 
-/// What a dispatcher works with.
+/// The parts of one dispatcher.
 pub struct DispatcherParts {
+    /// Configuration of the sink.
     pub settings: DispatcherSettings,
+    /// Adapter that connects and renders.
     pub sink: Arc<dyn Sink>,
+    /// Store of journal, progress and results.
     pub store: Arc<dyn Store>,
+    /// Snapshots of all servers.
     pub live: Arc<LiveState>,
     /// The change buffer of this sink.
     pub buffer: Arc<ChangeBuffer>,
+    /// Wall clock, for the age of a change.
     pub clock: Arc<dyn Clock>,
+    /// Renderer of info and health.
     pub reporter: Arc<dyn Reporter>,
 }
 
@@ -74,7 +84,7 @@ pub async fn init_sink_progress(
 ) -> Result<(), StoreError> {
     let SinkState { progress: saved, retained_scan, .. } = store.load_sink(sink).await?;
     if saved.is_empty() && retained_scan.is_none() {
-        // First: a sink with progress is not new any more after a crash.
+        // Before the progress: after a crash in between, a sink with progress would no longer count as new.
         store.set_retained_scan(sink, Some(RetainedScan { is_first_run })).await?;
     }
     let is_new = |server: &&ServerName| !saved.contains_key(*server);

@@ -37,7 +37,7 @@ fn view(live: &LiveServer, now: Timestamp) -> ServerView<'_> {
 }
 
 impl ProjectionDriver {
-    /// `saved`: the state that an earlier run saved.
+    /// Continues with `saved`, the state that an earlier run saved.
     pub fn new(mut projection: Box<dyn Projection>, saved: Option<String>) -> Self {
         if let Some(saved) = saved {
             projection.restore(&saved);
@@ -49,22 +49,27 @@ impl ProjectionDriver {
         self.began.elapsed()
     }
 
+    /// Begins a new link: everything is due again.
     pub fn begin_link(&mut self) {
         self.projection.begin(self.at());
     }
 
+    /// Returns the topics where it retains something, or soon will.
     pub fn retained_topics(&self) -> Vec<String> {
         self.projection.retained_topics()
     }
 
+    /// Takes in an event that the sink acknowledged.
     pub fn on_event(&mut self, entry: &JournalEntry) {
         self.projection.on_event(entry, self.at());
     }
 
+    /// Takes in that something about this server was published.
     pub fn on_change(&mut self, server: &ServerName) {
         self.projection.on_change(server);
     }
 
+    /// Records that the sink acknowledged or refused a message to this topic.
     pub fn acknowledged(&mut self, topic: &str) {
         self.projection.acknowledged(topic);
     }
@@ -100,6 +105,7 @@ impl ProjectionDriver {
             self.unsaved = Some(state);
         }
         let Some(state) = self.unsaved.clone() else { return Ok(()) };
+        // The text is kept until it is written: the projection hands it out once.
         let saved = parts.store.save_projection_state(&parts.settings.name, state).await;
         if unless_full(saved)?.is_some() {
             self.unsaved = None;

@@ -26,19 +26,19 @@ const SHORT: Duration = Duration::from_secs(60);
 const SUSPECT_AFTER: u32 = 4;
 /// A message that so many connections in a row ended over, sent alone, is poison.
 const MAX_ATTEMPTS: u32 = 5;
-/// After so many acknowledgements one at a time, whatever it was is over.
+/// After so many acknowledgements one at a time the cause is gone.
 const RELEASE_AFTER: u32 = 200;
 
-/// What is known of the ends of the last connections.
+/// The ends of the last connections, and the message that may be their cause.
 #[derive(Debug, Default)]
 pub struct Quarantine {
     /// Short connections in a row.
     short_connections: u32,
     /// Acknowledged one at a time since.
     acknowledged: u32,
-    /// What is in flight alone.
+    /// The message that is in flight alone.
     alone: Option<DeliveryId>,
-    /// What the last connections ended over, and how many of them.
+    /// The message that the last connections ended over, and their number.
     suspect: Option<(DeliveryId, u32)>,
 }
 
@@ -69,6 +69,7 @@ impl Quarantine {
 
     /// Records that a connection ended without a reason from the receiver.
     pub fn ended(&mut self, lived: Duration, has_in_flight: bool) {
+        // One that ended idle, or after a long time, did not end over a message.
         if lived >= SHORT || !has_in_flight {
             *self = Self::default();
             return;
@@ -82,6 +83,7 @@ impl Quarantine {
         }
     }
 
+    /// Whether the last connection ended over a message that was in flight alone.
     pub fn has_suspect(&self) -> bool {
         self.suspect.is_some()
     }

@@ -1,7 +1,7 @@
 //! The reader: a listener inside this process, such as a library user, a terminal or a page. Nothing waits for one.
 //!
 //! A reader is no sink: nothing about it is on disk. Journal entries of all servers come in the order of their commits, so
-//! one of them says where a reader stands with all; an `updated` is made when it is asked for, with everything that changed
+//! one of them is a position with all of them; an `updated` is made when it is asked for, with everything that changed
 //! since the reader last received something about that torrent.
 //!
 //! Invariants:
@@ -26,18 +26,21 @@ const READ_MAX: u16 = 256;
 
 /// Configuration of a [`Reader`], and what it reads from.
 pub struct ReaderParts {
+    /// Snapshots, and the place where the reader subscribes.
     pub live: Arc<LiveState>,
+    /// Store of the journal.
     pub store: Arc<dyn Store>,
     /// Only events of these servers are read.
     pub servers: BTreeSet<ServerName>,
     /// Only events of these kinds are read.
     pub events: BTreeSet<Kind>,
+    /// The first events to read.
     pub begin: ReadFrom,
     /// Ends the reader, after what is published by then.
     pub stop: CancellationToken,
 }
 
-/// Where a reader begins.
+/// The position at which a reader begins.
 #[derive(Clone, Debug)]
 pub enum ReadFrom {
     /// After these entries; with the present for a server that is not in the map.
@@ -47,7 +50,7 @@ pub enum ReadFrom {
     AfterEvent(String),
 }
 
-/// See the module.
+/// A listener that has its own position in the journal. See the module.
 pub struct Reader {
     live: Arc<LiveState>,
     store: Arc<dyn Store>,
@@ -74,9 +77,11 @@ struct ServerReader {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum ReaderItem {
+    /// A journal entry.
     Entry(JournalEntry),
     /// The conflated event.
     Updated(Box<Event>),
+    /// A gap.
     Missed(Missed),
     /// The event to begin after does not exist, so something may be missing, of any server. Contains why, and with what the
     /// reader begins instead.
@@ -88,6 +93,7 @@ pub enum ReaderItem {
 #[error("{events} events of {server} were not read in time and are gone")]
 #[non_exhaustive]
 pub struct Missed {
+    /// Server of these events.
     pub server: ServerName,
     /// Their number, of all kinds but `updated`.
     pub events: u64,
@@ -105,6 +111,7 @@ impl ReaderItem {
 }
 
 impl Reader {
+    /// Subscribes; the position in the journal is found with the first call of [`Self::next`].
     pub fn new(parts: ReaderParts) -> Self {
         let ReaderParts { live, store, servers, events, begin, stop } = parts;
         // Subscribed before anything is read, so that no change is missed in between.
@@ -219,7 +226,7 @@ impl Reader {
         let lasts: Vec<Seq> = self.servers.keys().map(|server| self.last(server)).collect();
         let mut page = self.store.read_all_after(self.position, READ_MAX).await?;
         if page.is_empty() && self.is_behind_known_cursors(&lasts) {
-            // The journal was empty in between, and its positions begin anew.
+            // The journal was empty at a restart of the store, which then numbers positions from the start.
             page = self.store.read_all_after(None, READ_MAX).await?;
         }
         let is_full = page.len() == usize::from(READ_MAX);

@@ -1,17 +1,17 @@
-//! The registry of retained topics: where one sink's receiver retains something of ours, or may do so.
+//! The registry of retained topics: the topics where the receiver of one sink retains, or may retain, something of ours.
 //!
 //! A topic is in the registry before anything is first sent to it, and leaves it when its clearing was acknowledged and
-//! nothing was retained there again meanwhile. So whatever is killed, everything that was ever retained can be cleared.
+//! nothing was retained there again meanwhile. Whatever is killed, everything that was ever retained can be cleared.
 //!
 //! Pure: the copy on disk, which is never behind this one for long, belongs to the state outbox.
 
 use std::collections::{BTreeSet, HashSet};
 
-/// The topics of one sink, and how far the clearing of those that nobody wants has come.
+/// The topics of one sink, and the progress of clearing the orphans among them.
 #[derive(Debug, Default)]
 pub struct Registry {
     topics: HashSet<String>,
-    /// Nobody wants them any more: to be cleared when there is time.
+    /// Topics that nothing is sent to any more: to be cleared when the window has room.
     orphans: BTreeSet<String>,
     /// Their clearing is in flight.
     clearing: HashSet<String>,
@@ -20,10 +20,12 @@ pub struct Registry {
 }
 
 impl Registry {
+    /// A registry of these topics, as the store has them.
     pub fn new(topics: impl IntoIterator<Item = String>) -> Self {
         Self { topics: topics.into_iter().collect(), ..Self::default() }
     }
 
+    /// Whether a topic is registered.
     pub fn contains(&self, topic: &str) -> bool {
         self.topics.contains(topic)
     }
@@ -34,6 +36,7 @@ impl Registry {
         unknown.into_iter().collect()
     }
 
+    /// Adds topics; the caller has written them to the store, or will.
     pub fn add(&mut self, topics: impl IntoIterator<Item = String>) {
         self.topics.extend(topics);
     }
@@ -86,6 +89,7 @@ impl Registry {
 
     /// Records that all of those are unregistered on disk.
     pub fn unregistered(&mut self) {
+        // Known until here, because a topic that is on disk has to be cleared by whoever reads that.
         for topic in std::mem::take(&mut self.cleared) {
             self.topics.remove(&topic);
         }

@@ -33,7 +33,7 @@ pub(super) struct ResultOutbox {
     read_ahead: Option<Request<Vec<UnsentResult>>>,
     /// Read, and not saved as delivered.
     open: HashMap<i64, OpenResult>,
-    /// What is to be sent next.
+    /// Parts to be sent, in this order.
     pending: VecDeque<(i64, Piece, Bytes)>,
     /// The last substitute of each rejected result: on another link the whole is not tried once more.
     shortened: HashMap<i64, Bytes>,
@@ -52,6 +52,7 @@ struct OpenResult {
 }
 
 impl ResultOutbox {
+    /// An outbox that reads the command log with the first batch.
     pub fn new(parts: &Arc<DispatcherParts>) -> Self {
         Self {
             parts: Arc::clone(parts),
@@ -84,7 +85,7 @@ impl ResultOutbox {
 
     async fn read(&mut self) -> Result<(), StoreError> {
         let ahead = self.read_ahead.take();
-        // What was written after a read ahead began has woken us in vain: the log is read once more.
+        // A result that was written after the read ahead began is not in it, and its wake is used up: read once more.
         self.may_have_more = ahead.is_some();
         let results = ahead.unwrap_or_else(|| self.start_reading()).await?;
         self.read_to = results.last().map_or(self.read_to, |result| result.number);
@@ -187,8 +188,8 @@ impl Outbox for ResultOutbox {
     }
 
     async fn save(&mut self) -> Result<(), StoreError> {
+        // Twice: results that were delivered while the first write was running are in the second.
         for _ in 0..2 {
-            // The second time what was delivered while the first write was running.
             if let Some(numbers) = self.saving.finish().await? {
                 self.saved(numbers);
             }
@@ -199,10 +200,11 @@ impl Outbox for ResultOutbox {
 
     fn reset_in_flight(&mut self) {
         self.pending.clear();
+        // From the first unsent result on: those in flight may not have arrived.
         self.read_to = 0;
         self.read_ahead = None;
         self.may_have_more = true;
-        // Those that only wait to be saved are not sent again.
+        // Results that only wait to be saved are not sent again.
         self.open.retain(|number, _| self.unsaved.contains(number));
     }
 

@@ -23,6 +23,7 @@ use crate::port::{Delivery, RetainedScan, StoreError};
 /// See the module.
 pub(super) struct RetainedTopics {
     parts: Arc<DispatcherParts>,
+    /// The registry as it is in memory; at most `unsaved` ahead of the store.
     pub registry: Registry,
     /// In the registry, and not written to the store yet.
     unsaved: Vec<String>,

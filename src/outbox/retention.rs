@@ -14,12 +14,16 @@ const DAY_MILLIS: u64 = 24 * 60 * 60 * 1000;
 /// The states of one server that are retained.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Retained {
+    /// The states of all torrents.
     All,
+    /// No state.
     None,
+    /// The states of these torrents.
     These(HashSet<InfoHash>),
 }
 
 impl Retained {
+    /// Whether the state of this torrent is retained.
     pub fn contains(&self, hash: &InfoHash) -> bool {
         match self {
             Self::All => true,
@@ -29,7 +33,7 @@ impl Retained {
     }
 
     /// Returns the choice by policy. Of more than [`AUTO_MAX`] that matter those stay that were retained `before`,
-    /// then those come that changed last: a topic that comes and goes helps nobody.
+    /// then those come that changed last: a topic that comes and goes serves no subscriber.
     pub fn choose(snapshot: &Snapshot, retain: Retain, now: Timestamp, before: &Self) -> Self {
         match retain {
             Retain::All => Self::All,
@@ -46,9 +50,7 @@ impl Retained {
             }
         }
     }
-}
 
-impl Retained {
     /// Whether no other state can come in, whatever else there is.
     fn is_full_of_what_matters(&self, snapshot: &Snapshot, now: Timestamp) -> bool {
         let Self::These(these) = self else { return false };

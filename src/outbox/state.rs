@@ -30,6 +30,7 @@ use crate::port::{Delivery, SinkProgress, SinkState, StoreError};
 pub(super) struct StateOutbox {
     parts: Arc<DispatcherParts>,
     servers: BTreeMap<ServerName, ServerStates>,
+    /// The registry of retained topics, for all outboxes.
     pub topics: RetainedTopics,
     projection: Option<ProjectionDriver>,
 }
@@ -49,7 +50,7 @@ struct ServerStates {
 }
 
 impl StateOutbox {
-    /// Continues from the saved state of the sink. `progress`: where it stands with each of its servers.
+    /// Continues from the saved state of the sink; `progress` has one entry for each of its servers.
     pub fn new(parts: &Arc<DispatcherParts>, progress: &BTreeMap<ServerName, SinkProgress>, saved: SinkState) -> Self {
         let SinkState { retained_topics, retained_scan, projection_state, .. } = saved;
         let projection = parts.sink.projection().map(|projection| ProjectionDriver::new(projection, projection_state));
@@ -64,11 +65,11 @@ impl StateOutbox {
         outbox
     }
 
-    /// After a start: what was published after the last save may never have arrived; after an unclean shutdown the sink
-    /// may also know more than the store.
+    /// Marks, after a start, the torrents that changed after the last save; after an unclean shutdown all of them.
     fn mark_unsent(&mut self) {
         for (server, states) in &mut self.servers {
             self.parts.live.read(server, |live| {
+                // Changes without an event are committed lazily: a power cut may have taken some whose states were sent.
                 if !self.parts.settings.was_clean_shutdown {
                     states.doubted = live.snapshot.keys().copied().collect();
                     states.reassert(&live.snapshot);
@@ -102,7 +103,7 @@ impl StateOutbox {
         }
     }
 
-    /// Returns how many torrents the sink has an old state of.
+    /// Returns the number of torrents whose latest state the sink does not have.
     pub fn dirty(&self) -> u64 {
         self.servers.values().map(|states| states.dirty.len() as u64).sum()
     }
@@ -126,7 +127,7 @@ impl StateOutbox {
         self.servers.iter().map(|(server, states)| (server.clone(), states.sent_rev)).collect()
     }
 
-    /// Takes in what changed.
+    /// Takes the changed torrents from the buffer.
     pub fn absorb(&mut self) {
         let buffered = self.parts.buffer.take_states();
         self.absorb_buffered(buffered);
@@ -181,7 +182,7 @@ impl StateOutbox {
         }
     }
 
-    /// Publishes everything that is retained again on a new link, and plans to clear what nobody wants.
+    /// Publishes everything that is retained again on a new link, and plans to clear topics that nothing is sent to.
     pub async fn begin_link(&mut self) -> Result<(), StoreError> {
         if let Some(projection) = &mut self.projection {
             projection.begin_link();

@@ -10,7 +10,7 @@ use crate::model::{Action, Details, Hook, HookKey, InfoHash, Limits, Listing, Pa
 
 /// The adapter of one torrent program.
 ///
-/// An implementation has at most one exchange under way, ends each within a deadline of its own, and is
+/// An implementation has at most one exchange in progress, ends each within a deadline of its own, and is
 /// shared by the watcher and the worker of its server. It classifies failures and never retries: whether
 /// and when to try again is the engine's decision.
 #[async_trait]
@@ -61,7 +61,7 @@ impl dyn TorrentClient + '_ {
     }
 }
 
-/// What a client can do besides listing and reading torrents.
+/// The functions of a client besides listing and reading torrents.
 #[derive(Clone, Copy, Default)]
 #[non_exhaustive]
 pub struct Capabilities<'a> {
@@ -181,7 +181,7 @@ pub enum ClientError {
     /// The answer is not one that a client of this kind gives; nothing of it is used.
     #[error("answer not understood: {reason}")]
     Protocol {
-        /// What is wrong with the answer.
+        /// The fault of the answer.
         reason: String,
     },
     /// The client refused.
@@ -196,13 +196,13 @@ pub enum ClientError {
     /// The request does not fit the torrent's present state.
     #[error("{reason}")]
     Precondition {
-        /// What would have to be different.
+        /// The condition that is not met.
         reason: String,
     },
     /// The client must not be asked for this now, and may be later; nothing was asked.
     #[error("{reason}")]
     Busy {
-        /// What has to end first.
+        /// The activity that has to end first.
         reason: String,
     },
     /// This kind of client has no such function.

@@ -33,7 +33,7 @@ pub struct Incoming {
     pub body: Bytes,
     /// Whether the broker had retained it: such a command is never executed.
     pub is_retained: bool,
-    /// Whether it may have waited at the broker while nobody took commands; for how long, the broker does not say.
+    /// Whether it may have waited at the broker while no bridge took commands; for how long, the broker does not say.
     pub may_have_waited: bool,
     /// Time until the message expires at the broker; `None` if it does not.
     pub expires_in: Option<Duration>,

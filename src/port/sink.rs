@@ -30,10 +30,10 @@ pub trait Sink: Send + Sync {
         Vec::new()
     }
 
-    /// Looks for what the receiver retains of these servers already; by server, the topics.
+    /// Scans for what the receiver retains of these servers already; by server, the topics.
     ///
     /// Made for a sink that is new to the store, until it succeeds: the state may have been lost, or the sink may have had
-    /// another name. A sink that cannot look, or retains nothing, has found nothing.
+    /// another name. A sink that cannot scan, or retains nothing, has found nothing.
     async fn scan_retained(&self, _servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
         Ok(BTreeMap::new())
     }
@@ -78,10 +78,10 @@ pub trait Projection: Send + Sync {
     /// Takes in that something about this server was published.
     fn on_change(&mut self, server: &ServerName);
 
-    /// Whether it is time to look at this server.
+    /// Whether it is due to be shown this server.
     fn needs_view(&self, server: &ServerName, at: Duration) -> bool;
 
-    /// Looks at a server.
+    /// Takes in the present state of a server.
     fn update(&mut self, server: &ServerName, view: ServerView<'_>, at: Duration);
 
     /// Returns the next message that is due: a [`Delivery::Projected`] or a [`Delivery::Clear`].
@@ -99,8 +99,11 @@ pub trait Projection: Send + Sync {
 
 /// One server as a projection sees it.
 pub struct ServerView<'a> {
+    /// Torrents as they were last committed.
     pub snapshot: &'a Snapshot,
+    /// State of the server as it was last committed.
     pub state: &'a ServerState,
+    /// Statistics of the last successful poll.
     pub stats: &'a ServerStats,
     /// How long the last poll took.
     pub poll: Duration,
@@ -114,6 +117,7 @@ pub struct ServerView<'a> {
 
 /// One connection: what sends on it, and what runs it.
 pub struct Connected {
+    /// The sending end.
     pub link: Box<dyn Link>,
     /// Runs the connection and ends, with the reason, when it is over. Nothing moves unless it is polled.
     pub drive: BoxFuture<'static, DeliverError>,
@@ -122,7 +126,8 @@ pub struct Connected {
 /// One connection to a sink. The first failure ends it, and everything in flight fails with it.
 #[async_trait]
 pub trait Link: Send {
-    /// Returns what the caller has to keep to. May change while the link lives, as more becomes known of the receiver.
+    /// Returns the limits that the caller has to keep. They may change while the link is up, as more becomes known of the
+    /// receiver.
     fn limits(&self) -> LinkLimits;
 
     /// Sends in call order. The future ends when the receiver has taken responsibility, or the link is over.
@@ -136,13 +141,14 @@ pub trait Link: Send {
     }
 }
 
-/// What a link takes at a time, and in which order.
+/// The limits of a link: messages at a time, their size and their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkLimits {
     /// Deliveries that may be in flight at once; at least 1.
     pub window: usize,
     /// Largest body of a result in one message, in bytes; `None`: results are never split.
     pub result_bytes_max: Option<usize>,
+    /// How many events of one server may be in flight.
     pub ordering: EventOrdering,
 }
 
@@ -152,7 +158,7 @@ pub enum EventOrdering {
     /// As many as the window allows: the receiver takes messages in the order in which they were sent.
     #[default]
     Pipelined,
-    /// One: the receiver may put an event off and take the next.
+    /// One: the receiver may defer an event and take the next.
     Strict,
 }
 
@@ -235,7 +241,7 @@ pub enum DeliverError {
         /// The receiver said why, so it did not hang up over a message that it refuses without a word (MQTT 3.1.1 §3.3.5).
         gave_reason: bool,
     },
-    /// The receiver put a delivery off and may have taken a later one: everything unacknowledged is sent again, and from
+    /// The receiver deferred a delivery and may have taken a later one: everything unacknowledged is sent again, and from
     /// then on events are strictly ordered ([`EventOrdering::Strict`]), also after a restart.
     #[error("{reason}")]
     Deferred { reason: String, retry_after: Option<Duration> },

@@ -113,7 +113,7 @@ pub(super) trait Trim {
 /// Makes room for `bytes` of `server` in a journal that may hold `max`.
 ///
 /// Entries that every sink has go first. A blocked sink holds back what others have had only as long as there
-/// is room for it, or nobody else reads the server (I13). An empty journal takes a change set that is
+/// is room for it, or nothing else reads the server (I13). An empty journal takes a change set that is
 /// larger than the budget: otherwise nothing ever would.
 ///
 /// # Errors

@@ -59,7 +59,7 @@ pub struct Watcher {
     pub client: Arc<dyn TorrentClient>,
     /// The store that events and snapshot are committed to.
     pub store: Arc<dyn Store>,
-    /// What other tasks read of the server.
+    /// The live state, which other tasks read.
     pub live: Arc<LiveState>,
     /// The time of events.
     pub clock: Arc<dyn Clock>,
@@ -93,7 +93,7 @@ impl Watcher {
     }
 }
 
-/// What a running watcher remembers from poll to poll.
+/// The memory of a running watcher from poll to poll.
 struct PollLoop<'a> {
     watcher: &'a Watcher,
     live: &'a ServerHandle,
@@ -155,7 +155,7 @@ impl<'a> PollLoop<'a> {
         let change_set = self.diff(&answer, now);
         self.are_stats_stale |= !change_set.is_empty();
         self.commit(change_set, now.at).await?;
-        // After the commit: whoever reads that the client answers finds in the snapshot what it answered.
+        // After the commit: a reader that sees the client answering finds the answer in the snapshot.
         self.report(&answer, began, took);
         if let Ok(listing) = &answer {
             self.publish_stats(listing);

@@ -212,7 +212,7 @@ async fn one_is_blocked(
         matches!(&refused, Err(StoreError::Full { reason }) if reason.contains("dtorrent dead-letters")),
         "{refused:?}"
     );
-    // Far more than the journal holds: nobody is held up, and each entry that goes is accounted for.
+    // Far more than the journal holds: no sink is held up, and each entry that goes is accounted for.
     let mut last = 2;
     for _ in 0..40 {
         store.save_progress(&well, [(home.clone(), at(last, 0))].into()).await.unwrap();

@@ -33,10 +33,13 @@ pub(super) struct Db {
     pub trimmed_at: Option<Timestamp>,
     /// Commands recorded since excess ones were removed.
     pub recorded: u32,
+    /// The locked data directory.
     pub folder: Folder,
+    /// The connection waits for the disk at each commit (`synchronous = FULL`).
     pub is_synced: bool,
     /// Number of synced commits, which is noted in `commit_mark` too.
     pub commits: u64,
+    /// File next to the database that holds the same number.
     pub commit_mark: CommitMark,
 }
 
@@ -70,7 +73,9 @@ impl Db {
 /// The part of a server's row that is at hand without asking the disk.
 #[derive(Clone, Copy)]
 pub(super) struct Numbers {
+    /// Key of the row.
     pub id: i64,
+    /// Newest revision that was assigned in this run.
     pub rev_used: u64,
     /// Durable: no other run has used or will use a revision in between.
     pub rev_reserved: u64,

@@ -4,7 +4,7 @@
 //! one. Each request is still whole or not at all: it has a savepoint of its own, and if the shared
 //! transaction fails, each is tried again alone, so that one cannot fail another.
 //!
-//! Reads of a group come first and see what was committed before, so nobody reads what is not
+//! Reads of a group come first and see what was committed before, so nothing is read that is not
 //! yet on disk. The thread ends when its store closes or is dropped, or if it panics; every
 //! request after that fails.
 
@@ -132,7 +132,7 @@ fn serve(mut db: Db, mut waiting: mpsc::Receiver<Request>) {
 }
 
 impl Db {
-    /// Takes over a connection that `schema::open` has checked and migrated.
+    /// Wraps a connection that `schema::open` has checked and migrated.
     pub fn new(
         connection: Connection,
         meta: schema::Meta,

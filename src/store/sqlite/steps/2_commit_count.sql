@@ -1,0 +1,2 @@
+-- Counts the synced commits, see `CommitMark`.
+INSERT INTO meta VALUES ('commits', 0);
