@@ -24,7 +24,7 @@ pub struct ServerSetup {
     /// The lists of files are published.
     pub publishes_files: bool,
     /// This epoch began by a loss.
-    pub is_history_lost: bool,
+    pub is_state_lost: bool,
 }
 
 /// Parts that all servers share.
@@ -60,7 +60,7 @@ impl ServerParts {
         unfinished: Vec<QueuedCommand>,
         common: &Common,
     ) -> Result<Self, reqwest::Error> {
-        let ServerSetup { client, poll, roots, publishes_files, is_history_lost } = setup;
+        let ServerSetup { client, poll, roots, publishes_files, is_state_lost } = setup;
         let Common { store, live, clock } = common.clone();
         let pending_effects = Arc::new(PendingEffects::default());
         let files = Arc::new(FilePublisher::new(publishes_files));
@@ -82,7 +82,7 @@ impl ServerParts {
             clock,
             pending_effects,
             files: Arc::clone(&files),
-            is_history_lost,
+            is_state_lost,
         };
         Ok(Self { queue: Arc::new(Queue::new(unfinished)), worker: Arc::new(worker), files, publishes_files, watcher })
     }

@@ -42,7 +42,7 @@ async fn an_initial_snapshot_in_parts_is_published_whole_and_once_within_any_lim
         clock: Arc::new(SystemClock),
         pending_effects: Arc::new(PendingEffects::default()),
         files: Arc::new(FilePublisher::default()),
-        is_history_lost: false,
+        is_state_lost: false,
     };
     let stop = CancellationToken::new();
     #[allow(clippy::disallowed_methods, reason = "it is waited for below")]

@@ -271,7 +271,7 @@ fn build_servers(
             poll: server.poll,
             roots: server.roots.clone(),
             publishes_files: true,
-            is_history_lost: recovery.lost,
+            is_state_lost: recovery.lost,
         };
         let of_server = unfinished.remove(&Some(name.clone())).unwrap_or_default();
         servers.insert(name.clone(), ServerParts::new(name.clone(), setup, of_server, common).with_context(set_up)?);

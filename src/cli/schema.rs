@@ -5,8 +5,8 @@ use clap::{Subcommand, ValueEnum};
 use super::CommandResult;
 use super::terminal::print_json_text;
 use crate::config;
-use crate::model::Verb;
-use crate::schema::{self, Body};
+use crate::model::{Event, Files, Health, Info, Outcome, Stats, Torrent, Verb};
+use crate::schema;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Arguments {
@@ -56,13 +56,13 @@ impl ValueEnum for Named {
 pub(super) fn run(arguments: &Arguments) -> CommandResult {
     let document = match arguments {
         Arguments::Config => config::schema().to_value(),
-        Arguments::Event => Body::Event.schema().to_value(),
-        Arguments::Result => Body::Result.schema().to_value(),
-        Arguments::Torrent => Body::Torrent.schema().to_value(),
-        Arguments::Files => Body::Files.schema().to_value(),
-        Arguments::Stats => Body::Stats.schema().to_value(),
-        Arguments::Info => Body::Info.schema().to_value(),
-        Arguments::Health => Body::Health.schema().to_value(),
+        Arguments::Event => schema::sent::<Event>().to_value(),
+        Arguments::Result => schema::sent::<Outcome>().to_value(),
+        Arguments::Torrent => schema::sent::<Torrent>().to_value(),
+        Arguments::Files => schema::sent::<Files>().to_value(),
+        Arguments::Stats => schema::sent::<Stats>().to_value(),
+        Arguments::Info => schema::sent::<Info>().to_value(),
+        Arguments::Health => schema::sent::<Health>().to_value(),
         Arguments::Command { verb: Some(Named(verb)) } => schema::command(*verb).to_value(),
         Arguments::Command { verb: None } => schema::any_command().to_value(),
         Arguments::Asyncapi => schema::asyncapi(),

@@ -8,7 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::Value;
 
 use super::request;
-use crate::model::{CommandId, Filter, Level, OneOrMore, Status, Verb};
+use crate::model::{CommandId, FilterArguments, Level, OneOrMore, Status, Verb};
 
 /// The keys that every command may have.
 #[derive(JsonSchema)]
@@ -20,7 +20,7 @@ struct Common {
     #[schemars(length(max = request::HASHES_MAX), inner(regex(pattern = r"^([0-9a-fA-F]{40}|[0-9a-fA-F]{64})$")))]
     hashes: Option<Vec<String>>,
     /// Conditions on the torrents, where the topic names none.
-    filter: Option<Filter>,
+    filter: Option<FilterArguments>,
     /// Time to live, after which the command is not executed: `"300s"`, `"5m"`; 24 hours at most.
     #[schemars(regex(pattern = r"^\s*(0|([0-9.]+\s*[a-zA-Zµ]+\s*)+)$"))]
     ttl: Option<String>,

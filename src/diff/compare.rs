@@ -34,6 +34,7 @@ pub struct PollContext {
 pub fn first_seen(seen: &Observed, context: PollContext) -> (Torrent, DiffState) {
     let mut torrent = seen.torrent.clone();
     torrent.playing |= context.has_moved;
+    // For how long nothing was received is known only from now on.
     torrent.stalled = false;
     let nothing = DiffState { received_bytes: seen.facts.received_bytes, ..DiffState::default() };
     let diff_state = next_diff_state(&nothing, &seen.facts, &torrent, context.generation);
@@ -55,6 +56,7 @@ pub fn compare(
     let is_other_load = matches!((&before.load, &seen.facts.load), (Some(old), Some(new)) if old != new);
     // After a restart every torrent was loaded again, which proves nothing about one of them.
     let is_same_run = before.generation == context.generation && !context.was_loading;
+    // With its metadata a magnet link gets another load, too: rTorrent inserts it once more under the same hash.
     if is_other_load && is_same_run && !is_resolved {
         let (torrent, diff_state) = first_seen(seen, context);
         return Comparison::Replaced(torrent, diff_state);
@@ -75,6 +77,7 @@ pub fn compare(
 /// almost every poll.
 fn is_unchanged(snapshot: &SnapshotTorrent, seen: &Observed, context: PollContext) -> bool {
     let (torrent, facts, diff_state) = (&seen.torrent, &seen.facts, &snapshot.diff_state);
+    // A moving torrent is compared in full: time alone may end a stall or make a change worth an event.
     let is_at_rest = !matches!(torrent.status, Status::Checking | Status::Downloading) && !context.has_moved;
     is_at_rest
         && facts.has_metadata == diff_state.has_metadata
@@ -108,6 +111,7 @@ fn published_state(snapshot: &Torrent, seen: &Observed, context: PollContext) ->
     torrent.playing |= context.has_moved;
     torrent.stalled =
         torrent.status == Status::Downloading && !context.is_receiving && (snapshot.stalled || context.is_dry);
+    // Not after a change of length: the old numbers would exceed or understate the new content.
     if torrent.status == Status::Checking && torrent.length == snapshot.length {
         torrent.downloaded = snapshot.downloaded;
         torrent.progress = snapshot.progress;
@@ -142,6 +146,7 @@ fn next_diff_state(before: &DiffState, facts: &Facts, now: &Torrent, generation:
 }
 
 fn completion(facts: &Facts) -> Completion {
+    // A magnet link without metadata has no content that could be complete.
     if facts.complete && facts.has_metadata { Completion::Complete } else { Completion::Incomplete }
 }
 
@@ -178,6 +183,7 @@ fn events_between(
     push(Kind::Checking, snapshot.status != Status::Checking && now.status == Status::Checking);
     push(Kind::Checked, snapshot.status == Status::Checking && now.status != Status::Checking);
     if let Some(run) = run_at_rest(now.status) {
+        // Compared with the last state at rest: a check in between is no stop, and what follows it is no start.
         let is_start = before.run_state == RunState::Stopped && run == RunState::Running;
         push(Kind::Started, is_start);
         push(Kind::Resumed, before.run_state == RunState::Paused && run == RunState::Running);
@@ -204,6 +210,7 @@ fn events_between(
     push(Kind::Unstalled, snapshot.stalled && !now.stalled);
     push(Kind::Error, !snapshot.error && now.error);
     push(Kind::ErrorCleared, snapshot.error && !now.error);
+    // In the order of the contract, which is that of the variants.
     kinds.sort_unstable();
     kinds
 }

@@ -98,9 +98,11 @@ impl Differ {
     /// Records a failed poll. Only `server_offline` can follow.
     pub fn failed(&mut self, state: &ServerState, now: PollTime) -> ChangeSet {
         self.trust = self.trust.after(Poll::Failed, now.at, &self.limits.trust);
+        // The client may have restarted meanwhile, which one answer may not show.
         self.was_unreachable = true;
         self.is_back = false;
         let mut change_set = self.empty_change_set(now);
+        // Once: the state that is committed with the event says offline from then on.
         if self.trust.is_offline(&self.limits.trust) && state.is_online {
             change_set.events.push(NewEvent::of_server(Kind::ServerOffline, Cause::Observed));
             change_set.state = Some(ServerState { is_online: false, ..state.clone() });
@@ -117,6 +119,7 @@ impl Differ {
             Covers::All => self.polled_all(snapshot, state, listing, now),
             Covers::Changed => self.polled_changes(snapshot, state, listing, now),
         };
+        // Until `committed` says otherwise: a full store commits nothing, and only a full poll finds all of it again.
         self.is_uncommitted = !change_set.is_empty();
         change_set
     }
@@ -129,6 +132,7 @@ impl Differ {
         now: PollTime,
     ) -> ChangeSet {
         if self.needs_full_poll(state) || (listing.run.is_some() && listing.run != state.run) {
+            // Nothing of it is used: in another run of the client even the torrents that are listed may be others.
             self.was_distrusted = true;
             return self.empty_change_set(now);
         }
@@ -144,6 +148,7 @@ impl Differ {
 
     fn polled_all(&mut self, snapshot: &Snapshot, state: &ServerState, listing: &Listing, now: PollTime) -> ChangeSet {
         self.was_distrusted = false;
+        // A full listing has all of them as they are now.
         self.pending_changes.clear();
         let loads = LoadSummary::of(snapshot, state, listing);
         let is_other_run = self.is_other_run(state, listing, loads);
@@ -162,6 +167,7 @@ impl Differ {
         let goes_on = loading_for != Some(Duration::ZERO);
         let since = state.settling_since.filter(|_| goes_on).unwrap_or(now.time);
         self.diff_server(&mut poll, state, listing, since);
+        // Cleared, not kept: the two listings that lack a torrent have to follow each other (I2).
         if nothing_missing || !listing.complete || !self.trust.believes_absence() {
             self.missing.clear();
         } else {
@@ -191,6 +197,7 @@ impl Differ {
                     self.missing.remove(hash);
                     self.pending_changes.remove(hash);
                 }
+                // Only now: a change set that was held back was not published.
                 (Some(_), Some(recent)) => recent.published_at = at,
                 (Some(_), None) => {}
             }
@@ -224,6 +231,7 @@ impl Differ {
 
     fn cause(&self, state: &ServerState) -> Cause {
         match (state.is_known, self.has_polled) {
+            // Also in later polls, until `snapshot_done`: the client may still be loading.
             (false, _) => Cause::Snapshot,
             (true, false) => Cause::Recovered,
             (true, true) => Cause::Observed,
@@ -247,6 +255,7 @@ impl Differ {
     /// client may have the run id of its former run, and no torrents to tell the two apart yet).
     fn may_be_loading_for(&self, state: &ServerState, loads: LoadSummary, now: PollTime) -> Option<Duration> {
         let is_settling = matches!(self.trust, Trust::Settling { .. });
+        // rTorrent 0.15.7 and later answer with no torrents until their session is loaded.
         if self.was_unreachable && !is_settling && loads.has_nothing() {
             return Some(Duration::ZERO);
         }
@@ -263,6 +272,7 @@ impl Differ {
         if *generation != state.generation {
             change_set.events.push(NewEvent::of_server(Kind::ServerRestarted, cause));
         }
+        // A listing without a run proves no restart, so the last known one stays.
         let run = listing.run.clone().or_else(|| state.run.clone());
         let settling_since = (!self.trust.believes_absence()).then_some(settling_since);
         let (is_known, is_online, generation) = (state.is_known, true, *generation);
@@ -295,6 +305,7 @@ impl Differ {
             published_at: Duration::ZERO,
         };
         let recent = self.recent.entry(hash).or_insert(fresh);
+        // Only upwards: the counters of a torrent that was loaded again start anywhere.
         let has_moved = facts.moved_bytes > recent.moved_bytes;
         let is_receiving = facts.received_bytes != recent.received_bytes || seen.torrent.download_rate.unwrap_or(0) > 0;
         recent.moved_bytes = facts.moved_bytes;

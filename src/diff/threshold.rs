@@ -23,6 +23,7 @@ pub fn is_worth_an_event(snapshot: &Torrent, seen: &Torrent, since: Duration) ->
     if since < UPDATE_INTERVAL {
         return false;
     }
+    // The last numbers of a torrent that comes to rest are published whatever they are, so that they are exact (I7).
     let is_at_rest = seen.download_rate.unwrap_or(0) == 0 && seen.upload_rate.unwrap_or(0) == 0;
     is_at_rest
         || snapshot.playing != seen.playing
@@ -36,6 +37,7 @@ pub fn is_worth_an_event(snapshot: &Torrent, seen: &Torrent, since: Duration) ->
 
 /// Returns whether anything differs but the numbers that change while bytes move.
 fn differs_in_substance(snapshot: &Torrent, seen: &Torrent) -> bool {
+    // By exception, so that a new field is published at once unless it is listed here.
     let with_known_numbers = Torrent {
         downloaded: snapshot.downloaded,
         uploaded: snapshot.uploaded,

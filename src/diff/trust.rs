@@ -58,17 +58,20 @@ impl Trust {
         match (self, poll) {
             (Self::Lost { failures }, Poll::Failed) => Self::Lost { failures: failures.saturating_add(1) },
             (Self::Settling { torrents, failures, .. }, Poll::Failed) => {
+                // 0.9.8 blocks while it loads: the time in which nothing was answered does not count.
                 Self::Settling { until: at + limits.settle, torrents, failures: failures.saturating_add(1) }
             }
             (Self::Steady { failures }, Poll::Failed) if failures + 1 >= limits.failures_max => {
                 Self::Lost { failures: failures + 1 }
             }
             (Self::Steady { failures }, Poll::Failed) => Self::Steady { failures: failures + 1 },
+            // Whoever lists every torrent of the snapshot has loaded its session.
             (_, Poll::Answered { nothing_missing: true, .. }) => Self::Steady { failures: 0 },
             (_, Poll::Answered { loading_for: Some(already), torrents, .. }) => {
                 Self::Settling { until: at + limits.settle.saturating_sub(already), torrents, failures: 0 }
             }
             (Self::Settling { until, torrents: before, .. }, Poll::Answered { torrents, .. }) => {
+                // Both: a slow disk outlives the time, and a pause in loading shows the same number twice.
                 if before == torrents && at >= until {
                     Self::Steady { failures: 0 }
                 } else {

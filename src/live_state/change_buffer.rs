@@ -134,6 +134,7 @@ impl BufferedEntries {
         }
         self.bytes += entry.body.len();
         self.entries.push_back(entry.clone());
+        // The oldest go: the store has them, and a sink that is behind begins there anyway.
         while self.entries.len() > ENTRIES_MAX || self.bytes > ENTRY_BYTES_MAX {
             self.pop();
         }
@@ -154,6 +155,7 @@ impl BufferedEntries {
                 self.bytes = 0;
                 std::mem::take(&mut self.entries).into()
             }
+            // Kept: the sink reads what is missing from the store, and comes to these after that.
             _ => Vec::new(),
         }
     }

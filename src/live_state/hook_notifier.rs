@@ -58,6 +58,7 @@ impl HookNotifier {
             let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
             if let Named::These(hashes) = &mut *named {
                 hashes.insert(hash);
+                // One full poll is cheaper for the client than so many torrents read by name.
                 if hashes.len() > NAMED_MAX {
                     *named = Named::Many;
                 }

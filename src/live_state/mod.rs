@@ -24,8 +24,8 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::model::{CommandId, Committed, Epoch, Seq, ServerName, ServerState, ServerStats, SinkName, Snapshot};
-use crate::port::{Delivery, Loaded};
+use crate::model::{CommandId, Committed, Epoch, Rev, Seq, ServerName, ServerState, ServerStats, SinkName, Snapshot};
+use crate::port::{Delivery, Loaded, SinkProgress};
 
 pub use change_buffer::{
     BufferedChange, BufferedEphemeral, BufferedStates, ChangeBuffer, EPHEMERAL_MAX, Reassert, SinkReport,
@@ -101,6 +101,13 @@ impl From<Loaded> for LiveServer {
         let Loaded { epoch, snapshot, state, last_seq, needs_reset } = loaded;
         let (stats, stats_body, poll) = (ServerStats::default(), Bytes::new(), PollReport::default());
         Self { epoch, snapshot, state, last_seq, needs_reset, stats, stats_body, poll }
+    }
+}
+
+impl LiveServer {
+    /// Returns the newest revision of its torrents; 0 without torrents.
+    pub fn newest_rev(&self) -> Rev {
+        self.snapshot.values().map(|torrent| torrent.rev).max().unwrap_or_default()
     }
 }
 
@@ -181,6 +188,17 @@ impl LiveState {
     /// Reads the live state of a server; `None` if there is no such server.
     pub fn read<T>(&self, name: &ServerName, read: impl FnOnce(&LiveServer) -> T) -> Option<T> {
         self.server(name).map(|server| server.read(read))
+    }
+
+    /// Returns the newest published journal entry of a server; 0 if there is none.
+    pub fn last_seq(&self, name: &ServerName) -> Seq {
+        self.read(name, |live| live.last_seq).unwrap_or_default()
+    }
+
+    /// Returns the progress of a sink that has everything published of a server.
+    pub fn present(&self, name: &ServerName) -> SinkProgress {
+        let present = |live: &LiveServer| SinkProgress { cursor: live.last_seq, sent_rev: live.newest_rev() };
+        self.read(name, present).unwrap_or_default()
     }
 
     /// Makes a commit visible, and adds it to the change buffer of every sink.

@@ -180,7 +180,7 @@ impl Builder {
         ensure_tls_provider();
         let servers = named(servers)?;
         let origin = SinkName::parse(ORIGIN)?;
-        let Opened { store, close, is_history_lost } = match state {
+        let Opened { store, close, is_state_lost } = match state {
             State::Memory => in_memory(journal_bytes, &clock),
             #[cfg(feature = "sqlite")]
             State::Folder(folder) => in_folder(folder, journal_bytes, &origin, &clock).await?,
@@ -199,7 +199,7 @@ impl Builder {
             let client = connect(client, &name, timeout).map_err(failed)?;
             clients.insert(name.clone(), Arc::clone(&client));
             let poll = PollSettings::new(interval, sweep);
-            let setup = ServerSetup { client, poll, roots, publishes_files: false, is_history_lost };
+            let setup = ServerSetup { client, poll, roots, publishes_files: false, is_state_lost };
             let unfinished_of_server = unfinished.remove(&Some(name.clone())).unwrap_or_default();
             let failed = |error: reqwest::Error| BuildError::Server { server: name.clone(), source: error.into() };
             let parts = ServerParts::new(name.clone(), setup, unfinished_of_server, &common).map_err(failed)?;
@@ -291,13 +291,13 @@ struct Opened {
     /// Closes it.
     close: Close,
     /// Whether an earlier state was lost.
-    is_history_lost: bool,
+    is_state_lost: bool,
 }
 
 fn in_memory(journal_bytes: Option<u64>, clock: &Arc<dyn Clock>) -> Opened {
     let journal_bytes_max = journal_bytes.unwrap_or(MEMORY_JOURNAL_BYTES);
     let store = MemoryStore::new(Options { journal_bytes_max, ..Options::default() }, Arc::clone(clock));
-    Opened { store: Arc::new(store), close: Box::pin(async { Ok(()) }), is_history_lost: false }
+    Opened { store: Arc::new(store), close: Box::pin(async { Ok(()) }), is_state_lost: false }
 }
 
 #[cfg(feature = "sqlite")]
@@ -317,7 +317,7 @@ async fn in_folder(
     store.declare_sinks(&BTreeMap::from([(origin.clone(), Vec::new())])).await?;
     let store = Arc::new(store);
     let closed = Arc::clone(&store);
-    Ok(Opened { store, close: Box::pin(async move { closed.close().await }), is_history_lost: recovery.lost })
+    Ok(Opened { store, close: Box::pin(async move { closed.close().await }), is_state_lost: recovery.lost })
 }
 
 fn connect(

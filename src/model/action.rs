@@ -75,6 +75,7 @@ impl Action {
         match self {
             Self::Delete(_) => false,
             Self::Pause(_) => torrent.status == Status::Paused,
+            // A started torrent may be checked or queued before it transfers anything.
             Self::Resume(_) | Self::Start(_) => !matches!(torrent.status, Status::Paused | Status::Stopped),
             Self::Stop(_) | Self::Hold(_) => torrent.status == Status::Stopped,
             Self::Label(_, label) => torrent.label.as_deref() == Some(label),
@@ -98,7 +99,9 @@ impl Action {
             Resumed, Started, Stopped, Unfinished, Unstalled,
         };
         let kinds: &[Kind] = match self {
+            // Only a downloading torrent counts as stalled.
             Self::Pause(_) => &[Paused, Unstalled],
+            // rTorrent checks the data first where it has to, and clears the error of a failed check.
             Self::Resume(_) | Self::Start(_) => &[Started, Resumed, Checking, Checked, ErrorCleared],
             Self::Stop(_) | Self::Hold(_) => &[Stopped, Unstalled],
             Self::Delete(_) => &[Removed, Stopped],
@@ -108,9 +111,11 @@ impl Action {
             // A re-check un-pauses a torrent for as long as it lasts.
             Self::Recheck(_) => &[Checking, Checked, Resumed, Paused],
             Self::Announce(_) => &[],
+            // The torrent is closed while its directory is set, and may be checked when it is opened again.
             Self::Move(..) => &[Moved, Stopped, Started, Paused, Resumed, Checking, Checked, Unstalled],
             // rTorrent takes another group only while the torrent is paused.
             Self::Throttle(..) => &[Paused, Resumed],
+            // What is left to download, and with it completion, is that of the selected files.
             Self::FilePriority(..) => &[Finished, Unfinished],
         };
         kinds.contains(&kind)

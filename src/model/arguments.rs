@@ -152,6 +152,7 @@ pub(super) fn file_priority(
     if !(1..=FILES_MAX).contains(&files.len()) {
         return Err(bad(format!("files is a list of 1 to {FILES_MAX} places in the torrent, from 0")));
     }
+    // Each place becomes a call of the client.
     files.sort_unstable();
     files.dedup();
     Ok(Operation::act(move |hash| Action::FilePriority(hash, files.clone(), priority)))

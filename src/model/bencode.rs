@@ -95,6 +95,7 @@ fn end_of_value(input: &[u8]) -> Result<usize, NotBencoded> {
         match byte {
             b'e' => {
                 match open.pop() {
+                    // A dictionary may end where a key would begin.
                     Some(Open::List | Open::Key) => at += 1,
                     Some(Open::ValueOfKey) => return Err(wrong("a key without a value")),
                     None => return Err(wrong("`e` without an open list or dictionary")),
@@ -105,17 +106,20 @@ fn end_of_value(input: &[u8]) -> Result<usize, NotBencoded> {
                 if input.get(at + digits) != Some(&b':') {
                     return Err(wrong("a length without a colon"));
                 }
+                // Compared before it is added: the length may be any number.
                 let rest = input.len() - at - digits - 1;
                 let length = usize::try_from(length).ok().filter(|length| *length <= rest);
                 at += digits + 1 + length.ok_or(wrong("a byte string longer than the input"))?;
             }
             _ if open.last() == Some(&Open::Key) => return Err(wrong("a key that is not a byte string")),
             b'i' => {
+                // An i64 has at most 20 characters, between `i` and `e`.
                 let length = input[at..].iter().take(22).position(|byte| *byte == b'e');
                 let end = at + length.ok_or(wrong("an integer without an end"))? + 1;
                 Value(&input[at..end]).number().ok_or(wrong("an integer that is not a number"))?;
                 at = end;
             }
+            // The stack of open containers is the only memory that hostile input can make grow.
             b'l' | b'd' if open.len() == DEPTH_MAX => return Err(wrong("nested too deeply")),
             b'l' | b'd' => {
                 open.push(if byte == b'l' { Open::List } else { Open::Key });
@@ -135,6 +139,7 @@ fn end_of_value(input: &[u8]) -> Result<usize, NotBencoded> {
 
 /// Reads a decimal number; returns its value and its number of digits.
 fn digits(input: &[u8]) -> Option<(u64, usize)> {
+    // A u64 has at most 20 digits.
     let count = input.iter().take(20).take_while(|byte| byte.is_ascii_digit()).count();
     let number = std::str::from_utf8(&input[..count]).ok()?.parse().ok()?;
     Some((number, count))

@@ -188,6 +188,7 @@ impl FromStr for EventId {
                 Some(rev) => Self::Updated { server, epoch, rev: Rev(rev.parse().ok()?) },
                 None => Self::Journal { server, epoch, seq: Seq(number.parse().ok()?) },
             };
+            // `+5` or fewer zeros would be another text for the same id, and consumers compare texts.
             (id.to_string() == text).then_some(id)
         };
         parse().ok_or_else(|| InvalidEventId(text.chars().take(120).collect()))

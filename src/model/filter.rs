@@ -1,7 +1,5 @@
 //! Conditions on torrents, by which a command or a config chooses some.
 
-use std::borrow::Cow;
-
 use globset::{Glob, GlobMatcher};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
@@ -46,6 +44,7 @@ impl<T: PartialOrd + Copy> Range<T> {
         match (self.min, self.max, value) {
             (None, None, _) => true,
             (min, max, Some(value)) => min.is_none_or(|min| value >= min) && max.is_none_or(|max| value <= max),
+            // A condition says something about a value, so an unknown one does not meet it.
             (_, _, None) => false,
         }
     }
@@ -70,7 +69,7 @@ pub enum OneOrMore<T> {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "Filter")]
-struct FilterArguments {
+pub struct FilterArguments {
     #[schemars(with = "Option<OneOrMore<Status>>")]
     status: Option<Value>,
     label: Option<String>,
@@ -93,16 +92,6 @@ struct FilterArguments {
     #[serde(default)]
     #[schemars(schema_with = "age_range")]
     age: RangeArguments,
-}
-
-impl JsonSchema for Filter {
-    fn schema_name() -> Cow<'static, str> {
-        FilterArguments::schema_name()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        FilterArguments::json_schema(generator)
-    }
 }
 
 fn range(end: &Value) -> Schema {
@@ -147,6 +136,7 @@ impl Filter {
     /// # Errors
     /// An unknown key, an unknown status, or a glob that is invalid or too long.
     pub fn from_json(value: Value) -> Result<Self, InvalidFilter> {
+        // serde would also take an array, field by field.
         if !value.is_object() {
             return Err(InvalidFilter("an object like {\"label\": \"linux\"} is right".to_owned()));
         }

@@ -39,6 +39,7 @@ impl HookAddress {
                     && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
             }
         };
+        // `parse` takes a sign, too, and the text becomes part of a command of the client.
         let is_number = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
         match port.parse() {
             Ok(port) if port > 0 && is_number && is_host && host.len() <= 253 => {
@@ -65,8 +66,8 @@ impl HookSecret {
         Self(data_encoding::HEXLOWER.encode(&random))
     }
 
-    /// Compares in constant time for any text of the right length, so that the time reveals nothing.
     fn is(&self, text: &str) -> bool {
+        // In constant time for any text of the right length, so that the time reveals nothing.
         let (ours, theirs) = (self.0.as_bytes(), text.as_bytes());
         ours.len() == theirs.len() && ours.iter().zip(theirs).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
     }
@@ -140,6 +141,7 @@ impl HookSignal {
     pub fn parse(path: &str, secret: &HookSecret) -> Option<Self> {
         let mut parts = path.strip_prefix('/')?.split('/');
         let (theirs, server, event, hash) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        // The event is not read: a signal causes a poll, whatever it says.
         let is_ours = secret.is(theirs) && !event.is_empty() && parts.next().is_none();
         if !is_ours {
             return None;

@@ -29,6 +29,7 @@ impl ServerName {
         let first_is_right = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
         let all_are_right =
             text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-');
+        // `bridge` takes the place of a server in topics about the bridge itself.
         if first_is_right && all_are_right && text.len() <= 63 && text != "bridge" {
             Ok(Self(text.into()))
         } else {
@@ -127,6 +128,7 @@ impl InfoHash {
 
     /// Reads 40 or 64 hex digits from bytes, without a copy of the text.
     pub fn from_hex(text: &[u8]) -> Result<Self, InvalidInfoHash> {
+        // Shortened: the text may come from anywhere, and ends up in a log.
         let invalid = || InvalidInfoHash(String::from_utf8_lossy(text).chars().take(80).collect());
         let hex = &data_encoding::HEXLOWER_PERMISSIVE;
         let mut bytes = [0; 32];

@@ -49,6 +49,7 @@ impl From<Torrent> for Observed {
     /// Derives the facts from the torrent, for clients that know no more.
     fn from(torrent: Torrent) -> Self {
         let facts = Facts {
+            // Without an identity of loads, a torrent erased and loaded again between two polls looks unchanged.
             load: None,
             complete: torrent.finished,
             has_metadata: torrent.status != Status::Metadata,

@@ -131,6 +131,7 @@ impl Metainfo {
             let counted = files.iter().filter(|file| padding_too || !file.is_padding);
             counted.map(|file| file.length).try_fold(0, u64::checked_add).ok_or(wrong("length", "is too large"))
         };
+        // Pieces cover the padding (BEP 47); what a client downloads does not.
         let (length, length_with_padding) = (sum(false)?, sum(true)?);
         if length == 0 {
             return Err(wrong("length", "is 0 in total"));
@@ -144,6 +145,7 @@ impl Metainfo {
             v1: pieces.map(|_| InfoHash::V1(Sha1::digest(info.span()).into())),
             v2: is_v2.then(|| InfoHash::V2(Sha256::digest(info.span()).into())),
             name: String::from_utf8_lossy(&raw_name).into_owned(),
+            // BEP 27: 1 and nothing else.
             private: lookup(info, "private")?.and_then(Value::number) == Some(1),
             tracker: first_tracker(root)?,
             length,
@@ -179,8 +181,10 @@ fn layers(
     let listed = lookup(torrent, "piece layers")?.and_then(Value::dictionary);
     for (root, hashes) in listed.into_iter().flatten() {
         let hashes = hashes.text().ok_or(wrong("piece layers", "is not a byte string"))?;
+        // Layers of other files are ignored: they cannot be verified.
         let Some(root) = <[u8; 32]>::try_from(root).ok().filter(|root| roots.contains(root)) else { continue };
         let (hashes_each, rest) = hashes.as_chunks::<32>();
+        // A missing piece counts as a subtree of zeros, not as one zero hash (BEP 52).
         let padding = merkle_root(&[], (piece_length / MERKLE_BLOCK_BYTES) as usize, [0; 32]);
         if !rest.is_empty() || merkle_root(hashes_each, hashes_each.len().next_power_of_two(), padding) != root {
             return Err(wrong("piece layers", "does not match the root of its file"));
@@ -214,6 +218,8 @@ fn listed_files(list: Value<'_>) -> Result<Vec<TorrentFile>, InvalidMetainfo> {
     let mut files = Vec::new();
     let mut written_before = Vec::new();
     for file in list.list().ok_or(wrong("files", "is not a list"))? {
+        // rTorrent aborts (`verify_file_list() 3`) if the path of a file begins with the whole path of the one before
+        // it. Further apart, repeated paths are harmless and occur in real torrents: padding files are named by length.
         let written = written_paths(file);
         if written.iter().any(|path| written_before.iter().any(|before: &Vec<&[u8]>| path.starts_with(before))) {
             return Err(wrong("files", "has a file twice in a row, or one inside the other"));
@@ -234,9 +240,6 @@ fn listed_files(list: Value<'_>) -> Result<Vec<TorrentFile>, InvalidMetainfo> {
 }
 
 /// Returns every path that a client may use for a file: `path`, and the same in other encodings (`path.utf-8`).
-///
-/// rTorrent aborts (`verify_file_list() 3`) if the path of a file begins with the whole path of the one before
-/// it. Further apart, repeated paths are harmless and occur in real torrents: padding files are named by length.
 fn written_paths(file: Value<'_>) -> Vec<Vec<&[u8]>> {
     let entries = file.dictionary().into_iter().flatten();
     let paths = entries.filter(|(key, _)| *key == b"path" || key.starts_with(b"path."));
@@ -281,6 +284,7 @@ fn entries<'a>(folder: Value<'a>) -> Result<impl Iterator<Item = (&'a [u8], Valu
 fn first_tracker(root: Value<'_>) -> Result<Option<String>, InvalidMetainfo> {
     let tiers = lookup(root, "announce-list")?.and_then(Value::list).into_iter().flatten();
     let listed = tiers.filter_map(Value::list).flatten();
+    // With a list, clients ignore `announce` (BEP 12), but writers put the first tracker there, too.
     let mut all = lookup(root, "announce")?.into_iter().chain(listed).filter_map(Value::text);
     Ok(all.find_map(|url| Url::parse(std::str::from_utf8(url).ok()?).ok()?.host_str().map(str::to_owned)))
 }
@@ -340,6 +344,7 @@ impl Magnet {
         if link.len() > MAGNET_BYTES_MAX {
             return Err(InvalidMagnet("it is longer than 64 KiB"));
         }
+        // rTorrent knows the scheme in lower case only.
         let query = link.strip_prefix("magnet:?").ok_or(InvalidMagnet("it does not start with `magnet:?`"))?;
         if link.chars().any(|c| c.is_control() || c.is_whitespace()) {
             return Err(InvalidMagnet("it contains blanks or control characters"));
@@ -371,6 +376,7 @@ fn btih(text: &str) -> Result<InfoHash, InvalidMagnet> {
     let error = InvalidMagnet("its hash is neither 40 hex digits nor 32 letters of base32");
     match text.len() {
         40 => InfoHash::from_hex(text.as_bytes()).map_err(|_| error),
+        // Base32, as older clients write it (BEP 9).
         32 => {
             let bytes = data_encoding::BASE32.decode(text.to_ascii_uppercase().as_bytes()).map_err(|_| error)?;
             Ok(InfoHash::V1(bytes.try_into().map_err(|_| error)?))
@@ -381,6 +387,7 @@ fn btih(text: &str) -> Result<InfoHash, InvalidMagnet> {
 
 fn btmh(text: &str) -> Result<InfoHash, InvalidMagnet> {
     let error = InvalidMagnet("its hash of version 2 is not `1220` and 64 hex digits");
+    // A multihash: 0x12 is SHA-256, 0x20 its length in bytes.
     let hex = text.strip_prefix("1220").filter(|hex| hex.len() == 64).ok_or(error)?;
     InfoHash::from_hex(hex.as_bytes()).map_err(|_| error)
 }
@@ -438,6 +445,7 @@ impl MetainfoBuilder {
             files.last_mut().expect("a file was begun").1 += bytes.len() as u64;
         }
         while !bytes.is_empty() {
+            // Hashed as it comes, across files: no more than a hash state is held of the content.
             let in_piece = self.length % u64::from(self.piece_length);
             let room = usize::try_from(u64::from(self.piece_length) - in_piece).unwrap_or(usize::MAX);
             let (now, later) = bytes.split_at(room.min(bytes.len()));

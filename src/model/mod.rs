@@ -34,7 +34,7 @@ pub use bencode::NotBencoded;
 pub use change::{Change, Changes};
 pub use command::{CommandError, CommandId, ErrorCode, InvalidCommandId};
 pub use event::{Cause, EVENT_SCHEMA, Entity, Event, EventId, InvalidEventId, Kind};
-pub use filter::{Filter, InvalidFilter, OneOrMore};
+pub use filter::{Filter, FilterArguments, InvalidFilter, OneOrMore};
 pub use hook::{Hook, HookAddress, HookKey, HookSecret, HookSignal, InvalidHookAddress};
 pub use ids::{Epoch, InfoHash, InvalidInfoHash, InvalidServerName, Rev, Seq, ServerName, SinkName};
 pub use listing::{Covers, Details, Facts, File, Files, Listing, Observed, Peer, Tracker};

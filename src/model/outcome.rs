@@ -47,6 +47,7 @@ pub struct TorrentOutcome {
 /// their number, or a list of them.
 fn selected_torrent(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = Torrent::json_schema(generator);
+    // `fields` may have selected any of the keys.
     schema.remove("required");
     let more = [
         ("files", generator.subschema_for::<Vec<File>>()),

@@ -31,6 +31,7 @@ pub fn shortest(body: &[u8], reason: &str) -> Option<Vec<u8>> {
 }
 
 fn shortenable(body: &[u8]) -> Option<serde_json::Map<String, Value>> {
+    // Bytes that are no result become an empty one: the sender gets an error rather than nothing.
     let outcome: serde_json::Map<String, Value> = serde_json::from_slice(body).unwrap_or_default();
     let has_rows = outcome.get("results").and_then(Value::as_array).is_some_and(|rows| !rows.is_empty());
     let is_shortest =
@@ -58,6 +59,7 @@ fn halve_page(outcome: &mut serde_json::Map<String, Value>) -> bool {
 }
 
 fn drop_rows(outcome: &mut serde_json::Map<String, Value>, reason: &str) {
+    // The effect of another verb has been seen and stays as it was reported, with or without rows (I15).
     let is_question = matches!(outcome.get("verb").and_then(Value::as_str), None | Some("get" | "list"));
     if is_question {
         outcome.insert("status".to_owned(), json!(OutcomeStatus::Error));
@@ -85,8 +87,10 @@ const ROW_BYTES_MIN: usize = 40;
 const PART_BYTES_MAX: usize = 64;
 
 fn divided(body: &[u8], rows_max: usize, bytes_max: usize) -> Option<Vec<Bytes>> {
+    // Raw, so that rows are copied as they were written and numbers stay what they are.
     let mut keys: BTreeMap<&str, &RawValue> = serde_json::from_slice(body).ok()?;
     if keys.contains_key("page_size") {
+        // A page is halved instead: its sender can ask for the rest.
         return None;
     }
     let rows: Vec<&RawValue> = serde_json::from_str(keys.remove("results")?.get()).ok()?;

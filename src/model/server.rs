@@ -71,6 +71,7 @@ pub struct LastFinished {
 impl Stats {
     /// Counts torrents.
     pub fn of<'a>(server: ServerStats, torrents: impl Iterator<Item = &'a Torrent>) -> Self {
+        // With zeros, so that a status that no torrent has any more is reported as such.
         let by_status = Status::ALL.into_iter().map(|status| (status, 0)).collect();
         let mut stats = Self { server, by_status, ..Self::default() };
         let mut last_finished: Option<(Timestamp, &Torrent)> = None;
@@ -80,6 +81,7 @@ impl Stats {
             stats.errors += u64::from(torrent.error);
             stats.stalled += u64::from(torrent.stalled);
             if let Some(time) = torrent.finished_at
+                // Of two at the same time the first by hash, so that equal input gives equal bytes.
                 && last_finished.is_none_or(|(latest, _)| time > latest)
             {
                 last_finished = Some((time, torrent));

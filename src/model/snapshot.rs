@@ -120,6 +120,7 @@ impl ChangeSet {
     /// All events and the row of a torrent are in one part; the state of the server is in the first. A change set
     /// that completes a snapshot stays whole, because its last event follows from the state of the server.
     pub fn into_parts(mut self, events_max: usize) -> Vec<Self> {
+        // The state goes with the first part: a crash after that would leave a server that is known, without the event.
         if self.events.len() <= events_max || self.events.iter().any(|new_event| new_event.kind == Kind::SnapshotDone) {
             return vec![self];
         }
@@ -128,6 +129,7 @@ impl ChangeSet {
         for new_event in std::mem::take(&mut self.events) {
             let is_full =
                 |part: &Self| part.events.len() >= events_max && part.events.last().and_then(hash) != hash(&new_event);
+            // Not between two events of a torrent: its row is committed with all of them (I1).
             if parts.last().is_none_or(is_full) {
                 let (server, time, state) = (self.server.clone(), self.time, self.state.take());
                 parts.push(Self { server, time, events: Vec::new(), changes: BTreeMap::new(), state });
@@ -206,6 +208,7 @@ impl JournalEntry {
     pub fn new(event: Event, rev: Rev) -> Self {
         let body = Bytes::from(event.to_json());
         let event = Arc::new(event);
+        // The event is kept beside its bytes: sinks that render attributes need not decode what was just written.
         let entry = Self::stored(event.id.clone(), event.event_type, event.hash, rev, event.time, body);
         entry.event.get_or_init(|| event);
         entry
@@ -245,9 +248,8 @@ impl fmt::Debug for JournalEntry {
 impl PartialEq for JournalEntry {
     /// Compares the rows; whether the event has been decoded makes no difference.
     fn eq(&self, other: &Self) -> bool {
-        let Self { server, seq, id, kind, hash, rev, time, body, event: _ } = self;
-        (server, seq, id, kind, hash) == (&other.server, &other.seq, &other.id, &other.kind, &other.hash)
-            && (rev, time, body) == (&other.rev, &other.time, &other.body)
+        // The id determines server and number; the body has kind, hash and time (I6).
+        (&self.id, self.rev, &self.body) == (&other.id, other.rev, &other.body)
     }
 }
 

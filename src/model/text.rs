@@ -12,6 +12,7 @@ pub fn printable(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes)
         .chars()
         .map(|c| match c {
+            // As a blank, words stay apart.
             '\n' | '\r' | '\t' | '\u{2028}' | '\u{2029}' => ' ',
             c if is_active(c) => '\u{fffd}',
             c => c,

@@ -19,6 +19,7 @@ const MAX_MILLIS: i64 = 253_402_207_199_999;
 impl Timestamp {
     /// A time in milliseconds since 1970, clamped.
     pub fn from_millis(millis: i64) -> Self {
+        // A client may report any number; a year of five digits would not be RFC 3339.
         Self(millis.clamp(MIN_MILLIS, MAX_MILLIS))
     }
 

@@ -228,6 +228,7 @@ pub fn progress(done_bytes: u64, size_bytes: u64) -> f64 {
     if size_bytes == 0 {
         return 0.0;
     }
+    // In integers, because a float of 99.97 is rounded up when it is written.
     let tenths = u128::from(done_bytes.min(size_bytes)) * 1000 / u128::from(size_bytes);
     f64::from(u16::try_from(tenths).unwrap_or(1000)) / 10.0
 }
@@ -237,6 +238,7 @@ pub fn ratio(uploaded_bytes: u64, downloaded_bytes: u64) -> Option<f64> {
     if downloaded_bytes == 0 {
         return None;
     }
+    // Of 128 bits: 18 petabytes times 1000 exceed 64.
     let thousandths =
         (u128::from(uploaded_bytes) * 1000 + u128::from(downloaded_bytes) / 2) / u128::from(downloaded_bytes);
     Some(thousandths as f64 / 1000.0)

@@ -198,6 +198,7 @@ impl Verb {
     };
 
     fn row(self) -> &'static Row {
+        // A test compares the order of the rows with that of the variants.
         &ROWS[self as usize]
     }
 

@@ -249,7 +249,7 @@ impl Outbox for EventOutbox {
     /// Returns the number of entries that are not dealt with.
     fn backlog(&self) -> u64 {
         let behind = |events: &ServerEvents| {
-            let published = self.parts.published(&events.server);
+            let published = self.parts.live.last_seq(&events.server);
             published.0.saturating_sub(events.cursor.position().0)
         };
         self.servers.iter().map(behind).sum()
@@ -285,7 +285,7 @@ impl ServerEvents {
     }
 
     async fn refill(&mut self, parts: &DispatcherParts) -> Result<(), StoreError> {
-        let published = parts.published(&self.server);
+        let published = parts.live.last_seq(&self.server);
         let Some(after) = self.cursor.needs_entries_after(published) else { return Ok(()) };
         let mut entries = parts.buffer.take_entries(&self.server, after);
         if entries.is_empty() {

@@ -62,7 +62,7 @@ impl Outboxes {
         let (name, store) = (&parts.settings.name, &parts.store);
         let saved = store.load_sink(name).await?;
         let progress =
-            |server: &ServerName| saved.progress.get(server).copied().unwrap_or_else(|| parts.present(server));
+            |server: &ServerName| saved.progress.get(server).copied().unwrap_or_else(|| parts.live.present(server));
         let progress: BTreeMap<_, _> =
             parts.settings.servers.iter().map(|server| (server.clone(), progress(server))).collect();
         let cursors = progress.iter().map(|(server, progress)| (server.clone(), progress.cursor));

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::retention::Retain;
 use crate::live_state::{ChangeBuffer, LiveState};
-use crate::model::{Kind, Seq, ServerName, SinkName};
+use crate::model::{Kind, ServerName, SinkName};
 use crate::port::{Clock, DeliverError, RetainedScan, Sink, SinkProgress, SinkState, Store, StoreError};
 
 /// The deliveries of one sink, as configured.
@@ -51,17 +51,6 @@ pub struct DispatcherParts {
     pub reporter: Arc<dyn Reporter>,
 }
 
-impl DispatcherParts {
-    /// Returns the newest journal entry of a server that is published.
-    pub(super) fn published(&self, server: &ServerName) -> Seq {
-        self.live.read(server, |live| live.last_seq).unwrap_or_default()
-    }
-
-    pub(super) fn present(&self, server: &ServerName) -> SinkProgress {
-        present(&self.live, server)
-    }
-}
-
 /// The reason why work on a link ended: the sink can be tried again, the store cannot.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
@@ -89,17 +78,9 @@ pub async fn init_sink_progress(
     }
     let is_new = |server: &&ServerName| !saved.contains_key(*server);
     let begun: BTreeMap<ServerName, SinkProgress> =
-        servers.iter().filter(is_new).map(|server| (server.clone(), present(live, server))).collect();
+        servers.iter().filter(is_new).map(|server| (server.clone(), live.present(server))).collect();
     if !begun.is_empty() {
         store.save_progress(sink, begun).await?;
     }
     Ok(())
-}
-
-fn present(live: &LiveState, server: &ServerName) -> SinkProgress {
-    let read = live.read(server, |live| SinkProgress {
-        cursor: live.last_seq,
-        sent_rev: live.snapshot.values().map(|torrent| torrent.rev).max().unwrap_or_default(),
-    });
-    read.unwrap_or_default()
 }

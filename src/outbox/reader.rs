@@ -160,12 +160,8 @@ impl Reader {
     pub fn behind(&self) -> u64 {
         self.servers
             .iter()
-            .map(|(server, reader)| self.last(server).0.saturating_sub(reader.cursor.unwrap_or_default().0))
+            .map(|(server, reader)| self.live.last_seq(server).0.saturating_sub(reader.cursor.unwrap_or_default().0))
             .sum()
-    }
-
-    fn last(&self, server: &ServerName) -> Seq {
-        self.live.read(server, |content| content.last_seq).unwrap_or_default()
     }
 
     /// Finds the position in the journal, if there is none yet.
@@ -197,7 +193,7 @@ impl Reader {
             // Also an entry that is committed and not published: later ones of other servers may be published already.
             match self.store.position(server, Seq(cursor.0 + 1)).await? {
                 Some(next) => first = Some(first.map_or(next, |first| first.min(next))),
-                None if cursor < self.last(server) => return Ok(None),
+                None if cursor < self.live.last_seq(server) => return Ok(None),
                 None => last = last.max(self.store.position(server, cursor).await?),
             }
         }
@@ -223,7 +219,7 @@ impl Reader {
         if self.behind() == 0 {
             return Ok(false);
         }
-        let lasts: Vec<Seq> = self.servers.keys().map(|server| self.last(server)).collect();
+        let lasts: Vec<Seq> = self.servers.keys().map(|server| self.live.last_seq(server)).collect();
         let mut page = self.store.read_all_after(self.position, READ_MAX).await?;
         if page.is_empty() && self.is_behind_known_cursors(&lasts) {
             // The journal was empty at a restart of the store, which then numbers positions from the start.
@@ -235,7 +231,7 @@ impl Reader {
         self.take_in(buffered);
         for (position, entry) in page {
             // An entry that is not published yet would be followed by the state from before it.
-            is_unpublished = self.servers.contains_key(&entry.server) && entry.seq > self.last(&entry.server);
+            is_unpublished = self.servers.contains_key(&entry.server) && entry.seq > self.live.last_seq(&entry.server);
             if is_unpublished {
                 break;
             }

@@ -113,8 +113,7 @@ impl StateOutbox {
         let servers: Vec<ServerName> = self.servers.keys().cloned().collect();
         for server in &servers {
             // Read together: a change that is still in the buffer is not sent, however empty the dirty set.
-            let newest = |snapshot: &Snapshot| snapshot.values().map(|torrent| torrent.rev).max().unwrap_or_default();
-            let read = |live: &LiveServer| (self.parts.buffer.take_states(), newest(&live.snapshot));
+            let read = |live: &LiveServer| (self.parts.buffer.take_states(), live.newest_rev());
             if self.servers[server].dirty.is_empty()
                 && let Some((buffered, newest)) = self.parts.live.read(server, read)
             {
@@ -202,7 +201,7 @@ impl StateOutbox {
     /// Plans to clear all that is not wanted any more, and returns the topics that are, those of the projection aside.
     fn plan_clearing(&mut self) -> Vec<String> {
         for (server, states) in &mut self.servers {
-            states.orphans_after = self.parts.published(server);
+            states.orphans_after = self.parts.live.last_seq(server);
         }
         let wanted = [self.topics.fixed(), self.topics_of_states()].concat();
         let projected = self.projection.iter().flat_map(ProjectionDriver::retained_topics);

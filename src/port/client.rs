@@ -56,6 +56,7 @@ impl dyn TorrentClient + '_ {
     /// # Errors
     /// As [`TorrentClient::apply`]; an adapter that returns no result at all is a protocol error.
     pub async fn apply_one(&self, action: &Action) -> Result<Applied, ClientError> {
+        // An external adapter may answer with fewer results than actions; that is no success.
         let missing = || Err(ClientError::Protocol { reason: "the adapter returned no result".to_owned() });
         self.apply(std::slice::from_ref(action)).await.pop().unwrap_or_else(missing)
     }

@@ -253,6 +253,7 @@ pub enum DeliverError {
 impl DeliverError {
     /// Returns the failure of a connection that ended without a reason from the receiver.
     pub fn unavailable(reason: impl Into<String>) -> Self {
+        // Without a reason the message in flight may be the cause, so the end counts for the quarantine.
         Self::Unavailable { reason: reason.into(), retry_after: None, gave_reason: false }
     }
 

@@ -125,6 +125,7 @@ pub fn document() -> Value {
     let mut channels = Map::new();
     let mut operations = Map::new();
     for protocol in [Protocol::Mqtt, Protocol::Nats] {
+        // Each channel twice: AsyncAPI 3 gives a channel one address, and NATS separates levels by dots.
         for channel in &CHANNELS {
             channels.insert(protocol.key(channel.key), channel.describe(protocol));
             operations.insert(channel.operation_key(protocol), channel.operation(protocol));
@@ -203,14 +204,10 @@ impl Channel {
     }
 
     fn describe(&self, protocol: Protocol) -> Value {
-        let messages: Map<String, Value> = self
-            .messages()
-            .into_iter()
-            .map(|name| (name.to_owned(), json!({"$ref": format!("#/components/messages/{name}")})))
-            .collect();
-        let parameters: Map<String, Value> = names_in(self.address)
-            .map(|name| (name.to_owned(), json!({"$ref": format!("#/components/parameters/{name}")})))
-            .collect();
+        let refs = |part: &str, names: Vec<&str>| -> Map<String, Value> {
+            let reference = |name| json!({"$ref": format!("#/components/{part}/{name}")});
+            names.into_iter().map(|name| (name.to_owned(), reference(name))).collect()
+        };
         let address = match protocol {
             Protocol::Mqtt => self.address.to_owned(),
             Protocol::Nats => self.address.replace('/', "."),
@@ -219,42 +216,40 @@ impl Channel {
             "address": address,
             "title": self.title,
             "servers": [{"$ref": format!("#/servers/{}", protocol.name())}],
-            "messages": messages,
-            "parameters": parameters,
+            "messages": refs("messages", self.messages()),
+            "parameters": refs("parameters", names_in(self.address).collect()),
         })
     }
 
-    fn operation_key(&self, protocol: Protocol) -> String {
-        let action = match self.direction {
+    fn action(&self) -> &'static str {
+        match self.direction {
             Direction::Sent { .. } => "send",
             Direction::Received { .. } => "receive",
-        };
+        }
+    }
+
+    fn operation_key(&self, protocol: Protocol) -> String {
         let (first, rest) = self.key.split_at(1);
-        protocol.key(&format!("{action}{}{rest}", first.to_uppercase()))
+        protocol.key(&format!("{}{}{rest}", self.action(), first.to_uppercase()))
     }
 
     fn operation(&self, protocol: Protocol) -> Value {
         let channel = protocol.key(self.key);
-        let refs: Vec<Value> = self
-            .messages()
-            .into_iter()
-            .map(|name| json!({"$ref": format!("#/channels/{channel}/messages/{name}")}))
-            .collect();
+        let reference = |name: &str| json!({"$ref": format!("#/channels/{channel}/messages/{name}")});
+        let refs: Vec<Value> = self.messages().into_iter().map(reference).collect();
         let mut operation = json!({
-            "action": "send",
+            "action": self.action(),
             "title": self.title,
             "channel": {"$ref": format!("#/channels/{channel}")},
             "messages": refs,
         });
         match (&self.direction, protocol) {
             (Direction::Sent { qos, is_retained, .. }, Protocol::Mqtt) => {
-                let binding = json!({"qos": qos, "retain": is_retained, "bindingVersion": "0.2.0"});
-                operation["bindings"] = json!({"mqtt": binding});
+                operation["bindings"] = json!({"mqtt": {"qos": qos, "retain": is_retained, "bindingVersion": "0.2.0"}});
             }
             (Direction::Sent { .. }, Protocol::Nats) => {}
             (Direction::Received { result, .. }, Protocol::Mqtt) => {
-                operation["action"] = "receive".into();
-                // Retained commands are refused.
+                // Retained commands are refused (I12).
                 operation["bindings"] = json!({"mqtt": {"qos": 1, "retain": false, "bindingVersion": "0.2.0"}});
                 operation["reply"] = json!({
                     "channel": {"$ref": format!("#/channels/{result}")},
@@ -262,7 +257,6 @@ impl Channel {
                 });
             }
             (Direction::Received { .. }, Protocol::Nats) => {
-                operation["action"] = "receive".into();
                 operation["bindings"] = json!({"nats": {"queue": NATS_QUEUE, "bindingVersion": "0.1.0"}});
                 operation["reply"] = json!({
                     "address": {"location": "$message.header#/reply", "description": "The reply subject of the request"},

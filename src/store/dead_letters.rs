@@ -47,6 +47,7 @@ impl DeadLetter {
     ) -> Option<Self> {
         let newest = newest.and_then(Self::gap);
         let had = newest.map_or(cursor, |(_, to)| cursor.max(to));
+        // One gap that grows, rather than one for each trimming: the queue is full.
         let first = match newest {
             Some((first, to)) if to == had => first,
             _ => Seq(had.0 + 1),

@@ -33,6 +33,7 @@ impl Numbered {
     ) -> Result<Self, E> {
         let (entries, revs, newest) = (Vec::with_capacity(change_set.events.len()), BTreeMap::new(), BTreeMap::new());
         let mut numbered = Self { entries, revs, newest, last_seq, last_rev };
+        // Before the events: an entry carries the revision of the row that it leads to.
         for hash in change_set.changes.keys() {
             numbered.last_rev.0 += 1;
             numbered.revs.insert(*hash, numbered.last_rev);
@@ -121,6 +122,7 @@ pub(super) trait Trim {
 pub(super) fn make_room<J: Trim>(journal: &mut J, server: &ServerName, bytes: u64, max: u64) -> Result<(), J::Error> {
     loop {
         let used = journal.bytes()?;
+        // `used == 0`: a change set larger than the whole budget would otherwise never be committed.
         if used == 0 || used + bytes <= max {
             return Ok(());
         }

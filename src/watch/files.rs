@@ -57,6 +57,7 @@ impl FilePublisher {
             let parts = Parts { files: true, ..Parts::default() };
             match client.get_one(hash, parts).await {
                 Ok(details) => {
+                    // Gone meanwhile: its `removed` comes by itself.
                     if let Some(files) = details.and_then(|details| details.files) {
                         let body = serde_json::to_vec(&Files { hash, files }).expect("files are plain JSON");
                         let body = Bytes::from(body);
@@ -75,6 +76,7 @@ impl FilePublisher {
     /// Waits for the next torrent. Cancel-safe: a torrent leaves the set only when it is returned.
     async fn next(&self) -> InfoHash {
         loop {
+            // Bound first, so that the lock is not held while this waits.
             let first = self.hashes().pop_first();
             match first {
                 Some(hash) => return hash,

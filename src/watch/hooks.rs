@@ -43,6 +43,7 @@ impl HookInstaller {
         let Some(live) = self.live.server(&self.server) else { return };
         let Some(hooks) = self.client.capabilities().hooks else { return };
         tokio::join!(self.receive_hook_signals(live, &stop), self.install(live, hooks, &stop));
+        // Hooks that stay after a crash request an address where nothing listens; the next run replaces them.
         match hooks.hooks(HookRequest::Remove(&self.hook.key)).await {
             Ok(hooks) => debug!(server = %self.server, removed = hooks.changed, "hooks removed"),
             Err(error) => warn!(server = %self.server, error = error_chain(&error), "removing hooks failed"),
@@ -66,6 +67,7 @@ impl HookInstaller {
     async fn install(&self, live: &ServerHandle, hooks: &dyn EventHooks, stop: &CancellationToken) {
         let mut failures = LogThrottle::default();
         while !stop.is_cancelled() {
+            // Only while the client answers polls: otherwise this request would fail, too.
             if live.read(|server| server.poll.is_answering()) {
                 let result = hooks.hooks(HookRequest::Install(&self.hook)).await;
                 self.note(live, result, &mut failures);

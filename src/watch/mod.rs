@@ -68,7 +68,7 @@ pub struct Watcher {
     /// Publisher of the lists of files.
     pub files: Arc<FilePublisher>,
     /// The epoch began because the state was lost, which is the first event to publish.
-    pub is_history_lost: bool,
+    pub is_state_lost: bool,
 }
 
 impl Watcher {
@@ -133,6 +133,7 @@ impl<'a> PollLoop<'a> {
 
     /// Polls once, commits and publishes what that showed, and returns the pause before the next poll.
     async fn poll(&mut self, is_woken: bool) -> Result<Duration, StoreError> {
+        // Before the client is asked: only a poll that began after a command was applied can show its effect (I15).
         let number = self.watcher.pending_effects.begin_poll();
         self.collect_named();
         let is_first = self.live.read(|server| !server.state.is_known && server.poll.polls < FIRST_POLLS);
@@ -159,6 +160,7 @@ impl<'a> PollLoop<'a> {
         self.report(&answer, began, took);
         if let Ok(listing) = &answer {
             self.publish_stats(listing);
+            // After a failed poll they stay named: the next one has to show them.
             self.named.clear();
             self.are_many_named = false;
             self.live.read(|server| self.watcher.pending_effects.judge(number, listing, &server.snapshot));
@@ -196,15 +198,16 @@ impl<'a> PollLoop<'a> {
 
     /// Compares the answer with the snapshot.
     fn diff(&mut self, answer: &Result<Listing, ClientError>, now: PollTime) -> ChangeSet {
-        let is_history_lost = self.watcher.is_history_lost;
+        let is_state_lost = self.watcher.is_state_lost;
         let (mut change_set, needs_reset) = self.live.read(|server| {
             let change_set = match answer {
                 Ok(listing) => self.differ.polled(&server.snapshot, &server.state, listing, now),
                 Err(_) => self.differ.failed(&server.state, now),
             };
-            (change_set, server.needs_reset || is_history_lost && server.last_seq == Seq(0))
+            (change_set, server.needs_reset || is_state_lost && server.last_seq == Seq(0))
         });
         if answer.is_ok() && needs_reset {
+            // First in the journal: all numbers that follow belong to the new epoch.
             change_set.events.insert(0, NewEvent::of_server(Kind::JournalReset, Cause::Observed));
         }
         self.watcher.pending_effects.attribute(&mut change_set);
@@ -218,6 +221,7 @@ impl<'a> PollLoop<'a> {
         }
         let span = debug_span!("commit", server = %self.watcher.server, events = change_set.events.len());
         async {
+            // A crash between two parts is like one between two polls: the next poll finds the rest.
             for part in change_set.into_parts(COMMIT_EVENTS_MAX) {
                 if !self.commit_part(part, at).await? {
                     self.differ.held_back();
@@ -254,11 +258,13 @@ impl<'a> PollLoop<'a> {
         if events.iter().any(|(kind, _)| *kind == Kind::JournalReset) {
             self.live.write(|server| server.needs_reset = false);
         }
+        // After the commit (I3): what is in the live state is sent.
         live.publish(server, committed, state);
         for (kind, torrent) in events {
             debug!(%server, kind = kind.as_str(), "event");
             let labels = [("server", server.to_string()), ("kind", kind.as_str().to_owned())];
             metrics::counter!("dtorrent_events_total", &labels).increment(1);
+            // A magnet link has files only once it has its metadata.
             if let (Kind::Added | Kind::Metadata | Kind::Finished, Some(torrent)) = (kind, torrent) {
                 self.watcher.files.want(torrent.hash);
             }
@@ -306,6 +312,7 @@ impl<'a> PollLoop<'a> {
             }
         });
         let run = answer.as_ref().ok().map(|listing| listing.run.clone());
+        // After a failure, too: the client may have restarted under the same process id, without our hooks.
         if run.is_some() && run != self.run {
             self.live.hook_notifier.client_is_new.notify_one();
         }
@@ -328,6 +335,7 @@ impl<'a> PollLoop<'a> {
             }
             Bytes::from(serde_json::to_vec(&stats).expect("stats are plain JSON"))
         });
+        // An equal body wakes no sink.
         if self.live.read(|server| server.stats_body != body) {
             self.live.write(|server| server.stats_body = body);
             self.watcher.live.wake_sinks();

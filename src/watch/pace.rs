@@ -50,6 +50,7 @@ impl Recent {
 
     fn usual(self) -> Duration {
         let mut sorted = self.0;
+        // The median: one answer that waited for the disk of the client says nothing about the cost of a poll.
         sorted.sort_unstable();
         sorted[1]
     }
@@ -93,6 +94,7 @@ impl Pace {
 
     /// Returns whether a poll at `at` has to be full, because the next one would be too late.
     pub fn is_full_due(&self, at: Duration) -> bool {
+        // Half an interval early rather than half an interval late.
         self.full_at.is_none_or(|last| at.saturating_sub(last) + self.interval / 2 >= self.full_interval())
     }
 
@@ -107,6 +109,7 @@ impl Pace {
             self.full_at = Some(at);
         }
         match reason {
+            // Full polls have a share of their own, which `full_interval` keeps.
             PollReason::FullDue | PollReason::Unlimited => {}
             // A debt is never more than what is paid back until the next full poll.
             PollReason::Changes => {

@@ -317,7 +317,7 @@ impl SimulatedEngine {
             clock,
             pending_effects: Arc::default(),
             files: Arc::default(),
-            is_history_lost: false,
+            is_state_lost: false,
         };
         let stop = CancellationToken::new();
         tokio::spawn(Dispatcher::new(parts).await.unwrap().run(stop.clone()));

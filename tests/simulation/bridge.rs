@@ -127,7 +127,7 @@ impl Bridge {
                 clock: clock.clone(),
                 pending_effects: pending_effects.clone(),
                 files: files.clone(),
-                is_history_lost: false,
+                is_state_lost: false,
             };
             left.spawn(watcher.run(stop_left.clone()));
             let parts = Arc::new(WorkerParts {

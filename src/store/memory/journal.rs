@@ -29,6 +29,7 @@ impl Journal for MemoryStore {
         let last = server.map_or((Seq(0), Rev(0)), |server| (server.last_seq, server.last_rev));
         let current_rev =
             |hash: InfoHash| Ok::<_, Infallible>(server.and_then(|server| Some(server.snapshot.get(&hash)?.rev)));
+        // Nothing is changed before there is room (I1).
         let Ok(numbered) = Numbered::new(&change_set, state.epoch, last, current_rev);
         let bytes = numbered.bytes();
         if bytes > 0 {

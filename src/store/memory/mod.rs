@@ -97,6 +97,7 @@ impl MemoryStore {
     /// long as those were fewer than 10,000.
     pub fn open(image: Image, options: Options, clock: Arc<dyn Clock>) -> Self {
         let Image(mut state) = image;
+        // As with a file: the next rejected event finds out again.
         state.blocked = BlockedSinks::default();
         for server in state.servers.values_mut() {
             server.last_rev = Rev((server.last_rev.0 / REV_BLOCK + 1) * REV_BLOCK);

@@ -31,6 +31,7 @@ impl SinkStore for MemoryStore {
         let queue = state.dead_letters.iter().filter(|(of, _)| of == sink).map(|(_, dead_letter)| &dead_letter.id);
         let (same, others): (Vec<_>, Vec<_>) = queue.partition(|id| **id == dead_letter.id);
         let (is_known, count) = (!same.is_empty(), others.len() as u64);
+        // Others are counted: one that is in the queue already finds room however full that is.
         if count >= self.options.dead_letters_max {
             return Err(state.blocked.block(sink, entry, self.options.dead_letters_max));
         }

@@ -15,6 +15,7 @@ pub(super) fn from_sql(number: i64) -> u64 {
 }
 
 pub(super) fn hash_from_sql(bytes: &[u8]) -> rusqlite::Result<InfoHash> {
+    // The length tells the versions apart, so the column needs no tag.
     if let Ok(v1) = <[u8; 20]>::try_from(bytes) {
         return Ok(InfoHash::V1(v1));
     }

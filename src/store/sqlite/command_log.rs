@@ -116,6 +116,7 @@ fn record(db: &mut Db, command: &LoggedCommand, result: Option<&LoggedResult>) -
             queue_result(db, origin.as_str(), server, &result, reply.as_deref())?;
             return Ok(Recorded::Answered);
         }
+        // Older than is remembered, and not trimmed yet: the id is free again (I12).
         Some((Some(_), _)) => {
             db.execute("DELETE FROM commands WHERE server = ?1 AND id = ?2", (server, id.as_str()))?;
         }
@@ -124,6 +125,7 @@ fn record(db: &mut Db, command: &LoggedCommand, result: Option<&LoggedResult>) -
     }
     let sql = "INSERT INTO commands (server, id, origin, hash, verb, body, received_at, expires_at, reply, is_started, \
                status, result) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+    // The arguments of a command that is not executed are of no use.
     let body: &[u8] = if result.is_some() { &[] } else { body };
     let values = params![
         server,
@@ -143,6 +145,7 @@ fn record(db: &mut Db, command: &LoggedCommand, result: Option<&LoggedResult>) -
     if let Some(result) = result {
         queue_result(db, origin.as_str(), server, &result.body, reply.as_deref())?;
     }
+    // Counted, because excess commands are found with a query that costs more than this one.
     db.recorded += 1;
     Ok(Recorded::New)
 }
@@ -183,6 +186,7 @@ fn finish(db: &Db, server: Option<&ServerName>, id: &CommandId, result: &LoggedR
     let known = db.query_row(sql, (server, id.as_str()), read).optional()?;
     let (origin, reply, is_finished) = known.ok_or_else(|| unknown(id))?;
     if is_finished {
+        // The first result counts: it may have been sent already.
         return Ok(());
     }
     let sql = "UPDATE commands SET status = ?3, result = ?4, body = x'' WHERE server = ?1 AND id = ?2";
@@ -227,6 +231,7 @@ fn unsent(db: &Db, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<Unsent
         })
     })?;
     let (mut results, mut bytes) = (Vec::new(), 0);
+    // Read one by one: a page of results with 64 MiB in all must not be in memory at once (I9).
     while bytes < RESULTS_BYTES
         && let Some(result) = rows.next().transpose()?
     {

@@ -49,9 +49,8 @@ impl AliveMark {
 }
 
 impl Drop for Folder {
-    /// Unlocks explicitly, because a child process that is just being started has the file open too, and would
-    /// keep the lock.
     fn drop(&mut self) {
+        // Explicitly, because a child process that is just being started has the file open, too, and would keep the lock.
         if let Err(error) = self.lock.unlock() {
             tracing::warn!(%error, "data directory not unlocked");
         }
@@ -65,6 +64,7 @@ impl Folder {
             let text = format!("{what} {}: {source}", path.display());
             StoreError::Io(io::Error::new(source.kind(), text).into())
         };
+        // Names, paths and trackers of torrents are private.
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| at("create the data directory", e))?;
         let lock_path = path.join("dtorrent.lock");
         let lock = File::options().create(true).truncate(false).write(true).open(lock_path);
@@ -151,6 +151,7 @@ impl Folder {
     /// Removes the clean mark; returns whether it was there.
     pub fn take_clean_mark(&self) -> io::Result<bool> {
         match fs::remove_file(self.clean_mark()) {
+            // Synced before anything is written: otherwise a power cut could bring the mark back beside a changed file.
             Ok(()) => self.sync().map(|()| true),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(e),
@@ -179,6 +180,7 @@ impl Folder {
             number += 1;
             target = with_suffix(&base, &format!(".{number}"));
         }
+        // The database last: while it is there, a next start finds it, and this begins again.
         let pairs = Self::side_files(&database).into_iter().zip(Self::side_files(&target));
         for (from, to) in pairs.chain([(database, target.clone())]) {
             match fs::rename(&from, &to) {

@@ -34,6 +34,7 @@ impl Journal for SqliteStore {
     }
 
     async fn commit(&self, change_set: ChangeSet) -> Result<Committed, StoreError> {
+        // Updates are conflated: after a power cut the next poll finds the same difference, so no fsync is spent on them.
         let mode = if change_set.events.is_empty() { Mode::Lazy } else { Mode::Synced };
         let revs = (change_set.server.clone(), change_set.changes.len() as u64);
         self.writer.ask(mode, Some(revs), move |db| commit(db, &change_set)).await
@@ -73,9 +74,7 @@ pub(super) fn numbers(connection: &Connection) -> Result<HashMap<ServerName, Num
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-/// Reserves revisions for a server, which is created if it is new.
-///
-/// To be called outside a transaction: `Db::servers` would not be rolled back with it.
+/// Reserves revisions for a server, which is created if it is new. To be called outside a transaction.
 pub(super) fn reserve(db: &mut Db, server: &ServerName, count: u64) -> Result<(), Failure> {
     let used = match db.servers.get(server) {
         Some(known) if known.rev_used + count <= known.rev_reserved => return Ok(()),
@@ -88,6 +87,7 @@ pub(super) fn reserve(db: &mut Db, server: &ServerName, count: u64) -> Result<()
                    ON CONFLICT (name) DO UPDATE SET rev_reserved = ?2 RETURNING id";
         Ok(db.query_row(sql, (server.as_str(), to_sql(reserved)), |row| row.get(0))?)
     })?;
+    // After the commit, because a rollback would not undo this.
     db.servers.insert(server.clone(), Numbers { id, rev_used: used, rev_reserved: reserved });
     Ok(())
 }
@@ -140,6 +140,7 @@ fn snapshot_row(row: &Row<'_>) -> rusqlite::Result<(InfoHash, SnapshotTorrent)> 
 
 fn commit(db: &mut Db, change_set: &ChangeSet) -> Result<Committed, Failure> {
     let known = db.servers.get(&change_set.server);
+    // The writer has reserved them before the transaction began.
     let Numbers { id, rev_used, rev_reserved } = *known.expect("revisions were reserved, so the server is known");
     let last_seq = db.query_row("SELECT last_seq FROM servers WHERE id = ?1", [id], |row| row.get(0))?;
     let last_seq = Seq(from_sql(last_seq));
@@ -174,13 +175,13 @@ fn current_rev(db: &Db, server: i64, hash: InfoHash) -> Result<Option<Rev>, Fail
     Ok(rev.map(|rev| Rev(from_sql(rev))))
 }
 
-/// Positions are not left to SQLite, which numbers a row from the newest that is still there: the newest may be
-/// trimmed while a sink holds back older ones of another server, and a reader behind it would miss the next entries.
 fn append(db: &mut Db, server: i64, entries: &[JournalEntry]) -> Result<(), Failure> {
     let sql = "INSERT INTO journal (rowid, server, seq, kind, hash, rev, time, body) \
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
     let mut statement = db.connection.prepare_cached(sql)?;
     for JournalEntry { seq, kind, hash, rev, time, body, .. } in entries {
+        // Not left to SQLite, which numbers a row from the newest that is still there: the newest may be trimmed while a
+        // sink holds back older ones of another server, and a reader behind it would miss the next entries.
         db.last_position += 1;
         let (seq, rev, time, body) = (to_sql(seq.0), to_sql(rev.0), time.as_millis(), &body[..]);
         let hash = hash.as_ref().map(InfoHash::as_bytes);
@@ -324,6 +325,8 @@ pub(super) fn trim_batch(db: &Db, with_old: bool) -> Result<(), Failure> {
 /// Deletes at most a batch of the oldest entries that no sink holds back, sinks in `exempt` aside: as many as
 /// hold `excess` bytes, and those from before `before`. Returns the server and the last that went.
 fn trim(db: &Db, excess: u64, before: Option<i64>, exempt: &[SinkName]) -> Result<Option<(ServerName, Seq)>, Failure> {
+    // The oldest entry of each server that no cursor is before; of these the oldest of all. A server without a sink has no
+    // cursor, and so no floor.
     let sql = "SELECT s.id, s.name, coalesce((SELECT min(cursor) FROM progress WHERE server = s.name AND \
                sink NOT IN (SELECT value FROM json_each(?1))), 9223372036854775807) AS floor FROM servers s \
                JOIN journal j ON j.server = s.id AND j.seq = (SELECT min(seq) FROM journal WHERE server = s.id) \
@@ -348,6 +351,7 @@ fn trim(db: &Db, excess: u64, before: Option<i64>, exempt: &[SinkName]) -> Resul
     if count == 0 {
         return Ok(None);
     }
+    // The sums are kept in the row of the server, because counting bodies would read the whole journal.
     db.execute("DELETE FROM journal WHERE server = ?1 AND seq <= ?2", (server, last))?;
     let sql = "UPDATE servers SET journal_entries = journal_entries - ?2, journal_bytes = journal_bytes - ?3 \
                WHERE id = ?1";

@@ -58,6 +58,7 @@ impl SqliteStore {
     fn try_open(data_dir: &Path, options: Options, clock: Arc<dyn Clock>) -> Result<(Self, Recovery), StoreError> {
         let folder = Folder::lock(data_dir)?;
         let (connection, meta, recovery) = schema::open(&folder, clock.now())?;
+        // Before the folder moves to the thread, which owns the lock from then on.
         let alive = folder.alive_mark().map_err(|error| StoreError::Io(error.into()))?;
         let db = Db::new(connection, meta, options, Arc::clone(&clock), folder)?;
         let writer = Writer::start(db).map_err(|error| StoreError::Io(error.into()))?;

@@ -34,6 +34,7 @@ const STEPS: &[&str] = &[
 pub(super) fn open(folder: &Folder, now: Timestamp) -> Result<(Connection, Meta, Recovery), StoreError> {
     let io = |error: std::io::Error| StoreError::Io(error.into());
     let was_used = folder.was_used().map_err(io)?;
+    // Taken at once: a crash while the file is opened must look like one.
     let was_clean = folder.take_clean_mark().map_err(io)?;
     let last_alive = was_used.then(|| folder.last_alive()).transpose().map_err(io)?;
     let mut recovery = Recovery { was_clean, last_alive, ..Recovery::default() };
@@ -59,6 +60,7 @@ pub(super) fn open(folder: &Folder, now: Timestamp) -> Result<(Connection, Meta,
         }
     };
     migrate(&mut connection, recovery.lost).map_err(Failure::into_write_error)?;
+    // After the file is there: the mark without a file means that a state was lost.
     if !was_used {
         folder.mark_used().map_err(io)?;
     }
@@ -127,6 +129,7 @@ fn judge(connection: &Connection, was_used: bool, was_clean: bool) -> Result<Ver
     if version > STEPS.len() as i64 {
         return Ok(Verdict::Newer(version));
     }
+    // Reads the whole file, so only where it may be damaged.
     if !was_clean {
         let answer: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         if answer != "ok" {
@@ -148,8 +151,8 @@ fn connect(database: &Path) -> Result<Connection, StoreError> {
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.set_prepared_statement_cache_capacity(64);
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?; // before the first page is written
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "journal_mode", "WAL")?; // a commit appends, and readers of the CLI wait for none
+        connection.pragma_update(None, "synchronous", "FULL")?; // with NORMAL a power cut takes commits (I3)
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "wal_autocheckpoint", 4_000)?;
         connection.pragma_update(None, "cache_size", -1_024)?; // KiB; other pages come from the system's cache
@@ -160,6 +163,7 @@ fn connect(database: &Path) -> Result<Connection, StoreError> {
 
 /// Takes the file through the steps it has not seen; a file without any gets its marks too.
 fn migrate(connection: &mut Connection, lost: bool) -> Result<(), Failure> {
+    // All steps or none, so that a crash leaves a format that is known.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let done: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     let done = usize::try_from(done).unwrap_or(0);

@@ -26,6 +26,7 @@ impl SinkStore for SqliteStore {
         progress: BTreeMap<ServerName, SinkProgress>,
     ) -> Result<(), StoreError> {
         let sink = sink.clone();
+        // Lazily: an older cursor only means that entries come again, with the same ids (I6).
         self.write(Mode::Lazy, move |db| save_progress(db, &sink, &progress)).await
     }
 
@@ -185,6 +186,7 @@ pub(super) fn give_up(db: &Db, server: &ServerName, last: Seq) -> Result<(), Fai
             let first = gap.gap().map(|(first, _)| first.0);
             tracing::error!(%sink, %server, first, "delivery is blocked and the journal is full, giving up events");
         }
+        // However full the queue is: no event ends without an acknowledgement or a dead letter (I4).
         insert(db, &sink, &gap, "DO UPDATE SET seq = excluded.seq, time = excluded.time")?;
         let sql = "UPDATE progress SET cursor = ?3 WHERE sink = ?1 AND server = ?2 AND cursor < ?3";
         db.execute(sql, (sink.as_str(), server.as_str(), to_sql(last.0)))?;
@@ -196,6 +198,7 @@ fn newest_gap(db: &Db, sink: &SinkName, server: &ServerName) -> Result<Option<De
     let sql = "SELECT id, server, seq, reason, time, body FROM dead_letters \
                WHERE sink = ?1 AND id BETWEEN ?2 AND ?3 ORDER BY id DESC LIMIT 1";
     let from = DeadLetter::gap_prefix(server, db.epoch);
+    // The numbers have twelve digits, so ids sort like them.
     let to = format!("{from}:"); // a colon comes next after the digits
     Ok(db.query_row(sql, (sink.as_str(), from, to), dead_letter).optional()?)
 }

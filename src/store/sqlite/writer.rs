@@ -114,12 +114,14 @@ fn serve(mut db: Db, mut waiting: mpsc::Receiver<Request>) {
         }
         let (reads, rest): (Vec<_>, Vec<_>) = group.into_iter().partition(|request| request.mode == Mode::Read);
         let (writes, closes): (Vec<_>, Vec<_>) = rest.into_iter().partition(|request| request.mode != Mode::Close);
+        // Before the writes of the same group: what they see is committed.
         for mut read in reads {
             let outcome = read.job.run(&mut db).map_err(Failure::into_read_error);
             read.job.answer(outcome);
         }
         if !writes.is_empty() {
             db.write(writes);
+            // After the answers, so that no caller waits for it.
             db.trim();
         }
         if let Some(mut close) = closes.into_iter().next() {
@@ -163,6 +165,7 @@ impl Db {
     }
 
     fn write(&mut self, mut group: Vec<Request>) {
+        // Several servers share one fsync.
         if group.len() > 1
             && let Ok(outcomes) = self.write_together(&mut group)
         {
@@ -213,10 +216,12 @@ impl Db {
         is_synced: bool,
         work: impl FnOnce(&mut Self) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
+        // WAL: with NORMAL a commit does not wait for the disk, and the next FULL one covers it.
         if self.is_synced != is_synced {
             self.connection.pragma_update(None, "synchronous", if is_synced { "FULL" } else { "NORMAL" })?;
             self.is_synced = is_synced;
         }
+        // Immediate: the command line may write, too, and a lock that is taken late cannot be waited for.
         self.connection.execute_batch("BEGIN IMMEDIATE")?;
         let done = work(self).and_then(|value| {
             if is_synced {
@@ -228,6 +233,7 @@ impl Db {
         if done.is_err() && !self.connection.is_autocommit() {
             self.connection.execute_batch("ROLLBACK")?;
         }
+        // After the commit: the mark may be behind the database, never ahead of it.
         if done.is_ok() && is_synced {
             self.commits += 1;
             if let Err(error) = self.commit_mark.note(self.commits) {
