@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dtorrent::model::*;
 use dtorrent::port::Delivery;
-use dtorrent::schema::{self, SENT, sent};
+use dtorrent::schema::{self, MakeSchema, SENT, sent};
 use dtorrent::sinks::mqtt::topics::{Qos, Topics};
 use dtorrent::sinks::nats::subjects::Subjects;
 use dtorrent::sinks::{mqtt, nats};
@@ -23,19 +23,16 @@ mod rules;
 
 use rules::at;
 
-/// The function that makes a schema.
-type Body = fn() -> schemars::Schema;
-
-fn strict(body: Body) -> Validator {
+fn strict(body: MakeSchema) -> Validator {
     rules::strict(body().to_value(), Draft::Draft202012)
 }
 
-fn open(body: Body) -> Validator {
+fn open(body: MakeSchema) -> Validator {
     jsonschema::validator_for(&body().to_value()).unwrap()
 }
 
 #[track_caller]
-fn assert_valid(body: Body, sent: &impl Serialize) {
+fn assert_valid(body: MakeSchema, sent: &impl Serialize) {
     let value = serde_json::to_value(sent).unwrap();
     let faults = rules::faults(&strict(body), &value);
     assert!(faults.is_empty(), "{faults:#?}\n{value:#}");
@@ -48,7 +45,7 @@ fn golden(name: &str) -> Value {
 #[test]
 fn messages_of_every_topic_have_the_shape_of_their_schemas() {
     for (body, names) in [
-        (sent::<Event> as Body, &["event-finished", "event-server-online", "event-updated"][..]),
+        (sent::<Event> as MakeSchema, &["event-finished", "event-server-online", "event-updated"][..]),
         (sent::<Torrent>, &["torrent"]),
         (sent::<Stats>, &["stats"]),
         (sent::<Outcome>, &["result-list", "result-partial", "result-too-large"]),

@@ -17,8 +17,11 @@ use crate::model::{Event, Files, Health, Info, Outcome, Stats, Torrent, Verb};
 
 pub use asyncapi::document as asyncapi;
 
-/// The messages that the bridge sends, by name, each with the function that makes its schema.
-pub const SENT: [(&str, fn() -> Schema); 7] = [
+/// A function that makes the schema of a message.
+pub type MakeSchema = fn() -> Schema;
+
+/// The messages that the bridge sends, by name.
+pub const SENT: [(&str, MakeSchema); 7] = [
     ("event", sent::<Event>),
     ("result", sent::<Outcome>),
     ("torrent", sent::<Torrent>),
