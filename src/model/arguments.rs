@@ -39,12 +39,10 @@ const NO_CONTROL: &str = r"^[^\u0000-\u001f\u007f-\u009f]*$";
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(inline)]
 pub(super) struct NoArguments {}
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(inline)]
 pub(super) struct DeleteArguments {
     /// Delete the files, too: needs the right `delete_data`.
     #[serde(default)]
@@ -57,7 +55,6 @@ pub(super) fn delete(DeleteArguments { data }: DeleteArguments) -> Result<Operat
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(inline)]
 pub(super) struct LabelArguments {
     /// 255 bytes at most; empty for none.
     #[schemars(length(max = LABEL_BYTES_MAX), regex(pattern = NO_CONTROL))]
@@ -78,7 +75,6 @@ fn checked_label(label: String) -> Result<String, CommandError> {
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(inline)]
 pub(super) struct PriorityArguments {
     /// 0 off, 1 low, 2 normal, 3 high.
     #[schemars(range(max = 3))]
@@ -100,7 +96,6 @@ fn checked_priority(priority: u8) -> Result<u8, CommandError> {
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(inline)]
 pub(super) struct MoveArguments {
     /// The directory in which the client looks for the data: below the server's `roots`.
     directory: String,
@@ -115,7 +110,6 @@ pub(super) fn move_to(MoveArguments { directory, data }: MoveArguments) -> Resul
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(inline)]
 pub(super) struct ThrottleArguments {
     /// A group that the client's own config defines; empty for none, `NULL` for no limit at all.
     #[schemars(length(max = GROUP_BYTES_MAX), regex(pattern = NO_CONTROL))]
@@ -133,7 +127,6 @@ pub(super) fn throttle(ThrottleArguments { throttle }: ThrottleArguments) -> Res
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(inline)]
 pub(super) struct FilePriorityArguments {
     /// Places in the list of files, from 0.
     #[schemars(length(min = 1, max = FILES_MAX))]
@@ -160,7 +153,7 @@ pub(super) fn file_priority(
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(inline, extend("anyOf" = [{"required": ["download_limit"]}, {"required": ["upload_limit"]}]))]
+#[schemars(extend("anyOf" = [{"required": ["download_limit"]}, {"required": ["upload_limit"]}]))]
 pub(super) struct LimitsArguments {
     /// Bytes per second for all torrents together, 0 for none.
     #[schemars(range(max = LIMIT_MAX))]
@@ -185,7 +178,6 @@ pub(super) fn limits(
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(inline)]
 pub(super) struct ResyncArguments {
     /// The first event to send again, with all that follow. Without it the present state is sent again.
     from_seq: Option<u64>,
@@ -197,7 +189,6 @@ pub(super) fn resync(ResyncArguments { from_seq }: ResyncArguments) -> Result<Op
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(inline)]
 pub(super) struct RpcArguments {
     /// A method that the server's config lists.
     method: String,
@@ -227,7 +218,6 @@ fn params(_generator: &mut SchemaGenerator) -> Schema {
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(inline)]
 pub(super) struct LogLevelArguments {
     /// error, warn, info, debug, trace or off.
     level: String,
@@ -239,7 +229,6 @@ pub(super) fn log_level(LogLevelArguments { level }: LogLevelArguments) -> Resul
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(inline)]
 pub(super) struct GetArguments {
     /// Read the files, too.
     #[serde(default)]
@@ -258,7 +247,6 @@ pub(super) fn get(GetArguments { files, trackers, peers }: GetArguments) -> Resu
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(inline)]
 pub(super) struct ListArguments {
     /// Show only these keys of each torrent.
     fields: Option<Vec<String>>,
@@ -280,7 +268,7 @@ pub(super) fn list(ListArguments { fields, page, page_size }: ListArguments) -> 
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(inline, transform = exactly_one_source)]
+#[schemars(transform = exactly_one_source)]
 pub(super) struct AddArguments {
     /// A magnet link.
     #[schemars(regex(pattern = r"^[mM][aA][gG][nN][eE][tT]:\?"))]

@@ -253,7 +253,7 @@ fn of_its_entity(schema: &mut Schema) {
 }
 
 impl Event {
-    /// An observed event without a torrent, as a starting point for tests of code that handles events.
+    /// An observed event without a torrent, as a starting point: server and number are those of the id.
     pub fn new(id: EventId, event_type: Kind, time: Timestamp) -> Self {
         let (server, seq) = match &id {
             EventId::Journal { server, seq, .. } => (server.clone(), Some(*seq)),

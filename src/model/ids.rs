@@ -185,7 +185,7 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// The number of a journal entry: gap-free per server and epoch, from 1; 0 is before the first.
+/// The number of a journal entry: gap-free per server and epoch, from 1. 0 stands before the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Seq(pub u64);

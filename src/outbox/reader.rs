@@ -312,7 +312,7 @@ impl Reader {
                 let Some(snapshot) = snapshot.filter(|_| self.events.contains(&Kind::Updated)) else { continue };
                 if let Some(changes) = changes_for(&known, &snapshot.torrent) {
                     let id = EventId::Updated { server: server.clone(), epoch, rev: snapshot.rev };
-                    let event = updated(&server, id, changes, &snapshot);
+                    let event = updated(id, changes, &snapshot);
                     return Some(ReaderItem::Updated(Box::new(event)));
                 }
             }

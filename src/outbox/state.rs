@@ -314,7 +314,7 @@ impl StateOutbox {
         let is_wanted = self.parts.settings.events.contains(&Kind::Updated);
         let changes = changes_for(known, &snapshot.torrent).filter(|_| is_wanted)?;
         let hash = snapshot.torrent.hash;
-        let event = updated(server, id, changes, snapshot);
+        let event = updated(id, changes, snapshot);
         let body = Bytes::from(event.to_json());
         let delivery = Delivery::Updated { hash, event: Arc::new(event), body };
         let is_wanted = self.parts.sink.wants(&delivery);

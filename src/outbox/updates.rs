@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use super::dirty::Known;
-use crate::model::{
-    Cause, Changes, EVENT_SCHEMA, Entity, Event, EventId, JournalEntry, Kind, ServerName, SnapshotTorrent, Torrent,
-};
+use crate::model::{Changes, Event, EventId, JournalEntry, Kind, SnapshotTorrent, Torrent};
 
 /// Returns the changes to report to a receiver that knows this much; `None` if there is nothing to report.
 pub(super) fn changes_for(known: &Known, torrent: &Torrent) -> Option<Changes> {
@@ -17,21 +15,10 @@ pub(super) fn changes_for(known: &Known, torrent: &Torrent) -> Option<Changes> {
 }
 
 /// Returns the event. Its time is that of the newest change, so that one id has the same time on every sink.
-pub(super) fn updated(server: &ServerName, id: EventId, changes: Changes, snapshot: &SnapshotTorrent) -> Event {
-    Event {
-        schema: EVENT_SCHEMA,
-        entity: Entity::Torrent,
-        event_type: Kind::Updated,
-        id,
-        seq: None,
-        time: snapshot.changed_at,
-        server: server.clone(),
-        hash: Some(snapshot.torrent.hash),
-        cause: Cause::Observed,
-        command_id: None,
-        changes,
-        torrent: Some(Arc::clone(&snapshot.torrent)),
-    }
+pub(super) fn updated(id: EventId, changes: Changes, snapshot: &SnapshotTorrent) -> Event {
+    let torrent = Some(Arc::clone(&snapshot.torrent));
+    let event = Event::new(id, Kind::Updated, snapshot.changed_at);
+    Event { hash: Some(snapshot.torrent.hash), changes, torrent, ..event }
 }
 
 /// Returns what a receiver of `entry` knows of its torrent; `snapshot` is the torrent as it is now.

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::{
-    ChangeSet, EVENT_SCHEMA, Epoch, Event, EventId, InfoHash, JournalEntry, NewEvent, Rev, Seq, ServerName,
-};
+use crate::model::{ChangeSet, Epoch, Event, EventId, InfoHash, JournalEntry, NewEvent, Rev, Seq, ServerName};
 use crate::port::StoreError;
 
 /// The numbers that a change set is given, and the journal entries made with them.
@@ -64,18 +62,12 @@ impl Numbered {
 fn event(change_set: &ChangeSet, new_event: &NewEvent, epoch: Epoch, seq: Seq) -> Event {
     let NewEvent { kind, cause, command_id, changes, torrent } = new_event;
     Event {
-        schema: EVENT_SCHEMA,
-        entity: kind.entity(),
-        event_type: *kind,
-        id: EventId::Journal { server: change_set.server.clone(), epoch, seq },
-        seq: Some(seq),
-        time: change_set.time,
-        server: change_set.server.clone(),
         hash: torrent.as_ref().map(|torrent| torrent.hash),
         cause: *cause,
         command_id: command_id.clone(),
         changes: changes.clone(),
         torrent: torrent.clone(),
+        ..Event::new(EventId::Journal { server: change_set.server.clone(), epoch, seq }, *kind, change_set.time)
     }
 }
 
