@@ -14,6 +14,7 @@ mod peer;
 #[path = "bench/sample.rs"]
 mod sample;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use dtorrent::clients::rtorrent::settings::{Endpoint, Settings};
 use dtorrent::clients::rtorrent::{RtorrentClient, jsonrpc, xmlrpc};
 use dtorrent::diff::{Differ, Limits, PollTime};
 use dtorrent::model::{
-    Committed, Completion, DiffState, Facts, InfoHash, Listing, Observed, Parts, Rev, RunState, Seq, ServerName,
+    Committed, Completion, Covers, DiffState, Facts, InfoHash, Listing, Observed, Parts, Rev, RunState, Seq, ServerName,
     ServerState, Snapshot, SnapshotTorrent, Timestamp, Torrent,
 };
 use dtorrent::port::{Scope, TorrentClient as _};
@@ -149,6 +150,21 @@ async fn rule_2_a_hundred_thousand_torrents_come_in_answers_far_from_what_aborts
     let (whole, largest) = (sizes.iter().sum::<usize>(), sizes.iter().max().copied().unwrap_or_default());
     assert!(whole > 100 << 20, "in one answer it would have aborted: {sizes:?}");
     assert!(largest < 48 << 20, "half of what is allowed: {sizes:?}");
+}
+
+#[tokio::test]
+async fn a_listing_for_a_command_hides_no_change_from_the_next_poll() {
+    let folder = tempfile::tempdir().unwrap();
+    let peer = Peer::start(&folder.path().join("rpc.sock"), 3).unwrap();
+    let server = ServerName::parse("home").unwrap();
+    let client = RtorrentClient::new(Settings::new(server, Endpoint::parse(&peer.url()).unwrap())).unwrap();
+    let named = BTreeSet::new();
+    let torrent = Parts { torrent: true, ..Parts::default() };
+    client.list(Scope::Full).await.unwrap();
+    assert_eq!(client.list(Scope::Changed { named: &named }).await.unwrap().covers, Covers::Changed);
+    let hashes: Vec<InfoHash> = (0..2).map(|number| listing::hash(number).parse().unwrap()).collect();
+    assert!(client.get(&hashes, torrent).await.unwrap().iter().flatten().all(|details| details.observed.is_some()));
+    assert_eq!(client.list(Scope::Changed { named: &named }).await.unwrap().covers, Covers::All);
 }
 
 #[tokio::test]

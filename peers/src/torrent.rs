@@ -95,7 +95,7 @@ fn write_text(out: &mut Vec<u8>, text: &[u8]) {
     out.extend(text);
 }
 
-/// Returns the bytes of the value of `info`, as they stand: hashing a re-encoded one would hide wrong order of keys.
+/// Returns the bytes of the value of `info`, unchanged: hashing a re-encoded one would hide wrong order of keys.
 fn info_dictionary(torrent: &[u8]) -> Option<&[u8]> {
     let mut rest = torrent.strip_prefix(b"d")?;
     while rest.first()? != &b'e' {

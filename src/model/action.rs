@@ -122,8 +122,8 @@ impl Action {
     }
 }
 
-/// A torrent of several files has a folder of its own below the directory that was asked for.
-fn is_at_or_below(path: &str, directory: &str) -> bool {
+/// Whether `path` is `directory` or below it: a torrent of several files has a folder of its own there.
+pub(crate) fn is_at_or_below(path: &str, directory: &str) -> bool {
     let rest = path.strip_prefix(directory.trim_end_matches('/'));
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

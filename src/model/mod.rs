@@ -29,6 +29,7 @@ mod time;
 mod torrent;
 mod verb;
 
+pub(crate) use action::is_at_or_below;
 pub use action::{Action, Add, AddSource, Limits, Parts};
 pub use bencode::NotBencoded;
 pub use change::{Change, Changes};

@@ -75,6 +75,20 @@ pub struct Capabilities<'a> {
 }
 
 impl<'a> Capabilities<'a> {
+    /// The verbs of a client that acts on torrents as a whole: no move of content, throttle group or single file.
+    pub const WHOLE_TORRENTS: &'static [Verb] = &[
+        Verb::Pause,
+        Verb::Resume,
+        Verb::Start,
+        Verb::Stop,
+        Verb::Delete,
+        Verb::Add,
+        Verb::Recheck,
+        Verb::Announce,
+        Verb::Label,
+        Verb::Priority,
+    ];
+
     /// Capabilities of a client that acts on torrents only.
     pub fn of_verbs(verbs: &'a [Verb]) -> Self {
         Self { verbs, ..Self::default() }

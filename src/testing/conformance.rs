@@ -1,7 +1,7 @@
 //! The conformance suite of [`TorrentClient`]: what the engine expects of a client, tried on one.
 //!
-//! Reading is tried on whatever torrents there are. Acting is tried on a torrent of the suite, a magnet link that
-//! nobody shares, which is added and removed again; on others only as [`Options::may_act_on`] allows.
+//! Reading is tried on whatever torrents there are. Acting is tried on a torrent of the suite, a magnet link without
+//! peers, which is added and removed again; on others only as [`Options::may_act_on`] allows.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -41,6 +41,15 @@ pub enum Verdict {
     Missing(String),
     /// The client behaves differently, with the observation.
     Broken(String),
+}
+
+impl From<ClientError> for Verdict {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Unsupported { what } => Self::Missing(format!("it has no `{what}`")),
+            error => Self::Broken(error_chain(&error)),
+        }
+    }
 }
 
 /// One expectation and its outcome.
@@ -121,7 +130,7 @@ impl Suite<'_> {
                     .iter()
                     .find(|(hash, seen)| second.torrents.get(hash).is_some_and(|again| load(again) != load(seen)));
                 match differing {
-                    Some((hash, _)) => Verdict::Broken(format!("{hash} has another `load`, as if it were added anew")),
+                    Some((hash, _)) => Verdict::Broken(format!("{hash} has another `load`, as if it were added again")),
                     None => Verdict::Met,
                 }
             }
@@ -152,8 +161,7 @@ impl Suite<'_> {
             Ok(Some(details)) if details.files.is_none() => Verdict::Missing("it lists no files".to_owned()),
             Ok(Some(_)) => Verdict::Met,
             Ok(None) => Verdict::Broken(format!("{hash} is listed, and then there is no such torrent")),
-            Err(ClientError::Unsupported { what }) => Verdict::Missing(format!("it has no `{what}`")),
-            Err(error) => Verdict::Broken(error_chain(&error)),
+            Err(error) => error.into(),
         };
         self.note(EXPECTED, verdict);
     }
@@ -161,13 +169,14 @@ impl Suite<'_> {
     async fn unknown_torrents(&mut self) {
         let hash = unused_hash();
         let verdict = match self.client.get_one(hash, Parts::default()).await {
+            // The seam asks for `None`; clients that answer with an error are served as well.
             Ok(None) | Err(ClientError::UnknownHash(_) | ClientError::Fault { .. }) => Verdict::Met,
             Ok(Some(_)) => Verdict::Broken("it returned a torrent that does not exist".to_owned()),
             Err(error) => Verdict::Broken(error_chain(&error)),
         };
         self.note("`get` of a torrent that is not there says so", verdict);
         let verdict = match self.client.apply_one(&Action::Pause(hash)).await {
-            Err(ClientError::Unsupported { what }) => Verdict::Missing(format!("it has no `{what}`")),
+            Err(error @ ClientError::Unsupported { .. }) => error.into(),
             Err(_) => Verdict::Met,
             Ok(_) => Verdict::Broken("it reports no error, so the command ends as `unconfirmed` much later".to_owned()),
         };
@@ -181,7 +190,9 @@ impl Suite<'_> {
         let hash = unused_hash();
         let add = Action::Add(Add {
             hash,
+            // No peer has it, so it never gets metadata or content.
             source: AddSource::Magnet(format!("magnet:?xt=urn:btih:{hash}&dn=dtorrent-conformance")),
+            // Not started: no tracker and no DHT is asked for it.
             start: false,
             label: None,
             directory: None,
@@ -197,6 +208,7 @@ impl Suite<'_> {
             return self.note(REMOVED, reason());
         }
         let twice = match self.client.apply_one(&add).await {
+            // Either is right: nothing happened, or the client says that it is there.
             Ok(_) | Err(ClientError::Fault { .. } | ClientError::Precondition { .. }) => Verdict::Met,
             Err(error) => Verdict::Broken(error_chain(&error)),
         };
@@ -221,6 +233,7 @@ impl Suite<'_> {
         let is_active = |listing: &Listing| listing.torrents.get(&hash).map(|seen| seen.torrent.active);
         let wants = |listing: &Listing| {
             let status = listing.torrents.get(&hash).map(|seen| seen.torrent.status);
+            // A client with a limit on running torrents, or one that checks first, does what was asked.
             matches!(status, Some(Status::Queued | Status::Checking))
         };
         let paused = self.effect(&Action::Pause(hash), |listing| is_active(listing) == Some(false)).await;
@@ -238,8 +251,7 @@ impl Suite<'_> {
             match self.client.apply_one(action).await {
                 Ok(_) => break,
                 Err(ClientError::Busy { .. }) if Instant::now() < deadline => tokio::time::sleep(POLL_INTERVAL).await,
-                Err(ClientError::Unsupported { what }) => return Verdict::Missing(format!("it has no `{what}`")),
-                Err(error) => return Verdict::Broken(error_chain(&error)),
+                Err(error) => return error.into(),
             }
         }
         loop {
@@ -258,6 +270,7 @@ fn nonsense(seen: &Observed) -> Option<String> {
     if torrent.length > 0 && torrent.downloaded > torrent.length {
         return Some(format!("{} bytes of {} are downloaded", torrent.downloaded, torrent.length));
     }
+    // With deselected files, bytes may be missing; then nothing is left.
     if torrent.finished && torrent.downloaded < torrent.length && torrent.left != Some(0) {
         return Some("it is finished, and bytes are missing".to_owned());
     }

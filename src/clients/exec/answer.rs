@@ -33,6 +33,7 @@ pub struct Initialized {
     pub run: Option<String>,
     /// Name and version of the client.
     pub name: Option<String>,
+    /// The methods that it has; all are tried if it does not list them.
     pub methods: Option<Vec<String>>,
 }
 
@@ -53,18 +54,21 @@ pub fn reply(line: &[u8], id: u64) -> Result<Reply, String> {
         result: Option<Value>,
         error: Option<Refusal>,
     }
-    /// `null` is a result too.
+    // Without this serde reads `null` as absent, and a program that answers an action with it would be refused.
     fn present<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Value>, D::Error> {
         Value::deserialize(value).map(Some)
     }
     let Message { id: of, result, error } =
         serde_json::from_slice(line).map_err(|error| format!("no JSON-RPC message: {error}"))?;
     match (of, result, error) {
+        // JSON-RPC 2.0, section 5: the id is null where the request itself was not understood.
         (None, _, Some(refusal)) => Err(format!("it did not understand: {}", refusal.message)),
         (None, ..) => Ok(Reply::Other),
+        // A second answer to an earlier request. Nothing waits for it, and it does no harm.
         (Some(of), ..) if of < id => Ok(Reply::Other),
         (Some(of), ..) if of > id => Err(format!("an answer to request {of}, which was not made")),
         (_, Some(value), None) => Ok(Reply::Result(value)),
+        // JSON-RPC 1.0 has `"result": null` with every error. 2.0 forbids it, and libraries still write it.
         (_, None | Some(Value::Null), Some(Refusal { code, message })) => Ok(Reply::Refusal { code, message }),
         _ => Err("an answer has either `result` or `error`".to_owned()),
     }
@@ -125,21 +129,22 @@ struct WireTorrent {
 pub fn listing(server: &ServerName, result: Value) -> Result<(BTreeMap<InfoHash, Observed>, Option<String>), String> {
     let Value::Array(rows) = result else { return Err("`list`: the result is no array of torrents".to_owned()) };
     let mut torrents = BTreeMap::new();
-    let mut complaint = None;
+    let mut defect = None;
     for (place, row) in rows.into_iter().enumerate() {
         match observed(server, row) {
+            // The first one stays: which of two is right cannot be known, and the listing is marked as incomplete.
             Ok(seen) if !torrents.contains_key(&seen.torrent.hash) => {
                 torrents.insert(seen.torrent.hash, seen);
             }
             Ok(seen) => {
-                complaint.get_or_insert(format!("{} is in the list twice", seen.torrent.hash));
+                defect.get_or_insert(format!("{} is in the list twice", seen.torrent.hash));
             }
             Err(reason) => {
-                complaint.get_or_insert(format!("number {} of the list: {reason}", place + 1));
+                defect.get_or_insert(format!("number {} of the list: {reason}", place + 1));
             }
         }
     }
-    Ok((torrents, complaint))
+    Ok((torrents, defect))
 }
 
 /// Parses the details of one torrent.
@@ -160,9 +165,11 @@ pub fn details(server: &ServerName, hash: InfoHash, result: Value) -> Result<Det
     }
     let Lists { files } = Lists::deserialize(&result).map_err(|error| format!("`get`: {error}"))?;
     let observed = observed(server, result).map_err(|reason| format!("`get`: {reason}"))?;
+    // A program that mixes up its torrents must not have the files of one deleted for another.
     if observed.torrent.hash != hash {
         return Err(format!("`get`: asked for {hash}, the answer is about {}", observed.torrent.hash));
     }
+    // A program that counts no bytes of single files still knows that a finished torrent has all of them.
     let is_whole = observed.torrent.finished;
     let file = |wire: WireFile| File {
         name: wire.path.rsplit('/').next().unwrap_or_default().to_owned(),
@@ -183,6 +190,7 @@ fn observed(server: &ServerName, row: Value) -> Result<Observed, String> {
         (true, true) => Status::Seeding,
         (true, false) => Status::Downloading,
     });
+    // With deselected files a torrent is finished while bytes are missing, so `length` proves nothing then.
     let left = wire.left.unwrap_or(if finished { 0 } else { wire.length.saturating_sub(wire.downloaded) });
     let facts = Facts {
         load: wire.load,
@@ -202,6 +210,7 @@ fn observed(server: &ServerName, row: Value) -> Result<Observed, String> {
         path: wire.path,
         progress: progress(wire.downloaded, wire.length),
         ratio: ratio(wire.uploaded, wire.downloaded),
+        // The contract: what is being checked is not finished, whatever it was before.
         finished: finished && status != Status::Checking,
         playing: wire.download_rate.unwrap_or(0) > 0 || wire.upload_rate.unwrap_or(0) > 0,
         extra: wire.extra,
@@ -218,6 +227,7 @@ fn observed(server: &ServerName, row: Value) -> Result<Observed, String> {
         label: wire.label.map(Arc::from),
         directory: wire.directory.map(Arc::from),
         private: wire.private,
+        // The scale of the contract ends at 3; a client with more steps has its highest there.
         priority: wire.priority.map(|priority| priority.min(3)),
         tracker: wire.tracker.map(Arc::from),
         added_at: wire.added_at,
@@ -285,8 +295,8 @@ mod tests {
 
     #[test]
     fn seven_attributes_are_enough() {
-        let (torrents, complaint) = listing(&server(), json!([seven()])).unwrap();
-        assert_eq!(complaint, None);
+        let (torrents, defect) = listing(&server(), json!([seven()])).unwrap();
+        assert_eq!(defect, None);
         let Observed { torrent, facts } = &torrents[&HASH.parse().unwrap()];
         assert_eq!((torrent.progress, torrent.ratio, torrent.left), (40.0, Some(0.5), Some(6)));
         assert_eq!((torrent.status, torrent.finished), (Status::Downloading, false));
@@ -318,9 +328,9 @@ mod tests {
             (seven(), "twice"),
             (json!(7), "7"),
         ] {
-            let (torrents, complaint) = listing(&server(), json!([seven(), row])).unwrap();
+            let (torrents, defect) = listing(&server(), json!([seven(), row])).unwrap();
             assert_eq!(torrents.len(), 1);
-            assert!(complaint.as_ref().is_some_and(|complaint| complaint.contains(reason)), "{complaint:?}: {reason}");
+            assert!(defect.as_ref().is_some_and(|defect| defect.contains(reason)), "{defect:?}: {reason}");
         }
         assert!(listing(&server(), json!({})).is_err());
     }

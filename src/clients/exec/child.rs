@@ -30,7 +30,7 @@ pub enum Failure {
     Silent,
     /// The answer is invalid, with the reason.
     Invalid(String),
-    /// It refused, with its own message.
+    /// The program refused, with its own message.
     Refused { code: i64, message: String },
     /// The program does not have the method.
     Unsupported,
@@ -55,6 +55,10 @@ pub struct Child {
 }
 
 impl Child {
+    /// Starts a program in a process group of its own, without a shell.
+    ///
+    /// # Errors
+    /// The system's, for example that there is no such program.
     pub fn start(command: &[String], server: &ServerName) -> std::io::Result<Self> {
         let (program, arguments) = command.split_first().ok_or(std::io::ErrorKind::InvalidInput)?;
         let mut process = Command::new(program)
@@ -62,7 +66,10 @@ impl Child {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            // A group of its own is killed with everything that the program has started. Ctrl-C at the terminal does
+            // not get there.
             .process_group(0)
+            // For the failures below, before the group is known.
             .kill_on_drop(true)
             .spawn()?;
         let gone = || std::io::Error::other("it has ended already");
@@ -111,6 +118,7 @@ impl Child {
                 line = output.next() => match line {
                     Ok(Some(line)) => match answer::reply(&line, *last_id).map_err(Failure::Invalid)? {
                         Reply::Result(value) if is_written => return Ok(value),
+                        // What is written before the whole request was read is an answer to something else.
                         Reply::Result(_) => return Err(Failure::Invalid("it answered before it was asked".to_owned())),
                         Reply::Refusal { code, message } => return Err(Failure::Refused { code, message }),
                         Reply::Other => {}
@@ -120,6 +128,7 @@ impl Child {
                         return Err(Failure::Invalid(format!("a line of more than {LINE_BYTES_MAX} bytes")));
                     }
                 },
+                // A program blocks when nobody empties its standard error, and would then never answer.
                 line_of_stderr = errors.next(), if !errors.is_over => if let Ok(Some(line_of_stderr)) = line_of_stderr {
                     let line_of_stderr = printable(&line_of_stderr);
                     warn!(%server, line_of_stderr, "client program");
@@ -165,6 +174,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         loop {
             let part = match self.reader.fill_buf().await {
                 Ok(part) if !part.is_empty() => part,
+                // A broken pipe is an end as well: the caller asks for the exit status next.
                 _ => {
                     self.is_over = true;
                     return Ok(None);

@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::model::{Action, Add, AddSource, Covers, Details, InfoHash, Listing, Parts, ServerStats, Verb};
+use crate::model::{Action, Add, AddSource, Covers, Details, InfoHash, Listing, Parts, ServerStats};
 use crate::port::{Applied, Capabilities, ClientError, Scope, TorrentClient};
 
 pub use settings::Settings;
@@ -49,26 +49,12 @@ const RESTART_DELAY_MAX: Duration = Duration::from_secs(30);
 /// Run time of a program after which its failures no longer count.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
 
-/// Verbs that a program may have a method for.
-const VERBS: &[Verb] = &[
-    Verb::Pause,
-    Verb::Resume,
-    Verb::Start,
-    Verb::Stop,
-    Verb::Delete,
-    Verb::Add,
-    Verb::Recheck,
-    Verb::Announce,
-    Verb::Label,
-    Verb::Priority,
-];
-
 /// The client of one program.
 pub struct ExecClient {
     settings: Settings,
     running: tokio::sync::Mutex<Running>,
     /// The reason why the last listing left torrents out, so that it is logged once.
-    complaint: Mutex<Option<String>>,
+    listing_defect: Mutex<Option<String>>,
 }
 
 /// The program, if it runs, and when it may be started again.
@@ -92,11 +78,12 @@ struct Started {
 impl ExecClient {
     /// A client whose program is not started yet.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, running: tokio::sync::Mutex::default(), complaint: Mutex::default() }
+        Self { settings, running: tokio::sync::Mutex::default(), listing_defect: Mutex::default() }
     }
 
     /// Makes one exchange, starting the program if it does not run.
     async fn call(&self, method: &str, params: Option<Value>) -> Result<(Value, Responder), ClientError> {
+        // Held until the answer: watcher and commands share the program, and the protocol has one request at a time.
         let mut running = self.running.lock().await;
         let limit = self.settings.timeout;
         let exchange = async {
@@ -107,11 +94,13 @@ impl ExecClient {
             let result = started.child.call(method, params).await?;
             Ok((result, Responder { run: started.run.clone(), name: started.name.clone() }))
         };
+        // The start of the program counts, too: one that hangs in `initialize` is as silent as any other.
         let outcome = match tokio::time::timeout(limit, exchange).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Failure::Silent),
         };
         outcome.map_err(|failure| {
+            // After a timeout or a wrong line the next answer could belong to this request.
             if failure.ends_the_child() {
                 running.ended();
             }
@@ -126,6 +115,7 @@ impl ExecClient {
             Failure::NotStarted(source) => ClientError::Unreachable { address: program.clone(), source: source.into() },
             Failure::Ended(how) => ClientError::Unreachable { address: program.clone(), source: how.into() },
             Failure::Invalid(reason) => ClientError::Protocol { reason: format!("{program}: `{method}`: {reason}") },
+            // A program that listed no methods in `initialize` shows only now that it lacks this one.
             Failure::Refused { code: METHOD_NOT_FOUND, .. } | Failure::Unsupported => {
                 ClientError::Unsupported { what: method.to_owned() }
             }
@@ -134,16 +124,16 @@ impl ExecClient {
     }
 
     /// Logs once that torrents are left out of listings, and once that none are any more.
-    fn log_complaint(&self, complaint: Option<String>) {
-        let mut last = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
-        if *last != complaint {
-            match &complaint {
+    fn log_listing_defect(&self, defect: Option<String>) {
+        let mut last = self.listing_defect.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != defect {
+            match &defect {
                 Some(reason) => {
                     warn!(server = %self.settings.server, reason, "torrent unreadable, left out of the listing")
                 }
                 None => warn!(server = %self.settings.server, "all torrents are readable again"),
             }
-            *last = complaint;
+            *last = defect;
         }
     }
 
@@ -209,6 +199,7 @@ impl Running {
             let id = child.id();
             let (initialized, child) = match child.call("initialize", Some(params)).await {
                 Ok(result) => (answer::initialized(&result).map_err(Failure::Invalid)?, child),
+                // `initialize` is optional: a script of a few lines answers it like every unknown method.
                 Err(Failure::Refused { .. }) => (answer::Initialized::default(), child),
                 Err(failure) => {
                     self.note_failure(Duration::ZERO);
@@ -216,6 +207,7 @@ impl Running {
                 }
             };
             let answer::Initialized { run, name, methods } = initialized;
+            // Another process id is another run, so the engine settles again after a restart.
             let run = run.unwrap_or_else(|| id.to_string());
             self.child = Some(Started { child, since: Instant::now(), run, name, methods });
         }
@@ -226,6 +218,8 @@ impl Running {
     fn ended(&mut self) {
         if let Some(Started { since, .. }) = self.child.take() {
             self.note_failure(since.elapsed());
+        // No child was there to end: it did not start, or hung in `initialize`. A refusal there has been counted
+        // already.
         } else if self.not_before.is_none_or(|at| at <= Instant::now()) {
             self.note_failure(Duration::ZERO);
         }
@@ -233,6 +227,7 @@ impl Running {
 
     fn note_failure(&mut self, run_time: Duration) {
         self.failures = if run_time >= STABLE_AFTER { 1 } else { self.failures.saturating_add(1) };
+        // The shift is bounded well above the largest delay, so that it cannot overflow.
         let wait = RESTART_DELAY_FIRST.saturating_mul(1 << (self.failures - 1).min(16)).min(RESTART_DELAY_MAX);
         self.not_before = Some(Instant::now() + wait);
     }
@@ -242,16 +237,17 @@ impl Running {
 impl TorrentClient for ExecClient {
     async fn list(&self, _scope: Scope<'_>) -> Result<Listing, ClientError> {
         let (result, responder) = self.call("list", None).await?;
-        let (torrents, complaint) =
+        let (torrents, defect) =
             answer::listing(&self.settings.server, result).map_err(|reason| self.protocol(reason))?;
-        let complete = complaint.is_none();
-        self.log_complaint(complaint);
+        let complete = defect.is_none();
+        self.log_listing_defect(defect);
         let stats = ServerStats { client: responder.name, ..ServerStats::default() };
         Ok(Listing { covers: Covers::All, run: Some(responder.run), complete, torrents, stats })
     }
 
     async fn get(&self, hashes: &[InfoHash], parts: Parts) -> Result<Vec<Option<Details>>, ClientError> {
         let mut found = Vec::with_capacity(hashes.len());
+        // The protocol reads one torrent for each request.
         for hash in hashes {
             found.push(self.details(*hash, parts).await?);
         }
@@ -267,7 +263,7 @@ impl TorrentClient for ExecClient {
     }
 
     fn capabilities(&self) -> Capabilities<'_> {
-        Capabilities::of_verbs(VERBS)
+        Capabilities::of_verbs(Capabilities::WHOLE_TORRENTS)
     }
 }
 
@@ -396,8 +392,8 @@ mod tests {
             assert!(matches!(error, ClientError::Protocol { .. }), "{script}: {error}");
             assert!(error.to_string().contains(reason), "{script}: {error}");
         }
-        let nobody = client(vec!["/nobody/is/here".to_owned()], Duration::from_secs(20));
-        assert!(matches!(nobody.list(Scope::Full).await.unwrap_err(), ClientError::Unreachable { .. }));
+        let absent = client(vec!["/absent/program".to_owned()], Duration::from_secs(20));
+        assert!(matches!(absent.list(Scope::Full).await.unwrap_err(), ClientError::Unreachable { .. }));
     }
 
     #[tokio::test]

@@ -7,6 +7,8 @@
 
 use std::borrow::Cow;
 
+use serde::Deserialize;
+
 use super::settings::AllowedMethod;
 use crate::model::{Hook, HookKey, InfoHash};
 
@@ -64,7 +66,9 @@ const FILE_METHODS: &[&str] = &["f.priority.set"];
 /// One call; several travel in one request.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Call {
+    /// The name of the method.
     pub method: Cow<'static, str>,
+    /// The target first, which may be empty.
     pub params: Vec<Param>,
 }
 
@@ -98,6 +102,7 @@ impl Call {
     /// A call about one file of a torrent.
     pub(super) fn on_file(hash: InfoHash, file: u32, method: &'static str) -> Self {
         assert!(FILE_METHODS.contains(&method), "{method} is not in the list of file methods");
+        // 0.9.8 dies of a bare hash as the target of an `f.*` method (std::bad_alloc).
         let target = format!("{}:f{file}", hash.to_string().to_ascii_uppercase());
         Self { method: method.into(), params: vec![Param::Text(target)] }
     }
@@ -109,20 +114,21 @@ impl Call {
 
     /// A call that reads all hooks of an event of downloads, by their keys.
     pub(super) fn read_hooks(event: &'static str) -> Self {
-        Self {
-            method: "method.get".into(),
-            params: vec![Param::Text(String::new()), Param::Text(download_event(event))],
-        }
+        Self::on_event("method.get", event)
     }
 
     /// A call that installs a hook on an event of downloads, in place of one with the same key, or removes that.
     pub(super) fn set_hook(event: &'static str, key: &HookKey, hook: Option<&Hook>) -> Self {
-        let params = vec![Param::Text(String::new()), Param::Text(download_event(event))];
-        let call = Self { method: "method.set_key".into(), params }.text(key.as_str());
+        let call = Self::on_event("method.set_key", event).text(key.as_str());
         match hook {
             Some(hook) => call.text(hook_command(event, hook)),
             None => call,
         }
+    }
+
+    fn on_event(method: &'static str, event: &'static str) -> Self {
+        let call = Self { method: method.into(), params: vec![Param::Text(String::new())] };
+        call.text(format!("event.download.{event}"))
     }
 
     fn of_torrent(hash: InfoHash, method: &'static str) -> Self {
@@ -146,16 +152,14 @@ impl Call {
     }
 }
 
-fn download_event(event: &'static str) -> String {
-    format!("event.download.{event}")
-}
-
 /// Returns the command of a hook: rTorrent requests the address as if a torrent were there.
 ///
 /// The command starts no program and waits for nothing; answered with 404, or not at all, it leaves nothing
 /// behind. Every part of it is constant or checked character by character, but for the hash, which rTorrent
 /// inserts itself.
 pub(super) fn hook_command(event: &'static str, hook: &Hook) -> String {
+    // A leading `$` makes rTorrent evaluate the value when the event happens; the quotes hold it together because a
+    // comma would end it.
     format!("load.normal=\"$cat={},$d.hash=\"", hook.url(event))
 }
 
@@ -175,6 +179,7 @@ impl Cell<'_> {
     pub(super) fn int(&self) -> Option<i64> {
         match self {
             Self::Int(number) => Some(*number),
+            // `system.api_version` is a number in a text, on every version.
             Self::Text(text) => std::str::from_utf8(text).ok()?.trim().parse().ok(),
             Self::Null => None,
         }
@@ -189,18 +194,21 @@ impl Cell<'_> {
     }
 }
 
-/// The refusal of one call.
-#[derive(Clone, Debug, PartialEq)]
+/// The refusal of one call; deserialized from the error object of JSON-RPC.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Fault {
     /// The number, which differs between versions.
     pub code: i64,
     /// The message, unchecked.
+    #[serde(default, rename = "message")]
     pub text: String,
 }
 
 impl Fault {
-    /// Returns whether the torrent does not exist. Each version has its own code and text for that.
+    /// Returns whether the torrent does not exist.
     pub(super) fn is_unknown_hash(&self) -> bool {
+        // By the text: the code is -501 on 0.9.8, -503 or -500 on modern versions by their XML library, -32602 in
+        // JSON, each shared with other faults.
         let text = self.text.to_ascii_lowercase();
         text.contains("info-hash") && (text.contains("not find") || text.contains("not found"))
     }
@@ -222,12 +230,9 @@ pub enum Value {
 }
 
 impl Value {
+    /// Returns the number, also where it is written as text.
     pub(super) fn int(&self) -> Option<i64> {
-        match self {
-            Self::Int(number) => Some(*number),
-            Self::Text(text) => text.trim().parse().ok(),
-            _ => None,
-        }
+        self.as_cell()?.int()
     }
 
     pub(super) fn str(&self) -> Option<&str> {
@@ -270,16 +275,17 @@ impl Value {
     }
 }
 
-/// A visitor of the answer to several calls. `call` is the place of the call, from 0.
+/// A visitor of the answer to several calls, which ignores what it has no method for. `call` is the place of the
+/// call, from 0.
 pub trait Answers {
-    /// The call answered with a single value.
-    fn scalar(&mut self, call: usize, cell: Cell<'_>);
-    /// One row of the listing that the call answered with.
-    fn row(&mut self, call: usize, cells: &[Cell<'_>]);
-    /// A row that cannot be read. The others are passed on.
-    fn broken_row(&mut self, call: usize);
-    /// The call was refused.
-    fn fault(&mut self, call: usize, fault: Fault);
+    /// Takes the single value that the call answered with.
+    fn scalar(&mut self, _call: usize, _cell: Cell<'_>) {}
+    /// Takes one row of the listing that the call answered with.
+    fn row(&mut self, _call: usize, _cells: &[Cell<'_>]) {}
+    /// Takes note of a row that cannot be read. The others are passed on.
+    fn broken_row(&mut self, _call: usize) {}
+    /// Takes the refusal of the call.
+    fn fault(&mut self, _call: usize, _fault: Fault) {}
 }
 
 /// The reason why an answer cannot be read.

@@ -22,6 +22,9 @@ pub(super) async fn read(
         [hash] if parts.torrent => Ok(vec![read_one(client, *hash, parts).await?]),
         _ if parts.torrent => {
             let mut listed = client.list(Scope::Full).await?.torrents;
+            // The poll loop has not seen this listing. Its next poll reads everything, because a listing of changes
+            // would begin here and miss what changed before.
+            client.state().listing.forget_changes();
             let others = Parts { torrent: false, ..parts };
             let has_more = others != Parts::default();
             let mut read = if has_more { read_parts(client, hashes, others).await? } else { BTreeMap::new() };
@@ -94,6 +97,7 @@ fn part_calls(hash: InfoHash, parts: Parts) -> Vec<Call> {
         (parts.peers, "p.multicall", PEER_COLUMNS),
     ];
     let list = |(_, method, columns): (bool, _, &[&str])| {
+        // The text before the columns is required: a pattern of paths for files, nothing for the others.
         columns.iter().fold(Call::on(hash, method).text(""), |call, column| call.text(*column))
     };
     let is_folder = Call::column(hash, "d.is_multi_file", None);
@@ -149,6 +153,7 @@ fn tracker(row: &Value) -> Option<Tracker> {
     let [url, kind, is_enabled, seeds, leeches, succeeded, failed, last] = row.array() else { return None };
     Some(Tracker {
         url: url.to_text()?,
+        // As libtorrent numbers them.
         kind: match kind.int()? {
             1 => Some("http"),
             2 => Some("udp"),
@@ -160,6 +165,7 @@ fn tracker(row: &Value) -> Option<Tracker> {
         leeches: unsigned(leeches),
         succeeded: unsigned(succeeded),
         failed: unsigned(failed),
+        // 0 for a tracker that was never asked.
         last_announce_at: last.int().filter(|seconds| *seconds > 0).map(Timestamp::from_seconds),
     })
 }

@@ -30,6 +30,7 @@ pub(super) struct TorrentFileServer {
 impl TorrentFileServer {
     pub(super) async fn new(endpoint: &Endpoint, body: Bytes) -> Result<Self, ClientError> {
         let listen = async {
+            // On one address only: the file is for this rTorrent and not for the network.
             let listener = TcpListener::bind((own_address(endpoint).await?, 0)).await?;
             let address = listener.local_addr()?;
             Ok::<_, std::io::Error>((listener, address))
@@ -62,6 +63,7 @@ impl TorrentFileServer {
                 break;
             }
         }
+        // Whoever else connects learns nothing without the secret.
         let is_ours = request.starts_with(format!("GET /{}.torrent ", self.secret).as_bytes());
         let (status, body) = if is_ours { ("200 OK", self.body.clone()) } else { ("404 Not Found", Bytes::new()) };
         let length = body.len();

@@ -7,8 +7,8 @@
 //! Versions before 0.15.4 can crash when the hooks of an event are changed while one of them runs a program:
 //! they release their lock while they go through them. This was seen on 0.9.8, twice in a few minutes of
 //! changes; changes to *other* events did no harm in more than 100,000 attempts. The text of a hook does not
-//! tell what it runs, so on those versions an event that has hooks besides those of rTorrent and of a bridge
-//! is not touched, neither to install a hook nor to remove one. A hook that stays behind notifies nobody.
+//! show what it runs, so on those versions an event that has hooks besides those of rTorrent and of a bridge
+//! is not touched, neither to install a hook nor to remove one. A hook that stays behind has no effect.
 
 use super::Access;
 use super::calls::{Call, Fault, Value, hook_command};
@@ -31,6 +31,7 @@ pub(super) async fn hooks(access: &Access<'_>, request: HookRequest<'_>) -> Resu
     let answers = access.call(&EVENTS.map(Call::read_hooks)).await?;
     for (event, answer) in EVENTS.into_iter().zip(answers) {
         let commands = EventCommands::read(answer.map_err(|fault| refused(access, &fault))?);
+        // For a removal, too: taking a key out is a change like any other.
         if probe.is_legacy && commands.may_run_programs() {
             hooks.skipped.push(event);
             continue;
@@ -38,6 +39,7 @@ pub(super) async fn hooks(access: &Access<'_>, request: HookRequest<'_>) -> Resu
         let ours = commands.command(key);
         let call = match request {
             HookRequest::Inspect(_) => None,
+            // Each change is a moment in which an old version can crash, so none is made without need.
             HookRequest::Install(hook) if ours == Some(&hook_command(event, hook)) => None,
             HookRequest::Install(hook) => Some(Call::set_hook(event, key, Some(hook))),
             HookRequest::Remove(_) => ours.map(|_| Call::set_hook(event, key, None)),
@@ -87,6 +89,7 @@ impl EventCommands {
     /// Returns whether a hook of somebody else is there, or one of rTorrent's own was changed to run a program.
     fn may_run_programs(&self) -> bool {
         self.0.iter().any(|(key, command)| {
+            // The hooks of other bridges only request an address.
             let is_known = key.starts_with(HookKey::PREFIX) || is_rtorrents_own(key);
             !is_known || contains_command(command, "execute")
         })

@@ -27,45 +27,61 @@ use crate::model::{
 /// A message that is no error: some tracker answered, or there is none to ask.
 const NOT_AN_ERROR: &str = "Tracker: [Tried all trackers.]";
 
-/// One torrent in rTorrent's terms. Sizes are bytes, rates bytes per second, times seconds since 1970 or 0 for
-/// never.
+/// One torrent in rTorrent's terms, each field named after its column. Sizes are bytes, rates bytes per second,
+/// times seconds since 1970 or 0 for never.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct TorrentRow {
-    pub name: String,
+    /// Columns that stay the same as long as the torrent is loaded.
+    pub fixed: FixedColumns,
     /// Wants to run.
     pub state: bool,
     /// Runs.
     pub is_active: bool,
     /// Has its files open.
     pub is_open: bool,
+    /// Its data is being read, after the wait that `hashing` includes.
     pub is_hash_checking: bool,
     /// 0 no check, 1 initial, 2 on completion, 3 re-check; also while the torrent waits for its check.
     pub hashing: u64,
+    /// The last check ended with an error, for example a missing file.
     pub hashing_failed: bool,
+    /// Every piece is there.
     pub complete: bool,
+    /// Every piece of the selected files is there.
     pub is_partially_done: bool,
+    /// Whole, checked pieces only.
     pub completed_bytes: u64,
-    pub size_bytes: u64,
+    /// Bytes that are missing, of unselected files too.
     pub left_bytes: u64,
+    /// Payload sent, over all loads.
     pub up_total: u64,
+    /// Payload received, since this load.
     pub down_total: u64,
+    /// Current rate.
     pub up_rate: u64,
+    /// Current rate.
     pub down_rate: u64,
+    /// Connections, to seeds too.
     pub peers_connected: u64,
+    /// Connected seeds.
     pub peers_complete: u64,
+    /// The last message of a tracker or of rTorrent itself, an error or not.
     pub message: String,
+    /// The label, percent-encoded by some clients.
     pub custom1: String,
+    /// Custom value that other clients and our own `add` set; 0 for what nobody set.
     pub addtime: u64,
+    /// 0 off, 1 low, 2 normal, 3 high.
     pub priority: u64,
+    /// Of the content; empty for a torrent that was never open.
     pub directory: String,
-    pub is_private: bool,
-    pub is_meta: bool,
-    pub tied_to_file: String,
-    pub loaded_file: String,
+    /// Time of the last start.
     pub started: u64,
+    /// Time at which its last piece arrived.
     pub finished: u64,
+    /// The peer id of this load, another one each time.
     pub local_id: String,
-    pub size_files: u64,
+    /// Number of trackers, DHT included.
     pub tracker_size: u64,
     /// In the order of the settings; `None` for what this server does not have.
     pub extra: Vec<Option<Json>>,
@@ -78,13 +94,20 @@ pub(super) struct TorrentRow {
 /// They are read once for each load, and again with every full listing that leaves nothing out.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct FixedColumns {
-    name: String,
-    size_bytes: u64,
-    is_private: bool,
-    is_meta: bool,
-    tied_to_file: String,
-    loaded_file: String,
-    size_files: u64,
+    /// Name of the file or folder, as the torrent states it.
+    pub name: String,
+    /// Size of all files.
+    pub size_bytes: u64,
+    /// Whether peers come from its trackers alone.
+    pub is_private: bool,
+    /// Whether it is a magnet link without metadata.
+    pub is_meta: bool,
+    /// The watched file that it was loaded from, or a magnet link; empty if there is none.
+    pub tied_to_file: String,
+    /// The copy of the .torrent file in rTorrent's session.
+    pub loaded_file: String,
+    /// Number of files.
+    pub size_files: u64,
 }
 
 /// The methods of [`FixedColumns`].
@@ -100,49 +123,29 @@ impl TorrentRow {
         Self { extra: vec![None; extra], ..Self::default() }
     }
 
-    pub(super) fn fixed(&self) -> FixedColumns {
-        FixedColumns {
-            name: self.name.clone(),
-            size_bytes: self.size_bytes,
-            is_private: self.is_private,
-            is_meta: self.is_meta,
-            tied_to_file: self.tied_to_file.clone(),
-            loaded_file: self.loaded_file.clone(),
-            size_files: self.size_files,
-        }
-    }
-
-    pub(super) fn set_fixed(&mut self, fixed: &FixedColumns) {
-        let FixedColumns { name, size_bytes, is_private, is_meta, tied_to_file, loaded_file, size_files } = fixed;
-        self.name.clone_from(name);
-        self.size_bytes = *size_bytes;
-        self.is_private = *is_private;
-        self.is_meta = *is_meta;
-        self.tied_to_file.clone_from(tied_to_file);
-        self.loaded_file.clone_from(loaded_file);
-        self.size_files = *size_files;
-    }
-
     /// Returns whether its numbers change from poll to poll.
     pub(super) fn is_moving(&self) -> bool {
         self.up_rate > 0 || self.down_rate > 0 || self.is_hash_checking
     }
 }
 
-/// A column, and the setter of its field; that returns `None` if the value is of the wrong kind.
+/// A column of every torrent.
 #[derive(Clone, Copy)]
 pub(super) struct Column {
+    /// The getter.
     pub method: &'static str,
+    /// Key of `d.custom`.
     pub key: Option<&'static str>,
+    /// The setter of its field, which returns `None` if the value is of the wrong kind.
     set: fn(&mut TorrentRow, &Cell<'_>) -> Option<()>,
 }
 
 macro_rules! columns {
-    ($($method:literal $(($key:literal))? => $field:ident: $kind:ident),* $(,)?) => {
+    ($($method:literal $(($key:literal))? => $($field:ident).+: $kind:ident),* $(,)?) => {
         &[$(Column {
             method: $method,
             key: columns!(@key $($key)?),
-            set: |row, cell| { row.$field = $kind(cell)?; Some(()) },
+            set: |row, cell| { row.$($field).+ = $kind(cell)?; Some(()) },
         }),*]
     };
     (@key) => { None };
@@ -151,7 +154,7 @@ macro_rules! columns {
 
 /// Every column but the hash, which comes first in each part of a listing.
 pub(super) const COLUMNS: &[Column] = columns! {
-    "d.name" => name: text,
+    "d.name" => fixed.name: text,
     "d.state" => state: flag,
     "d.is_active" => is_active: flag,
     "d.is_open" => is_open: flag,
@@ -161,7 +164,7 @@ pub(super) const COLUMNS: &[Column] = columns! {
     "d.complete" => complete: flag,
     "d.is_partially_done" => is_partially_done: flag,
     "d.completed_bytes" => completed_bytes: number,
-    "d.size_bytes" => size_bytes: number,
+    "d.size_bytes" => fixed.size_bytes: number,
     "d.left_bytes" => left_bytes: number,
     "d.up.total" => up_total: number,
     "d.down.total" => down_total: number,
@@ -174,14 +177,14 @@ pub(super) const COLUMNS: &[Column] = columns! {
     "d.custom"("addtime") => addtime: free_number,
     "d.priority" => priority: number,
     "d.directory" => directory: text,
-    "d.is_private" => is_private: flag,
-    "d.is_meta" => is_meta: flag,
-    "d.tied_to_file" => tied_to_file: text,
-    "d.loaded_file" => loaded_file: text,
+    "d.is_private" => fixed.is_private: flag,
+    "d.is_meta" => fixed.is_meta: flag,
+    "d.tied_to_file" => fixed.tied_to_file: text,
+    "d.loaded_file" => fixed.loaded_file: text,
     "d.timestamp.started" => started: number,
     "d.timestamp.finished" => finished: number,
     "d.local_id" => local_id: text,
-    "d.size_files" => size_files: number,
+    "d.size_files" => fixed.size_files: number,
     "d.tracker_size" => tracker_size: number,
 };
 
@@ -196,6 +199,7 @@ fn number(cell: &Cell<'_>) -> Option<u64> {
 
 /// Reads a custom value, which anybody may write: text that is no number becomes 0.
 fn free_number(cell: &Cell<'_>) -> Option<u64> {
+    // An error here would lose the row and with it the completeness of every listing.
     Some(number(cell).unwrap_or(0))
 }
 
@@ -264,9 +268,11 @@ impl Field {
 }
 
 fn status(row: &TorrentRow) -> Status {
+    // First of all: `d.check_hash` closes a torrent, which the other columns show as queued or stopped.
     if row.is_hash_checking || row.hashing != 0 {
         Status::Checking
-    } else if row.is_meta && row.is_active {
+    } else if row.fixed.is_meta && row.is_active {
+        // Only while it runs: a stopped magnet link fetches no metadata.
         Status::Metadata
     } else if row.is_active && has_all_selected(row) {
         Status::Seeding
@@ -295,27 +301,30 @@ pub(super) fn observed(
     interner: &mut Interner,
 ) -> Observed {
     let status = status(&row);
+    // `d.left_bytes` counts files that are not selected, too.
     let left = if has_all_selected(&row) { 0 } else { row.left_bytes };
     let facts = Facts {
         load: (!row.local_id.is_empty()).then_some(row.local_id),
         complete: row.complete,
-        has_metadata: !row.is_meta,
+        has_metadata: !row.fixed.is_meta,
         received_bytes: row.down_total,
         moved_bytes: row.up_total.saturating_add(row.down_total),
     };
     let extra: Extra = extra.zip(row.extra).map(|(name, value)| (name, value.unwrap_or(Json::Null))).collect();
     let torrent = Torrent {
         hash,
-        name: row.name,
+        name: row.fixed.name,
         server: server.clone(),
         active: row.is_active,
         downloaded: row.completed_bytes,
         uploaded: row.up_total,
-        length: row.size_bytes,
-        path: [row.tied_to_file, row.loaded_file]
+        length: row.fixed.size_bytes,
+        path: [row.fixed.tied_to_file, row.fixed.loaded_file]
             .into_iter()
+            // A magnet link that is not resolved was loaded from the link, which is no path.
             .find(|path| !path.is_empty() && !path.starts_with("magnet:")),
-        progress: if row.is_meta { 0.0 } else { progress(row.completed_bytes, row.size_bytes) },
+        // The size of a magnet link is that of its metadata.
+        progress: if row.fixed.is_meta { 0.0 } else { progress(row.completed_bytes, row.fixed.size_bytes) },
         ratio: ratio(row.up_total, row.completed_bytes),
         finished: row.complete && row.hashing == 0,
         playing: row.up_rate > 0 || row.down_rate > 0,
@@ -332,13 +341,14 @@ pub(super) fn observed(
         seeds: Some(row.peers_complete),
         label: Some(interner.intern(&decode_label(&row.custom1))),
         directory: Some(interner.intern(&row.directory)),
-        private: Some(row.is_private),
+        private: Some(row.fixed.is_private),
+        // Outside its scale it is unknown rather than clamped (I2).
         priority: u8::try_from(row.priority).ok().filter(|priority| *priority <= 3),
         tracker,
         added_at: time(row.addtime),
         started_at: time(row.started),
         finished_at: time(row.finished),
-        size_files: Some(row.size_files),
+        size_files: Some(row.fixed.size_files),
     };
     Observed { torrent, facts }
 }
@@ -375,6 +385,7 @@ pub(super) fn tracker_host<'a>(trackers: impl Iterator<Item = (bool, &'a str)> +
         let rest = url.split_once("://").filter(|(scheme, _)| matches!(*scheme, "http" | "https" | "udp"))?.1;
         let authority = rest.split(['/', '?', '#']).next()?;
         let host_and_port = authority.rsplit('@').next()?;
+        // IPv6 in brackets, whose colons are no port.
         let host = match host_and_port.strip_prefix('[') {
             Some(v6) => v6.split(']').next()?,
             None => host_and_port.split(':').next()?,
@@ -382,6 +393,7 @@ pub(super) fn tracker_host<'a>(trackers: impl Iterator<Item = (bool, &'a str)> +
         let is_clean = !host.is_empty() && !host.chars().any(|c| c.is_control() || c.is_whitespace());
         is_clean.then(|| host.to_ascii_lowercase())
     };
+    // The torrent's own order. A disabled tracker is better than none: the host is a label for people.
     let enabled = trackers.clone().filter(|(is_enabled, _)| *is_enabled);
     enabled.chain(trackers).find_map(|(_, url)| host(url))
 }
@@ -425,7 +437,7 @@ mod tests {
                 hashing: u64::from(has('n')) * 3,
                 complete: has('c'),
                 is_partially_done: has('p'),
-                is_meta: has('m'),
+                fixed: FixedColumns { is_meta: has('m'), ..FixedColumns::default() },
                 ..TorrentRow::default()
             };
             assert_eq!(status(&row), expected, "{columns}");
@@ -457,7 +469,7 @@ mod tests {
     #[test]
     fn files_that_are_not_selected_do_not_count_as_left() {
         let row = TorrentRow {
-            size_bytes: 100,
+            fixed: FixedColumns { size_bytes: 100, ..FixedColumns::default() },
             completed_bytes: 40,
             left_bytes: 60,
             down_rate: 7,
@@ -519,8 +531,9 @@ mod tests {
             ("", "magnet:?xt=urn:btih:00", None),
             ("", "", None),
         ] {
-            let row = TorrentRow { tied_to_file: tied.into(), loaded_file: loaded.into(), ..TorrentRow::default() };
-            assert_eq!(seen(row).path.as_deref(), expected);
+            let (tied_to_file, loaded_file) = (tied.to_owned(), loaded.to_owned());
+            let fixed = FixedColumns { tied_to_file, loaded_file, ..FixedColumns::default() };
+            assert_eq!(seen(TorrentRow { fixed, ..TorrentRow::default() }).path.as_deref(), expected);
         }
     }
 

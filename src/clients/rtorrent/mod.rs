@@ -82,7 +82,7 @@ pub struct RtorrentClient {
     state: Mutex<ClientState>,
 }
 
-/// What is remembered between calls. The lock is never held over an exchange.
+/// State between calls. The lock is never held over an exchange.
 #[derive(Default)]
 struct ClientState {
     probe: Option<Arc<Probe>>,
@@ -91,7 +91,7 @@ struct ClientState {
     interner: Interner,
 }
 
-/// Exclusive access to the rTorrent: while it is held, nobody else has an exchange.
+/// Exclusive access to the rTorrent: while it is held, no other exchange begins.
 struct Access<'a> {
     client: &'a RtorrentClient,
     _permit: SemaphorePermit<'a>,
@@ -104,6 +104,8 @@ impl RtorrentClient {
     /// The certificates or credentials of an HTTP endpoint cannot be used.
     pub fn new(settings: Settings) -> Result<Self, SetupError> {
         let transport = Transport::new(&settings)?;
+        // One at a time: rTorrent serializes calls itself, and a second connection would only occupy one of its
+        // slots.
         Ok(Self { settings, transport, exchanges: Semaphore::new(1), state: Mutex::default() })
     }
 
@@ -137,6 +139,7 @@ impl Access<'_> {
     async fn exchange(&self, format: WireFormat, body: &[u8], limit: Duration) -> Result<Vec<u8>, ClientError> {
         let answer = self.client.transport.exchange(format, body, limit).await;
         if answer.is_err() {
+            // What answers next may be another version.
             self.client.state().probe = None;
         }
         answer
@@ -144,8 +147,10 @@ impl Access<'_> {
 
     /// Makes several calls in one exchange, and returns for each its result or its fault.
     async fn call(&self, calls: &[Call]) -> Result<Vec<Result<Value, Fault>>, ClientError> {
+        // Every version has XML-RPC, and only there every text can be sent, as base64 if need be.
         let answer = self.exchange(WireFormat::Xml, &xmlrpc::write(calls), self.client.settings.timeout).await?;
         let results = xmlrpc::read(&answer).map_err(|reason| self.client.unreadable(reason))?;
+        // Results belong to calls by their place alone.
         if results.len() == calls.len() {
             return Ok(results);
         }
@@ -173,8 +178,9 @@ impl Access<'_> {
     }
 
     /// Reads the row of one torrent, and makes `more` calls in the same exchange; `None` if there is no such
-    /// torrent. rTorrent knows torrents by their version 1 hash alone.
+    /// torrent.
     async fn read_row(&self, hash: InfoHash, more: Vec<Call>) -> Result<Option<(TorrentRow, Vec<Value>)>, ClientError> {
+        // rTorrent knows torrents by their version 1 hash alone.
         if matches!(hash, InfoHash::V2(_)) {
             return Ok(None);
         }
@@ -203,6 +209,7 @@ impl TorrentClient for RtorrentClient {
     async fn list(&self, scope: Scope<'_>) -> Result<Listing, ClientError> {
         let access = self.access().await;
         let listing = listing::list(&access, scope).await?;
+        // Under the same access: a command in between could have resumed the torrent on purpose.
         actions::pause_after_check(&access, &listing).await;
         Ok(listing)
     }

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::Value as Json;
+
 use super::calls::{Call, Value};
 use super::map::{COLUMNS, Field};
 use super::transport::WireFormat;
@@ -24,6 +26,7 @@ pub(super) struct Probe {
     pub pid: Option<i64>,
     /// Older than [`API_VERSION_MODERN`].
     pub is_legacy: bool,
+    /// The library that reads requests and writes answers.
     pub xml_library: XmlLibrary,
     /// Answers JSON-RPC.
     pub has_json: bool,
@@ -85,6 +88,7 @@ pub(super) async fn probe(access: &Access<'_>) -> Result<Probe, ClientError> {
         Call::global("system.listMethods"),
     ];
     let limit = access.client.settings.timeout;
+    // Raw, not by `call`: its first bytes give away the XML library.
     let answer = access.exchange(WireFormat::Xml, &xmlrpc::write(&calls), limit).await?;
     let results = xmlrpc::read(&answer).map_err(|reason| access.client.unreadable(reason))?;
     let [version, api_version, pid, count, directory, methods] = results.as_slice() else {
@@ -96,6 +100,7 @@ pub(super) async fn probe(access: &Access<'_>) -> Result<Probe, ClientError> {
     let names: Option<BTreeSet<&str>> =
         methods.as_ref().ok().map(|methods| methods.array().iter().filter_map(Value::str).collect());
     let columns = names.as_ref().map(|names| {
+        // Only the names that are asked for: the list has up to 939.
         let ours = COLUMNS.iter().map(|column| column.method);
         let extra = access.client.settings.extra.values().map(|column| column.method());
         ours.chain(extra).filter(|method| names.contains(method)).collect()
@@ -103,6 +108,7 @@ pub(super) async fn probe(access: &Access<'_>) -> Result<Probe, ClientError> {
     Ok(Probe {
         version: version.to_text().unwrap_or_default(),
         pid: pid.as_ref().ok().and_then(Value::int),
+        // An unknown generation is treated as the one that needs protection.
         is_legacy: api_version.is_none_or(|version| version < API_VERSION_MODERN),
         xml_library: XmlLibrary::of(&answer),
         has_json: speaks_json(access).await?,
@@ -116,22 +122,9 @@ pub(super) async fn probe(access: &Access<'_>) -> Result<Probe, ClientError> {
 /// Returns whether the server answers JSON-RPC. Old versions take the request for malformed XML, and say so in
 /// XML.
 async fn speaks_json(access: &Access<'_>) -> Result<bool, ClientError> {
-    /// Whether the answer was a number.
-    struct NumberReader(bool);
-    impl super::calls::Answers for NumberReader {
-        fn scalar(&mut self, _: usize, cell: super::calls::Cell<'_>) {
-            self.0 = cell.int().is_some();
-        }
-        fn row(&mut self, _: usize, _: &[super::calls::Cell<'_>]) {}
-        fn broken_row(&mut self, _: usize) {}
-        fn fault(&mut self, _: usize, _: super::calls::Fault) {}
-    }
     let Some(body) = jsonrpc::write(&[Call::global("view.size").text("main")]) else { return Ok(false) };
     match access.exchange(WireFormat::Json, &body, access.client.settings.timeout).await {
-        Ok(answer) => {
-            let mut reader = NumberReader(false);
-            Ok(jsonrpc::scan(&answer, &mut reader).is_ok() && reader.0)
-        }
+        Ok(answer) => Ok(serde_json::from_slice::<Json>(&answer).is_ok_and(|batch| batch[0]["result"].is_i64())),
         // A proxy or a server that closes the connection on a request that it does not know.
         Err(ClientError::Protocol { .. }) => Ok(false),
         Err(error) => Err(error),

@@ -26,11 +26,13 @@ pub(super) async fn set_limits(access: &Access<'_>, limits: Limits) -> Result<()
         }
         let limit = if limit == 0 { 0 } else { limit.max(LIMIT_MIN) };
         let number = i64::try_from(limit).unwrap_or(i64::MAX);
+        // Read back, because the answer proves nothing: 0.10 and later store a limit of -1 that they refuse.
         let answers = access.call(&[Call::global(set).int(number), Call::global(read)]).await?;
         if let Some(fault) = answers.iter().find_map(|answer| answer.as_ref().err()) {
             return Err(access.client.fault(fault));
         }
         let now = answers.last().and_then(|answer| answer.as_ref().ok()?.int());
+        // rTorrent rounds to KiB. Nothing may be rounded to 0, which would lift the limit.
         if now.is_none_or(|now| now.abs_diff(number) >= LIMIT_MIN || (now == 0) != (number == 0)) {
             let message = format!("{read} is {now:?} after it was set to {number}");
             return Err(ClientError::Fault { message });
@@ -52,6 +54,7 @@ pub(super) async fn call(access: &Access<'_>, method: &str, params: &[Json]) -> 
         Some(Param::Text(text)) => text.clone(),
         _ => String::new(),
     };
+    // 0.9.8 dies of a bare hash there; the part is checked here because the parameters come from outside.
     let needs_part = ["f.", "t.", "p."].iter().any(|prefix| method.starts_with(prefix));
     let names_part = target.len() > 41 && target.is_char_boundary(40) && target[40..].starts_with(':');
     if typed.is_empty() {
@@ -82,6 +85,7 @@ fn json(value: Value, depth: u8) -> Json {
     match value {
         Value::Int(number) => number.into(),
         Value::Text(text) => text.into(),
+        // A bound, so that no answer can exhaust the stack.
         Value::Array(values) if depth < 8 => values.into_iter().map(|value| json(value, depth + 1)).collect(),
         Value::Struct(members) if depth < 8 => {
             members.into_iter().map(|(name, value)| (name, json(value, depth + 1))).collect()

@@ -2,7 +2,7 @@
 //!
 //! Texts of a user are parsed here, once. An [`Endpoint`] contains no credentials and may be shown
 //! anywhere. An [`ExtraColumn`] is one of a fixed list of getters, because rTorrent *executes* whatever
-//! command stands in a column.
+//! command a column holds.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -110,6 +110,7 @@ impl Endpoint {
             return is_path.then(|| Self::Unix(PathBuf::from(path))).ok_or(InvalidEndpoint::UnixPath);
         }
         let url = Url::parse(text).map_err(|_| InvalidEndpoint::NotAnAddress)?;
+        // An endpoint is shown in logs and on the status page (I14).
         if !url.username().is_empty() || url.password().is_some() {
             return Err(InvalidEndpoint::Credentials);
         }
@@ -141,6 +142,7 @@ impl Endpoint {
                 let is_loopback = host.parse::<IpAddr>().map_or(host == "localhost", |address| address.is_loopback());
                 !is_loopback
             }
+            // A socket has permissions, and a web server can ask for a password.
             Self::Unix(_) | Self::Http(_) => false,
         }
     }
@@ -309,6 +311,7 @@ impl ExtraColumn {
                 Err(InvalidColumn::Key)
             };
         }
+        // A list of what is allowed: rTorrent runs whatever command stands in a column, programs included.
         let Some(method) = READERS.iter().find(|reader| **reader == name) else {
             let shown = name.chars().filter(|c| !c.is_control()).take(60).collect();
             return Err(InvalidColumn::NotAReader(shown));
@@ -383,7 +386,6 @@ const RPC_DANGEROUS: &[&str] = &[
     "d.directory",
     "d.erase",
     "d.initialize_logs",
-    "d.multicall",
     "d.open",
     "d.pause",
     "d.resume",
@@ -396,7 +398,6 @@ const RPC_DANGEROUS: &[&str] = &[
     "d.try_",
     "d.update_priorities",
     "d.views.",
-    "f.multicall",
     "f.frozen_path",
     "network.bind_address.set",
     "network.local_address.set",
@@ -404,7 +405,6 @@ const RPC_DANGEROUS: &[&str] = &[
     "network.rpc.",
     "network.scgi.",
     "network.xmlrpc.",
-    "p.multicall",
     "session.path.set",
     "session.name.set",
     "session.use_lock",
@@ -412,17 +412,26 @@ const RPC_DANGEROUS: &[&str] = &[
     "system.daemon",
     "system.env",
     "system.file",
-    "system.multicall",
     "system.shutdown",
     "system.umask",
-    "t.multicall",
     "view.add",
     "view.event",
     "view.filter",
     "view.persistent",
     "view.set",
     "view.sort",
-    "d.multicall2",
+];
+
+/// Getters that begin like a dangerous method.
+const RPC_HARMLESS: &[&str] = &[
+    "d.directory",
+    "d.directory_base",
+    "d.state",
+    "d.state_changed",
+    "d.state_counter",
+    "d.tied_to_file",
+    "system.cwd",
+    "system.file.allocate",
 ];
 
 impl AllowedMethod {
@@ -432,16 +441,14 @@ impl AllowedMethod {
     /// The text is not a name, or names a method that no config should allow.
     pub fn parse(text: &str) -> Result<Self, InvalidMethod> {
         let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+        // Logic and old aliases have no dot (`cat`, `if`, `print`).
         if text.len() > 100 || !text.contains('.') || !text.chars().all(is_name) {
             return Err(InvalidMethod::NotAName(text.chars().take(100).collect()));
         }
-        let is_harmless_reader = ["d.directory", "d.directory_base", "d.state", "d.tied_to_file", "session.path"]
-            .contains(&text)
-            || ["d.state_changed", "d.state_counter", "system.cwd", "d.is_open", "system.file.allocate"]
-                .contains(&text);
+        // Whatever is called for many, listings by a predicate included, takes commands as arguments.
         let is_dangerous = RPC_DANGEROUS.iter().any(|bad| text.starts_with(bad)) || text.contains("multicall");
         let is_known = RPC_PREFIXES.iter().any(|prefix| text.starts_with(prefix));
-        if !is_known || (is_dangerous && !is_harmless_reader) {
+        if !is_known || (is_dangerous && !RPC_HARMLESS.contains(&text)) {
             return Err(InvalidMethod::Dangerous(text.to_owned()));
         }
         Ok(Self(text.to_owned()))

@@ -2,8 +2,8 @@
 //!
 //! rTorrent blocks while a peer does not read its answer, so an answer is read into memory as fast as it
 //! arrives, up to a limit, and a call that is given up closes its connection, which unblocks rTorrent. A
-//! connection carries one exchange. This module knows nothing of the content, only that an answer is
-//! complete: as long as its header said.
+//! connection carries one exchange. The content is for others; that an answer
+//! is complete, as long as its header said, is checked here.
 
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
@@ -149,7 +149,7 @@ impl Transport {
             ErrorKind::PermissionDenied => {
                 "not allowed to write to the socket: give this user (or a common group) write permission on it"
             }
-            ErrorKind::ConnectionRefused => "nobody listens there: is rTorrent running?",
+            ErrorKind::ConnectionRefused => "nothing listens there: is rTorrent running?",
             ErrorKind::TimedOut => "no answer to the attempt to connect: is the host right, and no firewall between?",
             _ => return Err(self.unreachable(error)),
         };
@@ -201,12 +201,14 @@ impl Transport {
             return Err(self.protocol(format_args!("the answer has {length} bytes, the limit is {ANSWER_BYTES_MAX}")));
         }
         answer.drain(..body_at);
+        // In one step; the length was checked above, so a wrong header cannot make this large.
         answer.reserve(length.saturating_sub(answer.len()));
         while answer.len() < length {
             if stream.read_buf(&mut answer).await.map_err(broken)? == 0 {
                 return Err(self.protocol(format_args!("the answer ends after {} of {length} bytes", answer.len())));
             }
         }
+        // A body longer than announced is another program's, or two answers in one.
         if answer.len() > length {
             return Err(self.protocol("the answer is longer than its header says"));
         }
@@ -217,6 +219,7 @@ impl Transport {
         let mut response = request.send().await.map_err(|error| self.http_error(error))?;
         self.check_status(response.status(), sent_bytes)?;
         let content_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        // A login form or the page of a web interface comes with status 200.
         if content_type.is_some_and(|kind| kind.starts_with("text/html")) {
             return Err(self.protocol("the answer is a web page, not rTorrent's: is the path right (mostly `/RPC2`)?"));
         }
@@ -231,6 +234,7 @@ impl Transport {
     }
 
     fn http_error(&self, error: reqwest::Error) -> ClientError {
+        // The URL may hold a token in its query (I14).
         let error = error.without_url();
         let is_about_answer = error.is_body() || error.is_decode();
         if is_about_answer { self.protocol(printable(error_chain(&error).as_bytes())) } else { self.unreachable(error) }
@@ -275,9 +279,13 @@ fn http_client(ca_pem: Option<&[u8]>) -> Result<reqwest::Client, SetupError> {
         .with_no_client_auth();
     reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
+        // HTTP/2 has nothing to offer where there is one exchange at a time.
         .http1_only()
+        // An environment variable must not send commands for a local rTorrent through a proxy.
         .no_proxy()
+        // A redirected POST becomes a GET, and the credentials would go to another address.
         .redirect(reqwest::redirect::Policy::none())
+        // A command must not be carried out twice because a connection broke.
         .retry(reqwest::retry::never())
         .connect_timeout(CONNECT_LIMIT)
         .pool_max_idle_per_host(1)
@@ -290,6 +298,7 @@ fn authorization(settings: &Settings) -> Result<HeaderValue, SetupError> {
     let password = settings.password.as_ref().map_or("", |password| password.expose_secret());
     let mut value = HeaderValue::try_from(format!("Basic {}", BASE64.encode(format!("{user}:{password}"))))
         .map_err(|_| SetupError::BadCredentials)?;
+    // Keeps it out of `Debug` and logs (I14).
     value.set_sensitive(true);
     Ok(value)
 }

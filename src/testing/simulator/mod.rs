@@ -22,22 +22,9 @@ use async_trait::async_trait;
 use self::torrent::Mark;
 pub use self::torrent::{RunMode, SimulatedTorrent};
 use crate::model::{
-    Action, Covers, Details, File, InfoHash, Listing, Parts, ServerName, ServerStats, Status, Timestamp, Torrent, Verb,
+    Action, Covers, Details, File, InfoHash, Listing, Parts, ServerName, ServerStats, Status, Timestamp, Torrent,
 };
 use crate::port::{Applied, Capabilities, ClientError, Clock, Scope, TorrentClient};
-
-const VERBS: &[Verb] = &[
-    Verb::Pause,
-    Verb::Resume,
-    Verb::Start,
-    Verb::Stop,
-    Verb::Delete,
-    Verb::Add,
-    Verb::Recheck,
-    Verb::Announce,
-    Verb::Label,
-    Verb::Priority,
-];
 
 /// A simulated client. Clones share their state.
 #[derive(Clone)]
@@ -104,7 +91,6 @@ pub struct SimulatorState {
     presences: Vec<Presence>,
     /// `None` if the last answer was incomplete, or there was none.
     shown: Option<Shown>,
-    full_listings: u64,
     /// Every requested action with its time, in order.
     asked: Vec<(Timestamp, Action)>,
 }
@@ -194,9 +180,10 @@ impl SimulatorState {
         }
     }
 
-    /// Resolves a magnet link, which loads it anew.
+    /// Resolves a magnet link, which loads it again.
     pub fn resolve(&mut self, hash: &InfoHash, name: &str, length: u64) {
         self.loads += 1;
+        // As rTorrent does: the placeholder is erased, and the torrent loaded under the same hash.
         let load = self.loads;
         if let Some(torrent) = self.torrents.get_mut(hash).filter(|torrent| !torrent.has_metadata) {
             *torrent = SimulatedTorrent { name: name.to_owned(), length, has_metadata: true, load, ..torrent.clone() };
@@ -213,6 +200,7 @@ impl SimulatorState {
     /// Restarts the client, which has loaded nothing of its session yet.
     pub fn restart(&mut self) {
         self.run += 1;
+        // As rTorrent from 0.15 on: it answers before it has loaded its session.
         self.loaded = Some(0);
         for torrent in self.torrents.values_mut() {
             self.loads += 1;
@@ -243,11 +231,6 @@ impl SimulatorState {
         self.visible().any(|(visible, _)| visible == hash)
     }
 
-    /// Returns the number of full listings.
-    pub fn full_listings(&self) -> u64 {
-        self.full_listings
-    }
-
     fn list(&mut self, server: &ServerName, scope: Scope<'_>) -> Listing {
         let changed = match scope {
             Scope::Full => None,
@@ -257,13 +240,13 @@ impl SimulatorState {
         let listing = match changed.filter(|_| !has_gaps) {
             Some(torrents) => Listing { covers: Covers::Changed, complete: false, ..self.listing(server, torrents) },
             None => {
-                self.full_listings += 1;
                 let shown = self.visible().enumerate().filter(|(place, _)| !has_gaps || place % 2 == 0);
                 let torrents = shown.map(|(_, (hash, _))| *hash).collect();
                 Listing { complete: self.behavior != Behavior::Short, ..self.listing(server, torrents) }
             }
         };
         let marks = self.visible().map(|(hash, torrent)| (*hash, torrent.mark())).collect();
+        // The next listing of changes cannot build on one with gaps.
         self.shown = (!has_gaps).then_some(Shown { run: self.run, marks });
         if self.behavior == Behavior::SilentlyShortOnce {
             self.behavior = Behavior::Well;
@@ -285,6 +268,7 @@ impl SimulatorState {
             if before == Some(&mark) && !mark.is_moving && !named.contains(hash) {
                 continue;
             }
+            // Another load cannot be shown as a change: everything is listed.
             before.filter(|before| before.load == mark.load)?;
             changed.insert(*hash);
         }
@@ -320,11 +304,10 @@ impl SimulatorState {
     }
 
     fn perform(&mut self, action: &Action) -> Result<Applied, ClientError> {
+        // Also what is refused below: tests count requests, not effects.
         self.asked.push((self.clock.now(), action.clone()));
-        let hash = match action {
-            Action::Pause(hash) | Action::Resume(hash) | Action::Start(hash) | Action::Stop(hash) => hash,
-            Action::Delete(hash) | Action::Recheck(hash) | Action::Announce(hash) => hash,
-            Action::Label(hash, _) | Action::Priority(hash, _) | Action::Hold(hash) => hash,
+        let hash = action.hash();
+        match action {
             Action::Move(..) | Action::Throttle(..) | Action::FilePriority(..) => {
                 return Err(ClientError::Unsupported { what: "do that".to_owned() });
             }
@@ -334,21 +317,16 @@ impl SimulatorState {
                     run_mode: if add.start { RunMode::Running } else { RunMode::Stopped },
                     label: add.label.clone().unwrap_or_default(),
                     priority: add.priority.unwrap_or(2),
-                    ..SimulatedTorrent::new(format!("{}.meta", add.hash), 0)
+                    ..SimulatedTorrent::new(format!("{hash}.meta"), 0)
                 };
-                self.add(add.hash, torrent);
-                return Ok(Applied::Asked);
+                self.add(hash, torrent);
             }
-        };
-        if !self.is_visible(hash) {
-            return Err(ClientError::UnknownHash(*hash));
-        }
-        match action {
-            Action::Delete(hash) => drop(self.remove(hash)),
-            Action::Recheck(hash) => self.begin_check(hash),
+            _ if !self.is_visible(&hash) => return Err(ClientError::UnknownHash(hash)),
+            Action::Delete(_) => drop(self.remove(&hash)),
+            Action::Recheck(_) => self.begin_check(&hash),
             Action::Announce(_) => return Ok(Applied::Seen),
             action => {
-                let torrent = self.torrents.get_mut(hash).expect("what is visible is there");
+                let torrent = self.torrents.get_mut(&hash).expect("what is visible is there");
                 match action {
                     Action::Pause(_) => torrent.run_mode = RunMode::Paused,
                     Action::Resume(_) | Action::Start(_) => torrent.run_mode = RunMode::Running,
@@ -381,7 +359,6 @@ impl Simulator {
             loads: 0,
             presences: Vec::new(),
             shown: None,
-            full_listings: 0,
             asked: Vec::new(),
         };
         Self { server, state: Arc::new(Mutex::new(state)) }
@@ -393,6 +370,7 @@ impl Simulator {
         simulator.change(|state| {
             for number in 0..count {
                 let mut bytes = [0; 20];
+                // Spread over the range of hashes, so that the order by hash is not the order of loading.
                 bytes[..4].copy_from_slice(&number.wrapping_mul(0x9e37_79b9).to_be_bytes());
                 bytes[16..].copy_from_slice(&number.to_be_bytes());
                 let length = 1 << 30;
@@ -470,7 +448,7 @@ impl TorrentClient for Simulator {
     }
 
     fn capabilities(&self) -> Capabilities<'_> {
-        Capabilities::of_verbs(VERBS)
+        Capabilities::of_verbs(Capabilities::WHOLE_TORRENTS)
     }
 }
 

@@ -110,6 +110,7 @@ impl SimulatedTorrent {
 
     pub(super) fn observed(&self, server: &ServerName, hash: InfoHash) -> Observed {
         let status = self.status();
+        // As rTorrent counts: what the check has read so far, not what was there before it.
         let downloaded = self.checked.unwrap_or(self.done);
         let left = self.length - downloaded;
         let facts = Facts {
@@ -160,8 +161,12 @@ impl SimulatedTorrent {
 /// The values of a torrent that a listing of changes depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark {
+    /// Number of the load.
     pub load: u64,
+    /// How it would run without a check.
     pub run_mode: RunMode,
+    /// Whether all of its content is there.
     pub is_complete: bool,
+    /// Whether its numbers change from poll to poll.
     pub is_moving: bool,
 }

@@ -49,6 +49,7 @@ impl SingleAction<'_> {
         if access.read_row(self.hash, Vec::new()).await?.is_some() {
             return Ok(Applied::Asked);
         }
+        // rTorrent's own clock, by which its other times are, too.
         let time = access.call(&[Call::global("system.time_seconds")]).await?;
         let now = time.first().and_then(|time| time.as_ref().ok()?.int());
         match &add.source {
@@ -61,6 +62,7 @@ impl SingleAction<'_> {
             AddSource::Torrent(file) => {
                 self.load_file(access, &probe, file).await?;
                 let completed = self.set_up(add, now).await;
+                // Half of it would be another torrent than the one that was asked for.
                 if let Err(ClientError::Fault { .. }) = completed {
                     self.erase().await?;
                 }
@@ -77,6 +79,7 @@ impl SingleAction<'_> {
 
     async fn load_file(&self, access: Access<'_>, probe: &Probe, file: &Bytes) -> Result<(), ClientError> {
         let load = [Call::global("load.raw").bytes(file.clone())];
+        // Measured as it will be sent: base64 adds a third.
         let request_bytes = xmlrpc::write(&load).len();
         if request_bytes > probe.request_bytes_max() {
             drop(access);
@@ -118,6 +121,7 @@ impl SingleAction<'_> {
             }
             tokio::time::sleep(EFFECT_INTERVAL).await;
         };
+        // Such a torrent is neither in the view of started nor of stopped ones, and vanishes at the next restart.
         if row.hashing_failed && row.message.starts_with(CREATION_FAILED) {
             self.erase().await?;
             return Err(ClientError::Fault { message: printable(row.message.as_bytes()) });
@@ -132,19 +136,14 @@ impl SingleAction<'_> {
 
     /// Sets what belongs to a torrent that was loaded stopped, and starts it if that is wanted.
     async fn set_up(&self, add: &Add, now: Option<i64>) -> Result<(), ClientError> {
-        let mut calls = Vec::new();
-        if let Some(directory) = &add.directory {
-            calls.push(self.call("d.directory.set").text(directory));
-        }
-        if let Some(label) = &add.label {
-            calls.push(self.call("d.custom1.set").text(map::encode_label(label)));
-        }
-        if let Some(now) = now {
-            calls.push(self.call("d.custom.set").text("addtime").text(now.to_string()));
-        }
-        if let Some(priority) = add.priority {
-            calls.extend(priority_calls(self.hash, priority));
-        }
+        let label = add.label.as_deref().map(map::encode_label);
+        let set = [
+            add.directory.as_ref().map(|directory| self.call("d.directory.set").text(directory)),
+            label.map(|label| self.call("d.custom1.set").text(label)),
+            now.map(|now| self.call("d.custom.set").text("addtime").text(now.to_string())),
+        ];
+        let mut calls: Vec<Call> = set.into_iter().flatten().collect();
+        calls.extend(add.priority.into_iter().flat_map(|priority| priority_calls(self.hash, priority)));
         calls.push(self.call("d.save_full_session"));
         if add.start {
             calls.push(self.call("d.start"));
@@ -165,6 +164,7 @@ async fn raise_request_limit(access: &Access<'_>, probe: &Probe, request_bytes: 
     let wanted = i64::try_from(request_bytes + 4096).unwrap_or(i64::MAX);
     let limits = access.call(&[Call::global("network.xmlrpc.size_limit")]).await?;
     let limit = limits.first().and_then(|limit| limit.as_ref().ok()?.int());
+    // Never lowered: somebody may have raised it for a reason.
     if limit.is_some_and(|limit| limit < wanted) {
         let results = access.call(&[Call::global("network.xmlrpc.size_limit.set").int(wanted)]).await?;
         if let Some(Err(fault)) = results.first() {
@@ -179,32 +179,28 @@ async fn raise_request_limit(access: &Access<'_>, probe: &Probe, request_bytes: 
 /// rTorrent runs the commands again when the link is resolved. They are code, so nothing from outside is in
 /// them as it came.
 fn magnet_call(link: &str, add: &Add, now: Option<i64>) -> Result<Call, ClientError> {
+    // Lower case only is what rTorrent knows; anything else it takes for a path, with wildcards.
     let is_link = link.starts_with("magnet:?") && !link.chars().any(|c| c.is_control() || c.is_whitespace());
     if !is_link {
         let reason = "a magnet link begins with `magnet:?` and has no blanks".to_owned();
         return Err(ClientError::Precondition { reason });
     }
-    let load = Call::global(if add.start { "load.start" } else { "load.normal" });
-    let mut call = load.text(link);
-    if let Some(directory) = &add.directory {
-        if !directory.chars().all(|c| c.is_alphanumeric() || "/._-+ ".contains(c)) {
-            let what = "put a magnet link into a directory whose name has other signs than letters, digits, blanks \
-                        and ._-+; add its .torrent file instead"
-                .to_owned();
-            return Err(ClientError::Unsupported { what });
-        }
-        call = call.text(format!("d.directory.set=\"{directory}\""));
+    let is_harmless = |c: char| c.is_alphanumeric() || "/._-+ ".contains(c);
+    if add.directory.as_ref().is_some_and(|directory| !directory.chars().all(is_harmless)) {
+        let what = "put a magnet link into a directory whose name has other signs than letters, digits, blanks \
+                    and ._-+; add its .torrent file instead"
+            .to_owned();
+        return Err(ClientError::Unsupported { what });
     }
-    if let Some(label) = &add.label {
-        call = call.text(format!("d.custom1.set={}", map::encode_fully(label)));
-    }
-    if let Some(now) = now {
-        call = call.text(format!("d.custom.set=addtime,{now}"));
-    }
-    if let Some(priority) = add.priority {
-        call = call.text(format!("d.priority.set={priority}"));
-    }
-    Ok(call)
+    // rTorrent runs these on the new torrent before it starts, and again when the link is resolved.
+    let commands = [
+        add.directory.as_ref().map(|directory| format!("d.directory.set=\"{directory}\"")),
+        add.label.as_ref().map(|label| format!("d.custom1.set={}", map::encode_fully(label))),
+        now.map(|now| format!("d.custom.set=addtime,{now}")),
+        add.priority.map(|priority| format!("d.priority.set={priority}")),
+    ];
+    let load = Call::global(if add.start { "load.start" } else { "load.normal" }).text(link);
+    Ok(commands.into_iter().flatten().fold(load, Call::text))
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ impl AnnounceLimiter {
     }
 
     fn forget_old(&mut self, now: Instant) {
+        // All torrents, not only this one, so that none is held for ever.
         self.0.retain(|_, times| {
             times.retain(|time| now.duration_since(*time) < ANNOUNCE_PERIOD);
             !times.is_empty()

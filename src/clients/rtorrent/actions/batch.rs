@@ -8,8 +8,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use tokio::time::Instant;
 
-use super::super::calls::{Answers, Call, Cell, Fault};
-use super::super::map::TorrentRow;
+use super::super::calls::{Answers, Call, Cell, Fault, Value};
+use super::super::map::{FixedColumns, TorrentRow};
 use super::super::probe::Probe;
 use super::super::transport::WireFormat;
 use super::super::{Access, RtorrentClient, xmlrpc};
@@ -29,29 +29,24 @@ pub(super) async fn apply(client: &RtorrentClient, actions: &[&Action]) -> Vec<O
         Ok(read) => read,
         Err(error) => return actions.iter().map(|_| Err(repeat(&error))).collect(),
     };
-    let mut calls: Vec<Call> = Vec::new();
-    // For each action where its calls end, or why it has none.
-    let mut ends: Vec<Result<usize, ClientError>> = Vec::with_capacity(actions.len());
-    for action in actions {
-        ends.push(calls_for(client, action, &rows, &probe).map(|mut of_action| {
-            calls.append(&mut of_action);
-            calls.len()
-        }));
-    }
+    // For each action its calls, or why it has none.
+    let requests: Vec<Result<Vec<Call>, ClientError>> =
+        actions.iter().map(|action| calls_for(client, action, &rows, &probe)).collect();
+    let calls: Vec<Call> = requests.iter().flatten().flatten().cloned().collect();
     let answers = if calls.is_empty() { Ok(Vec::new()) } else { access.call(&calls).await };
-    let answers = match answers {
-        Ok(answers) => answers,
-        Err(error) => return ends.into_iter().map(|end| end.and_then(|_| Err(repeat(&error)))).collect(),
+    let mut answers = match answers {
+        Ok(answers) => answers.into_iter(),
+        Err(error) => return requests.into_iter().map(|calls| calls.and_then(|_| Err(repeat(&error)))).collect(),
     };
-    let mut begin = 0;
     let mut outcomes = Vec::with_capacity(actions.len());
     let mut not_started = BTreeSet::new();
-    for (action, end) in actions.iter().zip(ends) {
-        outcomes.push(end.and_then(|end| {
-            let of_action = &answers[begin..end];
-            begin = end;
+    for (action, calls) in actions.iter().zip(requests) {
+        outcomes.push(calls.and_then(|calls| {
+            // In the order of the requests; one that has no calls takes no answers.
+            let of_action: Vec<Result<Value, Fault>> = answers.by_ref().take(calls.len()).collect();
             let (hash, _) = rules::plan(action).expect("only planned actions are batched");
             let is_stopped = || of_action.last().is_some_and(|last| last.as_ref().is_ok_and(|v| v.int() == Some(0)));
+            // `d.start` answers 0 whether or not it did anything, so the state was read after it.
             if is_start(action) && is_stopped() {
                 not_started.insert(hash);
             }
@@ -96,6 +91,7 @@ fn calls_for(
     if let Action::Priority(_, priority) = action {
         check_priority(*priority)?;
     }
+    // Even if nothing has to be called: a pause that is still to come would undo this action.
     client.state().actions.cancel_pause(action);
     let rule = match plan {
         Plan::Calls(calls) => return Ok(calls),
@@ -105,6 +101,7 @@ fn calls_for(
     if methods.is_empty() {
         return Ok(Vec::new());
     }
+    // Each start and stop is an announce to the trackers, too.
     client.admit_announce(hash, probe)?;
     let mut calls: Vec<Call> = methods.iter().map(|method| Call::on(hash, method)).collect();
     if is_start(action) {
@@ -133,6 +130,7 @@ impl RtorrentClient {
 async fn rows_of(access: &Access<'_>, actions: &[&Action]) -> Result<HashMap<InfoHash, TorrentRow>, ClientError> {
     if let [action] = actions {
         let (hash, _) = rules::plan(action).expect("only planned actions are batched");
+        // For one torrent a few calls by its hash are cheaper than a walk over all of them.
         return Ok(access.read_row(hash, Vec::new()).await?.map(|(row, _)| (hash, row)).into_iter().collect());
     }
     let call = STATE_COLUMNS.iter().fold(Call::global("d.multicall2").text("main"), |call, column| call.text(*column));
@@ -158,7 +156,6 @@ struct StateReader {
 }
 
 impl Answers for StateReader {
-    fn scalar(&mut self, _: usize, _: Cell<'_>) {}
     fn row(&mut self, _: usize, cells: &[Cell<'_>]) {
         let [hash, numbers @ ..] = cells else { return };
         let Some(hash) = hash.text().and_then(|hash| hash.parse().ok()) else { return };
@@ -171,12 +168,11 @@ impl Answers for StateReader {
             // Unreadable counts as being checked: the safe side.
             hashing: hashing.unwrap_or(1),
             hashing_failed: flag(4),
-            is_meta: flag(5),
+            fixed: FixedColumns { is_meta: flag(5), ..FixedColumns::default() },
             ..TorrentRow::default()
         };
         self.rows.insert(hash, row);
     }
-    fn broken_row(&mut self, _: usize) {}
     fn fault(&mut self, _: usize, fault: Fault) {
         self.fault = Some(fault);
     }

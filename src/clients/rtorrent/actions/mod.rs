@@ -40,7 +40,7 @@ const EFFECT_INTERVAL: Duration = Duration::from_millis(50);
 
 type Outcome = Result<Applied, ClientError>;
 
-/// What has to be remembered between actions.
+/// State between actions.
 #[derive(Default)]
 pub(super) struct ActionState {
     announces: AnnounceLimiter,
@@ -60,6 +60,7 @@ impl ActionState {
 /// Requests `actions`: those that one exchange can hold go together, the others one by one.
 pub(super) async fn apply(client: &RtorrentClient, actions: &[Action]) -> Vec<Outcome> {
     let mut outcomes: Vec<Option<Outcome>> = actions.iter().map(|_| None).collect();
+    // By place, because the results have to come in the order of the actions.
     let (planned, others): (Vec<usize>, Vec<usize>) =
         (0..actions.len()).partition(|place| rules::plan(&actions[*place]).is_some());
     if !planned.is_empty() {
@@ -93,12 +94,14 @@ pub(super) async fn pause_after_check(access: &Access<'_>, listing: &Listing) {
     let waiting = access.client.state().actions.pause_after_check.clone();
     for hash in waiting {
         let observed = listing.torrents.get(&hash);
+        // Not covered by this listing, which says nothing of it.
         if observed.is_none() && listing.covers == Covers::Changed {
             continue;
         }
         if observed.is_some_and(|observed| observed.torrent.status == Status::Checking) {
             continue;
         }
+        // It went on by itself when the check was over; one that was stopped meanwhile stays so.
         if observed.is_some_and(|observed| observed.torrent.active) {
             if !access.client.state().actions.announces.try_announce(hash, Instant::now()) {
                 continue;
@@ -121,6 +124,7 @@ fn label_calls(hash: InfoHash, label: &str) -> Vec<Call> {
 }
 
 fn priority_calls(hash: InfoHash, priority: u8) -> Vec<Call> {
+    // A priority has no effect before the update, and is lost in a crash before the save.
     let set = Call::on(hash, "d.priority.set").int(priority.into());
     vec![set, Call::on(hash, "d.update_priorities"), Call::on(hash, "d.save_full_session")]
 }

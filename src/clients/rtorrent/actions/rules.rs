@@ -25,7 +25,7 @@ enum DuringCheck {
     Allowed,
     /// Not where it can hang rTorrent.
     RefusedOnLegacy,
-    /// It would not last, or not be safe.
+    /// Refused by every version: it would not last, or not be safe.
     Refused,
 }
 
@@ -42,6 +42,7 @@ impl Rule {
             DuringCheck::RefusedOnLegacy => probe.is_legacy,
             DuringCheck::Refused => true,
         };
+        // Where nothing is to be called nothing can hang.
         if methods.is_empty() || row.hashing == 0 || !is_refused {
             return Ok(methods);
         }
@@ -105,6 +106,7 @@ fn start(row: &TorrentRow) -> Decision {
         TorrentRow { state: true, hashing: 1.., .. } => &[],
         // `d.start` does nothing for a torrent whose state is "started", even where it does not run.
         TorrentRow { state: true, hashing_failed: true, .. } => &["d.stop", "d.start"],
+        // Also one that is closed, which `d.start` ignores.
         TorrentRow { state: true, .. } => &["d.resume"],
         TorrentRow { .. } => &["d.start"],
     })
@@ -112,15 +114,17 @@ fn start(row: &TorrentRow) -> Decision {
 
 fn stop(row: &TorrentRow) -> Decision {
     let is_stopped = !(row.state || row.is_active || row.is_open);
+    // `d.stop` leaves the files open, and a closed torrent releases them.
     Ok(if is_stopped { &[] } else { &["d.stop", "d.close"] })
 }
 
+// In any state: what is stopped already is left alone by the first two.
 fn delete(_: &TorrentRow) -> Decision {
     Ok(&["d.stop", "d.close", "d.erase"])
 }
 
 fn hold(row: &TorrentRow) -> Decision {
-    if row.is_meta {
+    if row.fixed.is_meta {
         return Err("a magnet link has no content before it is resolved");
     }
     stop(row)
@@ -133,7 +137,7 @@ fn pause_if_active(row: &TorrentRow) -> Decision {
 fn recheck(row: &TorrentRow) -> Decision {
     match row {
         TorrentRow { hashing: 1.., .. } => Ok(&[]),
-        TorrentRow { is_meta: true, .. } => Err("a magnet link has nothing to check before it is resolved"),
+        row if row.fixed.is_meta => Err("a magnet link has nothing to check before it is resolved"),
         TorrentRow { .. } => Ok(&["d.check_hash"]),
     }
 }
@@ -148,6 +152,7 @@ fn announce(row: &TorrentRow) -> Decision {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::map::FixedColumns;
     use super::*;
 
     #[test]
@@ -159,7 +164,8 @@ mod tests {
         let running = TorrentRow { is_active: true, ..paused.clone() };
         let checking = TorrentRow { hashing: 3, ..paused.clone() };
         let failed = TorrentRow { hashing_failed: true, ..queued.clone() };
-        let magnet = TorrentRow { is_meta: true, ..running.clone() };
+        let fixed = FixedColumns { is_meta: true, ..FixedColumns::default() };
+        let magnet = TorrentRow { fixed, ..running.clone() };
         type Action = fn(&TorrentRow) -> Decision;
         let table: &[(&str, Action, &TorrentRow, Option<&str>)] = &[
             ("pause running", pause, &running, Some("d.pause")),

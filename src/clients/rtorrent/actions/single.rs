@@ -11,7 +11,7 @@ use super::super::probe::Probe;
 use super::super::{Access, RtorrentClient};
 use super::rules::{self, Rule};
 use super::{EFFECT_INTERVAL, Outcome, check_directory};
-use crate::model::{InfoHash, printable};
+use crate::model::{InfoHash, is_at_or_below, printable};
 use crate::port::{Applied, ClientError};
 
 /// The custom value of a held torrent that says how it was: `running`, `paused` or `stopped`.
@@ -56,6 +56,7 @@ impl<'a> SingleAction<'a> {
         let current = self.read().await?;
         let methods = rule.methods(&current.row, &current.probe)?;
         if !methods.is_empty() {
+            // To the trackers a stop, a start and a re-check are announces as well.
             self.client.admit_announce(self.hash, &current.probe)?;
         }
         Ok((current, methods.iter().map(|method| self.call(method)).collect()))
@@ -66,7 +67,9 @@ impl<'a> SingleAction<'a> {
         if calls.is_empty() {
             return Ok(Applied::Seen);
         }
+        // rTorrent resumes what wants to run when a check is over, also what was paused.
         let was_paused = current.row.state && current.row.is_open && !current.row.is_active;
+        // Read in the same exchange: a check of a small torrent is over before the next poll.
         calls.push(Call::column(self.hash, "d.hashing", None));
         let values = current.access.call_torrent(self.hash, &calls).await?;
         drop(current);
@@ -116,6 +119,7 @@ impl<'a> SingleAction<'a> {
         .iter()
         .fold(self.call("t.multicall").text(""), |call, column| call.text(*column));
         let (current, mut calls) = self.prepare(&rules::ANNOUNCE).await?;
+        // Counters before and after, because an announce changes no column of the torrent.
         let before = current.access.call_torrent(self.hash, std::slice::from_ref(&trackers)).await?;
         let [before] = before.as_slice() else { return Ok(Applied::Asked) };
         // Type 3 is DHT, which is no tracker to ask.
@@ -151,6 +155,7 @@ impl<'a> SingleAction<'a> {
         let TorrentRow { state, is_active, is_open, .. } = current.row;
         let was = match (state, is_active, is_open) {
             (false, false, _) => "stopped",
+            // A torrent that is closed or waits runs again after a start.
             (true, false, true) => "paused",
             _ => "running",
         };
@@ -164,6 +169,7 @@ impl<'a> SingleAction<'a> {
         all.push(Call::column(self.hash, "d.is_open", None));
         let values = current.access.call_torrent(self.hash, &all).await?;
         match values.last().and_then(Value::int) {
+            // Only a closed torrent lets its files be touched, so this is read back.
             Some(0) => Ok(Applied::Seen),
             _ => Err(ClientError::Fault { message: "it did not close its files".to_owned() }),
         }
@@ -189,17 +195,16 @@ impl<'a> SingleAction<'a> {
         let values = current.access.call_torrent(self.hash, &calls).await?;
         let [_, _, now, was] = values.as_slice() else { return Ok(Applied::Asked) };
         let now = now.str().unwrap_or_default();
-        let is_there = now
-            .strip_prefix(directory.trim_end_matches('/'))
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        if !is_there {
+        if !is_at_or_below(now, directory) {
             let message = format!("its directory is {:?} after it was set", printable(now.as_bytes()));
             return Err(ClientError::Fault { message });
         }
         let was = was.str().unwrap_or_default().to_owned();
+        // After the directory was seen to be right: a crash before this lets the command be repeated.
         let mut calls = vec![self.call("d.custom.set").text(HELD_KEY).text(""), self.call("d.save_full_session")];
         if was != "stopped" && !was.is_empty() {
             self.client.state().actions.announces.record(self.hash, Instant::now());
+            // Not `d.resume`, which leaves a stopped torrent active with the state of a stopped one.
             calls.insert(0, self.call("d.start"));
         }
         current.access.call_torrent(self.hash, &calls).await?;
@@ -213,6 +218,7 @@ impl<'a> SingleAction<'a> {
 
     /// Puts the torrent into a throttle group, which has limits of its own.
     pub(super) async fn throttle(&self, group: &str) -> Outcome {
+        // The global group and the one without a limit exist in every rTorrent.
         if !matches!(group, "" | "NULL") {
             let access = self.client.access().await;
             let limit = access.call(&[Call::global("throttle.up.max").text(group)]).await?;
@@ -243,7 +249,7 @@ impl<'a> SingleAction<'a> {
             return Err(ClientError::Precondition { reason: "the priority of a file is 0, 1 or 2".to_owned() });
         }
         let current = self.read().await?;
-        let count = current.row.size_files;
+        let count = current.row.fixed.size_files;
         if let Some(file) = files.iter().find(|file| u64::from(**file) >= count) {
             let reason = format!("it has no file {file}: it has {count}, counted from 0");
             return Err(ClientError::Precondition { reason });

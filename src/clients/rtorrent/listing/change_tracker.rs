@@ -11,7 +11,7 @@ use super::{Columns, RawListing};
 use crate::model::InfoHash;
 
 /// Changes of a view's size that no torrent explains, after which it is not relied on: users write rules that
-/// fill one of rTorrent's own views anew every few seconds.
+/// refill one of rTorrent's own views every few seconds.
 const VIEW_UNEXPLAINED_MAX: u32 = 3;
 /// Torrents up to which a predicate is tried on all of them at each poll.
 const ROWS_EVERY_POLL: u64 = 1000;
@@ -22,7 +22,7 @@ const REDUCED_MAX: u32 = 9;
 /// Torrents up to which every full listing reads everything: there is nothing to save.
 const REDUCED_FROM: u64 = 500;
 
-/// What a listing of changes compares with.
+/// The last listing, as far as listings of changes are compared with it.
 #[derive(Default)]
 pub(super) struct ChangeTracker {
     known: HashMap<InfoHash, KnownTorrent>,
@@ -53,6 +53,7 @@ struct ViewSizes {
 impl ViewSizes {
     fn record(&mut self, raw: &RawListing) {
         if self.pid != raw.counters.pid {
+            // The next run may have another config, with other rules for its views.
             *self = Self { pid: raw.counters.pid, ..Self::default() };
         }
         let count = |is: fn(&TorrentRow) -> bool| raw.rows.values().filter(|row| is(row)).count();
@@ -71,6 +72,7 @@ impl ViewSizes {
 
     /// Returns whether the view at this place of [`VIEWS`] changes with its torrents and not otherwise.
     fn can_be_trusted(&self, place: usize) -> bool {
+        // `main` holds every torrent by definition, and no rule of a user fills it.
         place == 0 || self.unexplained[place] < VIEW_UNEXPLAINED_MAX
     }
 }
@@ -95,7 +97,7 @@ impl KnownTorrent {
             is_complete: row.complete,
             started: row.started,
             finished: row.finished,
-            fixed: row.fixed(),
+            fixed: row.fixed.clone(),
         }
     }
 
@@ -126,9 +128,10 @@ impl ChangeTracker {
         }
         raw.rows.iter_mut().all(|(hash, row)| {
             let known = self.known.get(hash).filter(|known| known.is_load_of(row));
+            // The times follow from the state, so in another state they are not known.
             let known = known.filter(|known| known.is_complete == row.complete && known.is_started == row.state);
             if let Some(known) = known {
-                row.set_fixed(&known.fixed);
+                row.fixed.clone_from(&known.fixed);
                 (row.started, row.finished) = (known.started, known.finished);
             }
             known.is_some()
@@ -153,24 +156,18 @@ impl ChangeTracker {
             }
         }
         if raw.complete {
+            // A listing with gaps would make views look as if a rule had changed them.
             self.views.record(raw);
         }
         // The next listing of changes cannot build on one with gaps.
-        self.record(raw.counters, &raw.rows);
-        self.last = self.last.filter(|_| raw.complete);
+        self.has_moved = self.last.is_none_or(|last| last.moved_bytes() != raw.counters.moved_bytes());
+        self.moving = moving(&raw.rows).collect();
+        self.last = raw.complete.then_some(raw.counters);
         self.states_known_at = raw.counters.time;
         self.polls_since_states = 0;
         self.polls_since_moving = 0;
     }
 
-    fn record(&mut self, counters: Counters, rows: &BTreeMap<InfoHash, TorrentRow>) {
-        self.has_moved = self.last.is_none_or(|last| last.moved_bytes() != counters.moved_bytes());
-        self.moving = rows.iter().filter(|(_, row)| row.is_moving()).map(|(hash, _)| *hash).collect();
-        self.last = Some(counters);
-    }
-}
-
-impl ChangeTracker {
     /// Records a listing of changes that is explained.
     ///
     /// `unread` are torrents that have come to rest and whose last numbers are still to be read.
@@ -182,7 +179,8 @@ impl ChangeTracker {
         read: ReadParts,
     ) {
         self.has_moved = read.before.moved_bytes() != counters.moved_bytes();
-        self.moving = rows.iter().filter(|(_, row)| row.is_moving()).map(|(hash, _)| *hash).chain(unread).collect();
+        // What is still to be read counts as moving, so that the next poll names it.
+        self.moving = moving(rows).chain(unread).collect();
         self.last = Some(counters);
         self.polls_since_states += 1;
         self.polls_since_moving = if read.has_moving { 0 } else { self.polls_since_moving + 1 };
@@ -224,13 +222,14 @@ impl ChangeTracker {
         }
         let mut deltas = [0_i64; VIEWS.len()];
         for (hash, row) in rows {
+            // Another load was added meanwhile, and its fixed columns are not among the rows.
             let Some(known) = self.known.get_mut(hash).filter(|known| known.is_load_of(row)) else { return false };
             let change = |was: bool, is: bool| i64::from(is) - i64::from(was);
             deltas[1] += change(known.is_started, row.state);
             deltas[2] += change(known.is_active, row.is_active);
             deltas[3] += change(known.is_complete, row.complete);
             known.record_state(row);
-            row.set_fixed(&known.fixed);
+            row.fixed.clone_from(&known.fixed);
         }
         let sizes = before.views.iter().zip(&now.views).zip(deltas).enumerate();
         sizes.into_iter().all(|(place, ((was, is), delta))| match (was, is) {
@@ -241,7 +240,11 @@ impl ChangeTracker {
     }
 }
 
-/// What a listing of changes has read.
+fn moving(rows: &BTreeMap<InfoHash, TorrentRow>) -> impl Iterator<Item = InfoHash> {
+    rows.iter().filter(|(_, row)| row.is_moving()).map(|(hash, _)| *hash)
+}
+
+/// The extent of a listing of changes.
 pub(super) struct ReadParts {
     /// The counters of the poll before.
     pub before: Counters,
@@ -264,7 +267,7 @@ mod tests {
     const A: InfoHash = InfoHash::V1([0xaa; 20]);
 
     #[test]
-    fn a_view_that_somebody_fills_by_a_rule_of_his_own_is_not_gone_by() {
+    fn a_view_that_is_filled_by_a_rule_of_a_user_is_not_relied_on() {
         let seen = |size: u64, pid| {
             let row = TorrentRow { state: true, is_active: true, ..TorrentRow::default() };
             let views = [Some(1), Some(1), Some(size), Some(0)];
@@ -289,9 +292,8 @@ mod tests {
     /// A torrent in short: `r` wants to run, `a` does, `c` is complete.
     fn row(words: &str, load: &str) -> TorrentRow {
         let has = |letter| words.contains(letter);
-        let name = "name".to_owned();
         TorrentRow {
-            name,
+            fixed: FixedColumns { name: "name".to_owned(), ..FixedColumns::default() },
             state: has('r'),
             is_active: has('a'),
             complete: has('c'),
@@ -324,11 +326,11 @@ mod tests {
                 known: HashMap::from([(A, KnownTorrent::of(&row(known, "1")))]),
                 ..ChangeTracker::default()
             };
-            let row_of = |seen| (A, TorrentRow { name: String::new(), ..row(seen, "1") });
+            let row_of = |seen| (A, TorrentRow { fixed: FixedColumns::default(), ..row(seen, "1") });
             let mut rows: BTreeMap<_, _> = seen.map(row_of).into_iter().collect();
             let is_explained = tracker.explain(&counters(before), &counters(now), &mut rows);
             assert_eq!(is_explained, expected, "{known} {seen:?} {before:?} {now:?}");
-            assert!(!expected || rows.values().all(|row| row.name == "name"), "what is known is added");
+            assert!(!expected || rows.values().all(|row| row.fixed.name == "name"), "what is known is added");
         }
     }
 

@@ -108,6 +108,7 @@ pub(super) async fn read(
     let mut rested: BTreeSet<InfoHash> =
         moving_before.into_iter().filter(|hash| !answer.rows.contains_key(hash)).collect();
     let later = rested.iter().nth(RESTED_MAX).copied().map(|from| rested.split_off(&from)).unwrap_or_default();
+    // The counters moved although nothing that moves was read: something began since, and shows in this very poll.
     let has_begun = !has_moving && before.moved_bytes() != answer.counters.moved_bytes();
     let view = access.client.state().listing.changes.view_of_moving(probe).filter(|_| has_begun);
     let follow_up = Query { moving: view, states_since: None, named: rested };
@@ -123,6 +124,7 @@ pub(super) async fn read(
     }
     let ChangeReader { mut rows, counters, broken, .. } = answer;
     let changes = &mut access.client.state().listing.changes;
+    // A row that cannot be read would leave a change of a view unexplained.
     if broken > 0 || !changes.explain(&before, &counters, &mut rows) {
         return Ok(None);
     }
@@ -148,6 +150,7 @@ fn start(access: &Access<'_>, probe: &Probe, named: &BTreeSet<InfoHash>) -> Opti
     let states_since = changes.states_due(count).filter(|_| fits(count, row_bytes) && probe.has_filtered);
     let query = Query {
         moving: changes.view_of_moving(probe).filter(|_| changes.is_moving_due(active)),
+        // Read again rather than missed: a torrent that shows twice is the same in both.
         states_since: states_since.map(|time| time - TIME_MARGIN_SECONDS),
         named: named.iter().filter(|hash| matches!(hash, InfoHash::V1(_))).copied().collect(),
     };
@@ -177,6 +180,7 @@ async fn does_moving_fit(
     if !probe.has_filtered {
         return Ok(false);
     }
+    // Hashes alone are short, so counting is safe whatever their number.
     let answers = access.call(&[hashes_of_moving(view)]).await?;
     match answers.into_iter().next() {
         Some(Ok(hashes)) => Ok(fits(hashes.array().len() as u64, row_bytes)),
@@ -205,6 +209,7 @@ async fn ask(
         return Ok(None);
     };
     if let Some(fault) = reader.fault {
+        // A column or a predicate is refused that this server had: it may have become another one.
         access.client.state().probe = None;
         return Err(access.client.fault(&fault));
     }
@@ -278,6 +283,7 @@ impl Answers for ChangeReader {
 
     fn fault(&mut self, call: usize, fault: Fault) {
         if call >= self.names {
+            // A named torrent that is gone is no failure, but only a full listing shows what became of it.
             self.is_nothing_gone = false;
         } else if call == Counters::ROWS || call >= Counters::CALLS {
             self.fault.get_or_insert(fault);

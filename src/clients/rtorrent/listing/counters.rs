@@ -41,6 +41,7 @@ impl Counters {
     /// The calls for the counters, with the listing at [`Self::ROWS`].
     pub(super) fn calls_with(listing: Call) -> Vec<Call> {
         let size = |view| Call::global("view.size").text(view);
+        // In one exchange with the rows, between which rTorrent does nothing else: sizes and rows agree.
         let mut calls = vec![Call::global("system.pid"), listing, size(VIEWS[0])];
         calls.extend(THROTTLE.map(Call::global));
         calls.push(Call::global("system.time_seconds"));
@@ -51,6 +52,7 @@ impl Counters {
     /// Stores the answer to the call at `place`.
     pub(super) fn set(&mut self, place: usize, cell: &Cell<'_>) {
         let number = cell.int();
+        // Old builds of the XML library return 32 bits, negative when they overflow: unknown is better.
         let unsigned = number.and_then(|number| u64::try_from(number).ok());
         match place {
             0 => self.pid = number,

@@ -53,6 +53,7 @@ async fn read_as(
         let row_bytes = state.row_bytes.filter(|(of, _)| *of == format).map_or(ROW_BYTES_AT_FIRST, |(_, bytes)| bytes);
         (state.count.unwrap_or(probe.count), row_bytes)
     };
+    // rTorrent takes about 45 µs for each torrent, and its machine may do other work, too.
     let limit = settings.timeout + time_for(count);
     let parts = deal_out(&fields, count, row_bytes);
     let parts_count = parts.len();
@@ -76,9 +77,11 @@ async fn read_as(
             reason: format!("{}: the size of the view is missing", settings.endpoint),
         })?;
         bytes += answer_bytes;
+        // The size is of the same exchange, so fewer rows are a short answer and not a removal (I2).
         complete &= reader.broken == 0 && reader.row_count == size;
         rows = reader.rows;
         let first = first_counters.get_or_insert(counters);
+        // Rows of two processes would be joined, and their loads disagree.
         if first.pid != counters.pid {
             access.client.state().probe = None;
             return Err(ClientError::Protocol { reason: "rTorrent was restarted while it was read".to_owned() });
@@ -89,6 +92,7 @@ async fn read_as(
     let before = rows.len();
     rows.retain(|_, row| row.parts == parts_count);
     complete &= rows.len() == before;
+    // Only whole rows are measured: the estimate is for these, and a reduced listing is smaller.
     if let Some(row_bytes) = bytes.checked_div(rows.len()).filter(|_| columns == Columns::All) {
         access.client.state().listing.row_bytes = Some((format, row_bytes.max(1)));
     }
@@ -105,7 +109,7 @@ fn time_for(count: u64) -> Duration {
 fn deal_out(fields: &[Field], count: u64, row_bytes: usize) -> Vec<Vec<Field>> {
     let estimate = usize::try_from(count).unwrap_or(usize::MAX).saturating_mul(row_bytes);
     let parts = estimate.div_ceil(PART_BYTES_MAX).clamp(1, fields.len().max(1));
-    // Access by access, so that the columns with long texts do not meet in one part.
+    // One by one, so that the columns with long texts, which are neighbours, do not meet in one part.
     let mut dealt = vec![Vec::new(); parts];
     for (place, field) in fields.iter().enumerate() {
         dealt[place % parts].push(field.clone());
@@ -238,7 +242,8 @@ mod tests {
         let mut second = PartReader::new(named(&["d.size_bytes"]), 1, 0, first.rows);
         second.row(Counters::ROWS, &[text(B), Cell::Int(2)]);
         assert_eq!((second.row_count, second.broken), (1, 0));
-        let rows: Vec<_> = second.rows.values().map(|row| (row.name.as_str(), row.size_bytes, row.parts)).collect();
+        let rows: Vec<_> =
+            second.rows.values().map(|row| (row.fixed.name.as_str(), row.fixed.size_bytes, row.parts)).collect();
         assert_eq!(rows, [("one", 0, 1), ("two", 2, 2)], "a torrent that is not in every part shows in its count");
     }
 
@@ -267,7 +272,7 @@ mod tests {
         reader.row(Counters::ROWS, &[text(A), text("two")]);
         reader.row(Counters::ROWS, &[text(A), text("three")]);
         assert_eq!((reader.row_count, reader.broken), (1, 2));
-        assert!(reader.rows.values().map(|row| &row.name).eq(["one"]), "what was read first stays");
+        assert!(reader.rows.values().map(|row| &row.fixed.name).eq(["one"]), "what was read first stays");
     }
 
     #[test]
@@ -299,13 +304,21 @@ mod tests {
         let json = read(WireFormat::Json, include_bytes!("../../../../tests/fixtures/rtorrent/0.16.20/listing.json"));
         let columns = |reader: &PartReader| -> Vec<_> {
             let of = |(hash, row): (&InfoHash, &TorrentRow)| {
-                (*hash, row.name.clone(), row.custom1.clone(), row.size_bytes, row.state, row.addtime, row.priority)
+                (
+                    *hash,
+                    row.fixed.name.clone(),
+                    row.custom1.clone(),
+                    row.fixed.size_bytes,
+                    row.state,
+                    row.addtime,
+                    row.priority,
+                )
             };
             reader.rows.iter().map(of).collect()
         };
         assert_eq!(columns(&tiny), columns(&json));
         assert_eq!(columns(&old), columns(&tiny));
-        let seen: Vec<_> = old.rows.values().map(|row| (row.name.as_str(), row.custom1.as_str())).collect();
+        let seen: Vec<_> = old.rows.values().map(|row| (row.fixed.name.as_str(), row.custom1.as_str())).collect();
         assert!(seen.contains(&("<b> & \"q\" \u{1}", "a, b")), "{seen:?}");
         assert!(seen.contains(&("Ünï ☃", "")), "{seen:?}");
     }

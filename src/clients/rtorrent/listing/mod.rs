@@ -36,7 +36,7 @@ const ROW_BYTES_AT_FIRST: usize = 1600;
 const BLOCKING_BYTES: usize = 1 << 20;
 const FREE_DISK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// What is remembered between listings.
+/// State between listings.
 #[derive(Default)]
 pub(super) struct ListingState {
     /// Bytes of a row with all columns, as last seen, and the format.
@@ -47,6 +47,13 @@ pub(super) struct ListingState {
     changes: ChangeTracker,
     trackers: TrackerCache,
     free_disk: Option<FreeDisk>,
+}
+
+impl ListingState {
+    /// Makes the next listing read everything, whatever it is asked for.
+    pub(super) fn forget_changes(&mut self) {
+        self.changes.last = None;
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -89,6 +96,8 @@ pub(super) async fn list(access: &Access<'_>, scope: Scope<'_>) -> Result<Listin
         access.client.state().probe = None;
     }
     if raw.covers == Covers::All {
+        // Before the exchanges below, which can fail: then the listing is lost to the engine, which asks for all
+        // torrents again.
         access.client.state().listing.changes.record_full(&raw);
     }
     let hosts = trackers::hosts(access, &raw).await?;
@@ -117,6 +126,7 @@ fn listing(access: &Access<'_>, probe: &Probe, raw: RawListing, hosts: &Hosts, f
     };
     let torrents = rows.into_iter().map(observe).collect();
     if covers == Covers::All {
+        // Only a full listing shows which labels, directories and messages no torrent has any more.
         interner.drop_unused();
     }
     let [download_rate, upload_rate, download_limit, upload_limit, downloaded, uploaded] = counters.throttle;
@@ -145,6 +155,7 @@ fn with_columns(call: Call, fields: &[Field]) -> Call {
 
 /// The format of the next listing: JSON where the server has it and did not refuse it.
 fn format(access: &Access<'_>, probe: &Probe) -> WireFormat {
+    // Remembered for one run: the offending torrent may be gone after a restart, and trying costs one exchange.
     let is_refused = access.client.state().listing.json_refused_by == Some(probe.pid);
     if probe.has_json && !is_refused { WireFormat::Json } else { WireFormat::Xml }
 }
@@ -169,6 +180,7 @@ async fn exchange<R: Answers + Send + 'static>(
     let answer_bytes = answer.len();
     match decode(format, answer, reader).await? {
         (Ok(()), reader) => Ok(Some((reader, answer_bytes))),
+        // -32700: one text somewhere is not UTF-8. XML of the same server has it as raw bytes.
         (Err(Unreadable::Refused(_)), _) if format == WireFormat::Json => {
             access.client.state().listing.json_refused_by = Some(probe.pid);
             Ok(None)
@@ -182,6 +194,7 @@ async fn decode<R: Answers + Send + 'static>(
     answer: Vec<u8>,
     mut reader: R,
 ) -> Result<(Result<(), Unreadable>, R), ClientError> {
+    // Decoding megabytes takes longer than a task may keep a thread of the runtime.
     let is_long = answer.len() >= BLOCKING_BYTES;
     let work = move || {
         let result = match format {
@@ -209,10 +222,11 @@ async fn free_disk(access: &Access<'_>, probe: &Probe, raw: &RawListing) -> Resu
         !default.is_absolute() || Path::new(&row.directory).starts_with(default)
     };
     // A torrent that was never open may have no directory yet.
-    let fits = |row: &TorrentRow| row.is_open && !row.is_meta && is_below_default(row);
+    let fits = |row: &TorrentRow| row.is_open && !row.fixed.is_meta && is_below_default(row);
     let found = raw.rows.iter().find(|(_, row)| fits(row)).map(|(hash, _)| *hash);
     // A listing of changes may hold none that fits; then the torrent of the last time will do.
     let last = known.filter(|_| raw.covers == Covers::Changed).map(|known| known.of);
+    // Without a torrent that has files there is no call that answers for a directory.
     let Some(of) = found.or(last) else { return Ok(known.and_then(|known| known.free)) };
     let results = access.call(&[Call::on(of, "d.free_diskspace")]).await?;
     let free = results.first().and_then(|result| result.as_ref().ok()?.int()).and_then(|free| u64::try_from(free).ok());

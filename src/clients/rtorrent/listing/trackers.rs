@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::calls::{Answers, Call, Cell, Fault, Value};
+use super::super::calls::{Answers, Call, Cell, Value};
 use super::super::transport::WireFormat;
 use super::super::{Access, ClientState, map, xmlrpc};
 use super::RawListing;
@@ -49,10 +49,12 @@ pub(super) async fn hosts(access: &Access<'_>, raw: &RawListing) -> Result<Hosts
     let is_paused = {
         let cache = &mut access.client.state().listing.trackers;
         if raw.covers == Covers::All {
+            // Only a full listing proves that a torrent is gone.
             cache.known.retain(|hash, _| raw.rows.contains_key(hash));
         }
         for (hash, row) in &raw.rows {
             match cache.known.get(hash) {
+                // A tracker that was replaced by another leaves the count unchanged, and shows after the next load.
                 Some(known) if known.load == row.local_id && known.count == row.tracker_size => {
                     hosts.insert(*hash, known.host.clone());
                 }
@@ -122,10 +124,8 @@ async fn hosts_at_once(access: &Access<'_>) -> Result<Found, ClientError> {
             });
             self.0.insert(hash, map::tracker_host(trackers));
         }
-        fn scalar(&mut self, _: usize, _: Cell<'_>) {}
-        fn broken_row(&mut self, _: usize) {}
-        fn fault(&mut self, _: usize, _: Fault) {}
     }
+    // One text for each torrent, because a column cannot be a list. A column is code: nothing but constants here.
     let column = "cat=\"$t.multicall=d.hash=,t.is_enabled=,t.url=,cat={|||}\"";
     let body = xmlrpc::write(&[Call::global("d.multicall2").text("main").text("d.hash=").text(column)]);
     let limit = access.client.settings.timeout + AT_ONCE_TIME;

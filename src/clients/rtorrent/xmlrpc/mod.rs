@@ -19,15 +19,13 @@ use super::calls::{Call, Param};
 pub use scanner::{read, scan};
 
 /// Returns the request body for several calls, as one `system.multicall`.
-///
-/// Every value has its type, because an untyped empty one crashes some versions. `methodName` comes before
-/// `params`, because others read the two by position.
 pub(super) fn write(calls: &[Call]) -> Vec<u8> {
     let mut out = String::with_capacity(512 + calls.len() * 200);
     out.push_str(
         "<?xml version=\"1.0\"?><methodCall><methodName>system.multicall</methodName><params><param><value><array><data>",
     );
     for Call { method, params } in calls {
+        // TinyXML-2 reads the two members by their position, and needs the name as a `<string>`.
         out.push_str("<value><struct><member><name>methodName</name><value><string>");
         out.push_str(method);
         out.push_str("</string></value></member><member><name>params</name><value><array><data>");
@@ -48,6 +46,7 @@ fn write_param(out: &mut String, param: &Param) {
     match param {
         Param::Int(number) => out.push_str(&format!("<i8>{number}</i8>")),
         Param::Text(text) if is_plain(text) => {
+            // With its type, even if it is empty: `<value/>` crashes 0.15 to 0.16.20 with TinyXML-2.
             out.push_str("<string>");
             for c in text.chars() {
                 match c {

@@ -121,6 +121,7 @@ impl<'a> Scanner<'a> {
             let rest = &self.bytes[self.at..];
             let blanks = rest.iter().take_while(|c| c.is_ascii_whitespace()).count();
             let rest = &rest[blanks..];
+            // The prolog. Its encoding is ignored: bytes that are not UTF-8 come with any.
             let skipped = if rest.starts_with(b"<?") {
                 memmem::find(rest, b"?>").map(|end| end + 2)
             } else if rest.starts_with(b"<!--") {
@@ -160,7 +161,7 @@ impl<'a> Scanner<'a> {
         Err(self.malformed(expected))
     }
 
-    /// Text up to the next tag, as it stands.
+    /// Text up to the next tag, unchanged.
     fn text(&mut self) -> Result<&'a [u8], Unreadable> {
         let rest = &self.bytes[self.at..];
         let length = memchr(b'<', rest).ok_or_else(|| self.malformed("a tag"))?;
@@ -191,8 +192,9 @@ impl<'a> Scanner<'a> {
     }
 
     /// The next value if it is written as every rTorrent writes numbers and texts; anything else is left to be
-    /// read tag by tag. Nearly all of a listing is written so, and this takes a third of the time.
+    /// read tag by tag.
     fn plain_item(&mut self) -> Option<Cell<'a>> {
+        // Nearly all of a listing is written so, and compared as a whole it takes a third of the time.
         let rest = &self.bytes[self.at..];
         let rest = rest.strip_prefix(b"\r\n").unwrap_or(rest).strip_prefix(b"<value>")?;
         let (cell, rest) = if let Some(number) = rest.strip_prefix(b"<i8>") {
@@ -211,6 +213,7 @@ impl<'a> Scanner<'a> {
     fn item(&mut self) -> Result<Item<'a>, Unreadable> {
         let text = self.text()?;
         let kind = match self.tag_here()? {
+            // Untyped is a text, as XML-RPC has it.
             Tag::End(b"value") => return Ok(Item::Scalar(Cell::Text(unescape(text)))),
             _ if !is_blank(text) => return Err(self.malformed("</value>")),
             Tag::Start(b"array") => return Ok(Item::Array),
@@ -270,6 +273,7 @@ impl<'a> Scanner<'a> {
         if !self.begin_data()? {
             return Ok(());
         }
+        // One vector for all rows: a listing of 100,000 allocates no more than one of ten.
         let mut cells = Vec::with_capacity(48);
         loop {
             cells.clear();
@@ -278,6 +282,7 @@ impl<'a> Scanner<'a> {
                 Ok(true) => answers.row(call, &cells),
                 Ok(false) => return Ok(()),
                 Err(_) => {
+                    // The listing is incomplete then, and absence means nothing in it (I2).
                     answers.broken_row(call);
                     self.skip_row(start)?;
                 }
@@ -317,6 +322,7 @@ impl<'a> Scanner<'a> {
 
     /// The value that `item` begins, up to and with `</value>`.
     fn value(&mut self, item: Item<'a>, depth: u8) -> Result<Value, Unreadable> {
+        // Recursion: without a bound a hostile answer exhausts the stack.
         if depth > DEPTH_MAX {
             return Err(self.malformed("no deeper nesting"));
         }
@@ -368,6 +374,7 @@ fn unescape(raw: &[u8]) -> Cow<'_, [u8]> {
     text.extend_from_slice(&raw[..first]);
     let mut rest = &raw[first..];
     while let Some(after) = rest.strip_prefix(b"&") {
+        // No reference is longer; without the bound each `&` would search the rest of the answer.
         let name_bytes = memchr(b';', &after[..after.len().min(12)]);
         match name_bytes.and_then(|bytes| Some((bytes, resolve(std::str::from_utf8(&after[..bytes]).ok()?)?))) {
             Some((bytes, c)) => {
