@@ -24,8 +24,8 @@ use dtorrent::clients::rtorrent::settings::{Endpoint, Settings};
 use dtorrent::clients::rtorrent::{RtorrentClient, jsonrpc, xmlrpc};
 use dtorrent::diff::{Differ, Limits, PollTime};
 use dtorrent::model::{
-    Committed, Completion, Covers, DiffState, Facts, InfoHash, Listing, Observed, Parts, Rev, RunState, Seq, ServerName,
-    ServerState, Snapshot, SnapshotTorrent, Timestamp, Torrent,
+    Committed, Completion, Covers, DiffState, Facts, InfoHash, Listing, Observed, Parts, Rev, RunState, Seq,
+    ServerName, ServerState, Snapshot, SnapshotTorrent, Timestamp, Torrent,
 };
 use dtorrent::port::{Scope, TorrentClient as _};
 
