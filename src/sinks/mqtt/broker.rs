@@ -80,34 +80,30 @@ impl Broker {
     where
         F: Future<Output = Result<T, ConnectionError>>,
     {
-        let connected = self.attempt_versions(connect).await;
-        connected
-            .map_err(|error| ConnectionError { reason: format!("{}: {}", self.settings.url, error.reason), ..error })
-    }
-
-    async fn attempt_versions<T, F>(&self, connect: impl Fn(Protocol) -> F) -> Result<T, ConnectionError>
-    where
-        F: Future<Output = Result<T, ConnectionError>>,
-    {
-        let is_auto = self.settings.version == Version::Auto;
-        let only_311 = self.settings.version == Version::V311 || is_auto && self.refuses_5.load(Ordering::Relaxed);
-        if only_311 {
-            return within_timeout(connect(Protocol::V311)).await;
-        }
-        // A broker that does not know MQTT 5 says so, or only closes the connection, although MQTT 3.1.1 §3.1.2.2 asks for an
-        // answer.
-        let refusal = match within_timeout(connect(Protocol::V5)).await {
-            Err(error) if is_auto && matches!(error.kind, ErrorKind::VersionRefused | ErrorKind::Closed) => error,
-            result => return result,
+        let attempt = async {
+            let is_auto = self.settings.version == Version::Auto;
+            let only_311 = self.settings.version == Version::V311 || is_auto && self.refuses_5.load(Ordering::Relaxed);
+            if only_311 {
+                return within_timeout(connect(Protocol::V311)).await;
+            }
+            // A broker that does not know MQTT 5 says so, or only closes the connection, although MQTT 3.1.1 §3.1.2.2 asks for an
+            // answer.
+            let refusal = match within_timeout(connect(Protocol::V5)).await {
+                Err(error) if is_auto && matches!(error.kind, ErrorKind::VersionRefused | ErrorKind::Closed) => error,
+                result => return result,
+            };
+            let connected = within_timeout(connect(Protocol::V311)).await?;
+            // Only an explicit refusal is remembered: a broker that closed the connection may merely have been about to stop,
+            // so it is asked for MQTT 5 again the next time.
+            let was_known = refusal.kind == ErrorKind::VersionRefused && self.refuses_5.swap(true, Ordering::Relaxed);
+            if !was_known {
+                info!(sink = %self.settings.name, reason = refusal.reason, "no MQTT 5 with this broker: using 3.1.1");
+            }
+            Ok(connected)
         };
-        let connected = within_timeout(connect(Protocol::V311)).await?;
-        // Only an explicit refusal is remembered: a broker that closed the connection may merely have been about to stop,
-        // so it is asked for MQTT 5 again the next time.
-        let was_known = refusal.kind == ErrorKind::VersionRefused && self.refuses_5.swap(true, Ordering::Relaxed);
-        if !was_known {
-            info!(sink = %self.settings.name, reason = refusal.reason, "no MQTT 5 with this broker: using 3.1.1");
-        }
-        Ok(connected)
+        attempt
+            .await
+            .map_err(|error| ConnectionError { reason: format!("{}: {}", self.settings.url, error.reason), ..error })
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::model::SinkName;
-use crate::port::{CommandAddress, CommandSource, DeliverError, Incoming};
+use crate::port::{CommandSource, DeliverError, Incoming};
 use crate::sinks::broker::on_demand::OnDemand;
 
 use super::broker::Broker;
@@ -152,7 +152,8 @@ fn incoming(broker: &Broker, received: Received, session: &Session) -> Option<In
         Some(home_assistant_commands::command(home_assistant, server, control, &body))
     });
     let command = translated.or_else(|| Some((topics.addresses.command(&topic)?, body)));
-    let Some((address, body)) = command.filter(|(address, _)| is_for_us(settings, address)) else {
+    let is_served = |name: &String| settings.servers.iter().any(|server| server.as_str() == name);
+    let Some((address, body)) = command.filter(|(address, _)| address.server.as_ref().is_none_or(is_served)) else {
         // The session still has a subscription of an earlier configuration. Not acknowledged, the message would come again on
         // every connection, and use up the Receive Maximum.
         debug!(sink = %settings.name, "message that is no command for this bridge");
@@ -164,10 +165,6 @@ fn incoming(broker: &Broker, received: Received, session: &Session) -> Option<In
     let (acks, may_have_waited) = (Arc::clone(&session.acks), session.catching_up_until.is_some());
     let ack = Box::new(move || acks.add(ack_token));
     Some(Incoming { address, body, is_retained, may_have_waited, expires_in, reply, user, ack })
-}
-
-fn is_for_us(settings: &Settings, address: &CommandAddress) -> bool {
-    address.server.as_deref().is_none_or(|name| settings.servers.iter().any(|server| server.as_str() == name))
 }
 
 impl Session {

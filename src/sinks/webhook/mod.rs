@@ -275,6 +275,9 @@ impl EventSender {
 
     fn conclude(&self, event: PendingEvent, outcome: AttemptOutcome) -> Result<(), DeliverError> {
         let Settings { keep_trying, .. } = &self.endpoint.settings;
+        if let AttemptOutcome::Gone { reason } = &outcome {
+            self.switch_off(reason);
+        }
         let mut state = self.state();
         state.pending = None;
         let is_about_the_body = matches!(outcome, AttemptOutcome::BodyRefused { .. });
@@ -285,14 +288,8 @@ impl EventSender {
                 *state = RetryState::default();
                 return Ok(());
             }
-            AttemptOutcome::Undeliverable { reason } => {
+            AttemptOutcome::Undeliverable { reason } | AttemptOutcome::Gone { reason } => {
                 *state = RetryState::default();
-                return Err(DeliverError::Rejected { reason });
-            }
-            AttemptOutcome::Gone { reason } => {
-                *state = RetryState::default();
-                drop(state);
-                self.switch_off(&reason);
                 return Err(DeliverError::Rejected { reason });
             }
         };

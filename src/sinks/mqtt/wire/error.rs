@@ -135,14 +135,13 @@ pub(super) fn from_5(error: v5::ConnectionError) -> ConnectionError {
         },
         Error::MqttState(StateError::ServerDisconnect { reason_code, reason_string }) => {
             let said = reason_string.map(|text| format!(" ({text})")).unwrap_or_default();
+            let reason = format!("the broker hung up: {reason_code:?}{said}");
             match reason_code {
                 // Compared by the namesake suspicion: another bridge may have our client id.
                 Reason::SessionTakenOver => ConnectionError::other(TAKEN_OVER),
                 Reason::PacketTooLarge => ConnectionError::new(ErrorKind::SentTooLarge, SENT_TOO_LARGE),
-                Reason::QuotaExceeded | Reason::MessageRateTooHigh => {
-                    ConnectionError::new(ErrorKind::Quota, format!("the broker hung up: {reason_code:?}{said}"))
-                }
-                _ => ConnectionError::other(format!("the broker hung up: {reason_code:?}{said}")),
+                Reason::QuotaExceeded | Reason::MessageRateTooHigh => ConnectionError::new(ErrorKind::Quota, reason),
+                _ => ConnectionError::other(reason),
             }
         }
         Error::MqttState(StateError::ConnectionAborted) => ConnectionError::new(ErrorKind::Closed, CLOSED),
@@ -169,15 +168,15 @@ fn from_io(error: &std::io::Error) -> ConnectionError {
     if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         return from_rustls(error);
     }
-    match error.kind() {
-        Io::UnexpectedEof | Io::ConnectionReset | Io::BrokenPipe | Io::ConnectionAborted => {
-            ConnectionError::new(ErrorKind::Closed, CLOSED)
-        }
+    let is_closed = match error.kind() {
+        Io::UnexpectedEof | Io::ConnectionReset | Io::BrokenPipe | Io::ConnectionAborted => true,
         // From rumqttc, when a broker that speaks only MQTT 3.1.1 answers with its shorter CONNACK and closes.
-        Io::Other if error.to_string().contains("bytes remaining on stream") => {
-            ConnectionError::new(ErrorKind::Closed, CLOSED)
-        }
-        _ => ConnectionError::other(error.to_string()),
+        Io::Other => error.to_string().contains("bytes remaining on stream"),
+        _ => false,
+    };
+    match is_closed {
+        true => ConnectionError::new(ErrorKind::Closed, CLOSED),
+        false => ConnectionError::other(error.to_string()),
     }
 }
 

@@ -113,21 +113,16 @@ pub fn open(settings: &Settings, tls: Option<&Arc<ClientConfig>>, connect: &Conn
     }
 }
 
-/// rumqttc takes the whole URL as "address" for WebSockets, and the bare host otherwise.
-fn address(settings: &Settings) -> String {
-    match settings.url.transport {
-        Transport::Tcp | Transport::Tls => settings.url.endpoint.host.clone(),
-        Transport::WebSocket | Transport::SecureWebSocket => settings.url.to_string(),
-    }
-}
-
-fn transport(settings: &Settings, tls: Option<&Arc<ClientConfig>>) -> v4::Transport {
+/// Returns the address as rumqttc wants it, and the transport.
+fn address(settings: &Settings, tls: Option<&Arc<ClientConfig>>) -> (String, v4::Transport) {
     let secured = || TlsConfiguration::Rustls(tls.expect("made for every encrypted transport").clone());
+    // For a WebSocket rumqttc takes the whole URL as "address", and the bare host otherwise.
+    let (host, url) = (|| settings.url.endpoint.host.clone(), || settings.url.to_string());
     match settings.url.transport {
-        Transport::Tcp => v4::Transport::tcp(),
-        Transport::Tls => v4::Transport::tls_with_config(secured()),
-        Transport::WebSocket => v4::Transport::ws(),
-        Transport::SecureWebSocket => v4::Transport::wss_with_config(secured()),
+        Transport::Tcp => (host(), v4::Transport::tcp()),
+        Transport::Tls => (host(), v4::Transport::tls_with_config(secured())),
+        Transport::WebSocket => (url(), v4::Transport::ws()),
+        Transport::SecureWebSocket => (url(), v4::Transport::wss_with_config(secured())),
     }
 }
 
@@ -141,8 +136,9 @@ fn credentials(settings: &Settings) -> Option<(String, String)> {
 }
 
 fn options_311(settings: &Settings, tls: Option<&Arc<ClientConfig>>, connect: &ConnectOptions) -> v4::MqttOptions {
-    let mut options = v4::MqttOptions::new(&connect.client_id, address(settings), settings.url.endpoint.port);
-    options.set_transport(transport(settings, tls)).set_keep_alive(KEEP_ALIVE).set_inflight(PACKET_IDS_MAX);
+    let (address, transport) = address(settings, tls);
+    let mut options = v4::MqttOptions::new(&connect.client_id, address, settings.url.endpoint.port);
+    options.set_transport(transport).set_keep_alive(KEEP_ALIVE).set_inflight(PACKET_IDS_MAX);
     options.set_clean_session(connect.session.is_none()).set_manual_acks(connect.session.is_some());
     options.set_max_packet_size(connect.packet_bytes_max as usize, PACKET_BYTES_MAX as usize);
     if let Some((username, password)) = credentials(settings) {
@@ -155,8 +151,9 @@ fn options_311(settings: &Settings, tls: Option<&Arc<ClientConfig>>, connect: &C
 }
 
 fn options_5(settings: &Settings, tls: Option<&Arc<ClientConfig>>, connect: &ConnectOptions) -> v5::MqttOptions {
-    let mut options = v5::MqttOptions::new(&connect.client_id, address(settings), settings.url.endpoint.port);
-    options.set_transport(transport(settings, tls)).set_keep_alive(KEEP_ALIVE);
+    let (address, transport) = address(settings, tls);
+    let mut options = v5::MqttOptions::new(&connect.client_id, address, settings.url.endpoint.port);
+    options.set_transport(transport).set_keep_alive(KEEP_ALIVE);
     options.set_connection_timeout(STALL_TIMEOUT.as_secs()).set_outgoing_inflight_upper_limit(PACKET_IDS_MAX);
     let mut network = options.network_options();
     network.set_tcp_nodelay(true);
