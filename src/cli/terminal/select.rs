@@ -48,15 +48,10 @@ impl Conditions {
             Some(Ok(Value::Object(object))) => object,
             Some(_) => return Err("--filter: expected a JSON object, such as {\"name\": \"*.iso\"}".to_owned()),
         };
-        if !status.is_empty() {
-            object.insert("status".to_owned(), json!(status));
-        }
-        if let Some(label) = label {
-            object.insert("label".to_owned(), json!(label));
-        }
-        if let Some(name) = name {
-            object.insert("name".to_owned(), json!(name));
-        }
+        let status = (!status.is_empty()).then(|| json!(status));
+        let given = [("status", status), ("label", label.clone().map(Value::from)), ("name", name.map(Value::from))];
+        // The options take precedence over the same keys of `--filter`.
+        object.extend(given.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
         Filter::from_json(Value::Object(object)).map_err(|error| format!("--{error}"))
     }
 }

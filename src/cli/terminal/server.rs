@@ -73,12 +73,10 @@ impl Session {
             rest.remove(0);
             return Ok((server, rest));
         }
-        match self.config.servers.keys().collect::<Vec<_>>().as_slice() {
-            [only] => Ok(((*only).clone(), rest)),
-            several => {
-                let names: Vec<&str> = several.iter().map(|name| name.as_str()).collect();
-                Err(usage(&format!("several servers; put one first or set --server: {}", names.join(", "))))
-            }
+        let mut servers = self.config.servers.keys();
+        match (servers.next(), servers.next()) {
+            (Some(only), None) => Ok((only.clone(), rest)),
+            _ => Err(usage(&format!("several servers; put one first or set --server: {}", self.names()))),
         }
     }
 
@@ -86,9 +84,12 @@ impl Session {
         self.config.servers.keys().find(|server| server.as_str() == name).cloned()
     }
 
+    fn names(&self) -> String {
+        self.config.servers.keys().map(ServerName::as_str).collect::<Vec<_>>().join(", ")
+    }
+
     fn unknown(&self, name: &str) -> Exit {
-        let names: Vec<&str> = self.config.servers.keys().map(ServerName::as_str).collect();
-        usage(&format!("unknown server `{name}`; the config has: {}", names.join(", ")))
+        usage(&format!("unknown server `{name}`; the config has: {}", self.names()))
     }
 
     /// Starts to monitor these servers, in memory.
