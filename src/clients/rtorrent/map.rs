@@ -73,7 +73,7 @@ pub(super) struct TorrentRow {
     pub addtime: u64,
     /// 0 off, 1 low, 2 normal, 3 high.
     pub priority: u64,
-    /// Of the content; empty for a torrent that was never open.
+    /// Directory of the content; empty for a torrent that was never open.
     pub directory: String,
     /// Time of the last start.
     pub started: u64,
