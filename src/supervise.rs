@@ -16,6 +16,7 @@ use crate::outbox::backoff::Backoff;
 use crate::port::StoreError;
 
 /// A group of tasks that are started and stopped together.
+#[derive(Default)]
 pub struct Group {
     tasks: JoinSet<Result<(), StoreError>>,
     /// The names of the tasks that have not ended.
@@ -26,7 +27,7 @@ pub struct Group {
 impl Group {
     /// Returns a group without tasks.
     pub fn new() -> Self {
-        Self { tasks: JoinSet::new(), names: HashMap::new(), stop: CancellationToken::new() }
+        Self::default()
     }
 
     /// Spawns the task that `make` returns, and a new one after each panic, until one returns or the group is stopped.
@@ -34,8 +35,27 @@ impl Group {
     where
         F: Future<Output = Result<(), StoreError>> + Send + 'static,
     {
-        let task = self.tasks.spawn(restart_on_panic(name.clone(), make, self.stop.clone()));
-        self.names.insert(task.id(), name);
+        let (task, stop) = (name.clone(), self.stop.clone());
+        let restarted = async move {
+            // Never reset: a task that panics once a day waits a little longer each time, and one that always does, up to
+            // the limit.
+            let mut backoff = Backoff::default();
+            loop {
+                // The call of `make` is inside the block, so that a panic in it is caught, too.
+                let run = AssertUnwindSafe(async { make(stop.clone()).await }).catch_unwind();
+                // The panic hook has printed the message.
+                if let Ok(result) = run.await {
+                    debug!(task, "ended");
+                    return result;
+                }
+                error!(task, "task panicked, restarting it");
+                metrics::counter!("dtorrent_task_restarts_total", "task" => task.clone()).increment(1);
+                if stop.run_until_cancelled(tokio::time::sleep(backoff.next(rand::random()))).await.is_none() {
+                    return Ok(());
+                }
+            }
+        };
+        self.names.insert(self.tasks.spawn(restarted).id(), name);
     }
 
     /// Waits until a task has lost the store; forever if none does. Cancel-safe.
@@ -44,6 +64,7 @@ impl Group {
             match self.join_next().await {
                 Some(Err(error)) => return error,
                 Some(Ok(())) => {}
+                // A group without tasks has not failed, and the caller waits for other things as well.
                 None => std::future::pending().await,
             }
         }
@@ -60,6 +81,7 @@ impl Group {
         let mut result = Ok(());
         let ended = tokio::time::timeout(timeout, async {
             while let Some(ended) = self.join_next().await {
+                // Not returned at once: the other tasks have to end as well.
                 if ended.is_err() {
                     result = ended;
                 }
@@ -86,40 +108,6 @@ impl Group {
                 Ok(())
             }
         })
-    }
-}
-
-impl Default for Group {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-async fn restart_on_panic<F>(
-    name: String,
-    make: impl Fn(CancellationToken) -> F,
-    stop: CancellationToken,
-) -> Result<(), StoreError>
-where
-    F: Future<Output = Result<(), StoreError>>,
-{
-    let mut backoff = Backoff::default();
-    loop {
-        let task = AssertUnwindSafe(async { make(stop.clone()).await }).catch_unwind();
-        match task.await {
-            Ok(result) => {
-                debug!(task = name, "ended");
-                return result;
-            }
-            // The panic hook has printed the message.
-            Err(_panic) => {}
-        }
-        error!(task = name, "task panicked, restarting it");
-        metrics::counter!("dtorrent_task_restarts_total", "task" => name.clone()).increment(1);
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(backoff.next(rand::random())) => {}
-        }
     }
 }
 
