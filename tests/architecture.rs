@@ -26,7 +26,7 @@ const USES: &[(&str, &[&str])] = &[
     ("clients", &["model", "port"]),
     ("sinks", &["model", "port"]),
     ("store", &["model", "port"]),
-    ("http", &["model"]),
+    ("http", &["model", "port"]),
     ("config", &["model", "clients", "sinks"]),
     ("telemetry", &["model", "port", "live_state", "config"]),
     ("supervise", &["port", "outbox"]),

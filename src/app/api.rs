@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -15,8 +16,7 @@ use super::dead_letters::Replayer;
 use super::report::{age_seconds, lag_seconds, record_metrics};
 use crate::commands::{CallResult, Caller, Envelope, TTL};
 use crate::http::{
-    self, CommandReply, CommandRequest, ComponentReadiness, EventsQuery, Readiness, ServerView, SinkView, StreamItem,
-    TorrentsQuery,
+    self, CommandReply, ComponentReadiness, EventsQuery, Readiness, ServerView, SinkView, StreamItem, TorrentsQuery,
 };
 use crate::live_state::{ChangeBuffer, LiveServer, LiveState};
 use crate::model::{InfoHash, ServerName, SinkName, Stats, Torrent};
@@ -126,11 +126,9 @@ impl http::Api for Api {
         self.live.read(server, |server| Some(Arc::clone(&server.snapshot.get(&hash)?.torrent)))?
     }
 
-    async fn command(&self, request: CommandRequest) -> CommandReply {
-        let CommandRequest { server, hash, verb, body } = request;
+    async fn command(&self, address: CommandAddress, body: Bytes) -> CommandReply {
         let (Envelope { id, ttl, .. }, _) = Envelope::read(&body);
         let timeout = (ttl.unwrap_or(TTL) + EFFECT_TIMEOUT).min(RESULT_TIMEOUT_MAX);
-        let address = CommandAddress { server: Some(server), hash, verb };
         let call = self.caller.call(address, body, Some(USER.to_owned()), &self.stop);
         match tokio::time::timeout(timeout, call).await {
             Ok(Some(CallResult { status, error, body })) => CommandReply::Result { status, error, body },

@@ -6,7 +6,6 @@ use anyhow::Context as _;
 use tokio::net::TcpListener;
 
 use crate::config::{self, Config};
-use crate::http;
 use crate::model::{Hook, HookAddress, HookKey, HookSecret, ServerName};
 
 /// The bound port, and the hook of each server whose config wants one.
@@ -28,7 +27,7 @@ impl HookListener {
             return Ok(None);
         }
         let listen = config.http.hooks_listen;
-        let listener = http::bind(listen).await.with_context(|| format!("listen for hooks on {listen}"))?;
+        let listener = TcpListener::bind(listen).await.with_context(|| format!("listen for hooks on {listen}"))?;
         // The config may say port 0.
         let bound = listener.local_addr().context("listen for hooks")?;
         // New at each start: a hook of an earlier run that was killed cannot wake this one (docs/decisions/0006).

@@ -19,13 +19,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::future::OptionFuture;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::bridge::Bridge;
 use self::hooks::HookListener;
 use crate::config::Config;
-use crate::http;
 use crate::log_throttle::retry_while_full;
 use crate::port::{Clock, StoreError, SystemClock};
 use crate::store::{Options, Recovery, SqliteStore};
@@ -50,7 +50,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     // Ports before the store: a second bridge on this machine fails before it touches the state.
     let http_listener = match config.http.listen {
-        Some(listen) => Some(http::bind(listen).await.with_context(|| format!("listen on {listen}"))?),
+        Some(listen) => Some(TcpListener::bind(listen).await.with_context(|| format!("listen on {listen}"))?),
         None => None,
     };
     let hook_listener = HookListener::bind(&config).await?;

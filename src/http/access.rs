@@ -26,34 +26,26 @@ pub struct AccessRules {
 }
 
 /// Why a request is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
     /// The host name is not one of ours.
+    #[error("unknown host name; if it is one of this bridge, list it in http.hosts")]
     Host,
     /// A page of another site sent the request.
+    #[error("cross-site request")]
     Origin,
     /// The config has no token, so nothing can be changed.
+    #[error("changes over HTTP are off; set http.token or http.token_file")]
     NoToken,
     /// The token is missing or is another one.
+    #[error("missing or wrong token; send `Authorization: Bearer TOKEN` with the http.token of the config")]
     WrongToken,
-}
-
-impl Refusal {
-    pub(super) fn message(self) -> &'static str {
-        match self {
-            Self::Host => "unknown host name; if it is one of this bridge, list it in http.hosts",
-            Self::Origin => "cross-site request",
-            Self::NoToken => "changes over HTTP are off; set http.token or http.token_file",
-            Self::WrongToken => {
-                "missing or wrong token; send `Authorization: Bearer TOKEN` with the http.token of the config"
-            }
-        }
-    }
 }
 
 impl AccessRules {
     /// Checks that a request names a host of ours, in its target and in every `Host` header.
     pub(super) fn check_host(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
+        // A request in absolute form, as to a proxy, names the host twice, and a server may follow either.
         let is_uri_right = uri.authority().is_none_or(|authority| self.is_ours(authority.host()));
         let mut host_headers = headers.get_all(header::HOST).iter().map(|value| {
             let authority = value.to_str().ok().and_then(|text| text.parse::<Authority>().ok());
@@ -64,6 +56,7 @@ impl AccessRules {
     }
 
     fn is_ours(&self, host: &str) -> bool {
+        // A browser keeps the dot of a fully qualified name, which is the same host.
         let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&host);
         bare.parse::<IpAddr>().is_ok()
@@ -77,6 +70,7 @@ impl AccessRules {
         let text = |name| headers.get(name).map(|value: &axum::http::HeaderValue| value.to_str().unwrap_or_default());
         if let Some(origin) = text(header::ORIGIN) {
             let from = origin.split_once("://").and_then(|(_, rest)| rest.parse::<Authority>().ok());
+            // The scheme is not compared: behind a proxy that ends TLS, `Host` does not show it.
             let is_same_origin = |from: &Authority| {
                 let is_requested = text(header::HOST).is_some_and(|host| host.eq_ignore_ascii_case(from.as_str()));
                 is_requested || self.hosts.contains(&from.host().to_ascii_lowercase())
@@ -85,6 +79,7 @@ impl AccessRules {
                 return Err(Refusal::Origin);
             }
         }
+        // Browsers omit `Origin` on some requests, and scripts cannot set or remove this header.
         let site = headers.get("sec-fetch-site").map(axum::http::HeaderValue::as_bytes);
         if !matches!(site, None | Some(b"same-origin" | b"none")) {
             return Err(Refusal::Origin);
@@ -98,6 +93,7 @@ impl AccessRules {
 
 /// Compares in a time that does not reveal where the two differ.
 fn is_same(one: &str, other: &str) -> bool {
+    // Digests have one length, so that of the token is not revealed either.
     let (one, other) = (Sha256::digest(one), Sha256::digest(other));
     one.iter().zip(other.iter()).fold(0, |difference, (one, other)| difference | (one ^ other)) == 0
 }

@@ -15,7 +15,7 @@ use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,10 @@ use super::HttpState;
 use super::access::Refusal;
 use super::connections::Permit;
 use super::query::{self, EventsQuery, TorrentsQuery};
-use crate::model::{CommandError, ErrorCode, InfoHash, OutcomeStatus, Seq, ServerName, SinkName, Stats, Torrent};
+use crate::model::{
+    CommandError, ErrorCode, InfoHash, InvalidInfoHash, OutcomeStatus, Seq, ServerName, SinkName, Stats, Torrent,
+};
+use crate::port::CommandAddress;
 
 /// Maximum body of a request that changes something: the same as for a command on a broker.
 const BODY_BYTES_MAX: usize = 10 << 20;
@@ -48,8 +51,8 @@ pub trait Api: Send + Sync {
     fn torrents(&self, server: &ServerName, query: &TorrentsQuery) -> Option<(Vec<Arc<Torrent>>, u64)>;
     /// Returns one torrent; `None` if the server is unknown or has no such torrent.
     fn torrent(&self, server: &ServerName, hash: InfoHash) -> Option<Arc<Torrent>>;
-    /// Executes a command and waits for its result.
-    async fn command(&self, request: CommandRequest) -> CommandReply;
+    /// Executes a command and waits for its result. Nothing in `address` and `body` is checked yet.
+    async fn command(&self, address: CommandAddress, body: Bytes) -> CommandReply;
     /// Returns the events from the place that the query names, then those to come.
     fn events(&self, query: EventsQuery) -> BoxStream<'static, StreamItem>;
     /// Replays dead letters of a webhook, all of them if `ids` is empty, and returns the outcome of each as JSON.
@@ -129,19 +132,6 @@ pub struct SinkView {
     pub rejected: u64,
 }
 
-/// A command as it was sent: nothing in it is checked yet.
-#[derive(Clone, Debug)]
-pub struct CommandRequest {
-    /// The server in the path.
-    pub server: String,
-    /// The torrent in the path, if it names one.
-    pub hash: Option<String>,
-    /// The verb in the path.
-    pub verb: String,
-    /// The body of the command.
-    pub body: Bytes,
-}
-
 /// The answer to a command.
 #[derive(Clone, Debug)]
 pub enum CommandReply {
@@ -179,11 +169,13 @@ pub enum StreamItem {
         /// Why they are missing.
         reason: String,
     },
-    /// The end of the stream, and why.
+    /// The last item of a stream that ends before its listener wants it to, and why.
     End(String),
 }
 
 type SharedState = State<Arc<HttpState>>;
+/// The answer to a request; an `Err` refuses it.
+type Answer = Result<Response, Response>;
 
 pub(super) async fn ready(State(state): SharedState) -> Response {
     let readiness = state.api.readiness();
@@ -204,17 +196,14 @@ pub(super) async fn sinks(State(state): SharedState) -> Response {
     axum::Json(json!({"sinks": state.api.sinks()})).into_response()
 }
 
-pub(super) async fn torrents(State(state): SharedState, Path(server): Path<String>, request: Request) -> Response {
-    let (query, fields) = match query::torrents(request.uri().query().unwrap_or_default()) {
-        Ok(parsed) => parsed,
-        Err(problem) => return bad(ErrorCode::BadRequest, problem),
-    };
+pub(super) async fn torrents(State(state): SharedState, Path(server): Path<String>, request: Request) -> Answer {
+    let (query, fields) = query::torrents(request.uri().query().unwrap_or_default()).map_err(bad_request)?;
     let found = ServerName::parse(&server).ok().and_then(|server| state.api.torrents(&server, &query));
-    let Some((torrents, total)) = found else { return no_server() };
+    let (torrents, total) = found.ok_or_else(no_server)?;
     let torrents: Vec<Value> = torrents.iter().map(|torrent| projected(torrent, fields.as_deref())).collect();
     let TorrentsQuery { page, page_size, .. } = query;
     let body = json!({"server": server, "total": total, "page": page, "page_size": page_size, "torrents": torrents});
-    axum::Json(body).into_response()
+    Ok(axum::Json(body).into_response())
 }
 
 /// Returns a torrent as JSON, with the named fields only.
@@ -226,65 +215,47 @@ fn projected(torrent: &Torrent, fields: Option<&[String]>) -> Value {
     torrent
 }
 
-pub(super) async fn torrent(State(state): SharedState, Path((server, hash)): Path<(String, String)>) -> Response {
-    let Ok(server) = ServerName::parse(&server) else { return no_server() };
-    let hash = match hash.parse::<InfoHash>() {
-        Ok(hash) => hash,
-        Err(error) => return bad(ErrorCode::BadRequest, error.to_string()),
-    };
-    match state.api.torrent(&server, hash) {
-        Some(torrent) => axum::Json(torrent).into_response(),
-        None => bad(ErrorCode::UnknownHash, "no such torrent on that server"),
-    }
+pub(super) async fn torrent(State(state): SharedState, Path((server, hash)): Path<(String, String)>) -> Answer {
+    let server = ServerName::parse(&server).map_err(|_| no_server())?;
+    let hash: InfoHash = hash.parse().map_err(|error: InvalidInfoHash| bad_request(error.to_string()))?;
+    let found = state.api.torrent(&server, hash);
+    let torrent = found.ok_or_else(|| bad(ErrorCode::UnknownHash, "no such torrent on that server"))?;
+    Ok(axum::Json(torrent).into_response())
 }
 
-pub(super) async fn command_server(
+/// The levels of a path that names a command, with or without a torrent.
+#[derive(Deserialize)]
+pub(super) struct CommandPath {
+    server: String,
+    hash: Option<String>,
+    verb: String,
+}
+
+pub(super) async fn command(
     State(state): SharedState,
     ConnectInfo(permit): ConnectInfo<Permit>,
-    Path((server, verb)): Path<(String, String)>,
+    Path(CommandPath { server, hash, verb }): Path<CommandPath>,
     request: Request,
-) -> Response {
-    command(&state, &permit, (server, None, verb), request).await
-}
-
-pub(super) async fn command_torrent(
-    State(state): SharedState,
-    ConnectInfo(permit): ConnectInfo<Permit>,
-    Path((server, hash, verb)): Path<(String, String, String)>,
-    request: Request,
-) -> Response {
-    command(&state, &permit, (server, Some(hash), verb), request).await
-}
-
-async fn command(
-    state: &HttpState,
-    permit: &Permit,
-    (server, hash, verb): (String, Option<String>, String),
-    request: Request,
-) -> Response {
-    let (_slot, body) = match authorised(state, permit, request).await {
-        Ok(authorised) => authorised,
-        Err(refusal) => return refusal,
-    };
-    let reply = tokio::select! {
-        biased;
-        reply = state.api.command(CommandRequest { server, hash, verb, body }) => reply,
-        () = state.stop.cancelled() => CommandReply::Stopping,
-    };
-    let (status, body) = match reply {
+) -> Answer {
+    let (_slot, body) = authorised(&state, &permit, request).await?;
+    let address = CommandAddress { server: Some(server), hash, verb };
+    let reply = state.stop.run_until_cancelled(state.api.command(address, body)).await;
+    let (status, body) = match reply.unwrap_or(CommandReply::Stopping) {
         CommandReply::Result { status, error, body } => (http_status(status, error), body),
         CommandReply::Running { id } => {
             (StatusCode::ACCEPTED, Bytes::from(json!({"id": id, "status": "running"}).to_string()))
         }
         CommandReply::Stopping => {
-            return bad(ErrorCode::ClientOffline, "the bridge is stopping; retry with the same id");
+            return Err(bad(ErrorCode::ClientOffline, "the bridge is stopping; retry with the same id"));
         }
     };
-    (status, [(header::CONTENT_TYPE, "application/json"), (header::CONNECTION, "close")], body).into_response()
+    // A raised permit holds for the whole connection, so the connection ends with this answer.
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CONNECTION, "close")];
+    Ok((status, headers, body).into_response())
 }
 
 /// The body of a replay: ids, or `all`.
-#[derive(serde::Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ReplayRequest {
     #[serde(default)]
@@ -298,44 +269,34 @@ pub(super) async fn replay(
     ConnectInfo(permit): ConnectInfo<Permit>,
     Path(webhook): Path<String>,
     request: Request,
-) -> Response {
-    let (_slot, body) = match authorised(&state, &permit, request).await {
-        Ok(authorised) => authorised,
-        Err(refusal) => return refusal,
-    };
+) -> Answer {
+    let (_slot, body) = authorised(&state, &permit, request).await?;
     let ids = match serde_json::from_slice(&body) {
         Ok(ReplayRequest { ids, all }) if all == ids.is_empty() => ids,
         _ => {
             let message = "expected {\"ids\": [\"home-7f3a9c21-000000004182\"]} or {\"all\": true}";
-            return bad(ErrorCode::BadRequest, message);
+            return Err(bad_request(message));
         }
     };
-    let replayed = tokio::select! {
-        biased;
-        replayed = state.api.replay(&webhook, ids) => replayed,
-        () = state.stop.cancelled() => {
-            return bad(ErrorCode::ClientOffline, "the bridge is stopping; what was delivered is no dead letter any more");
-        }
-    };
-    match replayed {
-        Ok(replayed) => {
-            let body = json!({"sink": webhook, "replayed": replayed});
-            ([(header::CONNECTION, "close")], axum::Json(body)).into_response()
-        }
-        Err(reason) => bad(ErrorCode::BadRequest, reason),
-    }
+    let replayed = state.stop.run_until_cancelled(state.api.replay(&webhook, ids)).await.ok_or_else(|| {
+        bad(ErrorCode::ClientOffline, "the bridge is stopping; what was delivered is no dead letter any more")
+    })?;
+    let body = json!({"sink": webhook, "replayed": replayed.map_err(bad_request)?});
+    Ok(([(header::CONNECTION, "close")], axum::Json(body)).into_response())
 }
 
 /// Returns the body of a request that may change something, and its slot among the long requests.
 ///
-/// The body is read only after the token was right, so that nobody else can occupy memory with one.
+/// The body is read only after the token was right, so that only who has it can occupy memory with one.
 async fn authorised(
     state: &HttpState,
     permit: &Permit,
     request: Request,
 ) -> Result<(OwnedSemaphorePermit, Bytes), Response> {
     state.access.check_change(request.headers()).map_err(refused)?;
+    // Refused instead of queued: the waiting ones would take the connections that are left for health and pages.
     let slot = Arc::clone(&state.long_requests).try_acquire_owned().map_err(|_| too_many())?;
+    // A command may wait for its client until its time to live is over.
     permit.lift_time_limit();
     permit.allow(BODY_BYTES_MAX);
     Ok((slot, read_body(request.into_body()).await?))
@@ -345,7 +306,7 @@ async fn read_body(body: Body) -> Result<Bytes, Response> {
     match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, BODY_BYTES_MAX)).await {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(_)) => Err(bad(ErrorCode::TooLarge, format!("the body is larger than {BODY_BYTES_MAX} bytes"))),
-        Err(_) => Err(bad(ErrorCode::BadRequest, format!("the body did not arrive within {BODY_TIMEOUT:?}"))),
+        Err(_) => Err(bad_request(format!("the body did not arrive within {BODY_TIMEOUT:?}"))),
     }
 }
 
@@ -367,18 +328,20 @@ fn bad(code: ErrorCode, message: impl Into<String>) -> Response {
     (status_of_error(code), axum::Json(json!({"error": error}))).into_response()
 }
 
+fn bad_request(message: impl Into<String>) -> Response {
+    bad(ErrorCode::BadRequest, message)
+}
+
 fn no_server() -> Response {
     bad(ErrorCode::UnknownServer, "no server of that name is configured")
 }
 
 fn too_many() -> Response {
-    let mut response = bad(ErrorCode::ClientOffline, "too many long requests");
-    response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("5"));
-    response
+    ([(header::RETRY_AFTER, "5")], bad(ErrorCode::ClientOffline, "too many long requests")).into_response()
 }
 
 pub(super) fn refused(refusal: Refusal) -> Response {
-    let body = axum::Json(json!({"error": CommandError::new(ErrorCode::Forbidden, refusal.message())}));
+    let body = axum::Json(json!({"error": CommandError::new(ErrorCode::Forbidden, refusal.to_string())}));
     match refusal {
         Refusal::WrongToken => (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], body).into_response(),
         Refusal::Host | Refusal::Origin | Refusal::NoToken => (StatusCode::FORBIDDEN, body).into_response(),
@@ -394,46 +357,36 @@ pub(super) async fn events(
     State(state): SharedState,
     ConnectInfo(permit): ConnectInfo<Permit>,
     request: Request,
-) -> Response {
-    let mut query = match query::events(request.uri().query().unwrap_or_default()) {
-        Ok(query) => query,
-        Err(problem) => return bad(ErrorCode::BadRequest, problem),
-    };
+) -> Answer {
+    let mut query = query::events(request.uri().query().unwrap_or_default()).map_err(bad_request)?;
+    // Browsers send the header when they reconnect, and the URL stays the same, so the header is the newer place.
     let last = request.headers().get(HeaderName::from_static("last-event-id"));
     if let Some(last) = last.filter(|last| !last.is_empty()) {
         query.after = Some(String::from_utf8_lossy(last.as_bytes()).into_owned());
     }
-    let Ok(slot) = Arc::clone(&state.long_requests).try_acquire_owned() else { return too_many() };
+    let slot = Arc::clone(&state.long_requests).try_acquire_owned().map_err(|_| too_many())?;
     permit.lift_time_limit();
-    let stream = EventStream { items: state.api.events(query), stop: state.stop.clone(), is_over: false, _slot: slot };
+    let stream = EventStream { items: state.api.events(query), stop: state.stop.clone(), _slot: slot };
     let preamble = stream::iter([Ok::<_, Infallible>(Bytes::from_static(b"retry: 2000\n: dtorrent\n\n"))]);
     let body = Body::from_stream(preamble.chain(stream::unfold(stream, EventStream::next)));
     let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CONNECTION, "close")];
     // nginx would otherwise hold events back until its buffer is full.
-    (headers, [(HeaderName::from_static("x-accel-buffering"), "no")], body).into_response()
+    Ok((headers, [(HeaderName::from_static("x-accel-buffering"), "no")], body).into_response())
 }
 
 /// The event stream of one listener.
 struct EventStream {
     items: BoxStream<'static, StreamItem>,
     stop: CancellationToken,
-    is_over: bool,
     _slot: OwnedSemaphorePermit,
 }
 
 impl EventStream {
     async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Self)> {
-        if self.is_over {
-            return None;
-        }
         let lines = tokio::select! {
             biased;
             () = self.stop.cancelled() => return None,
-            item = self.items.next() => {
-                let item = item?;
-                self.is_over = matches!(item, StreamItem::End(_));
-                lines(&item)
-            }
+            item = self.items.next() => lines(&item?),
             () = tokio::time::sleep(HEARTBEAT_INTERVAL) => Bytes::from_static(b":\n\n"),
         };
         Some((Ok(lines), self))

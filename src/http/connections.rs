@@ -26,7 +26,7 @@ const WRITE_STALL_MAX: Duration = Duration::from_secs(10);
 pub(super) struct Limits {
     /// Open connections at once; further ones wait in the backlog of the socket.
     pub connections: usize,
-    /// Life of a connection, for all of its requests together.
+    /// Duration of a connection, for all of its requests together.
     pub time: Duration,
     /// Bytes that a connection may send, in all of its requests together.
     pub bytes: usize,
@@ -50,6 +50,7 @@ impl Listener for ConnectionLimit {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Peer, SocketAddr) {
+        // Before the connection is accepted: the ones that wait are in the backlog of the kernel, and take no descriptor.
         let slot = Arc::clone(&self.slots).acquire_owned().await.expect("the semaphore is never closed");
         let (stream, address) = Listener::accept(&mut self.listener).await;
         let Limits { connections: _, time, bytes } = self.limits;
@@ -126,6 +127,7 @@ impl AsyncRead for Peer {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // Counted below HTTP, so that headers, chunked bodies and pipelined requests count alike.
         let before = buffer.filled().len();
         let poll = self.stream(context)?.poll_read(context, buffer);
         let read = buffer.filled().len() - before;
@@ -144,6 +146,7 @@ impl AsyncWrite for Peer {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Not timed: a TCP stream buffers nothing here, so a flush never waits for the peer.
         self.stream(context)?.poll_flush(context)
     }
 

@@ -1,7 +1,7 @@
 //! The port that receives hook signals: a client requests an address that never exists, and thereby says that something
 //! happened.
 //!
-//! Every request gets the same answer at once, whether it was understood or not. The number, the life and the bytes of
+//! Every request gets the same answer at once, whether it was understood or not. The number, the duration and the bytes of
 //! connections are bounded, and a signal only wakes a watcher, so a flood of them costs at most polls at a bounded rate.
 
 use std::sync::Arc;
@@ -37,8 +37,6 @@ pub async fn receive_hook_signals(
         std::future::ready((StatusCode::NOT_FOUND, [(header::CONNECTION, "close")]))
     });
     let server = axum::serve(ConnectionLimit::new(listener, LIMITS), router);
-    tokio::select! {
-        result = server.into_future() => result,
-        () = stop.cancelled() => Ok(()),
-    }
+    // No graceful end: a lost signal costs nothing but the time until the next poll.
+    stop.run_until_cancelled(server.into_future()).await.unwrap_or(Ok(()))
 }

@@ -12,7 +12,6 @@ mod hook_listener;
 mod page;
 mod query;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,9 +26,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use self::access::AccessRules;
-pub use self::api::{
-    Api, CommandReply, CommandRequest, ComponentReadiness, Readiness, ServerView, SinkView, StreamItem,
-};
+pub use self::api::{Api, CommandReply, ComponentReadiness, Readiness, ServerView, SinkView, StreamItem};
 use self::connections::{ConnectionLimit, Limits, Permit};
 pub use self::hook_listener::receive_hook_signals;
 pub use self::query::{EventsQuery, TorrentsQuery};
@@ -56,15 +53,7 @@ struct HttpState {
     stop: CancellationToken,
 }
 
-/// Binds the port. Separate from [`serve`], so that a port in use fails the start.
-///
-/// # Errors
-/// The address is in use or not ours.
-pub async fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(listen).await
-}
-
-/// Serves until `stop`; open connections then have half a second to end.
+/// Serves until `stop`, on a port that is bound already, so that a port in use fails the start; open connections then have half a second to end.
 ///
 /// # Errors
 /// The listener fails.
@@ -78,6 +67,7 @@ pub async fn serve(
     let state = Arc::new(HttpState { api, access, long_requests, stop: stop.clone() });
     let router = router(state).into_make_service_with_connect_info::<Permit>();
     let stopped = stop.clone();
+    // Graceful, but with a bound: a peer may keep its connection open for as long as it likes.
     let server = axum::serve(ConnectionLimit::new(listener, LIMITS), router)
         .with_graceful_shutdown(async move { stop.cancelled().await });
     tokio::select! {
@@ -95,11 +85,12 @@ fn router(state: Arc<HttpState>) -> Router {
         .route("/api/v1/sinks", get(api::sinks))
         .route("/api/v1/servers/{server}/torrents", get(api::torrents))
         .route("/api/v1/servers/{server}/torrents/{hash}", get(api::torrent))
-        .route("/api/v1/servers/{server}/commands/{verb}", post(api::command_server))
-        .route("/api/v1/servers/{server}/torrents/{hash}/commands/{verb}", post(api::command_torrent))
+        .route("/api/v1/servers/{server}/commands/{verb}", post(api::command))
+        .route("/api/v1/servers/{server}/torrents/{hash}/commands/{verb}", post(api::command))
         .route("/api/v1/dead-letters/{sink}/replay", post(api::replay))
         .route("/api/v1/events", get(api::events))
         .fallback(api::not_found)
+        // Before the merge: health, readiness and metrics are served under any host name.
         .layer(middleware::from_fn_with_state(Arc::clone(&state), guard));
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
@@ -109,7 +100,7 @@ fn router(state: Arc<HttpState>) -> Router {
         .with_state(state)
 }
 
-/// Refuses a request under a host name that is not ours, and tells browsers how an answer may be used.
+/// Refuses a request under a host name that is not ours, and limits what browsers may do with an answer.
 async fn guard(State(state): State<Arc<HttpState>>, request: Request, next: Next) -> Response {
     let mut response = match state.access.check_host(request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,

@@ -13,9 +13,6 @@ pub(super) const SCRIPT: &str = include_str!("page/page.js");
 /// The style sheet of the page.
 pub(super) const STYLE: &str = include_str!("page/page.css");
 
-/// The text for an unknown value.
-const NONE: &str = "–";
-
 /// A server with some of its torrents.
 pub(super) struct Server {
     /// The server itself.
@@ -26,108 +23,97 @@ pub(super) struct Server {
     pub total: u64,
 }
 
+/// The page up to its heading. Paths are relative, so that it also works below a path of a reverse proxy.
+const HEAD: &str = r#"<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>dtorrent</title>
+<link rel="stylesheet" href="page.css">
+<script src="page.js" defer></script>
+</head>
+<body>
+"#;
+
 /// Renders the page.
 pub(super) fn page(version: &str, servers: &[Server], sinks: &[SinkView]) -> String {
-    let mut out = String::with_capacity(16 << 10);
-    out += "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n";
-    out += "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n";
-    out += "<meta name=\"color-scheme\" content=\"light dark\">\n<title>dtorrent</title>\n";
-    out += "<link rel=\"stylesheet\" href=\"page.css\">\n<script src=\"page.js\" defer></script>\n</head>\n<body>\n";
-    out += &format!("<h1>dtorrent <small>{}</small></h1>\n<main id=\"state\">\n", escaped(version));
-    servers_table(&mut out, servers);
-    sinks_table(&mut out, sinks);
-    for server in servers {
-        torrents_table(&mut out, server);
-    }
+    let mut out = format!("{HEAD}<h1>dtorrent <small>{}</small></h1>\n<main id=\"state\">\n", escaped(version));
+    out += &servers_table(servers);
+    out += &sinks_table(sinks);
+    out.extend(servers.iter().map(torrents_table));
     out += "</main>\n<h2>Events</h2>\n<ol id=\"events\"></ol>\n</body>\n</html>\n";
     out
 }
 
-fn servers_table(out: &mut String, servers: &[Server]) {
-    head(out, "Servers", &["server", "client", "status", "torrents", "down", "up", "free", "last poll"]);
-    for Server { server, .. } in servers {
+fn servers_table(servers: &[Server]) -> String {
+    let row = |Server { server, .. }: &Server| {
         let stats = server.stats.as_ref().map(|stats| &stats.server);
-        row(
-            out,
-            &[
-                escaped(server.name.as_str()),
-                stats.and_then(|stats| stats.client.as_deref()).map_or_else(none, escaped),
-                status(server.status, server.problem.as_deref()),
-                server.torrents.to_string(),
-                rate(stats.and_then(|stats| stats.download_rate)),
-                rate(stats.and_then(|stats| stats.upload_rate)),
-                stats.and_then(|stats| stats.free_disk).map_or_else(none, bytes),
-                server.poll_age_seconds.map_or_else(none, seconds),
-            ],
-        );
-    }
-    *out += "</tbody></table>\n";
+        vec![
+            escaped(server.name.as_str()),
+            stats.and_then(|stats| stats.client.as_deref()).map_or_else(none, escaped),
+            status(server.status, server.problem.as_deref()),
+            server.torrents.to_string(),
+            rate(stats.and_then(|stats| stats.download_rate)),
+            rate(stats.and_then(|stats| stats.upload_rate)),
+            stats.and_then(|stats| stats.free_disk).map_or_else(none, bytes),
+            server.poll_age_seconds.map_or_else(none, seconds),
+        ]
+    };
+    let columns = ["server", "client", "status", "torrents", "down", "up", "free", "last poll"];
+    table("Servers", &columns, servers.iter().map(row))
 }
 
-fn sinks_table(out: &mut String, sinks: &[SinkView]) {
-    head(out, "Sinks", &["sink", "status", "events behind", "for", "torrents behind", "delivered", "rejected"]);
-    for sink in sinks {
-        row(
-            out,
-            &[
-                escaped(sink.name.as_str()),
-                status(sink.status, sink.problem.as_deref()),
-                sink.lag_entries.to_string(),
-                seconds(sink.lag_seconds),
-                sink.dirty.to_string(),
-                sink.delivered.to_string(),
-                sink.rejected.to_string(),
-            ],
-        );
-    }
-    if sinks.is_empty() {
-        row(out, &["none configured".to_owned()]);
-    }
-    *out += "</tbody></table>\n";
+fn sinks_table(sinks: &[SinkView]) -> String {
+    let row = |sink: &SinkView| {
+        vec![
+            escaped(sink.name.as_str()),
+            status(sink.status, sink.problem.as_deref()),
+            sink.lag_entries.to_string(),
+            seconds(sink.lag_seconds),
+            sink.dirty.to_string(),
+            sink.delivered.to_string(),
+            sink.rejected.to_string(),
+        ]
+    };
+    let without_sinks = sinks.is_empty().then(|| vec!["none configured".to_owned()]);
+    let columns = ["sink", "status", "events behind", "for", "torrents behind", "delivered", "rejected"];
+    table("Sinks", &columns, sinks.iter().map(row).chain(without_sinks))
 }
 
-fn torrents_table(out: &mut String, Server { server, torrents, total }: &Server) {
-    let title = format!("Torrents of {}", server.name);
-    head(out, &title, &["name", "status", "done", "size", "ratio", "down", "up", "label"]);
-    for torrent in torrents {
+fn torrents_table(Server { server, torrents, total }: &Server) -> String {
+    let row = |torrent: &Arc<Torrent>| {
         let problem = torrent.message.as_deref().filter(|_| torrent.error);
-        row(
-            out,
-            &[
-                escaped(&torrent.name),
-                status(torrent.status.as_str(), problem),
-                format!("{:?} %", torrent.progress),
-                bytes(torrent.length),
-                torrent.ratio.map_or_else(none, |ratio| format!("{ratio:?}")),
-                rate(torrent.download_rate),
-                rate(torrent.upload_rate),
-                torrent.label.as_deref().map_or_else(none, escaped),
-            ],
-        );
-    }
-    *out += "</tbody></table>\n";
+        vec![
+            escaped(&torrent.name),
+            status(torrent.status.as_str(), problem),
+            format!("{:?} %", torrent.progress),
+            bytes(torrent.length),
+            torrent.ratio.map_or_else(none, |ratio| format!("{ratio:?}")),
+            rate(torrent.download_rate),
+            rate(torrent.upload_rate),
+            torrent.label.as_deref().map_or_else(none, escaped),
+        ]
+    };
+    let columns = ["name", "status", "done", "size", "ratio", "down", "up", "label"];
+    let mut out = table(&format!("Torrents of {}", server.name), &columns, torrents.iter().map(row));
     let more = total.saturating_sub(torrents.len() as u64);
     if more > 0 {
         let name = escaped(server.name.as_str());
-        *out += &format!("<p>{more} more: <a href=\"api/v1/servers/{name}/torrents\">all</a></p>\n");
+        out += &format!("<p>{more} more: <a href=\"api/v1/servers/{name}/torrents\">all</a></p>\n");
     }
+    out
 }
 
-fn head(out: &mut String, title: &str, columns: &[&str]) {
-    *out += &format!("<h2>{}</h2>\n<table><thead><tr>", escaped(title));
-    for column in columns {
-        *out += &format!("<th>{}</th>", escaped(column));
-    }
-    *out += "</tr></thead><tbody>\n";
-}
-
-/// Adds a row of cells that are HTML already.
-fn row(out: &mut String, cells: &[String]) {
-    *out += "<tr>";
-    for cell in cells {
-        *out += &format!("<td>{cell}</td>");
-    }
-    *out += "</tr>\n";
+/// Renders a table with rows of cells that are HTML already.
+fn table(title: &str, columns: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let cells =
+        |tag: &str, cells: &[String]| -> String { cells.iter().map(|cell| format!("<{tag}>{cell}</{tag}>")).collect() };
+    let columns: Vec<String> = columns.iter().map(|column| escaped(column)).collect();
+    let rows: String = rows.map(|row| format!("<tr>{}</tr>\n", cells("td", &row))).collect();
+    let (title, head) = (escaped(title), cells("th", &columns));
+    format!("<h2>{title}</h2>\n<table><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>\n")
 }
 
 fn status(status: &str, problem: Option<&str>) -> String {
@@ -138,8 +124,9 @@ fn status(status: &str, problem: Option<&str>) -> String {
     }
 }
 
+/// Returns the text for an unknown value.
 fn none() -> String {
-    NONE.to_owned()
+    "–".to_owned()
 }
 
 fn bytes(bytes: u64) -> String {

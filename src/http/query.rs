@@ -7,7 +7,9 @@ use url::form_urlencoded;
 
 use crate::model::{Filter, Kind, ServerName};
 
+/// Torrents on a page, unless the query says otherwise.
 const PAGE_SIZE_DEFAULT: u64 = 200;
+/// Most torrents on a page, which is rendered in memory.
 const PAGE_SIZE_MAX: u64 = 1000;
 
 /// The query of a list of torrents.
@@ -39,7 +41,7 @@ fn items(list: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Parses `status`, `label`, `name`, `tracker`, `private`, or all of them as JSON in `filter`; `page` and `page_size`;
-/// and `fields`, which are returned beside the query because they concern only the rendering.
+/// and `fields`, which are returned apart from the query because they concern only the rendering.
 ///
 /// # Errors
 /// The first parameter that is wrong, and what would be right.
@@ -49,6 +51,7 @@ pub(super) fn torrents(query: &str) -> Result<(TorrentsQuery, Option<Vec<String>
     for (key, value) in form_urlencoded::parse(query.as_bytes()) {
         let number = || value.parse::<u64>().map_err(|_| format!("{key}: expected a whole number"));
         match &*key {
+            // Merged with the other parameters, of which each is one condition of the same filter.
             "filter" => match serde_json::from_str(&value) {
                 Ok(Value::Object(object)) => filter.extend(object),
                 Ok(_) | Err(_) => return Err("filter: expected a JSON object, {\"status\": \"seeding\"}".to_owned()),
