@@ -6,10 +6,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::commands::{PendingEffects, Queue, QueuedCommand, Request, Sources, Worker, WorkerParts};
-use crate::live_state::{LiveServer, LiveState};
+use crate::commands::{
+    CommandSender, Common, PendingEffects, Queue, QueuedCommand, Request, Sources, Worker, WorkerParts,
+};
+use crate::live_state::LiveServer;
 use crate::model::{Interner, PollSettings, ServerName};
-use crate::port::{Clock, LoggedCommand, Store, StoreError, TorrentClient};
+use crate::port::{LoggedCommand, Store, StoreError, TorrentClient};
 use crate::supervise::Group;
 use crate::watch::{FilePublisher, Watcher};
 
@@ -27,22 +29,11 @@ pub struct ServerSetup {
     pub is_state_lost: bool,
 }
 
-/// Parts that all servers share.
-#[derive(Clone)]
-pub struct Common {
-    /// The store of all servers.
-    pub store: Arc<dyn Store>,
-    /// What other tasks read of the servers.
-    pub live: Arc<LiveState>,
-    /// The time of events.
-    pub clock: Arc<dyn Clock>,
-}
-
 /// One server, built and not yet running.
 pub struct ServerParts {
     /// Commands that wait for the worker.
     pub queue: Arc<Queue>,
-    /// What the worker runs on.
+    /// The parts of the worker.
     pub worker: Arc<WorkerParts>,
     files: Arc<FilePublisher>,
     publishes_files: bool,
@@ -50,16 +41,8 @@ pub struct ServerParts {
 }
 
 impl ServerParts {
-    /// `unfinished` are the commands that an earlier run did not answer.
-    ///
-    /// # Errors
-    /// The TLS set-up of the machine cannot be used.
-    pub fn new(
-        server: ServerName,
-        setup: ServerSetup,
-        unfinished: Vec<QueuedCommand>,
-        common: &Common,
-    ) -> Result<Self, reqwest::Error> {
+    /// Builds the parts of a server; `unfinished` are the commands that an earlier run did not answer.
+    pub fn new(server: ServerName, setup: ServerSetup, unfinished: Vec<QueuedCommand>, common: &Common) -> Self {
         let ServerSetup { client, poll, roots, publishes_files, is_state_lost } = setup;
         let Common { store, live, clock } = common.clone();
         let pending_effects = Arc::new(PendingEffects::default());
@@ -67,9 +50,7 @@ impl ServerParts {
         let worker = WorkerParts {
             server: server.clone(),
             client: Arc::clone(&client),
-            store: Arc::clone(&store),
-            live: Arc::clone(&live),
-            clock: Arc::clone(&clock),
+            common: common.clone(),
             pending_effects: Arc::clone(&pending_effects),
             sources: Sources::new(roots),
         };
@@ -84,7 +65,7 @@ impl ServerParts {
             files: Arc::clone(&files),
             is_state_lost,
         };
-        Ok(Self { queue: Arc::new(Queue::new(unfinished)), worker: Arc::new(worker), files, publishes_files, watcher })
+        Self { queue: Arc::new(Queue::new(unfinished)), worker: Arc::new(worker), files, publishes_files, watcher }
     }
 
     /// Spawns the tasks of the server.
@@ -93,15 +74,14 @@ impl ServerParts {
         let (name, live, client) = (watcher.server.clone(), Arc::clone(&watcher.live), Arc::clone(&watcher.client));
         let watcher = watcher.clone();
         group.spawn(format!("watcher {name}"), move |stop| watcher.clone().run(stop));
-        let (worker, queue) = (Arc::clone(worker), Arc::clone(queue));
-        group.spawn(format!("worker {name}"), move |stop| {
-            Worker { parts: Arc::clone(&worker), queue: Arc::clone(&queue) }.run(stop)
-        });
+        let worker = Worker { parts: Arc::clone(worker), queue: Arc::clone(queue) };
+        group.spawn(format!("worker {name}"), move |stop| worker.clone().run(stop));
         if !publishes_files {
             return;
         }
         let files = Arc::clone(files);
         group.spawn(format!("files {name}"), move |stop| {
+            // For each run of its own: the task is restarted after a panic.
             let (files, client) = (Arc::clone(&files), Arc::clone(&client));
             let (live, server) = (Arc::clone(&live), name.clone());
             async move {
@@ -119,6 +99,7 @@ impl ServerParts {
 pub async fn load(store: &dyn Store, server: &ServerName) -> Result<LiveServer, StoreError> {
     let mut loaded = store.load(server).await?;
     let mut interner = Interner::default();
+    // Thousands of torrents share a dozen labels and trackers, and each row of the store has its own copy of them.
     for snapshot in loaded.snapshot.values_mut() {
         Arc::make_mut(&mut snapshot.torrent).intern(&mut interner);
     }
@@ -135,7 +116,7 @@ pub async fn unfinished_commands(
     let parsed = |command: LoggedCommand| {
         // Only bodies that could be parsed were logged; another version may think otherwise of one.
         let request = Request::parse(command.verb?, command.hash, &command.body).ok()?;
-        Some(QueuedCommand { command, request, user: None })
+        Some(QueuedCommand { command, request, sender: CommandSender::default() })
     };
     let mut by_server: BTreeMap<_, Vec<QueuedCommand>> = BTreeMap::new();
     for queued in store.unfinished_commands().await?.into_iter().filter_map(parsed) {

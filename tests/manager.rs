@@ -128,6 +128,24 @@ async fn a_command_is_executed_even_if_its_caller_stops_waiting() {
     }
 }
 
+/// A command that runs and one that is done are both answered with the result of the first.
+#[tokio::test]
+async fn an_id_that_is_repeated_gets_the_result_of_the_first() {
+    let client = simulator("home", 1);
+    let manager = builder(&client).build().await.unwrap();
+    let home = manager.watcher("home").unwrap();
+    manager.get_all().await.unwrap();
+    let arguments = |id: &str| json!({ "id": id }).as_object().unwrap().clone();
+    let stop = |id: &str| home.command(Verb::Stop, Some(hash(1)), arguments(id));
+    let all = async { tokio::join!(stop("7"), stop("7"), stop("8")) };
+    let (one, same, other) = tokio::time::timeout(TIMEOUT, all).await.unwrap();
+    let (one, same, other) = (one.unwrap(), same.unwrap(), other.unwrap());
+    assert_eq!(one, same);
+    assert_eq!((one.id.as_str(), other.id.as_str()), ("7", "8"));
+    let later = tokio::time::timeout(TIMEOUT, stop("7")).await.unwrap().unwrap();
+    assert_eq!(one, later);
+}
+
 #[tokio::test]
 async fn an_error_names_its_cause() {
     let (client, other) = (simulator("home", 2), simulator("attic", 1));

@@ -131,7 +131,9 @@ impl http::Api for Api {
         let timeout = (ttl.unwrap_or(TTL) + EFFECT_TIMEOUT).min(RESULT_TIMEOUT_MAX);
         let call = self.caller.call(address, body, Some(USER.to_owned()), &self.stop);
         match tokio::time::timeout(timeout, call).await {
-            Ok(Some(CallResult { status, error, body })) => CommandReply::Result { status, error, body },
+            Ok(Some(CallResult { outcome, body })) => {
+                CommandReply::Result { status: outcome.status, error: outcome.error.map(|error| error.code), body }
+            }
             Ok(None) => CommandReply::Stopping,
             // Only the wait ends. The command is logged and continues; a request with the same id gets its result (I12).
             Err(_) => CommandReply::Running { id: id.map(|id| id.as_str().to_owned()) },

@@ -16,7 +16,7 @@ use super::dead_letters::Replayer;
 use super::hooks::HookListener;
 use super::report::BridgeReporter;
 use crate::commands::{
-    Admission, BridgeWorker, Caller, CommandReceiver, Queue, QueuedCommand, answer_for_removed_server,
+    Admission, BridgeWorker, Caller, CommandReceiver, Common, Queue, QueuedCommand, answer_for_removed_servers,
 };
 use crate::config::{Broker, BrokerKind, Config};
 use crate::http;
@@ -26,7 +26,7 @@ use crate::model::{HookSignal, Kind, ServerName, SinkName, Timestamp, Verb};
 use crate::outbox::retention::Retain;
 use crate::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
 use crate::port::{Clock, Sink, Store};
-use crate::servers::{Common, ServerParts, ServerSetup, load, unfinished_commands};
+use crate::servers::{ServerParts, ServerSetup, load, unfinished_commands};
 use crate::sinks::webhook::{Endpoint, WebhookSink};
 use crate::store::{Recovery, SqliteStore};
 use crate::supervise::Group;
@@ -223,16 +223,13 @@ impl Bridge {
         servers: impl IntoIterator<Item = &'a ServerName>,
     ) -> Admission {
         let queue = |name: &ServerName| Some((name.clone(), Arc::clone(&self.servers.get(name)?.queue)));
-        let Common { store, live, clock } = self.common.clone();
         Admission {
             origin,
             allows: Box::new(allows),
             reply_prefixes,
             queues: servers.into_iter().filter_map(queue).collect(),
             bridge: Arc::clone(&self.worker.queue),
-            store,
-            live,
-            clock,
+            common: self.common.clone(),
         }
     }
 }
@@ -265,31 +262,26 @@ fn build_servers(
 ) -> anyhow::Result<BTreeMap<ServerName, ServerParts>> {
     let mut servers = BTreeMap::new();
     for (name, server) in &config.servers {
-        let set_up = || format!("set up server {name}");
         let setup = ServerSetup {
-            client: build_client(&server.client).with_context(set_up)?,
+            client: build_client(&server.client).with_context(|| format!("set up server {name}"))?,
             poll: server.poll,
             roots: server.roots.clone(),
             publishes_files: true,
             is_state_lost: recovery.lost,
         };
         let of_server = unfinished.remove(&Some(name.clone())).unwrap_or_default();
-        servers.insert(name.clone(), ServerParts::new(name.clone(), setup, of_server, common).with_context(set_up)?);
+        servers.insert(name.clone(), ServerParts::new(name.clone(), setup, of_server, common));
     }
     Ok(servers)
 }
 
 /// Builds the worker of the bridge itself, and answers the unfinished commands of servers that left the config.
 async fn build_worker(mut unfinished: Unfinished, common: &Common) -> anyhow::Result<BridgeWorker> {
-    let Common { store, live, clock } = common.clone();
     let queue = Arc::new(Queue::new(unfinished.remove(&None).unwrap_or_default()));
     // Every command gets a result (I15), also if its server left the config.
-    for queued in unfinished.into_values().flatten() {
-        answer_for_removed_server(&*store, &live, &*clock, &queued.command)
-            .await
-            .context("answer commands of a removed server")?;
-    }
-    Ok(BridgeWorker { queue, store, live, clock, set_log_level: Arc::new(crate::telemetry::set_level) })
+    let answered = answer_for_removed_servers(common, unfinished.into_values().flatten()).await;
+    answered.context("answer commands of a removed server")?;
+    Ok(BridgeWorker { queue, common: common.clone(), set_log_level: Arc::new(crate::telemetry::set_level) })
 }
 
 /// The endpoints of the webhooks, by their names in the config.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::info;
 
-use super::execution::{Attempt, Execution, Failure, command_error, still_busy, unconfirmed, unknown_hash};
+use super::errors::{command_error, precondition, still_busy, unconfirmed, unknown_hash};
+use super::execution::{Attempt, Execution, Failure};
 use super::pending_effects::EffectWaiter;
 use super::results::ResultBody;
 use crate::model::{
@@ -39,6 +40,7 @@ impl Execution<'_> {
         if self.request.dry_run {
             return Ok(ResultBody::of_torrents(actions.iter().map(|action| self.dry_run(action)).collect()));
         }
+        // In one write for all of them, and before the first is asked for: after a crash each may have been.
         self.note_start().await?;
         let (mut rows, mut asked, mut waiting) = (Vec::with_capacity(actions.len()), Vec::new(), Vec::new());
         for action in actions {
@@ -67,6 +69,7 @@ impl Execution<'_> {
                 pause = (2 * pause).min(BUSY_PAUSE_MAX);
             }
         }
+        // Once for all of them: every poll that begins from now on can show all effects.
         self.wake();
         rows.extend(self.await_effects(asked).await);
         rows.sort_by_key(|row| row.hash);
@@ -94,6 +97,7 @@ impl Execution<'_> {
                     }
                     Ok(None) => rows.push(TorrentOutcome::ok(hash)),
                     Err(ClientError::Busy { reason }) => busy.push((action.clone(), reason)),
+                    // Nothing was done yet, so the command can wait for the client and begin from the start.
                     Err(ClientError::Unreachable { .. }) if rows.is_empty() && asked.is_empty() => {
                         return Err(Failure::Unreachable);
                     }
@@ -151,6 +155,7 @@ impl Execution<'_> {
             self.turns.apply(&self.command.origin, actions.to_vec()).await
         } else {
             let _permit = self.long_turn().await;
+            // `add` reads the client first; the batch consists of it alone, as a command adds one torrent.
             if let [Action::Add(add)] = actions {
                 return vec![self.ask_to_add(add).await];
             }
@@ -186,6 +191,7 @@ impl Execution<'_> {
         let hash = add.hash;
         let label = add.label.clone().map(|label| Action::Label(hash, label));
         let priority = add.priority.map(|priority| Action::Priority(hash, priority));
+        // Started last, so that it does not transfer before it is set up.
         let start = add.start.then_some(Action::Start(hash));
         for action in [label, priority, start].into_iter().flatten() {
             client.apply_one(&action).await?;
@@ -209,9 +215,7 @@ impl Execution<'_> {
         let Some(allowed) = &self.request.if_status else { return Ok(()) };
         match self.status(hash) {
             Some(status) if allowed.contains(&status) => Ok(()),
-            Some(status) => {
-                Err(CommandError::new(ErrorCode::Precondition, format!("its status is {}", status.as_str())))
-            }
+            Some(status) => Err(precondition(format!("its status is {}", status.as_str()))),
             None => Err(unknown_hash(hash)),
         }
     }

@@ -11,16 +11,17 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::common::Common;
 use super::queue::{Queue, QueuedCommand};
 use super::request::{BODY_BYTES_MAX, Envelope, Request, TTL};
 use super::results::{self, ResultBody};
-use crate::live_state::LiveState;
+use super::sender::{CommandSender, Waiter};
 use crate::model::{
-    CommandError, CommandId, ErrorCode, InfoHash, InvalidInfoHash, InvalidServerName, Outcome, OutcomeStatus,
-    ServerName, SinkName, Timestamp, Verb, printable,
+    CommandError, CommandId, ErrorCode, InfoHash, InvalidInfoHash, Outcome, OutcomeStatus, ServerName, SinkName,
+    Timestamp, Verb, printable,
 };
 use crate::port::{
-    Clock, CommandAddress, Incoming, LoggedCommand, LoggedResult, Recorded, ReplyTo, ResultBacklog, Store, StoreError,
+    CommandAddress, Incoming, LoggedCommand, LoggedResult, Recorded, ReplyTo, ResultBacklog, StoreError,
 };
 
 /// Interval of offering a command to a full disk again.
@@ -40,12 +41,18 @@ pub struct Admission {
     pub queues: BTreeMap<ServerName, Arc<Queue>>,
     /// The queue of the bridge itself.
     pub bridge: Arc<Queue>,
-    /// Where commands and results are written.
-    pub store: Arc<dyn Store>,
-    /// The sinks to be woken for results.
-    pub live: Arc<LiveState>,
-    /// Wall time, for expiry.
-    pub clock: Arc<dyn Clock>,
+    /// Store, live state and clock.
+    pub common: Common,
+}
+
+/// A message, with its way to admission.
+pub(super) struct Received {
+    /// The message itself.
+    pub incoming: Incoming,
+    /// Since when it may have waited at the broker.
+    pub unattended_since: Option<Timestamp>,
+    /// Where its sender waits for the result, if it is in this process.
+    pub waiter: Option<Waiter>,
 }
 
 /// A message that was judged.
@@ -53,8 +60,8 @@ struct Judged {
     command: LoggedCommand,
     /// As in the topic, also where there is no such verb.
     verb_text: String,
-    user: Option<String>,
-    /// What it says, or the result if it is refused.
+    sender: CommandSender,
+    /// The parsed body, or the result of a message that is refused.
     verdict: Result<Request, Outcome>,
 }
 
@@ -82,57 +89,56 @@ fn error(error: CommandError) -> Refusal {
 impl Admission {
     /// Whether so many results, or so many bytes of them, wait to be taken by the sink.
     pub(super) async fn has_results_waiting(&self, max: ResultBacklog) -> Result<bool, StoreError> {
-        let ResultBacklog { count, bytes } = self.store.result_backlog(&self.origin).await?;
+        let ResultBacklog { count, bytes } = self.common.store.result_backlog(&self.origin).await?;
         Ok(count >= max.count || bytes >= max.bytes)
     }
 
-    /// Decides about messages in their order; one write puts all of them into the command log. `on_judged` gets the
-    /// server and the id of each, in that order, before the result is written under them.
+    /// Decides about messages in their order; one write puts all of them into the command log.
+    ///
+    /// `on_repeated` gets server and id of each command whose result comes from the log, and who waits for it here.
     pub(super) async fn admit(
         &self,
-        batch: Vec<(Incoming, Option<Timestamp>)>,
-        mut on_judged: impl FnMut((Option<ServerName>, CommandId)),
+        batch: Vec<Received>,
+        mut on_repeated: impl FnMut((Option<ServerName>, CommandId), Waiter),
         stop: &CancellationToken,
     ) -> Result<(), StoreError> {
-        let (judged, acks): (Vec<Judged>, Vec<Ack>) =
-            batch.into_iter().map(|(incoming, unattended_since)| self.judge(incoming, unattended_since)).unzip();
-        for Judged { command, .. } in &judged {
-            on_judged((command.server.clone(), command.id.clone()));
-        }
+        let (judged, acks): (Vec<Judged>, Vec<Ack>) = batch.into_iter().map(|received| self.judge(received)).unzip();
         let entries = judged.iter().map(Judged::log_entry).collect();
-        let mut written = self.store.record_commands(entries).await.map(Vec::into_iter);
-        for (judged, ack) in judged.iter().zip(acks) {
+        let mut written = self.common.store.record_commands(entries).await.map(Vec::into_iter);
+        for (judged, ack) in judged.into_iter().zip(acks) {
             let recorded = match &mut written {
                 Ok(written) => Ok(written.next().expect("one for each command")),
                 // None was written. Each on its own may still find room.
-                Err(_) => self.record(judged).await,
+                Err(_) => self.record(&judged).await,
             };
-            if !self.finish(judged, ack, recorded, stop).await? {
-                break;
+            let Some(recorded) = self.finish(&judged, ack, recorded, stop).await? else { break };
+            let Judged { command: LoggedCommand { server, id, .. }, sender, .. } = judged;
+            if let (Recorded::Running | Recorded::Answered, Some(waiter)) = (recorded, sender.waiter) {
+                on_repeated((server, id), waiter);
             }
         }
         Ok(())
     }
 
-    /// Queues what was recorded, and acknowledges its message; `false` if `stop` came first.
+    /// Queues what was recorded, and acknowledges its message; `None` if `stop` came first.
     async fn finish(
         &self,
         judged: &Judged,
         ack: Ack,
         recorded: Result<Recorded, StoreError>,
         stop: &CancellationToken,
-    ) -> Result<bool, StoreError> {
-        let Some(recorded) = self.wait_for_room(judged, recorded, stop).await? else { return Ok(false) };
-        let has_waiters_left = recorded != Recorded::WaitersFull;
-        self.hand_on(judged, recorded);
-        if !has_waiters_left {
+    ) -> Result<Option<Recorded>, StoreError> {
+        let Some(recorded) = self.wait_for_room(judged, recorded, stop).await? else { return Ok(None) };
+        self.hand_on(judged, &recorded);
+        if recorded == Recorded::WaitersFull {
             let refused = self.too_many_waiters(judged);
             let recorded = self.record(&refused).await;
-            let Some(recorded) = self.wait_for_room(&refused, recorded, stop).await? else { return Ok(false) };
-            self.hand_on(&refused, recorded);
+            let Some(recorded) = self.wait_for_room(&refused, recorded, stop).await? else { return Ok(None) };
+            self.hand_on(&refused, &recorded);
         }
+        // Last: until here the broker has the only copy of what is not in the log (I12).
         ack();
-        Ok(true)
+        Ok(Some(recorded))
     }
 
     /// Leaves the message at the broker while the disk is full; `None` if the bridge stops before it has room.
@@ -146,10 +152,8 @@ impl Admission {
     ) -> Result<Option<Recorded>, StoreError> {
         while let Err(StoreError::Full { reason }) = recorded {
             warn!(sink = %self.origin, reason, "disk full, command waits");
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(None),
-                () = tokio::time::sleep(ROOM_INTERVAL) => {}
+            if stop.run_until_cancelled(tokio::time::sleep(ROOM_INTERVAL)).await.is_none() {
+                return Ok(None);
             }
             recorded = self.record(judged).await;
         }
@@ -158,23 +162,25 @@ impl Admission {
 
     /// Writes the command to the log, with its result if it is refused.
     async fn record(&self, judged: &Judged) -> Result<Recorded, StoreError> {
-        let mut recorded = self.store.record_commands(vec![judged.log_entry()]).await?;
+        let mut recorded = self.common.store.record_commands(vec![judged.log_entry()]).await?;
         Ok(recorded.pop().expect("one for each command"))
     }
 
     /// Judges a message. Cheap checks come first; a body that is too large is not read.
-    fn judge(&self, incoming: Incoming, unattended_since: Option<Timestamp>) -> (Judged, Ack) {
+    fn judge(&self, Received { incoming, unattended_since, waiter }: Received) -> (Judged, Ack) {
         let Incoming { address, body, is_retained, may_have_waited, expires_in, reply, user, ack } = incoming;
         let CommandAddress { server, hash, verb: verb_text } = address;
-        let now = self.clock.now();
-        // A broker that expires messages has counted the time that this one waited.
+        let now = self.common.clock.now();
+        // A broker that expires messages has counted the time that this one waited. Otherwise it may have
+        // waited since the last command was taken, and an expired command is never executed (I12).
         let waited_since = unattended_since.filter(|_| may_have_waited && expires_in.is_none());
         let waited_at_most = Duration::from_millis(waited_since.map_or(0, |since| now.millis_since(since)));
         let is_too_large = body.len() > BODY_BYTES_MAX;
         let (envelope, envelope_is_right) =
             if is_too_large { (Envelope::default(), Ok(())) } else { Envelope::read(&body) };
-        let server = server.as_deref().map(ServerName::parse);
-        let hash = hash.as_deref().map(str::parse::<InfoHash>);
+        // `Some(None)` is no name of a server; `None` is the bridge.
+        let server = server.as_deref().map(|name| ServerName::parse(name).ok());
+        let hash = hash.as_deref().map(str::parse::<InfoHash>).transpose();
         let verb = Verb::parse(&verb_text);
         let ttl = envelope.ttl.unwrap_or(TTL).min(expires_in.unwrap_or(Duration::MAX));
         let reply_to = envelope.reply_to.as_deref();
@@ -190,15 +196,16 @@ impl Admission {
         } else if reply_to.is_some_and(|topic| !self.may_reply_to(topic)) {
             Err(refused(ErrorCode::Forbidden, "reply_to: the config allows no answers to that topic"))
         } else {
-            self.accept(&server, &hash, verb, &body)
+            self.accept(server.as_ref(), hash.as_ref(), verb, &body)
         };
         let reply_to = reply_to.filter(|topic| self.may_reply_to(topic));
         let command = LoggedCommand {
             id: envelope.id.unwrap_or_else(made_up_id),
-            server: server.and_then(Result::ok),
+            server: server.flatten(),
             origin: self.origin.clone(),
-            hash: hash.and_then(Result::ok),
+            hash: hash.ok().flatten(),
             verb,
+            // A refused command is never executed, and its body would only fill the log.
             body: if verdict.is_ok() { body } else { Bytes::new() },
             received_at: now,
             expires_at: now.plus_millis(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
@@ -207,29 +214,25 @@ impl Admission {
         };
         let verb_text = printable(verb_text.as_bytes());
         let verdict = verdict.map_err(|refusal| self.refusal(&command, &verb_text, refusal));
-        (Judged { command, verb_text, user, verdict }, ack)
+        (Judged { command, verb_text, sender: CommandSender { user, waiter }, verdict }, ack)
     }
 
     /// Checks address, rights, body and room in the queue, in this order.
     fn accept(
         &self,
-        server: &Option<Result<ServerName, InvalidServerName>>,
-        hash: &Option<Result<InfoHash, InvalidInfoHash>>,
+        server: Option<&Option<ServerName>>,
+        hash: Result<&Option<InfoHash>, &InvalidInfoHash>,
         verb: Option<Verb>,
         body: &[u8],
     ) -> Result<Request, Refusal> {
         let queue = match server {
             None => Some(&self.bridge),
-            Some(server) => server.as_ref().ok().and_then(|server| self.queues.get(server)),
+            Some(name) => name.as_ref().and_then(|name| self.queues.get(name)),
         };
         let Some(queue) = queue else {
             return Err(failed(ErrorCode::UnknownServer, "no server of that name is configured for this broker"));
         };
-        let hash = match hash {
-            Some(Err(invalid)) => return Err(failed(ErrorCode::BadRequest, invalid.to_string())),
-            Some(Ok(hash)) => Some(*hash),
-            None => None,
-        };
+        let hash = *hash.map_err(|invalid| failed(ErrorCode::BadRequest, invalid.to_string()))?;
         let Some(verb) = verb else {
             let known = names(|_| true).join(", ");
             return Err(failed(ErrorCode::Unsupported, format!("no such command; there are {known}")));
@@ -247,14 +250,15 @@ impl Admission {
             let message = format!("the config does not give this broker the right to {right}");
             return Err(refused(ErrorCode::Forbidden, message));
         }
+        // Last, because a place that was taken has to be given back if the command is not queued.
         if !queue.reserve(&self.origin, &request, body.len()) {
-            let error = CommandError::new(ErrorCode::ClientOffline, "too many commands are waiting").retryable();
-            return Err((OutcomeStatus::Refused, error));
+            return Err(refused(ErrorCode::ClientOffline, "too many commands are waiting"));
         }
         Ok(request)
     }
 
     fn may_reply_to(&self, topic: &str) -> bool {
+        // Wildcards are for filters: a broker ends the connection that publishes to one.
         let is_topic = !topic.contains(['+', '#', '\0']) && !topic.chars().any(char::is_control);
         let is_below = |prefix: &String| {
             topic.strip_prefix(prefix.trim_end_matches('/')).is_some_and(|rest| rest.starts_with('/'))
@@ -263,23 +267,26 @@ impl Admission {
     }
 
     /// Queues a new command; of what has a result already, wakes the sink.
-    fn hand_on(&self, judged: &Judged, recorded: Recorded) {
-        let Judged { command, verb_text, user, verdict } = judged;
+    fn hand_on(&self, judged: &Judged, recorded: &Recorded) {
+        let Judged { command, verb_text, sender, verdict } = judged;
         let LoggedCommand { id, server, origin, .. } = command;
         let queue = match server {
             None => Some(&self.bridge),
             Some(server) => self.queues.get(server),
         };
-        match (&recorded, verdict, queue) {
+        match (recorded, verdict, queue) {
             (Recorded::New, Ok(request), Some(queue)) => {
-                return queue.push(QueuedCommand {
-                    command: command.clone(),
-                    request: request.clone(),
-                    user: user.clone(),
-                });
+                let (command, request, sender) = (command.clone(), request.clone(), sender.clone());
+                return queue.push(QueuedCommand { command, request, sender });
             }
+            // A repeated id runs already, or is answered: the place in the queue was not needed.
             (_, Ok(request), Some(queue)) => queue.give_back(origin, request, command.body.len()),
-            (Recorded::New, Err(outcome), _) => results::log(command, verb_text, user.as_deref(), outcome),
+            (Recorded::New, Err(outcome), _) => {
+                results::log(command, verb_text, sender.user.as_deref(), outcome);
+                if let Some(waiter) = &sender.waiter {
+                    waiter.answer(outcome.clone(), results::logged(outcome).body);
+                }
+            }
             (_, Err(_), _) => {}
             (_, Ok(_), None) => unreachable!("a command for no server is refused"),
         }
@@ -292,24 +299,23 @@ impl Admission {
                 info!(sink = %origin, %id, verb = verb_text, "command repeated, it is answered as before");
             }
         }
-        if let Some(buffer) = self.live.buffer(&self.origin) {
+        if let Some(buffer) = self.common.live.buffer(&self.origin) {
             buffer.results.notify_one();
         }
     }
 
     fn refusal(&self, command: &LoggedCommand, verb_text: &str, (status, error): Refusal) -> Outcome {
-        ResultBody { status, ..ResultBody::failed(error) }.into_outcome(command, verb_text, &*self.clock)
+        ResultBody { status, ..ResultBody::failed(error) }.into_outcome(command, verb_text, self.common.clock.now())
     }
 
     /// Answers a message that repeats a command for whose result too many wait already. The answer has an id of its
-    /// own, so that nobody takes it for the result of the command.
+    /// own, so that it is not taken for the result of the command.
     fn too_many_waiters(&self, judged: &Judged) -> Judged {
-        let Judged { command, verb_text, user, verdict: _ } = judged;
+        let Judged { command, verb_text, sender, verdict: _ } = judged;
         let message = format!("too many wait for the result of {} already; ask again when it is done", command.id);
-        let error = CommandError::new(ErrorCode::ClientOffline, message).retryable();
         let command = LoggedCommand { id: made_up_id(), body: Bytes::new(), ..command.clone() };
-        let outcome = self.refusal(&command, verb_text, (OutcomeStatus::Refused, error));
-        Judged { command, verb_text: verb_text.clone(), user: user.clone(), verdict: Err(outcome) }
+        let outcome = self.refusal(&command, verb_text, refused(ErrorCode::ClientOffline, message));
+        Judged { command, verb_text: verb_text.clone(), sender: sender.clone(), verdict: Err(outcome) }
     }
 }
 
@@ -318,5 +324,5 @@ fn names(is_meant: impl Fn(Verb) -> bool) -> Vec<&'static str> {
 }
 
 fn made_up_id() -> CommandId {
-    CommandId::parse(&format!("dtorrent-{:016x}", rand::random::<u64>())).expect("24 plain letters are an id")
+    CommandId::parse(&format!("dtorrent-{:016x}", rand::random::<u64>())).expect("25 plain characters are an id")
 }

@@ -5,7 +5,7 @@
 //! Pure.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::request;
 use crate::model::{CommandId, FilterArguments, Level, OneOrMore, Status, Verb};
@@ -44,9 +44,8 @@ pub fn body_schema(verb: Verb, generator: &mut SchemaGenerator) -> Schema {
             common.remove("filter");
         }
     }
-    match schema.ensure_object().entry("properties").or_insert_with(|| Value::Object(Default::default())) {
-        Value::Object(properties) => properties.append(&mut common),
-        _ => unreachable!("properties are an object"),
+    if let Value::Object(properties) = schema.ensure_object().entry("properties").or_insert_with(|| json!({})) {
+        properties.append(&mut common);
     }
     schema.insert("title".to_owned(), verb.as_str().into());
     schema.insert("description".to_owned(), verb.summary().into());
@@ -58,7 +57,6 @@ mod tests {
     use jsonschema::Validator;
     use proptest::prelude::*;
     use schemars::generate::SchemaSettings;
-    use serde_json::json;
 
     use super::*;
     use crate::commands::{Envelope, Request};

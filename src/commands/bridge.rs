@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use super::common::Common;
+use super::errors::bad_request;
 use super::queue::{Queue, QueuedCommand};
 use super::results::{ResultBody, finish};
-use crate::live_state::LiveState;
-use crate::model::{CommandError, ErrorCode, Operation, SinkName};
-use crate::port::{Clock, Store, StoreError};
+use crate::model::{Operation, SinkName};
+use crate::port::StoreError;
 
 /// Sets the log level; an error says what would be right.
 pub type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
@@ -18,12 +19,8 @@ pub type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 pub struct BridgeWorker {
     /// The commands that wait.
     pub queue: Arc<Queue>,
-    /// Where their results go.
-    pub store: Arc<dyn Store>,
-    /// The sinks to be sent the present state again.
-    pub live: Arc<LiveState>,
-    /// Wall time, for expiry.
-    pub clock: Arc<dyn Clock>,
+    /// Store, live state and clock.
+    pub common: Common,
     /// Carries out `log_level`.
     pub set_log_level: SetLogLevel,
 }
@@ -36,29 +33,30 @@ impl BridgeWorker {
     pub async fn run(self, stop: CancellationToken) -> Result<(), StoreError> {
         self.queue.restart();
         loop {
-            while let Some(QueuedCommand { command, request, user }) = self.queue.next(self.clock.now()) {
-                let body = if self.clock.now() >= command.expires_at {
+            while let Some(queued) = self.queue.next(self.common.clock.now()) {
+                let QueuedCommand { command, request, .. } = &queued;
+                // The queue hands out what has expired, too, so that it is answered in time.
+                let body = if self.common.clock.now() >= command.expires_at {
                     ResultBody::expired()
                 } else {
                     self.execute(&request.operation, request.dry_run, &command.origin)
                 };
-                finish(&*self.store, &self.live, &*self.clock, &command, user.as_deref(), body).await?;
+                finish(&self.common, &queued, body).await?;
                 self.queue.done(&command.id);
             }
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(()),
-                () = self.queue.arrived.notified() => {}
+            // A command that arrived meanwhile left a permit, so none is missed between the loop above and this wait.
+            if stop.run_until_cancelled(self.queue.arrived.notified()).await.is_none() {
+                return Ok(());
             }
         }
     }
 
     fn execute(&self, operation: &Operation, dry_run: bool, origin: &SinkName) -> ResultBody {
-        let bad = |message: &str| ResultBody::failed(CommandError::new(ErrorCode::BadRequest, message));
+        let bad = |message: &str| ResultBody::failed(bad_request(message));
         match operation {
             Operation::Resync { from_seq: Some(_) } => bad("events are numbered by server: ask that server for them"),
             Operation::Resync { from_seq: None } => {
-                if let (false, Some(buffer)) = (dry_run, self.live.buffer(origin)) {
+                if let (false, Some(buffer)) = (dry_run, self.common.live.buffer(origin)) {
                     buffer.reassert(None);
                 }
                 ResultBody::ok()

@@ -1,58 +1,49 @@
-//! Commands whose sender waits for the result, in this process or over HTTP.
+//! Commands whose sender waits for the result in this process: a user of the library, or one over HTTP.
 //!
 //! They pass the same admission, are in the same log, and get their one result the same way; but the result goes
-//! to who waits for it, not to a broker.
+//! to who waits for it, not to a broker. A new command is answered with its outcome as soon as that is in the log. One that
+//! repeats an id is answered from the log, as a repeated message of a broker is.
 //!
 //! Once a command is in the log it is executed, whoever waits. So no future that may be dropped at any moment
 //! writes to the log; [`Caller::run`] does.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::admission::{Admission, BATCH_MAX};
+use super::admission::{Admission, BATCH_MAX, Received};
+use super::sender::{CallResult, Waiter};
 use crate::log_throttle::retry_while_full;
-use crate::model::{CommandError, CommandId, ErrorCode, OutcomeStatus, ServerName};
+use crate::model::{CommandId, Outcome, ServerName};
 use crate::port::{CommandAddress, Incoming, StoreError};
 
 /// Results read from the command log at a time.
 const RESULTS_MAX: u16 = 64;
 
-type Key = (Option<ServerName>, CommandId);
-type Waiter = oneshot::Sender<CallResult>;
-
-/// The result of a command that a caller waits for.
-#[derive(Clone, Debug)]
-pub struct CallResult {
-    /// How it ended.
-    pub status: OutcomeStatus,
-    /// The code of its error, if it has one.
-    pub error: Option<ErrorCode>,
-    /// The whole result, as brokers get it.
-    pub body: Bytes,
-}
+/// Who repeated a command that has no result yet, or had it before.
+type Repeaters = HashMap<(Option<ServerName>, CommandId), Vec<Waiter>>;
 
 /// Takes commands of one origin and returns their results. See the module.
 pub struct Caller {
     admission: Admission,
-    sender: mpsc::Sender<(Incoming, Waiter)>,
-    receiver: AsyncMutex<mpsc::Receiver<(Incoming, Waiter)>>,
-    waiting: Mutex<HashMap<Key, Vec<Waiter>>>,
+    sender: mpsc::Sender<Received>,
+    // Locked by `run` for as long as it runs; here, so that no command is lost when that is restarted.
+    receiver: Mutex<mpsc::Receiver<Received>>,
 }
 
 impl Caller {
-    /// The live state has to have a buffer for the origin of the admission, and the store to know that sink.
+    /// Returns a caller for the origin of `admission`, of which the live state has a buffer and which the store knows.
     pub fn new(admission: Admission) -> Self {
         let (sender, receiver) = mpsc::channel(BATCH_MAX);
-        Self { admission, sender, receiver: AsyncMutex::new(receiver), waiting: Mutex::default() }
+        Self { admission, sender, receiver: Mutex::new(receiver) }
     }
 
     /// Has a command executed and returns its result; `None` if `stop` comes first.
     ///
-    /// Cancel-safe: a command is taken whole or not at all, and is executed although nobody waits any more.
+    /// Cancel-safe: a command is taken whole or not at all, and is executed also if the call is dropped.
     pub async fn call(
         &self,
         address: CommandAddress,
@@ -70,16 +61,12 @@ impl Caller {
             user,
             ack: Box::new(|| {}),
         };
-        let (waiter, result) = oneshot::channel();
+        let (waiter, mut result) = Waiter::new();
         let answered = async {
-            self.sender.send((incoming, waiter)).await.ok()?;
-            result.await.ok()
+            self.sender.send(Received { incoming, unattended_since: None, waiter: Some(waiter) }).await.ok()?;
+            result.recv().await
         };
-        tokio::select! {
-            biased;
-            result = answered => result,
-            () = stop.cancelled() => None,
-        }
+        stop.run_until_cancelled(answered).await.flatten()
     }
 
     /// Takes commands and returns results until `stop`.
@@ -87,66 +74,47 @@ impl Caller {
     /// # Errors
     /// A store that cannot be used any more.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) -> Result<(), StoreError> {
-        tokio::try_join!(self.take_commands(&stop), self.return_results(&stop)).map(|((), ())| ())
-    }
-
-    async fn take_commands(&self, stop: &CancellationToken) -> Result<(), StoreError> {
+        let Some(buffer) = self.admission.common.live.buffer(&self.admission.origin) else { return Ok(()) };
         let mut receiver = self.receiver.lock().await;
+        let mut repeaters = Repeaters::new();
+        // Results of an earlier run, for which no caller waits any more.
+        self.return_logged(&mut repeaters).await?;
         loop {
             let mut batch = Vec::new();
+            // Commands come last: a flood of them does not keep results in the log.
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                _ = receiver.recv_many(&mut batch, BATCH_MAX) => {}
-            }
-            let (messages, waiters): (Vec<_>, Vec<_>) =
-                batch.into_iter().map(|(incoming, waiter)| ((incoming, None), waiter)).unzip();
-            let mut waiters = waiters.into_iter();
-            let on_judged = |key: Key| self.waiting().entry(key).or_default().extend(waiters.next());
-            self.admission.admit(messages, on_judged, stop).await?;
-        }
-    }
-
-    async fn return_results(&self, stop: &CancellationToken) -> Result<(), StoreError> {
-        let Some(buffer) = self.admission.live.buffer(&self.admission.origin) else { return Ok(()) };
-        loop {
-            self.return_unsent_results().await?;
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(()),
-                () = buffer.results.notified() => {}
-                // Nobody here reads states, and the buffer is not to grow.
+                () = buffer.results.notified() => self.return_logged(&mut repeaters).await?,
+                // A caller reads no states, and the buffer is not to grow.
                 () = buffer.changed.notified() => drop(buffer.take_states()),
+                _ = receiver.recv_many(&mut batch, BATCH_MAX) => {
+                    let on_repeated = |key, waiter| repeaters.entry(key).or_default().push(waiter);
+                    self.admission.admit(batch, on_repeated, &stop).await?;
+                }
             }
         }
     }
 
-    async fn return_unsent_results(&self) -> Result<(), StoreError> {
-        #[derive(serde::Deserialize)]
-        struct Head {
-            id: CommandId,
-            status: OutcomeStatus,
-            error: Option<CommandError>,
-        }
+    /// Takes the results of this origin out of the log, and returns them to those who repeated their commands.
+    async fn return_logged(&self, repeaters: &mut Repeaters) -> Result<(), StoreError> {
         loop {
-            let results = self.admission.store.unsent_results(&self.admission.origin, 0, RESULTS_MAX).await?;
+            let results = self.admission.common.store.unsent_results(&self.admission.origin, 0, RESULTS_MAX).await?;
             if results.is_empty() {
                 return Ok(());
             }
             for result in &results {
-                let Ok(Head { id, status, error }) = serde_json::from_slice(&result.body) else { continue };
-                let returned = CallResult { status, error: error.map(|error| error.code), body: result.body.clone() };
-                for waiter in self.waiting().remove(&(result.server.clone(), id)).into_iter().flatten() {
-                    // Fails only if the sender of the command has gone, and then nobody misses it.
-                    let _nobody_waits = waiter.send(returned.clone()).is_err();
+                // A sender that did not repeat a command has its result already.
+                if repeaters.is_empty() {
+                    break;
+                }
+                let Ok(outcome) = serde_json::from_slice::<Outcome>(&result.body) else { continue };
+                for waiter in repeaters.remove(&(result.server.clone(), outcome.id.clone())).into_iter().flatten() {
+                    waiter.answer(outcome.clone(), result.body.clone());
                 }
             }
             let numbers: Vec<i64> = results.iter().map(|result| result.number).collect();
-            retry_while_full("results", || self.admission.store.mark_results_sent(numbers.clone())).await?;
+            retry_while_full("results", || self.admission.common.store.mark_results_sent(numbers.clone())).await?;
         }
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, HashMap<Key, Vec<Waiter>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

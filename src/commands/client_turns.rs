@@ -7,7 +7,7 @@
 //!   turns; when many wait, many share an exchange, because the exchange is most of what an action costs;
 //! - of requests that may take longer, each origin has a few at the client, and the others wait.
 //!
-//! Lives as long as one run of a worker, so that nothing is asked for on behalf of an earlier one.
+//! Made for one run of a worker, so that nothing is asked for on behalf of an earlier one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;

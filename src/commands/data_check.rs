@@ -14,8 +14,9 @@ use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use tracing::info;
 
+use super::errors::precondition;
 use super::roots::Roots;
-use crate::model::{CommandError, ErrorCode, MERKLE_BLOCK_BYTES, Metainfo, TorrentFile, merkle_root};
+use crate::model::{CommandError, MERKLE_BLOCK_BYTES, Metainfo, TorrentFile, merkle_root};
 
 /// Bytes read in one step, which occupies a thread for blocking work.
 const STEP_BYTES: u64 = 16 << 20;
@@ -24,10 +25,6 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The size of each file and its time of modification, in seconds, for the resume data.
 pub(super) type Checked = Vec<(u64, u64)>;
-
-fn refuse(message: impl Into<String>) -> CommandError {
-    CommandError::new(ErrorCode::Precondition, message)
-}
 
 /// Compares what is at `place` (the file, or the torrent's folder) with the torrent. `progress` is called with the
 /// bytes read so far, and all bytes.
@@ -42,20 +39,15 @@ pub(super) async fn check(
     for file in &metainfo.files {
         let path = path_of(metainfo, file, place);
         checked.push(if file.is_padding { (file.length, 0) } else { size_and_time(&path, file, roots)? });
-        files.push(DataFile { path, length: file.length, is_padding: file.is_padding, root: file.root });
+        files.push((path, file.clone()));
     }
     let total = metainfo.length;
     let mut reader = Reader::new(metainfo, files);
     let mut logged = Instant::now();
     while !reader.is_done() {
-        let (back, step) = spawn_blocking(move || {
-            let step = reader.step();
-            (reader, step)
-        })
-        .await
-        .map_err(|_| refuse("the check could not be done"))?;
-        reader = back;
-        step?;
+        // The reader travels to the thread and back: a future that is dropped ends the check with its current step.
+        let read = spawn_blocking(move || reader.step().map(|()| reader));
+        reader = read.await.map_err(|_| precondition("the check could not be done"))??;
         progress(reader.read_bytes, total);
         if logged.elapsed() >= LOG_INTERVAL {
             logged = Instant::now();
@@ -75,66 +67,52 @@ fn path_of(metainfo: &Metainfo, file: &TorrentFile, place: &Path) -> PathBuf {
 
 /// Returns the size and the time of a file, after checking that it is where it should be.
 fn size_and_time(path: &Path, file: &TorrentFile, roots: &Roots) -> Result<(u64, u64), CommandError> {
-    let missing = |error: io::Error| refuse(format!("data_file: {}: {error}", path.display()));
+    let missing = |error: io::Error| precondition(format!("data_file: {}: {error}", path.display()));
     let resolved = path.canonicalize().map_err(missing)?;
     if !roots.has_below(&resolved) {
         return Err(roots.outside("data_file"));
     }
     let found = resolved.metadata().map_err(missing)?;
     if !found.is_file() || found.len() != file.length {
-        let message = format!("data_file: {} is no file of {} bytes", path.display(), file.length);
-        return Err(refuse(message));
+        return Err(precondition(format!("data_file: {} is no file of {} bytes", path.display(), file.length)));
     }
     let changed = found.modified().map_err(missing)?.duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok((found.len(), changed.as_secs()))
 }
 
-struct DataFile {
-    path: PathBuf,
-    length: u64,
-    is_padding: bool,
-    root: Option<[u8; 32]>,
-}
-
 /// Reads the files one after the other, and hashes them as the version of the torrent demands.
+#[derive(Default)]
 struct Reader {
-    parts: Vec<DataFile>,
+    files: Vec<(PathBuf, TorrentFile)>,
+    /// Place of the current file.
     at: usize,
     open: Option<File>,
     /// Bytes read of the current file.
-    in_part: u64,
+    in_file: u64,
+    /// Bytes read of all files.
     read_bytes: u64,
     piece_length: u64,
     /// The hashes of version 1; empty if the torrent is of version 2 only.
     pieces: Vec<u8>,
     piece: Sha1,
+    /// Bytes hashed of the current piece of version 1.
     in_piece: u64,
+    /// Number of the current piece: in the torrent for version 1, in the file for version 2.
     number: usize,
+    /// Version 2: the hashes of the pieces of each file with more than one, by the root of the file.
     layers: std::collections::BTreeMap<[u8; 32], Vec<u8>>,
     /// Version 2: the hashes of the blocks of the current piece.
     blocks: Vec<[u8; 32]>,
 }
 
 impl Reader {
-    fn new(metainfo: &Metainfo, parts: Vec<DataFile>) -> Self {
-        Self {
-            parts,
-            at: 0,
-            open: None,
-            in_part: 0,
-            read_bytes: 0,
-            piece_length: metainfo.piece_length.into(),
-            pieces: metainfo.pieces.clone(),
-            piece: Sha1::new(),
-            in_piece: 0,
-            number: 0,
-            layers: metainfo.layers.clone(),
-            blocks: Vec::new(),
-        }
+    fn new(metainfo: &Metainfo, files: Vec<(PathBuf, TorrentFile)>) -> Self {
+        let (pieces, layers) = (metainfo.pieces.clone(), metainfo.layers.clone());
+        Self { files, piece_length: metainfo.piece_length.into(), pieces, layers, ..Self::default() }
     }
 
     fn is_done(&self) -> bool {
-        self.at == self.parts.len()
+        self.at == self.files.len()
     }
 
     /// Reads and verifies the next [`STEP_BYTES`].
@@ -142,49 +120,59 @@ impl Reader {
         let until = self.read_bytes + STEP_BYTES;
         let mut buffer = vec![0; MERKLE_BLOCK_BYTES as usize];
         while !self.is_done() && self.read_bytes < until {
-            let (length, is_padding) = (self.parts[self.at].length, self.parts[self.at].is_padding);
-            if self.in_part == length {
-                self.end_part()?;
+            let TorrentFile { length, is_padding, .. } = self.files[self.at].1;
+            if self.in_file == length {
+                self.end_file()?;
                 continue;
             }
-            let wanted = (length - self.in_part).min(buffer.len() as u64);
+            let wanted = (length - self.in_file).min(buffer.len() as u64);
             let wanted = usize::try_from(wanted).expect("no more than the buffer has");
             let chunk = &mut buffer[..wanted];
+            // BEP 47: padding is zeros that need not exist as a file.
             if is_padding {
                 chunk.fill(0);
             } else {
                 self.read(chunk)?;
                 self.read_bytes += wanted as u64;
             }
-            self.in_part += wanted as u64;
-            if self.pieces.is_empty() { self.add_v2(chunk)? } else { self.add_v1(chunk)? }
+            self.in_file += wanted as u64;
+            // Of a hybrid torrent the pieces of version 1 are checked, which cover all of the data.
+            if !self.pieces.is_empty() {
+                self.add_v1(chunk)?;
+                continue;
+            }
+            self.blocks.push(Sha256::digest(chunk).into());
+            if self.blocks.len() as u64 * u64::from(MERKLE_BLOCK_BYTES) == self.piece_length {
+                self.end_piece_v2()?;
+            }
         }
         Ok(())
     }
 
     fn read(&mut self, chunk: &mut [u8]) -> Result<(), CommandError> {
-        let path = &self.parts[self.at].path;
-        let failed = |error: io::Error| refuse(format!("data_file: {}: {error}", path.display()));
-        if self.open.is_none() {
-            self.open = Some(File::open(path).map_err(failed)?);
-        }
-        self.open.as_mut().map_or(Ok(()), |file| file.read_exact(chunk)).map_err(failed)
+        let path = &self.files[self.at].0;
+        let failed = |error: io::Error| precondition(format!("data_file: {}: {error}", path.display()));
+        let file = match &mut self.open {
+            Some(file) => file,
+            none => none.insert(File::open(path).map_err(failed)?),
+        };
+        file.read_exact(chunk).map_err(failed)
     }
 
-    fn end_part(&mut self) -> Result<(), CommandError> {
+    fn end_file(&mut self) -> Result<(), CommandError> {
         if self.pieces.is_empty() && !self.blocks.is_empty() {
             self.end_piece_v2()?;
         }
-        self.open = None;
-        self.in_part = 0;
-        self.at += 1;
+        let is_last = self.at + 1 == self.files.len();
         if self.pieces.is_empty() {
+            // Version 2 counts the pieces of each file; of version 1, one piece may reach into the next file.
             self.number = 0;
-        } else if self.is_done() && self.in_piece > 0 {
-            self.at -= 1;
+        } else if is_last && self.in_piece > 0 {
             self.end_piece_v1()?;
-            self.at += 1;
         }
+        self.open = None;
+        self.in_file = 0;
+        self.at += 1;
         Ok(())
     }
 
@@ -205,23 +193,13 @@ impl Reader {
     fn end_piece_v1(&mut self) -> Result<(), CommandError> {
         let hash: [u8; 20] = self.piece.finalize_reset().into();
         let expected = self.pieces.get(self.number * 20..self.number * 20 + 20);
-        self.judge(expected == Some(&hash[..]))?;
         self.in_piece = 0;
-        self.number += 1;
-        Ok(())
-    }
-
-    fn add_v2(&mut self, chunk: &[u8]) -> Result<(), CommandError> {
-        self.blocks.push(Sha256::digest(chunk).into());
-        if self.blocks.len() as u64 * u64::from(MERKLE_BLOCK_BYTES) == self.piece_length {
-            self.end_piece_v2()?;
-        }
-        Ok(())
+        self.end_piece(expected == Some(&hash[..]))
     }
 
     fn end_piece_v2(&mut self) -> Result<(), CommandError> {
-        let part = &self.parts[self.at];
-        let is_right = part.root.is_some_and(|root| {
+        let (_, file) = &self.files[self.at];
+        let is_right = file.root.is_some_and(|root| {
             let width = (self.piece_length / u64::from(MERKLE_BLOCK_BYTES)).max(1) as usize;
             match self.layers.get(&root) {
                 Some(layer) => {
@@ -232,19 +210,18 @@ impl Reader {
                 None => merkle_root(&self.blocks, self.blocks.len().next_power_of_two(), [0; 32]) == root,
             }
         });
-        self.judge(is_right)?;
         self.blocks.clear();
-        self.number += 1;
-        Ok(())
+        self.end_piece(is_right)
     }
 
     /// Ends the current piece, which ends in the current file.
-    fn judge(&self, is_right: bool) -> Result<(), CommandError> {
-        if is_right {
-            return Ok(());
+    fn end_piece(&mut self, is_right: bool) -> Result<(), CommandError> {
+        let (path, piece) = (self.files[self.at].0.display(), self.number);
+        if !is_right {
+            return Err(precondition(format!("data_file: {path} is not what the torrent says: piece {piece} differs")));
         }
-        let (path, piece) = (self.parts[self.at].path.display(), self.number);
-        Err(refuse(format!("data_file: {path} is not what the torrent says: piece {piece} differs")))
+        self.number += 1;
+        Ok(())
     }
 }
 

@@ -16,62 +16,58 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 
 use super::client_turns::ClientTurns;
+use super::common::Common;
+use super::errors::{bad_request, command_error};
 use super::pending_effects::PendingEffects;
 use super::queue::Queue;
 use super::request::{HASHES_MAX, Request, Target};
 use super::results::ResultBody;
 use super::sources::Sources;
-use crate::live_state::{LiveServer, LiveState, ServerHandle};
+use crate::live_state::{LiveServer, ServerHandle};
 use crate::log_throttle::retry_while_full;
 use crate::model::{Action, Capability, CommandError, ErrorCode, InfoHash, Limits, Operation, ServerName};
-use crate::port::{ClientError, Clock, LoggedCommand, ServerControl, Store, StoreError, TorrentClient};
+use crate::port::{ClientError, LoggedCommand, ServerControl, StoreError, TorrentClient};
 
-/// What the executions of one server share.
+/// The parts that all executions of one server share.
 pub struct WorkerParts {
     /// The server whose commands are executed.
     pub server: ServerName,
     /// The client that is asked.
     pub client: Arc<dyn TorrentClient>,
-    /// Where results go.
-    pub store: Arc<dyn Store>,
-    /// What polls have shown.
-    pub live: Arc<LiveState>,
-    /// Wall time, for expiry.
-    pub clock: Arc<dyn Clock>,
-    /// The effects that the watcher looks for.
+    /// Store, live state and clock.
+    pub common: Common,
+    /// The effects that polls have to show.
     pub pending_effects: Arc<PendingEffects>,
-    /// What resolves torrents to add.
+    /// The resolver of torrents to add.
     pub sources: Sources,
 }
 
 /// A command that runs.
 pub(super) struct Execution<'a> {
+    /// The parts of its server.
     pub parts: &'a WorkerParts,
+    /// The queue that it came from, which learns the torrents of a filter.
     pub queue: &'a Queue,
+    /// The order in which commands may ask the client.
     pub turns: &'a ClientTurns,
+    /// The command as it is logged.
     pub command: &'a LoggedCommand,
+    /// Its parsed body.
     pub request: &'a Request,
 }
 
 /// Why an attempt ended without a result.
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     /// The client is unreachable, and was not asked for anything.
+    #[error("the client is unreachable")]
     Unreachable,
     /// The command has failed.
-    Command(CommandError),
-    Store(StoreError),
-}
-
-impl From<CommandError> for Failure {
-    fn from(error: CommandError) -> Self {
-        Self::Command(error)
-    }
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// The store cannot be used any more.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 impl From<ClientError> for Failure {
@@ -93,6 +89,8 @@ impl Execution<'_> {
                 Ok(body) => return Ok(body),
                 Err(Failure::Command(error)) => return Ok(ResultBody::failed(error)),
                 Err(Failure::Store(error)) => return Err(error),
+                // The live state says that the client answers until the next poll fails: without this wait the
+                // command would ask in a busy loop.
                 Err(Failure::Unreachable) => self.wait_for_poll().await,
             }
         }
@@ -108,9 +106,7 @@ impl Execution<'_> {
             Operation::SetLimits(_) | Operation::Rpc { .. } if *dry_run => Ok(ResultBody::ok()),
             Operation::SetLimits(limits) => self.set_limits(*limits).await,
             Operation::Rpc { method, params } => self.call(method, params).await,
-            Operation::SetLogLevel(_) => {
-                Err(CommandError::new(ErrorCode::BadRequest, "log_level is a command to the bridge itself").into())
-            }
+            Operation::SetLogLevel(_) => Err(bad_request("log_level is a command to the bridge itself").into()),
             Operation::Act(action) => {
                 let hashes = self.torrents()?;
                 self.act(hashes.into_iter().map(|hash| action.torrent(hash)).collect()).await
@@ -118,6 +114,7 @@ impl Execution<'_> {
             Operation::Add(add) => self.act(vec![Action::Add(self.resolve(add).await?)]).await,
             Operation::DeleteWithData => self.act_on_files(None).await,
             Operation::Move { directory, data } => {
+                // Also without `data`: the client would write there (I14).
                 self.parts.sources.roots.check_directory(directory)?;
                 if *data {
                     return self.act_on_files(Some(directory)).await;
@@ -144,25 +141,25 @@ impl Execution<'_> {
         }
         self.note_start().await?;
         let _permit = self.long_turn().await;
-        let value = match self.server_control()?.call(method, params).await {
-            Err(ClientError::Unauthorized { reason }) => {
-                return Err(CommandError::new(ErrorCode::Forbidden, reason).into());
-            }
-            answer => answer?,
-        };
+        let answer = self.server_control()?.call(method, params).await;
+        // Here it is the config that lacks a right; elsewhere it is the client that refuses our password.
+        if let Err(ClientError::Unauthorized { reason }) = answer {
+            return Err(CommandError::new(ErrorCode::Forbidden, reason).into());
+        }
+        let value = Some(answer?);
         self.wake();
-        Ok(ResultBody::with_value(value))
+        Ok(ResultBody { value, ..ResultBody::ok() })
     }
 
     /// Checks that the client has the capability that the verb needs.
     pub fn check_capability(&self) -> Result<(), ClientError> {
-        let (verb, capabilities) = (self.request.verb, self.parts.client.capabilities());
-        let is_capable = match verb.capability() {
-            Capability::Actions => capabilities.verbs.contains(&verb),
-            Capability::ServerControl => capabilities.server.is_some(),
-            Capability::Reading => true,
-        };
-        if is_capable { Ok(()) } else { Err(self.unsupported()) }
+        match self.request.verb.capability() {
+            Capability::Actions if !self.parts.client.capabilities().verbs.contains(&self.request.verb) => {
+                Err(self.unsupported())
+            }
+            Capability::ServerControl => self.server_control().map(drop),
+            Capability::Actions | Capability::Reading => Ok(()),
+        }
     }
 
     fn server_control(&self) -> Result<&dyn ServerControl, ClientError> {
@@ -178,16 +175,18 @@ impl Execution<'_> {
         self.turns.long(&self.command.origin).await
     }
 
-    /// Writes down that the client is about to be asked, so that after a crash the effect is looked for first.
+    /// Writes down that the client is about to be asked, so that after a crash the effect is checked first.
     pub async fn note_start(&self) -> Result<(), StoreError> {
         let (server, id) = (self.command.server.as_ref(), &self.command.id);
-        retry_while_full("a command", || self.parts.store.start_command(server, id)).await
+        retry_while_full("a command", || self.parts.common.store.start_command(server, id)).await
     }
 
+    /// Returns the live state of the server, with what wakes its watcher.
     pub fn server(&self) -> &ServerHandle {
-        self.parts.live.server(&self.parts.server).expect("a worker is made for a server of the live state")
+        self.parts.common.live.server(&self.parts.server).expect("a worker is made for a server of the live state")
     }
 
+    /// Reads the snapshot of the last poll.
     pub fn read<T>(&self, read: impl FnOnce(&LiveServer) -> T) -> T {
         self.server().read(read)
     }
@@ -197,15 +196,16 @@ impl Execution<'_> {
         self.server().wake.notify_one();
     }
 
+    /// Whether the time to live is over.
     pub fn is_over(&self) -> bool {
-        self.parts.clock.now() >= self.command.expires_at
+        self.parts.common.clock.now() >= self.command.expires_at
     }
 
     /// Returns what `wait` comes to; `None` once the time to live is over.
     async fn within_ttl<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
         let mut wait = pin!(wait);
         while !self.is_over() {
-            let left = self.command.expires_at.millis_since(self.parts.clock.now());
+            let left = self.command.expires_at.millis_since(self.parts.common.clock.now());
             // Wall time may be set meanwhile, so after this it is asked for again.
             if let Ok(found) = timeout(Duration::from_millis(left), &mut wait).await {
                 return Some(found);
@@ -228,7 +228,7 @@ impl Execution<'_> {
     async fn wait_for_poll(&self) {
         let polls = self.read(|server| server.poll.polls);
         self.wake();
-        // Once the time to live is over, the caller notices, too.
+        // Whether the time to live is over is for the caller to see, which checks it before each attempt.
         self.within_ttl(self.server().wait_for(|server| (server.poll.polls > polls).then_some(()))).await;
     }
 
@@ -238,6 +238,7 @@ impl Execution<'_> {
         self.wake();
         let polled = self.server().wait_for(|server| {
             let is_answering = server.poll.is_answering();
+            // A poll that was running already may have read a torrent before the sender's last change.
             let is_fresh = server.poll.last_began.is_some_and(|began| began >= asked);
             (is_fresh || !is_answering).then_some(is_answering)
         });
@@ -253,48 +254,20 @@ impl Execution<'_> {
             Target::Torrents(hashes) => Ok(hashes.clone()),
             Target::Server => Ok(Vec::new()),
             Target::Matching(filter) => {
-                let now = self.parts.clock.now();
+                let now = self.parts.common.clock.now();
                 let hashes: Vec<InfoHash> = self.read(|server| {
                     let matching = server.snapshot.iter().filter(|(_, one)| filter.matches(&one.torrent, now));
                     matching.map(|(hash, _)| *hash).collect()
                 });
+                // The limit of a list of hashes holds here, too, or a filter would be the way around it (I9).
                 if hashes.len() > HASHES_MAX {
                     let message = format!("the filter matches {} torrents; at most {HASHES_MAX} at once", hashes.len());
                     return Err(CommandError::new(ErrorCode::TooLarge, message).into());
                 }
+                // Commands for other torrents wait for a filter only as long as it is unknown what it matches.
                 self.queue.set_matched(&self.command.id, &hashes);
                 Ok(hashes)
             }
         }
     }
-}
-
-pub(super) fn unknown_hash(hash: InfoHash) -> CommandError {
-    command_error(&ClientError::UnknownHash(hash))
-}
-
-pub(super) fn client_gone() -> CommandError {
-    CommandError::new(ErrorCode::ClientOffline, "the client went away")
-}
-
-pub(super) fn still_busy(reason: &str) -> CommandError {
-    CommandError::new(ErrorCode::Precondition, reason).retryable()
-}
-
-pub(super) fn unconfirmed() -> CommandError {
-    CommandError::new(ErrorCode::Unconfirmed, "the client was asked, but its effect did not show in time")
-}
-
-pub(super) fn command_error(error: &ClientError) -> CommandError {
-    let code = match error {
-        ClientError::Unreachable { .. } => ErrorCode::ClientOffline,
-        ClientError::Timeout { .. } => ErrorCode::Unconfirmed,
-        ClientError::Unauthorized { .. } | ClientError::Protocol { .. } | ClientError::Fault { .. } => {
-            ErrorCode::ClientFault
-        }
-        ClientError::UnknownHash(_) => ErrorCode::UnknownHash,
-        ClientError::Precondition { .. } | ClientError::Busy { .. } => ErrorCode::Precondition,
-        ClientError::Unsupported { .. } => ErrorCode::Unsupported,
-    };
-    CommandError::new(code, error.to_string())
 }

@@ -1,7 +1,8 @@
 //! Deleting and moving torrents with their files.
 //!
-//! The files are looked for first, from what the *client* says of them, and compared with those of every other
-//! torrent. Then the torrent is held, so that no file is open, the files are deleted or moved, and the client is told.
+//! The files are located first, from what the *client* says of them, and compared with those of every other
+//! torrent. Then the torrent is held, so that no file is open, the files are deleted or moved, and the client is asked to
+//! follow.
 //! In this order an interrupted command finds the torrent still there and goes on with it.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -12,9 +13,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::info;
 
 use super::actions::{BUSY_PAUSE_MAX, BUSY_PAUSE_MIN, EFFECT_TIMEOUT};
-use super::execution::{
-    Attempt, Execution, Failure, client_gone, command_error, still_busy, unconfirmed, unknown_hash,
-};
+use super::errors::{client_gone, command_error, precondition, still_busy, unconfirmed, unknown_hash};
+use super::execution::{Attempt, Execution, Failure};
 use super::files::FilePlan;
 use super::pending_effects::EffectWaiter;
 use super::results::ResultBody;
@@ -27,7 +27,7 @@ use crate::port::{ClientError, Scope};
 /// Most files of other torrents that are read and compared at a time; a torrent with more is read alone.
 const COMPARED_FILES_MAX: u64 = 20_000;
 
-/// The files of a torrent, and where the client looks for them.
+/// The files of a torrent, and the place at which the client expects them.
 struct Located {
     plan: FilePlan,
     /// The name of the folder that is the torrent's own, if it has one.
@@ -40,6 +40,7 @@ impl Execution<'_> {
     /// Moves torrents with their files to `directory`, or deletes them with their files.
     pub(super) async fn act_on_files(&self, directory: Option<&str>) -> Attempt<ResultBody> {
         let hashes = self.torrents()?;
+        // From the client and not from the snapshot, which may lack a torrent that shares files and was just added.
         let listing = {
             let _permit = self.long_turn().await;
             self.parts.client.list(Scope::Full).await?
@@ -79,6 +80,7 @@ impl Execution<'_> {
             return Ok(deleted(plan.preview()));
         }
         let action = Action::Delete(hash);
+        // Before the client is asked: a poll may show the effect before its answer is here.
         let effect = self.expect(&action);
         self.insist(&Action::Hold(hash)).await?;
         let files = blocking(move || plan.remove()).await?;
@@ -104,6 +106,7 @@ impl Execution<'_> {
         let action = Action::Move(hash, directory.to_owned());
         let effect = self.expect(&action);
         self.insist(&Action::Hold(hash)).await?;
+        // Only then may a file at the new place be our own copy; otherwise it is somebody else's.
         let is_repeated = self.command.is_started;
         if let Err(error) = blocking(move || plan.move_to(&to, is_repeated)).await? {
             // Back to where most files still are. Each is whole at one of the two places.
@@ -128,11 +131,13 @@ impl Execution<'_> {
         let (mut was_logged, mut pause) = (false, BUSY_PAUSE_MIN);
         loop {
             let answer = {
+                // Not held during the pause below: others of this origin have their turn meanwhile.
                 let _permit = self.long_turn().await;
                 self.parts.client.apply_one(action).await
             };
             match answer {
                 Ok(_) => return Ok(()),
+                // Asked for twice, if the first answer was lost.
                 Err(ClientError::UnknownHash(_)) if matches!(action, Action::Delete(_)) => return Ok(()),
                 Err(ClientError::Busy { reason }) if self.is_over() => return Err(still_busy(&reason).into()),
                 Err(ClientError::Busy { reason }) => {
@@ -156,12 +161,15 @@ impl Execution<'_> {
         let Some(Details { observed: Some(observed), is_folder, files, .. }) = details else {
             return Err(unknown_hash(hash).into());
         };
-        let refuse = |message: &str| CommandError::new(ErrorCode::Precondition, message);
-        let directory = observed.torrent.directory.ok_or_else(|| refuse("the client does not say where it is"))?;
-        let files = files.ok_or_else(|| refuse("the client does not say which files it has"))?;
+        let directory =
+            observed.torrent.directory.ok_or_else(|| precondition("the client does not say where it is"))?;
+        let files = files.ok_or_else(|| precondition("the client does not say which files it has"))?;
         if !observed.facts.has_metadata {
-            return Err(refuse("a magnet link has no content before it is resolved; delete it without data").into());
+            return Err(
+                precondition("a magnet link has no content before it is resolved; delete it without data").into()
+            );
         }
+        // A folder with a single file is a folder; only where the client does not say so, it is guessed.
         let is_folder = is_folder.unwrap_or(files.len() > 1);
         let path = Path::new(&*directory);
         let own_folder = path.file_name().filter(|_| is_folder).map(|name| name.to_string_lossy().into_owned());
@@ -170,10 +178,12 @@ impl Execution<'_> {
         let roots = self.parts.sources.roots.clone();
         let plan = blocking(move || FilePlan::new(&roots, &directory, &files, is_folder)).await??;
         let plan = self.check_shared(hash, listing, plan).await?;
+        // A client appends the torrent's name to the directory that it is given.
         if matches!(self.request.operation, Operation::Move { .. })
             && own_folder.as_ref().is_some_and(|name| *name != observed.torrent.name)
         {
-            return Err(refuse("its folder is not called like it, so the client would look for it elsewhere").into());
+            let message = "its folder is not called like it, so the client would look for it elsewhere";
+            return Err(precondition(message).into());
         }
         Ok(Located { plan, own_folder, home })
     }
@@ -185,6 +195,7 @@ impl Execution<'_> {
             let Torrent { directory: Some(directory), size_files, .. } = &observed.torrent else { continue };
             others.insert(*other, (PathBuf::from(&**directory), size_files.unwrap_or(1)));
         }
+        // Folders are compared first, which needs no request: few torrents are left whose files have to be read.
         let (plan, others) = blocking(move || {
             let mut may_share: BTreeMap<PathBuf, bool> = BTreeMap::new();
             others.retain(|_, (directory, _)| {
@@ -210,7 +221,7 @@ impl Execution<'_> {
                 let Some(files) = details.and_then(|details| details.files) else { continue };
                 if let Some(path) = plan.shared_with(directory, &files) {
                     let message = format!("{} is a file of torrent {other} too", path.display());
-                    return Err(CommandError::new(ErrorCode::Precondition, message).into());
+                    return Err(precondition(message).into());
                 }
             }
         }

@@ -11,21 +11,16 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, Metadata};
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use super::roots::Roots;
+use super::errors::precondition;
+use super::roots::{self, Roots};
 use crate::model::{CommandError, DeletedFiles, ErrorCode, File, RemainingFile};
 
 /// Most paths that a result lists.
 const LISTED_MAX: usize = 1000;
-/// Bytes copied at a time, to another file system.
-const COPY_BYTES: usize = 1 << 20;
-
-fn refuse(code: ErrorCode, message: impl Into<String>) -> CommandError {
-    CommandError::new(code, message)
-}
 
 /// The files of one torrent that exist.
 #[derive(Debug)]
@@ -45,20 +40,22 @@ impl FilePlan {
     /// A path that is not below the roots, is no plain file, or may not be the exact name of a file.
     pub fn new(roots: &Roots, directory: &str, files: &[File], is_folder: bool) -> Result<Self, CommandError> {
         let directory = Path::new(directory);
-        if !super::roots::is_plain(directory) {
-            return Err(refuse(ErrorCode::Precondition, "the client does not say in which absolute folder it is"));
+        if !roots::is_plain(directory) {
+            return Err(precondition("the client does not say in which absolute folder it is"));
         }
         let mut plan = Self { files: Vec::new(), folders: BTreeSet::new(), base: PathBuf::new() };
+        // A torrent has few folders and many files, and each resolution costs a system call per level.
         let mut folders: HashMap<PathBuf, Option<PathBuf>> = HashMap::new();
         let mut resolve =
             |folder: &Path| folders.entry(folder.to_owned()).or_insert_with(|| folder.canonicalize().ok()).clone();
         plan.base = resolve(directory).unwrap_or_else(|| directory.to_owned());
         for file in files {
             let relative = Path::new(&file.path);
+            // U+FFFD stands for bytes that a client could not write as text, so the true name is unknown.
             let is_inside = relative.components().all(|part| matches!(part, Component::Normal(_)));
             let name = relative.file_name().filter(|_| is_inside && !file.path.contains(['\0', '\u{fffd}']));
             let Some(name) = name else {
-                return Err(refuse(ErrorCode::Precondition, format!("{:?} is no path to be sure of", file.path)));
+                return Err(precondition(format!("{:?} is no path to be sure of", file.path)));
             };
             let written = directory.join(relative);
             let Some(folder) = written.parent().and_then(&mut resolve) else {
@@ -69,21 +66,19 @@ impl FilePlan {
             if !roots.has_below(&path) {
                 return Err(roots.outside("its content"));
             }
+            let refuse = |problem: &str| Err(precondition(format!("{} {problem}", path.display())));
             match path.symlink_metadata() {
-                Ok(found) if found.is_dir() => {
-                    return Err(refuse(ErrorCode::Precondition, format!("{} is a folder", path.display())));
+                Ok(found) if found.is_dir() => return refuse("is a folder"),
+                // A pipe or a device is no content of a torrent, and reading one may never end.
+                Ok(found) if !(found.is_file() || found.is_symlink()) => return refuse("is no plain file"),
+                Ok(found) if is_mounted(&folder, &found) => return refuse("is mounted there"),
+                // A link occupies nothing of its own, and what it points to stays.
+                Ok(found) => {
+                    let bytes = if found.is_symlink() { 0 } else { found.len() };
+                    plan.files.push((path, bytes));
                 }
-                Ok(found) if !(found.is_file() || found.is_symlink()) => {
-                    return Err(refuse(ErrorCode::Precondition, format!("{} is no plain file", path.display())));
-                }
-                Ok(found) if is_mounted(&folder, &found) => {
-                    return Err(refuse(ErrorCode::Precondition, format!("{} is mounted there", path.display())));
-                }
-                Ok(found) => plan.files.push((path, if found.is_symlink() { 0 } else { found.len() })),
                 Err(error) if error.kind() == ErrorKind::NotFound => check_is_exact(&file.path)?,
-                Err(error) => {
-                    return Err(refuse(ErrorCode::Precondition, format!("{}: {error}", path.display())));
-                }
+                Err(error) => return Err(precondition(format!("{}: {error}", path.display()))),
             }
             if is_folder {
                 let own = folder.ancestors().take_while(|folder| folder.starts_with(&plan.base));
@@ -95,13 +90,12 @@ impl FilePlan {
 
     /// Whether a torrent with data in this folder could have one of the files.
     pub fn may_share(&self, directory: &Path) -> bool {
-        let paths = self.files.iter().map(|(path, _)| path);
-        let Ok(directory) = directory.canonicalize() else { return false };
-        paths.into_iter().any(|path| path.starts_with(&directory))
+        directory.canonicalize().is_ok_and(|directory| self.files.iter().any(|(path, _)| path.starts_with(&directory)))
     }
 
     /// Returns the first file that is one of `files`, which another torrent has in `directory`.
     pub fn shared_with(&self, directory: &Path, files: &[File]) -> Option<&Path> {
+        // A set, because comparing one by one takes too long: both torrents may have tens of thousands of files.
         let exact: HashSet<&Path> = self.files.iter().map(|(path, _)| path.as_path()).collect();
         let is_vague = |path: &Path| path.as_os_str().as_encoded_bytes().contains(&b'?');
         let ours_are_vague = exact.iter().any(|path| is_vague(path));
@@ -134,6 +128,8 @@ impl FilePlan {
     pub fn remove(&self) -> DeletedFiles {
         let mut deleted = DeletedFiles::default();
         for (path, bytes) in &self.files {
+            // Resolved once more: the plan is older than the request to the client that holds the torrent, and a folder
+            // may have become a link since.
             let is_where_it_was =
                 path.parent().is_some_and(|folder| folder.canonicalize().is_ok_and(|now| now == folder));
             let removed = if is_where_it_was { fs::remove_file(path) } else { Err(ErrorKind::NotFound.into()) };
@@ -147,9 +143,10 @@ impl FilePlan {
     }
 
     fn remove_folders(&self, deleted: &mut DeletedFiles) {
-        // The deepest first.
+        // The deepest first, as a set of paths has parents before their children.
         for folder in self.folders.iter().rev() {
             let (Some(parent), Ok(found)) = (folder.parent(), folder.symlink_metadata()) else { continue };
+            // An empty mount point belongs to whoever mounts there.
             if !found.is_dir() || is_mounted(parent, &found) {
                 continue;
             }
@@ -165,14 +162,16 @@ impl FilePlan {
     /// # Errors
     /// Nothing is lost: each file is whole at the old or at the new place.
     pub fn move_to(&self, to: &Path, is_repeated: bool) -> Result<(), CommandError> {
+        // All or nothing: a file outside would stay behind while the torrent points elsewhere.
         let pairs: Vec<(&Path, PathBuf, u64)> = self
             .files
             .iter()
             .filter_map(|(path, bytes)| Some((path.as_path(), to.join(path.strip_prefix(&self.base).ok()?), *bytes)))
             .collect();
         if pairs.len() < self.files.len() {
-            return Err(refuse(ErrorCode::Precondition, "a link leads one of its files out of its folder"));
+            return Err(precondition("a link leads one of its files out of its folder"));
         }
+        // Before the first file moves, so that a refusal leaves everything where it is.
         for (from, new, bytes) in &pairs {
             match new.symlink_metadata() {
                 // Copied whole before an interruption: only the old one is still to be deleted.
@@ -181,11 +180,12 @@ impl FilePlan {
                 }
                 Ok(_) => {
                     let message = format!("{} is there already and is left alone", new.display());
-                    return Err(refuse(ErrorCode::Precondition, message));
+                    return Err(precondition(message));
                 }
                 Err(_) => {}
             }
         }
+        // Those that are not there any more were moved before an interruption.
         for (from, new, _) in pairs.iter().filter(|(from, ..)| from.symlink_metadata().is_ok()) {
             move_file(from, new).map_err(|error| failed(from, &error))?;
         }
@@ -195,7 +195,7 @@ impl FilePlan {
 }
 
 fn failed(path: &Path, error: &io::Error) -> CommandError {
-    refuse(ErrorCode::ClientFault, format!("{}: {error}", path.display()))
+    CommandError::new(ErrorCode::ClientFault, format!("{}: {error}", path.display()))
 }
 
 /// rTorrent with xmlrpc-c writes `?` for each byte that is no UTF-8: a file that does not exist by that name may
@@ -203,7 +203,7 @@ fn failed(path: &Path, error: &io::Error) -> CommandError {
 fn check_is_exact(path: &str) -> Result<(), CommandError> {
     if path.contains('?') {
         let message = format!("{path:?} is not there, and may not be its exact name: remove its files by hand");
-        return Err(refuse(ErrorCode::Precondition, message));
+        return Err(precondition(message));
     }
     Ok(())
 }
@@ -243,25 +243,20 @@ fn move_file(from: &Path, to: &Path) -> io::Result<()> {
     if !found.is_file() {
         return Err(io::Error::other("a link is not moved to another disk"));
     }
+    // Under another name until it is whole: a file of the right name and size counts as copied after an interruption.
     let mut name = to.file_name().ok_or(ErrorKind::InvalidInput)?.to_owned();
     name.push(".dtorrent-part");
     let part = folder.join(name);
     copy(from, &part, &found)?;
     fs::rename(&part, to)?;
+    // The new name has to survive a power cut before the old one goes.
     fs::File::open(folder)?.sync_all()?;
     fs::remove_file(from)
 }
 
 fn copy(from: &Path, to: &Path, found: &Metadata) -> io::Result<()> {
     let (mut source, mut target) = (fs::File::open(from)?, fs::File::create(to)?);
-    let mut buffer = vec![0; COPY_BYTES];
-    loop {
-        let length = source.read(&mut buffer)?;
-        if length == 0 {
-            break;
-        }
-        target.write_all(&buffer[..length])?;
-    }
+    io::copy(&mut source, &mut target)?;
     target.set_permissions(found.permissions())?;
     // rTorrent takes a file with an unchanged time as verified, and does not read it again.
     target.set_modified(found.modified()?)?;

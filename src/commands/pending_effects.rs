@@ -23,7 +23,7 @@ struct State {
     polls: u64,
     /// Effects registered in this run.
     registered: u64,
-    /// By their number, so the oldest first.
+    /// The effects by their number, so the oldest first: of two commands, the first explains an event.
     pending: BTreeMap<u64, Pending>,
 }
 
@@ -71,6 +71,7 @@ impl PendingEffects {
     /// Names the command as the cause of each event that it explains.
     pub fn attribute(&self, change_set: &mut ChangeSet) {
         let state = self.state();
+        // One pass over the effects: an `add` of thousands has as many of both.
         let mut by_hash: HashMap<InfoHash, Vec<&Pending>> = HashMap::new();
         for pending in state.pending.values() {
             by_hash.entry(pending.action.hash()).or_default().push(pending);
@@ -92,6 +93,7 @@ impl PendingEffects {
             let (hash, is_delete) = (action.hash(), matches!(action, Action::Delete(_)));
             let seen = listing.torrents.get(&hash);
             let is_later = asked_after_poll.is_some_and(|asked| asked < poll);
+            // A quick poll lists only some torrents: absence proves nothing there (I2).
             let says_something = seen.is_some() || listing.covers == Covers::All;
             // `removed` is emitted only after two complete listings; the result is not to come before the event.
             let is_published = !is_delete || !snapshot.contains_key(&hash);
@@ -101,7 +103,7 @@ impl PendingEffects {
                 && action.is_shown_by(seen)
                 && let Some(shown) = shown.take()
             {
-                // Fails only if the wait timed out this instant, and then nobody is interested.
+                // Fails only if the wait timed out this instant, and then there is no waiter.
                 let _nobody_waits = shown.send(());
             }
         }
@@ -136,7 +138,7 @@ impl EffectWaiter<'_> {
     /// Waits until a poll shows the effect. Cancel-safe.
     pub async fn shown(&mut self) {
         if (&mut self.shown).await.is_err() {
-            // The sender lives as long as this waiter, or has sent.
+            // The sender exists as long as this waiter, or has sent.
             std::future::pending::<()>().await;
         }
     }

@@ -4,11 +4,12 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::execution::{Attempt, Execution, client_gone, unknown_hash};
+use super::errors::{bad_request, client_gone, precondition, unknown_hash};
+use super::execution::{Attempt, Execution};
 use super::request::{GET_MAX, Target};
 use super::results::ResultBody;
 use crate::model::{
-    CommandError, Details, ErrorCode, Files, Filter, InfoHash, Page, Parts, Seq, ServerName, SnapshotTorrent, Torrent,
+    CommandError, Details, Files, Filter, InfoHash, Page, Parts, Seq, ServerName, SnapshotTorrent, Torrent,
     TorrentOutcome,
 };
 use crate::port::{ClientError, Delivery};
@@ -21,6 +22,7 @@ impl Execution<'_> {
         for batch in hashes.chunks(GET_MAX) {
             let found = match self.details(batch, parts).await {
                 Ok(found) => found,
+                // Rows that were read already would be lost with the attempt, which begins from the first torrent.
                 Err(ClientError::Unreachable { .. }) if !rows.is_empty() => {
                     rows.extend(batch.iter().map(|hash| TorrentOutcome::failed(*hash, client_gone())));
                     continue;
@@ -48,9 +50,10 @@ impl Execution<'_> {
         let mut object = as_object(&torrent);
         if let Some(files) = files {
             let files = Files { hash, files };
+            // What was read for one sender is the newest list of files for everybody, so it is published as well.
             let body = Bytes::from(serde_json::to_vec(&files).expect("files are plain JSON"));
             let server = self.parts.server.clone();
-            self.parts.live.publish_ephemeral(&Delivery::Files { server, hash, body });
+            self.parts.common.live.publish_ephemeral(&Delivery::Files { server, hash, body });
             object.insert("files".to_owned(), as_value(&files.files));
         }
         object.extend(trackers.map(|trackers| ("trackers".to_owned(), as_value(&trackers))));
@@ -61,8 +64,9 @@ impl Execution<'_> {
     /// Lists a page of the snapshot, after a poll that began after the command came.
     pub(super) async fn list(&self, fields: Option<&[String]>, page: u64, page_size: u64) -> Attempt<ResultBody> {
         self.poll_again().await?;
+        // A wrong field is named even if no torrent matches, whose keys could be compared with it.
         check_fields(fields.unwrap_or_default())?;
-        let now = self.parts.clock.now();
+        let now = self.parts.common.clock.now();
         let everything = Filter::default();
         let filter = match &self.request.target {
             Target::Matching(filter) => filter,
@@ -89,7 +93,7 @@ impl Execution<'_> {
     /// Sends events again to the sink that the command came from, or the present state.
     pub(super) async fn resync(&self, from_seq: Option<Seq>) -> Attempt<ResultBody> {
         let Self { parts, command, request, .. } = self;
-        let Some(buffer) = parts.live.buffer(&command.origin) else { return Ok(ResultBody::ok()) };
+        let Some(buffer) = parts.common.live.buffer(&command.origin) else { return Ok(ResultBody::ok()) };
         let last = self.read(|server| server.last_seq);
         let Some(from) = from_seq.map(|seq| seq.max(Seq(1))) else {
             if !request.dry_run {
@@ -97,30 +101,31 @@ impl Execution<'_> {
             }
             return Ok(ResultBody::ok());
         };
+        // A consumer that has all events asks for the one after the last: no error, and nothing is sent again.
         if from <= last {
             let oldest =
-                parts.store.read_after(&parts.server, Seq(from.0 - 1), 1).await?.first().map(|entry| entry.seq);
+                parts.common.store.read_after(&parts.server, Seq(from.0 - 1), 1).await?.first().map(|entry| entry.seq);
             if oldest != Some(from) {
                 let kept =
                     oldest.map_or_else(|| "none are kept".to_owned(), |seq| format!("the oldest kept is {}", seq.0));
                 let message = format!("event {} is gone: {kept}", from.0);
-                return Err(CommandError::new(ErrorCode::Precondition, message).into());
+                return Err(precondition(message).into());
             }
             if !request.dry_run {
                 buffer.rewind(&parts.server, from);
             }
         }
-        Ok(ResultBody::with_value(json!({"from_seq": from, "to_seq": last})))
+        Ok(ResultBody { value: Some(json!({"from_seq": from, "to_seq": last})), ..ResultBody::ok() })
     }
 }
 
 fn check_fields(fields: &[String]) -> Result<(), CommandError> {
-    let server = ServerName::parse("a").expect("a letter is a name");
+    let server = ServerName::parse("a").expect("`a` is a name");
     let known = as_object(&Torrent::new(server, InfoHash::V1([0; 20]), ""));
     let Some(unknown) = fields.iter().find(|field| !known.contains_key(*field)) else { return Ok(()) };
     let names: Vec<&str> = known.keys().map(String::as_str).collect();
     let message = format!("fields: a torrent has no `{}`; there are {}", unknown.escape_default(), names.join(", "));
-    Err(CommandError::new(ErrorCode::BadRequest, message))
+    Err(bad_request(message))
 }
 
 fn as_object(torrent: &Torrent) -> Map<String, Value> {

@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use super::request::{Request, Target};
+use super::sender::CommandSender;
 use crate::model::{CommandId, InfoHash, Operation, SinkName, Timestamp};
 use crate::port::LoggedCommand;
 
@@ -47,7 +48,7 @@ struct Quota {
     by_class: HashMap<QuotaClass, usize>,
 }
 
-/// What a flood is likely to have in common; each class has a limit of its own.
+/// A kind of commands that a flood is likely to consist of; each has a limit of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum QuotaClass {
     OneTorrent(InfoHash),
@@ -92,6 +93,7 @@ impl Quota {
         self.bytes = self.bytes.saturating_sub(bytes);
         if let Some(count) = self.by_class.get_mut(&class) {
             *count = count.saturating_sub(1);
+            // Removed, or there would be a row for every torrent that was ever commanded (I9).
             if *count == 0 {
                 self.by_class.remove(&class);
             }
@@ -102,12 +104,12 @@ impl Quota {
 /// A command that was accepted, parsed.
 #[derive(Clone, Debug)]
 pub struct QueuedCommand {
-    /// As in the command log.
+    /// The command as it is logged.
     pub command: LoggedCommand,
-    /// What its body says.
+    /// Its parsed body.
     pub request: Request,
-    /// Who its sender says it is, for the log only; not kept across a restart.
-    pub user: Option<String>,
+    /// Who sent it, as far as this run knows.
+    pub sender: CommandSender,
 }
 
 struct Entry {
@@ -124,23 +126,13 @@ enum Torrents<'a> {
     Unknown,
 }
 
-/// One origin's commands, as far as [`Queue::next`] has gone through them.
+/// The commands of one origin, as far as [`Queue::next`] has gone through them.
+#[derive(Default)]
 struct Passed {
-    origin: SinkName,
     has_command: bool,
     /// A filter among them waits or runs: nothing of the origin overtakes it.
     is_closed: bool,
     adds: usize,
-}
-
-impl Passed {
-    fn of<'p>(passed: &'p mut Vec<Self>, origin: &SinkName) -> &'p mut Self {
-        let place = passed.iter().position(|one| one.origin == *origin).unwrap_or(passed.len());
-        if place == passed.len() {
-            passed.push(Self { origin: origin.clone(), has_command: false, is_closed: false, adds: 0 });
-        }
-        &mut passed[place]
-    }
 }
 
 impl Queue {
@@ -148,6 +140,7 @@ impl Queue {
     pub fn new(unfinished: impl IntoIterator<Item = QueuedCommand>) -> Self {
         let mut state = State::default();
         for queued in unfinished {
+            // The quota is not asked: these were accepted, and have to be executed (I12) even if the limits were larger then.
             let QueuedCommand { command, request, .. } = &queued;
             state.quota(&command.origin).take(QuotaClass::of(request), command.body.len());
             state.entries.push_back(Entry::waiting(queued));
@@ -183,6 +176,7 @@ impl Queue {
     pub fn restart(&self) {
         for entry in self.state().entries.iter_mut().filter(|entry| entry.is_running) {
             entry.is_running = false;
+            // Evaluated once more: the torrents may be others by now.
             entry.matched = None;
             entry.queued.command.is_started = true;
         }
@@ -200,10 +194,10 @@ impl Queue {
         let is_any_running =
             state.entries.iter().any(|entry| entry.is_running && !matches!(entry.torrents(), Torrents::These([])));
         let mut held: HashSet<InfoHash> = HashSet::new();
-        let mut passed: Vec<Passed> = Vec::new();
+        let mut passed: HashMap<&SinkName, Passed> = HashMap::new();
         let mut is_closed = false;
-        for entry in &mut state.entries {
-            let of_origin = Passed::of(&mut passed, &entry.queued.command.origin);
+        let place = state.entries.iter().position(|entry| {
+            let of_origin = passed.entry(&entry.queued.command.origin).or_default();
             let is_first = !std::mem::replace(&mut of_origin.has_command, true);
             let is_add = matches!(entry.queued.request.operation, Operation::Add(_));
             // Entries keep their order, so those that run were counted before those that wait.
@@ -213,30 +207,30 @@ impl Queue {
                     Torrents::These(hashes) => held.extend(hashes),
                     Torrents::Unknown => (of_origin.is_closed, is_closed) = (true, true),
                 }
-                continue;
+                return false;
             }
-            let is_expired = entry.queued.command.expires_at <= now;
-            let may_run = match entry.torrents() {
-                _ if is_expired => true,
+            match entry.torrents() {
+                _ if entry.queued.command.expires_at <= now => true,
                 _ if of_origin.is_closed || is_add && of_origin.adds > ADDS_MAX => false,
                 Torrents::These([]) => true,
+                // Held as well while it waits, so that a later command for the torrent does not overtake it.
                 Torrents::These(hashes) if is_closed || hashes.iter().any(|hash| held.contains(hash)) => {
                     held.extend(hashes);
                     false
                 }
                 Torrents::These(_) => true,
                 Torrents::Unknown => {
+                    // Closed for all only once it is the first of its origin: until then it waits for commands of its own
+                    // sender, and those of others would wait for a queue that is not theirs.
                     of_origin.is_closed = true;
                     is_closed |= is_first;
                     is_first && !is_any_running
                 }
-            };
-            if may_run {
-                entry.is_running = true;
-                return Some(entry.queued.clone());
             }
-        }
-        None
+        })?;
+        let entry = &mut state.entries[place];
+        entry.is_running = true;
+        Some(entry.queued.clone())
     }
 
     /// Notes which torrents a filter matched; commands for other torrents need not wait for it any more.
@@ -310,7 +304,7 @@ mod tests {
             reply: None,
             is_started: false,
         };
-        QueuedCommand { command, request, user: None }
+        QueuedCommand { command, request, sender: CommandSender::default() }
     }
 
     fn next(queue: &Queue) -> Option<String> {

@@ -2,6 +2,7 @@
 //!
 //! It connects again when the source fails, and stops taking commands while their results are not taken.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -9,11 +10,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::admission::{Admission, BATCH_MAX, ROOM_INTERVAL};
+use super::admission::{Admission, BATCH_MAX, ROOM_INTERVAL, Received};
 use crate::log_throttle::LogThrottle;
 use crate::model::Timestamp;
 use crate::outbox::backoff::Backoff;
-use crate::port::{CommandSource, Incoming, ResultBacklog, StoreError};
+use crate::port::{CommandSource, DeliverError, Incoming, ResultBacklog, StoreError};
 
 /// A connection that lasted so long was a good one: the next attempt comes soon.
 const GOOD_CONNECTION_MIN: Duration = Duration::from_secs(1);
@@ -25,20 +26,18 @@ const BATCH_BYTES_MAX: usize = 16 << 20;
 /// With so many results of a sink unsent, or so many bytes, no more of its commands are taken until half of them are
 /// gone. Commands that are queued by then are executed and have their results, too.
 const RESULTS_MAX: ResultBacklog = ResultBacklog { count: 1_000, bytes: 64 << 20 };
-/// Messages taken between two looks at that backlog.
+/// Messages taken between two reads of that backlog.
 const RESULTS_CHECK_MESSAGES: usize = 250;
-/// Interval of looking at the backlog while its sink takes results, but slower than commands come.
-const RESULTS_CHECK_INTERVAL: Duration = Duration::from_millis(20);
-/// Time that is waited like that before the source is paused.
+/// Time that its sink has to take half of the results before the source is paused.
 const RESULTS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Takes the messages of one source to admission.
 pub struct CommandReceiver {
     /// Where the messages come from.
     pub source: Box<dyn CommandSource>,
-    /// What decides about them.
+    /// The checks that they have to pass.
     pub admission: Admission,
-    /// Since when nobody has taken commands, as far as is known; `None` if never before.
+    /// Earliest time since which no command was taken from the source; `None` if it is not known to have been unattended.
     pub unattended_since: Option<Timestamp>,
 }
 
@@ -50,6 +49,7 @@ impl CommandReceiver {
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), StoreError> {
         let mut backoff = Backoff::default();
         let mut log_throttle = LogThrottle::default();
+        // Checked before the first message, too: the results of an earlier run may not be taken yet.
         let mut unchecked_messages = RESULTS_CHECK_MESSAGES;
         // Whether a message came since the last failure.
         let mut was_connected = false;
@@ -62,10 +62,9 @@ impl CommandReceiver {
             let since = Instant::now();
             let incoming = match failed.take() {
                 Some(error) => Err(error),
-                None => tokio::select! {
-                    biased;
-                    () = stop.cancelled() => return Ok(()),
-                    incoming = self.source.next() => incoming,
+                None => match stop.run_until_cancelled(self.source.next()).await {
+                    Some(incoming) => incoming,
+                    None => return Ok(()),
                 },
             };
             match incoming {
@@ -73,30 +72,19 @@ impl CommandReceiver {
                     was_connected = true;
                     backoff.reset();
                     log_throttle.recovered();
-                    let mut bytes = incoming.body.len();
-                    let mut batch = vec![self.with_wait(incoming)];
-                    // Messages that are there already share one write, and one fsync, with it.
-                    while batch.len() < BATCH_MAX
-                        && bytes < BATCH_BYTES_MAX
-                        && failed.is_none()
-                        && let Some(next) = self.source.next().now_or_never()
-                    {
-                        match next {
-                            Ok(incoming) => {
-                                bytes += incoming.body.len();
-                                batch.push(self.with_wait(incoming));
-                            }
-                            Err(error) => failed = Some(error),
-                        }
-                    }
+                    let (batch, error) = self.batch(incoming);
+                    // After the batch, whose messages came before it.
+                    failed = error;
                     unchecked_messages += batch.len();
-                    self.admission.admit(batch, |_| {}, &stop).await?;
+                    // Repeated or not, a result goes to the broker by way of the log.
+                    self.admission.admit(batch, |_, _| {}, &stop).await?;
                 }
                 Err(error) => {
+                    // A source without commands yields nothing for hours; what ends then was a good connection.
                     if since.elapsed() > GOOD_CONNECTION_MIN {
                         backoff.reset();
                     }
-                    let now = self.admission.clock.now();
+                    let now = self.admission.common.clock.now();
                     if std::mem::take(&mut was_connected) || since.elapsed() > ATTEMPT_MAX {
                         // Connected until now, or nearly so.
                         self.unattended_since = Some(now);
@@ -107,13 +95,33 @@ impl CommandReceiver {
                     if let Some(times) = log_throttle.failed() {
                         warn!(sink = %self.admission.origin, times, %error, ?retry_in, "command source failed, retrying");
                     }
-                    tokio::select! {
-                        () = stop.cancelled() => return Ok(()),
-                        () = tokio::time::sleep(retry_in) => {}
+                    if stop.run_until_cancelled(tokio::time::sleep(retry_in)).await.is_none() {
+                        return Ok(());
                     }
                 }
             }
         }
+    }
+
+    /// Returns a message with those that are there already, which share one write, and one fsync; and how the source failed
+    /// behind them.
+    fn batch(&mut self, first: Incoming) -> (Vec<Received>, Option<DeliverError>) {
+        let mut bytes = first.body.len();
+        let mut batch = vec![self.with_wait(first)];
+        while batch.len() < BATCH_MAX
+            && bytes < BATCH_BYTES_MAX
+            // Cancel-safe, so a message that is not there yet is not lost with the future.
+            && let Some(next) = self.source.next().now_or_never()
+        {
+            match next {
+                Ok(incoming) => {
+                    bytes += incoming.body.len();
+                    batch.push(self.with_wait(incoming));
+                }
+                Err(error) => return (batch, Some(error)),
+            }
+        }
+        (batch, None)
     }
 
     /// Returns at once if the sink takes its results; otherwise when there is room again, or on `stop`.
@@ -122,19 +130,26 @@ impl CommandReceiver {
         if !self.admission.has_results_waiting(RESULTS_MAX).await? {
             return Ok(());
         }
-        let (sink, since) = (self.admission.origin.clone(), Instant::now());
+        // Until half of them are gone: with one limit alone the source would be paused and resumed at each result.
+        let (live, sink, since) =
+            (Arc::clone(&self.admission.common.live), self.admission.origin.clone(), Instant::now());
+        let buffer = live.buffer(&sink).expect("the live state has a buffer for each sink");
         let mut is_paused = false;
         while self.admission.has_results_waiting(ResultBacklog { count: count / 2, bytes: bytes / 2 }).await? {
             if !is_paused && since.elapsed() > RESULTS_PATIENCE {
                 is_paused = true;
+                // The broker queues what comes meanwhile. Not sooner: to leave it at each flood would stop everything that
+                // comes from there.
                 self.source.pause().await;
                 warn!(%sink, results_max = count, bytes_max = bytes, "results are not taken, command source paused");
-                self.unattended_since.get_or_insert_with(|| self.admission.clock.now());
+                self.unattended_since.get_or_insert_with(|| self.admission.common.clock.now());
             }
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(if is_paused { ROOM_INTERVAL } else { RESULTS_CHECK_INTERVAL }) => {}
+                () = buffer.results_sent.notified() => {}
+                // Results also leave the log by their age, without a notification.
+                () = tokio::time::sleep(ROOM_INTERVAL) => {}
             }
         }
         if is_paused {
@@ -144,27 +159,27 @@ impl CommandReceiver {
     }
 
     /// Adds since when a message may have waited at the broker.
-    fn with_wait(&mut self, incoming: Incoming) -> (Incoming, Option<Timestamp>) {
+    fn with_wait(&mut self, incoming: Incoming) -> Received {
+        // The queue of a broker is in order: behind a message that did not wait, none waited for the earlier absence.
         if !incoming.may_have_waited {
             self.unattended_since = None;
         }
-        (incoming, self.unattended_since)
+        Received { incoming, unattended_since: self.unattended_since, waiter: None }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, VecDeque};
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicI64, Ordering};
 
     use async_trait::async_trait;
 
     use super::*;
-    use crate::commands::Queue;
+    use crate::commands::{Common, Queue};
     use crate::live_state::LiveState;
-    use crate::model::{CommandId, ServerName, SinkName};
-    use crate::port::{Clock, CommandAddress, CommandLog as _, DeliverError};
+    use crate::model::{CommandId, OutcomeStatus, ServerName, SinkName};
+    use crate::port::{Clock, CommandAddress, CommandLog as _, LoggedCommand, LoggedResult};
     use crate::store::{MemoryStore, Options};
 
     struct HandClock(AtomicI64);
@@ -213,35 +228,83 @@ mod tests {
         }
     }
 
+    /// A receiver for the sink `b`, and what it works with.
+    struct Setup {
+        receiver: CommandReceiver,
+        clock: Arc<HandClock>,
+        store: Arc<MemoryStore>,
+        queue: Arc<Queue>,
+    }
+
+    fn origin() -> SinkName {
+        SinkName::parse("b").unwrap()
+    }
+
+    fn setup(steps: impl IntoIterator<Item = Step>) -> Setup {
+        let clock = Arc::new(HandClock(AtomicI64::new(1_000_000)));
+        let store = Arc::new(MemoryStore::new(Options::default(), clock.clone()));
+        let queue = Arc::new(Queue::default());
+        let admission = Admission {
+            origin: origin(),
+            allows: Box::new(|_| true),
+            reply_prefixes: Vec::new(),
+            queues: [(ServerName::parse("home").unwrap(), Arc::clone(&queue))].into(),
+            bridge: Arc::default(),
+            common: Common {
+                store: store.clone(),
+                live: Arc::new(LiveState::new(BTreeMap::new(), [origin()])),
+                clock: clock.clone(),
+            },
+        };
+        let source = Box::new(Script { steps: steps.into_iter().collect(), clock: clock.clone() });
+        Setup { receiver: CommandReceiver { source, admission, unattended_since: None }, clock, store, queue }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn commands_are_taken_at_once_when_half_of_the_results_are_sent() {
+        let Setup { receiver, clock, store, queue } = setup([Step::Message { id: "new", may_have_waited: false }]);
+        for n in 0..RESULTS_MAX.count {
+            let command = LoggedCommand {
+                id: CommandId::parse(&n.to_string()).unwrap(),
+                server: None,
+                origin: origin(),
+                hash: None,
+                verb: None,
+                body: Vec::new().into(),
+                received_at: clock.now(),
+                expires_at: clock.now(),
+                reply: None,
+                is_started: false,
+            };
+            let result = LoggedResult { status: OutcomeStatus::Ok, body: b"{}"[..].into() };
+            store.record_commands(vec![(command, Some(result))]).await.unwrap();
+        }
+        let live = Arc::clone(&receiver.admission.common.live);
+        let stop = CancellationToken::new();
+        let mut run = std::pin::pin!(receiver.run(stop.clone()));
+        assert!(tokio::time::timeout(Duration::from_millis(10), &mut run).await.is_err());
+        let is_taken = || queue.next(clock.now()).is_some();
+        assert!(!is_taken(), "the results have to go first");
+        let half = usize::try_from(RESULTS_MAX.count / 2).unwrap();
+        let results = store.unsent_results(&origin(), 0, u16::MAX).await.unwrap();
+        store.mark_results_sent(results[..=half].iter().map(|result| result.number).collect()).await.unwrap();
+        live.buffer(&origin()).unwrap().results_sent.notify_one();
+        assert!(tokio::time::timeout(Duration::from_millis(10), &mut run).await.is_err());
+        assert!(is_taken(), "woken, not after the next interval");
+        stop.cancel();
+        run.await.unwrap();
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_command_that_waited_out_a_broken_connection_expires_by_that_time() {
         let message = |id, may_have_waited| Step::Message { id, may_have_waited };
         for (minutes, is_done) in [(3, true), (10, false)] {
-            let clock = Arc::new(HandClock(AtomicI64::new(1_000_000)));
-            let mut steps = VecDeque::from([message("live", false)]);
-            steps.extend((0..minutes).map(|_| Step::Failure));
-            steps.push_back(message("waited", true));
-            let (origin, home) = (SinkName::parse("b").unwrap(), ServerName::parse("home").unwrap());
-            let store = Arc::new(MemoryStore::new(Options::default(), clock.clone()));
-            let queue = Arc::new(Queue::default());
-            let admission = Admission {
-                origin: origin.clone(),
-                allows: Box::new(|_| true),
-                reply_prefixes: Vec::new(),
-                queues: [(home, Arc::clone(&queue))].into(),
-                bridge: Arc::default(),
-                store: store.clone(),
-                live: Arc::new(LiveState::new(BTreeMap::new(), [origin.clone()])),
-                clock: clock.clone(),
-            };
-            let receiver = CommandReceiver {
-                source: Box::new(Script { steps, clock: clock.clone() }),
-                admission,
-                unattended_since: None,
-            };
+            let failures = (0..minutes).map(|_| Step::Failure);
+            let steps = [message("live", false)].into_iter().chain(failures).chain([message("waited", true)]);
+            let Setup { receiver, store, queue, .. } = setup(steps);
             let an_hour = Duration::from_secs(3600);
             tokio::time::timeout(an_hour, receiver.run(CancellationToken::new())).await.unwrap_err();
-            let results = store.unsent_results(&origin, 0, 10).await.unwrap();
+            let results = store.unsent_results(&origin(), 0, 10).await.unwrap();
             let expired = results.iter().filter(|result| {
                 let text = String::from_utf8_lossy(&result.body);
                 text.contains("\"waited\"") && text.contains("\"expired\"")

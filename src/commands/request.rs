@@ -10,6 +10,7 @@ use serde::Deserializer as _;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::errors::bad_request;
 use crate::model::{
     AddRequest, CommandError, CommandId, ErrorCode, Filter, InfoHash, Level, Operation, Status, TorrentSource, Verb,
 };
@@ -45,7 +46,7 @@ pub struct Request {
     pub verb: Verb,
     /// The torrents it is for.
     pub target: Target,
-    /// What it does.
+    /// The operation, with the arguments of its body.
     pub operation: Operation,
     /// Torrents with another status are left alone.
     pub if_status: Option<Vec<Status>>,
@@ -58,14 +59,10 @@ pub struct Request {
 pub enum Target {
     /// These, in order and each once.
     Torrents(Vec<InfoHash>),
-    /// Those that match when the command is executed.
+    /// The torrents that match when the command is executed.
     Matching(Box<Filter>),
     /// None in particular.
     Server,
-}
-
-fn bad(message: impl Into<String>) -> CommandError {
-    CommandError::new(ErrorCode::BadRequest, message)
 }
 
 impl Envelope {
@@ -77,15 +74,17 @@ impl Envelope {
             // The request says what is wrong with the body as a whole.
             Err(_) => return (Self { id: id_in_malformed(body), ..Self::default() }, Ok(())),
         };
+        // The id first: an error in the other keys is then answered under it.
         let mut envelope = Self::default();
         let mut check = || {
             if let Some(id) = text(&object, "id")? {
-                envelope.id = Some(CommandId::parse(id).map_err(|error| bad(format!("id: {error}")))?);
+                envelope.id = Some(CommandId::parse(id).map_err(|error| bad_request(format!("id: {error}")))?);
             }
             envelope.reply_to = text(&object, "reply_to")?.map(str::to_owned);
             if let Some(ttl) = text(&object, "ttl")? {
-                let ttl: Duration = humantime::parse_duration(ttl)
-                    .map_err(|error| bad(format!("ttl: {error}; a duration like \"300s\" or \"5m\" is right")))?;
+                let ttl: Duration = humantime::parse_duration(ttl).map_err(|error| {
+                    bad_request(format!("ttl: {error}; a duration like \"300s\" or \"5m\" is right"))
+                })?;
                 envelope.ttl = Some(ttl.min(TTL_MAX));
             }
             Ok(())
@@ -102,8 +101,8 @@ fn object(body: &[u8]) -> Result<Option<Map<String, Value>>, CommandError> {
     }
     match serde_json::from_slice(body) {
         Ok(Value::Object(object)) => Ok(Some(object)),
-        Ok(_) => Err(bad("the body is not a JSON object; an object like {\"id\": \"1\"} or nothing is right")),
-        Err(error) => Err(bad(format!("the body is no JSON: {error}"))),
+        Ok(_) => Err(bad_request("the body is not a JSON object; an object like {\"id\": \"1\"} or nothing is right")),
+        Err(error) => Err(bad_request(format!("the body is no JSON: {error}"))),
     }
 }
 
@@ -130,11 +129,12 @@ fn id_in_malformed(body: &[u8]) -> Option<CommandId> {
     CommandId::parse(&id?).ok()
 }
 
+/// Returns the text of a key; `null` counts as absent, because some senders fill every key that they know.
 fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>, CommandError> {
     match object.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
-        Some(_) => Err(bad(format!("{key} is not a text"))),
+        Some(_) => Err(bad_request(format!("{key} is not a text"))),
     }
 }
 
@@ -152,15 +152,16 @@ impl Request {
                 .checked_target(hash);
         }
         let mut object = object(body)?.unwrap_or_default();
+        // Read by the envelope; what is left in the end is an argument of the verb, or unknown.
         for key in ["id", "ttl", "reply_to"] {
             object.remove(key);
         }
         let target = take_target(&mut object, hash)?;
         let if_status = take_statuses(&mut object)?;
-        let dry_run = match object.remove("dry_run") {
-            None | Some(Value::Null) => false,
+        let dry_run = match take(&mut object, "dry_run") {
+            None => false,
             Some(Value::Bool(dry_run)) => dry_run,
-            Some(_) => return Err(bad("dry_run is true or false")),
+            Some(_) => return Err(bad_request("dry_run is true or false")),
         };
         let operation = verb.parse_arguments(object)?;
         if let (Operation::Get(_), Target::Torrents(hashes)) = (&operation, &target)
@@ -172,43 +173,44 @@ impl Request {
         Self { verb, target, operation, if_status, dry_run }.checked_target(hash)
     }
 
-    /// Torrents have to be chosen where the verb is for torrents, and nowhere else.
+    /// Checks that torrents are chosen where the verb is for torrents, and nowhere else.
     fn checked_target(self, hash: Option<InfoHash>) -> Result<Self, CommandError> {
         let name = self.verb.as_str();
         match (self.verb.level(), &self.target, hash) {
             (Level::Torrent | Level::Torrents, _, Some(_)) => Ok(self),
-            (_, _, Some(_)) => Err(bad(format!("{name} is a command to a server, not to a torrent"))),
+            (_, _, Some(_)) => Err(bad_request(format!("{name} is a command to a server, not to a torrent"))),
             (Level::Torrent, _, None) => {
-                Err(bad(format!("{name} is a command to one torrent: publish it on that torrent's topic")))
+                Err(bad_request(format!("{name} is a command to one torrent: publish it on that torrent's topic")))
             }
             (Level::Torrents, Target::Server, None) => {
-                Err(bad(format!("{name} to a server needs \"hashes\" or \"filter\" to say which torrents")))
+                Err(bad_request(format!("{name} to a server needs \"hashes\" or \"filter\" to say which torrents")))
             }
             (Level::Torrents, _, None) | (_, Target::Server, None) => Ok(self),
             (Level::ServerFiltered, Target::Matching(_), None) => Ok(self),
-            (Level::ServerFiltered, Target::Torrents(_), None) => Err(bad(format!("{name} takes a filter, no hashes"))),
-            (_, _, None) => Err(bad(format!("{name} takes no hashes and no filter"))),
+            (Level::ServerFiltered, Target::Torrents(_), None) => {
+                Err(bad_request(format!("{name} takes a filter, no hashes")))
+            }
+            (_, _, None) => Err(bad_request(format!("{name} takes no hashes and no filter"))),
         }
     }
 }
 
 fn take_target(object: &mut Map<String, Value>, hash: Option<InfoHash>) -> Result<Target, CommandError> {
-    let hashes = object.remove("hashes").filter(|value| !value.is_null());
-    let filter = object.remove("filter").filter(|value| !value.is_null());
-    match (hash, hashes, filter) {
+    match (hash, take(object, "hashes"), take(object, "filter")) {
         (Some(hash), None, None) => Ok(Target::Torrents(vec![hash])),
-        (Some(_), ..) => Err(bad("the topic names the torrent, so hashes and filter have no place here")),
-        (None, Some(_), Some(_)) => Err(bad("hashes or filter, not both")),
+        (Some(_), ..) => Err(bad_request("the topic names the torrent, so hashes and filter have no place here")),
+        (None, Some(_), Some(_)) => Err(bad_request("hashes or filter, not both")),
         (None, None, None) => Ok(Target::Server),
         (None, None, Some(filter)) => Filter::from_json(filter)
             .map(|filter| Target::Matching(Box::new(filter)))
-            .map_err(|error| bad(error.to_string())),
+            .map_err(|error| bad_request(error.to_string())),
         (None, Some(hashes), None) => {
             let mut hashes: Vec<InfoHash> =
-                serde_json::from_value(hashes).map_err(|error| bad(format!("hashes: {error}")))?;
+                serde_json::from_value(hashes).map_err(|error| bad_request(format!("hashes: {error}")))?;
             if hashes.len() > HASHES_MAX {
                 return Err(CommandError::new(ErrorCode::TooLarge, format!("more than {HASHES_MAX} hashes")));
             }
+            // Once each: two actions for one torrent in a batch would wait for the same effect.
             hashes.sort_unstable();
             hashes.dedup();
             Ok(Target::Torrents(hashes))
@@ -217,12 +219,14 @@ fn take_target(object: &mut Map<String, Value>, hash: Option<InfoHash>) -> Resul
 }
 
 fn take_statuses(object: &mut Map<String, Value>) -> Result<Option<Vec<Status>>, CommandError> {
-    let statuses = match object.remove("if_status") {
-        None | Some(Value::Null) => return Ok(None),
-        Some(Value::Array(statuses)) => statuses,
-        Some(status) => vec![status],
-    };
-    serde_json::from_value(Value::Array(statuses)).map(Some).map_err(|error| bad(format!("if_status: {error}")))
+    let Some(statuses) = take(object, "if_status") else { return Ok(None) };
+    let statuses = if statuses.is_array() { statuses } else { Value::Array(vec![statuses]) };
+    serde_json::from_value(statuses).map(Some).map_err(|error| bad_request(format!("if_status: {error}")))
+}
+
+/// Takes a value out of the body; `null` counts as absent.
+fn take(object: &mut Map<String, Value>, key: &str) -> Option<Value> {
+    object.remove(key).filter(|value| !value.is_null())
 }
 
 /// Returns the source that a body is by itself: a link, or the bytes of a .torrent file.
@@ -232,7 +236,7 @@ fn bare_source(body: &[u8]) -> Result<Option<TorrentSource>, CommandError> {
         return Ok(Some(TorrentSource::Torrent(Bytes::copy_from_slice(body))));
     }
     let Ok(text) = std::str::from_utf8(body) else {
-        return Err(bad("the body is neither a .torrent file nor a link nor a JSON object"));
+        return Err(bad_request("the body is neither a .torrent file nor a link nor a JSON object"));
     };
     Ok(TorrentSource::from_link(text.trim()))
 }

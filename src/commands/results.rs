@@ -4,35 +4,40 @@ use bytes::Bytes;
 use serde_json::Value;
 use tracing::info;
 
-use crate::live_state::LiveState;
+use super::common::Common;
+use super::queue::QueuedCommand;
 use crate::log_throttle::retry_while_full;
 use crate::model::{
-    CommandError, ErrorCode, Outcome, OutcomeStatus, Page, RESULT_SCHEMA, ServerName, TorrentOutcome, Verb, printable,
+    CommandError, ErrorCode, Outcome, OutcomeStatus, Page, ServerName, Timestamp, TorrentOutcome, Verb, printable,
 };
-use crate::port::{Clock, LoggedCommand, LoggedResult, Store, StoreError};
+use crate::port::{LoggedCommand, LoggedResult, StoreError};
 
-/// What a command came to, without what every result says.
+/// The part of a result that its command decides; id, verb, server and time are added by [`Self::into_outcome`].
 pub(super) struct ResultBody {
+    /// How the command ended.
     pub status: OutcomeStatus,
+    /// One row for each torrent; empty for a command that is for none.
     pub torrents: Vec<TorrentOutcome>,
+    /// Why it was not done, or not for all torrents.
     pub error: Option<CommandError>,
+    /// For `list`: which part of the matching torrents this is.
     pub page: Option<Page>,
+    /// For `rpc` and `resync`: an answer of another shape.
     pub value: Option<Value>,
 }
 
 impl ResultBody {
+    /// Returns the result of a command that was done and has nothing to report.
     pub fn ok() -> Self {
         Self { status: OutcomeStatus::Ok, torrents: Vec::new(), error: None, page: None, value: None }
     }
 
-    pub fn with_value(value: Value) -> Self {
-        Self { value: Some(value), ..Self::ok() }
-    }
-
+    /// Returns the result of a command that was not done for any torrent.
     pub fn failed(error: CommandError) -> Self {
         Self { status: OutcomeStatus::Error, error: Some(error), ..Self::ok() }
     }
 
+    /// Returns the result of a command whose time to live was over before it began.
     pub fn expired() -> Self {
         let message = "its time to live was over before it could be done";
         let error = CommandError::new(ErrorCode::ClientOffline, message);
@@ -41,6 +46,7 @@ impl ResultBody {
 
     /// Sums up the torrents: the error is that of the first one that failed.
     pub fn of_torrents(torrents: Vec<TorrentOutcome>) -> Self {
+        // Without torrents (a filter that matches none) there is nothing that failed: `ok`.
         let failures = torrents.iter().filter(|torrent| torrent.status != OutcomeStatus::Ok).count();
         let error = torrents.iter().find_map(|torrent| torrent.error.clone());
         let status = match failures {
@@ -51,23 +57,17 @@ impl ResultBody {
         Self { status, torrents, error, ..Self::ok() }
     }
 
-    /// Makes the result of `command`. `verb` is the text of its topic, also where there is no such verb.
-    pub fn into_outcome(self, command: &LoggedCommand, verb: &str, clock: &dyn Clock) -> Outcome {
-        let Self { status, torrents, error, page, value } = self;
-        let time = clock.now();
+    /// Makes the result of `command`. `verb` is the text of its topic, also where there is no such verb; `time` is now.
+    pub fn into_outcome(self, command: &LoggedCommand, verb: &str, time: Timestamp) -> Outcome {
+        let Self { status, torrents: results, error, page, value } = self;
         Outcome {
-            schema: RESULT_SCHEMA,
-            id: command.id.clone(),
-            verb: verb.to_owned(),
             server: command.server.clone(),
-            status,
-            time,
             took_ms: time.millis_since(command.received_at),
-            results: torrents,
+            results,
             error,
             page,
-            part: None,
             value,
+            ..Outcome::new(command.id.clone(), verb, status, time)
         }
     }
 }
@@ -79,17 +79,11 @@ pub(super) fn logged(outcome: &Outcome) -> LoggedResult {
 }
 
 /// Writes the result of a command to the command log, for the sink that it came from, and a line to the log.
-pub(super) async fn finish(
-    store: &dyn Store,
-    live: &LiveState,
-    clock: &dyn Clock,
-    command: &LoggedCommand,
-    user: Option<&str>,
-    body: ResultBody,
-) -> Result<(), StoreError> {
+pub(super) async fn finish(common: &Common, queued: &QueuedCommand, body: ResultBody) -> Result<(), StoreError> {
+    let QueuedCommand { command, sender, .. } = queued;
     let verb = command.verb.map_or("", Verb::as_str);
-    let outcome = body.into_outcome(command, verb, clock);
-    log(command, verb, user, &outcome);
+    let outcome = body.into_outcome(command, verb, common.clock.now());
+    log(command, verb, sender.user.as_deref(), &outcome);
     let labels = [
         ("server", command.server.as_ref().map_or("", ServerName::as_str).to_owned()),
         ("verb", verb.to_owned()),
@@ -97,24 +91,29 @@ pub(super) async fn finish(
     ];
     metrics::counter!("dtorrent_commands_total", &labels).increment(1);
     let (server, result) = (command.server.as_ref(), logged(&outcome));
-    retry_while_full("a result", || store.finish_command(server, &command.id, result.clone())).await?;
+    retry_while_full("a result", || common.store.finish_command(server, &command.id, result.clone())).await?;
+    // After the write, as on a broker: after a crash, who asks again under the same id gets the same answer (I12).
+    if let Some(waiter) = &sender.waiter {
+        waiter.answer(outcome, result.body);
+    }
     // The command may have been repeated by way of other sinks, which wait for the same result.
-    live.wake_for_results();
+    common.live.wake_for_results();
     Ok(())
 }
 
-/// Answers a command of an earlier run for a server that was removed from the config.
+/// Answers commands of an earlier run for servers that were removed from the config.
 ///
 /// # Errors
 /// Only a store that cannot be used any more.
-pub async fn answer_for_removed_server(
-    store: &dyn Store,
-    live: &LiveState,
-    clock: &dyn Clock,
-    command: &LoggedCommand,
+pub async fn answer_for_removed_servers(
+    common: &Common,
+    unfinished: impl IntoIterator<Item = QueuedCommand>,
 ) -> Result<(), StoreError> {
-    let error = CommandError::new(ErrorCode::UnknownServer, "the server is not in the config any more");
-    finish(store, live, clock, command, None, ResultBody::failed(error)).await
+    for queued in unfinished {
+        let error = CommandError::new(ErrorCode::UnknownServer, "the server is not in the config any more");
+        finish(common, &queued, ResultBody::failed(error)).await?;
+    }
+    Ok(())
 }
 
 /// Logs who commanded what, and how it ended. `user` is who the sender says it is; that is not proven.

@@ -12,7 +12,7 @@ use crate::model::{CommandError, ErrorCode};
 pub struct Roots(Vec<PathBuf>);
 
 impl Roots {
-    /// Without any root no path is allowed.
+    /// Returns the roots of a server; without any, no path is allowed.
     pub fn new(roots: Vec<PathBuf>) -> Self {
         Self(roots)
     }
@@ -43,7 +43,7 @@ impl Roots {
 
     /// Resolves a path on this machine that is strictly below a root.
     pub(super) fn find(&self, key: &str, path: &str) -> Result<PathBuf, CommandError> {
-        // The same error whether the path exists or not: it must not tell what exists outside.
+        // The same error whether the path exists or not: it must not reveal what exists outside.
         let resolved = Path::new(path).canonicalize().map_err(|_| self.outside(key))?;
         if self.has_below(&resolved) { Ok(resolved) } else { Err(self.outside(key)) }
     }

@@ -15,6 +15,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tracing::info;
 
 use super::data_check;
+use super::errors::{bad_request, precondition};
 use super::request::BODY_BYTES_MAX;
 use super::roots::Roots;
 use crate::model::{
@@ -34,16 +35,14 @@ pub struct Sources {
     http: OnceLock<reqwest::Client>,
 }
 
-fn refuse(code: ErrorCode, message: impl Into<String>) -> CommandError {
-    CommandError::new(code, message)
-}
-
 impl Sources {
-    /// `roots` are the only directories that files are read from and torrents may be put into.
+    /// Returns the resolver of a server; only below `roots` are files read and torrents put.
     pub fn new(roots: Vec<PathBuf>) -> Self {
         Self { roots: Roots::new(roots), http: OnceLock::new() }
     }
 
+    /// Returns the client that fetches links.
+    ///
     /// # Errors
     /// The TLS set-up of the machine cannot be used.
     fn http(&self) -> Result<&reqwest::Client, reqwest::Error> {
@@ -54,6 +53,7 @@ impl Sources {
             let is_allowed = attempt.previous().len() <= REDIRECTS_MAX && is_allowed_host(attempt.url());
             if is_allowed { attempt.follow() } else { attempt.stop() }
         });
+        // No proxy of the environment: it would resolve names itself, past the resolver that leaves addresses out.
         let http = reqwest::Client::builder()
             .timeout(FETCH_TIMEOUT)
             .redirect(redirects)
@@ -71,53 +71,46 @@ impl Sources {
         if let Some(directory) = directory {
             self.roots.check_directory(directory)?;
         }
+        let add = |hash, source, directory, is_checked| Add {
+            hash,
+            source,
+            start: *start,
+            label: label.clone(),
+            directory,
+            priority: *priority,
+            is_checked,
+        };
         let torrent = match source {
             TorrentSource::Magnet(link) => {
-                let magnet = Magnet::parse(link).map_err(|error| refuse(ErrorCode::BadRequest, error.to_string()))?;
-                return Ok(Add {
-                    hash: magnet.client_hash(),
-                    source: AddSource::Magnet(link.clone()),
-                    start: *start,
-                    label: label.clone(),
-                    directory: directory.clone(),
-                    priority: *priority,
-                    is_checked: false,
-                });
+                let magnet = Magnet::parse(link).map_err(|error| bad_request(error.to_string()))?;
+                return Ok(add(magnet.client_hash(), AddSource::Magnet(link.clone()), directory.clone(), false));
             }
             TorrentSource::Torrent(bytes) => bytes.clone(),
             TorrentSource::Url(url) => self.fetch(url).await?,
             TorrentSource::File(path) => self.read_file(path).await?,
         };
         let metainfo = Metainfo::parse(&torrent).map_err(no_torrent)?;
-        let (torrent, directory) = match data_file {
-            None => (without_resume_data(&torrent).map_err(no_torrent)?.into(), directory.clone()),
-            Some(data_file) => {
-                let (torrent, parent) = self.check_data(&torrent, &metainfo, data_file, progress).await?;
-                if directory.as_ref().is_some_and(|directory| Path::new(directory) != Path::new(&parent)) {
-                    let message = format!("data_file is in {parent}, so that is its directory");
-                    return Err(refuse(ErrorCode::BadRequest, message));
-                }
-                (torrent, Some(parent))
-            }
+        let hash = metainfo.client_hash();
+        let Some(data_file) = data_file else {
+            // Resume data of the sender would make the client believe in content that was not verified here.
+            let torrent = without_resume_data(&torrent).map_err(no_torrent)?;
+            return Ok(add(hash, AddSource::Torrent(torrent.into()), directory.clone(), false));
         };
-        Ok(Add {
-            hash: metainfo.client_hash(),
-            source: AddSource::Torrent(torrent),
-            start: *start,
-            label: label.clone(),
-            directory,
-            priority: *priority,
-            is_checked: data_file.is_some(),
-        })
+        let (torrent, parent) = self.check_data(&torrent, &metainfo, data_file, progress).await?;
+        if directory.as_ref().is_some_and(|directory| Path::new(directory) != Path::new(&parent)) {
+            return Err(bad_request(format!("data_file is in {parent}, so that is its directory")));
+        }
+        Ok(add(hash, AddSource::Torrent(torrent), Some(parent), true))
     }
 
     async fn read_file(&self, path: &str) -> Result<Bytes, CommandError> {
-        let unreadable = |error: std::io::Error| refuse(ErrorCode::BadRequest, format!("file: {error}"));
+        let unreadable = |error: std::io::Error| bad_request(format!("file: {error}"));
         let resolved = self.roots.find("file", path)?;
         let found = tokio::fs::metadata(&resolved).await.map_err(unreadable)?;
         if !found.is_file() {
-            return Err(refuse(ErrorCode::BadRequest, "file: not a regular file"));
+            return Err(bad_request("file: not a regular file"));
         }
+        // Before it is read: a path may name anything, also what fills the memory.
         if found.len() > BODY_BYTES_MAX as u64 {
             return Err(too_large());
         }
@@ -135,34 +128,33 @@ impl Sources {
         if metainfo.v1.is_none() {
             info!(name = metainfo.name, "torrent of version 2 only, the client may refuse it");
         }
+        // The check reads the resolved path; the client gets the sender's, as links may lead elsewhere on its machine.
         let place = self.roots.find("data_file", data_file)?;
         let directory = Path::new(data_file).parent().and_then(Path::to_str).map(str::to_owned);
         let directory = directory.filter(|_| place.file_name().is_some_and(|name| *name == *metainfo.name));
         let Some(directory) = directory else {
             let message =
                 format!("data_file: the torrent calls it {:?}, so its path has to end in that", metainfo.name);
-            return Err(refuse(ErrorCode::Precondition, message));
+            return Err(precondition(message));
         };
         let checked = data_check::check(metainfo, &place, &self.roots, progress).await?;
+        // 20 bytes of SHA-1 each.
         let pieces = metainfo.pieces.len() as u64 / 20;
         let torrent = with_resume_data(torrent, pieces, &checked).map_err(no_torrent)?;
         Ok((torrent.into(), directory))
     }
 
     async fn fetch(&self, url: &str) -> Result<Bytes, CommandError> {
-        let failed = |error: reqwest::Error| {
-            let mut refusal = refuse(ErrorCode::BadRequest, format!("url: {}", without_url(error)));
-            refusal.retryable = true;
-            refusal
-        };
-        let parsed = url::Url::parse(url).map_err(|error| refuse(ErrorCode::BadRequest, format!("url: {error}")))?;
+        let failed = |error| bad_request(format!("url: {}", without_url(error))).retryable();
+        let parsed = url::Url::parse(url).map_err(|error| bad_request(format!("url: {error}")))?;
         if !is_allowed_host(&parsed) {
-            return Err(refuse(ErrorCode::Forbidden, "url: link-local addresses are not fetched"));
+            return Err(CommandError::new(ErrorCode::Forbidden, "url: link-local addresses are not fetched"));
         }
         let response = self.http().map_err(failed)?.get(parsed).send().await.map_err(failed)?;
         if !response.status().is_success() {
-            return Err(refuse(ErrorCode::BadRequest, format!("url: the server answered {}", response.status())));
+            return Err(bad_request(format!("url: the server answered {}", response.status())));
         }
+        // In chunks, because a server may send more than its `Content-Length` says, or none.
         let mut body = BytesMut::new();
         let mut chunks = response.bytes_stream();
         while let Some(chunk) = chunks.next().await {
@@ -176,7 +168,7 @@ impl Sources {
     }
 }
 
-/// A link may have a passkey, so it is in no message.
+/// Returns the text of an error without the link, which may have a passkey (I14).
 fn without_url(error: reqwest::Error) -> String {
     let error = error.without_url();
     match std::error::Error::source(&error) {
@@ -186,25 +178,25 @@ fn without_url(error: reqwest::Error) -> String {
 }
 
 fn too_large() -> CommandError {
-    refuse(ErrorCode::TooLarge, format!("a .torrent file of more than {BODY_BYTES_MAX} bytes is not taken"))
+    CommandError::new(ErrorCode::TooLarge, format!("a .torrent file of more than {BODY_BYTES_MAX} bytes is not taken"))
 }
 
 fn no_torrent(error: InvalidMetainfo) -> CommandError {
-    refuse(ErrorCode::BadRequest, error.to_string())
+    bad_request(error.to_string())
 }
 
 fn is_allowed_host(url: &url::Url) -> bool {
-    let is_web = matches!(url.scheme(), "http" | "https");
-    is_web
-        && match url.host() {
-            Some(url::Host::Ipv4(address)) => is_allowed_address(address.into()),
-            Some(url::Host::Ipv6(address)) => is_allowed_address(address.into()),
-            Some(url::Host::Domain(_)) => true,
-            None => false,
-        }
+    let is_allowed = |host| match host {
+        url::Host::Ipv4(address) => is_allowed_address(address.into()),
+        url::Host::Ipv6(address) => is_allowed_address(address.into()),
+        // Resolved later, by a resolver that leaves such addresses out.
+        url::Host::Domain(_) => true,
+    };
+    matches!(url.scheme(), "http" | "https") && url.host().is_some_and(is_allowed)
 }
 
 fn is_allowed_address(address: IpAddr) -> bool {
+    // Canonical, or an IPv4 address written as `::ffff:169.254.169.254` would pass as IPv6.
     match address.to_canonical() {
         IpAddr::V4(address) => !address.is_link_local() && !address.is_unspecified() && !address.is_broadcast(),
         IpAddr::V6(address) => !address.is_unicast_link_local() && !address.is_unspecified(),

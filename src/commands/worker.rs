@@ -17,12 +17,13 @@ use super::results::finish;
 use crate::model::Verb;
 use crate::port::StoreError;
 
-/// Interval of looking for commands whose time to live is over while others hold them up.
+/// Interval of a search for commands whose time to live is over while others hold them up.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Executes the commands of one server; see the module.
+#[derive(Clone)]
 pub struct Worker {
-    /// What its executions share.
+    /// The parts that its executions share.
     pub parts: Arc<WorkerParts>,
     /// The commands that wait.
     pub queue: Arc<Queue>,
@@ -41,21 +42,23 @@ impl Worker {
         let mut running = FuturesUnordered::new();
         loop {
             // A command that waits costs nothing, and the client is asked in turns: whatever may run does.
-            while let Some(QueuedCommand { command, request, user }) = queue.next(parts.clock.now()) {
+            while let Some(queued) = queue.next(parts.common.clock.now()) {
+                let command = &queued.command;
                 let (id, verb) = (command.id.as_str(), command.verb.map(Verb::as_str));
                 let span = info_span!("command", id, server = %parts.server, verb);
                 let execution = async move {
-                    let execution = Execution { parts, queue, turns, command: &command, request: &request };
+                    let QueuedCommand { command, request, .. } = &queued;
+                    let execution = Execution { parts, queue, turns, command, request };
                     let body = execution.run().await?;
-                    let (store, live, clock) = (&*parts.store, &*parts.live, &*parts.clock);
-                    finish(store, live, clock, &command, user.as_deref(), body).await?;
-                    Ok(command.id)
+                    finish(&parts.common, &queued, body).await?;
+                    Ok(queued.command.id)
                 };
                 running.push(execution.instrument(span));
             }
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
+                // Polled here, so that what the client is asked for ends with this worker.
                 never = &mut serving => match never {},
                 Some(result) = running.next(), if !running.is_empty() => queue.done(&result?),
                 () = queue.arrived.notified() => {}

@@ -74,6 +74,9 @@ pub struct ChangeBuffer {
     pub changed: Notify,
     /// Woken when the result of a command that came by this sink was written down.
     pub results: Notify,
+    /// Woken when results are marked as sent, for the receiver of the sink's commands, which waits for room. It is the only
+    /// one who waits, so a notification that comes too early is kept for it.
+    pub results_sent: Notify,
 }
 
 #[derive(Default)]

@@ -16,11 +16,11 @@ use crate::clients::exec::{self, ExecClient};
 use crate::clients::rtorrent::RtorrentClient;
 use crate::clients::rtorrent::settings::{Endpoint, Settings};
 use crate::clients::settings::DEFAULT_TIMEOUT;
-use crate::commands::{Admission, Caller, Queue, answer_for_removed_server};
+use crate::commands::{Admission, Caller, Common, Queue, answer_for_removed_servers};
 use crate::live_state::LiveState;
 use crate::model::{PollSettings, ServerName, SinkName};
 use crate::port::{Clock, Store, StoreError, SystemClock, TorrentClient};
-use crate::servers::{Common, ServerParts, ServerSetup, load, unfinished_commands};
+use crate::servers::{ServerParts, ServerSetup, load, unfinished_commands};
 use crate::store::{MemoryStore, Options};
 use crate::supervise::{Group, spawn_detached};
 
@@ -38,18 +38,12 @@ pub struct Builder {
     state: State,
     patience: Duration,
     journal_bytes: Option<u64>,
-    clock: Arc<dyn Clock>,
 }
 
 impl Default for Builder {
     fn default() -> Self {
-        Self {
-            servers: Vec::new(),
-            state: State::Memory,
-            patience: Duration::from_secs(60),
-            journal_bytes: None,
-            clock: Arc::new(SystemClock),
-        }
+        let patience = Duration::from_secs(60);
+        Self { servers: Vec::new(), state: State::Memory, patience, journal_bytes: None }
     }
 }
 
@@ -60,14 +54,13 @@ enum State {
     Folder(PathBuf),
 }
 
-/// A server to monitor: how it is reached, and how often it is polled.
+/// A server to monitor: its address, and how often it is polled.
 ///
 /// Made from any [`TorrentClient`], or for one of the built-in kinds.
 #[must_use = "give it to a builder"]
 pub struct Server {
     client: Client,
-    interval: Duration,
-    sweep: Duration,
+    poll: PollSettings,
     timeout: Duration,
     roots: Vec<PathBuf>,
 }
@@ -91,26 +84,25 @@ impl From<Arc<dyn TorrentClient>> for Server {
 }
 
 impl Server {
-    /// With a client of your own.
+    /// Returns a server with a client of your own.
     pub fn new(client: impl TorrentClient + 'static) -> Self {
         Self::of(Client::Ready(Arc::new(client)))
     }
 
-    /// With an rTorrent at `unix:///path/to/rpc.sock`, `scgi://host:5000` or `http(s)://host/RPC2`.
+    /// Returns a server that is an rTorrent, at `unix:///path/to/rpc.sock`, `scgi://host:5000` or `http(s)://host/RPC2`.
     ///
     /// For further settings (a CA, further columns) make an [`RtorrentClient`] and pass it to [`Server::new`].
     pub fn rtorrent(url: impl Into<String>) -> Self {
         Self::of(Client::Rtorrent { url: url.into(), login: None })
     }
 
-    /// With a program in any language; see [`crate::clients::exec`].
+    /// Returns a server behind a program in any language; see [`crate::clients::exec`].
     pub fn exec<T: Into<String>>(command: impl IntoIterator<Item = T>) -> Self {
         Self::of(Client::Exec { command: command.into_iter().map(Into::into).collect() })
     }
 
     fn of(client: Client) -> Self {
-        let PollSettings { interval, full_interval: sweep } = PollSettings::DEFAULT;
-        Self { client, interval, sweep, timeout: DEFAULT_TIMEOUT, roots: Vec::new() }
+        Self { client, poll: PollSettings::DEFAULT, timeout: DEFAULT_TIMEOUT, roots: Vec::new() }
     }
 
     /// Sets user and password for an rTorrent behind http(s); other clients have none.
@@ -123,12 +115,12 @@ impl Server {
 
     /// Sets the interval of polls: a second by default; shorter than 100 ms has no effect.
     pub fn interval(self, interval: Duration) -> Self {
-        Self { interval, ..self }
+        Self { poll: PollSettings { interval, ..self.poll }, ..self }
     }
 
     /// Sets the maximum time between two full polls: half a minute by default.
     pub fn sweep(self, sweep: Duration) -> Self {
-        Self { sweep, ..self }
+        Self { poll: PollSettings { full_interval: sweep, ..self.poll }, ..self }
     }
 
     /// Sets the timeout of a request to a built-in client: ten seconds by default.
@@ -176,7 +168,9 @@ impl Builder {
     /// # Panics
     /// Outside of a tokio runtime.
     pub async fn build(self) -> Result<Manager, BuildError> {
-        let Self { servers, state, patience, journal_bytes, clock } = self;
+        let Self { servers, state, patience, journal_bytes } = self;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        // Before any client or link needs one, and only here: a library user may have chosen another.
         ensure_tls_provider();
         let servers = named(servers)?;
         let origin = SinkName::parse(ORIGIN)?;
@@ -194,22 +188,18 @@ impl Builder {
         let common = Common { store, live, clock };
         let mut unfinished = unfinished_commands(&*common.store).await?;
         let (mut left, mut queues, mut clients) = (Group::new(), BTreeMap::new(), BTreeMap::new());
-        for (name, Server { client, interval, sweep, timeout, roots }) in servers {
-            let failed = |source| BuildError::Server { server: name.clone(), source };
-            let client = connect(client, &name, timeout).map_err(failed)?;
+        for (name, Server { client, poll, timeout, roots }) in servers {
+            let client = connect(client, &name, timeout)
+                .map_err(|source| BuildError::Server { server: name.clone(), source })?;
             clients.insert(name.clone(), Arc::clone(&client));
-            let poll = PollSettings::new(interval, sweep);
+            let poll = PollSettings::new(poll.interval, poll.full_interval);
             let setup = ServerSetup { client, poll, roots, publishes_files: false, is_state_lost };
             let unfinished_of_server = unfinished.remove(&Some(name.clone())).unwrap_or_default();
-            let failed = |error: reqwest::Error| BuildError::Server { server: name.clone(), source: error.into() };
-            let parts = ServerParts::new(name.clone(), setup, unfinished_of_server, &common).map_err(failed)?;
+            let parts = ServerParts::new(name.clone(), setup, unfinished_of_server, &common);
             parts.spawn(&mut left);
             queues.insert(name.clone(), Arc::clone(&parts.queue));
         }
-        let Common { store, live, clock } = common;
-        for queued in unfinished.into_values().flatten() {
-            answer_for_removed_server(&*store, &live, &*clock, &queued.command).await?;
-        }
+        answer_for_removed_servers(&common, unfinished.into_values().flatten()).await?;
         let admission = Admission {
             origin,
             // `Since` replays events, and there is no bridge to be commanded.
@@ -217,17 +207,15 @@ impl Builder {
             reply_prefixes: Vec::new(),
             queues,
             bridge: Arc::new(Queue::default()),
-            store: Arc::clone(&store),
-            live: Arc::clone(&live),
-            clock: Arc::clone(&clock),
+            common: common.clone(),
         };
         let caller = Arc::new(Caller::new(admission));
         let called = Arc::clone(&caller);
         left.spawn("commands".to_owned(), move |stop| Arc::clone(&called).run(stop));
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
-            live,
-            store,
+            live: common.live,
+            store: common.store,
             caller,
             clients,
             begun,
@@ -256,7 +244,9 @@ async fn keep(mut left: Group, shared: &Shared, close: Close) -> Result<(), Stor
             Err(error)
         }
     };
+    // Also after a loss, so that those who wait for a result learn that none will come.
     shared.stop.cancel();
+    // Watchers first: the listeners get the events of the last polls.
     let left = left.stop(STOP_TIMEOUT).await;
     shared.events_ended.cancel();
     let listeners = shared.listeners().take();

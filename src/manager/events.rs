@@ -38,19 +38,17 @@ impl Events {
     pub(super) fn new(reader: Reader) -> Self {
         let next = |mut reader: Reader| async {
             loop {
-                let item = match reader.next().await {
-                    Ok(Some(ReaderItem::Missed(missed))) => Err(missed),
-                    Ok(Some(item)) => match event(item) {
-                        Some(event) => Ok(event),
-                        None => continue,
-                    },
-                    Ok(None) => return None,
+                match reader.next().await {
+                    Ok(item) => {
+                        if let Some(event) = event(item?) {
+                            return Some((event, reader));
+                        }
+                    }
                     Err(error) => {
                         error!(error = &error as &dyn std::error::Error, "cannot read the journal, event stream ends");
                         return None;
                     }
-                };
-                return Some((item, reader));
+                }
             }
         };
         Self(stream::unfold(reader, next).boxed())
@@ -70,13 +68,16 @@ impl Stream for Events {
     }
 }
 
-/// Returns the event of a journal entry or an `updated`.
-pub(super) fn event(item: ReaderItem) -> Option<Event> {
+/// Returns the event of a journal entry or an `updated`; `None` for what is of no use to a program.
+pub(super) fn event(item: ReaderItem) -> Option<Result<Event, Missed>> {
     match item {
-        ReaderItem::Missed(_) | ReaderItem::PositionUnknown(_) => None,
-        ReaderItem::Updated(event) => Some(*event),
+        ReaderItem::Missed(missed) => Some(Err(missed)),
+        // Only of a position that a client sent as text, which `Since` has as ids.
+        ReaderItem::PositionUnknown(_) => None,
+        ReaderItem::Updated(event) => Some(Ok(*event)),
+        // From the bytes, because an entry may have been written by an earlier run, and is the same for all readers (I6).
         ReaderItem::Entry(entry) => match serde_json::from_slice(&entry.body) {
-            Ok(event) => Some(event),
+            Ok(event) => Some(Ok(event)),
             Err(error) => {
                 error!(id = %entry.id, %error, "cannot read an event of an earlier version, skipped");
                 None

@@ -42,16 +42,17 @@ mod new_torrent;
 mod watcher;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{error, warn};
 
 use crate::commands::Caller;
 use crate::live_state::LiveState;
 use crate::model::{Event, EventId, InfoHash, Kind, Seq, ServerName, Torrent};
-use crate::outbox::{ReadFrom, Reader, ReaderItem, ReaderParts};
+use crate::outbox::{ReadFrom, Reader, ReaderParts};
 use crate::port::{Store, StoreError, TorrentClient};
 use crate::supervise::Group;
 
@@ -74,7 +75,7 @@ pub struct Manager {
 #[derive(Clone, Debug)]
 pub struct ListenerId(CancellationToken);
 
-/// What the manager and its watchers share.
+/// The parts that a manager, its watchers and its listeners share.
 struct Shared {
     live: Arc<LiveState>,
     store: Arc<dyn Store>,
@@ -106,8 +107,7 @@ impl Manager {
 
     /// Returns a stream of the events since a place in their order.
     pub fn events_since(&self, since: Since) -> Events {
-        let kinds = Kind::ALL.iter().copied().collect();
-        Events::new(self.shared.reader(&since, kinds, self.shared.events_ended.clone()))
+        Events::new(self.reader(&since, Kind::ALL.iter().copied().collect()))
     }
 
     /// Returns a reader of the events of these kinds, as brokers get them, to pass them on.
@@ -145,8 +145,8 @@ impl Manager {
 
     /// Returns the watcher of a server; `None` if there is no server of that name.
     pub fn watcher(&self, server: &str) -> Option<Watcher> {
-        let server = self.shared.clients.keys().find(|name| name.as_str() == server)?;
-        Some(Watcher { server: server.clone(), shared: Arc::clone(&self.shared) })
+        let server = self.servers().find(|name| name.as_str() == server)?;
+        Some(self.shared.watcher(server))
     }
 
     /// Returns the torrents of all servers, from their snapshots.
@@ -211,16 +211,17 @@ impl Manager {
         let mut having = Vec::new();
         for server in self.servers() {
             let watcher = self.shared.watcher(server);
+            // Of every server, also when one that has it is found: two may have it, and the wrong one must not be chosen.
             watcher.wait_for_snapshot().await?;
             if self.shared.live.read(server, |content| content.snapshot.contains_key(&hash)) == Some(true) {
                 having.push(watcher);
             }
         }
-        match having.len() {
-            1 => Ok(having.remove(0)),
-            0 => Err(ManagerError::UnknownHash(hash)),
-            _ => {
-                let servers = having.into_iter().map(|watcher| watcher.server).collect();
+        match (having.pop(), having.is_empty()) {
+            (None, _) => Err(ManagerError::UnknownHash(hash)),
+            (Some(only), true) => Ok(only),
+            (Some(last), false) => {
+                let servers = having.into_iter().chain([last]).map(|watcher| watcher.server).collect();
                 Err(ManagerError::Ambiguous { hash, servers })
             }
         }
@@ -273,23 +274,20 @@ impl Shared {
     }
 }
 
-/// Calls a listener until there is nothing more to hear or it is taken away.
+/// Calls a listener for each event, until the last one or until the listener is removed.
 async fn listen(mut reader: Reader, gone: CancellationToken, listener: Arc<impl Fn(&Event)>) -> Result<(), StoreError> {
-    loop {
-        let heard = tokio::select! {
-            biased;
-            () = gone.cancelled() => return Ok(()),
-            heard = reader.next() => heard?,
-        };
-        match heard {
-            None => return Ok(()),
-            Some(ReaderItem::Missed(missed)) => tracing::warn!(%missed, "a listener was too slow"),
-            Some(heard) => {
-                let Some(event) = events::event(heard) else { continue };
-                if std::panic::catch_unwind(AssertUnwindSafe(|| listener(&event))).is_err() {
-                    tracing::error!(id = %event.id, "a listener panicked; it is called again for the next event");
+    while let Some(next) = gone.run_until_cancelled(reader.next()).await {
+        let Some(item) = next? else { break };
+        match events::event(item) {
+            // Caught here and not by the supervisor, which would begin with the first event once more.
+            Some(Ok(event)) => {
+                if catch_unwind(AssertUnwindSafe(|| listener(&event))).is_err() {
+                    error!(id = %event.id, "a listener panicked; it is called again for the next event");
                 }
             }
+            Some(Err(missed)) => warn!(%missed, "a listener was too slow"),
+            None => {}
         }
     }
+    Ok(())
 }

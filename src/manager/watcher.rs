@@ -108,7 +108,7 @@ impl Watcher {
             return Err(ManagerError::UnknownHash(hash));
         };
         let mut torrent = observed.torrent;
-        // Only the snapshot knows for how long nothing has moved.
+        // A client does not say for how long nothing has moved; the snapshot compares polls.
         torrent.stalled = self.live().read(|server| server.snapshot.get(&hash).is_some_and(|one| one.torrent.stalled));
         Ok(TorrentDetails { torrent, files, trackers, peers })
     }
@@ -118,7 +118,7 @@ impl Watcher {
     /// # Errors
     /// [`ManagerError::Command`] with the reason, as for all that follow.
     pub async fn pause(&self, hash: InfoHash) -> Result<(), ManagerError> {
-        self.act(Verb::Pause, hash, json!({})).await.map(drop)
+        self.act(Verb::Pause, Some(hash), json!({})).await.map(drop)
     }
 
     /// Resumes a paused torrent.
@@ -126,7 +126,7 @@ impl Watcher {
     /// # Errors
     /// As [`Watcher::pause`].
     pub async fn resume(&self, hash: InfoHash) -> Result<(), ManagerError> {
-        self.act(Verb::Resume, hash, json!({})).await.map(drop)
+        self.act(Verb::Resume, Some(hash), json!({})).await.map(drop)
     }
 
     /// Starts a torrent.
@@ -134,7 +134,7 @@ impl Watcher {
     /// # Errors
     /// As [`Watcher::pause`].
     pub async fn start(&self, hash: InfoHash) -> Result<(), ManagerError> {
-        self.act(Verb::Start, hash, json!({})).await.map(drop)
+        self.act(Verb::Start, Some(hash), json!({})).await.map(drop)
     }
 
     /// Stops a torrent.
@@ -142,7 +142,7 @@ impl Watcher {
     /// # Errors
     /// As [`Watcher::pause`].
     pub async fn stop(&self, hash: InfoHash) -> Result<(), ManagerError> {
-        self.act(Verb::Stop, hash, json!({})).await.map(drop)
+        self.act(Verb::Stop, Some(hash), json!({})).await.map(drop)
     }
 
     /// Removes a torrent from the client; its files stay.
@@ -150,7 +150,7 @@ impl Watcher {
     /// # Errors
     /// As [`Watcher::pause`].
     pub async fn delete(&self, hash: InfoHash) -> Result<(), ManagerError> {
-        self.act(Verb::Delete, hash, json!({})).await.map(drop)
+        self.act(Verb::Delete, Some(hash), json!({})).await.map(drop)
     }
 
     /// Removes a torrent and its files, as far as they are below [`Server::roots`](super::Server::roots) and no other
@@ -159,7 +159,7 @@ impl Watcher {
     /// # Errors
     /// As [`Watcher::pause`].
     pub async fn delete_with_data(&self, hash: InfoHash) -> Result<DeletedFiles, ManagerError> {
-        let outcome = self.act(Verb::Delete, hash, json!({"data": true})).await?;
+        let outcome = self.act(Verb::Delete, Some(hash), json!({"data": true})).await?;
         Ok(outcome.results.into_iter().find_map(|row| row.deleted).unwrap_or_default())
     }
 
@@ -168,7 +168,7 @@ impl Watcher {
     /// # Errors
     /// As [`Watcher::pause`].
     pub async fn add(&self, torrent: NewTorrent) -> Result<InfoHash, ManagerError> {
-        let outcome = done(self.command(Verb::Add, None, torrent.into_body()).await?)?;
+        let outcome = self.act(Verb::Add, None, torrent.into_body()).await?;
         let hash = outcome.results.first().map(|row| row.hash);
         hash.ok_or_else(|| CommandError::new(ErrorCode::ClientFault, "the result names no torrent").into())
     }
@@ -178,7 +178,7 @@ impl Watcher {
     /// # Errors
     /// As [`Watcher::pause`].
     pub async fn recheck(&self, hash: InfoHash) -> Result<(), ManagerError> {
-        self.act(Verb::Recheck, hash, json!({})).await.map(drop)
+        self.act(Verb::Recheck, Some(hash), json!({})).await.map(drop)
     }
 
     /// Announces to the trackers now.
@@ -186,7 +186,7 @@ impl Watcher {
     /// # Errors
     /// As [`Watcher::pause`].
     pub async fn announce(&self, hash: InfoHash) -> Result<(), ManagerError> {
-        self.act(Verb::Announce, hash, json!({})).await.map(drop)
+        self.act(Verb::Announce, Some(hash), json!({})).await.map(drop)
     }
 
     /// Sets the label; an empty one removes it.
@@ -194,7 +194,7 @@ impl Watcher {
     /// # Errors
     /// As [`Watcher::pause`].
     pub async fn label(&self, hash: InfoHash, label: &str) -> Result<(), ManagerError> {
-        self.act(Verb::Label, hash, json!({"label": label})).await.map(drop)
+        self.act(Verb::Label, Some(hash), json!({"label": label})).await.map(drop)
     }
 
     /// Sets the priority: 0 off, 1 low, 2 normal, 3 high.
@@ -202,7 +202,7 @@ impl Watcher {
     /// # Errors
     /// As [`Watcher::pause`].
     pub async fn priority(&self, hash: InfoHash, priority: u8) -> Result<(), ManagerError> {
-        self.act(Verb::Priority, hash, json!({"priority": priority})).await.map(drop)
+        self.act(Verb::Priority, Some(hash), json!({"priority": priority})).await.map(drop)
     }
 
     /// Sets the directory of the data; with `data` the files are moved there first.
@@ -210,7 +210,7 @@ impl Watcher {
     /// # Errors
     /// As [`Watcher::pause`].
     pub async fn move_to(&self, hash: InfoHash, directory: &str, data: bool) -> Result<(), ManagerError> {
-        self.act(Verb::Move, hash, json!({"directory": directory, "data": data})).await.map(drop)
+        self.act(Verb::Move, Some(hash), json!({"directory": directory, "data": data})).await.map(drop)
     }
 
     /// Assigns a torrent to a group that shares a limit; an empty name is the global one.
@@ -218,7 +218,7 @@ impl Watcher {
     /// # Errors
     /// As [`Watcher::pause`].
     pub async fn throttle(&self, hash: InfoHash, group: &str) -> Result<(), ManagerError> {
-        self.act(Verb::Throttle, hash, json!({"throttle": group})).await.map(drop)
+        self.act(Verb::Throttle, Some(hash), json!({"throttle": group})).await.map(drop)
     }
 
     /// Sets the priority of files, by their place in the torrent, from 0: 0 off, 1 normal, 2 high.
@@ -226,7 +226,7 @@ impl Watcher {
     /// # Errors
     /// As [`Watcher::pause`].
     pub async fn file_priority(&self, hash: InfoHash, files: &[u32], priority: u8) -> Result<(), ManagerError> {
-        self.act(Verb::FilePriority, hash, json!({"files": files, "priority": priority})).await.map(drop)
+        self.act(Verb::FilePriority, Some(hash), json!({"files": files, "priority": priority})).await.map(drop)
     }
 
     /// Sets the rate limits of all torrents together.
@@ -235,8 +235,8 @@ impl Watcher {
     /// As [`Watcher::pause`].
     pub async fn limits(&self, limits: Limits) -> Result<(), ManagerError> {
         let Limits { download, upload } = limits;
-        let body = object(json!({"download_limit": download, "upload_limit": upload}));
-        done(self.command(Verb::Limits, None, body).await?).map(drop)
+        let arguments = json!({"download_limit": download, "upload_limit": upload});
+        self.act(Verb::Limits, None, arguments).await.map(drop)
     }
 
     /// Executes any command with the arguments that it has on a broker: for one torrent or, with `hashes` or a `filter`
@@ -250,6 +250,7 @@ impl Watcher {
         hash: Option<InfoHash>,
         mut arguments: Map<String, Value>,
     ) -> Result<Outcome, ManagerError> {
+        // In the body, as on a broker, so that the log has it: after a restart the same time applies.
         let ttl = format!("{}ms", self.shared.patience.as_millis());
         arguments.entry("ttl").or_insert(json!(ttl));
         let address = CommandAddress {
@@ -259,8 +260,7 @@ impl Watcher {
         };
         let body = Value::Object(arguments).to_string().into();
         let result = self.shared.caller.call(address, body, None, &self.shared.stop).await;
-        let result = result.ok_or(ManagerError::Stopped)?;
-        Ok(serde_json::from_slice(&result.body).expect("it is written as it is read"))
+        Ok(result.ok_or(ManagerError::Stopped)?.outcome)
     }
 
     /// Returns the progress of data that is being verified (see [`NewTorrent::data_file`]): bytes read, and all bytes.
@@ -273,43 +273,35 @@ impl Watcher {
         self.live().wake.notify_one();
     }
 
-    async fn act(&self, verb: Verb, hash: InfoHash, arguments: Value) -> Result<Outcome, ManagerError> {
-        done(self.command(verb, Some(hash), object(arguments)).await?)
+    /// Executes a command for one torrent, or for the server, and fails unless it was done as a whole.
+    async fn act(&self, verb: Verb, hash: Option<InfoHash>, arguments: Value) -> Result<Outcome, ManagerError> {
+        let arguments = match arguments {
+            Value::Object(arguments) => arguments,
+            _ => Map::new(),
+        };
+        let outcome = self.command(verb, hash, arguments).await?;
+        match (outcome.status, outcome.error) {
+            (OutcomeStatus::Ok, error) => Ok(Outcome { error, ..outcome }),
+            (_, Some(error)) => Err(error.into()),
+            (_, None) => Err(CommandError::new(ErrorCode::ClientFault, "it failed without a reason").into()),
+        }
     }
 
     /// Waits for the first full poll of the server, in this run or an earlier one.
     pub(super) async fn wait_for_snapshot(&self) -> Result<(), ManagerError> {
         let offline = |reason| Err(ManagerError::Offline { server: self.server.clone(), reason });
+        // An earlier run's snapshot counts, as after a restart; a failure ends the wait, as it may last.
         let first_poll = self.live().wait_for(|server| match &server.poll.failure {
             _ if server.state.is_known => Some(Ok(())),
             failure => failure.clone().map(offline),
         });
-        tokio::select! {
-            biased;
-            polled = timeout(FIRST_POLL_TIMEOUT, first_poll) => {
-                polled.unwrap_or_else(|_| offline("it has not shown all of its torrents yet".to_owned()))
-            }
-            () = self.shared.stop.cancelled() => Err(ManagerError::Stopped),
-        }
+        let polled = self.shared.stop.run_until_cancelled(timeout(FIRST_POLL_TIMEOUT, first_poll)).await;
+        polled
+            .ok_or(ManagerError::Stopped)?
+            .unwrap_or_else(|_| offline("it has not shown all of its torrents yet".to_owned()))
     }
 
     fn live(&self) -> &ServerHandle {
         self.shared.live.server(&self.server).expect("a watcher is made for a server that there is")
-    }
-}
-
-fn object(arguments: Value) -> Map<String, Value> {
-    match arguments {
-        Value::Object(arguments) => arguments,
-        _ => Map::new(),
-    }
-}
-
-/// Returns an error unless the command was done as a whole.
-fn done(outcome: Outcome) -> Result<Outcome, ManagerError> {
-    match (outcome.status, &outcome.error) {
-        (OutcomeStatus::Ok, _) => Ok(outcome),
-        (_, Some(error)) => Err(error.clone().into()),
-        (_, None) => Err(CommandError::new(ErrorCode::ClientFault, "it failed without a reason").into()),
     }
 }

@@ -140,6 +140,7 @@ impl ResultOutbox {
             self.open.remove(&number);
             self.shortened.remove(&number);
         }
+        self.parts.buffer.results_sent.notify_one();
     }
 
     fn start_saving(&mut self) {

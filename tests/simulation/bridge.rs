@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dtorrent::commands::{
-    Admission, BridgeWorker, CommandReceiver, PendingEffects, Queue, QueuedCommand, Request, Sources, Worker,
-    WorkerParts,
+    Admission, BridgeWorker, CommandReceiver, CommandSender, Common, PendingEffects, Queue, QueuedCommand, Request,
+    Sources, Worker, WorkerParts,
 };
 use dtorrent::live_state::LiveState;
 use dtorrent::log_throttle::retry_while_full;
@@ -107,11 +107,12 @@ impl Bridge {
             });
         }
 
+        let common = Common { store: dyn_store.clone(), live: live.clone(), clock: clock.clone() };
         let mut queues = BTreeMap::new();
         for (server, client) in clients {
             let of_server = open.iter().filter(|command| command.server.as_ref() == Some(server)).map(|command| {
                 let request = Request::parse(command.verb.unwrap(), command.hash, &command.body).unwrap();
-                QueuedCommand { command: command.clone(), request, user: None }
+                QueuedCommand { command: command.clone(), request, sender: CommandSender::default() }
             });
             let queue = Arc::new(Queue::new(of_server));
             queues.insert(server.clone(), queue.clone());
@@ -133,9 +134,7 @@ impl Bridge {
             let parts = Arc::new(WorkerParts {
                 server: server.clone(),
                 client: client.clone(),
-                store: dyn_store.clone(),
-                live: live.clone(),
-                clock: clock.clone(),
+                common: common.clone(),
                 pending_effects,
                 sources: Sources::new(Vec::new()),
             });
@@ -149,13 +148,11 @@ impl Bridge {
 
         let of_bridge = open.iter().filter(|command| command.server.is_none()).map(|command| {
             let request = Request::parse(command.verb.unwrap(), command.hash, &command.body).unwrap();
-            QueuedCommand { command: command.clone(), request, user: None }
+            QueuedCommand { command: command.clone(), request, sender: CommandSender::default() }
         });
         let worker = BridgeWorker {
             queue: Arc::new(Queue::new(of_bridge)),
-            store: dyn_store.clone(),
-            live: live.clone(),
-            clock: clock.clone(),
+            common: common.clone(),
             set_log_level: Arc::new(|_| Ok(())),
         };
         let of_bridge = worker.queue.clone();
@@ -167,9 +164,7 @@ impl Bridge {
                 reply_prefixes: Vec::new(),
                 queues: queues.clone(),
                 bridge: of_bridge.clone(),
-                store: dyn_store.clone(),
-                live: live.clone(),
-                clock: clock.clone(),
+                common: common.clone(),
             };
             left.spawn(
                 CommandReceiver {

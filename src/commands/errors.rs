@@ -1,0 +1,46 @@
+//! The errors of commands that more than one part makes.
+
+use crate::model::{CommandError, ErrorCode, InfoHash};
+use crate::port::ClientError;
+
+/// Returns the error of a body that says something it must not.
+pub(super) fn bad_request(message: impl Into<String>) -> CommandError {
+    CommandError::new(ErrorCode::BadRequest, message)
+}
+
+/// Returns the error of a torrent, or of files, in whose state the command cannot be executed.
+pub(super) fn precondition(message: impl Into<String>) -> CommandError {
+    CommandError::new(ErrorCode::Precondition, message)
+}
+
+pub(super) fn unknown_hash(hash: InfoHash) -> CommandError {
+    command_error(&ClientError::UnknownHash(hash))
+}
+
+pub(super) fn client_gone() -> CommandError {
+    CommandError::new(ErrorCode::ClientOffline, "the client went away")
+}
+
+pub(super) fn still_busy(reason: &str) -> CommandError {
+    precondition(reason).retryable()
+}
+
+pub(super) fn unconfirmed() -> CommandError {
+    CommandError::new(ErrorCode::Unconfirmed, "the client was asked, but its effect did not show in time")
+}
+
+/// Returns what a failure of the client means for the command.
+pub(super) fn command_error(error: &ClientError) -> CommandError {
+    let code = match error {
+        ClientError::Unreachable { .. } => ErrorCode::ClientOffline,
+        // The client may have carried out what it did not answer in time.
+        ClientError::Timeout { .. } => ErrorCode::Unconfirmed,
+        ClientError::Unauthorized { .. } | ClientError::Protocol { .. } | ClientError::Fault { .. } => {
+            ErrorCode::ClientFault
+        }
+        ClientError::UnknownHash(_) => ErrorCode::UnknownHash,
+        ClientError::Precondition { .. } | ClientError::Busy { .. } => ErrorCode::Precondition,
+        ClientError::Unsupported { .. } => ErrorCode::Unsupported,
+    };
+    CommandError::new(code, error.to_string())
+}
