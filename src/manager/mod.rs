@@ -278,15 +278,17 @@ impl Shared {
 async fn listen(mut reader: Reader, gone: CancellationToken, listener: Arc<impl Fn(&Event)>) -> Result<(), StoreError> {
     while let Some(next) = gone.run_until_cancelled(reader.next()).await {
         let Some(item) = next? else { break };
-        match events::event(item) {
-            // Caught here and not by the supervisor, which would begin with the first event once more.
-            Some(Ok(event)) => {
-                if catch_unwind(AssertUnwindSafe(|| listener(&event))).is_err() {
-                    error!(id = %event.id, "a listener panicked; it is called again for the next event");
-                }
+        let event = match events::event(item) {
+            Some(Ok(event)) => event,
+            Some(Err(missed)) => {
+                warn!(%missed, "a listener was too slow");
+                continue;
             }
-            Some(Err(missed)) => warn!(%missed, "a listener was too slow"),
-            None => {}
+            None => continue,
+        };
+        // Caught here and not by the supervisor, which would begin with the first event once more.
+        if catch_unwind(AssertUnwindSafe(|| listener(&event))).is_err() {
+            error!(id = %event.id, "a listener panicked; it is called again for the next event");
         }
     }
     Ok(())
