@@ -107,7 +107,7 @@ const CLOSED: &[&str] = &[
     "model::HookSignal",
     "model::JournalEntry",
     "model::NewEvent",
-    "model::Run",
+    "model::RunState",
     "model::ServerState",
     "model::SnapshotTorrent",
     "port::Connected",

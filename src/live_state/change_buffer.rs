@@ -51,6 +51,7 @@ pub struct SinkReport {
 impl SinkReport {
     /// Returns what is wrong with the delivery; `None` if nothing is.
     pub fn problem(&self) -> Option<String> {
+        // The block first: somebody has to act, whereas a connection is tried again.
         self.blocked_reason.clone().or_else(|| self.failure.clone())
     }
 
@@ -58,6 +59,7 @@ impl SinkReport {
     pub fn backlog(&mut self, lag_entries: u64, dirty: u64) {
         self.lag_entries = lag_entries;
         self.dirty = dirty;
+        // The start of the lag, not of the last entry: an old lag that never ends has to be seen.
         self.behind_since = (lag_entries > 0).then(|| self.behind_since.unwrap_or_else(Instant::now));
     }
 }

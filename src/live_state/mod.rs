@@ -172,6 +172,7 @@ impl LiveState {
 
     fn for_each_buffer(&self, mut visit: impl FnMut(&ChangeBuffer)) {
         self.buffers.values().for_each(|buffer| visit(buffer));
+        // Weak references, so that the buffer of a dropped reader disappears by itself.
         self.subscribers().retain(|subscriber| subscriber.upgrade().is_some_and(|buffer| (visit(&buffer), true).1));
     }
 

@@ -114,6 +114,7 @@ pub struct CommandError {
 impl CommandError {
     /// Makes an error that is retryable if its code says so.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        // The rest is wrong for good, or says by itself (`retryable`) that it is not.
         let retryable = matches!(code, ErrorCode::ClientOffline | ErrorCode::Unconfirmed);
         Self { code, message: message.into(), retryable }
     }

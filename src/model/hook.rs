@@ -63,6 +63,7 @@ pub struct HookSecret(String);
 impl HookSecret {
     /// Makes a secret from 16 random bytes.
     pub fn new(random: [u8; 16]) -> Self {
+        // Hex, because it becomes part of a command of the client.
         Self(data_encoding::HEXLOWER.encode(&random))
     }
 

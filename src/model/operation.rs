@@ -75,6 +75,7 @@ impl ActionFor {
 
 impl fmt::Debug for ActionFor {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // With a hash of zeros: the torrents are chosen later.
         self.torrent(InfoHash::V1([0; 20])).fmt(out)
     }
 }

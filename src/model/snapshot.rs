@@ -239,6 +239,7 @@ impl JournalEntry {
 impl fmt::Debug for JournalEntry {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { server: _, seq: _, id, kind, hash, rev, time, body, event: _ } = self;
+        // Without the decoded event, which would repeat the body.
         let mut entry = out.debug_struct("JournalEntry");
         entry.field("id", id).field("kind", kind).field("hash", hash).field("rev", rev);
         entry.field("time", time).field("body", body).finish_non_exhaustive()

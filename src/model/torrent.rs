@@ -246,6 +246,7 @@ pub fn ratio(uploaded_bytes: u64, downloaded_bytes: u64) -> Option<f64> {
 
 /// Returns the seconds that `left_bytes` take at a rate in bytes per second, rounded up; `None` if either is 0.
 pub fn eta_seconds(left_bytes: u64, rate: u64) -> Option<u64> {
+    // Rounded up, so that a download in progress never shows 0.
     (left_bytes > 0 && rate > 0).then(|| left_bytes.div_ceil(rate))
 }
 

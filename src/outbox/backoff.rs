@@ -17,6 +17,7 @@ pub struct Backoff {
 impl Backoff {
     /// Returns the wait after one more failure; `random` is in 0..1.
     pub fn next(&mut self, random: f64) -> Duration {
+        // The exponent is bounded, because a long outage would overflow the shift.
         let longest = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
         longest.mul_f64(random.clamp(0.1, 1.0))

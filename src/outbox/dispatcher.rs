@@ -262,6 +262,7 @@ impl Dispatcher {
                 return Ok(());
             }
             for (id, delivery) in batch {
+                // Not sent, so that this connection lasts; for its outbox it is rejected like any other.
                 if let Some(attempts) = self.quarantine.is_poison(&id) {
                     let reason =
                         format!("{attempts} connections in a row ended, without a reason, when it was sent alone");

@@ -11,7 +11,7 @@ use super::result::ResultOutbox;
 use super::state::StateOutbox;
 use super::{DeliveryId, Outbox, Outcome, Outgoing};
 use crate::model::{ServerName, SinkName};
-use crate::port::{LinkLimits, SinkProgress, Store, StoreError};
+use crate::port::{LinkLimits, Progress, SinkProgress, Store, StoreError};
 
 /// After so many acknowledged events cursors are saved at once: after a crash so many may be sent twice.
 const SAVE_AFTER_COUNT: u32 = 100;
@@ -89,6 +89,7 @@ impl Outboxes {
         let (mut batch, mut is_exhausted) = (Vec::new(), [false; 4]);
         for is_shared in [true, false] {
             for (kind, eighths) in Kind::SHARES {
+                // At least one: the eighth of a small window is nothing.
                 let share = (limits.window * eighths / 8).max(1).saturating_sub(self.in_flight[kind as usize]);
                 let free = limits.window.saturating_sub(self.in_flight());
                 let budget = if is_shared { free.min(share) } else { free };
@@ -164,7 +165,7 @@ impl Outboxes {
         self.progress.finish().await
     }
 
-    fn current_progress(&mut self) -> BTreeMap<ServerName, SinkProgress> {
+    fn current_progress(&mut self) -> Progress {
         let sent_revs = self.states.sent_revs().into_iter();
         sent_revs
             .map(|(server, sent_rev)| (server.clone(), SinkProgress { cursor: self.events.cursor(&server), sent_rev }))
@@ -209,14 +210,14 @@ struct ProgressWriter {
     sink: SinkName,
     store: Arc<dyn Store>,
     /// As it is on disk.
-    saved: BTreeMap<ServerName, SinkProgress>,
-    saving: BackgroundWrite<BTreeMap<ServerName, SinkProgress>>,
+    saved: Progress,
+    saving: BackgroundWrite<Progress>,
     /// Events that were acknowledged since the last write began.
     acknowledged: u32,
 }
 
 impl ProgressWriter {
-    fn new(sink: &SinkName, store: &Arc<dyn Store>, saved: BTreeMap<ServerName, SinkProgress>) -> Self {
+    fn new(sink: &SinkName, store: &Arc<dyn Store>, saved: Progress) -> Self {
         let (sink, store) = (sink.clone(), Arc::clone(store));
         Self { sink, store, saved, saving: BackgroundWrite::default(), acknowledged: 0 }
     }
@@ -230,7 +231,7 @@ impl ProgressWriter {
     }
 
     /// Starts a write, unless that is on disk already.
-    fn start(&mut self, progress: BTreeMap<ServerName, SinkProgress>) {
+    fn start(&mut self, progress: Progress) {
         self.acknowledged = 0;
         if progress == self.saved {
             return;

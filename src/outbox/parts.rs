@@ -1,6 +1,6 @@
 //! The parts that the outboxes and the dispatcher of one sink share, and the first progress of a sink.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::retention::Retain;
 use crate::live_state::{ChangeBuffer, LiveState};
 use crate::model::{Kind, ServerName, SinkName};
-use crate::port::{Clock, DeliverError, RetainedScan, Sink, SinkProgress, SinkState, Store, StoreError};
+use crate::port::{Clock, DeliverError, Progress, RetainedScan, Sink, SinkState, Store, StoreError};
 
 /// The deliveries of one sink, as configured.
 pub struct DispatcherSettings {
@@ -77,8 +77,7 @@ pub async fn init_sink_progress(
         store.set_retained_scan(sink, Some(RetainedScan { is_first_run })).await?;
     }
     let is_new = |server: &&ServerName| !saved.contains_key(*server);
-    let begun: BTreeMap<ServerName, SinkProgress> =
-        servers.iter().filter(is_new).map(|server| (server.clone(), live.present(server))).collect();
+    let begun: Progress = servers.iter().filter(is_new).map(|server| (server.clone(), live.present(server))).collect();
     if !begun.is_empty() {
         store.save_progress(sink, begun).await?;
     }

@@ -136,6 +136,7 @@ impl Reader {
             if let Some(item) = self.ready.pop_front() {
                 return Ok(Some(item));
             }
+            // Before the read: after a stop everything that is published by then is still returned.
             let is_over = self.stop.is_cancelled();
             self.begin().await?;
             let is_more = self.read_all_after().await?;
@@ -251,6 +252,7 @@ impl Reader {
 
     fn take(&mut self, entry: JournalEntry) {
         let Some(reader) = self.servers.get_mut(&entry.server) else { return };
+        // The position is before the cursor that is furthest behind, so entries before the other cursors come along.
         if reader.cursor.is_some_and(|cursor| entry.seq <= cursor) {
             return;
         }
@@ -307,6 +309,7 @@ impl Reader {
                     continue;
                 }
                 let (hash, known) = reader.dirty.next(reader.cursor.unwrap_or_default())?;
+                // Resolved at once: a reader acknowledges nothing.
                 reader.dirty.sent(hash, Known::Present);
                 reader.dirty.resolve(hash);
                 let Some(snapshot) = snapshot.filter(|_| self.events.contains(&Kind::Updated)) else { continue };

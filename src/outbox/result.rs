@@ -129,6 +129,7 @@ impl ResultOutbox {
         let rejected = self.shortened.get(&number).filter(|_| !is_part).unwrap_or(&open.result.body);
         let shorten = if is_poison { shortest } else { shorter };
         let Some(body) = shorten(rejected, reason).map(Bytes::from) else { return };
+        // The substitute counts as a part: the result is not delivered before that is acknowledged.
         open.parts_left += 1;
         self.pending.push_front((number, Piece::Substitute(body.len()), body.clone()));
         self.shortened.insert(number, body);

@@ -24,7 +24,7 @@ use super::updates::{changes_for, known_after, updated};
 use super::{DeliveryId, Outbox, Outcome, Outgoing};
 use crate::live_state::{BufferedStates, LiveServer};
 use crate::model::{EventId, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, Snapshot, SnapshotTorrent};
-use crate::port::{Delivery, SinkProgress, SinkState, StoreError};
+use crate::port::{Delivery, Progress, SinkProgress, SinkState, StoreError};
 
 /// See the module.
 pub(super) struct StateOutbox {
@@ -51,7 +51,7 @@ struct ServerStates {
 
 impl StateOutbox {
     /// Continues from the saved state of the sink; `progress` has one entry for each of its servers.
-    pub fn new(parts: &Arc<DispatcherParts>, progress: &BTreeMap<ServerName, SinkProgress>, saved: SinkState) -> Self {
+    pub fn new(parts: &Arc<DispatcherParts>, progress: &Progress, saved: SinkState) -> Self {
         let SinkState { retained_topics, retained_scan, projection_state, .. } = saved;
         let projection = parts.sink.projection().map(|projection| ProjectionDriver::new(projection, projection_state));
         let servers = progress.iter().map(|(server, progress)| (server.clone(), ServerStates::new(progress)));
@@ -96,6 +96,7 @@ impl StateOutbox {
             projection.on_event(entry);
         }
         let (Some(states), Some(hash)) = (self.servers.get_mut(&entry.server), entry.hash) else { return };
+        // The event has the whole torrent, so what the sink knows is certain again.
         states.doubted.remove(&hash);
         if states.dirty.contains(&hash) {
             let snapshot = self.parts.live.read(&entry.server, |live| live.snapshot.get(&hash).cloned()).flatten();
@@ -148,6 +149,7 @@ impl StateOutbox {
                 has_other_torrents |= change.before.is_none();
                 let known = match change.before {
                     None => Known::Nothing,
+                    // After an unclean shutdown `before` may not be what the sink has.
                     Some(_) if states.doubted.remove(&hash) => Known::Forgotten,
                     Some(before) => Known::Torrent(before),
                 };
@@ -173,6 +175,7 @@ impl StateOutbox {
                 }
                 let before = std::mem::replace(&mut states.retained, retained);
                 for (hash, torrent) in &live.snapshot {
+                    // Sent either way: one that came in is retained with that, one that fell out is cleared.
                     if states.retained.contains(hash) != before.contains(hash) {
                         states.dirty.mark(*hash, Known::Present, torrent.last_seq);
                     }

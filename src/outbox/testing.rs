@@ -1,4 +1,7 @@
-//! What the tests of the outboxes share: a server, a sink that answers as told, and a store that counts reads.
+//! Fixtures for the tests of the outboxes: a server, a sink without a link, and a store that counts reads.
+//!
+//! The store is a small one of its own. That of the simulation takes its decisions from a seed, records what it has
+//! taken, and belongs to a test of the public interface, so one for both would be larger than the two.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,7 +20,7 @@ use crate::model::{
 };
 use crate::port::{
     Clock as _, CommandLog, Connected, DeliverError, Delivery, Journal, JournalPosition, JournalUsage, Loaded,
-    LoggedCommand, LoggedResult, Recorded, ResultBacklog, RetainedScan, Sink, SinkProgress, SinkState, SinkStore,
+    LoggedCommand, LoggedResult, Progress, Recorded, ResultBacklog, RetainedScan, Sink, SinkState, SinkStore,
     StoreError, SystemClock, UnsentResult,
 };
 use crate::store::{MemoryStore, Options};
@@ -215,11 +218,7 @@ impl SinkStore for TestStore {
         self.inner.load_sink(sink).await
     }
 
-    async fn save_progress(
-        &self,
-        sink: &SinkName,
-        progress: BTreeMap<ServerName, SinkProgress>,
-    ) -> Result<(), StoreError> {
+    async fn save_progress(&self, sink: &SinkName, progress: Progress) -> Result<(), StoreError> {
         self.room()?;
         self.inner.save_progress(sink, progress).await
     }

@@ -25,6 +25,7 @@ pub(super) fn updated(id: EventId, changes: Changes, snapshot: &SnapshotTorrent)
 pub(super) fn known_after(entry: &JournalEntry, snapshot: Option<SnapshotTorrent>) -> Known {
     match snapshot {
         _ if entry.kind == Kind::Removed => Known::Nothing,
+        // The usual case, in which the stored bytes need not be decoded.
         Some(snapshot) if snapshot.rev == entry.rev => Known::Torrent(snapshot.torrent),
         _ => match entry.event().map(|event| event.torrent.clone()) {
             Ok(Some(torrent)) => Known::Torrent(torrent),

@@ -78,11 +78,7 @@ pub trait SinkStore: Send + Sync {
 
     /// Saves the progress of a sink with some servers. Not synced: after a power cut an earlier one may be read,
     /// and entries are delivered again.
-    async fn save_progress(
-        &self,
-        sink: &SinkName,
-        progress: BTreeMap<ServerName, SinkProgress>,
-    ) -> Result<(), StoreError>;
+    async fn save_progress(&self, sink: &SinkName, progress: Progress) -> Result<(), StoreError>;
 
     /// Puts an entry that the sink refused for good into its dead-letter queue, with the reason. Synced.
     ///
@@ -196,7 +192,7 @@ pub struct Loaded {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SinkState {
     /// How far the sink has got, by server; empty for a sink that is new to the store.
-    pub progress: BTreeMap<ServerName, SinkProgress>,
+    pub progress: Progress,
     /// The registry of retained topics.
     pub retained_topics: BTreeSet<String>,
     /// The retained scan that is still to be made or evaluated.
@@ -206,6 +202,9 @@ pub struct SinkState {
     /// State of the sink's projection, as it was saved.
     pub projection_state: Option<String>,
 }
+
+/// How far one sink has got, by server.
+pub type Progress = BTreeMap<ServerName, SinkProgress>;
 
 /// How far one sink has got with one server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

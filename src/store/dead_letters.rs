@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::model::{Epoch, JournalEntry, Seq, ServerName, SinkName, Timestamp};
-use crate::port::{SinkProgress, StoreError};
+use crate::port::{Progress, StoreError};
 
 /// The part of a gap's id between epoch and number, which no event id has.
 pub(super) const GAP: &str = "-gap-";
@@ -109,7 +109,7 @@ impl BlockedSinks {
     }
 
     /// Unblocks a sink whose cursor passes the entry that found no room.
-    pub fn on_progress(&mut self, sink: &SinkName, progress: &BTreeMap<ServerName, SinkProgress>) {
+    pub fn on_progress(&mut self, sink: &SinkName, progress: &Progress) {
         let has_passed = |(server, seq): &(ServerName, Seq)| progress.get(server).is_some_and(|to| to.cursor >= *seq);
         if self.0.get(sink).is_some_and(has_passed) {
             self.0.remove(sink);

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::{DeadLetter, MemoryStore, State};
 use crate::model::{JournalEntry, ServerName, SinkName};
-use crate::port::{RetainedScan, SinkProgress, SinkState, SinkStore, StoreError};
+use crate::port::{Progress, RetainedScan, SinkState, SinkStore, StoreError};
 
 #[async_trait]
 impl SinkStore for MemoryStore {
@@ -14,11 +14,7 @@ impl SinkStore for MemoryStore {
         Ok(self.state().sinks.get(sink).cloned().unwrap_or_default())
     }
 
-    async fn save_progress(
-        &self,
-        sink: &SinkName,
-        progress: BTreeMap<ServerName, SinkProgress>,
-    ) -> Result<(), StoreError> {
+    async fn save_progress(&self, sink: &SinkName, progress: Progress) -> Result<(), StoreError> {
         let mut state = self.state();
         state.blocked.on_progress(sink, &progress);
         state.sink(sink).progress.extend(progress);

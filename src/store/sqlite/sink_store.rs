@@ -11,7 +11,7 @@ use super::columns::{from_sql, server_from_sql, to_sql};
 use super::db::{Db, Mode};
 use super::failure::Failure;
 use crate::model::{JournalEntry, Rev, Seq, ServerName, SinkName, Timestamp};
-use crate::port::{RetainedScan, SinkProgress, SinkState, SinkStore, StoreError};
+use crate::port::{Progress, RetainedScan, SinkProgress, SinkState, SinkStore, StoreError};
 
 #[async_trait]
 impl SinkStore for SqliteStore {
@@ -20,11 +20,7 @@ impl SinkStore for SqliteStore {
         self.read(move |db| load(db, &sink)).await
     }
 
-    async fn save_progress(
-        &self,
-        sink: &SinkName,
-        progress: BTreeMap<ServerName, SinkProgress>,
-    ) -> Result<(), StoreError> {
+    async fn save_progress(&self, sink: &SinkName, progress: Progress) -> Result<(), StoreError> {
         let sink = sink.clone();
         // Lazily: an older cursor only means that entries come again, with the same ids (I6).
         self.write(Mode::Lazy, move |db| save_progress(db, &sink, &progress)).await
@@ -100,7 +96,7 @@ fn load(db: &Db, sink: &SinkName) -> Result<SinkState, Failure> {
     })
 }
 
-fn save_progress(db: &mut Db, sink: &SinkName, progress: &BTreeMap<ServerName, SinkProgress>) -> Result<(), Failure> {
+fn save_progress(db: &mut Db, sink: &SinkName, progress: &Progress) -> Result<(), Failure> {
     let sql = "INSERT OR REPLACE INTO progress (sink, server, cursor, sent_rev) VALUES (?1, ?2, ?3, ?4)";
     for (server, SinkProgress { cursor, sent_rev }) in progress {
         let values = (sink.as_str(), server.as_str(), to_sql(cursor.0), to_sql(sent_rev.0));
