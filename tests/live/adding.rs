@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 
-use base64::Engine as _;
 use dtorrent::model::MetainfoBuilder;
 use dtorrent_peers::content::Content;
 use serde_json::json;
@@ -10,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::harness::recorder::{Command, Message};
-use crate::harness::{Setup, World, can_run};
+use crate::harness::{Setup, World, base64, can_run};
 
 /// A web server with one file; every other path is 404.
 #[allow(clippy::disallowed_methods)] // a test's own task, gone with its runtime
@@ -29,10 +28,6 @@ async fn serve(path: &'static str, body: Vec<u8>) -> SocketAddr {
         }
     });
     address
-}
-
-fn base64(bytes: &[u8]) -> String {
-    base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
 #[tokio::test]

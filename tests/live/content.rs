@@ -2,18 +2,13 @@
 
 use std::path::Path;
 
-use base64::Engine as _;
 use dtorrent::model::MetainfoBuilder;
 use dtorrent_peers::InfoHash;
 use dtorrent_peers::content::Content;
 use serde_json::{Value, json};
 
 use crate::harness::recorder::{Message, error_code};
-use crate::harness::{Setup, World, can_run};
-
-fn base64(bytes: &[u8]) -> String {
-    base64::engine::general_purpose::STANDARD.encode(bytes)
-}
+use crate::harness::{Setup, World, base64, can_run};
 
 fn may_delete() -> Setup {
     Setup { sink: "commands = [\"*\"]".to_owned(), ..Setup::default() }

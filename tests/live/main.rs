@@ -18,6 +18,7 @@ mod harness;
 mod homeassistant;
 mod hooks;
 mod initial_snapshot;
+mod labels;
 mod library;
 mod mqtt_link;
 mod nats;

@@ -377,7 +377,7 @@ async fn hundreds_of_torrents_are_read_in_one_request() {
     let failed: Vec<&Value> = rows.iter().filter(|row| row["status"] != "ok").collect();
     assert_eq!((failed.len(), &failed[0]["hash"]), (1, &json!(unknown)));
     for hash in hashes.iter().step_by(50) {
-        assert_eq!(world.home.get(*hash, "d.custom1").await.unwrap(), "all of them");
+        assert_eq!(world.home.get(*hash, "d.custom1").await.unwrap(), "all%20of%20them");
     }
     for (verb, column, value) in [("start", "d.state", "1"), ("stop", "d.state", "0")] {
         let body = json!({"filter": {"label": "all of them"}});

@@ -10,7 +10,8 @@
 //! - `left` is 0 when all *selected* files are complete; rTorrent's own figure counts the others too.
 //! - `added_at` is the custom value `addtime`, which ruTorrent, Flood and our own `add` set. rTorrent
 //!   keeps no such time: its load date is that of the last restart. Unknown is better than that.
-//! - The label is custom1, percent-decoded as ruTorrent and Flood encode it.
+//! - The label is custom1, percent-encoded as ruTorrent and Flood do. Read leniently: what is no encoded text is shown
+//!   as it stands.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -361,21 +362,16 @@ fn decode_label(written: &str) -> Cow<'_, str> {
     percent_decode_str(written).decode_utf8().unwrap_or(Cow::Borrowed(written))
 }
 
-/// The complement of what `encodeURIComponent` leaves unchanged.
+/// The complement of what every reader of a label leaves unchanged.
 const LABEL_ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// Encodes a label for custom1: unchanged, or percent-encoded where it would not come back.
+/// Encodes a label for custom1, to letters, digits and `-_.~%`.
 ///
-/// xmlrpc-c answers with `?` for every character beyond ASCII once there is one beyond the basic
-/// multilingual plane.
+/// As ruTorrent and Flood do, always: `decodeURIComponent`, with which both read it, throws at a bare `%` (Flood then
+/// lists nothing at all), and Flood takes a bare comma for the end of a tag. It also keeps text beyond the basic
+/// multilingual plane, for which xmlrpc-c answers `?`, and is harmless in a command.
 pub(super) fn encode_label(label: &str) -> String {
-    let comes_back = decode_label(label) == label && label.chars().all(|c| !c.is_control() && c < '\u{fffd}');
-    if comes_back { label.to_owned() } else { encode_fully(label) }
-}
-
-/// Encodes text to letters, digits and `-_.~%`, which are harmless in a command.
-pub(super) fn encode_fully(text: &str) -> String {
-    utf8_percent_encode(text, LABEL_ENCODED).to_string()
+    utf8_percent_encode(label, LABEL_ENCODED).to_string()
 }
 
 /// Returns the host of the first enabled tracker, or else of the first one. Each item is whether the tracker is
@@ -492,11 +488,11 @@ mod tests {
     fn a_label_comes_back_as_it_was_set() {
         for (label, written) in [
             ("linux", "linux"),
-            ("my label, two", "my label, two"),
-            ("Ünï", "Ünï"),
-            ("50%", "50%"),
+            ("my label, two", "my%20label%2C%20two"),
+            ("Ünï", "%C3%9Cn%C3%AF"),
+            ("100%", "100%25"),
             ("50%41", "50%2541"),
-            ("$execute.throw=id", "$execute.throw=id"),
+            ("$execute.throw=id", "%24execute.throw%3Did"),
             ("🦀", "%F0%9F%A6%80"),
             ("Ü🦀", "%C3%9C%F0%9F%A6%80"),
             ("", ""),
@@ -504,7 +500,9 @@ mod tests {
             assert_eq!(encode_label(label), written);
             assert_eq!(decode_label(written), label);
         }
-        assert_eq!(decode_label("%ff"), "%ff", "not text: as it stands");
+        for (stored, shown) in [("%ff", "%ff"), ("100%", "100%"), ("a b, c", "a b, c"), ("Ünï%20%zz", "Ünï %zz")] {
+            assert_eq!(decode_label(stored), shown, "as far as it is encoded text");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod skip;
 
 use std::path::PathBuf;
 
+use base64::Engine as _;
 use dtorrent_peers::content::Content;
 use dtorrent_peers::mosquitto::{self, Mosquitto};
 use dtorrent_peers::rtorrent::{self, Rtorrent};
@@ -37,6 +38,11 @@ pub fn can_run() -> bool {
         ("nginx", "nginx-light"),
         ("openssl", "openssl"),
     ])
+}
+
+/// Returns bytes as a JSON body has them.
+pub fn base64(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
 /// Changes to the default environment: one broker, one server `home`, polled four times a second.

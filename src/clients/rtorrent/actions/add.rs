@@ -195,7 +195,7 @@ fn magnet_call(link: &str, add: &Add, now: Option<i64>) -> Result<Call, ClientEr
     // rTorrent runs these on the new torrent before it starts, and again when the link is resolved.
     let commands = [
         add.directory.as_ref().map(|directory| format!("d.directory.set=\"{directory}\"")),
-        add.label.as_ref().map(|label| format!("d.custom1.set={}", map::encode_fully(label))),
+        add.label.as_ref().map(|label| format!("d.custom1.set={}", map::encode_label(label))),
         now.map(|now| format!("d.custom.set=addtime,{now}")),
         add.priority.map(|priority| format!("d.priority.set={priority}")),
     ];
