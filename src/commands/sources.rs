@@ -182,7 +182,11 @@ fn too_large() -> CommandError {
 }
 
 fn no_torrent(error: InvalidMetainfo) -> CommandError {
-    bad_request(error.to_string())
+    let code = match error {
+        InvalidMetainfo::Outside { .. } => ErrorCode::Forbidden,
+        _ => ErrorCode::BadRequest,
+    };
+    CommandError::new(code, error.to_string())
 }
 
 fn is_allowed_host(url: &url::Url) -> bool {

@@ -2,8 +2,9 @@
 //!
 //! Input is untrusted: nothing here recurses, lengths are checked before they are used, and a
 //! [`Value`] has been read to its end once, so iterating over it cannot fail. Spans are exact, which
-//! an info-hash needs. Dictionary keys may come in any order; a duplicate key is an error where it is
-//! looked up, because programs disagree on which one counts.
+//! an info-hash needs. Dictionary keys may come in any order, and numbers may have leading zeros, unless
+//! [`Value::check_canonical`] is asked; a duplicate key is an error where it is looked up, because programs
+//! disagree on which one counts.
 
 /// Limit on nesting. A file tree of version 2 takes two levels per folder.
 const DEPTH_MAX: usize = 100;
@@ -26,7 +27,16 @@ pub struct Value<'a>(&'a [u8]);
 impl<'a> Value<'a> {
     /// Reads the value at the start of `input`; bytes behind it are ignored.
     pub fn parse(input: &'a [u8]) -> Result<Self, NotBencoded> {
-        Ok(Self(&input[..end_of_value(input)?]))
+        Ok(Self(&input[..end_of_value(input, Form::Any)?]))
+    }
+
+    /// Checks that these bytes are the only encoding of the value (BEP 3): keys in order and each once, numbers without
+    /// leading zeros.
+    ///
+    /// # Errors
+    /// The first fault, with its offset in the value.
+    pub fn check_canonical(self) -> Result<(), NotBencoded> {
+        end_of_value(self.0, Form::Canonical).map(drop)
     }
 
     /// Returns the bytes that it was read from.
@@ -71,7 +81,7 @@ impl<'a> Iterator for Values<'a> {
         if self.0.is_empty() {
             return None;
         }
-        let (value, rest) = self.0.split_at(end_of_value(self.0).ok()?);
+        let (value, rest) = self.0.split_at(end_of_value(self.0, Form::Any).ok()?);
         self.0 = rest;
         Some(Value(value))
     }
@@ -79,25 +89,35 @@ impl<'a> Iterator for Values<'a> {
 
 /// A container that is open while a value is read, with the role of the next value.
 #[derive(Clone, Copy, PartialEq)]
-enum Open {
+enum Open<'a> {
     List,
-    Key,
-    ValueOfKey,
+    /// With the key before it.
+    Key(Option<&'a [u8]>),
+    ValueOfKey(&'a [u8]),
+}
+
+/// How strictly a value is read.
+#[derive(Clone, Copy, PartialEq)]
+enum Form {
+    Any,
+    /// The only encoding of the value.
+    Canonical,
 }
 
 /// Finds where the value at the start of `input` ends.
-fn end_of_value(input: &[u8]) -> Result<usize, NotBencoded> {
-    let mut open: Vec<Open> = Vec::new();
+fn end_of_value(input: &[u8], form: Form) -> Result<usize, NotBencoded> {
+    let mut open: Vec<Open<'_>> = Vec::new();
     let mut at = 0;
     loop {
-        let wrong = |what| NotBencoded { at, what };
+        let from = at;
+        let wrong = |what| NotBencoded { at: from, what };
         let byte = *input.get(at).ok_or(wrong("unexpected end of input"))?;
         match byte {
             b'e' => {
                 match open.pop() {
                     // A dictionary may end where a key would begin.
-                    Some(Open::List | Open::Key) => at += 1,
-                    Some(Open::ValueOfKey) => return Err(wrong("a key without a value")),
+                    Some(Open::List | Open::Key(_)) => at += 1,
+                    Some(Open::ValueOfKey(_)) => return Err(wrong("a key without a value")),
                     None => return Err(wrong("`e` without an open list or dictionary")),
                 };
             }
@@ -111,7 +131,7 @@ fn end_of_value(input: &[u8]) -> Result<usize, NotBencoded> {
                 let length = usize::try_from(length).ok().filter(|length| *length <= rest);
                 at += digits + 1 + length.ok_or(wrong("a byte string longer than the input"))?;
             }
-            _ if open.last() == Some(&Open::Key) => return Err(wrong("a key that is not a byte string")),
+            _ if matches!(open.last(), Some(Open::Key(_))) => return Err(wrong("a key that is not a byte string")),
             b'i' => {
                 // An i64 has at most 20 characters, between `i` and `e`.
                 let length = input[at..].iter().take(22).position(|byte| *byte == b'e');
@@ -122,19 +142,39 @@ fn end_of_value(input: &[u8]) -> Result<usize, NotBencoded> {
             // The stack of open containers is the only memory that hostile input can make grow.
             b'l' | b'd' if open.len() == DEPTH_MAX => return Err(wrong("nested too deeply")),
             b'l' | b'd' => {
-                open.push(if byte == b'l' { Open::List } else { Open::Key });
+                open.push(if byte == b'l' { Open::List } else { Open::Key(None) });
                 at += 1;
                 continue;
             }
             _ => return Err(wrong("not the start of a value")),
         }
-        match open.last_mut() {
-            None => return Ok(at),
-            Some(Open::List) => {}
-            Some(turn @ Open::Key) => *turn = Open::ValueOfKey,
-            Some(turn @ Open::ValueOfKey) => *turn = Open::Key,
+        let read = Value(&input[from..at]);
+        if form == Form::Canonical
+            && let Some(what) = canonical_fault(read, open.last())
+        {
+            return Err(wrong(what));
         }
+        let Some(place) = open.last_mut() else { return Ok(at) };
+        *place = match *place {
+            Open::List => Open::List,
+            Open::Key(_) => Open::ValueOfKey(read.text().unwrap_or_default()),
+            Open::ValueOfKey(key) => Open::Key(Some(key)),
+        };
     }
+}
+
+/// Returns why a byte string or an integer is not canonical at its place; a container was judged by its parts.
+fn canonical_fault(read: Value<'_>, place: Option<&Open<'_>>) -> Option<&'static str> {
+    if let Some(number) = read.number() {
+        let is_canonical = read.0 == format!("i{number}e").as_bytes();
+        return (!is_canonical).then_some("an integer with a leading zero or a sign that it does not need");
+    }
+    let text = read.text()?;
+    if read.0.len() > 2 && read.0.starts_with(b"0") {
+        return Some("the length of a text with a leading zero");
+    }
+    matches!(place, Some(Open::Key(Some(before))) if *before >= text)
+        .then_some("keys that are not in order, or one twice")
 }
 
 /// Reads a decimal number; returns its value and its number of digits.
@@ -213,6 +253,26 @@ mod tests {
             ("d1:bi1e1:ai2ee", "d1:bi1e1:ai2ee"),
         ] {
             assert_eq!(Value::parse(input.as_bytes()).unwrap().span(), span.as_bytes(), "{input}");
+        }
+    }
+
+    #[test]
+    fn only_one_encoding_of_a_value_is_canonical() {
+        for good in ["i0e", "i-7e", "0:", "d1:ai1e1:bi2ee", "d0:le1:ade2:aade1:bdee", "ld1:bi1eed1:ai1eee"] {
+            assert_eq!(Value::parse(good.as_bytes()).unwrap().check_canonical(), Ok(()), "{good}");
+        }
+        for (bad, at) in [
+            ("i01e", 0),
+            ("i-0e", 0),
+            ("i+1e", 0),
+            ("01:a", 0),
+            ("l1:ai00ee", 4),
+            ("d1:bi1e1:ai2ee", 7),
+            ("d1:ai1e1:ai1ee", 7),
+            ("d1:ad1:cle1:bleee", 10),
+            ("d2:aale01:bi1ee", 7),
+        ] {
+            assert_eq!(Value::parse(bad.as_bytes()).unwrap().check_canonical().unwrap_err().at, at, "{bad}");
         }
     }
 

@@ -16,6 +16,7 @@ mod hook;
 mod ids;
 mod json_text;
 mod listing;
+mod magnet;
 mod metainfo;
 mod operation;
 mod outcome;
@@ -39,9 +40,10 @@ pub use filter::{Filter, FilterArguments, InvalidFilter, OneOrMore};
 pub use hook::{Hook, HookAddress, HookKey, HookSecret, HookSignal, InvalidHookAddress};
 pub use ids::{Epoch, InfoHash, InvalidInfoHash, InvalidServerName, Rev, Seq, ServerName, SinkName};
 pub use listing::{Covers, Details, Facts, File, Files, Listing, Observed, Peer, Tracker};
+pub use magnet::{InvalidMagnet, MAGNET_BYTES_MAX, Magnet};
 pub use metainfo::{
-    InvalidMagnet, InvalidMetainfo, MAGNET_BYTES_MAX, MERKLE_BLOCK_BYTES, Magnet, Metainfo, MetainfoBuilder,
-    TorrentFile, merkle_root, with_resume_data, without_resume_data,
+    InvalidMetainfo, MERKLE_BLOCK_BYTES, Metainfo, MetainfoBuilder, TorrentFile, merkle_root, with_resume_data,
+    without_resume_data,
 };
 pub use operation::{ActionFor, AddRequest, Operation, TorrentSource};
 pub use outcome::{DeletedFiles, Outcome, OutcomeStatus, Page, Part, RESULT_SCHEMA, RemainingFile, TorrentOutcome};

@@ -22,6 +22,7 @@ mod labels;
 mod library;
 mod mqtt_link;
 mod nats;
+mod odd_torrents;
 mod outages;
 mod retained;
 mod rights;
