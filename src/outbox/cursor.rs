@@ -57,13 +57,14 @@ impl SinkCursor {
         self.pending.extend(entries);
     }
 
-    /// Gives up what was to be read up to `published`: the journal no longer has it.
+    /// Gives up what was to be read up to `published`: the journal no longer has it. Nothing may be pending.
     pub fn skip_to(&mut self, published: Seq) {
-        self.read_to = self.read_to.max(published);
-        // Not past what is in flight or pending: that is not dealt with.
-        if self.in_flight.is_empty() && self.pending.is_empty() {
-            self.acknowledged = self.acknowledged.max(published);
-        }
+        debug_assert!(self.pending.is_empty() && self.read_to <= published);
+        self.read_to = published;
+        // Behind what is in flight, which is not dealt with. The cursor follows with the last of those acknowledgements:
+        // nothing else would move it before the next event, and the sink would be shown as lagging until then.
+        self.in_flight.push_back((published, None));
+        self.pass_dealt_with();
     }
 
     /// Returns the next entry to send; from now on it is in flight.
@@ -88,13 +89,17 @@ impl SinkCursor {
     pub fn acknowledge(&mut self, seq: Seq) -> Option<JournalEntry> {
         let at = self.in_flight.binary_search_by_key(&seq, |(sent, _)| *sent).ok()?;
         let entry = self.in_flight[at].1.take();
+        self.pass_dealt_with();
+        entry
+    }
+
+    fn pass_dealt_with(&mut self) {
         // Acknowledgements may come out of order. The cursor must not pass an entry that is still open: after a crash
         // nothing before the cursor is sent again (I4).
         while let Some((seq, None)) = self.in_flight.front() {
             self.acknowledged = *seq;
             self.in_flight.pop_front();
         }
-        entry
     }
 
     /// Moves back to before `from`, unless something is in flight: its acknowledgement would count for the second time
@@ -146,7 +151,29 @@ mod tests {
         cursor.skip_to(Seq(12));
         assert_eq!(cursor.position(), Seq(9));
         assert_eq!(cursor.acknowledge(Seq(10)), Some(entry(10)));
-        assert_eq!(cursor.position(), Seq(10));
+        assert_eq!((cursor.position(), cursor.has_in_flight()), (Seq(12), false));
+    }
+
+    #[test]
+    fn entries_that_are_gone_are_passed_when_all_before_them_are_acknowledged() {
+        let mut cursor = SinkCursor::new(Seq(0));
+        cursor.fill(vec![entry(1), entry(2)]);
+        cursor.send_next();
+        cursor.send_next();
+        cursor.skip_to(Seq(5));
+        cursor.fill(vec![entry(6)]);
+        cursor.send_next();
+        cursor.acknowledge(Seq(2));
+        cursor.acknowledge(Seq(6));
+        assert_eq!(cursor.position(), Seq(0), "1 is still in flight");
+        cursor.acknowledge(Seq(1));
+        assert_eq!(cursor.position(), Seq(6));
+        // On a new link they are looked for again: only what is acknowledged is passed for good.
+        cursor.fill(vec![entry(7)]);
+        cursor.send_next();
+        cursor.skip_to(Seq(9));
+        cursor.reset_in_flight();
+        assert_eq!((cursor.position(), cursor.needs_entries_after(Seq(9))), (Seq(6), Some(Seq(6))));
     }
 
     #[test]
