@@ -24,7 +24,7 @@ use super::backoff::Backoff;
 use super::outboxes::Outboxes;
 use super::parts::{DispatcherParts, Failure};
 use super::quarantine::Quarantine;
-use super::{DeliveryId, Outcome};
+use super::{DeliveryId, Outcome, Rejection};
 use crate::log_throttle::LogThrottle;
 use crate::port::{Connected, DeliverError, Link, StoreError};
 
@@ -266,7 +266,7 @@ impl Dispatcher {
                 if let Some(attempts) = self.quarantine.is_poison(&id) {
                     let reason =
                         format!("{attempts} connections in a row ended, without a reason, when it was sent alone");
-                    self.resolve(id, Outcome::Rejected { reason, is_poison: true }).await?;
+                    self.resolve(id, Err(Rejection { reason, is_poison: true })).await?;
                     continue;
                 }
                 self.quarantine.sent(&id);
@@ -282,9 +282,9 @@ impl Dispatcher {
         let mut next = Some(first);
         while let Some((id, result)) = next {
             match result {
-                Ok(()) => self.resolve(id, Outcome::Acknowledged).await?,
+                Ok(()) => self.resolve(id, Ok(())).await?,
                 Err(DeliverError::Rejected { reason }) => {
-                    self.resolve(id, Outcome::Rejected { reason, is_poison: false }).await?;
+                    self.resolve(id, Err(Rejection { reason, is_poison: false })).await?;
                 }
                 // One that failed with its link must not hide another that was acknowledged. That an event was put off
                 // counts more than the failures that follow from it.
@@ -300,8 +300,8 @@ impl Dispatcher {
         // A rejection counts as an answer, too: the message no longer ends connections.
         self.quarantine.answered(&id);
         self.parts.buffer.report(|report| match &outcome {
-            Outcome::Acknowledged => report.delivered += 1,
-            Outcome::Rejected { .. } => report.rejected += 1,
+            Ok(()) => report.delivered += 1,
+            Err(_) => report.rejected += 1,
         });
         self.outboxes.resolve(id, outcome).await
     }

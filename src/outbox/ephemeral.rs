@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tracing::warn;
 
 use super::parts::DispatcherParts;
-use super::{DeliveryId, Outbox, Outcome, Outgoing};
+use super::{DeliveryId, Outbox, Outcome, Outgoing, Rejection};
 use crate::model::ServerName;
 use crate::port::{Delivery, StoreError};
 
@@ -108,7 +108,7 @@ impl Outbox for EphemeralOutbox {
     }
 
     async fn resolve(&mut self, _: DeliveryId, outcome: Outcome) -> Result<(), StoreError> {
-        if let Some(reason) = outcome.rejection() {
+        if let Err(Rejection { reason, .. }) = outcome {
             warn!(sink = %self.parts.settings.name, reason, "message rejected");
         }
         Ok(())

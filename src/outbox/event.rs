@@ -22,7 +22,7 @@ use super::background::{Request, start, unless_full};
 use super::cursor::SinkCursor;
 use super::dead_letters::PendingDeadLetters;
 use super::parts::DispatcherParts;
-use super::{DeliveryId, Outbox, Outcome, Outgoing};
+use super::{DeliveryId, Outbox, Outcome, Outgoing, Rejection};
 use crate::log_throttle::LogThrottle;
 use crate::model::{JournalEntry, Seq, ServerName};
 use crate::port::{Delivery, EventOrdering, Store, StoreError};
@@ -195,8 +195,8 @@ impl Outbox for EventOutbox {
         while batch.len() < budget && idle < self.servers.len() {
             self.turn %= self.servers.len();
             match self.servers[self.turn].next(&self.parts, is_strict).await? {
-                Some(entry) => {
-                    batch.push(outgoing(entry));
+                Some(next) => {
+                    batch.push(next);
                     idle = 0;
                 }
                 None => idle += 1,
@@ -210,7 +210,7 @@ impl Outbox for EventOutbox {
         let DeliveryId::Event(server, seq) = id else { return Ok(()) };
         let Some(events) = self.server_mut(&server) else { return Ok(()) };
         match outcome {
-            Outcome::Acknowledged => {
+            Ok(()) => {
                 if let Some(entry) = events.cursor.acknowledge(seq) {
                     self.dead_letters.acknowledged(&entry);
                     self.delivered.push(entry);
@@ -219,7 +219,7 @@ impl Outbox for EventOutbox {
                 self.unblock();
                 Ok(())
             }
-            Outcome::Rejected { reason, .. } => {
+            Err(Rejection { reason, .. }) => {
                 let Some(entry) = events.cursor.in_flight(seq).cloned() else { return Ok(()) };
                 let sink = &self.parts.settings.name;
                 warn!(%sink, id = %entry.id, reason, "event rejected, moving it to the dead-letter queue");
@@ -262,7 +262,7 @@ fn outgoing(entry: JournalEntry) -> Outgoing {
 
 impl ServerEvents {
     /// Returns the next entry that may be sent and is for the sink; all others are passed over.
-    async fn next(&mut self, parts: &DispatcherParts, is_strict: bool) -> Result<Option<JournalEntry>, StoreError> {
+    async fn next(&mut self, parts: &DispatcherParts, is_strict: bool) -> Result<Option<Outgoing>, StoreError> {
         if let Some(from) = self.rewind {
             if !self.cursor.rewind(from) {
                 // In flight: nothing new is sent until that is answered, then the replay begins.
@@ -276,11 +276,13 @@ impl ServerEvents {
         loop {
             self.refill(parts).await?;
             let Some(entry) = self.cursor.send_next() else { return Ok(None) };
-            if parts.settings.events.contains(&entry.kind) && parts.sink.wants(&Delivery::Event(entry.clone())) {
-                return Ok(Some(entry));
+            let (seq, is_selected) = (entry.seq, parts.settings.events.contains(&entry.kind));
+            let (id, delivery) = outgoing(entry);
+            if is_selected && parts.sink.wants(&delivery) {
+                return Ok(Some((id, delivery)));
             }
             // The sink does not receive the entry, so what it knows of the torrent stays.
-            self.cursor.acknowledge(entry.seq);
+            self.cursor.acknowledge(seq);
         }
     }
 
@@ -426,7 +428,7 @@ mod tests {
         setup.store.is_full.store(true, Ordering::Relaxed);
         let [first, second] = [0, 1].map(|at| ids(&batch)[at].clone());
         outbox.resolve(first, rejected("never")).await.unwrap();
-        outbox.resolve(second, Outcome::Acknowledged).await.unwrap();
+        outbox.resolve(second, Ok(())).await.unwrap();
         assert_eq!(outbox.cursor(&home()), Seq(0));
         let blocked = || setup.parts.buffer.last_report().blocked_reason.is_some();
         assert!(blocked());

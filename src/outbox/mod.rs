@@ -114,26 +114,14 @@ pub enum Piece {
     Substitute(usize),
 }
 
-/// The outcome of a delivery.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Outcome {
-    /// The receiver took responsibility.
-    Acknowledged,
-    /// The receiver refused it for good.
-    Rejected {
-        /// The reason of the receiver, for people.
-        reason: String,
-        /// Not sent at all, because it had ended several connections ([`quarantine`]).
-        is_poison: bool,
-    },
-}
+/// The outcome of a delivery: the receiver took responsibility, or refused it for good.
+type Outcome = Result<(), Rejection>;
 
-impl Outcome {
-    /// Returns why the receiver refused it; `None` if it did not.
-    fn rejection(&self) -> Option<&str> {
-        match self {
-            Self::Acknowledged => None,
-            Self::Rejected { reason, .. } => Some(reason),
-        }
-    }
+/// The refusal of a delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Rejection {
+    /// The reason of the receiver, for people.
+    reason: String,
+    /// Not sent at all, because it had ended several connections ([`quarantine`]).
+    is_poison: bool,
 }

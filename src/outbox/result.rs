@@ -12,7 +12,7 @@ use tracing::warn;
 
 use super::background::{BackgroundWrite, Request, start};
 use super::parts::DispatcherParts;
-use super::{DeliveryId, Outbox, Outcome, Outgoing, Piece};
+use super::{DeliveryId, Outbox, Outcome, Outgoing, Piece, Rejection};
 use crate::model::{in_parts, shorter, shortest};
 use crate::port::{Delivery, RESULTS_BYTES, StoreError, UnsentResult};
 
@@ -175,7 +175,7 @@ impl Outbox for ResultOutbox {
 
     async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<(), StoreError> {
         let DeliveryId::Result(number, piece) = id else { return Ok(()) };
-        if let Outcome::Rejected { reason, is_poison } = outcome {
+        if let Err(Rejection { reason, is_poison }) = outcome {
             warn!(sink = %self.parts.settings.name, reason, "result rejected");
             self.replace(number, piece, &reason, is_poison);
         }

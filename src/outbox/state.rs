@@ -248,36 +248,37 @@ impl StateOutbox {
         }
     }
 
-    fn next_projected(&mut self, budget: usize, batch: &mut Vec<Outgoing>) {
+    fn next_projected(&mut self, budget: usize, batch: &mut Batch) {
         let Some(projection) = &mut self.projection else { return };
         projection.refresh(&self.parts);
-        while batch.len() < budget
+        while batch.deliveries.len() < budget
             && let Some(delivery) = projection.next()
         {
             match &delivery {
                 Delivery::Clear { topic } if self.topics.registry.clear(topic) => {
-                    batch.push(clearing(topic.clone()));
+                    batch.deliveries.push(clearing(topic.clone()));
                 }
                 Delivery::Projected { topic, .. } => {
                     if let Some(topic) = self.parts.sink.retained_topic(&delivery) {
                         self.topics.registry.retain(&topic);
+                        batch.topics.push(topic);
                     }
-                    batch.push((DeliveryId::Projected(topic.clone()), delivery));
+                    batch.deliveries.push((DeliveryId::Projected(topic.clone()), delivery));
                 }
                 _ => {}
             }
         }
     }
 
-    fn next_states(&mut self, budget: usize, batch: &mut Vec<Outgoing>) {
+    fn next_states(&mut self, budget: usize, batch: &mut Batch) {
         let servers: Vec<ServerName> = self.servers.keys().cloned().collect();
         for server in &servers {
-            while batch.len() < budget && self.next_state(server, batch) {}
+            while batch.deliveries.len() < budget && self.next_state(server, batch) {}
         }
     }
 
     /// Adds the next state of a server, with the update before it; returns whether there was one.
-    fn next_state(&mut self, server: &ServerName, batch: &mut Vec<Outgoing>) -> bool {
+    fn next_state(&mut self, server: &ServerName, batch: &mut Batch) -> bool {
         let Some(hash) = self.servers.get(server).and_then(ServerStates::peek) else { return false };
         // The snapshot and the buffer are read together: no change is between them.
         let read = |live: &LiveServer| (self.parts.buffer.take_states(), live.epoch, live.snapshot.get(&hash).cloned());
@@ -298,15 +299,17 @@ impl StateOutbox {
         states.dirty.sent(hash, Known::Torrent(Arc::clone(&snapshot.torrent)));
         let retain = states.retained.contains(&hash);
         let id = EventId::Updated { server: server.clone(), epoch, rev: snapshot.rev };
-        batch.extend(self.update(server, id, &known, &snapshot));
-        match self.topics.of_state(server, hash) {
-            Some(topic) if retain => self.topics.registry.retain(&topic),
-            _ => self.clear_state(server, hash, batch),
-        }
+        batch.deliveries.extend(self.update(server, id, &known, &snapshot));
         let body = Bytes::from(serde_json::to_vec(&*snapshot.torrent).expect("a torrent is plain JSON"));
         let delivery = Delivery::State { server: server.clone(), hash, body, retain };
+        let topic = self.parts.sink.retained_topic(&delivery);
+        match &topic {
+            Some(topic) => self.topics.registry.retain(topic),
+            None => self.clear_state(server, hash, batch),
+        }
         if self.parts.sink.wants(&delivery) {
-            batch.push((DeliveryId::State(server.clone(), hash), delivery));
+            batch.topics.extend(topic);
+            batch.deliveries.push((DeliveryId::State(server.clone(), hash), delivery));
         } else if let Some(states) = self.servers.get_mut(server) {
             states.dirty.resolve(hash);
         }
@@ -324,24 +327,32 @@ impl StateOutbox {
         is_wanted.then(|| (DeliveryId::Updated(server.clone(), hash), delivery))
     }
 
-    fn clear_state(&mut self, server: &ServerName, hash: InfoHash, batch: &mut Vec<Outgoing>) {
+    fn clear_state(&mut self, server: &ServerName, hash: InfoHash, batch: &mut Batch) {
         let topic = self.topics.of_state(server, hash).filter(|topic| self.topics.registry.clear(topic));
-        batch.extend(topic.map(clearing));
+        batch.deliveries.extend(topic.map(clearing));
     }
 
-    fn next_orphans(&mut self, budget: usize, batch: &mut Vec<Outgoing>) {
+    fn next_orphans(&mut self, budget: usize, batch: &mut Batch) {
         if self.topics.is_any_found_known() {
             self.plan_clearing();
         }
         // With strict ordering the window has room while events are pending, and a clearing must not overtake `removed`.
         let is_held = self.servers.values().any(|states| states.cursor < states.orphans_after);
         while !is_held
-            && batch.len() < budget
+            && batch.deliveries.len() < budget
             && let Some(topic) = self.topics.registry.next_orphan()
         {
-            batch.push(clearing(topic));
+            batch.deliveries.push(clearing(topic));
         }
     }
+}
+
+/// Deliveries to be sent together.
+#[derive(Default)]
+struct Batch {
+    deliveries: Vec<Outgoing>,
+    /// The retained topics among their addresses, which are registered before anything is sent.
+    topics: Vec<String>,
 }
 
 fn clearing(topic: String) -> Outgoing {
@@ -352,24 +363,23 @@ impl Outbox for StateOutbox {
     /// A state is up to three messages: the update, the clearing of a copy that is no longer retained, the state.
     async fn next(&mut self, budget: usize) -> Result<Vec<Outgoing>, StoreError> {
         self.absorb();
-        let mut batch = Vec::new();
+        let mut batch = Batch::default();
         self.next_projected(budget, &mut batch);
         self.next_states(budget, &mut batch);
         self.next_orphans(budget, &mut batch);
-        let mut topics: Vec<String> =
-            batch.iter().filter_map(|(_, delivery)| self.parts.sink.retained_topic(delivery)).collect();
+        let Batch { deliveries, mut topics } = batch;
         if topics.iter().any(|topic| !self.topics.registry.contains(topic)) {
             // Each registration waits for the disk: those of the states that come next go with it.
             topics.extend(self.topics_of_dirty());
         }
         self.topics.register(topics).await?;
         self.save_projection(false).await?;
-        Ok(batch)
+        Ok(deliveries)
     }
 
     async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<(), StoreError> {
         let sink = &self.parts.settings.name;
-        let rejection = outcome.rejection();
+        let rejection = outcome.err().map(|rejection| rejection.reason);
         match id {
             DeliveryId::State(server, hash) => {
                 if let Some(reason) = rejection {

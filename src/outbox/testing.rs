@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::parts::{DispatcherParts, DispatcherSettings, Reporter};
 use super::retention::Retain;
-use super::{DeliveryId, Outbox, Outcome, Outgoing};
+use super::{DeliveryId, Outbox, Outcome, Outgoing, Rejection};
 use crate::live_state::{LiveServer, LiveState};
 use crate::model::{
     Cause, ChangeSet, Changes, CommandId, Committed, DiffState, Epoch, InfoHash, JournalEntry, Kind, NewEvent, Seq,
@@ -44,12 +44,12 @@ pub(super) fn topic(number: u8) -> String {
 /// Acknowledges what is in flight.
 pub(super) async fn acknowledge(outbox: &mut impl Outbox, batch: Vec<Outgoing>) {
     for (id, _) in batch {
-        outbox.resolve(id, Outcome::Acknowledged).await.unwrap();
+        outbox.resolve(id, Ok(())).await.unwrap();
     }
 }
 
 pub(super) fn rejected(reason: &str) -> Outcome {
-    Outcome::Rejected { reason: reason.to_owned(), is_poison: false }
+    Err(Rejection { reason: reason.to_owned(), is_poison: false })
 }
 
 pub(super) fn ids(batch: &[Outgoing]) -> Vec<DeliveryId> {
