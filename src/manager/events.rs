@@ -75,9 +75,8 @@ pub(super) fn event(item: ReaderItem) -> Option<Result<Event, Missed>> {
         // Only of a position that a client sent as text, which `Since` has as ids.
         ReaderItem::PositionUnknown(_) => None,
         ReaderItem::Updated(event) => Some(Ok(*event)),
-        // From the bytes, because an entry may have been written by an earlier run, and is the same for all readers (I6).
-        ReaderItem::Entry(entry) => match serde_json::from_slice(&entry.body) {
-            Ok(event) => Some(Ok(event)),
+        ReaderItem::Entry(entry) => match entry.event() {
+            Ok(event) => Some(Ok(Event::clone(event))),
             Err(error) => {
                 error!(id = %entry.id, %error, "cannot read an event of an earlier version, skipped");
                 None

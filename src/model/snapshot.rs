@@ -207,11 +207,9 @@ impl JournalEntry {
     /// If the event is an `updated`, which is never journaled.
     pub fn new(event: Event, rev: Rev) -> Self {
         let body = Bytes::from(event.to_json());
-        let event = Arc::new(event);
-        // The event is kept beside its bytes: sinks that render attributes need not decode what was just written.
         let entry = Self::stored(event.id.clone(), event.event_type, event.hash, rev, event.time, body);
-        entry.event.get_or_init(|| event);
-        entry
+        // The event is kept beside its bytes: readers need not decode what was just written.
+        Self { event: OnceLock::from(Arc::new(event)), ..entry }
     }
 
     /// An entry as it was stored, its bytes not decoded. Server and number are those of its id.
