@@ -232,7 +232,7 @@ pub fn nanos(duration: Duration) -> u64 {
 
 fn stream(subjects: &Subjects, replicas: u8) -> Value {
     json!({
-        "name": STREAM, "description": "events of torrents, as dtorrent tells them", "subjects": subjects.of_stream(),
+        "name": STREAM, "description": "events of torrents, published by dtorrent", "subjects": subjects.of_stream(),
         "retention": "limits", "storage": "file", "discard": "old", "num_replicas": replicas,
         "max_age": nanos(AGE_MAX), "duplicate_window": nanos(DUPLICATE_WINDOW),
         "max_consumers": -1, "max_msgs": -1, "max_bytes": -1, "max_msgs_per_subject": -1, "max_msg_size": -1,
@@ -241,7 +241,7 @@ fn stream(subjects: &Subjects, replicas: u8) -> Value {
 
 fn bucket(replicas: u8) -> Value {
     json!({
-        "name": BUCKET_STREAM, "description": "the last state of each torrent, as dtorrent tells it",
+        "name": BUCKET_STREAM, "description": "the last state of each torrent, published by dtorrent",
         "subjects": [bucket_subject(">")],
         "retention": "limits", "storage": "file", "num_replicas": replicas,
         "max_age": 0, "duplicate_window": nanos(BUCKET_DUPLICATE_WINDOW),
