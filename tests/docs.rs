@@ -192,6 +192,64 @@ fn no_link_between_the_docs_is_broken() {
     }
 }
 
+/// Returns the Rust files below these folders, with their texts.
+fn sources(folders: &[&str]) -> BTreeMap<PathBuf, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders: Vec<PathBuf> = folders.iter().map(|folder| root.join(folder)).collect();
+    let mut sources = BTreeMap::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                sources.insert(path, text);
+            }
+        }
+    }
+    sources
+}
+
+/// The pages and the docs of modules name no file that was renamed or removed.
+#[test]
+fn every_source_file_that_the_docs_name_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sources = sources(&["src", "tests", "peers", "examples"]);
+    let mut texts = pages();
+    for page in ["ARCHITECTURE.md", "CONTRIBUTING.md"] {
+        texts.insert(root.join(page), fs::read_to_string(root.join(page)).unwrap());
+    }
+    texts.extend(sources.iter().map(|(path, text)| {
+        let module_doc: String = text.lines().filter(|line| line.starts_with("//!")).collect();
+        (path.clone(), module_doc)
+    }));
+    let is_of_name = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
+    for (path, text) in texts {
+        let names = text.split(|c| !is_of_name(c)).map(|name| name.trim_start_matches(['.', '/']));
+        for name in names.filter(|name| name.ends_with(".rs")) {
+            // A page names a file from some folder on; `ends_with` compares whole components.
+            assert!(sources.keys().any(|source| source.ends_with(name)), "{name} in {}", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_type_that_the_description_of_the_architecture_names_exists() {
+    let sources: String = sources(&["src"]).into_values().collect();
+    let page = include_str!("../ARCHITECTURE.md");
+    let is_type =
+        |word: &&str| word.starts_with(|c: char| c.is_ascii_uppercase()) && !word.contains(' ') && *word != "Debug";
+    let named: Vec<&str> =
+        page.split('`').skip(1).step_by(2).flat_map(|code| code.split("::")).filter(is_type).collect();
+    assert!(named.len() > 10, "{named:?}");
+    let is_there = |word: &&str| {
+        ["struct", "enum", "trait", "type"].iter().any(|item| sources.contains(&format!("{item} {word}")))
+    };
+    let missing: Vec<_> = named.iter().filter(|word| !is_there(word)).collect();
+    assert!(missing.is_empty(), "no such type: {missing:?}");
+}
+
 fn pages() -> BTreeMap<PathBuf, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut paths = vec![root.join("README.md"), root.join("CHANGELOG.md")];
@@ -208,18 +266,7 @@ fn pages() -> BTreeMap<PathBuf, String> {
 #[test]
 fn every_test_that_the_docs_cite_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut sources = String::new();
-    let mut folders = vec![root.join("tests"), root.join("src")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
-            let path = entry.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                sources += &fs::read_to_string(path).unwrap();
-            }
-        }
-    }
+    let sources: String = sources(&["tests", "src"]).into_values().collect();
     let is_test = |name: &&str| {
         name.matches('_').count() > 3 && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
     };

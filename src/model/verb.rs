@@ -9,8 +9,9 @@
 //! 1. this file: the variant of [`Verb`] and its row;
 //! 2. `model/arguments.rs`: the type of its arguments, if it has any;
 //! 3. `model/action.rs`: the [`Action`], and what a later poll has to show for it;
-//! 4. `clients/rtorrent/commands.rs`, the calls that carry it out, and the verbs that the adapter states;
-//! 5. `clients/exec/mod.rs` and `testing/simulator.rs`, which have it or not;
+//! 4. `clients/rtorrent/actions/`, the calls that carry it out, and `clients/rtorrent/mod.rs`, the verbs that the adapter
+//!    states;
+//! 5. `clients/exec/mod.rs` and `testing/simulator/mod.rs`, which have it or not;
 //! 6. `docs/reference.md`, which a test compares with the rows (the golden files are renewed with `BLESS=1`).
 //!
 //! The compiler names 3 to 5, because their `match` has no wildcard. Nothing else changes: admission, queue,
