@@ -88,8 +88,11 @@ impl fmt::Debug for HookSecret {
 pub struct HookKey(String);
 
 impl HookKey {
-    /// Begin of every key of this program. rTorrent runs hooks in the order of their keys, so these run late.
-    pub const PREFIX: &str = "zz_dtorrent.";
+    /// Begin of every key of this program. rTorrent runs hooks in the order of their keys, so these run first.
+    // Behind a foreign hook that erases the torrent, 0.15.7 and 0.16.20 crash when ours asks for its hash.
+    pub const PREFIX: &str = "!!dtorrent.";
+    /// Begin of the keys that earlier versions of this program used.
+    pub(crate) const FORMER_PREFIX: &str = "zz_dtorrent.";
 
     /// Makes the key of a bridge and a server.
     ///
@@ -99,6 +102,11 @@ impl HookKey {
         let instance = ServerName::parse(instance)?;
         // A slug has no dot, so no two pairs make the same key.
         Ok(Self(format!("{}{instance}.{server}", Self::PREFIX)))
+    }
+
+    /// Returns the key that earlier versions used for the same bridge and server.
+    pub(crate) fn former(&self) -> Self {
+        Self(self.0.replacen(Self::PREFIX, Self::FORMER_PREFIX, 1))
     }
 
     /// Returns the key as the client stores it.
@@ -209,9 +217,19 @@ mod tests {
     #[test]
     fn every_bridge_and_server_has_a_key_of_its_own() {
         let key = |instance, server| HookKey::new(instance, &ServerName::parse(server).unwrap()).unwrap();
-        assert_eq!(key("main", "home").as_str(), "zz_dtorrent.main.home");
+        assert_eq!(key("main", "home").as_str(), "!!dtorrent.main.home");
+        assert_eq!(key("main", "home").former().as_str(), "zz_dtorrent.main.home");
         assert_ne!(key("a_b", "c"), key("a", "b_c"));
         assert!(HookKey::new("a.b", &ServerName::parse("c").unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_key_sorts_before_those_of_rtorrent_and_of_others() {
+        for theirs in
+            ["!_timestamp", "!view.seeding", "+first", "00_first", "1_prepare", "A", "_first", "move_complete"]
+        {
+            assert!(HookKey::PREFIX < theirs, "{theirs}");
+        }
     }
 
     #[test]

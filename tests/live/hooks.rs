@@ -16,7 +16,8 @@ use crate::harness::recorder::Message;
 use crate::harness::{Setup, World, can_run};
 
 const EVENTS: [&str; 7] = ["inserted_new", "erased", "finished", "paused", "resumed", "hash_done", "closed"];
-const KEY: &str = "zz_dtorrent.main.home";
+const KEY: &str = "!!dtorrent.main.home";
+const FORMER_KEY: &str = "zz_dtorrent.main.home";
 const SET: &str = "hooks installed";
 
 /// A setup that is polled once a minute, with HTTP and the hook listener on known ports.
@@ -176,6 +177,22 @@ async fn a_stopped_bridge_removes_its_hooks() {
     assert_eq!(hooked_events(&world.home).await, EVENTS);
     world.bridge().stop().await;
     assert_eq!(hooked_events(&world.home).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_hook_of_an_earlier_version_is_replaced_by_one_that_runs_first() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(hooked("60s")).await;
+    let former =
+        ["", "event.download.erased", FORMER_KEY, "load.normal=\"$cat=http://127.0.0.1:1/x/home/erased/,$d.hash=\""];
+    method(&world.home, "method.set_key", &former).await;
+    world.start_bridge().await;
+    world.bridge().wait_for_log(SET).await;
+    assert_eq!(method(&world.home, "method.has_key", &former[..3]).await, ["0"]);
+    let keys = method(&world.home, "method.list_keys", &former[..2]).await;
+    assert!(keys.len() > 1 && keys[0] == KEY, "rTorrent has hooks of its own on this event: {keys:?}");
 }
 
 #[tokio::test]

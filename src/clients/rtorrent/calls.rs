@@ -379,7 +379,7 @@ mod tests {
         let Call { method, params } = Call::set_hook("paused", &hook.key, Some(&hook));
         let address = format!("http://127.0.0.1:4711/{}/home/paused/", "5a".repeat(16));
         let expected =
-            ["", "event.download.paused", "zz_dtorrent.main.home", &format!("load.normal=\"$cat={address},$d.hash=\"")];
+            ["", "event.download.paused", "!!dtorrent.main.home", &format!("load.normal=\"$cat={address},$d.hash=\"")];
         assert_eq!(method, "method.set_key");
         assert_eq!(params, expected.map(|text| Param::Text(text.to_owned())));
         assert_eq!(Call::set_hook("paused", &hook.key, None).params, params[..3]);

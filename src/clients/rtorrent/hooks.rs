@@ -26,6 +26,7 @@ pub(super) async fn hooks(access: &Access<'_>, request: HookRequest<'_>) -> Resu
         HookRequest::Inspect(key) | HookRequest::Remove(key) => key,
         HookRequest::Install(hook) => &hook.key,
     };
+    let former_key = key.former();
     let mut hooks = Hooks::default();
     let mut calls = Vec::new();
     let answers = access.call(&EVENTS.map(Call::read_hooks)).await?;
@@ -45,6 +46,9 @@ pub(super) async fn hooks(access: &Access<'_>, request: HookRequest<'_>) -> Resu
             HookRequest::Remove(_) => ours.map(|_| Call::set_hook(event, key, None)),
         };
         calls.extend(call);
+        if !matches!(request, HookRequest::Inspect(_)) && commands.command(&former_key).is_some() {
+            calls.push(Call::set_hook(event, &former_key, None));
+        }
         let is_installed = match request {
             HookRequest::Inspect(_) => ours.is_some(),
             HookRequest::Install(_) => true,
@@ -90,7 +94,8 @@ impl EventCommands {
     fn may_run_programs(&self) -> bool {
         self.0.iter().any(|(key, command)| {
             // The hooks of other bridges only request an address.
-            let is_known = key.starts_with(HookKey::PREFIX) || is_rtorrents_own(key);
+            let is_of_bridge = [HookKey::PREFIX, HookKey::FORMER_PREFIX].iter().any(|prefix| key.starts_with(prefix));
+            let is_known = is_of_bridge || is_rtorrents_own(key);
             !is_known || contains_command(command, "execute")
         })
     }
@@ -127,6 +132,7 @@ mod tests {
             ("!view.seeding", text("view.filter_download=seeding"), false),
             ("1_prepare", list(&["d.save_full_session"]), false),
             ("~_delete_tied", text("d.delete_tied="), false),
+            ("!!dtorrent.main.home", text("load.normal=\"$cat=http://127.0.0.1:1/x/home/paused/,$d.hash=\""), false),
             ("zz_dtorrent.main.home", text("load.normal=\"$cat=http://127.0.0.1:1/x/home/paused/,$d.hash=\""), false),
             ("1_prepare", list(&["execute.nothrow", "sh"]), true),
             ("notify", text("execute={notify-send,$d.name=}"), true),
