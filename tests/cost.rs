@@ -153,21 +153,6 @@ async fn rule_2_a_hundred_thousand_torrents_come_in_answers_far_from_what_aborts
 }
 
 #[tokio::test]
-async fn a_listing_for_a_command_hides_no_change_from_the_next_poll() {
-    let folder = tempfile::tempdir().unwrap();
-    let peer = Peer::start(&folder.path().join("rpc.sock"), 3).unwrap();
-    let server = ServerName::parse("home").unwrap();
-    let client = RtorrentClient::new(Settings::new(server, Endpoint::parse(&peer.url()).unwrap())).unwrap();
-    let named = BTreeSet::new();
-    let torrent = Parts { torrent: true, ..Parts::default() };
-    client.list(Scope::Full).await.unwrap();
-    assert_eq!(client.list(Scope::Changed { named: &named }).await.unwrap().covers, Covers::Changed);
-    let hashes: Vec<InfoHash> = (0..2).map(|number| listing::hash(number).parse().unwrap()).collect();
-    assert!(client.get(&hashes, torrent).await.unwrap().iter().flatten().all(|details| details.observed.is_some()));
-    assert_eq!(client.list(Scope::Changed { named: &named }).await.unwrap().covers, Covers::All);
-}
-
-#[tokio::test]
 async fn files_are_read_by_two_calls_for_each_torrent_without_a_listing() {
     let folder = tempfile::tempdir().unwrap();
     let peer = Peer::start(&folder.path().join("rpc.sock"), 120).unwrap();

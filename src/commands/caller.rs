@@ -30,15 +30,20 @@ type Repeaters = HashMap<(Option<ServerName>, CommandId), Vec<Waiter>>;
 pub struct Caller {
     admission: Admission,
     sender: mpsc::Sender<Received>,
-    // Locked by `run` for as long as it runs; here, so that no command is lost when that is restarted.
-    receiver: Mutex<mpsc::Receiver<Received>>,
+    // Locked by `run` for as long as it runs; here, so that no command and no sender is lost when that is restarted.
+    state: Mutex<State>,
+}
+
+struct State {
+    receiver: mpsc::Receiver<Received>,
+    repeaters: Repeaters,
 }
 
 impl Caller {
     /// Returns a caller for the origin of `admission`, of which the live state has a buffer and which the store knows.
     pub fn new(admission: Admission) -> Self {
         let (sender, receiver) = mpsc::channel(BATCH_MAX);
-        Self { admission, sender, receiver: Mutex::new(receiver) }
+        Self { admission, sender, state: Mutex::new(State { receiver, repeaters: Repeaters::new() }) }
     }
 
     /// Has a command executed and returns its result; `None` if `stop` comes first.
@@ -75,23 +80,24 @@ impl Caller {
     /// A store that cannot be used any more.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) -> Result<(), StoreError> {
         let Some(buffer) = self.admission.common.live.buffer(&self.admission.origin) else { return Ok(()) };
-        let mut receiver = self.receiver.lock().await;
-        let mut repeaters = Repeaters::new();
+        let mut state = self.state.lock().await;
+        let State { receiver, repeaters } = &mut *state;
         // Results of an earlier run, for which no caller waits any more.
-        self.return_logged(&mut repeaters).await?;
+        self.return_logged(repeaters).await?;
         loop {
             let mut batch = Vec::new();
-            // Commands come last: a flood of them does not keep results in the log.
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                () = buffer.results.notified() => self.return_logged(&mut repeaters).await?,
                 // A caller reads no states, and the buffer is not to grow.
                 () = buffer.changed.notified() => drop(buffer.take_states()),
+                // Before the results: those of a flood from another origin wake this task, too, again and again. And
+                // commands cannot starve results, because each sender waits for its own.
                 _ = receiver.recv_many(&mut batch, BATCH_MAX) => {
                     let on_repeated = |key, waiter| repeaters.entry(key).or_default().push(waiter);
                     self.admission.admit(batch, on_repeated, &stop).await?;
                 }
+                () = buffer.results.notified() => self.return_logged(repeaters).await?,
             }
         }
     }

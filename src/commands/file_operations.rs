@@ -43,7 +43,7 @@ impl Execution<'_> {
         // From the client and not from the snapshot, which may lack a torrent that shares files and was just added.
         let listing = {
             let _permit = self.long_turn().await;
-            self.parts.client.list(Scope::Full).await?
+            self.parts.client.list(Scope::Detached).await?
         };
         if !self.request.dry_run {
             self.note_start().await?;

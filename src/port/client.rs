@@ -127,6 +127,9 @@ pub trait EventHooks: Send + Sync {
 pub enum Scope<'a> {
     /// Every torrent of the client.
     Full,
+    /// Every torrent as well, but not for the poll loop: no later listing of changes is compared with this one, because
+    /// the poll loop has not seen what it showed.
+    Detached,
     /// Torrents that move bytes or have changed their state, as far as the client can tell cheaply.
     Changed {
         /// Torrents that the listing has to show in any case.

@@ -765,6 +765,13 @@ async fn a_quick_poll_of_a_thousand_unchanged_torrents_reads_none_and_misses_no_
     server.call("d.start", &[&hashes[10].to_string()]);
     let started = changes(&client, &[]).await;
     assert_ne!(torrent(&started, hashes[10]).status, Status::Stopped);
+
+    // What a listing for a command showed first is not lost to the next poll of changes.
+    server.call("d.erase", &[&hashes[11].to_string()]);
+    client.get(&hashes[20..22], Parts { torrent: true, ..Parts::default() }).await.unwrap();
+    client.list(Scope::Detached).await.unwrap();
+    let erased = changes(&client, &[]).await;
+    assert_eq!((erased.covers, erased.torrents.len()), (Covers::All, 998));
 }
 
 #[tokio::test]

@@ -21,10 +21,7 @@ pub(super) async fn read(
         // One call for each column costs less than a listing with as many columns of every torrent.
         [hash] if parts.torrent => Ok(vec![read_one(client, *hash, parts).await?]),
         _ if parts.torrent => {
-            let mut listed = client.list(Scope::Full).await?.torrents;
-            // The poll loop has not seen this listing. Its next poll reads everything, because a listing of changes
-            // would begin here and miss what changed before.
-            client.state().listing.forget_changes();
+            let mut listed = client.list(Scope::Detached).await?.torrents;
             let others = Parts { torrent: false, ..parts };
             let has_more = others != Parts::default();
             let mut read = if has_more { read_parts(client, hashes, others).await? } else { BTreeMap::new() };

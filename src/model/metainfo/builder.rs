@@ -7,7 +7,6 @@ use crate::model::bencode::Encode::{self, List, Number, Text};
 /// A builder of .torrent files of version 1, fed with the content once, in order.
 ///
 /// Names are bytes and are not checked, so that tests can build malformed files.
-#[derive(Default)]
 pub struct MetainfoBuilder {
     name: Vec<u8>,
     piece_length: u32,
@@ -24,7 +23,16 @@ impl MetainfoBuilder {
     /// A single-file torrent. `piece_length` is above 0, by custom a power of two of at least 16 KiB.
     pub fn single(name: impl Into<Vec<u8>>, piece_length: u32) -> Self {
         assert!(piece_length > 0, "a piece has a length");
-        Self { name: name.into(), piece_length, ..Self::default() }
+        Self {
+            name: name.into(),
+            piece_length,
+            trackers: Vec::new(),
+            private: false,
+            files: None,
+            length: 0,
+            piece: Sha1::new(),
+            pieces: Vec::new(),
+        }
     }
 
     /// A torrent of a directory; [`Self::file`] begins each file in it.

@@ -233,7 +233,7 @@ impl SimulatorState {
 
     fn list(&mut self, server: &ServerName, scope: Scope<'_>) -> Listing {
         let changed = match scope {
-            Scope::Full => None,
+            Scope::Full | Scope::Detached => None,
             Scope::Changed { named } => self.changed(named),
         };
         let has_gaps = matches!(self.behavior, Behavior::Short | Behavior::SilentlyShortOnce);
@@ -245,9 +245,11 @@ impl SimulatorState {
                 Listing { complete: self.behavior != Behavior::Short, ..self.listing(server, torrents) }
             }
         };
-        let marks = self.visible().map(|(hash, torrent)| (*hash, torrent.mark())).collect();
-        // The next listing of changes cannot build on one with gaps.
-        self.shown = (!has_gaps).then_some(Shown { run: self.run, marks });
+        if !matches!(scope, Scope::Detached) {
+            let marks = self.visible().map(|(hash, torrent)| (*hash, torrent.mark())).collect();
+            // The next listing of changes cannot build on one with gaps.
+            self.shown = (!has_gaps).then_some(Shown { run: self.run, marks });
+        }
         if self.behavior == Behavior::SilentlyShortOnce {
             self.behavior = Behavior::Well;
         }

@@ -49,13 +49,6 @@ pub(super) struct ListingState {
     free_disk: Option<FreeDisk>,
 }
 
-impl ListingState {
-    /// Makes the next listing read everything, whatever it is asked for.
-    pub(super) fn forget_changes(&mut self) {
-        self.changes.last = None;
-    }
-}
-
 #[derive(Clone, Copy)]
 struct FreeDisk {
     asked_at: Instant,
@@ -89,13 +82,13 @@ pub(super) async fn list(access: &Access<'_>, scope: Scope<'_>) -> Result<Listin
             // More has happened than a listing of changes can show.
             None => full::read(access, &probe, Columns::All).await?,
         },
-        Scope::Full => read_all(access, &probe).await?,
+        Scope::Full | Scope::Detached => read_all(access, &probe).await?,
     };
     if raw.counters.pid != probe.pid {
         // Another process answers, perhaps another version.
         access.client.state().probe = None;
     }
-    if raw.covers == Covers::All {
+    if raw.covers == Covers::All && !matches!(scope, Scope::Detached) {
         // Before the exchanges below, which can fail: then the listing is lost to the engine, which asks for all
         // torrents again.
         access.client.state().listing.changes.record_full(&raw);
