@@ -1,39 +1,40 @@
 //! Deleting and moving torrents with their files.
 //!
 //! The files are located first, from what the *client* says of them, and compared with those of every other
-//! torrent. Then the torrent is held, so that no file is open, the files are deleted or moved, and the client is asked to
-//! follow.
+//! torrent; nothing is begun that this process cannot see or may not do. Then the torrent is held, so that no file is
+//! open, the files are deleted or moved, and the client is asked to follow. What fails on the way is taken back.
 //! In this order an interrupted command finds the torrent still there and goes on with it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout_at};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::actions::{BUSY_PAUSE_MAX, BUSY_PAUSE_MIN, EFFECT_TIMEOUT};
 use super::errors::{client_gone, command_error, precondition, still_busy, unconfirmed, unknown_hash};
 use super::execution::{Attempt, Execution, Failure};
+use super::file_moves::FileMove;
 use super::files::FilePlan;
 use super::pending_effects::EffectWaiter;
 use super::results::ResultBody;
 use crate::model::{
-    Action, CommandError, DeletedFiles, Details, ErrorCode, InfoHash, Listing, Operation, Parts, Torrent,
-    TorrentOutcome,
+    Action, CommandError, Content, DeletedFiles, ErrorCode, InfoHash, Listing, Observed, Operation, Parts, Status,
+    Torrent, TorrentOutcome,
 };
 use crate::port::{ClientError, Scope};
 
 /// Most files of other torrents that are read and compared at a time; a torrent with more is read alone.
 const COMPARED_FILES_MAX: u64 = 20_000;
 
-/// The files of a torrent, and the place at which the client expects them.
+/// The files of a torrent on this machine, and what the client says of them.
 struct Located {
     plan: FilePlan,
-    /// The name of the folder that is the torrent's own, if it has one.
-    own_folder: Option<String>,
-    /// The directory that brings the client back to this place.
-    home: String,
+    content: Content,
+    /// The client was just reading the files, so that it did not know what it has.
+    is_checking: bool,
 }
 
 impl Execution<'_> {
@@ -69,21 +70,23 @@ impl Execution<'_> {
     async fn delete_with_files(&self, hash: InfoHash, listing: &Listing) -> Attempt<TorrentOutcome> {
         self.check(hash)?;
         let deleted = |deleted| TorrentOutcome { deleted: Some(deleted), ..TorrentOutcome::ok(hash) };
-        let Located { plan, .. } = match self.locate(hash, listing).await {
+        let located = match self.locate(hash, listing).await {
             // Interrupted when all was done but the result.
             Err(Failure::Command(error)) if self.command.is_started && error.code == ErrorCode::UnknownHash => {
                 return Ok(deleted(DeletedFiles::default()));
             }
             located => located?,
         };
+        let is_checking = located.is_checking;
+        let plan = self.plan_delete(located).await?;
         if self.request.dry_run {
             return Ok(deleted(plan.preview()));
         }
         let action = Action::Delete(hash);
         // Before the client is asked: a poll may show the effect before its answer is here.
         let effect = self.expect(&action);
-        self.insist(&Action::Hold(hash)).await?;
-        let files = blocking(move || plan.remove()).await?;
+        let removed = self.delete_held(hash, listing, plan, is_checking).await;
+        let files = self.or_release(hash, removed).await?;
         if !files.files.is_empty() || !files.left.is_empty() {
             info!(
                 server = %self.parts.server, id = %self.command.id, %hash, files = files.count,
@@ -95,27 +98,111 @@ impl Execution<'_> {
         Ok(deleted(files))
     }
 
+    async fn delete_held(
+        &self,
+        hash: InfoHash,
+        listing: &Listing,
+        mut plan: FilePlan,
+        is_checking: bool,
+    ) -> Attempt<DeletedFiles> {
+        self.insist(&Action::Hold(hash)).await?;
+        // While the client reads the files it does not know what it has.
+        if is_checking {
+            plan = self.plan_delete(self.locate(hash, listing).await?).await?;
+        }
+        Ok(blocking(move || plan.remove()).await??)
+    }
+
+    async fn plan_delete(&self, Located { plan, .. }: Located) -> Attempt<FilePlan> {
+        // An interrupted command has deleted some of them.
+        let may_miss_some = self.command.is_started;
+        let check = move || {
+            if !may_miss_some {
+                plan.check_complete()?;
+            }
+            plan.check_removable().map(|()| plan)
+        };
+        Ok(blocking(check).await??)
+    }
+
     /// Holds the torrent, moves its files, sets its directory: in this order no file is open while it moves.
     async fn move_with_files(&self, hash: InfoHash, directory: &str, listing: &Listing) -> Attempt<TorrentOutcome> {
         self.check(hash)?;
-        let Located { plan, own_folder, home } = self.locate(hash, listing).await?;
-        let to = own_folder.map_or_else(|| PathBuf::from(directory), |name| Path::new(directory).join(name));
+        let (content, _) = self.content(hash).await?;
+        if content.directory == place_in(directory, &content) {
+            // Interrupted when only this was left to do.
+            if self.command.is_started && !self.request.dry_run {
+                self.insist(&Action::Release(hash)).await?;
+            }
+            return Ok(TorrentOutcome::ok(hash));
+        }
+        let located = self.locate(hash, listing).await?;
+        let is_checking = located.is_checking;
+        let home = home(&located.content)?;
+        let moving = self.plan_move(located, directory).await?;
         if self.request.dry_run {
             return Ok(TorrentOutcome::ok(hash));
         }
         let action = Action::Move(hash, directory.to_owned());
         let effect = self.expect(&action);
+        let moved = self.move_held(hash, directory, listing, moving, is_checking).await;
+        let moving = self.or_release(hash, moved).await?;
+        if let Err(failure) = self.insist(&action).await {
+            return Err(self.move_back(hash, moving, home, failure).await);
+        }
+        self.confirm(effect).await?;
+        blocking(move || moving.check_done()).await??;
+        Ok(TorrentOutcome::ok(hash))
+    }
+
+    async fn move_held(
+        &self,
+        hash: InfoHash,
+        directory: &str,
+        listing: &Listing,
+        mut moving: FileMove,
+        is_checking: bool,
+    ) -> Attempt<FileMove> {
         self.insist(&Action::Hold(hash)).await?;
+        // While the client reads the files it does not know what it has.
+        if is_checking {
+            moving = self.plan_move(self.locate(hash, listing).await?, directory).await?;
+        }
+        Ok(blocking(move || moving.run().map(|()| moving)).await??)
+    }
+
+    async fn plan_move(&self, Located { plan, content, .. }: Located, directory: &str) -> Attempt<FileMove> {
         // Only then may a file at the new place be our own copy; otherwise it is somebody else's.
         let is_repeated = self.command.is_started;
-        if let Err(error) = blocking(move || plan.move_to(&to, is_repeated)).await? {
-            // Back to where most files still are. Each is whole at one of the two places.
-            self.insist(&Action::Move(hash, home)).await?;
-            return Err(error.into());
+        let to = place_in(directory, &content);
+        Ok(blocking(move || FileMove::new(plan, &to, is_repeated)).await??)
+    }
+
+    /// Moves the files back after the client has not taken their new directory; returns the failure to report.
+    async fn move_back(&self, hash: InfoHash, moving: FileMove, home: String, failure: Failure) -> Failure {
+        // Where the client does not answer, it may have taken the directory all the same: the files stay at the place
+        // that it was told last, and the torrent is held.
+        let is_refused = matches!(&failure, Failure::Command(error) if error.code != ErrorCode::Unconfirmed);
+        if !is_refused {
+            return failure;
         }
-        self.insist(&action).await?;
-        self.confirm(effect).await?;
-        Ok(TorrentOutcome::ok(hash))
+        match blocking(move || moving.undo()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) | Err(error) => return error.into(),
+        }
+        match self.insist(&Action::Move(hash, home)).await {
+            Ok(()) => failure,
+            Err(worse) => worse,
+        }
+    }
+
+    /// Lets a held torrent go on as before if what was to be done with its files has failed.
+    async fn or_release<T>(&self, hash: InfoHash, done: Attempt<T>) -> Attempt<T> {
+        let Err(failure) = done else { return done };
+        if let Err(error) = self.insist(&Action::Release(hash)).await {
+            warn!(server = %self.parts.server, id = %self.command.id, %hash, %error, "torrent stays stopped");
+        }
+        Err(failure)
     }
 
     /// Waits until a poll shows what the client was asked for last.
@@ -154,57 +241,63 @@ impl Execution<'_> {
         }
     }
 
-    /// Locates the files of a torrent, as the client has them now, none of which is another torrent's, too.
-    async fn locate(&self, hash: InfoHash, listing: &Listing) -> Attempt<Located> {
-        let parts = Parts { torrent: true, files: true, ..Parts::default() };
+    /// Returns where the content of a torrent is, and the torrent as the client has it now.
+    async fn content(&self, hash: InfoHash) -> Attempt<(Content, Observed)> {
+        let parts = Parts { torrent: true, ..Parts::default() };
         let details = self.details(&[hash], parts).await?.into_iter().next().flatten();
-        let Some(Details { observed: Some(observed), is_folder, files, .. }) = details else {
-            return Err(unknown_hash(hash).into());
-        };
-        let directory =
-            observed.torrent.directory.ok_or_else(|| precondition("the client does not say where it is"))?;
-        let files = files.ok_or_else(|| precondition("the client does not say which files it has"))?;
+        let observed = details.and_then(|details| details.observed).ok_or_else(|| unknown_hash(hash))?;
         if !observed.facts.has_metadata {
             return Err(
                 precondition("a magnet link has no content before it is resolved; delete it without data").into()
             );
         }
-        // A folder with a single file is a folder; only where the client does not say so, it is guessed.
-        let is_folder = is_folder.unwrap_or(files.len() > 1);
-        let path = Path::new(&*directory);
-        let own_folder = path.file_name().filter(|_| is_folder).map(|name| name.to_string_lossy().into_owned());
-        let parent = path.parent().filter(|_| is_folder).map(|parent| parent.to_string_lossy().into_owned());
-        let home = parent.unwrap_or_else(|| directory.to_string());
+        let _permit = self.long_turn().await;
+        let content = self.parts.client.content(hash).await?;
+        Ok((content.ok_or_else(|| unknown_hash(hash))?, observed))
+    }
+
+    /// Locates the files of a torrent, as the client has them now, none of which is another torrent's, too.
+    async fn locate(&self, hash: InfoHash, listing: &Listing) -> Attempt<Located> {
+        let (content, Observed { torrent, facts }) = self.content(hash).await?;
         let roots = self.parts.sources.roots.clone();
-        let plan = blocking(move || FilePlan::new(&roots, &directory, &files, is_folder)).await??;
+        let (plan, content) = blocking(move || FilePlan::new(&roots, &content).map(|plan| (plan, content))).await??;
+        if plan.files.is_empty() && facts.received_bytes > 0 && !self.command.is_started {
+            let message = format!(
+                "no file of it is in {}, though the client has received {} bytes: the bridge has to see the content \
+                 under the same path as the client",
+                plan.directory.display(),
+                facts.received_bytes
+            );
+            return Err(precondition(message).into());
+        }
         let plan = self.check_shared(hash, listing, plan).await?;
         // A client appends the torrent's name to the directory that it is given.
         if matches!(self.request.operation, Operation::Move { .. })
-            && own_folder.as_ref().is_some_and(|name| *name != observed.torrent.name)
+            && content.folder_name.as_deref().is_some_and(|name| content.directory.file_name() != Some(name))
         {
             let message = "its folder is not called like it, so the client would look for it elsewhere";
             return Err(precondition(message).into());
         }
-        Ok(Located { plan, own_folder, home })
+        Ok(Located { plan, content, is_checking: torrent.status == Status::Checking })
     }
 
     /// Compares the plan with the files of every torrent that could share one.
     async fn check_shared(&self, hash: InfoHash, listing: &Listing, plan: FilePlan) -> Attempt<FilePlan> {
-        let mut others: BTreeMap<InfoHash, (PathBuf, u64)> = BTreeMap::new();
+        let mut others: BTreeMap<InfoHash, (Arc<str>, u64)> = BTreeMap::new();
         for (other, observed) in listing.torrents.iter().filter(|(other, _)| **other != hash) {
             let Torrent { directory: Some(directory), size_files, .. } = &observed.torrent else { continue };
-            others.insert(*other, (PathBuf::from(&**directory), size_files.unwrap_or(1)));
+            others.insert(*other, (Arc::clone(directory), size_files.unwrap_or(1)));
         }
         // Folders are compared first, which needs no request: few torrents are left whose files have to be read.
         let (plan, others) = blocking(move || {
-            let mut may_share: BTreeMap<PathBuf, bool> = BTreeMap::new();
+            let mut may_share: BTreeMap<Arc<str>, bool> = BTreeMap::new();
             others.retain(|_, (directory, _)| {
                 *may_share.entry(directory.clone()).or_insert_with(|| plan.may_share(directory))
             });
             (plan, others)
         })
         .await?;
-        let mut waiting: VecDeque<(InfoHash, PathBuf, u64)> =
+        let mut waiting: VecDeque<(InfoHash, Arc<str>, u64)> =
             others.into_iter().map(|(hash, (directory, files))| (hash, directory, files)).collect();
         while !waiting.is_empty() {
             let (mut batch, mut files) = (Vec::new(), 0);
@@ -227,6 +320,20 @@ impl Execution<'_> {
         }
         Ok(plan)
     }
+}
+
+/// Returns the directory of the files of a torrent after a move.
+fn place_in(directory: &str, content: &Content) -> PathBuf {
+    // Compared by components: a slash at the end changes nothing.
+    content.folder_name.as_ref().map_or_else(|| PathBuf::from(directory), |name| Path::new(directory).join(name))
+}
+
+/// Returns the directory that brings the client back to where the files are now.
+fn home(content: &Content) -> Result<String, CommandError> {
+    let directory = content.directory.as_path();
+    let home = if content.folder_name.is_some() { directory.parent() } else { Some(directory) };
+    let exact = home.and_then(Path::to_str).map(str::to_owned);
+    exact.ok_or_else(|| precondition("its directory is no UTF-8, so the client could not be told to go back to it"))
 }
 
 /// Runs file operations on a thread for blocking work, so that no task of the runtime waits for a disk.

@@ -9,7 +9,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use super::{InfoHash, Kind, Observed, Status};
+use super::{InfoHash, Kind, Observed, Status, client_texts, with_line_feeds};
 
 /// One change that a client is asked for.
 ///
@@ -37,6 +37,8 @@ pub enum Action {
     Priority(InfoHash, u8),
     /// Stops and closes a torrent, so that its files may be touched. The client remembers whether it ran.
     Hold(InfoHash),
+    /// Lets a torrent go on as before a hold.
+    Release(InfoHash),
     /// Sets the directory of the data. The torrent goes on as before, or as before a hold.
     Move(InfoHash, String),
     /// Assigns a torrent to a group that shares a limit; an empty name is the global one.
@@ -52,7 +54,7 @@ impl Action {
     pub fn hash(&self) -> InfoHash {
         match self {
             Self::Pause(hash) | Self::Resume(hash) | Self::Start(hash) | Self::Stop(hash) | Self::Delete(hash) => *hash,
-            Self::Recheck(hash) | Self::Announce(hash) | Self::Hold(hash) => *hash,
+            Self::Recheck(hash) | Self::Announce(hash) | Self::Hold(hash) | Self::Release(hash) => *hash,
             Self::Label(hash, _) | Self::Move(hash, _) | Self::Throttle(hash, _) => *hash,
             Self::Priority(hash, _) | Self::FilePriority(hash, ..) => *hash,
             Self::Add(add) => add.hash,
@@ -64,7 +66,7 @@ impl Action {
         match self {
             Self::Pause(_) | Self::Resume(_) | Self::Start(_) | Self::Stop(_) | Self::Delete(_) => true,
             Self::Label(..) | Self::Priority(..) => true,
-            Self::Recheck(_) | Self::Announce(_) | Self::Hold(_) | Self::Move(..) => false,
+            Self::Recheck(_) | Self::Announce(_) | Self::Hold(_) | Self::Release(_) | Self::Move(..) => false,
             Self::Throttle(..) | Self::FilePriority(..) | Self::Add(_) => false,
         }
     }
@@ -82,7 +84,9 @@ impl Action {
             Self::Priority(_, priority) => torrent.priority == Some(*priority),
             Self::Move(_, directory) => torrent.directory.as_deref().is_some_and(|now| is_at_or_below(now, directory)),
             // No listing shows these. The client was read again when it was asked, and one more poll names their events.
-            Self::Recheck(_) | Self::Announce(_) | Self::Throttle(..) | Self::FilePriority(..) => true,
+            Self::Release(_) | Self::Recheck(_) | Self::Announce(_) | Self::Throttle(..) | Self::FilePriority(..) => {
+                true
+            }
             Self::Add(Add { label, priority, start, is_checked, hash: _, source: _, directory: _ }) => {
                 (label.is_none() || torrent.label.as_deref() == label.as_deref())
                     && (priority.is_none() || torrent.priority == *priority)
@@ -103,6 +107,7 @@ impl Action {
             Self::Pause(_) => &[Paused, Unstalled],
             // rTorrent checks the data first where it has to, and clears the error of a failed check.
             Self::Resume(_) | Self::Start(_) => &[Started, Resumed, Checking, Checked, ErrorCleared],
+            Self::Release(_) => &[Started, Paused, Resumed, Checking, Checked],
             Self::Stop(_) | Self::Hold(_) => &[Stopped, Unstalled],
             Self::Delete(_) => &[Removed, Stopped],
             Self::Add(_) => &[Added, LabelChanged, PriorityChanged, Checking, Checked, Started],
@@ -122,10 +127,15 @@ impl Action {
     }
 }
 
-/// Whether `path` is `directory` or below it: a torrent of several files has a folder of its own there.
+/// Whether a path from a client is `directory` or below it: a torrent of several files has a folder of its own there.
+///
+/// The client may write the directory in another way than it was told.
 pub(crate) fn is_at_or_below(path: &str, directory: &str) -> bool {
-    let rest = path.strip_prefix(directory.trim_end_matches('/'));
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    let path = with_line_feeds(path);
+    client_texts(directory.trim_end_matches('/').as_bytes()).iter().any(|directory| {
+        let rest = path.strip_prefix(directory.as_str());
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    })
 }
 
 /// Rate limits for all torrents of a server together.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::Value;
 
-use crate::model::{Action, Details, Hook, HookKey, InfoHash, Limits, Listing, Parts, Verb};
+use crate::model::{Action, Content, Details, Hook, HookKey, InfoHash, Limits, Listing, Parts, Verb};
 
 /// The adapter of one torrent program.
 ///
@@ -30,6 +30,21 @@ pub trait TorrentClient: Send + Sync {
     /// # Errors
     /// The first failure that concerns more than one torrent ends the call.
     async fn get(&self, hashes: &[InfoHash], parts: Parts) -> Result<Vec<Option<Details>>, ClientError>;
+
+    /// Returns where the content of a torrent is, byte for byte; `None` if the client does not have the torrent.
+    ///
+    /// Files are deleted and moved by it, so a path that may not be exact must not be returned. This default is for
+    /// clients whose text is exact.
+    ///
+    /// # Errors
+    /// [`ClientError::Precondition`] if the exact paths are not known, with the reason.
+    async fn content(&self, hash: InfoHash) -> Result<Option<Content>, ClientError> {
+        let parts = Parts { torrent: true, files: true, ..Parts::default() };
+        let Some(details) = self.get(&[hash], parts).await?.pop().flatten() else { return Ok(None) };
+        let unknown =
+            || ClientError::Precondition { reason: "the client does not say where its content is".to_owned() };
+        Content::of_details(&details).map(Some).ok_or_else(unknown)
+    }
 
     /// Requests `actions`, with as few exchanges as the client allows, and returns one result for each,
     /// in their order. Only a later poll shows whether an action took effect.

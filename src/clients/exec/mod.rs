@@ -170,7 +170,11 @@ impl ExecClient {
             Action::Label(hash, label) => ("label", json!({"hash": hash, "label": label})),
             Action::Priority(hash, priority) => ("priority", json!({"hash": hash, "priority": priority})),
             Action::Add(add) => ("add", params_of_add(add)),
-            Action::Hold(_) | Action::Move(..) | Action::Throttle(..) | Action::FilePriority(..) => {
+            Action::Hold(_)
+            | Action::Release(_)
+            | Action::Move(..)
+            | Action::Throttle(..)
+            | Action::FilePriority(..) => {
                 return Err(ClientError::Unsupported { what: "do that: a program has no method for it".to_owned() });
             }
         };

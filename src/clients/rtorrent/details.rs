@@ -130,7 +130,8 @@ const TRACKER_COLUMNS: &[&str] = &[
     "t.activity_time_last=",
 ];
 
-const FILE_COLUMNS: &[&str] = &["f.path=", "f.size_bytes=", "f.completed_chunks=", "f.size_chunks=", "f.priority="];
+pub(super) const FILE_COLUMNS: &[&str] =
+    &["f.path=", "f.size_bytes=", "f.completed_chunks=", "f.size_chunks=", "f.priority="];
 
 const PEER_COLUMNS: &[&str] = &[
     "p.address=",
@@ -167,7 +168,8 @@ fn tracker(row: &Value) -> Option<Tracker> {
     })
 }
 
-fn file(row: &Value) -> Option<File> {
+/// Returns the file of a row of [`FILE_COLUMNS`].
+pub(super) fn file(row: &Value) -> Option<File> {
     let [path, length, completed, chunks, priority] = row.array() else { return None };
     let (path, length) = (path.to_text()?, unsigned(length)?);
     Some(File {

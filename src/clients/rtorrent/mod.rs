@@ -20,6 +20,7 @@ mod actions;
 // Public for the fuzz targets and benchmarks, which cannot see what is not.
 #[doc(hidden)]
 pub mod calls;
+mod content;
 mod details;
 mod file_server;
 mod hooks;
@@ -49,7 +50,7 @@ use self::probe::Probe;
 use self::settings::Settings;
 pub use self::transport::SetupError;
 use self::transport::{Transport, WireFormat};
-use crate::model::{Action, Details, InfoHash, Interner, Limits, Listing, Parts, Verb, printable};
+use crate::model::{Action, Content, Details, InfoHash, Interner, Limits, Listing, Parts, Verb, printable};
 use crate::port::{
     Applied, Capabilities, ClientError, EventHooks, HookRequest, Hooks, Scope, ServerControl, TorrentClient,
 };
@@ -216,6 +217,10 @@ impl TorrentClient for RtorrentClient {
 
     async fn get(&self, hashes: &[InfoHash], parts: Parts) -> Result<Vec<Option<Details>>, ClientError> {
         details::read(self, hashes, parts).await
+    }
+
+    async fn content(&self, hash: InfoHash) -> Result<Option<Content>, ClientError> {
+        content::read(self, hash).await
     }
 
     async fn apply(&self, actions: &[Action]) -> Vec<Result<Applied, ClientError>> {

@@ -8,15 +8,23 @@ use tokio::time::Instant;
 
 pub struct Bridge {
     config: PathBuf,
+    launcher: Vec<String>,
     log: PathBuf,
     process: Process,
 }
 
 impl Bridge {
     pub fn start(config: &Path) -> Self {
+        Self::start_by(&[], config)
+    }
+
+    /// Starts the bridge as the last words of a command: `setpriv …` for the rights of another user.
+    ///
+    /// The command has to replace itself by the bridge, which is signalled by its process id.
+    pub fn start_by(launcher: &[String], config: &Path) -> Self {
         let log = config.with_file_name("bridge.log");
-        let process = launch(config, &log);
-        Self { config: config.to_owned(), log, process }
+        let process = launch(launcher, config, &log);
+        Self { config: config.to_owned(), launcher: launcher.to_owned(), log, process }
     }
 
     pub fn process(&mut self) -> &mut Process {
@@ -59,7 +67,7 @@ impl Bridge {
     /// Starts the bridge again; kills it first if it runs.
     pub fn restart(&mut self) {
         self.process.kill().unwrap();
-        self.process = launch(&self.config, &self.log);
+        self.process = launch(&self.launcher, &self.config, &self.log);
     }
 
     pub fn log(&self) -> String {
@@ -67,10 +75,12 @@ impl Bridge {
     }
 }
 
-fn launch(config: &Path, log: &Path) -> Process {
-    let program = Path::new(env!("CARGO_BIN_EXE_dtorrent"));
+fn launch(launcher: &[String], config: &Path, log: &Path) -> Process {
+    let config = config.to_string_lossy();
+    let words = launcher.iter().map(String::as_str);
+    let words: Vec<&str> = words.chain([env!("CARGO_BIN_EXE_dtorrent"), "run", "--config", &config]).collect();
     let environment = [("NO_COLOR", "1"), ("RUST_BACKTRACE", "1")];
-    Process::start_with(program, &["run", "--config", &config.to_string_lossy()], &environment, log).unwrap()
+    Process::start_with(Path::new(words[0]), &words[1..], &environment, log).unwrap()
 }
 
 impl Drop for Bridge {

@@ -20,6 +20,16 @@ fn unmount(folder: &Path) {
     assert!(runs("umount", &["--lazy"], folder), "{} is still mounted", folder.display());
 }
 
+/// Gives a folder with all that is in it to another user.
+pub fn give(folder: &Path, user: u32) {
+    assert!(runs("chown", &["--recursive", &format!("{user}:{user}")], folder), "{} is not given", folder.display());
+}
+
+/// Takes every right to a folder from everybody but root.
+pub fn close(folder: &Path) {
+    assert!(runs("chown", &["0:0"], folder) && runs("chmod", &["0700"], folder), "{} is open", folder.display());
+}
+
 /// A tmpfs of 24 MiB.
 pub struct SmallDisk(PathBuf);
 

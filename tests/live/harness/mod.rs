@@ -56,6 +56,8 @@ pub struct Setup {
     pub http: String,
     /// Further lines of `[brokers.b]` and of tables after it; `url` is the broker's unless they begin with one.
     pub sink: String,
+    /// The command that runs the bridge with other rights or another view of the disk; empty for none.
+    pub launcher: Vec<String>,
 }
 
 /// A broker, an rTorrent and a consumer. The test starts the bridge.
@@ -109,7 +111,7 @@ impl World {
 
     pub async fn start_bridge_for(&mut self, servers: &[(&str, &str)]) {
         let config = self.write_config(servers);
-        self.bridge = Some(Bridge::start(&config));
+        self.bridge = Some(Bridge::start_by(&self.setup.launcher, &config));
         for (server, _) in servers {
             self.recorder.server_event_after(0, server, "snapshot_done").await;
         }
@@ -124,7 +126,7 @@ impl World {
     pub fn launch_bridge(&mut self) {
         let url = self.home.url();
         let config = self.write_config(&[("home", &url)]);
-        self.bridge = Some(Bridge::start(&config));
+        self.bridge = Some(Bridge::start_by(&self.setup.launcher, &config));
     }
 
     pub fn data_dir(&self) -> PathBuf {

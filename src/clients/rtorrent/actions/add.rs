@@ -27,7 +27,7 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
 const REQUEST_BYTES_DEFAULT: usize = 512 << 10;
 /// Modern versions save each torrent that they load on a thread of its own, which can overwrite a save that is
 /// requested meanwhile with the state before. Seen on 0.16.20.
-const SAVE_DELAY: Duration = Duration::from_millis(300);
+pub(in super::super) const SAVE_DELAY: Duration = Duration::from_millis(300);
 /// Begin of the message of a torrent one of whose load commands failed; rTorrent leaves a ghost of it.
 const CREATION_FAILED: &str = "Command on torrent creation failed";
 

@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub(super) use self::add::SAVE_DELAY;
 use self::announces::AnnounceLimiter;
 use self::single::SingleAction;
 use super::calls::Call;
@@ -81,6 +82,7 @@ async fn apply_singly(client: &RtorrentClient, action: &Action) -> Outcome {
         Action::Recheck(hash) => single(*hash).recheck().await,
         Action::Announce(hash) => single(*hash).announce().await,
         Action::Hold(hash) => single(*hash).hold().await,
+        Action::Release(hash) => single(*hash).release().await,
         Action::Move(hash, directory) => single(*hash).relocate(directory).await,
         Action::Throttle(hash, group) => single(*hash).throttle(group).await,
         Action::FilePriority(hash, files, priority) => single(*hash).file_priority(files, *priority).await,

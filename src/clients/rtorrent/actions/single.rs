@@ -185,24 +185,31 @@ impl<'a> SingleAction<'a> {
     pub(super) async fn relocate(&self, directory: &str) -> Outcome {
         check_directory(directory)?;
         self.hold().await?;
-        let current = self.read().await?;
         let calls = [
             self.call("d.directory.set").text(directory),
             self.call("d.save_full_session"),
             Call::column(self.hash, "d.directory", None),
-            self.held_state(),
         ];
-        let values = current.access.call_torrent(self.hash, &calls).await?;
-        let [_, _, now, was] = values.as_slice() else { return Ok(Applied::Asked) };
-        let now = now.str().unwrap_or_default();
+        let values = self.read().await?.access.call_torrent(self.hash, &calls).await?;
+        let now = values.last().and_then(Value::str).unwrap_or_default();
         if !is_at_or_below(now, directory) {
             let message = format!("its directory is {:?} after it was set", printable(now.as_bytes()));
             return Err(ClientError::Fault { message });
         }
-        let was = was.str().unwrap_or_default().to_owned();
         // After the directory was seen to be right: a crash before this lets the command be repeated.
+        self.release().await
+    }
+
+    /// Lets the torrent go on as it was when it was held; does nothing for one that is not held.
+    pub(super) async fn release(&self) -> Outcome {
+        let current = self.read().await?;
+        let stored = current.access.call_torrent(self.hash, &[self.held_state()]).await?;
+        let was = stored.first().and_then(Value::str).unwrap_or_default();
+        if was.is_empty() {
+            return Ok(Applied::Seen);
+        }
         let mut calls = vec![self.call("d.custom.set").text(HELD_KEY).text(""), self.call("d.save_full_session")];
-        if was != "stopped" && !was.is_empty() {
+        if was != "stopped" {
             self.client.state().actions.announces.record(self.hash, Instant::now());
             // Not `d.resume`, which leaves a stopped torrent active with the state of a stopped one.
             calls.insert(0, self.call("d.start"));
