@@ -1,5 +1,6 @@
 //! `dtorrent add`: adds torrents from links and files.
 
+use std::ffi::{OsStr, OsString};
 use std::io::Read as _;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use super::terminal::server::{ServerChoice, Session, bytes_bar, report_error};
 use super::terminal::{print_bytes, print_json};
 use super::{CommandResult, Exit, Options, print_message, refused, usage};
 use crate::manager::{ManagerError, NewTorrent, Watcher};
-use crate::model::InfoHash;
+use crate::model::{InfoHash, TorrentSource};
 
 /// Maximum size of a .torrent file, the limit of a command.
 const TORRENT_BYTES_MAX: u64 = 10 << 20;
@@ -21,7 +22,7 @@ const BAR_INTERVAL: Duration = Duration::from_millis(100);
 pub(super) struct Arguments {
     /// The server, if there are several, and magnet links, http(s) links or .torrent files; - for one on stdin
     #[arg(value_name = "[SERVER] SOURCE", required = true)]
-    sources: Vec<String>,
+    sources: Vec<OsString>,
     #[command(flatten)]
     choice: ServerChoice,
     /// Add without starting
@@ -76,7 +77,7 @@ pub(super) fn run(options: Options, arguments: Arguments) -> CommandResult {
         let (_manager, watcher, _) = session.reach(&server).await?;
         // A failure does not keep the other sources from being added.
         let mut result = Ok(());
-        for (source, torrent) in sources.iter().zip(torrents) {
+        for (source, torrent) in sources.iter().map(|source| source.display().to_string()).zip(torrents) {
             match add_with_progress(&watcher, torrent).await {
                 Ok(hash) => {
                     let printed = match json {
@@ -118,27 +119,35 @@ async fn add_with_progress(watcher: &Watcher, torrent: NewTorrent) -> Result<Inf
     }
 }
 
-fn read(source: &str) -> Result<NewTorrent, Exit> {
-    if source.starts_with("magnet:") {
-        return Ok(NewTorrent::magnet(source));
-    }
-    if source.starts_with("http://") || source.starts_with("https://") {
-        return Ok(NewTorrent::url(source));
+/// Reads a source: a link by itself, or what the file of this name contains.
+fn read(source: &OsStr) -> Result<NewTorrent, Exit> {
+    if let Some(torrent) = source.to_str().and_then(from_link) {
+        return Ok(torrent);
     }
     // One byte above the limit is read, to detect a larger file.
     let mut bytes = Vec::new();
-    let read = match source {
-        "-" => std::io::stdin().lock().take(TORRENT_BYTES_MAX + 1).read_to_end(&mut bytes),
-        path => std::fs::File::open(path).and_then(|file| file.take(TORRENT_BYTES_MAX + 1).read_to_end(&mut bytes)),
+    let read = match source.as_encoded_bytes() {
+        b"-" => std::io::stdin().lock().take(TORRENT_BYTES_MAX + 1).read_to_end(&mut bytes),
+        _ => std::fs::File::open(source).and_then(|file| file.take(TORRENT_BYTES_MAX + 1).read_to_end(&mut bytes)),
     };
+    let source = source.display();
     match read {
         Err(error) => Err(refused(&format!("read {source}: {error}"))),
         Ok(length) if length as u64 > TORRENT_BYTES_MAX => {
             Err(refused(&format!("{source} is too large to be a .torrent file")))
         }
-        Ok(_) if bytes.starts_with(b"magnet:") => {
-            Ok(NewTorrent::magnet(String::from_utf8_lossy(&bytes).trim().to_owned()))
+        Ok(_) => {
+            let link = std::str::from_utf8(&bytes).ok().and_then(from_link);
+            Ok(link.unwrap_or_else(|| NewTorrent::torrent(bytes)))
         }
-        Ok(_) => Ok(NewTorrent::torrent(bytes)),
+    }
+}
+
+/// Returns the torrent of a text that is a magnet link or a URL.
+fn from_link(text: &str) -> Option<NewTorrent> {
+    match TorrentSource::from_link(text)? {
+        TorrentSource::Magnet(link) => Some(NewTorrent::magnet(link)),
+        TorrentSource::Url(url) => Some(NewTorrent::url(url)),
+        TorrentSource::Torrent(_) | TorrentSource::File(_) => None,
     }
 }

@@ -27,7 +27,7 @@ pub(super) struct Arguments {
 pub(super) fn run(options: Options, arguments: Arguments) -> CommandResult {
     let Arguments { server, download, upload, json } = arguments;
     let session = Session::start(options)?;
-    let (server, _) = session.server(&ServerChoice { server }, Vec::new())?;
+    let (server, _) = session.server(&ServerChoice { server }, Vec::<String>::new())?;
     session.run(async {
         let (_manager, watcher, _) = session.reach(&server).await?;
         if download.is_some() || upload.is_some() {

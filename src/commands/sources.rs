@@ -83,7 +83,7 @@ impl Sources {
         let torrent = match source {
             TorrentSource::Magnet(link) => {
                 let magnet = Magnet::parse(link).map_err(|error| bad_request(error.to_string()))?;
-                return Ok(add(magnet.client_hash(), AddSource::Magnet(link.clone()), directory.clone(), false));
+                return Ok(add(magnet.client_hash(), AddSource::Magnet(magnet.to_link()), directory.clone(), false));
             }
             TorrentSource::Torrent(bytes) => bytes.clone(),
             TorrentSource::Url(url) => self.fetch(url).await?,

@@ -178,7 +178,7 @@ impl Add {
 #[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub enum AddSource {
-    /// A magnet link, `magnet:?…`, as its sender wrote it.
+    /// A magnet link, `magnet:?…`, in the form that [`Magnet::to_link`](super::Magnet::to_link) gives it.
     Magnet(String),
     /// The bytes of a .torrent file.
     Torrent(Bytes),

@@ -271,10 +271,10 @@ pub(super) fn list(ListArguments { fields, page, page_size }: ListArguments) -> 
 #[schemars(transform = exactly_one_source)]
 pub(super) struct AddArguments {
     /// A magnet link.
-    #[schemars(regex(pattern = r"^[mM][aA][gG][nN][eE][tT]:\?"))]
+    #[schemars(regex(pattern = r"^\s*[mM][aA][gG][nN][eE][tT]:\?"))]
     magnet: Option<String>,
     /// The URL of a .torrent file.
-    #[schemars(regex(pattern = r"^[hH][tT][tT][pP][sS]?://"))]
+    #[schemars(regex(pattern = r"^\s*[hH][tT][tT][pP][sS]?://"))]
     url: Option<String>,
     /// A .torrent file, in base64.
     #[schemars(extend("contentEncoding" = "base64"))]

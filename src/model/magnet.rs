@@ -1,5 +1,7 @@
 //! Magnet links: parsing, and building them anew.
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
 use super::InfoHash;
 
 /// The content of a magnet link.
@@ -12,10 +14,19 @@ pub struct Magnet {
     pub v2: Option<InfoHash>,
     /// Display name (`dn`).
     pub name: Option<String>,
+    /// Trackers (`tr`).
+    pub trackers: Vec<String>,
+    /// Web seeds (`ws`).
+    pub web_seeds: Vec<String>,
+    /// Addresses of peers (`x.pe`).
+    pub peers: Vec<String>,
 }
 
 /// Limit on the length of a magnet link.
 pub const MAGNET_BYTES_MAX: usize = 64 * 1024;
+
+/// The characters that a value is written with; every other one is percent-encoded.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// A magnet link is malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,26 +34,27 @@ pub const MAGNET_BYTES_MAX: usize = 64 * 1024;
 pub struct InvalidMagnet(&'static str);
 
 impl Magnet {
-    /// Reads `magnet:?xt=urn:btih:…`; the scheme must be in lower case, as clients require.
+    /// Reads `magnet:?xt=urn:btih:…`, as people and programs write it: the scheme in any case, numbered keys (`xt.1`), blanks
+    /// and bare `%` in values, `&amp;` from a web page. Other keys are ignored.
+    ///
+    /// # Errors
+    /// No info-hash, a malformed one, or two different ones of one version.
     pub fn parse(link: &str) -> Result<Self, InvalidMagnet> {
         if link.len() > MAGNET_BYTES_MAX {
             return Err(InvalidMagnet("it is longer than 64 KiB"));
         }
-        // rTorrent knows the scheme in lower case only.
-        let query = link.strip_prefix("magnet:?").ok_or(InvalidMagnet("it does not start with `magnet:?`"))?;
-        if link.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return Err(InvalidMagnet("it contains blanks or control characters"));
+        let link = link.trim();
+        let (scheme, query) = link.split_at_checked(SCHEME.len()).unwrap_or_default();
+        if !scheme.eq_ignore_ascii_case(SCHEME) {
+            return Err(InvalidMagnet("it does not start with `magnet:?`"));
         }
-        let mut magnet = Self { v1: None, v2: None, name: None };
-        for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
-            let is_topic = key == "xt" || key.starts_with("xt.");
-            if is_topic && let Some(hash) = value.strip_prefix("urn:btih:") {
-                magnet.v1 = magnet.v1.or(Some(btih(hash)?));
-            } else if is_topic && let Some(hash) = value.strip_prefix("urn:btmh:") {
-                magnet.v2 = magnet.v2.or(Some(btmh(hash)?));
-            } else if key == "dn" && magnet.name.is_none() {
-                magnet.name = Some(value.into_owned());
-            }
+        if link.chars().any(char::is_control) {
+            return Err(InvalidMagnet("it contains control characters"));
+        }
+        let (trackers, web_seeds, peers) = (Vec::new(), Vec::new(), Vec::new());
+        let mut magnet = Self { v1: None, v2: None, name: None, trackers, web_seeds, peers };
+        for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+            magnet.take(key.strip_prefix("amp;").unwrap_or(key), value)?;
         }
         if magnet.v1.is_none() && magnet.v2.is_none() {
             return Err(InvalidMagnet("it has no `xt=urn:btih:` or `xt=urn:btmh:`"));
@@ -50,9 +62,85 @@ impl Magnet {
         Ok(magnet)
     }
 
+    /// Takes one parameter, as it is written.
+    fn take(&mut self, key: &str, value: &str) -> Result<(), InvalidMagnet> {
+        let key = key.to_ascii_lowercase();
+        let text = percent_decode_str(value).decode_utf8_lossy();
+        let base = match key.split_once('.') {
+            Some((base, number)) if is_number(number) => base,
+            _ => key.as_str(),
+        };
+        match base {
+            "xt" => self.take_topic(&text)?,
+            // A blank may be written as `+` there. In a URL it is a plus sign.
+            "dn" if self.name.is_none() => {
+                let value = value.replace('+', " ");
+                self.name = Some(percent_decode_str(&value).decode_utf8_lossy().into_owned());
+            }
+            "tr" => take_address(&mut self.trackers, &text),
+            "ws" => take_address(&mut self.web_seeds, &text),
+            "x.pe" => take_address(&mut self.peers, &text),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Takes a topic, which is an info-hash or something that only other networks know.
+    fn take_topic(&mut self, topic: &str) -> Result<(), InvalidMagnet> {
+        // The names of URNs have no case (RFC 8141).
+        let (kind, hash) = topic.split_at_checked(BTIH.len()).unwrap_or_default();
+        let (known, hash) = match kind.to_ascii_lowercase().as_str() {
+            BTIH => (&mut self.v1, btih(hash)?),
+            BTMH => (&mut self.v2, btmh(hash)?),
+            _ => return Ok(()),
+        };
+        match known.replace(hash) {
+            Some(other) if other != hash => {
+                Err(InvalidMagnet("it has two different info-hashes; a link is for one torrent"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Returns the hash by which clients know it: that of version 1 if there is one.
     pub fn client_hash(&self) -> InfoHash {
         self.v1.or(self.v2).expect("`parse` gives a link with one hash at least")
+    }
+
+    /// Returns the link in the form that every client reads, with the hash by which clients know the torrent alone.
+    ///
+    /// rTorrent refuses a link with a second topic, ignores numbered keys, and takes a bare `%` or a blank for the end.
+    pub fn to_link(&self) -> String {
+        let hash = self.client_hash();
+        let topic = match hash {
+            InfoHash::V1(_) => format!("{BTIH}{hash}"),
+            InfoHash::V2(_) => format!("{BTMH}{MULTIHASH}{hash}"),
+        };
+        let name = self.name.iter().map(|name| ("dn", name));
+        let trackers = self.trackers.iter().map(|url| ("tr", url));
+        let web_seeds = self.web_seeds.iter().map(|url| ("ws", url));
+        let peers = self.peers.iter().map(|address| ("x.pe", address));
+        name.chain(trackers).chain(web_seeds).chain(peers).fold(format!("{SCHEME}xt={topic}"), |link, (key, value)| {
+            format!("{link}&{key}={}", utf8_percent_encode(value, ENCODED))
+        })
+    }
+}
+
+const SCHEME: &str = "magnet:?";
+const BTIH: &str = "urn:btih:";
+const BTMH: &str = "urn:btmh:";
+/// Begin of a multihash: 0x12 is SHA-256, 0x20 its length in bytes.
+const MULTIHASH: &str = "1220";
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Takes an address, each once; one that is empty or has encoded control characters is left out.
+fn take_address(addresses: &mut Vec<String>, text: &str) {
+    let text = text.trim();
+    if !text.is_empty() && !text.chars().any(char::is_control) && addresses.iter().all(|known| known != text) {
+        addresses.push(text.to_owned());
     }
 }
 
@@ -71,8 +159,7 @@ fn btih(text: &str) -> Result<InfoHash, InvalidMagnet> {
 
 fn btmh(text: &str) -> Result<InfoHash, InvalidMagnet> {
     let error = InvalidMagnet("its hash of version 2 is not `1220` and 64 hex digits");
-    // A multihash: 0x12 is SHA-256, 0x20 its length in bytes.
-    let hex = text.strip_prefix("1220").filter(|hex| hex.len() == 64).ok_or(error)?;
+    let hex = text.strip_prefix(MULTIHASH).filter(|hex| hex.len() == 64).ok_or(error)?;
     InfoHash::from_hex(hex.as_bytes()).map_err(|_| error)
 }
 
@@ -101,18 +188,50 @@ mod tests {
     }
 
     #[test]
+    fn a_link_is_built_anew_for_clients_that_read_one_form_only() {
+        let hash = "c0ffee".repeat(7)[..40].to_owned();
+        let plain = format!("magnet:?xt=urn:btih:{hash}");
+        let v2 = "ab".repeat(32);
+        for (query, rebuilt) in [
+            (format!("xt=urn:btih:{hash}&xt=urn:btmh:1220{v2}&dn=a"), "&dn=a"),
+            (format!("xt.1=urn:btih:{hash}&tr.1=http%3A%2F%2Fx%2Fa"), "&tr=http%3A%2F%2Fx%2Fa"),
+            (format!("xt=urn:btih:{hash}&dn=100%+real"), "&dn=100%25%20real"),
+            (format!("xt=urn:btih:{hash}&dn=Some Name 2020"), "&dn=Some%20Name%202020"),
+            (format!("XT=URN:BTIH:{}&amp;tr=udp://x:1&tr=udp://x:1&tr=", hash.to_uppercase()), "&tr=udp%3A%2F%2Fx%3A1"),
+            (
+                format!("xt=urn:btih:{hash}&tr=http://x/?k%3D1%262&tr=http://x/a+b"),
+                "&tr=http%3A%2F%2Fx%2F%3Fk%3D1%262&tr=http%3A%2F%2Fx%2Fa%2Bb",
+            ),
+            (
+                format!("xt=urn:btih:{hash}&x.pe=1.2.3.4:5&ws=http://x/&x.y=1&so=0"),
+                "&ws=http%3A%2F%2Fx%2F&x.pe=1.2.3.4%3A5",
+            ),
+            (format!("xt=urn:btih:{hash}&xt=urn:sha1:X&dn=%F0%9F%98%80&tr=a%0Ab"), "&dn=%F0%9F%98%80"),
+        ] {
+            for link in [format!("magnet:?{query}"), format!(" MAGNET:?{query}\n")] {
+                let magnet = Magnet::parse(&link).unwrap();
+                assert_eq!(magnet.to_link(), format!("{plain}{rebuilt}"), "{link}");
+                assert_eq!(Magnet { v2: magnet.v2, ..Magnet::parse(&magnet.to_link()).unwrap() }, magnet, "{link}");
+            }
+        }
+        let only_v2 = format!("magnet:?xt=urn:btmh:1220{v2}");
+        assert_eq!(Magnet::parse(&only_v2).unwrap().to_link(), only_v2);
+    }
+
+    #[test]
     fn what_is_not_a_magnet_link_is_refused() {
         let hash = "a".repeat(40);
         for link in [
             "".to_owned(),
             format!("http://x/?xt=urn:btih:{hash}"),
-            format!("MAGNET:?xt=urn:btih:{hash}"),
             "magnet:?dn=x".to_owned(),
             "magnet:?xt=urn:btih:".to_owned(),
             "magnet:?xt=urn:btih:zz".to_owned(),
             format!("magnet:?xt=urn:btih:{}", "1".repeat(32)),
             format!("magnet:?xt=urn:btmh:1220{hash}"),
-            format!("magnet:?xt=urn:btih:{hash}\n"),
+            format!("magnet:?xt=urn:btih:{hash}&dn=a\nb"),
+            format!("magnet:?xt=urn:btih:{hash}&xt=urn:btih:{}", "b".repeat(40)),
+            format!("magnet:?xt=urn:btih:{hash}&xt.2=urn:btih:{}", "b".repeat(40)),
             format!("magnet:?xt=urn:btih:{hash}&dn={}", "x".repeat(MAGNET_BYTES_MAX)),
         ] {
             assert!(Magnet::parse(&link).is_err(), "{}", &link[..link.len().min(80)]);
@@ -124,6 +243,18 @@ mod tests {
         fn arbitrary_text_is_never_a_panic(text in ".{0,200}") {
             drop(Magnet::parse(&text));
             drop(Magnet::parse(&format!("magnet:?{text}")));
+        }
+
+        #[test]
+        fn a_rebuilt_link_says_the_same_in_harmless_characters(
+            name in ".{0,40}", address in ".{0,40}", separator in "&|&amp;|&tr.3=",
+        ) {
+            let query = format!("xt=urn:btih:{}&tr={address}{separator}dn={name}", "a".repeat(40));
+            if let Ok(magnet) = Magnet::parse(&format!("magnet:?{query}")) {
+                let link = magnet.to_link();
+                prop_assert!(link.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%&=:?".contains(&byte)), "{link}");
+                prop_assert_eq!(Magnet::parse(&link), Ok(magnet));
+            }
         }
     }
 }

@@ -130,10 +130,11 @@ impl TorrentSource {
 }
 
 pub(super) fn is_magnet(link: &str) -> bool {
-    link.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("magnet:?"))
+    link.trim_start().get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("magnet:?"))
 }
 
 pub(super) fn is_url(link: &str) -> bool {
+    let link = link.trim_start();
     ["http://", "https://"]
         .iter()
         .any(|scheme| link.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme)))

@@ -20,6 +20,7 @@ mod hooks;
 mod initial_snapshot;
 mod labels;
 mod library;
+mod magnets;
 mod mqtt_link;
 mod nats;
 mod odd_torrents;

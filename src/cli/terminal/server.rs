@@ -1,5 +1,6 @@
 //! Access to a server for one command: the config, the client, a manager in memory.
 
+use std::ffi::OsStr;
 use std::io::{self, IsTerminal as _};
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,11 +66,15 @@ impl Session {
     }
 
     /// Returns the server to use, and the arguments without its name, which may come first.
-    pub fn server(&self, choice: &ServerChoice, mut rest: Vec<String>) -> Result<(ServerName, Vec<String>), Exit> {
+    pub fn server<T: AsRef<OsStr>>(
+        &self,
+        choice: &ServerChoice,
+        mut rest: Vec<T>,
+    ) -> Result<(ServerName, Vec<T>), Exit> {
         if let Some(name) = &choice.server {
             return self.named(name).map(|server| (server, rest)).ok_or_else(|| self.unknown(name));
         }
-        if let Some(server) = rest.first().and_then(|first| self.named(first)) {
+        if let Some(server) = rest.first().and_then(|first| self.named(first.as_ref().to_str()?)) {
             rest.remove(0);
             return Ok((server, rest));
         }

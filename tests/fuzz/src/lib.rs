@@ -70,10 +70,12 @@ pub fn bencode(bytes: &[u8]) {
     }
 }
 
-/// Reads an untrusted magnet link.
+/// Reads an untrusted magnet link: a parsed one is rebuilt without blanks and control characters, for the same torrent.
 pub fn magnet(bytes: &[u8]) {
     if let Ok(magnet) = Magnet::parse(&String::from_utf8_lossy(bytes)) {
-        magnet.client_hash();
+        let link = magnet.to_link();
+        assert!(link.bytes().all(|byte| byte.is_ascii_graphic()));
+        assert_eq!(Magnet::parse(&link).map(|rebuilt| rebuilt.client_hash()), Ok(magnet.client_hash()));
     }
 }
 
