@@ -209,3 +209,26 @@ fn the_manual_has_a_page_for_each_command() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(text(&output.stderr).starts_with("dtorrent: create pages/dtorrent.1/x: "), "{output:?}");
 }
+
+#[test]
+fn make_torrent_of_its_own_folder_twice_makes_the_same_torrent_and_finds_a_missing_folder_before_it_hashes() {
+    let folder = folder_with(CONFIG);
+    let content = folder.path().join("content");
+    fs::create_dir(&content).unwrap();
+    fs::write(content.join("a"), [7; 100_000]).unwrap();
+    let make = |arguments: &[&str]| dtorrent(&content, &[&["make-torrent", "."], arguments].concat());
+    assert_eq!(make(&[]).status.code(), Some(0));
+    let first = fs::read(content.join("content.torrent")).unwrap();
+    for output in ["content.torrent", "./content.torrent", content.join("content.torrent").to_str().unwrap()] {
+        let made = make(&["--force", "-o", output]);
+        assert_eq!(made.status.code(), Some(0), "{output}: {made:?}");
+        assert_eq!(fs::read(content.join("content.torrent")).unwrap(), first, "{output}");
+    }
+    // Sparse, and too large to be hashed within the test.
+    fs::File::create(content.join("large")).unwrap().set_len(1 << 40).unwrap();
+    for output in ["none/x.torrent", "a/x.torrent", ".."] {
+        let refused = make(&["--force", "-o", output]);
+        assert_eq!(refused.status.code(), Some(1), "{output}: {refused:?}");
+        assert!(text(&refused.stderr).contains(output), "{output}: {refused:?}");
+    }
+}

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use indicatif::ProgressBar;
+use rustix::fs::Access;
 use url::Url;
 
 use super::terminal::print_bytes;
@@ -98,10 +99,19 @@ fn make(arguments: &Arguments) -> anyhow::Result<Made> {
         output.display()
     );
 
+    // The place of the file is resolved before anything is hashed, which may take hours.
+    let own_output = if is_stdout { None } else { Some(resolved_output(&output)?) };
     let mut sources = Vec::new();
     if is_folder {
         collect(&whole, &mut Vec::new(), &mut sources)?;
+        // A run before this one may have put it into the folder.
+        sources.retain(|source| Some(&source.file) != own_output.as_ref());
     } else {
+        ensure!(
+            own_output.as_ref() != Some(&whole),
+            "{} is the content itself; choose another --output",
+            output.display()
+        );
         let length = whole.metadata().context("read the size of the file")?.len();
         sources.push(Source { path: vec![name.as_bytes().to_vec()], file: whole.clone(), length });
     }
@@ -142,6 +152,20 @@ fn make(arguments: &Arguments) -> anyhow::Result<Made> {
     let output = output.display();
     let summary = format!("{output}: {hash}, {files} files, {total} bytes in {pieces} pieces of {piece_bytes}");
     Ok(Made { summary, for_stdout: is_stdout.then_some(torrent) })
+}
+
+/// Returns the path of the file to write, with the links of its folder resolved.
+///
+/// # Errors
+/// It is a folder, or its own folder does not exist or cannot be written.
+fn resolved_output(output: &Path) -> anyhow::Result<PathBuf> {
+    ensure!(!output.is_dir(), "{} is a folder; name a file in it", output.display());
+    let name = output.file_name().with_context(|| format!("{} names no file", output.display()))?;
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let unwritable = || format!("write {}: its folder {} cannot be used", output.display(), folder.display());
+    let resolved = folder.canonicalize().with_context(unwritable)?;
+    rustix::fs::access(&resolved, Access::EXEC_OK | Access::WRITE_OK).with_context(unwritable)?;
+    Ok(resolved.join(name))
 }
 
 /// Collects the files below a folder, in the order of their names.
@@ -230,9 +254,18 @@ mod tests {
         assert_eq!((metainfo.name.as_str(), metainfo.piece_length, metainfo.length), ("my folder", 32 << 10, 7));
         assert_eq!((metainfo.private, metainfo.tracker.as_deref()), (true, Some("one.example")));
         assert!(make(&arguments).err().unwrap().to_string().contains("--force"));
+        // The torrent of an earlier run is in the folder, and not in the torrent.
+        let inside = Arguments { output: Some(content.join("sub/../x.torrent")), force: true, ..arguments.clone() };
+        for _ in 0..2 {
+            make(&inside).unwrap();
+            assert_eq!(fs::read(content.join("x.torrent")).unwrap(), fs::read(&output).unwrap());
+        }
+        let alone = Arguments { path: content.join("a"), output: Some(content.join("a")), ..inside };
+        assert!(make(&alone).err().unwrap().to_string().contains("the content itself"));
         for wrong in [
             Arguments { path: folder.path().join("none"), force: true, ..arguments.clone() },
             Arguments { output: Some(folder.path().join("none/x.torrent")), ..arguments.clone() },
+            Arguments { output: Some(folder.path().to_owned()), force: true, ..arguments.clone() },
         ] {
             assert!(make(&wrong).is_err(), "{wrong:?}");
         }

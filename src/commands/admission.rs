@@ -177,7 +177,7 @@ impl Admission {
         let waited_at_most = Duration::from_millis(waited_since.map_or(0, |since| now.millis_since(since)));
         let is_too_large = body.len() > BODY_BYTES_MAX;
         let (envelope, envelope_is_right) =
-            if is_too_large { (Envelope::default(), Ok(())) } else { Envelope::read(&body) };
+            if is_too_large { (Envelope::read_start(&body), Ok(())) } else { Envelope::read(&body) };
         // `Some(None)` is no name of a server; `None` is the bridge.
         let server = server.as_deref().map(|name| ServerName::parse(name).ok());
         let hash = hash.as_deref().map(str::parse::<InfoHash>).transpose();

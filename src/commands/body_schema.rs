@@ -4,7 +4,7 @@
 //!
 //! Pure.
 
-use schemars::{JsonSchema, Schema, SchemaGenerator};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
 use super::request;
@@ -15,10 +15,14 @@ use crate::model::{CommandId, FilterArguments, Level, OneOrMore, Status, Verb};
 #[expect(dead_code, reason = "nothing is ever of this type: it is only described")]
 struct Common {
     /// The sender's; made up if there is none. An id that comes again within 24 hours gets the result of the first.
-    id: Option<CommandId>,
-    /// The torrents, where the topic names none.
-    #[schemars(length(max = request::HASHES_MAX), inner(regex(pattern = r"^([0-9a-fA-F]{40}|[0-9a-fA-F]{64})$")))]
-    hashes: Option<Vec<String>>,
+    #[schemars(schema_with = "id")]
+    id: (),
+    /// The torrents, where the topic names none; where it names one, nothing or the same.
+    #[schemars(schema_with = "hashes")]
+    hashes: (),
+    /// The same as `hashes`.
+    #[schemars(schema_with = "hashes")]
+    hash: (),
     /// Conditions on the torrents, where the topic names none.
     filter: Option<FilterArguments>,
     /// Time to live, after which the command is not executed: `"300s"`, `"5m"`; 24 hours at most.
@@ -32,6 +36,17 @@ struct Common {
     reply_to: Option<String>,
 }
 
+fn id(generator: &mut SchemaGenerator) -> Schema {
+    let id = CommandId::json_schema(generator);
+    json_schema!({"anyOf": [id, {"type": "number"}, {"type": "null"}]})
+}
+
+fn hashes(_generator: &mut SchemaGenerator) -> Schema {
+    let hash = json!({"type": "string", "pattern": "^([0-9a-fA-F]{40}|[0-9a-fA-F]{64})$"});
+    let hashes = json!({"type": "array", "items": hash, "maxItems": request::HASHES_MAX});
+    json_schema!({"anyOf": [hash, hashes, {"type": "null"}]})
+}
+
 /// Returns the schema of a body with this verb, as JSON. `add` also takes a bare link, and the bytes of a .torrent file.
 pub fn body_schema(verb: Verb, generator: &mut SchemaGenerator) -> Schema {
     let mut schema = verb.arguments_schema(generator);
@@ -39,7 +54,10 @@ pub fn body_schema(verb: Verb, generator: &mut SchemaGenerator) -> Schema {
         unreachable!("it is a struct with fields")
     };
     if verb.level() != Level::Torrents {
-        common.remove("hashes");
+        if verb.level() != Level::Torrent {
+            common.remove("hashes");
+            common.remove("hash");
+        }
         if verb.level() != Level::ServerFiltered {
             common.remove("filter");
         }
@@ -86,6 +104,9 @@ mod tests {
             (Verb::Pause, json!({"id": "1", "ttl": "5m", "dry_run": true, "if_status": ["seeding"], "reply_to": "x"})),
             (Verb::Stop, json!({"filter": {"status": "seeding", "name": "*.iso", "size": {"max": "700 MiB"}}})),
             (Verb::Recheck, json!({"hashes": [HASH]})),
+            (Verb::Recheck, json!({"hash": HASH, "id": 1_795_984_023})),
+            (Verb::FilePriority, json!({"files": [0], "priority": 1, "hashes": HASH})),
+            (Verb::Add, json!({"magnet": " MAGNET:?x"})),
             (Verb::Delete, json!({"data": true})),
             (Verb::Label, json!({"label": "$x; \"y\"", "hashes": null})),
             (Verb::Limits, json!({"upload_limit": 0})),
@@ -128,7 +149,9 @@ mod tests {
             (Verb::Move, json!({})),
             (Verb::FilePriority, json!({"files": [], "priority": 1})),
             (Verb::FilePriority, json!({"files": [0], "priority": 3})),
-            (Verb::FilePriority, json!({"files": [0], "priority": 1, "hashes": [HASH]})),
+            (Verb::FilePriority, json!({"files": [0], "priority": 1, "hashes": ["xyz"]})),
+            (Verb::Pause, json!({"hash": "xyz"})),
+            (Verb::Pause, json!({"id": true})),
             (Verb::Limits, json!({})),
             (Verb::Limits, json!({"download_limit": 99_999_999_999_u64})),
             (Verb::Limits, json!({"filter": {}, "download_limit": 1})),

@@ -29,6 +29,7 @@ mod receiver;
 mod request;
 mod results;
 mod roots;
+mod scanned_id;
 mod sender;
 mod sources;
 mod worker;

@@ -2,21 +2,23 @@
 //!
 //! Pure.
 
-use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::Deserializer as _;
-use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::errors::bad_request;
+use super::scanned_id::scanned_id;
 use crate::model::{
     AddRequest, CommandError, CommandId, ErrorCode, Filter, InfoHash, Level, Operation, Status, TorrentSource, Verb,
 };
 
 /// Largest body that is read, which is also the largest .torrent file that is fetched.
 pub const BODY_BYTES_MAX: usize = 10 * 1024 * 1024;
+
+/// Bytes of a body that is too large which are searched for its id.
+const SCANNED_BYTES_MAX: usize = 64 * 1024;
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Time to live of a command whose sender does not say one.
 pub const TTL: Duration = Duration::from_secs(5 * 60);
@@ -72,14 +74,12 @@ impl Envelope {
             Ok(Some(object)) => object,
             Ok(None) => return (Self::default(), Ok(())),
             // The request says what is wrong with the body as a whole.
-            Err(_) => return (Self { id: id_in_malformed(body), ..Self::default() }, Ok(())),
+            Err(_) => return (Self { id: scanned_id(body), ..Self::default() }, Ok(())),
         };
         // The id first: an error in the other keys is then answered under it.
         let mut envelope = Self::default();
         let mut check = || {
-            if let Some(id) = text(&object, "id")? {
-                envelope.id = Some(CommandId::parse(id).map_err(|error| bad_request(format!("id: {error}")))?);
-            }
+            envelope.id = id(&object, body)?;
             envelope.reply_to = text(&object, "reply_to")?.map(str::to_owned);
             if let Some(ttl) = text(&object, "ttl")? {
                 let ttl: Duration = humantime::parse_duration(ttl).map_err(|error| {
@@ -92,10 +92,27 @@ impl Envelope {
         let result = check();
         (envelope, result)
     }
+
+    /// Reads the id alone, from a body that is too large to be read, if it is near the beginning.
+    pub fn read_start(body: &[u8]) -> Self {
+        Self { id: scanned_id(&body[..body.len().min(SCANNED_BYTES_MAX)]), ..Self::default() }
+    }
+}
+
+/// Reads the id of an object; a number is taken as its text.
+fn id(object: &Map<String, Value>, body: &[u8]) -> Result<Option<CommandId>, CommandError> {
+    if let Some(Value::Number(number)) = object.get("id") {
+        // As it was sent, because the sender compares texts: a parsed number may be written otherwise.
+        return Ok(scanned_id(body).or_else(|| CommandId::parse(&number.to_string()).ok()));
+    }
+    let id = text(object, "id")?.map(CommandId::parse).transpose();
+    id.map_err(|error| bad_request(format!("id: {error}")))
 }
 
 /// Reads a body that is an object; `None` for an empty one.
 fn object(body: &[u8]) -> Result<Option<Map<String, Value>>, CommandError> {
+    // Editors of some systems begin a text with a byte order mark.
+    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(None);
     }
@@ -104,29 +121,6 @@ fn object(body: &[u8]) -> Result<Option<Map<String, Value>>, CommandError> {
         Ok(_) => Err(bad_request("the body is not a JSON object; an object like {\"id\": \"1\"} or nothing is right")),
         Err(error) => Err(bad_request(format!("the body is no JSON: {error}"))),
     }
-}
-
-/// Returns the id in a body that is cut off or malformed behind it.
-fn id_in_malformed(body: &[u8]) -> Option<CommandId> {
-    struct Reader<'a>(&'a mut Option<String>);
-    impl<'de> Visitor<'de> for Reader<'_> {
-        type Value = ();
-        fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-            out.write_str("an object")
-        }
-        fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<(), A::Error> {
-            while let Some(key) = object.next_key::<String>()? {
-                match key.as_str() {
-                    "id" => *self.0 = object.next_value()?,
-                    _ => drop(object.next_value::<IgnoredAny>()?),
-                }
-            }
-            Ok(())
-        }
-    }
-    let mut id = None;
-    serde_json::Deserializer::from_slice(body).deserialize_map(Reader(&mut id)).ok();
-    CommandId::parse(&id?).ok()
 }
 
 /// Returns the text of a key; `null` counts as absent, because some senders fill every key that they know.
@@ -196,26 +190,40 @@ impl Request {
 }
 
 fn take_target(object: &mut Map<String, Value>, hash: Option<InfoHash>) -> Result<Target, CommandError> {
-    match (hash, take(object, "hashes"), take(object, "filter")) {
+    let (hashes, filter) = (take_hashes(object)?, take(object, "filter"));
+    match (hash, hashes, filter) {
         (Some(hash), None, None) => Ok(Target::Torrents(vec![hash])),
-        (Some(_), ..) => Err(bad_request("the topic names the torrent, so hashes and filter have no place here")),
+        (Some(hash), Some(hashes), None) if hashes == [hash] => Ok(Target::Torrents(hashes)),
+        (Some(_), ..) => {
+            Err(bad_request("the topic names the torrent, so other hashes and a filter have no place here"))
+        }
         (None, Some(_), Some(_)) => Err(bad_request("hashes or filter, not both")),
         (None, None, None) => Ok(Target::Server),
         (None, None, Some(filter)) => Filter::from_json(filter)
             .map(|filter| Target::Matching(Box::new(filter)))
             .map_err(|error| bad_request(error.to_string())),
-        (None, Some(hashes), None) => {
-            let mut hashes: Vec<InfoHash> =
-                serde_json::from_value(hashes).map_err(|error| bad_request(format!("hashes: {error}")))?;
-            if hashes.len() > HASHES_MAX {
-                return Err(CommandError::new(ErrorCode::TooLarge, format!("more than {HASHES_MAX} hashes")));
-            }
-            // Once each: two actions for one torrent in a batch would wait for the same effect.
-            hashes.sort_unstable();
-            hashes.dedup();
-            Ok(Target::Torrents(hashes))
-        }
+        (None, Some(hashes), None) => Ok(Target::Torrents(hashes)),
     }
+}
+
+/// Takes the hashes, each once, from `hashes` or `hash`; one may be written without a list around it.
+fn take_hashes(object: &mut Map<String, Value>) -> Result<Option<Vec<InfoHash>>, CommandError> {
+    let (key, hashes) = match (take(object, "hashes"), take(object, "hash")) {
+        (None, None) => return Ok(None),
+        (Some(_), Some(_)) => return Err(bad_request("hashes or hash, not both")),
+        (Some(hashes), None) => ("hashes", hashes),
+        (None, Some(hash)) => ("hash", hash),
+    };
+    let hashes = if hashes.is_array() { hashes } else { Value::Array(vec![hashes]) };
+    let mut hashes: Vec<InfoHash> =
+        serde_json::from_value(hashes).map_err(|error| bad_request(format!("{key}: {error}")))?;
+    if hashes.len() > HASHES_MAX {
+        return Err(CommandError::new(ErrorCode::TooLarge, format!("more than {HASHES_MAX} hashes")));
+    }
+    // Once each: two actions for one torrent in a batch would wait for the same effect.
+    hashes.sort_unstable();
+    hashes.dedup();
+    Ok(Some(hashes))
 }
 
 fn take_statuses(object: &mut Map<String, Value>) -> Result<Option<Vec<Status>>, CommandError> {
@@ -338,15 +346,57 @@ mod tests {
 
     #[test]
     fn a_malformed_command_still_has_its_id() {
-        for wreck in [&br#"{"id": "7", "ttl": "soon", "x": }"#[..], br#"{"x": {"id": "8"}, "id": "7", "hashes": ["ab"#]
-        {
+        for wreck in [&br#"{"id": "7", "ttl": "soon", "x": }"#[..], br#"{"x": {"id": "8"}, "id": 7, "hashes": ["ab"#] {
             let (envelope, result) = Envelope::read(wreck);
             assert_eq!((envelope.id.unwrap().as_str(), result), ("7", Ok(())), "no JSON: the request says so");
         }
-        assert_eq!(Envelope::read(br#"{"x": {"id": "8"}, "id"#).0.id, None);
-        let (envelope, result) = Envelope::read(br#"{"id": "7", "ttl": "soon"}"#);
-        assert_eq!(envelope.id.unwrap().as_str(), "7");
-        assert!(result.unwrap_err().message.starts_with("ttl: "));
+        for (body, id, start) in [
+            (r#"{"id": "7", "ttl": "soon"}"#, Some("7"), "ttl: "),
+            (r#"{"reply_to": 5, "id": 7}"#, Some("7"), "reply_to "),
+            (r#"{"id": {"id": "7"}}"#, None, "id "),
+            (r#"{"id": ""}"#, None, "id: "),
+        ] {
+            let (envelope, result) = Envelope::read(body.as_bytes());
+            assert_eq!(envelope.id.as_ref().map(CommandId::as_str), id, "{body}");
+            assert!(result.unwrap_err().message.starts_with(start), "{body}");
+        }
+    }
+
+    #[test]
+    fn an_id_that_is_a_number_is_taken_as_its_text() {
+        for (number, id) in [
+            ("1795984023", "1795984023"),
+            ("-1.50", "-1.50"),
+            ("1e3", "1e3"),
+            ("18446744073709551616", "18446744073709551616"),
+        ] {
+            for body in
+                [format!(r#"{{"id":{number}}}"#), format!("\u{feff}{{\"x\": {{\"id\": 8}}, \"id\" : {number} }}\n")]
+            {
+                let (envelope, result) = Envelope::read(body.as_bytes());
+                assert_eq!((envelope.id.unwrap().as_str(), result), (id, Ok(())), "{body}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_hash_may_be_named_in_several_ways_and_beside_its_topic_again() {
+        let parsed = |on_torrent: bool, body: String| {
+            let hash = on_torrent.then(|| HASH.parse().unwrap());
+            let request = Request::parse(Verb::Pause, hash, body.as_bytes());
+            request.map(|request| matches!(request.target, Target::Torrents(hashes) if hashes.len() == 1))
+        };
+        for body in
+            [r#"{"hash": "H"}"#, r#"{"hash": ["H"]}"#, r#"{"hashes": "H"}"#, r#"{"hashes": ["H", "H"], "hash": null}"#]
+        {
+            assert_eq!(parsed(false, body.replace('H', HASH)), Ok(true), "{body}");
+            assert_eq!(parsed(true, body.replace('H', &HASH.to_uppercase())), Ok(true), "{body}");
+        }
+        for body in [r#"{"hash": "H", "hashes": ["H"]}"#, r#"{"hash": "H", "filter": {}}"#, r#"{"hashes": "H,H"}"#] {
+            assert!(parsed(false, body.replace('H', HASH)).is_err(), "{body}");
+            assert!(parsed(true, body.replace('H', HASH)).is_err(), "{body}");
+        }
+        assert!(parsed(true, format!(r#"{{"hash": "{}"}}"#, "a".repeat(40))).is_err());
     }
 
     proptest! {

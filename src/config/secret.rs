@@ -44,15 +44,15 @@ pub fn parsed_secret<T, E: Into<Fault>>(
     parse(text.expose_secret()).map_err(|error| table.fault(&key, error.into())).ok()
 }
 
-/// Returns the content of a file that holds a secret, without the line break at its end.
+/// Returns the content of a file that holds a secret, without a byte order mark and the line breaks at its end.
 pub fn read_secret(path: &Path) -> Result<String, Fault> {
     let fault = |wrong: &str| {
         Fault::new(format!("`{}` {wrong}", path.display()), "name a file with the secret as its only line")
     };
-    let mut text = String::from_utf8(read_file(path)?).map_err(|_| fault("is not UTF-8"))?;
-    // Editors and `echo` end a file with a line break.
-    text.truncate(text.trim_end_matches(['\n', '\r']).len());
-    if text.is_empty() { Err(fault("is empty")) } else { Ok(text) }
+    let text = String::from_utf8(read_file(path)?).map_err(|_| fault("is not UTF-8"))?;
+    // Editors of some systems put a mark before a text, and editors and `echo` end a file with a line break.
+    let text = text.trim_start_matches('\u{feff}').trim_end_matches(['\n', '\r']);
+    if text.is_empty() { Err(fault("is empty")) } else { Ok(text.to_owned()) }
 }
 
 /// Reads a whole file.

@@ -5,13 +5,12 @@
 //!
 //! Pure.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::operation::{is_magnet, is_url};
+use super::base64_text::decode_base64;
+use super::operation::is_magnet;
 use super::{Action, AddRequest, CommandError, ErrorCode, Limits, Operation, Parts, Seq, TorrentSource};
 
 /// Torrents on a page of `list`, if the command does not say.
@@ -273,8 +272,8 @@ pub(super) struct AddArguments {
     /// A magnet link.
     #[schemars(regex(pattern = r"^\s*[mM][aA][gG][nN][eE][tT]:\?"))]
     magnet: Option<String>,
-    /// The URL of a .torrent file.
-    #[schemars(regex(pattern = r"^\s*[hH][tT][tT][pP][sS]?://"))]
+    /// The URL of a .torrent file, or a magnet link.
+    #[schemars(regex(pattern = r"^\s*([hH][tT][tT][pP][sS]?://|[mM][aA][gG][nN][eE][tT]:\?)"))]
     url: Option<String>,
     /// A .torrent file, in base64.
     #[schemars(extend("contentEncoding" = "base64"))]
@@ -301,12 +300,11 @@ pub(super) fn add(
     let source = match (magnet, url, torrent, file) {
         (Some(magnet), None, None, None) if is_magnet(&magnet) => TorrentSource::Magnet(magnet),
         (Some(_), None, None, None) => return Err(bad("magnet: a link that begins with `magnet:?` is right")),
-        (None, Some(url), None, None) if is_url(&url) => TorrentSource::Url(url),
-        (None, Some(_), None, None) => {
-            return Err(bad("url: a link that begins with http:// or https:// is right"));
-        }
+        // A page that offers torrents has either kind of link, and not every sender tells them apart.
+        (None, Some(url), None, None) => TorrentSource::from_link(&url)
+            .ok_or_else(|| bad("url: a link that begins with http://, https:// or `magnet:?` is right"))?,
         (None, None, Some(torrent), None) => {
-            let bytes = BASE64.decode(torrent.trim());
+            let bytes = decode_base64(&torrent);
             TorrentSource::Torrent(bytes.map_err(|error| bad(format!("torrent is no base64: {error}")))?.into())
         }
         (None, None, None, Some(file)) => TorrentSource::File(file),

@@ -7,6 +7,7 @@
 
 mod action;
 mod arguments;
+mod base64_text;
 mod bencode;
 mod change;
 mod command;

@@ -133,7 +133,7 @@ pub(super) fn is_magnet(link: &str) -> bool {
     link.trim_start().get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("magnet:?"))
 }
 
-pub(super) fn is_url(link: &str) -> bool {
+fn is_url(link: &str) -> bool {
     let link = link.trim_start();
     ["http://", "https://"]
         .iter()

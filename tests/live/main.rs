@@ -23,6 +23,7 @@ mod library;
 mod magnets;
 mod mqtt_link;
 mod nats;
+mod odd_bodies;
 mod odd_torrents;
 mod outages;
 mod real_names;
