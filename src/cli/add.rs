@@ -37,6 +37,9 @@ pub(super) struct Arguments {
     /// Set the priority: 0 off, 1 low, 2 normal, 3 high
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=3))]
     priority: Option<u8>,
+    /// Have the client keep this value under this key; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = custom_value)]
+    custom: Vec<(String, String)>,
     /// Use existing content, below the server's `roots`; every piece is checked before the torrent is added
     #[arg(long, value_name = "PATH")]
     data_file: Option<String>,
@@ -46,7 +49,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(options: Options, arguments: Arguments) -> CommandResult {
-    let Arguments { sources, choice, stopped, label, directory, priority, data_file, json } = arguments;
+    let Arguments { sources, choice, stopped, label, directory, priority, custom, data_file, json } = arguments;
     let session = Session::start(options)?;
     let (server, sources) = session.server(&choice, sources)?;
     if sources.is_empty() {
@@ -68,6 +71,7 @@ pub(super) fn run(options: Options, arguments: Arguments) -> CommandResult {
         if let Some(priority) = priority {
             torrent = torrent.priority(priority);
         }
+        torrent = custom.iter().fold(torrent, |torrent, (key, value)| torrent.custom(key, value));
         if let Some(data_file) = &data_file {
             torrent = torrent.data_file(data_file);
         }
@@ -117,6 +121,11 @@ async fn add_with_progress(watcher: &Watcher, torrent: NewTorrent) -> Result<Inf
             bar.set_position(read);
         }
     }
+}
+
+fn custom_value(argument: &str) -> Result<(String, String), &'static str> {
+    let (key, value) = argument.split_once('=').ok_or("expected KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// Reads a source: a link by itself, or what the file of this name contains.

@@ -181,10 +181,16 @@ impl Execution<'_> {
         let Some(Details { observed, .. }) = client.get_one(add.hash, parts).await? else {
             return client.apply_one(&action).await.map(Some);
         };
-        if action.is_shown_by(observed.as_ref()) {
+        // No listing shows custom values, so the client itself compares or sets them.
+        let custom = (!add.custom.is_empty()).then(|| Action::Custom(add.hash, add.custom.clone()));
+        let is_as_listed = action.is_shown_by(observed.as_ref());
+        if is_as_listed && custom.is_none() {
             return Ok(None);
         }
         if !self.command.is_started {
+            if is_as_listed {
+                return client.apply_one(&action).await.map(Some);
+            }
             let reason = "the torrent is already there, not as this command wants it, and is left alone".to_owned();
             return Err(ClientError::Precondition { reason });
         }
@@ -193,7 +199,7 @@ impl Execution<'_> {
         let priority = add.priority.map(|priority| Action::Priority(hash, priority));
         // Started last, so that it does not transfer before it is set up.
         let start = add.start.then_some(Action::Start(hash));
-        for action in [label, priority, start].into_iter().flatten() {
+        for action in [label, priority, custom, start].into_iter().flatten() {
             client.apply_one(&action).await?;
         }
         Ok(Some(Applied::Asked))

@@ -67,7 +67,7 @@ impl Sources {
     /// Resolves a request into what a client can be asked for. `progress` is called with the bytes of data that were
     /// checked, and all bytes.
     pub async fn resolve(&self, request: &AddRequest, progress: impl FnMut(u64, u64)) -> Result<Add, CommandError> {
-        let AddRequest { source, start, label, directory, priority, data_file } = request;
+        let AddRequest { source, start, label, directory, priority, custom, data_file } = request;
         if let Some(directory) = directory {
             self.roots.check_directory(directory)?;
         }
@@ -78,6 +78,7 @@ impl Sources {
             label: label.clone(),
             directory,
             priority: *priority,
+            custom: custom.clone(),
             is_checked,
         };
         let torrent = match source {

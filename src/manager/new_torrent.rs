@@ -54,6 +54,13 @@ impl NewTorrent {
         self.with("priority", priority)
     }
 
+    /// Has the client keep a text with it, besides those of other keys. A key has at most 64 letters, digits and `._-`,
+    /// and is no other program's.
+    pub fn custom(mut self, key: &str, value: impl Into<String>) -> Self {
+        self.0["custom"][key] = Value::from(value.into());
+        self
+    }
+
     /// Uses data that is there already, below the server's `roots`: every piece is verified before anything is loaded.
     pub fn data_file(self, path: impl Into<String>) -> Self {
         self.with("data_file", path.into())

@@ -11,7 +11,7 @@ use super::{ManagerError, NewTorrent, Shared};
 use crate::live_state::ServerHandle;
 use crate::model::{
     CommandError, DeletedFiles, Details, ErrorCode, File, InfoHash, Limits, Outcome, OutcomeStatus, Parts, Peer,
-    ServerName, Stats, Torrent, Tracker, Verb,
+    ServerName, Stats, Torrent, Tracker, TrackerChanges, Verb,
 };
 use crate::port::CommandAddress;
 
@@ -227,6 +227,14 @@ impl Watcher {
     /// As [`Watcher::pause`].
     pub async fn file_priority(&self, hash: InfoHash, files: &[u32], priority: u8) -> Result<(), ManagerError> {
         self.act(Verb::FilePriority, Some(hash), json!({"files": files, "priority": priority})).await.map(drop)
+    }
+
+    /// Changes the trackers of a torrent. rTorrent cannot remove one, only disable it.
+    ///
+    /// # Errors
+    /// As [`Watcher::pause`].
+    pub async fn trackers(&self, hash: InfoHash, changes: &TrackerChanges) -> Result<(), ManagerError> {
+        self.act(Verb::Trackers, Some(hash), json!(changes)).await.map(drop)
     }
 
     /// Sets the rate limits of all torrents together.

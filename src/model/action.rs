@@ -9,7 +9,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use super::{InfoHash, Kind, Observed, Status, client_texts, with_line_feeds};
+use super::{CustomValues, InfoHash, Kind, Observed, Status, TrackerChanges, client_texts, with_line_feeds};
 
 /// One change that a client is asked for.
 ///
@@ -45,6 +45,10 @@ pub enum Action {
     Throttle(InfoHash, String),
     /// Sets the priority of files, by their place in the torrent: 0 off, 1 normal, 2 high.
     FilePriority(InfoHash, Vec<u32>, u8),
+    /// Adds and removes trackers, and switches them on and off.
+    Trackers(InfoHash, TrackerChanges),
+    /// Sets custom values; others stay.
+    Custom(InfoHash, CustomValues),
     /// Loads a torrent.
     Add(Add),
 }
@@ -57,6 +61,7 @@ impl Action {
             Self::Recheck(hash) | Self::Announce(hash) | Self::Hold(hash) | Self::Release(hash) => *hash,
             Self::Label(hash, _) | Self::Move(hash, _) | Self::Throttle(hash, _) => *hash,
             Self::Priority(hash, _) | Self::FilePriority(hash, ..) => *hash,
+            Self::Trackers(hash, _) | Self::Custom(hash, _) => *hash,
             Self::Add(add) => add.hash,
         }
     }
@@ -68,6 +73,7 @@ impl Action {
             Self::Label(..) | Self::Priority(..) => true,
             Self::Recheck(_) | Self::Announce(_) | Self::Hold(_) | Self::Release(_) | Self::Move(..) => false,
             Self::Throttle(..) | Self::FilePriority(..) | Self::Add(_) => false,
+            Self::Trackers(..) | Self::Custom(..) => false,
         }
     }
 
@@ -87,7 +93,9 @@ impl Action {
             Self::Release(_) | Self::Recheck(_) | Self::Announce(_) | Self::Throttle(..) | Self::FilePriority(..) => {
                 true
             }
-            Self::Add(Add { label, priority, start, is_checked, hash: _, source: _, directory: _ }) => {
+            Self::Trackers(..) | Self::Custom(..) => true,
+            // The client has read the custom values itself.
+            Self::Add(Add { label, priority, start, is_checked, hash: _, source: _, directory: _, custom: _ }) => {
                 (label.is_none() || torrent.label.as_deref() == label.as_deref())
                     && (priority.is_none() || torrent.priority == *priority)
                     && (!start || torrent.status != Status::Stopped)
@@ -115,7 +123,7 @@ impl Action {
             Self::Priority(..) => &[PriorityChanged],
             // A re-check un-pauses a torrent for as long as it lasts.
             Self::Recheck(_) => &[Checking, Checked, Resumed, Paused],
-            Self::Announce(_) => &[],
+            Self::Announce(_) | Self::Trackers(..) | Self::Custom(..) => &[],
             // The torrent is closed while its directory is set, and may be checked when it is opened again.
             Self::Move(..) => &[Moved, Stopped, Started, Paused, Resumed, Checking, Checked, Unstalled],
             // rTorrent takes another group only while the torrent is paused.
@@ -163,6 +171,8 @@ pub struct Add {
     pub directory: Option<String>,
     /// 0 off, 1 low, 2 normal, 3 high; `None` for the client's own choice.
     pub priority: Option<u8>,
+    /// Texts to keep with it.
+    pub custom: CustomValues,
     /// All of its data is there and was verified: the client has to find it complete.
     pub is_checked: bool,
 }
@@ -170,7 +180,16 @@ pub struct Add {
 impl Add {
     /// Makes one that starts, where and how the client chooses.
     pub fn new(hash: InfoHash, source: AddSource) -> Self {
-        Self { hash, source, start: true, label: None, directory: None, priority: None, is_checked: false }
+        Self {
+            hash,
+            source,
+            start: true,
+            label: None,
+            directory: None,
+            priority: None,
+            custom: CustomValues::default(),
+            is_checked: false,
+        }
     }
 }
 

@@ -5,13 +5,20 @@
 //!
 //! Pure.
 
+use std::collections::BTreeMap;
+
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::base64_text::decode_base64;
 use super::operation::is_magnet;
-use super::{Action, AddRequest, CommandError, ErrorCode, Limits, Operation, Parts, Seq, TorrentSource};
+use super::text::NO_CONTROL_PATTERN;
+use super::tracker_changes::{TRACKERS_MAX, URL_PATTERN};
+use super::{
+    Action, AddRequest, CommandError, CustomValues, ErrorCode, Limits, Operation, Parts, Seq, TorrentSource,
+    TrackerChanges, custom,
+};
 
 /// Torrents on a page of `list`, if the command does not say.
 const PAGE_SIZE: u64 = 200;
@@ -34,8 +41,6 @@ fn bad(message: impl Into<String>) -> CommandError {
     CommandError::new(ErrorCode::BadRequest, message)
 }
 
-const NO_CONTROL: &str = r"^[^\u0000-\u001f\u007f-\u009f]*$";
-
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NoArguments {}
@@ -56,7 +61,7 @@ pub(super) fn delete(DeleteArguments { data }: DeleteArguments) -> Result<Operat
 #[serde(deny_unknown_fields)]
 pub(super) struct LabelArguments {
     /// 255 bytes at most; empty for none.
-    #[schemars(length(max = LABEL_BYTES_MAX), regex(pattern = NO_CONTROL))]
+    #[schemars(length(max = LABEL_BYTES_MAX), regex(pattern = NO_CONTROL_PATTERN))]
     label: String,
 }
 
@@ -111,7 +116,7 @@ pub(super) fn move_to(MoveArguments { directory, data }: MoveArguments) -> Resul
 #[serde(deny_unknown_fields)]
 pub(super) struct ThrottleArguments {
     /// A group that the client's own config defines; empty for none, `NULL` for no limit at all.
-    #[schemars(length(max = GROUP_BYTES_MAX), regex(pattern = NO_CONTROL))]
+    #[schemars(length(max = GROUP_BYTES_MAX), regex(pattern = NO_CONTROL_PATTERN))]
     throttle: String,
 }
 
@@ -148,6 +153,40 @@ pub(super) fn file_priority(
     files.sort_unstable();
     files.dedup();
     Ok(Operation::act(move |hash| Action::FilePriority(hash, files.clone(), priority)))
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(transform = any_list_of_trackers)]
+pub(super) struct TrackersArguments {
+    /// URLs of trackers that are to be asked, too.
+    #[serde(default)]
+    #[schemars(length(max = TRACKERS_MAX), inner(regex(pattern = URL_PATTERN)))]
+    add: Vec<String>,
+    /// URLs of trackers to remove, where the client can (rTorrent cannot: disable them).
+    #[serde(default)]
+    #[schemars(length(max = TRACKERS_MAX), inner(regex(pattern = URL_PATTERN)))]
+    remove: Vec<String>,
+    /// URLs of trackers of the torrent that are to be asked again.
+    #[serde(default)]
+    #[schemars(length(max = TRACKERS_MAX), inner(regex(pattern = URL_PATTERN)))]
+    enable: Vec<String>,
+    /// URLs of trackers of the torrent that are not to be asked any more.
+    #[serde(default)]
+    #[schemars(length(max = TRACKERS_MAX), inner(regex(pattern = URL_PATTERN)))]
+    disable: Vec<String>,
+}
+
+pub(super) fn trackers(
+    TrackersArguments { add, remove, enable, disable }: TrackersArguments,
+) -> Result<Operation, CommandError> {
+    let changes = TrackerChanges { add, remove, enable, disable }.checked().map_err(|error| bad(error.to_string()))?;
+    Ok(Operation::act(move |hash| Action::Trackers(hash, changes.clone())))
+}
+
+fn any_list_of_trackers(schema: &mut Schema) {
+    let given = |key: &str| json!({"required": [key], "properties": {key: {"minItems": 1}}});
+    schema.insert("anyOf".to_owned(), ["add", "remove", "enable", "disable"].map(given).to_vec().into());
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -283,19 +322,23 @@ pub(super) struct AddArguments {
     /// Start the torrent: true by default.
     start: Option<bool>,
     /// 255 bytes at most.
-    #[schemars(length(max = LABEL_BYTES_MAX), regex(pattern = NO_CONTROL))]
+    #[schemars(length(max = LABEL_BYTES_MAX), regex(pattern = NO_CONTROL_PATTERN))]
     label: Option<String>,
     /// The directory for the data: below the server's `roots`.
     directory: Option<String>,
     /// 0 off, 1 low, 2 normal, 3 high.
     #[schemars(range(max = 3))]
     priority: Option<u8>,
+    /// Texts that the client keeps with the torrent, by keys of letters, digits and `._-`.
+    #[serde(default)] // a schema of its own would make it required
+    #[schemars(schema_with = "custom::schema")]
+    custom: Option<BTreeMap<String, String>>,
     /// The path of data that is already there: verified, piece by piece, before anything is loaded.
     data_file: Option<String>,
 }
 
 pub(super) fn add(
-    AddArguments { magnet, url, torrent, file, start, label, directory, priority, data_file }: AddArguments,
+    AddArguments { magnet, url, torrent, file, start, label, directory, priority, custom, data_file }: AddArguments,
 ) -> Result<Operation, CommandError> {
     let source = match (magnet, url, torrent, file) {
         (Some(magnet), None, None, None) if is_magnet(&magnet) => TorrentSource::Magnet(magnet),
@@ -320,6 +363,7 @@ pub(super) fn add(
         label: label.map(checked_label).transpose()?,
         directory,
         priority: priority.map(checked_priority).transpose()?,
+        custom: CustomValues::parse(custom.unwrap_or_default()).map_err(|error| bad(format!("custom: {error}")))?,
     }))
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{Action, InfoHash, Limits, Parts, Seq};
+use super::{Action, CustomValues, InfoHash, Limits, Parts, Seq};
 
 /// The effect of a command, with checked arguments.
 #[derive(Clone, Debug)]
@@ -94,6 +94,8 @@ pub struct AddRequest {
     pub directory: Option<String>,
     /// 0 off, 1 low, 2 normal, 3 high.
     pub priority: Option<u8>,
+    /// Texts to keep with it.
+    pub custom: CustomValues,
     /// Path on this machine where its data already is; not compared with the roots yet.
     pub data_file: Option<String>,
 }
@@ -101,7 +103,15 @@ pub struct AddRequest {
 impl AddRequest {
     /// Makes a request that says nothing but where the torrent is.
     pub fn new(source: TorrentSource) -> Self {
-        Self { source, start: true, label: None, directory: None, priority: None, data_file: None }
+        Self {
+            source,
+            start: true,
+            label: None,
+            directory: None,
+            priority: None,
+            custom: CustomValues::default(),
+            data_file: None,
+        }
     }
 }
 

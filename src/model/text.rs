@@ -4,6 +4,9 @@ use std::collections::HashSet;
 use std::error::Error;
 use std::sync::Arc;
 
+/// A pattern for schemas: text without control characters.
+pub(super) const NO_CONTROL_PATTERN: &str = r"^[^\u0000-\u001f\u007f-\u009f]*$";
+
 /// Sanitizes text for a log, a terminal, a page or a message for people.
 ///
 /// Control characters, bidirectional marks and bytes that are not UTF-8 become U+FFFD, line breaks and tabs

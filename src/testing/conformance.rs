@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::model::{Action, Add, AddSource, InfoHash, Listing, Observed, Parts, Status, error_chain};
+use crate::model::{Action, Add, AddSource, CustomValues, InfoHash, Listing, Observed, Parts, Status, error_chain};
 use crate::port::{ClientError, Scope, TorrentClient};
 
 /// Time between two listings while an effect is waited for.
@@ -197,6 +197,7 @@ impl Suite<'_> {
             label: None,
             directory: None,
             priority: None,
+            custom: CustomValues::default(),
             is_checked: false,
         });
         let added = self.effect(&add, |listing| listing.torrents.contains_key(&hash)).await;

@@ -5,7 +5,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use dtorrent_peers::content::Content;
-use dtorrent_peers::rtorrent::{Options, Rtorrent};
+use dtorrent_peers::rtorrent::{Argument, Options, Rtorrent};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, Command};
@@ -111,8 +111,13 @@ async fn torrents_are_listed_shown_and_controlled_from_a_terminal() {
         (Content::file("one.iso", 50_000, 1), Content::folder("Album ü", &[("a", 40_000), ("sub/b", 1)], 2));
     let fixture = Fixture::with(&[&one]).await;
     std::fs::write(fixture.folder.join("other.torrent"), &other.torrent).unwrap();
-    let added = fixture.does(&["add", "other.torrent", "--stopped", "--label", "music"]).await;
+    let added =
+        fixture.does(&["add", "other.torrent", "--stopped", "--label", "music", "--custom", "source=a=b"]).await;
     assert_eq!(added.trim(), other.hash.to_string());
+
+    let rpc_hash = other.hash.to_rpc();
+    let of_other = [&rpc_hash[..], "source"].map(Argument::Text);
+    assert_eq!(fixture.home.rpc.call("d.custom", &of_other).await.unwrap(), ["a=b"]);
 
     let table = fixture.does(&["list"]).await;
     let lines: Vec<&str> = table.lines().collect();

@@ -169,12 +169,20 @@ impl ExecClient {
             Action::Announce(hash) => ("announce", json!({"hash": hash})),
             Action::Label(hash, label) => ("label", json!({"hash": hash, "label": label})),
             Action::Priority(hash, priority) => ("priority", json!({"hash": hash, "priority": priority})),
+            Action::Add(add) if !add.custom.is_empty() => {
+                // The protocol has no key for them, and a program that ignored them would make the result untrue.
+                return Err(ClientError::Unsupported {
+                    what: "keep custom values: a program has no place for them".to_owned(),
+                });
+            }
             Action::Add(add) => ("add", params_of_add(add)),
             Action::Hold(_)
             | Action::Release(_)
             | Action::Move(..)
             | Action::Throttle(..)
-            | Action::FilePriority(..) => {
+            | Action::FilePriority(..)
+            | Action::Trackers(..)
+            | Action::Custom(..) => {
                 return Err(ClientError::Unsupported { what: "do that: a program has no method for it".to_owned() });
             }
         };
@@ -272,7 +280,7 @@ impl TorrentClient for ExecClient {
 }
 
 fn params_of_add(add: &Add) -> Value {
-    let Add { hash, source, start, label, directory, priority, is_checked: _ } = add;
+    let Add { hash, source, start, label, directory, priority, custom: _, is_checked: _ } = add;
     let (key, value) = match source {
         AddSource::Magnet(link) => ("magnet", link.clone()),
         AddSource::Torrent(bytes) => ("torrent", BASE64.encode(bytes)),

@@ -31,6 +31,7 @@ const METHODS: &[&str] = &[
     "d.start",
     "d.stop",
     "d.throttle_name.set",
+    "d.tracker.insert",
     "d.tracker_announce",
     "d.update_priorities",
     "directory.default",
@@ -64,6 +65,9 @@ const METHODS: &[&str] = &[
 
 /// The methods of one file, which is named by its torrent and its place and never otherwise.
 const FILE_METHODS: &[&str] = &["f.priority.set"];
+
+/// The methods of one tracker, which is named by its torrent and its place.
+const TRACKER_METHODS: &[&str] = &["t.is_enabled.set"];
 
 /// One call; several travel in one request.
 #[derive(Clone, Debug, PartialEq)]
@@ -106,6 +110,13 @@ impl Call {
         assert!(FILE_METHODS.contains(&method), "{method} is not in the list of file methods");
         // 0.9.8 dies of a bare hash as the target of an `f.*` method (std::bad_alloc).
         let target = format!("{}:f{file}", hash.to_string().to_ascii_uppercase());
+        Self { method: method.into(), params: vec![Param::Text(target)] }
+    }
+
+    /// A call about one tracker of a torrent.
+    pub(super) fn on_tracker(hash: InfoHash, tracker: usize, method: &'static str) -> Self {
+        assert!(TRACKER_METHODS.contains(&method), "{method} is not in the list of tracker methods");
+        let target = format!("{}:t{tracker}", hash.to_string().to_ascii_uppercase());
         Self { method: method.into(), params: vec![Param::Text(target)] }
     }
 

@@ -69,6 +69,7 @@ const VERBS: &[Verb] = &[
     Verb::Move,
     Verb::Throttle,
     Verb::FilePriority,
+    Verb::Trackers,
 ];
 
 /// Maximum length of a fault's text, in characters.

@@ -310,8 +310,15 @@ impl SimulatorState {
         self.asked.push((self.clock.now(), action.clone()));
         let hash = action.hash();
         match action {
-            Action::Move(..) | Action::Throttle(..) | Action::FilePriority(..) => {
+            Action::Move(..)
+            | Action::Throttle(..)
+            | Action::FilePriority(..)
+            | Action::Trackers(..)
+            | Action::Custom(..) => {
                 return Err(ClientError::Unsupported { what: "do that".to_owned() });
+            }
+            Action::Add(add) if !add.custom.is_empty() => {
+                return Err(ClientError::Unsupported { what: "keep custom values".to_owned() });
             }
             Action::Add(add) => {
                 let torrent = SimulatedTorrent {

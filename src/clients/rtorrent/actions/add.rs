@@ -14,6 +14,7 @@ use super::super::calls::Call;
 use super::super::file_server::TorrentFileServer;
 use super::super::probe::{Probe, XmlLibrary};
 use super::super::{map, xmlrpc};
+use super::custom;
 use super::single::{CurrentTorrent, SingleAction};
 use super::{EFFECT_INTERVAL, Outcome, check_directory, check_priority, priority_calls};
 use crate::model::{Add, AddSource, InfoHash, printable};
@@ -47,8 +48,16 @@ impl SingleAction<'_> {
         let probe = access.probe().await?;
         // rTorrent ignores a second load, and the commands that go with it.
         if access.read_row(self.hash, Vec::new()).await?.is_some() {
-            return Ok(Applied::Asked);
+            return match self.other_custom(&access, &add.custom).await? {
+                None => Ok(Applied::Asked),
+                Some(key) => {
+                    let reason =
+                        format!("the torrent is already there with another custom value `{key}`, and left alone");
+                    Err(ClientError::Precondition { reason })
+                }
+            };
         }
+        custom::check_readable(&add.custom, &probe)?;
         // rTorrent's own clock, by which its other times are, too.
         let time = access.call(&[Call::global("system.time_seconds")]).await?;
         let now = time.first().and_then(|time| time.as_ref().ok()?.int());
@@ -58,6 +67,12 @@ impl SingleAction<'_> {
                 access.call_torrent(self.hash, &[load]).await?;
                 drop(access);
                 self.wait_until_loaded(LOAD_TIMEOUT).await?;
+                let access = self.client.access().await;
+                if let Some(key) = self.other_custom(&access, &add.custom).await? {
+                    drop(access);
+                    self.erase().await?;
+                    return Err(custom::not_stored(key));
+                }
             }
             AddSource::Torrent(file) => {
                 self.load_file(access, &probe, file).await?;
@@ -136,6 +151,14 @@ impl SingleAction<'_> {
 
     /// Sets what belongs to a torrent that was loaded stopped, and starts it if that is wanted.
     async fn set_up(&self, add: &Add, now: Option<i64>) -> Result<(), ClientError> {
+        let access = self.client.access().await;
+        if !add.custom.is_empty() {
+            access.call_torrent(self.hash, &self.set_custom(&add.custom)).await?;
+            // Before it is started: what is checked cannot be taken back on every version.
+            if let Some(key) = self.other_custom(&access, &add.custom).await? {
+                return Err(custom::not_stored(key));
+            }
+        }
         let label = add.label.as_deref().map(map::encode_label);
         let set = [
             add.directory.as_ref().map(|directory| self.call("d.directory.set").text(directory)),
@@ -151,7 +174,6 @@ impl SingleAction<'_> {
             // Only a start makes rTorrent use the resume data of the file; without one it has to read the content.
             calls.push(self.call("d.check_hash"));
         }
-        let access = self.client.access().await;
         access.call_torrent(self.hash, &calls).await.map(drop)
     }
 }
@@ -200,15 +222,21 @@ fn magnet_call(link: &str, add: &Add, now: Option<i64>) -> Result<Call, ClientEr
         add.priority.map(|priority| format!("d.priority.set={priority}")),
     ];
     let load = Call::global(if add.start { "load.start" } else { "load.normal" }).text(link);
-    Ok(commands.into_iter().flatten().fold(load, Call::text))
+    let commands = commands.into_iter().flatten().chain(custom::load_commands(&add.custom)?);
+    Ok(commands.fold(load, Call::text))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::super::calls::Param;
     use super::*;
+    use crate::model::CustomValues;
 
     const HASH: InfoHash = InfoHash::V1([1; 20]);
+
+    fn custom<const N: usize>(values: [(&str, &str); N]) -> CustomValues {
+        CustomValues::parse(values.map(|(key, value)| (key.to_owned(), value.to_owned())).into()).unwrap()
+    }
 
     #[test]
     fn rule_7_the_commands_of_a_magnet_link_hold_nothing_that_could_run() {
@@ -220,6 +248,7 @@ mod tests {
             label: Some("$execute={x}, \"q\"; 🦀".to_owned()),
             directory: Some("/downloads/a b/Ünï-1.x".to_owned()),
             priority: Some(2),
+            custom: custom([("b.x", "https://x/?a=1&b={c},d;e|f ☃"), ("a", "")]),
             is_checked: false,
         };
         let call = magnet_call(link, &add, Some(1_700_000_000)).unwrap();
@@ -238,10 +267,17 @@ mod tests {
                 "d.custom1.set=%24execute%3D%7Bx%7D%2C%20%22q%22%3B%20%F0%9F%A6%80",
                 "d.custom.set=addtime,1700000000",
                 "d.priority.set=2",
+                "d.custom.set=\"a\",\"\"",
+                "d.custom.set=\"b.x\",\"https://x/?a=1&b={c},d;e|f ☃\"",
             ]
         );
         for bad in ["/a\"b", "/a\\b", "/$a", "/a,b", "/a;b", "/a{b}", "/a'b", "/a=b", "/a(b)"] {
             let add = Add { directory: Some(bad.to_owned()), ..add.clone() };
+            let error = magnet_call(link, &add, None).unwrap_err();
+            assert!(matches!(error, ClientError::Unsupported { .. }), "{bad}");
+        }
+        for bad in ["$execute={id}", "a$b", "a\"", "a\\"] {
+            let add = Add { custom: custom([("k", bad)]), ..add.clone() };
             let error = magnet_call(link, &add, None).unwrap_err();
             assert!(matches!(error, ClientError::Unsupported { .. }), "{bad}");
         }

@@ -12,7 +12,8 @@
 //!
 //! Text from outside is only ever a typed argument, which rTorrent stores unchanged. The commands that go
 //! with a magnet link ([`add`]) have to be there before it is resolved; they consist of numbers,
-//! percent-encoded text, and a directory of harmless characters.
+//! percent-encoded text, a directory of harmless characters, and custom values in quotes without a sign that could
+//! end these or begin code.
 //!
 //! What sleeps here waits for rTorrent to show the effect of a request that it has accepted; nothing sleeps
 //! in order to request again.
@@ -20,8 +21,10 @@
 mod add;
 mod announces;
 mod batch;
+mod custom;
 mod rules;
 mod single;
+mod trackers;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -86,6 +89,8 @@ async fn apply_singly(client: &RtorrentClient, action: &Action) -> Outcome {
         Action::Move(hash, directory) => single(*hash).relocate(directory).await,
         Action::Throttle(hash, group) => single(*hash).throttle(group).await,
         Action::FilePriority(hash, files, priority) => single(*hash).file_priority(files, *priority).await,
+        Action::Trackers(hash, changes) => single(*hash).trackers(changes).await,
+        Action::Custom(hash, values) => single(*hash).custom(values).await,
         Action::Add(add) => single(add.hash).add(add).await,
         other => Err(ClientError::Unsupported { what: format!("carry out {other:?}") }),
     }

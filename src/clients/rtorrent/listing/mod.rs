@@ -49,6 +49,13 @@ pub(super) struct ListingState {
     free_disk: Option<FreeDisk>,
 }
 
+impl ListingState {
+    /// Makes the next listing of a torrent read its trackers.
+    pub(super) fn forget_tracker(&mut self, hash: InfoHash) {
+        self.trackers.forget(hash);
+    }
+}
+
 #[derive(Clone, Copy)]
 struct FreeDisk {
     asked_at: Instant,

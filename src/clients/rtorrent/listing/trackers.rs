@@ -34,6 +34,13 @@ pub(super) struct TrackerCache {
     paused_until: Option<Instant>,
 }
 
+impl TrackerCache {
+    /// Makes the next listing of this torrent read its trackers.
+    pub(super) fn forget(&mut self, hash: InfoHash) {
+        self.known.remove(&hash);
+    }
+}
+
 #[derive(Clone, PartialEq)]
 struct KnownTracker {
     load: String,

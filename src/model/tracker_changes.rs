@@ -1,0 +1,159 @@
+//! Changes to the trackers of a torrent, by their URLs.
+//!
+//! Pure.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+use url::Url;
+
+/// Most URLs of one list.
+pub(super) const TRACKERS_MAX: usize = 50;
+/// Longest URL, in bytes.
+const URL_BYTES_MAX: usize = 2048;
+/// The schemes of trackers that clients ask. Another one may be anything to a client, also a file.
+const SCHEMES: &[&str] = &["http", "https", "udp"];
+/// A pattern for schemas: what [`TrackerChanges::checked`] takes, but for the host.
+pub(super) const URL_PATTERN: &str = "^([hH][tT][tT][pP][sS]?|[uU][dD][pP])://[!-~]{1,2040}$";
+
+/// Changes to the trackers of a torrent. A tracker is in one of the lists at most.
+#[derive(Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct TrackerChanges {
+    /// To be asked, too; one that the torrent has is enabled.
+    pub add: Vec<String>,
+    /// To be forgotten.
+    pub remove: Vec<String>,
+    /// To be asked again.
+    pub enable: Vec<String>,
+    /// Not to be asked any more.
+    pub disable: Vec<String>,
+}
+
+/// The lists do not say what is to be done. Names places in the lists, because a URL may hold a passkey.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidTrackerChanges(String);
+
+/// Numbers only: URLs of trackers hold passkeys.
+impl fmt::Debug for TrackerChanges {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = out.debug_struct("TrackerChanges");
+        for (name, urls) in self.lists() {
+            out.field(name, &urls.len());
+        }
+        out.finish()
+    }
+}
+
+impl TrackerChanges {
+    fn lists(&self) -> [(&'static str, &Vec<String>); 4] {
+        [("add", &self.add), ("remove", &self.remove), ("enable", &self.enable), ("disable", &self.disable)]
+    }
+
+    /// Checks the URLs, and writes their schemes in lower case, the only one that rTorrent knows.
+    ///
+    /// # Errors
+    /// There is no URL, one is wrong, one is in two lists, or a list is too long.
+    pub(super) fn checked(mut self) -> Result<Self, InvalidTrackerChanges> {
+        let lists = [&mut self.add, &mut self.remove, &mut self.enable, &mut self.disable];
+        for (list, name) in lists.into_iter().zip(["add", "remove", "enable", "disable"]) {
+            if list.len() > TRACKERS_MAX {
+                return Err(InvalidTrackerChanges(format!("{name}: at most {TRACKERS_MAX} trackers are right")));
+            }
+            for (place, url) in list.iter_mut().enumerate() {
+                *url = checked_url(url).ok_or_else(|| {
+                    let right = "an http, https or udp URL of at most 2048 ASCII signs, without blanks, is right";
+                    InvalidTrackerChanges(format!("{name}[{place}]: {right}"))
+                })?;
+            }
+            list.sort_unstable();
+            list.dedup();
+        }
+        let mut seen = BTreeMap::new();
+        for (name, url) in self.lists().into_iter().flat_map(|(name, urls)| urls.iter().map(move |url| (name, url))) {
+            if let Some(other) = seen.insert(url, name) {
+                return Err(InvalidTrackerChanges(format!("a tracker is in `{other}` and in `{name}`; one is right")));
+            }
+        }
+        if seen.is_empty() {
+            return Err(InvalidTrackerChanges(
+                "trackers takes add, remove, enable or disable: lists of URLs".to_owned(),
+            ));
+        }
+        Ok(self)
+    }
+
+    /// Returns the trackers that the torrent has to have afterwards, each with whether it is asked.
+    pub fn wanted(&self) -> impl Iterator<Item = (&str, bool)> {
+        let on = self.add.iter().chain(&self.enable).map(|url| (url.as_str(), true));
+        on.chain(self.disable.iter().map(|url| (url.as_str(), false)))
+    }
+}
+
+fn checked_url(url: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let scheme = scheme.to_ascii_lowercase();
+    let is_written_right = url.len() <= URL_BYTES_MAX && url.bytes().all(|byte| byte.is_ascii_graphic());
+    if !is_written_right || !SCHEMES.contains(&scheme.as_str()) {
+        return None;
+    }
+    // Only checked by the parser, which would write it anew: trackers compare what they were asked with.
+    let url = format!("{scheme}://{rest}");
+    Url::parse(&url).ok()?.host_str().is_some_and(|host| !host.is_empty()).then_some(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tracker_is_an_http_https_or_udp_url() {
+        for (url, expected) in [
+            ("http://a.example/announce?passkey=x", Some("http://a.example/announce?passkey=x")),
+            ("HTTPS://A.example:443/", Some("https://A.example:443/")),
+            ("Udp://[::1]:6969", Some("udp://[::1]:6969")),
+            ("udp://127.0.0.1:9/%20x", Some("udp://127.0.0.1:9/%20x")),
+            ("", None),
+            ("http:a.example", None),
+            ("http://", None),
+            ("udp:///announce", None),
+            ("ftp://a.example/", None),
+            ("wss://a.example/", None),
+            ("dht://", None),
+            ("file:///etc/passwd", None),
+            ("$execute={id}://x", None),
+            ("http://a.example/a b", None),
+            ("http://a.example/ü", None),
+            ("http://a.example/\n", None),
+            (" http://a.example/", None),
+        ] {
+            assert_eq!(checked_url(url).as_deref(), expected, "{url:?}");
+        }
+        assert!(checked_url(&format!("http://a/{}", "x".repeat(2048))).is_none());
+    }
+
+    #[test]
+    fn each_tracker_is_in_one_list_and_errors_hold_no_url() {
+        let lists = |add: &[&str], disable: &[&str]| {
+            let owned = |urls: &[&str]| urls.iter().map(|url| (*url).to_owned()).collect();
+            TrackerChanges { add: owned(add), disable: owned(disable), ..TrackerChanges::default() }.checked()
+        };
+        let taken = lists(&["http://b/", "http://a/", "HTTP://b/"], &["udp://c:1"]).unwrap();
+        assert_eq!(
+            taken.wanted().collect::<Vec<_>>(),
+            [("http://a/", true), ("http://b/", true), ("udp://c:1", false)]
+        );
+        assert_eq!(format!("{taken:?}"), "TrackerChanges { add: 2, remove: 0, enable: 0, disable: 1 }");
+        for (add, disable, expected) in [
+            (&[][..], &[][..], "lists of URLs"),
+            (&["http://a/?key=secret"], &["HTTP://a/?key=secret"], "in `add` and in `disable`"),
+            (&["http://a/", "ftp://secret/"], &[], "add[1]: "),
+            (&["http://a/"; 51], &[], "at most 50"),
+        ] {
+            let error = lists(add, disable).unwrap_err().to_string();
+            assert!(error.contains(expected) && !error.contains("secret"), "{error}");
+        }
+    }
+}
