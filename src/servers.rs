@@ -10,7 +10,7 @@ use crate::commands::{
     CommandSender, Common, PendingEffects, Queue, QueuedCommand, Request, Sources, Worker, WorkerParts,
 };
 use crate::live_state::LiveServer;
-use crate::model::{Interner, PollSettings, ServerName};
+use crate::model::{Interner, PollSettings, ServerName, UrlRules};
 use crate::port::{LoggedCommand, Store, StoreError, TorrentClient};
 use crate::supervise::Group;
 use crate::watch::{FilePublisher, Watcher};
@@ -23,6 +23,8 @@ pub struct ServerSetup {
     pub poll: PollSettings,
     /// The only folders that commands may name.
     pub roots: Vec<PathBuf>,
+    /// Where links to .torrent files may lead.
+    pub urls: UrlRules,
     /// The lists of files are published.
     pub publishes_files: bool,
     /// This epoch began by a loss.
@@ -43,7 +45,7 @@ pub struct ServerParts {
 impl ServerParts {
     /// Builds the parts of a server; `unfinished` are the commands that an earlier run did not answer.
     pub fn new(server: ServerName, setup: ServerSetup, unfinished: Vec<QueuedCommand>, common: &Common) -> Self {
-        let ServerSetup { client, poll, roots, publishes_files, is_state_lost } = setup;
+        let ServerSetup { client, poll, roots, urls, publishes_files, is_state_lost } = setup;
         let Common { store, live, clock } = common.clone();
         let pending_effects = Arc::new(PendingEffects::default());
         let files = Arc::new(FilePublisher::new(publishes_files));
@@ -52,7 +54,7 @@ impl ServerParts {
             client: Arc::clone(&client),
             common: common.clone(),
             pending_effects: Arc::clone(&pending_effects),
-            sources: Sources::new(roots),
+            sources: Sources::new(roots, urls),
         };
         let watcher = Watcher {
             server,

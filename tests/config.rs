@@ -292,7 +292,7 @@ template = '{"text": "{{ title }}"}'
     let errors = parse(toml).unwrap_err().to_string();
     let expected = r#"
 x.toml:1: instance: `Main` is not an instance name; use a-z, 0-9, _ and -, at most 63, the first a letter or digit; `bridge` is reserved
-x.toml:2: colour: is an unknown key; known here: brokers, data_dir, http, instance, log, servers, webhooks
+x.toml:2: colour: is an unknown key; known here: add_urls, brokers, data_dir, http, instance, log, servers, webhooks
 x.toml:4: log.level: `loud` is an unknown value; write "error" or "warn" or "info" or "debug" or "trace" or "off"
 x.toml:6: http.listen: `somewhere` is not an address to listen on; write an IP address and a port, "127.0.0.1:8787", or "off"
 x.toml:7: http.hooks_listen: `off` is not an address to listen on; write an IP address and a port, "127.0.0.1:0" (0: any free one); each server turns its hooks on or off

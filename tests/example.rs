@@ -165,7 +165,7 @@ fn every_key_is_in_the_example_and_nothing_else() {
     }
     let mut keys = BTreeSet::new();
     collect(&uncommented(|_| true).parse().unwrap(), "", &mut keys);
-    let tables = ["log", "http", "servers", "brokers", "brokers.*.home_assistant", "webhooks"];
+    let tables = ["add_urls", "log", "http", "servers", "brokers", "brokers.*.home_assistant", "webhooks"];
     let known: BTreeSet<String> =
         config_keys::keys().into_iter().filter(|key| !tables.contains(&key.as_str())).collect();
     assert_eq!(keys, known);

@@ -266,6 +266,7 @@ fn build_servers(
             client: build_client(&server.client).with_context(|| format!("set up server {name}"))?,
             poll: server.poll,
             roots: server.roots.clone(),
+            urls: config.add_urls.clone(),
             publishes_files: true,
             is_state_lost: recovery.lost,
         };

@@ -34,7 +34,7 @@ pub(super) fn run(options: Options, arguments: &Arguments) -> CommandResult {
 fn summary(loaded: &Loaded) -> String {
     let Loaded { config, file } = loaded;
     // Destructured by name, so that a new part of the config cannot be forgotten here.
-    let Config { instance, data_dir, log: _, http, servers, brokers, webhooks } = config;
+    let Config { instance, data_dir, add_urls: _, log: _, http, servers, brokers, webhooks } = config;
     let file = file
         .as_ref()
         .map_or("none; everything comes from the environment".to_owned(), |path| path.display().to_string());

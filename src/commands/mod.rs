@@ -19,6 +19,7 @@ mod data_check;
 mod disk_rights;
 mod errors;
 mod execution;
+mod fetch;
 mod file_moves;
 mod file_operations;
 mod files;

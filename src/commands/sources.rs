@@ -1,67 +1,31 @@
 //! Torrents to add: read, fetched or parsed, until their bytes, info-hash and directory are known.
-//!
-//! Links are fetched here and not by the client, so that the info-hash is known before anything is loaded. A link
-//! may come from anyone who may publish, so it must not reach link-local addresses, which only this machine can
-//! reach: cloud metadata services live there.
 
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use bytes::Bytes;
 use tracing::info;
 
 use super::data_check;
 use super::errors::{bad_request, precondition};
+use super::fetch::{Fetched, Fetcher, too_large};
 use super::request::BODY_BYTES_MAX;
 use super::roots::Roots;
 use crate::model::{
-    Add, AddRequest, AddSource, CommandError, ErrorCode, InvalidMetainfo, Magnet, Metainfo, TorrentSource,
+    Add, AddRequest, AddSource, CommandError, ErrorCode, InvalidMetainfo, Magnet, Metainfo, TorrentSource, UrlRules,
     with_resume_data, without_resume_data,
 };
-
-/// Maximum time of fetching a .torrent file, redirects included.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
-/// Most redirects that are followed; each is checked as the link was.
-const REDIRECTS_MAX: usize = 5;
 
 /// Resolves the add requests of one server.
 pub struct Sources {
     pub(super) roots: Roots,
-    /// Made when a link is first fetched: it holds every certificate authority that this machine trusts.
-    http: OnceLock<reqwest::Client>,
+    fetcher: Fetcher,
 }
 
 impl Sources {
-    /// Returns the resolver of a server; only below `roots` are files read and torrents put.
-    pub fn new(roots: Vec<PathBuf>) -> Self {
-        Self { roots: Roots::new(roots), http: OnceLock::new() }
-    }
-
-    /// Returns the client that fetches links.
-    ///
-    /// # Errors
-    /// The TLS set-up of the machine cannot be used.
-    fn http(&self) -> Result<&reqwest::Client, reqwest::Error> {
-        if let Some(http) = self.http.get() {
-            return Ok(http);
-        }
-        let redirects = reqwest::redirect::Policy::custom(|attempt| {
-            let is_allowed = attempt.previous().len() <= REDIRECTS_MAX && is_allowed_host(attempt.url());
-            if is_allowed { attempt.follow() } else { attempt.stop() }
-        });
-        // No proxy of the environment: it would resolve names itself, past the resolver that leaves addresses out.
-        let http = reqwest::Client::builder()
-            .timeout(FETCH_TIMEOUT)
-            .redirect(redirects)
-            .no_proxy()
-            .dns_resolver(Arc::new(GuardedResolver))
-            .user_agent(concat!("dtorrent/", env!("CARGO_PKG_VERSION")))
-            .build()?;
-        Ok(self.http.get_or_init(|| http))
+    /// Returns the resolver of a server; only below `roots` are files read and torrents put, and links lead where `urls`
+    /// permits it.
+    pub fn new(roots: Vec<PathBuf>, urls: UrlRules) -> Self {
+        Self { roots: Roots::new(roots), fetcher: Fetcher::new(urls) }
     }
 
     /// Resolves a request into what a client can be asked for. `progress` is called with the bytes of data that were
@@ -81,14 +45,21 @@ impl Sources {
             custom: custom.clone(),
             is_checked,
         };
-        let torrent = match source {
-            TorrentSource::Magnet(link) => {
-                let magnet = Magnet::parse(link).map_err(|error| bad_request(error.to_string()))?;
+        let fetched = match source {
+            TorrentSource::Magnet(link) => Fetched::Magnet(link.clone()),
+            TorrentSource::Torrent(bytes) => Fetched::File(bytes.clone()),
+            TorrentSource::Url(url) => self.fetcher.fetch(url).await?,
+            TorrentSource::File(path) => Fetched::File(self.read_file(path).await?),
+        };
+        let torrent = match fetched {
+            Fetched::Magnet(_) if data_file.is_some() => {
+                return Err(bad_request("data_file needs the torrent itself, and the link leads to a magnet link"));
+            }
+            Fetched::Magnet(link) => {
+                let magnet = Magnet::parse(&link).map_err(|error| bad_request(error.to_string()))?;
                 return Ok(add(magnet.client_hash(), AddSource::Magnet(magnet.to_link()), directory.clone(), false));
             }
-            TorrentSource::Torrent(bytes) => bytes.clone(),
-            TorrentSource::Url(url) => self.fetch(url).await?,
-            TorrentSource::File(path) => self.read_file(path).await?,
+            Fetched::File(bytes) => bytes,
         };
         let metainfo = Metainfo::parse(&torrent).map_err(no_torrent)?;
         let hash = metainfo.client_hash();
@@ -144,42 +115,6 @@ impl Sources {
         let torrent = with_resume_data(torrent, pieces, &checked).map_err(no_torrent)?;
         Ok((torrent.into(), directory))
     }
-
-    async fn fetch(&self, url: &str) -> Result<Bytes, CommandError> {
-        let failed = |error| bad_request(format!("url: {}", without_url(error))).retryable();
-        let parsed = url::Url::parse(url).map_err(|error| bad_request(format!("url: {error}")))?;
-        if !is_allowed_host(&parsed) {
-            return Err(CommandError::new(ErrorCode::Forbidden, "url: link-local addresses are not fetched"));
-        }
-        let response = self.http().map_err(failed)?.get(parsed).send().await.map_err(failed)?;
-        if !response.status().is_success() {
-            return Err(bad_request(format!("url: the server answered {}", response.status())));
-        }
-        // In chunks, because a server may send more than its `Content-Length` says, or none.
-        let mut body = BytesMut::new();
-        let mut chunks = response.bytes_stream();
-        while let Some(chunk) = chunks.next().await {
-            let chunk = chunk.map_err(failed)?;
-            if body.len() + chunk.len() > BODY_BYTES_MAX {
-                return Err(too_large());
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body.freeze())
-    }
-}
-
-/// Returns the text of an error without the link, which may have a passkey (I14).
-fn without_url(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    match std::error::Error::source(&error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
-}
-
-fn too_large() -> CommandError {
-    CommandError::new(ErrorCode::TooLarge, format!("a .torrent file of more than {BODY_BYTES_MAX} bytes is not taken"))
 }
 
 fn no_torrent(error: InvalidMetainfo) -> CommandError {
@@ -188,58 +123,4 @@ fn no_torrent(error: InvalidMetainfo) -> CommandError {
         _ => ErrorCode::BadRequest,
     };
     CommandError::new(code, error.to_string())
-}
-
-fn is_allowed_host(url: &url::Url) -> bool {
-    let is_allowed = |host| match host {
-        url::Host::Ipv4(address) => is_allowed_address(address.into()),
-        url::Host::Ipv6(address) => is_allowed_address(address.into()),
-        // Resolved later, by a resolver that leaves such addresses out.
-        url::Host::Domain(_) => true,
-    };
-    matches!(url.scheme(), "http" | "https") && url.host().is_some_and(is_allowed)
-}
-
-fn is_allowed_address(address: IpAddr) -> bool {
-    // Canonical, or an IPv4 address written as `::ffff:169.254.169.254` would pass as IPv6.
-    match address.to_canonical() {
-        IpAddr::V4(address) => !address.is_link_local() && !address.is_unspecified() && !address.is_broadcast(),
-        IpAddr::V6(address) => !address.is_unicast_link_local() && !address.is_unspecified(),
-    }
-}
-
-/// Leaves out addresses that a link must not reach, also when a name resolves to them.
-struct GuardedResolver;
-
-impl Resolve for GuardedResolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let allowed: Vec<SocketAddr> = found.filter(|address| is_allowed_address(address.ip())).collect();
-            if allowed.is_empty() {
-                return Err("no address that may be fetched from".into());
-            }
-            Ok(Box::new(allowed.into_iter()) as Addrs)
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sources(roots: &[&Path]) -> Sources {
-        let _already = rustls::crypto::ring::default_provider().install_default().is_err();
-        Sources::new(roots.iter().map(|root| root.to_path_buf()).collect())
-    }
-
-    #[tokio::test]
-    async fn link_local_addresses_are_not_fetched() {
-        for url in
-            ["http://169.254.169.254/x", "http://[fe80::1]/x", "http://[::ffff:169.254.169.254]/", "http://0.0.0.0/"]
-        {
-            let error = sources(&[]).fetch(url).await.unwrap_err();
-            assert_eq!(error.code, ErrorCode::Forbidden, "{url}");
-        }
-    }
 }

@@ -14,7 +14,7 @@ use super::choose::Rights;
 use super::log::Log;
 use crate::clients::exec::settings as exec;
 use crate::clients::rtorrent::settings as rtorrent;
-use crate::model::{HookAddress, Kind, PollSettings, ServerName, SinkName};
+use crate::model::{HookAddress, Kind, PollSettings, ServerName, SinkName, UrlRules};
 use crate::sinks::mqtt::settings as mqtt;
 use crate::sinks::nats::settings as nats;
 use crate::sinks::webhook::settings as webhook;
@@ -26,6 +26,8 @@ pub struct Config {
     pub instance: String,
     /// Directory of the durable state.
     pub data_dir: PathBuf,
+    /// Where links to .torrent files may lead.
+    pub add_urls: UrlRules,
     /// The log.
     pub log: Log,
     /// Page, API, and the address for hooks.

@@ -181,11 +181,22 @@ pub static ROOT: Section = Section {
             "Name of this bridge: a level of its own topics, so two bridges on one broker need two names."),
         key("data_dir", F::Text("."), D::Text("data"),
             "Directory of the durable state: snapshot, journal, command log. Locked by one process."),
+        table("add_urls", F::Section(&ADD_URLS), ADD_URLS.doc),
         table("log", F::Section(&LOG), LOG.doc),
         table("http", F::Section(&HTTP), HTTP.doc),
         table("servers", F::Named(&[&RTORRENT, &EXEC]), "Torrent clients to monitor, by their names."),
         table("brokers", F::Named(&[&MQTT, &NATS]), "Message brokers to publish to, by their names."),
         table("webhooks", F::Named(&[&WEBHOOK]), "URLs to post events to, by their names."),
+    ]],
+};
+
+#[rustfmt::skip]
+static ADD_URLS: Section = Section {
+    doc: "Hosts and networks that the command `add` may fetch from: host, *.host, address or network. Link-local ones never.",
+    sample: "",
+    keys: &[&[
+        key("allow", F::List(""), D::List(&[]), "If any are given, no others."),
+        key("deny", F::List(""), D::List(&[]), "Never these, also if `allow` has them."),
     ]],
 };
 

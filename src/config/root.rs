@@ -6,18 +6,35 @@ use super::log::{Log, LogFormat};
 use super::read::Table;
 use super::secret::secret;
 use super::{brokers, servers, values, webhooks};
+use crate::model::UrlRules;
 
 /// Reads the whole config; `None` only if an error was noted.
 pub(super) fn config(root: &Table<'_>) -> Option<Config> {
     let instance = root.parsed("instance", values::instance);
     let data_dir = root.parsed("data_dir", values::directory);
+    let add_urls = root.table("add_urls").and_then(|table| add_urls(&table));
     let log = root.table("log").and_then(|table| log(&table));
     let http = root.table("http").and_then(|table| http(&table));
     // After `http`, whose address the hooks of a server have to fit.
     let (names, servers) = servers::servers(root, http.as_ref());
     let brokers = brokers::brokers(root, &names, instance.as_deref().unwrap_or_default());
     let webhooks = webhooks::webhooks(root, &names);
-    Some(Config { instance: instance?, data_dir: data_dir?, log: log?, http: http?, servers, brokers, webhooks })
+    Some(Config {
+        instance: instance?,
+        data_dir: data_dir?,
+        add_urls: add_urls?,
+        log: log?,
+        http: http?,
+        servers,
+        brokers,
+        webhooks,
+    })
+}
+
+fn add_urls(table: &Table<'_>) -> Option<UrlRules> {
+    let rules = |key| table.each(key, table.texts(key), values::url_rule);
+    let (allow, deny) = (rules("allow"), rules("deny"));
+    Some(UrlRules::new(allow?, deny?))
 }
 
 fn log(table: &Table<'_>) -> Option<Log> {

@@ -9,7 +9,7 @@ use secrecy::{SecretSlice, SecretString};
 
 use super::read::{Fault, Table};
 use super::secret::{read_file, secret};
-use crate::model::{Filter, SinkName};
+use crate::model::{Filter, SinkName, UrlRule};
 use crate::sinks::mqtt::settings::ClientCert;
 
 /// Reads the name of an instance, which follows the rules of a sink's name.
@@ -69,6 +69,14 @@ pub fn host(text: &str) -> Result<String, Fault> {
     is_right.then(|| text.to_ascii_lowercase()).ok_or_else(|| {
         let right = "write a name, \"torrents.example.org\", without a scheme and a port";
         Fault::new(format!("`{text}` is not a host name"), right)
+    })
+}
+
+/// Reads a host or a network that links may or may not lead to.
+pub fn url_rule(text: &str) -> Result<UrlRule, Fault> {
+    UrlRule::parse(text).map_err(|error| {
+        let right = "write \"example.org\", \"*.example.org\", \"192.0.2.1\" or \"192.0.2.0/24\"";
+        Fault::new(format!("`{text}` {error}"), right)
     })
 }
 

@@ -18,7 +18,7 @@ use crate::clients::rtorrent::settings::{Endpoint, Settings};
 use crate::clients::settings::DEFAULT_TIMEOUT;
 use crate::commands::{Admission, Caller, Common, Queue, answer_for_removed_servers};
 use crate::live_state::LiveState;
-use crate::model::{PollSettings, ServerName, SinkName};
+use crate::model::{PollSettings, ServerName, SinkName, UrlRules};
 use crate::port::{Clock, Store, StoreError, SystemClock, TorrentClient};
 use crate::servers::{ServerParts, ServerSetup, load, unfinished_commands};
 use crate::store::{MemoryStore, Options};
@@ -63,6 +63,7 @@ pub struct Server {
     poll: PollSettings,
     timeout: Duration,
     roots: Vec<PathBuf>,
+    urls: UrlRules,
 }
 
 enum Client {
@@ -102,7 +103,13 @@ impl Server {
     }
 
     fn of(client: Client) -> Self {
-        Self { client, poll: PollSettings::DEFAULT, timeout: DEFAULT_TIMEOUT, roots: Vec::new() }
+        Self {
+            client,
+            poll: PollSettings::DEFAULT,
+            timeout: DEFAULT_TIMEOUT,
+            roots: Vec::new(),
+            urls: UrlRules::default(),
+        }
     }
 
     /// Sets user and password for an rTorrent behind http(s); other clients have none.
@@ -132,6 +139,11 @@ impl Server {
     /// a path.
     pub fn roots(self, roots: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
         Self { roots: roots.into_iter().map(Into::into).collect(), ..self }
+    }
+
+    /// Sets where links to .torrent files may lead. Without rules, everywhere but to the metadata services of clouds.
+    pub fn add_urls(self, urls: UrlRules) -> Self {
+        Self { urls, ..self }
     }
 }
 
@@ -188,12 +200,12 @@ impl Builder {
         let common = Common { store, live, clock };
         let mut unfinished = unfinished_commands(&*common.store).await?;
         let (mut left, mut queues, mut clients) = (Group::new(), BTreeMap::new(), BTreeMap::new());
-        for (name, Server { client, poll, timeout, roots }) in servers {
+        for (name, Server { client, poll, timeout, roots, urls }) in servers {
             let client = connect(client, &name, timeout)
                 .map_err(|source| BuildError::Server { server: name.clone(), source })?;
             clients.insert(name.clone(), Arc::clone(&client));
             let poll = PollSettings::new(poll.interval, poll.full_interval);
-            let setup = ServerSetup { client, poll, roots, publishes_files: false, is_state_lost };
+            let setup = ServerSetup { client, poll, roots, urls, publishes_files: false, is_state_lost };
             let unfinished_of_server = unfinished.remove(&Some(name.clone())).unwrap_or_default();
             let parts = ServerParts::new(name.clone(), setup, unfinished_of_server, &common);
             parts.spawn(&mut left);

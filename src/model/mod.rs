@@ -32,6 +32,7 @@ mod text;
 mod time;
 mod torrent;
 mod tracker_changes;
+mod url_rules;
 mod verb;
 
 pub(crate) use action::is_at_or_below;
@@ -66,4 +67,5 @@ pub use text::{Interner, error_chain, is_active, printable, truncated};
 pub use time::Timestamp;
 pub use torrent::{Extra, Status, Torrent, eta_seconds, progress, ratio};
 pub use tracker_changes::{InvalidTrackerChanges, TrackerChanges};
+pub use url_rules::{InvalidUrlRule, UrlRule, UrlRules};
 pub use verb::{Capability, Level, Verb};

@@ -21,6 +21,7 @@ mod hooks;
 mod initial_snapshot;
 mod labels;
 mod library;
+mod links;
 mod magnets;
 mod mqtt_link;
 mod nats;

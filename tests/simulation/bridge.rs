@@ -11,7 +11,7 @@ use dtorrent::commands::{
 };
 use dtorrent::live_state::LiveState;
 use dtorrent::log_throttle::retry_while_full;
-use dtorrent::model::{Kind, PollSettings, Seq, ServerName, ServerState};
+use dtorrent::model::{Kind, PollSettings, Seq, ServerName, ServerState, UrlRules};
 use dtorrent::outbox::retention::Retain;
 use dtorrent::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
 use dtorrent::port::{Clock, CommandLog as _, Store, StoreError, TorrentClient};
@@ -136,7 +136,7 @@ impl Bridge {
                 client: client.clone(),
                 common: common.clone(),
                 pending_effects,
-                sources: Sources::new(Vec::new()),
+                sources: Sources::new(Vec::new(), UrlRules::default()),
             });
             left.spawn(Worker { parts, queue }.run(stop_left.clone()));
             let (server, live, stop) = (server.clone(), live.clone(), stop_left.clone());

@@ -104,8 +104,8 @@ impl Session {
             let client =
                 app::client(&server.client).with_context(|| format!("set up server {name}")).map_err(failed)?;
             let watched = Server::from(Arc::clone(&client)).interval(server.poll.interval.min(INTERVAL_MAX));
-            builder =
-                builder.server(name.as_str(), watched.sweep(server.poll.full_interval).roots(server.roots.clone()));
+            let watched = watched.sweep(server.poll.full_interval).roots(server.roots.clone());
+            builder = builder.server(name.as_str(), watched.add_urls(self.config.add_urls.clone()));
         }
         builder.build().await.map_err(|error| failed(error.into()))
     }
