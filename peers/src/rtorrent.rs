@@ -1,8 +1,10 @@
 //! An rTorrent on a loopback port or a Unix socket, and a client for just enough of its RPC to control it.
 
 use std::fmt::Write as _;
+use std::fs::Permissions;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -36,6 +38,8 @@ pub struct Options {
     pub upload_limit: u32,
     /// Further lines of rtorrent.rc.
     pub lines: Vec<String>,
+    /// The command that runs it with other rights; it has to replace itself by rTorrent. Empty for none.
+    pub launcher: Vec<String>,
 }
 
 /// The address of an RPC listener.
@@ -55,7 +59,8 @@ pub struct Rtorrent {
     pub downloads: PathBuf,
     /// The port for peers, on 127.0.0.1.
     pub port: u16,
-    program: PathBuf,
+    /// The launcher, if there is one, and the program.
+    command: Vec<String>,
     rc: PathBuf,
     log: PathBuf,
     process: Process,
@@ -65,10 +70,18 @@ impl Rtorrent {
     /// Starts an rTorrent that keeps its session, downloads and log in `folder`, and waits until it answers.
     pub async fn start(folder: &Path, options: &Options) -> anyhow::Result<Self> {
         let program = find("rtorrent", "rtorrent")?;
-        let Options { listen, download_limit, upload_limit, lines } = options;
+        let Options { listen, download_limit, upload_limit, lines, launcher } = options;
+        let program = program.to_string_lossy().into_owned();
+        let command: Vec<String> = launcher.iter().cloned().chain([program]).collect();
         let (session, downloads) = (folder.join("session"), folder.join("downloads"));
         for folder in [&session, &downloads] {
             std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+        }
+        if !launcher.is_empty() {
+            // The launcher may take the rights of the user who has made them.
+            for folder in [folder, &session, &downloads] {
+                std::fs::set_permissions(folder, Permissions::from_mode(0o777)).context("open a folder to others")?;
+            }
         }
         let port = free_port()?;
         let (address, scgi) = match listen {
@@ -108,8 +121,8 @@ impl Rtorrent {
         std::fs::write(&rc, text).context("write rtorrent.rc")?;
         let log = folder.join("rtorrent.log");
         let rpc = Rpc { address };
-        let process = launch(&program, &rc, &log, &rpc).await?;
-        Ok(Self { rpc, downloads, port, program, rc, log, process })
+        let process = launch(&command, &rc, &log, &rpc).await?;
+        Ok(Self { rpc, downloads, port, command, rc, log, process })
     }
 
     /// Returns the RPC address as a `url` of dtorrent's config.
@@ -128,7 +141,7 @@ impl Rtorrent {
     /// Starts rTorrent again at the same address with the same session. Kills it first if it runs.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
         self.process.kill()?;
-        self.process = launch(&self.program, &self.rc, &self.log, &self.rpc).await?;
+        self.process = launch(&self.command, &self.rc, &self.log, &self.rpc).await?;
         Ok(())
     }
 
@@ -201,9 +214,10 @@ impl Rtorrent {
     }
 }
 
-async fn launch(program: &Path, rc: &Path, log: &Path, rpc: &Rpc) -> anyhow::Result<Process> {
+async fn launch(command: &[String], rc: &Path, log: &Path, rpc: &Rpc) -> anyhow::Result<Process> {
     let import = format!("import={}", rc.display());
-    let mut process = Process::start_with(program, &["-n", "-o", &import], &[("TERM", "dumb")], log)?;
+    let words: Vec<&str> = command.iter().map(String::as_str).chain(["-n", "-o", &import]).collect();
+    let mut process = Process::start_with(Path::new(words[0]), &words[1..], &[("TERM", "dumb")], log)?;
     process.wait_until_ready(async || rpc.call("system.pid", &[]).await.is_ok()).await?;
     Ok(process)
 }

@@ -5,12 +5,15 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::info;
 
+use super::common::blocking;
 use super::errors::{command_error, precondition, still_busy, unconfirmed, unknown_hash};
 use super::execution::{Attempt, Execution, Failure};
+use super::padding::Padding;
 use super::pending_effects::EffectWaiter;
 use super::results::ResultBody;
 use crate::model::{
-    Action, Add, AddRequest, CommandError, Details, ErrorCode, InfoHash, Operation, Parts, Status, TorrentOutcome,
+    Action, Add, AddRequest, CommandError, Details, ErrorCode, InfoHash, Operation, OutcomeStatus, Parts, Status,
+    TorrentOutcome,
 };
 use crate::port::{Applied, ClientError};
 
@@ -205,8 +208,30 @@ impl Execution<'_> {
         Ok(Some(Applied::Asked))
     }
 
+    /// Resolves a torrent and adds it. One whose data is there is not left behind if the client does not find it complete.
+    pub(super) async fn add(&self, request: &AddRequest) -> Attempt<ResultBody> {
+        let (add, padding) = self.resolve(request).await?;
+        if add.checked.is_none() || self.request.dry_run {
+            return self.act(vec![Action::Add(add)]).await;
+        }
+        let hash = add.hash;
+        // After an interruption it is this command that has loaded it.
+        let was_there = !self.command.is_started
+            && self.details(&[hash], Parts::default()).await?.first().is_some_and(Option::is_some);
+        let made = blocking(move || padding.make()).await??;
+        let added = self.act(vec![Action::Add(add)]).await;
+        if matches!(&added, Ok(body) if body.status == OutcomeStatus::Ok) {
+            return added;
+        }
+        if !was_there && added.is_ok() {
+            self.insist(&Action::Delete(hash)).await?;
+        }
+        blocking(move || made.remove()).await?;
+        added
+    }
+
     /// Resolves a torrent to add; while its data is checked, health shows how far the check is.
-    pub(super) async fn resolve(&self, add: &AddRequest) -> Result<Add, CommandError> {
+    async fn resolve(&self, add: &AddRequest) -> Result<(Add, Padding), CommandError> {
         let checking = self.server().begin_check(&self.command.id);
         self.parts.sources.resolve(add, |read, total| checking.progress(read, total)).await
     }

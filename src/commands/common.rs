@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use tokio::task::spawn_blocking;
+
 use crate::live_state::LiveState;
+use crate::model::{CommandError, ErrorCode};
 use crate::port::{Clock, Store};
 
 /// Store, live state and clock: what is durable, what is visible, and what time it is.
@@ -14,4 +17,10 @@ pub struct Common {
     pub live: Arc<LiveState>,
     /// Wall time, of events and for the expiry of commands.
     pub clock: Arc<dyn Clock>,
+}
+
+/// Runs file operations on a thread for blocking work, so that no task of the runtime waits for a disk.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, CommandError> {
+    let failed = |_| CommandError::new(ErrorCode::ClientFault, "a fault in this program; its log says which");
+    spawn_blocking(work).await.map_err(failed)
 }

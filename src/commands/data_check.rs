@@ -3,9 +3,11 @@
 //! The first piece that differs ends it, with its file and number. The data is read in steps, so that a check can be
 //! cancelled between two of them.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use sha1::Sha1;
@@ -15,31 +17,50 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::errors::precondition;
+use super::padding::{PADDING_SECONDS, Padding};
 use super::roots::Roots;
-use crate::model::{CommandError, MERKLE_BLOCK_BYTES, Metainfo, TorrentFile, merkle_root};
+use crate::model::{CommandError, MERKLE_BLOCK_BYTES, Metainfo, TorrentFile, WrittenNames, merkle_root};
 
 /// Bytes read in one step, which occupies a thread for blocking work.
 const STEP_BYTES: u64 = 16 << 20;
 /// Interval of log messages about a check that runs.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The size of each file and its time of modification, in seconds, for the resume data.
-pub(super) type Checked = Vec<(u64, u64)>;
+/// Data that was compared with its torrent.
+pub(super) struct Checked {
+    /// The paths of the files, relative to the place.
+    pub paths: Vec<PathBuf>,
+    /// The size of each file and its time of modification, in seconds, for the resume data.
+    pub stamps: Vec<(u64, u64)>,
+    /// Padding that is not on disk.
+    pub padding: Padding,
+}
 
 /// Compares what is at `place` (the file, or the torrent's folder) with the torrent. `progress` is called with the
 /// bytes read so far, and all bytes.
 pub(super) async fn check(
     metainfo: &Metainfo,
+    names: &WrittenNames,
     place: &Path,
     roots: &Roots,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Checked, CommandError> {
     let mut files = Vec::with_capacity(metainfo.files.len());
-    let mut checked = Vec::with_capacity(metainfo.files.len());
-    for file in &metainfo.files {
-        let path = path_of(metainfo, file, place);
-        checked.push(if file.is_padding { (file.length, 0) } else { size_and_time(&path, file, roots)? });
-        files.push((path, file.clone()));
+    let mut checked = Checked { paths: Vec::new(), stamps: Vec::new(), padding: Padding::default() };
+    for (number, file) in metainfo.files.iter().enumerate() {
+        let relative = path_of(metainfo, names, number, place);
+        let path = if metainfo.is_folder { place.join(&relative) } else { place.to_owned() };
+        let mut file = file.clone();
+        // Padding that is on disk has to be what the torrent says, as any file.
+        file.is_padding &= path.symlink_metadata().is_err();
+        checked.stamps.push(if file.is_padding {
+            checked.padding.add(&path, file.length);
+            (file.length, PADDING_SECONDS)
+        } else {
+            size_and_time(&path, &file, roots)?
+        });
+        checked.paths.push(relative);
+        files.push((path, file));
     }
     let total = metainfo.length;
     let mut reader = Reader::new(metainfo, files);
@@ -57,12 +78,17 @@ pub(super) async fn check(
     Ok(checked)
 }
 
-fn path_of(metainfo: &Metainfo, file: &TorrentFile, place: &Path) -> PathBuf {
-    use std::os::unix::ffi::OsStrExt as _;
+/// Returns the path of a file below the torrent's folder: of those that the torrent has for it in several encodings,
+/// the first at which there is something.
+fn path_of(metainfo: &Metainfo, names: &WrittenNames, number: usize, place: &Path) -> PathBuf {
     if !metainfo.is_folder {
-        return place.to_owned();
+        return place.file_name().map(PathBuf::from).unwrap_or_default();
     }
-    place.join(file.path.iter().map(|name| Path::new(std::ffi::OsStr::from_bytes(name))).collect::<PathBuf>())
+    let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
+    let paths = names.files.as_ref().and_then(|files| files.get(number)).into_iter().flatten();
+    let mut paths = paths.map(|bytes| path(bytes).components().filter(|part| *part != Component::RootDir).collect());
+    let usual: PathBuf = metainfo.files[number].path.iter().map(|name| path(name)).collect();
+    paths.find(|path: &PathBuf| place.join(path).symlink_metadata().is_ok()).unwrap_or(usual)
 }
 
 /// Returns the size and the time of a file, after checking that it is where it should be.
@@ -230,11 +256,14 @@ mod tests {
     use super::*;
     use crate::model::MetainfoBuilder;
 
-    fn check_now(metainfo: &Metainfo, place: &Path, root: &Path) -> Result<u64, String> {
+    fn check_now(torrent: &[u8], place: &Path, root: &Path) -> Result<u64, String> {
+        let (metainfo, names) = (Metainfo::parse(torrent).unwrap(), WrittenNames::parse(torrent).unwrap());
         let roots = Roots::new(vec![root.to_owned()]);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let mut read = 0;
-        runtime.block_on(check(metainfo, place, &roots, |bytes, _| read = bytes)).map_err(|error| error.message)?;
+        runtime
+            .block_on(check(&metainfo, &names, place, &roots, |bytes, _| read = bytes))
+            .map_err(|error| error.message)?;
         Ok(read)
     }
 
@@ -249,18 +278,18 @@ mod tests {
             builder = builder.file([n.to_string()]).content(content);
             std::fs::write(root.join("t").join(n.to_string()), content).unwrap();
         }
-        let metainfo = Metainfo::parse(&builder.build()).unwrap();
-        assert_eq!(check_now(&metainfo, &root.join("t"), &root), Ok(115_000));
+        let torrent = builder.build();
+        assert_eq!(check_now(&torrent, &root.join("t"), &root), Ok(115_000));
         let mut changed = contents[3].clone();
         changed[30_000] ^= 1;
         std::fs::write(root.join("t/3"), &changed).unwrap();
-        let error = check_now(&metainfo, &root.join("t"), &root).unwrap_err();
+        let error = check_now(&torrent, &root.join("t"), &root).unwrap_err();
         assert!(error.contains("t/3 ") && error.contains("piece 4 differs"), "{error}");
         std::fs::write(root.join("t/3"), &changed[1..]).unwrap();
-        assert!(check_now(&metainfo, &root.join("t"), &root).unwrap_err().contains("no file of 70000 bytes"));
+        assert!(check_now(&torrent, &root.join("t"), &root).unwrap_err().contains("no file of 70000 bytes"));
         std::fs::remove_file(root.join("t/3")).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", root.join("t/3")).unwrap();
-        assert!(check_now(&metainfo, &root.join("t"), &root).unwrap_err().contains("not found below"));
+        assert!(check_now(&torrent, &root.join("t"), &root).unwrap_err().contains("not found below"));
     }
 
     /// A torrent of version 2 alone, made by its rules.
@@ -313,14 +342,14 @@ mod tests {
         let root = folder.path().canonicalize().unwrap();
         std::fs::create_dir(root.join("t")).unwrap();
         let (small, large) = (vec![7_u8; 20_000], (0..300_000_u32).map(|n| n as u8).collect::<Vec<u8>>());
-        let metainfo = Metainfo::parse(&version_two(&[("a", &small), ("b", &large)], 65_536)).unwrap();
+        let torrent = version_two(&[("a", &small), ("b", &large)], 65_536);
         std::fs::write(root.join("t/a"), &small).unwrap();
         std::fs::write(root.join("t/b"), &large).unwrap();
-        assert_eq!(check_now(&metainfo, &root.join("t"), &root), Ok(320_000));
+        assert_eq!(check_now(&torrent, &root.join("t"), &root), Ok(320_000));
         let mut changed = large.clone();
         changed[270_000] ^= 1;
         std::fs::write(root.join("t/b"), &changed).unwrap();
-        let error = check_now(&metainfo, &root.join("t"), &root).unwrap_err();
+        let error = check_now(&torrent, &root.join("t"), &root).unwrap_err();
         assert!(error.contains("t/b ") && error.contains("piece 4 differs"), "{error}");
     }
 }

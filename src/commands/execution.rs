@@ -111,7 +111,7 @@ impl Execution<'_> {
                 let hashes = self.torrents()?;
                 self.act(hashes.into_iter().map(|hash| action.torrent(hash)).collect()).await
             }
-            Operation::Add(add) => self.act(vec![Action::Add(self.resolve(add).await?)]).await,
+            Operation::Add(add) => self.add(add).await,
             Operation::DeleteWithData => self.act_on_files(None).await,
             Operation::Move { directory, data } => {
                 // Also without `data`: the client would write there (I14).

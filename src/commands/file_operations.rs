@@ -9,11 +9,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
 use super::actions::{BUSY_PAUSE_MAX, BUSY_PAUSE_MIN, EFFECT_TIMEOUT};
+use super::common::blocking;
 use super::errors::{client_gone, command_error, precondition, still_busy, unconfirmed, unknown_hash};
 use super::execution::{Attempt, Execution, Failure};
 use super::file_moves::FileMove;
@@ -214,7 +214,7 @@ impl Execution<'_> {
     }
 
     /// Asks for one action again until the client takes it or the time to live is over.
-    async fn insist(&self, action: &Action) -> Attempt<()> {
+    pub(super) async fn insist(&self, action: &Action) -> Attempt<()> {
         let (mut was_logged, mut pause) = (false, BUSY_PAUSE_MIN);
         loop {
             let answer = {
@@ -334,10 +334,4 @@ fn home(content: &Content) -> Result<String, CommandError> {
     let home = if content.folder_name.is_some() { directory.parent() } else { Some(directory) };
     let exact = home.and_then(Path::to_str).map(str::to_owned);
     exact.ok_or_else(|| precondition("its directory is no UTF-8, so the client could not be told to go back to it"))
-}
-
-/// Runs file operations on a thread for blocking work, so that no task of the runtime waits for a disk.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, CommandError> {
-    let failed = |_| CommandError::new(ErrorCode::ClientFault, "a fault in this program; its log says which");
-    spawn_blocking(work).await.map_err(failed)
 }

@@ -23,6 +23,7 @@ mod fetch;
 mod file_moves;
 mod file_operations;
 mod files;
+mod padding;
 mod pending_effects;
 mod queries;
 mod queue;

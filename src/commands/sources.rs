@@ -1,18 +1,20 @@
 //! Torrents to add: read, fetched or parsed, until their bytes, info-hash and directory are known.
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use tracing::info;
 
-use super::data_check;
+use super::data_check::{self, Checked};
 use super::errors::{bad_request, precondition};
 use super::fetch::{Fetched, Fetcher, too_large};
+use super::padding::Padding;
 use super::request::BODY_BYTES_MAX;
 use super::roots::Roots;
 use crate::model::{
-    Add, AddRequest, AddSource, CommandError, ErrorCode, InvalidMetainfo, Magnet, Metainfo, TorrentSource, UrlRules,
-    with_resume_data, without_resume_data,
+    Add, AddRequest, AddSource, CommandError, Content, ContentFile, ErrorCode, InvalidMetainfo, Magnet, Metainfo,
+    TorrentSource, UrlRules, WrittenNames, with_resume_data, without_resume_data,
 };
 
 /// Resolves the add requests of one server.
@@ -28,14 +30,18 @@ impl Sources {
         Self { roots: Roots::new(roots), fetcher: Fetcher::new(urls) }
     }
 
-    /// Resolves a request into what a client can be asked for. `progress` is called with the bytes of data that were
-    /// checked, and all bytes.
-    pub async fn resolve(&self, request: &AddRequest, progress: impl FnMut(u64, u64)) -> Result<Add, CommandError> {
+    /// Resolves a request into what a client can be asked for, and the padding that it needs on disk. `progress` is called
+    /// with the bytes of data that were checked, and all bytes.
+    pub(super) async fn resolve(
+        &self,
+        request: &AddRequest,
+        progress: impl FnMut(u64, u64),
+    ) -> Result<(Add, Padding), CommandError> {
         let AddRequest { source, start, label, directory, priority, custom, data_file } = request;
         if let Some(directory) = directory {
             self.roots.check_directory(directory)?;
         }
-        let add = |hash, source, directory, is_checked| Add {
+        let add = |hash, source, directory, checked| Add {
             hash,
             source,
             start: *start,
@@ -43,7 +49,7 @@ impl Sources {
             directory,
             priority: *priority,
             custom: custom.clone(),
-            is_checked,
+            checked,
         };
         let fetched = match source {
             TorrentSource::Magnet(link) => Fetched::Magnet(link.clone()),
@@ -57,7 +63,8 @@ impl Sources {
             }
             Fetched::Magnet(link) => {
                 let magnet = Magnet::parse(&link).map_err(|error| bad_request(error.to_string()))?;
-                return Ok(add(magnet.client_hash(), AddSource::Magnet(magnet.to_link()), directory.clone(), false));
+                let source = AddSource::Magnet(magnet.to_link());
+                return Ok((add(magnet.client_hash(), source, directory.clone(), None), Padding::default()));
             }
             Fetched::File(bytes) => bytes,
         };
@@ -66,13 +73,14 @@ impl Sources {
         let Some(data_file) = data_file else {
             // Resume data of the sender would make the client believe in content that was not verified here.
             let torrent = without_resume_data(&torrent).map_err(no_torrent)?;
-            return Ok(add(hash, AddSource::Torrent(torrent.into()), directory.clone(), false));
+            let add = add(hash, AddSource::Torrent(torrent.into()), directory.clone(), None);
+            return Ok((add, Padding::default()));
         };
-        let (torrent, parent) = self.check_data(&torrent, &metainfo, data_file, progress).await?;
+        let (torrent, parent, content, padding) = self.check_data(&torrent, &metainfo, data_file, progress).await?;
         if directory.as_ref().is_some_and(|directory| Path::new(directory) != Path::new(&parent)) {
             return Err(bad_request(format!("data_file is in {parent}, so that is its directory")));
         }
-        Ok(add(hash, AddSource::Torrent(torrent), Some(parent), true))
+        Ok((add(hash, AddSource::Torrent(torrent), Some(parent), Some(content)), padding))
     }
 
     async fn read_file(&self, path: &str) -> Result<Bytes, CommandError> {
@@ -96,24 +104,35 @@ impl Sources {
         metainfo: &Metainfo,
         data_file: &str,
         progress: impl FnMut(u64, u64),
-    ) -> Result<(Bytes, String), CommandError> {
+    ) -> Result<(Bytes, String, Content, Padding), CommandError> {
         if metainfo.v1.is_none() {
             info!(name = metainfo.name, "torrent of version 2 only, the client may refuse it");
         }
         // The check reads the resolved path; the client gets the sender's, as links may lead elsewhere on its machine.
         let place = self.roots.find("data_file", data_file)?;
         let directory = Path::new(data_file).parent().and_then(Path::to_str).map(str::to_owned);
-        let directory = directory.filter(|_| place.file_name().is_some_and(|name| *name == *metainfo.name));
-        let Some(directory) = directory else {
+        let names = WrittenNames::parse(torrent).ok_or_else(|| bad_request("invalid torrent file: no names"))?;
+        // Which of its names the client takes is only known when it has loaded the torrent.
+        let name = place.file_name().filter(|name| names.names.iter().any(|known| known == name.as_bytes()));
+        let (Some(directory), Some(name)) = (directory, name) else {
             let message =
                 format!("data_file: the torrent calls it {:?}, so its path has to end in that", metainfo.name);
             return Err(precondition(message));
         };
-        let checked = data_check::check(metainfo, &place, &self.roots, progress).await?;
+        let Checked { paths, stamps, padding } =
+            data_check::check(metainfo, &names, &place, &self.roots, progress).await?;
         // 20 bytes of SHA-1 each.
         let pieces = metainfo.pieces.len() as u64 / 20;
-        let torrent = with_resume_data(torrent, pieces, &checked).map_err(no_torrent)?;
-        Ok((torrent.into(), directory))
+        let torrent = with_resume_data(torrent, pieces, &stamps).map_err(no_torrent)?;
+        let lengths = metainfo.files.iter().map(|file| file.length);
+        let is_complete = true;
+        let file = |(path, length)| ContentFile { path, length, is_begun: length > 0, is_complete };
+        let content = Content {
+            directory: if metainfo.is_folder { Path::new(&directory).join(name) } else { PathBuf::from(&directory) },
+            folder_name: metainfo.is_folder.then(|| name.to_owned()),
+            files: paths.into_iter().zip(lengths).map(file).collect(),
+        };
+        Ok((torrent.into(), directory, content, padding))
     }
 }
 

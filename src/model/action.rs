@@ -9,7 +9,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use super::{CustomValues, InfoHash, Kind, Observed, Status, TrackerChanges, client_texts, with_line_feeds};
+use super::{Content, CustomValues, InfoHash, Kind, Observed, Status, TrackerChanges, client_texts, with_line_feeds};
 
 /// One change that a client is asked for.
 ///
@@ -95,11 +95,11 @@ impl Action {
             }
             Self::Trackers(..) | Self::Custom(..) => true,
             // The client has read the custom values itself.
-            Self::Add(Add { label, priority, start, is_checked, hash: _, source: _, directory: _, custom: _ }) => {
+            Self::Add(Add { label, priority, start, checked, hash: _, source: _, directory: _, custom: _ }) => {
                 (label.is_none() || torrent.label.as_deref() == label.as_deref())
                     && (priority.is_none() || torrent.priority == *priority)
                     && (!start || torrent.status != Status::Stopped)
-                    && (!is_checked || torrent.finished)
+                    && (checked.is_none() || torrent.finished)
             }
         }
     }
@@ -173,8 +173,8 @@ pub struct Add {
     pub priority: Option<u8>,
     /// Texts to keep with it.
     pub custom: CustomValues,
-    /// All of its data is there and was verified: the client has to find it complete.
-    pub is_checked: bool,
+    /// Where all of its data is, if it was verified: the client has to find it there, and complete.
+    pub checked: Option<Content>,
 }
 
 impl Add {
@@ -188,7 +188,7 @@ impl Add {
             directory: None,
             priority: None,
             custom: CustomValues::default(),
-            is_checked: false,
+            checked: None,
         }
     }
 }

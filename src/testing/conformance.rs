@@ -198,7 +198,7 @@ impl Suite<'_> {
             directory: None,
             priority: None,
             custom: CustomValues::default(),
-            is_checked: false,
+            checked: None,
         });
         let added = self.effect(&add, |listing| listing.torrents.contains_key(&hash)).await;
         let is_added = added == Verdict::Met;

@@ -14,6 +14,7 @@ mod custom_values;
 mod demo;
 mod downloads;
 mod exec;
+mod existing_data;
 mod faults;
 mod harness;
 mod homeassistant;

@@ -280,7 +280,7 @@ impl TorrentClient for ExecClient {
 }
 
 fn params_of_add(add: &Add) -> Value {
-    let Add { hash, source, start, label, directory, priority, custom: _, is_checked: _ } = add;
+    let Add { hash, source, start, label, directory, priority, custom: _, checked: _ } = add;
     let (key, value) = match source {
         AddSource::Magnet(link) => ("magnet", link.clone()),
         AddSource::Torrent(bytes) => ("torrent", BASE64.encode(bytes)),

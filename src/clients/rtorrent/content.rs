@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
 use super::actions::SAVE_DELAY;
@@ -64,6 +64,26 @@ pub(super) async fn read(client: &RtorrentClient, hash: InfoHash) -> Result<Opti
         ClientError::Precondition { reason }
     };
     content.map(Some).ok_or_else(differs)
+}
+
+/// Returns where rTorrent looks for the content of a torrent, if it is not where it is expected.
+///
+/// Texts that may stand for the expected paths are taken as such: nothing is deleted or moved by the answer.
+pub(super) async fn other_place(
+    access: &Access<'_>,
+    hash: InfoHash,
+    expected: &Content,
+) -> Result<Option<PathBuf>, ClientError> {
+    let reported = Reported::read(access, hash).await?.ok_or(ClientError::UnknownHash(hash))?;
+    let is_meant = |text: &str, path: &Path| stands_for(text, path.as_os_str().as_bytes());
+    if !is_meant(&reported.directory, &expected.directory) {
+        return Ok(Some(PathBuf::from(reported.directory)));
+    }
+    let Content { files, .. } = reported.as_spelled();
+    let texts = files.iter().map(|file| file.path.to_str().unwrap_or_default());
+    let expected_paths = expected.files.iter().map(|file| file.path.as_path());
+    let differing = texts.zip(expected_paths).find(|(text, path)| !is_meant(text, path));
+    Ok(differing.map(|(text, _)| expected.directory.join(text)))
 }
 
 async fn read_session_file(path: &Path) -> Result<Vec<u8>, ClientError> {

@@ -14,6 +14,7 @@ pub mod scgi;
 pub mod schemas;
 pub mod skip;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use base64::Engine as _;
@@ -75,6 +76,8 @@ impl World {
     pub async fn new(setup: Setup) -> Self {
         let temporary = tempfile::Builder::new().prefix("dt-live-").tempdir().unwrap();
         let folder = temporary.path().to_owned();
+        // For programs that a launcher runs as another user.
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
         let broker = Mosquitto::start(&folder.join("broker"), &setup.broker).await.unwrap();
         let home = Rtorrent::start(&folder.join("home"), &setup.rtorrent).await.unwrap();
         let recorder = Recorder::listen(broker.port).await;

@@ -78,7 +78,7 @@ impl SingleAction<'_> {
                 self.load_file(access, &probe, file).await?;
                 let completed = self.set_up(add, now).await;
                 // Half of it would be another torrent than the one that was asked for.
-                if let Err(ClientError::Fault { .. }) = completed {
+                if let Err(ClientError::Fault { .. } | ClientError::Precondition { .. }) = completed {
                     self.erase().await?;
                 }
                 completed?;
@@ -168,13 +168,22 @@ impl SingleAction<'_> {
         let mut calls: Vec<Call> = set.into_iter().flatten().collect();
         calls.extend(add.priority.into_iter().flat_map(|priority| priority_calls(self.hash, priority)));
         calls.push(self.call("d.save_full_session"));
-        if add.start {
-            calls.push(self.call("d.start"));
-        } else if add.is_checked {
-            // Only a start makes rTorrent use the resume data of the file; without one it has to read the content.
-            calls.push(self.call("d.check_hash"));
+        access.call_torrent(self.hash, &calls).await?;
+        drop(access);
+        if let Some(content) = &add.checked {
+            self.check_place(content).await?;
         }
-        access.call_torrent(self.hash, &calls).await.map(drop)
+        let begin = match (add.start, &add.checked) {
+            (true, _) => "d.start",
+            // Only a start makes rTorrent use the resume data of the file; without one it has to read the content.
+            (false, Some(_)) => "d.check_hash",
+            (false, None) => return Ok(()),
+        };
+        self.client.access().await.call_torrent(self.hash, &[self.call(begin)]).await?;
+        if let Some(content) = &add.checked {
+            self.wait_until_found(content, add.start).await?;
+        }
+        Ok(())
     }
 }
 
@@ -249,7 +258,7 @@ mod tests {
             directory: Some("/downloads/a b/Ünï-1.x".to_owned()),
             priority: Some(2),
             custom: custom([("b.x", "https://x/?a=1&b={c},d;e|f ☃"), ("a", "")]),
-            is_checked: false,
+            checked: None,
         };
         let call = magnet_call(link, &add, Some(1_700_000_000)).unwrap();
         assert_eq!(call.method, "load.start");

@@ -25,6 +25,7 @@ mod custom;
 mod rules;
 mod single;
 mod trackers;
+mod verified;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
