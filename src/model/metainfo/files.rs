@@ -74,8 +74,11 @@ fn path<'a>(value: Value<'a>, key: &str) -> Result<Vec<&'a [u8]>, InvalidMetainf
     Ok(names)
 }
 
-/// Returns every path that a client may use for a file, with its key: `path`, and the same in other encodings.
-fn paths(file: Value<'_>) -> Result<Vec<(&[u8], Vec<&[u8]>)>, InvalidMetainfo> {
+/// The key of a path, and its names as they are written.
+type KeyedPath<'a> = (&'a [u8], Vec<&'a [u8]>);
+
+/// Returns every path that a client may use for a file: `path`, and the same in other encodings.
+fn paths(file: Value<'_>) -> Result<Vec<KeyedPath<'_>>, InvalidMetainfo> {
     let entries = file.dictionary().ok_or_else(|| wrong("files", "has an entry that is not a dictionary"))?;
     let paths = entries.filter(|(key, _)| is_spelling_of(key, b"path"));
     paths.map(|(key, value)| Ok((key, path(value, &printable(key))?))).collect()
@@ -89,13 +92,13 @@ fn check_link(file: Value<'_>) -> Result<(), InvalidMetainfo> {
 /// Returns the files of version 1.
 pub(super) fn listed_files(list: Value<'_>) -> Result<Vec<TorrentFile>, InvalidMetainfo> {
     let mut files = Vec::new();
-    let mut paths_before = Vec::new();
+    let mut paths_before: Vec<KeyedPath<'_>> = Vec::new();
     for file in list.list().ok_or_else(|| wrong("files", "is not a list"))? {
         let paths = paths(file)?;
         check_link(file)?;
         // rTorrent aborts (`verify_file_list() 3`) if the path of a file begins with the whole path of the one before
         // it. Further apart, repeated paths are harmless and occur in real torrents: padding files are named by length.
-        let begins = |path: &[&[u8]]| paths_before.iter().any(|(_, before): &(_, Vec<&[u8]>)| path.starts_with(before));
+        let begins = |path: &[&[u8]]| paths_before.iter().any(|(_, before)| path.starts_with(before));
         if paths.iter().any(|(_, path)| begins(path)) {
             return Err(wrong("files", "has a file twice in a row, or one inside the other"));
         }
