@@ -26,6 +26,7 @@ mod links;
 mod magnets;
 mod mqtt_link;
 mod nats;
+mod odd_adds;
 mod odd_bodies;
 mod odd_torrents;
 mod outages;
