@@ -14,7 +14,6 @@ mod peer;
 #[path = "bench/sample.rs"]
 mod sample;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,8 +23,8 @@ use dtorrent::clients::rtorrent::settings::{Endpoint, Settings};
 use dtorrent::clients::rtorrent::{RtorrentClient, jsonrpc, xmlrpc};
 use dtorrent::diff::{Differ, Limits, PollTime};
 use dtorrent::model::{
-    Committed, Completion, Covers, DiffState, Facts, InfoHash, Listing, Observed, Parts, Rev, RunState, Seq,
-    ServerName, ServerState, Snapshot, SnapshotTorrent, Timestamp, Torrent,
+    Committed, Completion, DiffState, Facts, InfoHash, Listing, Observed, Parts, Rev, RunState, Seq, ServerName,
+    ServerState, Snapshot, SnapshotTorrent, Timestamp, Torrent,
 };
 use dtorrent::port::{Scope, TorrentClient as _};
 

@@ -130,7 +130,10 @@ async fn move_with_data_takes_the_files_behind_the_names_that_rtorrent_mangles()
             let topic = format!("home/torrent/{}/command/move", torrent.hash);
             let result = world.recorder.command(&topic, json!({"directory": to, "data": true})).await;
             assert_eq!(result["status"], "ok", "{result}");
-            assert!(torrent.are_in(&to) && !torrent.files.iter().any(|file| from.join(file).exists()), "{result}");
+            assert!(
+                torrent.are_in(&to) && !torrent.files.iter().any(|file| from.join(file).try_exists().unwrap()),
+                "{result}"
+            );
             world.home.wait_for(torrent.hash, "d.is_active", "1").await.unwrap();
             assert_eq!(world.home.get(torrent.hash, "d.complete").await.unwrap(), "1", "{:?}", torrent.files);
             assert!(torrent.foreign.is_file() || !torrent.is_foreign(&downloads), "{:?}", torrent.foreign);
