@@ -314,7 +314,7 @@ x.toml:26: brokers.home.prefix: the prefix contains a wildcard of MQTT (`+` or `
 x.toml:27: brokers.home.servers: `c*` is an unknown server; known: *, a, b
 x.toml:27: brokers.home.servers: leaves no server; name at least one, or leave the key out for all
 x.toml:28: brokers.home.events: `done` is an unknown kind of event; known: *, KINDS
-x.toml:29: brokers.home.commands: `-explode` is an unknown command; known: *, pause, resume, start, stop, delete, add, recheck, announce, label, priority, get, list, move, throttle, file_priority, limits, resync, rpc, log_level, delete_data; a `-` before one removes it
+x.toml:29: brokers.home.commands: `-explode` is an unknown command; known: *, pause, resume, start, stop, delete, add, recheck, announce, label, priority, get, list, move, throttle, file_priority, trackers, limits, resync, rpc, log_level, delete_data; a `-` before one removes it
 x.toml:30: brokers.home.cert_file: `/nonexistent.pem` cannot be read: No such file or directory (os error 2); name a file that this user may read; a relative path starts at the working directory
 x.toml:32: brokers.home.home_assistant.normal_upload: `fast` is not a rate; write bytes a second with a unit, as in "500kB" or "2MiB"; "0" is no limit
 x.toml:35: brokers.bus.url: the URL contains a user name, password or token; move them to `username` and `password_file`
