@@ -2,113 +2,145 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::info;
 
+use super::asking::{Request, Stage};
 use super::common::blocking;
-use super::errors::{command_error, precondition, still_busy, unconfirmed, unknown_hash};
-use super::execution::{Attempt, Execution, Failure};
+use super::errors::{client_gone, command_error, precondition, still_busy, unanswered, unconfirmed, unknown_hash};
+use super::execution::{Attempt, EFFECT_TIMEOUT, Execution};
 use super::padding::Padding;
 use super::pending_effects::EffectWaiter;
 use super::results::ResultBody;
 use crate::model::{
-    Action, Add, AddRequest, CommandError, Details, ErrorCode, InfoHash, Operation, OutcomeStatus, Parts, Status,
-    TorrentOutcome,
+    Action, Add, AddRequest, CommandError, ErrorCode, InfoHash, OutcomeStatus, Parts, Status, Torrent, TorrentOutcome,
+    is_at_or_below,
 };
-use crate::port::{Applied, ClientError};
+use crate::port::ClientError;
 
-/// Maximum time from asking a client until a poll shows the effect.
-pub(super) const EFFECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Pause before a busy client is asked again; it doubles up to [`BUSY_PAUSE_MAX`].
 pub(super) const BUSY_PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Longest pause before a busy client is asked again.
 pub(super) const BUSY_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Most torrents of one request to the client; between two such batches other commands have their turn.
-const BATCH: usize = 100;
-
-/// An action that the client was asked for.
-struct Asked<'a> {
-    hash: InfoHash,
-    /// The client was read again and showed the effect, so a poll only has to name its events.
-    is_seen: bool,
-    effect: EffectWaiter<'a>,
-}
+pub(super) const BATCH: usize = 100;
 
 impl Execution<'_> {
     /// Asks for all actions, then waits for all effects: a hundred torrents need no more polls than one.
     ///
     /// Actions that the client must not be asked for now (rTorrent, while it checks the torrent) are asked for again
-    /// until the time to live is over.
+    /// until the time to live is over. So are those whose answer was lost, until they are seen to be done.
     pub(super) async fn act(&self, actions: Vec<Action>) -> Attempt<ResultBody> {
         if self.request.dry_run {
             return Ok(ResultBody::of_torrents(actions.iter().map(|action| self.dry_run(action)).collect()));
         }
         // In one write for all of them, and before the first is asked for: after a crash each may have been.
         self.note_start().await?;
-        let (mut rows, mut asked, mut waiting) = (Vec::with_capacity(actions.len()), Vec::new(), Vec::new());
-        for action in actions {
-            match self.check(action.hash()) {
-                Err(error) => rows.push(TorrentOutcome::failed(action.hash(), error)),
-                Ok(()) => waiting.push(action),
-            }
-        }
-        let (mut was_logged, mut pause) = (false, BUSY_PAUSE_MIN);
-        while !waiting.is_empty() {
-            let busy = self.ask_all(&waiting, &mut rows, &mut asked).await?;
-            if let Some((_, reason)) = busy.first()
-                && !std::mem::replace(&mut was_logged, true)
-            {
-                self.log_busy(busy.len(), reason);
-            }
-            if self.is_over() {
-                let too_late =
-                    |(action, reason): &(Action, String)| TorrentOutcome::failed(action.hash(), still_busy(reason));
-                rows.extend(busy.iter().map(too_late));
-                break;
-            }
-            waiting = busy.into_iter().map(|(action, _)| action).collect();
-            if !waiting.is_empty() {
-                sleep(pause).await;
-                pause = (2 * pause).min(BUSY_PAUSE_MAX);
-            }
-        }
+        let check = |action: Action| match self.check(action.hash()) {
+            Ok(()) => Request::new(action),
+            Err(error) => Request::failed(action, error),
+        };
+        let mut requests: Vec<Request<'_>> = actions.into_iter().map(check).collect();
+        self.ask_until_taken(&mut requests).await?;
         // Once for all of them: every poll that begins from now on can show all effects.
         self.wake();
-        rows.extend(self.await_effects(asked).await);
+        let mut rows = self.conclude(requests).await;
         rows.sort_by_key(|row| row.hash);
         Ok(ResultBody::of_torrents(rows))
     }
 
-    /// Asks for each action once; returns those for which the client is busy, each with the reason.
-    async fn ask_all<'e>(
-        &'e self,
-        actions: &[Action],
-        rows: &mut Vec<TorrentOutcome>,
-        asked: &mut Vec<Asked<'e>>,
-    ) -> Attempt<Vec<(Action, String)>> {
-        let mut busy = Vec::new();
-        for batch in actions.chunks(BATCH) {
-            // Before the client is asked: a poll may show the effect before its answer is here.
-            let effects: Vec<EffectWaiter<'e>> = batch.iter().map(|action| self.expect(action)).collect();
-            let answers = self.ask(batch).await;
-            for ((action, effect), answer) in batch.iter().zip(effects).zip(answers) {
-                let hash = action.hash();
-                match answer {
-                    Ok(Some(applied)) => {
-                        effect.asked();
-                        asked.push(Asked { hash, is_seen: applied == Applied::Seen, effect });
+    /// Asks until the client has taken or refused each action, as long as there is time.
+    ///
+    /// # Errors
+    /// Nothing was asked for at all, so the command can begin from the start.
+    async fn ask_until_taken<'e>(&'e self, requests: &mut [Request<'e>]) -> Attempt<()> {
+        let (mut is_first, mut was_logged, mut pause) = (true, false, BUSY_PAUSE_MIN);
+        loop {
+            let restarts = self.restarts();
+            self.ask_all(requests).await;
+            if std::mem::take(&mut is_first)
+                && let Some(error) = take_unreached(requests)
+            {
+                return Err(error.into());
+            }
+            let busy: Vec<&str> = requests.iter().filter_map(Request::busy).collect();
+            if let Some(reason) = busy.first()
+                && !std::mem::replace(&mut was_logged, true)
+            {
+                self.log_busy(busy.len(), reason);
+            }
+            if let Some(lost) = requests.iter().find_map(Request::lost) {
+                match self.answers_again(lost, restarts).await {
+                    Ok(true) => requests.iter_mut().for_each(Request::take_shown),
+                    Ok(false) => return Ok(()),
+                    Err(error) => {
+                        let lost = requests.iter_mut().filter(|request| request.lost().is_some());
+                        lost.for_each(|request| request.fail(error.clone()));
                     }
-                    Ok(None) => rows.push(TorrentOutcome::ok(hash)),
-                    Err(ClientError::Busy { reason }) => busy.push((action.clone(), reason)),
-                    // Nothing was done yet, so the command can wait for the client and begin from the start.
-                    Err(ClientError::Unreachable { .. }) if rows.is_empty() && asked.is_empty() => {
-                        return Err(Failure::Unreachable);
-                    }
-                    Err(error) => rows.push(TorrentOutcome::failed(hash, command_error(&error))),
                 }
             }
+            let is_over = self.is_over();
+            if !requests.iter().any(|request| request.is_open(is_over)) {
+                return Ok(());
+            }
+            sleep(pause).await;
+            pause = (2 * pause).min(BUSY_PAUSE_MAX);
         }
-        Ok(busy)
+    }
+
+    /// Waits for the effects, and returns the outcome of each action.
+    async fn conclude(&self, requests: Vec<Request<'_>>) -> Vec<TorrentOutcome> {
+        let until = Instant::now() + self.effect_timeout();
+        let mut rows = Vec::with_capacity(requests.len());
+        for Request { action, stage, effect } in requests {
+            let error = match stage {
+                Stage::Done(row) => {
+                    rows.push(row);
+                    continue;
+                }
+                Stage::New | Stage::Unreached(_) => Some(client_gone()),
+                Stage::Busy(reason) => Some(still_busy(&reason)),
+                Stage::Lost(error) => {
+                    let is_shown = action.is_listed() && self.is_shown(&action, effect, until).await;
+                    (!is_shown).then(|| unanswered(&error))
+                }
+                Stage::Asked { is_seen, error } => {
+                    let is_done = self.is_shown(&action, effect, until).await || is_seen;
+                    (!is_done).then(|| error.unwrap_or_else(|| self.not_shown(&action)))
+                }
+            };
+            let hash = action.hash();
+            rows.push(error.map_or_else(|| TorrentOutcome::ok(hash), |error| TorrentOutcome::failed(hash, error)));
+        }
+        rows
+    }
+
+    /// Waits for one effect until `until`; for a torrent that was added and is being checked, as long as there is
+    /// time: a client may read data that was verified here once more.
+    async fn is_shown(&self, action: &Action, effect: Option<EffectWaiter<'_>>, until: Instant) -> bool {
+        let Some(mut effect) = effect else { return false };
+        if timeout_at(until, effect.shown()).await.is_ok() {
+            return true;
+        }
+        let hash = action.hash();
+        let is_checking = || matches!(action, Action::Add(_)) && self.status(hash) == Some(Status::Checking);
+        while is_checking() {
+            let next = timeout(EFFECT_TIMEOUT, effect.shown());
+            match self.within_verification(next).await {
+                Some(Ok(())) => return true,
+                Some(Err(_)) => {}
+                None => return false,
+            }
+        }
+        false
+    }
+
+    /// Returns the error of an action that the client has taken and no poll has shown.
+    fn not_shown(&self, action: &Action) -> CommandError {
+        let Action::Add(add) = action else { return unconfirmed() };
+        let reason = self.read(|server| server.snapshot.get(&add.hash).map(|one| difference(add, &one.torrent)));
+        let reason = reason.unwrap_or_else(|| "the client does not list it".to_owned());
+        CommandError::new(ErrorCode::Unconfirmed, format!("the client has taken it, but after a while {reason}"))
     }
 
     pub(super) fn log_busy(&self, torrents: usize, reason: &str) {
@@ -117,28 +149,6 @@ impl Execution<'_> {
 
     pub(super) fn expect(&self, action: &Action) -> EffectWaiter<'_> {
         self.parts.pending_effects.expect(&self.command.id, action)
-    }
-
-    async fn await_effects(&self, asked: Vec<Asked<'_>>) -> Vec<TorrentOutcome> {
-        let is_add = matches!(self.request.operation, Operation::Add(_));
-        let until = Instant::now() + EFFECT_TIMEOUT;
-        let mut rows = Vec::with_capacity(asked.len());
-        for Asked { hash, is_seen, mut effect } in asked {
-            let mut is_shown = timeout_at(until, effect.shown()).await.is_ok() || is_seen;
-            // A client may read data that was verified here once more, which takes as long as it takes.
-            while is_add && !is_shown && self.status(hash) == Some(Status::Checking) {
-                is_shown = timeout_at(Instant::now() + EFFECT_TIMEOUT, effect.shown()).await.is_ok();
-            }
-            rows.push(match (is_shown, is_add) {
-                (true, _) => TorrentOutcome::ok(hash),
-                (false, true) => {
-                    let message = "the client did not take it: it is not there, or not as it should be, after a while";
-                    TorrentOutcome::failed(hash, CommandError::new(ErrorCode::ClientFault, message))
-                }
-                (false, false) => TorrentOutcome::failed(hash, unconfirmed()),
-            });
-        }
-        rows
     }
 
     /// The outcome of a dry run, which knows the snapshot and does not ask the client.
@@ -150,62 +160,6 @@ impl Execution<'_> {
             Ok(()) if is_known => TorrentOutcome::ok(hash),
             Ok(()) => TorrentOutcome::failed(hash, unknown_hash(hash)),
         }
-    }
-
-    /// Asks the client for a batch; `None` for an action whose effect is there already.
-    async fn ask(&self, actions: &[Action]) -> Vec<Result<Option<Applied>, ClientError>> {
-        let answers = if actions.iter().all(Action::is_short) {
-            self.turns.apply(&self.command.origin, actions.to_vec()).await
-        } else {
-            let _permit = self.long_turn().await;
-            // `add` reads the client first; the batch consists of it alone, as a command adds one torrent.
-            if let [Action::Add(add)] = actions {
-                return vec![self.ask_to_add(add).await];
-            }
-            self.parts.client.apply(actions).await
-        };
-        let was_deleted = |action: &Action| self.command.is_started && matches!(action, Action::Delete(_));
-        let judge = |(action, answer)| match answer {
-            // A crash came between the delete and its result.
-            Err(ClientError::UnknownHash(_)) if was_deleted(action) => Ok(None),
-            answer => answer.map(Some),
-        };
-        actions.iter().zip(answers).map(judge).collect()
-    }
-
-    /// Adds a torrent, which may be there already.
-    ///
-    /// If this command has loaded it and was interrupted, the missing steps are applied. A torrent of somebody else is
-    /// left alone, and only accepted if it is as this command wants it.
-    async fn ask_to_add(&self, add: &Add) -> Result<Option<Applied>, ClientError> {
-        let client = &self.parts.client;
-        let action = Action::Add(add.clone());
-        let parts = Parts { torrent: true, ..Parts::default() };
-        let Some(Details { observed, .. }) = client.get_one(add.hash, parts).await? else {
-            return client.apply_one(&action).await.map(Some);
-        };
-        // No listing shows custom values, so the client itself compares or sets them.
-        let custom = (!add.custom.is_empty()).then(|| Action::Custom(add.hash, add.custom.clone()));
-        let is_as_listed = action.is_shown_by(observed.as_ref());
-        if is_as_listed && custom.is_none() {
-            return Ok(None);
-        }
-        if !self.command.is_started {
-            if is_as_listed {
-                return client.apply_one(&action).await.map(Some);
-            }
-            let reason = "the torrent is already there, not as this command wants it, and is left alone".to_owned();
-            return Err(ClientError::Precondition { reason });
-        }
-        let hash = add.hash;
-        let label = add.label.clone().map(|label| Action::Label(hash, label));
-        let priority = add.priority.map(|priority| Action::Priority(hash, priority));
-        // Started last, so that it does not transfer before it is set up.
-        let start = add.start.then_some(Action::Start(hash));
-        for action in [label, priority, custom, start].into_iter().flatten() {
-            client.apply_one(&action).await?;
-        }
-        Ok(Some(Applied::Asked))
     }
 
     /// Resolves a torrent and adds it. One whose data is there is not left behind if the client does not find it complete.
@@ -233,7 +187,12 @@ impl Execution<'_> {
     /// Resolves a torrent to add; while its data is checked, health shows how far the check is.
     async fn resolve(&self, add: &AddRequest) -> Result<(Add, Padding), CommandError> {
         let checking = self.server().begin_check(&self.command.id);
-        self.parts.sources.resolve(add, |read, total| checking.progress(read, total)).await
+        let resolved = self.parts.sources.resolve(add, |read, total| checking.progress(read, total));
+        self.within_ttl(resolved).await.unwrap_or_else(|| {
+            let message = "its time to live was over before the torrent was fetched and its data checked; \
+                           give it a longer `ttl`";
+            Err(precondition(message).retryable())
+        })
     }
 
     fn status(&self, hash: InfoHash) -> Option<Status> {
@@ -250,4 +209,40 @@ impl Execution<'_> {
             None => Err(unknown_hash(hash)),
         }
     }
+}
+
+/// Returns why nothing was asked for, if that is so, and makes the requests new again.
+fn take_unreached(requests: &mut [Request<'_>]) -> Option<ClientError> {
+    let is_unreached = |request: &Request<'_>| matches!(request.stage, Stage::Unreached(_) | Stage::Done(_));
+    if !requests.iter().all(is_unreached) {
+        return None;
+    }
+    let unreached = requests.iter_mut().find(|request| request.lost().is_some())?;
+    match std::mem::replace(&mut unreached.stage, Stage::New) {
+        Stage::Unreached(error) => Some(error),
+        _ => None,
+    }
+}
+
+/// Returns in what a torrent that was added differs from what was asked for.
+fn difference(add: &Add, torrent: &Torrent) -> String {
+    let directory = torrent.directory.as_deref().unwrap_or_default();
+    let differences = [
+        (add.directory.as_ref().is_some_and(|wanted| !is_at_or_below(directory, wanted)))
+            .then(|| format!("its directory is {directory:?}")),
+        (add.label.is_some() && torrent.label.as_deref() != add.label.as_deref())
+            .then(|| format!("its label is {:?}", torrent.label.as_deref().unwrap_or_default())),
+        (add.priority.is_some() && torrent.priority != add.priority).then(|| "its priority is another one".to_owned()),
+        (add.start && torrent.status == Status::Stopped).then(|| "it is not started".to_owned()),
+        (add.checked.is_some() && !torrent.finished).then(|| {
+            format!(
+                "it is {} with {} % of its data: can the client read it?",
+                torrent.status.as_str(),
+                torrent.progress
+            )
+        }),
+    ];
+    let all: Vec<String> = differences.into_iter().flatten().collect();
+    // Only a later listing than the one that decided can show it as it was asked for.
+    if all.is_empty() { "it did not show in time".to_owned() } else { all.join(", ") }
 }

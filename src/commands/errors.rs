@@ -29,12 +29,20 @@ pub(super) fn unconfirmed() -> CommandError {
     CommandError::new(ErrorCode::Unconfirmed, "the client was asked, but its effect did not show in time")
 }
 
+/// Returns the error of a change whose answer was lost, and which no poll has shown since.
+pub(super) fn unanswered(lost: &ClientError) -> CommandError {
+    CommandError::new(
+        ErrorCode::Unconfirmed,
+        format!("the client was asked, and neither answered nor showed it: {lost}"),
+    )
+}
+
 /// Returns what a failure of the client means for the command.
 pub(super) fn command_error(error: &ClientError) -> CommandError {
     let code = match error {
         ClientError::Unreachable { .. } => ErrorCode::ClientOffline,
-        // The client may have carried out what it did not answer in time.
-        ClientError::Timeout { .. } => ErrorCode::Unconfirmed,
+        // The client may have carried out what it did not answer.
+        ClientError::Timeout { .. } | ClientError::Broken { .. } => ErrorCode::Unconfirmed,
         ClientError::Unauthorized { .. } | ClientError::Protocol { .. } | ClientError::Fault { .. } => {
             ErrorCode::ClientFault
         }

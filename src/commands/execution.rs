@@ -7,6 +7,9 @@
 //! ```
 //!
 //! The parts: queries in `queries`, changes of torrents in `actions`, those that touch files in `file_operations`.
+//!
+//! Whatever the client shows, a command ends [`END_TIMEOUT`] after its time to live, and its place in the queue is
+//! free. Only one that is moving or deleting files goes on until they are whole at one of the two places.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -17,7 +20,8 @@ use tokio::time::{Instant, timeout};
 
 use super::client_turns::ClientTurns;
 use super::common::Common;
-use super::errors::{bad_request, command_error};
+use super::errors::{bad_request, command_error, unconfirmed};
+use super::lost_answers::Deaths;
 use super::pending_effects::PendingEffects;
 use super::queue::Queue;
 use super::request::{HASHES_MAX, Request, Target};
@@ -27,6 +31,16 @@ use crate::live_state::{LiveServer, ServerHandle};
 use crate::log_throttle::retry_while_full;
 use crate::model::{Action, Capability, CommandError, ErrorCode, InfoHash, Limits, Operation, ServerName};
 use crate::port::{ClientError, LoggedCommand, ServerControl, StoreError, TorrentClient};
+
+/// Maximum time from asking a client until a poll shows the effect.
+pub(super) const EFFECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time after the time to live at which a command ends: [`EFFECT_TIMEOUT`] for what was begun in time, and the
+/// exchange that was running.
+const END_TIMEOUT: Duration = Duration::from_secs(20);
+/// Part of it that is left for the result itself.
+const END_MARGIN: Duration = Duration::from_secs(1);
+/// Times that a client is asked to be read, or to set what it can be asked for twice, if it does not answer.
+const ATTEMPTS_MAX: u32 = 5;
 
 /// The parts that all executions of one server share.
 pub struct WorkerParts {
@@ -54,6 +68,8 @@ pub(super) struct Execution<'a> {
     pub command: &'a LoggedCommand,
     /// Its parsed body.
     pub request: &'a Request,
+    /// How often the client died of it.
+    pub deaths: Deaths,
 }
 
 /// Why an attempt ended without a result.
@@ -62,6 +78,9 @@ pub(super) enum Failure {
     /// The client is unreachable, and was not asked for anything.
     #[error("the client is unreachable")]
     Unreachable,
+    /// The client gave no answer to a request that may be repeated.
+    #[error("the client did not answer")]
+    Unanswered(#[source] ClientError),
     /// The command has failed.
     #[error(transparent)]
     Command(#[from] CommandError),
@@ -74,6 +93,7 @@ impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         match error {
             ClientError::Unreachable { .. } => Self::Unreachable,
+            error if error.leaves_outcome_open() => Self::Unanswered(error),
             error => Self::Command(command_error(&error)),
         }
     }
@@ -82,9 +102,26 @@ impl From<ClientError> for Failure {
 pub(super) type Attempt<T> = Result<T, Failure>;
 
 impl Execution<'_> {
-    /// Executes the command, as often as its client turns out to be unreachable, until its time to live is over.
+    /// Executes the command, and ends in time.
     pub async fn run(&self) -> Result<ResultBody, StoreError> {
+        if self.is_over() && self.command.is_started {
+            let message = "the bridge was interrupted while the client was asked, and its time to live is over since";
+            return Ok(ResultBody::failed(CommandError::new(ErrorCode::Unconfirmed, message)));
+        }
+        if self.is_over() {
+            return Ok(ResultBody::expired());
+        }
+        if matches!(self.request.operation, Operation::DeleteWithData | Operation::Move { data: true, .. }) {
+            return self.execute().await;
+        }
+        self.within(END_TIMEOUT, self.execute()).await.unwrap_or_else(|| Ok(self.overdue()))
+    }
+
+    /// Executes the command, as often as its client turns out to be unreachable, until its time to live is over.
+    async fn execute(&self) -> Result<ResultBody, StoreError> {
+        let mut attempts = 0;
         while self.wait_for_client().await {
+            let restarts = self.restarts();
             match self.attempt().await {
                 Ok(body) => return Ok(body),
                 Err(Failure::Command(error)) => return Ok(ResultBody::failed(error)),
@@ -92,9 +129,26 @@ impl Execution<'_> {
                 // The live state says that the client answers until the next poll fails: without this wait the
                 // command would ask in a busy loop.
                 Err(Failure::Unreachable) => self.wait_for_poll().await,
+                Err(Failure::Unanswered(error)) => {
+                    attempts += 1;
+                    if attempts == ATTEMPTS_MAX {
+                        return Ok(ResultBody::failed(CommandError::new(ErrorCode::ClientOffline, error.to_string())));
+                    }
+                    if let Err(error) = self.answers_again(&error, restarts).await {
+                        return Ok(ResultBody::failed(error));
+                    }
+                }
             }
         }
         Ok(ResultBody::expired())
+    }
+
+    /// The result of a command that did not end by itself.
+    fn overdue(&self) -> ResultBody {
+        match self.request.verb.capability() {
+            Capability::Reading => ResultBody::expired(),
+            Capability::Actions | Capability::ServerControl => ResultBody::failed(unconfirmed()),
+        }
     }
 
     async fn attempt(&self) -> Attempt<ResultBody> {
@@ -142,6 +196,12 @@ impl Execution<'_> {
         self.note_start().await?;
         let _permit = self.long_turn().await;
         let answer = self.server_control()?.call(method, params).await;
+        // No poll shows what a method has done, so it is not called again here either.
+        if let Err(error) = &answer
+            && error.leaves_outcome_open()
+        {
+            return Err(command_error(error).into());
+        }
         // Here it is the config that lacks a right; elsewhere it is the client that refuses our password.
         if let Err(ClientError::Unauthorized { reason }) = answer {
             return Err(CommandError::new(ErrorCode::Forbidden, reason).into());
@@ -202,16 +262,37 @@ impl Execution<'_> {
     }
 
     /// Returns what `wait` comes to; `None` once the time to live is over.
-    async fn within_ttl<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
-        let mut wait = pin!(wait);
-        while !self.is_over() {
-            let left = self.command.expires_at.millis_since(self.parts.common.clock.now());
+    pub async fn within_ttl<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
+        self.within(Duration::ZERO, wait).await
+    }
+
+    /// The same, with the time for seeing what was begun within the time to live.
+    pub async fn within_verification<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
+        self.within(EFFECT_TIMEOUT, wait).await
+    }
+
+    /// Returns what `wait` comes to; `None` once the time to live has been over for so long.
+    async fn within<T>(&self, grace: Duration, wait: impl Future<Output = T>) -> Option<T> {
+        let grace = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let (mut wait, end) = (pin!(wait), self.command.expires_at.plus_millis(grace));
+        while self.parts.common.clock.now() < end {
+            let left = end.millis_since(self.parts.common.clock.now());
             // Wall time may be set meanwhile, so after this it is asked for again.
             if let Ok(found) = timeout(Duration::from_millis(left), &mut wait).await {
                 return Some(found);
             }
         }
         None
+    }
+
+    /// Returns for how long an effect may be waited for from now on.
+    pub fn effect_timeout(&self) -> Duration {
+        let now = self.parts.common.clock.now();
+        // The later of the two is zero where the other is not.
+        let left = self.command.expires_at.millis_since(now);
+        let over = now.millis_since(self.command.expires_at);
+        let end = Duration::from_millis(left) + END_TIMEOUT - END_MARGIN;
+        EFFECT_TIMEOUT.min(end.saturating_sub(Duration::from_millis(over)))
     }
 
     /// Waits until the client answers; `false` once the time to live is over.

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
-use super::actions::{BUSY_PAUSE_MAX, BUSY_PAUSE_MIN, EFFECT_TIMEOUT};
+use super::actions::{BUSY_PAUSE_MAX, BUSY_PAUSE_MIN};
 use super::common::blocking;
-use super::errors::{client_gone, command_error, precondition, still_busy, unconfirmed, unknown_hash};
-use super::execution::{Attempt, Execution, Failure};
+use super::errors::{client_gone, command_error, precondition, still_busy, unanswered, unconfirmed, unknown_hash};
+use super::execution::{Attempt, EFFECT_TIMEOUT, Execution, Failure};
 use super::file_moves::FileMove;
 use super::files::FilePlan;
 use super::pending_effects::EffectWaiter;
@@ -58,8 +58,11 @@ impl Execution<'_> {
             rows.push(match row {
                 Ok(row) => row,
                 Err(Failure::Command(error)) => TorrentOutcome::failed(hash, error),
-                Err(Failure::Unreachable) if rows.is_empty() => return Err(Failure::Unreachable),
-                Err(Failure::Unreachable) => TorrentOutcome::failed(hash, client_gone()),
+                // Nothing was changed yet: only what was asked for may be repeated in part.
+                Err(failure @ (Failure::Unreachable | Failure::Unanswered(_))) if rows.is_empty() => {
+                    return Err(failure);
+                }
+                Err(Failure::Unreachable | Failure::Unanswered(_)) => TorrentOutcome::failed(hash, client_gone()),
                 Err(failure @ Failure::Store(_)) => return Err(failure),
             });
         }
@@ -217,6 +220,7 @@ impl Execution<'_> {
     pub(super) async fn insist(&self, action: &Action) -> Attempt<()> {
         let (mut was_logged, mut pause) = (false, BUSY_PAUSE_MIN);
         loop {
+            let restarts = self.restarts();
             let answer = {
                 // Not held during the pause below: others of this origin have their turn meanwhile.
                 let _permit = self.long_turn().await;
@@ -234,6 +238,12 @@ impl Execution<'_> {
                 }
                 // Files may have been changed already, so this is not given up for the first failure.
                 Err(ClientError::Unreachable { .. }) if !self.is_over() => {}
+                // Each of these steps may be repeated, and only an answer shows that it was done to its end.
+                Err(error) if error.leaves_outcome_open() => {
+                    if !self.answers_again(&error, restarts).await? {
+                        return Err(unanswered(&error).into());
+                    }
+                }
                 Err(error) => return Err(command_error(&error).into()),
             }
             sleep(pause).await;

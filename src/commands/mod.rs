@@ -10,6 +10,7 @@
 
 mod actions;
 mod admission;
+mod asking;
 mod body_schema;
 mod bridge;
 mod caller;
@@ -23,6 +24,7 @@ mod fetch;
 mod file_moves;
 mod file_operations;
 mod files;
+mod lost_answers;
 mod padding;
 mod pending_effects;
 mod queries;

@@ -47,6 +47,7 @@ pub struct EffectWaiter<'a> {
     effects: &'a PendingEffects,
     number: u64,
     shown: oneshot::Receiver<()>,
+    was_shown: bool,
 }
 
 impl PendingEffects {
@@ -58,7 +59,7 @@ impl PendingEffects {
         let number = state.registered;
         let (command, action) = (command.clone(), action.clone());
         state.pending.insert(number, Pending { command, action, asked_after_poll: None, shown: Some(sender) });
-        EffectWaiter { effects: self, number, shown }
+        EffectWaiter { effects: self, number, shown, was_shown: false }
     }
 
     /// Notes that a poll begins; returns its number.
@@ -135,9 +136,20 @@ impl EffectWaiter<'_> {
         }
     }
 
+    /// Whether a poll has shown the effect.
+    pub fn is_shown(&mut self) -> bool {
+        self.was_shown |= self.shown.try_recv().is_ok();
+        self.was_shown
+    }
+
     /// Waits until a poll shows the effect. Cancel-safe.
     pub async fn shown(&mut self) {
-        if (&mut self.shown).await.is_err() {
+        if self.is_shown() {
+            return;
+        }
+        if (&mut self.shown).await.is_ok() {
+            self.was_shown = true;
+        } else {
             // The sender exists as long as this waiter, or has sent.
             std::future::pending::<()>().await;
         }

@@ -12,6 +12,7 @@ use tracing::{Instrument as _, info_span};
 
 use super::client_turns::ClientTurns;
 use super::execution::{Execution, WorkerParts};
+use super::lost_answers::Deaths;
 use super::queue::{Queue, QueuedCommand};
 use super::results::finish;
 use crate::model::Verb;
@@ -48,7 +49,8 @@ impl Worker {
                 let span = info_span!("command", id, server = %parts.server, verb);
                 let execution = async move {
                     let QueuedCommand { command, request, .. } = &queued;
-                    let execution = Execution { parts, queue, turns, command, request };
+                    let deaths = Deaths::default();
+                    let execution = Execution { parts, queue, turns, command, request, deaths };
                     let body = execution.run().await?;
                     finish(&parts.common, &queued, body).await?;
                     Ok(queued.command.id)

@@ -100,7 +100,7 @@ fn listing(torrents: &str) -> Listing {
         (observed.torrent.hash, observed)
     });
     let complete = complete && covers == Covers::All;
-    Listing { covers, run: Some(run.to_owned()), complete, torrents: torrents.collect(), stats: ServerStats::default() }
+    Listing { covers, run: Some(run.to_owned()), complete, torrents: torrents.collect(), ..Listing::default() }
 }
 
 /// A server with its differ, and a store that is never full.

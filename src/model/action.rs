@@ -77,6 +77,19 @@ impl Action {
         }
     }
 
+    /// Whether a listing shows the whole effect. Of other actions only the client's own answer tells, so one whose
+    /// answer was lost has to be repeated.
+    pub fn is_listed(&self) -> bool {
+        match self {
+            Self::Pause(_) | Self::Resume(_) | Self::Start(_) | Self::Stop(_) | Self::Delete(_) => true,
+            Self::Label(..) | Self::Priority(..) => true,
+            Self::Add(add) => add.custom.is_empty(),
+            // A move restores the status in a second step.
+            Self::Recheck(_) | Self::Announce(_) | Self::Hold(_) | Self::Release(_) | Self::Move(..) => false,
+            Self::Throttle(..) | Self::FilePriority(..) | Self::Trackers(..) | Self::Custom(..) => false,
+        }
+    }
+
     /// Whether a poll that began after the client was asked shows the effect; `seen` is what it says of the torrent.
     pub fn is_shown_by(&self, seen: Option<&Observed>) -> bool {
         let Some(Observed { torrent, .. }) = seen else { return matches!(self, Self::Delete(_)) };
@@ -95,8 +108,11 @@ impl Action {
             }
             Self::Trackers(..) | Self::Custom(..) => true,
             // The client has read the custom values itself.
-            Self::Add(Add { label, priority, start, checked, hash: _, source: _, directory: _, custom: _ }) => {
-                (label.is_none() || torrent.label.as_deref() == label.as_deref())
+            Self::Add(Add { label, priority, start, checked, directory, hash: _, source: _, custom: _ }) => {
+                let is_there =
+                    |wanted: &String| torrent.directory.as_ref().is_some_and(|now| is_at_or_below(now, wanted));
+                directory.as_ref().is_none_or(is_there)
+                    && (label.is_none() || torrent.label.as_deref() == label.as_deref())
                     && (priority.is_none() || torrent.priority == *priority)
                     && (!start || torrent.status != Status::Stopped)
                     && (checked.is_none() || torrent.finished)
@@ -118,7 +134,7 @@ impl Action {
             Self::Release(_) => &[Started, Paused, Resumed, Checking, Checked],
             Self::Stop(_) | Self::Hold(_) => &[Stopped, Unstalled],
             Self::Delete(_) => &[Removed, Stopped],
-            Self::Add(_) => &[Added, LabelChanged, PriorityChanged, Checking, Checked, Started],
+            Self::Add(_) => &[Added, Moved, LabelChanged, PriorityChanged, Checking, Checked, Started],
             Self::Label(..) => &[LabelChanged],
             Self::Priority(..) => &[PriorityChanged],
             // A re-check un-pauses a torrent for as long as it lasts.

@@ -1,6 +1,7 @@
 //! The answers of a client: listings for the watcher, details of torrents for commands.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -35,6 +36,8 @@ pub struct Listing {
     pub torrents: BTreeMap<InfoHash, Observed>,
     /// Statistics of the server.
     pub stats: ServerStats,
+    /// Time for which the poll waited until other requests to the client were over: no cost of this one.
+    pub waited: Duration,
 }
 
 impl Listing {

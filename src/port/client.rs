@@ -205,6 +205,13 @@ pub enum ClientError {
         /// Time allowed for the whole exchange.
         limit: Duration,
     },
+    /// The request was sent, and the connection broke, or something in between answered instead of the client. The
+    /// request may have been carried out all the same.
+    #[error("the answer was lost: {reason}")]
+    Broken {
+        /// The point at which it was lost, and what to check if that happens again.
+        reason: String,
+    },
     /// The credentials are wrong, or the config does not allow the request.
     #[error("access denied: {reason}")]
     Unauthorized {
@@ -244,4 +251,11 @@ pub enum ClientError {
         /// The missing function, as a verb phrase.
         what: String,
     },
+}
+
+impl ClientError {
+    /// Whether the client may have carried out the request, though there is no answer that says so.
+    pub fn leaves_outcome_open(&self) -> bool {
+        matches!(self, Self::Timeout { .. } | Self::Broken { .. })
+    }
 }

@@ -141,10 +141,12 @@ impl<'a> PollLoop<'a> {
 
         let began = Instant::now();
         let answer = self.watcher.client.list(self.scope(is_full_due)).await;
-        let took = began.elapsed();
+        let waited = answer.as_ref().map_or(Duration::ZERO, |listing| listing.waited);
+        // A poll behind an exchange that timed out costs the client no more than another.
+        let took = began.elapsed().saturating_sub(waited);
 
         let reason = match &answer {
-            Err(_) => PollReason::Unlimited,
+            Err(_) => PollReason::Failed,
             Ok(_) if is_first => PollReason::Unlimited,
             Ok(_) if is_full_due => PollReason::FullDue,
             Ok(_) => PollReason::Changes,
@@ -169,7 +171,7 @@ impl<'a> PollLoop<'a> {
         // Neither a command that waits for its effect nor a wake for a torrent that may be gone has to wait for
         // the interval.
         let is_urgent = self.watcher.pending_effects.is_waiting() || (is_woken && self.differ.is_in_doubt());
-        let pause = if is_urgent { took } else { pause }.max(PAUSE_MIN);
+        let pause = if is_urgent { pause.min(took) } else { pause }.max(PAUSE_MIN);
         self.live.write(|server| server.poll.interval = took + pause);
         Ok(pause)
     }

@@ -63,8 +63,10 @@ pub enum PollReason {
     FullDue,
     /// The interval, a wake, or a doubt that only a full poll resolves.
     Changes,
-    /// The first snapshot, or a failed poll: neither counts against a share.
+    /// The first snapshot, which does not count against a share.
     Unlimited,
+    /// A failed poll, which neither counts nor says what one that succeeds costs.
+    Failed,
 }
 
 impl Pace {
@@ -102,6 +104,10 @@ impl Pace {
     pub fn polled(&mut self, reason: PollReason, is_full: bool, took: Duration, at: Duration) -> Duration {
         self.debt = self.debt.saturating_sub(at.saturating_sub(self.at) / SHARE_DIVISOR);
         self.at = at;
+        let pause = self.interval.saturating_sub(took);
+        if reason == PollReason::Failed {
+            return pause;
+        }
         let recent = if is_full { &mut self.full } else { &mut self.quick };
         recent.note(took);
         let cost = recent.usual();
@@ -110,13 +116,12 @@ impl Pace {
         }
         match reason {
             // Full polls have a share of their own, which `full_interval` keeps.
-            PollReason::FullDue | PollReason::Unlimited => {}
+            PollReason::FullDue | PollReason::Unlimited | PollReason::Failed => {}
             // A debt is never more than what is paid back until the next full poll.
             PollReason::Changes => {
                 self.debt = (self.debt + cost).min(OVERDRAFT.max(cost) + self.full_interval() / SHARE_DIVISOR)
             }
         }
-        let pause = self.interval.saturating_sub(took);
         if reason == PollReason::Unlimited {
             return pause;
         }
@@ -240,8 +245,20 @@ mod tests {
     fn a_client_that_does_not_answer_is_polled_at_the_interval() {
         let mut pace = Pace::new(PollSettings::new(ms(1000), ms(30_000)));
         for try_number in 1..=5 {
-            assert_eq!(pace.polled(PollReason::Unlimited, false, ms(10_000), ms(try_number * 10_000)), Duration::ZERO);
+            assert_eq!(pace.polled(PollReason::Failed, false, ms(10_000), ms(try_number * 10_000)), Duration::ZERO);
         }
         assert!(pace.is_full_due(ms(50_000)), "there never was a full poll");
+    }
+
+    #[test]
+    fn failed_polls_do_not_change_the_pace_of_those_that_succeed() {
+        let mut pace = Pace::new(PollSettings::new(ms(250), ms(2000)));
+        pace.polled(PollReason::FullDue, true, ms(20), ms(250));
+        let before = pace.full_interval();
+        for failure in 1..=3 {
+            pace.polled(PollReason::Failed, false, ms(10_000), ms(failure * 10_000));
+        }
+        assert_eq!(pace.polled(PollReason::Changes, false, ms(1), ms(31_000)), ms(249));
+        assert_eq!(pace.full_interval(), before);
     }
 }

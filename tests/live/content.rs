@@ -5,6 +5,7 @@ use std::path::Path;
 use dtorrent::model::MetainfoBuilder;
 use dtorrent_peers::InfoHash;
 use dtorrent_peers::content::Content;
+use dtorrent_peers::rtorrent;
 use serde_json::{Value, json};
 
 use crate::harness::recorder::{Message, error_code};
@@ -227,11 +228,7 @@ async fn a_large_torrent_is_downloaded_by_rtorrent_from_the_bridge() {
         return;
     }
     let world = World::running(Setup::default()).await;
-    let builder = (0..45_000).fold(MetainfoBuilder::folder("large", 16_384), |builder, n| {
-        builder.file([format!("folder-{:03}", n / 100), format!("a file with a rather long name {n:06}")]).content(b"x")
-    });
-    let torrent = builder.build();
-    assert!(torrent.len() > 2 << 20, "{}", torrent.len());
+    let torrent = large_torrent();
     let hash = InfoHash::of_torrent(&torrent).unwrap();
     let body = json!({"torrent": base64(&torrent), "start": false, "label": "large"});
     let result = world.recorder.command("home/command/add", body).await;
@@ -241,4 +238,52 @@ async fn a_large_torrent_is_downloaded_by_rtorrent_from_the_bridge() {
     assert_eq!(world.home.get(hash, "d.tied_to_file").await.unwrap(), "", "no .torrent file is tied to it");
     let added = |all: &[Message]| all.iter().any(|m| m.topic.ends_with(&format!("{hash}/event/added"))).then_some(());
     world.recorder.wait_for("added", added).await;
+}
+
+/// A torrent file that is too large for a request to rTorrent 0.9.
+fn large_torrent() -> Vec<u8> {
+    let builder = (0..45_000).fold(MetainfoBuilder::folder("large", 16_384), |builder, n| {
+        builder.file([format!("folder-{:03}", n / 100), format!("a file with a rather long name {n:06}")]).content(b"x")
+    });
+    let torrent = builder.build();
+    assert!(torrent.len() > 2 << 20, "{}", torrent.len());
+    torrent
+}
+
+/// An rTorrent that cannot fetch from the bridge, as in a network of its own: its requests go to a proxy that is not
+/// there.
+fn unreaching(lines: &[String]) -> Setup {
+    let proxy = "network.http.proxy_address.set = 127.0.0.1:1".to_owned();
+    let lines = [proxy].into_iter().chain(lines.iter().cloned()).collect();
+    Setup { rtorrent: rtorrent::Options { lines, ..rtorrent::Options::default() }, ..Setup::default() }
+}
+
+#[tokio::test]
+async fn a_large_torrent_is_loaded_from_disk_where_rtorrent_cannot_fetch_it() {
+    if !can_run() {
+        return;
+    }
+    let world = World::running(unreaching(&[])).await;
+    let torrent = large_torrent();
+    let hash = InfoHash::of_torrent(&torrent).unwrap();
+    let body = json!({"torrent": base64(&torrent), "start": false, "label": "large"});
+    let result = world.recorder.command("home/command/add", body).await;
+    assert_eq!(result["status"], "ok", "{result}");
+    assert_eq!(world.home.get(hash, "d.size_files").await.unwrap(), "45000");
+    assert_eq!(world.home.get(hash, "d.custom1").await.unwrap(), "large");
+    assert_eq!(world.home.get(hash, "d.tied_to_file").await.unwrap(), "", "no .torrent file is tied to it");
+    assert_eq!(std::fs::read_dir(&world.home.downloads).unwrap().count(), 0, "the file that was handed over is gone");
+}
+
+#[tokio::test]
+async fn a_large_torrent_that_cannot_be_handed_over_is_refused_with_the_reason() {
+    if !can_run() {
+        return;
+    }
+    let world = World::running(unreaching(&["directory.default.set = /proc/nowhere".to_owned()])).await;
+    let result = world.recorder.command("home/command/add", json!({"torrent": base64(&large_torrent())})).await;
+    assert_eq!(result["results"][0]["error"]["code"], "unsupported", "{result}");
+    let said = result["results"][0]["error"]["message"].as_str().unwrap();
+    assert!(said.contains("network of its own") && said.contains("/proc/nowhere"), "{said}");
+    assert!(world.home.hashes().await.unwrap().is_empty());
 }

@@ -1,8 +1,13 @@
 //! Other transports: rTorrent behind a web server, TLS, MQTT 3.1.1, WebSocket.
 
+use std::net::SocketAddr;
+
 use dtorrent_peers::content::Content;
 use dtorrent_peers::mosquitto::{Mosquitto, Options, Tls};
+use dtorrent_peers::rtorrent::{self, Address, Listen};
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 use crate::harness::certificates::Certificates;
 use crate::harness::nginx::{self, Nginx};
@@ -138,4 +143,81 @@ async fn a_broker_with_a_password_and_access_rules_enforces_both() {
     let sink = format!("username = \"bridge\"\npassword_file = \"{}\"", secret.display());
     let world = World::running(Setup { broker, sink, ..Setup::default() }).await;
     works(&world, &world.recorder).await;
+}
+
+/// Runs `check --connect` for an rTorrent at this address, and returns what it prints.
+async fn checked(world: &World, url: &str) -> String {
+    world.write_config(&[("home", url)]);
+    let (code, out, errors) = world.ask(&["check", "--connect"], &[]).await;
+    assert_ne!(code, 0, "{url}: {out}{errors}");
+    format!("{out}{errors}")
+}
+
+#[tokio::test]
+async fn each_wrong_address_of_an_rtorrent_is_named_with_its_remedy() {
+    if !can_run() {
+        return;
+    }
+    let rtorrent = rtorrent::Options { listen: Listen::Tcp, ..rtorrent::Options::default() };
+    let world = World::new(Setup { rtorrent, ..Setup::default() }).await;
+    let Address::Tcp(address) = world.home.rpc.address.clone() else { unreachable!("it listens on a port") };
+    let web = Nginx::start(&world.folder.join("nginx"), &world.home.rpc.address, None).await;
+    let host = format!("127.0.0.1:{}", web.port);
+    for (url, needle) in [
+        ("scgi:///run/rtorrent/rpc.sock".to_owned(), "`unix:///path/to/rpc.sock`"),
+        ("/run/rtorrent/rpc.sock".to_owned(), "`unix:///path/to/rpc.sock`"),
+        (format!("http://{host}/RPC2"), "check username and password"),
+        (format!("http://{host}/rpc"), "it is mostly `/RPC2`"),
+        (format!("http://{host}/"), "it is mostly `/RPC2`"),
+        (format!("https://{host}/RPC2"), &host),
+        (format!("scgi://{host}"), "write `http://`"),
+        (format!("http://{address}/RPC2"), "write `scgi://`"),
+        ("unix:///run/no-such.sock".to_owned(), "is rTorrent running"),
+        ("scgi://127.0.0.1:1".to_owned(), "is rTorrent running"),
+    ] {
+        let said = checked(&world, &url).await;
+        assert!(said.contains(needle), "{url}: {said}");
+    }
+}
+
+/// A web server that answers every request with this.
+#[allow(clippy::disallowed_methods)] // a test's own task, gone with its runtime
+async fn answering(head: &'static str, body: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let answer =
+                format!("HTTP/1.1 {head}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+            // The whole request first: unread bytes would reset the connection.
+            let mut request = vec![0; 64 << 10];
+            drop(stream.read(&mut request).await);
+            drop(stream.write_all(answer.as_bytes()).await);
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_web_server_that_does_not_speak_for_rtorrent_is_named_with_the_remedy() {
+    if !can_run() {
+        return;
+    }
+    let world = World::new(Setup::default()).await;
+    let page = "<!DOCTYPE html><html><form>user, password</form></html>";
+    for (head, body, needle) in [
+        ("401 Unauthorized\r\nWWW-Authenticate: Digest realm=\"x\", nonce=\"1\", qop=\"auth\"", "", "AuthType Basic"),
+        ("401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"", "", "check username and password"),
+        ("401 Unauthorized\r\nWWW-Authenticate: Negotiate", "", "not Basic"),
+        ("200 OK\r\nContent-Type: text/html", page, "the answer is a web page"),
+        ("200 OK\r\nContent-Type: application/xml", page, "the answer is a web page"),
+        ("200 OK", page, "the answer is a web page"),
+        ("302 Found\r\nLocation: /login", "", "write the address that it leads to"),
+        ("405 Method Not Allowed", page, "mostly `/RPC2`"),
+        ("400 Bad Request", page, "write `https://`"),
+    ] {
+        let address = answering(head, body).await;
+        let said = checked(&world, &format!("http://{address}/RPC2")).await;
+        assert!(said.contains(needle), "{head}: {said}");
+    }
 }

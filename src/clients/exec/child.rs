@@ -26,6 +26,8 @@ pub enum Failure {
     NotStarted(std::io::Error),
     /// The program ended, with its exit status if it is known.
     Ended(String),
+    /// The same, while it had a request of the client, which it may have carried out.
+    Died(String),
     /// No answer within the deadline.
     Silent,
     /// The answer is invalid, with the reason.
@@ -37,6 +39,14 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Tells the end of a program that had the request from that of one that was only being started.
+    pub fn of_request(self) -> Self {
+        match self {
+            Self::Ended(how) => Self::Died(how),
+            failure => failure,
+        }
+    }
+
     /// Returns whether the program has to be killed: a later answer could not be trusted to belong to its request.
     pub fn ends_the_child(&self) -> bool {
         !matches!(self, Self::Refused { .. } | Self::Unsupported)

@@ -91,7 +91,7 @@ impl ExecClient {
             if started.methods.as_ref().is_some_and(|methods| !methods.iter().any(|known| known == method)) {
                 return Err(Failure::Unsupported);
             }
-            let result = started.child.call(method, params).await?;
+            let result = started.child.call(method, params).await.map_err(Failure::of_request)?;
             Ok((result, Responder { run: started.run.clone(), name: started.name.clone() }))
         };
         // The start of the program counts, too: one that hangs in `initialize` is as silent as any other.
@@ -114,6 +114,7 @@ impl ExecClient {
             Failure::Silent => ClientError::Timeout { limit: self.settings.timeout },
             Failure::NotStarted(source) => ClientError::Unreachable { address: program.clone(), source: source.into() },
             Failure::Ended(how) => ClientError::Unreachable { address: program.clone(), source: how.into() },
+            Failure::Died(how) => ClientError::Broken { reason: format!("{program}: `{method}`: {how}") },
             Failure::Invalid(reason) => ClientError::Protocol { reason: format!("{program}: `{method}`: {reason}") },
             // A program that listed no methods in `initialize` shows only now that it lacks this one.
             Failure::Refused { code: METHOD_NOT_FOUND, .. } | Failure::Unsupported => {
@@ -254,7 +255,7 @@ impl TorrentClient for ExecClient {
         let complete = defect.is_none();
         self.log_listing_defect(defect);
         let stats = ServerStats { client: responder.name, ..ServerStats::default() };
-        Ok(Listing { covers: Covers::All, run: Some(responder.run), complete, torrents, stats })
+        Ok(Listing { covers: Covers::All, run: Some(responder.run), complete, torrents, stats, ..Listing::default() })
     }
 
     async fn get(&self, hashes: &[InfoHash], parts: Parts) -> Result<Vec<Option<Details>>, ClientError> {

@@ -36,6 +36,7 @@ const METHODS: &[&str] = &[
     "d.update_priorities",
     "directory.default",
     "f.multicall",
+    "d.tied_to_file.set",
     "load.normal",
     "load.raw",
     "load.start",

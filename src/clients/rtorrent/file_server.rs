@@ -2,13 +2,15 @@
 //!
 //! Requests have a maximum size that no setting lifts; a file that rTorrent fetches has none. The file is
 //! served under an unguessable name, on the address by which this machine reaches rTorrent (loopback if it
-//! is this machine), and only until it is loaded.
+//! is this machine), and only until it is loaded. An rTorrent in a network of its own, such as a container's, whose
+//! socket is shared, does not reach that address; whether it came is known here.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Notify;
 use tokio::time::{Duration, timeout};
 
 use super::settings::Endpoint;
@@ -25,6 +27,7 @@ pub(super) struct TorrentFileServer {
     address: SocketAddr,
     secret: String,
     body: Bytes,
+    was_asked: Notify,
 }
 
 impl TorrentFileServer {
@@ -39,16 +42,26 @@ impl TorrentFileServer {
             what: format!("take a torrent as large as this: it cannot be offered for fetching ({error})"),
         })?;
         let secret = format!("{:032x}", rand::random::<u128>());
-        Ok(Self { listener, address, secret, body })
+        Ok(Self { listener, address, secret, body, was_asked: Notify::new() })
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub(super) fn url(&self) -> String {
         format!("http://{}/{}.torrent", self.address, self.secret)
     }
 
+    /// Waits until somebody has connected; `false` if nobody has within `limit`.
+    pub(super) async fn was_asked(&self, limit: Duration) -> bool {
+        timeout(limit, self.was_asked.notified()).await.is_ok()
+    }
+
     /// Answers requests until it is dropped; ends only if it can no longer listen.
     pub(super) async fn serve(&self) {
         while let Ok((stream, _)) = self.listener.accept().await {
+            self.was_asked.notify_one();
             // Other clients get nothing, and must not delay rTorrent for long.
             if let Ok(Err(error)) = timeout(REQUEST_TIMEOUT, self.answer(stream)).await {
                 tracing::debug!(%error, "serving a torrent file failed");

@@ -124,6 +124,19 @@ impl TorrentRow {
         Self { extra: vec![None; extra], ..Self::default() }
     }
 
+    /// Returns whether it is hash-checked, or waits for that.
+    ///
+    /// A check that cannot open a file ends with `hashing_failed`, and leaves `hashing` as it was. rTorrent does not
+    /// take such a torrent up again (`receive_hashing_changed` skips it), so nothing will change it but a command.
+    pub(super) fn is_checking(&self) -> bool {
+        self.is_hash_checking || self.hashing != 0 && !self.hashing_failed
+    }
+
+    /// Returns whether its check failed in a way that left it in the queue of checks for ever.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.hashing != 0 && !self.is_checking()
+    }
+
     /// Returns whether its numbers change from poll to poll.
     pub(super) fn is_moving(&self) -> bool {
         self.up_rate > 0 || self.down_rate > 0 || self.is_hash_checking
@@ -270,7 +283,7 @@ impl Field {
 
 fn status(row: &TorrentRow) -> Status {
     // First of all: `d.check_hash` closes a torrent, which the other columns show as queued or stopped.
-    if row.is_hash_checking || row.hashing != 0 {
+    if row.is_checking() {
         Status::Checking
     } else if row.fixed.is_meta && row.is_active {
         // Only while it runs: a stopped magnet link fetches no metadata.
@@ -407,7 +420,7 @@ mod tests {
 
     #[test]
     fn status_follows_the_columns_and_the_first_match_wins() {
-        // state, active, open, hash_checking, hashing, complete, partial, meta
+        // state, active, open, hash_checking, hashing, complete, partial, meta, failed
         for (columns, expected) in [
             ("s a o . . . . .", Status::Downloading),
             ("s a o . . c p .", Status::Seeding),
@@ -423,6 +436,9 @@ mod tests {
             ("s a o h n c p .", Status::Checking),
             ("s . . . n . . .", Status::Checking),
             (". . . h n . . m", Status::Checking),
+            ("s . . h n . . . f", Status::Checking),
+            ("s . . . n . . . f", Status::Queued),
+            (". . . . n . . . f", Status::Stopped),
         ] {
             let has = |letter| columns.contains(letter);
             let row = TorrentRow {
@@ -431,6 +447,7 @@ mod tests {
                 is_open: has('o'),
                 is_hash_checking: has('h'),
                 hashing: u64::from(has('n')) * 3,
+                hashing_failed: has('f'),
                 complete: has('c'),
                 is_partially_done: has('p'),
                 fixed: FixedColumns { is_meta: has('m'), ..FixedColumns::default() },

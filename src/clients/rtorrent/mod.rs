@@ -43,6 +43,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::Value as Json;
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 
 use self::calls::{Call, Fault, Unreadable, Value};
 use self::map::TorrentRow;
@@ -209,8 +210,10 @@ impl Access<'_> {
 #[async_trait]
 impl TorrentClient for RtorrentClient {
     async fn list(&self, scope: Scope<'_>) -> Result<Listing, ClientError> {
+        let asked = Instant::now();
         let access = self.access().await;
-        let listing = listing::list(&access, scope).await?;
+        let waited = asked.elapsed();
+        let listing = Listing { waited, ..listing::list(&access, scope).await? };
         // Under the same access: a command in between could have resumed the torrent on purpose.
         actions::pause_after_check(&access, &listing).await;
         Ok(listing)

@@ -126,7 +126,7 @@ async fn speaks_json(access: &Access<'_>) -> Result<bool, ClientError> {
     match access.exchange(WireFormat::Json, &body, access.client.settings.timeout).await {
         Ok(answer) => Ok(serde_json::from_slice::<Json>(&answer).is_ok_and(|batch| batch[0]["result"].is_i64())),
         // A proxy or a server that closes the connection on a request that it does not know.
-        Err(ClientError::Protocol { .. }) => Ok(false),
+        Err(ClientError::Protocol { .. } | ClientError::Broken { .. }) => Ok(false),
         Err(error) => Err(error),
     }
 }

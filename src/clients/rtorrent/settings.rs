@@ -88,6 +88,9 @@ pub enum InvalidEndpoint {
     /// A unix socket with a host, or with a relative path.
     #[error("a unix socket needs an absolute path and no host, with three slashes: `unix:///path/to/rpc.sock`")]
     UnixPath,
+    /// SCGI with a path in place of a host, as some programs write a unix socket.
+    #[error("SCGI on a unix socket is written `unix://` and its path, with three slashes: `unix:///path/to/rpc.sock`")]
+    ScgiPath,
     /// SCGI without a port, or with more than a host and a port.
     #[error("SCGI needs a host and a port and nothing else: `scgi://host:5000`")]
     Scgi,
@@ -108,6 +111,14 @@ impl Endpoint {
         if let Some(path) = text.strip_prefix("unix://") {
             let is_path = path.starts_with('/') && path.len() > 1 && !path.contains('\0');
             return is_path.then(|| Self::Unix(PathBuf::from(path))).ok_or(InvalidEndpoint::UnixPath);
+        }
+        let after_scgi = text.strip_prefix("scgi:").map(|rest| rest.strip_prefix("//").unwrap_or(rest));
+        if after_scgi.is_some_and(|rest| rest.starts_with('/') && rest.len() > 1) {
+            return Err(InvalidEndpoint::ScgiPath);
+        }
+        // A bare path can only be a socket.
+        if text.starts_with('/') {
+            return Err(InvalidEndpoint::UnixPath);
         }
         let url = Url::parse(text).map_err(|_| InvalidEndpoint::NotAnAddress)?;
         // An endpoint is shown in logs and on the status page (I14).
@@ -554,6 +565,10 @@ mod tests {
             ("unix://run/rpc.sock", "three slashes"),
             ("unix:/run/rpc.sock", "three slashes"),
             ("scgi://host", "scgi://host:5000"),
+            ("scgi:///run/rtorrent/rpc.sock", "`unix:///path"),
+            ("scgi:/run/rtorrent/rpc.sock", "`unix:///path"),
+            ("scgi:////run/rtorrent/rpc.sock", "`unix:///path"),
+            ("/run/rtorrent/rpc.sock", "`unix:///path"),
             ("scgi://host:5000/RPC2", "nothing else"),
             ("ftp://host/", "ftp"),
             ("http://u:hunter2@host/RPC2", "password_file"),

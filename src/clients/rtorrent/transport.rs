@@ -160,6 +160,11 @@ impl Transport {
         ClientError::Unreachable { address: self.address.clone(), source: source.into() }
     }
 
+    /// The request was sent, and its answer is lost.
+    fn broken(&self, reason: impl std::fmt::Display) -> ClientError {
+        ClientError::Broken { reason: format!("{}: {reason}", self.address) }
+    }
+
     fn protocol(&self, reason: impl std::fmt::Display) -> ClientError {
         ClientError::Protocol { reason: format!("{}: {reason}", self.address) }
     }
@@ -171,7 +176,7 @@ impl Transport {
         body: &[u8],
     ) -> Result<Vec<u8>, ClientError> {
         let broken = |error: io::Error| {
-            self.protocol(format_args!(
+            self.broken(format_args!(
                 "the connection broke ({}); rTorrent closes it without an answer when a request is too large or not SCGI",
                 error.kind()
             ))
@@ -188,7 +193,7 @@ impl Transport {
                 } else {
                     "the answer ends within its header"
                 };
-                return Err(self.protocol(reason));
+                return Err(self.broken(reason));
             }
             match reply_header(&answer) {
                 Ok(Some(found)) => break found,
@@ -205,7 +210,7 @@ impl Transport {
         answer.reserve(length.saturating_sub(answer.len()));
         while answer.len() < length {
             if stream.read_buf(&mut answer).await.map_err(broken)? == 0 {
-                return Err(self.protocol(format_args!("the answer ends after {} of {length} bytes", answer.len())));
+                return Err(self.broken(format_args!("the answer ends after {} of {length} bytes", answer.len())));
             }
         }
         // A body longer than announced is another program's, or two answers in one.
@@ -217,11 +222,11 @@ impl Transport {
 
     async fn http(&self, request: reqwest::RequestBuilder, sent_bytes: usize) -> Result<Vec<u8>, ClientError> {
         let mut response = request.send().await.map_err(|error| self.http_error(error))?;
-        self.check_status(response.status(), sent_bytes)?;
-        let content_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let header = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        self.check_status(response.status(), header(header::WWW_AUTHENTICATE), sent_bytes)?;
         // A login form or the page of a web interface comes with status 200.
-        if content_type.is_some_and(|kind| kind.starts_with("text/html")) {
-            return Err(self.protocol("the answer is a web page, not rTorrent's: is the path right (mostly `/RPC2`)?"));
+        if header(header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("text/html")) {
+            return Err(self.web_page());
         }
         let mut answer = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.http_error(error))? {
@@ -230,33 +235,78 @@ impl Transport {
             }
             answer.extend_from_slice(&chunk);
         }
+        if is_web_page(&answer) {
+            return Err(self.web_page());
+        }
         Ok(answer)
+    }
+
+    fn web_page(&self) -> ClientError {
+        let reason = "the answer is a web page, not rTorrent's: write the path of the RPC interface (mostly `/RPC2`; \
+                      ruTorrent's is `/plugins/httprpc/action.php` below its own), and one that needs no login form";
+        self.protocol(reason)
     }
 
     fn http_error(&self, error: reqwest::Error) -> ClientError {
         // The URL may hold a token in its query (I14).
         let error = error.without_url();
-        let is_about_answer = error.is_body() || error.is_decode();
-        if is_about_answer { self.protocol(printable(error_chain(&error).as_bytes())) } else { self.unreachable(error) }
+        // Only an attempt to connect proves that nothing was asked.
+        if error.is_connect() || error.is_builder() {
+            return self.unreachable(error);
+        }
+        let reason = printable(error_chain(&error).as_bytes());
+        if error.is_request() {
+            let remedy =
+                "if rTorrent's own SCGI port is there and no web server, write `scgi://` in place of `http://`";
+            return self.broken(format_args!("{reason}; {remedy}"));
+        }
+        self.broken(reason)
     }
 
-    fn check_status(&self, status: StatusCode, sent_bytes: usize) -> Result<(), ClientError> {
+    /// `challenge` is the way in which the server wants a login.
+    fn check_status(&self, status: StatusCode, challenge: Option<&str>, sent_bytes: usize) -> Result<(), ClientError> {
         let reason = match status.as_u16() {
             200 => return Ok(()),
-            401 | 403 => {
-                let reason = format!("{} answers {status}: check username and password", self.address);
+            401 | 403 | 407 => {
+                let reason = format!("{} answers {status}: {}", self.address, login_remedy(challenge));
                 return Err(ClientError::Unauthorized { reason });
             }
             300..=399 => "redirects are not followed: write the address that it leads to".to_owned(),
-            404 => "there is nothing at this path: it is mostly `/RPC2`".to_owned(),
+            400 => "the web server does not take the request: if it speaks TLS, write `https://`".to_owned(),
+            404 | 405 | 410 => "no RPC interface is at this path: it is mostly `/RPC2`".to_owned(),
             413 => format!("the web server refuses {sent_bytes} bytes: raise its client_max_body_size"),
             502 => "the web server got nothing from rTorrent: is it running, and is scgi_pass right?".to_owned(),
             504 => "rTorrent was too slow for the web server (scgi_read_timeout); what was asked may still be done"
                 .to_owned(),
             _ => "this is not an answer of rTorrent's".to_owned(),
         };
-        Err(self.protocol(format_args!("HTTP {status}: {reason}")))
+        let reason = format!("HTTP {status}: {reason}");
+        // The web server has passed on the request, or not: it does not say.
+        Err(if status.is_server_error() { self.broken(reason) } else { self.protocol(reason) })
     }
+}
+
+/// Returns what to do about a login that the web server refuses.
+fn login_remedy(challenge: Option<&str>) -> &'static str {
+    let offers = |scheme: &str| challenge.is_some_and(|text| text.to_ascii_lowercase().contains(scheme));
+    match () {
+        () if offers("basic") || challenge.is_none() => "check username and password",
+        () if offers("digest") => {
+            "it demands Digest authentication, and only Basic is spoken here: set `auth_basic` (nginx) or \
+             `AuthType Basic` (Apache) for this path, over https if others share the network"
+        }
+        () => {
+            "it demands a login that is not Basic authentication, the only one spoken here: make it ask for Basic at \
+             this path"
+        }
+    }
+}
+
+/// Whether this is a page for people, whatever its header says.
+fn is_web_page(answer: &[u8]) -> bool {
+    let start = answer.trim_ascii_start();
+    let is_tag = |tag: &[u8]| start.get(..tag.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(tag));
+    is_tag(b"<!doctype html") || is_tag(b"<html")
 }
 
 fn http_client(ca_pem: Option<&[u8]>) -> Result<reqwest::Client, SetupError> {
@@ -318,6 +368,13 @@ pub fn reply_header(bytes: &[u8]) -> Result<Option<(usize, usize)>, String> {
     const FIRST: &[u8] = b"Status: ";
     let seen = bytes.len().min(FIRST.len());
     if bytes[..seen] != FIRST[..seen] {
+        if bytes.starts_with(b"HTTP/") {
+            return Err(
+                "a web server answers: write `http://` in place of `scgi://`, and the path of the RPC interface \
+                        (mostly `/RPC2`)"
+                    .to_owned(),
+            );
+        }
         let shown = printable(&bytes[..bytes.len().min(40)]);
         return Err(format!(
             "the answer begins with `{shown}`, not with the header of SCGI: is it another program's port?"
@@ -398,7 +455,7 @@ mod tests {
     async fn an_answer_cut_at_any_byte_is_an_error() {
         for cut in 0..ANSWER.len() {
             let result = exchange(&ANSWER[..cut]).await;
-            assert!(matches!(result, Err(ClientError::Protocol { .. })), "cut at {cut}: {result:?}");
+            assert!(matches!(result, Err(ClientError::Broken { .. })), "cut at {cut}: {result:?}");
         }
     }
 
@@ -445,8 +502,43 @@ mod tests {
     fn each_http_status_says_what_to_do() {
         for (status, needle) in [(401, "password"), (413, "client_max_body_size"), (502, "scgi_pass"), (504, "slow")] {
             let status = StatusCode::from_u16(status).unwrap();
-            let said = transport().check_status(status, 7).unwrap_err().to_string();
+            let said = transport().check_status(status, None, 7).unwrap_err().to_string();
             assert!(said.contains(needle) && said.contains("unix:///test"), "{said}");
+        }
+    }
+
+    #[test]
+    fn only_an_answer_of_the_web_server_about_rtorrent_leaves_the_outcome_open() {
+        for (status, is_open) in [(401, false), (404, false), (413, false), (500, true), (502, true), (504, true)] {
+            let status = StatusCode::from_u16(status).unwrap();
+            let error = transport().check_status(status, None, 7).unwrap_err();
+            assert_eq!(error.leaves_outcome_open(), is_open, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_login_that_is_not_basic_is_named() {
+        for (challenge, needle) in [
+            (None, "check username"),
+            (Some("Basic realm=\"x\""), "check username"),
+            (Some("Digest realm=\"x\", Basic realm=\"x\""), "check username"),
+            (Some("Digest realm=\"x\", nonce=\"1\""), "AuthType Basic"),
+            (Some("Negotiate"), "not Basic"),
+        ] {
+            assert!(login_remedy(challenge).contains(needle), "{challenge:?}");
+        }
+    }
+
+    #[test]
+    fn a_page_for_people_is_told_from_an_answer() {
+        for (answer, is_page) in [
+            (&b"\r\n <!DOCTYPE HTML><html>"[..], true),
+            (b"<html lang=\"en\">", true),
+            (b"<?xml version=\"1.0\"?><methodResponse>", false),
+            (b"{\"result\": 1}", false),
+            (b"", false),
+        ] {
+            assert_eq!(is_web_page(answer), is_page);
         }
     }
 

@@ -287,7 +287,14 @@ impl SimulatorState {
             ..ServerStats::default()
         };
         let run = if self.keeps_run_id { 1 } else { self.run };
-        Listing { covers: Covers::All, run: Some(run.to_string()), complete: true, torrents, stats }
+        Listing {
+            covers: Covers::All,
+            run: Some(run.to_string()),
+            complete: true,
+            torrents,
+            stats,
+            ..Listing::default()
+        }
     }
 
     fn details(&self, server: &ServerName, hash: InfoHash, parts: Parts) -> Option<Details> {

@@ -4,6 +4,7 @@ pub mod bridge;
 pub mod certificates;
 pub mod database;
 pub mod disk;
+pub mod faulty;
 pub mod http;
 pub mod nats;
 pub mod nginx;

@@ -11,7 +11,6 @@ use tokio::time::Instant;
 
 use super::super::Access;
 use super::super::calls::Call;
-use super::super::file_server::TorrentFileServer;
 use super::super::probe::{Probe, XmlLibrary};
 use super::super::{map, xmlrpc};
 use super::custom;
@@ -21,9 +20,7 @@ use crate::model::{Add, AddSource, InfoHash, printable};
 use crate::port::{Applied, ClientError};
 
 /// Maximum time for a loaded torrent to appear: a millisecond or two, unless rTorrent is busy.
-const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// The same for a torrent file that rTorrent fetches.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Request size that xmlrpc-c accepts by default.
 const REQUEST_BYTES_DEFAULT: usize = 512 << 10;
 /// Modern versions save each torrent that they load on a thread of its own, which can overwrite a save that is
@@ -98,7 +95,7 @@ impl SingleAction<'_> {
         let request_bytes = xmlrpc::write(&load).len();
         if request_bytes > probe.request_bytes_max() {
             drop(access);
-            return self.load_by_fetch(file).await;
+            return self.load_large(probe, file).await;
         }
         raise_request_limit(&access, probe, request_bytes).await?;
         access.call_torrent(self.hash, &load).await?;
@@ -106,29 +103,16 @@ impl SingleAction<'_> {
         self.wait_until_loaded(LOAD_TIMEOUT).await
     }
 
-    /// Has rTorrent fetch a torrent file that is too large for one request.
-    async fn load_by_fetch(&self, file: &Bytes) -> Result<(), ClientError> {
-        let server = TorrentFileServer::new(&self.client.settings.endpoint, file.clone()).await?;
-        let load = [Call::global("load.normal").text(server.url())];
-        let load_and_wait = async {
-            self.client.access().await.call_torrent(self.hash, &load).await?;
-            self.wait_until_loaded(FETCH_TIMEOUT).await
-        };
-        tokio::select! {
-            loaded = load_and_wait => loaded,
-            () = server.serve() => Err(ClientError::Fault { message: "rTorrent could not be served".to_owned() }),
-        }
-    }
-
-    async fn wait_until_loaded(&self, timeout: Duration) -> Result<(), ClientError> {
+    pub(super) async fn wait_until_loaded(&self, timeout: Duration) -> Result<(), ClientError> {
         let until = Instant::now() + timeout;
         let row = loop {
             match self.read().await {
                 Ok(CurrentTorrent { row, .. }) => break row,
                 Err(ClientError::UnknownHash(_)) if Instant::now() < until => {}
                 Err(ClientError::UnknownHash(_)) => {
-                    let message = "the torrent did not appear: rTorrent takes none without content, with a `/` in its \
-                                   name, or, in many versions, without a tracker while DHT is off"
+                    let message = "it took the torrent and did not load it, without a reason; its log has one, if its \
+                                   config says `log.add_output = \"error\", …`. Many versions load none that names no \
+                                   tracker while `dht.mode` is `disable`"
                         .to_owned();
                     return Err(ClientError::Fault { message });
                 }

@@ -145,8 +145,16 @@ async fn rows_of(access: &Access<'_>, actions: &[&Action]) -> Result<HashMap<Inf
 }
 
 /// The columns that [`rules`] decide by, of every torrent.
-const STATE_COLUMNS: &[&str] =
-    &["d.hash=", "d.state=", "d.is_active=", "d.is_open=", "d.hashing=", "d.hashing_failed=", "d.is_meta="];
+const STATE_COLUMNS: &[&str] = &[
+    "d.hash=",
+    "d.state=",
+    "d.is_active=",
+    "d.is_open=",
+    "d.hashing=",
+    "d.hashing_failed=",
+    "d.is_meta=",
+    "d.is_hash_checking=",
+];
 
 /// Collects rows of [`STATE_COLUMNS`].
 #[derive(Default)]
@@ -168,6 +176,7 @@ impl Answers for StateReader {
             // Unreadable counts as being checked: the safe side.
             hashing: hashing.unwrap_or(1),
             hashing_failed: flag(4),
+            is_hash_checking: numbers.get(6).and_then(Cell::int) != Some(0),
             fixed: FixedColumns { is_meta: flag(5), ..FixedColumns::default() },
             ..TorrentRow::default()
         };
@@ -185,6 +194,7 @@ fn repeat(error: &ClientError) -> ClientError {
             ClientError::Unreachable { address: address.clone(), source: source.to_string().into() }
         }
         ClientError::Timeout { limit } => ClientError::Timeout { limit: *limit },
+        ClientError::Broken { reason } => ClientError::Broken { reason: reason.clone() },
         ClientError::Unauthorized { reason } => ClientError::Unauthorized { reason: reason.clone() },
         ClientError::Protocol { reason } => ClientError::Protocol { reason: reason.clone() },
         ClientError::Fault { message } => ClientError::Fault { message: message.clone() },

@@ -22,6 +22,7 @@ mod add;
 mod announces;
 mod batch;
 mod custom;
+mod large;
 mod rules;
 mod single;
 mod trackers;

@@ -43,7 +43,7 @@ impl Rule {
             DuringCheck::Refused => true,
         };
         // Where nothing is to be called nothing can hang.
-        if methods.is_empty() || row.hashing == 0 || !is_refused {
+        if methods.is_empty() || !row.is_checking() || !is_refused {
             return Ok(methods);
         }
         let danger =
@@ -92,8 +92,9 @@ pub(super) const ANNOUNCE: Rule = Rule { done: "announced", during_check: During
 fn pause(row: &TorrentRow) -> Decision {
     match row {
         // A checked torrent goes on by itself when the check is over, and has to be paused then.
-        TorrentRow { is_active: true, .. } | TorrentRow { state: true, hashing: 1.., .. } => Ok(&["d.pause"]),
+        row if row.is_active || row.state && row.is_checking() => Ok(&["d.pause"]),
         TorrentRow { state: true, is_open: true, .. } => Ok(&[]),
+        row if row.is_stuck() => Err("its check failed, so it does not run; only what runs can be paused"),
         TorrentRow { state: true, .. } => Err("it waits for its turn; only what runs can be paused, stop it instead"),
         TorrentRow { .. } => Err("it is stopped; only what runs can be paused"),
     }
@@ -103,7 +104,9 @@ fn start(row: &TorrentRow) -> Decision {
     Ok(match row {
         TorrentRow { is_active: true, .. } => &[],
         // It goes on by itself when the check is over.
-        TorrentRow { state: true, hashing: 1.., .. } => &[],
+        row if row.state && row.is_checking() => &[],
+        // `d.start` does nothing for what is in the queue of checks; a close takes it out.
+        row if row.is_stuck() => &["d.stop", "d.close", "d.start"],
         // `d.start` does nothing for a torrent whose state is "started", even where it does not run.
         TorrentRow { state: true, hashing_failed: true, .. } => &["d.stop", "d.start"],
         // Also one that is closed, which `d.start` ignores.
@@ -113,7 +116,7 @@ fn start(row: &TorrentRow) -> Decision {
 }
 
 fn stop(row: &TorrentRow) -> Decision {
-    let is_stopped = !(row.state || row.is_active || row.is_open);
+    let is_stopped = !(row.state || row.is_active || row.is_open || row.is_stuck());
     // `d.stop` leaves the files open, and a closed torrent releases them.
     Ok(if is_stopped { &[] } else { &["d.stop", "d.close"] })
 }
@@ -136,7 +139,10 @@ fn pause_if_active(row: &TorrentRow) -> Decision {
 
 fn recheck(row: &TorrentRow) -> Decision {
     match row {
-        TorrentRow { hashing: 1.., .. } => Ok(&[]),
+        row if row.is_checking() => Ok(&[]),
+        // `d.check_hash` does nothing for what is in the queue of checks. What wants to run goes on after the check.
+        row if row.is_stuck() && row.state => Ok(&["d.stop", "d.close", "d.check_hash", "d.start"]),
+        row if row.is_stuck() => Ok(&["d.close", "d.check_hash"]),
         row if row.fixed.is_meta => Err("a magnet link has nothing to check before it is resolved"),
         TorrentRow { .. } => Ok(&["d.check_hash"]),
     }
@@ -164,6 +170,8 @@ mod tests {
         let running = TorrentRow { is_active: true, ..paused.clone() };
         let checking = TorrentRow { hashing: 3, ..paused.clone() };
         let failed = TorrentRow { hashing_failed: true, ..queued.clone() };
+        let stuck = TorrentRow { hashing: 1, ..failed.clone() };
+        let stuck_stopped = TorrentRow { state: false, hashing: 3, ..stuck.clone() };
         let fixed = FixedColumns { is_meta: true, ..FixedColumns::default() };
         let magnet = TorrentRow { fixed, ..running.clone() };
         type Action = fn(&TorrentRow) -> Decision;
@@ -179,6 +187,14 @@ mod tests {
             ("start stopped", start, &stopped, Some("d.start")),
             ("start checking", start, &checking, Some("")),
             ("start failed", start, &failed, Some("d.stop d.start")),
+            ("start stuck", start, &stuck, Some("d.stop d.close d.start")),
+            ("start stuck and stopped", start, &stuck_stopped, Some("d.stop d.close d.start")),
+            ("pause stuck", pause, &stuck, None),
+            ("stop stuck", stop, &stuck, Some("d.stop d.close")),
+            ("stop stuck and stopped", stop, &stuck_stopped, Some("d.stop d.close")),
+            ("delete stuck", delete, &stuck, Some("d.stop d.close d.erase")),
+            ("recheck stuck", recheck, &stuck, Some("d.stop d.close d.check_hash d.start")),
+            ("recheck stuck and stopped", recheck, &stuck_stopped, Some("d.close d.check_hash")),
             ("stop running", stop, &running, Some("d.stop d.close")),
             ("stop open", stop, &open, Some("d.stop d.close")),
             ("stop stopped", stop, &stopped, Some("")),
@@ -201,6 +217,9 @@ mod tests {
     #[test]
     fn rule_3_what_is_checked_is_refused_as_busy_where_a_version_could_hang() {
         let checking = TorrentRow { state: true, is_open: true, hashing: 3, ..TorrentRow::default() };
+        // A file that failed to open while another check had begun: both columns have to agree that it is over.
+        let failing = TorrentRow { is_hash_checking: true, hashing_failed: true, ..checking.clone() };
+        let stuck = TorrentRow { is_hash_checking: false, ..failing.clone() };
         let legacy = Probe::of_tests(false);
         let mut modern = Probe::of_tests(false);
         modern.is_legacy = false;
@@ -209,13 +228,16 @@ mod tests {
             [(&PAUSE, true, true), (&STOP, true, false), (&DELETE, true, false), (&HOLD, true, true)]
         {
             for (probe, is_refused) in [(&legacy, on_legacy), (&modern, on_modern)] {
-                match rule.methods(&checking, probe) {
-                    Err(ClientError::Busy { reason }) => {
-                        assert!(is_refused, "{rule:?}");
-                        assert_eq!(reason.contains("hang for ever"), probe.is_legacy, "{reason}");
+                for row in [&checking, &failing] {
+                    match rule.methods(row, probe) {
+                        Err(ClientError::Busy { reason }) => {
+                            assert!(is_refused, "{rule:?}");
+                            assert_eq!(reason.contains("hang for ever"), probe.is_legacy, "{reason}");
+                        }
+                        other => assert!(!is_refused && other.is_ok(), "{rule:?}"),
                     }
-                    other => assert!(!is_refused && other.is_ok(), "{rule:?}"),
                 }
+                assert!(!matches!(rule.methods(&stuck, probe), Err(ClientError::Busy { .. })), "{rule:?}");
             }
         }
     }

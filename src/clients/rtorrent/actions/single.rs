@@ -78,7 +78,9 @@ impl<'a> SingleAction<'a> {
             self.client.state().actions.pause_after_check.insert(self.hash);
             self.pause_when_checked().await?;
         }
-        Ok(if is_seen { Applied::Seen } else { Applied::Asked })
+        // No listing shows that a check has ended, so one that did not begin is not to be taken for it.
+        let refused = || ClientError::Fault { message: "rTorrent did not begin the check".to_owned() };
+        is_seen.then_some(Applied::Seen).ok_or_else(refused)
     }
 
     /// Pauses the torrent when its check is over, if that is soon.
@@ -89,7 +91,7 @@ impl<'a> SingleAction<'a> {
         let until = self.deadline.min(Instant::now() + CHECK_TIMEOUT);
         while Instant::now() < until {
             let CurrentTorrent { access, row, .. } = self.read().await?;
-            if row.hashing == 0 {
+            if !row.is_checking() {
                 if !row.is_active {
                     self.client.state().actions.pause_after_check.remove(&self.hash);
                     return Ok(());

@@ -145,6 +145,7 @@ fn listing(access: &Access<'_>, probe: &Probe, raw: RawListing, hosts: &Hosts, f
             uploaded,
             free_disk,
         },
+        waited: Duration::ZERO,
     }
 }
 

@@ -1,0 +1,137 @@
+//! Torrents whose hash check failed to open a file: rTorrent leaves them in its queue of checks for ever.
+
+use std::path::Path;
+use std::time::Duration;
+
+use base64::Engine as _;
+use dtorrent::model::MetainfoBuilder;
+use dtorrent_peers::InfoHash;
+use dtorrent_peers::content::Content;
+use dtorrent_peers::rtorrent::{Address, Listen, Options};
+use serde_json::{Value, json};
+
+use crate::harness::recorder::Command;
+use crate::harness::scgi::ScgiProxy;
+use crate::harness::{Setup, World, can_run};
+
+/// Time after its time to live at which a command has ended.
+const END: Duration = Duration::from_secs(20);
+
+/// Loads torrents whose content is a folder where a file should be, and lets their check fail.
+async fn stuck(world: &World, count: u64, start: bool) -> Vec<Content> {
+    let mut contents = Vec::new();
+    for number in 0..count {
+        let content = Content::file(&format!("stuck-{start}-{number}"), 50_000, number);
+        std::fs::create_dir(world.home.downloads.join(&content.name)).unwrap();
+        world.home.load(&content.torrent, start).await.unwrap();
+        if !start {
+            world.home.act(content.hash, "d.check_hash", &[]).await.unwrap();
+        }
+        world.home.wait_for(content.hash, "d.hashing_failed", "1").await.unwrap();
+        assert_ne!(world.home.get(content.hash, "d.hashing").await.unwrap(), "0");
+        contents.push(content);
+    }
+    contents
+}
+
+fn topic(hash: InfoHash, verb: &str) -> String {
+    format!("home/torrent/{hash}/command/{verb}")
+}
+
+#[tokio::test]
+async fn a_torrent_whose_check_cannot_open_its_files_takes_commands() {
+    if !can_run() {
+        return;
+    }
+    for start in [true, false] {
+        let mut world = World::new(Setup::default()).await;
+        let contents = stuck(&world, 4, start).await;
+        let [stopped, deleted, started, checked] = &contents[..] else { unreachable!() };
+        world.start_bridge().await;
+        let ok = async |hash: InfoHash, verb: &str| {
+            let result = world.recorder.command(&topic(hash, verb), json!({"ttl": "30s"})).await;
+            assert_eq!(result["status"], "ok", "{verb}: {result}");
+            assert!(result["took_ms"].as_u64().unwrap() < 10_000, "{verb}: {result}");
+        };
+        ok(stopped.hash, "stop").await;
+        assert_eq!(world.home.get(stopped.hash, "d.hashing").await.unwrap(), "0");
+        ok(deleted.hash, "delete").await;
+        assert!(!world.home.hashes().await.unwrap().contains(&deleted.hash));
+        // With its files as they should be, it is checked again and goes on.
+        for (content, verb) in [(started, "start"), (checked, "recheck")] {
+            std::fs::remove_dir(world.home.downloads.join(&content.name)).unwrap();
+            content.write_to(&world.home.downloads).unwrap();
+            ok(content.hash, verb).await;
+            world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
+            let state = if verb == "start" || start { "1" } else { "0" };
+            world.home.wait_for(content.hash, "d.state", state).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_torrent_whose_check_failed_is_not_shown_as_being_checked() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let running = stuck(&world, 1, true).await.remove(0);
+    let stopped = stuck(&world, 1, false).await.remove(0);
+    world.start_bridge().await;
+    for (content, status) in [(running, "queued"), (stopped, "stopped")] {
+        let result = world.recorder.command(&topic(content.hash, "get"), Value::Null).await;
+        let torrent = &result["results"][0]["torrent"];
+        assert_eq!((&torrent["status"], &torrent["error"]), (&json!(status), &json!(true)), "{result}");
+    }
+}
+
+#[tokio::test]
+async fn a_pause_of_a_torrent_whose_check_failed_says_why_not() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let content = stuck(&world, 1, true).await.remove(0);
+    world.start_bridge().await;
+    let result = world.recorder.command(&topic(content.hash, "pause"), Value::Null).await;
+    assert_eq!(result["error"]["code"], "precondition", "{result}");
+    assert!(result.to_string().contains("its check failed"), "{result}");
+}
+
+#[tokio::test]
+async fn many_torrents_that_rtorrent_cannot_read_leave_room_for_others() {
+    if !can_run() {
+        return;
+    }
+    let rtorrent = Options { listen: Listen::Tcp, ..Options::default() };
+    let mut world = World::new(Setup { rtorrent, ..Setup::default() }).await;
+    let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
+    // rTorrent looks elsewhere than the bridge, as in a container of its own, and finds folders in place of files.
+    let [here, there] = ["downloads", "elsewhere"].map(|name| world.folder.join("home").join(name));
+    let proxy = ScgiProxy::to(address).await;
+    let text = |path: &Path| format!("<string>{}</string>", path.display()).leak();
+    proxy.replace(&[(text(&here), text(&there))]);
+    world.start_bridge_for(&[("home", &format!("scgi://{}", proxy.address))]).await;
+    let ttl = Duration::from_secs(2);
+    for number in 0..8 {
+        let content = Content::file(&format!("odd-{number}"), 50_000, number);
+        content.write_to(&here).unwrap();
+        std::fs::create_dir_all(there.join(&content.name)).unwrap();
+        let file = here.join(&content.name);
+        let body = json!({"torrent": base64(&content.torrent), "data_file": file, "id": content.name, "ttl": "2s"});
+        world.recorder.send(Command::new("dtorrent/home/command/add", body.to_string())).await;
+    }
+    for number in 0..8 {
+        let result = world.recorder.result(&format!("odd-{number}")).await;
+        assert_eq!(result["status"], "error", "{result}");
+        assert_eq!(result["results"][0]["error"]["code"], "unconfirmed", "{result}");
+        assert!(Duration::from_millis(result["took_ms"].as_u64().unwrap()) < ttl + END, "{result}");
+    }
+    let torrent = MetainfoBuilder::single("next", 16_384).content(&[7; 40_000]).build();
+    let result = world.recorder.command("home/command/add", json!({"torrent": base64(&torrent)})).await;
+    assert_eq!(result["status"], "ok", "{result}");
+}
+
+fn base64(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}

@@ -1,0 +1,383 @@
+//! Answers of rTorrent that are late, cut or replaced by a web server's: the command goes on until its effect is seen.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use base64::Engine as _;
+use dtorrent::model::MetainfoBuilder;
+use dtorrent_peers::InfoHash;
+use dtorrent_peers::content::Content;
+use dtorrent_peers::rtorrent::{Address, Listen, Options};
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use serde_json::{Value, json};
+
+use crate::harness::faulty::{Fault, FaultyServer, LOSSES};
+use crate::harness::recorder::{Command, error_code};
+use crate::harness::{Setup, World, can_run};
+
+/// Limit of one exchange in these tests.
+const TIMEOUT: Duration = Duration::from_millis(400);
+
+/// An rTorrent behind a server that loses answers, with these torrents, started or not; they have no content.
+async fn behind_faults(contents: &[(&Content, bool)], seed: u64) -> (World, FaultyServer) {
+    let lines = vec!["throttle.up = slow,100".to_owned()];
+    let rtorrent = Options { listen: Listen::Tcp, lines, ..Options::default() };
+    let server = format!("timeout = \"{}ms\"\nsweep = \"2s\"", TIMEOUT.as_millis());
+    let sink = "commands = [\"*\"]".to_owned();
+    let mut world = World::new(Setup { rtorrent, server, sink, ..Setup::default() }).await;
+    for (content, start) in contents {
+        world.home.load(&content.torrent, *start).await.unwrap();
+        if *start {
+            world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
+        }
+    }
+    let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
+    let server = FaultyServer::to(address, TIMEOUT, seed).await;
+    server.set_victim(world.home.process().pid());
+    world.start_bridge_for(&[("home", &server.url())]).await;
+    (world, server)
+}
+
+fn of_torrent(hash: InfoHash, verb: &str) -> String {
+    format!("home/torrent/{hash}/command/{verb}")
+}
+
+fn torrent_of(content: &Content) -> String {
+    base64::engine::general_purpose::STANDARD.encode(&content.torrent)
+}
+
+#[tokio::test]
+async fn a_change_whose_answer_was_lost_is_ok_when_rtorrent_shows_it() {
+    if !can_run() {
+        return;
+    }
+    // The verb, its body, a method that it calls, and what rTorrent shows afterwards.
+    let cases = [
+        ("label", json!({"label": "linux"}), "d.custom1.set", "d.custom1", "linux"),
+        ("priority", json!({"priority": 3}), "d.priority.set", "d.priority", "3"),
+        ("stop", json!({}), "d.stop", "d.state", "0"),
+        ("pause", json!({}), "d.pause", "d.is_active", "0"),
+        ("throttle", json!({"throttle": "slow"}), "d.throttle_name.set", "d.throttle_name", "slow"),
+        ("recheck", json!({}), "d.check_hash", "d.hashing", "0"),
+        ("delete", json!({}), "d.erase", "d.state", ""),
+    ];
+    let contents: Vec<Content> = (0..cases.len() * LOSSES.len())
+        .map(|number| Content::file(&format!("lost-{number}"), 50_000, number as u64))
+        .collect();
+    let started: Vec<(&Content, bool)> = contents.iter().map(|content| (content, true)).collect();
+    let (world, server) = behind_faults(&started, 0).await;
+    let mut torrents = contents.iter();
+    for (verb, body, method, getter, value) in &cases {
+        for fault in LOSSES {
+            let hash = torrents.next().unwrap().hash;
+            let before = server.count(fault);
+            server.fail_next(method, fault, 1);
+            let result = world.recorder.command(&of_torrent(hash, verb), body.clone()).await;
+            assert_eq!(server.count(fault), before + 1, "{verb} {fault:?}");
+            assert_eq!(result["status"], "ok", "{verb} {fault:?}: {result}");
+            if value.is_empty() {
+                assert!(!world.home.hashes().await.unwrap().contains(&hash), "{fault:?}");
+            } else {
+                world.home.wait_for(hash, getter, value).await.unwrap();
+            }
+            let kind = match *verb {
+                "label" => "label_changed",
+                "priority" => "priority_changed",
+                "stop" => "stopped",
+                "pause" => "paused",
+                "delete" => "removed",
+                _ => continue,
+            };
+            let event = world.recorder.event("home", kind, hash).await;
+            assert_eq!(event["cause"], "command", "{verb} {fault:?}: {event}");
+            assert_eq!(event["command_id"], result["id"], "{verb} {fault:?}: {event}");
+        }
+    }
+    world.recorder.assert_gap_free("home");
+}
+
+#[tokio::test]
+async fn an_added_torrent_whose_answer_was_lost_gets_all_that_belongs_to_it() {
+    if !can_run() {
+        return;
+    }
+    let (world, server) = behind_faults(&[], 0).await;
+    let directory = world.home.downloads.join("sub");
+    std::fs::create_dir(&directory).unwrap();
+    let mut number = 0;
+    for method in ["load.raw", "d.custom1.set", "d.is_active"] {
+        for fault in LOSSES {
+            number += 1;
+            let content = Content::file(&format!("added-{number}"), 50_000, number);
+            let before = server.count(fault);
+            // Not the first reading of the torrent, which finds out whether it is there already.
+            server.fail_next(method, fault, 1);
+            let start = number % 2 == 0;
+            let body = json!({
+                "torrent": torrent_of(&content), "label": "new", "priority": 3, "start": start,
+                "directory": directory.to_string_lossy(), "id": format!("{method} {fault:?}"),
+            });
+            let result = world.recorder.command("home/command/add", body).await;
+            assert_eq!(server.count(fault), before + 1, "{method} {fault:?}");
+            assert_eq!(result["status"], "ok", "{method} {fault:?}: {result}");
+            let expected = [("d.custom1", "new"), ("d.priority", "3"), ("d.state", if start { "1" } else { "0" })];
+            for (getter, value) in expected {
+                assert_eq!(world.home.get(content.hash, getter).await.unwrap(), value, "{method} {fault:?} {getter}");
+            }
+            let now = world.home.get(content.hash, "d.directory").await.unwrap();
+            assert_eq!(now, directory.to_string_lossy(), "{method} {fault:?}");
+            let event = world.recorder.event("home", "added", content.hash).await;
+            assert_eq!((&event["cause"], &event["command_id"]), (&json!("command"), &result["id"]), "{event}");
+        }
+    }
+    let of_others = |event: &&Value| event["hash"].is_string() && event["cause"] != "command";
+    let events = world.recorder.assert_gap_free("home");
+    assert_eq!(events.iter().find(of_others), None);
+}
+
+#[tokio::test]
+async fn a_lost_answer_changes_nothing_for_reading_and_for_limits() {
+    if !can_run() {
+        return;
+    }
+    let content = Content::file("read", 50_000, 1);
+    let (world, server) = behind_faults(&[(&content, false)], 0).await;
+    for fault in LOSSES {
+        server.fail_next("f.multicall", fault, 1);
+        let result = world.recorder.command(&of_torrent(content.hash, "get"), json!({"files": true})).await;
+        assert_eq!(result["results"][0]["torrent"]["files"][0]["name"], "read", "{fault:?}: {result}");
+        server.fail_next("throttle.global_down", fault, 1);
+        let result = world.recorder.command("home/command/limits", json!({"download_limit": 102_400})).await;
+        assert_eq!(result["status"], "ok", "{fault:?}: {result}");
+    }
+}
+
+#[tokio::test]
+async fn a_torrent_of_somebody_else_is_left_alone_also_when_reading_it_failed() {
+    if !can_run() {
+        return;
+    }
+    let content = Content::file("theirs", 50_000, 1);
+    let (world, server) = behind_faults(&[(&content, false)], 0).await;
+    for fault in LOSSES {
+        server.fail_next("d.custom1", fault, 1);
+        let body = json!({"torrent": torrent_of(&content), "label": "mine"});
+        let result = world.recorder.command("home/command/add", body).await;
+        assert_eq!(*error_code(&result), "precondition", "{fault:?}: {result}");
+        assert_eq!(world.home.get(content.hash, "d.custom1").await.unwrap(), "", "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_change_that_is_never_answered_nor_shown_is_unconfirmed() {
+    if !can_run() {
+        return;
+    }
+    let content = Content::file("stubborn", 50_000, 1);
+    let (world, server) = behind_faults(&[(&content, false)], 0).await;
+    server.fail_next("d.custom1.set", Fault::SwallowRequest, usize::MAX);
+    let result = world.recorder.command(&of_torrent(content.hash, "label"), json!({"label": "x", "ttl": "1s"})).await;
+    assert_eq!((&result["status"], error_code(&result)), (&json!("error"), &json!("unconfirmed")), "{result}");
+    assert!(result["took_ms"].as_u64().unwrap() < 21_000, "{result}");
+}
+
+#[tokio::test]
+async fn what_kills_rtorrent_is_asked_twice_and_not_in_a_loop() {
+    if !can_run() {
+        return;
+    }
+    let contents = [Content::file("deadly", 50_000, 1), Content::file("harmless", 50_000, 2)];
+    let (mut world, server) = behind_faults(&[(&contents[0], false), (&contents[1], false)], 0).await;
+    for content in &contents {
+        world.home.act(content.hash, "d.save_full_session", &[]).await.unwrap();
+    }
+    let hash = contents[0].hash;
+    let mut deaths = 0;
+    for (verb, body, method) in [
+        ("label", json!({"label": "x"}), "d.custom1.set"),
+        ("recheck", json!({}), "d.check_hash"),
+        ("get", json!({"files": true}), "f.multicall"),
+    ] {
+        server.fail_next(method, Fault::Kill, usize::MAX);
+        let topic = format!("dtorrent/{}", of_torrent(hash, verb));
+        let mut body = body.clone();
+        body["id"] = json!(verb);
+        world.recorder.send(Command::new(&topic, body.to_string())).await;
+        for _ in 0..2 {
+            deaths += 1;
+            server.wait_for(Fault::Kill, deaths).await;
+            world.home.restart().await.unwrap();
+            server.set_victim(world.home.process().pid());
+        }
+        let result = world.recorder.result(verb).await;
+        assert_eq!((&result["status"], error_code(&result)), (&json!("error"), &json!("client_fault")), "{result}");
+        assert!(result.to_string().contains("ended 2 times"), "{result}");
+        server.fail_next(method, Fault::Kill, 0);
+        // Others go on.
+        let result = world.recorder.command(&of_torrent(contents[1].hash, "priority"), json!({"priority": 1})).await;
+        assert_eq!(result["status"], "ok", "{result}");
+        assert_eq!(server.count(Fault::Kill), deaths, "{verb}");
+    }
+}
+
+/// The commands of one round: the id of each, and the torrent that it is for.
+type Round = BTreeMap<String, Sent>;
+
+struct Sent {
+    verb: &'static str,
+    body: Value,
+    hash: Option<InfoHash>,
+}
+
+/// A torrent that names a tracker, which nobody runs.
+fn tracked(seed: u64, number: usize) -> Content {
+    let content = Content::file(&format!("fault-{number}"), 50_000, seed.wrapping_add(number as u64));
+    let (_, bytes) = &content.files[0];
+    let torrent = MetainfoBuilder::single(content.name.clone(), 16_384).tracker("http://127.0.0.1:1/a").content(bytes);
+    let torrent = torrent.build();
+    Content { hash: InfoHash::of_torrent(&torrent).unwrap(), torrent, ..content }
+}
+
+/// A command of any verb for a torrent.
+fn random_change(rng: &mut StdRng, folder: &str) -> (&'static str, Value) {
+    match rng.random_range(0..14) {
+        0 => ("pause", json!({})),
+        1 => ("resume", json!({})),
+        2 => ("start", json!({})),
+        3 => ("stop", json!({})),
+        4 => ("recheck", json!({})),
+        5 => ("announce", json!({})),
+        6 | 7 => ("label", json!({"label": format!("label {}", rng.random_range(0..1000))})),
+        8 => ("priority", json!({"priority": rng.random_range(0..4)})),
+        9 => ("move", json!({"directory": format!("{folder}/{}", rng.random_range(0..9))})),
+        10 => ("throttle", json!({"throttle": if rng.random_bool(0.5) { "slow" } else { "" }})),
+        11 => ("file_priority", json!({"files": [0], "priority": rng.random_range(0..3)})),
+        12 => ("delete", json!({"data": rng.random_bool(0.5)})),
+        _ => ("get", json!({"files": true})),
+    }
+}
+
+/// Asserts that rTorrent itself shows what a command was `ok` for.
+async fn assert_shown(world: &World, sent: &Sent, there: &[InfoHash]) {
+    let Sent { verb, body, hash: Some(hash) } = sent else { return };
+    let get = async |getter: &str| world.home.get(*hash, getter).await.unwrap();
+    let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
+    assert_eq!(there.contains(hash), *verb != "delete", "{verb} {body} of {hash}");
+    match *verb {
+        "pause" => assert_eq!((get("d.state").await, get("d.is_active").await), ("1".into(), "0".into())),
+        "resume" | "start" => assert_eq!(get("d.state").await, "1", "{verb} {hash}"),
+        "stop" => assert_eq!((get("d.state").await, get("d.is_active").await), ("0".into(), "0".into())),
+        "label" => assert_eq!(get("d.custom1").await.replace("%20", " "), text("label")),
+        "priority" => assert_eq!(get("d.priority").await, body["priority"].to_string()),
+        "move" => assert_eq!(get("d.directory").await, text("directory")),
+        "throttle" => assert_eq!(get("d.throttle_name").await, text("throttle")),
+        "add" => {
+            assert_eq!(get("d.custom1").await, text("label"));
+            assert_eq!(get("d.priority").await, body["priority"].to_string());
+            assert_eq!(get("d.state").await, if body["start"] == true { "1" } else { "0" });
+        }
+        _ => {}
+    }
+}
+
+/// Asserts that the events of a round name the command that they come from.
+fn assert_causes(events: &[Value], round: &Round) {
+    for event in events {
+        let Some(hash) = event["hash"].as_str() else { continue };
+        let of_torrent = |sent: &&Sent| sent.hash.is_some_and(|one| one.to_string() == hash);
+        let kind = event["event_type"].as_str().unwrap();
+        if event["cause"] == "command" {
+            let sent = &round[event["command_id"].as_str().unwrap()];
+            assert!(of_torrent(&sent), "{event}");
+        }
+        let is_plain = ["added", "removed", "label_changed", "priority_changed", "moved"].contains(&kind);
+        assert!(!is_plain || event["cause"] == "command", "{event}");
+    }
+}
+
+#[tokio::test]
+async fn five_hundred_commands_over_a_failing_line_have_one_honest_result_each() {
+    const TORRENTS: usize = 40;
+    const COMMANDS: usize = 500;
+    /// Time to live, and the time after it for which the reference allows a command to go on.
+    const TTL: Duration = Duration::from_secs(20);
+    const END: Duration = Duration::from_secs(20);
+    if !can_run() {
+        return;
+    }
+    let seed = std::env::var("FAULT_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
+    eprintln!("FAULT_SEED={seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let contents: Vec<Content> = (0..TORRENTS).map(|n| tracked(seed, n)).collect();
+    let started: Vec<(&Content, bool)> = contents.iter().map(|content| (content, rng.random_bool(0.7))).collect();
+    let (world, server) = behind_faults(&started, seed).await;
+    let folder = world.home.downloads.to_string_lossy().into_owned();
+    for number in 0..9 {
+        // A torrent that is moved to a directory that is not there cannot be started.
+        std::fs::create_dir(world.home.downloads.join(number.to_string())).unwrap();
+    }
+    server.fail_at_random(8);
+    let (mut count, mut made, mut outcomes) = (0, TORRENTS, BTreeMap::<String, usize>::new());
+    while count < COMMANDS {
+        let mark = world.recorder.mark();
+        let mut round = Round::new();
+        let mut add = |verb: &'static str, topic: String, mut body: Value, hash: Option<InfoHash>| {
+            count += 1;
+            let id = format!("{verb} {count}");
+            body["id"] = json!(id);
+            body["ttl"] = json!(format!("{}s", TTL.as_secs()));
+            let command = (format!("dtorrent/{topic}"), body.to_string());
+            round.insert(id, Sent { verb, body, hash });
+            command
+        };
+        let mut commands = Vec::new();
+        // One for each torrent, so that its effect can be seen when all have their results.
+        for hash in world.home.hashes().await.unwrap() {
+            let (verb, body) = random_change(&mut rng, &folder);
+            commands.push(add(verb, of_torrent(hash, verb), body, Some(hash)));
+        }
+        while commands.len() < TORRENTS + 4 {
+            made += 1;
+            let content = tracked(seed, made);
+            let body = json!({
+                "torrent": torrent_of(&content), "label": "new", "priority": rng.random_range(0..4),
+                "start": rng.random_bool(0.5),
+            });
+            commands.push(add("add", "home/command/add".to_owned(), body, Some(content.hash)));
+        }
+        let limit = rng.random_range(1..1000) * 1024;
+        commands.push(add("limits", "home/command/limits".to_owned(), json!({"download_limit": limit}), None));
+        commands.push(add("list", "home/command/list".to_owned(), json!({"fields": ["hash"]}), None));
+        for (topic, body) in &commands {
+            world.recorder.send(Command::new(topic, body.clone())).await;
+        }
+        for (id, sent) in &round {
+            let find = |all: &[crate::harness::recorder::Message]| {
+                let is_result = |message: &&crate::harness::recorder::Message| message.topic.ends_with("/result");
+                all[mark..].iter().filter(is_result).map(|message| message.json()).find(|result| result["id"] == *id)
+            };
+            let result = world.recorder.wait_within(TTL + 2 * END, id, find).await;
+            assert!(Duration::from_millis(result["took_ms"].as_u64().unwrap()) < TTL + END, "{result}");
+            let code = error_code(&result).as_str().unwrap_or("").to_owned();
+            *outcomes.entry(format!("{} {} {code}", sent.verb, result["status"].as_str().unwrap())).or_default() += 1;
+            let is_known = ["", "precondition", "unconfirmed", "client_offline"].contains(&code.as_str());
+            assert!(is_known, "{}: {result}", sent.body);
+        }
+        let there = world.home.hashes().await.unwrap();
+        for (id, sent) in &round {
+            let results = world.recorder.results(id);
+            assert_eq!(results.len(), 1, "{results:?}");
+            let is_there = sent.hash.is_some_and(|hash| there.contains(&hash));
+            // An `add` is done, or is not there.
+            if results[0]["status"] == "ok" || sent.verb == "add" && is_there {
+                assert_shown(&world, sent, &there).await;
+            }
+        }
+        assert_causes(&crate::harness::recorder::events_in(&world.recorder.since(mark), "home"), &round);
+    }
+    eprintln!("{:?}\n{outcomes:#?}", server.counts());
+    let done: usize = outcomes.iter().filter(|(outcome, _)| outcome.contains(" ok ")).map(|(_, count)| count).sum();
+    assert!(done * 10 >= count * 8, "{outcomes:#?}");
+    world.recorder.assert_gap_free("home");
+}
