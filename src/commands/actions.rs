@@ -22,8 +22,6 @@ use crate::port::ClientError;
 pub(super) const BUSY_PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Longest pause before a busy client is asked again.
 pub(super) const BUSY_PAUSE_MAX: Duration = Duration::from_secs(2);
-/// Most torrents of one request to the client; between two such batches other commands have their turn.
-pub(super) const BATCH: usize = 100;
 
 impl Execution<'_> {
     /// Asks for all actions, then waits for all effects: a hundred torrents need no more polls than one.

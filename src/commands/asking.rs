@@ -9,12 +9,14 @@
 //!  └───────────────────── the client answers again ◄──┘
 //! ```
 
-use super::actions::BATCH;
 use super::errors::command_error;
 use super::execution::Execution;
 use super::pending_effects::EffectWaiter;
 use crate::model::{Action, Add, CommandError, Details, Observed, Parts, TorrentOutcome};
 use crate::port::{Applied, ClientError};
+
+/// Most torrents of one request to the client; between two such batches other commands have their turn.
+const BATCH: usize = 100;
 
 /// An action of a command, and how far it has come.
 pub(super) struct Request<'a> {

@@ -13,6 +13,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
@@ -21,7 +22,6 @@ use tokio::time::{Instant, timeout};
 use super::client_turns::ClientTurns;
 use super::common::Common;
 use super::errors::{bad_request, command_error, unconfirmed};
-use super::lost_answers::Deaths;
 use super::pending_effects::PendingEffects;
 use super::queue::Queue;
 use super::request::{HASHES_MAX, Request, Target};
@@ -69,7 +69,7 @@ pub(super) struct Execution<'a> {
     /// Its parsed body.
     pub request: &'a Request,
     /// How often the client died of it.
-    pub deaths: Deaths,
+    pub deaths: AtomicU32,
 }
 
 /// Why an attempt ended without a result.

@@ -4,7 +4,7 @@
 //! with what is missing. What kills the client is not asked for a third time: a supervisor that restarts it would make
 //! that a loop.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
 use tokio::time::Instant;
 
@@ -15,10 +15,6 @@ use crate::port::ClientError;
 /// Deaths of the client right behind the requests of one command, after which it is not asked again. One may be a
 /// coincidence.
 const DEATHS_MAX: u32 = 2;
-
-/// The deaths of the client that came right behind a request of one command.
-#[derive(Debug, Default)]
-pub(super) struct Deaths(AtomicU32);
 
 impl Execution<'_> {
     /// Returns the number of restarts of the client that polls have noticed, to be compared after a lost answer.
@@ -39,7 +35,7 @@ impl Execution<'_> {
             is_later.then_some(server.state.generation)
         });
         let Some(now) = self.within_verification(answers).await else { return Ok(false) };
-        if now != restarts && self.deaths.0.fetch_add(1, Ordering::Relaxed) + 1 >= DEATHS_MAX {
+        if now != restarts && self.deaths.fetch_add(1, Ordering::Relaxed) + 1 >= DEATHS_MAX {
             return Err(CommandError::new(
                 ErrorCode::ClientFault,
                 format!(

@@ -4,6 +4,7 @@
 //! answers or its time to live is over, registers the effect it expects, asks, and waits until a poll shows it.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -12,7 +13,6 @@ use tracing::{Instrument as _, info_span};
 
 use super::client_turns::ClientTurns;
 use super::execution::{Execution, WorkerParts};
-use super::lost_answers::Deaths;
 use super::queue::{Queue, QueuedCommand};
 use super::results::finish;
 use crate::model::Verb;
@@ -49,7 +49,7 @@ impl Worker {
                 let span = info_span!("command", id, server = %parts.server, verb);
                 let execution = async move {
                     let QueuedCommand { command, request, .. } = &queued;
-                    let deaths = Deaths::default();
+                    let deaths = AtomicU32::new(0);
                     let execution = Execution { parts, queue, turns, command, request, deaths };
                     let body = execution.run().await?;
                     finish(&parts.common, &queued, body).await?;

@@ -48,6 +48,8 @@ pub struct Run {
     pub orphans: Orphans,
     /// Whether a fault has happened. Afterwards redeliveries are allowed.
     pub had_faults: bool,
+    /// How often each client has hung; answers to requests of then are lost.
+    pub hangs: BTreeMap<ServerName, usize>,
     interval: Duration,
     full_interval: Duration,
     down_until: Option<Instant>,
@@ -123,6 +125,7 @@ impl Run {
             restarts: 0,
             orphans,
             had_faults: false,
+            hangs: BTreeMap::new(),
             interval,
             full_interval,
             down_until: None,
@@ -438,6 +441,9 @@ impl Run {
                     } else {
                         self.silently_short_at.insert(server.clone(), Instant::now());
                     }
+                }
+                if behavior == Behavior::Hanging {
+                    *self.hangs.entry(server.clone()).or_default() += 1;
                 }
                 world.behavior = behavior;
                 self.env.note(|| format!("{server}: is {behavior:?}"));

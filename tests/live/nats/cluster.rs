@@ -116,7 +116,7 @@ async fn a_server_in_lame_duck_mode_is_replaced_by_another_of_the_cluster() {
         let subscriber = Subscriber::listen(&cluster.servers[1]).await;
         all_is_stored(&world, &subscriber).await;
         cluster.servers[0].process().signal("USR2").unwrap();
-        world.bridge().wait_for_log("changing to another one").await;
+        world.bridge().wait_for_log("has_others=true").await;
         label(&world, hash, "a").await;
         all_is_stored(&world, &subscriber).await;
     }
