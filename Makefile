@@ -11,7 +11,7 @@ build: ## compile the optimized program
 	cargo build --release --locked
 
 demo: ## run a broker, two rTorrents and the bridge on this machine
-	@scripts/install-peers.sh build-essential rtorrent mosquitto
+	@scripts/install-peers.sh build-essential rtorrent mosquitto mosquitto-clients
 	@cargo build --locked
 	@target/debug/dtorrent demo
 

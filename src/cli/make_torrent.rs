@@ -157,7 +157,7 @@ fn make(arguments: &Arguments) -> anyhow::Result<Made> {
 /// Returns the path of the file to write, with the links of its folder resolved.
 ///
 /// # Errors
-/// It is a folder, or its own folder does not exist or cannot be written.
+/// The path is a folder, or its own folder does not exist or cannot be written.
 fn resolved_output(output: &Path) -> anyhow::Result<PathBuf> {
     ensure!(!output.is_dir(), "{} is a folder; name a file in it", output.display());
     let name = output.file_name().with_context(|| format!("{} names no file", output.display()))?;

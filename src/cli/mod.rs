@@ -204,7 +204,7 @@ impl Cli {
 
 /// Prints a message to stderr.
 ///
-/// It may contain names from torrents and servers, so control characters are replaced (I14).
+/// Names from torrents and servers may be in it, so control characters are replaced (I14).
 fn print_message(text: &str) {
     for line in text.lines() {
         // There is no other place to report a closed stderr.

@@ -22,8 +22,8 @@ const BATCH: usize = 100;
 pub(super) struct Request<'a> {
     pub action: Action,
     pub stage: Stage,
-    /// What a poll has to show, and which events the command explains: from the first time on that the client may
-    /// have carried out the action.
+    /// The effect that a poll has to show, and the events that the command explains: from the first time on that the
+    /// client may have carried out the action.
     pub effect: Option<EffectWaiter<'a>>,
 }
 
@@ -39,7 +39,7 @@ pub(super) enum Stage {
     Lost(ClientError),
     /// The client was asked.
     Asked {
-        /// It was read again and showed the effect, so a poll only has to name the events.
+        /// The client was read again and showed the effect, so a poll only has to name the events.
         is_seen: bool,
         /// Its answer was no sense; this is the error unless a poll shows the effect all the same.
         error: Option<CommandError>,

@@ -42,7 +42,7 @@ impl FileMove {
             plan.check_complete()?;
         }
         let mut moving = Self { pairs: Vec::with_capacity(plan.files.len()), new_folders: BTreeSet::new(), plan };
-        // The same folder by way of a link: only the client is to be told.
+        // The same folder by way of a link: only the client is asked.
         if to.canonicalize().is_ok_and(|to| to == moving.plan.base) {
             return Ok(moving);
         }

@@ -184,7 +184,7 @@ impl Execution<'_> {
     /// Moves the files back after the client has not taken their new directory; returns the failure to report.
     async fn move_back(&self, hash: InfoHash, moving: FileMove, home: String, failure: Failure) -> Failure {
         // Where the client does not answer, it may have taken the directory all the same: the files stay at the place
-        // that it was told last, and the torrent is held.
+        // that it was given last, and the torrent is held.
         let is_refused = matches!(&failure, Failure::Command(error) if error.code != ErrorCode::Unconfirmed);
         if !is_refused {
             return failure;
@@ -343,5 +343,5 @@ fn home(content: &Content) -> Result<String, CommandError> {
     let directory = content.directory.as_path();
     let home = if content.folder_name.is_some() { directory.parent() } else { Some(directory) };
     let exact = home.and_then(Path::to_str).map(str::to_owned);
-    exact.ok_or_else(|| precondition("its directory is no UTF-8, so the client could not be told to go back to it"))
+    exact.ok_or_else(|| precondition("its directory is not UTF-8, so the client could not be asked to go back to it"))
 }

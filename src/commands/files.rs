@@ -31,9 +31,9 @@ const LISTED_MAX: usize = 1000;
 /// The files of one torrent on this machine.
 #[derive(Debug)]
 pub(super) struct FilePlan {
-    /// Those that exist, with their links resolved, each with its size.
+    /// Files that exist, with their links resolved, each with its size.
     pub files: Vec<(PathBuf, u64)>,
-    /// Those of which the client has something and that are not here, relative to the torrent's directory.
+    /// Files of which the client has something and that are not here, relative to the torrent's directory.
     pub missing: Vec<PathBuf>,
     /// The folders that belong to the torrent alone.
     folders: BTreeSet<PathBuf>,
@@ -43,7 +43,7 @@ pub(super) struct FilePlan {
     pub base: PathBuf,
 }
 
-/// What was found of one file.
+/// The finding for one file.
 enum Found {
     File(PathBuf, u64),
     Nothing,

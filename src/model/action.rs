@@ -153,7 +153,7 @@ impl Action {
 
 /// Whether a path from a client is `directory` or below it: a torrent of several files has a folder of its own there.
 ///
-/// The client may write the directory in another way than it was told.
+/// The client may write the directory in another way than it was asked to.
 pub(crate) fn is_at_or_below(path: &str, directory: &str) -> bool {
     let path = with_line_feeds(path);
     client_texts(directory.trim_end_matches('/').as_bytes()).iter().any(|directory| {

@@ -12,7 +12,7 @@ use super::{CommandError, ErrorCode, OutcomeStatus};
 
 /// Returns the result to send in place of one that the receiver rejected; `None` if there is nothing shorter.
 ///
-/// Of a page of a list the first half, as a page of its own. Of anything else, and of a single torrent, the same
+/// A page of a list is halved: its first half becomes a page of its own. Anything else, and a single torrent, is sent
 /// without its rows: what was asked for with `get` and `list` has not arrived then, so that is an error; what
 /// another command did stays as it was. A `body` that is no result gives a plain error.
 pub fn shorter(body: &[u8], reason: &str) -> Option<Vec<u8>> {

@@ -208,7 +208,7 @@ async fn a_directory_that_rtorrent_mangles_is_confirmed() {
     assert!(directory.join("plain.iso").is_file());
     world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
     assert_eq!(world.home.get(content.hash, "d.complete").await.unwrap(), "1");
-    // Without data, back to where nothing is: the client alone is told.
+    // Without data, back to where nothing is: only the client changes it.
     let result = world.recorder.command(&topic, json!({"directory": world.home.downloads})).await;
     assert_eq!(result["status"], "ok", "{result}");
 }

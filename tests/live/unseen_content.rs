@@ -144,7 +144,7 @@ async fn a_move_to_where_the_content_is_changes_nothing() {
     let events = world.recorder.events("home");
     let changed = events.iter().find(|event| event["entity"] == "torrent" && event["cause"] == "command");
     assert_eq!(changed, None, "no torrent was touched");
-    // The same folder by another path: the client is told, the files stay.
+    // The same folder by another path: the client is asked, the files stay.
     let link = world.home.downloads.join("link");
     std::os::unix::fs::symlink(&world.home.downloads, &link).unwrap();
     let body = json!({"data": true, "directory": link});

@@ -19,7 +19,7 @@ use crate::port::ClientError;
 /// Largest file that is read from the session: far more than a .torrent file that rTorrent can be sent.
 const SESSION_FILE_BYTES_MAX: u64 = 64 << 20;
 
-/// What rTorrent reports of the content of one torrent.
+/// The content of one torrent as rTorrent reports it.
 struct Reported {
     is_folder: bool,
     name: String,

@@ -121,7 +121,7 @@ impl Endpoint {
     /// Makes one attempt to post an event of this sink, whatever became of earlier ones. Used to replay dead letters.
     ///
     /// # Errors
-    /// Those of the attempt; an event that cannot be decoded is rejected.
+    /// The errors of the attempt; an event that cannot be decoded is rejected.
     pub async fn deliver(&self, sink: &SinkName, entry: &JournalEntry) -> Result<(), DeliverError> {
         let event = entry.event().map_err(|error| DeliverError::Rejected { reason: error.to_string() })?;
         match self.attempt(sink, &PendingEvent::new(event, &entry.body)).await {

@@ -1,7 +1,7 @@
 //! Custom values of a torrent, set as typed text and read back.
 //!
-//! Those of a magnet link have to survive its resolution, at which rTorrent loads the torrent anew and runs the
-//! commands of the load once more; there they are part of code, see [`load_commands`].
+//! The values of a magnet link have to survive its resolution, at which rTorrent loads the torrent again and repeats the
+//! commands of the load; there they are part of code, see [`load_commands`].
 
 use super::super::Access;
 use super::super::calls::Call;

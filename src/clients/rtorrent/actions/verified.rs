@@ -17,11 +17,11 @@ use crate::port::ClientError;
 /// Maximum time after a start for rTorrent to find content that it need not read: some milliseconds, unless it is busy.
 const FIND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How far rTorrent is with content that it was told to find.
+/// Progress of rTorrent with content that it was asked to find.
 #[derive(Debug, PartialEq, Eq)]
 enum Progress {
     Found,
-    /// It reads the content, or waits for its turn to do so; polls show the end.
+    /// The content is being read, or waits for its turn; polls show the end.
     Reading,
     Failed,
     /// Nothing is known yet.
