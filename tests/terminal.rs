@@ -208,3 +208,60 @@ fn long_work_shows_its_progress_on_a_terminal_and_nothing_in_a_pipe() {
     let piped = fixture.run(&["add", "other.torrent", "--data-file", large.to_str().unwrap()]);
     assert!(!String::from_utf8_lossy(&piped.stderr).contains("checking "), "{piped:?}");
 }
+
+#[test]
+fn a_list_shows_the_status_of_a_torrent_in_error_and_the_error_beside_it() {
+    let paused = json!({"hash": "ab".repeat(20), "name": "one", "length": 100, "active": false, "downloaded": 50,
+                        "uploaded": 0, "path": null, "status": "paused", "error": true,
+                        "message": "Tracker: [Failure reason \"torrent not registered with this tracker\"]"});
+    let mut silent = paused.clone();
+    silent["hash"] = json!("cd".repeat(20));
+    silent["message"] = json!("");
+    let fixture = Fixture::new(&[("home", vec![paused, silent])]);
+    let list = fixture.does(&["list"]);
+    let narrow = fixture.output_of("list", &[("COLUMNS", "40"), ("NO_COLOR", "1")]);
+    for table in [list, narrow] {
+        let lines: Vec<&str> = table.lines().collect();
+        assert!(lines[0].starts_with("HASH      STATUS  ERROR  "), "{table}");
+        assert!(lines[1].starts_with("abababab  paused  yes    "), "{table}");
+    }
+    let silent = fixture.does(&["show", "cdcd"]);
+    assert!(silent.contains("\nerror       without a message\n"), "{silent}");
+    let page = fixture.does(&["show", "abab"]);
+    assert!(page.contains("\nstatus      paused\nerror       Tracker: "), "{page}");
+}
+
+#[test]
+fn an_unknown_name_is_an_error_that_names_the_nearest_and_all_that_exist() {
+    let fixture = Fixture::new(&[("home", vec![torrent(0xab, "one")]), ("attic", vec![])]);
+    let config = fixture.path().join("dtorrent.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let sinks =
+        "[brokers.bus]\nkind = \"mqtt\"\nurl = \"mqtt://localhost\"\n[webhooks.ntfy]\nurl = \"http://localhost/x\"\n";
+    fs::write(&config, format!("{text}{sinks}")).unwrap();
+    for (arguments, expected) in [
+        (&["list", "hone"][..], "unknown server `hone`; did you mean `home`? known: attic, home"),
+        (&["watch", "cellar"], "unknown server `cellar`; known: attic, home"),
+        (&["pause", "--all", "--server", "Attic"], "unknown server `Attic`; did you mean `attic`? known: attic, home"),
+        (&["limits", "hom"], "did you mean `home`?"),
+        (&["dead-letters", "list", "buss"], "unknown broker or webhook `buss`; did you mean `bus`? known: bus, ntfy"),
+        (&["dead-letters", "list", "other", "--json"], "unknown broker or webhook `other`; known: bus, ntfy"),
+        (&["dead-letters", "replay", "nfty", "--all"], "did you mean `ntfy`?"),
+        (&["dead-letters", "drop", "ntfy.home", "--all"], "unknown broker or webhook `ntfy.home`; known: bus, ntfy"),
+        (&["watch", "--events", "finised"], "did you mean `finished`? known: journal_reset, "),
+        (&["list", "--status", "pause"], "did you mean `paused`? known: checking, "),
+        (&["priority", "home", "one", "hihg"], "unknown priority `hihg`; did you mean `high`? known: off, low, "),
+        (&["check", "--log-level", "inof"], "`inof` is an unknown value; did you mean \"info\"? write \"error\" or "),
+        (&["schema", "command", "pose"], "pause"),
+    ] {
+        let output = fixture.run(arguments);
+        let printed = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(2), &b""[..]), "{arguments:?}: {printed}");
+        assert!(printed.contains(expected), "{arguments:?}: {printed}");
+    }
+    fs::write(&config, format!("{text}{sinks}servers = [\"hone\"]\nevents = [\"finised\"]\n")).unwrap();
+    let output = fixture.run(&["check"]);
+    let printed = String::from_utf8(output.stderr).unwrap();
+    assert!(printed.contains("`hone` is an unknown server; did you mean `home`? known: "), "{printed}");
+    assert!(printed.contains("`finised` is an unknown kind of event; did you mean `finished`? known: "), "{printed}");
+}

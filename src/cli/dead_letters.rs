@@ -1,14 +1,16 @@
 //! `dtorrent dead-letters`: lists, replays and drops the events that brokers and endpoints refused.
 
-use anyhow::{Context as _, anyhow};
+use std::collections::BTreeSet;
+
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::terminal::{print_bytes, print_json};
-use super::{CommandResult, Exit, Options, failed, print_message, start_runtime};
+use super::{CommandResult, Exit, Options, failed, print_message, start_runtime, usage};
 use crate::app::dead_letters::{self, ReplayStatus, Replayed, SinkDeadLetter};
 use crate::config::Config;
-use crate::model::{SinkName, printable};
+use crate::model::{SinkName, known_names, printable};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Arguments {
@@ -54,8 +56,10 @@ pub(super) fn run(options: Options, arguments: Arguments) -> CommandResult {
 }
 
 fn list(config: &Config, name: Option<&str>, is_json: bool) -> CommandResult {
-    let mut dead_letters = dead_letters::list(&config.data_dir).map_err(failed)?;
-    dead_letters.retain(|one| name.is_none_or(|name| one.receiver.name().as_str() == name));
+    let dead_letters = match name {
+        Some(name) => of_sink(config, name)?,
+        None => dead_letters::list(&config.data_dir).map_err(failed)?,
+    };
     for one in &dead_letters {
         // A closed stdout ends the listing quietly.
         if is_json { print_json(&as_json(one)) } else { print_bytes(as_line(one).as_bytes()) }?;
@@ -95,17 +99,23 @@ fn as_json(SinkDeadLetter { receiver, dead_letter, .. }: &SinkDeadLetter) -> Val
     })
 }
 
-/// Returns the dead letters of one broker or webhook that the command line names.
-fn selected(config: &Config, Selection { name, ids, all: _ }: &Selection) -> Result<Vec<SinkDeadLetter>, Exit> {
-    let name = SinkName::parse(name).map_err(|error| failed(error.into()))?;
+/// Returns all dead letters of one broker or webhook. One that has left the config may still have some.
+fn of_sink(config: &Config, name: &str) -> Result<Vec<SinkDeadLetter>, Exit> {
     let mut dead_letters = dead_letters::list(&config.data_dir).map_err(failed)?;
-    dead_letters.retain(|one| *one.receiver.name() == name);
-    // A sink that left the config may still have dead letters.
-    let is_known = config.brokers.contains_key(&name) || config.webhooks.contains_key(&name);
-    if dead_letters.is_empty() && !is_known {
-        return Err(failed(anyhow!("the config has no broker or webhook {name}")));
+    let mut known: BTreeSet<SinkName> = dead_letters.iter().map(|one| one.receiver.name().clone()).collect();
+    known.extend(config.brokers.keys().chain(config.webhooks.keys()).cloned());
+    if !known.iter().any(|known| known.as_str() == name) {
+        let known = known_names(name, known.iter().map(SinkName::as_str));
+        return Err(usage(&format!("unknown broker or webhook `{name}`; {known}")));
     }
-    let dead_letters = dead_letters::select(dead_letters, ids).with_context(|| name.to_string()).map_err(failed)?;
+    dead_letters.retain(|one| one.receiver.name().as_str() == name);
+    Ok(dead_letters)
+}
+
+/// Returns the dead letters that the command line names.
+fn selected(config: &Config, Selection { name, ids, all: _ }: &Selection) -> Result<Vec<SinkDeadLetter>, Exit> {
+    let dead_letters = of_sink(config, name)?;
+    let dead_letters = dead_letters::select(dead_letters, ids).with_context(|| name.clone()).map_err(failed)?;
     if dead_letters.is_empty() {
         print_message(&format!("no dead letters of {name}"));
     }

@@ -63,8 +63,9 @@ async fn confirm(watcher: &Watcher, torrents: &[Torrent]) -> Result<bool, Exit> 
         print_message(&format!("  and {} more", torrents.len() - NAMED_MAX));
     }
     let question = format!(
-        "Delete {} and {files} files, {}, for ever? [y/N] ",
+        "Delete {} and {} ({}) permanently? [y/N] ",
         if torrents.len() == 1 { "this torrent".to_owned() } else { format!("these {} torrents", torrents.len()) },
+        human::count(files, "file"),
         human::bytes(bytes)
     );
     let mut stderr = std::io::stderr();

@@ -44,10 +44,11 @@ enum Order {
     Added,
 }
 
-const COLUMNS: [Column; 11] = [
+const COLUMNS: [Column; 12] = [
     Column::left("SERVER", 3),
     Column::left("HASH", 1),
     Column::left("STATUS", 2),
+    Column::left("ERROR", 2),
     Column::right("DONE", 4),
     Column::right("SIZE", 5),
     Column::right("DOWN", 6),
@@ -125,14 +126,15 @@ async fn read_all(session: &Session, servers: &[ServerName]) -> (Vec<Torrent>, C
 fn row(torrent: &Torrent, shows_server: bool) -> Vec<Cell> {
     let Torrent { hash, name, server, status, error, progress, length, ratio, eta, label, .. } = torrent;
     let server = if shows_server { server.to_string() } else { String::new() };
-    let style = paint::status(*status, *error);
     let text = |text: &str| Cell::from(printable(text.as_bytes()));
     let eta = eta.map(|seconds| human::duration(Duration::from_secs(seconds))).unwrap_or_default();
     vec![
         Cell::from(server),
         // Eight digits distinguish torrents, and are a valid selector.
         Cell::painted(hash.to_string()[..8].to_owned(), paint::FAINT),
-        Cell::painted(if *error { "error" } else { status.as_str() }, style),
+        Cell::painted(status.as_str(), paint::status(*status)),
+        // The message is as long as a tracker likes, so it is shown by `show`.
+        Cell::painted(if *error { "yes" } else { "" }, paint::BAD),
         Cell::from(format!("{progress:.1}%")),
         Cell::from(human::bytes(*length)),
         Cell::from(human::rate(torrent.download_rate)),

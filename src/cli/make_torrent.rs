@@ -14,8 +14,8 @@ use indicatif::ProgressBar;
 use rustix::fs::Access;
 use url::Url;
 
-use super::terminal::print_bytes;
 use super::terminal::server::bytes_bar;
+use super::terminal::{human, print_bytes};
 use super::{CommandResult, failed, print_message};
 use crate::model::{Metainfo, MetainfoBuilder};
 
@@ -148,9 +148,10 @@ fn make(arguments: &Arguments) -> anyhow::Result<Made> {
     if !is_stdout {
         fs::write(&output, &torrent).with_context(|| format!("write {}", output.display()))?;
     }
-    let (hash, files, pieces) = (metainfo.client_hash(), sources.len(), metainfo.pieces.len() / 20);
+    let (hash, pieces) = (metainfo.client_hash(), metainfo.pieces.len() / 20);
     let output = output.display();
-    let summary = format!("{output}: {hash}, {files} files, {total} bytes in {pieces} pieces of {piece_bytes}");
+    let files = human::count(sources.len() as u64, "file");
+    let summary = format!("{output}: {hash}, {files}, {total} bytes in {pieces} pieces of {piece_bytes}");
     Ok(Made { summary, for_stdout: is_stdout.then_some(torrent) })
 }
 

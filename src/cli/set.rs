@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::act::{self, Selection, VerbCall};
 use super::{CommandResult, Exit, Options, usage};
-use crate::model::Verb;
+use crate::model::{Verb, known_names};
 
 /// Names of the priorities, by their numbers.
 pub(super) const PRIORITIES: [&str; 4] = ["off", "low", "normal", "high"];
@@ -62,7 +62,7 @@ pub(super) fn priority(options: Options, arguments: PriorityArguments) -> Comman
     let (selectors, priority) = split_value(arguments, "the priority")?;
     let number = PRIORITIES.iter().position(|name| *name == priority).or_else(|| priority.parse().ok());
     let Some(number) = number.filter(|number| *number < PRIORITIES.len()) else {
-        return Err(usage(&format!("unknown priority `{priority}`; expected {}", PRIORITIES.join(", "))));
+        return Err(usage(&format!("unknown priority `{priority}`; {}", known_names(&priority, PRIORITIES))));
     };
     let participle = format!("of {} priority", PRIORITIES[number]);
     act::run(options, selectors, &selection, &VerbCall::new(Verb::Priority, json!({"priority": number}), participle))

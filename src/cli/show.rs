@@ -94,7 +94,7 @@ fn number(number: Option<u64>) -> Cell {
 }
 
 fn lines(torrent: &Torrent) -> Vec<(&'static str, Cell)> {
-    let style = paint::status(torrent.status, torrent.error);
+    let style = paint::status(torrent.status);
     let stalled = if torrent.stalled { ", stalled" } else { "" };
     let moment = |time: Option<Timestamp>| time.map(|time| time.to_string());
     let amount = |bytes: u64| format!("{} ({bytes} bytes)", human::bytes(bytes));
@@ -103,8 +103,8 @@ fn lines(torrent: &Torrent) -> Vec<(&'static str, Cell)> {
         (down, up) => Some(format!("down {}, up {}", or_none(&down), or_none(&up))),
     };
     let peers = torrent.peers.map(|peers| match torrent.seeds {
-        Some(seeds) => format!("{peers}, {seeds} of them have everything"),
-        None => peers.to_string(),
+        Some(seeds) => format!("{peers} connected ({})", human::count(seeds, "seed")),
+        None => format!("{peers} connected"),
     });
     let eta = torrent.eta.map(|seconds| human::duration(Duration::from_secs(seconds)));
     let priority = torrent.priority.map(|number| PRIORITIES[usize::from(number.min(3))].to_owned());
@@ -113,12 +113,8 @@ fn lines(torrent: &Torrent) -> Vec<(&'static str, Cell)> {
         ("hash", Some(Cell::from(torrent.hash.to_string()))),
         ("server", Some(Cell::from(torrent.server.to_string()))),
         ("status", Some(Cell::painted(format!("{}{stalled}", torrent.status.as_str()), style))),
-        (
-            "message",
-            torrent.message.as_deref().filter(|text| !text.is_empty()).map(|text| {
-                Cell::painted(printable(text.as_bytes()), if torrent.error { paint::BAD } else { paint::PLAIN })
-            }),
-        ),
+        ("error", human::error(torrent).map(|text| Cell::painted(text, paint::BAD))),
+        ("message", torrent.message.as_deref().filter(|text| !torrent.error && !text.is_empty()).map(plain)),
         ("progress", Some(Cell::from(human::progress(torrent.progress, 20)))),
         ("size", Some(Cell::from(amount(torrent.length)))),
         ("downloaded", Some(Cell::from(amount(torrent.downloaded)))),

@@ -11,7 +11,7 @@ use super::terminal::table::cut;
 use super::terminal::{human, paint, print_json_text, print_text, width};
 use super::{CommandResult, Options, failed, print_message};
 use crate::manager::{Manager, Since};
-use crate::model::{Cause, Event, Kind, ServerName, Torrent, printable};
+use crate::model::{Cause, Event, Kind, ServerName, Torrent, known_names, printable};
 use crate::outbox::{Reader, ReaderItem};
 
 /// Interval at which the servers are checked for a change of their reachability.
@@ -32,8 +32,7 @@ pub(super) struct Arguments {
 }
 
 fn kind(text: &str) -> Result<Kind, String> {
-    let names = || Kind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>().join(", ");
-    Kind::parse(text).ok_or_else(|| format!("expected one of {}", names()))
+    Kind::parse(text).ok_or_else(|| known_names(text, Kind::ALL.iter().map(|kind| kind.as_str())))
 }
 
 pub(super) fn run(options: Options, arguments: &Arguments) -> CommandResult {
@@ -138,8 +137,7 @@ fn about(torrent: &Torrent) -> String {
     let (down, up) = (human::rate(torrent.download_rate), human::rate(torrent.upload_rate));
     let arrow = |arrow: char, rate: String| if rate.is_empty() { String::new() } else { format!("{arrow}{rate}  ") };
     let name = printable(torrent.name.as_bytes());
-    let message = torrent.message.as_deref().filter(|text| torrent.error && !text.is_empty());
-    let message = message.map(|text| format!(": {}", printable(text.as_bytes()))).unwrap_or_default();
+    let message = human::error(torrent).map(|text| format!(": {text}")).unwrap_or_default();
     format!("{}  {}{}{name}{message}", human::progress(torrent.progress, BAR), arrow('↓', down), arrow('↑', up))
 }
 

@@ -1,11 +1,12 @@
 //! Lists that choose: servers, events and causes by patterns, rights by names.
 
 use std::collections::BTreeSet;
+use std::iter::once;
 
 use globset::Glob;
 
 use super::read::{Fault, Table};
-use crate::model::{Kind, ServerName, Verb};
+use crate::model::{Kind, ServerName, Verb, known_names};
 
 /// Verbs that are accepted from somewhere, and the rights that go beyond a verb (`delete_data`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +38,8 @@ pub fn commands(table: &Table<'_>) -> Option<Rights> {
         match (is_removed, right) {
             (false, None) if name == "*" => allowed.extend(Verb::rights()),
             (_, None) => {
-                let list: Vec<&str> = Verb::rights().collect();
-                let right = format!("known: *, {}; a `-` before one removes it", list.join(", "));
+                let right =
+                    format!("{}; a `-` before one removes it", known_names(name, once("*").chain(Verb::rights())));
                 table.fault("commands", Fault::new(format!("`{item}` is an unknown command"), right));
             }
             (false, Some(right)) => {
@@ -83,8 +84,7 @@ pub fn patterns<T: Clone>(table: &Table<'_>, key: &str, what: &str, all: &[(&str
         let matching: Vec<&str> = all.iter().map(|(name, _)| *name).filter(|name| is_match(name)).collect();
         // `*` may match nothing: the config may have no server with a valid name.
         if matching.is_empty() && pattern != "*" {
-            let list: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
-            let right = format!("known: *, {}", list.join(", "));
+            let right = known_names(pattern, once("*").chain(all.iter().map(|(name, _)| *name)));
             table.fault(key, Fault::new(format!("`{item}` is an unknown {what}"), right));
         }
         // In order, so that a later item can restore what an earlier one removed.

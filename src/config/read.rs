@@ -19,6 +19,7 @@ use super::env;
 use super::error::{ConfigError, Place};
 use super::file::{File, Lines};
 use super::keys::{Default, Form, Key, ROOT, Section};
+use crate::model::nearest;
 
 /// A fault of a value, and its remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -386,7 +387,7 @@ impl<'a> Table<'a> {
                 ),
                 None => {
                     let list = known.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-                    let nearest = known.iter().find(|known| is_near(known, name));
+                    let nearest = nearest(name, known.iter().map(String::as_str));
                     let nearest = nearest.map_or(String::new(), |nearest| format!("did you mean `{nearest}`? "));
                     ("is an unknown key".to_owned(), format!("{nearest}known here: {list}"))
                 }
@@ -430,8 +431,9 @@ fn not_a_table(path: &[String], value: Option<&Value>) -> Option<Fault> {
     Some(wrong_type(value, "a table", &format!("write [{}] and its keys below", path.join("."))))
 }
 
-fn unknown_choice(text: &str, known: impl Iterator<Item = &'static str>) -> Fault {
-    let right = format!("write {}", alternatives(known.map(|known| format!("\"{known}\""))));
+fn unknown_choice(text: &str, known: impl Iterator<Item = &'static str> + Clone) -> Fault {
+    let hint = nearest(text, known.clone()).map_or(String::new(), |name| format!("did you mean \"{name}\"? "));
+    let right = format!("{hint}write {}", alternatives(known.map(|known| format!("\"{known}\""))));
     Fault::new(format!("`{text}` is an unknown value"), right)
 }
 
@@ -449,29 +451,9 @@ fn texts_from_outside(text: &str) -> Option<Vec<String>> {
     Some(text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect())
 }
 
-/// Returns whether two names differ by at most two typing errors.
-fn is_near(known: &str, written: &str) -> bool {
-    // No key is longer. Without the limit a file full of long keys would take quadratic time.
-    written.len() <= 64 && strsim::levenshtein(known, written) <= 2.min(known.len() / 2)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_typing_error_is_near_and_another_word_is_not() {
-        for (known, written, near) in [
-            ("password", "pasword", true),
-            ("password", "passwrod", true),
-            ("interval", "intervall", true),
-            ("url", "uri", true),
-            ("url", "log", false),
-            ("timeout", "sweep", false),
-        ] {
-            assert_eq!(is_near(known, written), near, "{known} {written}");
-        }
-    }
 
     #[test]
     fn a_list_from_outside_is_separated_by_commas_or_written_as_in_toml() {

@@ -84,7 +84,8 @@ fn sinks_table(sinks: &[SinkView]) -> String {
 
 fn torrents_table(Server { server, torrents, total }: &Server) -> String {
     let row = |torrent: &Arc<Torrent>| {
-        let problem = torrent.message.as_deref().filter(|_| torrent.error);
+        let message = torrent.message.as_deref().filter(|text| !text.is_empty());
+        let problem = torrent.error.then(|| message.unwrap_or("error"));
         vec![
             escaped(&torrent.name),
             status(torrent.status.as_str(), problem),

@@ -21,6 +21,7 @@ mod json_text;
 mod listing;
 mod magnet;
 mod metainfo;
+mod nearest;
 mod operation;
 mod outcome;
 mod policy;
@@ -53,6 +54,7 @@ pub use metainfo::{
     InvalidMetainfo, MERKLE_BLOCK_BYTES, Metainfo, MetainfoBuilder, TorrentFile, merkle_root, with_resume_data,
     without_resume_data,
 };
+pub(crate) use nearest::{known_names, nearest};
 pub use operation::{ActionFor, AddRequest, Operation, TorrentSource};
 pub use outcome::{DeletedFiles, Outcome, OutcomeStatus, Page, Part, RESULT_SCHEMA, RemainingFile, TorrentOutcome};
 pub use policy::{PollSettings, Retain};

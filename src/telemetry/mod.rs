@@ -23,7 +23,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, Registry, reload};
 
 use crate::config::{Log, LogFormat};
-use crate::model::{error_chain, printable};
+use crate::model::{error_chain, known_names, printable};
 
 /// Installs the log. To be called once.
 ///
@@ -50,7 +50,8 @@ static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 /// `level` is none of the levels, or no log was installed; the text is for the user.
 pub fn set_level(level: &str) -> Result<(), String> {
     let found = Log::LEVELS.iter().find(|(name, _)| *name == level);
-    let (_, level) = found.ok_or("level: expected error, warn, info, debug, trace or off")?;
+    let known = || known_names(level, Log::LEVELS.iter().map(|(name, _)| *name));
+    let (_, level) = found.ok_or_else(|| format!("level: unknown level; {}", known()))?;
     let handle = LEVEL.get().ok_or("no log is installed")?;
     handle.reload(filter(*level)).map_err(|error| error.to_string())
 }

@@ -174,7 +174,7 @@ async fn a_command_that_fails_has_its_exit_code_and_prints_the_reason() {
     for (arguments, code, reason) in [
         (&["pause"][..], 2, "no torrents selected"),
         (&["pause", "nothing"], 1, "no torrent matches `nothing`"),
-        (&["pause", "--all", "--server", "attic"], 2, "unknown server `attic`; the config has: home"),
+        (&["pause", "--all", "--server", "attic"], 2, "unknown server `attic`; known: home"),
         (&["list", "--status", "asleep"], 2, "checking, downloading"),
         (&["list", "--filter", "{"], 2, "--filter"),
         (&["label", "one.iso"], 2, "no torrents selected"),
@@ -210,7 +210,7 @@ async fn files_are_deleted_only_after_confirmation() {
     let fixture = Fixture::with(&[&one, &other]).await;
     let (code, printed) = fixture.on_a_terminal("delete one.iso --data", "n\n", &[]).await;
     assert!(
-        code == Some(1) && printed.contains("Delete this torrent and 1 files, 48.8 KiB, for ever? [y/N]"),
+        code == Some(1) && printed.contains("Delete this torrent and 1 file (48.8 KiB) permanently? [y/N]"),
         "{code:?} {printed}"
     );
     assert!(is_there(&fixture.home.downloads.join("one.iso")));

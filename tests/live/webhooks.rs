@@ -278,7 +278,7 @@ async fn events_that_an_endpoint_refuses_are_dead_letters_and_can_be_replayed() 
     fixture.bridge().stop().await;
     for (arguments, expected) in [
         (&["dead-letters", "replay", "hook"][..], 2),
-        (&["dead-letters", "replay", "other", "--all"], 1),
+        (&["dead-letters", "replay", "other", "--all"], 2),
         (&["dead-letters", "replay", "hook", "home-00000000-000000000001"], 1),
         // The endpoint still refuses them.
         (&["dead-letters", "replay", "hook", "--all"], 1),
@@ -322,7 +322,7 @@ async fn a_running_bridge_replays_dead_letters_one_at_a_time() {
     fixture.database().until("all are dead-lettered", |database| dead_letters(database) == 3).await;
     for (arguments, expected, reason) in [
         (&["dead-letters", "replay", "hook", "home-00000000-000000000001"][..], 1, "no dead letter"),
-        (&["dead-letters", "replay", "other", "--all"], 1, "no broker or webhook other"),
+        (&["dead-letters", "replay", "other", "--all"], 2, "unknown broker or webhook `other`"),
         (&["dead-letters", "replay", "hook", "--all"], 1, "422"),
     ] {
         let (code, _, printed) = fixture.ask(arguments).await;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::model::{Torrent, printable};
+
 const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
 /// Returns a size as `4.2 GiB`: at most three digits before the point, and one after it below a hundred.
@@ -18,6 +20,17 @@ pub fn bytes(bytes: u64) -> String {
         (_, true) => format!("{value:.1} {}", UNITS[unit]),
         (_, false) => format!("{value:.0} {}", UNITS[unit]),
     }
+}
+
+/// Returns a number of things in words: `1 file`, `2 files`.
+pub fn count(number: u64, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Returns the client's message about the error of a torrent, without control characters; `None` without an error.
+pub fn error(torrent: &Torrent) -> Option<String> {
+    let message = torrent.message.as_deref().map(|text| printable(text.as_bytes())).filter(|text| !text.is_empty());
+    torrent.error.then(|| message.unwrap_or_else(|| "without a message".to_owned()))
 }
 
 /// Returns a rate as `1.2 MiB/s`; empty if it is 0 or unknown.

@@ -24,9 +24,8 @@ pub const HEAD: Style = Style::new().bold();
 pub const PLAIN: Style = Style::new();
 
 /// Returns the style of a torrent's status.
-pub fn status(status: Status, has_error: bool) -> Style {
+pub fn status(status: Status) -> Style {
     match status {
-        _ if has_error => BAD,
         Status::Seeding => GOOD,
         Status::Downloading | Status::Metadata => BUSY,
         Status::Checking | Status::Paused | Status::Queued => HELD,

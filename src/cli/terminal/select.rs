@@ -6,7 +6,7 @@ use clap::Args;
 use globset::GlobBuilder;
 use serde_json::{Map, Value, json};
 
-use crate::model::{Filter, InfoHash, Status, Timestamp, Torrent, printable};
+use crate::model::{Filter, InfoHash, Status, Timestamp, Torrent, known_names, printable};
 
 /// Minimum length of a hash prefix; a shorter one might as well be a name.
 const PREFIX_MIN: usize = 4;
@@ -26,8 +26,8 @@ pub struct Conditions {
 }
 
 fn status(text: &str) -> Result<Status, String> {
-    let names = || Status::ALL.map(Status::as_str).join(", ");
-    Status::ALL.into_iter().find(|status| status.as_str() == text).ok_or_else(|| format!("one of {}", names()))
+    let known = || known_names(text, Status::ALL.iter().map(|status| status.as_str()));
+    Status::ALL.into_iter().find(|status| status.as_str() == text).ok_or_else(known)
 }
 
 impl Conditions {

@@ -14,7 +14,7 @@ use crate::app;
 use crate::cli::{Exit, Options, failed, print_message, usage};
 use crate::config::{Config, Log};
 use crate::manager::{Manager, ManagerError, Server, Watcher};
-use crate::model::{ErrorCode, ServerName, Torrent, error_chain};
+use crate::model::{ErrorCode, ServerName, Torrent, error_chain, known_names};
 use crate::port::ClientError;
 use crate::telemetry;
 
@@ -94,7 +94,8 @@ impl Session {
     }
 
     fn unknown(&self, name: &str) -> Exit {
-        usage(&format!("unknown server `{name}`; the config has: {}", self.names()))
+        let known = known_names(name, self.config.servers.keys().map(ServerName::as_str));
+        usage(&format!("unknown server `{name}`; {known}"))
     }
 
     /// Starts to monitor these servers, in memory.

@@ -155,7 +155,7 @@ async fn dead_letters_of_a_broker_are_listed_replayed_and_dropped() {
     let mark = setting.world.recorder.mark();
     for (arguments, expected, word) in [
         (&["dead-letters", "replay", "b"][..], 2, "required"),
-        (&["dead-letters", "replay", "other", "--all"], 1, "no broker or webhook other"),
+        (&["dead-letters", "replay", "other", "--all"], 2, "unknown broker or webhook `other`"),
         (&["dead-letters", "drop", "b", "home-00000000-000000000001"], 1, "no dead letter"),
         (&["dead-letters", "drop", "b", id(2)], 0, "1 dropped"),
         // The broker still rejects them.
