@@ -40,6 +40,9 @@ impl Group {
             // Never reset: a task that panics once a day waits a little longer each time, and one that always does, up to
             // the limit.
             let mut backoff = Backoff::default();
+            let restarts = metrics::counter!("dtorrent_task_restarts_total", "task" => task.clone());
+            // Shown before the first restart, so that an alert sees it grow.
+            restarts.increment(0);
             loop {
                 // The call of `make` is inside the block, so that a panic in it is caught, too.
                 let run = AssertUnwindSafe(async { make(stop.clone()).await }).catch_unwind();
@@ -49,7 +52,7 @@ impl Group {
                     return result;
                 }
                 error!(task, "task panicked, restarting it");
-                metrics::counter!("dtorrent_task_restarts_total", "task" => task.clone()).increment(1);
+                restarts.increment(1);
                 if stop.run_until_cancelled(tokio::time::sleep(backoff.next(rand::random()))).await.is_none() {
                     return Ok(());
                 }

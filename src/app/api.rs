@@ -51,6 +51,8 @@ pub(super) struct Api {
     pub replayer: Replayer,
     /// Source of `/metrics`.
     pub metrics: Metrics,
+    /// Time at which the bridge was started.
+    pub start: Instant,
     /// Ends streams and waiting requests.
     pub stop: CancellationToken,
 }
@@ -77,7 +79,7 @@ impl http::Api for Api {
     }
 
     async fn metrics(&self) -> String {
-        record_metrics(&self.live, &self.store).await;
+        record_metrics(&self.live, &self.store, self.start).await;
         self.metrics.render()
     }
 

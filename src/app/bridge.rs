@@ -45,6 +45,7 @@ pub(super) struct Bridge {
     reporter: Arc<dyn Reporter>,
     /// Executes commands to the bridge itself.
     worker: BridgeWorker,
+    start: Instant,
     was_clean_shutdown: bool,
     /// Time at which the last run ended, within [`super::ALIVE_INTERVAL`]; `None` on a first run.
     last_alive: Option<Timestamp>,
@@ -85,15 +86,16 @@ impl Bridge {
         let servers = build_servers(config, recovery, &mut unfinished, &common)?;
         let worker = build_worker(unfinished, &common).await?;
         let (sinks, endpoints) = build_sinks(config, &common)?;
+        let start = Instant::now();
         let reporter = Arc::new(BridgeReporter {
             live: Arc::clone(&common.live),
             sinks: sinks.iter().map(|(name, parts)| (name.clone(), Arc::clone(&parts.sink))).collect(),
             clock: Arc::clone(&common.clock),
             instance: config.instance.clone(),
-            start: Instant::now(),
+            start,
         });
         let (was_clean_shutdown, last_alive) = (recovery.was_clean, recovery.last_alive);
-        Ok(Self { store, common, servers, sinks, endpoints, reporter, worker, was_clean_shutdown, last_alive })
+        Ok(Self { store, common, servers, sinks, endpoints, reporter, worker, start, was_clean_shutdown, last_alive })
     }
 
     /// Spawns a dispatcher for each sink.
@@ -180,7 +182,16 @@ impl Bridge {
             one_at_a_time: AsyncMutex::default(),
         };
         let (live, clock) = (Arc::clone(&self.common.live), Arc::clone(&self.common.clock));
-        let api = Api { live, store: Arc::clone(&self.store), clock, caller, replayer, metrics, stop: stop.clone() };
+        let api = Api {
+            live,
+            store: Arc::clone(&self.store),
+            clock,
+            caller,
+            replayer,
+            metrics,
+            start: self.start,
+            stop: stop.clone(),
+        };
         let access = http::AccessRules { token: config.http.token.clone(), hosts: config.http.hosts.clone() };
         http::serve(listener, Arc::new(api), access, stop)
     }

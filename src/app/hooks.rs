@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 use tokio::net::TcpListener;
 
+use super::listen;
 use crate::config::{self, Config};
 use crate::model::{Hook, HookAddress, HookKey, HookSecret, ServerName};
 
@@ -27,7 +28,7 @@ impl HookListener {
             return Ok(None);
         }
         let listen = config.http.hooks_listen;
-        let listener = TcpListener::bind(listen).await.with_context(|| format!("listen for hooks on {listen}"))?;
+        let listener = listen::bind("http.hooks_listen", listen, &config.data_dir).await?;
         // The config may say port 0.
         let bound = listener.local_addr().context("listen for hooks")?;
         // New at each start: a hook of an earlier run that was killed cannot wake this one (docs/decisions/0006).

@@ -8,6 +8,7 @@ mod api;
 mod bridge;
 pub mod dead_letters;
 mod hooks;
+mod listen;
 mod one_shot;
 mod report;
 
@@ -19,7 +20,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::future::OptionFuture;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -30,7 +30,7 @@ use crate::log_throttle::retry_while_full;
 use crate::port::{Clock, StoreError, SystemClock};
 use crate::store::{Options, Recovery, SqliteStore};
 use crate::supervise::{Group, spawn_detached};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Metrics, register_counters};
 
 /// Interval at which the time is stored. After a crash it tells when the last run ended, and so how long commands may
 /// have waited at a broker.
@@ -50,7 +50,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     // Ports before the store: a second bridge on this machine fails before it touches the state.
     let http_listener = match config.http.listen {
-        Some(listen) => Some(TcpListener::bind(listen).await.with_context(|| format!("listen on {listen}"))?),
+        Some(address) => Some(listen::bind("http.listen", address, &config.data_dir).await?),
         None => None,
     };
     let hook_listener = HookListener::bind(&config).await?;
@@ -71,6 +71,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
         "started"
     );
 
+    register_counters(config.servers.keys());
     spawn_upkeep(Arc::clone(&store), metrics.clone());
     let (mut delivery, mut intake) = (Group::new(), Group::new());
     // Sinks before servers, so that no event is produced without a task that delivers it.

@@ -125,7 +125,7 @@ fn rounded(seconds: f64) -> f64 {
 /// Updates the metrics that are read from the live state and the store.
 ///
 /// A metric that cannot be read from the store keeps its last value.
-pub(super) async fn record_metrics(live: &LiveState, store: &SqliteStore) {
+pub(super) async fn record_metrics(live: &LiveState, store: &SqliteStore, start: Instant) {
     let usage = store.dead_letter_usage().await.ok();
     for (name, buffer) in live.buffers() {
         metrics::record_sink(name, &buffer.last_report());
@@ -138,7 +138,7 @@ pub(super) async fn record_metrics(live: &LiveState, store: &SqliteStore) {
         }
     }
     for name in live.names() {
-        live.read(name, |server| metrics::record_poll(name, &server.poll));
+        live.read(name, |server| metrics::record_poll(name, &server.poll, start));
         if let Some(server) = live.server(name) {
             metrics::record_hooks(name, &server.hook_notifier.last_report());
         }

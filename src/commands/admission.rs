@@ -18,7 +18,7 @@ use super::results::{self, ResultBody};
 use super::sender::{CommandSender, Waiter};
 use crate::model::{
     CommandError, CommandId, ErrorCode, InfoHash, InvalidInfoHash, Outcome, OutcomeStatus, ServerName, SinkName,
-    Timestamp, Verb, printable,
+    Timestamp, Verb, known_names, printable,
 };
 use crate::port::{
     CommandAddress, Incoming, LoggedCommand, LoggedResult, Recorded, ReplyTo, ResultBacklog, StoreError,
@@ -196,7 +196,7 @@ impl Admission {
         } else if reply_to.is_some_and(|topic| !self.may_reply_to(topic)) {
             Err(refused(ErrorCode::Forbidden, "reply_to: the config allows no answers to that topic"))
         } else {
-            self.accept(server.as_ref(), hash.as_ref(), verb, &body)
+            self.accept(server.as_ref(), hash.as_ref(), &verb_text, &body)
         };
         let reply_to = reply_to.filter(|topic| self.may_reply_to(topic));
         let command = LoggedCommand {
@@ -222,7 +222,7 @@ impl Admission {
         &self,
         server: Option<&Option<ServerName>>,
         hash: Result<&Option<InfoHash>, &InvalidInfoHash>,
-        verb: Option<Verb>,
+        verb: &str,
         body: &[u8],
     ) -> Result<Request, Refusal> {
         let queue = match server {
@@ -230,12 +230,14 @@ impl Admission {
             Some(name) => name.as_ref().and_then(|name| self.queues.get(name)),
         };
         let Some(queue) = queue else {
-            return Err(failed(ErrorCode::UnknownServer, "no server of that name is configured for this broker"));
+            let written = server.and_then(Option::as_ref).map_or("", ServerName::as_str);
+            let known = known_names(written, self.queues.keys().map(ServerName::as_str));
+            return Err(failed(ErrorCode::UnknownServer, format!("no such server is configured here; {known}")));
         };
         let hash = *hash.map_err(|invalid| failed(ErrorCode::BadRequest, invalid.to_string()))?;
-        let Some(verb) = verb else {
-            let known = names(|_| true).join(", ");
-            return Err(failed(ErrorCode::Unsupported, format!("no such command; there are {known}")));
+        let Some(verb) = Verb::parse(verb) else {
+            let known = known_names(verb, names(|_| true));
+            return Err(failed(ErrorCode::Unsupported, format!("no such command; {known}")));
         };
         if server.is_none() && !verb.is_for_bridge() {
             let known = names(Verb::is_for_bridge).join(" and ");
@@ -282,7 +284,7 @@ impl Admission {
             // A repeated id runs already, or is answered: the place in the queue was not needed.
             (_, Ok(request), Some(queue)) => queue.give_back(origin, request, command.body.len()),
             (Recorded::New, Err(outcome), _) => {
-                results::log(command, verb_text, sender.user.as_deref(), outcome);
+                results::report(&self.common, command, verb_text, sender.user.as_deref(), outcome);
                 if let Some(waiter) = &sender.waiter {
                     waiter.answer(outcome.clone(), results::logged(outcome).body);
                 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use serde_json::Value;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::common::Common;
 use super::queue::QueuedCommand;
@@ -83,13 +83,7 @@ pub(super) async fn finish(common: &Common, queued: &QueuedCommand, body: Result
     let QueuedCommand { command, sender, .. } = queued;
     let verb = command.verb.map_or("", Verb::as_str);
     let outcome = body.into_outcome(command, verb, common.clock.now());
-    log(command, verb, sender.user.as_deref(), &outcome);
-    let labels = [
-        ("server", command.server.as_ref().map_or("", ServerName::as_str).to_owned()),
-        ("verb", verb.to_owned()),
-        ("status", format!("{:?}", outcome.status).to_lowercase()),
-    ];
-    metrics::counter!("dtorrent_commands_total", &labels).increment(1);
+    report(common, command, verb, sender.user.as_deref(), &outcome);
     let (server, result) = (command.server.as_ref(), logged(&outcome));
     retry_while_full("a result", || common.store.finish_command(server, &command.id, result.clone())).await?;
     // After the write, as on a broker: after a crash, who asks again under the same id gets the same answer (I12).
@@ -116,20 +110,42 @@ pub async fn answer_for_removed_servers(
     Ok(())
 }
 
-/// Logs who commanded what, and how it ended. `user` is who the sender says it is; that is not proven.
-pub(super) fn log(command: &LoggedCommand, verb: &str, user: Option<&str>, outcome: &Outcome) {
-    info!(
+/// Logs who commanded what, and how it ended, and counts it. `user` is who the sender says it is; that is not proven.
+/// `verb` is the text of the address, also where there is no such verb.
+pub(super) fn report(common: &Common, command: &LoggedCommand, verb: &str, user: Option<&str>, outcome: &Outcome) {
+    count(common, command, outcome.status);
+    // The level of a message is a constant.
+    macro_rules! log {
+        ($($field:tt)*) => {
+            match outcome.status {
+                OutcomeStatus::Ok => info!($($field)*),
+                _ => warn!($($field)*),
+            }
+        };
+    }
+    log!(
         server = command.server.as_ref().map_or("-", ServerName::as_str),
         sink = %command.origin,
         user = user.map(|user| printable(user.as_bytes())),
         id = %command.id,
         verb,
         hash = command.hash.map(|hash| hash.to_string()),
-        status = ?outcome.status,
+        status = %outcome.status,
         took_ms = outcome.took_ms,
         torrents = outcome.results.len(),
-        code = outcome.error.as_ref().map(|error| format!("{:?}", error.code)),
+        code = outcome.error.as_ref().map(|error| error.code.to_string()),
         error = outcome.error.as_ref().map(|error| error.message.as_str()),
         "command done"
     );
+}
+
+/// Counts a command. What a sender makes up, a server or a verb that does not exist, is never a label.
+fn count(common: &Common, command: &LoggedCommand, status: OutcomeStatus) {
+    let server = command.server.as_ref().filter(|server| common.live.server(server).is_some());
+    let labels = [
+        ("server", server.map_or("", ServerName::as_str).to_owned()),
+        ("verb", command.verb.map_or("", Verb::as_str).to_owned()),
+        ("status", status.to_string()),
+    ];
+    metrics::counter!("dtorrent_commands_total", &labels).increment(1);
 }

@@ -1,5 +1,7 @@
 //! The result of a command, in its JSON shape.
 
+use std::fmt;
+
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -22,6 +24,18 @@ pub enum OutcomeStatus {
     Expired,
     /// Not accepted: a right is missing, the message was retained, or too many commands wait.
     Refused,
+}
+
+impl OutcomeStatus {
+    /// Every status.
+    pub const ALL: [Self; 5] = [Self::Ok, Self::Partial, Self::Error, Self::Expired, Self::Refused];
+}
+
+/// The status as it is written in results.
+impl fmt::Display for OutcomeStatus {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(out)
+    }
 }
 
 /// The result for one torrent.

@@ -7,9 +7,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::time::Instant;
 
 use crate::live_state::{HookReport, PollReport, SinkReport};
-use crate::model::{ServerName, SinkName};
+use crate::model::{Kind, OutcomeStatus, ServerName, SinkName, Verb};
 use crate::port::{JournalUsage, ResultBacklog};
 
 /// The type of a metric.
@@ -28,9 +29,13 @@ pub const ALL: &[(&str, Shape, &str)] = &[
     ("dtorrent_build_info", Shape::Gauge, "1, with the version as label"),
     ("dtorrent_polls_total", Shape::Counter, "Polls of a server, by result"),
     ("dtorrent_full_polls_total", Shape::Counter, "Polls of a server that read all of its torrents"),
-    ("dtorrent_poll_interval_seconds", Shape::Gauge, "Present interval between two polls of a server"),
+    ("dtorrent_poll_interval_seconds", Shape::Gauge, "Current interval between two polls of a server"),
     ("dtorrent_poll_duration_seconds", Shape::Histogram, "Time that a client takes to answer a poll"),
-    ("dtorrent_poll_age_seconds", Shape::Gauge, "Time since a server last answered a poll"),
+    (
+        "dtorrent_poll_age_seconds",
+        Shape::Gauge,
+        "Time since a server last answered a poll, or since the start of the bridge",
+    ),
     ("dtorrent_torrents", Shape::Gauge, "Torrents of a server, by status"),
     ("dtorrent_events_total", Shape::Counter, "Events written to the journal, by kind"),
     ("dtorrent_commits_full_total", Shape::Counter, "Polls whose events could not be committed: journal or disk full"),
@@ -47,7 +52,7 @@ pub const ALL: &[(&str, Shape, &str)] = &[
     ("dtorrent_given_up_events", Shape::Gauge, "Events given up for a blocked sink, as its dead letters say"),
     ("dtorrent_results_waiting", Shape::Gauge, "Results of commands that a sink has not acknowledged"),
     ("dtorrent_deliveries_total", Shape::Counter, "Messages that a sink acknowledged or rejected"),
-    ("dtorrent_commands_total", Shape::Counter, "Commands executed, by verb and status"),
+    ("dtorrent_commands_total", Shape::Counter, "Commands answered, by verb and status; refused ones included"),
     ("dtorrent_task_restarts_total", Shape::Counter, "Tasks restarted after a panic"),
 ];
 
@@ -95,6 +100,32 @@ impl Metrics {
     }
 }
 
+/// Registers the counters of these servers, and of the bridge itself: an alert on the growth of a counter that appears
+/// with its first event would miss that event. The others are registered where they are recorded.
+pub fn register_counters<'a>(servers: impl IntoIterator<Item = &'a ServerName>) {
+    let register = |name: &'static str, labels: &[(&'static str, String)]| counter!(name, labels).increment(0);
+    let server_label = |server: &str| ("server", server.to_owned());
+    let register_commands = |server: &str, is_meant: fn(Verb) -> bool| {
+        // The empty verb is that of a command whose verb is unknown.
+        let verbs = Verb::ALL.iter().filter(|verb| is_meant(**verb)).map(|verb| verb.as_str()).chain([""]);
+        for (verb, status) in verbs.flat_map(|verb| OutcomeStatus::ALL.map(|status| (verb, status))) {
+            let labels = [server_label(server), ("verb", verb.to_owned()), ("status", status.to_string())];
+            register("dtorrent_commands_total", &labels);
+        }
+    };
+    register_commands("", Verb::is_for_bridge);
+    for server in servers.into_iter().map(ServerName::as_str) {
+        register_commands(server, |verb| verb != Verb::LogLevel);
+        register("dtorrent_commits_full_total", &[server_label(server)]);
+        for result in ["ok", "failed"] {
+            register("dtorrent_polls_total", &[server_label(server), ("result", result.to_owned())]);
+        }
+        for kind in Kind::ALL {
+            register("dtorrent_events_total", &[server_label(server), ("kind", kind.as_str().to_owned())]);
+        }
+    }
+}
+
 /// Records connection, lag and deliveries of a sink.
 pub fn record_sink(sink: &SinkName, report: &SinkReport) {
     let sink = sink.to_string();
@@ -116,13 +147,12 @@ pub fn record_dead_letters(sink: &SinkName, count: u64, given_up: u64) {
     gauge!("dtorrent_given_up_events", "sink" => sink.to_string()).set(given_up as f64);
 }
 
-/// Records the polls of a server.
-pub fn record_poll(server: &ServerName, poll: &PollReport) {
+/// Records the polls of a server. `start`: when the bridge was started, from where the age counts before the first answer.
+pub fn record_poll(server: &ServerName, poll: &PollReport, start: Instant) {
     counter!("dtorrent_full_polls_total", "server" => server.to_string()).absolute(poll.full);
     gauge!("dtorrent_poll_interval_seconds", "server" => server.to_string()).set(poll.interval.as_secs_f64());
-    if let Some(last) = poll.last_success {
-        gauge!("dtorrent_poll_age_seconds", "server" => server.to_string()).set(last.elapsed().as_secs_f64());
-    }
+    let last = poll.last_success.unwrap_or(start);
+    gauge!("dtorrent_poll_age_seconds", "server" => server.to_string()).set(last.elapsed().as_secs_f64());
 }
 
 /// Records the hooks of a server.

@@ -109,6 +109,8 @@ struct PollLoop<'a> {
     named: BTreeSet<InfoHash>,
     /// More torrents were named than are worth reading one by one.
     are_many_named: bool,
+    /// A poll has succeeded.
+    is_reached: bool,
     /// The run of the client in the last poll; the outer `None` if that failed.
     run: Option<Option<String>>,
 }
@@ -127,6 +129,7 @@ impl<'a> PollLoop<'a> {
             are_stats_stale: true,
             named: BTreeSet::new(),
             are_many_named: false,
+            is_reached: false,
             run: None,
         }
     }
@@ -263,7 +266,11 @@ impl<'a> PollLoop<'a> {
         // After the commit (I3): what is in the live state is sent.
         live.publish(server, committed, state);
         for (kind, torrent) in events {
-            debug!(%server, kind = kind.as_str(), "event");
+            match kind {
+                Kind::ServerOffline => warn!(%server, "server offline"),
+                Kind::ServerRestarted => info!(%server, "client restarted"),
+                _ => debug!(%server, kind = kind.as_str(), "event"),
+            }
             let labels = [("server", server.to_string()), ("kind", kind.as_str().to_owned())];
             metrics::counter!("dtorrent_events_total", &labels).increment(1);
             // A magnet link has files only once it has its metadata.
@@ -274,22 +281,29 @@ impl<'a> PollLoop<'a> {
         Ok(true)
     }
 
+    /// Logs the first answer of the client, the first of a series of failures, and its end.
+    fn log_poll(&mut self, listing: Option<&Listing>, failure: Option<&str>) {
+        let server = &self.watcher.server;
+        if let Some(failure) = failure {
+            if let Some(times) = self.poll_failures.failed() {
+                warn!(%server, times, failure, "poll failed, retrying");
+            }
+            return;
+        }
+        let client = listing.and_then(|listing| listing.stats.client.as_deref());
+        let failures = self.poll_failures.recovered();
+        if !std::mem::replace(&mut self.is_reached, true) {
+            info!(%server, client, failures, "client reached");
+        } else if let Some(failures) = failures {
+            info!(%server, client, failures, "client answers again");
+        }
+    }
+
     /// Reports the poll to the log, the metrics and the live state, and a new run of the client to the hooks.
     fn report(&mut self, answer: &Result<Listing, ClientError>, began: Instant, took: Duration) {
         let server = &self.watcher.server;
         let failure = answer.as_ref().err().map(|error| error_chain(error));
-        match &failure {
-            None => {
-                if let Some(times) = self.poll_failures.recovered() {
-                    info!(%server, times, "client answers again");
-                }
-            }
-            Some(failure) => {
-                if let Some(times) = self.poll_failures.failed() {
-                    warn!(%server, times, failure, "poll failed, retrying");
-                }
-            }
-        }
+        self.log_poll(answer.as_ref().ok(), failure.as_deref());
         let result = if failure.is_none() { "ok" } else { "failed" };
         let labels = [("server", server.to_string()), ("result", result.to_owned())];
         metrics::counter!("dtorrent_polls_total", &labels).increment(1);

@@ -32,6 +32,7 @@ mod nats;
 mod odd_adds;
 mod odd_bodies;
 mod odd_torrents;
+mod operations;
 mod outages;
 mod real_names;
 mod retained;

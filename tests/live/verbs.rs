@@ -347,7 +347,7 @@ async fn the_log_names_the_sender_and_the_outcome_of_a_command() {
     assert_eq!(world.recorder.result("audited").await["status"], "ok");
     let log = world.bridge().log();
     let line = log.lines().find(|line| line.contains("command done") && line.contains("audited")).unwrap();
-    for word in ["sink=b", "server=\"home\"", "ann", "verb=\"pause\"", "status=Ok", &content.hash.to_string()] {
+    for word in ["sink=b", "server=\"home\"", "ann", "verb=\"pause\"", "status=ok", &content.hash.to_string()] {
         assert!(line.contains(word), "{word} is not in {line}");
     }
     let result = world.recorder.command("home/command/explode", json!({"id": "odd"})).await;

@@ -189,7 +189,7 @@ impl Session {
         if protocol == Protocol::V5 || !connack.is_session_present || !has_subscribed {
             subscribe(broker, &client, &mut events, &mut early).await?;
         }
-        info!(%sink, ?protocol, resumed = connack.is_session_present, "taking commands");
+        info!(%sink, ?protocol, resumed = connack.is_session_present, "accepting commands");
         let catching_up_until = connack.is_session_present.then(|| Instant::now() + CATCH_UP_TIMEOUT);
         let acks = Arc::new(PendingAcks { client, queue: Mutex::default() });
         Ok(Self { acks, events, early, catching_up_until })

@@ -245,7 +245,7 @@ impl Session {
         }
         // Until the server has read the subscriptions, a requester would get "no responders" from a service that says it is up.
         client.flush().await.map_err(|error| ConnectionError::other(error.to_string()))?;
-        info!(sink = %system.settings.name, endpoints = endpoints.len(), "taking commands");
+        info!(sink = %system.settings.name, endpoints = endpoints.len(), "accepting commands");
         let messages = select_all(subscribers);
         Ok(Self { connection, messages, monitoring_replies: VecDeque::new(), ending: None })
     }

@@ -82,6 +82,12 @@ impl Folder {
         }
     }
 
+    /// Returns whether a process has locked the directory. Nothing is created.
+    pub fn is_locked(path: &Path) -> bool {
+        let lock = File::open(path.join("dtorrent.lock"));
+        lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
+    }
+
     /// Returns the time at which the directory was last in use; see [`AliveMark`].
     pub fn last_alive(&self) -> io::Result<Timestamp> {
         let modified = self.lock.metadata()?.modified()?;

@@ -82,6 +82,11 @@ impl SqliteStore {
         self.read(move |db| sink_store::dead_letters(db, &sink)).await
     }
 
+    /// Returns whether a process, a bridge or a command of one, has this directory open. Blocks.
+    pub fn is_in_use(data_dir: &Path) -> bool {
+        Folder::is_locked(data_dir)
+    }
+
     /// Returns the dead letters of all sinks with the sinks' names, oldest first; also of sinks that no longer exist.
     ///
     /// Only reads, and takes no lock, so a bridge that runs in this directory does not notice. Blocks.

@@ -29,7 +29,7 @@ const SECONDS: Duration = Duration::from_secs(20);
 /// has subscribed again.
 async fn replace_broker(world: &mut World, proxy: &crate::harness::proxy::Proxy) {
     let times = world.recorder.subscriptions();
-    let messages = ["connected sink=b", "taking commands sink=b"];
+    let messages = ["connected sink=b", "accepting commands sink=b"];
     let opened = messages.map(|message| world.bridge().count_in_log(message));
     world.broker.process().kill().unwrap();
     proxy.refuse();
@@ -141,7 +141,7 @@ async fn a_broker_that_lost_everything_has_every_state_again_within_seconds() {
     let hashes = load_many(&world.home, 0, 100).await;
     world.start_bridge().await;
     for _ in 0..3 {
-        let listened = world.bridge().count_in_log("taking commands");
+        let listened = world.bridge().count_in_log("accepting commands");
         replace_broker(&mut world, &proxy).await;
         let back_at = tokio::time::Instant::now();
         let mut wanted: Vec<String> = hashes.iter().map(|hash| format!("dtorrent/home/torrent/{hash}/state")).collect();
@@ -155,7 +155,7 @@ async fn a_broker_that_lost_everything_has_every_state_again_within_seconds() {
         }
         assert!(back_at.elapsed() < SECONDS, "it took {:?}", back_at.elapsed());
         // A broker without its sessions drops messages until the recorder has subscribed again.
-        world.bridge().wait_for_log_again(listened, "taking commands").await;
+        world.bridge().wait_for_log_again(listened, "accepting commands").await;
         assert!(back_at.elapsed() < SECONDS, "it took {:?}", back_at.elapsed());
         let topic = format!("home/torrent/{}/command/label", hashes[0]);
         let result = world.recorder.command(&topic, json!({"label": format!("l{:?}", back_at)})).await;

@@ -180,7 +180,7 @@ async fn through_the_mqtt_port_of_a_nats_server_topics_equal_the_subjects() {
         assert_eq!(added["hash"], json!(hash));
         subscriber.on("dtorrent.home.status").await;
         subscriber.on(&format!("dtorrent.home.torrent.{hash}.state")).await;
-        world.bridge().wait_for_log_again(1, "taking commands").await;
+        world.bridge().wait_for_log_again(1, "accepting commands").await;
         let command = json!({"id": "x", "label": "by-nats"}).to_string();
         subscriber.client.publish(format!("dtorrent.home.torrent.{hash}.command.label"), command.into()).await.unwrap();
         let result = subscriber
