@@ -226,7 +226,7 @@ impl Differ {
 
     fn begin(&self, now: PollTime, cause: Cause, generation: u64, was_loading: bool) -> PollDiff {
         let context = PollContext { generation, was_loading, ..PollContext::default() };
-        PollDiff { at: now.at, cause, context, change_set: self.empty_change_set(now), torrents: Vec::new() }
+        PollDiff { at: now.at, cause, context, change_set: self.empty_change_set(now) }
     }
 
     fn cause(&self, state: &ServerState) -> Cause {
@@ -288,7 +288,8 @@ impl Differ {
             self.missing.insert(*hash, first_cause.unwrap_or(poll.cause));
             if let Some(cause) = first_cause {
                 // The cause of the first listing that lacked it: then it went, and the second one only confirms that.
-                poll.push(*hash, NewEvent::of_torrent(Kind::Removed, cause, Arc::clone(&last.torrent)));
+                let removed = NewEvent::of_torrent(Kind::Removed, cause, Arc::clone(&last.torrent));
+                poll.change_set.events.push(removed);
                 poll.change_set.changes.insert(*hash, None);
             }
         }
@@ -332,7 +333,8 @@ impl Differ {
             Comparison::Same => self.record_pending(hash, &last.torrent, seen, context),
             Comparison::Replaced(torrent, diff_state) => {
                 self.record_pending(hash, &torrent, seen, context);
-                poll.push(hash, NewEvent::of_torrent(Kind::Removed, poll.cause, Arc::clone(&last.torrent)));
+                let removed = NewEvent::of_torrent(Kind::Removed, poll.cause, Arc::clone(&last.torrent));
+                poll.change_set.events.push(removed);
                 poll.add(hash, torrent, diff_state);
             }
             Comparison::Changed(kinds, torrent, diff_state) => {
@@ -341,7 +343,7 @@ impl Differ {
                 let torrent = Arc::new(torrent);
                 for kind in kinds {
                     let new_event = NewEvent::of_torrent(kind, poll.cause, Arc::clone(&torrent));
-                    poll.push(hash, NewEvent { changes: changes.clone(), ..new_event });
+                    poll.change_set.events.push(NewEvent { changes: changes.clone(), ..new_event });
                 }
                 poll.change_set.changes.insert(hash, Some((torrent, diff_state)));
             }
@@ -381,24 +383,21 @@ struct PollDiff {
     /// The part of the context that is the same for all torrents.
     context: PollContext,
     change_set: ChangeSet,
-    torrents: Vec<(InfoHash, NewEvent)>,
 }
 
 impl PollDiff {
-    fn push(&mut self, hash: InfoHash, new_event: NewEvent) {
-        self.torrents.push((hash, new_event));
-    }
-
     fn add(&mut self, hash: InfoHash, torrent: Torrent, diff_state: DiffState) {
         let torrent = Arc::new(torrent);
-        self.push(hash, NewEvent::of_torrent(Kind::Added, self.cause, Arc::clone(&torrent)));
+        let added = NewEvent::of_torrent(Kind::Added, self.cause, Arc::clone(&torrent));
+        self.change_set.events.push(added);
         self.change_set.changes.insert(hash, Some((torrent, diff_state)));
     }
 
     fn finish(mut self) -> ChangeSet {
-        // By hash and kind, so that the same input yields the same change set.
-        self.torrents.sort_by_key(|(hash, new_event)| (*hash, new_event.kind));
-        self.change_set.events.extend(self.torrents.into_iter().map(|(_, new_event)| new_event));
+        // Those of the server, which have no torrent, stay first; the rest by hash and kind, so that the same input
+        // yields the same change set.
+        let key = |event: &NewEvent| event.torrent.as_ref().map(|torrent| (torrent.hash, event.kind));
+        self.change_set.events.sort_by_key(key);
         self.change_set
     }
 }

@@ -11,7 +11,7 @@ use tracing::warn;
 
 use super::parts::DispatcherParts;
 use super::{DeliveryId, Outbox, Outcome, Outgoing, Rejection};
-use crate::model::ServerName;
+use crate::model::{JournalEntry, ServerName};
 use crate::port::{Delivery, StoreError};
 
 /// See the module.
@@ -107,11 +107,11 @@ impl Outbox for EphemeralOutbox {
         Ok(batch)
     }
 
-    async fn resolve(&mut self, _: DeliveryId, outcome: Outcome) -> Result<(), StoreError> {
+    async fn resolve(&mut self, _: DeliveryId, outcome: Outcome) -> Result<Option<JournalEntry>, StoreError> {
         if let Err(Rejection { reason, .. }) = outcome {
             warn!(sink = %self.parts.settings.name, reason, "message rejected");
         }
-        Ok(())
+        Ok(None)
     }
 
     async fn save(&mut self) -> Result<(), StoreError> {

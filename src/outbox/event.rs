@@ -41,8 +41,6 @@ pub(super) struct EventOutbox {
     /// As the link asks for it.
     ordering: EventOrdering,
     deferral: Deferral,
-    /// Acknowledged, and not passed on to the state outbox yet.
-    delivered: Vec<JournalEntry>,
 }
 
 /// Whether the sink ever deferred an event.
@@ -100,7 +98,6 @@ impl EventOutbox {
             block_log: LogThrottle::default(),
             ordering: EventOrdering::default(),
             deferral: if has_deferred { Deferral::Saved } else { Deferral::Never },
-            delivered: Vec::new(),
         }
     }
 
@@ -120,11 +117,6 @@ impl EventOutbox {
     pub fn cursor(&self, server: &ServerName) -> Seq {
         let events = self.servers.iter().find(|events| events.server == *server);
         events.map(|events| events.cursor.position()).unwrap_or_default()
-    }
-
-    /// Takes the entries that were acknowledged since the last call.
-    pub fn take_delivered(&mut self) -> Vec<JournalEntry> {
-        std::mem::take(&mut self.delivered)
     }
 
     fn is_strict(&self) -> bool {
@@ -206,25 +198,26 @@ impl Outbox for EventOutbox {
         Ok(batch)
     }
 
-    async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<(), StoreError> {
-        let DeliveryId::Event(server, seq) = id else { return Ok(()) };
-        let Some(events) = self.server_mut(&server) else { return Ok(()) };
+    async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<Option<JournalEntry>, StoreError> {
+        let DeliveryId::Event(server, seq) = id else { return Ok(None) };
+        let Some(events) = self.server_mut(&server) else { return Ok(None) };
         match outcome {
             Ok(()) => {
-                if let Some(entry) = events.cursor.acknowledge(seq) {
-                    self.dead_letters.acknowledged(&entry);
-                    self.delivered.push(entry);
+                let delivered = events.cursor.acknowledge(seq);
+                if let Some(entry) = &delivered {
+                    self.dead_letters.acknowledged(entry);
                 }
                 // An event that was offered once more and acknowledged ends the block like a saved one.
                 self.unblock();
-                Ok(())
+                Ok(delivered)
             }
             Err(Rejection { reason, .. }) => {
-                let Some(entry) = events.cursor.in_flight(seq).cloned() else { return Ok(()) };
+                let Some(entry) = events.cursor.in_flight(seq).cloned() else { return Ok(None) };
                 let sink = &self.parts.settings.name;
                 warn!(%sink, id = %entry.id, reason, "event rejected, moving it to the dead-letter queue");
                 self.dead_letters.rejected(entry, reason, Instant::now());
-                self.save_dead_letters().await
+                self.save_dead_letters().await?;
+                Ok(None)
             }
         }
     }
@@ -427,8 +420,8 @@ mod tests {
         let batch = outbox.next(2).await.unwrap();
         setup.store.is_full.store(true, Ordering::Relaxed);
         let [first, second] = [0, 1].map(|at| ids(&batch)[at].clone());
-        outbox.resolve(first, rejected("never")).await.unwrap();
-        outbox.resolve(second, Ok(())).await.unwrap();
+        assert_eq!(outbox.resolve(first, rejected("never")).await.unwrap(), None, "the sink does not have it");
+        assert_eq!(outbox.resolve(second, Ok(())).await.unwrap().unwrap().seq, Seq(2));
         assert_eq!(outbox.cursor(&home()), Seq(0));
         let blocked = || setup.parts.buffer.last_report().blocked_reason.is_some();
         assert!(blocked());
@@ -439,7 +432,6 @@ mod tests {
         assert!(!blocked());
         assert_eq!(outbox.cursor(&home()), Seq(2));
         assert_eq!(seqs(&outbox.next(9).await.unwrap()), [3]);
-        assert_eq!(outbox.take_delivered().len(), 1, "the sink never had the rejected one");
     }
 
     #[tokio::test(start_paused = true)]

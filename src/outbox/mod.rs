@@ -54,7 +54,7 @@ mod state;
 mod testing;
 mod updates;
 
-use crate::model::{InfoHash, Seq, ServerName};
+use crate::model::{InfoHash, JournalEntry, Seq, ServerName};
 use crate::port::{Delivery, StoreError};
 
 pub use dispatcher::Dispatcher;
@@ -70,8 +70,8 @@ trait Outbox {
     /// The store cannot be used any more; a full disk is none.
     async fn next(&mut self, budget: usize) -> Result<Vec<Outgoing>, StoreError>;
 
-    /// Records what became of a delivery that was in flight.
-    async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<(), StoreError>;
+    /// Records what became of a delivery that was in flight; returns the journal entry that the sink has by that.
+    async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<Option<JournalEntry>, StoreError>;
 
     /// Writes to the store what could not be written before, or was not worth a write of its own.
     async fn save(&mut self) -> Result<(), StoreError>;

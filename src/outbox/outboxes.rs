@@ -96,7 +96,16 @@ impl Outboxes {
                 if budget == 0 || is_exhausted[kind as usize] {
                     continue;
                 }
-                let more = self.next_of(kind, budget).await?;
+                let more = match kind {
+                    Kind::Ephemeral => self.ephemeral.next(budget).await?,
+                    Kind::Result => self.results.next(budget).await?,
+                    Kind::Event => self.events.next(budget).await?,
+                    Kind::State => {
+                        // Just before, so that a state is held for every event of its torrent that is not acknowledged (I7).
+                        self.states.set_cursors(|server| self.events.cursor(server));
+                        self.states.next(budget).await?
+                    }
+                };
                 is_exhausted[kind as usize] = more.len() < budget;
                 self.in_flight[kind as usize] += more.len();
                 batch.extend(more);
@@ -105,37 +114,24 @@ impl Outboxes {
         Ok(batch)
     }
 
-    async fn next_of(&mut self, kind: Kind, budget: usize) -> Result<Vec<Outgoing>, StoreError> {
-        match kind {
-            Kind::Ephemeral => self.ephemeral.next(budget).await,
-            Kind::Result => self.results.next(budget).await,
-            Kind::Event => self.events.next(budget).await,
-            Kind::State => {
-                // Just before, so that a state is held for every event of its torrent that is not acknowledged yet (I7).
-                self.states.set_cursors(|server| self.events.cursor(server));
-                self.states.next(budget).await
-            }
-        }
-    }
-
     /// Passes an outcome to the outbox that returned the delivery.
     pub async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<(), StoreError> {
         let kind = Kind::of(&id);
         self.in_flight[kind as usize] = self.in_flight[kind as usize].saturating_sub(1);
-        match kind {
-            Kind::Ephemeral => self.ephemeral.resolve(id, outcome).await,
-            Kind::Result => self.results.resolve(id, outcome).await,
-            Kind::State => self.states.resolve(id, outcome).await,
+        let delivered = match kind {
+            Kind::Ephemeral => self.ephemeral.resolve(id, outcome).await?,
+            Kind::Result => self.results.resolve(id, outcome).await?,
+            Kind::State => self.states.resolve(id, outcome).await?,
             Kind::Event => {
-                self.events.resolve(id, outcome).await?;
-                // Before states are asked for again: what the sink knows of the torrent has moved on.
-                for entry in self.events.take_delivered() {
-                    self.states.on_delivered(&entry);
-                }
                 self.progress.acknowledged += 1;
-                Ok(())
+                self.events.resolve(id, outcome).await?
             }
+        };
+        // Before states are asked for again: what the sink knows of the torrent has moved on.
+        if let Some(entry) = delivered {
+            self.states.on_delivered(&entry);
         }
+        Ok(())
     }
 
     /// Deliveries that were sent and not resolved.

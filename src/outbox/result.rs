@@ -13,7 +13,7 @@ use tracing::warn;
 use super::background::{BackgroundWrite, Request, start};
 use super::parts::DispatcherParts;
 use super::{DeliveryId, Outbox, Outcome, Outgoing, Piece, Rejection};
-use crate::model::{in_parts, shorter, shortest};
+use crate::model::{JournalEntry, in_parts, shorter, shortest};
 use crate::port::{Delivery, RESULTS_BYTES, StoreError, UnsentResult};
 
 /// Results read from the command log at once.
@@ -173,8 +173,8 @@ impl Outbox for ResultOutbox {
         Ok(batch)
     }
 
-    async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<(), StoreError> {
-        let DeliveryId::Result(number, piece) = id else { return Ok(()) };
+    async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<Option<JournalEntry>, StoreError> {
+        let DeliveryId::Result(number, piece) = id else { return Ok(None) };
         if let Err(Rejection { reason, is_poison }) = outcome {
             warn!(sink = %self.parts.settings.name, reason, "result rejected");
             self.replace(number, piece, &reason, is_poison);
@@ -186,7 +186,7 @@ impl Outbox for ResultOutbox {
                 self.start_saving();
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     async fn save(&mut self) -> Result<(), StoreError> {

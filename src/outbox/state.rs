@@ -270,13 +270,6 @@ impl StateOutbox {
         }
     }
 
-    fn next_states(&mut self, budget: usize, batch: &mut Batch) {
-        let servers: Vec<ServerName> = self.servers.keys().cloned().collect();
-        for server in &servers {
-            while batch.deliveries.len() < budget && self.next_state(server, batch) {}
-        }
-    }
-
     /// Adds the next state of a server, with the update before it; returns whether there was one.
     fn next_state(&mut self, server: &ServerName, batch: &mut Batch) -> bool {
         let Some(hash) = self.servers.get(server).and_then(ServerStates::peek) else { return false };
@@ -365,7 +358,10 @@ impl Outbox for StateOutbox {
         self.absorb();
         let mut batch = Batch::default();
         self.next_projected(budget, &mut batch);
-        self.next_states(budget, &mut batch);
+        let servers: Vec<ServerName> = self.servers.keys().cloned().collect();
+        for server in &servers {
+            while batch.deliveries.len() < budget && self.next_state(server, &mut batch) {}
+        }
         self.next_orphans(budget, &mut batch);
         let Batch { deliveries, mut topics } = batch;
         if topics.iter().any(|topic| !self.topics.registry.contains(topic)) {
@@ -377,7 +373,7 @@ impl Outbox for StateOutbox {
         Ok(deliveries)
     }
 
-    async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<(), StoreError> {
+    async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<Option<JournalEntry>, StoreError> {
         let sink = &self.parts.settings.name;
         let rejection = outcome.err().map(|rejection| rejection.reason);
         match id {
@@ -392,7 +388,7 @@ impl Outbox for StateOutbox {
             DeliveryId::Clearing(topic) => match rejection {
                 None => {
                     self.topics.registry.cleared(topic);
-                    return self.topics.save().await;
+                    self.topics.save().await?;
                 }
                 Some(reason) => {
                     warn!(%sink, topic, reason, "clearing a retained message was rejected, retrying on the next link");
@@ -414,7 +410,7 @@ impl Outbox for StateOutbox {
             }
             DeliveryId::Event(..) | DeliveryId::Result(..) | DeliveryId::Ephemeral => {}
         }
-        Ok(())
+        Ok(None)
     }
 
     async fn save(&mut self) -> Result<(), StoreError> {

@@ -37,8 +37,10 @@ impl Numbered {
             numbered.revs.insert(*hash, numbered.last_rev);
         }
         for new_event in &change_set.events {
+            let NewEvent { kind, cause, command_id, changes, torrent } = new_event.clone();
+            let hash = torrent.as_ref().map(|torrent| torrent.hash);
             numbered.last_seq.0 += 1;
-            let rev = match new_event.torrent.as_ref().map(|torrent| torrent.hash) {
+            let rev = match hash {
                 None => Rev(0),
                 Some(hash) => {
                     numbered.newest.insert(hash, numbered.last_seq);
@@ -48,7 +50,9 @@ impl Numbered {
                     }
                 }
             };
-            numbered.entries.push(JournalEntry::new(event(change_set, new_event, epoch, numbered.last_seq), rev));
+            let id = EventId::Journal { server: change_set.server.clone(), epoch, seq: numbered.last_seq };
+            let event = Event { hash, cause, command_id, changes, torrent, ..Event::new(id, kind, change_set.time) };
+            numbered.entries.push(JournalEntry::new(event, rev));
         }
         Ok(numbered)
     }
@@ -56,18 +60,6 @@ impl Numbered {
     /// Bytes that the entries take in the journal.
     pub fn bytes(&self) -> u64 {
         self.entries.iter().map(|entry| entry.body.len() as u64).sum()
-    }
-}
-
-fn event(change_set: &ChangeSet, new_event: &NewEvent, epoch: Epoch, seq: Seq) -> Event {
-    let NewEvent { kind, cause, command_id, changes, torrent } = new_event;
-    Event {
-        hash: torrent.as_ref().map(|torrent| torrent.hash),
-        cause: *cause,
-        command_id: command_id.clone(),
-        changes: changes.clone(),
-        torrent: torrent.clone(),
-        ..Event::new(EventId::Journal { server: change_set.server.clone(), epoch, seq }, *kind, change_set.time)
     }
 }
 

@@ -12,7 +12,7 @@
 use tracing::info;
 
 use super::prefix::Prefix;
-use crate::model::{InfoHash, JournalEntry, Kind, ServerName, SinkName};
+use crate::model::{JournalEntry, Kind, ServerName, SinkName};
 use crate::port::{CommandAddress, Delivery, ReplyTo};
 use crate::sinks::invalid::{InvalidText, invalid};
 
@@ -96,31 +96,28 @@ impl AddressSpace {
 
     /// Returns the address that a delivery is published to.
     pub fn of(&self, delivery: &Delivery) -> String {
-        match delivery {
-            Delivery::Event(JournalEntry { server, hash, kind, .. }) => self.event(server, *hash, *kind),
-            Delivery::Updated { hash, event, .. } => self.event(&event.server, Some(*hash), Kind::Updated),
-            Delivery::State { server, hash, .. } => self.torrent(server, *hash, &["state"]),
-            Delivery::Files { server, hash, .. } => self.torrent(server, *hash, &["files"]),
-            Delivery::ServerStatus { server, .. } => self.join(&[server.as_str(), "status"]),
-            Delivery::Stats { server, .. } => self.join(&[server.as_str(), "stats"]),
-            Delivery::Info { .. } => self.bridge("info"),
-            Delivery::Health { .. } => self.bridge("health"),
-            Delivery::Result { server: Some(server), .. } => self.join(&[server.as_str(), "result"]),
-            Delivery::Result { server: None, .. } => self.bridge("result"),
-            Delivery::Projected { topic, .. } => topic.clone(),
-            Delivery::Clear { topic } => topic.clone(),
-        }
-    }
-
-    fn event(&self, server: &ServerName, hash: Option<InfoHash>, kind: Kind) -> String {
-        match hash {
-            Some(hash) => self.torrent(server, hash, &["event", kind.as_str()]),
-            None => self.join(&[server.as_str(), "event", kind.as_str()]),
-        }
-    }
-
-    fn torrent(&self, server: &ServerName, hash: InfoHash, leaf: &[&str]) -> String {
-        self.join(&[&[server.as_str(), "torrent", &hash.to_string()], leaf].concat())
+        let (server, hash, leaf): (_, _, &[&str]) = match delivery {
+            Delivery::Event(JournalEntry { server, hash, kind, .. }) => {
+                (Some(server), *hash, &["event", kind.as_str()])
+            }
+            Delivery::Updated { hash, event, .. } => {
+                (Some(&event.server), Some(*hash), &["event", Kind::Updated.as_str()])
+            }
+            Delivery::State { server, hash, .. } => (Some(server), Some(*hash), &["state"]),
+            Delivery::Files { server, hash, .. } => (Some(server), Some(*hash), &["files"]),
+            Delivery::ServerStatus { server, .. } => (Some(server), None, &["status"]),
+            Delivery::Stats { server, .. } => (Some(server), None, &["stats"]),
+            Delivery::Result { server, .. } => (server.as_ref(), None, &["result"]),
+            Delivery::Info { .. } => (None, None, &["info"]),
+            Delivery::Health { .. } => (None, None, &["health"]),
+            Delivery::Projected { topic, .. } | Delivery::Clear { topic } => return topic.clone(),
+        };
+        let owner: &[&str] = match (server, hash) {
+            (Some(server), Some(hash)) => &[server.as_str(), "torrent", &hash.to_string()],
+            (Some(server), None) => &[server.as_str()],
+            (None, _) => &["bridge", &self.instance],
+        };
+        self.join(&[owner, leaf].concat())
     }
 
     /// Joins levels below the prefix, to an address or to a pattern.

@@ -6,20 +6,20 @@
 use crate::model::{JournalEntry, Kind};
 use crate::port::Delivery;
 
-/// Returns name and value of each attribute; `None` for a delivery that is not an event.
-pub fn attributes(instance: &str, delivery: &Delivery) -> Option<[(&'static str, String); 6]> {
+/// Returns name and value of each attribute; none for a delivery that is not an event.
+pub fn attributes(instance: &str, delivery: &Delivery) -> Vec<(&'static str, String)> {
     let (server, id, kind, hash, time) = match delivery {
         Delivery::Event(JournalEntry { server, id, kind, hash, time, .. }) => (server, id, *kind, *hash, time),
         Delivery::Updated { hash, event, .. } => (&event.server, &event.id, Kind::Updated, Some(*hash), &event.time),
-        _ => return None,
+        _ => return Vec::new(),
     };
     // The id is the event's, so that a consumer can drop repetitions (I6): source and id name one event (CloudEvents §3.1.1).
-    Some([
+    vec![
         ("specversion", "1.0".to_owned()),
         ("id", id.to_string()),
         ("source", format!("dtorrent/{instance}/{server}")),
         ("type", format!("dtorrent.{}.{}", kind.entity().as_str(), kind.as_str())),
         ("subject", hash.map_or_else(|| server.to_string(), |hash| hash.to_string())),
         ("time", time.to_string()),
-    ])
+    ]
 }

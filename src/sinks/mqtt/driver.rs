@@ -337,7 +337,7 @@ mod tests {
 
     fn message(name: &str) -> Message {
         let route = Route { topic: name.to_owned(), qos: Qos::AtLeastOnce, is_retained: false };
-        Message::bytes(route, Bytes::new())
+        Message::text(route, Bytes::new())
     }
 
     fn received(topic: &str, body: &str) -> Received {

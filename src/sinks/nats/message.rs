@@ -133,7 +133,10 @@ pub fn messages(subjects: &Subjects, instance: &str, is_stored: bool, delivery: 
 
 /// Returns the headers of an event: its id, by which JetStream drops repetitions, and the CloudEvents attributes.
 fn event_headers(instance: &str, delivery: &Delivery) -> HeaderMap {
-    let Some(attributes) = cloud_event::attributes(instance, delivery) else { return HeaderMap::new() };
+    let attributes = cloud_event::attributes(instance, delivery);
+    if attributes.is_empty() {
+        return HeaderMap::new();
+    }
     let mut headers = headers([("content-type", "application/json")]);
     for (name, value) in attributes {
         if name == "id" {

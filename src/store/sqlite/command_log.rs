@@ -22,22 +22,24 @@ impl CommandLog for SqliteStore {
         &self,
         commands: Vec<(LoggedCommand, Option<LoggedResult>)>,
     ) -> Result<Vec<Recorded>, StoreError> {
-        self.write(Mode::Synced, move |db| {
-            commands.iter().map(|(command, result)| record(db, command, result.as_ref())).collect()
-        })
-        .await
+        self.writer
+            .ask(Mode::Synced, move |db| {
+                commands.iter().map(|(command, result)| record(db, command, result.as_ref())).collect()
+            })
+            .await
     }
 
     async fn start_command(&self, server: Option<&ServerName>, id: &CommandId) -> Result<(), StoreError> {
         let (server, id) = (server.cloned(), id.clone());
-        self.write(Mode::Synced, move |db| {
-            let sql = "UPDATE commands SET is_started = 1 WHERE server = ?1 AND id = ?2";
-            match db.execute(sql, (key(server.as_ref()), id.as_str()))? {
-                0 => Err(unknown(&id)),
-                _ => Ok(()),
-            }
-        })
-        .await
+        self.writer
+            .ask(Mode::Synced, move |db| {
+                let sql = "UPDATE commands SET is_started = 1 WHERE server = ?1 AND id = ?2";
+                match db.execute(sql, (key(server.as_ref()), id.as_str()))? {
+                    0 => Err(unknown(&id)),
+                    _ => Ok(()),
+                }
+            })
+            .await
     }
 
     async fn finish_command(
@@ -47,32 +49,33 @@ impl CommandLog for SqliteStore {
         result: LoggedResult,
     ) -> Result<(), StoreError> {
         let (server, id) = (server.cloned(), id.clone());
-        self.write(Mode::Synced, move |db| finish(db, server.as_ref(), &id, &result)).await
+        self.writer.ask(Mode::Synced, move |db| finish(db, server.as_ref(), &id, &result)).await
     }
 
     async fn unfinished_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {
-        self.read(|db| unfinished(db)).await
+        self.writer.ask(Mode::Read, |db| unfinished(db)).await
     }
 
     async fn unsent_results(&self, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
         let sink = sink.clone();
-        self.read(move |db| unsent(db, &sink, after, limit)).await
+        self.writer.ask(Mode::Read, move |db| unsent(db, &sink, after, limit)).await
     }
 
     async fn result_backlog(&self, sink: &SinkName) -> Result<ResultBacklog, StoreError> {
         let sink = sink.clone();
         let sql = "SELECT count(*), coalesce(sum(length(body)), 0) FROM results WHERE sink = ?1";
         let read = |row: &Row<'_>| Ok(ResultBacklog { count: from_sql(row.get(0)?), bytes: from_sql(row.get(1)?) });
-        self.read(move |db| Ok(db.query_row(sql, [sink.as_str()], read)?)).await
+        self.writer.ask(Mode::Read, move |db| Ok(db.query_row(sql, [sink.as_str()], read)?)).await
     }
 
     async fn mark_results_sent(&self, numbers: Vec<i64>) -> Result<(), StoreError> {
-        self.write(Mode::Lazy, move |db| {
-            numbers
-                .iter()
-                .try_for_each(|number| db.execute("DELETE FROM results WHERE number = ?1", [number]).map(drop))
-        })
-        .await
+        self.writer
+            .ask(Mode::Lazy, move |db| {
+                numbers
+                    .iter()
+                    .try_for_each(|number| db.execute("DELETE FROM results WHERE number = ?1", [number]).map(drop))
+            })
+            .await
     }
 }
 

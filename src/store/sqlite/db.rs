@@ -82,7 +82,7 @@ pub(super) struct Numbers {
 }
 
 /// How a request is executed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
     /// Outside of transactions.
     Read,
@@ -90,6 +90,15 @@ pub(super) enum Mode {
     Lazy,
     /// Written and on disk.
     Synced,
+    /// Written, synced or not, with this many revisions of the server reserved before.
+    Commit { server: ServerName, revs: u64, is_synced: bool },
     /// Ends the thread.
     Close,
+}
+
+impl Mode {
+    /// Whether the request is on disk when it is answered.
+    pub fn is_synced(&self) -> bool {
+        matches!(self, Self::Synced | Self::Commit { is_synced: true, .. })
+    }
 }

@@ -30,24 +30,24 @@ const RESET_EMITTED: i64 = 2;
 impl Journal for SqliteStore {
     async fn load(&self, server: &ServerName) -> Result<Loaded, StoreError> {
         let server = server.clone();
-        self.read(move |db| load(db, &server)).await
+        self.writer.ask(Mode::Read, move |db| load(db, &server)).await
     }
 
     async fn commit(&self, change_set: ChangeSet) -> Result<Committed, StoreError> {
         // Updates are conflated: after a power cut the next poll finds the same difference, so no fsync is spent on them.
-        let mode = if change_set.events.is_empty() { Mode::Lazy } else { Mode::Synced };
-        let revs = (change_set.server.clone(), change_set.changes.len() as u64);
-        self.writer.ask(mode, Some(revs), move |db| commit(db, &change_set)).await
+        let (server, revs) = (change_set.server.clone(), change_set.changes.len() as u64);
+        let mode = Mode::Commit { server, revs, is_synced: !change_set.events.is_empty() };
+        self.writer.ask(mode, move |db| commit(db, &change_set)).await
     }
 
     async fn read_after(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<JournalEntry>, StoreError> {
         let server = server.clone();
-        self.read(move |db| read_after(db, &server, after, limit)).await
+        self.writer.ask(Mode::Read, move |db| read_after(db, &server, after, limit)).await
     }
 
     async fn position(&self, server: &ServerName, seq: Seq) -> Result<Option<JournalPosition>, StoreError> {
         let server = server.clone();
-        self.read(move |db| position(db, &server, seq)).await
+        self.writer.ask(Mode::Read, move |db| position(db, &server, seq)).await
     }
 
     async fn read_all_after(
@@ -55,11 +55,11 @@ impl Journal for SqliteStore {
         after: Option<JournalPosition>,
         limit: u16,
     ) -> Result<Vec<(JournalPosition, JournalEntry)>, StoreError> {
-        self.read(move |db| read_all_after(db, after, limit)).await
+        self.writer.ask(Mode::Read, move |db| read_all_after(db, after, limit)).await
     }
 
     async fn usage(&self) -> Result<JournalUsage, StoreError> {
-        self.read(|db| usage(db)).await
+        self.writer.ask(Mode::Read, |db| usage(db)).await
     }
 }
 

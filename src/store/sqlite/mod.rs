@@ -73,13 +73,13 @@ impl SqliteStore {
     /// so do their registries of retained topics, until those are cleared.
     pub async fn declare_sinks(&self, sinks: &BTreeMap<SinkName, Vec<ServerName>>) -> Result<(), StoreError> {
         let sinks = sinks.clone();
-        self.write(Mode::Synced, move |db| sink_store::declare(&db.connection, &sinks)).await
+        self.writer.ask(Mode::Synced, move |db| sink_store::declare(&db.connection, &sinks)).await
     }
 
     /// Returns the dead letters of a sink, oldest first.
     pub async fn dead_letters(&self, sink: &SinkName) -> Result<Vec<DeadLetter>, StoreError> {
         let sink = sink.clone();
-        self.read(move |db| sink_store::dead_letters(db, &sink)).await
+        self.writer.ask(Mode::Read, move |db| sink_store::dead_letters(db, &sink)).await
     }
 
     /// Returns whether a process, a bridge or a command of one, has this directory open. Blocks.
@@ -127,13 +127,15 @@ impl SqliteStore {
 
     /// Returns the size of each dead-letter queue that is not empty, by the names of the sinks.
     pub async fn dead_letter_usage(&self) -> Result<BTreeMap<String, DeadLetterUsage>, StoreError> {
-        self.read(|db| sink_store::dead_letter_usage(db)).await
+        self.writer.ask(Mode::Read, |db| sink_store::dead_letter_usage(db)).await
     }
 
     /// Removes a dead letter, which was delivered after all.
     pub async fn drop_dead_letter(&self, sink: &SinkName, id: &str) -> Result<(), StoreError> {
         let (sink, id) = (sink.to_string(), id.to_owned());
-        self.write(Mode::Synced, move |db| sink_store::drop_dead_letter(&db.connection, &sink, &id).map(drop)).await
+        self.writer
+            .ask(Mode::Synced, move |db| sink_store::drop_dead_letter(&db.connection, &sink, &id).map(drop))
+            .await
     }
 
     /// Records that the directory is in use now, so that the next run knows for how long it was not.
@@ -146,22 +148,7 @@ impl SqliteStore {
     /// Closes the store, so that the next open need not check it. Every later call fails.
     pub async fn close(&self) -> Result<(), StoreError> {
         self.note_alive();
-        self.write(Mode::Close, Db::close).await
-    }
-
-    async fn read<T: Send + 'static>(
-        &self,
-        work: impl FnMut(&mut Db) -> Result<T, Failure> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        self.writer.ask(Mode::Read, None, work).await
-    }
-
-    async fn write<T: Send + 'static>(
-        &self,
-        mode: Mode,
-        work: impl FnMut(&mut Db) -> Result<T, Failure> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        self.writer.ask(mode, None, work).await
+        self.writer.ask(Mode::Close, Db::close).await
     }
 }
 

@@ -17,32 +17,33 @@ use crate::port::{Progress, RetainedScan, SinkProgress, SinkState, SinkStore, St
 impl SinkStore for SqliteStore {
     async fn load_sink(&self, sink: &SinkName) -> Result<SinkState, StoreError> {
         let sink = sink.clone();
-        self.read(move |db| load(db, &sink)).await
+        self.writer.ask(Mode::Read, move |db| load(db, &sink)).await
     }
 
     async fn save_progress(&self, sink: &SinkName, progress: Progress) -> Result<(), StoreError> {
         let sink = sink.clone();
         // Lazily: an older cursor only means that entries come again, with the same ids (I6).
-        self.write(Mode::Lazy, move |db| save_progress(db, &sink, &progress)).await
+        self.writer.ask(Mode::Lazy, move |db| save_progress(db, &sink, &progress)).await
     }
 
     async fn add_dead_letter(&self, sink: &SinkName, entry: &JournalEntry, reason: &str) -> Result<(), StoreError> {
         let (sink, entry, reason) = (sink.clone(), entry.clone(), reason.to_owned());
-        self.write(Mode::Synced, move |db| add_dead_letter(db, &sink, &entry, &reason)).await
+        self.writer.ask(Mode::Synced, move |db| add_dead_letter(db, &sink, &entry, &reason)).await
     }
 
     async fn register_topics(&self, sink: &SinkName, topics: Vec<String>) -> Result<(), StoreError> {
         let sink = sink.clone();
-        self.write(Mode::Synced, move |db| register_topics(db, &sink, &topics)).await
+        self.writer.ask(Mode::Synced, move |db| register_topics(db, &sink, &topics)).await
     }
 
     async fn unregister_topics(&self, sink: &SinkName, topics: Vec<String>) -> Result<(), StoreError> {
         let sink = sink.clone();
-        self.write(Mode::Lazy, move |db| {
-            let sql = "DELETE FROM retained_topics WHERE sink = ?1 AND topic = ?2";
-            topics.iter().try_for_each(|topic| db.execute(sql, (sink.as_str(), topic)).map(drop))
-        })
-        .await
+        self.writer
+            .ask(Mode::Lazy, move |db| {
+                let sql = "DELETE FROM retained_topics WHERE sink = ?1 AND topic = ?2";
+                topics.iter().try_for_each(|topic| db.execute(sql, (sink.as_str(), topic)).map(drop))
+            })
+            .await
     }
 
     async fn set_retained_scan(&self, sink: &SinkName, scan: Option<RetainedScan>) -> Result<(), StoreError> {
@@ -50,7 +51,7 @@ impl SinkStore for SqliteStore {
         let scan = scan.map_or(0, |scan| 1 + i64::from(scan.is_first_run));
         let sql = "INSERT INTO sinks (sink, retained_scan) VALUES (?1, ?2) \
                    ON CONFLICT (sink) DO UPDATE SET retained_scan = ?2";
-        self.write(Mode::Synced, move |db| db.execute(sql, (sink.as_str(), scan)).map(drop)).await
+        self.writer.ask(Mode::Synced, move |db| db.execute(sql, (sink.as_str(), scan)).map(drop)).await
     }
 
     async fn adopt_retained(
@@ -60,20 +61,20 @@ impl SinkStore for SqliteStore {
         servers: Vec<ServerName>,
     ) -> Result<Vec<ServerName>, StoreError> {
         let sink = sink.clone();
-        self.write(Mode::Synced, move |db| adopt_retained(db, &sink, &topics, &servers)).await
+        self.writer.ask(Mode::Synced, move |db| adopt_retained(db, &sink, &topics, &servers)).await
     }
 
     async fn set_strict_ordering(&self, sink: &SinkName) -> Result<(), StoreError> {
         let sink = sink.clone();
         let sql = "INSERT INTO sinks (sink, has_strict_ordering) VALUES (?1, 1) \
                    ON CONFLICT (sink) DO UPDATE SET has_strict_ordering = 1";
-        self.write(Mode::Synced, move |db| db.execute(sql, [sink.as_str()]).map(drop)).await
+        self.writer.ask(Mode::Synced, move |db| db.execute(sql, [sink.as_str()]).map(drop)).await
     }
 
     async fn save_projection_state(&self, sink: &SinkName, state: String) -> Result<(), StoreError> {
         let sink = sink.clone();
         let sql = "INSERT OR REPLACE INTO projections (sink, state) VALUES (?1, ?2)";
-        self.write(Mode::Synced, move |db| db.execute(sql, (sink.as_str(), &state)).map(drop)).await
+        self.writer.ask(Mode::Synced, move |db| db.execute(sql, (sink.as_str(), &state)).map(drop)).await
     }
 }
 

@@ -445,7 +445,7 @@ async fn a_full_disk_refuses_commits_until_there_is_space() {
         let count = move |db: &mut db::Db| {
             Ok(db.connection.query_row(&format!("PRAGMA max_page_count = {count}"), [], |row| row.get::<_, i64>(0))?)
         };
-        store.writer.ask(db::Mode::Read, None, count).await.unwrap();
+        store.writer.ask(db::Mode::Read, count).await.unwrap();
     };
     set_pages("1").await; // the least that SQLite takes is what the file has
     let mut last = Seq(1);
@@ -539,7 +539,7 @@ async fn commits_of_one_group_succeed_and_fail_alone() {
     // While the thread is held, everything else waits and becomes one group.
     let (release, held) = std::sync::mpsc::channel::<()>();
     let held = std::sync::Mutex::new(held);
-    let hold = store.writer.ask(db::Mode::Read, None, move |_| {
+    let hold = store.writer.ask(db::Mode::Read, move |_| {
         held.lock().unwrap().recv().unwrap();
         Ok(())
     });
@@ -566,7 +566,7 @@ async fn every_call_fails_after_the_thread_has_ended() {
     let folder = tempfile::tempdir().unwrap();
     let (store, _) = open(folder.path());
     let fall = |_: &mut db::Db| -> Result<(), failure::Failure> { panic!("on purpose") };
-    assert!(matches!(store.writer.ask(db::Mode::Read, None, fall).await, Err(StoreError::Io(_))));
+    assert!(matches!(store.writer.ask(db::Mode::Read, fall).await, Err(StoreError::Io(_))));
     assert!(matches!(store.commit(added(&server("home"), 1)).await, Err(StoreError::Io(_))));
     assert!(matches!(store.usage().await, Err(StoreError::Io(_))));
 }

@@ -22,7 +22,6 @@ use super::db::{Db, Mode};
 use super::failure::Failure;
 use super::folder::Folder;
 use super::{command_log, journal, schema};
-use crate::model::ServerName;
 use crate::port::{Clock, StoreError};
 
 /// Limit on queued requests, and on the requests of one group; further callers wait for a place in the queue.
@@ -34,8 +33,6 @@ const COMMANDS_PER_TRIM: u32 = 1_000;
 
 pub(super) struct Request {
     mode: Mode,
-    /// The server of a commit, and how many revisions it needs.
-    revs: Option<(ServerName, u64)>,
     job: Box<dyn Job>,
 }
 
@@ -78,14 +75,14 @@ impl Writer {
     }
 
     /// Has `work` done and waits for its outcome, which for a write comes after its commit.
-    pub async fn ask<T, F>(&self, mode: Mode, revs: Option<(ServerName, u64)>, work: F) -> Result<T, StoreError>
+    pub async fn ask<T, F>(&self, mode: Mode, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnMut(&mut Db) -> Result<T, Failure> + Send + 'static,
     {
         let gone = || StoreError::Io("the store is closed".into());
         let (reply, answer) = oneshot::channel();
-        let request = Request { mode, revs, job: Box::new(Call { work, value: None, reply }) };
+        let request = Request { mode, job: Box::new(Call { work, value: None, reply }) };
         let requests = self.requests.as_ref().expect("taken only on drop");
         requests.send(request).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
@@ -175,14 +172,10 @@ impl Db {
             return;
         }
         for mut request in group {
-            let outcome = self.write_alone(&mut request).map_err(Failure::into_write_error);
-            request.job.answer(outcome);
+            let reserved = self.reserve(&request.mode);
+            let outcome = reserved.and_then(|()| self.transaction(request.mode.is_synced(), |db| request.job.run(db)));
+            request.job.answer(outcome.map_err(Failure::into_write_error));
         }
-    }
-
-    fn write_alone(&mut self, request: &mut Request) -> Result<(), Failure> {
-        self.reserve(request)?;
-        self.transaction(request.mode == Mode::Synced, |db| request.job.run(db))
     }
 
     /// Writes a group in one transaction. A request that is refused by itself has its own outcome.
@@ -191,9 +184,9 @@ impl Db {
     /// Nothing of the group was written.
     fn write_together(&mut self, group: &mut [Request]) -> Result<Vec<Result<(), StoreError>>, Failure> {
         for request in &*group {
-            self.reserve(request)?;
+            self.reserve(&request.mode)?;
         }
-        let is_synced = group.iter().any(|request| request.mode == Mode::Synced);
+        let is_synced = group.iter().any(|request| request.mode.is_synced());
         self.transaction(is_synced, |db| {
             let mut outcomes = Vec::with_capacity(group.len());
             for request in group {
@@ -244,10 +237,10 @@ impl Db {
     }
 
     /// Ensures that the server of a commit has a row and enough reserved revisions.
-    fn reserve(&mut self, request: &Request) -> Result<(), Failure> {
-        match &request.revs {
-            Some((server, count)) => journal::reserve(self, server, *count),
-            None => Ok(()),
+    fn reserve(&mut self, mode: &Mode) -> Result<(), Failure> {
+        match mode {
+            Mode::Commit { server, revs, .. } => journal::reserve(self, server, *revs),
+            _ => Ok(()),
         }
     }
 

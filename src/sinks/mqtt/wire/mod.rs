@@ -256,11 +256,12 @@ fn qos_5(qos: Qos) -> Qos5 {
 
 /// Takes the properties out of a message.
 fn properties(message: &mut Message) -> packet5::PublishProperties {
+    let attributes = std::mem::take(&mut message.attributes);
     packet5::PublishProperties {
-        payload_format_indicator: message.is_text.then_some(1),
+        payload_format_indicator: (!message.body.is_empty()).then_some(1),
         content_type: message.content_type.map(str::to_owned),
         correlation_data: message.correlation.take(),
-        user_properties: std::mem::take(&mut message.user_properties),
+        user_properties: attributes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
         ..Default::default()
     }
 }
@@ -272,7 +273,7 @@ fn properties_bytes(message: &Message) -> usize {
     LENGTH_AND_FORMAT
         + message.content_type.map_or(0, text)
         + message.correlation.as_ref().map_or(0, |data| 3 + data.len())
-        + message.user_properties.iter().map(|(name, value)| text(name) + 2 + value.len()).sum::<usize>()
+        + message.attributes.iter().map(|(name, value)| text(name) + 2 + value.len()).sum::<usize>()
 }
 
 impl EventLoop {
@@ -281,10 +282,18 @@ impl EventLoop {
     /// Cancel-safe once connected. Must not be called again after an error.
     pub async fn next(&mut self) -> Result<Event, ConnectionError> {
         let limit = self.keep_alive() + STALL_TIMEOUT;
-        match tokio::time::timeout(limit, self.poll()).await {
-            Ok(event) => event,
-            Err(_) => Err(ConnectionError::other("the broker has stopped reading")),
-        }
+        let polled = async {
+            match self {
+                Self::V311(events) => Ok(event::from_311(events.poll().await.map_err(error::from_311)?)),
+                Self::V5(events) => {
+                    let event = event::from_5(events.poll().await.map_err(error::from_5)?);
+                    check_state_5(events, &event)?;
+                    Ok(event)
+                }
+            }
+        };
+        let stalled = |_| ConnectionError::other("the broker has stopped reading");
+        tokio::time::timeout(limit, polled).await.map_err(stalled)?
     }
 
     /// Connects and returns what the broker granted.
@@ -306,17 +315,6 @@ impl EventLoop {
         match self {
             Self::V311(_) => KEEP_ALIVE,
             Self::V5(events) => events.options.keep_alive(),
-        }
-    }
-
-    async fn poll(&mut self) -> Result<Event, ConnectionError> {
-        match self {
-            Self::V311(events) => Ok(event::from_311(events.poll().await.map_err(error::from_311)?)),
-            Self::V5(events) => {
-                let event = event::from_5(events.poll().await.map_err(error::from_5)?);
-                check_state_5(events, &event)?;
-                Ok(event)
-            }
         }
     }
 }
@@ -352,13 +350,12 @@ mod tests {
         let client = Client::V5(client);
         let topic = "dtorrent/home/torrent/3f78/event/added".to_owned();
         let route = Route { topic, qos: Qos::AtLeastOnce, is_retained: false };
-        let bare = Message::bytes(route, Bytes::from(vec![b'x'; 1_000]));
-        let named = |name: &str| (name.to_owned(), "v".repeat(200));
+        let bare = Message::text(route, Bytes::from(vec![b'x'; 1_000]));
+        let named = |name| (name, "v".repeat(200));
         let full = Message {
             content_type: Some("application/json"),
-            is_text: true,
             correlation: Some(Bytes::from_static(b"0123")),
-            user_properties: ["id", "source", "type"].map(named).to_vec(),
+            attributes: ["id", "source", "type"].map(named).to_vec(),
             ..bare.clone()
         };
         for message in [bare, full] {
