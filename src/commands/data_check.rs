@@ -5,10 +5,11 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::Duration;
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -16,10 +17,10 @@ use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use tracing::info;
 
+use super::beneath::{Folder, Found, Identity, Kind, Place, PlaceError, Walk};
 use super::errors::precondition;
 use super::padding::{PADDING_SECONDS, Padding};
-use super::roots::Roots;
-use crate::model::{CommandError, MERKLE_BLOCK_BYTES, Metainfo, TorrentFile, WrittenNames, merkle_root};
+use crate::model::{CommandError, ErrorCode, MERKLE_BLOCK_BYTES, Metainfo, TorrentFile, WrittenNames, merkle_root};
 
 /// Bytes read in one step, which occupies a thread for blocking work.
 const STEP_BYTES: u64 = 16 << 20;
@@ -41,29 +42,38 @@ pub(super) struct Checked {
 pub(super) async fn check(
     metainfo: &Metainfo,
     names: &WrittenNames,
-    place: &Path,
-    roots: &Roots,
+    place: Place,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Checked, CommandError> {
+    let base = if metainfo.is_folder { place.folder.folder(&place.name).map_err(refused)? } else { place.folder };
+    let base = Arc::new(base);
     let mut files = Vec::with_capacity(metainfo.files.len());
-    let mut checked = Checked { paths: Vec::new(), stamps: Vec::new(), padding: Padding::default() };
+    let mut checked = Checked { paths: Vec::new(), stamps: Vec::new(), padding: Padding::below(Arc::clone(&base)) };
+    let mut walk = Walk::new(&base);
     for (number, file) in metainfo.files.iter().enumerate() {
-        let relative = path_of(metainfo, names, number, place);
-        let path = if metainfo.is_folder { place.join(&relative) } else { place.to_owned() };
+        let path = if metainfo.is_folder {
+            path_of(metainfo, names, number, &mut walk).map_err(refused)?
+        } else {
+            PathBuf::from(&place.name)
+        };
+        let found = walk.found(&path).map_err(refused)?;
         let mut file = file.clone();
         // Padding that is on disk has to be what the torrent says, as any file.
-        file.is_padding &= path.symlink_metadata().is_err();
+        file.is_padding &= found.is_none();
+        let mut identity = None;
         checked.stamps.push(if file.is_padding {
             checked.padding.add(&path, file.length);
             (file.length, PADDING_SECONDS)
         } else {
-            size_and_time(&path, &file, roots)?
+            let found = check_size(&base.path().join(&path), found, &file)?;
+            identity = Some(found.identity);
+            (found.bytes, found.modified_seconds)
         });
-        checked.paths.push(relative);
-        files.push((path, file));
+        checked.paths.push(path.clone());
+        files.push(OnDisk { path, identity, file });
     }
     let total = metainfo.length;
-    let mut reader = Reader::new(metainfo, files);
+    let mut reader = Reader::new(metainfo, Arc::clone(&base), files);
     let mut logged = Instant::now();
     while !reader.is_done() {
         // The reader travels to the thread and back: a future that is dropped ends the check with its current step.
@@ -80,36 +90,51 @@ pub(super) async fn check(
 
 /// Returns the path of a file below the torrent's folder: of those that the torrent has for it in several encodings,
 /// the first at which there is something.
-fn path_of(metainfo: &Metainfo, names: &WrittenNames, number: usize, place: &Path) -> PathBuf {
-    if !metainfo.is_folder {
-        return place.file_name().map(PathBuf::from).unwrap_or_default();
-    }
+fn path_of(
+    metainfo: &Metainfo,
+    names: &WrittenNames,
+    number: usize,
+    walk: &mut Walk<'_>,
+) -> Result<PathBuf, PlaceError> {
     let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
     let paths = names.files.as_ref().and_then(|files| files.get(number)).into_iter().flatten();
-    let mut paths = paths.map(|bytes| path(bytes).components().filter(|part| *part != Component::RootDir).collect());
-    let usual: PathBuf = metainfo.files[number].path.iter().map(|name| path(name)).collect();
-    paths.find(|path: &PathBuf| place.join(path).symlink_metadata().is_ok()).unwrap_or(usual)
+    for bytes in paths {
+        let path: PathBuf = path(bytes).components().filter(|part| *part != Component::RootDir).collect();
+        if walk.found(&path)?.is_some() {
+            return Ok(path);
+        }
+    }
+    Ok(metainfo.files[number].path.iter().map(|name| path(name)).collect())
 }
 
-/// Returns the size and the time of a file, after checking that it is where it should be.
-fn size_and_time(path: &Path, file: &TorrentFile, roots: &Roots) -> Result<(u64, u64), CommandError> {
-    let missing = |error: io::Error| precondition(format!("data_file: {}: {error}", path.display()));
-    let resolved = path.canonicalize().map_err(missing)?;
-    if !roots.has_below(&resolved) {
-        return Err(roots.outside("data_file"));
+/// Returns what was found of a file, after checking that it is one of the right size.
+fn check_size(path: &Path, found: Option<Found>, file: &TorrentFile) -> Result<Found, CommandError> {
+    match found {
+        Some(found) if found.kind == Kind::Link => Err(refused(PlaceError::Link(path.to_owned()))),
+        Some(found) if found.kind == Kind::File && found.bytes == file.length => Ok(found),
+        Some(_) => Err(precondition(format!("data_file: {} is no file of {} bytes", path.display(), file.length))),
+        None => Err(precondition(format!("data_file: {} is not there", path.display()))),
     }
-    let found = resolved.metadata().map_err(missing)?;
-    if !found.is_file() || found.len() != file.length {
-        return Err(precondition(format!("data_file: {} is no file of {} bytes", path.display(), file.length)));
-    }
-    let changed = found.modified().map_err(missing)?.duration_since(UNIX_EPOCH).unwrap_or_default();
-    Ok((found.len(), changed.as_secs()))
+}
+
+fn refused(error: PlaceError) -> CommandError {
+    let code = if matches!(error, PlaceError::Link(_)) { ErrorCode::Forbidden } else { ErrorCode::Precondition };
+    CommandError::new(code, format!("data_file: {error}"))
+}
+
+/// A file of a torrent, as it was found.
+struct OnDisk {
+    /// Relative to the base.
+    path: PathBuf,
+    /// Which file it is, unless it is padding that does not exist.
+    identity: Option<Identity>,
+    file: TorrentFile,
 }
 
 /// Reads the files one after the other, and hashes them as the version of the torrent demands.
-#[derive(Default)]
 struct Reader {
-    files: Vec<(PathBuf, TorrentFile)>,
+    base: Arc<Folder>,
+    files: Vec<OnDisk>,
     /// Place of the current file.
     at: usize,
     open: Option<File>,
@@ -132,9 +157,22 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(metainfo: &Metainfo, files: Vec<(PathBuf, TorrentFile)>) -> Self {
-        let (pieces, layers) = (metainfo.pieces.clone(), metainfo.layers.clone());
-        Self { files, piece_length: metainfo.piece_length.into(), pieces, layers, ..Self::default() }
+    fn new(metainfo: &Metainfo, base: Arc<Folder>, files: Vec<OnDisk>) -> Self {
+        Self {
+            base,
+            files,
+            at: 0,
+            open: None,
+            in_file: 0,
+            read_bytes: 0,
+            piece_length: metainfo.piece_length.into(),
+            pieces: metainfo.pieces.clone(),
+            piece: Sha1::new(),
+            in_piece: 0,
+            number: 0,
+            layers: metainfo.layers.clone(),
+            blocks: Vec::new(),
+        }
     }
 
     fn is_done(&self) -> bool {
@@ -146,7 +184,7 @@ impl Reader {
         let until = self.read_bytes + STEP_BYTES;
         let mut buffer = vec![0; MERKLE_BLOCK_BYTES as usize];
         while !self.is_done() && self.read_bytes < until {
-            let TorrentFile { length, is_padding, .. } = self.files[self.at].1;
+            let TorrentFile { length, is_padding, .. } = self.files[self.at].file;
             if self.in_file == length {
                 self.end_file()?;
                 continue;
@@ -176,13 +214,17 @@ impl Reader {
     }
 
     fn read(&mut self, chunk: &mut [u8]) -> Result<(), CommandError> {
-        let path = &self.files[self.at].0;
-        let failed = |error: io::Error| precondition(format!("data_file: {}: {error}", path.display()));
+        let OnDisk { path, identity, .. } = &self.files[self.at];
         let file = match &mut self.open {
             Some(file) => file,
-            none => none.insert(File::open(path).map_err(failed)?),
+            none => {
+                let folder = self.base.below(path.parent().unwrap_or(Path::new(""))).map_err(refused)?;
+                let (file, _) = folder.open_file(path.file_name().unwrap_or_default(), *identity).map_err(refused)?;
+                none.insert(file)
+            }
         };
-        file.read_exact(chunk).map_err(failed)
+        let path = || self.base.path().join(path);
+        file.read_exact(chunk).map_err(|error| precondition(format!("data_file: {}: {error}", path().display())))
     }
 
     fn end_file(&mut self) -> Result<(), CommandError> {
@@ -224,7 +266,7 @@ impl Reader {
     }
 
     fn end_piece_v2(&mut self) -> Result<(), CommandError> {
-        let (_, file) = &self.files[self.at];
+        let file = &self.files[self.at].file;
         let is_right = file.root.is_some_and(|root| {
             let width = (self.piece_length / u64::from(MERKLE_BLOCK_BYTES)).max(1) as usize;
             match self.layers.get(&root) {
@@ -242,8 +284,10 @@ impl Reader {
 
     /// Ends the current piece, which ends in the current file.
     fn end_piece(&mut self, is_right: bool) -> Result<(), CommandError> {
-        let (path, piece) = (self.files[self.at].0.display(), self.number);
+        let piece = self.number;
         if !is_right {
+            let path = self.base.path().join(&self.files[self.at].path);
+            let path = path.display();
             return Err(precondition(format!("data_file: {path} is not what the torrent says: piece {piece} differs")));
         }
         self.number += 1;
@@ -254,16 +298,15 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::roots::Roots;
     use crate::model::MetainfoBuilder;
 
-    fn check_now(torrent: &[u8], place: &Path, root: &Path) -> Result<u64, String> {
+    fn check_now(torrent: &[u8], path: &Path, root: &Path) -> Result<u64, String> {
         let (metainfo, names) = (Metainfo::parse(torrent).unwrap(), WrittenNames::parse(torrent).unwrap());
-        let roots = Roots::new(vec![root.to_owned()]);
+        let place = Roots::new(vec![root.to_owned()]).find("data_file", path.to_str().unwrap()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let mut read = 0;
-        runtime
-            .block_on(check(&metainfo, &names, place, &roots, |bytes, _| read = bytes))
-            .map_err(|error| error.message)?;
+        runtime.block_on(check(&metainfo, &names, place, |bytes, _| read = bytes)).map_err(|error| error.message)?;
         Ok(read)
     }
 
@@ -289,7 +332,7 @@ mod tests {
         assert!(check_now(&torrent, &root.join("t"), &root).unwrap_err().contains("no file of 70000 bytes"));
         std::fs::remove_file(root.join("t/3")).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", root.join("t/3")).unwrap();
-        assert!(check_now(&torrent, &root.join("t"), &root).unwrap_err().contains("not found below"));
+        assert!(check_now(&torrent, &root.join("t"), &root).unwrap_err().contains("t/3 is a symbolic link"));
     }
 
     /// A torrent of version 2 alone, made by its rules.

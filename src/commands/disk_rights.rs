@@ -1,53 +1,46 @@
 //! What this process may do to files, asked before it is done. Everything here blocks.
 
-use std::collections::HashMap;
-use std::fs::Metadata;
+use std::ffi::OsStr;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::fs::Access;
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
+use super::beneath::{Folder, Found, Kind};
 use super::errors::precondition;
 use crate::model::CommandError;
 
 /// Only the owner of a file may remove it from a folder with this bit.
 const STICKY: u32 = 0o1000;
 
-/// Checks that a file may be removed from its folder. `folders` remembers what was found of the folders.
-pub(super) fn check_may_remove(path: &Path, folders: &mut HashMap<PathBuf, Metadata>) -> Result<(), CommandError> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    if !folders.contains_key(folder) {
-        check_may_change(folder)?;
-        let found = folder.metadata().map_err(|error| refused(folder, &error.to_string()))?;
-        folders.insert(folder.to_owned(), found);
-    }
-    let found = path.symlink_metadata().map_err(|error| refused(path, &error.to_string()))?;
-    let (user, folder) = (geteuid().as_raw(), &folders[folder]);
-    if folder.mode() & STICKY != 0 && ![0, folder.uid(), found.uid()].contains(&user) {
-        return Err(refused(path, "it is somebody else's, in a folder where only the owner of a file may remove it"));
+/// Checks that a file may be removed from its folder, of which [`check_may_change`] is true.
+pub(super) fn check_may_remove(folder: &Folder, name: &OsStr, found: &Found) -> Result<(), CommandError> {
+    let (user, itself) = (geteuid().as_raw(), folder.itself()?);
+    let refused = |reason| Err(refused(&folder.path().join(name), reason));
+    if itself.mode & STICKY != 0 && ![0, itself.owner, found.owner].contains(&user) {
+        return refused("it is somebody else's, in a folder where only the owner of a file may remove it");
     }
     // Not a lack of rights, which would be EACCES and no obstacle: the file itself is marked immutable.
-    if !found.is_symlink() && accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS) == Err(Errno::PERM) {
-        return Err(refused(path, "it is marked immutable"));
+    if found.kind == Kind::File && folder.check_access(Some(name), Access::WRITE_OK) == Err(Errno::PERM) {
+        return refused("it is marked immutable");
     }
     Ok(())
 }
 
 /// Checks that files may be put into a folder, and removed from it.
-pub(super) fn check_may_change(folder: &Path) -> Result<(), CommandError> {
-    let rights = Access::WRITE_OK | Access::EXEC_OK;
-    accessat(CWD, folder, rights, AtFlags::EACCESS).map_err(|error| {
-        refused(folder, &format!("the bridge may not change this folder ({})", io::Error::from(error)))
+pub(super) fn check_may_change(folder: &Folder) -> Result<(), CommandError> {
+    folder.check_access(None, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| {
+        refused(folder.path(), &format!("the bridge may not change this folder ({})", io::Error::from(error)))
     })
 }
 
 /// Checks that a file may be read.
-pub(super) fn check_may_read(path: &Path) -> Result<(), CommandError> {
-    accessat(CWD, path, Access::READ_OK, AtFlags::EACCESS)
-        .map_err(|error| refused(path, &format!("the bridge may not read it ({})", io::Error::from(error))))
+pub(super) fn check_may_read(folder: &Folder, name: &OsStr) -> Result<(), CommandError> {
+    folder.check_access(Some(name), Access::READ_OK).map_err(|error| {
+        refused(&folder.path().join(name), &format!("the bridge may not read it ({})", io::Error::from(error)))
+    })
 }
 
 fn refused(path: &Path, reason: &str) -> CommandError {

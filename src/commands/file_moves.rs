@@ -1,32 +1,47 @@
 //! Moving the files of a torrent, in a way that can be taken back. Everything here blocks.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, Metadata};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt as _;
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use tracing::debug;
+use tracing::{debug, warn};
 
+use super::beneath::{Folder, Found, Identity, Kind, Place, PlaceError, Walk, lock};
 use super::disk_rights::{check_may_change, check_may_read, check_may_remove};
 use super::errors::precondition;
-use super::files::FilePlan;
+use super::files::{FilePlan, PlannedFile};
+use super::roots::Roots;
 use crate::model::{CommandError, ErrorCode};
+
+/// A file that is being copied is called so, with a random number between the two.
+const PART_PREFIX: &str = ".dtorrent-";
+const PART_SUFFIX: &str = ".part";
 
 /// The move of the files of one torrent to another directory.
 #[derive(Debug)]
 pub(super) struct FileMove {
     plan: FilePlan,
     pairs: Vec<Pair>,
-    /// Folders of the new place that do not exist yet, parents before their children.
+    target: Target,
+    /// Folders of the new place that do not exist yet, below the start of the target, parents before their children.
     new_folders: BTreeSet<PathBuf>,
+}
+
+/// The new place of the files.
+#[derive(Debug)]
+struct Target {
+    /// As much of it as exists.
+    start: Folder,
+    /// The rest of the path.
+    rest: PathBuf,
 }
 
 #[derive(Debug)]
 struct Pair {
-    from: PathBuf,
-    to: PathBuf,
-    bytes: u64,
+    file: PlannedFile,
     /// Copied whole before an interruption: only the old one is still to be deleted.
     is_copied: bool,
 }
@@ -35,51 +50,62 @@ impl FileMove {
     /// Plans to move the files below `to`, with their paths in the torrent's directory, and checks that it can be done.
     ///
     /// Nothing is changed. `is_repeated` is for a command that was interrupted: some files may be at the new place.
-    pub fn new(plan: FilePlan, to: &Path, is_repeated: bool) -> Result<Self, CommandError> {
+    pub fn new(plan: FilePlan, roots: &Roots, to: &Path, is_repeated: bool) -> Result<Self, CommandError> {
+        let (start, rest) = roots.open_start("directory", to)?;
+        let target = Target { start, rest };
         if is_repeated {
-            check_moved(&plan, to)?;
+            target.check_moved(&plan)?;
         } else {
             plan.check_complete()?;
         }
-        let mut moving = Self { pairs: Vec::with_capacity(plan.files.len()), new_folders: BTreeSet::new(), plan };
-        // The same folder by way of a link: only the client is asked.
-        if to.canonicalize().is_ok_and(|to| to == moving.plan.base) {
+        let pairs = Vec::with_capacity(plan.files.len());
+        let mut moving = Self { pairs, new_folders: BTreeSet::new(), target, plan };
+        let Some(base) = &moving.plan.base else { return Ok(moving) };
+        // The same folder: only the client is asked.
+        if moving.target.rest.as_os_str().is_empty()
+            && moving.target.start.itself()?.identity == base.itself()?.identity
+        {
             return Ok(moving);
         }
-        for (from, bytes) in &moving.plan.files {
-            // All or nothing: a file outside would stay behind while the torrent points elsewhere.
-            let rest = from.strip_prefix(&moving.plan.base);
-            let rest = rest.map_err(|_| precondition(format!("a link leads {} out of its folder", from.display())))?;
-            let to = to.join(rest);
-            let is_copied = match to.symlink_metadata() {
-                Ok(found) if is_repeated && found.is_file() && found.len() == *bytes => true,
-                Ok(_) => return Err(precondition(format!("{} is there already and is left alone", to.display()))),
-                Err(_) => false,
+        for file in &moving.plan.files {
+            let is_copied = match moving.target.found(&file.path)? {
+                Some((_, found)) if is_repeated && found.kind == Kind::File && found.bytes == file.bytes => true,
+                Some((path, _)) => {
+                    return Err(precondition(format!("{} is there already and is left alone", path.display())));
+                }
+                None => false,
             };
-            moving.pairs.push(Pair { from: from.clone(), to, bytes: *bytes, is_copied });
+            moving.pairs.push(Pair { file: file.clone(), is_copied });
         }
-        moving.check_rights()?;
+        moving.new_folders = moving.check_rights(base)?;
         Ok(moving)
     }
 
-    fn check_rights(&mut self) -> Result<(), CommandError> {
-        let (mut sources, mut targets): (HashMap<PathBuf, Metadata>, HashMap<PathBuf, Metadata>) = Default::default();
-        for Pair { from, to, .. } in &self.pairs {
-            check_may_remove(from, &mut sources)?;
-            let folder = to.parent().unwrap_or(Path::new("/"));
-            if !targets.contains_key(folder) {
-                let (start, found) = existing(folder)?;
-                check_may_change(start)?;
-                let new = folder.ancestors().take_while(|folder| *folder != start);
-                self.new_folders.extend(new.map(Path::to_owned));
-                targets.insert(folder.to_owned(), found);
+    /// Checks what this process may do at both ends; returns the folders that are to be made.
+    fn check_rights(&self, base: &Folder) -> Result<BTreeSet<PathBuf>, CommandError> {
+        let (mut new_folders, mut devices, mut walk) = (BTreeSet::new(), HashMap::new(), Walk::new(base));
+        let mut checked: Option<&Path> = None;
+        for Pair { file, .. } in &self.pairs {
+            let (folder, name) = walk.folder_of(&file.path)?;
+            let parent = file.path.parent().unwrap_or(Path::new(""));
+            if checked.replace(parent) != Some(parent) {
+                check_may_change(folder)?;
             }
-            let source = from.parent().and_then(|folder| sources.get(folder));
-            if source.is_some_and(|source| source.dev() != targets[folder].dev()) {
-                check_may_read(from)?;
+            let Some(found) = folder.found(name)? else { continue };
+            check_may_remove(folder, name, &found)?;
+            if !devices.contains_key(parent) {
+                let (deepest, missing) = self.target.start.start_of(&self.target.rest.join(parent))?;
+                check_may_change(&deepest)?;
+                let place = self.target.rest.join(parent);
+                let count = missing.components().count();
+                new_folders.extend(place.ancestors().take(count).map(Path::to_owned));
+                devices.insert(parent, deepest.itself()?.identity.device);
+            }
+            if devices.get(parent) != Some(&found.identity.device) {
+                check_may_read(folder, name)?;
             }
         }
-        Ok(())
+        Ok(new_folders)
     }
 
     /// Moves the files.
@@ -87,16 +113,25 @@ impl FileMove {
     /// # Errors
     /// The first that cannot be moved; those before it are back at their old place.
     pub fn run(&self) -> Result<(), CommandError> {
-        // Those that are not there any more were moved before an interruption.
-        for (place, pair) in self.pairs.iter().enumerate().filter(|(_, pair)| pair.from.symlink_metadata().is_ok()) {
-            let moved = if pair.is_copied { fs::remove_file(&pair.from) } else { move_file(&pair.from, &pair.to) };
-            if let Err(error) = moved {
-                let failed = failed(&pair.from, &error);
+        let Some(base) = &self.plan.base else { return Ok(()) };
+        let mut walk = Walk::new(base);
+        for (place, pair) in self.pairs.iter().enumerate() {
+            if let Err(error) = self.move_one(&mut walk, pair) {
+                let failed = precondition(format!("{error}; every file is where it was"));
                 return Err(self.undo_first(place).err().unwrap_or(failed));
             }
         }
         self.plan.remove_folders();
         Ok(())
+    }
+
+    fn move_one(&self, walk: &mut Walk<'_>, Pair { file, is_copied }: &Pair) -> Result<(), PlaceError> {
+        let (folder, name) = walk.folder_of(&file.path)?;
+        if *is_copied {
+            return folder.remove_file(name, file.identity);
+        }
+        let found = Found { identity: file.identity, ..expect_found(folder, name)? };
+        move_file(folder, name, &found, &self.target.make(&file.path)?)
     }
 
     /// Moves the files back to where they were.
@@ -108,102 +143,180 @@ impl FileMove {
     }
 
     fn undo_first(&self, count: usize) -> Result<(), CommandError> {
-        for Pair { from, to, .. } in self.pairs[..count].iter().rev() {
-            move_file(to, from).map_err(|error| {
-                let (to, from) = (to.display(), from.display());
-                let message = format!("{to}: {error}; it belongs back to {from}, as the move could not be completed");
+        let Some(base) = &self.plan.base else { return Ok(()) };
+        for Pair { file, .. } in self.pairs[..count].iter().rev() {
+            self.move_back(&file.path).map_err(|error| {
+                let home = base.path().join(&file.path);
+                let home = home.display();
+                let message = format!("{error}; it belongs back to {home}, as the move could not be completed");
                 CommandError::new(ErrorCode::ClientFault, message)
             })?;
         }
         // Others may have put something there meanwhile, and then it stays.
-        let left = self.new_folders.iter().rev().filter(|folder| fs::remove_dir(folder).is_err()).count();
+        let left = self.new_folders.iter().rev().filter(|folder| self.target.remove_folder(folder).is_err()).count();
         if left > 0 {
             debug!(left, "folders made for a move are not empty or never were made");
         }
         Ok(())
     }
 
+    fn move_back(&self, path: &Path) -> Result<(), PlaceError> {
+        let Place { folder, name } = self.target.open(path)?;
+        let found = expect_found(&folder, &name)?;
+        move_file(&folder, &name, &found, &self.plan.remake(path)?)
+    }
+
     /// Checks that every file is at its new place.
     pub fn check_done(&self) -> Result<(), CommandError> {
-        let is_there =
-            |pair: &&Pair| pair.to.symlink_metadata().is_ok_and(|found| !found.is_file() || found.len() >= pair.bytes);
-        match self.pairs.iter().find(|pair| !is_there(pair)) {
-            None => Ok(()),
-            Some(Pair { to, .. }) => Err(precondition(format!("{} is not there after the move", to.display()))),
+        for Pair { file, .. } in &self.pairs {
+            let found = self.target.found(&file.path)?;
+            if !found.is_some_and(|(_, found)| found.kind == Kind::File && found.bytes >= file.bytes) {
+                let path = self.target.path_of(&file.path);
+                return Err(precondition(format!("{} is not there after the move", path.display())));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Target {
+    fn path_of(&self, file: &Path) -> PathBuf {
+        self.start.path().join(&self.rest).join(file)
+    }
+
+    /// Opens the folder of a file.
+    fn open(&self, file: &Path) -> Result<Place, PlaceError> {
+        let (folder, name) = self.split(file);
+        Ok(Place { folder: self.start.below(&folder)?, name })
+    }
+
+    /// The same after making the folders that are missing.
+    fn make(&self, file: &Path) -> Result<Place, PlaceError> {
+        let (folder, name) = self.split(file);
+        Ok(Place { folder: self.start.make_below(&folder)?, name })
+    }
+
+    fn split(&self, file: &Path) -> (PathBuf, OsString) {
+        (self.rest.join(file.parent().unwrap_or(Path::new(""))), file.file_name().unwrap_or_default().to_owned())
+    }
+
+    /// Looks for a file.
+    fn found(&self, file: &Path) -> Result<Option<(PathBuf, Found)>, PlaceError> {
+        match self.open(file) {
+            Ok(place) => Ok(place.found()?.map(|found| (place.path(), found))),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(error),
         }
     }
-}
 
-/// Checks that the files of an interrupted move that are not at their old place are at the new one.
-fn check_moved(plan: &FilePlan, to: &Path) -> Result<(), CommandError> {
-    let is_lost = |path: &&PathBuf| to.join(path).symlink_metadata().is_err();
-    let Some(path) = plan.missing.iter().find(is_lost) else { return Ok(()) };
-    let (old, new) = (plan.directory.join(path), to.join(path));
-    Err(precondition(format!("neither {} nor {} is there", old.display(), new.display())))
-}
-
-/// Returns the deepest folder above or at `folder` that exists.
-fn existing(folder: &Path) -> Result<(&Path, Metadata), CommandError> {
-    let found = folder.ancestors().find_map(|start| match start.metadata() {
-        Ok(found) if found.is_dir() => Some(Ok((start, found))),
-        Ok(_) => Some(Err(precondition(format!("{} is no folder", start.display())))),
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => None,
-        Err(error) => Some(Err(precondition(format!("{}: {error}", start.display())))),
-    });
-    found.unwrap_or_else(|| Err(precondition(format!("{} is not an absolute path", folder.display()))))
-}
-
-fn failed(path: &Path, error: &io::Error) -> CommandError {
-    precondition(format!("{}: {error}; every file is where it was", path.display()))
-}
-
-fn move_file(from: &Path, to: &Path) -> io::Result<()> {
-    let folder = to.parent().ok_or(ErrorKind::InvalidInput)?;
-    fs::create_dir_all(folder)?;
-    match fs::rename(from, to) {
-        Err(error) if error.kind() == ErrorKind::CrossesDevices => {}
-        other => return other,
+    fn remove_folder(&self, folder: &Path) -> Result<(), PlaceError> {
+        let parent = self.start.below(folder.parent().unwrap_or(Path::new("")))?;
+        parent.remove_folder(folder.file_name().unwrap_or_default())
     }
-    let found = from.symlink_metadata()?;
-    if !found.is_file() {
-        return Err(io::Error::other("a link is not moved to another disk"));
+
+    /// Checks that the files of an interrupted move that are not at their old place are here.
+    fn check_moved(&self, plan: &FilePlan) -> Result<(), CommandError> {
+        for path in &plan.missing {
+            if self.found(path)?.is_none() {
+                let (old, new) = (plan.directory.join(path), self.path_of(path));
+                return Err(precondition(format!("neither {} nor {} is there", old.display(), new.display())));
+            }
+        }
+        Ok(())
     }
-    // Under another name until it is whole: a file of the right name and size counts as copied after an interruption.
-    let mut name = to.file_name().ok_or(ErrorKind::InvalidInput)?.to_owned();
-    name.push(".dtorrent-part");
-    let part = folder.join(name);
-    if let Err(error) = copy(from, &part, &found) {
-        fs::remove_file(&part)?;
-        return Err(error);
+}
+
+fn expect_found(folder: &Folder, name: &OsStr) -> Result<Found, PlaceError> {
+    let missing = || PlaceError::Io { path: folder.path().join(name), reason: io::ErrorKind::NotFound.into() };
+    folder.found(name)?.ok_or_else(missing)
+}
+
+fn move_file(folder: &Folder, name: &OsStr, found: &Found, to: &Place) -> Result<(), PlaceError> {
+    if folder.rename(name, found.identity, to)? {
+        return Ok(());
     }
-    fs::rename(&part, to)?;
+    remove_parts(&to.folder);
+    let part = Part::create(&to.folder)?;
+    let copied = part.fill(folder, name, found).and_then(|()| to.folder.rename(&part.name, part.identity, to));
+    if !matches!(copied, Ok(true)) {
+        to.folder.remove_file(&part.name, part.identity)?;
+        let other_disk = || PlaceError::Io { path: to.path(), reason: io::ErrorKind::CrossesDevices.into() };
+        return Err(copied.err().unwrap_or_else(other_disk));
+    }
     // The new name has to survive a power cut before the old one goes.
-    fs::File::open(folder)?.sync_all()?;
-    fs::remove_file(from)
+    to.folder.sync()?;
+    folder.remove_file(name, found.identity)
 }
 
-fn copy(from: &Path, to: &Path, found: &Metadata) -> io::Result<()> {
-    let (mut source, mut target) = (fs::File::open(from)?, fs::File::create(to)?);
-    io::copy(&mut source, &mut target)?;
-    target.set_permissions(found.permissions())?;
-    // rTorrent takes a file with an unchanged time as verified, and does not read it again.
-    target.set_modified(found.modified()?)?;
-    target.sync_all()
+/// A file that is being copied, under another name until it is whole: a file of the right name and size counts as copied
+/// after an interruption.
+struct Part {
+    name: OsString,
+    identity: Identity,
+    /// Locked as long as this exists: a part without a lock was left by a process that was killed.
+    file: File,
+}
+
+impl Part {
+    /// Creates one under a name that nobody can know before.
+    fn create(folder: &Folder) -> Result<Self, PlaceError> {
+        loop {
+            let name = OsString::from(format!("{PART_PREFIX}{:032x}{PART_SUFFIX}", rand::random::<u128>()));
+            let (file, identity) = folder.create_file(&name, 0o600)?;
+            // Another move may have taken it for one that was left, before it had its lock.
+            if lock(&file) && folder.found(&name)?.is_some_and(|found| found.identity == identity) {
+                return Ok(Self { name, identity, file });
+            }
+        }
+    }
+
+    fn fill(&self, folder: &Folder, name: &OsStr, found: &Found) -> Result<(), PlaceError> {
+        let failed = |reason| PlaceError::Io { path: folder.path().join(name), reason };
+        let (mut source, now) = folder.open_file(name, Some(found.identity))?;
+        io::copy(&mut source, &mut &self.file).map_err(failed)?;
+        // Without the bits that would give a program other rights: the copy is this user's.
+        self.file.set_permissions(Permissions::from_mode(now.mode & 0o777)).map_err(failed)?;
+        // rTorrent takes a file with an unchanged time as verified, and does not read it again.
+        let modified = source.metadata().and_then(|source| source.modified());
+        modified.and_then(|time| self.file.set_modified(time)).and_then(|()| self.file.sync_all()).map_err(failed)
+    }
+}
+
+/// Removes the parts in a folder that nobody is writing: left when a process was killed.
+fn remove_parts(folder: &Folder) {
+    let stays = |error| warn!(folder = %folder.path().display(), %error, "an unfinished copy stays");
+    let remove = |name: &OsStr| {
+        let (file, found) = folder.open_file(name, None)?;
+        if lock(&file) { folder.remove_file(name, found.identity) } else { Ok(()) }
+    };
+    match folder.names() {
+        Ok(names) => {
+            names.iter().filter(|name| is_part(name)).for_each(|name| remove(name).unwrap_or_else(stays));
+        }
+        Err(error) => stays(error),
+    }
+}
+
+fn is_part(name: &OsStr) -> bool {
+    let middle = name.to_str().and_then(|name| name.strip_prefix(PART_PREFIX)?.strip_suffix(PART_SUFFIX));
+    middle.is_some_and(|middle| middle.len() == 32 && middle.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
     use super::*;
-    use crate::commands::roots::Roots;
     use crate::model::{Content, ContentFile};
 
-    struct Folder {
+    struct TestFolder {
         _folder: tempfile::TempDir,
         root: PathBuf,
         roots: Roots,
     }
 
-    fn folder_with(files: &[&str]) -> Folder {
+    fn folder_with(files: &[&str]) -> TestFolder {
         let temporary = tempfile::tempdir().unwrap();
         let root = temporary.path().canonicalize().unwrap();
         for path in files {
@@ -211,10 +324,10 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, b"x").unwrap();
         }
-        Folder { _folder: temporary, roots: Roots::new(vec![root.clone()]), root }
+        TestFolder { _folder: temporary, roots: Roots::new(vec![root.clone()]), root }
     }
 
-    impl Folder {
+    impl TestFolder {
         /// Plans to move the torrent `t` of the files `a` and `sub/b`.
         fn plan(&self, to: &str, is_repeated: bool) -> Result<FileMove, CommandError> {
             let file = |path: &str| ContentFile { path: path.into(), length: 1, is_begun: true, is_complete: true };
@@ -223,7 +336,7 @@ mod tests {
                 folder_name: Some("t".into()),
                 files: vec![file("a"), file("sub/b")],
             };
-            FileMove::new(FilePlan::new(&self.roots, &content)?, &self.root.join(to), is_repeated)
+            FileMove::new(FilePlan::new(&self.roots, &content)?, &self.roots, &self.root.join(to), is_repeated)
         }
 
         fn has(&self, path: &str) -> bool {
@@ -254,7 +367,7 @@ mod tests {
         // Between plan and move somebody puts a file where a folder is needed.
         fs::create_dir_all(folder.root.join("new/deep/t")).unwrap();
         fs::write(folder.root.join("new/deep/t/sub"), b"x").unwrap();
-        assert!(moving.run().unwrap_err().message.contains("t/sub/b"));
+        assert!(moving.run().unwrap_err().message.contains("new/deep/t/sub"));
         assert!(folder.has("t/a") && folder.has("t/sub/b") && !folder.has("new/deep/t/a"));
         assert!(folder.has("new/deep/t/sub"), "what others put there stays");
     }
@@ -272,11 +385,58 @@ mod tests {
     #[test]
     fn a_place_that_is_the_same_folder_needs_no_move() {
         let folder = folder_with(&["t/a", "t/sub/b"]);
-        std::os::unix::fs::symlink(&folder.root, folder.root.join("link")).unwrap();
-        let moving = folder.plan("link/t", false).unwrap();
+        let moving = folder.plan("t", false).unwrap();
         moving.run().unwrap();
         moving.check_done().unwrap();
         assert!(folder.has("t/a") && folder.has("t/sub/b"));
-        assert!(folder.plan("t/a/below", false).unwrap_err().message.contains("is no folder"));
+        assert!(folder.plan("t/a/below", false).unwrap_err().message.contains("Not a directory"));
+    }
+
+    #[test]
+    fn no_file_is_moved_through_a_link() {
+        let outside = folder_with(&["empty/x"]);
+        let folder = folder_with(&["t/a", "t/sub/b", "there/y"]);
+        symlink(&outside.root, folder.root.join("way-out")).unwrap();
+        fs::create_dir(folder.root.join("new")).unwrap();
+        symlink(&outside.root, folder.root.join("new/t")).unwrap();
+        symlink(folder.root.join("there"), folder.root.join("inside")).unwrap();
+        for to in ["way-out/t", "way-out/empty/deep/t", "new/t", "inside/t"] {
+            assert!(folder.plan(to, false).unwrap_err().message.contains("is a symbolic link"), "{to}");
+        }
+        // After the plan: the new place, a folder in it, and the folder of a file.
+        for swapped in ["later", "there/sub", "t/sub"] {
+            let moving = folder.plan(if swapped == "later" { "later/t" } else { "there" }, false).unwrap();
+            let path = folder.root.join(swapped);
+            let aside = folder.root.join("aside");
+            let was_there = fs::rename(&path, &aside).is_ok();
+            symlink(outside.root.join("empty"), &path).unwrap();
+            assert!(moving.run().is_err(), "{swapped}");
+            fs::remove_file(&path).unwrap();
+            if was_there {
+                fs::rename(&aside, &path).unwrap();
+            }
+            assert!(folder.has("t/a") && folder.has("t/sub/b"), "{swapped}");
+        }
+        assert_eq!(fs::read_dir(outside.root.join("empty")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_copy_that_was_left_is_removed_and_nothing_else() {
+        let folder = folder_with(&["secret", "new/.dtorrent-0123.part", "new/mine.part"]);
+        let part = |digit: &str| format!("{PART_PREFIX}{}{PART_SUFFIX}", digit.repeat(32));
+        let new = folder.root.join("new");
+        fs::write(new.join(part("a")), b"left").unwrap();
+        symlink(folder.root.join("secret"), new.join(part("b"))).unwrap();
+        fs::create_dir(new.join(part("c"))).unwrap();
+        let held = Folder::open(&new).unwrap();
+        let running = Part::create(&held).unwrap();
+        remove_parts(&held);
+        assert!(!new.join(part("a")).try_exists().unwrap(), "nobody is writing it");
+        assert!(new.join(part("b")).is_symlink() && new.join(part("c")).is_dir() && folder.has("secret"));
+        assert!(folder.has("new/.dtorrent-0123.part") && folder.has("new/mine.part"));
+        assert!(new.join(&running.name).is_file(), "it is being written");
+        drop(running.file);
+        remove_parts(&held);
+        assert!(!new.join(&running.name).try_exists().unwrap());
     }
 }

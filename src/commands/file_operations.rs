@@ -178,7 +178,8 @@ impl Execution<'_> {
         // Only then may a file at the new place be our own copy; otherwise it is somebody else's.
         let is_repeated = self.command.is_started;
         let to = place_in(directory, &content);
-        Ok(blocking(move || FileMove::new(plan, &to, is_repeated)).await??)
+        let roots = self.parts.sources.roots.clone();
+        Ok(blocking(move || FileMove::new(plan, &roots, &to, is_repeated)).await??)
     }
 
     /// Moves the files back after the client has not taken their new directory; returns the failure to report.

@@ -1,8 +1,8 @@
 //! The files of a torrent on this machine: located, compared with what the client says, deleted.
 //!
 //! A torrent's paths come from whoever made it and its folder from whoever added it, so:
-//! - the folder of each file is resolved through all links first, and has to lie below a root; the file
-//!   itself is never followed: a link is removed, not what it points to;
+//! - its folder is reached from a root without following a link, and held (see [`beneath`](super::beneath)); a file that
+//!   is a link, or below one, is refused;
 //! - a root itself, a folder where a file should be, and what another disk is mounted on are left alone;
 //! - folders are only ever removed when they are empty;
 //! - a file that another torrent has, too, is left alone (the caller asks [`FilePlan::shared_with`]).
@@ -11,13 +11,13 @@
 //! under its name, and a whole one by its size. Everything here blocks.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fs::{self, Metadata};
-use std::io::{self, ErrorKind};
+use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use super::disk_rights::check_may_remove;
+use super::beneath::{Folder, Found, Identity, Kind, Place, PlaceError, Walk};
+use super::disk_rights::{check_may_change, check_may_remove};
 use super::errors::precondition;
 use super::roots::{self, Roots};
 use crate::model::{
@@ -31,52 +31,71 @@ const LISTED_MAX: usize = 1000;
 /// The files of one torrent on this machine.
 #[derive(Debug)]
 pub(super) struct FilePlan {
-    /// Files that exist, with their links resolved, each with its size.
-    pub files: Vec<(PathBuf, u64)>,
+    /// Files that exist.
+    pub files: Vec<PlannedFile>,
     /// Files of which the client has something and that are not here, relative to the torrent's directory.
     pub missing: Vec<PathBuf>,
-    /// The folders that belong to the torrent alone.
+    /// The folders that belong to the torrent alone, relative to its directory.
     folders: BTreeSet<PathBuf>,
     /// The torrent's directory as the client has it.
     pub directory: PathBuf,
-    /// The same with its links resolved.
-    pub base: PathBuf,
+    /// The torrent's directory; `None` if it does not exist.
+    pub base: Option<Folder>,
+    /// The folder that holds the torrent's directory, if that belongs to the torrent alone.
+    home: Option<Folder>,
 }
 
-/// The finding for one file.
-enum Found {
-    File(PathBuf, u64),
-    Nothing,
+/// A file that exists.
+#[derive(Clone, Debug)]
+pub(super) struct PlannedFile {
+    /// Relative to the torrent's directory.
+    pub path: PathBuf,
+    /// Which file it is.
+    pub identity: Identity,
+    /// Its size.
+    pub bytes: u64,
 }
 
 impl FilePlan {
     /// Finds the files of a torrent.
     ///
     /// # Errors
-    /// A path that is not below the roots, is no plain file, cannot be looked at, or is not what the client has.
+    /// A path that is not below the roots or is a link, is no plain file, cannot be looked at, or is not what the client
+    /// has.
     pub fn new(roots: &Roots, content: &Content) -> Result<Self, CommandError> {
         let directory = content.directory.clone();
         if !roots::is_plain(&directory) {
             return Err(precondition("the client does not say in which absolute folder it is"));
         }
-        // A torrent has few folders and many files, and each resolution costs a system call per level.
-        let mut folders: HashMap<PathBuf, Option<PathBuf>> = HashMap::new();
-        let base = resolve(&directory, &mut folders)?.unwrap_or_else(|| directory.clone());
-        let mut plan = Self { files: Vec::new(), missing: Vec::new(), folders: BTreeSet::new(), directory, base };
+        let mut plan = Self {
+            files: Vec::new(),
+            missing: Vec::new(),
+            folders: BTreeSet::new(),
+            home: None,
+            base: open_directory(roots, &directory)?,
+            directory,
+        };
+        if let Some(base) = plan.base.as_ref().filter(|base| content.folder_name.is_some() && !roots.has(base.path())) {
+            plan.home = Some(parent_of(base)?);
+        }
+        let mut walk = plan.base.as_ref().map(Walk::new);
         for file in &content.files {
-            let written = plan.directory.join(inside(&file.path)?);
-            let parent = written.parent().expect("a path below a directory has a parent");
-            let folder = resolve(parent, &mut folders)?;
-            let found = folder.as_ref().map_or(Ok(Found::Nothing), |folder| find(roots, folder, file))?;
+            let path = inside(&file.path)?;
+            let folder = match &mut walk {
+                Some(walk) => walk.found_folder_of(path).map_err(unseen)?,
+                None => None,
+            };
+            let found = folder.map_or(Ok(None), |(folder, name)| find(folder, name, file))?;
             match found {
-                Found::File(path, bytes) => plan.files.push((path, bytes)),
-                // Newer versions do not write padding to disk.
-                Found::Nothing if file.is_begun && !is_padding(&file.path) => plan.missing.push(file.path.clone()),
-                Found::Nothing => {}
+                Some(Found { identity, bytes, .. }) => {
+                    plan.files.push(PlannedFile { path: path.to_owned(), identity, bytes });
+                }
+                None if is_expected(file) => plan.missing.push(path.to_owned()),
+                None => {}
             }
-            if let Some(folder) = folder.filter(|_| content.folder_name.is_some()) {
-                let own = folder.ancestors().take_while(|folder| folder.starts_with(&plan.base));
-                plan.folders.extend(own.filter(|folder| roots.has_below(folder)).map(Path::to_owned));
+            if let Some(base) = plan.base.as_ref().filter(|_| content.folder_name.is_some()) {
+                let own = path.ancestors().skip(1).filter(|folder| !roots.has(&base.path().join(folder)));
+                plan.folders.extend(own.map(Path::to_owned));
             }
         }
         Ok(plan)
@@ -95,39 +114,57 @@ impl FilePlan {
 
     /// Checks that this process may remove every file from its folder.
     pub fn check_removable(&self) -> Result<(), CommandError> {
-        let mut folders = HashMap::new();
-        self.files.iter().try_for_each(|(path, _)| check_may_remove(path, &mut folders))
+        let Some(base) = &self.base else { return Ok(()) };
+        let (mut walk, mut checked) = (Walk::new(base), None);
+        for file in &self.files {
+            let (folder, name) = walk.folder_of(&file.path)?;
+            if checked.as_deref() != file.path.parent() {
+                check_may_change(folder)?;
+                checked = file.path.parent().map(Path::to_owned);
+            }
+            if let Some(found) = folder.found(name)? {
+                check_may_remove(folder, name, &found)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the path of a file, without links.
+    fn path_of(&self, file: &PlannedFile) -> PathBuf {
+        self.base.as_ref().map_or(&*self.directory, Folder::path).join(&file.path)
     }
 
     /// Whether a torrent with data in this directory, as its client writes it, could have one of the files.
     pub fn may_share(&self, directory: &str) -> bool {
         let directory = Directory::new(directory);
-        self.files.iter().any(|(path, _)| directory.rest_of(path).is_some())
+        self.files.iter().any(|file| directory.rest_of(&self.path_of(file)).is_some())
     }
 
     /// Returns the first file that may be one of `files`, which another torrent has in `directory`.
-    pub fn shared_with(&self, directory: &str, files: &[File]) -> Option<&Path> {
+    pub fn shared_with(&self, directory: &str, files: &[File]) -> Option<PathBuf> {
         // Sets, because comparing one by one takes too long: both torrents may have tens of thousands of files.
-        let exact: HashSet<&Path> = self.files.iter().map(|(path, _)| path.as_path()).collect();
+        let exact: HashSet<PathBuf> = self.files.iter().map(|file| self.path_of(file)).collect();
         let other = Directory::new(directory);
-        let below = self.files.iter().filter_map(|(path, _)| Some((path, other.rest_of(path)?)));
+        let below = exact.iter().filter_map(|path| Some((path, other.rest_of(path)?)));
         let texts = |(path, rest): (_, &Path)| client_texts(rest.as_os_str().as_bytes()).map(|text| (text, path));
         let written: HashMap<String, &PathBuf> = below.flat_map(texts).collect();
         let mut folders = HashMap::new();
         files.iter().find_map(|file| {
             if let Some(path) = written.get(&with_line_feeds(file.path.trim_start_matches('/'))) {
-                return Some(path.as_path());
+                return Some((*path).clone());
             }
             let path = Path::new(directory).join(file.path.trim_start_matches('/'));
-            let folder = resolve(path.parent()?, &mut folders).ok()??;
-            exact.get(folder.join(path.file_name()?).as_path()).copied()
+            // Here links are followed: the other torrent's file is looked for, and not touched.
+            let folder =
+                folders.entry(path.parent()?.to_owned()).or_insert_with_key(|folder| folder.canonicalize().ok());
+            exact.get(&folder.as_ref()?.join(path.file_name()?)).cloned()
         })
     }
 
     /// Returns what [`Self::remove`] would do.
     pub fn preview(&self) -> DeletedFiles {
         let mut deleted = DeletedFiles::default();
-        self.files.iter().for_each(|(path, bytes)| add_file(&mut deleted, path, *bytes));
+        self.files.iter().for_each(|file| add_file(&mut deleted, &self.path_of(file), file.bytes));
         deleted
     }
 
@@ -137,42 +174,70 @@ impl FilePlan {
     /// The first file that cannot be removed ends it; those before it are gone.
     pub fn remove(&self) -> Result<DeletedFiles, CommandError> {
         let mut deleted = DeletedFiles::default();
-        for (path, bytes) in &self.files {
-            // Resolved once more: the plan is older than the request to the client that holds the torrent, and a folder
-            // may have become a link since.
-            let is_where_it_was =
-                path.parent().is_some_and(|folder| folder.canonicalize().is_ok_and(|now| now == folder));
-            let removed = if is_where_it_was { fs::remove_file(path) } else { Err(ErrorKind::NotFound.into()) };
+        let Some(base) = &self.base else { return Ok(deleted) };
+        let mut walk = Walk::new(base);
+        for file in &self.files {
+            let removed = walk.folder_of(&file.path).and_then(|(folder, name)| folder.remove_file(name, file.identity));
             if let Err(error) = removed {
-                let (path, count) = (path.display(), deleted.count);
-                let message =
-                    format!("{path}: {error}; {count} of its files were deleted before, and the torrent was kept");
+                let count = deleted.count;
+                let message = format!("{error}; {count} of its files were deleted before, and the torrent was kept");
                 return Err(precondition(message));
             }
-            add_file(&mut deleted, path, *bytes);
+            add_file(&mut deleted, &self.path_of(file), file.bytes);
         }
         deleted.left = self.remove_folders();
         Ok(deleted)
+    }
+
+    /// Returns where a file was, and makes the folders again that were removed since.
+    pub fn remake(&self, file: &Path) -> Result<Place, PlaceError> {
+        let missing = || PlaceError::Io { path: self.directory.clone(), reason: ErrorKind::NotFound.into() };
+        let base = self.base.as_ref().ok_or_else(missing)?;
+        let (parent, name) = (file.parent().unwrap_or(Path::new("")), file.file_name().unwrap_or_default().to_owned());
+        let folder = match (&self.home, base.path().file_name()) {
+            (Some(home), Some(own)) => home.make_below(&Path::new(own).join(parent))?,
+            _ => base.make_below(parent)?,
+        };
+        Ok(Place { folder, name })
     }
 
     /// Removes the torrent's own folders that are empty; returns those that are not.
     pub fn remove_folders(&self) -> Vec<RemainingFile> {
         let mut left = Vec::new();
         // The deepest first, as a set of paths has parents before their children.
-        for folder in self.folders.iter().rev() {
-            let (Some(parent), Ok(found)) = (folder.parent(), folder.symlink_metadata()) else { continue };
-            // An empty mount point belongs to whoever mounts there.
-            if !found.is_dir() || is_mounted(parent, &found) {
-                continue;
-            }
-            match fs::remove_dir(folder) {
-                Err(error) if error.kind() != ErrorKind::NotFound && left.len() < LISTED_MAX => {
-                    left.push(RemainingFile { path: folder.display().to_string(), reason: error.to_string() });
+        for path in self.folders.iter().rev() {
+            match self.remove_own_folder(path) {
+                Err(PlaceError::Io { path, reason }) if reason.kind() != ErrorKind::NotFound => {
+                    left.push(RemainingFile { path: path.display().to_string(), reason: reason.to_string() });
                 }
-                _ => {}
+                // Somebody else's by now.
+                Ok(()) | Err(_) => {}
             }
         }
+        left.truncate(LISTED_MAX);
         left
+    }
+
+    fn remove_own_folder(&self, path: &Path) -> Result<(), PlaceError> {
+        let Some(base) = &self.base else { return Ok(()) };
+        if let Some(name) = path.file_name() {
+            return remove_empty(&base.below(path.parent().unwrap_or(Path::new("")))?, name);
+        }
+        match (&self.home, base.path().file_name()) {
+            (Some(home), Some(name)) => remove_empty(home, name),
+            // A root stays.
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Removes a folder if it is empty and no mount point: that belongs to whoever mounts there.
+fn remove_empty(parent: &Folder, name: &OsStr) -> Result<(), PlaceError> {
+    match parent.found(name)? {
+        Some(found) if found.kind == Kind::Folder && found.identity.device == parent.itself()?.identity.device => {
+            parent.remove_folder(name)
+        }
+        _ => Ok(()),
     }
 }
 
@@ -204,25 +269,37 @@ impl Directory {
     }
 }
 
-/// Resolves a folder; `None` if it does not exist.
+/// Opens a directory of the client; `None` if it does not exist.
 ///
 /// # Errors
-/// This process may not look into a folder above it, so that nothing is known.
-fn resolve(folder: &Path, known: &mut HashMap<PathBuf, Option<PathBuf>>) -> Result<Option<PathBuf>, CommandError> {
-    if let Some(resolved) = known.get(folder) {
-        return Ok(resolved.clone());
-    }
-    let resolved = match folder.canonicalize() {
-        Ok(resolved) => Some(resolved),
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => None,
-        Err(error) => return Err(unseen(folder, &error)),
-    };
-    known.insert(folder.to_owned(), resolved.clone());
-    Ok(resolved)
+/// It is outside the roots, or this process may not look into a folder above it, so that nothing is known.
+fn open_directory(roots: &Roots, directory: &Path) -> Result<Option<Folder>, CommandError> {
+    let (folder, rest) = roots.open_start("its content", directory)?;
+    Ok(rest.as_os_str().is_empty().then_some(folder))
 }
 
-fn unseen(path: &Path, error: &io::Error) -> CommandError {
-    precondition(format!("{}: {error}; the bridge has to see the content of a torrent to change it", path.display()))
+/// Opens the folder that holds another one.
+fn parent_of(folder: &Folder) -> Result<Folder, CommandError> {
+    let (path, itself) = (folder.path(), folder.itself()?);
+    let parent = Folder::open(path.parent().unwrap_or(path))?;
+    let found = path.file_name().map_or(Ok(None), |name| parent.found(name))?;
+    let is_same = found.is_some_and(|found| found.identity == itself.identity);
+    if is_same { Ok(parent) } else { Err(PlaceError::Replaced(path.to_owned()).into()) }
+}
+
+fn unseen(error: PlaceError) -> CommandError {
+    match error {
+        PlaceError::Io { .. } => {
+            precondition(format!("{error}; the bridge has to see the content of a torrent to change it"))
+        }
+        error => error.into(),
+    }
+}
+
+/// Whether the client has something of a file that should be on disk.
+fn is_expected(file: &ContentFile) -> bool {
+    // Newer versions do not write padding to disk.
+    file.is_begun && !is_padding(&file.path)
 }
 
 /// Returns a path of the client if it leads to a file inside a directory.
@@ -233,28 +310,22 @@ fn inside(path: &Path) -> Result<&Path, CommandError> {
     if is_inside { Ok(path) } else { Err(precondition(format!("{path:?} is no path to be sure of"))) }
 }
 
-/// Looks at one file in its folder, whose links are resolved.
-fn find(roots: &Roots, folder: &Path, file: &ContentFile) -> Result<Found, CommandError> {
-    let path = folder.join(file.path.file_name().unwrap_or_default());
-    if !roots.has_below(&path) {
-        return Err(roots.outside("its content"));
-    }
+/// Looks at one file in its folder.
+fn find(folder: &Folder, name: &OsStr, file: &ContentFile) -> Result<Option<Found>, CommandError> {
+    let Some(found) = folder.found(name).map_err(unseen)? else { return Ok(None) };
+    let path = folder.path().join(name);
     let refuse = |problem: &str| Err(precondition(format!("{} {problem}", path.display())));
-    match path.symlink_metadata() {
-        Ok(found) if found.is_dir() => refuse("is a folder"),
+    match found.kind {
+        Kind::Link => Err(PlaceError::Link(path).into()),
+        Kind::Folder => refuse("is a folder"),
         // A pipe or a device is no content of a torrent, and reading one may never end.
-        Ok(found) if !(found.is_file() || found.is_symlink()) => refuse("is no plain file"),
-        Ok(found) if is_mounted(folder, &found) => refuse("is mounted there"),
-        // A link occupies nothing of its own, and what it points to stays.
-        Ok(found) if found.is_symlink() => Ok(Found::File(path, 0)),
-        Ok(found) if file.is_complete && found.len() != file.length => refuse(&format!(
+        Kind::Special => refuse("is no plain file"),
+        Kind::File if found.identity.device != folder.itself()?.identity.device => refuse("is mounted there"),
+        Kind::File if file.is_complete && found.bytes != file.length => refuse(&format!(
             "has {} bytes and not {}, as the file that the client has there: it is another one (another mount?)",
-            found.len(),
-            file.length
+            found.bytes, file.length
         )),
-        Ok(found) => Ok(Found::File(path, found.len())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Found::Nothing),
-        Err(error) => Err(unseen(&path, &error)),
+        Kind::File => Ok(Some(found)),
     }
 }
 
@@ -262,11 +333,6 @@ fn find(roots: &Roots, folder: &Path, file: &ContentFile) -> Result<Found, Comma
 fn is_padding(path: &Path) -> bool {
     let is_folder = path.starts_with(".pad");
     is_folder || path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"_____padding_file_"))
-}
-
-/// Whether what was found in `folder` is on another file system than that.
-fn is_mounted(folder: &Path, found: &Metadata) -> bool {
-    folder.metadata().map_or(true, |folder| folder.dev() != found.dev())
 }
 
 fn add_file(deleted: &mut DeletedFiles, path: &Path, bytes: u64) {
@@ -279,6 +345,8 @@ fn add_file(deleted: &mut DeletedFiles, path: &Path, bytes: u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn file(path: &str) -> File {
@@ -341,8 +409,38 @@ mod tests {
             assert!(plan_of(&roots, bad, &[file("passwd"), file("secret")], true).is_err(), "{bad:?}");
         }
         assert!(plan_of(&roots, text(&root), &[file("t")], false).is_err(), "a folder is no file");
-        let deleted = plan_of(&roots, text(&t), &[file("leaf")], true).unwrap().remove().unwrap();
-        assert_eq!((deleted.count, outside.join("secret").is_file()), (1, true), "the link went, not its target");
+        for bad in ["leaf", "link/secret"] {
+            let error = plan_of(&roots, text(&t), &[file(bad)], true).unwrap_err();
+            assert!(error.message.contains("is a symbolic link"), "{bad}: {}", error.message);
+        }
+        std::os::unix::fs::symlink(&t, root.join("other")).unwrap();
+        assert!(plan_of(&roots, text(&root.join("other")), &[file("a")], true).is_err(), "nor one inside the root");
+    }
+
+    #[test]
+    fn what_is_put_in_the_place_of_a_file_after_it_was_checked_stays() {
+        let (_outer, outside, _) = folder_with(&["a", "sub/b"]);
+        let (_folder, root, roots) = folder_with(&["t/a", "t/sub/b"]);
+        // A folder that becomes a link.
+        let before = plan_of(&roots, text(&root.join("t")), &[file("a"), file("sub/b")], true).unwrap();
+        fs::rename(root.join("t/sub"), root.join("kept")).unwrap();
+        std::os::unix::fs::symlink(outside.join("sub"), root.join("t/sub")).unwrap();
+        assert!(before.remove().unwrap_err().message.contains("t/sub is a symbolic link"));
+        assert!(outside.join("sub/b").is_file());
+        // The torrent's own folder becomes one: what was checked is held.
+        let (_folder, root, roots) = folder_with(&["t/a", "t/sub/b"]);
+        let before = plan_of(&roots, text(&root.join("t")), &[file("a"), file("sub/b")], true).unwrap();
+        fs::rename(root.join("t"), root.join("kept")).unwrap();
+        std::os::unix::fs::symlink(&outside, root.join("t")).unwrap();
+        before.remove().unwrap();
+        assert!(outside.join("a").is_file() && outside.join("sub/b").is_file());
+        assert!(!root.join("kept/a").try_exists().unwrap() && root.join("t").is_symlink());
+        // Another file.
+        let (_folder, root, roots) = folder_with(&["t/a", "t/new"]);
+        let before = plan_of(&roots, text(&root.join("t")), &[file("a")], true).unwrap();
+        fs::rename(root.join("t/new"), root.join("t/a")).unwrap();
+        assert!(before.remove().unwrap_err().message.contains("replaced"));
+        assert!(root.join("t/a").is_file());
     }
 
     #[test]

@@ -3,13 +3,14 @@
 //! Other clients do not write padding to disk, because it is nothing but zeros. rTorrent 0.9 takes it for a file like
 //! any other, and without it content that is whole would not be complete. Everything here blocks.
 
-use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use tracing::debug;
 
+use super::beneath::{Folder, Identity, PlaceError};
 use super::errors::precondition;
 use crate::model::CommandError;
 
@@ -18,17 +19,36 @@ pub(super) const PADDING_SECONDS: u64 = 1_000_000_000;
 
 /// Files of padding that are not on disk.
 #[derive(Debug, Default)]
-pub(super) struct Padding(Vec<(PathBuf, u64)>);
+pub(super) struct Padding {
+    /// The folder that the paths are below; `None` without files.
+    base: Option<Arc<Folder>>,
+    files: Vec<(PathBuf, u64)>,
+}
 
 /// Files and folders that were made, in the order of their making.
 #[derive(Debug, Default)]
-pub(super) struct MadePadding(Vec<PathBuf>);
+pub(super) struct MadePadding {
+    base: Option<Arc<Folder>>,
+    made: Vec<Made>,
+}
+
+#[derive(Debug)]
+struct Made {
+    path: PathBuf,
+    /// Of a file.
+    identity: Option<Identity>,
+}
 
 impl Padding {
+    /// Returns an empty list of files below a folder.
+    pub fn below(base: Arc<Folder>) -> Self {
+        Self { base: Some(base), files: Vec::new() }
+    }
+
     /// Adds a file that is to be made; the same one may be in a torrent several times.
     pub fn add(&mut self, path: &Path, bytes: u64) {
-        if self.0.iter().all(|(known, _)| known != path) {
-            self.0.push((path.to_owned(), bytes));
+        if self.files.iter().all(|(known, _)| known != path) {
+            self.files.push((path.to_owned(), bytes));
         }
     }
 
@@ -37,13 +57,13 @@ impl Padding {
     /// # Errors
     /// One cannot be made; those before it are removed again.
     pub fn make(&self) -> Result<MadePadding, CommandError> {
-        let mut made = MadePadding::default();
-        for (path, bytes) in &self.0 {
-            if let Err(error) = made.file(path, *bytes) {
+        let mut made = MadePadding { base: self.base.clone(), made: Vec::new() };
+        let Some(base) = &self.base else { return Ok(made) };
+        for (path, bytes) in &self.files {
+            if let Err(error) = made.file(base, path, *bytes) {
                 made.remove();
-                let path = path.display();
                 return Err(precondition(format!(
-                    "data_file: the torrent has padding at {path}, which rTorrent needs and which cannot be made: {error}"
+                    "data_file: the torrent has padding that rTorrent needs and that cannot be made: {error}"
                 )));
             }
         }
@@ -52,25 +72,31 @@ impl Padding {
 }
 
 impl MadePadding {
-    fn file(&mut self, path: &Path, bytes: u64) -> io::Result<()> {
-        let parent = path.parent().unwrap_or(Path::new("/"));
-        let missing: Vec<&Path> = parent.ancestors().take_while(|folder| folder.symlink_metadata().is_err()).collect();
-        for folder in missing.into_iter().rev() {
-            fs::create_dir(folder)?;
-            self.0.push(folder.to_owned());
-        }
-        let file = File::create_new(path)?;
-        self.0.push(path.to_owned());
-        file.set_len(bytes)?;
-        file.set_modified(UNIX_EPOCH + Duration::from_secs(PADDING_SECONDS))
+    fn file(&mut self, base: &Folder, path: &Path, bytes: u64) -> Result<(), PlaceError> {
+        let parent = path.parent().unwrap_or(Path::new(""));
+        let (_, missing) = base.start_of(parent)?;
+        let mut new: Vec<&Path> = parent.ancestors().take(missing.components().count()).collect();
+        new.reverse();
+        self.made.extend(new.into_iter().map(|path| Made { path: path.to_owned(), identity: None }));
+        let folder = base.make_below(parent)?;
+        let (file, identity) = folder.create_file(path.file_name().unwrap_or_default(), 0o666)?;
+        self.made.push(Made { path: path.to_owned(), identity: Some(identity) });
+        let sized = file.set_len(bytes);
+        let timed = sized.and_then(|()| file.set_modified(UNIX_EPOCH + Duration::from_secs(PADDING_SECONDS)));
+        timed.map_err(|reason: io::Error| PlaceError::Io { path: base.path().join(path), reason })
     }
 
     /// Removes the files again, and the folders that were made for them.
     pub fn remove(&self) {
-        for path in self.0.iter().rev() {
-            let removed = if path.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) };
+        let Some(base) = &self.base else { return };
+        for Made { path, identity } in self.made.iter().rev() {
+            let name = path.file_name().unwrap_or_default();
+            let removed = base.below(path.parent().unwrap_or(Path::new(""))).and_then(|folder| match identity {
+                Some(identity) => folder.remove_file(name, *identity),
+                None => folder.remove_folder(name),
+            });
             if let Err(error) = removed {
-                debug!(path = %path.display(), %error, "padding stays");
+                debug!(%error, "padding stays");
             }
         }
     }
@@ -78,15 +104,18 @@ impl MadePadding {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
     fn padding_is_made_as_zeros_and_removed_again_with_its_folders() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        let mut padding = Padding::default();
+        let base = Arc::new(Folder::open(&folder.path().canonicalize().unwrap()).unwrap());
+        let mut padding = Padding::below(base);
         for (name, bytes) in [("t/.pad/7", 7), ("t/.pad/7", 7), ("t/.pad/9", 9)] {
-            padding.add(&path(name), bytes);
+            padding.add(Path::new(name), bytes);
         }
         let made = padding.make().unwrap();
         assert_eq!(fs::read(path("t/.pad/9")).unwrap(), [0; 9]);

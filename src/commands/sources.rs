@@ -1,11 +1,14 @@
 //! Torrents to add: read, fetched or parsed, until their bytes, info-hash and directory are known.
 
+use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use tracing::info;
 
+use super::beneath::{Place, PlaceError};
+use super::common::blocking;
 use super::data_check::{self, Checked};
 use super::errors::{bad_request, precondition};
 use super::fetch::{Fetched, Fetcher, too_large};
@@ -84,17 +87,8 @@ impl Sources {
     }
 
     async fn read_file(&self, path: &str) -> Result<Bytes, CommandError> {
-        let unreadable = |error: std::io::Error| bad_request(format!("file: {error}"));
-        let resolved = self.roots.find("file", path)?;
-        let found = tokio::fs::metadata(&resolved).await.map_err(unreadable)?;
-        if !found.is_file() {
-            return Err(bad_request("file: not a regular file"));
-        }
-        // Before it is read: a path may name anything, also what fills the memory.
-        if found.len() > BODY_BYTES_MAX as u64 {
-            return Err(too_large());
-        }
-        tokio::fs::read(&resolved).await.map(Bytes::from).map_err(unreadable)
+        let (roots, path) = (self.roots.clone(), path.to_owned());
+        blocking(move || read_torrent(&roots.find("file", &path)?)).await?
     }
 
     /// Verifies data that is there already, and adds resume data that says so.
@@ -108,19 +102,19 @@ impl Sources {
         if metainfo.v1.is_none() {
             info!(name = metainfo.name, "torrent of version 2 only, the client may refuse it");
         }
-        // The check reads the resolved path; the client gets the sender's, as links may lead elsewhere on its machine.
+        // The client gets the directory as the sender wrote it: if the root is a link, it may lead elsewhere there.
         let place = self.roots.find("data_file", data_file)?;
         let directory = Path::new(data_file).parent().and_then(Path::to_str).map(str::to_owned);
         let names = WrittenNames::parse(torrent).ok_or_else(|| bad_request("invalid torrent file: no names"))?;
         // Which of its names the client takes is only known when it has loaded the torrent.
-        let name = place.file_name().filter(|name| names.names.iter().any(|known| known == name.as_bytes()));
+        let name = place.name.clone();
+        let name = Some(name).filter(|name| names.names.iter().any(|known| known == name.as_bytes()));
         let (Some(directory), Some(name)) = (directory, name) else {
             let message =
                 format!("data_file: the torrent calls it {:?}, so its path has to end in that", metainfo.name);
             return Err(precondition(message));
         };
-        let Checked { paths, stamps, padding } =
-            data_check::check(metainfo, &names, &place, &self.roots, progress).await?;
+        let Checked { paths, stamps, padding } = data_check::check(metainfo, &names, place, progress).await?;
         // 20 bytes of SHA-1 each.
         let pieces = metainfo.pieces.len() as u64 / 20;
         let torrent = with_resume_data(torrent, pieces, &stamps).map_err(no_torrent)?;
@@ -128,12 +122,29 @@ impl Sources {
         let is_complete = true;
         let file = |(path, length)| ContentFile { path, length, is_begun: length > 0, is_complete };
         let content = Content {
-            directory: if metainfo.is_folder { Path::new(&directory).join(name) } else { PathBuf::from(&directory) },
-            folder_name: metainfo.is_folder.then(|| name.to_owned()),
+            directory: if metainfo.is_folder { Path::new(&directory).join(&name) } else { PathBuf::from(&directory) },
+            folder_name: metainfo.is_folder.then_some(name),
             files: paths.into_iter().zip(lengths).map(file).collect(),
         };
         Ok((torrent.into(), directory, content, padding))
     }
+}
+
+fn read_torrent(place: &Place) -> Result<Bytes, CommandError> {
+    let unreadable = |error: PlaceError| match error {
+        PlaceError::Link(_) => error.into(),
+        error => bad_request(format!("file: {error}")),
+    };
+    let (file, found) = place.folder.open_file(&place.name, None).map_err(unreadable)?;
+    // Before it is read: a path may name anything, also what fills the memory.
+    if found.bytes > BODY_BYTES_MAX as u64 {
+        return Err(too_large());
+    }
+    let mut bytes = Vec::new();
+    let read = file.take(BODY_BYTES_MAX as u64 + 1).read_to_end(&mut bytes);
+    read.map_err(|error| bad_request(format!("file: {}: {error}", place.path().display())))?;
+    // It may have grown since.
+    if bytes.len() > BODY_BYTES_MAX { Err(too_large()) } else { Ok(bytes.into()) }
 }
 
 fn no_torrent(error: InvalidMetainfo) -> CommandError {

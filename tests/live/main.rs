@@ -21,6 +21,7 @@ mod faults;
 mod harness;
 mod homeassistant;
 mod hooks;
+mod hostile_disk;
 mod initial_snapshot;
 mod labels;
 mod library;

@@ -63,6 +63,25 @@ impl Drop for SmallDisk {
     }
 }
 
+/// A file or a folder that is mounted in another place, too.
+pub struct BindMount(PathBuf);
+
+impl BindMount {
+    pub fn of(what: &Path, at: &Path) -> Option<Self> {
+        if !runs("mount", &["--bind", &what.to_string_lossy()], at) {
+            skip("no right to mount");
+            return None;
+        }
+        Some(Self(at.to_owned()))
+    }
+}
+
+impl Drop for BindMount {
+    fn drop(&mut self) {
+        unmount(&self.0);
+    }
+}
+
 /// An ext4 file system in a file that becomes read-only on an error, as Debian mounts them, and an error on demand.
 ///
 /// It has no journal: an aborted journal would prevent the file system from being mounted again.
