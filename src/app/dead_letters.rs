@@ -24,7 +24,7 @@ use super::adapters::{BrokerAdapter, build_endpoint};
 use super::open_store;
 use crate::config::{Config, Http};
 use crate::log_throttle::retry_while_full;
-use crate::model::{EventId, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, SinkName, Timestamp};
+use crate::model::{EventId, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, SinkName, Timestamp, known_names};
 use crate::port::{Clock, Connected, DeliverError, Delivery, SystemClock};
 use crate::sinks::tls;
 use crate::sinks::webhook::Endpoint;
@@ -323,7 +323,10 @@ impl Replayer {
     /// flight.
     pub(super) async fn replay(&self, webhook: &str, ids: Vec<String>) -> anyhow::Result<Vec<Replayed>> {
         let found = self.endpoints.iter().find(|(name, _)| name.as_str() == webhook);
-        let (name, endpoint) = found.with_context(|| format!("the config has no webhook {webhook}"))?;
+        let (name, endpoint) = found.with_context(|| {
+            let known = known_names(webhook, self.endpoints.keys().map(SinkName::as_str));
+            format!("unknown webhook `{}`; {known}", webhook.escape_default())
+        })?;
         let receiver = Receiver::Webhook(name.clone());
         let _turn = self.one_at_a_time.lock().await;
         let (data_dir, of_webhook) = (self.data_dir.clone(), receiver.clone());

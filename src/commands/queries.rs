@@ -8,10 +8,7 @@ use super::errors::{bad_request, client_gone, precondition, unknown_hash};
 use super::execution::{Attempt, Execution};
 use super::request::{GET_MAX, Target};
 use super::results::ResultBody;
-use crate::model::{
-    CommandError, Details, Files, Filter, InfoHash, Page, Parts, Seq, ServerName, SnapshotTorrent, Torrent,
-    TorrentOutcome,
-};
+use crate::model::{Details, Files, Filter, InfoHash, Page, Parts, Seq, SnapshotTorrent, Torrent, TorrentOutcome};
 use crate::port::{ClientError, Delivery};
 
 impl Execution<'_> {
@@ -65,7 +62,7 @@ impl Execution<'_> {
     pub(super) async fn list(&self, fields: Option<&[String]>, page: u64, page_size: u64) -> Attempt<ResultBody> {
         self.poll_again().await?;
         // A wrong field is named even if no torrent matches, whose keys could be compared with it.
-        check_fields(fields.unwrap_or_default())?;
+        Torrent::check_fields(fields.unwrap_or_default()).map_err(bad_request)?;
         let now = self.parts.common.clock.now();
         let everything = Filter::default();
         let filter = match &self.request.target {
@@ -117,15 +114,6 @@ impl Execution<'_> {
         }
         Ok(ResultBody { value: Some(json!({"from_seq": from, "to_seq": last})), ..ResultBody::ok() })
     }
-}
-
-fn check_fields(fields: &[String]) -> Result<(), CommandError> {
-    let server = ServerName::parse("a").expect("`a` is a name");
-    let known = as_object(&Torrent::new(server, InfoHash::V1([0; 20]), ""));
-    let Some(unknown) = fields.iter().find(|field| !known.contains_key(*field)) else { return Ok(()) };
-    let names: Vec<&str> = known.keys().map(String::as_str).collect();
-    let message = format!("fields: a torrent has no `{}`; there are {}", unknown.escape_default(), names.join(", "));
-    Err(bad_request(message))
 }
 
 fn as_object(torrent: &Torrent) -> Map<String, Value> {

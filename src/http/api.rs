@@ -3,7 +3,7 @@
 //! Reading needs no token, changing does. An error is `{"error": {"code", "message", "retryable"}}`. A command goes
 //! through the same admission as on a broker and is answered with the same result.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use axum::body::{Body, to_bytes};
 use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::http::{HeaderName, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
@@ -26,6 +27,7 @@ use super::connections::Permit;
 use super::query::{self, EventsQuery, TorrentsQuery};
 use crate::model::{
     CommandError, ErrorCode, InfoHash, InvalidInfoHash, OutcomeStatus, Seq, ServerName, SinkName, Stats, Torrent,
+    known_names,
 };
 use crate::port::CommandAddress;
 
@@ -199,7 +201,7 @@ pub(super) async fn sinks(State(state): SharedState) -> Response {
 pub(super) async fn torrents(State(state): SharedState, Path(server): Path<String>, request: Request) -> Answer {
     let (query, fields) = query::torrents(request.uri().query().unwrap_or_default()).map_err(bad_request)?;
     let found = ServerName::parse(&server).ok().and_then(|server| state.api.torrents(&server, &query));
-    let (torrents, total) = found.ok_or_else(no_server)?;
+    let (torrents, total) = found.ok_or_else(|| no_server(&state, &server))?;
     let torrents: Vec<Value> = torrents.iter().map(|torrent| projected(torrent, fields.as_deref())).collect();
     let TorrentsQuery { page, page_size, .. } = query;
     let body = json!({"server": server, "total": total, "page": page, "page_size": page_size, "torrents": torrents});
@@ -216,7 +218,7 @@ fn projected(torrent: &Torrent, fields: Option<&[String]>) -> Value {
 }
 
 pub(super) async fn torrent(State(state): SharedState, Path((server, hash)): Path<(String, String)>) -> Answer {
-    let server = ServerName::parse(&server).map_err(|_| no_server())?;
+    let server = ServerName::parse(&server).map_err(|_| no_server(&state, &server))?;
     let hash: InfoHash = hash.parse().map_err(|error: InvalidInfoHash| bad_request(error.to_string()))?;
     let found = state.api.torrent(&server, hash);
     let torrent = found.ok_or_else(|| bad(ErrorCode::UnknownHash, "no such torrent on that server"))?;
@@ -332,8 +334,10 @@ fn bad_request(message: impl Into<String>) -> Response {
     bad(ErrorCode::BadRequest, message)
 }
 
-fn no_server() -> Response {
-    bad(ErrorCode::UnknownServer, "no server of that name is configured")
+fn no_server(state: &HttpState, name: &str) -> Response {
+    let servers = state.api.servers();
+    let known = known_names(name, servers.iter().map(|server| server.name.as_str()));
+    bad(ErrorCode::UnknownServer, format!("no such server is configured; {known}"))
 }
 
 fn too_many() -> Response {
@@ -349,8 +353,31 @@ pub(super) fn refused(refusal: Refusal) -> Response {
 }
 
 pub(super) async fn not_found() -> Response {
-    let error = CommandError::new(ErrorCode::BadRequest, "no such address");
+    let error = CommandError::new(ErrorCode::Unsupported, "no such address; docs/http.md has all of them");
     (StatusCode::NOT_FOUND, axum::Json(json!({"error": error}))).into_response()
+}
+
+/// Gives the errors of the router (a method or a path that it does not accept) the shape of the others.
+pub(super) async fn with_json_errors(request: Request, next: Next) -> Response {
+    let method = request.method().clone();
+    let response = next.run(request).await;
+    let (status, headers) = (response.status(), response.headers());
+    let is_json = headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    if is_json || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let error = match status {
+        StatusCode::METHOD_NOT_ALLOWED => {
+            let message = format!("{method} is not possible at this address; the header `Allow` has what is");
+            CommandError::new(ErrorCode::Unsupported, message)
+        }
+        _ => CommandError::new(ErrorCode::BadRequest, "the address is not valid: is it percent-encoded UTF-8?"),
+    };
+    let mut headers = response.headers().clone();
+    // Those of the body that is replaced.
+    headers.remove(header::CONTENT_TYPE);
+    headers.remove(header::CONTENT_LENGTH);
+    (status, headers, axum::Json(json!({"error": error}))).into_response()
 }
 
 pub(super) async fn events(
@@ -359,6 +386,10 @@ pub(super) async fn events(
     request: Request,
 ) -> Answer {
     let mut query = query::events(request.uri().query().unwrap_or_default()).map_err(bad_request)?;
+    let known: BTreeSet<ServerName> = state.api.servers().into_iter().map(|server| server.name).collect();
+    if let Some(unknown) = query.servers.iter().flatten().find(|name| !known.contains(*name)) {
+        return Err(no_server(&state, unknown.as_str()));
+    }
     // Browsers send the header when they reconnect, and the URL stays the same, so the header is the newer place.
     let last = request.headers().get(HeaderName::from_static("last-event-id"));
     if let Some(last) = last.filter(|last| !last.is_empty()) {

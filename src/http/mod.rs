@@ -97,6 +97,8 @@ fn router(state: Arc<HttpState>) -> Router {
         .route("/readyz", get(api::ready))
         .route("/metrics", get(api::metrics))
         .merge(guarded)
+        // Outermost, so that it sees the errors of the router, too.
+        .layer(middleware::from_fn(api::with_json_errors))
         .with_state(state)
 }
 

@@ -5,12 +5,16 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 use url::form_urlencoded;
 
-use crate::model::{Filter, Kind, ServerName};
+use crate::model::{Filter, Kind, ServerName, Torrent, known_names};
 
 /// Torrents on a page, unless the query says otherwise.
 const PAGE_SIZE_DEFAULT: u64 = 200;
 /// Most torrents on a page, which is rendered in memory.
 const PAGE_SIZE_MAX: u64 = 1000;
+
+const TORRENTS_PARAMETERS: [&str; 9] =
+    ["filter", "status", "label", "name", "tracker", "private", "fields", "page", "page_size"];
+const EVENTS_PARAMETERS: [&str; 3] = ["server", "event", "last_event_id"];
 
 /// The query of a list of torrents.
 #[derive(Clone, Debug)]
@@ -65,12 +69,13 @@ pub(super) fn torrents(query: &str) -> Result<(TorrentsQuery, Option<Vec<String>
             "fields" => fields = Some(items(&value).map(str::to_owned).collect()),
             "page" => page = number()?,
             "page_size" => page_size = number()?,
-            other => return Err(unknown(other)),
+            other => return Err(unknown(other, &TORRENTS_PARAMETERS)),
         }
     }
     if !(1..=PAGE_SIZE_MAX).contains(&page_size) {
         return Err(format!("page_size: expected 1 to {PAGE_SIZE_MAX}"));
     }
+    Torrent::check_fields(fields.as_deref().unwrap_or_default())?;
     let filter = Filter::from_json(Value::Object(filter)).map_err(|error| error.to_string())?;
     Ok((TorrentsQuery { filter, page, page_size, busiest_first: false }, fields))
 }
@@ -89,19 +94,21 @@ pub(super) fn events(query: &str) -> Result<EventsQuery, String> {
             }
             "event" => {
                 let kind = |name: &str| {
-                    Kind::parse(name).ok_or_else(|| format!("event: unknown kind `{}`", name.escape_default()))
+                    let known = || known_names(name, Kind::ALL.iter().map(|kind| kind.as_str()));
+                    Kind::parse(name)
+                        .ok_or_else(|| format!("event: unknown kind `{}`; {}", name.escape_default(), known()))
                 };
                 events.kinds = items(&value).map(kind).collect::<Result<_, _>>()?;
             }
             "last_event_id" => events.after = Some(value.into_owned()),
-            other => return Err(unknown(other)),
+            other => return Err(unknown(other, &EVENTS_PARAMETERS)),
         }
     }
     Ok(events)
 }
 
-fn unknown(parameter: &str) -> String {
-    format!("unknown parameter `{}`", parameter.escape_default())
+fn unknown(parameter: &str, known: &[&str]) -> String {
+    format!("unknown parameter `{}`; {}", parameter.escape_default(), known_names(parameter, known.iter().copied()))
 }
 
 #[cfg(test)]
@@ -117,9 +124,17 @@ mod tests {
         assert_eq!((query.page, query.page_size), (2, 10));
         assert_eq!(fields.as_deref(), Some(&["hash".to_owned(), "name".to_owned()][..]));
         assert!(torrents("filter=%7B%22label%22%3A%22a%26b%22%7D").is_ok() && torrents("").is_ok());
-        for bad in
-            ["page=x", "page_size=0", "page_size=1001", "status=asleep", "filter=7", "private=1", "x=1", "name=["]
-        {
+        for bad in [
+            "page=x",
+            "page_size=0",
+            "page_size=1001",
+            "status=asleep",
+            "filter=7",
+            "private=1",
+            "x=1",
+            "name=[",
+            "fields=nam",
+        ] {
             assert!(torrents(bad).is_err(), "{bad}");
         }
     }

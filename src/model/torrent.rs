@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Change, Changes, InfoHash, Interner, ServerName, Timestamp};
+use super::{Change, Changes, InfoHash, Interner, ServerName, Timestamp, known_names};
 
 /// Values of the configured extra columns, strings or integers, by their configured names.
 pub type Extra = BTreeMap<Arc<str>, Value>;
@@ -146,6 +146,18 @@ fn json<T: Serialize>(field: &T) -> Value {
 }
 
 impl Torrent {
+    /// Checks that each of these names is a field of a torrent in JSON.
+    ///
+    /// # Errors
+    /// The text names the first that is not, and those that are.
+    pub(crate) fn check_fields(fields: &[String]) -> Result<(), String> {
+        let server = ServerName::parse("a").expect("`a` is a name");
+        let torrent = serde_json::to_value(Self::new(server, InfoHash::V1([0; 20]), "")).expect("it is plain JSON");
+        let known = || torrent.as_object().into_iter().flat_map(|object| object.keys()).map(String::as_str);
+        let Some(unknown) = fields.iter().find(|field| !known().any(|known| known == *field)) else { return Ok(()) };
+        Err(format!("fields: a torrent has no `{}`; {}", unknown.escape_default(), known_names(unknown, known())))
+    }
+
     /// A stopped torrent without content, of which nothing else is known.
     pub fn new(server: ServerName, hash: InfoHash, name: impl Into<String>) -> Self {
         Self {

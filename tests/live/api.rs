@@ -191,6 +191,64 @@ async fn requests_without_permission_change_nothing() {
 }
 
 #[tokio::test]
+async fn every_error_is_json_with_code_message_and_retryable() {
+    if !can_run() {
+        return;
+    }
+    let site = Site::new(&with_token(), &[]).await;
+    let (port, right) = (site.port, format!("Bearer {TOKEN}"));
+    let token = ("Authorization", right.as_str());
+    let pause = "/api/v1/servers/home/commands/pause";
+    for (method, path, headers, body, status, code, part) in [
+        ("POST", "/", vec![], "", 405, "unsupported", "POST is not possible at this address"),
+        ("POST", "/healthz", vec![], "", 405, "unsupported", "is not possible"),
+        ("DELETE", "/metrics", vec![], "", 405, "unsupported", "DELETE is not possible"),
+        ("GET", pause, vec![], "", 405, "unsupported", "is not possible"),
+        ("OPTIONS", pause, vec![], "", 405, "unsupported", "is not possible"),
+        ("PUT", "/api/v1/servers", vec![token], "{}", 405, "unsupported", "is not possible"),
+        ("GET", "/api/v2", vec![], "", 404, "unsupported", "no such address"),
+        ("POST", "/api/v1/servers/home/command/pause", vec![token], "{}", 404, "unsupported", "no such address"),
+        ("GET", "/api/v1/servers/hone/torrents", vec![], "", 404, "unknown_server", "did you mean `home`? known: home"),
+        ("GET", "/api/v1/servers/a%ff/torrents", vec![], "", 400, "bad_request", "not valid"),
+        ("GET", "/api/v1/servers/home/torrents?pge=1", vec![], "", 400, "bad_request", "did you mean `page`?"),
+        ("GET", "/api/v1/servers/home/torrents?fields=hahs", vec![], "", 400, "bad_request", "did you mean `hash`?"),
+        ("GET", "/api/v1/servers/home/torrents?status=pausd", vec![], "", 400, "bad_request", "paused"),
+        ("GET", "/api/v1/events?server=hone", vec![], "", 404, "unknown_server", "did you mean `home`?"),
+        ("GET", "/api/v1/events?event=finised", vec![], "", 400, "bad_request", "did you mean `finished`?"),
+        ("POST", "/api/v1/dead-letters/x/replay", vec![token], r#"{"all": true}"#, 400, "bad_request", "known: none"),
+        ("POST", "/api/v1/dead-letters/x/replay", vec![token], "all=true", 400, "bad_request", "expected {"),
+    ] {
+        let answer = request(port, method, path, &headers, body.as_bytes()).await;
+        assert_eq!(answer.status, status, "{method} {path}: {}", answer.body);
+        assert!(answer.headers.contains("content-type: application/json"), "{method} {path}: {}", answer.headers);
+        let error = &answer.json()["error"];
+        assert_eq!((&error["code"], &error["retryable"]), (&json!(code), &json!(false)), "{method} {path}: {error}");
+        assert!(error["message"].as_str().unwrap().contains(part), "{method} {path}: {error}");
+        assert_eq!(answer.headers.contains("allow: "), status == 405, "{method} {path}: {}", answer.headers);
+    }
+    // The results of commands have the same error, whatever the content type says.
+    let large = "x".repeat((10 << 20) + 1);
+    for (kind, path, body, status, code) in [
+        ("application/x-www-form-urlencoded", pause, "hashes=x", 400, "bad_request"),
+        ("multipart/form-data; boundary=b", pause, "--b\r\n\r\nx\r\n--b--\r\n", 400, "bad_request"),
+        ("text/xml", "/api/v1/servers/home/commands/add", "<x/>", 400, "bad_request"),
+        ("application/json", "/api/v1/servers/hone/commands/pause", "{}", 404, "unknown_server"),
+        ("application/json", "/api/v1/servers/home/commands/puase", "{}", 501, "unsupported"),
+        ("application/json", pause, &large, 413, "too_large"),
+    ] {
+        let answer = request(port, "POST", path, &[token, ("Content-Type", kind)], body.as_bytes()).await;
+        assert_eq!(answer.status, status, "{kind} {path}: {}", answer.body);
+        assert!(answer.headers.contains("content-type: application/json"), "{kind}: {}", answer.headers);
+        let error = &answer.json()["error"];
+        assert_eq!((&error["code"], error["message"].is_string()), (&json!(code), true), "{kind} {path}: {error}");
+    }
+    for (path, status) in [("/healthz", 200), ("/api/v1/servers", 200), ("/api/v2", 404), (pause, 405)] {
+        let answer = request(port, "HEAD", path, &[], b"").await;
+        assert_eq!((answer.status, answer.body.as_str()), (status, ""), "{path}: {}", answer.headers);
+    }
+}
+
+#[tokio::test]
 async fn without_a_configured_token_every_change_is_refused() {
     if !can_run() {
         return;
