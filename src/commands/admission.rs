@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -21,7 +22,7 @@ use crate::model::{
     Timestamp, Verb, known_names, printable,
 };
 use crate::port::{
-    CommandAddress, Incoming, LoggedCommand, LoggedResult, Recorded, ReplyTo, ResultBacklog, StoreError,
+    CommandAddress, CommandDigest, Incoming, LoggedCommand, LoggedResult, Recorded, ReplyTo, ResultBacklog, StoreError,
 };
 
 /// Interval of offering a command to a full disk again.
@@ -130,8 +131,12 @@ impl Admission {
     ) -> Result<Option<Recorded>, StoreError> {
         let Some(recorded) = self.wait_for_room(judged, recorded, stop).await? else { return Ok(None) };
         self.hand_on(judged, &recorded);
-        if recorded == Recorded::WaitersFull {
-            let refused = self.too_many_waiters(judged);
+        let refused = match recorded {
+            Recorded::WaitersFull => Some(self.too_many_waiters(judged)),
+            Recorded::IdTaken => self.id_taken(judged),
+            Recorded::New | Recorded::Running | Recorded::Answered => None,
+        };
+        if let Some(refused) = refused {
             let recorded = self.record(&refused).await;
             let Some(recorded) = self.wait_for_room(&refused, recorded, stop).await? else { return Ok(None) };
             self.hand_on(&refused, &recorded);
@@ -184,6 +189,7 @@ impl Admission {
         let verb = Verb::parse(&verb_text);
         let ttl = envelope.ttl.unwrap_or(TTL).min(expires_in.unwrap_or(Duration::MAX));
         let reply_to = envelope.reply_to.as_deref();
+        let digest = digest(&verb_text, hash.as_ref().ok().and_then(Option::as_ref), &envelope.arguments);
         let verdict = if is_retained {
             Err(refused(ErrorCode::Retained, "a retained command is never carried out; publish it without retain"))
         } else if is_too_large {
@@ -207,6 +213,7 @@ impl Admission {
             verb,
             // A refused command is never executed, and its body would only fill the log.
             body: if verdict.is_ok() { body } else { Bytes::new() },
+            digest: Some(digest),
             received_at: now,
             expires_at: now.plus_millis(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
             reply: reply.or_else(|| reply_to.map(|topic| ReplyTo { topic: topic.to_owned(), correlation: None })),
@@ -293,7 +300,7 @@ impl Admission {
             (_, Ok(_), None) => unreachable!("a command for no server is refused"),
         }
         match recorded {
-            Recorded::New => {}
+            Recorded::New | Recorded::IdTaken => {}
             Recorded::Running | Recorded::WaitersFull => {
                 return info!(sink = %origin, %id, verb = verb_text, "command repeated, it is being executed");
             }
@@ -310,6 +317,24 @@ impl Admission {
         ResultBody { status, ..ResultBody::failed(error) }.into_outcome(command, verb_text, self.common.clock.now())
     }
 
+    /// Answers a message whose id is that of another command. The answer has the id as it came, and is logged under one of its
+    /// own; `None` if its sender waits in this process, has it already and needs no log.
+    ///
+    /// Not logged, because [`Caller`](super::Caller) finds those who repeat the other command by the id in a result.
+    fn id_taken(&self, judged: &Judged) -> Option<Judged> {
+        let Judged { command, verb_text, sender, verdict: _ } = judged;
+        let message =
+            format!("the id {} is taken: another command had it within the last 24 hours; use another id", command.id);
+        let outcome = self.refusal(command, verb_text, failed(ErrorCode::BadRequest, message));
+        if let Some(waiter) = &sender.waiter {
+            results::report(&self.common, command, verb_text, sender.user.as_deref(), &outcome);
+            waiter.answer(outcome.clone(), results::logged(&outcome).body);
+            return None;
+        }
+        let command = LoggedCommand { id: made_up_id(), body: Bytes::new(), ..command.clone() };
+        Some(Judged { command, verb_text: verb_text.clone(), sender: sender.clone(), verdict: Err(outcome) })
+    }
+
     /// Answers a message that repeats a command for whose result too many wait already. The answer has an id of its
     /// own, so that it is not taken for the result of the command.
     fn too_many_waiters(&self, judged: &Judged) -> Judged {
@@ -319,6 +344,13 @@ impl Admission {
         let outcome = self.refusal(&command, verb_text, refused(ErrorCode::ClientOffline, message));
         Judged { command, verb_text: verb_text.clone(), sender: sender.clone(), verdict: Err(outcome) }
     }
+}
+
+/// The digest of what a message asks for; `arguments` is that of its body.
+fn digest(verb: &str, hash: Option<&InfoHash>, arguments: &[u8; 32]) -> CommandDigest {
+    let hash = hash.map(InfoHash::to_string).unwrap_or_default();
+    // Lengths are not needed: neither a level of a topic nor a hash has a line end.
+    CommandDigest(Sha256::new().chain_update(format!("{verb}\n{hash}\n")).chain_update(arguments).finalize().into())
 }
 
 fn names(is_meant: impl Fn(Verb) -> bool) -> Vec<&'static str> {

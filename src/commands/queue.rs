@@ -299,6 +299,7 @@ mod tests {
             hash,
             verb: Some(verb),
             body: Bytes::copy_from_slice(body.as_bytes()),
+            digest: None,
             received_at: Timestamp::from_millis(0),
             expires_at: Timestamp::from_millis(1),
             reply: None,

@@ -271,6 +271,7 @@ mod tests {
                 hash: None,
                 verb: None,
                 body: Vec::new().into(),
+                digest: None,
                 received_at: clock.now(),
                 expires_at: clock.now(),
                 reply: None,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
 
 use super::errors::bad_request;
 use super::scanned_id::scanned_id;
@@ -30,6 +31,9 @@ pub(super) const HASHES_MAX: usize = 10_000;
 /// Most torrents of one `get`, which reads each of them on its own.
 pub(super) const GET_MAX: usize = 1000;
 
+/// The keys of a body that the envelope reads.
+const ENVELOPE_KEYS: [&str; 3] = ["id", "ttl", "reply_to"];
+
 /// The keys that are read before anything else, so that even a malformed command is answered under its id.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Envelope {
@@ -39,6 +43,8 @@ pub struct Envelope {
     pub ttl: Option<Duration>,
     /// A topic for the result; not compared with the allowed prefixes yet.
     pub reply_to: Option<String>,
+    /// SHA-256 of the other keys, however they are written; of the bytes, where the body is no object.
+    pub arguments: [u8; 32],
 }
 
 /// A command that can be executed.
@@ -70,11 +76,13 @@ pub enum Target {
 impl Envelope {
     /// Reads what can be read; the error is for the first thing that is wrong.
     pub fn read(body: &[u8]) -> (Self, Result<(), CommandError>) {
-        let object = match object(body) {
-            Ok(Some(object)) => object,
-            Ok(None) => return (Self::default(), Ok(())),
+        let mut object = match object(body) {
+            Ok(object) => object.unwrap_or_default(),
             // The request says what is wrong with the body as a whole.
-            Err(_) => return (Self { id: scanned_id(body), ..Self::default() }, Ok(())),
+            Err(_) => {
+                let (id, arguments) = (scanned_id(body), Sha256::digest(body).into());
+                return (Self { id, arguments, ..Self::default() }, Ok(()));
+            }
         };
         // The id first: an error in the other keys is then answered under it.
         let mut envelope = Self::default();
@@ -90,12 +98,16 @@ impl Envelope {
             Ok(())
         };
         let result = check();
+        // A repetition may wait longer, and elsewhere.
+        object.retain(|key, _| !ENVELOPE_KEYS.contains(&key.as_str()));
+        envelope.arguments = Sha256::digest(Value::Object(object).to_string()).into();
         (envelope, result)
     }
 
     /// Reads the id alone, from a body that is too large to be read, if it is near the beginning.
     pub fn read_start(body: &[u8]) -> Self {
-        Self { id: scanned_id(&body[..body.len().min(SCANNED_BYTES_MAX)]), ..Self::default() }
+        let start = &body[..body.len().min(SCANNED_BYTES_MAX)];
+        Self { id: scanned_id(start), arguments: Sha256::digest(start).into(), ..Self::default() }
     }
 }
 
@@ -147,7 +159,7 @@ impl Request {
         }
         let mut object = object(body)?.unwrap_or_default();
         // Read by the envelope; what is left in the end is an argument of the verb, or unknown.
-        for key in ["id", "ttl", "reply_to"] {
+        for key in ENVELOPE_KEYS {
             object.remove(key);
         }
         let target = take_target(&mut object, hash)?;

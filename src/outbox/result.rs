@@ -236,6 +236,7 @@ mod tests {
             hash: None,
             verb: None,
             body: Bytes::new(),
+            digest: None,
             received_at: Timestamp::from_seconds(0),
             expires_at: Timestamp::from_seconds(300),
             reply: None,

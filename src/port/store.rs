@@ -250,6 +250,8 @@ pub struct LoggedCommand {
     pub verb: Option<Verb>,
     /// Arguments, in the bytes that came.
     pub body: Bytes,
+    /// Tells another command under the same id from a repetition; `None` if it was logged by a version without digests.
+    pub digest: Option<CommandDigest>,
     /// Time of arrival, from which the id is remembered for 24 hours.
     pub received_at: Timestamp,
     /// End of its time to live: it is not started later.
@@ -258,6 +260,17 @@ pub struct LoggedCommand {
     pub reply: Option<ReplyTo>,
     /// Its actions may have been applied before a crash.
     pub is_started: bool,
+}
+
+/// SHA-256 of what a command asks for: verb, torrent and arguments, without id, time to live and reply address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommandDigest(pub [u8; 32]);
+
+impl LoggedCommand {
+    /// Whether `other`, which has the same id, is another command and no repetition.
+    pub fn differs_from(&self, other: Option<CommandDigest>) -> bool {
+        matches!((self.digest, other), (Some(one), Some(other)) if one != other)
+    }
 }
 
 /// The result of a command.
@@ -280,6 +293,8 @@ pub enum Recorded {
     WaitersFull,
     /// The id has its result, which is queued again for this reply address.
     Answered,
+    /// The id is that of another command: nothing was recorded.
+    IdTaken,
 }
 
 /// A result that a sink has not acknowledged.

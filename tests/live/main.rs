@@ -9,6 +9,7 @@ mod api;
 mod attack;
 mod bad_network;
 mod checks;
+mod command_ids;
 mod commands;
 mod content;
 mod custom_values;

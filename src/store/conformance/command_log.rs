@@ -137,3 +137,30 @@ async fn unsent_results_are_counted_for_each_sink() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn another_command_under_a_known_id_is_not_recorded_and_changes_nothing() {
+    on_each(Options::default(), async |store, clock| {
+        let (home, mqtt) = (server("home"), sink("mqtt"));
+        let first = || command("c1", "mqtt", clock.now());
+        let other = || LoggedCommand { digest: Some(CommandDigest([8; 32])), ..command("c1", "bus", clock.now()) };
+        let of_before = || LoggedCommand { digest: None, ..first() };
+        let refused = || LoggedResult { status: OutcomeStatus::Refused, body: Bytes::from_static(b"no") };
+        assert_eq!(record(store, first(), None).await, Recorded::New);
+        assert_eq!(record(store, other(), None).await, Recorded::IdTaken);
+        assert_eq!(record(store, other(), Some(refused())).await, Recorded::IdTaken);
+        assert_eq!(record(store, of_before(), None).await, Recorded::Running, "without a digest nothing is known");
+        assert_eq!(store.unfinished_commands().await.unwrap(), [first()]);
+
+        let done = LoggedResult { status: OutcomeStatus::Ok, body: Bytes::from_static(b"done") };
+        store.finish_command(Some(&home), &first().id, done).await.unwrap();
+        assert_eq!(record(store, other(), None).await, Recorded::IdTaken);
+        assert_eq!(record(store, first(), None).await, Recorded::Answered);
+        assert_eq!(store.unsent_results(&mqtt, 0, 10).await.unwrap().len(), 2);
+        assert!(store.unsent_results(&sink("bus"), 0, 10).await.unwrap().is_empty(), "the store says nothing to it");
+
+        clock.forward(Duration::from_secs(24 * 3600));
+        assert_eq!(record(store, other(), None).await, Recorded::New, "the id is free again");
+    })
+    .await;
+}

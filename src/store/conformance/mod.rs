@@ -128,6 +128,7 @@ pub(super) fn command(id: &str, origin: &str, received_at: Timestamp) -> LoggedC
         hash: Some(hash(1)),
         verb: Some(Verb::Pause),
         body: Bytes::from_static(b"\x00not text\xff"),
+        digest: Some(CommandDigest([7; 32])),
         received_at,
         expires_at: received_at.plus_millis(300_000),
         reply: Some(ReplyTo { topic: "a/b".to_owned(), correlation: Some(vec![0, 255]) }),

@@ -106,6 +106,9 @@ impl State {
 
     fn record(&mut self, command: LoggedCommand, result: Option<LoggedResult>) -> Result<Recorded, StoreError> {
         if let Some(known) = self.command(command.server.as_ref(), &command.id) {
+            if command.differs_from(known.logged.digest) {
+                return Ok(Recorded::IdTaken);
+            }
             let Some(body) = known.result.clone() else { return Ok(known.add_waiter(command.origin, command.reply)) };
             self.queue_result(command.origin, command.server, body, command.reply);
             return Ok(Recorded::Answered);

@@ -10,7 +10,8 @@ use super::db::{Db, Mode};
 use super::failure::Failure;
 use crate::model::{CommandId, InfoHash, OutcomeStatus, ServerName, SinkName, Timestamp, Verb};
 use crate::port::{
-    CommandLog, LoggedCommand, LoggedResult, RESULTS_BYTES, Recorded, ReplyTo, ResultBacklog, StoreError, UnsentResult,
+    CommandDigest, CommandLog, LoggedCommand, LoggedResult, RESULTS_BYTES, Recorded, ReplyTo, ResultBacklog,
+    StoreError, UnsentResult,
 };
 
 /// Limit on the commands forgotten at once.
@@ -108,26 +109,31 @@ fn forgotten_until(db: &Db) -> i64 {
 
 // Many may come at once, and most of a flood is refused, so a new one takes as few statements as possible.
 fn record(db: &mut Db, command: &LoggedCommand, result: Option<&LoggedResult>) -> Result<Recorded, Failure> {
-    let LoggedCommand { id, server, origin, hash, verb, body, received_at, expires_at, reply, is_started } = command;
+    let LoggedCommand { id, server, origin, hash, verb, body, digest, received_at, expires_at, reply, is_started } =
+        command;
     let server = key(server.as_ref());
-    let sql = "SELECT result, received_at FROM commands WHERE server = ?1 AND id = ?2";
-    let read = |row: &Row<'_>| Ok((row.get::<_, Option<Vec<u8>>>(0)?, row.get::<_, i64>(1)?));
+    let sql = "SELECT result, received_at, digest FROM commands WHERE server = ?1 AND id = ?2";
+    let read = |row: &Row<'_>| {
+        let digest = row.get::<_, Option<[u8; 32]>>(2)?.map(CommandDigest);
+        Ok((row.get::<_, Option<Vec<u8>>>(0)?, row.get::<_, i64>(1)?, digest))
+    };
     let known = db.query_row(sql, (server, id.as_str()), read).optional()?;
     let reply = reply_to_sql(reply.as_ref());
     match known {
-        Some((Some(result), received_at)) if received_at > forgotten_until(db) => {
+        // Older than is remembered, and not trimmed yet: the id is free again (I12).
+        Some((Some(_), received_at, _)) if received_at <= forgotten_until(db) => {
+            db.execute("DELETE FROM commands WHERE server = ?1 AND id = ?2", (server, id.as_str()))?;
+        }
+        Some((_, _, known)) if command.differs_from(known) => return Ok(Recorded::IdTaken),
+        Some((Some(result), ..)) => {
             queue_result(db, origin.as_str(), server, &result, reply.as_deref())?;
             return Ok(Recorded::Answered);
         }
-        // Older than is remembered, and not trimmed yet: the id is free again (I12).
-        Some((Some(_), _)) => {
-            db.execute("DELETE FROM commands WHERE server = ?1 AND id = ?2", (server, id.as_str()))?;
-        }
-        Some((None, _)) => return add_waiter(db, origin.as_str(), server, id, reply.as_deref()),
+        Some((None, ..)) => return add_waiter(db, origin.as_str(), server, id, reply.as_deref()),
         None => {}
     }
     let sql = "INSERT INTO commands (server, id, origin, hash, verb, body, received_at, expires_at, reply, is_started, \
-               status, result) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+               status, result, digest) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
     // The arguments of a command that is not executed are of no use.
     let body: &[u8] = if result.is_some() { &[] } else { body };
     let values = params![
@@ -143,6 +149,7 @@ fn record(db: &mut Db, command: &LoggedCommand, result: Option<&LoggedResult>) -
         is_started,
         result.map(|result| status_to_sql(result.status)),
         result.map(|result| &result.body[..]),
+        digest.map(|digest| digest.0),
     ];
     db.execute(sql, values)?;
     if let Some(result) = result {
@@ -202,7 +209,7 @@ fn finish(db: &Db, server: Option<&ServerName>, id: &CommandId, result: &LoggedR
 }
 
 fn unfinished(db: &Db) -> Result<Vec<LoggedCommand>, Failure> {
-    let sql = "SELECT id, server, origin, hash, verb, body, received_at, expires_at, reply, is_started \
+    let sql = "SELECT id, server, origin, hash, verb, body, received_at, expires_at, reply, is_started, digest \
                FROM commands WHERE result IS NULL ORDER BY number";
     let commands = db.query(sql, [], |row| {
         Ok(LoggedCommand {
@@ -216,6 +223,7 @@ fn unfinished(db: &Db) -> Result<Vec<LoggedCommand>, Failure> {
             expires_at: Timestamp::from_millis(row.get(7)?),
             reply: reply_from_sql(row.get_ref(8)?.as_str_or_null()?)?,
             is_started: row.get(9)?,
+            digest: row.get::<_, Option<[u8; 32]>>(10)?.map(CommandDigest),
         })
     });
     Ok(commands?)

@@ -28,6 +28,7 @@ const STEPS: &[&str] = &[
     include_str!("steps/4_command_waiters.sql"),
     include_str!("steps/5_sink_flags.sql"),
     include_str!("steps/6_names.sql"),
+    include_str!("steps/7_command_digest.sql"),
 ];
 
 /// Opens the directory's database, or creates one where there is none that can be used.

@@ -323,6 +323,7 @@ fn torn_copy(folder: &Path, cut: usize) -> tempfile::TempDir {
 /// Gives tables and columns the names that they had before the sixth step.
 fn to_format_5(connection: &rusqlite::Connection) {
     let renames = "
+        ALTER TABLE commands DROP COLUMN digest;
         ALTER TABLE servers RENAME COLUMN has_commits TO is_used;
         ALTER TABLE servers RENAME COLUMN journal_reset TO reset;
         ALTER TABLE snapshot RENAME COLUMN diff_state TO memory;
@@ -380,10 +381,36 @@ async fn a_file_of_the_format_before_the_renames_is_migrated_with_everything_in_
     assert_eq!(after.snapshot[&hash(1)].diff_state.load.as_deref(), Some("4711"));
     assert_eq!(store.read_after(&home, Seq(0), 9).await.unwrap(), entries);
     assert_eq!(store.load_sink(&mqtt).await.unwrap(), sink_before);
-    assert_eq!(store.unfinished_commands().await.unwrap(), std::slice::from_ref(&first));
+    let of_before = LoggedCommand { digest: None, ..first.clone() };
+    assert_eq!(store.unfinished_commands().await.unwrap(), [of_before]);
     let done = LoggedResult { status: OutcomeStatus::Ok, body: Bytes::from_static(b"done") };
     store.finish_command(Some(&home), &first.id, done).await.unwrap();
     assert_eq!(store.unsent_results(&mqtt, 0, 9).await.unwrap().len(), 2, "the first sender and the second");
+}
+
+#[tokio::test]
+async fn a_file_of_the_format_without_digests_keeps_its_commands_and_tells_new_ones_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let now = Timestamp::from_millis(START);
+    let (store, _) = open(folder.path());
+    record(&store, command("before", "mqtt", now), None).await;
+    store.close().await.unwrap();
+    drop(store);
+    let connection = rusqlite::Connection::open(folder.path().join("dtorrent.sqlite3")).unwrap();
+    connection.execute_batch("ALTER TABLE commands DROP COLUMN digest").unwrap();
+    connection.pragma_update(None, "user_version", 6).unwrap();
+    drop(connection);
+
+    let other = |id| LoggedCommand { digest: Some(CommandDigest([8; 32])), ..command(id, "mqtt", now) };
+    let (store, recovery) = open(folder.path());
+    assert!(recovery.was_clean && !recovery.lost, "{recovery:?}");
+    assert_eq!(record(&store, command("before", "mqtt", now), None).await, Recorded::Running);
+    assert_eq!(record(&store, command("after", "mqtt", now), None).await, Recorded::New);
+    store.close().await.unwrap();
+    drop(store);
+    let (store, _) = open(folder.path());
+    assert_eq!(record(&store, other("before"), None).await, Recorded::Running, "its digest is not known");
+    assert_eq!(record(&store, other("after"), None).await, Recorded::IdTaken, "also after a restart");
 }
 
 #[tokio::test]

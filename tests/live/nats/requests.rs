@@ -68,6 +68,10 @@ async fn a_request_is_answered_once_after_its_effect_was_observed() {
         let again = subscriber.request(&subject, r#"{"label": "linux", "id": "one"}"#).await;
         assert_eq!(body(&again), body(&reply));
         assert_eq!(world.home.get(hash, "d.custom1").await.unwrap(), "other");
+        // Another command under this id is not, and its sender is told.
+        let taken = subscriber.request(&subject, r#"{"label": "windows", "id": "one"}"#).await;
+        assert_eq!((header(&taken, "Nats-Service-Error-Code"), &body(&taken)["id"]), (Some("400"), &json!("one")));
+        assert_eq!(world.home.get(hash, "d.custom1").await.unwrap(), "other");
 
         let unknown = "ab".repeat(20);
         for (subject, request, code, number) in [
