@@ -6,7 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{InfoHash, ServerStats, Status, Timestamp, Torrent, progress};
+use super::{InfoHash, ServerStats, Status, TextLimit, Timestamp, Torrent, progress};
 
 /// The torrents that a listing covers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,10 +41,27 @@ pub struct Listing {
 }
 
 impl Listing {
+    /// Cuts the texts of its torrents to their limits ([`TextLimit`]), whatever client it is from.
+    pub fn within_limits(mut self) -> Self {
+        self.torrents.values_mut().for_each(|observed| observed.torrent.cut_texts());
+        self
+    }
+
     /// A complete listing of all torrents.
     pub fn of_all(torrents: impl IntoIterator<Item = Observed>) -> Self {
         let torrents = torrents.into_iter().map(|observed| (observed.torrent.hash, observed)).collect();
         Self { complete: true, torrents, ..Self::default() }
+    }
+}
+
+impl Observed {
+    /// Cuts the texts of the torrent to their limits ([`TextLimit`]).
+    pub fn within_limits(mut self) -> Self {
+        self.torrent.cut_texts();
+        if let Some(load) = &mut self.facts.load {
+            TextLimit::Word.apply(load);
+        }
+        self
     }
 }
 
@@ -186,6 +203,13 @@ impl File {
         let path = path.into();
         let name = path.rsplit('/').next().unwrap_or_default().to_owned();
         Self { name, path, length, progress: 0.0, priority: None }
+    }
+
+    /// Cuts its path and name to [`TextLimit::Path`]. For what is published: nothing is to be done by a path that was cut.
+    pub fn within_limits(mut self) -> Self {
+        TextLimit::Path.apply(&mut self.path);
+        TextLimit::Path.apply(&mut self.name);
+        self
     }
 
     /// Sets the progress from the downloaded bytes.

@@ -30,6 +30,7 @@ mod result_size;
 mod server;
 mod snapshot;
 mod text;
+mod text_limit;
 mod time;
 mod torrent;
 mod tracker_changes;
@@ -66,6 +67,7 @@ pub use snapshot::{
     SnapshotTorrent,
 };
 pub use text::{Interner, error_chain, is_active, printable, truncated};
+pub use text_limit::TextLimit;
 pub use time::Timestamp;
 pub use torrent::{Extra, Status, Torrent, eta_seconds, progress, ratio};
 pub use tracker_changes::{InvalidTrackerChanges, TrackerChanges};

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Change, Changes, InfoHash, Interner, ServerName, Timestamp, known_names};
+use super::{Change, Changes, InfoHash, Interner, ServerName, TextLimit, Timestamp, known_names};
 
 /// Values of the configured extra columns, strings or integers, by their configured names.
 pub type Extra = BTreeMap<Arc<str>, Value>;
@@ -145,6 +145,9 @@ fn json<T: Serialize>(field: &T) -> Value {
     serde_json::to_value(field).expect("a field of a torrent is plain JSON")
 }
 
+/// Configured extra columns of one torrent; a client that reports more has the others left out.
+const EXTRA_MAX: usize = 64;
+
 impl Torrent {
     /// Checks that each of these names is a field of a torrent in JSON.
     ///
@@ -156,6 +159,37 @@ impl Torrent {
         let known = || torrent.as_object().into_iter().flat_map(|object| object.keys()).map(String::as_str);
         let Some(unknown) = fields.iter().find(|field| !known().any(|known| known == *field)) else { return Ok(()) };
         Err(format!("fields: a torrent has no `{}`; {}", unknown.escape_default(), known_names(unknown, known())))
+    }
+
+    /// Cuts its texts to their limits. An extra value that is neither text, number nor boolean becomes `null`.
+    pub fn cut_texts(&mut self) {
+        TextLimit::Name.apply(&mut self.name);
+        if let Some(path) = &mut self.path {
+            TextLimit::Path.apply(path);
+        }
+        let shared = [
+            (TextLimit::Message, &mut self.message),
+            (TextLimit::Label, &mut self.label),
+            (TextLimit::Path, &mut self.directory),
+            (TextLimit::Word, &mut self.tracker),
+        ];
+        for (limit, text) in shared {
+            let is_long = |text: &&mut Arc<str>| text.len() > limit.bytes_max();
+            if let Some(text) = text.as_mut().filter(is_long) {
+                *text = limit.cut(text).into();
+            }
+        }
+        while self.extra.len() > EXTRA_MAX {
+            self.extra.pop_last();
+        }
+        self.extra.retain(|name, _| name.len() <= TextLimit::Word.bytes_max());
+        for value in self.extra.values_mut() {
+            match value {
+                Value::String(text) => TextLimit::Extra.apply(text),
+                Value::Array(_) | Value::Object(_) => *value = Value::Null,
+                Value::Null | Value::Bool(_) | Value::Number(_) => {}
+            }
+        }
     }
 
     /// A stopped torrent without content, of which nothing else is known.

@@ -143,7 +143,7 @@ impl<'a> PollLoop<'a> {
         let is_full_due = self.pace.is_full_due(self.start.elapsed());
 
         let began = Instant::now();
-        let answer = self.watcher.client.list(self.scope(is_full_due)).await;
+        let answer = self.watcher.client.list(self.scope(is_full_due)).await.map(Listing::within_limits);
         let waited = answer.as_ref().map_or(Duration::ZERO, |listing| listing.waited);
         // A poll behind an exchange that timed out costs the client no more than another.
         let took = began.elapsed().saturating_sub(waited);

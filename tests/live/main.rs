@@ -25,6 +25,7 @@ mod hooks;
 mod hostile_disk;
 mod initial_snapshot;
 mod labels;
+mod large_texts;
 mod library;
 mod links;
 mod lost_answers;

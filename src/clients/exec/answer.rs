@@ -171,12 +171,15 @@ pub fn details(server: &ServerName, hash: InfoHash, result: Value) -> Result<Det
     }
     // A program that counts no bytes of single files still knows that a finished torrent has all of them.
     let is_whole = observed.torrent.finished;
-    let file = |wire: WireFile| File {
-        name: wire.path.rsplit('/').next().unwrap_or_default().to_owned(),
-        progress: progress(wire.downloaded.unwrap_or(if is_whole { wire.length } else { 0 }), wire.length),
-        path: wire.path,
-        length: wire.length,
-        priority: wire.priority,
+    let file = |wire: WireFile| {
+        File {
+            name: wire.path.rsplit('/').next().unwrap_or_default().to_owned(),
+            progress: progress(wire.downloaded.unwrap_or(if is_whole { wire.length } else { 0 }), wire.length),
+            path: wire.path,
+            length: wire.length,
+            priority: wire.priority,
+        }
+        .within_limits()
     };
     let files = files.map(|files| files.into_iter().map(file).collect());
     Ok(Details { files, ..Details::from(observed) })
@@ -235,7 +238,7 @@ fn observed(server: &ServerName, row: Value) -> Result<Observed, String> {
         finished_at: wire.finished_at,
         size_files: wire.size_files,
     };
-    Ok(Observed { torrent, facts })
+    Ok(Observed { torrent, facts }.within_limits())
 }
 
 #[cfg(test)]

@@ -10,10 +10,11 @@ use std::borrow::Cow;
 use serde::Deserialize;
 
 use super::settings::AllowedMethod;
-use crate::model::{Hook, HookKey, InfoHash};
+use crate::model::{Hook, HookKey, InfoHash, TextLimit};
 
 /// The methods that can be called, besides the readers of columns.
 const METHODS: &[&str] = &[
+    "branch",
     "d.check_hash",
     "d.close",
     "d.custom",
@@ -203,6 +204,14 @@ impl Cell<'_> {
     pub(super) fn text(&self) -> Option<String> {
         match self {
             Self::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
+            Self::Int(_) | Self::Null => None,
+        }
+    }
+
+    /// Returns the text as far as it is kept, without a copy of the rest.
+    pub(super) fn text_within(&self, limit: TextLimit) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(limit.cut_bytes(text)),
             Self::Int(_) | Self::Null => None,
         }
     }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use super::calls::{Call, Fault, Value};
 use super::{RtorrentClient, map};
-use crate::model::{Details, File, InfoHash, Parts, Peer, Timestamp, Tracker, progress};
+use crate::model::{Details, File, InfoHash, Parts, Peer, TextLimit, Timestamp, Tracker, progress};
 use crate::port::{ClientError, Scope, TorrentClient as _};
 
-/// Maximum number of torrents whose parts are read in one exchange.
-const BATCH: usize = 50;
+/// Maximum number of torrents whose parts are read in one exchange: a torrent of 10 MiB has as much in paths, and
+/// rTorrent aborts at 100 MiB.
+const BATCH: usize = 4;
 
 /// Reads torrents, with as few calls as the parts allow.
 pub(super) async fn read(
@@ -113,7 +114,7 @@ fn details(parts: Parts, values: Vec<Value>) -> Details {
     Details {
         observed: None,
         is_folder,
-        files: files.map(|value| rows(&value, file)),
+        files: files.map(|value| rows(&value, |row| file(row).map(File::within_limits))),
         trackers: trackers.map(|value| rows(&value, tracker)),
         peers: peers.map(|value| rows(&value, peer)),
     }
@@ -150,7 +151,7 @@ fn unsigned(value: &Value) -> Option<u64> {
 fn tracker(row: &Value) -> Option<Tracker> {
     let [url, kind, is_enabled, seeds, leeches, succeeded, failed, last] = row.array() else { return None };
     Some(Tracker {
-        url: url.to_text()?,
+        url: TextLimit::Url.cut(&url.to_text()?).into_owned(),
         // As libtorrent numbers them.
         kind: match kind.int()? {
             1 => Some("http"),
@@ -185,9 +186,9 @@ pub(super) fn file(row: &Value) -> Option<File> {
 fn peer(row: &Value) -> Option<Peer> {
     let [address, port, client, percent, is_encrypted, is_incoming, downloaded] = row.array() else { return None };
     Some(Peer {
-        address: address.to_text()?,
+        address: TextLimit::Word.cut(&address.to_text()?).into_owned(),
         port: port.int().and_then(|port| u16::try_from(port).ok()),
-        client: client.to_text(),
+        client: client.to_text().map(|client| TextLimit::Word.cut(&client).into_owned()),
         progress: percent.int().map(|percent| percent.clamp(0, 100) as f64),
         encrypted: is_encrypted.int().map(|number| number != 0),
         incoming: is_incoming.int().map(|number| number != 0),

@@ -20,9 +20,11 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use serde_json::Value as Json;
 
 use super::calls::{Call, Cell};
+use super::guard::{Guard, LONG};
 use super::settings::ExtraColumn;
 use crate::model::{
-    Extra, Facts, InfoHash, Interner, Observed, ServerName, Status, Timestamp, Torrent, eta_seconds, progress, ratio,
+    Extra, Facts, InfoHash, Interner, Observed, ServerName, Status, TextLimit, Timestamp, Torrent, eta_seconds,
+    progress, ratio,
 };
 
 /// A message that is no error: some tracker answered, or there is none to ask.
@@ -168,7 +170,7 @@ macro_rules! columns {
 
 /// Every column but the hash, which comes first in each part of a listing.
 pub(super) const COLUMNS: &[Column] = columns! {
-    "d.name" => fixed.name: text,
+    "d.name" => fixed.name: name,
     "d.state" => state: flag,
     "d.is_active" => is_active: flag,
     "d.is_open" => is_open: flag,
@@ -186,18 +188,18 @@ pub(super) const COLUMNS: &[Column] = columns! {
     "d.down.rate" => down_rate: number,
     "d.peers_connected" => peers_connected: number,
     "d.peers_complete" => peers_complete: number,
-    "d.message" => message: text,
-    "d.custom1" => custom1: text,
+    "d.message" => message: message,
+    "d.custom1" => custom1: encoded_label,
     "d.custom"("addtime") => addtime: free_number,
     "d.priority" => priority: number,
-    "d.directory" => directory: text,
+    "d.directory" => directory: path,
     "d.is_private" => fixed.is_private: flag,
     "d.is_meta" => fixed.is_meta: flag,
-    "d.tied_to_file" => fixed.tied_to_file: text,
-    "d.loaded_file" => fixed.loaded_file: text,
+    "d.tied_to_file" => fixed.tied_to_file: path,
+    "d.loaded_file" => fixed.loaded_file: path,
     "d.timestamp.started" => started: number,
     "d.timestamp.finished" => finished: number,
-    "d.local_id" => local_id: text,
+    "d.local_id" => local_id: word,
     "d.size_files" => fixed.size_files: number,
     "d.tracker_size" => tracker_size: number,
 };
@@ -217,36 +219,57 @@ fn free_number(cell: &Cell<'_>) -> Option<u64> {
     Some(number(cell).unwrap_or(0))
 }
 
-fn text(cell: &Cell<'_>) -> Option<String> {
-    cell.text()
+fn name(cell: &Cell<'_>) -> Option<String> {
+    cell.text_within(TextLimit::Name)
+}
+
+fn message(cell: &Cell<'_>) -> Option<String> {
+    cell.text_within(TextLimit::Message)
+}
+
+/// Reads a label in its encoded form, of which three bytes stand for one at most. It is cut when it is decoded.
+fn encoded_label(cell: &Cell<'_>) -> Option<String> {
+    let Cell::Text(text) = cell else { return None };
+    let encoded_max = 3 * TextLimit::Label.bytes_max() + 3;
+    Some(String::from_utf8_lossy(&text[..text.len().min(encoded_max)]).into_owned())
+}
+
+fn path(cell: &Cell<'_>) -> Option<String> {
+    cell.text_within(TextLimit::Path)
+}
+
+fn word(cell: &Cell<'_>) -> Option<String> {
+    cell.text_within(TextLimit::Word)
 }
 
 /// A column of the program or of the user.
 #[derive(Clone)]
 pub(super) enum Field {
     Own(Column),
+    /// A column whose text rTorrent leaves out if it is long.
+    Guarded(Column, Guard),
     /// A column of the user, with its place in [`TorrentRow::extra`].
-    Extra(usize, ExtraColumn),
+    Extra(usize, ExtraColumn, Option<Guard>),
 }
 
 impl Field {
     pub(super) fn method(&self) -> &'static str {
         match self {
-            Self::Own(column) => column.method,
-            Self::Extra(_, column) => column.method(),
+            Self::Own(column) | Self::Guarded(column, _) => column.method,
+            Self::Extra(_, column, _) => column.method(),
         }
     }
 
     fn key(&self) -> Option<&str> {
         match self {
-            Self::Own(column) => column.key,
-            Self::Extra(_, column) => column.key(),
+            Self::Own(column) | Self::Guarded(column, _) => column.key,
+            Self::Extra(_, column, _) => column.key(),
         }
     }
 
     /// Returns whether the column belongs to [`FixedColumns`].
     pub(super) fn is_fixed(&self) -> bool {
-        matches!(self, Self::Own(column) if FIXED.contains(&column.method))
+        matches!(self, Self::Own(column) | Self::Guarded(column, _) if FIXED.contains(&column.method))
     }
 
     /// Returns whether the column follows from what is known, for a torrent in the same state: the times stay
@@ -257,22 +280,30 @@ impl Field {
 
     /// Returns the call that reads the column of one torrent.
     pub(super) fn call(&self, hash: InfoHash) -> Call {
-        Call::column(hash, self.method(), self.key())
+        match self {
+            Self::Guarded(_, guard) | Self::Extra(_, _, Some(guard)) => guard.call(hash),
+            Self::Own(_) | Self::Extra(_, _, None) => Call::column(hash, self.method(), self.key()),
+        }
     }
 
     /// Returns the column as an argument of a listing.
     pub(super) fn command(&self) -> String {
-        format!("{}={}", self.method(), self.key().unwrap_or(""))
+        match self {
+            Self::Guarded(_, guard) | Self::Extra(_, _, Some(guard)) => guard.command(),
+            Self::Own(_) | Self::Extra(_, _, None) => format!("{}={}", self.method(), self.key().unwrap_or("")),
+        }
     }
 
     /// Sets the field of the column; `None` if the value is of the wrong kind.
     pub(super) fn set(&self, row: &mut TorrentRow, cell: &Cell<'_>) -> Option<()> {
         match self {
-            Self::Own(column) => (column.set)(row, cell),
-            Self::Extra(place, _) => {
+            Self::Own(column) | Self::Guarded(column, _) => (column.set)(row, cell),
+            Self::Extra(place, ..) => {
                 *row.extra.get_mut(*place)? = match cell {
                     Cell::Int(number) => Some(Json::from(*number)),
-                    Cell::Text(_) => cell.text().map(Json::from),
+                    // The column stands for what others choose, and its beginning is of no use.
+                    Cell::Text(text) if **text == *LONG.as_bytes() => Some(Json::from("…")),
+                    Cell::Text(_) => cell.text_within(TextLimit::Extra).map(Json::from),
                     Cell::Null => None,
                 };
                 Some(())
@@ -353,7 +384,7 @@ pub(super) fn observed(
         eta: (status == Status::Downloading).then(|| eta_seconds(left, row.down_rate)).flatten(),
         peers: Some(row.peers_connected),
         seeds: Some(row.peers_complete),
-        label: Some(interner.intern(&decode_label(&row.custom1))),
+        label: Some(interner.intern(&TextLimit::Label.cut(&decode_label(&row.custom1)))),
         directory: Some(interner.intern(&row.directory)),
         private: Some(row.fixed.is_private),
         // Outside its scale it is unknown rather than clamped (I2).
@@ -557,7 +588,7 @@ mod tests {
         let server = ServerName::parse("home").unwrap();
         let mut row = TorrentRow { extra: vec![None; 3], ..TorrentRow::default() };
         for (place, cell) in [(0, Cell::Int(-7)), (1, Cell::Text(Cow::Borrowed(b"caf\xe9")))] {
-            let field = Field::Extra(place, ExtraColumn::parse("d.ratio=").unwrap());
+            let field = Field::Extra(place, ExtraColumn::parse("d.ratio=").unwrap(), None);
             field.set(&mut row, &cell).unwrap();
         }
         let names = ["a", "b", "c"].map(Arc::from).into_iter();

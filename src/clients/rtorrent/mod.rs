@@ -23,6 +23,7 @@ pub mod calls;
 mod content;
 mod details;
 mod file_server;
+mod guard;
 mod hooks;
 #[doc(hidden)]
 pub mod jsonrpc;
@@ -188,7 +189,7 @@ impl Access<'_> {
             return Ok(None);
         }
         let settings = &self.client.settings;
-        let fields = self.probe().await?.fields(&settings.extra);
+        let fields = self.probe().await?.fields(&settings.extra, None);
         let mut calls: Vec<Call> = fields.iter().map(|field| field.call(hash)).collect();
         calls.extend(more);
         let mut values = match self.call_torrent(hash, &calls).await {
@@ -203,6 +204,7 @@ impl Access<'_> {
                 reason: format!("{}: {} is of the wrong kind", settings.endpoint, field.method()),
             })?;
         }
+        listing::read_long_texts(self, std::iter::once((hash, &mut row))).await?;
         Ok(Some((row, rest)))
     }
 }

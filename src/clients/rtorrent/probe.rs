@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use serde_json::Value as Json;
 
 use super::calls::{Call, Value};
-use super::map::{COLUMNS, Field};
+use super::guard::{self, Guard};
+use super::map::{COLUMNS, Column, Field};
 use super::transport::WireFormat;
 use super::{Access, ExtraColumns, jsonrpc, xmlrpc};
 use crate::port::ClientError;
@@ -64,16 +65,50 @@ impl Probe {
         self.columns.as_ref().is_none_or(|columns| columns.contains(method))
     }
 
+    /// Returns whether rTorrent can leave out long texts itself.
+    pub(super) fn has_guards(&self) -> bool {
+        self.columns.is_some() && guard::METHODS.iter().all(|method| self.has(method))
+    }
+
     /// Returns the columns to read. One that the server lacks would fail the whole listing.
-    pub(super) fn fields(&self, extra: &ExtraColumns) -> Vec<Field> {
-        let own = COLUMNS.iter().copied().map(Field::Own);
-        let extra = extra.values().cloned().enumerate().map(|(place, column)| Field::Extra(place, column));
+    ///
+    /// Loads older than `short_until`, by rTorrent's clock, are known to have a short name and directory.
+    pub(super) fn fields(&self, extra: &ExtraColumns, short_until: Option<i64>) -> Vec<Field> {
+        let has_guards = self.has_guards();
+        let own = COLUMNS.iter().copied().map(|column| match guard(&column, short_until.unwrap_or(0)) {
+            Some(guard) if has_guards => Field::Guarded(column, guard),
+            _ => Field::Own(column),
+        });
+        let extra = extra.values().cloned().enumerate().map(|(place, column)| {
+            let guard = extra_guard(column.method(), short_until.unwrap_or(0)).filter(|_| has_guards);
+            Field::Extra(place, column, guard)
+        });
         // Without a list only columns that every version has can be read, and `extra` need not be one.
         let is_known = |field: &Field| match field {
-            Field::Own(column) => self.has(column.method),
-            Field::Extra(_, column) => self.columns.is_some() && self.has(column.method()),
+            Field::Own(column) | Field::Guarded(column, _) => self.has(column.method),
+            Field::Extra(_, column, _) => self.columns.is_some() && self.has(column.method()),
         };
         own.chain(extra).filter(is_known).collect()
+    }
+}
+
+/// Returns the guard of a column whose text others choose.
+fn guard(column: &Column, short_until: i64) -> Option<Guard> {
+    match column.method {
+        "d.name" => Some(Guard::unless_older("d.name=", short_until)),
+        // The name is the end of the directory of a torrent with several files.
+        "d.directory" => Some(Guard::unless_older("d.directory=", short_until)),
+        "d.message" => Some(Guard::unless_empty("d.message=")),
+        _ => None,
+    }
+}
+
+/// Returns the guard of a column of the user that has the name in it.
+fn extra_guard(method: &str, short_until: i64) -> Option<Guard> {
+    let has_name = matches!(method, "d.base_filename" | "d.base_path" | "d.directory" | "d.directory_base" | "d.name");
+    match method {
+        "d.message" => Some(Guard::unless_empty("d.message=")),
+        _ => has_name.then(|| Guard::unless_older(&format!("{method}="), short_until)),
     }
 }
 
@@ -103,7 +138,7 @@ pub(super) async fn probe(access: &Access<'_>) -> Result<Probe, ClientError> {
         // Only the names that are asked for: the list has up to 939.
         let ours = COLUMNS.iter().map(|column| column.method);
         let extra = access.client.settings.extra.values().map(|column| column.method());
-        ours.chain(extra).filter(|method| names.contains(method)).collect()
+        ours.chain(guard::METHODS.iter().copied()).chain(extra).filter(|method| names.contains(method)).collect()
     });
     Ok(Probe {
         version: version.to_text().unwrap_or_default(),
@@ -169,7 +204,7 @@ mod tests {
         let column = super::super::settings::ExtraColumn::parse;
         let extra = [("a", "d.down.sequential="), ("b", "d.ratio=")];
         let extra = extra.map(|(name, text)| (name.into(), column(text).unwrap())).into();
-        let commands = |probe: &Probe| probe.fields(&extra).iter().map(Field::command).collect::<Vec<_>>();
+        let commands = |probe: &Probe| probe.fields(&extra, None).iter().map(Field::command).collect::<Vec<_>>();
         assert_eq!(commands(&probe), ["d.name=", "d.ratio="]);
         probe.columns = None;
         assert_eq!(commands(&probe).len(), COLUMNS.len(), "without a list only what every version has");

@@ -95,7 +95,8 @@ pub(super) async fn read(
     let Some(Start { before, query, moving_before }) = start(access, probe, named) else { return Ok(None) };
     // Unless this poll ends well, the next one reads everything.
     access.client.state().listing.changes.last = None;
-    let mut fields = probe.fields(&access.client.settings.extra);
+    let short_until = access.client.state().listing.long_texts.short_until(probe.pid);
+    let mut fields = probe.fields(&access.client.settings.extra, short_until);
     fields.retain(|field| !field.is_fixed());
     if !does_moving_fit(access, probe, query.moving, &before).await? {
         return Ok(None);
@@ -300,7 +301,7 @@ mod tests {
     const A: InfoHash = InfoHash::V1([0xaa; 20]);
 
     fn fields() -> Vec<Field> {
-        let mut fields = Probe::of_tests(true).fields(&BTreeMap::new());
+        let mut fields = Probe::of_tests(true).fields(&BTreeMap::new(), None);
         fields.retain(|field| !field.is_fixed());
         fields
     }

@@ -44,7 +44,8 @@ async fn read_as(
     columns: Columns,
 ) -> Result<Option<RawListing>, ClientError> {
     let settings = &access.client.settings;
-    let mut fields = probe.fields(&settings.extra);
+    let short_until = access.client.state().listing.long_texts.short_until(probe.pid);
+    let mut fields = probe.fields(&settings.extra, short_until);
     if columns == Columns::Changing {
         fields.retain(|field| !field.is_fixed() && !field.follows_from_state());
     }

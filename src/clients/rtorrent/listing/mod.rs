@@ -9,6 +9,7 @@ mod change_tracker;
 mod changed;
 mod counters;
 mod full;
+mod long_texts;
 mod trackers;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,8 @@ use tokio::time::Instant;
 
 use self::change_tracker::ChangeTracker;
 use self::counters::Counters;
+use self::long_texts::LongTexts;
+pub(super) use self::long_texts::read as read_long_texts;
 use self::trackers::{Hosts, TrackerCache};
 use super::calls::{Answers, Call, Unreadable};
 use super::map::{self, Field, TorrentRow};
@@ -46,6 +49,7 @@ pub(super) struct ListingState {
     json_refused_by: Option<Option<i64>>,
     changes: ChangeTracker,
     trackers: TrackerCache,
+    long_texts: LongTexts,
     free_disk: Option<FreeDisk>,
 }
 
@@ -83,7 +87,7 @@ enum Columns {
 
 pub(super) async fn list(access: &Access<'_>, scope: Scope<'_>) -> Result<Listing, ClientError> {
     let probe = access.probe().await?;
-    let raw = match scope {
+    let mut raw = match scope {
         Scope::Changed { named } => match changed::read(access, &probe, named).await? {
             Some(raw) => raw,
             // More has happened than a listing of changes can show.
@@ -95,12 +99,13 @@ pub(super) async fn list(access: &Access<'_>, scope: Scope<'_>) -> Result<Listin
         // Another process answers, perhaps another version.
         access.client.state().probe = None;
     }
+    long_texts::fill(access, &mut raw).await?;
     if raw.covers == Covers::All && !matches!(scope, Scope::Detached) {
         // Before the exchanges below, which can fail: then the listing is lost to the engine, which asks for all
         // torrents again.
         access.client.state().listing.changes.record_full(&raw);
     }
-    let hosts = trackers::hosts(access, &raw).await?;
+    let hosts = trackers::hosts(access, &probe, &raw).await?;
     let free_disk = free_disk(access, &probe, &raw).await?;
     Ok(listing(access, &probe, raw, &hosts, free_disk))
 }

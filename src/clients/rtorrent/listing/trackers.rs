@@ -7,6 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::super::calls::{Answers, Call, Cell, Value};
+use super::super::guard::{Guard, quoted};
+use super::super::probe::Probe;
 use super::super::transport::WireFormat;
 use super::super::{Access, ClientState, map, xmlrpc};
 use super::RawListing;
@@ -17,6 +19,9 @@ use crate::port::ClientError;
 const SINGLY_MAX: usize = 64;
 /// Torrents up to which the trackers of all are read in one listing.
 const AT_ONCE_MAX: usize = 20_000;
+/// Trackers that are read in one exchange. Their URLs have 255 bytes at most ([`Guard`]), so the answer stays below what
+/// is read.
+const TRACKERS_MAX: u64 = 150_000;
 /// Time for which listings do without trackers after reading them failed.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(60);
 /// Time allowed for the listing of all trackers, beyond the timeout: 20,000 torrents at a millisecond each.
@@ -50,7 +55,7 @@ struct KnownTracker {
 }
 
 /// Returns the tracker host of each listed torrent, reading those that are not known.
-pub(super) async fn hosts(access: &Access<'_>, raw: &RawListing) -> Result<Hosts, ClientError> {
+pub(super) async fn hosts(access: &Access<'_>, probe: &Probe, raw: &RawListing) -> Result<Hosts, ClientError> {
     let mut hosts = Hosts::with_capacity(raw.rows.len());
     let mut unknown = Vec::new();
     let is_paused = {
@@ -65,6 +70,8 @@ pub(super) async fn hosts(access: &Access<'_>, raw: &RawListing) -> Result<Hosts
                 Some(known) if known.load == row.local_id && known.count == row.tracker_size => {
                     hosts.insert(*hash, known.host.clone());
                 }
+                // A torrent with so many is shown without a tracker, rather than that it costs the listing.
+                _ if row.tracker_size > TRACKERS_MAX => drop(hosts.insert(*hash, None)),
                 _ => unknown.push(*hash),
             }
         }
@@ -73,10 +80,9 @@ pub(super) async fn hosts(access: &Access<'_>, raw: &RawListing) -> Result<Hosts
     let result = match unknown.len() {
         0 => return Ok(hosts),
         _ if is_paused => return Ok(hosts),
-        few if few <= SINGLY_MAX => hosts_singly(access, &unknown).await,
-        _ if raw.rows.len() <= AT_ONCE_MAX => hosts_at_once(access).await,
+        many if many > SINGLY_MAX && fit_at_once(raw) => hosts_at_once(access, probe).await,
         // The others follow with the next listings.
-        _ => hosts_singly(access, &unknown[..SINGLY_MAX]).await,
+        _ => hosts_singly(access, probe, within_one_exchange(raw, &unknown)).await,
     };
     let ClientState { listing, interner, .. } = &mut *access.client.state();
     let cache = &mut listing.trackers;
@@ -99,10 +105,31 @@ pub(super) async fn hosts(access: &Access<'_>, raw: &RawListing) -> Result<Hosts
     }
 }
 
-async fn hosts_singly(access: &Access<'_>, hashes: &[InfoHash]) -> Result<Found, ClientError> {
+/// Returns whether the trackers of all torrents fit into one answer.
+fn fit_at_once(raw: &RawListing) -> bool {
+    let trackers = raw.rows.values().fold(0_u64, |sum, row| sum.saturating_add(row.tracker_size));
+    raw.rows.len() <= AT_ONCE_MAX && trackers <= TRACKERS_MAX
+}
+
+/// Returns the first torrents, whose trackers fit into one answer.
+fn within_one_exchange<'h>(raw: &RawListing, hashes: &'h [InfoHash]) -> &'h [InfoHash] {
+    let sizes = hashes.iter().map(|hash| raw.rows.get(hash).map_or(0, |row| row.tracker_size));
+    let sums = sizes.scan(0_u64, |sum, size| {
+        *sum = sum.saturating_add(size);
+        Some(*sum)
+    });
+    &hashes[..sums.take(SINGLY_MAX).take_while(|sum| *sum <= TRACKERS_MAX).count()]
+}
+
+/// Returns the column of the URL, which is left out if it is long: a tracker without a host then.
+fn url_column(probe: &Probe) -> String {
+    if probe.has_guards() { Guard::of_tracker_url().command() } else { "t.url=".to_owned() }
+}
+
+async fn hosts_singly(access: &Access<'_>, probe: &Probe, hashes: &[InfoHash]) -> Result<Found, ClientError> {
     let calls: Vec<_> = hashes
         .iter()
-        .map(|hash| Call::on(*hash, "t.multicall").text("").text("t.is_enabled=").text("t.url="))
+        .map(|hash| Call::on(*hash, "t.multicall").text("").text("t.is_enabled=").text(url_column(probe)))
         .collect();
     let results = access.call(&calls).await?;
     let host = |value: &Value| {
@@ -119,7 +146,7 @@ async fn hosts_singly(access: &Access<'_>, hashes: &[InfoHash]) -> Result<Found,
 /// Separator of the trackers of a torrent in one text: for each `1` or `0`, its address, and this.
 const TRACKER_END: &str = "|||";
 
-async fn hosts_at_once(access: &Access<'_>) -> Result<Found, ClientError> {
+async fn hosts_at_once(access: &Access<'_>, probe: &Probe) -> Result<Found, ClientError> {
     struct HostReader(Found);
     impl Answers for HostReader {
         fn row(&mut self, _: usize, cells: &[Cell<'_>]) {
@@ -133,7 +160,12 @@ async fn hosts_at_once(access: &Access<'_>) -> Result<Found, ClientError> {
         }
     }
     // One text for each torrent, because a column cannot be a list. A column is code: nothing but constants here.
-    let column = "cat=\"$t.multicall=d.hash=,t.is_enabled=,t.url=,cat={|||}\"";
+    let of_each = match probe.has_guards() {
+        true => quoted(&url_column(probe)),
+        false => url_column(probe),
+    };
+    let column =
+        format!("cat={}", quoted(&format!("$t.multicall=d.hash=,t.is_enabled=,{of_each},cat={{{TRACKER_END}}}")));
     let body = xmlrpc::write(&[Call::global("d.multicall2").text("main").text("d.hash=").text(column)]);
     let limit = access.client.settings.timeout + AT_ONCE_TIME;
     let answer = access.exchange(WireFormat::Xml, &body, limit).await?;

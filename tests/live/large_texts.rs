@@ -1,0 +1,144 @@
+//! Texts that others choose and nobody limits: names of torrents, messages and URLs of trackers. One torrent never costs
+//! the server.
+
+use dtorrent_peers::InfoHash;
+use dtorrent_peers::content::Content;
+use dtorrent_peers::rtorrent::Argument;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+use crate::harness::{Setup, World, can_run};
+
+/// Longest name that is published (docs/reference.md).
+const NAME_BYTES: usize = 4 << 10;
+/// Longest message that is published.
+const MESSAGE_BYTES: usize = 1 << 10;
+
+/// Returns a torrent whose folder is called `name`, announced at `url`.
+fn folder(name: &str, url: &str) -> Vec<u8> {
+    let file = "d6:lengthi20000e4:pathl1:aee";
+    format!(
+        "d8:announce{}:{url}4:infod5:filesl{file}e4:name{}:{name}12:piece lengthi16384e6:pieces40:{}ee",
+        url.len(),
+        name.len(),
+        "x".repeat(40)
+    )
+    .into_bytes()
+}
+
+/// Loads a torrent that is too large for a request, from a file.
+async fn load_file(world: &World, torrent: &[u8]) -> InfoHash {
+    let hash = InfoHash::of_torrent(torrent).unwrap();
+    let path = world.folder.join(format!("{hash}.torrent"));
+    std::fs::write(&path, torrent).unwrap();
+    let path = path.to_string_lossy();
+    world.home.rpc.call("load.normal", &[Argument::Text(""), Argument::Text(&path)]).await.unwrap();
+    hash
+}
+
+async fn list(world: &World) -> Value {
+    world.recorder.command("home/command/list", json!({"fields": ["hash", "name", "directory"]})).await
+}
+
+/// rTorrent aborts when it is asked for an answer of 100 MiB: a listing of these, with their directories, is twice as
+/// large.
+#[tokio::test]
+async fn torrents_with_names_of_megabytes_cost_neither_the_server_nor_rtorrent() {
+    if !can_run() {
+        return;
+    }
+    let sink = "commands = [\"*\"]".to_owned();
+    let ordinary = Content::file("ordinary.iso", 50_000, 1);
+    let mut world = World::seeding(Setup { sink, ..Setup::default() }, [&ordinary]).await;
+    let mut long = Vec::new();
+    for number in 0..12 {
+        let name = format!("{number:02}{}", "é".repeat(9 << 19));
+        long.push(load_file(&world, &folder(&name, "http://127.0.0.1:9/announce")).await);
+    }
+    for hash in &long {
+        let added = world.recorder.event("home", "added", *hash).await;
+        let name = added["torrent"]["name"].as_str().unwrap();
+        assert!(name.len() <= NAME_BYTES && name.ends_with('…'), "{} bytes", name.len());
+    }
+    let listed = list(&world).await;
+    assert_eq!((&listed["status"], &listed["total"]), (&json!("ok"), &json!(13)), "{}", listed["error"]);
+    assert!(listed.to_string().len() < 13 * 3 * NAME_BYTES);
+
+    // After a restart of the bridge all of them are unknown at once.
+    world.bridge().restart();
+    let topic = format!("home/torrent/{}/command/label", ordinary.hash);
+    let labelled = world.recorder.command(&topic, json!({"label": "still here"})).await;
+    assert_eq!(labelled["status"], "ok", "{labelled}");
+    let deleted = world.recorder.command("home/command/delete", json!({"hashes": long})).await;
+    assert_eq!(deleted["status"], "ok", "{deleted}");
+    assert_eq!(world.home.hashes().await.unwrap(), [ordinary.hash]);
+    assert!(!world.recorder.events("home").iter().any(|event| event["event_type"] == "server_offline"));
+}
+
+/// Answers every request of a tracker with this failure reason.
+async fn failing_tracker(reason: String) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let body = format!("d14:failure reason{}:{reason}e", reason.len());
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let answer = answer.clone();
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await;
+                let _ = stream.write_all(answer.as_bytes()).await;
+                let _ = stream.shutdown().await;
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_failure_reason_of_megabytes_becomes_a_short_message() {
+    if !can_run() {
+        return;
+    }
+    let port = failing_tracker(format!("Unregistered torrent {}", "☃".repeat(1 << 20))).await;
+    let mut world = World::new(Setup::default()).await;
+    let torrent = folder("announced", &format!("http://127.0.0.1:{port}/announce"));
+    let hash = world.home.load(&torrent, true).await.unwrap();
+    world.start_bridge().await;
+    let topic = format!("dtorrent/home/torrent/{hash}/state");
+    let find = |messages: &[crate::harness::recorder::Message]| {
+        let states = messages.iter().filter(|message| message.topic == topic && !message.payload.is_empty());
+        states
+            .map(|message| message.json())
+            .find(|state| state["message"].as_str().is_some_and(|message| message.contains("Unregistered torrent")))
+    };
+    let state = world.recorder.wait_for("the message of the tracker", find).await;
+    let message = state["message"].as_str().unwrap();
+    assert!(message.len() <= MESSAGE_BYTES && message.ends_with("☃…"), "{} bytes", message.len());
+    assert_eq!(state["error"], true);
+    let largest = world.recorder.all().iter().map(|message| message.payload.len()).max();
+    assert!(largest < Some(16 << 10), "{largest:?}");
+}
+
+/// A name may be short and the URLs of its trackers long, or many.
+#[tokio::test]
+async fn trackers_with_urls_of_megabytes_are_cut() {
+    if !can_run() {
+        return;
+    }
+    let world = World::running(Setup::default()).await;
+    let url = |number: usize| format!("http://t{number}.example/{}", "u".repeat(4 << 20));
+    let mut loaded = Vec::new();
+    for number in 0..30 {
+        loaded.push(load_file(&world, &folder(&format!("t{number}"), &url(number))).await);
+    }
+    for hash in &loaded {
+        world.recorder.event("home", "added", *hash).await;
+    }
+    let topic = format!("home/torrent/{}/command/get", loaded[0]);
+    let shown = world.recorder.command(&topic, json!({"trackers": true})).await;
+    assert_eq!(shown["status"], "ok", "{}", shown["error"]);
+    assert!(shown.to_string().len() < 16 << 10, "{} bytes", shown.to_string().len());
+    assert_eq!(world.home.hashes().await.unwrap().len(), 30, "rTorrent still runs");
+}
