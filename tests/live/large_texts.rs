@@ -77,6 +77,7 @@ async fn torrents_with_names_of_megabytes_cost_neither_the_server_nor_rtorrent()
 }
 
 /// Answers every request of a tracker with this failure reason.
+#[expect(clippy::disallowed_methods, reason = "a peer of a test ends with its runtime")]
 async fn failing_tracker(reason: String) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -87,9 +88,10 @@ async fn failing_tracker(reason: String) -> u16 {
             let answer = answer.clone();
             tokio::spawn(async move {
                 let mut request = [0; 4096];
-                let _ = stream.read(&mut request).await;
-                let _ = stream.write_all(answer.as_bytes()).await;
-                let _ = stream.shutdown().await;
+                let read_bytes = stream.read(&mut request).await;
+                assert!(read_bytes.is_ok());
+                stream.write_all(answer.as_bytes()).await.ok();
+                stream.shutdown().await.ok();
             });
         }
     });

@@ -204,7 +204,7 @@ impl Access<'_> {
                 reason: format!("{}: {} is of the wrong kind", settings.endpoint, field.method()),
             })?;
         }
-        listing::read_long_texts(self, std::iter::once((hash, &mut row))).await?;
+        listing::read_long_texts(self, std::iter::once((hash, &mut row)), Duration::ZERO).await?;
         Ok(Some((row, rest)))
     }
 }

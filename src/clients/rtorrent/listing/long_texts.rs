@@ -16,8 +16,8 @@ use crate::port::ClientError;
 
 /// Long texts that are read for one listing, each in an exchange of its own; the others follow with the next ones.
 const READ_MAX: usize = 32;
-/// Time after which a message is read again: it changes without another load.
-const MESSAGE_AGE_MAX: Duration = Duration::from_secs(5 * 60);
+/// Time after which full listings read a message or directory again: they change without another load.
+const TEXT_AGE_MAX: Duration = Duration::from_secs(5 * 60);
 /// Whole seconds of rTorrent's clock, and what happens within a call may bear the one before.
 const TIME_MARGIN_SECONDS: i64 = 2;
 /// Shown while a long text is not read, or cannot be.
@@ -46,9 +46,10 @@ impl LongTexts {
         self.short_until.filter(|(of, _)| *of == pid).map(|(_, time)| time)
     }
 
-    fn find(&self, key: TextKey, load: &str) -> Option<&KnownText> {
+    /// Returns the text if it is known, and young enough where it may have changed.
+    fn find(&self, key: TextKey, load: &str, age_max: Duration) -> Option<&KnownText> {
         let known = self.known.get(&key).filter(|known| known.load == load)?;
-        (key.1 != "d.message" || known.read_at.elapsed() < MESSAGE_AGE_MAX).then_some(known)
+        (key.1 == "d.name" || known.read_at.elapsed() < age_max).then_some(known)
     }
 }
 
@@ -64,7 +65,9 @@ fn texts(row: &mut TorrentRow) -> [(&'static str, TextLimit, &mut String); 3] {
 
 /// Puts the long texts of a listing in their places.
 pub(super) async fn fill(access: &Access<'_>, raw: &mut RawListing) -> Result<(), ClientError> {
-    let long = read(access, raw.rows.iter_mut().map(|(hash, row)| (*hash, row))).await?;
+    // A listing of changes holds what a command has changed, and shows its effect.
+    let age_max = if raw.covers == Covers::All { TEXT_AGE_MAX } else { Duration::ZERO };
+    let long = read(access, raw.rows.iter_mut().map(|(hash, row)| (*hash, row)), age_max).await?;
     if raw.covers == Covers::All {
         let texts = &mut access.client.state().listing.long_texts;
         // A listing without the names says nothing about them.
@@ -87,6 +90,7 @@ pub(super) async fn fill(access: &Access<'_>, raw: &mut RawListing) -> Result<()
 pub(in super::super) async fn read<'r>(
     access: &Access<'_>,
     rows: impl Iterator<Item = (InfoHash, &'r mut TorrentRow)>,
+    age_max: Duration,
 ) -> Result<HashSet<TextKey>, ClientError> {
     let mut long = HashSet::new();
     let mut exchanges = 0;
@@ -94,8 +98,13 @@ pub(in super::super) async fn read<'r>(
         let load = row.local_id.clone();
         for (method, limit, text) in texts(row).into_iter().filter(|(_, _, text)| *text == LONG) {
             long.insert((hash, method));
-            let known =
-                access.client.state().listing.long_texts.find((hash, method), &load).map(|known| known.text.clone());
+            let known = access
+                .client
+                .state()
+                .listing
+                .long_texts
+                .find((hash, method), &load, age_max)
+                .map(|known| known.text.clone());
             *text = match known {
                 Some(text) => text,
                 None if exchanges == READ_MAX => UNREAD.to_owned(),
