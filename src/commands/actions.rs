@@ -9,12 +9,13 @@ use super::asking::{Request, Stage};
 use super::common::blocking;
 use super::errors::{client_gone, command_error, precondition, still_busy, unanswered, unconfirmed, unknown_hash};
 use super::execution::{Attempt, EFFECT_TIMEOUT, Execution};
+use super::in_the_way::InTheWay;
 use super::padding::Padding;
 use super::pending_effects::EffectWaiter;
 use super::results::ResultBody;
 use crate::model::{
-    Action, Add, AddRequest, CommandError, ErrorCode, InfoHash, OutcomeStatus, Parts, Status, Torrent, TorrentOutcome,
-    is_at_or_below,
+    Action, Add, AddRequest, AddSource, CommandError, ErrorCode, InfoHash, OutcomeStatus, Parts, Status, Torrent,
+    TorrentOutcome, is_at_or_below,
 };
 use crate::port::ClientError;
 
@@ -183,14 +184,40 @@ impl Execution<'_> {
     }
 
     /// Resolves a torrent to add; while its data is checked, health shows how far the check is.
-    async fn resolve(&self, add: &AddRequest) -> Result<(Add, Padding), CommandError> {
+    async fn resolve(&self, add: &AddRequest) -> Attempt<(Add, Padding)> {
         let checking = self.server().begin_check(&self.command.id);
-        let resolved = self.parts.sources.resolve(add, |read, total| checking.progress(read, total));
+        let progress = |read, total| checking.progress(read, total);
+        let resolved = async {
+            let (add, padding) = self.parts.sources.resolve(add, progress).await?;
+            if add.checked.is_none() {
+                self.check_in_the_way(&add, progress).await?;
+            }
+            Ok((add, padding))
+        };
         self.within_ttl(resolved).await.unwrap_or_else(|| {
             let message = "its time to live was over before the torrent was fetched and its data checked; \
                            give it a longer `ttl`";
-            Err(precondition(message).retryable())
+            Err(precondition(message).retryable().into())
         })
+    }
+
+    /// Checks that the client will not overwrite anything but the torrent's own content.
+    async fn check_in_the_way(&self, add: &Add, progress: impl FnMut(u64, u64)) -> Attempt<()> {
+        let AddSource::Torrent(torrent) = &add.source else { return Ok(()) };
+        let directory = match &add.directory {
+            Some(directory) => Some(directory.clone()),
+            None => {
+                let _permit = self.long_turn().await;
+                self.parts.client.default_directory().await?
+            }
+        };
+        let Some(directory) = directory else { return Ok(()) };
+        let Some(found) = InTheWay::find(&self.parts.sources.roots, torrent, &directory).await? else { return Ok(()) };
+        // A torrent that is loaded already is downloading to these files; also after an interruption.
+        if self.details(&[add.hash], Parts::default()).await?.first().is_some_and(Option::is_some) {
+            return Ok(());
+        }
+        Ok(found.check(progress).await?)
     }
 
     fn status(&self, hash: InfoHash) -> Option<Status> {

@@ -1,7 +1,8 @@
 //! Verification of data that is said to be there already, piece by piece.
 //!
 //! The first piece that differs ends it, with its file and number. The data is read in steps, so that a check can be
-//! cancelled between two of them.
+//! cancelled between two of them. Data that may be incomplete is what an interrupted download leaves: pieces that are
+//! right, zeros, and files that are short or missing.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -43,7 +44,7 @@ pub(super) async fn check(
     metainfo: &Metainfo,
     names: &WrittenNames,
     place: Place,
-    mut progress: impl FnMut(u64, u64),
+    progress: impl FnMut(u64, u64),
 ) -> Result<Checked, CommandError> {
     let base = if metainfo.is_folder { place.folder.folder(&place.name).map_err(refused)? } else { place.folder };
     let base = Arc::new(base);
@@ -57,23 +58,40 @@ pub(super) async fn check(
             PathBuf::from(&place.name)
         };
         let found = walk.found(&path).map_err(refused)?;
-        let mut file = file.clone();
         // Padding that is on disk has to be what the torrent says, as any file.
-        file.is_padding &= found.is_none();
-        let mut identity = None;
-        checked.stamps.push(if file.is_padding {
+        let is_missing_padding = file.is_padding && found.is_none();
+        let found = if is_missing_padding {
             checked.padding.add(&path, file.length);
-            (file.length, PADDING_SECONDS)
+            checked.stamps.push((file.length, PADDING_SECONDS));
+            None
         } else {
-            let found = check_size(&base.path().join(&path), found, &file)?;
-            identity = Some(found.identity);
-            (found.bytes, found.modified_seconds)
-        });
+            let found = check_size(&base.path().join(&path), found, file)?;
+            checked.stamps.push((found.bytes, found.modified_seconds));
+            Some(found)
+        };
         checked.paths.push(path.clone());
-        files.push(OnDisk { path, identity, file });
+        files.push(OnDisk::new(path, found, file));
     }
-    let total = metainfo.length;
-    let mut reader = Reader::new(metainfo, Arc::clone(&base), files);
+    read_all(metainfo, Reader::new(metainfo, Arc::clone(&base), files, false), progress).await?;
+    Ok(checked)
+}
+
+/// Compares files below `base` with the torrent as far as they are there, in the order of the torrent.
+pub(super) async fn check_incomplete(
+    metainfo: &Metainfo,
+    base: Arc<Folder>,
+    files: Vec<OnDisk>,
+    progress: impl FnMut(u64, u64),
+) -> Result<(), CommandError> {
+    read_all(metainfo, Reader::new(metainfo, base, files, true), progress).await
+}
+
+async fn read_all(
+    metainfo: &Metainfo,
+    mut reader: Reader,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<(), CommandError> {
+    let total = reader.files.iter().map(|file| file.bytes).sum();
     let mut logged = Instant::now();
     while !reader.is_done() {
         // The reader travels to the thread and back: a future that is dropped ends the check with its current step.
@@ -85,7 +103,7 @@ pub(super) async fn check(
             info!(name = metainfo.name, read_bytes = reader.read_bytes, total_bytes = total, "checking data");
         }
     }
-    Ok(checked)
+    Ok(())
 }
 
 /// Returns the path of a file below the torrent's folder: of those that the torrent has for it in several encodings,
@@ -123,12 +141,25 @@ fn refused(error: PlaceError) -> CommandError {
 }
 
 /// A file of a torrent, as it was found.
-struct OnDisk {
+pub(super) struct OnDisk {
     /// Relative to the base.
     path: PathBuf,
-    /// Which file it is, unless it is padding that does not exist.
+    /// Which file it is; `None` if there is none.
     identity: Option<Identity>,
-    file: TorrentFile,
+    /// Bytes that are there. The rest counts as zeros.
+    bytes: u64,
+    /// Bytes that the torrent has of it.
+    length: u64,
+    /// The root of its hash tree, in version 2.
+    root: Option<[u8; 32]>,
+}
+
+impl OnDisk {
+    /// Returns what was found of a file: at most as long as the torrent says.
+    pub fn new(path: PathBuf, found: Option<Found>, file: &TorrentFile) -> Self {
+        let bytes = found.map_or(0, |found| found.bytes.min(file.length));
+        Self { path, identity: found.map(|found| found.identity), bytes, length: file.length, root: file.root }
+    }
 }
 
 /// Reads the files one after the other, and hashes them as the version of the torrent demands.
@@ -154,10 +185,14 @@ struct Reader {
     layers: std::collections::BTreeMap<[u8; 32], Vec<u8>>,
     /// Version 2: the hashes of the blocks of the current piece.
     blocks: Vec<[u8; 32]>,
+    /// A piece of zeros is no fault.
+    may_be_incomplete: bool,
+    /// The current piece has other bytes than zeros.
+    has_data: bool,
 }
 
 impl Reader {
-    fn new(metainfo: &Metainfo, base: Arc<Folder>, files: Vec<OnDisk>) -> Self {
+    fn new(metainfo: &Metainfo, base: Arc<Folder>, files: Vec<OnDisk>, may_be_incomplete: bool) -> Self {
         Self {
             base,
             files,
@@ -172,6 +207,8 @@ impl Reader {
             number: 0,
             layers: metainfo.layers.clone(),
             blocks: Vec::new(),
+            may_be_incomplete,
+            has_data: false,
         }
     }
 
@@ -184,27 +221,30 @@ impl Reader {
         let until = self.read_bytes + STEP_BYTES;
         let mut buffer = vec![0; MERKLE_BLOCK_BYTES as usize];
         while !self.is_done() && self.read_bytes < until {
-            let TorrentFile { length, is_padding, .. } = self.files[self.at].file;
+            let OnDisk { length, bytes, .. } = self.files[self.at];
             if self.in_file == length {
                 self.end_file()?;
                 continue;
             }
-            let wanted = (length - self.in_file).min(buffer.len() as u64);
-            let wanted = usize::try_from(wanted).expect("no more than the buffer has");
-            let chunk = &mut buffer[..wanted];
-            // BEP 47: padding is zeros that need not exist as a file.
-            if is_padding {
-                chunk.fill(0);
-            } else {
-                self.read(chunk)?;
-                self.read_bytes += wanted as u64;
+            if self.may_be_incomplete && self.skip_missing() {
+                continue;
             }
+            let wanted = (length - self.in_file).min(buffer.len() as u64);
+            let there = bytes.saturating_sub(self.in_file).min(wanted);
+            let [wanted, there] =
+                [wanted, there].map(|count| usize::try_from(count).expect("no more than the buffer has"));
+            let chunk = &mut buffer[..wanted];
+            self.read(&mut chunk[..there])?;
+            // BEP 47: padding is zeros that need not exist as a file.
+            chunk[there..].fill(0);
+            self.read_bytes += there as u64;
             self.in_file += wanted as u64;
             // Of a hybrid torrent the pieces of version 1 are checked, which cover all of the data.
             if !self.pieces.is_empty() {
                 self.add_v1(chunk)?;
                 continue;
             }
+            self.has_data |= has_data(chunk);
             self.blocks.push(Sha256::digest(chunk).into());
             if self.blocks.len() as u64 * u64::from(MERKLE_BLOCK_BYTES) == self.piece_length {
                 self.end_piece_v2()?;
@@ -213,7 +253,41 @@ impl Reader {
         Ok(())
     }
 
+    /// Goes on behind the current piece if nothing of it is there: hashing zeros takes as long as hashing data.
+    fn skip_missing(&mut self) -> bool {
+        if self.in_piece > 0 || !self.blocks.is_empty() {
+            return false;
+        }
+        let (mut at, mut in_file, mut left) = (self.at, self.in_file, self.piece_length);
+        while left > 0
+            && let Some(file) = self.files.get(at)
+        {
+            if file.bytes > in_file {
+                return false;
+            }
+            let skipped = left.min(file.length - in_file);
+            (left, in_file) = (left - skipped, in_file + skipped);
+            if in_file < file.length {
+                continue;
+            }
+            // A piece of version 2 ends with its file.
+            if self.pieces.is_empty() {
+                break;
+            }
+            (at, in_file) = (at + 1, 0);
+        }
+        self.number += 1;
+        if at != self.at {
+            self.open = None;
+        }
+        (self.at, self.in_file) = (at, in_file);
+        true
+    }
+
     fn read(&mut self, chunk: &mut [u8]) -> Result<(), CommandError> {
+        if chunk.is_empty() {
+            return Ok(());
+        }
         let OnDisk { path, identity, .. } = &self.files[self.at];
         let file = match &mut self.open {
             Some(file) => file,
@@ -249,6 +323,7 @@ impl Reader {
             let room = usize::try_from(self.piece_length - self.in_piece).unwrap_or(usize::MAX);
             let (now, later) = chunk.split_at(room.min(chunk.len()));
             self.piece.update(now);
+            self.has_data |= has_data(now);
             self.in_piece += now.len() as u64;
             if self.in_piece == self.piece_length {
                 self.end_piece_v1()?;
@@ -266,8 +341,8 @@ impl Reader {
     }
 
     fn end_piece_v2(&mut self) -> Result<(), CommandError> {
-        let file = &self.files[self.at].file;
-        let is_right = file.root.is_some_and(|root| {
+        let root = self.files[self.at].root;
+        let is_right = root.is_some_and(|root| {
             let width = (self.piece_length / u64::from(MERKLE_BLOCK_BYTES)).max(1) as usize;
             match self.layers.get(&root) {
                 Some(layer) => {
@@ -285,14 +360,26 @@ impl Reader {
     /// Ends the current piece, which ends in the current file.
     fn end_piece(&mut self, is_right: bool) -> Result<(), CommandError> {
         let piece = self.number;
-        if !is_right {
-            let path = self.base.path().join(&self.files[self.at].path);
-            let path = path.display();
-            return Err(precondition(format!("data_file: {path} is not what the torrent says: piece {piece} differs")));
-        }
+        let has_data = std::mem::take(&mut self.has_data);
         self.number += 1;
-        Ok(())
+        if is_right || self.may_be_incomplete && !has_data {
+            return Ok(());
+        }
+        let path = self.base.path().join(&self.files[self.at].path);
+        let path = path.display();
+        Err(precondition(if self.may_be_incomplete {
+            format!(
+                "{path}, or a file before it, is there already and is not what the torrent says: piece {piece} differs, \
+                 and the client would overwrite it; move it away first"
+            )
+        } else {
+            format!("data_file: {path} is not what the torrent says: piece {piece} differs")
+        }))
     }
+}
+
+fn has_data(bytes: &[u8]) -> bool {
+    bytes.iter().any(|byte| *byte != 0)
 }
 
 #[cfg(test)]
@@ -394,5 +481,83 @@ mod tests {
         std::fs::write(root.join("t/b"), &changed).unwrap();
         let error = check_now(&torrent, &root.join("t"), &root).unwrap_err();
         assert!(error.contains("t/b ") && error.contains("piece 4 differs"), "{error}");
+    }
+
+    /// Reads what there is of the files `0`, `1`, … of the folder `t`.
+    fn check_incomplete_now(torrent: &[u8], root: &Path) -> Result<u64, String> {
+        let metainfo = Metainfo::parse(torrent).unwrap();
+        let base = Arc::new(Folder::open(&root.join("t")).unwrap());
+        let mut walk = Walk::new(&base);
+        let file = |file: &TorrentFile| {
+            let path: PathBuf = file.path.iter().map(|name| PathBuf::from(OsStr::from_bytes(name))).collect();
+            let found = walk.found(&path).unwrap();
+            OnDisk::new(path, found, file)
+        };
+        let files = metainfo.files.iter().map(file).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let mut read = 0;
+        let checked = check_incomplete(&metainfo, Arc::clone(&base), files, |bytes, _| read = bytes);
+        runtime.block_on(checked).map_err(|error| error.message)?;
+        Ok(read)
+    }
+
+    #[test]
+    fn what_an_interrupted_download_leaves_is_recognized_and_nothing_else() {
+        let contents = [vec![1_u8; 50_000], vec![2; 30_000], vec![3; 70_000]];
+        let mut builder = MetainfoBuilder::folder("t", 16_384);
+        for (n, content) in contents.iter().enumerate() {
+            builder = builder.file([n.to_string()]).content(content);
+        }
+        let listed: Vec<(String, &[u8])> = contents.iter().enumerate().map(|(n, c)| (n.to_string(), &c[..])).collect();
+        let listed: Vec<(&str, &[u8])> = listed.iter().map(|(name, content)| (name.as_str(), *content)).collect();
+        let [v1, v2] = [builder.build(), version_two(&listed, 16_384)];
+        let zeros_from = |n: usize, from: usize| {
+            let mut content = contents[n].clone();
+            content[from..].fill(0);
+            content
+        };
+        // The files on disk, and whether version 1 and version 2 take them. Of version 1 pieces run across files.
+        type Case = (&'static str, [Option<Vec<u8>>; 3], bool, bool);
+        let cases: [Case; 12] = [
+            ("nothing", [None, None, None], true, true),
+            ("all", [Some(contents[0].clone()), Some(contents[1].clone()), Some(contents[2].clone())], true, true),
+            ("zeros", [Some(vec![0; 50_000]), Some(vec![0; 10]), Some(vec![])], true, true),
+            ("three pieces", [Some(zeros_from(0, 3 * 16_384)), None, None], true, true),
+            ("three pieces, cut", [Some(contents[0][..3 * 16_384].to_vec()), None, None], true, true),
+            (
+                "a piece in the middle",
+                [None, None, Some([vec![0; 16_384], contents[2][16_384..32_768].to_vec()].concat())],
+                false,
+                true,
+            ),
+            ("one byte in zeros", [Some([vec![0; 20_000], vec![9]].concat()), None, None], false, false),
+            (
+                "a changed byte",
+                [Some(contents[0].clone()), Some(contents[1].clone()), Some([&[4], &contents[2][1..]].concat())],
+                false,
+                false,
+            ),
+            ("a byte in the second file alone", [None, Some(vec![2]), None], false, false),
+            ("half a piece", [Some(contents[0][..20_000].to_vec()), None, None], false, false),
+            ("a whole file between two that are missing", [None, Some(contents[1].clone()), None], false, true),
+            ("a byte at the end", [None, None, Some([vec![0; 69_999], vec![3]].concat())], false, false),
+        ];
+        for (what, files, is_v1, is_v2) in cases {
+            let folder = tempfile::tempdir().unwrap();
+            let root = folder.path().canonicalize().unwrap();
+            std::fs::create_dir(root.join("t")).unwrap();
+            for (n, content) in files.iter().enumerate() {
+                if let Some(content) = content {
+                    std::fs::write(root.join("t").join(n.to_string()), content).unwrap();
+                }
+            }
+            let there: usize = files.iter().flatten().map(Vec::len).sum();
+            for (torrent, is_own) in [(&v1, is_v1), (&v2, is_v2)] {
+                match check_incomplete_now(torrent, &root) {
+                    Ok(read) => assert!(is_own && read == there as u64, "{what}: {read} of {there} bytes"),
+                    Err(error) => assert!(!is_own && error.contains("overwrite"), "{what}: {error}"),
+                }
+            }
+        }
     }
 }

@@ -25,6 +25,7 @@ mod fetch;
 mod file_moves;
 mod file_operations;
 mod files;
+mod in_the_way;
 mod lost_answers;
 mod padding;
 mod pending_effects;

@@ -78,6 +78,24 @@ impl Roots {
         Ok(Folder::open(&root)?.start_of(&rest)?)
     }
 
+    /// Opens the directory to which a torrent will be added; `None` if this process does not see it.
+    ///
+    /// The client's own default directory need not be below a root: the links in it are its owner's.
+    pub(super) fn open_trusted(&self, directory: &Path) -> Result<Option<Folder>, CommandError> {
+        let opened = match self.split_client(directory) {
+            Some((root, rest)) => Folder::open(&root).and_then(|root| root.below(&rest)),
+            None => match directory.canonicalize() {
+                Ok(resolved) => Folder::open(&resolved),
+                Err(_) => return Ok(None),
+            },
+        };
+        match opened {
+            Ok(folder) => Ok(Some(folder)),
+            Err(error @ PlaceError::Link(_)) => Err(error.into()),
+            Err(_) => Ok(None),
+        }
+    }
+
     /// Returns the root that a path is below, without links, and the rest of the path. Of nested roots, the deepest.
     fn split(&self, path: &Path) -> Option<(&Path, PathBuf)> {
         let texts = self.0.iter().flat_map(|root| [(&root.written, &root.real), (&root.real, &root.real)]);

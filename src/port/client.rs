@@ -46,6 +46,16 @@ pub trait TorrentClient: Send + Sync {
         Content::of_details(&details).map(Some).ok_or_else(unknown)
     }
 
+    /// Returns the absolute path of the directory to which a torrent is added without one; `None` if it is not known.
+    ///
+    /// What is there is looked at before a torrent is added. This default is for clients that do not say.
+    ///
+    /// # Errors
+    /// As [`TorrentClient::get`].
+    async fn default_directory(&self) -> Result<Option<String>, ClientError> {
+        Ok(None)
+    }
+
     /// Requests `actions`, with as few exchanges as the client allows, and returns one result for each,
     /// in their order. Only a later poll shows whether an action took effect.
     ///

@@ -23,6 +23,7 @@ mod harness;
 mod homeassistant;
 mod hooks;
 mod hostile_disk;
+mod in_the_way;
 mod initial_snapshot;
 mod labels;
 mod large_texts;

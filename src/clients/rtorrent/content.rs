@@ -66,6 +66,19 @@ pub(super) async fn read(client: &RtorrentClient, hash: InfoHash) -> Result<Opti
     content.map(Some).ok_or_else(differs)
 }
 
+/// Returns the directory to which rTorrent adds torrents, if its text has one meaning.
+pub(super) async fn default_directory(client: &RtorrentClient) -> Result<Option<String>, ClientError> {
+    // Each time, because it may be set while rTorrent runs.
+    let calls = [Call::global("directory.default"), Call::global("system.cwd")];
+    let values = client.access().await.call(&calls).await?;
+    let text = |place: usize| values.get(place).and_then(|value| value.as_ref().ok()?.to_text()).unwrap_or_default();
+    // Relative to the folder that rTorrent was started in, if it is relative.
+    let directory: PathBuf = Path::new(&text(1)).join(text(0)).components().collect();
+    let directory = directory.into_os_string().into_string().unwrap_or_default();
+    let is_exact = directory.starts_with('/') && !directory.contains('~') && !is_ambiguous(&directory);
+    Ok(is_exact.then_some(directory))
+}
+
 /// Returns where rTorrent looks for the content of a torrent, if it is not where it is expected.
 ///
 /// Texts that may stand for the expected paths are taken as such: nothing is deleted or moved by the answer.

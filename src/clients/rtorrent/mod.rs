@@ -229,6 +229,10 @@ impl TorrentClient for RtorrentClient {
         content::read(self, hash).await
     }
 
+    async fn default_directory(&self) -> Result<Option<String>, ClientError> {
+        content::default_directory(self).await
+    }
+
     async fn apply(&self, actions: &[Action]) -> Vec<Result<Applied, ClientError>> {
         actions::apply(self, actions).await
     }
