@@ -74,6 +74,7 @@
 //! | [`commands`] | admission, queue, execution, pending effects, results; file operations |
 //! | [`live_state`] | the latest committed state of every server, in memory |
 //! | [`clients`], [`sinks`], [`store`], `http` | adapters; they know the seams and never each other |
+//! | [`tls`] | which certificate authorities a connection trusts; HTTP clients |
 //! | `config` | file, environment and flags, parsed and checked |
 //! | `telemetry`, [`supervise`], [`log_throttle`] | logs and metrics, tasks, repeated log messages |
 //! | [`schema`] | JSON Schemas and the AsyncAPI document, made from the types. Pure |
@@ -140,4 +141,5 @@ pub mod supervise;
 #[cfg(feature = "bridge")]
 pub mod telemetry;
 pub mod testing;
+pub mod tls;
 pub mod watch;

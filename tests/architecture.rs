@@ -15,6 +15,7 @@ mod files;
 const USES: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("port", &["model"]),
+    ("tls", &[]),
     ("live_state", &["model", "port"]),
     ("log_throttle", &["port"]),
     // the engine
@@ -23,11 +24,11 @@ const USES: &[(&str, &[&str])] = &[
     ("commands", &["model", "port", "live_state", "log_throttle", "outbox"]),
     ("watch", &["model", "port", "live_state", "log_throttle", "diff", "commands"]),
     // adapters, which do not use each other
-    ("clients", &["model", "port"]),
-    ("sinks", &["model", "port"]),
+    ("clients", &["model", "port", "tls"]),
+    ("sinks", &["model", "port", "tls"]),
     ("store", &["model", "port"]),
     ("http", &["model", "port"]),
-    ("config", &["model", "clients", "sinks"]),
+    ("config", &["model", "clients", "sinks", "tls"]),
     ("telemetry", &["model", "port", "live_state", "config"]),
     ("supervise", &["port", "outbox"]),
     // composition
@@ -46,6 +47,7 @@ const USES: &[(&str, &[&str])] = &[
             "clients",
             "sinks",
             "store",
+            "tls",
             "http",
             "config",
             "telemetry",

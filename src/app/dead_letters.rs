@@ -5,7 +5,6 @@
 
 use std::collections::btree_map::Entry::Vacant;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,19 +25,21 @@ use crate::config::{Config, Http};
 use crate::log_throttle::retry_while_full;
 use crate::model::{EventId, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, SinkName, Timestamp, known_names};
 use crate::port::{Clock, Connected, DeliverError, Delivery, SystemClock};
-use crate::sinks::tls;
 use crate::sinks::webhook::Endpoint;
 use crate::store::{DeadLetter, SqliteStore};
+use crate::tls;
 
 /// Maximum time to connect to the running bridge, which is on this machine.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A broker or a webhook, by its name in the config.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, derive_more::Display, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Receiver {
     /// A `[brokers.NAME]`.
+    #[display("broker {_0}")]
     Broker(SinkName),
     /// A `[webhooks.NAME]`.
+    #[display("webhook {_0}")]
     Webhook(SinkName),
 }
 
@@ -47,15 +48,6 @@ impl Receiver {
     pub fn name(&self) -> &SinkName {
         match self {
             Self::Broker(name) | Self::Webhook(name) => name,
-        }
-    }
-}
-
-impl fmt::Display for Receiver {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Broker(name) => write!(f, "broker {name}"),
-            Self::Webhook(name) => write!(f, "webhook {name}"),
         }
     }
 }
@@ -356,13 +348,7 @@ async fn ask_bridge(http: &Http, dead_letters: &[SinkDeadLetter]) -> anyhow::Res
     let (Some(address), Some(token)) = (http.address(), &http.token) else {
         bail!("the bridge is running: stop it first, or set http.token so that it can be asked over HTTP");
     };
-    let client = reqwest::Client::builder()
-        .tls_backend_preconfigured(Arc::unwrap_or_clone(tls::trusting_nobody()?))
-        // A proxy from the environment would receive the token.
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(CONNECT_TIMEOUT)
-        .build()?;
+    let client = tls::http_client(false, None)?.connect_timeout(CONNECT_TIMEOUT).build()?;
     let url = format!("http://{address}/api/v1/dead-letters/{webhook}/replay");
     let ids: Vec<&str> = dead_letters.iter().map(|one| one.dead_letter.id.as_str()).collect();
     let asked = client.post(url).bearer_auth(token.expose_secret()).json(&json!({"ids": ids})).send().await;

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use crate::model::printable;
 
 /// Place where a value was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, derive_more::Display, PartialEq, Eq)]
 pub enum Place {
     /// A line of the config file.
+    #[display("{}{}", path.display(), line.map_or(String::new(), |line| format!(":{line}")))]
     File {
         /// Path of the file.
         path: PathBuf,
@@ -16,10 +17,13 @@ pub enum Place {
         line: Option<usize>,
     },
     /// An environment variable.
+    #[display("environment variable {_0}")]
     Variable(String),
     /// A command-line flag.
+    #[display("flag {_0}")]
     Flag(String),
     /// No place: something is missing.
+    #[display("config")]
     Nowhere,
 }
 
@@ -29,18 +33,6 @@ impl Place {
         match self {
             Self::File { line, .. } => *line,
             Self::Variable(_) | Self::Flag(_) | Self::Nowhere => None,
-        }
-    }
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File { path, line: Some(line) } => write!(out, "{}:{line}", path.display()),
-            Self::File { path, line: None } => write!(out, "{}", path.display()),
-            Self::Variable(name) => write!(out, "environment variable {name}"),
-            Self::Flag(name) => write!(out, "flag {name}"),
-            Self::Nowhere => out.write_str("config"),
         }
     }
 }
@@ -69,14 +61,6 @@ impl fmt::Display for ConfigError {
 }
 
 /// All errors of a config; never empty. Shown one a line.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct ConfigErrors(pub Vec<ConfigError>);
-
-impl fmt::Display for ConfigErrors {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines: Vec<String> = self.0.iter().map(ToString::to_string).collect();
-        out.write_str(&lines.join("\n"))
-    }
-}
-
-impl std::error::Error for ConfigErrors {}

@@ -10,11 +10,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use self::{Default as D, Form as F};
-use super::formats::FORMATS;
 use super::log::{Log, LogFormat};
 use crate::clients::settings::DEFAULT_TIMEOUT;
 use crate::model::{PollSettings, Retain};
 use crate::sinks::mqtt::settings::{Prefix, Version};
+use crate::sinks::webhook::settings::FORMATS;
 
 /// A table of the config, or one of the forms that a table may have.
 #[derive(Debug)]
@@ -401,7 +401,7 @@ const fn days(count: u64) -> Duration {
 }
 
 /// Returns the names of a choice.
-const fn names<T: Copy, const N: usize>(choices: &[(&'static str, T); N]) -> [&'static str; N] {
+const fn names<T, const N: usize>(choices: &[(&'static str, T); N]) -> [&'static str; N] {
     let mut names = [""; N];
     let mut index = 0;
     while index < N {

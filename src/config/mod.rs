@@ -19,7 +19,6 @@ mod choose;
 mod env;
 mod error;
 mod file;
-mod formats;
 pub mod keys;
 mod log;
 mod read;

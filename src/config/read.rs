@@ -205,11 +205,11 @@ impl<'a> Table<'a> {
     }
 
     /// Reads a text that is one of the names of a choice.
-    pub fn choice<T: Copy>(&self, name: &str, choices: &[(&'static str, T)]) -> Option<T> {
+    pub fn choice<T: Clone>(&self, name: &str, choices: &[(&'static str, T)]) -> Option<T> {
         self.parsed(name, |text| {
             let found = choices.iter().find(|(choice, _)| *choice == text);
             found
-                .map(|(_, value)| *value)
+                .map(|(_, value)| value.clone())
                 .ok_or_else(|| unknown_choice(text, choices.iter().map(|(choice, _)| *choice)))
         })
     }

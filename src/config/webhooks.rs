@@ -8,13 +8,12 @@ use secrecy::SecretString;
 
 use super::checked::Webhook;
 use super::choose::{events, patterns, servers};
-use super::formats::{FORMATS, NamedFormat};
 use super::read::{Fault, Table};
 use super::secret::{parsed_secret, read_file, read_secret, secret};
 use super::values::{certificates, login, torrents};
 use crate::model::{Kind, ServerName, SinkName};
 use crate::sinks::webhook::settings::{
-    Address, EventFilter, Format, InvalidTemplate, Login, Secrets, Settings, Template, header,
+    Address, EventFilter, FORMATS, Format, InvalidTemplate, Login, Secrets, Settings, Template, header,
 };
 
 /// Reads all webhooks.
@@ -29,31 +28,23 @@ pub fn webhooks(root: &Table<'_>, names: &[ServerName]) -> BTreeMap<SinkName, We
 
 fn webhook(name: Option<SinkName>, table: &Table<'_>, names: &[ServerName]) -> Option<Webhook> {
     let named = table.choice("format", &FORMATS);
+    let is_chat = named.as_ref().is_some_and(Format::is_chat);
     let address = parsed_secret(table, "url", Address::parse);
     let (address, format) = match (template(table), named) {
         (Some(template), _) => (address, Some(Format::Own(template))),
-        (None, Some(NamedFormat::Ntfy)) => {
+        (None, Some(Format::Ntfy { .. })) => {
             let split = address.map(|address| address.split_topic());
             let split = split.and_then(|split| split.map_err(|error| table.fault("url", error.into())).ok());
             split.map(|(address, topic)| (address, Format::Ntfy { topic })).unzip()
         }
-        (None, named) => (
-            address,
-            named.map(|named| match named {
-                NamedFormat::Standard | NamedFormat::Ntfy => Format::Standard,
-                NamedFormat::Dtorrent => Format::Dtorrent,
-                NamedFormat::Discord => Format::Discord,
-                NamedFormat::Slack => Format::Slack,
-                NamedFormat::Apprise => Format::Apprise,
-            }),
-        ),
+        (None, named) => (address, named),
     };
     let servers = servers(table, names);
     let events = events(table);
     let causes = EventFilter::CAUSES.map(|(name, _)| (name, name));
     let mut causes = patterns(table, "causes", "cause", &causes);
     // The table of keys has one default for all formats.
-    if named.is_some_and(NamedFormat::is_chat) && !table.has("causes") {
+    if is_chat && !table.has("causes") {
         causes.iter_mut().for_each(|causes| causes.retain(|cause| *cause != "snapshot"));
     }
     let torrents = torrents(table);

@@ -242,9 +242,7 @@ impl Watcher {
     /// # Errors
     /// As [`Watcher::pause`].
     pub async fn limits(&self, limits: Limits) -> Result<(), ManagerError> {
-        let Limits { download, upload } = limits;
-        let arguments = json!({"download_limit": download, "upload_limit": upload});
-        self.act(Verb::Limits, None, arguments).await.map(drop)
+        self.act(Verb::Limits, None, json!(limits)).await.map(drop)
     }
 
     /// Executes any command with the arguments that it has on a broker: for one torrent or, with `hashes` or a `filter`

@@ -5,9 +5,9 @@
 //!
 //! Pure.
 
-use std::fmt;
-
 use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::{Content, CustomValues, InfoHash, Kind, Observed, Status, TrackerChanges, client_texts, with_line_feeds};
 
@@ -162,12 +162,21 @@ pub(crate) fn is_at_or_below(path: &str, directory: &str) -> bool {
     })
 }
 
+/// Highest rate limit that rTorrent takes: a gigabyte per second.
+pub(super) const LIMIT_MAX: u64 = 1 << 30;
+
 /// Rate limits for all torrents of a server together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("anyOf" = [{"required": ["download_limit"]}, {"required": ["upload_limit"]}]))]
 pub struct Limits {
-    /// Bytes per second; 0 for no limit, `None` to leave it as it is.
+    /// Bytes per second for all torrents together, 0 for none. Without it the limit stays as it is.
+    #[serde(rename = "download_limit")]
+    #[schemars(range(max = LIMIT_MAX))]
     pub download: Option<u64>,
-    /// Bytes per second; 0 for no limit, `None` to leave it as it is.
+    /// Bytes per second for all torrents together, 0 for none. Without it the limit stays as it is.
+    #[serde(rename = "upload_limit")]
+    #[schemars(range(max = LIMIT_MAX))]
     pub upload: Option<u64>,
 }
 
@@ -210,33 +219,27 @@ impl Add {
 }
 
 /// The torrent to load.
-#[derive(Clone, PartialEq)]
+#[derive(Clone, derive_more::Debug, PartialEq)]
 #[non_exhaustive]
 pub enum AddSource {
     /// A magnet link, `magnet:?…`, in the form that [`Magnet::to_link`](super::Magnet::to_link) gives it.
     Magnet(String),
     /// The bytes of a .torrent file.
+    #[debug("Torrent({} bytes)", _0.len())]
     Torrent(Bytes),
 }
 
-impl fmt::Debug for AddSource {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Magnet(link) => write!(out, "Magnet({link:?})"),
-            Self::Torrent(bytes) => write!(out, "Torrent({} bytes)", bytes.len()),
-        }
-    }
-}
-
 /// The parts of a torrent that are read. Without any, only whether the client has the torrent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct Parts {
     /// The torrent itself, as in a listing. It takes rTorrent more than thirty calls, and a list of files two.
+    #[serde(skip)]
     pub torrent: bool,
-    /// Its files.
+    /// Read the files, too.
     pub files: bool,
-    /// Its trackers.
+    /// Read the trackers, too.
     pub trackers: bool,
-    /// Its peers.
+    /// Read the peers, too.
     pub peers: bool,
 }

@@ -11,10 +11,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::action::LIMIT_MAX;
 use super::base64_text::decode_base64;
 use super::operation::is_magnet;
 use super::text::NO_CONTROL_PATTERN;
-use super::tracker_changes::{TRACKERS_MAX, URL_PATTERN};
 use super::{
     Action, AddRequest, CommandError, CustomValues, ErrorCode, Limits, Operation, Parts, Seq, TorrentSource,
     TrackerChanges, custom,
@@ -28,8 +28,6 @@ const PAGE_SIZE_MAX: u64 = 1000;
 const LABEL_BYTES_MAX: usize = 255;
 /// Longest name of a throttle group that is accepted.
 const GROUP_BYTES_MAX: usize = 64;
-/// Highest rate limit that rTorrent takes: a gigabyte per second.
-const LIMIT_MAX: u64 = 1 << 30;
 /// Most files of one `file_priority`.
 const FILES_MAX: usize = 50_000;
 /// Most parameters of one `rpc`.
@@ -155,56 +153,12 @@ pub(super) fn file_priority(
     Ok(Operation::act(move |hash| Action::FilePriority(hash, files.clone(), priority)))
 }
 
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(transform = any_list_of_trackers)]
-pub(super) struct TrackersArguments {
-    /// URLs of trackers that are to be asked, too.
-    #[serde(default)]
-    #[schemars(length(max = TRACKERS_MAX), inner(regex(pattern = URL_PATTERN)))]
-    add: Vec<String>,
-    /// URLs of trackers to remove, where the client can (rTorrent cannot: disable them).
-    #[serde(default)]
-    #[schemars(length(max = TRACKERS_MAX), inner(regex(pattern = URL_PATTERN)))]
-    remove: Vec<String>,
-    /// URLs of trackers of the torrent that are to be asked again.
-    #[serde(default)]
-    #[schemars(length(max = TRACKERS_MAX), inner(regex(pattern = URL_PATTERN)))]
-    enable: Vec<String>,
-    /// URLs of trackers of the torrent that are not to be asked any more.
-    #[serde(default)]
-    #[schemars(length(max = TRACKERS_MAX), inner(regex(pattern = URL_PATTERN)))]
-    disable: Vec<String>,
-}
-
-pub(super) fn trackers(
-    TrackersArguments { add, remove, enable, disable }: TrackersArguments,
-) -> Result<Operation, CommandError> {
-    let changes = TrackerChanges { add, remove, enable, disable }.checked().map_err(|error| bad(error.to_string()))?;
+pub(super) fn trackers(changes: TrackerChanges) -> Result<Operation, CommandError> {
+    let changes = changes.checked().map_err(|error| bad(error.to_string()))?;
     Ok(Operation::act(move |hash| Action::Trackers(hash, changes.clone())))
 }
 
-fn any_list_of_trackers(schema: &mut Schema) {
-    let given = |key: &str| json!({"required": [key], "properties": {key: {"minItems": 1}}});
-    schema.insert("anyOf".to_owned(), ["add", "remove", "enable", "disable"].map(given).to_vec().into());
-}
-
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(extend("anyOf" = [{"required": ["download_limit"]}, {"required": ["upload_limit"]}]))]
-pub(super) struct LimitsArguments {
-    /// Bytes per second for all torrents together, 0 for none.
-    #[schemars(range(max = LIMIT_MAX))]
-    download_limit: Option<u64>,
-    /// Bytes per second for all torrents together, 0 for none.
-    #[schemars(range(max = LIMIT_MAX))]
-    upload_limit: Option<u64>,
-}
-
-pub(super) fn limits(
-    LimitsArguments { download_limit, upload_limit }: LimitsArguments,
-) -> Result<Operation, CommandError> {
-    let limits = Limits { download: download_limit, upload: upload_limit };
+pub(super) fn limits(limits: Limits) -> Result<Operation, CommandError> {
     if limits == Limits::default() {
         return Err(bad("limits takes download_limit, upload_limit or both, in bytes per second"));
     }
@@ -265,22 +219,8 @@ pub(super) fn log_level(LogLevelArguments { level }: LogLevelArguments) -> Resul
     Ok(Operation::SetLogLevel(level))
 }
 
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct GetArguments {
-    /// Read the files, too.
-    #[serde(default)]
-    files: bool,
-    /// Read the trackers, too.
-    #[serde(default)]
-    trackers: bool,
-    /// Read the peers, too.
-    #[serde(default)]
-    peers: bool,
-}
-
-pub(super) fn get(GetArguments { files, trackers, peers }: GetArguments) -> Result<Operation, CommandError> {
-    Ok(Operation::Get(Parts { torrent: true, files, trackers, peers }))
+pub(super) fn get(parts: Parts) -> Result<Operation, CommandError> {
+    Ok(Operation::Get(Parts { torrent: true, ..parts }))
 }
 
 #[derive(Deserialize, JsonSchema)]

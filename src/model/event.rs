@@ -1,6 +1,5 @@
 //! The event, in the form that every sink gets.
 
-use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -145,21 +144,14 @@ pub enum Cause {
 }
 
 /// The id of an event, never used for two.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, derive_more::Display, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EventId {
     /// Id of a journal entry: `home-7f3a9c21-000000004182`.
+    #[display("{server}-{epoch}-{:012}", seq.0)]
     Journal { server: ServerName, epoch: Epoch, seq: Seq },
     /// Id of an `updated`, numbered by revision: `home-7f3a9c21-u000000009001`.
+    #[display("{server}-{epoch}-u{:012}", rev.0)]
     Updated { server: ServerName, epoch: Epoch, rev: Rev },
-}
-
-impl fmt::Display for EventId {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Journal { server, epoch, seq } => write!(out, "{server}-{epoch}-{:012}", seq.0),
-            Self::Updated { server, epoch, rev } => write!(out, "{server}-{epoch}-u{:012}", rev.0),
-        }
-    }
 }
 
 json_text!(EventId, EventId::from_str, {

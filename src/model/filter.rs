@@ -27,16 +27,10 @@ pub struct Filter {
 }
 
 /// A range with both ends included; `None` for no end.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Range<T> {
     min: Option<T>,
     max: Option<T>,
-}
-
-impl<T> Default for Range<T> {
-    fn default() -> Self {
-        Self { min: None, max: None }
-    }
 }
 
 impl<T: PartialOrd + Copy> Range<T> {

@@ -5,12 +5,11 @@
 //! digits, dots and hyphens. A signal is a hint, never evidence: the hash says which torrent to poll, and the
 //! event is not read at all.
 
-use std::fmt;
-
 use super::{InfoHash, InvalidServerName, ServerName};
 
 /// The address of the hook listener, as a client reaches it: a host name or an IP address, and a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, derive_more::Display, PartialEq, Eq)]
+#[display("{host}:{port}")]
 pub struct HookAddress {
     host: String,
     port: u16,
@@ -50,14 +49,9 @@ impl HookAddress {
     }
 }
 
-impl fmt::Display for HookAddress {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}:{}", self.host, self.port)
-    }
-}
-
 /// The part of the path that authenticates a signal. Each start of the bridge has its own.
-#[derive(Clone)]
+#[derive(Clone, derive_more::Debug)]
+#[debug("[secret]")]
 pub struct HookSecret(String);
 
 impl HookSecret {
@@ -71,12 +65,6 @@ impl HookSecret {
         // In constant time for any text of the right length, so that the time reveals nothing.
         let (ours, theirs) = (self.0.as_bytes(), text.as_bytes());
         ours.len() == theirs.len() && ours.iter().zip(theirs).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
-    }
-}
-
-impl fmt::Debug for HookSecret {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("[secret]")
     }
 }
 

@@ -12,7 +12,8 @@ use super::json_text::json_text;
 /// The name of a monitored torrent client: `^[a-z0-9][a-z0-9_-]{0,62}$`, not `bridge`.
 ///
 /// A level of MQTT topics and a token of NATS subjects, hence the narrow alphabet.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, derive_more::Debug, derive_more::Display, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[debug("{_0}")]
 pub struct ServerName(Arc<str>);
 
 /// The name of a server or sink is malformed or reserved.
@@ -44,7 +45,8 @@ impl ServerName {
 }
 
 /// The name of a broker or webhook, in the same alphabet as a [`ServerName`].
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, derive_more::Debug, derive_more::Display, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[debug("{_0}")]
 pub struct SinkName(Arc<str>);
 
 impl SinkName {
@@ -80,18 +82,6 @@ const HTTP: &str = "@http";
 
 macro_rules! name {
     ($name:ident, $description:literal) => {
-        impl fmt::Display for $name {
-            fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-                out.write_str(self.as_str())
-            }
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-                out.write_str(self.as_str())
-            }
-        }
-
         json_text!($name, $name::parse, {
             "description": $description,
             "type": "string",
@@ -176,14 +166,9 @@ json_text!(InfoHash, InfoHash::from_str, {
 /// The identity of one stored state: random, created with the store, written as eight hex digits.
 ///
 /// Event ids carry it, so that no id of a lost state is used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, derive_more::Display, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[display("{_0:08x}")]
 pub struct Epoch(pub u32);
-
-impl fmt::Display for Epoch {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{:08x}", self.0)
-    }
-}
 
 /// The number of a journal entry: gap-free per server and epoch, from 1. 0 stands before the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]

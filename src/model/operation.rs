@@ -2,7 +2,6 @@
 //!
 //! Pure.
 
-use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -63,20 +62,14 @@ impl Operation {
 }
 
 /// An action that is still without its torrent.
-#[derive(Clone)]
+#[derive(Clone, derive_more::Debug)]
+#[debug("{:?}", self.torrent(InfoHash::V1([0; 20])))]
 pub struct ActionFor(Arc<dyn Fn(InfoHash) -> Action + Send + Sync>);
 
 impl ActionFor {
     /// Returns the action for this torrent.
     pub fn torrent(&self, hash: InfoHash) -> Action {
         (self.0)(hash)
-    }
-}
-
-impl fmt::Debug for ActionFor {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // With a hash of zeros: the torrents are chosen later.
-        self.torrent(InfoHash::V1([0; 20])).fmt(out)
     }
 }
 

@@ -1,7 +1,6 @@
 //! The snapshot, the change set that advances it, and journal entries.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -179,11 +178,13 @@ impl NewEvent {
 ///
 /// An entry that this run committed holds the event itself. One that was read back from disk decodes it from the
 /// stored bytes, once, when it is first needed.
-#[derive(Clone)]
+#[derive(Clone, derive_more::Debug)]
 pub struct JournalEntry {
     /// Server of the event.
+    #[debug(skip)]
     pub server: ServerName,
     /// Number of the entry.
+    #[debug(skip)]
     pub seq: Seq,
     /// Id of the event, which holds server and number as well.
     pub id: EventId,
@@ -197,6 +198,7 @@ pub struct JournalEntry {
     pub time: Timestamp,
     /// The event in JSON, rendered once (I6).
     pub body: Bytes,
+    #[debug(skip)]
     event: OnceLock<Arc<Event>>,
 }
 
@@ -231,16 +233,6 @@ impl JournalEntry {
         }
         let event = serde_json::from_slice(&self.body)?;
         Ok(self.event.get_or_init(|| Arc::new(event)))
-    }
-}
-
-impl fmt::Debug for JournalEntry {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { server: _, seq: _, id, kind, hash, rev, time, body, event: _ } = self;
-        // Without the decoded event, which would repeat the body.
-        let mut entry = out.debug_struct("JournalEntry");
-        entry.field("id", id).field("kind", kind).field("hash", hash).field("rev", rev);
-        entry.field("time", time).field("body", body).finish_non_exhaustive()
     }
 }
 

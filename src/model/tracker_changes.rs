@@ -3,49 +3,55 @@
 //! Pure.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use serde::Serialize;
+use schemars::{JsonSchema, Schema};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use url::Url;
 
 /// Most URLs of one list.
-pub(super) const TRACKERS_MAX: usize = 50;
+const TRACKERS_MAX: usize = 50;
 /// Longest URL, in bytes.
 const URL_BYTES_MAX: usize = 2048;
 /// The schemes of trackers that clients ask. Another one may be anything to a client, also a file.
 const SCHEMES: &[&str] = &["http", "https", "udp"];
 /// A pattern for schemas: what [`TrackerChanges::checked`] takes, but for the host.
-pub(super) const URL_PATTERN: &str = "^([hH][tT][tT][pP][sS]?|[uU][dD][pP])://[!-~]{1,2040}$";
+const URL_PATTERN: &str = "^([hH][tT][tT][pP][sS]?|[uU][dD][pP])://[!-~]{1,2040}$";
 
 /// Changes to the trackers of a torrent. A tracker is in one of the lists at most.
-#[derive(Clone, Default, PartialEq, Eq, Serialize)]
+// In `Debug` numbers only: URLs of trackers hold passkeys.
+#[derive(Clone, derive_more::Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = any_list)]
 #[non_exhaustive]
 pub struct TrackerChanges {
-    /// To be asked, too; one that the torrent has is enabled.
+    /// URLs of trackers that are to be asked, too; one that the torrent has is enabled.
+    #[schemars(length(max = TRACKERS_MAX), inner(regex(pattern = URL_PATTERN)))]
+    #[debug("{}", add.len())]
     pub add: Vec<String>,
-    /// To be forgotten.
+    /// URLs of trackers to remove, where the client can (rTorrent cannot: disable them).
+    #[schemars(length(max = TRACKERS_MAX), inner(regex(pattern = URL_PATTERN)))]
+    #[debug("{}", remove.len())]
     pub remove: Vec<String>,
-    /// To be asked again.
+    /// URLs of trackers of the torrent that are to be asked again.
+    #[schemars(length(max = TRACKERS_MAX), inner(regex(pattern = URL_PATTERN)))]
+    #[debug("{}", enable.len())]
     pub enable: Vec<String>,
-    /// Not to be asked any more.
+    /// URLs of trackers of the torrent that are not to be asked any more.
+    #[schemars(length(max = TRACKERS_MAX), inner(regex(pattern = URL_PATTERN)))]
+    #[debug("{}", disable.len())]
     pub disable: Vec<String>,
+}
+
+fn any_list(schema: &mut Schema) {
+    let given = |key: &str| json!({"required": [key], "properties": {key: {"minItems": 1}}});
+    schema.insert("anyOf".to_owned(), ["add", "remove", "enable", "disable"].map(given).to_vec().into());
 }
 
 /// The lists do not say what is to be done. Names places in the lists, because a URL may hold a passkey.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidTrackerChanges(String);
-
-/// Numbers only: URLs of trackers hold passkeys.
-impl fmt::Debug for TrackerChanges {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut out = out.debug_struct("TrackerChanges");
-        for (name, urls) in self.lists() {
-            out.field(name, &urls.len());
-        }
-        out.finish()
-    }
-}
 
 impl TrackerChanges {
     fn lists(&self) -> [(&'static str, &Vec<String>); 4] {

@@ -15,7 +15,5 @@ pub mod invalid;
 pub mod mqtt;
 #[cfg(feature = "nats")]
 pub mod nats;
-#[cfg(any(feature = "mqtt", feature = "nats", feature = "webhooks"))]
-pub(crate) mod tls;
 #[cfg(feature = "webhooks")]
 pub mod webhook;

@@ -4,14 +4,12 @@
 //! derived from them or unknown. Other attributes are ignored.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::model::{
-    Details, Extra, Facts, File, InfoHash, Observed, ServerName, Status, Timestamp, Torrent, eta_seconds, progress,
-    ratio,
+    Details, Extra, Facts, File, InfoHash, Observed, ServerName, Status, Torrent, eta_seconds, progress, ratio,
 };
 
 /// A message of the program, by what it means for the pending request.
@@ -88,34 +86,20 @@ pub fn initialized(result: &Value) -> Result<Initialized, String> {
     Initialized::deserialize(result).map_err(|error| format!("its greeting: {error}"))
 }
 
-/// A torrent in an answer.
+/// The members of a torrent in an answer that others follow from, or that may be missing.
 #[derive(Deserialize)]
-struct WireTorrent {
-    hash: InfoHash,
-    name: String,
+struct Given {
     length: u64,
     active: bool,
     downloaded: u64,
     uploaded: u64,
-    path: Option<String>,
     status: Option<Status>,
     finished: Option<bool>,
     error: Option<bool>,
-    message: Option<String>,
     download_rate: Option<u64>,
     upload_rate: Option<u64>,
     left: Option<u64>,
-    peers: Option<u64>,
-    seeds: Option<u64>,
-    label: Option<String>,
-    directory: Option<String>,
-    private: Option<bool>,
     priority: Option<u8>,
-    tracker: Option<String>,
-    added_at: Option<Timestamp>,
-    started_at: Option<Timestamp>,
-    finished_at: Option<Timestamp>,
-    size_files: Option<u64>,
     #[serde(default)]
     extra: Extra,
     /// Identity of the load: another value means that the torrent was removed and added again.
@@ -185,66 +169,50 @@ pub fn details(server: &ServerName, hash: InfoHash, result: Value) -> Result<Det
     Ok(Details { files, ..Details::from(observed) })
 }
 
-fn observed(server: &ServerName, row: Value) -> Result<Observed, String> {
-    let wire = WireTorrent::deserialize(row).map_err(|error| error.to_string())?;
-    let finished = wire.finished.unwrap_or(wire.length > 0 && wire.downloaded >= wire.length);
-    let status = wire.status.unwrap_or(match (wire.active, finished) {
+fn observed(server: &ServerName, mut row: Value) -> Result<Observed, String> {
+    let given = Given::deserialize(&row).map_err(|error| error.to_string())?;
+    let Given { length, downloaded, uploaded, .. } = given;
+    let finished = given.finished.unwrap_or(length > 0 && downloaded >= length);
+    let status = given.status.unwrap_or(match (given.active, finished) {
         (false, _) => Status::Stopped,
         (true, true) => Status::Seeding,
         (true, false) => Status::Downloading,
     });
     // With deselected files a torrent is finished while bytes are missing, so `length` proves nothing then.
-    let left = wire.left.unwrap_or(if finished { 0 } else { wire.length.saturating_sub(wire.downloaded) });
+    let left = given.left.unwrap_or(if finished { 0 } else { length.saturating_sub(downloaded) });
+    let (down, up) = (given.download_rate.unwrap_or(0), given.upload_rate.unwrap_or(0));
+    for (key, value) in [
+        ("server", json!(server)),
+        ("progress", json!(progress(downloaded, length))),
+        ("ratio", json!(ratio(uploaded, downloaded))),
+        // The contract: what is being checked is not finished, whatever it was before.
+        ("finished", json!(finished && status != Status::Checking)),
+        ("playing", json!(down > 0 || up > 0)),
+        ("extra", json!(given.extra)),
+        ("status", json!(status)),
+        ("error", json!(given.error.unwrap_or(false))),
+        ("stalled", json!(false)),
+        ("left", json!(left)),
+        ("eta", json!(eta_seconds(left, down))),
+        // The scale of the contract ends at 3; a client with more steps has its highest there.
+        ("priority", json!(given.priority.map(|priority| priority.min(3)))),
+    ] {
+        row[key] = value;
+    }
     let facts = Facts {
-        load: wire.load,
+        load: given.load,
         complete: finished,
         has_metadata: status != Status::Metadata,
-        received_bytes: wire.downloaded,
-        moved_bytes: wire.downloaded.saturating_add(wire.uploaded),
+        received_bytes: downloaded,
+        moved_bytes: downloaded.saturating_add(uploaded),
     };
-    let torrent = Torrent {
-        hash: wire.hash,
-        name: wire.name,
-        server: server.clone(),
-        active: wire.active,
-        downloaded: wire.downloaded,
-        uploaded: wire.uploaded,
-        length: wire.length,
-        path: wire.path,
-        progress: progress(wire.downloaded, wire.length),
-        ratio: ratio(wire.uploaded, wire.downloaded),
-        // The contract: what is being checked is not finished, whatever it was before.
-        finished: finished && status != Status::Checking,
-        playing: wire.download_rate.unwrap_or(0) > 0 || wire.upload_rate.unwrap_or(0) > 0,
-        extra: wire.extra,
-        status,
-        error: wire.error.unwrap_or(false),
-        message: wire.message.map(Arc::from),
-        stalled: false,
-        download_rate: wire.download_rate,
-        upload_rate: wire.upload_rate,
-        left: Some(left),
-        eta: eta_seconds(left, wire.download_rate.unwrap_or(0)),
-        peers: wire.peers,
-        seeds: wire.seeds,
-        label: wire.label.map(Arc::from),
-        directory: wire.directory.map(Arc::from),
-        private: wire.private,
-        // The scale of the contract ends at 3; a client with more steps has its highest there.
-        priority: wire.priority.map(|priority| priority.min(3)),
-        tracker: wire.tracker.map(Arc::from),
-        added_at: wire.added_at,
-        started_at: wire.started_at,
-        finished_at: wire.finished_at,
-        size_files: wire.size_files,
-    };
+    let torrent = Torrent::deserialize(row).map_err(|error| error.to_string())?;
     Ok(Observed { torrent, facts }.within_limits())
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
 
     use super::*;
 
@@ -323,7 +291,7 @@ mod tests {
             row
         };
         for (row, reason) in [
-            (json!({"hash": HASH}), "missing field `name`"),
+            (json!({"hash": HASH}), "missing field `length`"),
             (broken("hash", json!("xyz")), "hash"),
             (broken("length", json!(-1)), "-1"),
             (broken("length", json!("10")), "string"),

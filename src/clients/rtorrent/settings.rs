@@ -193,7 +193,8 @@ impl fmt::Debug for Endpoint {
 /// A further column of a listing: a getter of one field, or `d.custom=KEY`.
 ///
 /// Created by [`ExtraColumn::parse`] alone, so its text is safe to send.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, derive_more::Display, PartialEq, Eq)]
+#[display("{method}={}", key.as_deref().unwrap_or_default())]
 pub struct ExtraColumn {
     method: &'static str,
     /// Key of `d.custom`.
@@ -338,12 +339,6 @@ impl ExtraColumn {
     /// Returns the argument of the command after the torrent.
     pub(super) fn key(&self) -> Option<&str> {
         self.key.as_deref()
-    }
-}
-
-impl fmt::Display for ExtraColumn {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}={}", self.method, self.key.as_deref().unwrap_or(""))
     }
 }
 

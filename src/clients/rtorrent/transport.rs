@@ -7,16 +7,11 @@
 
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use reqwest::StatusCode;
 use reqwest::header::{self, HeaderValue};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
@@ -24,6 +19,7 @@ use tokio::time::Instant;
 use super::settings::{Endpoint, Settings};
 use crate::model::{error_chain, printable};
 use crate::port::ClientError;
+use crate::tls::{self, TlsError};
 
 /// Maximum size of an answer. rTorrent itself aborts at 100 MiB.
 pub(super) const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -55,18 +51,12 @@ impl WireFormat {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SetupError {
-    /// The file of authorities is empty or of another kind.
-    #[error("ca_file holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)")]
-    NoCertificate,
-    /// One of the authorities is malformed, with the reason.
-    #[error("ca_file holds a certificate that cannot be used: {0}")]
-    BadCertificate(String),
-    /// The credentials cannot be written into an HTTP header.
-    #[error("the user name or password cannot be sent over HTTP")]
-    BadCredentials,
-    /// The HTTP client cannot be built, with the reason.
-    #[error("cannot make an HTTP client: {0}")]
-    Http(String),
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The HTTP client cannot be built.
+    #[error("cannot make an HTTP client")]
+    Http(#[from] reqwest::Error),
 }
 
 /// The transport to one rTorrent.
@@ -80,20 +70,23 @@ pub(super) struct Transport {
 enum Route {
     Unix(PathBuf),
     Tcp { host: String, port: u16 },
-    Http { client: reqwest::Client, url: url::Url, authorization: Option<HeaderValue> },
+    Http { client: reqwest::Client, url: url::Url, login: Option<(String, SecretString)> },
 }
 
 impl Transport {
     pub(super) fn new(settings: &Settings) -> Result<Self, SetupError> {
-        let has_credentials = settings.username.is_some() || settings.password.is_some();
-        let route = match &settings.endpoint {
+        let Settings { endpoint, username, password, ca_pem, .. } = settings;
+        let route = match endpoint {
             Endpoint::Unix(path) => Route::Unix(path.clone()),
             Endpoint::Scgi { host, port } => Route::Tcp { host: host.clone(), port: *port },
-            Endpoint::Http(url) => Route::Http {
-                client: http_client(settings.ca_pem.as_deref())?,
-                url: url.clone(),
-                authorization: has_credentials.then(|| authorization(settings)).transpose()?,
-            },
+            Endpoint::Http(url) => {
+                let client = tls::http_client(url.scheme() == "https", ca_pem.as_deref())?;
+                let client = client.connect_timeout(CONNECT_LIMIT).pool_max_idle_per_host(1).build()?;
+                let has_login = username.is_some() || password.is_some();
+                let login =
+                    has_login.then(|| (username.clone().unwrap_or_default(), password.clone().unwrap_or_default()));
+                Route::Http { client, url: url.clone(), login }
+            }
         };
         Ok(Self { address: printable(settings.endpoint.to_string().as_bytes()), route })
     }
@@ -116,13 +109,13 @@ impl Transport {
                     let mut stream = self.connect(limit, TcpStream::connect((host.as_str(), *port))).await?;
                     self.scgi(&mut stream, format, body).await
                 }
-                Route::Http { client, url, authorization } => {
+                Route::Http { client, url, login } => {
                     let mut request = client
                         .post(url.clone())
                         .header(header::CONTENT_TYPE, format.content_type())
                         .body(body.to_vec());
-                    if let Some(value) = authorization {
-                        request = request.header(header::AUTHORIZATION, value.clone());
+                    if let Some((user, password)) = login {
+                        request = request.basic_auth(user, Some(password.expose_secret()));
                     }
                     self.http(request, body.len()).await
                 }
@@ -307,50 +300,6 @@ fn is_web_page(answer: &[u8]) -> bool {
     let start = answer.trim_ascii_start();
     let is_tag = |tag: &[u8]| start.get(..tag.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(tag));
     is_tag(b"<!doctype html") || is_tag(b"<html")
-}
-
-fn http_client(ca_pem: Option<&[u8]>) -> Result<reqwest::Client, SetupError> {
-    let mut roots = rustls::RootCertStore::empty();
-    if let Some(pem) = ca_pem {
-        for certificate in CertificateDer::pem_slice_iter(pem) {
-            let certificate = certificate.map_err(|error| SetupError::BadCertificate(error.to_string()))?;
-            roots.add(certificate).map_err(|error| SetupError::BadCertificate(error.to_string()))?;
-        }
-        if roots.is_empty() {
-            return Err(SetupError::NoCertificate);
-        }
-    } else {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    }
-    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| SetupError::Http(error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
-        // HTTP/2 has nothing to offer where there is one exchange at a time.
-        .http1_only()
-        // An environment variable must not send commands for a local rTorrent through a proxy.
-        .no_proxy()
-        // A redirected POST becomes a GET, and the credentials would go to another address.
-        .redirect(reqwest::redirect::Policy::none())
-        // A command must not be carried out twice because a connection broke.
-        .retry(reqwest::retry::never())
-        .connect_timeout(CONNECT_LIMIT)
-        .pool_max_idle_per_host(1)
-        .build()
-        .map_err(|error| SetupError::Http(error_chain(&error)))
-}
-
-fn authorization(settings: &Settings) -> Result<HeaderValue, SetupError> {
-    let user = settings.username.as_deref().unwrap_or("");
-    let password = settings.password.as_ref().map_or("", |password| password.expose_secret());
-    let mut value = HeaderValue::try_from(format!("Basic {}", BASE64.encode(format!("{user}:{password}"))))
-        .map_err(|_| SetupError::BadCredentials)?;
-    // Keeps it out of `Debug` and logs (I14).
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 /// Returns the netstring before a body. `CONTENT_LENGTH` has to come first, and the block to stay below 2000

@@ -1,13 +1,11 @@
 //! The first levels of every topic or subject: `dtorrent`, or several as `home/dtorrent`.
 
-use std::fmt;
-
 use crate::sinks::invalid::{InvalidText, invalid};
 
 /// A topic prefix, checked and in the notation of its protocol.
 ///
 /// May be published to as it is: no empty level, no wildcard, no name that brokers reserve.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, derive_more::Display, PartialEq, Eq, Hash)]
 pub struct Prefix(String);
 
 /// The rules of one protocol.
@@ -95,12 +93,6 @@ fn check(text: &str, rules: &Rules) -> Result<(), InvalidText> {
 impl Default for Prefix {
     fn default() -> Self {
         Self(Self::DEFAULT.to_owned())
-    }
-}
-
-impl fmt::Display for Prefix {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&self.0)
     }
 }
 

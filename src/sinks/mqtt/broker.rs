@@ -8,7 +8,7 @@ use rustls::ClientConfig;
 use tracing::info;
 
 use crate::model::Retain;
-use crate::sinks::tls::{self, TlsError};
+use crate::tls::{self, TlsError};
 
 use super::namesake::NamesakeSuspicion;
 use super::publisher::REQUESTS_MAX;

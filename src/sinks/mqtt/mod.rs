@@ -33,7 +33,7 @@ use crate::model::ServerName;
 use crate::port::{Connected, DeliverError, Delivery, Projection, Sink};
 
 pub use crate::sinks::home_assistant::{HomeAssistant, Limits};
-pub use crate::sinks::tls::{ClientCert, TlsError};
+pub use crate::tls::{ClientCert, TlsError};
 pub use commands::MqttCommands;
 pub use settings::{BrokerUrl, Prefix, Settings, Version};
 

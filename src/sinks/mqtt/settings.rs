@@ -5,8 +5,6 @@
 //!
 //! Pure: files and network are left to others.
 
-use std::fmt;
-
 use secrecy::SecretString;
 use url::Url;
 
@@ -15,7 +13,7 @@ pub use crate::sinks::broker::prefix::Prefix;
 use crate::sinks::broker::url::{self as broker_url, Endpoint};
 pub use crate::sinks::home_assistant::{HomeAssistant, Limits};
 use crate::sinks::invalid::{InvalidText, invalid};
-pub use crate::sinks::tls::ClientCert;
+pub use crate::tls::ClientCert;
 
 /// Settings of one broker.
 #[derive(Clone, Debug)]
@@ -93,7 +91,8 @@ impl Transport {
 }
 
 /// Address of a broker. Contains no user name and no password, so it may be shown.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, derive_more::Display, PartialEq, Eq, Hash)]
+#[display("{}://{endpoint}{}", transport.scheme_and_port().0, path.as_deref().unwrap_or_default())]
 pub struct BrokerUrl {
     /// Transport that the scheme names.
     pub transport: Transport,
@@ -143,13 +142,6 @@ fn path(url: &Url, transport: Transport, ends_with_slash: bool) -> Result<Option
             Ok(Some("/mqtt".to_owned()))
         }
         (Transport::WebSocket | Transport::SecureWebSocket, path) => Ok(Some(path.to_owned())),
-    }
-}
-
-impl fmt::Display for BrokerUrl {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = self.path.as_deref().unwrap_or_default();
-        write!(out, "{}://{}{path}", self.transport.scheme_and_port().0, self.endpoint)
     }
 }
 

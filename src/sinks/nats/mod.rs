@@ -29,9 +29,9 @@ use tracing::{info, warn};
 
 use crate::model::{Seq, ServerName};
 use crate::port::{Clock, Connected, DeliverError, Delivery, Sink};
-use crate::sinks::tls;
+use crate::tls;
 
-pub use crate::sinks::tls::{ClientCert, TlsError};
+pub use crate::tls::{ClientCert, TlsError};
 pub use service::NatsCommands;
 pub use settings::{Login, Prefix, ServerUrl, Settings};
 

@@ -5,8 +5,6 @@
 //!
 //! Pure: files and network are left to others.
 
-use std::fmt;
-
 use nkeys::{KeyPair, KeyPairType};
 use secrecy::{ExposeSecret, SecretString};
 
@@ -15,7 +13,7 @@ pub use crate::sinks::broker::prefix::Prefix;
 use crate::sinks::broker::url::{self as broker_url, Endpoint};
 pub use crate::sinks::invalid::InvalidText;
 use crate::sinks::invalid::invalid;
-pub use crate::sinks::tls::ClientCert;
+pub use crate::tls::ClientCert;
 
 /// Settings of one NATS system.
 #[derive(Clone, Debug)]
@@ -134,7 +132,8 @@ fn check_seed(seed: &str) -> Result<(), InvalidText> {
 }
 
 /// Address of a NATS server. Contains no user name and no password, so it may be shown.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, derive_more::Display, PartialEq, Eq, Hash)]
+#[display("{}://{endpoint}", self.scheme())]
 pub struct ServerUrl {
     /// Whether TLS is required. With `nats://` TLS is spoken too if the server asks for it.
     pub needs_tls: bool,
@@ -171,12 +170,6 @@ impl ServerUrl {
 
     fn scheme(&self) -> &'static str {
         if self.needs_tls { "tls" } else { "nats" }
-    }
-}
-
-impl fmt::Display for ServerUrl {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}://{}", self.scheme(), self.endpoint)
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! The same event makes the same bytes, however often it is sent (I6).
 
+use std::mem::discriminant;
+
 use serde_json::{Value, json};
 
 use super::chat_message::{ChatMessage, Level};
@@ -30,6 +32,16 @@ pub enum Format {
     Own(Template),
 }
 
+/// Formats by their names in a config. The topic of ntfy is part of the URL.
+pub static FORMATS: [(&str, Format); 6] = [
+    ("standard", Format::Standard),
+    ("dtorrent", Format::Dtorrent),
+    ("ntfy", Format::Ntfy { topic: String::new() }),
+    ("discord", Format::Discord),
+    ("slack", Format::Slack),
+    ("apprise", Format::Apprise),
+];
+
 /// A request body with its media type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Body {
@@ -48,15 +60,13 @@ impl Body {
 impl Format {
     /// Returns the name of the format, for people.
     pub fn name(&self) -> &'static str {
-        match self {
-            Self::Standard => "standard",
-            Self::Dtorrent => "dtorrent",
-            Self::Ntfy { .. } => "ntfy",
-            Self::Discord => "discord",
-            Self::Slack => "slack",
-            Self::Apprise => "apprise",
-            Self::Own(_) => "a template of your own",
-        }
+        let named = FORMATS.iter().find(|(_, format)| discriminant(format) == discriminant(self));
+        named.map_or("a template of your own", |(name, _)| name)
+    }
+
+    /// Returns whether people read it. Events of the initial snapshot are excluded from such a format by default.
+    pub fn is_chat(&self) -> bool {
+        matches!(self, Self::Ntfy { .. } | Self::Discord | Self::Slack | Self::Apprise)
     }
 
     /// Renders the body for an event; `event_json`: the event as every sink gets it.

@@ -33,7 +33,7 @@ use self::body::Body;
 use self::response::{AttemptOutcome, classify};
 use crate::model::{Event, JournalEntry, SinkName, error_chain};
 use crate::port::{Clock, Connected, DeliverError, Delivery, Sink};
-use crate::sinks::tls;
+use crate::tls;
 
 pub use self::settings::{Address, EventFilter, Format, Login, Secrets, Settings};
 
@@ -88,19 +88,7 @@ impl Endpoint {
     /// # Errors
     /// The certificates or the login cannot be used.
     pub fn new(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self, SetupError> {
-        let tls = match settings.address.is_encrypted() || settings.ca_pem.is_some() {
-            true => tls::client_config(settings.ca_pem.as_deref(), None)?,
-            // Whoever posts in clear needs no authority on the machine.
-            false => tls::trusting_nobody()?,
-        };
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(Arc::unwrap_or_clone(tls))
-            .http1_only()
-            .no_proxy()
-            // A redirect would send the body and its signature to another host than the one in the config.
-            .redirect(reqwest::redirect::Policy::none())
-            // Retries are the dispatcher's: each attempt has a signature with its own time.
-            .retry(reqwest::retry::never())
+        let http = tls::http_client(settings.address.is_encrypted(), settings.ca_pem.as_deref())?
             .timeout(settings.timeout)
             .user_agent(concat!("dtorrent/", env!("CARGO_PKG_VERSION")))
             .build()

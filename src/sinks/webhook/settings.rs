@@ -1,13 +1,12 @@
 //! Settings of one webhook, and the parsers of its texts.
 
-use std::fmt;
 use std::time::Duration;
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret as _, SecretString};
 use url::{Position, Url};
 
-pub use super::body::Format;
+pub use super::body::{FORMATS, Format};
 pub use super::filter::EventFilter;
 pub use super::sign::Secrets;
 pub use super::template::{InvalidTemplate, Template};
@@ -56,7 +55,9 @@ pub enum Login {
 /// URL that events are posted to.
 ///
 /// Its path and query may be a secret (Discord's and Slack's are), so they are never shown.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, derive_more::Debug, derive_more::Display, PartialEq, Eq)]
+#[display("{}/…", self.host())]
+#[debug("{self}")]
 pub struct Address(Url);
 
 impl Address {
@@ -114,18 +115,6 @@ impl Address {
     /// Returns scheme, host and port, without the path.
     pub fn host(&self) -> &str {
         &self.0[..Position::BeforePath]
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}/…", self.host())
-    }
-}
-
-impl fmt::Debug for Address {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, out)
     }
 }
 

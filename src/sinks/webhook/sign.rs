@@ -3,8 +3,6 @@
 //! With several secrets a receiver can be given a new one before the old one is taken away: it accepts
 //! whichever of the signatures it can check.
 
-use std::fmt;
-
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -19,7 +17,8 @@ const KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 const SECRETS_MAX: usize = 8;
 
 /// The secrets that every request is signed with; mostly one, several while they change.
-#[derive(Clone)]
+#[derive(Clone, derive_more::Debug)]
+#[debug("{} secrets", _0.len())]
 pub struct Secrets(Vec<SecretSlice<u8>>);
 
 fn refused(wrong: &str) -> InvalidText {
@@ -63,12 +62,6 @@ fn parse_one(text: &str) -> Result<SecretSlice<u8>, InvalidText> {
         return Err(refused("has too few or too many bytes"));
     }
     Ok(SecretSlice::from(key))
-}
-
-impl fmt::Debug for Secrets {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{} secrets", self.0.len())
-    }
 }
 
 #[cfg(test)]

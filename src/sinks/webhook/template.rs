@@ -3,7 +3,6 @@
 //! A template has no access to files and no includes, and is bounded in steps, recursion and output. In JSON every value
 //! that it prints is encoded as JSON, with quotes, so a torrent's name cannot break out of its place (I14).
 
-use std::fmt;
 use std::io;
 use std::sync::Arc;
 
@@ -22,7 +21,8 @@ const STEPS_MAX: u64 = 100_000;
 const DEPTH_MAX: usize = 50;
 
 /// A template that was parsed and tried.
-#[derive(Clone)]
+#[derive(Clone, derive_more::Debug)]
+#[debug("a template for {content_type}")]
 pub struct Template {
     environment: Arc<Environment<'static>>,
     content_type: String,
@@ -98,12 +98,6 @@ impl Template {
                 .map_err(|error| format!("what it makes is no JSON: {error}"))?;
         }
         Ok(body.bytes)
-    }
-}
-
-impl fmt::Debug for Template {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "a template for {}", self.content_type)
     }
 }
 

@@ -1,4 +1,4 @@
-//! TLS of connections to brokers and endpoints: which authorities to trust, and the client certificate.
+//! TLS of connections to brokers, clients and endpoints: which authorities to trust, and the client certificate.
 
 use std::sync::Arc;
 
@@ -54,10 +54,23 @@ pub fn client_config(ca_pem: Option<&[u8]>, client_cert: Option<&ClientCert>) ->
     }
 }
 
-/// Returns a configuration for plain HTTP, which needs no certificate authority on the machine.
-#[cfg(feature = "webhooks")]
-pub fn trusting_nobody() -> Result<Arc<ClientConfig>, TlsError> {
-    trusting(RootCertStore::empty(), None)
+/// Returns the beginnings of an HTTP client for one peer; `None` for `ca_pem` trusts the machine's authorities.
+///
+/// # Errors
+/// The file is not what it should be, or the machine trusts no authority and TLS is spoken.
+pub fn http_client(is_encrypted: bool, ca_pem: Option<&[u8]>) -> Result<reqwest::ClientBuilder, TlsError> {
+    let tls = match is_encrypted || ca_pem.is_some() {
+        true => client_config(ca_pem, None)?,
+        // Whoever sends in clear needs no authority on the machine.
+        false => trusting(RootCertStore::empty(), None)?,
+    };
+    let client = reqwest::Client::builder().tls_backend_preconfigured(Arc::unwrap_or_clone(tls));
+    // HTTP/2 has nothing to offer where there is one exchange at a time. An environment variable must not send
+    // commands for a local program through a proxy.
+    let client = client.http1_only().no_proxy();
+    // A redirect would send the credentials, or the body and its signature, to another address than the one in the
+    // config. Retries are the engine's: nothing is to be done twice because a connection broke.
+    Ok(client.redirect(reqwest::redirect::Policy::none()).retry(reqwest::retry::never()))
 }
 
 fn trusting(roots: RootCertStore, client_cert: Option<&ClientCert>) -> Result<Arc<ClientConfig>, TlsError> {
