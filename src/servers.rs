@@ -3,33 +3,14 @@
 //! The bridge and the library share them. Sinks and command sources are theirs.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::commands::{
-    CommandSender, Common, PendingEffects, Queue, QueuedCommand, Request, Sources, Worker, WorkerParts,
-};
+use crate::commands::{CommandSender, Queue, QueuedCommand, Request, Sources, Worker, WorkerParts};
 use crate::live_state::LiveServer;
-use crate::model::{Interner, PollSettings, ServerName, UrlRules};
-use crate::port::{LoggedCommand, Store, StoreError, TorrentClient};
+use crate::model::{Interner, ServerName};
+use crate::port::{LoggedCommand, Store, StoreError};
 use crate::supervise::Group;
-use crate::watch::{FilePublisher, Watcher};
-
-/// The settings of one server.
-pub struct ServerSetup {
-    /// The client to poll.
-    pub client: Arc<dyn TorrentClient>,
-    /// Pace of the polls.
-    pub poll: PollSettings,
-    /// The only folders that commands may name.
-    pub roots: Vec<PathBuf>,
-    /// Where links to .torrent files may lead.
-    pub urls: UrlRules,
-    /// The lists of files are published.
-    pub publishes_files: bool,
-    /// This epoch began by a loss.
-    pub is_state_lost: bool,
-}
+use crate::watch::Watcher;
 
 /// One server, built and not yet running.
 pub struct ServerParts {
@@ -37,60 +18,33 @@ pub struct ServerParts {
     pub queue: Arc<Queue>,
     /// The parts of the worker.
     pub worker: Arc<WorkerParts>,
-    files: Arc<FilePublisher>,
-    publishes_files: bool,
     watcher: Watcher,
 }
 
 impl ServerParts {
-    /// Builds the parts of a server; `unfinished` are the commands that an earlier run did not answer.
-    pub fn new(server: ServerName, setup: ServerSetup, unfinished: Vec<QueuedCommand>, common: &Common) -> Self {
-        let ServerSetup { client, poll, roots, urls, publishes_files, is_state_lost } = setup;
-        let Common { store, live, clock } = common.clone();
-        let pending_effects = Arc::new(PendingEffects::default());
-        let files = Arc::new(FilePublisher::new(publishes_files));
+    /// Builds the parts of a watched server; `unfinished` are the commands that an earlier run did not answer.
+    pub fn new(watcher: Watcher, sources: Sources, unfinished: Vec<QueuedCommand>) -> Self {
         let worker = WorkerParts {
-            server: server.clone(),
-            client: Arc::clone(&client),
-            common: common.clone(),
-            pending_effects: Arc::clone(&pending_effects),
-            sources: Sources::new(roots, urls),
+            server: watcher.server.clone(),
+            client: Arc::clone(&watcher.client),
+            common: watcher.common.clone(),
+            pending_effects: Arc::clone(&watcher.pending_effects),
+            sources,
         };
-        let watcher = Watcher {
-            server,
-            poll,
-            client,
-            store,
-            live,
-            clock,
-            pending_effects,
-            files: Arc::clone(&files),
-            is_state_lost,
-        };
-        Self { queue: Arc::new(Queue::new(unfinished)), worker: Arc::new(worker), files, publishes_files, watcher }
+        Self { queue: Arc::new(Queue::new(unfinished)), worker: Arc::new(worker), watcher }
     }
 
     /// Spawns the tasks of the server.
     pub fn spawn(&self, group: &mut Group) {
-        let Self { queue, worker, files, publishes_files, watcher } = self;
-        let (name, live, client) = (watcher.server.clone(), Arc::clone(&watcher.live), Arc::clone(&watcher.client));
+        let Self { queue, worker, watcher } = self;
+        let (name, publisher) = (&watcher.server, watcher.clone());
+        let worker = Worker { parts: Arc::clone(worker), queue: Arc::clone(queue) };
         let watcher = watcher.clone();
         group.spawn(format!("watcher {name}"), move |stop| watcher.clone().run(stop));
-        let worker = Worker { parts: Arc::clone(worker), queue: Arc::clone(queue) };
         group.spawn(format!("worker {name}"), move |stop| worker.clone().run(stop));
-        if !publishes_files {
-            return;
+        if publisher.files.is_wanted {
+            group.spawn(format!("files {name}"), move |stop| publisher.clone().publish_files(stop));
         }
-        let files = Arc::clone(files);
-        group.spawn(format!("files {name}"), move |stop| {
-            // For each run of its own: the task is restarted after a panic.
-            let (files, client) = (Arc::clone(&files), Arc::clone(&client));
-            let (live, server) = (Arc::clone(&live), name.clone());
-            async move {
-                files.run(server, client, live, stop).await;
-                Ok(())
-            }
-        });
     }
 }
 

@@ -6,14 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dtorrent::commands::PendingEffects;
+use dtorrent::commands::Common;
 use dtorrent::live_state::LiveState;
 use dtorrent::model::{JournalEntry, Kind, PollSettings, Rev, Seq, ServerName, SinkName};
 use dtorrent::port::{SinkProgress, Store, SystemClock};
 use dtorrent::servers::load;
 use dtorrent::store::{MemoryStore, Options};
 use dtorrent::testing::simulator::Simulator;
-use dtorrent::watch::{FilePublisher, Watcher};
+use dtorrent::watch::Watcher;
 use tokio_util::sync::CancellationToken;
 
 const TORRENTS: u32 = 1_200;
@@ -37,11 +37,9 @@ async fn an_initial_snapshot_in_parts_is_published_whole_and_once_within_any_lim
         server: server.clone(),
         poll: PollSettings::DEFAULT,
         client: Arc::new(Simulator::populated(server.clone(), Arc::new(SystemClock), TORRENTS)),
-        store: Arc::clone(&store),
-        live: Arc::clone(&live),
-        clock: Arc::new(SystemClock),
-        pending_effects: Arc::new(PendingEffects::default()),
-        files: Arc::new(FilePublisher::default()),
+        common: Common { store: Arc::clone(&store), live: Arc::clone(&live), clock: Arc::new(SystemClock) },
+        pending_effects: Arc::default(),
+        files: Arc::default(),
         is_state_lost: false,
     };
     let stop = CancellationToken::new();

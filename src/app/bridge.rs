@@ -16,7 +16,7 @@ use super::dead_letters::Replayer;
 use super::hooks::HookListener;
 use super::report::BridgeReporter;
 use crate::commands::{
-    Admission, BridgeWorker, Caller, CommandReceiver, Common, Queue, QueuedCommand, answer_for_removed_servers,
+    Admission, BridgeWorker, Caller, CommandReceiver, Common, Queue, QueuedCommand, Sources, answer_for_removed_servers,
 };
 use crate::config::{Broker, BrokerKind, Config};
 use crate::http;
@@ -26,12 +26,12 @@ use crate::model::{HookSignal, Kind, ServerName, SinkName, Timestamp, Verb};
 use crate::outbox::retention::Retain;
 use crate::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
 use crate::port::{Clock, Sink, Store};
-use crate::servers::{ServerParts, ServerSetup, load, unfinished_commands};
+use crate::servers::{ServerParts, load, unfinished_commands};
 use crate::sinks::webhook::{Endpoint, WebhookSink};
 use crate::store::{Recovery, SqliteStore};
 use crate::supervise::Group;
 use crate::telemetry::metrics::Metrics;
-use crate::watch::HookInstaller;
+use crate::watch::{FilePublisher, HookInstaller, Watcher};
 
 type Unfinished = BTreeMap<Option<ServerName>, Vec<QueuedCommand>>;
 
@@ -273,16 +273,18 @@ fn build_servers(
 ) -> anyhow::Result<BTreeMap<ServerName, ServerParts>> {
     let mut servers = BTreeMap::new();
     for (name, server) in &config.servers {
-        let setup = ServerSetup {
-            client: build_client(&server.client).with_context(|| format!("set up server {name}"))?,
+        let watcher = Watcher {
+            server: name.clone(),
             poll: server.poll,
-            roots: server.roots.clone(),
-            urls: config.add_urls.clone(),
-            publishes_files: true,
+            client: build_client(&server.client).with_context(|| format!("set up server {name}"))?,
+            common: common.clone(),
+            pending_effects: Arc::default(),
+            files: Arc::new(FilePublisher::new(true)),
             is_state_lost: recovery.lost,
         };
+        let sources = Sources::new(server.roots.clone(), config.add_urls.clone());
         let of_server = unfinished.remove(&Some(name.clone())).unwrap_or_default();
-        servers.insert(name.clone(), ServerParts::new(name.clone(), setup, of_server, common));
+        servers.insert(name.clone(), ServerParts::new(watcher, sources, of_server));
     }
     Ok(servers)
 }

@@ -3,6 +3,7 @@
 //! All syntax errors are found at once. The meaning of keys is left to [`super::read`]. A syntax error
 //! is reported by its message and line only, because the text of the line may contain a secret.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
@@ -81,8 +82,8 @@ impl File {
             return Err(errors);
         }
         let mut lines = Lines::default();
-        let values = dict(table.get_ref(), bytes, &mut Vec::new(), &mut lines);
-        Ok(Self { path: path.to_owned(), values, lines })
+        let values = plain(&DeValue::Table(table.into_inner()), bytes, &mut Vec::new(), &mut lines);
+        Ok(Self { path: path.to_owned(), values: values.into_dict().unwrap_or_default(), lines })
     }
 
     /// Returns the line of each key.
@@ -121,20 +122,17 @@ fn line_of(bytes: &[u8], offset: usize) -> usize {
     memchr::memchr_iter(b'\n', before).count() + 1
 }
 
-fn dict(table: &DeTable<'_>, bytes: &[u8], path: &mut Vec<String>, lines: &mut Lines) -> Dict {
-    let mut dict = Dict::new();
-    for (key, value) in table {
-        path.push(key.get_ref().to_string());
-        lines.0.insert(path.clone(), line_of(bytes, key.span().start));
-        dict.insert(key.get_ref().to_string(), plain(value, bytes, path, lines));
-        path.pop();
-    }
-    dict
-}
-
-fn plain(value: &Spanned<DeValue<'_>>, bytes: &[u8], path: &mut Vec<String>, lines: &mut Lines) -> Value {
+/// Converts a value, and notes the line of each key and item below it.
+fn plain(value: &DeValue<'_>, bytes: &[u8], path: &mut Vec<String>, lines: &mut Lines) -> Value {
     let tag = Tag::Default;
-    match value.get_ref() {
+    let mut below = |key: String, offset: usize, value: &DeValue<'_>| {
+        path.push(key);
+        lines.0.insert(path.clone(), line_of(bytes, offset));
+        let value = plain(value, bytes, path, lines);
+        path.pop();
+        value
+    };
+    match value {
         DeValue::String(text) => Value::String(tag, text.to_string()),
         DeValue::Integer(digits) => match i64::from_str_radix(digits.as_str(), digits.radix()) {
             Ok(number) => Value::Num(tag, Num::I64(number)),
@@ -146,16 +144,16 @@ fn plain(value: &Spanned<DeValue<'_>>, bytes: &[u8], path: &mut Vec<String>, lin
         // No key takes a date.
         DeValue::Datetime(_) => Value::Empty(tag, Empty::Unit),
         DeValue::Array(items) => {
-            let mut values = Vec::new();
-            for (index, item) in items.iter().enumerate() {
-                path.push(index.to_string());
-                lines.0.insert(path.clone(), line_of(bytes, item.span().start));
-                values.push(plain(item, bytes, path, lines));
-                path.pop();
-            }
-            Value::Array(tag, values)
+            let item = |(at, item): (usize, &Spanned<_>)| below(at.to_string(), item.span().start, item.get_ref());
+            Value::Array(tag, items.iter().enumerate().map(item).collect())
         }
-        DeValue::Table(table) => Value::Dict(tag, dict(table, bytes, path, lines)),
+        DeValue::Table(table) => {
+            let entry = |(key, value): (&Spanned<Cow<'_, str>>, &Spanned<_>)| {
+                let name = key.get_ref().to_string();
+                (name.clone(), below(name, key.span().start, value.get_ref()))
+            };
+            Value::Dict(tag, table.iter().map(entry).collect())
+        }
     }
 }
 

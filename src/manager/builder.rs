@@ -16,13 +16,14 @@ use crate::clients::exec::{self, ExecClient};
 use crate::clients::rtorrent::RtorrentClient;
 use crate::clients::rtorrent::settings::{Endpoint, Settings};
 use crate::clients::settings::DEFAULT_TIMEOUT;
-use crate::commands::{Admission, Caller, Common, Queue, answer_for_removed_servers};
+use crate::commands::{Admission, Caller, Common, Queue, Sources, answer_for_removed_servers};
 use crate::live_state::LiveState;
 use crate::model::{PollSettings, ServerName, SinkName, UrlRules};
 use crate::port::{Clock, Store, StoreError, SystemClock, TorrentClient};
-use crate::servers::{ServerParts, ServerSetup, load, unfinished_commands};
+use crate::servers::{ServerParts, load, unfinished_commands};
 use crate::store::{MemoryStore, Options};
 use crate::supervise::{Group, spawn_detached};
+use crate::watch::Watcher;
 
 /// The origin of the manager's commands in the command log.
 const ORIGIN: &str = "library";
@@ -204,10 +205,17 @@ impl Builder {
             let client = connect(client, &name, timeout)
                 .map_err(|source| BuildError::Server { server: name.clone(), source })?;
             clients.insert(name.clone(), Arc::clone(&client));
-            let poll = PollSettings::new(poll.interval, poll.full_interval);
-            let setup = ServerSetup { client, poll, roots, urls, publishes_files: false, is_state_lost };
+            let watcher = Watcher {
+                server: name.clone(),
+                poll: PollSettings::new(poll.interval, poll.full_interval),
+                client,
+                common: common.clone(),
+                pending_effects: Arc::default(),
+                files: Arc::default(),
+                is_state_lost,
+            };
             let unfinished_of_server = unfinished.remove(&Some(name.clone())).unwrap_or_default();
-            let parts = ServerParts::new(name.clone(), setup, unfinished_of_server, &common);
+            let parts = ServerParts::new(watcher, Sources::new(roots, urls), unfinished_of_server);
             parts.spawn(&mut left);
             queues.insert(name.clone(), Arc::clone(&parts.queue));
         }

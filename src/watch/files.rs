@@ -20,7 +20,8 @@ const PAUSE_FACTOR: u32 = 9;
 /// Torrents whose files are to be read and published. Each is in the set once, however often it is wanted.
 #[derive(Default)]
 pub struct FilePublisher {
-    is_wanted: bool,
+    /// Whether somebody receives lists of files.
+    pub is_wanted: bool,
     hashes: Mutex<BTreeSet<InfoHash>>,
     arrived: Notify,
 }

@@ -22,15 +22,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, debug_span, error, info, warn};
 
 use self::pace::{Pace, PollReason};
-use crate::commands::PendingEffects;
+use crate::commands::{Common, PendingEffects};
 use crate::diff::{Differ, Limits, PollTime};
-use crate::live_state::{LiveState, Named, ServerHandle};
+use crate::live_state::{Named, ServerHandle};
 use crate::log_throttle::LogThrottle;
 use crate::model::{
     Cause, ChangeSet, Covers, InfoHash, Kind, Listing, NewEvent, PollSettings, Seq, ServerName, Stats, Torrent,
     error_chain,
 };
-use crate::port::{ClientError, Clock, Scope, Store, StoreError, TorrentClient};
+use crate::port::{ClientError, Scope, StoreError, TorrentClient};
 
 pub use self::files::FilePublisher;
 pub use self::hooks::HookInstaller;
@@ -57,12 +57,8 @@ pub struct Watcher {
     pub poll: PollSettings,
     /// The client of the server.
     pub client: Arc<dyn TorrentClient>,
-    /// The store that events and snapshot are committed to.
-    pub store: Arc<dyn Store>,
-    /// The live state, which other tasks read.
-    pub live: Arc<LiveState>,
-    /// The time of events.
-    pub clock: Arc<dyn Clock>,
+    /// The store that events and snapshot are committed to, the live state, and the time of events.
+    pub common: Common,
     /// Effects that running commands expect.
     pub pending_effects: Arc<PendingEffects>,
     /// Publisher of the lists of files.
@@ -77,7 +73,7 @@ impl Watcher {
     /// # Errors
     /// Only a store that cannot be used any more.
     pub async fn run(self, stop: CancellationToken) -> Result<(), StoreError> {
-        let Some(live) = self.live.server(&self.server) else { return Ok(()) };
+        let Some(live) = self.common.live.server(&self.server) else { return Ok(()) };
         let mut polling = PollLoop::new(&self, live);
         let mut pause = Duration::ZERO;
         loop {
@@ -90,6 +86,16 @@ impl Watcher {
             // Outside the select: a poll that has begun is committed, so snapshot and journal agree.
             pause = polling.poll(is_woken).instrument(debug_span!("poll", server = %self.server)).await?;
         }
+    }
+
+    /// Publishes the lists of files of the torrents that [`Self::run`] finds to have new ones, until `stop`.
+    ///
+    /// # Errors
+    /// None: a list that cannot be read is left out.
+    pub async fn publish_files(self, stop: CancellationToken) -> Result<(), StoreError> {
+        let Self { server, client, common, files, .. } = self;
+        files.run(server, client, common.live, stop).await;
+        Ok(())
     }
 }
 
@@ -157,7 +163,7 @@ impl<'a> PollLoop<'a> {
         let is_full = answer.as_ref().is_ok_and(|listing| listing.covers == Covers::All);
         let pause = self.pace.polled(reason, is_full, took, self.start.elapsed());
 
-        let now = PollTime { time: self.watcher.clock.now(), at: self.start.elapsed() };
+        let now = PollTime { time: self.watcher.common.clock.now(), at: self.start.elapsed() };
         let change_set = self.diff(&answer, now);
         self.are_stats_stale |= !change_set.is_empty();
         self.commit(change_set, now.at).await?;
@@ -241,7 +247,7 @@ impl<'a> PollLoop<'a> {
 
     /// Returns false if the store is full: nothing was committed, and the next poll finds the same again.
     async fn commit_part(&mut self, change_set: ChangeSet, at: Duration) -> Result<bool, StoreError> {
-        let Watcher { server, store, live, .. } = self.watcher;
+        let Watcher { server, common: Common { store, live, .. }, .. } = self.watcher;
         let state = change_set.state.clone();
         let events: Vec<(Kind, Option<Arc<Torrent>>)> =
             change_set.events.iter().map(|event| (event.kind, event.torrent.clone())).collect();
@@ -354,7 +360,7 @@ impl<'a> PollLoop<'a> {
         // An equal body wakes no sink.
         if self.live.read(|server| server.stats_body != body) {
             self.live.write(|server| server.stats_body = body);
-            self.watcher.live.wake_sinks();
+            self.watcher.common.live.wake_sinks();
         }
     }
 }

@@ -28,8 +28,7 @@ const OVERDRAFT: Duration = Duration::from_secs(3);
 /// The pace of one server.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    interval: Duration,
-    full_interval: Duration,
+    settings: PollSettings,
     /// Time taken from the client beyond its share, as of `at`.
     debt: Duration,
     at: Duration,
@@ -71,40 +70,33 @@ pub enum PollReason {
 
 impl Pace {
     /// Returns the pace of these settings.
-    pub fn new(PollSettings { interval, full_interval }: PollSettings) -> Self {
-        let debt = Duration::ZERO;
-        Self {
-            interval,
-            full_interval,
-            debt,
-            at: debt,
-            full_at: None,
-            full: Recent::default(),
-            quick: Recent::default(),
-        }
+    pub fn new(settings: PollSettings) -> Self {
+        let (debt, at) = (Duration::ZERO, Duration::ZERO);
+        Self { settings, debt, at, full_at: None, full: Recent::default(), quick: Recent::default() }
     }
 
     /// Returns the time from one full poll to the next: as configured, longer if one takes long, shorter if it is
     /// cheap.
     pub fn full_interval(&self) -> Duration {
         let took = self.full.usual();
-        self.full_interval
+        self.settings
+            .full_interval
             .min(took.mul_f64(took.div_duration_f64(FREE_COST)))
             .max(took * SHARE_DIVISOR)
-            .max(self.interval)
+            .max(self.settings.interval)
     }
 
     /// Returns whether a poll at `at` has to be full, because the next one would be too late.
     pub fn is_full_due(&self, at: Duration) -> bool {
         // Half an interval early rather than half an interval late.
-        self.full_at.is_none_or(|last| at.saturating_sub(last) + self.interval / 2 >= self.full_interval())
+        self.full_at.is_none_or(|last| at.saturating_sub(last) + self.settings.interval / 2 >= self.full_interval())
     }
 
     /// Records a poll that took `took` and ended at `at`, and returns the pause before the next one.
     pub fn polled(&mut self, reason: PollReason, is_full: bool, took: Duration, at: Duration) -> Duration {
         self.debt = self.debt.saturating_sub(at.saturating_sub(self.at) / SHARE_DIVISOR);
         self.at = at;
-        let pause = self.interval.saturating_sub(took);
+        let pause = self.settings.interval.saturating_sub(took);
         if reason == PollReason::Failed {
             return pause;
         }

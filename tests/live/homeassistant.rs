@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dtorrent::commands::Common;
 use dtorrent::live_state::LiveState;
 use dtorrent::model::{Health, Info, Kind, PollSettings, ReportLimits, ServerName, SinkName, Timestamp};
 use dtorrent::outbox::retention::Retain;
@@ -312,9 +313,7 @@ impl SimulatedEngine {
             server,
             poll: PollSettings::new(Duration::from_millis(250), Duration::from_secs(30)),
             client: Arc::new(client.clone()),
-            store,
-            live,
-            clock,
+            common: Common { store, live, clock },
             pending_effects: Arc::default(),
             files: Arc::default(),
             is_state_lost: false,
