@@ -33,7 +33,10 @@ const USES: &[(&str, &[&str])] = &[
     ("supervise", &["port", "outbox"]),
     // composition
     ("servers", &["model", "port", "live_state", "commands", "watch", "supervise"]),
-    ("manager", &["model", "port", "live_state", "outbox", "commands", "servers", "clients", "store", "supervise"]),
+    (
+        "manager",
+        &["model", "port", "live_state", "outbox", "commands", "watch", "servers", "clients", "store", "supervise"],
+    ),
     (
         "app",
         &[

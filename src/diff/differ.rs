@@ -9,7 +9,7 @@ use super::compare::{Comparison, PollContext, compare, first_seen, is_fully_publ
 use super::threshold;
 use super::trust::{Poll, Trust, TrustLimits};
 use crate::model::{
-    Cause, ChangeSet, Committed, Covers, DiffState, InfoHash, Kind, Listing, NewEvent, Observed, ServerName,
+    Cause, ChangeSet, Changes, Committed, Covers, DiffState, InfoHash, Kind, Listing, NewEvent, Observed, ServerName,
     ServerState, Snapshot, SnapshotTorrent, Status, Timestamp, Torrent,
 };
 
@@ -288,7 +288,7 @@ impl Differ {
             self.missing.insert(*hash, first_cause.unwrap_or(poll.cause));
             if let Some(cause) = first_cause {
                 // The cause of the first listing that lacked it: then it went, and the second one only confirms that.
-                let removed = NewEvent::of_torrent(Kind::Removed, cause, Arc::clone(&last.torrent));
+                let removed = NewEvent::of_torrent(Kind::Removed, cause, Arc::clone(&last.torrent), Changes::new());
                 poll.change_set.events.push(removed);
                 poll.change_set.changes.insert(*hash, None);
             }
@@ -333,7 +333,8 @@ impl Differ {
             Comparison::Same => self.record_pending(hash, &last.torrent, seen, context),
             Comparison::Replaced(torrent, diff_state) => {
                 self.record_pending(hash, &torrent, seen, context);
-                let removed = NewEvent::of_torrent(Kind::Removed, poll.cause, Arc::clone(&last.torrent));
+                let removed =
+                    NewEvent::of_torrent(Kind::Removed, poll.cause, Arc::clone(&last.torrent), Changes::new());
                 poll.change_set.events.push(removed);
                 poll.add(hash, torrent, diff_state);
             }
@@ -341,10 +342,8 @@ impl Differ {
                 self.record_pending(hash, &torrent, seen, context);
                 let changes = last.torrent.changes_to(&torrent);
                 let torrent = Arc::new(torrent);
-                for kind in kinds {
-                    let new_event = NewEvent::of_torrent(kind, poll.cause, Arc::clone(&torrent));
-                    poll.change_set.events.push(NewEvent { changes: changes.clone(), ..new_event });
-                }
+                let of_kind = |kind| NewEvent::of_torrent(kind, poll.cause, Arc::clone(&torrent), changes.clone());
+                poll.change_set.events.extend(kinds.into_iter().map(of_kind));
                 poll.change_set.changes.insert(hash, Some((torrent, diff_state)));
             }
         }
@@ -388,7 +387,7 @@ struct PollDiff {
 impl PollDiff {
     fn add(&mut self, hash: InfoHash, torrent: Torrent, diff_state: DiffState) {
         let torrent = Arc::new(torrent);
-        let added = NewEvent::of_torrent(Kind::Added, self.cause, Arc::clone(&torrent));
+        let added = NewEvent::of_torrent(Kind::Added, self.cause, Arc::clone(&torrent), Changes::new());
         self.change_set.events.push(added);
         self.change_set.changes.insert(hash, Some((torrent, diff_state)));
     }

@@ -168,9 +168,9 @@ impl NewEvent {
         Self { kind, cause, command_id: None, changes: Changes::new(), torrent: None }
     }
 
-    /// An event of a torrent, without changed fields.
-    pub fn of_torrent(kind: Kind, cause: Cause, torrent: Arc<Torrent>) -> Self {
-        Self { torrent: Some(torrent), ..Self::of_server(kind, cause) }
+    /// An event of a torrent, with its changed fields.
+    pub fn of_torrent(kind: Kind, cause: Cause, torrent: Arc<Torrent>, changes: Changes) -> Self {
+        Self { kind, cause, command_id: None, changes, torrent: Some(torrent) }
     }
 }
 

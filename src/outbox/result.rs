@@ -34,7 +34,7 @@ pub(super) struct ResultOutbox {
     /// Read, and not saved as delivered.
     open: HashMap<i64, OpenResult>,
     /// Parts to be sent, in this order.
-    pending: VecDeque<(i64, Piece, Bytes)>,
+    pending: VecDeque<Outgoing>,
     /// The last substitute of each rejected result: on another link the whole is not tried once more.
     shortened: HashMap<i64, Bytes>,
     /// Delivered, which is not saved yet.
@@ -104,17 +104,16 @@ impl ResultOutbox {
 
     fn open(&mut self, result: UnsentResult) {
         let number = result.number;
-        let (bodies, piece, is_replaced): (_, fn(usize, &Bytes) -> Piece, _) = match self.shortened.get(&number) {
-            Some(body) => (vec![body.clone()], |_, body| Piece::Substitute(body.len()), true),
-            None => {
-                let whole = || vec![result.body.clone()];
-                let parts = self.bytes_max.map_or_else(whole, |bytes_max| in_parts(&result.body, ROWS_MAX, bytes_max));
-                (parts, |at, _| Piece::Part(at), false)
+        let (pieces, is_replaced) = match (self.shortened.get(&number), self.bytes_max) {
+            (Some(body), _) => (vec![(Piece::Substitute(body.len()), body.clone())], true),
+            (None, None) => (vec![(Piece::Part(0), result.body.clone())], false),
+            (None, Some(bytes_max)) => {
+                let parts = in_parts(&result.body, ROWS_MAX, bytes_max).into_iter().enumerate();
+                (parts.map(|(at, body)| (Piece::Part(at), body)).collect(), false)
             }
         };
-        let parts_left = bodies.len();
-        let bodies = bodies.into_iter().enumerate();
-        self.pending.extend(bodies.map(|(at, body)| (number, piece(at, &body), body)));
+        let parts_left = pieces.len();
+        self.pending.extend(pieces.into_iter().map(|(piece, body)| outgoing(&result, piece, body)));
         self.open.insert(number, OpenResult { result, parts_left, is_replaced });
     }
 
@@ -131,7 +130,7 @@ impl ResultOutbox {
         let Some(body) = shorten(rejected, reason).map(Bytes::from) else { return };
         // The substitute counts as a part: the result is not delivered before that is acknowledged.
         open.parts_left += 1;
-        self.pending.push_front((number, Piece::Substitute(body.len()), body.clone()));
+        self.pending.push_front(outgoing(&open.result, Piece::Substitute(body.len()), body.clone()));
         self.shortened.insert(number, body);
     }
 
@@ -154,6 +153,12 @@ impl ResultOutbox {
     }
 }
 
+fn outgoing(result: &UnsentResult, piece: Piece, body: Bytes) -> Outgoing {
+    let UnsentResult { number, server, reply, .. } = result;
+    let delivery = Delivery::Result { server: server.clone(), body, reply: reply.clone() };
+    (DeliveryId::Result(*number, piece), delivery)
+}
+
 impl Outbox for ResultOutbox {
     async fn next(&mut self, budget: usize) -> Result<Vec<Outgoing>, StoreError> {
         if let Some(numbers) = self.saving.try_finish()? {
@@ -162,15 +167,8 @@ impl Outbox for ResultOutbox {
         if self.pending.is_empty() && self.may_have_more {
             self.read().await?;
         }
-        let mut batch = Vec::new();
-        while batch.len() < budget
-            && let Some((number, piece, body)) = self.pending.pop_front()
-        {
-            let Some(OpenResult { result, .. }) = self.open.get(&number) else { continue };
-            let delivery = Delivery::Result { server: result.server.clone(), body, reply: result.reply.clone() };
-            batch.push((DeliveryId::Result(number, piece), delivery));
-        }
-        Ok(batch)
+        let count = budget.min(self.pending.len());
+        Ok(self.pending.drain(..count).collect())
     }
 
     async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<Option<JournalEntry>, StoreError> {

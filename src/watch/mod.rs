@@ -27,7 +27,7 @@ use crate::diff::{Differ, Limits, PollTime};
 use crate::live_state::{Named, ServerHandle};
 use crate::log_throttle::LogThrottle;
 use crate::model::{
-    Cause, ChangeSet, Covers, InfoHash, Kind, Listing, NewEvent, PollSettings, Seq, ServerName, Stats, Torrent,
+    Cause, ChangeSet, Covers, InfoHash, JournalEntry, Kind, Listing, NewEvent, PollSettings, Seq, ServerName, Stats,
     error_chain,
 };
 use crate::port::{ClientError, Scope, StoreError, TorrentClient};
@@ -249,8 +249,6 @@ impl<'a> PollLoop<'a> {
     async fn commit_part(&mut self, change_set: ChangeSet, at: Duration) -> Result<bool, StoreError> {
         let Watcher { server, common: Common { store, live, .. }, .. } = self.watcher;
         let state = change_set.state.clone();
-        let events: Vec<(Kind, Option<Arc<Torrent>>)> =
-            change_set.events.iter().map(|event| (event.kind, event.torrent.clone())).collect();
         let committed = match store.commit(change_set).await {
             Ok(committed) => committed,
             Err(StoreError::Full { reason }) => {
@@ -266,24 +264,22 @@ impl<'a> PollLoop<'a> {
             info!(%server, times, "store has room again, events held back are committed");
         }
         self.differ.committed(&committed, at);
-        if events.iter().any(|(kind, _)| *kind == Kind::JournalReset) {
-            self.live.write(|server| server.needs_reset = false);
-        }
-        // After the commit (I3): what is in the live state is sent.
-        live.publish(server, committed, state);
-        for (kind, torrent) in events {
+        for JournalEntry { kind, hash, .. } in &committed.entries {
             match kind {
                 Kind::ServerOffline => warn!(%server, "server offline"),
                 Kind::ServerRestarted => info!(%server, "client restarted"),
+                Kind::JournalReset => self.live.write(|server| server.needs_reset = false),
                 _ => debug!(%server, kind = kind.as_str(), "event"),
             }
             let labels = [("server", server.to_string()), ("kind", kind.as_str().to_owned())];
             metrics::counter!("dtorrent_events_total", &labels).increment(1);
             // A magnet link has files only once it has its metadata.
-            if let (Kind::Added | Kind::Metadata | Kind::Finished, Some(torrent)) = (kind, torrent) {
-                self.watcher.files.want(torrent.hash);
+            if let (Kind::Added | Kind::Metadata | Kind::Finished, Some(hash)) = (kind, hash) {
+                self.watcher.files.want(*hash);
             }
         }
+        // After the commit (I3): what is in the live state is sent.
+        live.publish(server, committed, state);
         Ok(true)
     }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::time::{Interval, interval};
+use tokio::time::{Instant, Interval, interval};
 use tracing::{debug, warn};
 
 use crate::port::{DeliverError, EventOrdering};
@@ -205,13 +205,14 @@ impl Driver {
     }
 
     fn on_written(&mut self, id: u16) -> Result<(), ConnectionError> {
-        let Some(message) = self.publisher.state().written() else {
+        let Some(message) = self.publisher.state().queued.pop_front() else {
             return Err(ConnectionError::other("more was written than was handed over"));
         };
         match id {
             // QoS 0 has no acknowledgement: written is all that can be known.
             0 => message.resolver.resolve(Ok(())),
-            id => drop(self.in_flight.insert(id, message)),
+            // Only now does the time for the acknowledgement begin: behind a slow write a message may have been queued for long.
+            id => drop(self.in_flight.insert(id, InFlight { since: Instant::now(), ..message })),
         }
         Ok(())
     }

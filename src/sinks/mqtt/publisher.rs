@@ -33,7 +33,7 @@ pub(super) struct Publisher {
 
 pub(super) struct PublisherState {
     /// Queued and not written yet, in order.
-    queued: VecDeque<InFlight>,
+    pub queued: VecDeque<InFlight>,
     /// The ordering that the link asks for.
     pub ordering: EventOrdering,
     /// Why nothing more can be sent.
@@ -117,13 +117,6 @@ impl Publisher {
 }
 
 impl PublisherState {
-    /// Takes the oldest queued message, which has just been written.
-    pub fn written(&mut self) -> Option<InFlight> {
-        let message = self.queued.pop_front()?;
-        // Only now does the time for the acknowledgement begin: behind a slow write a message may have been queued for long.
-        Some(InFlight { since: Instant::now(), ..message })
-    }
-
     /// Notifies a link that waits for the DISCONNECT.
     pub fn disconnected(&mut self) {
         if let Some(disconnected) = self.disconnected.take() {
