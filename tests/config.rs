@@ -13,9 +13,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use dtorrent::clients::rtorrent;
-use dtorrent::config::{
-    self, Broker, BrokerKind, Client, Config, ConfigErrors, Flag, Loaded, LogFormat, Server, Sources,
-};
+use dtorrent::config::{self, Broker, BrokerKind, Client, Config, ConfigErrors, Flag, LogFormat, Server, Sources};
 use dtorrent::model::{Kind, Retain, Verb};
 use dtorrent::sinks::{mqtt, nats};
 use jsonschema::Validator;
@@ -198,7 +196,7 @@ fn parsed(toml: &str) -> Config {
 }
 
 /// Loads the file `toml` (none if empty) with these variables and flags.
-fn load(toml: &str, variables: &[(&str, &str)], flags: Vec<Flag>) -> Result<Loaded, ConfigErrors> {
+fn load(toml: &str, variables: &[(&str, &str)], flags: Vec<Flag>) -> Result<Config, ConfigErrors> {
     let folder = tempfile::tempdir().unwrap();
     if !toml.is_empty() {
         fs::write(folder.path().join("dtorrent.toml"), toml).unwrap();
@@ -208,7 +206,7 @@ fn load(toml: &str, variables: &[(&str, &str)], flags: Vec<Flag>) -> Result<Load
 }
 
 fn loaded(toml: &str, variables: &[(&str, &str)]) -> Config {
-    load(toml, variables, Vec::new()).unwrap_or_else(|errors| panic!("{errors}\nin\n{toml}\n{variables:?}")).config
+    load(toml, variables, Vec::new()).unwrap_or_else(|errors| panic!("{errors}\nin\n{toml}\n{variables:?}"))
 }
 
 fn faults(toml: &str, variables: &[(&str, &str)]) -> Vec<String> {
@@ -412,7 +410,7 @@ fn the_config_file_is_searched_in_order() {
     write(&xdg.path().join("dtorrent/dtorrent.toml"), "xdg");
     let mut sources = Sources { folder: here.path().to_owned(), ..Sources::default() };
     sources.variables.push(("XDG_CONFIG_HOME".into(), xdg.path().into()));
-    let instance = |sources: &Sources| config::load(sources).unwrap().config.instance;
+    let instance = |sources: &Sources| config::load(sources).unwrap().instance;
     assert_eq!(instance(&sources), "xdg");
     write(&here.path().join("dtorrent.toml"), "here");
     assert_eq!(instance(&sources), "here");
@@ -427,7 +425,7 @@ fn flags_win_over_the_environment_over_the_file_over_defaults() {
     let toml = format!("[log]\nlevel = \"warn\"\nformat = \"json\"\n[http]\nlisten = \"off\"\n{SERVER}");
     let variables = [("DTORRENT_LOG__LEVEL", "debug"), ("DTORRENT_HTTP__LISTEN", "127.0.0.1:1")];
     let flags = vec![Flag::flag("--listen", "http.listen", "127.0.0.1:2".to_owned())];
-    let config = load(&toml, &variables, flags).unwrap().config;
+    let config = load(&toml, &variables, flags).unwrap();
     assert_eq!(config.instance, "main");
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.log.level, Some(tracing::Level::DEBUG));

@@ -7,7 +7,7 @@ use clap::Args;
 use super::terminal::print_bytes;
 use super::{CommandResult, Exit, Options, print_message, report_peers, start_runtime};
 use crate::app;
-use crate::config::{self, Broker, BrokerKind, Client, Config, Loaded, Webhook};
+use crate::config::{self, Broker, BrokerKind, Client, Config, Webhook};
 use crate::model::{Kind, printable};
 
 #[derive(Debug, Args)]
@@ -19,22 +19,21 @@ pub(super) struct Arguments {
 
 pub(super) fn run(options: Options, arguments: &Arguments) -> CommandResult {
     let Arguments { connect } = arguments;
-    let loaded = options.load_or_report()?;
-    for warning in config::warnings(&loaded.config) {
+    let config = options.load_or_report()?;
+    for warning in config::warnings(&config) {
         print_message(&format!("warning: {warning}"));
     }
-    match print_bytes(summary(&loaded).as_bytes()) {
+    match print_bytes(summary(&config).as_bytes()) {
         // A closed stdout does not end the probe, whose answers go to stderr.
-        Ok(()) | Err(Exit::Done) if *connect => report_peers(start_runtime()?.block_on(app::probe(&loaded.config))),
+        Ok(()) | Err(Exit::Done) if *connect => report_peers(start_runtime()?.block_on(app::probe(&config))),
         printed => printed,
     }
 }
 
 /// Returns one line for each component that will run, without secrets.
-fn summary(loaded: &Loaded) -> String {
-    let Loaded { config, file } = loaded;
+fn summary(config: &Config) -> String {
     // Destructured by name, so that a new part of the config cannot be forgotten here.
-    let Config { instance, data_dir, add_urls: _, log: _, http, servers, brokers, webhooks } = config;
+    let Config { file, instance, data_dir, add_urls: _, log: _, http, servers, brokers, webhooks } = config;
     let file = file
         .as_ref()
         .map_or("none; everything comes from the environment".to_owned(), |path| path.display().to_string());

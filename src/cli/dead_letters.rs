@@ -47,7 +47,7 @@ pub(super) struct Selection {
 }
 
 pub(super) fn run(options: Options, arguments: Arguments) -> CommandResult {
-    let config = options.load_or_report()?.config;
+    let config = options.load_or_report()?;
     match arguments {
         Arguments::List(ListArguments { name, json }) => list(&config, name.as_deref(), json),
         Arguments::Replay(selection) => replay(&config, &selection),

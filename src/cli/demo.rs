@@ -7,7 +7,7 @@ use crate::{app, demo, telemetry};
 pub(super) fn run() -> CommandResult {
     let start = run_until_signal(async |metrics, stop| {
         demo::run(stop, |config, stop| async move {
-            let config = Options { config: Some(config), ..Options::default() }.load()?.config;
+            let config = Options { config: Some(config), ..Options::default() }.load()?;
             telemetry::start(config.log)?;
             app::run(config, metrics, stop).await
         })

@@ -17,7 +17,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const STATUS_LINE_BYTES_MAX: usize = 256;
 
 pub(super) fn run(options: Options) -> CommandResult {
-    let address = options.load_or_report()?.config.http.address();
+    let address = options.load_or_report()?.http.address();
     let address = address.ok_or_else(|| usage("http.listen is off; set it to an address, such as 127.0.0.1:8787"))?;
     ask(address).map_err(failed)
 }

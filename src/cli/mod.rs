@@ -30,7 +30,7 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use tokio::runtime::Runtime;
 
-use crate::config::{self, ConfigErrors, Flag, Loaded, Sources};
+use crate::config::{self, Config, ConfigErrors, Flag, Sources};
 use crate::model::printable;
 
 /// The arguments of the program.
@@ -117,7 +117,7 @@ impl Options {
     ///
     /// # Errors
     /// Everything that is wrong with it.
-    pub fn load(self) -> Result<Loaded, ConfigErrors> {
+    pub fn load(self) -> Result<Config, ConfigErrors> {
         let Self { config, data_dir, listen, log_level, log_format } = self;
         // As texts: the config parses them, and reports errors with the name of the flag.
         let flags = [
@@ -131,7 +131,7 @@ impl Options {
     }
 
     /// Loads the config, and prints everything that is wrong with it.
-    fn load_or_report(self) -> Result<Loaded, Exit> {
+    fn load_or_report(self) -> Result<Config, Exit> {
         self.load().map_err(|errors| {
             let count = errors.0.len();
             let summary = if count == 1 { "1 error".to_owned() } else { format!("{count} errors") };

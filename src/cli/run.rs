@@ -16,7 +16,7 @@ use crate::{app, supervise};
 const SIGNAL_DEBOUNCE: Duration = Duration::from_millis(500);
 
 pub(super) fn run(options: Options) -> CommandResult {
-    start(options.load_or_report()?.config).map_err(failed)
+    start(options.load_or_report()?).map_err(failed)
 }
 
 fn start(config: Config) -> anyhow::Result<()> {

@@ -22,6 +22,8 @@ use crate::sinks::webhook::settings as webhook;
 /// A valid config.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// The file that was read; `None` if everything came from the environment and flags.
+    pub file: Option<PathBuf>,
     /// Name of this bridge, a level of its own topics.
     pub instance: String,
     /// Directory of the durable state.

@@ -93,25 +93,15 @@ impl Sources {
     }
 }
 
-/// A config and its file.
-#[derive(Clone, Debug)]
-pub struct Loaded {
-    /// The valid config.
-    pub config: Config,
-    /// The file that was read; `None` if everything came from the environment and flags.
-    pub file: Option<PathBuf>,
-}
-
 /// Finds, reads and checks the config.
 ///
 /// # Errors
 /// All errors of the config at once.
-pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
+pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
     let path = sources.find();
     // After a syntax error the other layers are not checked: what they lack may be in the file.
     let file = path.as_deref().map(File::read).transpose().map_err(ConfigErrors)?;
-    let config = read_layers(file.as_ref(), sources)?;
-    Ok(Loaded { config, file: path })
+    read_layers(file.as_ref(), sources)
 }
 
 /// Checks `bytes` as the only source; `name` is the path in errors.
@@ -137,7 +127,7 @@ fn read_layers(file: Option<&File>, sources: &Sources) -> Result<Config, ConfigE
     }
     let tree = whole(&figment);
     let context = Context::new(figment, file);
-    let config = root::config(&Table::root(&context, &tree));
+    let config = root::config(&Table::root(&context, &tree), file.map(|file| file.path().to_owned()));
     errors.extend(context.into_errors());
     // Only without other errors, which may be the reason why there is no server.
     if errors.is_empty() && config.as_ref().is_some_and(|config| config.servers.is_empty()) {

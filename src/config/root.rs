@@ -1,5 +1,7 @@
 //! The top level of the config: `instance`, `data_dir`, `[log]`, `[http]`, and the named tables.
 
+use std::path::PathBuf;
+
 use super::checked::{Config, Http};
 use super::choose::commands;
 use super::log::{Log, LogFormat};
@@ -8,8 +10,8 @@ use super::secret::secret;
 use super::{brokers, servers, values, webhooks};
 use crate::model::UrlRules;
 
-/// Reads the whole config; `None` only if an error was noted.
-pub(super) fn config(root: &Table<'_>) -> Option<Config> {
+/// Reads the whole config; `None` only if an error was noted. `file`: the one that was read.
+pub(super) fn config(root: &Table<'_>, file: Option<PathBuf>) -> Option<Config> {
     let instance = root.parsed("instance", values::instance);
     let data_dir = root.parsed("data_dir", values::directory);
     let add_urls = root.table("add_urls").and_then(|table| add_urls(&table));
@@ -20,6 +22,7 @@ pub(super) fn config(root: &Table<'_>) -> Option<Config> {
     let brokers = brokers::brokers(root, &names, instance.as_deref().unwrap_or_default());
     let webhooks = webhooks::webhooks(root, &names);
     Some(Config {
+        file,
         instance: instance?,
         data_dir: data_dir?,
         add_urls: add_urls?,

@@ -42,7 +42,7 @@ impl Session {
     /// Loads the config and starts the log, with errors only unless the command line sets a level.
     pub fn start(options: Options) -> Result<Self, Exit> {
         let wants_log = options.log_level.is_some();
-        let config = options.load_or_report()?.config;
+        let config = options.load_or_report()?;
         let level = if wants_log { config.log.level } else { Some(tracing::Level::ERROR) };
         telemetry::start(Log { level, ..config.log }).map_err(failed)?;
         // A worker thread for the tasks of the manager, because a confirmation on stdin blocks the calling thread.
