@@ -6,7 +6,7 @@ use serde_json::json;
 use super::terminal::server::{ServerChoice, Session, report_error};
 use super::terminal::{human, print_json, print_text};
 use super::{CommandResult, Options};
-use crate::model::Limits;
+use crate::model::{Limits, parse_bytes};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct Arguments {
@@ -48,16 +48,6 @@ pub(super) fn run(options: Options, arguments: Arguments) -> CommandResult {
 }
 
 fn rate(text: &str) -> Result<u64, String> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let factor = match unit.trim().trim_end_matches("/s") {
-        "" | "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "kB" | "KB" => 1000,
-        "MB" => 1_000_000,
-        _ => return Err("a number of bytes, or like 500KiB or 2MB".to_owned()),
-    };
-    let number: u64 = number.parse().map_err(|_| "a number of bytes, or like 500KiB or 2MB".to_owned())?;
-    number.checked_mul(factor).ok_or_else(|| "that is too much".to_owned())
+    let rate = parse_bytes(text.trim_end().trim_end_matches("/s"));
+    rate.ok_or_else(|| "a number of bytes, or like 500KiB or 2MB".to_owned())
 }

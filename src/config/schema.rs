@@ -8,7 +8,7 @@ use crate::model::{SinkName, Status, Verb};
 
 /// Durations that `humantime` reads.
 const DURATION: &str = r"^\s*([0-9.]+\s*[a-zA-Zµ]+\s*)+$";
-const RATE: &str = r"^[0-9]+\s*(kB|MB|GB|KiB|MiB|GiB|B)?$";
+const RATE: &str = r"^[0-9]+\s*([kKMGT]?B|[KMGT]iB)?\s*$";
 
 /// Returns the schema of `dtorrent.toml`.
 pub fn schema() -> Schema {

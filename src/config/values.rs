@@ -9,7 +9,7 @@ use secrecy::{SecretSlice, SecretString};
 
 use super::read::{Fault, Table};
 use super::secret::{read_file, secret};
-use crate::model::{Filter, SinkName, UrlRule};
+use crate::model::{Filter, SinkName, UrlRule, parse_bytes};
 use crate::sinks::mqtt::settings::ClientCert;
 
 /// Reads the name of an instance, which follows the rules of a sink's name.
@@ -82,15 +82,8 @@ pub fn url_rule(text: &str) -> Result<UrlRule, Fault> {
 
 /// Reads bytes a second: a whole number and a unit.
 pub fn rate(text: &str) -> Result<u64, Fault> {
-    let units = [("kB", 1_000), ("MB", 1_000_000), ("GB", 1_000_000_000), ("KiB", 1 << 10), ("MiB", 1 << 20)];
-    // `B` and the empty unit are last, because they match the end of every other text.
-    let mut units = units.into_iter().chain([("GiB", 1 << 30), ("B", 1), ("", 1)]);
-    let rate = units.find_map(|(unit, bytes): (&str, u64)| {
-        let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
-        number.checked_mul(bytes)
-    });
     let right = "write bytes a second with a unit, as in \"500kB\" or \"2MiB\"; \"0\" is no limit";
-    rate.ok_or_else(|| Fault::new(format!("`{text}` is not a rate"), right))
+    parse_bytes(text).ok_or_else(|| Fault::new(format!("`{text}` is not a rate"), right))
 }
 
 /// Reads one or more levels of a topic that may be published to.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::api::{ServerView, SinkView};
-use crate::model::{Torrent, printable};
+use crate::model::{Torrent, printable, shown_bytes};
 
 /// The script of the page: it refreshes the tables and lists events.
 pub(super) const SCRIPT: &str = include_str!("page/page.js");
@@ -57,7 +57,7 @@ fn servers_table(servers: &[Server]) -> String {
             server.torrents.to_string(),
             rate(stats.and_then(|stats| stats.download_rate)),
             rate(stats.and_then(|stats| stats.upload_rate)),
-            stats.and_then(|stats| stats.free_disk).map_or_else(none, bytes),
+            stats.and_then(|stats| stats.free_disk).map_or_else(none, shown_bytes),
             server.poll_age_seconds.map_or_else(none, seconds),
         ]
     };
@@ -90,7 +90,7 @@ fn torrents_table(Server { server, torrents, total }: &Server) -> String {
             escaped(&torrent.name),
             status(torrent.status.as_str(), problem),
             format!("{:?} %", torrent.progress),
-            bytes(torrent.length),
+            shown_bytes(torrent.length),
             torrent.ratio.map_or_else(none, |ratio| format!("{ratio:?}")),
             rate(torrent.download_rate),
             rate(torrent.upload_rate),
@@ -130,20 +130,8 @@ fn none() -> String {
     "–".to_owned()
 }
 
-fn bytes(bytes: u64) -> String {
-    let mut number = bytes as f64;
-    for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
-        if number < 1024.0 {
-            let decimals = usize::from(unit != "B" && number < 100.0);
-            return format!("{number:.decimals$} {unit}");
-        }
-        number /= 1024.0;
-    }
-    format!("{number:.1} PiB")
-}
-
 fn rate(bytes_per_second: Option<u64>) -> String {
-    bytes_per_second.map_or_else(none, |rate| format!("{}/s", bytes(rate)))
+    bytes_per_second.map_or_else(none, |rate| format!("{}/s", shown_bytes(rate)))
 }
 
 fn seconds(seconds: f64) -> String {

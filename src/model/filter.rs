@@ -5,7 +5,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Status, Timestamp, Torrent};
+use super::{Status, Timestamp, Torrent, parse_bytes};
 
 /// Longest glob that is accepted. Each opening brace of a glob is a level of recursion, and its automaton takes about
 /// a kilobyte per letter: without a limit one pattern overflows the stack or exhausts the memory.
@@ -176,22 +176,7 @@ fn glob(key: &str, pattern: &str) -> Result<GlobMatcher, InvalidFilter> {
 }
 
 fn bytes(value: &Value) -> Option<u64> {
-    let Some(text) = value.as_str() else { return value.as_u64() };
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let factor: u64 = match unit.trim() {
-        "" | "B" => 1,
-        "kB" | "KB" => 1000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "TB" => 1_000_000_000_000,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        "TiB" => 1 << 40,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(factor)
+    value.as_str().map_or_else(|| value.as_u64(), parse_bytes)
 }
 
 fn millis(value: &Value) -> Option<u64> {

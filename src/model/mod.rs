@@ -66,7 +66,7 @@ pub use snapshot::{
     ChangeSet, Committed, Completion, DiffState, JournalEntry, NewEvent, RunState, ServerState, Snapshot,
     SnapshotTorrent,
 };
-pub use text::{Interner, error_chain, is_active, printable, truncated};
+pub use text::{Interner, error_chain, is_active, parse_bytes, printable, shown_bytes, truncated};
 pub use text_limit::TextLimit;
 pub use time::Timestamp;
 pub use torrent::{Extra, Status, Torrent, eta_seconds, progress, ratio};

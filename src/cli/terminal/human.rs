@@ -2,25 +2,8 @@
 
 use std::time::Duration;
 
+pub use crate::model::shown_bytes as bytes;
 use crate::model::{Torrent, printable};
-
-const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
-
-/// Returns a size as `4.2 GiB`: at most three digits before the point, and one after it below a hundred.
-pub fn bytes(bytes: u64) -> String {
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    // 999.95 would be shown as 1000.0.
-    while value >= 999.5 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    match (unit, value < 99.95) {
-        (0, _) => format!("{bytes} B"),
-        (_, true) => format!("{value:.1} {}", UNITS[unit]),
-        (_, false) => format!("{value:.0} {}", UNITS[unit]),
-    }
-}
 
 /// Returns a number of things in words: `1 file`, `2 files`.
 pub fn count(number: u64, thing: &str) -> String {
