@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use reqwest::ClientBuilder;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
@@ -41,6 +42,9 @@ pub enum TlsError {
     /// The crypto provider has no protocol version in common with rustls, which is a bug.
     #[error("TLS cannot be set up")]
     Setup(#[source] rustls::Error),
+    /// The HTTP client refuses the settings, which is a bug.
+    #[error("HTTP cannot be set up")]
+    Http(#[source] reqwest::Error),
 }
 
 /// Returns the TLS configuration of all connections to one receiver; `None` for `ca_pem` trusts the machine's authorities.
@@ -54,11 +58,15 @@ pub fn client_config(ca_pem: Option<&[u8]>, client_cert: Option<&ClientCert>) ->
     }
 }
 
-/// Returns the beginnings of an HTTP client for one peer; `None` for `ca_pem` trusts the machine's authorities.
+/// Returns an HTTP client for one peer; `None` for `ca_pem` trusts the machine's authorities. `with` adds to its settings.
 ///
 /// # Errors
 /// The file is not what it should be, or the machine trusts no authority and TLS is spoken.
-pub fn http_client(is_encrypted: bool, ca_pem: Option<&[u8]>) -> Result<reqwest::ClientBuilder, TlsError> {
+pub fn http_client(
+    is_encrypted: bool,
+    ca_pem: Option<&[u8]>,
+    with: impl FnOnce(ClientBuilder) -> ClientBuilder,
+) -> Result<reqwest::Client, TlsError> {
     let tls = match is_encrypted || ca_pem.is_some() {
         true => client_config(ca_pem, None)?,
         // Whoever sends in clear needs no authority on the machine.
@@ -70,7 +78,8 @@ pub fn http_client(is_encrypted: bool, ca_pem: Option<&[u8]>) -> Result<reqwest:
     let client = client.http1_only().no_proxy();
     // A redirect would send the credentials, or the body and its signature, to another address than the one in the
     // config. Retries are the engine's: nothing is to be done twice because a connection broke.
-    Ok(client.redirect(reqwest::redirect::Policy::none()).retry(reqwest::retry::never()))
+    let client = client.redirect(reqwest::redirect::Policy::none()).retry(reqwest::retry::never());
+    with(client).build().map_err(TlsError::Http)
 }
 
 fn trusting(roots: RootCertStore, client_cert: Option<&ClientCert>) -> Result<Arc<ClientConfig>, TlsError> {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info_span};
 
-use super::adapters::{BrokerAdapter, build_client, build_endpoint, webhook_sinks};
+use super::adapters::{build_broker, build_client, build_endpoint, webhook_sinks};
 use super::api::Api;
 use super::dead_letters::Replayer;
 use super::hooks::HookListener;
@@ -27,6 +27,7 @@ use crate::outbox::retention::Retain;
 use crate::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
 use crate::port::{Clock, Sink, Store};
 use crate::servers::{ServerParts, load, unfinished_commands};
+use crate::sinks::broker::BrokerSink;
 use crate::sinks::webhook::{Endpoint, WebhookSink};
 use crate::store::{Recovery, SqliteStore};
 use crate::supervise::Group;
@@ -57,7 +58,7 @@ struct SinkParts {
     events: BTreeSet<Kind>,
     retain: Retain,
     /// Adapter and config of a broker, from which commands may arrive; `None` for a webhook.
-    broker: Option<(BrokerAdapter, Broker)>,
+    broker: Option<(Arc<dyn BrokerSink>, Broker)>,
 }
 
 impl Bridge {
@@ -219,7 +220,7 @@ impl Bridge {
     /// Returns `None` for a sink from which no commands come.
     fn receiver(&self, name: &SinkName) -> Option<CommandReceiver> {
         let (adapter, broker) = self.sinks[name].broker.as_ref()?;
-        let source = adapter.commands(broker, &self.common.clock)?;
+        let source = adapter.source(!broker.commands.is_empty(), &*self.common.clock)?;
         let rights = broker.commands.clone();
         let allows = move |verb: &str| rights.allows(verb);
         let admission = self.admission(name.clone(), allows, broker.reply_prefixes.clone(), broker.servers());
@@ -312,14 +313,14 @@ fn build_sinks(
         // event that answer means that its id was given twice, and stops the sink (docs/decisions/0007).
         let last_seq = |server: &ServerName| live.read(server, |server| server.last_seq).unwrap_or_default();
         let before = broker.servers().iter().map(|server| (server.clone(), last_seq(server))).collect();
-        let adapter = BrokerAdapter::new(broker, before).with_context(|| format!("set up broker {name}"))?;
+        let adapter = build_broker(broker, before).with_context(|| format!("set up broker {name}"))?;
         let retain = match &broker.kind {
             BrokerKind::Mqtt(settings) => settings.retain,
             // A NATS bucket holds any number of states.
             BrokerKind::Nats(_) => Retain::All,
         };
         let parts = SinkParts {
-            sink: adapter.sink(),
+            sink: adapter.clone(),
             servers: broker.servers().to_vec(),
             events: broker.events.clone(),
             retain,

@@ -19,12 +19,13 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::spawn_blocking;
 
-use super::adapters::{BrokerAdapter, build_endpoint};
+use super::adapters::{build_broker, build_endpoint};
 use super::open_store;
 use crate::config::{Config, Http};
 use crate::log_throttle::retry_while_full;
 use crate::model::{EventId, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, SinkName, Timestamp, known_names};
 use crate::port::{Clock, Connected, DeliverError, Delivery, SystemClock};
+use crate::sinks::broker::BrokerSink;
 use crate::sinks::webhook::Endpoint;
 use crate::store::{DeadLetter, SqliteStore};
 use crate::tls;
@@ -220,7 +221,7 @@ fn rejected(reason: impl Into<String>) -> DeliverError {
 enum ReplayTarget {
     Webhook(Arc<Endpoint>),
     /// The connection is opened with the first event.
-    Broker(BrokerAdapter, Option<Connected>),
+    Broker(Arc<dyn BrokerSink>, Option<Connected>),
 }
 
 impl ReplayTarget {
@@ -243,7 +244,7 @@ impl ReplayTarget {
                     let seq = newest.entry(dead_letter.server.clone()).or_default();
                     *seq = dead_letter.seq.max(*seq);
                 }
-                Ok(Self::Broker(BrokerAdapter::new(broker, newest)?, None))
+                Ok(Self::Broker(build_broker(broker, newest)?, None))
             }
         }
     }
@@ -348,7 +349,7 @@ async fn ask_bridge(http: &Http, dead_letters: &[SinkDeadLetter]) -> anyhow::Res
     let (Some(address), Some(token)) = (http.address(), &http.token) else {
         bail!("the bridge is running: stop it first, or set http.token so that it can be asked over HTTP");
     };
-    let client = tls::http_client(false, None)?.connect_timeout(CONNECT_TIMEOUT).build()?;
+    let client = tls::http_client(false, None, |client| client.connect_timeout(CONNECT_TIMEOUT))?;
     let url = format!("http://{address}/api/v1/dead-letters/{webhook}/replay");
     let ids: Vec<&str> = dead_letters.iter().map(|one| one.dead_letter.id.as_str()).collect();
     let asked = client.post(url).bearer_auth(token.expose_secret()).json(&json!({"ids": ids})).send().await;

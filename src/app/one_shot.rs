@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 
-use super::adapters::{BrokerAdapter, build_client, build_endpoint};
+use super::adapters::{build_broker, build_client, build_endpoint};
 use super::open_store;
 use crate::config::{Broker, Config, Server, Webhook};
 use crate::model::{HookKey, ServerName, SinkName};
@@ -47,7 +47,7 @@ pub async fn purge(config: &Config) -> anyhow::Result<Vec<(SinkName, anyhow::Res
 async fn purge_broker(name: &SinkName, broker: &Broker, store: &SqliteStore) -> anyhow::Result<usize> {
     let state = store.load_sink(name).await.context("read the retained topics")?;
     let topics: Vec<String> = state.retained_topics.into_iter().collect();
-    let count = BrokerAdapter::new(broker, BTreeMap::new())?.purge(topics.clone()).await?;
+    let count = build_broker(broker, BTreeMap::new())?.purge(topics.clone()).await?;
     // Only after the broker has acknowledged: an interrupted purge finds the rest in the registry.
     store.unregister_topics(name, topics).await.context("unregister the cleared topics")?;
     store.save_projection_state(name, "{}".to_owned()).await.context("reset the saved projection")?;
@@ -83,7 +83,7 @@ fn describe_hooks(hooks: &Hooks) -> String {
 }
 
 async fn probe_broker(broker: &Broker) -> anyhow::Result<String> {
-    BrokerAdapter::new(broker, BTreeMap::new())?.probe().await?;
+    build_broker(broker, BTreeMap::new())?.probe().await?;
     Ok("accepts this login".to_owned())
 }
 

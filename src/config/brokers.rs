@@ -58,7 +58,7 @@ fn broker(name: Option<&SinkName>, table: &Table<'_>, names: &[ServerName], inst
     let (kind, reply_prefixes) = match table.tag() {
         // NATS requests carry their reply subject, so there is no `reply_to`.
         "nats" => {
-            let nats = nats(name, table, servers, instance, commands.as_ref());
+            let nats = nats(name, table, servers, instance);
             (nats.map(|nats| BrokerKind::Nats(Box::new(nats))), Some(Vec::new()))
         }
         _ => {
@@ -134,7 +134,6 @@ fn nats(
     table: &Table<'_>,
     servers: Option<Vec<ServerName>>,
     instance: &str,
-    commands: Option<&Rights>,
 ) -> Option<nats::Settings> {
     if instance == RESERVED_INSTANCE {
         let wrong = format!("does not go with instance = \"{instance}\": its subjects would look like events");
@@ -157,7 +156,6 @@ fn nats(
         servers: servers?,
         jetstream: jetstream?,
         replicas: replicas?,
-        takes_commands: !commands?.is_empty(),
     })
 }
 

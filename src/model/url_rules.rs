@@ -8,6 +8,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
+
 /// Hosts and networks that links may lead to.
 ///
 /// A denied one is refused. If some are allowed, all others are refused.
@@ -27,7 +29,7 @@ enum Rule {
     Host(String),
     /// The end of a name, from its dot on, in lower case.
     Below(String),
-    Network(IpAddr, u8),
+    Network(IpNet),
 }
 
 /// A text that is neither a host nor a network.
@@ -71,12 +73,10 @@ impl UrlRule {
     /// The text is none of these.
     pub fn parse(text: &str) -> Result<Self, InvalidUrlRule> {
         if let Ok(address) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
-            return Ok(Self(Rule::Network(address, bits(address))));
+            return Ok(Self(Rule::Network(address.into())));
         }
-        if let Some((address, length)) = text.split_once('/') {
-            let address: IpAddr = address.parse().map_err(|_| InvalidUrlRule)?;
-            let length = length.parse().ok().filter(|length| *length <= bits(address)).ok_or(InvalidUrlRule)?;
-            return Ok(Self(Rule::Network(address, length)));
+        if text.contains('/') {
+            return text.parse().map(|network| Self(Rule::Network(network))).map_err(|_| InvalidUrlRule);
         }
         let name = text.strip_prefix("*.").unwrap_or(text).trim_end_matches('.').to_ascii_lowercase();
         // Names are compared as URLs have them: in ASCII.
@@ -97,20 +97,8 @@ impl UrlRule {
     }
 
     fn has(&self, address: IpAddr) -> bool {
-        let Rule::Network(network, length) = self.0 else { return false };
-        // The shift of all bits away is no shift: a network of length 0 has every address of its family.
-        let is_same =
-            |one: u128, other: u128| (one ^ other).checked_shr((bits(network) - length).into()).unwrap_or(0) == 0;
-        match (network, address) {
-            (IpAddr::V4(network), IpAddr::V4(address)) => is_same(network.to_bits().into(), address.to_bits().into()),
-            (IpAddr::V6(network), IpAddr::V6(address)) => is_same(network.to_bits(), address.to_bits()),
-            _ => false,
-        }
+        matches!(&self.0, Rule::Network(network) if network.contains(&address))
     }
-}
-
-fn bits(address: IpAddr) -> u8 {
-    if address.is_ipv4() { 32 } else { 128 }
 }
 
 /// Returns the IPv4 address that an IPv6 address leads to, through NAT64 (RFC 6052) or 6to4 (RFC 3056), or in its

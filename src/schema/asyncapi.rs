@@ -13,7 +13,8 @@ use crate::model::{Entity, Event, Files, Health, Info, Kind, Outcome, Stats, Tor
 /// A topic with parameters in braces, and its messages.
 struct Channel {
     key: &'static str,
-    address: &'static str,
+    /// One of the three roots below, and what follows it.
+    address: Address,
     title: &'static str,
     direction: Direction,
 }
@@ -22,76 +23,47 @@ enum Direction {
     /// One kind of message, which the bridge sends.
     Sent { message: &'static str, qos: u8, is_retained: bool },
     /// Commands, whose results are sent on another channel.
-    Received { verbs: fn(Verb) -> bool, result: &'static str },
+    Received { verbs: fn(Verb) -> bool },
 }
 
+const BRIDGE: &str = "{prefix}/bridge/{instance}";
+const SERVER: &str = "{prefix}/{server}";
+const TORRENT: &str = "{prefix}/{server}/torrent/{hash}";
+
+const ON_MANY: &str = "Commands to a server, or on many torrents";
+const STATE: &str = "Current state of a torrent; retained according to the broker's `retain`, empty when it is gone";
+const EVENT: &str = "Events of a torrent, each at least once and in order";
+
 const CHANNELS: [Channel; 15] = [
-    sent("bridgeStatus", "{prefix}/bridge/{instance}/status", "Whether the bridge runs", "status", 1, true),
-    sent("bridgeInfo", "{prefix}/bridge/{instance}/info", "Version and limits of the bridge", "info", 1, true),
-    sent(
-        "bridgeHealth",
-        "{prefix}/bridge/{instance}/health",
-        "Condition of servers and sinks, every 30 seconds",
-        "health",
-        0,
-        false,
-    ),
-    sent("bridgeResult", "{prefix}/bridge/{instance}/result", "Results of commands to the bridge", "result", 1, false),
-    sent("serverStatus", "{prefix}/{server}/status", "Whether the client is reachable", "status", 1, true),
-    sent("serverStats", "{prefix}/{server}/stats", "Statistics of a server", "stats", 1, true),
-    sent("serverEvent", "{prefix}/{server}/event/{serverKind}", "Events of a server", "event", 1, false),
-    sent("serverResult", "{prefix}/{server}/result", "Results of commands", "result", 1, false),
-    sent(
-        "torrentState",
-        "{prefix}/{server}/torrent/{hash}/state",
-        "Current state of a torrent; retained according to the broker's `retain`, empty when it is gone",
-        "torrent",
-        1,
-        true,
-    ),
-    sent(
-        "torrentEvent",
-        "{prefix}/{server}/torrent/{hash}/event/{torrentKind}",
-        "Events of a torrent, each at least once and in order",
-        "event",
-        1,
-        false,
-    ),
+    sent("bridgeStatus", (BRIDGE, "status"), "Whether the bridge runs", "status", 1, true),
+    sent("bridgeInfo", (BRIDGE, "info"), "Version and limits of the bridge", "info", 1, true),
+    sent("bridgeHealth", (BRIDGE, "health"), "Condition of servers and sinks, every 30 seconds", "health", 0, false),
+    sent("bridgeResult", (BRIDGE, "result"), "Results of commands to the bridge", "result", 1, false),
+    sent("serverStatus", (SERVER, "status"), "Whether the client is reachable", "status", 1, true),
+    sent("serverStats", (SERVER, "stats"), "Statistics of a server", "stats", 1, true),
+    sent("serverEvent", (SERVER, "event/{serverKind}"), "Events of a server", "event", 1, false),
+    sent("serverResult", (SERVER, "result"), "Results of commands", "result", 1, false),
+    sent("torrentState", (TORRENT, "state"), STATE, "torrent", 1, true),
+    sent("torrentEvent", (TORRENT, "event/{torrentKind}"), EVENT, "event", 1, false),
     sent(
         "torrentUpdated",
-        "{prefix}/{server}/torrent/{hash}/event/updated",
+        (TORRENT, "event/updated"),
         "Other changes of a torrent; the latest wins",
         "event",
         0,
         false,
     ),
-    sent("torrentFiles", "{prefix}/{server}/torrent/{hash}/files", "The files of a torrent", "files", 1, false),
-    received(
-        "bridgeCommand",
-        "{prefix}/bridge/{instance}/command/{bridgeVerb}",
-        "Commands to the bridge",
-        Verb::is_for_bridge,
-        "bridgeResult",
-    ),
-    received(
-        "serverCommand",
-        "{prefix}/{server}/command/{serverVerb}",
-        "Commands to a server, or on many torrents",
-        Verb::is_for_servers,
-        "serverResult",
-    ),
-    received(
-        "torrentCommand",
-        "{prefix}/{server}/torrent/{hash}/command/{torrentVerb}",
-        "Commands on one torrent",
-        Verb::is_for_torrents,
-        "serverResult",
-    ),
+    sent("torrentFiles", (TORRENT, "files"), "The files of a torrent", "files", 1, false),
+    received("bridgeCommand", (BRIDGE, "command/{bridgeVerb}"), "Commands to the bridge", Verb::is_for_bridge),
+    received("serverCommand", (SERVER, "command/{serverVerb}"), ON_MANY, Verb::is_for_servers),
+    received("torrentCommand", (TORRENT, "command/{torrentVerb}"), "Commands on one torrent", Verb::is_for_torrents),
 ];
+
+type Address = (&'static str, &'static str);
 
 const fn sent(
     key: &'static str,
-    address: &'static str,
+    address: Address,
     title: &'static str,
     message: &'static str,
     qos: u8,
@@ -100,14 +72,8 @@ const fn sent(
     Channel { key, address, title, direction: Direction::Sent { message, qos, is_retained } }
 }
 
-const fn received(
-    key: &'static str,
-    address: &'static str,
-    title: &'static str,
-    verbs: fn(Verb) -> bool,
-    result: &'static str,
-) -> Channel {
-    Channel { key, address, title, direction: Direction::Received { verbs, result } }
+const fn received(key: &'static str, address: Address, title: &'static str, verbs: fn(Verb) -> bool) -> Channel {
+    Channel { key, address, title, direction: Direction::Received { verbs } }
 }
 
 /// Queue group of NATS micro services: of several bridges on one system one receives each request.
@@ -192,6 +158,10 @@ impl Protocol {
 }
 
 impl Channel {
+    fn address(&self) -> String {
+        format!("{}/{}", self.address.0, self.address.1)
+    }
+
     fn messages(&self) -> Vec<&'static str> {
         match &self.direction {
             Direction::Sent { message, .. } => vec![message],
@@ -209,15 +179,15 @@ impl Channel {
             names.into_iter().map(|name| (name.to_owned(), reference(name))).collect()
         };
         let address = match protocol {
-            Protocol::Mqtt => self.address.to_owned(),
-            Protocol::Nats => self.address.replace('/', "."),
+            Protocol::Mqtt => self.address(),
+            Protocol::Nats => self.address().replace('/', "."),
         };
         json!({
             "address": address,
             "title": self.title,
             "servers": [{"$ref": format!("#/servers/{}", protocol.name())}],
             "messages": refs("messages", self.messages()),
-            "parameters": refs("parameters", names_in(self.address).collect()),
+            "parameters": refs("parameters", names_in(&self.address()).collect()),
         })
     }
 
@@ -248,7 +218,8 @@ impl Channel {
                 operation["bindings"] = json!({"mqtt": {"qos": qos, "retain": is_retained, "bindingVersion": "0.2.0"}});
             }
             (Direction::Sent { .. }, Protocol::Nats) => {}
-            (Direction::Received { result, .. }, Protocol::Mqtt) => {
+            (Direction::Received { .. }, Protocol::Mqtt) => {
+                let result = if self.address.0 == BRIDGE { "bridgeResult" } else { "serverResult" };
                 // Retained commands are refused (I12).
                 operation["bindings"] = json!({"mqtt": {"qos": 1, "retain": false, "bindingVersion": "0.2.0"}});
                 operation["reply"] = json!({

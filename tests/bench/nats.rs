@@ -168,7 +168,6 @@ impl Bench {
             servers: vec![self.server.clone()],
             jetstream: true,
             replicas: 1,
-            takes_commands: false,
         };
         Ok(NatsSink::new(settings, BTreeMap::new())?)
     }

@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{ChildStdin, Command};
 use tracing::{info, warn};
 
@@ -181,27 +181,18 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     /// Returns the next line without its end; `None` at the end of the stream. Cancel-safe: a dropped call keeps
     /// what it has read.
     async fn next(&mut self) -> Result<Option<Vec<u8>>, TooLong> {
-        loop {
-            let part = match self.reader.fill_buf().await {
-                Ok(part) if !part.is_empty() => part,
-                // A broken pipe is an end as well: the caller asks for the exit status next.
-                _ => {
-                    self.is_over = true;
-                    return Ok(None);
-                }
-            };
-            let end = memchr::memchr(b'\n', part);
-            let length = end.unwrap_or(part.len());
-            if self.line.len() + length > self.bytes_max {
-                self.line.clear();
-                self.reader.consume(length);
-                return Err(TooLong);
-            }
-            self.line.extend_from_slice(&part[..length]);
-            self.reader.consume(length + usize::from(end.is_some()));
-            if end.is_some() {
-                return Ok(Some(std::mem::take(&mut self.line)));
-            }
+        let room = (self.bytes_max + 1).saturating_sub(self.line.len()) as u64;
+        let read = (&mut self.reader).take(room).read_until(b'\n', &mut self.line).await;
+        if read.is_ok() && self.line.last() == Some(&b'\n') {
+            self.line.pop();
+            return Ok(Some(std::mem::take(&mut self.line)));
         }
+        if self.line.len() > self.bytes_max {
+            self.line.clear();
+            return Err(TooLong);
+        }
+        // A broken pipe is an end as well: the caller asks for the exit status next.
+        self.is_over = true;
+        Ok(None)
     }
 }

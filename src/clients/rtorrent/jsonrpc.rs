@@ -135,13 +135,13 @@ impl<'de, A: Answers> Visitor<'de> for Response<'_, A> {
 
     fn visit_map<M: MapAccess<'de>>(self, mut members: M) -> Result<(), M::Error> {
         let Self { place, answers } = self;
-        let (mut id, mut error, mut outcome, mut waiting) = (None, None, Outcome::Cell(Cell::Null), None);
+        let (mut id, mut error, mut outcome, mut waiting) = (None, None, Seen::Cell(Cell::Null), None);
         while let Some(member) = members.next_key()? {
             match (member, id) {
                 (Member::Id, _) => id = members.next_value::<Option<usize>>()?,
                 (Member::Error, _) => error = members.next_value::<Option<Fault>>()?,
                 (Member::Result, Some(call)) => {
-                    outcome = members.next_value_seed(ResultOf { call, answers: &mut *answers })?;
+                    outcome = members.next_value_seed(Level(Rows { call, answers: &mut *answers }))?;
                 }
                 // rTorrent writes the id first. JSON does not promise an order, so a result without one waits.
                 (Member::Result, None) => waiting = members.next_value::<Option<&'de RawValue>>()?,
@@ -155,166 +155,127 @@ impl<'de, A: Answers> Visitor<'de> for Response<'_, A> {
         }
         if let Some(waiting) = waiting {
             let mut json = serde_json::Deserializer::from_str(waiting.get());
-            let result = ResultOf { call, answers: &mut *answers }.deserialize(&mut json);
+            let result = Level(Rows { call, answers: &mut *answers }).deserialize(&mut json);
             outcome = result.map_err(serde::de::Error::custom)?;
         }
-        if let Outcome::Cell(cell) = outcome {
-            answers.scalar(call, cell);
+        match outcome {
+            Seen::Cell(cell) => answers.scalar(call, cell),
+            Seen::List(_) => {}
+            Seen::Other => return Err(serde::de::Error::custom("a result is text, a whole number, or rows")),
         }
         Ok(())
     }
 }
 
-/// The kind of a result.
-enum Outcome<'de> {
+/// A value of a result: of the result itself, or on one of the two levels of rows below it.
+enum Seen<'de> {
     Cell(Cell<'de>),
-    /// Rows, which were passed on.
-    Rows,
+    /// A list, which was passed on; `false` if it holds other than it should.
+    List(bool),
+    /// An object or a fraction, which neither a result nor a column has.
+    Other,
 }
 
-struct ResultOf<'s, A> {
-    call: usize,
-    answers: &'s mut A,
+/// What to do with a list on one level of a result.
+trait ReadList<'de> {
+    fn read<S: SeqAccess<'de>>(self, list: S) -> Result<bool, S::Error>;
 }
 
-/// A value in a row.
-enum RowValue<'de> {
-    Cell(Cell<'de>),
-    /// An array, an object or a fraction, which no column has.
-    Unexpected,
-}
+/// Reads a value on a level of a result.
+struct Level<L>(L);
 
-/// Visits of plain values, wrapped in the given constructor.
-macro_rules! plain_values {
-    ($made:path) => {
-        fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
-            Ok($made(Cell::Int(number)))
-        }
-        fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
-            Ok($made(Cell::Int(i64::try_from(number).unwrap_or(i64::MAX))))
-        }
-        fn visit_bool<E>(self, is: bool) -> Result<Self::Value, E> {
-            Ok($made(Cell::Int(i64::from(is))))
-        }
-        fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-            Ok($made(Cell::Text(Cow::Borrowed(text.as_bytes()))))
-        }
-        fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-            Ok($made(Cell::Text(Cow::Owned(text.as_bytes().to_vec()))))
-        }
-        fn visit_unit<E>(self) -> Result<Self::Value, E> {
-            Ok($made(Cell::Null))
-        }
-    };
-}
-
-impl<'de, A: Answers> DeserializeSeed<'de> for ResultOf<'_, A> {
-    type Value = Outcome<'de>;
+impl<'de, L: ReadList<'de>> DeserializeSeed<'de> for Level<L> {
+    type Value = Seen<'de>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de, A: Answers> Visitor<'de> for ResultOf<'_, A> {
-    type Value = Outcome<'de>;
+impl<'de, L: ReadList<'de>> Visitor<'de> for Level<L> {
+    type Value = Seen<'de>;
 
     fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("text, a whole number, or rows")
+        out.write_str("anything")
     }
 
-    plain_values!(Outcome::Cell);
+    fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
+        Ok(Seen::Cell(Cell::Int(number)))
+    }
 
-    fn visit_seq<S: SeqAccess<'de>>(self, mut rows: S) -> Result<Self::Value, S::Error> {
+    fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
+        Ok(Seen::Cell(Cell::Int(i64::try_from(number).unwrap_or(i64::MAX))))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(Seen::Other)
+    }
+
+    fn visit_bool<E>(self, is: bool) -> Result<Self::Value, E> {
+        Ok(Seen::Cell(Cell::Int(i64::from(is))))
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Seen::Cell(Cell::Text(Cow::Borrowed(text.as_bytes()))))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Seen::Cell(Cell::Text(Cow::Owned(text.as_bytes().to_vec()))))
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(Seen::Cell(Cell::Null))
+    }
+
+    fn visit_seq<S: SeqAccess<'de>>(self, list: S) -> Result<Self::Value, S::Error> {
+        self.0.read(list).map(Seen::List)
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, members: M) -> Result<Self::Value, M::Error> {
+        IgnoredAny.visit_map(members).map(|_| Seen::Other)
+    }
+}
+
+/// Passes on the rows of the result of a call.
+struct Rows<'s, A> {
+    call: usize,
+    answers: &'s mut A,
+}
+
+impl<'de, A: Answers> ReadList<'de> for Rows<'_, A> {
+    fn read<S: SeqAccess<'de>>(self, mut rows: S) -> Result<bool, S::Error> {
         // One vector for all rows: a listing of 100,000 allocates no more than one of ten.
         let mut cells = Vec::with_capacity(48);
-        while let Some(is_whole) = rows.next_element_seed(RowInto(&mut cells))? {
-            if is_whole {
-                self.answers.row(self.call, &cells);
-            } else {
-                self.answers.broken_row(self.call);
+        while let Some(row) = rows.next_element_seed(Level(Row(&mut cells)))? {
+            match row {
+                Seen::List(true) => self.answers.row(self.call, &cells),
+                _ => self.answers.broken_row(self.call),
             }
             cells.clear();
-        }
-        Ok(Outcome::Rows)
-    }
-}
-
-/// Reads a row; `false` if it is none, or holds other than plain values.
-struct RowInto<'s, 'de>(&'s mut Vec<Cell<'de>>);
-
-impl<'de> DeserializeSeed<'de> for RowInto<'_, 'de> {
-    type Value = bool;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-/// Visits of a row that is no list, which is skipped.
-macro_rules! no_row {
-    ($($visit:ident($kind:ty)),*) => {
-        $(fn $visit<E>(self, _: $kind) -> Result<bool, E> {
-            Ok(false)
-        })*
-    };
-}
-
-impl<'de> Visitor<'de> for RowInto<'_, 'de> {
-    type Value = bool;
-
-    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("a row")
-    }
-
-    no_row!(visit_i64(i64), visit_u64(u64), visit_f64(f64), visit_bool(bool), visit_str(&str));
-
-    fn visit_unit<E>(self) -> Result<bool, E> {
-        Ok(false)
-    }
-
-    fn visit_map<M: MapAccess<'de>>(self, members: M) -> Result<bool, M::Error> {
-        IgnoredAny.visit_map(members).map(|_| false)
-    }
-
-    fn visit_seq<S: SeqAccess<'de>>(self, mut row: S) -> Result<bool, S::Error> {
-        while let Some(piece) = row.next_element()? {
-            match piece {
-                RowValue::Cell(cell) => self.0.push(cell),
-                RowValue::Unexpected => return IgnoredAny.visit_seq(row).map(|_| false),
-            }
         }
         Ok(true)
     }
 }
 
-impl<'de> Deserialize<'de> for RowValue<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct RowValueVisitor;
+/// Collects the cells of a row.
+struct Row<'s, 'de>(&'s mut Vec<Cell<'de>>);
 
-        impl<'de> Visitor<'de> for RowValueVisitor {
-            type Value = RowValue<'de>;
-
-            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-                out.write_str("anything")
-            }
-
-            plain_values!(RowValue::Cell);
-
-            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-                Ok(RowValue::Unexpected)
-            }
-
-            fn visit_seq<S: SeqAccess<'de>>(self, values: S) -> Result<Self::Value, S::Error> {
-                IgnoredAny.visit_seq(values).map(|_| RowValue::Unexpected)
-            }
-
-            fn visit_map<M: MapAccess<'de>>(self, members: M) -> Result<Self::Value, M::Error> {
-                IgnoredAny.visit_map(members).map(|_| RowValue::Unexpected)
-            }
+impl<'de> ReadList<'de> for Row<'_, 'de> {
+    fn read<S: SeqAccess<'de>>(self, mut row: S) -> Result<bool, S::Error> {
+        while let Some(value) = row.next_element_seed(Level(Skip))? {
+            let Seen::Cell(cell) = value else { return IgnoredAny.visit_seq(row).map(|_| false) };
+            self.0.push(cell);
         }
+        Ok(true)
+    }
+}
 
-        deserializer.deserialize_any(RowValueVisitor)
+/// Skips a list, which no column has.
+struct Skip;
+
+impl<'de> ReadList<'de> for Skip {
+    fn read<S: SeqAccess<'de>>(self, list: S) -> Result<bool, S::Error> {
+        IgnoredAny.visit_seq(list).map(|_| false)
     }
 }
 

@@ -50,12 +50,12 @@ use self::calls::{Call, Fault, Unreadable, Value};
 use self::map::TorrentRow;
 use self::probe::Probe;
 use self::settings::Settings;
-pub use self::transport::SetupError;
 use self::transport::{Transport, WireFormat};
 use crate::model::{Action, Content, Details, InfoHash, Interner, Limits, Listing, Parts, Verb, printable};
 use crate::port::{
     Applied, Capabilities, ClientError, EventHooks, HookRequest, Hooks, Scope, ServerControl, TorrentClient,
 };
+use crate::tls::TlsError;
 
 const VERBS: &[Verb] = &[
     Verb::Pause,
@@ -106,7 +106,7 @@ impl RtorrentClient {
     ///
     /// # Errors
     /// The certificates or credentials of an HTTP endpoint cannot be used.
-    pub fn new(settings: Settings) -> Result<Self, SetupError> {
+    pub fn new(settings: Settings) -> Result<Self, TlsError> {
         let transport = Transport::new(&settings)?;
         // One at a time: rTorrent serializes calls itself, and a second connection would only occupy one of its
         // slots.

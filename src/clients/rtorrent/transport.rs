@@ -47,18 +47,6 @@ impl WireFormat {
     }
 }
 
-/// An HTTP endpoint that cannot be set up.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SetupError {
-    /// The certificates cannot be used.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The HTTP client cannot be built.
-    #[error("cannot make an HTTP client")]
-    Http(#[from] reqwest::Error),
-}
-
 /// The transport to one rTorrent.
 #[derive(Debug)]
 pub(super) struct Transport {
@@ -74,14 +62,15 @@ enum Route {
 }
 
 impl Transport {
-    pub(super) fn new(settings: &Settings) -> Result<Self, SetupError> {
+    pub(super) fn new(settings: &Settings) -> Result<Self, TlsError> {
         let Settings { endpoint, username, password, ca_pem, .. } = settings;
         let route = match endpoint {
             Endpoint::Unix(path) => Route::Unix(path.clone()),
             Endpoint::Scgi { host, port } => Route::Tcp { host: host.clone(), port: *port },
             Endpoint::Http(url) => {
-                let client = tls::http_client(url.scheme() == "https", ca_pem.as_deref())?;
-                let client = client.connect_timeout(CONNECT_LIMIT).pool_max_idle_per_host(1).build()?;
+                let client = tls::http_client(url.scheme() == "https", ca_pem.as_deref(), |client| {
+                    client.connect_timeout(CONNECT_LIMIT).pool_max_idle_per_host(1)
+                })?;
                 let has_login = username.is_some() || password.is_some();
                 let login =
                     has_login.then(|| (username.clone().unwrap_or_default(), password.clone().unwrap_or_default()));

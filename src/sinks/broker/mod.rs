@@ -11,7 +11,10 @@ pub mod on_demand;
 pub mod prefix;
 pub mod url;
 
+use async_trait::async_trait;
 use bytes::Bytes;
+
+use crate::port::{Clock, CommandSource, Connected, DeliverError, Sink};
 
 /// The body of a status message while the bridge runs, or the server is online.
 pub const ONLINE: &[u8] = b"online";
@@ -21,4 +24,26 @@ pub const OFFLINE: &[u8] = b"offline";
 /// Returns the body of a status message.
 pub fn status_body(is_online: bool) -> Bytes {
     Bytes::from_static(if is_online { ONLINE } else { OFFLINE })
+}
+
+/// A sink that is a broker: what the bridge does with it besides delivering.
+#[async_trait]
+pub trait BrokerSink: Sink {
+    /// Returns the source of the commands that come by this broker, on a connection of its own; `None` if it needs none.
+    ///
+    /// `takes_commands`: whether any command is allowed.
+    fn source(&self, takes_commands: bool, clock: &dyn Clock) -> Option<Box<dyn CommandSource>>;
+
+    /// Connects and disconnects, without publishing, so that a running bridge is not disturbed.
+    async fn probe(&self) -> Result<(), DeliverError>;
+
+    /// Clears these topics or keys and everything else of ours that a scan finds, and returns their number.
+    ///
+    /// For a bridge that does not run: it would publish again what is cleared here.
+    async fn purge(&self, names: Vec<String>) -> Result<usize, DeliverError>;
+
+    /// Connects for a bridge that does not run and has something to send all the same.
+    async fn connect_detached(&self) -> Result<Connected, DeliverError> {
+        self.connect().await
+    }
 }

@@ -113,51 +113,55 @@ impl<'a> Builder<'a> {
         self.components.insert(key.to_owned(), Value::Object(body));
     }
 
+    /// Adds an entity that shows what a template makes of the JSON on a topic.
+    fn show(&mut self, what: (&str, &str, &str), topic: &str, template: impl Into<String>, more: Value) {
+        let (platform, key, name) = what;
+        let mut body = object(more);
+        body.insert("state_topic".to_owned(), json!(topic));
+        body.insert("value_template".to_owned(), json!(template.into()));
+        self.add(platform, key, name, Value::Object(body));
+    }
+
     /// Adds a number with a unit.
-    fn measured(&mut self, key: &str, name: &str, topic: &str, what: (&str, &str, &str), template: String) {
+    fn measured(&mut self, key: &str, name: &str, topic: &str, what: (&str, &str, &str), template: &str) {
         let (device_class, unit, state_class) = what;
         let precision = if device_class == "duration" { 1 } else { 2 };
         let more = json!({
-            "state_topic": topic, "value_template": template, "device_class": device_class,
-            "unit_of_measurement": unit, "state_class": state_class, "suggested_display_precision": precision,
+            "device_class": device_class, "unit_of_measurement": unit, "state_class": state_class,
+            "suggested_display_precision": precision,
         });
-        self.add("sensor", key, name, more);
+        self.show(("sensor", key, name), topic, template, more);
     }
 
     fn rate(&mut self, key: &str, name: &str, topic: &str, field: &str) {
-        self.measured(key, name, topic, ("data_rate", "MB/s", "measurement"), scaled(field, 1_000_000));
+        self.measured(key, name, topic, ("data_rate", "MB/s", "measurement"), &scaled(field, 1_000_000));
     }
 
     fn size(&mut self, key: &str, name: &str, topic: &str, field: &str, state_class: &str) {
-        self.measured(key, name, topic, ("data_size", "GB", state_class), scaled(field, 1_000_000_000));
+        self.measured(key, name, topic, ("data_size", "GB", state_class), &scaled(field, 1_000_000_000));
     }
 
     /// Adds a ratio.
     fn ratio(&mut self, key: &str, name: &str, topic: &str) {
         // No device class: `power_factor` is a percentage, and wrong for a ratio above 1.
-        let more = json!({
-            "state_topic": topic, "value_template": plain(key), "state_class": "measurement",
-            "suggested_display_precision": 3, "icon": "mdi:percent-circle",
-        });
-        self.add("sensor", key, name, more);
+        let more =
+            json!({"state_class": "measurement", "suggested_display_precision": 3, "icon": "mdi:percent-circle"});
+        self.show(("sensor", key, name), topic, plain(key), more);
     }
 
     /// Adds the progress of a torrent in percent.
     fn progress(&mut self, key: &str, name: &str, topic: &str) {
         let more = json!({
-            "state_topic": topic, "value_template": plain("progress"), "unit_of_measurement": "%",
-            "state_class": "measurement", "suggested_display_precision": 1, "icon": "mdi:progress-download",
+            "unit_of_measurement": "%", "state_class": "measurement", "suggested_display_precision": 1,
+            "icon": "mdi:progress-download",
         });
-        self.add("sensor", key, name, more);
+        self.show(("sensor", key, name), topic, plain("progress"), more);
     }
 
     /// Adds a number of torrents.
     fn count(&mut self, key: &str, name: &str, icon: &str, topic: &str) {
-        let more = json!({
-            "state_topic": topic, "value_template": plain(key), "state_class": "measurement",
-            "unit_of_measurement": "torrents", "icon": icon,
-        });
-        self.add("sensor", key, name, more);
+        let more = json!({"state_class": "measurement", "unit_of_measurement": "torrents", "icon": icon});
+        self.show(("sensor", key, name), topic, plain(key), more);
     }
 
     fn set(&mut self, component: &str, key: &str, value: Value) {
@@ -186,23 +190,15 @@ pub fn bridge(settings: &HomeAssistant, names: &Names) -> Payload {
         "device_class": "connectivity", "availability": [], "entity_category": "diagnostic",
     });
     device.add("binary_sensor", "status", "Status", status);
-    let version = json!({
-        "state_topic": info, "value_template": plain("version"), "icon": "mdi:tag", "entity_category": "diagnostic",
-    });
-    device.add("sensor", "version", "Version", version);
+    let version = json!({"icon": "mdi:tag", "entity_category": "diagnostic"});
+    device.show(("sensor", "version", "Version"), &info, plain("version"), version);
     let servers = json!({
-        "state_topic": info, "value_template": "{{ value_json.servers | count }}", "icon": "mdi:server",
+        "icon": "mdi:server", "entity_category": "diagnostic",
         "json_attributes_topic": info, "json_attributes_template": "{{ {'servers': value_json.servers} | tojson }}",
-        "entity_category": "diagnostic",
     });
-    device.add("sensor", "servers", "Servers", servers);
-    device.measured(
-        "memory",
-        "Memory",
-        &health,
-        ("data_size", "MB", "measurement"),
-        "{{ (value_json.memory_bytes / 1000000) | round(1) if value_json.memory_bytes is number else None }}".into(),
-    );
+    device.show(("sensor", "servers", "Servers"), &info, "{{ value_json.servers | count }}", servers);
+    let mb = "{{ (value_json.memory_bytes / 1000000) | round(1) if value_json.memory_bytes is number else None }}";
+    device.measured("memory", "Memory", &health, ("data_size", "MB", "measurement"), mb);
     device.set("memory", "entity_category", json!("diagnostic"));
     result(&mut device, &names.bridge("result"));
     if settings.can("resync") {
@@ -219,12 +215,11 @@ fn result(device: &mut Builder<'_>, topic: &str) {
                  'torrents': value_json.results | count, \
                  'error': (value_json.error or {}).get('message')} | tojson }}";
     let more = json!({
-        "state_topic": topic, "value_template": plain("status"), "device_class": "enum",
-        "options": ["ok", "partial", "error", "expired", "refused"], "icon": "mdi:reply",
+        "device_class": "enum", "options": ["ok", "partial", "error", "expired", "refused"], "icon": "mdi:reply",
         "json_attributes_topic": topic, "json_attributes_template": about,
         "availability": device.of_bridge(), "entity_category": "diagnostic",
     });
-    device.add("sensor", "last_result", "Last result", more);
+    device.show(("sensor", "last_result", "Last result"), topic, plain("status"), more);
 }
 
 fn resync(device: &mut Builder<'_>, topic: &str) {
@@ -256,11 +251,9 @@ pub fn server(settings: &HomeAssistant, names: &Names, server: &ServerName, clie
 fn traffic(device: &mut Builder<'_>, server: &ServerName) {
     let rates = device.names.document(server, "rates");
     let totals = device.names.document(server, "totals");
-    let status = json!({
-        "state_topic": rates, "value_template": plain("status"), "device_class": "enum",
-        "options": ["idle", "downloading", "seeding", "both"], "icon": "mdi:swap-vertical",
-    });
-    device.add("sensor", "status", "Status", status);
+    let options = ["idle", "downloading", "seeding", "both"];
+    let status = json!({"device_class": "enum", "options": options, "icon": "mdi:swap-vertical"});
+    device.show(("sensor", "status", "Status"), &rates, plain("status"), status);
     device.rate("download_rate", "Download speed", &rates, "download_rate");
     device.rate("upload_rate", "Upload speed", &rates, "upload_rate");
     for (key, name) in [
@@ -299,11 +292,9 @@ fn counts(device: &mut Builder<'_>, server: &ServerName) {
         device.count(key, name, icon, &counts);
     }
     let list = device.names.document(server, "list");
-    let more = json!({
-        "state_topic": list, "value_template": plain("shown"), "icon": "mdi:format-list-bulleted",
-        "unit_of_measurement": "torrents", "json_attributes_topic": list,
-    });
-    device.add("sensor", "list", "Torrent list", more);
+    let icon = "mdi:format-list-bulleted";
+    let more = json!({"icon": icon, "unit_of_measurement": "torrents", "json_attributes_topic": list});
+    device.show(("sensor", "list", "Torrent list"), &list, plain("shown"), more);
 }
 
 fn condition(device: &mut Builder<'_>, server: &ServerName) {
@@ -314,32 +305,28 @@ fn condition(device: &mut Builder<'_>, server: &ServerName) {
     });
     device.add("binary_sensor", "connection", "Connection", connection);
     let counts = names.document(server, "counts");
+    let about = "{{ {'problem': value_json.problem, 'torrents': value_json.errored_torrents} | tojson }}";
     let problem = json!({
-        "state_topic": counts, "value_template": on_off("value_json.has_problem"), "device_class": "problem",
-        "json_attributes_topic": counts,
-        "json_attributes_template":
-            "{{ {'problem': value_json.problem, 'torrents': value_json.errored_torrents} | tojson }}",
-        "availability": device.of_bridge(),
+        "device_class": "problem", "availability": device.of_bridge(),
+        "json_attributes_topic": counts, "json_attributes_template": about,
     });
-    device.add("binary_sensor", "problem", "Problem", problem);
+    device.show(("binary_sensor", "problem", "Problem"), &counts, on_off("value_json.has_problem"), problem);
     let finished = names.document(server, "last_finished");
     let last = json!({
-        "state_topic": finished, "value_template": plain("name"), "icon": "mdi:flag-checkered",
-        "json_attributes_topic": finished,
-        "json_attributes_template": "{{ value_json | tojson }}",
+        "icon": "mdi:flag-checkered",
+        "json_attributes_topic": finished, "json_attributes_template": "{{ value_json | tojson }}",
     });
-    device.add("sensor", "last_finished", "Last finished", last);
-    let at = json!({"state_topic": finished, "value_template": plain("time"), "device_class": "timestamp"});
-    device.add("sensor", "last_finished_at", "Last finished at", at);
+    device.show(("sensor", "last_finished", "Last finished"), &finished, plain("name"), last);
+    let at = json!({"device_class": "timestamp"});
+    device.show(("sensor", "last_finished_at", "Last finished at"), &finished, plain("time"), at);
     let poll = names.document(server, "poll");
-    device.measured("poll_duration", "Poll duration", &poll, ("duration", "s", "measurement"), plain("seconds"));
+    device.measured("poll_duration", "Poll duration", &poll, ("duration", "s", "measurement"), &plain("seconds"));
     device.set("poll_duration", "suggested_display_precision", json!(3));
-    device.measured("poll_age", "Poll age", &poll, ("duration", "s", "measurement"), plain("age_seconds"));
+    device.measured("poll_age", "Poll age", &poll, ("duration", "s", "measurement"), &plain("age_seconds"));
     device.set("poll_age", "suggested_display_precision", json!(0));
     // While the client is unreachable its age grows, which is what it is for.
     device.set("poll_age", "availability", device.of_bridge());
-    let client = json!({"state_topic": poll, "value_template": plain("client"), "icon": "mdi:tag"});
-    device.add("sensor", "client", "Client", client);
+    device.show(("sensor", "client", "Client"), &poll, plain("client"), json!({"icon": "mdi:tag"}));
     for key in ["poll_duration", "poll_age", "client"] {
         device.set(key, "entity_category", json!("diagnostic"));
     }
@@ -357,27 +344,25 @@ fn limits(device: &mut Builder<'_>, server: &ServerName) {
                  if value_json.{field} is number else None }}}}"
             );
             let more = json!({
-                "state_topic": topic, "value_template": shown, "icon": icon,
-                "command_topic": device.names.server(server, "command/limits"),
+                "icon": icon, "command_topic": device.names.server(server, "command/limits"),
                 "command_template": format!("{{{{ {{'{field}': (value * 1024) | int}} | tojson }}}}"),
                 "min": 0, "max": LIMIT_MAX, "step": 1, "mode": "box",
                 "device_class": "data_rate", "unit_of_measurement": "KiB/s", "entity_category": "config",
             });
-            device.add("number", field, name, more);
+            device.show(("number", field, name), &topic, shown, more);
         } else {
             // Another platform, so another key: with the same one both entities would exist.
             let key = format!("{field}_shown");
-            device.measured(&key, name, &topic, ("data_rate", "MB/s", "measurement"), scaled(field, 1_000_000));
+            device.measured(&key, name, &topic, ("data_rate", "MB/s", "measurement"), &scaled(field, 1_000_000));
             device.set(&key, "icon", json!(icon));
             device.set(&key, "entity_category", json!("diagnostic"));
         }
     }
     if device.settings.can("limits") && device.settings.alternative.is_some() {
-        let more = json!({
-            "state_topic": topic, "value_template": on_off("value_json.is_alternative"), "icon": "mdi:tortoise",
-            "command_topic": device.names.document(server, "command/alternative"),
-        });
-        device.add("switch", "alternative", "Alternative speed", more);
+        let command = device.names.document(server, "command/alternative");
+        let (shown, more) =
+            (on_off("value_json.is_alternative"), json!({"icon": "mdi:tortoise", "command_topic": command}));
+        device.show(("switch", "alternative", "Alternative speed"), &topic, shown, more);
     }
 }
 
@@ -387,11 +372,9 @@ const LIMIT_MAX: u32 = 10_000_000;
 fn controls(device: &mut Builder<'_>, server: &ServerName) {
     let (settings, names) = (device.settings, device.names);
     if settings.can("start") && settings.can("stop") {
-        let more = json!({
-            "state_topic": names.document(server, "counts"), "value_template": on_off("value_json.started > 0"),
-            "command_topic": names.document(server, "command/all"), "icon": "mdi:power",
-        });
-        device.add("switch", "all_switch", "Torrents", more);
+        let more = json!({"command_topic": names.document(server, "command/all"), "icon": "mdi:power"});
+        let counts = names.document(server, "counts");
+        device.show(("switch", "all_switch", "Torrents"), &counts, on_off("value_json.started > 0"), more);
     }
     for (verb, key, name, icon) in [
         ("pause", "pause_all", "Pause all", "mdi:pause-circle"),
@@ -435,11 +418,8 @@ fn events(device: &mut Builder<'_>, server: &ServerName) {
 fn slot(device: &mut Builder<'_>, server: &ServerName, number: u8) {
     let topic = device.names.slot(server, number);
     let key = format!("slot_{number}");
-    let more = json!({
-        "state_topic": topic, "value_template": plain("name"), "icon": "mdi:file-download",
-        "json_attributes_topic": topic,
-    });
-    device.add("sensor", &key, &format!("Slot {number}"), more);
+    let more = json!({"icon": "mdi:file-download", "json_attributes_topic": topic});
+    device.show(("sensor", &key, &format!("Slot {number}")), &topic, plain("name"), more);
     device.progress(&format!("{key}_progress"), &format!("Slot {number} progress"), &topic);
     run_switch(device, server, &format!("{key}_run"), &format!("Slot {number} running"), &topic);
 }
@@ -451,13 +431,12 @@ fn run_switch(device: &mut Builder<'_>, server: &ServerName, key: &str, name: &s
         return;
     }
     let more = json!({
-        "state_topic": topic, "value_template": "{{ {true: 'ON', false: 'OFF'}.get(value_json.running) }}",
         "command_topic": device.names.document(server, "command/torrent"),
         "command_template": "{{ {'state': value, 'hash': this.attributes.get('hash')} | tojson }}",
         "json_attributes_topic": topic,
         "json_attributes_template": "{{ {'hash': value_json.hash} | tojson }}", "icon": "mdi:play-pause",
     });
-    device.add("switch", key, name, more);
+    device.show(("switch", key, name), topic, "{{ {true: 'ON', false: 'OFF'}.get(value_json.running) }}", more);
 }
 
 /// Returns the device of a torrent that the config selects.
@@ -475,22 +454,21 @@ pub fn torrent(
     let mut device = Builder::new(settings, names, Device::Torrent(server.clone(), hash), about);
     let topic = names.torrent(server, hash);
     let status = json!({
-        "state_topic": topic, "value_template": plain("status"), "device_class": "enum",
+        "device_class": "enum", "json_attributes_topic": topic, "icon": "mdi:list-status",
         "options": ["checking", "downloading", "seeding", "paused", "stopped", "queued", "metadata", "gone"],
-        "json_attributes_topic": topic, "icon": "mdi:list-status",
     });
-    device.add("sensor", "status", "Status", status);
+    device.show(("sensor", "status", "Status"), &topic, plain("status"), status);
     device.progress("progress", "Progress", &topic);
     device.rate("download_rate", "Download speed", &topic, "download_rate");
     device.rate("upload_rate", "Upload speed", &topic, "upload_rate");
     device.ratio("ratio", "Ratio", &topic);
-    device.measured("eta", "Time left", &topic, ("duration", "s", "measurement"), plain("eta"));
+    device.measured("eta", "Time left", &topic, ("duration", "s", "measurement"), &plain("eta"));
     device.set("eta", "suggested_display_precision", json!(0));
     let problem = json!({
-        "state_topic": topic, "value_template": on_off("value_json.error"), "device_class": "problem",
+        "device_class": "problem",
         "json_attributes_topic": topic, "json_attributes_template": "{{ {'message': value_json.message} | tojson }}",
     });
-    device.add("binary_sensor", "problem", "Problem", problem);
+    device.show(("binary_sensor", "problem", "Problem"), &topic, on_off("value_json.error"), problem);
     run_switch(&mut device, server, "run", "Running", &topic);
     device.finish()
 }

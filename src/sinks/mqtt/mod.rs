@@ -30,7 +30,8 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::model::ServerName;
-use crate::port::{Connected, DeliverError, Delivery, Projection, Sink};
+use crate::port::{Clock, CommandSource, Connected, DeliverError, Delivery, Projection, Sink};
+use crate::sinks::broker::BrokerSink;
 
 pub use crate::sinks::home_assistant::{HomeAssistant, Limits};
 pub use crate::tls::{ClientCert, TlsError};
@@ -64,45 +65,6 @@ impl MqttSink {
     /// Returns the source of the commands that come by this broker, on a connection of its own.
     pub fn commands(&self) -> MqttCommands {
         MqttCommands::new(Arc::clone(&self.broker))
-    }
-
-    /// Connects and disconnects, under another client id and without publishing, so that a running bridge is not disturbed.
-    pub async fn probe(&self) -> Result<(), DeliverError> {
-        self.read_retained(Vec::new()).await.map(|_| ())
-    }
-
-    /// Clears these topics and everything else of ours that a scan finds, and returns their number.
-    ///
-    /// For a bridge that does not run: it would publish again what is cleared here.
-    pub async fn purge(&self, topics: Vec<String>) -> Result<usize, DeliverError> {
-        let mut topics: BTreeSet<String> = topics.into_iter().collect();
-        let Broker { settings, topics: ours, .. } = &*self.broker;
-        let names = self.broker.home_assistant_names();
-        let found =
-            self.read_retained([self.retained_filters(&settings.servers), ours.own_retained()].concat()).await?;
-        let is_ours = |topic: &String| {
-            ours.own_retained().contains(topic)
-                || ours.server_of_retained(topic).is_some()
-                || names.as_ref().is_some_and(|names| names.device_of(topic).is_some())
-        };
-        topics.extend(found.into_iter().map(|(topic, _)| topic).filter(is_ours));
-        // Devices go before their states: without a state Home Assistant would show them as unavailable meanwhile.
-        let (discovery, others): (Vec<_>, Vec<_>) = topics.into_iter().partition(|topic| topic.ends_with("/config"));
-        let topics = [discovery, others].concat();
-        let clear = |protocol| {
-            let (client, events) = self.broker.open_probe(protocol);
-            retained::clear(client, events, topics.clone())
-        };
-        self.broker.attempt(clear).await?;
-        Ok(topics.len())
-    }
-
-    /// Connects for a bridge that does not run and has something to send all the same: without a last will, and without
-    /// publishing a status.
-    pub async fn connect_detached(&self) -> Result<Connected, DeliverError> {
-        let connect = |protocol| Driver::connect(Arc::clone(&self.broker), self.broker.open_probe(protocol), true);
-        let driver = self.broker.attempt(connect).await?;
-        Ok(Connected { link: Box::new(driver.link()), drive: Box::pin(driver.run()) })
     }
 
     /// Returns filters that match everything retained for these servers, and every discovery message of ours.
@@ -156,6 +118,49 @@ impl MqttSink {
         };
         info!(sink = %name, broker = %url, ?protocol, "connected");
         Ok(driver)
+    }
+}
+
+#[async_trait]
+impl BrokerSink for MqttSink {
+    fn source(&self, takes_commands: bool, _clock: &dyn Clock) -> Option<Box<dyn CommandSource>> {
+        // Without a subscription there is no second connection to the broker.
+        takes_commands.then(|| Box::new(self.commands()) as Box<dyn CommandSource>)
+    }
+
+    /// Under another client id than a running bridge.
+    async fn probe(&self) -> Result<(), DeliverError> {
+        self.read_retained(Vec::new()).await.map(|_| ())
+    }
+
+    async fn purge(&self, topics: Vec<String>) -> Result<usize, DeliverError> {
+        let mut topics: BTreeSet<String> = topics.into_iter().collect();
+        let Broker { settings, topics: ours, .. } = &*self.broker;
+        let names = self.broker.home_assistant_names();
+        let found =
+            self.read_retained([self.retained_filters(&settings.servers), ours.own_retained()].concat()).await?;
+        let is_ours = |topic: &String| {
+            ours.own_retained().contains(topic)
+                || ours.server_of_retained(topic).is_some()
+                || names.as_ref().is_some_and(|names| names.device_of(topic).is_some())
+        };
+        topics.extend(found.into_iter().map(|(topic, _)| topic).filter(is_ours));
+        // Devices go before their states: without a state Home Assistant would show them as unavailable meanwhile.
+        let (discovery, others): (Vec<_>, Vec<_>) = topics.into_iter().partition(|topic| topic.ends_with("/config"));
+        let topics = [discovery, others].concat();
+        let clear = |protocol| {
+            let (client, events) = self.broker.open_probe(protocol);
+            retained::clear(client, events, topics.clone())
+        };
+        self.broker.attempt(clear).await?;
+        Ok(topics.len())
+    }
+
+    /// Without a last will, and without publishing a status.
+    async fn connect_detached(&self) -> Result<Connected, DeliverError> {
+        let connect = |protocol| Driver::connect(Arc::clone(&self.broker), self.broker.open_probe(protocol), true);
+        let driver = self.broker.attempt(connect).await?;
+        Ok(Connected { link: Box::new(driver.link()), drive: Box::pin(driver.run()) })
     }
 }
 

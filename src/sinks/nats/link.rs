@@ -142,7 +142,6 @@ mod tests {
             servers: Vec::new(),
             jetstream: true,
             replicas: 1,
-            takes_commands: true,
         }
     }
 

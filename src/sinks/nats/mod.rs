@@ -28,7 +28,8 @@ use rustls::ClientConfig;
 use tracing::{info, warn};
 
 use crate::model::{Seq, ServerName};
-use crate::port::{Clock, Connected, DeliverError, Delivery, Sink};
+use crate::port::{Clock, CommandSource, Connected, DeliverError, Delivery, Sink};
+use crate::sinks::broker::BrokerSink;
 use crate::tls;
 
 pub use crate::tls::{ClientCert, TlsError};
@@ -115,43 +116,6 @@ impl NatsSink {
         Ok(sink)
     }
 
-    /// Returns the source of the commands that come by this system, on a connection of its own.
-    pub fn commands(&self, clock: &dyn Clock) -> NatsCommands {
-        NatsCommands::new(Arc::clone(&self.system), clock)
-    }
-
-    /// Connects, checks stream and bucket where they exist, and disconnects; nothing is published.
-    pub async fn probe(&self) -> Result<(), DeliverError> {
-        let System { settings, subjects, .. } = &*self.system;
-        let mut connection = self.system.connect("probe", REPLIES_MAX).await?;
-        if settings.jetstream {
-            stream::check(&mut connection, settings, subjects).await?;
-        }
-        Ok(())
-    }
-
-    /// Purges these keys and all of our servers from the bucket, and returns their number.
-    ///
-    /// For a bridge that does not run: it would store again what is purged here.
-    pub async fn purge(&self, names: Vec<String>) -> Result<usize, DeliverError> {
-        let settings = &self.system.settings;
-        if !settings.jetstream {
-            return Ok(0);
-        }
-        let mut connection = self.system.connect("purge", REPLIES_MAX).await?;
-        if !stream::has_bucket(&mut connection).await? {
-            return Ok(0);
-        }
-        let mut keys: BTreeSet<String> = names.into_iter().collect();
-        for server in &settings.servers {
-            keys.extend(stream::keys(&mut connection, server).await?);
-        }
-        for key in &keys {
-            stream::purge(&mut connection, key).await?;
-        }
-        Ok(keys.len())
-    }
-
     fn note(&self, setup: &StreamSetup) {
         let mut notes = setup.notes.clone();
         notes.extend((!self.system.settings.jetstream).then(|| NOT_STORED.to_owned()));
@@ -181,6 +145,43 @@ impl NatsSink {
             jetstream = settings.jetstream, "connected"
         );
         Ok(Connected { link: Box::new(link), drive: Box::pin(driver.run()) })
+    }
+}
+
+#[async_trait]
+impl BrokerSink for NatsSink {
+    /// A read-only bridge answers `$SRV.PING` too, because NATS has no last will (docs/nats.md, Presence).
+    fn source(&self, takes_commands: bool, clock: &dyn Clock) -> Option<Box<dyn CommandSource>> {
+        Some(Box::new(NatsCommands::new(Arc::clone(&self.system), takes_commands, clock)))
+    }
+
+    /// Checks stream and bucket, where they exist.
+    async fn probe(&self) -> Result<(), DeliverError> {
+        let System { settings, subjects, .. } = &*self.system;
+        let mut connection = self.system.connect("probe", REPLIES_MAX).await?;
+        if settings.jetstream {
+            stream::check(&mut connection, settings, subjects).await?;
+        }
+        Ok(())
+    }
+
+    async fn purge(&self, names: Vec<String>) -> Result<usize, DeliverError> {
+        let settings = &self.system.settings;
+        if !settings.jetstream {
+            return Ok(0);
+        }
+        let mut connection = self.system.connect("purge", REPLIES_MAX).await?;
+        if !stream::has_bucket(&mut connection).await? {
+            return Ok(0);
+        }
+        let mut keys: BTreeSet<String> = names.into_iter().collect();
+        for server in &settings.servers {
+            keys.extend(stream::keys(&mut connection, server).await?);
+        }
+        for key in &keys {
+            stream::purge(&mut connection, key).await?;
+        }
+        Ok(keys.len())
     }
 }
 

@@ -66,9 +66,9 @@ struct Session {
 }
 
 impl NatsCommands {
-    pub(super) fn new(system: Arc<System>, clock: &dyn Clock) -> Self {
+    pub(super) fn new(system: Arc<System>, takes_commands: bool, clock: &dyn Clock) -> Self {
         let settings = &system.settings;
-        let endpoints = match settings.takes_commands {
+        let endpoints = match takes_commands {
             true => system.subjects.addresses.command_patterns(&settings.servers),
             false => Vec::new(),
         };

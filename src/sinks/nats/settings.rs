@@ -38,8 +38,6 @@ pub struct Settings {
     pub jetstream: bool,
     /// Copies of stream and bucket, where they have to be created.
     pub replicas: u8,
-    /// `false`: the service is announced, but has no endpoints.
-    pub takes_commands: bool,
 }
 
 /// Name that a bridge may not have: its own subjects would be those of events (`*.event.>`).

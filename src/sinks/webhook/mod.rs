@@ -52,9 +52,6 @@ pub enum SetupError {
     /// The login is no HTTP header.
     #[error("the name or the password cannot be sent: it has a control character")]
     Login,
-    /// The HTTP client refuses the settings, which is a bug.
-    #[error("HTTP cannot be set up")]
-    Http(#[source] reqwest::Error),
 }
 
 /// The receiver of one webhook, shared by the sinks of all servers.
@@ -88,11 +85,9 @@ impl Endpoint {
     /// # Errors
     /// The certificates or the login cannot be used.
     pub fn new(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self, SetupError> {
-        let http = tls::http_client(settings.address.is_encrypted(), settings.ca_pem.as_deref())?
-            .timeout(settings.timeout)
-            .user_agent(concat!("dtorrent/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(SetupError::Http)?;
+        let http = tls::http_client(settings.address.is_encrypted(), settings.ca_pem.as_deref(), |client| {
+            client.timeout(settings.timeout).user_agent(concat!("dtorrent/", env!("CARGO_PKG_VERSION")))
+        })?;
         let authorization = settings.login.as_ref().map(authorization).transpose()?;
         Ok(Self { settings, http, authorization, clock, gone: OnceLock::new(), request_locks: Mutex::default() })
     }
