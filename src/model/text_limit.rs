@@ -9,6 +9,7 @@ const CUT: &str = "…";
 ///
 /// The limits stand here and nowhere else; `docs/reference.md` has the same table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum TextLimit {
     /// Name of a torrent.
     Name,
